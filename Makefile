@@ -1,0 +1,98 @@
+# The only list of verbs: `make help`.
+#
+# Dependencies (torch is 4.7 GB) live outside the checkout, in one virtual environment per content of constraints.txt
+# and Python version; the checkout's own .venv only points to it, so that clones share the download.
+
+SHELL := /bin/bash -o pipefail
+.DEFAULT_GOAL := help
+PYTHON ?= python3.11
+CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/updraft
+KEY := $(shell { cat constraints.txt; $(PYTHON) -c 'import sys; print(sys.version, sys.prefix)' 2>/dev/null; } | sha256sum | cut -c1-16)
+DEPS := $(CACHE)/deps-$(KEY)
+PY := .venv/bin/python
+PROTOS := $(shell find proto -name '*.proto')
+SOURCES := proto libs services cli tests tools bench
+ARGS ?=
+
+.PHONY: help
+help: ## Show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: install
+install: .venv/ready ## Install everything (once; about 3 minutes, 6 GB in ~/.cache/updraft)
+
+$(DEPS)/ready: constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "updraft needs Python 3.11 or later: make PYTHON=/path/to/python3"; exit 1; }
+	@mkdir -p $(CACHE)
+	@exec 9>$(DEPS).lock; flock 9; test -f $@ || { \
+	  echo "Installing pinned dependencies into $(DEPS) (once; mostly torch) ..."; \
+	  rm -rf $(DEPS) && $(PYTHON) -m venv $(DEPS) \
+	  && $(DEPS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints.txt \
+	  && touch $@; }
+
+.venv/ready: $(DEPS)/ready pyproject.toml
+	@rm -rf .venv && $(PYTHON) -m venv .venv
+	@deps=$$($(DEPS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	 here=$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	 echo "import site; site.addsitedir('$$deps')" > $$here/updraft-dependencies.pth
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+.PHONY: demo
+demo: install ## Run the loop on this machine and write a report (about 10 minutes)
+	$(PY) -m updraft_cli demo $(ARGS)
+
+.PHONY: up
+up: install ## Start Redis, registry, trainer and inference here; Ctrl-C stops them
+	$(PY) -m updraft_cli up $(ARGS)
+
+.PHONY: test
+test: check test-integration ## Everything that CI runs
+
+.PHONY: check
+check: fmt-check lint type arch gen-check test-unit ## Format, lint, types, architecture, generated files, unit tests
+
+.PHONY: fmt
+fmt: install ## Format the code and the protos
+	$(PY) -m ruff format -q $(SOURCES) && $(PY) -m ruff check -q --fix-only $(SOURCES); $(DEPS)/bin/buf format -w proto
+
+.PHONY: fmt-check
+fmt-check: install
+	$(PY) -m ruff format -q --check $(SOURCES) && $(DEPS)/bin/buf format --diff --exit-code proto
+
+.PHONY: lint
+lint: install ## ruff, buf, unused or undeclared dependencies
+	$(PY) -m ruff check -q $(SOURCES)
+	$(DEPS)/bin/buf lint
+	$(PY) -m deptry -v . 2>&1 | tail -n 1
+
+.PHONY: type
+type: install ## mypy --strict over packages and tests
+	$(PY) -m mypy
+
+.PHONY: arch
+arch: install ## The layers of pyproject.toml hold
+	$(PY) -m importlinter.cli lint 2>/dev/null || $(PY) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
+
+.PHONY: gen
+gen: install ## Regenerate protobuf code and reference pages
+	$(PY) -m grpc_tools.protoc -Iproto --python_out=proto --grpc_python_out=proto \
+	  --plugin=protoc-gen-mypy=$(DEPS)/bin/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(DEPS)/bin/protoc-gen-mypy_grpc \
+	  --mypy_out=quiet:proto --mypy_grpc_out=quiet:proto $(PROTOS)
+	$(PY) tools/reference.py docs/reference
+
+.PHONY: gen-check
+gen-check: gen ## Generated files are up to date
+	@git diff --exit-code --stat -- proto docs/reference || { echo "generated files differ: run 'make gen' and commit"; exit 1; }
+
+.PHONY: test-unit
+test-unit: install ## Fast tests
+	$(PY) -m pytest tests/unit $(ARGS)
+
+.PHONY: test-integration
+test-integration: install ## Real Redis, real gRPC, the real model, whole processes
+	$(PY) -m pytest tests/integration tests/e2e $(ARGS)
+
+.PHONY: clean
+clean: ## Remove what builds left in the checkout (not the cache)
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache bench/results

@@ -1,0 +1,1 @@
+"""The `updraft` command: a client of the registry and the supervisor of local mode."""

@@ -1,0 +1,1 @@
+"""What every process does at its edges: settings, logs, metrics, gRPC, streams, lifecycle. No torch."""

@@ -1,0 +1,1 @@
+"""The torch code that trainer and inference must agree on byte for byte."""

@@ -1,0 +1,1 @@
+"""What runs beside any engine: capture, fleet, swap."""

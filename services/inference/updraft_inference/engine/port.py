@@ -1,0 +1,209 @@
+"""What the edges (HTTP, capture, fleet) need of an engine, whatever runs inside it.
+
+The engine's own word is the truth: `loaded` is what it holds, not what it was asked for. Everything here is data or a
+small protocol; no torch, so that an adapter for another engine needs none.
+"""
+
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Drafter(StrEnum):
+    """Who proposes tokens."""
+
+    NONE = "none"
+    NGRAM = "ngram"
+    EAGLE3 = "eagle3"
+
+
+class FinishReason(StrEnum):
+    """Why a request ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How tokens are chosen. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 filter nothing."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureWish:
+    """What the caller wants to see of a request when it ends.
+
+    `payload` asks for hidden states of the last `prompt_rows` prompt positions and of all output positions.
+    """
+
+    payload: bool = False
+    prompt_rows: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """One prompt to continue."""
+
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    max_tokens: int
+    sampling: Sampling = Sampling()
+    ignore_eos: bool = False
+    drafter: Drafter | None = None
+    """None: the engine's own choice."""
+    lookahead: int | None = None
+    """Largest number of drafts a step; None: the engine's own choice."""
+    capture: CaptureWish = CaptureWish()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyStep:
+    """One verify step of one request; see updraft.trace.v1.Step."""
+
+    start: int
+    accepted: int
+    draft_ids: tuple[int, ...]
+    draft_log_probs: tuple[float, ...]
+    target_log_probs: tuple[float, ...]
+    batch_size: int
+    duration_s: float
+    drafter: Drafter
+    draft_version: int
+
+    @property
+    def emitted(self) -> int:
+        """Tokens that the step gave, at most (a stop token may have cut it)."""
+        return self.accepted + 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hidden:
+    """Rows of the target for the positions `first_position` and on of prompt ++ output.
+
+    aux: [rows, num_aux * hidden], last: [rows, hidden] after the final norm; both in the engine's dtype, on the CPU.
+    """
+
+    first_position: int
+    aux: "torch.Tensor"
+    last: "torch.Tensor"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """The whole of an ended request."""
+
+    request: GenerationRequest
+    output_ids: tuple[int, ...]
+    steps: tuple[VerifyStep, ...]
+    reason: FinishReason
+    time_to_first_token_s: float
+    duration_s: float
+    hidden: Hidden | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delta:
+    """New tokens of one request; the last delta carries `finished`."""
+
+    token_ids: tuple[int, ...]
+    finished: Finished | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    """What does not change while the engine runs. Fingerprints are "sha256:..."."""
+
+    engine: str
+    target_fingerprint: str
+    tokenizer_fingerprint: str
+    max_context: int
+    num_slots: int
+    vocab_size: int
+    eos_token_ids: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftOnDisk:
+    """A verified checkpoint folder (model.safetensors, config.json)."""
+
+    version: int
+    folder: Path
+    tensors_digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """The draft that the engine holds. `tensors_digest` is computed from the engine's own tensors; "" with version 0."""
+
+    version: int = 0
+    tensors_digest: str = ""
+    draft_vocabulary_fingerprint: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Swapped:
+    """Outcome of a swap. `pause_s` is how long the decode loop stood still for it."""
+
+    loaded: Loaded
+    pause_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLoad:
+    """How busy the engine is now."""
+
+    running: int = 0
+    queued: int = 0
+    used_tokens: int = 0
+    lookahead: int = 0
+    """Drafts a step that the engine chose last."""
+
+
+class Engine(Protocol):
+    """Continues prompts, and swaps its draft between two decode steps."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """Identity and limits."""
+        ...
+
+    @property
+    def loaded(self) -> Loaded:
+        """The draft in use."""
+        ...
+
+    @property
+    def load(self) -> EngineLoad:
+        """How busy it is."""
+        ...
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
+        """Yield tokens as they come. Closing the generator early cancels the request and frees its slot.
+
+        Raises InvalidInput (prompt too long, absurd limits), Exhausted (queue full), Unavailable (stopping).
+        """
+        ...
+
+    async def swap(self, draft: DraftOnDisk | None) -> Swapped:
+        """Serve with this draft from the next step on; None: without. Requests in flight go on.
+
+        Raises Corrupt (not finite, digest differs) or InvalidInput (another target, another shape or vocabulary); the
+        old draft then stays.
+        """
+        ...
+
+
+FinishedSink = Callable[[Finished], None]
+"""Called on the engine's thread for every ended request: must return at once and never raise."""
+

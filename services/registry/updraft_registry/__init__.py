@@ -1,0 +1,1 @@
+"""The registry: immutable draft versions, who serves which, and why."""

@@ -1,0 +1,1 @@
+"""The trainer: intake, replay, learn, evaluate, publish."""
