@@ -1,0 +1,65 @@
+import http.client
+import socket
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter
+
+from updraft_chassis import metrics
+from updraft_chassis.errors import Conflict
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection.request("GET", path)
+    response = connection.getresponse()
+    answer = response.status, response.read().decode()
+    connection.close()
+    return answer
+
+
+def test_a_scrape_shows_the_registrys_metrics_and_only_those() -> None:
+    registry = CollectorRegistry()
+    Counter("updraft_test_drops_total", "Dropped entries.", registry=registry).inc(3)
+    with metrics.serve(registry, host="127.0.0.1", port=0, ready=lambda: True, setting="X") as port:
+        status, text = get(port, "/metrics")
+    assert status == 200
+    assert "updraft_test_drops_total 3.0" in text
+    assert "python_info" not in text
+
+
+def test_health_is_independent_of_readiness() -> None:
+    is_ready = False
+    with metrics.serve(CollectorRegistry(), host="127.0.0.1", port=0, ready=lambda: is_ready, setting="X") as port:
+        assert get(port, "/healthz") == (200, "ok\n")
+        assert get(port, "/readyz") == (503, "not ready\n")
+        is_ready = True
+        assert get(port, "/readyz") == (200, "ready\n")
+
+
+def test_another_path_says_what_there_is() -> None:
+    with metrics.serve(CollectorRegistry(), host="127.0.0.1", port=0, ready=lambda: True, setting="X") as port:
+        assert get(port, "/")[0] == 404
+        assert "/metrics" in get(port, "/")[1]
+
+
+def test_a_client_that_says_nothing_hinders_neither_others_nor_the_end() -> None:
+    with (
+        metrics.serve(CollectorRegistry(), host="127.0.0.1", port=0, ready=lambda: True, setting="X") as port,
+        socket.create_connection(("127.0.0.1", port)),
+    ):
+        assert get(port, "/healthz")[0] == 200
+
+
+def test_the_port_is_free_again_at_the_end() -> None:
+    with metrics.serve(CollectorRegistry(), host="127.0.0.1", port=0, ready=lambda: True, setting="X") as port:
+        pass
+    with metrics.serve(CollectorRegistry(), host="127.0.0.1", port=port, ready=lambda: True, setting="X"):
+        assert get(port, "/healthz")[0] == 200
+
+
+def test_a_taken_port_is_told_in_one_sentence() -> None:
+    serve = metrics.serve
+    with serve(CollectorRegistry(), host="127.0.0.1", port=0, ready=lambda: True, setting="X") as port:
+        second = serve(CollectorRegistry(), host="127.0.0.1", port=port, ready=lambda: True, setting="UPDRAFT_X_PORT")
+        with pytest.raises(Conflict, match=f"port {port} on 127.0.0.1 is taken.*set UPDRAFT_X_PORT"), second:
+            pass
