@@ -1,0 +1,83 @@
+"""Which drafted tokens are kept, such that the output is the target's: greedy, and speculative sampling.
+
+Speculative sampling is Leviathan et al. 2023 (arXiv 2211.17192, theorem 1): keep draft d with probability min(1, p(d) / q(d));
+at the first refusal draw from max(p - q, 0), normalised; after k kept drafts draw one more from p. A drafter without a
+distribution (n-gram lookup, a greedy draft) is the point mass q(d) = 1. Randomness is an argument.
+
+Tensors: B sequences, k drafts, T = k + 1 verified rows, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """Of one sequence: how many drafts were kept, and the target's token after them."""
+
+    count: int
+    next_id: int
+
+
+def accept_greedy(target_ids_BT: Tensor, draft_ids_Bk: Tensor) -> Tensor:
+    """Drafts kept a sequence, int64 [B]: the leading ones that equal the target's choice."""
+    matches = target_ids_BT[:, :-1] == draft_ids_Bk
+    return matches.long().cumprod(-1).sum(-1)
+
+
+def filtered_probs(logits_TV: Tensor, *, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """The distribution that is sampled from, float32 [T, V]: temperature, then top-k, then top-p.
+
+    `top_p` keeps the smallest set of most likely tokens whose mass reaches it, and always one token.
+    """
+    if temperature <= 0:
+        raise ValueError("temperature must be positive: 0 is greedy and needs no distribution")
+    logits = logits_TV.float() / temperature
+    if 0 < top_k < logits.shape[-1]:
+        threshold = logits.topk(top_k, -1).values[..., -1:]
+        logits = logits.masked_fill(logits < threshold, float("-inf"))
+    probs = logits.softmax(-1)
+    if top_p < 1.0:
+        ordered, order = probs.sort(-1, descending=True)
+        before = ordered.cumsum(-1) - ordered
+        ordered = ordered.masked_fill(before >= top_p, 0.0)
+        probs = torch.zeros_like(probs).scatter_(-1, order, ordered)
+        probs = probs / probs.sum(-1, keepdim=True)
+    return probs
+
+
+def accept_sampled(p_TV: Tensor, draft_ids: list[int], q_kV: Tensor | None, generator: torch.Generator) -> Accepted:
+    """Keep or refuse the drafts of one sequence, drawn from `q_kV` (None: point masses), by speculative sampling."""
+    k = len(draft_ids)
+    uniforms = torch.rand(k, generator=generator).tolist()
+    for i, (draft, u) in enumerate(zip(draft_ids, uniforms, strict=True)):
+        q = 1.0 if q_kV is None else float(q_kV[i, draft])
+        if u * q >= float(p_TV[i, draft]):
+            return Accepted(
+                count=i,
+                next_id=_draw(_residual(p_TV[i], draft, None if q_kV is None else q_kV[i]), generator),
+            )
+    return Accepted(count=k, next_id=_draw(p_TV[k], generator))
+
+
+def expected_acceptance(p: Tensor, q: Tensor) -> Tensor:
+    """Probability that a draft from q is kept, sum of min(p, q) over the last dimension."""
+    return torch.minimum(p, q).sum(-1)
+
+
+def _residual(p_V: Tensor, draft: int, q_V: Tensor | None) -> Tensor:
+    """max(p - q, 0), normalised: what remains of the target's distribution once the refused draft had its chance."""
+    if q_V is None:
+        residual = p_V.clone()
+        residual[draft] = 0.0
+    else:
+        residual = (p_V - q_V).clamp_(min=0.0)
+    total = float(residual.sum())
+    # p <= q everywhere means p = q up to rounding: any draw from p is right.
+    return residual / total if total > 0 else p_V
+
+
+def _draw(p_V: Tensor, generator: torch.Generator) -> int:
+    return int(torch.multinomial(p_V, 1, generator=generator))

@@ -1,0 +1,44 @@
+"""The three functions that target and draft share: RMS norm, rotary embedding, attention over grouped heads.
+
+Tensors: B sequences, T new tokens, S cached tokens, H heads, K key-value heads, G = H / K, E head size.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root-mean-square norm over the last dimension, computed in float32 inside the kernel, which is fused for one dtype."""
+    return F.rms_norm(x, (x.shape[-1],), weight.to(x.dtype), eps)
+
+
+def rotary_table(num_positions: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and signed sines, each float32 [num_positions, head_dim], for `rotate`."""
+    frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), frequencies)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding in the half-split layout of Hugging Face; cos and sin broadcast against x [..., head_dim]."""
+    half = x.shape[-1] // 2
+    return torch.addcmul(x * cos, torch.cat([x[..., half:], x[..., :half]], -1), sin)
+
+
+def grouped_attention(q_BTHE: Tensor, k_BSKE: Tensor, v_BSKE: Tensor, mask_BTS: Tensor | None) -> Tensor:
+    """Attention of grouped query heads -> [B, T, H * E]. `mask_BTS` is additive; None attends to everything.
+
+    The G query heads of a key-value head are laid out as further rows of it, so that keys and values are read in place
+    and never repeated.
+    """
+    B, T, H, E = q_BTHE.shape
+    K = k_BSKE.shape[2]
+    G = H // K
+    q = q_BTHE.view(B, T, K, G, E).permute(0, 2, 3, 1, 4).reshape(B, K, G * T, E)
+    mask = None
+    if mask_BTS is not None:
+        mask = mask_BTS[:, None, None].expand(-1, 1, G, -1, -1).reshape(mask_BTS.shape[0], 1, G * T, -1)
+    out = F.scaled_dot_product_attention(q, k_BSKE.transpose(1, 2), v_BSKE.transpose(1, 2), attn_mask=mask)
+    return out.view(B, K, G, T, E).permute(0, 3, 1, 2, 4).reshape(B, T, H * E)

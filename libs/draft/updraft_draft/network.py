@@ -1,0 +1,194 @@
+"""The EAGLE-3 draft: one decoder layer over (target's auxiliary states, next token), Li et al. 2025, arXiv 2503.01840.
+
+Row t reads the target's state at position t and the token at t + 1, and predicts the token at t + 2. Drafting goes on from
+the layer's own output instead of the target's state; `unroll` does the same for all rows at once, which is both training
+("training-time test", section 3.2 of the paper) and exact offline evaluation. The embedding is the target's, shared and
+never trained or shipped. Parameter names are those of the checkpoint, so a state dict is the file.
+
+Tensors: B sequences, T rows, A auxiliary width, D hidden, V draft vocabulary, H heads, K key-value heads, E head size.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from updraft_draft.config import DraftConfig
+from updraft_draft.layers import grouped_attention, rms_norm, rotary_table, rotate
+
+
+class Rows(NamedTuple):
+    """Queries, keys and values of the new rows: q [B, T, H, E], k and v [B, T, K, E]."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+
+class _Attention(nn.Module):
+    def __init__(self, c: DraftConfig) -> None:
+        super().__init__()
+        kv = c.num_kv_heads * c.head_dim
+        self.q_proj = nn.Linear(2 * c.hidden_size, c.num_heads * c.head_dim, bias=False)
+        self.k_proj = nn.Linear(2 * c.hidden_size, kv, bias=False)
+        self.v_proj = nn.Linear(2 * c.hidden_size, kv, bias=False)
+        self.o_proj = nn.Linear(c.num_heads * c.head_dim, c.hidden_size, bias=False)
+
+
+class _Mlp(nn.Module):
+    def __init__(self, c: DraftConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(c.intermediate_size, c.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gated: Tensor = F.silu(self.gate_proj(x)) * self.up_proj(x)
+        return self.down_proj(gated)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+
+class _Norm(nn.Module):
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+
+class _Layer(nn.Module):
+    def __init__(self, c: DraftConfig) -> None:
+        super().__init__()
+        self.hidden_norm = _Norm(c.hidden_size, c.rms_norm_eps)
+        self.input_layernorm = _Norm(c.hidden_size, c.rms_norm_eps)
+        self.post_attention_layernorm = _Norm(c.hidden_size, c.rms_norm_eps)
+        self.self_attn = _Attention(c)
+        self.mlp = _Mlp(c)
+
+
+class DraftNetwork(nn.Module):
+    """The draft's trainable tensors and fixed vocabulary, over an embedding [vocab, D] that it does not own."""
+
+    d2t: Tensor
+    t2d: Tensor
+
+    def __init__(self, config: DraftConfig, embedding: Tensor, token_ids: Tensor) -> None:
+        """`token_ids` int64 [V], ascending: the target's tokens that the draft can propose."""
+        super().__init__()
+        self.config = config
+        self.fc = nn.Linear(config.aux_size, config.hidden_size, bias=False)
+        self.midlayer = _Layer(config)
+        self.norm = _Norm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
+        self.register_buffer("d2t", token_ids - torch.arange(len(token_ids)))
+        known = torch.zeros(config.vocab_size, dtype=torch.bool)
+        known[token_ids] = True
+        self.register_buffer("t2d", known)
+        self._embedding = [embedding.detach()]  # in a list: neither a parameter nor in the state dict
+        cos, sin = rotary_table(config.max_position, config.head_dim, config.rope_theta)
+        self._rotary = [cos.to(embedding), sin.to(embedding)]
+
+    @property
+    def token_ids(self) -> Tensor:
+        """The target's token of each draft token, int64 [V]."""
+        return self.d2t + torch.arange(len(self.d2t), device=self.d2t.device)
+
+    @property
+    def embedding(self) -> Tensor:
+        """The target's embedding, [vocab, D]."""
+        return self._embedding[0]
+
+    def share(self, embedding: Tensor) -> None:
+        """Use this embedding (another dtype or device) from now on."""
+        self._embedding = [embedding.detach()]
+        self._rotary = [table.to(embedding) for table in self._rotary]
+
+    def fuse(self, aux_BTA: Tensor) -> Tensor:
+        """The target's auxiliary states as the draft's first input, [B, T, D]."""
+        return self.fc(aux_BTA)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+    def rows(self, x_BTD: Tensor, ids_BT: Tensor, positions_BT: Tensor) -> Rows:
+        """Project states and the tokens after them; keys and queries are rotated to `positions_BT`."""
+        c, layer = self.config, self.midlayer
+        embedded = F.embedding(ids_BT, self.embedding)
+        both = torch.cat([layer.input_layernorm(embedded), layer.hidden_norm(x_BTD)], -1)
+        attn, lead = layer.self_attn, ids_BT.shape
+        cos, sin = (table[positions_BT].unsqueeze(-2) for table in self._rotary)
+        return Rows(
+            rotate(attn.q_proj(both).view(*lead, c.num_heads, c.head_dim), cos, sin),
+            rotate(attn.k_proj(both).view(*lead, c.num_kv_heads, c.head_dim), cos, sin),
+            attn.v_proj(both).view(*lead, c.num_kv_heads, c.head_dim),
+        )
+
+    def finish(self, x_BTD: Tensor, attended: Tensor) -> Tensor:
+        """Residuals and MLP after attention [B, T, H * E]: the state that the next draft step reads, [B, T, D]."""
+        layer = self.midlayer
+        y = x_BTD + layer.self_attn.o_proj(attended)
+        return y + layer.mlp(layer.post_attention_layernorm(y))  # type: ignore[no-any-return]  # untyped __call__
+
+    def logits(self, y: Tensor) -> Tensor:
+        """Logits over the draft vocabulary, [..., V]."""
+        return self.lm_head(self.norm(y))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+    def unroll(self, aux_BTA: Tensor, ids_BT: Tensor, *, num_steps: int, first_row: int = 0) -> list[Tensor]:
+        """States [B, T - first_row, D] of `num_steps` draft steps from every row from `first_row` on at once.
+
+        `ids_BT` int64 holds the token after each row and then `num_steps - 1` more: [B, T + num_steps - 1]. Step j of row t
+        has read tokens up to ids[t + j] and predicts the one after it. It sees the target's rows 0..t and its own j rows:
+        what serving sees when all earlier drafts were accepted. Rows before `first_row` are context only.
+        """
+        B, T, _ = aux_BTA.shape
+        positions = torch.arange(T, device=ids_BT.device).expand(B, T)
+        x = self.fuse(aux_BTA)
+        context = self.rows(x, ids_BT[:, :T], positions)
+        causal = torch.full((T, T), float("-inf"), dtype=context.q.dtype, device=x.device).triu(1)[first_row:]
+        q = context.q[:, first_row:]
+        attended = grouped_attention(q, context.k, context.v, causal.expand(B, *causal.shape))
+        states, own = [self.finish(x[:, first_row:], attended)], []
+        for j in range(1, num_steps):
+            rows = self.rows(states[-1], ids_BT[:, first_row + j : T + j], positions[:, first_row:] + j)
+            own.append(rows)
+            states.append(self.finish(states[-1], _attend_prefix_and_own(rows.q, context, own, causal)))
+        return states
+
+
+def _attend_prefix_and_own(q: Tensor, prefix: Rows, own: list[Rows], causal: Tensor) -> Tensor:
+    """Attention of row t over prefix rows 0..t and over its own earlier draft steps -> [B, T, H * E]."""
+    B, T, H, E = q.shape
+    S, K = prefix.k.shape[1:3]
+    grouped = q.view(B, T, K, H // K, E) * E**-0.5
+    scores = torch.einsum("btkge,bske->bkgts", grouped, prefix.k) + causal
+    own_k = torch.stack([rows.k for rows in own], 2)  # B, T, J, K, E
+    own_scores = torch.einsum("btkge,btjke->bkgtj", grouped, own_k)
+    weights = torch.cat([scores, own_scores], -1).float().softmax(-1).to(q.dtype)
+    own_v = torch.stack([rows.v for rows in own], 2)
+    out = torch.einsum("bkgts,bske->btkge", weights[..., :S], prefix.v)
+    out = out + torch.einsum("bkgtj,btjke->btkge", weights[..., S:], own_v)
+    return out.reshape(B, T, H * E)
+
+
+def initial_network(
+    config: DraftConfig,
+    embedding: Tensor,
+    head: Tensor,
+    final_norm: Tensor,
+    token_ids: Tensor,
+    *,
+    seed: int = 0,
+) -> DraftNetwork:
+    """An untrained draft whose head and last norm are the target's, so that it has only states to learn.
+
+    Weights of the layer are normal with deviation 0.5 / sqrt(fan in), drawn from `seed`.
+    """
+    network = DraftNetwork(config, embedding, token_ids)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.normal_(0, 0.5 * module.in_features**-0.5, generator=generator)
+        if config.hidden_size == config.target_hidden_size:
+            network.lm_head.weight.copy_(head[token_ids])
+            network.norm.weight.copy_(final_norm)
+    return network

@@ -1,0 +1,59 @@
+"""The draft unrolled for training is the draft that serves, row for row."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.support.tiny_target import DRAFT_VOCAB, HIDDEN, make_draft, make_tiny_target
+from torch import Tensor
+
+from updraft_draft.layers import grouped_attention
+from updraft_draft.network import DraftNetwork
+
+
+@pytest.fixture
+def draft(tmp_path: Path) -> DraftNetwork:
+    return make_draft(make_tiny_target(tmp_path / "target"))
+
+
+def _serve(draft: DraftNetwork, aux: Tensor, ids: Tensor, row: int, num_steps: int) -> list[Tensor]:
+    """What serving computes at `row`: read rows 0..row from the target, then go on from the draft's own states."""
+    positions = torch.arange(row + 1)[None]
+    x = draft.fuse(aux[:, : row + 1])
+    rows = draft.rows(x, ids[:, : row + 1], positions)
+    keys, values = rows.k, rows.v
+    mask = torch.full((row + 1, row + 1), float("-inf")).triu(1)[None]
+    state = draft.finish(x, grouped_attention(rows.q, keys, values, mask))[:, -1:]
+    states = [state]
+    for j in range(1, num_steps):
+        rows = draft.rows(state, ids[:, row + j : row + j + 1], torch.tensor([[row + j]]))
+        keys, values = torch.cat([keys, rows.k], 1), torch.cat([values, rows.v], 1)
+        state = draft.finish(state, grouped_attention(rows.q, keys, values, None))
+        states.append(state)
+    return [s[0, 0] for s in states]
+
+
+@pytest.mark.parametrize("first_row", [0, 3])
+def test_unrolling_all_rows_equals_serving_each_row(draft: DraftNetwork, first_row: int) -> None:
+    generator = torch.Generator().manual_seed(5)
+    num_rows, num_steps = 9, 4
+    aux = torch.randn(1, num_rows, 3 * HIDDEN, generator=generator)
+    ids = torch.randint(0, 500, (1, num_rows + num_steps - 1), generator=generator)
+    states = draft.unroll(aux, ids, num_steps=num_steps, first_row=first_row)
+    for row in range(first_row, num_rows):
+        for j, state in enumerate(_serve(draft, aux, ids, row, num_steps)):
+            torch.testing.assert_close(states[j][0, row - first_row], state, rtol=1e-4, atol=1e-5)
+
+
+def test_the_embedding_is_neither_trained_nor_shipped(draft: DraftNetwork) -> None:
+    assert not [name for name in draft.state_dict() if "embed" in name]
+    assert all(p is not draft.embedding for p in draft.parameters())
+
+
+def test_an_untrained_draft_has_the_targets_head_for_its_tokens(tmp_path: Path) -> None:
+    target = make_tiny_target(tmp_path / "target")
+    token_ids = torch.arange(0, 512, 2)
+    draft = make_draft(target, token_ids=token_ids)
+    assert torch.equal(draft.token_ids, token_ids)
+    assert torch.equal(draft.lm_head.weight, draft.embedding[token_ids])
+    assert int(draft.t2d.sum()) == DRAFT_VOCAB
