@@ -188,6 +188,11 @@ class Engine(Protocol):
         """How busy it is."""
         ...
 
+    @property
+    def is_alive(self) -> bool:
+        """False: it has failed for good, and the process should end."""
+        ...
+
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         """Yield tokens as they come. Closing the generator early cancels the request and frees its slot.
 
@@ -206,4 +211,3 @@ class Engine(Protocol):
 
 FinishedSink = Callable[[Finished], None]
 """Called on the engine's thread for every ended request: must return at once and never raise."""
-

@@ -1,0 +1,174 @@
+"""Ended requests to the trainer's stream, without ever holding up a request.
+
+`offer` puts into a queue of bounded entries and bytes, or counts a drop; encoding runs in a thread of its own;
+sending waits for Redis with backoff. While Redis is away the queue keeps the oldest, so a short outage costs
+nothing. What was asked to stay private is never even queued.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from updraft.fleet.v1 import fleet_pb2
+from updraft_chassis.clock import Clock
+from updraft_chassis.errors import InvalidInput, UpdraftError
+from updraft_chassis.retry import Backoff
+from updraft_inference.agent import selection
+from updraft_inference.agent.selection import CapturePlan, CaptureRates
+from updraft_inference.agent.trace import Encode, Ended, Origin, trace
+from updraft_inference.engine.port import Finished
+from updraft_inference.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+
+class Drop(StrEnum):
+    """Why a trace was not kept."""
+
+    QUEUE_FULL = "queue_full"
+    REDIS_UNAVAILABLE = "redis_unavailable"
+    OPTED_OUT = "opted_out"
+    TOO_LARGE = "too_large"
+
+
+class Stream(Protocol):
+    """Where entries go: updraft_chassis.streams.Producer."""
+
+    async def append(self, entry: bytes) -> int:
+        """Add an entry. InvalidInput: too large. Any other UpdraftError: not now."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sink:
+    """Where traces go, and in what form."""
+
+    stream: Stream
+    origin: Origin
+    encode: Encode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """What may wait: entries, and bytes of memory."""
+
+    max_entries: int
+    max_bytes: int
+
+
+class Capture:
+    """Decides, queues and sends. Everything but encoding happens on the event loop."""
+
+    def __init__(self, rates: CaptureRates, sink: Sink, bounds: Bounds, *, metrics: Metrics, clock: Clock) -> None:
+        self._own_rates = self._rates = rates
+        self._sink = sink
+        self._bounds = bounds
+        self._metrics = metrics
+        self._clock = clock
+        self._queue: asyncio.Queue[Ended] = asyncio.Queue(bounds.max_entries)
+        self._num_bytes = 0
+        self._backoff = Backoff(cap_s=5.0)
+        self._is_away = False
+        self._captured = 0
+        self._payloads = 0
+        self._dropped: Counter[str] = Counter()
+
+    @property
+    def counters(self) -> fleet_pb2.CaptureCounters:
+        """Since the process started."""
+        return fleet_pb2.CaptureCounters(captured=self._captured, payloads=self._payloads, dropped=dict(self._dropped))
+
+    def follow(self, policy: fleet_pb2.CapturePolicy | None) -> None:
+        """Capture as the registry wants it; None: as this pod was set up."""
+        self._rates = self._own_rates if policy is None else self._own_rates.under(policy)
+
+    def plan(self, trace_id: bytes, *, is_opted_out: bool, domain: str) -> CapturePlan:
+        """Decide for one request before it starts."""
+        return selection.plan(self._rates, trace_id, is_opted_out=is_opted_out, domain=domain)
+
+    def offer(self, finished: Finished, plan: CapturePlan, *, draft_vocabulary_fingerprint: str = "") -> None:
+        """Queue an ended request if its plan says so. Returns at once."""
+        if not finished.output_ids:
+            return
+        if plan.is_opted_out:
+            self._drop(Drop.OPTED_OUT)
+        elif plan.is_captured:
+            self._put(
+                Ended(
+                    finished=finished,
+                    plan=plan,
+                    finished_s=self._clock.now(),
+                    draft_vocabulary_fingerprint=draft_vocabulary_fingerprint,
+                )
+            )
+
+    async def run(self) -> None:
+        """Send what is queued, for ever."""
+        while True:
+            ended = await self._queue.get()
+            try:
+                await self._send(ended)
+            except asyncio.CancelledError:
+                self._drop(Drop.REDIS_UNAVAILABLE)
+                raise
+            finally:
+                self._num_bytes -= ended.num_bytes
+                self._queue.task_done()
+
+    async def flush(self, timeout_s: float) -> None:
+        """Wait until all that is queued was sent; what is left after `timeout_s` counts as dropped."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._queue.join()
+        while not self._queue.empty():
+            self._queue.get_nowait()
+            self._drop(Drop.REDIS_UNAVAILABLE)
+
+    def _put(self, ended: Ended) -> None:
+        if self._queue.full() or self._num_bytes + ended.num_bytes > self._bounds.max_bytes:
+            self._drop(Drop.REDIS_UNAVAILABLE if self._is_away else Drop.QUEUE_FULL)
+            return
+        self._num_bytes += ended.num_bytes
+        self._queue.put_nowait(ended)
+
+    async def _send(self, ended: Ended) -> None:
+        entry = await asyncio.to_thread(self._entry, ended)
+        for delay_s in self._backoff:
+            try:
+                await self._sink.stream.append(entry)
+            except InvalidInput:
+                self._drop(Drop.TOO_LARGE)
+                if ended.has_payload:
+                    await self._send(ended.light)
+                return
+            except UpdraftError as error:
+                self._note_away(error)
+                await asyncio.sleep(delay_s)
+            else:
+                self._note_sent(ended)
+                return
+
+    def _entry(self, ended: Ended) -> bytes:
+        return trace(ended, self._sink.origin, self._sink.encode).SerializeToString()
+
+    def _note_sent(self, ended: Ended) -> None:
+        if self._is_away:
+            logger.info("Traces are kept again")
+        self._is_away = False
+        self._backoff.reset()
+        self._captured += 1
+        self._payloads += ended.has_payload
+        self._metrics.captured.labels(kind="payload" if ended.has_payload else "light").inc()
+
+    def _note_away(self, error: UpdraftError) -> None:
+        if not self._is_away:
+            logger.warning("Traces wait; once the queue is full they are dropped", extra={"reason": str(error)})
+        self._is_away = True
+
+    def _drop(self, reason: Drop) -> None:
+        self._dropped[reason.value] += 1
+        self._metrics.capture_dropped.labels(reason=reason.value).inc()

@@ -1,0 +1,109 @@
+"""The drafts on this pod's disk: a bounded cache, and a note of the one that served last.
+
+The note lets a pod that restarts while the registry is down serve with what it had. It is written after the
+engine holds the draft, by rename, so a crash leaves the old note or the new one; what it names is verified
+before it is used again.
+"""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+from google.protobuf import json_format
+
+from updraft.registry.v1 import registry_pb2
+from updraft_chassis import transfer
+from updraft_chassis.errors import Corrupt, InvalidInput
+from updraft_inference.engine.port import DraftOnDisk, EngineInfo
+
+logger = logging.getLogger(__name__)
+
+_NOTE = "serving.json"
+
+NUM_KEPT = 2
+"""Versions kept beyond what is wanted: going back to the one before must not need the network."""
+
+
+class DraftFolder:
+    """`folder`/<version>/ for each version of one speculator."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._recent: list[int] = []
+
+    @property
+    def path(self) -> Path:
+        """Where versions are downloaded to."""
+        return self._folder
+
+    @property
+    def versions(self) -> list[int]:
+        """Versions that are whole, ascending. A download in progress has another name."""
+        if not self._folder.is_dir():
+            return []
+        return sorted(int(entry.name) for entry in self._folder.iterdir() if entry.name.isdecimal())
+
+    def remember(self, version: int) -> None:
+        """Note that the engine serves `version` (0: none)."""
+        self._recent = [*(v for v in self._recent if v != version), version][-NUM_KEPT:]
+        self._folder.mkdir(parents=True, exist_ok=True)
+        draft = self._folder / f"{_NOTE}.new"
+        with draft.open("w") as file:
+            json.dump({"version": version}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(self._folder / _NOTE)
+
+    def remembered(self) -> int:
+        """The version that served last; 0 if none did or the note is unreadable."""
+        try:
+            version = json.loads((self._folder / _NOTE).read_text())["version"]
+        except FileNotFoundError:
+            return 0
+        except (ValueError, KeyError, TypeError) as error:
+            logger.warning("The note of the last draft is unreadable", extra={"reason": str(error)})
+            return 0
+        return version if isinstance(version, int) else 0
+
+    def prune(self, wanted: Collection[int]) -> None:
+        """Delete versions neither wanted nor among the last that served, and their broken downloads."""
+        kept = {*wanted, *self._recent}
+        for version in self.versions:
+            if version not in kept:
+                shutil.rmtree(self._folder / str(version))
+        for part in self._folder.glob("*-*.part"):
+            if int(part.name.split("-")[0]) not in kept:
+                shutil.rmtree(part)
+
+
+def verified(folder: Path, version: int) -> DraftOnDisk:
+    """A version on disk whose weights are those of its manifest; reads the whole file. Corrupt if not."""
+    manifest = read_manifest(folder)
+    if manifest is None or not transfer.is_complete(folder, manifest.digest):
+        raise Corrupt(f"{folder} does not hold what its manifest says")
+    return DraftOnDisk(version=version, folder=folder, tensors_digest=manifest.tensors_digest)
+
+
+def read_manifest(folder: Path) -> registry_pb2.Manifest | None:
+    """`folder`/manifest.json; None if there is none. Corrupt if it is unreadable."""
+    path = folder / transfer.MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        return json_format.Parse(path.read_text(), registry_pb2.Manifest(), ignore_unknown_fields=True)
+    except (json_format.ParseError, UnicodeDecodeError) as error:
+        raise Corrupt(f"{path} is unreadable: {error}") from error
+
+
+def check_target(manifest: registry_pb2.Manifest, info: EngineInfo) -> None:
+    """InvalidInput for a draft of another target or tokenizer; an empty fingerprint claims nothing."""
+    pairs = {
+        "target": (manifest.target_fingerprint, info.target_fingerprint),
+        "tokenizer": (manifest.tokenizer_fingerprint, info.tokenizer_fingerprint),
+    }
+    for what, (wanted, served) in pairs.items():
+        if wanted and wanted != served:
+            raise InvalidInput(f"the draft was made for the {what} {wanted}, this pod serves {served}")

@@ -1,0 +1,73 @@
+"""Which requests are captured, and how much of each: decided before a request starts, from its trace id
+alone.
+
+The evaluation slice is chosen by hash, uniformly: not by what the traffic is or how the draft did, so that it
+estimates what users get. It always carries the payload, and the trainer never trains on it. Pure.
+"""
+
+import hashlib
+from dataclasses import dataclass, replace
+
+from updraft.fleet.v1 import fleet_pb2
+from updraft_inference.engine.port import CaptureWish
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureRates:
+    """How much is captured. Fractions are of requests."""
+
+    is_enabled: bool = True
+    payload_fraction: float = 1.0
+    evaluation_fraction: float = 0.1
+    prompt_rows: int = 64
+
+    def under(self, policy: fleet_pb2.CapturePolicy) -> "CaptureRates":
+        """These rates as the registry wants them; how many prompt rows stays the pod's business."""
+        return replace(
+            self,
+            is_enabled=policy.enabled,
+            payload_fraction=policy.payload_fraction,
+            evaluation_fraction=policy.evaluation_fraction,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CapturePlan:
+    """What happens with one request when it ends. `payload_probability` is how likely its payload was."""
+
+    trace_id: bytes
+    is_captured: bool = False
+    is_opted_out: bool = False
+    is_evaluation: bool = False
+    has_payload: bool = False
+    payload_probability: float = 0.0
+    prompt_rows: int = 0
+    domain: str = ""
+
+    @property
+    def wish(self) -> CaptureWish:
+        """What to ask of the engine."""
+        return CaptureWish(payload=self.has_payload, prompt_rows=self.prompt_rows if self.has_payload else 0)
+
+
+def plan(rates: CaptureRates, trace_id: bytes, *, is_opted_out: bool = False, domain: str = "") -> CapturePlan:
+    """Decide for one request."""
+    if is_opted_out or not rates.is_enabled:
+        return CapturePlan(trace_id=trace_id, is_opted_out=is_opted_out)
+    is_evaluation = _uniform(b"evaluation", trace_id) < rates.evaluation_fraction
+    probability = 1.0 if is_evaluation else rates.payload_fraction
+    return CapturePlan(
+        trace_id=trace_id,
+        is_captured=True,
+        is_evaluation=is_evaluation,
+        has_payload=_uniform(b"payload", trace_id) < probability,
+        payload_probability=probability,
+        prompt_rows=rates.prompt_rows,
+        domain=domain,
+    )
+
+
+def _uniform(purpose: bytes, trace_id: bytes) -> float:
+    """A number in [0, 1) that is the same on every pod and independent between purposes."""
+    digest = hashlib.sha256(purpose + trace_id).digest()
+    return int.from_bytes(digest[:6]) / 2**48  # 48 bits: exact in a float, so never rounded up to 1

@@ -1,0 +1,138 @@
+"""An ended request as the message that the trainer reads. Pure; how tensors are encoded is passed in."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from updraft.trace.v1 import trace_pb2
+from updraft_inference.agent.selection import CapturePlan
+from updraft_inference.engine.port import Drafter, Finished, FinishReason, Hidden, VerifyStep
+
+if TYPE_CHECKING:
+    import torch
+
+SCHEMA = 1
+"""Version of the message's layout; readers refuse what they do not know."""
+
+_LIGHT_BYTES_PER_TOKEN = 64
+"""About what a token costs in memory without its hidden states: ids, steps, log-probabilities."""
+
+Encode = Callable[["torch.Tensor"], trace_pb2.Tensor]
+
+_REASONS = {
+    FinishReason.STOP: trace_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: trace_pb2.FINISH_REASON_LENGTH,
+    FinishReason.CANCELLED: trace_pb2.FINISH_REASON_CANCELLED,
+}
+_DRAFTERS = {
+    Drafter.NONE: trace_pb2.DRAFTER_NONE,
+    Drafter.NGRAM: trace_pb2.DRAFTER_NGRAM,
+    Drafter.EAGLE3: trace_pb2.DRAFTER_EAGLE3,
+}
+_MAX_UINT32 = 2**32 - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where traces come from: what their samples are valid for."""
+
+    speculator: str
+    pod: str
+    engine: str
+    target_fingerprint: str
+    tokenizer_fingerprint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """A request to be kept. `finished_s` is its end in seconds since 1970."""
+
+    finished: Finished
+    plan: CapturePlan
+    finished_s: float
+    draft_vocabulary_fingerprint: str = ""
+
+    @property
+    def has_payload(self) -> bool:
+        """It carries hidden states."""
+        return self.finished.hidden is not None
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that waiting costs, about."""
+        hidden = self.finished.hidden
+        payload = 0 if hidden is None else hidden.aux.nbytes + hidden.last.nbytes
+        tokens = len(self.finished.request.prompt_ids) + len(self.finished.output_ids)
+        return payload + _LIGHT_BYTES_PER_TOKEN * tokens
+
+    @property
+    def light(self) -> "Ended":
+        """Without its payload."""
+        return replace(self, finished=replace(self.finished, hidden=None))
+
+
+def trace(ended: Ended, origin: Origin, encode: Encode) -> trace_pb2.Trace:
+    """The whole message."""
+    finished, plan, request = ended.finished, ended.plan, ended.finished.request
+    message = trace_pb2.Trace(
+        header=trace_pb2.Header(
+            schema=SCHEMA,
+            trace_id=plan.trace_id,
+            request_id=request.request_id,
+            last_chunk=True,
+            speculator=origin.speculator,
+            pod=origin.pod,
+            policy=trace_pb2.Policy(train=True, retain=True),
+            target_fingerprint=origin.target_fingerprint,
+            tokenizer_fingerprint=origin.tokenizer_fingerprint,
+            draft_vocabulary_fingerprint=ended.draft_vocabulary_fingerprint,
+            engine=origin.engine,
+            sampling=_sampling(finished),
+            finish_reason=_REASONS[finished.reason],
+            finished_unix_ms=int(ended.finished_s * 1000),
+            time_to_first_token_us=_microseconds(finished.time_to_first_token_s),
+            duration_us=_microseconds(finished.duration_s),
+            evaluation=plan.is_evaluation,
+            payload_probability=plan.payload_probability,
+            domain=plan.domain,
+        ),
+        prompt_ids=request.prompt_ids,
+        output_ids=finished.output_ids,
+        steps=[_step(step) for step in finished.steps],
+    )
+    if finished.hidden is not None:
+        message.payload.CopyFrom(_payload(finished.hidden, encode))
+    return message
+
+
+def _sampling(finished: Finished) -> trace_pb2.Sampling:
+    sampling = finished.request.sampling
+    return trace_pb2.Sampling(
+        temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k, seed=sampling.seed
+    )
+
+
+def _step(step: VerifyStep) -> trace_pb2.Step:
+    return trace_pb2.Step(
+        start=step.start,
+        accepted=step.accepted,
+        draft_ids=step.draft_ids,
+        draft_log_probs=step.draft_log_probs,
+        target_log_probs=step.target_log_probs,
+        batch_size=step.batch_size,
+        duration_us=_microseconds(step.duration_s),
+        draft_version=step.draft_version,
+        drafter=_DRAFTERS[step.drafter],
+    )
+
+
+def _payload(hidden: Hidden, encode: Encode) -> trace_pb2.Payload:
+    return trace_pb2.Payload(
+        first_position=hidden.first_position,
+        aux_hidden=encode(hidden.aux),
+        last_hidden=encode(hidden.last),
+    )
+
+
+def _microseconds(seconds: float) -> int:
+    return min(_MAX_UINT32, max(0, round(seconds * 1e6)))

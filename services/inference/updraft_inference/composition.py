@@ -1,0 +1,281 @@
+"""The inference process, put together: the one place that knows all parts, but for what is inside the engine.
+
+Order of life: the port answers (503), the model loads, the last draft is restored, requests come in; on
+SIGTERM no new ones, the running ones end, traces are flushed. Registry and Redis may come and go at any time.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import CollectorRegistry
+
+from updraft.fleet.v1 import fleet_pb2
+from updraft.fleet.v1.fleet_pb2_grpc import FleetStub
+from updraft.registry.v1.registry_pb2_grpc import RegistryStub
+from updraft.trace.v1 import trace_pb2
+from updraft_chassis import rpc, streams, transfer
+from updraft_chassis.clock import Clock, SystemClock
+from updraft_chassis.errors import InvalidInput, Unavailable
+from updraft_chassis.lifecycle import Stop
+from updraft_chassis.settings import variable
+from updraft_draft import checkpoint, tensors
+from updraft_inference.agent import selection
+from updraft_inference.agent.capture import Bounds, Capture, Sink
+from updraft_inference.agent.drafts import DraftFolder, check_target, read_manifest, verified
+from updraft_inference.agent.fleet import FleetLink
+from updraft_inference.agent.report import PodState
+from updraft_inference.agent.selection import CapturePlan, CaptureRates
+from updraft_inference.agent.swap import Swapper
+from updraft_inference.agent.trace import Origin
+from updraft_inference.chat import ChatTemplate
+from updraft_inference.endings import Endings
+from updraft_inference.engine.port import DraftOnDisk, Engine, EngineInfo, Finished, FinishedSink
+from updraft_inference.gate import Gate, Phase
+from updraft_inference.generation import Backend
+from updraft_inference.metrics import Metrics, watch_engine
+from updraft_inference.routes import app
+from updraft_inference.server import Server, listen
+from updraft_inference.settings import InferenceSettings
+from updraft_inference.text import Tokenizer
+
+if TYPE_CHECKING:  # stubs know these names, the generated code does not
+    from updraft.fleet.v1.fleet_pb2_grpc import FleetAsyncStub
+    from updraft.registry.v1.registry_pb2_grpc import RegistryAsyncStub
+
+logger = logging.getLogger(__name__)
+
+OpenEngine = Callable[[InferenceSettings, FinishedSink], AbstractAsyncContextManager[Engine]]
+"""Loads the model and runs the engine for the length of the block."""
+
+_FLUSH_S = 5.0
+_WATCH_S = 1.0
+
+_ENCODINGS = {"fp8": trace_pb2.TENSOR_ENCODING_FP8_E4M3, "bf16": trace_pb2.TENSOR_ENCODING_BF16}
+
+_NOTHING = CaptureRates(is_enabled=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Base:
+    """What every part is built from."""
+
+    settings: InferenceSettings
+    metrics: Metrics
+    clock: Clock
+    gate: Gate[Backend]
+    endings: Endings
+
+
+async def serve(settings: InferenceSettings, stop: Stop, open_engine: OpenEngine) -> None:
+    """Run the process until `stop`. UpdraftError if it cannot start."""
+    tokenizer = await asyncio.to_thread(Tokenizer.open, settings.model)
+    chat_template = await asyncio.to_thread(ChatTemplate.open, settings.model)
+    registry = CollectorRegistry()
+    base = _Base(
+        settings=settings,
+        metrics=Metrics.on(registry),
+        clock=SystemClock(),
+        gate=Gate(),
+        endings=Endings(asyncio.get_running_loop()),
+    )
+    server = Server(app(base.gate, base.metrics, registry, max_body_bytes=settings.max_body_bytes))
+    socket = listen(settings.host, settings.port, setting=variable(InferenceSettings, "port"))
+    logger.info("Listening", extra={"host": settings.host, "port": socket.getsockname()[1]})
+    async with asyncio.TaskGroup() as tasks:
+        http = tasks.create_task(server.serve(sockets=[socket]))
+        async with (
+            open_engine(settings, base.endings.sink) as engine,
+            _agent(base, engine) as agent,
+            asyncio.TaskGroup() as background,  # ends before what it works with
+        ):
+            watch_engine(registry, engine)
+            running = [background.create_task(job) for job in (_watch(engine), *agent.jobs)]
+            base.gate.open(
+                Backend(
+                    model=settings.model_name,
+                    engine=engine,
+                    tokenizer=tokenizer,
+                    chat_template=chat_template,
+                    endings=base.endings,
+                    plan=agent.plan,
+                )
+            )
+            logger.info("Ready", extra={"model": settings.model_name, "draft_version": engine.loaded.version})
+            await stop.event.wait()
+            base.gate.drain()
+            agent.changed.set()
+            await _drained(base.gate, settings.drain_seconds)
+            server.stop()
+            await http
+            await agent.flush()
+            for task in running:
+                task.cancel()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Agent:
+    """The pod's other half: what captures, reports and swaps."""
+
+    changed: asyncio.Event
+    capture: Capture | None
+    jobs: list[Coroutine[Any, Any, None]]
+
+    def plan(self, trace_id: bytes, *, is_opted_out: bool, domain: str) -> CapturePlan:
+        """Decide about the capture of one request."""
+        if self.capture is None:
+            return selection.plan(_NOTHING, trace_id, is_opted_out=is_opted_out, domain=domain)
+        return self.capture.plan(trace_id, is_opted_out=is_opted_out, domain=domain)
+
+    async def flush(self) -> None:
+        """Send what was captured."""
+        if self.capture is not None:
+            await self.capture.flush(_FLUSH_S)
+
+
+@asynccontextmanager
+async def _agent(base: _Base, engine: Engine) -> AsyncIterator[_Agent]:
+    """Build it, and load the draft that is at hand."""
+    base.endings.subscribe(lambda finished, _: base.metrics.observe(finished))
+    changed = asyncio.Event()
+    async with AsyncExitStack() as stack:
+        capture = await _capture(base, engine, stack)
+        jobs: list[Coroutine[Any, Any, None]] = [] if capture is None else [capture.run()]
+        if base.settings.registry_address:
+            jobs += await _fleet(base, engine, capture, changed, stack)
+        elif base.settings.draft_path is not None:
+            await _load_fixed(base, engine, base.settings.draft_path)
+        yield _Agent(changed=changed, capture=capture, jobs=jobs)
+
+
+async def _capture(base: _Base, engine: Engine, stack: AsyncExitStack) -> Capture | None:
+    settings = base.settings
+    url = settings.redis_url.get_secret_value()
+    if not url:
+        return None
+    client = streams.connect(url)
+    stack.push_async_callback(client.aclose)
+    capture = Capture(
+        CaptureRates(
+            payload_fraction=settings.capture_payload_fraction,
+            evaluation_fraction=settings.capture_evaluation_fraction,
+            prompt_rows=settings.capture_prompt_rows,
+        ),
+        Sink(
+            stream=streams.Producer(client, settings.stream_key, max_bytes=settings.capture_max_bytes),
+            origin=_origin(settings, engine),
+            encode=partial(tensors.encode, encoding=_ENCODINGS[settings.capture_encoding]),
+        ),
+        Bounds(max_entries=settings.capture_queue_entries, max_bytes=settings.capture_queue_bytes),
+        metrics=base.metrics,
+        clock=base.clock,
+    )
+
+    def offer(finished: Finished, plan: CapturePlan) -> None:
+        vocabulary = engine.loaded.draft_vocabulary_fingerprint
+        capture.offer(finished, plan, draft_vocabulary_fingerprint=vocabulary)
+
+    base.endings.subscribe(offer)
+    return capture
+
+
+async def _fleet(
+    base: _Base, engine: Engine, capture: Capture | None, changed: asyncio.Event, stack: AsyncExitStack
+) -> list[Coroutine[Any, Any, None]]:
+    settings = base.settings
+    channel = await stack.enter_async_context(rpc.channel(settings.registry_address))
+    registry: RegistryAsyncStub = RegistryStub(channel)
+    fleet: FleetAsyncStub = FleetStub(channel)
+    drafts = _draft_folder(settings)
+
+    async def fetch(version: int, digest: str | None) -> Path:
+        return await transfer.download(registry, settings.speculator, version, drafts.path, digest=digest)
+
+    def follow(directive: fleet_pb2.Directive) -> None:
+        if capture is not None:
+            capture.follow(directive.capture if directive.HasField("capture") else None)
+        swapper.accept(directive)
+
+    swapper = Swapper(engine, drafts, fetch, metrics=base.metrics, clock=base.clock, on_change=changed.set)
+    pod = PodState(
+        origin=_origin(settings, engine),
+        engine=engine,
+        swapper=swapper,
+        capture=capture,
+        is_draining=lambda: base.gate.phase is Phase.DRAINING,
+        clock=base.clock,
+    )
+    base.endings.subscribe(pod.count)
+    link = FleetLink(
+        fleet,
+        pod.report,
+        follow,
+        changed=changed,
+        on_connected=base.metrics.registry_connected.set,
+        report_s=settings.report_seconds,
+    )
+    await swapper.restore()
+    return [link.run(), swapper.run()]
+
+
+def _origin(settings: InferenceSettings, engine: Engine) -> Origin:
+    info = engine.info
+    return Origin(
+        speculator=settings.speculator,
+        pod=settings.pod_name,
+        engine=info.engine,
+        target_fingerprint=info.target_fingerprint,
+        tokenizer_fingerprint=info.tokenizer_fingerprint,
+    )
+
+
+def _draft_folder(settings: InferenceSettings) -> DraftFolder:
+    path = settings.data_dir / "drafts" / settings.speculator
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput(
+            f"cannot write drafts to {path} ({error.strerror}); set {variable(InferenceSettings, 'data_dir')}"
+        ) from error
+    return DraftFolder(path)
+
+
+async def _load_fixed(base: _Base, engine: Engine, folder: Path) -> None:
+    await engine.swap(await asyncio.to_thread(_fixed_draft, folder, engine.info))
+    base.metrics.draft_version.set(engine.loaded.version)
+
+
+def _fixed_draft(folder: Path, info: EngineInfo) -> DraftOnDisk:
+    """A checkpoint folder as a draft: it must be what its manifest says, if it has one.
+
+    Its version is the folder's name where that is a number, as in a registry's or a pod's store; else 1.
+    """
+    version = int(folder.name) if folder.name.isdecimal() else 1
+    manifest = read_manifest(folder)
+    if manifest is not None:
+        check_target(manifest, info)
+        return verified(folder, version)
+    _, found = checkpoint.load(folder)
+    digest = checkpoint.tensors_digest(checkpoint.tensor_specs(sorted(found.items())))
+    return DraftOnDisk(version=version, folder=folder, tensors_digest=digest)
+
+
+async def _watch(engine: Engine) -> None:
+    """End the process when the engine has failed: only a restart can help."""
+    while engine.is_alive:  # noqa: ASYNC110 - a dying thread sets no event
+        await asyncio.sleep(_WATCH_S)
+    raise Unavailable("the engine has failed; the log above says why")
+
+
+async def _drained(gate: Gate[Backend], timeout_s: float) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await gate.empty()
+    if gate.num_inside:
+        extra = {"requests": gate.num_inside, "after_s": timeout_s}
+        logger.warning("Requests are cut off: they did not end in time", extra=extra)

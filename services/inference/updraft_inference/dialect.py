@@ -1,0 +1,137 @@
+"""The two shapes of OpenAI's API over one engine: what a body asks for, and how the answer is written.
+
+Pure: bodies in, dictionaries out. `updraft` inside `usage` is our only addition to the answers.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from updraft_inference.chat import ChatTemplate
+from updraft_inference.counters import usage as usage_of
+from updraft_inference.engine.port import Finished
+from updraft_inference.openai_errors import invalid
+from updraft_inference.openai_schema import ChatBody, CompletionBody, GenerationBody
+from updraft_inference.text import Tokenizer
+
+DEFAULT_COMPLETION_TOKENS = 16
+"""OpenAI's own default for completions; a chat goes on to the end of the context."""
+
+Json = dict[str, object]
+B = TypeVar("B", bound=GenerationBody)
+
+
+class Language(Protocol):
+    """What a prompt is made with."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Of the target."""
+        ...
+
+    @property
+    def chat_template(self) -> ChatTemplate | None:
+        """Of the target, if it has one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect(Generic[B]):
+    """One way to ask: its body, its prompt, its choices."""
+
+    path: str
+    body: type[B]
+    id_prefix: str
+    prompt_param: str
+    prompt: Callable[[B, Language], tuple[int, ...]]
+    max_tokens: Callable[[B], int | None]
+    """The limit that the body asks for; None: as many as fit."""
+    answer_object: str
+    chunk_object: str
+    choice: Callable[[str, str | None], Json]
+    """The whole text, and why it ended."""
+    opening: Json | None
+    """The choice of a first chunk before any text."""
+    chunk_choice: Callable[[str, str | None], Json]
+
+
+def _completion_prompt(body: CompletionBody, language: Language) -> tuple[int, ...]:
+    if isinstance(body.prompt, str):
+        return language.tokenizer.encode(body.prompt, add_special_tokens=True)
+    return tuple(body.prompt)
+
+
+def _chat_prompt(body: ChatBody, language: Language) -> tuple[int, ...]:
+    if language.chat_template is None:
+        raise invalid("this model has no chat template: use /v1/completions", param="messages")
+    prompt = language.chat_template.render([message.turn for message in body.messages])
+    return language.tokenizer.encode(prompt, add_special_tokens=False)
+
+
+def _text_choice(text: str, finish_reason: str | None) -> Json:
+    return {"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason}
+
+
+def _message_choice(text: str, finish_reason: str | None) -> Json:
+    message = {"role": "assistant", "content": text, "refusal": None}
+    return {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
+
+
+def _delta_choice(text: str, finish_reason: str | None) -> Json:
+    delta = {"content": text} if text else {}
+    return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+
+
+COMPLETIONS: Dialect[CompletionBody] = Dialect(
+    path="/v1/completions",
+    body=CompletionBody,
+    id_prefix="cmpl",
+    prompt_param="prompt",
+    prompt=_completion_prompt,
+    max_tokens=lambda body: DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens,
+    answer_object="text_completion",
+    chunk_object="text_completion",
+    choice=_text_choice,
+    opening=None,
+    chunk_choice=_text_choice,
+)
+
+CHAT: Dialect[ChatBody] = Dialect(
+    path="/v1/chat/completions",
+    body=ChatBody,
+    id_prefix="chatcmpl",
+    prompt_param="messages",
+    prompt=_chat_prompt,
+    max_tokens=lambda body: body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,
+    answer_object="chat.completion",
+    chunk_object="chat.completion.chunk",
+    choice=_message_choice,
+    opening={
+        "index": 0,
+        "delta": {"role": "assistant", "content": ""},
+        "logprobs": None,
+        "finish_reason": None,
+    },
+    chunk_choice=_delta_choice,
+)
+
+
+def usage(num_prompt: int, num_output: int, finished: Finished | None) -> Json:
+    """Token counts, and how the draft did if the engine told."""
+    counts: Json = {
+        "prompt_tokens": num_prompt,
+        "completion_tokens": num_output,
+        "total_tokens": num_prompt + num_output,
+    }
+    if finished is None:
+        return counts
+    served = usage_of(finished)
+    draft: Json = {
+        "drafter": served.drafter.value,
+        "draft_version": served.draft_version,
+        "verify_steps": served.verify_steps,
+        "acceptance_length": served.acceptance_length,
+        "proposed": served.proposed,
+        "accepted": served.accepted,
+    }
+    return {**counts, "updraft": draft}

@@ -1,0 +1,81 @@
+"""Whether requests may come in, and how many are inside: starting, open, draining.
+
+The listener is up before the model is loaded and stays up while requests drain, so that a probe and a client
+hear why (503, with Retry-After) instead of a refused connection.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Generic, TypeVar
+
+from updraft_chassis.errors import Unavailable
+
+T = TypeVar("T")
+
+_START_RETRY_S = 5.0
+
+
+class Phase(StrEnum):
+    """Where a process is in its life."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+class Gate(Generic[T]):
+    """Hands what serves (`T`) to each request while it is open, and knows when the last one has left."""
+
+    def __init__(self) -> None:
+        self._backend: T | None = None
+        self._is_draining = False
+        self._num_inside = 0
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    @property
+    def phase(self) -> Phase:
+        """Starting, ready or draining."""
+        if self._is_draining:
+            return Phase.DRAINING
+        return Phase.STARTING if self._backend is None else Phase.READY
+
+    @property
+    def backend(self) -> T | None:
+        """What serves, once it does."""
+        return self._backend
+
+    @property
+    def num_inside(self) -> int:
+        """Requests that were admitted and are not answered yet."""
+        return self._num_inside
+
+    def open(self, backend: T) -> None:
+        """Let requests in."""
+        self._backend = backend
+
+    def drain(self) -> None:
+        """Let no more requests in, for good."""
+        self._is_draining = True
+
+    async def empty(self) -> None:
+        """Wait until nobody is inside."""
+        await self._empty.wait()
+
+    @contextmanager
+    def admitted(self) -> Iterator[T]:
+        """Inside for the length of the block. Unavailable while starting or draining."""
+        if self._is_draining:
+            raise Unavailable("the server is shutting down: try another one")
+        if self._backend is None:
+            raise Unavailable("the server is starting: the model is being loaded", _START_RETRY_S)
+        self._num_inside += 1
+        self._empty.clear()
+        try:
+            yield self._backend
+        finally:
+            self._num_inside -= 1
+            if not self._num_inside:
+                self._empty.set()

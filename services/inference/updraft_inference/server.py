@@ -1,0 +1,63 @@
+"""The HTTP server: uvicorn on a socket of ours, without its signal handlers.
+
+We bind, so that a taken port is a sentence; the process stops the server, because draining needs more than
+uvicorn knows.
+"""
+
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from updraft_chassis.errors import Conflict
+
+_GRACE_S = 2
+"""Running requests have drained before; this is for answers on their last bytes."""
+
+
+class Server(uvicorn.Server):
+    """Runs until `stop`; whoever owns the process handles its signals."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                access_log=False,
+                lifespan="off",
+                log_config=None,
+                log_level="warning",  # it colours what it says at INFO, and we say the same
+                server_header=False,
+                timeout_graceful_shutdown=_GRACE_S,
+                ws="none",
+            )
+        )
+        self.servers = []  # uvicorn sets it when it starts
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until `stop`; cancelled (the process fails), no longer listen."""
+        try:
+            await super().serve(sockets)
+        finally:
+            for server in self.servers:
+                server.close()
+
+    def stop(self) -> None:
+        """Close the listener and idle connections, then return from `serve`."""
+        self.should_exit = True
+
+
+def listen(host: str, port: int, *, setting: str) -> socket.socket:
+    """A listening socket; Conflict names `setting` when the port cannot be had."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        reason = error.strerror or error
+        raise Conflict(f"port {port} on {host} is taken or not allowed ({reason}); set {setting}") from error

@@ -1,0 +1,132 @@
+"""Settings of the inference process (UPDRAFT_INFERENCE_*)."""
+
+import socket
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from updraft_chassis import settings
+
+PodName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$", max_length=63)]
+"""What a host may be called."""
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Bytes = Annotated[int, Field(ge=1024)]
+
+
+class InferenceSettings(settings.Settings):
+    """One pod: an engine, its HTTP surface and its agent."""
+
+    model_config = SettingsConfigDict(env_prefix="UPDRAFT_INFERENCE_")
+
+    model: Path
+    """Folder of the target in Hugging Face layout: config.json, safetensors, tokenizer.json."""
+
+    served_model_name: str = ""
+    """Name under which clients ask for the model; empty: the folder's name."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for all."""
+
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """Port of the OpenAI API, /healthz, /readyz and /metrics; 0 takes a free one."""
+
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Precision of the target. float32 makes greedy output bit-equal with any draft."""
+
+    device: str = "cpu"
+    """Where torch runs: cpu, cuda, cuda:0."""
+
+    num_threads: Annotated[int, Field(ge=0)] = 0
+    """Threads of torch; 0: its own choice."""
+
+    num_slots: Count = 8
+    """Requests that run at once; each holds a KV cache of max_context tokens."""
+
+    max_context: Count = 2048
+    """Most tokens of a request, prompt and output together."""
+
+    max_queued_requests: Annotated[int, Field(ge=0)] = 256
+    """Requests that may wait for a slot; beyond it clients get 429."""
+
+    max_body_bytes: Bytes = 1024 * 1024
+    """Largest request body."""
+
+    drain_seconds: Annotated[float, Field(ge=0)] = 30.0
+    """How long running requests may go on after SIGTERM. Keep it below the pod's termination grace period."""
+
+    drafter: Literal["auto", "none", "ngram", "eagle3"] = "auto"
+    """Who drafts unless a request says so. auto: eagle3 once a draft is loaded."""
+
+    lookahead: Annotated[int, Field(ge=0, le=16)] = 3
+    """Largest number of drafts a verify step; the engine chooses up to it."""
+
+    draft_path: Path | None = None
+    """A fixed draft (checkpoint folder) instead of the registry's."""
+
+    registry_address: str = ""
+    """host:port of the registry; empty: no registry, the draft never changes."""
+
+    speculator: settings.Name = "default"
+    """Which line of drafts this pod serves."""
+
+    namespace: settings.Name = "default"
+    """Part of the stream's key, so that installations can share a Redis."""
+
+    pod_name: PodName = Field(default_factory=lambda: socket.gethostname()[:63].strip("._-") or "pod")
+    """Unique among the pods of a speculator; default: the host's name."""
+
+    report_seconds: Annotated[float, Field(gt=0)] = 2.0
+    """How often the pod reports to the registry; changes are reported at once."""
+
+    redis_url: SecretStr = SecretStr("")
+    """redis://host:port/db or unix:///path of the trace stream; empty: nothing is captured."""
+
+    capture_payload_fraction: Fraction = 1.0
+    """Fraction of requests whose trace carries hidden states to learn from; the registry may overrule it."""
+
+    capture_evaluation_fraction: Fraction = 0.1
+    """Fraction of requests held out for evaluation, always with hidden states."""
+
+    capture_prompt_rows: Annotated[int, Field(ge=0)] = 64
+    """Positions at the end of the prompt whose hidden states are captured too."""
+
+    capture_encoding: Literal["fp8", "bf16"] = "fp8"
+    """How hidden states are stored; fp8 takes half the bytes and is exact to about 6 %."""
+
+    capture_queue_entries: Count = 64
+    """Traces that may wait for Redis; beyond it they are dropped and counted."""
+
+    capture_queue_bytes: Bytes = 64 * 1024 * 1024
+    """Memory of the traces that wait."""
+
+    capture_max_bytes: Bytes = 256 * 1024 * 1024
+    """Size of the stream in Redis; the oldest traces go first."""
+
+    data_dir: Path = Field(default_factory=lambda: Path.home() / ".local/share/updraft/inference")
+    """Folder for drafts and the note of the last one; default: ~/.local/share/updraft/inference."""
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Least severe log record that is written."""
+
+    log_format: Literal["json", "text"] = "json"
+    """json for machines, text for a person."""
+
+    @property
+    def model_name(self) -> str:
+        """The name that clients use."""
+        return self.served_model_name or self.model.resolve().name
+
+    @property
+    def stream_key(self) -> str:
+        """Where traces go."""
+        return f"updraft:{self.namespace}:{self.speculator}:samples:v1"
+
+    @model_validator(mode="after")
+    def _one_source_of_drafts(self) -> Self:
+        if self.draft_path is not None and self.registry_address:
+            raise ValueError("DRAFT_PATH and REGISTRY_ADDRESS exclude each other: a fixed draft is never swapped")
+        return self

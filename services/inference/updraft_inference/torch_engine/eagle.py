@@ -1,0 +1,137 @@
+"""The EAGLE-3 drafter: feeds the draft with the target's states of confirmed tokens, then drafts a chain on its own states.
+
+Its cache mirrors the target's: row t holds (state at t, token t + 1). Rows that the draft wrote from its own states are
+overwritten by the target's states once the tokens are confirmed.
+"""
+
+import torch
+from torch import Tensor
+
+from updraft_draft.config import DraftConfig, TargetConfig
+from updraft_draft.layers import grouped_attention
+from updraft_draft.network import DraftNetwork
+from updraft_inference.engine.port import Drafter
+from updraft_inference.torch_engine.kv_cache import CacheShape, SlotCache
+from updraft_inference.torch_engine.sequence import Proposal, Sequence
+
+MAX_PENDING_ROWS = 64
+"""A sequence that does not draft now is fed at least this often, so that its states do not pile up."""
+
+MAX_ROWS_TOGETHER = 4
+"""Longest backlog that is read in one batch with others; no more than the positions that a slot has beyond its context."""
+
+
+class EagleDrafter:
+    """A draft network with the cache of its one layer. Not thread-safe: the engine thread owns it."""
+
+    def __init__(self, network: DraftNetwork, *, num_slots: int, num_positions: int) -> None:
+        self.network = network
+        shape = CacheShape(
+            num_layers=1,
+            num_slots=num_slots,
+            num_positions=num_positions,
+            num_kv_heads=network.config.num_kv_heads,
+            head_dim=network.config.head_dim,
+        )
+        self._cache = SlotCache(shape, like=network.embedding)
+        self._token_ids = network.token_ids
+
+    def observe(self, sequence: Sequence, aux: Tensor) -> None:
+        """Take the states [rows, A] of newly confirmed positions, at least one. They are read when drafting needs them."""
+        # Only what came before: its next tokens are known, and drafting always finds an unread row.
+        if sum(len(rows) for rows in sequence.pending_aux) > MAX_PENDING_ROWS:
+            self._read([sequence])
+        sequence.pending_aux.append(aux)
+
+    @torch.inference_mode()
+    def propose(self, sequences: list[Sequence], k: int) -> list[Proposal]:
+        """Draft `k` tokens for each sequence, ordered by slot."""
+        for sequence in sequences:
+            self._catch_up(sequence)
+        state_BD = self._read(sequences)
+        slots = [s.slot for s in sequences]
+        chains: list[_Chain] = [_Chain() for _ in sequences]
+        for j in range(k):
+            ids = self._choose(sequences, chains, self.network.logits(state_BD))
+            if j < k - 1:
+                positions = [s.num_draft_read + j for s in sequences]
+                state_BD = self._forward(state_BD[:, None], ids[:, None], slots, positions)[:, 0]
+        return [chain.proposal(self.network.config.vocab_size, self._token_ids) for chain in chains]
+
+    def _catch_up(self, sequence: Sequence) -> None:
+        """Read a long backlog alone: in a batch the others would be padded to it, beyond the ends of their slots."""
+        aux = torch.cat(sequence.pending_aux)
+        if len(aux) > MAX_ROWS_TOGETHER:
+            sequence.pending_aux[:] = [aux[:-1]]
+            self._read([sequence])
+            sequence.pending_aux.append(aux[-1:])
+
+    @torch.inference_mode()
+    def _read(self, sequences: list[Sequence]) -> Tensor:
+        """Feed all pending states; return the draft's state after the last one of each, [B, D]."""
+        aux = [torch.cat(s.pending_aux) for s in sequences]
+        counts = [len(rows) for rows in aux]
+        ids = [s.ids[s.num_draft_read + 1 : s.num_draft_read + 1 + n] for s, n in zip(sequences, counts, strict=True)]
+        width = max(counts)
+        padded_ids = torch.tensor([row + [0] * (width - len(row)) for row in ids], device=aux[0].device)
+        padded_aux = torch.nn.utils.rnn.pad_sequence(aux, batch_first=True)
+        starts = [s.num_draft_read for s in sequences]
+        state = self._forward(self.network.fuse(padded_aux), padded_ids, [s.slot for s in sequences], starts)
+        for sequence, n in zip(sequences, counts, strict=True):
+            sequence.num_draft_read += n
+            sequence.pending_aux.clear()
+        return state[torch.arange(len(sequences)), torch.tensor(counts) - 1]
+
+    def _forward(self, x_BTD: Tensor, ids_BT: Tensor, slots: list[int], starts: list[int]) -> Tensor:
+        batch = self._cache.batch(slots, starts, ids_BT.shape[1])
+        rows = self.network.rows(x_BTD, ids_BT, batch.positions_BT)
+        keys, values = self._cache.write(0, batch, rows.k, rows.v)
+        return self.network.finish(x_BTD, grouped_attention(rows.q, keys, values, batch.mask_BTS))
+
+    def _choose(self, sequences: list[Sequence], chains: list["_Chain"], logits_BV: Tensor) -> Tensor:
+        """One more draft for each: the likeliest for greedy requests, drawn from q for sampled ones. -> target ids [B]."""
+        log_q = logits_BV.float().log_softmax(-1)
+        choice = log_q.argmax(-1)
+        for i, (sequence, chain) in enumerate(zip(sequences, chains, strict=True)):
+            if sequence.generator is not None:
+                q = (logits_BV[i].float() / sequence.request.sampling.temperature).softmax(-1).cpu()
+                choice[i] = int(torch.multinomial(q, 1, generator=sequence.generator))
+                chain.q.append(q)
+        ids = self._token_ids[choice]
+        picked = log_q.gather(-1, choice[:, None])[:, 0].tolist()
+        for chain, token, log_prob in zip(chains, ids.tolist(), picked, strict=True):
+            chain.ids.append(token)
+            chain.log_probs.append(log_prob)
+        return ids
+
+
+class _Chain:
+    """One sequence's drafts while they grow."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.log_probs: list[float] = []
+        self.q: list[Tensor] = []
+
+    def proposal(self, vocab_size: int, token_ids: Tensor) -> Proposal:
+        """The finished chain, its q spread over the target's vocabulary."""
+        q = None
+        if self.q:
+            q = torch.zeros(len(self.q), vocab_size)
+            q[:, token_ids.cpu()] = torch.stack(self.q)
+        return Proposal(drafter=Drafter.EAGLE3, ids=self.ids, log_probs=self.log_probs, q=q)
+
+
+def check_fits(draft: DraftConfig, target: TargetConfig) -> str | None:
+    """Why a draft cannot serve this target, in one sentence; None if it can."""
+    pairs = [
+        ("vocabulary", draft.vocab_size, target.vocab_size),
+        ("target hidden size", draft.target_hidden_size, target.hidden_size),
+        ("embedding width", draft.hidden_size, target.hidden_size),
+    ]
+    for what, have, want in pairs:
+        if have != want:
+            return f"the draft's {what} is {have}, the target's is {want}"
+    if draft.aux_layers != target.aux_layers:
+        return f"the draft reads layers {list(draft.aux_layers)}, the engine captures {list(target.aux_layers)}"
+    return None

@@ -1,0 +1,331 @@
+"""The engine port over a decoder on a thread of its own.
+
+All that reaches the decoder goes through one inbox that is emptied between steps; tokens go back by call_soon_threadsafe.
+A swap is such a message, so it happens between two steps and no request ends for it. Reading, checking and hashing a
+checkpoint happen outside the thread: the loop stands still only for the copy.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from updraft_chassis.errors import Corrupt, Exhausted, InvalidInput, Unavailable
+from updraft_draft import checkpoint
+from updraft_draft.config import DraftConfig
+from updraft_draft.network import DraftNetwork
+from updraft_draft.target_weights import target_fingerprint, tokenizer_fingerprint
+from updraft_inference.agent.lookahead import Lookahead
+from updraft_inference.engine.port import (
+    Delta,
+    Drafter,
+    DraftOnDisk,
+    EngineInfo,
+    EngineLoad,
+    FinishedSink,
+    GenerationRequest,
+    Loaded,
+    Swapped,
+)
+from updraft_inference.torch_engine.decoder import Decoder, Limits
+from updraft_inference.torch_engine.eagle import EagleDrafter, check_fits
+from updraft_inference.torch_engine.sequence import Sequence
+from updraft_inference.torch_engine.target import Target
+
+logger = logging.getLogger(__name__)
+
+ENGINE = "torch/0.1.0"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """How to serve. `dtype` is of weights, cache and states; greedy output is exact in float32 only."""
+
+    limits: Limits
+    dtype: torch.dtype = torch.bfloat16
+    device: str = "cpu"
+    drafter: Drafter = Drafter.EAGLE3
+    is_lookahead_fixed: bool = False
+    max_queued: int = 256
+
+
+class TorchEngine:
+    """Serves one target. Use as an async context manager: entering starts the thread, leaving cancels what runs."""
+
+    def __init__(self, target: Target, info: EngineInfo, options: EngineOptions, on_finished: FinishedSink) -> None:
+        self._options = options
+        self._limits = options.limits
+        self._lookahead = Lookahead(max_k=options.limits.max_lookahead, is_fixed=options.is_lookahead_fixed)
+        self._decoder = Decoder(target, options.limits, default=options.drafter, lookahead=self._lookahead)
+        self._info = info
+        self._loaded = Loaded()
+        self._on_finished = on_finished
+        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._submitted = 0
+        self._live: dict[str, Callable[[], object]] = {}
+        """How to tell each running request that the engine has failed."""
+        self._pending: set[Future[float]] = set()
+        self._swap_lock = asyncio.Lock()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._failure: BaseException | None = None
+
+    @classmethod
+    def open(cls, folder: Path, options: EngineOptions, on_finished: FinishedSink = lambda _: None) -> Self:
+        """Load the target from a Hugging Face folder. InvalidInput where the engine cannot serve it."""
+        target = Target.open(folder, dtype=options.dtype, device=torch.device(options.device))
+        limits = options.limits
+        if limits.num_positions > target.config.max_position:
+            raise InvalidInput(
+                f"a context of {limits.max_context} with {limits.max_lookahead} drafts exceeds the model's "
+                f"{target.config.max_position} positions"
+            )
+        info = EngineInfo(
+            engine=ENGINE,
+            target_fingerprint=target_fingerprint(folder),
+            tokenizer_fingerprint=tokenizer_fingerprint(folder),
+            max_context=limits.max_context,
+            num_slots=limits.num_slots,
+            vocab_size=target.config.vocab_size,
+            eos_token_ids=target.config.eos_token_ids,
+        )
+        return cls(target, info, options, on_finished)
+
+    async def __aenter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._inbox.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    @property
+    def info(self) -> EngineInfo:
+        """Identity and limits."""
+        return self._info
+
+    @property
+    def loaded(self) -> Loaded:
+        """The draft in use, by the engine's own tensors."""
+        return self._loaded
+
+    @property
+    def load(self) -> EngineLoad:
+        """How busy it is."""
+        d = self._decoder
+        return EngineLoad(
+            running=d.num_running,
+            queued=d.num_waiting,
+            used_tokens=d.num_used_tokens,
+            lookahead=self._lookahead.last,
+        )
+
+    @property
+    def is_alive(self) -> bool:
+        """The engine's thread runs; false means that the process should end."""
+        return self._failure is None
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
+        """See the port."""
+        self._check(request)
+        loop = asyncio.get_running_loop()
+        deltas: asyncio.Queue[Delta | None] = asyncio.Queue()
+
+        def emit(delta: Delta) -> None:
+            if delta.finished is not None:
+                self._on_finished(delta.finished)
+            loop.call_soon_threadsafe(deltas.put_nowait, delta)
+
+        sequence = Sequence(
+            request=request,
+            emit=emit,
+            ids=list(request.prompt_ids),
+            generator=_generator(request),
+        )
+        self._submitted += 1
+        self._live[request.request_id] = lambda: loop.call_soon_threadsafe(deltas.put_nowait, None)
+        self._inbox.put(lambda: self._decoder.add(sequence))
+        is_over = False
+        try:
+            while not is_over:
+                delta = await deltas.get()
+                if delta is None:
+                    raise Unavailable("the engine failed")
+                is_over = delta.finished is not None
+                yield delta
+        finally:
+            self._submitted -= 1
+            self._live.pop(request.request_id, None)
+            if not is_over:
+                self._inbox.put(lambda: self._decoder.cancel(request.request_id))
+
+    async def swap(self, draft: DraftOnDisk | None) -> Swapped:
+        """See the port. One swap at a time."""
+        async with self._swap_lock:
+            if draft is None:
+                pause_s = await self._between_steps(self._unload)
+                self._loaded = Loaded()
+                return Swapped(loaded=self._loaded, pause_s=pause_s)
+            config, tensors = await asyncio.to_thread(self._read, draft)
+            eagle = self._decoder.eagle
+            fresh = await asyncio.to_thread(self._build, config, tensors) if eagle is None else None
+            previous = self._held()
+            pause_s = await self._between_steps(lambda: self._install(draft.version, tensors, fresh))
+            digest = await asyncio.to_thread(self._digest)
+            if digest != draft.tensors_digest:
+                await self._between_steps(lambda: self._restore(previous))
+                raise Corrupt(
+                    f"the engine holds {digest} after loading version {draft.version}, not {draft.tensors_digest}"
+                )
+            self._loaded = Loaded(
+                version=draft.version,
+                tensors_digest=digest,
+                draft_vocabulary_fingerprint=checkpoint.vocabulary_fingerprint(self._network.token_ids),
+            )
+            return Swapped(loaded=self._loaded, pause_s=pause_s)
+
+    # -- outside the engine's thread ----------------------------------------------------------------------------------
+
+    def _check(self, request: GenerationRequest) -> None:
+        num_prompt, limit = len(request.prompt_ids), self._limits.max_context
+        if not num_prompt:
+            raise InvalidInput("the prompt is empty")
+        if request.max_tokens < 1:
+            raise InvalidInput(f"max_tokens is {request.max_tokens}; it must be at least 1")
+        if num_prompt + request.max_tokens > limit:
+            raise InvalidInput(
+                f"{num_prompt} prompt tokens and {request.max_tokens} new ones exceed the context of {limit} tokens"
+            )
+        if not all(0 <= token < self._info.vocab_size for token in request.prompt_ids):
+            raise InvalidInput(f"a prompt token is outside the vocabulary of {self._info.vocab_size}")
+        if self._failure is not None or not self._thread.is_alive():
+            raise Unavailable("the engine has stopped")
+        if self._submitted >= self._limits.num_slots + self._options.max_queued:
+            raise Exhausted(f"{self._options.max_queued} requests wait already")
+
+    def _read(self, draft: DraftOnDisk) -> tuple[DraftConfig, dict[str, Tensor]]:
+        """Everything about a checkpoint that can be wrong is found here, before the decode loop notices."""
+        config, tensors = checkpoint.load(draft.folder)
+        reason = check_fits(config, self._decoder.target.config)
+        if reason is not None:
+            raise InvalidInput(reason)
+        digest = checkpoint.tensors_digest(checkpoint.tensor_specs(sorted(tensors.items())))
+        if digest != draft.tensors_digest:
+            raise Corrupt(f"version {draft.version} holds {digest}, its manifest says {draft.tensors_digest}")
+        eagle = self._decoder.eagle
+        if eagle is not None:
+            if eagle.network.config != config:
+                raise InvalidInput(f"version {draft.version} has another shape than the draft that serves")
+            if not torch.equal(eagle.network.d2t.cpu(), tensors["d2t"]):
+                raise InvalidInput(f"version {draft.version} has another vocabulary than the draft that serves")
+        return config, tensors
+
+    def _build(self, config: DraftConfig, tensors: Mapping[str, Tensor]) -> EagleDrafter:
+        network = checkpoint.build(config, tensors, self._decoder.target.embedding)
+        return EagleDrafter(network, num_slots=self._limits.num_slots, num_positions=self._limits.num_positions)
+
+    def _held(self) -> tuple[int, dict[str, Tensor] | None]:
+        eagle = self._decoder.eagle
+        if eagle is None:
+            return 0, None
+        return self._decoder.draft_version, {name: t.clone() for name, t in eagle.network.state_dict().items()}
+
+    def _digest(self) -> str:
+        return checkpoint.tensors_digest(checkpoint.tensor_specs(checkpoint.checkpoint_tensors(self._network)))
+
+    @property
+    def _network(self) -> DraftNetwork:
+        eagle = self._decoder.eagle
+        assert eagle is not None
+        return eagle.network
+
+    async def _between_steps(self, effect: Callable[[], None]) -> float:
+        """Run `effect` on the engine's thread between two steps; return the seconds that it took."""
+        if not self._thread.is_alive():
+            raise Unavailable("the engine has stopped")
+        done: Future[float] = Future()
+
+        def act() -> None:
+            if not done.set_running_or_notify_cancel():
+                return  # the caller has gone: change nothing
+            started = time.perf_counter()
+            try:
+                effect()
+            except Exception as error:  # noqa: BLE001 - the caller's to handle; the decode loop goes on
+                done.set_exception(error)
+            else:
+                done.set_result(time.perf_counter() - started)
+
+        self._pending.add(done)
+        done.add_done_callback(self._pending.discard)
+        self._inbox.put(act)
+        return await asyncio.wrap_future(done)
+
+    # -- on the engine's thread ---------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def _install(self, version: int, tensors: Mapping[str, Tensor], fresh: EagleDrafter | None) -> None:
+        if fresh is not None:
+            self._decoder.eagle = fresh
+        else:
+            held = self._network.state_dict()
+            for name, tensor in tensors.items():
+                held[name].copy_(tensor)
+        self._decoder.draft_version = version
+        self._lookahead.reset_acceptance()
+
+    def _unload(self) -> None:
+        self._decoder.eagle = None
+        self._decoder.draft_version = 0
+
+    def _restore(self, previous: tuple[int, dict[str, Tensor] | None]) -> None:
+        version, tensors = previous
+        if tensors is None:
+            self._unload()
+        else:
+            self._install(version, tensors, None)
+
+    def _run(self) -> None:
+        try:
+            while self._receive():
+                self._decoder.step()
+            self._decoder.cancel_all()
+        except BaseException as error:
+            self._failure = error
+            logger.critical("the engine's thread failed", exc_info=error)
+            for abandon in list(self._live.values()):
+                abandon()
+            for waiting in list(self._pending):
+                waiting.cancel()
+            raise
+
+    def _receive(self) -> bool:
+        """Act on all that came in; wait for something while there is nothing to do. False: stop."""
+        while True:
+            try:
+                message = self._inbox.get(block=self._decoder.is_idle)
+            except queue.Empty:
+                return True
+            if message is None:
+                return False
+            message()
+
+
+def _generator(request: GenerationRequest) -> torch.Generator | None:
+    """Of a sampled request; None for a greedy one."""
+    if request.sampling.temperature <= 0:
+        return None
+    generator = torch.Generator()
+    if request.sampling.seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(request.sampling.seed % 2**63)
+    return generator

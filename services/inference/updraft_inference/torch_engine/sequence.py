@@ -1,0 +1,132 @@
+"""The state of one running request: tokens so far, how far target and draft have read them, what capture keeps."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from updraft_inference.engine.port import (
+    Delta,
+    Drafter,
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    Hidden,
+    VerifyStep,
+)
+from updraft_inference.torch_engine.ngram import NgramIndex
+
+Emit = Callable[[Delta], None]
+
+
+@dataclass(slots=True, kw_only=True)
+class Sequence:
+    """One request in one slot.
+
+    Invariant while decoding: the target has read all tokens but the last (`num_read == len(ids) - 1`), and the draft's cache
+    plus `pending_aux` covers the same rows, unless the draft fell behind (`is_draftable` is then false for good).
+    """
+
+    request: GenerationRequest
+    emit: Emit
+    slot: int = -1
+    ids: list[int]
+    num_read: int = 0
+    """Positions in the target's cache."""
+    num_draft_read: int = 0
+    """Positions in the draft's cache."""
+    pending_aux: list[Tensor] = field(default_factory=list)
+    """Auxiliary states [rows, A] that the draft has not read yet, in order."""
+    is_draftable: bool = True
+    generator: torch.Generator | None = None
+    steps: list[VerifyStep] = field(default_factory=list)
+    index: NgramIndex = field(default_factory=NgramIndex)
+    submitted_s: float = field(default_factory=time.monotonic)
+    first_token_s: float | None = None
+    _aux: list[Tensor] = field(default_factory=list)
+    _last: list[Tensor] = field(default_factory=list)
+    _first_kept: int = 0
+
+    @property
+    def num_prompt(self) -> int:
+        """Prompt tokens."""
+        return len(self.request.prompt_ids)
+
+    @property
+    def is_prefilling(self) -> bool:
+        """The target has not read the whole prompt."""
+        return self.num_read < self.num_prompt
+
+    @property
+    def num_output(self) -> int:
+        """Tokens generated so far."""
+        return len(self.ids) - self.num_prompt
+
+    @property
+    def num_left(self) -> int:
+        """Tokens that may still be generated."""
+        return self.request.max_tokens - self.num_output
+
+    @property
+    def is_greedy(self) -> bool:
+        """No randomness in this request."""
+        return self.request.sampling.temperature <= 0
+
+    def keep(self, position: int, aux: Tensor, last: Tensor) -> None:
+        """Keep rows [rows, A] and [rows, D] from `position` on for the payload, if the request is captured with one."""
+        wish = self.request.capture
+        if not wish.payload:
+            return
+        skip = max(0, self.num_prompt - wish.prompt_rows - position)
+        if skip >= len(aux):
+            return
+        if not self._aux:
+            self._first_kept = position + skip
+        self._aux.append(aux[skip:].clone())
+        self._last.append(last[skip:].clone())
+
+    def extend(self, token_ids: list[int], eos: frozenset[int]) -> FinishReason | None:
+        """Append new tokens up to the end of the request; return why it ended, or None. Emits nothing."""
+        for token in token_ids:
+            self.ids.append(token)
+            if token in eos and not self.request.ignore_eos:
+                return FinishReason.STOP
+            if self.num_left <= 0:
+                return FinishReason.LENGTH
+        return None
+
+    def finished(self, reason: FinishReason) -> Finished:
+        """The record of this request, ended for `reason` now."""
+        now = time.monotonic()
+        hidden = None
+        if self._aux:
+            hidden = Hidden(
+                first_position=self._first_kept,
+                aux=torch.cat(self._aux).cpu(),
+                last=torch.cat(self._last).cpu(),
+            )
+        return Finished(
+            request=self.request,
+            output_ids=tuple(self.ids[self.num_prompt :]),
+            steps=tuple(self.steps),
+            reason=reason,
+            time_to_first_token_s=(self.first_token_s or now) - self.submitted_s,
+            duration_s=now - self.submitted_s,
+            hidden=hidden,
+        )
+
+    def record(self, step: VerifyStep) -> None:
+        """Remember a verify step."""
+        self.steps.append(step)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """What a drafter proposes for one sequence. `q` is the distribution it drew from, [k, V], or None for point masses."""
+
+    drafter: Drafter = Drafter.NONE
+    ids: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    q: Tensor | None = None

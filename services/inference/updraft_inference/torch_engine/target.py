@@ -1,0 +1,104 @@
+"""A Llama-family target over a slot KV cache: one forward for any mix of sequences, T new tokens each.
+
+Every forward also yields what learning needs: the auxiliary states and the last hidden state of each row.
+
+Tensors: B sequences, T new tokens, S cached tokens, D hidden, H heads, K key-value heads, E head size, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from updraft_chassis.errors import InvalidInput
+from updraft_draft.config import TargetConfig
+from updraft_draft.layers import grouped_attention, rms_norm, rotary_table, rotate
+from updraft_draft.target_weights import EMBEDDING, FINAL_NORM, HEAD, read_tensors
+from updraft_inference.torch_engine.kv_cache import Batch, SlotCache
+
+
+class Forward(NamedTuple):
+    """aux [B, T, A] (auxiliary states, concatenated) and last [B, T, D] (after the final norm)."""
+
+    aux: Tensor
+    last: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """Weights of one decoder layer; projections that read the same input are joined."""
+
+    input_norm: Tensor
+    qkv: Tensor
+    o: Tensor
+    post_norm: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+
+class Target:
+    """The frozen model. Not thread-safe: one engine thread owns it."""
+
+    def __init__(self, config: TargetConfig, tensors: dict[str, Tensor]) -> None:
+        self.config = config
+        self.embedding = tensors[EMBEDDING]
+        self.head = self.embedding if config.is_tied else tensors[HEAD]
+        self._final_norm = tensors[FINAL_NORM]
+        self._layers = [_layer(tensors, i) for i in range(config.num_layers)]
+        cos, sin = rotary_table(config.max_position, config.head_dim, config.rope_theta)
+        self._cos, self._sin = cos.to(self.embedding), sin.to(self.embedding)
+
+    @classmethod
+    def open(cls, folder: Path, *, dtype: torch.dtype, device: torch.device) -> Self:
+        """Read a Hugging Face folder. InvalidInput if it is none, or not of the Llama family."""
+        config = TargetConfig.from_folder(folder)
+        # Copies, so that the mapped file is let go: joined projections would else be in memory twice.
+        found = read_tensors(folder)
+        tensors = {name: found[name].to(device=device, dtype=dtype, copy=True) for name in list(found)}
+        found.clear()
+        try:
+            return cls(config, tensors)
+        except KeyError as error:
+            raise InvalidInput(f"{folder} lacks the tensor {error}") from None
+
+    @torch.inference_mode()
+    def forward(self, ids_BT: Tensor, batch: Batch, cache: SlotCache) -> Forward:
+        """Run the new tokens `ids_BT` of `batch`, writing their keys and values into `cache`."""
+        c = self.config
+        B, T = ids_BT.shape
+        x = F.embedding(ids_BT, self.embedding)
+        cos, sin = self._cos[batch.positions_BT].unsqueeze(2), self._sin[batch.positions_BT].unsqueeze(2)
+        aux: list[Tensor] = []
+        split = [c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim, c.num_kv_heads * c.head_dim]
+        for i, layer in enumerate(self._layers):
+            if i in c.aux_layers:
+                aux.append(x)
+            q, k, v = torch.split(F.linear(rms_norm(x, layer.input_norm, c.rms_norm_eps), layer.qkv), split, -1)
+            q = rotate(q.view(B, T, c.num_heads, c.head_dim), cos, sin)
+            k = rotate(k.view(B, T, c.num_kv_heads, c.head_dim), cos, sin)
+            keys, values = cache.write(i, batch, k, v.view(B, T, c.num_kv_heads, c.head_dim))
+            x = x + F.linear(grouped_attention(q, keys, values, batch.mask_BTS), layer.o)
+            gate, up = F.linear(rms_norm(x, layer.post_norm, c.rms_norm_eps), layer.gate_up).chunk(2, -1)
+            x = x + F.linear(F.silu(gate) * up, layer.down)
+        return Forward(torch.cat(aux, -1), rms_norm(x, self._final_norm, c.rms_norm_eps))
+
+    @torch.inference_mode()
+    def logits(self, last: Tensor) -> Tensor:
+        """Logits [..., V] of last hidden states [..., D]."""
+        return F.linear(last, self.head)
+
+
+def _layer(tensors: dict[str, Tensor], index: int) -> _Layer:
+    p = f"model.layers.{index}."
+    attention = [tensors[f"{p}self_attn.{name}_proj.weight"] for name in "qkv"]
+    return _Layer(
+        input_norm=tensors[f"{p}input_layernorm.weight"],
+        qkv=torch.cat(attention),
+        o=tensors[f"{p}self_attn.o_proj.weight"],
+        post_norm=tensors[f"{p}post_attention_layernorm.weight"],
+        gate_up=torch.cat([tensors[f"{p}mlp.gate_proj.weight"], tensors[f"{p}mlp.up_proj.weight"]]),
+        down=tensors[f"{p}mlp.down_proj.weight"],
+    )

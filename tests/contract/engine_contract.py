@@ -1,0 +1,213 @@
+"""What every engine promises the edges. Subclass `EngineContract` as `TestX` and give it the fixtures `engine` (open, two
+slots, two in the queue, 128 tokens of context), `heard` (what its sink got), `drafts` (two good ones of one lineage) and
+`corrupt` (one whose weights are not what its digest says).
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import replace
+
+import pytest
+from tests.support.wait import until
+
+from updraft_chassis.errors import Corrupt, Exhausted, InvalidInput
+from updraft_inference.engine.port import (
+    CaptureWish,
+    Delta,
+    Drafter,
+    DraftOnDisk,
+    Engine,
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    Sampling,
+)
+
+GREEDY = Sampling(temperature=0.0)
+NUM_SLOTS = MAX_QUEUED = 2
+
+
+def asking(name: str, *, max_tokens: int = 12, num_prompt: int = 9, **more: object) -> GenerationRequest:
+    """A greedy request that only its limit ends."""
+    request = GenerationRequest(
+        request_id=name,
+        prompt_ids=tuple(range(3, 3 + num_prompt)),
+        max_tokens=max_tokens,
+        sampling=GREEDY,
+        ignore_eos=True,
+    )
+    return replace(request, **more)  # type: ignore[arg-type]  # the names are the request's own
+
+
+async def whole(engine: Engine, request: GenerationRequest) -> tuple[list[int], Finished]:
+    """All tokens, and the end."""
+    tokens: list[int] = []
+    finished = None
+    async for delta in engine.generate(request):
+        tokens += delta.token_ids
+        assert finished is None, "a delta came after the last"
+        finished = delta.finished
+    assert finished is not None
+    return tokens, finished
+
+
+class EngineContract:
+    """Each test is a promise."""
+
+    async def test_what_it_streams_is_what_it_reports_once(self, engine: Engine, heard: list[Finished]) -> None:
+        tokens, finished = await whole(engine, asking("a"))
+
+        assert tuple(tokens) == finished.output_ids
+        assert len(tokens) == 12
+        assert finished.reason is FinishReason.LENGTH
+        assert [end.request.request_id for end in heard] == ["a"]
+        assert finished.hidden is None
+        assert 0 <= finished.time_to_first_token_s <= finished.duration_s
+
+    async def test_greedy_output_is_the_same_with_any_drafter_and_lookahead(
+        self, engine: Engine, drafts: list[DraftOnDisk]
+    ) -> None:
+        plain, _ = await whole(engine, asking("plain", drafter=Drafter.NONE))
+        await engine.swap(drafts[0])
+
+        for drafter in Drafter:
+            for lookahead in (0, 1, 3):
+                request = asking(f"{drafter}-{lookahead}", drafter=drafter, lookahead=lookahead)
+                tokens, finished = await whole(engine, request)
+                assert tokens == plain
+                assert all(len(step.draft_ids) <= lookahead for step in finished.steps)
+
+    async def test_steps_cover_the_output_without_gaps(self, engine: Engine, drafts: list[DraftOnDisk]) -> None:
+        await engine.swap(drafts[0])
+
+        _, finished = await whole(engine, asking("a", max_tokens=30, drafter=Drafter.EAGLE3))
+
+        position = finished.steps[0].start
+        assert position in {0, 1}
+        for step in finished.steps:
+            assert step.start == position
+            assert 0 <= step.accepted <= len(step.draft_ids)
+            assert len(step.draft_log_probs) == len(step.target_log_probs) == len(step.draft_ids)
+            assert step.draft_ids[: step.accepted] == finished.output_ids[position:][: step.accepted]
+            position += step.emitted
+        assert position >= len(finished.output_ids)
+
+    async def test_steps_name_the_version_that_drafted(self, engine: Engine, drafts: list[DraftOnDisk]) -> None:
+        await engine.swap(drafts[1])
+
+        _, finished = await whole(engine, asking("a", drafter=Drafter.EAGLE3, lookahead=2))
+
+        drafted = [step for step in finished.steps if step.draft_ids]
+        assert drafted
+        assert all((step.draft_version, step.drafter) == (2, Drafter.EAGLE3) for step in drafted)
+
+    async def test_closing_early_cancels_and_frees_the_slot(self, engine: Engine, heard: list[Finished]) -> None:
+        for name in map(str, range(2 * NUM_SLOTS)):
+            async with aclosing(engine.generate(asking(name, max_tokens=100))) as deltas:
+                await anext(deltas)
+
+        await until(lambda: len(heard) == 2 * NUM_SLOTS, what="the cancelled requests' ends")
+        assert all(end.reason is FinishReason.CANCELLED for end in heard)
+        await whole(engine, asking("after"))
+
+    async def test_a_full_queue_refuses(self, engine: Engine) -> None:
+        async with AsyncExitStack() as stack:
+            for name in map(str, range(NUM_SLOTS)):
+                running = await stack.enter_async_context(aclosing(engine.generate(asking(name, max_tokens=110))))
+                await anext(running)
+            waiting = [engine.generate(asking(f"waits-{i}")) for i in range(MAX_QUEUED)]
+            await _crowded(stack, waiting)
+
+            with pytest.raises(Exhausted):
+                await anext(engine.generate(asking("too many")))
+
+    @pytest.mark.parametrize(
+        "request_",
+        [
+            pytest.param(asking("a", num_prompt=0), id="empty prompt"),
+            pytest.param(asking("a", max_tokens=0), id="nothing to generate"),
+            pytest.param(asking("a", num_prompt=100, max_tokens=29), id="longer than the context"),
+            pytest.param(asking("a", prompt_ids=(10**6,)), id="unknown token"),
+            pytest.param(asking("a", prompt_ids=(-1,)), id="negative token"),
+        ],
+    )
+    async def test_what_it_cannot_serve_it_refuses(
+        self, engine: Engine, heard: list[Finished], request_: GenerationRequest
+    ) -> None:
+        with pytest.raises(InvalidInput):
+            await anext(engine.generate(request_))
+        assert not heard
+
+    async def test_a_request_may_fill_the_context(self, engine: Engine) -> None:
+        tokens, _ = await whole(engine, asking("a", num_prompt=100, max_tokens=28))
+
+        assert len(tokens) == 28
+
+    @pytest.mark.parametrize("prompt_rows", [0, 4, 64])
+    async def test_a_payload_has_a_row_for_each_position_that_predicted(self, engine: Engine, prompt_rows: int) -> None:
+        wish = CaptureWish(payload=True, prompt_rows=prompt_rows)
+
+        tokens, finished = await whole(engine, asking("a", capture=wish))
+
+        hidden = finished.hidden
+        assert hidden is not None
+        assert hidden.first_position == max(0, 9 - prompt_rows)
+        end = hidden.first_position + len(hidden.aux)
+        assert 9 + len(tokens) - 1 <= end <= 9 + len(tokens)
+        assert len(hidden.last) == len(hidden.aux)
+        assert hidden.aux.shape[1] % hidden.last.shape[1] == 0
+
+    async def test_a_swap_is_what_the_engine_then_says_it_holds(
+        self, engine: Engine, drafts: list[DraftOnDisk]
+    ) -> None:
+        for draft in [*drafts, drafts[0]]:
+            swapped = await engine.swap(draft)
+
+            assert swapped.loaded == engine.loaded
+            assert engine.loaded.version == draft.version
+            assert engine.loaded.tensors_digest == draft.tensors_digest
+            assert engine.loaded.draft_vocabulary_fingerprint
+            assert swapped.pause_s >= 0
+        await engine.swap(None)
+        assert (engine.loaded.version, engine.loaded.tensors_digest) == (0, "")
+
+    async def test_a_corrupt_draft_is_refused_and_the_old_one_stays(
+        self, engine: Engine, drafts: list[DraftOnDisk], corrupt: DraftOnDisk
+    ) -> None:
+        await engine.swap(drafts[0])
+        before = engine.loaded
+
+        with pytest.raises(Corrupt):
+            await engine.swap(corrupt)
+
+        assert engine.loaded == before
+        await whole(engine, asking("a"))
+
+    async def test_a_swap_in_mid_request_neither_ends_nor_changes_it(
+        self, engine: Engine, drafts: list[DraftOnDisk]
+    ) -> None:
+        plain, _ = await whole(engine, asking("plain", max_tokens=60, drafter=Drafter.NONE))
+        await engine.swap(drafts[0])
+        tokens: list[int] = []
+
+        async for delta in engine.generate(asking("swapped", max_tokens=60, drafter=Drafter.EAGLE3)):
+            if len(tokens) < 30 <= len(tokens) + len(delta.token_ids):
+                await engine.swap(drafts[1])
+            tokens += delta.token_ids
+
+        assert tokens == plain
+
+
+async def _crowded(stack: AsyncExitStack, waiting: list[AsyncGenerator[Delta, None]]) -> None:
+    """Start these generators in tasks that end with the stack: each waits for a slot."""
+    tasks = await stack.enter_async_context(asyncio.TaskGroup())
+    started = [tasks.create_task(_first(deltas)) for deltas in waiting]
+    for task in started:
+        stack.callback(task.cancel)
+    await asyncio.sleep(0)
+
+
+async def _first(deltas: AsyncGenerator[Delta, None]) -> None:
+    async with aclosing(deltas):
+        await anext(deltas)

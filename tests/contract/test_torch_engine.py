@@ -1,0 +1,50 @@
+"""The torch engine, on a tiny target, keeps the promises of the port."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.contract.engine_contract import MAX_QUEUED, NUM_SLOTS, EngineContract
+from tests.support.tiny_target import make_draft, make_tiny_target, save_draft
+
+from updraft_inference.engine.port import DraftOnDisk, Finished
+from updraft_inference.torch_engine.decoder import Limits
+from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_target(tmp_path_factory.mktemp("models") / "target")
+
+
+class TestTorchEngine(EngineContract):
+    @pytest.fixture
+    def heard(self) -> list[Finished]:
+        return []
+
+    @pytest.fixture
+    async def engine(self, target: Path, heard: list[Finished]) -> AsyncIterator[TorchEngine]:
+        limits = Limits(num_slots=NUM_SLOTS, max_context=128, max_lookahead=3)
+        options = EngineOptions(limits=limits, dtype=torch.float32, max_queued=MAX_QUEUED)
+        async with TorchEngine.open(target, options, heard.append) as engine:
+            yield engine
+
+    @pytest.fixture
+    def drafts(self, target: Path, tmp_path: Path) -> list[DraftOnDisk]:
+        return [_draft(target, tmp_path, version) for version in (1, 2)]
+
+    @pytest.fixture
+    def corrupt(self, target: Path, tmp_path: Path) -> DraftOnDisk:
+        draft = _draft(target, tmp_path, 3)
+        tensors = load_file(draft.folder / "model.safetensors")
+        tensors["fc.weight"][0, 0] += 1
+        save_file(tensors, draft.folder / "model.safetensors")
+        return draft
+
+
+def _draft(target: Path, folder: Path, version: int) -> DraftOnDisk:
+    path = folder / str(version)
+    digest = save_draft(make_draft(target, seed=version), path)
+    return DraftOnDisk(version=version, folder=path, tensors_digest=digest)

@@ -1,0 +1,95 @@
+"""Redis absent, killed and restarted under load: requests never notice, drops are counted, capture comes back."""
+
+from pathlib import Path
+from typing import Any
+
+from tests.support.inference import RunningPod, running_pod
+from tests.support.redis_server import RedisServer
+from tests.support.wait import until
+
+from updraft.trace.v1 import trace_pb2
+from updraft_chassis import streams
+
+KEY = "updraft:default:default:samples:v1"
+
+
+async def traces(url: str) -> list[trace_pb2.Trace]:
+    async with streams.connect(url) as client:
+        rows: Any = await client.xrange(KEY)
+        return [trace_pb2.Trace.FromString(fields[b"t"]) for _, fields in rows]
+
+
+async def complete(pod: RunningPod, *, times: int = 1, headers: dict[str, str] | None = None) -> None:
+    for _ in range(times):
+        body = {"model": "tiny", "prompt": "p", "max_tokens": 4, "updraft": {"domain": "letters"}}
+        answer = await pod.http.post("/v1/completions", json=body, headers=headers)
+        assert answer.status_code == 200
+
+
+async def test_a_request_becomes_a_trace_with_its_payload(tmp_path: Path, redis_url: str) -> None:
+    async with running_pod(tmp_path, redis_url=redis_url, pod_name="pod-1", capture_prompt_rows=1) as pod:
+        await complete(pod)
+
+        async def is_there() -> bool:
+            return len(await traces(redis_url)) == 1
+
+        await until(is_there)
+
+    (trace,) = await traces(redis_url)
+    assert (trace.header.pod, trace.header.domain) == ("pod-1", "letters")
+    assert list(trace.prompt_ids) == [ord("p")]
+    assert len(trace.output_ids) == 4
+    assert trace.payload.first_position == 0
+    assert trace.payload.aux_hidden.rows == 4
+    assert trace.payload.last_hidden.encoding == trace_pb2.TENSOR_ENCODING_FP8_E4M3
+
+
+async def test_nothing_of_a_request_that_opts_out_leaves_the_pod(tmp_path: Path, redis_url: str) -> None:
+    async with running_pod(tmp_path, redis_url=redis_url) as pod:
+        await complete(pod, headers={"X-Updraft-Capture": "Off"})
+        await complete(pod)
+
+        async def is_counted() -> bool:
+            dropped = await pod.metric('updraft_inference_capture_dropped_traces_total{reason="opted_out"}')
+            return dropped == 1 and bool(await traces(redis_url))
+
+        await until(is_counted)
+
+    assert len(await traces(redis_url)) == 1
+
+
+async def test_requests_go_on_without_redis_and_capture_begins_when_it_comes(
+    tmp_path: Path, short_tmp_path: Path
+) -> None:
+    server = RedisServer(short_tmp_path)
+    async with running_pod(tmp_path, redis_url=server.url, capture_queue_entries=2) as pod:
+        await complete(pod, times=8)
+
+        async def is_dropping() -> bool:
+            await complete(pod)
+            name = 'updraft_inference_capture_dropped_traces_total{reason="redis_unavailable"}'
+            return await pod.metric(name) > 0
+
+        await until(is_dropping)
+        with server:
+            await _captured_again(pod, server)
+
+
+async def test_a_redis_killed_under_load_costs_traces_and_nothing_else(tmp_path: Path, short_tmp_path: Path) -> None:
+    server = RedisServer(short_tmp_path)
+    with server:
+        async with running_pod(tmp_path, redis_url=server.url, capture_queue_entries=2) as pod:
+            await _captured_again(pod, server)
+            for _ in range(2):
+                server.kill()
+                await complete(pod, times=10)
+                server.start()
+                await _captured_again(pod, server)
+
+
+async def _captured_again(pod: RunningPod, server: RedisServer) -> None:
+    async def is_captured() -> bool:
+        await complete(pod)
+        return bool(await traces(server.url))
+
+    await until(is_captured, what="a trace in Redis", timeout_s=20)

@@ -1,0 +1,210 @@
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+import pytest
+import torch
+from prometheus_client import CollectorRegistry
+from tests.support.clock import ManualClock
+from tests.support.requests import ended, step
+from tests.support.wait import until
+
+from updraft.fleet.v1 import fleet_pb2
+from updraft.trace.v1 import trace_pb2
+from updraft_chassis.errors import InvalidInput, Unavailable
+from updraft_draft import tensors
+from updraft_inference.agent.capture import Bounds, Capture, Sink
+from updraft_inference.agent.selection import CapturePlan, CaptureRates
+from updraft_inference.agent.trace import Origin
+from updraft_inference.metrics import Metrics
+
+PLAN = CapturePlan(trace_id=b"0123456789abcdef", is_captured=True, payload_probability=0.5, domain="sql")
+ENCODE = partial(tensors.encode, encoding=trace_pb2.TENSOR_ENCODING_FP32)
+ORIGIN = Origin(
+    speculator="s", pod="p", engine="fake/1", target_fingerprint="sha256:t", tokenizer_fingerprint="sha256:k"
+)
+
+
+class FakeStream:
+    """Keeps entries; away or too small on demand."""
+
+    def __init__(self) -> None:
+        self.entries: list[trace_pb2.Trace] = []
+        self.is_away = False
+        self.max_entry_bytes = 10**9
+        self.attempts = 0
+
+    async def append(self, entry: bytes) -> int:
+        self.attempts += 1
+        if self.is_away:
+            raise Unavailable("away")
+        if len(entry) > self.max_entry_bytes:
+            raise InvalidInput("too large")
+        self.entries.append(trace_pb2.Trace.FromString(entry))
+        return 0
+
+
+@pytest.fixture
+def stream() -> FakeStream:
+    return FakeStream()
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics.on(CollectorRegistry())
+
+
+@pytest.fixture
+async def capture(stream: FakeStream, metrics: Metrics) -> Capture:
+    return Capture(
+        CaptureRates(),
+        Sink(stream=stream, origin=ORIGIN, encode=ENCODE),
+        Bounds(max_entries=3, max_bytes=10_000),
+        metrics=metrics,
+        clock=ManualClock(),
+    )
+
+
+@asynccontextmanager
+async def running(capture: Capture) -> AsyncIterator[None]:
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(capture.run())
+        yield
+        task.cancel()
+
+
+def dropped(capture: Capture) -> dict[str, int]:
+    return dict(capture.counters.dropped)
+
+
+async def test_a_trace_tells_all_that_a_trainer_needs(capture: Capture, stream: FakeStream) -> None:
+    async with running(capture):
+        capture.offer(ended(step(1, 2), rows=5), PLAN, draft_vocabulary_fingerprint="sha256:v")
+        await until(lambda: bool(stream.entries))
+
+    trace = stream.entries[0]
+    assert trace.header.trace_id == PLAN.trace_id
+    assert (trace.header.speculator, trace.header.pod, trace.header.engine) == ("s", "p", "fake/1")
+    assert trace.header.draft_vocabulary_fingerprint == "sha256:v"
+    assert (trace.header.domain, trace.header.payload_probability) == ("sql", 0.5)
+    assert trace.header.policy.train
+    assert trace.header.last_chunk
+    assert trace.header.finish_reason == trace_pb2.FINISH_REASON_LENGTH
+    assert (trace.header.time_to_first_token_us, trace.header.duration_us) == (50_000, 500_000)
+    assert trace.header.finished_unix_ms == 1_700_000_000_000
+    assert not trace.header.sampling.HasField("seed")
+    assert list(trace.prompt_ids) == [1, 2, 3]
+    assert list(trace.output_ids) == [0, 1, 2, 3]
+    assert (trace.steps[0].accepted, list(trace.steps[0].draft_ids)) == (2, [0, 1])
+    assert trace.steps[0].drafter == trace_pb2.DRAFTER_EAGLE3
+    assert trace.payload.first_position == 1
+    assert torch.equal(tensors.decode(trace.payload.aux_hidden), torch.ones(5, 12))
+    assert torch.equal(tensors.decode(trace.payload.last_hidden), torch.full((5, 4), 2.0))
+
+
+async def test_the_light_record_has_no_payload(capture: Capture, stream: FakeStream) -> None:
+    async with running(capture):
+        capture.offer(ended(step(1, 2)), PLAN)
+        await until(lambda: bool(stream.entries))
+
+    assert not stream.entries[0].HasField("payload")
+    assert capture.counters == fleet_pb2.CaptureCounters(captured=1)
+
+
+async def test_what_opted_out_never_leaves_and_is_counted(capture: Capture, stream: FakeStream) -> None:
+    async with running(capture):
+        capture.offer(ended(step(1, 2)), CapturePlan(trace_id=b"x", is_opted_out=True))
+        capture.offer(ended(step(1, 2)), PLAN)
+        await until(lambda: bool(stream.entries))
+
+    assert [entry.header.trace_id for entry in stream.entries] == [PLAN.trace_id]
+    assert dropped(capture) == {"opted_out": 1}
+
+
+async def test_a_request_without_output_teaches_nothing(capture: Capture) -> None:
+    capture.offer(ended(num_output=0), PLAN)
+    await capture.flush(0)
+
+    assert dropped(capture) == {}
+
+
+async def test_more_entries_than_the_queue_holds_are_dropped_and_counted(capture: Capture, metrics: Metrics) -> None:
+    for _ in range(5):
+        capture.offer(ended(step(1, 2)), PLAN)
+
+    assert dropped(capture) == {"queue_full": 2}
+    assert metrics.capture_dropped.labels(reason="queue_full")._value.get() == 2
+
+
+async def test_more_bytes_than_the_queue_holds_are_dropped_and_freed_when_sent(
+    capture: Capture, stream: FakeStream
+) -> None:
+    capture.offer(ended(step(1, 2), rows=100), PLAN)
+    capture.offer(ended(step(1, 2), rows=100), PLAN)
+    assert dropped(capture) == {"queue_full": 1}
+
+    async with running(capture):
+        await until(lambda: bool(stream.entries))
+        capture.offer(ended(step(1, 2), rows=100), PLAN)
+        await until(lambda: len(stream.entries) == 2)
+
+    assert dropped(capture) == {"queue_full": 1}
+
+
+async def test_while_redis_is_away_the_oldest_wait_and_the_rest_are_counted(
+    capture: Capture, stream: FakeStream
+) -> None:
+    stream.is_away = True
+    async with running(capture):
+        capture.offer(ended(step(1, 2), num_output=1), PLAN)
+        await until(lambda: stream.attempts > 0)
+        for num_output in range(2, 7):
+            capture.offer(ended(step(1, 2), num_output=num_output), PLAN)
+        assert dropped(capture) == {"redis_unavailable": 2}
+
+        stream.is_away = False
+        await until(lambda: len(stream.entries) == 4)
+
+    assert [len(entry.output_ids) for entry in stream.entries] == [1, 2, 3, 4]
+    assert dropped(capture) == {"redis_unavailable": 2}
+
+
+async def test_a_payload_that_is_too_large_leaves_the_light_record(capture: Capture, stream: FakeStream) -> None:
+    stream.max_entry_bytes = 1000
+    async with running(capture):
+        capture.offer(ended(step(1, 2), rows=100), PLAN)
+        await until(lambda: bool(stream.entries))
+
+    assert not stream.entries[0].HasField("payload")
+    assert dropped(capture) == {"too_large": 1}
+    assert (capture.counters.captured, capture.counters.payloads) == (1, 0)
+
+
+async def test_flushing_sends_what_waits(capture: Capture, stream: FakeStream) -> None:
+    for _ in range(3):
+        capture.offer(ended(step(1, 2)), PLAN)
+
+    async with running(capture):
+        await capture.flush(5)
+        assert len(stream.entries) == 3
+
+
+async def test_what_cannot_be_flushed_in_time_is_counted(capture: Capture, stream: FakeStream) -> None:
+    stream.is_away = True
+    async with running(capture):
+        for _ in range(3):
+            capture.offer(ended(step(1, 2)), PLAN)
+        await capture.flush(0.05)
+
+    assert dropped(capture) == {"redis_unavailable": 3}
+
+
+async def test_the_registrys_policy_holds_until_it_is_withdrawn(capture: Capture) -> None:
+    def is_captured() -> bool:
+        return capture.plan(b"id", is_opted_out=False, domain="").is_captured
+
+    capture.follow(fleet_pb2.CapturePolicy(enabled=False))
+    assert not is_captured()
+    capture.follow(None)
+    assert is_captured()

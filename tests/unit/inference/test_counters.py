@@ -1,0 +1,99 @@
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.support.requests import ended, step
+
+from updraft_inference.counters import LATENCY_BOUNDS_S, MAX_VERSIONS, VersionTally, folded, usage
+from updraft_inference.engine.port import Drafter, VerifyStep
+
+
+def steps(*accepted: int, version: int = 1) -> list[VerifyStep]:
+    """Steps of two drafts each, one behind the other."""
+    starts = [1]
+    for count in accepted:
+        starts.append(starts[-1] + count + 1)
+    return [step(start, count, version=version) for start, count in zip(starts, accepted, strict=False)]
+
+
+def test_acceptance_length_is_tokens_a_verify_step() -> None:
+    served = usage(ended(*steps(0, 2, 1)))
+
+    assert served.acceptance_length == pytest.approx(2.0)
+    assert (served.verify_steps, served.proposed, served.accepted) == (3, 6, 3)
+    assert (served.drafter, served.draft_version) == (Drafter.EAGLE3, 1)
+
+
+def test_a_request_without_a_step_has_no_acceptance_length() -> None:
+    served = usage(ended())
+
+    assert served.acceptance_length is None
+    assert (served.drafter, served.draft_version) == (Drafter.NONE, 0)
+
+
+def test_the_drafter_is_who_proposed_most_also_when_the_last_step_had_none() -> None:
+    assert usage(ended(step(1, 1), step(3, 0, k=0))).drafter is Drafter.EAGLE3
+
+
+def test_counts_are_kept_by_version_and_position() -> None:
+    tallies = folded({}, ended(*steps(0, 2, 1), step(7, 0, version=2)))
+
+    assert tallies[1].accepted == (2, 1)
+    assert tallies[1].proposed == (3, 3)
+    assert (tallies[1].verify_steps, tallies[1].tokens) == (3, 6)
+    assert tallies[2].verify_steps == 1
+
+
+def test_tokens_that_a_limit_cut_off_are_not_counted() -> None:
+    tallies = folded({}, ended(*steps(2, 2), num_output=5))
+
+    assert tallies[1].tokens == 4
+
+
+def test_a_request_across_a_swap_counts_for_no_version_as_a_request() -> None:
+    tallies = folded({}, ended(step(1, 1, version=1), step(3, 1, version=2)))
+
+    assert tallies[1].requests == tallies[2].requests == 0
+
+
+def test_steps_without_drafts_do_not_make_a_request_mixed() -> None:
+    tallies = folded({}, ended(step(1, 2, version=3), step(4, 0, k=0)))
+
+    assert tallies[3].requests == 1
+    assert tallies[3].acceptance_length_sum == pytest.approx(2.0)
+    assert tallies[3].acceptance_length_square_sum == pytest.approx(4.0)
+
+
+def test_latency_is_a_steps_time_shared_by_its_tokens() -> None:
+    tally = folded({}, ended(step(1, 1, duration_s=0.02)))[1]
+
+    assert tally.latency_counts[LATENCY_BOUNDS_S.index(0.01)] == 2
+    assert tally.latency_sum_s == pytest.approx(0.02)
+
+
+def test_versions_not_served_for_long_are_forgotten() -> None:
+    tallies = folded({}, ended(step(1, 0, version=1)))
+    for version in range(2, MAX_VERSIONS + 1):
+        tallies = folded(tallies, ended(step(1, 0, version=version)))
+
+    tallies = folded(tallies, ended(step(1, 0, version=1)))
+    tallies = folded(tallies, ended(step(1, 0, version=MAX_VERSIONS + 1)))
+
+    assert set(tallies) == {1, *range(3, MAX_VERSIONS + 2)}
+
+
+@given(st.lists(st.lists(st.integers(0, 2), max_size=5), max_size=6))
+def test_the_wire_carries_consistent_and_growing_sums(requests: list[list[int]]) -> None:
+    history: list[dict[int, VersionTally]] = [{}]
+    for accepted in requests:
+        history.append(folded(history[-1], ended(*steps(*accepted))))
+
+    for tally in history[-1].values():
+        counters = tally.counters(1)
+        assert sum(counters.inter_token_latency.counts) == counters.tokens
+        assert counters.proposed == sum(counters.proposed_by_position)
+        assert len(counters.inter_token_latency.counts) == len(counters.inter_token_latency.bounds) + 1
+        assert counters.tokens == counters.verify_steps + sum(counters.accepted_by_position)
+    for before, after in pairwise(history):
+        assert all(after[version].tokens >= tally.tokens for version, tally in before.items())

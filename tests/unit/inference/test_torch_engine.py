@@ -1,0 +1,292 @@
+"""The torch engine: what it says never depends on the draft, and its draft can change under it."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.support.tiny_target import make_draft, make_tiny_target, save_draft
+from transformers import LlamaForCausalLM
+
+from updraft_chassis.errors import Corrupt, Exhausted, InvalidInput
+from updraft_draft import checkpoint
+from updraft_inference.engine.port import (
+    CaptureWish,
+    Drafter,
+    DraftOnDisk,
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    Sampling,
+)
+from updraft_inference.torch_engine.decoder import Limits
+from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
+
+GREEDY = Sampling(temperature=0)
+PROMPTS = [tuple(range(3, 8)), tuple(range(40, 97)), (7, 7, 7, 7, 7), tuple(range(300, 320))]
+_ids = count()
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_target(tmp_path_factory.mktemp("models") / "target", seed=3)
+
+
+@pytest.fixture(scope="module")
+def drafts(target: Path, tmp_path_factory: pytest.TempPathFactory) -> list[DraftOnDisk]:
+    folders = tmp_path_factory.mktemp("drafts")
+    return [
+        DraftOnDisk(
+            version=n,
+            folder=folders / str(n),
+            tensors_digest=save_draft(make_draft(target, seed=n), folders / str(n)),
+        )
+        for n in (1, 2)
+    ]
+
+
+@pytest.fixture
+async def engine(target: Path) -> AsyncIterator[TorchEngine]:
+    async with open_engine(target) as opened:
+        yield opened
+
+
+def open_engine(target: Path, *, slots: int = 3, max_queued: int = 500) -> TorchEngine:
+    limits = Limits(num_slots=slots, max_context=200, max_lookahead=7)
+    return TorchEngine.open(target, EngineOptions(limits=limits, dtype=torch.float32, max_queued=max_queued))
+
+
+def request(prompt: tuple[int, ...], **kwargs: object) -> GenerationRequest:
+    defaults: dict[str, object] = {"max_tokens": 40, "sampling": GREEDY, "ignore_eos": True}
+    return GenerationRequest(request_id=f"r{next(_ids)}", prompt_ids=prompt, **{**defaults, **kwargs})  # type: ignore[arg-type]
+
+
+async def run(engine: TorchEngine, wanted: GenerationRequest) -> Finished:
+    tokens: list[int] = []
+    async for delta in engine.generate(wanted):
+        tokens += delta.token_ids
+        if delta.finished is not None:
+            assert tuple(tokens) == delta.finished.output_ids
+            return delta.finished
+    raise AssertionError("the stream ended without its end")
+
+
+@pytest.fixture(scope="module")
+def reference(target: Path) -> list[tuple[int, ...]]:
+    """Greedy continuations by transformers: an implementation that is not ours."""
+    model = LlamaForCausalLM.from_pretrained(target, dtype=torch.float32)
+    outputs = []
+    for prompt in PROMPTS:
+        ids = torch.tensor([prompt])
+        full = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=40,
+            do_sample=False,
+            pad_token_id=0,
+            eos_token_id=None,
+        )
+        outputs.append(tuple(full[0, len(prompt) :].tolist()))
+    return outputs
+
+
+@pytest.mark.parametrize("drafter", list(Drafter))
+@pytest.mark.parametrize("k", [0, 1, 4, 7])
+async def test_greedy_output_is_the_targets_with_any_drafter_and_lookahead(
+    engine: TorchEngine, drafts: list[DraftOnDisk], reference: list[tuple[int, ...]], drafter: Drafter, k: int
+) -> None:
+    await engine.swap(drafts[0])
+    finished = await asyncio.gather(*(run(engine, request(p, drafter=drafter, lookahead=k)) for p in PROMPTS))
+    assert [f.output_ids for f in finished] == reference
+
+
+async def test_greedy_output_is_unchanged_by_swaps_in_mid_request(
+    engine: TorchEngine, drafts: list[DraftOnDisk], reference: list[tuple[int, ...]]
+) -> None:
+    async def swap_often() -> None:
+        for n in range(20):
+            await engine.swap([*drafts, None][n % 3])
+
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(run(engine, request(p))) for p in PROMPTS]
+        tasks.create_task(swap_often())
+    assert [task.result().output_ids for task in running] == reference
+
+
+async def test_a_request_is_served_by_the_version_that_each_step_says(
+    engine: TorchEngine, drafts: list[DraftOnDisk]
+) -> None:
+    await engine.swap(drafts[0])
+    stream = engine.generate(request(PROMPTS[0], max_tokens=60, lookahead=2))
+    await anext(stream)
+    await engine.swap(drafts[1])
+    async for delta in stream:
+        if delta.finished is not None:
+            versions = [step.draft_version for step in delta.finished.steps if step.draft_ids]
+    assert versions == sorted(versions)
+    assert versions[-1] == 2
+
+
+async def test_sampled_output_has_the_targets_distribution_with_any_draft(target: Path, tmp_path: Path) -> None:
+    """Two-sample chi-square over the first three tokens, with a draft of lookahead 2 against none."""
+    async with open_engine(target, slots=8, max_queued=1000) as engine:
+
+        async def sample(drafter: Drafter, seeds: range) -> list[Finished]:
+            sampling = [Sampling(temperature=0.7, top_k=3, seed=seed) for seed in seeds]
+            wanted = [request((5, 6), max_tokens=4, sampling=s, drafter=drafter, lookahead=2) for s in sampling]
+            return await asyncio.gather(*(run(engine, w) for w in wanted))
+
+        without = await sample(Drafter.NONE, range(800))
+        # A draft over just the tokens that occur, so that many of its random guesses are kept.
+        tokens = torch.tensor(sorted({token for f in without for token in f.output_ids}))
+        digest = save_draft(make_draft(target, token_ids=tokens), tmp_path / "draft")
+        await engine.swap(DraftOnDisk(version=1, folder=tmp_path / "draft", tensors_digest=digest))
+        with_draft = await sample(Drafter.EAGLE3, range(800, 1600))
+    assert sum(step.accepted for f in with_draft for step in f.steps) > 50, "kept drafts are what the test is about"
+    statistic, degrees = _two_sample_chi_square(
+        Counter(f.output_ids[:3] for f in with_draft), Counter(f.output_ids[:3] for f in without)
+    )
+    # Wilson and Hilferty's approximation of the 99.9th percentile.
+    assert statistic < degrees * (1 - 2 / (9 * degrees) + 3.09 * (2 / (9 * degrees)) ** 0.5) ** 3
+
+
+def _two_sample_chi_square(one: Counter[tuple[int, ...]], other: Counter[tuple[int, ...]]) -> tuple[float, int]:
+    """Of samples of one size, over outcomes seen at least ten times; with its degrees of freedom."""
+    common = [outcome for outcome in one | other if one[outcome] + other[outcome] >= 10]
+    assert len(common) > 3
+    return sum((one[o] - other[o]) ** 2 / (one[o] + other[o]) for o in common), len(common) - 1
+
+
+async def test_a_seed_gives_the_same_sample_again(engine: TorchEngine) -> None:
+    wanted = [request(PROMPTS[0], sampling=Sampling(temperature=1.0, seed=9)) for _ in range(2)]
+    first, second = [await run(engine, w) for w in wanted]
+    assert first.output_ids == second.output_ids
+
+
+async def test_capture_gives_the_hidden_rows_of_the_targets_own_forward(target: Path, engine: TorchEngine) -> None:
+    prompt = PROMPTS[1]
+    finished = await run(engine, request(prompt, max_tokens=9, capture=CaptureWish(payload=True, prompt_rows=5)))
+    assert finished.hidden is not None
+    first = len(prompt) - 5
+    assert finished.hidden.first_position == first
+    model = LlamaForCausalLM.from_pretrained(target, dtype=torch.float32)
+    everything = torch.tensor([[*prompt, *finished.output_ids]])
+    with torch.no_grad():
+        states = model(everything, output_hidden_states=True).hidden_states
+    # hidden_states[i] is the input of layer i; the last one is after the final norm.
+    aux = torch.cat([states[i][0] for i in (2, 4, 5)], -1)
+    rows = len(finished.hidden.aux)
+    assert rows == 5 + 9 - 1, "every position but the last output token was forwarded"
+    torch.testing.assert_close(finished.hidden.aux, aux[first : first + rows], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(finished.hidden.last, states[-1][0, first : first + rows], rtol=1e-3, atol=1e-4)
+
+
+async def test_a_request_near_its_end_is_not_disturbed_by_a_newcomers_long_prompt(
+    target: Path, engine: TorchEngine, drafts: list[DraftOnDisk]
+) -> None:
+    await engine.swap(drafts[0])
+    old = engine.generate(request(PROMPTS[0], max_tokens=195, lookahead=3))
+    tokens = 0
+    while tokens < 180:
+        tokens += len((await anext(old)).token_ids)
+    newcomer = await run(engine, request(tuple(range(3, 153)), max_tokens=30, lookahead=3))
+    assert len(newcomer.output_ids) == 30
+    async for delta in old:
+        tokens += len(delta.token_ids)
+    assert tokens == 195
+
+
+async def test_a_swap_whose_caller_gave_up_leaves_the_engine_serving(
+    engine: TorchEngine, drafts: list[DraftOnDisk]
+) -> None:
+    for _ in range(20):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0):
+                await engine.swap(drafts[0])
+    assert len((await run(engine, request(PROMPTS[0]))).output_ids) == 40
+    assert (await engine.swap(drafts[1])).loaded.version == 2
+
+
+async def test_a_caller_that_leaves_frees_its_slot(target: Path) -> None:
+    async with open_engine(target, slots=1) as engine:
+        stream = engine.generate(request(PROMPTS[0], max_tokens=150))
+        await anext(stream)
+        await stream.aclose()
+        finished = await asyncio.wait_for(run(engine, request(PROMPTS[0], max_tokens=3)), 5)
+        assert finished.reason is FinishReason.LENGTH
+        assert engine.load.running == 0
+
+
+async def test_a_stop_token_inside_a_kept_chain_ends_the_request_there(target: Path) -> None:
+    async with open_engine(target) as engine:
+        plain = await run(engine, request(PROMPTS[2], ignore_eos=False, max_tokens=100, drafter=Drafter.NONE))
+        drafted = await run(engine, request(PROMPTS[2], ignore_eos=False, max_tokens=100, drafter=Drafter.NGRAM))
+        assert plain.output_ids == drafted.output_ids
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        pytest.param({"prompt": ()}, "empty", id="no prompt"),
+        pytest.param({"max_tokens": 0}, "at least 1", id="no tokens"),
+        pytest.param({"max_tokens": 10**9}, "exceed the context of 200", id="absurd limit"),
+        pytest.param({"prompt": (1, 512)}, "vocabulary of 512", id="token outside"),
+    ],
+)
+async def test_what_cannot_be_served_is_refused_with_the_number(
+    engine: TorchEngine, wanted: dict[str, object], words: str
+) -> None:
+    prompt = wanted.pop("prompt", (1, 2))
+    with pytest.raises(InvalidInput, match=words):
+        await run(engine, request(prompt, **wanted))  # type: ignore[arg-type]
+
+
+async def test_a_full_queue_refuses_instead_of_growing(target: Path) -> None:
+    async with open_engine(target, slots=1, max_queued=1) as engine:
+        streams = [engine.generate(request(PROMPTS[0], max_tokens=150)) for _ in range(2)]
+        await anext(streams[0])
+        waiting = asyncio.ensure_future(anext(streams[1]))  # noqa: TID251  (a request that waits on purpose)
+        await asyncio.sleep(0)
+        with pytest.raises(Exhausted):
+            await run(engine, request(PROMPTS[0]))
+        await streams[0].aclose()
+        await waiting
+        await streams[1].aclose()
+
+
+async def test_a_draft_that_must_not_serve_is_refused_and_the_old_one_goes_on(
+    target: Path, engine: TorchEngine, drafts: list[DraftOnDisk], tmp_path: Path
+) -> None:
+    await engine.swap(drafts[0])
+    stranger = make_tiny_target(tmp_path / "stranger", seed=9)
+    other = make_draft(stranger, token_ids=torch.arange(10, 266))
+    folder = tmp_path / "other"
+    digest = save_draft(other, folder)
+    with pytest.raises(InvalidInput, match="vocabulary"):
+        await engine.swap(DraftOnDisk(version=3, folder=folder, tensors_digest=digest))
+    with pytest.raises(Corrupt, match="manifest says"):
+        await engine.swap(DraftOnDisk(version=3, folder=drafts[1].folder, tensors_digest=drafts[0].tensors_digest))
+    damaged = tmp_path / "damaged"
+    save_draft(make_draft(target), damaged)
+    tensors = load_file(damaged / "model.safetensors")
+    tensors["fc.weight"][:] = float("nan")
+    save_file(tensors, damaged / "model.safetensors")
+    with pytest.raises(Corrupt, match="not finite"):
+        await engine.swap(DraftOnDisk(version=4, folder=damaged, tensors_digest=digest))
+    assert engine.loaded.version == 1
+    assert engine.loaded.tensors_digest == drafts[0].tensors_digest
+
+
+async def test_what_the_engine_says_it_holds_is_computed_from_its_own_tensors(
+    engine: TorchEngine, drafts: list[DraftOnDisk]
+) -> None:
+    swapped = await engine.swap(drafts[1])
+    _, tensors = checkpoint.load(drafts[1].folder)
+    expected = checkpoint.tensors_digest(checkpoint.tensor_specs(sorted(tensors.items())))
+    assert swapped.loaded.tensors_digest == expected
+    assert (await engine.swap(None)).loaded.version == 0
