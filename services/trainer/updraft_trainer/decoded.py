@@ -1,0 +1,34 @@
+"""Decoded samples in memory, the least recently used going first: a sample is used often, and decoding costs."""
+
+from collections import OrderedDict
+
+from updraft_trainer.sample import Sample
+
+
+class DecodedSamples:
+    """A cache of samples of at most `max_bytes` of tensors. Not thread-safe."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._samples: OrderedDict[str, Sample] = OrderedDict()
+        self.num_bytes = 0
+
+    def get(self, trace_id: str) -> Sample | None:
+        """The sample, if it is here."""
+        if trace_id in self._samples:
+            self._samples.move_to_end(trace_id)
+        return self._samples.get(trace_id)
+
+    def put(self, sample: Sample) -> None:
+        """Remember a sample; one that is larger than the cache is not kept."""
+        self.discard(sample.trace_id)
+        self._samples[sample.trace_id] = sample
+        self.num_bytes += sample.num_bytes
+        while self.num_bytes > self._max_bytes:
+            _, oldest = self._samples.popitem(last=False)
+            self.num_bytes -= oldest.num_bytes
+
+    def discard(self, trace_id: str) -> None:
+        """Forget a sample, if it is here."""
+        if sample := self._samples.pop(trace_id, None):
+            self.num_bytes -= sample.num_bytes

@@ -1,0 +1,79 @@
+"""How many verify steps a draft would have needed for a held-out output: the exact walk of greedy chain decoding.
+
+Averaging over positions was refused: a long predictable run would count at every position though decoding jumps over it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from updraft_chassis.evidence import Gain, Paired, gain
+from updraft_draft.network import DraftNetwork
+from updraft_trainer.sample import Sample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A candidate against a baseline on the same held-out requests, in their order."""
+
+    trace_ids: tuple[str, ...]
+    domains: tuple[str, ...]
+    pairs: tuple[Paired, ...]
+
+    def gain(self, confidence: float) -> Gain | None:
+        """None with fewer than two requests: nothing can be said."""
+        return gain(self.pairs, confidence) if len(self.pairs) > 1 else None
+
+
+@torch.no_grad()
+def verify_steps(network: DraftNetwork, samples: Sequence[Sample], *, lookahead: int) -> list[int]:
+    """Verify steps that greedy decoding with chains of `lookahead` needs for each sample's output after its first token."""
+    steps = []
+    for sample in samples:
+        with torch.autocast("cpu", torch.bfloat16):
+            hits = _hits(network, sample, lookahead)
+        steps.append(_walk(hits, first=sample.first_output, last=sample.num_rows))
+    return steps
+
+
+def num_tokens(sample: Sample) -> int:
+    """Output tokens that verify steps produced: all but the first, which prefill gives."""
+    return sample.num_rows - sample.first_output
+
+
+def compare(samples: Sequence[Sample], candidate: Sequence[int], baseline: Sequence[int] | None) -> Estimate:
+    """Pair the steps of both; baseline None is decoding without a draft, one token a step."""
+    tokens = [num_tokens(sample) for sample in samples]
+    pairs = zip(tokens, candidate, baseline or tokens, strict=True)
+    return Estimate(
+        trace_ids=tuple(sample.trace_id for sample in samples),
+        domains=tuple(sample.domain for sample in samples),
+        pairs=tuple(Paired(tokens=t, candidate_steps=c, baseline_steps=b) for t, c, b in pairs),
+    )
+
+
+def _hits(network: DraftNetwork, sample: Sample, lookahead: int) -> Tensor:
+    """bool [R + 1, lookahead]: would draft j made when token c is the newest be the token c + 1 + j? Row c, token order."""
+    rows = sample.num_rows
+    first_row = max(0, sample.first_output - 1)
+    ids = torch.cat([sample.ids[1:], torch.zeros(lookahead, dtype=torch.long)])[None, : rows + lookahead - 1]
+    states = network.unroll(sample.aux[None], ids, num_steps=lookahead, first_row=first_row)
+    hits = torch.zeros(rows + 1, lookahead, dtype=torch.bool)
+    for j, state in enumerate(states):
+        drafts = network.token_ids[network.logits(state[0]).argmax(-1)]
+        wanted = sample.ids[first_row + 2 + j :]
+        count = min(len(wanted), len(drafts))
+        hits[first_row + 1 : first_row + 1 + count, j] = drafts[:count] == wanted[:count]
+    return hits
+
+
+def _walk(hits: Tensor, *, first: int, last: int) -> int:
+    """Verify steps from token `first` to token `last`, which the walk may not draft beyond."""
+    kept = hits.long().cumprod(-1).sum(-1).tolist()
+    at, steps = first, 0
+    while at < last:
+        at += 1 + min(kept[at], last - at - 1)
+        steps += 1
+    return steps

@@ -1,0 +1,168 @@
+"""From the stream into replay: read, check, store, and only then acknowledge.
+
+An entry is settled when its effect is durable: stored, known already, or refused and counted. What nobody could ever
+read goes to the dead letters. With Redis away or the disk full, entries stay where they are and learning goes on.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from google.protobuf.message import DecodeError
+
+from updraft.trace.v1 import trace_pb2
+from updraft_chassis.clock import Clock
+from updraft_chassis.errors import UpdraftError
+from updraft_chassis.lifecycle import Stop
+from updraft_chassis.retry import Backoff
+from updraft_chassis.streams import Consumer, Entry
+from updraft_trainer.metrics import Metrics
+from updraft_trainer.replay import Arrival, Replay
+from updraft_trainer.retention import Place
+from updraft_trainer.sample import Expectation, Refusal, Sample, read_sample
+
+logger = logging.getLogger(__name__)
+
+BATCH_ENTRIES = 8
+"""Decoded together in memory; an entry has at most 32 MiB, and most have less than one."""
+
+_BLOCK = timedelta(seconds=1)
+
+# Refusals that say that the bytes are wrong, rather than that a sound trace is not for us.
+_UNREADABLE = frozenset({"malformed", "schema"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """What one trace says of its request, with or without a payload."""
+
+    tokens: int
+    steps: int
+    proposed: int
+    accepted: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """An entry with either its sample or the reason that it is none."""
+
+    entry: Entry
+    sample: Sample | None = None
+    refusal: Refusal | None = None
+    traffic: Traffic | None = None
+
+    @property
+    def is_unreadable(self) -> bool:
+        """Whether a person should look at it."""
+        return self.refusal is not None and self.refusal.label in _UNREADABLE
+
+
+def check(entry: Entry, expected: Expectation) -> Checked:
+    """Decode one entry."""
+    try:
+        sample = read_sample(entry.data, expected)
+    except Refusal as refusal:
+        return Checked(entry=entry, refusal=refusal, traffic=read_traffic(entry.data))
+    return Checked(entry=entry, sample=sample, traffic=read_traffic(entry.data))
+
+
+def read_traffic(data: bytes) -> Traffic | None:
+    """Count tokens and steps of a trace; None if it is none."""
+    try:
+        trace = trace_pb2.Trace.FromString(data)
+    except DecodeError:
+        return None
+    return Traffic(
+        tokens=len(trace.output_ids),
+        steps=len(trace.steps),
+        proposed=sum(len(step.draft_ids) for step in trace.steps),
+        accepted=sum(step.accepted for step in trace.steps),
+    )
+
+
+class Intake:
+    """The one task that uses the consumer."""
+
+    def __init__(
+        self, consumer: Consumer, replay: Replay, expected: Expectation, *, metrics: Metrics, clock: Clock
+    ) -> None:
+        self._consumer = consumer
+        self._replay = replay
+        self._expected = expected
+        self._metrics = metrics
+        self._clock = clock
+        self._unsettled: list[Checked] = []
+        self._is_up: bool | None = None
+
+    async def run(self, stop: Stop) -> None:
+        """Take entries in until `stop`, through whatever outage."""
+        backoff = Backoff()
+        while not stop.requested:
+            try:
+                if not self._is_up:
+                    await self._consumer.open()
+                await self.turn()
+            except UpdraftError as error:
+                self._note(is_up=False, why=str(error))
+                await stop.wait(next(backoff))
+            else:
+                self._note(is_up=True)
+                backoff.reset()
+
+    async def turn(self) -> None:
+        """Settle a batch: the one that could not be settled before, else what can be read within a second."""
+        if not self._unsettled:
+            entries = await self._consumer.read(count=BATCH_ENTRIES, block=_BLOCK)
+            self._unsettled = await asyncio.to_thread(self._check_all, entries)
+        if self._unsettled:
+            await self._settle()
+
+    def _check_all(self, entries: Sequence[Entry]) -> list[Checked]:
+        return [check(entry, self._expected) for entry in entries]
+
+    async def _settle(self) -> None:
+        arrivals = [
+            Arrival(sample=checked.sample, data=checked.entry.data)
+            for checked in self._unsettled
+            if checked.sample is not None
+        ]
+        admitted = await asyncio.to_thread(self._replay.admit, arrivals)
+        self._count_stored(admitted, num_duplicates=len(arrivals) - len(admitted))
+        await self._consumer.ack(c.entry.id for c in self._unsettled if not c.is_unreadable)
+        self._count_settled(self._unsettled)
+        self._unsettled = [checked for checked in self._unsettled if checked.is_unreadable]
+        while self._unsettled:
+            unreadable = self._unsettled[0]
+            await self._consumer.dead_letter(unreadable.entry, str(unreadable.refusal))
+            self._unsettled.pop(0)
+
+    def _count_stored(self, admitted: Sequence[Sample], *, num_duplicates: int) -> None:
+        for sample in admitted:
+            self._metrics.admitted.labels("evaluation" if sample.is_evaluation else "train").inc()
+        self._metrics.refused.labels("duplicate").inc(num_duplicates)
+        for place in Place:
+            self._metrics.replay_samples.labels(place).set(self._replay.num_samples(place))
+            self._metrics.replay_bytes.labels(place).set(self._replay.num_bytes(place))
+
+    def _count_settled(self, settled: Sequence[Checked]) -> None:
+        for checked in settled:
+            if checked.refusal is not None:
+                self._metrics.refused.labels(checked.refusal.label).inc()
+            if checked.traffic is not None:
+                for what in ("tokens", "steps", "proposed", "accepted"):
+                    self._metrics.traffic.labels(what).inc(getattr(checked.traffic, what))
+        # An entry's id starts with the milliseconds at which Redis took it.
+        newest_ms = int(settled[-1].entry.id.split("-")[0])
+        self._metrics.stream_lag.set(max(0.0, self._clock.now() - newest_ms / 1000))
+
+    def _note(self, *, is_up: bool, why: str = "") -> None:
+        """Say once that traces stopped or go on coming in."""
+        if is_up is not self._is_up:
+            self._metrics.stream_up.set(is_up)
+            if not is_up:
+                logger.warning("No traces come in; learning goes on from replay", extra={"why": why})
+            elif self._is_up is not None:
+                logger.info("Traces come in again")
+        self._is_up = is_up

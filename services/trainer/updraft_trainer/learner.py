@@ -1,0 +1,185 @@
+"""One optimizer step of EAGLE-3 training-time test (arXiv 2503.01840, section 3.2) on a batch of samples.
+
+Step j of the unrolled draft at row t predicts the token at t + 2 + j; its teacher is the target's last hidden state at row
+t + 1 + j through the frozen head, restricted to the draft vocabulary and renormalised. Step j weighs decay^j. Rows whose
+token replaced a rejected draft weigh more: there the draft was wrong, and the target's distribution is known.
+
+Weights and optimizer are float32; forward and backward run in bfloat16 where the hardware has it.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from updraft_draft.config import DraftConfig
+from updraft_draft.network import initial_network
+from updraft_draft.target_weights import TargetHead
+from updraft_trainer.losses import LOSSES
+from updraft_trainer.sample import Sample
+
+MAX_BAD_STEPS = 3
+"""Steps in a row with a loss or gradient that is not finite before the last good weights are restored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hyper:
+    """How to learn."""
+
+    learning_rate: float = 1e-3
+    warmup_steps: int = 20
+    clip_norm: float = 1.0
+    ttt_steps: int = 3
+    step_decay: float = 0.8
+    loss: str = "forward_kl"
+    acceptance_weight: float = 0.0
+    """Weight of the acceptance loss, added to `loss`."""
+    correction_weight: float = 1.0
+    """Extra weight of rows whose draft was rejected."""
+    trains_head: bool = False
+    """The draft's head starts as the target's and is already right for it; training it doubles the cost of a step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport:
+    """What one optimizer step did. `is_skipped`: loss or gradient was not finite and nothing changed."""
+
+    loss: float
+    grad_norm: float
+    num_rows: int
+    is_skipped: bool = False
+
+
+class Learner:
+    """The draft in training. Not thread-safe."""
+
+    def __init__(
+        self, target: TargetHead, config: DraftConfig, token_ids: Tensor, hyper: Hyper, *, seed: int = 0
+    ) -> None:
+        self.hyper = hyper
+        self.step = 0
+        self._teacher_head = target.head[token_ids].bfloat16()
+        self.network = initial_network(config, target.embedding, target.head, target.final_norm, token_ids, seed=seed)
+        self.network.lm_head.requires_grad_(requires_grad=hyper.trains_head)
+        trained = [p for p in self.network.parameters() if p.requires_grad]
+        self._optimizer = torch.optim.AdamW(
+            trained, lr=hyper.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+        )
+        self._num_bad = 0
+        self._good = self._weights()
+
+    def train(self, samples: list[Sample]) -> StepReport:
+        """One optimizer step on these samples."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.hyper.learning_rate * min(1.0, (self.step + 1) / max(1, self.hyper.warmup_steps))
+        self._optimizer.zero_grad(set_to_none=True)
+        loss, num_rows = self._loss(samples)
+        if num_rows == 0:
+            return StepReport(loss=0.0, grad_norm=0.0, num_rows=0)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.hyper.clip_norm))
+        value = loss.item()
+        if not math.isfinite(value) or not math.isfinite(norm):
+            self._refuse()
+            return StepReport(loss=value, grad_norm=norm, num_rows=num_rows, is_skipped=True)
+        self._optimizer.step()
+        self.step += 1
+        self._num_bad = 0
+        return StepReport(loss=value, grad_norm=norm, num_rows=num_rows)
+
+    def mark_good(self) -> None:
+        """Remember these weights as the ones to return to when training diverges."""
+        self._good = self._weights()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that training goes on from."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "step": self.step,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()` of a learner of the same shape."""
+        self.network.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.step = int(state["step"])
+        self._good = self._weights()
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: p.detach().clone() for name, p in self.network.named_parameters() if p.requires_grad}
+
+    def _refuse(self) -> None:
+        """Change nothing; after several such steps go back to the last good weights with a fresh optimizer state."""
+        self._num_bad += 1
+        if self._num_bad >= MAX_BAD_STEPS:
+            self.network.load_state_dict(self._good, strict=False)
+            self._optimizer.state.clear()
+            self._num_bad = 0
+
+    def _loss(self, samples: list[Sample]) -> tuple[Tensor, int]:
+        batch = _Batch.of(samples, num_steps=self.hyper.ttt_steps, known=self.network.t2d)
+        if len(batch.places) == 0:
+            return torch.zeros(()), 0
+        with torch.autocast("cpu", torch.bfloat16):
+            states = self.network.unroll(
+                batch.aux, batch.ids, num_steps=self.hyper.ttt_steps, first_row=batch.first_row
+            )
+            with torch.no_grad():
+                log_p = F.linear(batch.teacher, self._teacher_head).float().log_softmax(-1)
+            total = torch.zeros(())
+            for j, state in enumerate(states):
+                row, column, teacher = batch.rows(j)
+                if len(row) == 0:
+                    continue
+                log_q = self.network.logits(state[row, column]).float().log_softmax(-1)
+                loss = LOSSES[self.hyper.loss](log_q, log_p[teacher])
+                if self.hyper.acceptance_weight:
+                    loss = loss + self.hyper.acceptance_weight * LOSSES["acceptance"](log_q, log_p[teacher])
+                weight = 1.0 + self.hyper.correction_weight * batch.corrections[teacher]
+                total = total + self.hyper.step_decay**j * (loss * weight).sum() / weight.sum()
+        return total, len(batch.places)
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Samples padded to one length: aux [B, T, A], ids [B, T + steps - 1]; teacher [N, D], one row a learnt token.
+
+    `places` has (sample, index of the learnt token in ids of the sample) for each teacher row.
+    """
+
+    aux: Tensor
+    ids: Tensor
+    teacher: Tensor
+    corrections: Tensor
+    places: Tensor
+    first_row: int
+
+    @classmethod
+    def of(cls, samples: list[Sample], *, num_steps: int, known: Tensor) -> "_Batch":
+        T = max(s.num_rows for s in samples) - 1
+        aux = torch.zeros(len(samples), T, samples[0].aux.shape[1], dtype=samples[0].aux.dtype)
+        ids = torch.zeros(len(samples), T + num_steps - 1, dtype=torch.long)
+        teacher, corrections, places = [], [], []
+        for b, sample in enumerate(samples):
+            rows = sample.num_rows - 1
+            aux[b, :rows] = sample.aux[:rows]
+            tokens = sample.ids[1 : 1 + ids.shape[1]]
+            ids[b, : len(tokens)] = tokens
+            # The first output token has no row two before it where the prompt was captured by one row only.
+            learnt = torch.arange(max(sample.first_output, 2), sample.num_rows + 1)
+            learnt = learnt[known[sample.ids[learnt]]]
+            teacher.append(sample.last[learnt - 1])
+            corrections.append(sample.corrections[learnt].float())
+            places.append(torch.stack([torch.full_like(learnt, b), learnt], -1))
+        first_row = max(0, min(s.first_output for s in samples) - 1 - num_steps)
+        return cls(aux, ids, torch.cat(teacher), torch.cat(corrections), torch.cat(places), first_row)
+
+    def rows(self, j: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Which state predicts each learnt token at step j: its sample, its column in `unroll`'s states, the teacher row."""
+        column = self.places[:, 1] - 2 - j - self.first_row
+        teacher = torch.nonzero(column >= 0)[:, 0]
+        return self.places[teacher, 0], column[teacher], teacher

@@ -1,0 +1,30 @@
+"""Losses over one row of the draft: all take log q and log p over the draft vocabulary, [rows, V], and give [rows].
+
+Forward KL is the base (EAGLE-3, Aurora); the acceptance loss is the reward itself, since a draft drawn from q is kept with
+probability sum of min(p, q) (Leviathan et al. 2023, theorem 3.5).
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def forward_kl(log_q: Tensor, log_p: Tensor) -> Tensor:
+    """KL(p || q): the draft covers all that the target may say."""
+    p = log_p.exp()
+    return (p * (log_p - log_q)).sum(-1)
+
+
+def reverse_kl(log_q: Tensor, log_p: Tensor) -> Tensor:
+    """KL(q || p): the draft says only what the target would."""
+    return (log_q.exp() * (log_q - log_p)).sum(-1)
+
+
+def acceptance(log_q: Tensor, log_p: Tensor) -> Tensor:
+    """1 - sum of min(p, q): the probability that a draft is refused, the total variation distance of p and q."""
+    return 1.0 - (log_p.minimum(log_q)).exp().sum(-1)
+
+
+LOSSES: dict[str, Loss] = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "acceptance": acceptance}

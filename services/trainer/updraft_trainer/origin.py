@@ -1,0 +1,153 @@
+"""Where a draft in training comes from: the saved state, else the registry's draft, else new weights.
+
+A lineage that exists is continued, for engines cannot swap to another vocabulary; so a trainer without a state asks the
+registry before it starts one, and waits for the answer.
+"""
+
+import asyncio
+import dataclasses
+import hashlib
+import json
+import logging
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from updraft_chassis.errors import Conflict, NotFound, Unavailable
+from updraft_chassis.lifecycle import Stop
+from updraft_draft import checkpoint
+from updraft_draft.target_weights import TargetHead
+from updraft_trainer import vocabulary
+from updraft_trainer.drafts import Drafts, Outlook
+from updraft_trainer.learner import Hyper, Learner
+from updraft_trainer.replay import Replay
+from updraft_trainer.state import Progress, State
+
+logger = logging.getLogger(__name__)
+
+_WAIT_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Design:
+    """How a draft is made when there is none, and how it learns."""
+
+    target: TargetHead
+    target_fingerprint: str
+    hyper: Hyper
+    draft_vocab_size: int
+    first_samples: int
+    seed: int
+
+    @property
+    def config_digest(self) -> str:
+        """ "sha256:..." of everything here that changes what is learnt."""
+        content = dataclasses.asdict(self.hyper) | {"draft_vocab_size": self.draft_vocab_size, "seed": self.seed}
+        return f"sha256:{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}"
+
+    def learner(self, token_ids: Tensor) -> Learner:
+        """A learner with first weights over this vocabulary."""
+        config = self.target.config.draft(draft_vocab_size=len(token_ids))
+        return Learner(self.target, config, token_ids, self.hyper, seed=self.seed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """What training starts or goes on with."""
+
+    learner: Learner
+    progress: Progress
+    rng: random.Random
+
+
+def resume(state: State, design: Design) -> Origin:
+    """Go on from a saved state, with today's settings of how to learn. Conflict if they do not fit it."""
+    if state.config_digest != design.config_digest:
+        logger.warning("Settings of learning changed since the state was saved; they apply from here on")
+    learner = design.learner(state.token_ids)
+    try:
+        learner.load_state_dict(state.learner)
+    except (ValueError, RuntimeError) as error:  # torch's words for groups or shapes that differ
+        raise Conflict(
+            f"the saved state does not fit these settings ({error});"
+            " restore UPDRAFT_TRAINER_TRAINS_HEAD or set UPDRAFT_TRAINER_DATA_DIR to another folder"
+        ) from error
+    rng = random.Random()
+    rng.setstate(state.rng)
+    logger.info("Resumed", extra={"step": learner.step, "samples": state.progress.num_samples})
+    return Origin(learner=learner, progress=state.progress, rng=rng)
+
+
+async def begin(design: Design, drafts: Drafts, replay: Replay, stop: Stop) -> Origin | None:
+    """Start from the registry's draft, or from nothing once there is some traffic; None if `stop` came first.
+
+    Needs `drafts.follow` and intake to run meanwhile. Conflict if the registry's drafts are for another target.
+    """
+    outlook = await _answer(drafts, stop)
+    if outlook is None:
+        return None
+    outlook.check_target(design.target_fingerprint)
+    version = outlook.serving or outlook.latest
+    learner = await (_adopt(design, drafts, version, stop) if version else _start(design, replay, stop))
+    if learner is None:
+        return None
+    return Origin(learner=learner, progress=Progress(), rng=random.Random(design.seed))
+
+
+async def _answer(drafts: Drafts, stop: Stop) -> Outlook | None:
+    while drafts.outlook is None:
+        if await stop.wait(_WAIT_S):
+            return None
+    return drafts.outlook
+
+
+async def _adopt(design: Design, drafts: Drafts, version: int, stop: Stop) -> Learner | None:
+    """A learner that goes on from a published version."""
+    while not stop.requested:
+        try:
+            folder = await drafts.fetch(version)
+        except NotFound as error:
+            raise Conflict(
+                f"there is no draft of this speculator left to go on from ({error});"
+                " publish one that serves, or set UPDRAFT_TRAINER_SPECULATOR to a new name"
+            ) from error
+        except Unavailable as error:
+            logger.warning("Waiting for the draft to start from: %s", error, extra={"version": version})
+            await stop.wait(_WAIT_S)
+        else:
+            learner = await asyncio.to_thread(_read, design, folder)
+            logger.info("Started from a published draft", extra={"version": version})
+            return learner
+    return None
+
+
+def _read(design: Design, folder: Path) -> Learner:
+    config, tensors = checkpoint.load(folder)
+    learner = design.learner(tensors["d2t"] + torch.arange(config.draft_vocab_size))
+    if learner.network.config != config:
+        raise Conflict(f"the draft in {folder} does not have the shape that this trainer gives to drafts of its target")
+    learner.network.load_state_dict(tensors)
+    learner.mark_good()
+    return learner
+
+
+async def _start(design: Design, replay: Replay, stop: Stop) -> Learner | None:
+    """A learner with new weights, whose vocabulary the first samples chose."""
+    while len(replay.training_ids()) < design.first_samples:
+        if await stop.wait(_WAIT_S):
+            return None
+    count = max(1, design.first_samples)
+    samples = replay.training_batch({}, count=count, max_uses=1, rng=random.Random(design.seed))
+    target = design.target.config
+    token_ids = vocabulary.choose(
+        (sample.ids for sample in samples),
+        always=target.eos_token_ids,
+        vocab_size=target.vocab_size,
+        size=design.draft_vocab_size,
+    )
+    learner = await asyncio.to_thread(design.learner, token_ids)
+    logger.info("Started a new draft", extra={"draft_vocab_size": len(token_ids)})
+    return learner

@@ -1,0 +1,117 @@
+"""A candidate becomes a version: checkpoint folder, manifest, upload. What is uploaded is what was estimated.
+
+The registry decides what becomes of it; its answer is the outcome, and nothing is assumed without one.
+"""
+
+import asyncio
+import logging
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from updraft.registry.v1 import registry_pb2
+from updraft_chassis import transfer
+from updraft_chassis.clock import Clock
+from updraft_draft import checkpoint
+from updraft_draft.network import DraftNetwork
+from updraft_trainer.estimate import Estimate
+from updraft_trainer.state import Identity, Progress
+
+if TYPE_CHECKING:
+    from updraft.registry.v1.registry_pb2_grpc import RegistryAsyncStub
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A draft as it would be served, and the estimate that speaks for it. `baseline_version` 0 = no draft."""
+
+    network: DraftNetwork
+    step: int
+    estimate: Estimate
+    baseline_version: int
+    lookahead: int
+
+
+def snapshot(network: DraftNetwork) -> DraftNetwork:
+    """A copy with the values that a checkpoint would hold, in the embedding's dtype; training does not change it."""
+    return checkpoint.build(network.config, dict(checkpoint.checkpoint_tensors(network)), network.embedding)
+
+
+def evaluation(candidate: Candidate) -> registry_pb2.Evaluation:
+    """The estimate as the registry's gate reads it."""
+    estimate = candidate.estimate
+    return registry_pb2.Evaluation(
+        baseline_version=candidate.baseline_version,
+        lookahead=candidate.lookahead,
+        samples=[
+            registry_pb2.EvaluationSample(
+                trace_id=trace_id,
+                tokens=pair.tokens,
+                candidate_steps=pair.candidate_steps,
+                baseline_steps=pair.baseline_steps,
+                domain=domain,
+            )
+            for trace_id, domain, pair in zip(estimate.trace_ids, estimate.domains, estimate.pairs, strict=True)
+        ],
+    )
+
+
+class Publisher:
+    """Sends candidates of one speculator. `folder` is scratch space of its own."""
+
+    def __init__(
+        self,
+        stub: "RegistryAsyncStub",
+        *,
+        identity: Identity,
+        config_digest: str,
+        folder: Path,
+        clock: Clock,
+    ) -> None:
+        self._stub = stub
+        self._identity = identity
+        self._config_digest = config_digest
+        self._folder = folder
+        self._clock = clock
+
+    async def publish(self, candidate: Candidate, progress: Progress) -> registry_pb2.PublishResponse | None:
+        """Upload; None if these very tensors were sent before. Raises what the registry answers, or Unavailable."""
+        manifest = await asyncio.to_thread(self._prepare, candidate, progress)
+        if manifest.tensors_digest in progress.sent_digests:
+            return None
+        response = await transfer.upload(self._stub, manifest, self._folder / checkpoint.WEIGHTS)
+        progress.note_sent(manifest.tensors_digest)
+        return response
+
+    def _prepare(self, candidate: Candidate, progress: Progress) -> registry_pb2.Manifest:
+        shutil.rmtree(self._folder, ignore_errors=True)  # what a killed process left
+        checkpoint.save(candidate.network, self._folder)
+        weights = self._folder / checkpoint.WEIGHTS
+        specs = checkpoint.tensor_specs(checkpoint.checkpoint_tensors(candidate.network))
+        return registry_pb2.Manifest(
+            speculator=self._identity.speculator,
+            digest=transfer.sha256(weights),
+            size_bytes=weights.stat().st_size,
+            tensors=specs,
+            tensors_digest=checkpoint.tensors_digest(specs),
+            config_json=candidate.network.config.to_json(),
+            target_fingerprint=self._identity.target_fingerprint,
+            tokenizer_fingerprint=self._identity.tokenizer_fingerprint,
+            draft_vocabulary_fingerprint=checkpoint.vocabulary_fingerprint(candidate.network.token_ids),
+            parent_version=candidate.baseline_version,
+            source=registry_pb2.SOURCE_TRAINER,
+            provenance=registry_pb2.Provenance(
+                samples=progress.num_samples,
+                first_trace_id=progress.first_trace_id,
+                last_trace_id=progress.last_trace_id,
+                step=candidate.step,
+                config_digest=self._config_digest,
+                code_version=f"updraft/{installed_version('updraft')}",
+                created_unix_ms=int(self._clock.now() * 1000),
+            ),
+            evaluation=evaluation(candidate),
+        )

@@ -1,0 +1,189 @@
+"""Where training goes on after a kill: one file with everything that replay and registry do not already hold.
+
+A save writes beside its place, syncs, and renames; the name carries the content's sha256, so that a damaged file shows,
+and the one before it stays for that day. A folder that belongs to another target is refused: silently starting anew
+would lose days of learning. What was trained after the last save is trained again after a kill; since uses and weights
+come from the same file, no weights have seen it twice.
+"""
+
+import hashlib
+import logging
+import os
+import pickle
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from updraft_chassis.errors import Conflict, Corrupt, Exhausted
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "updraft-trainer-state/1"
+
+NUM_KEPT = 2
+
+MAX_SENT = 256
+"""Digests that are remembered; weights only ever come back to a recent value."""
+
+_DIGEST_CHARS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What a state can only be continued with."""
+
+    speculator: str
+    target_fingerprint: str
+    tokenizer_fingerprint: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """What the loop knows besides the weights."""
+
+    uses: dict[str, int] = field(default_factory=dict)
+    """Times that a sample was trained on, by trace id."""
+    num_samples: int = 0
+    """Distinct samples that were ever trained on."""
+    first_trace_id: str = ""
+    last_trace_id: str = ""
+    sent_digests: list[str] = field(default_factory=list)
+    """Tensors digests that were sent to the registry, newest last."""
+
+    def count_use(self, trace_id: str) -> None:
+        """A sample was part of an optimizer step."""
+        uses = self.uses.get(trace_id, 0)
+        self.uses[trace_id] = uses + 1
+        if uses == 0:
+            self.num_samples += 1
+            self.first_trace_id = self.first_trace_id or trace_id
+            self.last_trace_id = trace_id
+
+    def note_sent(self, tensors_digest: str) -> None:
+        """A candidate was answered by the registry: it is not sent again."""
+        self.sent_digests = [*self.sent_digests, tensors_digest][-MAX_SENT:]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """Everything to go on from. `token_ids` int64 [V]: the draft vocabulary. `rng`: the state of a `random.Random`."""
+
+    identity: Identity
+    token_ids: Tensor
+    learner: dict[str, Any]
+    progress: Progress
+    rng: tuple[Any, ...]
+    config_digest: str
+
+
+class States:
+    """The saved states in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def save(self, state: State) -> Path:
+        """Write a state durably and forget all but the last two. Exhausted when the disk is full."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        number = max((_number(path) for path in self._paths()), default=0) + 1
+        part = self._folder / "state.part"
+        try:
+            with part.open("wb") as file:
+                torch.save(_to_dict(state), file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:  # torch reports a short write as a RuntimeError
+            part.unlink(missing_ok=True)
+            raise Exhausted(f"{part} cannot be written: {error}") from error
+        path = self._folder / f"state-{number:08d}-{_digest(part)}.pt"
+        part.rename(path)
+        _sync(self._folder)
+        for old in self._paths()[NUM_KEPT:]:
+            old.unlink()
+        return path
+
+    def load(self, identity: Identity) -> State | None:
+        """The newest state that is whole; None in an empty folder.
+
+        Conflict if it belongs to another identity, Corrupt if there are states and none of them is whole.
+        """
+        paths = self._paths()
+        for path in paths:
+            try:
+                state = _read(path)
+            except Corrupt as error:
+                logger.warning("A saved state is damaged; trying the one before it: %s", error)
+                continue
+            _check(path, state.identity, identity)
+            return state
+        if paths:
+            raise Corrupt(f"no saved state in {self._folder} is whole; move them away to start training anew")
+        return None
+
+    def _paths(self) -> list[Path]:
+        """Newest first."""
+        return sorted(self._folder.glob("state-*.pt"), key=_number, reverse=True)
+
+
+def _check(path: Path, found: Identity, expected: Identity) -> None:
+    for one in fields(Identity):
+        mine, its = getattr(expected, one.name), getattr(found, one.name)
+        if mine != its:
+            raise Conflict(
+                f"{path} is of the {one.name.replace('_', ' ')} {its}, this trainer's is {mine};"
+                " set UPDRAFT_TRAINER_DATA_DIR to another folder"
+            )
+
+
+def _read(path: Path) -> State:
+    if not path.stem.endswith(_digest(path)):
+        raise Corrupt(f"the content of {path} does not match the digest in its name")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+        raise Corrupt(f"{path} cannot be read: {error}") from error
+    if content.get("format") != FORMAT:
+        raise Conflict(f"{path} has the format {content.get('format')}, this version reads {FORMAT}")
+    return State(
+        identity=Identity(**content["identity"]),
+        token_ids=content["token_ids"],
+        learner=content["learner"],
+        progress=Progress(**content["progress"]),
+        rng=content["rng"],
+        config_digest=content["config_digest"],
+    )
+
+
+def _to_dict(state: State) -> dict[str, Any]:
+    """Plain types only: what `torch.load(weights_only=True)` reads back, running no code."""
+    progress, identity = state.progress, state.identity
+    return {
+        "format": FORMAT,
+        "identity": {one.name: getattr(identity, one.name) for one in fields(Identity)},
+        "token_ids": state.token_ids,
+        "learner": state.learner,
+        "progress": {one.name: getattr(progress, one.name) for one in fields(Progress)},
+        "rng": state.rng,
+        "config_digest": state.config_digest,
+    }
+
+
+def _number(path: Path) -> int:
+    return int(path.stem.split("-")[1])
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:_DIGEST_CHARS]
+
+
+def _sync(folder: Path) -> None:
+    """Make a rename durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,185 @@
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+from redis.asyncio import Redis
+from tests.support.disk import file_size_limit
+from tests.support.redis_server import RedisServer
+from tests.support.traces import TraceMaker
+from tests.support.wait import until
+
+from updraft.trace.v1 import trace_pb2
+from updraft_chassis import streams
+from updraft_chassis.clock import SystemClock
+from updraft_chassis.lifecycle import Stop
+from updraft_trainer.intake import Intake
+from updraft_trainer.metrics import Metrics
+from updraft_trainer.replay import Replay
+from updraft_trainer.retention import Limits, Place
+
+KEY = "updraft:default:default:samples:v1"
+
+
+@pytest.fixture
+def replay(tmp_path: Path, traces: TraceMaker) -> Iterator[Replay]:
+    with Replay.open(
+        tmp_path / "replay.sqlite",
+        limits=Limits.of(10 * 1024**2),
+        expected=traces.expected,
+        cache_bytes=1024**2,
+    ) as replay:
+        yield replay
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics(CollectorRegistry())
+
+
+@asynccontextmanager
+async def running(client: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics) -> AsyncIterator[None]:
+    """Intake as the trainer runs it, until the block ends."""
+    # Short: what a dying Redis handed out without our hearing of it comes again only after this time.
+    consumer = streams.Consumer(client, KEY, group="trainer", name="trainer-0", claim_idle=timedelta(seconds=2))
+    stop = Stop()
+    async with asyncio.TaskGroup() as tasks:
+        intake = Intake(consumer, replay, traces.expected, metrics=metrics, clock=SystemClock())
+        tasks.create_task(intake.run(stop))
+        try:
+            yield
+        finally:
+            stop.request()
+
+
+def count(metrics: Metrics, name: str, **labels: str) -> float:
+    return metrics.registry.get_sample_value(f"updraft_trainer_{name}", labels) or 0.0
+
+
+async def is_settled(client: Redis) -> bool:
+    """Whether the stream is empty and nobody holds anything of it."""
+    if not await client.exists(KEY):
+        return False
+    groups = await client.xinfo_groups(KEY)
+    return await client.xlen(KEY) == 0 and bool(groups) and all(group["pending"] == 0 for group in groups)
+
+
+async def send(client: Redis, *entries: bytes) -> None:
+    producer = streams.Producer(client, KEY, max_bytes=64 * 1024**2)
+    for entry in entries:
+        await producer.append(entry)
+
+
+async def test_every_trace_is_stored_once_and_then_leaves_the_stream(
+    redis: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics
+) -> None:
+    await send(redis, *(traces.data(seed, evaluation=seed % 4 == 0) for seed in range(40)))
+    async with running(redis, replay, traces, metrics):
+        await until(lambda: is_settled(redis), what="an empty stream")
+    assert replay.num_samples(Place.WINDOW) == 30
+    assert replay.num_samples(Place.EVALUATION) == 10
+    assert count(metrics, "samples_admitted_total", split="train") == 30
+    assert count(metrics, "samples_admitted_total", split="evaluation") == 10
+    assert count(metrics, "stream_up") == 1
+
+
+async def test_what_is_sent_twice_is_stored_once(
+    redis: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics
+) -> None:
+    await send(redis, *(traces.data(seed % 5) for seed in range(15)))
+    async with running(redis, replay, traces, metrics):
+        await until(lambda: is_settled(redis), what="an empty stream")
+    assert replay.num_samples(Place.WINDOW) == 5
+    assert count(metrics, "samples_refused_total", reason="duplicate") == 10
+
+
+def not_finite(traces: TraceMaker) -> trace_pb2.Trace:
+    trace = traces.trace(1)
+    trace.payload.last_hidden.data = b"\xc0\x7f" * (len(trace.payload.last_hidden.data) // 2)
+    return trace
+
+
+def changed(traces: TraceMaker, **header: str | int) -> trace_pb2.Trace:
+    trace = traces.trace(1)
+    for name, value in header.items():
+        setattr(trace.header, name, value)
+    return trace
+
+
+@pytest.mark.parametrize("light", [True, False])
+async def test_a_trace_without_payload_is_counted_and_leaves_the_stream(
+    redis: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics, *, light: bool
+) -> None:
+    await send(redis, traces.data(1, payload=not light))
+    async with running(redis, replay, traces, metrics):
+        await until(lambda: is_settled(redis), what="an empty stream")
+    assert count(metrics, "samples_refused_total", reason="no_payload") == light
+    assert count(metrics, "traffic_total", what="tokens") == 24
+    assert count(metrics, "traffic_total", what="steps") == 23
+    assert count(metrics, "traffic_total", what="proposed") == 23
+    assert replay.num_samples(Place.WINDOW) == (not light)
+
+
+async def test_a_trace_of_another_target_is_counted_and_leaves_the_stream(
+    redis: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics
+) -> None:
+    await send(redis, changed(traces, target_fingerprint="sha256:other").SerializeToString())
+    async with running(redis, replay, traces, metrics):
+        await until(lambda: is_settled(redis), what="an empty stream")
+    assert count(metrics, "samples_refused_total", reason="other_target") == 1
+    assert not await redis.exists(f"{KEY}:dead")
+
+
+async def test_what_nobody_can_read_becomes_a_dead_letter_with_its_reason(
+    redis: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics
+) -> None:
+    await send(
+        redis,
+        b"\xff\xff no trace",
+        not_finite(traces).SerializeToString(),
+        changed(traces, schema=99).SerializeToString(),
+        traces.data(7),
+    )
+    async with running(redis, replay, traces, metrics):
+        await until(lambda: is_settled(redis), what="an empty stream")
+    letters: list[tuple[bytes, dict[bytes, bytes]]] = await redis.xrange(f"{KEY}:dead")  # type: ignore[assignment] # redis-py's types cover all protocols
+    assert [fields[b"reason"].decode().split(":")[0] for _, fields in letters] == [
+        "not a trace",
+        "hidden states are not finite",
+        "the trace has schema 99, this trainer reads 1",
+    ]
+    assert replay.num_samples(Place.WINDOW) == 1
+
+
+async def test_redis_absent_at_the_start_and_killed_later_costs_no_trace(
+    short_tmp_path: Path, replay: Replay, traces: TraceMaker, metrics: Metrics
+) -> None:
+    server = RedisServer(short_tmp_path, durable=True)
+    async with streams.connect(server.url) as client, running(client, replay, traces, metrics):
+        await until(lambda: metrics.registry.get_sample_value("updraft_trainer_stream_up") == 0)
+        with server:
+            for start in (0, 20, 40):
+                await send(client, *(traces.data(seed) for seed in range(start, start + 20)))
+                server.kill()
+                server.start()
+            await until(lambda: is_settled(client), timeout_s=30, what="an empty stream")
+    assert replay.num_samples(Place.WINDOW) == 60
+    assert count(metrics, "samples_admitted_total", split="train") == 60
+
+
+async def test_with_a_full_disk_traces_wait_in_the_stream(
+    redis: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics
+) -> None:
+    async with running(redis, replay, traces, metrics):
+        await until(lambda: count(metrics, "stream_up") == 1)
+        with file_size_limit(100_000):
+            await send(redis, *(traces.data(seed, num_output=200) for seed in range(20)))
+            await until(lambda: count(metrics, "stream_up") == 0)
+            stored = replay.num_samples(Place.WINDOW)
+            assert stored + await redis.xlen(KEY) == 20
+            assert stored < 20
+        await until(lambda: is_settled(redis), timeout_s=30, what="an empty stream")
+    assert replay.num_samples(Place.WINDOW) == 20

@@ -1,0 +1,473 @@
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from prometheus_client import CollectorRegistry
+from tests.support.clock import ManualClock
+from tests.support.ports import free_port
+from tests.support.processes import Process
+from tests.support.tiny_target import make_draft
+from tests.support.traces import TraceMaker
+from tests.support.wait import until, wait_until
+
+from updraft.registry.v1 import registry_pb2 as pb
+from updraft.registry.v1 import registry_pb2_grpc
+from updraft_chassis import rpc, transfer
+from updraft_chassis.errors import Conflict, Unavailable
+from updraft_chassis.lifecycle import Stop
+from updraft_draft import checkpoint
+from updraft_draft.target_weights import read_head
+from updraft_trainer.decision import Bar
+from updraft_trainer.drafts import Drafts
+from updraft_trainer.evaluator import Evaluator
+from updraft_trainer.learner import Hyper
+from updraft_trainer.loop import Plan, Surroundings, Trainer
+from updraft_trainer.metrics import Metrics
+from updraft_trainer.origin import Design, Origin, begin, resume
+from updraft_trainer.pace import Pace
+from updraft_trainer.publish import Publisher
+from updraft_trainer.replay import Arrival, Replay
+from updraft_trainer.retention import Limits
+from updraft_trainer.sample import read_sample
+from updraft_trainer.state import Identity, States
+
+if TYPE_CHECKING:
+    from updraft.registry.v1.registry_pb2_grpc import RegistryAsyncStub
+
+PLAN = Plan(
+    batch_samples=4,
+    max_uses=6,
+    pace=Pace(evaluate_steps=10, evaluate_seconds=15.0, checkpoint_seconds=60.0),
+    bar=Bar(min_samples=8, min_gain_percent=1.0, min_first_gain_percent=15.0, confidence=0.9),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """A trainer's parts around a real registry, with the clock in the test's hand."""
+
+    folder: Path
+    traces: TraceMaker
+    replay: Replay
+    design: Design
+    identity: Identity
+    around: Surroundings
+    clock: ManualClock
+    metrics: Metrics
+    stub: "RegistryAsyncStub"
+
+    def admit(self, start: int, end: int, *, rule: int = 0, evaluation: bool = False, num_output: int = 24) -> None:
+        data = [
+            self.traces.data(seed, rule=rule, evaluation=evaluation, num_output=num_output)
+            for seed in range(start, end)
+        ]
+        expected = self.traces.expected
+        self.replay.admit([Arrival(sample=read_sample(one, expected), data=one) for one in data])
+
+    def trainer(self, origin: Origin, *, plan: Plan = PLAN) -> Trainer:
+        return Trainer(origin, self.around, plan, identity=self.identity, config_digest=self.design.config_digest)
+
+    async def look(self) -> None:
+        """Ask the registry, once it can be reached (a channel takes its time to come back)."""
+
+        async def has_looked() -> bool:
+            try:
+                await self.around.drafts.look()
+            except Unavailable:
+                return False
+            return True
+
+        await until(has_looked, timeout_s=30, what="the registry's answer")
+
+    async def origin(self) -> Origin:
+        await self.look()
+        origin = await begin(self.design, self.around.drafts, self.replay, Stop())
+        assert origin is not None
+        return origin
+
+    async def started(self) -> Trainer:
+        """A trainer on 40 traces of the first rule, 12 more held out."""
+        self.admit(0, 32)
+        self.admit(1000, 1012, evaluation=True)
+        return self.trainer(await self.origin())
+
+    async def train(self, trainer: Trainer) -> None:
+        """Learn until all is learnt, estimating and publishing on the way, as the loop does."""
+        while trainer.learn():
+            await self.look()
+            if candidate := await trainer.evaluate():
+                await trainer.publish(candidate)
+
+    async def versions(self) -> list[pb.Version]:
+        """Oldest first, whole."""
+        with rpc.errors():
+            answer = await self.stub.List(pb.ListRequest(speculator=self.identity.speculator, full=True), timeout=5)
+        return list(reversed(answer.versions))
+
+    async def pin(self, version: int) -> None:
+        request = pb.PinRequest(speculator=self.identity.speculator, version=version, reason="test")
+        with rpc.errors():
+            await self.stub.Pin(request, timeout=5)
+
+    def published(self, outcome: str) -> float:
+        value = self.metrics.registry.get_sample_value("updraft_trainer_publishes_total", {"outcome": outcome})
+        return value or 0.0
+
+
+class Registry(Process):
+    """A real registry; `start` returns once it serves."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        variables = {
+            "UPDRAFT_REGISTRY_DATA_DIR": str(folder / "registry"),
+            "UPDRAFT_REGISTRY_PORT": str(port),
+            "UPDRAFT_REGISTRY_METRICS_PORT": "0",
+        }
+        self.port = port
+        super().__init__("updraft_registry", variables, folder / "registry.log")
+
+    def start(self) -> None:
+        count = self.log().count("Registry serves")
+        super().start()
+        wait_until(lambda: self.log().count("Registry serves") > count, what="the registry's start")
+
+
+@asynccontextmanager
+async def bench(folder: Path, target: Path, traces: TraceMaker, *, port: int, speculator: str) -> AsyncIterator[Bench]:
+    identity = Identity(
+        speculator=speculator,
+        target_fingerprint=traces.target_fingerprint,
+        tokenizer_fingerprint=traces.tokenizer_fingerprint,
+    )
+    design = Design(
+        target=read_head(target),
+        target_fingerprint=traces.target_fingerprint,
+        hyper=Hyper(),
+        draft_vocab_size=128,
+        first_samples=8,
+        seed=0,
+    )
+    clock, metrics = ManualClock(), Metrics(CollectorRegistry())
+    async with AsyncExitStack() as stack:
+        replay = stack.enter_context(
+            Replay.open(
+                folder / "replay.sqlite",
+                limits=Limits.of(50 * 1024**2),
+                expected=traces.expected,
+                cache_bytes=10 * 1024**2,
+            )
+        )
+        channel = await stack.enter_async_context(rpc.channel(f"127.0.0.1:{port}"))
+        stub = registry_pb2_grpc.RegistryStub(channel)
+        drafts = Drafts(stub, speculator, folder / "drafts", metrics)
+        around = Surroundings(
+            replay=replay,
+            drafts=drafts,
+            evaluator=Evaluator(replay, drafts, num_samples=32, lookahead=3),
+            publisher=Publisher(
+                stub, identity=identity, config_digest="sha256:c", folder=folder / "candidate", clock=clock
+            ),
+            states=States(folder / "states"),
+            metrics=metrics,
+            clock=clock,
+        )
+        yield Bench(
+            folder=folder,
+            traces=traces,
+            replay=replay,
+            design=design,
+            identity=identity,
+            around=around,
+            clock=clock,
+            metrics=metrics,
+            stub=stub,
+        )
+
+
+@pytest.fixture(scope="module")
+def shared_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of a registry in which every test has a speculator of its own."""
+    port = free_port()
+    with Registry(tmp_path_factory.mktemp("registry"), port):
+        yield port
+
+
+@pytest.fixture
+async def whole(tmp_path: Path, tiny_target: Path, traces: TraceMaker, shared_registry: int) -> AsyncIterator[Bench]:
+    speculator = f"s-{uuid.uuid4().hex[:8]}"
+    async with bench(tmp_path, tiny_target, traces, port=shared_registry, speculator=speculator) as made:
+        yield made
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    """A registry of the test's own, not started."""
+    made = Registry(tmp_path, free_port())
+    yield made
+    made.kill()
+
+
+@pytest.fixture
+async def alone(tmp_path: Path, tiny_target: Path, traces: TraceMaker, registry: Registry) -> AsyncIterator[Bench]:
+    """With a registry that the test starts and kills."""
+    async with bench(tmp_path, tiny_target, traces, port=registry.port, speculator="default") as made:
+        yield made
+
+
+async def test_the_first_draft_is_published_once_it_beats_no_draft(whole: Bench) -> None:
+    await whole.train(await whole.started())
+    first = (await whole.versions())[0]
+    manifest = first.manifest
+    assert manifest.evaluation.baseline_version == 0
+    assert manifest.evaluation.lookahead == 3
+    assert len(manifest.evaluation.samples) == 12
+    assert all(s.baseline_steps == s.tokens == 23 for s in manifest.evaluation.samples)
+    assert manifest.source == pb.SOURCE_TRAINER
+    assert manifest.provenance.samples > 0
+    assert manifest.provenance.step >= PLAN.pace.evaluate_steps
+    assert manifest.provenance.first_trace_id in whole.replay.training_ids()
+    assert manifest.target_fingerprint == whole.traces.target_fingerprint
+    assert whole.published("stable") >= 1
+
+
+async def test_what_is_published_is_what_the_engine_will_hold(whole: Bench) -> None:
+    await whole.train(await whole.started())
+    version = (await whole.versions())[-1]
+    folder = await whole.around.drafts.fetch(version.version)
+    _, tensors = checkpoint.load(folder)
+    specs = checkpoint.tensor_specs(sorted(tensors.items()))
+    assert checkpoint.tensors_digest(specs) == version.manifest.tensors_digest
+    assert checkpoint.vocabulary_fingerprint(tensors["d2t"] + torch.arange(128)) == (
+        version.manifest.draft_vocabulary_fingerprint
+    )
+
+
+async def test_after_a_shift_the_next_version_beats_the_one_that_serves(whole: Bench) -> None:
+    trainer = await whole.started()
+    await whole.train(trainer)
+    before = await whole.versions()
+    whole.admit(2000, 2040, rule=1)
+    whole.admit(3000, 3016, rule=1, evaluation=True)
+    await whole.train(trainer)
+    after = await whole.versions()
+    assert len(after) > len(before)
+    newest = after[-1].manifest
+    assert after[-1].phase == pb.PHASE_STABLE
+    assert newest.parent_version == newest.evaluation.baseline_version == after[-2].version
+    assert sum(s.candidate_steps for s in newest.evaluation.samples) < sum(
+        s.baseline_steps for s in newest.evaluation.samples
+    )
+
+
+async def test_a_rejected_candidate_is_not_sent_again_and_training_goes_on(whole: Bench) -> None:
+    policy = pb.RolloutPolicy(
+        strategy=pb.STRATEGY_IMMEDIATE,
+        offline_gate=pb.OfflineGate(min_samples=8, min_gain_percent=900.0, confidence=0.8),
+    )
+    request = pb.SetPolicyRequest(speculator=whole.identity.speculator, policy=policy)
+    with rpc.errors():
+        await whole.stub.SetPolicy(request, timeout=5)
+    trainer = await whole.started()
+    await whole.train(trainer)
+    (rejected,) = await whole.versions()
+    assert rejected.phase == pb.PHASE_REJECTED
+    assert whole.published("rejected") == 1
+    step = trainer.learner.step
+    whole.clock.advance(15.0)
+    whole.admit(100, 140)
+    await whole.train(trainer)
+    assert trainer.learner.step > step
+    digests = [version.manifest.tensors_digest for version in await whole.versions()]
+    assert len(set(digests)) == len(digests) == 2
+
+
+async def test_the_same_tensors_are_sent_only_once(whole: Bench) -> None:
+    trainer = await whole.started()
+    for _ in range(40):
+        trainer.learn()
+    await whole.look()
+    candidate = await trainer.evaluate()
+    assert candidate is not None
+    await trainer.publish(candidate)
+    await trainer.publish(candidate)
+    assert len(await whole.versions()) == 1
+    assert whole.published("stable") == 1
+
+
+async def test_while_a_version_is_pinned_nothing_is_published(whole: Bench) -> None:
+    trainer = await whole.started()
+    await whole.train(trainer)
+    before = await whole.versions()
+    await whole.pin(0)
+    whole.admit(2000, 2040, rule=1)
+    whole.admit(3000, 3016, rule=1, evaluation=True)
+    await whole.train(trainer)
+    assert len(await whole.versions()) == len(before)
+    assert whole.published("withheld") >= 1
+    with rpc.errors():
+        await whole.stub.Unpin(pb.UnpinRequest(speculator=whole.identity.speculator), timeout=5)
+    whole.admit(2040, 2050, rule=1)
+    await whole.train(trainer)
+    after = await whole.versions()
+    assert len(after) > len(before)
+    assert after[-1].phase == pb.PHASE_STABLE
+
+
+async def test_the_baseline_follows_a_pin_to_an_older_version(whole: Bench) -> None:
+    trainer = await whole.started()
+    await whole.train(trainer)
+    whole.admit(2000, 2040, rule=1)
+    whole.admit(3000, 3016, rule=1, evaluation=True)
+    await whole.train(trainer)
+    assert len(await whole.versions()) >= 2
+    await whole.pin(1)
+    await whole.look()
+    whole.clock.advance(15.0)
+    whole.admit(3016, 3017, rule=1, evaluation=True)
+    assert await trainer.evaluate() is None
+    assert whole.around.evaluator.baseline.version == 1
+    assert [path.name for path in (whole.folder / "drafts").iterdir()] == ["1"]
+
+
+async def test_learning_goes_on_without_a_registry_and_publishes_when_it_is_back(
+    alone: Bench, registry: Registry
+) -> None:
+    registry.start()
+    trainer = await alone.started()
+    registry.kill()
+    for _ in range(25):
+        assert trainer.learn()
+    candidate = await trainer.evaluate()
+    assert candidate is not None
+    await trainer.publish(candidate)
+    assert alone.published("unavailable") == 1
+    registry.start()
+    await alone.train(trainer)
+    assert (await alone.versions())[-1].phase == pb.PHASE_STABLE
+
+
+async def test_a_registry_killed_in_the_middle_of_a_publication_gets_a_fresh_candidate_later(
+    alone: Bench, registry: Registry
+) -> None:
+    registry.start()
+    trainer = await alone.started()
+    for _ in range(25):
+        trainer.learn()
+    candidate = await trainer.evaluate()
+    assert candidate is not None
+    registry.freeze()  # it takes bytes in and answers nothing
+    async with asyncio.TaskGroup() as tasks:
+        publication = tasks.create_task(trainer.publish(candidate))
+        await until((alone.folder / "candidate" / checkpoint.WEIGHTS).exists)
+        assert not publication.done()
+        registry.kill()
+    assert alone.published("unavailable") == 1
+    registry.start()
+    await alone.train(trainer)
+    versions = await alone.versions()
+    assert versions[-1].phase == pb.PHASE_STABLE
+    assert all(version.manifest.provenance.step > candidate.step for version in versions)
+
+
+async def publish_elsewhere(made: Bench, target: Path, *, vocabulary: int, is_target: bool = True) -> None:
+    """Somebody else's draft becomes the registry's first version."""
+    network = make_draft(target, token_ids=torch.arange(vocabulary))
+    checkpoint.save(network, made.folder / "elsewhere")
+    weights = made.folder / "elsewhere" / checkpoint.WEIGHTS
+    specs = checkpoint.tensor_specs(checkpoint.checkpoint_tensors(network))
+    manifest = pb.Manifest(
+        speculator=made.identity.speculator,
+        digest=transfer.sha256(weights),
+        size_bytes=weights.stat().st_size,
+        tensors=specs,
+        tensors_digest=checkpoint.tensors_digest(specs),
+        config_json=network.config.to_json(),
+        target_fingerprint=made.traces.target_fingerprint if is_target else "sha256:other",
+        tokenizer_fingerprint=made.traces.tokenizer_fingerprint,
+        draft_vocabulary_fingerprint=checkpoint.vocabulary_fingerprint(network.token_ids),
+        source=pb.SOURCE_IMPORTED,
+    )
+    await transfer.upload(made.stub, manifest, weights)
+
+
+async def test_a_new_trainer_goes_on_from_the_draft_that_serves(whole: Bench, tiny_target: Path) -> None:
+    await publish_elsewhere(whole, tiny_target, vocabulary=100)
+    trainer = await whole.started()
+    await whole.train(trainer)
+    versions = await whole.versions()
+    assert len(versions) >= 2
+    assert versions[1].manifest.parent_version == 1
+    assert len({version.manifest.draft_vocabulary_fingerprint for version in versions}) == 1
+
+
+async def test_a_registry_with_drafts_of_another_target_ends_the_trainer(whole: Bench, tiny_target: Path) -> None:
+    await publish_elsewhere(whole, tiny_target, vocabulary=100, is_target=False)
+    with pytest.raises(Conflict, match="target sha256:other"):
+        await whole.started()
+
+
+async def test_a_registry_whose_vocabulary_is_another_ends_the_trainer(whole: Bench, tiny_target: Path) -> None:
+    trainer = await whole.started()
+    await publish_elsewhere(whole, tiny_target, vocabulary=100)
+    with pytest.raises(Conflict, match="draft vocabulary"):
+        await whole.train(trainer)
+
+
+async def test_training_resumes_where_it_was_saved(whole: Bench) -> None:
+    trainer = await whole.started()
+    for _ in range(15):
+        trainer.learn()
+    trainer.save()
+    weights = {k: v.clone() for k, v in trainer.learner.network.state_dict().items()}
+    for _ in range(5):
+        trainer.learn()
+    state = whole.around.states.load(whole.identity)
+    assert state is not None
+    resumed = whole.trainer(resume(state, whole.design))
+    assert resumed.learner.step == 15
+    assert all(resumed.learner.network.state_dict()[name].equal(tensor) for name, tensor in weights.items())
+    for _ in range(5):
+        resumed.learn()
+    for name, tensor in trainer.learner.network.state_dict().items():
+        assert resumed.learner.network.state_dict()[name].equal(tensor), f"{name} differs after the same steps"
+
+
+async def test_a_sample_that_breaks_training_is_skipped_and_soon_left_alone(whole: Bench) -> None:
+    huge = whole.traces.trace(5000)
+    values = torch.full((27, 3 * 64), 3e38, dtype=torch.bfloat16)
+    huge.payload.aux_hidden.data = values.view(torch.uint8).numpy().tobytes()
+    data = huge.SerializeToString()
+    trainer = await whole.started()
+    whole.replay.admit([Arrival(sample=read_sample(data, whole.traces.expected), data=data)])
+    await whole.train(trainer)
+    skipped = whole.metrics.registry.get_sample_value("updraft_trainer_optimizer_steps_skipped_total")
+    assert skipped is not None
+    assert skipped >= 1
+    assert all(bool(torch.isfinite(p).all()) for p in trainer.learner.network.parameters())
+    assert (await whole.versions())[-1].phase == pb.PHASE_STABLE
+
+
+async def test_the_loop_rests_when_all_is_learnt_and_saves_when_it_stops(whole: Bench) -> None:
+    trainer = await whole.started()
+    stop = Stop()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(whole.around.drafts.follow(stop))
+        tasks.create_task(trainer.run(stop))
+        await until(
+            lambda: len(trainer.progress.uses) == 32 and min(trainer.progress.uses.values()) == PLAN.max_uses,
+            timeout_s=60,
+            what="the end of what there is to learn",
+        )
+        step = trainer.learner.step
+        whole.admit(100, 108)
+        await until(lambda: trainer.learner.step > step, timeout_s=30, what="learning from new samples")
+        stop.request()
+    state = whole.around.states.load(whole.identity)
+    assert state is not None
+    assert state.learner["step"] == trainer.learner.step

@@ -1,0 +1,194 @@
+import random
+import re
+import sqlite3
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import psutil
+import pytest
+from redis.asyncio import Redis
+from tests.support.ports import free_port
+from tests.support.processes import Process, scrape
+from tests.support.tiny_target import make_tiny_target
+from tests.support.traces import TraceMaker
+from tests.support.wait import until
+
+from updraft_chassis import streams
+
+KEY = "updraft:default:default:samples:v1"
+
+
+class Trainer(Process):
+    """A real trainer that estimates and saves often."""
+
+    def __init__(self, folder: Path, target: Path, redis_url: str, registry_port: int, **changed: str) -> None:
+        self.metrics_port = free_port()
+        self.data_dir = folder / "trainer"
+        variables = {
+            "MODEL": str(target),
+            "DATA_DIR": str(self.data_dir),
+            "REDIS_URL": redis_url,
+            "REGISTRY_ADDRESS": f"127.0.0.1:{registry_port}",
+            "POD_NAME": "trainer-0",
+            "METRICS_PORT": str(self.metrics_port),
+            "DRAFT_VOCAB_SIZE": "128",
+            "EVALUATE_SECONDS": "0.5",
+            "CHECKPOINT_SECONDS": "0.2",
+            "MAX_USES": "1000",  # there is always something to learn
+            "LOG_FORMAT": "text",
+        }
+        prefixed = {f"UPDRAFT_TRAINER_{name}": value for name, value in (variables | changed).items()}
+        super().__init__("updraft_trainer", prefixed, folder / f"trainer-{uuid.uuid4().hex[:6]}.log")
+
+    def metric(self, name: str) -> float:
+        return scrape(self.metrics_port).get(f"updraft_trainer_{name}", 0.0)
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Process]:
+    variables = {
+        "UPDRAFT_REGISTRY_DATA_DIR": str(tmp_path / "registry"),
+        "UPDRAFT_REGISTRY_PORT": str(free_port()),
+        "UPDRAFT_REGISTRY_METRICS_PORT": "0",
+    }
+    with Process("updraft_registry", variables, tmp_path / "registry.log") as process:
+        process.wait_for_log("Registry serves")
+        yield process
+
+
+@pytest.fixture
+def registry_port(registry: Process) -> int:
+    return int(registry.variables["UPDRAFT_REGISTRY_PORT"])
+
+
+async def send(client: Redis, traces: TraceMaker, start: int, end: int) -> None:
+    producer = streams.Producer(client, KEY, max_bytes=64 * 1024**2)
+    for seed in range(start, end):
+        await producer.append(traces.data(seed, evaluation=seed % 4 == 0))
+
+
+async def is_settled(client: Redis) -> bool:
+    groups = await client.xinfo_groups(KEY)
+    return await client.xlen(KEY) == 0 and bool(groups) and all(group["pending"] == 0 for group in groups)
+
+
+def admissions(data_dir: Path) -> list[str]:
+    """Trace ids in the order of their admission, as the file has them."""
+    if not (data_dir / "replay.sqlite").exists():
+        return []
+    with closing(sqlite3.connect(data_dir / "replay.sqlite")) as db:
+        try:
+            return [trace_id for (trace_id,) in db.execute("SELECT trace_id FROM seen ORDER BY admitted")]
+        except sqlite3.OperationalError:  # killed before it made its tables
+            return []
+
+
+def steps(log: str, event: str) -> list[int]:
+    """The optimizer steps that a text log says with an event."""
+    return [int(step) for step in re.findall(rf"{event}  step=(\d+)", log)]
+
+
+async def test_a_trainer_killed_at_any_moment_loses_no_trace_admits_none_twice_and_goes_on_from_its_last_save(
+    redis: Redis, redis_url: str, tmp_path: Path, tiny_target: Path, traces: TraceMaker, registry_port: int
+) -> None:
+    rng = random.Random(0)
+    trainer = Trainer(tmp_path, tiny_target, redis_url, registry_port)
+    moments: dict[str, Callable[[int, int], bool]] = {
+        "while it starts": lambda _sent, _saved: True,
+        "while it stores": lambda sent, _saved: len(admissions(trainer.data_dir)) > sent + rng.randrange(40),
+        "after it saved": lambda _sent, saved: len(steps(trainer.log(), "Saved")) > saved,
+        "while it saves": lambda _sent, _saved: (trainer.data_dir / "states" / "state.part").exists(),
+    }
+    with trainer:
+        for part, moment in enumerate([*moments, *rng.sample([*moments], 2)]):
+            num_saved = len(steps(trainer.log(), "Saved"))
+            await send(redis, traces, part * 50, part * 50 + 50)
+            has_come = partial(moments[moment], part * 50, num_saved)
+            await until(has_come, timeout_s=60, what=f"the moment {moment}")
+            trainer.kill()
+            trainer.start()
+        await until(lambda: is_settled(redis), timeout_s=60, what="an empty stream")
+        assert trainer.terminate() == 0
+    admitted = admissions(trainer.data_dir)
+    assert len(admitted) == len(set(admitted))
+    assert set(admitted) == {traces.trace(n, evaluation=n % 4 == 0).header.trace_id.hex() for n in range(300)}
+    lives = trainer.log().split("Trainer starts")
+    for life, following in pairwise(lives):
+        if saved := steps(life, "Saved"):
+            assert steps(following, "Resumed")[0] >= saved[-1] > 0
+
+
+async def test_a_draft_learnt_from_the_stream_is_published_and_a_stop_saves_it(
+    redis: Redis, redis_url: str, tmp_path: Path, tiny_target: Path, traces: TraceMaker, registry_port: int
+) -> None:
+    await send(redis, traces, 0, 80)
+    trainer = Trainer(tmp_path, tiny_target, redis_url, registry_port, CHECKPOINT_SECONDS="3600")
+    with trainer:
+        await until(
+            lambda: trainer.metric('publishes_total{outcome="stable"}') > 0,
+            timeout_s=60,
+            what="the first version",
+        )
+        await until(lambda: is_settled(redis), timeout_s=60, what="an empty stream")
+        assert trainer.metric("serving_version") >= 1
+        assert trainer.metric('acceptance_length_tokens{role="candidate"}') > 1.15
+        assert trainer.metric('replay_samples{place="window"}') == 60
+        assert trainer.metric('replay_samples{place="evaluation"}') == 20
+        assert trainer.terminate() == 0
+    assert steps(trainer.log(), "Saved")[-1] > 10
+    assert "Traceback" not in trainer.log()
+
+
+def test_a_trainer_with_nothing_to_learn_burns_no_processor_time(
+    redis_url: str, tmp_path: Path, tiny_target: Path, registry_port: int
+) -> None:
+    trainer = Trainer(tmp_path, tiny_target, redis_url, registry_port, FIRST_SAMPLES="0")
+    with trainer:
+        trainer.wait_for_log("Started a new draft")
+        process = psutil.Process(trainer.pid)
+        assert process.nice() == 10
+        before = process.cpu_times()
+        with pytest.raises(subprocess.TimeoutExpired):
+            trainer.wait(timeout_s=3.0)
+        after = process.cpu_times()
+    assert after.user + after.system - before.user - before.system < 0.5
+
+
+def test_a_state_of_another_target_ends_the_start_in_one_sentence(
+    redis_url: str, tmp_path: Path, tiny_target: Path, registry_port: int
+) -> None:
+    trainer = Trainer(tmp_path, tiny_target, redis_url, registry_port, FIRST_SAMPLES="0")
+    with trainer:
+        trainer.wait_for_log("Started a new draft")
+        assert trainer.terminate() == 0
+    stranger = make_tiny_target(tmp_path / "stranger", seed=9)
+    other = Trainer(tmp_path, stranger, redis_url, registry_port)
+    with other:
+        assert other.wait() == 1
+    assert "is of the target fingerprint sha256:" in other.log()
+    assert "set UPDRAFT_TRAINER_DATA_DIR to another folder" in other.log()
+    assert "Traceback" not in other.log()
+
+
+def test_two_trainers_do_not_share_a_folder(
+    redis_url: str, tmp_path: Path, tiny_target: Path, registry_port: int
+) -> None:
+    with Trainer(tmp_path, tiny_target, redis_url, registry_port) as first:
+        first.wait_for_log("Trainer starts")
+        with Trainer(tmp_path, tiny_target, redis_url, registry_port) as second:
+            assert second.wait() == 1
+    assert second.log().splitlines() == [
+        f"updraft-trainer: another trainer uses {first.data_dir}; stop it or set UPDRAFT_TRAINER_DATA_DIR to another folder"
+    ]
+
+
+def test_a_trainer_lives_without_redis_and_registry(tmp_path: Path, tiny_target: Path) -> None:
+    with Trainer(tmp_path, tiny_target, f"redis://127.0.0.1:{free_port()}", free_port()) as trainer:
+        trainer.wait_for_log("No traces come in")
+        trainer.wait_for_log("The registry is away")
+        assert trainer.terminate() == 0

@@ -1,0 +1,173 @@
+import random
+import sqlite3
+from collections import Counter
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.support.disk import file_size_limit
+from tests.support.traces import TraceMaker
+
+from updraft_chassis.errors import Conflict, Corrupt, Exhausted
+from updraft_trainer.replay import Arrival, Replay
+from updraft_trainer.retention import Limits, Place
+from updraft_trainer.sample import read_sample
+
+ROOMY = 10 * 1024**2
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "replay.sqlite"
+
+
+def opened(
+    path: Path, traces: TraceMaker, *, max_bytes: int = ROOMY, cache_bytes: int = ROOMY
+) -> AbstractContextManager[Replay]:
+    return Replay.open(path, limits=Limits.of(max_bytes), expected=traces.expected, cache_bytes=cache_bytes)
+
+
+def arrival(traces: TraceMaker, seed: int, **kwargs: bool | int | str) -> Arrival:
+    data = traces.data(seed, **kwargs)
+    return Arrival(sample=read_sample(data, traces.expected), data=data)
+
+
+def draw(replay: Replay, uses: Counter[str], *, count: int = 4, max_uses: int = 6) -> list[str]:
+    batch = replay.training_batch(uses, count=count, max_uses=max_uses, rng=random.Random(0))
+    return [sample.trace_id for sample in batch]
+
+
+def test_an_admitted_trace_comes_back_as_it_was(path: Path, traces: TraceMaker) -> None:
+    one = arrival(traces, 1)
+    with opened(path, traces) as replay:
+        assert replay.admit([one]) == [one.sample]
+    with opened(path, traces) as replay:
+        (found,) = replay.training_batch({}, count=4, max_uses=6, rng=random.Random(0))
+    assert found.trace_id == one.sample.trace_id
+    assert found.ids.equal(one.sample.ids)
+    assert found.aux.equal(one.sample.aux)
+
+
+def test_a_redelivered_trace_is_not_admitted_again(path: Path, traces: TraceMaker) -> None:
+    with opened(path, traces) as replay:
+        assert len(replay.admit([arrival(traces, 1), arrival(traces, 2), arrival(traces, 1)])) == 2
+        assert replay.admit([arrival(traces, 1)]) == []
+    with opened(path, traces) as replay:
+        assert replay.admit([arrival(traces, 1)]) == []
+        assert len(replay.training_ids()) == 2
+
+
+def test_an_evicted_trace_is_still_known(path: Path, traces: TraceMaker) -> None:
+    size = len(arrival(traces, 0).data)
+    with opened(path, traces, max_bytes=10 * size) as replay:
+        for seed in range(40):
+            replay.admit([arrival(traces, seed)])
+        gone = set(range(40)) - {s for s in range(40) if arrival(traces, s).sample.trace_id in replay.training_ids()}
+        assert gone
+        assert replay.admit([arrival(traces, seed) for seed in gone]) == []
+
+
+def test_held_out_samples_are_evaluated_on_and_never_drawn(path: Path, traces: TraceMaker) -> None:
+    held_out = [arrival(traces, seed, evaluation=True) for seed in range(5)]
+    with opened(path, traces) as replay:
+        replay.admit([*held_out, *(arrival(traces, seed) for seed in range(3))])
+        assert replay.num_held_out == 5
+        uses = Counter[str]()
+        while batch := draw(replay, uses):
+            uses.update(batch)
+        assert set(uses) == set(replay.training_ids())
+        found = {sample.trace_id for sample in replay.evaluation_batch(count=32)}
+    assert found == {one.sample.trace_id for one in held_out}
+    assert not found & set(uses)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    arrivals=st.lists(st.tuples(st.integers(0, 30), st.booleans(), st.sampled_from(["", "code", "chat"])), max_size=40),
+    restarts=st.sets(st.integers(0, 40), max_size=3),
+)
+def test_whatever_comes_bytes_are_bounded_and_nothing_is_admitted_twice(
+    tmp_path_factory: pytest.TempPathFactory,
+    traces: TraceMaker,
+    arrivals: list[tuple[int, bool, str]],
+    restarts: set[int],
+) -> None:
+    path = tmp_path_factory.mktemp("replay") / "replay.sqlite"
+    limits = Limits.of(12 * len(arrival(traces, 0).data))
+    admitted = Counter[str]()
+    for start in sorted({0, *restarts}):
+        end = min((restart for restart in restarts if restart > start), default=len(arrivals))
+        with Replay.open(path, limits=limits, expected=traces.expected, cache_bytes=0) as replay:
+            for seed, evaluation, domain in arrivals[start:end]:
+                new = replay.admit([arrival(traces, seed, evaluation=evaluation, domain=domain)])
+                admitted.update(sample.trace_id for sample in new)
+                assert replay.num_bytes(Place.WINDOW) <= limits.window_bytes
+                assert replay.num_bytes(Place.RESERVOIR) <= limits.reservoir_bytes
+                assert replay.num_bytes(Place.EVALUATION) <= limits.evaluation_bytes
+    assert set(admitted.values()) <= {1}
+    assert len(admitted) == len({(seed, evaluation) for seed, evaluation, _ in arrivals})
+
+
+def test_the_index_agrees_with_the_file(path: Path, traces: TraceMaker) -> None:
+    size = len(arrival(traces, 0).data)
+    with opened(path, traces, max_bytes=25 * size) as replay:
+        for seed in range(50):
+            replay.admit([arrival(traces, seed, evaluation=seed % 5 == 0, domain="ab"[seed % 2])])
+        places = {place: (replay.num_samples(place), replay.num_bytes(place)) for place in Place}
+        drawn = draw(replay, Counter())
+    with sqlite3.connect(path) as db:
+        rows = db.execute("SELECT place, COUNT(*), SUM(LENGTH(data)) FROM samples GROUP BY place").fetchall()
+    db.close()
+    assert places == {Place(place): (count, total) for place, count, total in rows}
+    with opened(path, traces, max_bytes=25 * size) as replay:
+        assert draw(replay, Counter()) == drawn
+
+
+def test_a_smaller_limit_applies_to_what_is_there(path: Path, traces: TraceMaker) -> None:
+    with opened(path, traces) as replay:
+        replay.admit([arrival(traces, seed) for seed in range(20)])
+    size = len(arrival(traces, 0).data)
+    with opened(path, traces, max_bytes=6 * size) as replay:
+        assert len(replay.training_ids()) < 6
+        assert len(draw(replay, Counter())) == 4
+
+
+def test_another_targets_replay_is_refused_with_what_to_do(path: Path, traces: TraceMaker) -> None:
+    with opened(path, traces):
+        pass
+    other = type(traces.expected)(
+        target_fingerprint="sha256:other", tokenizer_fingerprint="", aux_size=1, hidden_size=1, vocab_size=1
+    )
+    with (
+        pytest.raises(Conflict, match="set UPDRAFT_TRAINER_DATA_DIR"),
+        Replay.open(path, limits=Limits.of(ROOMY), expected=other, cache_bytes=0),
+    ):
+        pass
+
+
+def test_a_file_that_is_no_database_is_refused(path: Path, traces: TraceMaker) -> None:
+    path.write_bytes(b"no database " * 1000)
+    with pytest.raises(Corrupt, match="move it away"), opened(path, traces):
+        pass
+
+
+def test_a_stored_trace_that_the_disk_changed_is_dropped(path: Path, traces: TraceMaker) -> None:
+    with opened(path, traces, cache_bytes=0) as replay:
+        replay.admit([arrival(traces, 1), arrival(traces, 2)])
+        with sqlite3.connect(path) as db:
+            db.execute("UPDATE samples SET data = x'00ff' WHERE admitted = 1")
+        db.close()
+        assert draw(replay, Counter()) == [arrival(traces, 2).sample.trace_id]
+        assert replay.num_samples(Place.WINDOW) == 1
+
+
+def test_on_a_full_disk_nothing_is_admitted_and_all_is_once_there_is_room(path: Path, traces: TraceMaker) -> None:
+    batch = [arrival(traces, seed) for seed in range(30)]
+    with opened(path, traces) as replay:
+        replay.admit(batch[:1])
+        with file_size_limit(100_000), pytest.raises(Exhausted, match="free disk space"):
+            replay.admit(batch)
+        assert replay.training_ids() == [batch[0].sample.trace_id]
+        assert len(replay.admit(batch)) == 29

@@ -1,0 +1,81 @@
+import random
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from updraft_trainer.retention import Kept, Place
+from updraft_trainer.selection import evaluation_batch, training_batch
+
+
+def kept(order: int, *, cluster: str = "a") -> Kept:
+    return Kept(trace_id=str(order), order=order, cluster=cluster, place=Place.WINDOW, num_bytes=1)
+
+
+@given(
+    clusters=st.lists(st.sampled_from("abc"), max_size=30),
+    uses=st.lists(st.integers(0, 4), min_size=30, max_size=30),
+    count=st.integers(1, 10),
+    seed=st.integers(0, 10),
+)
+def test_a_batch_is_distinct_bounded_and_empty_only_without_fresh_samples(
+    clusters: list[str], uses: list[int], count: int, seed: int
+) -> None:
+    samples = [kept(n, cluster=cluster) for n, cluster in enumerate(clusters)]
+    used = {str(n): uses[n] for n in range(30)}
+    batch = training_batch(samples, used, count=count, max_uses=3, rng=random.Random(seed))
+    assert len({one.trace_id for one in batch}) == len(batch) <= count
+    assert bool(batch) == any(used[one.trace_id] < 3 for one in samples)
+    assert not batch or used[batch[0].trace_id] < 3
+
+
+def test_the_fresh_half_is_the_least_used_and_of_those_the_newest() -> None:
+    samples = [kept(n) for n in range(10)]
+    uses = {str(n): 1 for n in range(10) if n not in {3, 7}}
+    batch = training_batch(samples, uses, count=4, max_uses=2, rng=random.Random(0))
+    assert [one.order for one in batch[:2]] == [7, 3]
+
+
+def test_every_sample_of_steady_traffic_is_used_about_equally_and_then_rests() -> None:
+    samples = [kept(n) for n in range(40)]
+    uses = Counter[str]()
+    rng = random.Random(0)
+    while batch := training_batch(samples, uses, count=4, max_uses=6, rng=rng):
+        uses.update(one.trace_id for one in batch)
+    assert min(uses.values()) == 6
+    assert max(uses.values()) <= 8
+
+
+def test_old_traffic_is_rehearsed_while_new_traffic_is_learnt() -> None:
+    old = [kept(n, cluster="old") for n in range(50)]
+    uses = Counter({one.trace_id: 6 for one in old})
+    new = [kept(100 + n, cluster="new") for n in range(200)]
+    rng, drawn = random.Random(0), Counter[str]()
+    for _ in range(100):
+        batch = training_batch(old + new, uses, count=4, max_uses=6, rng=rng)
+        uses.update(one.trace_id for one in batch)
+        drawn.update(one.cluster for one in batch)
+    assert drawn["old"] == 100
+    assert drawn["new"] == 300
+
+
+def test_an_odd_batch_favours_no_cluster() -> None:
+    samples = [kept(n, cluster="abc"[n % 3]) for n in range(300)]
+    rng, drawn = random.Random(0), Counter[str]()
+    for _ in range(300):
+        batch = training_batch(samples, {}, count=2, max_uses=6, rng=rng)
+        drawn.update(one.cluster for one in batch[1:])
+    assert min(drawn.values()) > 60
+
+
+def test_half_an_evaluation_is_the_newest_and_half_is_spread_over_clusters() -> None:
+    old = [kept(n, cluster="old") for n in range(10)]
+    new = [kept(n, cluster="new") for n in range(10, 30)]
+    batch = evaluation_batch(old + new, count=8)
+    assert [one.order for one in batch] == [29, 28, 27, 26, 25, 9, 24, 8]
+
+
+def test_an_evaluation_of_few_samples_takes_them_all() -> None:
+    samples = [kept(n, cluster="ab"[n % 2]) for n in range(5)]
+    assert {one.order for one in evaluation_batch(samples, count=8)} == set(range(5))
+    assert evaluation_batch([], count=8) == []

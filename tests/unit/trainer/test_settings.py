@@ -1,0 +1,50 @@
+import pytest
+
+from updraft_chassis.settings import load
+from updraft_trainer.settings import TrainerSettings
+
+NEEDED = {
+    "UPDRAFT_TRAINER_MODEL": "/models/m",
+    "UPDRAFT_TRAINER_DATA_DIR": "/data",
+    "UPDRAFT_TRAINER_REDIS_URL": "redis://localhost",
+    "UPDRAFT_TRAINER_REGISTRY_ADDRESS": "localhost:50051",
+}
+
+
+def test_what_has_no_default_is_enough() -> None:
+    settings = load(TrainerSettings, NEEDED)
+    assert settings.stream_key == "updraft:default:default:samples:v1"
+    assert settings.pod_name
+
+
+def test_the_parts_get_what_was_set() -> None:
+    settings = load(
+        TrainerSettings,
+        NEEDED
+        | {
+            "UPDRAFT_TRAINER_LEARNING_RATE": "0.01",
+            "UPDRAFT_TRAINER_LOSS": "acceptance",
+            "UPDRAFT_TRAINER_MIN_SAMPLES": "20",
+            "UPDRAFT_TRAINER_EVALUATE_SECONDS": "3",
+            "UPDRAFT_TRAINER_NAMESPACE": "team-a",
+        },
+    )
+    assert settings.hyper.learning_rate == 0.01
+    assert settings.hyper.loss == "acceptance"
+    assert settings.bar.min_samples == 20
+    assert settings.pace.evaluate_seconds == 3.0
+    assert settings.stream_key.startswith("updraft:team-a:")
+
+
+def test_everything_that_is_missing_or_wrong_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = {"UPDRAFT_TRAINER_TTT_STEPS": "many", "UPDRAFT_TRAINER_BATCH_SAMPLE": "4"}
+    with pytest.raises(SystemExit) as exit_:
+        load(TrainerSettings, wrong)
+    assert exit_.value.code == 2
+    told = capsys.readouterr().err
+    for name in (*NEEDED, *wrong, "UPDRAFT_TRAINER_BATCH_SAMPLES"):
+        assert name in told
+
+
+def test_every_field_explains_itself() -> None:
+    assert [name for name, field in TrainerSettings.model_fields.items() if not field.description] == []

@@ -1,0 +1,111 @@
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from updraft_chassis.errors import Conflict, Corrupt
+from updraft_trainer.state import MAX_SENT, Identity, Progress, State, States
+
+IDENTITY = Identity(speculator="default", target_fingerprint="sha256:t", tokenizer_fingerprint="sha256:k")
+
+
+def state(step: int, *, identity: Identity = IDENTITY) -> State:
+    rng = random.Random(step)
+    rng.random()
+    return State(
+        identity=identity,
+        token_ids=torch.arange(16),
+        learner={"network": {"w": torch.full((4, 4), float(step))}, "step": step},
+        progress=Progress(uses={"a": step}, num_samples=step, first_trace_id="a", sent_digests=["sha256:x"]),
+        rng=rng.getstate(),
+        config_digest="sha256:c",
+    )
+
+
+def test_everything_that_was_saved_comes_back(tmp_path: Path) -> None:
+    saved = state(7)
+    States(tmp_path).save(saved)
+    found = States(tmp_path).load(IDENTITY)
+    assert found is not None
+    assert found.learner["step"] == 7
+    assert found.learner["network"]["w"].equal(saved.learner["network"]["w"])
+    assert found.token_ids.equal(saved.token_ids)
+    assert found.progress == saved.progress
+    rng = random.Random()
+    rng.setstate(found.rng)
+    expected = random.Random(7)
+    expected.random()
+    assert rng.random() == expected.random()
+
+
+def test_an_empty_folder_holds_no_state(tmp_path: Path) -> None:
+    assert States(tmp_path / "absent").load(IDENTITY) is None
+
+
+def test_the_newest_of_two_kept_states_is_loaded(tmp_path: Path) -> None:
+    states = States(tmp_path)
+    for step in range(1, 13):
+        states.save(state(step))
+    assert len(list(tmp_path.iterdir())) == 2
+    found = states.load(IDENTITY)
+    assert found is not None
+    assert found.learner["step"] == 12
+
+
+def test_a_flipped_bit_costs_one_save(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    states = States(tmp_path)
+    states.save(state(1))
+    newest = states.save(state(2))
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    found = states.load(IDENTITY)
+    assert found is not None
+    assert found.learner["step"] == 1
+    assert "damaged" in caplog.text
+
+
+def test_when_every_state_is_damaged_nothing_starts_anew(tmp_path: Path) -> None:
+    states = States(tmp_path)
+    for step in (1, 2):
+        path = states.save(state(step))
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(Corrupt, match="move them away"):
+        states.load(IDENTITY)
+
+
+def test_a_save_that_was_cut_off_is_no_state(tmp_path: Path) -> None:
+    states = States(tmp_path)
+    states.save(state(1))
+    (tmp_path / "state.part").write_bytes(b"half")
+    found = states.load(IDENTITY)
+    assert found is not None
+    assert found.learner["step"] == 1
+    states.save(state(2))
+    assert not (tmp_path / "state.part").exists()
+
+
+@pytest.mark.parametrize("field", ["speculator", "target_fingerprint", "tokenizer_fingerprint"])
+def test_a_state_of_something_else_is_refused(tmp_path: Path, field: str) -> None:
+    fields = {name: getattr(IDENTITY, name) for name in Identity.__dataclass_fields__}
+    other = Identity(**(fields | {field: "other"}))
+    States(tmp_path).save(state(1, identity=other))
+    with pytest.raises(Conflict, match=f"{field.replace('_', ' ')} other.*UPDRAFT_TRAINER_DATA_DIR"):
+        States(tmp_path).load(IDENTITY)
+
+
+def test_progress_counts_samples_once_and_remembers_the_first_and_the_last() -> None:
+    progress = Progress()
+    for trace_id in ("a", "b", "a", "c", "b"):
+        progress.count_use(trace_id)
+    assert progress.uses == {"a": 2, "b": 2, "c": 1}
+    assert (progress.num_samples, progress.first_trace_id, progress.last_trace_id) == (3, "a", "c")
+
+
+def test_sent_digests_are_bounded() -> None:
+    progress = Progress()
+    for n in range(MAX_SENT + 5):
+        progress.note_sent(str(n))
+    assert len(progress.sent_digests) == MAX_SENT
+    assert progress.sent_digests[-1] == str(MAX_SENT + 4)
