@@ -1,0 +1,164 @@
+"""The Registry service: protobuf in, one call of the core, protobuf out."""
+# ruff: noqa: N802 - gRPC names the methods
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+
+from updraft.registry.v1 import registry_pb2 as pb
+from updraft.registry.v1 import registry_pb2_grpc
+from updraft_chassis.errors import InvalidInput, UpdraftError
+from updraft_chassis.rpc import CHUNK_BYTES
+from updraft_registry import wire
+from updraft_registry.admission import check_name
+from updraft_registry.archive import Archive
+from updraft_registry.control import Control
+from updraft_registry.metrics import Metrics
+from updraft_registry.publication import publish
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_DEFAULT_PAGE = 100
+_MAX_PAGE = 1000
+_MAX_REASON = 500
+
+
+class RegistryServicer(registry_pb2_grpc.RegistryServicer):
+    """See registry.proto for what each call promises."""
+
+    def __init__(self, archive: Archive, control: Control, metrics: Metrics) -> None:
+        self._archive = archive
+        self._control = control
+        self._metrics = metrics
+
+    async def Publish(self, request_iterator: AsyncIterator[pb.PublishRequest], context: Context) -> pb.PublishResponse:
+        """Take an upload."""
+        with self._refusals():
+            published = await publish(request_iterator, self._archive, self._control)
+        result = "existed" if published.existed else "new"
+        self._metrics.published.labels(published.speculator, result).inc()
+        self._metrics.published_bytes.inc(published.num_bytes)
+        version = await self._version(published.speculator, published.number)
+        return pb.PublishResponse(version=version, existed=published.existed)
+
+    async def Get(self, request: pb.GetRequest, context: Context) -> pb.GetResponse:
+        """One version, whole."""
+        return pb.GetResponse(version=await self._version(check_name(request.speculator), request.version))
+
+    async def List(self, request: pb.ListRequest, context: Context) -> pb.ListResponse:
+        """Versions by speculator, newest first, and with the first page the state of each speculator."""
+        name = check_name(request.speculator) if request.speculator else ""
+        size = min(request.page_size or _DEFAULT_PAGE, _MAX_PAGE)
+        after = _parse_token(request.page_token)
+        rows = await self._control.call(self._archive.catalogue.page, name, after=after, size=size)
+        names = () if after else (name,) if name else await self._control.call(self._archive.catalogue.names)
+        last = rows[-1] if len(rows) == size else None
+        return pb.ListResponse(
+            versions=[wire.version_to_proto(version, manifest, is_full=request.full) for version, manifest in rows],
+            speculators=[await self._control.state(name) for name in names],
+            next_page_token=f"{last[1].speculator}/{last[0].number}" if last else "",
+        )
+
+    async def Fetch(self, request: pb.FetchRequest, context: Context) -> AsyncIterator[pb.FetchResponse]:
+        """The weights file from an offset; always the file itself, no delta and no redirect."""
+        name = check_name(request.speculator)
+        file, manifest = await self._control.call(self._archive.open, name, request.version)
+        with file:
+            if request.offset > manifest.size_bytes:
+                raise InvalidInput(f"offset {request.offset} is behind the end, {manifest.size_bytes}")
+            yield pb.FetchResponse(
+                start=pb.FetchResponse.Start(
+                    encoding=pb.ENCODING_IDENTITY, size_bytes=manifest.size_bytes, digest=manifest.digest
+                )
+            )
+            offset = file.seek(request.offset)
+            while data := await asyncio.to_thread(file.read, CHUNK_BYTES):
+                yield pb.FetchResponse(chunk=pb.Chunk(offset=offset, data=data))
+                self._metrics.fetched_bytes.inc(len(data))
+                offset += len(data)
+
+    async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:
+        """The state of a speculator at once, and again whenever it is another."""
+        name, last = check_name(request.speculator), None
+        while not self._control.is_closed:
+            changed = self._control.changed
+            state = await self._control.state(name)
+            if state != last:
+                last = state
+                yield pb.WatchResponse(state=state)
+            await changed.wait()
+
+    async def Pin(self, request: pb.PinRequest, context: Context) -> pb.PinResponse:
+        """Serve exactly this version."""
+        name, reason = check_name(request.speculator), _reason(request.reason)
+        await self._control.change(name, self._archive.pin, name, request.version, reason, self._control.now_ms())
+        return pb.PinResponse(state=await self._control.state(name))
+
+    async def Unpin(self, request: pb.UnpinRequest, context: Context) -> pb.UnpinResponse:
+        """Serve the newest version that has won again."""
+        name, reason = check_name(request.speculator), _reason(request.reason)
+        await self._control.change(name, self._archive.pin, name, None, reason, self._control.now_ms())
+        return pb.UnpinResponse(state=await self._control.state(name))
+
+    async def Pause(self, request: pb.PauseRequest, context: Context) -> pb.PauseResponse:
+        """Try no new version until Resume."""
+        await self._pause(request.speculator, request.reason, is_paused=True)
+        return pb.PauseResponse(state=await self._control.state(request.speculator))
+
+    async def Resume(self, request: pb.ResumeRequest, context: Context) -> pb.ResumeResponse:
+        """Try new versions again."""
+        await self._pause(request.speculator, request.reason, is_paused=False)
+        return pb.ResumeResponse(state=await self._control.state(request.speculator))
+
+    async def SetPolicy(self, request: pb.SetPolicyRequest, context: Context) -> pb.SetPolicyResponse:
+        """Set how versions roll out, also before the first is published."""
+        name, catalogue = check_name(request.speculator), self._archive.catalogue
+        wire.policy_from_proto(request.policy, catalogue.defaults)
+        await self._control.change(name, catalogue.set_policy, name, request.policy, self._control.now_ms())
+        return pb.SetPolicyResponse(state=await self._control.state(name))
+
+    async def History(self, request: pb.HistoryRequest, context: Context) -> pb.HistoryResponse:
+        """The newest transitions, newest first."""
+        name, limit = check_name(request.speculator), min(request.limit or _DEFAULT_PAGE, _MAX_PAGE)
+        transitions = await self._control.call(self._archive.catalogue.history, name, limit)
+        return pb.HistoryResponse(transitions=[wire.transition_to_proto(t) for t in transitions])
+
+    async def _version(self, name: str, number: int) -> pb.Version:
+        version, manifest = await self._control.call(self._archive.catalogue.version, name, number)
+        return wire.version_to_proto(version, manifest)
+
+    async def _pause(self, speculator: str, reason: str, *, is_paused: bool) -> None:
+        name, now_ms = check_name(speculator), self._control.now_ms()
+        await self._control.change(
+            name, self._archive.pause, name, is_paused=is_paused, reason=_reason(reason), now_ms=now_ms
+        )
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """Count what ends an upload early, by the status that the sender hears."""
+        try:
+            yield
+        except UpdraftError as error:
+            self._metrics.refused.labels(error.status).inc()
+            raise
+        except asyncio.CancelledError:
+            self._metrics.refused.labels("CANCELLED").inc()
+            raise
+
+
+def _reason(text: str) -> str:
+    if len(text) > _MAX_REASON:
+        raise InvalidInput(f"a reason of {len(text)} characters; at most {_MAX_REASON}")
+    return text
+
+
+def _parse_token(token: str) -> tuple[str, int] | None:
+    if not token:
+        return None
+    name, _, number = token.partition("/")
+    if not number.isdecimal():
+        raise InvalidInput(f"{token[:80]!r} is no page token of this registry")
+    return name, int(number)

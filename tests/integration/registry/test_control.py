@@ -1,0 +1,162 @@
+"""The loop between calls, fleet and archive: retention, expiry, and decisions that nobody waits for."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+from tests.support.checkpoints import draft
+from tests.support.clock import ManualClock
+from tests.support.wait import until
+
+from updraft.fleet.v1 import fleet_pb2
+from updraft.registry.v1 import registry_pb2
+from updraft_chassis.errors import Unavailable
+from updraft_registry.archive import Archive, open_archive
+from updraft_registry.control import SWEEP_GRACE_S, Control
+from updraft_registry.fleet import Fleet, Session
+from updraft_registry.metrics import Metrics
+from updraft_registry.version import Policy
+
+
+@dataclass
+class Running:
+    """A control that runs, with a clock under the test's hand."""
+
+    archive: Archive
+    control: Control
+    clock: ManualClock
+    folder: Path
+
+    async def publish(self, seed: int) -> int:
+        manifest = draft(seed).manifest()
+        upload = self.archive.begin(manifest)
+        upload.write(0, draft(seed).data)
+        self.archive.verify(upload, manifest)
+        number, _ = await self.control.change("default", self.archive.publish, upload, manifest, self.control.now_ms())
+        upload.discard()
+        return number
+
+    async def pin(self, number: int) -> None:
+        await self.control.change("default", self.archive.pin, "default", number, "", self.control.now_ms())
+
+    def kept(self) -> set[int]:
+        stored = {f"sha256:{path.name}" for path in (self.folder / "blobs" / "sha256").iterdir()}
+        return {seed for seed in range(1, 20) if draft(seed).digest in stored}
+
+
+@pytest.fixture
+async def running(tmp_path: Path) -> AsyncIterator[Running]:
+    with open_archive(tmp_path, defaults=Policy(history_limit=1), max_draft_bytes=10**6) as archive:
+        clock = ManualClock()
+        control = Control(archive, Fleet(expiry_s=45.0), clock, Metrics.on(CollectorRegistry()))
+        async with asyncio.TaskGroup() as tasks:
+            deciding = tasks.create_task(control.run())
+            yield Running(archive=archive, control=control, clock=clock, folder=tmp_path)
+            deciding.cancel()
+        control.join()
+
+
+def report(pod: str = "pod-0", *, loaded: int = 0, prefetched: tuple[int, ...] = ()) -> fleet_pb2.PodReport:
+    return fleet_pb2.PodReport(
+        identity=fleet_pb2.PodIdentity(speculator="default", pod=pod),
+        loaded=fleet_pb2.Loaded(version=loaded),
+        prefetched_versions=prefetched,
+    )
+
+
+async def test_old_weights_go_once_the_pods_had_time_to_say_what_they_hold(running: Running) -> None:
+    for seed in range(1, 6):
+        await running.publish(seed)
+        await running.pin(seed)
+    assert running.kept() == {1, 2, 3, 4, 5}
+    running.control.report(Session(), report(loaded=2, prefetched=(1,)))
+    running.clock.advance(SWEEP_GRACE_S - 30.0)
+    running.control.report(Session(), report(loaded=2, prefetched=(1,)))
+    running.clock.advance(30.0)
+    await until(lambda: running.kept() == {1, 2, 4, 5}, what="version 3 is deleted")
+    running.clock.advance(50.0)
+    await until(lambda: running.kept() == {4, 5}, what="what the pod held is deleted after it has gone")
+    state = await running.control.state("default")
+    assert (state.stable, state.previous, state.latest) == (5, 4, 5)
+
+
+async def test_a_silent_pod_is_forgotten(running: Running) -> None:
+    session = Session()
+    await running.publish(1)
+    running.control.report(session, report())
+    running.clock.advance(46.0)
+    await until(lambda: _pods(running, 0), what="the pod is forgotten")
+    with pytest.raises(Unavailable, match="no report for 45 s"):
+        session.check()
+
+
+async def test_silent_pods_are_forgotten_however_busy_the_registry_is(running: Running) -> None:
+    await running.publish(1)
+    silent, busy = Session(), Session()
+    running.control.report(silent, report("silent"))
+    running.clock.advance(46.0)
+    for i in range(10_000):
+        running.control.report(busy, report("busy", loaded=i % 2))
+        await asyncio.sleep(0)
+        if silent.is_closed:
+            break
+        await asyncio.sleep(0.001)
+    assert silent.is_closed
+
+
+async def test_a_caller_that_goes_away_does_not_stop_the_decision(running: Running) -> None:
+    manifest = draft(1).manifest()
+    upload = running.archive.begin(manifest)
+    upload.write(0, draft(1).data)
+    running.archive.verify(upload, manifest)
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    def publish_slowly() -> None:
+        has_begun.set()
+        may_end.wait()
+        running.archive.publish(upload, manifest, 1)
+
+    async with asyncio.TaskGroup() as tasks:
+        caller = tasks.create_task(running.control.change("default", publish_slowly))
+        await until(has_begun.is_set, what="the change has begun")
+        caller.cancel()
+        may_end.set()
+    await until(lambda: _stable(running, 1), what="version 1 is stable")
+
+
+async def test_watchers_hear_of_traffic_without_any_decision(running: Running) -> None:
+    await running.publish(1)
+    session = Session()
+    running.control.report(session, report())
+    await running.control.change("default", lambda: None)
+    changed = running.control.changed
+    counted = report()
+    counted.versions.add(version=1, verify_steps=7)
+    running.control.report(session, counted)
+    async with asyncio.timeout(10):
+        await changed.wait()
+    assert [traffic.verify_steps for traffic in (await running.control.state("default")).traffic] == [7]
+
+
+async def test_names_that_somebody_asked_for_are_not_remembered(running: Running) -> None:
+    for i in range(5):
+        await running.control.change(f"name-{i}", lambda: None)
+    assert (await running.control.state("name-1")) == registry_pb2.SpeculatorState(
+        speculator="name-1",
+        message="nothing is published yet",
+        policy=(await running.control.state("other")).policy,
+        pods=registry_pb2.Pods(),
+    )
+    assert running.archive.catalogue.names() == ()
+
+
+async def _pods(running: Running, count: int) -> bool:
+    return (await running.control.state("default")).pods.connected == count
+
+
+async def _stable(running: Running, number: int) -> bool:
+    return (await running.control.state("default")).stable == number

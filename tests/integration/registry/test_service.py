@@ -1,0 +1,191 @@
+"""The Registry service over a real connection."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.support.checkpoints import draft, evaluation
+from tests.support.registry import CALL_S, Registry, fetch, publish, send, state
+
+from updraft.registry.v1 import registry_pb2 as pb
+from updraft_chassis import rpc, transfer
+from updraft_chassis.errors import Conflict, InvalidInput, NotFound
+
+TRAINER = pb.SOURCE_TRAINER
+
+if TYPE_CHECKING:
+    from updraft.registry.v1.registry_pb2_grpc import RegistryAsyncStub
+
+
+async def test_a_published_version_is_decided_on_before_the_answer(stub: "RegistryAsyncStub") -> None:
+    first = await publish(stub, draft(1))
+    assert (first.version.version, first.version.phase, first.existed) == (1, pb.PHASE_STABLE, False)
+    better = await publish(stub, draft(2), source=TRAINER, evaluation=evaluation(baseline=1))
+    assert (better.version.version, better.version.phase) == (2, pb.PHASE_STABLE)
+    worse = await publish(stub, draft(3), source=TRAINER, evaluation=evaluation(baseline=2, gain=0.8))
+    assert worse.version.phase == pb.PHASE_REJECTED
+    assert "below the 1 % that is asked for" in worse.version.reason
+    now = await state(stub)
+    assert (now.stable, now.previous, now.latest) == (2, 1, 3)
+
+
+async def test_a_version_is_fetched_as_it_was_published_and_from_any_offset(stub: "RegistryAsyncStub") -> None:
+    large = draft(fc=bytes(3_200_000))
+    await publish(stub, large)
+    assert await fetch(stub, 1) == large.data
+    assert await fetch(stub, 1, offset=1_500_000) == large.data[1_500_000:]
+    assert await fetch(stub, 1, offset=len(large.data)) == b""
+    with pytest.raises(InvalidInput, match="is behind the end"):
+        await fetch(stub, 1, offset=len(large.data) + 1)
+    with pytest.raises(NotFound, match="default has no version 2; its newest is 1"):
+        await fetch(stub, 2)
+
+
+async def test_the_same_digest_again_needs_no_upload(stub: "RegistryAsyncStub") -> None:
+    await publish(stub, draft(1))
+    again = await send(stub, [pb.PublishRequest(manifest=draft(1).manifest())])
+    assert (again.version.version, again.existed) == (1, True)
+
+
+async def test_a_manifest_is_kept_as_it_was_sent(stub: "RegistryAsyncStub") -> None:
+    provenance = pb.Provenance(samples=5, first_trace_id="a", last_trace_id="b", step=7, code_version="0.1.0")
+    manifest = draft(1).manifest(evaluation=evaluation(), provenance=provenance)
+    published = await publish(stub, draft(1), evaluation=evaluation(), provenance=provenance)
+    assert published.version.manifest == manifest
+    got = await stub.Get(pb.GetRequest(speculator="default", version=1), timeout=CALL_S)
+    assert got.version == published.version
+
+
+async def test_a_list_shows_versions_newest_first_page_by_page(stub: "RegistryAsyncStub") -> None:
+    for seed in (1, 2, 3):
+        await publish(stub, draft(seed))
+    first = await stub.List(pb.ListRequest(page_size=2), timeout=CALL_S)
+    assert [v.version for v in first.versions] == [3, 2]
+    assert [s.speculator for s in first.speculators] == ["default"]
+    assert not first.versions[0].manifest.tensors
+    rest = await stub.List(pb.ListRequest(page_size=2, page_token=first.next_page_token, full=True), timeout=CALL_S)
+    assert [v.version for v in rest.versions] == [1]
+    assert rest.versions[0].manifest == draft(1).manifest()
+    assert rest.next_page_token == ""
+
+
+async def test_a_speculator_that_nobody_knows_is_an_empty_list_with_a_default_policy(stub: "RegistryAsyncStub") -> None:
+    answer = await stub.List(pb.ListRequest(speculator="new"), timeout=CALL_S)
+    assert not answer.versions
+    assert answer.speculators[0].policy.offline_gate.min_samples == 8
+    assert answer.speculators[0].message == "nothing is published yet"
+
+
+async def test_pin_and_unpin_are_told_and_remembered(stub: "RegistryAsyncStub") -> None:
+    for seed in (1, 2):
+        await publish(stub, draft(seed))
+    forward = await stub.Pin(pb.PinRequest(speculator="default", version=2, reason="try it"), timeout=CALL_S)
+    assert (forward.state.stable, forward.state.previous, forward.state.pinned) == (2, 1, 2)
+    none = await stub.Pin(pb.PinRequest(speculator="default", version=0), timeout=CALL_S)
+    assert (none.state.stable, none.state.HasField("pinned"), none.state.pinned) == (0, True, 0)
+    held = await publish(stub, draft(3), source=TRAINER, evaluation=evaluation(baseline=0))
+    assert (held.version.phase, held.version.reason) == (pb.PHASE_HELD, "no draft is pinned")
+    free = await stub.Unpin(pb.UnpinRequest(speculator="default"), timeout=CALL_S)
+    assert (free.state.stable, free.state.HasField("pinned")) == (2, False)
+    history = await stub.History(pb.HistoryRequest(speculator="default"), timeout=CALL_S)
+    told = [(t.version, t.reason) for t in history.transitions]
+    assert told[0] == (3, "compared with no draft but version 2 serves")
+    assert (2, "version 2 is pinned: try it") in told
+    assert (1, "the first version skips the gate") in told
+
+
+async def test_a_pause_holds_and_a_resume_tries_the_newest(stub: "RegistryAsyncStub") -> None:
+    await publish(stub, draft(1))
+    paused = await stub.Pause(pb.PauseRequest(speculator="default", reason="lunch"), timeout=CALL_S)
+    assert paused.state.paused
+    assert paused.state.message == "version 1 is stable; the rollout is paused: lunch"
+    held = await publish(stub, draft(2), source=TRAINER, evaluation=evaluation(baseline=1))
+    assert held.version.phase == pb.PHASE_HELD
+    resumed = await stub.Resume(pb.ResumeRequest(speculator="default"), timeout=CALL_S)
+    assert (resumed.state.stable, resumed.state.paused) == (2, False)
+
+
+async def test_a_policy_is_followed_and_told_back(stub: "RegistryAsyncStub") -> None:
+    strict = pb.RolloutPolicy(
+        offline_gate=pb.OfflineGate(min_samples=50, min_gain_percent=1.0, confidence=0.8), progress_deadline_seconds=60
+    )
+    told = await stub.SetPolicy(pb.SetPolicyRequest(speculator="default", policy=strict), timeout=CALL_S)
+    assert told.state.policy.offline_gate == strict.offline_gate
+    assert told.state.policy.progress_deadline_seconds == 60
+    assert told.state.policy.strategy == pb.STRATEGY_IMMEDIATE
+    rejected = await publish(stub, draft(1), source=TRAINER, evaluation=evaluation())
+    assert rejected.version.reason == "evaluated on 12 requests, at least 50 are needed"
+    canary = pb.RolloutPolicy(strategy=pb.STRATEGY_CANARY)
+    with pytest.raises(InvalidInput, match="no canaries yet"), rpc.errors():
+        await stub.SetPolicy(pb.SetPolicyRequest(speculator="default", policy=canary), timeout=CALL_S)
+
+
+async def test_a_watch_tells_the_state_at_once_and_at_every_change(stub: "RegistryAsyncStub") -> None:
+    call = stub.Watch(pb.WatchRequest(speculator="default"), timeout=CALL_S)
+    seen = [(await anext(aiter(call))).state.stable]
+    await publish(stub, draft(1))
+    async for response in call:
+        seen.append(response.state.stable)
+        if response.state.stable == 1:
+            break
+    call.cancel()
+    assert seen[0] == 0
+
+
+async def test_a_rejected_digest_is_never_tried_again(stub: "RegistryAsyncStub") -> None:
+    rejected = await publish(stub, draft(1), source=TRAINER)
+    again = await publish(stub, draft(1), source=pb.SOURCE_IMPORTED)
+    assert again.existed
+    assert again.version == rejected.version
+    with pytest.raises(Conflict, match="version 1 of default is Rejected and never served again"), rpc.errors():
+        await stub.Pin(pb.PinRequest(speculator="default", version=1), timeout=CALL_S)
+
+
+async def test_many_publish_at_once_and_each_gets_its_number(stub: "RegistryAsyncStub") -> None:
+    answers = await asyncio.gather(*(publish(stub, draft(seed)) for seed in range(8)))
+    assert sorted(answer.version.version for answer in answers) == list(range(1, 9))
+    listed = await stub.List(pb.ListRequest(speculator="default"), timeout=CALL_S)
+    assert [version.phase for version in listed.versions].count(pb.PHASE_STABLE) == 1
+
+
+async def test_metrics_tell_versions_and_bytes(registry: Registry, stub: "RegistryAsyncStub") -> None:
+    await publish(stub, draft(1))
+    await publish(stub, draft(1))
+    await fetch(stub, 1)
+    size = len(draft(1).data)
+    assert registry.metric('updraft_registry_version{role="stable",speculator="default"}') == 1
+    assert registry.metric('updraft_registry_published_versions_total{result="new",speculator="default"}') == 1
+    assert registry.metric('updraft_registry_published_versions_total{result="existed",speculator="default"}') == 1
+    assert registry.metric("updraft_registry_published_bytes_total") == size
+    assert registry.metric("updraft_registry_fetched_bytes_total") == size
+    name = 'updraft_registry_transitions_total{actor="gate",phase="Stable",speculator="default"}'
+    assert registry.metric(name) == 1
+
+
+@pytest.mark.parametrize("name", ["../../etc", "", "A", "a" * 64])
+async def test_a_name_that_is_none_is_refused_everywhere(stub: "RegistryAsyncStub", name: str) -> None:
+    calls: list[Callable[[], Awaitable[object]]] = [
+        lambda: stub.Get(pb.GetRequest(speculator=name, version=1), timeout=CALL_S),
+        lambda: stub.Pin(pb.PinRequest(speculator=name), timeout=CALL_S),
+        lambda: stub.SetPolicy(pb.SetPolicyRequest(speculator=name), timeout=CALL_S),
+        lambda: stub.History(pb.HistoryRequest(speculator=name), timeout=CALL_S),
+        lambda: publish(stub, draft(1), speculator=name),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidInput, match="is no name of a speculator"), rpc.errors():
+            await call()
+
+
+async def test_what_the_chassis_uploads_it_downloads_again(stub: "RegistryAsyncStub", tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(draft(fc=bytes(3_200_000)).data)
+    manifest = draft(fc=bytes(3_200_000)).manifest()
+    first = await transfer.upload(stub, manifest, weights)
+    assert (first.version.version, first.existed) == (1, False)
+    again = await transfer.upload(stub, manifest, weights)
+    assert (again.version, again.existed) == (first.version, True)
+    folder = await transfer.download(stub, "default", 1, tmp_path / "drafts", digest=manifest.digest)
+    assert (folder / "model.safetensors").read_bytes() == weights.read_bytes()
+    assert (folder / "config.json").read_text() == manifest.config_json

@@ -1,0 +1,82 @@
+"""What a manifest must say before a byte of its weights is taken."""
+
+from typing import Any
+
+import pytest
+from tests.support.checkpoints import OTHER_TARGET, TARGET, VOCABULARY, draft, sha256
+
+from updraft.registry.v1 import registry_pb2
+from updraft_chassis.errors import InvalidInput, NotFound
+from updraft_registry.admission import check_lineage, check_manifest, check_name, foreign
+from updraft_registry.version import Lineage, Speculator, Wish
+
+LINEAGE = Lineage(target_fingerprint=TARGET, draft_vocabulary_fingerprint=VOCABULARY)
+SPECULATOR = Speculator(name="default", wish=Wish(), lineage=LINEAGE, latest=3)
+
+
+@pytest.mark.parametrize("name", ["default", "qwen3-8b", "a", "v1.2_x", "a" * 63])
+def test_a_name_is_a_label(name: str) -> None:
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "A", "a b", "-a", "a-", "a" * 64, "a\n", "é"])
+def test_a_name_that_could_be_a_path_or_no_label_is_refused(name: str) -> None:
+    with pytest.raises(InvalidInput, match="is no name of a speculator"):
+        check_name(name)
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        pytest.param({"digest": "md5:1"}, "digest must be 'sha256:'", id="digest"),
+        pytest.param({"digest": sha256(b"").upper()}, "digest must be", id="capitals"),
+        pytest.param({"tensors_digest": ""}, "tensors_digest must be", id="tensors digest"),
+        pytest.param({"target_fingerprint": ""}, "target_fingerprint is empty", id="no target"),
+        pytest.param({"draft_vocabulary_fingerprint": ""}, "draft_vocabulary_fingerprint is", id="no vocabulary"),
+        pytest.param({"source": registry_pb2.SOURCE_UNSPECIFIED}, "source is 0", id="no source"),
+        pytest.param({"source": 77}, "source is 77", id="unknown source"),
+        pytest.param({"size_bytes": 0}, "a draft of 0 bytes", id="empty"),
+        pytest.param({"size_bytes": 1001}, "takes 1 to 1000", id="too large"),
+        pytest.param({"config_json": ""}, "config_json is no JSON object", id="no config"),
+        pytest.param({"config_json": "[1]"}, "config_json is no JSON object", id="array"),
+        pytest.param({"config_json": "[" * 50_000}, "config_json is no JSON object", id="nesting"),
+        pytest.param({"speculator": "../etc"}, "is no name", id="path"),
+    ],
+)
+def test_a_manifest_that_is_incomplete_or_out_of_bounds_is_refused(fields: dict[str, Any], why: str) -> None:
+    manifest = draft().manifest(**({"size_bytes": 1000} | fields))
+    with pytest.raises(InvalidInput, match=why):
+        check_manifest(manifest, max_bytes=1000)
+
+
+def test_a_complete_manifest_is_admitted() -> None:
+    check_manifest(draft().manifest(), max_bytes=10**6)
+    check_lineage(draft().manifest(parent_version=3), SPECULATOR)
+
+
+def test_a_draft_for_another_target_is_refused_with_both() -> None:
+    with pytest.raises(InvalidInput) as refused:
+        check_lineage(draft().manifest(target_fingerprint=OTHER_TARGET), SPECULATOR)
+    assert str(refused.value) == f"the target of this draft is {OTHER_TARGET}, default is for {TARGET}"
+
+
+def test_a_draft_with_another_vocabulary_is_refused_with_both() -> None:
+    with pytest.raises(InvalidInput, match=f"vocabulary of this draft is {OTHER_TARGET}, default is for {VOCABULARY}"):
+        check_lineage(draft().manifest(draft_vocabulary_fingerprint=OTHER_TARGET), SPECULATOR)
+
+
+def test_a_parent_that_was_never_published_is_not_found() -> None:
+    with pytest.raises(NotFound, match="the parent, version 4, does not exist in default"):
+        check_lineage(draft().manifest(parent_version=4), SPECULATOR)
+
+
+def test_the_first_draft_may_be_for_any_target() -> None:
+    empty = Speculator(name="default", wish=Wish())
+    check_lineage(draft().manifest(target_fingerprint=OTHER_TARGET), empty)
+
+
+def test_a_pod_of_another_target_is_foreign_and_one_that_has_no_draft_yet_is_not() -> None:
+    assert foreign(LINEAGE, target=TARGET, draft_vocabulary="") == ""
+    assert foreign(LINEAGE, target=TARGET, draft_vocabulary=VOCABULARY) == ""
+    assert f"its target is {OTHER_TARGET}" in foreign(LINEAGE, target=OTHER_TARGET, draft_vocabulary="")
+    assert "its draft vocabulary is" in foreign(LINEAGE, target=TARGET, draft_vocabulary=OTHER_TARGET)

@@ -1,0 +1,175 @@
+"""The fleet in memory: last reports, streams, expiry."""
+
+import pytest
+from tests.support.checkpoints import OTHER_TARGET, TARGET, VOCABULARY
+
+from updraft.fleet.v1 import fleet_pb2
+from updraft_chassis.errors import InvalidInput, Unavailable
+from updraft_registry import wire
+from updraft_registry.fleet import Fleet, Session
+from updraft_registry.rollout import Order, Pod
+from updraft_registry.version import Lineage, Phase
+
+ORDER = Order(serve=2, digest="sha256:2", prefetch=(2,), phase=Phase.STABLE, reason="it won")
+NONCE = wire.directive(ORDER).nonce
+
+
+def report(
+    pod: str = "pod-0",
+    *,
+    loaded: int = 0,
+    nonce: str = "",
+    outcome: fleet_pb2.Outcome.ValueType = fleet_pb2.OUTCOME_UNSPECIFIED,
+    steps: int = 0,
+    target: str = TARGET,
+) -> fleet_pb2.PodReport:
+    return fleet_pb2.PodReport(
+        identity=fleet_pb2.PodIdentity(speculator="default", pod=pod, target_fingerprint=target, boot_id="1"),
+        loaded=fleet_pb2.Loaded(version=loaded, tensors_digest=f"sha256:{loaded}" if loaded else ""),
+        status=fleet_pb2.DirectiveStatus(nonce=nonce, outcome=outcome, version=2, reason="not finite"),
+        versions=[fleet_pb2.VersionCounters(version=loaded, verify_steps=steps)] if steps else [],
+    )
+
+
+async def told(session: Session) -> fleet_pb2.Directive:
+    """The directive that is due."""
+    assert session.is_due
+    return await anext(session.directives())
+
+
+@pytest.fixture
+def fleet() -> Fleet:
+    return Fleet(expiry_s=45.0)
+
+
+def test_a_new_pod_and_a_new_load_matter_and_mere_counters_do_not(fleet: Fleet) -> None:
+    session = Session()
+    assert fleet.report(session, report(), 0.0)
+    assert not fleet.report(session, report(steps=5), 1.0)
+    assert fleet.report(session, report(loaded=2), 2.0)
+    assert not fleet.report(session, report(loaded=2), 3.0)
+    assert fleet.pods("default") == (Pod(name="pod-0", loaded=2, tensors_digest="sha256:2"),)
+
+
+def test_a_refusal_is_read_from_a_nack_only(fleet: Fleet) -> None:
+    session = Session()
+    fleet.report(session, report(outcome=fleet_pb2.OUTCOME_PENDING), 0.0)
+    assert fleet.pods("default")[0].refused == 0
+    assert fleet.report(session, report(outcome=fleet_pb2.OUTCOME_NACK), 1.0)
+    assert (fleet.pods("default")[0].refused, fleet.pods("default")[0].refusal) == (2, "not finite")
+
+
+async def test_a_directive_is_sent_once_and_again_to_a_pod_that_speaks_of_another(fleet: Fleet) -> None:
+    session = Session()
+    fleet.report(session, report(), 0.0)
+    fleet.send("default", {"pod-0": ORDER})
+    assert (await told(session)).nonce == NONCE
+    fleet.send("default", {"pod-0": ORDER})
+    assert not session.is_due
+    fleet.report(session, report(nonce=NONCE), 1.0)
+    assert not session.is_due
+    fleet.report(session, report(nonce="older"), 2.0)
+    assert (await told(session)).nonce == NONCE
+
+
+async def test_a_slow_pod_hears_only_the_newest_directive(fleet: Fleet) -> None:
+    session = Session()
+    fleet.report(session, report(), 0.0)
+    fleet.send("default", {"pod-0": Order(reason="old")})
+    fleet.send("default", {"pod-0": ORDER})
+    assert (await told(session)).serve_version == 2
+    assert not session.is_due
+
+
+def test_a_newer_stream_of_a_pod_takes_over(fleet: Fleet) -> None:
+    old, new = Session(), Session()
+    fleet.report(old, report(loaded=2), 0.0)
+    assert fleet.report(new, report(loaded=2), 1.0)
+    with pytest.raises(Unavailable, match="a newer stream of the same pod took over"):
+        old.check()
+    fleet.disconnect(old)
+    assert fleet.count("default", 2).connected == 1
+
+
+def test_a_stream_belongs_to_one_pod(fleet: Fleet) -> None:
+    session = Session()
+    fleet.report(session, report("pod-0"), 0.0)
+    with pytest.raises(InvalidInput, match="this stream is of pod"):
+        fleet.report(session, report("pod-1"), 1.0)
+
+
+def test_a_broken_stream_disconnects_and_the_pod_is_known_until_it_expires(fleet: Fleet) -> None:
+    session = Session()
+    fleet.report(session, report(loaded=2), 0.0)
+    fleet.disconnect(session)
+    assert fleet.count("default", 2).connected == 0
+    assert fleet.in_use("default") == {2}
+    assert fleet.expire(45.0) == frozenset()
+    assert fleet.expire(45.1) == {"default"}
+    assert fleet.pods("default") == ()
+
+
+def test_a_silent_pod_with_an_open_stream_is_told_to_come_back(fleet: Fleet) -> None:
+    session = Session()
+    fleet.report(session, report(), 0.0)
+    fleet.expire(100.0)
+    with pytest.raises(Unavailable, match="no report for 45 s"):
+        session.check()
+
+
+def test_a_pod_of_another_target_is_refused(fleet: Fleet) -> None:
+    ours, theirs = Session(), Session()
+    fleet.report(ours, report("ours"), 0.0)
+    fleet.report(theirs, report("theirs", target=OTHER_TARGET), 0.0)
+    fleet.refuse_foreign("default", None)
+    fleet.refuse_foreign("default", Lineage(target_fingerprint=TARGET, draft_vocabulary_fingerprint=VOCABULARY))
+    ours.check()
+    with pytest.raises(InvalidInput, match=f"pod theirs cannot serve default: its target is {OTHER_TARGET}"):
+        theirs.check()
+    assert [pod.name for pod in fleet.pods("default")] == ["ours"]
+
+
+def test_pods_are_counted_by_what_they_serve(fleet: Fleet) -> None:
+    for i, (loaded, outcome) in enumerate(
+        [(2, fleet_pb2.OUTCOME_ACK), (2, fleet_pb2.OUTCOME_ACK), (1, fleet_pb2.OUTCOME_NACK)]
+    ):
+        fleet.report(Session(), report(f"pod-{i}", loaded=loaded, outcome=outcome), 0.0)
+    pods = fleet.count("default", 2)
+    assert (pods.connected, pods.serving_stable, pods.failed) == (3, 2, 1)
+
+
+def test_traffic_is_what_the_pods_say_now(fleet: Fleet) -> None:
+    one, two = Session(), Session()
+    fleet.report(one, report("one", loaded=2, steps=5), 0.0)
+    fleet.report(one, report("one", loaded=2, steps=9), 1.0)
+    fleet.report(two, report("two", loaded=2, steps=1), 1.0)
+    assert [traffic.verify_steps for traffic in fleet.traffic("default")] == [10]
+
+
+def test_closing_the_fleet_ends_every_stream(fleet: Fleet) -> None:
+    session = Session()
+    fleet.report(session, report(), 0.0)
+    fleet.close()
+    with pytest.raises(Unavailable, match="the registry stops"):
+        session.check()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        pytest.param({"identity": fleet_pb2.PodIdentity(speculator="../x", pod="p")}, "no name", id="speculator"),
+        pytest.param({"identity": fleet_pb2.PodIdentity(speculator="default")}, "1 to 253", id="no pod"),
+        pytest.param({"prefetched_versions": range(65)}, "more than 64 versions", id="versions"),
+        pytest.param(
+            {"versions": [fleet_pb2.VersionCounters(accepted_by_position=[1] * 65)]},
+            "more than 64 draft",
+            id="positions",
+        ),
+        pytest.param({"versions": [fleet_pb2.VersionCounters(version=3, tokens=2**60)]}, "of version 3", id="counter"),
+    ],
+)
+def test_a_report_that_cannot_be_is_refused(fleet: Fleet, change: dict[str, object], why: str) -> None:
+    bad = fleet_pb2.PodReport(**({"identity": report().identity} | change))  # type: ignore[arg-type] # drawn
+    with pytest.raises(InvalidInput, match=why):
+        fleet.report(Session(), bad, 0.0)
+    assert fleet.pods("default") == ()

@@ -1,0 +1,110 @@
+"""The offline gate: three verdicts, each with a sentence. How sure an estimate is: tests of `evidence`."""
+
+from dataclasses import replace
+
+import pytest
+from tests.support.versions import evaluation
+
+from updraft_registry.gate import Verdict, judge
+from updraft_registry.version import Evaluation, EvaluationSample, GatePolicy
+
+POLICY = GatePolicy(min_samples=8, min_gain_percent=1.0, confidence=0.8)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "verdict"),
+    [
+        pytest.param(2.4, Verdict.PASS, id="clearly better"),
+        pytest.param(1.6, Verdict.FAIL, id="clearly worse"),
+        pytest.param(2.0, Verdict.FAIL, id="the same"),
+    ],
+)
+def test_a_candidate_is_judged_by_its_acceptance_length(candidate: float, verdict: Verdict) -> None:
+    judgement = judge(evaluation(candidate, against=4), serving=4, policy=POLICY)
+    assert judgement.verdict is verdict
+    assert f"acceptance length {candidate:.2f} against 2.00 of version 4" in judgement.reason
+    assert "over 12 requests" in judgement.reason
+
+
+def test_a_gain_that_only_one_request_shows_is_held() -> None:
+    same = evaluation(2.0, against=4)
+    lucky = replace(same.samples[0], candidate_steps=10)
+    judgement = judge(replace(same, samples=(lucky, *same.samples[1:])), serving=4, policy=POLICY)
+    assert judgement.verdict is Verdict.HOLD
+    assert "not surely above the 1 %" in judgement.reason
+
+
+def test_a_comparison_with_a_version_that_no_longer_serves_is_held() -> None:
+    judgement = judge(evaluation(3.0, against=3), serving=4, policy=POLICY)
+    assert judgement.verdict is Verdict.HOLD
+    assert judgement.reason == "compared with version 3 but version 4 serves"
+
+
+def test_a_comparison_with_no_draft_is_held_once_a_version_serves() -> None:
+    judgement = judge(evaluation(3.0, against=0), serving=1, policy=POLICY)
+    assert judgement.reason == "compared with no draft but version 1 serves"
+
+
+def test_against_no_draft_the_gain_must_pay_for_drafting() -> None:
+    cheap = replace(POLICY, min_gain_percent=10.0)
+    assert judge(evaluation(1.05, against=0), serving=0, policy=cheap).verdict is Verdict.FAIL
+    passed = judge(evaluation(1.4, against=0), serving=0, policy=cheap)
+    assert passed.verdict is Verdict.PASS
+    assert "against 1.00 of no draft" in passed.reason
+
+
+def test_too_few_requests_are_held_with_both_numbers() -> None:
+    judgement = judge(evaluation(3.0, against=4, num_samples=7), serving=4, policy=POLICY)
+    assert judgement.verdict is Verdict.HOLD
+    assert judgement.reason == "evaluated on 7 requests, at least 8 are needed"
+
+
+def test_a_candidate_without_an_evaluation_is_held() -> None:
+    judgement = judge(None, serving=4, policy=POLICY)
+    assert judgement.verdict is Verdict.HOLD
+    assert judgement.reason == "it comes without an evaluation"
+
+
+def sample(**values: int | str) -> EvaluationSample:
+    fields = {"trace_id": "t", "tokens": 10, "candidate_steps": 5, "baseline_steps": 6} | values
+    return EvaluationSample(**fields)  # type: ignore[arg-type] # keyword by keyword, on purpose
+
+
+@pytest.mark.parametrize(
+    ("samples", "baseline", "lookahead", "problem"),
+    [
+        pytest.param([sample(trace_id="")], 4, 0, "request (without a trace id) has no trace id", id="no id"),
+        pytest.param([sample(), sample()], 4, 0, "request t is counted twice", id="twice"),
+        pytest.param([sample(tokens=0)], 4, 0, "has 5 candidate steps for 0 tokens", id="no tokens"),
+        pytest.param([sample(candidate_steps=0)], 4, 0, "has 0 candidate steps for 10 tokens", id="no candidate steps"),
+        pytest.param(
+            [sample(baseline_steps=11)],
+            4,
+            0,
+            "has 11 baseline steps for 10 tokens",
+            id="steps that gave no token",
+        ),
+        pytest.param(
+            [sample(candidate_steps=2)],
+            4,
+            3,
+            "has 10 tokens in 2 candidate steps of at most 3 drafts",
+            id="magic",
+        ),
+        pytest.param(
+            [sample()],
+            0,
+            0,
+            "has 6 steps without a draft for 10 tokens",
+            id="more than a token a step undrafted",
+        ),
+    ],
+)
+def test_an_evaluation_that_cannot_be_true_is_held_with_the_reason(
+    samples: list[EvaluationSample], baseline: int, lookahead: int, problem: str
+) -> None:
+    told = Evaluation(baseline_version=baseline, samples=tuple(samples), lookahead=lookahead)
+    judgement = judge(told, serving=baseline, policy=POLICY)
+    assert judgement.verdict is Verdict.HOLD
+    assert judgement.reason.startswith("its evaluation is malformed: ")
+    assert problem in judgement.reason

@@ -1,0 +1,41 @@
+"""Whose weights are kept."""
+
+from tests.support.versions import version
+
+from updraft_registry.retention import keepers
+from updraft_registry.version import Phase, Policy, Speculator, Version, Wish
+
+
+def speculator(*versions: Version, limit: int = 1, pinned: int | None = None) -> Speculator:
+    return Speculator(name="default", wish=Wish(policy=Policy(history_limit=limit), pinned=pinned), versions=versions)
+
+
+def superseded(*numbers: int) -> list[Version]:
+    return [version(number, Phase.SUPERSEDED, is_proven=False) for number in numbers]
+
+
+def test_the_stable_version_and_the_one_before_it_stay_however_old_they_are() -> None:
+    old = version(1, Phase.SUPERSEDED)
+    kept = keepers(speculator(old, version(2, Phase.STABLE), *superseded(3, 4, 5)), ())
+    assert kept >= {1, 2}
+    assert 3 not in kept
+
+
+def test_the_newest_stay_up_to_the_limit() -> None:
+    assert keepers(speculator(*superseded(1, 2, 3, 4), limit=2), ()) - {0} == {3, 4}
+
+
+def test_what_was_condemned_goes_and_takes_no_place_in_the_history() -> None:
+    versions = [*superseded(1, 2), version(3, Phase.REJECTED), version(4, Phase.FAILED)]
+    assert keepers(speculator(*versions, limit=2), ()) - {0} == {1, 2}
+
+
+def test_what_is_pinned_retained_waiting_or_held_by_a_pod_stays() -> None:
+    versions = [
+        *superseded(1, 2),
+        version(3, Phase.SUPERSEDED, is_proven=False, is_retained=True),
+        version(4, Phase.HELD),
+        version(5, Phase.REJECTED),
+        *superseded(6, 7),
+    ]
+    assert keepers(speculator(*versions, pinned=1), {5}) - {0} == {1, 3, 4, 5, 7}
