@@ -1,0 +1,53 @@
+"""The `updraft` command: commands, and the one place where an error becomes a sentence and an exit code."""
+
+from importlib.metadata import version
+
+import click
+
+from updraft_chassis.errors import UpdraftError
+from updraft_cli.commands.demo import demo
+from updraft_cli.commands.draft import draft
+from updraft_cli.commands.model import model
+from updraft_cli.commands.status import status
+from updraft_cli.commands.up import up
+
+
+class Updraft(click.Group):
+    """A group whose commands may raise `UpdraftError`s."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; an UpdraftError ends it with its sentence on stderr and exit code 1."""
+        try:
+            return super().invoke(ctx)
+        except UpdraftError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=Updraft, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(version("updraft"), message="updraft %(version)s")
+def cli() -> None:
+    """Speculative decoding with a draft model that learns from the traffic it serves.
+
+    \b
+    updraft up              serve, learn and swap drafts on this machine
+    updraft status          what runs, which draft serves, how much of it is accepted
+    updraft draft list      all drafts, and why each was taken or not
+    updraft demo            watch a draft learn from real prompts, and get a report
+
+    Exit codes: 0 done, 1 it could not be done (one sentence on stderr says why), 2 wrong usage. Commands
+    that show something take `-o json`. Shell completion: put `eval "$(_UPDRAFT_COMPLETE=bash_source
+    updraft)"` into ~/.bashrc (zsh_source, fish_source for the other shells).
+    """
+
+
+for command in (up, status, draft, demo, model):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line; exits the process."""
+    cli(prog_name="updraft")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""The draft of the shift, kept as it was: pulled from the registry and served by a process of its own, that never swaps."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+
+from updraft_chassis import transfer
+from updraft_chassis.errors import Unavailable
+from updraft_chassis.retry import Backoff
+from updraft_cli import registry
+from updraft_cli.demo.chat import ChatServer
+from updraft_cli.up.child import Child
+from updraft_cli.up.log_file import LogFile
+from updraft_cli.up.plan import SPECULATOR, StackConfig
+from updraft_cli.up.ports import HOST, Ports
+from updraft_cli.up.process import Listener, Process, State
+
+_PROBE_TIMEOUT_S = 1.0
+_POLL_S = 0.1
+
+
+async def pull(registry_address: str, version: int, folder: Path) -> Path:
+    """Copy a version out of the registry, verified."""
+    async with registry.connected(registry_address) as stub:
+        return await transfer.download(stub, SPECULATOR, version, folder)
+
+
+def frozen_process(config: StackConfig, draft: Path, data: Path, port: int) -> Process:
+    """Return an inference process like the stack's, with a fixed draft and neither registry nor capture."""
+    url = f"http://{HOST}:{port}"
+    values = {
+        "MODEL": config.model,
+        "SERVED_MODEL_NAME": config.model_name or "",
+        "HOST": HOST,
+        "PORT": port,
+        "NUM_SLOTS": config.slots,
+        "NUM_THREADS": config.threads,
+        "DRAFT_PATH": draft,
+        "REGISTRY_ADDRESS": "",
+        "REDIS_URL": "",
+        "DATA_DIR": data,
+        "LOG_FORMAT": "text",
+    }
+    environment = {f"UPDRAFT_INFERENCE_{name}": str(value) for name, value in values.items() if value is not None}
+    return Process(
+        name="frozen",
+        command=(sys.executable, "-m", "updraft_inference"),
+        environment={**config.settings, **environment, "PYTHONUNBUFFERED": "1"},
+        is_ready=lambda: _answers(f"{url}/readyz"),
+        address=url,
+    )
+
+
+@asynccontextmanager
+async def running(process: Process, *, logs: Path, listener: Listener, like: ChatServer) -> AsyncIterator[ChatServer]:
+    """Run the process for the length of the block; yield it as a server like `like`."""
+    child = Child(process, LogFile(logs / f"{process.name}.log"), listener, Backoff())
+    child.start()
+    try:
+        await _ready(child)
+        yield ChatServer(http=like.http, url=process.address, model=like.model)
+    finally:
+        child.terminate()
+        if not await asyncio.to_thread(child.join, process.stop_within_s):
+            child.kill()
+
+
+async def _ready(child: Child) -> None:
+    try:
+        async with asyncio.timeout(child.process.start_within_s):
+            while child.state is not State.READY:  # its thread knows no event loop to tell
+                if child.state is State.FAILED:
+                    raise Unavailable(f"the frozen draft's process {child.reason}; its log is {child.log_path}")
+                await asyncio.sleep(_POLL_S)
+    except TimeoutError:
+        raise Unavailable(f"the frozen draft's process is not ready; its log is {child.log_path}") from None
+
+
+def free_port() -> int:
+    """Return a port for it."""
+    return Ports().claim(0, option="--port")
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=_PROBE_TIMEOUT_S, trust_env=False).is_success
+    except httpx.HTTPError:
+        return False

@@ -1,0 +1,154 @@
+"""What the demo does when: three segments of live traffic, report points between stretches of it. Pure.
+
+The budget is wall time: a stretch of traffic lasts what the segment has left once the report points still to come are
+paid for at the price measured so far. So a slow machine serves fewer requests and not for longer.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+
+LOOKAHEAD = 3
+"""Drafts a verify step of the acceptance probes: as many as serving makes at most, and the same for every draft."""
+
+MAX_TOKENS = 80
+"""Output tokens of a live request."""
+
+MIN_STRETCH_S = 4.0
+"""Live traffic between two report points, whatever the budget says: without any, nothing could be learnt between them."""
+
+ALONE_COST = 2
+"""A request that runs alone costs about twice its share of four that run together."""
+
+_SHORT_MINUTES = 5.0
+"""Below it, report points are fewer and smaller: a look at the loop, not a measurement."""
+
+SETTINGS: Mapping[str, str] = MappingProxyType(
+    {
+        # A quarter and not a tenth, and six requests and not eight: on two cores a first draft should win in about a minute.
+        "UPDRAFT_INFERENCE_CAPTURE_EVALUATION_FRACTION": "0.25",
+        "UPDRAFT_TRAINER_MIN_SAMPLES": "6",
+        "UPDRAFT_REGISTRY_GATE_MIN_SAMPLES": "6",
+        # Some hundred requests a domain are all there is to learn from, and a core is free to repeat them.
+        "UPDRAFT_TRAINER_MAX_USES": "16",
+    }
+)
+"""What the demo sets differently from `updraft up`."""
+
+
+class Arm(StrEnum):
+    """What is compared."""
+
+    NONE = "none"
+    NGRAM = "ngram"
+    FROZEN = "frozen"
+    ADAPTIVE = "adaptive"
+
+
+class SegmentName(StrEnum):
+    """The three parts of the traffic."""
+
+    FIRST = "first"
+    SHIFTED = "shifted"
+    RETURNED = "returned"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """A part of the run with traffic of one domain; its first report point is at its start, its last one at its end."""
+
+    name: SegmentName
+    domain: str
+    share: float
+    num_points: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probing:
+    """How much a report point measures: the first `num_prompts` held-out prompts of the domain."""
+
+    num_prompts: int
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One run, less the set-up."""
+
+    minutes: float
+    streams: int
+    seed: int
+    segments: tuple[Segment, ...]
+    probing: Probing
+
+    @property
+    def total_s(self) -> float:
+        """The whole budget."""
+        return self.minutes * 60
+
+    @property
+    def num_points(self) -> int:
+        """Report points of all segments."""
+        return sum(segment.num_points for segment in self.segments)
+
+    def end_s(self, name: SegmentName) -> float:
+        """When a segment should end, in seconds from the start of the run."""
+        share = 0.0
+        for segment in self.segments:
+            share += segment.share
+            if segment.name is name:
+                break
+        return share * self.total_s
+
+
+def make_plan(*, minutes: float, streams: int, seed: int) -> Plan:
+    """Return the plan for a run of `minutes`."""
+    is_short = minutes < _SHORT_MINUTES
+    points = (2, 3, 2) if is_short else (3, 4, 2)
+    return Plan(
+        minutes=minutes,
+        streams=streams,
+        seed=seed,
+        segments=(
+            Segment(name=SegmentName.FIRST, domain="code", share=0.35, num_points=points[0]),
+            Segment(name=SegmentName.SHIFTED, domain="math", share=0.40, num_points=points[1]),
+            Segment(name=SegmentName.RETURNED, domain="code", share=0.25, num_points=points[2]),
+        ),
+        probing=Probing(num_prompts=2, max_tokens=32) if is_short else Probing(num_prompts=4, max_tokens=64),
+    )
+
+
+def fixed_arms(segment: SegmentName) -> tuple[Arm, ...]:
+    """Return the arms whose acceptance is measured at every point; before the shift there is nothing frozen yet."""
+    return (Arm.ADAPTIVE,) if segment is SegmentName.FIRST else (Arm.ADAPTIVE, Arm.FROZEN)
+
+
+def timed_arms(segment: SegmentName) -> tuple[Arm, ...]:
+    """Return the arms whose speed is measured at the last point of a segment."""
+    return (Arm.NONE, Arm.NGRAM, *fixed_arms(segment))
+
+
+def probe_requests(plan: Plan, segment: Segment, point: int) -> int:
+    """Return what report point `point` (from 0) of a segment costs, in requests of an acceptance probe."""
+    arms = len(fixed_arms(segment.name))
+    if is_last(segment, point):
+        arms += ALONE_COST * len(timed_arms(segment.name))
+    return arms * plan.probing.num_prompts
+
+
+def is_last(segment: Segment, point: int) -> bool:
+    """Whether report point `point` (from 0) ends the segment; only there speed is measured."""
+    return point == segment.num_points - 1
+
+
+def stretch_s(plan: Plan, segment: Segment, point: int, *, now_s: float, probe_request_s: float) -> float:
+    """Return how long traffic should flow before report point `point` (from 0; none before the first).
+
+    `probe_request_s` is what one request of an acceptance probe has cost so far.
+    """
+    if point == 0:
+        return 0.0
+    ahead = range(point, segment.num_points)
+    cost_s = probe_request_s * sum(probe_requests(plan, segment, later) for later in ahead)
+    return max(MIN_STRETCH_S, (plan.end_s(segment.name) - now_s - cost_s) / len(ahead))

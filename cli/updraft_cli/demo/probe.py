@@ -1,0 +1,112 @@
+"""A report point: the same held-out prompts through every arm, one arm at a time.
+
+Two questions, asked separately. Acceptance: every draft gets the same number of drafts a step, all prompts at once, since
+time does not matter. Speed: one request at a time, as one person waits for an answer, and the engine chooses as it would for
+anyone; the arms take turns after every prompt, in an order that rotates, so that a slow moment of the machine hits all of them.
+Nothing is captured: what is measured on is never learnt from.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from updraft_cli.demo.chat import ChatServer, Question
+from updraft_cli.demo.plan import LOOKAHEAD, Arm, Plan, Segment, fixed_arms, is_last, timed_arms
+from updraft_cli.demo.recording import Recording
+from updraft_cli.demo.report import Answer, Measured
+from updraft_cli.prompts import domain_prompts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """How an arm is asked: where, and with what in the body's `updraft` field."""
+
+    server: ChatServer
+    fixed: Mapping[str, Any]
+    timed: Mapping[str, Any]
+
+
+def ways(serving: ChatServer, frozen: ChatServer | None) -> dict[Arm, Way]:
+    """Return how each arm is asked. Without a process for it, the frozen draft is no draft: none served at the shift."""
+    none = {"drafter": "none"}
+    draft = {"drafter": "eagle3", "lookahead": LOOKAHEAD}
+    return {
+        Arm.NONE: Way(server=serving, fixed=none, timed=none),
+        Arm.NGRAM: Way(server=serving, fixed={"drafter": "ngram"}, timed={"drafter": "ngram"}),
+        Arm.FROZEN: Way(server=frozen, fixed=draft, timed={})
+        if frozen
+        else Way(server=serving, fixed=none, timed=none),
+        Arm.ADAPTIVE: Way(server=serving, fixed=draft, timed={}),
+    }
+
+
+class Probe:
+    """Measures report points into a recording."""
+
+    def __init__(self, arms: Mapping[Arm, Way], recording: Recording) -> None:
+        self._ways = arms
+        self._recording = recording
+
+    async def measure(self, segment: Segment, point: int) -> None:
+        """Measure report point `point` (from 0) of a segment. Live traffic must not flow."""
+        plan, started_s = self._recording.plan, self._recording.now_s
+        questions = probe_questions(plan, segment.domain)
+        fixed = await self._acceptance(fixed_arms(segment.name), questions)
+        timed = await self._speed(timed_arms(segment.name), questions) if is_last(segment, point) else {}
+        self._recording.add_point(
+            fixed, timed, is_start=point == 0, is_end=is_last(segment, point), started_s=started_s
+        )
+
+    async def _acceptance(self, arms: Sequence[Arm], questions: Sequence[Question]) -> dict[Arm, Measured]:
+        results = {}
+        for arm in rotated(arms, len(self._recording.points)):
+            way = self._ways[arm]
+            answers, wall_s = await self._together(way.server, questions, way.fixed)
+            results[arm] = Measured.of(answers, wall_s)
+        return results
+
+    async def _speed(self, arms: Sequence[Arm], questions: Sequence[Question]) -> dict[Arm, Measured]:
+        answers: dict[Arm, list[Answer]] = {arm: [] for arm in arms}
+        walls_s = dict.fromkeys(arms, 0.0)
+        for turn, question in enumerate(questions):
+            for arm in rotated(arms, len(self._recording.points) + turn):
+                way = self._ways[arm]
+                some, wall_s = await self._together(way.server, [question], way.timed)
+                answers[arm] += some
+                walls_s[arm] += wall_s
+        return {arm: Measured.of(answers[arm], walls_s[arm]) for arm in arms}
+
+    async def _together(
+        self, server: ChatServer, questions: Sequence[Question], options: Mapping[str, Any]
+    ) -> tuple[list[Answer], float]:
+        """Ask all at once; return the answers and the time until the last one ended."""
+        start_s = self._recording.clock.monotonic()
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(server.ask(_with(question, options))) for question in questions]
+        return [task.result() for task in tasks], self._recording.clock.monotonic() - start_s
+
+
+def probe_questions(plan: Plan, domain: str) -> list[Question]:
+    """Return the held-out prompts that every report point of a domain asks."""
+    prompts = domain_prompts(domain, plan.probing.num_prompts, plan.seed, held_out=True)
+    return [
+        Question(prompt=number, text=text, max_tokens=plan.probing.max_tokens, is_captured=False)
+        for number, text in enumerate(prompts)
+    ]
+
+
+def rotated(arms: Sequence[Arm], turns: int) -> list[Arm]:
+    """Return the arms, beginning with another one at every turn."""
+    first = turns % len(arms)
+    return [*arms[first:], *arms[:first]]
+
+
+def _with(question: Question, options: Mapping[str, Any]) -> Question:
+    return Question(
+        prompt=question.prompt,
+        text=question.text,
+        max_tokens=question.max_tokens,
+        options=dict(options),
+        is_captured=question.is_captured,
+    )

@@ -1,0 +1,129 @@
+"""What a person sees while the demo runs: a line for each segment, redrawn; into a pipe, a plain line now and then."""
+
+import asyncio
+from collections.abc import Sequence
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from updraft_cli.demo.plan import Segment
+from updraft_cli.demo.recording import Recording
+from updraft_cli.demo.report import Part, Request, acceptance_length
+from updraft_cli.up.process import Changed, Event, State
+
+_REDRAW_S = 0.5
+_PLAIN_EVERY_S = 10.0
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_NUM_RECENT = 10
+"""Requests behind the number that is shown: some 500 verify steps."""
+_SPARK_WIDTH = 24
+_SPARK_HIGH = 2.5
+"""Tokens a verify step at a full block; few requests get beyond."""
+
+
+class Progress:
+    """Shows a recording on a console."""
+
+    def __init__(self, console: Console, recording: Recording) -> None:
+        self._console = console
+        self._recording = recording
+
+    def listen(self, event: Event) -> None:
+        """Tell of processes that are ready, and note those that had to be started again."""
+        if not isinstance(event, Changed):
+            return
+        name = event.process.name
+        if event.state is State.READY:
+            self._console.print(f"  {name} ready in {event.after_s:.1f} s", style="dim")
+        if event.state is State.RESTARTING:
+            self._recording.restarts.append(f"{name} {event.reason}")
+            self._console.print(f"  {name} {event.reason}; it is started again", style="bold yellow")
+
+    async def run(self) -> None:
+        """Show it until cancelled."""
+        if self._console.is_terminal:
+            with Live(console=self._console, auto_refresh=False) as live:
+                while True:
+                    live.update(progress_view(self._recording), refresh=True)
+                    await asyncio.sleep(_REDRAW_S)
+        while True:
+            await asyncio.sleep(_PLAIN_EVERY_S)
+            self._console.print(progress_line(self._recording), highlight=False, soft_wrap=True)
+
+
+def progress_view(recording: Recording) -> Group:
+    """Return a line for each segment, and one for what happens now."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for column in ("segment", "traffic", "tokens a verify step", "", "tokens/s", "requests"):
+        table.add_column(column, justify="right" if column in {"", "tokens/s", "requests"} else "left", no_wrap=True)
+    for segment in recording.plan.segments:
+        table.add_row(*_row(recording, segment))
+    return Group(table, _now(recording))
+
+
+def progress_line(recording: Recording) -> str:
+    """Return the state in one line."""
+    segment = recording.segment
+    part = None if segment is None else recording.part(segment)
+    told = [_minutes(recording.now_s), *(_told(recording, part) if part else ()), _now(recording).plain]
+    return "  ".join(told)
+
+
+def sparkline(values: Sequence[float], *, low: float, high: float) -> str:
+    """Return one block for each value, from the lowest at `low` to the full one at `high`."""
+    steps = len(_BLOCKS) - 1
+    return "".join(_BLOCKS[min(steps, max(0, round(steps * (value - low) / (high - low))))] for value in values)
+
+
+def _told(recording: Recording, part: Part) -> list[str]:
+    length, rate = _recent(recording, part), part.tokens_per_second
+    told = [f"{part.name} ({part.domain}): {part.requests} requests"]
+    told += [] if length is None else [f"{length:.2f} tokens a step"]
+    told += [] if rate is None else [f"{rate:.0f} tokens/s"]
+    return [", ".join(told) + ";"]
+
+
+def _row(recording: Recording, segment: Segment) -> tuple[str | Text, ...]:
+    part = recording.part(segment.name)
+    style = "bold" if recording.segment is segment.name else "dim" if part is None else ""
+    name, domain = Text(segment.name, style), Text(segment.domain, style)
+    if part is None:
+        return name, domain, "", "", "", ""
+    lengths = [length for request in _requests(recording, part) if (length := acceptance_length([request]))]
+    rate = f"{part.tokens_per_second:.0f}" if part.tokens_per_second else ""
+    spark = Text(sparkline(lengths[-_SPARK_WIDTH:], low=1.0, high=_SPARK_HIGH), "blue")
+    return name, domain, spark, _length(_recent(recording, part)), rate, str(part.requests)
+
+
+def _now(recording: Recording) -> Text:
+    draft = f"draft {recording.served_version}" if recording.served_version else "no draft yet"
+    swaps = f"{len(recording.swaps)} swap{'s' * (len(recording.swaps) != 1)}"
+    left_s = max(0.0, recording.plan.total_s - recording.now_s)
+    return Text(f"{recording.doing}; {draft}, {swaps}; {_trainer(recording)}; {_minutes(left_s)} left")
+
+
+def _trainer(recording: Recording) -> str:
+    steps = f"trainer at step {recording.training.optimizer_steps}"
+    if not recording.estimates:
+        return steps
+    estimate = recording.estimates[-1]
+    return f"{steps}, candidate {estimate.candidate_length:.2f} against {estimate.baseline_length:.2f}"
+
+
+def _requests(recording: Recording, part: Part) -> list[Request]:
+    return [request for request in recording.requests if request.segment is part.name]
+
+
+def _recent(recording: Recording, part: Part) -> float | None:
+    return acceptance_length(_requests(recording, part)[-_NUM_RECENT:])
+
+
+def _length(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

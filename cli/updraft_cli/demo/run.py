@@ -1,0 +1,229 @@
+"""The demo from its first process to its report. Whatever ends it, what has been measured becomes a report."""
+
+import asyncio
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import httpx
+from rich.console import Console
+
+from updraft_chassis.clock import SystemClock
+from updraft_chassis.errors import Exhausted, InvalidInput, UpdraftError
+from updraft_cli import results
+from updraft_cli.demo import frozen, page
+from updraft_cli.demo.chat import ChatServer
+from updraft_cli.demo.plan import SETTINGS, Plan, Segment, SegmentName, stretch_s
+from updraft_cli.demo.probe import Probe, ways
+from updraft_cli.demo.progress import Progress
+from updraft_cli.demo.recording import Recording
+from updraft_cli.demo.report import Report, Summary
+from updraft_cli.demo.summary import bars, summarise
+from updraft_cli.demo.traffic import Traffic
+from updraft_cli.demo.watch import Watch
+from updraft_cli.up.plan import StackConfig
+from updraft_cli.up.stack import Stack
+
+_SLOTS = 8
+_THREADS = 1
+"""For serving and for learning: a core each, on the smallest machine that the demo is for."""
+
+_STOPPED = "it was stopped by hand."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the command line chose."""
+
+    plan: Plan
+    model: Path
+    model_name: str
+    out: Path
+    data: Path | None
+    """Where the stack keeps its data; None: a temporary folder."""
+    started_unix_s: float
+    """Start of the set-up."""
+
+
+def run(options: Options, console: Console) -> tuple[Report, Path]:
+    """Run the demo; return the report and where its page is.
+
+    Raises what keeps it from starting. What ends it later is told in the report.
+    """
+    _make_folder(options.out)
+    recording = Recording(plan=options.plan, clock=SystemClock())
+    progress = Progress(console, recording)
+    with _data_folder(options.data) as data:
+        config = StackConfig(
+            data=data / "stack",
+            model=options.model,
+            model_name=options.model_name,
+            port=0,
+            registry_port=0,
+            slots=_SLOTS,
+            threads=_THREADS,
+            trainer_threads=_THREADS,
+            settings=SETTINGS,
+        )
+        console.print("Starting Redis, the registry, the trainer and inference:")
+        stack = Stack(config, listener=progress.listen)
+        try:
+            with stack:
+                set_up_s = time.time() - options.started_unix_s
+                recording.start()
+                stopped_by = _measure(stack, recording, progress)
+                console.print("Stopping the processes ...", style="dim")
+        except KeyboardInterrupt:  # once more, or before there was anything to stop
+            stack.kill()
+            if not recording.parts:
+                raise
+            stopped_by = _STOPPED
+    console.print("Writing the report ...", style="dim")
+    summary = summarise(recording, set_up_s=set_up_s, total_s=time.time() - options.started_unix_s)
+    report = make_report(recording, summary, model=options.model_name, stopped_by=stopped_by)
+    return report, page.write(report, options.out)
+
+
+def _measure(stack: Stack, recording: Recording, progress: Progress) -> str:
+    """Run all segments; return why it ended early, or nothing."""
+    try:
+        asyncio.run(_Run(stack, recording, progress).main())
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        return _STOPPED
+    except UpdraftError as error:
+        return f"{error}."
+    return ""
+
+
+class _Run:
+    """The part of the demo that happens in an event loop."""
+
+    def __init__(self, stack: Stack, recording: Recording, progress: Progress) -> None:
+        self._stack = stack
+        self._recording = recording
+        self._progress = progress
+
+    async def main(self) -> None:
+        """Run all segments while watch and progress look on."""
+        task = asyncio.current_task()
+        assert task is not None
+        # As Ctrl-C, which asyncio.run turns into a cancellation itself.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        async with httpx.AsyncClient(timeout=None, trust_env=False) as http:  # noqa: S113 - chat and watch set deadlines
+            watch = Watch(http=http, addresses=self._stack.addresses, recording=self._recording)
+            serving = ChatServer(http=http, url=self._stack.addresses.inference_url, model=_model(self._stack.config))
+            try:
+                async with asyncio.TaskGroup() as background:
+                    looking = [background.create_task(job) for job in (watch.run(), self._progress.run())]
+                    failure = await self._segments(serving, watch)
+                    for look in looking:
+                        look.cancel()
+            finally:
+                with suppress(UpdraftError):
+                    await watch.read_history()
+        if failure is not None:
+            raise failure
+
+    async def _segments(self, serving: ChatServer, watch: Watch) -> UpdraftError | None:
+        """Run the segments one after the other; an error ends them and is returned, past the task group."""
+        try:
+            async with AsyncExitStack() as resources:
+                traffic = Traffic(serving, self._recording)
+                probe = Probe(ways(serving, None), self._recording)
+                for segment in self._recording.plan.segments:
+                    self._recording.begin(segment.name, segment.domain)
+                    if segment.name is SegmentName.SHIFTED:
+                        await watch.look()
+                        probe = Probe(ways(serving, await self._freeze(serving, resources)), self._recording)
+                    await self._segment(segment, traffic, probe)
+                    self._recording.end()
+        except UpdraftError as error:
+            return error
+        self._recording.is_complete = True
+        return None
+
+    async def _segment(self, segment: Segment, traffic: Traffic, probe: Probe) -> None:
+        recording = self._recording
+        for point in range(segment.num_points):
+            for_s = stretch_s(
+                recording.plan, segment, point, now_s=recording.now_s, probe_request_s=recording.probe_request_s
+            )
+            if for_s:
+                recording.doing = "live traffic"
+                await traffic.flow(segment.domain, for_s)
+            recording.doing = f"report point {len(recording.points) + 1} of {recording.plan.num_points}"
+            await probe.measure(segment, point)
+
+    async def _freeze(self, serving: ChatServer, resources: AsyncExitStack) -> ChatServer | None:
+        """Start a process with the draft that serves now; None if none does."""
+        recording, stack = self._recording, self._stack
+        recording.frozen_version = recording.served_version
+        if not recording.frozen_version:
+            return None
+        recording.doing = f"starting a process that keeps draft {recording.frozen_version}"
+        folder = stack.folder.path.parent / "frozen"
+        draft = await frozen.pull(stack.addresses.registry, recording.frozen_version, folder)
+        process = frozen.frozen_process(stack.config, draft, folder / "data", frozen.free_port())
+        return await resources.enter_async_context(
+            frozen.running(process, logs=stack.folder.logs, listener=self._progress.listen, like=serving)
+        )
+
+
+def make_report(recording: Recording, summary: Summary, *, model: str, stopped_by: str) -> Report:
+    """Return the report of what was recorded on this machine."""
+    return Report(
+        updraft_version=version("updraft"),
+        commit=results.commit(),
+        started=datetime.fromtimestamp(recording.start_unix_s, UTC),
+        is_complete=recording.is_complete,
+        stopped_by=stopped_by,
+        machine=results.machine(),
+        model=model,
+        minutes=recording.plan.minutes,
+        streams=recording.plan.streams,
+        seed=recording.plan.seed,
+        settings=dict(SETTINGS),
+        frozen_version=recording.frozen_version,
+        summary=summary,
+        bars=bars(summary, recording.points, recording.swaps),
+        parts=tuple(recording.parts),
+        points=tuple(recording.points),
+        requests=tuple(recording.requests),
+        swaps=tuple(recording.swaps),
+        estimates=tuple(recording.estimates),
+        transitions=tuple(recording.transitions),
+    )
+
+
+@contextmanager
+def _data_folder(chosen: Path | None) -> Iterator[Path]:
+    """Yield an empty folder: the one chosen, kept, or a temporary one."""
+    if chosen is None:
+        folder = Path(tempfile.mkdtemp(prefix="updraft-demo-"))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return
+    _make_folder(chosen)
+    if any(chosen.iterdir()):
+        raise InvalidInput(f"{chosen} is not empty; the demo starts on day 0, so choose another folder with --data")
+    yield chosen
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Exhausted(f"cannot write to {folder}: {error.strerror}; choose another folder") from error
+
+
+def _model(config: StackConfig) -> str:
+    return config.model_name or config.model.name

@@ -1,0 +1,46 @@
+"""Live traffic: a closed loop of a few streams, each of which sends its next request when its last one has ended."""
+
+import asyncio
+from collections.abc import Iterator
+from itertools import chain, repeat
+
+from updraft_cli.demo.chat import ChatServer, Question
+from updraft_cli.demo.plan import MAX_TOKENS
+from updraft_cli.demo.recording import Recording
+from updraft_cli.prompts import domain_prompts, num_prompts
+
+_AFTER_FAILURE_S = 1.0
+"""A server that is away is asked again once a second, not in a tight loop."""
+
+
+class Traffic:
+    """Sends requests of one domain after the other; a domain that comes back goes on where it was left."""
+
+    def __init__(self, server: ChatServer, recording: Recording) -> None:
+        self._server = server
+        self._recording = recording
+        self._prompts: dict[str, Iterator[tuple[int, str]]] = {}
+
+    async def flow(self, domain: str, for_s: float) -> None:
+        """Let requests flow for so long; returns when the last one has ended."""
+        prompts = self._prompts.setdefault(domain, endless_prompts(domain, self._recording.plan.seed))
+        start_s = self._recording.now_s
+        async with asyncio.TaskGroup() as streams:
+            for _ in range(self._recording.plan.streams):
+                streams.create_task(self._stream(prompts, domain, until_s=start_s + for_s))
+        self._recording.add_live_s(self._recording.now_s - start_s)
+
+    async def _stream(self, prompts: Iterator[tuple[int, str]], domain: str, *, until_s: float) -> None:
+        while (started_s := self._recording.now_s) < until_s:
+            number, text = next(prompts)
+            question = Question(prompt=number, text=text, max_tokens=MAX_TOKENS, options={"domain": domain})
+            answer = await self._server.ask(question)
+            self._recording.add_request(answer, started_s=started_s)
+            if answer.error:
+                await asyncio.sleep(_AFTER_FAILURE_S)
+
+
+def endless_prompts(domain: str, seed: int) -> Iterator[tuple[int, str]]:
+    """Yield all prompts of a domain that are not held out, numbered, and again from the first one when they end."""
+    prompts = list(enumerate(domain_prompts(domain, num_prompts(domain), seed)))
+    return chain.from_iterable(repeat(prompts))

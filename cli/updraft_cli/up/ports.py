@@ -1,0 +1,78 @@
+"""TCP ports of this machine: the ones asked for, or free ones, checked before anything is started."""
+
+import socket
+import time
+from contextlib import suppress
+
+import psutil
+
+from updraft_chassis.errors import Conflict
+
+HOST = "127.0.0.1"
+
+_ENDING_S = 2.0
+
+
+class Ports:
+    """Hands out ports, none twice."""
+
+    def __init__(self) -> None:
+        self._given: set[int] = set()
+
+    def claim(self, port: int, *, option: str) -> int:
+        """Return `port` (0: a free one); Conflict names its owner and `option` when it is taken."""
+        if port == 0:
+            return self._free()
+        if port in self._given or not _becomes_free(port):
+            owner = "another part of updraft" if port in self._given else _owner(port)
+            raise Conflict(
+                f"port {port} on {HOST} is taken by {owner}; choose another with {option} (0 takes a free one)"
+            )
+        self._given.add(port)
+        return port
+
+    def prefer(self, port: int) -> int:
+        """Return `port`, or a free one when it is taken: for ports that nobody types."""
+        if port in self._given or not _is_free(port):
+            return self._free()
+        self._given.add(port)
+        return port
+
+    def _free(self) -> int:
+        while True:
+            with socket.socket() as probe:
+                probe.bind((HOST, 0))
+                port = int(probe.getsockname()[1])
+            if port not in self._given:
+                self._given.add(port)
+                return port
+
+
+def _becomes_free(port: int) -> bool:
+    """Wait a moment for a listener that is just ending, e.g. a child of a supervisor that was killed."""
+    end_s = time.monotonic() + _ENDING_S
+    while not _is_free(port):
+        if time.monotonic() > end_s:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        # As servers do: connections that are still closing do not count, listeners do.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def _owner(port: int) -> str:
+    # Other users' sockets and processes that end meanwhile cannot be looked up: then it is just somebody.
+    with suppress(psutil.Error):
+        for connection in psutil.net_connections("inet"):
+            if connection.laddr and connection.laddr.port == port and connection.pid and not connection.raddr:
+                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
+    return "another program"

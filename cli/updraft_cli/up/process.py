@@ -1,0 +1,60 @@
+"""What is to be run, and what happens to it: plain data between plan, supervisor and terminal."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Process:
+    """One program of the stack."""
+
+    name: str
+    command: tuple[str, ...]
+    is_ready: Callable[[], bool]
+    """Whether it serves; asked a few times a second, answers within about a second, never raises."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Added to the supervisor's own environment."""
+    start_within_s: float = 180.0
+    """Torch from a cold disk takes a minute on a small machine."""
+    stop_within_s: float = 10.0
+    """From SIGTERM to SIGKILL."""
+    address: str = ""
+    """Where a person finds it."""
+
+
+class State(StrEnum):
+    """Where a child is in its life."""
+
+    STARTING = "starting"
+    READY = "ready"
+    RESTARTING = "restarting"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changed:
+    """A child came to another state."""
+
+    process: Process
+    state: State
+    pid: int | None = None
+    after_s: float = 0.0
+    """Ready: seconds since its start. Restarting: seconds until its next start."""
+    reason: str = ""
+    """Restarting and failed: how it ended, e.g. `exited with code 1`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """A child wrote a line."""
+
+    process: Process
+    text: str
+
+
+Event = Changed | Line
+Listener = Callable[[Event], None]
+"""Called from several threads at once; must not raise."""

@@ -1,0 +1,1 @@
+"""How a person sees what the commands found."""

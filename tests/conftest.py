@@ -1,0 +1,67 @@
+"""A real Redis for whoever asks for it, and a look after each test at what it left behind."""
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+from tests.support.redis_server import RedisServer
+from tests.support.wait import until
+
+from updraft_chassis import streams
+
+
+@pytest.fixture
+def short_tmp_path() -> Iterator[Path]:
+    """A folder whose path is short enough for unix sockets."""
+    folder = Path(tempfile.mkdtemp(prefix="updraft-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    folder = Path(tempfile.mkdtemp(prefix="updraft-"))
+    with RedisServer(folder) as server:
+        yield server
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
+    """A client of an empty Redis. After the test no stream may have pending entries: what was read was settled."""
+    async with streams.connect(redis_server.url) as client:
+        await client.flushall()
+        yield client
+        assert await _pending(client) == {}
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer, redis: Redis) -> str:
+    """The address of that empty Redis, for processes and clients of the test's own."""
+    return redis_server.url
+
+
+@pytest.fixture(autouse=True)
+async def no_tasks_left() -> AsyncIterator[None]:
+    """A test that leaves a task behind would lose that task's errors."""
+    before = asyncio.all_tasks()
+    yield
+    await until(lambda: _new_tasks(before) == set(), timeout_s=2, what="the end of the test's tasks")
+
+
+def _new_tasks(before: set[asyncio.Task[object]]) -> set[asyncio.Task[object]]:
+    return {task for task in asyncio.all_tasks() - before if task is not asyncio.current_task()}
+
+
+async def _pending(client: Redis) -> dict[str, int]:
+    """Count pending entries by stream, over all groups."""
+    counts: dict[str, int] = {}
+    async for key in client.scan_iter(_type="stream"):
+        groups = await client.xinfo_groups(key)
+        if pending := sum(group["pending"] for group in groups):
+            counts[str(key)] = pending
+    return counts

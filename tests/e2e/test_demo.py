@@ -1,0 +1,42 @@
+"""The demo as a person runs it: real processes, the real model, and Ctrl-C before it is through."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from tests.support.wait import wait_until
+
+
+@pytest.fixture
+def demo(tmp_path: Path, short_tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    where = ("--out", str(tmp_path / "report"), "--data", str(short_tmp_path / "data"))
+    with (
+        (tmp_path / "said").open("wb") as said,
+        subprocess.Popen(
+            [sys.executable, "-m", "updraft_cli", "demo", "--minutes", "1", *where], stdout=said, stderr=said
+        ) as process,
+    ):
+        yield process
+        process.kill()
+
+
+def test_ctrl_c_stops_everything_and_reports_what_was_measured(demo: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    wait_until(lambda: "first (code)" in said.read_text(), timeout_s=120, what="live traffic")
+    children = psutil.Process(demo.pid).children(recursive=True)
+    assert len(children) >= 4
+
+    demo.send_signal(signal.SIGINT)
+    assert demo.wait(timeout=90) == 0
+
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert (report["is_complete"], report["stopped_by"]) == (False, "it was stopped by hand.")
+    assert report["points"][0]["arms"]["adaptive"]["acceptance_length"] == 1.0  # day 0: no draft
+    assert report["summary"]["failed_requests"] == 0
+    assert "Incomplete: it was stopped by hand." in said.read_text()
+    assert not any(child.is_running() for child in children)

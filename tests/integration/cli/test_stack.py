@@ -1,0 +1,223 @@
+"""The whole of local mode, with a tiny model."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from redis import Redis
+from tests.integration.cli.conftest import Run
+from tests.support.redis_server import RedisServer
+from tests.support.wait import wait_until
+
+from updraft_chassis.errors import Conflict, InvalidInput, Unavailable
+from updraft_cli.up.plan import StackConfig
+from updraft_cli.up.process import Event, State
+from updraft_cli.up.stack import Stack
+
+_SMALL = {"UPDRAFT_INFERENCE_MAX_CONTEXT": "512", "UPDRAFT_INFERENCE_DTYPE": "float32"}
+
+
+@pytest.fixture(scope="module")
+def stack(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A stack that several tests share: they only look, or kill what starts again."""
+    with Stack(config(tmp_path_factory.mktemp("stack"), tiny_model)) as running:
+        yield running
+
+
+def test_a_ready_stack_answers(stack: Stack) -> None:
+    assert [child.process.name for child in stack.children] == ["redis", "registry", "trainer", "inference"]
+    assert answer(stack)["usage"]["completion_tokens"] == 8
+
+
+def test_status_shows_every_process_and_what_was_served(stack: Stack, run: Run) -> None:
+    answer(stack)
+    status = json.loads(run("status", "-o", "json", "--data", stack.folder.path).output)
+    processes = {process["name"]: process for process in status["processes"]}
+    assert {name: process["state"] for name, process in processes.items()} == dict.fromkeys(
+        ("redis", "registry", "trainer", "inference"), "ready"
+    )
+    assert processes["inference"]["pid"] == stack.child("inference").pid
+    assert status["serving"]["output_tokens"] >= 8
+    assert status["training"]["optimizer_steps"] >= 0
+    table = run("status", "--data", stack.folder.path).output
+    assert re.search(r"inference +ready +\d+ +\d+ +http://127\.0\.0\.1:\d+", table)
+
+
+def test_draft_commands_find_the_registry_of_the_stack(stack: Stack, run: Run) -> None:
+    result = run("draft", "list", "--data", stack.folder.path)
+    assert result.exit_code == 0
+    assert result.output.startswith("No drafts of default yet.")
+
+
+def test_captured_requests_reach_redis_and_survive_its_death(stack: Stack) -> None:
+    answer(stack)
+    with Redis.from_url(stack.addresses.redis_url) as client:
+        wait_until(lambda: "samples" in str(client.keys("updraft:*")), what="a trace in Redis")
+        client.set("kept", "value")
+        wait_until(lambda: _is_on_disk(client), what="the value on disk")
+    stack.crash("redis")
+    with Redis.from_url(stack.addresses.redis_url) as client:
+        assert client.get("kept") == b"value"
+
+
+@pytest.mark.parametrize("name", ["registry", "trainer"])
+def test_serving_goes_on_while_another_process_is_killed_and_starts_again(stack: Stack, name: str) -> None:
+    before = stack.child("inference").pid
+    stack.crash(name)
+    assert answer(stack)["usage"]["completion_tokens"] == 8
+    assert stack.child("inference").pid == before
+    assert stack.child(name).state is State.READY
+
+
+def test_a_second_stack_on_the_folder_is_refused(stack: Stack) -> None:
+    with pytest.raises(Conflict, match=r"another updraft \(pid \d+\) runs on"), Stack(stack.config):
+        pass
+
+
+def test_a_taken_port_is_one_sentence_and_nothing_is_left(stack: Stack, tiny_model: Path, tmp_path: Path) -> None:
+    taken = stack.addresses.port
+    events: list[Event] = []
+    second = Stack(config(tmp_path, tiny_model, port=taken), listener=events.append)
+    with pytest.raises(Conflict, match=rf"port {taken} on 127\.0\.0\.1 is taken by .*; choose another with --port"):
+        second.__enter__()
+    assert events == []
+
+
+def test_a_wrong_setting_is_the_processs_own_sentence(tiny_model: Path, tmp_path: Path) -> None:
+    wrong = {"UPDRAFT_REGISTRY_GATE_CONFIDENCE": "2"}
+    with (
+        pytest.raises(
+            Unavailable, match=r"registry exited with code 2; it said:\n  UPDRAFT_REGISTRY_GATE_CONFIDENCE: "
+        ),
+        Stack(config(tmp_path, tiny_model, settings=wrong)),
+    ):
+        pass
+
+
+def test_a_setting_of_nobody_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="UPDRAFT_PORT is no setting"):
+        Stack(config(tmp_path, tiny_model, settings={"UPDRAFT_PORT": "1"})).__enter__()
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"no model folder .* no config\.json"):
+        Stack(config(tmp_path / "data", tmp_path)).__enter__()
+
+
+def test_a_redis_that_is_not_there_is_one_sentence(tiny_model: Path, tmp_path: Path) -> None:
+    away = config(tmp_path, tiny_model, redis_url=f"unix://{tmp_path}/nobody.sock")
+    with pytest.raises(Unavailable, match="no Redis answers at the address of --redis-url"):
+        Stack(away).__enter__()
+
+
+def test_a_stack_can_use_another_redis_and_do_without_a_trainer(
+    tiny_model: Path, tmp_path: Path, redis_server: RedisServer
+) -> None:
+    other = config(tmp_path, tiny_model, redis_url=redis_server.url, trainer=False)
+    with Stack(other) as running, Redis.from_url(redis_server.url) as client:
+        assert [child.process.name for child in running.children] == ["registry", "inference"]
+        answer(running)
+        wait_until(lambda: bool(client.keys("updraft:*")), what="a trace in the other Redis")
+
+
+class TestUp:
+    """`updraft up` as a person has it: a process in a terminal."""
+
+    def test_ctrl_c_stops_everything_and_exits_0(self, tiny_model: Path, tmp_path: Path) -> None:
+        with up(tmp_path, tiny_model) as process:
+            children = ready(process, tmp_path)
+            process.send_signal(signal.SIGINT)
+            output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert "Everything has stopped; the data stays." in output
+        assert not any(map(psutil.pid_exists, children))
+        assert not (tmp_path / "state.json").exists()
+
+    def test_a_second_ctrl_c_does_not_wait_for_a_process_that_cannot_end(
+        self, tiny_model: Path, tmp_path: Path
+    ) -> None:
+        with up(tmp_path, tiny_model) as process:
+            children = ready(process, tmp_path)
+            hanging = psutil.Process(children[-1])
+            hanging.suspend()
+            process.send_signal(signal.SIGINT)
+            wait_until(lambda: '"stopping"' in (tmp_path / "state.json").read_text())
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=20)
+        assert process.returncode == 0
+        assert not any(map(psutil.pid_exists, children))
+
+    def test_ctrl_c_while_starting_stops_what_was_started(self, tiny_model: Path, tmp_path: Path) -> None:
+        with up(tmp_path, tiny_model) as process:
+            assert process.stdout is not None
+            assert "starting" in process.stdout.readline()
+            started = [child["pid"] for child in json.loads((tmp_path / "state.json").read_text())["processes"]]
+            process.send_signal(signal.SIGINT)
+            output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert "Everything has stopped" in output
+        assert not any(psutil.pid_exists(pid) for pid in started if pid)
+
+    def test_a_killed_stack_leaves_no_process_and_the_next_one_goes_on(self, tiny_model: Path, tmp_path: Path) -> None:
+        with up(tmp_path, tiny_model) as process:
+            children = ready(process, tmp_path)
+            url = json.loads((tmp_path / "state.json").read_text())["redis_url"]
+            with Redis.from_url(url) as client:
+                client.set("kept", "value")
+            process.kill()
+            process.communicate()
+        wait_until(lambda: not any(map(psutil.pid_exists, children)), what="the end of the children")
+        with Stack(config(tmp_path, tiny_model)) as running, Redis.from_url(running.addresses.redis_url) as client:
+            assert client.get("kept") == b"value"
+            assert answer(running)["usage"]["completion_tokens"] == 8
+
+
+def config(data: Path, model: Path, **changes: object) -> StackConfig:
+    values: dict[str, object] = {"port": 0, "registry_port": 0, "threads": 1, "settings": _SMALL} | changes
+    return StackConfig(data=data, model=model, **values)  # type: ignore[arg-type] # keyword by keyword, on purpose
+
+
+def answer(stack: Stack) -> dict[str, dict[str, int]]:
+    body = {"model": "tiny", "prompt": "hello", "max_tokens": 8, "ignore_eos": True}
+    response = httpx.post(f"{stack.addresses.inference_url}/v1/completions", json=body, timeout=30)
+    answered: dict[str, dict[str, int]] = response.raise_for_status().json()
+    return answered
+
+
+@contextmanager
+def up(data: Path, model: Path) -> Iterator[subprocess.Popen[str]]:
+    """Run `updraft up`; what still runs at the end of the block is killed, and its children with it."""
+    settings = [part for name, value in _SMALL.items() for part in ("--set", f"{name}={value}")]
+    options = ["--port", "0", "--registry-port", "0", "--threads", "1", *settings]
+    command = [sys.executable, "-m", "updraft_cli", "up", *options, "--model", str(model), "--data", str(data)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def ready(process: subprocess.Popen[str], data: Path) -> list[int]:
+    """Read until the stack is ready; return the pids of its processes."""
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("Ready."):
+            state = json.loads((data / "state.json").read_text())
+            return [child["pid"] for child in state["processes"]]
+    raise AssertionError("".join(lines))
+
+
+def _is_on_disk(client: Redis) -> bool:
+    """Redis writes its log once a second; what it has not written is what a kill may cost."""
+    info = client.info("persistence")
+    return int(info["aof_buffer_length"]) == 0 and int(info["aof_pending_bio_fsync"]) == 0

@@ -1,0 +1,226 @@
+"""An engine without a model: it says a script, a few tokens a step, and keeps every promise of the port."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+
+import torch
+
+from updraft_chassis.errors import Corrupt, Exhausted, InvalidInput, Unavailable
+from updraft_inference.engine.port import (
+    Delta,
+    Drafter,
+    DraftOnDisk,
+    EngineInfo,
+    EngineLoad,
+    Finished,
+    FinishedSink,
+    FinishReason,
+    GenerationRequest,
+    Hidden,
+    Loaded,
+    Swapped,
+    VerifyStep,
+)
+
+EOS = 257
+"""`<|end|>` of tests.support.tiny_tokenizer."""
+HIDDEN_SIZE = 4
+NUM_AUX = 3
+
+Script = Callable[[GenerationRequest], Iterator[int]]
+
+
+def alphabet(request: GenerationRequest) -> Iterator[int]:
+    """Letters for ever, from one that depends on the prompt."""
+    first = sum(request.prompt_ids)
+    return (ord("a") + (first + i) % 26 for i in count())
+
+
+def saying(text: str) -> Script:
+    """`text` in UTF-8, a byte a token, then the end token."""
+    return lambda _: iter([*text.encode(), EOS])
+
+
+class FakeEngine:
+    """Emits the script of a request. While `go` is clear, requests that hold a slot stand still."""
+
+    def __init__(
+        self,
+        *,
+        script: Script = alphabet,
+        on_finished: FinishedSink = lambda _: None,
+        num_slots: int = 2,
+        max_queued: int = 2,
+        max_context: int = 256,
+        step_s: float = 0.0,
+    ) -> None:
+        self.script = script
+        self.on_finished = on_finished
+        self.go = asyncio.Event()
+        self.go.set()
+        self.is_alive = True
+        self._slots = asyncio.Semaphore(num_slots)
+        self._capacity = num_slots + max_queued
+        self._submitted = 0
+        self._running = 0
+        self._step_s = step_s
+        self._loaded = Loaded()
+        self._info = EngineInfo(
+            engine="fake/1",
+            target_fingerprint="sha256:target",
+            tokenizer_fingerprint="sha256:tokenizer",
+            max_context=max_context,
+            num_slots=num_slots,
+            vocab_size=258,
+            eos_token_ids=frozenset({EOS}),
+        )
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    @property
+    def loaded(self) -> Loaded:
+        return self._loaded
+
+    @property
+    def load(self) -> EngineLoad:
+        return EngineLoad(running=self._running, queued=self._submitted - self._running)
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
+        self._check(request)
+        output: list[int] = []
+        steps: list[VerifyStep] = []
+        ending = FinishReason.CANCELLED
+        with self._submission():
+            try:
+                async with self._slots:
+                    with self._slot():
+                        async for token_ids in self._steps(request, output, steps):
+                            reason = self._reason(request, output)
+                            if reason is None:
+                                yield Delta(token_ids=token_ids)
+                            else:
+                                ending = reason
+                                break
+            finally:
+                finished = _finished(request, output, steps, ending)
+                self.on_finished(finished)
+        yield Delta(token_ids=token_ids, finished=finished)
+
+    async def swap(self, draft: DraftOnDisk | None) -> Swapped:
+        if draft is None:
+            self._loaded = Loaded()
+            return Swapped(loaded=self._loaded, pause_s=0.001)
+        weights = draft.folder / "model.safetensors"
+        if not weights.is_file():
+            raise InvalidInput(f"{draft.folder} holds no draft")
+        content = await asyncio.to_thread(weights.read_bytes)
+        digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        if digest != draft.tensors_digest:
+            raise Corrupt(f"version {draft.version} holds {digest}, not {draft.tensors_digest}")
+        if b"nan" in content:
+            raise Corrupt(f"version {draft.version} holds values that are not finite")
+        self._loaded = Loaded(version=draft.version, tensors_digest=digest, draft_vocabulary_fingerprint="sha256:d2t")
+        return Swapped(loaded=self._loaded, pause_s=0.001)
+
+    def _check(self, request: GenerationRequest) -> None:
+        if not self.is_alive:
+            raise Unavailable("the engine has stopped")
+        num_prompt = len(request.prompt_ids)
+        if not num_prompt or request.max_tokens < 1:
+            raise InvalidInput("nothing to continue, or nothing to generate")
+        if num_prompt + request.max_tokens > self._info.max_context:
+            raise InvalidInput(f"more than {self._info.max_context} tokens")
+        if not all(0 <= token < self._info.vocab_size for token in request.prompt_ids):
+            raise InvalidInput("a prompt token is outside the vocabulary")
+        if self._submitted >= self._capacity:
+            raise Exhausted("the queue is full")
+
+    @contextmanager
+    def _submission(self) -> Iterator[None]:
+        self._submitted += 1
+        try:
+            yield
+        finally:
+            self._submitted -= 1
+
+    @contextmanager
+    def _slot(self) -> Iterator[None]:
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._running -= 1
+
+    async def _steps(
+        self, request: GenerationRequest, output: list[int], steps: list[VerifyStep]
+    ) -> AsyncGenerator[tuple[int, ...], None]:
+        """One token of the prefill, then verify steps whose acceptance goes 0, 1, ..., k, 0, 1, ..."""
+        script = self.script(request)
+        for index in count():
+            await self.go.wait()
+            await asyncio.sleep(self._step_s)
+            start = len(output)
+            wanted = [next(script)] if index == 0 else self._verify(request, script, start, index, steps)
+            output += self._cut(request, wanted, start)
+            yield tuple(output[start:])
+
+    def _verify(
+        self, request: GenerationRequest, script: Iterator[int], start: int, index: int, steps: list[VerifyStep]
+    ) -> list[int]:
+        drafter = request.drafter or (Drafter.EAGLE3 if self._loaded.version else Drafter.NONE)
+        k = 0 if drafter is Drafter.NONE else 2 if request.lookahead is None else request.lookahead
+        accepted = index % (k + 1)
+        tokens = [token for _, token in zip(range(accepted + 1), script, strict=False)]
+        drafts = (*tokens[:accepted], *([0] * k))[:k]
+        steps.append(
+            VerifyStep(
+                start=start,
+                accepted=accepted,
+                draft_ids=drafts,
+                draft_log_probs=(-0.5,) * k,
+                target_log_probs=(-0.25,) * k,
+                batch_size=self._running,
+                duration_s=0.01,
+                drafter=drafter if k else Drafter.NONE,
+                draft_version=self._loaded.version if drafter is Drafter.EAGLE3 and k else 0,
+            )
+        )
+        return tokens
+
+    def _cut(self, request: GenerationRequest, tokens: list[int], start: int) -> list[int]:
+        tokens = tokens[: request.max_tokens - start]
+        if EOS in tokens and not request.ignore_eos:
+            tokens = tokens[: tokens.index(EOS) + 1]
+        return tokens
+
+    def _reason(self, request: GenerationRequest, output: list[int]) -> FinishReason | None:
+        if output and output[-1] == EOS and not request.ignore_eos:
+            return FinishReason.STOP
+        return FinishReason.LENGTH if len(output) >= request.max_tokens else None
+
+
+def _finished(request: GenerationRequest, output: list[int], steps: list[VerifyStep], reason: FinishReason) -> Finished:
+    return Finished(
+        request=request,
+        output_ids=tuple(output),
+        steps=tuple(steps),
+        reason=reason,
+        time_to_first_token_s=0.01,
+        duration_s=0.01 * (1 + len(steps)),
+        hidden=_hidden(request, len(output)) if request.capture.payload and output else None,
+    )
+
+
+def _hidden(request: GenerationRequest, num_output: int) -> Hidden:
+    first = max(0, len(request.prompt_ids) - request.capture.prompt_rows)
+    positions = torch.arange(first, len(request.prompt_ids) + num_output - 1, dtype=torch.float32)
+    return Hidden(
+        first_position=first,
+        aux=positions[:, None].expand(-1, NUM_AUX * HIDDEN_SIZE).clone(),
+        last=-positions[:, None].expand(-1, HIDDEN_SIZE).clone(),
+    )

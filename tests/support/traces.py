@@ -1,0 +1,106 @@
+"""Traces of a made-up target whose text follows a rule: the next token is a fixed permutation of the one before.
+
+Hidden states agree with the target's own head, so a draft can learn the rule within seconds; another rule is a shift.
+"""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from updraft.trace.v1 import trace_pb2
+from updraft_draft.target_weights import read_head, target_fingerprint, tokenizer_fingerprint
+from updraft_draft.tensors import encode
+from updraft_trainer.sample import SCHEMA, Expectation
+
+FIRST_TOKEN, NUM_TOKENS = 3, 64
+"""The traffic's tokens: within a small draft vocabulary, and after the special ones."""
+
+_SHARPNESS = 20.0
+"""Length of a last hidden state: its logits then favour one token of a random head by far."""
+
+
+class TraceMaker:
+    """Makes traces for the target in a folder."""
+
+    def __init__(self, target: Path) -> None:
+        self._head = read_head(target)
+        self.target_fingerprint = target_fingerprint(target)
+        self.tokenizer_fingerprint = tokenizer_fingerprint(target)
+
+    @property
+    def expected(self) -> Expectation:
+        config = self._head.config
+        return Expectation(
+            target_fingerprint=self.target_fingerprint,
+            tokenizer_fingerprint=self.tokenizer_fingerprint,
+            aux_size=len(config.aux_layers) * config.hidden_size,
+            hidden_size=config.hidden_size,
+            vocab_size=config.vocab_size,
+        )
+
+    def trace(
+        self,
+        seed: int,
+        *,
+        rule: int = 0,
+        evaluation: bool = False,
+        domain: str = "",
+        num_prompt: int = 4,
+        num_output: int = 24,
+        payload: bool = True,
+    ) -> trace_pb2.Trace:
+        """One finished request; the same arguments give the same trace."""
+        ids = _follow(rule, seed, num_prompt + num_output)
+        trace = trace_pb2.Trace(
+            header=trace_pb2.Header(
+                schema=SCHEMA,
+                trace_id=trace_id(seed, rule=rule, evaluation=evaluation),
+                last_chunk=True,
+                speculator="default",
+                policy=trace_pb2.Policy(train=True),
+                target_fingerprint=self.target_fingerprint,
+                tokenizer_fingerprint=self.tokenizer_fingerprint,
+                finish_reason=trace_pb2.FINISH_REASON_LENGTH,
+                finished_unix_ms=1_700_000_000_000 + seed,
+                evaluation=evaluation,
+                domain=domain,
+            ),
+            prompt_ids=ids[:num_prompt].tolist(),
+            output_ids=ids[num_prompt:].tolist(),
+            steps=[trace_pb2.Step(start=start, draft_ids=[FIRST_TOKEN], accepted=0) for start in range(1, num_output)],
+        )
+        if payload:
+            aux, last = self._hidden(ids, seed)
+            trace.payload.aux_hidden.CopyFrom(encode(aux, trace_pb2.TENSOR_ENCODING_BF16))
+            trace.payload.last_hidden.CopyFrom(encode(last, trace_pb2.TENSOR_ENCODING_BF16))
+        return trace
+
+    def data(self, seed: int, **kwargs: bool | int | str) -> bytes:
+        """The bytes of a stream entry with `trace(seed, **kwargs)`."""
+        return self.trace(seed, **kwargs).SerializeToString()  # type: ignore[arg-type] # checked by trace itself
+
+    def _hidden(self, ids: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """For all tokens but the last: aux (the token, the next one, noise) and last hidden states."""
+        generator = torch.Generator().manual_seed(seed)
+        token, following = (self._head.embedding[part].float() for part in (ids[:-1], ids[1:]))
+        head = self._head.head[ids[1:]].float()
+        noise = torch.randn(token.shape, generator=generator) * 0.1
+        return torch.cat([token, following, noise], -1), _SHARPNESS * head / head.norm(dim=-1, keepdim=True)
+
+
+def trace_id(seed: int, *, rule: int = 0, evaluation: bool = False) -> bytes:
+    """16 bytes that differ for every trace."""
+    return hashlib.sha256(f"{seed}/{rule}/{evaluation}".encode()).digest()[:16]
+
+
+def _follow(rule: int, seed: int, count: int) -> Tensor:
+    """`count` tokens from a random first one on."""
+    following = torch.randperm(NUM_TOKENS, generator=torch.Generator().manual_seed(rule))
+    generator = torch.Generator().manual_seed(seed)
+    token = int(torch.randint(NUM_TOKENS, (1,), generator=generator))
+    ids = [token]
+    while len(ids) < count:
+        ids.append(int(following[ids[-1]]))
+    return torch.tensor(ids) + FIRST_TOKEN

@@ -1,0 +1,65 @@
+"""Versions, evaluations and pods in one line each, for the registry's pure core."""
+
+from updraft_registry.rollout import Pod
+from updraft_registry.version import Evaluation, EvaluationSample, Phase, Source, Version
+
+NOW_MS = 1_700_000_000_000
+
+
+def version(
+    number: int,
+    phase: Phase = Phase.PENDING,
+    *,
+    source: Source = Source.TRAINER,
+    evaluation: Evaluation | None = None,
+    is_proven: bool | None = None,
+    is_retained: bool = False,
+) -> Version:
+    """A version; a stable or superseded one has served before unless told otherwise."""
+    return Version(
+        number=number,
+        digest=f"sha256:{number:064x}",
+        tensors_digest=f"sha256:{number + 2**32:064x}",
+        source=source,
+        phase=phase,
+        reason="a test made it so",
+        published_ms=NOW_MS,
+        since_ms=NOW_MS,
+        evaluation=evaluation,
+        is_proven=phase in (Phase.STABLE, Phase.SUPERSEDED) if is_proven is None else is_proven,
+        is_retained=is_retained,
+    )
+
+
+def evaluation(
+    candidate: float, *, against: int, baseline: float = 2.0, num_samples: int = 12, lookahead: int = 0
+) -> Evaluation:
+    """An evaluation with these acceptance lengths in tokens per step, the same for every request up to rounding."""
+    samples = []
+    for i in range(num_samples):
+        tokens = 100 + i
+        samples.append(
+            EvaluationSample(
+                trace_id=f"trace-{i}",
+                tokens=tokens,
+                candidate_steps=round(tokens / candidate),
+                baseline_steps=tokens if against == 0 else round(tokens / baseline),
+            )
+        )
+    return Evaluation(baseline_version=against, samples=tuple(samples), lookahead=lookahead)
+
+
+def holding(name: str, held: Version) -> Pod:
+    """A pod whose engine says that it holds this version."""
+    return Pod(name=name, loaded=held.number, tensors_digest=held.tensors_digest)
+
+
+def refusing(name: str, number: int, *, loaded: Version | None = None) -> Pod:
+    """A pod that nacked a version."""
+    return Pod(
+        name=name,
+        loaded=loaded.number if loaded else 0,
+        tensors_digest=loaded.tensors_digest if loaded else "",
+        refused=number,
+        refusal="fc.weight holds values that are not finite",
+    )

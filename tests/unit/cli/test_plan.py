@@ -1,0 +1,122 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from updraft_chassis.errors import InvalidInput
+from updraft_cli.up import plan
+from updraft_cli.up.data_folder import DataFolder
+from updraft_cli.up.plan import Addresses, StackConfig
+from updraft_cli.up.process import Process
+
+_WHERE = Addresses(
+    port=8000,
+    registry_port=50051,
+    registry_metrics_port=9091,
+    trainer_metrics_port=9092,
+    redis_url="unix:///data/redis.sock",
+)
+
+
+@pytest.fixture
+def folder(short_tmp_path: Path) -> DataFolder:
+    return DataFolder(short_tmp_path)
+
+
+def test_redis_comes_first_then_the_registry_then_the_others(folder: DataFolder) -> None:
+    stages = plan.stages(config(folder), _WHERE, folder, {})
+    assert [[process.name for process in stage] for stage in stages] == [
+        ["redis"],
+        ["registry"],
+        ["trainer", "inference"],
+    ]
+
+
+def test_a_redis_of_the_users_and_no_trainer_leave_two_processes(folder: DataFolder) -> None:
+    stages = plan.stages(config(folder, redis_url="redis://host:1", trainer=False), _WHERE, folder, {})
+    assert [[process.name for process in stage] for stage in stages] == [["registry"], ["inference"]]
+
+
+def test_every_service_is_told_where_the_others_are(folder: DataFolder) -> None:
+    processes = planned(folder)
+    trainer, inference = processes["trainer"].environment, processes["inference"].environment
+    assert processes["registry"].environment["UPDRAFT_REGISTRY_PORT"] == "50051"
+    assert trainer["UPDRAFT_TRAINER_REDIS_URL"] == inference["UPDRAFT_INFERENCE_REDIS_URL"] == _WHERE.redis_url
+    assert trainer["UPDRAFT_TRAINER_REGISTRY_ADDRESS"] == "127.0.0.1:50051"
+    assert inference["UPDRAFT_INFERENCE_REGISTRY_ADDRESS"] == "127.0.0.1:50051"
+    assert processes["trainer"].command == (sys.executable, "-m", "updraft_trainer")
+
+
+def test_what_was_not_chosen_is_left_to_the_service(folder: DataFolder) -> None:
+    environment = planned(folder)["inference"].environment
+    assert "UPDRAFT_INFERENCE_NUM_SLOTS" not in environment
+    assert "UPDRAFT_INFERENCE_DRAFTER" not in environment
+
+
+def test_what_was_chosen_reaches_the_service(folder: DataFolder) -> None:
+    chosen = config(folder, slots=2, threads=0, trainer_threads=3, drafter="ngram", lookahead=5, model_name="tiny")
+    processes = planned(folder, chosen)
+    inference = processes["inference"].environment
+    assert {name: inference[f"UPDRAFT_INFERENCE_{name}"] for name in ("NUM_SLOTS", "NUM_THREADS", "LOOKAHEAD")} == {
+        "NUM_SLOTS": "2",
+        "NUM_THREADS": "0",
+        "LOOKAHEAD": "5",
+    }
+    assert inference["UPDRAFT_INFERENCE_DRAFTER"] == "ngram"
+    assert inference["UPDRAFT_INFERENCE_SERVED_MODEL_NAME"] == "tiny"
+    assert processes["trainer"].environment["UPDRAFT_TRAINER_NUM_THREADS"] == "3"
+
+
+def test_settings_win_over_what_the_stack_would_say(folder: DataFolder) -> None:
+    chosen = config(folder, slots=2, settings={"UPDRAFT_INFERENCE_NUM_SLOTS": "4"})
+    assert planned(folder, chosen)["inference"].environment["UPDRAFT_INFERENCE_NUM_SLOTS"] == "4"
+
+
+def test_logs_are_for_a_person_unless_the_environment_says_otherwise(folder: DataFolder) -> None:
+    environ = {"UPDRAFT_TRAINER_LOG_FORMAT": "json"}
+    processes = planned(folder, environ=environ)
+    assert processes["registry"].environment["UPDRAFT_REGISTRY_LOG_FORMAT"] == "text"
+    assert "UPDRAFT_TRAINER_LOG_FORMAT" not in processes["trainer"].environment
+
+
+@pytest.mark.parametrize(
+    ("settings", "stop_within_s"),
+    [
+        pytest.param({}, 35.0, id="the service's default"),
+        pytest.param({"UPDRAFT_INFERENCE_DRAIN_SECONDS": "2.5"}, 7.5, id="as set"),
+        pytest.param({"UPDRAFT_INFERENCE_DRAIN_SECONDS": "soon"}, 35.0, id="wrong, which the service will say"),
+    ],
+)
+def test_inference_may_drain_before_it_is_killed(
+    folder: DataFolder, settings: dict[str, str], stop_within_s: float
+) -> None:
+    inference = planned(folder, config(folder, settings=settings))["inference"]
+    assert inference.stop_within_s == stop_within_s
+
+
+def test_redis_keeps_its_data_in_the_folder_and_opens_no_port(folder: DataFolder) -> None:
+    command = " ".join(planned(folder)["redis"].command)
+    assert "--port 0" in command
+    assert f"--unixsocket {folder.path}/redis.sock" in command
+    assert f"--dir {folder.path}/redis" in command
+    assert "--appendonly yes" in command
+
+
+def test_a_setting_without_our_prefix_is_refused(folder: DataFolder) -> None:
+    model = folder.path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    with pytest.raises(InvalidInput, match=r"OMP_NUM_THREADS is no setting: they begin with UPDRAFT_INFERENCE_"):
+        plan.check(StackConfig(data=folder.path, model=model, settings={"OMP_NUM_THREADS": "1"}))
+
+
+def planned(
+    folder: DataFolder, chosen: StackConfig | None = None, environ: dict[str, str] | None = None
+) -> dict[str, Process]:
+    stages = plan.stages(chosen or config(folder), _WHERE, folder, environ or {})
+    return {process.name: process for stage in stages for process in stage}
+
+
+def config(folder: DataFolder, **changes: object) -> StackConfig:
+    values: dict[str, object] = {"data": folder.path, "model": Path("/models/tiny")} | changes
+    return StackConfig(**values)  # type: ignore[arg-type] # keyword by keyword, on purpose
