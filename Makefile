@@ -39,6 +39,7 @@ $(DEPS)/ready: constraints.txt
 	@touch $@
 
 .PHONY: demo
+demo: export UPDRAFT_DEMO_STARTED := $(shell date +%s)
 demo: install ## Run the loop on this machine and write a report (about 10 minutes)
 	$(PY) -m updraft_cli demo $(ARGS)
 
@@ -64,15 +65,15 @@ fmt-check: install
 lint: install ## ruff, buf, unused or undeclared dependencies
 	$(PY) -m ruff check -q $(SOURCES)
 	$(DEPS)/bin/buf lint
-	$(PY) -m deptry -v . 2>&1 | tail -n 1
+	$(PY) -m deptry . 2>&1 | { grep -v -e "^Scanning" -e Success || true; }
 
 .PHONY: type
 type: install ## mypy --strict over packages and tests
-	$(PY) -m mypy
+	$(PY) -m mypy && $(PY) -m mypy tests tools bench
 
 .PHONY: arch
 arch: install ## The layers of pyproject.toml hold
-	$(PY) -m importlinter.cli lint 2>/dev/null || $(PY) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
+	$(PY) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()' | tail -n 4
 
 .PHONY: gen
 gen: install ## Regenerate protobuf code and reference pages
@@ -91,7 +92,15 @@ test-unit: install ## Fast tests
 
 .PHONY: test-integration
 test-integration: install ## Real Redis, real gRPC, the real model, whole processes
-	$(PY) -m pytest tests/integration tests/e2e $(ARGS)
+	$(PY) -m pytest tests/contract tests/integration tests/e2e $(ARGS)
+
+.PHONY: bench-swap bench-capture bench-memory
+bench-swap: install ## Measure what a hot swap costs (3 minutes)
+	$(PY) -W ignore bench/swap/swap.py $(ARGS)
+bench-capture: install ## Measure what capture costs (5 minutes)
+	$(PY) bench/capture/capture.py $(ARGS)
+bench-memory: install ## Measure resident memory (4 minutes)
+	$(PY) bench/memory/memory.py $(ARGS)
 
 .PHONY: clean
 clean: ## Remove what builds left in the checkout (not the cache)
