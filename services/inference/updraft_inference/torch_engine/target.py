@@ -5,6 +5,7 @@ Every forward also yields what learning needs: the auxiliary states and the last
 Tensors: B sequences, T new tokens, S cached tokens, D hidden, H heads, K key-value heads, E head size, V vocabulary.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -42,12 +43,18 @@ class _Layer:
 class Target:
     """The frozen model. Not thread-safe: one engine thread owns it."""
 
-    def __init__(self, config: TargetConfig, tensors: dict[str, Tensor]) -> None:
+    def __init__(
+        self, config: TargetConfig, tensors: Mapping[str, Tensor], *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        def own(*names: str) -> Tensor:
+            # A joined copy: `tensors` is a mapped file that is let go, and never in memory twice.
+            return torch.cat([tensors[name].to(device, dtype) for name in names])
+
         self.config = config
-        self.embedding = tensors[EMBEDDING]
-        self.head = self.embedding if config.is_tied else tensors[HEAD]
-        self._final_norm = tensors[FINAL_NORM]
-        self._layers = [_layer(tensors, i) for i in range(config.num_layers)]
+        self.embedding = own(EMBEDDING)
+        self.head = self.embedding if config.is_tied else own(HEAD)
+        self._final_norm = own(FINAL_NORM)
+        self._layers = [_layer(own, i) for i in range(config.num_layers)]
         cos, sin = rotary_table(config.max_position, config.head_dim, config.rope_theta)
         self._cos, self._sin = cos.to(self.embedding), sin.to(self.embedding)
 
@@ -55,12 +62,8 @@ class Target:
     def open(cls, folder: Path, *, dtype: torch.dtype, device: torch.device) -> Self:
         """Read a Hugging Face folder. InvalidInput if it is none, or not of the Llama family."""
         config = TargetConfig.from_folder(folder)
-        # Copies, so that the mapped file is let go: joined projections would else be in memory twice.
-        found = read_tensors(folder)
-        tensors = {name: found[name].to(device=device, dtype=dtype, copy=True) for name in list(found)}
-        found.clear()
         try:
-            return cls(config, tensors)
+            return cls(config, read_tensors(folder), dtype=dtype, device=device)
         except KeyError as error:
             raise InvalidInput(f"{folder} lacks the tensor {error}") from None
 
@@ -91,14 +94,13 @@ class Target:
         return F.linear(last, self.head)
 
 
-def _layer(tensors: dict[str, Tensor], index: int) -> _Layer:
+def _layer(own: Callable[..., Tensor], index: int) -> _Layer:
     p = f"model.layers.{index}."
-    attention = [tensors[f"{p}self_attn.{name}_proj.weight"] for name in "qkv"]
     return _Layer(
-        input_norm=tensors[f"{p}input_layernorm.weight"],
-        qkv=torch.cat(attention),
-        o=tensors[f"{p}self_attn.o_proj.weight"],
-        post_norm=tensors[f"{p}post_attention_layernorm.weight"],
-        gate_up=torch.cat([tensors[f"{p}mlp.gate_proj.weight"], tensors[f"{p}mlp.up_proj.weight"]]),
-        down=tensors[f"{p}mlp.down_proj.weight"],
+        input_norm=own(f"{p}input_layernorm.weight"),
+        qkv=own(*(f"{p}self_attn.{name}_proj.weight" for name in "qkv")),
+        o=own(f"{p}self_attn.o_proj.weight"),
+        post_norm=own(f"{p}post_attention_layernorm.weight"),
+        gate_up=own(f"{p}mlp.gate_proj.weight", f"{p}mlp.up_proj.weight"),
+        down=own(f"{p}mlp.down_proj.weight"),
     )
