@@ -111,6 +111,14 @@ class EngineContract:
         assert all(end.reason is FinishReason.CANCELLED for end in heard)
         await whole(engine, asking("after"))
 
+    async def test_what_nobody_reads_yet_holds_up_nobody_and_is_bounded_by_the_limit(self, engine: Engine) -> None:
+        async with aclosing(engine.generate(asking("slow", max_tokens=60))) as deltas:
+            unread = [await anext(deltas)]
+            await whole(engine, asking("other"))
+            unread += [delta async for delta in deltas]
+
+        assert sum(len(delta.token_ids) for delta in unread) == 60
+
     async def test_a_full_queue_refuses(self, engine: Engine) -> None:
         async with AsyncExitStack() as stack:
             for name in map(str, range(NUM_SLOTS)):
@@ -158,6 +166,26 @@ class EngineContract:
         assert len(hidden.last) == len(hidden.aux)
         assert hidden.aux.shape[1] % hidden.last.shape[1] == 0
 
+    @pytest.mark.parametrize("wanted", [0, 1, 9])
+    async def test_rows_after_a_rejection_come_as_many_as_were_asked_for_and_are_there(
+        self, engine: Engine, drafts: list[DraftOnDisk], wanted: int
+    ) -> None:
+        await engine.swap(drafts[0])
+        wish = CaptureWish(payload=True, counterfactual_rows=wanted)
+
+        tokens, finished = await whole(engine, asking("a", drafter=Drafter.EAGLE3, lookahead=2, capture=wish))
+
+        hidden = finished.hidden
+        assert hidden is not None
+        for one in hidden.counterfactuals:
+            assert one.aux.shape[1:] == hidden.aux.shape[1:]
+            assert one.last.shape == (len(one.aux), hidden.last.shape[1])
+        assert {one.step: len(one.aux) for one in hidden.counterfactuals} == {
+            index: min(wanted, len(step.draft_ids) - step.accepted)
+            for index, step in enumerate(finished.steps)
+            if wanted and step.accepted < len(step.draft_ids) and step.start + step.accepted < len(tokens)
+        }
+
     async def test_a_swap_is_what_the_engine_then_says_it_holds(
         self, engine: Engine, drafts: list[DraftOnDisk]
     ) -> None:
@@ -171,6 +199,14 @@ class EngineContract:
             assert swapped.pause_s >= 0
         await engine.swap(None)
         assert (engine.loaded.version, engine.loaded.tensors_digest) == (0, "")
+
+    async def test_what_it_holds_it_can_hash_again(self, engine: Engine, drafts: list[DraftOnDisk]) -> None:
+        assert (await engine.verify()).version == 0
+        for draft in drafts:
+            held = (await engine.swap(draft)).loaded
+
+            assert await engine.verify() == engine.loaded == held
+        assert not engine.faults
 
     async def test_a_corrupt_draft_is_refused_and_the_old_one_stays(
         self, engine: Engine, drafts: list[DraftOnDisk], corrupt: DraftOnDisk

@@ -2,14 +2,17 @@
 
 import asyncio
 import hashlib
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import count
 
 import torch
 
 from updraft_chassis.errors import Corrupt, Exhausted, InvalidInput, Unavailable
 from updraft_inference.engine.port import (
+    Counterfactual,
     Delta,
     Drafter,
     DraftOnDisk,
@@ -62,12 +65,14 @@ class FakeEngine:
         self.go = asyncio.Event()
         self.go.set()
         self.is_alive = True
+        self.faults: Counter[int] = Counter()
         self._slots = asyncio.Semaphore(num_slots)
         self._capacity = num_slots + max_queued
         self._submitted = 0
         self._running = 0
         self._step_s = step_s
         self._loaded = Loaded()
+        self._rot = ""
         self._info = EngineInfo(
             engine="fake/1",
             target_fingerprint="sha256:target",
@@ -124,8 +129,18 @@ class FakeEngine:
             raise Corrupt(f"version {draft.version} holds {digest}, not {draft.tensors_digest}")
         if b"nan" in content:
             raise Corrupt(f"version {draft.version} holds values that are not finite")
+        self._rot = ""
         self._loaded = Loaded(version=draft.version, tensors_digest=digest, draft_vocabulary_fingerprint="sha256:d2t")
         return Swapped(loaded=self._loaded, pause_s=0.001)
+
+    def rot(self) -> None:
+        """A bit of the draft flips in memory."""
+        self._rot = "sha256:rotten"
+
+    async def verify(self) -> Loaded:
+        if self._rot and self._loaded.version:
+            self._loaded = replace(self._loaded, tensors_digest=self._rot)
+        return self._loaded
 
     def _check(self, request: GenerationRequest) -> None:
         if not self.is_alive:
@@ -212,15 +227,24 @@ def _finished(request: GenerationRequest, output: list[int], steps: list[VerifyS
         reason=reason,
         time_to_first_token_s=0.01,
         duration_s=0.01 * (1 + len(steps)),
-        hidden=_hidden(request, len(output)) if request.capture.payload and output else None,
+        hidden=_hidden(request, len(output), steps) if request.capture.payload and output else None,
     )
 
 
-def _hidden(request: GenerationRequest, num_output: int) -> Hidden:
+def _hidden(request: GenerationRequest, num_output: int, steps: list[VerifyStep]) -> Hidden:
     first = max(0, len(request.prompt_ids) - request.capture.prompt_rows)
     positions = torch.arange(first, len(request.prompt_ids) + num_output - 1, dtype=torch.float32)
     return Hidden(
         first_position=first,
         aux=positions[:, None].expand(-1, NUM_AUX * HIDDEN_SIZE).clone(),
         last=-positions[:, None].expand(-1, HIDDEN_SIZE).clone(),
+        counterfactuals=tuple(_counterfactuals(request.capture.counterfactual_rows, num_output, steps)),
     )
+
+
+def _counterfactuals(limit: int, num_output: int, steps: list[VerifyStep]) -> Iterator[Counterfactual]:
+    for index, step in enumerate(steps):
+        rows = min(limit, len(step.draft_ids) - step.accepted)
+        if rows and step.drafter is Drafter.EAGLE3 and step.start + step.accepted < num_output:
+            aux, last = torch.ones(rows, NUM_AUX * HIDDEN_SIZE), torch.ones(rows, HIDDEN_SIZE)
+            yield Counterfactual(step=index, aux=aux, last=last)

@@ -3,6 +3,7 @@
 import torch
 
 from updraft_inference.engine.port import (
+    Counterfactual,
     Drafter,
     Finished,
     FinishReason,
@@ -27,13 +28,20 @@ def step(start: int, accepted: int, *, k: int = 2, version: int = 1, duration_s:
     )
 
 
-def ended(*steps: VerifyStep, num_output: int | None = None, rows: int = 0, name: str = "a") -> Finished:
-    """A request of three prompt tokens that ended by its limit; with hidden states if `rows`."""
+def ended(
+    *steps: VerifyStep, num_output: int | None = None, rows: int = 0, rejected_rows: int = 0, name: str = "a"
+) -> Finished:
+    """A request of three prompt tokens that ended by its limit; with hidden states if `rows`.
+
+    `rejected_rows` of them stand after a rejection in the first step.
+    """
     if num_output is None:
         num_output = 1 + sum(step.emitted for step in steps)
     hidden = None
     if rows:
-        hidden = Hidden(first_position=1, aux=torch.ones(rows, 12), last=torch.full((rows, 4), 2.0))
+        aux, last = torch.ones(rows, 12), torch.full((rows, 4), 2.0)
+        rejected = Counterfactual(step=0, aux=3 * aux[:rejected_rows], last=2 * last[:rejected_rows])
+        hidden = Hidden(first_position=1, aux=aux, last=last, counterfactuals=(rejected,) if rejected_rows else ())
     return Finished(
         request=GenerationRequest(request_id=name, prompt_ids=(1, 2, 3), max_tokens=max(1, num_output)),
         output_ids=tuple(range(num_output)),

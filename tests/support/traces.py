@@ -50,8 +50,12 @@ class TraceMaker:
         num_prompt: int = 4,
         num_output: int = 24,
         payload: bool = True,
+        counterfactual_rows: int = 0,
     ) -> trace_pb2.Trace:
-        """One finished request; the same arguments give the same trace."""
+        """One finished request; the same arguments give the same trace. Every verify step rejects its first draft.
+
+        With `counterfactual_rows` the drafts are as many wrong tokens, which follow the rule, and the payload has their rows.
+        """
         ids = _follow(rule, seed, num_prompt + num_output)
         trace = trace_pb2.Trace(
             header=trace_pb2.Header(
@@ -75,11 +79,26 @@ class TraceMaker:
             aux, last = self._hidden(ids, seed)
             trace.payload.aux_hidden.CopyFrom(encode(aux, trace_pb2.TENSOR_ENCODING_BF16))
             trace.payload.last_hidden.CopyFrom(encode(last, trace_pb2.TENSOR_ENCODING_BF16))
+            if counterfactual_rows:
+                self._add_counterfactuals(trace, rule, counterfactual_rows)
         return trace
 
     def data(self, seed: int, **kwargs: bool | int | str) -> bytes:
         """The bytes of a stream entry with `trace(seed, **kwargs)`."""
         return self.trace(seed, **kwargs).SerializeToString()  # type: ignore[arg-type] # checked by trace itself
+
+    def _add_counterfactuals(self, trace: trace_pb2.Trace, rule: int, count: int) -> None:
+        for index, step in enumerate(trace.steps):
+            wrong = (trace.output_ids[step.start] - FIRST_TOKEN + 1) % NUM_TOKENS
+            ids = _continue(rule, wrong, count + 1)
+            del step.draft_ids[:]
+            step.draft_ids.extend(ids[:-1].tolist())
+            aux, last = self._hidden(ids, index)
+            trace.payload.counterfactuals.add(
+                step=index,
+                aux_hidden=encode(aux, trace_pb2.TENSOR_ENCODING_BF16),
+                last_hidden=encode(last, trace_pb2.TENSOR_ENCODING_BF16),
+            )
 
     def _hidden(self, ids: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """For all tokens but the last: aux (the token, the next one, noise) and last hidden states."""
@@ -97,10 +116,14 @@ def trace_id(seed: int, *, rule: int = 0, evaluation: bool = False) -> bytes:
 
 def _follow(rule: int, seed: int, count: int) -> Tensor:
     """`count` tokens from a random first one on."""
-    following = torch.randperm(NUM_TOKENS, generator=torch.Generator().manual_seed(rule))
     generator = torch.Generator().manual_seed(seed)
-    token = int(torch.randint(NUM_TOKENS, (1,), generator=generator))
-    ids = [token]
+    return _continue(rule, int(torch.randint(NUM_TOKENS, (1,), generator=generator)), count)
+
+
+def _continue(rule: int, first: int, count: int) -> Tensor:
+    """`count` tokens from the `first` of the traffic's tokens on, counted from 0."""
+    following = torch.randperm(NUM_TOKENS, generator=torch.Generator().manual_seed(rule))
+    ids = [first]
     while len(ids) < count:
         ids.append(int(following[ids[-1]]))
     return torch.tensor(ids) + FIRST_TOKEN

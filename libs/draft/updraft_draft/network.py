@@ -8,7 +8,7 @@ never trained or shipped. Parameter names are those of the checkpoint, so a stat
 Tensors: B sequences, T rows, A auxiliary width, D hidden, V draft vocabulary, H heads, K key-value heads, E head size.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,28 @@ class Rows(NamedTuple):
     q: Tensor
     k: Tensor
     v: Tensor
+
+
+class Tree(NamedTuple):
+    """Texts that share their beginnings, laid out as rows; see `DraftNetwork.unroll_tree`. B may be 1 in the last two.
+
+    ids: int64 [B, T, J], the J tokens after each row in its text. positions: int64 [B, T], where the row is in its text.
+    visible: bool [B, T, T], the rows that each row comes after in its text, and itself.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    visible: Tensor
+
+    @classmethod
+    def chain(cls, ids_BT: Tensor, num_steps: int) -> Self:
+        """Whole texts, each row after the one before it; `ids_BT` as `DraftNetwork.unroll` takes them."""
+        T, device = ids_BT.shape[1] - num_steps + 1, ids_BT.device
+        return cls(
+            ids_BT.unfold(1, num_steps, 1),
+            torch.arange(T, device=device)[None],
+            torch.ones(1, T, T, dtype=torch.bool, device=device).tril(),
+        )
 
 
 class _Attention(nn.Module):
@@ -139,27 +161,30 @@ class DraftNetwork(nn.Module):
         has read tokens up to ids[t + j] and predicts the one after it. It sees the target's rows 0..t and its own j rows:
         what serving sees when all earlier drafts were accepted. Rows before `first_row` are context only.
         """
-        B, T, _ = aux_BTA.shape
-        positions = torch.arange(T, device=ids_BT.device).expand(B, T)
+        return self.unroll_tree(aux_BTA, Tree.chain(ids_BT, num_steps), first_row=first_row)
+
+    def unroll_tree(self, aux_BTA: Tensor, tree: Tree, *, first_row: int = 0) -> list[Tensor]:
+        """`unroll` with J steps where texts branch: each row sees what `tree` lets it see, and goes on in its own text."""
         x = self.fuse(aux_BTA)
-        context = self.rows(x, ids_BT[:, :T], positions)
-        causal = torch.full((T, T), float("-inf"), dtype=context.q.dtype, device=x.device).triu(1)[first_row:]
-        q = context.q[:, first_row:]
-        attended = grouped_attention(q, context.k, context.v, causal.expand(B, *causal.shape))
+        context = self.rows(x, tree.ids[..., 0], tree.positions)
+        hidden = ~tree.visible[:, first_row:]
+        mask = torch.zeros(hidden.shape, dtype=context.q.dtype, device=x.device).masked_fill_(hidden, float("-inf"))
+        mask = mask.expand(len(x), -1, -1)
+        attended = grouped_attention(context.q[:, first_row:], context.k, context.v, mask)
         states, own = [self.finish(x[:, first_row:], attended)], []
-        for j in range(1, num_steps):
-            rows = self.rows(states[-1], ids_BT[:, first_row + j : T + j], positions[:, first_row:] + j)
+        for j in range(1, tree.ids.shape[-1]):
+            rows = self.rows(states[-1], tree.ids[:, first_row:, j], tree.positions[:, first_row:] + j)
             own.append(rows)
-            states.append(self.finish(states[-1], _attend_prefix_and_own(rows.q, context, own, causal)))
+            states.append(self.finish(states[-1], _attend_prefix_and_own(rows.q, context, own, mask)))
         return states
 
 
-def _attend_prefix_and_own(q: Tensor, prefix: Rows, own: list[Rows], causal: Tensor) -> Tensor:
-    """Attention of row t over prefix rows 0..t and over its own earlier draft steps -> [B, T, H * E]."""
+def _attend_prefix_and_own(q: Tensor, prefix: Rows, own: list[Rows], mask_BTS: Tensor) -> Tensor:
+    """Attention of each row over the prefix rows that the mask leaves, and over its own draft steps -> [B, T, H * E]."""
     B, T, H, E = q.shape
     S, K = prefix.k.shape[1:3]
     grouped = q.view(B, T, K, H // K, E) * E**-0.5
-    scores = torch.einsum("btkge,bske->bkgts", grouped, prefix.k) + causal
+    scores = torch.einsum("btkge,bske->bkgts", grouped, prefix.k) + mask_BTS[:, None, None]
     own_k = torch.stack([rows.k for rows in own], 2)  # B, T, J, K, E
     own_scores = torch.einsum("btkge,btjke->bkgtj", grouped, own_k)
     weights = torch.cat([scores, own_scores], -1).float().softmax(-1).to(q.dtype)

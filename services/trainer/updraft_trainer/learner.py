@@ -8,6 +8,7 @@ Weights and optimizer are float32; forward and backward run in bfloat16 where th
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,8 @@ from torch import Tensor
 from updraft_draft.config import DraftConfig
 from updraft_draft.network import initial_network
 from updraft_draft.target_weights import TargetHead
-from updraft_trainer.losses import LOSSES
+from updraft_trainer.batch import Batch, Lessons
+from updraft_trainer.losses import LOSSES, forward_kl
 from updraft_trainer.sample import Sample
 
 MAX_BAD_STEPS = 3
@@ -39,6 +41,8 @@ class Hyper:
     """Weight of the acceptance loss, added to `loss`."""
     correction_weight: float = 1.0
     """Extra weight of rows whose draft was rejected."""
+    discard_weight: float = 0.0
+    """Weight of the divergence after rejected drafts, lambda in `losses`; samples without counterfactuals have none."""
     trains_head: bool = False
     """The draft's head starts as the target's and is already right for it; training it doubles the cost of a step."""
 
@@ -121,65 +125,33 @@ class Learner:
             self._num_bad = 0
 
     def _loss(self, samples: list[Sample]) -> tuple[Tensor, int]:
-        batch = _Batch.of(samples, num_steps=self.hyper.ttt_steps, known=self.network.t2d)
-        if len(batch.places) == 0:
+        hyper = self.hyper
+        batch = Batch.of(samples, num_steps=hyper.ttt_steps, known=self.network.t2d)
+        if len(batch.text) == 0:
             return torch.zeros(()), 0
+        if hyper.discard_weight:  # all rows count: no token followed that would tell what the draft cannot propose
+            batch = batch.with_branches(samples, turn=self.step)
         with torch.autocast("cpu", torch.bfloat16):
-            states = self.network.unroll(
-                batch.aux, batch.ids, num_steps=self.hyper.ttt_steps, first_row=batch.first_row
-            )
-            with torch.no_grad():
-                log_p = F.linear(batch.teacher, self._teacher_head).float().log_softmax(-1)
+            states = self.network.unroll_tree(batch.aux, batch.tree, first_row=batch.first_row)
             total = torch.zeros(())
-            for j, state in enumerate(states):
-                row, column, teacher = batch.rows(j)
-                if len(row) == 0:
-                    continue
-                log_q = self.network.logits(state[row, column]).float().log_softmax(-1)
-                loss = LOSSES[self.hyper.loss](log_q, log_p[teacher])
-                if self.hyper.acceptance_weight:
-                    loss = loss + self.hyper.acceptance_weight * LOSSES["acceptance"](log_q, log_p[teacher])
-                weight = 1.0 + self.hyper.correction_weight * batch.corrections[teacher]
-                total = total + self.hyper.step_decay**j * (loss * weight).sum() / weight.sum()
-        return total, len(batch.places)
+            for decay, known, log_q, log_p in self._compared(states, batch.text):
+                loss = LOSSES[hyper.loss](log_q, log_p)
+                if hyper.acceptance_weight:
+                    loss = loss + hyper.acceptance_weight * LOSSES["acceptance"](log_q, log_p)
+                weight = 1.0 + hyper.correction_weight * batch.corrections[known]
+                total = total + decay * (loss * weight).sum() / weight.sum()
+            if batch.discarded is None:
+                return total, len(batch.text)
+            for decay, _, log_q, log_p in self._compared(states, batch.discarded):
+                total = total + hyper.discard_weight * decay * forward_kl(log_q, log_p).mean()
+        return total, len(batch.text) + len(batch.discarded)
 
-
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """Samples padded to one length: aux [B, T, A], ids [B, T + steps - 1]; teacher [N, D], one row a learnt token.
-
-    `places` has (sample, index of the learnt token in ids of the sample) for each teacher row.
-    """
-
-    aux: Tensor
-    ids: Tensor
-    teacher: Tensor
-    corrections: Tensor
-    places: Tensor
-    first_row: int
-
-    @classmethod
-    def of(cls, samples: list[Sample], *, num_steps: int, known: Tensor) -> "_Batch":
-        T = max(s.num_rows for s in samples) - 1
-        aux = torch.zeros(len(samples), T, samples[0].aux.shape[1], dtype=samples[0].aux.dtype)
-        ids = torch.zeros(len(samples), T + num_steps - 1, dtype=torch.long)
-        teacher, corrections, places = [], [], []
-        for b, sample in enumerate(samples):
-            rows = sample.num_rows - 1
-            aux[b, :rows] = sample.aux[:rows]
-            tokens = sample.ids[1 : 1 + ids.shape[1]]
-            ids[b, : len(tokens)] = tokens
-            # The first output token has no row two before it where the prompt was captured by one row only.
-            learnt = torch.arange(max(sample.first_output, 2), sample.num_rows + 1)
-            learnt = learnt[known[sample.ids[learnt]]]
-            teacher.append(sample.last[learnt - 1])
-            corrections.append(sample.corrections[learnt].float())
-            places.append(torch.stack([torch.full_like(learnt, b), learnt], -1))
-        first_row = max(0, min(s.first_output for s in samples) - 1 - num_steps)
-        return cls(aux, ids, torch.cat(teacher), torch.cat(corrections), torch.cat(places), first_row)
-
-    def rows(self, j: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Which state predicts each learnt token at step j: its sample, its column in `unroll`'s states, the teacher row."""
-        column = self.places[:, 1] - 2 - j - self.first_row
-        teacher = torch.nonzero(column >= 0)[:, 0]
-        return self.places[teacher, 0], column[teacher], teacher
+    def _compared(self, states: list[Tensor], lessons: Lessons) -> Iterator[tuple[float, Tensor, Tensor, Tensor]]:
+        """For each step that has lessons: its weight, their indices, and log q and log p of them [rows, V]."""
+        with torch.no_grad():
+            log_p = F.linear(lessons.teacher, self._teacher_head).float().log_softmax(-1)
+        for j, state in enumerate(states):
+            sample, column, known = lessons.at(j)
+            if len(known):
+                log_q = self.network.logits(state[sample, column]).float().log_softmax(-1)
+                yield self.hyper.step_decay**j, known, log_q, log_p[known]

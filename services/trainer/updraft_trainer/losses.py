@@ -1,7 +1,10 @@
 """Losses over one row of the draft: all take log q and log p over the draft vocabulary, [rows, V], and give [rows].
 
 Forward KL is the base (EAGLE-3, Aurora); the acceptance loss is the reward itself, since a draft drawn from q is kept with
-probability sum of min(p, q) (Leviathan et al. 2023, theorem 3.5).
+probability sum of min(p, q) (Leviathan et al. 2023, theorem 3.5). They are combined as in Aurora (arXiv 2602.06932):
+E over accepted rows of loss(p, q) + lambda * E over discarded rows of KL(p || q). A discarded row follows a rejected draft;
+p of the target and q of the draft have both read it there (see `batch`). It helps little where chains are short: the row at
+the rejection is an accepted one, and says already what would have been right.
 """
 
 from collections.abc import Callable

@@ -36,10 +36,29 @@ class Expectation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Counterfactual:
+    """Text that might have been: from `place` on (an index into the sample's ids) it goes on with rejected drafts.
+
+    Row n of the target has read the drafts up to ids[n]: ids int64 [N], aux [N, A], last [N, D].
+    """
+
+    place: int
+    ids: Tensor
+    aux: Tensor
+    last: Tensor
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the tensors."""
+        return self.ids.nbytes + self.aux.nbytes + self.last.nbytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """Rows r of the target for tokens ids[r]: aux [R, A] and last [R, D], bfloat16; ids int64 [R + 1] has one token more.
 
-    `first_output` indexes ids; `corrections` bool [R + 1] marks tokens that replaced a rejected draft.
+    `first_output` indexes ids; `corrections` bool [R + 1] marks tokens that replaced a rejected draft. `counterfactuals`
+    are in order of their verify steps, and only there when the pod was asked for them.
     """
 
     trace_id: str
@@ -51,6 +70,7 @@ class Sample:
     is_evaluation: bool
     domain: str
     finished_unix_ms: int
+    counterfactuals: tuple[Counterfactual, ...] = ()
 
     @property
     def num_rows(self) -> int:
@@ -60,7 +80,8 @@ class Sample:
     @property
     def num_bytes(self) -> int:
         """Memory of the tensors."""
-        return self.aux.nbytes + self.last.nbytes + self.ids.nbytes + self.corrections.nbytes
+        text = self.aux.nbytes + self.last.nbytes + self.ids.nbytes + self.corrections.nbytes
+        return text + sum(one.num_bytes for one in self.counterfactuals)
 
 
 def read_sample(data: bytes, expected: Expectation) -> Sample:
@@ -73,8 +94,8 @@ def read_sample(data: bytes, expected: Expectation) -> Sample:
     _check_header(trace.header, expected)
     if not trace.HasField("payload"):
         raise Refusal("no_payload", "the trace carries no hidden states")
-    if trace.payload.WhichOneof("teacher") != "last_hidden" or trace.payload.missing_rows:
-        raise Refusal("unsupported", "the trace's teacher is not a whole block of last hidden states")
+    if trace.payload.missing_rows:
+        raise Refusal("unsupported", "the trace's hidden states are not one whole block")
     return _sample(trace, expected)
 
 
@@ -95,10 +116,7 @@ def _check_header(header: trace_pb2.Header, expected: Expectation) -> None:
 
 def _sample(trace: trace_pb2.Trace, expected: Expectation) -> Sample:
     payload, num_prompt = trace.payload, len(trace.prompt_ids)
-    try:
-        aux, last = decode(payload.aux_hidden), decode(payload.last_hidden)
-    except InvalidInput as error:
-        raise Refusal("malformed", str(error)) from None
+    aux, last = _hidden(payload)
     everything = [*trace.prompt_ids, *trace.output_ids]
     rows = min(len(aux), len(everything) - payload.first_position - 1)
     ids = torch.tensor(everything[payload.first_position : payload.first_position + rows + 1], dtype=torch.int64)
@@ -121,7 +139,43 @@ def _sample(trace: trace_pb2.Trace, expected: Expectation) -> Sample:
         is_evaluation=trace.header.evaluation,
         domain=trace.header.domain,
         finished_unix_ms=trace.header.finished_unix_ms,
+        counterfactuals=_counterfactuals(trace, first_output, rows, expected),
     )
+
+
+def _counterfactuals(
+    trace: trace_pb2.Trace, first_output: int, rows: int, expected: Expectation
+) -> tuple[Counterfactual, ...]:
+    """Those of a text of `rows` rows, at most one a verify step."""
+    found, previous = [], -1
+    for message in trace.payload.counterfactuals:
+        if not previous < message.step < len(trace.steps):
+            raise Refusal(
+                "malformed", f"a counterfactual of step {message.step} of {len(trace.steps)}, after {previous}"
+            )
+        previous = message.step
+        step = trace.steps[message.step]
+        aux, last = _hidden(message)
+        rejected = step.draft_ids[step.accepted :]
+        place = first_output + step.start + step.accepted
+        if not 0 < len(aux) <= len(rejected) or place > rows:
+            what = f"{len(aux)} counterfactual rows at {place} of {rows}"
+            raise Refusal("malformed", f"{what} where {len(rejected)} drafts were rejected")
+        ids = torch.tensor(rejected[: len(aux)], dtype=torch.int64)
+        if problem := _problem(aux, last, ids, expected):
+            raise Refusal("malformed", f"counterfactual of step {message.step}: {problem}")
+        found.append(Counterfactual(place=place, ids=ids, aux=aux, last=last))
+    return tuple(found)
+
+
+def _hidden(message: trace_pb2.Payload | trace_pb2.Counterfactual) -> tuple[Tensor, Tensor]:
+    """Auxiliary and last hidden states."""
+    if message.WhichOneof("teacher") != "last_hidden":
+        raise Refusal("unsupported", "the trace's teacher is not the last hidden state")
+    try:
+        return decode(message.aux_hidden), decode(message.last_hidden)
+    except InvalidInput as error:
+        raise Refusal("malformed", str(error)) from None
 
 
 def _problem(aux: Tensor, last: Tensor, ids: Tensor, expected: Expectation) -> str:

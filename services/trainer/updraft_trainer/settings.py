@@ -4,9 +4,10 @@ import socket
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
+from updraft_chassis.credentials import Credentials
 from updraft_chassis.settings import Name, Settings
 from updraft_trainer.decision import Bar
 from updraft_trainer.learner import Hyper
@@ -22,10 +23,18 @@ class TrainerSettings(Settings):
     """Folder of the target in Hugging Face layout; only its embedding, head and last norm are read."""
     data_dir: Path
     """Folder of the replay, the saved states and the serving draft. One trainer at a time."""
-    redis_url: str = Field(min_length=1)
+    redis_url: SecretStr = Field(min_length=1)
     """Where the traces come from: redis://host:port/0 or unix:///path."""
     registry_address: str = Field(min_length=1)
     """host:port of the registry that drafts are published to."""
+    registry_token_file: Path | None = None
+    """File with the token that the registry knows this trainer by, of role publish; read again when it changes."""
+    registry_ca_file: Path | None = None
+    """Authority of the registry's certificate, in PEM format: speak TLS, and only to whom it vouches for."""
+    registry_cert_file: Path | None = None
+    """Certificate of this process, for a registry that asks for one (mTLS); read at the start."""
+    registry_key_file: Path | None = None
+    """Its key."""
     speculator: Name = "default"
     """Whose traffic to learn from, and whose drafts to publish."""
     namespace: Name = "default"
@@ -63,6 +72,9 @@ class TrainerSettings(Settings):
     """Weight of the acceptance loss added to it: 1 - sum of min(p, q), the probability that a draft is refused."""
     correction_weight: float = Field(default=1.0, ge=0)
     """Extra weight of tokens that replaced a rejected draft."""
+    discard_weight: float = Field(default=0.0, ge=0)
+    """Weight of the divergence after rejected drafts (lambda of Aurora's discard loss), added to it; pods have to capture
+    these rows (UPDRAFT_INFERENCE_CAPTURE_COUNTERFACTUAL_ROWS). 0: they are not looked at."""
     trains_head: bool = False
     """Train the draft's output head too, which doubles the cost of a step; it starts as the target's."""
     seed: int = 0
@@ -102,6 +114,16 @@ class TrainerSettings(Settings):
     """json for machines, text for a person."""
 
     @property
+    def registry_credentials(self) -> Credentials:
+        """What to show the registry."""
+        return Credentials(
+            token_file=self.registry_token_file,
+            ca_file=self.registry_ca_file,
+            cert_file=self.registry_cert_file,
+            key_file=self.registry_key_file,
+        )
+
+    @property
     def stream_key(self) -> str:
         """The Redis stream of the speculator's traces."""
         return f"updraft:{self.namespace}:{self.speculator}:samples:v1"
@@ -118,6 +140,7 @@ class TrainerSettings(Settings):
             loss=self.loss,
             acceptance_weight=self.acceptance_weight,
             correction_weight=self.correction_weight,
+            discard_weight=self.discard_weight,
             trains_head=self.trains_head,
         )
 

@@ -58,6 +58,24 @@ async def test_nothing_of_a_request_that_opts_out_leaves_the_pod(tmp_path: Path,
     assert len(await traces(redis_url)) == 1
 
 
+async def test_a_pod_that_is_told_to_captures_rows_after_rejections(tmp_path: Path, redis_url: str) -> None:
+    async with running_pod(
+        tmp_path, redis_url=redis_url, capture_counterfactual_rows=1, capture_evaluation_fraction=0.0
+    ) as pod:
+        body = {"model": "tiny", "prompt": "p", "max_tokens": 7, "updraft": {"drafter": "eagle3", "lookahead": 2}}
+        assert (await pod.http.post("/v1/completions", json=body)).status_code == 200
+
+        async def is_there() -> bool:
+            return len(await traces(redis_url)) == 1
+
+        await until(is_there)
+
+    (trace,) = await traces(redis_url)
+    rejecting = [index for index, step in enumerate(trace.steps) if step.accepted < len(step.draft_ids)]
+    assert [one.step for one in trace.payload.counterfactuals] == rejecting
+    assert {one.aux_hidden.rows for one in trace.payload.counterfactuals} == {1}
+
+
 async def test_requests_go_on_without_redis_and_capture_begins_when_it_comes(
     tmp_path: Path, short_tmp_path: Path
 ) -> None:
@@ -92,4 +110,4 @@ async def _captured_again(pod: RunningPod, server: RedisServer) -> None:
         await complete(pod)
         return bool(await traces(server.url))
 
-    await until(is_captured, what="a trace in Redis", timeout_s=20)
+    await until(is_captured, what="a trace in Redis")

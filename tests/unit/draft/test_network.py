@@ -8,7 +8,7 @@ from tests.support.tiny_target import DRAFT_VOCAB, HIDDEN, make_draft, make_tiny
 from torch import Tensor
 
 from updraft_draft.layers import grouped_attention
-from updraft_draft.network import DraftNetwork
+from updraft_draft.network import DraftNetwork, Tree
 
 
 @pytest.fixture
@@ -43,6 +43,36 @@ def test_unrolling_all_rows_equals_serving_each_row(draft: DraftNetwork, first_r
     for row in range(first_row, num_rows):
         for j, state in enumerate(_serve(draft, aux, ids, row, num_steps)):
             torch.testing.assert_close(states[j][0, row - first_row], state, rtol=1e-4, atol=1e-5)
+
+
+def test_a_branch_of_a_tree_has_the_states_of_its_own_text(draft: DraftNetwork) -> None:
+    generator = torch.Generator().manual_seed(6)
+    num_rows, num_steps, place = 9, 3, 6
+    aux, other = (torch.randn(1, num_rows, 3 * HIDDEN, generator=generator) for _ in range(2))
+    ids, other_ids = (torch.randint(0, 500, (1, num_rows + num_steps - 1), generator=generator) for _ in range(2))
+    other[:, :place], other_ids[:, :place] = aux[:, :place], ids[:, :place]
+    text, branch = Tree.chain(ids, num_steps), Tree.chain(other_ids, num_steps)
+    first = place - num_steps + 1  # the first row whose last step reads a token of the branch
+    own = num_rows - first
+    visible = torch.zeros(1, num_rows + own, num_rows + own, dtype=torch.bool)
+    visible[:, :num_rows, :num_rows] = text.visible
+    visible[:, num_rows:, :first] = True
+    visible[:, num_rows:, num_rows:] = torch.ones(own, own, dtype=torch.bool).tril()
+    tree = Tree(
+        torch.cat([text.ids, branch.ids[:, first:]], 1),
+        torch.cat([text.positions, branch.positions[:, first:]], 1),
+        visible,
+    )
+    states = draft.unroll_tree(torch.cat([aux, other[:, first:]], 1), tree, first_row=2)
+    for j, (alone, beside) in enumerate(
+        zip(
+            draft.unroll(aux, ids, num_steps=num_steps),
+            draft.unroll(other, other_ids, num_steps=num_steps),
+            strict=True,
+        )
+    ):
+        torch.testing.assert_close(states[j][:, : num_rows - 2], alone[:, 2:], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(states[j][:, num_rows - 2 :], beside[:, first:], rtol=1e-4, atol=1e-5)
 
 
 def test_the_embedding_is_neither_trained_nor_shipped(draft: DraftNetwork) -> None:

@@ -103,6 +103,17 @@ async def test_a_trace_tells_all_that_a_trainer_needs(capture: Capture, stream: 
     assert torch.equal(tensors.decode(trace.payload.last_hidden), torch.full((5, 4), 2.0))
 
 
+async def test_rows_after_a_rejection_are_sent_with_their_step(capture: Capture, stream: FakeStream) -> None:
+    async with running(capture):
+        capture.offer(ended(step(1, 0), rows=5, rejected_rows=2), PLAN)
+        await until(lambda: bool(stream.entries))
+
+    (rejected,) = stream.entries[0].payload.counterfactuals
+    assert rejected.step == 0
+    assert torch.equal(tensors.decode(rejected.aux_hidden), torch.full((2, 12), 3.0))
+    assert torch.equal(tensors.decode(rejected.last_hidden), torch.full((2, 4), 4.0))
+
+
 async def test_the_light_record_has_no_payload(capture: Capture, stream: FakeStream) -> None:
     async with running(capture):
         capture.offer(ended(step(1, 2)), PLAN)
@@ -152,6 +163,15 @@ async def test_more_bytes_than_the_queue_holds_are_dropped_and_freed_when_sent(
     assert dropped(capture) == {"queue_full": 1}
 
 
+async def test_rows_after_rejections_count_towards_the_bytes_that_may_wait(capture: Capture) -> None:
+    capture.offer(ended(step(1, 0), rows=80), PLAN)
+    capture.offer(ended(step(1, 0), rows=30, rejected_rows=20), PLAN)
+    assert dropped(capture) == {}
+    capture.offer(ended(step(1, 0), rows=30, rejected_rows=20), PLAN)
+    assert dropped(capture) == {"queue_full": 1}
+    await capture.flush(0)
+
+
 async def test_while_redis_is_away_the_oldest_wait_and_the_rest_are_counted(
     capture: Capture, stream: FakeStream
 ) -> None:
@@ -179,6 +199,20 @@ async def test_a_payload_that_is_too_large_leaves_the_light_record(capture: Capt
     assert not stream.entries[0].HasField("payload")
     assert dropped(capture) == {"too_large": 1}
     assert (capture.counters.captured, capture.counters.payloads) == (1, 0)
+
+
+async def test_a_payload_that_is_too_large_first_loses_the_rows_after_rejections(
+    capture: Capture, stream: FakeStream
+) -> None:
+    stream.max_entry_bytes = 5000
+    async with running(capture):
+        capture.offer(ended(step(1, 0), rows=60, rejected_rows=60), PLAN)
+        await until(lambda: bool(stream.entries))
+
+    assert stream.entries[0].payload.aux_hidden.rows == 60
+    assert not stream.entries[0].payload.counterfactuals
+    assert dropped(capture) == {"too_large": 1}
+    assert capture.counters.payloads == 1
 
 
 async def test_flushing_sends_what_waits(capture: Capture, stream: FakeStream) -> None:

@@ -43,6 +43,26 @@ def test_hidden_states_are_asked_of_the_engine_only_for_a_payload() -> None:
     assert without.wish == CaptureWish()
 
 
+def test_rows_after_rejections_are_asked_for_only_where_they_may_be_learnt_from() -> None:
+    rates = CaptureRates(payload_fraction=0.5, evaluation_fraction=0.2, counterfactual_rows=2)
+
+    plans = [plan(rates, trace_id) for trace_id in IDS]
+
+    assert {(p.has_payload and not p.is_evaluation, p.wish.counterfactual_rows) for p in plans} == {
+        (True, 2),
+        (False, 0),
+    }
+
+
+@pytest.mark.parametrize(("is_wanted", "rows"), [(True, 2), (False, 0)])
+def test_the_registry_may_forbid_rows_after_rejections_and_not_raise_their_number(
+    *, is_wanted: bool, rows: int
+) -> None:
+    policy = fleet_pb2.CapturePolicy(enabled=True, payload_fraction=1, counterfactuals=is_wanted)
+
+    assert CaptureRates(counterfactual_rows=2).under(policy).counterfactual_rows == rows
+
+
 def test_a_request_that_opts_out_is_neither_captured_nor_asked_for() -> None:
     opted_out = plan(CaptureRates(evaluation_fraction=1), IDS[0], is_opted_out=True, domain="law")
 

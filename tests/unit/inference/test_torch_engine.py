@@ -1,7 +1,7 @@
 """The torch engine: what it says never depends on the draft, and its draft can change under it."""
 
 import asyncio
-from collections import Counter
+import threading
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from itertools import count
@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tests.support.tiny_target import make_draft, make_tiny_target, save_draft
 from transformers import LlamaForCausalLM
 
+from updraft_chassis.digests import tensors_digest
 from updraft_chassis.errors import Corrupt, Exhausted, InvalidInput
 from updraft_draft import checkpoint
 from updraft_inference.engine.port import (
@@ -56,9 +57,11 @@ async def engine(target: Path) -> AsyncIterator[TorchEngine]:
         yield opened
 
 
-def open_engine(target: Path, *, slots: int = 3, max_queued: int = 500) -> TorchEngine:
+def open_engine(
+    target: Path, *, slots: int = 3, max_queued: int = 500, kind: type[TorchEngine] = TorchEngine
+) -> TorchEngine:
     limits = Limits(num_slots=slots, max_context=200, max_lookahead=7)
-    return TorchEngine.open(target, EngineOptions(limits=limits, dtype=torch.float32, max_queued=max_queued))
+    return kind.open(target, EngineOptions(limits=limits, dtype=torch.float32, max_queued=max_queued))
 
 
 def request(prompt: tuple[int, ...], **kwargs: object) -> GenerationRequest:
@@ -132,36 +135,6 @@ async def test_a_request_is_served_by_the_version_that_each_step_says(
     assert versions[-1] == 2
 
 
-async def test_sampled_output_has_the_targets_distribution_with_any_draft(target: Path, tmp_path: Path) -> None:
-    """Two-sample chi-square over the first three tokens, with a draft of lookahead 2 against none."""
-    async with open_engine(target, slots=8, max_queued=1000) as engine:
-
-        async def sample(drafter: Drafter, seeds: range) -> list[Finished]:
-            sampling = [Sampling(temperature=0.7, top_k=3, seed=seed) for seed in seeds]
-            wanted = [request((5, 6), max_tokens=4, sampling=s, drafter=drafter, lookahead=2) for s in sampling]
-            return await asyncio.gather(*(run(engine, w) for w in wanted))
-
-        without = await sample(Drafter.NONE, range(800))
-        # A draft over just the tokens that occur, so that many of its random guesses are kept.
-        tokens = torch.tensor(sorted({token for f in without for token in f.output_ids}))
-        digest = save_draft(make_draft(target, token_ids=tokens), tmp_path / "draft")
-        await engine.swap(DraftOnDisk(version=1, folder=tmp_path / "draft", tensors_digest=digest))
-        with_draft = await sample(Drafter.EAGLE3, range(800, 1600))
-    assert sum(step.accepted for f in with_draft for step in f.steps) > 50, "kept drafts are what the test is about"
-    statistic, degrees = _two_sample_chi_square(
-        Counter(f.output_ids[:3] for f in with_draft), Counter(f.output_ids[:3] for f in without)
-    )
-    # Wilson and Hilferty's approximation of the 99.9th percentile.
-    assert statistic < degrees * (1 - 2 / (9 * degrees) + 3.09 * (2 / (9 * degrees)) ** 0.5) ** 3
-
-
-def _two_sample_chi_square(one: Counter[tuple[int, ...]], other: Counter[tuple[int, ...]]) -> tuple[float, int]:
-    """Of samples of one size, over outcomes seen at least ten times; with its degrees of freedom."""
-    common = [outcome for outcome in one | other if one[outcome] + other[outcome] >= 10]
-    assert len(common) > 3
-    return sum((one[o] - other[o]) ** 2 / (one[o] + other[o]) for o in common), len(common) - 1
-
-
 async def test_a_seed_gives_the_same_sample_again(engine: TorchEngine) -> None:
     wanted = [request(PROMPTS[0], sampling=Sampling(temperature=1.0, seed=9)) for _ in range(2)]
     first, second = [await run(engine, w) for w in wanted]
@@ -184,6 +157,41 @@ async def test_capture_gives_the_hidden_rows_of_the_targets_own_forward(target: 
     assert rows == 5 + 9 - 1, "every position but the last output token was forwarded"
     torch.testing.assert_close(finished.hidden.aux, aux[first : first + rows], rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(finished.hidden.last, states[-1][0, first : first + rows], rtol=1e-3, atol=1e-4)
+
+
+async def test_rows_after_a_rejection_are_those_of_a_fresh_forward_over_the_rejected_drafts(
+    target: Path, engine: TorchEngine, drafts: list[DraftOnDisk]
+) -> None:
+    await engine.swap(drafts[0])
+    wish = CaptureWish(payload=True, prompt_rows=5, counterfactual_rows=2)
+    # Together, so that rows of other requests and padding stand beside theirs.
+    wanted = [
+        request(PROMPTS[0], lookahead=4, capture=wish),
+        request(PROMPTS[1], lookahead=2, capture=wish),
+        request(PROMPTS[3], lookahead=3, capture=wish, sampling=Sampling(temperature=1.0, seed=1)),
+    ]
+    model = LlamaForCausalLM.from_pretrained(target, dtype=torch.float32)
+    for finished in await asyncio.gather(*(run(engine, w) for w in wanted)):
+        assert finished.hidden is not None
+        assert finished.hidden.counterfactuals, "an untrained draft is rejected often"
+        for one in finished.hidden.counterfactuals:
+            step = finished.steps[one.step]
+            prefix = (*finished.request.prompt_ids, *finished.output_ids[: step.start + step.accepted])
+            rejected = step.draft_ids[step.accepted : step.accepted + 2]
+            assert finished.output_ids[step.start + step.accepted] != rejected[0]
+            with torch.no_grad():
+                states = model(torch.tensor([[*prefix, *rejected]]), output_hidden_states=True).hidden_states
+            aux = torch.cat([states[i][0] for i in (2, 4, 5)], -1)
+            torch.testing.assert_close(one.aux, aux[len(prefix) :], rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(one.last, states[-1][0, len(prefix) :], rtol=1e-3, atol=1e-4)
+
+
+async def test_a_lookups_rejections_are_not_captured(engine: TorchEngine) -> None:
+    wish = CaptureWish(payload=True, counterfactual_rows=2)
+    finished = await run(engine, request(PROMPTS[0], lookahead=3, capture=wish, drafter=Drafter.NGRAM))
+    assert any(step.accepted < len(step.draft_ids) for step in finished.steps)
+    assert finished.hidden is not None
+    assert not finished.hidden.counterfactuals
 
 
 async def test_a_request_near_its_end_is_not_disturbed_by_a_newcomers_long_prompt(
@@ -282,11 +290,28 @@ async def test_a_draft_that_must_not_serve_is_refused_and_the_old_one_goes_on(
     assert engine.loaded.tensors_digest == drafts[0].tensors_digest
 
 
+async def test_a_swap_copies_the_draft_that_it_may_restore_off_the_event_loop(
+    target: Path, drafts: list[DraftOnDisk]
+) -> None:
+    copied_by: list[threading.Thread] = []
+
+    class Watched(TorchEngine):
+        def _held(self) -> tuple[int, dict[str, torch.Tensor] | None]:
+            copied_by.append(threading.current_thread())
+            return super()._held()
+
+    async with open_engine(target, kind=Watched) as engine:
+        for draft in drafts:
+            await engine.swap(draft)
+    assert len(copied_by) == 2
+    assert threading.current_thread() not in copied_by
+
+
 async def test_what_the_engine_says_it_holds_is_computed_from_its_own_tensors(
     engine: TorchEngine, drafts: list[DraftOnDisk]
 ) -> None:
     swapped = await engine.swap(drafts[1])
     _, tensors = checkpoint.load(drafts[1].folder)
-    expected = checkpoint.tensors_digest(checkpoint.tensor_specs(sorted(tensors.items())))
+    expected = tensors_digest(checkpoint.tensor_specs(sorted(tensors.items())))
     assert swapped.loaded.tensors_digest == expected
     assert (await engine.swap(None)).loaded.version == 0

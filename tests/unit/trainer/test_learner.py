@@ -26,6 +26,13 @@ def samples(target: Path) -> list[Sample]:
     return [read_sample(maker.data(seed), maker.expected) for seed in range(12)]
 
 
+@pytest.fixture(scope="module")
+def rejected(target: Path) -> list[Sample]:
+    """Samples with two rows after each rejection."""
+    maker = TraceMaker(target)
+    return [read_sample(maker.data(seed, counterfactual_rows=2), maker.expected) for seed in range(4)]
+
+
 def make_learner(target: Path, **hyper: float | str | bool) -> Learner:
     head = read_head(target)
     config = head.config.draft(draft_vocab_size=DRAFT_VOCAB)
@@ -98,3 +105,71 @@ def test_corrections_weigh_more(target: Path, samples: list[Sample]) -> None:
     marked = [replace(s, corrections=s.corrections & (torch.arange(len(s.ids)) % 3 == 0)) for s in samples[:4]]
     plain, weighted = make_learner(target, correction_weight=0.0), make_learner(target, correction_weight=5.0)
     assert plain.train(marked).loss != weighted.train(marked).loss
+
+
+def test_without_a_discard_weight_rows_after_rejections_change_not_a_bit(target: Path, rejected: list[Sample]) -> None:
+    plain, blind = make_learner(target), make_learner(target)
+    without = [replace(sample, counterfactuals=()) for sample in rejected]
+    for _ in range(3):
+        assert plain.train(without) == blind.train(rejected)
+    assert torch.equal(plain.network.fc.weight, blind.network.fc.weight)
+
+
+def test_a_discard_weight_changes_not_a_bit_where_nothing_was_captured(target: Path, samples: list[Sample]) -> None:
+    assert make_learner(target, discard_weight=1.0).train(samples[:4]) == make_learner(target).train(samples[:4])
+
+
+def test_the_discard_loss_is_the_divergence_along_the_rejected_drafts(target: Path, rejected: list[Sample]) -> None:
+    """By hand: the draft reads the rejected text as a text of its own, two steps from every row."""
+    one = rejected[0].counterfactuals[9]
+    sample = replace(rejected[0], counterfactuals=(one,))
+    hyper = {"ttt_steps": 2, "step_decay": 0.5}
+    weighted, plain = make_learner(target, discard_weight=3.0, **hyper), make_learner(target, **hyper)
+    network, place = make_learner(target).network, one.place
+
+    ids = torch.cat([sample.ids[1:place], one.ids, torch.tensor([0, 0])])[None]
+    aux = torch.cat([sample.aux[:place], one.aux])[None]
+    head = read_head(target).head[:DRAFT_VOCAB].float()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        states = network.unroll(aux, ids, num_steps=2)
+        log_q = [network.logits(state[0]).float().log_softmax(-1) for state in states]
+    log_p = (one.last.float() @ head.T).log_softmax(-1)
+    p = log_p.exp()
+    expected = 0.0
+    for j, decay in enumerate([1.0, 0.5]):
+        # What follows the draft at index i of the text is predicted by step j of the row j + 1 before it.
+        kl = [(p[n] * (log_p[n] - log_q[j][place + n - 1 - j])).sum() for n in range(2)]
+        expected += 3.0 * decay * float(kl[0] + kl[1]) / 2
+
+    assert expected > 1
+    measured, base = weighted.train([sample]), plain.train([sample])
+    assert measured.loss - base.loss == pytest.approx(expected, rel=0.01)
+    assert measured.num_rows - base.num_rows == 2
+
+
+def test_the_discard_loss_goes_down_on_a_fixed_batch(target: Path, rejected: list[Sample]) -> None:
+    """Where all of a text's branches fit into a step, the same ones are seen every time."""
+    few = [replace(sample, counterfactuals=sample.counterfactuals[3:5]) for sample in rejected]
+
+    def discarded(learner: Learner) -> float:
+        """The loss with a weight of one, less that with none; nothing is learnt of it."""
+        losses = []
+        for weight in (1.0, 0.0):
+            probe = make_learner(target, discard_weight=weight)
+            probe.network.load_state_dict(learner.network.state_dict())
+            losses.append(probe.train(few).loss)
+        return losses[0] - losses[1]
+
+    learner = make_learner(target, discard_weight=1.0)
+    before = discarded(learner)
+    for _ in range(15):
+        assert not learner.train(few).is_skipped
+    assert discarded(learner) < 0.5 * before
+
+
+def test_a_resumed_learner_goes_on_with_the_branches_whose_turn_it_is(target: Path, rejected: list[Sample]) -> None:
+    one, other = make_learner(target, discard_weight=1.0), make_learner(target, discard_weight=1.0)
+    for _ in range(3):
+        one.train(rejected)
+    other.load_state_dict(deepcopy(one.state_dict()))
+    assert one.train(rejected) == other.train(rejected)

@@ -1,12 +1,14 @@
 """Losses are zero where draft and target agree, and the acceptance loss is the probability of refusal."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from updraft_draft.acceptance import expected_acceptance
-from updraft_trainer.losses import LOSSES, acceptance
+from updraft_trainer.losses import LOSSES, acceptance, forward_kl
 
 
 def _log_probs(seed: int) -> torch.Tensor:
@@ -20,6 +22,12 @@ def test_a_loss_is_never_negative_and_zero_for_equals(name: str, seed: int) -> N
     log_q, log_p = _log_probs(seed), _log_probs(seed + 1)
     assert bool((LOSSES[name](log_q, log_p) >= -1e-6).all())
     torch.testing.assert_close(LOSSES[name](log_p, log_p), torch.zeros(5), rtol=0, atol=1e-6)
+
+
+def test_forward_kl_by_hand() -> None:
+    log_p, log_q = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
+    by_hand = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    torch.testing.assert_close(forward_kl(log_q, log_p), torch.tensor([by_hand]))
 
 
 def test_the_acceptance_loss_is_the_probability_that_a_draft_is_refused() -> None:

@@ -24,6 +24,7 @@ def test_the_parts_get_what_was_set() -> None:
         | {
             "UPDRAFT_TRAINER_LEARNING_RATE": "0.01",
             "UPDRAFT_TRAINER_LOSS": "acceptance",
+            "UPDRAFT_TRAINER_DISCARD_WEIGHT": "0.1",
             "UPDRAFT_TRAINER_MIN_SAMPLES": "20",
             "UPDRAFT_TRAINER_EVALUATE_SECONDS": "3",
             "UPDRAFT_TRAINER_NAMESPACE": "team-a",
@@ -31,6 +32,7 @@ def test_the_parts_get_what_was_set() -> None:
     )
     assert settings.hyper.learning_rate == 0.01
     assert settings.hyper.loss == "acceptance"
+    assert settings.hyper.discard_weight == 0.1
     assert settings.bar.min_samples == 20
     assert settings.pace.evaluate_seconds == 3.0
     assert settings.stream_key.startswith("updraft:team-a:")
@@ -44,6 +46,16 @@ def test_everything_that_is_missing_or_wrong_is_told_at_once(capsys: pytest.Capt
     told = capsys.readouterr().err
     for name in (*NEEDED, *wrong, "UPDRAFT_TRAINER_BATCH_SAMPLES"):
         assert name in told
+
+
+def test_the_password_of_redis_is_never_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    secret = NEEDED | {"UPDRAFT_TRAINER_REDIS_URL": "redis://:hunter2@cache"}
+    assert "hunter2" not in repr(load(TrainerSettings, secret))
+    with pytest.raises(SystemExit):
+        load(TrainerSettings, secret | {"UPDRAFT_TRAINER_TTT_STEPS": "many"})
+    with pytest.raises(SystemExit):
+        load(TrainerSettings, secret | {"UPDRAFT_TRAINER_REDIS_URL": ""})
+    assert "hunter2" not in capsys.readouterr().err
 
 
 def test_every_field_explains_itself() -> None:

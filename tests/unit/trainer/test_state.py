@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.support.disk import file_size_limit
 
-from updraft_chassis.errors import Conflict, Corrupt
+from updraft_chassis.errors import Conflict, Corrupt, Exhausted
 from updraft_trainer.state import MAX_SENT, Identity, Progress, State, States
 
 IDENTITY = Identity(speculator="default", target_fingerprint="sha256:t", tokenizer_fingerprint="sha256:k")
@@ -84,6 +85,23 @@ def test_a_save_that_was_cut_off_is_no_state(tmp_path: Path) -> None:
     assert found.learner["step"] == 1
     states.save(state(2))
     assert not (tmp_path / "state.part").exists()
+
+
+def test_a_full_disk_costs_one_save_and_nothing_that_was_saved_before(tmp_path: Path) -> None:
+    states = States(tmp_path)
+    states.save(state(1))
+    with file_size_limit(100), pytest.raises(Exhausted, match=f"cannot save to {tmp_path}: .+"):
+        states.save(state(2))
+    assert len(list(tmp_path.iterdir())) == 1
+    found = states.load(IDENTITY)
+    assert found is not None
+    assert found.learner["step"] == 1
+
+
+def test_a_folder_that_cannot_be_made_is_told_with_its_cause(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(Exhausted, match=r"cannot save to .*/file/states: .*Not a directory"):
+        States(tmp_path / "file" / "states").save(state(1))
 
 
 @pytest.mark.parametrize("field", ["speculator", "target_fingerprint", "tokenizer_fingerprint"])

@@ -142,8 +142,8 @@ class Capture:
                 await self._sink.stream.append(entry)
             except InvalidInput:
                 self._drop(Drop.TOO_LARGE)
-                if ended.has_payload:
-                    await self._send(ended.light)
+                if ended.lighter is not None:
+                    await self._send(ended.lighter)
                 return
             except UpdraftError as error:
                 self._note_away(error)

@@ -20,14 +20,16 @@ class CaptureRates:
     payload_fraction: float = 1.0
     evaluation_fraction: float = 0.1
     prompt_rows: int = 64
+    counterfactual_rows: int = 0
 
     def under(self, policy: fleet_pb2.CapturePolicy) -> "CaptureRates":
-        """These rates as the registry wants them; how many prompt rows stays the pod's business."""
+        """These rates as the registry wants them; how many rows stays the pod's business."""
         return replace(
             self,
             is_enabled=policy.enabled,
             payload_fraction=policy.payload_fraction,
             evaluation_fraction=policy.evaluation_fraction,
+            counterfactual_rows=self.counterfactual_rows if policy.counterfactuals else 0,
         )
 
 
@@ -42,12 +44,19 @@ class CapturePlan:
     has_payload: bool = False
     payload_probability: float = 0.0
     prompt_rows: int = 0
+    counterfactual_rows: int = 0
     domain: str = ""
 
     @property
     def wish(self) -> CaptureWish:
-        """What to ask of the engine."""
-        return CaptureWish(payload=self.has_payload, prompt_rows=self.prompt_rows if self.has_payload else 0)
+        """What to ask of the engine. Counterfactuals only teach, so held-out requests have none."""
+        if not self.has_payload:
+            return CaptureWish()
+        return CaptureWish(
+            payload=True,
+            prompt_rows=self.prompt_rows,
+            counterfactual_rows=0 if self.is_evaluation else self.counterfactual_rows,
+        )
 
 
 def plan(rates: CaptureRates, trace_id: bytes, *, is_opted_out: bool = False, domain: str = "") -> CapturePlan:
@@ -63,6 +72,7 @@ def plan(rates: CaptureRates, trace_id: bytes, *, is_opted_out: bool = False, do
         has_payload=_uniform(b"payload", trace_id) < probability,
         payload_probability=probability,
         prompt_rows=rates.prompt_rows,
+        counterfactual_rows=rates.counterfactual_rows,
         domain=domain,
     )
 

@@ -61,14 +61,18 @@ class Ended:
     def num_bytes(self) -> int:
         """Memory that waiting costs, about."""
         hidden = self.finished.hidden
-        payload = 0 if hidden is None else hidden.aux.nbytes + hidden.last.nbytes
+        payload = 0 if hidden is None else hidden.num_bytes
         tokens = len(self.finished.request.prompt_ids) + len(self.finished.output_ids)
         return payload + _LIGHT_BYTES_PER_TOKEN * tokens
 
     @property
-    def light(self) -> "Ended":
-        """Without its payload."""
-        return replace(self, finished=replace(self.finished, hidden=None))
+    def lighter(self) -> "Ended | None":
+        """Without its counterfactuals, else without its payload; None if it has neither."""
+        hidden = self.finished.hidden
+        if hidden is None:
+            return None
+        rest = replace(hidden, counterfactuals=()) if hidden.counterfactuals else None
+        return replace(self, finished=replace(self.finished, hidden=rest))
 
 
 def trace(ended: Ended, origin: Origin, encode: Encode) -> trace_pb2.Trace:
@@ -131,6 +135,10 @@ def _payload(hidden: Hidden, encode: Encode) -> trace_pb2.Payload:
         first_position=hidden.first_position,
         aux_hidden=encode(hidden.aux),
         last_hidden=encode(hidden.last),
+        counterfactuals=[
+            trace_pb2.Counterfactual(step=rows.step, aux_hidden=encode(rows.aux), last_hidden=encode(rows.last))
+            for rows in hidden.counterfactuals
+        ],
     )
 
 

@@ -4,7 +4,7 @@ The engine's own word is the truth: `loaded` is what it holds, not what it was a
 small protocol; no torch, so that an adapter for another engine needs none.
 """
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -44,11 +44,13 @@ class Sampling:
 class CaptureWish:
     """What the caller wants to see of a request when it ends.
 
-    `payload` asks for hidden states of the last `prompt_rows` prompt positions and of all output positions.
+    `payload` asks for hidden states of the last `prompt_rows` prompt positions and of all output positions, and of up to
+    `counterfactual_rows` rows after the rejection of a draft's token in each verify step.
     """
 
     payload: bool = False
     prompt_rows: int = 0
+    counterfactual_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +90,23 @@ class VerifyStep:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Counterfactual:
+    """What the target said after tokens that it did not choose; tensors as in `Hidden`.
+
+    Row i read draft `accepted + i` of the request's verify step `step`: the first one is of the draft that was rejected.
+    """
+
+    step: int
+    aux: "torch.Tensor"
+    last: "torch.Tensor"
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the tensors."""
+        return self.aux.nbytes + self.last.nbytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Hidden:
     """Rows of the target for the positions `first_position` and on of prompt ++ output.
 
@@ -97,6 +116,12 @@ class Hidden:
     first_position: int
     aux: "torch.Tensor"
     last: "torch.Tensor"
+    counterfactuals: tuple[Counterfactual, ...] = ()
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the tensors."""
+        return self.aux.nbytes + self.last.nbytes + sum(one.num_bytes for one in self.counterfactuals)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,12 +214,19 @@ class Engine(Protocol):
         ...
 
     @property
+    def faults(self) -> Mapping[int, int]:
+        """Steps so far in which drafting failed, by the version that drafted: it costs drafts, never a request."""
+        ...
+
+    @property
     def is_alive(self) -> bool:
         """False: it has failed for good, and the process should end."""
         ...
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         """Yield tokens as they come. Closing the generator early cancels the request and frees its slot.
+
+        It never waits for its reader: what is not read yet is kept, at most max_tokens tokens.
 
         Raises InvalidInput (prompt too long, absurd limits), Exhausted (queue full), Unavailable (stopping).
         """
@@ -206,6 +238,10 @@ class Engine(Protocol):
         Raises Corrupt (not finite, digest differs) or InvalidInput (another target, another shape or vocabulary); the
         old draft then stays.
         """
+        ...
+
+    async def verify(self) -> Loaded:
+        """Hash again what is held, beside the decode loop; from now on `loaded` says what was found."""
         ...
 
 

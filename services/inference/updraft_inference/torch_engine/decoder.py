@@ -4,8 +4,9 @@ Continuous batching: requests join and leave between steps. A long prompt is rea
 running streams never wait for more than one chunk.
 """
 
+import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,8 @@ from updraft_inference.torch_engine.kv_cache import CacheShape, SlotCache
 from updraft_inference.torch_engine.sequence import Proposal, Sequence
 from updraft_inference.torch_engine.target import Forward, Target
 from updraft_inference.torch_engine.verify import Verdict, judge
+
+logger = logging.getLogger(__name__)
 
 PREFILL_CHUNK = 256
 """Prompt tokens a forward: about 0.2 s of a two-core CPU on a 135 M model, the longest a stream waits for a newcomer."""
@@ -46,6 +49,8 @@ class Decoder:
         self.limits = limits
         self.eagle: EagleDrafter | None = None
         self.draft_version = 0
+        self.faults: Counter[int] = Counter()
+        """By draft version; read by other threads."""
         self._default = default
         self._lookahead = lookahead
         shape = CacheShape(
@@ -145,6 +150,10 @@ class Decoder:
             sequence.num_read += kept
             self._record(sequence, proposal, verdict, len(sequences), now - started)
             self._observe(sequence, start, forward.aux[i, :kept], forward.last[i, :kept])
+            # Rows after the rejection of a lookup would say nothing about the draft.
+            if proposal.drafter is Drafter.EAGLE3 and sequence.request.capture.counterfactual_rows:
+                rejected = slice(kept, len(proposal.ids) + 1)
+                sequence.keep_rejected(forward.aux[i, rejected], forward.last[i, rejected])
             self._gain(sequence, [*proposal.ids[: verdict.accepted], verdict.next_id])
 
     def _forward(self, sequences: list[Sequence], ids: list[list[int]]) -> Forward:
@@ -165,10 +174,21 @@ class Decoder:
                 ids = sequence.index.propose(sequence.ids, self._width(sequence, self.limits.max_lookahead))
                 proposals[sequence.slot] = Proposal(drafter=drafter, ids=ids, log_probs=[0.0] * len(ids))
         if by_model and self.eagle is not None:
-            chains = self.eagle.propose(by_model, max(self._width(s, k) for s in by_model))
+            chains = self._draft(self.eagle, by_model, max(self._width(s, k) for s in by_model))
             for sequence, chain in zip(by_model, chains, strict=True):
                 proposals[sequence.slot] = _cut(chain, self._width(sequence, k))
         return [proposals[s.slot] for s in sequences]
+
+    def _draft(self, eagle: EagleDrafter, sequences: list[Sequence], k: int) -> list[Proposal]:
+        """Their chains. A draft that fails costs these sequences their drafts, not their requests."""
+        try:
+            return eagle.propose(sequences, k)
+        except RuntimeError as error:  # torch's: a distribution that is not one, no memory left
+            self.faults[self.draft_version] += 1
+            logger.error("A draft failed", extra={"version": self.draft_version, "reason": str(error)[:200]})
+            for sequence in sequences:
+                sequence.is_draftable = False  # it may have read half of its rows
+            return [Proposal() for _ in sequences]
 
     def _drafter(self, sequence: Sequence) -> Drafter:
         wish = sequence.request.drafter or self._default

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from updraft_inference.engine.port import (
+    Counterfactual,
     Delta,
     Drafter,
     Finished,
@@ -48,6 +49,7 @@ class Sequence:
     _aux: list[Tensor] = field(default_factory=list)
     _last: list[Tensor] = field(default_factory=list)
     _first_kept: int = 0
+    _rejected: list[Counterfactual] = field(default_factory=list)
 
     @property
     def num_prompt(self) -> int:
@@ -87,6 +89,13 @@ class Sequence:
         self._aux.append(aux[skip:].clone())
         self._last.append(last[skip:].clone())
 
+    def keep_rejected(self, aux: Tensor, last: Tensor) -> None:
+        """Keep what the request wants of the rows [rows, A] and [rows, D] that read the last step's rejected drafts."""
+        wish = self.request.capture
+        if wish.payload and len(aux):
+            n = wish.counterfactual_rows
+            self._rejected.append(Counterfactual(step=len(self.steps) - 1, aux=aux[:n].clone(), last=last[:n].clone()))
+
     def extend(self, token_ids: list[int], eos: frozenset[int]) -> FinishReason | None:
         """Append new tokens up to the end of the request; return why it ended, or None. Emits nothing."""
         for token in token_ids:
@@ -106,6 +115,7 @@ class Sequence:
                 first_position=self._first_kept,
                 aux=torch.cat(self._aux).cpu(),
                 last=torch.cat(self._last).cpu(),
+                counterfactuals=self._counterfactuals(),
             )
         return Finished(
             request=self.request,
@@ -120,6 +130,17 @@ class Sequence:
     def record(self, step: VerifyStep) -> None:
         """Remember a verify step."""
         self.steps.append(step)
+
+    def _counterfactuals(self) -> tuple[Counterfactual, ...]:
+        """On the CPU; without that of a step whose kept drafts ended the request before its rejected one."""
+        ends = [step.start + step.accepted for step in self.steps]
+        kept = [one for one in self._rejected if ends[one.step] < self.num_output]
+        if not kept:
+            return ()
+        sizes = [len(one.aux) for one in kept]
+        aux = torch.split(torch.cat([one.aux for one in kept]).cpu(), sizes)
+        last = torch.split(torch.cat([one.last for one in kept]).cpu(), sizes)
+        return tuple(Counterfactual(step=o.step, aux=a, last=h) for o, a, h in zip(kept, aux, last, strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

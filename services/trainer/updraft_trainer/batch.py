@@ -1,0 +1,157 @@
+"""Samples as the tensors of one optimizer step: padded texts, the branches that were discarded there, what is learnt of both.
+
+A branch is text that might have been: a sample's tokens, then a rejected draft and those after it. It is learnt like any
+text: draft steps start from the target's states, those after rejected tokens included, and read these tokens. Its first rows
+repeat the text's last ones, whence steps lead into it; the rest of the text it shares, by tree attention (Miao et al. 2023,
+arXiv 2305.09781). A sequence of its own for each was refused: as exact, but it reads the whole text again.
+
+Tensors: B samples, T rows of the longest text, M rows of the most branches, J steps, A auxiliary width, D hidden.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from updraft_draft.network import Tree
+from updraft_trainer.sample import Counterfactual, Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Lessons:
+    """What the target said at N places: its last hidden states, teacher [N, D]; the others int64 [N].
+
+    Step j says the same in column `column - j` of `sample`'s unrolled states, if that is not before the column `first`.
+    """
+
+    teacher: Tensor
+    sample: Tensor
+    column: Tensor
+    first: Tensor
+
+    @classmethod
+    def joined(cls, lessons: Sequence["Lessons"]) -> "Lessons":
+        """All of them, in order."""
+        return cls(
+            torch.cat([one.teacher for one in lessons]),
+            torch.cat([one.sample for one in lessons]),
+            torch.cat([one.column for one in lessons]),
+            torch.cat([one.first for one in lessons]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.teacher)
+
+    def at(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Those that a step says: sample and column of its state, and their indices here."""
+        known = torch.nonzero(self.column - step >= self.first)[:, 0]
+        return self.sample[known], self.column[known] - step, known
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """aux [B, T + M, A] and the tree of its rows, unrolled from `first_row` on; corrections float [N] go with `text`."""
+
+    aux: Tensor
+    tree: Tree
+    first_row: int
+    text: Lessons
+    corrections: Tensor
+    discarded: Lessons | None = None
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample], *, num_steps: int, known: Tensor) -> "Batch":
+        """The texts. `known` bool [vocab]: tokens that the draft can propose; others are not learnt."""
+        T = max(s.num_rows for s in samples) - 1
+        aux = torch.zeros(len(samples), T, samples[0].aux.shape[1], dtype=samples[0].aux.dtype)
+        ids = torch.zeros(len(samples), T + num_steps - 1, dtype=torch.long)
+        first_row = max(0, min(s.first_output for s in samples) - 1 - num_steps)
+        lessons, corrections = [], []
+        for b, sample in enumerate(samples):
+            rows = sample.num_rows - 1
+            aux[b, :rows] = sample.aux[:rows]
+            tokens = sample.ids[1 : 1 + ids.shape[1]]
+            ids[b, : len(tokens)] = tokens
+            # The first output token has no row two before it where the prompt was captured by one row only.
+            learnt = torch.arange(max(sample.first_output, 2), sample.num_rows + 1)
+            learnt = learnt[known[sample.ids[learnt]]]
+            corrections.append(sample.corrections[learnt].float())
+            column = learnt - 2 - first_row
+            lessons.append(
+                Lessons(sample.last[learnt - 1], torch.full_like(column, b), column, torch.zeros_like(column))
+            )
+        return cls(aux, Tree.chain(ids, num_steps), first_row, Lessons.joined(lessons), torch.cat(corrections))
+
+    def with_branches(self, samples: Sequence[Sample], *, turn: int) -> "Batch":
+        """Also what was discarded in the samples: of each, those branches whose turn it is."""
+        T, num_steps = self.aux.shape[1], self.tree.ids.shape[-1]
+        branches = [[_branch(s, one, num_steps) for one in _in_turn(s, num_steps, turn)] for s in samples]
+        M = max(sum(len(branch.aux) for branch in of_sample) for of_sample in branches)
+        if M == 0:
+            return self
+        aux, tree = F.pad(self.aux, (0, 0, 0, M)), _grown(self.tree, len(samples), M)
+        lessons = []
+        for b, of_sample in enumerate(branches):
+            end = T
+            for branch in of_sample:
+                start, end = end, end + len(branch.aux)
+                aux[b, start:end] = branch.aux
+                branch.enter(tree, b, start)
+                lessons.append(branch.lessons(b, start - self.first_row))
+        return replace(self, aux=aux, tree=tree, discarded=Lessons.joined(lessons))
+
+
+@dataclass(frozen=True, slots=True)
+class _Branch:
+    """Rows `first` and on of a text of its own: aux [rows, A], ids [rows, J]; the last of them have `teacher` [n, D]."""
+
+    first: int
+    aux: Tensor
+    ids: Tensor
+    teacher: Tensor
+
+    def enter(self, tree: Tree, sample: int, start: int) -> None:
+        """Stand in rows `start` and on of the tree: after the text's rows before `first`, and each after the one before."""
+        end = start + len(self.aux)
+        tree.ids[sample, start:end] = self.ids
+        tree.positions[sample, start:end] = torch.arange(self.first, self.first + len(self.aux))
+        tree.visible[sample, start:end, : self.first] = True
+        tree.visible[sample, start:end, start:end] = torch.ones(end - start, end - start, dtype=torch.bool).tril()
+
+    def lessons(self, sample: int, start: int) -> Lessons:
+        """For states whose column `start` is this branch's first row."""
+        last = torch.arange(len(self.aux) - len(self.teacher), len(self.aux)) + start
+        return Lessons(self.teacher, torch.full_like(last, sample), last, torch.full_like(last, start))
+
+
+def _branch(sample: Sample, one: Counterfactual, num_steps: int) -> _Branch:
+    first = max(0, one.place - num_steps)  # the first row whose last step predicts what follows the rejected draft
+    ids = torch.cat([sample.ids[first + 1 : one.place], one.ids, one.ids.new_zeros(num_steps - 1)])
+    return _Branch(
+        first=first,
+        aux=torch.cat([sample.aux[first : one.place], one.aux[:-1]]),
+        ids=ids.unfold(0, num_steps, 1),
+        teacher=one.last,
+    )
+
+
+def _in_turn(sample: Sample, num_steps: int, turn: int) -> tuple[Counterfactual, ...]:
+    """Branches of about half as many rows as the text has, for about half the time again; others at other turns."""
+    found = sample.counterfactuals
+    rows = sum(num_steps - 1 + len(one.ids) for one in found)
+    stride = max(1, min(len(found), math.ceil(2 * rows / sample.num_rows)))
+    return found[turn % stride :: stride]
+
+
+def _grown(tree: Tree, num_samples: int, num_rows: int) -> Tree:
+    """The tree with further rows for each sample, which see nothing but themselves."""
+    ids, positions, visible = (field.expand(num_samples, *field.shape[1:]) for field in tree)
+    rest = torch.eye(visible.shape[1] + num_rows, dtype=torch.bool)
+    return Tree(
+        F.pad(ids, (0, 0, 0, num_rows)),
+        F.pad(positions, (0, num_rows)),
+        F.pad(visible, (0, num_rows, 0, num_rows)) | rest,
+    )

@@ -1,0 +1,102 @@
+"""Rows after rejections from the engine that kept them to the learner that they teach, over the wire between them."""
+
+import asyncio
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from tests.support.tiny_target import DRAFT_VOCAB, make_draft, save_draft
+from tests.support.traces import TraceMaker, trace_id
+
+from updraft.trace.v1 import trace_pb2
+from updraft_draft import tensors
+from updraft_draft.target_weights import read_head
+from updraft_inference.agent.selection import CaptureRates, plan
+from updraft_inference.agent.trace import Ended, Origin, trace
+from updraft_inference.engine.port import Drafter, DraftOnDisk, Finished, GenerationRequest, Sampling
+from updraft_inference.torch_engine.decoder import Limits
+from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
+from updraft_trainer.learner import Hyper, Learner
+from updraft_trainer.sample import Sample, read_sample
+
+RATES = CaptureRates(evaluation_fraction=0, prompt_rows=4, counterfactual_rows=2)
+
+
+async def served(target: Path, folder: Path, count: int) -> list[Finished]:
+    """Requests to a pod whose draft is untrained, so that it is rejected often."""
+    digest = save_draft(make_draft(target, seed=1), folder)
+    limits = Limits(num_slots=4, max_context=64, max_lookahead=3)
+    finished: list[Finished] = []
+    async with TorchEngine.open(target, EngineOptions(limits=limits, dtype=torch.float32), finished.append) as engine:
+        await engine.swap(DraftOnDisk(version=1, folder=folder, tensors_digest=digest))
+
+        async def ask(n: int) -> None:
+            request = GenerationRequest(
+                request_id=str(n),
+                prompt_ids=tuple(range(3 + n, 12 + n)),
+                max_tokens=24,
+                sampling=Sampling(temperature=0),
+                ignore_eos=True,
+                drafter=Drafter.EAGLE3,
+                lookahead=3,
+                capture=plan(RATES, trace_id(n)).wish,
+            )
+            async for _ in engine.generate(request):
+                pass
+
+        await asyncio.gather(*(ask(n) for n in range(count)))
+    return finished
+
+
+def sent(finished: Finished, traces: TraceMaker, encoding: trace_pb2.TensorEncoding.ValueType) -> bytes:
+    """The entry in the stream."""
+    origin = Origin(
+        speculator="default",
+        pod="p",
+        engine="torch",
+        target_fingerprint=traces.target_fingerprint,
+        tokenizer_fingerprint=traces.tokenizer_fingerprint,
+    )
+    ended = Ended(
+        finished=finished, plan=plan(RATES, trace_id(int(finished.request.request_id))), finished_s=1_700_000_000.0
+    )
+    return trace(ended, origin, partial(tensors.encode, encoding=encoding)).SerializeToString()
+
+
+def learner(target: Path, *, discard_weight: float) -> Learner:
+    head = read_head(target)
+    config = head.config.draft(draft_vocab_size=DRAFT_VOCAB)
+    hyper = Hyper(learning_rate=3e-3, discard_weight=discard_weight)
+    return Learner(head, config, torch.arange(DRAFT_VOCAB), hyper)
+
+
+def in_their_text(finished: Finished, sample: Sample) -> bool:
+    """Every branch stands where its step rejected: after the same tokens, before another one."""
+    steps = [step for step in finished.steps if step.accepted < len(step.draft_ids)]
+    everything = (*finished.request.prompt_ids, *finished.output_ids)
+    first = len(finished.request.prompt_ids) - sample.first_output
+    return len(steps) == len(sample.counterfactuals) and all(
+        first + one.place == len(finished.request.prompt_ids) + step.start + step.accepted
+        and one.ids.tolist() == list(step.draft_ids[step.accepted :][:2])
+        and one.ids[0] != everything[first + one.place]
+        for one, step in zip(sample.counterfactuals, steps, strict=True)
+    )
+
+
+@pytest.mark.parametrize("encoding", [trace_pb2.TENSOR_ENCODING_BF16, trace_pb2.TENSOR_ENCODING_FP8_E4M3])
+async def test_what_a_pod_kept_after_rejections_is_learnt_by_the_trainer(
+    tiny_target: Path, traces: TraceMaker, tmp_path: Path, encoding: trace_pb2.TensorEncoding.ValueType
+) -> None:
+    finished = await served(tiny_target, tmp_path / "draft", 4)
+    samples = [read_sample(sent(one, traces, encoding), traces.expected) for one in finished]
+    assert all(in_their_text(one, sample) for one, sample in zip(finished, samples, strict=True))
+
+    weighted, plain = learner(tiny_target, discard_weight=1.0), learner(tiny_target, discard_weight=0.0)
+    first, without = weighted.train(samples), plain.train(samples)
+    assert first.loss > without.loss
+    assert first.num_rows > without.num_rows
+    for _ in range(14):
+        last = weighted.train(samples)
+        assert not last.is_skipped
+    assert last.loss < first.loss
