@@ -1,10 +1,9 @@
-"""Writes the reference pages from the code: `python tools/reference.py docs/reference`, called by `make gen`.
+"""The reference pages, written from the code by `make gen` (tools/generated.py).
 
 The code is the one source: settings from the pydantic classes, metrics from each process's metrics page, the report from
 its models. What depends on the machine (host name, home folder) is never written, so the pages are the same everywhere.
 """
 
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from enum import StrEnum
@@ -19,6 +18,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
+from tools import cli_reference
 
 import updraft_inference.metrics
 import updraft_registry.metrics
@@ -79,9 +79,8 @@ _RESULTS_INTRO = (
 )
 
 
-def main() -> None:
-    """Write every page into the folder that the command line names."""
-    folder = Path(sys.argv[1])
+def write(folder: Path) -> None:
+    """Write every page into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in pages().items():
         (folder / name).write_text(text, encoding="utf-8")
@@ -89,7 +88,12 @@ def main() -> None:
 
 def pages() -> dict[str, str]:
     """The text of every page, by file name."""
-    return {"settings.md": settings_page(), "metrics.md": metrics_page(), "report.md": report_page()}
+    return {
+        "cli.md": "\n".join([HEAD, *cli_reference.sections()]),
+        "settings.md": settings_page(),
+        "metrics.md": metrics_page(),
+        "report.md": report_page(),
+    }
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------
@@ -312,7 +316,3 @@ def _text(words: str) -> str:
     """One line that can stand in a table, with a full stop."""
     line = " ".join(words.split()).replace("|", "\\|")
     return line if not line or line.endswith((".", "]")) else f"{line}."
-
-
-if __name__ == "__main__":
-    main()

@@ -168,6 +168,7 @@ class VersionCounters(_message.Message):
     ERRORS_FIELD_NUMBER: _builtins.int
     ACCEPTANCE_LENGTH_SUM_FIELD_NUMBER: _builtins.int
     ACCEPTANCE_LENGTH_SQUARE_SUM_FIELD_NUMBER: _builtins.int
+    REQUESTS_SERVED_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     requests: _builtins.int
     verify_steps: _builtins.int
@@ -177,6 +178,8 @@ class VersionCounters(_message.Message):
     acceptance_length_sum: _builtins.float
     """For statistics with the request as the unit: sum over requests of acceptance length, and of its square."""
     acceptance_length_square_sum: _builtins.float
+    requests_served: _builtins.int
+    """Requests in which this version had at least one verify step, alone or not."""
     @_builtins.property
     def proposed_by_position(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -197,10 +200,11 @@ class VersionCounters(_message.Message):
         errors: _builtins.int = ...,
         acceptance_length_sum: _builtins.float = ...,
         acceptance_length_square_sum: _builtins.float = ...,
+        requests_served: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["inter_token_latency", b"inter_token_latency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acceptance_length_square_sum", b"acceptance_length_square_sum", "acceptance_length_sum", b"acceptance_length_sum", "accepted_by_position", b"accepted_by_position", "errors", b"errors", "inter_token_latency", b"inter_token_latency", "proposed", b"proposed", "proposed_by_position", b"proposed_by_position", "requests", b"requests", "tokens", b"tokens", "verify_steps", b"verify_steps", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acceptance_length_square_sum", b"acceptance_length_square_sum", "acceptance_length_sum", b"acceptance_length_sum", "accepted_by_position", b"accepted_by_position", "errors", b"errors", "inter_token_latency", b"inter_token_latency", "proposed", b"proposed", "proposed_by_position", b"proposed_by_position", "requests", b"requests", "requests_served", b"requests_served", "tokens", b"tokens", "verify_steps", b"verify_steps", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -406,11 +410,16 @@ class Switchback(_message.Message):
     VERSION_B_FIELD_NUMBER: _builtins.int
     SLICE_SECONDS_FIELD_NUMBER: _builtins.int
     START_UNIX_MS_FIELD_NUMBER: _builtins.int
+    DIGEST_A_FIELD_NUMBER: _builtins.int
+    DIGEST_B_FIELD_NUMBER: _builtins.int
     version_a: _builtins.int
     version_b: _builtins.int
     slice_seconds: _builtins.int
     start_unix_ms: _builtins.int
     """Slices are counted from here, so that a plan replayed is the same plan."""
+    digest_a: _builtins.str
+    """Digests of the weights files."""
+    digest_b: _builtins.str
     def __init__(
         self,
         *,
@@ -418,10 +427,12 @@ class Switchback(_message.Message):
         version_b: _builtins.int = ...,
         slice_seconds: _builtins.int = ...,
         start_unix_ms: _builtins.int = ...,
+        digest_a: _builtins.str = ...,
+        digest_b: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["slice_seconds", b"slice_seconds", "start_unix_ms", b"start_unix_ms", "version_a", b"version_a", "version_b", b"version_b"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest_a", b"digest_a", "digest_b", b"digest_b", "slice_seconds", b"slice_seconds", "start_unix_ms", b"start_unix_ms", "version_a", b"version_a", "version_b", b"version_b"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -473,6 +484,7 @@ class Directive(_message.Message):
     CAPTURE_FIELD_NUMBER: _builtins.int
     SERVE_PHASE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    PREFETCH_SPREAD_MS_FIELD_NUMBER: _builtins.int
     nonce: _builtins.str
     serve_version: _builtins.int
     """The version to serve; 0 = no draft."""
@@ -480,6 +492,8 @@ class Directive(_message.Message):
     serve_phase: _registry_pb2.Phase.ValueType
     reason: _builtins.str
     """Why, for the pod's log."""
+    prefetch_spread_ms: _builtins.int
+    """Begin to fetch within a random part of this time, so that a fleet does not come at once. No part of the nonce."""
     @_builtins.property
     def prefetch_versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Hold these ready; always includes serve_version when it is not 0."""
@@ -501,10 +515,11 @@ class Directive(_message.Message):
         capture: Global___CapturePolicy | None = ...,
         serve_phase: _registry_pb2.Phase.ValueType = ...,
         reason: _builtins.str = ...,
+        prefetch_spread_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "switchback", b"switchback"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "nonce", b"nonce", "prefetch_versions", b"prefetch_versions", "reason", b"reason", "serve_digest", b"serve_digest", "serve_phase", b"serve_phase", "serve_version", b"serve_version", "switchback", b"switchback"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "nonce", b"nonce", "prefetch_spread_ms", b"prefetch_spread_ms", "prefetch_versions", b"prefetch_versions", "reason", b"reason", "serve_digest", b"serve_digest", "serve_phase", b"serve_phase", "serve_version", b"serve_version", "switchback", b"switchback"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -105,6 +105,51 @@ ON_INCONCLUSIVE_ROLLBACK: OnInconclusive.ValueType  # 2
 ON_INCONCLUSIVE_PROMOTE: OnInconclusive.ValueType  # 3
 Global___OnInconclusive: _TypeAlias = OnInconclusive  # noqa: Y015
 
+class _Comparison:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ComparisonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Comparison.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    COMPARISON_UNSPECIFIED: _Comparison.ValueType  # 0
+    """By the fleet: SWITCHBACK up to two pods, PODS beyond."""
+    COMPARISON_PODS: _Comparison.ValueType  # 1
+    """Some pods serve the candidate while the others serve the stable version."""
+    COMPARISON_SWITCHBACK: _Comparison.ValueType  # 2
+    """The canary's pods alternate both versions over short slices: each pod is its own control."""
+
+class Comparison(_Comparison, metaclass=_ComparisonEnumTypeWrapper):
+    """How candidate and stable are measured beside each other."""
+
+COMPARISON_UNSPECIFIED: Comparison.ValueType  # 0
+"""By the fleet: SWITCHBACK up to two pods, PODS beyond."""
+COMPARISON_PODS: Comparison.ValueType  # 1
+"""Some pods serve the candidate while the others serve the stable version."""
+COMPARISON_SWITCHBACK: Comparison.ValueType  # 2
+"""The canary's pods alternate both versions over short slices: each pod is its own control."""
+Global___Comparison: _TypeAlias = Comparison  # noqa: Y015
+
+class _Verdict:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdict.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VERDICT_UNSPECIFIED: _Verdict.ValueType  # 0
+    VERDICT_HOLD: _Verdict.ValueType  # 1
+    """Not yet known."""
+    VERDICT_PASS: _Verdict.ValueType  # 2
+    VERDICT_FAIL: _Verdict.ValueType  # 3
+
+class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper): ...
+
+VERDICT_UNSPECIFIED: Verdict.ValueType  # 0
+VERDICT_HOLD: Verdict.ValueType  # 1
+"""Not yet known."""
+VERDICT_PASS: Verdict.ValueType  # 2
+VERDICT_FAIL: Verdict.ValueType  # 3
+Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
+
 class _Encoding:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -381,6 +426,8 @@ Global___RolloutStep: _TypeAlias = RolloutStep  # noqa: Y015
 
 @_typing.final
 class Analysis(_message.Message):
+    """What the live gate asks of a canary. What is left out, or 0 where that can mean nothing else, is the registry's own default."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     INTERVAL_SECONDS_FIELD_NUMBER: _builtins.int
@@ -390,29 +437,58 @@ class Analysis(_message.Message):
     MAX_LATENCY_REGRESSION_PERCENT_FIELD_NUMBER: _builtins.int
     ON_INCONCLUSIVE_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
+    COMPARISON_FIELD_NUMBER: _builtins.int
+    SWITCHBACK_SECONDS_FIELD_NUMBER: _builtins.int
     interval_seconds: _builtins.int
+    """Least length of a slice: one slice is one observation of (candidate against stable)."""
     min_samples: _builtins.int
+    """Requests that the candidate must have served before it can be promoted."""
     failure_limit: _builtins.int
+    """Failures of pods on the candidate (errors of its engine, crashes) that are tolerated; one more rolls back."""
     max_acceptance_regression_percent: _builtins.int
+    """Rolled back once the loss of acceptance length is surely more than this; promoted only once there is surely a gain."""
     max_latency_regression_percent: _builtins.int
+    """Rolled back once the inter-token latency is surely up by more than this."""
     on_inconclusive: Global___OnInconclusive.ValueType
+    """What a canary without a verdict comes to at the progress deadline."""
     dry_run: _builtins.bool
+    """Measure and report, never decide: the steps run by time and end in a promotion."""
+    confidence: _builtins.float
+    """Of the confidence sequence, e.g. 0.95: 1 - this bounds the rate of false promotions, however often one looks."""
+    comparison: Global___Comparison.ValueType
+    switchback_seconds: _builtins.int
+    """How long a switchback serves one version at a stretch."""
     def __init__(
         self,
         *,
         interval_seconds: _builtins.int = ...,
         min_samples: _builtins.int = ...,
-        failure_limit: _builtins.int = ...,
-        max_acceptance_regression_percent: _builtins.int = ...,
-        max_latency_regression_percent: _builtins.int = ...,
+        failure_limit: _builtins.int | None = ...,
+        max_acceptance_regression_percent: _builtins.int | None = ...,
+        max_latency_regression_percent: _builtins.int | None = ...,
         on_inconclusive: Global___OnInconclusive.ValueType = ...,
         dry_run: _builtins.bool = ...,
+        confidence: _builtins.float = ...,
+        comparison: Global___Comparison.ValueType = ...,
+        switchback_seconds: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_failure_limit", b"_failure_limit", "_max_acceptance_regression_percent", b"_max_acceptance_regression_percent", "_max_latency_regression_percent", b"_max_latency_regression_percent", "failure_limit", b"failure_limit", "max_acceptance_regression_percent", b"max_acceptance_regression_percent", "max_latency_regression_percent", b"max_latency_regression_percent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "failure_limit", b"failure_limit", "interval_seconds", b"interval_seconds", "max_acceptance_regression_percent", b"max_acceptance_regression_percent", "max_latency_regression_percent", b"max_latency_regression_percent", "min_samples", b"min_samples", "on_inconclusive", b"on_inconclusive"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_failure_limit", b"_failure_limit", "_max_acceptance_regression_percent", b"_max_acceptance_regression_percent", "_max_latency_regression_percent", b"_max_latency_regression_percent", "comparison", b"comparison", "confidence", b"confidence", "dry_run", b"dry_run", "failure_limit", b"failure_limit", "interval_seconds", b"interval_seconds", "max_acceptance_regression_percent", b"max_acceptance_regression_percent", "max_latency_regression_percent", b"max_latency_regression_percent", "min_samples", b"min_samples", "on_inconclusive", b"on_inconclusive", "switchback_seconds", b"switchback_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__failure_limit: _TypeAlias = _typing.Literal["failure_limit"]  # noqa: Y015
+    _WhichOneofArgType__failure_limit: _TypeAlias = _typing.Literal["_failure_limit", b"_failure_limit"]  # noqa: Y015
+    _WhichOneofReturnType__max_acceptance_regression_percent: _TypeAlias = _typing.Literal["max_acceptance_regression_percent"]  # noqa: Y015
+    _WhichOneofArgType__max_acceptance_regression_percent: _TypeAlias = _typing.Literal["_max_acceptance_regression_percent", b"_max_acceptance_regression_percent"]  # noqa: Y015
+    _WhichOneofReturnType__max_latency_regression_percent: _TypeAlias = _typing.Literal["max_latency_regression_percent"]  # noqa: Y015
+    _WhichOneofArgType__max_latency_regression_percent: _TypeAlias = _typing.Literal["_max_latency_regression_percent", b"_max_latency_regression_percent"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__failure_limit) -> _WhichOneofReturnType__failure_limit | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_acceptance_regression_percent) -> _WhichOneofReturnType__max_acceptance_regression_percent | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_latency_regression_percent) -> _WhichOneofReturnType__max_latency_regression_percent | None: ...
 
 Global___Analysis: _TypeAlias = Analysis  # noqa: Y015
 
@@ -434,14 +510,16 @@ class OfflineGate(_message.Message):
         self,
         *,
         min_samples: _builtins.int = ...,
-        min_gain_percent: _builtins.float = ...,
+        min_gain_percent: _builtins.float | None = ...,
         confidence: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_gain_percent", b"_min_gain_percent", "min_gain_percent", b"min_gain_percent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence", "min_gain_percent", b"min_gain_percent", "min_samples", b"min_samples"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_gain_percent", b"_min_gain_percent", "confidence", b"confidence", "min_gain_percent", b"min_gain_percent", "min_samples", b"min_samples"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__min_gain_percent: _TypeAlias = _typing.Literal["min_gain_percent"]  # noqa: Y015
+    _WhichOneofArgType__min_gain_percent: _TypeAlias = _typing.Literal["_min_gain_percent", b"_min_gain_percent"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_gain_percent) -> _WhichOneofReturnType__min_gain_percent | None: ...
 
 Global___OfflineGate: _TypeAlias = OfflineGate  # noqa: Y015
 
@@ -459,8 +537,11 @@ class RolloutPolicy(_message.Message):
     OFFLINE_GATE_FIELD_NUMBER: _builtins.int
     strategy: Global___Strategy.ValueType
     auto_rollback: _builtins.bool
+    """Off: a canary that failed is paused where it is, for a person to decide."""
     progress_deadline_seconds: _builtins.int
+    """From the first step on, without pauses."""
     max_pods_swapping: _builtins.int
+    """0 = all at once."""
     revision_history_limit: _builtins.int
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___RolloutStep]: ...
@@ -474,17 +555,19 @@ class RolloutPolicy(_message.Message):
         strategy: Global___Strategy.ValueType = ...,
         steps: _abc.Iterable[Global___RolloutStep] | None = ...,
         analysis: Global___Analysis | None = ...,
-        auto_rollback: _builtins.bool = ...,
+        auto_rollback: _builtins.bool | None = ...,
         progress_deadline_seconds: _builtins.int = ...,
         max_pods_swapping: _builtins.int = ...,
         revision_history_limit: _builtins.int = ...,
         offline_gate: Global___OfflineGate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "offline_gate", b"offline_gate"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_auto_rollback", b"_auto_rollback", "analysis", b"analysis", "auto_rollback", b"auto_rollback", "offline_gate", b"offline_gate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "auto_rollback", b"auto_rollback", "max_pods_swapping", b"max_pods_swapping", "offline_gate", b"offline_gate", "progress_deadline_seconds", b"progress_deadline_seconds", "revision_history_limit", b"revision_history_limit", "steps", b"steps", "strategy", b"strategy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_auto_rollback", b"_auto_rollback", "analysis", b"analysis", "auto_rollback", b"auto_rollback", "max_pods_swapping", b"max_pods_swapping", "offline_gate", b"offline_gate", "progress_deadline_seconds", b"progress_deadline_seconds", "revision_history_limit", b"revision_history_limit", "steps", b"steps", "strategy", b"strategy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__auto_rollback: _TypeAlias = _typing.Literal["auto_rollback"]  # noqa: Y015
+    _WhichOneofArgType__auto_rollback: _TypeAlias = _typing.Literal["_auto_rollback", b"_auto_rollback"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__auto_rollback) -> _WhichOneofReturnType__auto_rollback | None: ...
 
 Global___RolloutPolicy: _TypeAlias = RolloutPolicy  # noqa: Y015
 
@@ -527,12 +610,17 @@ class VersionTraffic(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     PROPOSED_FIELD_NUMBER: _builtins.int
     ACCEPTED_BY_POSITION_FIELD_NUMBER: _builtins.int
+    PROPOSED_BY_POSITION_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     verify_steps: _builtins.int
     tokens: _builtins.int
     proposed: _builtins.int
     @_builtins.property
     def accepted_by_position(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def proposed_by_position(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Fewer at later positions: a verify step drafts as many as the engine chose for it."""
+
     def __init__(
         self,
         *,
@@ -541,14 +629,123 @@ class VersionTraffic(_message.Message):
         tokens: _builtins.int = ...,
         proposed: _builtins.int = ...,
         accepted_by_position: _abc.Iterable[_builtins.int] | None = ...,
+        proposed_by_position: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_by_position", b"accepted_by_position", "proposed", b"proposed", "tokens", b"tokens", "verify_steps", b"verify_steps", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_by_position", b"accepted_by_position", "proposed", b"proposed", "proposed_by_position", b"proposed_by_position", "tokens", b"tokens", "verify_steps", b"verify_steps", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VersionTraffic: _TypeAlias = VersionTraffic  # noqa: Y015
+
+@_typing.final
+class Estimate(_message.Message):
+    """A ratio of candidate to stable with its confidence sequence, in percent: 0 = equal."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CANDIDATE_FIELD_NUMBER: _builtins.int
+    STABLE_FIELD_NUMBER: _builtins.int
+    CHANGE_PERCENT_FIELD_NUMBER: _builtins.int
+    LOW_PERCENT_FIELD_NUMBER: _builtins.int
+    HIGH_PERCENT_FIELD_NUMBER: _builtins.int
+    candidate: _builtins.float
+    stable: _builtins.float
+    change_percent: _builtins.float
+    low_percent: _builtins.float
+    high_percent: _builtins.float
+    def __init__(
+        self,
+        *,
+        candidate: _builtins.float = ...,
+        stable: _builtins.float = ...,
+        change_percent: _builtins.float = ...,
+        low_percent: _builtins.float = ...,
+        high_percent: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidate", b"candidate", "change_percent", b"change_percent", "high_percent", b"high_percent", "low_percent", b"low_percent", "stable", b"stable"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Estimate: _TypeAlias = Estimate  # noqa: Y015
+
+@_typing.final
+class Rollout(_message.Message):
+    """The rollout that runs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CANDIDATE_FIELD_NUMBER: _builtins.int
+    BASELINE_FIELD_NUMBER: _builtins.int
+    COMPARISON_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    PODS_PERCENT_FIELD_NUMBER: _builtins.int
+    STARTED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    STEP_SINCE_UNIX_MS_FIELD_NUMBER: _builtins.int
+    PAUSED_MS_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    ACCEPTANCE_LENGTH_FIELD_NUMBER: _builtins.int
+    INTER_TOKEN_LATENCY_FIELD_NUMBER: _builtins.int
+    CANDIDATE_REQUESTS_FIELD_NUMBER: _builtins.int
+    SLICES_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
+    candidate: _builtins.int
+    baseline: _builtins.int
+    comparison: Global___Comparison.ValueType
+    step: _builtins.int
+    """From 0; of `steps`."""
+    steps: _builtins.int
+    pods_percent: _builtins.int
+    started_unix_ms: _builtins.int
+    step_since_unix_ms: _builtins.int
+    paused_ms: _builtins.int
+    """Time spent paused, not counted by hold or deadline."""
+    verdict: Global___Verdict.ValueType
+    candidate_requests: _builtins.int
+    slices: _builtins.int
+    failures: _builtins.int
+    evidence: _builtins.str
+    """One sentence: the evidence so far."""
+    @_builtins.property
+    def acceptance_length(self) -> Global___Estimate:
+        """Tokens a verify step; absent before two slices."""
+
+    @_builtins.property
+    def inter_token_latency(self) -> Global___Estimate:
+        """Seconds between tokens; absent before two slices."""
+
+    def __init__(
+        self,
+        *,
+        candidate: _builtins.int = ...,
+        baseline: _builtins.int = ...,
+        comparison: Global___Comparison.ValueType = ...,
+        step: _builtins.int = ...,
+        steps: _builtins.int = ...,
+        pods_percent: _builtins.int = ...,
+        started_unix_ms: _builtins.int = ...,
+        step_since_unix_ms: _builtins.int = ...,
+        paused_ms: _builtins.int = ...,
+        verdict: Global___Verdict.ValueType = ...,
+        acceptance_length: Global___Estimate | None = ...,
+        inter_token_latency: Global___Estimate | None = ...,
+        candidate_requests: _builtins.int = ...,
+        slices: _builtins.int = ...,
+        failures: _builtins.int = ...,
+        evidence: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acceptance_length", b"acceptance_length", "inter_token_latency", b"inter_token_latency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acceptance_length", b"acceptance_length", "baseline", b"baseline", "candidate", b"candidate", "candidate_requests", b"candidate_requests", "comparison", b"comparison", "evidence", b"evidence", "failures", b"failures", "inter_token_latency", b"inter_token_latency", "paused_ms", b"paused_ms", "pods_percent", b"pods_percent", "slices", b"slices", "started_unix_ms", b"started_unix_ms", "step", b"step", "step_since_unix_ms", b"step_since_unix_ms", "steps", b"steps", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rollout: _TypeAlias = Rollout  # noqa: Y015
 
 @_typing.final
 class SpeculatorState(_message.Message):
@@ -569,6 +766,9 @@ class SpeculatorState(_message.Message):
     STEP_SINCE_UNIX_MS_FIELD_NUMBER: _builtins.int
     TARGET_FINGERPRINT_FIELD_NUMBER: _builtins.int
     DRAFT_VOCABULARY_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    PIN_REASON_FIELD_NUMBER: _builtins.int
+    PAUSE_REASON_FIELD_NUMBER: _builtins.int
     speculator: _builtins.str
     stable: _builtins.int
     """0 = none."""
@@ -584,12 +784,18 @@ class SpeculatorState(_message.Message):
     step_since_unix_ms: _builtins.int
     target_fingerprint: _builtins.str
     draft_vocabulary_fingerprint: _builtins.str
+    pin_reason: _builtins.str
+    pause_reason: _builtins.str
     @_builtins.property
     def policy(self) -> Global___RolloutPolicy: ...
     @_builtins.property
     def pods(self) -> Global___Pods: ...
     @_builtins.property
     def traffic(self) -> _containers.RepeatedCompositeFieldContainer[Global___VersionTraffic]: ...
+    @_builtins.property
+    def rollout(self) -> Global___Rollout:
+        """Absent when no rollout runs."""
+
     def __init__(
         self,
         *,
@@ -608,10 +814,13 @@ class SpeculatorState(_message.Message):
         step_since_unix_ms: _builtins.int = ...,
         target_fingerprint: _builtins.str = ...,
         draft_vocabulary_fingerprint: _builtins.str = ...,
+        rollout: Global___Rollout | None = ...,
+        pin_reason: _builtins.str = ...,
+        pause_reason: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_pinned", b"_pinned", "pinned", b"pinned", "pods", b"pods", "policy", b"policy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_pinned", b"_pinned", "pinned", b"pinned", "pods", b"pods", "policy", b"policy", "rollout", b"rollout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pinned", b"_pinned", "candidate", b"candidate", "draft_vocabulary_fingerprint", b"draft_vocabulary_fingerprint", "latest", b"latest", "message", b"message", "paused", b"paused", "pinned", b"pinned", "pods", b"pods", "policy", b"policy", "previous", b"previous", "speculator", b"speculator", "stable", b"stable", "step", b"step", "step_since_unix_ms", b"step_since_unix_ms", "target_fingerprint", b"target_fingerprint", "traffic", b"traffic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pinned", b"_pinned", "candidate", b"candidate", "draft_vocabulary_fingerprint", b"draft_vocabulary_fingerprint", "latest", b"latest", "message", b"message", "pause_reason", b"pause_reason", "paused", b"paused", "pin_reason", b"pin_reason", "pinned", b"pinned", "pods", b"pods", "policy", b"policy", "previous", b"previous", "rollout", b"rollout", "speculator", b"speculator", "stable", b"stable", "step", b"step", "step_since_unix_ms", b"step_since_unix_ms", "target_fingerprint", b"target_fingerprint", "traffic", b"traffic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__pinned: _TypeAlias = _typing.Literal["pinned"]  # noqa: Y015
     _WhichOneofArgType__pinned: _TypeAlias = _typing.Literal["_pinned", b"_pinned"]  # noqa: Y015
@@ -799,12 +1008,16 @@ class FetchRequest(_message.Message):
     OFFSET_FIELD_NUMBER: _builtins.int
     DELTA_BASE_VERSION_FIELD_NUMBER: _builtins.int
     ACCEPT_REDIRECT_FIELD_NUMBER: _builtins.int
+    DELTA_BASE_DIGEST_FIELD_NUMBER: _builtins.int
     speculator: _builtins.str
     version: _builtins.int
     offset: _builtins.int
+    """Of the encoded bytes. A reader that resumes, and is answered in another encoding, starts over."""
     delta_base_version: _builtins.int
     """A version that the reader holds; the registry may then answer with a delta to it."""
     accept_redirect: _builtins.bool
+    delta_base_digest: _builtins.str
+    """Digest of the weights file of that version as the reader has it; a delta to other bytes is useless."""
     def __init__(
         self,
         *,
@@ -813,10 +1026,11 @@ class FetchRequest(_message.Message):
         offset: _builtins.int = ...,
         delta_base_version: _builtins.int | None = ...,
         accept_redirect: _builtins.bool = ...,
+        delta_base_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_delta_base_version", b"_delta_base_version", "delta_base_version", b"delta_base_version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_delta_base_version", b"_delta_base_version", "accept_redirect", b"accept_redirect", "delta_base_version", b"delta_base_version", "offset", b"offset", "speculator", b"speculator", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_delta_base_version", b"_delta_base_version", "accept_redirect", b"accept_redirect", "delta_base_digest", b"delta_base_digest", "delta_base_version", b"delta_base_version", "offset", b"offset", "speculator", b"speculator", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__delta_base_version: _TypeAlias = _typing.Literal["delta_base_version"]  # noqa: Y015
     _WhichOneofArgType__delta_base_version: _TypeAlias = _typing.Literal["_delta_base_version", b"_delta_base_version"]  # noqa: Y015
@@ -838,7 +1052,9 @@ class FetchResponse(_message.Message):
         REDIRECT_URI_FIELD_NUMBER: _builtins.int
         encoding: Global___Encoding.ValueType
         size_bytes: _builtins.int
+        """Of what is sent, from offset 0."""
         digest: _builtins.str
+        """Of the weights file that comes out."""
         redirect_uri: _builtins.str
         """Fetch the same bytes from here instead (a pre-signed address or a peer)."""
         def __init__(
@@ -1089,6 +1305,141 @@ class ResumeResponse(_message.Message):
 Global___ResumeResponse: _TypeAlias = ResumeResponse  # noqa: Y015
 
 @_typing.final
+class PromoteRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPECULATOR_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    speculator: _builtins.str
+    version: _builtins.int
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        speculator: _builtins.str = ...,
+        version: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "speculator", b"speculator", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromoteRequest: _TypeAlias = PromoteRequest  # noqa: Y015
+
+@_typing.final
+class PromoteResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def state(self) -> Global___SpeculatorState: ...
+    def __init__(
+        self,
+        *,
+        state: Global___SpeculatorState | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromoteResponse: _TypeAlias = PromoteResponse  # noqa: Y015
+
+@_typing.final
+class RejectRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPECULATOR_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    speculator: _builtins.str
+    version: _builtins.int
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        speculator: _builtins.str = ...,
+        version: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "speculator", b"speculator", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RejectRequest: _TypeAlias = RejectRequest  # noqa: Y015
+
+@_typing.final
+class RejectResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def state(self) -> Global___SpeculatorState: ...
+    def __init__(
+        self,
+        *,
+        state: Global___SpeculatorState | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RejectResponse: _TypeAlias = RejectResponse  # noqa: Y015
+
+@_typing.final
+class RetainRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPECULATOR_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    RETAIN_FIELD_NUMBER: _builtins.int
+    speculator: _builtins.str
+    version: _builtins.int
+    retain: _builtins.bool
+    def __init__(
+        self,
+        *,
+        speculator: _builtins.str = ...,
+        version: _builtins.int = ...,
+        retain: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["retain", b"retain", "speculator", b"speculator", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetainRequest: _TypeAlias = RetainRequest  # noqa: Y015
+
+@_typing.final
+class RetainResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def version(self) -> Global___Version: ...
+    def __init__(
+        self,
+        *,
+        version: Global___Version | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetainResponse: _TypeAlias = RetainResponse  # noqa: Y015
+
+@_typing.final
 class SetPolicyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1137,17 +1488,21 @@ class HistoryRequest(_message.Message):
 
     SPECULATOR_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     speculator: _builtins.str
     limit: _builtins.int
+    version: _builtins.int
+    """0: of all versions."""
     def __init__(
         self,
         *,
         speculator: _builtins.str = ...,
         limit: _builtins.int = ...,
+        version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "speculator", b"speculator"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "speculator", b"speculator", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

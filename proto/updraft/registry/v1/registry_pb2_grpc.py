@@ -79,6 +79,21 @@ class RegistryStub:
                 request_serializer=updraft_dot_registry_dot_v1_dot_registry__pb2.ResumeRequest.SerializeToString,
                 response_deserializer=updraft_dot_registry_dot_v1_dot_registry__pb2.ResumeResponse.FromString,
                 _registered_method=True)
+        self.Promote = channel.unary_unary(
+                '/updraft.registry.v1.Registry/Promote',
+                request_serializer=updraft_dot_registry_dot_v1_dot_registry__pb2.PromoteRequest.SerializeToString,
+                response_deserializer=updraft_dot_registry_dot_v1_dot_registry__pb2.PromoteResponse.FromString,
+                _registered_method=True)
+        self.Reject = channel.unary_unary(
+                '/updraft.registry.v1.Registry/Reject',
+                request_serializer=updraft_dot_registry_dot_v1_dot_registry__pb2.RejectRequest.SerializeToString,
+                response_deserializer=updraft_dot_registry_dot_v1_dot_registry__pb2.RejectResponse.FromString,
+                _registered_method=True)
+        self.Retain = channel.unary_unary(
+                '/updraft.registry.v1.Registry/Retain',
+                request_serializer=updraft_dot_registry_dot_v1_dot_registry__pb2.RetainRequest.SerializeToString,
+                response_deserializer=updraft_dot_registry_dot_v1_dot_registry__pb2.RetainResponse.FromString,
+                _registered_method=True)
         self.SetPolicy = channel.unary_unary(
                 '/updraft.registry.v1.Registry/SetPolicy',
                 request_serializer=updraft_dot_registry_dot_v1_dot_registry__pb2.SetPolicyRequest.SerializeToString,
@@ -115,7 +130,8 @@ class RegistryServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Fetch(self, request, context):
-        """The weights file from `offset`; resumable. The reader verifies the digest of the whole.
+        """A start, then the bytes that it announces, from `offset` on; the reader verifies the digest of the whole. Empty chunks, also
+        before the start, say that the reader still waits: for a delta that is made, or for its turn.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -149,6 +165,27 @@ class RegistryServicer:
 
     def Resume(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Promote(self, request, context):
+        """Make a waiting or canary version stable now, without (further) analysis. Unlike a pin, later versions are tried as usual.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Reject(self, request, context):
+        """Never serve this version; one that serves now is rolled back first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Retain(self, request, context):
+        """Keep the weights of a version whatever retention says, or no longer.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -212,6 +249,21 @@ def add_RegistryServicer_to_server(servicer, server):
                     servicer.Resume,
                     request_deserializer=updraft_dot_registry_dot_v1_dot_registry__pb2.ResumeRequest.FromString,
                     response_serializer=updraft_dot_registry_dot_v1_dot_registry__pb2.ResumeResponse.SerializeToString,
+            ),
+            'Promote': grpc.unary_unary_rpc_method_handler(
+                    servicer.Promote,
+                    request_deserializer=updraft_dot_registry_dot_v1_dot_registry__pb2.PromoteRequest.FromString,
+                    response_serializer=updraft_dot_registry_dot_v1_dot_registry__pb2.PromoteResponse.SerializeToString,
+            ),
+            'Reject': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reject,
+                    request_deserializer=updraft_dot_registry_dot_v1_dot_registry__pb2.RejectRequest.FromString,
+                    response_serializer=updraft_dot_registry_dot_v1_dot_registry__pb2.RejectResponse.SerializeToString,
+            ),
+            'Retain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Retain,
+                    request_deserializer=updraft_dot_registry_dot_v1_dot_registry__pb2.RetainRequest.FromString,
+                    response_serializer=updraft_dot_registry_dot_v1_dot_registry__pb2.RetainResponse.SerializeToString,
             ),
             'SetPolicy': grpc.unary_unary_rpc_method_handler(
                     servicer.SetPolicy,
@@ -467,6 +519,87 @@ class Registry:
             '/updraft.registry.v1.Registry/Resume',
             updraft_dot_registry_dot_v1_dot_registry__pb2.ResumeRequest.SerializeToString,
             updraft_dot_registry_dot_v1_dot_registry__pb2.ResumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Promote(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/updraft.registry.v1.Registry/Promote',
+            updraft_dot_registry_dot_v1_dot_registry__pb2.PromoteRequest.SerializeToString,
+            updraft_dot_registry_dot_v1_dot_registry__pb2.PromoteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reject(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/updraft.registry.v1.Registry/Reject',
+            updraft_dot_registry_dot_v1_dot_registry__pb2.RejectRequest.SerializeToString,
+            updraft_dot_registry_dot_v1_dot_registry__pb2.RejectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Retain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/updraft.registry.v1.Registry/Retain',
+            updraft_dot_registry_dot_v1_dot_registry__pb2.RetainRequest.SerializeToString,
+            updraft_dot_registry_dot_v1_dot_registry__pb2.RetainResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,7 +38,9 @@ class RegistryStub:
     Get: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetRequest, _registry_pb2.GetResponse]
     List: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListRequest, _registry_pb2.ListResponse]
     Fetch: _grpc.UnaryStreamMultiCallable[_registry_pb2.FetchRequest, _registry_pb2.FetchResponse]
-    """The weights file from `offset`; resumable. The reader verifies the digest of the whole."""
+    """A start, then the bytes that it announces, from `offset` on; the reader verifies the digest of the whole. Empty chunks, also
+    before the start, say that the reader still waits: for a delta that is made, or for its turn.
+    """
     Watch: _grpc.UnaryStreamMultiCallable[_registry_pb2.WatchRequest, _registry_pb2.WatchResponse]
     """The whole state of a speculator, first at once and then at every change."""
     Pin: _grpc.UnaryUnaryMultiCallable[_registry_pb2.PinRequest, _registry_pb2.PinResponse]
@@ -46,6 +48,12 @@ class RegistryStub:
     Unpin: _grpc.UnaryUnaryMultiCallable[_registry_pb2.UnpinRequest, _registry_pb2.UnpinResponse]
     Pause: _grpc.UnaryUnaryMultiCallable[_registry_pb2.PauseRequest, _registry_pb2.PauseResponse]
     Resume: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ResumeRequest, _registry_pb2.ResumeResponse]
+    Promote: _grpc.UnaryUnaryMultiCallable[_registry_pb2.PromoteRequest, _registry_pb2.PromoteResponse]
+    """Make a waiting or canary version stable now, without (further) analysis. Unlike a pin, later versions are tried as usual."""
+    Reject: _grpc.UnaryUnaryMultiCallable[_registry_pb2.RejectRequest, _registry_pb2.RejectResponse]
+    """Never serve this version; one that serves now is rolled back first."""
+    Retain: _grpc.UnaryUnaryMultiCallable[_registry_pb2.RetainRequest, _registry_pb2.RetainResponse]
+    """Keep the weights of a version whatever retention says, or no longer."""
     SetPolicy: _grpc.UnaryUnaryMultiCallable[_registry_pb2.SetPolicyRequest, _registry_pb2.SetPolicyResponse]
     History: _grpc.UnaryUnaryMultiCallable[_registry_pb2.HistoryRequest, _registry_pb2.HistoryResponse]
 
@@ -59,7 +67,9 @@ class RegistryAsyncStub(RegistryStub):
     Get: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetRequest, _registry_pb2.GetResponse]  # type: ignore[assignment]
     List: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListRequest, _registry_pb2.ListResponse]  # type: ignore[assignment]
     Fetch: _aio.UnaryStreamMultiCallable[_registry_pb2.FetchRequest, _registry_pb2.FetchResponse]  # type: ignore[assignment]
-    """The weights file from `offset`; resumable. The reader verifies the digest of the whole."""
+    """A start, then the bytes that it announces, from `offset` on; the reader verifies the digest of the whole. Empty chunks, also
+    before the start, say that the reader still waits: for a delta that is made, or for its turn.
+    """
     Watch: _aio.UnaryStreamMultiCallable[_registry_pb2.WatchRequest, _registry_pb2.WatchResponse]  # type: ignore[assignment]
     """The whole state of a speculator, first at once and then at every change."""
     Pin: _aio.UnaryUnaryMultiCallable[_registry_pb2.PinRequest, _registry_pb2.PinResponse]  # type: ignore[assignment]
@@ -67,6 +77,12 @@ class RegistryAsyncStub(RegistryStub):
     Unpin: _aio.UnaryUnaryMultiCallable[_registry_pb2.UnpinRequest, _registry_pb2.UnpinResponse]  # type: ignore[assignment]
     Pause: _aio.UnaryUnaryMultiCallable[_registry_pb2.PauseRequest, _registry_pb2.PauseResponse]  # type: ignore[assignment]
     Resume: _aio.UnaryUnaryMultiCallable[_registry_pb2.ResumeRequest, _registry_pb2.ResumeResponse]  # type: ignore[assignment]
+    Promote: _aio.UnaryUnaryMultiCallable[_registry_pb2.PromoteRequest, _registry_pb2.PromoteResponse]  # type: ignore[assignment]
+    """Make a waiting or canary version stable now, without (further) analysis. Unlike a pin, later versions are tried as usual."""
+    Reject: _aio.UnaryUnaryMultiCallable[_registry_pb2.RejectRequest, _registry_pb2.RejectResponse]  # type: ignore[assignment]
+    """Never serve this version; one that serves now is rolled back first."""
+    Retain: _aio.UnaryUnaryMultiCallable[_registry_pb2.RetainRequest, _registry_pb2.RetainResponse]  # type: ignore[assignment]
+    """Keep the weights of a version whatever retention says, or no longer."""
     SetPolicy: _aio.UnaryUnaryMultiCallable[_registry_pb2.SetPolicyRequest, _registry_pb2.SetPolicyResponse]  # type: ignore[assignment]
     History: _aio.UnaryUnaryMultiCallable[_registry_pb2.HistoryRequest, _registry_pb2.HistoryResponse]  # type: ignore[assignment]
 
@@ -101,7 +117,9 @@ class RegistryServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.FetchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_registry_pb2.FetchResponse], _abc.AsyncIterator[_registry_pb2.FetchResponse]]:
-        """The weights file from `offset`; resumable. The reader verifies the digest of the whole."""
+        """A start, then the bytes that it announces, from `offset` on; the reader verifies the digest of the whole. Empty chunks, also
+        before the start, say that the reader still waits: for a delta that is made, or for its turn.
+        """
 
     @_abc_1.abstractmethod
     def Watch(
@@ -139,6 +157,30 @@ class RegistryServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.ResumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.ResumeResponse, _abc.Awaitable[_registry_pb2.ResumeResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Promote(
+        self,
+        request: _registry_pb2.PromoteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.PromoteResponse, _abc.Awaitable[_registry_pb2.PromoteResponse]]:
+        """Make a waiting or canary version stable now, without (further) analysis. Unlike a pin, later versions are tried as usual."""
+
+    @_abc_1.abstractmethod
+    def Reject(
+        self,
+        request: _registry_pb2.RejectRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.RejectResponse, _abc.Awaitable[_registry_pb2.RejectResponse]]:
+        """Never serve this version; one that serves now is rolled back first."""
+
+    @_abc_1.abstractmethod
+    def Retain(
+        self,
+        request: _registry_pb2.RetainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.RetainResponse, _abc.Awaitable[_registry_pb2.RetainResponse]]:
+        """Keep the weights of a version whatever retention says, or no longer."""
 
     @_abc_1.abstractmethod
     def SetPolicy(

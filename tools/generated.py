@@ -1,0 +1,65 @@
+"""Everything that is generated: `make gen` writes it into the checkout, `make gen-check` (`--check`) only compares.
+
+The comparison is with files, not with git: it writes nothing into the checkout, and finds what is not committed yet and
+what is left of a source that has gone.
+"""
+
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+from tools import reference
+
+PROTO_SUFFIXES = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py", "_pb2_grpc.pyi")
+
+
+def main() -> None:
+    """Write, or with `--check` name what differs and exit 1."""
+    checkout = Path()
+    if "--check" not in sys.argv[1:]:
+        generate(checkout, checkout)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        generate(checkout, Path(folder))
+        stale = differences(Path(folder), checkout)
+    if stale:
+        sys.exit("\n".join(["generated files differ: run `make gen`", *stale]))
+
+
+def generate(checkout: Path, into: Path) -> None:
+    """Write every generated file below `into`, where it has its place below the checkout."""
+    protos = checkout / "proto"
+    out = into / "proto"
+    out.mkdir(parents=True, exist_ok=True)
+    command = [
+        *(sys.executable, "-m", "grpc_tools.protoc", f"-I{protos}", f"--python_out={out}", f"--grpc_python_out={out}"),
+        *(f"--plugin={_plugin(name)}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")),
+        *(f"--mypy_out=quiet:{out}", f"--mypy_grpc_out=quiet:{out}"),
+        *(str(path) for path in sorted(protos.rglob("*.proto"))),
+    ]
+    subprocess.run(command, check=True)  # noqa: S603 - our own words and paths
+    reference.write(into / "docs" / "reference")
+
+
+def differences(fresh: Path, checkout: Path) -> list[str]:
+    """Generated files that are not the same in both, or are in one of them only."""
+    made, held = _generated(fresh), _generated(checkout)
+    return sorted(name for name in made.keys() | held.keys() if made.get(name) != held.get(name))
+
+
+def _generated(root: Path) -> dict[str, bytes]:
+    code = (path for path in (root / "proto").rglob("*") if path.name.endswith(PROTO_SUFFIXES))
+    pages = (root / "docs" / "reference").glob("*.md")
+    return {str(path.relative_to(root)): path.read_bytes() for path in (*code, *pages)}
+
+
+def _plugin(name: str) -> str:
+    """Where pip put the script: not on the PATH, for packages are installed outside the checkout's own .venv."""
+    files = metadata.files("mypy-protobuf") or []
+    return str(next(file.locate() for file in files if file.name == name))
+
+
+if __name__ == "__main__":
+    main()
