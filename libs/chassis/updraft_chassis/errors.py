@@ -4,6 +4,8 @@
     +-- NotFound            NOT_FOUND            no such version, speculator, file
     +-- Conflict            FAILED_PRECONDITION  the state does not allow it (now)
     +-- InvalidInput        INVALID_ARGUMENT     the caller must change what it sends
+    +-- Unauthenticated     UNAUTHENTICATED      the caller has no token, or one that is not known
+    +-- Forbidden           PERMISSION_DENIED    the caller is known, and its role does not allow this
     +-- Unavailable         UNAVAILABLE          a peer is away: try again (after `retry_after_s`)
     +-- Exhausted           RESOURCE_EXHAUSTED   disk, memory, quota or message limit
     +-- Corrupt             DATA_LOSS            bytes do not match their digest; never retried as they are
@@ -36,6 +38,18 @@ class InvalidInput(UpdraftError):  # noqa: N818 - see NotFound
     """The caller has to send something else; trying again cannot help."""
 
     status: ClassVar[str] = "INVALID_ARGUMENT"
+
+
+class Unauthenticated(UpdraftError):  # noqa: N818 - see NotFound
+    """The peer does not know who is calling: no token, or one that is not known there. A person has to act."""
+
+    status: ClassVar[str] = "UNAUTHENTICATED"
+
+
+class Forbidden(UpdraftError):  # noqa: N818 - see NotFound
+    """The peer knows the caller, whose role does not allow the call. A person has to act."""
+
+    status: ClassVar[str] = "PERMISSION_DENIED"
 
 
 class Unavailable(UpdraftError):  # noqa: N818 - see NotFound

@@ -1,12 +1,15 @@
 """A process from start to exit: signals ask it to stop, errors end it, and either is said once.
 
-SIGTERM or SIGINT sets the stop event: `main` drains and returns, exit 0. A second one kills at once. An UpdraftError
-that leaves `main` bare is a failed start: one sentence, exit 1. What a TaskGroup's child raises is logged once, and
-exit 1: a dead child must end the process, for what is above (Kubernetes, `updraft up`) restarts processes, not tasks.
+SIGTERM or SIGINT sets the stop event: `main` drains and returns, exit 0. A second one kills at once, except the first
+process of a container, which only SIGKILL can kill. An UpdraftError that leaves `main` bare is a failed start: one
+sentence, exit 1. What a TaskGroup's child raises is logged once, and exit 1: a dead child must end the process, for
+what is above (Kubernetes, `updraft up`) restarts processes, not tasks. Before all that, while Python imports for
+seconds, a signal just ends the process: see `while_importing`.
 """
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -15,7 +18,7 @@ from updraft_chassis.errors import UpdraftError
 
 logger = logging.getLogger(__name__)
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stop:
@@ -41,6 +44,17 @@ class Stop:
         except TimeoutError:
             return False
         return True
+
+
+def while_importing() -> None:
+    """Until `run`, let the first SIGTERM or SIGINT end the process at once with exit 0: it has begun nothing yet.
+
+    For the first line of a `main`. Without it Python would be killed by the signal, or tell of it in a traceback; and
+    the first process of a container would not even end, for the kernel keeps from it what it does not handle.
+    """
+    for signum in _SIGNALS:
+        # Not SystemExit: imported code may catch that.
+        signal.signal(signum, lambda *_: os._exit(0))
 
 
 def run(process: str, main: Callable[[Stop], Awaitable[None]]) -> None:

@@ -14,12 +14,16 @@ from typing import Any, NoReturn
 import grpc
 import grpc.aio
 
+from updraft_chassis.access import Access
+from updraft_chassis.credentials import Credentials, ServerTls, TokenChannel
 from updraft_chassis.errors import (
     Conflict,
     Corrupt,
     Exhausted,
+    Forbidden,
     InvalidInput,
     NotFound,
+    Unauthenticated,
     Unavailable,
     UpdraftError,
 )
@@ -52,8 +56,9 @@ _CLIENT_OPTIONS = [
     ("grpc.keepalive_permit_without_calls", 0),
     # gRPC would back off to 2 minutes; a restarted registry must see its pods again within seconds.
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 5_000),
+    # Despite its name, how long one attempt to connect may take, handshakes too: a busy machine or a far one needs time.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
 ]
 
 _SERVER_OPTIONS = [
@@ -68,8 +73,9 @@ _SERVER_OPTIONS = [
     ("grpc.keepalive_timeout_ms", 10_000),
 ]
 
-# Every pod holds one stream for good; beyond this a call is refused (RESOURCE_EXHAUSTED), not queued unseen.
-_MAX_CONCURRENT_RPCS = 10_000
+# Every pod holds one stream for good, and one more while it fetches; beyond this a call is refused (RESOURCE_EXHAUSTED),
+# not queued unseen.
+_MAX_CONCURRENT_RPCS = 20_000
 
 _BY_STATUS: dict[grpc.StatusCode, type[UpdraftError]] = {
     grpc.StatusCode.NOT_FOUND: NotFound,
@@ -78,6 +84,8 @@ _BY_STATUS: dict[grpc.StatusCode, type[UpdraftError]] = {
     grpc.StatusCode.ABORTED: Conflict,
     grpc.StatusCode.INVALID_ARGUMENT: InvalidInput,
     grpc.StatusCode.OUT_OF_RANGE: InvalidInput,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: Forbidden,
     grpc.StatusCode.UNAVAILABLE: Unavailable,
     grpc.StatusCode.DEADLINE_EXCEEDED: Unavailable,
     grpc.StatusCode.CANCELLED: Unavailable,  # by the peer; our own cancellation is CancelledError
@@ -86,24 +94,46 @@ _BY_STATUS: dict[grpc.StatusCode, type[UpdraftError]] = {
 }
 
 
-def server() -> grpc.aio.Server:
-    """Return a server with our limits and `ErrorsToStatus`; add servicers, `bind`, then `start()`."""
+def server(access: Access | None = None) -> grpc.aio.Server:
+    """Return a server with our limits and `ErrorsToStatus`; add servicers, `bind`, then `start()`.
+
+    Without `access` whoever connects may call everything.
+    """
+    interceptors: list[grpc.aio.ServerInterceptor] = [ErrorsToStatus()]  # the first one is the outermost
     return grpc.aio.server(
-        interceptors=[ErrorsToStatus()], options=_SERVER_OPTIONS, maximum_concurrent_rpcs=_MAX_CONCURRENT_RPCS
+        interceptors=interceptors if access is None else [*interceptors, access],
+        options=_SERVER_OPTIONS,
+        maximum_concurrent_rpcs=_MAX_CONCURRENT_RPCS,
     )
 
 
-def bind(server: grpc.aio.Server, *, host: str, port: int, setting: str) -> int:
-    """Listen; return the port (a free one for 0). Conflict names `setting` when it cannot be had."""
+def bind(server: grpc.aio.Server, *, host: str, port: int, setting: str, tls: ServerTls | None = None) -> int:
+    """Listen; return the port (a free one for 0). Conflict names `setting` when it cannot be had.
+
+    InvalidInput when the files of `tls` are not what they should be.
+    """
+    credentials = None if tls is None else tls.credentials()
+    address = f"{host}:{port}"
     try:
-        return server.add_insecure_port(f"{host}:{port}")
+        if credentials is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, credentials)
     except RuntimeError as error:
         raise Conflict(f"port {port} on {host} is taken or not allowed; set {setting}") from error
 
 
-def channel(address: str) -> grpc.aio.Channel:
-    """Return a channel to `host:port`; it connects when first used, and again by itself."""
-    return grpc.aio.insecure_channel(address, options=_CLIENT_OPTIONS)
+def channel(address: str, credentials: Credentials | None = None) -> grpc.aio.Channel:
+    """Return a channel to `host:port`; it connects when first used, and again by itself.
+
+    InvalidInput when the files of `credentials` are not what they should be.
+    """
+    credentials = credentials or Credentials()
+    tls, token = credentials.tls(), credentials.token()
+    if tls is None:
+        opened = grpc.aio.insecure_channel(address, options=_CLIENT_OPTIONS)
+    else:
+        opened = grpc.aio.secure_channel(address, tls, options=_CLIENT_OPTIONS)
+    return opened if token is None else TokenChannel(opened, token)
 
 
 @contextmanager
@@ -129,6 +159,10 @@ def _retry_after_s(error: grpc.aio.AioRpcError) -> float | None:
 class ErrorsToStatus(grpc.aio.ServerInterceptor):
     """Maps what a servicer raises to a gRPC status, for all four kinds of method."""
 
+    def __init__(self, *, drain_s: float = 30.0) -> None:
+        self._drain_s = drain_s
+        """A sender that is refused may finish what it has in flight, but neither stay silent nor send for ever."""
+
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
@@ -145,7 +179,7 @@ class ErrorsToStatus(grpc.aio.ServerInterceptor):
         if inspect.isasyncgenfunction(behaviour):
             wrapped: Callable[[Any, Any], Any] = _iterating(behaviour, method)
         else:
-            wrapped = _awaiting(behaviour, method, drains=not handler.response_streaming)
+            wrapped = _awaiting(behaviour, method, drain_s=None if handler.response_streaming else self._drain_s)
         return getattr(grpc, f"{asked}_{answered}_rpc_method_handler")(
             wrapped,
             request_deserializer=handler.request_deserializer,
@@ -154,9 +188,9 @@ class ErrorsToStatus(grpc.aio.ServerInterceptor):
 
 
 def _awaiting(
-    behaviour: Callable[[Any, Any], Awaitable[Any]], method: str, *, drains: bool
+    behaviour: Callable[[Any, Any], Awaitable[Any]], method: str, *, drain_s: float | None
 ) -> Callable[[Any, Any], Awaitable[Any]]:
-    """For one answer, or (without `drains`) a handler that writes its stream of answers itself.
+    """For one answer, or (without `drain_s`) a handler that writes its stream of answers itself.
 
     A peer of the latter reads while it writes, and may never end its side: it must hear the status at once.
     """
@@ -165,25 +199,19 @@ def _awaiting(
         try:
             response = await behaviour(request, context)
         except Exception as error:  # noqa: BLE001 - border: everything becomes a status
-            if drains:
-                await _drain(request)
+            await _drain(request, drain_s)
             await _abort(context, error, method)
-        if drains:
-            await _drain(request)
+        await _drain(request, drain_s)
         return response
 
     return call
 
 
-DRAIN_S = 30.0
-"""A sender that is refused may finish what it has in flight, but neither stay silent nor send for ever."""
-
-
-async def _drain(request: Any) -> None:
+async def _drain(request: Any, within_s: float | None) -> None:
     """Take the rest of a request stream: a grpc.aio client that is still writing loses what it is told (grpc#36066)."""
-    if isinstance(request, AsyncIterable):
+    if within_s is not None and isinstance(request, AsyncIterable):
         with suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN_S):
+            async with asyncio.timeout(within_s):
                 async for _ in request:
                     pass
 

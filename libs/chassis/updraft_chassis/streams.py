@@ -4,7 +4,7 @@ An entry stays pending until `ack`, so a crash redelivers it; a reader must be i
 What could not be handled `max_deliveries` times goes to `<key>:dead` instead of killing the consumer for ever. Only
 the bound loses entries: the oldest go first, and `append` says how many. Refused: XAUTOCLAIM (it cannot leave out
 what is in hand, and it counts deliveries that never happened), blocking a producer on a full stream (serving never
-waits for learning).
+waits for learning), MULTI (a full Redis refuses every command in one, and could then never be emptied).
 """
 
 import asyncio
@@ -41,7 +41,16 @@ _BLOCK_SLICE_MS = 1_000
 # What Redis says to a reader whose group is gone; the second one when it goes while the reader waits.
 _NO_GROUP = ("NOGROUP", "UNBLOCKED")
 
-_AWAY = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, redis.exceptions.ReadOnlyError)
+# It starts (LOADING), lost its master (READONLY, MASTERDOWN) or part of its cluster; all of that passes.
+_AWAY = (
+    redis.exceptions.ConnectionError,
+    redis.exceptions.TimeoutError,
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.ClusterDownError,
+)
+
+# It cannot save (disk full) and takes no writes until it can.
+_CANNOT_SAVE = "MISCONF"
 
 # How many pending entries one XPENDING lists.
 _PAGE = 256
@@ -57,19 +66,22 @@ class Entry:
 
 
 def connect(url: str, *, timeout: timedelta = timedelta(seconds=3)) -> Redis:
-    """Return a client for `redis://host:port/db` or `unix:///path`.
+    """Return a client for `redis://host:port/db` or `unix:///path`; InvalidInput, without the address, for neither.
 
     It gives up on a silent server after `timeout`, which must exceed the one second that a `Consumer` blocks.
     """
-    return Redis.from_url(
-        url,
-        socket_timeout=timeout.total_seconds(),
-        socket_connect_timeout=timeout.total_seconds(),
-        # One silent attempt on a fresh connection, for the pooled one that a restarted server closed; longer waits
-        # belong to the caller, who can count them.
-        retry=Retry(NoBackoff(), 1, supported_errors=(redis.exceptions.ConnectionError,)),
-        protocol=2,  # the replies below have one shape since Redis 5, on every server
-    )
+    try:
+        return Redis.from_url(
+            url,
+            socket_timeout=timeout.total_seconds(),
+            socket_connect_timeout=timeout.total_seconds(),
+            # No silent retry: a read whose reply was lost would be repeated without a look at what it left pending,
+            # and an append would be made twice. Connections that were closed while idle the pool replaces itself.
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,  # the replies below have one shape since Redis 5, on every server
+        )
+    except ValueError:  # its text may hold part of the password, as its cause would
+        raise InvalidInput("the Redis address is none: it must be redis://host:port/db or unix:///path") from None
 
 
 class Producer:
@@ -107,7 +119,7 @@ class Consumer:
     `claim_idle` is how long an entry of another consumer must have been untouched to be taken over; entries in hand
     are renewed by `read`, so it has to exceed the longest pause between two reads. `name` must be stable over
     restarts. `lost_total` counts entries that the bound deleted before they were settled, `dead_letters_total` those
-    set aside.
+    set aside, `lost_letters_total` those among them that a full Redis could not keep.
     """
 
     def __init__(
@@ -134,6 +146,7 @@ class Consumer:
         self._may_own_more = True
         self.lost_total = 0
         self.dead_letters_total = 0
+        self.lost_letters_total = 0
 
     @property
     def in_hand(self) -> frozenset[str]:
@@ -172,8 +185,8 @@ class Consumer:
         if not ids:
             return
         with _redis_errors():
-            # No MULTI: a full Redis refuses every command in one, and could then never be emptied. Cut off between
-            # the two, the entry is pending without data, which the next life settles (and counts as lost).
+            # Cut off between the two, the entry is pending without data, which the next life settles (and counts as
+            # lost).
             async with self._client.pipeline(transaction=False) as pipe:
                 pipe.xdel(self._key, *ids)
                 pipe.xack(self._key, self._group, *ids)
@@ -181,24 +194,31 @@ class Consumer:
         self._in_hand.difference_update(ids)
 
     async def dead_letter(self, entry: Entry, reason: str) -> None:
-        """Settle an entry that can never be handled; `<key>:dead` keeps it, for a while, with the reason."""
-        with _redis_errors():
-            async with self._client.pipeline(transaction=True) as pipe:
-                pipe.xadd(
-                    self._dead_key,
-                    {_FIELD: entry.data, "reason": reason, "id": entry.id, "deliveries": entry.deliveries},
-                    maxlen=self._dead_bound.entries(len(entry.data)),
-                    approximate=True,
-                )
-                pipe.xack(self._key, self._group, entry.id)
-                pipe.xdel(self._key, entry.id)
-                await pipe.execute()
-        self._in_hand.discard(entry.id)
+        """Settle an entry that can never be handled; `<key>:dead` keeps it, for a while, with the reason.
+
+        A full Redis cannot keep it. Then it is settled all the same, counted and logged: what nobody can handle must
+        not hold up what somebody can, and a full Redis is emptied by settling. Cut off in between, it is kept twice.
+        """
+        is_kept = await self._keep_letter(entry, reason)
+        await self.ack([entry.id])
         self.dead_letters_total += 1
-        logger.warning(
-            "Dead letter",
-            extra={"stream": self._key, "id": entry.id, "deliveries": entry.deliveries, "reason": reason},
-        )
+        facts = {"stream": self._key, "id": entry.id, "deliveries": entry.deliveries, "reason": reason}
+        if is_kept:
+            logger.warning("Dead letter", extra=facts)
+        else:
+            self.lost_letters_total += 1
+            logger.error("Dead letter, lost: Redis is full", extra=facts)
+
+    async def _keep_letter(self, entry: Entry, reason: str) -> bool:
+        """Whether there was room for it."""
+        letter: dict[Any, Any] = {_FIELD: entry.data, "reason": reason, "id": entry.id, "deliveries": entry.deliveries}
+        maxlen = self._dead_bound.entries(len(entry.data))
+        with _redis_errors():
+            try:
+                await self._client.xadd(self._dead_key, letter, maxlen=maxlen, approximate=True)
+            except redis.exceptions.OutOfMemoryError:
+                return False
+        return True
 
     async def _create_group(self) -> None:
         try:
@@ -312,11 +332,13 @@ class _Bound:
 def _redis_errors() -> Iterator[None]:
     try:
         yield
-    except redis.exceptions.OutOfMemoryError as error:
-        raise Exhausted("Redis has reached its maxmemory") from error
-    except _AWAY as error:
-        raise Unavailable(f"Redis is away: {error}") from error
     except redis.exceptions.RedisError as error:
         # In a pipeline redis-py puts the command, and with it the user's data, in front of what Redis said.
-        said = str(error).rpartition("pipeline caused error: ")[2]
+        said = str(error).rpartition("pipeline caused error: ")[2].strip("(',)")
+        if isinstance(error, redis.exceptions.OutOfMemoryError):
+            raise Exhausted("Redis has reached its maxmemory") from None
+        if said.startswith(_CANNOT_SAVE):
+            raise Exhausted(f"Redis cannot save and takes no writes: {said}") from None
+        if isinstance(error, _AWAY):
+            raise Unavailable(f"Redis is away: {said}") from None
         raise UpdraftError(f"Redis refused a command: {said}") from None

@@ -1,8 +1,8 @@
 """Draft checkpoints: the folder that stock SGLang and vLLM load, its digests, and the strict way back.
 
 `model.safetensors` holds every trainable tensor in bfloat16 and the vocabulary (d2t as offsets, t2d), never the embedding:
-engines share the target's, and loading another would overwrite it. `tensors_digest` is computed from tensors rather than
-from the file, so an engine can prove what it holds.
+engines share the target's, and loading another would overwrite it. `tensor_specs` are computed from tensors rather than
+from the file, so an engine can prove what it holds (`updraft_chassis.digests.tensors_digest`).
 """
 
 import hashlib
@@ -15,8 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from updraft.registry.v1 import registry_pb2
+from updraft_chassis import digests
 from updraft_chassis.errors import Corrupt, Exhausted, InvalidInput
-from updraft_draft.config import DraftConfig, read_json
+from updraft_chassis.model_folder import read_json
+from updraft_draft.config import DraftConfig
 from updraft_draft.network import DraftNetwork
 
 WEIGHTS = "model.safetensors"
@@ -63,7 +65,10 @@ def load(folder: Path) -> tuple[DraftConfig, dict[str, Tensor]]:
 
 
 def check(config: DraftConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Raise InvalidInput or Corrupt unless the tensors are exactly those of `config`, finite, with a sound vocabulary."""
+    """Raise InvalidInput or Corrupt unless the tensors are exactly those of `config`, finite, with a sound vocabulary.
+
+    Other dtypes than those that `save` writes are refused: what serves would not be what was published.
+    """
     expected = expected_shapes(config)
     if set(tensors) != set(expected):
         missing, unknown = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
@@ -71,12 +76,19 @@ def check(config: DraftConfig, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if tuple(tensor.shape) != expected[name]:
             raise InvalidInput(f"{name} has shape {tuple(tensor.shape)}, the draft's config says {expected[name]}")
+        if tensor.dtype != _stored_dtype(name):
+            stored, found = (_DTYPE_NAMES.get(dtype, dtype) for dtype in (_stored_dtype(name), tensor.dtype))
+            raise InvalidInput(f"{name} is {found}, a draft holds it as {stored}; it is not converted unasked")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise Corrupt(f"{name} holds values that are not finite")
     token_ids = tensors["d2t"] + torch.arange(config.draft_vocab_size)
     inside = bool(((token_ids >= 0) & (token_ids < config.vocab_size)).all())
     if not inside or not bool((token_ids.diff() > 0).all()):
         raise InvalidInput("d2t does not map the draft's tokens to distinct tokens of the target")
+
+
+def _stored_dtype(name: str) -> torch.dtype:
+    return {"d2t": torch.int64, "t2d": torch.bool}.get(name, torch.bfloat16)
 
 
 def expected_shapes(config: DraftConfig) -> dict[str, tuple[int, ...]]:
@@ -89,8 +101,7 @@ def expected_shapes(config: DraftConfig) -> dict[str, tuple[int, ...]]:
 def checkpoint_tensors(network: DraftNetwork) -> Iterable[tuple[str, Tensor]]:
     """The tensors as a checkpoint stores them: bfloat16 weights, int64 d2t, bool t2d; sorted by name."""
     for name, tensor in sorted(network.state_dict().items()):
-        stored = tensor.detach().cpu()
-        yield name, (stored if name in VOCABULARY else stored.to(torch.bfloat16)).contiguous()
+        yield name, tensor.detach().cpu().to(_stored_dtype(name)).contiguous()
 
 
 def build(config: DraftConfig, tensors: Mapping[str, Tensor], embedding: Tensor) -> DraftNetwork:
@@ -114,24 +125,9 @@ def tensor_specs(tensors: Iterable[tuple[str, Tensor]]) -> list[registry_pb2.Ten
     ]
 
 
-def tensors_digest(specs: Iterable[registry_pb2.TensorSpec]) -> str:
-    """ "sha256:..." over the specs sorted by name: one line `name NUL dtype NUL shape NUL hex` each."""
-    digest = hashlib.sha256()
-    for spec in sorted(specs, key=lambda spec: spec.name):
-        shape = ",".join(str(size) for size in spec.shape)
-        digest.update(f"{spec.name}\0{spec.dtype}\0{shape}\0{spec.digest.removeprefix('sha256:')}\n".encode())
-    return f"sha256:{digest.hexdigest()}"
-
-
 def vocabulary_fingerprint(token_ids: Tensor) -> str:
     """ "sha256:..." of the target's tokens that a draft proposes, int64 [V]."""
-    return f"sha256:{_sha256(token_ids.to(torch.int64))}"
-
-
-def file_digest(path: Path) -> str:
-    """ "sha256:..." of a file."""
-    with path.open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    return digests.vocabulary_fingerprint(token_ids.tolist())
 
 
 def _sha256(tensor: Tensor) -> str:

@@ -9,24 +9,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from updraft_chassis.errors import InvalidInput
+from updraft_chassis.model_folder import read_json
 
 
 def default_aux_layers(num_layers: int) -> tuple[int, int, int]:
     """Layers whose *inputs* are the auxiliary states: SGLang's default [2, L // 2, L - 3] (the output of the layer before)."""
     return (2, num_layers // 2, num_layers - 3)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; InvalidInput if it is absent or is none."""
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise InvalidInput(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise InvalidInput(f"{path} holds no JSON object")
-    return content
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

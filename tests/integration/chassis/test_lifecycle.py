@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from tests.support.wait import wait_until
+from tests.support.wait import LONG_S, wait_until
 
 PREAMBLE = """
 import asyncio, sys
@@ -39,7 +39,7 @@ class Process:
         self._process.send_signal(signum)
 
     def end(self) -> int:
-        return self._process.wait(timeout=20)
+        return self._process.wait(timeout=LONG_S)
 
     def kill(self) -> None:
         self._process.kill()

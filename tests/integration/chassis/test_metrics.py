@@ -3,13 +3,14 @@ import socket
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
+from tests.support.wait import LONG_S
 
 from updraft_chassis import metrics
 from updraft_chassis.errors import Conflict
 
 
 def get(port: int, path: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LONG_S)
     connection.request("GET", path)
     response = connection.getresponse()
     answer = response.status, response.read().decode()

@@ -1,13 +1,16 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from itertools import count
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
 from tests.support.ports import free_port
-from tests.support.rpc import service, serving
+from tests.support.rpc import listening, service, serving
+from tests.support.wait import LONG_S
 
 from updraft.fleet.v1 import fleet_pb2, fleet_pb2_grpc
 from updraft.registry.v1 import registry_pb2 as pb
@@ -50,12 +53,12 @@ async def call_all_kinds(channel: grpc.aio.Channel) -> list[Exception]:
     registry: registry_pb2_grpc.RegistryAsyncStub = registry_pb2_grpc.RegistryStub(channel)
     fleet: fleet_pb2_grpc.FleetAsyncStub = fleet_pb2_grpc.FleetStub(channel)
     answers = (
-        registry.Watch(pb.WatchRequest(), timeout=5),
-        fleet.Connect(iter([fleet_pb2.ConnectRequest()]), timeout=5),
+        registry.Watch(pb.WatchRequest(), timeout=LONG_S),
+        fleet.Connect(iter([fleet_pb2.ConnectRequest()]), timeout=LONG_S),
     )
     return [
-        await seen(registry.Get(pb.GetRequest(), timeout=5)),
-        await seen(registry.Publish(iter([pb.PublishRequest()]), timeout=5)),
+        await seen(registry.Get(pb.GetRequest(), timeout=LONG_S)),
+        await seen(registry.Publish(iter([pb.PublishRequest()]), timeout=LONG_S)),
         *[await seen(exhaust(stream)) for stream in answers],
     ]
 
@@ -107,7 +110,7 @@ async def test_a_status_that_the_servicer_chose_itself_is_kept() -> None:
     async with serving(service(REGISTRY, Get=get)) as channel:
         stub: registry_pb2_grpc.RegistryAsyncStub = registry_pb2_grpc.RegistryStub(channel)
         with pytest.raises(errors.InvalidInput, match="too far"), rpc.errors():
-            await stub.Get(pb.GetRequest(), timeout=5)
+            await stub.Get(pb.GetRequest(), timeout=LONG_S)
 
 
 async def test_a_sentence_of_any_length_and_script_arrives() -> None:
@@ -120,14 +123,14 @@ async def test_an_unknown_method_is_unimplemented_and_no_crash() -> None:
     async with serving() as channel:
         stub: registry_pb2_grpc.RegistryAsyncStub = registry_pb2_grpc.RegistryStub(channel)
         with pytest.raises(errors.UpdraftError, match="not found"), rpc.errors():
-            await stub.Get(pb.GetRequest(), timeout=5)
+            await stub.Get(pb.GetRequest(), timeout=LONG_S)
 
 
 async def test_a_server_that_is_not_there_is_unavailable() -> None:
     async with rpc.channel(f"127.0.0.1:{free_port()}") as channel:
         stub: registry_pb2_grpc.RegistryAsyncStub = registry_pb2_grpc.RegistryStub(channel)
         with pytest.raises(errors.Unavailable), rpc.errors():
-            await stub.Get(pb.GetRequest(), timeout=5)
+            await stub.Get(pb.GetRequest(), timeout=LONG_S)
 
 
 async def test_a_server_that_does_not_answer_in_time_is_unavailable() -> None:
@@ -147,10 +150,10 @@ async def test_a_message_beyond_the_limit_is_refused_and_one_below_is_not() -> N
 
     async with serving(service(REGISTRY, Get=get)) as channel:
         stub: registry_pb2_grpc.RegistryAsyncStub = registry_pb2_grpc.RegistryStub(channel)
-        answer = await stub.Get(pb.GetRequest(version=rpc.MAX_MESSAGE_BYTES - 100), timeout=5)
+        answer = await stub.Get(pb.GetRequest(version=rpc.MAX_MESSAGE_BYTES - 100), timeout=LONG_S)
         assert len(answer.version.reason) == rpc.MAX_MESSAGE_BYTES - 100
         with pytest.raises(errors.Exhausted, match="larger than max"), rpc.errors():
-            await stub.Get(pb.GetRequest(version=rpc.MAX_MESSAGE_BYTES), timeout=5)
+            await stub.Get(pb.GetRequest(version=rpc.MAX_MESSAGE_BYTES), timeout=LONG_S)
 
 
 async def test_a_taken_port_is_told_in_one_sentence() -> None:
@@ -163,6 +166,31 @@ async def test_a_taken_port_is_told_in_one_sentence() -> None:
     await second.stop(grace=None)
 
 
+@pytest.mark.parametrize("pause_after", [1, None], ids=["falls silent", "sends for ever"])
+async def test_a_sender_that_does_not_end_hears_its_refusal_within_a_limit(pause_after: int | None) -> None:
+    has_heard = asyncio.Event()
+
+    async def publish(requests: AsyncIterator[pb.PublishRequest], context: Any) -> pb.PublishResponse:
+        raise errors.InvalidInput("this cannot be")
+
+    async def sent() -> AsyncIterator[pb.PublishRequest]:
+        for n in count():
+            if n == pause_after:
+                await has_heard.wait()
+            yield pb.PublishRequest()
+
+    server = grpc.aio.server(interceptors=[rpc.ErrorsToStatus(drain_s=0.1)])
+    server.add_generic_rpc_handlers([service(REGISTRY, Publish=publish)])
+    port = rpc.bind(server, host="127.0.0.1", port=0, setting="none")
+    await server.start()
+    async with rpc.channel(f"127.0.0.1:{port}") as channel:
+        stub: registry_pb2_grpc.RegistryAsyncStub = registry_pb2_grpc.RegistryStub(channel)
+        told = await seen(stub.Publish(sent(), timeout=20))
+        has_heard.set()
+    await server.stop(grace=None)
+    assert isinstance(told, errors.InvalidInput)
+
+
 async def test_a_channel_finds_a_server_that_comes_back() -> None:
     async def get(request: pb.GetRequest, context: Any) -> pb.GetResponse:
         return pb.GetResponse()
@@ -173,16 +201,50 @@ async def test_a_channel_finds_a_server_that_comes_back() -> None:
     await server.start()
     async with rpc.channel(f"127.0.0.1:{port}") as channel:
         stub: registry_pb2_grpc.RegistryAsyncStub = registry_pb2_grpc.RegistryStub(channel)
-        await stub.Get(pb.GetRequest(), timeout=5)
+        await stub.Get(pb.GetRequest(), timeout=LONG_S)
         await server.stop(grace=None)
         with pytest.raises(errors.Unavailable), rpc.errors():
-            await stub.Get(pb.GetRequest(), timeout=5)
+            await stub.Get(pb.GetRequest(), timeout=LONG_S)
         again = rpc.server()
         again.add_generic_rpc_handlers([service(REGISTRY, Get=get)])
         rpc.bind(again, host="127.0.0.1", port=port, setting="none")
         await again.start()
-        await stub.Get(pb.GetRequest(), timeout=10, wait_for_ready=True)
+        await stub.Get(pb.GetRequest(), timeout=LONG_S, wait_for_ready=True)
         await again.stop(grace=None)
+
+
+@asynccontextmanager
+async def slow_to_connect(address: str) -> AsyncIterator[str]:
+    """Another address of that server, where a connection says nothing for half a second."""
+    host, port = address.split(":")
+
+    async def forward(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        while data := await source.read(1 << 16):
+            target.write(data)
+        target.close()
+
+    async def link(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.5)
+        server_reader, server_writer = await asyncio.open_connection(host, int(port))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(forward(reader, server_writer))
+            tasks.create_task(forward(server_reader, writer))
+
+    async with await asyncio.start_server(link, "127.0.0.1", 0) as proxy:
+        yield f"127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+
+
+async def test_a_server_that_is_slow_to_connect_to_is_waited_for() -> None:
+    async def get(request: pb.GetRequest, context: Any) -> pb.GetResponse:
+        return pb.GetResponse()
+
+    async with (
+        listening(service(REGISTRY, Get=get)) as address,
+        slow_to_connect(address) as slow,
+        rpc.channel(slow) as channel,
+    ):
+        stub: registry_pb2_grpc.RegistryAsyncStub = registry_pb2_grpc.RegistryStub(channel)
+        await stub.Get(pb.GetRequest(), timeout=LONG_S)
 
 
 async def test_a_streaming_method_cleans_up_when_its_caller_leaves() -> None:
@@ -197,8 +259,8 @@ async def test_a_streaming_method_cleans_up_when_its_caller_leaves() -> None:
 
     async with serving(service(REGISTRY, Watch=watch)) as channel:
         stub: registry_pb2_grpc.RegistryAsyncStub = registry_pb2_grpc.RegistryStub(channel)
-        call = stub.Watch(pb.WatchRequest(), timeout=30)
+        call = stub.Watch(pb.WatchRequest(), timeout=LONG_S)
         await call.read()
         call.cancel()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(LONG_S):
             await cleaned_up.wait()

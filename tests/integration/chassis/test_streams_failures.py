@@ -1,4 +1,4 @@
-"""A Redis that dies, comes back (with its data, or empty), hangs, fills up, or drops its connections."""
+"""A Redis that dies, comes back (with its data, or empty), hangs, fills up, cannot save, or drops its connections."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 from tests.support.redis_server import RedisServer
+from tests.support.wait import LONG_S, until
 
 from updraft_chassis import streams
-from updraft_chassis.errors import Exhausted, Unavailable
+from updraft_chassis.errors import Exhausted, InvalidInput, Unavailable
 from updraft_chassis.retry import Backoff
 from updraft_chassis.streams import Consumer, Entry, Producer
 
@@ -32,8 +33,10 @@ def volatile(short_tmp_path: Path) -> Iterator[RedisServer]:
 
 
 @asynccontextmanager
-async def ends(server: RedisServer) -> AsyncIterator[tuple[Redis, Producer, Consumer]]:
-    async with streams.connect(server.url, timeout=timedelta(seconds=1.5)) as client:
+async def ends(
+    server: RedisServer, *, gives_up_after: timedelta = timedelta(seconds=LONG_S)
+) -> AsyncIterator[tuple[Redis, Producer, Consumer]]:
+    async with streams.connect(server.url, timeout=gives_up_after) as client:
         consumer = Consumer(client, KEY, group="trainer", name="trainer-0", claim_idle=timedelta(hours=1))
         await consumer.open()
         yield client, Producer(client, KEY, max_bytes=1 << 20), consumer
@@ -78,7 +81,7 @@ async def test_a_redis_that_comes_back_empty_is_used_without_a_new_start(volatil
         (lost,) = await consumer.read(count=1, block=NOW)
         volatile.kill()
         volatile.start()
-        await producer.append(b"new")
+        await send_all(producer, [b"new"])
         (entry,) = await consumer.read(count=1, block=NOW)
         assert entry.data == b"new"
         await consumer.ack([lost.id, entry.id])
@@ -86,12 +89,10 @@ async def test_a_redis_that_comes_back_empty_is_used_without_a_new_start(volatil
 
 
 async def test_a_redis_that_hangs_is_unavailable_within_the_timeout(volatile: RedisServer) -> None:
-    async with ends(volatile) as (_, producer, consumer):
+    async with ends(volatile, gives_up_after=timedelta(seconds=1.5)) as (_, producer, consumer):
         volatile.pause()
-        start = asyncio.get_running_loop().time()
-        with pytest.raises(Unavailable):
+        with pytest.raises(Unavailable, match="Timeout"):
             await producer.append(b"one")
-        assert asyncio.get_running_loop().time() - start < 3
         volatile.resume()
         await producer.append(b"two")
         assert b"two" in {entry.data for entry in await consumer.read(count=10, block=NOW)}
@@ -104,10 +105,122 @@ async def test_a_full_redis_is_exhausted_and_acknowledging_still_works(volatile:
         await client.config_set("maxmemory", 1)
         with pytest.raises(Exhausted, match="maxmemory"):
             await producer.append(b"two")
-        with pytest.raises(Exhausted, match="maxmemory"):
-            await consumer.dead_letter(entry, "odd")
         await consumer.ack([entry.id])
         assert await client.xlen(KEY) == 0
+
+
+async def test_poison_does_not_block_a_full_redis_and_its_letter_is_counted_as_lost(
+    volatile: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with ends(volatile) as (client, producer, consumer):
+        for data in (b"odd", b"poison", b"fine"):
+            await producer.append(data)
+        odd, _ = await consumer.read(count=2, block=NOW)
+        await client.config_set("maxmemory", 1)
+        await consumer.dead_letter(odd, "odd")
+        assert (consumer.dead_letters_total, consumer.lost_letters_total) == (1, 1)
+        name = "trainer-0"
+        life = Consumer(client, KEY, group="trainer", name=name, claim_idle=timedelta(hours=1), max_deliveries=1)
+        (fine,) = await life.read(count=2, block=NOW)
+        assert fine.data == b"fine"
+        assert (life.dead_letters_total, life.lost_letters_total) == (1, 1)
+        await life.ack([fine.id])
+        assert await client.xlen(KEY) == 0
+        assert not await client.exists(f"{KEY}:dead")
+    assert caplog.text.count("Dead letter, lost: Redis is full") == 2
+
+
+async def test_a_redis_that_cannot_save_is_exhausted_until_it_can(volatile: RedisServer, short_tmp_path: Path) -> None:
+    async with ends(volatile) as (client, producer, consumer):
+        await producer.append(b"one")
+        (entry,) = await consumer.read(count=1, block=NOW)
+        await client.config_set("dbfilename", "dump")
+        (short_tmp_path / "dump").mkdir()  # a file cannot take its name
+        await client.config_set("save", "3600 1")
+        await client.bgsave()
+
+        async def has_failed() -> bool:
+            return bool((await client.info("persistence"))["rdb_last_bgsave_status"] == "err")
+
+        await until(has_failed, what="the failed save")
+        for attempt in (
+            producer.append(b"two"),
+            consumer.read(count=1, block=NOW),
+            consumer.ack([entry.id]),
+            consumer.dead_letter(entry, "odd"),
+        ):
+            with pytest.raises(Exhausted, match="Redis cannot save and takes no writes: MISCONF"):
+                await attempt
+        await client.config_set("save", "")
+        await consumer.ack([entry.id])
+        assert await client.xlen(KEY) == 0
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        pytest.param({"cluster-enabled": "yes"}, id="CLUSTERDOWN"),
+        pytest.param({"replicaof": "127.0.0.1 1"}, id="READONLY"),
+        pytest.param({"replicaof": "127.0.0.1 1", "replica-serve-stale-data": "no"}, id="MASTERDOWN"),
+    ],
+)
+async def test_a_redis_that_takes_no_writes_for_now_is_unavailable(short_tmp_path: Path, state: dict[str, str]) -> None:
+    with RedisServer(short_tmp_path, settings=state) as server:
+        async with streams.connect(server.url) as client:
+            with pytest.raises(Unavailable) as told:
+                await Producer(client, KEY, max_bytes=1 << 20).append(b"private")
+    assert "private" not in str(told.value)
+
+
+@pytest.mark.parametrize("url", ["http://:secret@host", "redis://:sec/ret@host", "secret"])
+def test_an_address_that_is_none_is_told_without_its_password(url: str) -> None:
+    with pytest.raises(InvalidInput, match="the Redis address is none") as refused:
+        streams.connect(url)
+    assert "sec" not in str(refused.value)
+    assert refused.value.__cause__ is None
+
+
+@asynccontextmanager
+async def lossy_link(server: RedisServer, path: Path) -> AsyncIterator[asyncio.Event]:
+    """Another socket of that Redis, `path`. While the event is set, its connections end in place of an answer with an entry."""
+    is_lossy = asyncio.Event()
+
+    async def forward(source: asyncio.StreamReader, target: asyncio.StreamWriter, *, is_answer: bool) -> None:
+        while data := await source.read(1 << 16):
+            if is_answer and is_lossy.is_set() and b"entry" in data:
+                break
+            target.write(data)
+        target.close()
+
+    async def link(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        redis_reader, redis_writer = await asyncio.open_unix_connection(server.url.removeprefix("unix://"))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(forward(reader, redis_writer, is_answer=False))
+            tasks.create_task(forward(redis_reader, writer, is_answer=True))
+
+    async with await asyncio.start_unix_server(link, path):
+        yield is_lossy
+
+
+async def test_entries_whose_delivery_was_lost_come_with_the_next_read(
+    volatile: RedisServer, short_tmp_path: Path
+) -> None:
+    path = short_tmp_path / "link.sock"
+    async with (
+        ends(volatile) as (_, producer, _),
+        lossy_link(volatile, path) as is_lossy,
+        streams.connect(f"unix://{path}") as client,
+    ):
+        consumer = Consumer(client, KEY, group="trainer", name="trainer-0", claim_idle=timedelta(hours=1))
+        assert await consumer.read(count=1, block=NOW) == []
+        await producer.append(b"entry")
+        is_lossy.set()
+        with pytest.raises(Unavailable):
+            await consumer.read(count=1, block=NOW)
+        is_lossy.clear()
+        (entry,) = await consumer.read(count=1, block=NOW)
+        assert (entry.data, entry.deliveries) == (b"entry", 2)
+        await consumer.ack([entry.id])
 
 
 class Reader:
@@ -120,15 +233,26 @@ class Reader:
         self.in_hand: list[Entry] = []
 
     async def run_until(self, wanted: set[bytes]) -> None:
-        while not (self.effects >= wanted):
-            try:
-                entries = await self._consumer.read(count=7, block=timedelta(milliseconds=50))
-                self.effects |= {entry.data for entry in entries}
-                self.in_hand += entries
-                await self._consumer.ack([entry.id for entry in self.in_hand])
-                self.in_hand.clear()
-            except Unavailable:
-                await asyncio.sleep(next(self._backoff))
+        while not self.effects >= wanted:
+            await self._turn()
+
+    async def drain(self) -> None:
+        """Until nothing more comes: what was appended twice, since the first answer was lost, comes twice."""
+        while await self._turn():
+            pass
+
+    async def _turn(self) -> bool:
+        """Whether there may be more."""
+        try:
+            entries = await self._consumer.read(count=7, block=timedelta(milliseconds=50))
+            self.effects |= {entry.data for entry in entries}
+            self.in_hand += entries
+            await self._consumer.ack([entry.id for entry in self.in_hand])
+            self.in_hand.clear()
+        except Unavailable:
+            await asyncio.sleep(next(self._backoff))
+            return True
+        return bool(entries)
 
 
 async def send_all(producer: Producer, entries: list[bytes]) -> None:
@@ -145,7 +269,10 @@ async def send_all(producer: Producer, entries: list[bytes]) -> None:
 @pytest.fixture
 async def chaos(durable: RedisServer) -> AsyncIterator[tuple[Redis, Producer, Reader]]:
     async with ends(durable) as (client, producer, consumer):
-        yield client, producer, Reader(consumer)
+        reader = Reader(consumer)
+        yield client, producer, reader
+        await reader.drain()
+    async with streams.connect(durable.url) as client:
         assert await client.xlen(KEY) == 0
         assert (await client.xpending(KEY, "trainer"))["pending"] == 0
 
@@ -157,7 +284,7 @@ async def test_killed_servers_lose_nothing_that_was_appended(
     durable: RedisServer, chaos: tuple[Redis, Producer, Reader]
 ) -> None:
     _, producer, reader = chaos
-    async with asyncio.TaskGroup() as group, asyncio.timeout(60):
+    async with asyncio.TaskGroup() as group, asyncio.timeout(2 * LONG_S):
         reading = group.create_task(reader.run_until(set(ENTRIES)))
         for start in range(0, 400, 100):
             sending = group.create_task(send_all(producer, ENTRIES[start : start + 100]))
@@ -171,9 +298,11 @@ async def test_broken_connections_lose_nothing_that_was_appended(
     durable: RedisServer, chaos: tuple[Redis, Producer, Reader]
 ) -> None:
     _, producer, reader = chaos
-    async with asyncio.TaskGroup() as group, asyncio.timeout(60), streams.connect(durable.url) as killer:
+    async with asyncio.TaskGroup() as group, asyncio.timeout(2 * LONG_S), streams.connect(durable.url) as killer:
         sending = group.create_task(send_all(producer, ENTRIES))
         reading = group.create_task(reader.run_until(set(ENTRIES)))
+        pause_s = 0.003
         while not (sending.done() and reading.done()):
             await killer.client_kill_filter(_type="normal", skipme=True)
-            await asyncio.sleep(0.003)
+            await asyncio.sleep(pause_s)
+            pause_s *= 1.02  # on a slow machine nothing would get through in time

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from tests.support.tiny_target import make_draft, make_tiny_target, save_draft
 from torch import Tensor
 
+from updraft_chassis.digests import tensors_digest
 from updraft_chassis.errors import Corrupt, InvalidInput
 from updraft_draft import checkpoint
 from updraft_draft.network import DraftNetwork
@@ -25,14 +26,14 @@ def test_a_saved_draft_comes_back_equal(draft: DraftNetwork, tmp_path: Path) -> 
     config, tensors = checkpoint.load(tmp_path / "draft")
     assert config == draft.config
     again = checkpoint.build(config, tensors, draft.embedding)
-    assert checkpoint.tensors_digest(checkpoint.tensor_specs(checkpoint.checkpoint_tensors(again))) == digest
+    assert tensors_digest(checkpoint.tensor_specs(checkpoint.checkpoint_tensors(again))) == digest
 
 
 def test_one_changed_value_changes_the_digest(draft: DraftNetwork) -> None:
-    before = checkpoint.tensors_digest(checkpoint.tensor_specs(checkpoint.checkpoint_tensors(draft)))
+    before = tensors_digest(checkpoint.tensor_specs(checkpoint.checkpoint_tensors(draft)))
     with torch.no_grad():
         draft.fc.weight[0, 0] += 1
-    assert checkpoint.tensors_digest(checkpoint.tensor_specs(checkpoint.checkpoint_tensors(draft))) != before
+    assert tensors_digest(checkpoint.tensor_specs(checkpoint.checkpoint_tensors(draft))) != before
 
 
 def test_the_names_and_the_config_are_those_that_stock_engines_load(draft: DraftNetwork, tmp_path: Path) -> None:
@@ -65,6 +66,18 @@ def _with_wrong_shape(tensors: dict[str, Tensor]) -> None:
     tensors["norm.weight"] = torch.ones(3)
 
 
+def _in_float32(tensors: dict[str, Tensor]) -> None:
+    tensors["fc.weight"] = tensors["fc.weight"].float()
+
+
+def _in_float16(tensors: dict[str, Tensor]) -> None:
+    tensors["norm.weight"] = tensors["norm.weight"].half()
+
+
+def _with_small_offsets(tensors: dict[str, Tensor]) -> None:
+    tensors["d2t"] = tensors["d2t"].int()
+
+
 def _with_tokens_outside(tensors: dict[str, Tensor]) -> None:
     tensors["d2t"] = tensors["d2t"] + 500
 
@@ -76,6 +89,9 @@ def _with_tokens_outside(tensors: dict[str, Tensor]) -> None:
         pytest.param(_without_head, InvalidInput, "lm_head.weight", id="missing tensor"),
         pytest.param(_with_embedding, InvalidInput, "embed_tokens", id="an embedding would overwrite the target's"),
         pytest.param(_with_wrong_shape, InvalidInput, "shape", id="wrong shape"),
+        pytest.param(_in_float32, InvalidInput, "fc.weight is F32, a draft holds it as BF16", id="fp32 is not rounded"),
+        pytest.param(_in_float16, InvalidInput, "norm.weight is F16", id="fp16 is not converted"),
+        pytest.param(_with_small_offsets, InvalidInput, "d2t is torch.int32", id="another integer"),
         pytest.param(_with_tokens_outside, InvalidInput, "d2t", id="tokens outside the vocabulary"),
     ],
 )

@@ -1,0 +1,165 @@
+"""A version that arrives: a `.part` folder that grows, and gets its final name only whole and verified.
+
+<version>-<digest>.part/model.safetensors    the weights so far
+<version>-<digest>.part/<base>.delta         or the delta so far, to a version that is here
+"""
+
+import errno
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from google.protobuf import json_format
+
+from updraft.registry.v1 import registry_pb2 as pb
+from updraft_chassis import delta
+from updraft_chassis.digests import file_digest
+from updraft_chassis.errors import Corrupt, Exhausted, Unavailable
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """A version that is here, as far as its manifest and size tell; open, so that nobody can take it away."""
+
+    version: int
+    digest: str
+    size_bytes: int
+    file: BinaryIO
+
+
+class Arrival:
+    """One process's hold on a version that arrives; made by `arriving`. `weights` stands at its end."""
+
+    def __init__(self, part: Path, manifest: pb.Manifest, weights: BinaryIO, base: Base | None) -> None:
+        self._part = part
+        self.manifest = manifest
+        self.weights = weights
+        self.base = base
+
+    @contextmanager
+    def delta(self, base: Base) -> Iterator[BinaryIO]:
+        """What has arrived of the delta to `base`, at its end."""
+        with (self._part / f"{base.version}.delta").open("a+b") as file:
+            yield file
+
+    def apply(self, file: BinaryIO) -> None:
+        """Make the weights from a whole delta; Corrupt, and no weights, if it does not lead to them."""
+        assert self.base is not None
+        expected = delta.Header(
+            base_bytes=self.base.size_bytes,
+            result_bytes=self.manifest.size_bytes,
+            base_digest=self.base.digest,
+            result_digest=self.manifest.digest,
+        )
+        file.seek(0)
+        try:
+            delta.decode(file, self.base.file, self.weights, expected)
+        except (Corrupt, OSError):
+            self.start_over()
+            raise
+
+    def start_over(self) -> None:
+        """Forget what has arrived of the weights."""
+        self.weights.seek(0)
+        self.weights.truncate()
+
+    def forget_delta(self, base: Base) -> None:
+        """Throw away what has arrived of the delta."""
+        (self._part / f"{base.version}.delta").unlink(missing_ok=True)
+
+    def is_whole(self) -> bool:
+        """Whether the weights are those of the manifest; reads all of them."""
+        self.weights.flush()
+        return file_digest(self._part / WEIGHTS) == self.manifest.digest
+
+    def finish(self, final: Path) -> None:
+        """Verify, then let the folder appear: everything is on disk before its name is. Corrupt throws it away."""
+        self.weights.flush()
+        os.fsync(self.weights.fileno())
+        found = file_digest(self._part / WEIGHTS)
+        if found != self.manifest.digest:
+            shutil.rmtree(self._part)
+            raise Corrupt(f"downloaded weights hash to {found}, the manifest says {self.manifest.digest}")
+        _write(self._part / CONFIG, self.manifest.config_json)
+        _write(self._part / MANIFEST, json_format.MessageToJson(self.manifest, preserving_proto_field_name=True))
+        for used in self._part.glob("*.delta"):
+            used.unlink()
+        shutil.rmtree(final, ignore_errors=True)  # an incomplete or foreign one, else it had been returned
+        self._part.rename(final)
+        for stale in final.parent.glob(f"{final.name}-*.part"):
+            shutil.rmtree(stale)
+
+
+@contextmanager
+def arriving(folder: Path, version: int, manifest: pb.Manifest, prefer: int | None) -> Iterator[Arrival]:
+    """Hold the version's `.part` folder; Unavailable while another process does, Exhausted when the disk is full.
+
+    A version that is in `folder` becomes the base of a delta: `prefer`, or else the parent, or else the newest.
+    """
+    part = folder / f"{version}-{manifest.digest.removeprefix('sha256:')[:12]}.part"
+    with _disk_errors(part), _exclusive(part / WEIGHTS) as weights:
+        base = _base(folder, manifest, prefer) if not weights.tell() else None  # what was begun whole goes on so
+        try:
+            yield Arrival(part, manifest, weights, base)
+        finally:
+            if base is not None:
+                base.file.close()
+
+
+def _base(folder: Path, manifest: pb.Manifest, prefer: int | None) -> Base | None:
+    held = sorted((int(path.name) for path in folder.iterdir() if path.name.isdecimal()), reverse=True)
+    for version in (prefer, manifest.parent_version, *held):
+        if version in held and (base := _open(folder / str(version), version, manifest)):
+            return base
+    return None
+
+
+def _open(folder: Path, version: int, manifest: pb.Manifest) -> Base | None:
+    """A version of the same speculator that looks whole. It is not hashed: the result will be."""
+    with suppress(OSError, UnicodeDecodeError, json_format.ParseError):
+        its = json_format.Parse((folder / MANIFEST).read_text(), pb.Manifest(), ignore_unknown_fields=True)
+        size = (folder / WEIGHTS).stat().st_size
+        if its.speculator == manifest.speculator and its.digest != manifest.digest and its.size_bytes == size:
+            return Base(version=version, digest=its.digest, size_bytes=size, file=(folder / WEIGHTS).open("rb"))
+    return None
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _exclusive(path: Path) -> Iterator[BinaryIO]:
+    """Open `path` at its end for one process: two that append to one file would both have to start over."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Unavailable(f"{path} is being downloaded by another process") from error
+        yield file
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            raise
+        raise Exhausted(f"no space left for {path}: free some, what arrived is kept for the next attempt") from error

@@ -1,0 +1,250 @@
+"""What changed between two weights files, without loss: a third of the bytes of a version, or less.
+
+Training moves most weights by a little and some not at all. Words of 8, 16 or 32 bits become integers in the order of the
+values that they stand for; their difference (modulo 2^n, sign folded in) is small, and its bytes, plane by plane, are what
+zstd is good at. Within a block the words are ordered by the exponent that they have in the base: it says how large a
+difference to expect, and the reader has it too. A delta is a list of blocks that stand alone, so memory is a few of them
+however large the files. Refused: xor, and tools that look for what is equal (docs/adr/0011).
+
+    header  magic, size of the base and of the result, sha256 of both
+    block   width of its words, its size in the result, where its base begins, size of the payload; then the payload.
+            Width 0 needs no base; an empty payload means that nothing changed.
+"""
+
+import hashlib
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+import numpy.typing as npt
+import zstandard
+
+from updraft_chassis import layout
+from updraft_chassis.errors import Corrupt, InvalidInput
+
+BLOCK_BYTES = 1024 * 1024
+"""Larger blocks gain under 1 %: zstd builds new tables every 128 KiB anyway."""
+
+_LEVEL = 1
+"""There is entropy to code and nothing to find: level 9 takes twice the time for half a percent."""
+
+_MAGIC = b"UPDELTA1"
+_HEADER = struct.Struct("<8sQQ32s32s")
+_BLOCK = struct.Struct("<BxxxIQI")
+
+# What zstd promises for what it cannot compress (ZSTD_compressBound).
+_MAX_PAYLOAD_BYTES = BLOCK_BYTES + BLOCK_BYTES // 256
+
+Words = npt.NDArray[np.unsignedinteger[Any]]
+
+_WORDS: dict[int, np.dtype[np.unsignedinteger[Any]]] = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4")}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """What a delta leads from and to. Digests are "sha256:<hex>" of whole files."""
+
+    base_bytes: int
+    result_bytes: int
+    base_digest: str
+    result_digest: str
+
+    @classmethod
+    def read(cls, delta: BinaryIO) -> Self:
+        """Read it from the start of a delta; Corrupt if there is none of this format."""
+        magic, base_bytes, result_bytes, base, result = _unpack(_HEADER, delta)
+        if magic != _MAGIC:
+            raise Corrupt(f"it starts with {magic!r}: no delta of the format {_MAGIC.decode()}")
+        return cls(
+            base_bytes=base_bytes,
+            result_bytes=result_bytes,
+            base_digest=f"sha256:{base.hex()}",
+            result_digest=f"sha256:{result.hex()}",
+        )
+
+    def write(self, delta: BinaryIO) -> None:
+        """Append it to a delta."""
+        digests = (bytes.fromhex(digest.removeprefix("sha256:")) for digest in (self.base_digest, self.result_digest))
+        delta.write(_HEADER.pack(_MAGIC, self.base_bytes, self.result_bytes, *digests))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """A stretch of the result in words of `width` bytes, and where it lies in the base (None: nowhere)."""
+
+    width: int
+    begin: int
+    end: int
+    base_begin: int | None
+
+
+def encode(base: BinaryIO, result: BinaryIO, delta: BinaryIO) -> Header:
+    """Write to `delta` what leads from one file to the other: any two files, but only safetensors become small."""
+    header = Header(
+        base_bytes=base.seek(0, 2),
+        result_bytes=result.seek(0, 2),
+        base_digest=_digest(base),
+        result_digest=_digest(result),
+    )
+    header.write(delta)
+    for run in _runs(base, result, header):
+        _encode_run(run, base, result, header.base_bytes, delta)
+    return header
+
+
+def decode(delta: BinaryIO, base: BinaryIO, result: BinaryIO, expected: Header) -> None:
+    """Write to `result` what `encode` was given; Corrupt if the delta is not `expected`, or not whole and sound.
+
+    Memory is a few blocks whatever the delta claims, and never more than `expected.result_bytes` are written.
+    """
+    if (found := Header.read(delta)) != expected:
+        raise Corrupt(f"the delta is {found}, expected {expected}")
+    digest, missing = hashlib.sha256(), expected.result_bytes
+    while missing:
+        block = _decode_block(delta, base, missing)
+        digest.update(block)
+        result.write(block)
+        missing -= len(block)
+    if delta.read(1):
+        raise Corrupt("the delta goes on after its last block")
+    if f"sha256:{digest.hexdigest()}" != expected.result_digest:
+        raise Corrupt(f"the delta comes to sha256:{digest.hexdigest()}, expected {expected.result_digest}")
+
+
+def _digest(file: BinaryIO) -> str:
+    file.seek(0)
+    digest = hashlib.sha256()
+    while block := file.read(BLOCK_BYTES):
+        digest.update(block)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _runs(old: BinaryIO, new: BinaryIO, header: Header) -> Iterator[_Run]:
+    """Tensor by tensor where both files are safetensors, else all at once, to be compared byte by byte."""
+    try:
+        known = {(place.name, place.dtype, place.end - place.begin): place.begin for place in layout.read(old)}
+        places = layout.read(new)
+    except InvalidInput:
+        known, places = {}, []
+    start = places[0].begin if places else header.result_bytes
+    yield _Run(width=0, begin=0, end=start, base_begin=0)
+    for place in places:
+        base_begin = known.get((place.name, place.dtype, place.end - place.begin))
+        width = min(layout.ITEM_BYTES[place.dtype], 4) if base_begin is not None else 0
+        yield _Run(width=width, begin=place.begin, end=place.end, base_begin=base_begin)
+
+
+def _encode_run(run: _Run, old: BinaryIO, new: BinaryIO, base_bytes: int, delta: BinaryIO) -> None:
+    for begin in range(run.begin, run.end, BLOCK_BYTES):
+        new.seek(begin)
+        block, before, base_begin = new.read(min(run.end - begin, BLOCK_BYTES)), b"", 0
+        if run.base_begin is not None:
+            base_begin = run.base_begin + begin - run.begin
+            old.seek(min(base_begin, base_bytes))
+            before = old.read(len(block))
+        width, payload = _encode_block(block, before, run.width)
+        delta.write(_BLOCK.pack(width, len(block), base_begin, len(payload)))
+        delta.write(payload)
+
+
+def _encode_block(block: bytes, before: bytes, width: int) -> tuple[int, bytes]:
+    if block == before:
+        return width or 1, b""
+    if width:
+        block = _differences(block, before, width)
+    return width, zstandard.ZstdCompressor(level=_LEVEL).compress(block)
+
+
+def _decode_block(delta: BinaryIO, base: BinaryIO, missing: int) -> bytes:
+    width, length, base_begin, payload_bytes = _unpack(_BLOCK, delta)
+    has_words = length % width == 0 if width in _WORDS else width == 0 < payload_bytes
+    if not has_words or not 0 < length <= min(missing, BLOCK_BYTES) or payload_bytes > _MAX_PAYLOAD_BYTES:
+        raise Corrupt(f"a block of {length} bytes in words of {width} from {payload_bytes}, with {missing} to come")
+    payload = _read(delta, payload_bytes)
+    before = b""
+    if width:
+        base.seek(min(base_begin, 2**62))
+        before = _read(base, length)
+    if not payload:
+        return before
+    block = _decompress(payload, length)
+    return _restored(block, before, width) if width else block
+
+
+def _decompress(payload: bytes, length: int) -> bytes:
+    try:
+        # zstandard allocates what the frame claims: so look first.
+        claimed = zstandard.frame_content_size(payload)
+        if claimed != length:
+            raise Corrupt(f"a block of {length} bytes is packed as {claimed}")
+        return zstandard.ZstdDecompressor().decompress(payload, max_output_size=length, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise Corrupt(f"a block of the delta cannot be unpacked: {error}") from None
+
+
+def _differences(block: bytes, before: bytes, width: int) -> bytes:
+    new, old = np.frombuffer(block, _WORDS[width]), np.frombuffer(before, _WORDS[width])
+    words = _folded(_ordered(new) - _ordered(old))[_by_exponent(old)]
+    return _planes(words).tobytes()
+
+
+def _restored(planes: bytes, before: bytes, width: int) -> bytes:
+    old = np.frombuffer(before, _WORDS[width])
+    words: Words = np.empty_like(old)
+    words[_by_exponent(old)] = _from_planes(planes, old.dtype)
+    return _unordered(_unfolded(words) + _ordered(old)).tobytes()
+
+
+def _ordered(words: Words) -> Words:
+    """Floating-point words (sign and magnitude) as integers in the order of their values."""
+    sign = _sign(words)
+    return np.where(words & sign, ~words, words | sign)
+
+
+def _unordered(words: Words) -> Words:
+    sign = _sign(words)
+    return np.where(words & sign, words ^ sign, ~words)
+
+
+def _folded(differences: Words) -> Words:
+    """0, -1, 1, -2, ... as 0, 1, 2, 3, ...: small either way."""
+    twice = differences << 1
+    return np.where(differences & _sign(differences), ~twice, twice)
+
+
+def _unfolded(words: Words) -> Words:
+    half = words >> 1
+    return np.where(words & 1, ~half, half)
+
+
+def _by_exponent(words: Words) -> npt.NDArray[np.intp]:
+    """The order of words by the 8 bits below their sign: the exponent of a bf16 or fp32, a little more of an fp16."""
+    magnitude = words & (_sign(words) - 1)
+    return np.argsort((magnitude >> max(8 * words.itemsize - 9, 0)).astype(np.uint8), kind="stable")
+
+
+def _sign(words: Words) -> int:
+    return int(1 << (8 * words.itemsize - 1))
+
+
+def _planes(words: Words) -> npt.NDArray[np.uint8]:
+    """[width, words], the highest bytes first."""
+    return words.view(np.uint8).reshape(-1, words.itemsize)[:, ::-1].T
+
+
+def _from_planes(planes: bytes, dtype: np.dtype[np.unsignedinteger[Any]]) -> Words:
+    rows = np.frombuffer(planes, np.uint8).reshape(dtype.itemsize, -1)
+    return np.ascontiguousarray(rows[::-1].T).view(dtype)[:, 0]
+
+
+def _unpack(record: struct.Struct, file: BinaryIO) -> tuple[Any, ...]:
+    return record.unpack(_read(file, record.size))
+
+
+def _read(file: BinaryIO, num_bytes: int) -> bytes:
+    data = file.read(num_bytes)
+    if len(data) != num_bytes:
+        raise Corrupt(f"{num_bytes} bytes were expected, the file has {len(data)} more")
+    return data

@@ -1,0 +1,31 @@
+"""Digests that processes compare: one rule each, for whoever computes them."""
+
+import hashlib
+import struct
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from updraft.registry.v1 import registry_pb2 as pb
+
+
+def file_digest(path: Path) -> str:
+    """Return "sha256:<hex>" of a file's bytes."""
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def tensors_digest(specs: Iterable[pb.TensorSpec]) -> str:
+    """Return "sha256:<hex>" over the specs sorted by name, a line `name NUL dtype NUL shape NUL hex` each.
+
+    It needs tensors and no file, so that an engine can say what it holds, and torch is not needed to check it.
+    """
+    digest = hashlib.sha256()
+    for spec in sorted(specs, key=lambda spec: spec.name):
+        shape = ",".join(map(str, spec.shape))
+        digest.update(f"{spec.name}\0{spec.dtype}\0{shape}\0{spec.digest.removeprefix('sha256:')}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def vocabulary_fingerprint(token_ids: Sequence[int]) -> str:
+    """Return "sha256:<hex>" over the target's tokens that a draft proposes, each as a little-endian int64."""
+    return f"sha256:{hashlib.sha256(struct.pack(f'<{len(token_ids)}q', *token_ids)).hexdigest()}"

@@ -1,0 +1,85 @@
+"""Where the tensors of a safetensors file lie, read from its header alone; no torch.
+
+Strict: tensors follow each other without gaps up to the end of the file, so that every byte belongs to the header or to
+one tensor.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from updraft_chassis.errors import InvalidInput
+
+MAX_HEADER_BYTES = 16 * 1024 * 1024
+"""A draft has tens of tensors, some kilobytes of header; safetensors itself stops at 100 MB."""
+
+ITEM_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
+    "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorPlace:
+    """One tensor; `begin` and `end` are bytes in the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def read(file: BinaryIO) -> list[TensorPlace]:
+    """The tensors in the order of the file; InvalidInput unless it is a whole safetensors file."""
+    size = file.seek(0, 2)
+    file.seek(0)
+    prefix = file.read(8)
+    if len(prefix) < 8:
+        raise InvalidInput(f"a file of {size} bytes is no safetensors file")
+    (header_bytes,) = struct.unpack("<Q", prefix)
+    if header_bytes > min(MAX_HEADER_BYTES, size - 8):
+        raise InvalidInput(f"a header of {header_bytes} bytes in a file of {size} bytes: no safetensors file")
+    start = end = 8 + header_bytes
+    tensors = sorted(_parse(file.read(header_bytes), start), key=lambda tensor: (tensor.begin, tensor.end))
+    for tensor in tensors:
+        if tensor.begin != end:  # told as the header counts: from the end of the header
+            raise InvalidInput(f"tensor {tensor.name} starts at byte {tensor.begin - start}, expected {end - start}")
+        end = tensor.end
+    if end != size:
+        raise InvalidInput(f"the file has {size} bytes, its header describes {end}")
+    return tensors
+
+
+def _parse(header: bytes, start: int) -> Iterator[TensorPlace]:
+    try:
+        content = json.loads(header, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"the safetensors header is no JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise InvalidInput("the safetensors header is no JSON object")
+    for name, entry in content.items():
+        if name != "__metadata__":
+            yield _tensor(name, entry, start)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return content
+
+
+def _tensor(name: str, entry: Any, start: int) -> TensorPlace:
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        is_sound = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+        is_sound = is_sound and end - begin == math.prod(shape) * ITEM_BYTES[dtype]
+    except (KeyError, TypeError, ValueError):
+        is_sound = False
+    if not is_sound:
+        raise InvalidInput(f"the safetensors header describes tensor {name!r} as {str(entry)[:200]}")
+    return TensorPlace(name=name, dtype=dtype, shape=shape, begin=start + begin, end=start + end)
