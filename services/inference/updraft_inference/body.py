@@ -1,33 +1,39 @@
 """Reading a request's body within a limit of bytes and of time."""
 
 import asyncio
+from dataclasses import dataclass
 
 from starlette.requests import Request
 
 from updraft_inference.openai_errors import ApiError
 from updraft_inference.race import Interrupted
 
-_READ_S = 30.0
-"""A body comes at once; who trickles it holds a connection for no longer than this."""
-
 # A body that is too large is read to its end and thrown away, up to here: closing on a client that still
 # writes would reset the connection before it reads why.
 _DISCARD_BYTES = 256 * 1024 * 1024
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BodyLimits:
+    """What a body may take."""
+
+    max_bytes: int
+    timeout_s: float
+
+
+async def read_body(request: Request, limits: BodyLimits) -> bytes:
     """The body. ApiError 413 with both numbers if too large, 408 if slow; Interrupted if the client left."""
     declared = int(request.headers.get("content-length", 0))  # the server has checked that it is a number
     is_waiting = "expect" in request.headers  # for our word before it sends anything
-    if declared > max_bytes and (is_waiting or declared > _DISCARD_BYTES):
-        raise _too_large(declared, max_bytes)
+    if declared > limits.max_bytes and (is_waiting or declared > _DISCARD_BYTES):
+        raise _too_large(declared, limits.max_bytes)
     try:
-        async with asyncio.timeout(_READ_S):
-            body, num_bytes = await _read(request, max_bytes)
+        async with asyncio.timeout(limits.timeout_s):
+            body, num_bytes = await _read(request, limits.max_bytes)
     except TimeoutError:
-        raise ApiError(408, f"The body did not arrive within {_READ_S:g} s", code="body_too_slow") from None
-    if num_bytes > max_bytes:
-        raise _too_large(max(declared, num_bytes), max_bytes)
+        raise ApiError(408, f"The body did not arrive within {limits.timeout_s:g} s", code="body_too_slow") from None
+    if num_bytes > limits.max_bytes:
+        raise _too_large(max(declared, num_bytes), limits.max_bytes)
     return body
 
 

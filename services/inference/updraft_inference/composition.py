@@ -1,7 +1,8 @@
 """The inference process, put together: the one place that knows all parts, but for what is inside the engine.
 
-Order of life: the port answers (503), the model loads, the last draft is restored, requests come in; on
-SIGTERM no new ones, the running ones end, traces are flushed. Registry and Redis may come and go at any time.
+Order of life: the port answers (503), the model loads, then the draft that the registry orders, or the last one while it is
+away; requests come in; on SIGTERM no new ones, the running ones end, traces are flushed. Registry and Redis may come and
+go at any time.
 """
 
 import asyncio
@@ -21,6 +22,7 @@ from updraft.registry.v1.registry_pb2_grpc import RegistryStub
 from updraft.trace.v1 import trace_pb2
 from updraft_chassis import rpc, streams, transfer
 from updraft_chassis.clock import Clock, SystemClock
+from updraft_chassis.digests import tensors_digest
 from updraft_chassis.errors import InvalidInput, Unavailable
 from updraft_chassis.lifecycle import Stop
 from updraft_chassis.settings import variable
@@ -28,12 +30,14 @@ from updraft_draft import checkpoint, tensors
 from updraft_inference.agent import selection
 from updraft_inference.agent.capture import Bounds, Capture, Sink
 from updraft_inference.agent.drafts import DraftFolder, check_target, read_manifest, verified
-from updraft_inference.agent.fleet import FleetLink
+from updraft_inference.agent.fleet import FleetLink, Link
 from updraft_inference.agent.report import PodState
 from updraft_inference.agent.selection import CapturePlan, CaptureRates
 from updraft_inference.agent.swap import Swapper
 from updraft_inference.agent.trace import Origin
+from updraft_inference.body import BodyLimits
 from updraft_inference.chat import ChatTemplate
+from updraft_inference.connection import ClientLimits
 from updraft_inference.endings import Endings
 from updraft_inference.engine.port import DraftOnDisk, Engine, EngineInfo, Finished, FinishedSink
 from updraft_inference.gate import Gate, Phase
@@ -81,10 +85,14 @@ async def serve(settings: InferenceSettings, stop: Stop, open_engine: OpenEngine
         settings=settings,
         metrics=Metrics.on(registry),
         clock=SystemClock(),
-        gate=Gate(),
+        gate=Gate(max_inside=settings.max_connections),
         endings=Endings(asyncio.get_running_loop()),
     )
-    server = Server(app(base.gate, base.metrics, registry, max_body_bytes=settings.max_body_bytes))
+    bodies = BodyLimits(max_bytes=settings.max_body_bytes, timeout_s=settings.stall_seconds)
+    server = Server(
+        app(base.gate, base.metrics, registry, bodies),
+        ClientLimits(max_connections=settings.max_connections, stall_s=settings.stall_seconds),
+    )
     socket = listen(settings.host, settings.port, setting=variable(InferenceSettings, "port"))
     logger.info("Listening", extra={"host": settings.host, "port": socket.getsockname()[1]})
     async with asyncio.TaskGroup() as tasks:
@@ -96,6 +104,7 @@ async def serve(settings: InferenceSettings, stop: Stop, open_engine: OpenEngine
         ):
             watch_engine(registry, engine)
             running = [background.create_task(job) for job in (_watch(engine), *agent.jobs)]
+            await agent.settled.wait()
             base.gate.open(
                 Backend(
                     model=settings.model_name,
@@ -125,6 +134,8 @@ class _Agent:
     changed: asyncio.Event
     capture: Capture | None
     jobs: list[Coroutine[Any, Any, None]]
+    settled: asyncio.Event
+    """Set once the draft that is at hand serves."""
 
     def plan(self, trace_id: bytes, *, is_opted_out: bool, domain: str) -> CapturePlan:
         """Decide about the capture of one request."""
@@ -140,17 +151,21 @@ class _Agent:
 
 @asynccontextmanager
 async def _agent(base: _Base, engine: Engine) -> AsyncIterator[_Agent]:
-    """Build it, and load the draft that is at hand."""
+    """Build it."""
     base.endings.subscribe(lambda finished, _: base.metrics.observe(finished))
-    changed = asyncio.Event()
+    changed, settled = asyncio.Event(), asyncio.Event()
     async with AsyncExitStack() as stack:
         capture = await _capture(base, engine, stack)
         jobs: list[Coroutine[Any, Any, None]] = [] if capture is None else [capture.run()]
         if base.settings.registry_address:
-            jobs += await _fleet(base, engine, capture, changed, stack)
-        elif base.settings.draft_path is not None:
-            await _load_fixed(base, engine, base.settings.draft_path)
-        yield _Agent(changed=changed, capture=capture, jobs=jobs)
+            swapper, link = await _fleet(base, engine, capture, changed, stack)
+            jobs += [link.run(), swapper.run(), swapper.watch()]
+            settled = swapper.settled
+        else:
+            if base.settings.draft_path is not None:
+                await _load_fixed(base, engine, base.settings.draft_path)
+            settled.set()
+        yield _Agent(changed=changed, capture=capture, jobs=jobs, settled=settled)
 
 
 async def _capture(base: _Base, engine: Engine, stack: AsyncExitStack) -> Capture | None:
@@ -165,6 +180,7 @@ async def _capture(base: _Base, engine: Engine, stack: AsyncExitStack) -> Captur
             payload_fraction=settings.capture_payload_fraction,
             evaluation_fraction=settings.capture_evaluation_fraction,
             prompt_rows=settings.capture_prompt_rows,
+            counterfactual_rows=settings.capture_counterfactual_rows,
         ),
         Sink(
             stream=streams.Producer(client, settings.stream_key, max_bytes=settings.capture_max_bytes),
@@ -186,9 +202,9 @@ async def _capture(base: _Base, engine: Engine, stack: AsyncExitStack) -> Captur
 
 async def _fleet(
     base: _Base, engine: Engine, capture: Capture | None, changed: asyncio.Event, stack: AsyncExitStack
-) -> list[Coroutine[Any, Any, None]]:
+) -> tuple[Swapper, FleetLink]:
     settings = base.settings
-    channel = await stack.enter_async_context(rpc.channel(settings.registry_address))
+    channel = await stack.enter_async_context(rpc.channel(settings.registry_address, settings.registry_credentials))
     registry: RegistryAsyncStub = RegistryStub(channel)
     fleet: FleetAsyncStub = FleetStub(channel)
     drafts = _draft_folder(settings)
@@ -201,6 +217,12 @@ async def _fleet(
             capture.follow(directive.capture if directive.HasField("capture") else None)
         swapper.accept(directive)
 
+    def note(link: Link) -> None:
+        base.metrics.registry_connected.set(link is Link.UP)
+        base.metrics.registry_denials.inc(link is Link.DENIED)
+        if link is not Link.UP:
+            swapper.go_alone()
+
     swapper = Swapper(engine, drafts, fetch, metrics=base.metrics, clock=base.clock, on_change=changed.set)
     pod = PodState(
         origin=_origin(settings, engine),
@@ -211,16 +233,8 @@ async def _fleet(
         clock=base.clock,
     )
     base.endings.subscribe(pod.count)
-    link = FleetLink(
-        fleet,
-        pod.report,
-        follow,
-        changed=changed,
-        on_connected=base.metrics.registry_connected.set,
-        report_s=settings.report_seconds,
-    )
-    await swapper.restore()
-    return [link.run(), swapper.run()]
+    link = FleetLink(fleet, pod.report, follow, changed=changed, on_link=note, report_s=settings.report_seconds)
+    return swapper, link
 
 
 def _origin(settings: InferenceSettings, engine: Engine) -> Origin:
@@ -261,7 +275,7 @@ def _fixed_draft(folder: Path, info: EngineInfo) -> DraftOnDisk:
         check_target(manifest, info)
         return verified(folder, version)
     _, found = checkpoint.load(folder)
-    digest = checkpoint.tensors_digest(checkpoint.tensor_specs(sorted(found.items())))
+    digest = tensors_digest(checkpoint.tensor_specs(sorted(found.items())))
     return DraftOnDisk(version=version, folder=folder, tensors_digest=digest)
 
 

@@ -76,6 +76,10 @@ class VersionTally:
     """Sums of one version since the process started; see updraft.fleet.v1.VersionCounters."""
 
     requests: int = 0
+    """Served by this version alone."""
+    requests_served: int = 0
+    """With a verify step of this version, alone or not."""
+    errors: int = 0
     verify_steps: int = 0
     tokens: int = 0
     proposed: tuple[int, ...] = ()
@@ -114,6 +118,8 @@ class VersionTally:
         return fleet_pb2.VersionCounters(
             version=version,
             requests=self.requests,
+            requests_served=self.requests_served,
+            errors=self.errors,
             verify_steps=self.verify_steps,
             tokens=self.tokens,
             proposed=sum(self.proposed),
@@ -140,17 +146,31 @@ def folded(tallies: Tallies, finished: Finished) -> dict[int, VersionTally]:
     for step, num_tokens in emitted(finished):
         tally = result.pop(step.draft_version, VersionTally())
         result[step.draft_version] = tally.with_step(step, num_tokens)
+    for number in {step.draft_version for step in finished.steps}:
+        result[number] = replace(result[number], requests_served=result[number].requests_served + 1)
     version = sole_version(finished)
     acceptance_length = usage(finished).acceptance_length
     if version is not None and acceptance_length is not None:
         result[version] = result[version].with_request(acceptance_length)
-    return dict(list(result.items())[-MAX_VERSIONS:])
+    return _newest(result)
+
+
+def with_errors(tallies: Tallies, version: int, num: int) -> dict[int, VersionTally]:
+    """The tallies with `num` more faults of the engine during steps of `version`."""
+    result = dict(tallies)
+    tally = result.pop(version, VersionTally())
+    result[version] = replace(tally, errors=tally.errors + num)
+    return _newest(result)
 
 
 def sole_version(finished: Finished) -> int | None:
     """The version behind all proposals of a request (0: none); None if there were several."""
     versions = {step.draft_version for step in finished.steps if step.draft_ids} or {0}
     return versions.pop() if len(versions) == 1 else None
+
+
+def _newest(tallies: Tallies) -> dict[int, VersionTally]:
+    return dict(list(tallies.items())[-MAX_VERSIONS:])
 
 
 def _plus_ones(counts: tuple[int, ...], num: int) -> tuple[int, ...]:

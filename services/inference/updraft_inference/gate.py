@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from typing import Generic, TypeVar
 
-from updraft_chassis.errors import Unavailable
+from updraft_chassis.errors import Exhausted, Unavailable
 
 T = TypeVar("T")
 
@@ -28,7 +28,8 @@ class Phase(StrEnum):
 class Gate(Generic[T]):
     """Hands what serves (`T`) to each request while it is open, and knows when the last one has left."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_inside: int) -> None:
+        self._max_inside = max_inside
         self._backend: T | None = None
         self._is_draining = False
         self._num_inside = 0
@@ -66,11 +67,13 @@ class Gate(Generic[T]):
 
     @contextmanager
     def admitted(self) -> Iterator[T]:
-        """Inside for the length of the block. Unavailable while starting or draining."""
+        """Inside for the length of the block. Unavailable while starting or draining, Exhausted while it is full."""
         if self._is_draining:
             raise Unavailable("the server is shutting down: try another one")
         if self._backend is None:
             raise Unavailable("the server is starting: the model is being loaded", _START_RETRY_S)
+        if self._num_inside >= self._max_inside:
+            raise Exhausted(f"{self._max_inside} requests are being read or answered, which is the most at once")
         self._num_inside += 1
         self._empty.clear()
         try:

@@ -41,7 +41,9 @@ class Metrics:
     swaps: Counter
     swap_pause: Histogram
     draft_version: Gauge
+    draft_mismatches: Counter
     registry_connected: Gauge
+    registry_denials: Counter
 
     @classmethod
     def on(cls, registry: CollectorRegistry) -> Self:
@@ -83,7 +85,13 @@ class Metrics:
             swaps=counter("swaps", "Draft swaps by outcome (swapped, refused).", "outcome"),
             swap_pause=histogram("swap_pause_seconds", "How long the decode loop stood still for a swap.", _PAUSES_S),
             draft_version=gauge("draft_version", "The draft version that the engine holds; 0 = none."),
+            draft_mismatches=counter(
+                "draft_mismatches", "Times that the engine's draft was found to have changed in memory."
+            ),
             registry_connected=gauge("registry_connected", "1 while the stream to the registry is up."),
+            registry_denials=counter(
+                "registry_denials", "Times that the registry refused this pod for its token or the token's role."
+            ),
         )
 
     def observe(self, finished: Finished) -> None:
@@ -118,6 +126,10 @@ def watch_engine(registry: CollectorRegistry, engine: Engine) -> None:
         "queued_requests": ("Requests that wait for a slot.", lambda: engine.load.queued),
         "used_context_tokens": ("Tokens in the KV cache.", lambda: engine.load.used_tokens),
         "slots": ("Requests that can run at once.", lambda: engine.info.num_slots),
+        "draft_faults": (
+            "Steps in which drafting failed; they cost drafts, no request.",
+            lambda: sum(engine.faults.values()),
+        ),
         "lookahead_tokens": ("Drafts a step that the engine chose last.", lambda: engine.load.lookahead),
     }
     for name, (text, read) in gauges.items():

@@ -1,7 +1,9 @@
 """The HTTP surface: OpenAI's completions, and what a cluster asks of a pod (/healthz, /readyz, /metrics).
 
 An answer that starts is watched until it ends: a client that hangs up, streaming or not, cancels its request.
-Nothing of a request is buffered beyond the limit of its body, and every refusal is OpenAI-shaped.
+Nothing of a request is buffered beyond the limit of its body. Of an answer that nobody reads there is one event in the
+process (see connection.py), and in the engine at most max_tokens tokens, which fit the context. Every refusal is
+OpenAI-shaped.
 """
 
 import json
@@ -20,7 +22,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from updraft_chassis.errors import UpdraftError
-from updraft_inference.body import read_body
+from updraft_inference.body import BodyLimits, read_body
 from updraft_inference.dialect import CHAT, COMPLETIONS, B, Dialect, Json, usage
 from updraft_inference.gate import Gate, Phase
 from updraft_inference.generation import Backend, Job, Piece, job, pieces
@@ -33,7 +35,7 @@ OPT_OUT_HEADER = "x-updraft-capture"
 """`off`: nothing of this request leaves the pod but its answer."""
 
 
-def app(gate: Gate[Backend], metrics: Metrics, registry: CollectorRegistry, *, max_body_bytes: int) -> Starlette:
+def app(gate: Gate[Backend], metrics: Metrics, registry: CollectorRegistry, bodies: BodyLimits) -> Starlette:
     """The ASGI application."""
 
     async def models(_: Request) -> Response:
@@ -57,8 +59,8 @@ def app(gate: Gate[Backend], metrics: Metrics, registry: CollectorRegistry, *, m
     return Starlette(
         routes=[
             Route("/v1/models", models),
-            Route(COMPLETIONS.path, _Endpoint(COMPLETIONS, gate, metrics, max_body_bytes), methods=["POST"]),
-            Route(CHAT.path, _Endpoint(CHAT, gate, metrics, max_body_bytes), methods=["POST"]),
+            Route(COMPLETIONS.path, _Endpoint(COMPLETIONS, gate, metrics, bodies), methods=["POST"]),
+            Route(CHAT.path, _Endpoint(CHAT, gate, metrics, bodies), methods=["POST"]),
             Route("/healthz", health),
             Route("/readyz", ready),
             Route("/metrics", scrape),
@@ -70,23 +72,28 @@ def app(gate: Gate[Backend], metrics: Metrics, registry: CollectorRegistry, *, m
 class _Endpoint(Generic[B]):
     """One dialect, from the first byte of a request to the last of its answer. An ASGI application."""
 
-    def __init__(self, dialect: Dialect[B], gate: Gate[Backend], metrics: Metrics, max_body_bytes: int) -> None:
+    def __init__(self, dialect: Dialect[B], gate: Gate[Backend], metrics: Metrics, bodies: BodyLimits) -> None:
         self._dialect = dialect
         self._gate = gate
         self._metrics = metrics
-        self._max_body_bytes = max_body_bytes
+        self._bodies = bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         try:
-            raw = await read_body(request, self._max_body_bytes)
             with self._gate.admitted() as backend:
+                raw = await read_body(request, self._bodies)
                 await unless(_hung_up(receive), self._answer(backend, request, raw, send))
         except Interrupted:
             self._metrics.hang_ups.inc()
+        except UpdraftError as error:  # of the gate; those of the engine come as ApiError
+            raise self._counted(api_error(error)) from None
         except ApiError as error:
-            self._metrics.refusals.labels(status=str(error.status)).inc()
-            raise
+            raise self._counted(error) from error.__cause__
+
+    def _counted(self, refusal: ApiError) -> ApiError:
+        self._metrics.refusals.labels(status=str(refusal.status)).inc()
+        return refusal
 
     async def _answer(self, backend: Backend, request: Request, raw: bytes, send: Send) -> None:
         body = parse(self._dialect.body, raw)

@@ -12,27 +12,14 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from updraft_chassis.errors import Conflict
-
-_GRACE_S = 2
-"""Running requests have drained before; this is for answers on their last bytes."""
+from updraft_inference.connection import BACKLOG, ClientLimits, Config
 
 
 class Server(uvicorn.Server):
     """Runs until `stop`; whoever owns the process handles its signals."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                access_log=False,
-                lifespan="off",
-                log_config=None,
-                log_level="warning",  # it colours what it says at INFO, and we say the same
-                server_header=False,
-                timeout_graceful_shutdown=_GRACE_S,
-                ws="none",
-            )
-        )
+    def __init__(self, app: ASGIApp, clients: ClientLimits) -> None:
+        super().__init__(Config(app, clients))
         self.servers = []  # uvicorn sets it when it starts
 
     @contextlib.contextmanager
@@ -57,7 +44,7 @@ def listen(host: str, port: int, *, setting: str) -> socket.socket:
     """A listening socket; Conflict names `setting` when the port cannot be had."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=2048)
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         reason = error.strerror or error
         raise Conflict(f"port {port} on {host} is taken or not allowed ({reason}); set {setting}") from error

@@ -8,6 +8,7 @@ from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from updraft_chassis import settings
+from updraft_chassis.credentials import Credentials
 
 PodName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$", max_length=63)]
 """What a host may be called."""
@@ -55,6 +56,14 @@ class InferenceSettings(settings.Settings):
     max_body_bytes: Bytes = 1024 * 1024
     """Largest request body."""
 
+    max_connections: Count = 512
+    """Requests read or answered at once: beyond it clients get 429. Idle connections beyond it are closed; probes are
+    answered still. Keep it above num_slots + max_queued_requests, and below the limit of open files."""
+
+    stall_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """How long a client may take to send its request, or leave its answer unread; then it is cut off and its request
+    cancelled."""
+
     drain_seconds: Annotated[float, Field(ge=0)] = 30.0
     """How long running requests may go on after SIGTERM. Keep it below the pod's termination grace period."""
 
@@ -69,6 +78,18 @@ class InferenceSettings(settings.Settings):
 
     registry_address: str = ""
     """host:port of the registry; empty: no registry, the draft never changes."""
+
+    registry_token_file: Path | None = None
+    """File with the token that the registry knows this pod by, of role serve; read again when it changes."""
+
+    registry_ca_file: Path | None = None
+    """Authority of the registry's certificate, in PEM format: speak TLS, and only to whom it vouches for."""
+
+    registry_cert_file: Path | None = None
+    """Certificate of this process, for a registry that asks for one (mTLS); read at the start."""
+
+    registry_key_file: Path | None = None
+    """Its key."""
 
     speculator: settings.Name = "default"
     """Which line of drafts this pod serves."""
@@ -94,6 +115,10 @@ class InferenceSettings(settings.Settings):
     capture_prompt_rows: Annotated[int, Field(ge=0)] = 64
     """Positions at the end of the prompt whose hidden states are captured too."""
 
+    capture_counterfactual_rows: Annotated[int, Field(ge=0, le=16)] = 0
+    """Most rows a verify step whose hidden states are captured after a draft's token was rejected; the trainer learns from
+    them only with a discard weight. 0: none."""
+
     capture_encoding: Literal["fp8", "bf16"] = "fp8"
     """How hidden states are stored; fp8 takes half the bytes and is exact to about 6 %."""
 
@@ -114,6 +139,16 @@ class InferenceSettings(settings.Settings):
 
     log_format: Literal["json", "text"] = "json"
     """json for machines, text for a person."""
+
+    @property
+    def registry_credentials(self) -> Credentials:
+        """What to show the registry."""
+        return Credentials(
+            token_file=self.registry_token_file,
+            ca_file=self.registry_ca_file,
+            cert_file=self.registry_cert_file,
+            key_file=self.registry_key_file,
+        )
 
     @property
     def model_name(self) -> str:

@@ -20,7 +20,7 @@ async def is_not_ready(pod: RunningPod) -> bool:
 
 async def test_running_requests_end_while_new_ones_are_sent_elsewhere(tmp_path: Path) -> None:
     async with (
-        running_pod(tmp_path, FakeEngine(step_s=0.02), drain_seconds=20) as pod,
+        running_pod(tmp_path, FakeEngine(step_s=0.02), drain_seconds=60) as pod,
         pod.http.stream("POST", "/v1/completions", json=BODY) as answer,
     ):
         lines = answer.aiter_lines()

@@ -13,6 +13,7 @@ from tests.support.tiny_tokenizer import TEMPLATE, byte_level
 
 from updraft_inference.agent import selection
 from updraft_inference.agent.selection import CaptureRates
+from updraft_inference.body import BodyLimits
 from updraft_inference.chat import ChatTemplate
 from updraft_inference.endings import Endings
 from updraft_inference.gate import Gate
@@ -69,7 +70,7 @@ def client() -> httpx.AsyncClient:
     engine = FakeEngine(max_context=64)
     endings = Endings(asyncio.get_running_loop())
     engine.on_finished = endings.sink
-    gate: Gate[Backend] = Gate()
+    gate: Gate[Backend] = Gate(max_inside=8)
     gate.open(
         Backend(
             model="tiny",
@@ -83,7 +84,7 @@ def client() -> httpx.AsyncClient:
         )
     )
     registry = CollectorRegistry()
-    application = app(gate, Metrics.on(registry), registry, max_body_bytes=100_000)
+    application = app(gate, Metrics.on(registry), registry, BodyLimits(max_bytes=100_000, timeout_s=5.0))
     return httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://pod")
 
 

@@ -15,7 +15,7 @@ import pytest
 from tests.support.ports import free_port
 from tests.support.tiny_target import make_tiny_target
 from tests.support.tiny_tokenizer import write_tokenizer
-from tests.support.wait import wait_until
+from tests.support.wait import LONG_S, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -55,25 +55,26 @@ def test_sigterm_lets_a_running_stream_end_and_exits_0(model: Path, tmp_path: Pa
             except httpx.TransportError:
                 return False
 
-        wait_until(is_ready, what="readiness", timeout_s=60)
-        with http.stream("POST", "/v1/completions", json=body, timeout=60) as answer:
+        wait_until(is_ready, what="readiness")
+        with http.stream("POST", "/v1/completions", json=body, timeout=LONG_S) as answer:
             lines = answer.iter_lines()
             next(lines)
             running.send_signal(signal.SIGTERM)
             rest = [line for line in lines if line]
 
         assert rest[-1] == "data: [DONE]"
-        assert running.wait(timeout=20) == 0
+        assert running.wait(timeout=LONG_S) == 0
         assert running.stderr is not None
         logged = [json.loads(line) for line in running.stderr.read().splitlines()]
         assert {"Listening", "Ready"} <= {record["message"] for record in logged}
+        assert not any("color_message" in record for record in logged), "uvicorn's second text of the same"
 
 
 def test_a_taken_port_is_a_sentence(model: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with process(tmp_path, model=model, port=port) as running:
-            _, told = running.communicate(timeout=60)
+            _, told = running.communicate(timeout=LONG_S)
 
     assert running.returncode == 1
     assert told.splitlines()[-1].startswith(f"updraft-inference: port {port} on 127.0.0.1 is taken")
@@ -82,7 +83,7 @@ def test_a_taken_port_is_a_sentence(model: Path, tmp_path: Path) -> None:
 
 def test_a_missing_model_is_a_sentence(tmp_path: Path) -> None:
     with process(tmp_path, model=tmp_path / "absent") as running:
-        _, told = running.communicate(timeout=60)
+        _, told = running.communicate(timeout=LONG_S)
 
     assert running.returncode == 1
     assert told.splitlines() == [f"updraft-inference: the model folder {tmp_path / 'absent'} holds no tokenizer.json"]
@@ -90,7 +91,7 @@ def test_a_missing_model_is_a_sentence(tmp_path: Path) -> None:
 
 def test_a_model_that_is_none_is_a_sentence(tmp_path: Path) -> None:
     with process(tmp_path, model=write_tokenizer(tmp_path / "half"), port=free_port(), log_format="text") as running:
-        _, told = running.communicate(timeout=60)
+        _, told = running.communicate(timeout=LONG_S)
 
     assert running.returncode == 1
     assert "config.json does not exist" in told.splitlines()[-1]
@@ -99,7 +100,7 @@ def test_a_model_that_is_none_is_a_sentence(tmp_path: Path) -> None:
 
 def test_bad_settings_are_all_told_before_anything_is_loaded(tmp_path: Path) -> None:
     with process(tmp_path, port="http", num_slots=0) as running:
-        _, told = running.communicate(timeout=60)
+        _, told = running.communicate(timeout=LONG_S)
 
     assert running.returncode == 2
     assert {line.partition(":")[0] for line in told.splitlines()} == {

@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 from tests.support.inference import MODEL, RunningPod, running_pod
 from tests.support.ports import free_port
+from tests.support.publishing import pin, publish
 from tests.support.tiny_target import make_draft, make_tiny_target, save_draft
-from tests.support.wait import until
+from tests.support.wait import LONG_S, until
 
 from updraft.registry.v1 import registry_pb2
 from updraft.registry.v1.registry_pb2_grpc import RegistryStub
-from updraft_chassis import rpc, transfer
+from updraft_chassis import rpc
 from updraft_chassis.lifecycle import Stop
-from updraft_draft import checkpoint
-from updraft_draft.target_weights import target_fingerprint, tokenizer_fingerprint
-from updraft_inference.__main__ import open_engine
-from updraft_registry.__main__ import serve as serve_registry
+from updraft_inference.process import open_engine
+from updraft_registry.process import serve as serve_registry
 from updraft_registry.settings import RegistrySettings
+from updraft_registry.version import Strategy
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def port() -> int:
 async def registry(folder: Path, port: int) -> AsyncIterator[None]:
     """The real one, at the same address each time."""
     stop = Stop()
-    settings = RegistrySettings(port=port, metrics_port=0, data_dir=folder / "registry")
+    settings = RegistrySettings(port=port, metrics_port=0, data_dir=folder / "registry", strategy=Strategy.IMMEDIATE)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(serve_registry(settings, stop))
         yield
@@ -56,35 +56,6 @@ async def pod(folder: Path, port: int) -> AsyncIterator[RunningPod]:
         num_threads=1,
     ) as running:
         yield running
-
-
-async def publish(target: Path, port: int, *, seed: int) -> int:
-    """Bring a draft to the registry; returns its version."""
-    folder = target.parent / f"draft-{seed}"
-    network = make_draft(target, seed=seed)
-    tensors_digest = save_draft(network, folder)
-    weights = folder / checkpoint.WEIGHTS
-    manifest = registry_pb2.Manifest(
-        speculator="default",
-        digest=checkpoint.file_digest(weights),
-        size_bytes=weights.stat().st_size,
-        tensors=checkpoint.tensor_specs(checkpoint.checkpoint_tensors(network)),
-        config_json=(folder / checkpoint.CONFIG).read_text(),
-        target_fingerprint=target_fingerprint(target),
-        tokenizer_fingerprint=tokenizer_fingerprint(target),
-        draft_vocabulary_fingerprint=checkpoint.vocabulary_fingerprint(network.token_ids),
-        source=registry_pb2.SOURCE_IMPORTED,
-        tensors_digest=tensors_digest,
-    )
-    async with rpc.channel(f"127.0.0.1:{port}") as channel:
-        return (await transfer.upload(RegistryStub(channel), manifest, weights)).version.version
-
-
-async def pin(port: int, version: int) -> None:
-    async with rpc.channel(f"127.0.0.1:{port}") as channel:
-        request = registry_pb2.PinRequest(speculator="default", version=version, reason="a test")
-        with rpc.errors():
-            await RegistryStub(channel).Pin(request, timeout=10)
 
 
 async def serves(pod: RunningPod, version: int) -> bool:
@@ -115,10 +86,10 @@ async def test_a_published_draft_is_fetched_and_swapped_in_while_requests_run(
         async with asyncio.TaskGroup() as tasks:
             for _ in range(3):
                 tasks.create_task(load())
-            first = await publish(target, port, seed=1)
+            first = await publish(target, f"127.0.0.1:{port}", seed=1)
             await until(partial(serves, running, first), what="the first draft's service")
-            second = await publish(target, port, seed=2)
-            await pin(port, second)
+            second = await publish(target, f"127.0.0.1:{port}", seed=2)
+            await pin(f"127.0.0.1:{port}", second)
 
         text, usage = await greedy(running)
         assert (first, second) == (1, 2)
@@ -128,13 +99,13 @@ async def test_a_published_draft_is_fetched_and_swapped_in_while_requests_run(
 
 async def test_the_registry_hears_what_the_engine_itself_holds(target: Path, tmp_path: Path, port: int) -> None:
     async with registry(tmp_path, port), pod(tmp_path, port) as running:
-        version = await publish(target, port, seed=1)
+        version = await publish(target, f"127.0.0.1:{port}", seed=1)
         await until(partial(serves, running, version))
         await greedy(running)
 
         async def is_known() -> bool:
             async with rpc.channel(f"127.0.0.1:{port}") as channel:
-                listed = await RegistryStub(channel).List(registry_pb2.ListRequest(), timeout=10)
+                listed = await RegistryStub(channel).List(registry_pb2.ListRequest(), timeout=LONG_S)
             state = listed.speculators[0]
             counted = [traffic for traffic in state.traffic if traffic.version == version]
             return state.pods.serving_stable == 1 and bool(counted) and counted[0].verify_steps > 0
@@ -147,15 +118,15 @@ async def test_pods_serve_on_without_the_registry_and_come_back_to_it(target: Pa
         assert (await greedy(running))[1]["draft_version"] == 0
         async with registry(tmp_path, port):
             await until(partial(is_connected, running), what="the connection")
-            version = await publish(target, port, seed=1)
+            version = await publish(target, f"127.0.0.1:{port}", seed=1)
             await until(partial(serves, running, version))
 
         await until(partial(is_connected, running, expected=False))
         assert (await greedy(running))[1]["draft_version"] == version
         async with registry(tmp_path, port):
             await until(partial(is_connected, running), what="the connection, again")
-            await publish(target, port, seed=2)
-            await pin(port, 2)
+            await publish(target, f"127.0.0.1:{port}", seed=2)
+            await pin(f"127.0.0.1:{port}", 2)
             await until(partial(serves, running, 2))
 
 
@@ -163,7 +134,7 @@ async def test_a_pod_restarted_while_the_registry_is_down_keeps_its_draft(
     target: Path, tmp_path: Path, port: int
 ) -> None:
     async with registry(tmp_path, port), pod(tmp_path, port) as running:
-        version = await publish(target, port, seed=1)
+        version = await publish(target, f"127.0.0.1:{port}", seed=1)
         await until(partial(serves, running, version))
 
     async with pod(tmp_path, port) as again:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.requests import ended, step
 
-from updraft_inference.counters import LATENCY_BOUNDS_S, MAX_VERSIONS, VersionTally, folded, usage
+from updraft_inference.counters import LATENCY_BOUNDS_S, MAX_VERSIONS, VersionTally, folded, usage, with_errors
 from updraft_inference.engine.port import Drafter, VerifyStep
 
 
@@ -55,6 +55,23 @@ def test_a_request_across_a_swap_counts_for_no_version_as_a_request() -> None:
     tallies = folded({}, ended(step(1, 1, version=1), step(3, 1, version=2)))
 
     assert tallies[1].requests == tallies[2].requests == 0
+
+
+def test_a_request_is_served_by_every_version_that_had_a_step_of_it() -> None:
+    tallies = folded({}, ended(step(1, 1, version=1), step(3, 1, version=2), step(5, 1, version=2)))
+    tallies = folded(tallies, ended(*steps(1, 1, version=2)))
+
+    served = {version: (tally.requests_served, tally.requests) for version, tally in tallies.items()}
+    assert served == {1: (1, 0), 2: (2, 1)}
+    assert tallies[2].counters(2).requests_served == 2
+
+
+def test_faults_are_counted_for_the_version_that_drafted_also_before_a_request_of_it_ended() -> None:
+    tallies = with_errors(folded({}, ended(*steps(1, version=1))), 1, 2)
+    tallies = with_errors(tallies, 7, 1)
+
+    assert {version: tally.counters(version).errors for version, tally in tallies.items()} == {1: 2, 7: 1}
+    assert tallies[1].tokens == 2
 
 
 def test_steps_without_drafts_do_not_make_a_request_mixed() -> None:

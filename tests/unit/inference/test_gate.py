@@ -7,7 +7,7 @@ from updraft_inference.gate import Gate, Phase
 
 
 async def test_nobody_comes_in_before_it_opens() -> None:
-    gate: Gate[str] = Gate()
+    gate: Gate[str] = Gate(max_inside=2)
 
     assert gate.phase is Phase.STARTING
     with pytest.raises(Unavailable, match="starting"), gate.admitted():
@@ -15,7 +15,7 @@ async def test_nobody_comes_in_before_it_opens() -> None:
 
 
 async def test_who_is_inside_may_finish_while_nobody_else_comes_in() -> None:
-    gate: Gate[str] = Gate()
+    gate: Gate[str] = Gate(max_inside=2)
     gate.open("backend")
 
     with gate.admitted() as backend:

@@ -1,93 +1,11 @@
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry
-from tests.support.clock import ManualClock
-from tests.support.draft_folders import manifest, write_version
-from tests.support.fake_engine import FakeEngine
+from tests.support.draft_folders import manifest
+from tests.support.swapping import ACK, NACK, PENDING, Pod, running
 from tests.support.wait import until
 
-from updraft.fleet.v1 import fleet_pb2
-from updraft_chassis.errors import NotFound, Unavailable
-from updraft_inference.agent.drafts import DraftFolder
-from updraft_inference.agent.swap import Swapper
-from updraft_inference.metrics import Metrics
-
-ACK, NACK, PENDING = fleet_pb2.OUTCOME_ACK, fleet_pb2.OUTCOME_NACK, fleet_pb2.OUTCOME_PENDING
-
-
-class FakeRegistry:
-    """Versions that can be fetched into a folder; away or slow on demand."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.versions = {n: b"weights %d" % n for n in range(1, 6)}
-        self.target = "sha256:target"
-        self.is_away = False
-        self.fetched: list[int] = []
-        self.go = asyncio.Event()
-        self.go.set()
-
-    async def fetch(self, version: int, digest: str | None) -> Path:
-        self.fetched.append(version)
-        await self.go.wait()
-        if self.is_away:
-            raise Unavailable("the registry is away")
-        if version not in self.versions:
-            raise NotFound(f"no version {version}")
-        return write_version(self.folder, version, self.versions[version], target=self.target)
-
-
-class Pod:
-    """A swapper and what is around it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.engine = FakeEngine()
-        self.registry = FakeRegistry(folder)
-        self.drafts = DraftFolder(folder)
-        self.changes = 0
-        self.metrics = Metrics.on(CollectorRegistry())
-        self.swapper = Swapper(
-            self.engine,
-            self.drafts,
-            self.registry.fetch,
-            metrics=self.metrics,
-            clock=ManualClock(),
-            on_change=self._changed,
-        )
-
-    def _changed(self) -> None:
-        self.changes += 1
-
-    def serve(self, version: int, *prefetch: int, nonce: str = "") -> str:
-        """Give a directive; return its nonce."""
-        nonce = nonce or f"serve {version} {prefetch}"
-        content = self.registry.versions.get(version, b"")
-        self.swapper.accept(
-            fleet_pb2.Directive(
-                nonce=nonce,
-                serve_version=version,
-                serve_digest=manifest(content).digest if version else "",
-                prefetch_versions=[*prefetch, *([version] if version else [])],
-            )
-        )
-        return nonce
-
-    async def answered(self, nonce: str) -> fleet_pb2.DirectiveStatus:
-        """The final status of that directive."""
-        await until(lambda: self.swapper.status.nonce == nonce and self.swapper.status.outcome in (ACK, NACK))
-        return self.swapper.status
-
-
-@asynccontextmanager
-async def running(pod: Pod) -> AsyncIterator[None]:
-    async with asyncio.TaskGroup() as tasks:
-        task = tasks.create_task(pod.swapper.run())
-        yield
-        task.cancel()
+from updraft_chassis.errors import Forbidden, Unauthenticated, UpdraftError
 
 
 @pytest.fixture
@@ -195,6 +113,51 @@ async def test_a_registry_that_is_away_is_waited_for(pod: Pod) -> None:
         assert (await pod.answered(nonce)).outcome == ACK
 
 
+async def test_a_fault_of_the_pod_itself_refuses_nothing_and_the_directive_is_followed_once_it_is_over(
+    pod: Pod,
+) -> None:
+    pod.swapper.retry_s = 0.01
+    pod.registry.is_disk_full = True
+    async with running(pod):
+        nonce = pod.serve(2)
+        await until(lambda: len(pod.registry.fetched) > 1, what="another try without another directive")
+        assert (pod.swapper.status.nonce, pod.swapper.status.outcome) == (nonce, PENDING)
+
+        pod.registry.is_disk_full = False
+        assert (await pod.answered(nonce)).outcome == ACK
+
+    assert pod.engine.loaded.version == 2
+    assert pod.swapper.counters.failures == 0
+
+
+async def test_a_pod_that_waits_for_its_disk_tells_why_and_follows_a_newer_directive_at_once(pod: Pod) -> None:
+    pod.swapper.retry_s = 3600.0
+    pod.registry.is_disk_full = True
+    async with running(pod):
+        pod.serve(2)
+        await until(lambda: "No space left on device" in pod.swapper.status.reason)
+        assert (pod.swapper.status.outcome, pod.swapper.status.version) == (PENDING, 2)
+
+        pod.registry.is_disk_full = False
+        assert (await pod.answered(pod.serve(3))).outcome == ACK
+
+    assert pod.registry.fetched == [2, 3]
+
+
+@pytest.mark.parametrize("denial", [Unauthenticated("a token is missing"), Forbidden("another role")])
+async def test_a_token_that_does_not_do_says_nothing_about_the_version(pod: Pod, denial: UpdraftError) -> None:
+    pod.registry.denies = denial
+    async with running(pod):
+        nonce = pod.serve(2)
+        await until(lambda: f"cannot fetch yet: {denial}" in pod.swapper.status.reason)
+        assert pod.swapper.status.outcome == PENDING
+
+        pod.registry.denies = None
+        assert (await pod.answered(nonce)).outcome == ACK
+
+    assert pod.swapper.counters.failures == 0
+
+
 async def test_a_registry_set_up_anew_counts_from_one_again(pod: Pod) -> None:
     async with running(pod):
         await pod.answered(pod.serve(1))
@@ -238,3 +201,85 @@ async def test_a_pod_that_never_served_a_draft_restores_none(pod: Pod) -> None:
 
     assert pod.engine.loaded.version == 0
     assert pod.swapper.counters.swaps == 0
+
+
+async def test_a_fleet_that_is_told_at_once_does_not_fetch_at_once(pod: Pod) -> None:
+    async with running(pod):
+        pod.serve(2, prefetch_spread_ms=2**31)
+        await pod.swapper.settled.wait()
+        assert pod.swapper.status.outcome == PENDING
+        assert not pod.registry.fetched
+
+        await pod.answered(pod.serve(2, nonce="a smaller fleet", prefetch_spread_ms=1))
+
+    assert pod.registry.fetched == [2]
+
+
+async def test_how_far_fetches_are_spread_makes_no_new_directive(pod: Pod) -> None:
+    pod.registry.go.clear()
+    async with running(pod):
+        nonce = pod.serve(2, nonce="one", prefetch_spread_ms=1)
+        await until(lambda: pod.registry.fetched == [2])
+        pod.serve(2, nonce="one", prefetch_spread_ms=7)
+        pod.registry.go.set()
+        await pod.answered(nonce)
+
+    assert pod.registry.fetched == [2]
+
+
+async def test_what_is_on_disk_serves_at_once_however_far_fetches_are_spread(pod: Pod) -> None:
+    async with running(pod):
+        await pod.answered(pod.serve(1, 2))
+        pod.registry.is_away = True
+        nonce = pod.serve(2, 3, prefetch_spread_ms=2**31)
+        await pod.serves(2)
+        assert pod.swapper.status.nonce == nonce
+
+    assert pod.registry.fetched == [1, 2]
+
+
+async def test_a_start_serves_what_the_registry_says_rather_than_what_served_last(pod: Pod, tmp_path: Path) -> None:
+    async with running(pod):
+        await pod.answered(pod.serve(1))
+        await pod.answered(pod.serve(2))
+
+    again = Pod(tmp_path)
+    async with running(again):
+        again.serve(1)
+        await again.swapper.settled.wait()
+        assert again.engine.loaded.version == 1
+        assert again.swapper.counters.swaps == 1
+
+
+async def test_a_start_does_not_wait_for_a_download(pod: Pod) -> None:
+    pod.registry.go.clear()
+    async with running(pod):
+        nonce = pod.serve(1)
+        await pod.swapper.settled.wait()
+        assert pod.swapper.status.outcome == PENDING
+        pod.registry.go.set()
+        await pod.answered(nonce)
+
+
+async def test_a_start_without_the_registry_serves_what_served_last(pod: Pod, tmp_path: Path) -> None:
+    async with running(pod):
+        await pod.answered(pod.serve(2))
+
+    again = Pod(tmp_path)
+    again.swapper.go_alone()
+    async with running(again):
+        await again.swapper.settled.wait()
+        assert again.engine.loaded.version == 2
+        await again.answered(again.serve(1))
+        assert again.engine.loaded.version == 1
+
+
+async def test_a_registry_that_says_nothing_holds_a_start_up_for_a_moment_only(pod: Pod, tmp_path: Path) -> None:
+    async with running(pod):
+        await pod.answered(pod.serve(2))
+
+    again = Pod(tmp_path)
+    again.swapper.contact_s = 0.01
+    async with running(again):
+        await again.swapper.settled.wait()
+        assert again.engine.loaded.version == 2

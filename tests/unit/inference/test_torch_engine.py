@@ -1,6 +1,7 @@
 """The torch engine: what it says never depends on the draft, and its draft can change under it."""
 
 import asyncio
+import shutil
 import threading
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -288,6 +289,24 @@ async def test_a_draft_that_must_not_serve_is_refused_and_the_old_one_goes_on(
         await engine.swap(DraftOnDisk(version=4, folder=damaged, tensors_digest=digest))
     assert engine.loaded.version == 1
     assert engine.loaded.tensors_digest == drafts[0].tensors_digest
+
+
+async def test_a_draft_in_another_dtype_is_refused_and_not_rounded(
+    engine: TorchEngine, drafts: list[DraftOnDisk], tmp_path: Path
+) -> None:
+    """Its manifest is right about it: only the conversion would be silent."""
+    await engine.swap(drafts[0])
+    wide = tmp_path / "wide"
+    shutil.copytree(drafts[1].folder, wide)
+    tensors = {
+        name: tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in load_file(wide / "model.safetensors").items()
+    }
+    save_file(tensors, wide / "model.safetensors")
+    digest = tensors_digest(checkpoint.tensor_specs(sorted(tensors.items())))
+    with pytest.raises(InvalidInput, match="is F32, a draft holds it as BF16; it is not converted unasked"):
+        await engine.swap(DraftOnDisk(version=3, folder=wide, tensors_digest=digest))
+    assert engine.loaded.version == 1
 
 
 async def test_a_swap_copies_the_draft_that_it_may_restore_off_the_event_loop(

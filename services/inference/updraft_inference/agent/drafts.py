@@ -46,6 +46,10 @@ class DraftFolder:
             return []
         return sorted(int(entry.name) for entry in self._folder.iterdir() if entry.name.isdecimal())
 
+    def holds(self, version: int, digest: str | None) -> bool:
+        """Whether a version is here, and its weights hash to `digest` where that is known; reads the whole file then."""
+        return version in self.versions if digest is None else transfer.is_complete(self._folder / str(version), digest)
+
     def remember(self, version: int) -> None:
         """Note that the engine serves `version` (0: none)."""
         self._recent = [*(v for v in self._recent if v != version), version][-NUM_KEPT:]

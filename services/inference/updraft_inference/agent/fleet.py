@@ -2,18 +2,19 @@
 lives.
 
 A lost stream costs time, not truth: the next one begins with a whole report and is answered with a whole
-directive. Serving neither waits for the registry at the start nor notices when it goes.
+directive. Serving goes on whether the registry is away or refuses the pod; the second is for a person to mend, and said so.
 """
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from updraft.fleet.v1 import fleet_pb2
 from updraft_chassis import rpc
-from updraft_chassis.errors import UpdraftError
+from updraft_chassis.errors import Forbidden, Unauthenticated, UpdraftError
 from updraft_chassis.retry import Backoff
 from updraft_inference.race import raise_if_cancelled
 
@@ -23,10 +24,20 @@ if TYPE_CHECKING:  # the stub file knows this name, the generated code does not
 logger = logging.getLogger(__name__)
 
 
+class Link(StrEnum):
+    """How the stream is."""
+
+    UP = "up"
+    AWAY = "away"
+    DENIED = "denied"
+    """The registry is there, and the pod's token or its role does not do."""
+
+
 class FleetLink:
     """Keeps the stream. `report` gives the pod's state each time it is sent, `on_directive` gets each answer.
 
-    `changed` is set by whoever changes what the registry waits for: it is reported at once.
+    `changed` is set by whoever changes what the registry waits for: it is reported at once. `on_link` hears of every
+    directive (UP) and of every end of a stream.
     """
 
     def __init__(
@@ -36,31 +47,32 @@ class FleetLink:
         on_directive: Callable[[fleet_pb2.Directive], None],
         *,
         changed: asyncio.Event,
-        on_connected: Callable[[int], None],
+        on_link: Callable[[Link], None],
         report_s: float,
     ) -> None:
         self._stub = stub
         self._report = report
         self._on_directive = on_directive
-        self._on_connected = on_connected
+        self._on_link = on_link
         self._report_s = report_s
-        self._backoff = Backoff(cap_s=5.0)
         self._changed = changed
-        self._is_known_away = False
+        self._backoffs = {Link.AWAY: Backoff(cap_s=5.0), Link.DENIED: Backoff(initial_s=1.0, cap_s=60.0)}
+        self._told = Link.UP
 
     async def run(self) -> None:
         """Stay connected, for ever."""
-        for delay_s in self._backoff:
+        while True:
             try:
                 with rpc.errors():
                     await self._converse()
-                self._note_away("the registry closed the stream")
+                link, reason = Link.AWAY, "the registry closed the stream"
+            except (Unauthenticated, Forbidden) as error:
+                link, reason = Link.DENIED, str(error)
             except UpdraftError as error:
                 raise_if_cancelled()
-                self._note_away(str(error))
-            finally:
-                self._on_connected(0)
-            await asyncio.sleep(delay_s)
+                link, reason = Link.AWAY, str(error)
+            self._note(link, reason)
+            await asyncio.sleep(next(self._backoffs[link]))
 
     async def _converse(self) -> None:
         call = self._stub.Connect(self._reports())
@@ -80,13 +92,20 @@ class FleetLink:
                     await self._changed.wait()
 
     def _note_connected(self) -> None:
-        if self._is_known_away:
+        if self._told is not Link.UP:
             logger.info("The registry is back")
-        self._is_known_away = False
-        self._backoff.reset()
-        self._on_connected(1)
+        self._told = Link.UP
+        for backoff in self._backoffs.values():
+            backoff.reset()
+        self._on_link(Link.UP)
 
-    def _note_away(self, reason: str) -> None:
-        if not self._is_known_away:
+    def _note(self, link: Link, reason: str) -> None:
+        """Tell once, until it is another trouble."""
+        self._on_link(link)
+        if link is self._told:
+            return
+        self._told = link
+        if link is Link.DENIED:
+            logger.error("The registry refuses this pod; serving goes on", extra={"reason": reason})
+        else:
             logger.warning("The registry is away; serving goes on", extra={"reason": reason})
-        self._is_known_away = True

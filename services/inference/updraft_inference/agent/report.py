@@ -1,6 +1,7 @@
 """What the pod tells the registry: its whole state, gathered when it is sent."""
 
 import uuid
+from collections import Counter
 from collections.abc import Callable
 
 from updraft.fleet.v1 import fleet_pb2
@@ -9,7 +10,7 @@ from updraft_inference.agent.capture import Capture
 from updraft_inference.agent.selection import CapturePlan
 from updraft_inference.agent.swap import Swapper
 from updraft_inference.agent.trace import Origin
-from updraft_inference.counters import Tallies, folded
+from updraft_inference.counters import Tallies, folded, with_errors
 from updraft_inference.engine.port import Engine, Finished
 
 
@@ -34,6 +35,7 @@ class PodState:
         self._clock = clock
         self._boot_id = uuid.uuid4().hex
         self._tallies: Tallies = {}
+        self._faults: Counter[int] = Counter()
 
     def count(self, finished: Finished, _: CapturePlan) -> None:
         """Add one ended request."""
@@ -41,6 +43,7 @@ class PodState:
 
     def report(self) -> fleet_pb2.PodReport:
         """The state now."""
+        self._count_faults()
         return fleet_pb2.PodReport(
             identity=self._identity(),
             loaded=self._swapper.loaded,
@@ -53,6 +56,13 @@ class PodState:
             running_requests=self._engine.load.running,
             sent_unix_ms=int(self._clock.now() * 1000),
         )
+
+    def _count_faults(self) -> None:
+        """Add the engine's faults since the last report."""
+        faults = Counter(self._engine.faults)
+        for version, num in (faults - self._faults).items():
+            self._tallies = with_errors(self._tallies, version, num)
+        self._faults = faults
 
     def _identity(self) -> fleet_pb2.PodIdentity:
         return fleet_pb2.PodIdentity(

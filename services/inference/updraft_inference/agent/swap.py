@@ -1,32 +1,41 @@
 """Follows the registry's directives: prefetch, verify, swap, say how it went.
 
 Only the newest directive counts, and it is the whole wish: following it twice changes nothing. A newer one
-interrupts a download but never a swap. What the engine refuses is told with its reason, and the old draft
-serves on.
+interrupts a download or a switchback, but never a swap. What the engine refuses is told with its reason, and the old
+draft serves on. At the start the registry has a moment to say what serves; then what served last does.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+import random
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from updraft.fleet.v1 import fleet_pb2
 from updraft_chassis.clock import Clock
-from updraft_chassis.errors import Corrupt, Exhausted, Unavailable, UpdraftError
+from updraft_chassis.errors import Corrupt, Exhausted, Forbidden, Unauthenticated, Unavailable, UpdraftError
 from updraft_chassis.retry import Backoff
+from updraft_inference.agent import switchback
 from updraft_inference.agent.drafts import DraftFolder, check_target, read_manifest, verified
-from updraft_inference.engine.port import Engine
+from updraft_inference.engine.port import DraftOnDisk, Engine
 from updraft_inference.metrics import Metrics
 from updraft_inference.race import Interrupted, unless
 
 logger = logging.getLogger(__name__)
 
-_RETRY_S = 5.0
-"""Until a directive that failed for the pod's own reasons is followed again."""
+VERIFY_S = 300.0
+"""How often the engine hashes what it holds: a second of one core, and most pods live for days."""
+
+_PASSING = (Unavailable, Exhausted, Unauthenticated, Forbidden)
+"""Troubles of this pod, its network or its token, which say nothing about a version."""
 
 Fetch = Callable[[int, str | None], Coroutine[Any, Any, Path]]
 """(version, digest of its weights file if known) -> its folder: updraft_chassis.transfer.download."""
+
+_Drafts = Mapping[int, DraftOnDisk | None]
+"""Verified, by version; None for version 0."""
 
 
 class Swapper:
@@ -49,11 +58,25 @@ class Swapper:
         self._clock = clock
         self._on_change = on_change
         self._backoff = Backoff()
-        self._directive = fleet_pb2.Directive()
+        self._rng = random.Random()
+        self._directive: fleet_pb2.Directive | None = None
+        self._version = 0
+        """What is being worked on: what fails now fails for this version."""
+        self._due_s: dict[int, float] = {}
+        """When downloads may begin, on the monotonic clock: a newer directive must not draw lots again."""
+        self._heard = asyncio.Event()
         self._arrived = asyncio.Event()
         self._status = fleet_pb2.DirectiveStatus()
         self._counters = fleet_pb2.SwapCounters()
         self._since_s = clock.now()
+        self.retry_s = 5.0
+        """Until a directive that failed for the pod's own reasons is followed again."""
+        self.contact_s = 3.0
+        """How long a start waits for the registry's word; one that is away is mostly known to be at once."""
+        self.look_s = 0.5
+        """How often a switchback looks at the clock: it may have been set."""
+        self.settled = asyncio.Event()
+        """Set once what can serve at the start does; a download takes longer, and is not waited for."""
 
     @property
     def status(self) -> fleet_pb2.DirectiveStatus:
@@ -82,10 +105,15 @@ class Swapper:
 
     def accept(self, directive: fleet_pb2.Directive) -> None:
         """Follow this one from now on. One that is known already is not started again."""
-        if directive == self._directive:
+        if self._directive is not None and _wish(directive) == _wish(self._directive):
             return
         self._directive = directive
+        self._heard.set()
         self._arrived.set()
+
+    def go_alone(self) -> None:
+        """The registry cannot be reached: do not wait for its word."""
+        self._heard.set()
 
     async def restore(self) -> None:
         """Serve with what served before the process started, if it is still whole; needs no registry."""
@@ -93,90 +121,179 @@ class Swapper:
         if version == 0:
             return
         try:
-            await self._swap(version)
-        except UpdraftError as error:
+            await self._install(await asyncio.to_thread(self._verified, version))
+        except (OSError, UpdraftError) as error:
             extra = {"version": version, "reason": str(error)}
             logger.warning("The last draft cannot be restored; serving without", extra=extra)
 
     async def run(self) -> None:
-        """Follow directives, for ever."""
+        """Follow directives, for ever; until the first one, serve what served last."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.contact_s):
+                await self._heard.wait()
+        self._arrived.set()
         while True:
             await self._arrived.wait()
             self._arrived.clear()
             try:
-                await self._follow(self._directive)
+                await self._do(self._directive)
             except Interrupted:
-                logger.info("A newer directive came", extra={"nonce": self._directive.nonce})
+                logger.info("Going on with the newest directive")
+
+    async def watch(self) -> None:
+        """From time to time look whether the engine still holds what it loaded, for ever."""
+        while True:
+            await asyncio.sleep(VERIFY_S)
+            await self.verify()
+
+    async def verify(self) -> None:
+        """Look once. What has changed in memory is told to the registry, and loaded again from disk."""
+        before = self._engine.loaded
+        after = await self._engine.verify()
+        if after.version == before.version and after.tensors_digest != before.tensors_digest:
+            self._metrics.draft_mismatches.inc()
+            extra = {"version": before.version, "loaded": before.tensors_digest, "held": after.tensors_digest}
+            logger.error("The engine's draft has changed in memory; it is loaded again", extra=extra)
+            self._on_change()
+            self._arrived.set()
+
+    async def _do(self, directive: fleet_pb2.Directive | None) -> None:
+        if directive is not None:
+            await self._follow(directive)
+        else:
+            await self.restore()
+            self.settled.set()
 
     async def _follow(self, directive: fleet_pb2.Directive) -> None:
-        version = directive.serve_version
+        self._version = directive.serve_version
         self._tell(directive, fleet_pb2.OUTCOME_PENDING)
         try:
-            if not await self._serves(directive):
-                if version:
-                    await self._hold(directive, version, directive.serve_digest or None)
-                await self._swap(version)
-            for version in sorted(set(directive.prefetch_versions).difference(self._drafts.versions)):
-                await self._hold(directive, version, None)
-        except (OSError, Unavailable, Exhausted) as error:
-            await self._postpone(directive, version, error)
-            return
-        except UpdraftError as error:
-            self._refuse(directive, version, error)
-        else:
+            both = await self._take_over(directive)
             self._tell(directive, fleet_pb2.OUTCOME_ACK)
-        try:
-            await asyncio.to_thread(self._drafts.prune, {directive.serve_version, *directive.prefetch_versions})
-        except OSError as error:
-            logger.warning("Old drafts cannot be removed", extra={"reason": str(error)})
+            await self._prune(directive)
+            if both:
+                await self._alternate(directive.switchback, both)
+        except (OSError, *_PASSING) as error:
+            await self._postpone(directive, error)
+        except UpdraftError as error:
+            self._refuse(directive, error)
+            await self._prune(directive)
 
-    async def _serves(self, directive: fleet_pb2.Directive) -> bool:
+    async def _take_over(self, directive: fleet_pb2.Directive) -> _Drafts:
+        """Serve what is ordered and hold the rest ready. The two drafts of a switchback; none without one."""
+        plan = directive.switchback
+        has_plan = directive.HasField("switchback")
+        if not has_plan or self._engine.loaded.version not in (plan.version_a, plan.version_b):
+            await self._serve(directive)
+        both = {}
+        if has_plan:
+            for version, digest in ((plan.version_a, plan.digest_a), (plan.version_b, plan.digest_b)):
+                both[version] = await self._ready(directive, version, digest)
+        for version in sorted(set(directive.prefetch_versions).difference(self._drafts.versions)):
+            await self._hold(directive, version, None)
+        return both
+
+    async def _serve(self, directive: fleet_pb2.Directive) -> None:
+        if not await asyncio.to_thread(self._serves, directive):
+            await self._install(await self._ready(directive, directive.serve_version, directive.serve_digest))
+        await self._remember(directive.serve_version)
+
+    async def _alternate(self, plan: fleet_pb2.Switchback, both: _Drafts) -> None:
+        """Serve each slice's version until a newer directive comes. Where one fails the other one serves on."""
+        versions = {"a": plan.version_a, "b": plan.version_b}
+        logger.info("A switchback begins", extra=versions)
+        try:
+            while True:
+                now = switchback.current(plan, self._clock.now())
+                self._version = now.version
+                if not self._holds(both[now.version]):
+                    await self._install(both[now.version], level=logging.DEBUG)
+                    self._on_change()
+                await unless(self._arrived.wait(), asyncio.sleep(min(now.left_s, self.look_s)))
+        finally:
+            logger.info("The switchback is over", extra=versions)
+
+    def _serves(self, directive: fleet_pb2.Directive) -> bool:
         """The engine holds what is wanted, by digest too: a registry set up anew counts from 1 again."""
         loaded = self._engine.loaded
         if loaded.version != directive.serve_version:
             return False
-        if loaded.version == 0 or not directive.serve_digest:
+        if loaded.version == 0:
             return True
         manifest = read_manifest(self._drafts.path / str(loaded.version))
         return (
             manifest is not None
-            and manifest.digest == directive.serve_digest
+            and directive.serve_digest in ("", manifest.digest)
             and manifest.tensors_digest == loaded.tensors_digest
         )
 
+    def _holds(self, draft: DraftOnDisk | None) -> bool:
+        loaded = self._engine.loaded
+        wanted = (0, "") if draft is None else (draft.version, draft.tensors_digest)
+        return (loaded.version, loaded.tensors_digest) == wanted
+
+    async def _ready(self, directive: fleet_pb2.Directive, version: int, digest: str) -> DraftOnDisk | None:
+        """A version on disk, verified; None for version 0."""
+        if version == 0:
+            return None
+        await self._hold(directive, version, digest or None)
+        return await asyncio.to_thread(self._verified, version)
+
     async def _hold(self, directive: fleet_pb2.Directive, version: int, digest: str | None) -> None:
         """Have a version on disk, however long it takes; Interrupted when a newer directive came."""
+        self._version = version
+        if await asyncio.to_thread(self._drafts.holds, version, digest):
+            return
+        self.settled.set()
+        await self._await_turn(directive, version)
         self._backoff.reset()
         for delay_s in self._backoff:
             try:
                 await unless(self._arrived.wait(), self._fetch(version, digest))
-            except (Unavailable, Exhausted) as error:
-                self._tell(directive, fleet_pb2.OUTCOME_PENDING, version, f"cannot fetch yet: {error}")
+            except _PASSING as error:
+                self._tell(directive, fleet_pb2.OUTCOME_PENDING, f"cannot fetch yet: {error}")
                 logger.warning("A draft cannot be fetched yet", extra={"version": version, "reason": str(error)})
                 await unless(self._arrived.wait(), asyncio.sleep(delay_s))
             else:
                 return
 
-    async def _swap(self, version: int) -> None:
+    async def _await_turn(self, directive: fleet_pb2.Directive, version: int) -> None:
+        """A fleet that is told at once does not come at once."""
+        now_s = self._clock.monotonic()
+        wait_s = self._rng.uniform(0.0, directive.prefetch_spread_ms / 1000)
+        due_s = min(now_s + wait_s, self._due_s.get(version, now_s + wait_s))
+        self._due_s = {version: due_s}
+        await unless(self._arrived.wait(), asyncio.sleep(max(0.0, due_s - now_s)))
+
+    def _verified(self, version: int) -> DraftOnDisk:
         folder = self._drafts.path / str(version)
-        draft = None
-        if version:
-            draft = await asyncio.to_thread(verified, folder, version)
-            manifest = read_manifest(folder)
-            if manifest is None:
-                raise Corrupt(f"{folder} lost its manifest")
-            check_target(manifest, self._engine.info)
+        draft = verified(folder, version)
+        manifest = read_manifest(folder)
+        if manifest is None:
+            raise Corrupt(f"{folder} lost its manifest")
+        check_target(manifest, self._engine.info)
+        return draft
+
+    async def _install(self, draft: DraftOnDisk | None, *, level: int = logging.INFO) -> None:
         swapped = await self._engine.swap(draft)
         self._since_s = self._clock.now()
         self._count(swapped.pause_s)
-        await self._remember(version)
-        logger.info("Serving a new draft", extra={"version": version, "pause_ms": round(1000 * swapped.pause_s, 1)})
+        extra = {"version": swapped.loaded.version, "pause_ms": round(1000 * swapped.pause_s, 1)}
+        logger.log(level, "Serving a new draft", extra=extra)
 
     async def _remember(self, version: int) -> None:
         try:
             await asyncio.to_thread(self._drafts.remember, version)
         except OSError as error:  # a full disk costs the next start its draft, not this one
             logger.warning("The draft in use cannot be noted", extra={"version": version, "reason": str(error)})
+
+    async def _prune(self, directive: fleet_pb2.Directive) -> None:
+        plan = directive.switchback
+        wanted = {directive.serve_version, plan.version_a, plan.version_b, *directive.prefetch_versions}
+        try:
+            await asyncio.to_thread(self._drafts.prune, wanted)
+        except OSError as error:
+            logger.warning("Old drafts cannot be removed", extra={"reason": str(error)})
 
     def _count(self, pause_s: float) -> None:
         pause_us = round(1e6 * pause_s)
@@ -187,26 +304,35 @@ class Swapper:
         self._metrics.swap_pause.observe(pause_s)
         self._metrics.draft_version.set(self._engine.loaded.version)
 
-    async def _postpone(self, directive: fleet_pb2.Directive, version: int, error: Exception) -> None:
+    async def _postpone(self, directive: fleet_pb2.Directive, error: Exception) -> None:
         """A fault of this pod says nothing about the version: no refusal, the same directive again a little later."""
-        self._tell(directive, fleet_pb2.OUTCOME_PENDING, version, f"not yet: {error}")
-        logger.warning("A draft cannot be taken over yet", extra={"version": version, "reason": str(error)})
-        await unless(self._arrived.wait(), asyncio.sleep(_RETRY_S))
+        self._tell(directive, fleet_pb2.OUTCOME_PENDING, f"not yet: {error}")
+        self.settled.set()
+        extra = {"version": self._version, "reason": str(error)}
+        logger.warning("A draft cannot be taken over yet", extra=extra)
+        await unless(self._arrived.wait(), asyncio.sleep(self.retry_s))
         self._arrived.set()
 
-    def _refuse(self, directive: fleet_pb2.Directive, version: int, error: UpdraftError) -> None:
+    def _refuse(self, directive: fleet_pb2.Directive, error: UpdraftError) -> None:
         self._counters.failures += 1
         self._metrics.swaps.labels(outcome="refused").inc()
-        extra = {"version": version, "reason": str(error)}
+        extra = {"version": self._version, "reason": str(error)}
         logger.error("A draft is refused; the old one serves on", extra=extra)
-        self._tell(directive, fleet_pb2.OUTCOME_NACK, version, str(error))
+        self._tell(directive, fleet_pb2.OUTCOME_NACK, str(error))
 
-    def _tell(
-        self,
-        directive: fleet_pb2.Directive,
-        outcome: fleet_pb2.Outcome.ValueType,
-        version: int = 0,
-        reason: str = "",
-    ) -> None:
-        self._status = fleet_pb2.DirectiveStatus(nonce=directive.nonce, outcome=outcome, version=version, reason=reason)
+    def _tell(self, directive: fleet_pb2.Directive, outcome: fleet_pb2.Outcome.ValueType, reason: str = "") -> None:
+        """Say how it goes; what goes wrong is of the version that is worked on."""
+        self._status = fleet_pb2.DirectiveStatus(
+            nonce=directive.nonce, outcome=outcome, version=self._version if reason else 0, reason=reason
+        )
+        if outcome != fleet_pb2.OUTCOME_PENDING:
+            self.settled.set()
         self._on_change()
+
+
+def _wish(directive: fleet_pb2.Directive) -> fleet_pb2.Directive:
+    """Without how it may be spread, which depends on how large the fleet is just now."""
+    wish = fleet_pb2.Directive()
+    wish.CopyFrom(directive)
+    wish.ClearField("prefetch_spread_ms")
+    return wish

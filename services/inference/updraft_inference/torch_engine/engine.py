@@ -12,18 +12,19 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
 import torch
 from torch import Tensor
 
+from updraft_chassis.digests import tensors_digest
 from updraft_chassis.errors import Corrupt, Exhausted, InvalidInput, Unavailable
+from updraft_chassis.model_folder import target_fingerprint, tokenizer_fingerprint
 from updraft_draft import checkpoint
 from updraft_draft.config import DraftConfig
 from updraft_draft.network import DraftNetwork
-from updraft_draft.target_weights import target_fingerprint, tokenizer_fingerprint
 from updraft_inference.agent.lookahead import Lookahead
 from updraft_inference.engine.port import (
     Delta,
@@ -129,6 +130,11 @@ class TorchEngine:
         )
 
     @property
+    def faults(self) -> Mapping[int, int]:
+        """See the port."""
+        return self._decoder.faults.copy()
+
+    @property
     def is_alive(self) -> bool:
         """The engine's thread runs; false means that the process should end."""
         return self._failure is None
@@ -177,7 +183,7 @@ class TorchEngine:
             config, tensors = await asyncio.to_thread(self._read, draft)
             eagle = self._decoder.eagle
             fresh = await asyncio.to_thread(self._build, config, tensors) if eagle is None else None
-            previous = self._held()
+            previous = await asyncio.to_thread(self._held)  # only a swap writes them, and the lock is ours
             pause_s = await self._between_steps(lambda: self._install(draft.version, tensors, fresh))
             digest = await asyncio.to_thread(self._digest)
             if digest != draft.tensors_digest:
@@ -191,6 +197,13 @@ class TorchEngine:
                 draft_vocabulary_fingerprint=checkpoint.vocabulary_fingerprint(self._network.token_ids),
             )
             return Swapped(loaded=self._loaded, pause_s=pause_s)
+
+    async def verify(self) -> Loaded:
+        """See the port. Only a swap writes what is hashed, and the lock keeps it away."""
+        async with self._swap_lock:
+            if self._decoder.eagle is not None:
+                self._loaded = replace(self._loaded, tensors_digest=await asyncio.to_thread(self._digest))
+            return self._loaded
 
     # -- outside the engine's thread ----------------------------------------------------------------------------------
 
@@ -217,7 +230,7 @@ class TorchEngine:
         reason = check_fits(config, self._decoder.target.config)
         if reason is not None:
             raise InvalidInput(reason)
-        digest = checkpoint.tensors_digest(checkpoint.tensor_specs(sorted(tensors.items())))
+        digest = tensors_digest(checkpoint.tensor_specs(sorted(tensors.items())))
         if digest != draft.tensors_digest:
             raise Corrupt(f"version {draft.version} holds {digest}, its manifest says {draft.tensors_digest}")
         eagle = self._decoder.eagle
@@ -239,7 +252,7 @@ class TorchEngine:
         return self._decoder.draft_version, {name: t.clone() for name, t in eagle.network.state_dict().items()}
 
     def _digest(self) -> str:
-        return checkpoint.tensors_digest(checkpoint.tensor_specs(checkpoint.checkpoint_tensors(self._network)))
+        return tensors_digest(checkpoint.tensor_specs(checkpoint.checkpoint_tensors(self._network)))
 
     @property
     def _network(self) -> DraftNetwork:

@@ -1,0 +1,104 @@
+"""The pod's stream to a registry that refuses it, goes away and comes back."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import pytest
+from tests.support.ports import free_port
+from tests.support.rpc import listening, service
+from tests.support.wait import until
+
+from updraft.fleet.v1 import fleet_pb2
+from updraft.fleet.v1.fleet_pb2_grpc import FleetStub
+from updraft_chassis import rpc
+from updraft_chassis.access import Access
+from updraft_chassis.credentials import Credentials
+from updraft_inference.agent.fleet import FleetLink, Link
+
+FLEET = fleet_pb2.DESCRIPTOR.services_by_name["Fleet"]
+READER, POD = "token-of-a-reader", "token-of-this-pod"
+
+
+async def connect(reports: AsyncIterator[fleet_pb2.ConnectRequest], context: Any) -> AsyncIterator[Any]:
+    """A registry that answers each report."""
+    async for request in reports:
+        yield fleet_pb2.ConnectResponse(directive=fleet_pb2.Directive(nonce=request.report.identity.pod))
+
+
+@pytest.fixture
+def tokens_file(tmp_path: Path) -> Path:
+    file = tmp_path / "tokens"
+    file.write_text(f"read:{READER}\nserve:{POD}\n")
+    return file
+
+
+def bearing(folder: Path, token: str) -> Credentials:
+    file = folder / "token"
+    file.write_text(token)
+    return Credentials(token_file=file)
+
+
+@asynccontextmanager
+async def linked(channel: grpc.aio.Channel) -> AsyncIterator[list[Link]]:
+    """A link on this channel; yields what it says of itself."""
+    heard: list[Link] = []
+    link = FleetLink(
+        FleetStub(channel),
+        lambda: fleet_pb2.PodReport(identity=fleet_pb2.PodIdentity(pod="pod-0")),
+        lambda directive: None,
+        changed=asyncio.Event(),
+        on_link=heard.append,
+        report_s=0.05,
+    )
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(link.run())
+        yield heard
+        task.cancel()
+
+
+async def test_a_pod_whose_role_does_not_do_says_why_once_and_connects_once_its_token_does(
+    tokens_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    credentials = bearing(tmp_path, READER)
+    async with (
+        listening(service(FLEET, Connect=connect), access=Access(tokens_file)) as address,
+        rpc.channel(address, credentials) as channel,
+        linked(channel) as heard,
+    ):
+        await until(lambda: heard.count(Link.DENIED) >= 2, what="two refusals")
+        assert set(heard) == {Link.DENIED}
+
+        bearing(tmp_path, POD)
+        await until(lambda: Link.UP in heard, what="the connection")
+
+    told = [record for record in caplog.records if record.name == "updraft_inference.agent.fleet"]
+    assert [record.message for record in told] == [
+        "The registry refuses this pod; serving goes on",
+        "The registry is back",
+    ]
+    assert "role read may not call Fleet.Connect, which takes role serve or operate" in str(vars(told[0]))
+    assert not any(token in str(vars(record)) for record in caplog.records for token in (READER, POD))
+
+
+async def test_a_registry_that_is_away_is_told_once_and_so_is_its_return(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    port = free_port()
+    async with rpc.channel(f"127.0.0.1:{port}") as channel, linked(channel) as heard:
+        await until(lambda: heard.count(Link.AWAY) >= 3, what="three attempts")
+        server = rpc.server()
+        server.add_generic_rpc_handlers([service(FLEET, Connect=connect)])
+        rpc.bind(server, host="127.0.0.1", port=port, setting="none")
+        await server.start()
+        await until(lambda: Link.UP in heard, what="the connection")
+        await server.stop(grace=None)
+        await until(lambda: heard[-1] is Link.AWAY, what="the end of the stream")
+
+    told = [record.message for record in caplog.records if record.name == "updraft_inference.agent.fleet"]
+    away = "The registry is away; serving goes on"
+    assert told == [away, "The registry is back", away]
