@@ -30,10 +30,11 @@ _TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlook:
-    """`serving` and `latest` are versions, 0 = none. `hold` says why nothing new would be tried; empty if it would."""
+    """`serving`: a version, 0 = none. `hold` says why nothing new would be tried; empty if it would."""
 
     serving: int
-    latest: int
+    basis: int
+    """The version that a new trainer goes on from; 0: none binds it, for every draft so far was rejected."""
     hold: str
     target_fingerprint: str
     draft_vocabulary_fingerprint: str
@@ -83,7 +84,7 @@ class Drafts:
         self._metrics.serving_version.set(state.stable)
         self.outlook = Outlook(
             serving=state.stable,
-            latest=state.latest,
+            basis=_basis(state),
             hold=_hold(state),
             target_fingerprint=state.target_fingerprint,
             draft_vocabulary_fingerprint=state.draft_vocabulary_fingerprint,
@@ -99,7 +100,7 @@ class Drafts:
     def note_serving(self, version: int) -> None:
         """Take the registry's answer to a publication before the next look."""
         if self.outlook is not None:
-            self.outlook = replace(self.outlook, serving=version, latest=max(version, self.outlook.latest))
+            self.outlook = replace(self.outlook, serving=version, basis=version)
             self._metrics.serving_version.set(version)
 
     def _note(self, *, is_up: bool, why: str = "") -> None:
@@ -119,6 +120,12 @@ def _check(what: str, its: str, ours: str) -> None:
             f"the registry's drafts have the {what} {its}, this trainer's is {ours};"
             " set UPDRAFT_TRAINER_SPECULATOR or UPDRAFT_TRAINER_DATA_DIR to another"
         )
+
+
+def _basis(state: registry_pb2.SpeculatorState) -> int:
+    """The best that there is of the lineage; the registry names its vocabulary once there is a lineage."""
+    is_bound = bool(state.draft_vocabulary_fingerprint)
+    return (state.stable or state.candidate or state.previous or state.latest) if is_bound else 0
 
 
 def _hold(state: registry_pb2.SpeculatorState) -> str:

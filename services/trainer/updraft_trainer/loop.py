@@ -11,7 +11,16 @@ from dataclasses import dataclass, replace
 
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.clock import Clock
-from updraft_chassis.errors import Conflict, Corrupt, Exhausted, InvalidInput, NotFound, Unavailable
+from updraft_chassis.errors import (
+    Conflict,
+    Corrupt,
+    Exhausted,
+    Forbidden,
+    InvalidInput,
+    NotFound,
+    Unauthenticated,
+    Unavailable,
+)
 from updraft_chassis.lifecycle import Stop
 from updraft_draft import checkpoint
 from updraft_trainer.decision import Bar, decide
@@ -87,7 +96,7 @@ class Trainer:
             await self.save_if_due()
             if not has_learnt:
                 await stop.wait(_REST_S)
-        await asyncio.to_thread(self.save)
+        await self._try_to_save(otherwise="the next start goes on from the last state that was saved")
 
     def learn(self) -> bool:
         """One optimizer step; false if every sample was used enough."""
@@ -123,7 +132,7 @@ class Trainer:
         try:
             if await around.evaluator.follow(outlook.serving, self.learner.network.embedding):
                 self._holdoff.reset()
-        except (Unavailable, NotFound, Corrupt, Exhausted) as error:
+        except (Unavailable, Unauthenticated, Forbidden, NotFound, Corrupt, Exhausted, OSError) as error:
             logger.warning("Cannot fetch what serves: %s", error, extra={"version": outlook.serving})
             return None
         start_s = around.clock.monotonic()
@@ -140,10 +149,10 @@ class Trainer:
             metrics.publishes.labels("unavailable").inc()
             logger.warning("Could not publish; a later candidate will be: %s", error)
             return
-        except (Conflict, Corrupt, Exhausted, InvalidInput, NotFound) as error:
+        except (Conflict, Corrupt, Exhausted, Forbidden, InvalidInput, NotFound, Unauthenticated) as error:
             metrics.publishes.labels("refused").inc()
             wait_s = self._holdoff.refused(self._around.clock.monotonic())
-            logger.error("The registry refused a candidate: %s", error, extra={"wait_s": wait_s})
+            logger.error("A candidate was refused: %s", error, extra={"wait_s": wait_s})
             return
         if response is not None:
             self._heed(response.version)
@@ -175,14 +184,15 @@ class Trainer:
         self._around.metrics.checkpoint_seconds.observe(clock.monotonic() - start_s)
         logger.info("Saved", extra={"step": self.learner.step, "samples": self.progress.num_samples})
 
-    async def _try_to_save(self) -> None:
-        """A full disk is survived and counted: training and publishing go on without a save."""
+    async def _try_to_save(self, *, otherwise: str = "trying again later") -> None:
+        """A full disk is survived and counted: what was saved before is whole, and nothing else needs the disk."""
         try:
             await asyncio.to_thread(self.save)
         except Exhausted as error:
             self._around.metrics.checkpoint_failures.inc()
+            facts = {"step": self.learner.step, "saved_step": self._saved.step}
             self._saved = replace(self._saved, at_s=self._around.clock.monotonic())
-            logger.error("Could not save; trying again later: %s", error)
+            logger.error("Could not save, %s: %s", otherwise, error, extra=facts)
 
     def _is_worth_publishing(self, candidate: Candidate, outlook: Outlook) -> bool:
         """Whether it is better, and whether anybody would take it now."""

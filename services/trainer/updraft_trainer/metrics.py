@@ -114,7 +114,7 @@ def _publishing(r: CollectorRegistry) -> dict[str, _Metric]:
         ),
         "publishes": Counter(
             "updraft_trainer_publishes_total",
-            "Candidates by what became of them: a phase of the registry, unavailable, or refused",
+            "Candidates by what became of them: a phase of the registry, unavailable, or refused (or the disk is full)",
             ["outcome"],
             registry=r,
         ),

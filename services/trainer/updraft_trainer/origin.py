@@ -1,7 +1,8 @@
 """Where a draft in training comes from: the saved state, else the registry's draft, else new weights.
 
 A lineage that exists is continued, for engines cannot swap to another vocabulary; so a trainer without a state asks the
-registry before it starts one, and waits for the answer.
+registry before it starts one, and waits for the answer. Drafts that were all rejected are no lineage: nothing ever served
+them, and their weights may be gone.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from updraft_chassis.errors import Conflict, NotFound, Unavailable
+from updraft_chassis.errors import Conflict, Exhausted, Forbidden, NotFound, Unauthenticated, Unavailable
 from updraft_chassis.lifecycle import Stop
 from updraft_draft import checkpoint
 from updraft_draft.target_weights import TargetHead
@@ -90,8 +91,8 @@ async def begin(design: Design, drafts: Drafts, replay: Replay, stop: Stop) -> O
     if outlook is None:
         return None
     outlook.check_target(design.target_fingerprint)
-    version = outlook.serving or outlook.latest
-    learner = await (_adopt(design, drafts, version, stop) if version else _start(design, replay, stop))
+    basis = outlook.basis
+    learner = await (_adopt(design, drafts, basis, stop) if basis else _start(design, replay, stop))
     if learner is None:
         return None
     return Origin(learner=learner, progress=Progress(), rng=random.Random(design.seed))
@@ -114,7 +115,7 @@ async def _adopt(design: Design, drafts: Drafts, version: int, stop: Stop) -> Le
                 f"there is no draft of this speculator left to go on from ({error});"
                 " publish one that serves, or set UPDRAFT_TRAINER_SPECULATOR to a new name"
             ) from error
-        except Unavailable as error:
+        except (Unavailable, Unauthenticated, Forbidden, Exhausted, OSError) as error:
             logger.warning("Waiting for the draft to start from: %s", error, extra={"version": version})
             await stop.wait(_WAIT_S)
         else:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis import transfer
 from updraft_chassis.clock import Clock
+from updraft_chassis.digests import file_digest, tensors_digest
 from updraft_draft import checkpoint
 from updraft_draft.network import DraftNetwork
 from updraft_trainer.estimate import Estimate
@@ -79,7 +80,10 @@ class Publisher:
         self._clock = clock
 
     async def publish(self, candidate: Candidate, progress: Progress) -> registry_pb2.PublishResponse | None:
-        """Upload; None if these very tensors were sent before. Raises what the registry answers, or Unavailable."""
+        """Upload; None if these very tensors were sent before.
+
+        Raises what the registry answers, Unavailable if it does not, Exhausted if the disk does not take the draft.
+        """
         manifest = await asyncio.to_thread(self._prepare, candidate, progress)
         if manifest.tensors_digest in progress.sent_digests:
             return None
@@ -94,10 +98,10 @@ class Publisher:
         specs = checkpoint.tensor_specs(checkpoint.checkpoint_tensors(candidate.network))
         return registry_pb2.Manifest(
             speculator=self._identity.speculator,
-            digest=transfer.sha256(weights),
+            digest=file_digest(weights),
             size_bytes=weights.stat().st_size,
             tensors=specs,
-            tensors_digest=checkpoint.tensors_digest(specs),
+            tensors_digest=tensors_digest(specs),
             config_json=candidate.network.config.to_json(),
             target_fingerprint=self._identity.target_fingerprint,
             tokenizer_fingerprint=self._identity.tokenizer_fingerprint,

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import pickle
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -86,23 +87,31 @@ class States:
         self._folder = folder
 
     def save(self, state: State) -> Path:
-        """Write a state durably and forget all but the last two. Exhausted when the disk is full."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        number = max((_number(path) for path in self._paths()), default=0) + 1
+        """Write a state durably and forget all but the last two.
+
+        Exhausted, with folder and cause, when the disk does not take it; what was saved before stays whole.
+        """
         part = self._folder / "state.part"
         try:
-            with part.open("wb") as file:
-                torch.save(_to_dict(state), file)
-                file.flush()
-                os.fsync(file.fileno())
+            self._folder.mkdir(parents=True, exist_ok=True)
+            path = self._write(part, state)
+            for old in self._paths()[NUM_KEPT:]:
+                old.unlink()
         except (OSError, RuntimeError) as error:  # torch reports a short write as a RuntimeError
-            part.unlink(missing_ok=True)
-            raise Exhausted(f"{part} cannot be written: {error}") from error
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+            raise Exhausted(f"cannot save to {self._folder}: {error}") from error
+        return path
+
+    def _write(self, part: Path, state: State) -> Path:
+        with part.open("wb") as file:
+            torch.save(_to_dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        number = max((_number(path) for path in self._paths()), default=0) + 1
         path = self._folder / f"state-{number:08d}-{_digest(part)}.pt"
         part.rename(path)
         _sync(self._folder)
-        for old in self._paths()[NUM_KEPT:]:
-            old.unlink()
         return path
 
     def load(self, identity: Identity) -> State | None:
@@ -139,9 +148,9 @@ def _check(path: Path, found: Identity, expected: Identity) -> None:
 
 
 def _read(path: Path) -> State:
-    if not path.stem.endswith(_digest(path)):
-        raise Corrupt(f"the content of {path} does not match the digest in its name")
     try:
+        if not path.stem.endswith(_digest(path)):
+            raise Corrupt(f"the content of {path} does not match the digest in its name")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         raise Corrupt(f"{path} cannot be read: {error}") from error

@@ -1,24 +1,31 @@
 import asyncio
+import json
+import random
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from prometheus_client import CollectorRegistry
 from tests.support.clock import ManualClock
+from tests.support.disk import file_size_limit
 from tests.support.ports import free_port
 from tests.support.processes import Process
+from tests.support.rpc import listening, service
 from tests.support.tiny_target import make_draft
 from tests.support.traces import TraceMaker
-from tests.support.wait import until, wait_until
+from tests.support.wait import LONG_S, until, wait_until
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft.registry.v1 import registry_pb2_grpc
 from updraft_chassis import rpc, transfer
+from updraft_chassis.access import Access
+from updraft_chassis.credentials import Credentials
+from updraft_chassis.digests import file_digest, tensors_digest
 from updraft_chassis.errors import Conflict, Unavailable
 from updraft_chassis.lifecycle import Stop
 from updraft_draft import checkpoint
@@ -83,7 +90,7 @@ class Bench:
                 return False
             return True
 
-        await until(has_looked, timeout_s=30, what="the registry's answer")
+        await until(has_looked, what="the registry's answer")
 
     async def origin(self) -> Origin:
         await self.look()
@@ -107,13 +114,20 @@ class Bench:
     async def versions(self) -> list[pb.Version]:
         """Oldest first, whole."""
         with rpc.errors():
-            answer = await self.stub.List(pb.ListRequest(speculator=self.identity.speculator, full=True), timeout=5)
+            answer = await self.stub.List(
+                pb.ListRequest(speculator=self.identity.speculator, full=True), timeout=LONG_S
+            )
         return list(reversed(answer.versions))
 
     async def pin(self, version: int) -> None:
         request = pb.PinRequest(speculator=self.identity.speculator, version=version, reason="test")
         with rpc.errors():
-            await self.stub.Pin(request, timeout=5)
+            await self.stub.Pin(request, timeout=LONG_S)
+
+    async def set_policy(self, policy: pb.RolloutPolicy) -> None:
+        request = pb.SetPolicyRequest(speculator=self.identity.speculator, policy=policy)
+        with rpc.errors():
+            await self.stub.SetPolicy(request, timeout=LONG_S)
 
     def published(self, outcome: str) -> float:
         value = self.metrics.registry.get_sample_value("updraft_trainer_publishes_total", {"outcome": outcome})
@@ -128,6 +142,7 @@ class Registry(Process):
             "UPDRAFT_REGISTRY_DATA_DIR": str(folder / "registry"),
             "UPDRAFT_REGISTRY_PORT": str(port),
             "UPDRAFT_REGISTRY_METRICS_PORT": "0",
+            "UPDRAFT_REGISTRY_STRATEGY": "Immediate",
         }
         self.port = port
         super().__init__("updraft_registry", variables, folder / "registry.log")
@@ -139,7 +154,9 @@ class Registry(Process):
 
 
 @asynccontextmanager
-async def bench(folder: Path, target: Path, traces: TraceMaker, *, port: int, speculator: str) -> AsyncIterator[Bench]:
+async def bench(
+    folder: Path, target: Path, traces: TraceMaker, *, port: int, speculator: str, vocab_size: int = 128
+) -> AsyncIterator[Bench]:
     identity = Identity(
         speculator=speculator,
         target_fingerprint=traces.target_fingerprint,
@@ -149,7 +166,7 @@ async def bench(folder: Path, target: Path, traces: TraceMaker, *, port: int, sp
         target=read_head(target),
         target_fingerprint=traces.target_fingerprint,
         hyper=Hyper(),
-        draft_vocab_size=128,
+        draft_vocab_size=vocab_size,
         first_samples=8,
         seed=0,
     )
@@ -242,7 +259,7 @@ async def test_what_is_published_is_what_the_engine_will_hold(whole: Bench) -> N
     folder = await whole.around.drafts.fetch(version.version)
     _, tensors = checkpoint.load(folder)
     specs = checkpoint.tensor_specs(sorted(tensors.items()))
-    assert checkpoint.tensors_digest(specs) == version.manifest.tensors_digest
+    assert tensors_digest(specs) == version.manifest.tensors_digest
     assert checkpoint.vocabulary_fingerprint(tensors["d2t"] + torch.arange(128)) == (
         version.manifest.draft_vocabulary_fingerprint
     )
@@ -266,13 +283,8 @@ async def test_after_a_shift_the_next_version_beats_the_one_that_serves(whole: B
 
 
 async def test_a_rejected_candidate_is_not_sent_again_and_training_goes_on(whole: Bench) -> None:
-    policy = pb.RolloutPolicy(
-        strategy=pb.STRATEGY_IMMEDIATE,
-        offline_gate=pb.OfflineGate(min_samples=8, min_gain_percent=900.0, confidence=0.8),
-    )
-    request = pb.SetPolicyRequest(speculator=whole.identity.speculator, policy=policy)
-    with rpc.errors():
-        await whole.stub.SetPolicy(request, timeout=5)
+    gate = pb.OfflineGate(min_samples=8, min_gain_percent=900.0, confidence=0.8)
+    await whole.set_policy(pb.RolloutPolicy(strategy=pb.STRATEGY_IMMEDIATE, offline_gate=gate))
     trainer = await whole.started()
     await whole.train(trainer)
     (rejected,) = await whole.versions()
@@ -311,7 +323,7 @@ async def test_while_a_version_is_pinned_nothing_is_published(whole: Bench) -> N
     assert len(await whole.versions()) == len(before)
     assert whole.published("withheld") >= 1
     with rpc.errors():
-        await whole.stub.Unpin(pb.UnpinRequest(speculator=whole.identity.speculator), timeout=5)
+        await whole.stub.Unpin(pb.UnpinRequest(speculator=whole.identity.speculator), timeout=LONG_S)
     whole.admit(2040, 2050, rule=1)
     await whole.train(trainer)
     after = await whole.versions()
@@ -375,6 +387,25 @@ async def test_a_registry_killed_in_the_middle_of_a_publication_gets_a_fresh_can
     assert all(version.manifest.provenance.step > candidate.step for version in versions)
 
 
+async def test_a_disk_without_room_for_a_candidate_costs_that_candidate_only(
+    whole: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = await whole.started()
+    for _ in range(25):
+        trainer.learn()
+    await whole.look()
+    candidate = await trainer.evaluate()
+    assert candidate is not None
+    with file_size_limit(10_000):
+        await trainer.publish(candidate)
+    assert "the draft cannot be written to" in caplog.text
+    assert whole.published("refused") == 1
+    assert await whole.versions() == []
+    whole.clock.advance(15.0)  # it waits as after a refusal
+    await whole.train(trainer)
+    assert (await whole.versions())[-1].phase == pb.PHASE_STABLE
+
+
 async def publish_elsewhere(made: Bench, target: Path, *, vocabulary: int, is_target: bool = True) -> None:
     """Somebody else's draft becomes the registry's first version."""
     network = make_draft(target, token_ids=torch.arange(vocabulary))
@@ -383,10 +414,10 @@ async def publish_elsewhere(made: Bench, target: Path, *, vocabulary: int, is_ta
     specs = checkpoint.tensor_specs(checkpoint.checkpoint_tensors(network))
     manifest = pb.Manifest(
         speculator=made.identity.speculator,
-        digest=transfer.sha256(weights),
+        digest=file_digest(weights),
         size_bytes=weights.stat().st_size,
         tensors=specs,
-        tensors_digest=checkpoint.tensors_digest(specs),
+        tensors_digest=tensors_digest(specs),
         config_json=network.config.to_json(),
         target_fingerprint=made.traces.target_fingerprint if is_target else "sha256:other",
         tokenizer_fingerprint=made.traces.tokenizer_fingerprint,
@@ -404,6 +435,22 @@ async def test_a_new_trainer_goes_on_from_the_draft_that_serves(whole: Bench, ti
     assert len(versions) >= 2
     assert versions[1].manifest.parent_version == 1
     assert len({version.manifest.draft_vocabulary_fingerprint for version in versions}) == 1
+
+
+async def test_drafts_that_were_all_rejected_bind_no_new_trainer(
+    whole: Bench, tiny_target: Path, tmp_path_factory: pytest.TempPathFactory, traces: TraceMaker, shared_registry: int
+) -> None:
+    gate = pb.OfflineGate(min_samples=8, min_gain_percent=900.0, confidence=0.8)
+    await whole.set_policy(pb.RolloutPolicy(strategy=pb.STRATEGY_IMMEDIATE, offline_gate=gate))
+    await whole.train(await whole.started())
+    assert (await whole.versions())[-1].phase == pb.PHASE_REJECTED
+    await whole.set_policy(pb.RolloutPolicy(strategy=pb.STRATEGY_IMMEDIATE))
+    folder, speculator = tmp_path_factory.mktemp("new"), whole.identity.speculator
+    async with bench(folder, tiny_target, traces, port=shared_registry, speculator=speculator, vocab_size=100) as new:
+        await new.train(await new.started())
+        accepted = (await new.versions())[-1]
+        assert accepted.phase == pb.PHASE_STABLE
+        assert json.loads(accepted.manifest.config_json)["draft_vocab_size"] == 100
 
 
 async def test_a_registry_with_drafts_of_another_target_ends_the_trainer(whole: Bench, tiny_target: Path) -> None:
@@ -461,13 +508,46 @@ async def test_the_loop_rests_when_all_is_learnt_and_saves_when_it_stops(whole: 
         tasks.create_task(trainer.run(stop))
         await until(
             lambda: len(trainer.progress.uses) == 32 and min(trainer.progress.uses.values()) == PLAN.max_uses,
-            timeout_s=60,
             what="the end of what there is to learn",
         )
         step = trainer.learner.step
         whole.admit(100, 108)
-        await until(lambda: trainer.learner.step > step, timeout_s=30, what="learning from new samples")
+        await until(lambda: trainer.learner.step > step, what="learning from new samples")
         stop.request()
     state = whole.around.states.load(whole.identity)
     assert state is not None
     assert state.learner["step"] == trainer.learner.step
+
+
+async def test_a_trainer_whose_role_may_not_publish_says_so_and_learns_on(
+    whole: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def never(requests: AsyncIterator[pb.PublishRequest], context: Any) -> pb.PublishResponse:
+        raise AssertionError
+
+    tokens_file, token_file = whole.folder / "tokens", whole.folder / "token"
+    tokens_file.write_text("read:0123456789abcdef")
+    token_file.write_text("0123456789abcdef")
+    trainer = await whole.started()
+    for _ in range(25):
+        trainer.learn()
+    await whole.look()
+    candidate = await trainer.evaluate()
+    assert candidate is not None
+    registry = service(pb.DESCRIPTOR.services_by_name["Registry"], Publish=never)
+    async with (
+        listening(registry, access=Access(tokens_file)) as address,
+        rpc.channel(address, Credentials(token_file=token_file)) as channel,
+    ):
+        stub: RegistryAsyncStub = registry_pb2_grpc.RegistryStub(channel)
+        publisher = Publisher(
+            stub, identity=whole.identity, config_digest="", folder=whole.folder / "refused", clock=whole.clock
+        )
+        origin = Origin(learner=trainer.learner, progress=trainer.progress, rng=random.Random(0))
+        denied = replace(whole, around=replace(whole.around, publisher=publisher)).trainer(origin)
+        await denied.publish(candidate)
+
+    assert "role read may not call Registry.Publish, which takes role publish or operate" in caplog.text
+    assert whole.published("refused") == 1
+    await trainer.publish(candidate)
+    assert (await whole.versions())[-1].phase == pb.PHASE_STABLE

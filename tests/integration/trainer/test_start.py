@@ -6,7 +6,7 @@ import pytest
 
 from updraft_chassis.errors import Conflict, InvalidInput, UpdraftError
 from updraft_chassis.lifecycle import Stop
-from updraft_trainer.__main__ import serve
+from updraft_trainer.process import serve
 from updraft_trainer.settings import TrainerSettings
 
 

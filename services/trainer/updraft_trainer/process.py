@@ -1,0 +1,144 @@
+"""The trainer process: everything is built here, once, and taken down in reverse."""
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from functools import partial
+
+import torch
+from prometheus_client import CollectorRegistry
+
+from updraft.registry.v1 import registry_pb2_grpc
+from updraft_chassis import lifecycle, logs, metrics, rpc, settings, streams
+from updraft_chassis.clock import SystemClock
+from updraft_chassis.model_folder import target_fingerprint, tokenizer_fingerprint
+from updraft_draft.target_weights import TargetHead, read_head
+from updraft_trainer import folder
+from updraft_trainer.drafts import Drafts
+from updraft_trainer.evaluator import Evaluator
+from updraft_trainer.intake import Intake
+from updraft_trainer.loop import Plan, Surroundings, Trainer
+from updraft_trainer.metrics import Metrics
+from updraft_trainer.origin import Design, Origin, begin, resume
+from updraft_trainer.priority import yield_to_others
+from updraft_trainer.publish import Publisher
+from updraft_trainer.replay import Replay
+from updraft_trainer.retention import Limits
+from updraft_trainer.sample import Expectation
+from updraft_trainer.settings import TrainerSettings
+from updraft_trainer.state import Identity, States
+
+logger = logging.getLogger(__name__)
+
+_CLAIM_IDLE = timedelta(seconds=30)
+"""Until entries of a trainer that is gone are taken over. Intake reads every second or so, also while a step runs, and
+waits for ten at most when something is away."""
+
+
+def main() -> None:
+    """Run until SIGTERM or SIGINT."""
+    config = settings.load(TrainerSettings)
+    logs.configure(process="trainer", level=config.log_level, format=config.log_format)
+    yield_to_others(niceness=config.niceness, scheduling=config.scheduling)
+    torch.set_num_threads(config.num_threads)
+    lifecycle.run("updraft-trainer", partial(serve, config))
+
+
+async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
+    """Train until `stop`; UpdraftError if the start fails."""
+    identity = Identity(
+        speculator=config.speculator,
+        target_fingerprint=target_fingerprint(config.model),
+        tokenizer_fingerprint=tokenizer_fingerprint(config.model),
+    )
+    target = read_head(config.model)
+    expected = _expectation(identity, target)
+    measures, clock = Metrics(CollectorRegistry()), SystemClock()
+    async with AsyncExitStack() as stack:
+        data = stack.enter_context(folder.exclusive(config.data_dir, setting="UPDRAFT_TRAINER_DATA_DIR"))
+        states = States(data / "states")
+        state = states.load(identity)
+        replay = stack.enter_context(
+            Replay.open(
+                data / "replay.sqlite",
+                limits=Limits.of(config.replay_max_bytes),
+                expected=expected,
+                cache_bytes=config.cache_max_bytes,
+            )
+        )
+        design = _design(config, identity, target)
+        origin = resume(state, design) if state else None
+        del state  # its copy of the weights
+        port = stack.enter_context(
+            metrics.serve(
+                measures.registry,
+                host=config.metrics_host,
+                port=config.metrics_port,
+                ready=lambda: True,
+                setting="UPDRAFT_TRAINER_METRICS_PORT",
+            )
+        )
+        client = await stack.enter_async_context(streams.connect(config.redis_url.get_secret_value()))
+        channel = await stack.enter_async_context(rpc.channel(config.registry_address, config.registry_credentials))
+        stub = registry_pb2_grpc.RegistryStub(channel)
+        drafts = Drafts(stub, config.speculator, data / "drafts", measures)
+        consumer = streams.Consumer(
+            client, config.stream_key, group="trainer", name=config.pod_name, claim_idle=_CLAIM_IDLE
+        )
+        around = Surroundings(
+            replay=replay,
+            drafts=drafts,
+            evaluator=Evaluator(replay, drafts, num_samples=config.evaluation_samples, lookahead=config.lookahead),
+            publisher=Publisher(
+                stub,
+                identity=identity,
+                config_digest=design.config_digest,
+                folder=data / "candidate",
+                clock=clock,
+            ),
+            states=states,
+            metrics=measures,
+            clock=clock,
+        )
+        logger.info("Trainer starts", extra={"metrics_port": port, "stream": config.stream_key})
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(Intake(consumer, replay, expected, metrics=measures, clock=clock).run(stop))
+            tasks.create_task(drafts.follow(stop))
+            tasks.create_task(_train(config, design, origin, around, identity, stop))
+
+
+async def _train(
+    config: TrainerSettings,
+    design: Design,
+    origin: Origin | None,
+    around: Surroundings,
+    identity: Identity,
+    stop: lifecycle.Stop,
+) -> None:
+    origin = origin or await begin(design, around.drafts, around.replay, stop)
+    if origin is not None:
+        plan = Plan(batch_samples=config.batch_samples, max_uses=config.max_uses, pace=config.pace, bar=config.bar)
+        trainer = Trainer(origin, around, plan, identity=identity, config_digest=design.config_digest)
+        await trainer.run(stop)
+
+
+def _expectation(identity: Identity, target: TargetHead) -> Expectation:
+    return Expectation(
+        target_fingerprint=identity.target_fingerprint,
+        tokenizer_fingerprint=identity.tokenizer_fingerprint,
+        aux_size=len(target.config.aux_layers) * target.config.hidden_size,
+        hidden_size=target.config.hidden_size,
+        vocab_size=target.config.vocab_size,
+    )
+
+
+def _design(config: TrainerSettings, identity: Identity, target: TargetHead) -> Design:
+    return Design(
+        target=target,
+        target_fingerprint=identity.target_fingerprint,
+        hyper=config.hyper,
+        draft_vocab_size=config.draft_vocab_size,
+        first_samples=config.first_samples,
+        seed=config.seed,
+    )
