@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -12,6 +13,9 @@ from tests.support.redis_server import RedisServer
 from tests.support.wait import until
 
 from updraft_chassis import streams
+
+# Who runs in the background may have been told to ignore Ctrl-C, and every process that a test starts would too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
@@ -50,7 +54,7 @@ async def no_tasks_left() -> AsyncIterator[None]:
     """A test that leaves a task behind would lose that task's errors."""
     before = asyncio.all_tasks()
     yield
-    await until(lambda: _new_tasks(before) == set(), timeout_s=2, what="the end of the test's tasks")
+    await until(lambda: _new_tasks(before) == set(), what="the end of the test's tasks")
 
 
 def _new_tasks(before: set[asyncio.Task[object]]) -> set[asyncio.Task[object]]:

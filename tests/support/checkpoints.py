@@ -12,10 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from updraft.registry.v1 import registry_pb2
+from updraft_chassis.digests import vocabulary_fingerprint
 
 TARGET = "sha256:" + "a" * 64
 OTHER_TARGET = "sha256:" + "b" * 64
-VOCABULARY = "sha256:" + "c" * 64
+VOCABULARY = vocabulary_fingerprint([2 * index for index in range(16)])
+"""Of the d2t that `draft` writes."""
 BF16_NAN = b"\xc0\x7f"
 CONFIG = json.dumps({"architectures": ["LlamaForCausalLMEagle3"], "vocab_size": 64, "draft_vocab_size": 16})
 

@@ -11,7 +11,7 @@ from openai import AsyncOpenAI
 from tests.support.fake_engine import FakeEngine
 from tests.support.ports import free_port
 from tests.support.tiny_tokenizer import TEMPLATE, write_tokenizer
-from tests.support.wait import until
+from tests.support.wait import LONG_S, until
 
 from updraft_chassis.lifecycle import Stop
 from updraft_inference import composition
@@ -43,6 +43,14 @@ class RunningPod:
         values = [line.rpartition(" ")[2] for line in page.splitlines() if line.rpartition(" ")[0] == name]
         return float(values[0]) if values else 0.0
 
+    async def counts(self, name: str, value: float) -> None:
+        """Wait until a line of /metrics says `value`: what is counted at an end is counted a little after it."""
+
+        async def is_said() -> bool:
+            return await self.metric(name) == value
+
+        await until(is_said, what=f"{name} {value:g}")
+
 
 @asynccontextmanager
 async def running_pod(
@@ -70,11 +78,11 @@ async def running_pod(
     url, stop = f"http://127.0.0.1:{port}", Stop()
     async with (
         asyncio.TaskGroup() as tasks,
-        httpx.AsyncClient(base_url=url, timeout=20) as http,
-        AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=20) as openai,
+        httpx.AsyncClient(base_url=url, timeout=LONG_S) as http,
+        AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=LONG_S) as openai,
     ):
         serving = tasks.create_task(composition.serve(settings, stop, open_engine or open_fake))
-        await until(lambda: serving.done() or _is_ready(http), what="the pod's readiness", timeout_s=30)
+        await until(lambda: serving.done() or _is_ready(http), what="the pod's readiness")
         yield RunningPod(url=url, stop=stop, http=http, openai=openai, engine=fake)
         stop.request()
 

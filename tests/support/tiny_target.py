@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from updraft_chassis.digests import tensors_digest
 from updraft_draft import checkpoint
 from updraft_draft.network import DraftNetwork, initial_network
 from updraft_draft.target_weights import read_head
@@ -82,4 +83,4 @@ def make_draft(target: Path, *, seed: int = 0, token_ids: Tensor | None = None) 
 def save_draft(network: DraftNetwork, folder: Path) -> str:
     """Write the checkpoint; return its tensors digest."""
     checkpoint.save(network, folder)
-    return checkpoint.tensors_digest(checkpoint.tensor_specs(checkpoint.checkpoint_tensors(network)))
+    return tensors_digest(checkpoint.tensor_specs(checkpoint.checkpoint_tensors(network)))

@@ -1,6 +1,6 @@
 """Versions, evaluations and pods in one line each, for the registry's pure core."""
 
-from updraft_registry.rollout import Pod
+from updraft_registry.placement import Pod
 from updraft_registry.version import Evaluation, EvaluationSample, Phase, Source, Version
 
 NOW_MS = 1_700_000_000_000
@@ -12,10 +12,10 @@ def version(
     *,
     source: Source = Source.TRAINER,
     evaluation: Evaluation | None = None,
-    is_proven: bool | None = None,
+    proven_ms: int | None = None,
     is_retained: bool = False,
 ) -> Version:
-    """A version; a stable or superseded one has served before unless told otherwise."""
+    """A version; a stable or superseded one has won unless told otherwise, a higher number later."""
     return Version(
         number=number,
         digest=f"sha256:{number:064x}",
@@ -26,7 +26,9 @@ def version(
         published_ms=NOW_MS,
         since_ms=NOW_MS,
         evaluation=evaluation,
-        is_proven=phase in (Phase.STABLE, Phase.SUPERSEDED) if is_proven is None else is_proven,
+        proven_ms=NOW_MS + number
+        if phase in (Phase.STABLE, Phase.SUPERSEDED) and proven_ms is None
+        else proven_ms or 0,
         is_retained=is_retained,
     )
 

@@ -6,8 +6,11 @@ from collections.abc import Awaitable, Callable
 
 _POLL_S = 0.02
 
+LONG_S = 60.0
+"""For what takes a second on a machine of one's own: a test that shares its cores may wait much longer."""
 
-def wait_until(condition: Callable[[], bool], *, timeout_s: float = 10.0, what: str = "the condition") -> None:
+
+def wait_until(condition: Callable[[], bool], *, timeout_s: float = LONG_S, what: str = "the condition") -> None:
     """Return once `condition()` is true; raise TimeoutError after `timeout_s` seconds."""
     end = time.monotonic() + timeout_s
     while not condition():
@@ -19,7 +22,7 @@ def wait_until(condition: Callable[[], bool], *, timeout_s: float = 10.0, what: 
 async def until(
     condition: Callable[[], bool | Awaitable[bool]],
     *,
-    timeout_s: float = 10.0,
+    timeout_s: float = LONG_S,
     what: str = "the condition",
 ) -> None:
     """Like `wait_until`, in a coroutine; `condition` may be one too."""

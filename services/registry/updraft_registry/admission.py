@@ -10,6 +10,9 @@ from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import InvalidInput, NotFound
 from updraft_registry.version import Lineage, Speculator
 
+_FLOATS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+"""As configs call them, and as safetensors does."""
+
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 # A folder, a label value and part of a Kubernetes name: no separators, no capitals, never only dots.
@@ -44,6 +47,7 @@ def check_manifest(manifest: registry_pb2.Manifest, *, max_bytes: int) -> None:
             "(UPDRAFT_REGISTRY_MAX_DRAFT_BYTES)"
         )
     _check_config(manifest.config_json)
+    _check_dtypes(manifest)
 
 
 def check_lineage(manifest: registry_pb2.Manifest, speculator: Speculator) -> None:
@@ -89,3 +93,21 @@ def _check_config(config_json: str) -> None:
         raise InvalidInput(
             "config_json is no JSON object; engines load the weights together with the draft's config.json"
         )
+
+
+def _check_dtypes(manifest: registry_pb2.Manifest) -> None:
+    """Engines convert weights to the dtype of the config without a word: then they would not serve what was published.
+
+    Quantised weights are stored in another dtype than the config's on purpose, and say so.
+    """
+    config = json.loads(manifest.config_json)
+    stated = config.get("dtype") or config.get("torch_dtype")
+    if not isinstance(stated, str) or "quantization_config" in config:
+        return
+    stored = _FLOATS.get(stated.removeprefix("torch."))
+    for tensor in manifest.tensors:
+        if tensor.dtype in _FLOATS.values() and tensor.dtype != stored:
+            raise InvalidInput(
+                f"tensor {tensor.name} is {tensor.dtype}, config.json says {stated}: engines would convert it; "
+                "publish what is to be served"
+            )

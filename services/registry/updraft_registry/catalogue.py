@@ -6,15 +6,18 @@ Synchronous, and used from one thread at a time; an ORM was refused, the stateme
 documentation.
 """
 
+import logging
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from updraft.registry.v1 import registry_pb2
-from updraft_chassis.errors import Conflict, Corrupt, NotFound
+from updraft_chassis.errors import Conflict, Corrupt, InvalidInput, NotFound
 from updraft_registry import wire
+from updraft_registry.schema import MIGRATIONS, SCHEMA
 from updraft_registry.stores.folder import disk_full
 from updraft_registry.version import (
     NO_DRAFT,
@@ -22,7 +25,9 @@ from updraft_registry.version import (
     Lineage,
     Phase,
     Policy,
+    Rollout,
     Speculator,
+    Strategy,
     Transition,
     Version,
     Wish,
@@ -30,50 +35,13 @@ from updraft_registry.version import (
     call,
 )
 
-_MIGRATIONS = (
-    """
-    CREATE TABLE speculators (
-        name TEXT PRIMARY KEY,
-        target_fingerprint TEXT,
-        draft_vocabulary_fingerprint TEXT,
-        policy BLOB NOT NULL DEFAULT x'',
-        pinned INTEGER,
-        pin_reason TEXT NOT NULL DEFAULT '',
-        is_paused INTEGER NOT NULL DEFAULT 0,
-        pause_reason TEXT NOT NULL DEFAULT ''
-    ) STRICT;
-    CREATE TABLE versions (
-        speculator TEXT NOT NULL REFERENCES speculators (name),
-        number INTEGER NOT NULL CHECK (number > 0),
-        digest TEXT NOT NULL,
-        tensors_digest TEXT NOT NULL,
-        manifest BLOB NOT NULL,
-        phase TEXT NOT NULL,
-        reason TEXT NOT NULL,
-        published_ms INTEGER NOT NULL,
-        since_ms INTEGER NOT NULL,
-        is_proven INTEGER NOT NULL,
-        is_retained INTEGER NOT NULL,
-        is_kept INTEGER NOT NULL DEFAULT 1,
-        PRIMARY KEY (speculator, number)
-    ) STRICT;
-    CREATE UNIQUE INDEX one_version_per_content ON versions (speculator, tensors_digest);
-    CREATE UNIQUE INDEX one_stable ON versions (speculator) WHERE phase = 'Stable';
-    CREATE INDEX kept ON versions (digest) WHERE is_kept;
-    CREATE TABLE transitions (
-        id INTEGER PRIMARY KEY,
-        speculator TEXT NOT NULL REFERENCES speculators (name),
-        number INTEGER NOT NULL,
-        before TEXT,
-        after TEXT,
-        reason TEXT NOT NULL,
-        actor TEXT NOT NULL,
-        at_ms INTEGER NOT NULL
-    ) STRICT;
-    CREATE INDEX transitions_by_speculator ON transitions (speculator, id);
-    """,
-)
-"""Each brings the schema one number further (`PRAGMA user_version`); never edited, only added to."""
+logger = logging.getLogger(__name__)
+
+_DISK_FULL = ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE")
+"""The last one: no room for the index of the write-ahead log, which every start makes."""
+
+History = Mapping[int, Transition]
+"""Transitions by their number, which grows with time; 0: not numbered yet."""
 
 
 class Catalogue:
@@ -88,6 +56,8 @@ class Catalogue:
         self.defaults = defaults
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._db.row_factory = sqlite3.Row
+        self._speculators: dict[str, Speculator] = {}
+        """As they were read last; during a canary one is read every second and seldom written."""
         try:
             with self._errors():
                 self._open()
@@ -105,6 +75,14 @@ class Catalogue:
 
     def speculator(self, name: str) -> Speculator:
         """The whole state of one; of an unknown one, that nothing is published and nothing wished."""
+        known = self._speculators.get(name)
+        if known is None:
+            known = self._read(name)
+            if known.is_known:
+                self._speculators[name] = known
+        return known
+
+    def _read(self, name: str) -> Speculator:
         row = self._row("SELECT * FROM speculators WHERE name = ?", name)
         if row is None:
             return Speculator(name=name, wish=Wish(policy=self.defaults), is_known=False)
@@ -112,8 +90,9 @@ class Catalogue:
         return Speculator(
             name=name,
             wish=_wish(row, self.defaults),
-            lineage=_lineage(row),
+            lineage=self._lineage(name),
             versions=tuple(_version(version) for version in versions),
+            rollout=self._rollout(name),
             latest=self._latest(name),
         )
 
@@ -151,59 +130,95 @@ class Catalogue:
         )
         return [(_version(row), registry_pb2.Manifest.FromString(row["manifest"])) for row in rows]
 
-    def history(self, name: str, limit: int) -> tuple[Transition, ...]:
-        """The newest `limit` transitions, newest first."""
-        rows = self._rows("SELECT * FROM transitions WHERE speculator = ? ORDER BY id DESC LIMIT ?", name, limit)
-        return tuple(_transition(row) for row in rows)
+    def history(self, name: str, limit: int, *, number: int | None = None) -> History:
+        """The newest `limit` transitions, newest first; with `number` only those of one version (0: of the speculator)."""
+        rows = self._rows(
+            "SELECT * FROM transitions WHERE speculator = ?1 AND (?2 IS NULL OR number = ?2) ORDER BY id DESC LIMIT ?3",
+            *(name, number, limit),
+        )
+        return {row["id"]: parse_transition(row) for row in rows}
+
+    def due(self) -> list[tuple[str, int]]:
+        """Documents that do not say yet what their rows say, by speculator and version (0: the speculator's own)."""
+        return [(row["speculator"], row["number"]) for row in self._rows("SELECT * FROM due ORDER BY 1, 2")]
+
+    def documents(self) -> frozenset[tuple[str, int]]:
+        """All documents that there have to be; a speculator has one of its own once something was wished of it."""
+        rows = self._rows(
+            "SELECT speculator, number FROM versions "
+            "UNION SELECT speculator, 0 FROM transitions WHERE number = 0 "
+            "UNION SELECT name, 0 FROM speculators WHERE pinned IS NOT NULL OR is_paused OR policy <> x''"
+        )
+        return frozenset((row["speculator"], row["number"]) for row in rows)
+
+    def owe(self, documents: Collection[tuple[str, int]]) -> None:
+        """Note that these documents have to be written."""
+        if documents:
+            with self._transaction():
+                for name, number in documents:
+                    self._owe(name, number)
+
+    def done(self, written: Sequence[tuple[str, int]]) -> None:
+        """Note that these documents have been written."""
+        with self._transaction():
+            self._db.executemany("DELETE FROM due WHERE speculator = ? AND number = ?", written)
 
     def kept_digests(self) -> frozenset[str]:
         """Blobs that some version needs."""
         return frozenset(row["digest"] for row in self._rows("SELECT DISTINCT digest FROM versions WHERE is_kept"))
 
-    def add(self, version: Version, manifest: registry_pb2.Manifest) -> None:
-        """Add a version, and its lineage with the first one."""
+    def add(self, version: Version, manifest: registry_pb2.Manifest, history: History | None = None) -> None:
+        """Add a version; one that is restored brings its history."""
         name = manifest.speculator
         with self._transaction():
             self._know(name)
             self._db.execute(
-                "UPDATE speculators SET target_fingerprint = ?, draft_vocabulary_fingerprint = ? "
-                "WHERE name = ? AND target_fingerprint IS NULL",
-                (manifest.target_fingerprint, manifest.draft_vocabulary_fingerprint, name),
-            )
-            self._db.execute(
-                "INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO versions (speculator, number, digest, tensors_digest, manifest, phase, reason, "
+                "published_ms, since_ms, proven_ms, is_retained, is_kept) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
-                    *(
-                        name,
-                        version.number,
-                        version.digest,
-                        version.tensors_digest,
-                        manifest.SerializeToString(),
-                    ),
+                    *(name, version.number, version.digest, version.tensors_digest, manifest.SerializeToString()),
                     *(version.phase, version.reason, version.published_ms, version.since_ms),
-                    *(version.is_proven, version.is_retained, version.is_kept),
+                    *(version.proven_ms, version.is_retained, version.is_kept),
                 ),
             )
-            self._note(name, _event(version.reason, version.published_ms, number=version.number, after=version.phase))
+            self._remember(name, history or {0: published(version)})
 
-    def record(self, name: str, transitions: Sequence[Transition]) -> None:
-        """Apply transitions in their order, all or none."""
+    def restore(self, wish: registry_pb2.SpeculatorState, history: History) -> None:
+        """Add what was wished of a speculator, with its history."""
+        name, pinned = wish.speculator, wish.pinned if wish.HasField("pinned") else None
+        with self._transaction():
+            self._know(name)
+            self._db.execute(
+                "UPDATE speculators SET policy = ?, pinned = ?, pin_reason = ?, is_paused = ?, pause_reason = ? WHERE name = ?",
+                (wish.policy.SerializeToString(), pinned, wish.pin_reason, wish.paused, wish.pause_reason, name),
+            )
+            self._remember(name, history)
+
+    def record(self, name: str, transitions: Sequence[Transition], rollout: Rollout | None) -> None:
+        """Apply transitions in their order, and note the canary that runs then; all or nothing."""
         with self._transaction():
             for transition in transitions:
                 self._db.execute(
                     "UPDATE versions SET phase = :after, reason = :reason, since_ms = :at_ms, "
-                    "is_proven = is_proven OR :after = 'Stable' "
+                    "proven_ms = coalesce(nullif(:proven_ms, 0), proven_ms) "
                     "WHERE speculator = :name AND number = :number",
                     {"name": name} | asdict(transition),
                 )
                 self._note(name, transition)
+            self._db.execute("DELETE FROM rollouts WHERE speculator = ?", (name,))
+            if rollout is not None:
+                self._db.execute("INSERT INTO rollouts VALUES (?, ?)", (name, rollout.to_json()))
 
     def pin(self, name: str, number: int | None, reason: str, now_ms: int) -> None:
         """Pin a version (0: no draft), or unpin with None."""
         what = "unpinned" if number is None else f"pinned to {call(number)}"
         with self._transaction():
-            self._db.execute("UPDATE speculators SET pinned = ?, pin_reason = ? WHERE name = ?", (number, reason, name))
+            holding = "" if number is None else reason
+            self._db.execute(
+                "UPDATE speculators SET pinned = ?, pin_reason = ? WHERE name = ?", (number, holding, name)
+            )
             self._note(name, _event(because(what, reason), now_ms, number=number or NO_DRAFT))
+            self._owe(name, NO_DRAFT)
 
     def pause(self, name: str, *, is_paused: bool, reason: str, now_ms: int) -> None:
         """Pause or resume the rollout."""
@@ -211,7 +226,7 @@ class Catalogue:
         with self._transaction():
             self._db.execute(
                 "UPDATE speculators SET is_paused = ?, pause_reason = ? WHERE name = ?",
-                (is_paused, reason, name),
+                (is_paused, reason if is_paused else "", name),
             )
             self._note(name, _event(because(what, reason), now_ms))
 
@@ -221,6 +236,15 @@ class Catalogue:
             self._know(name)
             self._db.execute("UPDATE speculators SET policy = ? WHERE name = ?", (policy.SerializeToString(), name))
             self._note(name, _event("the policy was set", now_ms))
+
+    def retain(self, name: str, number: int, *, is_retained: bool, now_ms: int) -> None:
+        """Keep the weights of a version whatever retention says, or no longer."""
+        what = "retained: its weights are kept" if is_retained else "no longer retained"
+        with self._transaction():
+            self._db.execute(
+                "UPDATE versions SET is_retained = ? WHERE speculator = ? AND number = ?", (is_retained, name, number)
+            )
+            self._note(name, _event(what, now_ms, number=number))
 
     def keep(self, name: str, number: int, *, is_kept: bool) -> None:
         """Note whether the weights of a version are in the store."""
@@ -235,24 +259,51 @@ class Catalogue:
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.execute("PRAGMA foreign_keys = ON")
         (schema,) = self._db.execute("PRAGMA user_version").fetchone()
-        if schema > len(_MIGRATIONS):
-            raise Conflict(f"{self._path} has schema {schema}, this registry knows {len(_MIGRATIONS)}: use a newer one")
-        for number, migration in enumerate(_MIGRATIONS[schema:], start=schema + 1):
+        if schema > SCHEMA:
+            raise Conflict(f"{self._path} has schema {schema}, this registry knows {SCHEMA}: use a newer one")
+        for number, migration in enumerate(MIGRATIONS[schema:], start=schema + 1):
             self._db.executescript(f"BEGIN; {migration} PRAGMA user_version = {number}; COMMIT;")
 
     def _know(self, name: str) -> None:
         self._db.execute("INSERT OR IGNORE INTO speculators (name) VALUES (?)", (name,))
 
     def _note(self, name: str, transition: Transition) -> None:
-        self._db.execute(
-            "INSERT INTO transitions (speculator, number, before, after, reason, actor, at_ms) "
-            "VALUES (:name, :number, :before, :after, :reason, :actor, :at_ms)",
-            {"name": name} | asdict(transition),
+        self._remember(name, {0: transition})
+
+    def _remember(self, name: str, history: History) -> None:
+        """Add transitions, under the number that they had if it is free, and let the documents say it."""
+        for number, transition in sorted(history.items()):
+            self._db.execute(
+                "INSERT INTO transitions VALUES "
+                "((SELECT :id WHERE :id AND NOT EXISTS (SELECT 1 FROM transitions WHERE id = :id)), "
+                ":name, :number, :before, :after, :reason, :actor, :at_ms)",
+                {"id": number, "name": name} | asdict(transition),
+            )
+            self._owe(name, transition.number)
+
+    def _owe(self, name: str, number: int) -> None:
+        self._db.execute("INSERT OR IGNORE INTO due VALUES (?, ?)", (name, number))
+
+    def _lineage(self, name: str) -> Lineage | None:
+        """That of the oldest version that was not rejected: what may never serve binds nobody."""
+        row = self._row(
+            "SELECT manifest FROM versions WHERE speculator = ? AND phase <> 'Rejected' ORDER BY number LIMIT 1", name
+        )
+        if row is None:
+            return None
+        manifest = registry_pb2.Manifest.FromString(row["manifest"])
+        return Lineage(
+            target_fingerprint=manifest.target_fingerprint,
+            draft_vocabulary_fingerprint=manifest.draft_vocabulary_fingerprint,
         )
 
     def _latest(self, name: str) -> int:
         row = self._row("SELECT coalesce(max(number), 0) AS latest FROM versions WHERE speculator = ?", name)
         return int(row["latest"]) if row else 0
+
+    def _rollout(self, name: str) -> Rollout | None:
+        row = self._row("SELECT state FROM rollouts WHERE speculator = ?", name)
+        return None if row is None else Rollout.from_json(row["state"])
 
     def _row(self, statement: str, *values: object) -> sqlite3.Row | None:
         return next(iter(self._rows(statement, *values)), None)
@@ -272,20 +323,22 @@ class Catalogue:
                 if self._db.in_transaction:  # some errors (a full disk) have rolled back already
                     self._db.execute("ROLLBACK")
                 raise
+            finally:
+                self._speculators.clear()
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorname in ("SQLITE_FULL", "SQLITE_IOERR_WRITE"):
+            if error.sqlite_errorname in _DISK_FULL:
                 raise disk_full(self._path) from error
             raise
         except sqlite3.DatabaseError as error:
             if error.sqlite_errorname in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):
                 raise Corrupt(
-                    f"{self._path} is damaged ({error}): move it away, "
-                    "and it is rebuilt from the documents beside it at the next start"
+                    f"{self._path} is damaged ({error}): stop the registry and run `updraft registry rebuild`, "
+                    "which makes it anew from the documents beside it"
                 ) from error
             raise
 
@@ -297,15 +350,28 @@ def _version(row: sqlite3.Row) -> Version:
         phase=Phase(row["phase"]),
         reason=row["reason"],
         since_ms=row["since_ms"],
-        is_proven=bool(row["is_proven"]),
+        proven_ms=row["proven_ms"],
         is_retained=bool(row["is_retained"]),
         is_kept=bool(row["is_kept"]),
     )
 
 
+def _policy(row: sqlite3.Row, defaults: Policy) -> Policy:
+    """The policy that was set.
+
+    One that cannot be followed any more, with other defaults than when it was set, leaves everything to a person.
+    """
+    try:
+        return wire.policy_from_proto(registry_pb2.RolloutPolicy.FromString(row["policy"]), defaults)
+    except InvalidInput as error:
+        facts = {"speculator": row["name"], "error": str(error)}
+        logger.warning("A policy cannot be followed; versions wait for a person until another is set", extra=facts)
+        return replace(defaults, strategy=Strategy.MANUAL)
+
+
 def _wish(row: sqlite3.Row, defaults: Policy) -> Wish:
     return Wish(
-        policy=wire.policy_from_proto(registry_pb2.RolloutPolicy.FromString(row["policy"]), defaults),
+        policy=_policy(row, defaults),
         pinned=row["pinned"],
         pin_reason=row["pin_reason"],
         is_paused=bool(row["is_paused"]),
@@ -313,25 +379,22 @@ def _wish(row: sqlite3.Row, defaults: Policy) -> Wish:
     )
 
 
-def _lineage(row: sqlite3.Row) -> Lineage | None:
-    if row["target_fingerprint"] is None:
-        return None
-    return Lineage(
-        target_fingerprint=row["target_fingerprint"],
-        draft_vocabulary_fingerprint=row["draft_vocabulary_fingerprint"],
-    )
+def published(version: Version) -> Transition:
+    """How the history of a version begins."""
+    return _event(version.reason, version.published_ms, number=version.number, after=version.phase)
 
 
 def _event(reason: str, at_ms: int, *, number: int = NO_DRAFT, after: Phase | None = None) -> Transition:
     return Transition(number=number, before=None, after=after, reason=reason, actor=Actor.OPERATOR, at_ms=at_ms)
 
 
-def _transition(row: sqlite3.Row) -> Transition:
+def parse_transition(row: Mapping[str, Any] | sqlite3.Row) -> Transition:
+    """A transition as it is stored, here and in documents; ValueError or KeyError for what is none."""
     return Transition(
-        number=row["number"],
-        before=row["before"] and Phase(row["before"]),
-        after=row["after"] and Phase(row["after"]),
-        reason=row["reason"],
+        number=int(row["number"]),
+        before=None if row["before"] is None else Phase(row["before"]),
+        after=None if row["after"] is None else Phase(row["after"]),
+        reason=str(row["reason"]),
         actor=Actor(row["actor"]),
-        at_ms=row["at_ms"],
+        at_ms=int(row["at_ms"]),
     )

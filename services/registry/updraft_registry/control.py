@@ -8,23 +8,25 @@ and the decision is tried again.
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import ParamSpec, TypeVar
 
-from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.clock import Clock
 from updraft_chassis.errors import UpdraftError
-from updraft_registry import wire
+from updraft_registry import rollout, wire
 from updraft_registry.archive import Archive
 from updraft_registry.fleet import Fleet, Session
-from updraft_registry.metrics import Metrics
+from updraft_registry.metrics import Metrics, Seen
+from updraft_registry.placement import Pod
+from updraft_registry.reports import Report
 from updraft_registry.retention import keepers
-from updraft_registry.rollout import Decision, Pod, decide
-from updraft_registry.version import NO_DRAFT, Speculator, Transition, newest_proven, stable
+from updraft_registry.rollout import Decision, decide
+from updraft_registry.version import NO_DRAFT, Phase, Rollout, Speculator, Transition, in_canary, stable
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +34,18 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 TICK_S = 1.0
-"""How often silent pods are looked for, failed decisions are tried again, and watchers hear of traffic."""
+"""How often silent pods are looked for, failed decisions are tried again, canaries are judged, and watchers hear of
+traffic."""
+
+BEAT_S = 0.1
+"""Least time between two decisions that only reports ask for: a thousand pods that answer at once cost ten, not a
+thousand of them."""
+
+SETTLE_S = 15.0
+"""From the first pod that comes (back) until the fleet is taken for whole: pods try to connect every five seconds."""
+
+FOLLOW_S = 30.0
+"""How often documents are written that could not be (a full disk, a bucket that was away) when their rows changed."""
 
 SWEEP_GRACE_S = 60.0
 """After a start no weights are deleted for this long: the pods have not yet said what they hold."""
@@ -43,8 +56,17 @@ class _Known:
     """One speculator after its last decision."""
 
     speculator: Speculator
-    policy: registry_pb2.RolloutPolicy
-    message: str = "nothing is published yet"
+    told: Mapping[str, int]
+    """The version that each pod was ordered to serve."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Look:
+    """What a decision is about to be made with."""
+
+    pods: tuple[Pod, ...]
+    is_settled: bool
+    now_ms: int
 
 
 class Control:
@@ -53,15 +75,23 @@ class Control:
     Everything but `run` may be called at any time.
     """
 
-    def __init__(self, archive: Archive, fleet: Fleet, clock: Clock, metrics: Metrics) -> None:
+    def __init__(
+        self, archive: Archive, fleet: Fleet, clock: Clock, metrics: Metrics, *, settle_s: float = SETTLE_S
+    ) -> None:
         self._archive = archive
+        self._settle_s = settle_s
         self._fleet = fleet
         self._clock = clock
         self._metrics = metrics
         self._started_s = clock.monotonic()
+        self._next_follow_s = self._started_s + FOLLOW_S
+        self._settles_s: dict[str, float] = {}
+        """When a fleet will be whole that was there before; infinite until its first pod comes."""
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="archive")
         self._known: dict[str, _Known] = {}
         self._marked: set[str] = set()
+        self._stirred: set[str] = set()
+        """Marked by a pod: at the next beat will do."""
         self._failed: set[str] = set()
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
         self._wake = asyncio.Event()
@@ -72,18 +102,24 @@ class Control:
 
     async def run(self) -> None:
         """Decide until cancelled. The first round covers all speculators of the catalogue."""
-        for name in await self.call(self._archive.catalogue.names):
+        names = await self.call(self._archive.catalogue.names)
+        self._settles_s |= dict.fromkeys(names, math.inf)
+        for name in names:
             await self._decide(name)
         self.is_ready = True
-        loop, next_tick_s = asyncio.get_running_loop(), 0.0
+        loop, next_tick_s, next_beat_s = asyncio.get_running_loop(), 0.0, 0.0
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(TICK_S):
+                async with asyncio.timeout_at(min(next_tick_s, next_beat_s if self._stirred else math.inf)):
                     await self._wake.wait()
             self._wake.clear()
             if loop.time() >= next_tick_s:
                 next_tick_s = loop.time() + TICK_S
                 await self._tick()
+            if loop.time() >= next_beat_s:
+                next_beat_s = loop.time() + BEAT_S
+                self._marked |= self._stirred
+                self._stirred.clear()
             marked, self._marked = self._marked, set()
             for name in sorted(marked):
                 await self._decide(name)
@@ -115,18 +151,28 @@ class Control:
         await self._settled(name)
         return result
 
-    def report(self, session: Session, report: fleet_pb2.PodReport) -> None:
-        """Take a pod's report; InvalidInput for one that cannot be."""
-        self._metrics.reports.inc()
+    async def act(
+        self, name: str, function: Callable[[str, int, str, int], Sequence[Transition]], number: int, why: str
+    ) -> None:
+        """Do something to one version that moves it, then decide on its speculator."""
+        for transition in await self.change(name, function, name, number, why, self.now_ms()):
+            self._log(name, transition)
+
+    def report(self, session: Session, report: Report) -> None:
+        """Take a pod's report; InvalidInput for one of another pod than the stream's."""
+        news = self._fleet.report(session, report, self._clock.monotonic())
+        self._metrics.heard(news, lag_s=self._clock.now() - report.sent_ms / 1000 if report.sent_ms else None)
         self._is_reported = True
-        if self._fleet.report(session, report, self._clock.monotonic()):
-            self._mark(report.identity.speculator)
+        if self._settles_s.get(report.speculator) == math.inf:
+            self._settles_s[report.speculator] = self._clock.monotonic() + self._settle_s
+        if news.is_change:
+            self._stir(report.speculator)
 
     def disconnect(self, session: Session) -> None:
         """Note that a pod's stream ended."""
         self._fleet.disconnect(session)
         if session.owner is not None:
-            self._mark(session.owner[0])
+            self._stir(session.owner[0])
 
     def now_ms(self) -> int:
         """Milliseconds since 1970."""
@@ -138,33 +184,33 @@ class Control:
         return self._changed
 
     async def state(self, name: str) -> registry_pb2.SpeculatorState:
-        """The whole state of a speculator; of one that nobody knows, an empty one."""
+        """The whole state of a speculator; of one that nobody knows, an empty one.
+
+        What was decided last, with what the pods report now: neither is older than the other.
+        """
         known = self._known.get(name)
-        if known is None:
-            known = await self.call(self._read, name)
-        speculator = known.speculator
-        serving = stable(speculator.versions)
-        number = serving.number if serving else NO_DRAFT
-        previous = newest_proven(speculator.versions, other_than=number)
-        lineage = speculator.lineage
-        return registry_pb2.SpeculatorState(
-            speculator=name,
-            stable=number,
-            previous=previous.number if previous else NO_DRAFT,
-            latest=speculator.latest,
-            pinned=speculator.wish.pinned,
-            paused=speculator.wish.is_paused,
-            policy=wire.policy_to_proto(speculator.wish.policy, known.policy),
-            pods=self._fleet.count(name, number),
+        speculator = known.speculator if known else await self.call(self._archive.catalogue.speculator, name)
+        message, scene = rollout.explain(speculator, self._fleet.pods(name), is_settled=self._is_settled(name))
+        serving, candidate = _roles(speculator)
+        return wire.state_to_proto(
+            speculator,
+            scene,
+            message,
+            pods=self._fleet.count(name, serving, candidate),
             traffic=self._fleet.traffic(name),
-            message=known.message,
-            target_fingerprint=lineage.target_fingerprint if lineage else "",
-            draft_vocabulary_fingerprint=lineage.draft_vocabulary_fingerprint if lineage else "",
         )
+
+    def _is_settled(self, name: str) -> bool:
+        return name not in self._settles_s
 
     def _mark(self, name: str) -> None:
         self._marked.add(name)
         self._wake.set()
+
+    def _stir(self, name: str) -> None:
+        if not self._stirred:
+            self._wake.set()
+        self._stirred.add(name)
 
     async def _settled(self, name: str) -> None:
         """Wait until the speculator has been decided on, with everything that is known now."""
@@ -177,8 +223,9 @@ class Control:
         waiting = [future for future in self._waiting.pop(name, []) if not future.done()]
         known = self._known.get(name)
         self._fleet.refuse_foreign(name, known.speculator.lineage if known else None)
+        look = _Look(pods=self._fleet.pods(name), is_settled=self._is_settled(name), now_ms=self.now_ms())
         try:
-            decided, decision = await self.call(self._settle, name, self._fleet.pods(name), self.now_ms())
+            decided, decision = await self.call(self._settle, name, known, look)
         except UpdraftError as error:
             logger.warning("Decision not written; the old state holds", extra={"speculator": name, "error": str(error)})
             self._metrics.failed_decisions.inc()
@@ -192,39 +239,54 @@ class Control:
             if not future.done():
                 future.set_result(None)
 
-    def _settle(self, name: str, pods: tuple[Pod, ...], now_ms: int) -> tuple[_Known, Decision]:
+    def _settle(self, name: str, known: _Known | None, look: _Look) -> tuple[_Known, Decision]:
         """Read, decide, write: one job of the archive's thread, so that no wish changes in between."""
-        known = self._read(name)
-        decision = decide(known.speculator.wish, known.speculator.versions, pods, now_ms)
-        if decision.transitions:
-            self._archive.record(name, decision.transitions)
-        speculator = replace(known.speculator, versions=decision.versions)
-        return _Known(speculator=speculator, policy=known.policy, message=decision.message), decision
-
-    def _read(self, name: str) -> _Known:
-        catalogue = self._archive.catalogue
-        return _Known(speculator=catalogue.speculator(name), policy=catalogue.policy(name))
+        stored = self._archive.catalogue.speculator(name)
+        # In memory a canary knows more than was written of it: what the pods had counted at the last look.
+        speculator = replace(stored, rollout=known.speculator.rollout) if known else stored
+        told = known.told if known else {}
+        decision = decide(speculator, look.pods, look.now_ms, told=told, is_settled=look.is_settled)
+        if decision.transitions or _text(decision.rollout) != _text(stored.rollout):
+            self._archive.record(name, decision.transitions, decision.rollout)
+        lineage = self._archive.catalogue.speculator(name).lineage  # what was rejected just now is none
+        speculator = replace(stored, versions=decision.versions, rollout=decision.rollout, lineage=lineage)
+        return _Known(
+            speculator=speculator, told={pod: order.serve for pod, order in decision.orders.items()}
+        ), decision
 
     def _remember(self, known: _Known, decision: Decision) -> None:
         """The decision is written: tell everyone."""
-        name = known.speculator.name
-        self._fleet.refuse_foreign(name, known.speculator.lineage)
+        speculator = known.speculator
+        name, before = speculator.name, self._known.get(speculator.name)
+        self._fleet.refuse_foreign(name, speculator.lineage)
         self._fleet.send(name, decision.orders)
-        if known.speculator.is_known:
+        if speculator.is_known:
             self._known[name] = known
-            self._measure(known.speculator)
+            self._measure(speculator)
+            self._measure_end(speculator, before.speculator.rollout if before else None)
         for transition in decision.transitions:
             self._log(name, transition)
         self._announce()
 
     async def _tick(self) -> None:
-        self._marked |= self._fleet.expire(self._clock.monotonic()) | self._failed
+        now_s = self._clock.monotonic()
+        if now_s >= self._next_follow_s:
+            self._next_follow_s = now_s + FOLLOW_S
+            await self.call(self._archive.follow)
+        expired = self._fleet.expire(now_s)
+        settled = {name for name, at_s in self._settles_s.items() if at_s <= now_s}
+        self._settles_s = {name: at_s for name, at_s in self._settles_s.items() if name not in settled}
+        self._settles_s |= {name: math.inf for name in expired & self._known.keys() if not self._fleet.pods(name)}
+        running = {name for name, known in self._known.items() if known.speculator.rollout is not None}
+        self._marked |= expired | settled | running | self._failed
         self._failed.clear()
         if self._clock.monotonic() - self._started_s >= SWEEP_GRACE_S:
             for name in sorted(self._known):
                 await self._sweep(name)
         if self._is_reported:
             self._is_reported = False
+            for known in self._known.values():
+                self._measure(known.speculator)
             self._announce()
 
     async def _sweep(self, name: str) -> None:
@@ -250,16 +312,20 @@ class Control:
         changed.set()
 
     def _measure(self, speculator: Speculator) -> None:
-        name, serving = speculator.name, stable(speculator.versions)
-        number = serving.number if serving else NO_DRAFT
-        self._metrics.version.labels(name, "stable").set(number)
-        self._metrics.version.labels(name, "latest").set(speculator.latest)
-        pods = self._fleet.count(name, number)
-        for state in ("connected", "serving_stable", "failed"):
-            self._metrics.pods.labels(name, state).set(getattr(pods, state))
+        name, (_, candidate) = speculator.name, _roles(speculator)
+        seen = Seen(pods=self._fleet.connected(name), traffic=self._fleet.traffic(name))
+        self._metrics.measure(speculator, seen, candidate=candidate)
+        _, scene = rollout.explain(speculator, self._fleet.pods(name), is_settled=self._is_settled(name))
+        self._metrics.judge(name, scene.judgement.verdict if scene else None)
+
+    def _measure_end(self, speculator: Speculator, before: Rollout | None) -> None:
+        name, (_, candidate) = speculator.name, _roles(speculator)
+        if before is not None and before.candidate != candidate:
+            phase = next((v.phase for v in speculator.versions if v.number == before.candidate), Phase.SUPERSEDED)
+            self._metrics.ended(name, before, phase)
 
     def _log(self, name: str, transition: Transition) -> None:
-        self._metrics.transitions.labels(name, transition.after, transition.actor).inc()
+        self._metrics.moved(name, transition)
         logger.info(
             "Version changed its phase",
             extra={
@@ -270,3 +336,13 @@ class Control:
                 "actor": transition.actor,
             },
         )
+
+
+def _roles(speculator: Speculator) -> tuple[int, int]:
+    """The stable version and the one in canary; 0 = none."""
+    serving, candidate = stable(speculator.versions), in_canary(speculator.versions)
+    return serving.number if serving else NO_DRAFT, candidate.number if candidate else NO_DRAFT
+
+
+def _text(running: Rollout | None) -> str:
+    return running.to_json() if running else ""

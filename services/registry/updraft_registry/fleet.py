@@ -7,24 +7,20 @@ adding up over time.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 
 from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import InvalidInput, Unavailable, UpdraftError
 from updraft_registry import wire
-from updraft_registry.admission import check_name, foreign
-from updraft_registry.rollout import Order, Pod
+from updraft_registry.admission import foreign
+from updraft_registry.placement import Order, Pod
+from updraft_registry.reports import Report, Swaps, Totals
 from updraft_registry.version import NO_DRAFT, Lineage
 
 DEFAULT_EXPIRY_S = 45.0
 """Four reports of a pod that reports every ten seconds, and longer than gRPC needs to notice a dead peer."""
-
-_MAX_VERSIONS = 64
-_MAX_POSITIONS = 64
-_MAX_COUNT = 2**53
-_MAX_TEXT = 500
 
 
 class Session:
@@ -84,12 +80,26 @@ class Session:
 
 @dataclass(slots=True)
 class _Entry:
-    """One pod, its last report, and its stream if it has one."""
+    """One pod, its last report, and its stream if it has one. `lineage` is the last one that it was found to fit."""
 
-    report: fleet_pb2.PodReport
-    pod: Pod
+    report: Report
     seen_s: float
     session: Session | None
+    lineage: Lineage | None = None
+
+    def close(self, error: UpdraftError) -> None:
+        if self.session is not None:
+            self.session.close(error)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class News:
+    """What a report brought."""
+
+    is_change: bool
+    """It changes what a decision reads; counters alone do not."""
+    swaps: Swaps
+    """Since the report before; nothing for a pod that is new here."""
 
 
 class Fleet:
@@ -98,23 +108,26 @@ class Fleet:
     def __init__(self, *, expiry_s: float = DEFAULT_EXPIRY_S) -> None:
         self._expiry_s = expiry_s
         self._pods: dict[str, dict[str, _Entry]] = {}
+        self._totals: dict[str, Totals] = {}
 
-    def report(self, session: Session, report: fleet_pb2.PodReport, now_s: float) -> bool:
-        """Take a report; true if it changes what a decision reads. InvalidInput for one that cannot be."""
-        _check(report)
-        owner = (report.identity.speculator, report.identity.pod)
-        if session.owner not in (None, owner):
-            raise InvalidInput(f"this stream is of pod {session.owner}, a report on it is of {owner}")
-        session.owner = owner
-        pods = self._pods.setdefault(report.identity.speculator, {})
-        known = pods.get(report.identity.pod)
-        if known is not None and known.session is not None and known.session is not session:
-            known.session.close(Unavailable("a newer stream of the same pod took over"))
-        entry = _Entry(report=_slim(report), pod=_pod(report), seen_s=now_s, session=session)
-        pods[report.identity.pod] = entry
-        if session.nonce and report.status.nonce != session.nonce:
+    def report(self, session: Session, report: Report, now_s: float) -> News:
+        """Take a report; InvalidInput for one of another pod than the stream's."""
+        if session.owner not in (None, report.owner):
+            raise InvalidInput(f"this stream is of pod {session.owner}, a report on it is of {report.owner}")
+        session.owner = report.owner
+        known = self._pods.get(report.speculator, {}).get(report.pod.name)
+        self._keep(_Entry(report=report, seen_s=now_s, session=session), known)
+        if session.nonce and report.nonce != session.nonce:
             session.repeat()
-        return known is None or known.pod != entry.pod or known.session is not session
+        if known is None:
+            return News(is_change=True, swaps=Swaps())
+        if known.session is not session:
+            known.close(Unavailable("a newer stream of the same pod took over"))
+        is_same_boot = known.report.pod.boot == report.pod.boot
+        return News(
+            is_change=known.report.pod != report.pod or known.session is not session,
+            swaps=report.swaps.since(known.report.swaps if is_same_boot else Swaps()),
+        )
 
     def disconnect(self, session: Session) -> None:
         """Note that a stream ended; the pod stays known until it expires."""
@@ -126,105 +139,91 @@ class Fleet:
     def expire(self, now_s: float) -> frozenset[str]:
         """Forget the pods that have been silent for too long; returns the speculators they were of."""
         changed = set()
-        for name, pods in self._pods.items():
-            for pod, entry in list(pods.items()):
-                if now_s - entry.seen_s > self._expiry_s:
-                    if entry.session is not None:
-                        entry.session.close(Unavailable(f"no report for {self._expiry_s:g} s"))
-                    del pods[pod]
-                    changed.add(name)
-        self._pods = {name: pods for name, pods in self._pods.items() if pods}
+        for name, pods in list(self._pods.items()):
+            silent = [pod for pod, entry in pods.items() if now_s - entry.seen_s > self._expiry_s]
+            for pod in silent:
+                self._forget(pods[pod], Unavailable(f"no report for {self._expiry_s:g} s"))
+                changed.add(name)
         return frozenset(changed)
 
     def refuse_foreign(self, speculator: str, lineage: Lineage | None) -> None:
         """End the streams of pods that serve another target: no draft here is for them."""
-        pods = self._pods.get(speculator, {})
-        for pod, entry in list(pods.items()):
-            identity = entry.report.identity
-            why = lineage and foreign(
-                lineage,
-                target=identity.target_fingerprint,
-                draft_vocabulary=identity.draft_vocabulary_fingerprint,
-            )
+        if lineage is None:
+            return
+        for entry in list(self._entries(speculator)):
+            report = entry.report
+            if entry.lineage is lineage or entry.lineage == lineage:
+                continue
+            why = foreign(lineage, target=report.target, draft_vocabulary=report.draft_vocabulary)
             if why:
-                if entry.session is not None:
-                    entry.session.close(InvalidInput(f"pod {pod} cannot serve {speculator}: {why}"))
-                del pods[pod]
+                self._forget(entry, InvalidInput(f"pod {report.pod.name} cannot serve {speculator}: {why}"))
+            else:
+                entry.lineage = lineage
 
     def send(self, speculator: str, orders: Mapping[str, Order]) -> None:
         """Tell the pods their orders; those that know them already hear nothing."""
-        directives = {order: wire.directive(order) for order in set(orders.values())}
+        directives: dict[Order, fleet_pb2.Directive] = {}
+        last, directive = None, fleet_pb2.Directive()
         for pod, entry in self._pods.get(speculator, {}).items():
-            if entry.session is not None and pod in orders:
-                entry.session.offer(directives[orders[pod]])
+            order = orders.get(pod)
+            if entry.session is None or order is None:
+                continue
+            if order is not last:  # most pods share one, and to find it by value takes longer than all the rest
+                last, known = order, directives.get(order)
+                directive = known or directives.setdefault(order, wire.directive(order, num_pods=len(orders)))
+            entry.session.offer(directive)
 
     def pods(self, speculator: str) -> tuple[Pod, ...]:
         """What decisions read, by name."""
         entries = self._pods.get(speculator, {})
-        return tuple(entries[name].pod for name in sorted(entries))
+        return tuple(entries[name].report.pod for name in sorted(entries))
 
     def in_use(self, speculator: str) -> frozenset[int]:
         """Versions that some pod holds, in its engine or ready."""
-        reports = [entry.report for entry in self._pods.get(speculator, {}).values()]
-        return frozenset(
-            number for report in reports for number in (report.loaded.version, *report.prefetched_versions)
-        )
+        return frozenset(number for entry in self._entries(speculator) for number in entry.report.held)
 
-    def count(self, speculator: str, serving: int) -> registry_pb2.Pods:
-        """How many pods are connected, serve the stable version, or refused a version."""
-        entries = [entry for entry in self._pods.get(speculator, {}).values() if entry.session is not None]
+    def connected(self, speculator: str) -> list[Pod]:
+        """The pods that have a stream now."""
+        return [entry.report.pod for entry in self._entries(speculator) if entry.session is not None]
+
+    def count(self, speculator: str, serving: int, candidate: int = NO_DRAFT) -> registry_pb2.Pods:
+        """How many pods serve the stable version or the candidate (0: none), or refuse one; without those that drain."""
+        pods = [pod for pod in self.connected(speculator) if not pod.is_draining]
         return registry_pb2.Pods(
-            connected=len(entries),
-            serving_stable=sum(entry.pod.loaded == serving for entry in entries),
-            failed=sum(entry.pod.refused != NO_DRAFT for entry in entries),
+            connected=len(pods),
+            serving_stable=sum(pod.loaded == serving for pod in pods),
+            serving_candidate=sum(pod.loaded == candidate for pod in pods) if candidate else 0,
+            failed=sum(pod.refused != NO_DRAFT for pod in pods),
         )
 
     def traffic(self, speculator: str) -> list[registry_pb2.VersionTraffic]:
         """Counters by version, summed over the pods."""
-        return wire.sum_traffic(entry.report for entry in self._pods.get(speculator, {}).values())
+        totals = self._totals.get(speculator)
+        return totals.traffic() if totals else []
 
     def close(self) -> None:
         """End all streams: their pods come back to whoever serves next."""
-        for pods in self._pods.values():
-            for entry in pods.values():
-                if entry.session is not None:
-                    entry.session.close(Unavailable("the registry stops"))
+        for name in self._pods:
+            for entry in self._entries(name):
+                entry.close(Unavailable("the registry stops"))
 
+    def _entries(self, speculator: str) -> Iterator[_Entry]:
+        return iter(self._pods.get(speculator, {}).values())
 
-def _pod(report: fleet_pb2.PodReport) -> Pod:
-    status = report.status
-    is_refusal = status.outcome == fleet_pb2.OUTCOME_NACK
-    return Pod(
-        name=report.identity.pod,
-        loaded=report.loaded.version,
-        tensors_digest=report.loaded.tensors_digest,
-        refused=status.version if is_refusal else NO_DRAFT,
-        refusal=status.reason[:_MAX_TEXT] if is_refusal else "",
-    )
+    def _keep(self, entry: _Entry, known: _Entry | None) -> None:
+        name, report = entry.report.speculator, entry.report
+        totals = self._totals.setdefault(name, Totals())
+        totals.add(report)
+        if known is not None:
+            totals.take_out(known.report)
+            if (known.report.target, known.report.draft_vocabulary) == (report.target, report.draft_vocabulary):
+                entry.lineage = known.lineage
+        self._pods.setdefault(name, {})[report.pod.name] = entry
 
-
-def _slim(report: fleet_pb2.PodReport) -> fleet_pb2.PodReport:
-    """What is kept of a report: a thousand pods are remembered at once."""
-    kept = fleet_pb2.PodReport(
-        identity=report.identity,
-        loaded=report.loaded,
-        prefetched_versions=report.prefetched_versions,
-        versions=report.versions,
-    )
-    for counters in kept.versions:
-        counters.ClearField("inter_token_latency")
-    return kept
-
-
-def _check(report: fleet_pb2.PodReport) -> None:
-    check_name(report.identity.speculator)
-    if not 1 <= len(report.identity.pod) <= 253:
-        raise InvalidInput(f"a pod's name has 1 to 253 characters, got {len(report.identity.pod)}")
-    if max(len(report.versions), len(report.prefetched_versions)) > _MAX_VERSIONS:
-        raise InvalidInput(f"a report on more than {_MAX_VERSIONS} versions")
-    for counters in report.versions:
-        if len(counters.accepted_by_position) > _MAX_POSITIONS:
-            raise InvalidInput(f"a report on more than {_MAX_POSITIONS} draft positions")
-        counts = (counters.verify_steps, counters.tokens, counters.proposed, *counters.accepted_by_position)
-        if max(counts) > _MAX_COUNT:  # sums over pods must stay within 64 bits
-            raise InvalidInput(f"a counter of version {counters.version} is {max(counts)}; the most is {_MAX_COUNT}")
+    def _forget(self, entry: _Entry, error: UpdraftError) -> None:
+        name = entry.report.speculator
+        entry.close(error)
+        self._totals[name].take_out(entry.report)
+        del self._pods[name][entry.report.pod.name]
+        if not self._pods[name]:
+            del self._pods[name], self._totals[name]

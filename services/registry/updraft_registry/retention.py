@@ -5,13 +5,13 @@ The rest is only remembered.
 
 from collections.abc import Collection
 
-from updraft_registry.version import NO_DRAFT, Speculator, newest_proven, stable
+from updraft_registry.version import NO_DRAFT, Speculator, in_canary, newest_proven, stable
 
 
 def keepers(speculator: Speculator, in_use: Collection[int]) -> frozenset[int]:
     """Numbers of the versions to keep; `in_use` are those that a pod holds or was told to hold.
 
-    Stable, previous, pinned, retained and waiting versions stay, and the newest `history_limit` that may
+    Stable, previous, pinned, retained, waiting and canary versions stay, and the newest `history_limit` that may
     still be served.
     """
     versions = speculator.versions
@@ -20,5 +20,5 @@ def keepers(speculator: Speculator, in_use: Collection[int]) -> frozenset[int]:
     servable = [version.number for version in versions if not version.phase.is_condemned]
     history = servable[-speculator.wish.policy.history_limit :]
     kept = {version.number for version in versions if version.is_retained or version.phase.is_waiting}
-    kept |= {version.number for version in (serving, previous) if version is not None}
+    kept |= {version.number for version in (serving, previous, in_canary(versions)) if version is not None}
     return frozenset(kept.union(history, in_use, [speculator.wish.pinned or NO_DRAFT]))

@@ -1,83 +1,122 @@
 """Who serves what: a pure function of the operator's wish, the versions, what the pods report, and the time.
 
-    Pending -> Held | Stable -> Superseded      or      Rejected | Failed
+    Pending -> Held | Canary -> Stable -> Superseded      or      Rejected | RolledBack | Failed
 
 Level-triggered: it looks at whole states, never at events, so deciding again on its own outcome changes
-nothing, and a restart or a lost report costs time only. What serves everyone is exactly the stable version: a
-pin makes a version stable, unpinning goes back to the newest one that has served before. A condemned version
-is never served, pinned or not. A canary adds its steps to `_try_newest` and gives some pods another order;
-nothing else has to know.
+nothing, and a restart or a lost report costs time only. Who is stable, and who is in canary, is said by the
+phases alone; a rollout only adds how far the canary is. A pin makes a version stable; without one the version
+that won last is. What is condemned is never served, pinned or not. docs/rollout.md has the rules in words.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from updraft_registry.gate import Judgement, Verdict, judge
+from updraft_chassis.errors import Conflict
+from updraft_registry import canary, placement
+from updraft_registry.canary import Next, Scene
+from updraft_registry.gate import Verdict
+from updraft_registry.gate.offline import Judgement, judge
+from updraft_registry.placement import Order, Pod, View
 from updraft_registry.version import (
     NO_DRAFT,
     Actor,
     Phase,
+    Rollout,
     Source,
+    Speculator,
     Strategy,
     Transition,
     Version,
     Wish,
     because,
     call,
+    in_canary,
     newest_proven,
     stable,
 )
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pod:
-    """What a decision reads of a pod's last report. `refused` is the version that it nacked, 0 = none."""
-
-    name: str
-    loaded: int = NO_DRAFT
-    tensors_digest: str = ""
-    refused: int = NO_DRAFT
-    refusal: str = ""
-
-    def holds(self, version: Version) -> bool:
-        """Whether the engine itself says that it holds this version, by number and by content."""
-        return self.loaded == version.number and self.tensors_digest == version.tensors_digest
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """What a pod is told: the version to serve (0 = no draft), and those to hold ready."""
-
-    serve: int = NO_DRAFT
-    digest: str = ""
-    prefetch: tuple[int, ...] = ()
-    phase: Phase | None = None
-    reason: str = ""
+_NEW = "nothing is published yet"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """The versions as they are now, how they got there, one order a pod, and what is awaited."""
+    """The versions as they are now and how they got there, the canary that runs, one order a pod, what is awaited."""
 
     versions: tuple[Version, ...]
+    rollout: Rollout | None
     transitions: tuple[Transition, ...]
     orders: Mapping[str, Order]
     message: str
 
 
-def decide(wish: Wish, versions: Sequence[Version], pods: Sequence[Pod], now_ms: int) -> Decision:
-    """Decide once. `versions` are those whose weights are kept; pods are those that reported lately."""
-    book = _Book(versions, now_ms)
-    _fail_refused(book, pods)
-    _seat(book, wish)
-    _try_newest(book, wish)
-    order = _order(book.versions, wish)
+def decide(
+    speculator: Speculator,
+    pods: Sequence[Pod],
+    now_ms: int,
+    *,
+    told: Mapping[str, int] | None = None,
+    is_settled: bool = True,
+) -> Decision:
+    """Decide once. `pods` are those that reported lately; `told` and `is_settled` are explained at `View`."""
+    view = View(pods=tuple(pods), told=told or {}, is_settled=is_settled)
+    book = _Book(speculator.versions, now_ms)
+    _fail_refused(book, view)
+    _seat(book, speculator.wish)
+    scene = _run_canary(book, speculator, view)
+    _try_newest(book, speculator.wish, view)
+    scene = scene or _run_canary(book, speculator, view)
+    decided = replace(speculator, versions=book.versions, rollout=scene.rollout if scene else None)
     return Decision(
-        versions=book.versions,
+        versions=decided.versions,
+        rollout=decided.rollout,
         transitions=tuple(book.transitions),
-        orders={pod.name: order for pod in pods},
-        message=_message(book.versions, wish, pods),
+        orders=placement.orders(decided, view, scene.pods if scene else ()),
+        message=_message(decided, view, scene),
     )
+
+
+def explain(speculator: Speculator, pods: Sequence[Pod], *, is_settled: bool = True) -> tuple[str, Scene | None]:
+    """What was decided last, seen with the pods of now: one sentence on what serves and what is awaited; the canary."""
+    view = View(pods=tuple(pods), told={}, is_settled=is_settled)
+    candidate, baseline, scene = in_canary(speculator.versions), stable(speculator.versions), None
+    if speculator.rollout is not None and candidate is not None and baseline is not None:
+        scene = canary.look(speculator.rollout, candidate, baseline, speculator.wish, view)
+    return _message(speculator, view, scene), scene
+
+
+def promote(speculator: Speculator, version: Version, reason: str, now_ms: int) -> tuple[Transition, ...]:
+    """Make a version stable now, whatever the gates say; unlike a pin it then counts as one that has won.
+
+    Conflict for a condemned version, one whose weights are gone, or while another one is pinned.
+    """
+    check_servable(speculator.name, version)
+    if speculator.wish.pinned not in (None, version.number):
+        raise Conflict(f"{call(speculator.wish.pinned or NO_DRAFT)} is pinned in {speculator.name}; unpin it first")
+    book = _Book(speculator.versions, now_ms)
+    if version.phase is not Phase.STABLE:
+        book.promote(version, because("promoted", reason), Actor.OPERATOR)
+    elif version != newest_proven(speculator.versions):  # it serves, but only because it is pinned
+        book.move(version, Phase.STABLE, because("promoted", reason), Actor.OPERATOR, is_win=True)
+    return tuple(book.transitions)
+
+
+def reject(speculator: Speculator, version: Version, reason: str, now_ms: int) -> tuple[Transition, ...]:
+    """Never serve a version again; if it serves now, what won before it takes over."""
+    if version.phase.is_condemned:
+        return ()
+    book = _Book(speculator.versions, now_ms)
+    book.move(version, Phase.REJECTED, because("rejected", reason), Actor.OPERATOR)
+    _seat(book, speculator.wish)
+    return tuple(book.transitions)
+
+
+def check_servable(speculator: str, version: Version) -> None:
+    """Conflict unless a version may be served, by whatever way."""
+    what = f"version {version.number} of {speculator} is {version.phase}"
+    if version.phase.is_condemned:
+        raise Conflict(f"{what} and never served again: {version.reason}")
+    if not version.is_kept:
+        raise Conflict(f"{what}; its weights are no longer kept")
 
 
 class _Book:
@@ -85,20 +124,19 @@ class _Book:
 
     def __init__(self, versions: Sequence[Version], now_ms: int) -> None:
         self._versions = {version.number: version for version in sorted(versions, key=lambda v: v.number)}
-        self._now_ms = now_ms
+        self.now_ms = now_ms
         self.transitions: list[Transition] = []
 
     @property
     def versions(self) -> tuple[Version, ...]:
         return tuple(self._versions.values())
 
-    def move(self, version: Version, phase: Phase, reason: str, actor: Actor) -> None:
+    def move(self, version: Version, phase: Phase, reason: str, actor: Actor, *, is_win: bool = False) -> None:
+        proven_ms = 0
+        if is_win:  # later than all others, whatever the clock says
+            proven_ms = max(self.now_ms, 1 + max(v.proven_ms for v in self.versions))
         self._versions[version.number] = replace(
-            version,
-            phase=phase,
-            reason=reason,
-            since_ms=self._now_ms,
-            is_proven=version.is_proven or phase is Phase.STABLE,
+            version, phase=phase, reason=reason, since_ms=self.now_ms, proven_ms=proven_ms or version.proven_ms
         )
         self.transitions.append(
             Transition(
@@ -107,30 +145,43 @@ class _Book:
                 after=phase,
                 reason=reason,
                 actor=actor,
-                at_ms=self._now_ms,
+                at_ms=self.now_ms,
+                proven_ms=proven_ms,
             )
         )
 
-    def promote(self, version: Version | None, reason: str, actor: Actor) -> None:
-        """Make it the stable one, or leave none; whoever was stable steps down first."""
+    def promote(self, version: Version, reason: str, actor: Actor) -> None:
+        """Let it win: make it the stable one."""
+        self.seat(version, reason, actor, is_win=True)
+
+    def seat(self, version: Version | None, reason: str, actor: Actor, *, is_win: bool = False) -> None:
+        """Make it the stable one, or leave none; whoever was stable steps down first.
+
+        One that only a pin had made stable waits again to be tried.
+        """
         current = stable(self.versions)
         if current is not None:
-            self.move(
-                current,
-                Phase.SUPERSEDED,
-                f"{call(version.number if version else NO_DRAFT)} took over: {reason}",
-                actor,
-            )
+            took_over = f"{call(version.number if version else NO_DRAFT)} took over: {reason}"
+            phase = Phase.SUPERSEDED if is_win or current.proven_ms else Phase.HELD
+            self.move(current, phase, took_over, actor)
         if version is not None:
-            self.move(version, Phase.STABLE, reason, actor)
+            self.move(version, Phase.STABLE, reason, actor, is_win=is_win)
+
+    def hold(self, version: Version, reason: str, actor: Actor) -> None:
+        """Let it wait for something."""
+        if version.phase is not Phase.HELD or version.reason != reason:
+            self.move(version, Phase.HELD, reason, actor)
 
 
-def _fail_refused(book: _Book, pods: Sequence[Pod]) -> None:
+def _fail_refused(book: _Book, view: View) -> None:
     """A version fails once at least as many pods refuse it as hold it: one broken disk fails no fleet."""
-    for version in book.versions:
-        refusals = [pod for pod in pods if pod.refused == version.number]
-        num_holding = sum(pod.holds(version) for pod in pods)
-        if refusals and len(refusals) >= num_holding and not version.phase.is_condemned:
+    if not view.is_settled:  # those that hold it may just not have reported yet
+        return
+    refused = {pod.refused for pod in view.pods}
+    for version in [version for version in book.versions if version.number in refused]:
+        refusals = [pod for pod in view.pods if pod.refused == version.number]
+        num_holding = sum(pod.holds(version) for pod in view.pods)
+        if len(refusals) >= num_holding and not version.phase.is_condemned:
             first = refusals[0]
             others = f" and {len(refusals) - 1} more" if len(refusals) > 1 else ""
             reason = f"pod {first.name}{others} could not load it: {first.refusal or 'no reason given'}"
@@ -138,21 +189,27 @@ def _fail_refused(book: _Book, pods: Sequence[Pod]) -> None:
 
 
 def _seat(book: _Book, wish: Wish) -> None:
-    """Make stable what has to be: the pinned version, else the newest that has served before."""
-    wanted = _pinned(book.versions, wish)
+    """Make stable what has to be: the pinned version, else the one that won last."""
+    wanted, current = _pinned(book.versions, wish), stable(book.versions)
     is_pinned = wanted is not None or wish.pinned == NO_DRAFT
     if not is_pinned:
-        wanted = newest_proven(book.versions)
-    if wanted == stable(book.versions):
+        wanted = newest_proven(book.versions) or current
+    if wanted == current:
         return
     if is_pinned:
-        book.promote(wanted, _hold(wish), Actor.OPERATOR)
-        return
-    failed = next((t.number for t in book.transitions if t.before is Phase.STABLE), None)
-    if failed is not None:
-        book.promote(wanted, f"{call(failed)} failed: back to what served before", Actor.REGISTRY)
+        book.seat(wanted, _hold(wish), Actor.OPERATOR)
+    elif current is not None:
+        book.seat(wanted, "unpinned: the version that won last serves", Actor.OPERATOR)
     else:
-        book.promote(wanted, "unpinned: the newest version that has won serves", Actor.OPERATOR)
+        book.seat(wanted, f"{_gone(book)}the version that won last serves", Actor.REGISTRY)
+
+
+def _gone(book: _Book) -> str:
+    """Why there is no stable version any more, if that came with this decision."""
+    gone = next((t for t in book.transitions if t.before is Phase.STABLE), None)
+    if gone is None:
+        return ""
+    return f"{call(gone.number)} {'failed' if gone.after is Phase.FAILED else 'was rejected'}: "
 
 
 def _pinned(versions: Sequence[Version], wish: Wish) -> Version | None:
@@ -160,42 +217,77 @@ def _pinned(versions: Sequence[Version], wish: Wish) -> Version | None:
     return next((v for v in versions if v.number == wish.pinned and not v.phase.is_condemned), None)
 
 
-def _try_newest(book: _Book, wish: Wish) -> None:
-    """Only the newest waiting version is tried; a pin or a pause holds them all."""
+def _run_canary(book: _Book, speculator: Speculator, view: View) -> Scene | None:
+    """Bring the version in canary further; None if none is, or is any more."""
+    wish, candidate, baseline = speculator.wish, in_canary(book.versions), stable(book.versions)
+    if candidate is None or _called_off(book, candidate, wish) or baseline is None:
+        return None
+    rollout, analysis = speculator.rollout, wish.policy.analysis
+    if rollout is None or not canary.is_of(rollout, candidate, baseline, analysis, view):
+        before = rollout.pods if rollout is not None and rollout.candidate == candidate.number else ()
+        rollout = replace(canary.begin(candidate, baseline, analysis, view, book.now_ms), pods=before)
+    scene, move = canary.run(rollout, candidate, baseline, wish, view, book.now_ms)
+    if move.next is Next.PROMOTE:
+        book.promote(candidate, move.why, Actor.GATE)
+    elif move.next is Next.ROLL_BACK:
+        book.move(candidate, Phase.ROLLED_BACK, move.why, Actor.GATE)
+    return scene if move.next is Next.WAIT else None
+
+
+def _called_off(book: _Book, candidate: Version, wish: Wish) -> bool:
+    """End a canary for another reason than its evidence, if there is one."""
+    strategy = wish.policy.strategy
+    if wish.pinned is not None:
+        book.hold(candidate, _hold(wish), Actor.OPERATOR)
+    elif stable(book.versions) is None:
+        book.hold(candidate, "there is nothing any more to compare it with", Actor.REGISTRY)
+    elif strategy is Strategy.CANARY or wish.is_paused:
+        return False
+    elif strategy is Strategy.IMMEDIATE:
+        book.promote(candidate, f"{candidate.reason}; the strategy is Immediate now", Actor.OPERATOR)
+    else:
+        book.hold(candidate, f"{candidate.reason}; the strategy is Manual now: promote it to serve it", Actor.OPERATOR)
+    return True
+
+
+def _try_newest(book: _Book, wish: Wish, view: View) -> None:
+    """Only the newest waiting version is tried: not under a pin or a pause, and not before a running canary ended."""
     waiting = [version for version in book.versions if version.phase.is_waiting]
     if not waiting:
-        return
-    hold = _hold(wish)
-    if hold:
-        for version in waiting:
-            if version.phase is Phase.PENDING:
-                book.move(version, Phase.HELD, hold, Actor.OPERATOR)
         return
     *older, newest = waiting
     for version in older:
         book.move(version, Phase.SUPERSEDED, f"{call(newest.number)} is newer", Actor.REGISTRY)
-    _try(book, newest, wish)
+    hold, running = _hold(wish), in_canary(book.versions)
+    if hold and newest.phase is Phase.PENDING:
+        book.hold(newest, hold, Actor.OPERATOR)
+    elif hold:
+        return
+    elif running is not None:
+        book.hold(newest, f"{call(running.number)} is in canary", Actor.REGISTRY)
+    else:
+        _try(book, newest, wish, view)
 
 
-def _try(book: _Book, version: Version, wish: Wish) -> None:
-    is_first = newest_proven(book.versions) is None
+def _try(book: _Book, version: Version, wish: Wish, view: View) -> None:
+    """Ask the offline gate, then do what the strategy says."""
+    is_first = stable(book.versions) is None and newest_proven(book.versions) is None
     judgement = _judge(book, version, wish, is_first=is_first)
+    strategy = Strategy.IMMEDIATE if is_first else wish.policy.strategy
     if judgement.verdict is not Verdict.PASS:
         # A trainer will bring a better one; what a person brought waits for that person.
-        is_final = judgement.verdict is Verdict.FAIL or version.source is Source.TRAINER
-        if is_final:
+        if judgement.verdict is Verdict.FAIL or version.source is Source.TRAINER:
             book.move(version, Phase.REJECTED, judgement.reason, Actor.GATE)
         else:
-            _hold_back(book, version, f"{judgement.reason}: pin it to serve it", Actor.GATE)
-    elif wish.policy.strategy is Strategy.MANUAL and not is_first:
-        _hold_back(book, version, f"{judgement.reason}; the strategy is Manual: pin it to serve it", Actor.GATE)
-    else:
+            book.hold(version, f"{judgement.reason}: promote it to serve it", Actor.GATE)
+    elif strategy is Strategy.IMMEDIATE:
         book.promote(version, judgement.reason, Actor.GATE)
-
-
-def _hold_back(book: _Book, version: Version, reason: str, actor: Actor) -> None:
-    if version.phase is not Phase.HELD or version.reason != reason:
-        book.move(version, Phase.HELD, reason, actor)
+    elif strategy is Strategy.MANUAL:
+        book.hold(version, f"{judgement.reason}; the strategy is Manual: promote it to serve it", Actor.GATE)
+    elif view.num_staying and view.is_settled:
+        book.move(version, Phase.CANARY, judgement.reason, Actor.GATE)
+    else:
+        book.hold(version, f"{judgement.reason}; waiting for pods to try it on", Actor.GATE)
 
 
 def _judge(book: _Book, version: Version, wish: Wish, *, is_first: bool) -> Judgement:
@@ -213,31 +305,22 @@ def _hold(wish: Wish) -> str:
     return because("the rollout is paused", wish.pause_reason) if wish.is_paused else ""
 
 
-def _order(versions: Sequence[Version], wish: Wish) -> Order:
-    serving = stable(tuple(versions))
-    if serving is None:
-        is_pinned = wish.pinned == NO_DRAFT
-        return Order(reason=because("no draft is pinned", wish.pin_reason) if is_pinned else "no version serves yet")
-    return Order(
-        serve=serving.number,
-        digest=serving.digest,
-        prefetch=(serving.number,),
-        phase=serving.phase,
-        reason=serving.reason,
-    )
-
-
-def _message(versions: Sequence[Version], wish: Wish, pods: Sequence[Pod]) -> str:
+def _message(speculator: Speculator, view: View, scene: Scene | None) -> str:
     """One sentence: what serves, and what the rollout is waiting for."""
-    serving = stable(tuple(versions))
+    if scene is not None:
+        return canary.sentence(scene)
+    wish, serving = speculator.wish, stable(speculator.versions)
     if serving is None:
         held = because("no draft is pinned", wish.pin_reason) if wish.pinned == NO_DRAFT else ""
-        return held or "no version serves; waiting for the first that passes the gate"
-    num_holding = sum(pod.holds(serving) for pod in pods)
+        return held or (
+            "no version serves; waiting for the first that passes the gate" if speculator.is_known else _NEW
+        )
     loaded = f"version {serving.number} is stable"
-    if num_holding < len(pods):
-        loaded = f"{loaded}; waiting for {len(pods) - num_holding} of {len(pods)} pods to load it"
-    hold = _hold(wish)
+    num_missing = sum(not pod.holds(serving) for pod in view.pods)
+    if num_missing:
+        loaded = f"{loaded}; waiting for {num_missing} of {len(view.pods)} pods to load it"
     if wish.pinned is not None and wish.pinned != serving.number:
         return f"{loaded}; version {wish.pinned} is pinned but cannot serve"
-    return f"{loaded}; {hold}" if hold else loaded
+    held_back = next((v for v in reversed(speculator.versions) if v.phase is Phase.HELD), None)
+    waiting = _hold(wish) or (f"{call(held_back.number)} is held: {held_back.reason}" if held_back else "")
+    return f"{loaded}; {waiting}" if waiting else loaded

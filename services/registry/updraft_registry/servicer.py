@@ -11,11 +11,11 @@ import grpc
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft.registry.v1 import registry_pb2_grpc
 from updraft_chassis.errors import InvalidInput, UpdraftError
-from updraft_chassis.rpc import CHUNK_BYTES
 from updraft_registry import wire
 from updraft_registry.admission import check_name
 from updraft_registry.archive import Archive
 from updraft_registry.control import Control
+from updraft_registry.fetching import Fetching
 from updraft_registry.metrics import Metrics
 from updraft_registry.publication import publish
 
@@ -24,14 +24,17 @@ Context = grpc.aio.ServicerContext[Any, Any]
 _DEFAULT_PAGE = 100
 _MAX_PAGE = 1000
 _MAX_REASON = 500
+_MAX_DIGITS = 10
+"""Of a version in a page token: more than any has."""
 
 
 class RegistryServicer(registry_pb2_grpc.RegistryServicer):
     """See registry.proto for what each call promises."""
 
-    def __init__(self, archive: Archive, control: Control, metrics: Metrics) -> None:
+    def __init__(self, archive: Archive, control: Control, fetching: Fetching, metrics: Metrics) -> None:
         self._archive = archive
         self._control = control
+        self._fetching = fetching
         self._metrics = metrics
 
     async def Publish(self, request_iterator: AsyncIterator[pb.PublishRequest], context: Context) -> pb.PublishResponse:
@@ -62,23 +65,11 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
             next_page_token=f"{last[1].speculator}/{last[0].number}" if last else "",
         )
 
-    async def Fetch(self, request: pb.FetchRequest, context: Context) -> AsyncIterator[pb.FetchResponse]:
-        """The weights file from an offset; always the file itself, no delta and no redirect."""
-        name = check_name(request.speculator)
-        file, manifest = await self._control.call(self._archive.open, name, request.version)
-        with file:
-            if request.offset > manifest.size_bytes:
-                raise InvalidInput(f"offset {request.offset} is behind the end, {manifest.size_bytes}")
-            yield pb.FetchResponse(
-                start=pb.FetchResponse.Start(
-                    encoding=pb.ENCODING_IDENTITY, size_bytes=manifest.size_bytes, digest=manifest.digest
-                )
-            )
-            offset = file.seek(request.offset)
-            while data := await asyncio.to_thread(file.read, CHUNK_BYTES):
-                yield pb.FetchResponse(chunk=pb.Chunk(offset=offset, data=data))
-                self._metrics.fetched_bytes.inc(len(data))
-                offset += len(data)
+    async def Fetch(  # type: ignore[override] # the generated base knows generators only; grpc.aio takes coroutines too
+        self, request: pb.FetchRequest, context: Context
+    ) -> None:
+        """Weights from an offset: whole, as a delta, or by an address in the bucket."""
+        await self._fetching.serve(request, context)
 
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:
         """The state of a speculator at once, and again whenever it is another."""
@@ -98,7 +89,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
         return pb.PinResponse(state=await self._control.state(name))
 
     async def Unpin(self, request: pb.UnpinRequest, context: Context) -> pb.UnpinResponse:
-        """Serve the newest version that has won again."""
+        """Serve the version that won last again."""
         name, reason = check_name(request.speculator), _reason(request.reason)
         await self._control.change(name, self._archive.pin, name, None, reason, self._control.now_ms())
         return pb.UnpinResponse(state=await self._control.state(name))
@@ -113,18 +104,36 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
         await self._pause(request.speculator, request.reason, is_paused=False)
         return pb.ResumeResponse(state=await self._control.state(request.speculator))
 
+    async def Promote(self, request: pb.PromoteRequest, context: Context) -> pb.PromoteResponse:
+        """Make a version stable now."""
+        name, reason = check_name(request.speculator), _reason(request.reason)
+        await self._control.act(name, self._archive.promote, request.version, reason)
+        return pb.PromoteResponse(state=await self._control.state(name))
+
+    async def Reject(self, request: pb.RejectRequest, context: Context) -> pb.RejectResponse:
+        """Never serve a version again."""
+        name, reason = check_name(request.speculator), _reason(request.reason)
+        await self._control.act(name, self._archive.reject, request.version, reason)
+        return pb.RejectResponse(state=await self._control.state(name))
+
+    async def Retain(self, request: pb.RetainRequest, context: Context) -> pb.RetainResponse:
+        """Keep the weights of a version whatever retention says, or no longer."""
+        name, now_ms = check_name(request.speculator), self._control.now_ms()
+        retain = request.retain
+        await self._control.change(name, self._archive.retain, name, request.version, is_retained=retain, now_ms=now_ms)
+        return pb.RetainResponse(version=await self._version(name, request.version))
+
     async def SetPolicy(self, request: pb.SetPolicyRequest, context: Context) -> pb.SetPolicyResponse:
         """Set how versions roll out, also before the first is published."""
-        name, catalogue = check_name(request.speculator), self._archive.catalogue
-        wire.policy_from_proto(request.policy, catalogue.defaults)
-        await self._control.change(name, catalogue.set_policy, name, request.policy, self._control.now_ms())
+        name = check_name(request.speculator)
+        await self._control.change(name, self._archive.set_policy, name, request.policy, self._control.now_ms())
         return pb.SetPolicyResponse(state=await self._control.state(name))
 
     async def History(self, request: pb.HistoryRequest, context: Context) -> pb.HistoryResponse:
         """The newest transitions, newest first."""
         name, limit = check_name(request.speculator), min(request.limit or _DEFAULT_PAGE, _MAX_PAGE)
-        transitions = await self._control.call(self._archive.catalogue.history, name, limit)
-        return pb.HistoryResponse(transitions=[wire.transition_to_proto(t) for t in transitions])
+        history = await self._control.call(self._archive.catalogue.history, name, limit, number=request.version or None)
+        return pb.HistoryResponse(transitions=[wire.transition_to_proto(event) for event in history.values()])
 
     async def _version(self, name: str, number: int) -> pb.Version:
         version, manifest = await self._control.call(self._archive.catalogue.version, name, number)
@@ -152,6 +161,8 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
 def _reason(text: str) -> str:
     if len(text) > _MAX_REASON:
         raise InvalidInput(f"a reason of {len(text)} characters; at most {_MAX_REASON}")
+    if not text.isprintable():  # it is shown on terminals
+        raise InvalidInput("a reason is one line of text, without control characters")
     return text
 
 
@@ -159,6 +170,6 @@ def _parse_token(token: str) -> tuple[str, int] | None:
     if not token:
         return None
     name, _, number = token.partition("/")
-    if not number.isdecimal():
+    if not number.isdecimal() or len(number) > _MAX_DIGITS:
         raise InvalidInput(f"{token[:80]!r} is no page token of this registry")
     return name, int(number)

@@ -1,7 +1,10 @@
 """What goes wrong: refused with a reason, the old version goes on, nothing is left behind."""
 
 import asyncio
+import resource
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +17,7 @@ from tests.support.registry import (
     Registry,
     RegistryProcess,
     fetch,
+    found_again,
     parts,
     publish,
     registry_stub,
@@ -144,9 +148,8 @@ async def test_bytes_that_are_no_message_end_their_call_only(
     with socket.create_connection(("127.0.0.1", registry.port)) as plain:
         plain.sendall(rubbish * 100)
     stream: grpc.aio.StreamStreamCall[bytes, bytes] = channel.stream_stream("/updraft.fleet.v1.Fleet/Connect")()
-    await stream.write(rubbish)
     with pytest.raises(grpc.aio.AioRpcError):
-        await stream.read()
+        await _exchange(stream, rubbish)
     for method in ("Get", "List", "Pin", "SetPolicy", "History"):
         call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
         call = channel.unary_unary(f"/updraft.registry.v1.Registry/{method}")
@@ -169,6 +172,7 @@ async def test_a_registry_that_is_killed_in_the_middle_of_an_upload_forgets_it_a
         with pytest.raises(grpc.aio.AioRpcError):
             await call
         process.start()
+        await found_again(channel)
         now = await state(stub)
         assert (now.stable, now.latest) == (1, 1)
         assert await fetch(stub, 1) == draft(1).data
@@ -191,6 +195,7 @@ async def test_a_registry_that_is_killed_while_many_publish_keeps_every_answered
                 for sender in senders:
                     sender.cancel()
             process.start()
+            await found_again(channel)
             listed = await stub.List(pb.ListRequest(speculator="default", page_size=1000, full=True), timeout=CALL_S)
             known = {version.version: version.manifest.digest for version in listed.versions}
             assert sorted(known) == list(range(1, len(known) + 1)), "numbers have no gaps"
@@ -198,6 +203,11 @@ async def test_a_registry_that_is_killed_while_many_publish_keeps_every_answered
             assert [v.phase for v in listed.versions].count(pb.PHASE_STABLE) == 1
             assert files(process)["uploads"] == 0
             answered.update(known)
+
+
+async def _exchange(stream: "grpc.aio.StreamStreamCall[bytes, bytes]", message: bytes) -> None:
+    await stream.write(message)
+    await stream.read()
 
 
 async def _publish_on(stub: "RegistryAsyncStub", seed: int, answered: dict[int, str]) -> None:
@@ -226,6 +236,7 @@ async def test_a_restart_under_a_connected_pod_changes_nothing(process: Registry
         with pytest.raises((grpc.aio.AioRpcError, UpdraftError)):
             await pod.receive()
         process.start()
+        await found_again(channel)
         again = PodStream(channel)
         await again.report(
             loaded=loaded, status=fleet_pb2.DirectiveStatus(nonce=before.nonce, outcome=fleet_pb2.OUTCOME_ACK)
@@ -248,6 +259,7 @@ async def test_pins_and_pauses_survive_a_kill(process: RegistryProcess) -> None:
         before = await state(stub)
         process.kill()
         process.start()
+        await found_again(channel)
         assert await state(stub) == before
 
 
@@ -281,6 +293,16 @@ def test_a_port_that_is_taken_is_one_sentence(process: RegistryProcess, tmp_path
     assert f"UPDRAFT_REGISTRY_{setting.upper()}" in second.log
 
 
+def test_a_registry_takes_as_many_files_as_it_may_for_every_pod_is_a_connection(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, hard), hard))
+    try:
+        with RegistryProcess(tmp_path) as process:
+            assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def test_a_second_registry_on_the_same_folder_is_one_sentence(process: RegistryProcess, tmp_path: Path) -> None:
     folder = tmp_path / "second"
     folder.mkdir()
@@ -293,7 +315,7 @@ def test_a_second_registry_on_the_same_folder_is_one_sentence(process: RegistryP
     )
 
 
-def test_a_damaged_catalogue_is_one_sentence_and_moved_away_it_is_rebuilt(process: RegistryProcess) -> None:
+def test_a_damaged_catalogue_is_one_sentence_and_rebuilt_by_the_command_that_it_names(process: RegistryProcess) -> None:
     async def put() -> None:
         async with rpc.channel(process.address) as channel:
             await publish(registry_stub(channel), draft(1))
@@ -309,9 +331,15 @@ def test_a_damaged_catalogue_is_one_sentence_and_moved_away_it_is_rebuilt(proces
     (process.data / "catalogue.sqlite3").write_bytes(b"\xff" * 8192)
     process.spawn()
     assert process.wait() == 1
-    assert "is damaged" in process.log.splitlines()[-1]
-    (process.data / "catalogue.sqlite3").unlink()
+    assert "run `updraft registry rebuild`" in process.log.splitlines()[-1]
+    command = [sys.executable, "-m", "updraft_registry", "rebuild", "--data-dir", str(process.data)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "1 version; all is sound" in done.stdout
     process.start()
+    busy = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (busy.returncode, busy.stdout) == (1, "")
+    assert busy.stderr.startswith("updraft-registry rebuild: another registry works in")
     assert asyncio.run(look()).stable == 1
 
 

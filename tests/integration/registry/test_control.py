@@ -3,23 +3,27 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
-from tests.support.checkpoints import draft
+from tests.support.checkpoints import draft, evaluation
 from tests.support.clock import ManualClock
-from tests.support.wait import until
+from tests.support.wait import LONG_S, until
 
 from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import Unavailable
+from updraft_registry import reports
 from updraft_registry.archive import Archive, open_archive
-from updraft_registry.control import SWEEP_GRACE_S, Control
+from updraft_registry.control import SETTLE_S, SWEEP_GRACE_S, Control
 from updraft_registry.fleet import Fleet, Session
 from updraft_registry.metrics import Metrics
-from updraft_registry.version import Policy
+from updraft_registry.reports import Report
+from updraft_registry.version import Policy, Strategy
 
 
 @dataclass
@@ -31,8 +35,8 @@ class Running:
     clock: ManualClock
     folder: Path
 
-    async def publish(self, seed: int) -> int:
-        manifest = draft(seed).manifest()
+    async def publish(self, seed: int, **fields: Any) -> int:
+        manifest = draft(seed).manifest(**fields)
         upload = self.archive.begin(manifest)
         upload.write(0, draft(seed).data)
         self.archive.verify(upload, manifest)
@@ -50,21 +54,42 @@ class Running:
 
 @pytest.fixture
 async def running(tmp_path: Path) -> AsyncIterator[Running]:
-    with open_archive(tmp_path, defaults=Policy(history_limit=1), max_draft_bytes=10**6) as archive:
+    async with controlled(tmp_path) as running:
+        yield running
+
+
+@asynccontextmanager
+async def controlled(folder: Path) -> AsyncIterator[Running]:
+    with open_archive(
+        folder, defaults=Policy(strategy=Strategy.IMMEDIATE, history_limit=1), max_draft_bytes=10**6
+    ) as archive:
         clock = ManualClock()
         control = Control(archive, Fleet(expiry_s=45.0), clock, Metrics.on(CollectorRegistry()))
         async with asyncio.TaskGroup() as tasks:
             deciding = tasks.create_task(control.run())
-            yield Running(archive=archive, control=control, clock=clock, folder=tmp_path)
+            yield Running(archive=archive, control=control, clock=clock, folder=folder)
             deciding.cancel()
         control.join()
 
 
-def report(pod: str = "pod-0", *, loaded: int = 0, prefetched: tuple[int, ...] = ()) -> fleet_pb2.PodReport:
-    return fleet_pb2.PodReport(
-        identity=fleet_pb2.PodIdentity(speculator="default", pod=pod),
-        loaded=fleet_pb2.Loaded(version=loaded),
-        prefetched_versions=prefetched,
+def report(
+    pod: str = "pod-0",
+    *,
+    loaded: int = 0,
+    digest: str = "",
+    prefetched: tuple[int, ...] = (),
+    steps: int = 0,
+    refused: int = 0,
+) -> Report:
+    outcome = fleet_pb2.OUTCOME_NACK if refused else fleet_pb2.OUTCOME_UNSPECIFIED
+    return reports.read(
+        fleet_pb2.PodReport(
+            identity=fleet_pb2.PodIdentity(speculator="default", pod=pod),
+            loaded=fleet_pb2.Loaded(version=loaded, tensors_digest=digest),
+            status=fleet_pb2.DirectiveStatus(outcome=outcome, version=refused, reason="its disk is broken"),
+            prefetched_versions=prefetched,
+            versions=[fleet_pb2.VersionCounters(version=1, verify_steps=steps)] if steps else [],
+        )
     )
 
 
@@ -77,11 +102,11 @@ async def test_old_weights_go_once_the_pods_had_time_to_say_what_they_hold(runni
     running.clock.advance(SWEEP_GRACE_S - 30.0)
     running.control.report(Session(), report(loaded=2, prefetched=(1,)))
     running.clock.advance(30.0)
-    await until(lambda: running.kept() == {1, 2, 4, 5}, what="version 3 is deleted")
+    await until(lambda: running.kept() == {1, 2, 4, 5}, what="version 3 is deleted: 1 has won, 4 waits to be tried")
     running.clock.advance(50.0)
-    await until(lambda: running.kept() == {4, 5}, what="what the pod held is deleted after it has gone")
+    await until(lambda: running.kept() == {1, 4, 5}, what="what the pod held is deleted after it has gone")
     state = await running.control.state("default")
-    assert (state.stable, state.previous, state.latest) == (5, 4, 5)
+    assert (state.stable, state.previous, state.latest) == (5, 1, 5)
 
 
 async def test_a_silent_pod_is_forgotten(running: Running) -> None:
@@ -134,12 +159,54 @@ async def test_watchers_hear_of_traffic_without_any_decision(running: Running) -
     running.control.report(session, report())
     await running.control.change("default", lambda: None)
     changed = running.control.changed
-    counted = report()
-    counted.versions.add(version=1, verify_steps=7)
-    running.control.report(session, counted)
-    async with asyncio.timeout(10):
+    running.control.report(session, report(steps=7))
+    async with asyncio.timeout(LONG_S):
         await changed.wait()
     assert [traffic.verify_steps for traffic in (await running.control.state("default")).traffic] == [7]
+
+
+async def test_a_message_is_never_older_than_the_counts_beside_it(running: Running) -> None:
+    await running.publish(1)
+    session = Session()
+    running.control.report(session, report())
+    await running.control.change("default", lambda: None)
+    running.control.report(session, report(loaded=1, digest=draft(1).manifest().tensors_digest))
+    state = await running.control.state("default")  # nothing was decided in between
+    assert (state.pods.serving_stable, state.message) == (1, "version 1 is stable")
+
+
+async def test_a_canary_goes_on_by_time_alone(running: Running) -> None:
+    await running.publish(1)
+    sessions = [Session() for _ in range(4)]
+    policy = registry_pb2.RolloutPolicy(
+        strategy=registry_pb2.STRATEGY_CANARY,
+        steps=[registry_pb2.RolloutStep(pods_percent=25, hold_seconds=10)],
+        analysis=registry_pb2.Analysis(dry_run=True),
+    )
+    archive, now_ms = running.archive, running.control.now_ms()
+    await running.control.change("default", archive.set_policy, "default", policy, now_ms)
+    digests = {number: draft(number).manifest().tensors_digest for number in (1, 2)}
+    for i, session in enumerate(sessions):
+        running.control.report(session, report(f"pod-{i}", loaded=1, digest=digests[1]))
+    await running.publish(2, source=registry_pb2.SOURCE_TRAINER, evaluation=evaluation(baseline=1))
+    assert (await running.control.state("default")).candidate == 2
+    for i, session in enumerate(sessions):
+        running.control.report(session, report(f"pod-{i}", loaded=2, digest=digests[2]))
+    await running.control.change("default", lambda: None)
+    running.clock.advance(11.0)
+    await until(lambda: _stable(running, 2), what="version 2 is promoted though no pod says anything")
+
+
+async def test_one_pod_that_comes_back_first_and_refuses_fails_nothing(tmp_path: Path) -> None:
+    async with controlled(tmp_path) as running:
+        await running.publish(1)
+    async with controlled(tmp_path) as running:
+        await until(lambda: running.control.is_ready, what="the registry has started again")
+        running.control.report(Session(), report("broken", refused=1))
+        await running.control.change("default", lambda: None)
+        assert (await running.control.state("default")).stable == 1
+        running.clock.advance(SETTLE_S)
+        await until(lambda: _stable(running, 0), what="nobody else came, so it fails")
 
 
 async def test_names_that_somebody_asked_for_are_not_remembered(running: Running) -> None:

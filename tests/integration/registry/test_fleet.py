@@ -73,7 +73,7 @@ async def test_the_state_tells_who_serves_what(channel: grpc.aio.Channel, stub: 
         await pod.receive()
     assert (await state(stub)).message == "version 1 is stable; waiting for 3 of 3 pods to load it"
     counters = fleet_pb2.VersionCounters(
-        version=1, verify_steps=10, tokens=25, proposed=30, accepted_by_position=[8, 7]
+        version=1, verify_steps=10, tokens=25, proposed=18, proposed_by_position=[10, 8], accepted_by_position=[8, 7]
     )
     for pod in pods:
         await pod.report(loaded=held(1, draft(1)), versions=[counters])
@@ -82,6 +82,7 @@ async def test_the_state_tells_who_serves_what(channel: grpc.aio.Channel, stub: 
     assert now.message == "version 1 is stable"
     assert (now.pods.connected, now.pods.failed) == (3, 0)
     assert (now.traffic[0].verify_steps, now.traffic[0].tokens) == (30, 75)
+    assert list(now.traffic[0].proposed_by_position) == [30, 24]
     assert list(now.traffic[0].accepted_by_position) == [24, 21]
     for pod in pods:
         await pod.end()
@@ -165,7 +166,7 @@ async def test_pods_are_a_metric(registry: Registry, channel: grpc.aio.Channel, 
     await pod.report()
     await pod.receive()
     await pod.answer(ACK, loaded=held(1, draft(1)))
-    name = 'updraft_registry_pods{speculator="default",state="serving_stable"}'
+    name = 'updraft_registry_pods{role="stable",speculator="default"}'
     await until(lambda: registry.metric(name) == 1.0, what="the metric counts the pod")
     await pod.end()
 

@@ -5,20 +5,34 @@ A small tmpfs where this user may mount one; everywhere, a limit on the size of 
 
 import resource
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc.aio
 import pytest
 from tests.support.checkpoints import draft, evaluation
-from tests.support.registry import CALL_S, PodStream, RegistryProcess, parts, publish, registry_stub, send, state
+from tests.support.registry import (
+    CALL_S,
+    PodStream,
+    RegistryProcess,
+    fetch,
+    found_again,
+    parts,
+    publish,
+    registry_stub,
+    send,
+    state,
+)
 from tests.support.wait import until
 
 from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_chassis import rpc
+from updraft_chassis.clock import SystemClock
 from updraft_chassis.errors import Exhausted
+from updraft_registry.maintenance import fsck, open_folder
+from updraft_registry.settings import RegistrySettings
 
 if TYPE_CHECKING:
     from updraft.registry.v1.registry_pb2_grpc import RegistryAsyncStub
@@ -100,10 +114,65 @@ async def test_a_disk_without_room_for_a_row_keeps_the_old_state_and_pods_hear_n
             process.kill()
             filler.unlink()
             process.start()
+            await found_again(channel)
             now = await state(stub)
             assert (now.stable, now.latest) == (before.stable, before.latest)
             second = await publish(stub, draft(2), **candidate)
             assert (second.version.version, second.version.phase) == (2, pb.PHASE_STABLE)
+
+
+async def test_a_start_on_a_full_disk_serves_what_is_there_or_is_one_sentence(tmp_path: Path, small_disk: Path) -> None:
+    with RegistryProcess(tmp_path, data_dir=small_disk / "registry") as process:
+        async with rpc.channel(process.address) as channel:
+            stub = registry_stub(channel)
+            await publish(stub, draft(1))
+            process.kill()
+            filler = fill(small_disk)
+            process.start()
+            await found_again(channel)
+            assert (await state(stub)).stable == 1
+            assert await fetch(stub, 1) == draft(1).data
+            filler.unlink()
+            assert process.stop() == 0
+            filler = fill(small_disk)
+            process.spawn()  # after a clean end SQLite has to make its files anew
+            assert process.wait() == 1
+            assert "is full; nothing was changed" in process.log.splitlines()[-1]
+            assert "Traceback" not in process.log
+            filler.unlink()
+            process.start()
+            await found_again(channel)
+            assert (await state(stub)).stable == 1
+
+
+async def test_whatever_a_person_decides_on_a_full_disk_is_refused_or_done_and_never_half(small_disk: Path) -> None:
+    with RegistryProcess(small_disk, strategy="Immediate") as process:
+        async with rpc.channel(process.address) as channel:
+            stub = registry_stub(channel)
+            for seed in (1, 2, 3):
+                await publish(stub, draft(seed))
+            filler = fill(small_disk)
+            with pytest.raises(Exhausted):
+                await _pin_often(stub)
+            before = await state(stub)
+            calls: list[Awaitable[object]] = [
+                stub.Promote(pb.PromoteRequest(speculator="default", version=2, reason="x" * 500), timeout=CALL_S),
+                stub.Reject(pb.RejectRequest(speculator="default", version=3, reason="x" * 500), timeout=CALL_S),
+                stub.Retain(pb.RetainRequest(speculator="default", version=1, retain=True), timeout=CALL_S),
+            ]
+            for call in calls:
+                with pytest.raises(Exhausted, match="is full; nothing was changed"), rpc.errors():
+                    await call
+            assert await state(stub) == before
+            filler.unlink()
+            await stub.Unpin(pb.UnpinRequest(speculator="default"), timeout=CALL_S)
+            with rpc.errors():
+                await stub.Promote(pb.PromoteRequest(speculator="default", version=2), timeout=CALL_S)
+            assert (await state(stub)).stable == 2
+        assert process.stop() == 0
+        with open_folder(RegistrySettings(data_dir=process.data), SystemClock()) as folder:
+            outcome = fsck(folder, is_repairing=False, is_hashing=True, progress=lambda _done, _total: None)
+        assert outcome.found == (), "and the documents say it too"
 
 
 async def _finish(

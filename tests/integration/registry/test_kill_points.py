@@ -1,67 +1,100 @@
-"""kill -9 at every few steps of a publication: the next start finds the old state or the new one, and nothing torn."""
+"""kill -9 at every few steps of whatever changes something: the next start finds a state that there was, and nothing torn."""
 
 import os
-import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from tests.support.checkpoints import draft
-from tests.support.dying_publisher import publish
+from tests.support.dying import NAME, SCENARIOS, open_in, publish
 from tests.support.versions import NOW_MS
 
-from updraft_registry.archive import open_archive
-from updraft_registry.version import Phase, Policy
+from updraft_registry.archive import Archive, open_archive
+from updraft_registry.maintenance import Outcome, fsck
+from updraft_registry.version import Phase, Policy, Strategy
 
-# Every how many steps one run dies: coprime to the loops of the code, and a few dozen processes.
-STRIDE = 11
+# Every how many steps one run dies: prime to the loops of the code, and a few dozen runs.
+STRIDE = 17
 
-STATES = [
-    {1: Phase.STABLE},
-    {1: Phase.STABLE, 2: Phase.PENDING},
-    {1: Phase.SUPERSEDED, 2: Phase.STABLE},
-]
+# What a mere start does not look for; and a repair that is killed is simply run again.
+DAMAGING = ("repair", "rewrite")
 
 
-def die(folder: Path, step: int) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.support.dying_publisher", str(folder), str(step)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": "."})
+@dataclass(frozen=True)
+class Left:
+    """What a start finds: the history, oldest first, and the phase of each version."""
+
+    history: list[str]
+    phases: dict[int, Phase]
 
 
-@pytest.fixture(scope="module")
-def num_steps(tmp_path_factory: pytest.TempPathFactory) -> int:
-    whole = die(tmp_path_factory.mktemp("whole"), 0)
-    assert whole.returncode == 0, whole.stderr
-    return int(whole.stdout)
+@pytest.fixture(params=sorted(SCENARIOS))
+def died(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    command = [sys.executable, "-m", "tests.support.dying", str(tmp_path), request.param, str(STRIDE)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": "."})
+    assert done.returncode == 0, done.stderr
+    if request.param in DAMAGING:
+        for path in tmp_path.iterdir():
+            _fsck(path, is_repairing=True)
+    return tmp_path
 
 
-def test_a_publication_that_is_killed_at_any_step_leaves_the_old_or_the_new_state(
-    tmp_path: Path, num_steps: int
-) -> None:
-    seen = set()
-    for step in range(1, num_steps + 1, STRIDE):
-        folder = tmp_path / str(step)
-        assert die(folder, step).returncode == -signal.SIGKILL
-        seen.add(_check(folder, step))
-    assert seen == {0, 1, 2}, "the sweep met every state that there is"
+def test_whatever_is_killed_at_any_step_leaves_a_state_that_there_was(died: Path) -> None:
+    before, after = _start(died / "prepared"), _start(died / "whole")
+    assert after.history[: len(before.history)] == before.history
+    steps = [path for path in died.iterdir() if path.name.isdecimal()]
+    assert len(steps) > 10
+    lengths = set()
+    for folder in steps:
+        left = _start(folder)
+        assert left.history == after.history[: len(left.history)], f"killed at step {folder.name}"
+        assert len(left.history) >= len(before.history), f"killed at step {folder.name}"
+        lengths.add(len(left.history))
+        outcome = _fsck(folder)
+        assert not [finding for finding in outcome.found if finding.is_damage], f"killed at step {folder.name}"
+    assert {len(before.history)} <= lengths
 
 
-def _check(folder: Path, step: int) -> int:
-    """Start again on what is left; returns which of STATES it is."""
-    with open_archive(folder, defaults=Policy(), max_draft_bytes=10**6) as opened:
+@pytest.mark.parametrize("died", ["publication"], indirect=True)
+def test_a_publication_that_was_killed_is_sent_again_and_becomes_the_same_version(died: Path) -> None:
+    seen = []
+    for folder in (path for path in died.iterdir() if path.name.isdecimal()):
+        seen.append(_start(folder).phases)
+        for opened in _opened(folder):
+            publish(opened, 2)
+        assert _start(folder).phases == {1: Phase.SUPERSEDED, 2: Phase.STABLE}, f"killed at step {folder.name}"
+    for state in ({1: Phase.STABLE}, {1: Phase.STABLE, 2: Phase.PENDING}, {1: Phase.SUPERSEDED, 2: Phase.STABLE}):
+        assert state in seen, "the sweep met every state that there is"
+
+
+def _fsck(folder: Path, *, is_repairing: bool = False) -> Outcome:
+    return fsck(open_in(folder), is_repairing=is_repairing, is_hashing=True, progress=lambda _done, _total: None)
+
+
+def _opened(folder: Path) -> Iterator[Archive]:
+    with open_archive(folder, defaults=Policy(strategy=Strategy.IMMEDIATE), max_draft_bytes=10**6) as opened:
         opened.recover(NOW_MS)
-        rows = opened.catalogue.page("default", after=None, size=9)
-        phases = {version.number: version.phase for version, _ in rows}
-        assert phases in STATES, f"killed at step {step}"
+        yield opened
+
+
+def _start(folder: Path) -> Left:
+    """Start again on what is left, and look at all of it."""
+    for opened in _opened(folder):
+        history = list(opened.catalogue.history(NAME, 1000).values())[::-1]
+        rows = opened.catalogue.page(NAME, after=None, size=100)
         for version, manifest in rows:
             assert manifest.digest == draft(version.number).digest
-            file, _ = opened.open("default", version.number)
-            with file:
-                assert file.read() == draft(version.number).data, f"killed at step {step}"
+            told = [event.after for event in history if event.number == version.number and event.after is not None]
+            assert version.phase is told[-1], "a phase is what the history came to"
+            if version.is_kept:
+                with opened.store.open(version.digest) as file:
+                    assert file.read() == draft(version.number).data
         assert list((folder / "uploads").iterdir()) == []
-        assert {int(path.stem) for path in (folder / "versions" / "default").iterdir()} == phases.keys()
-        publish(opened, 2)
-        after = {v.number: v.phase for v, _ in opened.catalogue.page("default", after=None, size=9)}
-        assert after == STATES[2], f"killed at step {step}: the sender tries again"
-        return STATES.index(phases)
+        return Left(
+            history=[f"{event.number}: {event.reason}" for event in history],
+            phases={version.number: version.phase for version, _ in rows},
+        )
+    raise AssertionError

@@ -88,12 +88,41 @@ async def test_pin_and_unpin_are_told_and_remembered(stub: "RegistryAsyncStub") 
     held = await publish(stub, draft(3), source=TRAINER, evaluation=evaluation(baseline=0))
     assert (held.version.phase, held.version.reason) == (pb.PHASE_HELD, "no draft is pinned")
     free = await stub.Unpin(pb.UnpinRequest(speculator="default"), timeout=CALL_S)
-    assert (free.state.stable, free.state.HasField("pinned")) == (2, False)
+    assert (free.state.stable, free.state.HasField("pinned")) == (1, False), "version 2 was pinned, and never won"
     history = await stub.History(pb.HistoryRequest(speculator="default"), timeout=CALL_S)
     told = [(t.version, t.reason) for t in history.transitions]
-    assert told[0] == (3, "compared with no draft but version 2 serves")
+    assert told[0] == (3, "compared with no draft but version 1 serves")
     assert (2, "version 2 is pinned: try it") in told
     assert (1, "the first version skips the gate") in told
+
+
+async def test_a_promotion_goes_on_where_a_pin_would_hold(stub: "RegistryAsyncStub") -> None:
+    for seed in (1, 2):
+        await publish(stub, draft(seed))
+    promoted = await stub.Promote(
+        pb.PromoteRequest(speculator="default", version=2, reason="it is fine"), timeout=CALL_S
+    )
+    assert (promoted.state.stable, promoted.state.previous) == (2, 1)
+    newer = await publish(stub, draft(3), source=TRAINER, evaluation=evaluation(baseline=2))
+    assert newer.version.phase == pb.PHASE_STABLE
+    with pytest.raises(NotFound, match="default has no version 9"), rpc.errors():
+        await stub.Promote(pb.PromoteRequest(speculator="default", version=9), timeout=CALL_S)
+
+
+async def test_a_rejection_goes_back_and_lasts(stub: "RegistryAsyncStub") -> None:
+    for seed in (1, 2):
+        await publish(stub, draft(seed))
+    await stub.Promote(pb.PromoteRequest(speculator="default", version=2), timeout=CALL_S)
+    rejected = await stub.Reject(
+        pb.RejectRequest(speculator="default", version=2, reason="it stutters"), timeout=CALL_S
+    )
+    assert rejected.state.stable == 1
+    again = await publish(stub, draft(2))
+    assert (again.version.phase, again.version.reason) == (pb.PHASE_REJECTED, "rejected: it stutters")
+    with pytest.raises(Conflict, match="version 2 of default is Rejected and never served again"), rpc.errors():
+        await stub.Promote(pb.PromoteRequest(speculator="default", version=2), timeout=CALL_S)
+    history = await stub.History(pb.HistoryRequest(speculator="default", version=1, limit=1), timeout=CALL_S)
+    assert history.transitions[0].reason == "version 2 was rejected: the version that won last serves"
 
 
 async def test_a_pause_holds_and_a_resume_tries_the_newest(stub: "RegistryAsyncStub") -> None:
@@ -117,8 +146,8 @@ async def test_a_policy_is_followed_and_told_back(stub: "RegistryAsyncStub") -> 
     assert told.state.policy.strategy == pb.STRATEGY_IMMEDIATE
     rejected = await publish(stub, draft(1), source=TRAINER, evaluation=evaluation())
     assert rejected.version.reason == "evaluated on 12 requests, at least 50 are needed"
-    canary = pb.RolloutPolicy(strategy=pb.STRATEGY_CANARY)
-    with pytest.raises(InvalidInput, match="no canaries yet"), rpc.errors():
+    canary = pb.RolloutPolicy(strategy=pb.STRATEGY_CANARY, progress_deadline_seconds=60)
+    with pytest.raises(InvalidInput, match="the steps hold for 240 s together"), rpc.errors():
         await stub.SetPolicy(pb.SetPolicyRequest(speculator="default", policy=canary), timeout=CALL_S)
 
 
@@ -159,7 +188,7 @@ async def test_metrics_tell_versions_and_bytes(registry: Registry, stub: "Regist
     assert registry.metric('updraft_registry_published_versions_total{result="new",speculator="default"}') == 1
     assert registry.metric('updraft_registry_published_versions_total{result="existed",speculator="default"}') == 1
     assert registry.metric("updraft_registry_published_bytes_total") == size
-    assert registry.metric("updraft_registry_fetched_bytes_total") == size
+    assert registry.metric('updraft_registry_fetched_bytes_total{encoding="identity"}') == size
     name = 'updraft_registry_transitions_total{actor="gate",phase="Stable",speculator="default"}'
     assert registry.metric(name) == 1
 

@@ -1,9 +1,10 @@
 """What a manifest must say before a byte of its weights is taken."""
 
+import json
 from typing import Any
 
 import pytest
-from tests.support.checkpoints import OTHER_TARGET, TARGET, VOCABULARY, draft, sha256
+from tests.support.checkpoints import OTHER_TARGET, TARGET, VOCABULARY, checkpoint, draft, sha256
 
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import InvalidInput, NotFound
@@ -80,3 +81,33 @@ def test_a_pod_of_another_target_is_foreign_and_one_that_has_no_draft_yet_is_not
     assert foreign(LINEAGE, target=TARGET, draft_vocabulary=VOCABULARY) == ""
     assert f"its target is {OTHER_TARGET}" in foreign(LINEAGE, target=OTHER_TARGET, draft_vocabulary="")
     assert "its draft vocabulary is" in foreign(LINEAGE, target=TARGET, draft_vocabulary=OTHER_TARGET)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param({"dtype": "bfloat16"}, id="dtype"),
+        pytest.param({"torch_dtype": "torch.bfloat16"}, id="torch_dtype"),
+    ],
+)
+def test_weights_that_engines_would_convert_are_refused(config: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match=r"tensor norm.weight is F32, config.json says (torch\.)?bfloat16"):
+        check_manifest(draft().manifest(config_json=json.dumps(config)), max_bytes=10**6)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param({}, id="nothing is said"),
+        pytest.param({"dtype": "bfloat16", "quantization_config": {"quant_method": "fp8"}}, id="quantised and said so"),
+    ],
+)
+def test_weights_that_are_served_as_they_are_or_said_to_be_quantised_are_admitted(config: dict[str, Any]) -> None:
+    check_manifest(draft().manifest(config_json=json.dumps(config)), max_bytes=10**6)
+
+
+def test_integers_and_booleans_have_no_part_in_it() -> None:
+    weights = checkpoint(
+        {"d2t": ("I64", (1,), bytes(8)), "t2d": ("BOOL", (1,), bytes(1)), "w": ("BF16", (1,), bytes(2))}
+    )
+    check_manifest(weights.manifest(config_json='{"dtype": "bfloat16"}'), max_bytes=10**6)

@@ -1,69 +1,19 @@
 """Publication, recovery, retention: store and catalogue stay together."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tests.support.checkpoints import BF16_NAN, OTHER_TARGET, Checkpoint, draft, sha256
+from tests.support.archives import Opened
+from tests.support.checkpoints import BF16_NAN, OTHER_TARGET, draft, sha256
+from tests.support.disk import file_size_limit
 from tests.support.versions import NOW_MS
 
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import Conflict, InvalidInput, NotFound
-from updraft_registry.archive import Archive, Recovered, open_archive
-from updraft_registry.rollout import decide
-from updraft_registry.version import Phase, Policy
-
-
-class Opened:
-    """An archive in a folder that can be closed, tampered with and opened again."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._stack = ExitStack()
-        self.recovered = Recovered(uploads=0, added=0, lost=0)
-        self.archive = self._open()
-
-    def _open(self) -> Archive:
-        archive = self._stack.enter_context(open_archive(self.folder, defaults=Policy(), max_draft_bytes=10**6))
-        self.recovered = archive.recover(NOW_MS)
-        return archive
-
-    def close(self) -> None:
-        self._stack.close()
-
-    def reopen(self) -> None:
-        self.archive = self._open()
-
-    def publish(self, weights: Checkpoint, **fields: Any) -> tuple[int, bool]:
-        manifest = weights.manifest(**fields)
-        known = self.archive.admit(manifest)
-        if known is not None:
-            return known, True
-        upload = self.archive.begin(manifest)
-        try:
-            upload.write(0, weights.data)
-            self.archive.verify(upload, manifest)
-            return self.archive.publish(upload, manifest, NOW_MS)
-        finally:
-            upload.discard()
-
-    def settle(self) -> None:
-        speculator = self.archive.catalogue.speculator("default")
-        decision = decide(speculator.wish, speculator.versions, [], NOW_MS)
-        self.archive.record("default", decision.transitions)
-
-    def phases(self) -> dict[int, Phase]:
-        rows = self.archive.catalogue.page("default", after=None, size=100)
-        return {version.number: version.phase for version, _ in rows}
-
-    def blobs(self) -> set[str]:
-        return {f"sha256:{path.name}" for path in (self.folder / "blobs" / "sha256").iterdir()}
-
-    def lose_catalogue(self) -> None:
-        for path in self.folder.glob("catalogue.sqlite3*"):
-            path.unlink()
+from updraft_registry.archive import Recovered
+from updraft_registry.retention import keepers
+from updraft_registry.version import Actor, Phase, Transition, newest_proven
 
 
 @pytest.fixture
@@ -76,8 +26,8 @@ def opened(tmp_path: Path) -> Iterator[Opened]:
 def test_versions_count_from_one(opened: Opened) -> None:
     assert opened.publish(draft(1)) == (1, False)
     assert opened.publish(draft(2), parent_version=1) == (2, False)
-    file, manifest = opened.archive.open("default", 2)
-    with file:
+    manifest = opened.archive.weights("default", 2)
+    with opened.archive.store.open(manifest.digest) as file:
         assert file.read() == draft(2).data
     assert manifest == draft(2).manifest(parent_version=1)
 
@@ -146,17 +96,121 @@ def test_a_rebuilt_catalogue_remembers_what_was_rejected_and_has_one_stable_vers
     assert opened.phases() == {1: Phase.STABLE, 2: Phase.REJECTED}
 
 
-def test_of_two_documents_that_say_stable_the_newer_is_right(opened: Opened) -> None:
-    for seed in (1, 2):
+def test_a_rebuilt_catalogue_remembers_pins_pauses_policies_and_every_reason(opened: Opened) -> None:
+    policy = registry_pb2.RolloutPolicy(revision_history_limit=3)
+    opened.archive.set_policy("default", policy, NOW_MS)
+    for seed in (1, 2, 3):
         opened.publish(draft(seed))
-    opened.archive.pin("default", 2, "", NOW_MS)
-    opened.settle()
+        opened.settle()
+    opened.pin(2, "the third is slow")
+    opened.archive.retain("default", 3, is_retained=True, now_ms=NOW_MS)
+    opened.archive.pause("default", is_paused=True, reason="lunch", now_ms=NOW_MS)
+    opened.publish(draft(4), speculator="other")
+    speculator, history = opened.archive.catalogue.speculator("default"), opened.history()
+    assert [event.reason for event in history.values()][:2] == ["paused: lunch", "retained: its weights are kept"]
     opened.close()
-    for document in (opened.folder / "versions" / "default").iterdir():
-        document.write_text(document.read_text().replace("PHASE_HELD", "PHASE_STABLE"))
     opened.lose_catalogue()
     opened.reopen()
-    assert opened.phases() == {1: Phase.SUPERSEDED, 2: Phase.STABLE}
+    assert opened.archive.catalogue.speculator("default") == speculator
+    assert opened.archive.catalogue.policy("default") == policy
+    assert list(opened.history().items()) == list(history.items()), "in the same order"
+    assert opened.archive.catalogue.names() == ("default", "other")
+
+
+def test_a_rebuilt_catalogue_knows_what_can_be_gone_back_to(opened: Opened) -> None:
+    for seed in (1, 2):
+        opened.publish(draft(seed))
+        opened.settle()
+        opened.pin(seed)
+    opened.close()
+    opened.lose_catalogue()
+    opened.reopen()
+    versions = opened.archive.catalogue.speculator("default").versions
+    previous = newest_proven(versions, other_than=2)
+    assert previous is not None
+    assert (previous.number, previous.phase) == (1, Phase.SUPERSEDED)
+
+
+def test_what_happens_after_a_rebuild_comes_last_in_the_history(opened: Opened) -> None:
+    opened.publish(draft(1))
+    opened.settle()
+    opened.close()
+    opened.lose_catalogue()
+    opened.reopen()
+    opened.pin(0, "no drafts today")
+    reasons = [event.reason for event in opened.history().values()]
+    assert reasons[-1] == "published (Imported)"
+    assert "pinned to no draft: no drafts today" in reasons[:2]
+
+
+def test_a_document_of_an_older_registry_without_history_still_makes_a_row(opened: Opened) -> None:
+    opened.publish(draft(1))
+    opened.settle()
+    opened.close()
+    document = opened.folder / "versions" / "default" / "1.json"
+    document.write_text(document.read_text().replace('"history"', '"story"'))
+    opened.lose_catalogue()
+    opened.reopen()
+    assert opened.phases() == {1: Phase.STABLE}
+    assert [event.reason for event in opened.history().values()] == ["the first version skips the gate"]
+
+
+@pytest.mark.parametrize("phase", [Phase.STABLE, Phase.CANARY])
+def test_of_two_documents_that_claim_the_same_seat_the_newer_is_right(opened: Opened, phase: Phase) -> None:
+    for seed in (1, 2):
+        opened.publish(draft(seed))
+    opened.close()
+    for document in (opened.folder / "versions" / "default").iterdir():
+        document.write_text(document.read_text().replace("PHASE_PENDING", f"PHASE_{phase.name}"))
+    opened.lose_catalogue()
+    opened.reopen()
+    assert opened.phases() == {1: Phase.SUPERSEDED, 2: phase}
+    reasons = {v.number: v.reason for v in opened.archive.catalogue.speculator("default").versions}
+    assert reasons[1] == f"a newer version was {phase}"
+
+
+def test_a_rebuilt_catalogue_does_not_let_serve_what_has_no_weights(opened: Opened) -> None:
+    for seed in (1, 2):
+        opened.publish(draft(seed))
+        opened.settle()
+        opened.pin(seed)
+    opened.pin(None)
+    opened.close()
+    opened.lose_catalogue()
+    opened.lose_blob(draft(1))
+    opened.reopen()
+    assert opened.recovered == Recovered(uploads=0, added=2, lost=1)
+    assert opened.phases() == {1: Phase.SUPERSEDED, 2: Phase.HELD}
+    assert next(event.reason for event in opened.history(1).values()) == "its weights are gone from the store"
+
+
+def test_a_document_that_is_lost_is_written_again(opened: Opened) -> None:
+    opened.publish(draft(1))
+    opened.pin(1)
+    opened.close()
+    documents = sorted((opened.folder / "versions" / "default").iterdir())
+    before = [path.read_bytes() for path in documents]
+    for path in documents:
+        path.unlink()
+    opened.reopen()
+    assert [path.read_bytes() for path in documents] == before
+
+
+def test_a_document_that_had_no_room_follows_with_the_next_change(opened: Opened) -> None:
+    opened.publish(draft(1))
+    document = opened.folder / "versions" / "default" / "1.json"
+    gone = Transition(
+        number=1, before=None, after=Phase.SUPERSEDED, reason="x" * 100, actor=Actor.OPERATOR, at_ms=NOW_MS
+    )
+    opened.archive.catalogue.record("default", [gone], None)
+    with file_size_limit(len(document.read_bytes()) - 1):
+        opened.archive.follow()
+    assert "PHASE_PENDING" in document.read_text()
+    assert opened.archive.catalogue.due() == [("default", 1)]
+    opened.publish(draft(2))
+    opened.archive.follow()
+    assert "PHASE_SUPERSEDED" in document.read_text()
+    assert opened.archive.catalogue.due() == []
 
 
 @pytest.mark.parametrize(
@@ -198,17 +252,57 @@ def test_a_blob_without_a_row_is_harmless_and_goes_with_the_next_sweep(opened: O
     assert opened.blobs() == {draft(1).digest}
 
 
-def test_weights_that_vanished_fail_their_version(opened: Opened) -> None:
+def test_blobs_that_seem_to_be_nobodys_stay_while_a_document_cannot_be_read(opened: Opened) -> None:
+    for seed in (1, 2):
+        opened.publish(draft(seed))
+    opened.close()
+    document = opened.folder / "versions" / "default" / "1.json"
+    whole = document.read_bytes()
+    document.write_bytes(whole[:-50])
+    opened.lose_catalogue()
+    opened.reopen()
+    assert opened.phases() == {2: Phase.PENDING}
+    assert opened.archive.sweep(opened.archive.catalogue.speculator("default"), {2}) == 0
+    opened.close()
+    document.write_bytes(whole)
+    opened.reopen()
+    assert opened.phases() == {1: Phase.PENDING, 2: Phase.PENDING}
+
+
+def test_retained_weights_are_kept_until_they_are_not(opened: Opened) -> None:
+    for seed in range(1, 5):
+        opened.publish(draft(seed), source=registry_pb2.SOURCE_TRAINER)
+        opened.settle()
+    opened.archive.retain("default", 2, is_retained=True, now_ms=NOW_MS)
+    opened.archive.retain("default", 2, is_retained=True, now_ms=NOW_MS)
+    assert next(event.reason for event in opened.history(2).values()) == "retained: its weights are kept"
+    speculator = opened.archive.catalogue.speculator("default")
+    opened.archive.sweep(speculator, keepers(speculator, ()))
+    assert opened.blobs() == {draft(2).digest}
+    with pytest.raises(Conflict, match="version 1 of default is Rejected; its weights are no longer kept"):
+        opened.archive.retain("default", 1, is_retained=True, now_ms=NOW_MS)
+    with pytest.raises(NotFound, match="default has no version 9"):
+        opened.archive.retain("default", 9, is_retained=True, now_ms=NOW_MS)
+    opened.archive.retain("default", 2, is_retained=False, now_ms=NOW_MS)
+    speculator = opened.archive.catalogue.speculator("default")
+    opened.archive.sweep(speculator, keepers(speculator, ()))
+    assert opened.blobs() == set()
+
+
+def test_weights_that_vanished_serve_no_more_until_they_are_published_again(opened: Opened) -> None:
     opened.publish(draft(1))
     opened.settle()
     opened.close()
-    (opened.folder / "blobs" / "sha256" / draft(1).digest.removeprefix("sha256:")).unlink()
+    opened.lose_blob(draft(1))
     opened.reopen()
     assert opened.recovered == Recovered(uploads=0, added=0, lost=1)
     version, _ = opened.archive.catalogue.version("default", 1)
-    assert (version.phase, version.reason) == (Phase.FAILED, "its weights are gone from the store")
-    with pytest.raises(NotFound, match="version 1 of default is Failed; its weights are no longer kept"):
-        opened.archive.open("default", 1)
+    assert (version.phase, version.reason) == (Phase.SUPERSEDED, "its weights are gone from the store")
+    with pytest.raises(NotFound, match="version 1 of default is Superseded; its weights are no longer kept"):
+        opened.archive.weights("default", 1)
+    assert opened.publish(draft(1)) == (1, True)
+    opened.settle()
+    assert opened.phases() == {1: Phase.STABLE}
 
 
 def test_leftovers_of_an_interrupted_upload_are_cleaned_at_start(opened: Opened) -> None:

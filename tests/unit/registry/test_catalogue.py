@@ -8,15 +8,41 @@ from pathlib import Path
 
 import pytest
 from tests.support.checkpoints import TARGET, draft, evaluation
+from tests.support.rollouts import seen
 from tests.support.versions import NOW_MS
 
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import Conflict, Corrupt, NotFound
 from updraft_registry import wire
 from updraft_registry.catalogue import Catalogue
-from updraft_registry.version import Actor, Phase, Policy, Strategy, Transition, Version, Wish
+from updraft_registry.comparison import Slice
+from updraft_registry.rollout import decide
+from updraft_registry.schema import MIGRATIONS
+from updraft_registry.version import (
+    Actor,
+    Comparison,
+    Phase,
+    Policy,
+    Rollout,
+    Step,
+    Strategy,
+    Transition,
+    Version,
+    Wish,
+)
 
 DEFAULTS = Policy(history_limit=4)
+
+ROLLOUT = Rollout(
+    candidate=2,
+    baseline=1,
+    comparison=Comparison.PODS,
+    started_ms=NOW_MS,
+    step_since_ms=NOW_MS,
+    run_ms=20_000,
+    pods=("pod-1", "pod-7"),
+    evidence=replace(seen(1.0), open=Slice(since_ms=0)),
+)
 
 
 @pytest.fixture
@@ -37,8 +63,11 @@ def add(catalogue: Catalogue, number: int, *, speculator: str = "default") -> Ve
     return version
 
 
-def move(number: int, before: Phase, after: Phase, at_ms: int = NOW_MS + 5) -> Transition:
-    return Transition(number=number, before=before, after=after, reason="so", actor=Actor.GATE, at_ms=at_ms)
+def move(number: int, before: Phase, after: Phase, at_ms: int = NOW_MS + 5, *, won: bool = False) -> Transition:
+    proven_ms = at_ms if won else 0
+    return Transition(
+        number=number, before=before, after=after, reason="so", actor=Actor.GATE, at_ms=at_ms, proven_ms=proven_ms
+    )
 
 
 def test_a_version_is_read_back_as_it_was_added(catalogue: Catalogue) -> None:
@@ -51,45 +80,68 @@ def test_a_version_is_read_back_as_it_was_added(catalogue: Catalogue) -> None:
     assert speculator.lineage.target_fingerprint == TARGET
 
 
+def test_versions_that_were_all_rejected_are_no_lineage(catalogue: Catalogue) -> None:
+    add(catalogue, 1)
+    catalogue.record("default", [move(1, Phase.PENDING, Phase.REJECTED)], None)
+    assert catalogue.speculator("default").lineage is None
+    add(catalogue, 2)
+    assert catalogue.speculator("default").lineage is not None
+
+
 def test_everything_survives_closing_and_opening(path: Path) -> None:
     with closing(Catalogue(path, defaults=DEFAULTS)) as first:
         add(first, 1)
-        first.record("default", [move(1, Phase.PENDING, Phase.STABLE)])
+        first.record("default", [move(1, Phase.PENDING, Phase.STABLE, won=True)], ROLLOUT)
         first.pin("default", 1, "why not", NOW_MS)
         first.pause("default", is_paused=True, reason="lunch", now_ms=NOW_MS)
         before = first.speculator("default"), first.history("default", 10)
     with closing(Catalogue(path, defaults=DEFAULTS)) as second:
         assert (second.speculator("default"), second.history("default", 10)) == before
+        assert before[0].rollout == ROLLOUT
 
 
 def test_a_transition_moves_the_version_and_is_history(catalogue: Catalogue) -> None:
     add(catalogue, 1)
     transition = move(1, Phase.PENDING, Phase.STABLE)
-    catalogue.record("default", [transition])
+    catalogue.record("default", [transition], None)
     version, _ = catalogue.version("default", 1)
     assert (version.phase, version.reason, version.since_ms) == (Phase.STABLE, "so", NOW_MS + 5)
-    assert version.is_proven
-    newest, published = catalogue.history("default", 10)
+    assert version.proven_ms == 0, "it was not a win"
+    newest, published = catalogue.history("default", 10).values()
     assert newest == transition
     assert (published.before, published.after) == (None, Phase.PENDING)
 
 
-def test_what_has_served_stays_proven_when_it_steps_down(catalogue: Catalogue) -> None:
+def test_a_win_is_remembered_when_the_version_steps_down(catalogue: Catalogue) -> None:
     add(catalogue, 1)
-    catalogue.record(
-        "default", [move(1, Phase.PENDING, Phase.STABLE), move(1, Phase.STABLE, Phase.SUPERSEDED, NOW_MS + 9)]
-    )
+    won = move(1, Phase.PENDING, Phase.STABLE, won=True)
+    catalogue.record("default", [won, move(1, Phase.STABLE, Phase.SUPERSEDED, NOW_MS + 9)], None)
     version, _ = catalogue.version("default", 1)
-    assert (version.phase, version.is_proven) == (Phase.SUPERSEDED, True)
+    assert (version.phase, version.proven_ms) == (Phase.SUPERSEDED, NOW_MS + 5)
 
 
-def test_two_stable_versions_are_impossible_and_nothing_of_the_attempt_stays(catalogue: Catalogue) -> None:
+def test_the_canary_that_runs_is_noted_with_its_transitions(catalogue: Catalogue) -> None:
+    for number in (1, 2):
+        add(catalogue, number)
+    catalogue.record("default", [move(2, Phase.PENDING, Phase.CANARY)], ROLLOUT)
+    assert catalogue.speculator("default").rollout == ROLLOUT
+    further = replace(ROLLOUT, step=1, evidence=replace(seen(2.0, slices=20), open=Slice(since_ms=0)))
+    catalogue.record("default", [], further)
+    assert catalogue.speculator("default").rollout == further
+    catalogue.record("default", [move(2, Phase.CANARY, Phase.STABLE)], None)
+    assert catalogue.speculator("default").rollout is None
+
+
+@pytest.mark.parametrize("phase", [Phase.STABLE, Phase.CANARY])
+def test_two_versions_in_such_a_phase_are_impossible_and_nothing_of_the_attempt_stays(
+    catalogue: Catalogue, phase: Phase
+) -> None:
     for number in (1, 2, 3):
         add(catalogue, number)
-    catalogue.record("default", [move(1, Phase.PENDING, Phase.STABLE)])
+    catalogue.record("default", [move(1, Phase.PENDING, phase)], ROLLOUT)
     before = catalogue.speculator("default"), catalogue.history("default", 10)
     with pytest.raises(sqlite3.IntegrityError):
-        catalogue.record("default", [move(2, Phase.PENDING, Phase.HELD), move(3, Phase.PENDING, Phase.STABLE)])
+        catalogue.record("default", [move(2, Phase.PENDING, Phase.HELD), move(3, Phase.PENDING, phase)], None)
     assert (catalogue.speculator("default"), catalogue.history("default", 10)) == before
 
 
@@ -115,9 +167,23 @@ def test_pins_and_pauses_are_history_too(catalogue: Catalogue) -> None:
     catalogue.pin("default", None, "", NOW_MS)
     catalogue.pause("default", is_paused=True, reason="lunch", now_ms=NOW_MS)
     catalogue.pause("default", is_paused=False, reason="", now_ms=NOW_MS)
-    reasons = [t.reason for t in catalogue.history("default", 4)]
+    reasons = [t.reason for t in catalogue.history("default", 4).values()]
     assert reasons == ["resumed", "paused: lunch", "unpinned", "pinned to no draft: costs"]
-    assert {t.actor for t in catalogue.history("default", 4)} == {Actor.OPERATOR}
+    assert {t.actor for t in catalogue.history("default", 4).values()} == {Actor.OPERATOR}
+
+
+def test_a_reason_is_told_as_long_as_it_holds(catalogue: Catalogue) -> None:
+    add(catalogue, 1)
+    catalogue.pin("default", 1, "it is fast", NOW_MS)
+    catalogue.pause("default", is_paused=True, reason="lunch", now_ms=NOW_MS)
+    wish = catalogue.speculator("default").wish
+    assert (wish.pin_reason, wish.pause_reason) == ("it is fast", "lunch")
+    catalogue.pin("default", None, "enough", NOW_MS)
+    catalogue.pause("default", is_paused=False, reason="back", now_ms=NOW_MS)
+    wish = catalogue.speculator("default").wish
+    assert (wish.pin_reason, wish.pause_reason) == ("", "")
+    reasons = [event.reason for event in catalogue.history("default", 2).values()]
+    assert reasons == ["resumed: back", "unpinned: enough"]
 
 
 def test_weights_that_are_no_longer_kept_leave_the_version_known(catalogue: Catalogue) -> None:
@@ -144,12 +210,87 @@ def test_pages_follow_one_another_without_a_gap(catalogue: Catalogue) -> None:
 
 def test_a_damaged_file_is_told_with_what_to_do(path: Path) -> None:
     path.write_bytes(b"SQLite format 4" + b"\xff" * 5000)
-    with pytest.raises(Corrupt, match=r"catalogue.sqlite3 is damaged .* move it away"):
+    with pytest.raises(Corrupt, match=r"catalogue.sqlite3 is damaged .* run `updraft registry rebuild`"):
         Catalogue(path, defaults=DEFAULTS)
 
 
 def test_a_file_of_a_newer_registry_is_left_alone(path: Path) -> None:
     with closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA user_version = 99")
-    with pytest.raises(Conflict, match="has schema 99, this registry knows 1"):
+    with pytest.raises(Conflict, match=r"has schema 99, this registry knows \d"):
         Catalogue(path, defaults=DEFAULTS)
+
+
+def test_a_file_of_the_first_registry_is_migrated_and_owes_all_its_documents(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(MIGRATIONS[0])
+        db.execute("INSERT INTO speculators (name) VALUES ('default')")
+        db.execute("PRAGMA user_version = 1")
+        columns = (draft(1).digest, "t", draft(1).manifest().SerializeToString(), "Stable", "won", 1, 1, 1, 0, 1)
+        db.execute("INSERT INTO versions VALUES ('default', 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", columns)
+        db.commit()
+    with closing(Catalogue(path, defaults=DEFAULTS)) as catalogue:
+        assert catalogue.due() == [("default", 0), ("default", 1)]
+        assert [version.phase for version in catalogue.speculator("default").versions] == [Phase.STABLE]
+
+
+def test_a_policy_that_cannot_be_followed_any_more_leaves_everything_to_a_person(path: Path) -> None:
+    document = registry_pb2.RolloutPolicy(progress_deadline_seconds=300)
+    with closing(Catalogue(path, defaults=DEFAULTS)) as catalogue:
+        catalogue.set_policy("default", document, NOW_MS)
+    longer = replace(DEFAULTS, steps=(Step(pods_percent=10, hold_s=600),))
+    with closing(Catalogue(path, defaults=longer)) as catalogue:
+        assert catalogue.speculator("default").wish.policy == replace(longer, strategy=Strategy.MANUAL)
+        assert catalogue.policy("default") == document, "what was set stays"
+
+
+WINS = {
+    # number: (phase, was proven, transitions to stable: (by whom, when))
+    1: ("Superseded", 1, [("gate", 1_000), ("registry", 9_000)]),
+    2: ("Superseded", 1, [("gate", 5_000)]),
+    3: ("Superseded", 1, [("gate", 3_000)]),  # the clock had been set back
+    4: ("Superseded", 1, [("operator", 6_000)]),  # pinned only
+    5: ("Rejected", 0, []),
+}
+
+
+@pytest.mark.parametrize(
+    ("pinned", "stable", "expected"),
+    [
+        pytest.param(None, 3, {1: 1_000, 2: 5_000, 3: 5_000, 4: 0, 5: 0}, id="what won last serves"),
+        pytest.param(4, 4, {1: 1_000, 2: 5_000, 3: 5_000, 4: 0, 5: 0}, id="a pinned version has not won"),
+        pytest.param(None, 4, {1: 1_000, 2: 5_000, 3: 5_000, 4: 5_000, 5: 0}, id="unpinned, what serves goes on"),
+    ],
+)
+def test_who_won_when_is_read_from_the_history_of_the_first_registry(
+    path: Path, pinned: int | None, stable: int, expected: dict[int, int]
+) -> None:
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(MIGRATIONS[0])
+        db.execute("INSERT INTO speculators (name, pinned) VALUES ('default', ?)", (pinned,))
+        for number, (phase, is_proven, wins) in WINS.items():
+            now = "Stable" if number == stable else phase
+            columns = (number, draft(number).digest, f"t{number}", draft(number).manifest().SerializeToString(), now)
+            db.execute(
+                "INSERT INTO versions VALUES ('default', ?, ?, ?, ?, ?, 'so', 7, 8, ?, 0, 1)", (*columns, is_proven)
+            )
+            for actor, at_ms in wins:
+                db.execute(
+                    "INSERT INTO transitions (speculator, number, before, after, reason, actor, at_ms) "
+                    "VALUES ('default', ?, 'Pending', 'Stable', 'so', ?, ?)",
+                    (number, actor, at_ms),
+                )
+        db.execute("PRAGMA user_version = 1")
+        db.commit()
+    with closing(Catalogue(path, defaults=DEFAULTS)) as catalogue:
+        speculator = catalogue.speculator("default")
+    assert {v.number: v.proven_ms for v in speculator.versions} == expected
+    assert speculator.rollout is None
+    decided = decide(speculator, [], NOW_MS)
+    assert [v.number for v in decided.versions if v.phase is Phase.STABLE] == [stable], "a migration moves no pod"
+
+
+def test_a_file_of_this_registry_is_opened_as_it_is(path: Path) -> None:
+    for _ in range(2):
+        with closing(Catalogue(path, defaults=DEFAULTS)), closing(sqlite3.connect(path)) as db:
+            assert db.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)

@@ -5,7 +5,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from tests.support.checkpoints import BF16_NAN, Checkpoint, checkpoint, draft, safetensors, sha256, tensors_digest
+from tests.support.checkpoints import BF16_NAN, Checkpoint, checkpoint, draft, safetensors, sha256
 
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import InvalidInput
@@ -114,10 +114,6 @@ def test_another_digest_of_a_tensor_is_refused_with_both(tmp_path: Path) -> None
 def test_another_digest_over_the_tensors_is_refused(tmp_path: Path) -> None:
     told = refusal(tmp_path, draft().data, draft().manifest(tensors_digest=sha256(b"")))
     assert f"the manifest says {sha256(b'')}" in told
-
-
-def test_the_tensors_digest_is_the_one_of_the_contract() -> None:
-    assert checks.tensors_digest(draft().tensors) == tensors_digest(draft().tensors)
 
 
 ENTRY = {"dtype": "BF16", "shape": [4], "data_offsets": [0, 8]}

@@ -1,20 +1,27 @@
 """The fleet in memory: last reports, streams, expiry."""
 
+from typing import Any
+
 import pytest
 from tests.support.checkpoints import OTHER_TARGET, TARGET, VOCABULARY
 
 from updraft.fleet.v1 import fleet_pb2
 from updraft_chassis.errors import InvalidInput, Unavailable
-from updraft_registry import wire
+from updraft_registry import reports, wire
 from updraft_registry.fleet import Fleet, Session
-from updraft_registry.rollout import Order, Pod
+from updraft_registry.placement import Order, Pod
+from updraft_registry.reports import Report, Swaps
 from updraft_registry.version import Lineage, Phase
 
 ORDER = Order(serve=2, digest="sha256:2", prefetch=(2,), phase=Phase.STABLE, reason="it won")
 NONCE = wire.directive(ORDER).nonce
 
 
-def report(
+def report(pod: str = "pod-0", **fields: Any) -> Report:
+    return reports.read(pod_report(pod, **fields))
+
+
+def pod_report(
     pod: str = "pod-0",
     *,
     loaded: int = 0,
@@ -22,12 +29,17 @@ def report(
     outcome: fleet_pb2.Outcome.ValueType = fleet_pb2.OUTCOME_UNSPECIFIED,
     steps: int = 0,
     target: str = TARGET,
+    boot: str = "1",
+    swaps: fleet_pb2.SwapCounters | None = None,
+    draining: bool = False,
 ) -> fleet_pb2.PodReport:
     return fleet_pb2.PodReport(
-        identity=fleet_pb2.PodIdentity(speculator="default", pod=pod, target_fingerprint=target, boot_id="1"),
+        identity=fleet_pb2.PodIdentity(speculator="default", pod=pod, target_fingerprint=target, boot_id=boot),
         loaded=fleet_pb2.Loaded(version=loaded, tensors_digest=f"sha256:{loaded}" if loaded else ""),
         status=fleet_pb2.DirectiveStatus(nonce=nonce, outcome=outcome, version=2, reason="not finite"),
         versions=[fleet_pb2.VersionCounters(version=loaded, verify_steps=steps)] if steps else [],
+        swaps=swaps,
+        draining=draining,
     )
 
 
@@ -44,18 +56,33 @@ def fleet() -> Fleet:
 
 def test_a_new_pod_and_a_new_load_matter_and_mere_counters_do_not(fleet: Fleet) -> None:
     session = Session()
-    assert fleet.report(session, report(), 0.0)
-    assert not fleet.report(session, report(steps=5), 1.0)
-    assert fleet.report(session, report(loaded=2), 2.0)
-    assert not fleet.report(session, report(loaded=2), 3.0)
-    assert fleet.pods("default") == (Pod(name="pod-0", loaded=2, tensors_digest="sha256:2"),)
+    assert fleet.report(session, report(), 0.0).is_change
+    assert not fleet.report(session, report(steps=5), 1.0).is_change
+    assert fleet.report(session, report(loaded=2), 2.0).is_change
+    assert not fleet.report(session, report(loaded=2, steps=5), 3.0).is_change
+    assert fleet.pods("default") == (Pod(name="pod-0", boot="1", loaded=2, tensors_digest="sha256:2"),)
+    assert fleet.pods("default")[0].traffic[2].verify_steps == 5
+    assert fleet.report(session, report(loaded=2, boot="2"), 4.0).is_change
+    assert fleet.report(session, report(loaded=2, boot="2", draining=True), 5.0).is_change
+
+
+def test_swaps_and_their_pauses_are_told_once(fleet: Fleet) -> None:
+    session = Session()
+    counted = fleet_pb2.SwapCounters(swaps=3, failures=1, pause_us_sum=9_000)
+    assert fleet.report(session, report(swaps=counted), 0.0).swaps == Swaps(), "what was before is not known"
+    counted.swaps, counted.pause_us_sum = 4, 11_000
+    told = fleet.report(session, report(swaps=counted), 1.0).swaps
+    assert (told.swapped, told.refused, round(told.pause_s, 6)) == (1, 0, 0.002)
+    assert fleet.report(session, report(swaps=counted), 2.0).swaps == Swaps()
+    anew = fleet_pb2.SwapCounters(swaps=1, pause_us_sum=500)
+    assert fleet.report(session, report(swaps=anew, boot="2"), 3.0).swaps == Swaps(swapped=1, pause_s=0.0005)
 
 
 def test_a_refusal_is_read_from_a_nack_only(fleet: Fleet) -> None:
     session = Session()
     fleet.report(session, report(outcome=fleet_pb2.OUTCOME_PENDING), 0.0)
     assert fleet.pods("default")[0].refused == 0
-    assert fleet.report(session, report(outcome=fleet_pb2.OUTCOME_NACK), 1.0)
+    assert fleet.report(session, report(outcome=fleet_pb2.OUTCOME_NACK), 1.0).is_change
     assert (fleet.pods("default")[0].refused, fleet.pods("default")[0].refusal) == (2, "not finite")
 
 
@@ -84,7 +111,7 @@ async def test_a_slow_pod_hears_only_the_newest_directive(fleet: Fleet) -> None:
 def test_a_newer_stream_of_a_pod_takes_over(fleet: Fleet) -> None:
     old, new = Session(), Session()
     fleet.report(old, report(loaded=2), 0.0)
-    assert fleet.report(new, report(loaded=2), 1.0)
+    assert fleet.report(new, report(loaded=2), 1.0).is_change
     with pytest.raises(Unavailable, match="a newer stream of the same pod took over"):
         old.check()
     fleet.disconnect(old)
@@ -129,13 +156,23 @@ def test_a_pod_of_another_target_is_refused(fleet: Fleet) -> None:
     assert [pod.name for pod in fleet.pods("default")] == ["ours"]
 
 
-def test_pods_are_counted_by_what_they_serve(fleet: Fleet) -> None:
-    for i, (loaded, outcome) in enumerate(
-        [(2, fleet_pb2.OUTCOME_ACK), (2, fleet_pb2.OUTCOME_ACK), (1, fleet_pb2.OUTCOME_NACK)]
-    ):
+def test_pods_are_counted_by_what_they_serve_and_not_while_they_drain(fleet: Fleet) -> None:
+    ack, nack = fleet_pb2.OUTCOME_ACK, fleet_pb2.OUTCOME_NACK
+    for i, (loaded, outcome) in enumerate([(2, ack), (2, ack), (1, nack), (3, ack)]):
         fleet.report(Session(), report(f"pod-{i}", loaded=loaded, outcome=outcome), 0.0)
-    pods = fleet.count("default", 2)
-    assert (pods.connected, pods.serving_stable, pods.failed) == (3, 2, 1)
+    fleet.report(Session(), report("leaving", loaded=2, draining=True), 0.0)
+    pods = fleet.count("default", 2, 3)
+    assert (pods.connected, pods.serving_stable, pods.serving_candidate, pods.failed) == (4, 2, 1, 1)
+    assert fleet.count("default", 2).serving_candidate == 0
+
+
+def test_what_a_pod_holds_or_has_ready_is_in_use_until_it_expires(fleet: Fleet) -> None:
+    session = Session()
+    ready = pod_report(loaded=2)
+    ready.prefetched_versions.extend([3, 5])
+    fleet.report(session, reports.read(ready), 0.0)
+    fleet.disconnect(session)
+    assert fleet.in_use("default") == {2, 3, 5}
 
 
 def test_traffic_is_what_the_pods_say_now(fleet: Fleet) -> None:
@@ -152,24 +189,3 @@ def test_closing_the_fleet_ends_every_stream(fleet: Fleet) -> None:
     fleet.close()
     with pytest.raises(Unavailable, match="the registry stops"):
         session.check()
-
-
-@pytest.mark.parametrize(
-    ("change", "why"),
-    [
-        pytest.param({"identity": fleet_pb2.PodIdentity(speculator="../x", pod="p")}, "no name", id="speculator"),
-        pytest.param({"identity": fleet_pb2.PodIdentity(speculator="default")}, "1 to 253", id="no pod"),
-        pytest.param({"prefetched_versions": range(65)}, "more than 64 versions", id="versions"),
-        pytest.param(
-            {"versions": [fleet_pb2.VersionCounters(accepted_by_position=[1] * 65)]},
-            "more than 64 draft",
-            id="positions",
-        ),
-        pytest.param({"versions": [fleet_pb2.VersionCounters(version=3, tokens=2**60)]}, "of version 3", id="counter"),
-    ],
-)
-def test_a_report_that_cannot_be_is_refused(fleet: Fleet, change: dict[str, object], why: str) -> None:
-    bad = fleet_pb2.PodReport(**({"identity": report().identity} | change))  # type: ignore[arg-type] # drawn
-    with pytest.raises(InvalidInput, match=why):
-        fleet.report(Session(), bad, 0.0)
-    assert fleet.pods("default") == ()

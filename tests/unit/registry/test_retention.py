@@ -11,7 +11,7 @@ def speculator(*versions: Version, limit: int = 1, pinned: int | None = None) ->
 
 
 def superseded(*numbers: int) -> list[Version]:
-    return [version(number, Phase.SUPERSEDED, is_proven=False) for number in numbers]
+    return [version(number, Phase.SUPERSEDED, proven_ms=0) for number in numbers]
 
 
 def test_the_stable_version_and_the_one_before_it_stay_however_old_they_are() -> None:
@@ -33,9 +33,14 @@ def test_what_was_condemned_goes_and_takes_no_place_in_the_history() -> None:
 def test_what_is_pinned_retained_waiting_or_held_by_a_pod_stays() -> None:
     versions = [
         *superseded(1, 2),
-        version(3, Phase.SUPERSEDED, is_proven=False, is_retained=True),
+        version(3, Phase.SUPERSEDED, proven_ms=0, is_retained=True),
         version(4, Phase.HELD),
         version(5, Phase.REJECTED),
         *superseded(6, 7),
     ]
     assert keepers(speculator(*versions, pinned=1), {5}) - {0} == {1, 3, 4, 5, 7}
+
+
+def test_candidate_and_baseline_of_a_canary_stay() -> None:
+    versions = [version(1, Phase.STABLE), version(2, Phase.CANARY), *superseded(3, 4, 5)]
+    assert keepers(speculator(*versions), ()) >= {1, 2}

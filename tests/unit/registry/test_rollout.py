@@ -1,28 +1,46 @@
-"""Who serves what: named cases first, then a state machine that does everything at random and checks what
-must hold.
-"""
+"""Who serves what: the gate, pins, pauses, failures, and what a person does to single versions."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from tests.support.rollouts import BETTER, WORSE
 from tests.support.versions import NOW_MS, evaluation, holding, refusing, version
 
-from updraft_registry.rollout import Decision, Pod, decide
-from updraft_registry.version import Actor, Phase, Policy, Source, Strategy, Version, Wish
+from updraft_chassis.errors import Conflict
+from updraft_registry.placement import Pod
+from updraft_registry.rollout import Decision, decide, promote, reject
+from updraft_registry.version import Actor, Phase, Policy, Source, Speculator, Strategy, Transition, Version, Wish
 
-BETTER, WORSE = 3.0, 1.5
+IMMEDIATE = Policy(strategy=Strategy.IMMEDIATE)
+FREE = Wish(policy=IMMEDIATE)
 
 
 def phases(decision: Decision) -> dict[int, Phase]:
     return {version.number: version.phase for version in decision.versions}
 
 
-def run(versions: Sequence[Version], wish: Wish = Wish(), pods: Sequence[Pod] = ()) -> Decision:  # noqa: B008 - frozen
-    return decide(wish, versions, pods or [Pod(name="pod-0")], NOW_MS + 1)
+def run(versions: Sequence[Version], wish: Wish = FREE, pods: Sequence[Pod] = ()) -> Decision:
+    return decide(speculator(versions, wish), pods or [Pod(name="pod-0")], NOW_MS + 1)
+
+
+def speculator(versions: Sequence[Version], wish: Wish = FREE) -> Speculator:
+    return Speculator(name="default", wish=wish, versions=tuple(versions))
+
+
+def free(**wishes: Any) -> Wish:
+    return replace(FREE, **wishes)
+
+
+def after(versions: Sequence[Version], transitions: Sequence[Transition]) -> tuple[Version, ...]:
+    """The versions as the catalogue has them once these were recorded."""
+    now = {v.number: v for v in versions}
+    for t in transitions:
+        assert t.after is not None
+        won = t.proven_ms or now[t.number].proven_ms
+        now[t.number] = replace(now[t.number], phase=t.after, reason=t.reason, proven_ms=won)
+    return tuple(now.values())
 
 
 def candidate(number: int, quality: float, *, against: int, source: Source = Source.TRAINER) -> Version:
@@ -75,7 +93,7 @@ def test_a_trainers_candidate_that_was_compared_with_another_version_is_rejected
 def test_what_a_person_brought_without_an_evaluation_waits_for_that_person() -> None:
     decision = run([version(1, Phase.STABLE), version(2, source=Source.IMPORTED)])
     assert phases(decision) == {1: Phase.STABLE, 2: Phase.HELD}
-    assert decision.transitions[0].reason == "it comes without an evaluation: pin it to serve it"
+    assert decision.transitions[0].reason == "it comes without an evaluation: promote it to serve it"
 
 
 def test_only_the_newest_waiting_version_is_tried() -> None:
@@ -100,7 +118,7 @@ def test_manual_lets_the_first_version_serve() -> None:
 
 def test_a_pin_goes_back_without_analysis_and_holds_newer_versions() -> None:
     versions = [version(1, Phase.SUPERSEDED), version(2, Phase.STABLE), candidate(3, BETTER, against=2)]
-    decision = run(versions, Wish(pinned=1, pin_reason="2 is slow"))
+    decision = run(versions, free(pinned=1, pin_reason="2 is slow"))
     assert phases(decision) == {1: Phase.STABLE, 2: Phase.SUPERSEDED, 3: Phase.HELD}
     assert {t.reason for t in decision.transitions} == {
         "version 1 is pinned: 2 is slow",
@@ -111,23 +129,23 @@ def test_a_pin_goes_back_without_analysis_and_holds_newer_versions() -> None:
 
 
 def test_a_pin_goes_forward_to_a_version_that_was_never_judged() -> None:
-    decision = run([version(1, Phase.STABLE), candidate(2, WORSE, against=1)], Wish(pinned=2))
+    decision = run([version(1, Phase.STABLE), candidate(2, WORSE, against=1)], free(pinned=2))
     assert phases(decision) == {1: Phase.SUPERSEDED, 2: Phase.STABLE}
 
 
 def test_a_pin_to_zero_serves_without_a_draft() -> None:
-    decision = run([version(1, Phase.STABLE)], Wish(pinned=0, pin_reason="cost"))
+    decision = run([version(1, Phase.STABLE)], free(pinned=0, pin_reason="cost"))
     assert phases(decision) == {1: Phase.SUPERSEDED}
     order = decision.orders["pod-0"]
     assert (order.serve, order.prefetch, order.digest) == (0, (), "")
     assert order.reason == decision.message == "no draft is pinned: cost"
 
 
-def test_unpinning_goes_back_to_the_newest_version_that_has_won() -> None:
+def test_unpinning_goes_back_to_the_version_that_won_last() -> None:
     versions = [
         version(1, Phase.STABLE),
         version(2, Phase.SUPERSEDED),
-        version(3, Phase.SUPERSEDED, is_proven=False),
+        version(3, Phase.SUPERSEDED, proven_ms=0),
     ]
     decision = run(versions)
     assert phases(decision) == {1: Phase.SUPERSEDED, 2: Phase.STABLE, 3: Phase.SUPERSEDED}
@@ -141,7 +159,7 @@ def test_unpinning_tries_the_newest_held_version_against_what_then_serves() -> N
 
 def test_a_pause_holds_new_versions_and_leaves_the_stable_one() -> None:
     versions = [version(1, Phase.STABLE), candidate(2, BETTER, against=1)]
-    paused = run(versions, Wish(is_paused=True, pause_reason="release day"))
+    paused = run(versions, free(is_paused=True, pause_reason="release day"))
     assert phases(paused) == {1: Phase.STABLE, 2: Phase.HELD}
     assert paused.transitions[0].reason == "the rollout is paused: release day"
     resumed = run(paused.versions)
@@ -154,7 +172,7 @@ def test_a_version_that_a_pod_could_not_load_fails_and_the_one_before_serves() -
     assert phases(decision) == {1: Phase.STABLE, 2: Phase.FAILED}
     failed, resumed = decision.transitions
     assert failed.reason == "pod pod-0 could not load it: fc.weight holds values that are not finite"
-    assert (failed.actor, resumed.reason) == (Actor.FLEET, "version 2 failed: back to what served before")
+    assert (failed.actor, resumed.reason) == (Actor.FLEET, "version 2 failed: the version that won last serves")
     assert decision.orders["pod-0"].serve == 1
 
 
@@ -168,7 +186,7 @@ def test_one_pod_of_many_that_cannot_load_a_version_fails_no_fleet() -> None:
 
 def test_a_pinned_version_that_fails_does_not_serve() -> None:
     versions = [version(1, Phase.SUPERSEDED), version(2, Phase.STABLE)]
-    decision = run(versions, Wish(pinned=2), [refusing("pod-0", 2)])
+    decision = run(versions, free(pinned=2), [refusing("pod-0", 2)])
     assert phases(decision) == {1: Phase.STABLE, 2: Phase.FAILED}
     assert "version 2 is pinned but cannot serve" in decision.message
 
@@ -184,134 +202,95 @@ def test_a_pod_that_names_the_version_but_holds_other_tensors_has_not_loaded_it(
     assert run([version(1, Phase.STABLE)], pods=[liar]).message.endswith("waiting for 1 of 1 pods to load it")
 
 
-class Rollout(RuleBasedStateMachine):
-    """Everything that can happen to a speculator, in any order, with a clock that also runs backwards."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.versions: tuple[Version, ...] = ()
-        self.wish = Wish()
-        self.pods: dict[str, Pod] = {"pod-0": Pod(name="pod-0")}
-        self.now_ms = NOW_MS
-        self.condemned: set[int] = set()
-        self.pinned: set[int | None] = set()
-        self.winners: set[int | None] = set()
-        self.decision = self.decide()
-
-    def decide(self) -> Decision:
-        proven = {v.number for v in self.versions if v.is_proven}
-        decision = decide(self.wish, self.versions, list(self.pods.values()), self.now_ms)
-        self.versions = decision.versions
-        if self.wish.is_paused and self.wish.pinned is None:
-            assert {v.number for v in self.versions if v.is_proven} == proven, "nothing new serves while paused"
-        self.condemned |= {v.number for v in decision.versions if v.phase.is_condemned}
-        self.decision = decision
-        return decision
-
-    @property
-    def serving(self) -> int:
-        return max((v.number for v in self.versions if v.phase is Phase.STABLE), default=0)
-
-    @rule(
-        quality=st.sampled_from([None, BETTER, WORSE, 2.0]),
-        stale=st.booleans(),
-        source=st.sampled_from(list(Source)),
-        decided=st.booleans(),
-    )
-    def publish(self, quality: float | None, stale: bool, source: Source, decided: bool) -> None:  # noqa: FBT001 - drawn
-        number = len(self.versions) + 1
-        against = self.serving + (1 if stale else 0)
-        if quality is not None and quality > (2.0 if against else 1.0):
-            self.winners.add(number)
-        told = None if quality is None else evaluation(quality, against=against)
-        self.versions = (*self.versions, version(number, evaluation=told, source=source))
-        if decided:
-            self.decide()
-
-    @rule(data=st.data())
-    def pin(self, data: st.DataObject) -> None:
-        kept = [0] + [v.number for v in self.versions if not v.phase.is_condemned]
-        self.wish = replace(self.wish, pinned=data.draw(st.sampled_from(kept)))
-        self.pinned.add(self.wish.pinned)
-        self.decide()
-
-    @rule()
-    def unpin(self) -> None:
-        self.wish = replace(self.wish, pinned=None)
-        self.decide()
-
-    @rule(is_paused=st.booleans(), strategy=st.sampled_from(list(Strategy)))
-    def set_wish(self, is_paused: bool, strategy: Strategy) -> None:  # noqa: FBT001 - drawn
-        self.wish = replace(self.wish, is_paused=is_paused, policy=Policy(strategy=strategy))
-        self.decide()
-
-    @rule(name=st.sampled_from(["pod-0", "pod-1", "pod-2"]), loads=st.booleans())
-    def obey(self, name: str, loads: bool) -> None:  # noqa: FBT001 - drawn
-        order = self.decision.orders.get(name)
-        if order is None or order.serve == 0:
-            self.pods[name] = Pod(name=name)
-        else:
-            served = self.versions[order.serve - 1]
-            self.pods[name] = holding(name, served) if loads else refusing(name, order.serve)
-        self.decide()
-
-    @precondition(lambda self: len(self.pods) > 1)
-    @rule(data=st.data())
-    def vanish(self, data: st.DataObject) -> None:
-        del self.pods[data.draw(st.sampled_from(sorted(self.pods)))]
-        self.decide()
-
-    @rule(step_ms=st.integers(-10_000, 10_000))
-    def time_passes(self, step_ms: int) -> None:
-        self.now_ms += step_ms
-        self.decide()
-
-    @invariant()
-    def at_most_one_version_is_stable(self) -> None:
-        assert sum(v.phase is Phase.STABLE for v in self.versions) <= 1
-
-    @invariant()
-    def every_pod_is_told_the_stable_version(self) -> None:
-        stable = max((v.number for v in self.decision.versions if v.phase is Phase.STABLE), default=0)
-        assert {order.serve for order in self.decision.orders.values()} <= {stable}
-        assert all((order.serve in order.prefetch) == bool(order.serve) for order in self.decision.orders.values())
-
-    @invariant()
-    def a_condemned_version_stays_condemned_and_is_never_served(self) -> None:
-        assert {v.number for v in self.versions if v.phase.is_condemned} == self.condemned
-        assert not {order.serve for order in self.decision.orders.values()} & self.condemned
-
-    @invariant()
-    def deciding_again_changes_nothing(self) -> None:
-        decision = self.decide()
-        again = self.decide()
-        assert again.transitions == ()
-        assert (again.versions, again.orders, again.message) == (
-            decision.versions,
-            decision.orders,
-            decision.message,
-        )
-
-    @invariant()
-    def a_pin_wins_unless_the_version_is_condemned(self) -> None:
-        self.decide()
-        if self.wish.pinned is not None and self.wish.pinned not in self.condemned:
-            assert self.serving == self.wish.pinned
-
-    @invariant()
-    def what_a_trainer_brought_served_only_if_it_won_or_was_pinned(self) -> None:
-        served = {v.number for v in self.versions if v.is_proven and v.source is Source.TRAINER}
-        assert served <= self.winners | self.pinned
-
-    @invariant()
-    def nothing_is_pending_once_decided(self) -> None:
-        self.decide()
-        assert not any(v.phase is Phase.PENDING for v in self.versions)
-
-    @invariant()
-    def every_transition_has_a_reason(self) -> None:
-        assert all((t.reason and t.before != t.after) or t.after is Phase.HELD for t in self.decision.transitions)
+def test_a_pin_is_no_win_and_what_was_only_pinned_waits_again() -> None:
+    decision = run([version(1, Phase.SUPERSEDED), version(2, Phase.STABLE, proven_ms=0)])
+    assert phases(decision) == {1: Phase.STABLE, 2: Phase.REJECTED}, "unpinned, it is tried like any other"
+    held = run([version(1, Phase.SUPERSEDED), version(2, Phase.STABLE, proven_ms=0)], free(pinned=1))
+    assert phases(held) == {1: Phase.STABLE, 2: Phase.HELD}
 
 
-TestRollout = Rollout.TestCase
-TestRollout.settings = settings(max_examples=60, stateful_step_count=20, deadline=None)
+def test_what_serves_goes_on_after_a_pin_if_nothing_has_ever_won() -> None:
+    assert phases(run([version(1, Phase.STABLE, proven_ms=0)])) == {1: Phase.STABLE}
+
+
+def test_the_last_win_counts_whatever_the_clock_says() -> None:
+    late = version(1, Phase.STABLE, proven_ms=NOW_MS + 10**9)
+    decision = run([late, candidate(2, BETTER, against=1)])
+    assert phases(decision) == {1: Phase.SUPERSEDED, 2: Phase.STABLE}
+    assert phases(run(decision.versions)) == phases(decision)
+
+
+def test_a_pod_that_refuses_fails_nothing_before_the_others_had_time_to_report() -> None:
+    versions = [version(1, Phase.SUPERSEDED), version(2, Phase.STABLE)]
+    decision = decide(speculator(versions), [refusing("pod-0", 2)], NOW_MS, is_settled=False)
+    assert phases(decision)[2] is Phase.STABLE
+
+
+def test_a_held_version_is_told_with_its_reason() -> None:
+    decision = run([version(1, Phase.STABLE), version(2, source=Source.IMPORTED)], pods=[holding("pod-0", version(1))])
+    told = "version 1 is stable; version 2 is held: it comes without an evaluation: promote it to serve it"
+    assert decision.message == told
+
+
+def test_a_pin_keeps_only_the_newest_version_waiting() -> None:
+    versions = [version(1, Phase.STABLE), candidate(2, BETTER, against=1), candidate(3, BETTER, against=1)]
+    assert phases(run(versions, free(pinned=1))) == {1: Phase.STABLE, 2: Phase.SUPERSEDED, 3: Phase.HELD}
+
+
+def test_promoting_an_older_waiting_version_makes_it_the_one_that_won_last() -> None:
+    versions = [version(1, Phase.SUPERSEDED), version(2, Phase.HELD), version(3, Phase.STABLE)]
+    transitions = promote(speculator(versions), versions[1], "it is fine", NOW_MS)
+    assert [(t.number, t.after, t.reason) for t in transitions] == [
+        (3, Phase.SUPERSEDED, "version 2 took over: promoted: it is fine"),
+        (2, Phase.STABLE, "promoted: it is fine"),
+    ]
+    now = after(versions, transitions)
+    assert run(now).transitions == (), "and it stays"
+
+
+def test_promoting_what_is_pinned_keeps_it_after_the_pin() -> None:
+    versions = [version(1, Phase.SUPERSEDED), version(2, Phase.STABLE, proven_ms=0)]
+    transitions = promote(speculator(versions, free(pinned=2)), versions[1], "", NOW_MS)
+    assert phases(run(after(versions, transitions))) == {1: Phase.SUPERSEDED, 2: Phase.STABLE}
+
+
+def test_promoting_what_serves_already_does_nothing() -> None:
+    versions = [version(1, Phase.STABLE)]
+    assert promote(speculator(versions), versions[0], "", NOW_MS) == ()
+
+
+@pytest.mark.parametrize(
+    ("changed", "wish", "why"),
+    [
+        pytest.param({"phase": Phase.ROLLED_BACK}, FREE, "is RolledBack and never served again", id="condemned"),
+        pytest.param({"is_kept": False}, FREE, "its weights are no longer kept", id="swept"),
+        pytest.param({}, free(pinned=1), "version 1 is pinned in default; unpin it first", id="another is pinned"),
+        pytest.param({}, free(pinned=0), "no draft is pinned in default; unpin it first", id="no draft is pinned"),
+    ],
+)
+def test_a_promotion_that_cannot_be_is_refused(changed: dict[str, Any], wish: Wish, why: str) -> None:
+    versions = [version(1, Phase.STABLE), replace(version(2, Phase.HELD), **changed)]
+    with pytest.raises(Conflict, match=why):
+        promote(speculator(versions, wish), versions[1], "", NOW_MS)
+
+
+def test_rejecting_what_serves_goes_back_to_the_version_that_won_before() -> None:
+    versions = [version(1, Phase.SUPERSEDED), version(2, Phase.STABLE)]
+    transitions = reject(speculator(versions), versions[1], "it stutters", NOW_MS)
+    assert [(t.number, t.after, t.reason) for t in transitions] == [
+        (2, Phase.REJECTED, "rejected: it stutters"),
+        (1, Phase.STABLE, "version 2 was rejected: the version that won last serves"),
+    ]
+    assert run(after(versions, transitions)).transitions == ()
+
+
+def test_a_rejected_version_does_not_serve_even_if_it_is_pinned() -> None:
+    versions = [version(1, Phase.SUPERSEDED), version(2, Phase.STABLE)]
+    transitions = reject(speculator(versions, free(pinned=2)), versions[1], "", NOW_MS)
+    decision = run(after(versions, transitions), free(pinned=2))
+    assert phases(decision) == {1: Phase.STABLE, 2: Phase.REJECTED}
+
+
+def test_rejecting_twice_is_rejecting_once() -> None:
+    gone = version(2, Phase.REJECTED)
+    assert reject(speculator([version(1, Phase.STABLE), gone]), gone, "", NOW_MS) == ()

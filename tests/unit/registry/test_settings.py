@@ -6,7 +6,7 @@ import pytest
 
 from updraft_chassis.settings import load
 from updraft_registry.settings import RegistrySettings
-from updraft_registry.version import GatePolicy, Policy
+from updraft_registry.version import Analysis, GatePolicy, OnInconclusive, Policy, Step, Strategy
 
 DATA = {"UPDRAFT_REGISTRY_DATA_DIR": "/tmp/registry"}
 
@@ -26,6 +26,42 @@ def test_gate_and_history_become_the_default_policy() -> None:
     }
     gate = GatePolicy(min_samples=20, min_gain_percent=2.5, confidence=0.9)
     assert load(RegistrySettings, environ).policy == Policy(gate=gate, history_limit=3)
+
+
+def test_the_rollout_is_set_by_the_environment_too() -> None:
+    environ = DATA | {
+        "UPDRAFT_REGISTRY_STRATEGY": "Manual",
+        "UPDRAFT_REGISTRY_ROLLOUT_STEPS": "5:60,25:0,100:30",
+        "UPDRAFT_REGISTRY_PROGRESS_DEADLINE_SECONDS": "120",
+        "UPDRAFT_REGISTRY_MAX_PODS_SWAPPING": "4",
+        "UPDRAFT_REGISTRY_AUTO_ROLLBACK": "false",
+        "UPDRAFT_REGISTRY_ANALYSIS_INTERVAL_SECONDS": "10",
+        "UPDRAFT_REGISTRY_ANALYSIS_MIN_SAMPLES": "50",
+        "UPDRAFT_REGISTRY_ANALYSIS_CONFIDENCE": "0.99",
+        "UPDRAFT_REGISTRY_ANALYSIS_ON_INCONCLUSIVE": "Pause",
+    }
+    assert load(RegistrySettings, environ).policy == Policy(
+        strategy=Strategy.MANUAL,
+        steps=tuple(Step(pods_percent=percent, hold_s=hold_s) for percent, hold_s in ((5, 60), (25, 0), (100, 30))),
+        analysis=Analysis(interval_s=10, min_samples=50, confidence=0.99, on_inconclusive=OnInconclusive.PAUSE),
+        auto_rollback=False,
+        progress_deadline_s=120,
+        max_pods_swapping=4,
+    )
+
+
+@pytest.mark.parametrize(
+    ("steps", "why"),
+    [
+        ("half of them", "UPDRAFT_REGISTRY_ROLLOUT_STEPS: String should match pattern"),
+        ("50:10,10:10", "the rollout cannot be followed: pods_percent of the steps must not decrease"),
+        ("10:1000", "progress_deadline_seconds is 900; the steps hold for 1000 s together"),
+    ],
+)
+def test_a_rollout_that_cannot_be_followed_is_told(steps: str, why: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load(RegistrySettings, DATA | {"UPDRAFT_REGISTRY_ROLLOUT_STEPS": steps})
+    assert why in capsys.readouterr().err
 
 
 def test_every_problem_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:

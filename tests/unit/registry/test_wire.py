@@ -1,20 +1,34 @@
 """Protobuf and domain tell the same."""
 
+from dataclasses import replace
+
 import pytest
 from tests.support.checkpoints import draft, evaluation
+from tests.support.rollouts import STEPS, World
 from tests.support.versions import NOW_MS
 
 from updraft.fleet.v1 import fleet_pb2
-from updraft.registry.v1 import registry_pb2
+from updraft.registry.v1 import registry_pb2 as pb
 from updraft_chassis.errors import InvalidInput
 from updraft_registry import wire
-from updraft_registry.rollout import Order
-from updraft_registry.version import GatePolicy, Phase, Policy, Source, Strategy
+from updraft_registry.placement import Order, Switchback
+from updraft_registry.rollout import explain
+from updraft_registry.version import (
+    Analysis,
+    Comparison,
+    GatePolicy,
+    OnInconclusive,
+    Phase,
+    Policy,
+    Source,
+    Step,
+    Strategy,
+)
 
 
 def test_a_manifest_becomes_a_pending_version_with_its_evaluation() -> None:
     manifest = draft().manifest(
-        source=registry_pb2.SOURCE_TRAINER, parent_version=2, evaluation=evaluation(baseline=2, num_samples=3)
+        source=pb.SOURCE_TRAINER, parent_version=2, evaluation=evaluation(baseline=2, num_samples=3)
     )
     pending = wire.pending(manifest, 3, NOW_MS)
     assert (pending.number, pending.phase, pending.source) == (3, Phase.PENDING, Source.TRAINER)
@@ -43,67 +57,136 @@ def test_a_table_row_comes_without_what_a_table_does_not_show() -> None:
     assert manifest.tensors, "the original keeps them"
 
 
-DEFAULTS = Policy(gate=GatePolicy(min_samples=5), history_limit=7)
+DEFAULTS = Policy(
+    strategy=Strategy.MANUAL,
+    steps=(Step(pods_percent=20, hold_s=30),),
+    analysis=Analysis(
+        interval_s=11,
+        min_samples=12,
+        failure_limit=13,
+        max_acceptance_regression_percent=14,
+        max_latency_regression_percent=15,
+        on_inconclusive=OnInconclusive.PAUSE,
+        confidence=0.9,
+        comparison=Comparison.SWITCHBACK,
+        switchback_s=16,
+    ),
+    auto_rollback=False,
+    progress_deadline_s=500,
+    max_pods_swapping=17,
+    gate=GatePolicy(min_samples=5, min_gain_percent=3.0, confidence=0.7),
+    history_limit=7,
+)
 
 
 def test_a_policy_left_open_is_the_registrys_own() -> None:
-    policy = wire.policy_from_proto(registry_pb2.RolloutPolicy(), DEFAULTS)
-    assert policy == DEFAULTS
-    told = wire.policy_to_proto(policy, registry_pb2.RolloutPolicy())
-    assert told.strategy == registry_pb2.STRATEGY_IMMEDIATE
-    assert (told.offline_gate.min_samples, told.revision_history_limit) == (5, 7)
-
-
-def test_what_a_policy_says_beyond_this_registry_is_told_back_as_it_was_set() -> None:
-    document = registry_pb2.RolloutPolicy(
-        strategy=registry_pb2.STRATEGY_MANUAL,
-        steps=[registry_pb2.RolloutStep(pods_percent=10, hold_seconds=60)],
-        progress_deadline_seconds=900,
+    assert wire.policy_from_proto(pb.RolloutPolicy(), DEFAULTS) == DEFAULTS
+    assert (
+        wire.policy_from_proto(pb.RolloutPolicy(analysis=pb.Analysis(), offline_gate=pb.OfflineGate()), DEFAULTS)
+        == DEFAULTS
     )
+
+
+@pytest.mark.parametrize("policy", [DEFAULTS, Policy(), Policy(analysis=Analysis(dry_run=True))])
+def test_a_policy_that_is_told_and_set_again_is_the_same(policy: Policy) -> None:
+    assert wire.policy_from_proto(wire.policy_to_proto(policy), Policy()) == policy
+
+
+def test_where_zero_is_a_value_it_is_one() -> None:
+    zeros = pb.Analysis(failure_limit=0, max_acceptance_regression_percent=0, max_latency_regression_percent=0)
+    document = pb.RolloutPolicy(analysis=zeros, offline_gate=pb.OfflineGate(min_gain_percent=0.0))
     policy = wire.policy_from_proto(document, DEFAULTS)
-    assert policy.strategy is Strategy.MANUAL
-    told = wire.policy_to_proto(policy, document)
-    assert (told.steps, told.progress_deadline_seconds) == (document.steps, 900)
+    assert policy.analysis.failure_limit == 0
+    assert policy.analysis.max_acceptance_regression_percent == policy.analysis.max_latency_regression_percent == 0
+    assert policy.gate == replace(DEFAULTS.gate, min_gain_percent=0.0)
 
 
 @pytest.mark.parametrize(
     ("document", "why"),
     [
-        pytest.param({"strategy": registry_pb2.STRATEGY_CANARY}, "no canaries yet", id="canary"),
-        pytest.param({"strategy": 9}, "IMMEDIATE or MANUAL", id="unknown strategy"),
-        pytest.param({"offline_gate": registry_pb2.OfflineGate(confidence=0.8)}, "min_samples is 0", id="no samples"),
+        pytest.param(pb.RolloutPolicy(strategy=9), "strategy is 9; this registry knows CANARY", id="strategy"),  # type: ignore[arg-type] # none
         pytest.param(
-            {"offline_gate": registry_pb2.OfflineGate(min_samples=2, confidence=1.0)}, "confidence is 1", id="certainty"
+            pb.RolloutPolicy(analysis=pb.Analysis(on_inconclusive=9)),  # type: ignore[arg-type] # no such value
+            "analysis.on_inconclusive is 9",
+            id="on inconclusive",
         ),
         pytest.param(
-            {"offline_gate": registry_pb2.OfflineGate(min_samples=2, confidence=0.5, min_gain_percent=float("nan"))},
-            "min_gain_percent is nan",
-            id="nan",
+            pb.RolloutPolicy(analysis=pb.Analysis(comparison=9)),  # type: ignore[arg-type] # no such value
+            "analysis.comparison is 9",
+            id="comparison",
+        ),
+        pytest.param(
+            pb.RolloutPolicy(strategy=pb.STRATEGY_CANARY, steps=[pb.RolloutStep(pods_percent=10, hold_seconds=501)]),
+            "the steps hold for 501 s together",
+            id="what no policy may be",
         ),
     ],
 )
-def test_a_policy_that_cannot_be_followed_is_refused(document: dict[str, object], why: str) -> None:
+def test_a_policy_that_cannot_be_followed_is_refused(document: pb.RolloutPolicy, why: str) -> None:
     with pytest.raises(InvalidInput, match=why):
-        wire.policy_from_proto(registry_pb2.RolloutPolicy(**document), DEFAULTS)  # type: ignore[arg-type] # drawn
+        wire.policy_from_proto(document, DEFAULTS)
 
 
 def test_the_same_order_has_the_same_nonce_and_another_has_another() -> None:
     order = Order(serve=3, digest="sha256:3", prefetch=(3,), phase=Phase.STABLE, reason="it won")
     assert wire.directive(order) == wire.directive(order)
     assert wire.directive(order).nonce != wire.directive(Order()).nonce
-    assert (wire.directive(order).serve_version, wire.directive(order).serve_phase) == (3, registry_pb2.PHASE_STABLE)
+    assert (wire.directive(order).serve_version, wire.directive(order).serve_phase) == (3, pb.PHASE_STABLE)
 
 
-def counters(version: int, steps: int, accepted: list[int]) -> fleet_pb2.VersionCounters:
-    return fleet_pb2.VersionCounters(
-        version=version, verify_steps=steps, tokens=2 * steps, proposed=3 * steps, accepted_by_position=accepted
+def test_pods_come_for_weights_over_a_time_that_grows_with_their_number() -> None:
+    order = Order(serve=3, digest="sha256:3", prefetch=(3,))
+    few, many = wire.directive(order, num_pods=2), wire.directive(order, num_pods=1000)
+    assert (few.prefetch_spread_ms, many.prefetch_spread_ms) == (10, 5000)
+    assert few.nonce == many.nonce, "it is no other order because the fleet grew"
+
+
+def test_a_switchback_is_part_of_the_order() -> None:
+    plan = Switchback(versions=(3, 4), digests=("sha256:3", "sha256:4"), slice_s=20, start_ms=NOW_MS)
+    order = Order(serve=3, digest="sha256:3", prefetch=(3, 4))
+    message = wire.directive(replace(order, switchback=plan))
+    assert message.switchback == fleet_pb2.Switchback(
+        version_a=3, version_b=4, digest_a="sha256:3", digest_b="sha256:4", slice_seconds=20, start_unix_ms=NOW_MS
     )
+    assert message.nonce != wire.directive(order).nonce
 
 
-def test_traffic_is_summed_over_pods_by_version_newest_first() -> None:
-    one = fleet_pb2.PodReport(versions=[counters(1, 10, [5]), counters(2, 4, [3, 1])])
-    two = fleet_pb2.PodReport(versions=[counters(2, 6, [4, 2, 1])])
-    newest, oldest = wire.sum_traffic([one, two])
-    assert (newest.version, newest.verify_steps, newest.tokens, newest.proposed) == (2, 10, 20, 30)
-    assert list(newest.accepted_by_position) == [7, 3, 1]
-    assert (oldest.version, oldest.verify_steps) == (1, 10)
+def state(world: World) -> pb.SpeculatorState:
+    message, scene = explain(world.speculator, list(world.pods.values()))
+    return wire.state_to_proto(world.speculator, scene, message, pods=pb.Pods(), traffic=[])
+
+
+def test_the_state_tells_how_far_a_canary_is() -> None:
+    world = World(16, steps=STEPS)
+    world.canary(gain_percent=5, failures=1)
+    world.run(90)
+    told = state(world)
+    assert (told.stable, told.candidate, told.latest, told.step) == (1, 2, 2, 1)
+    assert told.message == world.message
+    rollout = told.rollout
+    assert (rollout.candidate, rollout.baseline, rollout.comparison) == (2, 1, pb.COMPARISON_PODS)
+    assert (rollout.step, rollout.steps, rollout.pods_percent) == (1, 2, 50)
+    assert (rollout.started_unix_ms, rollout.step_since_unix_ms) == (NOW_MS, NOW_MS + 60_000)
+    assert (rollout.verdict, rollout.candidate_requests, rollout.slices, rollout.failures) == (
+        pb.VERDICT_PASS,
+        600,
+        12,
+        1,
+    )
+    assert rollout.acceptance_length.change_percent == pytest.approx(5.0)
+    assert rollout.acceptance_length.low_percent < 5.0 < rollout.acceptance_length.high_percent
+    assert rollout.evidence.startswith("acceptance is surely up")
+
+
+def test_the_state_has_no_estimate_without_bounds_and_no_rollout_without_a_canary() -> None:
+    world = World(16)
+    assert not state(world).HasField("rollout")
+    world.canary(gain_percent=5, slices=1)
+    assert not state(world).rollout.HasField("acceptance_length")
+
+
+def test_the_state_tells_pins_and_pauses_with_their_reasons() -> None:
+    world = World(16)
+    world.wish(pinned=1, pin_reason="quiet", is_paused=True, pause_reason="lunch")
+    told = state(world)
+    assert (told.pinned, told.pin_reason, told.paused, told.pause_reason) == (1, "quiet", True, "lunch")

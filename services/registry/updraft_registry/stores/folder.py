@@ -47,19 +47,16 @@ class FolderStore:
 
     def begin(self, size_bytes: int) -> "FolderUpload":
         """Start an upload; Exhausted when there is no room for it."""
-        free_bytes = disk_usage(self._root).free
-        if size_bytes > free_bytes:
-            raise Exhausted(
-                f"{self._root} has {free_bytes} bytes left, the draft needs {size_bytes}: "
-                "free some space or move UPDRAFT_REGISTRY_DATA_DIR"
-            )
-        return FolderUpload(self._uploads / f"{uuid.uuid4().hex}.part", size_bytes)
+        return begin_upload(self._uploads, size_bytes)
+
+    def prepare(self, upload: Upload, digest: str) -> None:
+        """Nothing: a rename takes no time."""
 
     def commit(self, upload: Upload, digest: str) -> None:
         """Let a sealed upload appear as the blob `digest`."""
         with disk_errors(self._root):
             upload.path.replace(self._blob(digest))
-            _sync_folder(self._blobs)
+            sync_folder(self._blobs)
 
     def open(self, digest: str) -> BinaryIO:
         """Open a blob to read it; NotFound if there is none."""
@@ -67,6 +64,9 @@ class FolderStore:
             return self._blob(digest).open("rb")
         except FileNotFoundError:
             raise NotFound(f"no blob {digest} is stored") from None
+
+    def link(self, digest: str) -> str | None:
+        """None: only the registry reads this folder."""
 
     def digests(self) -> frozenset[str]:
         """All blobs."""
@@ -100,7 +100,7 @@ class FolderStore:
                     file.write(content)
                     _sync(file)
                 part.replace(path)
-                _sync_folder(path.parent)
+                sync_folder(path.parent)
             finally:
                 part.unlink(missing_ok=True)
 
@@ -113,6 +113,17 @@ class FolderStore:
 
     def _document(self, speculator: str, number: int) -> Path:
         return self._versions / speculator / f"{number}.json"
+
+
+def begin_upload(folder: Path, size_bytes: int) -> "FolderUpload":
+    """Start an upload to a file in `folder`; Exhausted when there is no room for it."""
+    free_bytes = disk_usage(folder).free
+    if size_bytes > free_bytes:
+        raise Exhausted(
+            f"{folder} has {free_bytes} bytes left, the draft needs {size_bytes}: "
+            "free some space or move UPDRAFT_REGISTRY_DATA_DIR"
+        )
+    return FolderUpload(folder / f"{uuid.uuid4().hex}.part", size_bytes)
 
 
 class FolderUpload:
@@ -203,7 +214,7 @@ def _sync(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make renames in `folder` durable: the file's own fsync does not cover its name."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -1,4 +1,7 @@
-"""What the archive needs of a place for blobs. Synchronous: every call is made from a worker thread."""
+"""What the archive needs of a place for blobs. Synchronous: every call is made from a worker thread.
+
+Any call may raise Unavailable where the place is far away; nothing is lost then, and trying again is right.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -43,12 +46,20 @@ class Store(Protocol):
         """Start an upload of exactly this size; Exhausted when there is no room for it. Nothing is written yet."""
         ...
 
+    def prepare(self, upload: Upload, digest: str) -> None:
+        """Do what may take long of a commit; from any thread, and `digests` stays what it was."""
+        ...
+
     def commit(self, upload: Upload, digest: str) -> None:
-        """Let a sealed upload appear as the blob `digest`."""
+        """Let a sealed and prepared upload appear as the blob `digest`."""
         ...
 
     def open(self, digest: str) -> BinaryIO:
-        """Open a blob to read it; NotFound if there is none."""
+        """Open a blob on a local disk; NotFound if there is none. Takes as long as bringing it there, if it is not."""
+        ...
+
+    def link(self, digest: str) -> str | None:
+        """An address where anyone may GET a blob for a while, if readers are to be sent there."""
         ...
 
     def digests(self) -> frozenset[str]:

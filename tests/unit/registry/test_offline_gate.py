@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 from tests.support.versions import evaluation
 
-from updraft_registry.gate import Verdict, judge
+from updraft_registry.gate import Verdict
+from updraft_registry.gate.offline import judge
 from updraft_registry.version import Evaluation, EvaluationSample, GatePolicy
 
 POLICY = GatePolicy(min_samples=8, min_gain_percent=1.0, confidence=0.8)

@@ -7,18 +7,10 @@ correction for looking often.
 """
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 from updraft_chassis.evidence import Gain, Paired, gain
+from updraft_registry.gate import Verdict
 from updraft_registry.version import NO_DRAFT, Evaluation, EvaluationSample, GatePolicy, call
-
-
-class Verdict(StrEnum):
-    """What the evidence says; HOLD is that it does not say."""
-
-    PASS = "pass"  # noqa: S105 - a verdict
-    FAIL = "fail"
-    HOLD = "hold"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,110 @@
+"""The registry process: everything is built here, once, and taken down in reverse."""
+
+import asyncio
+import logging
+import resource
+import sys
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import partial
+
+from prometheus_client import CollectorRegistry
+
+from updraft.fleet.v1 import fleet_pb2_grpc
+from updraft.registry.v1 import registry_pb2_grpc
+from updraft_chassis import lifecycle, logs, metrics, rpc, settings
+from updraft_chassis.access import Access
+from updraft_chassis.clock import SystemClock
+from updraft_registry import maintenance
+from updraft_registry.archive import open_archive
+from updraft_registry.control import Control
+from updraft_registry.deltas import Deltas
+from updraft_registry.fetching import Fetching, Limits
+from updraft_registry.fleet import Fleet
+from updraft_registry.fleet_servicer import FleetServicer
+from updraft_registry.metrics import Metrics
+from updraft_registry.servicer import RegistryServicer
+from updraft_registry.settings import RegistrySettings
+from updraft_registry.stores.choice import store_of
+
+logger = logging.getLogger(__name__)
+
+_GRACE_S = 5.0
+"""Streams end at once when asked; this is for fetches that run. Clients resume what is cut."""
+
+_LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+
+
+def main() -> None:
+    """Run until SIGTERM or SIGINT; with arguments, a command of `maintenance`."""
+    if sys.argv[1:]:
+        raise SystemExit(maintenance.main(sys.argv[1:]))
+    config = settings.load(RegistrySettings)
+    _allow_many_files()
+    logs.configure(process="registry", level=config.log_level, format=config.log_format)
+    lifecycle.run("updraft-registry", partial(serve, config))
+
+
+async def serve(config: RegistrySettings, stop: lifecycle.Stop) -> None:
+    """Serve until `stop`; UpdraftError if the start fails."""
+    collectors = CollectorRegistry()
+    measures = Metrics.on(collectors)
+    clock = SystemClock()
+    with ExitStack() as stack:
+        archive = stack.enter_context(
+            open_archive(
+                config.data_dir,
+                defaults=config.policy,
+                max_draft_bytes=config.max_draft_bytes,
+                store=store_of(config),
+            )
+        )
+        control = Control(archive, Fleet(), clock, measures, settle_s=config.settle_seconds)
+        stack.callback(control.join)
+        deltas = Deltas(config.data_dir / "deltas", archive.store, max_bytes=config.delta_cache_bytes, metrics=measures)
+        stack.callback(deltas.close)
+        limits = Limits(max_fetches=config.max_fetches, stall_s=config.fetch_stall_seconds)
+        fetching = Fetching(archive, control, deltas, measures, limits)
+        stack.callback(fetching.close)
+        metrics_port = stack.enter_context(
+            metrics.serve(
+                collectors,
+                host=config.host,
+                port=config.metrics_port,
+                ready=lambda: control.is_ready,
+                setting="UPDRAFT_REGISTRY_METRICS_PORT",
+            )
+        )
+        server = rpc.server(_access(config, measures))
+        registry_pb2_grpc.add_RegistryServicer_to_server(RegistryServicer(archive, control, fetching, measures), server)
+        fleet_pb2_grpc.add_FleetServicer_to_server(FleetServicer(control, measures), server)
+        port = rpc.bind(server, host=config.host, port=config.port, setting="UPDRAFT_REGISTRY_PORT", tls=config.tls)
+        recovered = archive.recover(control.now_ms())
+        facts = {"host": config.host, "port": port, "metrics_port": metrics_port, **asdict(recovered)}
+        async with asyncio.TaskGroup() as tasks:
+            deciding = tasks.create_task(control.run())
+            await server.start()
+            logger.info("Registry serves", extra=facts)
+            try:
+                await stop.wait()
+            finally:
+                control.close()
+                await server.stop(_GRACE_S)
+                deciding.cancel()
+
+
+def _allow_many_files() -> None:
+    """Every pod is a connection, and a process may have 1,024 files on most systems unless it asks for more."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _access(config: RegistrySettings, measures: Metrics) -> Access | None:
+    """Who may call what; None: whoever connects may call everything. Says at the start what is left open."""
+    level = logging.INFO if config.host in _LOOPBACK else logging.WARNING
+    if config.tokens_file is None:
+        logger.log(level, "No UPDRAFT_REGISTRY_TOKENS_FILE is set: whoever connects may do everything")
+        return None
+    if config.tls is None:
+        logger.log(level, "No UPDRAFT_REGISTRY_TLS_CERT_FILE is set: tokens travel in plaintext")
+    return Access(config.tokens_file, on_denied=lambda status: measures.denied.labels(status).inc())

@@ -1,0 +1,516 @@
+"""A version that is tried on some pods: its steps, its pods, its verdicts, and all that comes in between."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.support.rollouts import BETTER, STEPS, World
+from tests.support.versions import NOW_MS, refusing
+
+from updraft_registry.comparison import Traffic
+from updraft_registry.version import Actor, Analysis, Comparison, OnInconclusive, Phase, Policy, Rollout, Step, Strategy
+
+
+def test_a_candidate_first_serves_a_tenth_of_the_pods() -> None:
+    world = World(16)
+    candidate = world.publish()
+    assert world.phases == {1: Phase.STABLE, 2: Phase.CANARY}
+    assert len(world.told(candidate)) == 2
+    assert len(world.told(1)) == 14
+    assert world.decision.transitions[0].reason.startswith("acceptance length 3.0")
+
+
+def test_its_pods_hold_both_versions_ready_and_the_others_do_so_from_the_second_step_on() -> None:
+    world = World(16, steps=STEPS)
+    candidate = world.canary()
+    (order,) = {world.decision.orders[name] for name in world.told(candidate)}
+    assert (order.serve, order.prefetch, order.phase) == (2, (1, 2), Phase.CANARY)
+    (order,) = {world.decision.orders[name] for name in world.told(1)}
+    assert (order.serve, order.prefetch, order.phase) == (1, (1,), Phase.STABLE)
+    world.run(61)
+    (order,) = {world.decision.orders[name] for name in world.told(1)}
+    assert (order.serve, order.prefetch) == (1, (1, 2))
+
+
+def test_the_pods_of_a_step_are_also_of_the_next() -> None:
+    world = World(16, steps=STEPS)
+    candidate = world.canary()
+    first = world.told(candidate)
+    world.run(61)
+    assert len(world.told(candidate)) == 8
+    assert first < world.told(candidate)
+
+
+def test_other_candidates_are_tried_on_other_pods() -> None:
+    worlds = [World(16) for _ in range(8)]
+    tried = set()
+    for number, world in enumerate(worlds, start=2):
+        for _ in range(number - 1):
+            candidate = world.publish(None)  # rejected, but it takes a number
+        tried |= world.told(world.publish())
+    assert candidate
+    assert len(tried) > 6
+
+
+def test_a_step_holds_from_when_all_its_pods_serve_the_candidate() -> None:
+    world = World(16, steps=STEPS)
+    candidate = world.publish()
+    world.decide(after_s=50)
+    assert "waiting for 2 of 2 pods to load it" in world.message
+    first, second = sorted(world.told(candidate))
+    world.obey([first])
+    world.decide(after_s=50)
+    assert "waiting for 1 of 2 pods to load it" in world.message
+    world.obey([second])
+    world.decide()
+    assert world.message.endswith("step 2 in 60 s")
+    world.decide(after_s=59)
+    assert world.rollout.step == 0
+    world.decide(after_s=1)
+    assert world.rollout.step == 1
+
+
+def test_a_better_candidate_serves_everyone_after_the_last_step_and_not_before() -> None:
+    world = World(16, steps=STEPS)
+    candidate = world.canary(gain_percent=10)
+    world.run(119)
+    assert world.phases[candidate] is Phase.CANARY
+    world.run(3)
+    assert world.phases == {1: Phase.SUPERSEDED, 2: Phase.STABLE}
+    assert world.told(candidate) == set(world.pods)
+    assert world.speculator.rollout is None
+
+
+def test_its_promotion_has_the_evidence_as_its_reason() -> None:
+    world = World(16, steps=(Step(pods_percent=10, hold_s=0),))
+    world.canary(gain_percent=10)
+    stepped_down, promoted = world.decide().transitions
+    assert promoted.reason.startswith("acceptance is surely up: 1.10 against 1.00 tokens a step, +10.0 %")
+    assert (promoted.actor, promoted.before) == (Actor.GATE, Phase.CANARY)
+    assert stepped_down.reason.startswith("version 2 took over: acceptance is surely up")
+
+
+@pytest.mark.parametrize("is_paused", [False, True])
+@pytest.mark.parametrize(
+    "evidence",
+    [
+        pytest.param({"gain_percent": -10}, id="accepted less"),
+        pytest.param({"gain_percent": 10, "latency_percent": 20}, id="slower"),
+        pytest.param({"gain_percent": 10, "failures": 3}, id="errors"),
+    ],
+)
+def test_a_candidate_that_fails_is_rolled_back_at_once(evidence: dict[str, Any], *, is_paused: bool) -> None:
+    world = World(16)
+    candidate = world.canary(**evidence)
+    decision = world.wish(is_paused=is_paused)
+    assert world.phases == {1: Phase.STABLE, 2: Phase.ROLLED_BACK}
+    assert world.told(candidate) == set()
+    assert (decision.transitions[0].actor, decision.message) == (
+        Actor.GATE,
+        "version 1 is stable; waiting for 2 of 16 pods to load it" + "; the rollout is paused" * is_paused,
+    )
+
+
+def test_its_pods_leave_it_at_once_however_few_may_swap() -> None:
+    world = World(16, max_pods_swapping=1, steps=(Step(pods_percent=50, hold_s=0),))
+    candidate = world.publish()
+    world.run(20)
+    assert len(world.told(candidate)) == 8
+    world.see(gain_percent=-10)
+    world.decide()
+    assert world.told(1) == set(world.pods)
+
+
+def test_without_automatic_rollback_a_person_decides() -> None:
+    world = World(16, auto_rollback=False)
+    candidate = world.canary(gain_percent=-10)
+    world.run(1000, step_s=10)
+    assert world.phases[candidate] is Phase.CANARY
+    assert world.rollout.step == 0
+    assert world.message.endswith("it failed, and automatic rollback is off: promote or reject it")
+
+
+def test_a_dry_run_only_tells_and_ends_in_a_promotion() -> None:
+    world = World(16, steps=STEPS, analysis=Analysis(dry_run=True))
+    candidate = world.canary(gain_percent=-10)
+    world.run(110)
+    assert "acceptance is surely down" in world.message
+    world.run(20)
+    assert world.phases[candidate] is Phase.STABLE
+
+
+@pytest.mark.parametrize(
+    ("on_inconclusive", "phase", "reason"),
+    [
+        (OnInconclusive.ROLLBACK, Phase.ROLLED_BACK, "no verdict within 15 min"),
+        (OnInconclusive.PROMOTE, Phase.STABLE, "promoted without a verdict after 15 min"),
+        (OnInconclusive.PAUSE, Phase.CANARY, "acceptance length 3.0"),
+    ],
+)
+def test_a_candidate_without_a_verdict_waits_for_the_deadline(
+    on_inconclusive: OnInconclusive, phase: Phase, reason: str
+) -> None:
+    world = World(16, analysis=Analysis(on_inconclusive=on_inconclusive))
+    candidate = world.canary(gain_percent=0)
+    world.run(890, step_s=10)
+    assert world.message.endswith("waiting for evidence, 10 s until the deadline")
+    world.run(20)
+    assert world.phases[candidate] is phase
+    assert world.speculator.versions[-1].reason.startswith(reason)
+    if phase is Phase.CANARY:
+        assert world.message.endswith("no verdict within 15 min: promote or reject it")
+
+
+def test_a_verdict_that_comes_before_the_deadline_counts() -> None:
+    world = World(16)
+    candidate = world.canary(gain_percent=0)
+    world.run(500, step_s=10)
+    world.see(gain_percent=10)
+    world.decide()
+    assert world.phases[candidate] is Phase.STABLE
+
+
+@pytest.mark.parametrize("on_inconclusive", [OnInconclusive.ROLLBACK, OnInconclusive.PROMOTE])
+def test_what_its_pods_could_not_load_is_never_promoted(on_inconclusive: OnInconclusive) -> None:
+    world = World(16, analysis=Analysis(on_inconclusive=on_inconclusive))
+    candidate = world.publish()
+    for _ in range(91):
+        world.decide(after_s=10)
+    assert world.phases[candidate] is Phase.ROLLED_BACK
+    assert world.speculator.versions[-1].reason == "within 15 min it was still waiting for 2 of 2 pods to load it"
+
+
+def test_a_pause_freezes_step_clock_and_pods() -> None:
+    world = World(16, steps=STEPS)
+    candidate = world.canary(gain_percent=10)
+    world.run(30)
+    before = world.told(candidate)
+    world.wish(is_paused=True, pause_reason="release day")
+    world.run(1000, step_s=10)
+    assert world.told(candidate) == before
+    assert world.message.endswith("; the rollout is paused: release day")
+    assert world.rollout.paused_ms == 1_000_000
+    world.wish(is_paused=False)
+    world.run(29)
+    assert world.rollout.step == 0
+    world.run(2)
+    assert world.rollout.step == 1
+
+
+def test_a_pause_takes_no_pod_that_comes_and_no_other_strategy() -> None:
+    world = World(5)
+    candidate = world.canary()
+    world.wish(is_paused=True)
+    world.pods |= World(20).pods
+    world.policy(strategy=Strategy.IMMEDIATE)
+    assert len(world.told(candidate)) == 1
+    assert world.phases[candidate] is Phase.CANARY
+    world.wish(is_paused=False)
+    assert world.phases[candidate] is Phase.STABLE
+
+
+@pytest.mark.parametrize("jump_s", [3600.0, -3600.0])
+def test_a_clock_that_jumps_costs_a_minute_at_most(jump_s: float) -> None:
+    world = World(16, analysis=Analysis(on_inconclusive=OnInconclusive.ROLLBACK))
+    candidate = world.canary(gain_percent=0)
+    world.run(100)
+    world.decide(after_s=jump_s)
+    assert world.rollout.run_ms == 100_000 + (60_000 if jump_s > 0 else 0)
+    world.run(700, step_s=10)
+    assert world.phases[candidate] is Phase.CANARY
+
+
+def test_a_pin_ends_a_canary_and_unpinning_begins_it_anew() -> None:
+    world = World(16)
+    candidate = world.canary(gain_percent=10)
+    world.wish(pinned=1, pin_reason="quiet please")
+    assert world.phases == {1: Phase.STABLE, 2: Phase.HELD}
+    assert world.told(1) == set(world.pods)
+    assert world.speculator.versions[-1].reason == "version 1 is pinned: quiet please"
+    world.wish(pinned=None)
+    assert world.phases[candidate] is Phase.CANARY
+    assert world.rollout.evidence.slices == 0
+
+
+def test_pinning_the_candidate_makes_it_stable() -> None:
+    world = World(16)
+    candidate = world.canary()
+    world.wish(pinned=candidate)
+    assert world.phases == {1: Phase.SUPERSEDED, 2: Phase.STABLE}
+    assert world.told(candidate) == set(world.pods)
+
+
+def test_newer_versions_wait_for_the_canary_and_only_the_newest_is_tried_then() -> None:
+    world = World(16)
+    world.canary()
+    world.publish()
+    assert world.speculator.versions[-1].reason == "version 2 is in canary"
+    world.publish()
+    assert world.phases == {1: Phase.STABLE, 2: Phase.CANARY, 3: Phase.SUPERSEDED, 4: Phase.HELD}
+    world.see(gain_percent=-10)
+    world.decide()
+    assert world.phases == {1: Phase.STABLE, 2: Phase.ROLLED_BACK, 3: Phase.SUPERSEDED, 4: Phase.CANARY}
+
+
+def test_a_candidate_begins_again_when_the_stable_version_fails() -> None:
+    world = World(16)
+    second = world.canary(gain_percent=10)
+    world.policy(steps=(Step(pods_percent=10, hold_s=0),))
+    world.obey()
+    third = world.canary(gain_percent=10)
+    assert (world.stable, world.rollout.baseline) == (second, second)
+    pods = world.told(third)
+    world.see(gain_percent=5)
+    for name in set(world.pods) - pods:
+        world.pods[name] = refusing(name, second)
+    decision = world.decide()
+    assert world.phases == {1: Phase.STABLE, 2: Phase.FAILED, 3: Phase.CANARY}
+    assert (world.rollout.baseline, world.rollout.evidence.slices) == (1, 0)
+    assert world.told(third) == pods, "the same pods try it"
+    assert decision.transitions[0].actor is Actor.FLEET
+
+
+def test_a_candidate_is_not_tried_when_nothing_is_left_to_compare_it_with() -> None:
+    world = World(16)
+    world.canary()
+    for name in world.told(1):
+        world.pods[name] = refusing(name, 1)
+    decision = world.decide()
+    assert world.phases == {1: Phase.FAILED, 2: Phase.REJECTED}
+    assert [t.reason for t in decision.transitions][1:] == [
+        "there is nothing any more to compare it with",
+        "compared with version 1 but no draft serves",
+    ]
+
+
+def test_a_canary_pod_that_refuses_fails_the_candidate_and_no_other_pod_has_seen_it() -> None:
+    world = World(5)
+    candidate = world.publish()
+    (pod,) = world.told(candidate)
+    world.pods[pod] = refusing(pod, candidate)
+    world.decide()
+    assert world.phases == {1: Phase.STABLE, 2: Phase.FAILED}
+    assert world.told(1) == set(world.pods)
+
+
+def test_one_broken_pod_among_many_is_not_waited_for() -> None:
+    world = World(40, steps=(Step(pods_percent=10, hold_s=30),))
+    candidate = world.canary()
+    broken = min(world.told(candidate))
+    world.pods[broken] = refusing(broken, candidate)
+    world.decide()
+    assert world.phases[candidate] is Phase.CANARY
+    assert world.message.endswith("the last step holds for another 30 s")
+
+
+def test_a_pod_that_is_gone_is_replaced_and_does_not_come_on_top_when_it_returns() -> None:
+    world = World(16)
+    candidate = world.canary()
+    gone = min(world.told(candidate))
+    pod = world.pods.pop(gone)
+    world.decide()
+    assert len(world.told(candidate)) == 2
+    world.pods[gone] = pod
+    world.decide()
+    assert len(world.told(candidate)) == 2
+
+
+def test_a_draining_pod_is_not_counted_chosen_or_waited_for() -> None:
+    world = World(8, steps=(Step(pods_percent=50, hold_s=30),))
+    world.pods = {name: replace(pod, is_draining=name < "pod-04") for name, pod in world.pods.items()}
+    candidate = world.publish()
+    first, second = sorted(world.told(candidate))
+    assert first >= "pod-04"
+    world.pods[first] = replace(world.pods[first], is_draining=True)
+    world.obey([second])
+    world.decide()
+    assert world.told(candidate) == {first, second}, "it goes away by itself"
+    assert world.message.endswith("the last step holds for another 30 s")
+
+
+def test_without_pods_a_candidate_waits_to_be_tried() -> None:
+    world = World(0)
+    candidate = world.publish()
+    assert world.speculator.versions[-1].reason.endswith("; waiting for pods to try it on")
+    world.pods = World(3).pods
+    world.decide()
+    assert world.phases[candidate] is Phase.CANARY
+
+
+def test_time_without_pods_does_not_count() -> None:
+    world = World(16)
+    world.canary()
+    world.pods, pods = {}, world.pods
+    for _ in range(100):
+        world.decide(after_s=10)
+    assert world.message.endswith("no pod is connected")
+    world.pods = pods
+    world.decide()
+    assert world.rollout.run_ms == 0
+
+
+@pytest.mark.parametrize(("strategy", "phase"), [(Strategy.IMMEDIATE, Phase.STABLE), (Strategy.MANUAL, Phase.HELD)])
+def test_another_strategy_ends_a_canary(strategy: Strategy, phase: Phase) -> None:
+    world = World(16)
+    candidate = world.canary()
+    world.policy(strategy=strategy)
+    assert world.phases[candidate] is phase
+    assert world.speculator.rollout is None
+
+
+def test_a_single_pod_alternates_both_versions() -> None:
+    world = World(1, analysis=Analysis(switchback_s=15))
+    world.publish()
+    order = world.decision.orders["pod-00"]
+    assert (order.serve, order.phase, order.prefetch) == (1, Phase.STABLE, (1, 2))
+    assert order.switchback is not None
+    assert (order.switchback.versions, order.switchback.slice_s) == ((1, 2), 15)
+    assert order.switchback.start_ms == world.rollout.started_ms == NOW_MS
+    assert "in canary by switchback on 1 of 1 pods" in world.message
+
+
+def test_a_switchback_is_in_place_once_the_pod_has_both() -> None:
+    world = World(1, steps=(Step(pods_percent=10, hold_s=30),))
+    world.publish()
+    assert "waiting for 1 of 1 pods to load it" in world.message
+    world.obey()
+    world.decide()
+    assert world.message.endswith("the last step holds for another 30 s")
+
+
+def test_slices_of_a_switchback_are_whole_cycles_of_its_own_pods() -> None:
+    analysis = Analysis(interval_s=30, switchback_s=20, comparison=Comparison.SWITCHBACK)
+    world = World(4, steps=(Step(pods_percent=25, hold_s=600),), analysis=analysis)
+    (pod,) = world.told(world.publish())
+    world.obey()
+    for second in range(90):
+        served = Traffic(requests=second, verify_steps=second, tokens=second)
+        world.pods = {name: replace(p, traffic={1: served, 2: served}) for name, p in world.pods.items()}
+        world.decide(after_s=1)
+        if second == 38:
+            assert world.rollout.evidence.slices == 0, "30 s are over, the second turn is not"
+    assert world.rollout.evidence.slices == 2
+    assert set(world.rollout.evidence.marks) == {pod}
+
+
+@pytest.mark.parametrize(("num_pods", "comparison"), [(2, Comparison.SWITCHBACK), (3, Comparison.PODS)])
+def test_pods_are_compared_with_pods_from_three_on(num_pods: int, comparison: Comparison) -> None:
+    world = World(num_pods)
+    world.publish()
+    assert world.rollout.comparison is comparison
+
+
+def test_a_fleet_that_shrinks_to_one_pod_begins_again_as_a_switchback() -> None:
+    world = World(3)
+    candidate = world.canary(gain_percent=1)
+    world.pods = {name: pod for name, pod in world.pods.items() if name in world.told(candidate)}
+    world.decide()
+    assert world.rollout.comparison is Comparison.SWITCHBACK
+    assert world.rollout.evidence.slices == 0
+
+
+def test_one_pod_at_least_serves_the_stable_version_to_compare_with() -> None:
+    world = World(4, steps=(Step(pods_percent=100, hold_s=0),))
+    candidate = world.publish()
+    assert len(world.told(candidate)) == 3
+
+
+def test_a_second_pod_that_never_comes_ends_at_the_deadline() -> None:
+    world = World(1, analysis=Analysis(comparison=Comparison.PODS))
+    candidate = world.publish()
+    assert world.told(candidate) == set()
+    assert "waiting for a second pod to compare with" in world.message
+    world.run(901, step_s=10)
+    assert world.phases[candidate] is Phase.ROLLED_BACK
+
+
+def test_a_policy_with_fewer_steps_goes_on_with_its_last() -> None:
+    world = World(16, steps=STEPS)
+    world.canary()
+    world.run(61)
+    world.policy(steps=(Step(pods_percent=20, hold_s=300),))
+    assert "(step 1 of 1)" in world.message
+    assert world.message.endswith("the last step holds for another 5 min")
+
+
+def test_a_restarted_registry_goes_on_where_it_was_and_moves_no_pod() -> None:
+    world = World(16, steps=STEPS)
+    candidate = world.canary(gain_percent=5)
+    world.run(90)
+    orders, pods, before = world.decision.orders, world.pods, world.rollout
+    world.restart()
+    world.pods = {}
+    for name in sorted(pods, reverse=True):  # they come back one by one
+        world.pods[name] = pods[name]
+        world.decide(after_s=1)
+        assert world.decision.orders == {known: orders[known] for known in world.pods}
+        assert world.message.endswith("waiting for all pods to report to the registry, which has just started")
+    world.is_settled = True
+    world.decide()
+    assert world.decision.orders == orders
+    assert (world.rollout.step, world.rollout.pods) == (before.step, before.pods)
+    assert world.rollout.evidence.slices == before.evidence.slices
+    assert world.phases[candidate] is Phase.CANARY
+
+
+def test_a_canary_does_not_begin_before_the_fleet_has_reported() -> None:
+    world = World(16)
+    world.is_settled = False
+    candidate = world.publish()
+    assert world.phases[candidate] is Phase.HELD
+    world.is_settled = True
+    world.decide()
+    assert world.phases[candidate] is Phase.CANARY
+
+
+def test_a_version_in_canary_whose_progress_is_lost_begins_again() -> None:
+    world = World(16)
+    candidate = world.canary(gain_percent=10)
+    pods = world.told(candidate)
+    world.speculator = replace(world.speculator, rollout=None)
+    world.decide()
+    assert world.rollout.evidence.slices == 0
+    assert world.told(candidate) == pods
+
+
+def test_what_is_written_is_read_back_and_then_written_the_same() -> None:
+    world = World(16, steps=STEPS)
+    world.canary(gain_percent=3, failures=1)
+    world.run(75)
+    text = world.rollout.to_json()
+    again = Rollout.from_json(text)
+    assert again.to_json() == text
+    assert (again.pods, again.step, again.evidence.failures) == (world.rollout.pods, 1, 1)
+
+
+def test_a_canary_is_not_written_every_second() -> None:
+    world = World(16, steps=(Step(pods_percent=10, hold_s=600),))
+    world.canary()
+    texts = []
+    for _ in range(100):
+        world.decide(after_s=1)
+        texts.append(world.rollout.to_json())
+    assert len(set(texts)) < 13
+
+
+def test_the_sentence_says_where_it_stands_and_what_it_waits_for() -> None:
+    world = World(16, steps=(Step(pods_percent=10, hold_s=0), Step(pods_percent=50, hold_s=0)))
+    world.canary(gain_percent=0.1)
+    world.run(420, step_s=10)
+    assert world.message == (
+        "version 2 is in canary on 8 of 16 pods (step 2 of 2): acceptance is not surely up or down yet: "
+        "1.00 against 1.00 tokens a step, +0.1 % (-0.9 to +1.1 % at 95 %); "
+        "1e+03 against 1e+03 ms a token, +0.0 % (-1.0 to +1.0 % at 95 %); 600 requests in 12 slices; "
+        "waiting for evidence, 8 min until the deadline"
+    )
+
+
+def test_the_first_version_needs_no_canary() -> None:
+    world = World(16)
+    world.speculator = replace(world.speculator, versions=(), latest=0)
+    first = world.publish(BETTER)
+    assert world.phases == {first: Phase.STABLE}
+
+
+def test_a_policy_is_a_canary_unless_told_otherwise() -> None:
+    assert (Policy().strategy, Policy().analysis.on_inconclusive) == (Strategy.CANARY, OnInconclusive.ROLLBACK)

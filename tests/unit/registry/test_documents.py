@@ -1,0 +1,95 @@
+"""Documents: what is written is read back, and what was written by nobody is refused in a sentence."""
+
+import json
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.support.archives import POLICY
+from tests.support.checkpoints import draft, evaluation
+from tests.support.versions import NOW_MS
+
+from updraft.registry.v1 import registry_pb2
+from updraft_chassis.errors import InvalidInput
+from updraft_registry import wire
+from updraft_registry.catalogue import Catalogue, published
+from updraft_registry.documents import (
+    read_speculator,
+    read_version,
+    speculator_document,
+    version_document,
+)
+from updraft_registry.version import Wish
+
+MANIFEST = draft(1).manifest(evaluation=evaluation(num_samples=2))
+VERSION = wire.pending(MANIFEST, 1, NOW_MS)
+DOCUMENT: dict[str, Any] = json.loads(version_document(VERSION, MANIFEST, {7: published(VERSION)}))
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just("\ud800"),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+def test_a_version_is_read_back_with_its_history() -> None:
+    document = read_version(json.dumps(DOCUMENT).encode(), "default", 1)
+    assert (document.version, document.manifest, document.history) == (VERSION, MANIFEST, {7: published(VERSION)})
+
+
+def test_wishes_are_read_back() -> None:
+    wish = Wish(pinned=0, pin_reason="slow", is_paused=True, pause_reason="lunch")
+    policy = registry_pb2.RolloutPolicy(revision_history_limit=3, auto_rollback=False)
+    document = read_speculator(speculator_document("default", wish, policy, {}), "default")
+    assert document.wish.HasField("pinned")
+    assert (document.wish.pinned, document.wish.pin_reason) == (0, "slow")
+    assert (document.wish.paused, document.wish.pause_reason) == (True, "lunch")
+    assert document.wish.policy == policy
+    free = read_speculator(speculator_document("default", Wish(), policy, {}), "default")
+    assert not free.wish.HasField("pinned")
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        pytest.param({"version": 2}, "it is of version 2", id="another place"),
+        pytest.param({"history": [{"id": 1}]}, "no document", id="half an event"),
+        pytest.param({"proven_ms": 2**70}, "out of range", id="number"),
+        pytest.param({"history": [DOCUMENT["history"][0] | {"number": 9}]}, "of another version", id="another history"),
+        pytest.param({"history": [DOCUMENT["history"][0] | {"id": 2**63}]}, "out of range", id="event number"),
+        pytest.param(
+            {"history": [DOCUMENT["history"][0] | {"reason": "\ud800"}]}, "no document", id="half a character"
+        ),
+        pytest.param({"history": [DOCUMENT["history"][0] | {"actor": "nobody"}]}, "no document", id="actor"),
+    ],
+)
+def test_what_cannot_be_is_refused(change: dict[str, Any], why: str) -> None:
+    with pytest.raises(InvalidInput, match=why):
+        read_version(json.dumps(DOCUMENT | change).encode(), "default", 1)
+
+
+@given(data=st.data())
+def test_whatever_is_in_a_document_it_is_refused_or_makes_a_row(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    field = data.draw(st.sampled_from([*DOCUMENT, *DOCUMENT["manifest"], *DOCUMENT["history"][0]]))
+    value = data.draw(JSON)
+    content = json.loads(json.dumps(DOCUMENT))
+    holder = next(part for part in (content, content["manifest"], content["history"][0]) if field in part)
+    holder[field] = value
+    path: Path = tmp_path_factory.mktemp("catalogue") / "catalogue.sqlite3"
+    with suppress(InvalidInput):
+        document = read_version(json.dumps(content).encode(), "default", 1)
+        with closing(Catalogue(path, defaults=POLICY)) as catalogue:
+            catalogue.add(document.version, document.manifest, document.history)
+            assert catalogue.speculator("default").versions == (document.version,)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_or_refused(content: bytes) -> None:
+    for read in (lambda: read_version(content, "default", 1), lambda: read_speculator(content, "default")):
+        with suppress(InvalidInput):
+            read()

@@ -1,0 +1,99 @@
+"""The live gate: three verdicts on what was compared, each with a sentence a person can act on."""
+
+import pytest
+
+from updraft_registry.comparison import UNKNOWN, Evidence, Ratio
+from updraft_registry.gate import Verdict
+from updraft_registry.gate.live import judge
+from updraft_registry.version import Analysis
+
+ANALYSIS = Analysis()
+NOISE = (0.01, -0.02, 0.02, -0.01, 0.0, 0.015, -0.015, 0.0)
+
+
+def compared(
+    acceptance: float, latency: float | None = 1.0, *, slices: int = 8, requests: int = 500, failures: int = 0
+) -> Evidence:
+    """Evidence of a candidate that has these ratios to the stable version, with one or two percent of noise."""
+    lengths = times = UNKNOWN
+    for number in range(slices):
+        noise = 1 + NOISE[number % len(NOISE)]
+        lengths = lengths.plus(2.0 * acceptance * noise, 2.0)
+        times = times.plus(0.02 * latency * noise, 0.02) if latency is not None else times
+    return Evidence(
+        acceptance=lengths,
+        latency=times,
+        slices=slices,
+        candidate_requests=requests,
+        failures=failures,
+        open=Evidence.begin(0).open,
+    )
+
+
+@pytest.mark.parametrize(
+    ("evidence", "verdict", "why"),
+    [
+        pytest.param(compared(1.1), Verdict.PASS, "acceptance is surely up: 2.20 against 2.00", id="better"),
+        pytest.param(compared(0.9), Verdict.FAIL, "acceptance is surely down by more than 2 %: 1.80", id="worse"),
+        pytest.param(compared(1.0), Verdict.HOLD, "acceptance is not surely up or down yet: ", id="the same"),
+        pytest.param(compared(0.99), Verdict.HOLD, "acceptance is not surely up or down yet: ", id="a little worse"),
+        pytest.param(compared(1.1, 1.2), Verdict.FAIL, "latency is surely up by more than 5 %: ", id="slower"),
+        pytest.param(
+            compared(1.1, 1.055), Verdict.HOLD, "acceptance is surely up, but latency by more", id="perhaps slower"
+        ),
+        pytest.param(compared(1.1, None), Verdict.HOLD, "acceptance is surely up, but no latency", id="no latency"),
+        pytest.param(
+            compared(1.1, requests=199), Verdict.HOLD, "acceptance is surely up, but 200 requests", id="few requests"
+        ),
+        pytest.param(compared(1.1, slices=3), Verdict.HOLD, "acceptance is not surely up or down yet", id="few slices"),
+        pytest.param(compared(1.0, slices=0), Verdict.HOLD, "waiting for both versions to serve", id="nothing yet"),
+        pytest.param(compared(1.1, failures=3), Verdict.FAIL, "3 errors or crashes with the candidate", id="failing"),
+        pytest.param(compared(1.1, failures=2), Verdict.PASS, "acceptance is surely up", id="tolerated failures"),
+        pytest.param(compared(0.5, requests=40), Verdict.FAIL, "acceptance is surely down", id="disaster at once"),
+    ],
+)
+def test_a_candidate_is_judged_by_what_is_sure(evidence: Evidence, verdict: Verdict, why: str) -> None:
+    judgement = judge(evidence, ANALYSIS)
+    assert judgement.verdict is verdict
+    assert judgement.reason.startswith(why)
+
+
+@pytest.mark.parametrize(
+    ("evidence", "is_tolerable"),
+    [
+        pytest.param(compared(1.0, slices=0), True, id="nothing yet"),
+        pytest.param(compared(0.99, slices=2), True, id="hardly worse"),
+        pytest.param(compared(0.95, slices=2), False, id="seems worse"),
+        pytest.param(compared(1.1, 1.08, slices=2), False, id="seems slower"),
+    ],
+)
+def test_what_seems_worse_than_allowed_is_not_tried_on_more_pods(evidence: Evidence, *, is_tolerable: bool) -> None:
+    judgement = judge(evidence, ANALYSIS)
+    assert judgement.verdict is Verdict.HOLD
+    assert judgement.is_tolerable is is_tolerable
+
+
+def test_the_sentence_has_the_numbers_their_bounds_and_how_much_was_seen() -> None:
+    assert judge(compared(1.1, 0.95), ANALYSIS).reason == (
+        "acceptance is surely up: 2.20 against 2.00 tokens a step, +10.0 % (+8.0 to +12.0 % at 95 %); "
+        "19 against 20 ms a token, -5.0 % (-6.7 to -3.3 % at 95 %); 500 requests in 8 slices"
+    )
+
+
+def test_until_there_are_bounds_the_estimate_is_told_without() -> None:
+    judgement = judge(compared(1.1, slices=1, requests=1), ANALYSIS)
+    assert "2.22 against 2.00 tokens a step, +11.1 % (no bounds yet)" in judgement.reason
+    assert judgement.reason.endswith("1 request in 1 slice")
+    assert judgement.acceptance is not None
+    assert judgement.acceptance.low_percent == -100.0
+    assert judgement.acceptance.high_percent == float("inf")
+
+
+def test_more_confidence_is_harder_to_convince() -> None:
+    evidence = compared(1.02)
+    assert judge(evidence, Analysis(confidence=0.9)).verdict is Verdict.PASS
+    assert judge(evidence, Analysis(confidence=0.999)).verdict is Verdict.HOLD
+
+
+def test_a_ratio_without_observations_is_not_known() -> None:
+    assert UNKNOWN.plus(2.0, None) == UNKNOWN == Ratio()

@@ -1,0 +1,577 @@
+"""Everything that can happen to a rollout, in any order, and what must hold after each decision all the same.
+
+The invariants are those of docs/rollout.md, under the same numbers. The fleet is simulated: pods follow their
+orders late or never, crash, refuse, drain, fall silent behind a partition with the last order that reached
+them, and come back. The registry stops, and starts again with what it wrote.
+"""
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tests.support.versions import NOW_MS, evaluation, version
+
+from updraft_chassis.errors import Conflict
+from updraft_registry.comparison import NOTHING, Traffic
+from updraft_registry.placement import Order, Pod
+from updraft_registry.retention import keepers
+from updraft_registry.rollout import Decision, decide, explain, promote, reject
+from updraft_registry.version import (
+    NO_DRAFT,
+    Actor,
+    Analysis,
+    Comparison,
+    OnInconclusive,
+    Phase,
+    Policy,
+    Rollout,
+    Source,
+    Speculator,
+    Step,
+    Strategy,
+    Transition,
+    Version,
+    Wish,
+    in_canary,
+    newest_proven,
+    stable,
+)
+
+NAMES = [f"pod-{i}" for i in range(7)]
+SLICE_S = 30
+
+WAITING = {Phase.PENDING, Phase.HELD}
+LEGAL: Mapping[Phase, Collection[Phase]] = {
+    Phase.PENDING: set(Phase) - {Phase.PENDING, Phase.ROLLED_BACK},
+    Phase.HELD: set(Phase) - {Phase.PENDING, Phase.ROLLED_BACK},
+    Phase.CANARY: {Phase.STABLE, Phase.HELD, Phase.ROLLED_BACK, Phase.REJECTED, Phase.FAILED},
+    Phase.STABLE: {Phase.STABLE, Phase.SUPERSEDED, Phase.HELD, Phase.REJECTED, Phase.FAILED},
+    Phase.SUPERSEDED: {Phase.STABLE, Phase.REJECTED, Phase.FAILED},
+    Phase.REJECTED: (),
+    Phase.ROLLED_BACK: (),
+    Phase.FAILED: (),
+}
+
+policies = st.builds(
+    Policy,
+    strategy=st.sampled_from([*[Strategy.CANARY] * 8, Strategy.IMMEDIATE, Strategy.MANUAL]),
+    steps=st.sampled_from(
+        [
+            (Step(pods_percent=10, hold_s=60), Step(pods_percent=50, hold_s=60)),
+            (Step(pods_percent=30, hold_s=0), Step(pods_percent=30, hold_s=0), Step(pods_percent=100, hold_s=30)),
+            (Step(pods_percent=50, hold_s=0),),
+        ]
+    ),
+    analysis=st.builds(
+        Analysis,
+        interval_s=st.just(SLICE_S),
+        min_samples=st.just(50),
+        failure_limit=st.integers(0, 2),
+        on_inconclusive=st.sampled_from(list(OnInconclusive)),
+        dry_run=st.sampled_from([False, False, False, True]),
+        comparison=st.sampled_from([Comparison.AUTO, Comparison.AUTO, *Comparison]),
+        switchback_s=st.just(15),
+    ),
+    auto_rollback=st.sampled_from([True, True, True, False]),
+    progress_deadline_s=st.sampled_from([120, 900]),
+    max_pods_swapping=st.sampled_from([0, 0, 1, 2]),
+    history_limit=st.integers(1, 3),
+)
+
+gains = st.sampled_from([1.2, 1.2, 1.0, 0.8])
+"""How much better a candidate is on the traffic."""
+
+
+@dataclass(slots=True)
+class Process:
+    """A pod as it really is; the registry only knows its last report."""
+
+    name: str
+    boot: int = 0
+    loaded: int = NO_DRAFT
+    prefetched: frozenset[int] = frozenset()
+    refused: int = NO_DRAFT
+    order: Order | None = None
+    is_cut_off: bool = False
+    is_draining: bool = False
+    traffic: dict[int, Traffic] = field(default_factory=dict)
+
+    def follow(self, order: Order) -> None:
+        """Do what the last order says; in a switchback, the next turn."""
+        turn = order.switchback.versions if order.switchback else (order.serve,)
+        self.loaded = turn[-1] if self.loaded == turn[0] else turn[0]
+        self.prefetched, self.refused = frozenset(order.prefetch), NO_DRAFT
+
+    def serve(self, rates: Mapping[int, float]) -> None:
+        """Requests for what it serves; `rates` are tokens a step by version."""
+        served = {self.loaded}
+        if self.order is not None and self.order.switchback is not None:
+            served = set(self.order.switchback.versions)
+        for number in served - {NO_DRAFT}:
+            tokens = round(1000 * rates.get(number, 2.0))
+            more = Traffic(requests=20, verify_steps=1000, tokens=tokens, latency_s=20.0, latency_tokens=1000)
+            self.traffic = self.traffic | {number: self.traffic.get(number, NOTHING) + more}
+
+
+class Rollouts(RuleBasedStateMachine):
+    """One speculator over its life."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.speculator = Speculator(name="default", wish=Wish())
+        self.published: dict[int, Version] = {}
+        self.processes: dict[str, Process] = {}
+        self.view: dict[str, Pod] = {}
+        self.told: dict[str, int] = {}
+        self.is_settled = True
+        self.now_ms = NOW_MS
+        self.condemned: set[int] = set()
+        self.most_on_candidate: dict[int, int] = {}
+        self.winners: list[int] = []
+        self.began_ms = 0
+        self.on_candidate: set[str] = set()
+        self.num_gone = 0
+        self.decision = Decision(versions=(), rollout=None, transitions=(), orders={}, message="")
+
+    # What happens to versions and wishes.
+
+    @initialize(policy=policies, num_pods=st.integers(0, len(NAMES)))
+    def begin(self, policy: Policy, num_pods: int) -> None:
+        self.speculator = replace(self.speculator, wish=Wish(policy=policy))
+        self.processes = {name: Process(name=name) for name in NAMES[:num_pods]}
+        self._add(None, Source.INITIAL)
+        self._decide()
+        self._everyone_obeys()
+        self._add(3.0, Source.TRAINER)
+        self._decide()
+
+    @rule(gain=gains, num_slices=st.integers(0, 8))
+    def try_another(self, gain: float, num_slices: int) -> None:
+        """A good candidate, which nothing keeps from being tried."""
+        self._wish(pinned=None, is_paused=False)
+        self._add(3.0, Source.TRAINER)
+        self._decide()
+        self._everyone_obeys()
+        self._serve(gain, num_slices)
+
+    @rule(
+        quality=st.sampled_from([3.0, 3.0, 3.0, 1.5, None]),
+        source=st.sampled_from([Source.TRAINER, Source.TRAINER, Source.IMPORTED]),
+        is_retained=st.sampled_from([False, False, True]),
+        is_decided=st.booleans(),
+    )
+    def publish(self, *, quality: float | None, source: Source, is_retained: bool, is_decided: bool) -> None:
+        self._add(quality, source, is_retained=is_retained)
+        if is_decided:
+            self._decide()
+
+    @rule(data=st.data(), what=st.sampled_from(["pin", "unpin", "pause", "resume", "resume"]))
+    def wish(self, data: st.DataObject, what: str) -> None:
+        servable = [v.number for v in self.speculator.versions if not v.phase.is_condemned]
+        if what == "pin":
+            self._wish(pinned=data.draw(st.sampled_from([NO_DRAFT, *servable])))
+        elif what == "unpin":
+            self._wish(pinned=None)
+        else:
+            self._wish(is_paused=what == "pause")
+
+    @rule(policy=policies)
+    def set_policy(self, policy: Policy) -> None:
+        self._wish(policy=policy)
+
+    @precondition(lambda self: self.published)
+    @rule(data=st.data(), is_promoted=st.booleans(), is_live=st.booleans())
+    def act(self, data: st.DataObject, *, is_promoted: bool, is_live: bool) -> None:
+        live = [v for v in self.speculator.versions if v.phase in (Phase.STABLE, Phase.CANARY)]
+        version = data.draw(st.sampled_from(live if is_live and live else list(self.published.values())))
+        self._act(version, is_promoted=is_promoted)
+
+    @rule(is_rejected=st.booleans())
+    def pin_what_is_lost_then(self, *, is_rejected: bool) -> None:
+        """The pinned version turns out to be no good."""
+        serving = stable(self.speculator.versions)
+        if serving is None:
+            return
+        self._wish(pinned=serving.number)
+        if is_rejected:
+            self._act(serving, is_promoted=False)
+            return
+        for process in self.processes.values():
+            process.refused = serving.number
+            self._report(process.name)
+        self._decide()
+
+    @rule()
+    def sweep(self) -> None:
+        """Retention: what is not kept can never be served again (8)."""
+        in_use = {number for pod in self.view.values() for number in (pod.loaded, *pod.prefetched)}
+        kept = keepers(self.speculator, in_use)
+        serving = stable(self.speculator.versions)
+        previous = newest_proven(self.speculator.versions, other_than=serving.number if serving else NO_DRAFT)
+        candidate = in_canary(self.speculator.versions)
+        needed = {version.number for version in (serving, previous, candidate) if version is not None}
+        needed |= {v.number for v in self.speculator.versions if v.is_retained} | in_use
+        needed |= {self.speculator.wish.pinned or NO_DRAFT} & set(self.published)
+        assert needed - {NO_DRAFT} <= kept | (needed - {v.number for v in self.speculator.versions})
+        versions = tuple(v for v in self.speculator.versions if v.number in kept)
+        self.speculator = replace(self.speculator, versions=versions)
+        self._decide()
+
+    # What happens to pods.
+
+    @rule(name=st.sampled_from(NAMES), times=st.integers(1, 2))
+    def obey(self, name: str, times: int) -> None:
+        process = self.processes.get(name)
+        for _ in range(times if process is not None and process.order is not None else 0):
+            assert process is not None
+            assert process.order is not None
+            process.follow(process.order)
+            self._report(name)
+        self._decide()
+
+    @rule()
+    def all_obey(self) -> None:
+        self._everyone_obeys()
+
+    @rule(name=st.sampled_from(NAMES), what=st.sampled_from(["nack", "crash", "drain", "go", "cut off"]))
+    def misbehave(self, name: str, what: str) -> None:
+        process = self.processes.get(name)
+        if process is None:
+            return
+        if what == "nack" and process.order is not None:
+            process.refused = max(process.order.prefetch, default=process.order.serve)
+        elif what == "crash":
+            process.boot, process.loaded, process.traffic = process.boot + 1, NO_DRAFT, {}
+        elif what == "go":
+            del self.processes[name]
+        process.is_draining |= what == "drain"
+        process.is_cut_off |= what == "cut off"
+        self._report(name)
+        self._decide()
+
+    @rule(name=st.sampled_from(NAMES))
+    def come(self, name: str) -> None:
+        """A new pod, or one that was cut off."""
+        self.processes.setdefault(name, Process(name=name)).is_cut_off = False
+        self._report(name)
+        self._decide()
+
+    @rule()
+    def expire(self) -> None:
+        """Who has been silent for long is forgotten."""
+        silent = [name for name in self.view if name not in self.processes or self.processes[name].is_cut_off]
+        for name in silent:
+            del self.view[name]
+        self.num_gone += len(silent)
+        self._decide()
+
+    @rule(gain=gains, num_slices=st.integers(1, 8), has_obeyed=st.booleans())
+    def serve(self, gain: float, num_slices: int, *, has_obeyed: bool) -> None:
+        """Traffic on all pods."""
+        if has_obeyed:
+            self._everyone_obeys()
+        self._serve(gain, num_slices)
+
+    @rule(seconds=st.one_of(st.integers(0, 120), st.sampled_from([-3600, -5, 3600])))
+    def time_passes(self, seconds: int) -> None:
+        self.now_ms += 1000 * seconds
+        self._decide()
+
+    # What happens to the registry.
+
+    @rule(names=st.permutations(NAMES))
+    def restart(self, names: list[str]) -> None:
+        """It has what it wrote; then some pods report, one by one."""
+        rollout = self.speculator.rollout
+        written = Rollout.from_json(rollout.to_json()) if rollout else None
+        self.speculator = replace(self.speculator, rollout=written)
+        self.num_gone += len(self.view)
+        self.view, self.told, self.is_settled = {}, {}, False
+        self._decide()
+        for name in names[:4]:
+            self._report(name)
+            self._decide()
+
+    @rule()
+    def settle(self) -> None:
+        for name in self.processes:
+            self._report(name)
+        self.is_settled = True
+        self._decide()
+
+    # How it happens.
+
+    def _add(self, quality: float | None, source: Source, *, is_retained: bool = False) -> None:
+        serving, number = stable(self.speculator.versions), self.speculator.latest + 1
+        told = evaluation(quality, against=serving.number if serving else NO_DRAFT) if quality else None
+        made = version(number, evaluation=told, source=source, is_retained=is_retained)
+        self.published[number] = made
+        self.speculator = replace(self.speculator, versions=(*self.speculator.versions, made), latest=number)
+
+    def _act(self, version: Version, *, is_promoted: bool) -> None:
+        try:
+            transitions = (promote if is_promoted else reject)(self.speculator, version, "", self.now_ms)
+        except Conflict:
+            return
+        self._record(transitions)
+        self._decide()
+
+    def _serve(self, gain: float, num_slices: int) -> None:
+        """Of acceptance length, the candidate has `gain` times that of the others."""
+        candidate = in_canary(self.speculator.versions)
+        for i in range(num_slices):
+            self.now_ms += 1000 * (SLICE_S + 1)
+            noise = 1.01 if i % 2 else 1 / 1.01
+            for process in self.processes.values():
+                process.serve({candidate.number: 2.0 * gain * noise} if candidate else {})
+                self._report(process.name)
+            self._decide()
+
+    def _wish(self, **fields: object) -> None:
+        self.speculator = replace(self.speculator, wish=replace(self.speculator.wish, **fields))  # type: ignore[arg-type] # by name
+        self._decide()
+
+    def _report(self, name: str) -> None:
+        """What the registry hears of a pod, if it hears of it."""
+        process = self.processes.get(name)
+        if process is None or process.is_cut_off:
+            return
+        held = self.published.get(process.loaded)
+        self.view[name] = Pod(
+            name=name,
+            boot=str(process.boot),
+            loaded=process.loaded,
+            tensors_digest=held.tensors_digest if held else "",
+            prefetched=process.prefetched,
+            refused=process.refused,
+            is_draining=process.is_draining,
+            traffic=process.traffic,
+        )
+
+    def _everyone_obeys(self) -> None:
+        for process in self.processes.values():
+            if process.order is not None:
+                process.follow(process.order)
+            self._report(process.name)
+        self._decide()
+
+    def _record(self, transitions: Collection[Transition]) -> None:
+        """As the catalogue does."""
+        versions = {v.number: v for v in self.speculator.versions}
+        for moved in transitions:
+            if moved.number not in versions:  # its weights are gone; it is only remembered
+                self.published[moved.number] = replace(
+                    self.published[moved.number], phase=moved.after or Phase.REJECTED
+                )
+                continue
+            before = versions[moved.number]
+            assert moved.before is before.phase
+            assert moved.after is not None
+            assert moved.reason
+            assert moved.after in LEGAL[before.phase], "(2) phases follow one another as they should"
+            versions[moved.number] = replace(
+                before,
+                phase=moved.after,
+                reason=moved.reason,
+                since_ms=moved.at_ms,
+                proven_ms=moved.proven_ms or before.proven_ms,
+            )
+            self.published[moved.number] = versions[moved.number]
+            self.winners += [moved.number] if moved.proven_ms else []
+        self.speculator = replace(self.speculator, versions=tuple(versions.values()))
+
+    def _look(self) -> Decision:
+        pods = [self.view[name] for name in sorted(self.view)]
+        return decide(self.speculator, pods, self.now_ms, told=self.told, is_settled=self.is_settled)
+
+    def _decide(self) -> None:
+        before, decision = self.speculator, self._look()
+        self._check_transitions(before, decision)
+        self._record(decision.transitions)
+        assert self.speculator.versions == decision.versions, "transitions tell everything"
+        self.speculator = replace(self.speculator, rollout=decision.rollout)
+        self._check_pause(before)
+        self._check_orders(decision)
+        self.condemned |= {v.number for v in decision.versions if v.phase.is_condemned}
+        self.told = {name: order.serve for name, order in decision.orders.items()}
+        self.decision = decision
+        for name, order in decision.orders.items():
+            if name in self.processes and not self.processes[name].is_cut_off:
+                self.processes[name].order = order
+
+    # What must hold.
+
+    def _check_transitions(self, before: Speculator, decision: Decision) -> None:
+        policy = before.wish.policy
+        for moved in decision.transitions:
+            if (moved.before, moved.after, moved.actor) == (Phase.CANARY, Phase.STABLE, Actor.GATE):
+                why = {"acceptance is surely up": True, "dry run": policy.analysis.dry_run}
+                why["promoted without a verdict"] = policy.analysis.on_inconclusive is OnInconclusive.PROMOTE
+                assert any(allowed and moved.reason.startswith(text) for text, allowed in why.items()), "(4)"
+            if moved.after is Phase.STABLE and moved.before in WAITING and moved.actor is Actor.GATE:
+                is_first = stable(before.versions) is None or decision.transitions[0].before is Phase.STABLE
+                assert is_first or policy.strategy is Strategy.IMMEDIATE, "(4) a canary is not left out"
+
+    def _check_pause(self, before: Speculator) -> None:
+        """(6) While it is paused nothing new serves, no step ends, and no further pod is touched."""
+        after = self.speculator
+        if not before.wish.is_paused or before.wish.pinned is not None:
+            return
+        wins = {v.number: v.proven_ms for v in before.versions}
+        assert wins == {v.number: v.proven_ms for v in after.versions}
+        if before.rollout is not None and after.rollout is not None:
+            assert before.rollout.step == after.rollout.step or before.rollout.baseline != after.rollout.baseline
+            assert set(after.rollout.pods) <= set(before.rollout.pods)
+
+    def _check_orders(self, decision: Decision) -> None:
+        assert set(decision.orders) == set(self.view)
+        serving, candidate = stable(decision.versions), in_canary(decision.versions)
+        known = {v.number: v for v in decision.versions}
+        on_candidate = set()
+        for name, order in decision.orders.items():
+            for number in {order.serve, *order.prefetch} - {NO_DRAFT}:
+                assert number in known, "(3) published and kept"
+                assert not known[number].phase.is_condemned, "(3) never what was condemned"
+            assert (order.serve in order.prefetch) == bool(order.serve)
+            assert not order.serve or order.digest == known[order.serve].digest
+            if candidate and candidate.number in (order.switchback.versions if order.switchback else (order.serve,)):
+                on_candidate.add(name)
+                assert serving is not None, "(5) there is something to go back to"
+                assert serving.number in order.prefetch, "(5) and it is at hand"
+            elif order.serve != (serving.number if serving else NO_DRAFT):
+                assert self.view[name].holds(known[order.serve]), "(5) no pod is moved to anything else"
+        self._check_share(decision, on_candidate)
+        self._check_restart(decision, on_candidate)
+        self._check_pace(decision)
+
+    def _check_share(self, decision: Decision, on_candidate: set[str]) -> None:
+        """(7) A canary is on no more pods than its step says, and touches others only for those that are gone."""
+        rollout, policy = decision.rollout, self.speculator.wish.policy
+        if rollout is None:
+            assert not on_candidate
+            return
+        most = self._most(rollout) if self.is_settled else len(self.view)
+        chosen = [name for name in rollout.pods if name in self.view][:most]
+        extra = on_candidate - set(chosen)
+        if policy.max_pods_swapping:  # one that has it and is to give it up waits for its turn
+            extra = {name for name in extra if self.view[name].loaded != rollout.candidate}
+        assert not extra
+        if self.is_settled:
+            self.most_on_candidate[rollout.candidate] = max(most, self.most_on_candidate.get(rollout.candidate, 0))
+        assert len(rollout.pods) <= self.most_on_candidate.get(rollout.candidate, 0) + self.num_gone
+
+    def _most(self, rollout: Rollout) -> int:
+        """Pods that the candidate may be on."""
+        steps = self.speculator.wish.policy.steps
+        percent = steps[min(rollout.step, len(steps) - 1)].pods_percent
+        num_pods = sum(not pod.is_draining for pod in self.view.values())
+        most = min(num_pods, max(1, math.ceil(num_pods * percent / 100)))
+        return max(0, min(most, num_pods - 1)) if rollout.comparison is Comparison.PODS else most
+
+    def _check_restart(self, decision: Decision, on_candidate: set[str]) -> None:
+        """(9) Pods that come back to a restarted registry are told what they were told before."""
+        began_ms = decision.rollout.started_ms if decision.rollout else 0
+        if not self.is_settled and decision.rollout is not None and began_ms == self.began_ms:
+            back = {self.view[name] for name in self.on_candidate & set(self.view)}
+            if self.speculator.wish.policy.max_pods_swapping:  # who was on the way there may have to wait
+                back = {pod for pod in back if pod.loaded == decision.rollout.candidate}
+            assert {pod.name for pod in back} <= on_candidate
+        if self.is_settled:
+            self.on_candidate, self.began_ms = on_candidate, began_ms
+
+    def _check_pace(self, decision: Decision) -> None:
+        """(7) No more pods than the policy says are on their way from one version that serves to another."""
+        limit = self.speculator.wish.policy.max_pods_swapping
+        known = {v.number: v for v in decision.versions if not v.phase.is_condemned}
+        moving = 0
+        for name, order in decision.orders.items():
+            pod = self.view[name]
+            held = known.get(pod.loaded)
+            there = order.switchback.versions if order.switchback else (order.serve,)
+            is_refusing = order.serve and pod.refused == order.serve
+            moving += held is not None and pod.holds(held) and pod.loaded not in there and not is_refusing
+        assert not limit or moving <= limit
+
+    @invariant()
+    def no_two_versions_are_stable_or_in_canary(self) -> None:
+        """(1) At most one of each, and never both the same rollout's leftovers."""
+        phases = [v.phase for v in self.speculator.versions]
+        assert phases.count(Phase.STABLE) <= 1
+        assert phases.count(Phase.CANARY) <= 1
+        running = self.decision.rollout
+        if running is not None:
+            assert [v.number for v in self.decision.versions if v.phase is Phase.CANARY] == [running.candidate]
+            assert [v.number for v in self.decision.versions if v.phase is Phase.STABLE] == [running.baseline]
+
+    @invariant()
+    def what_was_condemned_stays_so(self) -> None:
+        """(3)"""
+        assert self.condemned <= {n for n, v in self.published.items() if v.phase.is_condemned}
+
+    @invariant()
+    def deciding_again_changes_nothing(self) -> None:
+        """(10)"""
+        self._decide()
+        first, again = self.decision, self._look()
+        assert again.transitions == ()
+        assert again.rollout == first.rollout
+        assert (again.versions, again.orders, again.message) == (first.versions, first.orders, first.message)
+        pods = [self.view[name] for name in sorted(self.view)]
+        assert explain(self.speculator, pods, is_settled=self.is_settled)[0] == first.message
+
+    @invariant()
+    def a_pin_wins(self) -> None:
+        """(6) The pinned version is stable unless it may not serve, and nothing is tried beside it."""
+        pinned = self.speculator.wish.pinned
+        servable = {v.number for v in self.speculator.versions if not v.phase.is_condemned}
+        if pinned is not None and pinned in {NO_DRAFT, *servable}:
+            serving = stable(self.speculator.versions)
+            assert (serving.number if serving else NO_DRAFT) == pinned
+        assert pinned is None or self.speculator.rollout is None
+
+    @invariant()
+    def without_a_pin_the_last_winner_serves(self) -> None:
+        """(6) Whatever was pinned or failed in between, and whatever the clock said."""
+        servable = {v.number for v in self.speculator.versions if not v.phase.is_condemned}
+        winner = next((number for number in reversed(self.winners) if number in servable), None)
+        if self.speculator.wish.pinned is None and winner is not None:
+            serving = stable(self.speculator.versions)
+            assert serving is not None
+            assert serving.number == winner
+
+    @invariant()
+    def nothing_is_pending_once_decided(self) -> None:
+        assert not any(v.phase is Phase.PENDING for v in self.decision.versions)
+
+    def teardown(self) -> None:
+        """(11) Once everyone does as told, all come to rest: where they are told to be, and then with what has won."""
+        if not self.published:
+            return
+        for process in self.processes.values():
+            process.is_cut_off = False
+        self.settle()
+        self.expire()
+        for _ in range(2 * len(self.processes) + 4):
+            self._everyone_obeys()
+        for name, order in self.decision.orders.items():
+            assert self.view[name].loaded in (order.switchback.versions if order.switchback else (order.serve,))
+        self._all_serve_what_is_stable_in_the_end()
+
+    def _all_serve_what_is_stable_in_the_end(self) -> None:
+        policy = replace(self.speculator.wish.policy, auto_rollback=True)
+        analysis = replace(policy.analysis, on_inconclusive=OnInconclusive.ROLLBACK)
+        self._wish(is_paused=False, policy=replace(policy, analysis=analysis))
+        for _ in range(2 * (policy.progress_deadline_s // SLICE_S + len(self.processes)) + 20):
+            self.now_ms += 1000 * SLICE_S
+            self._everyone_obeys()
+        assert self.speculator.rollout is None or not self.processes
+        if self.speculator.rollout is None:
+            serving = stable(self.speculator.versions)
+            assert {pod.loaded for pod in self.view.values()} <= {serving.number if serving else NO_DRAFT}
+
+
+TestRollouts = Rollouts.TestCase
+TestRollouts.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
