@@ -1,1 +1,7 @@
-"""The `updraft` command: a client of the registry and the supervisor of local mode."""
+"""The command line of Updraft."""
+
+import os
+
+# Read once, when gRPC's C core is imported, which is later than this. Its own lines about refused connections would stand
+# beside the sentence that we print for them.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")

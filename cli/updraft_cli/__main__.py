@@ -5,14 +5,18 @@ from importlib.metadata import version
 import click
 
 from updraft_chassis.errors import UpdraftError
+from updraft_cli.commands import options
+from updraft_cli.commands.completion import completion
 from updraft_cli.commands.demo import demo
 from updraft_cli.commands.draft import draft
 from updraft_cli.commands.model import model
+from updraft_cli.commands.registry import registry
+from updraft_cli.commands.rollout import group as rollout
 from updraft_cli.commands.status import status
 from updraft_cli.commands.up import up
 
 
-class Updraft(click.Group):
+class Updraft(options.Group):
     """A group whose commands may raise `UpdraftError`s."""
 
     def invoke(self, ctx: click.Context) -> object:
@@ -32,15 +36,16 @@ def cli() -> None:
     updraft up              serve, learn and swap drafts on this machine
     updraft status          what runs, which draft serves, how much of it is accepted
     updraft draft list      all drafts, and why each was taken or not
+    updraft rollout status  what is tried now, and what it waits for
     updraft demo            watch a draft learn from real prompts, and get a report
 
-    Exit codes: 0 done, 1 it could not be done (one sentence on stderr says why), 2 wrong usage. Commands
-    that show something take `-o json`. Shell completion: put `eval "$(_UPDRAFT_COMPLETE=bash_source
-    updraft)"` into ~/.bashrc (zsh_source, fish_source for the other shells).
+    Exit codes: 0 done, 1 it could not be done (one sentence on stderr says why), 2 wrong usage; `rollout status`,
+    `rollout watch` and `registry` have more. Commands that show something take `-o table|wide|json|yaml|name`.
+    Colours are for terminals only, and NO_COLOR turns them off. Shell completion: `updraft completion --help`.
     """
 
 
-for command in (up, status, draft, demo, model):
+for command in (up, status, draft, rollout, registry, demo, model, completion):
     cli.add_command(command)
 
 

@@ -16,7 +16,7 @@ class Acceptance:
     length: float
     """Tokens a verify step."""
     by_position: tuple[float, ...]
-    """Share of the verify steps that accepted their 1st, 2nd, ... draft."""
+    """Of the drafts proposed as the 1st, 2nd, ... of a verify step, the share that was accepted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,13 +36,19 @@ class Draft:
 
     version: int
     phase: str
+    since: datetime
+    """When it got there."""
     reason: str
+    source: str
+    """Who made it: trainer, imported, initial."""
     parent: int
     samples: int
     step: int
     size_bytes: int
     digest: str
     published: datetime
+    retained: bool
+    """Kept whatever retention says."""
     acceptance: Acceptance | None
 
 
@@ -52,6 +58,8 @@ class Listing:
 
     speculator: str
     stable: int
+    candidate: int
+    """On trial now; 0 = none."""
     pinned: int | None
     message: str
     """What the rollout is waiting for."""
@@ -73,9 +81,31 @@ class Event:
     """Something that happened to a version."""
 
     time: datetime
+    version: int
+    """0: to the speculator as a whole."""
+    before: str
     phase: str
+    """The phase after it; empty, like `before`, where no phase changed."""
     reason: str
     actor: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """What happened to the versions of a speculator, oldest first."""
+
+    speculator: str
+    events: tuple[Event, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """Where the weights come from."""
+
+    first_trace: str
+    last_trace: str
+    config_digest: str
+    code_version: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,10 +114,11 @@ class Details:
 
     draft: Draft
     speculator: str
-    source: str
     target_fingerprint: str
+    tokenizer_fingerprint: str
+    draft_vocabulary_fingerprint: str
     tensors_digest: str
-    code_version: str
+    provenance: Provenance
     config: str
     """config.json, as text."""
     evaluation: OfflineEvaluation | None
@@ -101,7 +132,8 @@ def listing(speculator: str, response: pb.ListResponse) -> Listing:
     return Listing(
         speculator=speculator,
         stable=state.stable,
-        pinned=state.pinned if state.HasField("pinned") else None,
+        candidate=state.candidate,
+        pinned=pinned(state),
         message=state.message,
         drafts=tuple(draft(version, state.traffic) for version in response.versions),
     )
@@ -113,37 +145,57 @@ def draft(version: pb.Version, traffic: Sequence[pb.VersionTraffic] = ()) -> Dra
     return Draft(
         version=version.version,
         phase=phase(version.phase),
+        since=time(version.phase_since_unix_ms),
         reason=version.reason,
+        source=word(pb.Source.Name(manifest.source)),
         parent=manifest.parent_version,
         samples=manifest.provenance.samples,
         step=manifest.provenance.step,
         size_bytes=manifest.size_bytes,
         digest=manifest.digest,
-        published=_time(version.published_unix_ms),
+        published=time(version.published_unix_ms),
+        retained=version.retain,
         acceptance=acceptance_of(version.version, traffic),
     )
 
 
-def details(version: pb.Version, traffic: Sequence[pb.VersionTraffic], history: Sequence[pb.Transition]) -> Details:
+def details(
+    version: pb.Version, traffic: Sequence[pb.VersionTraffic], history: Sequence[pb.Transition] = ()
+) -> Details:
     """Return everything about one version; `version` comes from Get, with tensors and samples."""
-    manifest = version.manifest
+    manifest, provenance = version.manifest, version.manifest.provenance
     return Details(
         draft=draft(version, traffic),
         speculator=manifest.speculator,
-        source=_word(pb.Source.Name(manifest.source)),
         target_fingerprint=manifest.target_fingerprint,
+        tokenizer_fingerprint=manifest.tokenizer_fingerprint,
+        draft_vocabulary_fingerprint=manifest.draft_vocabulary_fingerprint,
         tensors_digest=manifest.tensors_digest,
-        code_version=manifest.provenance.code_version,
+        provenance=Provenance(
+            first_trace=provenance.first_trace_id,
+            last_trace=provenance.last_trace_id,
+            config_digest=provenance.config_digest,
+            code_version=provenance.code_version,
+        ),
         config=manifest.config_json,
         evaluation=_evaluation(manifest),
         tensors=tuple(
             Tensor(name=spec.name, dtype=spec.dtype, shape=tuple(spec.shape), digest=spec.digest)
             for spec in manifest.tensors
         ),
-        history=tuple(
-            Event(time=_time(entry.unix_ms), phase=phase(entry.to_phase), reason=entry.reason, actor=entry.actor)
-            for entry in history
-        ),
+        history=tuple(map(event, history)),
+    )
+
+
+def event(transition: pb.Transition) -> Event:
+    """Return one line of the history."""
+    return Event(
+        time=time(transition.unix_ms),
+        version=transition.version,
+        before=phase(transition.from_phase),
+        phase=phase(transition.to_phase),
+        reason=transition.reason,
+        actor=transition.actor,
     )
 
 
@@ -156,14 +208,35 @@ def acceptance_of(version: int, traffic: Sequence[pb.VersionTraffic]) -> Accepta
                 verify_steps=steps,
                 tokens=counted.tokens,
                 length=counted.tokens / steps,
-                by_position=tuple(accepted / steps for accepted in counted.accepted_by_position),
+                by_position=_rates(counted.accepted_by_position, counted.proposed_by_position),
             )
     return None
 
 
+def pinned(state: pb.SpeculatorState) -> int | None:
+    """Return the pinned version (0: no draft), or None while nothing is pinned."""
+    return state.pinned if state.HasField("pinned") else None
+
+
 def phase(value: "pb.Phase.ValueType") -> str:
-    """Return a phase in words: `stable`, `rolled back`."""
-    return _word(pb.Phase.Name(value))
+    """Return a phase in words: `stable`, `rolled back`; empty for none."""
+    return "" if value == pb.PHASE_UNSPECIFIED else word(pb.Phase.Name(value))
+
+
+def word(constant: str, prefix: str = "") -> str:
+    """Turn PHASE_ROLLED_BACK into `rolled back`; a `prefix` of several words has to be named."""
+    return constant.removeprefix(prefix or f"{constant.partition('_')[0]}_").replace("_", " ").lower()
+
+
+def time(unix_ms: int) -> datetime:
+    """Return a time of the wire."""
+    return datetime.fromtimestamp(unix_ms / 1000, UTC)
+
+
+def _rates(accepted: Sequence[int], proposed: Sequence[int]) -> tuple[float, ...]:
+    """Accepted of proposed by position; `accepted` may end where nothing was accepted any more."""
+    padded = (*accepted, *([0] * len(proposed)))
+    return tuple(yes / all_of for yes, all_of in zip(padded, proposed, strict=False) if all_of)
 
 
 def _evaluation(manifest: pb.Manifest) -> OfflineEvaluation | None:
@@ -180,12 +253,3 @@ def _evaluation(manifest: pb.Manifest) -> OfflineEvaluation | None:
         baseline_length=tokens / baseline_steps,
         candidate_length=tokens / candidate_steps,
     )
-
-
-def _word(constant: str) -> str:
-    """Turn PHASE_ROLLED_BACK into `rolled back`."""
-    return constant.partition("_")[2].replace("_", " ").lower()
-
-
-def _time(unix_ms: int) -> datetime:
-    return datetime.fromtimestamp(unix_ms / 1000, UTC)

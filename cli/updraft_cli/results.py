@@ -144,6 +144,16 @@ def show_bars(console: Console, bars: Sequence[Bar]) -> None:
     console.print(table)
 
 
+def missed(bars: Sequence[Bar]) -> str | None:
+    """Return a sentence on the bars that are not met, for `sys.exit`; None, and so success, if all are."""
+    told = [
+        f"{bar.name} is {number(bar.measured, bar.unit)}, not {bar.relation} {number(bar.target, bar.unit)}"
+        for bar in bars
+        if not bar.met
+    ]
+    return f"missed: {'; '.join(told)}" if told else None
+
+
 def number(value: float | None, unit: str = "") -> str:
     """Return a number with three significant digits or more, and its unit; a dash for none."""
     if value is None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_chassis.errors import Unavailable
 from updraft_cli import registry
-from updraft_cli.drafts import Acceptance, acceptance_of, draft
+from updraft_cli.drafts import Acceptance, acceptance_of, draft, pinned
+from updraft_cli.registry import Target
 from updraft_cli.scrape import Scrape, scrape
 from updraft_cli.up.data_folder import ProcessState, StackState
 
@@ -90,20 +91,20 @@ class Status:
     training: Training | None
 
 
-async def gather(state: StackState | None, registry_address: str, inference_url: str) -> Status:
+async def gather(state: StackState | None, target: Target, inference_url: str) -> Status:
     """Ask everyone; Unavailable when nothing at all answers."""
     urls = state.metrics_urls if state else {}
     inference = scrape(f"{inference_url}/metrics")
     trainer = scrape(urls["trainer"]) if "trainer" in urls else None
     status = Status(
         processes=tuple(map(_process, state.processes)) if state else (),
-        speculators=await _speculators(registry_address),
+        speculators=await _speculators(target),
         serving=serving(inference) if inference else None,
         training=training(trainer) if trainer else None,
     )
     if not status.processes and status.speculators is None and status.serving is None:
         raise Unavailable(
-            f"nothing runs: no stack on the data folder, no registry at {registry_address}, no inference at"
+            f"nothing runs: no stack on the data folder, no registry at {target.registry}, no inference at"
             f" {inference_url}; start it all with `updraft up`"
         )
     return status
@@ -118,7 +119,7 @@ def speculator(state: pb.SpeculatorState, versions: Sequence[pb.Version]) -> Spe
         stable=state.stable,
         candidate=state.candidate,
         latest=state.latest,
-        pinned=state.pinned if state.HasField("pinned") else None,
+        pinned=pinned(state),
         message=state.message,
         pods=state.pods.connected,
         traffic=tuple(
@@ -149,19 +150,20 @@ def serving(metrics: Scrape) -> Serving:
 def training(metrics: Scrape) -> Training:
     """Return what the metrics of a trainer say."""
     prefix = "updraft_trainer"
+    steps = _count(metrics, f"{prefix}_optimizer_steps_total")
     return Training(
-        optimizer_steps=_count(metrics, f"{prefix}_optimizer_steps_total"),
+        optimizer_steps=steps,
         trained_tokens=_count(metrics, f"{prefix}_trained_rows_total"),
         samples=_counts(metrics, f"{prefix}_samples_admitted_total", "split"),
-        loss=metrics.total(f"{prefix}_loss"),
+        loss=metrics.total(f"{prefix}_loss") if steps else None,
         acceptance_length=metrics.by(f"{prefix}_acceptance_length_tokens", "role"),
         published=_counts(metrics, f"{prefix}_publishes_total", "outcome"),
     )
 
 
-async def _speculators(address: str) -> tuple[Speculator, ...] | None:
+async def _speculators(target: Target) -> tuple[Speculator, ...] | None:
     try:
-        async with registry.connected(address) as stub:
+        async with target.connected() as stub:
             answer = await registry.listing(stub, "")
     except Unavailable:
         return None

@@ -13,7 +13,7 @@ from updraft_cli.folders import cache_folder
 from updraft_cli.model import SMOLLM2
 
 
-@click.command()
+@click.command(short_help="Watch a draft learn, and get a report.")
 @click.option("--minutes", type=click.FloatRange(0.5, 120), default=9.0, show_default=True, help="Length of the run.")
 @click.option("--streams", type=click.IntRange(1, 8), default=4, show_default=True, help="Live requests at a time.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the choice and the order of the prompts.")

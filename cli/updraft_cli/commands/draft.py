@@ -1,108 +1,186 @@
-"""`updraft draft`: look at draft versions, choose one, copy one."""
+"""`updraft draft`: look at draft versions, and copy them out and in."""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from updraft.registry.v1 import registry_pb2 as pb
-from updraft_chassis import transfer
 from updraft_chassis.errors import InvalidInput
 from updraft_cli import drafts, output, registry
 from updraft_cli.commands import options
-from updraft_cli.commands.options import Target
+from updraft_cli.commands.decisions import DECISIONS
+from updraft_cli.commands.versions import VERSION
+from updraft_cli.differences import Difference, difference
+from updraft_cli.output import Format
+from updraft_cli.registry import Target
+from updraft_cli.views import differences as difference_view
 from updraft_cli.views import drafts as view
 
-_VERSION = click.IntRange(1)
+if TYPE_CHECKING:
+    from updraft_cli.importing import Imported
 
 
-@click.group()
+@click.group(cls=options.Group)
 def draft() -> None:
-    """Draft versions: look at them, serve a certain one, copy one."""
+    """Draft versions: look at them, decide on them, copy them.
+
+    VERSION is a number, or what a version is now: stable, candidate, previous, latest.
+    """
 
 
 @draft.command("list")
+@options.output()
 @options.target
-@options.output
-def list_(target: Target, output: output.Format) -> None:
-    """All versions, newest first: phase, live acceptance, reason."""
-    view.show_list(asyncio.run(_listing(target)), output)
+def list_(target: Target, form: Format) -> None:
+    """All versions, newest first.
 
-
-@draft.command()
-@click.argument("version", type=_VERSION)
-@options.target
-@options.output
-def show(target: Target, version: int, output: output.Format) -> None:
-    """One version: origin, judgement, history, tensors."""
-    view.show_details(asyncio.run(_details(target, version)), output)
-
-
-@draft.command()
-@click.argument("version", type=click.IntRange(0))
-@click.option("--reason", default="", help="For the history.")
-@options.target
-def pin(target: Target, version: int, reason: str) -> None:
-    """Serve exactly this version, or none (0).
-
-    Newer ones are held until `updraft draft unpin`.
+    "accepted" is tokens a verify step in live traffic, counted by the pods that are connected now.
     """
-    state = asyncio.run(_pin(target, version, reason))
-    what = f"Version {version} is pinned" if version else "Pinned to no draft"
-    click.echo(f"{what} for {target.speculator}: {state.message}")
+    listing = asyncio.run(_listing(target))
+    names = [draft.version for draft in listing.drafts]
+    output.show(listing, form, names=names, rendered=partial(view.rendered_list, listing, datetime.now(UTC)))
 
 
 @draft.command()
-@click.option("--reason", default="", help="For the history.")
+@click.argument("version", type=VERSION)
+@options.output()
 @options.target
-def unpin(target: Target, reason: str) -> None:
-    """Let the registry choose again."""
-    state = asyncio.run(_unpin(target, reason))
-    click.echo(f"Nothing is pinned for {target.speculator}: {state.message}")
+def show(target: Target, version: int | str, form: Format) -> None:
+    """One version: origin, judgement, history, tensors."""
+    details = asyncio.run(_details(target, version))
+    rendered = partial(view.rendered_details, details, datetime.now(UTC))
+    output.show(details, form, names=[details.draft.version], rendered=rendered)
 
 
 @draft.command()
-@click.argument("version", type=_VERSION)
+@click.argument("old", metavar="VERSION", type=VERSION)
+@click.argument("new", metavar="VERSION", type=VERSION)
+@options.output()
+@options.target
+def diff(target: Target, old: int | str, new: int | str, form: Format) -> None:
+    """What tells two versions apart: manifest, origin, evaluation, traffic, tensors.
+
+    For example `updraft draft diff stable candidate`. wide and json tell what is equal too; name tells the names of
+    what differs.
+    """
+    found = asyncio.run(_difference(target, old, new))
+    fields = [field.name for field in found.fields if not field.is_equal]
+    tensors = [pair.name for pair in found.tensors if not pair.is_equal]
+    output.show(found, form, names=[*fields, *tensors], rendered=partial(difference_view.rendered, found))
+
+
+@draft.command()
+@click.argument("version", type=VERSION, required=False)
+@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="Only the last so many.")
+@options.output()
+@options.target
+def history(target: Target, version: int | str | None, limit: int, form: Format) -> None:
+    """What happened to all versions or to one, and why; oldest first."""
+    found = asyncio.run(_history(target, version, limit))
+    names = dict.fromkeys(event.version for event in found.events)
+    output.show(found, form, names=names, rendered=partial(view.rendered_history, found))
+
+
+@draft.command()
+@click.argument("version", type=VERSION)
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @options.target
-def pull(target: Target, version: int, folder: Path) -> None:
-    """Copy a version to a folder.
+def pull(target: Target, version: int | str, folder: Path) -> None:
+    """Copy a version to a folder, and print where it is.
 
     FOLDER/VERSION gets weights, config and manifest, as SGLang and vLLM load them. Every byte is checked. A copy
-    that was interrupted goes on where it stopped.
+    that was interrupted goes on where it stopped, and beside other versions only what differs is fetched.
     """
-    click.echo(asyncio.run(_pull(target, version, folder)))
+    with output.waiting(f"Copying {target.speculator}'s version {version} ..."):
+        copied = asyncio.run(_pull(target, version, folder))
+    click.echo(copied)
+
+
+@draft.command("import")
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option(
+    "--target",
+    "model",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="The model that it drafts for, Hugging Face layout.  [default: that of the versions before it]",
+)
+@options.output()
+@options.target
+def import_(target: Target, folder: Path, model: Path | None, form: Format) -> None:
+    """Publish an EAGLE-3 draft from a folder.
+
+    FOLDER holds config.json and model.safetensors, as SGLang, vLLM and `updraft draft pull` have them. It becomes the
+    newest version: the first of a speculator serves at once, a later one waits for `updraft draft promote`.
+    """
+    with output.waiting(f"Reading and publishing {folder} ..."):
+        imported = asyncio.run(_import(target, folder, model))
+    rendered = partial(view.rendered_import, imported)
+    output.show(imported, form, names=[imported.draft.version], rendered=rendered)
+
+
+for decision in DECISIONS:
+    draft.add_command(decision)
 
 
 async def _listing(target: Target) -> drafts.Listing:
-    async with registry.connected(target.registry) as stub:
+    async with target.connected() as stub:
         return drafts.listing(target.speculator, await registry.listing(stub, target.speculator))
 
 
-async def _details(target: Target, version: int) -> drafts.Details:
-    async with registry.connected(target.registry) as stub:
-        request = pb.GetRequest(speculator=target.speculator, version=version)
-        answer = await stub.Get(request, timeout=registry.TIMEOUT_S)
-        state = (await registry.listing(stub, target.speculator)).speculators
-        events = await registry.history(stub, target.speculator, version)
-    return drafts.details(answer.version, state[0].traffic if state else (), events)
+async def _details(target: Target, version: int | str) -> drafts.Details:
+    async with target.connected() as stub:
+        number = await registry.resolve(stub, target.speculator, version)
+        found = await registry.version(stub, target.speculator, number)
+        state, _ = await registry.newest(stub, target.speculator)
+        events = await registry.history(stub, target.speculator, number)
+    return drafts.details(found, state.traffic, events)
 
 
-async def _pin(target: Target, version: int, reason: str) -> pb.SpeculatorState:
-    async with registry.connected(target.registry) as stub:
-        request = pb.PinRequest(speculator=target.speculator, version=version, reason=reason)
-        return (await stub.Pin(request, timeout=registry.TIMEOUT_S)).state
+async def _difference(target: Target, old: int | str, new: int | str) -> Difference:
+    async with target.connected() as stub:
+        state, _ = await registry.newest(stub, target.speculator)
+        both = []
+        for said in (old, new):
+            number = await registry.resolve(stub, target.speculator, said)
+            both.append(drafts.details(await registry.version(stub, target.speculator, number), state.traffic))
+    return difference(*both)
 
 
-async def _unpin(target: Target, reason: str) -> pb.SpeculatorState:
-    async with registry.connected(target.registry) as stub:
-        request = pb.UnpinRequest(speculator=target.speculator, reason=reason)
-        return (await stub.Unpin(request, timeout=registry.TIMEOUT_S)).state
+async def _history(target: Target, version: int | str | None, limit: int) -> drafts.History:
+    async with target.connected() as stub:
+        number = 0 if version is None else await registry.resolve(stub, target.speculator, version)
+        if number:
+            await registry.version(stub, target.speculator, number)  # one that does not exist has no history either
+        events = await registry.history(stub, target.speculator, number, limit=limit)
+    return drafts.History(speculator=target.speculator, events=tuple(map(drafts.event, events)))
 
 
-async def _pull(target: Target, version: int, folder: Path) -> Path:
+async def _pull(target: Target, version: int | str, folder: Path) -> Path:
+    # Transfers need numpy, which takes a tenth of a second to import; no other command should pay for it.
+    from updraft_chassis import transfer  # noqa: PLC0415
+
+    with _writing(folder):
+        async with target.connected() as stub:
+            number = await registry.resolve(stub, target.speculator, version)
+            return await transfer.download(stub, target.speculator, number, folder)
+
+
+async def _import(target: Target, folder: Path, model: Path | None) -> "Imported":
+    from updraft_cli import importing  # noqa: PLC0415 - see _pull
+
+    async with target.connected() as stub:
+        return await importing.publish(stub, target.speculator, folder, model)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
     try:
-        async with registry.connected(target.registry) as stub:
-            return await transfer.download(stub, target.speculator, version, folder)
+        yield
     except OSError as error:
         raise InvalidInput(f"cannot write to {folder}: {error.strerror}") from error

@@ -47,6 +47,11 @@ PORT = click.IntRange(0, 65535)
 @click.option("--trainer-threads", type=click.IntRange(1), help="Threads of the trainer.  [default: 1]")
 @click.option("--trainer/--no-trainer", default=True, help="Learn from the traffic, or only serve.  [default: learn]")
 @click.option(
+    "--strategy",
+    type=click.Choice(["Canary", "Immediate", "Manual"], case_sensitive=False),
+    help="How a new draft that passed the offline gate gets to serve.  [default: Immediate]",
+)
+@click.option(
     "--drafter",
     type=click.Choice(["auto", "none", "ngram", "eagle3"]),
     help="Who drafts unless a request says so.  [default: auto]",

@@ -50,6 +50,8 @@ class StackConfig:
     threads: int | None = None
     trainer_threads: int | None = None
     trainer: bool = True
+    strategy: str | None = None
+    """How new drafts roll out: Canary, Immediate or Manual. None = Immediate, unless the environment says otherwise."""
     drafter: str | None = None
     lookahead: int | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -113,6 +115,8 @@ def stages(
     """Return the processes in the order of their start; `environ` is what they will inherit."""
     # What a person can read, unless the caller chose otherwise; and the caller's own settings win over ours.
     defaults = {f"{prefix}LOG_FORMAT": "text" for prefix in _PREFIXES} | {"PYTHONUNBUFFERED": "1"}
+    # One pod and a person's traffic: a canary would wait long for its evidence. The offline gate decides.
+    defaults |= {"UPDRAFT_REGISTRY_STRATEGY": "Immediate"}
     soft = {name: value for name, value in defaults.items() if name not in environ}
 
     def service(name: str, values: Mapping[str, object], ready: str, address: str, stop_within_s: float) -> Process:
@@ -134,6 +138,7 @@ def stages(
             "PORT": where.registry_port,
             "METRICS_PORT": where.registry_metrics_port,
             "DATA_DIR": folder.of("registry"),
+            "STRATEGY": config.strategy,
         },
         ready=f"http://{HOST}:{where.registry_metrics_port}/readyz",
         address=where.registry,

@@ -11,19 +11,21 @@ from updraft_chassis.errors import Conflict
 HOST = "127.0.0.1"
 
 _ENDING_S = 2.0
+"""For a listener that is just ending, e.g. a child of a supervisor that was killed."""
 
 
 class Ports:
     """Hands out ports, none twice."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, ending_s: float = _ENDING_S) -> None:
         self._given: set[int] = set()
+        self._ending_s = ending_s
 
     def claim(self, port: int, *, option: str) -> int:
         """Return `port` (0: a free one); Conflict names its owner and `option` when it is taken."""
         if port == 0:
             return self._free()
-        if port in self._given or not _becomes_free(port):
+        if port in self._given or not _becomes_free(port, self._ending_s):
             owner = "another part of updraft" if port in self._given else _owner(port)
             raise Conflict(
                 f"port {port} on {HOST} is taken by {owner}; choose another with {option} (0 takes a free one)"
@@ -48,9 +50,8 @@ class Ports:
                 return port
 
 
-def _becomes_free(port: int) -> bool:
-    """Wait a moment for a listener that is just ending, e.g. a child of a supervisor that was killed."""
-    end_s = time.monotonic() + _ENDING_S
+def _becomes_free(port: int, within_s: float) -> bool:
+    end_s = time.monotonic() + within_s
     while not _is_free(port):
         if time.monotonic() > end_s:
             return False

@@ -1,14 +1,22 @@
 """Draft versions on a terminal."""
 
-from rich.console import Console
+from collections.abc import Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
 from updraft_cli import output
-from updraft_cli.drafts import Acceptance, Details, Draft, Listing, OfflineEvaluation
-from updraft_cli.output import Format
+from updraft_cli.drafts import Acceptance, Details, Draft, History, Listing, OfflineEvaluation, Tensor
+
+if TYPE_CHECKING:
+    from updraft_cli.importing import Imported
 
 _PHASE_STYLES = {
     "stable": "bold green",
+    "canary": "bold yellow",
     "rejected": "red",
     "failed": "red",
     "rolled back": "red",
@@ -16,48 +24,55 @@ _PHASE_STYLES = {
 }
 
 
-def show_list(listing: Listing, format: Format) -> None:  # noqa: A002 - the command's own word
-    """Print all versions."""
-    console = output.console()
-    if format == "json":
-        console.out(output.dump(listing))
-        return
+def rendered_list(listing: Listing, now: datetime, *, is_wide: bool) -> RenderableType:
+    """All versions: narrow enough for a terminal, or with everything that a row can hold."""
     if not listing.drafts:
-        console.print(f"No drafts of {listing.speculator} yet. {_sentence(listing.message)}")
-        return
-    table = output.table(">version", "phase", ">accepted", "by position", ">samples", ">size", "published", "reason")
-    for draft in listing.drafts:
-        table.add_row(
-            str(draft.version),
-            phase(draft.phase, is_pinned=draft.version == listing.pinned),
-            length(draft.acceptance),
-            output.percents(draft.acceptance.by_position if draft.acceptance else ()),
-            str(draft.samples),
-            output.size(draft.size_bytes),
-            output.ago(draft.published),
-            draft.reason,
+        return f"No drafts of {listing.speculator} yet. {output.sentence(listing.message)}".rstrip()
+    return _wide_table(listing) if is_wide else _narrow_table(listing, now)
+
+
+def rendered_details(details: Details, now: datetime, *, is_wide: bool) -> RenderableType:
+    """One version; wide, with all digests whole."""
+    parts: list[RenderableType] = [output.facts(_facts(details, now, is_wide=is_wide)), ""]
+    parts += [rendered_history(History(speculator=details.speculator, events=details.history), is_wide=False), ""]
+    return Group(*parts, _tensors(details.tensors, is_wide=is_wide))
+
+
+def rendered_history(history: History, *, is_wide: bool) -> RenderableType:
+    """What happened, oldest first; wide, with the version and the phase before."""
+    if not history.events:
+        return f"Nothing has happened to {history.speculator} yet."
+    columns = ("time (UTC)", ">version", "was", "became", "by", "why")
+    left_out = () if is_wide else _single(history)
+    table = output.table(*(column for column in columns if column not in left_out))
+    for event in history.events:
+        cells: dict[str, str | Text] = {
+            "time (UTC)": output.moment(event.time),
+            ">version": str(event.version or "-"),
+            "was": Text(event.before or "-", "dim"),
+            "became": phase(event.phase) if event.phase else Text("-"),
+            "by": event.actor,
+            "why": event.reason,
+        }
+        table.add_row(*(cell for column, cell in cells.items() if column not in left_out))
+    return table
+
+
+def rendered_import(imported: "Imported", *, is_wide: bool) -> RenderableType:
+    """What an import became, and what follows; the same in all widths."""
+    draft = imported.draft
+    if imported.existed:
+        return (
+            f"{imported.speculator} had these weights already: version {draft.version}, {draft.phase}: {draft.reason}"
         )
-    console.print(table)
+    told = Text(f"Imported as version {draft.version} of {imported.speculator}, ") + phase(draft.phase)
+    more = "" if draft.reason in imported.message else f": {draft.reason}"
+    return told + f"{more}. {output.sentence(imported.message)}"
 
 
-def show_details(details: Details, format: Format) -> None:  # noqa: A002 - the command's own word
-    """Print one version."""
-    console = output.console()
-    if format == "json":
-        console.out(output.dump(details))
-        return
-    facts = output.table("", "")
-    facts.show_header = False
-    for name, value in _facts(details):
-        facts.add_row(Text(name, "dim"), value)
-    console.print(facts)
-    _show_history(console, details)
-    _show_tensors(console, details)
-
-
-def phase(name: str, *, is_pinned: bool = False) -> Text:
-    """Return a phase in its colour."""
-    return Text(f"{name}, pinned" if is_pinned else name, _PHASE_STYLES.get(name, ""))
+def phase(name: str, *remarks: str) -> Text:
+    """Return a phase in its colour, and what else is to be said of it."""
+    return Text(", ".join((name, *filter(None, remarks))), _PHASE_STYLES.get(name, ""))
 
 
 def length(acceptance: Acceptance | None) -> str:
@@ -65,31 +80,79 @@ def length(acceptance: Acceptance | None) -> str:
     return f"{acceptance.length:.2f}" if acceptance else "-"
 
 
-def _facts(details: Details) -> list[tuple[str, str | Text]]:
-    draft = details.draft
-    return [
-        ("version", f"{draft.version} of {details.speculator}"),
-        ("phase", phase(draft.phase)),
-        ("reason", draft.reason),
-        (
-            "published",
-            f"{draft.published:%Y-%m-%d %H:%M:%S} UTC by {details.source}, code {details.code_version}",
-        ),
-        ("trained", _training(draft)),
-        ("offline", _offline(details.evaluation)),
-        ("live", _live(draft.acceptance)),
-        ("weights", f"{output.size(draft.size_bytes)}, {draft.digest}"),
-        ("tensors", details.tensors_digest),
-        ("target", details.target_fingerprint),
-    ]
+def _single(history: History) -> tuple[str, ...]:
+    """Columns that say nothing: of one version, its number, and the phase before is the line before."""
+    is_single = len({event.version for event in history.events}) == 1
+    return (">version", "was") if is_single else ("was",)
+
+
+def _narrow_table(listing: Listing, now: datetime) -> Table:
+    table = output.table(">version", "phase", ">accepted", "published", "reason")
+    for draft in listing.drafts:
+        table.add_row(
+            str(draft.version),
+            _phase(draft, listing),
+            length(draft.acceptance),
+            output.ago(draft.published, now),
+            output.cut(draft.reason),
+        )
+    return table
+
+
+def _wide_table(listing: Listing) -> Table:
+    columns = (">samples", ">step", ">size", "source", "digest", "published (UTC)", "reason")
+    table = output.table(">version", "phase", ">accepted", "by position", ">parent", *columns)
+    for draft in listing.drafts:
+        table.add_row(
+            str(draft.version),
+            _phase(draft, listing),
+            length(draft.acceptance),
+            output.percents(draft.acceptance.by_position if draft.acceptance else ()),
+            str(draft.parent or "-"),
+            str(draft.samples),
+            str(draft.step),
+            output.size(draft.size_bytes),
+            draft.source,
+            output.short(draft.digest),
+            output.moment(draft.published),
+            draft.reason,
+        )
+    return table
+
+
+def _phase(draft: Draft, listing: Listing) -> Text:
+    is_pinned = draft.version == listing.pinned
+    return phase(draft.phase, "pinned" if is_pinned else "", "retained" if draft.retained else "")
+
+
+def _facts(details: Details, now: datetime, *, is_wide: bool) -> Iterator[tuple[str, str | Text]]:
+    draft, digest = details.draft, str if is_wide else output.short
+    yield "version", f"{draft.version} of {details.speculator}"
+    retained = "; kept whatever retention says" if draft.retained else ""
+    yield "phase", phase(draft.phase) + f" since {output.moment(draft.since)} UTC{retained}"
+    yield "reason", draft.reason
+    code = f", code {details.provenance.code_version}" if details.provenance.code_version else ""
+    when = f"{output.moment(draft.published)} UTC ({output.ago(draft.published, now)})"
+    yield "published", f"{when}, source {draft.source}{code}"
+    yield "trained", _training(draft)
+    yield "offline", offline(details.evaluation)
+    yield "live", _live(draft.acceptance)
+    yield "weights", f"{output.size(draft.size_bytes)}, {digest(draft.digest)}"
+    yield "tensors", digest(details.tensors_digest)
+    yield "target", digest(details.target_fingerprint)
+    yield "tokenizer", digest(details.tokenizer_fingerprint) or "not said"
+    yield "vocabulary", digest(details.draft_vocabulary_fingerprint)
 
 
 def _training(draft: Draft) -> str:
-    origin = f"from version {draft.parent}" if draft.parent else "from scratch"
-    return f"{origin}, {draft.samples} samples, step {draft.step}"
+    origin = (
+        f"from version {draft.parent}" if draft.parent else "from scratch" if draft.source == "trainer" else "elsewhere"
+    )
+    return f"{origin}, {output.count(draft.samples, 'sample')}, step {draft.step}" if draft.samples else origin
 
 
-def _offline(evaluation: OfflineEvaluation | None) -> str:
+def offline(evaluation: OfflineEvaluation | None) -> str:
+    """Return the trainer's comparison in words."""
     if evaluation is None:
         return "not evaluated"
     baseline = f"version {evaluation.baseline_version}" if evaluation.baseline_version else "no draft"
@@ -101,29 +164,21 @@ def _offline(evaluation: OfflineEvaluation | None) -> str:
 
 def _live(acceptance: Acceptance | None) -> str:
     if acceptance is None:
-        return "not served yet"
+        return "not served by the pods that are connected now"
     return (
-        f"{acceptance.length:.2f} tokens a step over {acceptance.verify_steps} steps;"
+        f"{acceptance.length:.2f} tokens a step over {output.count(acceptance.verify_steps, 'step')};"
         f" accepted by position: {output.percents(acceptance.by_position)}"
     )
 
 
-def _show_history(console: Console, details: Details) -> None:
-    table = output.table("time (UTC)", "became", "by", "why")
-    for event in details.history:
-        table.add_row(f"{event.time:%Y-%m-%d %H:%M:%S}", phase(event.phase), event.actor, event.reason)
-    console.print()
-    console.print(table)
-
-
-def _show_tensors(console: Console, details: Details) -> None:
+def _tensors(tensors: tuple[Tensor, ...], *, is_wide: bool) -> Table:
     table = output.table("tensor", "type", "shape", "digest")
-    for tensor in details.tensors:
-        shape = " x ".join(map(str, tensor.shape)) or "scalar"
-        table.add_row(tensor.name, tensor.dtype, shape, output.short(tensor.digest))
-    console.print()
-    console.print(table)
+    for tensor in tensors:
+        digest = tensor.digest if is_wide else output.short(tensor.digest)
+        table.add_row(tensor.name, tensor.dtype, shape(tensor), digest)
+    return table
 
 
-def _sentence(message: str) -> str:
-    return f"{message[:1].upper()}{message[1:]}." if message else ""
+def shape(tensor: Tensor) -> str:
+    """Return `32000 x 576`."""
+    return " x ".join(map(str, tensor.shape)) or "scalar"

@@ -1,53 +1,61 @@
 """The status of an installation on a terminal."""
 
-from rich.console import Console
+from collections.abc import Iterator
+
+from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
 from updraft_cli import output
-from updraft_cli.output import Format
 from updraft_cli.status import Process, Serving, Speculator, Status, Training
 from updraft_cli.views.drafts import length, phase
 
 _STATE_STYLES = {"ready": "green", "starting": "yellow", "restarting": "yellow", "failed": "red"}
 
 
-def show(status: Status, format: Format) -> None:  # noqa: A002 - the command's own word
-    """Print it."""
-    console = output.console()
-    if format == "json":
-        console.out(output.dump(status))
-        return
+def rendered(status: Status, *, is_wide: bool) -> RenderableType:
+    """All of it, part by part; wide, with process ids and logs."""
+    lines: list[RenderableType] = []
+    for part in _parts(status, is_wide=is_wide):
+        lines += ["", *part] if lines else part
+    return Group(*lines)
+
+
+def _parts(status: Status, *, is_wide: bool) -> Iterator[list[RenderableType]]:
     if status.processes:
-        _show_processes(console, status.processes)
+        yield [_processes(status.processes, is_wide=is_wide)]
     if status.speculators is None:
-        console.print("\n[yellow]The registry does not answer.[/]")
+        yield [Text("The registry does not answer.", "yellow")]
+    elif not status.speculators:
+        yield ["The registry knows no drafts yet."]
     for speculator in status.speculators or ():
-        _show_speculator(console, speculator)
-    if status.speculators == ():
-        console.print("\nThe registry knows no drafts yet.")
-    _show_facts(console, "inference", _serving(status.serving))
-    _show_facts(console, "trainer", _training(status.training))
+        yield list(_speculator(speculator))
+    yield list(_facts("inference", _serving(status.serving)))
+    yield list(_facts("trainer", _training(status.training)))
 
 
-def _show_processes(console: Console, processes: tuple[Process, ...]) -> None:
-    table = output.table("process", "state", ">pid", ">restarts", "address", "log")
+def _processes(processes: tuple[Process, ...], *, is_wide: bool) -> Table:
+    more = (">pid", "log") if is_wide else ()
+    table = output.table("process", "state", ">restarts", "address", *more)
     for process in processes:
         table.add_row(
             process.name,
             Text(process.state, _STATE_STYLES.get(process.state, "")),
-            str(process.pid or "-"),
             str(process.restarts),
             process.address,
-            process.log,
+            *((str(process.pid or "-"), process.log) if is_wide else ()),
         )
-    console.print(table)
+    return table
 
 
-def _show_speculator(console: Console, speculator: Speculator) -> None:
+def _speculator(speculator: Speculator) -> Iterator[RenderableType]:
     serves = f"serves version {speculator.stable}" if speculator.stable else "serves without a draft"
+    candidate = f", tries version {speculator.candidate}" if speculator.candidate else ""
     pinned = "" if speculator.pinned is None else f", pinned to {speculator.pinned}"
-    pods = "1 pod" if speculator.pods == 1 else f"{speculator.pods} pods"
-    console.print(f"\n[bold]speculator {speculator.name}[/] {serves}{pinned} on {pods}: {speculator.message}")
+    pods = output.count(speculator.pods, "pod")
+    yield Text.assemble(
+        (f"speculator {speculator.name}", "bold"), f" {serves}{candidate}{pinned} on {pods}: {speculator.message}"
+    )
     if not speculator.traffic:
         return
     table = output.table(">version", "phase", ">accepted", "by position", ">verify steps", ">tokens")
@@ -60,13 +68,13 @@ def _show_speculator(console: Console, speculator: Speculator) -> None:
             str(row.acceptance.verify_steps),
             str(row.acceptance.tokens),
         )
-    console.print(table)
+    yield table
 
 
-def _show_facts(console: Console, part: str, facts: list[str]) -> None:
-    console.print(f"\n[bold]{part}[/]")
+def _facts(part: str, facts: list[str]) -> Iterator[RenderableType]:
+    yield Text(part, "bold")
     for fact in facts:
-        console.print(f"  {fact}")
+        yield f"  {fact}"
 
 
 def _serving(serving: Serving | None) -> list[str]:
@@ -74,11 +82,11 @@ def _serving(serving: Serving | None) -> list[str]:
         return ["does not answer"]
     dropped = _pairs(serving.capture_dropped)
     return [
-        f"draft version {serving.draft_version}, {serving.swaps} swaps since its start",
-        f"{serving.running_requests} requests running, {serving.queued_requests} waiting",
-        f"{serving.output_tokens} tokens so far",
+        f"draft version {serving.draft_version}, {output.count(serving.swaps, 'swap')} since its start",
+        f"{output.count(serving.running_requests, 'request')} running, {serving.queued_requests} waiting",
+        f"{output.count(serving.output_tokens, 'token')} so far",
         f"tokens a verify step, mean of requests: {_lengths(serving.acceptance_length)}",
-        f"{serving.captured} traces captured, {f'not kept: {dropped}' if dropped else 'none lost'}",
+        f"{output.count(serving.captured, 'trace')} captured, {f'not kept: {dropped}' if dropped else 'none lost'}",
     ]
 
 
@@ -86,8 +94,9 @@ def _training(training: Training | None) -> list[str]:
     if training is None:
         return ["does not answer, or is not part of this stack"]
     loss = "" if training.loss is None else f", loss {training.loss:.3f}"
+    steps = output.count(training.optimizer_steps, "optimizer step")
     return [
-        f"{training.optimizer_steps} optimizer steps since its start on {training.trained_tokens} tokens{loss}",
+        f"{steps} since its start on {output.count(training.trained_tokens, 'token')}{loss}",
         f"samples taken: {_pairs(training.samples) or 'none yet'}",
         f"held-out tokens a verify step: {_lengths(training.acceptance_length)}",
         f"published: {_pairs(training.published) or 'nothing yet'}",

@@ -21,5 +21,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     """The command line, away from what runs on this machine."""
-    runner = CliRunner(env={"UPDRAFT_DATA": str(tmp_path / "no-stack"), "UPDRAFT_REGISTRY": None})
+    mine = ("REGISTRY", "SPECULATOR", "TOKEN_FILE", "CA_FILE", "CERT_FILE", "KEY_FILE", "REGISTRY_DATA_DIR")
+    elsewhere = {f"UPDRAFT_{name}": None for name in mine}
+    runner = CliRunner(env={**elsewhere, "UPDRAFT_DATA": str(tmp_path / "no-stack")})
     return lambda *arguments: runner.invoke(cli, [str(argument) for argument in arguments])

@@ -15,6 +15,7 @@ from tests.support.processes import Process
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft.registry.v1.registry_pb2_grpc import RegistryStub
 from updraft_chassis import rpc, transfer
+from updraft_chassis.digests import file_digest
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +26,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     variables = {
         "UPDRAFT_REGISTRY_PORT": str(port),
         "UPDRAFT_REGISTRY_METRICS_PORT": "0",
+        "UPDRAFT_REGISTRY_STRATEGY": "Immediate",
         "UPDRAFT_REGISTRY_DATA_DIR": str(folder / "data"),
     }
     with Process("updraft_registry", variables, folder / "log") as process:
@@ -58,11 +60,12 @@ def test_show_tells_origin_judgement_history_and_tensors(run: Run, address: str)
     output = run("draft", "show", "2", "--registry", address).output
     assert "from version 1, 40 samples, step 7" in output
     assert re.search(r"[23]\.\d\d tokens a step, [12]\.\d\d with version 1 \(12 held-out requests", output)
-    assert "not served yet" in output
+    assert "not served by the pods that are connected now" in output
     assert "stable" in output
     assert "fc.weight" in output
     details = json.loads(run("draft", "show", "2", "-o", "json", "--registry", address).output)
     assert [event["phase"] for event in details["history"]][:2] == ["pending", "stable"]
+    assert details["draft"]["source"] == "trainer"
     assert {tensor["name"] for tensor in details["tensors"]} == {"d2t", "fc.weight", "norm.weight", "t2d"}
 
 
@@ -78,7 +81,7 @@ def test_pull_writes_a_verified_folder_and_prints_it(run: Run, address: str, tmp
     result = run("draft", "pull", "2", tmp_path, "--registry", address)
     folder = Path(result.output.strip())
     assert folder == tmp_path / "2"
-    assert transfer.sha256(folder / "model.safetensors") == checkpoints.draft(2).digest
+    assert file_digest(folder / "model.safetensors") == checkpoints.draft(2).digest
     assert (folder / "config.json").read_text() == checkpoints.CONFIG
 
 

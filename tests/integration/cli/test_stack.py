@@ -14,8 +14,9 @@ import psutil
 import pytest
 from redis import Redis
 from tests.integration.cli.conftest import Run
+from tests.support.processes import is_alive
 from tests.support.redis_server import RedisServer
-from tests.support.wait import wait_until
+from tests.support.wait import LONG_S, wait_until
 
 from updraft_chassis.errors import Conflict, InvalidInput, Unavailable
 from updraft_cli.up.plan import StackConfig
@@ -48,7 +49,7 @@ def test_status_shows_every_process_and_what_was_served(stack: Stack, run: Run) 
     assert status["serving"]["output_tokens"] >= 8
     assert status["training"]["optimizer_steps"] >= 0
     table = run("status", "--data", stack.folder.path).output
-    assert re.search(r"inference +ready +\d+ +\d+ +http://127\.0\.0\.1:\d+", table)
+    assert re.search(r"inference +ready +\d+ +http://127\.0\.0\.1:\d+", table)
 
 
 def test_draft_commands_find_the_registry_of_the_stack(stack: Stack, run: Run) -> None:
@@ -135,10 +136,10 @@ class TestUp:
         with up(tmp_path, tiny_model) as process:
             children = ready(process, tmp_path)
             process.send_signal(signal.SIGINT)
-            output, _ = process.communicate(timeout=60)
+            output, _ = process.communicate(timeout=LONG_S)
         assert process.returncode == 0
         assert "Everything has stopped; the data stays." in output
-        assert not any(map(psutil.pid_exists, children))
+        assert not any(map(is_alive, children))
         assert not (tmp_path / "state.json").exists()
 
     def test_a_second_ctrl_c_does_not_wait_for_a_process_that_cannot_end(
@@ -151,9 +152,9 @@ class TestUp:
             process.send_signal(signal.SIGINT)
             wait_until(lambda: '"stopping"' in (tmp_path / "state.json").read_text())
             process.send_signal(signal.SIGINT)
-            process.communicate(timeout=20)
+            process.communicate(timeout=LONG_S)
         assert process.returncode == 0
-        assert not any(map(psutil.pid_exists, children))
+        assert not any(map(is_alive, children))
 
     def test_ctrl_c_while_starting_stops_what_was_started(self, tiny_model: Path, tmp_path: Path) -> None:
         with up(tmp_path, tiny_model) as process:
@@ -161,10 +162,10 @@ class TestUp:
             assert "starting" in process.stdout.readline()
             started = [child["pid"] for child in json.loads((tmp_path / "state.json").read_text())["processes"]]
             process.send_signal(signal.SIGINT)
-            output, _ = process.communicate(timeout=60)
+            output, _ = process.communicate(timeout=LONG_S)
         assert process.returncode == 0
         assert "Everything has stopped" in output
-        assert not any(psutil.pid_exists(pid) for pid in started if pid)
+        assert not any(is_alive(pid) for pid in started if pid)
 
     def test_a_killed_stack_leaves_no_process_and_the_next_one_goes_on(self, tiny_model: Path, tmp_path: Path) -> None:
         with up(tmp_path, tiny_model) as process:
@@ -174,7 +175,7 @@ class TestUp:
                 client.set("kept", "value")
             process.kill()
             process.communicate()
-        wait_until(lambda: not any(map(psutil.pid_exists, children)), what="the end of the children")
+        wait_until(lambda: not any(map(is_alive, children)), what="the end of the children")
         with Stack(config(tmp_path, tiny_model)) as running, Redis.from_url(running.addresses.redis_url) as client:
             assert client.get("kept") == b"value"
             assert answer(running)["usage"]["completion_tokens"] == 8
@@ -187,7 +188,7 @@ def config(data: Path, model: Path, **changes: object) -> StackConfig:
 
 def answer(stack: Stack) -> dict[str, dict[str, int]]:
     body = {"model": "tiny", "prompt": "hello", "max_tokens": 8, "ignore_eos": True}
-    response = httpx.post(f"{stack.addresses.inference_url}/v1/completions", json=body, timeout=30)
+    response = httpx.post(f"{stack.addresses.inference_url}/v1/completions", json=body, timeout=LONG_S)
     answered: dict[str, dict[str, int]] = response.raise_for_status().json()
     return answered
 

@@ -8,9 +8,9 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
-from tests.support.wait import wait_until
+from tests.support.processes import is_alive
+from tests.support.wait import LONG_S, wait_until
 
 from updraft_chassis.errors import NotFound, Unavailable
 from updraft_cli.up.process import Changed, Event, Line, Process, State
@@ -126,7 +126,7 @@ def test_a_child_that_ignores_sigterm_is_killed_after_its_time(
     with supervise([stubborn]) as supervisor:
         pid = supervisor.child("stubborn").pid
     assert pid is not None
-    assert not psutil.pid_exists(pid)
+    assert not is_alive(pid)
 
 
 def test_kill_cuts_a_drain_short(supervise: Callable[..., Supervisor], tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_kill_cuts_a_drain_short(supervise: Callable[..., Supervisor], tmp_path:
     stopping.start()
     wait_until(lambda: supervisor.child("stubborn").state is State.STOPPING)
     supervisor.kill()
-    stopping.join(timeout=5.0)
+    stopping.join(timeout=LONG_S / 2)  # less than what it may take without the kill
     assert not stopping.is_alive()
 
 
@@ -152,9 +152,9 @@ def test_children_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as supervisor:
         assert supervisor.stdout is not None
         child = int(supervisor.stdout.readline())
-        assert psutil.pid_exists(child)
+        assert is_alive(child)
         supervisor.kill()
-    wait_until(lambda: not psutil.pid_exists(child), what="the end of the child")
+    wait_until(lambda: not is_alive(child), what="the end of the child")
 
 
 def test_ctrl_c_of_the_terminal_does_not_reach_the_children(
@@ -187,7 +187,7 @@ def program(
     code: str,
     is_ready: Callable[[], bool],
     *arguments: str,
-    start_within_s: float = 20.0,
+    start_within_s: float = LONG_S,
     stop_within_s: float = 5.0,
 ) -> Process:
     return Process(

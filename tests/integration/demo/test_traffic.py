@@ -9,7 +9,7 @@ import pytest
 from tests.support.fake_engine import FakeEngine
 from tests.support.inference import MODEL, RunningPod, running_pod
 from tests.support.ports import free_port
-from tests.support.wait import until
+from tests.support.wait import LONG_S, until
 
 from updraft_chassis.clock import SystemClock
 from updraft_cli.demo.chat import ChatServer, Question
@@ -42,7 +42,7 @@ async def pod(tmp_path: Path, finished: list[Finished]) -> AsyncIterator[Running
 
 @pytest.fixture
 async def http() -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(timeout=20) as client:
+    async with httpx.AsyncClient(timeout=LONG_S) as client:
         yield client
 
 

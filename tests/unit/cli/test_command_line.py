@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -11,10 +13,16 @@ from updraft_cli.__main__ import cli
 from updraft_cli.folders import cache_folder, data_folder
 
 
+def _commands(group: click.Group) -> Iterator[list[str]]:
+    yield []
+    for name, command in group.commands.items():
+        found = _commands(command) if isinstance(command, click.Group) else [[]]
+        yield from ([name, *rest] for rest in found)
+
+
 @pytest.mark.parametrize(
     "command",
-    [[], ["up"], ["status"], ["model"], ["model", "fetch"], ["draft"]]
-    + [["draft", name] for name in ("list", "show", "pin", "unpin", "pull")],
+    sorted(_commands(cli)),
     ids=" ".join,
 )
 def test_every_command_explains_itself(command: list[str]) -> None:
@@ -31,7 +39,13 @@ def test_every_command_explains_itself(command: list[str]) -> None:
         pytest.param(["up", "--port", "70000"], id="no port"),
         pytest.param(["up", "--set", "UPDRAFT_TRAINER_SEED"], id="a setting without a value"),
         pytest.param(["up", "--model", "/no/such/folder"], id="no such folder"),
-        pytest.param(["status", "-o", "yaml"], id="unknown format"),
+        pytest.param(["draft", "list", "-o", "xml"], id="unknown format"),
+        pytest.param(["draft", "show", "newest"], id="no word for a version"),
+        pytest.param(["rollout", "policy", "sett"], id="no such command"),
+        pytest.param(["rollout", "policy", "set"], id="nothing to set"),
+        pytest.param(["rollout", "policy", "set", "--step", "10"], id="a step without its hold"),
+        pytest.param(["rollout", "policy", "set", "--confidence", "95"], id="a confidence in percent"),
+        pytest.param(["rollout", "watch", "--timeout", "soon"], id="no length of time"),
     ],
 )
 def test_wrong_usage_exits_2(arguments: list[str]) -> None:
@@ -54,3 +68,17 @@ def test_folders_follow_the_xdg_variables_and_ignore_relative_ones() -> None:
     assert data_folder({"XDG_DATA_HOME": "/data"}) == Path("/data/updraft")
     assert data_folder({"XDG_DATA_HOME": "data"}) == Path.home() / ".local/share/updraft"
     assert cache_folder({}) == Path.home() / ".cache/updraft"
+
+
+def test_the_options_of_a_registry_stand_apart_in_the_help() -> None:
+    own, _, shared = CliRunner().invoke(cli, ["draft", "list", "--help"]).output.partition("\nRegistry:\n")
+    assert "--output" in own
+    assert "--registry" not in own
+    assert "UPDRAFT_TOKEN_FILE" in shared
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_is_taught_our_commands(shell: str) -> None:
+    result = CliRunner().invoke(cli, ["completion", shell])
+    assert result.exit_code == 0
+    assert f"_UPDRAFT_COMPLETE={shell}_complete" in result.output

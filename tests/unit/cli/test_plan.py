@@ -80,6 +80,21 @@ def test_logs_are_for_a_person_unless_the_environment_says_otherwise(folder: Dat
 
 
 @pytest.mark.parametrize(
+    ("strategy", "environ", "expected"),
+    [
+        pytest.param(None, {}, "Immediate", id="one pod needs no canary"),
+        pytest.param("Canary", {}, "Canary", id="as chosen"),
+        pytest.param(None, {"UPDRAFT_REGISTRY_STRATEGY": "Manual"}, None, id="as the environment says"),
+    ],
+)
+def test_new_drafts_serve_at_once_unless_one_says_otherwise(
+    folder: DataFolder, strategy: str | None, environ: dict[str, str], expected: str | None
+) -> None:
+    registry = planned(folder, config(folder, strategy=strategy), environ)["registry"].environment
+    assert registry.get("UPDRAFT_REGISTRY_STRATEGY") == expected
+
+
+@pytest.mark.parametrize(
     ("settings", "stop_within_s"),
     [
         pytest.param({}, 35.0, id="the service's default"),

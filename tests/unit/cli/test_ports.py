@@ -18,7 +18,7 @@ def taken() -> Iterator[int]:
 
 def test_a_taken_port_is_told_with_its_owner_and_the_option(taken: int) -> None:
     with pytest.raises(Conflict, match=rf"port {taken} on 127\.0\.0\.1 is taken by .*--port") as raised:
-        Ports().claim(taken, option="--port")
+        Ports(ending_s=0.0).claim(taken, option="--port")
     assert f"(pid {os.getpid()})" in str(raised.value)
 
 

@@ -28,6 +28,19 @@ def test_a_bar_is_met_or_not(bar: Bar, is_met: bool) -> None:  # noqa: FBT001 - 
     assert bar.met is is_met
 
 
+def test_a_benchmark_fails_with_the_names_of_the_bars_that_it_missed() -> None:
+    bars = [
+        results.at_most("pause", 30.1, 30.0, "ms"),
+        results.at_least("gain", 9.0, 1.0),
+        results.above("rate", None, 1),
+    ]
+    assert results.missed(bars) == "missed: pause is 30.1 ms, not at most 30 ms; rate is -, not above 1"
+
+
+def test_a_benchmark_that_met_its_bars_succeeds() -> None:
+    assert results.missed([results.at_least("gain", 9.0, 1.0)]) is None
+
+
 @pytest.mark.parametrize(
     ("value", "told"),
     [(None, "-"), (0.0, "0 ms"), (2.456, "2.46 ms"), (24.56, "24.6 ms"), (245.6, "246 ms"), (15.0, "15 ms")],

@@ -53,12 +53,21 @@ def test_metrics_of_a_process_that_did_nothing_yet_are_zeros() -> None:
     assert (found.output_tokens, found.acceptance_length, found.capture_dropped) == (0, {}, {})
 
 
-def test_acceptance_is_tokens_a_step_and_shares_by_position() -> None:
-    traffic = [pb.VersionTraffic(version=2, verify_steps=10, tokens=17, proposed=20, accepted_by_position=[5, 2])]
+def test_acceptance_is_tokens_a_step_and_rates_by_position() -> None:
+    traffic = [
+        pb.VersionTraffic(
+            version=2,
+            verify_steps=10,
+            tokens=17,
+            proposed=17,
+            proposed_by_position=[10, 4, 3],
+            accepted_by_position=[5, 2],
+        )
+    ]
     found = acceptance_of(2, traffic)
     assert found is not None
     assert found.length == 1.7
-    assert found.by_position == (0.5, 0.2)
+    assert found.by_position == (0.5, 0.5, 0.0), "of what was proposed there, not of all steps"
     assert acceptance_of(1, traffic) is None
 
 
@@ -89,4 +98,5 @@ def test_phases_are_words() -> None:
     ("seconds", "said"), [(0, "0 s ago"), (59, "59 s ago"), (60, "1 min ago"), (7200, "2 h ago"), (180_000, "2 d ago")]
 )
 def test_times_are_told_in_their_largest_unit(seconds: int, said: str) -> None:
-    assert output.ago(datetime.now(UTC) - timedelta(seconds=seconds)) == said
+    now = datetime(2026, 11, 24, tzinfo=UTC)
+    assert output.ago(now - timedelta(seconds=seconds), now) == said

@@ -1,0 +1,166 @@
+"""How versions of a speculator roll out, as a file: the words of registry.proto, in YAML or JSON.
+
+What a file leaves out is the registry's own default; whether the values make sense is the registry's to say. The names
+may also be written in camelCase, as in Kubernetes.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from google.protobuf import json_format
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel, to_snake
+
+from updraft.registry.v1 import registry_pb2 as pb
+from updraft_chassis.errors import InvalidInput
+
+_Count = Annotated[int, Field(ge=0, le=2**32 - 1)]
+_Lower = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
+
+_ENUMS = {"strategy": "STRATEGY", "on_inconclusive": "ON_INCONCLUSIVE", "comparison": "COMPARISON"}
+_AUTO = "auto"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", alias_generator=to_camel, validate_by_name=True, validate_by_alias=True
+    )
+
+
+class Step(_Part):
+    """On how many of the pods, and how long at least."""
+
+    pods_percent: _Count
+    hold_seconds: _Count
+
+
+class Analysis(_Part):
+    """What the live gate asks of a canary."""
+
+    interval_seconds: _Count | None = None
+    min_samples: _Count | None = None
+    failure_limit: _Count | None = None
+    max_acceptance_regression_percent: _Count | None = None
+    max_latency_regression_percent: _Count | None = None
+    on_inconclusive: Annotated[Literal["pause", "rollback", "promote"], _Lower] | None = None
+    dry_run: bool | None = None
+    confidence: float | None = None
+    comparison: Annotated[Literal["auto", "pods", "switchback"], _Lower] | None = None
+    switchback_seconds: _Count | None = None
+
+
+class OfflineGate(_Part):
+    """What the gate on held-out requests asks."""
+
+    min_samples: _Count | None = None
+    min_gain_percent: float | None = None
+    confidence: float | None = None
+
+
+class Policy(_Part):
+    """All of it; see registry.proto for what each means."""
+
+    strategy: Annotated[Literal["canary", "immediate", "manual"], _Lower] | None = None
+    steps: tuple[Step, ...] | None = None
+    analysis: Analysis | None = None
+    auto_rollback: bool | None = None
+    progress_deadline_seconds: _Count | None = None
+    max_pods_swapping: _Count | None = None
+    revision_history_limit: _Count | None = None
+    offline_gate: OfflineGate | None = None
+
+    @classmethod
+    def from_proto(cls, message: pb.RolloutPolicy) -> Self:
+        """Return what the registry says is in force."""
+        content = json_format.MessageToDict(
+            message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        )
+        return cls.model_validate(_words(content))
+
+    def to_proto(self) -> pb.RolloutPolicy:
+        """Return it for SetPolicy."""
+        return json_format.ParseDict(_constants(self.plain()), pb.RolloutPolicy())
+
+    def plain(self) -> dict[str, Any]:
+        """Return what it says, as a file would."""
+        return self.model_dump(exclude_none=True, mode="json")
+
+    def with_changes(self, changes: Mapping[str, Any]) -> "Policy":
+        """Return it with other values, by path: {"analysis.confidence": 0.9}."""
+        content = self.plain()
+        for path, value in changes.items():
+            *parts, name = path.split(".")
+            inner = content
+            for part in parts:
+                inner = inner.setdefault(part, {})
+            inner[name] = value
+        return Policy.model_validate(content)
+
+    def changes(self, before: "Policy") -> Iterator[tuple[str, Any, Any]]:
+        """Yield path, value before and value now of everything that differs."""
+        old, new = dict(_flat(before.plain())), dict(_flat(self.plain()))
+        for path in dict.fromkeys((*old, *new)):
+            if old.get(path) != new.get(path):
+                yield path, old.get(path), new.get(path)
+
+
+def read(text: str, where: str) -> Policy:
+    """Return the policy that a file holds; InvalidInput names everything that is wrong with it."""
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InvalidInput(f"{where} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InvalidInput(f"{where} is no policy: expected names and values, e.g. `strategy: canary`")
+    try:
+        return Policy.model_validate(content)
+    except ValidationError as error:
+        raise InvalidInput(f"{where}: {'; '.join(_problems(error))}") from None
+
+
+def _problems(error: ValidationError) -> Iterator[str]:
+    for problem in error.errors(include_url=False):
+        path = ".".join(str(part + 1) if isinstance(part, int) else part for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            yield f"there is no {path}"
+        elif problem["type"] == "missing":
+            yield f"{to_snake(path)} is missing"
+        else:
+            yield f"{path}: {problem['msg'][:1].lower()}{problem['msg'][1:]}, got {problem['input']!r}"
+
+
+def _words(content: dict[str, Any]) -> dict[str, Any]:
+    """Turn STRATEGY_CANARY into canary. An enum that says nothing is left out; of a comparison it means `auto`."""
+    worded: dict[str, Any] = {}
+    for name, value in content.items():
+        if name in _ENUMS:
+            word = value.removeprefix(f"{_ENUMS[name]}_").lower()
+            if word != "unspecified":
+                worded[name] = word
+            elif name == "comparison":
+                worded[name] = _AUTO
+        else:
+            worded[name] = _words(value) if isinstance(value, dict) else value
+    return worded
+
+
+def _constants(content: dict[str, Any]) -> dict[str, Any]:
+    """Undo `_words`."""
+    said: dict[str, Any] = {}
+    for name, value in content.items():
+        if isinstance(value, dict):
+            said[name] = _constants(value)
+        elif name in _ENUMS:
+            said[name] = f"{_ENUMS[name]}_{'UNSPECIFIED' if value == _AUTO else value.upper()}"
+        else:
+            said[name] = value
+    return said
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,0 +1,177 @@
+"""What a person sees of drafts, to the letter."""
+
+from textwrap import dedent
+
+from tests.support.registry_answers import NOW, ago_ms, screen, state, version
+
+from updraft.registry.v1 import registry_pb2 as pb
+from updraft_cli import drafts
+from updraft_cli.differences import difference
+from updraft_cli.drafts import Listing
+from updraft_cli.importing import Imported
+from updraft_cli.views import differences as difference_view
+from updraft_cli.views import drafts as view
+
+LONG = "acceptance is surely down by more than 2 %: 1.21 against 1.30 tokens a step, -7.0 % (-9.6 to -4.3 % at 95 %)"
+
+TRANSITIONS = [
+    pb.Transition(
+        unix_ms=ago_ms(500), version=2, to_phase=pb.PHASE_PENDING, reason="published (Trainer)", actor="operator"
+    ),
+    pb.Transition(
+        unix_ms=ago_ms(499),
+        version=2,
+        from_phase=pb.PHASE_PENDING,
+        to_phase=pb.PHASE_STABLE,
+        reason="acceptance length 1.36 against 1.30, gain +4.4 % (+1.6 to +7.3 %)",
+        actor="gate",
+    ),
+    pb.Transition(unix_ms=ago_ms(300), reason="paused: lunch", actor="operator"),
+]
+
+
+def listing() -> Listing:
+    versions = [
+        version(3, pb.PHASE_ROLLED_BACK, LONG),
+        version(2, retain=True),
+        version(1, pb.PHASE_SUPERSEDED, "version 2 took over"),
+    ]
+    return drafts.listing("default", pb.ListResponse(versions=versions, speculators=[state(pinned=2)]))
+
+
+def golden(text: str) -> str:
+    return dedent(text).strip("\n")
+
+
+def test_the_list_fits_a_terminal_of_80_columns() -> None:
+    assert screen(view.rendered_list(listing(), NOW, is_wide=False)) == golden("""
+        version  phase                     accepted  published  reason
+              3  rolled back                      -  2 h ago    acceptance is surely do…
+              2  stable, pinned, retained      1.55  3 h ago    why
+              1  superseded                       -  4 h ago    version 2 took over
+    """)
+
+
+def test_the_wide_list_has_everything_and_the_whole_reason() -> None:
+    header, first, *_ = screen(view.rendered_list(listing(), NOW, is_wide=True), 300).splitlines()
+    columns = "version phase accepted by position parent samples step size source digest published (UTC) reason"
+    row = f"3 rolled back - - 2 60 21 1.1 kB trainer 7884ef7e0f8d 2026-11-24 10:00:00 {LONG}"
+    assert (header.split(), first.split()) == (columns.split(), row.split())
+
+
+def test_an_empty_list_says_what_is_waited_for() -> None:
+    answer = pb.ListResponse(
+        speculators=[pb.SpeculatorState(speculator="default", message="no version serves; waiting for the first")]
+    )
+    shown = screen(view.rendered_list(drafts.listing("default", answer), NOW, is_wide=False))
+    assert shown == "No drafts of default yet. No version serves; waiting for the first."
+
+
+def test_one_version_is_told_from_its_phase_to_its_tensors() -> None:
+    details = drafts.details(version(2, retain=True), state().traffic, TRANSITIONS[:2])
+    assert screen(view.rendered_details(details, NOW, is_wide=False)) == golden("""
+        version     2 of default
+        phase       stable since 2026-11-24 09:30:00 UTC; kept whatever retention says
+        reason      why
+        published   2026-11-24 09:00:00 UTC (3 h ago), source trainer, code
+                    updraft/0.1.0
+        trained     from version 1, 40 samples, step 14
+        offline     3.00 tokens a step, 1.99 with version 1 (12 held-out requests, up to
+                    3 drafts)
+        live        1.55 tokens a step over 33,212 steps; accepted by position: 36 % 25
+                    % 11 %
+        weights     1.1 kB, 963fe937e6d1
+        tensors     28e61d24b506
+        target      aaaaaaaaaaaa
+        tokenizer   dddddddddddd
+        vocabulary  e01a3c8f2eda
+
+        time (UTC)           became   by        why
+        2026-11-24 11:51:40  pending  operator  published (Trainer)
+        2026-11-24 11:51:41  stable   gate      acceptance length 1.36 against 1.30,
+                                                gain +4.4 % (+1.6 to +7.3 %)
+
+        tensor       type  shape   digest
+        d2t          I64   16      f23d672bb9b3
+        fc.weight    BF16  8 x 32  14458a4861fa
+        norm.weight  F32   8       2d863f3a3148
+        t2d          BOOL  64      64a46288914d
+    """)
+
+
+def test_wide_a_version_has_its_digests_whole() -> None:
+    details = drafts.details(version(2), ())
+    assert details.draft.digest in screen(view.rendered_details(details, NOW, is_wide=True), 200)
+
+
+def test_the_history_tells_what_happened_to_no_version_in_particular_too() -> None:
+    events = drafts.History(speculator="default", events=tuple(map(drafts.event, TRANSITIONS)))
+    assert screen(view.rendered_history(events, is_wide=False)) == golden("""
+        time (UTC)           version  became   by        why
+        2026-11-24 11:51:40        2  pending  operator  published (Trainer)
+        2026-11-24 11:51:41        2  stable   gate      acceptance length 1.36 against
+                                                         1.30, gain +4.4 % (+1.6 to +7.3
+                                                         %)
+        2026-11-24 11:55:00        -  -        operator  paused: lunch
+    """)
+    assert "was      became" in screen(view.rendered_history(events, is_wide=True), 200)
+
+
+def test_a_difference_shows_only_what_differs() -> None:
+    found = difference(drafts.details(version(1, pb.PHASE_SUPERSEDED), ()), drafts.details(version(2), state().traffic))
+    assert screen(difference_view.rendered(found, is_wide=False)) == golden("""
+                                          version 1            version 2
+        manifest    phase                 superseded           stable
+                    parent                none                 1
+                    published             2026-11-24 08:00:00  2026-11-24 09:00:00
+                    weights               ed1a24342adb         963fe937e6d1
+                    tensors               22cf880192a9         28e61d24b506
+        provenance  samples               20                   40
+                    step                  7                    14
+        evaluation  tokens a step         1.49                 3.00
+                    against               1.00 with no draft   1.99 with version 1
+        traffic     tokens a step         -                    1.55
+                    accepted by position  -                    36 % 25 % 11 %
+
+        2 of 4 tensors differ; 2 are equal.
+
+        tensor       type and shape  version 1     version 2
+        fc.weight    BF16 8 x 32     72984d68ae21  14458a4861fa
+        norm.weight  F32 8           914d19097385  2d863f3a3148
+    """)
+
+
+def test_wide_a_difference_shows_what_is_equal_too() -> None:
+    found = difference(drafts.details(version(1), ()), drafts.details(version(2), ()))
+    shown = screen(difference_view.rendered(found, is_wide=True), 300)
+    assert "vocab_size" in shown
+    assert "\nt2d" in shown
+    assert details_digest(2) in shown
+
+
+def test_the_same_weights_are_called_so() -> None:
+    same = drafts.details(version(1), ())
+    assert screen(difference_view.rendered(difference(same, same), is_wide=False)) == (
+        "All 4 tensors are equal: the same weights."
+    )
+
+
+def test_an_import_tells_what_follows_and_says_nothing_twice() -> None:
+    held = drafts.draft(version(2, pb.PHASE_HELD, "promote it to serve it"))
+    imported = Imported(
+        speculator="default", existed=False, message="version 2 is held: promote it to serve it", draft=held
+    )
+    assert screen(view.rendered_import(imported, is_wide=False), 200) == (
+        "Imported as version 2 of default, held. Version 2 is held: promote it to serve it."
+    )
+
+
+def test_an_import_of_known_weights_names_their_version() -> None:
+    known = Imported(speculator="default", existed=True, message="", draft=drafts.draft(version(2)))
+    assert screen(view.rendered_import(known, is_wide=False), 200) == (
+        "default had these weights already: version 2, stable: why"
+    )
+
+
+def details_digest(number: int) -> str:
+    return drafts.draft(version(number)).digest
