@@ -90,7 +90,7 @@ def costs(rows: list[dict[str, object]], arm: str) -> list[float]:
 
 
 def main() -> None:
-    """Measure, print one table, write bench/results/."""
+    """Measure, print one table, write bench/results/; exit 1 where a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     rounds = parser.parse_args().rounds
@@ -121,7 +121,7 @@ def main() -> None:
             f"{arm:8} cost a round from {cost[0]:.1f} to {cost[-1]:.1f} %, {rate:.1f} tokens/s without capture"
         )
     console.print(results.write(result, Path("bench/results")))
-    sys.exit(0)
+    sys.exit(results.missed(result.bars))
 
 
 if __name__ == "__main__":

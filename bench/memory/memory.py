@@ -73,7 +73,7 @@ async def measure(stack: Stack) -> dict[str, int]:
 
 
 def main() -> None:
-    """Measure, print one table, write bench/results/."""
+    """Measure, print one table, write bench/results/; exit 1 where a bar is missed."""
     started = datetime.now(UTC)
     with tempfile.TemporaryDirectory() as folder:
         config = StackConfig(
@@ -99,7 +99,7 @@ def main() -> None:
     results.show_bars(console, result.bars)
     console.print(", ".join(f"{name} {value:.2f} GB" for name, value in sorted(gigabytes.items())))
     console.print(results.write(result, Path("bench/results")))
-    sys.exit(0)
+    sys.exit(results.missed(result.bars))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from updraft_chassis.digests import tensors_digest
 from updraft_cli import results
 from updraft_cli.folders import cache_folder
 from updraft_cli.model import model_folder
@@ -49,7 +50,7 @@ def make_drafts(model: Path, folder: Path) -> list[DraftOnDisk]:
             seed=version,
         )
         checkpoint.save(network, folder / str(version))
-        digest = checkpoint.tensors_digest(checkpoint.tensor_specs(checkpoint.checkpoint_tensors(network)))
+        digest = tensors_digest(checkpoint.tensor_specs(checkpoint.checkpoint_tensors(network)))
         drafts.append(DraftOnDisk(version=version, folder=folder / str(version), tensors_digest=digest))
     return drafts
 
@@ -147,7 +148,7 @@ def bars(rows: list[dict[str, object]]) -> tuple[results.Bar, ...]:
 
 
 def main() -> None:
-    """Measure, print one table, write bench/results/."""
+    """Measure, print one table, write bench/results/; exit 1 where a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--threads", type=int, default=2)
@@ -173,7 +174,7 @@ def main() -> None:
     pauses = sorted(1e3 * p for row in rows if isinstance(row["pauses_s"], list) for p in row["pauses_s"])
     console.print(f"pause of a swap: median {statistics.median(pauses):.1f} ms, longest {pauses[-1]:.1f} ms")
     console.print(results.write(result, Path("bench/results")))
-    sys.exit(0)
+    sys.exit(results.missed(result.bars))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,227 @@
+"""A fleet from its first version to a registry that was killed: the real process, and pods with a connection each.
+
+What counts is what the registry itself says, on a stream of its own, that the pods have reported.
+"""
+
+import asyncio
+import os
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import grpc.aio
+import psutil
+from bench.fleet.usage import Usage, measured
+from bench.fleet.weights import versions
+from tests.support.checkpoints import TARGET, Checkpoint, evaluation
+from tests.support.registry import RegistryProcess, found_again, parts, registry_stub, send
+from tests.support.sim_library import Library
+from tests.support.sim_pods import Behaviour, SimPod, pods
+
+from updraft.registry.v1 import registry_pb2 as pb
+from updraft_chassis import rpc
+from updraft_chassis.errors import Unavailable
+
+REPORT_S = 10.0
+BEHAVIOUR = Behaviour(target=TARGET, report_s=REPORT_S, requests_per_s=2.0)
+"""With traffic, so that reports have the counters of an engine that works."""
+
+PATIENCE_S = 180.0
+"""For what should take seconds."""
+
+PAUSE_S = 3.0
+"""Between two versions, until the last acknowledgement has come."""
+
+DOWN_S = 10.0
+"""How long a killed registry is away: until the pods knock at their slowest rate."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One version on its way: from before its upload until the registry has heard from every pod that it serves it."""
+
+    usage: Usage
+    upload_s: float
+    """Until the registry had it: received, checked, on its disk, decided on."""
+    decode_s: float
+    """What a pod takes to decode and hash it: measured in one, waited for by the others."""
+    weights_bytes: int
+    received_bytes: int
+    """Of weights or deltas, by all pods; not the messages around them."""
+    deltas: int
+    """Pods that were sent a delta; the others were sent all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restart:
+    """After a kill: seconds since the start until the registry serves, and until the last pod has reported again."""
+
+    ready_s: float
+    back_s: float
+    usage: Usage
+    moved: int
+    """Pods that loaded anything meanwhile."""
+    received_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetRun:
+    """All that was measured with a fleet of one size."""
+
+    pods: int
+    load: float
+    """Processes that ran or waited for a core before it began; above 0, something else took part."""
+    empty_bytes: int
+    """Resident memory of the registry before the first pod."""
+    connecting: Usage
+    whole: Rollout
+    """The first version: nobody has anything that a delta could be to."""
+    deltas: list[Rollout]
+    steady: Usage
+    reports_per_s: float
+    """That came in that time."""
+    restart: Restart
+
+
+class Fleet:
+    """Pods, their registry, and somebody who watches it."""
+
+    def __init__(
+        self, process: RegistryProcess, made: list[SimPod], library: Library, channel: grpc.aio.Channel
+    ) -> None:
+        self._process = process
+        self._pods = made
+        self._library = library
+        self._channel = channel
+        self._stub = registry_stub(channel)
+        self._number = 0
+        self._digest = ""
+
+    @property
+    def registry(self) -> psutil.Process:
+        """Its process now."""
+        return psutil.Process(self._process.pid)
+
+    async def connect(self) -> Usage:
+        """Wait until all pods have reported."""
+        with measured(self.registry) as usage:
+            await self._until(lambda state: state.pods.connected == len(self._pods), "every pod is connected")
+        return usage
+
+    async def roll_out(self, weights: Checkpoint) -> Rollout:
+        """Publish a version as a trainer does, until everyone serves it."""
+        received, deltas = self._library.received.total(), self._library.fetches["delta"]
+        with measured(self.registry) as usage:
+            began_s = time.perf_counter()
+            await self._publish(weights)
+            upload_s = time.perf_counter() - began_s
+            await self._until(self._is_everywhere, f"every pod serves version {self._number}")
+        self.check()
+        return Rollout(
+            usage=usage,
+            upload_s=upload_s,
+            decode_s=self._library.verify_s,
+            weights_bytes=len(weights.data),
+            received_bytes=self._library.received.total() - received,
+            deltas=self._library.fetches["delta"] - deltas,
+        )
+
+    async def stay(self, seconds: float) -> tuple[Usage, float]:
+        """Let nothing happen; return what that takes, and how many reports a second came."""
+        reports = await self._num_reports()
+        with measured(self.registry) as usage:
+            await asyncio.sleep(seconds)
+        return usage, (await self._num_reports() - reports) / usage.seconds
+
+    async def restart(self) -> Restart:
+        """Kill the registry, and start it again on what it had written."""
+        loads, received = [len(pod.served) for pod in self._pods], self._library.received.total()
+        self._process.kill()
+        await asyncio.sleep(DOWN_S)
+        self.check()
+        began_s = time.perf_counter()
+        await asyncio.to_thread(self._process.start)
+        ready_s = time.perf_counter() - began_s
+        with measured(self.registry) as usage:
+            await found_again(self._channel)
+            await self._until(self._is_everywhere, "every pod is back")
+            back_s = time.perf_counter() - began_s
+            await asyncio.sleep(REPORT_S)  # whoever was told something else has said so by now
+        self.check()
+        return Restart(
+            ready_s=ready_s,
+            back_s=back_s,
+            usage=usage,
+            moved=sum(len(pod.served) != before for pod, before in zip(self._pods, loads, strict=True)),
+            received_bytes=self._library.received.total() - received,
+        )
+
+    def check(self) -> None:
+        """Every pod serves the bytes that were published last, whatever the registry says of it."""
+        wrong = [
+            pod.name for pod in self._pods if (pod.loaded.version, pod.loaded.digest) != (self._number, self._digest)
+        ]
+        assert not wrong, f"{len(wrong)} pods do not serve {self._digest}, {wrong[:5]} among them"
+
+    async def _publish(self, weights: Checkpoint) -> None:
+        source = pb.SOURCE_TRAINER if self._number else pb.SOURCE_INITIAL
+        shown = evaluation(baseline=self._number) if self._number else None
+        manifest = weights.manifest(source=source, parent_version=self._number, evaluation=shown)
+        answer = await send(self._stub, parts(manifest, weights.data, chunk_bytes=rpc.CHUNK_BYTES))
+        self._number, self._digest = answer.version.version, weights.digest
+
+    def _is_everywhere(self, state: pb.SpeculatorState) -> bool:
+        return (state.stable, state.pods.serving_stable) == (self._number, len(self._pods))
+
+    async def _until(self, condition: Callable[[pb.SpeculatorState], bool], what: str) -> None:
+        """Watch the registry's state until it is so."""
+        try:
+            with rpc.errors():
+                async for response in self._stub.Watch(pb.WatchRequest(speculator="default"), timeout=PATIENCE_S):
+                    if condition(response.state):
+                        return
+        except Unavailable as error:
+            raise TimeoutError(f"with {len(self._pods)} pods, {what}: not within {PATIENCE_S:g} s") from error
+
+    async def _num_reports(self) -> float:
+        return await asyncio.to_thread(self._process.metric, "updraft_registry_report_lag_seconds_count")
+
+
+@asynccontextmanager
+async def running(num_pods: int) -> AsyncIterator[Fleet]:
+    """A registry of its own and a fleet that begins to connect."""
+    library = Library()
+    with tempfile.TemporaryDirectory() as folder, RegistryProcess(Path(folder)) as process:
+        async with (
+            rpc.channel(process.address) as channel,
+            pods(process.address, num_pods, BEHAVIOUR, library=library) as made,
+        ):
+            yield Fleet(process, made, library, channel)
+
+
+async def run(num_pods: int, *, seed: int, num_deltas: int, steady_s: float) -> FleetRun:
+    """Measure a fleet of this size; TimeoutError when it does not get through."""
+    load, (first, *others) = os.getloadavg()[0], islice(versions(seed), 1 + num_deltas)
+    async with running(num_pods) as fleet:
+        empty_bytes = fleet.registry.memory_info().rss
+        connecting, whole, deltas = await fleet.connect(), await fleet.roll_out(first), []
+        for weights in others:
+            await asyncio.sleep(PAUSE_S)
+            deltas.append(await fleet.roll_out(weights))
+        await asyncio.sleep(REPORT_S)
+        steady, reports_per_s = await fleet.stay(steady_s)
+        return FleetRun(
+            pods=num_pods,
+            load=load,
+            empty_bytes=empty_bytes,
+            connecting=connecting,
+            whole=whole,
+            deltas=deltas,
+            steady=steady,
+            reports_per_s=reports_per_s,
+            restart=await fleet.restart(),
+        )

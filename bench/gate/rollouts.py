@@ -1,0 +1,130 @@
+"""Whole rollouts on a simulated fleet and clock, decided by the registry's own code: publish, canary, outcome."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from bench.gate.traffic import Fleet, Truth
+
+from updraft_registry.comparison import Traffic
+from updraft_registry.placement import Order, Pod
+from updraft_registry.rollout import decide
+from updraft_registry.version import (
+    Evaluation,
+    EvaluationSample,
+    Phase,
+    Policy,
+    Source,
+    Speculator,
+    Version,
+    Wish,
+)
+
+STABLE, CANDIDATE = 1, 2
+START_MS = 1_700_000_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a rollout ended."""
+
+    end: Literal["promoted", "rolled back", "no verdict"]
+    minutes: float
+    """Of simulated time, from the candidate's publication on."""
+    pods_touched: int
+    """Pods that were ever told to serve the candidate before it was stable."""
+    reason: str
+
+
+def roll_out(truth: Truth, policy: Policy, seed: Sequence[int]) -> Outcome:
+    """Publish a candidate to a fleet that serves version 1, and let the registry decide until it has."""
+    fleet = Fleet(truth, np.random.default_rng(seed))
+    speculator = Speculator(
+        name="simulated",
+        wish=Wish(policy=policy),
+        versions=(_version(STABLE, Phase.STABLE), _version(CANDIDATE, Phase.PENDING)),
+        latest=CANDIDATE,
+    )
+    orders: Mapping[str, Order] = {}
+    names = [f"pod-{number}" for number in range(truth.pods)]
+    touched = 0
+    while True:
+        now_ms = START_MS + round(1000 * fleet.now_s)
+        serving = np.array([_serves(orders.get(name), now_ms) for name in names])
+        decision = decide(speculator, _pods(names, serving, fleet, orders), now_ms)
+        speculator = replace(speculator, versions=decision.versions, rollout=decision.rollout)
+        candidate = speculator.versions[-1]
+        if candidate.phase is not Phase.CANARY:
+            return _outcome(candidate, minutes=fleet.now_s / 60, pods_touched=touched)
+        touched = len(decision.rollout.pods) if decision.rollout else touched
+        fleet.serve(serving == CANDIDATE)
+        orders = decision.orders
+
+
+def _outcome(candidate: Version, *, minutes: float, pods_touched: int) -> Outcome:
+    end: Literal["promoted", "rolled back", "no verdict"] = "rolled back"
+    if candidate.phase is Phase.STABLE:
+        end = "promoted"
+    elif candidate.reason.startswith("no verdict"):
+        end = "no verdict"
+    return Outcome(end=end, minutes=minutes, pods_touched=pods_touched, reason=candidate.reason)
+
+
+def _serves(order: Order | None, now_ms: int) -> int:
+    """The version that a pod serves until the next report; what it was ordered in the last one it has loaded by now."""
+    if order is None:
+        return STABLE
+    if order.switchback is None:
+        return order.serve
+    turn = (now_ms - order.switchback.start_ms) // (1000 * order.switchback.slice_s)
+    return order.switchback.versions[turn % 2]
+
+
+def _pods(names: Sequence[str], serving: np.ndarray, fleet: Fleet, orders: Mapping[str, Order]) -> list[Pod]:
+    stable, candidate = fleet.totals.transpose(0, 2, 1).tolist()
+    return [
+        Pod(
+            name=name,
+            boot="1",
+            loaded=version,
+            tensors_digest=_digest(version),
+            prefetched=frozenset(orders[name].prefetch) if orders else frozenset({STABLE}),
+            traffic={STABLE: _traffic(stable[number]), CANDIDATE: _traffic(candidate[number])},
+        )
+        for number, (name, version) in enumerate(zip(names, serving.tolist(), strict=True))
+    ]
+
+
+def _traffic(totals: Sequence[float]) -> Traffic:
+    requests, steps, tokens, latency_s = totals
+    return Traffic(
+        requests=round(requests),
+        verify_steps=round(steps),
+        tokens=round(tokens),
+        latency_s=latency_s,
+        latency_tokens=round(tokens),
+    )
+
+
+def _version(number: int, phase: Phase) -> Version:
+    """A version whose evaluation passes the offline gate; how good it really is only the traffic tells."""
+    samples = (
+        EvaluationSample(trace_id=f"trace-{i}", tokens=120, candidate_steps=40, baseline_steps=60) for i in range(8)
+    )
+    return Version(
+        number=number,
+        digest=_digest(number),
+        tensors_digest=_digest(number),
+        source=Source.TRAINER,
+        phase=phase,
+        reason="simulated",
+        published_ms=START_MS,
+        since_ms=START_MS,
+        evaluation=Evaluation(baseline_version=STABLE, samples=tuple(samples)),
+        proven_ms=START_MS if phase is Phase.STABLE else 0,
+    )
+
+
+def _digest(number: int) -> str:
+    return f"sha256:{number:064x}"
