@@ -51,6 +51,11 @@ def test_every_variable_is_a_setting(page: Path) -> None:
 
 
 @each_page
+def test_nothing_is_left_to_be_filled_in(page: Path) -> None:
+    assert re.findall(r"\b(?:FIGURES?|TBD|TODO|FIXME|TK|XXX|PLACEHOLDER)\b|\?\?\?|lorem ipsum", page.read_text()) == []
+
+
+@each_page
 def test_every_metric_is_one_of_ours(page: Path) -> None:
     used = {
         name for code in _code(page) for name in re.findall(r"\bupdraft_(?:inference|registry|trainer)_[a-z_]+", code)
