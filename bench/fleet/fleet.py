@@ -32,7 +32,7 @@ Figure = Callable[[FleetRun], float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """A row of the table. What is `linear` in the number of pods is projected, by the line through smallest and largest fleet."""
+    """A row of the table. What is `linear` in the number of pods is projected from smallest and largest fleet."""
 
     name: str
     unit: str

@@ -148,7 +148,7 @@ class Control:
         job = self._thread.submit(function, *args, **kwargs)
         job.add_done_callback(lambda _: loop.call_soon_threadsafe(self._mark, name))
         result = await asyncio.wrap_future(job)
-        await self._settled(name)
+        await self._until_decided(name)
         return result
 
     async def act(
@@ -212,7 +212,7 @@ class Control:
             self._wake.set()
         self._stirred.add(name)
 
-    async def _settled(self, name: str) -> None:
+    async def _until_decided(self, name: str) -> None:
         """Wait until the speculator has been decided on, with everything that is known now."""
         decided: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(name, []).append(decided)
@@ -225,7 +225,7 @@ class Control:
         self._fleet.refuse_foreign(name, known.speculator.lineage if known else None)
         look = _Look(pods=self._fleet.pods(name), is_settled=self._is_settled(name), now_ms=self.now_ms())
         try:
-            decided, decision = await self.call(self._settle, name, known, look)
+            decided, decision = await self.call(self._conclude, name, known, look)
         except UpdraftError as error:
             logger.warning("Decision not written; the old state holds", extra={"speculator": name, "error": str(error)})
             self._metrics.failed_decisions.inc()
@@ -239,7 +239,7 @@ class Control:
             if not future.done():
                 future.set_result(None)
 
-    def _settle(self, name: str, known: _Known | None, look: _Look) -> tuple[_Known, Decision]:
+    def _conclude(self, name: str, known: _Known | None, look: _Look) -> tuple[_Known, Decision]:
         """Read, decide, write: one job of the archive's thread, so that no wish changes in between."""
         stored = self._archive.catalogue.speculator(name)
         # In memory a canary knows more than was written of it: what the pods had counted at the last look.
