@@ -94,7 +94,7 @@ bucket-server: install ## Build the S3 server that tests start (once, with Go; 2
 test-integration: install bucket-server ## Real Redis, real gRPC, a real bucket, the real model, whole processes
 	$(PY) -m pytest tests/contract tests/integration tests/e2e $(ARGS)
 
-.PHONY: bench-swap bench-capture bench-memory bench-gate bench-delta bench-kill
+.PHONY: bench-swap bench-capture bench-memory bench-gate bench-fleet bench-delta bench-kill
 bench-swap: install ## Measure what a hot swap costs (3 minutes)
 	$(PY) -W ignore bench/swap/swap.py $(ARGS)
 bench-capture: install ## Measure what capture costs (5 minutes)
@@ -103,10 +103,24 @@ bench-memory: install ## Measure resident memory (4 minutes)
 	$(PY) bench/memory/memory.py $(ARGS)
 bench-gate: install ## Simulate how often the live gate errs (8 minutes; ARGS=--quick: one)
 	$(PY) -m bench.gate.gate $(ARGS)
+bench-fleet: install ## Measure what 10, 100 and 1,000 pods cost a registry (6 minutes)
+	$(PY) -m bench.fleet.fleet $(ARGS)
 bench-delta: install ## Measure how many bytes a new version costs (12 minutes)
 	$(PY) bench/delta/delta.py $(ARGS)
 bench-kill: install ## Kill the registry 200 times under pods and a publisher (10 minutes)
 	$(PY) -m bench.kill.kill $(ARGS)
+
+.PHONY: cluster-build cluster-up cluster-down
+cluster-build: install ## Build a real Kubernetes for tests into the cache (once; 10 to 20 minutes)
+	$(PY) -m tests.cluster build
+cluster-up: cluster-build ## Start a node of it here (needs root) and print how to reach it
+	$(PY) -m tests.cluster up
+cluster-down: install ## End that node; nothing of it is left
+	$(PY) -m tests.cluster down
+
+.PHONY: test-cluster
+test-cluster: cluster-build ## The cluster's own tests (without root: the control plane's)
+	$(PY) -m pytest tests/cluster $(ARGS)
 
 .PHONY: clean
 clean: ## Remove what builds left in the checkout (not the cache)

@@ -132,7 +132,7 @@ def main() -> None:
         for size in sizes:
             steady_s = STEADY_S if size >= BAR_PODS else SHORT_STEADY_S
             fleets.append(asyncio.run(run(size, seed=SEED, num_deltas=DELTAS, steady_s=steady_s)))
-    except (Exhausted, TimeoutError) as error:
+    except Exhausted as error:
         sys.exit(f"fleet: {error}")
     result = results.Result(
         name="fleet",

@@ -30,8 +30,9 @@ REPORT_S = 10.0
 BEHAVIOUR = Behaviour(target=TARGET, report_s=REPORT_S, requests_per_s=2.0)
 """With traffic, so that reports have the counters of an engine that works."""
 
-PATIENCE_S = 180.0
-"""For what should take seconds."""
+PATIENCE_S = 60.0
+PATIENCE_OF_POD_S = 0.2
+"""For whatever is waited for: about ten times what it should take."""
 
 PAUSE_S = 3.0
 """Between two versions, until the last acknowledgement has come."""
@@ -178,14 +179,15 @@ class Fleet:
         return (state.stable, state.pods.serving_stable) == (self._number, len(self._pods))
 
     async def _until(self, condition: Callable[[pb.SpeculatorState], bool], what: str) -> None:
-        """Watch the registry's state until it is so."""
+        """Watch the registry's state until it is so; TimeoutError if that never comes."""
+        patience_s = PATIENCE_S + PATIENCE_OF_POD_S * len(self._pods)
         try:
             with rpc.errors():
-                async for response in self._stub.Watch(pb.WatchRequest(speculator="default"), timeout=PATIENCE_S):
+                async for response in self._stub.Watch(pb.WatchRequest(speculator="default"), timeout=patience_s):
                     if condition(response.state):
                         return
         except Unavailable as error:
-            raise TimeoutError(f"with {len(self._pods)} pods, {what}: not within {PATIENCE_S:g} s") from error
+            raise TimeoutError(f"with {len(self._pods)} pods, {what}: not within {patience_s:g} s") from error
 
     async def _num_reports(self) -> float:
         return await asyncio.to_thread(self._process.metric, "updraft_registry_report_lag_seconds_count")

@@ -34,12 +34,15 @@ _QUEUE_S = 900.0
 # A transfer slower than this ends (and a download resumes): a stuck one must not last for hours.
 _MIN_BYTES_PER_S = 256 * 1024
 
+GRACE_S = 10.0
+"""What a transfer may take besides: connecting, and a peer's first answer."""
+
 _BUCKET_TIMEOUT = httpx.Timeout(10.0, connect=5.0)
 
 
 def deadline_s(size_bytes: int) -> float:
     """How long a transfer of that size may take."""
-    return 10.0 + size_bytes / _MIN_BYTES_PER_S
+    return GRACE_S + size_bytes / _MIN_BYTES_PER_S
 
 
 class _Way(Enum):
@@ -157,8 +160,10 @@ async def _from_bucket(address: str, arrival: Arrival) -> bool:
     """Take what is missing from a signed address; False if it does not give the weights, whatever the reason."""
     weights, size_bytes = arrival.weights, arrival.manifest.size_bytes
     headers, expected = ({"Range": f"bytes={weights.tell()}-"}, 206) if weights.tell() else ({}, 200)
+    until_s = asyncio.get_running_loop().time() + deadline_s(size_bytes - weights.tell())
     try:
         async with (
+            asyncio.timeout_at(until_s) as limit,
             httpx.AsyncClient(timeout=_BUCKET_TIMEOUT) as client,
             client.stream("GET", address, headers=headers) as response,
         ):
@@ -167,8 +172,10 @@ async def _from_bucket(address: str, arrival: Arrival) -> bool:
             async for data in response.aiter_raw():
                 if weights.tell() + len(data) > size_bytes:
                     return _refused("it goes on after the end")
+                limit.reschedule(None)  # a thread that writes cannot be stopped
                 await asyncio.to_thread(weights.write, data)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+                limit.reschedule(until_s)
+    except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
         return _refused(type(error).__name__)  # its text may hold the address, and that the signature
     if weights.tell() < size_bytes:
         return _refused(f"it stopped after {weights.tell()} of {size_bytes} bytes")

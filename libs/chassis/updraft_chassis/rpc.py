@@ -38,6 +38,9 @@ CHUNK_BYTES = 1024 * 1024
 
 _RETRY_AFTER = "updraft-retry-after-s"
 
+_STRANGER_DRAIN_S = 1.0
+"""Whoever may not call gets no more of our attention than it takes to hear so."""
+
 # Characters. Details travel in HTTP/2 trailers, where one takes up to 12 bytes (UTF-8, percent-encoded) and peers
 # refuse more than 8 KiB: a longer text would lose the status.
 _MAX_DETAILS = 600
@@ -199,7 +202,8 @@ def _awaiting(
         try:
             response = await behaviour(request, context)
         except Exception as error:  # noqa: BLE001 - border: everything becomes a status
-            await _drain(request, drain_s)
+            is_stranger = isinstance(error, Unauthenticated | Forbidden)
+            await _drain(request, min(drain_s, _STRANGER_DRAIN_S) if is_stranger and drain_s else drain_s)
             await _abort(context, error, method)
         await _drain(request, drain_s)
         return response

@@ -13,6 +13,9 @@ from updraft_registry.version import Lineage, Speculator
 _FLOATS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """As configs call them, and as safetensors does."""
 
+MAX_MANIFEST_BYTES = 1024 * 1024
+"""A manifest travels whole in one message, with what else is said of its version."""
+
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 # A folder, a label value and part of a Kubernetes name: no separators, no capitals, never only dots.
@@ -27,6 +30,15 @@ def check_name(speculator: str) -> str:
             "starting and ending with a letter or digit"
         )
     return speculator
+
+
+def check_length(manifest: registry_pb2.Manifest) -> None:
+    """Raise InvalidInput for a manifest that answers would have no room for."""
+    if manifest.ByteSize() > MAX_MANIFEST_BYTES:
+        raise InvalidInput(
+            f"a manifest of {manifest.ByteSize()} bytes, {manifest.evaluation.ByteSize()} of them the evaluation; "
+            f"at most {MAX_MANIFEST_BYTES}"
+        )
 
 
 def check_manifest(manifest: registry_pb2.Manifest, *, max_bytes: int) -> None:

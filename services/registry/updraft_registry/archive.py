@@ -9,7 +9,7 @@ is rebuilt with phases, pins, policies and history, and what was rejected stays 
 import fcntl
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -76,6 +76,7 @@ class Archive:
 
         InvalidInput or NotFound if it cannot be a version of its speculator.
         """
+        admission.check_length(manifest)
         admission.check_manifest(manifest, max_bytes=self._max_draft_bytes)
         admission.check_lineage(manifest, self.catalogue.speculator(manifest.speculator))
         known = self.catalogue.find(manifest.speculator, manifest.tensors_digest)
@@ -98,18 +99,14 @@ class Archive:
             return number, True
         known = self.catalogue.find(manifest.speculator, manifest.tensors_digest)
         self.store.commit(upload, manifest.digest)
-        if known is not None:
-            self.catalogue.keep(manifest.speculator, known.number, is_kept=True)
-            return known.number, True
-        version = wire.pending(manifest, self.catalogue.speculator(manifest.speculator).latest + 1, now_ms)
-        content = version_document(version, manifest, {0: published(version)})
-        self.store.write_document(manifest.speculator, version.number, content)
         try:
-            self.catalogue.add(version, manifest)
-        except Exhausted:
-            self.store.delete_document(manifest.speculator, version.number)
+            if known is not None:
+                self.catalogue.keep(manifest.speculator, known.number, is_kept=True)
+                return known.number, True
+            return self._enter(manifest, now_ms), False
+        except (Exhausted, Unavailable):
+            self._drop(manifest.digest)
             raise
-        return version.number, False
 
     def pin(self, name: str, number: int | None, reason: str, now_ms: int) -> None:
         """Pin a kept version that was never condemned (0: no draft), or unpin with None; NotFound or Conflict otherwise."""
@@ -162,6 +159,24 @@ class Archive:
         """Apply transitions and note the canary that runs then, all or nothing; the documents follow."""
         self.catalogue.record(name, transitions, running)
         self.follow()
+
+    def _enter(self, manifest: registry_pb2.Manifest, now_ms: int) -> int:
+        version = wire.pending(manifest, self.catalogue.speculator(manifest.speculator).latest + 1, now_ms)
+        content = version_document(version, manifest, {0: published(version)})
+        try:
+            self.store.write_document(manifest.speculator, version.number, content)
+            self.catalogue.add(version, manifest)
+        except (Exhausted, Unavailable):
+            with suppress(Unavailable):
+                self.store.delete_document(manifest.speculator, version.number)
+            raise
+        return version.number
+
+    def _drop(self, digest: str) -> None:
+        """Delete the blob of a publication that failed, unless somebody needs it; a sweep deletes what is left."""
+        if not self._is_doubtful and digest not in self.catalogue.kept_digests():
+            with suppress(Unavailable):
+                self.store.delete(digest)
 
     def _act(self, act: Act, name: str, number: int, reason: str, now_ms: int) -> tuple[Transition, ...]:
         version, _ = self.catalogue.version(name, number)
@@ -257,7 +272,6 @@ class Archive:
 
     def _add_wish(self, name: str) -> None:
         document = read_speculator(self.store.read_document(name, SPECULATOR), name)
-        wire.policy_from_proto(document.wish.policy, self.catalogue.defaults)
         self.catalogue.restore(document.wish, document.history)
 
     def _lose(self, name: str, version: Version, now_ms: int) -> None:

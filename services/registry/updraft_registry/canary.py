@@ -5,6 +5,7 @@ and where the answer is to wait it is the sentence that a person reads. Time cou
 while pods are there and nothing is paused.
 """
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from enum import Enum, auto
@@ -64,7 +65,7 @@ class Scene:
     num_serving: int
     """Those of them that serve the candidate."""
     num_missing: int
-    """Those that do not yet; one that refused it or drains is not waited for."""
+    """Those that do not yet; one that refused it, drains, or has troubles of its own is not waited for."""
     num_pods: int
     """All that are known and do not drain."""
     is_settled: bool
@@ -131,7 +132,7 @@ def run(
 
 def look(rollout: Rollout, candidate: Version, baseline: Version, wish: Wish, view: View) -> Scene:
     """See where a canary stands. It takes no new pods while it is paused or may not see all that are there."""
-    policy, count = wish.policy, len(view.pods)
+    policy, count = wish.policy, len(rollout.pods)
     if view.is_settled:
         percent = policy.steps[_step(rollout, policy)].pods_percent
         count = placement.share(percent, view.num_staying, rollout.comparison)
@@ -139,10 +140,10 @@ def look(rollout: Rollout, candidate: Version, baseline: Version, wish: Wish, vi
     awaited = [
         _serves(pod, rollout, candidate, baseline)
         for pod in view.pods
-        if pod.name in chosen and not pod.is_draining and pod.refused != candidate.number
+        if pod.name in chosen and not pod.is_draining and not pod.trouble and pod.refused != candidate.number
     ]
     return Scene(
-        rollout=replace(rollout, pods=tuple(dict.fromkeys((*rollout.pods, *chosen)))),
+        rollout=replace(rollout, pods=tuple(chosen)) if view.is_settled else rollout,
         policy=policy,
         judgement=judge(rollout.evidence, policy.analysis),
         pods=chosen,
@@ -207,14 +208,14 @@ def _on_schedule(scene: Scene) -> Move:
 
 
 def _at_deadline(scene: Scene) -> Move:
-    """What has won is promoted; what its pods could not load is not, whatever the policy says of no verdict."""
+    """What has won is promoted; what no pod could load is not, whatever the policy says of no verdict."""
     within = _span(1000 * scene.policy.progress_deadline_s)
     on_inconclusive = scene.policy.analysis.on_inconclusive
-    if scene.is_in_place and scene.has_won:
+    if scene.num_serving and scene.has_won:
         return Move(next=Next.PROMOTE, why=_won(scene))
     if on_inconclusive is OnInconclusive.PAUSE:
         return _wait(f"no verdict within {within}: promote or reject it")
-    if not scene.is_in_place:
+    if not scene.num_serving:
         return Move(next=Next.ROLL_BACK, why=f"within {within} it was still waiting for {_missing(scene)}")
     if on_inconclusive is OnInconclusive.PROMOTE:
         return Move(next=Next.PROMOTE, why=f"promoted without a verdict after {within}: {scene.judgement.reason}")
@@ -238,19 +239,30 @@ def _watched(scene: Scene, view: View, now_ms: int) -> Rollout:
 
 def _observed(scene: Scene, view: View, now_ms: int) -> Evidence:
     rollout, analysis = scene.rollout, scene.policy.analysis
-    pods, slice_s = view.pods, analysis.interval_s
+    pods, slice_ms = view.pods, 1000.0 * analysis.interval_s
     if rollout.comparison is Comparison.SWITCHBACK:
-        cycle_s = 2 * analysis.switchback_s
         pods = tuple(pod for pod in pods if pod.name in scene.pods)
-        slice_s = -(-slice_s // cycle_s) * cycle_s  # whole cycles: both versions had their turns
+        slice_ms = _whole_cycles_ms(rollout, analysis, now_ms)
     return observe(
         rollout.evidence,
         [_seen(pod) for pod in pods],
         candidate=rollout.candidate,
         baseline=rollout.baseline,
-        slice_ms=1000 * slice_s,
+        slice_ms=slice_ms,
         now_ms=now_ms,
     )
+
+
+def _whole_cycles_ms(rollout: Rollout, analysis: Analysis, now_ms: int) -> float:
+    """How long a slice of a switchback lasts at least if it ends now.
+
+    It ends at the first look of a cycle only, so that both versions had the same number of turns; a look may come
+    a little late, which is why a tenth of a cycle may be missing.
+    """
+    cycle_ms = 2000 * analysis.switchback_s
+    is_new_cycle = (now_ms - rollout.started_ms) // cycle_ms > (rollout.seen_ms - rollout.started_ms) // cycle_ms
+    num_cycles = -(-1000 * analysis.interval_s // cycle_ms)
+    return (num_cycles - 0.1) * cycle_ms if is_new_cycle else math.inf
 
 
 def _seen(pod: Pod) -> Seen:

@@ -18,6 +18,9 @@ from updraft_registry.gate.sequence import NONE, Moments
 MIN_REQUESTS = 8
 """Of each version in a slice; it stays open until then. The mean of a few requests is far from normal."""
 
+MAX_AWAY_MS = 600_000
+"""A pod that is back later than this was not restarted but replaced; until then it is remembered for its crash."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
@@ -127,14 +130,17 @@ class Evidence:
     slices: int = 0
     """Closed ones."""
     candidate_requests: int = 0
-    """In closed slices."""
+    """In closed slices; so are `baseline_requests`."""
+    baseline_requests: int = 0
     failures: int = 0
     """Errors of the candidate, and crashes of pods that held it."""
+    baseline_failures: int = 0
+    """The same of the baseline."""
     open: Slice
     marks: Mapping[str, Seen] = field(default_factory=dict)
     """Pods as they were seen last."""
-    away: frozenset[str] = frozenset()
-    """Those of them that were missing the last time."""
+    away: Mapping[str, int] = field(default_factory=dict)
+    """Those of them that were missing the last time, and since when, milliseconds since 1970."""
 
     @classmethod
     def begin(cls, now_ms: int) -> Self:
@@ -149,7 +155,9 @@ class Evidence:
                 "latency": asdict(self.latency),
                 "slices": self.slices,
                 "candidate_requests": self.candidate_requests,
+                "baseline_requests": self.baseline_requests,
                 "failures": self.failures,
+                "baseline_failures": self.baseline_failures,
             }
         )
 
@@ -162,7 +170,9 @@ class Evidence:
             latency=_ratio(kept["latency"]),
             slices=kept["slices"],
             candidate_requests=kept["candidate_requests"],
+            baseline_requests=kept.get("baseline_requests", 0),  # not counted by older registries, as the failures
             failures=kept["failures"],
+            baseline_failures=kept.get("baseline_failures", 0),
             open=Slice(since_ms=0),
         )
 
@@ -173,7 +183,7 @@ def observe(
     *,
     candidate: int,
     baseline: int,
-    slice_ms: int,
+    slice_ms: float,
     now_ms: int,
 ) -> Evidence:
     """Add what the pods served since the last look, and close the slice if it is over.
@@ -182,30 +192,31 @@ def observe(
     slice; a switchback needs whole cycles. Looking twice at the same reports adds nothing.
     """
     served_candidate = served_baseline = NOTHING
-    failures = 0
+    crashed = []
     for pod in pods:
         before = evidence.marks.get(pod.pod)
         if before is None:
             continue
         if before.boot != pod.boot:
-            failures += before.loaded == candidate and not before.is_draining
+            crashed += [] if before.is_draining else [before.loaded]
         elif before.traffic is not pod.traffic and pod.pod not in evidence.away:
-            served = _since(before, pod, candidate)
-            failures += served.errors
-            served_candidate += served
+            served_candidate += _since(before, pod, candidate)
             served_baseline += _since(before, pod, baseline)
     present = {pod.pod: pod for pod in pods}
     since_ms = min(evidence.open.since_ms, now_ms) if evidence.marks else now_ms
+    away = {name: evidence.away.get(name, now_ms) for name in evidence.marks.keys() - present.keys()}
+    away = {name: missed_ms for name, missed_ms in away.items() if now_ms - missed_ms < MAX_AWAY_MS}
     looked = replace(
         evidence,
-        failures=evidence.failures + failures,
+        failures=evidence.failures + served_candidate.errors + crashed.count(candidate),
+        baseline_failures=evidence.baseline_failures + served_baseline.errors + crashed.count(baseline),
         open=Slice(
             since_ms=since_ms,
             candidate=evidence.open.candidate + served_candidate,
             baseline=evidence.open.baseline + served_baseline,
         ),
-        marks={**evidence.marks, **present},
-        away=frozenset(evidence.marks.keys() - present.keys()),
+        marks={name: evidence.marks[name] for name in away} | present,
+        away=away,
     )
     return _close(looked, now_ms) if now_ms - since_ms >= slice_ms else looked
 
@@ -230,6 +241,7 @@ def _close(evidence: Evidence, now_ms: int) -> Evidence:
         latency=evidence.latency.plus(candidate.inter_token_latency_s, baseline.inter_token_latency_s),
         slices=evidence.slices + 1,
         candidate_requests=evidence.candidate_requests + candidate.requests,
+        baseline_requests=evidence.baseline_requests + baseline.requests,
         open=Slice(since_ms=now_ms),
     )
 

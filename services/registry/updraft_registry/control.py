@@ -3,7 +3,7 @@
 One task decides for all speculators, so decisions never race; calls write their wish, mark the speculator and
 wait until it was decided on. Blocking work runs on one thread (the archive's) or, where it is long and
 touches no state, on any. What cannot be written (a full disk) is not told either: the pods keep their orders,
-and the decision is tried again.
+and the decision is tried again. Its wish stands all the same, so the call that brought it has succeeded.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ traffic."""
 
 BEAT_S = 0.1
 """Least time between two decisions that only reports ask for: a thousand pods that answer at once cost ten, not a
-thousand of them."""
+thousand of them. Beyond a thousand it grows with the fleet, as what a decision costs does."""
 
 SETTLE_S = 15.0
 """From the first pod that comes (back) until the fleet is taken for whole: pods try to connect every five seconds."""
@@ -49,6 +49,9 @@ FOLLOW_S = 30.0
 
 SWEEP_GRACE_S = 60.0
 """After a start no weights are deleted for this long: the pods have not yet said what they hold."""
+
+SWEEP_REST_S = 60.0
+"""After weights could not be deleted: the one thread has better things to do than to wait for a bucket that is away."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +86,10 @@ class Control:
         self._fleet = fleet
         self._clock = clock
         self._metrics = metrics
-        self._started_s = clock.monotonic()
-        self._next_follow_s = self._started_s + FOLLOW_S
+        self._next_follow_s = clock.monotonic() + FOLLOW_S
+        self._next_sweep_s = clock.monotonic() + SWEEP_GRACE_S
+        self._is_swept = False
+        """Blobs that are nobody's may be there until a whole sweep: left by a dead registry, or by a sweep that failed."""
         self._settles_s: dict[str, float] = {}
         """When a fleet will be whole that was there before; infinite until its first pod comes."""
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="archive")
@@ -92,7 +97,8 @@ class Control:
         self._marked: set[str] = set()
         self._stirred: set[str] = set()
         """Marked by a pod: at the next beat will do."""
-        self._failed: set[str] = set()
+        self._failed: dict[str, str] = {}
+        """Why a decision could not be written, until it is."""
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
         self._wake = asyncio.Event()
         self._changed = asyncio.Event()
@@ -117,7 +123,7 @@ class Control:
                 next_tick_s = loop.time() + TICK_S
                 await self._tick()
             if loop.time() >= next_beat_s:
-                next_beat_s = loop.time() + BEAT_S
+                next_beat_s = loop.time() + BEAT_S * max(1.0, len(self._fleet) / 1000)
                 self._marked |= self._stirred
                 self._stirred.clear()
             marked, self._marked = self._marked, set()
@@ -142,7 +148,8 @@ class Control:
     async def change(self, name: str, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run a change on the archive's thread, then decide on the speculator; returns once that is done.
 
-        A caller that goes away in between does not stop the decision.
+        A caller that goes away in between does not stop the decision. A decision that cannot be written yet is no
+        failure of the change, which is: `state` says what is waited for.
         """
         loop = asyncio.get_running_loop()
         job = self._thread.submit(function, *args, **kwargs)
@@ -192,10 +199,11 @@ class Control:
         speculator = known.speculator if known else await self.call(self._archive.catalogue.speculator, name)
         message, scene = rollout.explain(speculator, self._fleet.pods(name), is_settled=self._is_settled(name))
         serving, candidate = _roles(speculator)
+        why = self._failed.get(name)
         return wire.state_to_proto(
             speculator,
             scene,
-            message,
+            f"{message}; what comes next is not decided yet: {why}" if why else message,
             pods=self._fleet.count(name, serving, candidate),
             traffic=self._fleet.traffic(name),
         )
@@ -229,12 +237,11 @@ class Control:
         except UpdraftError as error:
             logger.warning("Decision not written; the old state holds", extra={"speculator": name, "error": str(error)})
             self._metrics.failed_decisions.inc()
-            self._failed.add(name)
-            for future in waiting:
-                if not future.done():
-                    future.set_exception(error)
-            return
-        self._remember(decided, decision)
+            self._failed[name] = str(error)
+            self._announce()
+        else:
+            self._failed.pop(name, None)
+            self._remember(decided, decision)
         for future in waiting:
             if not future.done():
                 future.set_result(None)
@@ -278,29 +285,29 @@ class Control:
         self._settles_s = {name: at_s for name, at_s in self._settles_s.items() if name not in settled}
         self._settles_s |= {name: math.inf for name in expired & self._known.keys() if not self._fleet.pods(name)}
         running = {name for name, known in self._known.items() if known.speculator.rollout is not None}
-        self._marked |= expired | settled | running | self._failed
-        self._failed.clear()
-        if self._clock.monotonic() - self._started_s >= SWEEP_GRACE_S:
-            for name in sorted(self._known):
-                await self._sweep(name)
+        self._marked |= expired | settled | running | self._failed.keys()
+        if now_s >= self._next_sweep_s:
+            await self._sweep()
         if self._is_reported:
             self._is_reported = False
             for known in self._known.values():
                 self._measure(known.speculator)
             self._announce()
 
-    async def _sweep(self, name: str) -> None:
-        in_use = self._fleet.in_use(name)
-        speculator = self._known[name].speculator
-        if {version.number for version in speculator.versions} <= keepers(speculator, in_use):
-            return
-        try:
-            deleted = await self.call(self._delete, name, in_use)
-        except UpdraftError as error:
-            logger.warning("Old weights not deleted", extra={"speculator": name, "error": str(error)})
-            return
-        self._metrics.deleted_blobs.inc(deleted)
-        self._mark(name)
+    async def _sweep(self) -> None:
+        for name, known in sorted(self._known.items()):
+            in_use, numbers = self._fleet.in_use(name), {version.number for version in known.speculator.versions}
+            if self._is_swept and numbers <= keepers(known.speculator, in_use):
+                continue
+            try:
+                deleted = await self.call(self._delete, name, in_use)
+            except UpdraftError as error:
+                logger.warning("Old weights not deleted", extra={"speculator": name, "error": str(error)})
+                self._is_swept, self._next_sweep_s = False, self._clock.monotonic() + SWEEP_REST_S
+                return
+            self._is_swept = True
+            self._metrics.deleted_blobs.inc(deleted)
+            self._mark(name)
 
     def _delete(self, name: str, in_use: Collection[int]) -> int:
         """Read, choose, delete: one job, so that no pin falls in between."""

@@ -110,6 +110,10 @@ class Fleet:
         self._pods: dict[str, dict[str, _Entry]] = {}
         self._totals: dict[str, Totals] = {}
 
+    def __len__(self) -> int:
+        """How many pods are known."""
+        return sum(map(len, self._pods.values()))
+
     def report(self, session: Session, report: Report, now_s: float) -> News:
         """Take a report; InvalidInput for one of another pod than the stream's."""
         if session.owner not in (None, report.owner):

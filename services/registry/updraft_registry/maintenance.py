@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 
 from updraft_chassis import settings
 from updraft_chassis.clock import Clock, SystemClock
-from updraft_chassis.errors import InvalidInput, UpdraftError
+from updraft_chassis.errors import InvalidInput, Unavailable, UpdraftError
 from updraft_registry.archive import CATALOGUE, Archive, locked
 from updraft_registry.catalogue import Catalogue
 from updraft_registry.fsck import Check, Finding, Progress, check_catalogue, check_rows, find_flipped, mend, versions
@@ -128,6 +128,12 @@ def rebuild(folder: Folder) -> str:
     if not _unreadable(folder, may_migrate=True):
         with folder.archive() as archive:  # what the documents do not say would be lost
             archive.rewrite()
+            stale = archive.catalogue.due()
+        if stale:
+            raise Unavailable(
+                f"documents that do not say yet what the catalogue does ({len(stale)}) cannot be written now; nothing was "
+                "changed: free some space, or see that the bucket answers"
+            )
     new = folder.path / f"{CATALOGUE}.new"
     for left in _files(new):
         left.unlink(missing_ok=True)

@@ -38,6 +38,8 @@ class Pod:
     refusal: str = ""
     is_draining: bool = False
     """It will go away."""
+    trouble: str = ""
+    """Why it cannot do yet what it is told, a full disk say; that tells nothing of any version."""
     traffic: Mapping[int, Traffic] = field(default_factory=dict, compare=False)
     """By version. It grows with every report and is no reason to decide anew."""
 
@@ -99,7 +101,7 @@ def share(percent: int, num_pods: int, comparison: Comparison) -> int:
 
 
 def choose(rollout: Rollout, pods: Sequence[Pod], count: int, *, is_open: bool) -> Collection[str]:
-    """Up to `count` pods for the candidate: those that had it before, then others if the canary `is_open` to them.
+    """Up to `count` pods for the candidate: those that have it already, then others if the canary `is_open` to them.
 
     Others come by a hash, so that it is not always the same pods that try what is new.
     """
@@ -167,8 +169,9 @@ def _on_canary(speculator: Speculator, rollout: Rollout, serving: Version, candi
 def _paced(speculator: Speculator, view: View, targets: Mapping[str, Order]) -> dict[str, Order]:
     """The targets, but for pods that have to wait for their turn.
 
-    Those that were told already go first: they may be in the middle of it. No turn is needed by a pod that holds
-    nothing that may be served, nor by one that refused and so does not move.
+    Those that were told already go first: they may be in the middle of it. Those with troubles of their own go last:
+    they may have them for ever. No turn is needed by a pod that holds nothing that may be served, nor by one that
+    refused and so does not move.
     """
     limit = speculator.wish.policy.max_pods_swapping
     if not limit:
@@ -176,7 +179,11 @@ def _paced(speculator: Speculator, view: View, targets: Mapping[str, Order]) -> 
     turns = limit if view.is_settled else 0
     servable = {version.number: version for version in speculator.versions if not version.phase.is_condemned}
     paced = {}
-    for pod in sorted(view.pods, key=lambda pod: (view.told.get(pod.name) != targets[pod.name].serve, pod.name)):
+
+    def place(pod: Pod) -> tuple[bool, bool, str]:
+        return bool(pod.trouble), view.told.get(pod.name) != targets[pod.name].serve, pod.name
+
+    for pod in sorted(view.pods, key=place):
         target, held = targets[pod.name], servable.get(pod.loaded)
         if held is None or not pod.holds(held) or _is_there(pod, target) or pod.refused == target.serve != NO_DRAFT:
             paced[pod.name] = target

@@ -89,7 +89,7 @@ def read(report: fleet_pb2.PodReport) -> Report:
         raise InvalidInput(f"a pod's name has 1 to 253 printable characters, got {identity.pod[:80]!r}")
     if max(len(report.versions), len(report.prefetched_versions)) > _MAX_VERSIONS:
         raise InvalidInput(f"a report on more than {_MAX_VERSIONS} versions")
-    is_refusal = status.outcome == fleet_pb2.OUTCOME_NACK
+    is_refusal, is_pending = (status.outcome == each for each in (fleet_pb2.OUTCOME_NACK, fleet_pb2.OUTCOME_PENDING))
     return Report(
         speculator=identity.speculator,
         pod=Pod(
@@ -101,6 +101,7 @@ def read(report: fleet_pb2.PodReport) -> Report:
             refused=status.version if is_refusal else NO_DRAFT,
             refusal=_line(status.reason) if is_refusal else "",
             is_draining=report.draining,
+            trouble=_line(status.reason) if is_pending else "",
             traffic={counters.version: _traffic(counters) for counters in report.versions},
         ),
         target=identity.target_fingerprint,

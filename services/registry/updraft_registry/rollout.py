@@ -20,6 +20,7 @@ from updraft_registry.placement import Order, Pod, View
 from updraft_registry.version import (
     NO_DRAFT,
     Actor,
+    Comparison,
     Phase,
     Rollout,
     Source,
@@ -60,7 +61,7 @@ def decide(
     """Decide once. `pods` are those that reported lately; `told` and `is_settled` are explained at `View`."""
     view = View(pods=tuple(pods), told=told or {}, is_settled=is_settled)
     book = _Book(speculator.versions, now_ms)
-    _fail_refused(book, view)
+    _fail_refused(book, speculator.rollout, view)
     _seat(book, speculator.wish)
     scene = _run_canary(book, speculator, view)
     _try_newest(book, speculator.wish, view)
@@ -173,19 +174,28 @@ class _Book:
             self.move(version, Phase.HELD, reason, actor)
 
 
-def _fail_refused(book: _Book, view: View) -> None:
-    """A version fails once at least as many pods refuse it as hold it: one broken disk fails no fleet."""
+def _fail_refused(book: _Book, rollout: Rollout | None, view: View) -> None:
+    """A version that serves or is tried fails once more pods refuse it than hold it or were told to and have not said.
+
+    So neither one broken disk nor the pod that is first to answer fails a fleet; the only pod that was told does.
+    """
     if not view.is_settled:  # those that hold it may just not have reported yet
         return
-    refused = {pod.refused for pod in view.pods}
-    for version in [version for version in book.versions if version.number in refused]:
+    for version in filter(None, (stable(book.versions), in_canary(book.versions))):
         refusals = [pod for pod in view.pods if pod.refused == version.number]
-        num_holding = sum(pod.holds(version) for pod in view.pods)
-        if len(refusals) >= num_holding and not version.phase.is_condemned:
+        if len(refusals) > len(_asked(version, rollout, view) - {pod.name for pod in refusals}):
             first = refusals[0]
             others = f" and {len(refusals) - 1} more" if len(refusals) > 1 else ""
             reason = f"pod {first.name}{others} could not load it: {first.refusal or 'no reason given'}"
             book.move(version, Phase.FAILED, reason, Actor.FLEET)
+
+
+def _asked(version: Version, rollout: Rollout | None, view: View) -> set[str]:
+    """Pods that hold a version or are told to serve it, all the time or in turn."""
+    asked = {pod.name for pod in view.pods if pod.holds(version) or view.told.get(pod.name) == version.number}
+    if rollout is not None and rollout.candidate == version.number and rollout.comparison is Comparison.SWITCHBACK:
+        asked |= {pod.name for pod in view.pods if pod.name in rollout.pods}
+    return asked
 
 
 def _seat(book: _Book, wish: Wish) -> None:
@@ -199,7 +209,8 @@ def _seat(book: _Book, wish: Wish) -> None:
     if is_pinned:
         book.seat(wanted, _hold(wish), Actor.OPERATOR)
     elif current is not None:
-        book.seat(wanted, "unpinned: the version that won last serves", Actor.OPERATOR)
+        # The pin is gone, or the weights of what won last are back.
+        book.seat(wanted, "nothing is pinned: the version that won last serves", Actor.OPERATOR)
     else:
         book.seat(wanted, f"{_gone(book)}the version that won last serves", Actor.REGISTRY)
 
@@ -276,7 +287,10 @@ def _try(book: _Book, version: Version, wish: Wish, view: View) -> None:
     strategy = Strategy.IMMEDIATE if is_first else wish.policy.strategy
     if judgement.verdict is not Verdict.PASS:
         # A trainer will bring a better one; what a person brought waits for that person.
-        if judgement.verdict is Verdict.FAIL or version.source is Source.TRAINER:
+        if judgement.is_outdated and version.source is Source.TRAINER:
+            why = f"{judgement.reason}: to be evaluated again"
+            book.move(version, Phase.SUPERSEDED, why, Actor.GATE)
+        elif judgement.verdict is Verdict.FAIL or version.source is Source.TRAINER:
             book.move(version, Phase.REJECTED, judgement.reason, Actor.GATE)
         else:
             book.hold(version, f"{judgement.reason}: promote it to serve it", Actor.GATE)

@@ -2,14 +2,16 @@
 # ruff: noqa: N802 - gRPC names the methods
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
 import grpc
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft.registry.v1 import registry_pb2_grpc
+from updraft_chassis import rpc
 from updraft_chassis.errors import InvalidInput, UpdraftError
 from updraft_registry import wire
 from updraft_registry.admission import check_name
@@ -23,6 +25,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 _DEFAULT_PAGE = 100
 _MAX_PAGE = 1000
+_PAGE_BYTES = rpc.MAX_MESSAGE_BYTES // 2
+"""Of the versions in a page that has more than one; the rest of the message is for the states of speculators."""
+
 _MAX_REASON = 500
 _MAX_DIGITS = 10
 """Of a version in a page token: more than any has."""
@@ -58,11 +63,12 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
         after = _parse_token(request.page_token)
         rows = await self._control.call(self._archive.catalogue.page, name, after=after, size=size)
         names = () if after else (name,) if name else await self._control.call(self._archive.catalogue.names)
-        last = rows[-1] if len(rows) == size else None
+        versions = _fitting([wire.version_to_proto(*row, is_full=request.full) for row in rows])
+        is_last = len(versions) == len(rows) < size
         return pb.ListResponse(
-            versions=[wire.version_to_proto(version, manifest, is_full=request.full) for version, manifest in rows],
+            versions=versions,
             speculators=[await self._control.state(name) for name in names],
-            next_page_token=f"{last[1].speculator}/{last[0].number}" if last else "",
+            next_page_token="" if is_last else f"{versions[-1].manifest.speculator}/{versions[-1].version}",
         )
 
     async def Fetch(  # type: ignore[override] # the generated base knows generators only; grpc.aio takes coroutines too
@@ -164,6 +170,12 @@ def _reason(text: str) -> str:
     if not text.isprintable():  # it is shown on terminals
         raise InvalidInput("a reason is one line of text, without control characters")
     return text
+
+
+def _fitting(versions: Sequence[pb.Version]) -> Sequence[pb.Version]:
+    """The first ones, as many as one message has room for."""
+    totals = accumulate(version.ByteSize() for version in versions)
+    return versions[: max(1, sum(total <= _PAGE_BYTES for total in totals))]
 
 
 def _parse_token(token: str) -> tuple[str, int] | None:

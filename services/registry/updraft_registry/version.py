@@ -235,7 +235,7 @@ class Rollout:
     """Since all pods of this step served the candidate for the first time, without pauses."""
     paused_ms: int = 0
     pods: tuple[str, ...] = ()
-    """All that were ever told to serve the candidate, in this order."""
+    """Those that are to serve the candidate, in the order in which they were chosen."""
     evidence: Evidence
 
     def to_json(self) -> str:

@@ -120,7 +120,9 @@ def policy_from_proto(document: registry_pb2.RolloutPolicy, defaults: Policy) ->
         analysis=_analysis(document.analysis, defaults.analysis),
         auto_rollback=document.auto_rollback if document.HasField("auto_rollback") else defaults.auto_rollback,
         progress_deadline_s=document.progress_deadline_seconds or defaults.progress_deadline_s,
-        max_pods_swapping=document.max_pods_swapping or defaults.max_pods_swapping,
+        max_pods_swapping=document.max_pods_swapping
+        if document.HasField("max_pods_swapping")
+        else defaults.max_pods_swapping,
         gate=_gate(document.offline_gate, defaults.gate),
         history_limit=document.revision_history_limit or defaults.history_limit,
     )
@@ -308,7 +310,7 @@ def _analysis(document: registry_pb2.Analysis, defaults: Analysis) -> Analysis:
         on_inconclusive=_chosen(
             "analysis.on_inconclusive", document.on_inconclusive, _ON_INCONCLUSIVE, defaults.on_inconclusive
         ),
-        dry_run=document.dry_run or defaults.dry_run,
+        dry_run=document.dry_run if document.HasField("dry_run") else defaults.dry_run,
         confidence=document.confidence or defaults.confidence,
         comparison=_chosen("analysis.comparison", document.comparison, _COMPARISONS, defaults.comparison),
         switchback_s=document.switchback_seconds or defaults.switchback_s,

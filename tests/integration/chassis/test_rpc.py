@@ -167,11 +167,18 @@ async def test_a_taken_port_is_told_in_one_sentence() -> None:
 
 
 @pytest.mark.parametrize("pause_after", [1, None], ids=["falls silent", "sends for ever"])
-async def test_a_sender_that_does_not_end_hears_its_refusal_within_a_limit(pause_after: int | None) -> None:
+@pytest.mark.parametrize(
+    ("refusal", "drain_s"),
+    [(errors.InvalidInput("this cannot be"), 0.1), (errors.Unauthenticated("who are you"), 60.0)],
+    ids=["a caller", "a stranger"],
+)
+async def test_a_sender_that_does_not_end_hears_its_refusal_within_a_limit(
+    pause_after: int | None, refusal: errors.UpdraftError, drain_s: float
+) -> None:
     has_heard = asyncio.Event()
 
     async def publish(requests: AsyncIterator[pb.PublishRequest], context: Any) -> pb.PublishResponse:
-        raise errors.InvalidInput("this cannot be")
+        raise refusal
 
     async def sent() -> AsyncIterator[pb.PublishRequest]:
         for n in count():
@@ -179,7 +186,7 @@ async def test_a_sender_that_does_not_end_hears_its_refusal_within_a_limit(pause
                 await has_heard.wait()
             yield pb.PublishRequest()
 
-    server = grpc.aio.server(interceptors=[rpc.ErrorsToStatus(drain_s=0.1)])
+    server = grpc.aio.server(interceptors=[rpc.ErrorsToStatus(drain_s=drain_s)])
     server.add_generic_rpc_handlers([service(REGISTRY, Publish=publish)])
     port = rpc.bind(server, host="127.0.0.1", port=0, setting="none")
     await server.start()
@@ -188,7 +195,7 @@ async def test_a_sender_that_does_not_end_hears_its_refusal_within_a_limit(pause
         told = await seen(stub.Publish(sent(), timeout=20))
         has_heard.set()
     await server.stop(grace=None)
-    assert isinstance(told, errors.InvalidInput)
+    assert type(told) is type(refusal)
 
 
 async def test_a_channel_finds_a_server_that_comes_back() -> None:

@@ -16,7 +16,7 @@ from tests.support.rpc import service, serving
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft.registry.v1.registry_pb2_grpc import RegistryStub
-from updraft_chassis import delta, transfer
+from updraft_chassis import delta, fetch, transfer
 from updraft_chassis.errors import InvalidInput, NotFound, Unavailable
 
 if TYPE_CHECKING:
@@ -87,6 +87,8 @@ class Bucket:
         self.data = data
         self.status = 0
         self.stops_after_bytes = 10**9
+        self.may_end = threading.Event()
+        self.may_end.set()
         self.ranges: list[str | None] = []
         bucket = self
 
@@ -99,6 +101,7 @@ class Bucket:
                 self.send_header("Content-Length", str(len(bucket.data) - begin))
                 self.end_headers()
                 self.wfile.write(bucket.data[begin : bucket.stops_after_bytes])
+                bucket.may_end.wait()
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -116,6 +119,7 @@ def bucket() -> Iterator[Bucket]:
     thread = threading.Thread(target=started.server.serve_forever, args=(0.01,))
     thread.start()
     yield started
+    started.may_end.set()
     started.server.shutdown()
     started.server.server_close()
     thread.join()
@@ -315,3 +319,14 @@ async def test_a_bucket_that_does_not_give_the_weights_costs_only_the_attempt(
     assert [request.accept_redirect for request in registry.asked] == [True, False]
     assert "secret" not in caplog.text
     assert registry.asked[1].offset == (10_000 if failure == "breaks off" else registry.asked[1].offset)
+
+
+async def test_a_bucket_that_takes_too_long_is_left_for_the_stream(
+    registry: Registry, stub: RegistryAsyncStub, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "GRACE_S", 0.3)
+    registry.address, bucket.stops_after_bytes = bucket.address, 10_000
+    bucket.may_end.clear()
+    assert weights(await transfer.download(stub, "chat", 3, tmp_path)) == VERSIONS[3].data
+    assert [request.accept_redirect for request in registry.asked] == [True, False]
+    assert registry.asked[1].offset == 10_000

@@ -54,8 +54,8 @@ async def registry(server: S3Server, tmp_path: Path) -> AsyncIterator[Registry]:
         yield started
 
 
-def opened(server: S3Server, folder: Path) -> BucketStore:
-    return BucketStore(open_bucket(server.url), folder, cache_bytes=10**9, link_for=timedelta(minutes=5))
+def opened(server: S3Server, folder: Path, clock: ManualClock | None = None) -> BucketStore:
+    return BucketStore(open_bucket(server.url), folder, cache_bytes=10**9, link_for=timedelta(minutes=5), clock=clock)
 
 
 class TestS3Store(StoreContract):
@@ -108,21 +108,38 @@ def test_a_bucket_that_does_not_exist_is_told_at_the_start(server: S3Server) -> 
         open_bucket("s3://other/fleet")
 
 
-def test_a_bucket_that_is_away_is_unavailable_and_works_again_when_it_is_back(
-    store: BucketStore, server: S3Server
-) -> None:
+def test_a_bucket_that_is_away_is_unavailable_and_works_again_when_it_is_back(server: S3Server, tmp_path: Path) -> None:
+    clock = ManualClock()
+    store = opened(server, tmp_path, clock)
     put(store)
     server.kill()
-    for call in (store.digests, lambda: list(store.documents()), lambda: store.read_document("default", 1)):
+    for call in (
+        store.digests,
+        lambda: list(store.documents()),
+        lambda: store.read_document("default", 1),
+        lambda: store.write_document("default", 1, b"{}"),
+        lambda: store.delete(DIGEST),
+        lambda: put(store, b"another"),
+    ):
         with pytest.raises(Unavailable, match=server.url):
             call()
-    with pytest.raises(Unavailable, match=server.url):
-        put(store, b"another")
-    with pytest.raises(Unavailable, match=server.url):
-        store.write_document("default", 1, b"{}")
     assert read(store) == DATA, "its copy is here"
     server.start()
+    with pytest.raises(Unavailable, match="was away a moment ago"):
+        store.digests()
+    clock.advance(15.0)
     assert store.digests() == {DIGEST}
+
+
+def test_an_upload_that_arrives_ends_the_rest_of_a_bucket_that_was_away(server: S3Server, tmp_path: Path) -> None:
+    store = opened(server, tmp_path, ManualClock())
+    server.kill()
+    with pytest.raises(Unavailable):
+        store.write_document("default", 1, b"{}")
+    server.start()
+    put(store)
+    store.write_document("default", 1, b"{}")
+    assert server.objects() == {f"fleet/{BLOB}", "fleet/versions/default/1.json"}
 
 
 def test_a_registry_that_cannot_reach_its_bucket_says_so_in_one_sentence(tmp_path: Path, server: S3Server) -> None:

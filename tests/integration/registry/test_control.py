@@ -2,8 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from tests.support.checkpoints import draft, evaluation
 from tests.support.clock import ManualClock
+from tests.support.disk import file_size_limit
 from tests.support.wait import LONG_S, until
 
 from updraft.fleet.v1 import fleet_pb2
@@ -19,10 +20,12 @@ from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import Unavailable
 from updraft_registry import reports
 from updraft_registry.archive import Archive, open_archive
-from updraft_registry.control import SETTLE_S, SWEEP_GRACE_S, Control
+from updraft_registry.control import SETTLE_S, SWEEP_GRACE_S, SWEEP_REST_S, Control
 from updraft_registry.fleet import Fleet, Session
 from updraft_registry.metrics import Metrics
 from updraft_registry.reports import Report
+from updraft_registry.stores.folder import FolderStore
+from updraft_registry.stores.port import Store
 from updraft_registry.version import Policy, Strategy
 
 
@@ -59,10 +62,9 @@ async def running(tmp_path: Path) -> AsyncIterator[Running]:
 
 
 @asynccontextmanager
-async def controlled(folder: Path) -> AsyncIterator[Running]:
-    with open_archive(
-        folder, defaults=Policy(strategy=Strategy.IMMEDIATE, history_limit=1), max_draft_bytes=10**6
-    ) as archive:
+async def controlled(folder: Path, store: Callable[[Path], Store] = FolderStore) -> AsyncIterator[Running]:
+    defaults = Policy(strategy=Strategy.IMMEDIATE, history_limit=1)
+    with open_archive(folder, defaults=defaults, max_draft_bytes=10**6, store=store) as archive:
         clock = ManualClock()
         control = Control(archive, Fleet(expiry_s=45.0), clock, Metrics.on(CollectorRegistry()))
         async with asyncio.TaskGroup() as tasks:
@@ -107,6 +109,64 @@ async def test_old_weights_go_once_the_pods_had_time_to_say_what_they_hold(runni
     await until(lambda: running.kept() == {1, 4, 5}, what="what the pod held is deleted after it has gone")
     state = await running.control.state("default")
     assert (state.stable, state.previous, state.latest) == (5, 1, 5)
+
+
+class Away(FolderStore):
+    """A store whose place does not answer at first."""
+
+    is_away = True
+    asked = 0
+
+    def digests(self) -> frozenset[str]:
+        self.asked += 1
+        if self.is_away:
+            raise Unavailable("the place is away")
+        return super().digests()
+
+
+async def test_after_a_store_was_away_the_sweep_rests_and_then_deletes_what_it_had_left(tmp_path: Path) -> None:
+    store = Away(tmp_path)
+    async with controlled(tmp_path, lambda _: store) as running:
+        for seed in range(1, 6):
+            await running.publish(seed)
+            await running.pin(seed)
+        running.clock.advance(SWEEP_GRACE_S)
+        await until(lambda: store.asked == 1, what="a sweep fails")
+        store.is_away = False
+        session = Session()
+        for steps in (1, 2):
+            changed = running.control.changed
+            running.control.report(session, report(steps=steps))
+            async with asyncio.timeout(LONG_S):
+                await changed.wait()
+        assert store.asked == 1
+        running.clock.advance(SWEEP_REST_S)
+        await until(lambda: running.kept() == {1, 4, 5}, what="the next sweep deletes what the first one could not")
+
+
+async def test_what_a_killed_registry_left_is_deleted_though_no_version_goes(running: Running) -> None:
+    await running.publish(1)
+    (running.folder / "blobs" / "sha256" / draft(7).digest.removeprefix("sha256:")).write_bytes(draft(7).data)
+    assert running.kept() == {1, 7}
+    running.clock.advance(SWEEP_GRACE_S)
+    await until(lambda: running.kept() == {1}, what="the blob that is nobody's is deleted")
+
+
+async def test_a_wish_that_is_written_has_succeeded_though_its_decision_has_to_wait(running: Running) -> None:
+    for seed in (1, 2):
+        await running.publish(seed)
+    with ExitStack() as full:
+
+        def pin_and_fill() -> None:
+            running.archive.pin("default", 2, "", running.control.now_ms())
+            full.enter_context(file_size_limit(4096))
+
+        await running.control.change("default", pin_and_fill)
+        state = await running.control.state("default")
+        assert state.stable == 1
+        assert "what comes next is not decided yet: the disk of" in state.message
+    await until(lambda: _stable(running, 2), what="the wish is followed once there is room")
+    assert "not decided" not in (await running.control.state("default")).message
 
 
 async def test_a_silent_pod_is_forgotten(running: Running) -> None:

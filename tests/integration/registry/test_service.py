@@ -1,6 +1,7 @@
 """The Registry service over a real connection."""
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,6 +72,20 @@ async def test_a_list_shows_versions_newest_first_page_by_page(stub: "RegistryAs
     assert rest.next_page_token == ""
 
 
+async def test_a_page_ends_where_a_message_would(stub: "RegistryAsyncStub") -> None:
+    large = json.dumps({"padding": "x" * 1_000_000})
+    for seed in range(1, 6):
+        await publish(stub, draft(seed), config_json=large)
+    request, listed = pb.ListRequest(full=True), list[int]()
+    while not listed or request.page_token:
+        page = await stub.List(request, timeout=CALL_S)
+        listed += [version.version for version in page.versions]
+        request.page_token = page.next_page_token
+    assert listed == [5, 4, 3, 2, 1]
+    with pytest.raises(InvalidInput, match="a manifest of"):
+        await publish(stub, draft(6), config_json=json.dumps({"padding": "x" * 1_100_000}))
+
+
 async def test_a_speculator_that_nobody_knows_is_an_empty_list_with_a_default_policy(stub: "RegistryAsyncStub") -> None:
     answer = await stub.List(pb.ListRequest(speculator="new"), timeout=CALL_S)
     assert not answer.versions
@@ -91,7 +106,7 @@ async def test_pin_and_unpin_are_told_and_remembered(stub: "RegistryAsyncStub") 
     assert (free.state.stable, free.state.HasField("pinned")) == (1, False), "version 2 was pinned, and never won"
     history = await stub.History(pb.HistoryRequest(speculator="default"), timeout=CALL_S)
     told = [(t.version, t.reason) for t in history.transitions]
-    assert told[0] == (3, "compared with no draft but version 1 serves")
+    assert told[0] == (3, "compared with no draft but version 1 serves: to be evaluated again")
     assert (2, "version 2 is pinned: try it") in told
     assert (1, "the first version skips the gate") in told
 

@@ -81,3 +81,14 @@ def test_a_draft_for_another_target_is_refused_with_both() -> None:
 
     with pytest.raises(InvalidInput, match=r"sha256:other.*sha256:target"):
         check_target(manifest(b"w", target="sha256:other"), INFO)
+
+
+def test_what_is_not_ours_is_left_alone(tmp_path: Path) -> None:
+    for name in ("foo-x.part", "-.part"):
+        (tmp_path / name).mkdir()
+    for name in ("1-x.part", "2"):
+        (tmp_path / name).write_text("a file")
+
+    DraftFolder(tmp_path).prune(())
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["-.part", "1-x.part", "2", "foo-x.part"]

@@ -8,7 +8,14 @@ from tests.support.checkpoints import OTHER_TARGET, TARGET, VOCABULARY, checkpoi
 
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import InvalidInput, NotFound
-from updraft_registry.admission import check_lineage, check_manifest, check_name, foreign
+from updraft_registry.admission import (
+    MAX_MANIFEST_BYTES,
+    check_length,
+    check_lineage,
+    check_manifest,
+    check_name,
+    foreign,
+)
 from updraft_registry.version import Lineage, Speculator, Wish
 
 LINEAGE = Lineage(target_fingerprint=TARGET, draft_vocabulary_fingerprint=VOCABULARY)
@@ -48,6 +55,12 @@ def test_a_manifest_that_is_incomplete_or_out_of_bounds_is_refused(fields: dict[
     manifest = draft().manifest(**({"size_bytes": 1000} | fields))
     with pytest.raises(InvalidInput, match=why):
         check_manifest(manifest, max_bytes=1000)
+
+
+def test_a_manifest_that_answers_have_no_room_for_is_refused() -> None:
+    check_length(draft().manifest())
+    with pytest.raises(InvalidInput, match=f"a manifest of .* the evaluation; at most {MAX_MANIFEST_BYTES}"):
+        check_length(draft().manifest(config_json=json.dumps({"padding": "x" * MAX_MANIFEST_BYTES})))
 
 
 def test_a_complete_manifest_is_admitted() -> None:

@@ -1,19 +1,20 @@
 """Publication, recovery, retention: store and catalogue stay together."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.support.archives import Opened
+from tests.support.archives import POLICY, Opened
 from tests.support.checkpoints import BF16_NAN, OTHER_TARGET, draft, sha256
 from tests.support.disk import file_size_limit
 from tests.support.versions import NOW_MS
 
 from updraft.registry.v1 import registry_pb2
-from updraft_chassis.errors import Conflict, InvalidInput, NotFound
-from updraft_registry.archive import Recovered
+from updraft_chassis.errors import Conflict, Exhausted, InvalidInput, NotFound
+from updraft_registry.archive import Recovered, open_archive
 from updraft_registry.retention import keepers
-from updraft_registry.version import Actor, Phase, Transition, newest_proven
+from updraft_registry.version import Actor, Phase, Strategy, Transition, newest_proven
 
 
 @pytest.fixture
@@ -115,6 +116,24 @@ def test_a_rebuilt_catalogue_remembers_pins_pauses_policies_and_every_reason(ope
     assert opened.archive.catalogue.policy("default") == policy
     assert list(opened.history().items()) == list(history.items()), "in the same order"
     assert opened.archive.catalogue.names() == ("default", "other")
+
+
+def test_a_rebuild_with_other_defaults_keeps_the_wishes_beside_a_policy_that_no_longer_fits(opened: Opened) -> None:
+    step = registry_pb2.RolloutStep(pods_percent=50, hold_seconds=POLICY.progress_deadline_s)
+    policy = registry_pb2.RolloutPolicy(strategy=registry_pb2.STRATEGY_CANARY, steps=[step])
+    opened.archive.set_policy("default", policy, NOW_MS)
+    opened.publish(draft(1))
+    opened.pin(1, "it is good")
+    opened.archive.pause("default", is_paused=True, reason="lunch", now_ms=NOW_MS)
+    opened.close()
+    opened.lose_catalogue()
+    shorter = replace(POLICY, progress_deadline_s=step.hold_seconds - 1)
+    with open_archive(opened.folder, defaults=shorter, max_draft_bytes=10**6) as archive:
+        archive.recover(NOW_MS)
+        wish = archive.catalogue.speculator("default").wish
+        assert archive.catalogue.policy("default") == policy
+    assert (wish.pinned, wish.pin_reason, wish.pause_reason) == (1, "it is good", "lunch")
+    assert wish.policy.strategy is Strategy.MANUAL
 
 
 def test_a_rebuilt_catalogue_knows_what_can_be_gone_back_to(opened: Opened) -> None:
@@ -346,3 +365,15 @@ def test_a_folder_that_is_a_file_is_told_with_the_setting(tmp_path: Path) -> Non
     (tmp_path / "file").write_text("")
     with pytest.raises(InvalidInput, match="set UPDRAFT_REGISTRY_DATA_DIR to a folder"):
         Opened(tmp_path / "file")
+
+
+def test_a_publication_without_room_for_its_row_leaves_no_blob_and_no_document(opened: Opened) -> None:
+    opened.publish(draft(1))
+    with file_size_limit(4096), pytest.raises(Exhausted, match=r"catalogue.sqlite3 is full"):
+        opened.publish(draft(2))
+    assert opened.blobs() == {draft(1).digest}
+    assert [path.name for path in (opened.folder / "versions" / "default").iterdir()] == ["1.json"]
+    with file_size_limit(4096), pytest.raises(Exhausted):
+        opened.publish(draft(1), speculator="other")
+    assert opened.blobs() == {draft(1).digest}, "the first speculator needs it"
+    assert opened.publish(draft(2)) == (2, False)

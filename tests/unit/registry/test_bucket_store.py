@@ -88,3 +88,14 @@ def test_objects_of_others_are_no_documents(objects: MemoryStore, store: BucketS
 def test_what_is_no_bucket_is_refused_with_what_would_be(url: str) -> None:
     with pytest.raises(InvalidInput, match="names no bucket: expected s3://"):
         open_bucket(url)
+
+
+def test_a_blob_that_was_swept_between_its_upload_and_its_commit_is_put_again(
+    objects: MemoryStore, store: BucketStore, tmp_path: Path
+) -> None:
+    upload = sealed(store)
+    store.prepare(upload, DIGEST)
+    store.delete(DIGEST)
+    store.commit(upload, DIGEST)
+    assert store.digests() == {DIGEST}
+    assert read(opened(objects, tmp_path / "other")) == DATA

@@ -180,6 +180,26 @@ def test_what_its_pods_could_not_load_is_never_promoted(on_inconclusive: OnIncon
     assert world.speculator.versions[-1].reason == "within 15 min it was still waiting for 2 of 2 pods to load it"
 
 
+def test_what_won_is_promoted_at_the_deadline_although_one_pod_could_not_load_it() -> None:
+    world = World(16, steps=(Step(pods_percent=50, hold_s=0),))
+    candidate = world.publish()
+    world.obey(sorted(world.told(candidate))[1:])
+    world.see(gain_percent=10)
+    for _ in range(91):
+        world.decide(after_s=10)
+    assert world.phases[candidate] is Phase.STABLE
+    assert world.speculator.versions[-1].reason.startswith("acceptance is surely up")
+
+
+def test_a_pod_with_troubles_of_its_own_is_not_waited_for() -> None:
+    world = World(16, steps=(Step(pods_percent=50, hold_s=30),))
+    first, *others = sorted(world.told(world.publish()))
+    world.obey(others)
+    world.pods[first] = replace(world.pods[first], trouble="not yet: no space left on device")
+    world.decide()
+    assert world.message.endswith("the last step holds for another 30 s")
+
+
 def test_a_pause_freezes_step_clock_and_pods() -> None:
     world = World(16, steps=STEPS)
     candidate = world.canary(gain_percent=10)
@@ -276,10 +296,10 @@ def test_a_candidate_is_not_tried_when_nothing_is_left_to_compare_it_with() -> N
     for name in world.told(1):
         world.pods[name] = refusing(name, 1)
     decision = world.decide()
-    assert world.phases == {1: Phase.FAILED, 2: Phase.REJECTED}
+    assert world.phases == {1: Phase.FAILED, 2: Phase.SUPERSEDED}
     assert [t.reason for t in decision.transitions][1:] == [
         "there is nothing any more to compare it with",
-        "compared with version 1 but no draft serves",
+        "compared with version 1 but no draft serves: to be evaluated again",
     ]
 
 
@@ -291,6 +311,18 @@ def test_a_canary_pod_that_refuses_fails_the_candidate_and_no_other_pod_has_seen
     world.decide()
     assert world.phases == {1: Phase.STABLE, 2: Phase.FAILED}
     assert world.told(1) == set(world.pods)
+
+
+def test_a_candidate_that_one_pod_of_a_switchback_refuses_goes_on_whosever_turn_it_is() -> None:
+    analysis = Analysis(comparison=Comparison.SWITCHBACK)
+    world = World(8, steps=(Step(pods_percent=50, hold_s=30),), analysis=analysis)
+    candidate = world.canary()
+    for refused, pod in enumerate(sorted(world.told(candidate)), start=1):
+        world.pods[pod] = replace(world.pods[pod], refused=candidate)
+        world.decide()
+        assert world.phases[candidate] is (Phase.FAILED if refused > 2 else Phase.CANARY)
+        if refused > 2:
+            break
 
 
 def test_one_broken_pod_among_many_is_not_waited_for() -> None:
@@ -313,6 +345,21 @@ def test_a_pod_that_is_gone_is_replaced_and_does_not_come_on_top_when_it_returns
     world.pods[gone] = pod
     world.decide()
     assert len(world.told(candidate)) == 2
+
+
+def test_a_restart_moves_no_pod_that_was_in_the_canary_once() -> None:
+    world = World(16)
+    candidate = world.canary()
+    gone = min(world.told(candidate))
+    pod = world.pods.pop(gone)
+    world.decide()
+    world.pods[gone] = pod
+    world.decide()
+    before = world.told(candidate)
+    world.restart()
+    world.decide()
+    assert world.told(candidate) == before == set(world.rollout.pods)
+    assert gone not in before
 
 
 def test_a_draining_pod_is_not_counted_chosen_or_waited_for() -> None:
@@ -391,6 +438,17 @@ def test_slices_of_a_switchback_are_whole_cycles_of_its_own_pods() -> None:
             assert world.rollout.evidence.slices == 0, "30 s are over, the second turn is not"
     assert world.rollout.evidence.slices == 2
     assert set(world.rollout.evidence.marks) == {pod}
+
+
+def test_a_slice_of_a_switchback_that_lacks_requests_ends_with_a_later_cycle() -> None:
+    world = World(1, analysis=Analysis(interval_s=30, switchback_s=20))
+    world.publish()
+    world.obey()
+    for second in range(1, 82):
+        served = Traffic(requests=second // 6, verify_steps=second, tokens=second)
+        world.pods = {name: replace(p, traffic={1: served, 2: served}) for name, p in world.pods.items()}
+        world.decide(after_s=1)
+        assert world.rollout.evidence.slices == (1 if second >= 80 else 0), "8 requests were there after 48 s"
 
 
 @pytest.mark.parametrize(("num_pods", "comparison"), [(2, Comparison.SWITCHBACK), (3, Comparison.PODS)])

@@ -84,10 +84,12 @@ def test_looking_twice_at_the_same_reports_adds_nothing() -> None:
     assert look(once, [seen("a", served(5), served(6))], 1) == once
 
 
-def test_a_crash_on_the_candidate_is_a_failure_and_one_on_the_stable_version_is_not() -> None:
+def test_a_crash_is_a_failure_of_the_version_that_the_pod_held() -> None:
     evidence = begun(seen("a"), seen("b", loaded=BASELINE))
-    evidence = look(evidence, [seen("a", boot="2"), seen("b", boot="2")], 1)
-    assert evidence.failures == 1
+    evidence = look(evidence, [seen("a", boot="2"), seen("b", boot="2", loaded=BASELINE)], 1)
+    assert (evidence.failures, evidence.baseline_failures) == (1, 1)
+    evidence = look(evidence, [seen("a", boot="2"), seen("b", boot="3")], 2)
+    assert (evidence.failures, evidence.baseline_failures) == (1, 2)
 
 
 def test_a_pod_that_drained_did_not_crash() -> None:
@@ -98,6 +100,13 @@ def test_a_pod_that_drained_did_not_crash() -> None:
 def test_a_pod_that_stays_away_before_it_comes_back_has_crashed_all_the_same() -> None:
     evidence = look(begun(seen("a")), [], 100)
     assert look(evidence, [seen("a", boot="2")], 200).failures == 1
+
+
+def test_a_pod_that_is_gone_for_good_is_forgotten() -> None:
+    evidence = look(begun(seen("a"), seen("b")), [seen("b")], 100)
+    assert set(look(evidence, [seen("b")], 699).marks) == {"a", "b"}
+    evidence = look(evidence, [seen("b")], 700)
+    assert (set(evidence.marks), evidence.away) == ({"b"}, {})
 
 
 def test_what_a_pod_served_while_it_was_away_does_not_count() -> None:
@@ -114,9 +123,9 @@ def test_a_new_life_of_a_pod_counts_from_its_second_report_on() -> None:
     assert look(evidence, [seen("a", served(4), served(3), boot="2")], 2).open.candidate == served(1)
 
 
-def test_errors_of_the_candidate_are_failures() -> None:
+def test_errors_are_failures_of_the_version_they_came_from() -> None:
     evidence = look(begun(seen("a")), [seen("a", served(1, errors=2), served(1, errors=9))], 1)
-    assert evidence.failures == 2
+    assert (evidence.failures, evidence.baseline_failures) == (2, 9)
 
 
 def test_counters_that_fall_within_one_life_are_left_out() -> None:
@@ -195,7 +204,7 @@ def test_exchanging_the_versions_turns_the_change_around(growth: list[tuple[int,
     told = reports(growth)
     one = begun(told[0])
     other = observe(one, [], candidate=BASELINE, baseline=CANDIDATE, slice_ms=SLICE_MS, now_ms=0)
-    other = replace(other, away=frozenset())
+    other = replace(other, away={})
     one = look(one, [told[-1]], 30)
     other = observe(other, [told[-1]], candidate=BASELINE, baseline=CANDIDATE, slice_ms=SLICE_MS, now_ms=30_000)
     assert one.slices == other.slices

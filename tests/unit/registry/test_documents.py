@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.archives import POLICY
 from tests.support.checkpoints import draft, evaluation
@@ -71,6 +71,7 @@ def test_what_cannot_be_is_refused(change: dict[str, Any], why: str) -> None:
         read_version(json.dumps(DOCUMENT | change).encode(), "default", 1)
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_whatever_is_in_a_document_it_is_refused_or_makes_a_row(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

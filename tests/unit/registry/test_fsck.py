@@ -211,6 +211,20 @@ def test_on_a_full_disk_the_old_catalogue_stays(opened: Opened, command: Command
     assert command(*arguments) == SOUND
 
 
+def test_a_rebuild_does_not_begin_while_a_document_cannot_be_brought_up_to_date(
+    opened: Opened, command: Command
+) -> None:
+    for _ in range(150):
+        opened.archive.catalogue.pause("default", is_paused=True, reason="x" * 600, now_ms=1)
+    before = opened.archive.catalogue.speculator("default"), list(opened.history().items())
+    with file_size_limit(64 * 1024):
+        assert command("rebuild") == FAILED
+    assert "documents that do not say yet what the catalogue does (1) cannot be written" in command.err
+    assert command("rebuild") == SOUND
+    opened.reopen()
+    assert (opened.archive.catalogue.speculator("default"), list(opened.history().items())) == before
+
+
 def test_a_rebuild_loses_no_version_whose_document_cannot_be_read(opened: Opened, command: Command) -> None:
     (opened.folder / "versions" / "default" / "2.json").write_bytes(b"rubbish")
     before = opened.archive.catalogue.speculator("default"), list(opened.history().items())

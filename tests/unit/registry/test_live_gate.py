@@ -12,9 +12,17 @@ NOISE = (0.01, -0.02, 0.02, -0.01, 0.0, 0.015, -0.015, 0.0)
 
 
 def compared(
-    acceptance: float, latency: float | None = 1.0, *, slices: int = 8, requests: int = 500, failures: int = 0
+    acceptance: float,
+    latency: float | None = 1.0,
+    *,
+    slices: int = 8,
+    requests: int = 500,
+    failures: tuple[int, int] = (0, 0),
 ) -> Evidence:
-    """Evidence of a candidate that has these ratios to the stable version, with one or two percent of noise."""
+    """Evidence of a candidate that has these ratios to the stable version, with one or two percent of noise.
+
+    The stable version has served ten times as many requests. `failures` are of both.
+    """
     lengths = times = UNKNOWN
     for number in range(slices):
         noise = 1 + NOISE[number % len(NOISE)]
@@ -25,7 +33,9 @@ def compared(
         latency=times,
         slices=slices,
         candidate_requests=requests,
-        failures=failures,
+        baseline_requests=10 * requests,
+        failures=failures[0],
+        baseline_failures=failures[1],
         open=Evidence.begin(0).open,
     )
 
@@ -47,8 +57,17 @@ def compared(
         ),
         pytest.param(compared(1.1, slices=3), Verdict.HOLD, "acceptance is not surely up or down yet", id="few slices"),
         pytest.param(compared(1.0, slices=0), Verdict.HOLD, "waiting for both versions to serve", id="nothing yet"),
-        pytest.param(compared(1.1, failures=3), Verdict.FAIL, "3 errors or crashes with the candidate", id="failing"),
-        pytest.param(compared(1.1, failures=2), Verdict.PASS, "acceptance is surely up", id="tolerated failures"),
+        pytest.param(
+            compared(1.1, failures=(3, 0)), Verdict.FAIL, "3 errors or crashes with the candidate", id="failing"
+        ),
+        pytest.param(
+            compared(1.1, failures=(5, 24)),
+            Verdict.FAIL,
+            "5 errors or crashes with the candidate against 24 with the stable version, 2 are tolerated: ",
+            id="failing more often",
+        ),
+        pytest.param(compared(1.1, failures=(5, 25)), Verdict.PASS, "acc", id="what befalls both"),
+        pytest.param(compared(1.1, failures=(2, 0)), Verdict.PASS, "acceptance is surely up", id="tolerated failures"),
         pytest.param(compared(0.5, requests=40), Verdict.FAIL, "acceptance is surely down", id="disaster at once"),
     ],
 )

@@ -77,6 +77,17 @@ def test_a_pod_that_refused_takes_no_turn() -> None:
     assert world.told(2) == {f"pod-{i:02}" for i in range(5)}
 
 
+def test_a_pod_with_troubles_of_its_own_keeps_no_other_from_its_turn() -> None:
+    world = promoting(4, limit=1)
+    for turn in range(1, 4):
+        world.pods["pod-00"] = replace(world.pods["pod-00"], trouble="not yet: no space left on device")
+        world.decide()
+        assert world.told(2) == {f"pod-{i:02}" for i in range(1, turn + 1)}
+        world.obey([f"pod-{turn:02}"])
+    world.decide()
+    assert world.told(2) == set(world.pods), "its own turn is the last one"
+
+
 @pytest.mark.parametrize(
     "pod",
     [

@@ -33,6 +33,14 @@ def test_what_a_pod_says_of_a_refusal_is_one_line_of_text() -> None:
     assert report.pod.refusal == "bad  [31m" + "x" * 491
 
 
+@pytest.mark.parametrize(("outcome", "trouble"), [("PENDING", "not yet: disk full"), ("ACK", ""), ("NACK", "")])
+def test_what_keeps_a_pod_from_following_is_its_own_trouble(outcome: str, trouble: str) -> None:
+    status = fleet_pb2.DirectiveStatus(
+        outcome=fleet_pb2.Outcome.Value(f"OUTCOME_{outcome}"), reason="not yet: disk full"
+    )
+    assert read(fleet_pb2.PodReport(identity=IDENTITY, status=status)).pod.trouble == trouble
+
+
 def counters(version: int, steps: int, accepted: list[int]) -> fleet_pb2.VersionCounters:
     return fleet_pb2.VersionCounters(
         version=version,

@@ -84,10 +84,11 @@ def test_a_candidate_that_does_not_beat_the_serving_version_is_rejected_with_the
     assert decision.orders["pod-0"].serve == 1
 
 
-def test_a_trainers_candidate_that_was_compared_with_another_version_is_rejected() -> None:
+def test_a_trainers_candidate_that_was_compared_with_another_version_is_superseded_and_not_condemned() -> None:
     decision = run([version(1, Phase.SUPERSEDED), version(2, Phase.STABLE), candidate(3, BETTER, against=1)])
-    assert phases(decision)[3] is Phase.REJECTED
-    assert decision.transitions[0].reason == "compared with version 1 but version 2 serves"
+    assert phases(decision)[3] is Phase.SUPERSEDED
+    assert decision.transitions[0].reason == "compared with version 1 but version 2 serves: to be evaluated again"
+    assert promote(speculator(decision.versions), decision.versions[2], "", NOW_MS)
 
 
 def test_what_a_person_brought_without_an_evaluation_waits_for_that_person() -> None:
@@ -182,6 +183,26 @@ def test_one_pod_of_many_that_cannot_load_a_version_fails_no_fleet() -> None:
     decision = run([version(1, Phase.SUPERSEDED), stable], pods=fleet)
     assert phases(decision)[2] is Phase.STABLE
     assert decision.message == "version 2 is stable; waiting for 1 of 3 pods to load it"
+
+
+def test_the_first_of_many_pods_to_answer_fails_no_version() -> None:
+    before, stable = version(1, Phase.SUPERSEDED), version(2, Phase.STABLE)
+    fleet = [holding(f"pod-{i}", before) for i in range(10)]
+    told = dict.fromkeys((pod.name for pod in fleet), 2)
+    for refused in range(1, 7):
+        fleet[refused] = refusing(f"pod-{refused}", 2, loaded=before)
+        decision = decide(speculator([before, stable]), fleet, NOW_MS, told=told)
+        assert phases(decision)[2] is (Phase.FAILED if refused > 5 else Phase.STABLE)
+
+
+def test_a_refusal_that_is_left_of_a_version_that_serves_no_more_condemns_nothing() -> None:
+    versions = [version(1, Phase.STABLE), version(2, Phase.SUPERSEDED)]
+    assert phases(run(versions, free(pinned=1), [refusing("pod-0", 2)]))[2] is Phase.SUPERSEDED
+
+
+def test_what_won_last_serves_again_once_its_weights_are_back() -> None:
+    back = run([version(1, Phase.STABLE), version(2, Phase.SUPERSEDED)])
+    assert back.transitions[1].reason == "nothing is pinned: the version that won last serves"
 
 
 def test_a_pinned_version_that_fails_does_not_serve() -> None:

@@ -94,6 +94,7 @@ class Process:
     loaded: int = NO_DRAFT
     prefetched: frozenset[int] = frozenset()
     refused: int = NO_DRAFT
+    trouble: str = ""
     order: Order | None = None
     is_cut_off: bool = False
     is_draining: bool = False
@@ -103,7 +104,7 @@ class Process:
         """Do what the last order says; in a switchback, the next turn."""
         turn = order.switchback.versions if order.switchback else (order.serve,)
         self.loaded = turn[-1] if self.loaded == turn[0] else turn[0]
-        self.prefetched, self.refused = frozenset(order.prefetch), NO_DRAFT
+        self.prefetched, self.refused, self.trouble = frozenset(order.prefetch), NO_DRAFT, ""
 
     def serve(self, rates: Mapping[int, float]) -> None:
         """Requests for what it serves; `rates` are tokens a step by version."""
@@ -129,11 +130,9 @@ class Rollouts(RuleBasedStateMachine):
         self.is_settled = True
         self.now_ms = NOW_MS
         self.condemned: set[int] = set()
-        self.most_on_candidate: dict[int, int] = {}
         self.winners: list[int] = []
         self.began_ms = 0
         self.on_candidate: set[str] = set()
-        self.num_gone = 0
         self.decision = Decision(versions=(), rollout=None, transitions=(), orders={}, message="")
 
     # What happens to versions and wishes.
@@ -236,7 +235,7 @@ class Rollouts(RuleBasedStateMachine):
     def all_obey(self) -> None:
         self._everyone_obeys()
 
-    @rule(name=st.sampled_from(NAMES), what=st.sampled_from(["nack", "crash", "drain", "go", "cut off"]))
+    @rule(name=st.sampled_from(NAMES), what=st.sampled_from(["nack", "crash", "trouble", "drain", "go", "cut off"]))
     def misbehave(self, name: str, what: str) -> None:
         process = self.processes.get(name)
         if process is None:
@@ -245,6 +244,8 @@ class Rollouts(RuleBasedStateMachine):
             process.refused = max(process.order.prefetch, default=process.order.serve)
         elif what == "crash":
             process.boot, process.loaded, process.traffic = process.boot + 1, NO_DRAFT, {}
+        elif what == "trouble":
+            process.trouble = "not yet: the disk is full"
         elif what == "go":
             del self.processes[name]
         process.is_draining |= what == "drain"
@@ -265,7 +266,6 @@ class Rollouts(RuleBasedStateMachine):
         silent = [name for name in self.view if name not in self.processes or self.processes[name].is_cut_off]
         for name in silent:
             del self.view[name]
-        self.num_gone += len(silent)
         self._decide()
 
     @rule(gain=gains, num_slices=st.integers(1, 8), has_obeyed=st.booleans())
@@ -288,7 +288,6 @@ class Rollouts(RuleBasedStateMachine):
         rollout = self.speculator.rollout
         written = Rollout.from_json(rollout.to_json()) if rollout else None
         self.speculator = replace(self.speculator, rollout=written)
-        self.num_gone += len(self.view)
         self.view, self.told, self.is_settled = {}, {}, False
         self._decide()
         for name in names[:4]:
@@ -347,6 +346,7 @@ class Rollouts(RuleBasedStateMachine):
             tensors_digest=held.tensors_digest if held else "",
             prefetched=process.prefetched,
             refused=process.refused,
+            trouble=process.trouble,
             is_draining=process.is_draining,
             traffic=process.traffic,
         )
@@ -448,20 +448,18 @@ class Rollouts(RuleBasedStateMachine):
         self._check_pace(decision)
 
     def _check_share(self, decision: Decision, on_candidate: set[str]) -> None:
-        """(7) A canary is on no more pods than its step says, and touches others only for those that are gone."""
+        """(7) A canary is on no more pods than its step says."""
         rollout, policy = decision.rollout, self.speculator.wish.policy
         if rollout is None:
             assert not on_candidate
             return
-        most = self._most(rollout) if self.is_settled else len(self.view)
-        chosen = [name for name in rollout.pods if name in self.view][:most]
-        extra = on_candidate - set(chosen)
+        extra = on_candidate - set(rollout.pods)
         if policy.max_pods_swapping:  # one that has it and is to give it up waits for its turn
             extra = {name for name in extra if self.view[name].loaded != rollout.candidate}
         assert not extra
         if self.is_settled:
-            self.most_on_candidate[rollout.candidate] = max(most, self.most_on_candidate.get(rollout.candidate, 0))
-        assert len(rollout.pods) <= self.most_on_candidate.get(rollout.candidate, 0) + self.num_gone
+            assert set(rollout.pods) <= set(self.view)
+            assert len(rollout.pods) <= self._most(rollout)
 
     def _most(self, rollout: Rollout) -> int:
         """Pods that the candidate may be on."""
@@ -475,10 +473,10 @@ class Rollouts(RuleBasedStateMachine):
         """(9) Pods that come back to a restarted registry are told what they were told before."""
         began_ms = decision.rollout.started_ms if decision.rollout else 0
         if not self.is_settled and decision.rollout is not None and began_ms == self.began_ms:
-            back = {self.view[name] for name in self.on_candidate & set(self.view)}
-            if self.speculator.wish.policy.max_pods_swapping:  # who was on the way there may have to wait
-                back = {pod for pod in back if pod.loaded == decision.rollout.candidate}
-            assert {pod.name for pod in back} <= on_candidate
+            moved = on_candidate ^ (self.on_candidate & set(self.view))
+            if self.speculator.wish.policy.max_pods_swapping:  # who was on the way there or back may have to wait
+                moved -= {pod.name for pod in self.view.values() if _waits(pod, decision)}
+            assert not moved
         if self.is_settled:
             self.on_candidate, self.began_ms = on_candidate, began_ms
 
@@ -571,6 +569,12 @@ class Rollouts(RuleBasedStateMachine):
         if self.speculator.rollout is None:
             serving = stable(self.speculator.versions)
             assert {pod.loaded for pod in self.view.values()} <= {serving.number if serving else NO_DRAFT}
+
+
+def _waits(pod: Pod, decision: Decision) -> bool:
+    """Whether a pod is told to serve what it holds already."""
+    order = decision.orders[pod.name]
+    return order.switchback is None and pod.loaded == order.serve
 
 
 TestRollouts = Rollouts.TestCase

@@ -93,9 +93,15 @@ def test_a_policy_that_is_told_and_set_again_is_the_same(policy: Policy) -> None
 
 
 def test_where_zero_is_a_value_it_is_one() -> None:
-    zeros = pb.Analysis(failure_limit=0, max_acceptance_regression_percent=0, max_latency_regression_percent=0)
-    document = pb.RolloutPolicy(analysis=zeros, offline_gate=pb.OfflineGate(min_gain_percent=0.0))
-    policy = wire.policy_from_proto(document, DEFAULTS)
+    zeros = pb.Analysis(
+        failure_limit=0, max_acceptance_regression_percent=0, max_latency_regression_percent=0, dry_run=False
+    )
+    document = pb.RolloutPolicy(analysis=zeros, offline_gate=pb.OfflineGate(min_gain_percent=0.0), max_pods_swapping=0)
+    defaults = replace(DEFAULTS, analysis=replace(DEFAULTS.analysis, dry_run=True))
+    policy = wire.policy_from_proto(document, defaults)
+    assert policy.max_pods_swapping == 0
+    assert not policy.analysis.dry_run
+    assert wire.policy_from_proto(pb.RolloutPolicy(), defaults).analysis.dry_run
     assert policy.analysis.failure_limit == 0
     assert policy.analysis.max_acceptance_regression_percent == policy.analysis.max_latency_regression_percent == 0
     assert policy.gate == replace(DEFAULTS.gate, min_gain_percent=0.0)

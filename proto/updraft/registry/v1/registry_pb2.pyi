@@ -468,21 +468,25 @@ class Analysis(_message.Message):
         max_acceptance_regression_percent: _builtins.int | None = ...,
         max_latency_regression_percent: _builtins.int | None = ...,
         on_inconclusive: Global___OnInconclusive.ValueType = ...,
-        dry_run: _builtins.bool = ...,
+        dry_run: _builtins.bool | None = ...,
         confidence: _builtins.float = ...,
         comparison: Global___Comparison.ValueType = ...,
         switchback_seconds: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_failure_limit", b"_failure_limit", "_max_acceptance_regression_percent", b"_max_acceptance_regression_percent", "_max_latency_regression_percent", b"_max_latency_regression_percent", "failure_limit", b"failure_limit", "max_acceptance_regression_percent", b"max_acceptance_regression_percent", "max_latency_regression_percent", b"max_latency_regression_percent"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_dry_run", b"_dry_run", "_failure_limit", b"_failure_limit", "_max_acceptance_regression_percent", b"_max_acceptance_regression_percent", "_max_latency_regression_percent", b"_max_latency_regression_percent", "dry_run", b"dry_run", "failure_limit", b"failure_limit", "max_acceptance_regression_percent", b"max_acceptance_regression_percent", "max_latency_regression_percent", b"max_latency_regression_percent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_failure_limit", b"_failure_limit", "_max_acceptance_regression_percent", b"_max_acceptance_regression_percent", "_max_latency_regression_percent", b"_max_latency_regression_percent", "comparison", b"comparison", "confidence", b"confidence", "dry_run", b"dry_run", "failure_limit", b"failure_limit", "interval_seconds", b"interval_seconds", "max_acceptance_regression_percent", b"max_acceptance_regression_percent", "max_latency_regression_percent", b"max_latency_regression_percent", "min_samples", b"min_samples", "on_inconclusive", b"on_inconclusive", "switchback_seconds", b"switchback_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dry_run", b"_dry_run", "_failure_limit", b"_failure_limit", "_max_acceptance_regression_percent", b"_max_acceptance_regression_percent", "_max_latency_regression_percent", b"_max_latency_regression_percent", "comparison", b"comparison", "confidence", b"confidence", "dry_run", b"dry_run", "failure_limit", b"failure_limit", "interval_seconds", b"interval_seconds", "max_acceptance_regression_percent", b"max_acceptance_regression_percent", "max_latency_regression_percent", b"max_latency_regression_percent", "min_samples", b"min_samples", "on_inconclusive", b"on_inconclusive", "switchback_seconds", b"switchback_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__dry_run: _TypeAlias = _typing.Literal["dry_run"]  # noqa: Y015
+    _WhichOneofArgType__dry_run: _TypeAlias = _typing.Literal["_dry_run", b"_dry_run"]  # noqa: Y015
     _WhichOneofReturnType__failure_limit: _TypeAlias = _typing.Literal["failure_limit"]  # noqa: Y015
     _WhichOneofArgType__failure_limit: _TypeAlias = _typing.Literal["_failure_limit", b"_failure_limit"]  # noqa: Y015
     _WhichOneofReturnType__max_acceptance_regression_percent: _TypeAlias = _typing.Literal["max_acceptance_regression_percent"]  # noqa: Y015
     _WhichOneofArgType__max_acceptance_regression_percent: _TypeAlias = _typing.Literal["_max_acceptance_regression_percent", b"_max_acceptance_regression_percent"]  # noqa: Y015
     _WhichOneofReturnType__max_latency_regression_percent: _TypeAlias = _typing.Literal["max_latency_regression_percent"]  # noqa: Y015
     _WhichOneofArgType__max_latency_regression_percent: _TypeAlias = _typing.Literal["_max_latency_regression_percent", b"_max_latency_regression_percent"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dry_run) -> _WhichOneofReturnType__dry_run | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__failure_limit) -> _WhichOneofReturnType__failure_limit | None: ...
     @_typing.overload
@@ -557,17 +561,22 @@ class RolloutPolicy(_message.Message):
         analysis: Global___Analysis | None = ...,
         auto_rollback: _builtins.bool | None = ...,
         progress_deadline_seconds: _builtins.int = ...,
-        max_pods_swapping: _builtins.int = ...,
+        max_pods_swapping: _builtins.int | None = ...,
         revision_history_limit: _builtins.int = ...,
         offline_gate: Global___OfflineGate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_auto_rollback", b"_auto_rollback", "analysis", b"analysis", "auto_rollback", b"auto_rollback", "offline_gate", b"offline_gate"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_auto_rollback", b"_auto_rollback", "_max_pods_swapping", b"_max_pods_swapping", "analysis", b"analysis", "auto_rollback", b"auto_rollback", "max_pods_swapping", b"max_pods_swapping", "offline_gate", b"offline_gate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_auto_rollback", b"_auto_rollback", "analysis", b"analysis", "auto_rollback", b"auto_rollback", "max_pods_swapping", b"max_pods_swapping", "offline_gate", b"offline_gate", "progress_deadline_seconds", b"progress_deadline_seconds", "revision_history_limit", b"revision_history_limit", "steps", b"steps", "strategy", b"strategy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_auto_rollback", b"_auto_rollback", "_max_pods_swapping", b"_max_pods_swapping", "analysis", b"analysis", "auto_rollback", b"auto_rollback", "max_pods_swapping", b"max_pods_swapping", "offline_gate", b"offline_gate", "progress_deadline_seconds", b"progress_deadline_seconds", "revision_history_limit", b"revision_history_limit", "steps", b"steps", "strategy", b"strategy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__auto_rollback: _TypeAlias = _typing.Literal["auto_rollback"]  # noqa: Y015
     _WhichOneofArgType__auto_rollback: _TypeAlias = _typing.Literal["_auto_rollback", b"_auto_rollback"]  # noqa: Y015
+    _WhichOneofReturnType__max_pods_swapping: _TypeAlias = _typing.Literal["max_pods_swapping"]  # noqa: Y015
+    _WhichOneofArgType__max_pods_swapping: _TypeAlias = _typing.Literal["_max_pods_swapping", b"_max_pods_swapping"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__auto_rollback) -> _WhichOneofReturnType__auto_rollback | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_pods_swapping) -> _WhichOneofReturnType__max_pods_swapping | None: ...
 
 Global___RolloutPolicy: _TypeAlias = RolloutPolicy  # noqa: Y015
 

@@ -44,7 +44,7 @@ class DraftFolder:
         """Versions that are whole, ascending. A download in progress has another name."""
         if not self._folder.is_dir():
             return []
-        return sorted(int(entry.name) for entry in self._folder.iterdir() if entry.name.isdecimal())
+        return sorted(int(entry.name) for entry in self._folder.iterdir() if entry.name.isdecimal() and entry.is_dir())
 
     def holds(self, version: int, digest: str | None) -> bool:
         """Whether a version is here, and its weights hash to `digest` where that is known; reads the whole file then."""
@@ -79,7 +79,8 @@ class DraftFolder:
             if version not in kept:
                 shutil.rmtree(self._folder / str(version))
         for part in self._folder.glob("*-*.part"):
-            if int(part.name.split("-")[0]) not in kept:
+            number = part.name.partition("-")[0]
+            if number.isdecimal() and int(number) not in kept and part.is_dir():  # what is not ours stays
                 shutil.rmtree(part)
 
 

@@ -65,8 +65,10 @@ def judge(evidence: Evidence, analysis: Analysis) -> LiveJudgement:
 
 def _failed(evidence: Evidence, analysis: Analysis, acceptance: Estimate | None, latency: Estimate | None) -> str:
     """Why the candidate must not go on; empty if it may."""
-    if evidence.failures > analysis.failure_limit:
-        return f"{evidence.failures} errors or crashes with the candidate, {analysis.failure_limit} are tolerated"
+    if evidence.failures > analysis.failure_limit and _fails_more_often(evidence):
+        against = f" against {evidence.baseline_failures} with the stable version" if evidence.baseline_failures else ""
+        failures = f"{evidence.failures} errors or crashes with the candidate{against}"
+        return f"{failures}, {analysis.failure_limit} are tolerated"
     allowed = analysis.max_acceptance_regression_percent
     if acceptance is not None and acceptance.high_percent < -allowed:
         return f"acceptance is surely down by more than {allowed:g} %"
@@ -74,6 +76,12 @@ def _failed(evidence: Evidence, analysis: Analysis, acceptance: Estimate | None,
     if latency is not None and latency.low_percent > allowed:
         return f"latency is surely up by more than {allowed:g} %"
     return ""
+
+
+def _fails_more_often(evidence: Evidence) -> bool:
+    """More than twice as often a request as the stable version: what befalls both is no fault of the candidate."""
+    candidate_requests, baseline_requests = max(1, evidence.candidate_requests), max(1, evidence.baseline_requests)
+    return evidence.failures * baseline_requests > 2 * evidence.baseline_failures * candidate_requests
 
 
 def _missing(evidence: Evidence, analysis: Analysis, acceptance: Estimate | None, latency: Estimate | None) -> str:

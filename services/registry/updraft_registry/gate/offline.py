@@ -19,6 +19,8 @@ class Judgement:
 
     verdict: Verdict
     reason: str
+    is_outdated: bool = False
+    """It was compared with another version than the one that serves now: no fault of its own."""
 
 
 def judge(evaluation: Evaluation | None, *, serving: int, policy: GatePolicy) -> Judgement:
@@ -32,8 +34,8 @@ def judge(evaluation: Evaluation | None, *, serving: int, policy: GatePolicy) ->
     if problem:
         return Judgement(verdict=Verdict.HOLD, reason=f"its evaluation is malformed: {problem}")
     if evaluation.baseline_version != serving:
-        compared = f"compared with {call(evaluation.baseline_version)}"
-        return Judgement(verdict=Verdict.HOLD, reason=f"{compared} but {call(serving)} serves")
+        reason = f"compared with {call(evaluation.baseline_version)} but {call(serving)} serves"
+        return Judgement(verdict=Verdict.HOLD, reason=reason, is_outdated=True)
     num_samples = len(evaluation.samples)
     if num_samples < policy.min_samples:
         reason = f"evaluated on {num_samples} requests, at least {policy.min_samples} are needed"

@@ -43,8 +43,8 @@ _PARALLEL_PARTS = 4
 _ADVICE = "; check UPDRAFT_REGISTRY_STORE_URL, and endpoint and credentials in the environment (such as AWS_...)"
 
 _REST_S = 15.0
-"""After a document could not be written the next ones fail at once for this long: they are written by the one thread
-that also decides, and it has better things to do than to wait for a bucket that is away."""
+"""After the bucket was away whatever the archive asks of it fails at once for this long: it asks on the one thread that
+also decides, which has better things to do than to wait."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,16 +120,19 @@ class BucketStore:
         """Put the blob into the bucket. Until it is committed or discarded it is not counted among `digests`."""
         self._arriving[upload.path] = digest
         with self._errors("write"):
-            obstore.put(
-                self._bucket.objects,
-                _blob(digest),
-                upload.path,
-                chunk_size=_PART_BYTES,
-                max_concurrency=_PARALLEL_PARTS,
-            )
+            self._put(upload, digest)
+        self._resting_until_s = 0.0  # it is back
 
     def commit(self, upload: Upload, digest: str) -> None:
-        """Keep the local file: the pods will ask for it next."""
+        """Keep the local file: the pods will ask for it next.
+
+        A sweep that had listed the blob of a version before may have deleted what was prepared meanwhile.
+        """
+        with self._at_once("write"):
+            try:
+                obstore.head(self._bucket.quick, _blob(digest))
+            except FileNotFoundError:
+                self._put(upload, digest)
         self._cache.adopt(_name(digest), upload.path)
 
     def open(self, digest: str) -> BinaryIO:
@@ -161,7 +164,7 @@ class BucketStore:
 
     def delete(self, digest: str) -> None:
         """Delete a blob, here and there."""
-        with self._errors("delete in"), suppress(FileNotFoundError):
+        with self._at_once("delete in"), suppress(FileNotFoundError):
             obstore.delete(self._bucket.quick, _blob(digest))
         self._cache.delete(lambda name: name == _name(digest))
 
@@ -182,19 +185,18 @@ class BucketStore:
 
     def write_document(self, speculator: str, number: int, content: bytes) -> None:
         """Write or replace one document."""
-        if self._clock.monotonic() < self._resting_until_s:
-            raise Unavailable(f"{self._bucket.url} was away a moment ago", retry_after_s=_REST_S)
-        try:
-            with self._errors("write"):
-                obstore.put(self._bucket.quick, _document(speculator, number), content)
-        except Unavailable:
-            self._resting_until_s = self._clock.monotonic() + _REST_S
-            raise
+        with self._at_once("write"):
+            obstore.put(self._bucket.quick, _document(speculator, number), content)
 
     def delete_document(self, speculator: str, number: int) -> None:
         """Delete one document."""
-        with self._errors("delete in"), suppress(FileNotFoundError):
+        with self._at_once("delete in"), suppress(FileNotFoundError):
             obstore.delete(self._bucket.quick, _document(speculator, number))
+
+    def _put(self, upload: Upload, digest: str) -> None:
+        obstore.put(
+            self._bucket.objects, _blob(digest), upload.path, chunk_size=_PART_BYTES, max_concurrency=_PARALLEL_PARTS
+        )
 
     def _bring(self, digest: str) -> None:
         """Fetch a blob into the cache, in ranges: each of them has its own time limit."""
@@ -213,7 +215,7 @@ class BucketStore:
                 raise Corrupt(f"the blob {digest} in {self._bucket.url} hashes to sha256:{found.hexdigest()}")
 
     def _list(self, prefix: str) -> Iterator[str]:
-        with self._errors("list"):
+        with self._at_once("list"):
             for page in obstore.list(self._bucket.quick, prefix):
                 yield from (entry["path"] for entry in page)
 
@@ -221,6 +223,18 @@ class BucketStore:
     def _errors(self, doing: str) -> Iterator[None]:
         with _errors(self._bucket.url, doing):
             yield
+
+    @contextmanager
+    def _at_once(self, doing: str) -> Iterator[None]:
+        """Around what the archive's thread asks: not while the bucket rests, and a failure lets it rest."""
+        if self._clock.monotonic() < self._resting_until_s:
+            raise Unavailable(f"{self._bucket.url} was away a moment ago", retry_after_s=_REST_S)
+        try:
+            with self._errors(doing):
+                yield
+        except Unavailable:
+            self._resting_until_s = self._clock.monotonic() + _REST_S
+            raise
 
 
 def _blob(digest: str) -> str:

@@ -1,0 +1,3 @@
+module updraft.dev/cluster/pods
+
+go 1.26.0
