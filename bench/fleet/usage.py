@@ -49,14 +49,15 @@ def allow_files(num_pods: int) -> None:
 
     Exhausted where the limit of open files may not be raised that far.
     """
-    needed, (soft, hard) = num_pods + _OTHER_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed, (_, hard) = num_pods + _OTHER_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise Exhausted(
             f"{num_pods} pods are as many connections, which takes {needed} open files in each process; at most {hard} are "
             f"allowed here: raise that (ulimit -Hn, or --ulimit nofile= of a container), or ask for fewer with --pods"
         )
-    if soft < needed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (hard, hard)
+    )  # a connection that is tried again may have two for a while
 
 
 def _cpu_s(process: psutil.Process) -> float:
