@@ -55,9 +55,8 @@ def allow_files(num_pods: int) -> None:
             f"{num_pods} pods are as many connections, which takes {needed} open files in each process; at most {hard} are "
             f"allowed here: raise that (ulimit -Hn, or --ulimit nofile= of a container), or ask for fewer with --pods"
         )
-    resource.setrlimit(
-        resource.RLIMIT_NOFILE, (hard, hard)
-    )  # a connection that is tried again may have two for a while
+    # All that is allowed: a connection that is tried again has two for a while.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _cpu_s(process: psutil.Process) -> float:
