@@ -3,6 +3,7 @@
 Standard logging, configured once per process: libraries and we speak the same dialect, and nothing wraps it.
 """
 
+import asyncio
 import json
 import logging
 import sys
@@ -21,8 +22,15 @@ def configure(
     """Send every log record at `level` or above to stderr. Calling it again replaces what was configured."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(process) if format == "json" else TextFormatter(process))
+    handler.addFilter(_is_news)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not that grpc.aio saw its own task of a call cancelled: a peer that hangs up while its call is ended is no error."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not (record.name.startswith("grpc.") and isinstance(error, asyncio.CancelledError))
 
 
 class JsonFormatter(logging.Formatter):

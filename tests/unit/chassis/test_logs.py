@@ -1,3 +1,4 @@
+import asyncio
 import json
 import logging
 import warnings
@@ -86,3 +87,14 @@ def test_warnings_become_records(capsys: pytest.CaptureFixture[str]) -> None:
         logs.configure(process="one", format="text")
         warnings.warn_explicit("old", DeprecationWarning, "file.py", 1)
     assert "DeprecationWarning: old" in "\n".join(lines(capsys))
+
+
+def test_grpc_says_what_broke_a_call_but_not_that_a_peer_hung_up(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(process="registry")
+    grpc_logger = logging.getLogger("grpc._cython.cygrpc")
+    grpc_logger.error("Exception not handled", exc_info=asyncio.CancelledError())
+    grpc_logger.error("Exception not handled", exc_info=ValueError("a bug"))
+    logger.error("Cancelled", exc_info=asyncio.CancelledError())
+    first, second = (json.loads(line) for line in lines(capsys))
+    assert "a bug" in first["exception"]
+    assert second["message"] == "Cancelled"
