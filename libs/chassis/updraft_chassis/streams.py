@@ -84,6 +84,11 @@ def connect(url: str, *, timeout: timedelta = timedelta(seconds=3)) -> Redis:
         raise InvalidInput("the Redis address is none: it must be redis://host:port/db or unix:///path") from None
 
 
+def key(namespace: str, speculator: str) -> str:
+    """The stream of a speculator's traces: what pods write to and its trainer reads."""
+    return f"updraft:{namespace}:{speculator}:samples:v1"
+
+
 class Producer:
     """Appends to a stream and keeps it near `max_bytes`.
 

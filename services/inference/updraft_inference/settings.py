@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from updraft_chassis import settings
+from updraft_chassis import settings, streams
 from updraft_chassis.credentials import Credentials
 
 PodName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$", max_length=63)]
@@ -158,7 +158,7 @@ class InferenceSettings(settings.Settings):
     @property
     def stream_key(self) -> str:
         """Where traces go."""
-        return f"updraft:{self.namespace}:{self.speculator}:samples:v1"
+        return streams.key(self.namespace, self.speculator)
 
     @model_validator(mode="after")
     def _one_source_of_drafts(self) -> Self:

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
+from updraft_chassis import streams
 from updraft_chassis.credentials import Credentials
 from updraft_chassis.settings import Name, Settings
 from updraft_trainer.decision import Bar
@@ -126,7 +127,7 @@ class TrainerSettings(Settings):
     @property
     def stream_key(self) -> str:
         """The Redis stream of the speculator's traces."""
-        return f"updraft:{self.namespace}:{self.speculator}:samples:v1"
+        return streams.key(self.namespace, self.speculator)
 
     @property
     def hyper(self) -> Hyper:
