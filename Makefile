@@ -86,6 +86,10 @@ gen-check: install ## Generated files are up to date
 test-unit: install ## Fast tests
 	$(PY) -m pytest tests/unit $(ARGS)
 
+.PHONY: fuzz
+fuzz: install ## Look for new counterexamples to the property tests (15 minutes; other tests take the same ones every time)
+	$(PY) -m pytest tests/unit --hypothesis-profile=explore --timeout=3600 -m hypothesis $(ARGS)
+
 .PHONY: bucket-server
 bucket-server: install ## Build the S3 server that tests start (once, with Go; 2 minutes, 45 MB in ~/.cache/updraft)
 	@$(PY) -m tools.s3_server
