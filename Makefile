@@ -10,7 +10,7 @@ CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/updraft
 KEY := $(shell { cat constraints.txt; $(PYTHON) -c 'import sys; print(sys.version, sys.prefix)' 2>/dev/null; } | sha256sum | cut -c1-16)
 DEPS := $(CACHE)/deps-$(KEY)
 PY := .venv/bin/python
-SOURCES := proto libs services cli tests tools bench
+SOURCES := proto libs services operator cli tests tools bench
 ARGS ?=
 
 .PHONY: help

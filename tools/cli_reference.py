@@ -8,6 +8,7 @@ import click
 
 from updraft_cli.__main__ import cli
 from updraft_cli.commands.options import CONNECTION
+from updraft_cli.kubectl.__main__ import plugin
 
 _SHARED = "registry-options"
 
@@ -23,6 +24,14 @@ def sections() -> Iterator[str]:
     yield _options(context, _connection())
 
 
+def plugin_sections() -> Iterator[str]:
+    """The page of the kubectl plugin, below its head."""
+    context = click.Context(plugin, info_name="kubectl updraft")
+    yield "# The `kubectl updraft` plugin\n"
+    yield _prose(plugin)
+    yield from _commands(context)
+
+
 def _commands(context: click.Context) -> Iterator[str]:
     group = context.command
     assert isinstance(group, click.Group)
@@ -35,7 +44,7 @@ def _commands(context: click.Context) -> Iterator[str]:
 
 def _section(context: click.Context) -> Iterator[str]:
     command = context.command
-    yield f"## updraft {context.command_path.removeprefix('updraft ')}\n"
+    yield f"## {context.command_path}\n"
     yield _prose(command)
     if isinstance(command, click.Group):
         return

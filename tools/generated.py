@@ -12,6 +12,9 @@ from pathlib import Path
 
 from tools import reference
 
+from updraft_operator.api import crd
+
+CRDS = Path("charts/updraft/files/crds")
 PROTO_SUFFIXES = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py", "_pb2_grpc.pyi")
 
 
@@ -41,6 +44,10 @@ def generate(checkout: Path, into: Path) -> None:
     ]
     subprocess.run(command, check=True)  # noqa: S603 - our own words and paths
     reference.write(into / "docs" / "reference")
+    crds = into / CRDS
+    crds.mkdir(parents=True, exist_ok=True)
+    for name, text in crd.files().items():
+        (crds / name).write_text(text, encoding="utf-8")
 
 
 def differences(fresh: Path, checkout: Path) -> list[str]:
@@ -52,7 +59,8 @@ def differences(fresh: Path, checkout: Path) -> list[str]:
 def _generated(root: Path) -> dict[str, bytes]:
     code = (path for path in (root / "proto").rglob("*") if path.name.endswith(PROTO_SUFFIXES))
     pages = (root / "docs" / "reference").glob("*.md")
-    return {str(path.relative_to(root)): path.read_bytes() for path in (*code, *pages)}
+    crds = (root / CRDS).glob("*.yaml")
+    return {str(path.relative_to(root)): path.read_bytes() for path in (*code, *pages, *crds)}
 
 
 def _plugin(name: str) -> str:

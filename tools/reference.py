@@ -18,9 +18,11 @@ from prometheus_client.metrics import MetricWrapperBase
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
-from tools import cli_reference
+from tools import cli_reference, conditions_reference
 
 import updraft_inference.metrics
+import updraft_operator.api.reference
+import updraft_operator.metrics
 import updraft_registry.metrics
 import updraft_trainer.metrics
 from updraft_chassis.settings import Settings, variable
@@ -29,6 +31,7 @@ from updraft_cli.demo.report import Report
 from updraft_cli.results import Result
 from updraft_inference.engine.port import Engine
 from updraft_inference.settings import InferenceSettings
+from updraft_operator.settings import OperatorSettings
 from updraft_registry.settings import RegistrySettings
 from updraft_trainer.settings import TrainerSettings
 
@@ -38,6 +41,7 @@ SETTINGS: dict[str, type[Settings]] = {
     "Inference": InferenceSettings,
     "Registry": RegistrySettings,
     "Trainer": TrainerSettings,
+    "Operator": OperatorSettings,
 }
 
 _TYPES: dict[object, str] = {
@@ -68,8 +72,8 @@ _SETTINGS_INTRO = (
 )
 
 _METRICS_INTRO = (
-    "Prometheus text format at `/metrics`: of inference on its HTTP port, of registry and trainer on their metrics"
-    " ports. A histogram `x` has the samples `x_bucket`, `x_sum` and `x_count`. A draft version is the value of a"
+    "Prometheus text format at `/metrics`: of inference on its HTTP port, of the others on their metrics ports."
+    " A histogram `x` has the samples `x_bucket`, `x_sum` and `x_count`. A draft version is the value of a"
     " gauge, never a label.\n"
 )
 
@@ -93,6 +97,9 @@ def pages() -> dict[str, str]:
         "settings.md": settings_page(),
         "metrics.md": metrics_page(),
         "report.md": report_page(),
+        "kubectl.md": "\n".join([HEAD, *cli_reference.plugin_sections()]),
+        "conditions.md": "\n".join([HEAD, *conditions_reference.sections()]),
+        "api.md": updraft_operator.api.reference.page(),
     }
 
 
@@ -214,13 +221,19 @@ def metric_name(metric: MetricWrapperBase) -> str:
 
 
 def _metrics() -> dict[str, list[MetricWrapperBase]]:
-    inference, registry, trainer = _Recorder(), _Recorder(), _Recorder()
+    inference, registry, trainer, operator = _Recorder(), _Recorder(), _Recorder(), _Recorder()
     updraft_inference.metrics.Metrics.on(inference)
     # Its gauges read the engine when they are scraped; here they are only described.
     updraft_inference.metrics.watch_engine(inference, cast("Engine", None))
     updraft_registry.metrics.Metrics.on(registry)
     updraft_trainer.metrics.Metrics(trainer)
-    return {"Inference": inference.metrics, "Registry": registry.metrics, "Trainer": trainer.metrics}
+    updraft_operator.metrics.Metrics.on(operator)
+    return {
+        "Inference": inference.metrics,
+        "Registry": registry.metrics,
+        "Trainer": trainer.metrics,
+        "Operator": operator.metrics,
+    }
 
 
 def _described(metric: MetricWrapperBase) -> Any:

@@ -10,6 +10,7 @@ from updraft_cli.commands.completion import completion
 from updraft_cli.commands.demo import demo
 from updraft_cli.commands.draft import draft
 from updraft_cli.commands.model import model
+from updraft_cli.commands.operator import operator
 from updraft_cli.commands.registry import registry
 from updraft_cli.commands.rollout import group as rollout
 from updraft_cli.commands.status import status
@@ -45,7 +46,7 @@ def cli() -> None:
     """
 
 
-for command in (up, status, draft, rollout, registry, demo, model, completion):
+for command in (up, status, draft, rollout, registry, operator, demo, model, completion):
     cli.add_command(command)
 
 

@@ -32,8 +32,8 @@ _UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
 
 def console() -> Console:
-    """Return the console of stdout; into a pipe, lines are not wrapped."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
+    """Return the console of stdout; into a pipe, lines are not wrapped. Texts are what somebody wrote, and no markup."""
+    return Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else _WIDE)
 
 
 def show(
@@ -74,7 +74,7 @@ def as_yaml(value: Any) -> str:
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
     """Tell a terminal that something takes a while; stderr, so that stdout is only the answer."""
-    with Console(stderr=True).status(what):
+    with Console(stderr=True).status(Text(what)):
         yield
 
 

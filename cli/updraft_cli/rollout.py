@@ -1,6 +1,7 @@
 """A rollout as a person or a script reads it: what is tried against what, how it does, and how it ended."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -133,8 +134,13 @@ async def subject(stub: "RegistryAsyncStub", speculator: str, number: int) -> Su
     version = await registry.version(stub, speculator, number)
     if version.phase != pb.PHASE_SUPERSEDED:
         return Subject(version=version)
-    (last,) = await registry.history(stub, speculator, number, limit=1) or [pb.Transition()]
-    return Subject(version=version, has_served=last.from_phase == pb.PHASE_STABLE)
+    return Subject(version=version, has_served=has_served(await registry.history(stub, speculator, number)))
+
+
+def has_served(history: Sequence[pb.Transition]) -> bool:
+    """Whether a superseded version was stable before; `history` is oldest first, and tells also of what moved nothing."""
+    last = next((event for event in reversed(history) if event.to_phase), pb.Transition())
+    return last.from_phase == pb.PHASE_STABLE
 
 
 def status(state: pb.SpeculatorState, about: Subject | None) -> Status:

@@ -177,7 +177,7 @@ def audited(path: Path) -> Iterator[Audited]:
         resource = "/".join(word for word in (target.get("resource", ""), target.get("subresource", "")) if word)
         yield Audited(
             verb=event["verb"],
-            user=event.get("impersonatedUser", event["user"])["username"],
+            user=event.get("impersonatedUser", event["user"]).get("username", ""),
             group=target.get("apiGroup", ""),
             resource=resource,
             namespace=target.get("namespace", ""),

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,20 +69,33 @@ class Cluster(ControlPlane):
 
     def enter(self, *command: str | Path, stdin: IO[bytes] | None = None) -> str:
         """Run a command in the cluster's namespaces, its programs on the PATH; return what it prints."""
-        first = _first_process(self.folder)
-        assert first is not None, f"the cluster in {self.folder} has ended"
-        namespaces = ("--mount", "--net", "--pid", "--ipc", "--uts")
         result = subprocess.run(
-            ["nsenter", f"--target={first.pid}", *namespaces, "--", *command],
-            env={**os.environ, "PATH": f"{programs.binaries()}:{os.environ['PATH']}"},
+            self._inside(command),
+            env=self._environment(),
             stdin=stdin or subprocess.DEVNULL,
             text=True,
             capture_output=True,
             check=False,
-            timeout=120,
+            timeout=600,
         )
         assert result.returncode == 0, f"{command[0]}: {result.stderr or result.stdout}"
         return result.stdout
+
+    def start(self, *command: str | Path) -> "subprocess.Popen[bytes]":
+        """Start a command in the cluster's namespaces, in the checkout; the caller ends its process group."""
+        return subprocess.Popen(
+            self._inside(command), env=self._environment(), cwd=programs.CHECKOUT, start_new_session=True
+        )
+
+    def _inside(self, command: Sequence[str | Path]) -> list[str | Path]:
+        first = _first_process(self.folder)
+        assert first is not None, f"the cluster in {self.folder} has ended"
+        namespaces = ("--mount", "--net", "--pid", "--ipc", "--uts")
+        return ["nsenter", f"--target={first.pid}", *namespaces, "--", *command]
+
+    @staticmethod
+    def _environment() -> dict[str, str]:
+        return {**os.environ, "PATH": f"{programs.binaries()}:{os.environ['PATH']}"}
 
     def processes(self) -> list[psutil.Process]:
         """Every process of the cluster, as seen from outside; those of pods too."""

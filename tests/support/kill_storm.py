@@ -179,6 +179,12 @@ async def _look_at_the_living(process: RegistryProcess, fleet: Sequence[SimPod],
         versions = {version.version: version for version in listed.versions}
         seen.phases = Counter(pb.Phase.Name(version.phase) for version in listed.versions)
         _look_at_versions(versions, seen)
+        seen.misled += [
+            f"{pod.name} was ordered {order}, which nobody published"
+            for pod in fleet
+            for order in pod.orders
+            if order.version and order.version not in versions
+        ]
         for number, version in versions.items():
             await _look_at_weights(stub, number, version.manifest.digest, seen)
             told = await stub.History(

@@ -109,6 +109,21 @@ class World:
             if order is not None:
                 self.pods[name] = obeyed(self.pods[name], order, self.speculator.versions)
 
+    def leave(self, name: str) -> None:
+        """A pod drains, and then it is gone."""
+        self.pods[name] = replace(self.pods[name], is_draining=True)
+        self.decide()
+        del self.pods[name]
+
+    def die(self, name: str) -> None:
+        """A pod's process ends without a word: the registry has its last report, and no stream."""
+        self.pods[name] = replace(self.pods[name], is_connected=False)
+
+    def start(self, name: str, boot: str) -> None:
+        """A pod's process begins a new life with the stable version, from its disk."""
+        held = next(v for v in self.speculator.versions if v.number == self.stable)
+        self.pods[name] = replace(holding(name, held), boot=boot)
+
     def restart(self) -> None:
         """The registry stops and starts again: it has what it wrote, and no pod has reported yet."""
         rollout = self.speculator.rollout

@@ -1,6 +1,8 @@
 """`updraft draft`: look at draft versions, and copy them out and in."""
 
 import asyncio
+import json
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -10,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from updraft_chassis.errors import InvalidInput
-from updraft_cli import drafts, output, registry
+from updraft_chassis.digests import file_digest
+from updraft_chassis.errors import Corrupt, InvalidInput
+from updraft_cli import drafts, output, progress, pulling, registry, source
 from updraft_cli.commands import options
 from updraft_cli.commands.decisions import DECISIONS
 from updraft_cli.commands.versions import VERSION
@@ -102,7 +105,7 @@ def pull(target: Target, version: int | str, folder: Path) -> None:
 
 
 @draft.command("import")
-@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("place", metavar="FOLDER|URI")
 @click.option(
     "--target",
     "model",
@@ -110,16 +113,28 @@ def pull(target: Target, version: int | str, folder: Path) -> None:
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="The model that it drafts for, Hugging Face layout.  [default: that of the versions before it]",
 )
+@click.option("--digest", metavar="sha256:...", default="", help="Of the weights file; others are refused.")
+@click.option(
+    "--result",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help='Also write {"version": N} there: a Job tells the operator so.',
+)
 @options.output()
 @options.target
-def import_(target: Target, folder: Path, model: Path | None, form: Format) -> None:
-    """Publish an EAGLE-3 draft from a folder.
+def import_(target: Target, place: str, model: Path | None, digest: str, result: Path | None, form: Format) -> None:
+    """Publish an EAGLE-3 draft from a folder, or from an address as `updraft model pull` takes it.
 
-    FOLDER holds config.json and model.safetensors, as SGLang, vLLM and `updraft draft pull` have them. It becomes the
+    The folder holds config.json and model.safetensors, as SGLang, vLLM and `updraft draft pull` have them. It becomes the
     newest version: the first of a speculator serves at once, a later one waits for `updraft draft promote`.
     """
-    with output.waiting(f"Reading and publishing {folder} ..."):
-        imported = asyncio.run(_import(target, folder, model))
+    with _draft_in(place) as folder:
+        if digest:
+            _check_digest(place, folder, digest)
+        with output.waiting(f"Reading and publishing {folder} ..."):
+            imported = asyncio.run(_import(target, folder, model))
+    if result is not None:
+        result.write_text(json.dumps({"version": imported.draft.version}), encoding="utf-8")
     rendered = partial(view.rendered_import, imported)
     output.show(imported, form, names=[imported.draft.version], rendered=rendered)
 
@@ -176,6 +191,32 @@ async def _import(target: Target, folder: Path, model: Path | None) -> "Imported
 
     async with target.connected() as stub:
         return await importing.publish(stub, target.speculator, folder, model)
+
+
+@contextmanager
+def _draft_in(place: str) -> Iterator[Path]:
+    """The folder itself, or one for as long as the block lasts with what an address names."""
+    if source.is_uri(place):
+        address = source.address(place)
+        with (
+            tempfile.TemporaryDirectory(prefix="updraft-") as folder,
+            progress.shown(address.uri, Path(folder)) as told,
+        ):
+            pulling.pull(address, Path(folder), told)
+            yield Path(folder)
+        return
+    if not Path(place).is_dir():
+        raise click.BadParameter(f"there is no folder {place}", param_hint="FOLDER|URI")
+    yield Path(place)
+
+
+def _check_digest(place: str, folder: Path, expected: str) -> None:
+    from updraft_chassis.transfer import WEIGHTS  # noqa: PLC0415 - see _pull
+
+    weights = folder / WEIGHTS
+    found = file_digest(weights) if weights.is_file() else "no file"
+    if found != expected:
+        raise Corrupt(f"{weights.name} of {place} is {found}, expected {expected}")
 
 
 @contextmanager

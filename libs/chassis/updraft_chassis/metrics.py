@@ -23,14 +23,21 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def serve(
-    registry: CollectorRegistry, *, host: str, port: int, ready: Callable[[], bool], setting: str
+    registry: CollectorRegistry,
+    *,
+    host: str,
+    port: int,
+    ready: Callable[[], bool],
+    setting: str,
+    alive: Callable[[], bool] = lambda: True,
 ) -> Iterator[int]:
     """Serve until the block ends; yield the port (a free one for 0).
 
-    Conflict names `setting` when the port cannot be had. `ready` runs in other threads: it only reads a flag.
+    Conflict names `setting` when the port cannot be had. `ready` and `alive` (/healthz) run in other threads: they only
+    read a flag.
     """
     try:
-        httpd = make_server(host, port, _app(registry, ready), server_class=_Server, handler_class=_Quiet)
+        httpd = make_server(host, port, _app(registry, ready, alive), server_class=_Server, handler_class=_Quiet)
     except OSError as error:
         raise Conflict(f"port {port} on {host} is taken or not allowed ({error.strerror}); set {setting}") from error
     thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.1}, name="metrics", daemon=True)
@@ -43,7 +50,7 @@ def serve(
         thread.join()
 
 
-def _app(registry: CollectorRegistry, ready: Callable[[], bool]) -> "WSGIApplication":
+def _app(registry: CollectorRegistry, ready: Callable[[], bool], alive: Callable[[], bool]) -> "WSGIApplication":
     scrape: WSGIApplication = make_wsgi_app(registry)
 
     def app(environ: "WSGIEnvironment", start: "StartResponse") -> Iterable[bytes]:
@@ -51,14 +58,17 @@ def _app(registry: CollectorRegistry, ready: Callable[[], bool]) -> "WSGIApplica
             case "/metrics":
                 return scrape(environ, start)
             case "/healthz":
-                return _plain(start, "200 OK", "ok")
+                return _answer(start, alive(), "ok", "stuck")
             case "/readyz":
-                status, text = ("200 OK", "ready") if ready() else ("503 Service Unavailable", "not ready")
-                return _plain(start, status, text)
+                return _answer(start, ready(), "ready", "not ready")
             case _:
                 return _plain(start, "404 Not Found", "here are /metrics, /healthz and /readyz")
 
     return app
+
+
+def _answer(start: "StartResponse", is_well: bool, well: str, ill: str) -> list[bytes]:  # noqa: FBT001 - the answer itself
+    return _plain(start, "200 OK", well) if is_well else _plain(start, "503 Service Unavailable", ill)
 
 
 def _plain(start: "StartResponse", status: str, text: str) -> list[bytes]:

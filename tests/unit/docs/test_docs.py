@@ -9,6 +9,7 @@ import pytest
 from tools import reference
 
 from updraft_cli.__main__ import cli
+from updraft_cli.kubectl.__main__ import plugin
 
 ROOT = Path(__file__).parents[3]
 PAGES = sorted(
@@ -18,6 +19,11 @@ PAGES = sorted(
         *ROOT.glob("bench/**/*.md"),
     ]
 )
+
+_COMMAND = r"\b(kubectl )?updraft((?: [a-z]+)+)"
+"""The command line's words, and whether the plugin's."""
+_HELM = re.compile(r"\bhelm [^\n]*")
+"""There `updraft` is the name of a release."""
 
 each_page = pytest.mark.parametrize("page", [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES])
 
@@ -37,10 +43,8 @@ def test_make_has_every_verb(page: Path) -> None:
 
 @each_page
 def test_the_command_line_has_every_command(page: Path) -> None:
-    unknown = [
-        line for code in _code(page) for line in re.findall(r"\bupdraft( [a-z ]+)", code) if not _is_command(line)
-    ]
-    assert unknown == []
+    used = [found for code in _code(page) for found in re.findall(_COMMAND, _HELM.sub("", code))]
+    assert [words for plugged, words in used if not _is_command(plugin if plugged else cli, words)] == []
 
 
 @each_page
@@ -58,7 +62,7 @@ def test_nothing_is_left_to_be_filled_in(page: Path) -> None:
 @each_page
 def test_every_metric_is_one_of_ours(page: Path) -> None:
     used = {
-        name for code in _code(page) for name in re.findall(r"\bupdraft_(?:inference|registry|trainer)_[a-z_]+", code)
+        name for code in _code(page) for name in re.findall(r"\bupdraft_(?:inference|operator|registry|trainer)_[a-z_]+", code)
     }
     assert used <= reference.metric_names()
 
@@ -100,9 +104,8 @@ def _code(page: Path) -> list[str]:
     return blocks + re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
 
 
-def _is_command(words: str) -> bool:
-    """Whether the words lead from `updraft` to a command; what follows one is its arguments."""
-    command: click.Command = cli
+def _is_command(command: click.Command, words: str) -> bool:
+    """Whether the words lead from a program to a command; what follows one is its arguments."""
     for word in words.split():
         if not isinstance(command, click.Group):
             return True

@@ -1,0 +1,77 @@
+# Four images from one file: `--build-arg EXTRA=operator | registry | trainer | inference`; docs/images.md tells more.
+# For docker, podman and buildah 1.28 or later, so: no heredocs, no COPY --link, no digests in FROM.
+#
+# What changes seldom comes first. torch is one layer, the same in trainer and inference, that changes only with torch's
+# own pins; then come the other packages; then our code.
+ARG PYTHON=python:3.11-slim-bookworm
+ARG EXTRA=operator
+
+# A virtual environment without pip: the base's pip installs into it from outside. The official image has no bytecode of
+# the standard library and a read-only root could keep none, so that is made here; pip makes that of what it installs.
+FROM ${PYTHON} AS base
+RUN groupadd --gid 65532 updraft \
+    && useradd --uid 65532 --gid 65532 --home-dir /tmp --no-create-home --no-log-init --shell /usr/sbin/nologin updraft \
+    && python -m compileall -q -j 0 -x '/(test|tests|idlelib|lib2to3)/' \
+        "$(python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')" \
+    && python -m venv --without-pip /opt/venv
+ENV PATH=/opt/venv/bin:$PATH HOME=/tmp PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+
+# Wheels of ours: in /requirements one without code, so that new code does not mean to install all packages anew.
+FROM ${PYTHON} AS wheels
+WORKDIR /source
+COPY pyproject.toml README.md LICENSE constraints.txt ./
+RUN python -m venv /build && /build/bin/pip install --quiet --constraint constraints.txt hatchling \
+    && /build/bin/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir /requirements . \
+    && cp constraints.txt /requirements \
+    && grep -iE '^(cuda-|filelock|fsspec|jinja2|markupsafe|mpmath|networkx|numpy|nvidia-|setuptools|sympy|torch=|triton|typing_ext)' \
+        constraints.txt > /torch.txt
+COPY proto proto
+COPY libs libs
+COPY services services
+COPY operator operator
+COPY cli cli
+RUN /build/bin/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir /wheels .
+
+FROM base AS code
+COPY --from=wheels /wheels /wheels
+RUN pip --python /opt/venv/bin/python install --quiet --no-cache-dir --no-deps /wheels/*.whl
+
+# torch from TORCH_INDEX, such as an index of builds for CPUs; what it needs from pip's own index.
+FROM base AS torch
+ARG TORCH=torch
+ARG TORCH_INDEX=
+COPY --from=wheels /torch.txt /opt/venv/torch.txt
+RUN install="pip --python /opt/venv/bin/python install --quiet --no-cache-dir --only-binary :all: --constraint /opt/venv/torch.txt" \
+    && $install --no-deps ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$TORCH" \
+    && $install torch numpy
+
+FROM torch AS inference
+ENTRYPOINT ["updraft-inference"]
+
+FROM torch AS trainer
+ENTRYPOINT ["updraft-trainer"]
+
+FROM base AS registry
+ENTRYPOINT ["updraft-registry"]
+
+# It also downloads models and imports drafts, as `updraft`.
+FROM base AS operator
+ENV HF_HUB_DISABLE_TELEMETRY=1
+ENTRYPOINT ["updraft-operator"]
+
+FROM ${EXTRA} AS image
+ARG EXTRA
+COPY --from=wheels /requirements /opt/venv/requirements
+RUN cd /opt/venv/requirements \
+    && if [ "$EXTRA" = operator ]; then extras=operator,cli; else extras=$EXTRA; fi \
+    && pip --python /opt/venv/bin/python install --quiet --no-cache-dir --only-binary :all: --constraint constraints.txt \
+        "$(ls ./*.whl)[$extras]"
+COPY --from=code /opt/venv /opt/venv
+USER 65532:65532
+ARG VERSION=unreleased
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="updraft-${EXTRA}" \
+      org.opencontainers.image.description="The ${EXTRA} of Updraft: a draft model that learns from the traffic it serves" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"

@@ -1,0 +1,114 @@
+"""Where a model or a draft can be downloaded from, and which of the files there are taken.
+
+Taken is what serving reads: sizes, weights in safetensors, the tokenizer. Not taken are the same weights in other formats,
+and code.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Protocol
+
+from updraft_chassis.errors import InvalidInput, NotFound
+
+BUCKETS = ("s3", "gs", "az")
+HUB = "hf"
+
+PART = ".part"
+"""How the name of a file ends that is not whole yet."""
+
+_MOUNTED = ("pvc", "oci", "file")
+
+_WEIGHTS = "*.safetensors"
+_BESIDE = ("*.json", "tokenizer*", "*.model", "*.tiktoken", "*.jinja", "merges.txt", "vocab.txt", "LICENSE*")
+_NOT_TAKEN = ("*.bin.index.json", "consolidated*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """What is asked for. `revision` is empty for the newest, and of a bucket."""
+
+    uri: str
+    scheme: str
+    place: str
+    revision: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class File:
+    """One file of a source; another tag means other bytes."""
+
+    name: str
+    size_bytes: int
+    tag: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """The files to take, all of one state of the source: `revision`, where it has such a thing."""
+
+    revision: str
+    files: tuple[File, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all files together."""
+        return sum(file.size_bytes for file in self.files)
+
+
+class Source(Protocol):
+    """A place that has files. Calls raise an UpdraftError for whatever is wrong with the place, OSError for the disk."""
+
+    def listing(self, revision: str) -> Listing:
+        """The files to take, at a revision or (empty) at the newest."""
+        ...
+
+    def fetch(self, listing: Listing, files: Iterable[File], folder: Path, done: Callable[[File], None]) -> None:
+        """Bring files of a listing into a folder; each appears there whole, and is then told to `done`."""
+        ...
+
+
+def is_uri(text: str) -> bool:
+    """Whether this is an address rather than a path."""
+    return "://" in text
+
+
+def address(uri: str, revision: str = "") -> Address:
+    """What a URI names, in `revision` or in that after its @; InvalidInput if nothing can be downloaded from there."""
+    scheme, separator, rest = uri.partition("://")
+    if not separator or scheme in _MOUNTED:
+        raise InvalidInput(f"{uri} is mounted, not downloaded: name hf://ORG/NAME, s3://, gs:// or az://BUCKET/PREFIX")
+    if scheme in BUCKETS:
+        if not rest.strip("/"):
+            raise InvalidInput(f"{uri} names no bucket: expected {scheme}://BUCKET/PREFIX")
+        if revision:
+            raise InvalidInput(
+                f"{uri} has no revision {revision}: only hf:// has revisions, a bucket has other prefixes"
+            )
+        return Address(uri=uri, scheme=scheme, place=rest)
+    if scheme != HUB:
+        raise InvalidInput(f"{uri} cannot be downloaded: expected hf://ORG/NAME, s3://, gs:// or az://BUCKET/PREFIX")
+    name, _, after = rest.partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise InvalidInput(f"{uri} names no repository: expected hf://ORG/NAME or hf://ORG/NAME@REVISION")
+    if revision and after and revision != after:
+        raise InvalidInput(f"{uri} names the revision {after}, and {revision} was asked for")
+    return Address(uri=f"{HUB}://{name}", scheme=HUB, place=name, revision=revision or after)
+
+
+def taken(where: str, files: Iterable[File]) -> tuple[File, ...]:
+    """Those of the top level that serving reads; NotFound if there is no model among them."""
+    top = sorted((file for file in files if "/" not in file.name), key=lambda file: file.name)
+    chosen = [file for file in top if _matches(file, _BESIDE) and not _matches(file, _NOT_TAKEN)]
+    weights = [file for file in top if _matches(file, (_WEIGHTS,)) and not _matches(file, _NOT_TAKEN)]
+    if not weights or all(file.name != "config.json" for file in chosen):
+        missing = "config.json" if weights else _WEIGHTS
+        held = f"it holds {', '.join(file.name for file in top[:5])}" if top else "it holds no file"
+        raise NotFound(f"{where} is no model: it has no {missing} at its top level; {held}")
+    return (*chosen, *weights)
+
+
+def _matches(file: File, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(file.name, pattern) for pattern in patterns)

@@ -1,0 +1,1 @@
+"""Pure builders: a speculator's spec in, manifests of its objects out."""

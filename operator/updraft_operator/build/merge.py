@@ -1,0 +1,45 @@
+"""A user's pod template over ours, as `kubectl patch` would merge them: named things by name, other lists as a whole.
+
+Refused: the full schema of a pod template in the CRD (a megabyte), and JSON patches (which break when our lists grow).
+"""
+
+from typing import Any
+
+_KEYS = ("name", "mountPath", "containerPort", "topologyKey", "key")
+"""What tells the entries of a list apart, as in Kubernetes' own merge; the first that all entries have."""
+
+
+def merged(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    """Theirs over ours, in depth; None takes a field away."""
+    result = {**ours}
+    for name, value in theirs.items():
+        if value is None:
+            result.pop(name, None)
+        elif isinstance(value, dict) and isinstance(ours.get(name), dict):
+            result[name] = merged(ours[name], value)
+        elif isinstance(value, list) and isinstance(ours.get(name), list):
+            result[name] = _merged_lists(ours[name], value)
+        else:
+            result[name] = value
+    return result
+
+
+def _merged_lists(ours: list[Any], theirs: list[Any]) -> list[Any]:
+    key = _key(ours, theirs)
+    if key is None:
+        return theirs
+    result = {entry[key]: entry for entry in ours}
+    for entry in theirs:
+        result[entry[key]] = merged(result.get(entry[key], {}), entry)
+    return list(result.values())
+
+
+def _key(*lists: list[Any]) -> str | None:
+    return next((key for key in _KEYS if all(_tells_apart(key, entries) for entries in lists)), None)
+
+
+def _tells_apart(key: str, entries: list[Any]) -> bool:
+    """Whether each entry has the field, and each another value."""
+    if not all(isinstance(entry, dict) and isinstance(entry.get(key), str | int) for entry in entries):
+        return False
+    return len({entry[key] for entry in entries}) == len(entries)

@@ -1,0 +1,83 @@
+"""How a pod comes to its target model: in the image, mounted, or downloaded before it starts."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from updraft_operator.api.speculator import ModelCache, TargetModel
+from updraft_operator.build.manifest import Images
+
+FOLDER = "/models"
+_VOLUME = "model"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """Where the model is in the pod, and what brings it there."""
+
+    path: str
+    volumes: tuple[dict[str, Any], ...] = ()
+    mounts: tuple[dict[str, Any], ...] = ()
+    init_containers: tuple[dict[str, Any], ...] = ()
+
+
+def model(target: TargetModel, cache: ModelCache | None, images: Images, security: dict[str, Any]) -> Model:
+    """The model of a spec, for any pod that reads it."""
+    scheme, _, rest = target.uri.rpartition("://")
+    if not scheme:
+        return Model(path=target.uri)
+    if scheme == "pvc":
+        claim, _, folder = rest.partition("/")
+        return _mounted(folder, {"persistentVolumeClaim": {"claimName": claim, "readOnly": True}})
+    if scheme == "oci":
+        return _mounted("", {"image": {"reference": rest, "pullPolicy": images.pull_policy}})
+    return _downloaded(target, cache, images, security)
+
+
+def served_name(target: TargetModel) -> str:
+    """The name that clients ask for."""
+    last = target.uri.rpartition("://")[2].rstrip("/").rsplit("/", maxsplit=1)[-1]
+    return target.served_name or last.partition("@")[0] or "model"
+
+
+def _mounted(folder: str, source: dict[str, Any]) -> Model:
+    mount = {"name": _VOLUME, "mountPath": FOLDER, "readOnly": True}
+    path = f"{FOLDER}/{folder}".rstrip("/")
+    return Model(path=path, volumes=({"name": _VOLUME, **source},), mounts=(mount,))
+
+
+def _downloaded(target: TargetModel, cache: ModelCache | None, images: Images, security: dict[str, Any]) -> Model:
+    """By an init container; a folder that is there already, whole, is left as it is."""
+    folder = f"{FOLDER}/{_folder(target)}"
+    revision = ["--revision", target.revision] if target.revision else []
+    download: dict[str, Any] = {
+        "name": "model",
+        "image": images.operator,
+        "imagePullPolicy": images.pull_policy,
+        "command": ["updraft", "model", "pull", target.uri, folder, *revision],
+        "securityContext": security,
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "env": [{"name": "HF_HOME", "value": "/tmp/hf"}],  # noqa: S108 - of the container
+        "volumeMounts": [{"name": _VOLUME, "mountPath": FOLDER}, {"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108
+    }
+    if target.secret_ref is not None:
+        download["envFrom"] = [{"secretRef": {"name": target.secret_ref.name}}]
+    return Model(
+        path=folder,
+        volumes=({"name": _VOLUME, **_kept(cache)},),
+        mounts=({"name": _VOLUME, "mountPath": FOLDER, "readOnly": True},),
+        init_containers=(download,),
+    )
+
+
+def _folder(target: TargetModel) -> str:
+    """A folder of its own for each address and revision, so that a cache can be shared by several models."""
+    text = target.uri.replace("://", "/") + (f"@{target.revision}" if target.revision else "")
+    return "".join(c if c.isalnum() or c in "-._" else "--" for c in text)
+
+
+def _kept(cache: ModelCache | None) -> dict[str, Any]:
+    if cache is not None and cache.pvc is not None:
+        return {"persistentVolumeClaim": {"claimName": cache.pvc.claim_name}}
+    if cache is not None and cache.host_path is not None:
+        return {"hostPath": {"path": cache.host_path.path, "type": "DirectoryOrCreate"}}
+    return {"emptyDir": {}}

@@ -1,0 +1,42 @@
+"""Who may call whom: one NetworkPolicy a part, for what comes in.
+
+What goes out is left open: models come from anywhere, and Redis is where the user says.
+"""
+
+from typing import Any
+
+from updraft_operator.api import names
+from updraft_operator.api.speculator import AdaptiveSpeculator
+from updraft_operator.build.manifest import Manifest, manifest
+
+GRPC_PORT = 50051
+
+
+def policy(owner: AdaptiveSpeculator, part: str, ingress: list[dict[str, Any]]) -> Manifest:
+    """Nothing comes in but this."""
+    name = owner.metadata.name
+    content = {
+        "podSelector": {"matchLabels": names.selector(name, part)},
+        "policyTypes": ["Ingress"],
+        "ingress": ingress,
+    }
+    return manifest(owner, "networking.k8s.io/v1", "NetworkPolicy", names.child(name, part), part, spec=content)
+
+
+def from_anyone(*ports: int) -> dict[str, Any]:
+    """Anyone may call these ports."""
+    return {"ports": [_port(port) for port in ports]}
+
+
+def from_own(owner: AdaptiveSpeculator, operator_namespace: str, port: int) -> dict[str, Any]:
+    """The speculator's own pods, and the operator."""
+    operator = {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": operator_namespace}},
+        "podSelector": {"matchLabels": {"app.kubernetes.io/name": "updraft-operator"}},
+    }
+    own = {"podSelector": {"matchLabels": {names.SPECULATOR: owner.metadata.name}}}
+    return {"from": [own, operator], "ports": [_port(port)]}
+
+
+def _port(number: int) -> dict[str, Any]:
+    return {"port": number, "protocol": "TCP"}

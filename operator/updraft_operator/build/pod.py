@@ -1,0 +1,127 @@
+"""A pod of any part: hardened as the restricted Pod Security standard asks, its settings in a ConfigMap beside it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from updraft_operator.api import names
+from updraft_operator.api.speculator import AdaptiveSpeculator, Workload
+from updraft_operator.build.manifest import Images, Manifest, digest, manifest
+from updraft_operator.build.merge import merged
+
+USER = 65532
+"""`nonroot` of most images, and of ours."""
+
+ACCESS = "/etc/updraft/access"
+TMP = {"name": "tmp", "emptyDir": {}}
+_TMP_MOUNT = {"name": "tmp", "mountPath": "/tmp"}  # noqa: S108 - of the container, whose root is read-only
+
+RESTRICTED = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What a pod is made of, besides what all pods are."""
+
+    containers: Sequence[dict[str, Any]]
+    init_containers: Sequence[dict[str, Any]] = ()
+    volumes: Sequence[dict[str, Any]] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Of the ConfigMap that its containers read."""
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of the pod's spec."""
+
+
+def template(owner: AdaptiveSpeculator, part: str, parts: Parts, said: Workload, images: Images) -> dict[str, Any]:
+    """A pod template. No draft version is ever in it: a new draft restarts nothing."""
+    spec: dict[str, Any] = {
+        "serviceAccountName": owner.metadata.name,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,  # NAME_PORT=tcp://... would look like settings
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": list(parts.containers),
+        "volumes": [*parts.volumes, TMP],
+        **parts.more,
+    }
+    if parts.init_containers:
+        spec["initContainers"] = list(parts.init_containers)
+    if images.pull_secrets:
+        spec["imagePullSecrets"] = [{"name": name} for name in images.pull_secrets]
+    ours = {
+        "metadata": {
+            "labels": names.labels(owner.metadata.name, part),
+            "annotations": {names.SETTINGS: digest(parts.settings)},
+        },
+        "spec": spec,
+    }
+    wished = merged(ours, said.pod_template)
+    # Selectors and our own watches hang on these.
+    return merged(wished, {"metadata": {"labels": names.labels(owner.metadata.name, part)}})
+
+
+def container(name: str, image: str, images: Images, said: Workload, **content: Any) -> dict[str, Any]:
+    """A container; what the spec says of variables and resources wins."""
+    env = {each["name"]: each for each in (*content.pop("env", []), *said.env)}
+    mounts = [*content.pop("volumeMounts", []), _TMP_MOUNT]
+    return {
+        "name": name,
+        "image": image,
+        "imagePullPolicy": images.pull_policy,
+        **({"resources": said.resources} if said.resources else {}),
+        "securityContext": RESTRICTED,
+        "terminationMessagePolicy": "FallbackToLogsOnError",  # its last words are what a condition says
+        "env": list(env.values()),
+        "volumeMounts": mounts,
+        **content,
+    }
+
+
+def settings(owner: AdaptiveSpeculator, part: str, values: Mapping[str, str]) -> Manifest:
+    """The ConfigMap of a part."""
+    return manifest(owner, "v1", "ConfigMap", names.child(owner.metadata.name, part), part, data=dict(values))
+
+
+def from_settings(owner: AdaptiveSpeculator, part: str) -> list[dict[str, Any]]:
+    """`envFrom` of that ConfigMap."""
+    return [{"configMapRef": {"name": names.child(owner.metadata.name, part)}}]
+
+
+def token_volume(owner: AdaptiveSpeculator, *keys: str) -> dict[str, Any]:
+    """The named entries of the Secret with the registry's tokens, and no other."""
+    items = [{"key": key, "path": key} for key in keys]
+    secret = {"secretName": names.child(owner.metadata.name, "access"), "items": items, "defaultMode": 0o440}
+    return {"name": "access", "secret": secret}
+
+
+TOKEN_MOUNT = {"name": "access", "mountPath": ACCESS, "readOnly": True}
+
+
+def secret_variable(name: str, secret: str, key: str) -> dict[str, Any]:
+    """A variable whose value is in a Secret."""
+    return {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
+
+
+def field_variable(name: str, path: str) -> dict[str, Any]:
+    """A variable that says something of the pod itself."""
+    return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+
+
+def http_probe(path: str, port: str, *, period_s: int, failures: int) -> dict[str, Any]:
+    """Ask a port; five seconds are long for an answer that costs nothing, and short for a node that swaps."""
+    return {
+        "httpGet": {"path": path, "port": port},
+        "periodSeconds": period_s,
+        "timeoutSeconds": 5,
+        "failureThreshold": failures,
+    }

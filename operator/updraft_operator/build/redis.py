@@ -1,0 +1,26 @@
+"""Where traces go: a Redis that the spec names, or the operator's own."""
+
+from typing import Any
+
+from updraft_operator.api import names
+from updraft_operator.api.speculator import AdaptiveSpeculator
+from updraft_operator.build.manifest import Surroundings
+from updraft_operator.build.pod import secret_variable
+
+KEY = "redis-url"
+"""Of the operator's Redis, in the Secret of a speculator."""
+
+
+def has_redis(owner: AdaptiveSpeculator, around: Surroundings) -> bool:
+    """Whether traces can go anywhere."""
+    return owner.spec.traces.enabled and (owner.spec.traces.redis is not None or around.has_redis)
+
+
+def redis_variables(owner: AdaptiveSpeculator, variable: str, around: Surroundings) -> list[dict[str, Any]]:
+    """The variable with the address, which has a password in it; none where no traces go."""
+    if not has_redis(owner, around):
+        return []
+    if owner.spec.traces.redis is not None:
+        secret = owner.spec.traces.redis.url_secret_ref
+        return [secret_variable(variable, secret.name, secret.key)]
+    return [secret_variable(variable, names.child(owner.metadata.name, "access"), KEY)]

@@ -1,0 +1,110 @@
+"""The registry: one pod with a volume that outlives it, a Service, and the tokens of who calls it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from updraft_operator.api import names
+from updraft_operator.api.speculator import AdaptiveSpeculator
+from updraft_operator.build import network, pod
+from updraft_operator.build.manifest import Manifest, Surroundings, manifest
+from updraft_operator.build.storage import claim_spec
+
+METRICS_PORT = 9091
+ROLES = ("serve", "publish", "operate")
+_DATA = {"name": "data", "mountPath": "/var/lib/updraft"}
+
+
+def objects(owner: AdaptiveSpeculator, around: Surroundings) -> list[Manifest]:
+    """All objects of the part but the Secret."""
+    values = _settings(owner)
+    ingress = [
+        network.from_own(owner, around.namespace, network.GRPC_PORT),
+        network.from_anyone(METRICS_PORT),
+    ]
+    return [
+        pod.settings(owner, names.REGISTRY, values),
+        _stateful_set(owner, around, values),
+        _service(owner),
+        network.policy(owner, names.REGISTRY, ingress),
+    ]
+
+
+def access(owner: AdaptiveSpeculator, tokens: Mapping[str, str], redis_url: str) -> Manifest:
+    """The Secret with the registry's tokens, one a role, and the address of the operator's Redis if it is used."""
+    content = {
+        **{role: tokens[role] for role in ROLES},
+        "tokens": "".join(f"{role}:{tokens[role]}\n" for role in ROLES),
+        "redis-url": redis_url,  # also when empty: an entry of stringData that is left out stays in the Secret
+    }
+    name = names.child(owner.metadata.name, "access")
+    return manifest(owner, "v1", "Secret", name, names.REGISTRY, type="Opaque", stringData=content)
+
+
+def _settings(owner: AdaptiveSpeculator) -> dict[str, str]:
+    values = {
+        "UPDRAFT_REGISTRY_HOST": "0.0.0.0",  # noqa: S104 - of a pod, behind a NetworkPolicy
+        "UPDRAFT_REGISTRY_PORT": str(network.GRPC_PORT),
+        "UPDRAFT_REGISTRY_METRICS_PORT": str(METRICS_PORT),
+        "UPDRAFT_REGISTRY_DATA_DIR": _DATA["mountPath"],
+        "UPDRAFT_REGISTRY_TOKENS_FILE": f"{pod.ACCESS}/tokens",
+    }
+    if owner.spec.registry.bucket is not None:
+        values["UPDRAFT_REGISTRY_STORE_URL"] = owner.spec.registry.bucket.url
+    return values
+
+
+def _stateful_set(owner: AdaptiveSpeculator, around: Surroundings, values: dict[str, str]) -> Manifest:
+    name, said = owner.metadata.name, owner.spec.registry
+    bucket = said.bucket.secret_ref if said.bucket else None
+    variables = pod.from_settings(owner, names.REGISTRY)
+    registry = pod.container(
+        "registry",
+        said.image or around.images.registry,
+        around.images,
+        said,
+        ports=[
+            {"name": "grpc", "containerPort": network.GRPC_PORT},
+            {"name": "metrics", "containerPort": METRICS_PORT},
+        ],
+        envFrom=[*variables, *([{"secretRef": {"name": bucket.name}}] if bucket else [])],
+        volumeMounts=[_DATA, pod.TOKEN_MOUNT],
+        startupProbe=pod.http_probe("/healthz", "metrics", period_s=2, failures=150),
+        readinessProbe=pod.http_probe("/readyz", "metrics", period_s=5, failures=2),
+        livenessProbe=pod.http_probe("/healthz", "metrics", period_s=10, failures=6),
+    )
+    volumes = [pod.token_volume(owner, "tokens")]
+    if said.storage.claim_name is not None:
+        volumes.append({"name": "data", "persistentVolumeClaim": {"claimName": said.storage.claim_name}})
+    parts = pod.Parts(containers=[registry], volumes=volumes, settings=values)
+    content: dict[str, Any] = {
+        "replicas": 1,
+        "serviceName": names.child(name, names.REGISTRY),
+        "selector": {"matchLabels": names.selector(name, names.REGISTRY)},
+        "template": pod.template(owner, names.REGISTRY, parts, said, around.images),
+        # Kubernetes' own way to let the data go with the resource, or not: nothing has to be there to do it.
+        "persistentVolumeClaimRetentionPolicy": {
+            "whenDeleted": owner.spec.deletion_policy.value,
+            "whenScaled": "Retain",
+        },
+    }
+    if said.storage.claim_name is None:
+        content["volumeClaimTemplates"] = [
+            {
+                "apiVersion": "v1",
+                "kind": "PersistentVolumeClaim",
+                "metadata": {"name": "data", "labels": names.selector(name, names.REGISTRY)},
+                "spec": claim_spec(said.storage),
+            }
+        ]
+    return manifest(owner, "apps/v1", "StatefulSet", names.child(name, names.REGISTRY), names.REGISTRY, spec=content)
+
+
+def _service(owner: AdaptiveSpeculator) -> Manifest:
+    name = owner.metadata.name
+    content = {
+        "selector": names.selector(name, names.REGISTRY),
+        "ports": [{"name": "grpc", "port": network.GRPC_PORT, "targetPort": "grpc", "protocol": "TCP"}],
+        # Pods find it while it starts, and its own words say more than a refused connection.
+        "publishNotReadyAddresses": True,
+    }
+    return manifest(owner, "v1", "Service", names.child(name, names.REGISTRY), names.REGISTRY, spec=content)

@@ -1,0 +1,210 @@
+"""The inference pods: Deployment, Service, disruption budget, and who may call them."""
+
+from typing import Any
+
+from updraft_operator.api import names
+from updraft_operator.api.speculator import AdaptiveSpeculator, Engine, Serving
+from updraft_operator.build import network, pod
+from updraft_operator.build.manifest import Manifest, Surroundings, manifest
+from updraft_operator.build.model import Model, model, served_name
+from updraft_operator.build.quantity import mebibytes
+from updraft_operator.build.redis import redis_variables
+
+PORT = 8000
+_ENGINE_PORT = 30000
+_DATA = {"name": "data", "mountPath": "/var/lib/updraft"}
+_SHM_MOUNT = {"name": "shm", "mountPath": "/dev/shm"}  # noqa: S108 - SGLang's processes share tensors there
+
+_NONE = (0, "0%")
+
+_PULL_S = 5
+"""Longer than it takes until no Service leads to a pod any more that is told to go."""
+
+_LOAD_S = 1800
+"""For a large model from a slow disk."""
+
+
+def objects(owner: AdaptiveSpeculator, around: Surroundings, *, sets_replicas: bool = True) -> list[Manifest]:
+    """All objects of the part. Without `sets_replicas` an autoscaler of the Deployment itself owns their number."""
+    name, spec = owner.metadata.name, owner.spec
+    values = _settings(owner)
+    target = model(spec.target_model, spec.serving.model_cache, around.images, pod.RESTRICTED)
+    containers = _torch(owner, around, target) if spec.engine is Engine.TORCH else _sglang(owner, around, target)
+    template = pod.template(
+        owner,
+        names.SERVING,
+        pod.Parts(
+            containers=containers,
+            init_containers=target.init_containers,
+            volumes=[
+                *target.volumes,
+                {"name": "data", "emptyDir": {}},
+                pod.token_volume(owner, "serve"),
+                *_shared(spec.engine),
+            ],
+            settings=values,
+            more={
+                "terminationGracePeriodSeconds": spec.serving.termination_grace_period_seconds,
+                "topologySpreadConstraints": [_spread(name)],
+            },
+        ),
+        spec.serving,
+        around.images,
+    )
+    content: dict[str, Any] = {
+        "selector": {"matchLabels": names.selector(name, names.SERVING)},
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": _rolling_update(spec.engine, spec.serving)},
+        "template": template,
+    }
+    if spec.suspend:
+        content["replicas"] = 0
+    elif sets_replicas:
+        content["replicas"] = spec.serving.replicas
+    return [
+        pod.settings(owner, names.SERVING, values),
+        manifest(owner, "apps/v1", "Deployment", names.child(name, names.SERVING), names.SERVING, spec=content),
+        _service(owner),
+        _budget(owner),
+        network.policy(owner, names.SERVING, [network.from_anyone(PORT)]),
+    ]
+
+
+def _settings(owner: AdaptiveSpeculator) -> dict[str, str]:
+    spec, name = owner.spec, owner.metadata.name
+    grace_s = spec.serving.termination_grace_period_seconds
+    values = {
+        "UPDRAFT_INFERENCE_HOST": "0.0.0.0",  # noqa: S104 - of a pod, behind a NetworkPolicy
+        "UPDRAFT_INFERENCE_PORT": str(PORT),
+        "UPDRAFT_INFERENCE_SERVED_MODEL_NAME": served_name(spec.target_model),
+        "UPDRAFT_INFERENCE_NUM_SLOTS": str(spec.serving.max_running_requests),
+        "UPDRAFT_INFERENCE_MAX_CONTEXT": str(spec.serving.max_context_tokens),
+        "UPDRAFT_INFERENCE_DRAIN_SECONDS": str(max(1, grace_s - _PULL_S - 5)),
+        "UPDRAFT_INFERENCE_LOOKAHEAD": str(spec.draft.lookahead),
+        "UPDRAFT_INFERENCE_REGISTRY_ADDRESS": f"{names.child(name, names.REGISTRY)}:{network.GRPC_PORT}",
+        "UPDRAFT_INFERENCE_REGISTRY_TOKEN_FILE": f"{pod.ACCESS}/serve",
+        "UPDRAFT_INFERENCE_SPECULATOR": name,
+        "UPDRAFT_INFERENCE_NAMESPACE": owner.metadata.namespace,
+        "UPDRAFT_INFERENCE_DATA_DIR": _DATA["mountPath"],
+        "UPDRAFT_INFERENCE_CAPTURE_PAYLOAD_FRACTION": f"{spec.traces.payload_percent / 100:g}",
+        "UPDRAFT_INFERENCE_CAPTURE_EVALUATION_FRACTION": f"{spec.traces.evaluation_percent / 100:g}",
+        "UPDRAFT_INFERENCE_CAPTURE_MAX_BYTES": str(mebibytes(spec.traces.max_size) * 1024 * 1024),
+    }
+    if spec.draft.lookahead == 0:
+        values["UPDRAFT_INFERENCE_DRAFTER"] = "none"
+    return values
+
+
+def _torch(owner: AdaptiveSpeculator, around: Surroundings, target: Model) -> list[dict[str, Any]]:
+    said = owner.spec.serving
+    return [
+        pod.container(
+            "inference",
+            said.image or around.images.inference,
+            around.images,
+            said,
+            ports=[{"name": "http", "containerPort": PORT}],
+            **_agent(owner, around, target),
+            # The server answers these beside decoding, so a swap, which stands between two steps, fails none.
+            startupProbe=pod.http_probe("/healthz", "http", period_s=5, failures=_LOAD_S // 5),
+            readinessProbe=pod.http_probe("/readyz", "http", period_s=5, failures=2),
+            livenessProbe=pod.http_probe("/healthz", "http", period_s=10, failures=6),
+            lifecycle={"preStop": {"sleep": {"seconds": _PULL_S}}},
+        )
+    ]
+
+
+def _agent(owner: AdaptiveSpeculator, around: Surroundings, target: Model) -> dict[str, Any]:
+    """What the process that speaks to registry and Redis needs, whichever engine it has."""
+    return {
+        "envFrom": pod.from_settings(owner, names.SERVING),
+        "env": [
+            {"name": "UPDRAFT_INFERENCE_MODEL", "value": target.path},
+            pod.field_variable("UPDRAFT_INFERENCE_POD_NAME", "metadata.name"),
+            *redis_variables(owner, "UPDRAFT_INFERENCE_REDIS_URL", around),
+        ],
+        "volumeMounts": [_DATA, pod.TOKEN_MOUNT, *target.mounts],
+    }
+
+
+def _sglang(owner: AdaptiveSpeculator, around: Surroundings, target: Model) -> list[dict[str, Any]]:
+    """A stock SGLang server, and the agent beside it, which clients reach it through."""
+    said, spec = owner.spec.serving, owner.spec
+    engine = pod.container(
+        "engine",
+        said.image or around.images.sglang,
+        around.images,
+        said,
+        command=["python3", "-m", "sglang.launch_server"],
+        args=[
+            *("--model-path", target.path, "--served-model-name", served_name(spec.target_model)),
+            *("--host", "0.0.0.0", "--port", str(_ENGINE_PORT), "--enable-metrics"),  # noqa: S104 - see _settings
+            *("--tp-size", str(said.tensor_parallel_size), "--context-length", str(said.max_context_tokens)),
+            *("--max-running-requests", str(said.max_running_requests)),
+            *said.args,
+        ],
+        ports=[{"name": "engine", "containerPort": _ENGINE_PORT}],
+        volumeMounts=[_DATA, _SHM_MOUNT, *target.mounts],
+        # /health generates a token and waits while paused: a liveness probe on it would kill a pod during a swap.
+        startupProbe=pod.http_probe("/ping", "engine", period_s=10, failures=_LOAD_S // 10),
+        livenessProbe=pod.http_probe("/ping", "engine", period_s=10, failures=6),
+    )
+    # SGLang compiles kernels into caches below its home.
+    engine["securityContext"] = {**engine["securityContext"], "readOnlyRootFilesystem": False}
+    agent = pod.container(
+        "inference",
+        around.images.inference,
+        around.images,
+        Serving(),
+        args=["--engine", "sglang", "--attach", f"http://127.0.0.1:{_ENGINE_PORT}"],
+        ports=[{"name": "http", "containerPort": PORT}],
+        **_agent(owner, around, target),
+        startupProbe=pod.http_probe("/healthz", "http", period_s=5, failures=_LOAD_S // 5),
+        readinessProbe=pod.http_probe("/readyz", "http", period_s=5, failures=2),
+        livenessProbe=pod.http_probe("/healthz", "http", period_s=10, failures=6),
+        lifecycle={"preStop": {"sleep": {"seconds": _PULL_S}}},
+    )
+    return [engine, agent]
+
+
+def _shared(engine: Engine) -> list[dict[str, Any]]:
+    return [] if engine is Engine.TORCH else [{"name": "shm", "emptyDir": {"medium": "Memory"}}]
+
+
+def _rolling_update(engine: Engine, said: Serving) -> dict[str, Any]:
+    """With an engine on GPUs none is spare: one pod goes before its successor comes."""
+    surge, unavailable = said.rolling_update.max_surge, said.rolling_update.max_unavailable
+    if surge is None:
+        surge = 1 if engine is Engine.TORCH or unavailable in _NONE else 0
+    if unavailable is None:
+        unavailable = 1 if surge in _NONE else 0
+    return {"maxSurge": surge, "maxUnavailable": unavailable}
+
+
+def _spread(name: str) -> dict[str, Any]:
+    return {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": names.selector(name, names.SERVING)},
+    }
+
+
+def _service(owner: AdaptiveSpeculator) -> Manifest:
+    name = owner.metadata.name
+    content = {
+        "selector": names.selector(name, names.SERVING),
+        "ports": [{"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"}],
+    }
+    return manifest(owner, "v1", "Service", name, names.SERVING, spec=content)
+
+
+def _budget(owner: AdaptiveSpeculator) -> Manifest:
+    name = owner.metadata.name
+    content = {
+        "maxUnavailable": 1,
+        "selector": {"matchLabels": names.selector(name, names.SERVING)},
+        # A pod that is not ready serves nobody, and must not keep a node from being drained.
+        "unhealthyPodEvictionPolicy": "AlwaysAllow",
+    }
+    budget = names.child(name, names.SERVING)
+    return manifest(owner, "policy/v1", "PodDisruptionBudget", budget, names.SERVING, spec=content)

@@ -1,0 +1,16 @@
+"""Claims of volumes."""
+
+from typing import Any
+
+from updraft_operator.api.speculator import Storage
+
+
+def claim_spec(storage: Storage) -> dict[str, Any]:
+    """The spec of a claim for one pod."""
+    spec: dict[str, Any] = {
+        "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": storage.size}},
+    }
+    if storage.storage_class_name is not None:
+        spec["storageClassName"] = storage.storage_class_name
+    return spec

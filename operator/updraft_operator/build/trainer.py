@@ -1,0 +1,87 @@
+"""The trainer: one pod that learns, and the volume that a kill costs it nothing of."""
+
+from typing import Any
+
+from updraft_operator.api import names
+from updraft_operator.api.speculator import AdaptiveSpeculator
+from updraft_operator.build import network, pod
+from updraft_operator.build.manifest import Manifest, Surroundings, manifest
+from updraft_operator.build.model import model
+from updraft_operator.build.redis import has_redis, redis_variables
+from updraft_operator.build.storage import claim_spec
+
+METRICS_PORT = 9092
+_DATA = {"name": "data", "mountPath": "/var/lib/updraft"}
+
+
+def objects(owner: AdaptiveSpeculator, around: Surroundings) -> list[Manifest]:
+    """All objects of the part; none where there are no traces to learn from."""
+    if not has_redis(owner, around):
+        return []
+    name, said = owner.metadata.name, owner.spec.trainer
+    values, claim = _settings(owner), names.child(name, names.TRAINER)
+    content = {
+        "replicas": 0 if owner.spec.suspend or said.suspend else 1,
+        "strategy": {"type": "Recreate"},  # two would learn from the same folder
+        "selector": {"matchLabels": names.selector(name, names.TRAINER)},
+        "template": _template(owner, around, values, said.storage.claim_name or claim),
+    }
+    built = [
+        pod.settings(owner, names.TRAINER, values),
+        manifest(owner, "apps/v1", "Deployment", claim, names.TRAINER, spec=content),
+        network.policy(owner, names.TRAINER, [network.from_anyone(METRICS_PORT)]),
+    ]
+    if said.storage.claim_name is None:
+        volume = claim_spec(said.storage)
+        built.append(manifest(owner, "v1", "PersistentVolumeClaim", claim, names.TRAINER, spec=volume))
+    return built
+
+
+def _template(owner: AdaptiveSpeculator, around: Surroundings, values: dict[str, str], claim: str) -> dict[str, Any]:
+    said = owner.spec.trainer
+    target = model(owner.spec.target_model, owner.spec.serving.model_cache, around.images, pod.RESTRICTED)
+    trainer = pod.container(
+        "trainer",
+        said.image or around.images.trainer,
+        around.images,
+        said,
+        ports=[{"name": "metrics", "containerPort": METRICS_PORT}],
+        envFrom=pod.from_settings(owner, names.TRAINER),
+        env=[
+            {"name": "UPDRAFT_TRAINER_MODEL", "value": target.path},
+            *redis_variables(owner, "UPDRAFT_TRAINER_REDIS_URL", around),
+        ],
+        volumeMounts=[_DATA, pod.TOKEN_MOUNT, *target.mounts],
+        startupProbe=pod.http_probe("/healthz", "metrics", period_s=5, failures=120),
+        readinessProbe=pod.http_probe("/readyz", "metrics", period_s=5, failures=2),
+        livenessProbe=pod.http_probe("/healthz", "metrics", period_s=20, failures=6),
+    )
+    parts = pod.Parts(
+        containers=[trainer],
+        init_containers=target.init_containers,
+        volumes=[
+            *target.volumes,
+            {"name": "data", "persistentVolumeClaim": {"claimName": claim}},
+            pod.token_volume(owner, "publish"),
+        ],
+        settings=values,
+    )
+    return pod.template(owner, names.TRAINER, parts, said, around.images)
+
+
+def _settings(owner: AdaptiveSpeculator) -> dict[str, str]:
+    name = owner.metadata.name
+    return {
+        "UPDRAFT_TRAINER_METRICS_HOST": "0.0.0.0",  # noqa: S104 - of a pod, behind a NetworkPolicy
+        "UPDRAFT_TRAINER_METRICS_PORT": str(METRICS_PORT),
+        "UPDRAFT_TRAINER_DATA_DIR": _DATA["mountPath"],
+        "UPDRAFT_TRAINER_REGISTRY_ADDRESS": f"{names.child(name, names.REGISTRY)}:{network.GRPC_PORT}",
+        "UPDRAFT_TRAINER_REGISTRY_TOKEN_FILE": f"{pod.ACCESS}/publish",
+        "UPDRAFT_TRAINER_SPECULATOR": name,
+        "UPDRAFT_TRAINER_NAMESPACE": owner.metadata.namespace,
+        # Its name in the stream's group outlives the pod, so that what was in hand is handed back.
+        "UPDRAFT_TRAINER_POD_NAME": names.child(name, names.TRAINER),
+        "UPDRAFT_TRAINER_LOOKAHEAD": str(min(8, max(1, owner.spec.draft.lookahead))),
+        "UPDRAFT_TRAINER_NICENESS": "0",  # a container of its own has its share of the processor from Kubernetes
+        "UPDRAFT_TRAINER_SCHEDULING": "normal",
+    }

@@ -1,0 +1,90 @@
+"""The cluster as the operator needs it: a port of few verbs, and the kinds that they are used on."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+from updraft_operator.api import names
+from updraft_operator.build.manifest import Manifest
+
+
+class Resource(NamedTuple):
+    """Where a kind is found."""
+
+    prefix: str
+    plural: str
+
+    def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
+        """In the API."""
+        parts = [self.prefix, *(["namespaces", namespace] if namespace else []), self.plural, name, subresource]
+        return "/".join(part for part in parts if part)
+
+    @property
+    def group(self) -> str:
+        """Empty for the core group."""
+        _, _, rest = self.prefix.partition("/apis/")
+        return rest.partition("/")[0]
+
+    @property
+    def version(self) -> str:
+        """Such as v1."""
+        return self.prefix.rpartition("/")[2]
+
+
+_UPDRAFT = f"/apis/{names.API_VERSION}"
+
+KINDS: Mapping[str, Resource] = {
+    "AdaptiveSpeculator": Resource(_UPDRAFT, names.SPECULATORS),
+    "DraftVersion": Resource(_UPDRAFT, names.DRAFT_VERSIONS),
+    "Deployment": Resource("/apis/apps/v1", "deployments"),
+    "StatefulSet": Resource("/apis/apps/v1", "statefulsets"),
+    "Service": Resource("/api/v1", "services"),
+    "ConfigMap": Resource("/api/v1", "configmaps"),
+    "ServiceAccount": Resource("/api/v1", "serviceaccounts"),
+    "PersistentVolumeClaim": Resource("/api/v1", "persistentvolumeclaims"),
+    "PodDisruptionBudget": Resource("/apis/policy/v1", "poddisruptionbudgets"),
+    "NetworkPolicy": Resource("/apis/networking.k8s.io/v1", "networkpolicies"),
+    "Job": Resource("/apis/batch/v1", "jobs"),
+    "Pod": Resource("/api/v1", "pods"),
+}
+"""What is watched. Secrets are not: nobody needs to list them."""
+
+OTHERS: Mapping[str, Resource] = {
+    "Secret": Resource("/api/v1", "secrets"),
+    "Event": Resource("/api/v1", "events"),
+    "Lease": Resource("/apis/coordination.k8s.io/v1", "leases"),
+    "CustomResourceDefinition": Resource("/apis/apiextensions.k8s.io/v1", "customresourcedefinitions"),
+}
+
+CHILDREN = tuple(kind for kind in KINDS if kind not in ("AdaptiveSpeculator", "DraftVersion", "Pod"))
+
+
+class Cluster(Protocol):
+    """Raises UpdraftErrors: NotFound, Conflict, InvalidInput (refused by a schema), Forbidden, Unavailable."""
+
+    async def get(self, kind: str, namespace: str, name: str) -> Manifest:
+        """An object."""
+        ...
+
+    async def apply(self, content: Manifest, *, is_status: bool = False) -> Manifest:
+        """Server-side apply, forced; the object as it came out."""
+        ...
+
+    async def merge(self, kind: str, namespace: str, name: str, patch: Mapping[str, Any]) -> Manifest:
+        """A JSON merge patch."""
+        ...
+
+    async def delete(self, kind: str, namespace: str, name: str) -> None:
+        """Delete; what is not there is deleted already."""
+        ...
+
+    async def create(self, content: Manifest) -> Manifest:
+        """Conflict if it is there already."""
+        ...
+
+    async def replace(self, content: Manifest) -> Manifest:
+        """Conflict if it changed since it was read."""
+        ...
+
+    async def metadata(self, kind: str, namespace: str) -> list[Manifest]:
+        """All objects of a kind that the operator is interested in, their metadata only; "" for all namespaces."""
+        ...

@@ -1,0 +1,174 @@
+"""The cluster through the official client: its configuration, its connections, and its errors in our words."""
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from kubernetes.aio import client, config
+
+from updraft_chassis.errors import (
+    Conflict,
+    Forbidden,
+    InvalidInput,
+    NotFound,
+    Unauthenticated,
+    Unavailable,
+    UpdraftError,
+)
+from updraft_operator.api import names
+from updraft_operator.build.manifest import Manifest
+from updraft_operator.cluster import KINDS, OTHERS, Resource
+
+TIMEOUT_S = 20.0
+_PAGE = 500
+_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+_METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+_ERRORS: Mapping[int, type[UpdraftError]] = {
+    400: InvalidInput,
+    401: Unauthenticated,
+    403: Forbidden,
+    404: NotFound,
+    409: Conflict,
+    410: Conflict,
+    415: InvalidInput,
+    422: InvalidInput,
+}
+
+Guard = Callable[[], None]
+"""Called before every write; raises where this process may not write (any more)."""
+
+
+@asynccontextmanager
+async def connected(
+    guard: Guard = lambda: None, on_write: Callable[[str, str], None] = lambda *_: None
+) -> AsyncIterator["KubernetesCluster"]:
+    """The cluster that this process runs in, else that of KUBECONFIG. Unavailable if there is neither."""
+    configuration = client.Configuration()
+    try:
+        if not os.environ.get("KUBECONFIG") and await asyncio.to_thread(_TOKEN.exists):
+            config.load_incluster_config(client_configuration=configuration)
+        else:
+            await config.load_kube_config(client_configuration=configuration)
+    except config.ConfigException as error:
+        raise Unavailable(f"there is no cluster to work on: {error}; set KUBECONFIG") from error
+    async with client.ApiClient(configuration) as api:
+        api.user_agent = f"updraft-operator/{version('updraft')}"
+        yield KubernetesCluster(api, guard, on_write)
+
+
+class KubernetesCluster:
+    """See `Cluster`."""
+
+    def __init__(self, api: client.ApiClient, guard: Guard, on_write: Callable[[str, str], None]) -> None:
+        self._api = api
+        self._guard = guard
+        self._on_write = on_write
+
+    async def get(self, kind: str, namespace: str, name: str) -> Manifest:  # noqa: D102 - see Cluster
+        return await self._call("GET", _resource(kind).path(namespace, name))
+
+    async def apply(self, content: Manifest, *, is_status: bool = False) -> Manifest:  # noqa: D102
+        kind, metadata = content["kind"], content["metadata"]
+        path = _resource(kind).path(metadata["namespace"], metadata["name"], "status" if is_status else "")
+        query = {"fieldManager": names.MANAGER, "force": "true"}
+        return await self._write("PATCH", kind, path, content, form="application/apply-patch+yaml", query=query)
+
+    async def merge(self, kind: str, namespace: str, name: str, patch: Mapping[str, Any]) -> Manifest:  # noqa: D102
+        path = _resource(kind).path(namespace, name)
+        query = {"fieldManager": names.MANAGER}
+        return await self._write("PATCH", kind, path, patch, form="application/merge-patch+json", query=query)
+
+    async def delete(self, kind: str, namespace: str, name: str) -> None:  # noqa: D102
+        try:
+            body = {"propagationPolicy": "Background"}
+            await self._write("DELETE", kind, _resource(kind).path(namespace, name), body)
+        except NotFound:
+            return
+
+    async def create(self, content: Manifest) -> Manifest:  # noqa: D102
+        kind = content["kind"]
+        path = _resource(kind).path(content["metadata"]["namespace"])
+        return await self._write("POST", kind, path, content, query={"fieldManager": names.MANAGER})
+
+    async def replace(self, content: Manifest) -> Manifest:  # noqa: D102
+        kind, metadata = content["kind"], content["metadata"]
+        return await self._write("PUT", kind, _resource(kind).path(metadata["namespace"], metadata["name"]), content)
+
+    async def metadata(self, kind: str, namespace: str) -> list[Manifest]:  # noqa: D102
+        query = {"limit": str(_PAGE), "resourceVersion": ""}
+        if kind not in ("AdaptiveSpeculator", "DraftVersion"):
+            query["labelSelector"] = f"{names.MANAGED_BY}={names.MANAGER}"
+        found: list[Manifest] = []
+        while True:
+            page = await self._call("GET", _resource(kind).path(namespace), query=query, accept=_METADATA)
+            found += page.get("items") or []
+            query["continue"] = (page.get("metadata") or {}).get("continue", "")
+            if not query["continue"]:
+                return found
+
+    async def _write(
+        self,
+        method: str,
+        kind: str,
+        path: str,
+        body: Mapping[str, Any],
+        *,
+        form: str = "application/json",
+        query: Mapping[str, str] | None = None,
+    ) -> Manifest:
+        self._guard()
+        answer = await self._call(method, path, body=body, form=form, query=query)
+        self._on_write(kind, method)
+        return answer
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, Any] | None = None,
+        form: str = "application/json",
+        query: Mapping[str, str] | None = None,
+        accept: str = "application/json",
+    ) -> Manifest:
+        request = await self._api.param_serialize(
+            method,
+            path,
+            query_params=[(name, value) for name, value in (query or {}).items() if value],
+            header_params={"Accept": accept, "Content-Type": form},
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                response = await self._api.call_api(*request, _request_timeout=TIMEOUT_S)
+                content = await response.read()
+        except (aiohttp.ClientError, OSError) as error:  # TimeoutError is one
+            raise Unavailable(f"the API server does not answer: {str(error) or type(error).__name__}") from error
+        if 200 <= response.status <= 299:
+            answer: Manifest = json.loads(content)
+            return answer
+        raise _error(response.status, content, response.headers)
+
+
+def _resource(kind: str) -> Resource:
+    return KINDS[kind] if kind in KINDS else OTHERS[kind]
+
+
+def _error(status: int, content: bytes, headers: Mapping[str, str]) -> UpdraftError:
+    try:
+        message = json.loads(content).get("message", "")
+    except ValueError:  # a proxy's page
+        message = ""
+    message = message or f"the API server answers with status {status}"
+    kind = _ERRORS.get(status)
+    if kind is not None:
+        return kind(message)
+    after = headers.get("Retry-After", "")
+    return Unavailable(message, float(after) if after.isdigit() else None)

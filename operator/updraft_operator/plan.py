@@ -1,0 +1,361 @@
+"""What to do about one speculator, decided from one look at everything. Pure, and total: the same look gives the same
+plan, and a look at a world that the plan was carried out on gives an empty one.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Literal
+
+from updraft_operator import versions
+from updraft_operator.api import names
+from updraft_operator.api.draft_version import DraftVersionStatus, Phase
+from updraft_operator.api.schema import Model
+from updraft_operator.api.speculator import DeletionPolicy
+from updraft_operator.api.status import Condition, Status
+from updraft_operator.build import importing, registry, serving, trainer
+from updraft_operator.build.manifest import Manifest, manifest, marked
+from updraft_operator.build.redis import has_redis
+from updraft_operator.compare import is_current
+from updraft_operator.observed import Observed
+from updraft_operator.policy import is_followed, policy
+from updraft_operator.status import status, without_measurements
+from updraft_operator.store import Child, Ref
+from updraft_operator.times import moment
+
+CLEANUP_S = 60.0
+"""How long a deletion may wait for what is outside the cluster; then it is left there, and said so."""
+
+_BAD_PHASES = versions.CONDEMNED
+
+_ONCE = ("Job", "PersistentVolumeClaim")
+"""Made once: what they ask for cannot be changed, and a claim that somebody grew stays grown."""
+
+
+class Verb(StrEnum):
+    """What a registry can be told."""
+
+    SET_POLICY = "SetPolicy"
+    PIN = "Pin"
+    UNPIN = "Unpin"
+    PAUSE = "Pause"
+    RESUME = "Resume"
+    PROMOTE = "Promote"
+    RETAIN = "Retain"
+    RELEASE = "Release"
+    """No longer retain."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """Something to tell the registry."""
+
+    verb: Verb
+    version: int = 0
+    policy: str = ""
+    """Digest of the policy that is to be set."""
+
+    @property
+    def ref(self) -> Ref:
+        """What a refusal of it is kept under."""
+        return Ref("Registry", f"{self.verb}-{self.version}")
+
+    @property
+    def digest(self) -> str:
+        """What a refusal is of: another policy is tried."""
+        return self.policy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that a person may want to know happened."""
+
+    kind: str
+    name: str
+    uid: str
+    reason: str
+    message: str
+    is_warning: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Things to do, in this order."""
+
+    apply: tuple[Manifest, ...] = ()
+    delete: tuple[Ref, ...] = ()
+    calls: tuple[Call, ...] = ()
+    status: dict[str, Any] | None = None
+    draft_statuses: tuple[tuple[str, dict[str, Any]], ...] = ()
+    events: tuple[Event, ...] = ()
+    finalizer: Literal["add", "remove", ""] = ""
+    cleans_up: bool = False
+    """Remove what is outside the cluster first."""
+    again_s: float | None = None
+    """Look again after this long, whatever happens."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing differs from what is wished."""
+        return not (
+            *self.apply,
+            *self.delete,
+            *self.calls,
+            *self.draft_statuses,
+            *self.events,
+            self.status,
+            self.finalizer,
+            self.cleans_up,
+        )
+
+
+def plan(seen: Observed, *, now_unix_s: float, now_s: float) -> Plan:
+    """Decide. `now_s` is on a clock that only runs forward."""
+    now = moment(now_unix_s)
+    metadata = seen.speculator.metadata
+    if metadata.deletion_timestamp is not None:
+        return _ending(seen, now)
+    applied, deleted = _objects(seen)
+    told, events, again_s = _told(seen, now, now_s)
+    drafts = list(_drafts_told(seen, now))
+    return Plan(
+        apply=applied,
+        delete=deleted,
+        calls=tuple(each for each in _calls(seen) if (each.ref, each.digest) not in _refused(seen)),
+        status=told,
+        draft_statuses=tuple((name, written(new)) for name, new, _ in drafts),
+        events=(*events, *(event for _, _, event in drafts if event is not None)),
+        finalizer=_finalizer(seen),
+        again_s=again_s,
+    )
+
+
+def written(part: Model) -> dict[str, Any]:
+    """As it goes on the wire."""
+    return part.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def objects(seen: Observed) -> tuple[Manifest, ...]:
+    """All objects that there should be, marked, in the order in which they are made."""
+    owner, around = seen.speculator, seen.around
+    deployment = seen.child("Deployment", names.SERVING)
+    is_scaled = deployment is not None and deployment.is_scaled_by_others
+    built = [
+        _account(seen),
+        *registry.objects(owner, around),
+        *trainer.objects(owner, around),
+        *serving.objects(owner, around, sets_replicas=not is_scaled),
+    ]
+    return tuple(marked(each) for each in built)
+
+
+def _objects(seen: Observed) -> tuple[tuple[Manifest, ...], tuple[Ref, ...]]:
+    wished = [*objects(seen), *(marked(each) for each in _jobs(seen))]
+    refused = _refused(seen)
+    apply = [each for each in wished if not _is_done(each, seen) and (ref(each), hash_of(each)) not in refused]
+    secret = [each for each in _secret(seen) if (ref(each), "") not in refused]
+    mirrors = [each for each in versions.mirrors(seen) if (ref(each), "") not in refused]
+    keep = {ref(each) for each in wished}
+    delete = [Ref("DraftVersion", name) for name in versions.outdated(seen)]
+    delete += [each.ref for each in seen.children.values() if _is_left(each, keep, seen)]
+    return (*secret, *apply, *mirrors), tuple(sorted(delete))
+
+
+def _refused(seen: Observed) -> set[tuple[Ref, str]]:
+    """What is not asked for again; a Secret and a mirror have no mark."""
+    return {(refusal.ref, refusal.digest) for refusal in seen.refusals}
+
+
+def ref(content: Manifest) -> Ref:
+    """Which object a manifest is of."""
+    return Ref(content["kind"], content["metadata"]["name"])
+
+
+def hash_of(content: Manifest) -> str:
+    """The mark of a marked manifest."""
+    return str(content["metadata"]["annotations"][names.APPLIED])
+
+
+def _is_done(wished: Manifest, seen: Observed) -> bool:
+    child = seen.children.get(ref(wished))
+    if child is None:
+        return False
+    if child.is_ending:  # it is made again once it is gone
+        return True
+    if child.ref.kind in _ONCE and child.owner_uid:
+        return True
+    if seen.settled.get(child.ref) == (hash_of(wished), child.resource_version):
+        return True
+    return is_current(wished, child)
+
+
+def _is_left(child: Child, keep: set[Ref], seen: Observed) -> bool:
+    """Whether an object of ours is wished no longer; what is not ours ends in its own way, and data with its owner."""
+    is_ours = child.owner_uid == seen.speculator.metadata.uid
+    return is_ours and child.ref.kind not in _ONCE and child.ref not in keep and not child.is_ending
+
+
+def _account(seen: Observed) -> Manifest:
+    content = {"automountServiceAccountToken": False}
+    return manifest(seen.speculator, "v1", "ServiceAccount", seen.name, "account", **content)
+
+
+def _secret(seen: Observed) -> tuple[Manifest, ...]:
+    """Once: who changes its entries has a reason, and who deletes one gets it anew."""
+    access, redis_url = seen.access, seen.redis_url if _uses_own_redis(seen) else ""
+    is_whole = all(access.tokens.get(role) for role in registry.ROLES)
+    if access.exists and is_whole and access.redis_url == redis_url:
+        return ()
+    tokens = {role: access.tokens.get(role) or seen.fresh_tokens.get(role, "") for role in registry.ROLES}
+    return (registry.access(seen.speculator, tokens, redis_url),)
+
+
+def _uses_own_redis(seen: Observed) -> bool:
+    return has_redis(seen.speculator, seen.around) and seen.speculator.spec.traces.redis is None
+
+
+def _jobs(seen: Observed) -> Iterator[Manifest]:
+    if not seen.registry.is_connected:
+        return
+    for each in versions.imports(seen):
+        if each.number is None and not each.failure and each.draft.metadata.deletion_timestamp is None:
+            yield importing.job(
+                seen.speculator,
+                each.draft,
+                versions.job_name(each.draft),
+                seen.around,
+                is_first=not seen.registry.versions,
+            )
+
+
+def _calls(seen: Observed) -> Iterator[Call]:
+    state, view, rollout = seen.registry.state, seen.registry, seen.speculator.spec.rollout
+    if state is None or not view.is_connected:
+        return
+    if not is_followed(policy(rollout), state.policy):
+        said = policy(rollout).SerializeToString(deterministic=True)
+        yield Call(verb=Verb.SET_POLICY, policy=hashlib.sha256(said).hexdigest())
+    known = {version.version: versions.phase_name(version.phase) for version in view.versions}
+    pinned = state.pinned if state.HasField("pinned") else None
+    wished = rollout.pinned_version
+    if wished is None and pinned is not None:
+        yield Call(verb=Verb.UNPIN)
+    elif wished is not None and wished != pinned and _can_pin(wished, known):
+        yield Call(verb=Verb.PIN, version=wished)
+    if rollout.paused != state.paused and known:
+        yield Call(verb=Verb.PAUSE if rollout.paused else Verb.RESUME)
+    waiting = (Phase.PENDING, Phase.HELD, Phase.CANARY)
+    promoted = rollout.promoted_version
+    if promoted is not None and wished is None and known.get(promoted) in waiting:
+        yield Call(verb=Verb.PROMOTE, version=promoted)
+    yield from _retentions(seen)
+
+
+def _can_pin(wished: int, known: Mapping[int, Phase]) -> bool:
+    if wished == 0:
+        return bool(known)
+    return wished in known and known[wished] not in _BAD_PHASES
+
+
+def _retentions(seen: Observed) -> Iterator[Call]:
+    """One object that says so is enough: an import and a mirror may be of the same version."""
+    wished: dict[int, bool] = {}
+    for draft in seen.drafts:
+        number = versions.number_of(draft)
+        if number is not None:
+            wished[number] = wished.get(number, False) or draft.spec.retain
+    for version in seen.registry.versions:
+        number, is_wished = version.version, wished.get(version.version, version.retain)
+        if is_wished != version.retain:
+            yield Call(verb=Verb.RETAIN if is_wished else Verb.RELEASE, version=number)
+
+
+def _told(seen: Observed, now: datetime, now_s: float) -> tuple[dict[str, Any] | None, list[Event], float | None]:
+    before, new = seen.speculator.status, status(seen, now)
+    if new == before:
+        return None, [], None
+    if without_measurements(new) == without_measurements(before):
+        wait_s = seen.status_due_s - now_s
+        if wait_s > 0:
+            return None, [], wait_s
+    return written(new), list(_transitions(seen, before, new)), None
+
+
+def _transitions(seen: Observed, before: Status, new: Status) -> Iterator[Event]:
+    """Of conditions; the first ones of a resource are no news."""
+    old = {condition.type: condition for condition in before.conditions}
+    for condition in new.conditions:
+        last = old.get(condition.type)
+        if last is not None and (last.status, last.reason) != (condition.status, condition.reason):
+            yield _event(seen, condition)
+
+
+def _event(seen: Observed, condition: Condition) -> Event:
+    metadata = seen.speculator.metadata
+    is_bad = condition.status == "False" and condition.type in ("Accepted", "Ready", "ServingReady", "RegistryReady")
+    return Event(
+        kind="AdaptiveSpeculator",
+        name=metadata.name,
+        uid=metadata.uid,
+        reason=condition.reason,
+        message=f"{condition.type} is {condition.status}: {condition.message}"[:1000],
+        is_warning=is_bad and condition.reason != "Suspended",
+    )
+
+
+def _drafts_told(seen: Observed, now: datetime) -> Iterator[tuple[str, DraftVersionStatus, Event | None]]:
+    for draft, new in versions.statuses(seen, now):
+        before = draft.status
+        if new == before or _is_measurement(before, new, seen):
+            continue
+        event = None
+        if new.phase != before.phase and new.phase is not None:
+            event = Event(
+                kind="DraftVersion",
+                name=draft.metadata.name,
+                uid=draft.metadata.uid,
+                reason=new.phase.value,
+                message=(new.reason or "")[:1000],
+                is_warning=new.phase in _BAD_PHASES,
+            )
+        yield draft.metadata.name, new, event
+
+
+def _is_measurement(before: DraftVersionStatus, new: DraftVersionStatus, seen: Observed) -> bool:
+    """Only its acceptance is another: told together with the speculator's own, at its pace."""
+    if before.model_copy(update={"acceptance": None}) != new.model_copy(update={"acceptance": None}):
+        return False
+    told = seen.speculator.status.acceptance
+    length = new.acceptance.length if new.acceptance else None
+    return told is None or length not in (told.stable, told.candidate)
+
+
+def _finalizer(seen: Observed) -> Literal["add", "remove", ""]:
+    has_it = names.FINALIZER in seen.speculator.metadata.finalizers
+    wants_it = seen.speculator.spec.deletion_policy is DeletionPolicy.DELETE
+    if has_it == wants_it:
+        return ""
+    return "add" if wants_it else "remove"
+
+
+def _ending(seen: Observed, now: datetime) -> Plan:
+    """The children go with their owner by Kubernetes' own hand; only what is outside waits for ours, and not long."""
+    metadata = seen.speculator.metadata
+    if names.FINALIZER not in metadata.finalizers or metadata.deletion_timestamp is None:
+        return Plan()
+    waited_s = (now - metadata.deletion_timestamp).total_seconds()
+    if seen.speculator.spec.deletion_policy is DeletionPolicy.RETAIN:
+        return Plan(finalizer="remove")
+    if waited_s > CLEANUP_S:
+        event = Event(
+            kind="AdaptiveSpeculator",
+            name=metadata.name,
+            uid=metadata.uid,
+            reason="CleanupGivenUp",
+            message=f"the traces could not be deleted within {CLEANUP_S:.0f} s and are left in Redis",
+            is_warning=True,
+        )
+        return Plan(finalizer="remove", events=(event,))
+    return Plan(finalizer="remove", cleans_up=True)

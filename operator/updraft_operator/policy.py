@@ -1,0 +1,57 @@
+"""The rollout's policy: of the resource, in the registry's words, and whether the registry has it already."""
+
+from updraft.registry.v1 import registry_pb2 as pb
+from updraft_operator.api.speculator import Comparison, OnInconclusive, Rollout, Strategy
+
+_STRATEGIES = {
+    Strategy.CANARY: pb.STRATEGY_CANARY,
+    Strategy.IMMEDIATE: pb.STRATEGY_IMMEDIATE,
+    Strategy.MANUAL: pb.STRATEGY_MANUAL,
+}
+_ON_INCONCLUSIVE = {
+    OnInconclusive.PAUSE: pb.ON_INCONCLUSIVE_PAUSE,
+    OnInconclusive.ROLLBACK: pb.ON_INCONCLUSIVE_ROLLBACK,
+    OnInconclusive.PROMOTE: pb.ON_INCONCLUSIVE_PROMOTE,
+}
+_COMPARISONS = {
+    Comparison.AUTO: pb.COMPARISON_UNSPECIFIED,
+    Comparison.PODS: pb.COMPARISON_PODS,
+    Comparison.SWITCHBACK: pb.COMPARISON_SWITCHBACK,
+}
+
+
+def policy(rollout: Rollout) -> pb.RolloutPolicy:
+    """What the registry is to follow; the offline gate and the confidence are its own."""
+    analysis = rollout.analysis
+    return pb.RolloutPolicy(
+        strategy=_STRATEGIES[rollout.strategy],
+        steps=[
+            pb.RolloutStep(pods_percent=step.pods_percent, hold_seconds=step.hold_seconds) for step in rollout.steps
+        ],
+        analysis=pb.Analysis(
+            interval_seconds=analysis.interval_seconds,
+            min_samples=analysis.min_samples,
+            failure_limit=analysis.failure_limit,
+            max_acceptance_regression_percent=analysis.max_acceptance_regression_percent,
+            max_latency_regression_percent=analysis.max_latency_regression_percent,
+            on_inconclusive=_ON_INCONCLUSIVE[analysis.on_inconclusive],
+            dry_run=analysis.dry_run,
+            comparison=_COMPARISONS[analysis.comparison],
+            switchback_seconds=analysis.switchback_seconds,
+        ),
+        auto_rollback=rollout.auto_rollback,
+        progress_deadline_seconds=rollout.progress_deadline_seconds,
+        max_pods_swapping=rollout.max_pods_swapping,
+        revision_history_limit=rollout.revision_history_limit,
+    )
+
+
+def is_followed(wished: pb.RolloutPolicy, effective: pb.RolloutPolicy) -> bool:
+    """Whether what the registry follows is what is wished, where something is wished."""
+    both = pb.RolloutPolicy()
+    both.CopyFrom(effective)
+    if wished.steps:
+        both.ClearField("steps")
+    both.MergeFrom(wished)
+    both.analysis.comparison = wished.analysis.comparison  # 0 is a wish too: the registry chooses
+    return both == effective

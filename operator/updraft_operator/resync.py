@@ -1,0 +1,121 @@
+"""Whether the watches told the truth: lists everything now and then, and mends what a watch has missed.
+
+An object that was deleted while its watch was broken never shows as deleted; a watch that froze shows nothing at all.
+Only metadata are listed. A listing and a watch are never at the same moment, so a difference counts only if it is
+still there a little later.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from updraft_chassis.clock import Clock
+from updraft_chassis.errors import NotFound, UpdraftError
+from updraft_operator.build.manifest import Manifest
+from updraft_operator.cluster import KINDS, Cluster
+from updraft_operator.metrics import Metrics
+from updraft_operator.store import Key, Store, is_older, key_of
+
+logger = logging.getLogger(__name__)
+
+GRACE_S = 3.0
+"""What a watch may lag behind a listing."""
+
+FIRST_S = 120.0
+_LOOK_S = 1.0
+
+Name = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """Objects of a kind that store and listing do not agree on."""
+
+    kind: str
+    gone: frozenset[Name]
+    """Known, and not listed."""
+    news: frozenset[Name]
+    """Listed, and not known, or newer than known."""
+
+    @property
+    def is_doubtful(self) -> bool:
+        """They do not agree."""
+        return bool(self.gone or self.news)
+
+    def __and__(self, other: "Difference") -> "Difference":
+        return Difference(kind=self.kind, gone=self.gone & other.gone, news=self.news & other.news)
+
+
+class Resync:
+    """Compares; `synced_s` is when all was last the same."""
+
+    def __init__(
+        self, store: Store, cluster: Cluster, clock: Clock, metrics: Metrics, namespaces: tuple[str, ...]
+    ) -> None:
+        self._store = store
+        self._cluster = cluster
+        self._clock = clock
+        self._metrics = metrics
+        self._namespaces = namespaces or ("",)
+        self.synced_s: float | None = None
+
+    @property
+    def age_s(self) -> float:
+        """Since all was the same; infinite before the first time."""
+        return float("inf") if self.synced_s is None else self._clock.monotonic() - self.synced_s
+
+    async def run_once(self, add: Callable[[Key], None]) -> None:
+        """List, compare, and mend; `add` hears of every speculator that something was missed of.
+
+        The first time the watches get longer, for they have everything to tell yet.
+        """
+        started_s = self._clock.monotonic()
+        doubtful = [await self._compare(kind) for kind in KINDS]
+        until_s = self._clock.monotonic() + (FIRST_S if self.synced_s is None else GRACE_S)
+        while any(each.is_doubtful for each in doubtful) and self._clock.monotonic() < until_s:
+            await asyncio.sleep(_LOOK_S)
+            doubtful = [each & await self._compare(each.kind) for each in doubtful if each.is_doubtful]
+        for each in doubtful:
+            await self._mend(each, add)
+        self.synced_s = started_s
+
+    async def _compare(self, kind: str) -> Difference:
+        listed: dict[Name, Manifest] = {}
+        for namespace in self._namespaces:
+            for each in await self._cluster.metadata(kind, namespace):
+                listed[each["metadata"].get("namespace", ""), each["metadata"]["name"]] = each
+        known = self._store.versions(kind)
+        return Difference(
+            kind=kind,
+            gone=frozenset(known.keys() - listed.keys()),
+            news=frozenset(name for name, each in listed.items() if _is_news(kind, each, known.get(name))),
+        )
+
+    async def _mend(self, found: Difference, add: Callable[[Key], None]) -> None:
+        for namespace, name in found.gone | found.news:
+            key = self._store.owner(found.kind, namespace, name)
+            try:
+                body = await self._cluster.get(found.kind, namespace, name)
+            except NotFound:
+                if key is not None:
+                    self._store.drop(found.kind, key, name)
+            except UpdraftError as error:
+                logger.warning("Missed by a watch, and not to be had", extra={"kind": found.kind, "error": str(error)})
+                continue
+            else:
+                key = self._store.put(found.kind, body)
+            self._metrics.stale.labels(found.kind).inc()
+            logger.warning(
+                "A watch had missed a change", extra={"kind": found.kind, "namespace": namespace, "object": name}
+            )
+            if key is not None:
+                add(key)
+
+
+def _is_news(kind: str, listed: Manifest, known: str | None) -> bool:
+    """Whether the listing knows more."""
+    if kind not in ("AdaptiveSpeculator", "DraftVersion") and key_of(kind, listed) is None:
+        return False
+    version = listed["metadata"]["resourceVersion"]
+    return known is None or (version != known and not is_older(version, known))

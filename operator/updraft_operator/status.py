@@ -1,0 +1,117 @@
+"""The status of a speculator: all of it, from all that was observed. Nothing in it is remembered elsewhere."""
+
+from datetime import datetime
+
+from updraft.registry.v1 import registry_pb2 as pb
+from updraft_operator.acceptance import acceptance_length, decimal
+from updraft_operator.api import names
+from updraft_operator.api.status import (
+    AcceptanceStatus,
+    LastFailure,
+    RolloutStatus,
+    ServingStatus,
+    Status,
+    TrainerStatus,
+    VersionsStatus,
+)
+from updraft_operator.conditions import Verdict, conditions
+from updraft_operator.observed import Observed
+from updraft_operator.times import dated, moment_ms
+from updraft_operator.versions import CONDEMNED, phase_name
+
+_TRAINER_STATES = {"Training": "Training", "Starting": "Starting", "Suspended": "Suspended", "Disabled": "Disabled"}
+
+
+def status(seen: Observed, now: datetime) -> Status:
+    """What the status should say now."""
+    before, generation = seen.speculator.status, seen.speculator.metadata.generation
+    verdicts = conditions(seen)
+    state = seen.registry.state
+    return Status(
+        observed_generation=generation,
+        versions=_versions(state) if state is not None else before.versions,
+        rollout=_rollout(seen, state) if state is not None else before.rollout,
+        serving=_serving(seen),
+        acceptance=_acceptance(state) or before.acceptance,
+        trainer=_trainer(seen, verdicts),
+        last_failure=_last_failure(seen) or before.last_failure,
+        conditions=dated(verdicts, before.conditions, generation, now),
+    )
+
+
+def without_measurements(told: Status) -> Status:
+    """The status without what changes with every request."""
+    rollout = told.rollout.model_copy(update={"message": None}) if told.rollout else None
+    return told.model_copy(update={"acceptance": None, "rollout": rollout})
+
+
+def _versions(state: pb.SpeculatorState) -> VersionsStatus:
+    return VersionsStatus(
+        stable=state.stable or None,
+        candidate=state.candidate or None,
+        previous=state.previous or None,
+        latest=state.latest or None,
+    )
+
+
+def _rollout(seen: Observed, state: pb.SpeculatorState) -> RolloutStatus:
+    number = state.candidate or state.latest
+    phase = next((phase_name(each.phase) for each in seen.registry.versions if each.version == number), None)
+    running = state.rollout if state.HasField("rollout") else None
+    return RolloutStatus(
+        phase=phase.value if phase else None,
+        version=number or None,
+        baseline=running.baseline if running else None,
+        step=running.step + 1 if running else None,
+        steps=running.steps if running else None,
+        start_time=moment_ms(running.started_unix_ms) if running else None,
+        step_start_time=moment_ms(running.step_since_unix_ms) if running else None,
+        message=state.message[:1024],
+    )
+
+
+def _serving(seen: Observed) -> ServingStatus:
+    deployment, state = seen.child("Deployment", names.SERVING), seen.registry.state
+    pods = [pod for pod in seen.pods_of(names.SERVING) if not pod.is_ending]
+    selector = names.selector(seen.name, names.SERVING)
+    return ServingStatus(
+        replicas=int(deployment.status.get("replicas", 0)) if deployment else 0,
+        ready_replicas=sum(pod.is_ready for pod in pods),
+        updated_replicas=state.pods.serving_stable if state is not None else None,
+        failed_replicas=sum(pod.trouble is not None for pod in pods),
+        selector=",".join(f"{name}={value}" for name, value in sorted(selector.items())),
+        url=f"http://{seen.name}.{seen.speculator.metadata.namespace}.svc/v1",
+    )
+
+
+def _acceptance(state: pb.SpeculatorState | None) -> AcceptanceStatus | None:
+    if state is None:
+        return None
+    stable, steps = acceptance_length(state, state.stable)
+    candidate, _ = acceptance_length(state, state.candidate)
+    if stable is None and candidate is None:
+        return None
+    return AcceptanceStatus(stable=decimal(stable), candidate=decimal(candidate), verify_steps=steps // 1000 * 1000)
+
+
+def _trainer(seen: Observed, verdicts: list[Verdict]) -> TrainerStatus:
+    ready = next(each for each in verdicts if each.type == "TrainerReady")
+    published = [each.published_unix_ms for each in seen.registry.versions if each.manifest.source == pb.SOURCE_TRAINER]
+    before = seen.speculator.status.trainer
+    last = moment_ms(max(published, default=0))
+    return TrainerStatus(
+        state=_TRAINER_STATES.get(ready.reason, "Failing"),
+        last_publish_time=last or (before.last_publish_time if before else None),
+    )
+
+
+def _last_failure(seen: Observed) -> LastFailure | None:
+    lost = [each for each in seen.registry.versions if phase_name(each.phase) in CONDEMNED]
+    if not lost:
+        return None
+    last = max(lost, key=lambda each: (each.phase_since_unix_ms, each.version))
+    at = moment_ms(last.phase_since_unix_ms)
+    if at is None:
+        return None
+    reason = phase_name(last.phase).value
+    return LastFailure(version=last.version, reason=reason, message=last.reason[:1024], time=at)

@@ -1,0 +1,262 @@
+"""What the watches said last, by speculator: small, so that thousands of resources fit.
+
+Objects are kept as compressed JSON without what nobody reads (managed fields, the status of most). Everything is
+plain data; who changes it says whose state is now another one. Refused: kopf's own indexes, from which an object does
+not vanish that was deleted while its watch was broken.
+"""
+
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from updraft_operator.api import names
+from updraft_operator.api.draft_version import DraftVersion
+from updraft_operator.api.speculator import AdaptiveSpeculator
+from updraft_operator.pods import PodState
+
+
+class Key(NamedTuple):
+    """A speculator."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+class Ref(NamedTuple):
+    """An object of a speculator's namespace."""
+
+    kind: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Child:
+    """An object that belongs to a speculator."""
+
+    ref: Ref
+    uid: str
+    resource_version: str
+    owner_uid: str
+    """Of its controller; empty if it has none."""
+    applied: str
+    """The hash of what was applied last."""
+    is_ending: bool
+    status: Mapping[str, Any]
+    """Only what is read of it."""
+    is_scaled_by_others: bool
+    """An autoscaler set its number of pods."""
+    packed: bytes = field(repr=False)
+
+    @classmethod
+    def of(cls, kind: str, body: Mapping[str, Any]) -> "Child":
+        """Take what is kept from an object."""
+        metadata = body["metadata"]
+        kept = {
+            "metadata": {name: metadata.get(name) for name in ("labels", "annotations", "ownerReferences")},
+            **{name: value for name, value in body.items() if name not in _NOT_KEPT},
+        }
+        return cls(
+            ref=Ref(kind, metadata["name"]),
+            uid=metadata["uid"],
+            resource_version=metadata["resourceVersion"],
+            owner_uid=next((each["uid"] for each in metadata.get("ownerReferences", ()) if each.get("controller")), ""),
+            applied=(metadata.get("annotations") or {}).get(names.APPLIED, ""),
+            is_ending="deletionTimestamp" in metadata,
+            status={name: body.get("status", {})[name] for name in _STATUS if name in body.get("status", {})},
+            is_scaled_by_others=_is_scaled_by_others(metadata.get("managedFields", ())),
+            packed=pack(kept),
+        )
+
+    def live(self) -> dict[str, Any]:
+        """The object as it was seen last, without its status."""
+        return unpack(self.packed)
+
+
+_NOT_KEPT = {"metadata", "status", "apiVersion", "kind"}
+_STATUS = (
+    "replicas",
+    "readyReplicas",
+    "updatedReplicas",
+    "observedGeneration",
+    "conditions",
+    "succeeded",
+    "failed",
+    "phase",
+)
+_AUTOSCALERS = ("kube-controller-manager", "horizontal-pod-autoscaler", "vpa", "keda")
+
+
+def _is_scaled_by_others(fields: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether replicas were last set through the scale subresource by a controller; a person who scales is undone."""
+    return any(
+        entry.get("subresource") == "scale" and str(entry.get("manager", "")).startswith(_AUTOSCALERS)
+        for entry in fields
+    )
+
+
+def pack(content: Mapping[str, Any]) -> bytes:
+    """Compressed JSON."""
+    return zlib.compress(json.dumps(content, separators=(",", ":")).encode(), level=1)
+
+
+def unpack(packed: bytes) -> dict[str, Any]:
+    """What was packed."""
+    content: dict[str, Any] = json.loads(zlib.decompress(packed))
+    return content
+
+
+@dataclass(slots=True)
+class _Entry:
+    """All that is known around one key."""
+
+    speculator: bytes = b""
+    version: str = ""
+    children: dict[Ref, Child] = field(default_factory=dict)
+    pods: dict[str, tuple[str, PodState]] = field(default_factory=dict)
+    drafts: dict[str, tuple[str, bytes]] = field(default_factory=dict)
+
+    def version_of(self, kind: str, name: str) -> str:
+        """Resource version of an object; empty: none is known."""
+        if kind == "AdaptiveSpeculator":
+            return self.version
+        if kind == "DraftVersion":
+            return self.drafts.get(name, ("", b""))[0]
+        if kind == "Pod":
+            return self.pods[name][0] if name in self.pods else ""
+        child = self.children.get(Ref(kind, name))
+        return child.resource_version if child else ""
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.speculator or self.children or self.pods or self.drafts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What is known around one key."""
+
+    speculator: AdaptiveSpeculator | None
+    children: Mapping[Ref, Child]
+    pods: tuple[PodState, ...]
+    drafts: tuple[DraftVersion, ...]
+
+
+class Store:
+    """Filled by the watches, read by reconciliations. Not for threads.
+
+    What is older than what is known is not believed: news of a deletion and of a new object of the same name may come
+    in either order.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[Key, _Entry] = {}
+
+    def put(self, kind: str, body: Mapping[str, Any]) -> Key | None:
+        """Remember an object as it is now; whose it is (or was until now), or None for nobody's."""
+        key = key_of(kind, body)
+        if key is None:
+            return self._lost(kind, body["metadata"])
+        entry = self._entries.setdefault(key, _Entry())
+        name, version = body["metadata"]["name"], body["metadata"]["resourceVersion"]
+        if is_older(version, entry.version_of(kind, name)):
+            return key
+        if kind == "AdaptiveSpeculator":
+            entry.speculator, entry.version = pack(_lean(body)), version
+        elif kind == "DraftVersion":
+            entry.drafts[name] = (version, pack(_lean(body)))
+        elif kind == "Pod":
+            entry.pods[name] = (version, PodState.of(body))
+        else:
+            entry.children[Ref(kind, name)] = Child.of(kind, body)
+        return key
+
+    def _lost(self, kind: str, metadata: Mapping[str, Any]) -> Key | None:
+        """An object that is nobody's: if somebody took its label away, it is missed where it belongs."""
+        key = self.owner(kind, metadata.get("namespace", ""), metadata["name"])
+        if key is not None:
+            self.drop(kind, key, metadata["name"], metadata["resourceVersion"])
+        return key
+
+    def drop(self, kind: str, key: Key, name: str, version: str = "") -> None:
+        """Forget an object, unless a newer one than `version` is known."""
+        entry = self._entries.get(key)
+        if entry is None or is_older(version, entry.version_of(kind, name)):
+            return
+        if kind == "AdaptiveSpeculator":
+            entry.speculator, entry.version = b"", ""
+        elif kind == "DraftVersion":
+            entry.drafts.pop(name, None)
+        elif kind == "Pod":
+            entry.pods.pop(name, None)
+        else:
+            entry.children.pop(Ref(kind, name), None)
+        if entry.is_empty:
+            del self._entries[key]
+
+    def known(self, key: Key) -> Known:
+        """What is known around a key."""
+        entry = self._entries.get(key, _Entry())
+        found = AdaptiveSpeculator.model_validate(unpack(entry.speculator)) if entry.speculator else None
+        return Known(
+            speculator=found,
+            children=dict(entry.children),
+            pods=tuple(state for _, state in entry.pods.values()),
+            drafts=tuple(DraftVersion.model_validate(unpack(packed)) for _, packed in entry.drafts.values()),
+        )
+
+    def all_keys(self) -> list[Key]:
+        """All keys that anything is known around."""
+        return sorted(self._entries)
+
+    def speculators(self) -> list[Key]:
+        """Keys whose resource exists."""
+        return [key for key, entry in self._entries.items() if entry.speculator]
+
+    def versions(self, kind: str) -> dict[tuple[str, str], str]:
+        """Resource versions of all objects of a kind, by namespace and name."""
+        return {(key.namespace, name): version for key, name, version in self._of_kind(kind)}
+
+    def owner(self, kind: str, namespace: str, name: str) -> Key | None:
+        """Whose an object is that is known."""
+        return next((key for key, each, _ in self._of_kind(kind) if (key.namespace, each) == (namespace, name)), None)
+
+    def _of_kind(self, kind: str) -> Iterator[tuple[Key, str, str]]:
+        for key, entry in self._entries.items():
+            if kind == "AdaptiveSpeculator":
+                if entry.speculator:
+                    yield key, key.name, entry.version
+            elif kind in ("DraftVersion", "Pod"):
+                versions = entry.drafts if kind == "DraftVersion" else entry.pods
+                for name, (version, _) in versions.items():
+                    yield key, name, version
+            else:
+                for ref, child in entry.children.items():
+                    if ref.kind == kind:
+                        yield key, ref.name, child.resource_version
+
+
+def is_older(version: str, known: str) -> bool:
+    """Whether a resource version is of the past; those of one cluster grow (KEP-5504), others cannot be compared."""
+    return version.isdigit() and known.isdigit() and int(version) < int(known)
+
+
+def key_of(kind: str, body: Mapping[str, Any]) -> Key | None:
+    """Whose an object is: by its name, by the speculator that it names, or by its label."""
+    metadata = body["metadata"]
+    if kind == "AdaptiveSpeculator":
+        name = metadata["name"]
+    elif kind == "DraftVersion":
+        name = body.get("spec", {}).get("speculatorRef", {}).get("name", "")
+    else:
+        name = (metadata.get("labels") or {}).get(names.SPECULATOR, "")
+    return Key(metadata.get("namespace", ""), name) if name else None
+
+
+def _lean(body: Mapping[str, Any]) -> dict[str, Any]:
+    metadata = {name: value for name, value in body["metadata"].items() if name not in ("managedFields", "annotations")}
+    return {"metadata": metadata, "spec": body.get("spec", {}), "status": body.get("status", {})}

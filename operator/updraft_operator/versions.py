@@ -1,0 +1,262 @@
+"""Versions of the registry as DraftVersion objects, and DraftVersions that a person applied as imports.
+
+An object without a number in its spec is an import: it is a person's, and is never deleted from here.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+from updraft.registry.v1 import registry_pb2 as pb
+from updraft_operator.acceptance import acceptance_length, decimal
+from updraft_operator.api import names
+from updraft_operator.api.draft_version import (
+    DraftAcceptance,
+    DraftVersion,
+    DraftVersionStatus,
+    Moment,
+    Phase,
+    PodsStatus,
+    Source,
+)
+from updraft_operator.build.manifest import Manifest, manifest
+from updraft_operator.conditions import Verdict
+from updraft_operator.observed import Observed
+from updraft_operator.store import Child, Ref
+from updraft_operator.times import dated, moment, moment_ms
+
+_PHASES = {
+    pb.PHASE_PENDING: Phase.PENDING,
+    pb.PHASE_HELD: Phase.HELD,
+    pb.PHASE_CANARY: Phase.CANARY,
+    pb.PHASE_STABLE: Phase.STABLE,
+    pb.PHASE_SUPERSEDED: Phase.SUPERSEDED,
+    pb.PHASE_REJECTED: Phase.REJECTED,
+    pb.PHASE_ROLLED_BACK: Phase.ROLLED_BACK,
+    pb.PHASE_FAILED: Phase.FAILED,
+}
+_SOURCES = {
+    pb.SOURCE_INITIAL: Source.INITIAL,
+    pb.SOURCE_TRAINER: Source.TRAINER,
+    pb.SOURCE_IMPORTED: Source.IMPORTED,
+}
+CONDEMNED = {Phase.REJECTED, Phase.ROLLED_BACK, Phase.FAILED}
+_MAX_HISTORY = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Import:
+    """A DraftVersion that a person applied, and what became of it."""
+
+    draft: DraftVersion
+    job: Child | None
+    number: int | None
+    """Of the registry, once it is known."""
+    failure: str
+    """Why it failed; empty unless it did."""
+
+
+def phase_name(number: pb.Phase.ValueType) -> Phase:
+    """The API's word for a phase of the wire."""
+    return _PHASES.get(number, Phase.PENDING)
+
+
+def is_import(draft: DraftVersion) -> bool:
+    """Whether a person applied it, for the registry to number."""
+    return draft.spec.version is None
+
+
+def number_of(draft: DraftVersion) -> int | None:
+    """Its number in the registry, if it has one."""
+    return draft.spec.version or draft.status.version
+
+
+def mirrors(seen: Observed) -> Iterator[Manifest]:
+    """Objects of versions that have none yet."""
+    if not seen.registry.is_connected:
+        return
+    mirrored = {number_of(draft) for draft in seen.drafts} | {each.number for each in imports(seen)}
+    for version in seen.registry.versions:
+        if version.version not in mirrored:
+            yield _mirror(seen, version)
+
+
+def outdated(seen: Observed) -> Iterator[str]:
+    """Names of objects whose version the registry no longer keeps."""
+    if not seen.registry.is_connected:
+        return
+    kept = {version.version for version in seen.registry.versions}
+    for draft in seen.drafts:
+        if not is_import(draft) and draft.spec.version not in kept and draft.metadata.deletion_timestamp is None:
+            yield draft.metadata.name
+
+
+def imports(seen: Observed) -> Iterator[Import]:
+    """What people brought."""
+    for draft in seen.drafts:
+        if is_import(draft):
+            yield _import(seen, draft)
+
+
+def job_name(draft: DraftVersion) -> str:
+    """Of the Job that imports it; another object of the same name is another import."""
+    return f"{draft.metadata.name[:40].rstrip('-.')}-import-{draft.metadata.uid[:8]}"
+
+
+def statuses(seen: Observed, now: datetime) -> Iterator[tuple[DraftVersion, DraftVersionStatus]]:
+    """What the status of each object should say."""
+    by_number = {version.version: version for version in seen.registry.versions}
+    found = {each.draft.metadata.name: each for each in imports(seen)}
+    for draft in seen.drafts:
+        brought = found.get(draft.metadata.name)
+        number = draft.spec.version if brought is None else brought.number
+        version = by_number.get(number or 0)
+        if version is not None and seen.registry.is_connected:
+            yield draft, _status(seen, draft, version, now)
+        elif brought is not None and brought.number is None:
+            yield draft, _import_status(brought, now)
+
+
+def _import(seen: Observed, draft: DraftVersion) -> Import:
+    job = seen.children.get(Ref("Job", job_name(draft)))
+    number, failure = draft.status.version, ""
+    pods = [pod for pod in seen.pods_of(names.IMPORT) if pod.name.startswith(f"{job_name(draft)}-")]
+    if number is None:
+        number = next((said for pod in pods if (said := _said_version(pod.result))), None)
+    if job is not None and number is None:
+        for condition in job.status.get("conditions", ()):
+            if condition["type"] == "Failed" and condition["status"] == "True":
+                words = next((pod.trouble.message for pod in pods if pod.trouble), condition.get("message", ""))
+                failure = words or "the import failed"
+    if number is None and not failure and draft.status.phase is Phase.FAILED:
+        failure = draft.status.reason or "the import failed"  # its Job is gone since
+    return Import(draft=draft, job=job, number=number, failure=failure)
+
+
+def _said_version(result: str) -> int | None:
+    try:
+        return int(json.loads(result)["version"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _mirror(seen: Observed, version: pb.Version) -> Manifest:
+    written, number = version.manifest, version.version
+    learned = written.provenance
+    training = {
+        "samples": learned.samples,
+        "firstTraceId": learned.first_trace_id,
+        "lastTraceId": learned.last_trace_id,
+    }
+    spec = {
+        "speculatorRef": {"name": seen.name},
+        "source": _SOURCES.get(written.source, Source.TRAINER).value,
+        "version": number,
+        "digest": written.digest,
+        **({"parentVersion": written.parent_version} if written.parent_version else {}),
+        **({"training": {name: value for name, value in training.items() if value}} if learned.samples else {}),
+        **({"retain": True} if version.retain else {}),
+    }
+    return manifest(
+        seen.speculator, names.API_VERSION, "DraftVersion", names.draft_version(seen.name, number), "draft", spec=spec
+    )
+
+
+def _status(seen: Observed, draft: DraftVersion, version: pb.Version, now: datetime) -> DraftVersionStatus:
+    state, number = seen.registry.state, version.version
+    assert state is not None
+    phase = phase_name(version.phase)
+    length, _ = acceptance_length(state, number)
+    before = draft.status
+    changes = [each for each in seen.registry.transitions if each.version == number]
+    promoted = _promoted(changes) or before.promoted_time
+    return DraftVersionStatus(
+        observed_generation=draft.metadata.generation,
+        version=number,
+        phase=phase,
+        reason=version.reason[:1024],
+        pods=_pods(state, number),
+        acceptance=DraftAcceptance(length=decimal(length)) if length is not None else before.acceptance,
+        promoted_time=promoted,
+        history=_history(changes) or before.history,
+        conditions=dated(
+            _conditions(seen, version, phase, promoted), before.conditions, draft.metadata.generation, now
+        ),
+    )
+
+
+def _pods(state: pb.SpeculatorState, number: int) -> PodsStatus:
+    pods = state.pods
+    if number == state.stable:
+        return PodsStatus(loaded=pods.serving_stable, target=pods.connected - pods.serving_candidate)
+    if number == state.candidate:
+        return PodsStatus(loaded=pods.serving_candidate)
+    return PodsStatus(loaded=0, target=0)
+
+
+def _history(changes: list[pb.Transition]) -> list[Moment]:
+    moved = [each for each in changes if each.to_phase and each.to_phase != each.from_phase]
+    return [
+        Moment(
+            time=moment(each.unix_ms / 1000),
+            phase=phase_name(each.to_phase),
+            actor=each.actor,
+            reason=each.reason[:1024],
+        )
+        for each in moved[-_MAX_HISTORY:]
+    ]
+
+
+def _promoted(changes: list[pb.Transition]) -> datetime | None:
+    won = [each for each in changes if each.to_phase == pb.PHASE_STABLE]
+    return moment_ms(won[-1].unix_ms) if won else None
+
+
+def _conditions(seen: Observed, version: pb.Version, phase: Phase, promoted: datetime | None) -> list[Verdict]:
+    state = seen.registry.state
+    assert state is not None
+    number, evaluated = version.version, version.manifest.evaluation
+    has_evidence = bool(evaluated.baseline_version or evaluated.lookahead)
+    is_live = number in (state.stable, state.candidate)
+    loaded = _pods(state, number).loaded or 0
+    has_won = phase is Phase.STABLE or (phase is Phase.SUPERSEDED and promoted is not None)
+    return [
+        Verdict(type="Verified", status="True", reason="DigestMatches", message=version.manifest.digest),
+        Verdict(
+            type="Evaluated",
+            status="True" if has_evidence else "Unknown",
+            reason="HeldOutTraces" if has_evidence else "NotEvaluated",
+            message="estimated on held-out requests" if has_evidence else "it came without an evaluation",
+        ),
+        Verdict(
+            type="Loaded",
+            status="True" if is_live and loaded else "False",
+            reason="Loaded" if is_live and loaded else "NotServing",
+            message=f"{loaded} pods hold it" if is_live else "no pod is told to serve it",
+        ),
+        Verdict(
+            type="Promoted",
+            status="True" if has_won else "False",
+            reason="Promoted" if has_won else phase.value,
+            message=version.reason[:1024],
+        ),
+    ]
+
+
+def _import_status(brought: Import, now: datetime) -> DraftVersionStatus:
+    draft = brought.draft
+    phase = Phase.FAILED if brought.failure else Phase.IMPORTING
+    reason = brought.failure or "it is pulled into the registry"
+    verdict = Verdict(
+        type="Verified",
+        status="False" if brought.failure else "Unknown",
+        reason="ImportFailed" if brought.failure else "Importing",
+        message=reason[:1024],
+    )
+    return DraftVersionStatus(
+        observed_generation=draft.metadata.generation,
+        phase=phase,
+        reason=reason[:1024],
+        conditions=dated([verdict], draft.status.conditions, draft.metadata.generation, now),
+    )

@@ -1,0 +1,89 @@
+"""What is to be looked at: each speculator once, however often it is mentioned, and again later after a failure.
+
+A key is never worked on twice at once: mentioned while it is worked on, it is looked at again afterwards. The same
+shape as client-go's workqueue; kept here because it is sixty lines and asyncio has none.
+"""
+
+import asyncio
+import heapq
+from collections.abc import Callable
+from itertools import count
+
+from updraft_chassis.retry import Backoff
+from updraft_operator.store import Key
+
+
+class Work:
+    """A queue of keys without repetitions. Not for threads."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._ready: dict[Key, float] = {}
+        """In order of arrival, with the time of the first mention."""
+        self._running: set[Key] = set()
+        self._again: dict[Key, float] = {}
+        self._later: list[tuple[float, int, Key]] = []
+        self._due: dict[Key, float] = {}
+        self._order = count()
+        self._backoffs: dict[Key, Backoff] = {}
+        self._wake = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._ready)
+
+    def add(self, key: Key) -> None:
+        """Look at it soon."""
+        if key in self._running:
+            self._again.setdefault(key, self._now())
+        elif key not in self._ready:
+            self._ready[key] = self._now()
+            self._wake.set()
+
+    def add_after(self, key: Key, delay_s: float) -> None:
+        """Look at it after a while, if nothing else makes it happen before; the earliest wish counts."""
+        at = self._now() + delay_s
+        if at < self._due.get(key, float("inf")):
+            self._due[key] = at
+            heapq.heappush(self._later, (at, next(self._order), key))
+            self._wake.set()
+
+    def retry(self, key: Key, at_least_s: float = 0.0) -> None:
+        """Look at it again, later each time until it went well."""
+        backoff = self._backoffs.setdefault(key, Backoff(initial_s=0.5, cap_s=60.0))
+        self.add_after(key, max(at_least_s, next(backoff)))
+
+    def went_well(self, key: Key) -> None:
+        """Forget earlier failures."""
+        self._backoffs.pop(key, None)
+
+    async def take(self) -> tuple[Key, float]:
+        """The next key, and how long it has waited; `done` has to follow."""
+        while True:
+            self._move_due()
+            if self._ready:
+                key = next(iter(self._ready))
+                since = self._ready.pop(key)
+                self._running.add(key)
+                return key, self._now() - since
+            self._wake.clear()
+            until_s = self._later[0][0] - self._now() if self._later else None
+            try:
+                async with asyncio.timeout(until_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    def done(self, key: Key) -> None:
+        """It was looked at."""
+        self._running.discard(key)
+        if key in self._again:
+            self._ready[key] = self._again.pop(key)
+            self._wake.set()
+
+    def _move_due(self) -> None:
+        now = self._now()
+        while self._later and self._later[0][0] <= now:
+            at, _, key = heapq.heappop(self._later)
+            if self._due.get(key) == at:
+                del self._due[key]
+                self.add(key)

@@ -1,0 +1,11 @@
+"""Every test of this folder finds both kinds on the control plane."""
+
+import pytest
+from tests.cluster.crds import crds
+
+__all__ = ["crds"]
+
+
+@pytest.fixture(autouse=True)
+def _both_kinds(crds: None) -> None:
+    pass

@@ -1,0 +1,184 @@
+"""What the API server must take and must refuse by the rules in CEL: each on both sides of its edge.
+
+`tests/unit/operator/test_crd.py` finds the rule that nobody has written a case for.
+"""
+
+from dataclasses import dataclass
+
+from tests.cluster.crd.resources import DIGEST, Json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """A rule in CEL, with specs (of what is not the least one) on both sides of it."""
+
+    id: str
+    message: str
+    """As the CRD has it, or how it begins."""
+    good: Json
+    bad: Json
+    kind: str = "asp"
+    before: Json | None = None
+    """Of a rule about changes: what both are changes of."""
+    name: str = "chat"
+    """Of the good one; a rule may be about it."""
+    bad_name: str = "chat"
+
+
+RULES = (
+    Rule(id="name-length", message="name: at most 40 characters", good={}, bad={}, name="a" * 40, bad_name="a" * 41),
+    Rule(
+        id="name-without-dots",
+        message="name: small letters, digits and -, a letter first",
+        good={},
+        bad={},
+        name="qwen3-8b",
+        bad_name="qwen3.8b",
+    ),
+    Rule(
+        id="name-of-a-service",
+        message="name: small letters, digits and -, a letter first",
+        good={},
+        bad={},
+        name="b8",
+        bad_name="8b",
+    ),
+    Rule(
+        id="target-is-immutable",
+        message="targetModel.uri is immutable: drafts are learned for one target",
+        before={},
+        good={"targetModel": {"uri": "hf://org/model", "revision": "main"}},
+        bad={"targetModel": {"uri": "hf://org/other"}},
+    ),
+    Rule(
+        id="tensor-parallel",
+        message="tensorParallelSize is for engine sglang",
+        good={"engine": "sglang", "serving": {"tensorParallelSize": 2}},
+        bad={"serving": {"tensorParallelSize": 2}},
+    ),
+    Rule(
+        id="arguments",
+        message="args are for engine sglang",
+        good={"engine": "sglang", "serving": {"args": ["--enable-metrics"]}},
+        bad={"serving": {"args": ["--enable-metrics"]}},
+    ),
+    Rule(
+        id="revision",
+        message="revision is for hf:// only",
+        good={"targetModel": {"uri": "hf://org/model", "revision": "v1"}},
+        bad={"targetModel": {"uri": "s3://bucket/model", "revision": "v1"}},
+    ),
+    Rule(
+        id="rolling-update-of-nothing",
+        message="maxSurge and maxUnavailable are both 0",
+        good={"serving": {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": "25%"}}},
+        bad={"serving": {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": "0%"}}},
+    ),
+    Rule(
+        id="model-cache",
+        message="choose one of pvc and hostPath",
+        good={"serving": {"modelCache": {"pvc": {"claimName": "models"}}}},
+        bad={"serving": {"modelCache": {"pvc": {"claimName": "models"}, "hostPath": {"path": "/models"}}}},
+    ),
+    Rule(
+        id="registry-storage-size",
+        message="storage is immutable",
+        before={"registry": {"storage": {"size": "20Gi"}}},
+        good={"registry": {"storage": {"size": "20Gi"}, "bucket": {"url": "s3://drafts/chat"}}},
+        bad={"registry": {"storage": {"size": "30Gi"}}},
+    ),
+    Rule(
+        id="registry-storage-by-default",
+        message="storage is immutable",
+        before={},
+        good={"registry": {"storage": {"size": "10Gi"}}},
+        bad={"registry": {"storage": {"storageClassName": "fast"}}},
+    ),
+    Rule(
+        id="trainer-storage",
+        message="storage is immutable",
+        before={"trainer": {"storage": {"claimName": "mine"}}},
+        good={"trainer": {"suspend": True, "storage": {"claimName": "mine"}}},
+        bad={"trainer": {}},
+    ),
+    Rule(
+        id="canary-without-steps",
+        message="a canary needs at least one step",
+        good={"rollout": {"strategy": "Manual", "steps": []}},
+        bad={"rollout": {"steps": []}},
+    ),
+    Rule(
+        id="steps-that-decrease",
+        message="steps[].podsPercent must not decrease",
+        good={"rollout": {"steps": [{"podsPercent": 10}, {"podsPercent": 10}, {"podsPercent": 100}]}},
+        bad={"rollout": {"steps": [{"podsPercent": 20}, {"podsPercent": 10}]}},
+    ),
+    Rule(
+        id="deadline",
+        message="progressDeadlineSeconds is less than all steps hold together",
+        good={"rollout": {"progressDeadlineSeconds": 240}},
+        bad={"rollout": {"progressDeadlineSeconds": 239}},
+    ),
+    Rule(
+        id="draft-retained-later",
+        kind="dver",
+        message="a DraftVersion is immutable except for retain and secretRef",
+        before={},
+        good={"retain": True, "secretRef": {"name": "bucket"}},
+        bad={"uri": "hf://org/other"},
+    ),
+    Rule(
+        id="draft-of-another-speculator",
+        kind="dver",
+        message="a DraftVersion is immutable",
+        before={},
+        good={},
+        bad={"speculatorRef": {"name": "other"}},
+    ),
+    Rule(
+        id="draft-gets-a-version",
+        kind="dver",
+        message="a DraftVersion is immutable",
+        before={},
+        good={},
+        bad={"version": 3},
+    ),
+    Rule(
+        id="draft-gets-a-digest",
+        kind="dver",
+        message="a DraftVersion is immutable",
+        before={},
+        good={},
+        bad={"digest": DIGEST},
+    ),
+    Rule(
+        id="draft-gets-another-parent",
+        kind="dver",
+        message="a DraftVersion is immutable",
+        before={"source": "Trainer", "version": 3, "parentVersion": 2},
+        good={"source": "Trainer", "version": 3, "parentVersion": 2, "training": {"samples": 7}},
+        bad={"source": "Trainer", "version": 3, "parentVersion": 1},
+    ),
+    Rule(
+        id="draft-from-elsewhere",
+        kind="dver",
+        message="a DraftVersion is immutable",
+        before={"source": "Trainer", "version": 3},
+        good={"source": "Trainer", "version": 3},
+        bad={"source": "Imported", "version": 3},
+    ),
+    Rule(
+        id="draft-without-a-number",
+        kind="dver",
+        message="version is required unless source is Imported",
+        good={"source": "Trainer", "version": 1},
+        bad={"source": "Trainer"},
+    ),
+    Rule(
+        id="import-from-nowhere",
+        kind="dver",
+        message="an import needs uri",
+        good={"source": "Imported"},
+        bad={"source": "Imported", "uri": None},
+    ),
+)

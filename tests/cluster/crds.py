@@ -1,0 +1,40 @@
+"""Our two kinds on a control plane, for every test that needs them."""
+
+import pytest
+from tests.cluster.access import Api, ApiError
+from tests.cluster.control_plane import ControlPlane
+from tests.support.wait import wait_until
+
+from updraft_operator.api import crd, names
+
+_CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+
+
+def install(api: Api) -> None:
+    """Store both definitions, and return when both kinds answer; twice is as good as once."""
+    for definition in crd.definitions():
+        api.apply(f"{_CRDS}/{definition['metadata']['name']}", definition, manager="tests")
+    for plural in (names.SPECULATORS, names.DRAFT_VERSIONS):
+        path = f"/apis/{names.API_VERSION}/namespaces/default/{plural}"
+        wait_until(lambda path=path: _answers(api, path), what=f"an answer about {plural}")  # type: ignore[misc] # a default
+
+
+def collection(namespace: str, plural: str) -> str:
+    """The path of the resources of one of our kinds."""
+    return f"/apis/{names.API_VERSION}/namespaces/{namespace}/{plural}"
+
+
+@pytest.fixture(scope="session")
+def crds(kubernetes: ControlPlane) -> None:
+    """Both kinds on the session's control plane."""
+    with kubernetes.api() as api:
+        install(api)
+
+
+def _answers(api: Api, path: str) -> bool:
+    """Not yet while its storage is made ready: 404, then 429."""
+    try:
+        api.get(path)
+    except ApiError:
+        return False
+    return True

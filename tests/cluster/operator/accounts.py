@@ -1,0 +1,80 @@
+"""Who the operator is: a service account with exactly the rights that the chart gives it."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tests.cluster.access import Api, Json
+from tests.cluster.control_plane import ControlPlane
+
+_RULES = Path(__file__).parents[3] / "charts" / "updraft" / "templates" / "_rules.tpl"
+_RBAC = "/apis/rbac.authorization.k8s.io/v1"
+_LEASES: list[Json] = [
+    {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create"]},
+    {
+        "apiGroups": ["coordination.k8s.io"],
+        "resources": ["leases"],
+        "resourceNames": ["updraft-operator"],
+        "verbs": ["get", "update"],
+    },
+]
+_DAY_S = 86_400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """A service account, the name that the audit log has for it, and the way in."""
+
+    namespace: str
+    user: str
+    kubeconfig: Path
+
+
+def rules() -> list[Json]:
+    """What the chart grants where the operator works; that part of it is plain YAML."""
+    found = re.search(r'define "updraft.rules" -}}(.*?){{- end', _RULES.read_text(), re.DOTALL)
+    assert found is not None
+    listed: list[Json] = yaml.safe_load(found[1])
+    return listed
+
+
+def granted() -> set[tuple[str, str, str]]:
+    """Group, resource and verb of all of that, and of the Lease."""
+    return {
+        (group, resource, verb)
+        for rule in (*rules(), *_LEASES)
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def account(
+    cluster: ControlPlane, api: Api, folder: Path, namespace: str, name: str, *, watched: Sequence[str] = ()
+) -> Account:
+    """Make one in `namespace`, with rights in the `watched` namespaces only; none: in all."""
+    core = f"/api/v1/namespaces/{namespace}/serviceaccounts"
+    api.create(core, {"metadata": {"name": name}})
+    subject = {"kind": "ServiceAccount", "name": name, "namespace": namespace}
+    _bind(api, subject, f"{name}-lease", _LEASES, namespace)
+    for where in watched or ("",):
+        _bind(api, subject, f"{namespace}-{name}", rules(), where)
+    token = api.create(f"{core}/{name}/token", {"spec": {"expirationSeconds": _DAY_S}})["status"]["token"]
+    config = yaml.safe_load(cluster.kubeconfig.read_text())
+    config["users"] = [{"name": "user", "user": {"token": token}}]
+    kubeconfig = folder / f"{namespace}-{name}.kubeconfig"
+    kubeconfig.write_text(yaml.safe_dump(config))
+    return Account(namespace=namespace, user=f"system:serviceaccount:{namespace}:{name}", kubeconfig=kubeconfig)
+
+
+def _bind(api: Api, subject: Json, name: str, allowed: list[Json], namespace: str) -> None:
+    """A role and who has it, in a namespace or ("") everywhere."""
+    prefix, kind = (f"{_RBAC}/namespaces/{namespace}", "Role") if namespace else (_RBAC, "ClusterRole")
+    plural = f"{kind.lower()}s"
+    api.create(f"{prefix}/{plural}", {"metadata": {"name": name}, "rules": allowed})
+    role: dict[str, Any] = {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name}
+    body = {"metadata": {"name": name}, "roleRef": role, "subjects": [subject]}
+    api.create(f"{prefix}/{kind.lower()}bindings", body)

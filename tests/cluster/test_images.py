@@ -1,0 +1,151 @@
+"""Our four images as they are, without a node: what they say, what runs in them, and what is not in them."""
+
+from collections.abc import Iterator
+
+import pytest
+from tests.cluster import cluster, debian, updraft_images
+from tests.cluster.dockerfiles import Builder
+from tests.cluster.programs import CHECKOUT
+from tests.cluster.updraft_images import EXTRAS, Container, Images
+
+pytestmark = pytest.mark.timeout(1200)
+
+_COMPILERS = ("gcc", "cc", "g++", "c++", "clang", "ld", "as", "make", "cargo", "go")
+_CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
+
+# Beside what the chroot of the tests shows of this machine.
+_WRITABLE = {"/tmp", "/var/tmp", "/run/lock"}
+_SHOWN = ("/proc", "/sys", "/dev", "/run/secrets")
+
+
+@pytest.fixture(scope="module")
+def images() -> Images:
+    if why := cluster.obstacle():
+        pytest.skip(why)
+    return updraft_images.built()
+
+
+@pytest.fixture(scope="module", params=EXTRAS)
+def extra(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def container(images: Images, extra: str) -> Iterator[Container]:
+    with images.container(extra) as made:
+        yield made
+
+
+def test_an_image_runs_its_program_as_a_user_without_rights(images: Images, extra: str) -> None:
+    config = images.inspect(extra)["config"]
+    assert config["User"] == "65532:65532"
+    assert config["Entrypoint"] == [f"updraft-{extra}"]
+    assert "Cmd" not in config
+    assert "Healthcheck" not in config
+
+
+def test_an_image_says_what_it_is(images: Images, extra: str) -> None:
+    labels = images.inspect(extra)["config"]["Labels"]
+    said = {name.removeprefix("org.opencontainers.image."): value for name, value in labels.items()}
+    assert said["title"] == f"updraft-{extra}"
+    assert (said["version"], said["revision"]) == (updraft_images.VERSION, updraft_images.REVISION)
+    assert said["licenses"] == "Apache-2.0"
+
+
+def test_a_program_tells_what_is_wrong_with_its_settings_and_ends_with_2(container: Container, extra: str) -> None:
+    code, output = container.run(f"updraft-{extra}", variables=[f"UPDRAFT_{extra.upper()}_NO_SUCH_THING=1"])
+    assert code == 2, output
+    assert f"UPDRAFT_{extra.upper()}_NO_SUCH_THING: no such setting; the closest is " in output
+    assert "Traceback" not in output
+
+
+def test_the_user_can_write_to_folders_for_scratch_only(container: Container) -> None:
+    code, output = container.run("id", "-u")
+    assert (code, output) == (0, "65532")
+    hidden = [word for path in _SHOWN for word in ("-path", path, "-prune", "-o")]
+    _, found = container.run("find", "/", *hidden, "-not", "-type", "l", "-writable", "-print")
+    assert {path for path in found.splitlines() if not path.startswith("find: ")} <= _WRITABLE
+
+
+def test_no_image_has_a_compiler_or_a_second_pip(container: Container) -> None:
+    _, found = container.run("which", *_COMPILERS)
+    assert found == ""
+    assert container.run("python", "-c", "import pip")[0] == 1
+
+
+def test_our_code_comes_with_its_bytecode(container: Container) -> None:
+    script = (
+        "import importlib.util as u, pathlib, sysconfig;"
+        "found = [p for p in pathlib.Path(sysconfig.get_path('purelib')).rglob('updraft*/**/*.py')];"
+        "print(len(found) > 50, [p for p in found if not pathlib.Path(u.cache_from_source(str(p))).exists()])"
+    )
+    assert container.run("python", "-c", script) == (0, "True []")
+
+
+def test_nothing_of_the_machine_that_built_it_is_in_an_image(images: Images, container: Container, extra: str) -> None:
+    told = str(images.inspect(extra))
+    assert str(CHECKOUT) not in told
+    assert container.run("grep", "-rIlF", str(CHECKOUT), "/opt/venv", "/etc", user="0") == (1, "")
+    assert container.run("test", "-e", "/etc/pip.conf")[0] == 1
+    assert container.run("sha256sum", _CERTIFICATES)[1] == _certificates_of_base(images.builder)
+
+
+def test_only_what_the_dockerfile_copies_comes_into_an_image(container: Container) -> None:
+    assert container.run("find", "/source", "/wheels", "/build", user="0")[0] == 1
+    packages = [
+        *(CHECKOUT / "libs").iterdir(),
+        *(CHECKOUT / "services").iterdir(),
+        CHECKOUT / "operator",
+        CHECKOUT / "cli",
+    ]
+    ours = {path.name for folder in packages for path in folder.glob("updraft_*")}
+    _, found = container.run("find", "/opt/venv/lib", "-maxdepth", "3", "-name", "updraft*", "-printf", "%f\n")
+    assert set(found.split()) == {*ours, "updraft", f"updraft-{updraft_images.VERSION}.dist-info"}
+    assert container.run("ls", "/opt/venv/requirements")[1].split() == [
+        "constraints.txt",
+        f"updraft-{updraft_images.VERSION}-py3-none-any.whl",
+    ]
+
+
+def test_trainer_and_inference_share_all_layers_up_to_torch(images: Images) -> None:
+    layers = {extra: images.inspect(extra)["rootfs"]["diff_ids"] for extra in ("trainer", "inference")}
+    shared = [one for one, other in zip(layers["trainer"], layers["inference"], strict=True) if one == other]
+    made = [step["created_by"] for step in images.inspect("trainer")["history"] if not step.get("empty_layer")]
+    (torch,) = [number for number, step in enumerate(made) if "torch numpy" in step]
+    assert layers["trainer"][: torch + 1] == shared[: torch + 1]
+
+
+@pytest.mark.parametrize(
+    ("extra_", "modules", "absent"),
+    [
+        pytest.param(
+            "operator", "updraft_operator, updraft_cli, kopf, huggingface_hub, obstore", "torch", id="operator"
+        ),
+        pytest.param("registry", "updraft_registry.process, obstore", "torch", id="registry"),
+        pytest.param("trainer", "updraft_trainer.process, torch", "starlette", id="trainer"),
+        pytest.param("inference", "updraft_inference.process, torch", "kopf", id="inference"),
+    ],
+)
+def test_an_image_has_what_its_program_needs_and_not_what_others_need(
+    images: Images, extra_: str, modules: str, absent: str
+) -> None:
+    with images.container(extra_) as container:
+        assert container.run("python", "-c", f"import {modules}") == (0, "")
+        assert container.run("python", "-c", f"import {absent}")[0] == 1
+
+
+def test_the_operator_image_downloads_models_and_imports_drafts(images: Images) -> None:
+    with images.container("operator") as container:
+        assert container.run("updraft", "--version") == (0, f"updraft {updraft_images.VERSION}")
+        code, output = container.run("updraft", "model", "pull", "pvc://claim/model", "/tmp/model")
+        assert code == 1
+        assert output.startswith("Error: pvc://claim/model is mounted, not downloaded")
+        assert container.run("updraft", "draft", "import", "--help")[0] == 0
+
+
+def _certificates_of_base(builder: Builder) -> str:
+    name = builder.buildah("from", "--pull=never", debian.PYTHON).strip()
+    try:
+        return Container(builder, name).run("sha256sum", _CERTIFICATES)[1]
+    finally:
+        builder.buildah("rm", name)

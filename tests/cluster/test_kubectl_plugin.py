@@ -1,0 +1,387 @@
+"""`kubectl updraft` through the real kubectl against the real API server: it reads, patches, and is held by RBAC."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.cluster import crds as kinds
+from tests.cluster import programs
+from tests.cluster.access import Api, ApiError, Json, audited
+from tests.cluster.control_plane import ControlPlane, control_plane
+from tests.cluster.crds import crds
+from tests.support import speculator_objects as objects
+from tests.support.speculator_objects import moment
+from tests.support.wait import wait_until
+
+from updraft_cli.kubectl.objects import ROLES
+
+__all__ = ["crds"]  # a fixture
+
+SPECULATORS, VERSIONS = "adaptivespeculators", "draftversions"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """What a command came to."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kubectl:
+    """kubectl with the plugin on its PATH, as one user in one namespace."""
+
+    environment: dict[str, str]
+    namespace: str
+    program: Path = field(default_factory=lambda: programs.path("kubectl"))
+
+    def __call__(self, *words: str) -> Said:
+        done = subprocess.run(self.command(*words), env=self.environment, capture_output=True, text=True, check=False)
+        return Said(code=done.returncode, out=done.stdout, err=done.stderr)
+
+    def command(self, *words: str) -> list[str]:
+        """`kubectl updraft ...` in the namespace; other words of kubectl's are run as they are."""
+        is_ours = words[0] == "updraft"
+        return [str(self.program), *words, *(["-n", self.namespace] if is_ours and "-A" not in words else [])]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A PATH on which kubectl finds the plugin and its completion."""
+    folder = tmp_path_factory.mktemp("path")
+    for name, module in (("kubectl-updraft", "kubectl"), ("kubectl_complete-updraft", "kubectl.completion")):
+        script = folder / name
+        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m updraft_cli.{module} "$@"\n')
+        script.chmod(0o755)
+    return f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+@pytest.fixture
+def as_user(path: str, namespace: str) -> Callable[[Path], Kubectl]:
+    def of(kubeconfig: Path) -> Kubectl:
+        proxies = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+        return Kubectl(
+            environment={**os.environ, **proxies, "PATH": path, "KUBECONFIG": str(kubeconfig)}, namespace=namespace
+        )
+
+    return of
+
+
+@pytest.fixture
+def admin(as_user: Callable[[Path], Kubectl], kubernetes: ControlPlane, crds: None) -> Kubectl:
+    return as_user(kubernetes.kubeconfig)
+
+
+@pytest.fixture
+def viewer(
+    as_user: Callable[[Path], Kubectl], kubernetes: ControlPlane, api: Api, namespace: str, tmp_path: Path, crds: None
+) -> Kubectl:
+    """A service account that may look at our kinds, and at nothing else."""
+    core, rbac = f"/api/v1/namespaces/{namespace}", f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}"
+    api.create(f"{core}/serviceaccounts", {"metadata": {"name": "ann"}})
+    rules = [{"apiGroups": ["updraft.dev"], "resources": [SPECULATORS, VERSIONS], "verbs": ["get", "list", "watch"]}]
+    api.create(f"{rbac}/roles", {"metadata": {"name": "view"}, "rules": rules})
+    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "view"}
+    subject = {"kind": "ServiceAccount", "name": "ann", "namespace": namespace}
+    api.create(f"{rbac}/rolebindings", {"metadata": {"name": "view"}, "roleRef": role, "subjects": [subject]})
+    token = api.create(f"{core}/serviceaccounts/ann/token", {"spec": {}})["status"]["token"]
+    config = yaml.safe_load(kubernetes.kubeconfig.read_text())
+    config["users"] = [{"name": "user", "user": {"token": token}}]
+    kubeconfig = tmp_path / "ann.kubeconfig"
+    kubeconfig.write_text(yaml.safe_dump(config))
+    with kubernetes.api(user=f"system:serviceaccount:{namespace}:ann") as ann:
+        wait_until(lambda: _may_list(ann, namespace), what="the role")
+    return as_user(kubeconfig)
+
+
+def _may_list(api: Api, namespace: str) -> bool:
+    try:
+        api.get(speculators(namespace))
+    except ApiError:
+        return False
+    return True
+
+
+def store(api: Api, namespace: str, plural: str, content: Json) -> None:
+    """Create an object with its status, as a person and the operator do it between them."""
+    collection, name = kinds.collection(namespace, plural), content["metadata"]["name"]
+    told = dict(content)
+    told["metadata"] = {"name": name}
+    made = api.create(collection, told)
+    generation = made["metadata"]["generation"]
+    status = {**content["status"]}
+    if plural == SPECULATORS:
+        status["observedGeneration"] = generation
+    api.patch(f"{collection}/{name}/status", {"status": status})
+
+
+@pytest.fixture
+def qwen(api: Api, namespace: str, crds: None) -> Callable[[], Json]:
+    """A speculator with three versions; call it to read it."""
+    store(api, namespace, SPECULATORS, objects.speculator())
+    for content in (
+        objects.version(
+            1, "Superseded", reason="version 2 took over", history=[moment(1, "Stable"), moment(9, "Superseded")]
+        ),
+        objects.version(
+            2, "Stable", reason="it won", pods={"loaded": 2, "target": 2}, history=[moment(8, "Stable", "it won")]
+        ),
+        objects.version(3, "Rejected", reason="too slow"),
+        objects.version(4, "Held", reason="it waits"),
+        objects.version(1, "Stable", owner="other"),
+    ):
+        store(api, namespace, VERSIONS, content)
+    return lambda: api.get(f"{speculators(namespace)}/qwen")
+
+
+def speculators(namespace: str) -> str:
+    return kinds.collection(namespace, SPECULATORS)
+
+
+def rollout(content: Json) -> Any:
+    return content["spec"]["rollout"]
+
+
+def test_status_and_versions_are_what_the_api_server_holds(admin: Kubectl, qwen: Callable[[], Json]) -> None:
+    status = admin("updraft", "status", "qwen")
+    assert (status.code, status.err) == (0, "")
+    assert status.out.splitlines()[0] == f"qwen in namespace {admin.namespace}: ready"
+    assert "serves   version 2, 2.59 tokens a step" in status.out.splitlines()
+
+    versions = [line.split()[:2] for line in admin("updraft", "versions").out.splitlines()[1:]]
+    assert versions == [["4", "held"], ["3", "rejected"], ["2", "stable"], ["1", "superseded"]]
+    assert admin("updraft", "versions", "qwen", "-o", "name").out.split() == [
+        f"draftversion.updraft.dev/qwen-v{number}" for number in (4, 3, 2, 1)
+    ]
+    everywhere = json.loads(admin("updraft", "status", "-A", "-o", "json").out)["speculators"]
+    assert [each["name"] for each in everywhere if each["namespace"] == admin.namespace] == ["qwen"]
+
+
+def test_names_that_the_plugin_prints_are_names_for_kubectl(admin: Kubectl, qwen: Callable[[], Json]) -> None:
+    (name,) = admin("updraft", "status", "-o", "name").out.split()
+    assert admin("get", name, "-n", admin.namespace, "-o", "jsonpath={.metadata.name}").out == "qwen"
+
+
+def test_history_has_the_changes_and_in_wide_the_events(
+    admin: Kubectl, qwen: Callable[[], Json], api: Api, namespace: str
+) -> None:
+    about = {"kind": "DraftVersion", "name": "qwen-v3", "namespace": namespace, "apiVersion": objects.API_VERSION}
+    newer = {
+        "metadata": {"name": "qwen-v3.1"},
+        "regarding": about,
+        "reason": "Rejected",
+        "note": "too slow",
+        "type": "Warning",
+        "action": "Judge",
+        "reportingController": "updraft-operator",
+        "reportingInstance": "updraft-operator-0",
+        "eventTime": "2026-11-24T11:30:00.000000Z",
+    }
+    api.create(f"/apis/events.k8s.io/v1/namespaces/{namespace}/events", newer)
+
+    told = admin("updraft", "history").out.splitlines()
+    assert [line.split()[2:4] for line in told[1:]] == [["1", "stable"], ["2", "stable"], ["1", "superseded"]]
+    only = admin("updraft", "history", "qwen", "previous", "-o", "json")
+    assert [change["phase"] for change in json.loads(only.out)["changes"]] == ["stable", "superseded"]
+    wide = admin("updraft", "history", "-o", "wide").out
+    assert "Warning  Rejected  DraftVersion/qwen-v3" in wide
+    assert admin("updraft", "history", "7").err == "Error: qwen has no DraftVersion with the number 7\n"
+
+
+def test_explain_reads_like_a_page(admin: Kubectl, qwen: Callable[[], Json], api: Api) -> None:
+    denied = objects.condition("RegistryReady", "False", "Denied", "the token is not known")
+    api.patch(
+        f"{speculators(admin.namespace)}/qwen/status", {"status": {"conditions": objects.ready(denied)["conditions"]}}
+    )
+    told = admin("updraft", "explain")
+    assert told.code == 0
+    assert "Version 2 of the draft serves" in told.out
+    assert f"kubectl rollout restart statefulset/qwen-registry -n {admin.namespace}" in told.out
+
+
+def test_a_pin_and_its_end_are_fields_of_the_resource_that_we_own(admin: Kubectl, qwen: Callable[[], Json]) -> None:
+    pinned = admin("updraft", "pin", "qwen", "1")
+    assert (pinned.code, pinned.err) == (0, "")
+    assert pinned.out.startswith("qwen is pinned to version 1. All pods load it now")
+    assert rollout(qwen())["pinnedVersion"] == 1
+    owners = [
+        entry["manager"] for entry in qwen()["metadata"]["managedFields"] if entry["manager"].startswith("kubectl")
+    ]
+    assert owners == ["kubectl-updraft"]
+
+    again = admin("updraft", "pin", "1")
+    assert (again.code, again.out.startswith("qwen is pinned to version 1 already")) == (0, True)
+
+    assert admin("updraft", "unpin").code == 0
+    assert "pinnedVersion" not in rollout(qwen())
+    assert admin("updraft", "pin", "0").out.startswith("qwen is pinned to no draft.")
+    assert rollout(qwen())["pinnedVersion"] == 0
+
+
+def test_pause_resume_and_promote_are_fields_too(admin: Kubectl, qwen: Callable[[], Json]) -> None:
+    assert admin("updraft", "pause").code == 0
+    assert rollout(qwen())["paused"] is True
+    assert admin("updraft", "resume").code == 0
+    assert rollout(qwen())["paused"] is False
+    assert admin("updraft", "promote", "stable").out == "Version 2 of qwen is stable already.\n"
+    assert admin("updraft", "promote", "4").code == 0
+    assert rollout(qwen())["promotedVersion"] == 4
+
+
+def test_a_dry_run_is_checked_by_the_api_server_and_keeps_nothing(
+    kubernetes: ControlPlane, admin: Kubectl, qwen: Callable[[], Json]
+) -> None:
+    before = qwen()
+    dry = admin("updraft", "pin", "1", "--dry-run=server", "-o", "json")
+    told = json.loads(dry.out)
+    assert (told["changed"], told["dry_run"], told["value"]) == (False, True, 1)
+    assert told["message"].startswith("Nothing is kept of this dry run: ")
+    assert qwen() == before
+    patches = [
+        each for each in audited(kubernetes.audit_log) if each.namespace == admin.namespace and each.verb == "patch"
+    ]
+    assert patches[-1].name == "qwen"
+    assert patches[-1].agent == "kubectl-updraft"
+
+
+def test_a_version_that_is_not_there_or_lost_is_refused_and_nothing_is_sent(
+    admin: Kubectl, qwen: Callable[[], Json]
+) -> None:
+    before = qwen()
+    unknown = admin("updraft", "pin", "qwen", "9")
+    assert (unknown.code, unknown.out) == (1, "")
+    assert unknown.err == "Error: qwen has no DraftVersion with the number 9; it has versions 1 to 4\n"
+    lost = admin("updraft", "promote", "qwen", "3")
+    assert (lost.code, lost.err) == (1, "Error: version 3 of qwen is rejected and is never served again: too slow\n")
+    assert qwen() == before
+
+
+def test_a_field_that_a_file_somewhere_sets_is_set_with_a_note(
+    admin: Kubectl, qwen: Callable[[], Json], api: Api
+) -> None:
+    body = {"apiVersion": objects.API_VERSION, "kind": "AdaptiveSpeculator", "metadata": {"name": "qwen"}}
+    wished = {"spec": {"targetModel": {"uri": "hf://org/qwen"}, "rollout": {"pinnedVersion": 2}}}
+    api.apply(f"{speculators(admin.namespace)}/qwen", {**body, **wished}, manager="argocd-controller", force=True)
+    pinned = admin("updraft", "pin", "qwen", "1")
+    assert pinned.code == 0
+    assert pinned.err == (
+        "Note: argocd-controller set spec.rollout.pinnedVersion before, and may set it back: change it there too.\n"
+    )
+
+
+def test_who_may_only_view_is_shown_everything_and_refused_a_patch_in_a_sentence(
+    viewer: Kubectl, qwen: Callable[[], Json]
+) -> None:
+    before = qwen()
+    for look in ("status", "versions", "history", "explain"):
+        assert viewer("updraft", look, "qwen").code == 0
+    refused = viewer("updraft", "pin", "qwen", "1")
+    assert (refused.code, refused.out) == (1, "")
+    assert refused.err.startswith(
+        'Error: adaptivespeculators.updraft.dev "qwen" is forbidden: User "system:serviceaccount:'
+    )
+    assert 'cannot patch resource "adaptivespeculators"' in refused.err
+    assert refused.err.count("\n") == 1
+    assert qwen() == before
+    wide = viewer("updraft", "history", "qwen", "-o", "wide")
+    assert wide.code == 0
+    assert "Events could not be read: events is forbidden" in wide.out
+    assert viewer("updraft", "status", "-A").err.startswith("Error: adaptivespeculators.updraft.dev is forbidden")
+
+
+def test_a_name_that_is_not_there_is_told_with_those_that_are(
+    admin: Kubectl, qwen: Callable[[], Json], api: Api
+) -> None:
+    missing = admin("updraft", "status", "llama")
+    assert (missing.code, missing.err) == (
+        1,
+        f"Error: namespace {admin.namespace} has no AdaptiveSpeculator llama; it has qwen\n",
+    )
+    store(api, admin.namespace, SPECULATORS, objects.speculator("gemma"))
+    several = admin("updraft", "unpin")
+    assert several.err == (
+        f"Error: namespace {admin.namespace} has more than one AdaptiveSpeculator, name one: gemma, qwen\n"
+    )
+    rows = [line.split()[0] for line in admin("updraft", "status").out.splitlines()]
+    assert rows == ["name", "gemma", "qwen"]
+
+
+def test_a_namespace_without_a_speculator_is_told(admin: Kubectl) -> None:
+    assert admin("updraft", "explain").err == f"Error: namespace {admin.namespace} has no AdaptiveSpeculator\n"
+    assert admin("updraft", "status").out == f"There is no AdaptiveSpeculator in namespace {admin.namespace}.\n"
+
+
+def test_a_watch_tells_what_changes_until_it_is_interrupted(
+    admin: Kubectl, qwen: Callable[[], Json], tmp_path: Path
+) -> None:
+    told = tmp_path / "told"
+    with told.open("w") as out:
+        command = admin.command("updraft", "status", "qwen", "--watch")
+        watching = subprocess.Popen(command, env=admin.environment, stdout=out, stderr=subprocess.PIPE)
+    try:
+        wait_until(lambda: told.read_text().count("\n") == 1, what="the first line")
+        assert admin("updraft", "pause", "qwen").code == 0
+        wait_until(lambda: told.read_text().count("\n") == 2, what="the line of the change")
+    finally:
+        watching.send_signal(signal.SIGINT)
+        _, err = watching.communicate(timeout=30)
+    assert (watching.returncode, err) == (130, b"")
+    assert "before the last change of the spec" in told.read_text().splitlines()[1]
+
+
+def test_kubectl_completes_commands_names_and_versions(admin: Kubectl, qwen: Callable[[], Json]) -> None:
+    def offered(*words: str) -> list[str]:
+        lines = admin("__complete", "updraft", *words).out.splitlines()
+        return [line.partition("\t")[0] for line in lines if not line.startswith(":")]
+
+    assert offered("un") == ["unpin"]
+    assert offered("status", "-n", admin.namespace, "") == ["qwen"]
+    assert offered("pin", "-n", admin.namespace, "qwen", "") == ["4", "3", "2", "1", *ROLES]
+
+
+def test_credentials_come_from_a_plugin_of_the_kubeconfig(
+    as_user: Callable[[Path], Kubectl], kubernetes: ControlPlane, qwen: Callable[[], Json], tmp_path: Path
+) -> None:
+    config = yaml.safe_load(kubernetes.kubeconfig.read_text())
+    kind = "client.authentication.k8s.io/v1"
+    credential = {
+        "apiVersion": kind,
+        "kind": "ExecCredential",
+        "status": {"token": config["users"][0]["user"]["token"]},
+    }
+    helper = tmp_path / "credential"
+    helper.write_text(f"#!/bin/sh\ncat <<'END'\n{json.dumps(credential)}\nEND\n")
+    helper.chmod(0o755)
+    config["users"][0]["user"] = {"exec": {"apiVersion": kind, "command": str(helper), "interactiveMode": "Never"}}
+    kubeconfig = tmp_path / "exec.kubeconfig"
+    kubeconfig.write_text(yaml.safe_dump(config))
+    assert as_user(kubeconfig)("updraft", "status", "-o", "name").out == "adaptivespeculator.updraft.dev/qwen\n"
+
+
+def test_a_cluster_without_our_kinds_and_one_that_does_not_know_us_are_told(
+    as_user: Callable[[Path], Kubectl], tmp_path: Path
+) -> None:
+    with control_plane() as bare:
+        told = as_user(bare.kubeconfig)("updraft", "status")
+        config = yaml.safe_load(bare.kubeconfig.read_text())
+        config["users"][0]["user"] = {"token": "of-nobody"}
+        kubeconfig = tmp_path / "nobody.kubeconfig"
+        kubeconfig.write_text(yaml.safe_dump(config))
+        unknown = as_user(kubeconfig)("updraft", "status")
+    server = config["clusters"][0]["cluster"]["server"]
+    assert (told.code, unknown.code) == (1, 1)
+    assert (
+        told.err
+        == f"Error: the cluster at {server} has no kinds of updraft.dev/v1alpha1: install Updraft's chart first\n"
+    )
+    assert unknown.err == f"Error: the API server at {server} does not know you: Unauthorized\n"

@@ -1,0 +1,56 @@
+"""`python -m tests.cluster.traffic URL FILE`: requests without end, a line of JSON for each as it ends.
+
+Runs inside the node's namespaces, where a Service is reached as a pod reaches it: a connection for each request, so that
+kube-proxy spreads them over the pods.
+"""
+
+import asyncio
+import itertools
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TextIO
+
+import httpx
+
+_AT_ONCE = 3
+_TIMEOUT_S = 60.0
+
+
+def main() -> None:
+    """Send until killed."""
+    url, file = sys.argv[1:]
+    with Path(file).open("a", buffering=1) as told:
+        asyncio.run(_send(url, told))
+
+
+async def _send(url: str, told: TextIO) -> None:
+    numbers = itertools.count()
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(_AT_ONCE):
+            tasks.create_task(_client(url, told, numbers))
+
+
+async def _client(url: str, told: TextIO, numbers: "itertools.count[int]") -> None:
+    while True:
+        began = time.time()
+        try:
+            async with httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_S, trust_env=False) as client:
+                body = {
+                    "model": "tour",
+                    "prompt": f"prompt {next(numbers) % 6}",
+                    "max_tokens": 40,
+                    "temperature": 0,
+                    "ignore_eos": True,
+                }
+                answer = await client.post("/v1/completions", json=body)
+                said = {"status": answer.status_code, "version": answer.json()["usage"]["updraft"]["draft_version"]}
+        except (httpx.HTTPError, ValueError, KeyError) as error:
+            said = {"status": 0, "error": f"{type(error).__name__}: {error}"}
+            await asyncio.sleep(0.2)
+        told.write(json.dumps({"began": began, "ended": time.time(), **said}) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Our four images, built by the Dockerfile as it stands, and kept from one run to the next.
+
+Unchanged layers are reused. What a node loads is one OCI layout of all four, in which the layers that they share are once;
+it is written anew only when an image changed. The base is the stand-in of `debian`.
+"""
+
+import fcntl
+import hashlib
+import json
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.cluster import debian
+from tests.cluster.cluster import Cluster
+from tests.cluster.dockerfiles import Builder
+from tests.cluster.private import FOLDER
+from tests.cluster.programs import CHECKOUT
+
+EXTRAS = ("operator", "registry", "trainer", "inference")
+VERSION: str = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["version"]
+REVISION = "tests"
+
+_LAYOUT = "layout-"
+
+
+def reference(extra: str) -> str:
+    """The name of an image, on the node too."""
+    return f"docker.io/updraft/{extra}:test"
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """What was built; get it from `built`."""
+
+    ids: dict[str, str]
+    builder: Builder = field(default_factory=debian.builder)
+
+    def inspect(self, extra: str) -> dict[str, Any]:
+        """What the image says of itself: config, history, layers."""
+        told: dict[str, Any] = json.loads(self.builder.buildah("inspect", "--type=image", reference(extra)))
+        image: dict[str, Any] = told["OCIv1"]
+        return image
+
+    @contextmanager
+    def container(self, extra: str) -> Iterator["Container"]:
+        """A container of the image, as buildah makes one without any engine."""
+        name = self.builder.buildah("from", "--pull=never", reference(extra)).strip()
+        try:
+            yield Container(self.builder, name)
+        finally:
+            self.builder.buildah("rm", name)
+
+    def layout(self) -> Path:
+        """A folder with all images, as `load` takes it: about two minutes when one changed, most of them for torch."""
+        key = hashlib.sha256(json.dumps(self.ids, sort_keys=True).encode()).hexdigest()[:16]
+        made = self.builder.folder / f"{_LAYOUT}{key}"
+        with _alone(self.builder):
+            if not made.exists():
+                for old in self.builder.folder.glob(f"{_LAYOUT}*"):
+                    shutil.rmtree(old)
+                part = self.builder.folder / f"{_LAYOUT}part"
+                for extra in self.ids:
+                    # zstd: the node unpacks it in less time than gzip, and reads half of what the layers hold.
+                    target = f"oci:{FOLDER / part.name}:{reference(extra)}"
+                    self.builder.buildah("push", "--quiet", "--compression-format=zstd", reference(extra), target)
+                part.rename(made)
+        return made
+
+    def load(self, node: Cluster) -> None:
+        """Give all images to a node; pods then use them with `imagePullPolicy: IfNotPresent`. Takes most of a minute."""
+        with subprocess.Popen(["tar", "-C", self.layout(), "-cf", "-", "."], stdout=subprocess.PIPE) as archive:
+            node.enter("ctr", "-n", "k8s.io", "images", "import", "--local", "-", stdin=archive.stdout)
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A file system to run commands in, as the image's user or another."""
+
+    builder: Builder
+    name: str
+
+    def run(self, *command: str, variables: Sequence[str] = (), user: str = "") -> tuple[int, str]:
+        """Run a command; return how it ended and what it printed."""
+        given = [*(f"--env={variable}" for variable in variables), *([f"--user={user}"] if user else [])]
+        script = '"$@" 2>&1; echo "$?"'
+        printed = self.builder.buildah(
+            "run", "--isolation=chroot", *given, self.name, "--", "sh", "-c", script, "sh", *command
+        )
+        output, _, code = printed.rstrip("\n").rpartition("\n")
+        return int(code), output
+
+
+def built(*extras: str) -> Images:
+    """The named images, or all four; the first time takes four minutes, unchanged ones some seconds."""
+    builder = debian.builder()
+    ids = {}
+    with _alone(builder):
+        for extra in extras or EXTRAS:
+            arguments = {"EXTRA": extra, "VERSION": VERSION, "REVISION": REVISION}
+            builder.build(CHECKOUT, reference(extra), arguments=arguments)
+            ids[extra] = builder.buildah("images", "--quiet", "--no-trunc", reference(extra)).strip()
+    return Images(ids, builder)
+
+
+@contextmanager
+def _alone(builder: Builder) -> Iterator[None]:
+    """Two that build at once would compile everything twice."""
+    with (builder.folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

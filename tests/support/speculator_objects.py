@@ -1,0 +1,87 @@
+"""AdaptiveSpeculators and DraftVersions as the API server holds them, small and whole."""
+
+from typing import Any
+
+API_VERSION = "updraft.dev/v1alpha1"
+Json = dict[str, Any]
+
+SINCE = "2026-11-24T11:55:00Z"
+
+
+def speculator(name: str = "qwen", *, rollout: Json | None = None, status: Json | None = None, **spec: Any) -> Json:
+    """One that is ready and serves version 2; `rollout` and `spec` are merged in, `status` by its fields."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "AdaptiveSpeculator",
+        "metadata": {"name": name, "namespace": "team", "generation": 3},
+        "spec": {
+            "targetModel": {"uri": "hf://org/qwen"},
+            "engine": "torch",
+            "serving": {"replicas": 2},
+            "rollout": {"strategy": "Canary", "paused": False, **(rollout or {})},
+            **spec,
+        },
+        "status": {**ready(), **(status or {})},
+    }
+
+
+def ready(*conditions: Json) -> Json:
+    """A status; these conditions stand for those of their types."""
+    by_type = {each["type"]: each for each in (*_TRUE, *conditions)}
+    return {
+        "observedGeneration": 3,
+        "versions": {"stable": 2, "previous": 1, "latest": 2},
+        "rollout": {"phase": "Stable", "version": 2, "message": "version 2 is stable"},
+        "serving": {
+            "replicas": 2,
+            "readyReplicas": 2,
+            "updatedReplicas": 2,
+            "failedReplicas": 0,
+            "url": "http://qwen.team.svc/v1",
+        },
+        "acceptance": {"stable": "2.59", "verifySteps": 12000},
+        "trainer": {"state": "Training", "lastPublishTime": SINCE},
+        "conditions": list(by_type.values()),
+    }
+
+
+def condition(kind: str, status: str, reason: str, message: str = "") -> Json:
+    """One condition, five minutes before noon."""
+    return {"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": SINCE}
+
+
+def version(number: int | None, phase: str, *, owner: str = "qwen", reason: str = "", **more: Any) -> Json:
+    """A DraftVersion; without a number an import that the registry has not numbered yet."""
+    spec: Json = {"speculatorRef": {"name": owner}, "source": "Trainer" if number else "Imported", "retain": False}
+    spec |= {"version": number, "digest": f"sha256:{number:064x}"} if number else {"uri": "hf://org/draft"}
+    status: Json = {"phase": phase, "reason": reason, "history": [], **more}
+    if number:
+        status["version"] = number
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "DraftVersion",
+        "metadata": {
+            "name": f"{owner}-v{number}" if number else f"{owner}-mine",
+            "namespace": "team",
+            "creationTimestamp": "2026-11-24T10:00:00Z",
+        },
+        "spec": spec,
+        "status": status,
+    }
+
+
+def moment(minute: int, phase: str, reason: str = "", actor: str = "registry") -> Json:
+    """A change of phase."""
+    return {"time": f"2026-11-24T11:{minute:02}:00Z", "phase": phase, "actor": actor, "reason": reason}
+
+
+_TRUE = (
+    condition("Ready", "True", "Ready", "requests are served"),
+    condition("Accepted", "True", "SpecAccepted", "the spec can be followed"),
+    condition("ServingReady", "True", "PodsReady", "2 of 2 pods are ready"),
+    condition("RegistryReady", "True", "Connected", "the registry answers"),
+    condition("TrainerReady", "True", "Training", "the trainer runs"),
+    condition("Adapting", "True", "Adapting", "drafts are learned from the traffic"),
+    condition("SpeculationEffective", "True", "Effective", "drafts are accepted"),
+    condition("Progressing", "True", "Complete", "version 2 serves"),
+)

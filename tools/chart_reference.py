@@ -1,0 +1,79 @@
+"""The chart's page: its README, with a table of values made from the comments in values.yaml.
+
+A value is described by the comment lines right above it; a comment above a map is of the map, and opens its rows.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+CHART = Path("charts") / "updraft"
+_BEGIN, _END = "<!-- values -->\n", "<!-- end of values -->\n"
+_KEY = re.compile(r"^(?P<indent> *)(?P<key>[A-Za-z_]+):(?P<rest>.*)$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Value:
+    """A value or a map of values, as values.yaml has it."""
+
+    path: tuple[str, ...]
+    meaning: str
+    default: object
+
+    @property
+    def name(self) -> str:
+        """As `helm --set` takes it."""
+        return ".".join(self.path)
+
+
+def readme(chart: Path) -> str:
+    """The README of the chart with its table as values.yaml says it now."""
+    before, begin, rest = (chart / "README.md").read_text(encoding="utf-8").partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    assert end, "README.md has lost the marks around its table"
+    return "".join((before, begin, table(chart / "values.yaml"), end, after))
+
+
+def table(path: Path) -> str:
+    """A row a value, under a row for each map that has a meaning."""
+    known = list(documented(path))
+    maps = {value.path[:length] for value in known for length in range(1, len(value.path))}
+    rows = [
+        f"| `{value.name}` | {'' if value.path in maps else _default(value.default)} | {value.meaning} |"
+        for value in known
+    ]
+    return "\n".join(("| value | default | meaning |", "| --- | --- | --- |", *rows)) + "\n"
+
+
+def documented(path: Path) -> Iterator[Value]:
+    """Every value with a comment, in the order of the file."""
+    text = path.read_text(encoding="utf-8")
+    values = yaml.safe_load(text)
+    parents: list[tuple[int, str]] = []
+    comment: list[str] = []
+    for line in text.splitlines():
+        if line.lstrip().startswith("#"):
+            comment.append(line.lstrip().removeprefix("#").strip())
+            continue
+        if found := _KEY.match(line):
+            indent = len(found["indent"])
+            parents = [*(each for each in parents if each[0] < indent), (indent, found["key"])]
+            keys = tuple(key for _, key in parents)
+            if comment:
+                yield Value(path=keys, meaning=" ".join(comment), default=_at(values, keys))
+        comment = []
+
+
+def _at(values: object, path: tuple[str, ...]) -> object:
+    for key in path:
+        assert isinstance(values, dict), path
+        values = values[key]
+    return values
+
+
+def _default(value: object) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
+    return f"`{text}`"
