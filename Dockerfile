@@ -1,5 +1,5 @@
 # Four images from one file: `--build-arg EXTRA=operator | registry | trainer | inference`; docs/images.md tells more.
-# For docker, podman and buildah 1.28 or later, so: no heredocs, no COPY --link, no digests in FROM.
+# Keep to what buildah 1.28 knows: no heredocs, no COPY --link, no digests in FROM.
 #
 # What changes seldom comes first. torch is one layer, the same in trainer and inference, that changes only with torch's
 # own pins; then come the other packages; then our code.

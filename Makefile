@@ -47,7 +47,7 @@ up: install ## Start Redis, registry, trainer and inference here; Ctrl-C stops t
 	$(PY) -m updraft_cli up $(ARGS)
 
 .PHONY: test
-test: check test-integration ## Everything that CI runs
+test: check test-integration test-cluster ## Everything that CI runs
 
 .PHONY: check
 check: fmt-check lint type arch gen-check test-unit ## Format, lint, types, architecture, generated files, unit tests
@@ -98,7 +98,7 @@ bucket-server: install ## Build the S3 server that tests start (once, with Go; 2
 test-integration: install bucket-server ## Real Redis, real gRPC, a real bucket, the real model, whole processes
 	$(PY) -m pytest tests/contract tests/integration tests/e2e $(ARGS)
 
-.PHONY: bench-swap bench-capture bench-memory bench-gate bench-fleet bench-delta bench-kill
+.PHONY: bench-swap bench-capture bench-memory bench-gate bench-fleet bench-delta bench-kill bench-operator
 bench-swap: install ## Measure what a hot swap costs (3 minutes)
 	$(PY) -W ignore bench/swap/swap.py $(ARGS)
 bench-capture: install ## Measure what capture costs (5 minutes)
@@ -114,17 +114,21 @@ bench-delta: install ## Measure how many bytes a new version costs (12 minutes)
 bench-kill: install ## Kill the registry 200 times under pods and a publisher (10 minutes)
 	$(PY) -m bench.kill.kill $(ARGS)
 
+bench-operator: cluster-build ## Measure the operator with 1,000 resources and 4,000 pods (10 minutes)
+	$(PY) -m bench.operator.operator $(ARGS)
+
 .PHONY: cluster-build cluster-up cluster-down
 cluster-build: install ## Build a real Kubernetes for tests into the cache (once; 10 to 20 minutes)
 	$(PY) -m tests.cluster build
+	$(PY) -m tests.chart.promtool.build
 cluster-up: cluster-build ## Start a node of it here (needs root) and print how to reach it
 	$(PY) -m tests.cluster up
 cluster-down: install ## End that node; nothing of it is left
 	$(PY) -m tests.cluster down
 
 .PHONY: test-cluster
-test-cluster: cluster-build ## The cluster's own tests (without root: the control plane's)
-	$(PY) -m pytest tests/cluster $(ARGS)
+test-cluster: cluster-build ## CRDs, operator, chart, images and the tour on a real Kubernetes (without root: what needs no node)
+	$(PY) -m pytest tests/chart tests/cluster $(ARGS)
 
 .PHONY: clean
 clean: ## Remove what builds left in the checkout (not the cache)

@@ -10,11 +10,12 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-from tools import reference
+from tools import chart_reference, reference
 
 from updraft_operator.api import crd
 
-CRDS = Path("charts/updraft/files/crds")
+CHART = Path("charts/updraft")
+CRDS = CHART / "files" / "crds"
 PROTO_SUFFIXES = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py", "_pb2_grpc.pyi")
 
 
@@ -44,6 +45,8 @@ def generate(checkout: Path, into: Path) -> None:
     ]
     subprocess.run(command, check=True)  # noqa: S603 - our own words and paths
     reference.write(into / "docs" / "reference")
+    (into / CHART).mkdir(parents=True, exist_ok=True)
+    (into / CHART / "README.md").write_text(chart_reference.readme(checkout / CHART), encoding="utf-8")
     crds = into / CRDS
     crds.mkdir(parents=True, exist_ok=True)
     for name, text in crd.files().items():
@@ -60,7 +63,7 @@ def _generated(root: Path) -> dict[str, bytes]:
     code = (path for path in (root / "proto").rglob("*") if path.name.endswith(PROTO_SUFFIXES))
     pages = (root / "docs" / "reference").glob("*.md")
     crds = (root / CRDS).glob("*.yaml")
-    return {str(path.relative_to(root)): path.read_bytes() for path in (*code, *pages, *crds)}
+    return {str(path.relative_to(root)): path.read_bytes() for path in (*code, *pages, *crds, root / CHART / "README.md")}
 
 
 def _plugin(name: str) -> str:

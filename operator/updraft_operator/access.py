@@ -36,15 +36,16 @@ class Found:
 class Secrets:
     """Reads them, and remembers for a little while."""
 
-    def __init__(self, cluster: Cluster, clock: Clock) -> None:
+    def __init__(self, cluster: Cluster, clock: Clock, fresh_s: float = FRESH_S) -> None:
         self._cluster = cluster
         self._clock = clock
+        self._fresh_s = fresh_s
         self._found: dict[Key, Found] = {}
 
     async def look(self, key: Key, owner: AdaptiveSpeculator) -> Found:
         """Of a speculator: its own Secret, and those that its spec names and that are not there."""
         found, now_s = self._found.get(key), self._clock.monotonic()
-        if found is not None and found.generation == owner.metadata.generation and now_s - found.at_s < FRESH_S:
+        if found is not None and found.generation == owner.metadata.generation and now_s - found.at_s < self._fresh_s:
             return found
         missing = [name for name, entry in named(owner) if not await self._has(key.namespace, name, entry)]
         found = Found(

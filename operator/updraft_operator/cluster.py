@@ -52,7 +52,6 @@ OTHERS: Mapping[str, Resource] = {
     "Secret": Resource("/api/v1", "secrets"),
     "Event": Resource("/api/v1", "events"),
     "Lease": Resource("/apis/coordination.k8s.io/v1", "leases"),
-    "CustomResourceDefinition": Resource("/apis/apiextensions.k8s.io/v1", "customresourcedefinitions"),
 }
 
 CHILDREN = tuple(kind for kind in KINDS if kind not in ("AdaptiveSpeculator", "DraftVersion", "Pod"))

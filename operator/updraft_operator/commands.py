@@ -30,6 +30,7 @@ from updraft_operator.settings import OperatorSettings
 from updraft_operator.store import Key, Store, key_of
 
 _UNCHANGED, _FAILED, _CHANGED = 0, 1, 3
+_STOP_S, _POLL_S = 90.0, 1.0
 _HIDDEN = "<hidden>"
 
 
@@ -47,7 +48,7 @@ def main(arguments: list[str]) -> None:
     if said.command == "check":
         raise SystemExit(_run(_check(said.url)))
     config = settings.load(OperatorSettings)
-    raise SystemExit(_run(_release(config) if said.command == "release" else _plan_file(config, said)))
+    raise SystemExit(_run(_release(config, said.deployment) if said.command == "release" else _plan_file(config, said)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,7 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--offline", action="store_true", help="ask no cluster: everything is created")
     check = commands.add_parser("check", help="whether both kinds are served and an operator is ready")
     check.add_argument("--url", default="", help="of the operator's /readyz")
-    commands.add_parser("release", help="take our finalizer off all resources, before an uninstall")
+    release = commands.add_parser("release", help="take our finalizer off all resources, before an uninstall")
+    release.add_argument("--deployment", default="", help="the operator's own, stopped first: it would put them back")
     return parser
 
 
@@ -197,8 +199,9 @@ def _without_secrets(content: Manifest) -> Manifest:
 async def _check(url: str) -> int:
     """For `helm test`."""
     async with connected(_no_writes) as cluster:
-        for plural in (names.SPECULATORS, names.DRAFT_VERSIONS):
-            await cluster.get("CustomResourceDefinition", "", f"{plural}.{names.GROUP}")
+        missing = {"AdaptiveSpeculator", "DraftVersion"} - await cluster.served(KINDS["DraftVersion"].prefix)
+        if missing:
+            raise NotFound(f"the API server does not serve {', '.join(sorted(missing))}: install the CRDs")
     if url:
         await asyncio.to_thread(_ask, url)
     print("Both kinds are served" + (" and the operator is ready." if url else "."))
@@ -213,10 +216,25 @@ def _ask(url: str) -> None:
         raise Unavailable(f"the operator is not ready at {url}: {error}") from error
 
 
-async def _release(config: OperatorSettings) -> int:
+async def _stop(cluster: KubernetesCluster, namespace: str, name: str) -> None:
+    """End the operator's pods; one that is not there has ended. Unavailable if they stay."""
+    try:
+        await cluster.scale("Deployment", namespace, name, 0)
+        async with asyncio.timeout(_STOP_S):
+            while (await cluster.get("Deployment", namespace, name)).get("status", {}).get("replicas"):  # noqa: ASYNC110 - of a cluster
+                await asyncio.sleep(_POLL_S)
+    except NotFound:
+        return
+    except TimeoutError as error:
+        raise Unavailable(f"the operator's pods did not end within {_STOP_S:.0f} s") from error
+
+
+async def _release(config: OperatorSettings, deployment: str) -> int:
     """Nobody would do it once the operator is gone, and the resources could not be deleted."""
     count = 0
     async with connected() as cluster:
+        if deployment:
+            await _stop(cluster, config.namespace, deployment)
         for namespace in config.namespaces or ("",):
             for each in await cluster.metadata("AdaptiveSpeculator", namespace):
                 metadata = each["metadata"]

@@ -110,7 +110,15 @@ def _serving_ready(seen: Observed) -> Verdict:
     said = f"{num_ready} of {wished} pods are ready"
     if num_ready >= max(1, wished - 1):  # the disruption budget lets one be away
         return _verdict(kind, "True", "PodsReady", said)
-    return _not_ready(kind, deployment, pods, said)
+    return _over_quota(kind, seen, names.SERVING) or _not_ready(kind, deployment, pods, said)
+
+
+def _over_quota(kind: str, seen: Observed, part: str) -> Verdict | None:
+    """An object of a part that a ResourceQuota does not let in."""
+    for refusal in seen.refusals:
+        if refusal.reason == "QuotaExceeded" and refusal.ref.name == names.child(seen.name, part):
+            return _verdict(kind, "False", refusal.reason, f"{'/'.join(refusal.ref)}: {refusal.message}")
+    return None
 
 
 def wished_replicas(seen: Observed) -> int:
@@ -146,7 +154,8 @@ def _registry_ready(seen: Observed) -> Verdict:
     if found is not None and not any(pod.is_ready for pod in pods):
         pod, trouble = found
         return _verdict(kind, "False", trouble.reason, f"{pod.name}: {trouble.message}")
-    return _verdict(kind, "False", view.link.value, view.trouble or "the registry's pod is not ready yet")
+    said = _verdict(kind, "False", view.link.value, view.trouble or "the registry's pod is not ready yet")
+    return _over_quota(kind, seen, names.REGISTRY) or said
 
 
 def _trainer_ready(seen: Observed) -> Verdict:
@@ -165,7 +174,8 @@ def _trainer_ready(seen: Observed) -> Verdict:
     if found is not None:
         pod, trouble = found
         return _verdict(kind, "False", trouble.reason, f"{pod.name}: {trouble.message}")
-    return _verdict(kind, "False", "Starting", "the trainer's pod is not ready yet")
+    starting = _verdict(kind, "False", "Starting", "the trainer's pod is not ready yet")
+    return _over_quota(kind, seen, names.TRAINER) or starting
 
 
 def _adapting(seen: Observed, trainer: Verdict, registry: Verdict) -> Verdict:

@@ -39,7 +39,8 @@ def settings() -> kopf.OperatorSettings:
     chosen.networking.connect_timeout = 10
     chosen.networking.enforce_retry_after = True
     chosen.watching.reconnect_backoff = 0.5
-    chosen.persistence.finalizer = names.FINALIZER
+    # Not ours: kopf takes its finalizer off whatever no handler of its own needs one for.
+    chosen.persistence.finalizer = f"{names.GROUP}/kopf"
     for kind in (*CHILDREN, "Pod"):
         resource = KINDS[kind]
         where = (resource.group, resource.version, resource.plural)

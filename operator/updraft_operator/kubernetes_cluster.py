@@ -79,6 +79,15 @@ class KubernetesCluster:
         query = {"fieldManager": names.MANAGER, "force": "true"}
         return await self._write("PATCH", kind, path, content, form="application/apply-patch+yaml", query=query)
 
+    async def served(self, prefix: str) -> set[str]:
+        """Kinds that an API group serves, which every account may ask; NotFound if there is no such group."""
+        return {str(each["kind"]) for each in (await self._call("GET", prefix)).get("resources", ())}
+
+    async def scale(self, kind: str, namespace: str, name: str, replicas: int) -> None:
+        """Set how many pods a workload has."""
+        path, patch = _resource(kind).path(namespace, name, "scale"), {"spec": {"replicas": replicas}}
+        await self._write("PATCH", kind, path, patch, form="application/merge-patch+json")
+
     async def merge(self, kind: str, namespace: str, name: str, patch: Mapping[str, Any]) -> Manifest:  # noqa: D102
         path = _resource(kind).path(namespace, name)
         query = {"fieldManager": names.MANAGER}

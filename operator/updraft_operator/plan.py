@@ -99,16 +99,7 @@ class Plan:
     @property
     def is_empty(self) -> bool:
         """Nothing differs from what is wished."""
-        return not (
-            *self.apply,
-            *self.delete,
-            *self.calls,
-            *self.draft_statuses,
-            *self.events,
-            self.status,
-            self.finalizer,
-            self.cleans_up,
-        )
+        return self == Plan(again_s=self.again_s)
 
 
 def plan(seen: Observed, *, now_unix_s: float, now_s: float) -> Plan:

@@ -3,6 +3,8 @@
 From the pod's own status alone. Refused: reading Events, which are deleted after an hour and are for people.
 """
 
+import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +15,9 @@ _PULL = {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverP
 _CONFIG = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 _MODEL = "model"
 """The init container that downloads the target."""
+
+_LOGGED = re.compile(r'"message": ("(?:[^"\\]|\\.)*")')
+"""In a line of JSON, which may be cut: a container leaves no more than 2 kB as its last word."""
 
 _RESTARTED = 1
 """Restarts from which a container that died is said to crash again and again."""
@@ -107,9 +112,12 @@ def _ended(container: Mapping[str, Any], ended: Mapping[str, Any], *, is_init: b
 
 
 def _last_words(message: str) -> str:
-    """The last line that is no part of a traceback's frame."""
+    """The last line; of one of our own logs what it says, without time, place and traceback."""
     lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
-    return f": {lines[-1][:500]}" if lines else ""
+    if not lines:
+        return ""
+    said = _LOGGED.search(lines[-1])
+    return f": {json.loads(said[1]) if said else lines[-1]}"[:500]
 
 
 def _result(status: Mapping[str, Any]) -> str:

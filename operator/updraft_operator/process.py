@@ -17,7 +17,7 @@ from updraft_chassis import lifecycle, logs, metrics
 from updraft_chassis.clock import Clock, SystemClock
 from updraft_chassis.errors import NotFound, Unavailable, UpdraftError
 from updraft_operator import handlers
-from updraft_operator.access import Secrets
+from updraft_operator.access import FRESH_S, Secrets
 from updraft_operator.kubernetes_cluster import KubernetesCluster, connected
 from updraft_operator.leader import Always, Lease, LeaseName
 from updraft_operator.links import Links
@@ -88,7 +88,7 @@ async def serve(config: OperatorSettings, stop: lifecycle.Stop) -> None:
             wiring = Wiring(
                 store=store,
                 cluster=cluster,
-                secrets=Secrets(cluster, clock),
+                secrets=Secrets(cluster, clock, min(FRESH_S, config.resync_seconds / 2)),
                 links=links,
                 metrics=measures,
                 clock=clock,

@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 _REPORTER = names.MANAGER
 
+_FORBIDDEN = {"exceeded quota": "QuotaExceeded", "because it is being terminated": "NamespaceTerminating"}
+"""Why something is forbidden to everyone, by the API server's words."""
+
 
 @dataclass(slots=True)
 class _Memory:
@@ -75,7 +78,11 @@ class Reconciler:
             self._say_plan(key, made)
             return None
         if await self._carry_out(key, seen, made):
-            seen = await self.observe(key, self._wiring.store.known(key))
+            known = self._wiring.store.known(key)
+            if known.speculator is None:  # it went meanwhile
+                self._forget(key)
+                return None
+            seen = await self.observe(key, known)
             made = self._plan(seen)
         await self._tell(key, seen, made)
         self._wiring.metrics.tell(key, seen.speculator.status.conditions)
@@ -272,7 +279,7 @@ def _refused(where: Ref, mark: str, error: UpdraftError) -> Refusal:
     if isinstance(error, Conflict):
         reason = "NameConflict"
     elif isinstance(error, Forbidden):
-        reason = "QuotaExceeded" if "exceeded quota" in text else "Forbidden"
+        reason = next((reason for said, reason in _FORBIDDEN.items() if said in text), "Forbidden")
     else:
         reason = "InvalidPodTemplate"
     return Refusal(ref=where, digest=mark, reason=reason, message=text[:1500])

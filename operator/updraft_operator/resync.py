@@ -106,8 +106,10 @@ class Resync:
             else:
                 key = self._store.put(found.kind, body)
             self._metrics.stale.labels(found.kind).inc()
+            what = "gone" if (namespace, name) in found.gone else "news"
             logger.warning(
-                "A watch had missed a change", extra={"kind": found.kind, "namespace": namespace, "object": name}
+                "A watch had missed a change",
+                extra={"kind": found.kind, "namespace": namespace, "object": name, "what": what},
             )
             if key is not None:
                 add(key)

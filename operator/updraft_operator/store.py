@@ -77,6 +77,9 @@ class Child:
         return unpack(self.packed)
 
 
+_MAX_GONE = 4096
+"""Deletions that are remembered: far more than happen while an answer is on its way."""
+
 _NOT_KEPT = {"metadata", "status", "apiVersion", "kind"}
 _STATUS = (
     "replicas",
@@ -150,19 +153,23 @@ class Store:
     """Filled by the watches, read by reconciliations. Not for threads.
 
     What is older than what is known is not believed: news of a deletion and of a new object of the same name may come
-    in either order.
+    in either order, and the answer to a write of ours after both.
     """
 
     def __init__(self) -> None:
         self._entries: dict[Key, _Entry] = {}
+        self._gone: dict[tuple[str, str, str], str] = {}
+        """Resource versions at which objects were deleted lately."""
 
     def put(self, kind: str, body: Mapping[str, Any]) -> Key | None:
         """Remember an object as it is now; whose it is (or was until now), or None for nobody's."""
         key = key_of(kind, body)
         if key is None:
             return self._lost(kind, body["metadata"])
-        entry = self._entries.setdefault(key, _Entry())
         name, version = body["metadata"]["name"], body["metadata"]["resourceVersion"]
+        if is_older(version, self._gone.get((kind, key.namespace, name), "")):
+            return key
+        entry = self._entries.setdefault(key, _Entry())
         if is_older(version, entry.version_of(kind, name)):
             return key
         if kind == "AdaptiveSpeculator":
@@ -184,6 +191,10 @@ class Store:
 
     def drop(self, kind: str, key: Key, name: str, version: str = "") -> None:
         """Forget an object, unless a newer one than `version` is known."""
+        if version:
+            self._gone[kind, key.namespace, name] = version
+            if len(self._gone) > _MAX_GONE:
+                del self._gone[next(iter(self._gone))]
         entry = self._entries.get(key)
         if entry is None or is_older(version, entry.version_of(kind, name)):
             return

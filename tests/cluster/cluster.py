@@ -84,7 +84,9 @@ class Cluster(ControlPlane):
     def start(self, *command: str | Path) -> "subprocess.Popen[bytes]":
         """Start a command in the cluster's namespaces, in the checkout; the caller ends its process group."""
         return subprocess.Popen(
-            self._inside(command), env=self._environment(), cwd=programs.CHECKOUT, start_new_session=True
+            self._inside(["env", f"--chdir={programs.CHECKOUT}", *command]),
+            env=self._environment(),
+            start_new_session=True,
         )
 
     def _inside(self, command: Sequence[str | Path]) -> list[str | Path]:

@@ -1,13 +1,11 @@
 """Our four images, built by the Dockerfile as it stands, and kept from one run to the next.
 
-Unchanged layers are reused. What a node loads is one OCI layout of all four, in which the layers that they share are once;
-it is written anew only when an image changed. The base is the stand-in of `debian`.
+Unchanged layers are reused, in the builder's storage and in the layout from which a node loads them. The base is the
+stand-in of `debian`.
 """
 
 import fcntl
-import hashlib
 import json
-import shutil
 import subprocess
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -19,14 +17,12 @@ from typing import Any
 from tests.cluster import debian
 from tests.cluster.cluster import Cluster
 from tests.cluster.dockerfiles import Builder
-from tests.cluster.private import FOLDER
+from tests.cluster.layout import Layout
 from tests.cluster.programs import CHECKOUT
 
 EXTRAS = ("operator", "registry", "trainer", "inference")
 VERSION: str = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["version"]
 REVISION = "tests"
-
-_LAYOUT = "layout-"
 
 
 def reference(extra: str) -> str:
@@ -57,20 +53,12 @@ class Images:
             self.builder.buildah("rm", name)
 
     def layout(self) -> Path:
-        """A folder with all images, as `load` takes it: about two minutes when one changed, most of them for torch."""
-        key = hashlib.sha256(json.dumps(self.ids, sort_keys=True).encode()).hexdigest()[:16]
-        made = self.builder.folder / f"{_LAYOUT}{key}"
+        """A folder with all images, as `load` takes it: two minutes the first time, most of them for torch."""
+        layout = Layout(self.builder)
         with _alone(self.builder):
-            if not made.exists():
-                for old in self.builder.folder.glob(f"{_LAYOUT}*"):
-                    shutil.rmtree(old)
-                part = self.builder.folder / f"{_LAYOUT}part"
-                for extra in self.ids:
-                    # zstd: the node unpacks it in less time than gzip, and reads half of what the layers hold.
-                    target = f"oci:{FOLDER / part.name}:{reference(extra)}"
-                    self.builder.buildah("push", "--quiet", "--compression-format=zstd", reference(extra), target)
-                part.rename(made)
-        return made
+            for extra, image_id in self.ids.items():
+                layout.put(reference(extra), image_id)
+        return layout.folder
 
     def load(self, node: Cluster) -> None:
         """Give all images to a node; pods then use them with `imagePullPolicy: IfNotPresent`. Takes most of a minute."""
@@ -88,12 +76,12 @@ class Container:
     def run(self, *command: str, variables: Sequence[str] = (), user: str = "") -> tuple[int, str]:
         """Run a command; return how it ended and what it printed."""
         given = [*(f"--env={variable}" for variable in variables), *([f"--user={user}"] if user else [])]
-        script = '"$@" 2>&1; echo "$?"'
+        script = '"$@" 2>&1; printf "\\n%s" "$?"'
         printed = self.builder.buildah(
             "run", "--isolation=chroot", *given, self.name, "--", "sh", "-c", script, "sh", *command
         )
-        output, _, code = printed.rstrip("\n").rpartition("\n")
-        return int(code), output
+        output, _, code = printed.rpartition("\n")
+        return int(code), output.removesuffix("\n")
 
 
 def built(*extras: str) -> Images:

@@ -15,10 +15,12 @@ def merged(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
     for name, value in theirs.items():
         if value is None:
             result.pop(name, None)
-        elif isinstance(value, dict) and isinstance(ours.get(name), dict):
-            result[name] = merged(ours[name], value)
-        elif isinstance(value, list) and isinstance(ours.get(name), list):
-            result[name] = _merged_lists(ours[name], value)
+        elif isinstance(value, dict):
+            before = ours.get(name)
+            result[name] = merged(before if isinstance(before, dict) else {}, value)
+        elif isinstance(value, list):
+            before = ours.get(name)
+            result[name] = _merged_lists(before if isinstance(before, list) else [], value)
         else:
             result[name] = value
     return result
@@ -27,7 +29,7 @@ def merged(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
 def _merged_lists(ours: list[Any], theirs: list[Any]) -> list[Any]:
     key = _key(ours, theirs)
     if key is None:
-        return theirs
+        return [merged({}, entry) if isinstance(entry, dict) else entry for entry in theirs]
     result = {entry[key]: entry for entry in ours}
     for entry in theirs:
         result[entry[key]] = merged(result.get(entry[key], {}), entry)

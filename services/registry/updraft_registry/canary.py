@@ -61,11 +61,13 @@ class Scene:
     policy: Policy
     judgement: LiveJudgement
     pods: Collection[str]
-    """The canary's."""
+    """Those that are here and to serve the candidate."""
     num_serving: int
-    """Those of them that serve the candidate."""
+    """Those of them that serve it."""
     num_missing: int
     """Those that do not yet; one that refused it, drains, or has troubles of its own is not waited for."""
+    num_away: int
+    """Others that were to serve it, went away, and may come back; nor are these waited for."""
     num_pods: int
     """All that are known and do not drain."""
     is_settled: bool
@@ -112,7 +114,7 @@ def is_of(rollout: Rollout, candidate: Version, baseline: Version, analysis: Ana
     if analysis.comparison is not Comparison.AUTO:
         return rollout.comparison is analysis.comparison
     # A single pod that is left cannot be compared with another one.
-    return rollout.comparison is Comparison.SWITCHBACK or view.num_staying != 1 or not view.is_settled
+    return rollout.comparison is Comparison.SWITCHBACK or placement.size(rollout, view) != 1 or not view.is_settled
 
 
 def run(
@@ -122,8 +124,9 @@ def run(
 
     Again at once, it is where it was.
     """
+    told = _told(rollout, view)
     scene = look(rollout, candidate, baseline, wish, view)
-    scene = look(_watched(scene, view, now_ms), candidate, baseline, wish, view)
+    scene = look(_watched(scene, told, view, now_ms), candidate, baseline, wish, view)
     while (move := next_move(scene)).next is Next.ADVANCE:
         further = replace(scene.rollout, step=scene.rollout.step + 1, step_since_ms=now_ms, held_ms=0)
         scene = look(further, candidate, baseline, wish, view)
@@ -132,23 +135,26 @@ def run(
 
 def look(rollout: Rollout, candidate: Version, baseline: Version, wish: Wish, view: View) -> Scene:
     """See where a canary stands. It takes no new pods while it is paused or may not see all that are there."""
-    policy, count = wish.policy, len(rollout.pods)
+    policy = wish.policy
     if view.is_settled:
         percent = policy.steps[_step(rollout, policy)].pods_percent
-        count = placement.share(percent, view.num_staying, rollout.comparison)
-    chosen = placement.choose(rollout, view.pods, count, is_open=view.is_settled and not wish.is_paused)
+        count = placement.share(percent, placement.size(rollout, view), rollout.comparison)
+        rollout = replace(rollout, pods=placement.choose(rollout, view.pods, count, is_open=not wish.is_paused))
+    trying = set(rollout.trying)
+    here = [pod for pod in view.pods if pod.name in trying]
     awaited = [
-        _serves(pod, rollout, candidate, baseline)
-        for pod in view.pods
-        if pod.name in chosen and not pod.is_draining and not pod.trouble and pod.refused != candidate.number
+        pod.is_connected and _serves(pod, rollout, candidate, baseline)
+        for pod in here
+        if not pod.is_draining and not pod.trouble and pod.refused != candidate.number
     ]
     return Scene(
-        rollout=replace(rollout, pods=tuple(chosen)) if view.is_settled else rollout,
+        rollout=rollout,
         policy=policy,
         judgement=judge(rollout.evidence, policy.analysis),
-        pods=chosen,
+        pods={pod.name for pod in here},
         num_serving=sum(awaited),
         num_missing=len(awaited) - sum(awaited),
+        num_away=len(trying) - len(here),
         num_pods=view.num_staying,
         is_settled=view.is_settled,
         hold=because("the rollout is paused", wish.pause_reason) if wish.is_paused else "",
@@ -213,31 +219,39 @@ def _at_deadline(scene: Scene) -> Move:
     on_inconclusive = scene.policy.analysis.on_inconclusive
     if scene.num_serving and scene.has_won:
         return Move(next=Next.PROMOTE, why=_won(scene))
-    if on_inconclusive is OnInconclusive.PAUSE:
-        return _wait(f"no verdict within {within}: promote or reject it")
     if not scene.num_serving:
         return Move(next=Next.ROLL_BACK, why=f"within {within} it was still waiting for {_missing(scene)}")
+    if on_inconclusive is OnInconclusive.PAUSE:
+        return _wait(f"no verdict within {within}: promote or reject it")
     if on_inconclusive is OnInconclusive.PROMOTE:
         return Move(next=Next.PROMOTE, why=f"promoted without a verdict after {within}: {scene.judgement.reason}")
     return Move(next=Next.ROLL_BACK, why=f"no verdict within {within}: {scene.judgement.reason}")
 
 
-def _watched(scene: Scene, view: View, now_ms: int) -> Rollout:
+def _told(rollout: Rollout, view: View) -> Collection[str]:
+    """Pods that were ordered to serve the candidate and nothing else; one that waited for its turn to swap was not."""
+    if rollout.comparison is Comparison.SWITCHBACK:
+        return ()
+    return {name for name in rollout.trying if view.told.get(name, rollout.candidate) == rollout.candidate}
+
+
+def _watched(scene: Scene, told: Collection[str], view: View, now_ms: int) -> Rollout:
     """Count the time since the last look, and take in what the pods report."""
-    rollout = scene.rollout
+    rollout, evidence = scene.rollout, _observed(scene, told, view, now_ms)
     passed_ms = min(max(0, now_ms - rollout.seen_ms), _MAX_GAP_MS) if rollout.seen_ms else 0
     run_ms = passed_ms if scene.num_pods and not scene.hold else 0
+    held_ms = rollout.held_ms if evidence.crashes == rollout.evidence.crashes else 0  # a crash begins the hold anew
     return replace(
         rollout,
         seen_ms=now_ms,
         run_ms=rollout.run_ms + run_ms,
-        held_ms=rollout.held_ms + (run_ms if scene.is_in_place or rollout.held_ms else 0),
+        held_ms=held_ms + (run_ms if scene.is_in_place or held_ms else 0),
         paused_ms=rollout.paused_ms + (passed_ms if scene.hold else 0),
-        evidence=_observed(scene, view, now_ms),
+        evidence=evidence,
     )
 
 
-def _observed(scene: Scene, view: View, now_ms: int) -> Evidence:
+def _observed(scene: Scene, told: Collection[str], view: View, now_ms: int) -> Evidence:
     rollout, analysis = scene.rollout, scene.policy.analysis
     pods, slice_ms = view.pods, 1000.0 * analysis.interval_s
     if rollout.comparison is Comparison.SWITCHBACK:
@@ -245,7 +259,8 @@ def _observed(scene: Scene, view: View, now_ms: int) -> Evidence:
         slice_ms = _whole_cycles_ms(rollout, analysis, now_ms)
     return observe(
         rollout.evidence,
-        [_seen(pod) for pod in pods],
+        [_seen(pod, rollout, analysis, now_ms) for pod in pods],
+        told=told,
         candidate=rollout.candidate,
         baseline=rollout.baseline,
         slice_ms=slice_ms,
@@ -265,8 +280,23 @@ def _whole_cycles_ms(rollout: Rollout, analysis: Analysis, now_ms: int) -> float
     return (num_cycles - 0.1) * cycle_ms if is_new_cycle else math.inf
 
 
-def _seen(pod: Pod) -> Seen:
-    return Seen(pod=pod.name, boot=pod.boot, loaded=pod.loaded, traffic=pod.traffic, is_draining=pod.is_draining)
+def _seen(pod: Pod, rollout: Rollout, analysis: Analysis, now_ms: int) -> Seen:
+    version = pod.loaded if rollout.comparison is Comparison.PODS else _turn(pod, rollout, analysis, now_ms)
+    return Seen(pod=pod.name, boot=pod.boot, version=version, traffic=pod.traffic, is_draining=pod.is_draining)
+
+
+def _turn(pod: Pod, rollout: Rollout, analysis: Analysis, now_ms: int) -> int:
+    """Whose turn it is on a pod of a switchback or, once its stream is broken, whose it was then.
+
+    One that dies in a swap has not said that it swaps: it is told by the clock.
+    """
+    if pod.loaded == rollout.candidate or rollout.candidate not in pod.prefetched:
+        return pod.loaded
+    if not pod.is_connected:
+        before = rollout.evidence.marks.get(pod.name)
+        return before.version if before else pod.loaded
+    is_candidates = (now_ms - rollout.started_ms) // (1000 * analysis.switchback_s) % 2
+    return rollout.candidate if is_candidates else pod.loaded
 
 
 def _serves(pod: Pod, rollout: Rollout, candidate: Version, baseline: Version) -> bool:
@@ -293,6 +323,8 @@ def _wait(why: str) -> Move:
 def _missing(scene: Scene) -> str:
     if scene.num_missing:
         return f"{scene.num_missing} of {len(scene.pods)} pods to load it"
+    if scene.num_away:
+        return f"{scene.num_away} of {len(scene.rollout.trying)} pods to come back"
     return "a pod that can load it" if scene.pods else "a second pod to compare with"
 
 

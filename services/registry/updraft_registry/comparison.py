@@ -9,7 +9,7 @@ not known, such as a pod met for the first time, is left out rather than guessed
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Self
 
@@ -19,7 +19,8 @@ MIN_REQUESTS = 8
 """Of each version in a slice; it stays open until then. The mean of a few requests is far from normal."""
 
 MAX_AWAY_MS = 600_000
-"""A pod that is back later than this was not restarted but replaced; until then it is remembered for its crash."""
+"""A pod that is back later than this was not restarted but replaced; until then it is remembered for its crash. Longer
+than Kubernetes lets a container that crashes wait (5 minutes), and an engine needs to start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,11 +78,12 @@ NOTHING = Traffic()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """A pod's last report: its life, the version that it holds, and its traffic by version."""
+    """A pod's last report: its life, its version, and its traffic by version."""
 
     pod: str
     boot: str
-    loaded: int
+    version: int
+    """The one that it holds or, in a switchback, whose turn it is: to blame for a crash."""
     traffic: Mapping[int, Traffic]
     is_draining: bool = False
 
@@ -133,9 +135,11 @@ class Evidence:
     """In closed slices; so are `baseline_requests`."""
     baseline_requests: int = 0
     failures: int = 0
-    """Errors of the candidate, and crashes of pods that held it."""
+    """Errors of the candidate, and crashes of pods that held it or were told to."""
     baseline_failures: int = 0
     """The same of the baseline."""
+    crashes: Mapping[str, int] = field(default_factory=dict)
+    """How often which pods crashed with the candidate."""
     open: Slice
     marks: Mapping[str, Seen] = field(default_factory=dict)
     """Pods as they were seen last."""
@@ -146,6 +150,11 @@ class Evidence:
     def begin(cls, now_ms: int) -> Self:
         """Nothing seen yet."""
         return cls(open=Slice(since_ms=now_ms))
+
+    def may_return(self, pod: str) -> bool:
+        """Whether one that is away may only have crashed: it did not drain, and it is not too long ago."""
+        seen = self.marks.get(pod)
+        return seen is not None and not seen.is_draining
 
     def to_json(self) -> str:
         """What outlives a restart; equal texts mean that nothing worth writing changed."""
@@ -158,6 +167,7 @@ class Evidence:
                 "baseline_requests": self.baseline_requests,
                 "failures": self.failures,
                 "baseline_failures": self.baseline_failures,
+                "crashes": self.crashes,
             }
         )
 
@@ -173,6 +183,7 @@ class Evidence:
             baseline_requests=kept.get("baseline_requests", 0),  # not counted by older registries, as the failures
             failures=kept["failures"],
             baseline_failures=kept.get("baseline_failures", 0),
+            crashes=kept.get("crashes", {}),
             open=Slice(since_ms=0),
         )
 
@@ -181,6 +192,7 @@ def observe(
     evidence: Evidence,
     pods: Sequence[Seen],
     *,
+    told: Collection[str],
     candidate: int,
     baseline: int,
     slice_ms: float,
@@ -188,28 +200,28 @@ def observe(
 ) -> Evidence:
     """Add what the pods served since the last look, and close the slice if it is over.
 
-    A pod counts from the second look on, and again so after it was away. `slice_ms` is the least length of a
-    slice; a switchback needs whole cycles. Looking twice at the same reports adds nothing.
+    A pod counts from the second look on, and again so after it was away. `told` are those that had been ordered to
+    serve the candidate and nothing else: whatever one of them said last, it may have crashed in loading it. `slice_ms`
+    is the least length of a slice; a switchback needs whole cycles. Looking twice at the same reports adds nothing.
     """
     served_candidate = served_baseline = NOTHING
-    crashed = []
-    for pod in pods:
-        before = evidence.marks.get(pod.pod)
-        if before is None:
-            continue
-        if before.boot != pod.boot:
-            crashed += [] if before.is_draining else [before.loaded]
-        elif before.traffic is not pod.traffic and pod.pod not in evidence.away:
+    met = [(evidence.marks[pod.pod], pod) for pod in pods if pod.pod in evidence.marks]
+    for before, pod in met:
+        if before.boot == pod.boot and before.traffic is not pod.traffic and pod.pod not in evidence.away:
             served_candidate += _since(before, pod, candidate)
             served_baseline += _since(before, pod, baseline)
+    crashed = [before for before, pod in met if before.boot != pod.boot and not before.is_draining]
+    killed = [pod.pod for pod in crashed if pod.version == candidate or pod.pod in told]
+    others = [pod.pod for pod in crashed if pod.version == baseline and pod.pod not in told]
     present = {pod.pod: pod for pod in pods}
     since_ms = min(evidence.open.since_ms, now_ms) if evidence.marks else now_ms
     away = {name: evidence.away.get(name, now_ms) for name in evidence.marks.keys() - present.keys()}
     away = {name: missed_ms for name, missed_ms in away.items() if now_ms - missed_ms < MAX_AWAY_MS}
     looked = replace(
         evidence,
-        failures=evidence.failures + served_candidate.errors + crashed.count(candidate),
-        baseline_failures=evidence.baseline_failures + served_baseline.errors + crashed.count(baseline),
+        failures=evidence.failures + served_candidate.errors + len(killed),
+        baseline_failures=evidence.baseline_failures + served_baseline.errors + len(others),
+        crashes={**evidence.crashes, **{name: 1 + evidence.crashes.get(name, 0) for name in killed}},
         open=Slice(
             since_ms=since_ms,
             candidate=evidence.open.candidate + served_candidate,

@@ -8,7 +8,7 @@ adding up over time.
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2
@@ -86,6 +86,10 @@ class _Entry:
     seen_s: float
     session: Session | None
     lineage: Lineage | None = None
+
+    @property
+    def pod(self) -> Pod:
+        return self.report.pod if self.session is not None else replace(self.report.pod, is_connected=False)
 
     def close(self, error: UpdraftError) -> None:
         if self.session is not None:
@@ -180,7 +184,7 @@ class Fleet:
     def pods(self, speculator: str) -> tuple[Pod, ...]:
         """What decisions read, by name."""
         entries = self._pods.get(speculator, {})
-        return tuple(entries[name].report.pod for name in sorted(entries))
+        return tuple(entries[name].pod for name in sorted(entries))
 
     def in_use(self, speculator: str) -> frozenset[int]:
         """Versions that some pod holds, in its engine or ready."""

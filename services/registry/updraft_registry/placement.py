@@ -6,7 +6,7 @@ are between two versions. A pod that stays behind for that is ordered to serve w
 """
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from updraft_registry.comparison import Traffic
@@ -38,6 +38,8 @@ class Pod:
     refusal: str = ""
     is_draining: bool = False
     """It will go away."""
+    is_connected: bool = True
+    """It can be told something; otherwise its stream is broken, and it may have crashed."""
     trouble: str = ""
     """Why it cannot do yet what it is told, a full disk say; that tells nothing of any version."""
     traffic: Mapping[int, Traffic] = field(default_factory=dict, compare=False)
@@ -100,18 +102,27 @@ def share(percent: int, num_pods: int, comparison: Comparison) -> int:
     return min(wanted, num_pods) if comparison is Comparison.SWITCHBACK else max(0, min(wanted, num_pods - 1))
 
 
-def choose(rollout: Rollout, pods: Sequence[Pod], count: int, *, is_open: bool) -> Collection[str]:
-    """Up to `count` pods for the candidate: those that have it already, then others if the canary `is_open` to them.
+def size(rollout: Rollout, view: View) -> int:
+    """Of how many pods a canary has its share: of those that do not drain, and of its own that may come back."""
+    known = {pod.name for pod in view.pods}
+    return view.num_staying + sum(name not in known and rollout.evidence.may_return(name) for name in rollout.pods)
 
-    Others come by a hash, so that it is not always the same pods that try what is new.
+
+def choose(rollout: Rollout, pods: Sequence[Pod], count: int, *, is_open: bool) -> tuple[str, ...]:
+    """Up to `count` pods for the candidate: those that have a place already, then others if the canary `is_open` to them.
+
+    One that went away and may come back keeps its place: a candidate that kills pods must not be fed with others. Others
+    come by a hash, so that it is not always the same pods that try what is new.
     """
     known = {pod.name for pod in pods}
-    chosen = dict.fromkeys([name for name in rollout.pods if name in known][:count])
+    placed = [name for name in rollout.pods if name in known or rollout.evidence.may_return(name)]
+    kept = set(sorted(placed, key=lambda name: name not in known)[:count])  # who is away gives way
+    chosen = [name for name in placed if name in kept]
     if is_open and len(chosen) < count:
-        others = [pod.name for pod in pods if not pod.is_draining and pod.name not in chosen]
+        others = [pod.name for pod in pods if pod.is_connected and not pod.is_draining and pod.name not in kept]
         others.sort(key=lambda name: _lot(rollout.candidate, name))
-        chosen |= dict.fromkeys(others[: count - len(chosen)])
-    return chosen.keys()
+        chosen += others[: count - len(chosen)]
+    return tuple(chosen)
 
 
 def orders(speculator: Speculator, view: View, on_candidate: Iterable[str]) -> dict[str, Order]:

@@ -4,7 +4,6 @@ A report comes from outside: what is summed or kept is bounded here, and no numb
 be. Pure.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -22,7 +21,10 @@ MAX_REPORT_BYTES = 64 * 1024
 _MAX_VERSIONS = 64
 _MAX_POSITIONS = 64
 _MAX_BUCKETS = 256
-_MAX_COUNT = 2**53
+_MAX_COUNT = 2**48
+"""Sums over tens of thousands of pods stay within 64 bits."""
+_TOKEN_S = (1e-9, 3600.0)
+"""Mean seconds between tokens that can be; quotients and logarithms of such numbers can be, too."""
 _MAX_TEXT = 500
 
 
@@ -170,8 +172,10 @@ def _traffic(counters: fleet_pb2.VersionCounters) -> Traffic:
     if len(latency.counts) > _MAX_BUCKETS:
         raise InvalidInput(f"a histogram of more than {_MAX_BUCKETS} buckets")
     latency_tokens = sum(latency.counts)
-    if not 0.0 <= latency.sum < math.inf:
-        raise InvalidInput(f"the latencies of version {counters.version} sum up to {latency.sum} s")
+    shortest_s, longest_s = (latency_tokens * token_s for token_s in _TOKEN_S)
+    if latency.sum != 0.0 and not shortest_s <= latency.sum <= longest_s:
+        told = f"the latencies of {latency_tokens} tokens of version {counters.version} sum up to {latency.sum:g} s"
+        raise InvalidInput(f"{told}; it takes {_TOKEN_S[0]:g} to {_TOKEN_S[1]:g} s for each")
     _bound(
         counters.version,
         counters.requests_served,
@@ -204,7 +208,6 @@ def _line(text: str) -> str:
 
 
 def _bound(version: int, *counts: int) -> None:
-    """Sums over pods must stay within 64 bits."""
     if max(counts) > _MAX_COUNT:
         raise InvalidInput(f"a counter of version {version} is {max(counts)}; the most is {_MAX_COUNT}")
 

@@ -194,7 +194,7 @@ def _asked(version: Version, rollout: Rollout | None, view: View) -> set[str]:
     """Pods that hold a version or are told to serve it, all the time or in turn."""
     asked = {pod.name for pod in view.pods if pod.holds(version) or view.told.get(pod.name) == version.number}
     if rollout is not None and rollout.candidate == version.number and rollout.comparison is Comparison.SWITCHBACK:
-        asked |= {pod.name for pod in view.pods if pod.name in rollout.pods}
+        asked |= {pod.name for pod in view.pods if pod.name in rollout.trying}
     return asked
 
 

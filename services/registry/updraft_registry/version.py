@@ -235,8 +235,16 @@ class Rollout:
     """Since all pods of this step served the candidate for the first time, without pauses."""
     paused_ms: int = 0
     pods: tuple[str, ...] = ()
-    """Those that are to serve the candidate, in the order in which they were chosen."""
+    """Those that have a place in it, in the order in which they were chosen."""
     evidence: Evidence
+
+    @property
+    def trying(self) -> tuple[str, ...]:
+        """Those of its pods that are to serve the candidate: one that crashed with it sits out while there are others.
+
+        So a candidate that kills whoever loads it is loaded once by each, and then by one at a time.
+        """
+        return tuple(name for name in self.pods if name not in self.evidence.crashes) or self.pods[:1]
 
     def to_json(self) -> str:
         """What outlives a restart; equal texts mean that nothing worth writing changed."""

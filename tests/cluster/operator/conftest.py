@@ -3,7 +3,6 @@
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from tests.cluster.access import Api
@@ -14,6 +13,7 @@ from tests.cluster.operator.accounts import Account, account
 from tests.cluster.operator.subject import Subject
 from tests.support.operator import OperatorProcess
 from tests.support.redis_server import RedisServer
+from tests.support.wait import wait_until
 
 __all__ = ["crds"]
 
@@ -28,8 +28,6 @@ class Running:
 
     def wait_for_listings(self, number: int) -> None:
         """Return once it has listed everything so many times more."""
-        from tests.support.wait import wait_until
-
         since = requests.now()
         wait_until(
             lambda: requests.num_listings(self.cluster, self.account.user, since) >= number,
@@ -54,25 +52,30 @@ def home(kubernetes: ControlPlane, crds: None) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def redis_process(redis_server: RedisServer) -> RedisServer:
-    return redis_server
+def settings() -> dict[str, object]:
+    """More settings of the module's operator."""
+    return {}
 
 
 @pytest.fixture(scope="module")
 def operator(
-    kubernetes: ControlPlane, home: str, redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
+    kubernetes: ControlPlane,
+    home: str,
+    redis_server: RedisServer,
+    settings: dict[str, object],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Running]:
     """The operator of a module, for the whole cluster; nothing that it asked for may have been forbidden."""
     folder = tmp_path_factory.mktemp("operator")
     with kubernetes.api() as api:
         who = account(kubernetes, api, folder, home, "operator")
-    settings = {"namespace": home, "identity": "only", "redis_url": redis_server.url}
-    with OperatorProcess(who.kubeconfig, folder / "operator.log", **settings) as process:
+    chosen = {"namespace": home, "identity": "only", "redis_url": redis_server.url, **settings}
+    with OperatorProcess(who.kubeconfig, folder / "operator.log", **chosen) as process:
         process.wait_until_ready()
         yield Running(cluster=kubernetes, account=who, process=process)
-        process.terminate()
-    refused = [each for each in requests.requests(kubernetes, who.user) if each.code == 403]
-    assert not [each for each in refused if each.verb not in ("create", "patch")], refused
+        assert process.is_running, process.log()[-3000:]
+        assert process.terminate() == 0
+    assert requests.denied(kubernetes, who.user) == []
 
 
 @pytest.fixture
@@ -81,6 +84,3 @@ def subject(api: Api, namespace: str) -> Iterator[Subject]:
     yield Subject(api, namespace, f"asp-{secrets.token_hex(3)}")
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path

@@ -1,5 +1,6 @@
 """What somebody asked the API server for, from its audit log."""
 
+import json
 from datetime import UTC, datetime
 
 from tests.cluster.access import Audited, audited
@@ -33,3 +34,15 @@ def writes(cluster: ControlPlane, user: str, since: str = "", *, namespace: str 
 def num_listings(cluster: ControlPlane, user: str, since: str) -> int:
     """How often everything was listed anew: Jobs come last, and a watch does not list them without end."""
     return sum(each.verb == "list" and each.resource == "pods" for each in requests(cluster, user, since))
+
+
+def denied(cluster: ControlPlane, user: str) -> list[str]:
+    """What its rights did not allow: not what a quota or the end of a namespace forbade."""
+    told = []
+    for line in cluster.audit_log.read_text().splitlines():
+        if user in line and "forbid" in line:
+            event = json.loads(line)
+            is_denied = event.get("annotations", {}).get("authorization.k8s.io/decision") == "forbid"
+            if is_denied and event["user"]["username"] == user:
+                told.append(f"{event['verb']} {event['requestURI']}")
+    return told

@@ -170,8 +170,10 @@ def test_a_verdict_that_comes_before_the_deadline_counts() -> None:
     assert world.phases[candidate] is Phase.STABLE
 
 
-@pytest.mark.parametrize("on_inconclusive", [OnInconclusive.ROLLBACK, OnInconclusive.PROMOTE])
-def test_what_its_pods_could_not_load_is_never_promoted(on_inconclusive: OnInconclusive) -> None:
+@pytest.mark.parametrize("on_inconclusive", list(OnInconclusive))
+def test_what_its_pods_could_not_load_is_rolled_back_whatever_the_policy_says_of_no_verdict(
+    on_inconclusive: OnInconclusive,
+) -> None:
     world = World(16, analysis=Analysis(on_inconclusive=on_inconclusive))
     candidate = world.publish()
     for _ in range(91):
@@ -335,11 +337,12 @@ def test_one_broken_pod_among_many_is_not_waited_for() -> None:
     assert world.message.endswith("the last step holds for another 30 s")
 
 
-def test_a_pod_that_is_gone_is_replaced_and_does_not_come_on_top_when_it_returns() -> None:
+def test_a_pod_that_drained_and_went_is_replaced_and_does_not_come_on_top_when_it_returns() -> None:
     world = World(16)
     candidate = world.canary()
     gone = min(world.told(candidate))
-    pod = world.pods.pop(gone)
+    pod = world.pods[gone]
+    world.leave(gone)
     world.decide()
     assert len(world.told(candidate)) == 2
     world.pods[gone] = pod
@@ -351,7 +354,8 @@ def test_a_restart_moves_no_pod_that_was_in_the_canary_once() -> None:
     world = World(16)
     candidate = world.canary()
     gone = min(world.told(candidate))
-    pod = world.pods.pop(gone)
+    pod = world.pods[gone]
+    world.leave(gone)
     world.decide()
     world.pods[gone] = pod
     world.decide()

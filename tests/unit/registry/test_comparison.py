@@ -1,6 +1,6 @@
 """From pods' counters to observations: what counts, what does not, and when a slice ends."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import pytest
@@ -25,15 +25,16 @@ def served(requests: int, acceptance_length: float = 2.0, latency_s: float = 0.0
 
 
 def seen(
-    pod: str, candidate: Traffic = NOTHING, baseline: Traffic = NOTHING, *, boot: str = "1", loaded: int = CANDIDATE
+    pod: str, candidate: Traffic = NOTHING, baseline: Traffic = NOTHING, *, boot: str = "1", version: int = CANDIDATE
 ) -> Seen:
-    return Seen(pod=pod, boot=boot, loaded=loaded, traffic={CANDIDATE: candidate, BASELINE: baseline})
+    return Seen(pod=pod, boot=boot, version=version, traffic={CANDIDATE: candidate, BASELINE: baseline})
 
 
-def look(evidence: Evidence, pods: Sequence[Seen], now_s: float) -> Evidence:
+def look(evidence: Evidence, pods: Sequence[Seen], now_s: float, *, told: Collection[str] = ()) -> Evidence:
     return observe(
         evidence,
         pods,
+        told=told,
         candidate=CANDIDATE,
         baseline=BASELINE,
         slice_ms=SLICE_MS,
@@ -85,16 +86,23 @@ def test_looking_twice_at_the_same_reports_adds_nothing() -> None:
 
 
 def test_a_crash_is_a_failure_of_the_version_that_the_pod_held() -> None:
-    evidence = begun(seen("a"), seen("b", loaded=BASELINE))
-    evidence = look(evidence, [seen("a", boot="2"), seen("b", boot="2", loaded=BASELINE)], 1)
-    assert (evidence.failures, evidence.baseline_failures) == (1, 1)
+    evidence = begun(seen("a"), seen("b", version=BASELINE))
+    evidence = look(evidence, [seen("a", boot="2"), seen("b", boot="2", version=BASELINE)], 1)
+    assert (evidence.failures, evidence.baseline_failures, evidence.crashes) == (1, 1, {"a": 1})
     evidence = look(evidence, [seen("a", boot="2"), seen("b", boot="3")], 2)
-    assert (evidence.failures, evidence.baseline_failures) == (1, 2)
+    assert (evidence.failures, evidence.baseline_failures, evidence.crashes) == (1, 2, {"a": 1})
+
+
+def test_a_crash_of_a_pod_that_was_told_the_candidate_is_its_failure_whatever_the_pod_reported_last() -> None:
+    evidence = begun(seen("a", version=BASELINE), seen("b", version=0), seen("c", version=BASELINE))
+    again = [seen(pod, version=BASELINE, boot="2") for pod in "abc"]
+    evidence = look(evidence, again, 1, told=("a", "b"))
+    assert (evidence.failures, evidence.baseline_failures, evidence.crashes) == (2, 1, {"a": 1, "b": 1})
 
 
 def test_a_pod_that_drained_did_not_crash() -> None:
     evidence = begun(replace(seen("a"), is_draining=True))
-    assert look(evidence, [seen("a", boot="2")], 1).failures == 0
+    assert look(evidence, [seen("a", boot="2")], 1, told=["a"]).failures == 0
 
 
 def test_a_pod_that_stays_away_before_it_comes_back_has_crashed_all_the_same() -> None:
@@ -105,8 +113,15 @@ def test_a_pod_that_stays_away_before_it_comes_back_has_crashed_all_the_same() -
 def test_a_pod_that_is_gone_for_good_is_forgotten() -> None:
     evidence = look(begun(seen("a"), seen("b")), [seen("b")], 100)
     assert set(look(evidence, [seen("b")], 699).marks) == {"a", "b"}
+    assert evidence.may_return("a")
     evidence = look(evidence, [seen("b")], 700)
     assert (set(evidence.marks), evidence.away) == ({"b"}, {})
+    assert not evidence.may_return("a")
+
+
+def test_a_pod_that_drained_and_went_does_not_come_back() -> None:
+    evidence = look(begun(replace(seen("a"), is_draining=True)), [], 10)
+    assert not evidence.may_return("a")
 
 
 def test_what_a_pod_served_while_it_was_away_does_not_count() -> None:
@@ -160,6 +175,8 @@ def test_an_engine_that_reports_no_latency_still_gives_acceptance() -> None:
 def test_a_restart_keeps_the_closed_slices_and_opens_one_anew() -> None:
     before = look(begun(seen("a")), [seen("a", served(9, 2.5), served(9))], 30)
     before = look(before, [seen("a", served(11, 2.5), served(11))], 40)
+    before = look(before, [seen("a", boot="2")], 41)
+    assert before.crashes == {"a": 1}
     after = Evidence.from_json(before.to_json())
     assert after == replace(before, open=Slice(since_ms=0), marks={})
     after = look(after, [seen("a", served(80), served(80))], 55)
@@ -203,9 +220,11 @@ def test_lost_reports_cost_nothing(growth: list[tuple[int, int, float]], kept: s
 def test_exchanging_the_versions_turns_the_change_around(growth: list[tuple[int, int, float]]) -> None:
     told = reports(growth)
     one = begun(told[0])
-    other = observe(one, [], candidate=BASELINE, baseline=CANDIDATE, slice_ms=SLICE_MS, now_ms=0)
+    other = observe(one, [], told=(), candidate=BASELINE, baseline=CANDIDATE, slice_ms=SLICE_MS, now_ms=0)
     other = replace(other, away={})
     one = look(one, [told[-1]], 30)
-    other = observe(other, [told[-1]], candidate=BASELINE, baseline=CANDIDATE, slice_ms=SLICE_MS, now_ms=30_000)
+    other = observe(
+        other, [told[-1]], told=(), candidate=BASELINE, baseline=CANDIDATE, slice_ms=SLICE_MS, now_ms=30_000
+    )
     assert one.slices == other.slices
     assert one.acceptance.change.mean == pytest.approx(-other.acceptance.change.mean)

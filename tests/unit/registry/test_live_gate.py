@@ -1,6 +1,10 @@
 """The live gate: three verdicts on what was compared, each with a sentence a person can act on."""
 
+from dataclasses import replace
+
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from updraft_registry.comparison import UNKNOWN, Evidence, Ratio
 from updraft_registry.gate import Verdict
@@ -112,6 +116,23 @@ def test_more_confidence_is_harder_to_convince() -> None:
     evidence = compared(1.02)
     assert judge(evidence, Analysis(confidence=0.9)).verdict is Verdict.PASS
     assert judge(evidence, Analysis(confidence=0.999)).verdict is Verdict.HOLD
+
+
+@given(
+    ratios=st.lists(st.tuples(st.floats(1e-30, 1e30), st.floats(1e-30, 1e30)), max_size=6),
+    confidence=st.floats(0.001, 0.999),
+)
+@example(ratios=[(1e306, 1e-2), (1e-2, 1e306)] * 3, confidence=0.001)
+def test_slices_that_contradict_each_other_are_judged_all_the_same(
+    ratios: list[tuple[float, float]], confidence: float
+) -> None:
+    """Whatever pods report, a verdict comes of it: also of what was written before such reports were refused."""
+    latency = UNKNOWN
+    for candidate, stable in ratios:
+        latency = latency.plus(candidate, stable)
+    evidence = replace(compared(1.1), latency=latency, acceptance=latency)
+    judgement = judge(evidence, Analysis(confidence=confidence))
+    assert judgement.reason
 
 
 def test_a_ratio_without_observations_is_not_known() -> None:

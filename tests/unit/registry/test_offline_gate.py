@@ -74,8 +74,15 @@ def sample(**values: int | str) -> EvaluationSample:
 @pytest.mark.parametrize(
     ("samples", "baseline", "lookahead", "problem"),
     [
-        pytest.param([sample(trace_id="")], 4, 0, "request (without a trace id) has no trace id", id="no id"),
-        pytest.param([sample(), sample()], 4, 0, "request t is counted twice", id="twice"),
+        pytest.param([sample(trace_id="")], 4, 0, "a request has no trace id", id="no id"),
+        pytest.param([sample(), sample()], 4, 0, "request 't' is counted twice", id="twice"),
+        pytest.param(
+            [sample(trace_id="\x1b[2J\n" + "x" * 10_000, tokens=0)],
+            4,
+            0,
+            "request '\\x1b[2J\\n" + "x" * 75 + "' has 5 candidate steps for 0 tokens",
+            id="an id that is no id",
+        ),
         pytest.param([sample(tokens=0)], 4, 0, "has 5 candidate steps for 0 tokens", id="no tokens"),
         pytest.param([sample(candidate_steps=0)], 4, 0, "has 0 candidate steps for 10 tokens", id="no candidate steps"),
         pytest.param(

@@ -70,6 +70,10 @@ def test_traffic_is_summed_over_the_last_reports_by_version_newest_first() -> No
     assert totals.traffic() == []
 
 
+def latencies(sum_s: float, tokens: int) -> fleet_pb2.VersionCounters:
+    return COUNTERS(version=3, inter_token_latency=fleet_pb2.Histogram(counts=[tokens], sum=sum_s))
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
@@ -81,9 +85,13 @@ def test_traffic_is_summed_over_the_last_reports_by_version_newest_first() -> No
         pytest.param({"prefetched_versions": range(65)}, "more than 64 versions", id="versions"),
         pytest.param({"versions": [COUNTERS(accepted_by_position=[1] * 65)]}, "more than 64 draft", id="accepted"),
         pytest.param({"versions": [COUNTERS(proposed_by_position=[1] * 65)]}, "more than 64 draft", id="proposed"),
-        pytest.param({"versions": [COUNTERS(version=3, tokens=2**60)]}, "of version 3", id="tokens"),
-        pytest.param({"versions": [COUNTERS(version=3, requests_served=2**60)]}, "of version 3", id="requests"),
+        pytest.param({"versions": [COUNTERS(version=3, tokens=2**48 + 1)]}, "of version 3", id="tokens"),
+        pytest.param({"versions": [COUNTERS(version=3, requests_served=2**49)]}, "of version 3", id="requests"),
         pytest.param({"versions": [COUNTERS(proposed_by_position=[2**60])]}, "of version 0", id="position"),
+        pytest.param({"versions": [latencies(1e306, 100)]}, "100 tokens of version 3 sum up to 1e\\+306", id="ages"),
+        pytest.param({"versions": [latencies(360_001, 100)]}, "takes 1e-09 to 3600 s for each", id="more than an hour"),
+        pytest.param({"versions": [latencies(5e-324, 18)]}, "18 tokens of version 3 sum up to", id="no time"),
+        pytest.param({"versions": [latencies(1.0, 0)]}, "0 tokens of version 3 sum up to 1 s", id="of no tokens"),
         pytest.param(
             {"versions": [COUNTERS(inter_token_latency=fleet_pb2.Histogram(sum=math.nan))]}, "sum up to nan", id="nan"
         ),
@@ -96,7 +104,7 @@ def test_traffic_is_summed_over_the_last_reports_by_version_newest_first() -> No
             id="buckets",
         ),
         pytest.param(
-            {"versions": [COUNTERS(inter_token_latency=fleet_pb2.Histogram(counts=[2**52, 2**53]))]},
+            {"versions": [COUNTERS(inter_token_latency=fleet_pb2.Histogram(counts=[2**47, 2**48]))]},
             "a counter of version 0",
             id="latency count",
         ),
@@ -115,12 +123,19 @@ def test_a_report_at_its_limits_is_taken() -> None:
         latency = fleet_pb2.Histogram(bounds=range(17), counts=[1] * 17, sum=1.0)
         most.versions.add(
             version=number,
-            tokens=2**53,
+            tokens=2**48,
             accepted_by_position=[9] * 64,
             proposed_by_position=[9] * 64,
             inter_token_latency=latency,
         )
     assert len(read(most).drafted) == 64
+
+
+@pytest.mark.parametrize("sum_s", [0.0, 2e-7, 360_000.0])
+def test_latencies_that_can_be_are_taken(sum_s: float) -> None:
+    assert (
+        read(fleet_pb2.PodReport(identity=IDENTITY, versions=[latencies(sum_s, 100)])).pod.traffic[3].latency_s == sum_s
+    )
 
 
 @given(st.binary(max_size=300))

@@ -1,8 +1,8 @@
 """Everything that can happen to a rollout, in any order, and what must hold after each decision all the same.
 
 The invariants are those of docs/rollout.md, under the same numbers. The fleet is simulated: pods follow their
-orders late or never, crash, refuse, drain, fall silent behind a partition with the last order that reached
-them, and come back. The registry stops, and starts again with what it wrote.
+orders late or never, crash (also while they load), refuse, drain, fall silent behind a partition with the last
+order that reached them, and come back. The registry stops, and starts again with what it wrote.
 """
 
 import math
@@ -97,14 +97,23 @@ class Process:
     trouble: str = ""
     order: Order | None = None
     is_cut_off: bool = False
+    is_down: bool = False
     is_draining: bool = False
     traffic: dict[int, Traffic] = field(default_factory=dict)
+
+    @property
+    def is_heard(self) -> bool:
+        return not self.is_cut_off and not self.is_down
 
     def follow(self, order: Order) -> None:
         """Do what the last order says; in a switchback, the next turn."""
         turn = order.switchback.versions if order.switchback else (order.serve,)
         self.loaded = turn[-1] if self.loaded == turn[0] else turn[0]
         self.prefetched, self.refused, self.trouble = frozenset(order.prefetch), NO_DRAFT, ""
+
+    def crash(self) -> None:
+        """Lose what was in memory; what was said before stays said."""
+        self.boot, self.loaded, self.refused, self.trouble, self.traffic = self.boot + 1, NO_DRAFT, NO_DRAFT, "", {}
 
     def serve(self, rates: Mapping[int, float]) -> None:
         """Requests for what it serves; `rates` are tokens a step by version."""
@@ -131,7 +140,8 @@ class Rollouts(RuleBasedStateMachine):
         self.now_ms = NOW_MS
         self.condemned: set[int] = set()
         self.winners: list[int] = []
-        self.began_ms = 0
+        self.began: tuple[object, ...] = ()
+        self.at_risk: dict[str, str] = {}
         self.on_candidate: set[str] = set()
         self.decision = Decision(versions=(), rollout=None, transitions=(), orders={}, message="")
 
@@ -223,27 +233,42 @@ class Rollouts(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(NAMES), times=st.integers(1, 2))
     def obey(self, name: str, times: int) -> None:
-        process = self.processes.get(name)
-        for _ in range(times if process is not None and process.order is not None else 0):
-            assert process is not None
-            assert process.order is not None
-            process.follow(process.order)
-            self._report(name)
+        for _ in range(times):
+            self._obey(name)
         self._decide()
 
     @rule()
     def all_obey(self) -> None:
         self._everyone_obeys()
 
-    @rule(name=st.sampled_from(NAMES), what=st.sampled_from(["nack", "crash", "trouble", "drain", "go", "cut off"]))
+    @rule(name=st.sampled_from(NAMES), is_back=st.booleans())
+    def crash(self, name: str, *, is_back: bool) -> None:
+        """A pod dies, and is back at once or much later."""
+        self._crash(name, is_back=is_back)
+        self._decide()
+
+    @rule(lives=st.lists(st.tuples(st.integers(1, 3), st.booleans()), min_size=1, max_size=4))
+    def try_one_that_kills(self, lives: list[tuple[int, bool]]) -> None:
+        """Some of those that are told the candidate die before they have said that they load it, again and again."""
+        self._wish(pinned=None, is_paused=False)
+        self._add(3.0, Source.TRAINER)
+        self._decide()
+        for num_pods, is_back in lives:
+            for name in sorted(self.on_candidate)[:num_pods]:
+                self._crash(name, is_back=is_back)
+            self._decide()
+            for name, process in self.processes.items():
+                process.is_down = False
+                self._report(name)
+            self._decide()
+
+    @rule(name=st.sampled_from(NAMES), what=st.sampled_from(["nack", "trouble", "drain", "go", "cut off"]))
     def misbehave(self, name: str, what: str) -> None:
         process = self.processes.get(name)
         if process is None:
             return
         if what == "nack" and process.order is not None:
             process.refused = max(process.order.prefetch, default=process.order.serve)
-        elif what == "crash":
-            process.boot, process.loaded, process.traffic = process.boot + 1, NO_DRAFT, {}
         elif what == "trouble":
             process.trouble = "not yet: the disk is full"
         elif what == "go":
@@ -255,15 +280,16 @@ class Rollouts(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(NAMES))
     def come(self, name: str) -> None:
-        """A new pod, or one that was cut off."""
-        self.processes.setdefault(name, Process(name=name)).is_cut_off = False
+        """A new pod, or one that was cut off or down."""
+        process = self.processes.setdefault(name, Process(name=name))
+        process.is_cut_off = process.is_down = False
         self._report(name)
         self._decide()
 
     @rule()
     def expire(self) -> None:
         """Who has been silent for long is forgotten."""
-        silent = [name for name in self.view if name not in self.processes or self.processes[name].is_cut_off]
+        silent = [name for name in self.view if name not in self.processes or not self.processes[name].is_heard]
         for name in silent:
             del self.view[name]
         self._decide()
@@ -288,7 +314,7 @@ class Rollouts(RuleBasedStateMachine):
         rollout = self.speculator.rollout
         written = Rollout.from_json(rollout.to_json()) if rollout else None
         self.speculator = replace(self.speculator, rollout=written)
-        self.view, self.told, self.is_settled = {}, {}, False
+        self.view, self.told, self.at_risk, self.is_settled = {}, {}, {}, False
         self._decide()
         for name in names[:4]:
             self._report(name)
@@ -325,7 +351,8 @@ class Rollouts(RuleBasedStateMachine):
             self.now_ms += 1000 * (SLICE_S + 1)
             noise = 1.01 if i % 2 else 1 / 1.01
             for process in self.processes.values():
-                process.serve({candidate.number: 2.0 * gain * noise} if candidate else {})
+                if not process.is_down:
+                    process.serve({candidate.number: 2.0 * gain * noise} if candidate else {})
                 self._report(process.name)
             self._decide()
 
@@ -333,10 +360,20 @@ class Rollouts(RuleBasedStateMachine):
         self.speculator = replace(self.speculator, wish=replace(self.speculator.wish, **fields))  # type: ignore[arg-type] # by name
         self._decide()
 
+    def _crash(self, name: str, *, is_back: bool) -> None:
+        process = self.processes.get(name)
+        if process is None or process.is_down:
+            return
+        process.crash()
+        process.is_down = not is_back
+        if process.is_down and name in self.view and not process.is_cut_off:
+            self.view[name] = replace(self.view[name], is_connected=False)
+        self._report(name)
+
     def _report(self, name: str) -> None:
         """What the registry hears of a pod, if it hears of it."""
         process = self.processes.get(name)
-        if process is None or process.is_cut_off:
+        if process is None or not process.is_heard:
             return
         held = self.published.get(process.loaded)
         self.view[name] = Pod(
@@ -352,11 +389,17 @@ class Rollouts(RuleBasedStateMachine):
         )
 
     def _everyone_obeys(self) -> None:
-        for process in self.processes.values():
-            if process.order is not None:
-                process.follow(process.order)
-            self._report(process.name)
+        for name in self.processes:
+            self._obey(name)
         self._decide()
+
+    def _obey(self, name: str) -> None:
+        process = self.processes.get(name)
+        if process is None or process.is_down:
+            return
+        if process.order is not None:
+            process.follow(process.order)
+        self._report(name)
 
     def _record(self, transitions: Collection[Transition]) -> None:
         """As the catalogue does."""
@@ -394,12 +437,13 @@ class Rollouts(RuleBasedStateMachine):
         assert self.speculator.versions == decision.versions, "transitions tell everything"
         self.speculator = replace(self.speculator, rollout=decision.rollout)
         self._check_pause(before)
+        self._check_crashes(before.rollout, decision)
         self._check_orders(decision)
         self.condemned |= {v.number for v in decision.versions if v.phase.is_condemned}
         self.told = {name: order.serve for name, order in decision.orders.items()}
         self.decision = decision
         for name, order in decision.orders.items():
-            if name in self.processes and not self.processes[name].is_cut_off:
+            if name in self.processes and self.processes[name].is_heard:
                 self.processes[name].order = order
 
     # What must hold.
@@ -425,6 +469,22 @@ class Rollouts(RuleBasedStateMachine):
         if before.rollout is not None and after.rollout is not None:
             assert before.rollout.step == after.rollout.step or before.rollout.baseline != after.rollout.baseline
             assert set(after.rollout.pods) <= set(before.rollout.pods)
+
+    def _check_crashes(self, before: Rollout | None, decision: Decision) -> None:
+        """(12) Whoever was told the candidate and crashed is a failure of the candidate, whatever it had reported."""
+        after, at_risk = decision.rollout, self.at_risk
+        candidate = after.candidate if after and after.comparison is Comparison.PODS else NO_DRAFT
+        told = {name for name, order in decision.orders.items() if candidate and order.serve == candidate}
+        away = {name: boot for name, boot in at_risk.items() if after and name in after.pods and name not in self.view}
+        here = {name: pod.boot for name, pod in self.view.items() if name in told and not pod.is_draining}
+        self.at_risk = away | here
+        if before is None or after is None or before.started_ms != after.started_ms or not candidate:
+            return
+        killed = {name for name, boot in at_risk.items() if name in self.view and self.view[name].boot != boot}
+        crashes, crashes_before = after.evidence.crashes, before.evidence.crashes
+        assert all(crashes[name] == 1 + crashes_before.get(name, 0) for name in killed)
+        assert after.evidence.failures >= before.evidence.failures + len(killed)
+        assert len(told & crashes.keys()) <= 1, "(7) of those that crashed one tries again"
 
     def _check_orders(self, decision: Decision) -> None:
         assert set(decision.orders) == set(self.view)
@@ -458,27 +518,28 @@ class Rollouts(RuleBasedStateMachine):
             extra = {name for name in extra if self.view[name].loaded != rollout.candidate}
         assert not extra
         if self.is_settled:
-            assert set(rollout.pods) <= set(self.view)
+            assert all(rollout.evidence.may_return(name) for name in set(rollout.pods) - set(self.view))
             assert len(rollout.pods) <= self._most(rollout)
 
     def _most(self, rollout: Rollout) -> int:
         """Pods that the candidate may be on."""
         steps = self.speculator.wish.policy.steps
         percent = steps[min(rollout.step, len(steps) - 1)].pods_percent
-        num_pods = sum(not pod.is_draining for pod in self.view.values())
+        num_pods = sum(not pod.is_draining for pod in self.view.values()) + len(set(rollout.pods) - set(self.view))
         most = min(num_pods, max(1, math.ceil(num_pods * percent / 100)))
         return max(0, min(most, num_pods - 1)) if rollout.comparison is Comparison.PODS else most
 
     def _check_restart(self, decision: Decision, on_candidate: set[str]) -> None:
         """(9) Pods that come back to a restarted registry are told what they were told before."""
-        began_ms = decision.rollout.started_ms if decision.rollout else 0
-        if not self.is_settled and decision.rollout is not None and began_ms == self.began_ms:
+        rollout = decision.rollout
+        began = (rollout.started_ms, rollout.evidence.crashes) if rollout else ()
+        if not self.is_settled and rollout is not None and began == self.began:
             moved = on_candidate ^ (self.on_candidate & set(self.view))
             if self.speculator.wish.policy.max_pods_swapping:  # who was on the way there or back may have to wait
                 moved -= {pod.name for pod in self.view.values() if _waits(pod, decision)}
             assert not moved
         if self.is_settled:
-            self.on_candidate, self.began_ms = on_candidate, began_ms
+            self.on_candidate, self.began = on_candidate, began
 
     def _check_pace(self, decision: Decision) -> None:
         """(7) No more pods than the policy says are on their way from one version that serves to another."""
@@ -549,7 +610,7 @@ class Rollouts(RuleBasedStateMachine):
         if not self.published:
             return
         for process in self.processes.values():
-            process.is_cut_off = False
+            process.is_cut_off = process.is_down = False
         self.settle()
         self.expire()
         for _ in range(2 * len(self.processes) + 4):

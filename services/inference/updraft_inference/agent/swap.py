@@ -15,7 +15,7 @@ from typing import Any
 
 from updraft.fleet.v1 import fleet_pb2
 from updraft_chassis.clock import Clock
-from updraft_chassis.errors import Corrupt, Exhausted, Forbidden, Unauthenticated, Unavailable, UpdraftError
+from updraft_chassis.errors import Corrupt, Exhausted, InvalidInput, Unavailable, UpdraftError
 from updraft_chassis.retry import Backoff
 from updraft_inference.agent import switchback
 from updraft_inference.agent.drafts import DraftFolder, check_target, read_manifest, verified
@@ -28,8 +28,12 @@ logger = logging.getLogger(__name__)
 VERIFY_S = 300.0
 """How often the engine hashes what it holds: a second of one core, and most pods live for days."""
 
-_PASSING = (Unavailable, Exhausted, Unauthenticated, Forbidden)
-"""Troubles of this pod, its network or its token, which say nothing about a version."""
+_PASSING = (OSError, Unavailable, Exhausted)
+"""Troubles of this pod, which say nothing about a version."""
+
+_DAMNING = (InvalidInput, Corrupt)
+"""What speaks against a version that cannot be fetched. All else is a trouble of the pod, its network, its token, or the
+registry: one that orders what it does not have, or fails, may have it again; a better order, or its next life, ends it."""
 
 Fetch = Callable[[int, str | None], Coroutine[Any, Any, Path]]
 """(version, digest of its weights file if known) -> its folder: updraft_chassis.transfer.download."""
@@ -173,7 +177,7 @@ class Swapper:
             await self._prune(directive)
             if both:
                 await self._alternate(directive.switchback, both)
-        except (OSError, *_PASSING) as error:
+        except _PASSING as error:
             await self._postpone(directive, error)
         except UpdraftError as error:
             self._refuse(directive, error)
@@ -250,7 +254,9 @@ class Swapper:
         for delay_s in self._backoff:
             try:
                 await unless(self._arrived.wait(), self._fetch(version, digest))
-            except _PASSING as error:
+            except _DAMNING:
+                raise
+            except UpdraftError as error:
                 self._tell(directive, fleet_pb2.OUTCOME_PENDING, f"cannot fetch yet: {error}")
                 logger.warning("A draft cannot be fetched yet", extra={"version": version, "reason": str(error)})
                 await unless(self._arrived.wait(), asyncio.sleep(delay_s))

@@ -122,8 +122,8 @@ def _estimate(ratio: Ratio, alpha: float) -> Estimate | None:
     if ratio.change.count == 0:
         return None
     return Estimate(
-        candidate=math.exp(ratio.baseline.mean + ratio.change.mean),
-        stable=math.exp(ratio.baseline.mean),
+        candidate=_exp(ratio.baseline.mean + ratio.change.mean),
+        stable=_exp(ratio.baseline.mean),
         change_percent=_percent(ratio.change.mean),
         low_percent=_percent(lower(ratio.change, alpha)),
         high_percent=_percent(upper(ratio.change, alpha)),
@@ -143,4 +143,12 @@ def _count(number: int, noun: str) -> str:
 
 
 def _percent(log_ratio: float) -> float:
-    return 100.0 * math.expm1(log_ratio)
+    return 100.0 * (_exp(log_ratio) - 1.0)
+
+
+def _exp(logarithm: float) -> float:
+    """Infinity where no float is large enough: slices that contradict each other know no bounds."""
+    try:
+        return math.exp(logarithm)
+    except OverflowError:
+        return math.inf

@@ -67,11 +67,16 @@ def _malformed(evaluation: Evaluation) -> str:
     for sample in evaluation.samples:
         problem = _impossible(sample, evaluation)
         if problem:
-            return f"request {sample.trace_id or '(without a trace id)'} {problem}"
+            return f"{_name(sample)} {problem}"
         if sample.trace_id in seen:
-            return f"request {sample.trace_id} is counted twice"
+            return f"{_name(sample)} is counted twice"
         seen.add(sample.trace_id)
     return ""
+
+
+def _name(sample: EvaluationSample) -> str:
+    """The publisher chose the id, and the reason is shown on terminals."""
+    return f"request {sample.trace_id[:80]!r}" if sample.trace_id else "a request"
 
 
 def _impossible(sample: EvaluationSample, evaluation: Evaluation) -> str:

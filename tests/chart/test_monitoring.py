@@ -1,0 +1,276 @@
+"""Alerts and panels ask for what the code exposes, alerts fire when they should, and monitors find the pods."""
+
+import functools
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.chart.chart import CHART, CHECKOUT, Document, of_kind, one, rendered, title
+from tests.chart.promtool import build
+
+from updraft_inference.agent.capture import Drop
+from updraft_operator.api.speculator import AdaptiveSpeculator, Metadata, Spec, TargetModel
+from updraft_operator.build import registry, serving, trainer
+from updraft_operator.build.manifest import Images, Surroundings
+from updraft_registry.metrics import OUTCOMES
+from updraft_registry.version import Phase
+
+ALERTS_TEST = Path(__file__).parent / "alerts_test.yaml"
+TARGET_LABELS = {"job", "instance", "namespace", "pod", "speculator", "le"}
+"""Of whatever is scraped through our monitors; `le` is of every histogram."""
+
+_ROW = re.compile(r"^\| `(updraft_\w+)` \| (\w+) \| ([^|]*) \|", re.MULTILINE)
+_FUNCTIONS = {
+    *("absent", "sum", "max", "min", "avg", "count", "rate", "increase", "delta", "changes", "min_over_time"),
+    *("histogram_quantile", "by", "on", "and", "or", "unless", "bool", "vector"),
+}
+
+
+@functools.cache
+def exposed() -> dict[str, set[str]]:
+    """Labels of every metric, by the name that is scraped, from the generated page (docs/reference/metrics.md)."""
+    page = (CHECKOUT / "docs" / "reference" / "metrics.md").read_text()
+    listed = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in _ROW.findall(page)}
+    names: dict[str, set[str]] = {"up": set()}
+    for name, (kind, labels) in listed.items():
+        samples = [f"{name}_{sample}" for sample in ("bucket", "sum", "count")] if kind == "histogram" else [name]
+        names |= dict.fromkeys(samples, labels)
+    return names
+
+
+def problems(expression: str) -> Iterator[str]:
+    """What an expression asks for that nothing exposes."""
+    text = re.sub(r"#.*", "", expression)
+    for name, matchers in re.findall(r"(\w+)\{([^}]*)\}", text):
+        for label in re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", matchers):
+            if label not in exposed().get(name, set()) | TARGET_LABELS:
+                yield f"{name} has no label {label}"
+    grouped = {
+        label for labels in re.findall(r"\b(?:by|on)\s*\(([^)]*)\)", text) for label in re.findall(r"\w+", labels)
+    }
+    bare = re.sub(r"\{[^}]*\}|\[[^\]]*\]|\b(?:by|on)\s*\([^)]*\)|\"[^\"]*\"", " ", text)
+    asked = {word for word in re.findall(r"[a-zA-Z_]\w*", bare) if word not in _FUNCTIONS}
+    yield from (f"nothing exposes {name}" for name in sorted(asked - exposed().keys()))
+    known = TARGET_LABELS.union(*(exposed().get(name, set()) for name in asked))
+    yield from (f"no metric of it has the label {label}" for label in sorted(grouped - known))
+
+
+def _rules(case: str = "monitoring") -> list[Document]:
+    (found,) = of_kind(rendered(case), "PrometheusRule")
+    return [rule for group in found["spec"]["groups"] for rule in group["rules"]]
+
+
+def _dashboards() -> list[Document]:
+    return [json.loads(path.read_text()) for path in sorted((CHART / "files" / "dashboards").iterdir())]
+
+
+def _panels() -> Iterator[tuple[str, str]]:
+    for dashboard in _dashboards():
+        for panel in dashboard["panels"]:
+            for target in panel.get("targets", ()):
+                yield f"{dashboard['title']}: {panel['title']}", target["expr"]
+
+
+def _alert_tests() -> Iterator[Document]:
+    for group in yaml.safe_load(ALERTS_TEST.read_text())["tests"]:
+        yield from group["alert_rule_test"]
+
+
+@pytest.fixture(scope="module")
+def promtool() -> Path:
+    """Prometheus' own tool."""
+    if not build.binary().exists():
+        pytest.skip("promtool: not built; run `python -m tests.chart.promtool.build` (once; 3 minutes)")
+    return build.binary()
+
+
+def _run(*words: str | Path) -> None:
+    result = subprocess.run(words, text=True, capture_output=True, check=False, timeout=120)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_every_alert_asks_for_metrics_that_are_exposed() -> None:
+    found = [f"{rule['alert']}: {problem}" for rule in _rules() for problem in problems(rule["expr"])]
+
+    assert found == []
+
+
+def test_every_panel_asks_for_metrics_that_are_exposed() -> None:
+    found = [f"{name}: {problem}" for name, expression in _panels() for problem in problems(expression)]
+
+    assert found == []
+
+
+def test_a_misspelt_metric_and_a_label_that_is_not_there_are_found() -> None:
+    assert list(problems('rate(updraft_inference_request_total{finish="x"}[5m]) > 0')) == [
+        "updraft_inference_request_total has no label finish",
+        "nothing exposes updraft_inference_request_total",
+    ]
+    assert list(problems('sum by (colour) (updraft_registry_pods{kind="a"})')) == [
+        "updraft_registry_pods has no label kind",
+        "no metric of it has the label colour",
+    ]
+
+
+def test_every_metric_of_the_operator_is_on_its_dashboard() -> None:
+    shown = " ".join(expression for name, expression in _panels() if name.startswith("Updraft / Operator"))
+
+    missing = {name for name in exposed() if name.startswith("updraft_operator_") and name not in shown}
+
+    assert {name for name in missing if not name.endswith(("_sum", "_count"))} == set()
+
+
+def test_values_of_labels_in_alerts_are_the_codes_own() -> None:
+    text = (CHART / "files" / "alerts.yaml").read_text()
+
+    assert f'reason!="{Drop.OPTED_OUT.value}"' in text
+    assert f'outcome="{OUTCOMES[Phase.ROLLED_BACK]}"' in text
+
+
+def test_every_alert_links_to_its_section_in_the_runbooks() -> None:
+    sections = set(re.findall(r"^## (\w+)$", (CHECKOUT / "docs" / "runbooks.md").read_text(), re.MULTILINE))
+
+    alerts = {rule["alert"] for rule in _rules()}
+
+    assert sections == alerts
+    for rule in _rules():
+        assert rule["annotations"]["runbook_url"] == f"https://updraft.dev/docs/runbooks#{rule['alert'].lower()}"
+
+
+def test_alerts_say_what_is_wrong_and_how_much_it_matters() -> None:
+    for rule in _rules():
+        assert rule["annotations"].keys() == {"summary", "description", "runbook_url"}, rule["alert"]
+        assert rule["labels"]["severity"] in {"warning", "critical"}, rule["alert"]
+
+
+def test_alerts_can_be_left_out_labelled_and_linked_elsewhere() -> None:
+    rules, all_of_them = _rules("everything"), {rule["alert"] for rule in _rules()}
+
+    assert all_of_them - {rule["alert"] for rule in rules} == {"UpdraftTraceLagGrows", "UpdraftRegistryDenies"}
+    assert all(rule["labels"]["team"] == "inference" for rule in rules)
+    assert all(rule["annotations"]["runbook_url"].startswith("https://wiki.example.com/updraft#") for rule in rules)
+
+
+def test_prometheus_takes_the_alerts(promtool: Path, tmp_path: Path) -> None:
+    (found,) = of_kind(rendered("monitoring"), "PrometheusRule")
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(yaml.safe_dump(found["spec"]))
+
+    _run(promtool, "check", "rules", "--lint=all", "--lint-fatal", rules)
+
+
+def test_every_alert_fires_when_it_should_and_not_before(promtool: Path, tmp_path: Path) -> None:
+    groups = one(rendered("monitoring"), "PrometheusRule", "updraft")["spec"]["groups"]
+    bare = [{**group, "rules": [_without_annotations(rule) for rule in group["rules"]]} for group in groups]
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": bare}))
+    (tmp_path / ALERTS_TEST.name).write_text(ALERTS_TEST.read_text())
+
+    _run(promtool, "test", "rules", tmp_path / ALERTS_TEST.name)
+
+
+def _without_annotations(rule: Document) -> Document:
+    return {key: value for key, value in rule.items() if key != "annotations"}
+
+
+def test_every_alert_has_a_test_in_which_it_fires_and_one_in_which_it_does_not() -> None:
+    alerts = {rule["alert"] for rule in _rules()}
+
+    assert {test["alertname"] for test in _alert_tests() if test["exp_alerts"]} == alerts
+    assert {test["alertname"] for test in _alert_tests() if not test["exp_alerts"]} == alerts
+
+
+def test_alerts_name_only_labels_that_they_have() -> None:
+    labels: dict[str, set[str]] = {}
+    for test in _alert_tests():
+        for alert in test["exp_alerts"]:
+            labels.setdefault(test["alertname"], set()).update(alert["exp_labels"])
+
+    for rule in _rules():
+        named = set(re.findall(r"\$labels\.(\w+)", json.dumps(rule["annotations"])))
+        assert named <= labels[rule["alert"]], rule["alert"]
+
+
+def test_every_expression_of_a_panel_is_promql(promtool: Path, tmp_path: Path) -> None:
+    expressions = [re.sub(r"\$__rate_interval", "5m", expression) for _, expression in _panels()]
+    records = [{"record": f"panel:{number}", "expr": text} for number, text in enumerate(expressions)]
+    rules = tmp_path / "panels.yaml"
+    rules.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": records}]}))
+
+    _run(promtool, "check", "rules", "--lint=none", rules)
+
+
+def test_dashboards_are_found_by_grafana_and_stand_in_order() -> None:
+    config_maps = [
+        document
+        for document in of_kind(rendered("monitoring"), "ConfigMap")
+        if document["metadata"]["labels"].get("grafana_dashboard") == "1"
+    ]
+
+    found = [json.loads(text) for document in config_maps for text in document["data"].values()]
+    assert sorted(found, key=lambda dashboard: str(dashboard["uid"])) == _dashboards()
+    for dashboard in _dashboards():
+        ids = [panel["id"] for panel in dashboard["panels"]]
+        assert len(set(ids)) == len(ids)
+        taken: set[tuple[int, int]] = set()
+        for panel in dashboard["panels"]:
+            place = panel["gridPos"]
+            cells = {
+                (x, y)
+                for x in range(place["x"], place["x"] + place["w"])
+                for y in range(place["y"], place["y"] + place["h"])
+            }
+            assert not cells & taken, f"{panel['title']} covers another panel"
+            assert all(0 <= x < 24 for x, _ in cells), panel["title"]
+            taken |= cells
+
+
+@pytest.mark.parametrize("part", ["inference", "trainer", "registry"])
+def test_pod_monitors_find_the_pods_that_the_operator_makes(part: str) -> None:
+    spec = one(rendered("monitoring"), "PodMonitor", f"updraft-{part}")["spec"]
+    template = _template(part)
+
+    (endpoint,) = spec["podMetricsEndpoints"]
+    ports = {port["name"] for container in template["spec"]["containers"] for port in container.get("ports", ())}
+    assert spec["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    assert endpoint["port"] in ports
+    assert "updraft.dev/speculator" in template["metadata"]["labels"]
+    assert endpoint["relabelings"][1]["sourceLabels"] == ["__meta_kubernetes_pod_label_updraft_dev_speculator"]
+
+
+def _template(part: str) -> Any:
+    spec = Spec(target_model=TargetModel(uri="/models/any"))
+    owner = AdaptiveSpeculator(metadata=Metadata(name="chat", namespace="team"), spec=spec)
+    images = Images(inference="i:1", trainer="t:1", registry="r:1", operator="o:1", sglang="s:1")
+    around = Surroundings(images=images, namespace="updraft-system", has_redis=True)
+    built = {"inference": serving, "trainer": trainer, "registry": registry}[part].objects(owner, around)
+    (workload,) = [each for each in built if each["kind"] in {"Deployment", "StatefulSet"}]
+    return workload["spec"]["template"]
+
+
+def test_monitors_look_where_the_operator_works() -> None:
+    def places(case: str) -> list[object]:
+        return [monitor["spec"]["namespaceSelector"] for monitor in of_kind(rendered(case), "PodMonitor")]
+
+    assert places("monitoring") == [{"any": True}] * 3
+    assert places("everything") == [{"matchNames": ["team-a", "team-b"]}] * 3
+
+
+def test_monitoring_comes_where_the_prometheus_operator_is() -> None:
+    kinds = {"ServiceMonitor", "PodMonitor", "PrometheusRule"}
+    with_it = rendered("default", "--api-versions", "monitoring.coreos.com/v1")
+
+    assert {document["kind"] for document in with_it} & kinds == kinds
+    assert {document["kind"] for document in rendered("default")} & kinds == set()
+    assert {
+        document["kind"] for document in rendered("small", "--api-versions", "monitoring.coreos.com/v1")
+    } & kinds == set()
+
+
+def test_what_a_prometheus_selects_by_is_on_every_monitor() -> None:
+    for document in of_kind(rendered("everything"), "ServiceMonitor", "PodMonitor", "PrometheusRule"):
+        assert document["metadata"]["labels"]["release"] == "prometheus", title(document)

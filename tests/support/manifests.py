@@ -1,0 +1,116 @@
+"""Speculators as the operator reads them, and a look into what it builds from them."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from updraft_operator.api.speculator import AdaptiveSpeculator
+from updraft_operator.build import registry, serving, trainer
+from updraft_operator.build.manifest import Images, Manifest, Surroundings
+
+IMAGES = Images(
+    inference="inference:1",
+    trainer="trainer:1",
+    registry="registry:1",
+    operator="operator:1",
+    sglang="sglang:1",
+)
+AROUND = Surroundings(images=IMAGES, namespace="updraft-system", has_redis=True)
+ALONE = Surroundings(images=IMAGES, namespace="updraft-system", has_redis=False)
+"""Without a Redis of the operator's own."""
+
+UID = "0e6f3a52-0000-4000-8000-000000000001"
+PARTS = ("serving", "trainer", "registry")
+
+
+def speculator(
+    spec: Mapping[str, Any] | None = None,
+    *,
+    uri: str = "/models/tiny",
+    status: Mapping[str, Any] | None = None,
+    **metadata: Any,
+) -> AdaptiveSpeculator:
+    """One of name qwen in namespace team; `spec` is written as in YAML, and its target comes from `uri`."""
+    said = {**(spec or {})}
+    said["targetModel"] = {"uri": uri, **said.get("targetModel", {})}
+    named = {"name": "qwen", "namespace": "team", "uid": UID, "generation": 1, "resourceVersion": "1"}
+    return AdaptiveSpeculator.model_validate(
+        {"metadata": {**named, **metadata}, "spec": said, "status": dict(status or {})}
+    )
+
+
+def built(owner: AdaptiveSpeculator, around: Surroundings = AROUND) -> list[Manifest]:
+    """All objects of the three parts."""
+    return [*registry.objects(owner, around), *trainer.objects(owner, around), *serving.objects(owner, around)]
+
+
+def one(objects: Iterable[Manifest], kind: str, name: str) -> Manifest:
+    """The object of this kind and name."""
+    (found,) = (each for each in objects if (each["kind"], each["metadata"]["name"]) == (kind, name))
+    return found
+
+
+def templates(objects: Iterable[Manifest]) -> dict[str, Manifest]:
+    """Pod templates by the names of their objects."""
+    return {
+        each["metadata"]["name"]: each["spec"]["template"] for each in objects if "template" in each.get("spec", {})
+    }
+
+
+def pod_spec(owner: AdaptiveSpeculator, part: str, around: Surroundings = AROUND) -> dict[str, Any]:
+    """The pod of a part."""
+    spec: dict[str, Any] = templates(built(owner, around))[f"qwen-{part}"]["spec"]
+    return spec
+
+
+def container(pod: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A container of a pod, or one of those that run before."""
+    (found,) = (each for each in containers(pod) if each["name"] == name)
+    return found
+
+
+def containers(pod: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """All of a pod."""
+    yield from pod.get("initContainers", ())
+    yield from pod["containers"]
+
+
+def named(entries: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Named things by name."""
+    return {each["name"]: each for each in entries}
+
+
+_RESTRICTED_VOLUMES = {
+    "configMap",
+    "csi",
+    "downwardAPI",
+    "emptyDir",
+    "ephemeral",
+    "image",
+    "persistentVolumeClaim",
+    "projected",
+    "secret",
+}
+
+
+def breaches(pod: Mapping[str, Any]) -> list[str]:
+    """What of a pod the restricted Pod Security standard forbids."""
+    found = [field for field in ("hostNetwork", "hostPID", "hostIPC") if pod.get(field)]
+    whole = pod.get("securityContext", {})
+    for volume in pod.get("volumes", ()):
+        if not volume.keys() - {"name"} <= _RESTRICTED_VOLUMES:
+            found.append(f"volume {volume['name']}")
+    for each in containers(pod):
+        context = each.get("securityContext", {})
+        asked = {
+            "allowPrivilegeEscalation": context.get("allowPrivilegeEscalation") is False,
+            "capabilities": context.get("capabilities", {}).get("drop") == ["ALL"]
+            and set(context.get("capabilities", {}).get("add", ())) <= {"NET_BIND_SERVICE"},
+            "privileged": not context.get("privileged"),
+            "runAsNonRoot": context.get("runAsNonRoot", whole.get("runAsNonRoot")) is True,
+            "runAsUser": context.get("runAsUser", whole.get("runAsUser")) != 0,
+            "seccompProfile": context.get("seccompProfile", whole.get("seccompProfile", {})).get("type")
+            in ("RuntimeDefault", "Localhost"),
+            "hostPort": not any(port.get("hostPort") for port in each.get("ports", ())),
+        }
+        found += [f"{each['name']}: {what}" for what, is_kept in asked.items() if not is_kept]
+    return found

@@ -1,0 +1,144 @@
+"""Looks at the world around one speculator, for the pure decisions of the operator."""
+
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from datetime import UTC, datetime
+from typing import Any
+
+from tests.support.manifests import AROUND, UID, speculator
+
+from updraft.registry.v1 import registry_pb2 as pb
+from updraft_operator.api import names
+from updraft_operator.api.draft_version import DraftVersion
+from updraft_operator.build.manifest import Manifest
+from updraft_operator.observed import Access, Link, Observed, RegistryView
+from updraft_operator.plan import objects
+from updraft_operator.pods import PodState, Trouble
+from updraft_operator.store import Child, Ref
+
+NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
+NOW_S = NOW.timestamp()
+TOKENS = {role: f"token-of-{role}" for role in ("serve", "publish", "operate")}
+ACCESS = Access(tokens=TOKENS, redis_url="redis://own", exists=True)
+
+
+def observed(spec: Mapping[str, Any] | None = None, **more: Any) -> Observed:
+    """A look at a speculator of this spec; the rest is as given, else as after an installation with a Redis."""
+    given = {"speculator": speculator(spec), "around": AROUND, "access": ACCESS, "redis_url": "redis://own", **more}
+    return Observed(**given)
+
+
+def settled(spec: Mapping[str, Any] | None = None, **more: Any) -> Observed:
+    """The same, with all its objects as they were applied."""
+    seen = observed(spec, **more)
+    made = {child.ref: child for child in map(as_child, objects(seen))}
+    return observed(spec, **{**more, "children": {**made, **more.get("children", {})}})
+
+
+def as_child(content: Manifest, *, uid: str = "", version: str = "10", **more: Any) -> Child:
+    """A manifest as the API server holds it; `more` is merged in: status, or further metadata."""
+    body = deepcopy(content)
+    body["metadata"] |= {"uid": uid or f"uid-of-{body['metadata']['name']}", "resourceVersion": version}
+    body["metadata"] |= more.pop("metadata", {})
+    return Child.of(content["kind"], {**body, **more})
+
+
+def pod(
+    name: str = "qwen-serving-1",
+    part: str = "serving",
+    *,
+    is_ready: bool = False,
+    trouble: tuple[str, str] | None = None,
+    **more: Any,
+) -> PodState:
+    """A pod that decisions are made on."""
+    said = Trouble(reason=trouble[0], message=trouble[1]) if trouble else None
+    return PodState(name=name, part=part, **{"is_ready": is_ready, "is_ending": False, "trouble": said, **more})
+
+
+def ready_pods() -> tuple[PodState, ...]:
+    """One of each part."""
+    return tuple(pod(f"qwen-{part}-1", part, is_ready=True) for part in ("serving", "trainer", "registry"))
+
+
+def version(number: int, phase: "pb.Phase.ValueType" = pb.PHASE_STABLE, **more: Any) -> pb.Version:
+    """A version of the registry, from the trainer unless told otherwise."""
+    learned = pb.Provenance(samples=1000, first_trace_id="first", last_trace_id="last")
+    manifest = pb.Manifest(
+        digest=f"sha256:{number:064x}",
+        source=more.pop("source", pb.SOURCE_TRAINER),
+        parent_version=number - 1,
+        provenance=learned,
+        evaluation=pb.Evaluation(baseline_version=number - 1, lookahead=3),
+    )
+    times = {"published_unix_ms": number * 1000, "phase_since_unix_ms": number * 1000 + 500}
+    return pb.Version(version=number, manifest=manifest, phase=phase, reason="because", **{**times, **more})
+
+
+def connected(
+    versions: Iterable[pb.Version] = (), transitions: Iterable[pb.Transition] = (), **state: Any
+) -> RegistryView:
+    """A registry that answers, and has these versions; it follows the default policy unless `state` says another."""
+    from updraft_operator.policy import policy
+
+    kept = tuple(versions)
+    stable = max((each.version for each in kept if each.phase == pb.PHASE_STABLE), default=0)
+    said = {
+        "speculator": "qwen",
+        "stable": stable,
+        "candidate": max((each.version for each in kept if each.phase == pb.PHASE_CANARY), default=0),
+        "latest": max((each.version for each in kept), default=0),
+        "pods": pb.Pods(connected=1, serving_stable=1) if stable else pb.Pods(connected=1),
+        "policy": policy(speculator().spec.rollout),
+        **state,
+    }
+    return RegistryView(
+        link=Link.CONNECTED, state=pb.SpeculatorState(**said), versions=kept, transitions=tuple(transitions)
+    )
+
+
+def traffic(number: int, length: float, steps: int = 1000) -> pb.VersionTraffic:
+    """What pods served with a version."""
+    return pb.VersionTraffic(version=number, verify_steps=steps, tokens=round(length * steps))
+
+
+def transition(number: int, to: "pb.Phase.ValueType", *, at_s: int = 100, **more: Any) -> pb.Transition:
+    """A line of the registry's history."""
+    return pb.Transition(version=number, to_phase=to, unix_ms=at_s * 1000, actor="registry", reason="because", **more)
+
+
+def draft(number: int | None, *, name: str = "", status: Mapping[str, Any] | None = None, **spec: Any) -> DraftVersion:
+    """A DraftVersion: the mirror of a version, or (without a number) an import of a person's."""
+    said = (
+        {"source": "Trainer", "version": number, "digest": f"sha256:{number:064x}"} if number else {"uri": "hf://a/b"}
+    )
+    metadata = {
+        "name": name or (names.draft_version("qwen", number) if number else "mine"),
+        "namespace": "team",
+        "uid": f"uid-of-draft-{number or name or 'mine'}",
+        "generation": 1,
+        "resourceVersion": "5",
+    }
+    return DraftVersion.model_validate(
+        {
+            "metadata": metadata,
+            "spec": {"speculatorRef": {"name": "qwen"}, **said, **spec},
+            "status": dict(status or {}),
+        }
+    )
+
+
+def workload(kind: str, part: str, status: Mapping[str, Any], **spec: Any) -> dict[Ref, Child]:
+    """The Deployment or StatefulSet of a part, with this status."""
+    content = {
+        "apiVersion": "apps/v1",
+        "kind": kind,
+        "metadata": {
+            "name": names.child("qwen", part),
+            "namespace": "team",
+            "ownerReferences": [{"kind": "AdaptiveSpeculator", "name": "qwen", "uid": UID, "controller": True}],
+        },
+        "spec": spec,
+    }
+    child = as_child(content, status=dict(status))
+    return {child.ref: child}

@@ -1,0 +1,138 @@
+"""Secrets: what is read, how long it is believed, and what is missed."""
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from tests.support.clock import ManualClock
+from tests.support.manifests import speculator
+from tests.support.observed import TOKENS
+from tests.unit.operator.memory_cluster import MemoryCluster
+
+from updraft_chassis.errors import Forbidden
+from updraft_operator.access import FRESH_S, Secrets, fresh_tokens, named
+from updraft_operator.api.speculator import AdaptiveSpeculator
+from updraft_operator.build.manifest import Manifest
+from updraft_operator.store import Key
+
+QWEN = Key("team", "qwen")
+OWN_REDIS = {"traces": {"redis": {"urlSecretRef": {"name": "mine", "key": "address"}}}}
+
+
+class Guarded(MemoryCluster):
+    """One whose role may not read some Secrets, and that counts what is read."""
+
+    def __init__(self, *forbidden: str) -> None:
+        super().__init__()
+        self.forbidden, self.reads = forbidden, list[str]()
+
+    async def get(self, kind: str, namespace: str, name: str) -> Manifest:
+        self.reads.append(name)
+        if name in self.forbidden:
+            raise Forbidden(f"no right to {name}")
+        return await super().get(kind, namespace, name)
+
+
+def _secret(cluster: MemoryCluster, name: str, content: Mapping[str, str]) -> None:
+    data = {entry: base64.b64encode(value.encode()).decode() for entry, value in content.items()}
+    cluster.set({"kind": "Secret", "metadata": {"name": name, "namespace": "team"}, "data": data})
+
+
+async def test_what_the_own_secret_says_is_read() -> None:
+    cluster = MemoryCluster()
+    _secret(cluster, "qwen-access", {**TOKENS, "tokens": "x", "redis-url": "redis://own"})
+    found = await Secrets(cluster, ManualClock()).look(QWEN, speculator())
+    assert (found.access.tokens, found.access.redis_url, found.access.exists) == (TOKENS, "redis://own", True)
+    assert found.missing == ()
+
+
+async def test_a_secret_that_is_not_there_yet_says_nothing() -> None:
+    found = await Secrets(MemoryCluster(), ManualClock()).look(QWEN, speculator())
+    assert (found.access.tokens, found.access.exists) == ({}, False)
+
+
+async def test_a_token_that_somebody_took_away_is_missed() -> None:
+    cluster = MemoryCluster()
+    _secret(cluster, "qwen-access", {"serve": "a", "publish": ""})
+    found = await Secrets(cluster, ManualClock()).look(QWEN, speculator())
+    assert (found.access.tokens, found.access.exists) == ({"serve": "a"}, True)
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        pytest.param({}, [], id="none"),
+        pytest.param({"targetModel": {"secretRef": {"name": "hub"}}}, [("hub", "")], id="of the download"),
+        pytest.param(OWN_REDIS, [("mine", "address")], id="of Redis"),
+        pytest.param(
+            {"registry": {"bucket": {"url": "s3://b/p", "secretRef": {"name": "bucket"}}}},
+            [("bucket", "")],
+            id="of the bucket",
+        ),
+        pytest.param({"registry": {"bucket": {"url": "s3://b/p"}}}, [], id="a bucket without one"),
+    ],
+)
+def test_secrets_that_a_spec_names(spec: dict[str, Any], expected: list[tuple[str, str]]) -> None:
+    assert list(named(speculator(spec))) == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "missing"),
+    [
+        pytest.param(None, ("mine",), id="no Secret"),
+        pytest.param({"other": "x"}, ("mine",), id="without the entry"),
+        pytest.param({"address": "redis://"}, (), id="with the entry"),
+    ],
+)
+async def test_what_a_spec_names_is_missed_by_name(content: dict[str, str] | None, missing: tuple[str, ...]) -> None:
+    cluster = MemoryCluster()
+    if content is not None:
+        _secret(cluster, "mine", content)
+    assert (await Secrets(cluster, ManualClock()).look(QWEN, speculator(OWN_REDIS))).missing == missing
+
+
+async def test_a_secret_that_may_not_be_read_may_be_there() -> None:
+    found = await Secrets(Guarded("mine"), ManualClock()).look(QWEN, speculator(OWN_REDIS))
+    assert found.missing == ()
+
+
+async def test_without_the_right_to_its_own_secret_no_new_tokens_are_made_up() -> None:
+    with pytest.raises(Forbidden):
+        await Secrets(Guarded("qwen-access"), ManualClock()).look(QWEN, speculator())
+
+
+async def _reads_after(clock: ManualClock, cluster: Guarded, secrets: Secrets, owner: AdaptiveSpeculator) -> int:
+    before = len(cluster.reads)
+    await secrets.look(QWEN, owner)
+    return len(cluster.reads) - before
+
+
+async def test_secrets_are_read_once_a_minute_and_when_the_spec_changes() -> None:
+    clock, cluster = ManualClock(), Guarded()
+    secrets = Secrets(cluster, clock)
+    assert await _reads_after(clock, cluster, secrets, speculator()) == 1
+    clock.advance(FRESH_S - 1)
+    assert await _reads_after(clock, cluster, secrets, speculator()) == 0
+    assert await _reads_after(clock, cluster, secrets, speculator(generation=2)) == 1
+    clock.advance(FRESH_S + 1)
+    assert await _reads_after(clock, cluster, secrets, speculator(generation=2)) == 1
+    secrets.forget(QWEN)
+    assert await _reads_after(clock, cluster, secrets, speculator(generation=2)) == 1
+
+
+async def test_one_entry_can_be_asked_for() -> None:
+    cluster = MemoryCluster()
+    _secret(cluster, "mine", {"address": "redis://"})
+    secrets = Secrets(cluster, ManualClock())
+    assert await secrets.entry("team", "mine", "address") == "redis://"
+    assert await secrets.entry("team", "mine", "other") == ""
+    assert await secrets.entry("team", "another", "address") == ""
+
+
+def test_tokens_are_long_and_of_their_own() -> None:
+    first, second = fresh_tokens(), fresh_tokens()
+    assert first.keys() == TOKENS.keys()
+    assert len({*first.values(), *second.values()}) == 6
+    assert all(len(token) == 64 for token in first.values())
+    assert fresh_tokens(["serve"]).keys() == {"serve"}

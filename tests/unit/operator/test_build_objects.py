@@ -1,0 +1,185 @@
+"""What is made of a resource: which objects, under which names, and what holds of every pod."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.support.manifests import (
+    ALONE,
+    AROUND,
+    PARTS,
+    UID,
+    breaches,
+    built,
+    containers,
+    one,
+    pod_spec,
+    speculator,
+    templates,
+)
+from tests.support.observed import connected, observed, traffic, version
+
+from updraft.registry.v1 import registry_pb2 as pb
+from updraft_operator.api import names
+from updraft_operator.build import importing
+from updraft_operator.observed import Link, RegistryView
+from updraft_operator.plan import objects, plan
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "minimal": {},
+    "sglang": {"engine": "sglang", "serving": {"tensorParallelSize": 2, "args": ["--mem-fraction-static", "0.8"]}},
+    "downloaded": {"targetModel": {"uri": "hf://org/qwen", "revision": "main", "secretRef": {"name": "hub"}}},
+    "claim": {"targetModel": {"uri": "pvc://models/qwen"}},
+    "image": {"targetModel": {"uri": "oci://registry.example/qwen:1"}},
+    "cached": {"targetModel": {"uri": "s3://bucket/qwen"}, "serving": {"modelCache": {"pvc": {"claimName": "cache"}}}},
+    "suspended": {"suspend": True},
+    "bucket": {"registry": {"bucket": {"url": "s3://drafts/qwen", "secretRef": {"name": "bucket"}}}},
+    "own redis": {"traces": {"redis": {"urlSecretRef": {"name": "redis"}}}},
+}
+each_shape = pytest.mark.parametrize("spec", [pytest.param(spec, id=name) for name, spec in SHAPES.items()])
+
+
+def test_the_least_resource_makes_exactly_these_objects() -> None:
+    made = {f"{each['kind']}/{each['metadata']['name']}" for each in plan(observed(), now_unix_s=0, now_s=0).apply}
+    assert made == {
+        "ServiceAccount/qwen",
+        "Service/qwen",
+        "Deployment/qwen-serving",
+        "ConfigMap/qwen-serving",
+        "PodDisruptionBudget/qwen-serving",
+        "NetworkPolicy/qwen-serving",
+        "Deployment/qwen-trainer",
+        "ConfigMap/qwen-trainer",
+        "PersistentVolumeClaim/qwen-trainer",
+        "NetworkPolicy/qwen-trainer",
+        "StatefulSet/qwen-registry",
+        "ConfigMap/qwen-registry",
+        "Service/qwen-registry",
+        "NetworkPolicy/qwen-registry",
+    }
+
+
+@each_shape
+def test_every_object_says_whose_it_is(spec: dict[str, Any]) -> None:
+    for each in objects(observed(spec)):
+        metadata = each["metadata"]
+        assert metadata["namespace"] == "team"
+        assert metadata["labels"][names.SPECULATOR] == "qwen"
+        assert metadata["labels"][names.MANAGED_BY] == names.MANAGER
+        (owner,) = metadata["ownerReferences"]
+        assert (owner["kind"], owner["name"], owner["uid"], owner["controller"]) == (
+            "AdaptiveSpeculator",
+            "qwen",
+            UID,
+            True,
+        )
+
+
+@each_shape
+def test_every_pod_satisfies_the_restricted_standard(spec: dict[str, Any]) -> None:
+    for name, template in templates(built(speculator(spec))).items():
+        assert breaches(template["spec"]) == [], name
+
+
+def test_only_a_folder_of_the_node_breaks_the_restricted_standard() -> None:
+    spec = {"targetModel": {"uri": "hf://o/m"}, "serving": {"modelCache": {"hostPath": {"path": "/mnt/models"}}}}
+    assert breaches(pod_spec(speculator(spec), "serving")) == ["volume model"]
+
+
+@each_shape
+def test_no_pod_has_a_token_of_the_api_server_or_service_links(spec: dict[str, Any]) -> None:
+    for template in templates(built(speculator(spec))).values():
+        assert template["spec"]["automountServiceAccountToken"] is False
+        assert template["spec"]["enableServiceLinks"] is False
+        assert template["spec"]["serviceAccountName"] == "qwen"
+    account = one(objects(observed(spec)), "ServiceAccount", "qwen")
+    assert account["automountServiceAccountToken"] is False
+
+
+@each_shape
+def test_every_mount_has_its_volume_and_every_probe_its_port(spec: dict[str, Any]) -> None:
+    for made in built(speculator(spec)):
+        if "template" not in made.get("spec", {}):
+            continue
+        pod, claims = made["spec"]["template"]["spec"], made["spec"].get("volumeClaimTemplates", ())
+        volumes = [*(each["name"] for each in pod["volumes"]), *(each["metadata"]["name"] for each in claims)]
+        assert len(set(volumes)) == len(volumes)
+        for each in containers(pod):
+            assert {mount["name"] for mount in each["volumeMounts"]} <= set(volumes), each["name"]
+            ports = {port["name"] for port in each.get("ports", ())}
+            probes = [each[name] for name in each if name.endswith("Probe")]
+            assert {probe["httpGet"]["port"] for probe in probes} <= ports, each["name"]
+
+
+@each_shape
+def test_selectors_find_the_pods_of_their_part(spec: dict[str, Any]) -> None:
+    made = built(speculator(spec))
+    for name, template in templates(made).items():
+        labels = template["metadata"]["labels"].items()
+        kind = "StatefulSet" if name.endswith("registry") else "Deployment"
+        assert one(made, kind, name)["spec"]["selector"]["matchLabels"].items() <= labels
+        assert one(made, "NetworkPolicy", name)["spec"]["podSelector"]["matchLabels"].items() <= labels
+    for service, part in (("qwen", "serving"), ("qwen-registry", "registry")):
+        found = one(made, "Service", service)["spec"]["selector"].items()
+        assert found <= templates(made)[f"qwen-{part}"]["metadata"]["labels"].items()
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_other_settings_restart_the_pods_of_their_part(part: str) -> None:
+    changed: dict[str, dict[str, Any]] = {
+        "serving": {"serving": {"maxRunningRequests": 99}},
+        "trainer": {"draft": {"lookahead": 5}},
+        "registry": {"registry": {"bucket": {"url": "s3://drafts/other"}}},
+    }
+    before, after = (templates(built(speculator(spec)))[f"qwen-{part}"] for spec in ({}, changed[part]))
+    marks = [each["metadata"]["annotations"][names.SETTINGS] for each in (before, after)]
+    assert marks[0] != marks[1]
+
+
+def test_pull_secrets_and_policy_reach_every_pod() -> None:
+    from dataclasses import replace
+
+    images = replace(AROUND.images, pull_policy="Always", pull_secrets=("mine",))
+    owner = speculator(uri="hf://org/qwen")
+    for template in templates(built(owner, replace(AROUND, images=images))).values():
+        assert template["spec"]["imagePullSecrets"] == [{"name": "mine"}]
+        assert {each["imagePullPolicy"] for each in containers(template["spec"])} == {"Always"}
+
+
+def test_the_pod_of_an_import_is_as_hardened_as_the_others() -> None:
+    from tests.support.observed import draft
+
+    brought = draft(None, uri="pvc://drafts/eagle")
+    job = importing.job(speculator(), brought, "mine-import", ALONE, is_first=False)
+    pod = job["spec"]["template"]["spec"]
+    assert breaches(pod) == []
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["restartPolicy"] == "Never"
+    (owner,) = job["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["uid"]) == ("DraftVersion", brought.metadata.uid)
+    assert "/drafts/eagle" in pod["containers"][0]["command"]
+
+
+views = st.one_of(
+    st.builds(RegistryView, link=st.sampled_from(list(Link))),
+    st.builds(
+        lambda numbers, phases, pinned, paused: connected(
+            [version(number, phases[number % len(phases)]) for number in sorted(numbers)],
+            traffic=[traffic(number, 2.5) for number in sorted(numbers)],
+            paused=paused,
+            **({} if pinned is None else {"pinned": pinned}),
+        ),
+        st.sets(st.integers(1, 99), max_size=5),
+        st.lists(st.sampled_from(pb.Phase.values()[1:]), min_size=1, max_size=4),
+        st.none() | st.integers(0, 99),
+        st.booleans(),
+    ),
+)
+
+
+@settings(deadline=None)
+@given(view=views, shape=st.sampled_from(sorted(SHAPES)))
+def test_no_draft_ever_changes_an_object_that_runs(view: RegistryView, shape: str) -> None:
+    spec = SHAPES[shape]
+    assert objects(observed(spec, registry=view)) == objects(observed(spec))

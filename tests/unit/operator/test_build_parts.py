@@ -1,0 +1,154 @@
+"""Trainer, registry, Secret and NetworkPolicies."""
+
+from typing import Any
+
+import pytest
+from tests.support.manifests import ALONE, AROUND, built, container, named, one, pod_spec, speculator
+from tests.support.observed import TOKENS
+
+from updraft_operator.build import registry, trainer
+
+OWN_REDIS = {"traces": {"redis": {"urlSecretRef": {"name": "mine", "key": "address"}}}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "around", "is_there"),
+    [
+        pytest.param({}, AROUND, True, id="the operator's Redis"),
+        pytest.param({}, ALONE, False, id="no Redis"),
+        pytest.param(OWN_REDIS, ALONE, True, id="a Redis of its own"),
+        pytest.param({"traces": {"enabled": False}}, AROUND, False, id="no traces"),
+        pytest.param({"traces": {"enabled": False, **OWN_REDIS["traces"]}}, AROUND, False, id="no traces, own Redis"),
+    ],
+)
+def test_there_is_a_trainer_where_there_are_traces(spec: dict[str, Any], around: Any, *, is_there: bool) -> None:
+    assert bool(trainer.objects(speculator(spec), around)) is is_there
+    variables = named(container(pod_spec(speculator(spec), "serving", around), "inference")["env"])
+    assert ("UPDRAFT_INFERENCE_REDIS_URL" in variables) is is_there
+
+
+@pytest.mark.parametrize(
+    ("spec", "source"),
+    [
+        pytest.param({}, {"name": "qwen-access", "key": "redis-url"}, id="the operator's"),
+        pytest.param(OWN_REDIS, {"name": "mine", "key": "address"}, id="its own"),
+    ],
+)
+def test_the_address_of_redis_comes_from_a_secret(spec: dict[str, Any], source: dict[str, str]) -> None:
+    for part, name in (("serving", "inference"), ("trainer", "trainer")):
+        (variable,) = (
+            each
+            for each in container(pod_spec(speculator(spec), part), name)["env"]
+            if each["name"].endswith("REDIS_URL")
+        )
+        assert variable["valueFrom"] == {"secretKeyRef": source}
+
+
+def test_the_trainer_is_one_pod_that_goes_before_its_successor_comes() -> None:
+    deployment = one(built(speculator()), "Deployment", "qwen-trainer")["spec"]
+    assert (deployment["replicas"], deployment["strategy"]) == (1, {"type": "Recreate"})
+
+
+def test_a_trainer_can_be_suspended_alone() -> None:
+    made = built(speculator({"trainer": {"suspend": True}}))
+    assert one(made, "Deployment", "qwen-trainer")["spec"]["replicas"] == 0
+    assert one(made, "Deployment", "qwen-serving")["spec"]["replicas"] == 1
+
+
+def test_the_trainer_asks_for_a_claim() -> None:
+    made = built(speculator({"trainer": {"storage": {"size": "7Gi", "storageClassName": "fast"}}}))
+    claim = one(made, "PersistentVolumeClaim", "qwen-trainer")["spec"]
+    assert claim["resources"]["requests"]["storage"] == "7Gi"
+    assert claim["storageClassName"] == "fast"
+    assert claim["accessModes"] == ["ReadWriteOnce"]
+
+
+def test_an_empty_storage_class_is_said_too() -> None:
+    made = built(speculator({"trainer": {"storage": {"storageClassName": ""}}}))
+    assert one(made, "PersistentVolumeClaim", "qwen-trainer")["spec"]["storageClassName"] == ""
+
+
+@pytest.mark.parametrize("part", ["trainer", "registry"])
+def test_a_claim_that_is_there_is_used_as_it_is(part: str) -> None:
+    made = built(speculator({part: {"storage": {"claimName": "old"}}}))
+    volumes = named(pod_spec(speculator({part: {"storage": {"claimName": "old"}}}), part)["volumes"])
+    assert volumes["data"]["persistentVolumeClaim"] == {"claimName": "old"}
+    kinds = {(each["kind"], each["metadata"]["name"]) for each in made}
+    assert part == "registry" or ("PersistentVolumeClaim", "qwen-trainer") not in kinds
+    assert part == "trainer" or "volumeClaimTemplates" not in one(made, "StatefulSet", "qwen-registry")["spec"]
+
+
+@pytest.mark.parametrize(("policy", "expected"), [("Retain", "Retain"), ("Delete", "Delete")])
+def test_the_registrys_volume_goes_or_stays_as_the_deletion_policy_says(policy: str, expected: str) -> None:
+    said = one(built(speculator({"deletionPolicy": policy})), "StatefulSet", "qwen-registry")["spec"]
+    assert said["persistentVolumeClaimRetentionPolicy"] == {"whenDeleted": expected, "whenScaled": "Retain"}
+
+
+def test_the_registry_has_its_bucket_and_its_credentials() -> None:
+    spec = {"registry": {"bucket": {"url": "s3://drafts/qwen", "secretRef": {"name": "bucket"}}}}
+    assert {"secretRef": {"name": "bucket"}} in container(pod_spec(speculator(spec), "registry"), "registry")["envFrom"]
+    data = one(built(speculator(spec)), "ConfigMap", "qwen-registry")["data"]
+    assert data["UPDRAFT_REGISTRY_STORE_URL"] == "s3://drafts/qwen"
+
+
+def test_every_pod_gets_the_token_of_its_role_and_no_other() -> None:
+    shown = {}
+    for part in ("serving", "trainer", "registry"):
+        volume = named(pod_spec(speculator(), part)["volumes"])["access"]["secret"]
+        assert volume["secretName"] == "qwen-access"
+        shown[part] = [item["key"] for item in volume["items"]]
+    assert shown == {"serving": ["serve"], "trainer": ["publish"], "registry": ["tokens"]}
+
+
+def test_the_registry_knows_every_role_by_its_token() -> None:
+    secret = registry.access(speculator(), TOKENS, "redis://own")["stringData"]
+    assert secret["tokens"].splitlines() == [f"{role}:{TOKENS[role]}" for role in registry.ROLES]
+    assert {role: secret[role] for role in registry.ROLES} == TOKENS
+    assert secret["redis-url"] == "redis://own"
+
+
+def test_an_address_of_redis_that_is_no_longer_used_is_overwritten() -> None:
+    assert registry.access(speculator(), TOKENS, "")["stringData"]["redis-url"] == ""
+
+
+def test_only_the_speculators_own_pods_and_the_operator_call_its_registry() -> None:
+    grpc, metrics = one(built(speculator()), "NetworkPolicy", "qwen-registry")["spec"]["ingress"]
+    assert [port["port"] for port in grpc["ports"]] == [50051]
+    own, operator = grpc["from"]
+    assert own["podSelector"]["matchLabels"] == {"updraft.dev/speculator": "qwen"}
+    assert operator["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "updraft-system"}
+    assert "from" not in metrics
+
+
+@pytest.mark.parametrize(("part", "name"), [("serving", "inference"), ("trainer", "trainer"), ("registry", "registry")])
+def test_image_resources_and_variables_of_a_part_are_the_users(part: str, name: str) -> None:
+    said = {
+        "image": "mine:3",
+        "resources": {"limits": {"memory": "3Gi"}},
+        "env": [{"name": "EXTRA", "value": "1"}],
+    }
+    made = container(pod_spec(speculator({part: said}), part), name)
+    assert made["image"] == "mine:3"
+    assert made["resources"] == said["resources"]
+    assert named(made["env"])["EXTRA"] == {"name": "EXTRA", "value": "1"}
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "variable"),
+    [
+        ("serving", "inference", "UPDRAFT_INFERENCE_REDIS_URL"),
+        ("serving", "inference", "UPDRAFT_INFERENCE_MODEL"),
+        ("trainer", "trainer", "UPDRAFT_TRAINER_REDIS_URL"),
+    ],
+)
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param({"value": "mine"}, id="a value"),
+        pytest.param({"valueFrom": {"secretKeyRef": {"name": "mine", "key": "url"}}}, id="from a Secret"),
+    ],
+)
+def test_a_variable_of_the_spec_replaces_ours_whole(part: str, name: str, variable: str, said: dict[str, Any]) -> None:
+    spec = {part: {"env": [{"name": variable, **said}]}}
+    env = container(pod_spec(speculator(spec), part), name)["env"]
+    assert [each for each in env if each["name"] == variable] == [{"name": variable, **said}]

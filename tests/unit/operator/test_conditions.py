@@ -1,0 +1,239 @@
+"""One verdict an aspect: every reason with the smallest world that it is true in."""
+
+from typing import Any
+
+import pytest
+from tests.support.manifests import ALONE
+from tests.support.observed import connected, observed, pod, ready_pods, traffic, version, workload
+
+from updraft.registry.v1 import registry_pb2 as pb
+from updraft_cli.kubectl.advice import ADVICE
+from updraft_operator.conditions import Verdict, conditions
+from updraft_operator.observed import Link, Refusal, RegistryView
+from updraft_operator.store import Ref
+
+STABLE = version(3)
+TRIED = version(4, pb.PHASE_CANARY)
+WAITING = version(4, pb.PHASE_HELD)
+TROUBLES = (
+    "InsufficientGPU",
+    "Unschedulable",
+    "ImagePullBackOff",
+    "OOMKilled",
+    "CrashLoopBackOff",
+    "CreateContainerConfigError",
+    "ModelDownloadFailed",
+)
+
+Case = tuple[str, str, str, dict[str, Any]]
+
+
+def _refused(reason: str, kind: str = "Deployment", name: str = "qwen-serving") -> dict[str, Any]:
+    refusal = Refusal(ref=Ref(kind, name), digest="x", reason=reason, message="said the API server")
+    return {"refusals": (refusal,)}
+
+
+def _canary(message: str) -> RegistryView:
+    return connected([STABLE, TRIED], message=message)
+
+
+def _serves(length: float | None, *, steps: int = 1000, **more: Any) -> RegistryView:
+    measured = [] if length is None else [traffic(3, length, steps)]
+    return connected([STABLE], traffic=measured, **more)
+
+
+ACCEPTED: list[Case] = [
+    ("Accepted", "True", "SpecAccepted", {}),
+    ("Accepted", "False", "NameConflict", _refused("NameConflict")),
+    ("Accepted", "False", "InvalidPodTemplate", _refused("InvalidPodTemplate")),
+    ("Accepted", "False", "Forbidden", _refused("Forbidden")),
+    ("Accepted", "False", "SecretNotFound", {"missing_secrets": ("hub",)}),
+    (
+        "Accepted",
+        "False",
+        "VersionNotFound",
+        {"spec": {"rollout": {"pinnedVersion": 9}}, "registry": connected([STABLE])},
+    ),
+    (
+        "Accepted",
+        "False",
+        "VersionNotFound",
+        {"spec": {"rollout": {"promotedVersion": 9}}, "registry": connected([STABLE])},
+    ),
+    ("Accepted", "True", "SpecAccepted", {"spec": {"rollout": {"pinnedVersion": 9}}}),
+    ("Accepted", "True", "SpecAccepted", {"spec": {"rollout": {"pinnedVersion": 0}}, "registry": connected([STABLE])}),
+]
+SERVING: list[Case] = [
+    ("ServingReady", "True", "PodsReady", {"pods": (pod(is_ready=True),)}),
+    ("ServingReady", "True", "PodsReady", {"spec": {"serving": {"replicas": 2}}, "pods": (pod(is_ready=True),)}),
+    ("ServingReady", "False", "ModelLoading", {}),
+    ("ServingReady", "False", "ModelLoading", {"pods": (pod(),)}),
+    ("ServingReady", "False", "RollingOut", {"spec": {"serving": {"replicas": 3}}, "pods": (pod(is_ready=True),)}),
+    ("ServingReady", "False", "Suspended", {"spec": {"suspend": True}, "pods": (pod(is_ready=True),)}),
+    ("ServingReady", "False", "Suspended", {"spec": {"serving": {"replicas": 0}}}),
+    ("ServingReady", "False", "QuotaExceeded", _refused("QuotaExceeded")),
+    (
+        "ServingReady",
+        "False",
+        "QuotaExceeded",
+        {
+            "children": workload(
+                "Deployment", "serving", {"conditions": [{"type": "ReplicaFailure", "status": "True", "message": "x"}]}
+            )
+        },
+    ),
+    *(("ServingReady", "False", reason, {"pods": (pod(trouble=(reason, "x")),)}) for reason in TROUBLES),
+]
+REGISTRY: list[Case] = [
+    ("RegistryReady", "True", "Connected", {"registry": connected()}),
+    ("RegistryReady", "False", "Starting", {}),
+    ("RegistryReady", "False", "Unreachable", {"registry": RegistryView(link=Link.UNREACHABLE, trouble="refused")}),
+    ("RegistryReady", "False", "Denied", {"registry": RegistryView(link=Link.DENIED, trouble="no token")}),
+    ("RegistryReady", "False", "QuotaExceeded", _refused("QuotaExceeded", "StatefulSet", "qwen-registry")),
+    *(
+        ("RegistryReady", "False", reason, {"pods": (pod("r", "registry", trouble=(reason, "x")),)})
+        for reason in TROUBLES
+        if reason != "ModelDownloadFailed"
+    ),
+]
+TRAINER: list[Case] = [
+    ("TrainerReady", "True", "Training", {"pods": (pod("t", "trainer", is_ready=True),)}),
+    ("TrainerReady", "False", "Starting", {"pods": (pod("t", "trainer"),)}),
+    ("TrainerReady", "False", "Disabled", {"spec": {"traces": {"enabled": False}}}),
+    ("TrainerReady", "False", "NoRedis", {"around": ALONE}),
+    ("TrainerReady", "False", "Suspended", {"spec": {"trainer": {"suspend": True}}}),
+    ("TrainerReady", "False", "Suspended", {"spec": {"suspend": True}}),
+    ("TrainerReady", "False", "QuotaExceeded", _refused("QuotaExceeded", "PersistentVolumeClaim", "qwen-trainer")),
+    *(
+        ("TrainerReady", "False", reason, {"pods": (pod("t", "trainer", trouble=(reason, "x")),)})
+        for reason in TROUBLES
+    ),
+]
+ADAPTING: list[Case] = [
+    ("Adapting", "True", "Adapting", {"pods": ready_pods(), "registry": connected()}),
+    ("Adapting", "False", "TrainerNotReady", {"registry": connected()}),
+    ("Adapting", "False", "RegistryNotReady", {"pods": ready_pods()}),
+    ("Adapting", "False", "Suspended", {"spec": {"suspend": True}, "pods": ready_pods(), "registry": connected()}),
+]
+SPECULATION: list[Case] = [
+    ("SpeculationEffective", "True", "Effective", {"registry": _serves(2.5)}),
+    ("SpeculationEffective", "False", "AcceptanceCollapsed", {"registry": _serves(1.01)}),
+    ("SpeculationEffective", "Unknown", "TooFewSamples", {"registry": _serves(2.5, steps=199)}),
+    ("SpeculationEffective", "Unknown", "TooFewSamples", {"registry": _serves(None)}),
+    ("SpeculationEffective", "Unknown", "NoDraft", {}),
+    ("SpeculationEffective", "Unknown", "NoDraft", {"registry": connected([version(1, pb.PHASE_PENDING)])}),
+    (
+        "SpeculationEffective",
+        "False",
+        "DraftNotLoaded",
+        {"registry": _serves(2.5, pods=pb.Pods(connected=3, serving_stable=2))},
+    ),
+    ("SpeculationEffective", "False", "SpeculationDisabled", {"spec": {"draft": {"lookahead": 0}}}),
+    ("SpeculationEffective", "Unknown", "Suspended", {"spec": {"suspend": True}, "registry": _serves(2.5)}),
+]
+PROGRESSING: list[Case] = [
+    ("Progressing", "Unknown", "NoVersion", {}),
+    ("Progressing", "Unknown", "NoVersion", {"registry": connected()}),
+    ("Progressing", "True", "Complete", {"registry": connected([STABLE])}),
+    ("Progressing", "True", "Canary", {"registry": _canary("version 4 is in canary")}),
+    ("Progressing", "True", "Waiting", {"registry": connected([STABLE, WAITING])}),
+    (
+        "Progressing",
+        "False",
+        "Waiting",
+        {"spec": {"rollout": {"strategy": "Manual"}}, "registry": connected([STABLE, WAITING])},
+    ),
+    ("Progressing", "False", "Paused", {"spec": {"rollout": {"paused": True}}, "registry": _canary("paused")}),
+    ("Progressing", "False", "Pinned", {"spec": {"rollout": {"pinnedVersion": 3}}, "registry": _canary("pinned")}),
+    ("Progressing", "False", "Inconclusive", {"registry": _canary("no verdict within 900 s: promote or reject it")}),
+    (
+        "Progressing",
+        "False",
+        "ProgressDeadlineExceeded",
+        {"registry": _canary("it failed, and automatic rollback is off: promote or reject it")},
+    ),
+]
+READY: list[Case] = [("Ready", "True", "Ready", {"pods": ready_pods(), "registry": connected()})]
+CASES = [*READY, *ACCEPTED, *SERVING, *REGISTRY, *TRAINER, *ADAPTING, *SPECULATION, *PROGRESSING]
+
+
+def _verdicts(spec: dict[str, Any] | None = None, **more: Any) -> dict[str, Verdict]:
+    return {each.type: each for each in conditions(observed(spec, **more))}
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "reason", "world"),
+    [pytest.param(*case, id=f"{number}-{case[0]}-{case[2]}") for number, case in enumerate(CASES)],
+)
+def test_every_reason_has_a_world(kind: str, status: str, reason: str, world: dict[str, Any]) -> None:
+    verdict = _verdicts(**world)[kind]
+    assert (verdict.status, verdict.reason) == (status, reason)
+    assert verdict.message
+
+
+def test_every_reason_that_is_given_is_explained_to_people() -> None:
+    given = {(verdict.type, verdict.reason) for *_, world in CASES for verdict in _verdicts(**world).values()}
+    told = {(kind, reason) for kind, reasons in ADVICE.items() for reason in reasons}
+    assert {pair for pair in given if pair[0] != "Ready"} - told == set()
+
+
+def test_conditions_come_in_the_order_in_which_a_person_asks() -> None:
+    assert [each.type for each in conditions(observed())] == list(ADVICE)
+
+
+@pytest.mark.parametrize(
+    ("world", "reason"),
+    [
+        pytest.param({**_refused("NameConflict")}, "NameConflict", id="the spec first"),
+        pytest.param({"registry": connected()}, "ModelLoading", id="then serving"),
+        pytest.param({"pods": (pod(is_ready=True),)}, "Starting", id="then the registry"),
+    ],
+)
+def test_ready_has_the_reason_of_the_first_that_is_not(world: dict[str, Any], reason: str) -> None:
+    ready = _verdicts(**world)["Ready"]
+    assert (ready.status, ready.reason) == ("False", reason)
+
+
+def test_neither_trainer_nor_draft_makes_a_resource_unready() -> None:
+    assert _verdicts(pods=(pod(is_ready=True),), registry=connected())["Ready"].status == "True"
+
+
+def test_a_pod_that_goes_counts_for_nothing() -> None:
+    pods = (pod("a", is_ready=True, is_ending=True), pod("b", is_ready=True))
+    said = _verdicts({"serving": {"replicas": 3}}, pods=pods)["ServingReady"]
+    assert said.message == "1 of 3 pods are ready"
+
+
+def test_the_message_names_the_pod_and_its_trouble() -> None:
+    said = _verdicts(pods=(pod("qwen-serving-x", trouble=("OOMKilled", "too much")),))["ServingReady"].message
+    assert said == "0 of 1 pods are ready; qwen-serving-x: too much"
+
+
+def test_the_wish_of_an_autoscaler_counts_for_readiness() -> None:
+    from dataclasses import replace
+
+    scaled = {
+        ref: replace(child, is_scaled_by_others=True)
+        for ref, child in workload("Deployment", "serving", {}, replicas=5).items()
+    }
+    assert _verdicts(children=scaled)["ServingReady"].message.startswith("0 of 5")
+
+
+def test_an_old_promotion_of_a_version_that_is_gone_is_no_mistake() -> None:
+    verdict = _verdicts({"rollout": {"promotedVersion": 2}}, registry=connected([STABLE]))["Accepted"]
+    assert verdict.status == "True"
+
+
+def test_a_version_that_is_not_there_is_told_with_those_that_are() -> None:
+    said = _verdicts({"rollout": {"pinnedVersion": 9}}, registry=connected([STABLE, TRIED]))["Accepted"].message
+    assert said == "spec.rollout.pinnedVersion is 9, and the registry has no such version: it has 3, 4"
+
+
+def test_a_registry_with_one_ready_pod_is_not_in_trouble_over_another() -> None:
+    pods = (pod("a", "registry", trouble=("OOMKilled", "x")), pod("b", "registry", is_ready=True))
+    assert _verdicts(pods=pods)["RegistryReady"].reason == "Starting"
+
+
+def test_a_long_message_is_cut() -> None:
+    verdict = _verdicts(pods=(pod(trouble=("OOMKilled", "x" * 9999)),))["ServingReady"]
+    assert len(verdict.message) == 2000

@@ -1,0 +1,433 @@
+"""What follows from one look: as little as possible, and nothing twice."""
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from tests.support.manifests import ALONE, speculator
+from tests.support.observed import (
+    ACCESS,
+    NOW,
+    NOW_S,
+    TOKENS,
+    as_child,
+    connected,
+    draft,
+    observed,
+    pod,
+    ready_pods,
+    settled,
+    traffic,
+    version,
+    workload,
+)
+
+from updraft.registry.v1 import registry_pb2 as pb
+from updraft_operator import versions
+from updraft_operator.api import names
+from updraft_operator.observed import Access, Link, Observed, Refusal, RegistryView
+from updraft_operator.plan import CLEANUP_S, Call, Plan, Verb, hash_of, objects, plan, ref, written
+from updraft_operator.status import status
+from updraft_operator.store import Ref
+
+UNTOLD = 500.0
+"""A moment of the clock that only runs forward."""
+
+
+def _plan(seen: Observed, *, now_s: float = UNTOLD) -> Plan:
+    return plan(seen, now_unix_s=NOW_S, now_s=now_s)
+
+
+def _told(seen: Observed) -> Observed:
+    """The same world, once its status was written."""
+    owner = seen.speculator.model_copy(update={"status": status(seen, NOW)})
+    return replace(seen, speculator=owner)
+
+
+def _applied(seen: Observed) -> set[Ref]:
+    return {ref(each) for each in _plan(seen).apply}
+
+
+# Objects
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        pytest.param({}, id="minimal"),
+        pytest.param({"engine": "sglang"}, id="sglang"),
+        pytest.param({"suspend": True}, id="suspended"),
+        pytest.param({"traces": {"enabled": False}}, id="no traces"),
+    ],
+)
+def test_in_a_settled_world_there_is_nothing_to_do(spec: dict[str, Any]) -> None:
+    access = {"access": Access(tokens=TOKENS, exists=True)} if "traces" in spec else {}
+    assert _plan(_told(settled(spec, **access))).is_empty
+
+
+def test_only_what_differs_is_applied() -> None:
+    seen = settled()
+    lost = {where: child for where, child in seen.children.items() if where != ("Service", "qwen")}
+    assert _applied(replace(seen, children=lost)) == {("Service", "qwen")}
+
+
+def test_an_object_that_somebody_turned_is_set_right() -> None:
+    seen = settled()
+    where = Ref("PodDisruptionBudget", "qwen-serving")
+    content = next(each for each in objects(seen) if ref(each) == where)
+    turned = as_child({**content, "spec": {**content["spec"], "maxUnavailable": 0}})
+    assert _applied(replace(seen, children={**seen.children, where: turned})) == {where}
+
+
+def test_what_the_api_server_made_of_it_is_what_it_is() -> None:
+    """Even if it looks different: it was applied as it is, and nobody has changed it since."""
+    seen = settled()
+    where = Ref("Service", "qwen")
+    content = next(each for each in objects(seen) if ref(each) == where)
+    other = as_child({**content, "spec": {}}, version="77")
+    seen = replace(seen, children={**seen.children, where: other})
+    assert _applied(replace(seen, settled={where: (hash_of(content), "77")})) == set()
+    assert _applied(replace(seen, settled={where: (hash_of(content), "76")})) == {where}
+
+
+def test_an_object_that_is_going_is_made_again_once_it_is_gone() -> None:
+    seen = settled()
+    where = Ref("Service", "qwen")
+    content = next(each for each in objects(seen) if ref(each) == where)
+    going = as_child({**content, "spec": {}}, metadata={"deletionTimestamp": "2026-11-25T12:00:00Z"})
+    assert _applied(replace(seen, children={**seen.children, where: going})) == set()
+
+
+def test_what_is_wished_no_longer_is_deleted_but_for_data() -> None:
+    seen = settled()
+    later = replace(seen, around=ALONE, access=Access(tokens=TOKENS, exists=True), redis_url="")
+    assert _plan(later).delete == (
+        ("ConfigMap", "qwen-trainer"),
+        ("Deployment", "qwen-trainer"),
+        ("NetworkPolicy", "qwen-trainer"),
+    )
+
+
+def test_what_belongs_to_somebody_else_is_never_deleted() -> None:
+    theirs = {where: replace(child, owner_uid="another") for where, child in workload("Deployment", "old", {}).items()}
+    assert _plan(settled(children=theirs)).delete == ()
+
+
+def test_a_claim_that_somebody_grew_stays_grown() -> None:
+    seen = settled()
+    where = Ref("PersistentVolumeClaim", "qwen-trainer")
+    content = next(each for each in objects(seen) if ref(each) == where)
+    spec = {**content["spec"], "resources": {"requests": {"storage": "50Gi"}}}
+    grown = as_child({**content, "spec": spec})
+    assert _applied(replace(seen, children={**seen.children, where: grown})) == set()
+
+
+def test_the_job_of_an_import_runs_once_even_if_a_new_operator_would_write_another() -> None:
+    brought = draft(None)
+    seen = settled(registry=connected(), drafts=(brought,))
+    (job,) = (each for each in _plan(seen).apply if each["kind"] == "Job")
+    child = as_child(job)
+    newer = replace(seen.around, images=replace(seen.around.images, operator="operator:2"))
+    kept = replace(seen, children={**seen.children, child.ref: child}, around=newer)
+    assert not any(each["kind"] == "Job" for each in _plan(kept).apply)
+
+
+@pytest.mark.parametrize(
+    ("brought", "is_made"),
+    [
+        pytest.param(draft(None), True, id="new"),
+        pytest.param(draft(None, status={"version": 4}), False, id="numbered"),
+        pytest.param(draft(None, status={"phase": "Failed"}), False, id="failed"),
+        pytest.param(draft(4), False, id="a mirror"),
+    ],
+)
+def test_an_import_is_done_once(brought: Any, *, is_made: bool) -> None:
+    seen = settled(registry=connected([version(4)]), drafts=(brought,))
+    assert any(each["kind"] == "Job" for each in _plan(seen).apply) is is_made
+
+
+def test_an_import_waits_for_the_registry() -> None:
+    assert _applied(settled(drafts=(draft(None),))) == set()
+
+
+def test_the_number_of_pods_is_left_to_an_autoscaler() -> None:
+    seen = settled()
+    where = Ref("Deployment", "qwen-serving")
+    scaled = replace(seen, children={**seen.children, where: replace(seen.children[where], is_scaled_by_others=True)})
+    (applied,) = _plan(scaled).apply
+    assert "replicas" not in applied["spec"]
+
+
+# What was refused
+
+
+def _refusal(where: Ref, digest: str = "", reason: str = "NameConflict") -> Refusal:
+    return Refusal(ref=where, digest=digest, reason=reason, message="x")
+
+
+def test_what_was_refused_is_not_asked_for_again_until_it_is_another() -> None:
+    seen = settled()
+    where = Ref("Service", "qwen")
+    content = next(each for each in objects(seen) if ref(each) == where)
+    lost = replace(seen, children={each: child for each, child in seen.children.items() if each != where})
+    assert _applied(replace(lost, refusals=(_refusal(where, hash_of(content)),))) == set()
+    assert _applied(replace(lost, refusals=(_refusal(where, "another"),))) == {where}
+
+
+@pytest.mark.parametrize(
+    ("seen", "where"),
+    [
+        pytest.param(settled(access=Access()), Ref("Secret", "qwen-access"), id="Secret"),
+        pytest.param(settled(registry=connected([version(4)])), Ref("DraftVersion", "qwen-v4"), id="mirror"),
+    ],
+)
+def test_what_has_no_mark_is_not_asked_for_again_either(seen: Observed, where: Ref) -> None:
+    assert _applied(seen) == {where}
+    assert _applied(replace(seen, refusals=(_refusal(where),))) == set()
+
+
+def test_a_call_that_the_registry_refused_is_not_repeated_until_it_is_another() -> None:
+    view = connected([version(3)], policy=pb.RolloutPolicy())
+    (call,) = _plan(settled(registry=view)).calls
+    refusals = (_refusal(call.ref, call.digest, "InvalidRollout"),)
+    assert _plan(settled(registry=view, refusals=refusals)).calls == ()
+    changed = {"rollout": {"revisionHistoryLimit": 3}}
+    assert [each.verb for each in _plan(settled(changed, registry=view, refusals=refusals)).calls] == [Verb.SET_POLICY]
+
+
+def test_a_refused_pin_does_not_hinder_another() -> None:
+    refusals = (_refusal(Call(verb=Verb.PIN, version=3).ref, "", "InvalidRollout"),)
+    kept = connected([version(3), version(2, pb.PHASE_SUPERSEDED)])
+    for number, calls in ((3, ()), (2, (Call(verb=Verb.PIN, version=2),))):
+        spec = {"rollout": {"pinnedVersion": number}}
+        assert _plan(settled(spec, registry=kept, refusals=refusals)).calls == calls
+
+
+# The Secret
+
+
+def test_tokens_are_made_once_and_missing_ones_anew() -> None:
+    fresh = {role: f"fresh-{role}" for role in TOKENS}
+    (secret,) = (
+        each
+        for each in _plan(
+            settled(access=Access(tokens={"serve": "old"}, redis_url="redis://own", exists=True), fresh_tokens=fresh)
+        ).apply
+        if each["kind"] == "Secret"
+    )
+    said = secret["stringData"]
+    assert (said["serve"], said["publish"], said["operate"]) == ("old", "fresh-publish", "fresh-operate")
+    assert _applied(settled(access=ACCESS, fresh_tokens=fresh)) == set()
+
+
+@pytest.mark.parametrize(
+    ("spec", "world", "url"),
+    [
+        pytest.param({}, {"redis_url": "redis://new"}, "redis://new", id="another Redis"),
+        pytest.param({"traces": {"redis": {"urlSecretRef": {"name": "mine"}}}}, {}, "", id="its own Redis"),
+        pytest.param({"traces": {"enabled": False}}, {}, "", id="no traces"),
+    ],
+)
+def test_the_secret_has_the_operators_redis_where_it_is_used(spec: Any, world: Any, url: str) -> None:
+    (secret,) = (each for each in _plan(settled(spec, **world)).apply if each["kind"] == "Secret")
+    assert secret["stringData"]["redis-url"] == url
+    after = {**world, "access": Access(tokens=TOKENS, redis_url=url, exists=True)}
+    assert _applied(settled(spec, **after)) == set()
+
+
+# The registry
+
+
+@pytest.mark.parametrize(
+    ("rollout", "view", "calls"),
+    [
+        pytest.param({}, connected([version(3)]), [], id="nothing differs"),
+        pytest.param({}, connected(policy=pb.RolloutPolicy()), [Call(verb=Verb.SET_POLICY)], id="policy"),
+        pytest.param({"pinnedVersion": 3}, connected([version(3)]), [Call(verb=Verb.PIN, version=3)], id="pin"),
+        pytest.param({"pinnedVersion": 3}, connected([version(3)], pinned=3), [], id="pinned already"),
+        pytest.param(
+            {"pinnedVersion": 3}, connected([version(3)], pinned=2), [Call(verb=Verb.PIN, version=3)], id="other"
+        ),
+        pytest.param({"pinnedVersion": 0}, connected([version(3)]), [Call(verb=Verb.PIN)], id="pin to no draft"),
+        pytest.param({"pinnedVersion": 0}, connected([version(3)], pinned=0), [], id="pinned to no draft already"),
+        pytest.param({"pinnedVersion": 0}, connected(), [], id="nothing to pin away from"),
+        pytest.param({"pinnedVersion": 9}, connected([version(3)]), [], id="no such version"),
+        pytest.param({"pinnedVersion": 3}, connected([version(3, pb.PHASE_REJECTED)]), [], id="a rejected version"),
+        pytest.param({}, connected([version(3)], pinned=3), [Call(verb=Verb.UNPIN)], id="unpin"),
+        pytest.param({}, connected([version(3)], pinned=0), [Call(verb=Verb.UNPIN)], id="unpin from no draft"),
+        pytest.param({"paused": True}, connected([version(3)]), [Call(verb=Verb.PAUSE)], id="pause"),
+        pytest.param({"paused": True}, connected([version(3)], paused=True), [], id="paused already"),
+        pytest.param({"paused": True}, connected(), [], id="nothing to pause yet"),
+        pytest.param({}, connected([version(3)], paused=True), [Call(verb=Verb.RESUME)], id="resume"),
+        pytest.param(
+            {"promotedVersion": 4},
+            connected([version(3), version(4, pb.PHASE_HELD)]),
+            [Call(verb=Verb.PROMOTE, version=4)],
+            id="promote what waits",
+        ),
+        pytest.param(
+            {"promotedVersion": 4},
+            connected([version(3), version(4, pb.PHASE_CANARY)]),
+            [Call(verb=Verb.PROMOTE, version=4)],
+            id="promote what is tried",
+        ),
+        pytest.param({"promotedVersion": 3}, connected([version(3)]), [], id="promoted already"),
+        pytest.param({"promotedVersion": 2}, connected([version(2, pb.PHASE_SUPERSEDED)]), [], id="promoted long ago"),
+        pytest.param(
+            {"promotedVersion": 4, "pinnedVersion": 3},
+            connected([version(3), version(4, pb.PHASE_HELD)], pinned=3),
+            [],
+            id="a pin comes before a promotion",
+        ),
+    ],
+)
+def test_the_registry_is_told_what_it_does_not_do_yet(rollout: Any, view: RegistryView, calls: list[Call]) -> None:
+    made = _plan(settled({"rollout": rollout}, registry=view)).calls
+    assert [(each.verb, each.version) for each in made] == [(each.verb, each.version) for each in calls]
+
+
+@pytest.mark.parametrize("link", [Link.STARTING, Link.UNREACHABLE, Link.DENIED])
+def test_a_registry_that_is_away_is_told_nothing_and_nothing_is_deleted(link: Link) -> None:
+    view = connected([version(3)], paused=True, policy=pb.RolloutPolicy())
+    away = RegistryView(link=link, state=view.state, versions=view.versions)
+    made = _plan(settled({"rollout": {"pinnedVersion": 3}}, registry=away, drafts=(draft(2),)))
+    assert (made.calls, made.delete, made.draft_statuses) == ((), (), ())
+
+
+@pytest.mark.parametrize(
+    ("drafts", "is_retained", "calls"),
+    [
+        pytest.param((draft(3, retain=True),), False, [Verb.RETAIN], id="retain"),
+        pytest.param((draft(3),), True, [Verb.RELEASE], id="release"),
+        pytest.param((draft(3, retain=True),), True, [], id="retained"),
+        pytest.param((), True, [], id="no object"),
+        pytest.param(
+            (draft(3), draft(None, status={"version": 3}, retain=True)), False, [Verb.RETAIN], id="one of two"
+        ),
+        pytest.param((draft(3), draft(None, status={"version": 3}, retain=True)), True, [], id="settled by one of two"),
+    ],
+)
+def test_retention_is_what_the_objects_say(drafts: Any, *, is_retained: bool, calls: list[Verb]) -> None:
+    view = connected([version(3, retain=is_retained)])
+    assert [each.verb for each in _plan(settled(registry=view, drafts=drafts)).calls] == calls
+
+
+# Status and events
+
+
+def _measured(length: float) -> RegistryView:
+    return connected([version(3)], traffic=[traffic(3, length)], message=f"{length}")
+
+
+def test_measurements_are_told_at_their_own_pace() -> None:
+    seen = replace(_told(settled(registry=_measured(2.0))), registry=_measured(3.0))
+    early = _plan(replace(seen, status_due_s=UNTOLD + 10.0))
+    assert (early.status, early.again_s) == (None, 10.0)
+    late = _plan(replace(seen, status_due_s=UNTOLD))
+    assert late.status is not None
+    assert late.status["acceptance"]["stable"] == "3.00"
+    assert (late.events, late.again_s) == ((), None)
+
+
+def test_news_are_told_at_once() -> None:
+    seen = replace(_told(settled(registry=_measured(2.0))), pods=ready_pods(), status_due_s=UNTOLD + 10.0)
+    assert _plan(seen).status is not None
+
+
+def test_a_status_that_was_told_is_not_told_again() -> None:
+    seen = _told(settled(registry=_measured(2.0), pods=ready_pods()))
+    assert (_plan(seen).status, _plan(seen).again_s) == (None, None)
+
+
+def test_the_first_conditions_are_no_events() -> None:
+    made = _plan(settled())
+    assert made.status is not None
+    assert made.events == ()
+
+
+def test_a_change_of_status_or_reason_is_one_event() -> None:
+    before = _told(settled(registry=connected()))
+    serving = pod(is_ready=True)
+    reasons = {(each.reason, each.is_warning) for each in _plan(replace(before, pods=(serving,))).events}
+    assert reasons == {("PodsReady", False), ("Ready", False)}
+    troubled = replace(before, pods=(pod(trouble=("OOMKilled", "x")),))
+    assert {(each.reason, each.is_warning) for each in _plan(troubled).events} == {("OOMKilled", True)}
+    assert _plan(_told(troubled)).events == ()
+
+
+def test_another_message_alone_is_no_event() -> None:
+    before = _told(settled(pods=(pod(trouble=("OOMKilled", "x")),)))
+    made = _plan(replace(before, pods=(pod(trouble=("OOMKilled", "y")),)))
+    assert made.status is not None
+    assert made.events == ()
+
+
+def test_suspension_is_no_warning() -> None:
+    seen = _told(settled(registry=connected(), pods=ready_pods()))
+    suspended = replace(seen, speculator=speculator({"suspend": True}, status=written(seen.speculator.status)))
+    events = {each.reason: each.is_warning for each in _plan(suspended).events}
+    assert events["Suspended"] is False
+
+
+def test_a_version_that_changes_its_phase_is_one_event() -> None:
+    seen = settled(registry=connected([version(3)]), drafts=(draft(3),))
+    made = _plan(seen)
+    ((name, told),) = made.draft_statuses
+    (event,) = made.events
+    assert (name, event.name, event.reason, event.is_warning) == ("qwen-v3", "qwen-v3", "Stable", False)
+    again = replace(seen, drafts=(draft(3, status=told),))
+    assert (_plan(again).draft_statuses, _plan(again).events) == ((), ())
+    lost = replace(again, registry=connected([version(3, pb.PHASE_ROLLED_BACK)]))
+    assert [(each.reason, each.is_warning) for each in _plan(lost).events] == [("RolledBack", True)]
+
+
+def test_the_acceptance_of_a_version_is_told_with_the_speculators_own() -> None:
+    seen = _told(settled(registry=_measured(2.0), drafts=(draft(3),)))
+    told = {each.metadata.name: written(new) for each, new in versions.statuses(seen, NOW)}
+    seen = replace(seen, drafts=(draft(3, status=told["qwen-v3"]),), registry=_measured(3.0))
+    waiting = replace(seen, status_due_s=UNTOLD + 10.0)
+    assert _plan(waiting).draft_statuses == ()
+    ((_, new),) = _plan(_told(waiting)).draft_statuses
+    assert new["acceptance"] == {"length": "3.00"}
+
+
+# The end
+
+
+@pytest.mark.parametrize(
+    ("policy", "finalizers", "expected"),
+    [
+        ("Retain", [], ""),
+        ("Delete", [], "add"),
+        ("Delete", [names.FINALIZER], ""),
+        ("Retain", [names.FINALIZER], "remove"),
+        ("Retain", ["another"], ""),
+    ],
+)
+def test_the_finalizer_is_there_where_something_has_to_be_removed(
+    policy: str, finalizers: list[str], expected: str
+) -> None:
+    owner = speculator({"deletionPolicy": policy}, finalizers=finalizers)
+    assert _plan(settled(speculator=owner)).finalizer == expected
+
+
+def _deleted(policy: str, *, waited_s: float = 1.0, finalizers: tuple[str, ...] = (names.FINALIZER,)) -> Observed:
+    at = (NOW - timedelta(seconds=waited_s)).isoformat()
+    owner = speculator({"deletionPolicy": policy}, finalizers=list(finalizers), deletionTimestamp=at)
+    return observed(speculator=owner, registry=connected([version(3)]))
+
+
+def test_what_ends_is_only_cleaned_up() -> None:
+    assert _plan(_deleted("Delete")) == Plan(finalizer="remove", cleans_up=True)
+    assert _plan(_deleted("Retain")) == Plan(finalizer="remove")
+
+
+def test_a_deletion_without_our_finalizer_is_kubernetes_own_affair() -> None:
+    assert _plan(_deleted("Delete", finalizers=())).is_empty
+
+
+def test_a_deletion_never_hangs_on_what_cannot_be_reached() -> None:
+    made = _plan(_deleted("Delete", waited_s=CLEANUP_S + 1))
+    assert (made.finalizer, made.cleans_up) == ("remove", False)
+    assert [(each.reason, each.is_warning) for each in made.events] == [("CleanupGivenUp", True)]

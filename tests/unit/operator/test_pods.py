@@ -1,0 +1,216 @@
+"""What a pod's status says, as a reason that a person can act on."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.support.observed import pod
+
+from updraft_operator.pods import PodState, worst
+
+
+def _body(status: dict[str, Any], **metadata: Any) -> dict[str, Any]:
+    labels = {"app.kubernetes.io/component": "serving"}
+    return {"metadata": {"name": "qwen-serving-1", "labels": labels, **metadata}, "status": status}
+
+
+def _container(state: dict[str, Any], name: str = "inference", **more: Any) -> dict[str, Any]:
+    return {"name": name, "image": "inference:1", "ready": False, "restartCount": 0, "state": state, **more}
+
+
+def _waiting(reason: str, message: str = "") -> dict[str, Any]:
+    return {"waiting": {"reason": reason, "message": message}}
+
+
+def _ended(code: int, reason: str = "Error", message: str = "") -> dict[str, Any]:
+    return {"terminated": {"exitCode": code, "reason": reason, "message": message}}
+
+
+def _unscheduled(message: str) -> dict[str, Any]:
+    return {"conditions": [{"type": "PodScheduled", "status": "False", "message": message}]}
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "said"),
+    [
+        pytest.param({}, None, "", id="just made"),
+        pytest.param({"containerStatuses": [_container(_waiting("ContainerCreating"))]}, None, "", id="starts"),
+        pytest.param({"containerStatuses": [_container({"running": {}})]}, None, "", id="loads"),
+        pytest.param(
+            _unscheduled("0/3 nodes are available: 3 Insufficient nvidia.com/gpu."),
+            "InsufficientGPU",
+            "3 Insufficient nvidia.com/gpu",
+            id="no GPU",
+        ),
+        pytest.param(
+            _unscheduled("0/3 nodes are available: 3 Insufficient cpu."), "Unschedulable", "cpu", id="no processor"
+        ),
+        pytest.param(
+            _unscheduled("0/3 nodes are available: 3 node(s) had untolerated taint {nvidia.com/gpu: }."),
+            "Unschedulable",
+            "taint",
+            id="a taint that is named after GPUs",
+        ),
+        pytest.param(_unscheduled(""), "Unschedulable", "no node takes it yet", id="without a word"),
+        *(
+            pytest.param(
+                {"containerStatuses": [_container(_waiting(reason, "not found"))]},
+                "ImagePullBackOff",
+                "inference:1: not found",
+                id=reason,
+            )
+            for reason in ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull")
+        ),
+        *(
+            pytest.param(
+                {"containerStatuses": [_container(_waiting(reason, "no such secret"))]},
+                "CreateContainerConfigError",
+                "inference: no such secret",
+                id=reason,
+            )
+            for reason in ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
+        ),
+        pytest.param(
+            {"containerStatuses": [_container(_ended(137, "OOMKilled"))]},
+            "OOMKilled",
+            "inference took more memory than its limit",
+            id="killed for memory",
+        ),
+        pytest.param(
+            {
+                "containerStatuses": [
+                    _container(_waiting("CrashLoopBackOff"), lastState=_ended(137, "OOMKilled"), restartCount=3)
+                ]
+            },
+            "OOMKilled",
+            "memory",
+            id="killed for memory again and again",
+        ),
+        pytest.param(
+            {
+                "containerStatuses": [
+                    _container(
+                        _waiting("CrashLoopBackOff"), lastState=_ended(1, message="a\n\nthe last\n"), restartCount=2
+                    )
+                ]
+            },
+            "CrashLoopBackOff",
+            "inference ended with status 1: the last, 2 restarts",
+            id="crashes, with its last words",
+        ),
+        pytest.param(
+            {"containerStatuses": [_container(_ended(2))]},
+            "CrashLoopBackOff",
+            "inference ended with status 2",
+            id="ended",
+        ),
+        pytest.param(
+            {"containerStatuses": [_container({"running": {}}, lastState=_ended(1), restartCount=1)]},
+            "CrashLoopBackOff",
+            "1 restarts",
+            id="runs again after a crash, and is not ready yet",
+        ),
+        pytest.param(
+            {"containerStatuses": [_container({"running": {}}, lastState=_ended(1), restartCount=1, ready=True)]},
+            None,
+            "",
+            id="recovered",
+        ),
+        pytest.param(
+            {"containerStatuses": [_container({"running": {}}, lastState=_ended(0, "Completed"), restartCount=1)]},
+            None,
+            "",
+            id="ended well before",
+        ),
+        pytest.param(
+            {"initContainerStatuses": [_container(_ended(1, message="401 Unauthorized"), "model")]},
+            "ModelDownloadFailed",
+            "model ended with status 1: 401 Unauthorized",
+            id="no model",
+        ),
+        pytest.param(
+            {"initContainerStatuses": [_container(_waiting("ErrImagePull", "denied"), "model")]},
+            "ImagePullBackOff",
+            "denied",
+            id="no image of the download",
+        ),
+        pytest.param(
+            {"initContainerStatuses": [_container(_ended(1), "mine")]},
+            "CrashLoopBackOff",
+            "mine ended",
+            id="an init container of the user's",
+        ),
+        pytest.param(
+            {"phase": "Failed", "reason": "Evicted", "message": "low on memory"},
+            "CrashLoopBackOff",
+            "Evicted: low on memory",
+            id="evicted",
+        ),
+    ],
+)
+def test_a_pods_trouble_has_a_reason_and_words(status: dict[str, Any], reason: str | None, said: str) -> None:
+    trouble = PodState.of(_body(status)).trouble
+    assert (trouble.reason if trouble else None) == reason
+    assert trouble is None or said in trouble.message
+
+
+def test_a_pod_is_ready_when_its_condition_says_so() -> None:
+    assert PodState.of(_body({"conditions": [{"type": "Ready", "status": "True"}]})).is_ready
+    assert not PodState.of(_body({"conditions": [{"type": "Ready", "status": "False"}]})).is_ready
+    assert not PodState.of(_body({})).is_ready
+
+
+def test_a_pod_that_is_told_to_go_is_ending() -> None:
+    assert PodState.of(_body({}, deletionTimestamp="2026-11-25T12:00:00Z")).is_ending
+
+
+def test_the_last_word_of_a_pod_that_ended_well_is_its_result() -> None:
+    well = PodState.of(_body({"containerStatuses": [_container(_ended(0, "Completed", '{"x": 1}'))]}))
+    badly = PodState.of(_body({"containerStatuses": [_container(_ended(1, message='{"x": 1}'))]}))
+    assert (well.result, badly.result) == ('{"x": 1}', "")
+
+
+def test_the_worst_of_pods_is_the_first_by_name_that_stays() -> None:
+    pods = [
+        pod("c", trouble=("OOMKilled", "c")),
+        pod("a", trouble=("Unschedulable", "a"), is_ending=True),
+        pod("b", trouble=("CrashLoopBackOff", "b")),
+        pod("0", is_ready=True),
+    ]
+    found = worst(pods)
+    assert found is not None
+    assert found[0].name == "b"
+    assert worst(reversed(pods)) == found
+    assert worst([]) is None
+
+
+states = st.one_of(
+    st.just({}),
+    st.builds(_waiting, st.sampled_from(["", "ErrImagePull", "CrashLoopBackOff", "PodInitializing"]), st.text()),
+    st.builds(_ended, st.integers(0, 255), st.sampled_from(["Error", "OOMKilled", "Completed"]), st.text()),
+)
+containers = st.builds(
+    _container,
+    states,
+    st.sampled_from(["inference", "model"]),
+    restartCount=st.integers(0, 9),
+    lastState=states,
+    ready=st.booleans(),
+)
+statuses = st.fixed_dictionaries(
+    {},
+    optional={
+        "phase": st.sampled_from(["Pending", "Running", "Failed"]),
+        "reason": st.text(),
+        "containerStatuses": st.lists(containers, max_size=2),
+        "initContainerStatuses": st.lists(containers, max_size=2),
+        "conditions": st.builds(lambda text: _unscheduled(text)["conditions"], st.text()),
+    },
+)
+
+
+@given(status=statuses)
+def test_whatever_a_kubelet_writes_is_read(status: dict[str, Any]) -> None:
+    trouble = PodState.of(_body(status)).trouble
+    assert trouble is None or trouble.message

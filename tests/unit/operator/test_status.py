@@ -1,0 +1,152 @@
+"""The status of a speculator, and when a time in it changes."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.support.manifests import speculator
+from tests.support.observed import NOW, connected, observed, pod, ready_pods, traffic, version, workload
+
+from updraft.registry.v1 import registry_pb2 as pb
+from updraft_operator.api.status import Condition, Status
+from updraft_operator.conditions import Verdict
+from updraft_operator.observed import Link, RegistryView
+from updraft_operator.plan import written
+from updraft_operator.status import status, without_measurements
+from updraft_operator.times import dated, moment, moment_ms
+
+BEFORE = NOW - timedelta(hours=1)
+
+
+def _verdict(status: Any = "True", reason: str = "Ready") -> Verdict:
+    return Verdict(type="Ready", status=status, reason=reason, message="x")
+
+
+def _condition(verdict: Verdict, **more: Any) -> Condition:
+    (made,) = dated([verdict], [], 1, BEFORE)
+    return made.model_copy(update=more)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "at"),
+    [
+        pytest.param([], _verdict(), NOW, id="the first one"),
+        pytest.param([_condition(_verdict())], _verdict(), BEFORE, id="the same"),
+        pytest.param([_condition(_verdict(reason="Other"))], _verdict(), BEFORE, id="another reason"),
+        pytest.param([_condition(_verdict("False"))], _verdict(), NOW, id="another status"),
+        pytest.param([_condition(_verdict("Unknown"))], _verdict("False"), NOW, id="known now"),
+        pytest.param([_condition(_verdict(), type="Other")], _verdict(), NOW, id="one of another type"),
+    ],
+)
+def test_the_time_of_a_condition_changes_with_its_status_only(before: Any, now: Verdict, at: Any) -> None:
+    (made,) = dated([now], before, 7, NOW)
+    assert made.last_transition_time == at
+    assert (made.reason, made.observed_generation) == (now.reason, 7)
+
+
+def test_moments_are_whole_seconds_and_zero_is_none() -> None:
+    assert moment(1.9) == moment(1.0)
+    assert moment_ms(0) is None
+    assert moment_ms(1500) == moment(1)
+
+
+def test_versions_and_rollout_are_the_registrys() -> None:
+    running = pb.Rollout(candidate=4, baseline=3, step=1, steps=2, started_unix_ms=5000, step_since_unix_ms=9000)
+    view = connected([version(3), version(4, pb.PHASE_CANARY)], rollout=running, message="it is tried", previous=2)
+    told = status(observed(registry=view), NOW)
+    assert told.versions is not None
+    assert told.rollout is not None
+    assert (told.versions.stable, told.versions.candidate, told.versions.previous, told.versions.latest) == (3, 4, 2, 4)
+    assert (told.rollout.phase, told.rollout.version, told.rollout.baseline) == ("Canary", 4, 3)
+    assert (told.rollout.step, told.rollout.steps) == (2, 2)
+    assert (told.rollout.start_time, told.rollout.step_start_time) == (moment(5), moment(9))
+    assert told.rollout.message == "it is tried"
+
+
+def test_a_registry_that_is_away_leaves_what_it_said_last() -> None:
+    view = connected([version(3)], traffic=[traffic(3, 2.5)])
+    before = status(observed(registry=view), NOW)
+    away = observed(
+        speculator=speculator(status=written(before)), registry=RegistryView(link=Link.UNREACHABLE, trouble="x")
+    )
+    after = status(away, NOW)
+    assert (after.versions, after.rollout, after.acceptance) == (before.versions, before.rollout, before.acceptance)
+
+
+def test_pods_are_counted_as_they_are() -> None:
+    pods = (
+        pod("a", is_ready=True),
+        pod("b", trouble=("OOMKilled", "x")),
+        pod("c", is_ready=True, is_ending=True),
+        pod("t", "trainer", is_ready=True),
+    )
+    children = workload("Deployment", "serving", {"replicas": 3})
+    told = status(observed(pods=pods, children=children), NOW).serving
+    assert told is not None
+    assert (told.replicas, told.ready_replicas, told.failed_replicas) == (3, 1, 1)
+    assert told.selector == "app.kubernetes.io/component=serving,updraft.dev/speculator=qwen"
+    assert told.url == "http://qwen.team.svc/v1"
+
+
+def test_acceptance_is_told_in_decimals_and_thousands_of_steps() -> None:
+    view = connected([version(3), version(4, pb.PHASE_CANARY)], traffic=[traffic(3, 2.5, 12_999), traffic(4, 2.75, 10)])
+    told = status(observed(registry=view), NOW).acceptance
+    assert told is not None
+    assert (told.stable, told.candidate, told.verify_steps) == ("2.50", "2.80", 12_000)
+
+
+@pytest.mark.parametrize(
+    ("spec", "world", "state"),
+    [
+        pytest.param({}, {"pods": ready_pods()}, "Training", id="runs"),
+        pytest.param({}, {}, "Starting", id="starts"),
+        pytest.param({"trainer": {"suspend": True}}, {}, "Suspended", id="suspended"),
+        pytest.param({"traces": {"enabled": False}}, {}, "Disabled", id="no traces"),
+        pytest.param({}, {"pods": (pod("t", "trainer", trouble=("OOMKilled", "x")),)}, "Failing", id="fails"),
+    ],
+)
+def test_the_trainers_state_is_one_word(spec: dict[str, Any], world: dict[str, Any], state: str) -> None:
+    told = status(observed(spec, **world), NOW).trainer
+    assert told is not None
+    assert told.state == state
+
+
+def test_the_last_publication_of_the_trainer_outlives_its_version() -> None:
+    view = connected([version(3), version(5, source=pb.SOURCE_IMPORTED)])
+    first = status(observed(registry=view), NOW)
+    assert first.trainer is not None
+    assert first.trainer.last_publish_time == moment(3)
+    again = observed(speculator=speculator(status=written(first)), registry=connected())
+    later = status(again, NOW).trainer
+    assert later is not None
+    assert later.last_publish_time == moment(3)
+
+
+def test_the_last_failure_is_the_newest_and_is_remembered() -> None:
+    lost = [version(1, pb.PHASE_REJECTED), version(2, pb.PHASE_ROLLED_BACK), version(3)]
+    first = status(observed(registry=connected(lost)), NOW)
+    assert first.last_failure is not None
+    assert (first.last_failure.version, first.last_failure.reason) == (2, "RolledBack")
+    later = status(observed(speculator=speculator(status=written(first)), registry=connected([version(3)])), NOW)
+    assert later.last_failure == first.last_failure
+
+
+@given(
+    length=st.floats(1.0, 9.0),
+    steps=st.integers(1, 10**6),
+    message=st.text(max_size=2000),
+)
+def test_a_status_that_was_written_reads_back_as_it_was(length: float, steps: int, message: str) -> None:
+    view = connected([version(3), version(2, pb.PHASE_REJECTED)], traffic=[traffic(3, length, steps)], message=message)
+    told = status(observed(registry=view, pods=ready_pods()), NOW)
+    assert Status.model_validate(written(told)) == told
+    assert status(observed(speculator=speculator(status=written(told)), registry=view, pods=ready_pods()), NOW) == told
+
+
+def test_measurements_are_what_changes_with_every_request() -> None:
+    views = [connected([version(3)], traffic=[traffic(3, length)], message=f"{length}") for length in (2.0, 3.0)]
+    first, second = (status(observed(registry=view), NOW) for view in views)
+    assert first != second
+    assert without_measurements(first) == without_measurements(second)

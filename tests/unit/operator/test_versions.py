@@ -1,0 +1,249 @@
+"""Versions as objects: mirrors, what became of each, and what people brought."""
+
+import json
+from typing import Any
+
+import pytest
+from tests.support.manifests import AROUND, speculator
+from tests.support.observed import (
+    NOW,
+    as_child,
+    connected,
+    draft,
+    observed,
+    pod,
+    traffic,
+    transition,
+    version,
+)
+
+from updraft.registry.v1 import registry_pb2 as pb
+from updraft_operator import versions
+from updraft_operator.api.draft_version import DraftVersion, DraftVersionStatus, Phase
+from updraft_operator.build import importing
+from updraft_operator.observed import Link, Observed, RegistryView
+from updraft_operator.plan import written
+from updraft_operator.store import Child, Ref
+from updraft_operator.times import moment
+
+
+def _statuses(seen: Observed) -> dict[str, DraftVersionStatus]:
+    return {each.metadata.name: told for each, told in versions.statuses(seen, NOW)}
+
+
+def _mirrors(seen: Observed) -> dict[str, dict[str, Any]]:
+    return {each["metadata"]["name"]: each for each in versions.mirrors(seen)}
+
+
+def _conditions(told: DraftVersionStatus) -> dict[str, tuple[str, str]]:
+    return {each.type: (each.status, each.reason) for each in told.conditions}
+
+
+@pytest.mark.parametrize("number", pb.Phase.values()[1:])
+def test_every_phase_of_the_wire_has_a_name(number: "pb.Phase.ValueType") -> None:
+    assert pb.Phase.Name(number) == f"PHASE_{versions.phase_name(number).name}"
+
+
+def test_an_unknown_phase_is_pending() -> None:
+    assert versions.phase_name(pb.PHASE_UNSPECIFIED) is Phase.PENDING
+
+
+def test_every_kept_version_without_an_object_gets_one() -> None:
+    made = _mirrors(observed(registry=connected([version(1), version(2)]), drafts=(draft(1),)))
+    spec = made["qwen-v2"]["spec"]
+    assert made.keys() == {"qwen-v2"}
+    assert (spec["version"], spec["source"], spec["parentVersion"]) == (2, "Trainer", 1)
+    assert spec["training"] == {"samples": 1000, "firstTraceId": "first", "lastTraceId": "last"}
+    assert spec["digest"].startswith("sha256:")
+    assert DraftVersion.model_validate(made["qwen-v2"]).spec.retain is False
+
+
+def test_a_retained_version_is_mirrored_as_one() -> None:
+    (made,) = _mirrors(observed(registry=connected([version(1, retain=True)]))).values()
+    assert made["spec"]["retain"] is True
+    assert "parentVersion" not in made["spec"]
+
+
+def test_a_version_that_a_person_brought_is_not_mirrored() -> None:
+    brought = draft(None, status={"version": 2})
+    assert _mirrors(observed(registry=connected([version(2)]), drafts=(brought,))) == {}
+
+
+@pytest.mark.parametrize("link", [Link.STARTING, Link.UNREACHABLE, Link.DENIED])
+def test_nothing_is_made_or_deleted_while_the_registry_is_away(link: Link) -> None:
+    view = connected([version(1)])
+    away = RegistryView(link=link, state=view.state, versions=view.versions)
+    assert _mirrors(observed(registry=away)) == {}
+    assert list(versions.outdated(observed(registry=away, drafts=(draft(9),)))) == []
+
+
+def test_an_object_whose_version_is_gone_goes_too() -> None:
+    drafts = (draft(1), draft(2), draft(None, name="mine", status={"version": 1}))
+    seen = observed(registry=connected([version(2)]), drafts=drafts)
+    assert list(versions.outdated(seen)) == ["qwen-v1"]
+
+
+@pytest.mark.parametrize(
+    ("phase", "more", "expected"),
+    [
+        pytest.param(
+            pb.PHASE_STABLE, {}, {"Loaded": ("True", "Loaded"), "Promoted": ("True", "Promoted")}, id="stable"
+        ),
+        pytest.param(
+            pb.PHASE_CANARY, {}, {"Loaded": ("False", "NotServing"), "Promoted": ("False", "Canary")}, id="canary"
+        ),
+        pytest.param(
+            pb.PHASE_SUPERSEDED,
+            {"transitions": [transition(3, pb.PHASE_STABLE)]},
+            {"Loaded": ("False", "NotServing"), "Promoted": ("True", "Promoted")},
+            id="won once",
+        ),
+        pytest.param(
+            pb.PHASE_SUPERSEDED,
+            {},
+            {"Loaded": ("False", "NotServing"), "Promoted": ("False", "Superseded")},
+            id="never won",
+        ),
+        pytest.param(
+            pb.PHASE_REJECTED, {}, {"Loaded": ("False", "NotServing"), "Promoted": ("False", "Rejected")}, id="rejected"
+        ),
+    ],
+)
+def test_conditions_of_a_version_follow_its_phase(phase: Any, more: Any, expected: dict[str, Any]) -> None:
+    told = _statuses(observed(registry=connected([version(3, phase)], **more), drafts=(draft(3),)))["qwen-v3"]
+    said = _conditions(told)
+    assert said.items() >= expected.items()
+    assert said["Verified"] == ("True", "DigestMatches")
+    assert said["Evaluated"] == ("True", "HeldOutTraces")
+
+
+def test_who_won_once_has_won_however_short_the_registrys_history_is() -> None:
+    first = _statuses(
+        observed(
+            registry=connected([version(3, pb.PHASE_SUPERSEDED)], [transition(3, pb.PHASE_STABLE)]), drafts=(draft(3),)
+        )
+    )["qwen-v3"]
+    later = _statuses(
+        observed(registry=connected([version(3, pb.PHASE_SUPERSEDED)]), drafts=(draft(3, status=written(first)),))
+    )["qwen-v3"]
+    assert later == first
+
+
+def test_a_version_without_an_evaluation_says_so() -> None:
+    plain = version(3)
+    plain.manifest.ClearField("evaluation")
+    told = _statuses(observed(registry=connected([plain]), drafts=(draft(3),)))["qwen-v3"]
+    assert _conditions(told)["Evaluated"] == ("Unknown", "NotEvaluated")
+
+
+def test_the_history_of_a_version_is_its_changes_of_phase() -> None:
+    moves = [
+        transition(3, pb.PHASE_PENDING, at_s=1),
+        transition(3, pb.PHASE_PENDING, from_phase=pb.PHASE_PENDING, at_s=2),
+        transition(2, pb.PHASE_STABLE, at_s=3),
+        transition(3, pb.PHASE_STABLE, at_s=4),
+    ]
+    told = _statuses(observed(registry=connected([version(3)], moves), drafts=(draft(3),)))["qwen-v3"]
+    assert [(each.phase, each.time) for each in told.history] == [
+        (Phase.PENDING, moment(1)),
+        (Phase.STABLE, moment(4)),
+    ]
+    assert told.promoted_time == moment(4)
+
+
+def test_only_the_last_twenty_changes_are_told() -> None:
+    moves = [transition(3, pb.PHASE_HELD if n % 2 else pb.PHASE_CANARY, at_s=n) for n in range(1, 31)]
+    told = _statuses(observed(registry=connected([version(3)], moves), drafts=(draft(3),)))["qwen-v3"]
+    assert [each.time for each in told.history] == [moment(n) for n in range(11, 31)]
+
+
+def test_pods_of_a_version_are_those_that_serve_it() -> None:
+    pods = pb.Pods(connected=5, serving_stable=3, serving_candidate=1)
+    kept = [version(2, pb.PHASE_SUPERSEDED), version(3), version(4, pb.PHASE_CANARY)]
+    told = _statuses(observed(registry=connected(kept, pods=pods), drafts=(draft(2), draft(3), draft(4))))
+    counted = {name: (each.pods.loaded, each.pods.target) for name, each in told.items() if each.pods}
+    assert counted == {"qwen-v2": (0, 0), "qwen-v3": (3, 4), "qwen-v4": (1, None)}
+
+
+def test_acceptance_that_was_measured_is_kept_when_nobody_serves_any_more() -> None:
+    first = _statuses(observed(registry=connected([version(3)], traffic=[traffic(3, 2.5)]), drafts=(draft(3),)))[
+        "qwen-v3"
+    ]
+    assert first.acceptance is not None
+    assert first.acceptance.length == "2.50"
+    later = _statuses(observed(registry=connected([version(3)]), drafts=(draft(3, status=written(first)),)))
+    assert later["qwen-v3"].acceptance == first.acceptance
+
+
+# Imports
+
+
+def _job(brought: DraftVersion, **status: Any) -> dict[Ref, Child]:
+    content = importing.job(speculator(), brought, versions.job_name(brought), AROUND, is_first=False)
+    child = as_child(content, status=status)
+    return {child.ref: child}
+
+
+def _failed(message: str = "it had no more tries") -> dict[str, Any]:
+    return {"conditions": [{"type": "Failed", "status": "True", "message": message}]}
+
+
+def test_an_import_waits_for_its_number() -> None:
+    told = _statuses(observed(registry=connected(), drafts=(draft(None),)))["mine"]
+    assert (told.phase, told.version) == (Phase.IMPORTING, None)
+    assert _conditions(told)["Verified"] == ("Unknown", "Importing")
+
+
+def test_an_import_takes_the_number_that_its_pod_left_as_its_last_word() -> None:
+    brought = draft(None)
+    worker = pod(f"{versions.job_name(brought)}-x", "import", result=json.dumps({"version": 4}))
+    seen = observed(registry=connected([version(4)]), drafts=(brought,), pods=(worker,), children=_job(brought))
+    told = _statuses(seen)["mine"]
+    assert (told.version, told.phase) == (4, Phase.STABLE)
+    assert _mirrors(seen) == {}
+
+
+@pytest.mark.parametrize(
+    "result", ["", "x", "{}", "[]", "null", '{"version": null}', '{"version": "four"}', '{"version": []}']
+)
+def test_other_last_words_are_no_number(result: str) -> None:
+    brought = draft(None)
+    worker = pod(f"{versions.job_name(brought)}-x", "import", result=result)
+    (found,) = versions.imports(observed(registry=connected(), drafts=(brought,), pods=(worker,)))
+    assert found.number is None
+
+
+@pytest.mark.parametrize(
+    ("pods", "said"),
+    [
+        pytest.param((), "it had no more tries", id="the Job's words"),
+        pytest.param(
+            (pod(f"{versions.job_name(draft(None))}-x", "import", trouble=("CrashLoopBackOff", "404 Not Found")),),
+            "404 Not Found",
+            id="the pod's words",
+        ),
+    ],
+)
+def test_a_failed_import_says_why(pods: Any, said: str) -> None:
+    brought = draft(None)
+    told = _statuses(observed(registry=connected(), drafts=(brought,), pods=pods, children=_job(brought, **_failed())))[
+        "mine"
+    ]
+    assert (told.phase, told.reason) == (Phase.FAILED, said)
+    assert _conditions(told)["Verified"] == ("False", "ImportFailed")
+
+
+def test_a_failed_import_stays_one_when_its_job_is_gone() -> None:
+    brought = draft(None, status={"phase": "Failed", "reason": "404 Not Found"})
+    (found,) = versions.imports(observed(registry=connected(), drafts=(brought,)))
+    assert found.failure == "404 Not Found"
+
+
+def test_another_object_of_the_same_name_is_another_import() -> None:
+    first, second = draft(None), draft(None)
+    second = second.model_copy(update={"metadata": second.metadata.model_copy(update={"uid": "another-uid"})})
+    assert versions.job_name(first) != versions.job_name(second)
+
+
+def test_the_name_of_a_job_is_short_enough_for_a_label() -> None:
+    assert len(f"{versions.job_name(draft(None, name='a' * 253))}-abcde") <= 63

@@ -1,0 +1,219 @@
+"""The queue: each speculator once, never twice at the same time, and again after a failure."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.unit.operator.virtual_time import LoopClock, run
+
+from updraft_operator.store import Key
+from updraft_operator.work import Work
+
+A, B, C = Key("team", "a"), Key("team", "b"), Key("team", "c")
+
+
+def _work() -> Work:
+    return Work(LoopClock().monotonic)
+
+
+async def _nothing_for(work: Work, seconds: float) -> bool:
+    """Whether nothing is to be done for so long."""
+    try:
+        async with asyncio.timeout(seconds):
+            key, _ = await work.take()
+    except TimeoutError:
+        return True
+    work.add(key)
+    work.done(key)
+    return False
+
+
+def test_what_is_mentioned_often_is_looked_at_once() -> None:
+    async def main() -> None:
+        work = _work()
+        for key in (A, B, A, A, B):
+            work.add(key)
+        assert len(work) == 2
+        assert [(await work.take())[0] for _ in range(2)] == [A, B]
+        assert await _nothing_for(work, 1.0)
+
+    run(main())
+
+
+def test_the_wait_counts_from_the_first_mention() -> None:
+    async def main() -> None:
+        work = _work()
+        work.add(A)
+        await asyncio.sleep(2.0)
+        work.add(A)
+        await asyncio.sleep(1.0)
+        assert (await work.take())[1] == pytest.approx(3.0)
+
+    run(main())
+
+
+def test_what_is_mentioned_during_the_work_is_looked_at_again_afterwards() -> None:
+    async def main() -> None:
+        work = _work()
+        work.add(A)
+        key, _ = await work.take()
+        work.add(A)
+        work.add(A)
+        assert await _nothing_for(work, 1.0)
+        work.done(key)
+        assert (await work.take())[0] == A
+        work.done(A)
+        assert await _nothing_for(work, 1.0)
+
+    run(main())
+
+
+def test_a_worker_that_waits_is_woken() -> None:
+    async def main() -> None:
+        work = _work()
+        async with asyncio.TaskGroup() as tasks:
+            taken = tasks.create_task(work.take())
+            await asyncio.sleep(5.0)
+            work.add(A)
+        assert taken.result() == (A, 0.0)
+
+    run(main())
+
+
+def test_later_is_not_sooner() -> None:
+    async def main() -> None:
+        work = _work()
+        work.add_after(A, 10.0)
+        assert await _nothing_for(work, 9.9)
+        assert (await work.take())[0] == A
+
+    run(main())
+
+
+@pytest.mark.parametrize("delays", [(10.0, 3.0), (3.0, 10.0)])
+def test_the_earliest_of_two_wishes_counts(delays: tuple[float, float]) -> None:
+    async def main() -> None:
+        work, start_s = _work(), LoopClock().monotonic()
+        for delay_s in delays:
+            work.add_after(A, delay_s)
+        await work.take()
+        work.done(A)
+        assert LoopClock().monotonic() - start_s == pytest.approx(3.0)
+        assert await _nothing_for(work, 60.0)
+
+    run(main())
+
+
+def test_a_wish_that_comes_due_during_the_work_is_kept() -> None:
+    async def main() -> None:
+        work = _work()
+        work.add(A)
+        await work.take()
+        work.add_after(A, 1.0)
+        assert await _nothing_for(work, 5.0)
+        work.done(A)
+        assert (await work.take())[0] == A
+
+    run(main())
+
+
+def test_retries_back_off_until_it_went_well() -> None:
+    async def main() -> None:
+        work, bounds = _work(), [0.5 * 2**n for n in range(8)]
+        for bound_s in bounds:
+            start_s = LoopClock().monotonic()
+            work.retry(A)
+            await work.take()
+            work.done(A)
+            assert LoopClock().monotonic() - start_s <= min(60.0, bound_s) + 0.001
+        work.went_well(A)
+        start_s = LoopClock().monotonic()
+        work.retry(A)
+        await work.take()
+        assert LoopClock().monotonic() - start_s <= 0.501
+
+    run(main())
+
+
+def test_a_retry_waits_as_long_as_the_server_asks() -> None:
+    async def main() -> None:
+        work, start_s = _work(), LoopClock().monotonic()
+        work.retry(A, at_least_s=30.0)
+        await work.take()
+        assert LoopClock().monotonic() - start_s >= 30.0
+
+    run(main())
+
+
+def test_a_failure_delays_nobody_else() -> None:
+    async def main() -> None:
+        work, start_s = _work(), LoopClock().monotonic()
+        work.retry(A, at_least_s=30.0)
+        work.add(B)
+        assert (await work.take())[0] == B
+        assert LoopClock().monotonic() == start_s
+
+    run(main())
+
+
+def test_news_come_before_a_retry_is_due() -> None:
+    async def main() -> None:
+        work = _work()
+        work.retry(A, at_least_s=30.0)
+        work.add(A)
+        assert await work.take() == (A, 0.0)
+
+    run(main())
+
+
+mentions = st.lists(
+    st.tuples(
+        st.sampled_from([A, B, C]),
+        st.sampled_from(["add", "later", "retry"]),
+        st.floats(0.0, 3.0),
+    ),
+    max_size=25,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(said=mentions, num_workers=st.integers(1, 4), work_s=st.floats(0.0, 2.0))
+def test_every_mention_is_followed_by_a_look_and_no_key_is_looked_at_twice_at_once(
+    said: list[tuple[Key, str, float]], num_workers: int, work_s: float
+) -> None:
+    async def main() -> None:
+        work, running = _work(), set[Key]()
+        started: dict[Key, float] = {}
+        ways: dict[str, Callable[[Key], None]] = {
+            "add": work.add,
+            "later": lambda key: work.add_after(key, 1.5),
+            "retry": work.retry,
+        }
+        mentioned: dict[Key, float] = {}
+
+        async def worker() -> None:
+            while True:
+                key, _ = await work.take()
+                assert key not in running
+                running.add(key)
+                started[key] = LoopClock().monotonic()
+                await asyncio.sleep(work_s)
+                running.discard(key)
+                work.done(key)
+
+        async with asyncio.TaskGroup() as tasks:
+            workers = [tasks.create_task(worker()) for _ in range(num_workers)]
+            for key, how, after_s in said:
+                await asyncio.sleep(after_s)
+                mentioned[key] = LoopClock().monotonic()
+                ways[how](key)
+            await asyncio.sleep(100.0 + 10 * work_s * len(said))
+            for each in workers:
+                each.cancel()
+        assert started.keys() == mentioned.keys()
+        assert all(started[key] >= mentioned[key] for key in mentioned)
+        assert len(work) == 0
+
+    run(main())
