@@ -48,7 +48,7 @@ def roll_out(truth: Truth, policy: Policy, seed: Sequence[int]) -> Outcome:
     )
     orders: Mapping[str, Order] = {}
     names = [f"pod-{number}" for number in range(truth.pods)]
-    touched = 0
+    touched: set[str] = set()
     while True:
         now_ms = START_MS + round(1000 * fleet.now_s)
         serving = np.array([_serves(orders.get(name), now_ms) for name in names])
@@ -56,8 +56,8 @@ def roll_out(truth: Truth, policy: Policy, seed: Sequence[int]) -> Outcome:
         speculator = replace(speculator, versions=decision.versions, rollout=decision.rollout)
         candidate = speculator.versions[-1]
         if candidate.phase is not Phase.CANARY:
-            return _outcome(candidate, minutes=fleet.now_s / 60, pods_touched=touched)
-        touched = len(decision.rollout.pods) if decision.rollout else touched
+            return _outcome(candidate, minutes=fleet.now_s / 60, pods_touched=len(touched))
+        touched |= set(decision.rollout.pods if decision.rollout else ())
         fleet.serve(serving == CANDIDATE)
         orders = decision.orders
 

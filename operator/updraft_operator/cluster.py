@@ -85,5 +85,5 @@ class Cluster(Protocol):
         ...
 
     async def metadata(self, kind: str, namespace: str) -> list[Manifest]:
-        """All objects of a kind that the operator is interested in, their metadata only; "" for all namespaces."""
+        """All objects of a kind that the operator is interested in, the metadata that are read; "" for all namespaces."""
         ...

@@ -30,6 +30,9 @@ Status = Literal["True", "False", "Unknown"]
 Said = tuple[Status, str, str]
 """Status, reason, message."""
 
+_OF_THE_SPEC = ("Suspended", "SpeculationDisabled")
+"""Reasons that the spec alone gives."""
+
 _WAITING = (pb.PHASE_PENDING, pb.PHASE_HELD)
 
 
@@ -115,8 +118,9 @@ def _serving_ready(seen: Observed) -> Verdict:
 
 def _over_quota(kind: str, seen: Observed, part: str) -> Verdict | None:
     """An object of a part that a ResourceQuota does not let in."""
+    of_part = {names.child(seen.name, part), *([seen.name] if part == names.SERVING else [])}
     for refusal in seen.refusals:
-        if refusal.reason == "QuotaExceeded" and refusal.ref.name == names.child(seen.name, part):
+        if refusal.reason == "QuotaExceeded" and refusal.ref.name in of_part:
             return _verdict(kind, "False", refusal.reason, f"{'/'.join(refusal.ref)}: {refusal.message}")
     return None
 
@@ -149,12 +153,15 @@ def _registry_ready(seen: Observed) -> Verdict:
     kind, view = "RegistryReady", seen.registry
     if view.link is Link.CONNECTED:
         return _verdict(kind, "True", "Connected", "the registry answers")
+    if view.link is Link.CONNECTING and (before := _before(seen, kind)):
+        return _verdict(kind, *before)
     pods = seen.pods_of(names.REGISTRY)
     found = worst(pods)
     if found is not None and not any(pod.is_ready for pod in pods):
         pod, trouble = found
         return _verdict(kind, "False", trouble.reason, f"{pod.name}: {trouble.message}")
-    said = _verdict(kind, "False", view.link.value, view.trouble or "the registry's pod is not ready yet")
+    link = Link.STARTING if view.link is Link.CONNECTING else view.link
+    said = _verdict(kind, "False", link.value, view.trouble or "the registry's pod is not ready yet")
     return _over_quota(kind, seen, names.REGISTRY) or said
 
 
@@ -201,6 +208,9 @@ def _of_speculation(seen: Observed) -> Iterator[Said]:
         yield "Unknown", "Suspended", "nothing serves"
     if spec.draft.lookahead == 0:
         yield "False", "SpeculationDisabled", "spec.draft.lookahead is 0"
+    before = _before(seen, "SpeculationEffective")
+    if state is None and before is not None and before[1] not in _OF_THE_SPEC:
+        yield before
     if state is None or not state.stable:
         yield "Unknown", "NoDraft", "no draft serves yet: tokens come one a step, or by lookup"
         return
@@ -226,6 +236,9 @@ def _progressing(seen: Observed) -> Verdict:
 def _of_progress(seen: Observed) -> Iterator[Said]:
     """What holds first is said."""
     state, rollout = seen.registry.state, seen.speculator.spec.rollout
+    before = _before(seen, "Progressing")
+    if state is None and before is not None:
+        yield before
     if state is None or not state.latest:
         yield "Unknown", "NoVersion", "no draft was published yet"
         return
@@ -241,6 +254,12 @@ def _of_progress(seen: Observed) -> Iterator[Said]:
     if waiting:
         yield "True", "Waiting", f"version {max(waiting)} waits to be tried"
     yield "True", "Complete", f"version {state.stable} serves" if state.stable else "no draft serves"
+
+
+def _before(seen: Observed, kind: str) -> Said | None:
+    """What was said last: it stands while the registry, whose word it is, has said nothing to this process yet."""
+    told = (each for each in seen.speculator.status.conditions if each.type == kind)
+    return next(((each.status, each.reason, each.message) for each in told), None)
 
 
 def _of_canary(state: pb.SpeculatorState) -> Said:

@@ -1,29 +1,107 @@
 """kopf, in one file: it watches, and says which speculator something happened to. It decides and writes nothing.
 
-Only low-level event handlers are registered, which leave no mark, no finalizer and no annotation on any object.
+Only low-level event handlers are registered, which leave no mark, no finalizer and no annotation on any object. kopf has
+a thread and an event loop of its own: it ends at an answer that it has no word for (410 to a listing, an ERROR in a
+watch), and then cancels all tasks of its loop. Refused: to let the process end with it.
 """
 
+import asyncio
+import logging
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import kopf
 
+from updraft_chassis.retry import Backoff
 from updraft_operator.api import names
 from updraft_operator.cluster import CHILDREN, KINDS
 from updraft_operator.store import Key, Store, key_of
 
+logger = logging.getLogger(__name__)
+
 Add = Callable[[Key], None]
+See = Callable[[str, kopf.RawEvent], object]
+"""Takes what happened to an object of a kind."""
+
+_AGAIN_S = 30.0
+"""Most time between two starts; meanwhile the listings tell what happens."""
 
 
-def registry(store: Store, add: Add) -> kopf.OperatorRegistry:
-    """Handlers that fill the store and call `add`."""
+class Watches:
+    """Run `run` until `end`; fills the store and calls `add`, in the event loop of `run`."""
+
+    def __init__(self, store: Store, add: Add, namespaces: tuple[str, ...]) -> None:
+        self._store = store
+        self._add = add
+        self._namespaces = namespaces
+        self._stop = threading.Event()
+        """Ends what runs now."""
+        self._end = asyncio.Event()
+
+    def end(self) -> None:
+        """Watch no more."""
+        self._end.set()
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Watch, and start again whatever it was that ended the watches: all is listed anew then."""
+        loop, backoff = asyncio.get_running_loop(), Backoff(initial_s=1.0, cap_s=_AGAIN_S)
+
+        def see(kind: str, event: kopf.RawEvent) -> None:
+            loop.call_soon_threadsafe(self._see, kind, event)
+
+        while not self._end.is_set():
+            self._stop = threading.Event()
+            watching = asyncio.to_thread(asyncio.run, _watch(registry(see), self._namespaces, self._stop))
+            try:
+                (error,) = await asyncio.gather(watching, return_exceptions=True)
+            finally:
+                self._stop.set()
+            if self._end.is_set():
+                return
+            logger.warning("The watches ended and are started again", extra={"error": str(error or "nobody asked")})
+            try:
+                async with asyncio.timeout(next(backoff)):
+                    await self._end.wait()
+            except TimeoutError:
+                continue
+
+    def _see(self, kind: str, event: kopf.RawEvent) -> None:
+        body: Any = event["object"]
+        if event["type"] == "DELETED":
+            key = key_of(kind, body)
+            if key is not None:
+                self._store.drop(kind, key, body["metadata"]["name"], body["metadata"]["resourceVersion"])
+        else:
+            key = self._store.put(kind, body)
+        if key is not None:
+            self._add(key)
+
+
+async def _watch(handlers: kopf.OperatorRegistry, namespaces: tuple[str, ...], stop: threading.Event) -> None:
+    try:
+        await kopf.operator(
+            registry=handlers,
+            settings=settings(),
+            standalone=True,
+            clusterwide=not namespaces,
+            namespaces=namespaces,
+            stop_flag=stop,
+        )
+    finally:
+        stop.set()  # a thread of kopf's waits for it, and this one for that
+
+
+def registry(see: See) -> kopf.OperatorRegistry:
+    """Handlers that call `see`."""
     handlers = kopf.OperatorRegistry()
     for kind, resource in KINDS.items():
         kopf.on.event(
             *(resource.group, resource.version, resource.plural),
             registry=handlers,
             id=f"see-{resource.plural}",
-        )(_seen(kind, store, add))
+        )(_seen(kind, see))
     kopf.on.login(registry=handlers, id="service-account")(_login)
     return handlers
 
@@ -37,6 +115,9 @@ def settings() -> kopf.OperatorSettings:
     chosen.watching.client_timeout = 300
     chosen.watching.connect_timeout = 10
     chosen.networking.connect_timeout = 10
+    # Thousands of objects at the start: few at once in memory, and each one's task ends soon.
+    chosen.watching.chunk_size = 200
+    chosen.queueing.idle_timeout = 0.5
     chosen.networking.enforce_retry_after = True
     chosen.watching.reconnect_backoff = 0.5
     # Not ours: kopf takes its finalizer off whatever no handler of its own needs one for.
@@ -48,17 +129,9 @@ def settings() -> kopf.OperatorSettings:
     return chosen
 
 
-def _seen(kind: str, store: Store, add: Add) -> Callable[..., Any]:
+def _seen(kind: str, see: See) -> Callable[..., Any]:
     async def handle(event: kopf.RawEvent, **_: Any) -> None:
-        body: Any = event["object"]
-        if event["type"] == "DELETED":
-            key = key_of(kind, body)
-            if key is not None:
-                store.drop(kind, key, body["metadata"]["name"], body["metadata"]["resourceVersion"])
-        else:
-            key = store.put(kind, body)
-        if key is not None:
-            add(key)
+        see(kind, event)
 
     return handle
 

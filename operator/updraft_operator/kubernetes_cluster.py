@@ -29,6 +29,7 @@ TIMEOUT_S = 20.0
 _PAGE = 500
 _TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 _METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+_READ = ("name", "namespace", "resourceVersion", "labels", "finalizers", "generation")
 _ERRORS: Mapping[int, type[UpdraftError]] = {
     400: InvalidInput,
     401: Unauthenticated,
@@ -39,6 +40,9 @@ _ERRORS: Mapping[int, type[UpdraftError]] = {
     415: InvalidInput,
     422: InvalidInput,
 }
+
+_UNTYPED = "failed to create typed patch object"
+"""What the API server says, with status 500, of an applied object whose fields or their types its schema does not know."""
 
 Guard = Callable[[], None]
 """Called before every write; raises where this process may not write (any more)."""
@@ -77,7 +81,10 @@ class KubernetesCluster:
         kind, metadata = content["kind"], content["metadata"]
         path = _resource(kind).path(metadata["namespace"], metadata["name"], "status" if is_status else "")
         query = {"fieldManager": names.MANAGER, "force": "true"}
-        return await self._write("PATCH", kind, path, content, form="application/apply-patch+yaml", query=query)
+        try:
+            return await self._write("PATCH", kind, path, content, form="application/apply-patch+yaml", query=query)
+        except Conflict as error:  # nobody's fields stand against force: it changed at this very moment
+            raise Unavailable(str(error)) from error
 
     async def served(self, prefix: str) -> set[str]:
         """Kinds that an API group serves, which every account may ask; NotFound if there is no such group."""
@@ -116,7 +123,7 @@ class KubernetesCluster:
         found: list[Manifest] = []
         while True:
             page = await self._call("GET", _resource(kind).path(namespace), query=query, accept=_METADATA)
-            found += page.get("items") or []
+            found += [_lean(each) for each in page.get("items") or ()]
             query["continue"] = (page.get("metadata") or {}).get("continue", "")
             if not query["continue"]:
                 return found
@@ -166,6 +173,11 @@ class KubernetesCluster:
         raise _error(response.status, content, response.headers)
 
 
+def _lean(listed: Manifest) -> Manifest:
+    """Without managed fields, which are most of an object's metadata."""
+    return {"metadata": {name: listed["metadata"][name] for name in _READ if name in listed["metadata"]}}
+
+
 def _resource(kind: str) -> Resource:
     return KINDS[kind] if kind in KINDS else OTHERS[kind]
 
@@ -176,7 +188,7 @@ def _error(status: int, content: bytes, headers: Mapping[str, str]) -> UpdraftEr
     except ValueError:  # a proxy's page
         message = ""
     message = message or f"the API server answers with status {status}"
-    kind = _ERRORS.get(status)
+    kind = InvalidInput if _UNTYPED in message else _ERRORS.get(status)
     if kind is not None:
         return kind(message)
     after = headers.get("Retry-After", "")

@@ -3,9 +3,8 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from updraft.registry.v1 import registry_pb2 as pb
@@ -49,6 +48,8 @@ class _Link:
     address: Address
     task: asyncio.Task[None]
     view: RegistryView
+    lists: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while versions are listed, so that no older listing comes last."""
 
 
 class Links:
@@ -74,7 +75,7 @@ class Links:
             del self._links[key]
         if address is not None:
             task = self._tasks.create_task(self._follow(key, address), name=f"registry of {key}")
-            self._links[key] = _Link(address=address, task=task, view=RegistryView(link=Link.UNREACHABLE))
+            self._links[key] = _Link(address=address, task=task, view=RegistryView(link=Link.CONNECTING))
 
     def view(self, key: Key) -> RegistryView:
         """What it said last."""
@@ -82,11 +83,20 @@ class Links:
         return RegistryView() if link is None else link.view
 
     async def call(self, key: Key, call: Call, policy: pb.RolloutPolicy) -> None:
-        """Tell it something. Raises its UpdraftErrors."""
-        link = self._links[key]
+        """Tell it something, and see what became of the versions: not every change is a new state.
+
+        Raises its UpdraftErrors; Unavailable where nobody listens to it any more.
+        """
+        link = self._links.get(key)
+        if link is None:
+            raise Unavailable("the registry is not listened to")
         with rpc.errors():
-            async with self._channel(link.address) as channel:
-                await _request(RegistryStub(channel), key.name, call, policy)
+            async with self._channel(key, link.address) as channel:
+                stub = RegistryStub(channel)
+                await _request(stub, key.name, call, policy)
+                async with link.lists:
+                    versions, transitions = await _listing(stub, key.name)
+                    link.view = replace(link.view, versions=versions, transitions=transitions)
 
     def close(self) -> None:
         """Listen to nobody."""
@@ -94,19 +104,22 @@ class Links:
             link.task.cancel()
         self._links.clear()
 
-    def _channel(self, address: Address) -> Any:
-        """A channel; its token is read when it is made, so the file need not stay."""
-        with TemporaryDirectory(dir=self._folder) as folder:
-            token = Path(folder) / "token"
+    def _channel(self, key: Key, address: Address) -> Any:
+        """A channel; its token is in a file of its own for as long as the process lives, for it is read again."""
+        if not address.token:
+            return rpc.channel(address.address, Credentials())
+        token = self._folder / f"{key.namespace}.{key.name}"
+        if not token.exists() or token.read_text() != address.token:
+            token.touch(mode=0o600)
             token.write_text(address.token)
-            return rpc.channel(address.address, Credentials(token_file=token if address.token else None))
+        return rpc.channel(address.address, Credentials(token_file=token))
 
     async def _follow(self, key: Key, address: Address) -> None:
         backoff = Backoff(initial_s=0.5, cap_s=15.0)
         while True:
             try:
                 with rpc.errors():
-                    async with self._channel(address) as channel:
+                    async with self._channel(key, address) as channel:
                         await self._listen(key, RegistryStub(channel), backoff)
                 raise Unavailable("the registry ended the stream")
             except UpdraftError as error:
@@ -116,21 +129,22 @@ class Links:
             await asyncio.sleep(next(backoff))
 
     async def _listen(self, key: Key, stub: "RegistryAsyncStub", backoff: Backoff) -> None:
-        before, listed_s, told_s = b"", float("-inf"), float("-inf")
+        before, listed_s, told_s, link = b"", float("-inf"), float("-inf"), self._links[key]
         async for answer in stub.Watch(pb.WatchRequest(speculator=key.name)):
             backoff.reset()
             now_s = self._clock.monotonic()
             quiet = _quiet(answer.state)
-            view = replace(self.view(key), link=Link.CONNECTED, trouble="", state=answer.state)
             is_news = quiet != before
-            if is_news or now_s - listed_s >= _LIST_S:
-                versions, transitions = await _listing(stub, key.name)
-                is_news = is_news or versions != view.versions
-                view = replace(view, versions=versions, transitions=transitions)
-                before, listed_s = quiet, now_s
-            is_due = is_news or now_s - told_s >= _TELL_S
-            told_s = now_s if is_due else told_s
-            self._set(key, view, is_news=is_due)
+            said: dict[str, Any] = {"link": Link.CONNECTED, "trouble": "", "state": answer.state}
+            async with link.lists:
+                if is_news or now_s - listed_s >= _LIST_S:
+                    versions, transitions = await _listing(stub, key.name)
+                    is_news = is_news or versions != link.view.versions
+                    said |= {"versions": versions, "transitions": transitions}
+                    before, listed_s = quiet, now_s
+                is_due = is_news or now_s - told_s >= _TELL_S
+                told_s = now_s if is_due else told_s
+                self._set(key, replace(link.view, **said), is_news=is_due)
 
     def _set(self, key: Key, view: RegistryView, *, is_news: bool) -> None:
         link = self._links.get(key)

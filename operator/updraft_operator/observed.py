@@ -19,6 +19,8 @@ class Link(StrEnum):
     CONNECTED = "Connected"
     STARTING = "Starting"
     """Its pod is not ready, so it is not asked."""
+    CONNECTING = "Connecting"
+    """It was asked, and has not answered yet: what was said of it before stands."""
     UNREACHABLE = "Unreachable"
     DENIED = "Denied"
 

@@ -10,20 +10,19 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import kopf
 from prometheus_client import CollectorRegistry
 
 from updraft_chassis import lifecycle, logs, metrics
 from updraft_chassis.clock import Clock, SystemClock
 from updraft_chassis.errors import NotFound, Unavailable, UpdraftError
-from updraft_operator import handlers
 from updraft_operator.access import FRESH_S, Secrets
+from updraft_operator.handlers import Watches
 from updraft_operator.kubernetes_cluster import KubernetesCluster, connected
 from updraft_operator.leader import Always, Lease, LeaseName
 from updraft_operator.links import Links
 from updraft_operator.metrics import Metrics
 from updraft_operator.reconcile import Reconciler, Wiring
-from updraft_operator.resync import Resync
+from updraft_operator.resync import FIRST_S, Resync
 from updraft_operator.settings import OperatorSettings
 from updraft_operator.store import Key, Store
 from updraft_operator.work import Work
@@ -45,6 +44,7 @@ def run(config: OperatorSettings) -> None:
     logs.configure(process="operator", level=config.log_level, format=config.log_format)
     for noisy in ("kopf", "kubernetes", "aiohttp"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
+    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)  # that signals are not its business
     lifecycle.run(PROCESS, partial(serve, config))
 
 
@@ -130,22 +130,25 @@ class _Machinery:
 async def _work(
     tasks: asyncio.TaskGroup, config: OperatorSettings, wiring: Wiring, machinery: _Machinery, stop: lifecycle.Stop
 ) -> None:
-    """Watch and work until `stop`; then finish in order: no more work, no more watches, the Lease given back."""
+    """Watch and work until `stop`; then finish in order: no more work, the Lease given back, no more watches."""
     reconciler, work, lease = Reconciler(wiring), machinery.work, machinery.lease
-    ended = asyncio.Event()
-    watching = tasks.create_task(_watch(wiring.store, work, config, ended, stop))
+    watches = Watches(wiring.store, work.add, config.namespaces)
+    watching = tasks.create_task(watches.run())
     background = [tasks.create_task(_resync(machinery.resync, wiring.store, work, reconciler, config.resync_seconds))]
     looks = (_worker(machinery, reconciler, wiring.metrics) for _ in range(config.workers))
     background += [tasks.create_task(look) for look in looks]
-    leading = tasks.create_task(lease.run(stop)) if isinstance(lease, Lease) else None
+    let_go = lifecycle.Stop()
+    leading = tasks.create_task(lease.run(let_go)) if isinstance(lease, Lease) else None
     await stop.wait()
     for task in background:
         task.cancel()
     wiring.links.close()
-    ended.set()
-    await watching
+    await asyncio.wait(background)
+    let_go.request()
     if leading is not None:
         await leading
+    watches.end()
+    await watching
 
 
 class _Gate:
@@ -180,25 +183,8 @@ async def _until_served(metadata: Callable[..., object], namespaces: tuple[str, 
 
 
 def _alive(resync: Resync, period_s: float, clock: Clock) -> Callable[[], bool]:
-    started_s, limit_s = clock.monotonic(), _FROZEN_RESYNCS * period_s + 120.0
+    started_s, limit_s = clock.monotonic(), _FROZEN_RESYNCS * period_s + min(FIRST_S, period_s)
     return lambda: min(resync.age_s, clock.monotonic() - started_s) < limit_s
-
-
-async def _watch(
-    store: Store, work: Work, config: OperatorSettings, ended: asyncio.Event, stop: lifecycle.Stop
-) -> None:
-    """kopf takes the process's signals for itself and ends: then all ends."""
-    try:
-        await kopf.operator(
-            registry=handlers.registry(store, work.add),
-            settings=handlers.settings(),
-            standalone=True,
-            clusterwide=not config.namespaces,
-            namespaces=config.namespaces,
-            stop_flag=ended,
-        )
-    finally:
-        stop.request()
 
 
 async def _resync(resync: Resync, store: Store, work: Work, reconciler: Reconciler, period_s: float) -> None:

@@ -10,6 +10,7 @@ from updraft_chassis.clock import Clock
 from updraft_chassis.errors import Conflict, Forbidden, InvalidInput, NotFound, UpdraftError
 from updraft_operator.access import Secrets, fresh_tokens
 from updraft_operator.api import names
+from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.build.manifest import Manifest, Surroundings, digest
 from updraft_operator.build.registry import ROLES
 from updraft_operator.cluster import KINDS, Cluster
@@ -98,7 +99,8 @@ class Reconciler:
         wiring, memory = self._wiring, self._memory(key)
         assert known.speculator is not None
         found = await wiring.secrets.look(key, known.speculator)
-        seen = Observed(
+        self._listen(key, known, known.speculator, found.access)
+        return Observed(
             speculator=known.speculator,
             around=wiring.around,
             children=known.children,
@@ -113,15 +115,13 @@ class Reconciler:
             settled=dict(memory.settled),
             status_due_s=memory.status_due_s,
         )
-        self._listen(key, seen, found.access)
-        return seen
 
-    def _listen(self, key: Key, seen: Observed, access: Access) -> None:
+    def _listen(self, key: Key, known: Known, owner: AdaptiveSpeculator, access: Access) -> None:
         """To the registry, while its pod is ready: asking one that is not there says nothing."""
-        workload = seen.child("StatefulSet", names.REGISTRY)
+        workload = known.children.get(Ref("StatefulSet", names.child(key.name, names.REGISTRY)))
         is_there = workload is not None and workload.status.get("readyReplicas", 0) > 0
         token = access.tokens.get("operate", "")
-        if not is_there or not token or seen.speculator.metadata.deletion_timestamp is not None:
+        if not is_there or not token or owner.metadata.deletion_timestamp is not None:
             self._wiring.links.want(key, None)
             return
         address = self._wiring.registry_address.format(name=key.name, namespace=key.namespace)

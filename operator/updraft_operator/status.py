@@ -73,11 +73,12 @@ def _rollout(seen: Observed, state: pb.SpeculatorState) -> RolloutStatus:
 def _serving(seen: Observed) -> ServingStatus:
     deployment, state = seen.child("Deployment", names.SERVING), seen.registry.state
     pods = [pod for pod in seen.pods_of(names.SERVING) if not pod.is_ending]
-    selector = names.selector(seen.name, names.SERVING)
+    selector, before = names.selector(seen.name, names.SERVING), seen.speculator.status.serving
+    updated = before.updated_replicas if before is not None else None
     return ServingStatus(
         replicas=int(deployment.status.get("replicas", 0)) if deployment else 0,
         ready_replicas=sum(pod.is_ready for pod in pods),
-        updated_replicas=state.pods.serving_stable if state is not None else None,
+        updated_replicas=state.pods.serving_stable if state is not None else updated,
         failed_replicas=sum(pod.trouble is not None for pod in pods),
         selector=",".join(f"{name}={value}" for name, value in sorted(selector.items())),
         url=f"http://{seen.name}.{seen.speculator.metadata.namespace}.svc/v1",

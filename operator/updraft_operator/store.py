@@ -9,12 +9,17 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+from pydantic import BaseModel, ValidationError
+
+from updraft_chassis.errors import InvalidInput
 from updraft_operator.api import names
 from updraft_operator.api.draft_version import DraftVersion
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.pods import PodState
+
+M = TypeVar("M", bound=BaseModel)
 
 
 class Key(NamedTuple):
@@ -210,14 +215,14 @@ class Store:
             del self._entries[key]
 
     def known(self, key: Key) -> Known:
-        """What is known around a key."""
+        """What is known around a key. InvalidInput for what a newer definition lets in and this operator cannot read."""
         entry = self._entries.get(key, _Entry())
-        found = AdaptiveSpeculator.model_validate(unpack(entry.speculator)) if entry.speculator else None
+        found = _read(AdaptiveSpeculator, entry.speculator) if entry.speculator else None
         return Known(
             speculator=found,
             children=dict(entry.children),
             pods=tuple(state for _, state in entry.pods.values()),
-            drafts=tuple(DraftVersion.model_validate(unpack(packed)) for _, packed in entry.drafts.values()),
+            drafts=tuple(_read(DraftVersion, packed) for _, packed in entry.drafts.values()),
         )
 
     def all_keys(self) -> list[Key]:
@@ -249,6 +254,16 @@ class Store:
                 for ref, child in entry.children.items():
                     if ref.kind == kind:
                         yield key, ref.name, child.resource_version
+
+
+def _read(model: type[M], packed: bytes) -> M:
+    content = unpack(packed)
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where, name = ".".join(map(str, first["loc"])), content["metadata"]["name"]
+        raise InvalidInput(f"{model.__name__} {name} cannot be read: {where}: {first['msg']}") from error
 
 
 def is_older(version: str, known: str) -> bool:

@@ -73,13 +73,23 @@ def number_of(draft: DraftVersion) -> int | None:
 
 
 def mirrors(seen: Observed) -> Iterator[Manifest]:
-    """Objects of versions that have none yet."""
+    """Objects of versions that have none yet. The registry may know what a Job imports before the Job has told."""
     if not seen.registry.is_connected:
         return
-    mirrored = {number_of(draft) for draft in seen.drafts} | {each.number for each in imports(seen)}
+    brought = list(imports(seen))
+    mirrored = {number_of(draft) for draft in seen.drafts} | {each.number for each in brought}
+    running = [each.draft for each in brought if each.number is None and not each.failure]
     for version in seen.registry.versions:
-        if version.version not in mirrored:
+        if version.version not in mirrored and not any(_may_be(version, draft) for draft in running):
             yield _mirror(seen, version)
+
+
+def _may_be(version: pb.Version, draft: DraftVersion) -> bool:
+    """Whether a version may be what an import brings that has not ended yet."""
+    since = draft.metadata.creation_timestamp
+    is_since = since is None or version.published_unix_ms >= since.timestamp() * 1000
+    is_same = draft.spec.digest in (None, version.manifest.digest)
+    return version.manifest.source == pb.SOURCE_IMPORTED and is_since and is_same
 
 
 def outdated(seen: Observed) -> Iterator[str]:

@@ -67,19 +67,22 @@ class ControlPlane:
 
 
 @contextmanager
-def control_plane() -> Iterator[ControlPlane]:
-    """A control plane of one's own in a temporary folder; nothing of it is left afterwards."""
+def control_plane(*, has_controllers: bool = True) -> Iterator[ControlPlane]:
+    """A control plane of one's own in a temporary folder; nothing of it is left afterwards.
+
+    Without `has_controllers` nobody makes pods of Deployments or collects garbage.
+    """
     with tempfile.TemporaryDirectory(prefix="updraft-") as name, ExitStack() as running:
         addresses, folder = Addresses.free(), Path(name)
         identities.write(folder / "identities", server=f"https://{LOOPBACK}:{addresses.api}", hosts=[LOOPBACK])
         names = set()
-        for daemon in start(folder, addresses):
+        for daemon in start(folder, addresses, has_controllers=has_controllers):
             running.callback(daemon.kill)
             names.add(daemon.name)
         yield ControlPlane(folder=folder, has_controllers=_CONTROLLERS in names)
 
 
-def start(folder: Path, addresses: Addresses) -> Iterator[Daemon]:
+def start(folder: Path, addresses: Addresses, *, has_controllers: bool = True) -> Iterator[Daemon]:
     """Start the processes, each once it can work; `folder/identities` is there. Yields each before it is waited for."""
     (folder / "logs").mkdir(exist_ok=True)
     yield _etcd(folder, addresses)
@@ -87,7 +90,7 @@ def start(folder: Path, addresses: Addresses) -> Iterator[Daemon]:
     yield api_server
     with Api(identities.kubeconfig(folder / "identities", "admin")) as api:
         api_server.wait_until(lambda: _is_ready(api), what="a ready API server")
-    if programs.find(_CONTROLLERS) is not None:
+    if has_controllers and programs.find(_CONTROLLERS) is not None:
         yield _controllers(folder)
 
 

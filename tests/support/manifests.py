@@ -96,9 +96,8 @@ def breaches(pod: Mapping[str, Any]) -> list[str]:
     """What of a pod the restricted Pod Security standard forbids."""
     found = [field for field in ("hostNetwork", "hostPID", "hostIPC") if pod.get(field)]
     whole = pod.get("securityContext", {})
-    for volume in pod.get("volumes", ()):
-        if not volume.keys() - {"name"} <= _RESTRICTED_VOLUMES:
-            found.append(f"volume {volume['name']}")
+    volumes = pod.get("volumes", ())
+    found += [f"volume {each['name']}" for each in volumes if not each.keys() - {"name"} <= _RESTRICTED_VOLUMES]
     for each in containers(pod):
         context = each.get("securityContext", {})
         asked = {

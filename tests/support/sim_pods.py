@@ -72,6 +72,8 @@ class Behaviour:
     """By version."""
     refuses: Callable[[str, int], str] = lambda _pod, _version: ""
     """Why a pod cannot load a version; empty: it can."""
+    kills: Callable[[int], bool] = lambda _: False
+    """Whether a version kills the process that loads it."""
     wants_deltas: bool = True
     seed: int = 0
 
@@ -151,11 +153,13 @@ class SimPod:
         self.is_connected = False
         self.is_draining = False
         self.num_connects = 0
+        self.num_crashes = 0
         self._address = address
         self._behaviour = behaviour
         self._library = library
         self._rng = random.Random(f"{behaviour.seed}/{name}")
         self._tallies: dict[int, _Tally] = {}
+        self._num_lost = 0
         self._swaps = fleet_pb2.SwapCounters()
         self._boot = self._new_boot()
         self._served_until_s = time.monotonic()
@@ -169,8 +173,17 @@ class SimPod:
             tasks.create_task(self._follow_all(registry_pb2_grpc.RegistryStub(channel)))
             tasks.create_task(self._stay_connected(fleet_pb2_grpc.FleetStub(channel)))
 
+    @property
+    def num_failed(self) -> int:
+        """Requests that failed, over all its lives."""
+        return self._num_lost + sum(tally.errors for tally in self._tallies.values())
+
     def crash(self) -> None:
-        """Lose the stream and all counters, and serve again what is on the disk."""
+        """Lose the stream, all counters and the requests that run, and serve again what is on the disk."""
+        self.num_crashes += 1
+        running = (time.monotonic() - self._served_until_s) * self._behaviour.requests_per_s
+        self._num_lost = self.num_failed + max(1, round(running))
+        self.directive = fleet_pb2.Directive()
         self._tallies, self._swaps, self._boot = {}, fleet_pb2.SwapCounters(), self._new_boot()
         self._served_until_s = time.monotonic()
         self._hung_up.set()
@@ -296,6 +309,9 @@ class SimPod:
         if draft == self.loaded:
             return
         await asyncio.sleep(self._behaviour.swap_s)
+        if self._behaviour.kills(draft.version):
+            self.crash()
+            await asyncio.Event().wait()  # until the next life, which begins with what the registry says then
         self._serve()
         self.loaded = draft
         self.served.append((draft.version, draft.digest))

@@ -30,7 +30,7 @@ class FakeRegistry:
         self.versions = {n: b"weights %d" % n for n in range(1, 6)}
         self.target = "sha256:target"
         self.is_away = False
-        self.denies: UpdraftError | None = None
+        self.fails: UpdraftError | None = None
         self.is_disk_full = False
         self.fetched: list[int] = []
         self.go = asyncio.Event()
@@ -45,8 +45,8 @@ class FakeRegistry:
         await self.go.wait()
         if self.is_away:
             raise Unavailable("the registry is away")
-        if self.denies is not None:
-            raise self.denies
+        if self.fails is not None:
+            raise self.fails
         if self.is_disk_full:
             raise OSError(errno.ENOSPC, "No space left on device")
         if version not in self.versions:

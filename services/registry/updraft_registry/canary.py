@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from updraft_registry import placement
-from updraft_registry.comparison import Evidence, Seen, observe
+from updraft_registry.comparison import Evidence, Seen, Trial, observe
 from updraft_registry.gate import Verdict
 from updraft_registry.gate.live import LiveJudgement, judge
 from updraft_registry.placement import Pod, View
@@ -260,9 +260,7 @@ def _observed(scene: Scene, told: Collection[str], view: View, now_ms: int) -> E
     return observe(
         rollout.evidence,
         [_seen(pod, rollout, analysis, now_ms) for pod in pods],
-        told=told,
-        candidate=rollout.candidate,
-        baseline=rollout.baseline,
+        Trial(candidate=rollout.candidate, baseline=rollout.baseline, told=told),
         slice_ms=slice_ms,
         now_ms=now_ms,
     )

@@ -188,31 +188,32 @@ class Evidence:
         )
 
 
-def observe(
-    evidence: Evidence,
-    pods: Sequence[Seen],
-    *,
-    told: Collection[str],
-    candidate: int,
-    baseline: int,
-    slice_ms: float,
-    now_ms: int,
-) -> Evidence:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """What is compared."""
+
+    candidate: int
+    baseline: int
+    told: Collection[str] = ()
+    """Pods that had been ordered to serve the candidate and nothing else: whatever one of them said last, it may have
+    crashed in loading it."""
+
+
+def observe(evidence: Evidence, pods: Sequence[Seen], trial: Trial, *, slice_ms: float, now_ms: int) -> Evidence:
     """Add what the pods served since the last look, and close the slice if it is over.
 
-    A pod counts from the second look on, and again so after it was away. `told` are those that had been ordered to
-    serve the candidate and nothing else: whatever one of them said last, it may have crashed in loading it. `slice_ms`
-    is the least length of a slice; a switchback needs whole cycles. Looking twice at the same reports adds nothing.
+    A pod counts from the second look on, and again so after it was away. `slice_ms` is the least length of a
+    slice; a switchback needs whole cycles. Looking twice at the same reports adds nothing.
     """
     served_candidate = served_baseline = NOTHING
     met = [(evidence.marks[pod.pod], pod) for pod in pods if pod.pod in evidence.marks]
     for before, pod in met:
         if before.boot == pod.boot and before.traffic is not pod.traffic and pod.pod not in evidence.away:
-            served_candidate += _since(before, pod, candidate)
-            served_baseline += _since(before, pod, baseline)
+            served_candidate += _since(before, pod, trial.candidate)
+            served_baseline += _since(before, pod, trial.baseline)
     crashed = [before for before, pod in met if before.boot != pod.boot and not before.is_draining]
-    killed = [pod.pod for pod in crashed if pod.version == candidate or pod.pod in told]
-    others = [pod.pod for pod in crashed if pod.version == baseline and pod.pod not in told]
+    killed = [pod.pod for pod in crashed if pod.version == trial.candidate or pod.pod in trial.told]
+    others = [pod.pod for pod in crashed if pod.version == trial.baseline and pod.pod not in trial.told]
     present = {pod.pod: pod for pod in pods}
     since_ms = min(evidence.open.since_ms, now_ms) if evidence.marks else now_ms
     away = {name: evidence.away.get(name, now_ms) for name in evidence.marks.keys() - present.keys()}

@@ -79,8 +79,6 @@ def operator(
 
 
 @pytest.fixture
-def subject(api: Api, namespace: str) -> Iterator[Subject]:
+def subject(api: Api, namespace: str) -> Subject:
     """A speculator that is not there yet, with a name of its own."""
-    yield Subject(api, namespace, f"asp-{secrets.token_hex(3)}")
-
-
+    return Subject(api, namespace, f"asp-{secrets.token_hex(3)}")

@@ -49,4 +49,4 @@ class Shelf:
     @contextmanager
     def _stub(self) -> Iterator[Any]:
         with grpc.insecure_channel(self._address) as channel:
-            yield RegistryStub(channel)  # type: ignore[no-untyped-call]
+            yield RegistryStub(channel)

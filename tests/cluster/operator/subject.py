@@ -125,7 +125,10 @@ class Subject:
     def events(self) -> Iterator[tuple[str, str]]:
         """Reasons and messages of the Events about the resource and its versions, in no order."""
         for each in self.all_of("Event"):
-            if each["involvedObject"]["name"].startswith(self.name) and each["source"].get("component") == names.MANAGER:
+            if (
+                each["involvedObject"]["name"].startswith(self.name)
+                and each["source"].get("component") == names.MANAGER
+            ):
                 yield each["reason"], each["message"]
 
 

@@ -148,7 +148,9 @@ def test_a_changed_spec_changes_what_it_says(operator: Running, built: Subject) 
 
 def test_a_suspended_one_keeps_what_it_has_and_runs_nothing(operator: Running, built: Subject) -> None:
     def replicas() -> tuple[int, ...]:
-        return tuple(built.get("Deployment", f"{built.name}-{part}")["spec"]["replicas"] for part in ("serving", "trainer"))
+        return tuple(
+            built.get("Deployment", f"{built.name}-{part}")["spec"]["replicas"] for part in ("serving", "trainer")
+        )
 
     built.change(suspend=True)
     built.wait_for("Ready", "False", "Suspended")

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from google.protobuf import json_format
@@ -121,12 +120,18 @@ def test_a_table_of_both_kinds_reads_well(operator: Running, connected: Subject,
 
     text = operator.cluster.kubectl("get", "asp,dver", "-n", connected.namespace)
 
-    lines = [re.sub(r"\d+m?s$", "AGE", line.replace(connected.name, "chat").rstrip()) for line in text.splitlines()]
-    assert [line.split() for line in lines if line] == [line.split() for line in TABLE.strip().splitlines() if line]
+    words = [line.replace(connected.name, "chat").split() for line in text.splitlines() if line]
+    assert all(re.fullmatch(r"AGE|(\d+m)?\d+s", line[-1]) for line in words)
+    assert [line[:-1] for line in words] == [line.split() for line in TABLE.strip().splitlines()]
 
 
+# Without the last column, which is a time; an empty cell is no word.
 TABLE = """
-NAME READY
+NAME                                READY  REASON        STABLE  CANDIDATE  ROLLOUT  ACCEPT-LEN  PODS
+adaptivespeculator.updraft.dev/chat False  ModelLoading  2                  Stable               0
+NAME                                SPECULATOR  VERSION  PHASE       LOADED  TARGET  ACCEPT-LEN
+draftversion.updraft.dev/chat-v1    chat        1        Superseded  0       0
+draftversion.updraft.dev/chat-v2    chat        2        Stable      0       0
 """
 
 
@@ -185,21 +190,15 @@ def test_a_manual_rollout_waits_for_a_promotion(connected: Subject, shelf: Shelf
     wait_for_phases(connected, v1="Superseded", v2="Stable")
 
 
-def test_what_the_registry_forgets_has_no_object_and_what_is_retained_keeps_it(
-    connected: Subject, shelf: Shelf
-) -> None:
+def test_a_wish_to_retain_reaches_the_registry(connected: Subject, shelf: Shelf) -> None:
     publish(connected, shelf, 1)
-    connected.api.patch(connected.path("DraftVersion", f"{connected.name}-v1"), {"spec": {"retain": True}})
+    path = connected.path("DraftVersion", f"{connected.name}-v1")
+
+    connected.api.patch(path, {"spec": {"retain": True}})
     wait_until(lambda: shelf.versions()[1].retain, what="the wish to retain")
-    for number in range(2, 7):
-        publish(connected, shelf, number)
 
-    wait_until(lambda: "v2" not in phases(connected), what="the end of version 2")
-    assert "v1" in phases(connected)
-    assert {f"v{number}" for number in shelf.versions()} == set(phases(connected))
-
-    connected.api.patch(connected.path("DraftVersion", f"{connected.name}-v1"), {"spec": {"retain": False}})
-    wait_until(lambda: "v1" not in phases(connected), what="the end of version 1")
+    connected.api.patch(path, {"spec": {"retain": False}})
+    wait_until(lambda: not shelf.versions()[1].retain, what="the end of it")
 
 
 def test_an_object_that_somebody_deleted_is_made_again(connected: Subject, shelf: Shelf) -> None:
@@ -232,8 +231,12 @@ def test_a_registry_that_is_away_costs_no_version(
 
     connected.wait_for("RegistryReady", "True", "Connected")
     wait_for_phases(connected, v1="Superseded", v2="Stable")
-    deleted = [each for each in requests.writes(operator.cluster, operator.account.user, since) if each.verb == "delete"]
-    assert not [each for each in deleted if each.resource == names.DRAFT_VERSIONS and each.namespace == connected.namespace]
+    deleted = [
+        each for each in requests.writes(operator.cluster, operator.account.user, since) if each.verb == "delete"
+    ]
+    assert not [
+        each for each in deleted if each.resource == names.DRAFT_VERSIONS and each.namespace == connected.namespace
+    ]
 
 
 @pytest.fixture
@@ -278,8 +281,8 @@ def test_a_draft_that_a_person_applies_is_imported_by_a_job(
 
 def test_an_import_that_failed_says_why(connected: Subject, brought: Json) -> None:
     (job,) = _until_there(connected, "Job")
-    for _ in range(job["spec"]["backoffLimit"] + 1):
-        fail_a_pod(connected, "updraft: hf://org/draft is not there")
+    connected.api.patch(connected.path("Job", job["metadata"]["name"]), {"spec": {"backoffLimit": 0}})
+    fail_a_pod(connected, "updraft: hf://org/draft is not there")
 
     wait_for_phases(connected, mine="Failed")
     status = connected.get("DraftVersion", "mine")["status"]

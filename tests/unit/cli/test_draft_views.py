@@ -2,10 +2,11 @@
 
 from textwrap import dedent
 
+import pytest
 from tests.support.registry_answers import NOW, ago_ms, screen, state, version
 
 from updraft.registry.v1 import registry_pb2 as pb
-from updraft_cli import drafts
+from updraft_cli import drafts, output
 from updraft_cli.differences import difference
 from updraft_cli.drafts import Listing
 from updraft_cli.importing import Imported
@@ -115,6 +116,25 @@ def test_the_history_tells_what_happened_to_no_version_in_particular_too() -> No
         2026-11-24 11:55:00        -  -        operator  paused: lunch
     """)
     assert "was      became" in screen(view.rendered_history(events, is_wide=True), 200)
+
+
+@pytest.mark.parametrize("is_wide", [False, True])
+def test_reasons_are_shown_as_they_were_written_whatever_brackets_are_in_them(
+    capsys: pytest.CaptureFixture[str], *, is_wide: bool
+) -> None:
+    told = "rollback [/incident 12] [ops] :bug:"
+    versions = [version(2, pb.PHASE_ROLLED_BACK, told)]
+    found = drafts.listing("default", pb.ListResponse(versions=versions, speculators=[state()]))
+    event = drafts.event(pb.Transition(unix_ms=ago_ms(500), version=2, reason=told, actor="operator"))
+    history = drafts.History(speculator="default", events=(event,))
+    details = drafts.details(versions[0], (), [])
+    imported = Imported(speculator="default", existed=True, message="", draft=found.drafts[0])
+    form: output.Format = "wide" if is_wide else "table"
+    output.show(found, form, names=(), rendered=lambda is_wide: view.rendered_list(found, NOW, is_wide=is_wide))
+    output.show(history, form, names=(), rendered=lambda is_wide: view.rendered_history(history, is_wide=is_wide))
+    output.show(details, form, names=(), rendered=lambda is_wide: view.rendered_details(details, NOW, is_wide=is_wide))
+    output.show(imported, form, names=(), rendered=lambda is_wide: view.rendered_import(imported, is_wide=is_wide))
+    assert capsys.readouterr().out.count(told) == 4
 
 
 def test_a_difference_shows_only_what_differs() -> None:

@@ -68,6 +68,12 @@ def test_on_a_narrow_terminal_only_the_last_column_gives_way() -> None:
     ]
 
 
+def test_what_is_waited_for_may_have_brackets_in_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with output.waiting("Fetching [/tmp/a]"):
+        pass
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize(
     ("seconds", "said"),
     [(0, "0 s"), (59.6, "1 min"), (65, "1 min 5 s"), (3600, "1 h"), (3605, "1 h"), (90_000, "1 d 1 h"), (-3, "0 s")],

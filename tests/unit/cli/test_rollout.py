@@ -8,7 +8,7 @@ from tests.support.registry_answers import EVIDENCE, NOW, canary, rollout, scree
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_cli import output
-from updraft_cli.rollout import Outcome, Subject, outcome, status
+from updraft_cli.rollout import Outcome, Subject, has_served, outcome, status
 from updraft_cli.views import rollout as view
 
 
@@ -18,6 +18,10 @@ def golden(text: str) -> str:
 
 def subject(number: int, phase: "pb.Phase.ValueType", reason: str = "why") -> Subject:
     return Subject(version=version(number, phase, reason))
+
+
+def moved(before: "pb.Phase.ValueType", after: "pb.Phase.ValueType" = pb.PHASE_SUPERSEDED) -> pb.Transition:
+    return pb.Transition(version=1, from_phase=before, to_phase=after, reason="why", actor="gate")
 
 
 @pytest.mark.parametrize(
@@ -60,6 +64,25 @@ def test_the_outcome_of_a_version_is_an_exit_code(
 ) -> None:
     assert outcome(about, now) is expected
     assert expected.exit_code == exit_code
+
+
+RETAINED = pb.Transition(reason="kept: the release of May", actor="operator")
+
+
+@pytest.mark.parametrize(
+    ("history", "expected"),
+    [
+        pytest.param([], False, id="nothing is known"),
+        pytest.param([moved(pb.PHASE_UNSPECIFIED, pb.PHASE_PENDING), moved(pb.PHASE_HELD)], False, id="never"),
+        pytest.param([moved(pb.PHASE_CANARY, pb.PHASE_STABLE), moved(pb.PHASE_STABLE)], True, id="once"),
+        pytest.param([moved(pb.PHASE_STABLE), RETAINED, RETAINED], True, id="and it was retained since"),
+        pytest.param([moved(pb.PHASE_HELD), RETAINED], False, id="never, and it was retained since"),
+    ],
+)
+def test_a_superseded_version_has_served_if_it_was_stable_before(
+    history: list[pb.Transition], *, expected: bool
+) -> None:
+    assert has_served(history) is expected
 
 
 def test_a_canary_is_a_sentence_and_a_table() -> None:

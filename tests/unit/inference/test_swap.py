@@ -5,7 +5,16 @@ from tests.support.draft_folders import manifest
 from tests.support.swapping import ACK, NACK, PENDING, Pod, running
 from tests.support.wait import until
 
-from updraft_chassis.errors import Forbidden, Unauthenticated, UpdraftError
+from updraft_chassis.errors import (
+    Conflict,
+    Corrupt,
+    Exhausted,
+    Forbidden,
+    InvalidInput,
+    NotFound,
+    Unauthenticated,
+    UpdraftError,
+)
 
 
 @pytest.fixture
@@ -68,23 +77,21 @@ async def test_a_newer_directive_interrupts_a_download(pod: Pod) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "content", "target", "told"),
+    ("content", "target", "told"),
     [
-        pytest.param(2, b"nan", "sha256:target", "not finite", id="a draft that is not finite"),
-        pytest.param(2, b"weights", "sha256:other", "sha256:other", id="a draft for another target"),
-        pytest.param(9, None, "sha256:target", "no version 9", id="a version that does not exist"),
+        pytest.param(b"nan", "sha256:target", "not finite", id="a draft that is not finite"),
+        pytest.param(b"weights", "sha256:other", "sha256:other", id="a draft for another target"),
     ],
 )
 async def test_what_is_refused_is_told_with_its_reason_and_the_old_draft_serves_on(
-    pod: Pod, version: int, content: bytes | None, target: str, told: str
+    pod: Pod, content: bytes, target: str, told: str
 ) -> None:
     async with running(pod):
         await pod.answered(pod.serve(1))
         pod.registry.target = target
-        if content is not None:
-            pod.registry.versions[version] = content
-        status = await pod.answered(pod.serve(version))
-        assert (status.outcome, status.version) == (NACK, version)
+        pod.registry.versions[2] = content
+        status = await pod.answered(pod.serve(2))
+        assert (status.outcome, status.version) == (NACK, 2)
         assert told in status.reason
         assert pod.engine.loaded.version == 1
         assert pod.drafts.remembered() == 1
@@ -96,10 +103,20 @@ async def test_what_is_refused_is_told_with_its_reason_and_the_old_draft_serves_
 
 async def test_a_version_that_cannot_be_prefetched_is_named_and_the_other_serves(pod: Pod) -> None:
     async with running(pod):
-        status = await pod.answered(pod.serve(1, 9))
+        nonce = pod.serve(1, 9)
+        await until(lambda: pod.swapper.status.reason == "cannot fetch yet: no version 9")
 
-    assert (status.outcome, status.version) == (NACK, 9)
+    assert (pod.swapper.status.nonce, pod.swapper.status.version) == (nonce, 9)
     assert pod.engine.loaded.version == 1
+
+
+@pytest.mark.parametrize("damage", [InvalidInput("no draft of this target"), Corrupt("it hashes to something else")])
+async def test_what_the_registry_sends_that_cannot_be_served_is_refused(pod: Pod, damage: UpdraftError) -> None:
+    pod.registry.fails = damage
+    async with running(pod):
+        status = await pod.answered(pod.serve(2))
+
+    assert (status.outcome, status.version, status.reason) == (NACK, 2, str(damage))
 
 
 async def test_a_registry_that_is_away_is_waited_for(pod: Pod) -> None:
@@ -144,15 +161,25 @@ async def test_a_pod_that_waits_for_its_disk_tells_why_and_follows_a_newer_direc
     assert pod.registry.fetched == [2, 3]
 
 
-@pytest.mark.parametrize("denial", [Unauthenticated("a token is missing"), Forbidden("another role")])
-async def test_a_token_that_does_not_do_says_nothing_about_the_version(pod: Pod, denial: UpdraftError) -> None:
-    pod.registry.denies = denial
+@pytest.mark.parametrize(
+    "failure",
+    [
+        pytest.param(Unauthenticated("a token is missing"), id="no token"),
+        pytest.param(Forbidden("another role"), id="another role"),
+        pytest.param(UpdraftError("Fetch failed; the server's log says why"), id="a failure of the registry"),
+        pytest.param(NotFound("no blob sha256:77 is stored"), id="weights that are not there just now"),
+        pytest.param(Conflict("the registry has sha256:88 as version 2"), id="a registry that was set up anew"),
+        pytest.param(Exhausted("no room"), id="no room"),
+    ],
+)
+async def test_a_registry_that_does_not_give_a_version_says_nothing_about_it(pod: Pod, failure: UpdraftError) -> None:
+    pod.registry.fails = failure
     async with running(pod):
         nonce = pod.serve(2)
-        await until(lambda: f"cannot fetch yet: {denial}" in pod.swapper.status.reason)
+        await until(lambda: f"cannot fetch yet: {failure}" in pod.swapper.status.reason)
         assert pod.swapper.status.outcome == PENDING
 
-        pod.registry.denies = None
+        pod.registry.fails = None
         assert (await pod.answered(nonce)).outcome == ACK
 
     assert pod.swapper.counters.failures == 0

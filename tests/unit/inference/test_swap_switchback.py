@@ -103,14 +103,19 @@ async def test_no_draft_can_be_one_of_the_two(pod: Pod) -> None:
             pod.clock.advance(20)
 
 
-@pytest.mark.parametrize("content", [b"nan", None], ids=["not finite", "not there"])
-async def test_a_version_that_cannot_be_loaded_is_refused_and_the_other_serves_on(
-    pod: Pod, content: bytes | None
-) -> None:
-    if content is None:
-        del pod.registry.versions[2]
-    else:
-        pod.registry.versions[2] = content
+async def test_a_version_that_is_not_there_is_waited_for_and_the_other_serves_on(pod: Pod) -> None:
+    del pod.registry.versions[2]
+    async with running(pod):
+        await pod.answered(pod.serve(1))
+        pod.alternate(1, 2)
+        await until(lambda: pod.swapper.status.reason == "cannot fetch yet: no version 2")
+        assert (pod.swapper.status.outcome, pod.swapper.status.version) == (PENDING, 2)
+
+    assert pod.engine.loaded.version == 1
+
+
+async def test_a_version_that_cannot_be_loaded_is_refused_and_the_other_serves_on(pod: Pod) -> None:
+    pod.registry.versions[2] = b"nan"
     async with running(pod):
         await pod.answered(pod.serve(1))
         nonce = pod.alternate(1, 2)

@@ -89,6 +89,13 @@ class MemoryCluster:
             if is_ours or each["metadata"].get("labels", {}).get(names.MANAGED_BY) == names.MANAGER
         ]
 
+    def holds(self, content: Manifest) -> bool:
+        """Whether applying this would change nothing."""
+        live = self.objects.get(place(content))
+        if live is None:
+            return False
+        return _bare(_defaulted(applied(live, {}, _stored(content)))) == _bare(live)
+
     # What others do.
 
     def of(self, kind: str, namespace: str = "") -> list[Manifest]:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from tests.support.manifests import ALONE
+from tests.support.manifests import ALONE, speculator
 from tests.support.observed import connected, observed, pod, ready_pods, traffic, version, workload
 
 from updraft.registry.v1 import registry_pb2 as pb
@@ -232,6 +232,40 @@ def test_a_version_that_is_not_there_is_told_with_those_that_are() -> None:
 def test_a_registry_with_one_ready_pod_is_not_in_trouble_over_another() -> None:
     pods = (pod("a", "registry", trouble=("OOMKilled", "x")), pod("b", "registry", is_ready=True))
     assert _verdicts(pods=pods)["RegistryReady"].reason == "Starting"
+
+
+def _told(*conditions: tuple[str, str, str]) -> dict[str, Any]:
+    """A status of an hour ago."""
+    said = [
+        {"type": kind, "status": status, "reason": reason, "message": "x", "lastTransitionTime": "2026-11-25T11:00:00Z"}
+        for kind, status, reason in conditions
+    ]
+    return {"speculator": speculator(status={"conditions": said})}
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "reason"),
+    [
+        ("RegistryReady", "True", "Connected"),
+        ("SpeculationEffective", "True", "Effective"),
+        ("Progressing", "True", "Canary"),
+    ],
+)
+def test_what_a_registry_said_stands_until_it_has_answered_a_new_operator(kind: str, status: str, reason: str) -> None:
+    world = _told((kind, status, reason))
+    verdict = _verdicts(**world, registry=RegistryView(link=Link.CONNECTING))[kind]
+    assert (verdict.status, verdict.reason) == (status, reason)
+
+
+def test_a_registry_that_does_not_answer_any_more_is_not_ready_whatever_was_said() -> None:
+    world = _told(("RegistryReady", "True", "Connected"), ("SpeculationEffective", "Unknown", "Suspended"))
+    verdicts = _verdicts(**world, registry=RegistryView(link=Link.UNREACHABLE))
+    assert verdicts["RegistryReady"].reason == "Unreachable"
+    assert verdicts["SpeculationEffective"].reason == "NoDraft"
+
+
+def test_a_registry_that_is_asked_for_the_first_time_starts() -> None:
+    assert _verdicts(registry=RegistryView(link=Link.CONNECTING))["RegistryReady"].reason == "Starting"
 
 
 def test_a_long_message_is_cut() -> None:

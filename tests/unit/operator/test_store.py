@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from updraft_chassis.errors import InvalidInput
 from updraft_operator.api import names
 from updraft_operator.store import Key, Ref, Store, is_older, key_of, pack, unpack
 
@@ -85,6 +86,17 @@ def test_what_is_known_around_a_key_is_all_together() -> None:
     assert known.children.keys() == {Ref("ConfigMap", "c")}
     assert store.speculators() == [QWEN]
     assert store.all_keys() == [Key("team", "other"), QWEN]
+
+
+@pytest.mark.parametrize("kind", ["AdaptiveSpeculator", "DraftVersion"])
+def test_what_only_a_newer_operator_can_read_is_one_resources_trouble(kind: str) -> None:
+    store = Store()
+    body = _body(kind, "qwen", 1)
+    body["spec"] |= {"engine": "another", "source": "Another"}
+    store.put(kind, body)
+    with pytest.raises(InvalidInput, match=f"{kind} qwen cannot be read: spec"):
+        store.known(QWEN)
+    assert store.all_keys() == [QWEN]
 
 
 def test_nothing_is_known_around_an_unknown_key() -> None:

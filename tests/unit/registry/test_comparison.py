@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updraft_registry.comparison import NOTHING, Evidence, Seen, Slice, Traffic, observe
+from updraft_registry.comparison import NOTHING, Evidence, Seen, Slice, Traffic, Trial, observe
 
 CANDIDATE, BASELINE = 8, 7
 SLICE_MS = 30_000
@@ -34,9 +34,7 @@ def look(evidence: Evidence, pods: Sequence[Seen], now_s: float, *, told: Collec
     return observe(
         evidence,
         pods,
-        told=told,
-        candidate=CANDIDATE,
-        baseline=BASELINE,
+        Trial(candidate=CANDIDATE, baseline=BASELINE, told=told),
         slice_ms=SLICE_MS,
         now_ms=round(1000 * now_s),
     )
@@ -220,11 +218,10 @@ def test_lost_reports_cost_nothing(growth: list[tuple[int, int, float]], kept: s
 def test_exchanging_the_versions_turns_the_change_around(growth: list[tuple[int, int, float]]) -> None:
     told = reports(growth)
     one = begun(told[0])
-    other = observe(one, [], told=(), candidate=BASELINE, baseline=CANDIDATE, slice_ms=SLICE_MS, now_ms=0)
+    turned = Trial(candidate=BASELINE, baseline=CANDIDATE)
+    other = observe(one, [], turned, slice_ms=SLICE_MS, now_ms=0)
     other = replace(other, away={})
     one = look(one, [told[-1]], 30)
-    other = observe(
-        other, [told[-1]], told=(), candidate=BASELINE, baseline=CANDIDATE, slice_ms=SLICE_MS, now_ms=30_000
-    )
+    other = observe(other, [told[-1]], turned, slice_ms=SLICE_MS, now_ms=30_000)
     assert one.slices == other.slices
     assert one.acceptance.change.mean == pytest.approx(-other.acceptance.change.mean)

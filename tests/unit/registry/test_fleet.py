@@ -66,6 +66,15 @@ def test_a_new_pod_and_a_new_load_matter_and_mere_counters_do_not(fleet: Fleet) 
     assert fleet.report(session, report(loaded=2, boot="2", draining=True), 5.0).is_change
 
 
+def test_a_pod_whose_stream_is_broken_cannot_be_told_anything_until_it_is_back(fleet: Fleet) -> None:
+    session = Session()
+    fleet.report(session, report(), 0.0)
+    fleet.disconnect(session)
+    assert [pod.is_connected for pod in fleet.pods("default")] == [False]
+    fleet.report(Session(), report(), 1.0)
+    assert [pod.is_connected for pod in fleet.pods("default")] == [True]
+
+
 def test_swaps_and_their_pauses_are_told_once(fleet: Fleet) -> None:
     session = Session()
     counted = fleet_pb2.SwapCounters(swaps=3, failures=1, pause_us_sum=9_000)

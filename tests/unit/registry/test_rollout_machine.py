@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.support.versions import NOW_MS, evaluation, version
 
 from updraft_chassis.errors import Conflict
-from updraft_registry.comparison import NOTHING, Traffic
+from updraft_registry.comparison import MAX_AWAY_MS, NOTHING, Traffic
 from updraft_registry.placement import Order, Pod
 from updraft_registry.retention import keepers
 from updraft_registry.rollout import Decision, decide, explain, promote, reject
@@ -142,6 +142,7 @@ class Rollouts(RuleBasedStateMachine):
         self.winners: list[int] = []
         self.began: tuple[object, ...] = ()
         self.at_risk: dict[str, str] = {}
+        self.lost_ms: dict[str, int] = {}
         self.on_candidate: set[str] = set()
         self.decision = Decision(versions=(), rollout=None, transitions=(), orders={}, message="")
 
@@ -247,16 +248,24 @@ class Rollouts(RuleBasedStateMachine):
         self._crash(name, is_back=is_back)
         self._decide()
 
-    @rule(lives=st.lists(st.tuples(st.integers(1, 3), st.booleans()), min_size=1, max_size=4))
-    def try_one_that_kills(self, lives: list[tuple[int, bool]]) -> None:
+    @rule(
+        lives=st.lists(st.tuples(st.integers(1, 3), st.booleans(), st.booleans()), min_size=1, max_size=4),
+        failure_limit=st.integers(0, 4),
+    )
+    def try_one_that_kills(self, lives: list[tuple[int, bool, bool]], failure_limit: int) -> None:
         """Some of those that are told the candidate die before they have said that they load it, again and again."""
-        self._wish(pinned=None, is_paused=False)
+        policy = self.speculator.wish.policy
+        analysis = replace(policy.analysis, failure_limit=failure_limit)
+        policy = replace(policy, strategy=Strategy.CANARY, steps=(Step(pods_percent=50, hold_s=60),), analysis=analysis)
+        self._wish(pinned=None, is_paused=False, policy=policy)
         self._add(3.0, Source.TRAINER)
         self._decide()
-        for num_pods, is_back in lives:
+        for num_pods, is_back, is_forgotten in lives:
             for name in sorted(self.on_candidate)[:num_pods]:
                 self._crash(name, is_back=is_back)
             self._decide()
+            if is_forgotten:
+                self.expire()
             for name, process in self.processes.items():
                 process.is_down = False
                 self._report(name)
@@ -291,7 +300,9 @@ class Rollouts(RuleBasedStateMachine):
         """Who has been silent for long is forgotten."""
         silent = [name for name in self.view if name not in self.processes or not self.processes[name].is_heard]
         for name in silent:
-            del self.view[name]
+            self.lost_ms.pop(name, None)
+            if not self.view.pop(name).is_draining:
+                self.lost_ms[name] = self.now_ms
         self._decide()
 
     @rule(gain=gains, num_slices=st.integers(1, 8), has_obeyed=st.booleans())
@@ -314,7 +325,9 @@ class Rollouts(RuleBasedStateMachine):
         rollout = self.speculator.rollout
         written = Rollout.from_json(rollout.to_json()) if rollout else None
         self.speculator = replace(self.speculator, rollout=written)
-        self.view, self.told, self.at_risk, self.is_settled = {}, {}, {}, False
+        assert written is None or rollout is None or written.trying == rollout.trying
+        self.view, self.told, self.is_settled = {}, {}, False
+        self.at_risk, self.lost_ms = {}, {}
         self._decide()
         for name in names[:4]:
             self._report(name)
@@ -478,13 +491,24 @@ class Rollouts(RuleBasedStateMachine):
         away = {name: boot for name, boot in at_risk.items() if after and name in after.pods and name not in self.view}
         here = {name: pod.boot for name, pod in self.view.items() if name in told and not pod.is_draining}
         self.at_risk = away | here
-        if before is None or after is None or before.started_ms != after.started_ms or not candidate:
+        if before is None or after is None or not candidate:
+            return
+        if (before.candidate, before.baseline, before.started_ms) != (
+            after.candidate,
+            after.baseline,
+            after.started_ms,
+        ):
             return
         killed = {name for name, boot in at_risk.items() if name in self.view and self.view[name].boot != boot}
         crashes, crashes_before = after.evidence.crashes, before.evidence.crashes
         assert all(crashes[name] == 1 + crashes_before.get(name, 0) for name in killed)
         assert after.evidence.failures >= before.evidence.failures + len(killed)
         assert len(told & crashes.keys()) <= 1, "(7) of those that crashed one tries again"
+        given_up = (set(before.pods) - set(after.pods) - self.view.keys()) & self.lost_ms.keys()
+        may_return = any(self.now_ms - self.lost_ms[name] < MAX_AWAY_MS for name in given_up)
+        assert not may_return or before.step < after.step or set(after.pods) <= set(before.pods), (
+            "(7) no place is given"
+        )
 
     def _check_orders(self, decision: Decision) -> None:
         assert set(decision.orders) == set(self.view)
@@ -539,7 +563,8 @@ class Rollouts(RuleBasedStateMachine):
                 moved -= {pod.name for pod in self.view.values() if _waits(pod, decision)}
             assert not moved
         if self.is_settled:
-            self.on_candidate, self.began = on_candidate, began
+            away = set(rollout.trying) - self.view.keys() if rollout else set()  # told before they went away
+            self.on_candidate, self.began = on_candidate | away, began
 
     def _check_pace(self, decision: Decision) -> None:
         """(7) No more pods than the policy says are on their way from one version that serves to another."""

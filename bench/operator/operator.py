@@ -1,0 +1,264 @@
+"""What do a thousand resources cost one operator? See README.md beside this file."""
+
+import argparse
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+from tests.cluster import crds
+from tests.cluster.access import Api, audited
+from tests.cluster.control_plane import ControlPlane, control_plane
+from tests.support.operator import OperatorProcess
+from tests.support.wait import wait_until
+
+from updraft_cli import output, results
+from updraft_operator.api import names
+from updraft_operator.cluster import KINDS
+
+SEED = 17
+SPECULATORS, PODS_EACH, NAMESPACES = 1000, 4, 50
+CHANGES_PER_S, CHANGES_S = 20.0, 30.0
+IDLE_S = 60.0
+MB = 1e6
+_CLIENTS = 8
+_LONG_S = 900.0
+_QUIET_S = 5.0
+_WRITES = ("create", "patch", "update", "delete")
+_AGENT = "updraft-operator"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What was measured."""
+
+    speculators: int
+    pods: int
+    making_s: float
+    """The operator made all objects of all resources."""
+    listing_s: float
+    """Started again, with everything there: until it had looked at all."""
+    memory_bytes: int
+    """Resident, after all of that; of the process that started again."""
+    peak_bytes: int
+    """The most of the process that made everything."""
+    idle_writes: int
+    idle_s: float
+    idle_cpu_percent: float
+    delays_s: tuple[float, ...]
+    """From a change of a spec to the write of the object that it changes, as the API server received both."""
+
+    @property
+    def p99_s(self) -> float:
+        """Of the delays; infinite if a change led to nothing."""
+        return sorted(self.delays_s)[int(0.99 * len(self.delays_s))]
+
+    @property
+    def idle_writes_per_minute(self) -> float:
+        """While nothing changes."""
+        return 60 * self.idle_writes / self.idle_s
+
+
+def run(speculators: int) -> Run:
+    """Measure with this many resources, on a control plane of one's own."""
+    with tempfile.TemporaryDirectory(prefix="updraft-") as folder, control_plane(has_controllers=False) as cluster:
+        with cluster.api() as api:
+            crds.install(api)
+            keys = _keys(speculators)
+            for namespace in sorted({namespace for namespace, _ in keys} | {"updraft-system"}):
+                api.create("/api/v1/namespaces", {"metadata": {"name": namespace}})
+                accounts = f"/api/v1/namespaces/{namespace}/serviceaccounts"
+                api.create(accounts, {"metadata": {"name": "default"}})  # as the controller manager would
+        _tell(f"Making {speculators} resources and {speculators * PODS_EACH} pods ...")
+        _at_once(cluster, keys, _make)
+        _tell("The operator makes their objects ...")
+        with OperatorProcess(cluster.kubeconfig, Path(folder) / "first.log", resync_seconds=300) as first:
+            making_s = _until_done(first, speculators)
+            peak_bytes = _memory(first)
+        _tell("It starts again ...")
+        with OperatorProcess(cluster.kubeconfig, Path(folder) / "second.log", resync_seconds=300) as second:
+            listing_s = _until_done(second, speculators)
+            _tell(f"Nothing changes for {IDLE_S:.0f} s ...")
+            process = psutil.Process(second.pid)
+            process.cpu_percent()
+            before = _writes(cluster)
+            time.sleep(IDLE_S)
+            idle_writes, idle_percent = _writes(cluster) - before, process.cpu_percent()
+            _tell(f"{CHANGES_PER_S:.0f} changes a second for {CHANGES_S:.0f} s ...")
+            delays = _change(cluster, keys)
+            return Run(
+                speculators=speculators,
+                pods=speculators * PODS_EACH,
+                making_s=making_s,
+                listing_s=listing_s,
+                memory_bytes=_memory(second),
+                peak_bytes=peak_bytes,
+                idle_writes=idle_writes,
+                idle_s=IDLE_S,
+                idle_cpu_percent=idle_percent,
+                delays_s=delays,
+            )
+
+
+def _keys(speculators: int) -> list[tuple[str, str]]:
+    return [(f"bench-{number % NAMESPACES}", f"model-{number}") for number in range(speculators)]
+
+
+def _make(api: Api, key: tuple[str, str]) -> None:
+    """A resource, and pods as its Deployments would have them, all ready."""
+    namespace, name = key
+    resource = KINDS["AdaptiveSpeculator"].path(namespace)
+    body = {"apiVersion": names.API_VERSION, "kind": "AdaptiveSpeculator", "metadata": {"name": name}}
+    api.create(resource, {**body, "spec": {"targetModel": {"uri": "/models/target"}, "serving": {"replicas": 2}}})
+    pods = f"/api/v1/namespaces/{namespace}/pods"
+    parts = (names.SERVING, names.SERVING, names.TRAINER, names.REGISTRY)
+    for number, part in enumerate(parts):
+        pod = f"{name}-{part}-{number}"
+        spec = {"containers": [{"name": part, "image": "bench"}], "automountServiceAccountToken": False}
+        api.create(pods, {"metadata": {"name": pod, "labels": names.labels(name, part)}, "spec": spec})
+        ready = {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+        api.patch(f"{pods}/{pod}/status", {"status": {"phase": "Running", "conditions": [ready]}})
+
+
+def _at_once(
+    cluster: ControlPlane, keys: Iterable[tuple[str, str]], act: Callable[[Api, tuple[str, str]], None]
+) -> None:
+    def share(number: int) -> None:
+        with cluster.api() as api:
+            for key in list(keys)[number::_CLIENTS]:
+                act(api, key)
+
+    with ThreadPoolExecutor(_CLIENTS) as clients:
+        list(clients.map(share, range(_CLIENTS)))
+
+
+def _until_done(operator: OperatorProcess, speculators: int) -> float:
+    """Seconds from now, right after its start, until each was looked at and nothing waits or is worked on any more.
+
+    Looks are counted, and some resources are looked at twice: so it is done when for a while nothing more happened.
+    """
+    began, last, last_looks = time.monotonic(), time.monotonic(), -1.0
+
+    def is_done() -> bool:
+        nonlocal last, last_looks
+        looks = operator.metric('updraft_operator_reconcile_duration_seconds_count{result="done"}')
+        if looks != last_looks or operator.metric("updraft_operator_queue_depth"):
+            last, last_looks = time.monotonic(), looks
+        return looks >= speculators and time.monotonic() - last > _QUIET_S
+
+    wait_until(is_done, timeout_s=_LONG_S, what="all resources to be looked at")
+    return last - began
+
+
+def _change(cluster: ControlPlane, keys: list[tuple[str, str]]) -> tuple[float, ...]:
+    """Change how many pods serve, of one after the other; how long each change took to its Deployment."""
+    chosen = random.Random(SEED).sample(keys, min(len(keys), int(CHANGES_PER_S * CHANGES_S)))
+    began = time.monotonic()
+    started = datetime.now(UTC).isoformat()
+    with cluster.api() as api:
+        for number, (namespace, name) in enumerate(chosen):
+            time.sleep(max(0.0, began + number / CHANGES_PER_S - time.monotonic()))
+            path = KINDS["AdaptiveSpeculator"].path(namespace, name)
+            api.patch(path, {"spec": {"serving": {"replicas": 3}}})
+    time.sleep(5.0)
+    wished: dict[tuple[str, str], datetime] = {}
+    written: dict[tuple[str, str], datetime] = {}
+    for entry in audited(cluster.audit_log):
+        if entry.time < started or entry.verb != "patch":
+            continue
+        at = datetime.fromisoformat(entry.time)
+        if entry.resource == names.SPECULATORS and not entry.agent.startswith(_AGENT):
+            wished[entry.namespace, entry.name] = at
+        elif entry.resource == "deployments" and entry.agent.startswith(_AGENT):
+            written.setdefault((entry.namespace, entry.name.removesuffix(f"-{names.SERVING}")), at)
+    return tuple((written[key] - at).total_seconds() if key in written else float("inf") for key, at in wished.items())
+
+
+def _writes(cluster: ControlPlane) -> int:
+    """Of the operator so far, but for its Lease."""
+    return sum(
+        entry.verb in _WRITES and entry.agent.startswith(_AGENT) and entry.resource != "leases"
+        for entry in audited(cluster.audit_log)
+    )
+
+
+def _memory(operator: OperatorProcess) -> int:
+    return int(psutil.Process(operator.pid).memory_info().rss)
+
+
+def bars(measured: Run | None) -> tuple[results.Bar, ...]:
+    """What has to hold for a thousand."""
+    at_all = measured if measured is not None and measured.speculators == SPECULATORS else None
+    memory = max(at_all.memory_bytes, at_all.peak_bytes) / MB if at_all else None
+    return (
+        results.at_most(
+            "from nothing until all objects of 1,000 resources are made", at_all.making_s if at_all else None, 120, "s"
+        ),
+        results.at_most("started again: all listed and looked at", at_all.listing_s if at_all else None, 120, "s"),
+        results.at_most("operator's memory", memory, 250, "MB"),
+        results.at_most("writes a minute when nothing changes", at_all.idle_writes_per_minute if at_all else None, 0),
+        results.at_most(
+            "a change of a spec until its Deployment is written, p99", at_all.p99_s if at_all else None, 1.0, "s"
+        ),
+    )
+
+
+def show(measured: Run) -> None:
+    """Print what was measured."""
+    table = output.table("what", ">measured")
+    rows = (
+        ("resources", measured.speculators, ""),
+        ("pods", measured.pods, ""),
+        ("all objects made, from nothing", measured.making_s, "s"),
+        ("started again: all listed and looked at", measured.listing_s, "s"),
+        ("memory after making everything", measured.peak_bytes / MB, "MB"),
+        ("memory of the one that started again", measured.memory_bytes / MB, "MB"),
+        ("writes a minute when nothing changes", measured.idle_writes_per_minute, ""),
+        ("time on a core when nothing changes", measured.idle_cpu_percent, "%"),
+        ("a change until its Deployment is written, median", statistics.median(measured.delays_s), "s"),
+        ("  p99", measured.p99_s, "s"),
+    )
+    for name, figure, unit in rows:
+        table.add_row(name, results.number(figure, unit))
+    output.console().print(table)
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Measure, print one table and the bars, write bench/results/; exit 1 where a bar is missed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--speculators", type=int, default=SPECULATORS, help=f"resources (default {SPECULATORS})")
+    speculators = parser.parse_args().speculators
+    started = datetime.now(UTC)
+    measured = run(speculators)
+    sample: dict[str, Any] = asdict(measured)
+    result = results.Result(
+        name="operator",
+        command="make bench-operator",
+        started=started,
+        commit=results.commit(),
+        seed=SEED,
+        machine=results.machine(),
+        bars=bars(measured),
+        samples=[sample],
+    )
+    show(measured)
+    console = output.console()
+    results.show_bars(console, result.bars)
+    console.print(results.write(result, Path("bench/results")))
+    sys.exit(results.missed(result.bars))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Whether what is there is what should be there: by the operator's own plan, and by another operator without any faults.
+
+The plan knows every value that is applied; the other namespace shows what nobody should have left besides. Only what
+cannot be the same twice is left out: identities, times, random tokens, and hashes of these.
+"""
+
+import base64
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from tests.cluster.access import Api, Json
+
+from updraft_operator.api import names
+from updraft_operator.api.speculator import AdaptiveSpeculator
+from updraft_operator.build.manifest import Surroundings
+from updraft_operator.build.registry import ROLES
+from updraft_operator.cluster import CHILDREN, KINDS, OTHERS
+from updraft_operator.compare import difference
+from updraft_operator.observed import Observed
+from updraft_operator.plan import hash_of, objects, ref
+from updraft_operator.store import Child, Ref
+
+_MADE = (*CHILDREN, "Secret", "DraftVersion")
+_ANEW = ("uid", "resourceVersion", "creationTimestamp", "generation", "managedFields")
+_MARKS = (names.APPLIED, names.SETTINGS, "deployment.kubernetes.io/revision")
+"""Annotations that hold hashes of a namespace or an identity, or count."""
+
+_ADDRESSES = ("clusterIP", "clusterIPs")
+_RANDOM = (*ROLES, "tokens")
+
+World = dict[tuple[str, str], Json]
+"""All objects of some kinds in a namespace, by kind and name."""
+
+
+def speculators(api: Api, namespace: str) -> dict[str, Json]:
+    """The resources by name."""
+    listed = api.get(KINDS["AdaptiveSpeculator"].path(namespace))["items"]
+    return {each["metadata"]["name"]: each for each in listed}
+
+
+def made(api: Api, namespace: str, subjects: tuple[str, ...]) -> World:
+    """Objects whose names begin with one of the subjects', whatever their labels are."""
+    found = {}
+    for kind in _MADE:
+        resource = KINDS[kind] if kind in KINDS else OTHERS[kind]
+        for each in api.get(resource.path(namespace))["items"]:
+            if each["metadata"]["name"].partition("-")[0] in subjects:
+                found[kind, each["metadata"]["name"]] = each
+    return found
+
+
+def without_kept_claims(live: World, owners: dict[str, Json], reference: World) -> World:
+    """Data that was made for an earlier spec stays until its owner goes, on purpose."""
+    alive = {owner["metadata"]["uid"] for owner in owners.values()}
+
+    def is_kept(where: tuple[str, str]) -> bool:
+        held = {each["uid"] for each in live[where]["metadata"].get("ownerReferences", ())}
+        return where[0] == "PersistentVolumeClaim" and where not in reference and bool(held & alive)
+
+    return {where: each for where, each in live.items() if not is_kept(where)}
+
+
+def against_plan(owners: dict[str, Json], live: World, around: Surroundings) -> Iterator[str]:
+    """What differs from what the plan says of these resources; nothing else may be there."""
+    wished = set()
+    for owner in owners.values():
+        seen = Observed(
+            speculator=AdaptiveSpeculator.model_validate(owner),
+            around=around,
+            children={Ref(*where): Child.of(where[0], each) for where, each in live.items()},
+        )
+        name = owner["metadata"]["name"]
+        wished.add(("Secret", f"{name}-access"))
+        for content in objects(seen):
+            where = ref(content)
+            wished.add((where.kind, where.name))
+            child = seen.children.get(where)
+            if child is None:
+                yield f"{'/'.join(where)} is missing"
+            elif child.applied != hash_of(content):
+                yield f"{'/'.join(where)} is not what was applied last"
+            elif path := difference(content, child.live()):
+                yield f"{'/'.join(where)} differs from the plan in {path}"
+    yield from (f"{'/'.join(where)} is there" for where in sorted(live.keys() - wished))
+    yield from (f"{'/'.join(where)} is missing" for where in sorted(wished - live.keys()) if where[0] == "Secret")
+
+
+def against_reference(live: World, reference: World) -> Iterator[str]:
+    """What differs from the same resources' objects in another namespace."""
+    for where in sorted(live.keys() | reference.keys()):
+        if where not in live or where not in reference:
+            yield f"{'/'.join(where)} is only {'here' if where in live else 'in the reference'}"
+        else:
+            for path in _differences(_normal(live[where]), _normal(reference[where]), ""):
+                yield f"{'/'.join(where)} differs from the reference in {path}"
+
+
+def of_status(owners: dict[str, Json], reference: dict[str, Json]) -> Iterator[str]:
+    """What the resources say that those of the reference do not."""
+    for name, owner in owners.items():
+        ours, theirs = _told(owner), _told(reference.get(name, {}))
+        for path in _differences(ours, theirs, ""):
+            yield f"the status of {name} differs in {path}: {ours} is not {theirs}"
+
+
+def _normal(content: Json) -> Any:
+    """Without what is another one each time, and without its namespace."""
+    metadata = {name: value for name, value in content["metadata"].items() if name not in _ANEW}
+    owners = [{**each, "uid": ""} for each in metadata.get("ownerReferences", ())]
+    rest = {name: value for name, value in content.items() if name not in ("metadata", "status")}
+    if content["metadata"].get("annotations"):
+        metadata["annotations"] = _unmarked(metadata["annotations"])
+    normal: Any = {**rest, "metadata": {**metadata, "ownerReferences": owners}}
+    if rest.get("type") == "Opaque":
+        normal["data"] = {name: _shown(name, value) for name, value in rest.get("data", {}).items()}
+    if "spec" in rest:
+        normal["spec"] = {name: value for name, value in rest["spec"].items() if name not in _ADDRESSES}
+    template = normal.get("spec", {}).get("template")
+    if template and template["metadata"].get("annotations"):
+        kept = {**template["metadata"], "annotations": _unmarked(template["metadata"]["annotations"])}
+        normal["spec"]["template"] = {**template, "metadata": kept}
+    return json.loads(json.dumps(normal).replace(content["metadata"]["namespace"], "NAMESPACE"))
+
+
+def _unmarked(annotations: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in annotations.items() if name not in _MARKS}
+
+
+def _shown(entry: str, value: str) -> str | int:
+    """Of a Secret: how long a random token is."""
+    text = base64.b64decode(value).decode()
+    return len(text) if entry in _RANDOM else text
+
+
+def _told(owner: Json) -> Json:
+    """A status without times and words."""
+    status = owner.get("status", {})
+    conditions = {each["type"]: f"{each['status']} {each['reason']}" for each in status.get("conditions", ())}
+    serving = {name: value for name, value in status.get("serving", {}).items() if name.endswith("eplicas")}
+    is_current = status.get("observedGeneration") == owner.get("metadata", {}).get("generation")
+    return {"conditions": conditions, "serving": serving, "is_current": is_current, "trainer": status.get("trainer")}
+
+
+def _differences(ours: Any, theirs: Any, path: str) -> Iterator[str]:
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for name in sorted(ours.keys() | theirs.keys()):
+            yield from _differences(ours.get(name), theirs.get(name), f"{path}.{name}")
+    elif isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            yield from _differences(one, other, f"{path}[{number}]")
+    elif ours != theirs:
+        yield path or "all"

@@ -1,0 +1,97 @@
+"""Least privilege: one life of a resource with everything in it uses every right but those that are listed, with why."""
+
+from collections.abc import Iterator
+
+import pytest
+from tests.cluster.access import Audited, audited
+from tests.cluster.operator import requests
+from tests.cluster.operator.accounts import granted
+from tests.cluster.operator.conftest import Running
+from tests.cluster.operator.registries import Shelf
+from tests.cluster.operator.subject import Subject
+from tests.support.registry import RegistryProcess
+from tests.support.wait import wait_until
+
+from updraft_operator.api import names
+
+Right = tuple[str, str, str]
+
+_MISSED = "a listing found what a watch had missed, and the object itself is looked at"
+_OPENSHIFT = "OpenShift asks for it of whoever names an owner that waits for what it owns (blockOwnerDeletion)"
+_RENAMED = "a later operator that makes another set of objects takes away those of this one"
+_DATA = "as above; of this one no version takes away a claim that it made"
+_AGAIN = "an Event that happens again is counted up rather than told anew; this operator tells transitions only"
+_NEWER = "Events of the newer API, which kopf would write; this operator writes those of core"
+
+UNUSED: dict[Right, str] = {
+    ("updraft.dev", "adaptivespeculators", "get"): _MISSED,
+    ("", "pods", "get"): _MISSED,
+    ("updraft.dev", "adaptivespeculators/finalizers", "update"): _OPENSHIFT,
+    ("apps", "statefulsets", "delete"): _RENAMED,
+    ("policy", "poddisruptionbudgets", "delete"): _RENAMED,
+    ("", "services", "delete"): _RENAMED,
+    ("", "serviceaccounts", "delete"): _RENAMED,
+    ("batch", "jobs", "delete"): _RENAMED,
+    ("", "persistentvolumeclaims", "delete"): _DATA,
+    ("", "events", "patch"): _AGAIN,
+    ("events.k8s.io", "events", "create"): _NEWER,
+    ("events.k8s.io", "events", "patch"): _NEWER,
+}
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryProcess]:
+    with RegistryProcess(tmp_path_factory.mktemp("registry"), settle_seconds=0) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def settings(registry: RegistryProcess) -> dict[str, object]:
+    return {"registry_address": registry.address}
+
+
+def rights(request: Audited) -> set[Right]:
+    """What a request needs: to apply what is not there yet is to create it."""
+    verbs = {request.verb, "create"} if (request.verb, request.code) == ("patch", 201) else {request.verb}
+    return {(request.group, request.resource, verb) for verb in verbs}
+
+
+def test_every_right_is_used_or_has_a_reason(operator: Running, subject: Subject, registry: RegistryProcess) -> None:
+    live(subject, Shelf(registry, subject.name))
+    wait_until(lambda: has_renewed(operator), what="a renewal of the Lease")
+
+    made = [each for each in audited(operator.cluster.audit_log) if each.user == operator.account.user]
+    used = {right for request in made if request.resource for right in rights(request)}
+
+    assert used <= granted()
+    rare = {right for right, why in UNUSED.items() if why == _MISSED}
+    assert (granted() - used) | rare == set(UNUSED)
+    assert requests.denied(operator.cluster, operator.account.user) == []
+
+
+def has_renewed(operator: Running) -> bool:
+    made = (each for each in audited(operator.cluster.audit_log) if each.user == operator.account.user)
+    return any((each.resource, each.verb) == ("leases", "update") for each in made)
+
+
+def live(subject: Subject, shelf: Shelf) -> None:
+    """A life with everything in it."""
+    subject.create(deletionPolicy="Delete", rollout={"strategy": "Immediate"})
+    subject.wait_until_built()
+    subject.run(names.REGISTRY)
+    subject.wait_for("RegistryReady", "True", "Connected")
+    shelf.publish(1)
+    first = f"{subject.name}-v1"
+    wait_until(lambda: subject.exists("DraftVersion", first), what="the version's object")
+    stray = {"speculatorRef": {"name": subject.name}, "source": "Initial", "version": 77}
+    collection = subject.path("DraftVersion").rpartition("/")[0]
+    kind = {"apiVersion": names.API_VERSION, "kind": "DraftVersion"}
+    subject.api.create(collection, {**kind, "metadata": {"name": "stray"}, "spec": stray})
+    wait_until(lambda: not subject.exists("DraftVersion", "stray"), what="the end of what the registry does not know")
+    imported = {"speculatorRef": {"name": subject.name}, "uri": "hf://org/draft"}
+    subject.api.create(collection, {**kind, "metadata": {"name": "mine"}, "spec": imported})
+    wait_until(lambda: bool(subject.all_of("Job")), what="the import")
+    subject.change(traces={"enabled": False})
+    wait_until(lambda: not subject.exists("Deployment", f"{subject.name}-trainer"), what="the end of the trainer")
+    subject.delete()
+    wait_until(lambda: not subject.exists(), what="the end")

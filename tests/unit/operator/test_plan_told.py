@@ -1,0 +1,159 @@
+"""What a plan tells: status, events, and the end of a resource."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from tests.support.manifests import speculator
+from tests.support.observed import (
+    NOW,
+    NOW_S,
+    connected,
+    draft,
+    observed,
+    pod,
+    ready_pods,
+    settled,
+    traffic,
+    version,
+)
+
+from updraft.registry.v1 import registry_pb2 as pb
+from updraft_operator import versions
+from updraft_operator.api import names
+from updraft_operator.observed import Observed, RegistryView
+from updraft_operator.plan import CLEANUP_S, Plan, plan, written
+from updraft_operator.status import status
+
+UNTOLD = 500.0
+"""A moment of the clock that only runs forward."""
+
+
+def _plan(seen: Observed, *, now_s: float = UNTOLD) -> Plan:
+    return plan(seen, now_unix_s=NOW_S, now_s=now_s)
+
+
+def _told(seen: Observed) -> Observed:
+    """The same world, once its status was written."""
+    owner = seen.speculator.model_copy(update={"status": status(seen, NOW)})
+    return replace(seen, speculator=owner)
+
+
+# Status and events
+
+
+def _measured(length: float) -> RegistryView:
+    return connected([version(3)], traffic=[traffic(3, length)], message=f"{length}")
+
+
+def test_measurements_are_told_at_their_own_pace() -> None:
+    seen = replace(_told(settled(registry=_measured(2.0))), registry=_measured(3.0))
+    early = _plan(replace(seen, status_due_s=UNTOLD + 10.0))
+    assert (early.status, early.again_s) == (None, 10.0)
+    late = _plan(replace(seen, status_due_s=UNTOLD))
+    assert late.status is not None
+    assert late.status["acceptance"]["stable"] == "3.00"
+    assert (late.events, late.again_s) == ((), None)
+
+
+def test_news_are_told_at_once() -> None:
+    seen = replace(_told(settled(registry=_measured(2.0))), pods=ready_pods(), status_due_s=UNTOLD + 10.0)
+    assert _plan(seen).status is not None
+
+
+def test_a_status_that_was_told_is_not_told_again() -> None:
+    seen = _told(settled(registry=_measured(2.0), pods=ready_pods()))
+    assert (_plan(seen).status, _plan(seen).again_s) == (None, None)
+
+
+def test_the_first_conditions_are_no_events() -> None:
+    made = _plan(settled())
+    assert made.status is not None
+    assert made.events == ()
+
+
+def test_a_change_of_status_or_reason_is_one_event() -> None:
+    before = _told(settled(registry=connected()))
+    serving = pod(is_ready=True)
+    reasons = {(each.reason, each.is_warning) for each in _plan(replace(before, pods=(serving,))).events}
+    assert reasons == {("PodsReady", False), ("Ready", False)}
+    troubled = replace(before, pods=(pod(trouble=("OOMKilled", "x")),))
+    assert {(each.reason, each.is_warning) for each in _plan(troubled).events} == {("OOMKilled", True)}
+    assert _plan(_told(troubled)).events == ()
+
+
+def test_another_message_alone_is_no_event() -> None:
+    before = _told(settled(pods=(pod(trouble=("OOMKilled", "x")),)))
+    made = _plan(replace(before, pods=(pod(trouble=("OOMKilled", "y")),)))
+    assert made.status is not None
+    assert made.events == ()
+
+
+def test_suspension_is_no_warning() -> None:
+    seen = _told(settled(registry=connected(), pods=ready_pods()))
+    suspended = replace(seen, speculator=speculator({"suspend": True}, status=written(seen.speculator.status)))
+    events = {each.reason: each.is_warning for each in _plan(suspended).events}
+    assert events["Suspended"] is False
+
+
+def test_a_version_that_changes_its_phase_is_one_event() -> None:
+    seen = settled(registry=connected([version(3)]), drafts=(draft(3),))
+    made = _plan(seen)
+    ((name, told),) = made.draft_statuses
+    (event,) = made.events
+    assert (name, event.name, event.reason, event.is_warning) == ("qwen-v3", "qwen-v3", "Stable", False)
+    again = replace(seen, drafts=(draft(3, status=told),))
+    assert (_plan(again).draft_statuses, _plan(again).events) == ((), ())
+    lost = replace(again, registry=connected([version(3, pb.PHASE_ROLLED_BACK)]))
+    assert [(each.reason, each.is_warning) for each in _plan(lost).events] == [("RolledBack", True)]
+
+
+def test_the_acceptance_of_a_version_is_told_with_the_speculators_own() -> None:
+    seen = _told(settled(registry=_measured(2.0), drafts=(draft(3),)))
+    told = {each.metadata.name: written(new) for each, new in versions.statuses(seen, NOW)}
+    seen = replace(seen, drafts=(draft(3, status=told["qwen-v3"]),), registry=_measured(3.0))
+    waiting = replace(seen, status_due_s=UNTOLD + 10.0)
+    assert _plan(waiting).draft_statuses == ()
+    ((_, new),) = _plan(_told(waiting)).draft_statuses
+    assert new["acceptance"] == {"length": "3.00"}
+
+
+# The end
+
+
+@pytest.mark.parametrize(
+    ("policy", "finalizers", "expected"),
+    [
+        ("Retain", [], ""),
+        ("Delete", [], "add"),
+        ("Delete", [names.FINALIZER], ""),
+        ("Retain", [names.FINALIZER], "remove"),
+        ("Retain", ["another"], ""),
+    ],
+)
+def test_the_finalizer_is_there_where_something_has_to_be_removed(
+    policy: str, finalizers: list[str], expected: str
+) -> None:
+    owner = speculator({"deletionPolicy": policy}, finalizers=finalizers)
+    assert _plan(settled(speculator=owner)).finalizer == expected
+
+
+def _deleted(policy: str, *, waited_s: float = 1.0, finalizers: tuple[str, ...] = (names.FINALIZER,)) -> Observed:
+    at = (NOW - timedelta(seconds=waited_s)).isoformat()
+    owner = speculator({"deletionPolicy": policy}, finalizers=list(finalizers), deletionTimestamp=at)
+    return observed(speculator=owner, registry=connected([version(3)]))
+
+
+def test_what_ends_is_only_cleaned_up() -> None:
+    assert _plan(_deleted("Delete")) == Plan(finalizer="remove", cleans_up=True)
+    assert _plan(_deleted("Retain")) == Plan(finalizer="remove")
+
+
+def test_a_deletion_without_our_finalizer_is_kubernetes_own_affair() -> None:
+    assert _plan(_deleted("Delete", finalizers=())).is_empty
+
+
+def test_a_deletion_never_hangs_on_what_cannot_be_reached() -> None:
+    made = _plan(_deleted("Delete", waited_s=CLEANUP_S + 1))
+    assert (made.finalizer, made.cleans_up) == ("remove", False)
+    assert [(each.reason, each.is_warning) for each in made.events] == [("CleanupGivenUp", True)]

@@ -1,0 +1,259 @@
+"""Observe, plan, carry out, in a small world: after a few looks nothing is left to do, and nothing foreign was touched."""
+
+from typing import Any
+
+import pytest
+from tests.support.observed import traffic
+from tests.unit.operator.memory_cluster import Where
+from tests.unit.operator.world import KEY, OWNER, World
+
+from updraft.registry.v1 import registry_pb2 as pb
+from updraft_operator.api import names
+from updraft_operator.build.manifest import Manifest
+from updraft_operator.observed import Link
+
+READY = {"conditions": [{"type": "Ready", "status": "True"}]}
+
+
+def _where(kind: str, name: str) -> Where:
+    return kind, KEY.namespace, name
+
+
+@pytest.fixture
+def world() -> World:
+    """One that is settled, with a registry that answers and one version that serves."""
+    made = World()
+    made.settle()
+    made.starts_registry()
+    made.registry.move(made.registry.publish(), pb.PHASE_STABLE)
+    made.settle()
+    return made
+
+
+def _condition(world: World, kind: str) -> tuple[str, str]:
+    conditions = world.cluster.objects[OWNER]["status"]["conditions"]
+    (found,) = (each for each in conditions if each["type"] == kind)
+    return found["status"], found["reason"]
+
+
+def test_a_resource_alone_makes_its_objects_and_then_nothing_more() -> None:
+    world = World()
+    world.settle()
+    kinds = [kind for _, kind, _ in world.cluster.writes]
+    assert kinds.count("Deployment") == 2
+    assert kinds.count("Secret") == 1
+    assert kinds.count("AdaptiveSpeculator") == 1
+    assert world.plan().is_empty
+
+
+def test_another_operator_finds_nothing_to_do(world: World) -> None:
+    world.restart()
+    world.reconciler.retry_refused()
+    before = len(world.cluster.writes)
+    world.settle()
+    assert world.cluster.writes[before:] == []
+    assert world.plan().is_empty
+
+
+def test_versions_are_mirrored_and_told(world: World) -> None:
+    world.registry.publish()
+    world.settle()
+    phases = {name: each["status"]["phase"] for name, each in world.drafts().items()}
+    assert phases == {"qwen-v1": "Stable", "qwen-v2": "Pending"}
+    assert world.plan().is_empty
+
+
+@pytest.mark.parametrize(
+    ("where", "change"),
+    [
+        pytest.param(
+            _where("Deployment", "qwen-serving"), lambda body: body["spec"].update(replicas=7), id="scaled by a person"
+        ),
+        pytest.param(
+            _where("Deployment", "qwen-serving"),
+            lambda body: body["spec"]["template"]["spec"].pop("automountServiceAccountToken"),
+            id="a field taken away",
+        ),
+        pytest.param(_where("ConfigMap", "qwen-serving"), lambda body: body.update(data={}), id="settings taken away"),
+        pytest.param(_where("ConfigMap", "qwen-serving"), lambda body: body["metadata"].pop("labels"), id="labels"),
+        pytest.param(
+            _where("Service", "qwen"), lambda body: body["metadata"]["labels"].pop(names.SPECULATOR), id="the label"
+        ),
+        pytest.param(
+            _where("Service", "qwen"), lambda body: body["metadata"].pop("ownerReferences"), id="the owner reference"
+        ),
+        pytest.param(_where("Service", "qwen"), lambda body: body["metadata"].pop("annotations"), id="the mark"),
+    ],
+)
+def test_what_somebody_turns_is_set_right(world: World, where: Where, change: Any) -> None:
+    before = world.cluster.objects[where]
+    world.cluster.edit(where, change)
+    world.settle()
+    after = world.cluster.objects[where]
+    for field in ("spec", "data"):
+        assert after.get(field) == before.get(field)
+    assert after["metadata"]["labels"] == before["metadata"]["labels"]
+    assert after["metadata"]["ownerReferences"] == before["metadata"]["ownerReferences"]
+    assert world.plan().is_empty
+
+
+def test_what_others_add_stays(world: World) -> None:
+    where = _where("Deployment", "qwen-serving")
+
+    def add(body: Manifest) -> None:
+        body["metadata"]["labels"]["team"] = "mine"
+        body["spec"]["template"]["spec"]["containers"].append({"name": "mesh", "image": "mesh:1"})
+
+    world.cluster.edit(where, add)
+    before = len(world.cluster.writes)
+    world.settle()
+    assert world.cluster.writes[before:] == []
+    assert world.cluster.objects[where]["metadata"]["labels"]["team"] == "mine"
+
+
+def test_a_field_that_is_no_longer_wished_is_taken_away(world: World) -> None:
+    where = _where("Deployment", "qwen-serving")
+    world.spec(serving={"podTemplate": {"spec": {"hostname": "x"}}})
+    world.settle()
+    assert world.cluster.objects[where]["spec"]["template"]["spec"]["hostname"] == "x"
+    world.spec(serving={"podTemplate": None})
+    world.settle()
+    assert "hostname" not in world.cluster.objects[where]["spec"]["template"]["spec"]
+
+
+def _foreign(kind: str, name: str, **metadata: Any) -> Manifest:
+    return {
+        "kind": kind,
+        "metadata": {"name": name, "namespace": KEY.namespace, **metadata},
+        "data": {"theirs": "eHh4"},
+    }
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        pytest.param(_foreign("ConfigMap", "qwen-serving"), id="without an owner"),
+        pytest.param(
+            _foreign("ConfigMap", "qwen-serving", ownerReferences=[{"kind": "App", "name": "a", "uid": "u"}]),
+            id="of an owner that does not control it",
+        ),
+        pytest.param(
+            _foreign(
+                "ConfigMap",
+                "qwen-serving",
+                labels=names.labels(KEY.name, names.SERVING),
+                ownerReferences=[{"kind": "App", "name": "a", "uid": "u", "controller": True}],
+            ),
+            id="of another controller, with our labels",
+        ),
+        pytest.param(_foreign("Secret", "qwen-access"), id="a Secret"),
+        pytest.param(
+            {**_foreign("DraftVersion", "qwen-v1"), "spec": {"speculatorRef": {"name": "another"}, "version": 1}},
+            id="a version of another speculator",
+        ),
+    ],
+)
+def test_a_foreign_object_is_refused_and_left_alone(foreign: Manifest) -> None:
+    world = World()
+    world.cluster.set(foreign)
+    world.registry.publish()
+    world.settle()
+    world.starts_registry()
+    world.settle()
+    where = _where(foreign["kind"], foreign["metadata"]["name"])
+    assert world.cluster.objects[where]["data"] == {"theirs": "eHh4"}
+    if foreign["kind"] != "DraftVersion" or world.registry.calls:
+        assert _condition(world, "Accepted") == ("False", "NameConflict")
+    assert world.plan().is_empty
+    world.cluster.remove(where)
+    world.clock.advance(61.0)
+    world.reconciler.retry_refused()
+    world.settle()
+    world.starts_registry()
+    world.settle()
+    assert _condition(world, "Accepted") == ("True", "SpecAccepted")
+    assert "theirs" not in world.cluster.objects[where].get("data", {})
+
+
+def test_an_orphan_with_our_label_is_taken_in() -> None:
+    world = World()
+    world.cluster.set(_foreign("ConfigMap", "qwen-serving", labels=names.labels(KEY.name, names.SERVING)))
+    world.settle()
+    content = world.cluster.objects[_where("ConfigMap", "qwen-serving")]
+    assert content["metadata"]["ownerReferences"][0]["name"] == KEY.name
+    assert "UPDRAFT_INFERENCE_PORT" in content["data"]
+
+
+def test_a_registry_that_is_away_costs_nothing_but_a_condition(world: World) -> None:
+    world.registry.publish()
+    world.settle()
+    world.registry.is_away = True
+    del world.registry.versions[1]
+    world.spec(rollout={"pinnedVersion": 2})
+    world.settle()
+    assert _condition(world, "RegistryReady") == ("False", Link.UNREACHABLE.value)
+    assert world.drafts().keys() == {"qwen-v1", "qwen-v2"}
+    assert not world.registry.state().HasField("pinned")
+    world.registry.is_away = False
+    world.settle()
+    assert world.registry.pinned == 2
+    assert world.drafts().keys() == {"qwen-v2"}
+
+
+def test_measurements_are_written_twice_a_minute_at_most(world: World) -> None:
+    world.clock.advance(31.0)
+    world.registry.traffic[1] = traffic(1, 2.0)
+    world.settle()  # from too few samples to effective: news
+    before = len(world.cluster.writes)
+    for length in (2.1, 2.2, 2.3):
+        world.clock.advance(5.0)
+        world.registry.traffic[1] = traffic(1, length)
+        world.settle()
+    assert world.cluster.writes[before:] == []
+    world.clock.advance(16.0)
+    world.settle()
+    assert world.cluster.objects[OWNER]["status"]["acceptance"]["stable"] == "2.30"
+    assert world.drafts()["qwen-v1"]["status"]["acceptance"] == {"length": "2.30"}
+
+
+def test_a_change_of_a_condition_is_one_event(world: World) -> None:
+    before = len(world.cluster.of("Event"))
+    world.pod(names.SERVING, 1, READY)
+    world.settle()
+    world.clock.advance(5.0)
+    world.settle()
+    reasons = [each["reason"] for each in world.cluster.of("Event")[before:]]
+    assert sorted(reasons) == ["PodsReady", "Ready"]
+
+
+def test_a_deleted_resource_leaves_nothing_behind(world: World) -> None:
+    world.spec(deletionPolicy="Delete", traces={"enabled": False})
+    world.settle()
+    assert world.cluster.objects[OWNER]["metadata"]["finalizers"] == [names.FINALIZER]
+    world.spec(deletionPolicy="Retain")
+    world.settle()
+    assert world.cluster.objects[OWNER]["metadata"]["finalizers"] == []
+    world.cluster.remove(OWNER)
+    world.settle()
+    assert [each for each in world.cluster.objects if each[0] != "Event"] == []
+    assert world.store.all_keys() == []
+
+
+def test_tokens_never_change_while_they_are_there(world: World) -> None:
+    where = _where("Secret", "qwen-access")
+    before = world.cluster.objects[where]["data"]
+    world.spec(traces={"redis": {"urlSecretRef": {"name": "mine"}}})
+    world.settle()
+    after = world.cluster.objects[where]["data"]
+    assert after == {**before, "redis-url": ""}
+
+
+def test_a_token_that_somebody_took_away_is_made_anew_and_the_others_stay(world: World) -> None:
+    where = _where("Secret", "qwen-access")
+    before = dict(world.cluster.objects[where]["data"])
+    world.cluster.edit(where, lambda body: body["data"].pop("serve"))
+    world.clock.advance(61.0)
+    world.settle()
+    after = world.cluster.objects[where]["data"]
+    assert after["serve"] not in ("", before["serve"])
+    assert (after["publish"], after["operate"]) == (before["publish"], before["operate"])

@@ -1,0 +1,262 @@
+"""A small world around one speculator: an API server and a registry in memory, and the real reconciler between them.
+
+What kubelets, people and the registry do is done by hand; what the operator does about it is its own code.
+"""
+
+from collections.abc import Coroutine
+from copy import deepcopy
+from typing import Any, TypeVar, cast
+
+from prometheus_client import CollectorRegistry
+from tests.support.clock import ManualClock
+from tests.support.manifests import AROUND
+from tests.support.observed import version
+from tests.unit.operator.memory_cluster import MemoryCluster, Where
+
+from updraft.registry.v1 import registry_pb2 as pb
+from updraft_chassis.errors import Conflict, NotFound, Unavailable
+from updraft_operator.access import Secrets
+from updraft_operator.api import names
+from updraft_operator.build.manifest import Manifest
+from updraft_operator.cluster import KINDS
+from updraft_operator.links import Address, Links
+from updraft_operator.metrics import Metrics
+from updraft_operator.observed import Link, Observed, RegistryView
+from updraft_operator.plan import Call, Plan, Verb, plan
+from updraft_operator.policy import policy
+from updraft_operator.reconcile import Reconciler, Wiring
+from updraft_operator.store import Key, Store, key_of
+from updraft_registry import wire
+from updraft_registry.version import Policy
+
+T = TypeVar("T")
+
+KEY = Key("team", "qwen")
+OWNER: Where = ("AdaptiveSpeculator", KEY.namespace, KEY.name)
+CONDEMNED = (pb.PHASE_REJECTED, pb.PHASE_ROLLED_BACK, pb.PHASE_FAILED)
+WAITING = (pb.PHASE_PENDING, pb.PHASE_HELD, pb.PHASE_CANARY)
+_MOST_LOOKS = 8
+
+
+class FakeRegistry:
+    """Versions and wishes, without gates: phases change when a test says so, or when it is told to."""
+
+    def __init__(self) -> None:
+        self.versions: dict[int, pb.Version] = {}
+        self.pinned: int | None = None
+        self.is_paused = False
+        self.policy = wire.policy_to_proto(Policy())
+        self.latest = 0
+        self.is_away = False
+        self.calls: list[Call] = []
+        self.traffic: dict[int, pb.VersionTraffic] = {}
+
+    def state(self) -> pb.SpeculatorState:
+        """As a stream would tell it."""
+        stable = self._with(pb.PHASE_STABLE)
+        state = pb.SpeculatorState(
+            speculator=KEY.name,
+            stable=stable,
+            candidate=self._with(pb.PHASE_CANARY),
+            latest=self.latest,
+            paused=self.is_paused,
+            policy=self.policy,
+            pods=pb.Pods(connected=2, serving_stable=2 if stable else 0),
+            traffic=[self.traffic[number] for number in sorted(self.traffic)],
+        )
+        if self.pinned is not None:
+            state.pinned = self.pinned
+        return state
+
+    def publish(self, **more: Any) -> int:
+        """A new version, waiting."""
+        self.latest += 1
+        self.versions[self.latest] = version(self.latest, pb.PHASE_PENDING, **more)
+        return self.latest
+
+    def move(self, number: int, phase: "pb.Phase.ValueType") -> None:
+        """Another phase; there is one stable version and one candidate."""
+        for each in self.versions.values():
+            if phase in (pb.PHASE_STABLE, pb.PHASE_CANARY) and each.phase == phase:
+                each.phase = pb.PHASE_SUPERSEDED if phase == pb.PHASE_STABLE else pb.PHASE_HELD
+        self.versions[number].phase = phase
+
+    def call(self, call: Call, wished: pb.RolloutPolicy) -> None:
+        """As the real one answers."""
+        if self.is_away:
+            raise Unavailable("no answer")
+        self.calls.append(call)
+        if call.version:
+            self._on_version(call)
+        elif call.verb is Verb.SET_POLICY:
+            self.policy = wire.policy_to_proto(wire.policy_from_proto(wished, Policy()))
+        elif call.verb in (Verb.PIN, Verb.UNPIN):
+            self.pinned = 0 if call.verb is Verb.PIN else None
+        else:
+            self.is_paused = call.verb is Verb.PAUSE
+
+    def _on_version(self, call: Call) -> None:
+        kept = self.versions.get(call.version)
+        if kept is None:
+            raise NotFound(f"there is no version {call.version}")
+        if call.verb in (Verb.RETAIN, Verb.RELEASE):
+            kept.retain = call.verb is Verb.RETAIN
+            return
+        if kept.phase in CONDEMNED:
+            raise Conflict(f"version {call.version} is never served again")
+        self.pinned = call.version if call.verb is Verb.PIN else self.pinned
+        self.move(call.version, pb.PHASE_STABLE)
+
+    def _with(self, phase: "pb.Phase.ValueType") -> int:
+        return max((number for number, each in self.versions.items() if each.phase == phase), default=0)
+
+
+class FakeLinks:
+    """A stream that is opened at one look, and has said the newest by the next, while the registry is there."""
+
+    def __init__(self, registry: FakeRegistry) -> None:
+        self._registry = registry
+        self._address: Address | None = None
+        self._is_new = False
+        self._last = RegistryView(link=Link.CONNECTING)
+
+    def want(self, _key: Key, address: Address | None) -> None:
+        if address != self._address:
+            self._address, self._last = address, RegistryView(link=Link.CONNECTING)
+            self._is_new = True
+
+    def view(self, _key: Key) -> RegistryView:
+        if self._address is None:
+            return RegistryView()
+        if self._is_new:  # the answer is still on its way
+            self._is_new = False
+            return self._last
+        if self._registry.is_away:
+            return RegistryView(
+                link=Link.UNREACHABLE, trouble="no answer", state=self._last.state, versions=self._last.versions
+            )
+        kept = tuple(deepcopy(each) for each in self._registry.versions.values())
+        self._last = RegistryView(link=Link.CONNECTED, state=self._registry.state(), versions=kept)
+        return self._last
+
+    async def call(self, _key: Key, call: Call, wished: pb.RolloutPolicy) -> None:
+        self._registry.call(call, wished)
+
+
+class World:
+    """All of it."""
+
+    def __init__(self) -> None:
+        self.cluster, self.registry, self.clock = MemoryCluster(), FakeRegistry(), ManualClock()
+        self.store = Store()
+        self.cluster.watchers.append(self._watch)
+        self.restart()
+        spec = {"targetModel": {"uri": "/models/tiny"}}
+        self.cluster.set(
+            {"kind": OWNER[0], "metadata": {"name": KEY.name, "namespace": KEY.namespace}, "spec": spec, "status": {}}
+        )
+
+    def restart(self) -> None:
+        """Another operator: all that it knows is what it lists."""
+        self.store = Store()
+        for (kind, _, _), each in self.cluster.objects.items():
+            if kind in KINDS:
+                self.store.put(kind, each)
+        self.reconciler = Reconciler(
+            Wiring(
+                store=self.store,
+                cluster=self.cluster,
+                secrets=Secrets(self.cluster, self.clock),
+                links=cast("Links", FakeLinks(self.registry)),
+                metrics=Metrics.on(CollectorRegistry()),
+                clock=self.clock,
+                around=AROUND,
+                redis_url="redis://own",
+                registry_address="{name}-registry.{namespace}.svc:50051",
+            )
+        )
+
+    def settle(self) -> int:
+        """Look until two looks change nothing, for the first may only open a stream; how many it took."""
+        num_quiet = 0
+        for number in range(1, _MOST_LOOKS + 1):
+            before = (len(self.cluster.writes), len(self.registry.calls))
+            run_now(self.reconciler.reconcile(KEY))
+            is_quiet = before == (len(self.cluster.writes), len(self.registry.calls))
+            num_quiet = num_quiet + 1 if is_quiet else 0
+            if num_quiet == 2:
+                return number
+        raise AssertionError(f"still writing after {_MOST_LOOKS} looks: {self.cluster.writes[-5:]}")
+
+    def observe(self) -> Observed | None:
+        """What the operator sees now; None if the resource is gone."""
+        known = self.store.known(KEY)
+        return None if known.speculator is None else run_now(self.reconciler.observe(KEY, known))
+
+    def plan(self) -> Plan:
+        """What the operator would do now."""
+        seen = self.observe()
+        if seen is None:
+            return Plan()
+        return plan(seen, now_unix_s=self.clock.now(), now_s=self.clock.monotonic())
+
+    def spec(self, **more: Any) -> None:
+        """Somebody changes the spec; parts are merged in."""
+        self.cluster.edit(OWNER, lambda body: body.update(spec=_merged(body["spec"], more)))
+
+    def pod(self, part: str, number: int, status: Manifest | None) -> None:
+        """A kubelet says how it stands with a pod; None: it is gone."""
+        where = ("Pod", KEY.namespace, f"{names.child(KEY.name, part)}-{number}")
+        if status is not None:
+            metadata = {"name": where[2], "namespace": where[1], "labels": names.labels(KEY.name, part)}
+            uid = self.cluster.objects.get(where, {"metadata": {}})["metadata"].get("uid", where[2])
+            self.cluster.set({"kind": "Pod", "metadata": {**metadata, "uid": uid}, "status": status})
+        elif where in self.cluster.objects:
+            self.cluster.remove(where)
+
+    def starts_registry(self, *, is_ready: bool = True) -> None:
+        """Its StatefulSet says whether its pod is ready."""
+        where = ("StatefulSet", KEY.namespace, names.child(KEY.name, names.REGISTRY))
+        if where in self.cluster.objects:
+            self.cluster.edit(where, lambda body: body.update(status={"readyReplicas": int(is_ready)}))
+
+    def drafts(self) -> dict[str, Manifest]:
+        """All DraftVersions by name."""
+        return {each["metadata"]["name"]: each for each in self.cluster.of("DraftVersion")}
+
+    def wished(self) -> pb.RolloutPolicy:
+        """The policy that the spec asks for."""
+        owner = self.store.known(KEY).speculator
+        assert owner is not None
+        return policy(owner.spec.rollout)
+
+    def _watch(self, kind: str, body: Manifest, is_deleted: bool) -> None:  # noqa: FBT001 - a Watcher
+        if kind not in KINDS:
+            return
+        key = key_of(kind, body)
+        if is_deleted and key is not None:
+            self.store.drop(kind, key, body["metadata"]["name"], body["metadata"]["resourceVersion"])
+        elif not is_deleted:
+            self.store.put(kind, body)
+
+
+def run_now(work: Coroutine[Any, Any, T]) -> T:
+    """Run what waits for nothing: everything in this world answers at once."""
+    try:
+        work.send(None)
+    except StopIteration as end:
+        return cast("T", end.value)
+    work.close()
+    raise AssertionError("something waits in a world where all is there")
+
+
+def _merged(old: Manifest, new: Manifest) -> Manifest:
+    result = deepcopy(old)
+    for name, value in new.items():
+        if value is None:
+            result.pop(name, None)
+        elif isinstance(value, dict):
+            result[name] = _merged(result.get(name) or {}, value)
+        else:
+            result[name] = value
+    return result
