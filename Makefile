@@ -98,14 +98,14 @@ bucket-server: install ## Build the S3 server that tests start (once, with Go; 2
 test-integration: install bucket-server ## Real Redis, real gRPC, a real bucket, the real model, whole processes
 	$(PY) -m pytest tests/contract tests/integration tests/e2e $(ARGS)
 
-.PHONY: bench-swap bench-capture bench-memory bench-gate bench-fleet bench-delta bench-kill bench-operator
+.PHONY: bench-swap bench-capture bench-memory bench-gate bench-fleet bench-delta bench-kill bench-operator bench-faults
 bench-swap: install ## Measure what a hot swap costs (3 minutes)
 	$(PY) -W ignore bench/swap/swap.py $(ARGS)
 bench-capture: install ## Measure what capture costs (5 minutes)
 	$(PY) bench/capture/capture.py $(ARGS)
 bench-memory: install ## Measure resident memory (4 minutes)
 	$(PY) bench/memory/memory.py $(ARGS)
-bench-gate: install ## Simulate how often the live gate errs (8 minutes; ARGS=--quick: one)
+bench-gate: install ## Simulate how often the live gate errs (12 minutes; ARGS=--quick: one)
 	$(PY) -m bench.gate.gate $(ARGS)
 bench-fleet: install ## Measure what 10, 100 and 1,000 pods cost a registry (6 minutes)
 	$(PY) -m bench.fleet.fleet $(ARGS)
@@ -116,6 +116,9 @@ bench-kill: install ## Kill the registry 200 times under pods and a publisher (1
 
 bench-operator: cluster-build ## Measure the operator with 1,000 resources and 4,000 pods (10 minutes)
 	$(PY) -m bench.operator.operator $(ARGS)
+
+bench-faults: cluster-build ## Let the operator work through faults for ten minutes (12 minutes)
+	$(PY) -m bench.faults.faults $(ARGS)
 
 .PHONY: cluster-build cluster-up cluster-down
 cluster-build: install ## Build a real Kubernetes for tests into the cache (once; 10 to 20 minutes)

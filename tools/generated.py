@@ -63,7 +63,10 @@ def _generated(root: Path) -> dict[str, bytes]:
     code = (path for path in (root / "proto").rglob("*") if path.name.endswith(PROTO_SUFFIXES))
     pages = (root / "docs" / "reference").glob("*.md")
     crds = (root / CRDS).glob("*.yaml")
-    return {str(path.relative_to(root)): path.read_bytes() for path in (*code, *pages, *crds, root / CHART / "README.md")}
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in (*code, *pages, *crds, *(root / CHART).glob("README.md"))
+    }
 
 
 def _plugin(name: str) -> str:

@@ -30,9 +30,13 @@ Status = Literal["True", "False", "Unknown"]
 Said = tuple[Status, str, str]
 """Status, reason, message."""
 
+_OF_THE_REGISTRY = ("VersionNotFound", "VersionUnusable")
+"""Reasons against a spec that the registry's versions give."""
+
 _OF_THE_SPEC = ("Suspended", "SpeculationDisabled")
 """Reasons that the spec alone gives."""
 
+_CONDEMNED = (pb.PHASE_REJECTED, pb.PHASE_ROLLED_BACK, pb.PHASE_FAILED)
 _WAITING = (pb.PHASE_PENDING, pb.PHASE_HELD)
 
 
@@ -62,17 +66,19 @@ def conditions(seen: Observed) -> list[Verdict]:
     ]
 
 
-def _ready(parts: Iterable[Verdict]) -> Verdict:
+def _ready(parts: tuple[Verdict, ...]) -> Verdict:
     for part in parts:
         if part.status != "True":
             return _verdict("Ready", "False", part.reason, part.message)
-    return _verdict("Ready", "True", "Ready", "requests are served")
+    serving = next(part for part in parts if part.type == "ServingReady")
+    is_rolling = serving.reason == "RollingOut"
+    return _verdict("Ready", "True", "Ready", serving.message if is_rolling else "requests are served")
 
 
 def _accepted(seen: Observed) -> Verdict:
     kind = "Accepted"
     for refusal in seen.refusals:
-        if refusal.reason in ("NameConflict", "InvalidPodTemplate", "Forbidden"):
+        if refusal.reason in ("NameConflict", "InvalidPodTemplate", "Forbidden", "InvalidRollout"):
             return _verdict(kind, "False", refusal.reason, refusal.message)
     if seen.missing_secrets:
         listed = ", ".join(seen.missing_secrets)
@@ -80,19 +86,33 @@ def _accepted(seen: Observed) -> Verdict:
     for field, number in _named_versions(seen):
         what = f"spec.rollout.{field} is {number}, and the registry has no such version"
         return _verdict(kind, "False", "VersionNotFound", f"{what}: {_versions_said(seen)}")
+    before, rollout = _before(seen, kind), seen.speculator.spec.rollout
+    is_named = rollout.pinned_version or rollout.promoted_version
+    if seen.registry.state is None and is_named and before is not None and before[1] in _OF_THE_REGISTRY:
+        return _verdict(kind, *before)
+    if condemned := _condemned_pin(seen):
+        return _verdict(kind, "False", "VersionUnusable", condemned)
     return _verdict(kind, "True", "SpecAccepted", "the spec can be followed")
 
 
+def _condemned_pin(seen: Observed) -> str:
+    """Why the pinned version cannot serve; empty if it can."""
+    pinned = seen.speculator.spec.rollout.pinned_version
+    for version in seen.registry.versions:
+        if version.version == pinned and version.phase in _CONDEMNED:
+            return f"spec.rollout.pinnedVersion is {pinned}, which never serves again: {version.reason}"
+    return ""
+
+
 def _named_versions(seen: Observed) -> Iterable[tuple[str, int]]:
-    """Versions that the spec names and the registry does not know."""
-    if not seen.registry.is_connected:
+    """Versions that the spec names and the registry does not know, by what it said last."""
+    if seen.registry.state is None:
         return
     rollout, known = seen.speculator.spec.rollout, {version.version for version in seen.registry.versions}
     if rollout.pinned_version and rollout.pinned_version not in known:
         yield "pinnedVersion", rollout.pinned_version
     # An older one that is not there any more was promoted long ago: the field stays, and means nothing now.
-    newest = seen.registry.state.latest if seen.registry.state is not None else 0
-    if rollout.promoted_version and rollout.promoted_version > newest:
+    if rollout.promoted_version and rollout.promoted_version > seen.registry.state.latest:
         yield "promotedVersion", rollout.promoted_version
 
 
@@ -112,8 +132,17 @@ def _serving_ready(seen: Observed) -> Verdict:
     num_ready = sum(pod.is_ready and not pod.is_ending for pod in pods)
     said = f"{num_ready} of {wished} pods are ready"
     if num_ready >= max(1, wished - 1):  # the disruption budget lets one be away
-        return _verdict(kind, "True", "PodsReady", said)
+        return _rolling(kind, deployment, pods, said) or _verdict(kind, "True", "PodsReady", said)
     return _over_quota(kind, seen, names.SERVING) or _not_ready(kind, deployment, pods, said)
+
+
+def _rolling(kind: str, deployment: Child | None, pods: tuple[PodState, ...], said: str) -> Verdict | None:
+    """Enough pods serve, but some are of an older template: the new ones may be in trouble."""
+    if deployment is None or deployment.status.get("updatedReplicas", 0) >= deployment.status.get("replicas", 0):
+        return None
+    found = worst(pods)
+    why = f"; {found[0].name}: {found[1].reason}: {found[1].message}" if found is not None else ""
+    return _verdict(kind, "True", "RollingOut", f"{said}; pods of the changed template come{why}")
 
 
 def _over_quota(kind: str, seen: Observed, part: str) -> Verdict | None:
@@ -242,7 +271,7 @@ def _of_progress(seen: Observed) -> Iterator[Said]:
     if state is None or not state.latest:
         yield "Unknown", "NoVersion", "no draft was published yet"
         return
-    if rollout.pinned_version is not None:
+    if rollout.pinned_version is not None and state.HasField("pinned") and state.pinned == rollout.pinned_version:
         yield "False", "Pinned", f"version {rollout.pinned_version} is pinned; newer ones are held"
     if rollout.paused:
         yield "False", "Paused", "spec.rollout.paused is true"

@@ -50,9 +50,15 @@ Guard = Callable[[], None]
 
 @asynccontextmanager
 async def connected(
-    guard: Guard = lambda: None, on_write: Callable[[str, str], None] = lambda *_: None
+    guard: Guard = lambda: None,
+    on_write: Callable[[str, str], None] = lambda *_: None,
+    *,
+    write_s: float = TIMEOUT_S,
 ) -> AsyncIterator["KubernetesCluster"]:
-    """The cluster that this process runs in, else that of KUBECONFIG. Unavailable if there is neither."""
+    """The cluster that this process runs in, else that of KUBECONFIG. Unavailable if there is neither.
+
+    A write that takes longer than `write_s` is given up: it must not arrive when another one leads.
+    """
     configuration = client.Configuration()
     try:
         if not os.environ.get("KUBECONFIG") and await asyncio.to_thread(_TOKEN.exists):
@@ -63,16 +69,19 @@ async def connected(
         raise Unavailable(f"there is no cluster to work on: {error}; set KUBECONFIG") from error
     async with client.ApiClient(configuration) as api:
         api.user_agent = f"updraft-operator/{version('updraft')}"
-        yield KubernetesCluster(api, guard, on_write)
+        yield KubernetesCluster(api, guard, on_write, write_s)
 
 
 class KubernetesCluster:
     """See `Cluster`."""
 
-    def __init__(self, api: client.ApiClient, guard: Guard, on_write: Callable[[str, str], None]) -> None:
+    def __init__(
+        self, api: client.ApiClient, guard: Guard, on_write: Callable[[str, str], None], write_s: float
+    ) -> None:
         self._api = api
         self._guard = guard
         self._on_write = on_write
+        self._write_s = write_s
 
     async def get(self, kind: str, namespace: str, name: str) -> Manifest:  # noqa: D102 - see Cluster
         return await self._call("GET", _resource(kind).path(namespace, name))
@@ -139,11 +148,11 @@ class KubernetesCluster:
         query: Mapping[str, str] | None = None,
     ) -> Manifest:
         self._guard()
-        answer = await self._call(method, path, body=body, form=form, query=query)
+        answer = await self._call(method, path, body=body, form=form, query=query, timeout_s=self._write_s)
         self._on_write(kind, method)
         return answer
 
-    async def _call(
+    async def _call(  # noqa: PLR0913 - what a request is made of
         self,
         method: str,
         path: str,
@@ -152,6 +161,7 @@ class KubernetesCluster:
         form: str = "application/json",
         query: Mapping[str, str] | None = None,
         accept: str = "application/json",
+        timeout_s: float = TIMEOUT_S,
     ) -> Manifest:
         request = await self._api.param_serialize(
             method,
@@ -162,8 +172,8 @@ class KubernetesCluster:
             auth_settings=["BearerToken"],
         )
         try:
-            async with asyncio.timeout(TIMEOUT_S):
-                response = await self._api.call_api(*request, _request_timeout=TIMEOUT_S)
+            async with asyncio.timeout(timeout_s):
+                response = await self._api.call_api(*request, _request_timeout=timeout_s)
                 content = await response.read()
         except (aiohttp.ClientError, OSError) as error:  # TimeoutError is one
             raise Unavailable(f"the API server does not answer: {str(error) or type(error).__name__}") from error

@@ -21,7 +21,7 @@ from updraft_operator.cluster import Cluster
 
 logger = logging.getLogger(__name__)
 
-_TRUST = 0.7
+TRUST = 0.7
 """Part of the Lease's length for which a renewal is believed in; the rest is for a write that is on its way."""
 
 _RENEWALS = 5
@@ -76,7 +76,7 @@ class Lease:
         try:
             async with asyncio.timeout(within_s):
                 if await self._take():
-                    self._valid_until_s = asked_s + _TRUST * self._name.seconds
+                    self._valid_until_s = asked_s + TRUST * self._name.seconds
         except (UpdraftError, TimeoutError) as error:
             logger.warning("The Lease could not be renewed", extra={"error": str(error) or "no answer in time"})
 

@@ -85,6 +85,8 @@ class Observed:
     settled: Mapping[Ref, tuple[str, str]] = field(default_factory=dict)
     """By object, the hash of what was applied and the resource version it came to: what the API server made of it is
     what it is, even where it looks different from what was said."""
+    ending_s: float | None = None
+    """When it was first seen to be deleted, on the clock of a plan's `now_s`."""
     status_due_s: float = float("-inf")
     """When a status may be written again in which only measurements changed, on the clock of a plan's `now_s`."""
 

@@ -4,7 +4,7 @@ plan, and a look at a world that the plan was carried out on gives an empty one.
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from updraft_operator.build import importing, registry, serving, trainer
 from updraft_operator.build.manifest import Manifest, manifest, marked
 from updraft_operator.build.redis import has_redis
 from updraft_operator.compare import is_current
-from updraft_operator.observed import Observed
+from updraft_operator.observed import Observed, Refusal
 from updraft_operator.policy import is_followed, policy
 from updraft_operator.status import status, without_measurements
 from updraft_operator.store import Child, Ref
@@ -27,6 +27,8 @@ from updraft_operator.times import moment
 
 CLEANUP_S = 60.0
 """How long a deletion may wait for what is outside the cluster; then it is left there, and said so."""
+
+_POLL_S = 1.0
 
 _BAD_PHASES = versions.CONDEMNED
 
@@ -107,7 +109,8 @@ def plan(seen: Observed, *, now_unix_s: float, now_s: float) -> Plan:
     now = moment(now_unix_s)
     metadata = seen.speculator.metadata
     if metadata.deletion_timestamp is not None:
-        return _ending(seen, now)
+        return _ending(seen, now_s)
+    seen = replace(seen, refusals=_standing(seen))
     applied, deleted = _objects(seen)
     told, events, again_s = _told(seen, now, now_s)
     drafts = list(_drafts_told(seen, now))
@@ -152,6 +155,16 @@ def _objects(seen: Observed) -> tuple[tuple[Manifest, ...], tuple[Ref, ...]]:
     delete = [Ref("DraftVersion", name) for name in versions.outdated(seen)]
     delete += [each.ref for each in seen.children.values() if _is_left(each, keep, seen)]
     return (*secret, *apply, *mirrors), tuple(sorted(delete))
+
+
+def _standing(seen: Observed) -> tuple[Refusal, ...]:
+    """Refusals of what is still wished; one that is mended by another spec, or by the old one again, is over."""
+    if not seen.refusals:
+        return ()
+    wished = [*objects(seen), *(marked(each) for each in _jobs(seen))]
+    asked = {(ref(each), hash_of(each)) for each in wished if not _is_done(each, seen)}
+    asked |= {(each.ref, each.digest) for each in _calls(seen)}
+    return tuple(each for each in seen.refusals if not each.digest or (each.ref, each.digest) in asked)
 
 
 def _refused(seen: Observed) -> set[tuple[Ref, str]]:
@@ -331,22 +344,32 @@ def _finalizer(seen: Observed) -> Literal["add", "remove", ""]:
     return "add" if wants_it else "remove"
 
 
-def _ending(seen: Observed, now: datetime) -> Plan:
-    """The children go with their owner by Kubernetes' own hand; only what is outside waits for ours, and not long."""
-    metadata = seen.speculator.metadata
-    if names.FINALIZER not in metadata.finalizers or metadata.deletion_timestamp is None:
+def _ending(seen: Observed, now_s: float) -> Plan:
+    """The children go with their owner by Kubernetes' own hand; only what is outside waits for ours, and not long.
+
+    Who writes traces goes first, or there would be new ones afterwards.
+    """
+    spec, metadata = seen.speculator.spec, seen.speculator.metadata
+    if names.FINALIZER not in metadata.finalizers:
         return Plan()
-    waited_s = (now - metadata.deletion_timestamp).total_seconds()
-    if seen.speculator.spec.deletion_policy is DeletionPolicy.RETAIN:
+    if spec.deletion_policy is DeletionPolicy.RETAIN:
         return Plan(finalizer="remove")
-    if waited_s > CLEANUP_S:
+    writers = [seen.child("Deployment", part) for part in (names.SERVING, names.TRAINER)]
+    left = tuple(each.ref for each in writers if each is not None and not each.is_ending)
+    if left:
+        return Plan(delete=left, again_s=_POLL_S)
+    waited_s = now_s - (now_s if seen.ending_s is None else seen.ending_s)
+    grace_s = spec.serving.termination_grace_period_seconds
+    if waited_s > grace_s + CLEANUP_S:
         event = Event(
             kind="AdaptiveSpeculator",
             name=metadata.name,
             uid=metadata.uid,
             reason="CleanupGivenUp",
-            message=f"the traces could not be deleted within {CLEANUP_S:.0f} s and are left in Redis",
+            message=f"the traces could not be deleted within {waited_s:.0f} s and are left in Redis",
             is_warning=True,
         )
         return Plan(finalizer="remove", events=(event,))
+    if waited_s < grace_s and any(pod.part in (names.SERVING, names.TRAINER) for pod in seen.pods):
+        return Plan(again_s=_POLL_S)
     return Plan(finalizer="remove", cleans_up=True)

@@ -117,7 +117,10 @@ def _last_words(message: str) -> str:
     if not lines:
         return ""
     said = _LOGGED.search(lines[-1])
-    return f": {json.loads(said[1]) if said else lines[-1]}"[:500]
+    try:
+        return f": {json.loads(said[1]) if said else lines[-1]}"[:500]
+    except ValueError:  # it only looks like one of ours
+        return f": {lines[-1]}"[:500]
 
 
 def _result(status: Mapping[str, Any]) -> str:

@@ -17,8 +17,8 @@ from updraft_chassis.clock import Clock, SystemClock
 from updraft_chassis.errors import NotFound, Unavailable, UpdraftError
 from updraft_operator.access import FRESH_S, Secrets
 from updraft_operator.handlers import Watches
-from updraft_operator.kubernetes_cluster import KubernetesCluster, connected
-from updraft_operator.leader import Always, Lease, LeaseName
+from updraft_operator.kubernetes_cluster import TIMEOUT_S, KubernetesCluster, connected
+from updraft_operator.leader import TRUST, Always, Lease, LeaseName
 from updraft_operator.links import Links
 from updraft_operator.metrics import Metrics
 from updraft_operator.reconcile import Reconciler, Wiring
@@ -55,7 +55,7 @@ async def serve(config: OperatorSettings, stop: lifecycle.Stop) -> None:
     async with AsyncExitStack() as stack:
         gate = _Gate()
         cluster = await stack.enter_async_context(
-            connected(gate.check, lambda kind, verb: measures.writes.labels(kind, verb).inc())
+            connected(gate.check, lambda kind, verb: measures.writes.labels(kind, verb).inc(), write_s=_write_s(config))
         )
         lease_cluster = await stack.enter_async_context(connected())
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="updraft-operator-")))
@@ -68,17 +68,18 @@ async def serve(config: OperatorSettings, stop: lifecycle.Stop) -> None:
                 host=config.host,
                 port=config.metrics_port,
                 ready=lambda: resync.synced_s is not None,
-                alive=_alive(resync, config.resync_seconds, clock),
+                alive=_alive(resync, config.resync_seconds),
                 setting="UPDRAFT_OPERATOR_METRICS_PORT",
             )
         )
-        measures.watch_age.set_function(lambda: resync.age_s)
+        measures.watch_age.set_function(lambda: resync.agreed_age_s)
         measures.queue.set_function(lambda: len(work))
         measures.speculators.set_function(lambda: len(store.speculators()))
         logger.info("Operator starts", extra={"metrics_port": port, "namespaces": config.watch_namespaces or "all"})
         await _until_served(cluster.metadata, config.namespaces, stop)
         if stop.requested:
             return
+        resync.begin()
 
         lease = _lease(config, lease_cluster, clock, partial(_on_change, store, work, measures))
         gate.lease = lease
@@ -97,6 +98,7 @@ async def serve(config: OperatorSettings, stop: lifecycle.Stop) -> None:
                 registry_address=config.registry_address,
                 status_s=config.status_seconds,
                 is_dry_run=config.dry_run,
+                guard=gate.check,
             )
             await _work(tasks, config, wiring, _Machinery(work=work, resync=resync, lease=lease), stop)
 
@@ -182,9 +184,15 @@ async def _until_served(metadata: Callable[..., object], namespaces: tuple[str, 
         await stop.wait(_CRD_WAIT_S)
 
 
-def _alive(resync: Resync, period_s: float, clock: Clock) -> Callable[[], bool]:
-    started_s, limit_s = clock.monotonic(), _FROZEN_RESYNCS * period_s + min(FIRST_S, period_s)
-    return lambda: min(resync.age_s, clock.monotonic() - started_s) < limit_s
+def _alive(resync: Resync, period_s: float) -> Callable[[], bool]:
+    """Stuck: nothing could be listed for long, or the watches missed something time and again."""
+    limit_s = _FROZEN_RESYNCS * period_s + min(FIRST_S, period_s)
+    return lambda: resync.age_s < limit_s and resync.num_missed < _FROZEN_RESYNCS
+
+
+def _write_s(config: OperatorSettings) -> float:
+    """What is left of the Lease once it is no longer believed in."""
+    return max(1.0, (1 - TRUST) * config.lease_seconds) if config.leader_election else TIMEOUT_S
 
 
 async def _resync(resync: Resync, store: Store, work: Work, reconciler: Reconciler, period_s: float) -> None:
@@ -225,6 +233,12 @@ async def _look(key: Key, work: Work, reconciler: Reconciler, measures: Metrics)
         measures.errors.labels(type(error).__name__).inc()
         logger.warning("Will look again", extra={"speculator": str(key), "error": str(error)})
         work.retry(key, getattr(error, "retry_after_s", None) or 0.0)
+        return
+    except Exception:  # a bug that one resource brings to light must not stop the work on all others
+        measures.reconcile.labels("failed").observe(time.monotonic() - started_s)
+        measures.errors.labels("bug").inc()
+        logger.exception("A look failed", extra={"speculator": str(key)})
+        work.retry(key)
         return
     measures.reconcile.labels("done").observe(time.monotonic() - started_s)
     work.went_well(key)

@@ -1,7 +1,7 @@
 """Observe, plan, carry out: the same for every speculator, whatever happened to it."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -37,6 +37,8 @@ class _Memory:
     refusals: dict[Ref, Refusal] = field(default_factory=dict)
     settled: dict[Ref, tuple[str, str]] = field(default_factory=dict)
     status_due_s: float = float("-inf")
+    ending_s: float | None = None
+    """When it was first seen to be deleted."""
     said: frozenset[str] = frozenset()
     """What a dry run said last."""
 
@@ -58,6 +60,8 @@ class Wiring:
     status_s: float = 30.0
     """Least time between two writes of a status in which only measurements changed."""
     is_dry_run: bool = False
+    guard: Callable[[], None] = lambda: None
+    """Raises where this process may not write (any more)."""
 
 
 class Reconciler:
@@ -98,6 +102,9 @@ class Reconciler:
         """All that is known, in one piece."""
         wiring, memory = self._wiring, self._memory(key)
         assert known.speculator is not None
+        memory.settled = {where: said for where, said in memory.settled.items() if where in known.children}
+        if known.speculator.metadata.deletion_timestamp is not None and memory.ending_s is None:
+            memory.ending_s = wiring.clock.monotonic()
         found = await wiring.secrets.look(key, known.speculator)
         self._listen(key, known, known.speculator, found.access)
         return Observed(
@@ -114,6 +121,7 @@ class Reconciler:
             refusals=tuple(memory.refusals.values()),
             settled=dict(memory.settled),
             status_due_s=memory.status_due_s,
+            ending_s=memory.ending_s,
         )
 
     def _listen(self, key: Key, known: Known, owner: AdaptiveSpeculator, access: Access) -> None:
@@ -151,6 +159,7 @@ class Reconciler:
         for call in made.calls:
             await self._call(key, seen, call)
         if made.cleans_up:
+            self._wiring.guard()
             await delete_traces(self._wiring.secrets, self._wiring.redis_url, seen.speculator)
         if made.finalizer:
             await self._set_finalizer(key, seen, has_it=made.finalizer == "add")
@@ -173,7 +182,8 @@ class Reconciler:
             wiring.secrets.forget(key)
             return
         wiring.store.put(where.kind, answer)
-        memory.settled[where] = (mark, version)
+        if mark:
+            memory.settled[where] = (mark, version)
         if known is not None and known.applied == mark and known.resource_version != version:
             wiring.metrics.drift.labels(where.kind).inc()
             logger.info("Set right", extra={"speculator": str(key), "object": "/".join(where)})
@@ -196,6 +206,7 @@ class Reconciler:
 
     async def _call(self, key: Key, seen: Observed, call: Call) -> None:
         rollout = policy(seen.speculator.spec.rollout)
+        self._wiring.guard()
         try:
             await self._wiring.links.call(key, call, rollout)
         except (InvalidInput, Conflict, NotFound) as error:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from updraft_chassis.clock import Clock
-from updraft_chassis.errors import NotFound, UpdraftError
+from updraft_chassis.errors import NotFound, Unavailable, UpdraftError
 from updraft_operator.build.manifest import Manifest
 from updraft_operator.cluster import KINDS, Cluster
 from updraft_operator.metrics import Metrics
@@ -48,7 +48,7 @@ class Difference:
 
 
 class Resync:
-    """Compares; `synced_s` is when all was last the same."""
+    """Compares, and remembers how that went."""
 
     def __init__(
         self, store: Store, cluster: Cluster, clock: Clock, metrics: Metrics, namespaces: tuple[str, ...]
@@ -59,11 +59,27 @@ class Resync:
         self._metrics = metrics
         self._namespaces = namespaces or ("",)
         self.synced_s: float | None = None
+        """When everything was listed and mended last; None before the first time."""
+        self.num_missed = 0
+        """Listings in a row that found what a watch had missed."""
+        self._agreed_s: float | None = None
+        self._began_s: float | None = None
+
+    def begin(self) -> None:
+        """From now on time counts: before, the kinds were not served."""
+        self._began_s = self._clock.monotonic()
 
     @property
     def age_s(self) -> float:
-        """Since all was the same; infinite before the first time."""
-        return float("inf") if self.synced_s is None else self._clock.monotonic() - self.synced_s
+        """Since everything was listed last, or since the beginning."""
+        since_s = self.synced_s if self.synced_s is not None else self._began_s
+        return 0.0 if since_s is None else self._clock.monotonic() - since_s
+
+    @property
+    def agreed_age_s(self) -> float:
+        """Since a listing last agreed with what the watches had said, or since the beginning."""
+        since_s = self._agreed_s if self._agreed_s is not None else self._began_s
+        return 0.0 if since_s is None else self._clock.monotonic() - since_s
 
     async def run_once(self, add: Callable[[Key], None]) -> None:
         """List, compare, and mend; `add` hears of every speculator that something was missed of.
@@ -78,6 +94,10 @@ class Resync:
             doubtful = [each & await self._compare(each.kind) for each in doubtful if each.is_doubtful]
         for each in doubtful:
             await self._mend(each, add)
+        if any(each.is_doubtful for each in doubtful):
+            self.num_missed += 1
+        else:
+            self.num_missed, self._agreed_s = 0, started_s
         self.synced_s = started_s
 
     async def _compare(self, kind: str) -> Difference:
@@ -101,8 +121,8 @@ class Resync:
                 if key is not None:
                     self._store.drop(found.kind, key, name)
             except UpdraftError as error:
-                logger.warning("Missed by a watch, and not to be had", extra={"kind": found.kind, "error": str(error)})
-                continue
+                what = f"{found.kind} {namespace}/{name}"
+                raise Unavailable(f"{what} was missed by a watch, and cannot be read: {error}") from error
             else:
                 key = self._store.put(found.kind, body)
             self._metrics.stale.labels(found.kind).inc()

@@ -1,18 +1,19 @@
 """Traces of a speculator that is deleted with all its data."""
 
+import asyncio
 import logging
 
 import redis.exceptions
-from redis.asyncio import Redis
 
 from updraft_chassis import streams
-from updraft_chassis.errors import InvalidInput, Unavailable
+from updraft_chassis.errors import Unavailable
 from updraft_operator.access import Secrets
 from updraft_operator.api.speculator import AdaptiveSpeculator
 
 logger = logging.getLogger(__name__)
 
 _TIMEOUT_S = 5.0
+_AGAIN_S = 2.0
 
 
 async def delete_traces(secrets: Secrets, own_url: str, owner: AdaptiveSpeculator) -> None:
@@ -25,9 +26,7 @@ async def delete_traces(secrets: Secrets, own_url: str, owner: AdaptiveSpeculato
         return
     key = streams.key(metadata.namespace, metadata.name)
     try:
-        async with Redis.from_url(url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S) as client:
+        async with asyncio.timeout(_TIMEOUT_S), streams.connect(url) as client:
             await client.delete(key, f"{key}:dead")
-    except redis.exceptions.RedisError as error:
-        raise Unavailable(f"the traces cannot be deleted yet: {error}", 5.0) from error
-    except ValueError as error:
-        raise InvalidInput(f"the Redis URL of {metadata.name} is none: {error}") from error
+    except (redis.exceptions.RedisError, TimeoutError) as error:
+        raise Unavailable(f"the traces cannot be deleted yet: {error}", _AGAIN_S) from error

@@ -130,7 +130,7 @@ def statuses(seen: Observed, now: datetime) -> Iterator[tuple[DraftVersion, Draf
 
 def _import(seen: Observed, draft: DraftVersion) -> Import:
     job = seen.children.get(Ref("Job", job_name(draft)))
-    number, failure = draft.status.version, ""
+    number, failure = _told_number(seen, draft), ""
     pods = [pod for pod in seen.pods_of(names.IMPORT) if pod.name.startswith(f"{job_name(draft)}-")]
     if number is None:
         number = next((said for pod in pods if (said := _said_version(pod.result))), None)
@@ -144,10 +144,24 @@ def _import(seen: Observed, draft: DraftVersion) -> Import:
     return Import(draft=draft, job=job, number=number, failure=failure)
 
 
+def _told_number(seen: Observed, draft: DraftVersion) -> int | None:
+    """Its number as the status has it, unless another registry gave it: there the content is another."""
+    number = draft.status.version
+    if number is None or not seen.registry.is_connected:
+        return number
+    version = next((each for each in seen.registry.versions if each.version == number), None)
+    if version is None:
+        newest = seen.registry.state.latest if seen.registry.state is not None else 0
+        return number if number <= newest else None  # its weights are no longer kept; or a registry that began anew
+    verified = next((each.message for each in draft.status.conditions if each.type == "Verified"), "")
+    known = draft.spec.digest or verified
+    return number if known in ("", version.manifest.digest) else None
+
+
 def _said_version(result: str) -> int | None:
     try:
         return int(json.loads(result)["version"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         return None
 
 

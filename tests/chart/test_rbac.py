@@ -7,27 +7,28 @@ from tests.chart.chart import CHART, NAMESPACE, Document, of_kind, one, rendered
 
 Rights = set[tuple[str, str, str]]
 _READ = ("get", "list", "watch")
-_OWN = (*_READ, "create", "patch", "delete")
+_KEEP = (*_READ, "create", "patch")
+_OWN = (*_KEEP, "delete")
 
 WORK = {
     ("updraft.dev", "adaptivespeculators"): (*_READ, "patch"),
     ("updraft.dev", "adaptivespeculators/status"): ("patch",),
     ("updraft.dev", "adaptivespeculators/finalizers"): ("update",),
+    ("updraft.dev", "draftversions/finalizers"): ("update",),
     ("updraft.dev", "draftversions"): _OWN,
     ("updraft.dev", "draftversions/status"): ("patch",),
     ("apps", "deployments"): _OWN,
-    ("apps", "statefulsets"): _OWN,
-    ("policy", "poddisruptionbudgets"): _OWN,
+    ("apps", "statefulsets"): _KEEP,
+    ("policy", "poddisruptionbudgets"): _KEEP,
     ("networking.k8s.io", "networkpolicies"): _OWN,
-    ("", "services"): _OWN,
+    ("", "services"): _KEEP,
     ("", "configmaps"): _OWN,
-    ("", "serviceaccounts"): _OWN,
-    ("", "persistentvolumeclaims"): _OWN,
-    ("batch", "jobs"): _OWN,
+    ("", "serviceaccounts"): _KEEP,
+    ("", "persistentvolumeclaims"): _KEEP,
+    ("batch", "jobs"): _KEEP,
     ("", "pods"): _READ,
     ("", "secrets"): ("get", "create", "patch"),
-    ("", "events"): ("create", "patch"),
-    ("events.k8s.io", "events"): ("create", "patch"),
+    ("", "events"): ("create",),
 }
 LEASE = {("coordination.k8s.io", "leases"): ("get", "create", "update")}
 RELEASE = {("updraft.dev", "adaptivespeculators"): ("get", "list", "patch")}

@@ -152,10 +152,14 @@ def test_registries_let_the_operator_in() -> None:
     assert let_in["podSelector"]["matchLabels"].items() <= _operator("default")["metadata"]["labels"].items()
 
 
-def test_redis_lets_in_what_the_operator_creates() -> None:
+def test_redis_lets_in_what_the_operator_creates_and_the_operator() -> None:
     policy = one(rendered("default"), "NetworkPolicy", "updraft-redis")
     (rule,) = policy["spec"]["ingress"]
-    (peer,) = rule["from"]
+    operator, peer = rule["from"]
+    assert (
+        operator["podSelector"]["matchLabels"]
+        == one(rendered("default"), "Deployment", "updraft-operator")["spec"]["selector"]["matchLabels"]
+    )
 
     for part in (names.SERVING, names.TRAINER):
         assert peer["podSelector"]["matchLabels"].items() <= names.labels("chat", part).items()
@@ -164,6 +168,7 @@ def test_redis_lets_in_what_the_operator_creates() -> None:
 def test_the_operator_may_call_registries_where_it_may_not_call_everyone() -> None:
     policy = one(rendered("everything"), "NetworkPolicy", "speculation-operator")
     (registries,) = [rule for rule in policy["spec"]["egress"] if "to" in rule]
+    assert {"port": 6379, "protocol": "TCP"} in [port for rule in policy["spec"]["egress"] for port in rule["ports"]]
 
     assert registries["ports"] == [{"port": network.GRPC_PORT, "protocol": "TCP"}]
     wanted = registries["to"][0]["podSelector"]["matchLabels"]

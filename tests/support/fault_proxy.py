@@ -109,7 +109,7 @@ class FaultProxy:
     async def _start(self) -> None:
         connector = aiohttp.TCPConnector(ssl=self._tls, limit=0)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=LONG_S)
-        self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False)
+        self._session = aiohttp.ClientSession(connector=connector, timeout=timeout)
         # Who hangs up ends the request at the API server too.
         self._runner = web.ServerRunner(web.Server(self._handle, handler_cancellation=True), shutdown_timeout=0.1)
         await self._runner.setup()
@@ -166,6 +166,7 @@ class FaultProxy:
     def _asked(self, request: web.BaseRequest, body: bytes) -> Any:
         assert self._session is not None
         headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
+        headers["Accept-Encoding"] = "identity"
         url = URL(f"{self._upstream}{request.raw_path}", encoded=True)
         return self._session.request(request.method, url, data=body or None, headers=headers, allow_redirects=False)
 

@@ -10,7 +10,7 @@
   verbs: [patch]
 # Where OwnerReferencesPermissionEnforcement is on (OpenShift), an owner is named by who may do this only.
 - apiGroups: [updraft.dev]
-  resources: [adaptivespeculators/finalizers]
+  resources: [adaptivespeculators/finalizers, draftversions/finalizers]
   verbs: [update]
 # One object for each version that the registry keeps.
 - apiGroups: [updraft.dev]
@@ -20,26 +20,34 @@
 - apiGroups: [updraft.dev]
   resources: [draftversions/status]
   verbs: [patch]
-# Inference and trainer (Deployments), registry (StatefulSet).
+# Inference and trainer; there is no trainer once nothing is captured.
 - apiGroups: [apps]
-  resources: [deployments, statefulsets]
+  resources: [deployments]
   verbs: [get, list, watch, create, patch, delete]
+# The registry.
+- apiGroups: [apps]
+  resources: [statefulsets]
+  verbs: [get, list, watch, create, patch]
 # Nodes are drained one inference pod at a time.
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [get, list, watch, create, patch]
 # Who may call which part.
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
   verbs: [get, list, watch, create, patch, delete]
-# Where parts are found, what they are told, who they are, and the trainer's volume.
+# What parts are told; the trainer's goes with it.
 - apiGroups: [""]
-  resources: [services, configmaps, serviceaccounts, persistentvolumeclaims]
+  resources: [configmaps]
   verbs: [get, list, watch, create, patch, delete]
+# Where parts are found, who they are, and the trainer's volume. It deletes none: they go with their resource.
+- apiGroups: [""]
+  resources: [services, serviceaccounts, persistentvolumeclaims]
+  verbs: [get, list, watch, create, patch]
 # Imports of drafts that are somewhere else.
 - apiGroups: [batch]
   resources: [jobs]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [get, list, watch, create, patch]
 # Why pods are not ready: the reasons in conditions.
 - apiGroups: [""]
   resources: [pods]
@@ -49,9 +57,9 @@
   resources: [secrets]
   verbs: [get, create, patch]
 # What happened, beside the resource (`kubectl describe`).
-- apiGroups: ["", events.k8s.io]
+- apiGroups: [""]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [create]
 {{- end -}}
 
 {{/* What the hook before an uninstall may do there. */}}

@@ -82,6 +82,15 @@ _NO_REDIS = Advice(
 )
 
 _ACCEPTED: Mapping[str, Advice] = {
+    "VersionUnusable": Advice(
+        meaning="spec.rollout.pinnedVersion names a version that was rejected, rolled back or failed: it never serves again.",
+        action="Pin another one of `kubectl updraft versions {name} -n {namespace}`, or `kubectl updraft unpin {name} -n"
+        " {namespace}`. What won last serves meanwhile.",
+    ),
+    "InvalidRollout": Advice(
+        meaning="The registry refuses spec.rollout; what it followed before stays in force.",
+        action="Correct the field that the message names.",
+    ),
     "SpecAccepted": Advice(meaning="The spec is coherent, and what it names is there."),
     "NameConflict": Advice(
         meaning="An object that somebody else made has a name that this resource needs.",

@@ -155,7 +155,7 @@ class ModelCache(Model):
     pvc: Claim | None = None
     """Shared by all pods that mount it; it must allow that (ReadWriteMany), or there is one pod."""
     host_path: HostPath | None = None
-    """Kept on each node; Pod Security must allow hostPath."""
+    """A folder that is there on each node and that user 65532 may write; Pod Security must allow hostPath."""
 
 
 class Workload(Model):

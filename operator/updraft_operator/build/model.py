@@ -79,5 +79,5 @@ def _kept(cache: ModelCache | None) -> dict[str, Any]:
     if cache is not None and cache.pvc is not None:
         return {"persistentVolumeClaim": {"claimName": cache.pvc.claim_name}}
     if cache is not None and cache.host_path is not None:
-        return {"hostPath": {"path": cache.host_path.path, "type": "DirectoryOrCreate"}}
+        return {"hostPath": {"path": cache.host_path.path, "type": "Directory"}}
     return {"emptyDir": {}}

@@ -123,6 +123,7 @@ def test_what_is_wrong_with_a_pod_is_told_and_goes_with_it(
     serving = subject.get()["status"]["serving"]
     assert (serving["readyReplicas"], serving["failedReplicas"]) == (0, 1)
 
+    subject.set_pod(pod, {"initContainerStatuses": None})  # what is not said again stays, and a kubelet says it again
     subject.run(names.SERVING)
 
     assert subject.wait_for("ServingReady", "True", "PodsReady") == "1 of 1 pods are ready"

@@ -17,8 +17,7 @@ from tests.support.wait import wait_until
 
 from updraft_operator.api import names
 
-KILLS = 6
-"""`make bench-operator ARGS=--faults` has the bar's 20."""
+KILLS = 20
 LEASE_S = 3.0
 
 

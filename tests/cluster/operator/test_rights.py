@@ -18,24 +18,12 @@ Right = tuple[str, str, str]
 
 _MISSED = "a listing found what a watch had missed, and the object itself is looked at"
 _OPENSHIFT = "OpenShift asks for it of whoever names an owner that waits for what it owns (blockOwnerDeletion)"
-_RENAMED = "a later operator that makes another set of objects takes away those of this one"
-_DATA = "as above; of this one no version takes away a claim that it made"
-_AGAIN = "an Event that happens again is counted up rather than told anew; this operator tells transitions only"
-_NEWER = "Events of the newer API, which kopf would write; this operator writes those of core"
 
 UNUSED: dict[Right, str] = {
     ("updraft.dev", "adaptivespeculators", "get"): _MISSED,
     ("", "pods", "get"): _MISSED,
     ("updraft.dev", "adaptivespeculators/finalizers", "update"): _OPENSHIFT,
-    ("apps", "statefulsets", "delete"): _RENAMED,
-    ("policy", "poddisruptionbudgets", "delete"): _RENAMED,
-    ("", "services", "delete"): _RENAMED,
-    ("", "serviceaccounts", "delete"): _RENAMED,
-    ("batch", "jobs", "delete"): _RENAMED,
-    ("", "persistentvolumeclaims", "delete"): _DATA,
-    ("", "events", "patch"): _AGAIN,
-    ("events.k8s.io", "events", "create"): _NEWER,
-    ("events.k8s.io", "events", "patch"): _NEWER,
+    ("updraft.dev", "draftversions/finalizers", "update"): _OPENSHIFT,
 }
 
 

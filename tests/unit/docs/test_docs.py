@@ -62,7 +62,9 @@ def test_nothing_is_left_to_be_filled_in(page: Path) -> None:
 @each_page
 def test_every_metric_is_one_of_ours(page: Path) -> None:
     used = {
-        name for code in _code(page) for name in re.findall(r"\bupdraft_(?:inference|operator|registry|trainer)_[a-z_]+", code)
+        name
+        for code in _code(page)
+        for name in re.findall(r"\bupdraft_(?:inference|operator|registry|trainer)_[a-z_]+", code)
     }
     assert used <= reference.metric_names()
 

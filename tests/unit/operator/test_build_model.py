@@ -87,7 +87,7 @@ def test_the_secret_of_a_download_becomes_its_variables_and_nobody_elses() -> No
         ),
         pytest.param(
             {"hostPath": {"path": "/mnt/models"}},
-            {"hostPath": {"path": "/mnt/models", "type": "DirectoryOrCreate"}},
+            {"hostPath": {"path": "/mnt/models", "type": "Directory"}},
             id="folder of the node",
         ),
     ],

@@ -47,6 +47,13 @@ ACCEPTED: list[Case] = [
     ("Accepted", "False", "NameConflict", _refused("NameConflict")),
     ("Accepted", "False", "InvalidPodTemplate", _refused("InvalidPodTemplate")),
     ("Accepted", "False", "Forbidden", _refused("Forbidden")),
+    ("Accepted", "False", "InvalidRollout", _refused("InvalidRollout")),
+    (
+        "Accepted",
+        "False",
+        "VersionUnusable",
+        {"spec": {"rollout": {"pinnedVersion": 2}}, "registry": connected([version(2, pb.PHASE_ROLLED_BACK), STABLE])},
+    ),
     ("Accepted", "False", "SecretNotFound", {"missing_secrets": ("hub",)}),
     (
         "Accepted",
@@ -144,7 +151,12 @@ PROGRESSING: list[Case] = [
         {"spec": {"rollout": {"strategy": "Manual"}}, "registry": connected([STABLE, WAITING])},
     ),
     ("Progressing", "False", "Paused", {"spec": {"rollout": {"paused": True}}, "registry": _canary("paused")}),
-    ("Progressing", "False", "Pinned", {"spec": {"rollout": {"pinnedVersion": 3}}, "registry": _canary("pinned")}),
+    (
+        "Progressing",
+        "False",
+        "Pinned",
+        {"spec": {"rollout": {"pinnedVersion": 3}}, "registry": connected([STABLE], pinned=3)},
+    ),
     ("Progressing", "False", "Inconclusive", {"registry": _canary("no verdict within 900 s: promote or reject it")}),
     (
         "Progressing",
@@ -235,12 +247,16 @@ def test_a_registry_with_one_ready_pod_is_not_in_trouble_over_another() -> None:
 
 
 def _told(*conditions: tuple[str, str, str]) -> dict[str, Any]:
-    """A status of an hour ago."""
+    return {"speculator": speculator(status=_status(*conditions))}
+
+
+def _status(*conditions: tuple[str, str, str]) -> dict[str, Any]:
+    """As it was an hour ago."""
     said = [
         {"type": kind, "status": status, "reason": reason, "message": "x", "lastTransitionTime": "2026-11-25T11:00:00Z"}
         for kind, status, reason in conditions
     ]
-    return {"speculator": speculator(status={"conditions": said})}
+    return {"conditions": said}
 
 
 @pytest.mark.parametrize(
@@ -262,6 +278,12 @@ def test_a_registry_that_does_not_answer_any_more_is_not_ready_whatever_was_said
     verdicts = _verdicts(**world, registry=RegistryView(link=Link.UNREACHABLE))
     assert verdicts["RegistryReady"].reason == "Unreachable"
     assert verdicts["SpeculationEffective"].reason == "NoDraft"
+
+
+def test_a_version_that_was_not_found_is_not_there_until_the_registry_says_so() -> None:
+    owner = speculator({"rollout": {"pinnedVersion": 9}}, status=_status(("Accepted", "False", "VersionNotFound")))
+    assert _verdicts(speculator=owner)["Accepted"].reason == "VersionNotFound"
+    assert _verdicts(**_told(("Accepted", "False", "VersionNotFound")))["Accepted"].status == "True"
 
 
 def test_a_registry_that_is_asked_for_the_first_time_starts() -> None:

@@ -16,6 +16,7 @@ from tests.support.observed import (
     settled,
     traffic,
     version,
+    workload,
 )
 
 from updraft.registry.v1 import registry_pb2 as pb
@@ -149,11 +150,22 @@ def test_what_ends_is_only_cleaned_up() -> None:
     assert _plan(_deleted("Retain")) == Plan(finalizer="remove")
 
 
+def test_who_writes_traces_goes_before_the_traces() -> None:
+    children = workload("Deployment", "serving", {"replicas": 1})
+    ending = replace(_deleted("Delete"), children=children, ending_s=UNTOLD)
+    assert _plan(ending) == Plan(delete=tuple(children), again_s=1.0)
+    assert _plan(replace(ending, children={}, pods=(pod("serving"),))) == Plan(again_s=1.0)
+    assert _plan(replace(ending, children={})).cleans_up
+
+
 def test_a_deletion_without_our_finalizer_is_kubernetes_own_affair() -> None:
     assert _plan(_deleted("Delete", finalizers=())).is_empty
 
 
 def test_a_deletion_never_hangs_on_what_cannot_be_reached() -> None:
-    made = _plan(_deleted("Delete", waited_s=CLEANUP_S + 1))
+    tried = _deleted("Delete", waited_s=3600)  # nobody was here for an hour
+    assert _plan(tried).cleans_up
+    grace_s = tried.speculator.spec.serving.termination_grace_period_seconds
+    made = _plan(replace(tried, ending_s=UNTOLD - grace_s - CLEANUP_S - 1))
     assert (made.finalizer, made.cleans_up) == ("remove", False)
     assert [(each.reason, each.is_warning) for each in made.events] == [("CleanupGivenUp", True)]

@@ -61,7 +61,8 @@ WHERE = ("ConfigMap", "team", "qwen-serving")
 def test_where_all_agree_nothing_is_waited_for() -> None:
     async def main() -> None:
         world = World()
-        assert world.resync.age_s == float("inf")
+        assert (world.resync.age_s, world.resync.synced_s) == (0.0, None), "no time counts before it begins"
+        world.resync.begin()
         world.cluster.set(_config_map())
         assert await world.once() == 0.0
         assert world.added == []

@@ -122,7 +122,7 @@ def test_more_confidence_is_harder_to_convince() -> None:
     ratios=st.lists(st.tuples(st.floats(1e-30, 1e30), st.floats(1e-30, 1e30)), max_size=6),
     confidence=st.floats(0.001, 0.999),
 )
-@example(ratios=[(1e306, 1e-2), (1e-2, 1e306)] * 3, confidence=0.001)
+@example(ratios=[(1e306, 1e-2), (1e-2, 1e306)] * 3, confidence=0.95)
 def test_slices_that_contradict_each_other_are_judged_all_the_same(
     ratios: list[tuple[float, float]], confidence: float
 ) -> None:
