@@ -28,6 +28,10 @@ _AGAIN_S = 30.0
 """Most time between two starts; meanwhile the listings tell what happens."""
 
 
+_CANCELS, _CANCEL_S = 20, 0.5
+"""kopf's own end cancels once and waits without end, though a watch that asks anew for credentials loses the first."""
+
+
 class Watches:
     """Run `run` until `end`; fills the store and calls `add`, in the event loop of `run`."""
 
@@ -80,17 +84,26 @@ class Watches:
 
 
 async def _watch(handlers: kopf.OperatorRegistry, namespaces: tuple[str, ...], stop: threading.Event) -> None:
-    try:
-        await kopf.operator(
-            registry=handlers,
-            settings=settings(),
-            standalone=True,
-            clusterwide=not namespaces,
-            namespaces=namespaces,
-            stop_flag=stop,
-        )
-    finally:
-        stop.set()  # a thread of kopf's waits for it, and this one for that
+    """Until `stop`, or raise what ended it before."""
+    roots = await kopf.spawn_tasks(
+        registry=handlers,
+        settings=settings(),
+        standalone=True,
+        clusterwide=not namespaces,
+        namespaces=namespaces,
+        stop_flag=stop,
+    )
+    ended, _ = await asyncio.wait(roots, return_when=asyncio.FIRST_COMPLETED)
+    stop.set()  # a thread waits for it
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # kopf has logged what failed
+    for _ in range(_CANCELS):
+        if not (left := asyncio.all_tasks() - {asyncio.current_task()}):
+            break
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=_CANCEL_S)
+    for root in ended:
+        root.result()
 
 
 def registry(see: See) -> kopf.OperatorRegistry:

@@ -179,7 +179,7 @@ async def _listing(stub: "RegistryAsyncStub", name: str) -> tuple[tuple[pb.Versi
     versions: list[pb.Version] = []
     while True:
         page = await stub.List(request, timeout=TIMEOUT_S)
-        versions += page.versions
+        versions += (each for each in page.versions if not each.pruned)
         request.page_token = page.next_page_token
         if not request.page_token:
             break

@@ -171,7 +171,7 @@ class Audited:
 
 def audited(path: Path) -> Iterator[Audited]:
     """Every request answered so far, oldest first."""
-    for line in path.read_text().splitlines():
+    for line in path.read_text().split("\n")[:-1]:  # the last one may be half written
         event = json.loads(line)
         target = event.get("objectRef", {})
         resource = "/".join(word for word in (target.get("resource", ""), target.get("subresource", "")) if word)

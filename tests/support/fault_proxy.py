@@ -13,6 +13,7 @@ import ssl
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -137,12 +138,13 @@ class FaultProxy:
         if fate.isdigit():
             return _status(int(fate))
         async with self._asked(request, body) as answer:
-            if is_watch and answer.status == 200:
-                return await self._watch(request, answer)
-            content = await answer.read()
             if fate == "lost":
                 return _hang_up(request)
-            return web.Response(status=answer.status, body=content, headers=_headers(answer))
+            if is_watch and answer.status == 200:
+                with suppress(ConnectionResetError):  # who asked has gone
+                    return await self._watch(request, answer)
+                return _hang_up(request)
+            return web.Response(status=answer.status, body=await answer.read(), headers=_headers(answer))
 
     def _draw(self, method: str, *, is_collection: bool) -> str:
         """What becomes of a request; empty: nothing."""

@@ -103,6 +103,7 @@ def version_to_proto(
         published_unix_ms=version.published_ms,
         phase_since_unix_ms=version.since_ms,
         retain=version.is_retained,
+        pruned=not version.is_kept,
     )
     if not is_full:
         message.manifest.ClearField("tensors")

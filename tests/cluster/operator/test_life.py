@@ -1,5 +1,6 @@
 """A resource from its creation to its end: what is made of it, what is kept as it is, and that all of it goes."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -182,7 +183,7 @@ def test_an_autoscaler_of_the_deployment_keeps_its_number(operator: Running, bui
         return str(spec["template"]["spec"]["containers"][0]["image"])
 
     wait_until(lambda: image() == "mine:2", what="the new image")
-    operator.wait_for_listings(2)
+    operator.wait_for_listings(1)
     assert built.get("Deployment", f"{built.name}-serving")["spec"]["replicas"] == 6
 
 
@@ -221,6 +222,21 @@ def test_with_policy_delete_traces_and_volume_go_too(
         assert [redis.exists(name) for name in (key, f"{key}:dead", f"{key}-of-another")] == [0, 0, 1]
         redis.delete(f"{key}-of-another")
     wait_until(lambda: not subject.exists("PersistentVolumeClaim", claim), what="the end of the registry's claim")
+
+
+def test_a_deletion_waits_for_a_redis_that_is_away(operator: Running, subject: Subject, short_tmp_path: Path) -> None:
+    redis_server = RedisServer(short_tmp_path)
+    secret = {"metadata": {"name": "away"}, "stringData": {"url": redis_server.url}}
+    subject.api.create(f"/api/v1/namespaces/{subject.namespace}/secrets", secret)
+    subject.create(deletionPolicy="Delete", traces={"redis": {"urlSecretRef": {"name": "away"}}})
+    wait_until(lambda: "finalizers" in subject.get()["metadata"], what="the finalizer")
+
+    subject.delete()
+    operator.process.wait_for_log("the traces cannot be deleted yet")
+    assert subject.get()["metadata"]["finalizers"] == [names.FINALIZER]
+
+    with redis_server:
+        wait_until(lambda: not subject.exists(), what="its end")
 
 
 def test_the_finalizer_goes_when_the_policy_is_to_retain(operator: Running, subject: Subject) -> None:

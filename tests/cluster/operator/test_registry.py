@@ -268,7 +268,7 @@ def test_a_draft_that_a_person_applies_is_imported_by_a_job(
     (container,) = pod["spec"]["containers"]
     said = [*container["command"], *container["args"]]
     assert said[:3] == ["updraft", "draft", "import"]
-    assert connected.get("DraftVersion", "mine")["status"]["phase"] == "Importing"
+    wait_for_phases(connected, mine="Importing")
 
     result = as_the_job(said, registry, _folder(tmp_path, connected.name))
     connected.set_pod(pod["metadata"]["name"], ended(pod, result))

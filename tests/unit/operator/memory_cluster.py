@@ -250,6 +250,7 @@ def _defaulted(content: Manifest) -> Manifest:
         pod = template["spec"]
         pod.setdefault("restartPolicy", "Always")
         pod.setdefault("schedulerName", "default-scheduler")
+        pod.setdefault("enableServiceLinks", True)
         for container in (*pod.get("containers", ()), *pod.get("initContainers", ())):
             container.setdefault("terminationMessagePath", "/dev/termination-log")
             requests = container.get("resources", {}).get("requests", {})

@@ -73,6 +73,15 @@ ACCEPTED: list[Case] = [
 SERVING: list[Case] = [
     ("ServingReady", "True", "PodsReady", {"pods": (pod(is_ready=True),)}),
     ("ServingReady", "True", "PodsReady", {"spec": {"serving": {"replicas": 2}}, "pods": (pod(is_ready=True),)}),
+    (
+        "ServingReady",
+        "True",
+        "RollingOut",
+        {
+            "pods": (pod(is_ready=True),),
+            "children": workload("Deployment", "serving", {"replicas": 2, "updatedReplicas": 1}),
+        },
+    ),
     ("ServingReady", "False", "ModelLoading", {}),
     ("ServingReady", "False", "ModelLoading", {"pods": (pod(),)}),
     ("ServingReady", "False", "RollingOut", {"spec": {"serving": {"replicas": 3}}, "pods": (pod(is_ready=True),)}),
@@ -210,6 +219,14 @@ def test_neither_trainer_nor_draft_makes_a_resource_unready() -> None:
     assert _verdicts(pods=(pod(is_ready=True),), registry=connected())["Ready"].status == "True"
 
 
+def test_pods_of_a_changed_template_may_be_in_trouble_while_the_old_ones_serve() -> None:
+    pods = (pod("old", is_ready=True), pod("new", trouble=("ImagePullBackOff", "no such image")))
+    children = workload("Deployment", "serving", {"replicas": 2, "updatedReplicas": 1})
+    verdicts = _verdicts(pods=pods, children=children, registry=connected())
+    assert verdicts["Ready"].status == "True"
+    assert verdicts["Ready"].message.endswith("new: ImagePullBackOff: no such image")
+
+
 def test_a_pod_that_goes_counts_for_nothing() -> None:
     pods = (pod("a", is_ready=True, is_ending=True), pod("b", is_ready=True))
     said = _verdicts({"serving": {"replicas": 3}}, pods=pods)["ServingReady"]
@@ -280,10 +297,11 @@ def test_a_registry_that_does_not_answer_any_more_is_not_ready_whatever_was_said
     assert verdicts["SpeculationEffective"].reason == "NoDraft"
 
 
-def test_a_version_that_was_not_found_is_not_there_until_the_registry_says_so() -> None:
-    owner = speculator({"rollout": {"pinnedVersion": 9}}, status=_status(("Accepted", "False", "VersionNotFound")))
-    assert _verdicts(speculator=owner)["Accepted"].reason == "VersionNotFound"
-    assert _verdicts(**_told(("Accepted", "False", "VersionNotFound")))["Accepted"].status == "True"
+@pytest.mark.parametrize("reason", ["VersionNotFound", "VersionUnusable"])
+def test_a_version_that_is_no_good_stays_so_until_the_registry_says_otherwise(reason: str) -> None:
+    owner = speculator({"rollout": {"pinnedVersion": 9}}, status=_status(("Accepted", "False", reason)))
+    assert _verdicts(speculator=owner)["Accepted"].reason == reason
+    assert _verdicts(**_told(("Accepted", "False", reason)))["Accepted"].status == "True"
 
 
 def test_a_registry_that_is_asked_for_the_first_time_starts() -> None:

@@ -95,7 +95,7 @@ podspecs = st.fixed_dictionaries(
 pod_templates = st.fixed_dictionaries({}, optional={"metadata": json | metadata, "spec": json | podspecs, "x": json})
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(said=pod_templates)
 def test_whatever_a_template_says_the_labels_of_selectors_stay(said: dict[str, Any]) -> None:
     """The API server may refuse what comes out; building it never fails."""
@@ -104,6 +104,7 @@ def test_whatever_a_template_says_the_labels_of_selectors_stay(said: dict[str, A
     assert labels.items() >= names.labels("qwen", names.SERVING).items()
 
 
+@settings(max_examples=50)
 @given(ours=st.dictionaries(st.sampled_from("abc"), json), theirs=st.dictionaries(st.sampled_from("abc"), json))
 def test_merging_twice_is_merging_once(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     once = merged(ours, theirs)

@@ -13,6 +13,7 @@ from tests.support.observed import (
     as_child,
     connected,
     draft,
+    observed,
     settled,
     version,
     workload,
@@ -195,6 +196,23 @@ def test_a_refused_pin_does_not_hinder_another() -> None:
     for number, calls in ((3, ()), (2, (Call(verb=Verb.PIN, version=2),))):
         spec = {"rollout": {"pinnedVersion": number}}
         assert _plan(settled(spec, registry=kept, refusals=refusals)).calls == calls
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        pytest.param("bad", "InvalidPodTemplate", id="the same spec"),
+        pytest.param("good", "SpecAccepted", id="another spec"),
+    ],
+)
+def test_a_refusal_is_over_once_something_else_is_wished(image: str, reason: str) -> None:
+    where, children = Ref("Deployment", "qwen-serving"), settled().children
+    bad = next(each for each in objects(observed({"serving": {"image": "bad"}})) if ref(each) == where)
+    refusals = (_refusal(where, hash_of(bad), "InvalidPodTemplate"),)
+    told = _plan(observed({"serving": {"image": image}}, children=children, refusals=refusals)).status
+    assert told is not None
+    (accepted,) = (each for each in told["conditions"] if each["type"] == "Accepted")
+    assert accepted["reason"] == reason
 
 
 # The Secret

@@ -72,12 +72,56 @@ def test_where_all_agree_nothing_is_waited_for() -> None:
     run(main())
 
 
+def test_before_the_first_listing_the_age_counts_from_the_beginning() -> None:
+    async def main() -> None:
+        world = World()
+        world.resync.begin()
+        await asyncio.sleep(7.0)
+        assert (world.resync.age_s, world.resync.agreed_age_s) == (7.0, 7.0)
+
+    run(main())
+
+
+def test_a_watch_that_misses_something_every_time_is_counted_in_a_row() -> None:
+    async def main() -> None:
+        world = World()
+        world.cluster.set(_config_map())
+        await world.once()
+        world.is_watching = False
+        for number in (1, 2):
+            await asyncio.sleep(10.0)
+            _changed(world, str(number))
+            await world.once()
+            assert world.resync.num_missed == number
+            assert world.resync.agreed_age_s > world.resync.age_s
+        await world.once()
+        assert world.resync.num_missed == 0
+
+    run(main())
+
+
+def test_what_was_missed_and_cannot_be_read_is_no_listing() -> None:
+    class Halfway(MemoryCluster):
+        async def get(self, kind: str, namespace: str, name: str) -> Manifest:
+            raise Unavailable(f"no answer for {kind} {namespace}/{name}")
+
+    async def main() -> None:
+        cluster = Halfway()
+        cluster.set(_config_map())
+        resync = Resync(Store(), cluster, LoopClock(), Metrics.on(CollectorRegistry()), ())
+        with pytest.raises(Unavailable, match="ConfigMap team/qwen-serving was missed by a watch"):
+            await resync.run_once(lambda _: None)
+        assert resync.synced_s is None
+
+    run(main())
+
+
 def _gone(world: World) -> None:
     world.cluster.remove(WHERE)
 
 
-def _changed(world: World) -> None:
-    world.cluster.edit(WHERE, lambda body: body.update(data={"x": "1"}))
+def _changed(world: World, value: str = "x") -> None:
+    world.cluster.edit(WHERE, lambda body: body.update(data={"x": value}))
 
 
 def _new(world: World) -> None:

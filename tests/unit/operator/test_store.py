@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from updraft_chassis.errors import InvalidInput
@@ -178,6 +178,7 @@ def test_news_that_come_late_change_nothing_once_the_newest_object_was_seen(
         assert store.versions("Pod") == {}
 
 
+@settings(max_examples=30)
 @given(content=st.dictionaries(st.text(), st.recursive(st.text() | st.integers(), st.lists, max_leaves=5)))
 def test_what_is_packed_is_unpacked_as_it_was(content: dict[str, Any]) -> None:
     assert unpack(pack(content)) == content

@@ -239,6 +239,32 @@ def test_a_failed_import_stays_one_when_its_job_is_gone() -> None:
     assert found.failure == "404 Not Found"
 
 
+@pytest.mark.parametrize(
+    ("view", "known", "number"),
+    [
+        pytest.param(connected([version(4)]), f"sha256:{4:064x}", 4, id="the same content"),
+        pytest.param(connected([version(4)]), "sha256:other", None, id="a registry that began anew"),
+        pytest.param(connected([version(2)]), f"sha256:{4:064x}", None, id="one that is not so far yet"),
+        pytest.param(connected([version(5)]), f"sha256:{4:064x}", 4, id="weights that are no longer kept"),
+        pytest.param(RegistryView(link=Link.UNREACHABLE), "sha256:other", 4, id="a registry that is away"),
+    ],
+)
+def test_the_number_of_an_import_is_good_in_the_registry_that_gave_it(
+    view: RegistryView, known: str, number: int | None
+) -> None:
+    verified = {"type": "Verified", "status": "True", "reason": "DigestMatches", "message": known}
+    status = {"version": 4, "conditions": [{**verified, "lastTransitionTime": "2026-11-25T11:00:00Z"}]}
+    (found,) = versions.imports(observed(registry=view, drafts=(draft(None, status=status),)))
+    assert found.number == number
+
+
+def test_what_an_import_may_have_brought_is_not_mirrored_before_it_has_told() -> None:
+    theirs = connected([version(4, source=pb.SOURCE_IMPORTED), version(5)])
+    assert _mirrors(observed(registry=theirs, drafts=(draft(None),))).keys() == {"qwen-v5"}
+    failed = draft(None, status={"phase": "Failed"})
+    assert _mirrors(observed(registry=theirs, drafts=(failed,))).keys() == {"qwen-v4", "qwen-v5"}
+
+
 def test_another_object_of_the_same_name_is_another_import() -> None:
     first, second = draft(None), draft(None)
     second = second.model_copy(update={"metadata": second.metadata.model_copy(update={"uid": "another-uid"})})

@@ -375,12 +375,15 @@ class Version(_message.Message):
     PUBLISHED_UNIX_MS_FIELD_NUMBER: _builtins.int
     PHASE_SINCE_UNIX_MS_FIELD_NUMBER: _builtins.int
     RETAIN_FIELD_NUMBER: _builtins.int
+    PRUNED_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     phase: Global___Phase.ValueType
     reason: _builtins.str
     published_unix_ms: _builtins.int
     phase_since_unix_ms: _builtins.int
     retain: _builtins.bool
+    pruned: _builtins.bool
+    """Retention deleted the weights; the version is only remembered, and can never serve again."""
     @_builtins.property
     def manifest(self) -> Global___Manifest: ...
     def __init__(
@@ -393,10 +396,11 @@ class Version(_message.Message):
         published_unix_ms: _builtins.int = ...,
         phase_since_unix_ms: _builtins.int = ...,
         retain: _builtins.bool = ...,
+        pruned: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest", "phase", b"phase", "phase_since_unix_ms", b"phase_since_unix_ms", "published_unix_ms", b"published_unix_ms", "reason", b"reason", "retain", b"retain", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest", "phase", b"phase", "phase_since_unix_ms", b"phase_since_unix_ms", "pruned", b"pruned", "published_unix_ms", b"published_unix_ms", "reason", b"reason", "retain", b"retain", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
