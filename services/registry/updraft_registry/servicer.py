@@ -63,7 +63,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
         after = _parse_token(request.page_token)
         rows = await self._control.call(self._archive.catalogue.page, name, after=after, size=size)
         names = () if after else (name,) if name else await self._control.call(self._archive.catalogue.names)
-        versions = _fitting([wire.version_to_proto(*row, is_full=request.full) for row in rows])
+        versions = _fitting([wire.told_to_proto(*row, is_full=request.full) for row in rows])
         is_last = len(versions) == len(rows) < size
         return pb.ListResponse(
             versions=versions,
@@ -143,7 +143,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
 
     async def _version(self, name: str, number: int) -> pb.Version:
         version, manifest = await self._control.call(self._archive.catalogue.version, name, number)
-        return wire.version_to_proto(version, manifest)
+        return wire.told_to_proto(version, manifest)
 
     async def _pause(self, speculator: str, reason: str, *, is_paused: bool) -> None:
         name, now_ms = check_name(speculator), self._control.now_ms()

@@ -91,6 +91,13 @@ def version_from_proto(message: registry_pb2.Version) -> Version:
     )
 
 
+def told_to_proto(version: Version, manifest: registry_pb2.Manifest, *, is_full: bool = True) -> registry_pb2.Version:
+    """The version as callers are told it: also whether its weights are gone, which no document says."""
+    message = version_to_proto(version, manifest, is_full=is_full)
+    message.pruned = not version.is_kept
+    return message
+
+
 def version_to_proto(
     version: Version, manifest: registry_pb2.Manifest, *, is_full: bool = True
 ) -> registry_pb2.Version:
@@ -103,7 +110,6 @@ def version_to_proto(
         published_unix_ms=version.published_ms,
         phase_since_unix_ms=version.since_ms,
         retain=version.is_retained,
-        pruned=not version.is_kept,
     )
     if not is_full:
         message.manifest.ClearField("tensors")
