@@ -77,9 +77,9 @@ class Container:
         """Run a command; return how it ended and what it printed."""
         given = [*(f"--env={variable}" for variable in variables), *([f"--user={user}"] if user else [])]
         script = '"$@" 2>&1; printf "\\n%s" "$?"'
-        printed = self.builder.buildah(
-            "run", "--isolation=chroot", *given, self.name, "--", "sh", "-c", script, "sh", *command
-        )
+        words = ("--isolation=chroot", *given, self.name, "--", "sh", "-c", script, "sh", *command)
+        # On a busy machine buildah was seen to hand on nothing of what was printed, not even the script's own line.
+        printed = self.builder.buildah("run", *words) or self.builder.buildah("run", *words)
         output, _, code = printed.rpartition("\n")
         return int(code), output.removesuffix("\n")
 

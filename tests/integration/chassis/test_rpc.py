@@ -190,10 +190,14 @@ async def test_a_sender_that_does_not_end_hears_its_refusal_within_a_limit(
     server.add_generic_rpc_handlers([service(REGISTRY, Publish=publish)])
     port = rpc.bind(server, host="127.0.0.1", port=0, setting="none")
     await server.start()
-    async with rpc.channel(f"127.0.0.1:{port}") as channel:
-        stub: registry_pb2_grpc.RegistryAsyncStub = registry_pb2_grpc.RegistryStub(channel)
-        told = await seen(stub.Publish(sent(), timeout=20))
-        has_heard.set()
+    for _ in range(3):  # now and then grpc.aio's client loses what it is told while it writes (grpc#36066)
+        has_heard.clear()
+        async with rpc.channel(f"127.0.0.1:{port}") as channel:
+            stub: registry_pb2_grpc.RegistryAsyncStub = registry_pb2_grpc.RegistryStub(channel)
+            told = await seen(stub.Publish(sent(), timeout=20))
+            has_heard.set()
+        if "Internal error from Core" not in str(told):
+            break
     await server.stop(grace=None)
     assert type(told) is type(refusal)
 
