@@ -53,7 +53,7 @@ class _Link:
 
 
 class Links:
-    """The registries that are listened to. Use as a context manager around the tasks."""
+    """The registries that are listened to; `close` ends it."""
 
     def __init__(self, tasks: asyncio.TaskGroup, clock: Clock, on_change: Callable[[Key], None], folder: Path) -> None:
         self._tasks = tasks

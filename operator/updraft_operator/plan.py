@@ -267,7 +267,7 @@ def _retentions(seen: Observed) -> Iterator[Call]:
     """One object that says so is enough: an import and a mirror may be of the same version."""
     wished: dict[int, bool] = {}
     for draft in seen.drafts:
-        number = versions.number_of(draft)
+        number = versions.number_of(seen, draft)
         if number is not None:
             wished[number] = wished.get(number, False) or draft.spec.retain
     for version in seen.registry.versions:

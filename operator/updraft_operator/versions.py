@@ -67,9 +67,9 @@ def is_import(draft: DraftVersion) -> bool:
     return draft.spec.version is None
 
 
-def number_of(draft: DraftVersion) -> int | None:
-    """Its number in the registry, if it has one."""
-    return draft.spec.version or draft.status.version
+def number_of(seen: Observed, draft: DraftVersion) -> int | None:
+    """Its number in the registry that is there now, if it has one; an import may have another's in its status."""
+    return draft.spec.version or _import(seen, draft).number
 
 
 def mirrors(seen: Observed) -> Iterator[Manifest]:
@@ -77,7 +77,7 @@ def mirrors(seen: Observed) -> Iterator[Manifest]:
     if not seen.registry.is_connected:
         return
     brought = list(imports(seen))
-    mirrored = {number_of(draft) for draft in seen.drafts} | {each.number for each in brought}
+    mirrored = {number_of(seen, draft) for draft in seen.drafts}
     running = [each.draft for each in brought if each.number is None and not each.failure]
     for version in seen.registry.versions:
         if version.version not in mirrored and not any(_may_be(version, draft) for draft in running):

@@ -304,7 +304,8 @@ class Speculators(RuleBasedStateMachine):
     def every_kept_version_has_an_object_and_no_other_has_one(self) -> None:
         if not self._is_connected:
             return
-        numbered = [versions.number_of(DraftVersion.model_validate(each)) for each in self.world.drafts().values()]
+        drafts = [DraftVersion.model_validate(each) for each in self.world.drafts().values()]
+        numbered = [each.spec.version or each.status.version for each in drafts]
         kept = self.world.registry.versions.keys()
         running = any(number is None for number in numbered)
         mirrored = {each["spec"]["version"] for each in self.world.drafts().values() if "version" in each["spec"]}

@@ -258,6 +258,13 @@ def test_the_number_of_an_import_is_good_in_the_registry_that_gave_it(
     assert found.number == number
 
 
+def test_a_number_of_another_registry_keeps_no_version_from_its_object() -> None:
+    verified = {"type": "Verified", "status": "True", "reason": "DigestMatches", "message": "sha256:other"}
+    status = {"version": 4, "conditions": [{**verified, "lastTransitionTime": "2026-11-25T11:00:00Z"}]}
+    seen = observed(registry=connected([version(4)]), drafts=(draft(None, status=status),))
+    assert _mirrors(seen).keys() == {"qwen-v4"}
+
+
 def test_what_an_import_may_have_brought_is_not_mirrored_before_it_has_told() -> None:
     theirs = connected([version(4, source=pb.SOURCE_IMPORTED), version(5)])
     assert _mirrors(observed(registry=theirs, drafts=(draft(None),))).keys() == {"qwen-v5"}
