@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 
 import pytest
+import torch
 from tests.support.wait import until
 
 from updraft_chassis.errors import Corrupt, Exhausted, InvalidInput
@@ -163,8 +164,11 @@ class EngineContract:
         assert hidden.first_position == max(0, 9 - prompt_rows)
         end = hidden.first_position + len(hidden.aux)
         assert 9 + len(tokens) - 1 <= end <= 9 + len(tokens)
-        assert len(hidden.last) == len(hidden.aux)
-        assert hidden.aux.shape[1] % hidden.last.shape[1] == 0
+        assert not hidden.missing_rows
+        assert len(hidden.teacher) == len(hidden.aux) - hidden.first_teacher_row
+        assert hidden.first_teacher_row <= max(0, 9 - 1 - hidden.first_position), "every output token has a teacher"
+        if isinstance(hidden.teacher, torch.Tensor):
+            assert hidden.aux.shape[1] % hidden.teacher.shape[1] == 0
 
     @pytest.mark.parametrize("wanted", [0, 1, 9])
     async def test_rows_after_a_rejection_come_as_many_as_were_asked_for_and_are_there(
@@ -179,7 +183,10 @@ class EngineContract:
         assert hidden is not None
         for one in hidden.counterfactuals:
             assert one.aux.shape[1:] == hidden.aux.shape[1:]
-            assert one.last.shape == (len(one.aux), hidden.last.shape[1])
+            assert len(one.teacher) == len(one.aux)
+            if isinstance(one.teacher, torch.Tensor):
+                assert isinstance(hidden.teacher, torch.Tensor)
+                assert one.teacher.shape[1] == hidden.teacher.shape[1]
         assert {one.step: len(one.aux) for one in hidden.counterfactuals} == {
             index: min(wanted, len(step.draft_ids) - step.accepted)
             for index, step in enumerate(finished.steps)

@@ -65,6 +65,7 @@ class FakeEngine:
         self.go = asyncio.Event()
         self.go.set()
         self.is_alive = True
+        self.capture_problem = ""
         self.faults: Counter[int] = Counter()
         self._slots = asyncio.Semaphore(num_slots)
         self._capacity = num_slots + max_queued
@@ -237,7 +238,7 @@ def _hidden(request: GenerationRequest, num_output: int, steps: list[VerifyStep]
     return Hidden(
         first_position=first,
         aux=positions[:, None].expand(-1, NUM_AUX * HIDDEN_SIZE).clone(),
-        last=-positions[:, None].expand(-1, HIDDEN_SIZE).clone(),
+        teacher=-positions[:, None].expand(-1, HIDDEN_SIZE).clone(),
         counterfactuals=tuple(_counterfactuals(request.capture.counterfactual_rows, num_output, steps)),
     )
 
@@ -247,4 +248,4 @@ def _counterfactuals(limit: int, num_output: int, steps: list[VerifyStep]) -> It
         rows = min(limit, len(step.draft_ids) - step.accepted)
         if rows and step.drafter is Drafter.EAGLE3 and step.start + step.accepted < num_output:
             aux, last = torch.ones(rows, NUM_AUX * HIDDEN_SIZE), torch.ones(rows, HIDDEN_SIZE)
-            yield Counterfactual(step=index, aux=aux, last=last)
+            yield Counterfactual(step=index, aux=aux, teacher=last)

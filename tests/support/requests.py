@@ -40,8 +40,8 @@ def ended(
     hidden = None
     if rows:
         aux, last = torch.ones(rows, 12), torch.full((rows, 4), 2.0)
-        rejected = Counterfactual(step=0, aux=3 * aux[:rejected_rows], last=2 * last[:rejected_rows])
-        hidden = Hidden(first_position=1, aux=aux, last=last, counterfactuals=(rejected,) if rejected_rows else ())
+        rejected = Counterfactual(step=0, aux=3 * aux[:rejected_rows], teacher=2 * last[:rejected_rows])
+        hidden = Hidden(first_position=1, aux=aux, teacher=last, counterfactuals=(rejected,) if rejected_rows else ())
     return Finished(
         request=GenerationRequest(request_id=name, prompt_ids=(1, 2, 3), max_tokens=max(1, num_output)),
         output_ids=tuple(range(num_output)),

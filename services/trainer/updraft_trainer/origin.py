@@ -19,9 +19,8 @@ from torch import Tensor
 
 from updraft_chassis.errors import Conflict, Exhausted, Forbidden, NotFound, Unauthenticated, Unavailable
 from updraft_chassis.lifecycle import Stop
-from updraft_draft import checkpoint
+from updraft_draft import checkpoint, vocabulary
 from updraft_draft.target_weights import TargetHead
-from updraft_trainer import vocabulary
 from updraft_trainer.drafts import Drafts, Outlook
 from updraft_trainer.learner import Hyper, Learner
 from updraft_trainer.replay import Replay

@@ -157,7 +157,7 @@ async def test_capture_gives_the_hidden_rows_of_the_targets_own_forward(target: 
     rows = len(finished.hidden.aux)
     assert rows == 5 + 9 - 1, "every position but the last output token was forwarded"
     torch.testing.assert_close(finished.hidden.aux, aux[first : first + rows], rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(finished.hidden.last, states[-1][0, first : first + rows], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(finished.hidden.teacher, states[-1][0, first : first + rows], rtol=1e-3, atol=1e-4)
 
 
 async def test_rows_after_a_rejection_are_those_of_a_fresh_forward_over_the_rejected_drafts(
@@ -184,7 +184,7 @@ async def test_rows_after_a_rejection_are_those_of_a_fresh_forward_over_the_reje
                 states = model(torch.tensor([[*prefix, *rejected]]), output_hidden_states=True).hidden_states
             aux = torch.cat([states[i][0] for i in (2, 4, 5)], -1)
             torch.testing.assert_close(one.aux, aux[len(prefix) :], rtol=1e-3, atol=1e-4)
-            torch.testing.assert_close(one.last, states[-1][0, len(prefix) :], rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(one.teacher, states[-1][0, len(prefix) :], rtol=1e-3, atol=1e-4)
 
 
 async def test_a_lookups_rejections_are_not_captured(engine: TorchEngine) -> None:

@@ -325,8 +325,11 @@ class CaptureCounters(_message.Message):
     CAPTURED_FIELD_NUMBER: _builtins.int
     PAYLOADS_FIELD_NUMBER: _builtins.int
     DROPPED_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
     captured: _builtins.int
     payloads: _builtins.int
+    problem: _builtins.str
+    """Why nothing can be captured, one sentence; empty when it can."""
     @_builtins.property
     def dropped(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """By reason: "queue_full", "redis_unavailable", "opted_out", "too_large"."""
@@ -337,10 +340,11 @@ class CaptureCounters(_message.Message):
         captured: _builtins.int = ...,
         payloads: _builtins.int = ...,
         dropped: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        problem: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["captured", b"captured", "dropped", b"dropped", "payloads", b"payloads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["captured", b"captured", "dropped", b"dropped", "payloads", b"payloads", "problem", b"problem"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -382,7 +382,12 @@ class Payload(_message.Message):
     TOP_K_FIELD_NUMBER: _builtins.int
     MISSING_ROWS_FIELD_NUMBER: _builtins.int
     COUNTERFACTUALS_FIELD_NUMBER: _builtins.int
+    FIRST_TEACHER_ROW_FIELD_NUMBER: _builtins.int
     first_position: _builtins.int
+    first_teacher_row: _builtins.int
+    """Offset of the first row that has a teacher: an engine that shows logits of what it samples has none for the prompt's
+    rows but the last. The teacher's rows begin there.
+    """
     @_builtins.property
     def aux_hidden(self) -> Global___Tensor:
         """rows x (num_aux * hidden): the auxiliary hidden states, concatenated."""
@@ -410,10 +415,11 @@ class Payload(_message.Message):
         top_k: Global___TopK | None = ...,
         missing_rows: _abc.Iterable[_builtins.int] | None = ...,
         counterfactuals: _abc.Iterable[Global___Counterfactual] | None = ...,
+        first_teacher_row: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["aux_hidden", b"aux_hidden", "last_hidden", b"last_hidden", "teacher", b"teacher", "top_k", b"top_k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aux_hidden", b"aux_hidden", "counterfactuals", b"counterfactuals", "first_position", b"first_position", "last_hidden", b"last_hidden", "missing_rows", b"missing_rows", "teacher", b"teacher", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aux_hidden", b"aux_hidden", "counterfactuals", b"counterfactuals", "first_position", b"first_position", "first_teacher_row", b"first_teacher_row", "last_hidden", b"last_hidden", "missing_rows", b"missing_rows", "teacher", b"teacher", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_teacher: _TypeAlias = _typing.Literal["last_hidden", "top_k"]  # noqa: Y015
     _WhichOneofArgType_teacher: _TypeAlias = _typing.Literal["teacher", b"teacher"]  # noqa: Y015

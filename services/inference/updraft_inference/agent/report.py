@@ -51,7 +51,7 @@ class PodState:
             versions=[tally.counters(version) for version, tally in self._tallies.items()],
             swaps=self._swapper.counters,
             status=self._swapper.status,
-            capture=None if self._capture is None else self._capture.counters,
+            capture=self._capture_counters(),
             draining=self._is_draining(),
             running_requests=self._engine.load.running,
             sent_unix_ms=int(self._clock.now() * 1000),
@@ -63,6 +63,13 @@ class PodState:
         for version, num in (faults - self._faults).items():
             self._tallies = with_errors(self._tallies, version, num)
         self._faults = faults
+
+    def _capture_counters(self) -> fleet_pb2.CaptureCounters | None:
+        if self._capture is None:
+            return None
+        counters = self._capture.counters
+        counters.problem = self._engine.capture_problem
+        return counters
 
     def _identity(self) -> fleet_pb2.PodIdentity:
         return fleet_pb2.PodIdentity(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from updraft.trace.v1 import trace_pb2
 from updraft_inference.agent.selection import CapturePlan
-from updraft_inference.engine.port import Drafter, Finished, FinishReason, Hidden, VerifyStep
+from updraft_inference.engine.port import Drafter, Finished, FinishReason, Hidden, Teacher, TopK, VerifyStep
 
 if TYPE_CHECKING:
     import torch
@@ -131,14 +131,30 @@ def _step(step: VerifyStep) -> trace_pb2.Step:
 
 
 def _payload(hidden: Hidden, encode: Encode) -> trace_pb2.Payload:
-    return trace_pb2.Payload(
+    message = trace_pb2.Payload(
         first_position=hidden.first_position,
         aux_hidden=encode(hidden.aux),
-        last_hidden=encode(hidden.last),
-        counterfactuals=[
-            trace_pb2.Counterfactual(step=rows.step, aux_hidden=encode(rows.aux), last_hidden=encode(rows.last))
-            for rows in hidden.counterfactuals
-        ],
+        first_teacher_row=hidden.first_teacher_row,
+        missing_rows=hidden.missing_rows,
+    )
+    _teach(message, hidden.teacher, encode)
+    for rows in hidden.counterfactuals:
+        one = message.counterfactuals.add(step=rows.step, aux_hidden=encode(rows.aux))
+        _teach(one, rows.teacher, encode)
+    return message
+
+
+def _teach(message: trace_pb2.Payload | trace_pb2.Counterfactual, teacher: Teacher, encode: Encode) -> None:
+    if not isinstance(teacher, TopK):
+        message.last_hidden.CopyFrom(encode(teacher))
+        return
+    message.top_k.CopyFrom(
+        trace_pb2.TopK(
+            k=teacher.ids.shape[1],
+            ids=teacher.ids.flatten().tolist(),
+            log_probs=teacher.log_probs.flatten().tolist(),
+            log_sum_exp=teacher.log_sum_exp.tolist(),
+        )
     )
 
 

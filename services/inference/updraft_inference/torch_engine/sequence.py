@@ -49,7 +49,9 @@ class Sequence:
     _aux: list[Tensor] = field(default_factory=list)
     _last: list[Tensor] = field(default_factory=list)
     _first_kept: int = 0
-    _rejected: list[Counterfactual] = field(default_factory=list)
+    _rejected: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
+    """Verify step and its rows, [n, A] and [n, D]."""
+    """Verify step, and its rows [n, A] and [n, D]."""
 
     @property
     def num_prompt(self) -> int:
@@ -94,7 +96,7 @@ class Sequence:
         wish = self.request.capture
         if wish.payload and len(aux):
             n = wish.counterfactual_rows
-            self._rejected.append(Counterfactual(step=len(self.steps) - 1, aux=aux[:n].clone(), last=last[:n].clone()))
+            self._rejected.append((len(self.steps) - 1, aux[:n].clone(), last[:n].clone()))
 
     def extend(self, token_ids: list[int], eos: frozenset[int]) -> FinishReason | None:
         """Append new tokens up to the end of the request; return why it ended, or None. Emits nothing."""
@@ -114,7 +116,7 @@ class Sequence:
             hidden = Hidden(
                 first_position=self._first_kept,
                 aux=torch.cat(self._aux).cpu(),
-                last=torch.cat(self._last).cpu(),
+                teacher=torch.cat(self._last).cpu(),
                 counterfactuals=self._counterfactuals(),
             )
         return Finished(
@@ -134,13 +136,14 @@ class Sequence:
     def _counterfactuals(self) -> tuple[Counterfactual, ...]:
         """On the CPU; without that of a step whose kept drafts ended the request before its rejected one."""
         ends = [step.start + step.accepted for step in self.steps]
-        kept = [one for one in self._rejected if ends[one.step] < self.num_output]
+        kept = [one for one in self._rejected if ends[one[0]] < self.num_output]
         if not kept:
             return ()
-        sizes = [len(one.aux) for one in kept]
-        aux = torch.split(torch.cat([one.aux for one in kept]).cpu(), sizes)
-        last = torch.split(torch.cat([one.last for one in kept]).cpu(), sizes)
-        return tuple(Counterfactual(step=o.step, aux=a, last=h) for o, a, h in zip(kept, aux, last, strict=True))
+        steps, auxes, lasts = zip(*kept, strict=True)
+        sizes = [len(rows) for rows in auxes]
+        aux = torch.split(torch.cat(auxes).cpu(), sizes)
+        last = torch.split(torch.cat(lasts).cpu(), sizes)
+        return tuple(Counterfactual(step=s, aux=a, teacher=h) for s, a, h in zip(steps, aux, last, strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

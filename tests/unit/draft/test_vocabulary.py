@@ -1,6 +1,6 @@
 import torch
 
-from updraft_trainer import vocabulary
+from updraft_draft import vocabulary
 
 
 def test_the_vocabulary_has_the_first_traffic_the_end_tokens_and_then_the_lowest_ids() -> None:

@@ -1,0 +1,75 @@
+"""Messages from the plugin to the agent over a Unix socket: a JSON header and the bytes of some tensors. Pure but for `read`.
+
+    frame   = length of header (u32, little endian), length of the rest (u64), header, tensors one after the other
+    header  = {"kind": ..., "tensors": [[name, dtype, shape], ...], ...}
+
+hello    Once per connection: protocol, plugin, sglang, pid, steps (drafts a verify step), aux_size, vocab_size, dtype, version and
+         digest (of the draft loaded last; 0 and ""), problem (why nothing is captured; "" if it is).
+steps    One verify step of a batch: number (of the message), dropped (messages so far), version (that drafted), batch_size,
+         duration_us, requests: [{rid, position, accepted, drafts, log_p, rows, counterfactual_rows}]. `position` is where the
+         first row stands in prompt ++ output; `rows` + `counterfactual_rows` of the tensors belong to the request, in order.
+prefill  A forward over (a chunk of) prompts: number, dropped, requests: [{rid, position, cached, rows, teacher_rows}]. Of the
+         request's `rows` the last `teacher_rows` (0 or 1) have a teacher. `cached` positions before came from a cache.
+         A preempted request comes again, with its output behind its prompt.
+
+Tensors of steps and prefill: aux [N, aux_size], and the teacher of rows that have one: ids int32 [M, k], log_probs float32
+[M, k], log_sum_exp float32 [M]. In steps M = N. Protobuf was refused: its runtime in SGLang's image is not ours to choose.
+"""
+
+import json
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+PROTOCOL = 1
+MAX_FRAME = 1 << 30
+
+_LENGTHS = struct.Struct("<IQ")
+_DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32, "i32": torch.int32, "i64": torch.int64}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+class FrameError(Exception):
+    """What came is no message of this protocol."""
+
+
+def encode(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor] | None = None) -> list[bytes | memoryview]:
+    """The frame in pieces, without a copy of the tensors, which must lie on the CPU."""
+    flat = {name: tensor.contiguous() for name, tensor in (tensors or {}).items()}
+    described = [[name, _NAMES[tensor.dtype], list(tensor.shape)] for name, tensor in flat.items()]
+    head = json.dumps({**header, "tensors": described}, separators=(",", ":")).encode()
+    bodies = [tensor.view(-1).view(torch.uint8).numpy().data for tensor in flat.values() if tensor.numel()]
+    return [_LENGTHS.pack(len(head), sum(body.nbytes for body in bodies)), head, *bodies]
+
+
+PREFIX_SIZE = _LENGTHS.size
+
+
+def lengths(prefix: bytes) -> tuple[int, int]:
+    """Bytes of the header and of the tensors that follow these PREFIX_SIZE bytes. FrameError if absurd."""
+    head, body = _LENGTHS.unpack(prefix)
+    if head + body > MAX_FRAME:
+        raise FrameError(f"a frame of {head + body} bytes")
+    return head, body
+
+
+def decode(head: bytes, body: bytes) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Header and tensors (they share one copy of `body`). FrameError if they do not fit each other."""
+    try:
+        header = json.loads(head)
+        memory, tensors, at = bytearray(body), {}, 0
+        for name, dtype, shape in header["tensors"]:
+            count = 1
+            for size in shape:
+                count *= size
+            num_bytes = count * _DTYPES[dtype].itemsize
+            if min(shape, default=1) < 0 or at + num_bytes > len(memory):
+                raise FrameError(f"the tensor {name} does not fit its frame")
+            values = torch.frombuffer(memory, dtype=_DTYPES[dtype], count=count, offset=at) if count else torch.empty(0)
+            tensors[name] = values.to(_DTYPES[dtype]).view(shape)
+            at += num_bytes
+    except (ValueError, KeyError, TypeError) as error:
+        raise FrameError(str(error)) from error
+    return header, tensors
