@@ -3,8 +3,8 @@
     frame   = length of header (u32, little endian), length of the rest (u64), header, tensors one after the other
     header  = {"kind": ..., "tensors": [[name, dtype, shape], ...], ...}
 
-hello    Once per connection: protocol, plugin, sglang, pid, steps (drafts a verify step), aux_size, vocab_size, dtype, version and
-         digest (of the draft loaded last; 0 and ""), problem (why nothing is captured; "" if it is).
+hello    Once per connection: protocol, plugin, sglang, pid, steps (drafts a verify step), aux_size, vocab_size, dtype,
+         version and digest (of the draft loaded last; 0 and ""), problem (why nothing is captured; "" if it is).
 steps    One verify step of a batch: number (of the message), dropped (messages so far), version (that drafted), batch_size,
          duration_us, requests: [{rid, position, accepted, drafts, log_p, rows, counterfactual_rows}]. `position` is where the
          first row stands in prompt ++ output; `rows` + `counterfactual_rows` of the tensors belong to the request, in order.
