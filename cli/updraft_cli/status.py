@@ -48,6 +48,8 @@ class Speculator:
     message: str
     pods: int
     traffic: tuple[VersionAcceptance, ...]
+    capture_problem: str = ""
+    """Which pod captures nothing, and why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +129,7 @@ def speculator(state: pb.SpeculatorState, versions: Sequence[pb.Version]) -> Spe
             for version, acceptance in rows
             if acceptance is not None
         ),
+        capture_problem=state.capture_problem,
     )
 
 

@@ -56,6 +56,8 @@ def _speculator(speculator: Speculator) -> Iterator[RenderableType]:
     yield Text.assemble(
         (f"speculator {speculator.name}", "bold"), f" {serves}{candidate}{pinned} on {pods}: {speculator.message}"
     )
+    if speculator.capture_problem:
+        yield Text(f"nothing is captured by {speculator.capture_problem}", "yellow")
     if not speculator.traffic:
         return
     table = output.table(">version", "phase", ">accepted", "by position", ">verify steps", ">tokens")

@@ -200,13 +200,15 @@ class Control:
         message, scene = rollout.explain(speculator, self._fleet.pods(name), is_settled=self._is_settled(name))
         serving, candidate = _roles(speculator)
         why = self._failed.get(name)
-        return wire.state_to_proto(
+        state = wire.state_to_proto(
             speculator,
             scene,
             f"{message}; what comes next is not decided yet: {why}" if why else message,
             pods=self._fleet.count(name, serving, candidate),
             traffic=self._fleet.traffic(name),
         )
+        state.capture_problem = self._fleet.capture_problem(name)
+        return state
 
     def _is_settled(self, name: str) -> bool:
         return name not in self._settles_s

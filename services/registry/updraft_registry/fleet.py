@@ -204,6 +204,13 @@ class Fleet:
             failed=sum(pod.refused != NO_DRAFT for pod in pods),
         )
 
+    def capture_problem(self, speculator: str) -> str:
+        """Why the first connected pod that captures nothing does not; empty if all do."""
+        for entry in self._entries(speculator):
+            if entry.session is not None and entry.report.capture_problem:
+                return f"{entry.report.pod.name}: {entry.report.capture_problem}"
+        return ""
+
     def traffic(self, speculator: str) -> list[registry_pb2.VersionTraffic]:
         """Counters by version, summed over the pods."""
         totals = self._totals.get(speculator)

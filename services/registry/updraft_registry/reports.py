@@ -68,6 +68,8 @@ class Report:
     nonce: str
     """Of the directive that the pod follows."""
     sent_ms: int
+    capture_problem: str = ""
+    """Why the pod captures nothing."""
 
     @property
     def owner(self) -> tuple[str, str]:
@@ -112,6 +114,7 @@ def read(report: fleet_pb2.PodReport) -> Report:
         swaps=Swaps(swapped=swaps.swaps, refused=swaps.failures, pause_s=swaps.pause_us_sum / 1e6),
         nonce=status.nonce,
         sent_ms=report.sent_unix_ms,
+        capture_problem=_line(report.capture.problem),
     )
 
 

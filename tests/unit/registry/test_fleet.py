@@ -75,6 +75,17 @@ def test_a_pod_whose_stream_is_broken_cannot_be_told_anything_until_it_is_back(f
     assert [pod.is_connected for pod in fleet.pods("default")] == [True]
 
 
+def test_a_pod_that_captures_nothing_says_why_for_as_long_as_it_is_there(fleet: Fleet) -> None:
+    session, broken = Session(), pod_report("pod-1")
+    broken.capture.problem = "the hook did not bind\n"
+    fleet.report(Session(), report(), 0.0)
+    assert fleet.capture_problem("default") == ""
+    fleet.report(session, reports.read(broken), 0.0)
+    assert fleet.capture_problem("default") == "pod-1: the hook did not bind "
+    fleet.disconnect(session)
+    assert fleet.capture_problem("default") == ""
+
+
 def test_swaps_and_their_pauses_are_told_once(fleet: Fleet) -> None:
     session = Session()
     counted = fleet_pb2.SwapCounters(swaps=3, failures=1, pause_us_sum=9_000)
