@@ -57,6 +57,15 @@ PORT = click.IntRange(0, 65535)
     help="Who drafts unless a request says so.  [default: auto]",
 )
 @click.option("--lookahead", type=click.IntRange(0, 16), help="Most drafts a step.  [default: 3]")
+@click.option("--engine", type=click.Choice(["torch", "sglang"]), help="What runs the model.  [default: torch]")
+@click.option(
+    "--sglang-python",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    envvar="UPDRAFT_SGLANG_PYTHON",
+    show_envvar=True,
+    help="With --engine sglang: the Python interpreter that has SGLang; a server is started with it.",
+)
+@click.option("--sglang-url", help="With --engine sglang: a server of yours that runs already, as docs/sglang.md says.")
 @click.option(
     "--set",
     "settings",

@@ -32,6 +32,9 @@ _CHECKPOINT_S = 60.0
 
 _PROBE_TIMEOUT_S = 1.0
 
+_SGLANG_STARTS_WITHIN_S = 1800.0
+"""A large model is read, and CUDA graphs are captured."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StackConfig:
@@ -54,6 +57,12 @@ class StackConfig:
     """How new drafts roll out: Canary, Immediate or Manual. None = Immediate, unless the environment says otherwise."""
     drafter: str | None = None
     lookahead: int | None = None
+    engine: str | None = None
+    """torch or sglang."""
+    sglang_python: Path | None = None
+    """An interpreter that has SGLang; the server is started and ended with the stack."""
+    sglang_url: str | None = None
+    """A server of the user's that runs already."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """More `UPDRAFT_...` settings, by variable name; they win."""
 
@@ -92,6 +101,10 @@ def check(config: StackConfig) -> None:
     """Raise InvalidInput for what no process could say better."""
     if not (config.model / "config.json").is_file():
         raise InvalidInput(f"{config.model} is no model folder in Hugging Face layout: it has no config.json")
+    if config.engine != "sglang" and (config.sglang_python or config.sglang_url):
+        raise InvalidInput("--sglang-python and --sglang-url are for --engine sglang")
+    if config.engine == "sglang" and bool(config.sglang_python) == bool(config.sglang_url):
+        raise InvalidInput("--engine sglang needs either --sglang-python, to start a server, or --sglang-url of one")
     for name in config.settings:
         if not name.startswith(_PREFIXES):
             raise InvalidInput(f"{name} is no setting: they begin with {', '.join(_PREFIXES)}")
@@ -119,7 +132,7 @@ def stages(
     defaults |= {"UPDRAFT_REGISTRY_STRATEGY": "Immediate"}
     soft = {name: value for name, value in defaults.items() if name not in environ}
 
-    def service(name: str, values: Mapping[str, object], ready: str, address: str, stop_within_s: float) -> Process:
+    def service(name: str, values: Mapping[str, object], ready: str, address: str, **times: float) -> Process:
         ours = {f"UPDRAFT_{name.upper()}_{key}": str(value) for key, value in values.items() if value is not None}
         return Process(
             name=name,
@@ -127,7 +140,7 @@ def stages(
             environment={**soft, **ours, **config.settings},
             is_ready=lambda: _answers(ready),
             address=address,
-            stop_within_s=stop_within_s,
+            **times,
         )
 
     redis_server = () if config.redis_url else (_redis(folder),)
@@ -157,6 +170,8 @@ def stages(
             "METRICS_PORT": where.trainer_metrics_port,
             "NUM_THREADS": config.trainer_threads,
             "DATA_DIR": folder.of("trainer"),
+            # SGLang cannot change a draft's vocabulary while it runs: both sides take the one that needs no traffic.
+            "FIRST_SAMPLES": 0 if config.engine == "sglang" else None,
         },
         ready=f"http://{HOST}:{where.trainer_metrics_port}/readyz",
         address=f"metrics on {HOST}:{where.trainer_metrics_port}",
@@ -174,9 +189,13 @@ def stages(
             "DRAFTER": config.drafter,
             "LOOKAHEAD": config.lookahead,
             "DATA_DIR": folder.of("inference"),
+            "ENGINE": config.engine,
+            "SGLANG_PYTHON": config.sglang_python,
+            "SGLANG_URL": config.sglang_url,
         },
         ready=f"{where.inference_url}/readyz",
         address=where.inference_url,
+        **({"start_within_s": _SGLANG_STARTS_WITHIN_S} if config.engine == "sglang" else {}),
         stop_within_s=_drain_s(config, environ) + _DRAIN_SLACK_S,
     )
     learning = (trainer,) if config.trainer else ()

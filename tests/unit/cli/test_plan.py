@@ -125,6 +125,34 @@ def test_a_setting_without_our_prefix_is_refused(folder: DataFolder) -> None:
         plan.check(StackConfig(data=folder.path, model=model, settings={"OMP_NUM_THREADS": "1"}))
 
 
+def test_with_sglang_both_sides_take_the_vocabulary_that_needs_no_traffic_and_the_start_may_take_long(
+    folder: DataFolder,
+) -> None:
+    processes = planned(folder, config(folder, engine="sglang", sglang_python=Path("/opt/sglang/bin/python")))
+    inference, trainer = processes["inference"], processes["trainer"]
+    assert inference.environment["UPDRAFT_INFERENCE_ENGINE"] == "sglang"
+    assert inference.environment["UPDRAFT_INFERENCE_SGLANG_PYTHON"] == "/opt/sglang/bin/python"
+    assert "UPDRAFT_INFERENCE_SGLANG_URL" not in inference.environment
+    assert trainer.environment["UPDRAFT_TRAINER_FIRST_SAMPLES"] == "0"
+    assert inference.start_within_s > trainer.start_within_s
+
+
+@pytest.mark.parametrize(
+    ("choices", "reason"),
+    [
+        ({"engine": "sglang"}, "needs either"),
+        ({"engine": "sglang", "sglang_python": Path("p"), "sglang_url": "http://h:1"}, "needs either"),
+        ({"sglang_url": "http://h:1"}, "are for --engine sglang"),
+    ],
+)
+def test_what_runs_sglang_is_named_once_and_only_with_that_engine(
+    folder: DataFolder, choices: dict[str, object], reason: str
+) -> None:
+    (folder.path / "config.json").write_text("{}")
+    with pytest.raises(InvalidInput, match=reason):
+        plan.check(config(folder, model=folder.path, **choices))
+
+
 def planned(
     folder: DataFolder, chosen: StackConfig | None = None, environ: dict[str, str] | None = None
 ) -> dict[str, Process]:
