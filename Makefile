@@ -133,6 +133,12 @@ cluster-down: install ## End that node; nothing of it is left
 test-cluster: cluster-build ## CRDs, operator, chart, images and the tour on a real Kubernetes (without root: what needs no node)
 	$(PY) -m pytest tests/chart tests/cluster $(ARGS)
 
+.PHONY: vllm-build test-vllm
+vllm-build: install ## Install stock vLLM for a CPU into the cache (once; 3 to 7 minutes, 6 GB)
+	@$(PY) -m tests.vllm.build
+test-vllm: vllm-build ## Published drafts load in stock vLLM, and swap (about 5 minutes; not part of `make test`)
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests/vllm $(ARGS)
+
 .PHONY: clean
 clean: ## Remove what builds left in the checkout (not the cache)
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache bench/results
