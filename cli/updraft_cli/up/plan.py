@@ -191,7 +191,7 @@ def stages(
             "DATA_DIR": folder.of("inference"),
             "ENGINE": config.engine,
             "SGLANG_PYTHON": config.sglang_python,
-            "SGLANG_URL": config.sglang_url,
+            "ATTACH": config.sglang_url,
         },
         ready=f"{where.inference_url}/readyz",
         address=where.inference_url,

@@ -9,9 +9,10 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 from updraft.fleet.v1 import fleet_pb2
-from updraft_inference.engine.port import Drafter, Finished, VerifyStep
+from updraft_inference.engine.port import Drafter, Finished, Uncaptured, VerifyStep
 
 LATENCY_BOUNDS_S = (
     0.001,
@@ -55,13 +56,17 @@ def usage(finished: Finished) -> Usage:
     proposed_by: Counter[Drafter] = Counter()
     for step in finished.steps:
         proposed_by[step.drafter] += len(step.draft_ids)
+    rest = finished.uncaptured
+    if rest is not None:
+        proposed_by[rest.drafter] += sum(rest.proposed)
     top = max(proposed_by, key=lambda drafter: proposed_by[drafter], default=Drafter.NONE)
+    last = next((s.draft_version for s in reversed(finished.steps) if s.draft_version), 0)
     return Usage(
         drafter=top if proposed_by[top] else Drafter.NONE,
-        draft_version=next((s.draft_version for s in reversed(finished.steps) if s.draft_version), 0),
-        verify_steps=len(finished.steps),
+        draft_version=last or (rest.draft_version if rest is not None else 0),
+        verify_steps=len(finished.steps) + (rest.verify_steps if rest is not None else 0),
         proposed=proposed_by.total(),
-        accepted=sum(step.accepted for step in finished.steps),
+        accepted=sum(step.accepted for step in finished.steps) + (sum(rest.accepted) if rest is not None else 0),
     )
 
 
@@ -102,6 +107,20 @@ class VersionTally:
             accepted=_plus_ones(self.accepted, step.accepted),
             latency_counts=_plus(self.latency_counts, bucket, num_tokens),
             latency_sum_s=self.latency_sum_s + per_token_s * num_tokens,
+        )
+
+    def with_sums(self, sums: Uncaptured) -> "VersionTally":
+        """Plus steps that are known by their sums; their tokens took equally long."""
+        per_token_s = sums.duration_s / max(1, sums.tokens)
+        bucket = bisect_left(LATENCY_BOUNDS_S, per_token_s)
+        return replace(
+            self,
+            verify_steps=self.verify_steps + sums.verify_steps,
+            tokens=self.tokens + sums.tokens,
+            proposed=_sums(self.proposed, sums.proposed),
+            accepted=_sums(self.accepted, sums.accepted),
+            latency_counts=_plus(self.latency_counts, bucket, sums.tokens),
+            latency_sum_s=self.latency_sum_s + sums.duration_s,
         )
 
     def with_request(self, acceptance_length: float) -> "VersionTally":
@@ -146,7 +165,11 @@ def folded(tallies: Tallies, finished: Finished) -> dict[int, VersionTally]:
     for step, num_tokens in emitted(finished):
         tally = result.pop(step.draft_version, VersionTally())
         result[step.draft_version] = tally.with_step(step, num_tokens)
-    for number in {step.draft_version for step in finished.steps}:
+    rest = finished.uncaptured
+    if rest is not None:
+        result[rest.draft_version] = result.pop(rest.draft_version, VersionTally()).with_sums(rest)
+    served = {step.draft_version for step in finished.steps} | ({rest.draft_version} if rest is not None else set())
+    for number in served:
         result[number] = replace(result[number], requests_served=result[number].requests_served + 1)
     version = sole_version(finished)
     acceptance_length = usage(finished).acceptance_length
@@ -165,7 +188,10 @@ def with_errors(tallies: Tallies, version: int, num: int) -> dict[int, VersionTa
 
 def sole_version(finished: Finished) -> int | None:
     """The version behind all proposals of a request (0: none); None if there were several."""
-    versions = {step.draft_version for step in finished.steps if step.draft_ids} or {0}
+    versions = {step.draft_version for step in finished.steps if step.draft_ids}
+    if finished.uncaptured is not None and any(finished.uncaptured.proposed):
+        versions.add(finished.uncaptured.draft_version)
+    versions = versions or {0}
     return versions.pop() if len(versions) == 1 else None
 
 
@@ -177,6 +203,10 @@ def _plus_ones(counts: tuple[int, ...], num: int) -> tuple[int, ...]:
     """One more in each of the first `num` positions."""
     longer = counts + (0,) * (num - len(counts))
     return tuple(count + (position < num) for position, count in enumerate(longer))
+
+
+def _sums(counts: tuple[int, ...], more: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(one + other for one, other in zip_longest(counts, more, fillvalue=0))
 
 
 def _plus(counts: tuple[int, ...], position: int, num: int) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from typing import Self
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from updraft_inference.counters import LATENCY_BOUNDS_S, emitted, usage
-from updraft_inference.engine.port import Engine, Finished
+from updraft_inference.engine.port import Engine, Finished, Uncaptured
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _LENGTHS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
@@ -32,6 +32,8 @@ class Metrics:
     verify_steps: Counter
     proposed: Counter
     accepted: Counter
+    uncaptured_steps: Counter
+    missing_rows: Counter
     acceptance_length: Histogram
     time_to_first_token: Histogram
     inter_token_latency: Histogram
@@ -67,6 +69,10 @@ class Metrics:
             verify_steps=counter("verify_steps", "Verify steps by who proposed the drafts.", "drafter"),
             proposed=counter("proposed_tokens", "Drafts proposed, by position in the chain.", "drafter", "position"),
             accepted=counter("accepted_tokens", "Drafts accepted, by position in the chain.", "drafter", "position"),
+            uncaptured_steps=counter(
+                "uncaptured_steps", "Verify steps that the engine gave only sums of; they are in verify_steps too."
+            ),
+            missing_rows=counter("missing_rows", "Rows of captured hidden states that did not come and are marked."),
             acceptance_length=histogram(
                 "acceptance_length_tokens",
                 "Tokens a verify step, one observation a request.",
@@ -106,6 +112,21 @@ class Metrics:
         if served.acceptance_length is not None:
             self.acceptance_length.labels(drafter=served.drafter.value).observe(served.acceptance_length)
         self._observe_steps(finished)
+        if finished.hidden is not None:
+            self.missing_rows.inc(len(finished.hidden.missing_rows))
+        if finished.uncaptured is not None:
+            self._observe_sums(finished.uncaptured)
+
+    def _observe_sums(self, sums: Uncaptured) -> None:
+        drafter = sums.drafter.value
+        self.uncaptured_steps.inc(sums.verify_steps)
+        self.verify_steps.labels(drafter=drafter).inc(sums.verify_steps)
+        for position, num in enumerate(sums.proposed):
+            self.proposed.labels(drafter=drafter, position=str(position + 1)).inc(num)
+        for position, num in enumerate(sums.accepted):
+            self.accepted.labels(drafter=drafter, position=str(position + 1)).inc(num)
+        for _ in range(sums.tokens):
+            self.inter_token_latency.observe(sums.duration_s / sums.tokens)
 
     def _observe_steps(self, finished: Finished) -> None:
         for step, num_tokens in emitted(finished):

@@ -1,7 +1,9 @@
 """The inference process: its settings first, which cost nothing, and torch after them."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
 
 from updraft_chassis import lifecycle, logs, settings
 from updraft_inference.engine.port import Drafter, Engine, FinishedSink
@@ -10,16 +12,31 @@ from updraft_inference.settings import InferenceSettings
 PROCESS = "updraft-inference"
 
 
-def main() -> None:
+def main(environ: Mapping[str, str]) -> None:
     """Run until SIGTERM or SIGINT."""
-    loaded = settings.load(InferenceSettings)
+    loaded = settings.load(InferenceSettings, environ)
     logs.configure(process="inference", level=loaded.log_level, format=loaded.log_format)
     from updraft_inference import composition  # noqa: PLC0415 - torch: bad settings first
 
     async def serve(stop: lifecycle.Stop) -> None:
-        await composition.serve(loaded, stop, open_engine)
+        opener = open_engine if loaded.engine == "torch" else partial(open_sglang, environ=environ, stop=stop)
+        await composition.serve(loaded, stop, opener)
 
     lifecycle.run(PROCESS, serve)
+
+
+def prepare_sglang(environ: Mapping[str, str], *, plugin: Path, seed: Path) -> None:
+    """Write what an SGLang server starts with: the plugin's folder, and a first draft for the model of the settings."""
+    of_serving = {settings.variable(InferenceSettings, field): "" for field in ("engine", "attach")}
+    loaded = settings.load(InferenceSettings, {k: v for k, v in environ.items() if k.upper() not in of_serving})
+    logs.configure(process="inference", level=loaded.log_level, format=loaded.log_format)
+
+    async def prepare(_: lifecycle.Stop) -> None:
+        from updraft_inference.sglang_engine import launching  # noqa: PLC0415 - see main
+
+        launching.prepare(loaded.model, plugin=plugin, seed=seed, draft_vocab_size=loaded.draft_vocab_size)
+
+    lifecycle.run(PROCESS, prepare)
 
 
 @asynccontextmanager
@@ -43,4 +60,46 @@ async def open_engine(settings: InferenceSettings, on_finished: FinishedSink) ->
     )
     engine = await asyncio.to_thread(TorchEngine.open, settings.model, options, on_finished)
     async with engine:
+        yield engine
+
+
+@asynccontextmanager
+async def open_sglang(
+    settings: InferenceSettings, on_finished: FinishedSink, *, environ: Mapping[str, str], stop: lifecycle.Stop
+) -> AsyncIterator[Engine]:
+    """An engine over the SGLang server that the settings attach to, or that is started for the length of the block."""
+    import logging  # noqa: PLC0415
+
+    from updraft_inference.sglang_engine import launching  # noqa: PLC0415 - see main
+    from updraft_inference.sglang_engine.engine import SglangOptions  # noqa: PLC0415
+
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of each request at INFO
+    options = SglangOptions(
+        model=settings.model,
+        socket=settings.sglang_socket_path,
+        note=settings.data_dir / "sglang-swap",
+        drafts=settings.data_dir / "drafts" / settings.speculator,
+        max_context=settings.max_context if "max_context" in settings.model_fields_set else None,
+        max_queued=settings.max_queued_requests,
+    )
+    admin_key = settings.sglang_admin_key.get_secret_value()
+    if settings.attach:
+        opened = launching.attached(options, settings.attach, admin_key, on_finished, lambda: stop.requested)
+    else:
+        assert settings.sglang_python is not None
+        plan = launching.Plan(
+            python=settings.sglang_python,
+            folder=settings.data_dir / "sglang",
+            num_steps=settings.lookahead,
+            num_slots=settings.num_slots,
+            max_context=options.max_context,
+            dtype=settings.dtype,
+            draft_vocab_size=settings.draft_vocab_size,
+            extra=settings.sglang_args,
+            admin_key=admin_key,
+            may_restart=settings.sglang_restarts,
+            drain_s=settings.drain_seconds,
+        )
+        opened = launching.started(plan, options, environ, on_finished, lambda: stop.requested)
+    async with opened as engine:
         yield engine

@@ -35,6 +35,31 @@ class InferenceSettings(settings.Settings):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port of the OpenAI API, /healthz, /readyz and /metrics; 0 takes a free one."""
 
+    engine: Literal["torch", "sglang"] = "torch"
+    """What runs the model: torch (Updraft's own) or sglang (a stock SGLang server)."""
+
+    attach: str = ""
+    """URL of an SGLang server that runs already, on this machine or in this pod; empty: start one with sglang_python."""
+
+    sglang_python: Path | None = None
+    """Python interpreter of an environment with SGLang: the server is started and ended with this process."""
+
+    sglang_args: str = ""
+    """More arguments of the server that is started, as in a shell; they win over ours."""
+
+    sglang_admin_key: SecretStr = SecretStr("")
+    """The server's --admin-api-key: shown to a server that runs, and given to one that is started."""
+
+    sglang_socket: Path | None = None
+    """Unix socket on which Updraft's plugin inside SGLang is listened to; default: sglang.sock in data_dir."""
+
+    sglang_restarts: bool = False
+    """Whether a server that was started here is started anew, after its requests have ended, for a draft with another
+    vocabulary: SGLang reads that only at its start. Such a draft is refused otherwise."""
+
+    draft_vocab_size: Annotated[int, Field(ge=16)] = 8192
+    """Tokens that the first draft of an SGLang server can propose; equal to UPDRAFT_TRAINER_DRAFT_VOCAB_SIZE."""
+
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Precision of the target. float32 makes greedy output bit-equal with any draft."""
 
@@ -159,6 +184,19 @@ class InferenceSettings(settings.Settings):
     def stream_key(self) -> str:
         """Where traces go."""
         return streams.key(self.namespace, self.speculator)
+
+    @property
+    def sglang_socket_path(self) -> Path:
+        """Where SGLang's plugin connects to."""
+        return self.sglang_socket or self.data_dir / "sglang.sock"
+
+    @model_validator(mode="after")
+    def _a_server_to_serve_with(self) -> Self:
+        if self.engine == "torch" and self.attach:
+            raise ValueError("ATTACH is for ENGINE sglang")
+        if self.engine == "sglang" and not self.attach and self.sglang_python is None:
+            raise ValueError("ENGINE sglang needs ATTACH, the URL of a server, or SGLANG_PYTHON, to start one with")
+        return self
 
     @model_validator(mode="after")
     def _one_source_of_drafts(self) -> Self:

@@ -132,7 +132,7 @@ def test_with_sglang_both_sides_take_the_vocabulary_that_needs_no_traffic_and_th
     inference, trainer = processes["inference"], processes["trainer"]
     assert inference.environment["UPDRAFT_INFERENCE_ENGINE"] == "sglang"
     assert inference.environment["UPDRAFT_INFERENCE_SGLANG_PYTHON"] == "/opt/sglang/bin/python"
-    assert "UPDRAFT_INFERENCE_SGLANG_URL" not in inference.environment
+    assert "UPDRAFT_INFERENCE_ATTACH" not in inference.environment
     assert trainer.environment["UPDRAFT_TRAINER_FIRST_SAMPLES"] == "0"
     assert inference.start_within_s > trainer.start_within_s
 

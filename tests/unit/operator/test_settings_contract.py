@@ -118,9 +118,6 @@ def test_every_file_that_is_named_is_mounted() -> None:
                 assert any(value == path or value.startswith(f"{path}/") for path in mounts), variable
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the agent beside SGLang is not there yet: updraft-inference has no such arguments"
-)
 def test_the_agent_of_sglang_takes_its_arguments() -> None:
     owner = speculator({"engine": "sglang"})
     arguments = container(pod_spec(owner, "serving", AROUND), "inference")["args"]

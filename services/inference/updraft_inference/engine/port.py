@@ -71,7 +71,7 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyStep:
-    """One verify step of one request; see updraft.trace.v1.Step."""
+    """One verify step of one request; see updraft.trace.v1.Step. `draft_log_probs` is empty where an engine hides them."""
 
     start: int
     accepted: int
@@ -151,6 +151,22 @@ class Hidden:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Uncaptured:
+    """Verify steps of one request of which an engine knows sums alone. They count, and no trace has them.
+
+    proposed and accepted: steps by position in the chain.
+    """
+
+    draft_version: int
+    verify_steps: int
+    proposed: tuple[int, ...]
+    accepted: tuple[int, ...]
+    tokens: int
+    duration_s: float
+    drafter: Drafter = Drafter.EAGLE3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
     """The whole of an ended request."""
 
@@ -161,6 +177,8 @@ class Finished:
     time_to_first_token_s: float
     duration_s: float
     hidden: Hidden | None = None
+    uncaptured: Uncaptured | None = None
+    """Steps beside `steps`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

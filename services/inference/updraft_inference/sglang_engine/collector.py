@@ -1,0 +1,296 @@
+"""Listens for the plugin inside SGLang, and gives each request's assembly what is said of it.
+
+The agent listens and the plugin connects, so either may start first and come back. What nobody expects is counted and
+dropped; rows beyond the memory that they may take are dropped too, and the light record of the step is kept.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from updraft_chassis.clock import Clock, SystemClock
+from updraft_chassis.errors import InvalidInput
+from updraft_inference.engine.port import CaptureWish, TopK
+from updraft_inference.sglang_engine.assembly import Assembly, Rows, StepPart
+from updraft_sglang import wire
+
+logger = logging.getLogger(__name__)
+
+_PATIENCE_S = 20.0
+"""How long the plugin may be away before that is said: a server restarts, a scheduler is slow to start."""
+
+_MAX_PATH = 107
+"""Of a Unix socket on Linux, in bytes."""
+
+_DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """What the plugin says of itself when it connects."""
+
+    plugin: str
+    sglang: str
+    num_steps: int
+    aux_size: int
+    version: int
+    digest: str
+    problem: str
+
+    @classmethod
+    def of(cls, header: Mapping[str, Any]) -> "Hello":
+        """Read the header. FrameError if it is none of a plugin that we understand."""
+        if header.get("protocol") != wire.PROTOCOL:
+            raise wire.FrameError(
+                f"Updraft's plugin {header.get('plugin')} in the SGLang server speaks protocol {header.get('protocol')},"
+                f" this agent speaks {wire.PROTOCOL}: write its folder anew (updraft-inference prepare-sglang)"
+            )
+        try:
+            return cls(
+                plugin=str(header["plugin"]),
+                sglang=str(header["sglang"]),
+                num_steps=int(header["steps"]),
+                aux_size=int(header["aux_size"]),
+                version=int(header["version"]),
+                digest=str(header["digest"]),
+                problem=str(header["problem"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise wire.FrameError(f"the plugin's hello is malformed: {error!r}") from error
+
+
+@dataclass(slots=True, kw_only=True)
+class Losses:
+    """What did not reach a trace, since the process started."""
+
+    dropped_messages: int = 0
+    """By the plugin, whose queue was full."""
+    unknown_requests: int = 0
+    """Parts of requests that nobody expects: they have ended, or are another agent's."""
+    dropped_rows: int = 0
+    """For want of memory."""
+    malformed: int = 0
+
+
+class Collector:
+    """Assemblies by request id. Everything happens on the event loop."""
+
+    def __init__(self, path: Path, *, max_bytes: int, clock: Clock | None = None) -> None:
+        self.path = path
+        self.losses = Losses()
+        self.hello: Hello | None = None
+        self.greeted = asyncio.Event()
+        """Set while a plugin is connected."""
+        self._clock = clock or SystemClock()
+        self._away_since_s = self._clock.monotonic()
+        self._problem = ""
+        self._max_bytes = max_bytes
+        self._expected: dict[str, Assembly] = {}
+        self._changed: dict[str, asyncio.Event] = {}
+        self._connection: asyncio.StreamWriter | None = None
+        self.last_lookahead = 0
+        """Drafts in the last step that was told of."""
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether a plugin that we understand is there."""
+        return self.greeted.is_set()
+
+    @property
+    def problem(self) -> str:
+        """Why nothing is captured, one sentence; empty if it is."""
+        if self._problem:
+            return self._problem
+        if self.is_connected:
+            return self.hello.problem if self.hello is not None else ""
+        away_s = self._clock.monotonic() - self._away_since_s
+        if away_s < _PATIENCE_S:
+            return ""
+        return (
+            f"Updraft's plugin in the SGLang server has not connected to {self.path} for {away_s:.0f} s: its folder must be"
+            " on the server's PYTHONPATH, and UPDRAFT_SGLANG_SOCKET must name this socket"
+        )
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[None]:
+        """Take connections for the length of the block. InvalidInput where the socket cannot be made."""
+        if len(str(self.path).encode()) > _MAX_PATH:
+            raise InvalidInput(
+                f"{self.path} is too long for a Unix socket ({_MAX_PATH} bytes): set UPDRAFT_INFERENCE_SGLANG_SOCKET"
+            )
+        async with asyncio.TaskGroup() as readers:
+
+            def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                readers.create_task(self._read(reader, writer))
+
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                server = await asyncio.start_unix_server(accept, self.path)
+                self.path.chmod(0o660)  # the server's container may run as another user of the volume's group
+            except OSError as error:
+                raise InvalidInput(
+                    f"cannot listen at {self.path} ({error.strerror}); set UPDRAFT_INFERENCE_SGLANG_SOCKET"
+                ) from error
+            try:
+                yield
+            finally:
+                server.close()
+                if self._connection is not None:
+                    self._connection.transport.abort()
+                with suppress(FileNotFoundError):
+                    self.path.unlink()
+
+    def expect(self, rid: str, num_prompt: int, wish: CaptureWish) -> Assembly:
+        """Begin to take what is said of this request."""
+        assembly = self._expected[rid] = Assembly(num_prompt, wish)
+        self._changed[rid] = asyncio.Event()
+        return assembly
+
+    def forget(self, rid: str) -> None:
+        """It is over, or never began."""
+        self._expected.pop(rid, None)
+        self._changed.pop(rid, None)
+
+    async def complete(self, rid: str, num_output: int, timeout_s: float) -> None:
+        """Wait until all of `num_output` tokens has come, for at most `timeout_s`; not at all without a plugin."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self.is_connected and not self.problem and not self._expected[rid].covers(num_output):
+                    changed = self._changed[rid]
+                    changed.clear()
+                    await changed.wait()
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all rows."""
+        return sum(assembly.nbytes for assembly in self._expected.values())
+
+    async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection. The newest one counts: an old one is of a scheduler that has gone."""
+        try:
+            header, _ = await _frame(reader)
+            hello = Hello.of(header)
+            self._greet(hello, writer)
+            while True:
+                header, tensors = await _frame(reader)
+                self.take(header, tensors)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        except wire.FrameError as error:
+            self._problem = str(error)
+            logger.error("The SGLang plugin cannot be understood", extra={"reason": str(error)})
+        finally:
+            writer.transport.abort()
+            self._part(writer)
+
+    def _greet(self, hello: Hello, writer: asyncio.StreamWriter) -> None:
+        if self._connection is not None:
+            self._connection.transport.abort()
+        self._connection, self.hello, self._problem = writer, hello, ""
+        self.greeted.set()
+        extra = {"plugin": hello.plugin, "sglang": hello.sglang, "draft_version": hello.version}
+        logger.info("SGLang's plugin is connected", extra=extra)
+        if hello.problem:
+            logger.error("SGLang's plugin captures nothing", extra={"reason": hello.problem})
+
+    def _part(self, writer: asyncio.StreamWriter) -> None:
+        if self._connection is not writer:
+            return
+        self._connection = None
+        self._away_since_s = self._clock.monotonic()
+        self.greeted.clear()
+        for changed in self._changed.values():
+            changed.set()
+
+    def take(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Act on one message. FrameError if it is none."""
+        try:
+            self.losses.dropped_messages = max(self.losses.dropped_messages, int(header["dropped"]))
+            kind = header["kind"]
+            if kind == "steps":
+                self._take_steps(header, tensors)
+            elif kind == "prefill":
+                self._take_prefill(header, tensors)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            self.losses.malformed += 1
+            raise wire.FrameError(f"a message of the plugin is malformed: {error!r}") from error
+
+    def _take_steps(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        at = 0
+        for request in header["requests"]:
+            rows, rejected = int(request["rows"]), int(request["counterfactual_rows"])
+            position, accepted = int(request["position"]), int(request["accepted"])
+            step = StepPart(
+                position=position,
+                accepted=accepted,
+                draft_ids=tuple(map(int, request["drafts"])),
+                target_log_probs=tuple(map(float, request["log_p"])),
+                batch_size=int(header["batch_size"]),
+                duration_s=int(header["duration_us"]) / 1e6,
+                version=int(header["version"]),
+                rows=_rows(tensors, position, at, at, rows, rows) if rows else None,
+                rejected=_rows(tensors, position + accepted + 1, at + rows, at + rows, rejected, rejected)
+                if rejected
+                else None,
+            )
+            self.last_lookahead = len(step.draft_ids)
+            at += rows + rejected
+            self._give_step(str(request["rid"]), step)
+
+    def _take_prefill(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        at = taught = 0
+        for request in header["requests"]:
+            num, num_taught = int(request["rows"]), int(request["teacher_rows"])
+            rows = _rows(tensors, int(request["position"]), at, taught, num, num_taught)
+            at, taught = at + num, taught + num_taught
+            self._give_rows(str(request["rid"]), rows)
+
+    def _give_step(self, rid: str, step: StepPart) -> None:
+        assembly = self._known(rid)
+        if assembly is not None:
+            assembly.add_step(step if self._has_room(step.nbytes) else step.without_rows)
+            self._changed[rid].set()
+
+    def _give_rows(self, rid: str, rows: Rows) -> None:
+        assembly = self._known(rid)
+        if assembly is not None:
+            if self._has_room(rows.nbytes):
+                assembly.add_rows(rows)
+            self._changed[rid].set()
+
+    def _known(self, rid: str) -> Assembly | None:
+        assembly = self._expected.get(rid)
+        self.losses.unknown_requests += assembly is None
+        return assembly
+
+    def _has_room(self, num_bytes: int) -> bool:
+        has_room = not num_bytes or self.nbytes + num_bytes <= self._max_bytes
+        self.losses.dropped_rows += not has_room
+        return has_room
+
+
+async def _frame(reader: asyncio.StreamReader) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    head_size, body_size = wire.lengths(await reader.readexactly(wire.PREFIX_SIZE))
+    head = await reader.readexactly(head_size)
+    return wire.decode(head, await reader.readexactly(body_size))
+
+
+def _rows(tensors: Mapping[str, Tensor], position: int, at: int, taught_at: int, num: int, num_taught: int) -> Rows:
+    """Copies, so that a request does not keep the whole batch's message. ValueError if the message has fewer."""
+    aux = tensors["aux"][at : at + num].clone()
+    taught = slice(taught_at, taught_at + num_taught)
+    teacher = TopK(
+        ids=tensors["ids"][taught].clone(),
+        log_probs=tensors["log_probs"][taught].clone(),
+        log_sum_exp=tensors["log_sum_exp"][taught].clone(),
+    )
+    if len(aux) != num or len(teacher) != num_taught or len(teacher.log_sum_exp) != num_taught:
+        raise ValueError("fewer rows than it says")
+    return Rows(position=position, aux=aux, teacher=teacher)

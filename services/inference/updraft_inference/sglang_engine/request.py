@@ -1,0 +1,77 @@
+"""One request from the port's words to SGLang's, and its end back. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from updraft_chassis.errors import Exhausted, InvalidInput
+from updraft_inference.engine.port import Drafter, EngineInfo, FinishReason, GenerationRequest
+
+_ALL = -1
+"""SGLang's `top_k` that filters nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedDrafts:
+    """What is fixed for the whole server."""
+
+    num_steps: int
+    is_adaptive: bool
+
+
+def check(request: GenerationRequest, info: EngineInfo, drafts: ServedDrafts) -> None:
+    """InvalidInput for what this server cannot serve. An unknown token would end it, not only the request."""
+    num_prompt, limit = len(request.prompt_ids), info.max_context
+    if not num_prompt:
+        raise InvalidInput("the prompt is empty")
+    if request.max_tokens < 1:
+        raise InvalidInput(f"max_tokens is {request.max_tokens}; it must be at least 1")
+    if num_prompt + request.max_tokens > limit:
+        raise InvalidInput(
+            f"{num_prompt} prompt tokens and {request.max_tokens} new ones exceed the context of {limit} tokens"
+        )
+    if not all(0 <= token < info.vocab_size for token in request.prompt_ids):
+        raise InvalidInput(f"a prompt token is outside the vocabulary of {info.vocab_size}")
+    if request.drafter not in {None, Drafter.EAGLE3}:
+        raise InvalidInput(f"drafter {request.drafter} is not to be had: SGLang drafts with eagle3 for all requests")
+    if request.lookahead is not None and request.lookahead < drafts.num_steps:
+        raise InvalidInput(
+            f"lookahead {request.lookahead} is not to be had: SGLang drafts"
+            f" {'up to ' if drafts.is_adaptive else ''}{drafts.num_steps} tokens a step for all requests"
+        )
+
+
+def check_room(num_submitted: int, info: EngineInfo, max_queued: int) -> None:
+    """Exhausted if too many wait already."""
+    if num_submitted >= info.num_slots + max_queued:
+        raise Exhausted(f"{max_queued} requests wait already")
+
+
+def body(request: GenerationRequest) -> dict[str, Any]:
+    """What POST /generate takes. A seed means something only to a server with --enable-deterministic-inference."""
+    sampling, wish = request.sampling, request.capture
+    params: dict[str, Any] = {
+        "max_new_tokens": request.max_tokens,
+        "ignore_eos": request.ignore_eos,
+        "temperature": max(0.0, sampling.temperature),
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k or _ALL,
+        "skip_special_tokens": False,
+        "custom_params": {
+            "updraft": {
+                "payload": wish.payload,
+                "prompt_rows": wish.prompt_rows,
+                "counterfactual_rows": wish.counterfactual_rows,
+            }
+        },
+    }
+    if sampling.seed is not None:
+        params["sampling_seed"] = sampling.seed % 2**31
+    return {"rid": request.request_id, "input_ids": list(request.prompt_ids), "sampling_params": params}
+
+
+def reason(finish: Mapping[str, Any]) -> FinishReason:
+    """Why the server ended it."""
+    return {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}.get(
+        str(finish.get("type")), FinishReason.CANCELLED
+    )

@@ -1,0 +1,320 @@
+"""A stock SGLang server over HTTP: its own routes, with deadlines, and its refusals as sentences.
+
+Nothing is tried again here. Refused: its OpenAI routes, which neither take nor give token ids, and its gRPC, which has no
+update of a draft alone.
+"""
+
+import base64
+import json
+import pickle
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Self
+
+import httpx
+from torch import Tensor
+
+from updraft_chassis.errors import Conflict, Exhausted, Forbidden, InvalidInput, Unavailable, UpdraftError
+
+_CONNECT_S = 5.0
+_ASK_S = 20.0
+"""For questions; the first one at a server that has just started is slow."""
+_PAUSE_S = 20.0
+_UPDATE_S = 120.0
+"""A session waits for running requests if somebody ends our pause; weights are read from a disk."""
+_CHECKSUM_S = 120.0
+
+DRAFT = "draft"
+
+Named = list[tuple[str, Tensor]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerInfo:
+    """What a running server says of itself."""
+
+    version: str
+    model_path: str
+    device: str
+    dtype: str
+    tp_size: int
+    dp_size: int
+    num_slots: int
+    max_context: int
+    """Most tokens of a request, prompt and output together."""
+    algorithm: str
+    draft_path: str
+    num_steps: int
+    num_branches: int
+    is_adaptive: bool
+    weight_loaders: tuple[str, ...]
+
+    @classmethod
+    def of(cls, said: Mapping[str, Any], model: Mapping[str, Any]) -> "ServerInfo":
+        """Read /server_info and /model_info. InvalidInput where something that we need is absent."""
+        try:
+            steps, width = int(said["speculative_num_steps"] or 0), int(said["speculative_num_draft_tokens"] or 0)
+            is_adaptive = bool(said.get("speculative_adaptive"))
+            return cls(
+                version=str(said["version"]),
+                model_path=str(model["model_path"]),
+                device=str(said["device"]).partition(":")[0],
+                dtype=str(said["dtype"]),
+                tp_size=int(said["tp_size"]),
+                dp_size=int(said["dp_size"]),
+                num_slots=int(said["max_running_requests"] or _slots(said)),
+                max_context=_max_context(said, max(steps, width, _ADAPTIVE_WIDTH if is_adaptive else 0)),
+                algorithm=str(said["speculative_algorithm"] or ""),
+                draft_path=str(said["speculative_draft_model_path"] or ""),
+                num_steps=steps,
+                num_branches=int(said["speculative_eagle_topk"] or 0),
+                is_adaptive=is_adaptive,
+                weight_loaders=tuple(said.get("custom_weight_loader") or ()),
+            )
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise InvalidInput(f"the SGLang server does not say what is needed of it: {error!r}") from error
+
+
+def _slots(said: Mapping[str, Any]) -> int:
+    return int(said["internal_states"][0]["effective_max_running_requests_per_dp"])
+
+
+def _max_context(said: Mapping[str, Any], reserved: int) -> int:
+    """The server takes prompts shorter than max_req_input_len, which is its context less _KEPT, and keeps `reserved` more
+    slots for drafts in its count of a request's tokens."""
+    return int(said["max_req_input_len"]) - max(0, reserved - _KEPT)
+
+
+_KEPT = 6
+
+_ADAPTIVE_WIDTH = 8
+"""Widest verify step of the default candidates of adaptive speculation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One event of a generation. `output_ids` are those that the server shows: all so far, or only new ones."""
+
+    output_ids: tuple[int, ...]
+    meta: Mapping[str, Any]
+
+    @property
+    def finish(self) -> Mapping[str, Any] | None:
+        """Why it ended; None while it goes on."""
+        finish: Mapping[str, Any] | None = self.meta.get("finish_reason")
+        return finish
+
+    def new_ids(self, num_known: int) -> tuple[int, ...]:
+        """Tokens beyond the `num_known` first, whichever way the server streams."""
+        total = int(self.meta.get("completion_tokens") or num_known)
+        num_new = max(0, total - num_known)
+        return self.output_ids[-num_new:] if num_new else ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankChecksums:
+    """Hashes of what one process of the server holds, by name, and which part of each tensor that is."""
+
+    tp_rank: int
+    tp_size: int
+    hashes: Mapping[str, str]
+
+
+class SglangServer:
+    """The client. Use as an async context manager."""
+
+    def __init__(self, url: str, *, admin_key: str = "") -> None:
+        self.url = url.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {admin_key}"} if admin_key else {}
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=32)
+        timeout = httpx.Timeout(_ASK_S, connect=_CONNECT_S)
+        self._http = httpx.AsyncClient(base_url=self.url, limits=limits, timeout=timeout, trust_env=False)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.aclose()
+
+    async def info(self) -> ServerInfo:
+        """Identity and limits."""
+        return ServerInfo.of(await self._get("/server_info"), await self._get("/model_info"))
+
+    async def responds(self, timeout_s: float) -> bool:
+        """Whether it answers at all, paused or not."""
+        try:
+            await self._http.get("/ping", timeout=timeout_s)
+        except httpx.HTTPError:
+            return False
+        return True
+
+    async def is_up(self, timeout_s: float) -> bool:
+        """Whether it has loaded and serves, paused or not."""
+        try:
+            answer = await self._http.get("/ping", timeout=timeout_s)
+        except httpx.HTTPError:
+            return False
+        return answer.status_code == HTTPStatus.OK
+
+    async def is_paused(self) -> bool:
+        """Whether somebody has paused it: it lives, and takes nothing in."""
+        if await self._status("/ready") == HTTPStatus.OK:
+            return False
+        return await self._status("/ping") == HTTPStatus.OK
+
+    @asynccontextmanager
+    async def generate(self, body: Mapping[str, Any]) -> AsyncIterator[AsyncIterator[Event]]:
+        """Events of a new request, without a deadline between two: it may wait in a queue for long.
+
+        Raises InvalidInput, Exhausted or Unavailable in the block. Leaving it early hangs up, which aborts in seconds.
+        """
+        timeout = httpx.Timeout(_ASK_S, connect=_CONNECT_S, read=None)
+        headers = self._headers
+        try:
+            async with self._http.stream(
+                "POST", "/generate", json={**body, "stream": True}, headers=headers, timeout=timeout
+            ) as answer:
+                if answer.status_code != HTTPStatus.OK:
+                    await answer.aread()
+                    raise _refusal(answer.status_code, _message(answer.text))
+                yield _events(answer)
+        except httpx.HTTPError as error:
+            raise self._away(error) from error
+
+    async def abort(self, rid: str) -> None:
+        """End a request; one that the server does not know yet is not remembered."""
+        await self._admin("/abort_request", {"rid": rid}, _ASK_S)
+
+    async def pause(self) -> None:
+        """Stop between two steps; what runs keeps its place and its cache."""
+        await self._admin("/pause_generation", {"mode": "in_place"}, _PAUSE_S)
+
+    async def resume(self) -> None:
+        """Go on."""
+        await self._admin("/continue_generation", {}, _PAUSE_S)
+
+    async def begin_update(self) -> None:
+        """Open a session for the draft's weights. Conflict if one is open."""
+        await self._admin("/begin_weight_update", {"selector": DRAFT}, _UPDATE_S)
+
+    async def end_update(self) -> None:
+        """Close the session."""
+        await self._admin("/end_weight_update", {}, _UPDATE_S)
+
+    async def update(self, named: Named, *, load_format: str, label: str, tp_size: int) -> None:
+        """Give these tensors to the draft's loader `load_format`, on each of `tp_size` ranks. Conflict if it refuses."""
+        packed = base64.b64encode(pickle.dumps(named)).decode()
+        body = {
+            "serialized_named_tensors": [packed] * tp_size,
+            "load_format": load_format,
+            "selector": DRAFT,
+            "flush_cache": False,  # the target's cache stays valid; the draft's only costs acceptance
+            "weight_version": label,
+        }
+        await self._admin("/update_weights_from_tensor", body, _UPDATE_S)
+
+    async def checksums(self, selector: str = DRAFT) -> list[RankChecksums]:
+        """Hash what it holds, rank by rank."""
+        answer = await self._admin("/weights_checker", {"action": "checksum", "selector": selector}, _CHECKSUM_S)
+        try:
+            return [_rank(rank) for rank in answer["ranks"]]
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise Unavailable(f"the SGLang server at {self.url} shows no checksums: {error!r}") from error
+
+    async def _status(self, path: str) -> int:
+        try:
+            return (await self._http.get(path)).status_code
+        except httpx.HTTPError as error:
+            raise self._away(error) from error
+
+    async def _get(self, path: str) -> dict[str, Any]:
+        try:
+            answer = await self._http.get(path, headers=self._headers)
+        except httpx.HTTPError as error:
+            raise self._away(error) from error
+        return self._object(path, answer)
+
+    async def _admin(self, path: str, body: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+        timeout = httpx.Timeout(timeout_s, connect=_CONNECT_S)
+        try:
+            answer = await self._http.post(path, json=body, headers=self._headers, timeout=timeout)
+        except httpx.HTTPError as error:
+            raise self._away(error) from error
+        if not answer.content and answer.status_code == HTTPStatus.OK:
+            return {}
+        content = self._object(path, answer)
+        if content.get("success") is False:
+            raise Conflict(f"SGLang refuses {path}: {content.get('message')}")
+        return content
+
+    def _object(self, path: str, answer: httpx.Response) -> dict[str, Any]:
+        if answer.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            raise Forbidden(
+                f"the SGLang server at {self.url} refuses {path}: give the agent its admin key"
+                " (UPDRAFT_INFERENCE_SGLANG_ADMIN_KEY)"
+            )
+        if answer.status_code == HTTPStatus.BAD_REQUEST:
+            raise Conflict(f"SGLang refuses {path}: {_message(answer.text)}")
+        try:
+            content = answer.json()
+        except ValueError:
+            content = None
+        if answer.status_code != HTTPStatus.OK or not isinstance(content, dict):
+            raise Unavailable(f"the SGLang server at {self.url} answered {path} with status {answer.status_code}")
+        return content
+
+    def _away(self, error: httpx.HTTPError) -> Unavailable:
+        return Unavailable(f"the SGLang server at {self.url} does not answer: {str(error) or type(error).__name__}")
+
+
+async def _events(answer: httpx.Response) -> AsyncIterator[Event]:
+    async for line in answer.aiter_lines():
+        if not line.startswith("data: {"):
+            continue
+        try:
+            yield _event(json.loads(line[len("data: ") :]))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise Unavailable(f"the SGLang server streams what is no event: {line[:100]!r}") from error
+
+
+def _event(content: Mapping[str, Any]) -> Event:
+    if "error" in content:
+        error = content["error"]
+        status = int(error.get("code") or 500) if isinstance(error, dict) else 500
+        raise _refusal(status, error.get("message") if isinstance(error, dict) else error)
+    event = Event(output_ids=tuple(content.get("output_ids") or ()), meta=content.get("meta_info") or {})
+    finish = event.finish
+    if finish is not None and finish.get("type") == "abort" and finish.get("status_code") is not None:
+        raise _refusal(int(finish["status_code"]), finish.get("message"))
+    return event
+
+
+def _refusal(status: int, message: object) -> UpdraftError:
+    sentence = f"SGLang refuses the request: {message}"
+    if status == HTTPStatus.BAD_REQUEST:
+        return InvalidInput(sentence)
+    if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+        return Exhausted(sentence)
+    return Unavailable(sentence)
+
+
+def _message(text: str) -> str:
+    """The sentence in an error's body, whichever of its forms it has."""
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return text[:500]
+    if not isinstance(content, dict):
+        return text[:500]
+    error = content.get("error")
+    found = error.get("message") if isinstance(error, dict) else error or content.get("message")
+    return str(found or text[:500])
+
+
+def _rank(content: Mapping[str, Any]) -> RankChecksums:
+    place = content["parallelism_info"][0]
+    return RankChecksums(
+        tp_rank=int(place["tp_rank"]), tp_size=int(place["tp_size"]), hashes=dict(content["checksums"])
+    )

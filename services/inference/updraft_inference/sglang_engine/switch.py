@@ -1,0 +1,215 @@
+"""Which draft the server serves: change it between two steps, prove it, undo what failed.
+
+A swap pauses the server in place, opens a session for the draft, lets the plugin's loader read the folder, and goes on; the
+proof comes after, for hashing takes longer than loading. The server is never left paused, nor a session of ours open:
+whatever happens to the caller, `swap` runs to its end (see `engine`). Somebody else's pause or session is not touched.
+"""
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Self
+
+import torch
+
+from updraft_chassis.errors import Conflict, Corrupt, Forbidden, Unavailable, UpdraftError
+from updraft_inference.engine.port import DraftOnDisk, Loaded, Swapped
+from updraft_inference.sglang_engine import proof
+from updraft_inference.sglang_engine.held import Held, Vocabulary, read_draft, read_seed
+from updraft_inference.sglang_engine.server import Named, RankChecksums, ServerInfo, SglangServer
+from updraft_inference.sglang_engine.sums import label
+
+logger = logging.getLogger(__name__)
+
+LOADER = "updraft_sglang.weights.load"
+"""By this name SGLang finds the plugin's loader, if it was started with it as a custom weight loader."""
+
+_RESUMES = 5
+_RESUME_WAIT_S = 1.0
+
+
+class DraftSwitch:
+    """Swaps one at a time; callers see to that."""
+
+    def __init__(self, server: SglangServer, info: ServerInfo, vocabulary: Vocabulary, seed: Held, note: Path) -> None:
+        self._server = server
+        self._info = info
+        self._vocabulary = vocabulary
+        self._seed = seed
+        self._note = note
+        self._good = seed
+        """What was proved last, or what the server started with."""
+        self._loaded = _loaded(seed)
+
+    @classmethod
+    async def open(cls, server: SglangServer, info: ServerInfo, note: Path) -> Self:
+        """Read the seed that the server started with. InvalidInput if it cannot be used, Forbidden without the admin key.
+
+        `note` is a file that exists during a swap: where it is left, an agent died in one, and its pause is ended.
+        """
+        vocabulary, seed = await asyncio.to_thread(read_seed, Path(info.draft_path), info)
+        switch = cls(server, info, vocabulary, seed, note)
+        if switch.was_cut_off:
+            logger.warning("An agent before this one ended within a swap; the server goes on")
+            with suppress(Conflict):
+                await server.end_update()
+            await switch._resume()
+        await server.checksums()
+        return switch
+
+    @property
+    def was_cut_off(self) -> bool:
+        """A swap began and did not end."""
+        return self._note.exists()
+
+    @property
+    def start_folder(self) -> Path:
+        """The draft that the server started with."""
+        return self._seed.folder
+
+    @property
+    def loaded(self) -> Loaded:
+        """What serves, by the server's own hashes."""
+        return self._loaded
+
+    async def adopt(self, said: Loaded, drafts: Path | None) -> None:
+        """Begin with what the server holds, if it is what it says and we can prove it; else with the seed."""
+        served = await self._server.checksums()
+        if said.version and drafts is not None:
+            draft = DraftOnDisk(
+                version=said.version, folder=drafts / str(said.version), tensors_digest=said.tensors_digest
+            )
+            try:
+                held = await asyncio.to_thread(read_draft, draft, self._vocabulary, self._info)
+            except (UpdraftError, OSError) as error:
+                logger.info("The server's draft is not known here", extra={"reason": str(error)})
+            else:
+                if not await _difference(held, served):
+                    self._good, self._loaded = held, _loaded(held)
+                    logger.info("The server holds a draft already", extra={"version": held.version})
+                    return
+        if said.version or await _difference(self._seed, served):
+            await self._change(self._seed)
+
+    async def swap(self, draft: DraftOnDisk | None) -> Swapped:
+        """See the port. Unavailable for troubles of the server, which say nothing about the draft."""
+        held = self._seed
+        if draft is not None:
+            held = await asyncio.to_thread(read_draft, draft, self._vocabulary, self._info)
+        pause_s = await self._change(held)
+        return Swapped(loaded=self._loaded, pause_s=pause_s)
+
+    async def verify(self) -> Loaded:
+        """Hash again what is served."""
+        served = await self._server.checksums()
+        if await _difference(self._good, served):
+            self._loaded = replace(_loaded(self._good), tensors_digest=proof.summary(served))
+        else:
+            self._loaded = _loaded(self._good)
+        return self._loaded
+
+    async def _change(self, held: Held) -> float:
+        """Serve `held`, proved; else what served before, and the error."""
+        if await self._server.is_paused():
+            raise Unavailable("the SGLang server is paused by somebody else; the draft is changed when it goes on")
+        is_touched = False
+        try:
+            pause_s = await self._load(held)
+            is_touched = True
+            difference = await _difference(held, await self._server.checksums())
+            if difference:
+                raise Corrupt(f"after loading version {held.version} the server does not hold it: {difference}")
+        except _NotBegun as error:
+            raise Unavailable(f"another update of weights is under way at the SGLang server: {error}") from error
+        except UpdraftError as error:
+            await self._undo(held, is_touched=is_touched)
+            if isinstance(error, Conflict | Forbidden):
+                raise Unavailable(str(error)) from error
+            raise
+        self._good, self._loaded = held, _loaded(held)
+        return pause_s
+
+    async def _undo(self, failed: Held, *, is_touched: bool) -> None:
+        """Serve the last good draft again, unless it never stopped to serve. `loaded` says what is found."""
+        try:
+            if not is_touched and not await _difference(self._good, await self._server.checksums()):
+                return
+            await self._load(self._good)
+            await self.verify()
+        except UpdraftError as error:
+            extra = {"failed": failed.version, "wanted": self._good.version, "reason": str(error)}
+            logger.error("The draft before cannot be loaded again; output stays exact, drafts may be poor", extra=extra)
+            self._loaded = replace(_loaded(self._good), tensors_digest="sha256:unproved")
+
+    async def _load(self, held: Held) -> float:
+        """Seconds from the wish to pause to going on."""
+        started = time.perf_counter()
+        self._note.touch()
+        try:
+            await self._server.pause()
+            await self._update(held)
+        finally:
+            await self._resume()
+        return time.perf_counter() - started
+
+    async def _update(self, held: Held) -> None:
+        try:
+            await self._server.begin_update()
+        except Conflict as error:
+            raise _NotBegun(str(error)) from error
+        except Unavailable:
+            with suppress(UpdraftError):  # it may have been opened, and the answer lost
+                await self._server.end_update()
+            raise
+        try:
+            await self._server.update(
+                _named(held), load_format=LOADER, label=label(held.version), tp_size=self._info.tp_size
+            )
+        finally:
+            await self._server.end_update()
+
+    async def _resume(self) -> None:
+        """A server that stays paused serves nobody, so this alone is tried again."""
+        for left in reversed(range(_RESUMES)):
+            try:
+                await self._server.resume()
+            except UpdraftError as error:
+                if not left:
+                    raise
+                logger.warning("The server does not go on yet", extra={"reason": str(error)})
+                await asyncio.sleep(_RESUME_WAIT_S)
+            else:
+                self._note.unlink(missing_ok=True)
+                return
+
+
+class _NotBegun(UpdraftError):  # noqa: N818 - as in the tree
+    """A session of somebody else is open."""
+
+
+async def _difference(held: Held, served: list[RankChecksums]) -> str:
+    return await asyncio.to_thread(held.difference, served)
+
+
+def _loaded(held: Held) -> Loaded:
+    return Loaded(
+        version=held.version,
+        tensors_digest=held.tensors_digest,
+        draft_vocabulary_fingerprint=held.vocabulary_fingerprint,
+    )
+
+
+def _named(held: Held) -> Named:
+    """What the plugin's loader takes: see updraft_sglang.weights."""
+    return [
+        ("folder", _text(str(held.folder.resolve()))),
+        ("version", torch.tensor([held.version], dtype=torch.int64)),
+        ("digest", _text(held.tensors_digest)),
+    ]
+
+
+def _text(value: str) -> torch.Tensor:
+    return torch.tensor(list(value.encode()), dtype=torch.uint8)

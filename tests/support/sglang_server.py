@@ -1,0 +1,236 @@
+"""A small HTTP server that speaks SGLang's routes, for failures that the real one cannot be made to show."""
+
+import asyncio
+import base64
+import json
+import pickle
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from tests.support.ports import free_port
+from tests.support.tiny_target import make_draft, save_draft
+from tests.support.wait import until
+
+from updraft_draft import checkpoint
+from updraft_inference.engine.port import DraftOnDisk
+from updraft_inference.sglang_engine import proof
+from updraft_inference.sglang_engine.server import DRAFT
+from updraft_inference.sglang_engine.switch import LOADER
+
+ADMIN = "the admin key"
+
+CONTEXT = 128
+
+
+@dataclass(slots=True, kw_only=True)
+class FakeSglang:
+    """Serves `target` with the draft in `seed`. Tests change what it says and does; `calls` are the paths asked for."""
+
+    target: Path
+    seed: Path
+    info: dict[str, Any] = field(default_factory=dict)
+    refusals: dict[str, list[str]] = field(default_factory=dict)
+    """By path, what the next calls are refused with."""
+    is_lying: bool = False
+    """It says that it loaded a draft, and did not."""
+    damages: int = 0
+    """Loads that leave a wrong weight."""
+    streams_all: bool = True
+    """Each event shows all tokens so far, which is SGLang's default."""
+    is_paused: bool = False
+    has_session: bool = False
+    label: str = "default"
+    held: dict[str, str] = field(default_factory=dict)
+    calls: list[str] = field(default_factory=list)
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    """Of generations."""
+    may_update: asyncio.Event = field(default_factory=asyncio.Event)
+    may_step: asyncio.Event = field(default_factory=asyncio.Event)
+    aborted: set[str] = field(default_factory=set)
+    last_event: dict[str, Any] | None = None
+    """Sent instead of the second event of a generation."""
+    breaks_off: bool = False
+    url: str = ""
+    quit: Callable[[], None] = lambda: None
+    """It goes away, with all connections."""
+
+    def __post_init__(self) -> None:
+        self.may_update.set()
+        self.may_step.set()
+        self.load(self.seed)
+
+    def load(self, folder: Path) -> None:
+        """Hold this draft, as SGLang holds it."""
+        import torch
+
+        config, tensors = checkpoint.load(folder)
+        weights = {name: tensor for name, tensor in tensors.items() if name not in checkpoint.VOCABULARY}
+        self.held = proof.expected(config, weights, dtype=torch.float32, device="cpu", tp=(0, 1))
+        self.held[f"{DRAFT}.model.embed_tokens.weight"] = "the target's"
+
+    async def answer(self, request: Request) -> Response:
+        path = request.url.path
+        self.calls.append(path)
+        if self.refusals.get(path):
+            return JSONResponse({"success": False, "message": self.refusals[path].pop(0)}, status_code=400)
+        is_admin = path not in {"/ping", "/ready", "/server_info", "/model_info", "/generate"}
+        if is_admin and request.headers.get("authorization") != f"Bearer {ADMIN}":
+            return JSONResponse({"error": "Unauthorized"}, status_code=401)
+        body = json.loads(await request.body() or b"{}")
+        reply: Response = await getattr(self, path.removeprefix("/"))(body)
+        return reply
+
+    async def ping(self, _: dict[str, Any]) -> Response:
+        return Response()
+
+    async def ready(self, _: dict[str, Any]) -> Response:
+        return Response(status_code=503 if self.is_paused else 200)
+
+    async def server_info(self, _: dict[str, Any]) -> Response:
+        said = {
+            "version": "0.5.23",
+            "device": "cpu",
+            "dtype": "float32",
+            "tp_size": 1,
+            "dp_size": 1,
+            "max_running_requests": 2,
+            "max_req_input_len": CONTEXT,
+            "speculative_algorithm": "EAGLE3",
+            "speculative_draft_model_path": str(self.seed),
+            "speculative_num_steps": 3,
+            "speculative_num_draft_tokens": 4,
+            "speculative_eagle_topk": 1,
+            "custom_weight_loader": [LOADER],
+        }
+        return JSONResponse(said | self.info)
+
+    async def model_info(self, _: dict[str, Any]) -> Response:
+        return JSONResponse({"model_path": self.info.get("model_path", str(self.target))})
+
+    async def pause_generation(self, _: dict[str, Any]) -> Response:
+        self.is_paused = True
+        return JSONResponse({"status": "ok"})
+
+    async def continue_generation(self, _: dict[str, Any]) -> Response:
+        self.is_paused = False
+        return JSONResponse({"status": "ok"})
+
+    async def begin_weight_update(self, _: dict[str, Any]) -> Response:
+        if self.has_session:
+            return _refused("a weight-update session is already open; call end_weight_update() first")
+        self.has_session = True
+        return _done()
+
+    async def end_weight_update(self, _: dict[str, Any]) -> Response:
+        if not self.has_session:
+            return _refused("no weight-update session is open")
+        self.has_session = False
+        return _done()
+
+    async def update_weights_from_tensor(self, body: dict[str, Any]) -> Response:
+        assert self.is_paused
+        assert self.has_session
+        assert (body["selector"], body["flush_cache"]) == (DRAFT, False)
+        await self.may_update.wait()
+        named = dict(pickle.loads(base64.b64decode(body["serialized_named_tensors"][0])))  # noqa: S301 - the test's own
+        if not self.is_lying:
+            self.load(Path(bytes(named["folder"].tolist()).decode()))
+        if self.damages:
+            self.damages -= 1
+            self.held["draft.model.norm.weight"] = "0" * 16
+        self.label = body["weight_version"]
+        return _done()
+
+    async def weights_checker(self, _: dict[str, Any]) -> Response:
+        place = {"tp_rank": 0, "tp_size": 1}
+        rank = {"checksums": self.held, "per_gpu_checksum": "", "parallelism_info": [place]}
+        return JSONResponse({"success": True, "message": "", "ranks": [rank]})
+
+    async def abort_request(self, body: dict[str, Any]) -> Response:
+        self.aborted.add(body["rid"])
+        self.may_step.set()
+        return Response()
+
+    async def generate(self, body: dict[str, Any]) -> Response:
+        self.bodies.append(body)
+        return StreamingResponse(self._events(body), media_type="text/event-stream")
+
+    async def _events(self, body: dict[str, Any]) -> AsyncIterator[bytes]:
+        """A first token, then steps that accept one draft and none by turns."""
+        rid, limit = body["rid"], body["sampling_params"]["max_new_tokens"]
+        output, steps = [3], [0, 0, 0, 0]
+        yield _event(rid, output, self.streams_all, 1)
+        while len(output) < limit and rid not in self.aborted:
+            await self.may_step.wait()
+            if self.breaks_off:
+                raise ConnectionResetError
+            if self.last_event is not None:
+                yield f"data: {json.dumps(self.last_event)}\n\n".encode()
+                return
+            if rid in self.aborted:
+                break
+            accepted = sum(steps) % 2
+            steps[accepted] += 1
+            new = [3 + len(output) % 50] * min(accepted + 1, limit - len(output))
+            output += new
+            yield _event(rid, output, self.streams_all, len(new))
+        finish = {"type": "abort", "message": "aborted"} if rid in self.aborted else {"type": "length", "length": limit}
+        last = {
+            "finish_reason": finish,
+            "spec_verify_ct": sum(steps),
+            "spec_correct_drafts_histogram": steps,
+            "weight_versions": [{"version": self.label, "start": 0, "end": len(output)}],
+        }
+        yield _event(rid, output, self.streams_all, 0, **last)
+        yield b"data: [DONE]\n\n"
+
+
+def _event(rid: str, output: list[int], streams_all: bool, num_new: int, **more: Any) -> bytes:  # noqa: FBT001 - its own
+    shown = output if streams_all else output[len(output) - num_new :]
+    meta = {"id": rid, "finish_reason": None, "completion_tokens": len(output), **more}
+    return f"data: {json.dumps({'output_ids': shown, 'meta_info': meta})}\n\n".encode()
+
+
+def _done() -> Response:
+    return JSONResponse({"success": True, "message": "Success"})
+
+
+def _refused(message: str) -> Response:
+    return JSONResponse({"success": False, "message": message}, status_code=400)
+
+
+def saved_draft(models: Path, version: int, **how: Any) -> DraftOnDisk:
+    """A draft for `models`/target in `models`/drafts."""
+    folder = models / "drafts" / str(version)
+    digest = save_draft(make_draft(models / "target", seed=version, **how), folder)
+    return DraftOnDisk(version=version, folder=folder, tensors_digest=digest)
+
+
+@asynccontextmanager
+async def running(fake: FakeSglang) -> AsyncIterator[FakeSglang]:
+    """It listens for the length of the block."""
+    port = free_port()
+    app = Starlette(routes=[Route("/{path:path}", fake.answer, methods=["GET", "POST"])])
+    config = uvicorn.Config(app, port=port, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    fake.url = f"http://127.0.0.1:{port}"
+
+    def quit_now() -> None:
+        server.should_exit = server.force_exit = True
+
+    fake.quit = quit_now
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(server.serve())
+        await until(lambda: server.started, what="the server's start")
+        try:
+            yield fake
+        finally:
+            server.should_exit = True

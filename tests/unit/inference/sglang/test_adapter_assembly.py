@@ -1,0 +1,275 @@
+"""Whatever of a run's messages comes, in whatever batches: a row is at its position or is marked as missing."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from updraft_inference.engine.port import CaptureWish, Drafter, Hidden, TopK
+from updraft_inference.sglang_engine.assembly import Assembly
+from updraft_inference.sglang_engine.collector import Collector
+from updraft_sglang import wire
+
+K, AUX = 3, 4
+WIDTH = 3
+"""Drafts a step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Of one request in one message: its header, and what its rows and teachers stand for."""
+
+    kind: str
+    header: dict[str, Any]
+    rows: tuple[float, ...]
+    taught: tuple[float, ...]
+    tokens: tuple[int, ...] = ()
+    """Positions that only this part tells of."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """One simulated request. A row's number is its position; one after a rejection has 1000 more and its step's position."""
+
+    rid: str
+    num_prompt: int
+    num_output: int
+    cached: int
+    chunk: int
+    wish: CaptureWish
+    accepted: list[int]
+    preempted_after: int = -1
+    """Steps until it is preempted and forwarded again, once."""
+    parts: list[Part] = field(default_factory=list)
+    lost_step: bool = False
+    """The last step before the preemption was thrown away by the server."""
+
+    def play(self) -> "Run":
+        self._prefill(self.cached, self.num_prompt)
+        known = self.num_prompt + 1
+        for index, accepted in enumerate(self.accepted):
+            if known >= self.num_prompt + self.num_output:
+                break
+            if index == self.preempted_after:
+                if self.lost_step:
+                    self._step(known - 1, min(accepted + 1, WIDTH), version=9)
+                self._prefill(0, known)
+                known += 1
+            self._step(known - 1, accepted)
+            known += accepted + 1
+        while known < self.num_prompt + self.num_output:
+            self._step(known - 1, 0)
+            known += 1
+        return self
+
+    def _prefill(self, start: int, end: int) -> None:
+        while start < end:
+            stop = min(end, start + self.chunk)
+            first = min(stop, max(start, self.num_prompt - self.wish.prompt_rows))
+            rows = tuple(map(float, range(first, stop))) if self.wish.payload else ()
+            taught = rows[-1:] if stop == end else ()
+            header = {"rid": self.rid, "position": first, "cached": 0, "rows": len(rows), "teacher_rows": len(taught)}
+            if self.wish.payload:
+                self.parts.append(Part(kind="prefill", header=header, rows=rows, taught=taught))
+            start = stop
+
+    def _step(self, position: int, accepted: int, version: int = 7) -> None:
+        limit = min(self.wish.counterfactual_rows, WIDTH - accepted) if self.wish.payload else 0
+        real = tuple(float(position + i) for i in range(accepted + 1)) if self.wish.payload else ()
+        rejected = tuple(1000.0 + position for _ in range(limit))
+        header = {
+            "rid": self.rid,
+            "position": position,
+            "accepted": accepted,
+            "drafts": [position + i for i in range(WIDTH)],
+            "log_p": [-1.0] * WIDTH,
+            "rows": len(real),
+            "counterfactual_rows": len(rejected),
+            "version": version,
+        }
+        told = tuple(range(position + 1, position + accepted + 2))
+        self.parts.append(Part(kind="steps", header=header, rows=real + rejected, taught=real + rejected, tokens=told))
+
+
+def frame(kind: str, parts: list[Part]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """A message, as it is after its way over the socket."""
+    rows = torch.tensor([row for part in parts for row in part.rows])
+    taught = torch.tensor([row for part in parts for row in part.taught])
+    header: dict[str, Any] = {"kind": kind, "number": 1, "dropped": 0, "requests": [part.header for part in parts]}
+    if kind == "steps":
+        header |= {"version": parts[0].header["version"], "batch_size": len(parts), "duration_us": 1000}
+    tensors = {
+        "aux": rows[:, None].expand(-1, AUX).bfloat16(),
+        "ids": taught[:, None].expand(-1, K).int(),
+        "log_probs": -taught[:, None].expand(-1, K),
+        "log_sum_exp": taught.clone(),
+    }
+    prefix, head, *bodies = (bytes(piece) for piece in wire.encode(header, tensors))
+    assert wire.lengths(prefix) == (len(head), sum(map(len, bodies)))
+    return wire.decode(head, b"".join(bodies))
+
+
+def batches(runs: list[Run], rng: random.Random) -> Iterator[tuple[str, list[Part]]]:
+    """The parts of all runs, each run's in order, in messages of one kind and one version."""
+    queues = [list(run.parts) for run in runs]
+    while any(queues):
+        first = rng.choice([queue for queue in queues if queue])
+        kind, version = first[0].kind, first[0].header.get("version")
+        fitting = [q for q in queues if q and q[0].kind == kind and q[0].header.get("version") == version]
+        chosen = [q for q in fitting if q is first or rng.random() < 0.7]
+        yield kind, [queue.pop(0) for queue in chosen]
+
+
+def check(hidden: Hidden, run: Run) -> None:
+    """Every row that is not marked says its own position."""
+    exists = [row for row in range(len(hidden.aux)) if row not in hidden.missing_rows]
+    for row in exists:
+        position = hidden.first_position + row
+        assert hidden.aux[row].tolist() == torch.full((AUX,), float(position)).bfloat16().tolist()
+        if row >= hidden.first_teacher_row:
+            assert isinstance(hidden.teacher, TopK)
+            taught = row - hidden.first_teacher_row
+            assert hidden.teacher.ids[taught].tolist() == [position] * K
+            assert hidden.teacher.log_probs[taught].tolist() == [-position] * K
+            assert hidden.teacher.log_sum_exp[taught] == position
+    assert hidden.first_position + len(hidden.aux) == run.num_prompt + run.num_output - 1
+    assert hidden.first_teacher_row + len(hidden.teacher) == len(hidden.aux)
+    for one in hidden.counterfactuals:
+        assert len(one.aux) == len(one.teacher)
+
+
+runs = st.builds(
+    Run,
+    rid=st.just("a"),
+    num_prompt=st.integers(1, 12),
+    num_output=st.integers(1, 14),
+    cached=st.just(0),
+    chunk=st.integers(1, 12),
+    wish=st.builds(
+        CaptureWish,
+        payload=st.booleans(),
+        prompt_rows=st.sampled_from([0, 2, 100]),
+        counterfactual_rows=st.integers(0, 3),
+    ),
+    accepted=st.lists(st.integers(0, WIDTH), min_size=14, max_size=14),
+    preempted_after=st.integers(-1, 5),
+    lost_step=st.booleans(),
+)
+
+
+def played(run: Run, rid: str, cached: int) -> Run:
+    run.rid, run.cached = rid, min(cached, run.num_prompt - 1)
+    return run.play()
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    some=st.lists(runs, min_size=1, max_size=3),
+    cached=st.integers(0, 12),
+    seed=st.integers(0, 2**20),
+    loss=st.sampled_from([0.0, 0.0, 0.1, 0.5, 0.9]),
+)
+def test_any_split_and_any_loss_leaves_rows_at_their_positions(
+    some: list[Run], cached: int, seed: int, loss: float
+) -> None:
+    rng = random.Random(seed)
+    collector = Collector(Path("unused.sock"), max_bytes=1 << 20)
+    whole = [played(run, f"r{index}", cached) for index, run in enumerate(some)]
+    assemblies = {run.rid: collector.expect(run.rid, run.num_prompt, run.wish) for run in whole}
+    for kind, parts in batches(whole, rng):
+        if rng.random() >= loss:
+            collector.take(*frame(kind, parts))
+
+    for run in whole:
+        hidden = assemblies[run.rid].hidden(run.num_output)
+        steps = assemblies[run.rid].steps(run.num_output)
+        if hidden is not None:
+            check(hidden, run)
+            for one in hidden.counterfactuals:
+                position = steps[one.step].start + run.num_prompt - 1
+                assert one.aux[0, 0] == torch.tensor(1000.0 + position).bfloat16()
+        starts = [step.start for step in steps]
+        assert starts == sorted(set(starts))
+        if not loss:
+            assert all(step.draft_version == 7 for step in steps), "the step that was thrown away is not counted"
+            assert assemblies[run.rid].covers(run.num_output)
+            check_whole(run, hidden, assemblies[run.rid])
+
+
+def check_whole(run: Run, hidden: Hidden | None, assembly: Assembly) -> None:
+    """Nothing was lost: steps abut, but for the token of a second prefill, and every row of the output is there."""
+    covered = {0}
+    for step in assembly.steps(run.num_output):
+        covered |= set(range(step.start, step.start + step.emitted))
+    assert len(set(range(run.num_output)) - covered) <= 1
+    if not run.wish.payload:
+        assert hidden is None
+        return
+    if hidden is None:  # a first token alone, whose row nobody asked for
+        assert run.wish.prompt_rows == 0
+        assert run.num_output == 1
+        return
+    assert not hidden.missing_rows
+    wanted = max(0, run.num_prompt - run.wish.prompt_rows)
+    assert hidden.first_position in {wanted, max(wanted, run.cached)}, "a second forward may show what was cached"
+
+
+def test_a_cache_hit_only_moves_the_first_position() -> None:
+    run = played(
+        Run(
+            rid="a",
+            num_prompt=8,
+            num_output=5,
+            cached=6,
+            chunk=8,
+            wish=CaptureWish(payload=True, prompt_rows=4),
+            accepted=[1, 1, 1],
+        ),
+        "a",
+        6,
+    )
+    hidden = assembled(run).hidden(5)
+
+    assert hidden is not None
+    assert (hidden.first_position, hidden.missing_rows, hidden.first_teacher_row) == (6, (), 1)
+
+
+def test_a_lost_message_leaves_a_hole_that_is_marked() -> None:
+    wish = CaptureWish(payload=True, prompt_rows=100, counterfactual_rows=2)
+    run = Run(rid="a", num_prompt=4, num_output=7, cached=0, chunk=4, wish=wish, accepted=[1, 1, 1]).play()
+    del run.parts[2]  # the second step: rows of positions 6 and 7
+
+    hidden = assembled(run).hidden(7)
+
+    assert hidden is not None
+    assert hidden.missing_rows == (6, 7)
+    assert [one.step for one in hidden.counterfactuals] == [0, 1]
+
+
+def test_steps_without_drafts_are_nobodys() -> None:
+    run = Run(rid="a", num_prompt=4, num_output=3, cached=0, chunk=4, wish=CaptureWish(), accepted=[]).play()
+    for part in run.parts:
+        part.header["drafts"], part.header["log_p"] = [], []
+
+    steps = assembled(run).steps(3)
+
+    assert {(step.drafter, step.draft_version) for step in steps} == {(Drafter.NONE, 0)}
+
+
+def test_steps_behind_the_end_are_not_the_requests() -> None:
+    run = Run(rid="a", num_prompt=4, num_output=9, cached=0, chunk=4, wish=CaptureWish(), accepted=[1, 1, 1, 1]).play()
+
+    assert [step.start for step in assembled(run).steps(5)] == [1, 3]
+
+
+def assembled(run: Run) -> Assembly:
+    collector = Collector(Path("unused.sock"), max_bytes=1 << 20)
+    assembly = collector.expect(run.rid, run.num_prompt, run.wish)
+    for part in run.parts:
+        collector.take(*frame(part.kind, [part]))
+    return assembly

@@ -1,0 +1,201 @@
+"""The agent's end of the socket, with a plugin that speaks, lies, overflows and goes away."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.support.clock import ManualClock
+from tests.support.wait import until
+
+from updraft_chassis.errors import InvalidInput
+from updraft_inference.engine.port import CaptureWish
+from updraft_inference.sglang_engine.collector import Collector
+from updraft_sglang import wire
+
+HELLO = {
+    "kind": "hello",
+    "protocol": wire.PROTOCOL,
+    "plugin": "0.1.0",
+    "sglang": "0.5.23",
+    "pid": 1,
+    "steps": 3,
+    "aux_size": 4,
+    "vocab_size": 16,
+    "dtype": "f32",
+    "version": 7,
+    "digest": "sha256:7",
+    "problem": "",
+}
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+async def collector(short_tmp_path: Path, clock: ManualClock) -> AsyncIterator[Collector]:
+    collector = Collector(short_tmp_path / "s", max_bytes=4096, clock=clock)
+    async with collector.listening():
+        yield collector
+
+
+class Plugin:
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
+
+    async def say(self, header: dict[str, Any], tensors: dict[str, torch.Tensor] | None = None) -> None:
+        for piece in wire.encode(header, tensors or {}):
+            self._writer.write(bytes(piece))
+        await self._writer.drain()
+
+    async def step(self, position: int, *, rid: str = "a", num_rows: int = 1, **more: Any) -> None:
+        request = {
+            "rid": rid,
+            "position": position,
+            "accepted": num_rows - 1,
+            "drafts": [5] * 3,
+            "log_p": [-1.0] * 3,
+            "rows": num_rows,
+            "counterfactual_rows": 0,
+        }
+        header = {"kind": "steps", "number": 1, "dropped": 0, "version": 7, "batch_size": 1, "duration_us": 5}
+        await self.say(header | {"requests": [request | more]}, rows(num_rows))
+
+    def hang_up(self) -> None:
+        self._writer.close()
+
+
+def rows(num: int) -> dict[str, torch.Tensor]:
+    return {
+        "aux": torch.ones(num, 4),
+        "ids": torch.ones(num, 2, dtype=torch.int32),
+        "log_probs": -torch.ones(num, 2),
+        "log_sum_exp": torch.ones(num),
+    }
+
+
+@asynccontextmanager
+async def plugin(collector: Collector, **hello: Any) -> AsyncIterator[Plugin]:
+    _, writer = await asyncio.open_unix_connection(collector.path)
+    one = Plugin(writer)
+    try:
+        await one.say(HELLO | hello)
+        yield one
+    finally:
+        writer.close()
+
+
+async def test_the_plugin_says_which_draft_the_server_holds(collector: Collector) -> None:
+    async with plugin(collector):
+        await asyncio.wait_for(collector.greeted.wait(), 30)
+
+        assert collector.hello is not None
+        assert (collector.hello.version, collector.hello.digest) == (7, "sha256:7")
+        assert collector.problem == ""
+    await until(lambda: not collector.is_connected, what="the end of the connection")
+
+
+async def test_a_plugin_that_never_comes_is_a_problem_after_a_while(collector: Collector, clock: ManualClock) -> None:
+    assert collector.problem == ""
+    clock.advance(25)
+
+    assert "has not connected" in collector.problem
+    assert "PYTHONPATH" in collector.problem
+
+
+async def test_what_the_plugin_cannot_do_is_the_problem(collector: Collector) -> None:
+    async with plugin(collector, problem="hooks do not fit"):
+        await until(lambda: collector.problem == "hooks do not fit", what="the problem")
+
+
+async def test_another_protocol_is_a_problem_and_is_not_listened_to(collector: Collector) -> None:
+    async with plugin(collector, protocol=99):
+        await until(lambda: "speaks protocol 99" in collector.problem, what="the problem")
+
+    assert not collector.is_connected
+    async with plugin(collector):
+        await until(lambda: collector.problem == "" and collector.is_connected, what="the right plugin")
+
+
+async def test_a_scheduler_that_came_anew_takes_the_place_of_the_old_one(collector: Collector) -> None:
+    async with plugin(collector), plugin(collector, version=8) as second:
+        await until(lambda: collector.hello is not None and collector.hello.version == 8, what="the second")
+        assembly = collector.expect("a", 4, CaptureWish())
+        await second.step(4)
+        await until(lambda: assembly.covers(2), what="the step")
+
+        assert collector.is_connected
+
+
+async def test_an_ended_request_waits_for_its_last_step_and_for_no_longer_than_it_may(collector: Collector) -> None:
+    async with plugin(collector) as one:
+        await collector.greeted.wait()
+        assembly = collector.expect("a", 4, CaptureWish(payload=True))
+        async with asyncio.TaskGroup() as tasks:
+            complete = tasks.create_task(collector.complete("a", 3, 30))
+            await one.step(4)
+            await one.step(5)
+        assert complete.done()
+        assert [step.start for step in assembly.steps(3)] == [1, 2]
+
+        await collector.complete("a", 9, 0.01)
+    await collector.complete("a", 9, 30)
+
+
+async def test_what_nobody_expects_is_counted(collector: Collector) -> None:
+    async with plugin(collector) as one:
+        await one.step(4, rid="gone")
+        await until(lambda: collector.losses.unknown_requests == 1, what="the count")
+
+
+async def test_rows_beyond_the_memory_are_dropped_and_the_step_is_kept(collector: Collector) -> None:
+    async with plugin(collector) as one:
+        assembly = collector.expect("a", 4, CaptureWish(payload=True))
+        await one.step(4, num_rows=4)
+        for position in range(8, 1008, 4):
+            await one.step(position, num_rows=4)
+        await until(lambda: assembly.covers(1000), what="all steps")
+
+        hidden = assembly.hidden(1000)
+        assert collector.nbytes <= 4096
+        assert collector.losses.dropped_rows > 200
+        assert len(assembly.steps(1000)) == 250
+        assert hidden is not None
+        assert 800 < len(hidden.missing_rows) < 995
+        collector.forget("a")
+        assert collector.nbytes == 0
+
+
+@pytest.mark.parametrize("more", [{"rows": 9}, {"rows": "many"}, {"drafts": None}])
+async def test_a_malformed_message_ends_its_connection_and_nothing_else(collector: Collector, more: Any) -> None:
+    collector.expect("a", 4, CaptureWish(payload=True))
+    async with plugin(collector) as one:
+        await one.step(4, **more)
+        await until(lambda: collector.losses.malformed == 1, what="the count")
+        await until(lambda: not collector.is_connected, what="the end of the connection")
+
+    assert "malformed" in collector.problem
+
+
+async def test_a_path_that_no_socket_can_have_is_refused(tmp_path: Path) -> None:
+    collector = Collector(tmp_path / ("x" * 120), max_bytes=1)
+
+    with pytest.raises(InvalidInput, match="too long"):
+        async with collector.listening():
+            pass
+
+
+async def test_what_the_agent_before_left_at_the_path_is_no_hindrance(short_tmp_path: Path) -> None:
+    collector = Collector(short_tmp_path / "s", max_bytes=1)
+    async with collector.listening():
+        collector.path.rename(short_tmp_path / "left")
+    (short_tmp_path / "left").rename(collector.path)
+
+    async with collector.listening(), plugin(collector):
+        await until(lambda: collector.is_connected, what="the connection")
+    assert not collector.path.exists()

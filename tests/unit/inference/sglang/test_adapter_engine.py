@@ -1,0 +1,251 @@
+"""Swaps and starts over a server that fails in ways that a real one does not on demand."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.contract.engine_contract import asking
+from tests.support.sglang_server import ADMIN, CONTEXT, FakeSglang, saved_draft
+from tests.support.tiny_target import DRAFT_VOCAB, make_tiny_target
+from tests.support.wait import until
+from torch import arange
+
+from updraft_chassis.errors import Corrupt, Forbidden, InvalidInput, Unavailable
+from updraft_inference.engine.port import DraftOnDisk
+from updraft_inference.sglang_engine.engine import SglangEngine, SglangOptions, opened
+from updraft_inference.sglang_engine.server import SglangServer
+
+
+class TestSwaps:
+    async def test_a_swap_is_proved_and_told_in_the_registrys_words(
+        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk], options: SglangOptions
+    ) -> None:
+        assert (engine.loaded.version, engine.loaded.tensors_digest) == (0, "")
+        for draft in drafts:
+            swapped = await engine.swap(draft)
+
+            assert (swapped.loaded.version, swapped.loaded.tensors_digest) == (draft.version, draft.tensors_digest)
+            assert swapped.pause_s > 0
+        await engine.swap(None)
+        assert (engine.loaded.version, engine.loaded.tensors_digest) == (0, "")
+        assert fake.label == "v0"
+        assert not fake.is_paused
+        assert not fake.has_session
+        assert not options.note.exists()
+
+    async def test_what_the_server_only_says_it_loaded_is_found_out_and_undone(
+        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk]
+    ) -> None:
+        await engine.swap(drafts[0])
+        held = dict(fake.held)
+        fake.is_lying = True
+
+        with pytest.raises(Corrupt, match="does not hold it"):
+            await engine.swap(drafts[1])
+
+        assert engine.loaded.version == 1
+        assert (fake.held, fake.label) == (held, "v1")
+        assert not fake.is_paused
+
+    async def test_a_damaged_load_is_undone_with_the_last_good_draft(
+        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk]
+    ) -> None:
+        await engine.swap(drafts[0])
+        held, fake.damages = dict(fake.held), 1
+
+        with pytest.raises(Corrupt, match=r"model\.norm"):
+            await engine.swap(drafts[1])
+
+        assert fake.held == held
+        assert engine.loaded.tensors_digest == drafts[0].tensors_digest
+
+    async def test_where_undoing_fails_too_nothing_good_is_claimed(
+        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk]
+    ) -> None:
+        await engine.swap(drafts[0])
+        fake.damages = 2
+
+        with pytest.raises(Corrupt):
+            await engine.swap(drafts[1])
+
+        assert engine.loaded.tensors_digest not in {drafts[0].tensors_digest, drafts[1].tensors_digest, ""}
+        assert not fake.is_paused
+        assert (await engine.swap(drafts[0])).loaded.tensors_digest == drafts[0].tensors_digest
+
+    @pytest.mark.parametrize("path", ["/update_weights_from_tensor", "/weights_checker", "/pause_generation"])
+    async def test_what_the_server_refuses_says_nothing_about_the_draft(
+        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk], path: str
+    ) -> None:
+        fake.refusals[path] = ["cannot"]
+
+        with pytest.raises(Unavailable, match="cannot"):
+            await engine.swap(drafts[0])
+
+        assert engine.loaded.version == 0
+        assert not fake.is_paused
+        assert not fake.has_session
+        await engine.swap(drafts[0])
+
+    async def test_a_server_that_does_not_go_on_at_once_is_asked_again(
+        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk]
+    ) -> None:
+        fake.refusals["/continue_generation"] = ["not yet"]
+
+        await engine.swap(drafts[0])
+
+        assert not fake.is_paused
+
+    async def test_somebody_elses_pause_is_not_ended(
+        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk]
+    ) -> None:
+        fake.is_paused = True
+        fake.calls.clear()
+
+        with pytest.raises(Unavailable, match="paused by somebody else"):
+            await engine.swap(drafts[0])
+
+        assert fake.is_paused
+        assert set(fake.calls) <= {"/ready", "/ping"}
+
+    async def test_somebody_elses_session_is_not_closed(
+        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk]
+    ) -> None:
+        fake.has_session = True
+
+        with pytest.raises(Unavailable, match="another update"):
+            await engine.swap(drafts[0])
+
+        assert fake.has_session
+        assert not fake.is_paused
+        assert engine.loaded.version == 0
+
+    async def test_a_swap_whose_caller_is_cancelled_still_ends(
+        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk]
+    ) -> None:
+        fake.may_update.clear()
+        async with asyncio.TaskGroup() as tasks:
+            swap = tasks.create_task(engine.swap(drafts[0]))
+            await until(lambda: fake.has_session, what="the session")
+            swap.cancel()
+            await asyncio.sleep(0)
+            fake.may_update.set()
+
+        assert swap.cancelled()
+        assert not fake.is_paused
+        assert not fake.has_session
+        assert engine.loaded.version == 1
+
+    async def test_what_changed_at_the_server_is_found(
+        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk]
+    ) -> None:
+        held = (await engine.swap(drafts[0])).loaded
+        assert await engine.verify() == held
+        fake.held["draft.lm_head.weight"] = "0" * 16
+
+        found = await engine.verify()
+
+        assert found.version == 1
+        assert found.tensors_digest != held.tensors_digest
+        assert engine.loaded == found
+
+    async def test_a_draft_of_another_vocabulary_is_refused_with_what_to_do(
+        self, models: Path, engine: SglangEngine
+    ) -> None:
+        other = saved_draft(models, 8, token_ids=arange(DRAFT_VOCAB) + 1)
+
+        with pytest.raises(InvalidInput, match="start the server anew with --speculative-draft-model-path"):
+            await engine.swap(other)
+
+    async def test_a_draft_that_is_not_what_its_manifest_says_is_refused_before_any_pause(
+        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk]
+    ) -> None:
+        fake.calls.clear()
+
+        with pytest.raises(Corrupt):
+            await engine.swap(replace(drafts[0], tensors_digest="sha256:0"))
+
+        assert not fake.calls
+
+
+class TestStart:
+    async def refused(self, fake: FakeSglang, options: SglangOptions, key: str = ADMIN) -> str:
+        with pytest.raises((InvalidInput, Forbidden)) as refusal:
+            async with SglangServer(fake.url, admin_key=key) as server, opened(options, server, lambda _: None):
+                pass
+        return str(refusal.value)
+
+    @pytest.mark.parametrize(
+        ("info", "sentence"),
+        [
+            ({"version": "0.5.20"}, "SGLang 0.5.20 is too old"),
+            ({"version": "dev"}, "no release of SGLang"),
+            ({"speculative_algorithm": None}, "--speculative-algorithm EAGLE3 (it has none)"),
+            ({"speculative_eagle_topk": 4}, "--speculative-eagle-topk 1"),
+            ({"custom_weight_loader": None}, "--custom-weight-loader updraft_sglang.weights.load"),
+            ({"dp_size": 2}, "--dp-size 1"),
+            ({"speculative_draft_model_path": "/nowhere"}, "prepare-sglang"),
+            ({"model_path": "/nowhere"}, "is not to be seen from here"),
+            ({"tp_size": None}, "does not say what is needed"),
+        ],
+    )
+    async def test_a_server_that_cannot_be_served_with_is_refused_with_what_to_change(
+        self, fake: FakeSglang, options: SglangOptions, info: dict[str, Any], sentence: str
+    ) -> None:
+        fake.info = info
+
+        assert sentence in await self.refused(fake, options)
+
+    async def test_a_server_of_another_model_is_refused(
+        self, fake: FakeSglang, options: SglangOptions, tmp_path: Path
+    ) -> None:
+        fake.info = {"model_path": str(make_tiny_target(tmp_path / "other", seed=5))}
+
+        assert "another model" in await self.refused(fake, options)
+
+    async def test_a_wrong_admin_key_is_told_at_the_start(self, fake: FakeSglang, options: SglangOptions) -> None:
+        assert "UPDRAFT_INFERENCE_SGLANG_ADMIN_KEY" in await self.refused(fake, options, key="another")
+
+    async def test_the_identity_is_the_model_folders_and_the_limits_are_the_servers(self, engine: SglangEngine) -> None:
+        info = engine.info
+
+        assert info.engine == "sglang/0.5.23"
+        assert (info.max_context, info.num_slots, info.vocab_size) == (CONTEXT, 2, 512)
+        assert info.eos_token_ids == {2}
+
+    async def test_a_pause_that_an_agent_died_in_is_ended(self, fake: FakeSglang, options: SglangOptions) -> None:
+        options.note.touch()
+        fake.is_paused = fake.has_session = True
+
+        async with SglangServer(fake.url, admin_key=ADMIN) as server, opened(options, server, lambda _: None):
+            assert not fake.is_paused
+            assert not fake.has_session
+        assert not options.note.exists()
+
+    async def test_weights_that_nobody_can_prove_are_replaced_by_the_first_draft(
+        self, fake: FakeSglang, options: SglangOptions
+    ) -> None:
+        seed_hashes = dict(fake.held)
+        fake.held["draft.lm_head.weight"] = "0" * 16
+
+        async with SglangServer(fake.url, admin_key=ADMIN) as server, opened(options, server, lambda _: None) as engine:
+            assert engine.loaded.version == 0
+            assert fake.held == seed_hashes
+
+    async def test_a_server_that_goes_away_ends_the_engine_and_its_requests(
+        self, fake: FakeSglang, engine: SglangEngine
+    ) -> None:
+        fake.may_step.clear()
+        deltas = engine.generate(asking("a"))
+        await anext(deltas)
+        fake.quit()
+
+        with pytest.raises(Unavailable):
+            async for _ in deltas:
+                pass
+
+        assert not engine.is_alive
+        with pytest.raises(Unavailable, match="has gone"):
+            await anext(engine.generate(asking("b")))
+        fake.may_step.set()

@@ -1,0 +1,153 @@
+"""What an SGLang server starts with: the plugin's folder, the first draft, arguments, environment."""
+
+import importlib.metadata
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from tests.support.tiny_target import VOCAB, make_draft, make_tiny_target, save_draft
+
+import updraft_sglang
+from updraft_chassis.errors import Conflict, InvalidInput
+from updraft_draft import checkpoint, vocabulary
+from updraft_draft.config import TargetConfig
+from updraft_draft.target_weights import read_head
+from updraft_inference.sglang_engine import arguments, plugin_folder, seed, supervisor
+from updraft_sglang import weights
+from updraft_trainer.learner import Hyper
+from updraft_trainer.origin import Design
+
+
+def test_the_folder_is_what_pip_would_have_installed(tmp_path: Path) -> None:
+    folder = plugin_folder.write(tmp_path / "deep" / "plugin")
+
+    (found,) = importlib.metadata.distributions(path=[str(folder)])
+    assert (found.name, found.version) == ("updraft_sglang", updraft_sglang.__version__)
+    (point,) = found.entry_points
+    assert (point.group, point.name, point.value) == ("sglang.srt.plugins", "updraft", "updraft_sglang.plugin:register")
+    ours = Path(updraft_sglang.__file__).parent
+    assert {path.name for path in (folder / "updraft_sglang").iterdir()} == {path.name for path in ours.glob("*.py")}
+
+
+def test_a_folder_that_is_right_is_left_alone_and_another_one_is_put_right(tmp_path: Path) -> None:
+    folder = plugin_folder.write(tmp_path / "plugin")
+    before = (folder / "updraft_sglang" / "wire.py").stat().st_ino
+    (folder / "updraft_sglang" / "__pycache__").mkdir()
+
+    plugin_folder.write(folder)
+    assert (folder / "updraft_sglang" / "wire.py").stat().st_ino == before
+
+    (folder / "updraft_sglang" / "wire.py").write_text("of an older release")
+    (folder / "updraft_sglang-0.0.1.dist-info").mkdir()
+    (folder / "updraft_sglang-0.0.1.dist-info" / "METADATA").write_text("")
+    (folder / "somebody's").mkdir()
+    plugin_folder.write(folder)
+
+    assert (folder / "updraft_sglang" / "wire.py").read_text() != "of an older release"
+    assert len(list(folder.glob("updraft_sglang-*"))) == 1
+    assert (folder / "somebody's").is_dir()
+    assert not list(folder.glob(".part-*"))
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(InvalidInput, match="cannot be written"):
+        plugin_folder.write(tmp_path / "file" / "plugin")
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_target(tmp_path_factory.mktemp("models") / "target")
+
+
+def test_the_first_draft_is_the_one_that_a_trainer_begins_with(target: Path, tmp_path: Path) -> None:
+    seed.write(target, tmp_path / "seed", draft_vocab_size=64)
+    config, tensors = checkpoint.load(tmp_path / "seed")
+    head = read_head(target)
+    ids = vocabulary.choose((), always=head.config.eos_token_ids, vocab_size=VOCAB, size=64)
+    design = Design(target=head, target_fingerprint="", hyper=Hyper(), draft_vocab_size=64, first_samples=0, seed=0)
+    network = design.learner(ids).network
+
+    assert config == network.config
+    for name, tensor in checkpoint.checkpoint_tensors(network):
+        assert torch.equal(tensors[name], tensor), name
+
+
+def test_the_first_draft_is_written_once(target: Path, tmp_path: Path) -> None:
+    folder = seed.write(target, tmp_path / "seed", draft_vocab_size=64)
+    before = (folder / "model.safetensors").stat().st_ino
+
+    seed.write(target, folder, draft_vocab_size=64)
+
+    assert (folder / "model.safetensors").stat().st_ino == before
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_a_first_draft_that_was_cut_off_is_written_anew(target: Path, tmp_path: Path) -> None:
+    (tmp_path / "seed").mkdir()
+    (tmp_path / "seed" / "model.safetensors").write_text("half")
+
+    seed.write(target, tmp_path / "seed", draft_vocab_size=64)
+
+    checkpoint.load(tmp_path / "seed")
+
+
+def test_a_draft_of_another_vocabulary_is_not_overwritten(target: Path, tmp_path: Path) -> None:
+    seed.write(target, tmp_path / "seed", draft_vocab_size=64)
+
+    with pytest.raises(Conflict, match="another shape or vocabulary"):
+        seed.write(target, tmp_path / "seed", draft_vocab_size=65)
+    (tmp_path / "seed" / "config.json").write_text("{}")
+    with pytest.raises(Conflict, match="no draft of ours"):
+        seed.write(target, tmp_path / "seed", draft_vocab_size=64)
+
+
+def test_a_trained_draft_of_the_same_vocabulary_may_stand_for_the_first(target: Path, tmp_path: Path) -> None:
+    digest = save_draft(make_draft(target, seed=9), tmp_path / "seed")
+
+    seed.write(target, tmp_path / "seed", draft_vocab_size=256)
+
+    _, tensors = checkpoint.load(tmp_path / "seed")
+    assert digest
+    assert not torch.equal(tensors["fc.weight"], make_draft(target, seed=0).fc.weight.bfloat16())
+
+
+def test_the_loader_has_the_name_that_the_plugin_gives_it() -> None:
+    said = arguments.speculation(Path("/seed"), 3)
+
+    assert said[said.index("--custom-weight-loader") + 1] == weights.LOADER
+    assert said[said.index("--speculative-num-draft-tokens") + 1] == "4"
+
+
+def test_without_drafts_nothing_could_be_learnt_so_it_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="UPDRAFT_INFERENCE_LOOKAHEAD"):
+        arguments.speculation(Path("/seed"), 0)
+
+
+def test_a_context_is_as_large_as_wanted_or_as_the_model_allows(target: Path) -> None:
+    limit = TargetConfig.from_folder(target).max_position
+
+    assert int(arguments.context(target, 100, 3)[1]) > 104
+    assert arguments.context(target, 10**6, 3) == ["--context-length", str(limit)]
+
+
+def test_the_server_gets_the_plugin_and_none_of_our_secrets() -> None:
+    inherited = {
+        "PATH": "/bin",
+        "PYTHONPATH": "/mine",
+        "SGLANG_PLUGINS": "mine",
+        "UPDRAFT_INFERENCE_REDIS_URL": "redis://:secret@redis",
+        "UPDRAFT_SGLANG_TOP_K": "32",
+    }
+
+    made = supervisor.environment(inherited, plugin=Path("/plugin"), collector=Path("/run/s"))
+
+    assert made == {
+        "PATH": "/bin",
+        "PYTHONPATH": f"/plugin{os.pathsep}/mine",
+        "SGLANG_PLUGINS": "mine,updraft",
+        "UPDRAFT_SGLANG_SOCKET": "/run/s",
+        "UPDRAFT_SGLANG_TOP_K": "32",
+    }

@@ -1,0 +1,149 @@
+"""Requests to a server that fails in ways that a real one does not on demand."""
+
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from tests.contract.engine_contract import asking, whole
+from tests.support.sglang_server import FakeSglang
+from tests.support.wait import until
+
+from updraft_chassis.errors import Exhausted, InvalidInput, Unavailable
+from updraft_inference.counters import folded, usage
+from updraft_inference.engine.port import CaptureWish, Drafter, DraftOnDisk, Finished, FinishReason, Sampling
+from updraft_inference.metrics import Metrics
+from updraft_inference.sglang_engine.engine import SglangEngine
+
+
+class TestRequests:
+    @pytest.mark.parametrize("streams_all", [True, False])
+    async def test_tokens_come_once_however_the_server_streams(
+        self, fake: FakeSglang, engine: SglangEngine, heard: list[Finished], *, streams_all: bool
+    ) -> None:
+        fake.streams_all = streams_all
+
+        tokens, finished = await whole(engine, asking("a", max_tokens=9))
+
+        assert tuple(tokens) == finished.output_ids
+        assert len(tokens) == 9
+        assert finished.reason is FinishReason.LENGTH
+        assert heard == [finished]
+
+    async def test_a_request_is_told_to_the_server_as_it_is(self, fake: FakeSglang, engine: SglangEngine) -> None:
+        wish = CaptureWish(payload=True, prompt_rows=3, counterfactual_rows=2)
+        sampling = Sampling(temperature=0.7, top_p=0.9, top_k=0, seed=5)
+
+        await whole(engine, asking("a", sampling=sampling, capture=wish, ignore_eos=False))
+
+        (body,) = fake.bodies
+        params = body["sampling_params"]
+        assert (body["rid"], body["input_ids"], body["stream"]) == ("a", list(range(3, 12)), True)
+        assert params["custom_params"] == {
+            "updraft": {"payload": True, "prompt_rows": 3, "counterfactual_rows": 2},
+        }
+        assert {name: params[name] for name in ("temperature", "top_p", "top_k", "sampling_seed", "ignore_eos")} == {
+            "temperature": 0.7,
+            "top_p": 0.9,
+            "top_k": -1,
+            "sampling_seed": 5,
+            "ignore_eos": False,
+        }
+
+    async def test_without_a_plugin_the_servers_sums_are_counted_and_no_step_is_invented(
+        self, engine: SglangEngine, drafts: list[DraftOnDisk]
+    ) -> None:
+        await engine.swap(drafts[1])
+
+        _, finished = await whole(engine, asking("a", max_tokens=10))
+
+        assert finished.steps == ()
+        assert finished.hidden is None
+        served = usage(finished)
+        assert (served.drafter, served.draft_version) == (Drafter.EAGLE3, 2)
+        assert (served.verify_steps, served.accepted, served.proposed) == (6, 3, 18)
+        tally = folded({}, finished)[2]
+        assert (tally.verify_steps, tally.tokens, tally.proposed, tally.accepted) == (6, 9, (6, 6, 6), (3,))
+        assert (tally.requests, tally.requests_served) == (1, 1)
+        registry = CollectorRegistry()
+        Metrics.on(registry).observe(finished)
+        assert registry.get_sample_value("updraft_inference_uncaptured_steps_total") == 6
+        of_drafter = {"drafter": "eagle3"}
+        assert registry.get_sample_value("updraft_inference_verify_steps_total", of_drafter) == 6
+        assert registry.get_sample_value("updraft_inference_inter_token_latency_seconds_count") == 9
+        for position, (proposed, accepted) in enumerate([(6, 3), (6, None), (6, None)], 1):
+            at = of_drafter | {"position": str(position)}
+            assert registry.get_sample_value("updraft_inference_proposed_tokens_total", at) == proposed
+            assert registry.get_sample_value("updraft_inference_accepted_tokens_total", at) == accepted
+
+    @pytest.mark.parametrize("more", [{"drafter": Drafter.NONE}, {"drafter": Drafter.NGRAM}, {"lookahead": 2}])
+    async def test_what_is_fixed_for_the_whole_server_cannot_be_asked_for(
+        self, engine: SglangEngine, more: dict[str, Any]
+    ) -> None:
+        with pytest.raises(InvalidInput, match="for all requests"):
+            await anext(engine.generate(asking("a", **more)))
+
+    async def test_what_the_server_has_anyway_may_be_asked_for(self, engine: SglangEngine) -> None:
+        await whole(engine, asking("a", drafter=Drafter.EAGLE3, lookahead=3))
+
+    async def test_a_full_queue_refuses(self, fake: FakeSglang, engine: SglangEngine) -> None:
+        fake.may_step.clear()
+        running = [engine.generate(asking(str(i))) for i in range(4)]
+        for deltas in running:
+            await anext(deltas)
+
+        with pytest.raises(Exhausted):
+            await anext(engine.generate(asking("too many")))
+
+        assert (engine.load.running, engine.load.queued) == (2, 2)
+        for deltas in running:
+            await deltas.aclose()
+
+    async def test_leaving_early_aborts_at_the_server_and_is_recorded(
+        self, fake: FakeSglang, engine: SglangEngine, heard: list[Finished]
+    ) -> None:
+        fake.may_step.clear()
+        async with aclosing(engine.generate(asking("a"))) as deltas:
+            await anext(deltas)
+
+        await until(lambda: len(heard) == 1, what="the end")
+        assert fake.aborted == {"a"}
+        assert (heard[0].reason, heard[0].output_ids) == (FinishReason.CANCELLED, (3,))
+        assert engine.load.running == 0
+
+    async def test_leaving_a_server_that_refuses_the_abort_hangs_up(
+        self, fake: FakeSglang, engine: SglangEngine, heard: list[Finished]
+    ) -> None:
+        fake.may_step.clear()
+        fake.refusals["/abort_request"] = ["no"]
+        async with aclosing(engine.generate(asking("a"))) as deltas:
+            await anext(deltas)
+
+        await until(lambda: len(heard) == 1, what="the end")
+        assert heard[0].reason is FinishReason.CANCELLED
+        fake.may_step.set()
+
+    @pytest.mark.parametrize(
+        ("event", "error"),
+        [
+            ({"error": {"message": "too long", "code": 400}}, InvalidInput),
+            ({"error": "no reason"}, Unavailable),
+            ({"meta_info": {"finish_reason": {"type": "abort", "status_code": 503, "message": "full"}}}, Exhausted),
+            ({"meta_info": {"finish_reason": {"type": "abort", "status_code": 500, "message": "?"}}}, Unavailable),
+            ({"meta_info": {"finish_reason": 5}}, Unavailable),
+        ],
+    )
+    async def test_what_the_server_says_in_its_stream_becomes_an_error(
+        self, fake: FakeSglang, engine: SglangEngine, event: dict[str, Any], error: type[Exception]
+    ) -> None:
+        fake.last_event = event
+
+        with pytest.raises(error):
+            await whole(engine, asking("a"))
+        assert engine.load.running == 0
+
+    async def test_a_server_that_breaks_off_is_told(self, fake: FakeSglang, engine: SglangEngine) -> None:
+        fake.breaks_off = True
+
+        with pytest.raises(Unavailable):
+            await whole(engine, asking("a"))

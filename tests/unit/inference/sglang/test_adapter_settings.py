@@ -1,0 +1,51 @@
+"""What the process is told, by variables and arguments."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from updraft_inference.settings import InferenceSettings
+from updraft_trainer.settings import TrainerSettings
+
+
+def test_sglang_needs_a_server_or_the_means_to_start_one(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="ATTACH"):
+        InferenceSettings(model=tmp_path, engine="sglang")
+    with pytest.raises(ValidationError, match="for ENGINE sglang"):
+        InferenceSettings(model=tmp_path, attach="http://127.0.0.1:30000")
+    InferenceSettings(model=tmp_path, engine="sglang", attach="http://127.0.0.1:30000")
+    InferenceSettings(model=tmp_path, engine="sglang", sglang_python=Path("/python"))
+
+
+def test_the_socket_is_below_the_data_unless_another_is_named(tmp_path: Path) -> None:
+    assert InferenceSettings(model=tmp_path, data_dir=tmp_path).sglang_socket_path == tmp_path / "sglang.sock"
+    named = InferenceSettings(model=tmp_path, sglang_socket=tmp_path / "s")
+    assert named.sglang_socket_path == tmp_path / "s"
+
+
+def test_the_first_drafts_vocabulary_has_the_trainers_size(tmp_path: Path) -> None:
+    ours = InferenceSettings.model_fields["draft_vocab_size"]
+    theirs = TrainerSettings.model_fields["draft_vocab_size"]
+    assert ours.default == theirs.default
+    assert ours.metadata == theirs.metadata
+
+
+def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "updraft_inference", *arguments],
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+
+
+def test_arguments_win_over_variables_and_are_checked_with_them(tmp_path: Path) -> None:
+    done = run("--engine", "sglang", UPDRAFT_INFERENCE_MODEL=str(tmp_path), UPDRAFT_INFERENCE_ENGINE="torch")
+
+    assert done.returncode == 2
+    assert "ENGINE sglang needs ATTACH" in done.stderr
