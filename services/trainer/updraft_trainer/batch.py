@@ -18,16 +18,17 @@ from torch import Tensor
 
 from updraft_draft.network import Tree
 from updraft_trainer.sample import Counterfactual, Sample
+from updraft_trainer.teacher import DraftVocabulary, Teacher, joined
 
 
 @dataclass(frozen=True, slots=True)
 class Lessons:
-    """What the target said at N places: its last hidden states, teacher [N, D]; the others int64 [N].
+    """What the target said at N places: teachers of N rows together; the others int64 [N].
 
     Step j says the same in column `column - j` of `sample`'s unrolled states, if that is not before the column `first`.
     """
 
-    teacher: Tensor
+    teachers: tuple[Teacher, ...]
     sample: Tensor
     column: Tensor
     first: Tensor
@@ -36,14 +37,18 @@ class Lessons:
     def joined(cls, lessons: Sequence["Lessons"]) -> "Lessons":
         """All of them, in order."""
         return cls(
-            torch.cat([one.teacher for one in lessons]),
+            joined([teacher for one in lessons for teacher in one.teachers]),
             torch.cat([one.sample for one in lessons]),
             torch.cat([one.column for one in lessons]),
             torch.cat([one.first for one in lessons]),
         )
 
     def __len__(self) -> int:
-        return len(self.teacher)
+        return len(self.sample)
+
+    def log_p(self, vocabulary: DraftVocabulary) -> Tensor:
+        """What was said, over the draft vocabulary: float32 [N, V]."""
+        return torch.cat([teacher.log_p(vocabulary) for teacher in self.teachers])
 
     def at(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Those that a step says: sample and column of its state, and their indices here."""
@@ -75,18 +80,15 @@ class Batch:
             aux[b, :rows] = sample.aux[:rows]
             tokens = sample.ids[1 : 1 + ids.shape[1]]
             ids[b, : len(tokens)] = tokens
-            # The first output token has no row two before it where the prompt was captured by one row only.
-            learnt = torch.arange(max(sample.first_output, 2), sample.num_rows + 1)
-            learnt = learnt[known[sample.ids[learnt]]]
+            learnt, teacher = sample.taught(known)
             corrections.append(sample.corrections[learnt].float())
             column = learnt - 2 - first_row
-            lessons.append(
-                Lessons(sample.last[learnt - 1], torch.full_like(column, b), column, torch.zeros_like(column))
-            )
+            lessons.append(Lessons((teacher,), torch.full_like(column, b), column, torch.zeros_like(column)))
         return cls(aux, Tree.chain(ids, num_steps), first_row, Lessons.joined(lessons), torch.cat(corrections))
 
-    def with_branches(self, samples: Sequence[Sample], *, turn: int) -> "Batch":
-        """Also what was discarded in the samples: of each, those branches whose turn it is."""
+    def with_branches(self, samples: Sequence[Sample], *, turn: int, known: Tensor) -> "Batch":
+        """Also what was discarded in the samples: of each, those branches whose turn it is. No token followed that would
+        tell what the draft cannot propose, so a row counts wherever its teacher knows a token that it can."""
         T, num_steps = self.aux.shape[1], self.tree.ids.shape[-1]
         branches = [[_branch(s, one, num_steps) for one in _in_turn(s, num_steps, turn)] for s in samples]
         M = max(sum(len(branch.aux) for branch in of_sample) for of_sample in branches)
@@ -100,18 +102,18 @@ class Batch:
                 start, end = end, end + len(branch.aux)
                 aux[b, start:end] = branch.aux
                 branch.enter(tree, b, start)
-                lessons.append(branch.lessons(b, start - self.first_row))
+                lessons.append(branch.lessons(b, start - self.first_row, known))
         return replace(self, aux=aux, tree=tree, discarded=Lessons.joined(lessons))
 
 
 @dataclass(frozen=True, slots=True)
 class _Branch:
-    """Rows `first` and on of a text of its own: aux [rows, A], ids [rows, J]; the last of them have `teacher` [n, D]."""
+    """Rows `first` and on of a text of its own: aux [rows, A], ids [rows, J]; the last of them have a teacher."""
 
     first: int
     aux: Tensor
     ids: Tensor
-    teacher: Tensor
+    teacher: Teacher
 
     def enter(self, tree: Tree, sample: int, start: int) -> None:
         """Stand in rows `start` and on of the tree: after the text's rows before `first`, and each after the one before."""
@@ -121,10 +123,12 @@ class _Branch:
         tree.visible[sample, start:end, : self.first] = True
         tree.visible[sample, start:end, start:end] = torch.ones(end - start, end - start, dtype=torch.bool).tril()
 
-    def lessons(self, sample: int, start: int) -> Lessons:
+    def lessons(self, sample: int, start: int, known: Tensor) -> Lessons:
         """For states whose column `start` is this branch's first row."""
-        last = torch.arange(len(self.aux) - len(self.teacher), len(self.aux)) + start
-        return Lessons(self.teacher, torch.full_like(last, sample), last, torch.full_like(last, start))
+        is_lesson = self.teacher.has_lesson(known)
+        last = torch.arange(len(self.aux) - len(self.teacher), len(self.aux))[is_lesson] + start
+        teacher = self.teacher.at(is_lesson)
+        return Lessons((teacher,), torch.full_like(last, sample), last, torch.full_like(last, start))
 
 
 def _branch(sample: Sample, one: Counterfactual, num_steps: int) -> _Branch:
@@ -134,7 +138,7 @@ def _branch(sample: Sample, one: Counterfactual, num_steps: int) -> _Branch:
         first=first,
         aux=torch.cat([sample.aux[first : one.place], one.aux[:-1]]),
         ids=ids.unfold(0, num_steps, 1),
-        teacher=one.last,
+        teacher=one.teacher,
     )
 
 

@@ -1,8 +1,9 @@
 """One optimizer step of EAGLE-3 training-time test (arXiv 2503.01840, section 3.2) on a batch of samples.
 
-Step j of the unrolled draft at row t predicts the token at t + 2 + j; its teacher is the target's last hidden state at row
-t + 1 + j through the frozen head, restricted to the draft vocabulary and renormalised. Step j weighs decay^j. Rows whose
-token replaced a rejected draft weigh more: there the draft was wrong, and the target's distribution is known.
+Step j of the unrolled draft at row t predicts the token at t + 2 + j; its teacher is what the target said at row t + 1 + j
+(its last hidden state through the frozen head, or its likeliest tokens), restricted to the draft vocabulary and renormalised.
+Step j weighs decay^j. Rows whose token replaced a rejected draft weigh more: there the draft was wrong, and the target's
+distribution is known.
 
 Weights and optimizer are float32; forward and backward run in bfloat16 where the hardware has it.
 """
@@ -13,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from updraft_draft.config import DraftConfig
@@ -22,6 +22,7 @@ from updraft_draft.target_weights import TargetHead
 from updraft_trainer.batch import Batch, Lessons
 from updraft_trainer.losses import LOSSES, forward_kl
 from updraft_trainer.sample import Sample
+from updraft_trainer.teacher import DraftVocabulary
 
 MAX_BAD_STEPS = 3
 """Steps in a row with a loss or gradient that is not finite before the last good weights are restored."""
@@ -65,7 +66,7 @@ class Learner:
     ) -> None:
         self.hyper = hyper
         self.step = 0
-        self._teacher_head = target.head[token_ids].bfloat16()
+        self._vocabulary = DraftVocabulary.of(target.head, token_ids)
         self.network = initial_network(config, target.embedding, target.head, target.final_norm, token_ids, seed=seed)
         self.network.lm_head.requires_grad_(requires_grad=hyper.trains_head)
         trained = [p for p in self.network.parameters() if p.requires_grad]
@@ -129,8 +130,8 @@ class Learner:
         batch = Batch.of(samples, num_steps=hyper.ttt_steps, known=self.network.t2d)
         if len(batch.text) == 0:
             return torch.zeros(()), 0
-        if hyper.discard_weight:  # all rows count: no token followed that would tell what the draft cannot propose
-            batch = batch.with_branches(samples, turn=self.step)
+        if hyper.discard_weight:
+            batch = batch.with_branches(samples, turn=self.step, known=self.network.t2d)
         with torch.autocast("cpu", torch.bfloat16):
             states = self.network.unroll_tree(batch.aux, batch.tree, first_row=batch.first_row)
             total = torch.zeros(())
@@ -149,7 +150,7 @@ class Learner:
     def _compared(self, states: list[Tensor], lessons: Lessons) -> Iterator[tuple[float, Tensor, Tensor, Tensor]]:
         """For each step that has lessons: its weight, their indices, and log q and log p of them [rows, V]."""
         with torch.no_grad():
-            log_p = F.linear(lessons.teacher, self._teacher_head).float().log_softmax(-1)
+            log_p = lessons.log_p(self._vocabulary)
         for j, state in enumerate(states):
             sample, column, known = lessons.at(j)
             if len(known):

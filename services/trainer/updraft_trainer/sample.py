@@ -1,9 +1,13 @@
 """A trace as the learner sees it: rows of hidden states, the tokens around them, and which of them were corrections.
 
-Whatever cannot be learnt from is refused here, with a reason that becomes a metric's label.
+Whatever cannot be learnt from is refused here, with a reason that becomes a metric's label. Of a trace with gaps the one
+stretch between them that has the most lessons is used: rows are never moved together, for the draft would see a text that
+nobody wrote.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from google.protobuf.message import DecodeError
@@ -12,8 +16,12 @@ from torch import Tensor
 from updraft.trace.v1 import trace_pb2
 from updraft_chassis.errors import InvalidInput
 from updraft_draft.tensors import decode
+from updraft_trainer.teacher import Teacher, read_teacher
 
 SCHEMA = 1
+
+FIRST_TAUGHT = 2
+"""Index of the first token that can be learnt: the draft predicts it from row 0 and the token after that."""
 
 
 class Refusal(InvalidInput):
@@ -39,31 +47,33 @@ class Expectation:
 class Counterfactual:
     """Text that might have been: from `place` on (an index into the sample's ids) it goes on with rejected drafts.
 
-    Row n of the target has read the drafts up to ids[n]: ids int64 [N], aux [N, A], last [N, D].
+    Row n of the target has read the drafts up to ids[n]: ids int64 [N], aux [N, A], a teacher of N rows.
     """
 
     place: int
     ids: Tensor
     aux: Tensor
-    last: Tensor
+    teacher: Teacher
 
     @property
     def num_bytes(self) -> int:
         """Memory of the tensors."""
-        return self.ids.nbytes + self.aux.nbytes + self.last.nbytes
+        return self.ids.nbytes + self.aux.nbytes + self.teacher.num_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """Rows r of the target for tokens ids[r]: aux [R, A] and last [R, D], bfloat16; ids int64 [R + 1] has one token more.
+    """Rows r of the target for tokens ids[r]: aux [R, A]; ids int64 [R + 1] has one token more.
 
-    `first_output` indexes ids; `corrections` bool [R + 1] marks tokens that replaced a rejected draft. `counterfactuals`
-    are in order of their verify steps, and only there when the pod was asked for them.
+    The teacher's rows are those from `first_teacher_row` on; rows before it are context and never a lesson. `first_output`
+    indexes ids, and is at least 1; `corrections` bool [R + 1] marks tokens that replaced a rejected draft.
+    `counterfactuals` are in order of their verify steps, and only there when the pod was asked for them.
     """
 
     trace_id: str
     aux: Tensor
-    last: Tensor
+    teacher: Teacher
+    first_teacher_row: int = 0
     ids: Tensor
     first_output: int
     corrections: Tensor
@@ -77,10 +87,18 @@ class Sample:
         """R."""
         return len(self.aux)
 
+    def taught(self, known: Tensor) -> tuple[Tensor, Teacher]:
+        """Indices of the output tokens that can be learnt, int64 [N], and their teacher, of N rows. `known` bool [vocab]:
+        tokens that the draft can propose."""
+        first = max(self.first_output, self.first_teacher_row + 1, FIRST_TAUGHT)
+        teacher = self.teacher.at(slice(first - 1 - self.first_teacher_row, None))
+        is_lesson = known[self.ids[first:]] & teacher.has_lesson(known)
+        return torch.nonzero(is_lesson)[:, 0] + first, teacher.at(is_lesson)
+
     @property
     def num_bytes(self) -> int:
         """Memory of the tensors."""
-        text = self.aux.nbytes + self.last.nbytes + self.ids.nbytes + self.corrections.nbytes
+        text = self.aux.nbytes + self.teacher.num_bytes + self.ids.nbytes + self.corrections.nbytes
         return text + sum(one.num_bytes for one in self.counterfactuals)
 
 
@@ -94,8 +112,6 @@ def read_sample(data: bytes, expected: Expectation) -> Sample:
     _check_header(trace.header, expected)
     if not trace.HasField("payload"):
         raise Refusal("no_payload", "the trace carries no hidden states")
-    if trace.payload.missing_rows:
-        raise Refusal("unsupported", "the trace's hidden states are not one whole block")
     return _sample(trace, expected)
 
 
@@ -114,39 +130,92 @@ def _check_header(header: trace_pb2.Header, expected: Expectation) -> None:
         raise Refusal("constrained", "the trace's tokens were masked by a grammar")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Block:
+    """The payload's rows as they were sent, gaps included; `first_output` counts in them and may be negative."""
+
+    ids: Tensor
+    aux: Tensor
+    teacher: Teacher
+    first_teacher_row: int
+    first_output: int
+
+    @property
+    def num_rows(self) -> int:
+        """Rows whose next token is known."""
+        return len(self.ids) - 1
+
+    def num_lessons(self, stretch: range) -> int:
+        """How many tokens can be learnt when only these rows exist."""
+        first = max(self.first_output, self.first_teacher_row + 1, stretch.start + FIRST_TAUGHT)
+        return max(0, stretch.stop - first + 1)
+
+
 def _sample(trace: trace_pb2.Trace, expected: Expectation) -> Sample:
-    payload, num_prompt = trace.payload, len(trace.prompt_ids)
-    aux, last = _hidden(payload)
-    everything = [*trace.prompt_ids, *trace.output_ids]
-    rows = min(len(aux), len(everything) - payload.first_position - 1)
-    ids = torch.tensor(everything[payload.first_position : payload.first_position + rows + 1], dtype=torch.int64)
-    first_output = num_prompt - payload.first_position
-    problem = _problem(aux, last, ids, expected)
-    if problem or rows < 2 or first_output < 1:
-        raise Refusal("malformed", problem or f"{rows} rows from position {payload.first_position} are too few")
-    corrections = torch.zeros(rows + 1, dtype=torch.bool)
+    block = _block(trace, expected)
+    stretch = _stretch(block, trace.payload.missing_rows)
+    aux, ids = block.aux[stretch.start : stretch.stop], block.ids[stretch.start : stretch.stop + 1]
+    first = max(stretch.start, block.first_teacher_row)
+    teacher = block.teacher.at(slice(first - block.first_teacher_row, stretch.stop - block.first_teacher_row))
+    if problem := _problem(aux, teacher, ids, expected):
+        raise Refusal("malformed", problem)
+    corrections = torch.zeros(len(ids), dtype=torch.bool)
     for step in trace.steps:
-        place = first_output + step.start + step.accepted
-        if step.accepted < len(step.draft_ids) and place <= rows:
+        place = block.first_output + step.start + step.accepted - stretch.start
+        if step.accepted < len(step.draft_ids) and 0 < place < len(ids):
             corrections[place] = True
     return Sample(
         trace_id=trace.header.trace_id.hex(),
-        aux=aux[:rows],
-        last=last[:rows],
+        aux=aux,
+        teacher=teacher,
+        first_teacher_row=first - stretch.start,
         ids=ids,
-        first_output=first_output,
+        first_output=max(1, block.first_output - stretch.start),
         corrections=corrections,
         is_evaluation=trace.header.evaluation,
         domain=trace.header.domain,
         finished_unix_ms=trace.header.finished_unix_ms,
-        counterfactuals=_counterfactuals(trace, first_output, rows, expected),
+        counterfactuals=_counterfactuals(trace, block, stretch, expected),
     )
 
 
+def _block(trace: trace_pb2.Trace, expected: Expectation) -> _Block:
+    payload = trace.payload
+    aux, teacher = _decoded(payload, expected)
+    if len(teacher) != len(aux) - payload.first_teacher_row:
+        what = f"a teacher of {len(teacher)} rows from row {payload.first_teacher_row} on"
+        raise Refusal("malformed", f"{what} does not belong to {len(aux)} rows of hidden states")
+    everything = [*trace.prompt_ids, *trace.output_ids]
+    rows = min(len(aux), len(everything) - payload.first_position - 1)
+    if rows < 1:
+        raise Refusal("malformed", f"{rows} rows from position {payload.first_position} on are too few")
+    return _Block(
+        ids=torch.tensor(everything[payload.first_position : payload.first_position + rows + 1], dtype=torch.int64),
+        aux=aux,
+        teacher=teacher,
+        first_teacher_row=payload.first_teacher_row,
+        first_output=len(trace.prompt_ids) - payload.first_position,
+    )
+
+
+def _stretch(block: _Block, missing: Sequence[int]) -> range:
+    """The rows between two gaps that have the most lessons, the later ones of equals."""
+    edges = [-1, *missing]
+    if any(one >= other for one, other in pairwise([*edges, len(block.aux)])):
+        raise Refusal("malformed", f"missing rows do not ascend within the {len(block.aux)} rows")
+    edges = [*(edge for edge in edges if edge < block.num_rows), block.num_rows]
+    stretches = [range(one + 1, other) for one, other in pairwise(edges)]
+    best = max(reversed(stretches), key=block.num_lessons)
+    if block.num_lessons(best) == 0:
+        gaps = f" between {len(missing)} missing ones" if missing else ""
+        raise Refusal("too_few_rows", f"{block.num_rows} rows{gaps} have no token that could be learnt")
+    return best
+
+
 def _counterfactuals(
-    trace: trace_pb2.Trace, first_output: int, rows: int, expected: Expectation
+    trace: trace_pb2.Trace, block: _Block, stretch: range, expected: Expectation
 ) -> tuple[Counterfactual, ...]:
-    """Those of a text of `rows` rows, at most one a verify step."""
+    """Those after rows of the stretch, at most one a verify step."""
     found, previous = [], -1
     for message in trace.payload.counterfactuals:
         if not previous < message.step < len(trace.steps):
@@ -155,35 +224,38 @@ def _counterfactuals(
             )
         previous = message.step
         step = trace.steps[message.step]
-        aux, last = _hidden(message)
+        aux, teacher = _decoded(message, expected)
         rejected = step.draft_ids[step.accepted :]
-        place = first_output + step.start + step.accepted
-        if not 0 < len(aux) <= len(rejected) or place > rows:
-            what = f"{len(aux)} counterfactual rows at {place} of {rows}"
+        place = block.first_output + step.start + step.accepted
+        if not 0 < len(aux) <= len(rejected) or place > block.num_rows:
+            what = f"{len(aux)} counterfactual rows at {place} of {block.num_rows}"
             raise Refusal("malformed", f"{what} where {len(rejected)} drafts were rejected")
         ids = torch.tensor(rejected[: len(aux)], dtype=torch.int64)
-        if problem := _problem(aux, last, ids, expected):
+        problem = "" if len(teacher) == len(aux) else f"a teacher of {len(teacher)} rows for {len(aux)}"
+        if problem := problem or _problem(aux, teacher, ids, expected):
             raise Refusal("malformed", f"counterfactual of step {message.step}: {problem}")
-        found.append(Counterfactual(place=place, ids=ids, aux=aux, last=last))
+        if stretch.start < place <= stretch.stop:
+            found.append(Counterfactual(place=place - stretch.start, ids=ids, aux=aux, teacher=teacher))
     return tuple(found)
 
 
-def _hidden(message: trace_pb2.Payload | trace_pb2.Counterfactual) -> tuple[Tensor, Tensor]:
-    """Auxiliary and last hidden states."""
-    if message.WhichOneof("teacher") != "last_hidden":
-        raise Refusal("unsupported", "the trace's teacher is not the last hidden state")
+def _decoded(message: trace_pb2.Payload | trace_pb2.Counterfactual, expected: Expectation) -> tuple[Tensor, Teacher]:
+    """Auxiliary hidden states and the teacher."""
     try:
-        return decode(message.aux_hidden), decode(message.last_hidden)
+        aux, teacher = decode(message.aux_hidden), read_teacher(message, vocab_size=expected.vocab_size)
     except InvalidInput as error:
         raise Refusal("malformed", str(error)) from None
+    if teacher is None:
+        raise Refusal("no_teacher", "the trace carries hidden states, and nothing of what the target predicted")
+    return aux, teacher
 
 
-def _problem(aux: Tensor, last: Tensor, ids: Tensor, expected: Expectation) -> str:
-    """The first thing wrong with the tensors; empty if nothing is."""
-    if aux.shape[1] != expected.aux_size or last.shape[1] != expected.hidden_size or len(aux) != len(last):
-        return f"hidden states of shapes {tuple(aux.shape)} and {tuple(last.shape)} do not belong to this target"
-    if not bool(torch.isfinite(aux).all()) or not bool(torch.isfinite(last).all()):
-        return "hidden states are not finite"
+def _problem(aux: Tensor, teacher: Teacher, ids: Tensor, expected: Expectation) -> str:
+    """The first thing wrong with the values; empty if nothing is."""
+    if aux.shape[1] != expected.aux_size:
+        return f"auxiliary hidden states of width {aux.shape[1]} where the target's are {expected.aux_size}"
+    if not bool(torch.isfinite(aux).all()):
+        return "auxiliary hidden states are not finite"
     if bool(((ids < 0) | (ids >= expected.vocab_size)).any()):
         return f"a token is outside the vocabulary of {expected.vocab_size}"
-    return ""
+    return teacher.problem(hidden_size=expected.hidden_size, vocab_size=expected.vocab_size)

@@ -1,6 +1,7 @@
 """Rows after rejections from the engine that kept them to the learner that they teach, over the wire between them."""
 
 import asyncio
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -8,13 +9,14 @@ import pytest
 import torch
 from tests.support.tiny_target import DRAFT_VOCAB, make_draft, save_draft
 from tests.support.traces import TraceMaker, trace_id
+from torch import Tensor
 
 from updraft.trace.v1 import trace_pb2
 from updraft_draft import tensors
 from updraft_draft.target_weights import read_head
 from updraft_inference.agent.selection import CaptureRates, plan
 from updraft_inference.agent.trace import Ended, Origin, trace
-from updraft_inference.engine.port import Drafter, DraftOnDisk, Finished, GenerationRequest, Sampling
+from updraft_inference.engine.port import Drafter, DraftOnDisk, Finished, GenerationRequest, Sampling, TopK
 from updraft_inference.torch_engine.decoder import Limits
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
 from updraft_trainer.learner import Hyper, Learner
@@ -82,6 +84,49 @@ def in_their_text(finished: Finished, sample: Sample) -> bool:
         and one.ids[0] != everything[first + one.place]
         for one, step in zip(sample.counterfactuals, steps, strict=True)
     )
+
+
+def shown(hidden: Tensor, head: Tensor) -> TopK:
+    """What an engine that shows no hidden state would say of these rows."""
+    logits = (hidden @ head.T).float()
+    log_sum_exp = logits.logsumexp(-1)
+    likeliest = (logits - log_sum_exp[:, None]).topk(16)
+    return TopK(ids=likeliest.indices, log_probs=likeliest.values, log_sum_exp=log_sum_exp)
+
+
+def of_another_engine(finished: Finished, head: Tensor) -> Finished:
+    """The same request from an engine that shows logits of what it samples, a prompt whose beginning it had, and no log q."""
+    hidden, steps = finished.hidden, [replace(step, draft_log_probs=()) for step in finished.steps]
+    assert hidden is not None
+    assert isinstance(hidden.teacher, Tensor)
+    first = len(finished.request.prompt_ids) - 1 - hidden.first_position
+    branches = [replace(one, teacher=shown(one.teacher, head)) for one in hidden.counterfactuals]  # type: ignore[arg-type] # this engine shows states
+    changed = replace(
+        hidden,
+        teacher=shown(hidden.teacher[first:], head),
+        first_teacher_row=first,
+        missing_rows=(0,),
+        counterfactuals=tuple(branches),
+    )
+    return replace(finished, hidden=changed, steps=tuple(steps))
+
+
+async def test_what_an_engine_without_last_hidden_states_kept_is_learnt_by_the_trainer(
+    tiny_target: Path, traces: TraceMaker, tmp_path: Path
+) -> None:
+    head = read_head(tiny_target).head.float()
+    finished = [of_another_engine(one, head) for one in await served(tiny_target, tmp_path / "draft", 4)]
+    entries = [sent(one, traces, trace_pb2.TENSOR_ENCODING_FP8_E4M3) for one in finished]
+    samples = [read_sample(one, traces.expected) for one in entries]
+    assert all(in_their_text(one, sample) for one, sample in zip(finished, samples, strict=True))
+    assert [(sample.first_output, sample.first_teacher_row) for sample in samples] == [(3, 2)] * 4
+
+    weighted = learner(tiny_target, discard_weight=1.0)
+    first = weighted.train(samples)
+    for _ in range(14):
+        last = weighted.train(samples)
+        assert not last.is_skipped
+    assert last.loss < first.loss
 
 
 @pytest.mark.parametrize("encoding", [trace_pb2.TENSOR_ENCODING_BF16, trace_pb2.TENSOR_ENCODING_FP8_E4M3])

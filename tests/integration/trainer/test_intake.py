@@ -11,11 +11,13 @@ from tests.support.disk import file_size_limit
 from tests.support.redis_server import RedisServer
 from tests.support.traces import TraceMaker
 from tests.support.wait import until
+from tests.support.likeliest import show_likeliest
 
 from updraft.trace.v1 import trace_pb2
 from updraft_chassis import streams
 from updraft_chassis.clock import SystemClock
 from updraft_chassis.lifecycle import Stop
+from updraft_draft.target_weights import read_head
 from updraft_trainer.intake import Intake
 from updraft_trainer.metrics import Metrics
 from updraft_trainer.replay import Replay
@@ -133,6 +135,23 @@ async def test_a_trace_of_another_target_is_counted_and_leaves_the_stream(
     assert not await redis.exists(f"{KEY}:dead")
 
 
+async def test_likeliest_tokens_are_stored_and_what_says_too_little_is_counted(
+    redis: Redis, replay: Replay, traces: TraceMaker, tiny_target: Path, metrics: Metrics
+) -> None:
+    head = read_head(tiny_target).head
+    silent, short = traces.trace(2), traces.trace(3)
+    silent.payload.ClearField("teacher")
+    short.payload.missing_rows.extend(range(0, 27, 2))
+    good = [show_likeliest(traces.trace(seed, evaluation=seed > 10), head, k=8) for seed in (1, 11)]
+    await send(redis, *(one.SerializeToString() for one in [*good, silent, short]))
+    async with running(redis, replay, traces, metrics):
+        await until(lambda: is_settled(redis), what="an empty stream")
+    assert (replay.num_samples(Place.WINDOW), replay.num_samples(Place.EVALUATION)) == (1, 1)
+    assert count(metrics, "samples_refused_total", reason="no_teacher") == 1
+    assert count(metrics, "samples_refused_total", reason="too_few_rows") == 1
+    assert not await redis.exists(f"{KEY}:dead"), "nothing is wrong with them"
+
+
 async def test_what_nobody_can_read_becomes_a_dead_letter_with_its_reason(
     redis: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics
 ) -> None:
@@ -148,7 +167,7 @@ async def test_what_nobody_can_read_becomes_a_dead_letter_with_its_reason(
     letters: list[tuple[bytes, dict[bytes, bytes]]] = await redis.xrange(f"{KEY}:dead")  # type: ignore[assignment] # redis-py's types cover all protocols
     assert [fields[b"reason"].decode().split(":")[0] for _, fields in letters] == [
         "not a trace",
-        "hidden states are not finite",
+        "last hidden states are not finite",
         "the trace has schema 99, this trainer reads 1",
     ]
     assert replay.num_samples(Place.WINDOW) == 1

@@ -19,6 +19,7 @@ from tests.support.rpc import listening, service
 from tests.support.tiny_target import make_draft
 from tests.support.traces import TraceMaker
 from tests.support.wait import LONG_S, until, wait_until
+from tests.support.likeliest import show_likeliest
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft.registry.v1 import registry_pb2_grpc
@@ -43,6 +44,8 @@ from updraft_trainer.replay import Arrival, Replay
 from updraft_trainer.retention import Limits
 from updraft_trainer.sample import read_sample
 from updraft_trainer.state import Identity, States
+
+pytestmark = pytest.mark.lasts(120)
 
 if TYPE_CHECKING:
     from updraft.registry.v1.registry_pb2_grpc import RegistryAsyncStub
@@ -280,6 +283,24 @@ async def test_after_a_shift_the_next_version_beats_the_one_that_serves(whole: B
     assert sum(s.candidate_steps for s in newest.evaluation.samples) < sum(
         s.baseline_steps for s in newest.evaluation.samples
     )
+
+
+async def test_the_next_engine_shows_the_likeliest_tokens_and_its_traffic_is_learnt_too(whole: Bench) -> None:
+    """A speculator whose engine was changed: the same draft goes on, on traces of both engines."""
+    trainer = await whole.started()
+    await whole.train(trainer)
+    before, head = await whole.versions(), whole.design.target.head
+    shifted = [
+        whole.traces.trace(seed, rule=1, evaluation=seed >= 3000) for seed in (*range(2000, 2040), *range(3000, 3016))
+    ]
+    data = [show_likeliest(one, head, k=8).SerializeToString() for one in shifted]
+    whole.replay.admit([Arrival(sample=read_sample(one, whole.traces.expected), data=one) for one in data])
+    await whole.train(trainer)
+    after = await whole.versions()
+    assert len(after) > len(before)
+    assert after[-1].phase == pb.PHASE_STABLE
+    samples = after[-1].manifest.evaluation.samples
+    assert sum(s.candidate_steps for s in samples) < sum(s.baseline_steps for s in samples)
 
 
 async def test_a_rejected_candidate_is_not_sent_again_and_training_goes_on(whole: Bench) -> None:

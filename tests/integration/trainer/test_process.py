@@ -22,6 +22,8 @@ from tests.support.wait import until
 
 from updraft_chassis import streams
 
+pytestmark = pytest.mark.lasts(80)
+
 KEY = "updraft:default:default:samples:v1"
 
 

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support.tiny_target import make_draft
+from tests.support.tiny_target import HIDDEN, make_draft
 from tests.support.traces import TraceMaker
 from torch import Tensor
 
 from updraft_draft.network import DraftNetwork
-from updraft_trainer.batch import Batch
+from updraft_trainer.batch import Batch, Lessons
 from updraft_trainer.sample import Counterfactual, Sample, read_sample
+from updraft_trainer.teacher import LastHidden, Teacher
 
 KNOWN = torch.ones(512, dtype=torch.bool)
 
@@ -25,7 +26,8 @@ def samples(traces: TraceMaker) -> list[Sample]:
         data = traces.data(seed, num_prompt=3 + seed, num_output=12 + 9 * seed, counterfactual_rows=2)
         sample = read_sample(data, traces.expected)
         branches = [
-            replace(one, last=torch.randn(one.last.shape, generator=generator)) for one in sample.counterfactuals
+            replace(one, teacher=LastHidden(torch.randn(2, HIDDEN, generator=generator)))
+            for one in sample.counterfactuals
         ]
         found.append(replace(sample, counterfactuals=tuple(branches) if seed < 2 else ()))
     return found
@@ -40,14 +42,14 @@ def draft(tiny_target: Path) -> DraftNetwork:
 def test_a_branch_has_the_states_that_its_text_alone_has(
     samples: list[Sample], draft: DraftNetwork, num_steps: int
 ) -> None:
-    batch = Batch.of(samples, num_steps=num_steps, known=KNOWN).with_branches(samples, turn=1)
+    batch = Batch.of(samples, num_steps=num_steps, known=KNOWN).with_branches(samples, turn=1, known=KNOWN)
     assert batch.discarded is not None
     states = draft.unroll_tree(batch.aux.float(), batch.tree, first_row=batch.first_row)
     branches = [(sample, one) for sample in samples for one in sample.counterfactuals]
     compared = set()
     for j, state in enumerate(states):
         for b, column, lesson in zip(*(field.tolist() for field in batch.discarded.at(j)), strict=True):
-            (sample, one), n = _owner(branches, batch.discarded.teacher[lesson])
+            (sample, one), n = _owner(branches, hidden(batch.discarded)[lesson])
             assert sample is samples[b]
             aux = torch.cat([sample.aux[: one.place], one.aux]).float()[None]
             ids = torch.cat([sample.ids[1 : one.place], one.ids, torch.zeros(num_steps, dtype=torch.long)])[None]
@@ -57,14 +59,24 @@ def test_a_branch_has_the_states_that_its_text_alone_has(
     assert compared == {(j, n) for j in range(num_steps) for n in range(2)}
 
 
+def hidden(of: Lessons | Counterfactual) -> Tensor:
+    """Last hidden states of lessons that all have some, or of a branch."""
+    teacher: Teacher
+    (teacher,) = of.teachers if isinstance(of, Lessons) else (of.teacher,)
+    assert isinstance(teacher, LastHidden)
+    return teacher.states
+
+
 def _owner(branches: list[tuple[Sample, Counterfactual]], teacher: Tensor) -> tuple[tuple[Sample, Counterfactual], int]:
     """The branch and the row in it that this last hidden state comes from."""
-    return next((branch, n) for branch in branches for n, row in enumerate(branch[1].last) if torch.equal(row, teacher))
+    return next(
+        (branch, n) for branch in branches for n, row in enumerate(hidden(branch[1])) if torch.equal(row, teacher)
+    )
 
 
 def test_texts_are_unrolled_as_without_branches(samples: list[Sample], draft: DraftNetwork) -> None:
     plain = Batch.of(samples, num_steps=3, known=KNOWN)
-    grown = plain.with_branches(samples, turn=0)
+    grown = plain.with_branches(samples, turn=0, known=KNOWN)
     alone = draft.unroll_tree(plain.aux.float(), plain.tree, first_row=plain.first_row)
     for one, state in zip(
         alone, draft.unroll_tree(grown.aux.float(), grown.tree, first_row=grown.first_row), strict=True
@@ -77,13 +89,13 @@ def test_a_step_takes_branches_of_about_half_the_texts_rows_and_all_have_their_t
     sample = samples[1]
     batch, teachers = Batch.of([sample], num_steps=3, known=KNOWN), set[tuple[float, ...]]()
     for turn in range(len(sample.counterfactuals)):
-        grown = batch.with_branches([sample], turn=turn)
+        grown = batch.with_branches([sample], turn=turn, known=KNOWN)
         assert grown.aux.shape[1] <= 1.5 * sample.num_rows + 4
         assert grown.discarded is not None
-        teachers.update(tuple(row) for row in grown.discarded.teacher.tolist())
-    assert teachers == {tuple(row) for one in sample.counterfactuals for row in one.last.tolist()}
+        teachers.update(tuple(row) for row in hidden(grown.discarded).tolist())
+    assert teachers == {tuple(row) for one in sample.counterfactuals for row in hidden(one).tolist()}
 
 
 def test_a_batch_without_rejections_is_as_it_was(samples: list[Sample]) -> None:
     batch = Batch.of(samples[2:], num_steps=3, known=KNOWN)
-    assert batch.with_branches(samples[2:], turn=0) is batch
+    assert batch.with_branches(samples[2:], turn=0, known=KNOWN) is batch

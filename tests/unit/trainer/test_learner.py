@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support.tiny_target import DRAFT_VOCAB, make_tiny_target
+from tests.support.tiny_target import DRAFT_VOCAB, HIDDEN, VOCAB, make_tiny_target
 from tests.support.traces import TraceMaker
+from tests.support.likeliest import show_likeliest
 
 from updraft_draft.target_weights import read_head
 from updraft_trainer.estimate import num_tokens, verify_steps
 from updraft_trainer.learner import MAX_BAD_STEPS, Hyper, Learner
 from updraft_trainer.sample import Sample, read_sample
+from updraft_trainer.teacher import LastHidden, TopK
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,13 @@ def rejected(target: Path) -> list[Sample]:
     """Samples with two rows after each rejection."""
     maker = TraceMaker(target)
     return [read_sample(maker.data(seed, counterfactual_rows=2), maker.expected) for seed in range(4)]
+
+
+def likeliest(target: Path, k: int, seeds: range, *, counterfactual_rows: int = 0) -> list[Sample]:
+    """The samples of these seeds with k tokens of each row as their teacher."""
+    maker, head = TraceMaker(target), read_head(target).head
+    traces = [maker.trace(seed, counterfactual_rows=counterfactual_rows) for seed in seeds]
+    return [read_sample(show_likeliest(one, head, k=k).SerializeToString(), maker.expected) for one in traces]
 
 
 def make_learner(target: Path, **hyper: float | str | bool) -> Learner:
@@ -68,7 +77,7 @@ def test_after_several_bad_steps_the_last_good_weights_return(target: Path, samp
     learner.mark_good()
     good = learner.network.fc.weight.detach().clone()
     learner.train(samples[:4])
-    bad = replace(samples[0], last=torch.full_like(samples[0].last, float("inf")))
+    bad = replace(samples[0], teacher=LastHidden(torch.full((samples[0].num_rows, HIDDEN), float("inf"))))
     for _ in range(MAX_BAD_STEPS):
         assert learner.train([bad]).is_skipped
     assert torch.equal(learner.network.fc.weight, good)
@@ -133,7 +142,8 @@ def test_the_discard_loss_is_the_divergence_along_the_rejected_drafts(target: Pa
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         states = network.unroll(aux, ids, num_steps=2)
         log_q = [network.logits(state[0]).float().log_softmax(-1) for state in states]
-    log_p = (one.last.float() @ head.T).log_softmax(-1)
+    assert isinstance(one.teacher, LastHidden)
+    log_p = (one.teacher.states.float() @ head.T).log_softmax(-1)
     p = log_p.exp()
     expected = 0.0
     for j, decay in enumerate([1.0, 0.5]):
@@ -173,3 +183,78 @@ def test_a_resumed_learner_goes_on_with_the_branches_whose_turn_it_is(target: Pa
         one.train(rejected)
     other.load_state_dict(deepcopy(one.state_dict()))
     assert one.train(rejected) == other.train(rejected)
+
+
+@pytest.mark.parametrize("loss", ["forward_kl", "reverse_kl", "acceptance"])
+def test_a_rule_is_learnt_from_the_likeliest_tokens(target: Path, samples: list[Sample], loss: str) -> None:
+    learner = make_learner(target, loss=loss)
+    before = acceptance_length(learner, samples[8:])
+    taught = likeliest(target, 4, range(8))
+    reports = [learner.train(taught) for _ in range(40)]
+    assert not any(report.is_skipped for report in reports)
+    assert acceptance_length(learner, samples[8:]) > before + 0.3
+
+
+@pytest.mark.parametrize("loss", ["forward_kl", "reverse_kl", "acceptance"])
+def test_the_likeliest_of_all_tokens_teach_what_the_last_hidden_state_teaches(
+    target: Path, samples: list[Sample], loss: str
+) -> None:
+    of_hidden, of_tokens = make_learner(target, loss=loss), make_learner(target, loss=loss)
+    first, second = of_hidden.train(samples[:4]), of_tokens.train(likeliest(target, VOCAB, range(4)))
+    assert second.num_rows == first.num_rows
+    assert second.loss == pytest.approx(first.loss, rel=1e-5)
+    assert second.grad_norm == pytest.approx(first.grad_norm, rel=1e-4)
+    for mine, other in zip(of_hidden.network.parameters(), of_tokens.network.parameters(), strict=True):
+        assert (mine.grad is None) == (other.grad is None)
+        if mine.grad is not None and other.grad is not None:
+            scale = float(mine.grad.abs().max())
+            torch.testing.assert_close(other.grad, mine.grad, rtol=0.02, atol=0.005 * scale)
+
+
+def test_both_forms_of_the_teacher_meet_in_one_step(target: Path, rejected: list[Sample]) -> None:
+    tokens = likeliest(target, VOCAB, range(4), counterfactual_rows=2)
+    mixed = [rejected[0], tokens[1], rejected[2], tokens[3]]
+    fewer = likeliest(target, 8, range(3, 4), counterfactual_rows=2)
+    together, apart, uneven = (make_learner(target, discard_weight=1.0) for _ in range(3))
+    one, other = together.train(mixed), apart.train(rejected)
+    assert one.num_rows == other.num_rows
+    assert one.loss == pytest.approx(other.loss, rel=1e-5)
+    report = uneven.train([*mixed[:3], *fewer])
+    assert not report.is_skipped
+    assert report.num_rows == other.num_rows
+
+
+def test_rows_after_a_rejection_that_name_no_token_of_the_draft_are_no_lessons(target: Path) -> None:
+    (sample,) = likeliest(target, 1, range(1), counterfactual_rows=2)
+    foreign = TopK(torch.tensor([[DRAFT_VOCAB + 1], [5]]), torch.zeros(2, 1))
+    kept = tuple(replace(one, teacher=foreign) for one in sample.counterfactuals[:3])
+    weighted, plain = make_learner(target, discard_weight=1.0), make_learner(target)
+    measured = weighted.train([replace(sample, counterfactuals=kept)])
+    assert measured.num_rows - plain.train([sample]).num_rows == 3
+    nowhere = replace(kept[0], teacher=foreign.at(slice(0, 1)), ids=kept[0].ids[:1], aux=kept[0].aux[:1])
+    report = make_learner(target, discard_weight=1.0).train([replace(sample, counterfactuals=(nowhere,))])
+    without = make_learner(target).train([sample])
+    assert report.num_rows == without.num_rows
+    assert report.loss == pytest.approx(without.loss, rel=1e-4)
+
+
+def test_samples_that_start_with_context_alone_learn_with_others(target: Path, samples: list[Sample]) -> None:
+    (late,) = likeliest(target, 4, range(1))
+    assert isinstance(late.teacher, TopK)
+    late = replace(late, teacher=late.teacher.at(slice(10, None)), first_teacher_row=late.first_teacher_row + 10)
+    learner = make_learner(target)
+    alone = len(late.teacher)
+    assert learner.train([late]).num_rows == alone
+    assert learner.train([samples[1], late]).num_rows == alone + len(samples[1].ids) - samples[1].first_output
+
+
+@pytest.mark.parametrize("k", [1, 4, VOCAB])
+def test_an_estimate_does_not_depend_on_the_form_of_the_teacher(target: Path, samples: list[Sample], k: int) -> None:
+    """It walks through the text; what the target might have said instead is not asked."""
+    learner = make_learner(target)
+    for _ in range(20):
+        learner.train(samples[:4])
+    held_out = likeliest(target, k, range(8, 12))
+    assert list(map(num_tokens, held_out)) == list(map(num_tokens, samples[8:]))
+    steps = verify_steps(learner.network, samples[8:], lookahead=3)
+    assert verify_steps(learner.network, held_out, lookahead=3) == steps

@@ -9,11 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.disk import file_size_limit
 from tests.support.traces import TraceMaker
+from tests.support.likeliest import show_likeliest
 
 from updraft_chassis.errors import Conflict, Corrupt, Exhausted
+from updraft_draft.target_weights import read_head
 from updraft_trainer.replay import Arrival, Replay
 from updraft_trainer.retention import Limits, Place
 from updraft_trainer.sample import read_sample
+from updraft_trainer.teacher import LastHidden, TopK
 
 ROOMY = 10 * 1024**2
 
@@ -48,6 +51,26 @@ def test_an_admitted_trace_comes_back_as_it_was(path: Path, traces: TraceMaker) 
     assert found.trace_id == one.sample.trace_id
     assert found.ids.equal(one.sample.ids)
     assert found.aux.equal(one.sample.aux)
+
+
+def test_a_file_holds_both_forms_of_the_teacher(path: Path, traces: TraceMaker, tiny_target: Path) -> None:
+    """What an older version stored has no word of a teacher's first row, and reads as ever."""
+    old = arrival(traces, 1)
+    data = show_likeliest(traces.trace(2), read_head(tiny_target).head, k=6).SerializeToString()
+    new = Arrival(sample=read_sample(data, traces.expected), data=data)
+    with opened(path, traces) as replay:
+        replay.admit([old])
+    with opened(path, traces) as replay:
+        replay.admit([new])
+    with opened(path, traces, cache_bytes=0) as replay:
+        found = {
+            sample.trace_id: sample for sample in replay.training_batch({}, count=4, max_uses=6, rng=random.Random(0))
+        }
+    hidden, likeliest = found[old.sample.trace_id].teacher, found[new.sample.trace_id].teacher
+    assert isinstance(hidden, LastHidden)
+    assert isinstance(likeliest, TopK)
+    assert likeliest.ids.shape == (24, 6)
+    assert found[new.sample.trace_id].first_teacher_row == 3
 
 
 def test_a_redelivered_trace_is_not_admitted_again(path: Path, traces: TraceMaker) -> None:

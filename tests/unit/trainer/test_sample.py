@@ -4,12 +4,16 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.support.tiny_target import HIDDEN, make_tiny_target
+from tests.support.tiny_target import HIDDEN, VOCAB, make_tiny_target
 from tests.support.traces import TraceMaker
+from tests.support.likeliest import show_likeliest
+from torch import Tensor
 
 from updraft.trace.v1 import trace_pb2
+from updraft_draft.target_weights import read_head
 from updraft_draft.tensors import decode, encode
 from updraft_trainer.sample import Refusal, read_sample
+from updraft_trainer.teacher import LastHidden, TopK
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +38,11 @@ def test_rows_after_a_rejection_stand_where_the_rejected_draft_did(maker: TraceM
     for one, step in zip(sample.counterfactuals, trace.steps, strict=True):
         assert one.ids.tolist() == list(step.draft_ids)
         assert one.ids[0] != sample.ids[one.place], "the correction stands in the text"
-        assert len(one.aux) == len(one.last) == 2
+        assert len(one.aux) == len(one.teacher) == 2
     (second, message) = (sample.counterfactuals[1], trace.payload.counterfactuals[1])
     assert torch.equal(second.aux, decode(message.aux_hidden))
-    assert torch.equal(second.last, decode(message.last_hidden))
+    assert isinstance(second.teacher, LastHidden)
+    assert torch.equal(second.teacher.states, decode(message.last_hidden))
 
 
 def test_rows_after_rejections_count_towards_the_bytes_of_a_sample(maker: TraceMaker) -> None:
@@ -129,7 +134,11 @@ def _unknown_draft(trace: trace_pb2.Trace) -> None:
     trace.steps[2].draft_ids[1] = 2**31
 
 
-def _other_teacher(trace: trace_pb2.Trace) -> None:
+def _no_teacher_aside(trace: trace_pb2.Trace) -> None:
+    trace.payload.counterfactuals[2].ClearField("teacher")
+
+
+def _empty_teacher_aside(trace: trace_pb2.Trace) -> None:
     trace.payload.counterfactuals[2].top_k.k = 4
 
 
@@ -146,7 +155,8 @@ def _other_teacher(trace: trace_pb2.Trace) -> None:
         pytest.param(_uneven, "malformed", id="tensors of unequal rows"),
         pytest.param(_infinite, "malformed", id="not finite"),
         pytest.param(_unknown_draft, "malformed", id="draft outside the vocabulary"),
-        pytest.param(_other_teacher, "unsupported", id="top-k teacher"),
+        pytest.param(_no_teacher_aside, "no_teacher", id="nothing of what the target predicted"),
+        pytest.param(_empty_teacher_aside, "malformed", id="top-k teacher without a row"),
     ],
 )
 def test_rows_after_a_rejection_that_cannot_be_right_refuse_the_trace(
@@ -188,3 +198,207 @@ def test_bytes_that_are_no_trace_are_malformed(maker: TraceMaker) -> None:
     with pytest.raises(Refusal) as refused:
         read_sample(b"\xff\xff\xff", maker.expected)
     assert refused.value.label == "malformed"
+
+
+@pytest.fixture(scope="module")
+def head(maker: TraceMaker, tmp_path_factory: pytest.TempPathFactory) -> Tensor:
+    return read_head(make_tiny_target(tmp_path_factory.mktemp("models") / "target")).head
+
+
+def test_the_likeliest_tokens_belong_to_the_rows_from_the_prompts_last_one_on(maker: TraceMaker, head: Tensor) -> None:
+    trace = show_likeliest(maker.trace(1, num_prompt=4, num_output=10, counterfactual_rows=2), head, k=5)
+    sample = read_sample(trace.SerializeToString(), maker.expected)
+    assert isinstance(sample.teacher, TopK)
+    assert (sample.num_rows, sample.first_output, sample.first_teacher_row, len(sample.teacher)) == (13, 4, 3, 10)
+    known = torch.ones(VOCAB, dtype=torch.bool)
+    taught, teacher = sample.taught(known)
+    assert taught.tolist() == list(range(4, 14))
+    assert isinstance(teacher, TopK)
+    assert teacher.ids[:, 0].tolist() == sample.ids[taught].tolist(), "the teacher of a token is the row before it"
+    assert teacher.log_probs.flatten().tolist() == list(trace.payload.top_k.log_probs)
+    assert all(isinstance(one.teacher, TopK) for one in sample.counterfactuals)
+    assert sample.num_bytes > sum(one.num_bytes for one in sample.counterfactuals) + teacher.num_bytes
+
+
+def test_rows_without_a_teacher_are_context_and_never_a_lesson(maker: TraceMaker, head: Tensor) -> None:
+    trace = show_likeliest(maker.trace(1, num_prompt=4, num_output=10), head, k=5)
+    trace.payload.first_teacher_row += 4
+    for field in (trace.payload.top_k.ids, trace.payload.top_k.log_probs):
+        del field[: 4 * 5]
+    del trace.payload.top_k.log_sum_exp[:4]
+    sample = read_sample(trace.SerializeToString(), maker.expected)
+    assert (sample.num_rows, sample.first_output) == (13, 4), "an estimate needs no teacher"
+    taught, teacher = sample.taught(torch.ones(VOCAB, dtype=torch.bool))
+    assert taught.tolist() == list(range(8, 14))
+    assert isinstance(teacher, TopK)
+    assert teacher.ids[:, 0].tolist() == sample.ids[taught].tolist()
+
+
+def test_a_row_none_of_whose_likeliest_tokens_the_draft_can_propose_is_no_lesson(
+    maker: TraceMaker, head: Tensor
+) -> None:
+    trace = show_likeliest(maker.trace(1, num_prompt=4, num_output=10), head, k=1)
+    trace.payload.top_k.ids[2] = 400  # of the third output token, which was drawn from the tail then
+    sample = read_sample(trace.SerializeToString(), maker.expected)
+    known = torch.arange(VOCAB) < 256
+    taught, teacher = sample.taught(known)
+    assert taught.tolist() == [4, 5, *range(7, 14)]
+    assert len(teacher) == 9
+
+
+def _missing(trace: trace_pb2.Trace, *rows: int) -> trace_pb2.Trace:
+    """Rows that do not exist hold what nobody may read."""
+    trace.payload.missing_rows.extend(rows)
+    aux, last = decode(trace.payload.aux_hidden), decode(trace.payload.last_hidden)
+    for row in rows:
+        aux[row] = last[row] = float("nan")
+    trace.payload.aux_hidden.CopyFrom(encode(aux, trace_pb2.TENSOR_ENCODING_BF16))
+    trace.payload.last_hidden.CopyFrom(encode(last, trace_pb2.TENSOR_ENCODING_BF16))
+    return trace
+
+
+@pytest.mark.parametrize(
+    ("rows", "first", "last", "first_output"),
+    [
+        pytest.param([0, 1], 2, 12, 2, id="a cached prefix"),
+        pytest.param([12], 0, 11, 4, id="the last row"),
+        pytest.param([6], 7, 12, 1, id="the later half has more lessons"),
+        pytest.param([10], 0, 9, 4, id="the earlier part has more"),
+        pytest.param([1, 7, 8], 2, 6, 2, id="between two gaps"),
+    ],
+)
+def test_of_a_trace_with_gaps_the_stretch_with_the_most_lessons_is_used(
+    maker: TraceMaker, rows: list[int], first: int, last: int, first_output: int
+) -> None:
+    whole = read_sample(
+        maker.trace(1, num_prompt=4, num_output=10, counterfactual_rows=2).SerializeToString(), maker.expected
+    )
+    trace = _missing(maker.trace(1, num_prompt=4, num_output=10, counterfactual_rows=2), *rows)
+    sample = read_sample(trace.SerializeToString(), maker.expected)
+    assert sample.first_output == first_output
+    assert torch.equal(sample.aux, whole.aux[first : last + 1])
+    assert sample.ids.tolist() == whole.ids[first : last + 2].tolist()
+    assert sample.corrections.tolist() == [False, *whole.corrections[first + 1 : last + 2].tolist()]
+    known = torch.ones(VOCAB, dtype=torch.bool)
+    taught, teacher = sample.taught(known)
+    of_whole, all_teachers = whole.taught(known)
+    assert isinstance(teacher, LastHidden)
+    assert isinstance(all_teachers, LastHidden)
+    places = [of_whole.tolist().index(token + first) for token in taught.tolist()]
+    assert torch.equal(teacher.states, all_teachers.states[places])
+    inside = [one for one in whole.counterfactuals if first < one.place <= last + 1]
+    assert [one.place + first for one in sample.counterfactuals] == [one.place for one in inside]
+
+
+def test_gaps_and_likeliest_tokens_go_together(maker: TraceMaker, head: Tensor) -> None:
+    trace = show_likeliest(maker.trace(1, num_prompt=4, num_output=10), head, k=5)
+    trace.payload.missing_rows.extend([0, 5])
+    trace.payload.top_k.ids[2 * 5] = 2**31  # row 5 of the text, the third that has a teacher
+    sample = read_sample(trace.SerializeToString(), maker.expected)
+    assert (sample.num_rows, sample.first_teacher_row) == (7, 0)
+    taught, teacher = sample.taught(torch.ones(VOCAB, dtype=torch.bool))
+    assert isinstance(teacher, TopK)
+    assert teacher.ids[:, 0].tolist() == sample.ids[taught].tolist()
+
+
+def _k(trace: trace_pb2.Trace, k: int) -> None:
+    trace.payload.top_k.k = k
+
+
+def _one_id_less(trace: trace_pb2.Trace) -> None:
+    trace.payload.top_k.ids.pop()
+
+
+def _one_row_less(trace: trace_pb2.Trace) -> None:
+    del trace.payload.top_k.ids[:5], trace.payload.top_k.log_probs[:5], trace.payload.top_k.log_sum_exp[:1]
+
+
+def _one_sum_less(trace: trace_pb2.Trace) -> None:
+    trace.payload.top_k.log_sum_exp.pop()
+
+
+def _foreign_id(trace: trace_pb2.Trace) -> None:
+    trace.payload.top_k.ids[7] = VOCAB
+
+
+def _same_id(trace: trace_pb2.Trace) -> None:
+    trace.payload.top_k.ids[7] = trace.payload.top_k.ids[6]
+
+
+def _not_a_number(trace: trace_pb2.Trace) -> None:
+    trace.payload.top_k.log_probs[7] = float("nan")
+
+
+def _endless(trace: trace_pb2.Trace) -> None:
+    trace.payload.top_k.log_probs[7] = float("-inf")
+
+
+def _more_than_sure(trace: trace_pb2.Trace) -> None:
+    trace.payload.top_k.log_probs[7] = 0.5
+
+
+def _logits(trace: trace_pb2.Trace) -> None:
+    trace.payload.top_k.log_probs[5:10] = [-0.1] * 5
+
+
+def _late(trace: trace_pb2.Trace) -> None:
+    trace.payload.first_teacher_row = 2**31
+
+
+def _no_teacher(trace: trace_pb2.Trace) -> None:
+    trace.payload.ClearField("teacher")
+
+
+def _no_teacher_row(trace: trace_pb2.Trace) -> None:
+    trace.payload.first_teacher_row = 13
+    trace.payload.top_k.CopyFrom(trace_pb2.TopK(k=5))
+
+
+def _all_missing(trace: trace_pb2.Trace) -> None:
+    trace.payload.missing_rows.extend(range(13))
+
+
+def _every_other_missing(trace: trace_pb2.Trace) -> None:
+    trace.payload.missing_rows.extend(range(0, 13, 2))
+
+
+def _missing_beyond(trace: trace_pb2.Trace) -> None:
+    trace.payload.missing_rows.append(13)
+
+
+def _missing_twice(trace: trace_pb2.Trace) -> None:
+    trace.payload.missing_rows.extend([2, 2])
+
+
+@pytest.mark.parametrize(
+    ("damage", "label"),
+    [
+        pytest.param(lambda trace: _k(trace, 0), "malformed", id="k = 0"),
+        pytest.param(lambda trace: _k(trace, 2**31), "malformed", id="absurd k"),
+        pytest.param(lambda trace: _k(trace, 4), "malformed", id="another k"),
+        pytest.param(_one_id_less, "malformed", id="ids and log-probabilities of unequal number"),
+        pytest.param(_one_row_less, "malformed", id="a row less than states"),
+        pytest.param(_one_sum_less, "malformed", id="a log-sum-exp less than rows"),
+        pytest.param(_foreign_id, "malformed", id="token outside the vocabulary"),
+        pytest.param(_same_id, "malformed", id="token named twice"),
+        pytest.param(_not_a_number, "malformed", id="not a number"),
+        pytest.param(_endless, "malformed", id="minus infinity"),
+        pytest.param(_more_than_sure, "malformed", id="probability above 1"),
+        pytest.param(_logits, "malformed", id="probabilities that add up to more than 1"),
+        pytest.param(_late, "malformed", id="teacher after the text"),
+        pytest.param(_no_teacher, "no_teacher", id="nothing of what the target predicted"),
+        pytest.param(_no_teacher_row, "too_few_rows", id="no row has a teacher"),
+        pytest.param(_all_missing, "too_few_rows", id="every row is missing"),
+        pytest.param(_every_other_missing, "too_few_rows", id="every other row is missing"),
+        pytest.param(_missing_beyond, "malformed", id="missing row beyond the text"),
+        pytest.param(_missing_twice, "malformed", id="row missing twice"),
+    ],
+)
+def test_likeliest_tokens_that_cannot_be_right_refuse_the_trace(
+    maker: TraceMaker, head: Tensor, damage: Callable[[trace_pb2.Trace], None], label: str
+) -> None:
+    trace = show_likeliest(maker.trace(2, num_prompt=4, num_output=10), head, k=5)
+    damage(trace)
+    with pytest.raises(Refusal, match=" ") as refused:
+        read_sample(trace.SerializeToString(), maker.expected)
+    assert refused.value.label == label

@@ -1,0 +1,114 @@
+"""Both forms of the teacher are the same distribution over the draft vocabulary, as far as the likeliest tokens tell it."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from updraft_trainer.losses import LEAST_LOG_P, LOSSES
+from updraft_trainer.teacher import IMPOSSIBLE, DraftVocabulary, LastHidden, Teacher, TopK, joined
+
+VOCAB, HIDDEN = 40, 8
+
+
+def of_logits(logits: Tensor, k: int) -> TopK:
+    values, ids = logits.log_softmax(-1).topk(k)
+    return TopK(ids, values)
+
+
+def rows(seed: int, count: int = 6) -> tuple[Tensor, Tensor]:
+    """Last hidden states [count, HIDDEN] and a head [VOCAB, HIDDEN]."""
+    generator = torch.Generator().manual_seed(seed)
+    states, head = torch.randn(count, HIDDEN, generator=generator), torch.randn(VOCAB, HIDDEN, generator=generator)
+    return states.bfloat16(), head.bfloat16()
+
+
+def vocabulary(head: Tensor, token_ids: list[int]) -> DraftVocabulary:
+    return DraftVocabulary.of(head, torch.tensor(token_ids))
+
+
+TOKEN_IDS = st.sets(st.integers(0, VOCAB - 1), min_size=1, max_size=VOCAB).map(sorted)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 1000), token_ids=TOKEN_IDS)
+def test_all_tokens_say_what_the_last_hidden_state_says(seed: int, token_ids: list[int]) -> None:
+    states, head = rows(seed)
+    known = vocabulary(head, token_ids)
+    everything = of_logits(torch.nn.functional.linear(states, head).float(), VOCAB)
+    torch.testing.assert_close(everything.log_p(known), LastHidden(states).log_p(known), rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 1000), token_ids=TOKEN_IDS, k=st.integers(1, VOCAB))
+def test_what_the_likeliest_tokens_say_is_renormalised_over_the_draft_vocabulary(
+    seed: int, token_ids: list[int], k: int
+) -> None:
+    states, head = rows(seed)
+    logits = torch.nn.functional.linear(states, head).float()
+    teacher, known = of_logits(logits, k), torch.zeros(VOCAB, dtype=torch.bool)
+    known[token_ids] = True
+    lessons = teacher.has_lesson(known)
+    log_p = teacher.at(lessons).log_p(vocabulary(head, token_ids))
+    assert bool(torch.isfinite(log_p).all())
+    torch.testing.assert_close(log_p.exp().sum(-1), torch.ones(int(lessons.sum())))
+    for row, p in zip(torch.nonzero(lessons)[:, 0].tolist(), log_p.exp(), strict=True):
+        named = set(teacher.ids[row].tolist()) & set(token_ids)
+        true = logits[row].softmax(-1)
+        total = sum(float(true[token]) for token in named)
+        expected = [float(true[token]) / total if token in named else 0.0 for token in token_ids]
+        torch.testing.assert_close(p, torch.tensor(expected), rtol=1e-4, atol=1e-6)
+        assert [value == 0.0 for value in p.tolist()] == [token not in named for token in token_ids], "exactly nothing"
+    torch.testing.assert_close(log_p.softmax(-1), log_p.exp(), rtol=1e-6, atol=0)
+
+
+def test_a_row_that_names_no_token_of_the_draft_has_no_lesson() -> None:
+    teacher = TopK(torch.tensor([[3, 4], [4, 5], [5, 6]]), torch.full((3, 2), -1.0))
+    known = torch.zeros(VOCAB, dtype=torch.bool)
+    known[[4, 9]] = True
+    assert teacher.has_lesson(known).tolist() == [True, True, False]
+    assert LastHidden(torch.zeros(3, HIDDEN)).has_lesson(known).tolist() == [True, True, True]
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 1000), k=st.integers(1, VOCAB))
+def test_no_loss_and_no_gradient_is_lost_to_what_is_impossible(name: str, seed: int, k: int) -> None:
+    states, head = rows(seed)
+    log_p = of_logits(torch.nn.functional.linear(states, head).float(), k).log_p(vocabulary(head, list(range(VOCAB))))
+    # A draft that is sure of one token: its other log q are far below what float32 can exponentiate.
+    logits = torch.randn(6, VOCAB, generator=torch.Generator().manual_seed(seed + 1))
+    logits[:3, seed % VOCAB] += 300.0
+    logits.requires_grad_()
+    loss = LOSSES[name](logits.log_softmax(-1), log_p)
+    assert bool(torch.isfinite(loss).all())
+    assert bool((loss >= -1e-5).all())
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    assert bool(torch.isfinite(gradient).all())
+
+
+def test_reverse_kl_is_bounded_where_the_draft_says_the_impossible() -> None:
+    log_p = TopK(torch.tensor([[0]]), torch.tensor([[0.0]])).log_p(vocabulary(torch.zeros(3, HIDDEN), [0, 1, 2]))
+    log_q = torch.tensor([[-200.0, 0.0, -200.0]])
+    assert log_p.tolist() == [[0.0, IMPOSSIBLE, IMPOSSIBLE]]
+    assert LOSSES["reverse_kl"](log_q, log_p).tolist() == pytest.approx([-LEAST_LOG_P])
+
+
+def test_teachers_of_several_forms_keep_their_rows_in_order() -> None:
+    states, head = rows(1, count=4)
+    logits = torch.nn.functional.linear(states, head).float()
+    parts: list[Teacher] = [
+        LastHidden(states[:1]),
+        LastHidden(states[1:2]),
+        of_logits(logits[2:3], 7),
+        of_logits(logits[3:], 9),
+        of_logits(logits[:1], 9),
+        LastHidden(states[2:]),
+    ]
+    known = vocabulary(head, list(range(0, VOCAB, 2)))
+    together = joined(parts)
+    assert [len(one) for one in together] == [2, 1, 2, 2]
+    assert torch.equal(
+        torch.cat([one.log_p(known) for one in together]), torch.cat([one.log_p(known) for one in parts])
+    )
