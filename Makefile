@@ -136,6 +136,12 @@ cluster-down: install ## End that node; nothing of it is left
 test-cluster: cluster-build ## CRDs, operator, chart, images and the tour on a real Kubernetes (without root: what needs no node)
 	$(PY) -m pytest tests/chart tests/cluster $(ARGS)
 
+.PHONY: sglang-build test-sglang
+sglang-build: install ## Build a stock SGLang for tests into the cache (once; 1 to 3 minutes, 0.5 GB)
+	@$(PY) -m tests.sglang.build
+test-sglang: sglang-build ## The adapter and its plugin on a real SGLang server on this CPU
+	$(PY) -m pytest tests/sglang $(ARGS)
+
 .PHONY: vllm-build test-vllm
 vllm-build: install ## Install stock vLLM for a CPU into the cache (once; 3 to 7 minutes, 6 GB)
 	@$(PY) -m tests.vllm.build

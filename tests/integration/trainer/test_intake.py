@@ -8,10 +8,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 from tests.support.disk import file_size_limit
+from tests.support.likeliest import show_likeliest
 from tests.support.redis_server import RedisServer
 from tests.support.traces import TraceMaker
 from tests.support.wait import until
-from tests.support.likeliest import show_likeliest
 
 from updraft.trace.v1 import trace_pb2
 from updraft_chassis import streams

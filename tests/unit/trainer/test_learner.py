@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.support.likeliest import show_likeliest
 from tests.support.tiny_target import DRAFT_VOCAB, HIDDEN, VOCAB, make_tiny_target
 from tests.support.traces import TraceMaker
-from tests.support.likeliest import show_likeliest
 
 from updraft_draft.target_weights import read_head
 from updraft_trainer.estimate import num_tokens, verify_steps

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.disk import file_size_limit
-from tests.support.traces import TraceMaker
 from tests.support.likeliest import show_likeliest
+from tests.support.traces import TraceMaker
 
 from updraft_chassis.errors import Conflict, Corrupt, Exhausted
 from updraft_draft.target_weights import read_head

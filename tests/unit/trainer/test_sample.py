@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tests.support.likeliest import show_likeliest
 from tests.support.tiny_target import HIDDEN, VOCAB, make_tiny_target
 from tests.support.traces import TraceMaker
-from tests.support.likeliest import show_likeliest
 from torch import Tensor
 
 from updraft.trace.v1 import trace_pb2

@@ -1,0 +1,398 @@
+"""What the plugin in a stock SGLang server sends, held against a `transformers` forward over the same tokens, in float32.
+
+The test is the agent here: it listens, and reads the wire itself. Chunks of 16 tokens, a prefix cache, 16 requests at once.
+"""
+
+import asyncio
+import base64
+import json
+import os
+import pickle
+import random
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.sglang import build
+from tests.sglang.models import cycle, cycle_draft, write_cycle_target
+from tests.sglang.plugin_agent import Agent, Seen, Teacher, listening
+from tests.sglang.server import Server, eagle3
+from tests.support.tiny_target import LAYERS, make_draft, make_tiny_target, save_draft
+from tests.support.wait import until
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from updraft_inference.sglang_engine import plugin_folder
+
+pytestmark = [pytest.mark.timeout(900), pytest.mark.lasts(240)]
+
+WIDTH = 4
+TAPS = (2, LAYERS // 2, LAYERS - 3)
+WORDS = cycle()
+VARIABLES = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "SGLANG_USE_CPU_ENGINE": "1"}
+LOADER = "updraft_sglang.weights.load"
+TOLERANCE = 2e-4
+"""Of float32 sums in another order; states and log-probabilities are of the order of 1 to 10."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """The server, and the files that it was started with."""
+
+    server: Server
+    folder: Path
+    socket: Path
+    target: LlamaForCausalLM
+
+
+def write_target(folder: Path) -> Path:
+    """The cycle target, with layers that add something: what a row says depends on all before it, and drafts are accepted."""
+    write_cycle_target(folder)
+    noise = load_file(make_tiny_target(folder / "noise") / "model.safetensors")
+    weights = load_file(folder / "model.safetensors")
+    for name in weights:
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            weights[name] = 0.4 * noise[name]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
+    folder = tmp_path_factory.mktemp("capture")
+    target = write_target(folder / "target")
+    for number, quality in ((0, 0.7), (7, 0.3)):
+        save_draft(cycle_draft(target, quality=quality), folder / f"draft-{number}")
+    # Unix sockets have short names, and pytest's folders long ones.
+    socket = Path(f"/tmp/updraft-{random.SystemRandom().randrange(1 << 40):x}.sock")
+    server = Server(
+        target,
+        folder / "server.log",
+        arguments=[
+            *eagle3(folder / "draft-0", num_steps=WIDTH - 1),
+            *("--skip-tokenizer-init", "--chunked-prefill-size", "16", "--custom-weight-loader", LOADER),
+        ],
+        plugins=[plugin_folder.write(folder / "plugin")],
+        variables={
+            "UPDRAFT_SGLANG_SOCKET": str(socket),
+            "UPDRAFT_SGLANG_TOP_K": "8",
+            "UPDRAFT_SGLANG_QUEUE_BYTES": str(2 << 20),
+        },
+    )
+    with server:
+        model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(target, dtype=torch.float32)
+        model.eval()  # type: ignore[no-untyped-call]  # transformers
+        yield Setting(server=server, folder=folder, socket=socket, target=model)
+    socket.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    rid: str
+    prompt: list[int]
+    tokens: int
+    wish: dict[str, Any] | None
+    sampling: dict[str, Any] = field(default_factory=dict)
+
+
+async def answers(setting: Setting, asks: list[Ask]) -> dict[str, dict[str, Any]]:
+    """All at once, 16 at a time."""
+    slots = asyncio.Semaphore(16)
+    async with httpx.AsyncClient(base_url=setting.server.url, timeout=300) as http:
+
+        async def one(ask: Ask) -> dict[str, Any]:
+            async with slots:
+                response = await http.post("/generate", json=_body(ask))
+                assert response.is_success, response.text
+                answer: dict[str, Any] = response.json()
+                return answer
+
+        found = await asyncio.gather(*map(one, asks))
+    return dict(zip([ask.rid for ask in asks], found, strict=True))
+
+
+def _body(ask: Ask) -> dict[str, Any]:
+    sampling = {"temperature": 0, "max_new_tokens": ask.tokens, "ignore_eos": True, **ask.sampling}
+    if ask.wish is not None:
+        sampling["custom_params"] = {"updraft": ask.wish}
+    return {"rid": ask.rid, "input_ids": ask.prompt, "sampling_params": sampling}
+
+
+def mixed_asks(count: int) -> list[Ask]:
+    """Prompts of 1 to 120 tokens, many with a common beginning; every kind of wish and of sampling."""
+    rng = random.Random(5)
+    stems = [rng.choices(WORDS, k=50) for _ in range(4)]
+    asks = []
+    for i in range(count):
+        own = rng.choices(WORDS, k=rng.randrange(1, 21) if i % 8 else rng.randrange(70, 121))
+        prompt = own if i % 8 == 0 else rng.choice(stems)[: rng.randrange(50)] + own
+        wish = {
+            "payload": rng.random() < 0.8,
+            "prompt_rows": rng.choice((0, 5, 1000)),
+            "counterfactual_rows": rng.choice((0, 1, 3)),
+        }
+        sampling = rng.choice(({}, {}, {"temperature": 0.8}, {"presence_penalty": 0.7}, {"logit_bias": {"65": 2.0}}))
+        asks.append(
+            Ask(
+                rid=f"mixed-{i}",
+                prompt=prompt,
+                tokens=rng.randrange(1, 33),
+                wish=wish if rng.random() < 0.9 else None,
+                sampling=sampling,
+            )
+        )
+    return asks
+
+
+class Reference:
+    """`transformers` over one text: states and logits of each position."""
+
+    def __init__(self, target: LlamaForCausalLM, ids: list[int]) -> None:
+        with torch.no_grad():
+            out = target(torch.tensor([ids]), output_hidden_states=True)
+        self.aux = torch.cat([out.hidden_states[tap][0] for tap in TAPS], -1)
+        self.logits = out.logits[0]
+        self.log_p = self.logits.log_softmax(-1)
+
+    def check(self, position: int, aux: Tensor | None, teacher: Teacher | None) -> None:
+        if aux is not None:
+            torch.testing.assert_close(aux, self.aux[position], atol=TOLERANCE, rtol=TOLERANCE)
+        if teacher is not None:
+            torch.testing.assert_close(
+                teacher.log_sum_exp, self.logits[position].logsumexp(-1), atol=TOLERANCE, rtol=TOLERANCE
+            )
+            best = self.log_p[position].topk(len(teacher.ids)).values
+            torch.testing.assert_close(teacher.log_probs, best, atol=TOLERANCE, rtol=TOLERANCE)
+            ours = self.log_p[position][teacher.ids.long()]
+            torch.testing.assert_close(teacher.log_probs, ours, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def check_request(setting: Setting, ask: Ask, answer: dict[str, Any], seen: Seen) -> None:
+    """Sums, positions and rows of one request that was not preempted."""
+    wish, output, meta, start = ask.wish or {}, answer["output_ids"], answer["meta_info"], len(ask.prompt)
+    steps = seen.steps
+    assert len(steps) == meta.get("spec_verify_ct", 0)
+    if steps:
+        assert sum(step["accepted"] for step in steps) == meta["spec_num_correct_drafts"]
+        assert sum(len(step["drafts"]) for step in steps) == meta["spec_num_proposed_drafts"]
+        histogram = Counter(step["accepted"] for step in steps)
+        assert [histogram[i] for i in range(WIDTH)] == _padded(meta["spec_correct_drafts_histogram"])
+
+    text = ask.prompt + output[:1]
+    for step in steps:
+        assert step["position"] == len(text) - 1
+        text += step["drafts"][: step["accepted"]]
+        text += output[len(text) - start :][:1]
+    assert text[: start + len(output)] == ask.prompt + output
+
+    reference = Reference(setting.target, text)
+    for step, rejected in zip(steps, seen.rejected, strict=True):
+        check_step(setting, text, reference, step, rejected)
+    if not wish.get("payload"):
+        assert (seen.rows, seen.prefills) == ([], [])
+        return
+    assert sum(prefill["cached"] for prefill in seen.prefills) == meta["cached_tokens"]
+    first = max(start - wish["prompt_rows"], meta["cached_tokens"])
+    assert [position for position, _ in seen.rows] == list(range(first, _end(ask, steps)))
+    for position, aux in seen.rows:
+        reference.check(position, aux, None)
+    taught_from = start - 1 if wish["prompt_rows"] else start
+    assert [position for position, _ in seen.teachers] == list(range(taught_from, _end(ask, steps)))
+    for position, teacher in seen.teachers:
+        reference.check(position, None, teacher)
+
+
+def _padded(histogram: list[int]) -> list[int]:
+    return histogram + [0] * (WIDTH - len(histogram))
+
+
+def _end(ask: Ask, steps: list[dict[str, Any]]) -> int:
+    """The position behind the last row."""
+    return steps[-1]["position"] + steps[-1]["accepted"] + 1 if steps else len(ask.prompt)
+
+
+def check_step(
+    setting: Setting,
+    text: list[int],
+    reference: Reference,
+    step: dict[str, Any],
+    rejected: list[tuple[Tensor, Teacher]],
+) -> None:
+    """The drafts' log-probabilities, and the rows that read rejected drafts."""
+    position, accepted, drafts = step["position"], step["accepted"], step["drafts"]
+    branch = reference
+    if accepted < len(drafts):
+        branch = Reference(setting.target, [*text[: position + 1], *drafts])
+    for i, draft in enumerate(drafts):
+        assert step["log_p"][i] == pytest.approx(float(branch.log_p[position + i, draft]), abs=1e-3)
+    for n, (aux, teacher) in enumerate(rejected):
+        branch.check(position + accepted + 1 + n, aux, teacher)
+
+
+async def test_every_row_and_every_count_is_that_of_the_text(setting: Setting) -> None:
+    asks = mixed_asks(200)
+    async with listening(setting.socket) as agent:
+        found = await answers(setting, asks)
+        last = [rid for rid in (ask.rid for ask in asks) if rid in agent.seen]
+        await until(
+            lambda: all(len(agent.seen[r].steps) >= found[r]["meta_info"].get("spec_verify_ct", 0) for r in last)
+        )
+
+    assert agent.dropped == 0
+    assert agent.numbers == list(range(agent.numbers[0], agent.numbers[0] + len(agent.numbers)))
+    for ask in asks:
+        if ask.wish is None:
+            assert ask.rid not in agent.seen
+        else:
+            check_request(setting, ask, found[ask.rid], agent.seen.get(ask.rid, Seen()))
+    assert_all_kinds_were_there(agent, found)
+
+
+def assert_all_kinds_were_there(agent: Agent, found: dict[str, dict[str, Any]]) -> None:
+    """Else the test would be about less than it says."""
+    steps = [step for seen in agent.seen.values() for step in seen.steps]
+    assert {step["accepted"] for step in steps} == set(range(WIDTH))
+    assert {step["counterfactual_rows"] for step in steps} == set(range(WIDTH))
+    assert max(step["batch_size"] for step in steps) >= 8
+    assert any(answer["meta_info"]["cached_tokens"] for answer in found.values())
+    assert any(len(seen.prefills) > 2 for seen in agent.seen.values())
+
+
+async def test_a_preempted_request_is_sent_again_at_its_positions(setting: Setting) -> None:
+    wish = {"payload": True, "prompt_rows": 1000, "counterfactual_rows": 1}
+    prompt = random.Random(9).choices(WORDS, k=40)
+    ask = Ask(rid="preempted", prompt=prompt, tokens=400, wish=wish)
+    async with listening(setting.socket) as agent, asyncio.TaskGroup() as group:
+        running = group.create_task(answers(setting, [ask]))
+        await until(lambda: len(agent.seen.get(ask.rid, Seen()).steps) > 20)
+        async with httpx.AsyncClient(base_url=setting.server.url, timeout=60) as http:
+            await http.post("/pause_generation", json={"mode": "retract"})
+            await http.post("/flush_cache")
+            await http.post("/continue_generation", json={})
+        answer = (await running)[ask.rid]
+        seen = agent.seen[ask.rid]
+        await until(lambda: seen.steps[-1]["position"] + WIDTH >= len(prompt) + 400)
+
+    assert answer["meta_info"]["num_retractions"] == 1
+    reference = Reference(setting.target, (text := prompt + answer["output_ids"]))
+    assert max(prefill["position"] + prefill["rows"] for prefill in seen.prefills) > len(prompt) + 20
+    assert {position for position, _ in seen.rows} >= set(range(len(text) - 1))
+    for position, aux in seen.rows:
+        if position < len(text):
+            reference.check(position, aux, None)
+    for position, teacher in seen.teachers:
+        if position < len(text):
+            reference.check(position, None, teacher)
+
+
+async def test_a_reader_that_stands_still_costs_drops_and_no_request(setting: Setting) -> None:
+    wish = {"payload": True, "prompt_rows": 1000, "counterfactual_rows": 3}
+    asks = [Ask(rid=f"slow-{i}", prompt=[WORDS[i]] * 20, tokens=150, wish=wish) for i in range(16)]
+    async with listening(setting.socket) as agent:
+        agent.may_read.clear()
+        stuck = await answers(setting, asks)
+        agent.may_read.set()
+        after = Ask(rid="after", prompt=WORDS[:1], tokens=4, wish=wish)
+        await answers(setting, [after])
+        await until(lambda: after.rid in agent.seen)
+    alone = await answers(
+        setting, [Ask(rid=f"alone-{a.rid}", prompt=a.prompt, tokens=a.tokens, wish=wish) for a in asks]
+    )
+
+    assert agent.dropped > 0
+    assert [a["output_ids"] for a in stuck.values()] == [a["output_ids"] for a in alone.values()]
+
+
+def swap(setting: Setting, folder: Path, version: int) -> httpx.Response:
+    """As the adapter does it."""
+    values = {"folder": str(folder).encode(), "digest": f"sha256:{version}".encode()}
+    named = [(name, torch.tensor(list(value), dtype=torch.uint8)) for name, value in values.items()]
+    payload = base64.b64encode(pickle.dumps([*named, ("version", torch.tensor([version]))])).decode()
+    server = setting.server
+    server.post("/pause_generation", mode="in_place")
+    try:
+        server.post("/begin_weight_update", selector="draft")
+        return server.http.post(
+            "/update_weights_from_tensor",
+            json={
+                "serialized_named_tensors": [payload],
+                "load_format": LOADER,
+                "selector": "draft",
+                "flush_cache": False,
+                "weight_version": f"v{version}",
+            },
+        )
+    finally:
+        server.post("/end_weight_update")
+        server.post("/continue_generation")
+
+
+async def test_each_step_names_the_version_that_drafted_it(setting: Setting) -> None:
+    ask = Ask(rid="swapped", prompt=WORDS[:3], tokens=300, wish={})
+    async with listening(setting.socket) as agent:
+        assert swap(setting, setting.folder / "draft-0", 0).is_success
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(answers(setting, [ask]))
+            await until(lambda: len(agent.seen.get(ask.rid, Seen()).steps) > 10)
+            swapped = await asyncio.to_thread(swap, setting, setting.folder / "draft-7", 7)
+        answer = running.result()[ask.rid]
+        steps = agent.seen[ask.rid].steps
+        await until(lambda: len(steps) == answer["meta_info"]["spec_verify_ct"])
+
+    assert swapped.is_success, swapped.text
+    spans = answer["meta_info"]["weight_versions"]
+    assert [span["version"] for span in spans] == ["v0", "v7"]
+    for step in steps:
+        first_token = step["position"] - len(ask.prompt) + 1
+        (version,) = [span["version"] for span in spans if span["start"] <= first_token < span["end"]]
+        assert f"v{step['version']}" == version
+
+
+async def test_a_refused_draft_is_answered_and_the_one_before_serves_on(setting: Setting) -> None:
+    before = setting.server.post("/weights_checker", action="checksum", selector="draft")
+    other = setting.folder / "other-vocabulary"
+    save_draft(make_draft(setting.folder / "target", token_ids=torch.arange(1, 257)), other)
+
+    refused = swap(setting, other, 8)
+    missing = swap(setting, setting.folder / "missing", 9)
+
+    assert (refused.status_code, missing.status_code) == (400, 400)
+    assert "other tokens (d2t)" in refused.json()["message"]
+    assert "cannot be read" in missing.json()["message"]
+    assert setting.server.post("/weights_checker", action="checksum", selector="draft") == before
+    async with listening(setting.socket) as agent:
+        assert agent.hellos[-1]["problem"] == ""
+
+
+BINDING = """
+import json
+from updraft_sglang import hooks, plugin
+from updraft_sglang.settings import Settings
+
+ours = plugin.Plugin(Settings(socket="/nowhere"))
+before = ours._problem(None)
+from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+for binding in ours.bindings:
+    HookRegistry.register(binding.target, binding.hook, HookType.AROUND)
+HookRegistry.apply_hooks()
+print(json.dumps([before, list(hooks.problems(ours.bindings))]))
+"""
+
+
+def test_hooks_that_are_not_in_place_are_told_and_all_of_them_fit_this_sglang(tmp_path: Path) -> None:
+    environment = {**os.environ, **VARIABLES, "PYTHONPATH": str(plugin_folder.write(tmp_path))}
+    done = subprocess.run([build.python(), "-c", BINDING], env=environment, capture_output=True, text=True, check=True)
+
+    before, after = json.loads(done.stdout.splitlines()[-1])
+
+    assert before.startswith("hooks do not fit SGLang 0.5.23 (made for 0.5.23): ")
+    assert before.count("was not hooked") == 3
+    assert after == []
