@@ -1,5 +1,7 @@
-"""The whole loop on a stock SGLang server, as `updraft up --engine sglang` runs it: a draft is learnt from traffic and swapped in;
-a bad one is compared by switchback and rolled back by itself."""
+"""The whole loop on a stock SGLang server, as `updraft up --engine sglang` runs it.
+
+A draft is learnt from traffic and swapped in; a bad one is compared by switchback and rolled back by itself.
+"""
 
 import os
 import signal

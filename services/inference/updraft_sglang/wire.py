@@ -1,4 +1,4 @@
-"""Messages from the plugin to the agent over a Unix socket: a JSON header and the bytes of some tensors. Pure but for `read`.
+"""Messages from the plugin to the agent over a Unix socket: a JSON header and the bytes of some tensors. Pure.
 
     frame   = length of header (u32, little endian), length of the rest (u64), header, tensors one after the other
     header  = {"kind": ..., "tensors": [[name, dtype, shape], ...], ...}
@@ -9,8 +9,8 @@ steps    One verify step of a batch: number (of the message), dropped (messages 
          duration_us, requests: [{rid, position, accepted, drafts, log_p, rows, counterfactual_rows}]. `position` is where the
          first row stands in prompt ++ output; `rows` + `counterfactual_rows` of the tensors belong to the request, in order.
 prefill  A forward over (a chunk of) prompts: number, dropped, requests: [{rid, position, cached, rows, teacher_rows}]. Of the
-         request's `rows` the last `teacher_rows` (0 or 1) have a teacher. `cached` positions before came from a cache.
-         A preempted request comes again, with its output behind its prompt.
+         request's `rows` (0: none was wanted) the last `teacher_rows` (0 or 1) have a teacher. `cached` positions before the
+         first chunk came from a cache; 0 in later chunks. A preempted request comes again, with its output behind its prompt.
 
 Tensors of steps and prefill: aux [N, aux_size], and the teacher of rows that have one: ids int32 [M, k], log_probs float32
 [M, k], log_sum_exp float32 [M]. In steps M = N. Protobuf was refused: its runtime in SGLang's image is not ours to choose.
@@ -28,7 +28,7 @@ MAX_FRAME = 1 << 30
 
 _LENGTHS = struct.Struct("<IQ")
 _DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32, "i32": torch.int32, "i64": torch.int64}
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 class FrameError(Exception):
@@ -38,7 +38,7 @@ class FrameError(Exception):
 def encode(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor] | None = None) -> list[bytes | memoryview]:
     """The frame in pieces, without a copy of the tensors, which must lie on the CPU."""
     flat = {name: tensor.contiguous() for name, tensor in (tensors or {}).items()}
-    described = [[name, _NAMES[tensor.dtype], list(tensor.shape)] for name, tensor in flat.items()]
+    described = [[name, NAMES[tensor.dtype], list(tensor.shape)] for name, tensor in flat.items()]
     head = json.dumps({**header, "tensors": described}, separators=(",", ":")).encode()
     bodies = [tensor.view(-1).view(torch.uint8).numpy().data for tensor in flat.values() if tensor.numel()]
     return [_LENGTHS.pack(len(head), sum(body.nbytes for body in bodies)), head, *bodies]

@@ -1,0 +1,190 @@
+"""What the hooks do: see who wants what, take it before SGLang samples, hand it to the channel.
+
+SGLang never sees an error of ours, and no request without a wish costs more than the look at its parameters. One step at
+a time: the scheduler is one thread.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from updraft_sglang import prefills, steps
+from updraft_sglang.channel import Channel
+from updraft_sglang.distribution import chosen
+from updraft_sglang.staging import Mark, Staged, copy_stream, elapsed_us, mark
+from updraft_sglang.weights import Served
+from updraft_sglang.wishes import Interest, interest_in
+
+Hook = Callable[..., Any]
+
+
+class Batch(Protocol):
+    """What we use of SGLang's ScheduleBatch."""
+
+    reqs: Any
+    seq_lens: Tensor
+    prefix_lens: Any
+    extend_lens: Any
+
+
+@dataclass(slots=True, kw_only=True)
+class _Forward:
+    """A forward of the worker under way."""
+
+    batch: Batch
+    interest: Interest
+    version: int
+    stream: torch.cuda.Stream | None
+    start: Mark
+    staged: Staged | None = field(default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _StepItem:
+    step: steps.Step
+    staged: Staged
+    start: Mark
+    end: Mark
+
+    @property
+    def num_bytes(self) -> int:
+        return self.staged.num_bytes
+
+    def message(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return self.step.message(self.staged.wait(), elapsed_us(self.start, self.end))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PrefillItem:
+    spans: tuple[prefills.Span, ...]
+    staged: Staged
+
+    @property
+    def num_bytes(self) -> int:
+        return self.staged.num_bytes
+
+    def message(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return prefills.header(self.spans), self.staged.wait()
+
+
+class Capture:
+    """The hooks' bodies. Each calls `original` once, with what it was given."""
+
+    def __init__(self, *, channel: Channel, served: Served, top_k: int) -> None:
+        self._channel = channel
+        self._served = served
+        self._top_k = top_k
+        self._forward: _Forward | None = None
+        self._streams: dict[torch.device, torch.cuda.Stream | None] = {}
+
+    def forward(self, original: Hook, worker: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        """AROUND EAGLEWorkerV2.forward_batch_generation: a prefill, or drafts, their verification and what follows it."""
+        if not self._channel.is_open:
+            return original(worker, batch, *args, **kwargs)
+        forward = self._forward = self._tried(self._begin, batch)
+        try:
+            result = original(worker, batch, *args, **kwargs)
+        finally:
+            self._forward = None
+        if forward is not None and forward.staged is not None:
+            self._tried(self._finish, forward)
+        return result
+
+    def verify(
+        self, original: Hook, verify_input: Any, batch: Any, logits_output: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """AROUND eagle_sample, which decides what is accepted, and changes the logits."""
+        forward = self._forward
+        if forward is None or batch is not forward.batch:
+            return original(verify_input, batch, logits_output, *args, **kwargs)
+        taken = self._tried(self._look, forward, verify_input, logits_output)
+        result = original(verify_input, batch, logits_output, *args, **kwargs)
+        if taken is not None:
+            self._tried(self._accepted, forward, taken, result)
+        return result
+
+    def prefill(self, original: Hook, runner: Any, logits_output: Any, *args: Any, **kwargs: Any) -> Any:
+        """AROUND ModelRunner.sample, which changes the logits; within a forward it is of the target's prefill."""
+        if self._forward is not None:
+            self._tried(self._prefilled, self._forward, runner, logits_output)
+        return original(runner, logits_output, *args, **kwargs)
+
+    def _tried(self, ours: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return ours(*args)
+        except Exception as error:  # noqa: BLE001  (it would end the server)
+            self._channel.failed(error)
+            return None
+
+    def _begin(self, batch: Batch) -> _Forward | None:
+        interest = interest_in(batch.reqs)
+        if interest is None:
+            return None
+        stream = self._stream(batch.seq_lens.device)
+        return _Forward(batch=batch, interest=interest, version=self._served.version, stream=stream, start=mark(stream))
+
+    def _stream(self, device: torch.device) -> torch.cuda.Stream | None:
+        if device not in self._streams:
+            self._streams[device] = copy_stream(device)
+        return self._streams[device]
+
+    def _look(self, forward: _Forward, verify_input: Any, logits_output: Any) -> dict[str, Tensor]:
+        batch_size = len(forward.batch.seq_lens)
+        return steps.look(
+            forward.interest,
+            tokens_BW=verify_input.draft_token.view(batch_size, -1),
+            seq_lens_B=forward.batch.seq_lens,
+            logits_NV=logits_output.next_token_logits,
+            aux_NH=_states(logits_output),
+            top_k=self._top_k,
+        )
+
+    def _accepted(self, forward: _Forward, taken: dict[str, Tensor], result: Any) -> None:
+        _, accept_lens_B, _ = result
+        lens_S = chosen(accept_lens_B, forward.interest.places, forward.interest.batch_size).clone()
+        forward.staged = Staged({**taken, "accept_lens": lens_S}, forward.stream)
+
+    def _finish(self, forward: _Forward) -> None:
+        assert forward.staged is not None
+        step = steps.Step(interest=forward.interest, version=forward.version)
+        self._channel.offer(_StepItem(step=step, staged=forward.staged, start=forward.start, end=mark(forward.stream)))
+
+    def _prefilled(self, forward: _Forward, runner: Any, logits_output: Any) -> None:
+        if runner.is_draft_worker:
+            return
+        batch = forward.batch
+        spans = prefills.wanted(
+            forward.interest,
+            [_part(*one) for one in zip(batch.reqs, batch.prefix_lens, batch.extend_lens, strict=True)],
+        )
+        if not spans:
+            return
+        taken = prefills.look(
+            spans,
+            logits_BV=logits_output.next_token_logits,
+            aux_NH=_states(logits_output),
+            batch_size=len(batch.reqs),
+            top_k=self._top_k,
+        )
+        self._channel.offer(_PrefillItem(spans=spans, staged=Staged(taken, forward.stream)))
+
+
+def _states(logits_output: Any) -> Tensor:
+    if logits_output.hidden_states_token_indices is not None:
+        raise ValueError("SGLang keeps the states of some rows only for this model")
+    states: Tensor = logits_output.hidden_states
+    return states
+
+
+def _part(request: Any, prefix_len: int, extend_len: int) -> prefills.Part:
+    prompt_tokens = len(request.origin_input_ids)
+    return prefills.Part(
+        start=prefix_len,
+        end=prefix_len + extend_len,
+        prompt_tokens=prompt_tokens,
+        total_tokens=prompt_tokens + len(request.output_ids),
+        is_first=request.extend_batch_idx <= 1,
+    )

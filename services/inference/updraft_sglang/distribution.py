@@ -1,0 +1,51 @@
+"""The target's own distribution at temperature 1, as far as it is sent: its k likeliest tokens and the log-sum-exp.
+
+Always taken before SGLang samples: sampling changes the logits in place (temperature, penalties, grammar, soft-max).
+Nothing here waits for a device.
+
+Tensors: N rows, V vocabulary, K tokens, B requests of a batch, P of them chosen.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_BLOCK = 256
+"""Rows whose log-sum-exp is computed at once: what bounds the memory that it takes besides the logits."""
+
+
+class Teacher(NamedTuple):
+    """ids int32 [N, K], log_probs float32 [N, K], log_sum_exp float32 [N]."""
+
+    ids: Tensor
+    log_probs: Tensor
+    log_sum_exp: Tensor
+
+
+def log_sum_exp(logits_NV: Tensor) -> Tensor:
+    """float32 [N]."""
+    blocks = [torch.logsumexp(block.float(), dim=-1) for block in torch.split(logits_NV, _BLOCK)]
+    return torch.cat(blocks) if blocks else logits_NV.new_empty(0, dtype=torch.float32)
+
+
+def teacher(logits_NV: Tensor, log_sum_exp_N: Tensor, top_k: int) -> Teacher:
+    """The likeliest tokens of each row; fewer than `top_k` if the vocabulary is smaller."""
+    values_NK, ids_NK = logits_NV.topk(min(top_k, logits_NV.shape[-1]), dim=-1)
+    return Teacher(ids_NK.int(), values_NK.float() - log_sum_exp_N[:, None], log_sum_exp_N)
+
+
+def log_probs(logits_NV: Tensor, log_sum_exp_N: Tensor, ids_N: Tensor) -> Tensor:
+    """float32 [N]: of one token in each row."""
+    return logits_NV.gather(-1, ids_N[:, None].long())[:, 0].float() - log_sum_exp_N
+
+
+def chosen(values: Tensor, places: Sequence[int], batch_size: int) -> Tensor:
+    """Entries `places` of the first dimension; `values` itself, not a copy, if that is all of them."""
+    if len(places) == batch_size:
+        return values
+    index = torch.tensor(places, dtype=torch.int64)
+    if values.is_cuda:
+        index = index.pin_memory().to(values.device, non_blocking=True)
+    return values.index_select(0, index)

@@ -1,0 +1,91 @@
+"""A forward over prompts, or chunks of them: which rows are wanted, and the message that they become. Pure.
+
+Rows stand in the order of the batch, one request after the other. What came from a cache was not forwarded and has no row.
+A preempted request is forwarded again with its output behind its prompt: those rows are wanted too.
+
+Tensors: N rows of the forward, B requests, V vocabulary, H width of the auxiliary states, K tokens of the teacher.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from updraft_sglang.distribution import chosen, log_sum_exp, teacher
+from updraft_sglang.steps import TEACHER
+from updraft_sglang.wishes import Interest, Wish
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One request in the forward: tokens `start` to `end` of the `total_tokens` of its prompt and output."""
+
+    start: int
+    end: int
+    prompt_tokens: int
+    total_tokens: int
+    is_first: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """The rows of one request that are wanted: `rows` from `position` on, which is row `first_row` of the forward."""
+
+    place: int
+    rid: str
+    position: int
+    cached: int
+    rows: int
+    first_row: int
+    teacher_rows: int
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """The request in the message."""
+        return {name: getattr(self, name) for name in ("rid", "position", "cached", "rows", "teacher_rows")}
+
+
+def wanted(interest: Interest, parts: Sequence[Part]) -> tuple[Span, ...]:
+    """The spans of the requests with payload, in order; `parts` are those of all requests of the batch."""
+    first_rows = [0]
+    for part in parts:
+        first_rows.append(first_rows[-1] + part.end - part.start)
+    return tuple(
+        _span(interest.places[i], interest.rids[i], interest.wishes[i], parts[interest.places[i]], first_rows)
+        for i in interest.payload
+    )
+
+
+def _span(place: int, rid: str, wish: Wish, part: Part, first_rows: Sequence[int]) -> Span:
+    position = min(part.end, max(part.start, part.prompt_tokens - wish.prompt_rows))
+    rows = part.end - position
+    return Span(
+        place=place,
+        rid=rid,
+        position=position,
+        cached=part.start if part.is_first else 0,
+        rows=rows,
+        first_row=first_rows[place] + position - part.start,
+        teacher_rows=int(rows > 0 and part.end == part.total_tokens),
+    )
+
+
+def look(spans: Sequence[Span], *, logits_BV: Tensor, aux_NH: Tensor, batch_size: int, top_k: int) -> dict[str, Tensor]:
+    """Fresh tensors of the wanted rows: aux, and ids, log_probs, log_sum_exp of those that have a teacher."""
+    places = [span.place for span in spans if span.teacher_rows]
+    if spans and (len(logits_BV) < batch_size or max(s.first_row + s.rows for s in spans) > len(aux_NH)):
+        raise ValueError(f"{batch_size} requests do not fit {len(logits_BV)} rows of logits and {len(aux_NH)} states")
+    logits_MV = chosen(logits_BV[:batch_size], places, batch_size)
+    shown = teacher(logits_MV, log_sum_exp(logits_MV), top_k)
+    pieces = [aux_NH[span.first_row : span.first_row + span.rows] for span in spans]
+    return {
+        "aux": torch.cat(pieces) if pieces else aux_NH[:0].clone(),
+        **{name: values.clone() for name, values in zip(TEACHER, shown, strict=True)},
+    }
+
+
+def header(spans: Sequence[Span]) -> dict[str, Any]:
+    """Header of the `prefill` message."""
+    return {"kind": "prefill", "requests": [span.header for span in spans]}

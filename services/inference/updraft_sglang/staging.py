@@ -1,0 +1,73 @@
+"""Tensors on their way from the device to the channel's thread, without making the scheduler wait.
+
+On CUDA they are copied into pinned memory on a stream of their own, and the thread waits for an event. PyTorch keeps the
+pinned blocks and gives them out again. On a CPU they are handed over as they are: they are ours already.
+"""
+
+import time
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+Mark = float | torch.cuda.Event
+
+
+class Staged:
+    """Tensors that will be on the CPU."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], stream: torch.cuda.Stream | None) -> None:
+        self._event: torch.cuda.Event | None = None
+        self._tensors = dict(tensors)
+        if stream is not None:
+            self._copy(stream)
+        self.num_bytes = sum(tensor.nbytes for tensor in self._tensors.values())
+
+    def _copy(self, stream: torch.cuda.Stream) -> None:
+        stream.wait_stream(torch.cuda.current_stream(stream.device))
+        with torch.cuda.stream(stream):
+            for name, tensor in self._tensors.items():
+                copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+                copy.copy_(tensor, non_blocking=True)
+                tensor.record_stream(stream)
+                self._tensors[name] = copy
+            self._event = _event(blocking=True)
+            self._event.record(stream)
+
+    def wait(self) -> dict[str, Tensor]:
+        """The tensors, once they are there."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._tensors
+
+
+def copy_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """A stream for the copies; None where they need none. ValueError for a device of which we cannot copy."""
+    if device.type == "cuda":
+        return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch
+    if device.type == "cpu":
+        return None
+    raise ValueError(f"capture copies from a CPU or a CUDA device, not from {device.type}")
+
+
+def mark(stream: torch.cuda.Stream | None) -> Mark:
+    """This moment: of the work that was given to the GPU so far, or of the clock."""
+    if stream is None:
+        return time.perf_counter()
+    event = _event(enable_timing=True)
+    event.record(torch.cuda.current_stream(stream.device))
+    return event
+
+
+def elapsed_us(start: Mark, end: Mark) -> int:
+    """Microseconds between two marks. Between two of a GPU: from when it came to the first one."""
+    if isinstance(start, float) and isinstance(end, float):
+        return round(1e6 * (end - start))
+    assert isinstance(start, torch.cuda.Event)
+    assert isinstance(end, torch.cuda.Event)
+    end.synchronize()
+    return round(1e3 * float(start.elapsed_time(end)))
+
+
+def _event(**options: bool) -> torch.cuda.Event:
+    return torch.cuda.Event(**options)  # type: ignore[no-untyped-call]  # torch

@@ -1,0 +1,189 @@
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.support.wait import wait_until
+from torch import Tensor
+
+from updraft_sglang import wire
+from updraft_sglang.channel import Channel
+
+Message = tuple[dict[str, Any], dict[str, Tensor]]
+
+
+class Agent:
+    """Listens as the agent does; reads when it is told to."""
+
+    def __init__(self, path: Path) -> None:
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._listener.settimeout(30)
+        self.connection: socket.socket | None = None
+
+    def accept(self) -> dict[str, Any]:
+        """Wait for a connection; return its hello."""
+        self.hang_up()
+        self.connection, _ = self._listener.accept()
+        self.connection.settimeout(30)
+        return self.read()[0]
+
+    def read(self) -> Message:
+        head, body = wire.lengths(self._exactly(wire.PREFIX_SIZE))
+        return wire.decode(self._exactly(head), self._exactly(body))
+
+    def hang_up(self) -> None:
+        if self.connection is not None:
+            self.connection.close()
+
+    def close(self) -> None:
+        self.hang_up()
+        self._listener.close()
+
+    def _exactly(self, count: int) -> bytes:
+        assert self.connection is not None
+        data = b""
+        while len(data) < count:
+            piece = self.connection.recv(count - len(data))
+            assert piece, "the plugin hung up"
+            data += piece
+        return data
+
+
+class Item:
+    def __init__(self, name: str, *, size: int = 4, until: threading.Event | None = None) -> None:
+        self.num_bytes = size
+        self._name = name
+        self._until = until
+
+    def message(self) -> Message:
+        if self._until is not None:
+            assert self._until.wait(30)
+        return {"kind": self._name}, {"aux": torch.zeros(self.num_bytes // 4)}
+
+
+class Unspeakable(Item):
+    def message(self) -> Message:
+        return {"kind": self._name}, {"aux": torch.zeros(1, dtype=torch.complex64)}
+
+
+class Broken(Item):
+    def message(self) -> Message:
+        raise ZeroDivisionError(self._name)
+
+
+@pytest.fixture
+def path(short_tmp_path: Path) -> Path:
+    return short_tmp_path / "capture.sock"
+
+
+@pytest.fixture
+def agent(path: Path) -> Iterator[Agent]:
+    agent = Agent(path)
+    yield agent
+    agent.close()
+
+
+@pytest.fixture
+def channel(path: Path) -> Iterator[Channel]:
+    channel = Channel(path=str(path), queue_bytes=100, hello=lambda: {"plugin": "0"})
+    channel.start()
+    yield channel
+    channel.stop()
+
+
+def open_to(agent: Agent, channel: Channel) -> dict[str, Any]:
+    hello = agent.accept()
+    wait_until(lambda: channel.is_open)
+    return hello
+
+
+def test_hello_comes_first_and_then_numbered_messages_in_order(agent: Agent, channel: Channel) -> None:
+    hello = open_to(agent, channel)
+    for name in ("a", "b"):
+        channel.offer(Item(name))
+
+    first, second = agent.read()[0], agent.read()[0]
+
+    assert (hello["kind"], hello["protocol"], hello["problem"], hello["plugin"]) == ("hello", 1, "", "0")
+    assert [(m["kind"], m["number"], m["dropped"]) for m in (first, second)] == [("a", 1, 0), ("b", 2, 0)]
+
+
+def test_while_nobody_listens_it_is_closed_and_drops(path: Path, channel: Channel) -> None:
+    assert not channel.is_open
+    channel.offer(Item("early"))
+    agent = Agent(path)
+    open_to(agent, channel)
+    channel.offer(Item("later"))
+
+    header, _ = agent.read()
+
+    assert (header["kind"], header["number"], header["dropped"]) == ("later", 1, 1)
+    agent.close()
+
+
+def test_it_connects_again_and_says_hello_again(agent: Agent, channel: Channel) -> None:
+    open_to(agent, channel)
+    agent.hang_up()
+    wait_until(lambda: not channel.is_open)
+
+    assert open_to(agent, channel)["kind"] == "hello"
+
+
+def test_a_full_queue_drops_what_is_new_counts_it_and_never_waits(agent: Agent, channel: Channel) -> None:
+    open_to(agent, channel)
+    slow = threading.Event()
+    for name in ("slow", "kept", "dropped"):  # 100 bytes fit
+        channel.offer(Item(name, size=40, until=slow if name == "slow" else None))
+    slow.set()
+
+    first, second = agent.read()[0], agent.read()[0]
+    channel.offer(Item("after", size=100))
+
+    assert [m["kind"] for m in (first, second, agent.read()[0])] == ["slow", "kept", "after"]
+    assert channel.dropped == 1
+
+
+def test_a_reader_that_takes_nothing_costs_messages_and_no_time(agent: Agent, channel: Channel) -> None:
+    open_to(agent, channel)
+    channel.offer(Item("big", size=100))
+    for _ in range(20_000):
+        channel.offer(Item("more", size=100))
+
+    assert channel.dropped > 0
+    assert agent.read()[0]["kind"] == "big"
+
+
+@pytest.mark.parametrize("kind", [Broken, Unspeakable])
+def test_a_message_that_fails_is_counted_and_the_next_one_comes(
+    agent: Agent, channel: Channel, kind: type[Item]
+) -> None:
+    open_to(agent, channel)
+    channel.offer(kind("bad"))
+    channel.offer(Item("good"))
+
+    assert (agent.read()[0]["dropped"], channel.problem) == (1, "")
+
+
+def test_after_many_failures_in_a_row_capture_ends_and_hello_says_why(agent: Agent, channel: Channel) -> None:
+    open_to(agent, channel)
+    for _ in range(10):
+        channel.failed(ZeroDivisionError("by nothing"))
+
+    assert not channel.is_open
+    hello = agent.accept()
+    assert hello["problem"] == "capture ended after 10 failures in a row, the last: by nothing"
+    assert not channel.is_open
+
+
+def test_a_problem_is_told_and_nothing_is_captured(agent: Agent, path: Path) -> None:
+    channel = Channel(path=str(path), queue_bytes=100, hello=dict, problem="no hook fits")
+    channel.start()
+
+    assert agent.accept()["problem"] == "no hook fits"
+    assert not channel.is_open
+    channel.stop()

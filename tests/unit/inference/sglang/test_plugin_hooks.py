@@ -1,0 +1,70 @@
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from updraft_sglang.hooks import Binding, problems
+
+
+def ours(original: Callable[..., Any], *args: Any) -> Any:
+    return original(*args)
+
+
+def around(original: Callable[..., Any], hook: Callable[..., Any]) -> Callable[..., Any]:
+    """As SGLang wraps."""
+
+    @functools.wraps(original)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return hook(original, *args, **kwargs)
+
+    return wrapper
+
+
+def sample(verify_input: Any, batch: Any, mask: Any = None) -> Any:
+    return verify_input, batch, mask
+
+
+@pytest.fixture
+def engine() -> Iterator[Any]:
+    module = ModuleType("an_engine")
+    sys.modules["an_engine"] = module
+    yield module
+    del sys.modules["an_engine"]
+
+
+def binding(target: str = "an_engine.sample", *called_as: str) -> Binding:
+    return Binding(target=target, hook=ours, parameters=("verify_input", "batch"), called_as=called_as)
+
+
+def test_a_hook_in_place_is_no_problem_also_below_another_plugins(engine: Any) -> None:
+    engine.sample = around(around(sample, ours), lambda original, *args: original(*args))
+
+    assert list(problems([binding()])) == []
+
+
+def test_a_hook_that_was_not_applied_is_named(engine: Any) -> None:
+    engine.sample = around(sample, lambda original, *args: original(*args))
+
+    assert list(problems([binding()])) == ["an_engine.sample was not hooked"]
+
+
+def test_a_hook_that_another_name_bypasses_is_named(engine: Any) -> None:
+    engine.sample, engine.imported = around(sample, ours), sample
+
+    assert list(problems([binding("an_engine.sample", "an_engine.imported")])) == ["an_engine.imported was not hooked"]
+
+
+def test_other_parameters_are_named(engine: Any) -> None:
+    engine.sample = around(lambda logits, batch: (logits, batch), ours)
+
+    assert list(problems([binding()])) == ["an_engine.sample takes logits, batch; expected was verify_input, batch"]
+
+
+@pytest.mark.parametrize("target", ["an_engine.missing", "no_such_engine.sample"])
+def test_what_is_not_there_is_named(engine: Any, target: str) -> None:
+    assert engine
+    (problem,) = problems([binding(target)])
+    assert problem.startswith(f"{target} is not there")

@@ -1,0 +1,233 @@
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from updraft_draft import checkpoint
+from updraft_draft.config import DraftConfig
+from updraft_draft.network import DraftNetwork
+from updraft_sglang import weights
+from updraft_sglang.weights import LOADER, RefusedError, checked, load, served
+
+CONFIG = DraftConfig(
+    vocab_size=24,
+    draft_vocab_size=10,
+    hidden_size=8,
+    intermediate_size=12,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=4,
+    rms_norm_eps=1e-5,
+    rope_theta=10000.0,
+    max_position=64,
+    target_hidden_size=8,
+    aux_layers=(2, 4, 5),
+)
+TOKEN_IDS = torch.arange(0, 20, 2)
+
+
+class Served(nn.Module):
+    """A draft with the names and shapes that SGLang gives its parameters."""
+
+    load_lm_head_from_target = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(**json.loads(CONFIG.to_json()))
+        self.hot_token_id = TOKEN_IDS.clone()
+        sizes = {
+            "fc": (8, 24),
+            "norm": (8,),
+            "embed_tokens": (24, 8),
+            "layers.0.self_attn.qkv_proj": (16, 16),
+            "layers.0.self_attn.o_proj": (8, 8),
+            "layers.0.mlp.gate_up_proj": (24, 8),
+            "layers.0.mlp.down_proj": (8, 12),
+            **{f"layers.0.{n}": (8,) for n in ("hidden_norm", "input_layernorm", "post_attention_layernorm")},
+        }
+        self.model = nn.Module()
+        for name, shape in sizes.items():
+            self._add(self.model, f"{name}.weight", torch.zeros(shape))
+        self._add(self, "lm_head.weight", torch.zeros(10, 8))
+        self.loaded: dict[str, Tensor] = {}
+
+    def _add(self, module: nn.Module, name: str, value: Tensor) -> None:
+        *path, last = name.split(".")
+        for part in path:
+            if not hasattr(module, part):
+                module.add_module(part, nn.Module())
+            module = getattr(module, part)
+        module.register_parameter(last, nn.Parameter(value))
+
+    def load_weights(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        self.loaded = dict(tensors)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    network = DraftNetwork(CONFIG, torch.randn(24, 8), TOKEN_IDS)
+    checkpoint.save(network, tmp_path / "v7")
+    return tmp_path / "v7"
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("version", "digest", "is_answered"):
+        monkeypatch.setattr(served, name, getattr(weights.Served(), name))
+
+
+def payload(folder: Path, version: int = 7, digest: str = "sha256:7") -> list[tuple[str, Tensor]]:
+    return [
+        ("folder", torch.tensor(list(str(folder).encode()), dtype=torch.uint8)),
+        ("version", torch.tensor([version])),
+        ("digest", torch.tensor(list(digest.encode()), dtype=torch.uint8)),
+    ]
+
+
+def update(model: Served, named: list[tuple[str, Tensor]], load_format: str = LOADER) -> Any:
+    """As SGLang's updater calls a loader, with the hook around it."""
+
+    def original(_: Any, named_tensors: Any, load_format: str) -> Any:
+        assert load_format
+        load(model, named_tensors)
+        return True, "Success"
+
+    return weights.answered(original, "updater", named_tensors=named, load_format=load_format)
+
+
+def test_a_draft_is_loaded_and_its_version_remembered(folder: Path) -> None:
+    model = Served()
+
+    assert update(model, payload(folder)) == (True, "Success")
+
+    stored = load_file(folder / "model.safetensors")
+    assert model.loaded.keys() == stored.keys() - {"d2t", "t2d"}
+    assert all(torch.equal(model.loaded[name], stored[name]) for name in model.loaded)
+    assert (served.version, served.digest) == (7, "sha256:7")
+
+
+def test_the_seed_is_loaded_again_as_version_0_without_a_digest(folder: Path) -> None:
+    model = Served()
+    update(model, payload(folder))
+
+    assert update(model, payload(folder, version=0, digest="")) == (True, "Success")
+    assert (served.version, served.digest) == (0, "")
+
+
+Change = Callable[[dict[str, Tensor]], Any]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t.pop("fc.weight"), r"lacks \['fc.weight'\]"),
+        (lambda t: t.update({"embed_tokens.weight": torch.zeros(24, 8)}), r"unknown \['embed_tokens.weight'\]"),
+        (lambda t: t.update({"fc.weight": torch.zeros(8, 16)}), r"fc.weight has shape \(8, 16\)"),
+        (lambda t: t["norm.weight"].fill_(float("nan")), "norm.weight holds values that are not finite"),
+        (lambda t: t["lm_head.weight"][3].fill_(float("-inf")), "lm_head.weight holds values that are not finite"),
+        (lambda t: t["d2t"].add_(1), "other tokens"),
+    ],
+)
+def test_an_unsound_draft_is_refused_before_anything_is_written(folder: Path, change: Change, said: str) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    model = Served()
+
+    with pytest.raises(RefusedError, match=said):
+        checked(model, folder)
+    success, message = update(model, payload(folder))
+
+    assert (success, model.loaded, served.version) == (False, {}, 0)
+    assert message
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("hidden_size", 16), ("rms_norm_eps", 1e-6), ("updraft", {"aux_layers": [1]})]
+)
+def test_another_config_is_refused(folder: Path, key: str, value: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+
+    with pytest.raises(RefusedError, match=f"{key} is"):
+        checked(Served(), folder)
+
+
+def test_a_file_that_was_cut_off_is_refused(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+
+    with pytest.raises(RefusedError, match="cannot be read"):
+        checked(Served(), folder)
+
+
+def test_the_target_is_never_written(folder: Path) -> None:
+    target = Served()
+    target.hot_token_id = None  # type: ignore[assignment]  # as a target has none
+
+    with pytest.raises(RefusedError, match="no EAGLE-3 draft"):
+        checked(target, folder)
+
+
+def test_a_head_that_is_the_targets_is_never_written(folder: Path) -> None:
+    model = Served()
+    model.load_lm_head_from_target = True
+
+    with pytest.raises(RefusedError, match="shares its head"):
+        checked(model, folder)
+
+
+def test_a_served_draft_of_another_build_is_refused(folder: Path) -> None:
+    model = Served()
+    model.model.register_parameter("input_norm", nn.Parameter(torch.zeros(24)))
+
+    with pytest.raises(RefusedError, match="has the parameters"):
+        checked(model, folder)
+
+
+def test_another_payload_is_refused(folder: Path) -> None:
+    success, message = update(Served(), payload(folder)[:2])
+
+    assert (success, message) == (
+        False,
+        "the payload has ['folder', 'version'], it must have ['digest', 'folder', 'version']",
+    )
+
+
+def test_a_write_that_fails_in_the_middle_says_so_and_forgets_the_digest(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Served()
+    update(model, payload(folder))
+
+    def failing(_: Iterable[tuple[str, Tensor]]) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(model, "load_weights", failing)
+    success, message = update(model, payload(folder, version=8))
+
+    assert (success, served.version, served.digest) == (False, 7, "")
+    assert "written in part only" in message
+
+
+def test_without_the_hook_a_refusal_does_not_end_the_server(folder: Path) -> None:
+    model = Served()
+
+    load(model, payload(folder / "missing"))
+
+    assert (model.loaded, served.version) == ({}, 0)
+
+
+def test_updates_of_others_are_left_alone(folder: Path) -> None:
+    def original(*_: Any, **__: Any) -> Any:
+        raise NotImplementedError("Unknown load_format=other")
+
+    with pytest.raises(NotImplementedError):
+        weights.answered(original, "updater", named_tensors=payload(folder), load_format="other")
