@@ -139,13 +139,18 @@ def channel(address: str, credentials: Credentials | None = None) -> grpc.aio.Ch
     return opened if token is None else TokenChannel(opened, token)
 
 
+def _is_broken_off(error: grpc.aio.AioRpcError) -> bool:
+    """gRPC's client says INTERNAL where the connection broke while it sent (grpc#36066); no server said that."""
+    return error.code() is grpc.StatusCode.INTERNAL and "execute_batch" in (error.details() or "")
+
+
 @contextmanager
 def errors() -> Iterator[None]:
     """Around client calls: a failed call raises the error of our tree that the server raised."""
     try:
         yield
     except grpc.aio.AioRpcError as error:
-        kind = _BY_STATUS.get(error.code(), UpdraftError)
+        kind = Unavailable if _is_broken_off(error) else _BY_STATUS.get(error.code(), UpdraftError)
         message = error.details() or error.code().name
         if kind is Unavailable:
             raise Unavailable(message, _retry_after_s(error)) from error
