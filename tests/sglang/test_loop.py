@@ -165,7 +165,7 @@ def _by_switchback() -> pb.RolloutPolicy:
             comparison=pb.COMPARISON_SWITCHBACK,
             switchback_seconds=SLICE_S,
             max_acceptance_regression_percent=2,
-            max_latency_regression_percent=1000,
+            max_latency_regression_percent=100,
         ),
         auto_rollback=True,
         progress_deadline_seconds=900,
