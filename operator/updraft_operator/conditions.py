@@ -11,7 +11,7 @@ from typing import Literal
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.acceptance import acceptance_length
 from updraft_operator.api import names
-from updraft_operator.api.speculator import Strategy
+from updraft_operator.api.rollout import Strategy
 from updraft_operator.build.redis import has_redis
 from updraft_operator.observed import Link, Observed
 from updraft_operator.pods import PodState, worst
@@ -222,6 +222,9 @@ def _adapting(seen: Observed, trainer: Verdict, registry: Verdict) -> Verdict:
         return _verdict(kind, "False", "TrainerNotReady", trainer.message)
     if registry.status != "True":
         return _verdict(kind, "False", "RegistryNotReady", registry.message)
+    state = seen.registry.state
+    if state is not None and state.capture_problem:
+        return _verdict(kind, "False", "CaptureUnavailable", f"nothing is captured by {state.capture_problem}")
     return _verdict(kind, "True", "Adapting", "drafts are learned from the traffic")
 
 
@@ -292,10 +295,12 @@ def _before(seen: Observed, kind: str) -> Said | None:
 
 
 def _of_canary(state: pb.SpeculatorState) -> Said:
-    """A canary ends by its deadline; one that goes on after it waits for a person."""
+    """A canary ends by its deadline or its verdict; one that goes on after either waits for a person."""
     if ASKS_A_PERSON in state.message:
-        reason = "Inconclusive" if "no verdict" in state.message else "ProgressDeadlineExceeded"
-        return "False", reason, f"version {state.candidate} waits for a person: promote it, or pin another"
+        waits = f"version {state.candidate} waits for a person: promote it, or pin another"
+        if "no verdict" in state.message:
+            return "False", "Inconclusive", waits
+        return "False", "CanaryFailed", f"it failed, and spec.rollout.autoRollback is false; {waits}"
     return "True", "Canary", f"version {state.candidate} is tried"
 
 

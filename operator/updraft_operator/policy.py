@@ -1,7 +1,7 @@
 """The rollout's policy: of the resource, in the registry's words, and whether the registry has it already."""
 
 from updraft.registry.v1 import registry_pb2 as pb
-from updraft_operator.api.speculator import Comparison, OnInconclusive, Rollout, Strategy
+from updraft_operator.api.rollout import Comparison, OnInconclusive, Rollout, Strategy
 
 _STRATEGIES = {
     Strategy.CANARY: pb.STRATEGY_CANARY,

@@ -173,6 +173,11 @@ _ADAPTING: Mapping[str, Advice] = {
         meaning="Nothing can be published while the registry is not ready. Pods keep the draft they have.",
         action="See what RegistryReady says.",
     ),
+    "CaptureUnavailable": Advice(
+        meaning="A pod cannot record what its engine verifies, so nothing is learned from it. Serving is not touched.",
+        action="The message says which hook or setting is missing: most often an engine image of a version that is not"
+        " supported (spec.serving.image). Traces flow again once the pods run one that is.",
+    ),
     "Suspended": Advice(meaning="Suspended: nothing is learned.", action=_SUSPENDED),
 }
 
@@ -223,6 +228,11 @@ _PROGRESSING: Mapping[str, Advice] = {
         meaning="A canary reached its deadline without a verdict, and spec.rollout.analysis.onInconclusive is Pause.",
         action="Decide: `kubectl updraft promote {name} N -n {namespace}`, or pin the stable version. More traffic, more"
         " time (progressDeadlineSeconds) or fewer minSamples give a verdict next time.",
+    ),
+    "CanaryFailed": Advice(
+        meaning="A canary did worse than the stable version, and spec.rollout.autoRollback is false: it waits.",
+        action="Decide: pin the stable version (`kubectl updraft pin {name} N -n {namespace}`), or take the canary after"
+        " all (`kubectl updraft promote {name} N -n {namespace}`).",
     ),
     "ProgressDeadlineExceeded": Advice(
         meaning="A rollout did not end within spec.rollout.progressDeadlineSeconds.",
@@ -286,6 +296,7 @@ RESTARTS: Mapping[str, tuple[str, ...]] = {
         "traces.enabled",
     ),
     "trainer": (
+        "engine",
         "targetModel.revision",
         "targetModel.secretRef",
         "draft.lookahead",

@@ -16,6 +16,12 @@ QUANTITY = r"^[1-9][0-9]*(\.[0-9]+)?([kMGTPE]|[KMGTPE]i)?$"
 
 Text = Annotated[str, Field(max_length=1024)]
 
+Count = Annotated[int, Field(ge=0, le=1_000_000)]
+Positive = Annotated[int, Field(ge=1, le=1_000_000)]
+Percent = Annotated[int, Field(ge=0, le=100)]
+Seconds = Annotated[int, Field(ge=0, le=2_592_000)]
+"""At most a month: whoever writes more has mistaken the unit."""
+
 Quantity = Annotated[str, Field(pattern=QUANTITY, max_length=32)]
 """An amount of bytes as Kubernetes writes it, never none."""
 

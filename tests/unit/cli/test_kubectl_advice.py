@@ -125,10 +125,10 @@ REASONS = {
     " CreateContainerConfigError",
     "TrainerReady": "Training Suspended Disabled Starting NoRedis Unschedulable ImagePullBackOff OOMKilled"
     " CrashLoopBackOff CreateContainerConfigError ModelDownloadFailed",
-    "Adapting": "Adapting TrainerNotReady RegistryNotReady Suspended",
+    "Adapting": "Adapting TrainerNotReady RegistryNotReady CaptureUnavailable Suspended",
     "SpeculationEffective": "Effective NoDraft TooFewSamples AcceptanceCollapsed DraftNotLoaded SpeculationDisabled"
     " Suspended",
-    "Progressing": "Complete Canary Waiting Paused Pinned Inconclusive ProgressDeadlineExceeded NoVersion",
+    "Progressing": "Complete Canary Waiting Paused Pinned Inconclusive CanaryFailed ProgressDeadlineExceeded NoVersion",
 }
 
 

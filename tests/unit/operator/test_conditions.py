@@ -129,6 +129,12 @@ ADAPTING: list[Case] = [
     ("Adapting", "True", "Adapting", {"pods": ready_pods(), "registry": connected()}),
     ("Adapting", "False", "TrainerNotReady", {"registry": connected()}),
     ("Adapting", "False", "RegistryNotReady", {"pods": ready_pods()}),
+    (
+        "Adapting",
+        "False",
+        "CaptureUnavailable",
+        {"pods": ready_pods(), "registry": connected(capture_problem="qwen-serving-0: the verify hook did not bind")},
+    ),
     ("Adapting", "False", "Suspended", {"spec": {"suspend": True}, "pods": ready_pods(), "registry": connected()}),
 ]
 SPECULATION: list[Case] = [
@@ -170,7 +176,7 @@ PROGRESSING: list[Case] = [
     (
         "Progressing",
         "False",
-        "ProgressDeadlineExceeded",
+        "CanaryFailed",
         {"registry": _canary("it failed, and automatic rollback is off: promote or reject it")},
     ),
 ]

@@ -186,7 +186,7 @@ class DraftSwitch:
                 return
 
 
-class _NotBegun(UpdraftError):  # noqa: N818 - as in the tree
+class _NotBegun(Conflict):
     """A session of somebody else is open."""
 
 
