@@ -24,6 +24,22 @@ settings.register_profile("explore", print_blob=True)
 settings.load_profile("same")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "lasts(seconds): what a file takes about, from a minute on; the longest start first"
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """So that, of several workers, none is left alone in the end with a file that takes minutes."""
+    items.sort(key=_lasts_s, reverse=True)
+
+
+def _lasts_s(item: pytest.Item) -> float:
+    marker = item.get_closest_marker("lasts")
+    return float(marker.args[0]) if marker else 0.0
+
+
 @pytest.fixture
 def short_tmp_path() -> Iterator[Path]:
     """A folder whose path is short enough for unix sockets."""

@@ -11,6 +11,7 @@ import ssl
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -171,18 +172,46 @@ class Audited:
 
 def audited(path: Path) -> Iterator[Audited]:
     """Every request answered so far, oldest first."""
-    for line in path.read_text().split("\n")[:-1]:  # the last one may be half written
-        event = json.loads(line)
-        target = event.get("objectRef", {})
-        resource = "/".join(word for word in (target.get("resource", ""), target.get("subresource", "")) if word)
-        yield Audited(
-            verb=event["verb"],
-            user=event.get("impersonatedUser", event["user"]).get("username", ""),
-            group=target.get("apiGroup", ""),
-            resource=resource,
-            namespace=target.get("namespace", ""),
-            name=target.get("name", ""),
-            code=event.get("responseStatus", {}).get("code", 0),
-            agent=event.get("userAgent", ""),
-            time=event["requestReceivedTimestamp"],
-        )
+    return iter(_audit_log(path).read())
+
+
+class _AuditLog:
+    """Tests ask again and again whether something was requested: each look reads only what came since the last one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._num_read_bytes = 0
+        self._told: list[Audited] = []
+
+    def read(self) -> list[Audited]:
+        """All of it; the last line may be half written, and is left for the next look."""
+        with self._path.open("rb") as log:
+            log.seek(self._num_read_bytes)
+            new = log.read()
+        *lines, rest = new.split(b"\n")
+        self._num_read_bytes += len(new) - len(rest)
+        self._told.extend(_request(json.loads(line)) for line in lines)
+        return self._told
+
+
+@cache
+def _audit_log(path: Path) -> _AuditLog:
+    """One for each file; a control plane's has a place of its own."""
+    return _AuditLog(path)
+
+
+def _request(event: Json) -> Audited:
+    user = event.get("impersonatedUser") or event["user"]
+    target = event.get("objectRef", {})
+    resource = "/".join(word for word in (target.get("resource", ""), target.get("subresource", "")) if word)
+    return Audited(
+        verb=event["verb"],
+        user=user.get("username", ""),
+        group=target.get("apiGroup", ""),
+        resource=resource,
+        namespace=target.get("namespace", ""),
+        name=target.get("name", ""),
+        code=event.get("responseStatus", {}).get("code", 0),
+        agent=event.get("userAgent", ""),
+        time=event["requestReceivedTimestamp"],
+    )

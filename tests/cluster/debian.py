@@ -4,6 +4,7 @@ It is not the original: Debian's Python is in /usr and its packages in dist-pack
 site-packages by path differs; one that copies a virtual environment does not.
 """
 
+import fcntl
 import shutil
 from pathlib import Path
 
@@ -31,8 +32,11 @@ tar --create --file=../context/rootfs.tar --numeric-owner .
 def builder() -> Builder:
     """The builder whose images are kept from one run to the next, with PYTHON in it; about two minutes the first time."""
     kept = Builder(programs.CACHE / "cluster-images")
-    if not kept.has(PYTHON):
-        _make(kept)
+    kept.folder.mkdir(parents=True, exist_ok=True)
+    with (kept.folder / "base.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two at once would make it in one place
+        if not kept.has(PYTHON):
+            _make(kept)
     return kept
 
 

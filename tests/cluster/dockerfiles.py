@@ -5,6 +5,7 @@ the machine's own settings of pip and its certificates, shown during the build o
 """
 
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -46,10 +47,12 @@ class Builder:
 
     def save(self, reference: str, archive: Path) -> None:
         """Write the image as an archive that `Cluster.load` takes."""
-        part = self.folder / "image.tar"
-        part.unlink(missing_ok=True)
-        self.buildah("push", "--quiet", reference, f"docker-archive:{FOLDER / part.name}:{reference}")
-        part.rename(archive)
+        part = self.folder / f"{secrets.token_hex(4)}.tar"
+        try:
+            self.buildah("push", "--quiet", reference, f"docker-archive:{FOLDER / part.name}:{reference}")
+            part.rename(archive)
+        finally:
+            part.unlink(missing_ok=True)
 
     def has(self, reference: str) -> bool:
         """Whether the folder has the image."""
@@ -59,8 +62,8 @@ class Builder:
         """Run buildah and return what it prints; raise ImageError when it fails."""
         self.folder.mkdir(parents=True, exist_ok=True)
         policy, registries = self.folder / "policy.json", self.folder / "registries.conf"
-        policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
-        registries.write_text('unqualified-search-registries = ["docker.io"]\n')
+        _show(policy, '{"default": [{"type": "insecureAcceptAnything"}]}')
+        _show(registries, 'unqualified-search-registries = ["docker.io"]\n')
         signed = [f"--signature-policy={FOLDER / policy.name}"] if verb in {"build", "push"} else []
         storage = [f"--root={FOLDER / 'storage'}", "--runroot=/run/storage", "--storage-driver=overlay"]
         return self.run("buildah", *storage, verb, *signed, *words)
@@ -84,3 +87,11 @@ class Builder:
         if result.returncode != 0:
             raise ImageError(f"{command[0]} failed:\n{(result.stderr or result.stdout)[-3000:]}")
         return result.stdout
+
+
+def _show(path: Path, text: str) -> None:
+    """Write a file that another builder may be reading; whoever reads it finds all of it."""
+    if not path.exists() or path.read_text() != text:
+        part = path.with_suffix(f".{secrets.token_hex(4)}")
+        part.write_text(text)
+        part.rename(path)

@@ -11,7 +11,7 @@ from tests.cluster.updraft_images import EXTRAS, Container, Images
 
 from updraft_chassis.digests import file_digest
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.timeout(1200), pytest.mark.lasts(120)]
 
 _COMPILERS = ("gcc", "cc", "g++", "c++", "clang", "ld", "as", "make", "cargo", "go")
 _CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"

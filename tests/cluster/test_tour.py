@@ -25,7 +25,7 @@ from tests.support.tiny_target import make_tiny_target
 from tests.support.tiny_tokenizer import write_tokenizer
 from tests.support.wait import wait_until
 
-pytestmark = pytest.mark.timeout(2400)
+pytestmark = [pytest.mark.timeout(2400), pytest.mark.lasts(240)]
 
 _REDIS = "docker.io/library/redis:8.2-bookworm"
 _KILL_S = 12.0
@@ -44,6 +44,7 @@ _TRAINER = {
     "UPDRAFT_TRAINER_EVALUATE_SECONDS": "2",
     "UPDRAFT_TRAINER_CHECKPOINT_SECONDS": "2",
     "UPDRAFT_TRAINER_MAX_USES": "50",
+    "UPDRAFT_TRAINER_NICENESS": "0",  # the test waits for it, and shares its cores with the traffic
 }
 
 
@@ -132,10 +133,15 @@ def test_the_tour_ends_where_it_says(tour: Tour) -> None:
             killed_at = time.time()
             tour.run("Break it")
             ended_at = time.time()
-            wait_until(lambda: traffic.num_since(ended_at) > 10, timeout_s=60, what="traffic after all")
+            # A new pod is Ready without a draft, and fetches it then.
+            wait_until(
+                lambda: traffic.num_since(ended_at) > 10 and traffic.last_versions(6) == {1},
+                timeout_s=180,
+                what="answers after all, drafted by version 1",
+            )
         late = [each for each in traffic.failures() if not killed_at <= each["ended"] <= killed_at + _KILL_S]
         assert late == [], "only requests inside the killed pod are lost"
-        assert traffic.last_versions(6) == {1}, "the pin outlived the registry and the operator"
+        assert traffic.versions_since(killed_at) <= {0, 1}, "the pin outlived the registry and the operator"
         *_, crds = tour.run("Take it away")
         assert sorted(crds.split()) == [
             "customresourcedefinition.apiextensions.k8s.io/adaptivespeculators.updraft.dev",
@@ -171,7 +177,13 @@ class Traffic:
         return {each["version"] for each in self.all()[-number:] if each["status"] == 200}
 
     def num_since(self, moment: float) -> int:
-        return sum(each["status"] == 200 and each["began"] > moment for each in self.all())
+        return len(self._answers_since(moment))
+
+    def versions_since(self, moment: float) -> set[int]:
+        return {each["version"] for each in self._answers_since(moment)}
+
+    def _answers_since(self, moment: float) -> list[dict[str, Any]]:
+        return [each for each in self.all() if each["status"] == 200 and each["began"] > moment]
 
 
 @contextmanager

@@ -16,13 +16,14 @@ from typing import Any
 
 from tests.cluster import debian
 from tests.cluster.cluster import Cluster
-from tests.cluster.dockerfiles import Builder
+from tests.cluster.dockerfiles import Builder, ImageError
 from tests.cluster.layout import Layout
 from tests.cluster.programs import CHECKOUT
 
 EXTRAS = ("operator", "registry", "trainer", "inference")
 VERSION: str = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["version"]
 REVISION = "tests"
+_TRIES = 6
 
 
 def reference(extra: str) -> str:
@@ -79,9 +80,11 @@ class Container:
         script = '"$@" 2>&1; printf "\\n%s" "$?"'
         words = ("--isolation=chroot", *given, self.name, "--", "sh", "-c", script, "sh", *command)
         # On a busy machine buildah was seen to hand on nothing of what was printed, not even the script's own line.
-        printed = self.builder.buildah("run", *words) or self.builder.buildah("run", *words)
-        output, _, code = printed.rpartition("\n")
-        return int(code), output.removesuffix("\n")
+        for _ in range(_TRIES):
+            output, _, code = self.builder.buildah("run", *words).rpartition("\n")
+            if code:
+                return int(code), output.removesuffix("\n")
+        raise ImageError(f"buildah ran {command[0]} {_TRIES} times and told nothing of it")
 
 
 def built(*extras: str) -> Images:

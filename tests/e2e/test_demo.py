@@ -13,6 +13,8 @@ import pytest
 from tests.support.processes import is_alive
 from tests.support.wait import wait_until
 
+pytestmark = pytest.mark.lasts(70)
+
 
 @pytest.fixture
 def demo(tmp_path: Path, short_tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:

@@ -27,7 +27,7 @@ SETTINGS = {
 }
 
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.lasts(60)]
 
 
 class Client:

@@ -14,10 +14,11 @@ from tests.cluster.access import Api, Json
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.build.manifest import Surroundings
+from updraft_operator.build.redis import KEY
 from updraft_operator.build.registry import ROLES
 from updraft_operator.cluster import CHILDREN, KINDS, OTHERS
 from updraft_operator.compare import difference
-from updraft_operator.observed import Observed
+from updraft_operator.observed import Access, Observed
 from updraft_operator.plan import hash_of, objects, ref
 from updraft_operator.store import Child, Ref
 
@@ -65,10 +66,13 @@ def against_plan(owners: dict[str, Json], live: World, around: Surroundings) -> 
     """What differs from what the plan says of these resources; nothing else may be there."""
     wished = set()
     for owner in owners.values():
+        secret = _entries(live.get(("Secret", names.child(owner["metadata"]["name"], "access")), {}))
         seen = Observed(
             speculator=AdaptiveSpeculator.model_validate(owner),
             around=around,
             children={Ref(*where): Child.of(where[0], each) for where, each in live.items()},
+            access=Access(tokens={role: secret.get(role, "") for role in ROLES}),
+            redis_url=secret.get(KEY, ""),
         )
         name = owner["metadata"]["name"]
         wished.add(("Secret", f"{name}-access"))
@@ -113,7 +117,7 @@ def _normal(content: Json) -> Any:
         metadata["annotations"] = _unmarked(metadata["annotations"])
     normal: Any = {**rest, "metadata": {**metadata, "ownerReferences": owners}}
     if rest.get("type") == "Opaque":
-        normal["data"] = {name: _shown(name, value) for name, value in rest.get("data", {}).items()}
+        normal["data"] = {name: _shown(name, text) for name, text in _entries(content).items()}
     if "spec" in rest:
         normal["spec"] = {name: value for name, value in rest["spec"].items() if name not in _ADDRESSES}
     template = normal.get("spec", {}).get("template")
@@ -127,9 +131,12 @@ def _unmarked(annotations: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in annotations.items() if name not in _MARKS}
 
 
-def _shown(entry: str, value: str) -> str | int:
+def _entries(secret: Json) -> dict[str, str]:
+    return {entry: base64.b64decode(value).decode() for entry, value in secret.get("data", {}).items()}
+
+
+def _shown(entry: str, text: str) -> str | int:
     """Of a Secret: how long a random token is."""
-    text = base64.b64decode(value).decode()
     return len(text) if entry in _RANDOM else text
 
 

@@ -4,11 +4,12 @@ Then the faults end, and what is there has to become what it is without any: wha
 beside it makes of the same resources in a namespace of its own. Nothing may be left of what was deleted.
 """
 
+import math
 import random
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,10 +36,17 @@ _STAYS, _GOES = SUBJECTS[0], SUBJECTS[-1]
 
 CONVERGED_S = 60.0
 _CHANGE_S = 0.15
-_LIVES_S = (8.0, 15.0, 25.0)
-"""Most that a life takes; two or three seconds of it are the start, and it may have to wait for the Lease."""
+LIVES_S = (8.0, 15.0, 25.0)
+"""Most that a life takes, from its start or, every other time, from when it has seen everything; it may have to wait for
+the Lease.
+"""
 
 _LEAST_LIFE_S = 5.0
+_LEAST_KILLS = 2
+_PATIENCE_S = 120.0
+_ONCE_READY = math.inf
+"""A life that is not counted yet."""
+
 _RESYNC_S = 5
 _LEASE_S = 3
 _LOOKS = 2
@@ -116,22 +124,26 @@ class FaultStorm:
         }
         self.seen = Seen()
 
-    def rage(self, seconds: float, *, kills: bool) -> None:
-        """Change things, and kill the operator now and then."""
+    def rage(self, seconds: float, lives_s: Sequence[float]) -> None:
+        """Change things, and kill the operator now and then; on a slow machine longer, until all of it was done."""
         end_s = time.monotonic() + seconds
-        is_down, turn_s = False, time.monotonic() + self._life_s()
-        while time.monotonic() < end_s:
+        is_down, turn_s = False, _ONCE_READY
+        while time.monotonic() < end_s or (time.monotonic() < end_s + _PATIENCE_S and not self._did_all()):
             self._do_something()
             if not is_down:
                 self.look_alive()
-            if kills and time.monotonic() > turn_s:
+            if turn_s == _ONCE_READY and self._process.status("/readyz") == 200:
+                turn_s = time.monotonic() + self._life_s(lives_s)
+            elif time.monotonic() > turn_s:
                 is_down = not is_down
                 if is_down:
                     self._process.kill()
                     self.seen.kills += 1
+                    turn_s = time.monotonic() + self._rng.uniform(0.0, 2.0)
                 else:
                     self._start()
-                turn_s = time.monotonic() + (self._rng.uniform(0.0, 2.0) if is_down else self._life_s())
+                    is_hasty = self._rng.random() < 0.5
+                    turn_s = time.monotonic() + self._life_s(lives_s) if is_hasty else _ONCE_READY
             time.sleep(self._rng.expovariate(1.0 / _CHANGE_S))
         if is_down:
             self._start()
@@ -142,8 +154,8 @@ class FaultStorm:
             self.seen.ended.append(self._process.log()[-3000:])
             self._process.start()
 
-    def _life_s(self) -> float:
-        return self._rng.uniform(_LEAST_LIFE_S, self._rng.choice(_LIVES_S))
+    def _life_s(self, lives_s: Sequence[float]) -> float:
+        return self._rng.uniform(_LEAST_LIFE_S, self._rng.choice(lives_s))
 
     def _start(self) -> None:
         """As itself, which still has the Lease, or as another pod, which has to wait for it."""
@@ -155,14 +167,17 @@ class FaultStorm:
     def _do_something(self) -> None:
         """One thing to one resource; what cannot be done just now is not done."""
         (action,) = self._rng.choices([*self._actions], [*self._actions.values()])
-        name = action.__name__.strip("_").replace("_", " ")
         try:
             action(self._subjects[self._rng.choice(SUBJECTS)])
         except ApiError as error:
             if error.code not in (404, 409):
                 raise
-            name = "impossible"
-        self.seen.changes[name] += 1
+            self.seen.changes["impossible"] += 1
+        else:
+            self.seen.changes[_name(action)] += 1
+
+    def _did_all(self) -> bool:
+        return self.seen.kills >= _LEAST_KILLS and all(self.seen.changes[_name(each)] for each in self._actions)
 
     def _create(self, subject: Subject) -> None:
         subject.create(**wish(self._rng))
@@ -245,6 +260,10 @@ class FaultStorm:
                         subject.set_pod(pod["metadata"]["name"], running(pod))
 
 
+def _name(action: Callable[[Subject], None]) -> str:
+    return action.__name__.strip("_").replace("_", " ")
+
+
 @contextmanager
 def _unless_it_is_so() -> Iterator[None]:
     """What is there already, or gone already, is no error."""
@@ -279,9 +298,16 @@ def wish(rng: random.Random) -> dict[str, Any]:
 
 
 def storm(
-    cluster: ControlPlane, folder: Path, redis_url: str, *, seconds: float, seed: int, kills: bool = True
+    cluster: ControlPlane,
+    folder: Path,
+    redis_url: str,
+    *,
+    seconds: float,
+    seed: int,
+    lives_s: Sequence[float] = LIVES_S,
+    converged_s: float = CONVERGED_S,
 ) -> Seen:
-    """Let it rage for so long, then wait until all is well; return what was seen."""
+    """Let it rage for so long, then wait until all is well, for `converged_s` at most; return what was seen."""
     with cluster.api() as api, _namespaces(api) as (home, namespace, reference):
         who = account(cluster, api, folder, home, "operator", watched=(namespace, reference))
         chosen: dict[str, object] = {
@@ -298,12 +324,12 @@ def storm(
             theirs = OperatorProcess(who.kubeconfig, folder / "reference.log", **calm)
             with process:
                 raging = FaultStorm(api, namespace, reference, process, seed)
-                raging.rage(seconds, kills=kills)
+                raging.rage(seconds, lives_s)
                 with theirs:
                     theirs.wait_until_ready()
                     raging.settle()
                     proxy.calm()
-                    _converge(raging, around)
+                    _converge(raging, around, converged_s)
                     _rest(raging.seen, cluster, who)
                 raging.look_alive()
             raging.seen.faults = proxy.done
@@ -321,7 +347,7 @@ def _namespaces(api: Api) -> Iterator[tuple[str, ...]]:
         api.delete(f"/api/v1/namespaces/{name}")
 
 
-def _converge(raging: FaultStorm, around: Surroundings) -> None:
+def _converge(raging: FaultStorm, around: Surroundings, timeout_s: float) -> None:
     seen, since_s = raging.seen, time.monotonic()
 
     def is_well() -> bool:
@@ -330,7 +356,7 @@ def _converge(raging: FaultStorm, around: Surroundings) -> None:
         return not seen.different
 
     with suppress(TimeoutError):  # what is different is told
-        wait_until(is_well, timeout_s=CONVERGED_S)
+        wait_until(is_well, timeout_s=timeout_s)
         seen.converged_s = time.monotonic() - since_s
 
 

@@ -92,7 +92,7 @@ def test_pod_templates_that_the_api_server_refuses(operator: Running, subject: S
         each.change(serving={"podTemplate": {"spec": None}})
     for each, _, _ in refused:
         each.wait_for("Accepted", "True", "SpecAccepted")
-        assert each.exists("Deployment", f"{each.name}-serving")
+        each.wait_until_built()
 
 
 def test_a_refused_change_leaves_the_pods_that_serve(operator: Running, subject: Subject) -> None:

@@ -290,6 +290,19 @@ def test_an_import_that_failed_says_why(connected: Subject, brought: Json) -> No
     assert [each["reason"] for each in status["conditions"] if each["type"] == "Verified"] == ["ImportFailed"]
 
 
+def test_the_object_of_a_version_goes_when_the_registry_no_longer_keeps_it(connected: Subject, shelf: Shelf) -> None:
+    publish(connected, shelf, 1)
+    connected.api.patch(connected.path("DraftVersion", f"{connected.name}-v1"), {"spec": {"retain": True}})
+    wait_until(lambda: shelf.versions()[1].retain, what="the wish to retain")
+
+    for number in (2, 3, 4):  # two are kept, and the one that is retained
+        publish(connected, shelf, number)
+
+    # A registry deletes nothing in its first minute, and the operator lists its versions every half minute.
+    wait_until(lambda: phases(connected).keys() == {"v1", "v3", "v4"}, timeout_s=120, what="the end of v2's object")
+    assert {number for number, version in shelf.versions().items() if not version.pruned} == {1, 3, 4}
+
+
 def _until_there(subject: Subject, kind: str) -> list[Json]:
     wait_until(lambda: bool(subject.all_of(kind)), what=f"a {kind}")
     return subject.all_of(kind)

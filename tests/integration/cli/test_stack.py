@@ -23,6 +23,8 @@ from updraft_cli.up.plan import StackConfig
 from updraft_cli.up.process import Event, State
 from updraft_cli.up.stack import Stack
 
+pytestmark = pytest.mark.lasts(80)
+
 _SMALL = {"UPDRAFT_INFERENCE_MAX_CONTEXT": "512", "UPDRAFT_INFERENCE_DTYPE": "float32"}
 
 

@@ -13,13 +13,13 @@ import torch
 from prometheus_client import CollectorRegistry
 from tests.support.clock import ManualClock
 from tests.support.disk import file_size_limit
+from tests.support.likeliest import show_likeliest
 from tests.support.ports import free_port
 from tests.support.processes import Process
 from tests.support.rpc import listening, service
 from tests.support.tiny_target import make_draft
 from tests.support.traces import TraceMaker
 from tests.support.wait import LONG_S, until, wait_until
-from tests.support.likeliest import show_likeliest
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft.registry.v1 import registry_pb2_grpc
