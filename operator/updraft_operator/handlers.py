@@ -2,15 +2,18 @@
 
 Only low-level event handlers are registered, which leave no mark, no finalizer and no annotation on any object. kopf has
 a thread and an event loop of its own: it ends at an answer that it has no word for (410 to a listing, an ERROR in a
-watch), and then cancels all tasks of its loop. Refused: to let the process end with it.
+watch), and then cancels all tasks of its loop. Refused: to let the process end with it. It also queues all that it lists
+at once, in a task for each object; so it gets the next page of a listing only when few of them are left.
 """
 
 import asyncio
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
+import aiohttp
 import kopf
 
 from updraft_chassis.retry import Backoff
@@ -27,9 +30,13 @@ See = Callable[[str, kopf.RawEvent], object]
 _AGAIN_S = 30.0
 """Most time between two starts; meanwhile the listings tell what happens."""
 
-
 _CANCELS, _CANCEL_S = 20, 0.5
 """kopf's own end cancels once and waits without end, though a watch that asks anew for credentials loses the first."""
+
+_PAGE = 100
+MAX_TASKS = 500
+"""Tasks of kopf's, one for each object that something was heard of lately, from which on no further page is asked for."""
+_PACE_S = 0.1
 
 
 class Watches:
@@ -115,7 +122,7 @@ def registry(see: See) -> kopf.OperatorRegistry:
             registry=handlers,
             id=f"see-{resource.plural}",
         )(_seen(kind, see))
-    kopf.on.login(registry=handlers, id="service-account")(_login)
+    kopf.on.login(registry=handlers, id="service-account")(login)
     return handlers
 
 
@@ -128,9 +135,8 @@ def settings() -> kopf.OperatorSettings:
     chosen.watching.client_timeout = 300
     chosen.watching.connect_timeout = 10
     chosen.networking.connect_timeout = 10
-    # Thousands of objects at the start: few at once in memory, and each one's task ends soon.
-    chosen.watching.chunk_size = 200
-    chosen.queueing.idle_timeout = 0.5
+    chosen.watching.chunk_size = _PAGE
+    chosen.queueing.idle_timeout = 0.2  # of the task of an object of which nothing more is heard
     chosen.networking.enforce_retry_after = True
     chosen.watching.reconnect_backoff = 0.5
     # Not ours: kopf takes its finalizer off whatever no handler of its own needs one for.
@@ -149,5 +155,38 @@ def _seen(kind: str, see: See) -> Callable[..., Any]:
     return handle
 
 
-def _login(**kwargs: Any) -> kopf.ConnectionInfo | None:
-    return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+async def paced(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """A request of kopf's; the page of a listing waits until most of what was listed before was seen."""
+    while "limit" in request.url.query and len(asyncio.all_tasks()) > MAX_TASKS:  # noqa: ASYNC110 - no event tells of them
+        await asyncio.sleep(_PACE_S)
+    return await handler(request)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Login(kopf.AiohttpSession):
+    """Equal to another one by its credentials: kopf does not try those again that were refused."""
+
+    info: kopf.ConnectionInfo
+    aiohttp_session: aiohttp.ClientSession = field(compare=False)
+
+
+async def login(**kwargs: Any) -> kopf.AiohttpSession | None:
+    """The credentials of the pod, else those of KUBECONFIG, with a session whose listings are `paced`."""
+    info = kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+    if info is None:
+        return None
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, ssl=info.as_ssl_context()),
+        headers=info.as_http_headers(),
+        proxy=info.proxy_url,
+        trust_env=info.trust_env,
+        middlewares=(paced,),
+    )
+    return _Login(
+        server=info.server,
+        priority=info.priority,
+        default_namespace=info.default_namespace,
+        expiration=info.expiration,
+        info=info,
+        aiohttp_session=session,
+    )

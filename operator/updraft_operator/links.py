@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 TIMEOUT_S = 10.0
 _LIST_S = 30.0
-"""At least so often the versions are listed, whatever the states say."""
+"""So often the versions are listed, whatever the states say."""
 
 _TELL_S = 5.0
 """At most so often a state is told in which only traffic moved."""
@@ -120,7 +120,12 @@ class Links:
             try:
                 with rpc.errors():
                     async with self._channel(key, address) as channel:
-                        await self._listen(key, RegistryStub(channel), backoff)
+                        stub = RegistryStub(channel)
+                        listing = self._tasks.create_task(self._list(key, stub), name=f"versions of {key}")
+                        try:
+                            await self._listen(key, stub, backoff)
+                        finally:
+                            listing.cancel()
                 raise Unavailable("the registry ended the stream")
             except UpdraftError as error:
                 is_denied = isinstance(error, Unauthenticated | Forbidden)
@@ -128,8 +133,24 @@ class Links:
                 self._set(key, replace(self.view(key), link=said, trouble=f"{address.address}: {error}"), is_news=True)
             await asyncio.sleep(next(backoff))
 
+    async def _list(self, key: Key, stub: "RegistryAsyncStub") -> None:
+        """Now and then: that a version is kept no longer changes no state, and the same state is not said again."""
+        while True:
+            await asyncio.sleep(_LIST_S)
+            link = self._links.get(key)
+            if link is None:
+                return
+            try:
+                async with link.lists:
+                    with rpc.errors():
+                        versions, transitions = await _listing(stub, key.name)
+                    is_news = versions != link.view.versions
+                    self._set(key, replace(link.view, versions=versions, transitions=transitions), is_news=is_news)
+            except UpdraftError as error:  # the stream says it too if it lasts
+                logger.info("Versions not listed", extra={"speculator": str(key), "error": str(error)})
+
     async def _listen(self, key: Key, stub: "RegistryAsyncStub", backoff: Backoff) -> None:
-        before, listed_s, told_s, link = b"", float("-inf"), float("-inf"), self._links[key]
+        before, told_s, link = b"", float("-inf"), self._links[key]
         async for answer in stub.Watch(pb.WatchRequest(speculator=key.name)):
             backoff.reset()
             now_s = self._clock.monotonic()
@@ -137,11 +158,10 @@ class Links:
             is_news = quiet != before
             said: dict[str, Any] = {"link": Link.CONNECTED, "trouble": "", "state": answer.state}
             async with link.lists:
-                if is_news or now_s - listed_s >= _LIST_S:
+                if is_news:
                     versions, transitions = await _listing(stub, key.name)
-                    is_news = is_news or versions != link.view.versions
                     said |= {"versions": versions, "transitions": transitions}
-                    before, listed_s = quiet, now_s
+                    before = quiet
                 is_due = is_news or now_s - told_s >= _TELL_S
                 told_s = now_s if is_due else told_s
                 self._set(key, replace(link.view, **said), is_news=is_due)

@@ -1,7 +1,7 @@
 """Every metric of the operator, on one page. Labels are few: a kind, a verb, a result, and of conditions the resource."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -29,6 +29,8 @@ class Metrics:
     connections: Gauge
     drift: Counter
     stale: Counter
+    _told: dict[Key, dict[str, tuple[str, str]]] = field(default_factory=dict)
+    """Status and reason that each condition is shown with; one sample for each, not one for each status."""
 
     @classmethod
     def on(cls, registry: CollectorRegistry) -> Self:
@@ -55,8 +57,8 @@ class Metrics:
             speculators=gauge("speculators", "AdaptiveSpeculators that are looked after."),
             condition=gauge(
                 "condition",
-                "1 for the status that a condition has (True, False, Unknown).",
-                *("namespace", "speculator", "type", "status"),
+                "1 for the status (True, False, Unknown) and the reason that a condition has; others have no sample.",
+                *("namespace", "speculator", "type", "status", "reason"),
             ),
             writes=counter("writes", "Writes to the API server.", "kind", "verb"),
             leader=gauge("leader", "1 while this process may write."),
@@ -68,10 +70,17 @@ class Metrics:
 
     def tell(self, key: Key, conditions: Iterable[Condition]) -> None:
         """Show the conditions of a speculator."""
+        told = self._told.setdefault(key, {})
         for each in conditions:
-            for status in ("True", "False", "Unknown"):
-                self.condition.labels(key.namespace, key.name, each.type, status).set(each.status == status)
+            before, now = told.get(each.type), (each.status, each.reason)
+            if now == before:
+                continue
+            if before is not None:
+                self.condition.remove(key.namespace, key.name, each.type, *before)
+            self.condition.labels(key.namespace, key.name, each.type, *now).set(1)
+            told[each.type] = now
 
     def forget(self, key: Key) -> None:
         """No longer show a speculator that is gone."""
-        self.condition.remove_by_labels({"namespace": key.namespace, "speculator": key.name})
+        for kind, told in self._told.pop(key, {}).items():
+            self.condition.remove(key.namespace, key.name, kind, *told)

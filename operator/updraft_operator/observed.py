@@ -78,7 +78,7 @@ class Observed:
     redis_url: str = ""
     """The operator's own Redis, which goes into the Secret; empty: there is none."""
     fresh_tokens: Mapping[str, str] = field(default_factory=dict)
-    """Random ones, for a Secret that is not there yet."""
+    """Random ones, for what the Secret does not have yet."""
     missing_secrets: tuple[str, ...] = ()
     """Secrets that the spec names and that are not there."""
     refusals: tuple[Refusal, ...] = ()
@@ -87,6 +87,8 @@ class Observed:
     what it is, even where it looks different from what was said."""
     ending_s: float | None = None
     """When it was first seen to be deleted, on the clock of a plan's `now_s`."""
+    cleanup_s: float = 60.0
+    """How long a deletion may wait for what is outside the cluster; then it is left there, and said so."""
     status_due_s: float = float("-inf")
     """When a status may be written again in which only measurements changed, on the clock of a plan's `now_s`."""
 

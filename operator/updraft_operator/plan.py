@@ -17,7 +17,7 @@ from updraft_operator.api.speculator import DeletionPolicy
 from updraft_operator.api.status import Condition, Status
 from updraft_operator.build import importing, registry, serving, trainer
 from updraft_operator.build.manifest import Manifest, manifest, marked
-from updraft_operator.build.redis import has_redis
+from updraft_operator.build.redis import has_redis, mark
 from updraft_operator.compare import is_current
 from updraft_operator.observed import Observed, Refusal
 from updraft_operator.policy import is_followed, policy
@@ -25,10 +25,9 @@ from updraft_operator.status import status, without_measurements
 from updraft_operator.store import Child, Ref
 from updraft_operator.times import moment
 
-CLEANUP_S = 60.0
-"""How long a deletion may wait for what is outside the cluster; then it is left there, and said so."""
-
 _POLL_S = 1.0
+
+_OWN_ROLE = "operate"
 
 _BAD_PHASES = versions.CONDEMNED
 
@@ -133,7 +132,7 @@ def written(part: Model) -> dict[str, Any]:
 
 def objects(seen: Observed) -> tuple[Manifest, ...]:
     """All objects that there should be, marked, in the order in which they are made."""
-    owner, around = seen.speculator, seen.around
+    owner, around = seen.speculator, replace(seen.around, redis_mark=_redis_mark(seen))
     deployment = seen.child("Deployment", names.SERVING)
     is_scaled = deployment is not None and deployment.is_scaled_by_others
     built = [
@@ -214,6 +213,12 @@ def _secret(seen: Observed) -> tuple[Manifest, ...]:
         return ()
     tokens = {role: access.tokens.get(role) or seen.fresh_tokens.get(role, "") for role in registry.ROLES}
     return (registry.access(seen.speculator, tokens, redis_url),)
+
+
+def _redis_mark(seen: Observed) -> str:
+    """Keyed with the token of the operator's own calls, which is in the Secret, or on its way there."""
+    key = seen.access.tokens.get(_OWN_ROLE) or seen.fresh_tokens.get(_OWN_ROLE, "")
+    return mark(seen.redis_url, key) if _uses_own_redis(seen) else ""
 
 
 def _uses_own_redis(seen: Observed) -> bool:
@@ -360,7 +365,7 @@ def _ending(seen: Observed, now_s: float) -> Plan:
         return Plan(delete=left, again_s=_POLL_S)
     waited_s = now_s - (now_s if seen.ending_s is None else seen.ending_s)
     grace_s = spec.serving.termination_grace_period_seconds
-    if waited_s > grace_s + CLEANUP_S:
+    if waited_s > grace_s + seen.cleanup_s:
         event = Event(
             kind="AdaptiveSpeculator",
             name=metadata.name,

@@ -97,6 +97,7 @@ async def serve(config: OperatorSettings, stop: lifecycle.Stop) -> None:
                 redis_url=config.redis_url.get_secret_value(),
                 registry_address=config.registry_address,
                 status_s=config.status_seconds,
+                cleanup_s=config.cleanup_seconds,
                 is_dry_run=config.dry_run,
                 guard=gate.check,
             )

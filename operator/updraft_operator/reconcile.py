@@ -41,6 +41,8 @@ class _Memory:
     """When it was first seen to be deleted."""
     said: frozenset[str] = frozenset()
     """What a dry run said last."""
+    fresh_tokens: dict[str, str] = field(default_factory=dict)
+    """Those that wait to be in the Secret: the same at every look, for pod templates depend on them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +61,8 @@ class Wiring:
     """Template, with {name} and {namespace}."""
     status_s: float = 30.0
     """Least time between two writes of a status in which only measurements changed."""
+    cleanup_s: float = 60.0
+    """How long a deletion may wait for what is outside the cluster."""
     is_dry_run: bool = False
     guard: Callable[[], None] = lambda: None
     """Raises where this process may not write (any more)."""
@@ -106,6 +110,8 @@ class Reconciler:
         if known.speculator.metadata.deletion_timestamp is not None and memory.ending_s is None:
             memory.ending_s = wiring.clock.monotonic()
         found = await wiring.secrets.look(key, known.speculator)
+        missing = fresh_tokens(role for role in ROLES if not found.access.tokens.get(role))
+        memory.fresh_tokens = {role: memory.fresh_tokens.get(role, token) for role, token in missing.items()}
         self._listen(key, known, known.speculator, found.access)
         return Observed(
             speculator=known.speculator,
@@ -116,12 +122,13 @@ class Reconciler:
             registry=wiring.links.view(key),
             access=found.access,
             redis_url=wiring.redis_url,
-            fresh_tokens=fresh_tokens(role for role in ROLES if not found.access.tokens.get(role)),
+            fresh_tokens=memory.fresh_tokens,
             missing_secrets=found.missing,
             refusals=tuple(memory.refusals.values()),
             settled=dict(memory.settled),
             status_due_s=memory.status_due_s,
             ending_s=memory.ending_s,
+            cleanup_s=wiring.cleanup_s,
         )
 
     def _listen(self, key: Key, known: Known, owner: AdaptiveSpeculator, access: Access) -> None:
@@ -231,20 +238,22 @@ class Reconciler:
         self._wiring.store.put("AdaptiveSpeculator", answer)
 
     async def _tell(self, key: Key, seen: Observed, made: Plan) -> None:
-        """Status and events; a resource that is gone needs none."""
-        cluster, store = self._wiring.cluster, self._wiring.store
-        try:
-            if made.status is not None:
-                content = _status(key, "AdaptiveSpeculator", key.name, made.status)
-                store.put("AdaptiveSpeculator", await cluster.apply(content, is_status=True))
-                self._memory(key).status_due_s = self._wiring.clock.monotonic() + self._wiring.status_s
-            for name, status in made.draft_statuses:
-                content = _status(key, "DraftVersion", name, status)
-                store.put("DraftVersion", await cluster.apply(content, is_status=True))
-        except NotFound:
-            return
+        """Status and events; an object that is gone needs none, and the others get theirs."""
+        told = [("DraftVersion", name, status) for name, status in made.draft_statuses]
+        if made.status is not None:
+            told.insert(0, ("AdaptiveSpeculator", key.name, made.status))
+            self._memory(key).status_due_s = self._wiring.clock.monotonic() + self._wiring.status_s
+        gone: set[tuple[str, str]] = set()
+        for kind, name, status in told:
+            try:
+                answer = await self._wiring.cluster.apply(_status(key, kind, name, status), is_status=True)
+            except NotFound:
+                gone.add((kind, name))
+            else:
+                self._wiring.store.put(kind, answer)
         for event in made.events:
-            await self._say(key, event)
+            if (event.kind, event.name) not in gone:
+                await self._say(key, event)
 
     async def _say(self, key: Key, event: Event) -> None:
         """Tell what happened; an Event is news, and no work fails for want of it."""

@@ -2,12 +2,12 @@
 
 An object that was deleted while its watch was broken never shows as deleted; a watch that froze shows nothing at all.
 Only metadata are listed. A listing and a watch are never at the same moment, so a difference counts only if it is
-still there a little later.
+still there a little later; while the watches tell what was listed, they are waited for and nothing is listed again.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from updraft_chassis.clock import Clock
@@ -23,6 +23,8 @@ GRACE_S = 3.0
 """What a watch may lag behind a listing."""
 
 FIRST_S = 120.0
+"""As long as that, the first time, after they told something last: they have everything to tell."""
+
 _LOOK_S = 1.0
 
 Name = tuple[str, str]
@@ -35,8 +37,8 @@ class Difference:
     kind: str
     gone: frozenset[Name]
     """Known, and not listed."""
-    news: frozenset[Name]
-    """Listed, and not known, or newer than known."""
+    news: Mapping[Name, str]
+    """Listed, and not known, or newer than known: with the version that was listed."""
 
     @property
     def is_doubtful(self) -> bool:
@@ -44,7 +46,13 @@ class Difference:
         return bool(self.gone or self.news)
 
     def __and__(self, other: "Difference") -> "Difference":
-        return Difference(kind=self.kind, gone=self.gone & other.gone, news=self.news & other.news)
+        news = {name: version for name, version in self.news.items() if name in other.news}
+        return Difference(kind=self.kind, gone=self.gone & other.gone, news=news)
+
+    def untold(self, known: Mapping[Name, str]) -> "Difference":
+        """What of it still holds for what is known now."""
+        news = {name: version for name, version in self.news.items() if _is_newer(version, known.get(name))}
+        return Difference(kind=self.kind, gone=self.gone & known.keys(), news=news)
 
 
 class Resync:
@@ -82,23 +90,33 @@ class Resync:
         return 0.0 if since_s is None else self._clock.monotonic() - since_s
 
     async def run_once(self, add: Callable[[Key], None]) -> None:
-        """List, compare, and mend; `add` hears of every speculator that something was missed of.
-
-        The first time the watches get longer, for they have everything to tell yet.
-        """
+        """List, compare, and mend; `add` hears of every speculator that something was missed of."""
         started_s = self._clock.monotonic()
-        doubtful = [await self._compare(kind) for kind in KINDS]
-        until_s = self._clock.monotonic() + (FIRST_S if self.synced_s is None else GRACE_S)
-        while any(each.is_doubtful for each in doubtful) and self._clock.monotonic() < until_s:
-            await asyncio.sleep(_LOOK_S)
-            doubtful = [each & await self._compare(each.kind) for each in doubtful if each.is_doubtful]
-        for each in doubtful:
+        missed = await self._missed()
+        for each in missed:
             await self._mend(each, add)
-        if any(each.is_doubtful for each in doubtful):
+        if missed:
             self.num_missed += 1
         else:
             self.num_missed, self._agreed_s = 0, started_s
         self.synced_s = started_s
+
+    async def _missed(self) -> list[Difference]:
+        """Differences that last."""
+        doubtful = _doubtful([await self._compare(kind) for kind in KINDS])
+        until_s = self._clock.monotonic() + (FIRST_S if self.synced_s is None else GRACE_S)
+        while doubtful and self._clock.monotonic() < until_s:
+            await asyncio.sleep(_LOOK_S)
+            untold = _doubtful([each.untold(self._store.versions(each.kind)) for each in doubtful])
+            if untold == doubtful:  # perhaps it is no longer so
+                untold = await self._confirmed(untold)
+            elif self.synced_s is None:
+                until_s = self._clock.monotonic() + FIRST_S
+            doubtful = untold
+        return await self._confirmed(doubtful)
+
+    async def _confirmed(self, doubtful: list[Difference]) -> list[Difference]:
+        return _doubtful([each & await self._compare(each.kind) for each in doubtful])
 
     async def _compare(self, kind: str) -> Difference:
         listed: dict[Name, Manifest] = {}
@@ -109,11 +127,15 @@ class Resync:
         return Difference(
             kind=kind,
             gone=frozenset(known.keys() - listed.keys()),
-            news=frozenset(name for name, each in listed.items() if _is_news(kind, each, known.get(name))),
+            news={
+                name: each["metadata"]["resourceVersion"]
+                for name, each in listed.items()
+                if _is_news(kind, each, known.get(name))
+            },
         )
 
     async def _mend(self, found: Difference, add: Callable[[Key], None]) -> None:
-        for namespace, name in found.gone | found.news:
+        for namespace, name in found.gone | found.news.keys():
             key = self._store.owner(found.kind, namespace, name)
             try:
                 body = await self._cluster.get(found.kind, namespace, name)
@@ -139,5 +161,12 @@ def _is_news(kind: str, listed: Manifest, known: str | None) -> bool:
     """Whether the listing knows more."""
     if kind not in ("AdaptiveSpeculator", "DraftVersion") and key_of(kind, listed) is None:
         return False
-    version = listed["metadata"]["resourceVersion"]
+    return _is_newer(listed["metadata"]["resourceVersion"], known)
+
+
+def _is_newer(version: str, known: str | None) -> bool:
     return known is None or (version != known and not is_older(version, known))
+
+
+def _doubtful(found: list[Difference]) -> list[Difference]:
+    return [each for each in found if each.is_doubtful]

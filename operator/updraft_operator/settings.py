@@ -55,6 +55,9 @@ class OperatorSettings(Settings):
     """How often everything is listed and looked at, whether or not the watches said something."""
     status_seconds: float = Field(default=30.0, ge=0.0)
     """Least time between two writes of a status in which only measurements changed."""
+    cleanup_seconds: float = Field(default=60.0, ge=0.0, le=86_400.0)
+    """How long a deletion with policy Delete waits for a Redis that is away, beyond the pods' grace period; then the traces
+    stay there, and an Event says so."""
     dry_run: bool = False
     """Watch, and log what would be written; write nothing. (`updraft-operator --dry-run` says it once, and exits.)"""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

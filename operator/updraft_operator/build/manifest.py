@@ -35,6 +35,8 @@ class Surroundings:
     """The operator's own, whose pods may call registries."""
     has_redis: bool
     """There is a Redis for speculators that name none."""
+    redis_mark: str = ""
+    """Another one for another address of that Redis: it restarts the pods that read it; empty where none do."""
 
 
 def manifest(owner: AdaptiveSpeculator, api_version: str, kind: str, name: str, part: str, **content: Any) -> Manifest:

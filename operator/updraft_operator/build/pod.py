@@ -31,7 +31,8 @@ class Parts:
     init_containers: Sequence[dict[str, Any]] = ()
     volumes: Sequence[dict[str, Any]] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
-    """Of the ConfigMap that its containers read."""
+    """What its containers read when they start, from a ConfigMap or a Secret: another one restarts them. A secret is
+    here only by its mark."""
     more: Mapping[str, Any] = field(default_factory=dict)
     """Further fields of the pod's spec."""
 

@@ -1,5 +1,7 @@
 """Where traces go: a Redis that the spec names, or the operator's own."""
 
+import hashlib
+import hmac
 from typing import Any
 
 from updraft_operator.api import names
@@ -14,6 +16,21 @@ KEY = "redis-url"
 def has_redis(owner: AdaptiveSpeculator, around: Surroundings) -> bool:
     """Whether traces can go anywhere."""
     return owner.spec.traces.enabled and (owner.spec.traces.redis is not None or around.has_redis)
+
+
+def mark(url: str, key: str) -> str:
+    """A hash that says whether the address is still the same, and nothing else.
+
+    The address has a password in it, and who may read a pod template may not read Secrets. A plain hash, or one with a
+    salt that is known, lets a weak password be guessed and tried at leisure; this one is keyed with a random token.
+    """
+    return hmac.new(key.encode(), url.encode(), hashlib.sha256).hexdigest()
+
+
+def redis_marks(owner: AdaptiveSpeculator, around: Surroundings) -> dict[str, str]:
+    """What the settings of a pod that reads the operator's Redis are hashed with."""
+    reads_it = has_redis(owner, around) and owner.spec.traces.redis is None
+    return {KEY: around.redis_mark} if reads_it and around.redis_mark else {}
 
 
 def redis_variables(owner: AdaptiveSpeculator, variable: str, around: Surroundings) -> list[dict[str, Any]]:

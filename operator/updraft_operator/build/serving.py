@@ -4,16 +4,14 @@ from typing import Any
 
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator, Engine, Serving
-from updraft_operator.build import network, pod
+from updraft_operator.build import network, pod, sglang
 from updraft_operator.build.manifest import Manifest, Surroundings, manifest
 from updraft_operator.build.model import Model, model, served_name
 from updraft_operator.build.quantity import mebibytes
-from updraft_operator.build.redis import redis_variables
+from updraft_operator.build.redis import redis_marks, redis_variables
 
 PORT = 8000
-_ENGINE_PORT = 30000
 _DATA = {"name": "data", "mountPath": "/var/lib/updraft"}
-_SHM_MOUNT = {"name": "shm", "mountPath": "/dev/shm"}  # noqa: S108 - SGLang's processes share tensors there
 
 _NONE = (0, "0%")
 
@@ -29,20 +27,24 @@ def objects(owner: AdaptiveSpeculator, around: Surroundings, *, sets_replicas: b
     name, spec = owner.metadata.name, owner.spec
     values = _settings(owner)
     target = model(spec.target_model, spec.serving.model_cache, around.images, pod.RESTRICTED)
-    containers = _torch(owner, around, target) if spec.engine is Engine.TORCH else _sglang(owner, around, target)
+    is_torch = spec.engine is Engine.TORCH
+    containers = _torch(owner, around, target) if is_torch else _sglang(owner, around, target)
     template = pod.template(
         owner,
         names.SERVING,
         pod.Parts(
             containers=containers,
-            init_containers=target.init_containers,
+            init_containers=[
+                *target.init_containers,
+                *([] if is_torch else [sglang.prepare(around, target, _DATA)]),
+            ],
             volumes=[
                 *target.volumes,
                 {"name": "data", "emptyDir": {}},
                 pod.token_volume(owner, "serve"),
                 *_shared(spec.engine),
             ],
-            settings=values,
+            settings={**values, **redis_marks(owner, around)},
             more={
                 "terminationGracePeriodSeconds": spec.serving.termination_grace_period_seconds,
                 "topologySpreadConstraints": [_spread(name)],
@@ -128,34 +130,12 @@ def _agent(owner: AdaptiveSpeculator, around: Surroundings, target: Model) -> di
 
 def _sglang(owner: AdaptiveSpeculator, around: Surroundings, target: Model) -> list[dict[str, Any]]:
     """A stock SGLang server, and the agent beside it, which clients reach it through."""
-    said, spec = owner.spec.serving, owner.spec
-    engine = pod.container(
-        "engine",
-        said.image or around.images.sglang,
-        around.images,
-        said,
-        command=["python3", "-m", "sglang.launch_server"],
-        args=[
-            *("--model-path", target.path, "--served-model-name", served_name(spec.target_model)),
-            *("--host", "0.0.0.0", "--port", str(_ENGINE_PORT), "--enable-metrics"),  # noqa: S104 - see _settings
-            *("--tp-size", str(said.tensor_parallel_size), "--context-length", str(said.max_context_tokens)),
-            *("--max-running-requests", str(said.max_running_requests)),
-            *said.args,
-        ],
-        ports=[{"name": "engine", "containerPort": _ENGINE_PORT}],
-        volumeMounts=[_DATA, _SHM_MOUNT, *target.mounts],
-        # /health generates a token and waits while paused: a liveness probe on it would kill a pod during a swap.
-        startupProbe=pod.http_probe("/ping", "engine", period_s=10, failures=_LOAD_S // 10),
-        livenessProbe=pod.http_probe("/ping", "engine", period_s=10, failures=6),
-    )
-    # SGLang compiles kernels into caches below its home.
-    engine["securityContext"] = {**engine["securityContext"], "readOnlyRootFilesystem": False}
     agent = pod.container(
         "inference",
         around.images.inference,
         around.images,
         Serving(),
-        args=["--engine", "sglang", "--attach", f"http://127.0.0.1:{_ENGINE_PORT}"],
+        args=["--engine", "sglang", "--attach", f"http://127.0.0.1:{sglang.PORT}"],
         ports=[{"name": "http", "containerPort": PORT}],
         **_agent(owner, around, target),
         startupProbe=pod.http_probe("/healthz", "http", period_s=5, failures=_LOAD_S // 5),
@@ -163,11 +143,11 @@ def _sglang(owner: AdaptiveSpeculator, around: Surroundings, target: Model) -> l
         livenessProbe=pod.http_probe("/healthz", "http", period_s=10, failures=6),
         lifecycle={"preStop": {"sleep": {"seconds": _PULL_S}}},
     )
-    return [engine, agent]
+    return [sglang.engine(owner, around, target, _DATA, load_s=_LOAD_S), agent]
 
 
 def _shared(engine: Engine) -> list[dict[str, Any]]:
-    return [] if engine is Engine.TORCH else [{"name": "shm", "emptyDir": {"medium": "Memory"}}]
+    return [] if engine is Engine.TORCH else [sglang.SHM]
 
 
 def _rolling_update(engine: Engine, said: Serving) -> dict[str, Any]:

@@ -3,11 +3,11 @@
 from typing import Any
 
 from updraft_operator.api import names
-from updraft_operator.api.speculator import AdaptiveSpeculator
+from updraft_operator.api.speculator import AdaptiveSpeculator, Engine
 from updraft_operator.build import network, pod
 from updraft_operator.build.manifest import Manifest, Surroundings, manifest
 from updraft_operator.build.model import model
-from updraft_operator.build.redis import has_redis, redis_variables
+from updraft_operator.build.redis import has_redis, redis_marks, redis_variables
 from updraft_operator.build.storage import claim_spec
 
 METRICS_PORT = 9092
@@ -64,14 +64,16 @@ def _template(owner: AdaptiveSpeculator, around: Surroundings, values: dict[str,
             {"name": "data", "persistentVolumeClaim": {"claimName": claim}},
             pod.token_volume(owner, "publish"),
         ],
-        settings=values,
+        settings={**values, **redis_marks(owner, around)},
     )
     return pod.template(owner, names.TRAINER, parts, said, around.images)
 
 
 def _settings(owner: AdaptiveSpeculator) -> dict[str, str]:
     name = owner.metadata.name
-    return {
+    # SGLang cannot change a draft's vocabulary while it runs: both sides take the one that needs no traffic.
+    vocabulary = {"UPDRAFT_TRAINER_FIRST_SAMPLES": "0"} if owner.spec.engine is Engine.SGLANG else {}
+    return vocabulary | {
         "UPDRAFT_TRAINER_METRICS_HOST": "0.0.0.0",  # noqa: S104 - of a pod, behind a NetworkPolicy
         "UPDRAFT_TRAINER_METRICS_PORT": str(METRICS_PORT),
         "UPDRAFT_TRAINER_DATA_DIR": _DATA["mountPath"],

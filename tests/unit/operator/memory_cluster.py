@@ -32,6 +32,7 @@ class MemoryCluster:
         self.writes: list[tuple[str, str, str]] = []
         """Verb, kind, name."""
         self.watchers: list[Watcher] = []
+        self.num_listings = 0
         self._applied: dict[tuple[Where, bool], Manifest] = {}
         self._versions, self._uids = count(100), count(1)
 
@@ -82,6 +83,7 @@ class MemoryCluster:
         return self._put(where, {**content, "metadata": {**live["metadata"], **content["metadata"]}})
 
     async def metadata(self, kind: str, namespace: str) -> list[Manifest]:
+        self.num_listings += 1
         is_ours = kind in ("AdaptiveSpeculator", "DraftVersion")
         return [
             {"metadata": deepcopy(each["metadata"])}

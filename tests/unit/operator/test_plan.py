@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.support.manifests import ALONE
+from tests.support.manifests import ALONE, templates
 from tests.support.observed import (
     ACCESS,
     NOW,
@@ -245,6 +245,34 @@ def test_the_secret_has_the_operators_redis_where_it_is_used(spec: Any, world: A
     assert secret["stringData"]["redis-url"] == url
     after = {**world, "access": Access(tokens=TOKENS, redis_url=url, exists=True)}
     assert _applied(settled(spec, **after)) == set()
+
+
+# The operator's Redis and its password
+
+
+def _changed(before: Observed, after: Observed) -> set[str]:
+    old, new = templates(objects(before)), templates(objects(after))
+    return {name for name in old if old[name] != new[name]}
+
+
+def test_another_redis_of_the_operator_restarts_the_pods_that_read_it() -> None:
+    assert _changed(observed(), observed(redis_url="redis://new")) == {"qwen-serving", "qwen-trainer"}
+    own: dict[str, Any] = {"traces": {"redis": {"urlSecretRef": {"name": "mine"}}}}
+    assert _changed(observed(own), observed(own, redis_url="redis://new")) == set()
+    off: dict[str, Any] = {"traces": {"enabled": False}}
+    assert _changed(observed(off), observed(off, redis_url="redis://new")) == set()
+
+
+def test_a_pod_template_tells_nothing_that_a_guessed_password_could_be_tried_on() -> None:
+    """The same address shows as something else with other tokens, which are in the Secret only."""
+    others = Access(tokens={role: f"other-{role}" for role in TOKENS}, redis_url="redis://own", exists=True)
+    assert _changed(observed(), observed(access=others)) == {"qwen-serving", "qwen-trainer"}
+    assert "redis://own" not in str(templates(objects(observed())))
+
+
+def test_tokens_that_are_on_their_way_into_the_secret_are_those_that_templates_are_marked_with() -> None:
+    coming = observed(access=Access(), fresh_tokens=TOKENS)
+    assert _changed(coming, observed()) == set()
 
 
 # The registry

@@ -23,7 +23,7 @@ from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator import versions
 from updraft_operator.api import names
 from updraft_operator.observed import Observed, RegistryView
-from updraft_operator.plan import CLEANUP_S, Plan, plan, written
+from updraft_operator.plan import Plan, plan, written
 from updraft_operator.status import status
 
 UNTOLD = 500.0
@@ -166,6 +166,8 @@ def test_a_deletion_never_hangs_on_what_cannot_be_reached() -> None:
     tried = _deleted("Delete", waited_s=3600)  # nobody was here for an hour
     assert _plan(tried).cleans_up
     grace_s = tried.speculator.spec.serving.termination_grace_period_seconds
-    made = _plan(replace(tried, ending_s=UNTOLD - grace_s - CLEANUP_S - 1))
+    tried = replace(tried, ending_s=UNTOLD - grace_s - 301, cleanup_s=300)
+    assert _plan(replace(tried, cleanup_s=302)).cleans_up, "whoever has more patience sets more"
+    made = _plan(tried)
     assert (made.finalizer, made.cleans_up) == ("remove", False)
     assert [(each.reason, each.is_warning) for each in made.events] == [("CleanupGivenUp", True)]

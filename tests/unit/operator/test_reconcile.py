@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from tests.support.observed import traffic
 from tests.unit.operator.memory_cluster import Where
-from tests.unit.operator.world import KEY, OWNER, World
+from tests.unit.operator.world import KEY, OWNER, World, run_now
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api import names
@@ -53,6 +53,34 @@ def test_another_operator_finds_nothing_to_do(world: World) -> None:
     world.settle()
     assert world.cluster.writes[before:] == []
     assert world.plan().is_empty
+
+
+def test_an_object_that_vanishes_keeps_the_others_from_nothing(world: World) -> None:
+    for _ in range(3):
+        world.registry.publish()
+    world.settle()
+    world.registry.move(2, pb.PHASE_REJECTED)
+    world.registry.move(3, pb.PHASE_REJECTED)
+    world.cluster.watchers.clear()  # nobody has told yet that this one is gone
+    world.cluster.remove(_where("DraftVersion", "qwen-v2"))
+
+    run_now(world.reconciler.reconcile(KEY))
+
+    assert world.drafts()["qwen-v3"]["status"]["phase"] == "Rejected"
+    told = [each["involvedObject"]["name"] for each in world.cluster.of("Event") if each["reason"] == "Rejected"]
+    assert told == ["qwen-v3"]
+
+
+def test_a_secret_that_is_refused_changes_no_pod_template_again_and_again() -> None:
+    world = World()
+    taken = {"name": "qwen-access", "namespace": KEY.namespace, "labels": {}}
+    world.cluster.set({"kind": "Secret", "metadata": taken, "data": {}})
+    world.settle()
+    for _ in range(3):
+        world.clock.advance(61.0)
+        world.reconciler.retry_refused()
+        world.settle()
+    assert [name for verb, kind, name in world.cluster.writes if kind == "Deployment"].count("qwen-serving") == 1
 
 
 def test_versions_are_mirrored_and_told(world: World) -> None:

@@ -179,6 +179,47 @@ def test_the_first_time_the_watches_have_more_time() -> None:
     run(main())
 
 
+def test_the_first_time_the_watches_have_as_long_as_they_go_on_telling() -> None:
+    """Thousands of objects on a busy machine: none of them is read one by one, and nothing is listed again for them."""
+
+    async def main() -> None:
+        world = World()
+        world.is_watching = False
+        for number in range(300):
+            world.cluster.set(_config_map(f"c-{number}"))
+
+        async def slow() -> None:
+            for each in world.cluster.of("ConfigMap"):
+                await asyncio.sleep(0.9)
+                world.tell("ConfigMap", each)
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(slow())
+            assert await world.once() > 2 * FIRST_S
+        assert world.added == []
+        assert world.cluster.num_listings < 20
+
+    run(main())
+
+
+def test_what_is_gone_before_the_watch_told_of_it_is_not_waited_for() -> None:
+    async def main() -> None:
+        world = World()
+        world.is_watching = False
+        world.cluster.set(_config_map())
+
+        async def removed() -> None:
+            await asyncio.sleep(0.5)
+            world.cluster.remove(WHERE)
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(removed())
+            assert await world.once() <= 2.0
+        assert world.num_missed("ConfigMap") == 0
+
+    run(main())
+
+
 def test_other_differences_meanwhile_are_no_lasting_ones() -> None:
     """Each listing finds another object that the watch has not told yet: none of them is missed."""
 

@@ -1,5 +1,6 @@
 """What the builders set is what the processes read: by name, and with values that they accept."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ from tests.support.manifests import AROUND, built, container, one, pod_spec, spe
 
 from updraft_chassis.settings import Settings, load
 from updraft_inference.settings import InferenceSettings
+from updraft_inference.sglang_engine import arguments
 from updraft_operator.api.speculator import AdaptiveSpeculator
+from updraft_operator.build import sglang
 from updraft_registry.settings import RegistrySettings
 from updraft_trainer.settings import TrainerSettings
 
@@ -120,6 +123,40 @@ def test_every_file_that_is_named_is_mounted() -> None:
 
 def test_the_agent_of_sglang_takes_its_arguments() -> None:
     owner = speculator({"engine": "sglang"})
-    arguments = container(pod_spec(owner, "serving", AROUND), "inference")["args"]
+    said = container(pod_spec(owner, "serving", AROUND), "inference")["args"]
     fields = {f"--{field.replace('_', '-')}" for field in InferenceSettings.model_fields}
-    assert {each for each in arguments if each.startswith("--")} <= fields
+    assert {each for each in said if each.startswith("--")} <= fields
+
+
+@given(num_steps=st.integers(1, 16))
+def test_the_operator_starts_sglang_with_what_the_agent_asks_of_it(num_steps: int) -> None:
+    assert sglang.speculation("/seed", num_steps) == arguments.speculation(Path("/seed"), num_steps)
+
+
+def test_sglang_and_its_agent_meet_in_one_folder_that_is_prepared_before_either_starts() -> None:
+    pod = pod_spec(speculator({"engine": "sglang"}), "serving")
+    engine, agent, prepare = container(pod, "engine"), container(pod, "inference"), pod["initContainers"][-1]
+    said = load(InferenceSettings, environment(speculator({"engine": "sglang"}), "serving"))
+    variables = {each["name"]: each.get("value") for each in engine["env"]}
+
+    assert variables["UPDRAFT_SGLANG_SOCKET"] == str(said.sglang_socket_path)
+    assert prepare["args"] == ["prepare-sglang", "--plugin-dir", variables["PYTHONPATH"], "--seed", _seed(engine)]
+    assert all(path.startswith(f"{said.data_dir}/") for path in (variables["PYTHONPATH"], _seed(engine)))
+    assert _mounted(prepare, "data") == _mounted(engine, "data") == _mounted(agent, "data") == str(said.data_dir)
+
+
+def test_with_sglang_the_trainer_takes_the_vocabulary_of_the_first_draft() -> None:
+    owner = speculator({"engine": "sglang"})
+    trainer = load(TrainerSettings, environment(owner, "trainer"))
+    inference = load(InferenceSettings, environment(owner, "serving"))
+    assert trainer.first_samples == 0
+    assert trainer.draft_vocab_size == inference.draft_vocab_size
+
+
+def _seed(engine: dict[str, Any]) -> str:
+    said = engine["args"]
+    return str(said[said.index("--speculative-draft-model-path") + 1])
+
+
+def _mounted(container: dict[str, Any], volume: str) -> str:
+    return next(str(mount["mountPath"]) for mount in container["volumeMounts"] if mount["name"] == volume)

@@ -1,0 +1,87 @@
+"""A stock SGLang server in an inference pod: what is written for it before it starts, and the server.
+
+It shares one volume with the agent beside it, under the same paths: the plugin's folder, the first draft, the versions that
+it loads by path, and the socket between the two.
+"""
+
+from typing import Any
+
+from updraft_operator.api.speculator import AdaptiveSpeculator, Serving
+from updraft_operator.build import pod
+from updraft_operator.build.manifest import Surroundings
+from updraft_operator.build.model import Model, served_name
+
+PORT = 30000
+SHM = {"name": "shm", "emptyDir": {"medium": "Memory"}}
+_SHM_MOUNT = {"name": "shm", "mountPath": "/dev/shm"}  # noqa: S108 - SGLang's processes share tensors there
+
+_MARGIN = 8
+"""Of its context the server gives this much to no request, beside what it keeps for drafts."""
+
+
+def speculation(seed: str, num_steps: int) -> list[str]:
+    """The arguments that Updraft needs; the same as updraft_inference's `arguments.speculation`, which a test holds equal."""
+    return [
+        *("--speculative-algorithm", "EAGLE3", "--speculative-draft-model-path", seed),
+        *("--speculative-num-steps", str(num_steps), "--speculative-eagle-topk", "1"),
+        *("--speculative-num-draft-tokens", str(num_steps + 1)),
+        *("--custom-weight-loader", "updraft_sglang.weights.load", "--enable-metrics"),
+    ]
+
+
+def prepare(around: Surroundings, target: Model, data: dict[str, Any]) -> dict[str, Any]:
+    """The init container that writes the plugin's folder and the first draft; what is there already is left alone."""
+    folder = data["mountPath"]
+    return pod.container(
+        "prepare",
+        around.images.inference,
+        around.images,
+        Serving(),
+        args=["prepare-sglang", "--plugin-dir", _plugin(folder), "--seed", _seed(folder)],
+        env=[{"name": "UPDRAFT_INFERENCE_MODEL", "value": target.path}],
+        volumeMounts=[data, *target.mounts],
+    )
+
+
+def engine(
+    owner: AdaptiveSpeculator, around: Surroundings, target: Model, data: dict[str, Any], *, load_s: int
+) -> dict[str, Any]:
+    """The server, which may take `load_s` seconds until it answers."""
+    said, spec, folder = owner.spec.serving, owner.spec, data["mountPath"]
+    num_steps = spec.draft.lookahead
+    container = pod.container(
+        "engine",
+        said.image or around.images.sglang,
+        around.images,
+        said,
+        command=["python3", "-m", "sglang.launch_server"],
+        args=[
+            *("--model-path", target.path, "--served-model-name", served_name(spec.target_model)),
+            *("--host", "0.0.0.0", "--port", str(PORT)),  # noqa: S104 - of a pod, behind a NetworkPolicy
+            *("--tp-size", str(said.tensor_parallel_size)),
+            *("--context-length", str(said.max_context_tokens + num_steps + 1 + _MARGIN)),
+            *("--max-running-requests", str(said.max_running_requests), "--incremental-streaming-output"),
+            *speculation(_seed(folder), num_steps),
+            *said.args,
+        ],
+        ports=[{"name": "engine", "containerPort": PORT}],
+        env=[
+            {"name": "PYTHONPATH", "value": _plugin(folder)},
+            {"name": "UPDRAFT_SGLANG_SOCKET", "value": f"{folder}/sglang.sock"},
+            {"name": "HOME", "value": "/tmp"},  # noqa: S108 - of the container: kernels are compiled into caches below it
+        ],
+        volumeMounts=[data, _SHM_MOUNT, *target.mounts],
+        # /health generates a token and waits while paused: a liveness probe on it would kill a pod during a swap.
+        startupProbe=pod.http_probe("/ping", "engine", period_s=10, failures=load_s // 10),
+        livenessProbe=pod.http_probe("/ping", "engine", period_s=10, failures=6),
+    )
+    container["securityContext"] = {**container["securityContext"], "readOnlyRootFilesystem": False}
+    return container
+
+
+def _plugin(folder: str) -> str:
+    return f"{folder}/sglang/plugin"
+
+
+def _seed(folder: str) -> str:
+    return f"{folder}/sglang/seed"

@@ -1,0 +1,105 @@
+"""What kopf lists is held in memory until it was seen: so it gets no further page while much is left."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from updraft_operator.handlers import MAX_TASKS, login, paced, settings
+
+LIST, NEXT, WATCH = "limit=100", "limit=100&continue=abc", "watch=true"
+
+
+class Server:
+    """Answers every question, and remembers which came."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.url = ""
+
+    async def answer(self, request: web.Request) -> web.Response:
+        self.asked.append(request.query_string)
+        return web.json_response({"items": []})
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    """On a free port."""
+    made, application = Server(), web.Application()
+    application.router.add_get("/pods", made.answer)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    host, port = runner.addresses[0]
+    made.url = f"http://{host}:{port}/pods"
+    yield made
+    await runner.cleanup()
+
+
+async def test_no_page_is_asked_for_while_much_of_the_last_ones_is_left_to_see(server: Server) -> None:
+    seen = asyncio.Event()
+    async with aiohttp.ClientSession(middlewares=(paced,)) as session, asyncio.TaskGroup() as tasks:
+        for _ in range(MAX_TASKS):
+            tasks.create_task(seen.wait())
+        pages = [tasks.create_task(_get(session, server, query)) for query in (LIST, NEXT)]
+        await _get(session, server, WATCH)
+        assert server.asked == [WATCH], "a watch waits for nothing"
+        seen.set()
+        await asyncio.wait(pages)
+        assert sorted(server.asked[1:]) == [LIST, NEXT]
+
+
+async def test_a_page_is_asked_for_once_little_is_left_to_see(server: Server) -> None:
+    never = asyncio.Event()
+    async with aiohttp.ClientSession(middlewares=(paced,)) as session, asyncio.TaskGroup() as tasks:
+        left = [tasks.create_task(never.wait()) for _ in range(10)]
+        await _get(session, server, LIST)
+        assert server.asked == [LIST]
+        assert not any(task.done() for task in left)
+        never.set()
+
+
+async def test_kopf_lists_in_pages_and_through_the_paced_session(
+    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _say_credentials(monkeypatch, tmp_path, server, "first")
+    assert settings().watching.chunk_size
+    found = await login(settings=settings())
+    assert found is not None
+    async with found.aiohttp_session as session:
+        assert found.server == server.url
+        await _get(session, server, LIST)
+
+
+async def test_credentials_that_were_refused_are_known_again(
+    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    logins = []
+    for token in ("first", "first", "second"):
+        _say_credentials(monkeypatch, tmp_path, server, token)
+        found = await login(settings=settings())
+        assert found is not None
+        await found.aiohttp_session.close()
+        logins.append(found)
+    assert logins[0] == logins[1] != logins[2]
+
+
+def _say_credentials(monkeypatch: pytest.MonkeyPatch, folder: Path, server: Server, token: str) -> None:
+    content = {
+        "clusters": [{"name": "c", "cluster": {"server": server.url}}],
+        "users": [{"name": "u", "user": {"token": token}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "x",
+    }
+    path = folder / "kubeconfig"
+    path.write_text(json.dumps(content))
+    monkeypatch.setenv("KUBECONFIG", str(path))
+
+
+async def _get(session: aiohttp.ClientSession, server: Server, query: str) -> None:
+    async with session.get(f"{server.url}?{query}") as answer:
+        assert answer.status == 200
