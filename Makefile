@@ -10,6 +10,8 @@ CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/updraft
 KEY := $(shell { cat constraints.txt; $(PYTHON) -c 'import sys; print(sys.version, sys.prefix)' 2>/dev/null; } | sha256sum | cut -c1-16)
 DEPS := $(CACHE)/deps-$(KEY)
 PY := .venv/bin/python
+# Tests run on so many workers, a file on one of them; without output in between, so ARGS="-n 0" is for a debugger.
+PYTEST := $(PY) -m pytest --dist loadfile --no-loadscope-reorder -n 2
 SOURCES := proto libs services operator cli tests tools bench
 ARGS ?=
 
@@ -84,7 +86,7 @@ gen-check: install ## Generated files are up to date
 
 .PHONY: test-unit
 test-unit: install ## Fast tests
-	$(PY) -m pytest tests/unit $(ARGS)
+	$(PYTEST) tests/unit $(ARGS)
 
 .PHONY: fuzz
 fuzz: install ## Look for new counterexamples to the property tests (15 minutes; other tests take the same ones every time)
@@ -96,7 +98,7 @@ bucket-server: install ## Build the S3 server that tests start (once, with Go; 2
 
 .PHONY: test-integration
 test-integration: install bucket-server ## Real Redis, real gRPC, a real bucket, the real model, whole processes
-	$(PY) -m pytest tests/contract tests/integration tests/e2e $(ARGS)
+	$(PYTEST) tests/contract tests/integration tests/e2e $(ARGS)
 
 .PHONY: bench-swap bench-capture bench-memory bench-gate bench-fleet bench-delta bench-kill bench-operator bench-faults bench-teacher
 bench-swap: install ## Measure what a hot swap costs (3 minutes)
@@ -134,7 +136,7 @@ cluster-down: install ## End that node; nothing of it is left
 
 .PHONY: test-cluster
 test-cluster: cluster-build ## CRDs, operator, chart, images and the tour on a real Kubernetes (without root: what needs no node)
-	$(PY) -m pytest tests/chart tests/cluster $(ARGS)
+	$(PYTEST) tests/chart tests/cluster $(ARGS)
 
 .PHONY: sglang-build test-sglang
 sglang-build: install ## Build a stock SGLang for tests into the cache (once; 1 to 3 minutes, 0.5 GB)
