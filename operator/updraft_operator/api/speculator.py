@@ -253,6 +253,10 @@ class Spec(Model):
                     "rule": "self.engine == 'sglang' || !has(self.serving.args) || size(self.serving.args) == 0",
                     "message": "args are for engine sglang; settings of engine torch are variables (serving.env)",
                 },
+                {
+                    "rule": "self.engine != 'sglang' || self.draft.lookahead > 0",
+                    "message": "draft.lookahead is at least 1 with engine sglang: a server without a draft shows nothing",
+                },
             ]
         }
     )

@@ -57,6 +57,12 @@ RULES = (
         bad={"serving": {"tensorParallelSize": 2}},
     ),
     Rule(
+        id="lookahead-of-sglang",
+        message="draft.lookahead is at least 1 with engine sglang",
+        good={"engine": "sglang", "draft": {"lookahead": 1}},
+        bad={"engine": "sglang", "draft": {"lookahead": 0}},
+    ),
+    Rule(
         id="arguments",
         message="args are for engine sglang",
         good={"engine": "sglang", "serving": {"args": ["--enable-metrics"]}},

@@ -280,7 +280,7 @@ def wish(rng: random.Random) -> dict[str, Any]:
         "suspend": rng.random() < 0.15,
         "deletionPolicy": rng.choice(("Retain", "Delete")),
         "engine": rng.choice(("torch", "torch", "sglang")),
-        "draft": {"lookahead": rng.randrange(6)},
+        "draft": {"lookahead": rng.randrange(1, 6)},
         "serving": {
             "replicas": rng.randrange(4),
             "image": rng.choice((None, "mine:1", "mine:2")),
