@@ -10,8 +10,8 @@ CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/updraft
 KEY := $(shell { cat constraints.txt; $(PYTHON) -c 'import sys; print(sys.version, sys.prefix)' 2>/dev/null; } | sha256sum | cut -c1-16)
 DEPS := $(CACHE)/deps-$(KEY)
 PY := .venv/bin/python
-# Tests run on so many workers, a file on one of them; without output in between, so ARGS="-n 0" is for a debugger.
-PYTEST := $(PY) -m pytest --dist loadfile --no-loadscope-reorder -n 2
+# Tests run on so many workers, a file on one of them, with a thread for each worker's torch; ARGS="-n 0" is for a debugger.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest --dist loadfile --no-loadscope-reorder -n 2
 SOURCES := proto libs services operator cli tests tools bench
 ARGS ?=
 

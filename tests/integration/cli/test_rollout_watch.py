@@ -109,7 +109,8 @@ async def test_a_worse_version_is_watched_through_a_restart_of_the_registry_unti
         assert watching.stderr is not None
         told = (await watching.stderr.readline()).decode()
         await asyncio.to_thread(registry.start)
-        await updraft.run("rollout", "policy", "set", "--auto-rollback")
+        allowed = await updraft.run("rollout", "policy", "set", "--auto-rollback")
+        assert (allowed.exit_code, allowed.err) == (0, "")
         watched = await end(watching)
         history = await updraft.run("draft", "history", "2")
     assert told.endswith(f"the registry at {registry.address} is away; trying again\n")
