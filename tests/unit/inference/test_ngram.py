@@ -7,19 +7,19 @@ from updraft_inference.torch_engine.ngram import LENGTHS, NgramIndex
 
 
 def test_what_followed_the_same_tokens_is_proposed() -> None:
-    assert NgramIndex().propose([1, 2, 3, 4, 5, 1, 2, 3], 2) == [4, 5]
+    assert NgramIndex().propose([1, 2, 3, 4, 5, 1, 2, 3], 2).ids == [4, 5]
 
 
 def test_the_latest_occurrence_counts() -> None:
-    assert NgramIndex().propose([1, 2, 7, 1, 2, 8, 1, 2], 1) == [8]
+    assert NgramIndex().propose([1, 2, 7, 1, 2, 8, 1, 2], 1).ids == [8]
 
 
 def test_nothing_is_proposed_for_tokens_never_seen() -> None:
-    assert NgramIndex().propose([1, 2, 3, 4, 5], 3) == []
+    assert NgramIndex().propose([1, 2, 3, 4, 5], 3).ids == []
 
 
 def test_a_repetition_is_continued_beyond_its_end() -> None:
-    assert NgramIndex().propose([9, 1, 2, 1, 2], 5) == [1, 2, 1, 2, 1]
+    assert NgramIndex().propose([9, 1, 2, 1, 2], 5).ids == [1, 2, 1, 2, 1]
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(1, 6))
@@ -28,5 +28,5 @@ def test_growing_the_index_token_by_token_gives_what_a_fresh_one_gives(ids: list
     for end in range(1, len(ids) + 1):
         proposal = grown.propose(ids[:end], k)
         assert proposal == NgramIndex().propose(ids[:end], k)
-        assert len(proposal) in (0, k)
+        assert len(proposal.ids) in (0, k)
     assert min(LENGTHS) > 1

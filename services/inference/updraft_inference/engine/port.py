@@ -20,6 +20,8 @@ class Drafter(StrEnum):
     NONE = "none"
     NGRAM = "ngram"
     EAGLE3 = "eagle3"
+    HYBRID = "hybrid"
+    """Of a request or an engine, never of a step: whichever of the two promises more, step by step."""
 
 
 class FinishReason(StrEnum):

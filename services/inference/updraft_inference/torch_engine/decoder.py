@@ -12,38 +12,51 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from updraft_inference.agent.lookahead import Lookahead
 from updraft_inference.engine.port import Delta, Drafter, FinishReason, VerifyStep
+from updraft_inference.lookahead.choice import Choice
+from updraft_inference.lookahead.cost import CostTable
+from updraft_inference.lookahead.policy import MODEL, Ask, Lookahead
 from updraft_inference.torch_engine.eagle import MAX_ROWS_TOGETHER, EagleDrafter
 from updraft_inference.torch_engine.kv_cache import CacheShape, SlotCache
+from updraft_inference.torch_engine.ngram import Lookup
 from updraft_inference.torch_engine.sequence import Proposal, Sequence
 from updraft_inference.torch_engine.target import Forward, Target
 from updraft_inference.torch_engine.verify import Verdict, judge
+from updraft_inference.torch_engine.warm_up import cost_curve
 
 logger = logging.getLogger(__name__)
 
-PREFILL_CHUNK = 256
-"""Prompt tokens a forward: about 0.2 s of a two-core CPU on a 135 M model, the longest a stream waits for a newcomer."""
+PREFILL_CHUNK, LEAST_CHUNK = 256, 16
+"""Prompt tokens a forward, at most while nobody waits for it, and at least."""
+PREFILL_SHARE = 1.5
+"""A chunk may take so many steps of the streams that wait for it."""
+
+_BY_MODEL = frozenset({Drafter.EAGLE3, Drafter.HYBRID})
+_BY_LOOKUP = frozenset({Drafter.NGRAM, Drafter.HYBRID})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Sizes that are fixed while the engine runs. `max_context` counts prompt and output tokens of a request."""
+    """Sizes that are fixed while the engine runs. `max_context` counts prompt and output tokens of a request.
+
+    `max_lookahead` is of the draft model's chains, `max_lookup` of what was looked up, which costs nothing to draft.
+    """
 
     num_slots: int
     max_context: int
     max_lookahead: int
+    max_lookup: int = 10
 
     @property
     def num_positions(self) -> int:
-        """Cache positions a slot: drafts, and rows padded to a batch, may reach beyond the context."""
+        """Cache positions a slot: what the draft model reads, padded to a batch, may reach beyond the context."""
         return self.max_context + max(self.max_lookahead + 1, MAX_ROWS_TOGETHER)
 
 
 class Decoder:
     """Runs requests to their end. Not thread-safe; the engine thread owns it and whatever it holds."""
 
-    def __init__(self, target: Target, limits: Limits, *, default: Drafter, lookahead: Lookahead) -> None:
+    def __init__(self, target: Target, limits: Limits, *, default: Drafter, is_lookahead_fixed: bool = False) -> None:
         c = target.config
         self.target = target
         self.limits = limits
@@ -52,7 +65,6 @@ class Decoder:
         self.faults: Counter[int] = Counter()
         """By draft version; read by other threads."""
         self._default = default
-        self._lookahead = lookahead
         shape = CacheShape(
             num_layers=c.num_layers,
             num_slots=limits.num_slots,
@@ -61,6 +73,8 @@ class Decoder:
             head_dim=c.head_dim,
         )
         self._cache = SlotCache(shape, like=target.embedding)
+        curve = cost_curve(target, self._cache, most=max(PREFILL_CHUNK, limits.num_slots * (limits.max_lookup + 1)))
+        self.lookahead = Lookahead(CostTable(curve), is_fixed=is_lookahead_fixed)
         self._free = list(range(limits.num_slots))
         self._waiting: deque[Sequence] = deque()
         self._prefilling: deque[Sequence] = deque()
@@ -120,64 +134,101 @@ class Decoder:
 
     def _prefill(self, sequence: Sequence) -> None:
         start = sequence.num_read
-        ids = sequence.ids[start : start + PREFILL_CHUNK]
+        ids = sequence.ids[start : start + self._chunk()]
         forward = self._forward([sequence], [ids])
         sequence.num_read += len(ids)
-        self._observe(sequence, start, forward.aux[0], forward.last[0])
+        self._observe(sequence, start, forward.aux, forward.last)
         if sequence.is_prefilling:
             return
         self._prefilling.popleft()
         self._decoding[sequence.slot] = sequence
-        logits = self.target.logits(forward.last[:, -1:])
+        logits = self.target.logits(forward.last[-1:])
         verdict = judge([sequence], [Proposal()], logits)[0]
         self._gain(sequence, [verdict.next_id])
+
+    def _chunk(self) -> int:
+        """Prompt tokens to read now, such that running streams wait for them no longer than they may."""
+        if not self._decoding:
+            return PREFILL_CHUNK
+        batch, cost = len(self._decoding), self.lookahead.cost
+        most_s = PREFILL_SHARE * cost.seconds(batch, batch)
+        sizes = (size for size in range(PREFILL_CHUNK, LEAST_CHUNK, -LEAST_CHUNK) if cost.alone(size) <= most_s)
+        return next(sizes, LEAST_CHUNK)
 
     def _decode(self, sequences: list[Sequence]) -> None:
         started = time.perf_counter()
         proposals = self._propose(sequences)
         drafted = time.perf_counter()
-        width = 1 + max(len(p.ids) for p in proposals)
         rows = [[s.ids[-1], *p.ids] for s, p in zip(sequences, proposals, strict=True)]
-        forward = self._forward(sequences, [row + row[-1:] * (width - len(row)) for row in rows])
+        forward = self._forward(sequences, rows)
         verdicts = judge(sequences, proposals, self.target.logits(forward.last))
         now = time.perf_counter()
-        self._lookahead.observe_cost(
-            batch=len(sequences), width=width, verify_s=now - drafted, draft_s=drafted - started
-        )
-        for i, (sequence, proposal, verdict) in enumerate(zip(sequences, proposals, verdicts, strict=True)):
-            kept = verdict.accepted + 1
+        self.lookahead.observe_step(batch=len(sequences), rows=len(forward.last), verify_s=now - drafted)
+        first = 0
+        for sequence, proposal, verdict in zip(sequences, proposals, verdicts, strict=True):
+            kept, end = first + verdict.accepted + 1, first + len(proposal.ids) + 1
             start = sequence.num_read
-            sequence.num_read += kept
+            sequence.num_read += kept - first
             self._record(sequence, proposal, verdict, len(sequences), now - started)
-            self._observe(sequence, start, forward.aux[i, :kept], forward.last[i, :kept])
+            self._observe(sequence, start, forward.aux[first:kept], forward.last[first:kept])
             # Rows after the rejection of a lookup would say nothing about the draft.
             if proposal.drafter is Drafter.EAGLE3 and sequence.request.capture.counterfactual_rows:
-                rejected = slice(kept, len(proposal.ids) + 1)
-                sequence.keep_rejected(forward.aux[i, rejected], forward.last[i, rejected])
+                sequence.keep_rejected(forward.aux[kept:end], forward.last[kept:end])
             self._gain(sequence, [*proposal.ids[: verdict.accepted], verdict.next_id])
+            first = end
 
     def _forward(self, sequences: list[Sequence], ids: list[list[int]]) -> Forward:
         slots, starts = [s.slot for s in sequences], [s.num_read for s in sequences]
-        batch = self._cache.batch(slots, starts, len(ids[0]))
-        return self.target.forward(torch.tensor(ids, device=self.target.embedding.device), batch, self._cache)
+        batch = self._cache.batch(slots, starts, [len(row) for row in ids])
+        flat = torch.tensor([token for row in ids for token in row], device=self.target.embedding.device)
+        return self.target.forward(flat, batch, self._cache)
 
     def _propose(self, sequences: list[Sequence]) -> list[Proposal]:
-        """Each sequence's drafts by its own drafter; those of EAGLE in one batch."""
-        k = self._lookahead.choose(batch=len(sequences))
-        proposals = {s.slot: Proposal() for s in sequences}
-        by_model: list[Sequence] = []
-        for sequence in sequences:
-            drafter = self._drafter(sequence)
-            if drafter is Drafter.EAGLE3 and self._width(sequence, k) > 0:
-                by_model.append(sequence)
-            elif drafter is Drafter.NGRAM:
-                ids = sequence.index.propose(sequence.ids, self._width(sequence, self.limits.max_lookahead))
-                proposals[sequence.slot] = Proposal(drafter=drafter, ids=ids, log_probs=[0.0] * len(ids))
-        if by_model and self.eagle is not None:
-            chains = self._draft(self.eagle, by_model, max(self._width(s, k) for s in by_model))
-            for sequence, chain in zip(by_model, chains, strict=True):
-                proposals[sequence.slot] = _cut(chain, self._width(sequence, k))
-        return [proposals[s.slot] for s in sequences]
+        """The drafts of each sequence, as many and by whom the lookahead chooses; the model's in one batch."""
+        lookups = [self._look_up(sequence) for sequence in sequences]
+        asks = [self._ask(sequence, lookup) for sequence, lookup in zip(sequences, lookups, strict=True)]
+        choices = self.lookahead.plan(asks)
+        chains = self._chains([pair for pair in zip(sequences, choices, strict=True) if _is_chain(pair[1])])
+        proposals = []
+        for sequence, lookup, choice in zip(sequences, lookups, choices, strict=True):
+            if choice.drafter is Drafter.NGRAM:
+                ids = lookup.ids[: choice.length]
+                proposals.append(Proposal(drafter=Drafter.NGRAM, ids=ids, log_probs=[0.0] * len(ids)))
+            else:
+                proposals.append(chains.get(sequence.slot, Proposal()))
+        return proposals
+
+    def _look_up(self, sequence: Sequence) -> Lookup:
+        if self._wish(sequence) not in _BY_LOOKUP:
+            return Lookup([], 0)
+        most = self.limits.max_lookup if self.limits.max_lookahead else 0
+        lookup = sequence.index.propose(sequence.ids, min(most, sequence.num_useful))
+        if lookup.ids:
+            sequence.shadow.take(lookup.ids, lookup.strength)
+        return lookup
+
+    def _ask(self, sequence: Sequence, lookup: Lookup) -> Ask:
+        can_chain = self.eagle is not None and sequence.is_draftable and self._wish(sequence) in _BY_MODEL
+        return Ask(
+            record=sequence.history,
+            lookup=len(lookup.ids),
+            strength=lookup.strength,
+            chain=min(self.limits.max_lookahead, sequence.num_useful) if can_chain else 0,
+            forced=sequence.request.lookahead,
+        )
+
+    def _chains(self, chosen: list[tuple[Sequence, Choice]]) -> dict[int, Proposal]:
+        """The model's chains by slot, made together as long as the longest and then cut."""
+        if not chosen or self.eagle is None:
+            self.lookahead.observe_chains(sequences=0, length=0, seconds=0.0)
+            return {}
+        started, longest = time.perf_counter(), max(choice.length for _, choice in chosen)
+        chains = self._draft(self.eagle, [sequence for sequence, _ in chosen], longest)
+        seconds = time.perf_counter() - started
+        self.lookahead.observe_chains(sequences=len(chosen), length=longest, seconds=seconds)
+        return {
+            sequence.slot: _cut(chain, choice.length) for (sequence, choice), chain in zip(chosen, chains, strict=True)
+        }
 
     def _draft(self, eagle: EagleDrafter, sequences: list[Sequence], k: int) -> list[Proposal]:
         """Their chains. A draft that fails costs these sequences their drafts, not their requests."""
@@ -190,22 +241,13 @@ class Decoder:
                 sequence.is_draftable = False  # it may have read half of its rows
             return [Proposal() for _ in sequences]
 
-    def _drafter(self, sequence: Sequence) -> Drafter:
-        wish = sequence.request.drafter or self._default
-        if wish is Drafter.EAGLE3 and (self.eagle is None or not sequence.is_draftable):
-            return Drafter.NONE
-        return wish
-
-    def _width(self, sequence: Sequence, k: int) -> int:
-        """Drafts worth making: no more than the request may still emit before its last token."""
-        wished = sequence.request.lookahead
-        return max(0, min(k if wished is None else wished, self.limits.max_lookahead, sequence.num_left - 1))
+    def _wish(self, sequence: Sequence) -> Drafter:
+        return sequence.request.drafter or self._default
 
     def _observe(self, sequence: Sequence, start: int, aux: Tensor, last: Tensor) -> None:
         """Hand confirmed rows from position `start` on to the draft and to the payload."""
         sequence.keep(start, aux, last)
-        wants_eagle = (sequence.request.drafter or self._default) is Drafter.EAGLE3
-        if self.eagle is None or not wants_eagle:
+        if self.eagle is None or self._wish(sequence) not in _BY_MODEL:
             sequence.is_draftable = False  # the draft has not seen these rows and never will
         elif sequence.is_draftable:
             self.eagle.observe(sequence, aux)
@@ -213,7 +255,8 @@ class Decoder:
     def _record(self, sequence: Sequence, proposal: Proposal, verdict: Verdict, batch: int, duration_s: float) -> None:
         is_model = proposal.drafter is Drafter.EAGLE3
         if proposal.ids and is_model:
-            self._lookahead.observe_acceptance(len(proposal.ids), verdict.accepted)
+            is_refused = verdict.accepted < len(proposal.ids)
+            self.lookahead.observe(sequence.history, MODEL, verdict.accepted, is_refused=is_refused)
         sequence.record(
             VerifyStep(
                 start=sequence.num_output,
@@ -231,6 +274,8 @@ class Decoder:
     def _gain(self, sequence: Sequence, token_ids: list[int]) -> None:
         """Give the sequence its new tokens, and end it where they end it."""
         before = len(sequence.ids)
+        if score := sequence.shadow.score(token_ids):
+            self.lookahead.observe(sequence.history, score.strength, score.kept, is_refused=score.is_refused)
         if sequence.first_token_s is None:
             sequence.first_token_s = time.monotonic()
         reason = sequence.extend(token_ids, self.target.config.eos_token_ids)
@@ -251,6 +296,10 @@ class Decoder:
             self._free.append(sequence.slot)
             self._free.sort()  # low slots first keeps batches dense, and dense batches read the cache in place
         sequence.emit(Delta(token_ids=tuple(gained), finished=sequence.finished(reason)))
+
+
+def _is_chain(choice: Choice) -> bool:
+    return choice.drafter is Drafter.EAGLE3
 
 
 def _cut(proposal: Proposal, width: int) -> Proposal:

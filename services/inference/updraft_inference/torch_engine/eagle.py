@@ -83,9 +83,10 @@ class EagleDrafter:
         return state[torch.arange(len(sequences)), torch.tensor(counts) - 1]
 
     def _forward(self, x_BTD: Tensor, ids_BT: Tensor, slots: list[int], starts: list[int]) -> Tensor:
-        batch = self._cache.batch(slots, starts, ids_BT.shape[1])
-        rows = self.network.rows(x_BTD, ids_BT, batch.positions_BT)
-        keys, values = self._cache.write(0, batch, rows.k, rows.v)
+        B, T = ids_BT.shape
+        batch = self._cache.batch(slots, starts, [T] * B)
+        rows = self.network.rows(x_BTD, ids_BT, batch.positions_R.view(B, T))
+        keys, values = self._cache.write(0, batch, rows.k.flatten(0, 1), rows.v.flatten(0, 1))
         return self.network.finish(x_BTD, grouped_attention(rows.q, keys, values, batch.mask_BTS))
 
     def _choose(self, sequences: list[Sequence], chains: list["_Chain"], logits_BV: Tensor) -> Tensor:

@@ -25,7 +25,6 @@ from updraft_chassis.model_folder import target_fingerprint, tokenizer_fingerpri
 from updraft_draft import checkpoint
 from updraft_draft.config import DraftConfig
 from updraft_draft.network import DraftNetwork
-from updraft_inference.agent.lookahead import Lookahead
 from updraft_inference.engine.port import (
     Delta,
     Drafter,
@@ -65,8 +64,9 @@ class TorchEngine:
     def __init__(self, target: Target, info: EngineInfo, options: EngineOptions, on_finished: FinishedSink) -> None:
         self._options = options
         self._limits = options.limits
-        self._lookahead = Lookahead(max_k=options.limits.max_lookahead, is_fixed=options.is_lookahead_fixed)
-        self._decoder = Decoder(target, options.limits, default=options.drafter, lookahead=self._lookahead)
+        self._decoder = Decoder(
+            target, options.limits, default=options.drafter, is_lookahead_fixed=options.is_lookahead_fixed
+        )
         self._info = info
         self._loaded = Loaded()
         self._on_finished = on_finished
@@ -126,7 +126,7 @@ class TorchEngine:
             running=d.num_running,
             queued=d.num_waiting,
             used_tokens=d.num_used_tokens,
-            lookahead=self._lookahead.last,
+            lookahead=d.lookahead.last,
         )
 
     @property
@@ -298,7 +298,7 @@ class TorchEngine:
             for name, tensor in tensors.items():
                 held[name].copy_(tensor)
         self._decoder.draft_version = version
-        self._lookahead.reset_acceptance()
+        self._decoder.lookahead.reset_model()
 
     def _unload(self) -> None:
         self._decoder.eagle = None

@@ -3,7 +3,7 @@
 Sequences of different lengths share a forward through a mask; a row beyond a sequence's length holds rejected or old tokens
 and is overwritten by the next forward, which is why rejection needs no clean-up.
 
-Tensors: N slots, S positions, K key-value heads, E head size, B sequences, T new tokens.
+Tensors: N slots, S positions, K key-value heads, E head size, B sequences, R new rows of all of them, T of the one with most.
 """
 
 from dataclasses import dataclass
@@ -14,18 +14,39 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Where T new tokens of B sequences go. `slots` ascend; `span` is how many positions the forward looks at."""
+    """Where the new rows of B sequences go. `slots` ascend; `span` is how many positions the forward looks at.
+
+    Rows are flat, those of a sequence together; only attention sees them as [B, T], where short sequences repeat their
+    last row.
+    """
 
     slots: tuple[int, ...]
-    positions_BT: Tensor
-    """int64, position of each new token."""
-    rows: Tensor
-    """int64 [B * T], slot * S + position: where keys and values are written."""
+    counts: tuple[int, ...]
+    """Rows of each sequence."""
+    positions_R: Tensor
+    """int64, position of each row."""
+    rows_R: Tensor
+    """int64, slot * S + position: where keys and values are written."""
     gather: Tensor | None
     """int64 [B]: slots to read; None when they are 0..B-1, whose keys are read in place."""
     mask_BTS: Tensor | None
     """Additive, span columns; None for one sequence whose single new token sees everything."""
     span: int
+    spread_BT: Tensor | None
+    """int64: the row at each place; None if all sequences have T rows."""
+    collect_R: Tensor | None
+    """int64: the place of each row, in [B * T]; None likewise."""
+
+    def spread(self, x_R: Tensor) -> Tensor:
+        """[R, ...] -> [B, T, ...]."""
+        if self.spread_BT is None:
+            return x_R.view(len(self.slots), -1, *x_R.shape[1:])
+        return x_R[self.spread_BT]
+
+    def collect(self, x_BT: Tensor) -> Tensor:
+        """[B, T, ...] -> [R, ...]."""
+        flat = x_BT.flatten(0, 1)
+        return flat if self.collect_R is None else flat[self.collect_R]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,39 +70,49 @@ class SlotCache:
         self._values = torch.zeros_like(self._keys)
         self.num_positions = shape.num_positions
 
-    def batch(self, slots: list[int], starts: list[int], num_new: int) -> Batch:
-        """Plan a forward of `num_new` tokens for each of `slots` (ascending), beginning at position `starts[i]`."""
+    def batch(self, slots: list[int], starts: list[int], counts: list[int]) -> Batch:
+        """Plan a forward of `counts[i]` rows for each of `slots` (ascending), beginning at position `starts[i]`."""
         device, dtype = self._keys.device, self._keys.dtype
-        start_B = torch.tensor(starts)
-        slot_B = torch.tensor(slots)
-        positions = start_B[:, None] + torch.arange(num_new)
-        span = int(start_B.max()) + num_new
+        width, span = max(counts), max(start + count for start, count in zip(starts, counts, strict=True))
         assert span <= self.num_positions, f"positions up to {span} do not fit a slot of {self.num_positions}"
+        start_B, slot_B, count_B = torch.tensor([starts, slots, counts])
+        offset_BT = torch.minimum(torch.arange(width), count_B[:, None] - 1)
+        position_BT = start_B[:, None] + offset_BT
         mask = None
-        if len(slots) > 1 or num_new > 1:
-            hidden = torch.arange(span)[None, None] > positions[..., None]
+        if len(slots) > 1 or width > 1:
+            hidden = torch.arange(span) > position_BT[..., None]
             mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf")).to(device)
-        dense = slots == list(range(len(slots)))
+        spread = collect = None
+        position_R, first_R = position_BT.flatten(), slot_B * self.num_positions
+        if min(counts) == width:
+            first_R = first_R.repeat_interleave(width)
+        else:
+            collect = (torch.arange(width) < count_B[:, None]).flatten().nonzero()[:, 0]
+            spread = (count_B.cumsum(0) - count_B)[:, None] + offset_BT
+            position_R, first_R = position_R[collect], first_R.repeat_interleave(count_B)
         return Batch(
             slots=tuple(slots),
-            positions_BT=positions.to(device),
-            rows=(slot_B[:, None] * self.num_positions + positions).flatten().to(device),
-            gather=None if dense else slot_B.to(device),
+            counts=tuple(counts),
+            positions_R=position_R.to(device),
+            rows_R=(first_R + position_R).to(device),
+            gather=None if slots == list(range(len(slots))) else slot_B.to(device),
             mask_BTS=mask,
             span=span,
+            spread_BT=None if spread is None else spread.to(device),
+            collect_R=None if collect is None else collect.to(device),
         )
 
-    def write(self, layer: int, batch: Batch, k_BTKE: Tensor, v_BTKE: Tensor) -> tuple[Tensor, Tensor]:
+    def write(self, layer: int, batch: Batch, k_RKE: Tensor, v_RKE: Tensor) -> tuple[Tensor, Tensor]:
         """Store the new keys and values; return all of the batch's, each [B, span, K, E]."""
         return (
-            self._store(self._keys[layer], batch, k_BTKE),
-            self._store(self._values[layer], batch, v_BTKE),
+            self._store(self._keys[layer], batch, k_RKE),
+            self._store(self._values[layer], batch, v_RKE),
         )
 
     @staticmethod
-    def _store(cache_NSKE: Tensor, batch: Batch, new_BTKE: Tensor) -> Tensor:
+    def _store(cache_NSKE: Tensor, batch: Batch, new_RKE: Tensor) -> Tensor:
         tail = cache_NSKE.shape[2:]
-        cache_NSKE.view(-1, *tail).index_copy_(0, batch.rows, new_BTKE.reshape(-1, *tail))
+        cache_NSKE.view(-1, *tail).index_copy_(0, batch.rows_R, new_RKE)
         if batch.gather is None:
             return cache_NSKE[: len(batch.slots), : batch.span]
         return cache_NSKE[batch.gather, : batch.span]

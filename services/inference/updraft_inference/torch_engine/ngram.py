@@ -2,8 +2,19 @@
 
 from dataclasses import dataclass, field
 
-LENGTHS = (4, 3, 2)
+LENGTHS = (8, 5, 3, 2)
 """Lengths of the suffix that is looked up, longest first: a longer match is a better guess, one token is noise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """Tokens that are proposed, and how many tokens before them matched; none and 0 if nothing did."""
+
+    ids: list[int]
+    strength: int
+
+
+_NOTHING = Lookup([], 0)
 
 
 @dataclass(slots=True)
@@ -13,14 +24,14 @@ class NgramIndex:
     _ends: dict[tuple[int, ...], int] = field(default_factory=dict)
     _num_indexed: int = 0
 
-    def propose(self, ids: list[int], k: int) -> list[int]:
-        """Up to `k` tokens that followed the latest earlier occurrence of the longest known suffix of `ids`."""
+    def propose(self, ids: list[int], k: int) -> Lookup:
+        """`k` tokens that followed the latest earlier occurrence of the longest known suffix of `ids`."""
         self._index(ids)
         for n in LENGTHS:
             end = self._ends.get(tuple(ids[-n:])) if len(ids) > n else None
             if end is not None:
-                return _continuation(ids, end, k)
-        return []
+                return Lookup(_continuation(ids, end, k), n)
+        return _NOTHING
 
     def _index(self, ids: list[int]) -> None:
         # The suffix itself is left out until a token follows it, else every lookup would find itself.

@@ -17,6 +17,8 @@ from updraft_inference.engine.port import (
     Hidden,
     VerifyStep,
 )
+from updraft_inference.lookahead.policy import Record
+from updraft_inference.lookahead.shadow import Shadow
 from updraft_inference.torch_engine.ngram import NgramIndex
 
 Emit = Callable[[Delta], None]
@@ -44,13 +46,14 @@ class Sequence:
     generator: torch.Generator | None = None
     steps: list[VerifyStep] = field(default_factory=list)
     index: NgramIndex = field(default_factory=NgramIndex)
+    history: Record = field(default_factory=Record)
+    shadow: Shadow = field(default_factory=Shadow)
     submitted_s: float = field(default_factory=time.monotonic)
     first_token_s: float | None = None
     _aux: list[Tensor] = field(default_factory=list)
     _last: list[Tensor] = field(default_factory=list)
     _first_kept: int = 0
     _rejected: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
-    """Verify step and its rows, [n, A] and [n, D]."""
     """Verify step, and its rows [n, A] and [n, D]."""
 
     @property
@@ -72,6 +75,11 @@ class Sequence:
     def num_left(self) -> int:
         """Tokens that may still be generated."""
         return self.request.max_tokens - self.num_output
+
+    @property
+    def num_useful(self) -> int:
+        """Drafts that may be kept: a step always gives one token beside them."""
+        return max(0, self.num_left - 1)
 
     @property
     def is_greedy(self) -> bool:

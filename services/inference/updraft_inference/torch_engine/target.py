@@ -1,8 +1,8 @@
-"""A Llama-family target over a slot KV cache: one forward for any mix of sequences, T new tokens each.
+"""A Llama-family target over a slot KV cache: one forward for any mix of sequences and of new tokens of each.
 
 Every forward also yields what learning needs: the auxiliary states and the last hidden state of each row.
 
-Tensors: B sequences, T new tokens, S cached tokens, D hidden, H heads, K key-value heads, E head size, V vocabulary.
+Tensors: R new rows of all sequences, D hidden, H heads, K key-value heads, E head size, A auxiliary, V vocabulary.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ from updraft_inference.torch_engine.kv_cache import Batch, SlotCache
 
 
 class Forward(NamedTuple):
-    """aux [B, T, A] (auxiliary states, concatenated) and last [B, T, D] (after the final norm)."""
+    """aux [R, A] (auxiliary states, concatenated) and last [R, D] (after the final norm)."""
 
     aux: Tensor
     last: Tensor
@@ -68,22 +68,22 @@ class Target:
             raise InvalidInput(f"{folder} lacks the tensor {error}") from None
 
     @torch.inference_mode()
-    def forward(self, ids_BT: Tensor, batch: Batch, cache: SlotCache) -> Forward:
-        """Run the new tokens `ids_BT` of `batch`, writing their keys and values into `cache`."""
+    def forward(self, ids_R: Tensor, batch: Batch, cache: SlotCache) -> Forward:
+        """Run the new tokens `ids_R` of `batch`, writing their keys and values into `cache`."""
         c = self.config
-        B, T = ids_BT.shape
-        x = F.embedding(ids_BT, self.embedding)
-        cos, sin = self._cos[batch.positions_BT].unsqueeze(2), self._sin[batch.positions_BT].unsqueeze(2)
+        x = F.embedding(ids_R, self.embedding)
+        cos, sin = self._cos[batch.positions_R].unsqueeze(1), self._sin[batch.positions_R].unsqueeze(1)
         aux: list[Tensor] = []
         split = [c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim, c.num_kv_heads * c.head_dim]
         for i, layer in enumerate(self._layers):
             if i in c.aux_layers:
                 aux.append(x)
             q, k, v = torch.split(F.linear(rms_norm(x, layer.input_norm, c.rms_norm_eps), layer.qkv), split, -1)
-            q = rotate(q.view(B, T, c.num_heads, c.head_dim), cos, sin)
-            k = rotate(k.view(B, T, c.num_kv_heads, c.head_dim), cos, sin)
-            keys, values = cache.write(i, batch, k, v.view(B, T, c.num_kv_heads, c.head_dim))
-            x = x + F.linear(grouped_attention(q, keys, values, batch.mask_BTS), layer.o)
+            q = rotate(q.view(-1, c.num_heads, c.head_dim), cos, sin)
+            k = rotate(k.view(-1, c.num_kv_heads, c.head_dim), cos, sin)
+            keys, values = cache.write(i, batch, k, v.view(-1, c.num_kv_heads, c.head_dim))
+            attended = grouped_attention(batch.spread(q), keys, values, batch.mask_BTS)
+            x = x + F.linear(batch.collect(attended), layer.o)
             gate, up = F.linear(rms_norm(x, layer.post_norm, c.rms_norm_eps), layer.gate_up).chunk(2, -1)
             x = x + F.linear(F.silu(gate) * up, layer.down)
         return Forward(torch.cat(aux, -1), rms_norm(x, self._final_norm, c.rms_norm_eps))

@@ -19,17 +19,19 @@ class Verdict:
 
 
 @torch.inference_mode()
-def judge(sequences: list[Sequence], proposals: list[Proposal], logits_BTV: Tensor) -> list[Verdict]:
-    """Verify every sequence's drafts. Row i of a sequence's logits is the target's word on its i-th draft."""
-    choices = logits_BTV.argmax(-1).tolist()
-    log_probs = _draft_log_probs(proposals, logits_BTV)
-    verdicts = []
+def judge(sequences: list[Sequence], proposals: list[Proposal], logits_RV: Tensor) -> list[Verdict]:
+    """Verify every sequence's drafts. A sequence has one row more than drafts; row i is the target's word on draft i."""
+    choices = logits_RV.argmax(-1).tolist()
+    log_probs = _draft_log_probs(proposals, logits_RV)
+    verdicts, start = [], 0
     for i, (sequence, proposal) in enumerate(zip(sequences, proposals, strict=True)):
+        rows = slice(start, start + len(proposal.ids) + 1)
+        start = rows.stop
         if sequence.generator is None:
-            accepted = _leading_matches(choices[i], proposal.ids)
-            next_id = choices[i][accepted]
+            accepted = _leading_matches(choices[rows], proposal.ids)
+            next_id = choices[rows][accepted]
         else:
-            accepted, next_id = _sample(sequence, proposal, logits_BTV[i], sequence.generator)
+            accepted, next_id = _sample(sequence, proposal, logits_RV[rows], sequence.generator)
         verdicts.append(Verdict(accepted=accepted, next_id=next_id, target_log_probs=log_probs[i]))
     return verdicts
 
@@ -44,22 +46,21 @@ def _leading_matches(choice: list[int], drafts: list[int]) -> int:
 
 def _sample(sequence: Sequence, proposal: Proposal, logits_TV: Tensor, generator: torch.Generator) -> tuple[int, int]:
     sampling = sequence.request.sampling
-    rows = logits_TV[: len(proposal.ids) + 1]
     # On the CPU, where the request's generator is.
-    p = filtered_probs(rows, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p).cpu()
+    p = filtered_probs(logits_TV, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p).cpu()
     outcome = accept_sampled(p, proposal.ids, proposal.q, generator)
     return outcome.count, outcome.next_id
 
 
-def _draft_log_probs(proposals: list[Proposal], logits_BTV: Tensor) -> list[list[float]]:
+def _draft_log_probs(proposals: list[Proposal], logits_RV: Tensor) -> list[list[float]]:
     """log p of each draft under the target at temperature 1."""
-    places = [(i, j, token) for i, p in enumerate(proposals) for j, token in enumerate(p.ids)]
-    result: list[list[float]] = [[] for _ in proposals]
+    places, start = [], 0
+    for proposal in proposals:
+        places += [(start + j, token) for j, token in enumerate(proposal.ids)]
+        start += len(proposal.ids) + 1
     if not places:
-        return result
-    row, column, token = torch.tensor(places, device=logits_BTV.device).T
-    rows = logits_BTV[row, column]
-    values = rows.gather(-1, token[:, None])[:, 0].float() - rows.float().logsumexp(-1)
-    for (i, _, _), value in zip(places, values.tolist(), strict=True):
-        result[i].append(value)
-    return result
+        return [[] for _ in proposals]
+    row, token = torch.tensor(places, device=logits_RV.device).T
+    rows = logits_RV[row].float()
+    values = iter((rows.gather(-1, token[:, None])[:, 0] - rows.logsumexp(-1)).tolist())
+    return [[next(values) for _ in proposal.ids] for proposal in proposals]

@@ -1,0 +1,79 @@
+"""What a forward costs on this machine: seconds by the number of rows that it reads.
+
+Measured once when the engine starts and refined while it serves. A step of B sequences that verifies k_i drafts of each
+is one forward over the sum of k_i + 1 rows, so one curve tells of every B and k, and of unequal k. What the curve does
+not know (long contexts, sampling, a busy neighbour) is a factor on it, of each number of sequences.
+"""
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+GRID = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+"""Numbers of rows that are measured; costs between them lie on straight lines."""
+
+DECAY = 0.05
+"""Weight of the newest step of a kind: about 20 are remembered."""
+OUTLIER = 2.0
+"""A step may count at most this many times what was expected: a neighbour on the machine is not a dear draft."""
+_PRIOR_STEPS = 4.0
+
+
+@dataclass(slots=True)
+class _Factor:
+    """A decayed mean of measured over expected, which starts at what is known of others."""
+
+    value: float = 1.0
+    weight: float = 0.0
+
+    def add(self, ratio: float) -> None:
+        """Count one step."""
+        self.weight = min(self.weight + 1.0, 1.0 / DECAY)
+        self.value += (ratio - self.value) / self.weight
+
+    def shrunk(self, to: float) -> float:
+        """The mean, with `to` for what few steps do not tell."""
+        return (self.value * self.weight + to * _PRIOR_STEPS) / (self.weight + _PRIOR_STEPS)
+
+
+@dataclass(slots=True)
+class CostTable:
+    """Seconds of a verify forward. `curve` is what was measured alone, by rows (of `GRID`)."""
+
+    curve: Mapping[int, float]
+    _rows: list[int] = field(init=False)
+    _seconds: list[float] = field(init=False)
+    _batches: dict[int, _Factor] = field(default_factory=dict)
+    _steps: dict[tuple[int, int], _Factor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._rows = sorted(self.curve)
+        # More rows never cost less: what says so is noise, and would make drafts that nobody wants look free.
+        seconds, most = [], 0.0
+        for rows in self._rows:
+            most = max(most, self.curve[rows])
+            seconds.append(most)
+        self._seconds = seconds
+
+    def alone(self, rows: int) -> float:
+        """Seconds by the curve; beyond its end in proportion."""
+        last = self._rows[-1]
+        if rows >= last:
+            return self._seconds[-1] * rows / last
+        i = bisect_left(self._rows, rows)
+        if self._rows[i] == rows or i == 0:
+            return self._seconds[i]
+        low, high = self._rows[i - 1], self._rows[i]
+        share = (rows - low) / (high - low)
+        return self._seconds[i - 1] + share * (self._seconds[i] - self._seconds[i - 1])
+
+    def seconds(self, batch: int, rows: int) -> float:
+        """Of a step of `batch` sequences that verifies `rows` rows, by the curve and by what such steps took."""
+        of_batch = self._batches.get(batch, _Factor()).shrunk(1.0)
+        return self.alone(rows) * self._steps.get((batch, rows), _Factor()).shrunk(of_batch)
+
+    def observe(self, batch: int, rows: int, seconds: float) -> None:
+        """Count a step."""
+        ratio = min(seconds / self.alone(rows), OUTLIER * self.seconds(batch, rows) / self.alone(rows))
+        self._batches.setdefault(batch, _Factor()).add(ratio)
+        self._steps.setdefault((batch, rows), _Factor()).add(ratio)

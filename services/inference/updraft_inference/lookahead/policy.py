@@ -1,0 +1,178 @@
+"""Lookahead of a running engine: asked before each step, told after it.
+
+Lookups cost nothing until they are verified, so what they would have proposed is scored against what came, whether it was
+verified or not: they need no exploration. A draft model is tried on one sequence now and then, so that one that became
+better is noticed.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from updraft_inference.engine.port import Drafter
+from updraft_inference.lookahead.choice import Choice, Costs, Option, choose
+from updraft_inference.lookahead.cost import CostTable
+from updraft_inference.lookahead.rates import Prior, Rates, survival
+
+MODEL = 0
+"""The strength of a draft model's chains. That of a lookup is the number of tokens that matched."""
+
+UNKNOWN = 8.0
+"""Chains of the draft model that are made whatever is known, before anything is concluded from them."""
+PROBE_EVERY, PROBE_STEPS = 32, 2
+"""Of 32 steps the draft model is tried in two, on one sequence, whatever is chosen. Two, for the first one after a pause
+also feeds the draft what it missed, and its time says nothing."""
+
+_SHARED_MEMORY, _OWN_MEMORY, _OWN_WEIGHT = 400.0, 40.0, 4.0
+_ASSUMED = {Drafter.EAGLE3: Prior(0.5, 2.0), Drafter.NGRAM: Prior(0.3, 2.0)}
+_CHAIN_SHARE = 0.1
+"""Of a target's forward, for one token of a draft model, until it was measured."""
+_CHAIN_DECAY, _CHAIN_OUTLIER = 0.05, 2.0
+
+
+@dataclass(slots=True)
+class Record:
+    """What a sequence's drafts did so far, by strength."""
+
+    rates: dict[int, Rates] = field(default_factory=dict)
+
+    def of(self, strength: int) -> Rates:
+        """Rates of one kind of drafts."""
+        return self.rates.setdefault(strength, Rates(_OWN_MEMORY))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """One sequence of a step: `lookup` drafts were found by a match of `strength` tokens; the draft model may make
+    `chain`. `forced`: so many by whoever can, whatever it costs."""
+
+    record: Record
+    lookup: int = 0
+    strength: int = 1
+    chain: int = 0
+    forced: int | None = None
+
+
+class Lookahead:
+    """Chooses for each step. `is_fixed` always answers the longest drafts (for measurements). Not thread-safe."""
+
+    def __init__(self, cost: CostTable, *, is_fixed: bool = False) -> None:
+        self.cost = cost
+        self.choices: Counter[tuple[Drafter, int]] = Counter()
+        """Sequence-steps by what was chosen; read by other threads."""
+        self.last = 0
+        """The longest drafts of the last step."""
+        self._is_fixed = is_fixed
+        self._shared: dict[int, Rates] = {}
+        self._chain_s: dict[int, float] = {}
+        self._is_fed = False
+        self._steps = 0
+
+    def reset_model(self) -> None:
+        """Forget what an earlier draft model did: a new one starts from full chains."""
+        self._shared.pop(MODEL, None)
+
+    def plan(self, asks: Sequence[Ask]) -> list[Choice]:
+        """Choose for every sequence of a step."""
+        forced = {i: choice for i, ask in enumerate(asks) if (choice := self._forced(ask)) is not None}
+        if (probed := self._probed(asks)) is not None and probed not in forced:
+            forced[probed] = Choice(Drafter.EAGLE3, asks[probed].chain)
+        free = [ask for i, ask in enumerate(asks) if i not in forced]
+        chosen = iter(choose([self._options(ask) for ask in free], self._costs(len(asks), list(forced.values()))))
+        choices = [forced[i] if i in forced else next(chosen) for i in range(len(asks))]
+        self.choices.update((choice.drafter, choice.length) for choice in choices)
+        self.last = max((choice.length for choice in choices), default=0)
+        return choices
+
+    def observe(self, record: Record, strength: int, kept: int, *, is_refused: bool) -> None:
+        """Of one chain: its first `kept` drafts were right, and then one was wrong or none was left."""
+        self._of(strength).observe(kept, is_refused=is_refused)
+        record.of(strength).observe(kept, is_refused=is_refused)
+
+    def observe_step(self, *, batch: int, rows: int, verify_s: float) -> None:
+        """`rows` rows of `batch` sequences were verified."""
+        self.cost.observe(batch, rows, verify_s)
+
+    def observe_chains(self, *, sequences: int, length: int, seconds: float) -> None:
+        """The draft model made chains; 0 of them says that it was left out, and will have to catch up."""
+        was_fed, self._is_fed = self._is_fed, sequences > 0
+        if not sequences or not was_fed:
+            return
+        each = seconds / length
+        before = self._chain_s.get(sequences, each)
+        self._chain_s[sequences] = before + (min(each, _CHAIN_OUTLIER * before) - before) * _CHAIN_DECAY
+
+    def acceptance(self, strength: int, length: int) -> list[float]:
+        """Survival of a chain's positions by what all sequences saw, as it is now."""
+        shared = self._of(strength)
+        return survival(Rates(1.0), shared, _assumed(strength), length, 1.0) if shared.num_seen(0) else []
+
+    # -- how ----------------------------------------------------------------------------------------------------------
+
+    def _of(self, strength: int) -> Rates:
+        return self._shared.setdefault(strength, Rates(_SHARED_MEMORY))
+
+    def _forced(self, ask: Ask) -> Choice | None:
+        is_unknown = self._of(MODEL).num_seen(0) < UNKNOWN and ask.chain > 0
+        wish = ask.forced
+        if wish is None and (self._is_fixed or is_unknown):
+            wish = max(ask.lookup, ask.chain)
+        if wish is None:
+            return None
+        if ask.chain and (is_unknown or not ask.lookup or self._is_better(ask)):
+            return Choice(Drafter.EAGLE3, min(wish, ask.chain)) if wish else Choice()
+        length = min(wish, ask.lookup)
+        return Choice(Drafter.NGRAM, length) if length else Choice()
+
+    def _is_better(self, ask: Ask) -> bool:
+        """The draft model's chain promises more than the lookup."""
+        gains = {option.drafter: sum(option.survival) for option in self._options(ask)}
+        return gains.get(Drafter.EAGLE3, 0.0) > gains.get(Drafter.NGRAM, 0.0)
+
+    def _options(self, ask: Ask) -> list[Option]:
+        options = []
+        for drafter, strength, length in (
+            (Drafter.NGRAM, ask.strength, ask.lookup),
+            (Drafter.EAGLE3, MODEL, ask.chain),
+        ):
+            if length:
+                own, shared = ask.record.of(strength), self._of(strength)
+                options.append(Option(drafter, survival(own, shared, _assumed(strength), length, _OWN_WEIGHT)))
+        return options
+
+    def _costs(self, batch: int, forced: Sequence[Choice]) -> Costs:
+        more = sum(choice.length + 1 for choice in forced)
+        chains = [choice.length for choice in forced if choice.drafter is Drafter.EAGLE3]
+        known: dict[int, float] = {}
+
+        def verify(rows: int) -> float:
+            if rows not in known:
+                known[rows] = self.cost.seconds(batch, rows + more)
+            return known[rows]
+
+        def chain(sequences: int, length: int) -> float:
+            alone = max(chains, default=0) * self._chain(len(chains)) if chains else 0.0
+            together = max([length, *chains]) * self._chain(sequences + len(chains))
+            return together - alone  # what was forced is made anyway
+
+        return Costs(verify, chain)
+
+    def _chain(self, sequences: int) -> float:
+        """Seconds for one more token of each chain."""
+        if not self._chain_s:
+            return _CHAIN_SHARE * self.cost.alone(sequences)
+        nearest = min(self._chain_s, key=lambda known: (abs(known - sequences), known))
+        return self._chain_s[nearest] * self.cost.alone(sequences) / self.cost.alone(nearest)
+
+    def _probed(self, asks: Sequence[Ask]) -> int | None:
+        """The sequence that the draft model is tried on in this step: another one each time."""
+        able = [i for i, ask in enumerate(asks) if ask.chain and ask.forced is None]
+        self._steps += 1
+        turn, step = divmod(self._steps, PROBE_EVERY)
+        if not able or step >= PROBE_STEPS:
+            return None
+        return able[turn % len(able)]
+
+
+def _assumed(strength: int) -> Prior:
+    return _ASSUMED[Drafter.EAGLE3 if strength == MODEL else Drafter.NGRAM]

@@ -1,0 +1,61 @@
+"""How often drafts are kept, by their position in the chain: decayed, of one sequence with a prior that all share.
+
+The rate of position i is conditional: given that the drafts before it were kept. Its estimate is the mean of a Beta
+posterior whose counts fade, so that a drafter that became better, or traffic that became harder, shows soon.
+"""
+
+from dataclasses import dataclass, field
+
+POSITIONS = 5
+"""Positions with a rate of their own; later ones share the last one's: chains that got so far go on much alike."""
+
+
+@dataclass(slots=True)
+class Rates:
+    """Of one kind of drafts. `memory` is how many observations of a position count, about."""
+
+    memory: float
+    _kept: list[float] = field(default_factory=lambda: [0.0] * POSITIONS)
+    _seen: list[float] = field(default_factory=lambda: [0.0] * POSITIONS)
+
+    def observe(self, kept: int, *, is_refused: bool) -> None:
+        """A chain of which the first `kept` drafts were kept, and then one refused or none was left."""
+        for position in range(kept):
+            self._add(position, 1.0)
+        if is_refused:
+            self._add(kept, 0.0)
+
+    def num_seen(self, position: int) -> float:
+        """Observations that still count, in the end `memory`."""
+        return self._seen[_place(position)]
+
+    def rate(self, position: int, prior: float, weight: float) -> float:
+        """Probability that the draft at a position is kept given those before it; `prior` counts like `weight` of them."""
+        place = _place(position)
+        return (self._kept[place] + prior * weight) / (self._seen[place] + weight)
+
+    def _add(self, position: int, value: float) -> None:
+        place, fading = _place(position), 1.0 - 1.0 / self.memory
+        self._kept[place] = self._kept[place] * fading + value
+        self._seen[place] = self._seen[place] * fading + 1.0
+
+
+def _place(position: int) -> int:
+    return min(position, POSITIONS - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """What is assumed of a drafter before anything was seen: a rate, and how many observations it is worth."""
+
+    rate: float
+    weight: float
+
+
+def survival(own: Rates, shared: Rates, assumed: Prior, length: int, own_weight: float) -> list[float]:
+    """Probability that all of the first i + 1 drafts are kept, i below `length`; it never rises."""
+    alive, result = 1.0, []
+    for position in range(length):
+        alive *= own.rate(position, shared.rate(position, assumed.rate, assumed.weight), own_weight)
+        result.append(alive)
+    return result

@@ -1,0 +1,46 @@
+"""The cost of a step is a curve over rows, and what serving shows moves it."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from updraft_inference.lookahead.cost import GRID, CostTable
+
+curves = st.dictionaries(st.sampled_from(GRID), st.floats(0.001, 1.0), min_size=1)
+CURVE = {1: 0.030, 8: 0.036, 64: 0.092}
+
+
+@given(curves, st.integers(1, 300))
+def test_more_rows_never_cost_less(curve: dict[int, float], rows: int) -> None:
+    table = CostTable(curve)
+    assert 0 < table.alone(rows) <= table.alone(rows + 1)
+
+
+@pytest.mark.parametrize(("rows", "seconds"), [(1, 0.030), (8, 0.036), (36, 0.064), (64, 0.092), (128, 0.184)])
+def test_costs_lie_on_lines_between_what_was_measured(rows: int, seconds: float) -> None:
+    assert CostTable(CURVE).alone(rows) == pytest.approx(seconds)
+
+
+def test_steps_that_take_longer_than_the_curve_says_move_their_own_kind_most() -> None:
+    table = CostTable(CURVE)
+    for _ in range(30):
+        table.observe(8, 8, 0.054)  # half as long again
+    assert table.seconds(8, 8) == pytest.approx(0.054, rel=0.1)
+    assert table.seconds(8, 36) == pytest.approx(0.064 * 1.5, rel=0.15)
+    assert table.seconds(1, 1) == 0.030
+
+
+def test_one_step_that_was_disturbed_moves_little() -> None:
+    table = CostTable(CURVE)
+    for _ in range(20):
+        table.observe(1, 1, 0.030)
+    table.observe(1, 1, 3.0)
+    assert table.seconds(1, 1) < 0.033
+
+
+@given(st.lists(st.tuples(st.integers(1, 16), st.integers(0, 10), st.floats(1e-4, 10.0)), max_size=60))
+def test_whatever_is_seen_costs_stay_positive(steps: list[tuple[int, int, float]]) -> None:
+    table = CostTable(CURVE)
+    for batch, drafts, seconds in steps:
+        table.observe(batch, batch + drafts, seconds)
+        assert 0 < table.seconds(batch, batch + drafts) < 100

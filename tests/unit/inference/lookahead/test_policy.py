@@ -1,0 +1,113 @@
+"""A running engine drafts when it pays, stops when it does not, and notices when that changes."""
+
+import pytest
+
+from updraft_inference.engine.port import Drafter
+from updraft_inference.lookahead.choice import Choice
+from updraft_inference.lookahead.cost import CostTable
+from updraft_inference.lookahead.policy import MODEL, PROBE_EVERY, PROBE_STEPS, UNKNOWN, Ask, Lookahead, Record
+
+CURVE = {1: 0.030, 4: 0.033, 16: 0.045, 64: 0.100}
+
+
+def lookahead(*, is_fixed: bool = False) -> Lookahead:
+    return Lookahead(CostTable(CURVE), is_fixed=is_fixed)
+
+
+def run(policy: Lookahead, kept: int, *, steps: int, chain: int = 3) -> list[Choice]:
+    """One sequence whose draft model is right for the first `kept` drafts of every chain."""
+    record, choices = Record(), []
+    for _ in range(steps):
+        choice = policy.plan([Ask(record=record, chain=chain)])[0]
+        if choice.length:
+            right = min(kept, choice.length)
+            policy.observe(record, MODEL, right, is_refused=right < choice.length)
+        choices.append(choice)
+    return choices
+
+
+def test_a_draft_model_that_is_right_makes_full_chains() -> None:
+    assert run(lookahead(), 3, steps=100)[-40:] == [Choice(Drafter.EAGLE3, 3)] * 40
+
+
+def test_a_draft_model_that_is_never_right_is_tried_now_and_then() -> None:
+    choices = run(lookahead(), 0, steps=10 * PROBE_EVERY)
+    num_tried = sum(choice.length > 0 for choice in choices)
+    assert 9 * PROBE_STEPS <= num_tried <= 10 * PROBE_STEPS + UNKNOWN + 2
+
+
+def test_a_draft_model_that_became_better_is_noticed() -> None:
+    policy = lookahead()
+    run(policy, 0, steps=100)
+    assert run(policy, 3, steps=30 * PROBE_EVERY)[-1] == Choice(Drafter.EAGLE3, 3)
+
+
+def test_a_new_draft_model_starts_from_full_chains() -> None:
+    policy = lookahead()
+    run(policy, 0, steps=100)
+    policy.reset_model()
+    assert run(policy, 0, steps=3) == [Choice(Drafter.EAGLE3, 3)] * 3
+
+
+def test_a_lookup_is_verified_once_it_would_have_been_right() -> None:
+    policy, record = lookahead(), Record()
+    ask = Ask(record=record, lookup=8, strength=3)
+    for _ in range(20):  # nothing is verified: what came is all that is told
+        policy.observe(record, 3, 8, is_refused=False)
+    assert policy.plan([ask])[0].drafter is Drafter.NGRAM
+    for _ in range(200):
+        policy.observe(record, 3, 0, is_refused=True)
+    assert policy.plan([ask]) == [Choice()]
+
+
+def test_a_longer_match_is_another_kind() -> None:
+    policy, record = lookahead(), Record()
+    for _ in range(60):
+        policy.observe(record, 2, 0, is_refused=True)
+        policy.observe(record, 8, 8, is_refused=False)
+    weak, strong = policy.plan([Ask(record=record, lookup=8, strength=2), Ask(record=record, lookup=8, strength=8)])
+    assert weak == Choice()
+    assert strong == Choice(Drafter.NGRAM, 8)
+
+
+def test_each_sequence_has_the_drafter_that_promises_more_to_it() -> None:
+    policy, copies, invents = lookahead(), Record(), Record()
+    for _ in range(60):
+        for record, kept in ((copies, 8), (invents, 0)):
+            policy.observe(record, 5, kept, is_refused=kept == 0)
+            policy.observe(record, MODEL, 2, is_refused=True)
+    policy.plan([])  # not a step with a probe
+    policy.plan([])
+    both = [Ask(record=record, lookup=8, strength=5, chain=3) for record in (copies, invents)]
+    assert [choice.drafter for choice in policy.plan(both)] == [Drafter.NGRAM, Drafter.EAGLE3]
+
+
+@pytest.mark.parametrize("forced", [0, 1, 3])
+def test_a_request_that_says_how_many_gets_so_many(forced: int) -> None:
+    policy = lookahead()
+    asks = [Ask(record=Record(), lookup=5, chain=0, forced=forced), Ask(record=Record(), chain=5, forced=forced)]
+    assert [choice.length for choice in policy.plan(asks)] == [forced, forced]
+
+
+def test_a_fixed_lookahead_makes_the_longest_drafts() -> None:
+    policy = lookahead(is_fixed=True)
+    for _ in range(50):
+        assert policy.plan([Ask(record=Record(), chain=3)]) == [Choice(Drafter.EAGLE3, 3)]
+
+
+def test_catching_up_after_a_pause_does_not_make_drafting_look_dear() -> None:
+    policy = lookahead()
+    run(policy, 3, steps=40)
+    for _ in range(10):
+        policy.observe_chains(sequences=1, length=3, seconds=0.006)
+    policy.observe_chains(sequences=0, length=0, seconds=0.0)
+    policy.observe_chains(sequences=1, length=3, seconds=5.0)
+    assert policy.plan([Ask(record=Record(), chain=3)]) == [Choice(Drafter.EAGLE3, 3)]
+
+
+def test_every_choice_is_counted() -> None:
+    policy = lookahead()
+    run(policy, 3, steps=50)
+    assert sum(policy.choices.values()) == 50
+    assert policy.choices[Drafter.EAGLE3, 3] > 40
+    assert policy.acceptance(MODEL, 3)[-1] > 0.8
