@@ -334,3 +334,52 @@ async def test_what_the_engine_says_it_holds_is_computed_from_its_own_tensors(
     expected = tensors_digest(checkpoint.tensor_specs(sorted(tensors.items())))
     assert swapped.loaded.tensors_digest == expected
     assert (await engine.swap(None)).loaded.version == 0
+
+
+@pytest.mark.parametrize("drafter", [Drafter.NONE, Drafter.HYBRID])
+async def test_prompts_that_begin_alike_are_read_once_and_answered_alike(
+    target: Path, drafts: list[DraftOnDisk], drafter: Drafter
+) -> None:
+    start = tuple(range(60, 120))
+    prompts = [(*start, *end) for end in ((5, 6), (5, 7, 8), (), (9,))]
+    wish = CaptureWish(payload=True, prompt_rows=4)
+
+    async def answers(engine: TorchEngine, *, together: bool) -> list[Finished]:
+        wanted = [request(prompt, drafter=drafter, capture=wish) for prompt in prompts]
+        if together:
+            return list(await asyncio.gather(*(run(engine, one) for one in wanted)))
+        return [await run(engine, one) for one in wanted]
+
+    async with open_engine(target) as engine:
+        await engine.swap(drafts[0])
+        first = await answers(engine, together=False)
+        num_cached = engine.load.cached_tokens
+        again = await answers(engine, together=True)
+    alone = []
+    for prompt in prompts:
+        async with open_engine(target) as engine:
+            await engine.swap(drafts[0])
+            alone.append(await run(engine, request(prompt, drafter=drafter, capture=wish)))
+            assert engine.load.cached_tokens == 0
+    assert num_cached > 2 * (len(start) - 6)
+    for one, other, fresh in zip(first, again, alone, strict=True):
+        assert one.output_ids == other.output_ids == fresh.output_ids
+        for found in (one, other):
+            assert found.hidden is not None
+            assert fresh.hidden is not None
+            assert found.hidden.first_position == fresh.hidden.first_position
+            torch.testing.assert_close(found.hidden.aux, fresh.hidden.aux, rtol=1e-4, atol=1e-4)
+
+
+async def test_a_new_draft_does_not_take_over_what_another_network_read(
+    engine: TorchEngine, drafts: list[DraftOnDisk], reference: list[tuple[int, ...]]
+) -> None:
+    await engine.swap(drafts[0])
+    await run(engine, request(PROMPTS[1], drafter=Drafter.EAGLE3, lookahead=4))
+    await engine.swap(None)
+    await engine.swap(drafts[0])
+    before = engine.load.cached_tokens
+    again = await run(engine, request(PROMPTS[1], drafter=Drafter.EAGLE3, lookahead=4))
+    assert engine.load.cached_tokens == before
+    assert again.output_ids == reference[1]
+    assert any(step.draft_ids for step in again.steps)

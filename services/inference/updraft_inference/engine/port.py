@@ -239,6 +239,8 @@ class EngineLoad:
     used_tokens: int = 0
     lookahead: int = 0
     """Drafts a step that the engine chose last."""
+    cached_tokens: int = 0
+    """Prompt tokens so far that were not read, since another request had read them."""
 
 
 class Engine(Protocol):

@@ -7,7 +7,7 @@ running streams never wait for more than one chunk.
 import logging
 import time
 from collections import Counter, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from updraft_inference.lookahead.policy import MODEL, Ask, Lookahead
 from updraft_inference.torch_engine.eagle import MAX_ROWS_TOGETHER, EagleDrafter
 from updraft_inference.torch_engine.kv_cache import CacheShape, SlotCache
 from updraft_inference.torch_engine.ngram import Lookup
+from updraft_inference.torch_engine.prefix import Tenant, longest
 from updraft_inference.torch_engine.sequence import Proposal, Sequence
 from updraft_inference.torch_engine.target import Forward, Target
 from updraft_inference.torch_engine.verify import Verdict, judge
@@ -30,6 +31,9 @@ PREFILL_CHUNK, LEAST_CHUNK = 256, 16
 """Prompt tokens a forward, at most while nobody waits for it, and at least."""
 PREFILL_SHARE = 1.5
 """A chunk may take so many steps of the streams that wait for it."""
+
+MIN_PREFIX = 8
+"""Fewer tokens that prompts have in common are not worth looking after."""
 
 _BY_MODEL = frozenset({Drafter.EAGLE3, Drafter.HYBRID})
 _BY_LOOKUP = frozenset({Drafter.NGRAM, Drafter.HYBRID})
@@ -76,6 +80,10 @@ class Decoder:
         curve = cost_curve(target, self._cache, most=max(PREFILL_CHUNK, limits.num_slots * (limits.max_lookup + 1)))
         self.lookahead = Lookahead(CostTable(curve), is_fixed=is_lookahead_fixed)
         self._free = list(range(limits.num_slots))
+        self._left: dict[int, Tenant] = {}
+        """What ended requests left in their slots, until those are given away."""
+        self.num_cached_tokens = 0
+        """Prompt tokens that were not read, since another request had read them; read by other threads."""
         self._waiting: deque[Sequence] = deque()
         self._prefilling: deque[Sequence] = deque()
         self._decoding: dict[int, Sequence] = {}
@@ -99,6 +107,14 @@ class Decoder:
     def num_used_tokens(self) -> int:
         """Cache positions in use."""
         return sum(s.num_read for s in (*self._prefilling, *self._decoding.values()))
+
+    def install(self, eagle: EagleDrafter | None, version: int) -> None:
+        """Draft with another network from now on, or with none: what an earlier one had read is nothing to it."""
+        self.eagle, self.draft_version = eagle, version
+        self._left = {slot: replace(tenant, num_draft_read=0) for slot, tenant in self._left.items()}
+        for sequence in self._all():
+            sequence.is_draftable = sequence.is_draftable and sequence.num_read == 0
+            sequence.num_draft_read = 0
 
     def add(self, sequence: Sequence) -> None:
         """Queue a request."""
@@ -130,7 +146,27 @@ class Decoder:
         while self._waiting and self._free:
             sequence = self._waiting.popleft()
             sequence.slot = self._free.pop(0)
+            self._take_over(sequence)
             self._prefilling.append(sequence)
+
+    def _take_over(self, sequence: Sequence) -> None:
+        """Begin after what another request has read already of the same prompt; the last token is always read."""
+        eagle = self.eagle if self._wish(sequence) in _BY_MODEL else None
+        wish = sequence.request.capture
+        most = sequence.num_prompt - max(1, wish.prompt_rows if wish.payload else 0)
+        running = [_tenant(s) for s in (*self._prefilling, *self._decoding.values())]
+        prefix = longest(sequence.ids, [*self._left.values(), *running], most=most, with_draft=eagle is not None)
+        self._left.pop(sequence.slot, None)
+        if prefix.length < MIN_PREFIX:
+            return
+        if prefix.slot != sequence.slot:
+            self._cache.take_over(prefix.slot, sequence.slot, prefix.length)
+        sequence.num_read = prefix.length
+        self.num_cached_tokens += prefix.length
+        if eagle is not None:
+            if prefix.slot != sequence.slot:
+                eagle.take_over(prefix.slot, sequence.slot, prefix.length)
+            sequence.num_draft_read = prefix.length
 
     def _prefill(self, sequence: Sequence) -> None:
         start = sequence.num_read
@@ -293,9 +329,19 @@ class Decoder:
             self._prefilling.remove(sequence)
         self._decoding.pop(sequence.slot, None)
         if sequence.slot >= 0:
+            self._left[sequence.slot] = _tenant(sequence)
             self._free.append(sequence.slot)
             self._free.sort()  # low slots first keeps batches dense, and dense batches read the cache in place
         sequence.emit(Delta(token_ids=tuple(gained), finished=sequence.finished(reason)))
+
+
+def _tenant(sequence: Sequence) -> Tenant:
+    return Tenant(
+        slot=sequence.slot,
+        ids=sequence.ids,
+        num_read=sequence.num_read,
+        num_draft_read=sequence.num_draft_read,
+    )
 
 
 def _is_chain(choice: Choice) -> bool:

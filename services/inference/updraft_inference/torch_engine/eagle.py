@@ -36,6 +36,10 @@ class EagleDrafter:
         self._cache = SlotCache(shape, like=network.embedding)
         self._token_ids = network.token_ids
 
+    def take_over(self, source: int, slot: int, length: int) -> None:
+        """Copy what the draft holds of the first `length` positions of one slot into another one."""
+        self._cache.take_over(source, slot, length)
+
     def observe(self, sequence: Sequence, aux: Tensor) -> None:
         """Take the states [rows, A] of newly confirmed positions, at least one. They are read when drafting needs them."""
         # Only what came before: its next tokens are known, and drafting always finds an unread row.

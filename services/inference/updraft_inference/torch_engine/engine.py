@@ -127,6 +127,7 @@ class TorchEngine:
             queued=d.num_waiting,
             used_tokens=d.num_used_tokens,
             lookahead=d.lookahead.last,
+            cached_tokens=d.num_cached_tokens,
         )
 
     @property
@@ -292,7 +293,7 @@ class TorchEngine:
     @torch.inference_mode()
     def _install(self, version: int, tensors: Mapping[str, Tensor], fresh: EagleDrafter | None) -> None:
         if fresh is not None:
-            self._decoder.eagle = fresh
+            self._decoder.install(fresh, version)
         else:
             held = self._network.state_dict()
             for name, tensor in tensors.items():
@@ -301,8 +302,7 @@ class TorchEngine:
         self._decoder.lookahead.reset_model()
 
     def _unload(self) -> None:
-        self._decoder.eagle = None
-        self._decoder.draft_version = 0
+        self._decoder.install(None, 0)
 
     def _restore(self, previous: tuple[int, dict[str, Tensor] | None]) -> None:
         version, tensors = previous

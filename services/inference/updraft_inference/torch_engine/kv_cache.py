@@ -102,6 +102,11 @@ class SlotCache:
             collect_R=None if collect is None else collect.to(device),
         )
 
+    def take_over(self, source: int, slot: int, length: int) -> None:
+        """Copy what one slot holds of the first `length` positions into another one."""
+        for held in (self._keys, self._values):
+            held[:, slot, :length] = held[:, source, :length]
+
     def write(self, layer: int, batch: Batch, k_RKE: Tensor, v_RKE: Tensor) -> tuple[Tensor, Tensor]:
         """Store the new keys and values; return all of the batch's, each [B, span, K, E]."""
         return (
