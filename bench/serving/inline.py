@@ -1,0 +1,108 @@
+"""The decoder on the caller's own thread, a step at a time: how long a step took, and how much of it the target.
+
+Nothing else runs on the thread, so what is neither forward nor logits is the engine's own overhead.
+"""
+
+import itertools
+import time
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from updraft_inference.agent.lookahead import Lookahead
+from updraft_inference.engine.port import Delta, Drafter, GenerationRequest, Sampling
+from updraft_inference.torch_engine.decoder import Decoder, Limits
+from updraft_inference.torch_engine.kv_cache import Batch, SlotCache
+from updraft_inference.torch_engine.sequence import Sequence
+from updraft_inference.torch_engine.target import Forward, Target
+
+LOOKAHEAD = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spent:
+    """Seconds of one step, and those of them in the target."""
+
+    step_s: float
+    forward_s: float
+    logits_s: float
+
+
+class TimedTarget(Target):
+    """A target that adds up how long it computes."""
+
+    forward_s = 0.0
+    logits_s = 0.0
+
+    def forward(self, ids_BT: Tensor, batch: Batch, cache: SlotCache) -> Forward:  # noqa: N803 - the target's own name
+        started = time.perf_counter()
+        try:
+            return super().forward(ids_BT, batch, cache)
+        finally:
+            self.forward_s += time.perf_counter() - started
+
+    def logits(self, last: Tensor) -> Tensor:
+        started = time.perf_counter()
+        try:
+            return super().logits(last)
+        finally:
+            self.logits_s += time.perf_counter() - started
+
+
+class Inline:
+    """A decoder to be stepped by hand; `num_tokens` counts what its sequences gained."""
+
+    def __init__(self, target: TimedTarget, limits: Limits) -> None:
+        self.limits = limits
+        self.num_tokens = 0
+        self._target = target
+        self._decoder = Decoder(target, limits, default=Drafter.NONE, lookahead=Lookahead(max_k=limits.max_lookahead))
+        self._names = itertools.count()
+
+    @classmethod
+    def open(cls, model: Path, *, num_slots: int, max_context: int, dtype: torch.dtype) -> Self:
+        """Load the model on the CPU."""
+        target = TimedTarget.open(model, dtype=dtype, device=torch.device("cpu"))
+        return cls(target, Limits(num_slots=num_slots, max_context=max_context, max_lookahead=LOOKAHEAD))
+
+    def start(self, prompts: SequenceOf[tuple[int, ...]], *, max_tokens: int, drafter: Drafter) -> None:
+        """Add greedy requests that do not stop by themselves, and read all their prompts."""
+        unread = set()
+        for prompt in prompts:
+            name = str(next(self._names))
+            request = GenerationRequest(
+                request_id=name,
+                prompt_ids=prompt,
+                max_tokens=max_tokens,
+                sampling=Sampling(temperature=0),
+                ignore_eos=True,
+                drafter=drafter,
+            )
+            unread.add(name)
+
+            def take(delta: Delta, name: str = name) -> None:
+                unread.discard(name)
+                self.num_tokens += len(delta.token_ids)
+
+            self._decoder.add(Sequence(request=request, emit=take, ids=list(prompt)))
+        while unread:
+            self._decoder.step()
+
+    def step(self) -> Spent:
+        """One step of all that run."""
+        target = self._target
+        forward_s, logits_s, started = target.forward_s, target.logits_s, time.perf_counter()
+        self._decoder.step()
+        return Spent(
+            step_s=time.perf_counter() - started,
+            forward_s=target.forward_s - forward_s,
+            logits_s=target.logits_s - logits_s,
+        )
+
+    def stop(self) -> None:
+        """End all requests."""
+        self._decoder.cancel_all()

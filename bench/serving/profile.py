@@ -1,0 +1,156 @@
+"""Where does the time of a decode step go? `python -m bench.serving.profile`: by span, and by operation with its shapes.
+
+The decoder runs on this thread, without HTTP and without the engine's inbox. Steps are timed without the profiler, which
+makes small operations look dear; the profiler then says how the operations share them.
+"""
+
+import argparse
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from bench.serving.inline import LOOKAHEAD, Inline
+from rich.console import Console
+from torch.profiler import ProfilerActivity, profile
+
+from updraft_cli import output
+from updraft_cli.folders import cache_folder
+from updraft_cli.model import model_folder
+from updraft_cli.prompts import domain_prompts
+from updraft_inference.chat import ChatTemplate
+from updraft_inference.engine.port import Drafter
+from updraft_inference.text import Tokenizer
+
+WARM_UP_STEPS = 8
+NUM_ROWS = 28
+_NO_OPERATION = "(no operation: Python and the dispatcher)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """What all calls of one operation with one set of input shapes take in themselves, a step."""
+
+    name: str
+    shapes: str
+    calls: float
+    ms: float
+
+
+@dataclass(slots=True, kw_only=True)
+class Profile:
+    """Of steps with one batch size."""
+
+    batch: int
+    step_ms: list[float] = field(default_factory=list)
+    """Without the profiler."""
+    forward_ms: list[float] = field(default_factory=list)
+    logits_ms: list[float] = field(default_factory=list)
+    tokens_a_step: float = 0.0
+    profiled_step_ms: float = 0.0
+    operations: list[Operation] = field(default_factory=list)
+
+
+def operations(events: SequenceOf[Any], *, steps: int, step_ms: float) -> list[Operation]:
+    """A profiler's averages as operations, dearest first; and what of the profiled step no operation explains.
+
+    Matrix products are told apart by their shapes. Other shapes change with the length of the context.
+    """
+    calls: Counter[tuple[str, str]] = Counter()
+    ms: Counter[tuple[str, str]] = Counter()
+    for event in events:
+        key = (event.key, _shapes(event) if _is_product(event.key) else "")
+        calls[key] += event.count / steps
+        ms[key] += event.self_cpu_time_total / 1e3 / steps
+    found = [Operation(name=key[0], shapes=key[1], calls=calls[key], ms=ms[key]) for key in calls]
+    found.append(Operation(name=_NO_OPERATION, shapes="", calls=0, ms=step_ms - sum(one.ms for one in found)))
+    return sorted(found, key=lambda one: -one.ms)
+
+
+def _is_product(name: str) -> bool:
+    return name.endswith("mm") or "linear" in name
+
+
+def _shapes(event: Any) -> str:
+    return " ".join("x".join(map(str, shape)) for shape in event.input_shapes if shape)
+
+
+def measure(inline: Inline, prompts: SequenceOf[tuple[int, ...]], *, steps: int, drafter: Drafter) -> Profile:
+    """Decode all prompts together, so many steps without the profiler and as many with it."""
+    found = Profile(batch=len(prompts))
+    inline.start(prompts, max_tokens=inline.limits.max_context - max(map(len, prompts)), drafter=drafter)
+    for _ in range(WARM_UP_STEPS):
+        inline.step()
+    tokens = inline.num_tokens
+    for _ in range(steps):
+        spent = inline.step()
+        found.step_ms.append(1e3 * spent.step_s)
+        found.forward_ms.append(1e3 * spent.forward_s)
+        found.logits_ms.append(1e3 * spent.logits_s)
+    found.tokens_a_step = (inline.num_tokens - tokens) / steps
+    started = time.perf_counter()
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
+        started = time.perf_counter()
+        for _ in range(steps):
+            inline.step()
+        found.profiled_step_ms = 1e3 * (time.perf_counter() - started) / steps
+    averages = profiler.key_averages(group_by_input_shape=True)
+    found.operations = operations(averages, steps=steps, step_ms=found.profiled_step_ms)
+    inline.stop()
+    return found
+
+
+def show(console: Console, found: Profile) -> None:
+    """The spans of a step, then its operations."""
+    middle = sorted(range(len(found.step_ms)), key=found.step_ms.__getitem__)[len(found.step_ms) // 2]
+    step, forward, logits = found.step_ms[middle], found.forward_ms[middle], found.logits_ms[middle]
+    console.print(
+        f"\nbatch {found.batch}: a step takes {step:.2f} ms (median of {len(found.step_ms)}; fastest"
+        f" {min(found.step_ms):.2f}), {found.profiled_step_ms:.2f} ms under the profiler;"
+        f" {found.tokens_a_step:.2f} tokens a step"
+    )
+    spans = output.table("span of the median step", ">ms", ">share")
+    for name, ms in (("forward", forward), ("logits", logits), ("all else", step - forward - logits)):
+        spans.add_row(name, f"{ms:.2f}", f"{100 * ms / step:.1f} %")
+    console.print(spans)
+    table = output.table("operation", ">calls/step", ">ms/step", ">share", "shapes")
+    for one in found.operations[:NUM_ROWS]:
+        table.add_row(
+            one.name, f"{one.calls:.0f}", f"{one.ms:.3f}", f"{100 * one.ms / found.profiled_step_ms:.1f} %", one.shapes
+        )
+    console.print(table)
+
+
+def main() -> None:
+    """Profile each batch size and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--domain", default="code")
+    parser.add_argument("--drafter", type=Drafter, choices=[Drafter.NONE, Drafter.NGRAM], default=Drafter.NONE)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    model = model_folder(cache_folder(os.environ))
+    tokenizer, template = Tokenizer.open(model), ChatTemplate.open(model)
+    assert template is not None, "the model has a chat template"
+    console = output.console()
+    for batch in arguments.batch:
+        prompts = [
+            tokenizer.encode(template.render([{"role": "user", "content": text}]), add_special_tokens=False)
+            for text in domain_prompts(arguments.domain, batch, seed=7, held_out=True)
+        ]
+        longest = max(map(len, prompts))
+        tokens_a_step = 1 if arguments.drafter is Drafter.NONE else LOOKAHEAD + 1
+        # The first request decodes while the others are read, one a step.
+        context = longest + (batch + WARM_UP_STEPS + 2 * arguments.steps) * tokens_a_step
+        inline = Inline.open(model, num_slots=batch, max_context=context, dtype=getattr(torch, arguments.dtype))
+        show(console, measure(inline, prompts, steps=arguments.steps, drafter=arguments.drafter))
+
+
+if __name__ == "__main__":
+    main()
