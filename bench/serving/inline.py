@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self
 
 import torch
+from bench.serving.plan import LOOKAHEAD
 from torch import Tensor
 
 from updraft_inference.agent.lookahead import Lookahead
@@ -19,8 +20,6 @@ from updraft_inference.torch_engine.decoder import Decoder, Limits
 from updraft_inference.torch_engine.kv_cache import Batch, SlotCache
 from updraft_inference.torch_engine.sequence import Sequence
 from updraft_inference.torch_engine.target import Forward, Target
-
-LOOKAHEAD = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

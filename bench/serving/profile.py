@@ -13,17 +13,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from bench.serving.inline import LOOKAHEAD, Inline
+from bench.serving.inline import Inline
+from bench.serving.plan import LOOKAHEAD, SEED
+from bench.serving.workloads import Words, prompts
 from rich.console import Console
 from torch.profiler import ProfilerActivity, profile
 
 from updraft_cli import output
 from updraft_cli.folders import cache_folder
 from updraft_cli.model import model_folder
-from updraft_cli.prompts import domain_prompts
-from updraft_inference.chat import ChatTemplate
 from updraft_inference.engine.port import Drafter
-from updraft_inference.text import Tokenizer
 
 WARM_UP_STEPS = 8
 NUM_ROWS = 28
@@ -78,10 +77,10 @@ def _shapes(event: Any) -> str:
     return " ".join("x".join(map(str, shape)) for shape in event.input_shapes if shape)
 
 
-def measure(inline: Inline, prompts: SequenceOf[tuple[int, ...]], *, steps: int, drafter: Drafter) -> Profile:
+def measure(inline: Inline, asked: SequenceOf[tuple[int, ...]], *, steps: int, drafter: Drafter) -> Profile:
     """Decode all prompts together, so many steps without the profiler and as many with it."""
-    found = Profile(batch=len(prompts))
-    inline.start(prompts, max_tokens=inline.limits.max_context - max(map(len, prompts)), drafter=drafter)
+    found = Profile(batch=len(asked))
+    inline.start(asked, max_tokens=inline.limits.max_context - max(map(len, asked)), drafter=drafter)
     for _ in range(WARM_UP_STEPS):
         inline.step()
     tokens = inline.num_tokens
@@ -136,20 +135,16 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     model = model_folder(cache_folder(os.environ))
-    tokenizer, template = Tokenizer.open(model), ChatTemplate.open(model)
-    assert template is not None, "the model has a chat template"
+    words = Words.open(model)
     console = output.console()
     for batch in arguments.batch:
-        prompts = [
-            tokenizer.encode(template.render([{"role": "user", "content": text}]), add_special_tokens=False)
-            for text in domain_prompts(arguments.domain, batch, seed=7, held_out=True)
-        ]
-        longest = max(map(len, prompts))
+        found = prompts(words, arguments.domain, batch, seed=SEED, is_held_out=True)
+        longest = max(map(len, found))
         tokens_a_step = 1 if arguments.drafter is Drafter.NONE else LOOKAHEAD + 1
         # The first request decodes while the others are read, one a step.
-        context = longest + (batch + WARM_UP_STEPS + 2 * arguments.steps) * tokens_a_step
+        context = longest + (2 * batch + WARM_UP_STEPS + 2 * arguments.steps) * tokens_a_step
         inline = Inline.open(model, num_slots=batch, max_context=context, dtype=getattr(torch, arguments.dtype))
-        show(console, measure(inline, prompts, steps=arguments.steps, drafter=arguments.drafter))
+        show(console, measure(inline, found, steps=arguments.steps, drafter=arguments.drafter))
 
 
 if __name__ == "__main__":

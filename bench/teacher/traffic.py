@@ -7,7 +7,7 @@ those of an engine that shows logits of what it samples, their rows begin with t
 import asyncio
 import hashlib
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -46,7 +46,8 @@ def traffic(model: Path, *, num_learnt: int, num_held_out: int, tokens: int, see
     for name, count in (("learnt", num_learnt), ("held_out", num_held_out)):
         file = None if keep is None else keep / f"{name}-{count}-{tokens}-{seed}.traces"
         if file is None or not file.exists():
-            found = asyncio.run(_served(model, count, tokens, seed, is_held_out=name == "held_out"))
+            prompts = _prompts(model, count, seed, is_held_out=name == "held_out")
+            found = asyncio.run(served(model, prompts, tokens=tokens))
             if file is not None:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(b"".join(struct.pack("<I", one.ByteSize()) + one.SerializeToString() for one in found))
@@ -90,7 +91,8 @@ def _with_aux(whole: trace_pb2.Trace) -> trace_pb2.Trace:
     return changed
 
 
-async def _served(model: Path, count: int, tokens: int, seed: int, *, is_held_out: bool) -> list[trace_pb2.Trace]:
+async def served(model: Path, prompts: Mapping[str, tuple[int, ...]], *, tokens: int) -> list[trace_pb2.Trace]:
+    """Greedy answers to prompts of up to MAX_PROMPT_TOKENS, as traces by name with exact hidden states."""
     finished: list[Finished] = []
     limits = Limits(num_slots=STREAMS, max_context=MAX_PROMPT_TOKENS + tokens, max_lookahead=3)
     async with TorchEngine.open(model, EngineOptions(limits=limits), finished.append) as engine:
@@ -107,7 +109,6 @@ async def _served(model: Path, count: int, tokens: int, seed: int, *, is_held_ou
             async for _ in engine.generate(request):
                 pass
 
-        prompts = _prompts(model, count, seed, is_held_out=is_held_out)
         await asyncio.gather(*(ask(name, prompt) for name, prompt in prompts.items()))
         origin = Origin(
             speculator="bench",

@@ -1,0 +1,87 @@
+"""An EAGLE-3 draft for the bench: trained by the project's own learner on answers of the target, once for a recipe.
+
+What it learns from is served by our engine, as in bench/teacher, from requests that no part of the bench measures on. The
+folder's name holds all that decides what is in it; it appears as a whole.
+"""
+
+import asyncio
+import hashlib
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.serving import workloads
+from bench.serving.plan import SEED, Recipe
+from bench.teacher.traffic import MAX_PROMPT_TOKENS, served, with_hidden
+
+from updraft.trace.v1 import trace_pb2
+from updraft_chassis.digests import tensors_digest
+from updraft_cli.prompts import DOMAINS
+from updraft_draft import checkpoint, vocabulary
+from updraft_draft.target_weights import read_head
+from updraft_inference.engine.port import DraftOnDisk
+from updraft_trainer.learner import Hyper, Learner
+from updraft_trainer.sample import Expectation, Sample, read_sample
+
+DRAFT_VOCAB = 8192
+BATCH_SAMPLES = 4
+_VERSION = 1
+"""Raise it when training here changes in what neither recipe nor prompts show."""
+
+Tell = Callable[[str, int, int], None]
+"""What is done now, how much of it is done, and of how much."""
+
+
+def trained(cache: Path, model: Path, words: workloads.Words, recipe: Recipe, tell: Tell) -> DraftOnDisk:
+    """The draft of a recipe; the first call serves and trains (about 5 minutes for the whole one on two cores)."""
+    prompts = _prompts(words, recipe)
+    key = hashlib.sha256(repr((_VERSION, model.name, recipe, DRAFT_VOCAB, sorted(prompts.items()))).encode())
+    folder = cache / "bench" / f"draft-{key.hexdigest()[:16]}"
+    if not folder.is_dir():
+        partial = folder.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        _train(model, prompts, recipe, tell, partial)
+        partial.rename(folder)
+    _, tensors = checkpoint.load(folder)
+    digest = tensors_digest(checkpoint.tensor_specs(sorted(tensors.items())))
+    return DraftOnDisk(version=1, folder=folder, tensors_digest=digest)
+
+
+def _prompts(words: workloads.Words, recipe: Recipe) -> dict[str, tuple[int, ...]]:
+    return {
+        f"{domain}-{n:03}": ids[-MAX_PROMPT_TOKENS:]
+        for domain in DOMAINS
+        for n, ids in enumerate(workloads.prompts(words, domain, recipe.requests, seed=SEED, is_held_out=False))
+    }
+
+
+def _train(model: Path, prompts: dict[str, tuple[int, ...]], recipe: Recipe, tell: Tell, folder: Path) -> None:
+    tell(f"serving {len(prompts)} requests to learn from", 0, recipe.steps)
+    samples = _samples(model, asyncio.run(served(model, prompts, tokens=recipe.tokens)))
+    target = read_head(model)
+    token_ids = vocabulary.choose(
+        [sample.ids for sample in samples],
+        always=target.config.eos_token_ids,
+        vocab_size=target.config.vocab_size,
+        size=DRAFT_VOCAB,
+    )
+    config = target.config.draft(draft_vocab_size=len(token_ids))
+    learner, rng = Learner(target, config, token_ids, Hyper(), seed=SEED), random.Random(SEED)
+    for step in range(recipe.steps):
+        tell("training a draft", step, recipe.steps)
+        learner.train(rng.sample(samples, BATCH_SAMPLES))
+    checkpoint.save(learner.network, folder)
+
+
+def _samples(model: Path, traces: list[trace_pb2.Trace]) -> list[Sample]:
+    config, header = read_head(model).config, traces[0].header
+    expected = Expectation(
+        target_fingerprint=header.target_fingerprint,
+        tokenizer_fingerprint=header.tokenizer_fingerprint,
+        aux_size=len(config.aux_layers) * config.hidden_size,
+        hidden_size=config.hidden_size,
+        vocab_size=config.vocab_size,
+    )
+    exact = (with_hidden(one, trace_pb2.TENSOR_ENCODING_BF16) for one in traces)
+    return [read_sample(one.SerializeToString(), expected) for one in exact]

@@ -1,0 +1,310 @@
+"""From samples to lines of the table: pairs within one round, medians with quartiles, and the bars. Pure."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from updraft_cli import results
+
+PLAIN, NGRAM, EAGLE3, HYBRID = "none", "ngram", "eagle3", "hybrid"
+"""Arms in our engine, by the name of the drafter."""
+TRANSFORMERS, VLLM = "transformers", "vllm"
+
+REPEATING = ("code", "sql", "json", "math")
+"""Domains in which a lookup has to pay."""
+VLLM_DOMAINS = ("code", "sql", "math")
+SLACK = 0.98
+"""No cell may fall below this part of plain."""
+
+
+class Part(NamedTuple):
+    """A part of the run, by which it is chosen, and what it measures."""
+
+    name: str
+    what: str
+
+
+PEERS = Part("peers", "plain decode beside transformers")
+CELLS = Part("cells", "adaptive n-gram beside plain")
+HYBRIDS = Part("hybrid", "n-gram, EAGLE-3 and the hybrid")
+GAP = Part("gap", "token gaps while a long prompt is read")
+OVERHEAD = Part("overhead", "what of a step is not the model")
+LOSSLESS = Part("lossless", "float32 outputs beside plain ones")
+HTTP = Part("http", "beside vLLM, over HTTP")
+PARTS = (PEERS, CELLS, HYBRIDS, GAP, OVERHEAD, LOSSLESS, HTTP)
+
+
+class Stream(NamedTuple):
+    """One request's first and last token, in seconds, and how many it got."""
+
+    first_s: float
+    last_s: float
+    num_tokens: int
+
+
+class Cell(NamedTuple):
+    """A kind of load."""
+
+    domain: str
+    batch: int
+    temperature: float
+
+    def __str__(self) -> str:
+        return f"{self.domain}, batch {self.batch}, temperature {self.temperature:g}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """Quartiles of so many values."""
+
+    low: float
+    median: float
+    high: float
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """Tokens a second of one arm in one round."""
+
+    part: str
+    cell: Cell
+    arm: str
+    round: int
+    tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stall:
+    """Token gaps of running streams: the longest while a long prompt was read, and the median of those before."""
+
+    round: int
+    longest_ms: float
+    normal_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """One step, and what of it the model took (forward and logits)."""
+
+    arm: str
+    batch: int
+    step_ms: float
+    model_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Equality:
+    """Whether greedy float32 outputs were those of plain decoding, one request at a time. `lookahead` None: adaptive."""
+
+    arm: str
+    batch: int
+    lookahead: int | None
+    is_equal: bool
+
+
+@dataclass(slots=True, kw_only=True)
+class Measured:
+    """Everything so far; grows while the bench runs, and is whole at any time."""
+
+    rates: list[Rate] = field(default_factory=list)
+    stalls: list[Stall] = field(default_factory=list)
+    shares: list[Share] = field(default_factory=list)
+    equalities: list[Equality] = field(default_factory=list)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """For the result file."""
+        rates = [{**asdict(one), "cell": None, **one.cell._asdict()} for one in self.rates]
+        for row in rates:
+            del row["cell"]
+        return [
+            *rates,
+            *({"part": GAP.name, **asdict(one)} for one in self.stalls),
+            *({"part": OVERHEAD.name, **asdict(one)} for one in self.shares),
+            *({"part": LOSSLESS.name, **asdict(one)} for one in self.equalities),
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """A bar, how its figure spreads, and what it was made of."""
+
+    bar: results.Bar
+    spread: Spread | None = None
+    note: str = ""
+
+
+def tokens_per_s(streams: Sequence[Stream], batch: int) -> float:
+    """What `batch` streams that always run together give: tokens after the first one of each, by the time since that.
+
+    With every place always taken, a server gives tokens by stream-seconds, times its places. So neither the reading of
+    prompts nor the last streams of a run, which have the machine for themselves, count as decoding at this batch size.
+    """
+    tokens = sum(one.num_tokens - 1 for one in streams)
+    return batch * tokens / sum(one.last_s - one.first_s for one in streams)
+
+
+def stall(times: Sequence[Sequence[float]], *, sent_s: float, read_s: float, round_: int) -> Stall:
+    """From the times of each stream's tokens. A gap counts as of the reading if it overlaps it; as normal, if it lies
+    before it and after the first token of the last stream."""
+    all_run_s = max(of_one[0] for of_one in times)
+    gaps = [pair for of_one in times for pair in pairwise(of_one)]
+    reading = [end - start for start, end in gaps if end > sent_s and start < read_s]
+    normal = [end - start for start, end in gaps if start >= all_run_s and end <= sent_s]
+    return Stall(round=round_, longest_ms=1e3 * max(reading), normal_ms=1e3 * statistics.median(normal))
+
+
+def spread(values: Iterable[float]) -> Spread | None:
+    """Quartiles; None of nothing."""
+    found = sorted(values)
+    if not found:
+        return None
+    low, median, high = statistics.quantiles(found, n=4, method="inclusive") if len(found) > 1 else found * 3
+    return Spread(low=low, median=median, high=high, count=len(found))
+
+
+def _median(found: Spread | None) -> float | None:
+    return None if found is None else found.median
+
+
+def ratios(rates: Iterable[Rate], arm: str, base: str) -> dict[Cell, list[float]]:
+    """`arm` by `base` in each round of each cell in which both were measured."""
+    pairs: dict[tuple[Cell, int], dict[str, float]] = defaultdict(dict)
+    for one in rates:
+        pairs[one.cell, one.round][one.arm] = one.tokens_per_s
+    found: dict[Cell, list[float]] = defaultdict(list)
+    for (cell, _), by_arm in pairs.items():
+        if arm in by_arm and base in by_arm:
+            found[cell].append(by_arm[arm] / by_arm[base])
+    return dict(found)
+
+
+def lowest(found: dict[Cell, list[float]]) -> Cell | None:
+    """The cell with the lowest median ratio."""
+    return min(found, key=lambda cell: statistics.median(found[cell]), default=None)
+
+
+def better(rates: Sequence[Rate], cell: Cell, arms: Sequence[str]) -> str | None:
+    """The arm with the highest median rate in this cell."""
+    by_arm: dict[str, list[float]] = defaultdict(list)
+    for one in rates:
+        if one.cell == cell and one.arm in arms:
+            by_arm[one.arm].append(one.tokens_per_s)
+    return max(by_arm, key=lambda arm: statistics.median(by_arm[arm]), default=None)
+
+
+def lines(measured: Measured, parts: Sequence[Part], *, has_vllm: bool) -> list[Line]:
+    """The bars of the chosen parts; what was not reached is not met."""
+    makers: dict[Part, Callable[[Measured], list[Line]]] = {
+        PEERS: _peers,
+        CELLS: _cells,
+        HYBRIDS: _hybrid,
+        GAP: _gap,
+        OVERHEAD: _overhead,
+        LOSSLESS: _lossless,
+        HTTP: _http if has_vllm else lambda _: [],
+    }
+    return [line for part in parts for line in makers[part](measured)]
+
+
+def _of(measured: Measured, part: Part, *, batch: int | None = None, domain: str | None = None) -> list[Rate]:
+    return [
+        one
+        for one in measured.rates
+        if one.part == part.name
+        and one.cell.batch == (batch or one.cell.batch)
+        and one.cell.domain == (domain or one.cell.domain)
+    ]
+
+
+def _compared(name: str, rates: Sequence[Rate], arm: str, base: str, target: float) -> Line:
+    """A bar on the median of all paired ratios of two arms."""
+    found = spread(ratio for of_cell in ratios(rates, arm, base).values() for ratio in of_cell)
+    medians = [spread(one.tokens_per_s for one in rates if one.arm == which) for which in (arm, base)]
+    note = " and ".join(f"{which} {one.median:.0f}" for which, one in zip((arm, base), medians, strict=True) if one)
+    bar = results.at_least(name, _median(found), target, "x")
+    return Line(bar=bar, spread=found, note=f"tokens/s: {note}" if note else "")
+
+
+def _peers(measured: Measured) -> list[Line]:
+    return [
+        _compared(
+            f"plain, of transformers' generate, batch {batch}",
+            _of(measured, PEERS, batch=batch),
+            PLAIN,
+            TRANSFORMERS,
+            target,
+        )
+        for batch, target in ((1, 1.5), (8, 2.5))
+    ]
+
+
+def _cells(measured: Measured) -> list[Line]:
+    targets = {(domain, batch): target for batch, target in ((1, 1.4), (8, 1.15)) for domain in REPEATING}
+    targets |= {("chat", 1): 1.1, ("chat", 8): 1.1}
+    found = []
+    for (domain, batch), target in targets.items():
+        greedy = [one for one in _of(measured, CELLS, batch=batch, domain=domain) if one.cell.temperature == 0]
+        name = f"adaptive n-gram, of plain: {domain}, batch {batch}"
+        found.append(_compared(name, greedy, NGRAM, PLAIN, target))
+    every = ratios(_of(measured, CELLS), NGRAM, PLAIN)
+    cell = lowest(every)
+    of_cell = spread(every[cell]) if cell else None
+    bar = results.at_least("adaptive n-gram, of plain: worst cell", _median(of_cell), SLACK, "x")
+    return [*found, Line(bar=bar, spread=of_cell, note=f"{cell}; of {len(every)} cells" if cell else "")]
+
+
+def _hybrid(measured: Measured) -> list[Line]:
+    rates = _of(measured, HYBRIDS)
+    found = []
+    for cell in dict.fromkeys(one.cell for one in rates) or (None,):
+        base = better(rates, cell, (NGRAM, EAGLE3)) if cell else None
+        where = f"{cell.domain}, batch {cell.batch}" if cell else "nothing measured"
+        of_cell = [one for one in rates if one.cell == cell]
+        name = f"hybrid, of the better of n-gram and EAGLE-3: {where}"
+        found.append(_compared(name, of_cell, HYBRID, base or EAGLE3, 1.0))
+    return found
+
+
+def _gap(measured: Measured) -> list[Line]:
+    found = spread(one.longest_ms / one.normal_ms for one in measured.stalls)
+    longest, normal = (spread(getattr(one, name) for one in measured.stalls) for name in ("longest_ms", "normal_ms"))
+    note = f"{longest.median:.0f} ms, normal {normal.median:.0f} ms" if longest and normal else ""
+    name = "longest token gap while a long prompt is read, in normal steps"
+    return [Line(bar=results.at_most(name, _median(found), 3), spread=found, note=note)]
+
+
+def _overhead(measured: Measured) -> list[Line]:
+    found = []
+    for arm in (PLAIN, NGRAM):
+        shares = [one for one in measured.shares if one.arm == arm]
+        rest = spread(100 * (1 - one.model_ms / one.step_ms) for one in shares)
+        step = spread(one.step_ms for one in shares)
+        bar = results.at_most(f"share of a step that is not the model, {arm}, batch 8", _median(rest), 10, "%")
+        found.append(Line(bar=bar, spread=rest, note=f"a step takes {step.median:.1f} ms" if step else ""))
+    return found
+
+
+def _lossless(measured: Measured) -> list[Line]:
+    total = len(measured.equalities)
+    different = [one for one in measured.equalities if not one.is_equal]
+    bar = results.at_most("float32 runs whose output differs from plain", len(different) if total else None, 0)
+    note = f"of {total}: drafter x batch x lookahead"
+    if different:
+        first = different[0]
+        note += f"; first: {first.arm}, batch {first.batch}, lookahead {first.lookahead or 'adaptive'}"
+    return [Line(bar=bar, note=note)]
+
+
+def _http(measured: Measured) -> list[Line]:
+    found = []
+    for batch in (1, 8):
+        rates = _of(measured, HTTP, batch=batch)
+        found.append(_compared(f"plain, of vLLM without a draft, batch {batch}", rates, PLAIN, VLLM, 1.0))
+        for domain in VLLM_DOMAINS:
+            name = f"adaptive n-gram, of vLLM without a draft: {domain}, batch {batch}"
+            found.append(_compared(name, _of(measured, HTTP, batch=batch, domain=domain), NGRAM, VLLM, 1.3))
+    return found

@@ -1,0 +1,254 @@
+"""The parts of a run. Each adds to `Bench.measured` as it goes, so that a run that is cut off has what it reached.
+
+Arms take turns within a round, and prompts are read once before it, so that no arm finds in a prefix cache what another one
+had to read.
+"""
+
+import asyncio
+import random
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from bench.serving import figures, servers, workloads
+from bench.serving.arms import Transformers, Wish, request, run
+from bench.serving.figures import EAGLE3, HYBRID, NGRAM, PLAIN, TRANSFORMERS, VLLM, Cell
+from bench.serving.inline import Inline
+from bench.serving.plan import LOOKAHEAD, SEED, Plan, in_turn, take
+
+from updraft_inference.engine.port import Drafter, DraftOnDisk
+from updraft_inference.torch_engine.decoder import Limits
+from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
+
+MAX_CONTEXT = 768
+LONG_PROMPT_TOKENS = 2000
+RUNNING_STREAMS = 7
+
+_GAP_CONTEXT = 3072
+_GAP_TOKENS = 600
+"""Of the running streams: more than they get while the long prompt is read."""
+_NORMAL_STEPS = 16
+
+DRAFTED = (NGRAM, EAGLE3, HYBRID) if HYBRID in {one.value for one in Drafter} else (NGRAM, EAGLE3)
+"""Arms with drafts; the hybrid where the engine has one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """What all parts share. `tell` shows what is done now, and how much of the part is done."""
+
+    model: Path
+    words: workloads.Words
+    plan: Plan
+    threads: int
+    tell: Callable[[str, int, int], None]
+    measured: figures.Measured = field(default_factory=figures.Measured)
+    _pools: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
+
+    def prompts(self, domain: str) -> list[tuple[int, ...]]:
+        """The domain's held-out prompts."""
+        if domain not in self._pools:
+            found = workloads.prompts(self.words, domain, self.plan.pool, seed=SEED, is_held_out=True)
+            self._pools[domain] = found
+        return self._pools[domain]
+
+    def mixed(self) -> list[tuple[int, ...]]:
+        """Those of all domains, in turn."""
+        return workloads.mixed({domain: self.prompts(domain) for domain in self.plan.domains})
+
+    def note(self, part: figures.Part, cell: Cell, arm: str, round_: int, streams: Sequence[figures.Stream]) -> None:
+        """Keep what an arm reached in a round."""
+        rate = figures.tokens_per_s(streams, cell.batch)
+        self.measured.rates.append(figures.Rate(part=part.name, cell=cell, arm=arm, round=round_, tokens_per_s=rate))
+
+
+@asynccontextmanager
+async def opened(
+    bench: Bench, *, num_slots: int, dtype: torch.dtype = torch.bfloat16, max_context: int = MAX_CONTEXT
+) -> AsyncIterator[TorchEngine]:
+    """An engine of ours without a draft, after a short request."""
+    limits = Limits(num_slots=num_slots, max_context=max_context, max_lookahead=LOOKAHEAD)
+    async with TorchEngine.open(bench.model, EngineOptions(limits=limits, dtype=dtype)) as engine:
+        await run(engine, [bench.words.prompt("Hello")], Wish(batch=1, tokens=8, drafter=Drafter.NONE))
+        yield engine
+
+
+async def peers(bench: Bench, engine: TorchEngine) -> None:
+    """Plain decoding here and in transformers, on prompts of all domains."""
+    plan, pool, theirs = bench.plan, bench.mixed(), Transformers.open(bench.model)
+    theirs.run(pool[:1], batch=1, tokens=8)
+    for round_ in range(plan.peer_rounds):
+        for n, batch in enumerate(plan.peer_batches):
+            cell = Cell("mixed", batch, 0.0)
+            bench.tell(str(cell), round_ * len(plan.peer_batches) + n, plan.peer_rounds * len(plan.peer_batches))
+            chosen = take(pool, round_, plan.num_requests(batch))
+            await _read(engine, chosen)
+            for arm in in_turn((TRANSFORMERS, PLAIN), round_):
+                if arm == TRANSFORMERS:
+                    streams = await asyncio.to_thread(theirs.run, chosen, batch=batch, tokens=plan.tokens)
+                else:
+                    streams, _ = await run(engine, chosen, _wish(bench, cell, arm))
+                bench.note(figures.PEERS, cell, arm, round_, streams)
+
+
+async def cells(bench: Bench, engine: TorchEngine) -> None:
+    """Adaptive n-gram beside plain in every cell; then again in the one that is the worst so far, for a while."""
+    plan = bench.plan
+    done, total = 0, plan.cell_rounds * len(plan.cells)
+    for round_ in range(plan.cell_rounds):
+        for cell in plan.cells:
+            bench.tell(str(cell), done, total)
+            await _round(bench, engine, figures.CELLS, cell, (PLAIN, NGRAM), round_)
+            done += 1
+    rounds = dict.fromkeys(plan.cells, plan.cell_rounds)
+    until_s = time.monotonic() + plan.worst_s
+    while time.monotonic() < until_s:
+        rates = [one for one in bench.measured.rates if one.part == figures.CELLS.name]
+        worst = figures.lowest(figures.ratios(rates, NGRAM, PLAIN))
+        assert worst is not None
+        bench.tell(f"again, the worst so far: {worst}", total, total)
+        await _round(bench, engine, figures.CELLS, worst, (PLAIN, NGRAM), rounds[worst])
+        rounds[worst] += 1
+
+
+async def hybrids(bench: Bench, engine: TorchEngine, draft: DraftOnDisk) -> None:
+    """Every drafter with a trained draft."""
+    plan, done = bench.plan, 0
+    await engine.swap(draft)
+    for round_ in range(plan.hybrid_rounds):
+        for cell in plan.peer_cells:
+            bench.tell(str(cell), done, plan.hybrid_rounds * len(plan.peer_cells))
+            await _round(bench, engine, figures.HYBRIDS, cell, (PLAIN, *DRAFTED), round_)
+            done += 1
+    await engine.swap(None)
+
+
+async def gap(bench: Bench) -> None:
+    """Seven plain streams run, and an eighth sends a long prompt, another one each round."""
+    async with opened(bench, num_slots=RUNNING_STREAMS + 1, max_context=_GAP_CONTEXT) as engine:
+        for round_ in range(bench.plan.gap_rounds):
+            bench.tell("a prompt of 2,000 tokens", round_, bench.plan.gap_rounds)
+            bench.measured.stalls.append(await _stall(bench, engine, round_))
+
+
+def overhead(bench: Bench) -> None:
+    """Steps of plain and of n-gram decoding at batch 8, on a thread where nothing else runs."""
+    batch, steps, pool = 8, bench.plan.overhead_steps, bench.mixed()
+    for n, arm in enumerate((PLAIN, NGRAM)):
+        bench.tell(f"{arm}, batch {batch}", n, 2)
+        tokens = (2 * batch + steps) * (LOOKAHEAD + 1)
+        context = workloads.MAX_PROMPT_TOKENS + tokens
+        inline = Inline.open(bench.model, num_slots=batch, max_context=context, dtype=torch.bfloat16)
+        inline.start(pool[:batch], max_tokens=tokens, drafter=Drafter(arm))
+        for _ in range(steps):
+            spent = inline.step()
+            bench.measured.shares.append(
+                figures.Share(
+                    arm=arm,
+                    batch=batch,
+                    step_ms=1e3 * spent.step_s,
+                    model_ms=1e3 * (spent.forward_s + spent.logits_s),
+                )
+            )
+
+
+async def lossless(bench: Bench, draft: DraftOnDisk) -> None:
+    """Greedy float32 outputs of every drafter, batch size and lookahead, beside those of plain decoding one by one."""
+    plan = bench.plan
+    prompts = take(bench.mixed(), 0, max(plan.exact_batches))
+    async with opened(bench, num_slots=max(plan.exact_batches), dtype=torch.float32) as engine:
+        bench.tell("plain, one request at a time", 0, 1)
+        _, plain = await run(engine, prompts, Wish(batch=1, tokens=plan.exact_tokens, drafter=Drafter.NONE))
+        await engine.swap(draft)
+        todo = [(a, b, k) for b in plan.exact_batches for a in DRAFTED for k in plan.exact_lookaheads]
+        for done, (arm, batch, lookahead) in enumerate(todo):
+            bench.tell(f"{arm}, batch {batch}, lookahead {lookahead or 'adaptive'}", done, len(todo))
+            wish = Wish(batch=batch, tokens=plan.exact_tokens, drafter=Drafter(arm), lookahead=lookahead)
+            count = plan.num_requests(batch)
+            _, outputs = await run(engine, prompts[:count], wish)
+            bench.measured.equalities.append(
+                figures.Equality(arm=arm, batch=batch, lookahead=lookahead, is_equal=outputs == plain[:count])
+            )
+
+
+async def http(bench: Bench, *, has_vllm: bool) -> None:
+    """Our server plain and with adaptive n-gram, and vLLM; who has no turn is stopped."""
+    plan = bench.plan
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="updraft-")))
+        todo = [(r, c) for r in range(plan.http_rounds) for c in plan.peer_cells if c.domain in figures.VLLM_DOMAINS]
+        bench.tell("our server starts", 0, len(todo))
+        ours = await stack.enter_async_context(
+            servers.updraft(bench.model, folder, threads=bench.threads, lookahead=LOOKAHEAD)
+        )
+        arms = {arm: (ours, {"updraft": {"drafter": arm}}) for arm in (PLAIN, NGRAM)}
+        if has_vllm:
+            bench.tell("vLLM starts and compiles (2 minutes)", 0, len(todo))
+            theirs = await stack.enter_async_context(servers.vllm(bench.model, folder, threads=bench.threads))
+            arms[VLLM] = (theirs, {})
+        for done, (round_, cell) in enumerate(todo):
+            bench.tell(str(cell), done, len(todo))
+            chosen = take(bench.prompts(cell.domain), round_, plan.num_requests(cell.batch))
+            for arm in in_turn(tuple(arms), round_):
+                server, more = arms[arm]
+                with server.turn():
+                    await server.run(chosen, batch=servers.NUM_SLOTS, tokens=1, more=more)
+                    streams = await server.run(chosen, batch=cell.batch, tokens=plan.tokens, more=more)
+                bench.note(figures.HTTP, cell, arm, round_, streams)
+
+
+async def _round(
+    bench: Bench, engine: TorchEngine, part: figures.Part, cell: Cell, arms: Sequence[str], round_: int
+) -> None:
+    chosen = take(bench.prompts(cell.domain), round_, bench.plan.num_requests(cell.batch))
+    await _read(engine, chosen)
+    for arm in in_turn(arms, round_):
+        streams, _ = await run(engine, chosen, _wish(bench, cell, arm))
+        bench.note(part, cell, arm, round_, streams)
+
+
+def _wish(bench: Bench, cell: Cell, arm: str) -> Wish:
+    return Wish(batch=cell.batch, tokens=bench.plan.tokens, drafter=Drafter(arm), temperature=cell.temperature)
+
+
+async def _read(engine: TorchEngine, prompts: Sequence[tuple[int, ...]]) -> None:
+    await run(engine, prompts, Wish(batch=len(prompts), tokens=1, drafter=Drafter.NONE))
+
+
+async def _stall(bench: Bench, engine: TorchEngine, round_: int) -> figures.Stall:
+    """One round: gaps of all running streams before the long prompt, and while it is read."""
+    times: list[list[float]] = [[] for _ in range(RUNNING_STREAMS)]
+    has_begun = asyncio.Event()
+
+    async def stream(n: int, prompt: tuple[int, ...]) -> None:
+        wish = Wish(batch=1, tokens=_GAP_TOKENS, drafter=Drafter.NONE)
+        async with aclosing(engine.generate(request(prompt, wish))) as deltas:
+            async for _ in deltas:
+                times[n].append(time.perf_counter())
+                if min(map(len, times)) > _NORMAL_STEPS:
+                    has_begun.set()
+
+    async with asyncio.TaskGroup() as tasks:
+        chosen = take(bench.mixed(), round_, RUNNING_STREAMS)
+        streams = [tasks.create_task(stream(n, prompt)) for n, prompt in enumerate(chosen)]
+        await has_begun.wait()
+        sent_s = time.perf_counter()
+        await run(engine, [_long_prompt(bench, round_)], Wish(batch=1, tokens=1, drafter=Drafter.NONE))
+        read_s = time.perf_counter()
+        assert not any(task.done() for task in streams), "a stream ended while the long prompt was read"
+        for task in streams:
+            task.cancel()
+    return figures.stall(times, sent_s=sent_s, read_s=read_s, round_=round_)
+
+
+def _long_prompt(bench: Bench, round_: int) -> tuple[int, ...]:
+    """Messages of all kinds in an order by round: no two begin alike."""
+    messages = [message for d in bench.plan.domains for message in workloads.requests(d, seed=SEED, is_held_out=True)]
+    random.Random(round_).shuffle(messages)
+    ids = bench.words.prompt("\n\n".join(messages[:60]))
+    assert len(ids) >= LONG_PROMPT_TOKENS
+    return ids[:LONG_PROMPT_TOKENS]

@@ -1,0 +1,120 @@
+"""How much is measured, and which prompts a round takes. Pure."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TypeVar
+
+from bench.serving.figures import Cell
+
+from updraft_cli.prompts import DOMAINS
+
+T = TypeVar("T")
+
+SEED = 7
+LOOKAHEAD = 5
+"""Most drafts a step, in every arm of ours."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How the draft is trained: requests of each domain, tokens of each answer, optimizer steps."""
+
+    requests: int
+    tokens: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Sizes of all parts."""
+
+    domains: tuple[str, ...]
+    batches: tuple[int, ...]
+    temperatures: tuple[float, ...]
+    peer_batches: tuple[int, ...] = (1, 8)
+    """Of every comparison with others, and of the hybrid's."""
+    tokens: int
+    """Output of each request."""
+    min_requests: int
+    """A run of a smaller batch takes so many, one after the other: one prompt is not a domain."""
+    pool: int
+    """Held-out prompts of each domain."""
+    peer_rounds: int
+    cell_rounds: int
+    worst_s: float
+    """Then so long the cell that is the worst so far is measured again, each time."""
+    hybrid_rounds: int
+    gap_rounds: int
+    http_rounds: int
+    overhead_steps: int
+    exact_tokens: int
+    exact_batches: tuple[int, ...]
+    exact_lookaheads: tuple[int | None, ...]
+    recipe: Recipe
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Every domain at every batch size and temperature."""
+        return [Cell(*one) for one in product(self.domains, self.batches, self.temperatures)]
+
+    @property
+    def peer_cells(self) -> list[Cell]:
+        """Greedy, at the batch sizes of the comparisons."""
+        return [Cell(*one) for one in product(self.domains, self.peer_batches, (0.0,))]
+
+    def num_requests(self, batch: int) -> int:
+        """Of one run."""
+        return max(batch, self.min_requests)
+
+
+FULL = Plan(
+    domains=DOMAINS,
+    batches=(1, 2, 4, 8, 16),
+    temperatures=(0.0, 0.7, 1.0),
+    tokens=64,
+    min_requests=4,
+    pool=32,
+    peer_rounds=5,
+    cell_rounds=2,
+    worst_s=240,
+    hybrid_rounds=3,
+    gap_rounds=7,
+    http_rounds=3,
+    overhead_steps=100,
+    exact_tokens=32,
+    exact_batches=(1, 2, 4, 8, 16),
+    exact_lookaheads=(1, 3, 5, None),
+    recipe=Recipe(requests=48, tokens=96, steps=320),
+)
+
+QUICK = Plan(
+    domains=("code", "chat"),
+    batches=(1, 4),
+    temperatures=(0.0, 1.0),
+    peer_batches=(1, 4),
+    tokens=12,
+    min_requests=2,
+    pool=8,
+    peer_rounds=1,
+    cell_rounds=1,
+    worst_s=1,
+    hybrid_rounds=1,
+    gap_rounds=1,
+    http_rounds=1,
+    overhead_steps=10,
+    exact_tokens=8,
+    exact_batches=(1, 4),
+    exact_lookaheads=(3, None),
+    recipe=Recipe(requests=4, tokens=24, steps=8),
+)
+
+
+def take(pool: Sequence[T], round_: int, count: int) -> list[T]:
+    """The prompts of a round: the next `count` of the pool, from its beginning again after its end."""
+    return [pool[(round_ * count + n) % len(pool)] for n in range(count)]
+
+
+def in_turn(arms: Sequence[T], round_: int) -> Iterator[T]:
+    """The arms of a round, each round another one first: what else the machine does then falls on all of them."""
+    return (arms[(round_ + n) % len(arms)] for n in range(len(arms)))

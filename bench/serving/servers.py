@@ -1,0 +1,174 @@
+"""Servers of the OpenAI API beside this process, one of which computes at a time: the others are stopped by the kernel.
+
+An idle server still wakes up, and threads of OpenMP spin a while after their work, so whoever has no turn gets SIGSTOP.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from bench.serving.figures import Stream
+from tests.support.ports import free_port
+from tests.support.wait import until
+from tests.vllm import build
+
+MODEL = "target"
+NUM_SLOTS = 8
+MAX_CONTEXT = 1024
+
+_START_S = 600.0
+_ANSWER_S = 300.0
+_END_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """A process group that answers at `http`."""
+
+    http: httpx.AsyncClient
+    process: subprocess.Popen[bytes]
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Let it run for the length of the block."""
+        os.killpg(self.process.pid, signal.SIGCONT)
+        try:
+            yield
+        finally:
+            os.killpg(self.process.pid, signal.SIGSTOP)
+
+    async def run(
+        self, prompts: Sequence[tuple[int, ...]], *, batch: int, tokens: int, more: Mapping[str, object]
+    ) -> list[Stream]:
+        """Continue all prompts greedily, `batch` at a time; `more` goes into each request's body."""
+        streams: dict[int, Stream] = {}
+        todo = iter(enumerate(prompts))
+
+        async def place() -> None:
+            for n, prompt in todo:
+                streams[n] = await self._stream(prompt, tokens, more)
+
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(batch):
+                tasks.create_task(place())
+        return [streams[n] for n in sorted(streams)]
+
+    async def _stream(self, prompt: tuple[int, ...], tokens: int, more: Mapping[str, object]) -> Stream:
+        body = {
+            "model": MODEL,
+            "prompt": list(prompt),
+            "max_tokens": tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **more,
+        }
+        first_s, last_s, last = 0.0, 0.0, ""
+        async with self.http.stream("POST", "/v1/completions", json=body) as answer:
+            answer.raise_for_status()
+            async for line in answer.aiter_lines():
+                if line.startswith("data: {"):  # only the last one is parsed: the client must not cost the server time
+                    last_s, last = time.perf_counter(), line
+                    first_s = first_s or last_s
+        found = int(json.loads(last.removeprefix("data: "))["usage"]["completion_tokens"])
+        assert found == tokens, f"{found} tokens came of {tokens}"
+        return Stream(first_s, last_s, found)
+
+
+@asynccontextmanager
+async def updraft(model: Path, folder: Path, *, threads: int, lookahead: int) -> AsyncIterator[Server]:
+    """Our own server, without a registry and without a draft."""
+    port = free_port()
+    variables = {
+        "MODEL": str(model),
+        "SERVED_MODEL_NAME": MODEL,
+        "PORT": str(port),
+        "NUM_THREADS": str(threads),
+        "NUM_SLOTS": str(NUM_SLOTS),
+        "MAX_CONTEXT": str(MAX_CONTEXT),
+        "LOOKAHEAD": str(lookahead),
+        "DATA_DIR": str(folder / "updraft"),
+    }
+    named = {f"UPDRAFT_INFERENCE_{name}": value for name, value in variables.items()}
+    command = [sys.executable, "-m", "updraft_inference"]
+    async with _serving(command, named, port, "/readyz", folder / "updraft.log") as server:
+        yield server
+
+
+@asynccontextmanager
+async def vllm(model: Path, folder: Path, *, threads: int) -> AsyncIterator[Server]:
+    """Stock vLLM as it comes, without a draft. It compiles first: about two minutes."""
+    port = free_port()
+    command = [
+        *(str(build.python()), "-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", str(model), "--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(port)),
+        *("--dtype", "bfloat16", "--max-model-len", str(MAX_CONTEXT), "--max-num-seqs", str(NUM_SLOTS)),
+    ]
+    variables = {
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": str(threads),
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    async with _serving(command, variables, port, "/health", folder / "vllm.log") as server:
+        yield server
+
+
+@asynccontextmanager
+async def _serving(
+    command: Sequence[str], variables: Mapping[str, str], port: int, ready: str, log: Path
+) -> AsyncIterator[Server]:
+    """Start it, wait until it is ready, and leave it stopped, for turns; nothing of it runs after the block."""
+    process = _start(command, variables, log)
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=_ANSWER_S) as http:
+
+            async def is_settled() -> bool:
+                with suppress(httpx.TransportError):
+                    if (await http.get(ready)).is_success:
+                        return True
+                return process.poll() is not None
+
+            await until(is_settled, timeout_s=_START_S, what=f"{command[2]} is ready")
+            assert process.poll() is None, f"{command[2]} ended:\n{_tail(log)}"
+            os.killpg(process.pid, signal.SIGSTOP)
+            yield Server(http=http, process=process)
+    finally:
+        _end(process)
+
+
+def _start(command: Sequence[str], variables: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """In a group of its own, with nothing of ours or of Python's from this process's environment."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("UPDRAFT_", "PYTHON"))}
+    with log.open("wb") as said:
+        return subprocess.Popen(
+            command, cwd=log.parent, env={**inherited, **variables}, stdout=said, stderr=said, start_new_session=True
+        )
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(errors="replace")[-3000:]
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ask the group to end, and kill what of it is left."""
+    for signum in (signal.SIGCONT, signal.SIGTERM):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signum)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_END_S)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -1,0 +1,187 @@
+"""Is the built-in engine faster than what people would use instead, and never slower than itself? See README.md here."""
+
+import argparse
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from bench.serving import draft, figures, parts
+from bench.serving.figures import NGRAM, PARTS, PLAIN, Line, Part
+from bench.serving.plan import FULL, QUICK, SEED
+from bench.serving.workloads import Words
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+from tests.vllm import build
+
+from updraft_cli import output, results
+from updraft_cli.folders import cache_folder
+from updraft_cli.model import model_folder
+from updraft_inference.engine.port import DraftOnDisk
+
+_LINE_S = 15.0
+_WITH_DRAFT = (figures.HYBRIDS, figures.LOSSLESS)
+_IN_ONE_ENGINE = (figures.PEERS, figures.CELLS, figures.HYBRIDS)
+
+
+class Shown:
+    """Progress on stderr: a bar for each part on a terminal, else a line now and then."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("", visible=False)
+        self._last_s = 0.0
+
+    def begin(self, what: str) -> None:
+        """A part begins."""
+        self._end()
+        self._task = self._progress.add_task(what, total=None, now="")
+        if not self._progress.console.is_terminal:
+            self._progress.console.print(what)
+
+    def tell(self, now: str, done: int, total: int) -> None:
+        """It does this now."""
+        self._progress.update(self._task, completed=done, total=total, now=now)
+        if not self._progress.console.is_terminal and time.monotonic() - self._last_s > _LINE_S:
+            self._last_s = time.monotonic()
+            self._progress.console.print(f"  {done} of {total}: {now}")
+
+    def _end(self) -> None:
+        task = self._progress.tasks[-1]
+        self._progress.update(self._task, total=task.total or 1, completed=task.total or 1, now="")
+
+
+@contextmanager
+def shown() -> Iterator[Shown]:
+    """Show progress for the length of the block."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[now]}"),
+    )
+    console = Console(stderr=True, highlight=False)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        yield Shown(progress)
+
+
+def measure(bench: parts.Bench, chosen: Sequence[Part], show: Shown, *, has_vllm: bool) -> None:
+    """All chosen parts. What needs torch's threads ends before servers start."""
+    trained = None
+    if any(part in _WITH_DRAFT for part in chosen):
+        show.begin("a draft for this bench (5 minutes, once)")
+        trained = draft.trained(cache_folder(os.environ), bench.model, bench.words, bench.plan.recipe, show.tell)
+    if any(part in _IN_ONE_ENGINE for part in chosen):
+        asyncio.run(_in_one_engine(bench, chosen, show, trained))
+    for part in chosen:
+        if part in _IN_ONE_ENGINE:
+            continue
+        show.begin(part.what)
+        if part == figures.GAP:
+            asyncio.run(parts.gap(bench))
+        elif part == figures.OVERHEAD:
+            parts.overhead(bench)
+        elif part == figures.LOSSLESS:
+            assert trained is not None
+            asyncio.run(parts.lossless(bench, trained))
+        else:
+            asyncio.run(parts.http(bench, has_vllm=has_vllm))
+
+
+async def _in_one_engine(bench: parts.Bench, chosen: Sequence[Part], show: Shown, trained: DraftOnDisk | None) -> None:
+    async with parts.opened(bench, num_slots=max(*bench.plan.batches, *bench.plan.peer_batches)) as engine:
+        for part in chosen:
+            if part not in _IN_ONE_ENGINE:
+                continue
+            show.begin(part.what)
+            if part == figures.PEERS:
+                await parts.peers(bench, engine)
+            elif part == figures.CELLS:
+                await parts.cells(bench, engine)
+            else:
+                assert trained is not None
+                await parts.hybrids(bench, engine, trained)
+
+
+def show_cells(console: Console, measured: figures.Measured) -> None:
+    """Adaptive n-gram by plain: a row for each domain and temperature, a column for each batch size."""
+    rates = [one for one in measured.rates if one.part == figures.CELLS.name]
+    found = figures.ratios(rates, NGRAM, PLAIN)
+    batches = sorted({cell.batch for cell in found})
+    table = output.table("adaptive n-gram, of plain", ">temperature", *(f">batch {batch}" for batch in batches))
+    for domain, temperature in dict.fromkeys((cell.domain, cell.temperature) for cell in found):
+        medians = [figures.spread(found.get(figures.Cell(domain, batch, temperature), [])) for batch in batches]
+        table.add_row(domain, f"{temperature:g}", *(f"{one.median:.2f}x" if one else "-" for one in medians))
+    if found:
+        console.print(table)
+
+
+def show_lines(console: Console, lines: Sequence[Line]) -> None:
+    """The table of bars: each figure with its quartiles and what it was made of."""
+    table = output.table("", "bar", ">measured", "quartiles", ">n", ">target", "median of")
+    for line in lines:
+        bar, spread = line.bar, line.spread
+        table.add_row(
+            Text(results.MARKS[bar.met], "bold green" if bar.met else "bold red"),
+            bar.name,
+            results.number(bar.measured, bar.unit),
+            f"{results.number(spread.low)} to {results.number(spread.high)}" if spread else "",
+            str(spread.count) if spread else "",
+            f"{bar.relation} {results.number(bar.target, bar.unit)}",
+            line.note,
+        )
+    console.print(table)
+
+
+def main() -> None:
+    """Measure, print one table, write bench/results/; exit 1 where a bar is missed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="only see that everything runs; its figures mean nothing")
+    parser.add_argument("--with-vllm", action="store_true", help="fail where vLLM is not built; with --quick: use it")
+    parser.add_argument("--only", nargs="+", choices=[part.name for part in PARTS], help="these parts alone")
+    parser.add_argument("--threads", type=int, default=2, help="of each engine")
+    arguments = parser.parse_args()
+    if arguments.with_vllm and not build.is_built():
+        parser.error("vLLM is not built: run `make vllm-build` first")
+    has_vllm = build.is_built() and (arguments.with_vllm or not arguments.quick)
+    torch.set_num_threads(arguments.threads)
+    started, console = datetime.now(UTC), output.console()
+    chosen = [part for part in PARTS if not arguments.only or part.name in arguments.only]
+    model = model_folder(cache_folder(os.environ))
+    plan = QUICK if arguments.quick else FULL
+    if figures.HTTP in chosen and not has_vllm:
+        console.print(
+            "Not beside vLLM: " + ("--quick leaves it out." if build.is_built() else "run `make vllm-build`.")
+        )
+    with shown() as show:
+        bench = parts.Bench(model=model, words=Words.open(model), plan=plan, threads=arguments.threads, tell=show.tell)
+        try:
+            measure(bench, chosen, show, has_vllm=has_vllm)
+        except KeyboardInterrupt:
+            console.print("Stopped: what follows was measured until then.")
+    lines = figures.lines(bench.measured, chosen, has_vllm=has_vllm)
+    result = results.Result(
+        name="serving",
+        command=" ".join(("make bench-serving", *([f"ARGS='{' '.join(sys.argv[1:])}'"] if sys.argv[1:] else []))),
+        started=started,
+        commit=results.commit(),
+        seed=SEED,
+        machine=results.machine(),
+        bars=tuple(line.bar for line in lines),
+        samples=bench.measured.rows(),
+    )
+    show_cells(console, bench.measured)
+    show_lines(console, lines)
+    console.print(results.write(result, Path("bench/results")))
+    sys.exit(results.missed(result.bars))
+
+
+if __name__ == "__main__":
+    main()
