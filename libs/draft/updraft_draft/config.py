@@ -6,10 +6,11 @@ The file is the one that stock SGLang and vLLM read (`LlamaForCausalLMEagle3`), 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from updraft_chassis.errors import InvalidInput
 from updraft_chassis.model_folder import read_json
+from updraft_draft.rope import Rope
 
 
 def default_aux_layers(num_layers: int) -> tuple[int, int, int]:
@@ -29,10 +30,12 @@ class DraftConfig:
     num_kv_heads: int
     head_dim: int
     rms_norm_eps: float
-    rope_theta: float
+    rope: Rope
     max_position: int
     target_hidden_size: int
     aux_layers: tuple[int, ...]
+    norm_before_residual: bool = False
+    """The residual is the normed state, as drafts made by vLLM's speculators have it; SGLang knows no such draft."""
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -66,7 +69,8 @@ class DraftConfig:
             "max_position_embeddings": self.max_position,
             "hidden_act": "silu",
             "rms_norm_eps": self.rms_norm_eps,
-            "rope_theta": self.rope_theta,
+            **self.rope.to_dict(),
+            **({"norm_before_residual": True} if self.norm_before_residual else {}),
             "attention_bias": False,
             "mlp_bias": False,
             "tie_word_embeddings": False,
@@ -94,10 +98,11 @@ class DraftConfig:
                 num_kv_heads=int(content.get("num_key_value_heads") or heads),
                 head_dim=int(content.get("head_dim") or hidden // heads),
                 rms_norm_eps=float(content["rms_norm_eps"]),
-                rope_theta=float(content.get("rope_theta") or content.get("rope_parameters", {})["rope_theta"]),
+                rope=Rope.of_config(content),
                 max_position=int(content["max_position_embeddings"]),
                 target_hidden_size=int(content.get("target_hidden_size") or hidden),
                 aux_layers=tuple(int(i) for i in content["updraft"]["aux_layers"]),
+                norm_before_residual=bool(content.get("norm_before_residual", False)),
             )
         except KeyError as error:
             raise InvalidInput(f"config.json of the draft lacks {error}") from None
@@ -106,9 +111,50 @@ class DraftConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TargetConfig:
-    """Sizes of a Llama-family target."""
+class Family:
+    """What an architecture fixes in its code, and its config.json does not say. The defaults are Llama's."""
 
+    head_dim: int | None = None
+    """Where config.json states none; None: hidden size by heads."""
+    is_tied: bool = False
+    """Where config.json does not say."""
+    has_qkv_bias: bool = False
+    has_head_norms: bool = False
+    """A norm over each head of the queries and of the keys, before they are rotated."""
+    has_output_norms: bool = False
+    """Norms of what attention and MLP give, before it is added to the residual."""
+    norm_offset: float = 0.0
+    """A norm multiplies by this plus its stored weight."""
+    is_embedding_scaled: bool = False
+    """Embeddings are multiplied by the root of the hidden size on their way into the first layer."""
+    sliding: Literal["never", "all layers", "late layers", "pattern"] = "never"
+    """Which layers have the sliding window of config.json; late layers only if it says `use_sliding_window`."""
+
+
+FAMILIES = {
+    "LlamaForCausalLM": Family(),
+    "MistralForCausalLM": Family(sliding="all layers"),
+    "Qwen2ForCausalLM": Family(has_qkv_bias=True, sliding="late layers"),
+    "Qwen3ForCausalLM": Family(has_head_norms=True, head_dim=128, sliding="late layers"),
+    "Gemma3ForCausalLM": Family(
+        head_dim=256,
+        is_tied=True,
+        has_head_norms=True,
+        has_output_norms=True,
+        norm_offset=1.0,
+        is_embedding_scaled=True,
+        sliding="pattern",
+    ),
+}
+
+ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetConfig:
+    """Sizes of a target, and all by which its forward differs from Llama's."""
+
+    family: Family
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -117,7 +163,17 @@ class TargetConfig:
     num_kv_heads: int
     head_dim: int
     rms_norm_eps: float
-    rope_theta: float
+    activation: str
+    attention_scale: float | None
+    """Of queries times keys; None: one by the root of head_dim."""
+    has_attention_bias: bool
+    """Of all four projections; see also `Family.has_qkv_bias`."""
+    rope: Rope
+    sliding_layers: frozenset[int]
+    """Layers that see only the last `window` tokens, the token itself among them."""
+    window: int
+    sliding_rope: Rope
+    """Of the sliding layers; the others' where the model has one for all."""
     max_position: int
     is_tied: bool
     eos_token_ids: frozenset[int]
@@ -129,33 +185,49 @@ class TargetConfig:
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
-        """Read config.json of a Hugging Face folder; InvalidInput if it is no Llama-family model that the engine runs."""
+        """Read config.json of a Hugging Face folder; InvalidInput if it is no model that the engine runs."""
         content = read_json(folder / "config.json")
-        _refuse_unsupported(content, folder)
         try:
-            hidden, heads = int(content["hidden_size"]), int(content["num_attention_heads"])
-            rope = content.get("rope_parameters") or {}
-            return cls(
-                vocab_size=int(content["vocab_size"]),
-                hidden_size=hidden,
-                intermediate_size=int(content["intermediate_size"]),
-                num_layers=int(content["num_hidden_layers"]),
-                num_heads=heads,
-                num_kv_heads=int(content.get("num_key_value_heads") or heads),
-                head_dim=int(content.get("head_dim") or hidden // heads),
-                rms_norm_eps=float(content["rms_norm_eps"]),
-                rope_theta=float(content.get("rope_theta") or rope.get("rope_theta") or 10000.0),
-                max_position=int(content["max_position_embeddings"]),
-                is_tied=bool(content.get("tie_word_embeddings", False)),
-                eos_token_ids=_eos(content, folder),
-            )
+            return cls._read(content, _family(content), _eos(content, folder))
         except KeyError as error:
             raise InvalidInput(f"{folder / 'config.json'} lacks {error}") from None
         except (TypeError, ValueError) as error:
             raise InvalidInput(f"{folder / 'config.json'} has a bad value: {error}") from None
+        except InvalidInput as error:
+            raise InvalidInput(f"the model in {folder} cannot be served: {error}") from None
+
+    @classmethod
+    def _read(cls, content: dict[str, Any], family: Family, eos_token_ids: frozenset[int]) -> Self:
+        hidden, heads, num_layers = (
+            int(content[key]) for key in ("hidden_size", "num_attention_heads", "num_hidden_layers")
+        )
+        rope, sliding_rope = _ropes(content)
+        window, sliding_layers = _sliding(content, family, num_layers)
+        query_scalar = content.get("query_pre_attn_scalar")
+        return cls(
+            family=family,
+            vocab_size=int(content["vocab_size"]),
+            hidden_size=hidden,
+            intermediate_size=int(content["intermediate_size"]),
+            num_layers=num_layers,
+            num_heads=heads,
+            num_kv_heads=int(content.get("num_key_value_heads") or heads),
+            head_dim=int(content.get("head_dim") or family.head_dim or hidden // heads),
+            rms_norm_eps=float(content["rms_norm_eps"]),
+            activation=_activation(content),
+            attention_scale=None if query_scalar is None else float(query_scalar) ** -0.5,
+            has_attention_bias=bool(content.get("attention_bias", False)),
+            rope=rope,
+            sliding_layers=sliding_layers,
+            window=window,
+            sliding_rope=sliding_rope,
+            max_position=int(content["max_position_embeddings"]),
+            is_tied=bool(content.get("tie_word_embeddings", family.is_tied)),
+            eos_token_ids=eos_token_ids,
+        )
 
     def draft(self, *, draft_vocab_size: int) -> DraftConfig:
-        """A draft of the shape of one target layer."""
+        """A draft of the shape of one target layer that sees everything."""
         return DraftConfig(
             vocab_size=self.vocab_size,
             draft_vocab_size=draft_vocab_size,
@@ -165,25 +237,77 @@ class TargetConfig:
             num_kv_heads=self.num_kv_heads,
             head_dim=self.head_dim,
             rms_norm_eps=self.rms_norm_eps,
-            rope_theta=self.rope_theta,
+            rope=self.rope,
             max_position=self.max_position,
             target_hidden_size=self.hidden_size,
             aux_layers=self.aux_layers,
         )
 
 
-def _refuse_unsupported(content: dict[str, Any], folder: Path) -> None:
-    architectures = content.get("architectures") or []
-    if "LlamaForCausalLM" not in architectures:
-        raise InvalidInput(
-            f"{folder} holds {architectures or 'an unnamed architecture'}; this engine runs LlamaForCausalLM"
-        )
-    scaling = content.get("rope_scaling") or content.get("rope_parameters") or {}
-    if scaling.get("rope_type", "default") != "default":
-        raise InvalidInput(f"{folder} scales its rotary embedding ({scaling['rope_type']}), which this engine does not")
-    for bias in ("attention_bias", "mlp_bias"):
-        if content.get(bias):
-            raise InvalidInput(f"{folder} has {bias}, which this engine does not support")
+def check_fits(draft: DraftConfig, target: TargetConfig) -> str | None:
+    """Why a draft cannot serve this target, in one sentence; None if it can."""
+    pairs = [
+        ("vocabulary", draft.vocab_size, target.vocab_size),
+        ("target hidden size", draft.target_hidden_size, target.hidden_size),
+        ("embedding width", draft.hidden_size, target.hidden_size),
+    ]
+    for what, have, want in pairs:
+        if have != want:
+            return f"the draft's {what} is {have}, the target's is {want}"
+    if draft.aux_layers != target.aux_layers:
+        return f"the draft reads layers {list(draft.aux_layers)}, the engine captures {list(target.aux_layers)}"
+    if draft.max_position < target.max_position:
+        return f"the draft knows {draft.max_position} positions, the target {target.max_position}"
+    return None
+
+
+def _family(content: dict[str, Any]) -> Family:
+    """The family of a config.json; InvalidInput if it is none, or has a part that no family here has."""
+    named = content.get("architectures") or []
+    known = [FAMILIES[name] for name in named if name in FAMILIES]
+    if not known:
+        raise InvalidInput(f"it is {' '.join(named) or 'an unnamed architecture'}; known are {', '.join(FAMILIES)}")
+    unknown = ("mlp_bias", "quantization_config", "attn_logit_softcapping", "final_logit_softcapping")
+    for key in (*unknown, "use_bidirectional_attention"):
+        if content.get(key):
+            raise InvalidInput(f"its config.json has {key}, which is not supported")
+    return known[0]
+
+
+def _activation(content: dict[str, Any]) -> str:
+    said = str(content.get("hidden_activation") or content.get("hidden_act") or "silu")
+    if said not in ACTIVATIONS:
+        raise InvalidInput(f"its activation is {said}; supported are {' and '.join(ACTIVATIONS)}")
+    return said
+
+
+def _ropes(content: dict[str, Any]) -> tuple[Rope, Rope]:
+    """Of layers that see everything, and of sliding ones. Gemma has two: `rope_local_base_freq` is the older way to say so."""
+    parameters = content.get("rope_parameters") or {}
+    if "full_attention" in parameters:
+        return Rope.of(parameters["full_attention"]), Rope.of(parameters["sliding_attention"])
+    local = content.get("rope_local_base_freq")
+    rope = Rope.of_config(content, theta=10_000.0 if local is None else 1_000_000.0)
+    return rope, rope if local is None else Rope(theta=float(local))
+
+
+def _sliding(content: dict[str, Any], family: Family, num_layers: int) -> tuple[int, frozenset[int]]:
+    """The window and the layers that have it, as each family's config class in transformers decides; 0 and none."""
+    is_late = family.sliding == "late layers"
+    window = content.get("sliding_window", None if is_late else 4096)
+    if family.sliding == "never" or not window or (is_late and not content.get("use_sliding_window")):
+        return 0, frozenset()
+    types = content.get("layer_types")
+    if family.sliding == "all layers":
+        sliding = list(range(num_layers))
+    elif types is not None:
+        sliding = [i for i, name in enumerate(types) if name == "sliding_attention"]
+    elif is_late:
+        sliding = list(range(int(content.get("max_window_layers", 28)), num_layers))
+    else:
+        pattern = int(content.get("sliding_window_pattern", 6))
+        sliding = [i for i in range(num_layers) if (i + 1) % pattern]
+    return int(window), frozenset(sliding)
 
 
 def _eos(content: dict[str, Any], folder: Path) -> frozenset[int]:

@@ -3,9 +3,13 @@
 Tensors: B sequences, T new tokens, S cached tokens, H heads, K key-value heads, G = H / K, E head size.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from updraft_draft.rope import Rope
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -13,12 +17,24 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x, (x.shape[-1],), weight.to(x.dtype), eps)
 
 
-def rotary_table(num_positions: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+def rotary_table(num_positions: int, head_dim: int, rope: Rope) -> tuple[Tensor, Tensor]:
     """Cosines and signed sines, each float32 [num_positions, head_dim], for `rotate`."""
-    frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-    angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), frequencies)
+    angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), _frequencies(head_dim, rope))
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+
+
+def _frequencies(head_dim: int, rope: Rope) -> Tensor:
+    """Radians a position, float32 [head_dim / 2]; rounded as transformers rounds them."""
+    plain = 1.0 / rope.theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    if rope.kind == "default":
+        return plain
+    if rope.kind == "linear":
+        return plain / rope.factor
+    # llama3: turns over the original context; few are slowed by the factor, many not at all, and between them a blend.
+    turns = rope.original_max_position * plain / (2 * math.pi)
+    fast = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    return torch.lerp(plain / rope.factor, plain, fast.clamp(0, 1))
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -27,8 +43,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos, torch.cat([x[..., half:], x[..., :half]], -1), sin)
 
 
-def grouped_attention(q_BTHE: Tensor, k_BSKE: Tensor, v_BSKE: Tensor, mask_BTS: Tensor | None) -> Tensor:
+def grouped_attention(
+    q_BTHE: Tensor, k_BSKE: Tensor, v_BSKE: Tensor, mask_BTS: Tensor | None, *, scale: float | None = None
+) -> Tensor:
     """Attention of grouped query heads -> [B, T, H * E]. `mask_BTS` is additive; None attends to everything.
+
+    `scale` of the scores: None for one by the root of E.
 
     The G query heads of a key-value head are laid out as further rows of it, so that keys and values are read in place
     and never repeated.
@@ -40,5 +60,5 @@ def grouped_attention(q_BTHE: Tensor, k_BSKE: Tensor, v_BSKE: Tensor, mask_BTS: 
     mask = None
     if mask_BTS is not None:
         mask = mask_BTS[:, None, None].expand(-1, 1, G, -1, -1).reshape(mask_BTS.shape[0], 1, G * T, -1)
-    out = F.scaled_dot_product_attention(q, k_BSKE.transpose(1, 2), v_BSKE.transpose(1, 2), attn_mask=mask)
+    out = F.scaled_dot_product_attention(q, k_BSKE.transpose(1, 2), v_BSKE.transpose(1, 2), attn_mask=mask, scale=scale)
     return out.view(B, K, G, T, E).permute(0, 3, 1, 2, 4).reshape(B, T, H * E)

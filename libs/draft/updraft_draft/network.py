@@ -109,7 +109,7 @@ class DraftNetwork(nn.Module):
         known[token_ids] = True
         self.register_buffer("t2d", known)
         self._embedding = [embedding.detach()]  # in a list: neither a parameter nor in the state dict
-        cos, sin = rotary_table(config.max_position, config.head_dim, config.rope_theta)
+        cos, sin = rotary_table(config.max_position, config.head_dim, config.rope)
         self._rotary = [cos.to(embedding), sin.to(embedding)]
 
     @property
@@ -147,6 +147,8 @@ class DraftNetwork(nn.Module):
     def finish(self, x_BTD: Tensor, attended: Tensor) -> Tensor:
         """Residuals and MLP after attention [B, T, H * E]: the state that the next draft step reads, [B, T, D]."""
         layer = self.midlayer
+        if self.config.norm_before_residual:
+            x_BTD = layer.hidden_norm(x_BTD)
         y = x_BTD + layer.self_attn.o_proj(attended)
         return y + layer.mlp(layer.post_attention_layernorm(y))  # type: ignore[no-any-return]  # untyped __call__
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from updraft_chassis.errors import InvalidInput
 from updraft_chassis.model_folder import weight_files
-from updraft_draft.config import TargetConfig
+from updraft_draft.config import Family, TargetConfig
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -19,7 +19,10 @@ FINAL_NORM = "model.norm.weight"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetHead:
-    """embedding and head [vocab, D] (the same tensor when tied), final_norm [D]; in the file's dtype, mapped from disk."""
+    """embedding and head [vocab, D] (the same tensor when tied), final_norm [D]; in the file's dtype, mapped from disk.
+
+    `final_norm` is what the norm multiplies by. The embedding is as stored: a draft norms it, so a scale would change nothing.
+    """
 
     config: TargetConfig
     embedding: Tensor
@@ -36,8 +39,13 @@ def read_head(folder: Path) -> TargetHead:
         config=config,
         embedding=tensors[EMBEDDING],
         head=tensors[EMBEDDING if config.is_tied else HEAD],
-        final_norm=tensors[FINAL_NORM],
+        final_norm=norm_weight(tensors[FINAL_NORM], config.family),
     )
+
+
+def norm_weight(stored: Tensor, family: Family) -> Tensor:
+    """What a norm of this family multiplies by, in the dtype that is stored (so rounded to bfloat16 where that is it)."""
+    return (stored.float() + family.norm_offset).to(stored.dtype) if family.norm_offset else stored
 
 
 def read_tensors(folder: Path, names: list[str] | None = None) -> dict[str, Tensor]:

@@ -86,6 +86,8 @@ def read_seed(folder: Path, info: ServerInfo) -> tuple[Vocabulary, Held]:
             " --speculative-draft-model-path on a folder that `updraft-inference prepare-sglang` wrote, which the agent"
             " sees under the same path"
         ) from error
+    if config.norm_before_residual:  # others differ from this one then, and are refused for their shape
+        raise InvalidInput(f"the draft in {folder} norms its state before the residual, which SGLang's drafts do not")
     vocabulary = Vocabulary(config=config, d2t=tensors["d2t"])
     return vocabulary, _held(SEED_VERSION, folder, "", config, tensors, info)
 

@@ -7,7 +7,6 @@ overwritten by the target's states once the tokens are confirmed.
 import torch
 from torch import Tensor
 
-from updraft_draft.config import DraftConfig, TargetConfig
 from updraft_draft.layers import grouped_attention
 from updraft_draft.network import DraftNetwork
 from updraft_inference.engine.port import Drafter
@@ -125,18 +124,3 @@ class _Chain:
             q = torch.zeros(len(self.q), vocab_size)
             q[:, token_ids.cpu()] = torch.stack(self.q)
         return Proposal(drafter=Drafter.EAGLE3, ids=self.ids, log_probs=self.log_probs, q=q)
-
-
-def check_fits(draft: DraftConfig, target: TargetConfig) -> str | None:
-    """Why a draft cannot serve this target, in one sentence; None if it can."""
-    pairs = [
-        ("vocabulary", draft.vocab_size, target.vocab_size),
-        ("target hidden size", draft.target_hidden_size, target.hidden_size),
-        ("embedding width", draft.hidden_size, target.hidden_size),
-    ]
-    for what, have, want in pairs:
-        if have != want:
-            return f"the draft's {what} is {have}, the target's is {want}"
-    if draft.aux_layers != target.aux_layers:
-        return f"the draft reads layers {list(draft.aux_layers)}, the engine captures {list(target.aux_layers)}"
-    return None

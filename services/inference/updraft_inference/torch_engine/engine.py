@@ -23,7 +23,7 @@ from updraft_chassis.digests import tensors_digest
 from updraft_chassis.errors import Corrupt, Exhausted, InvalidInput, Unavailable
 from updraft_chassis.model_folder import target_fingerprint, tokenizer_fingerprint
 from updraft_draft import checkpoint
-from updraft_draft.config import DraftConfig
+from updraft_draft.config import DraftConfig, check_fits
 from updraft_draft.network import DraftNetwork
 from updraft_inference.engine.port import (
     Delta,
@@ -37,7 +37,7 @@ from updraft_inference.engine.port import (
     Swapped,
 )
 from updraft_inference.torch_engine.decoder import Decoder, Limits
-from updraft_inference.torch_engine.eagle import EagleDrafter, check_fits
+from updraft_inference.torch_engine.eagle import EagleDrafter
 from updraft_inference.torch_engine.sequence import Sequence
 from updraft_inference.torch_engine.target import Target
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from updraft_draft import checkpoint
 from updraft_draft.config import DraftConfig
 from updraft_draft.network import DraftNetwork
+from updraft_draft.rope import Rope
 from updraft_sglang import weights
 from updraft_sglang.weights import LOADER, RefusedError, checked, load, served
 
@@ -24,7 +25,7 @@ CONFIG = DraftConfig(
     num_kv_heads=1,
     head_dim=4,
     rms_norm_eps=1e-5,
-    rope_theta=10000.0,
+    rope=Rope(theta=10000.0),
     max_position=64,
     target_hidden_size=8,
     aux_layers=(2, 4, 5),

@@ -1,0 +1,195 @@
+"""Each family's forward is that of transformers, whatever shares the batch and however long ago it began."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.support import families
+from tests.support.families import FAMILIES, VOCAB, WINDOW
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from updraft_chassis.errors import InvalidInput
+from updraft_draft.config import TargetConfig, default_aux_layers
+from updraft_draft.target_weights import read_head
+from updraft_inference.engine.port import Drafter, GenerationRequest, Sampling
+from updraft_inference.torch_engine.decoder import Limits
+from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
+from updraft_inference.torch_engine.kv_cache import CacheShape, SlotCache
+from updraft_inference.torch_engine.target import Target
+
+TEXTS = [random.Random(length).sample(range(3, VOCAB), length) for length in (WINDOW - 3, 30, 57)]
+"""Shorter than the sliding window, and several times as long."""
+
+NUM_STEPS, WIDTH, CHUNK = 2, 4, 20
+"""Forwards of all rows together, tokens of each row in one, and the most of a prompt in one."""
+
+
+@pytest.fixture(params=list(FAMILIES), scope="module")
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PreTrainedModel]:
+    folder = tmp_path_factory.mktemp("family")
+    return folder, families.make(request.param, folder)
+
+
+def opened(folder: Path) -> Target:
+    return Target.open(folder, dtype=torch.float32, device=torch.device("cpu"))
+
+
+def run(target: Target, cache: SlotCache, slots: list[int], starts: list[int], ids: list[list[int]]) -> Any:
+    flat = torch.tensor([token for row in ids for token in row])
+    return target.forward(flat, cache.batch(slots, starts, [len(row) for row in ids]), cache)
+
+
+def states(model: PreTrainedModel, text: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, the inputs of the auxiliary layers, and the last state after the final norm."""
+    with torch.no_grad():
+        out = model(torch.tensor([text]), output_hidden_states=True)
+    layers = default_aux_layers(model.config.num_hidden_layers)
+    return out.logits[0], torch.cat([out.hidden_states[i][0] for i in layers], -1), out.hidden_states[-1][0]
+
+
+def assert_close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-4)
+
+
+def test_every_row_of_prompts_and_decode_steps_is_that_of_transformers(family: tuple[Path, PreTrainedModel]) -> None:
+    folder, model = family
+    target = opened(folder)
+    c = target.config
+    shape = CacheShape(
+        num_layers=c.num_layers, num_slots=5, num_positions=80, num_kv_heads=c.num_kv_heads, head_dim=c.head_dim
+    )
+    cache = SlotCache(shape, like=target.embedding)
+    slots = [0, 2, 4]  # not dense: keys are gathered
+    expected = [states(model, text) for text in TEXTS]
+    prompts = [len(text) - NUM_STEPS * WIDTH for text in TEXTS]
+    for slot, text, length, (logits, aux, last) in zip(slots, TEXTS, prompts, expected, strict=True):
+        for begin in range(0, length, CHUNK):
+            end = min(begin + CHUNK, length)
+            forward = run(target, cache, [slot], [begin], [text[begin:end]])
+            assert_close(forward.aux, aux[begin:end])
+            assert_close(forward.last, last[begin:end])
+            assert_close(target.logits(forward.last), logits[begin:end])
+    for step in range(NUM_STEPS):
+        starts = [length + step * WIDTH for length in prompts]
+        widths = [WIDTH - (i + step) % 2 for i in range(len(slots))]  # what is rejected is read again
+        rows = [text[start : start + width] for text, start, width in zip(TEXTS, starts, widths, strict=True)]
+        forward = run(target, cache, slots, starts, rows)
+        first = 0
+        for start, width, (logits, aux, _) in zip(starts, widths, expected, strict=True):
+            assert_close(forward.aux[first : first + width], aux[start : start + width])
+            assert_close(target.logits(forward.last[first : first + width]), logits[start : start + width])
+            first += width
+        for slot, start, text in zip(slots, starts, TEXTS, strict=True):
+            run(target, cache, [slot], [start], [text[start : start + WIDTH]])
+
+
+def test_a_sequence_that_grows_by_one_token_crosses_the_window_exactly(tmp_path: Path) -> None:
+    model = families.make("mistral, sliding", tmp_path)
+    target, text = opened(tmp_path), TEXTS[1]
+    shape = CacheShape(num_layers=8, num_slots=1, num_positions=80, num_kv_heads=2, head_dim=24)
+    cache = SlotCache(shape, like=target.embedding)
+    expected = states(model, text)[0]
+    for position, token in enumerate(text):
+        forward = run(target, cache, [0], [position], [[token]])
+        assert_close(target.logits(forward.last)[0], expected[position])
+
+
+async def test_greedy_output_of_the_engine_is_that_of_transformers_generate(
+    family: tuple[Path, PreTrainedModel],
+) -> None:
+    folder, model = family
+    limits = Limits(num_slots=3, max_context=120, max_lookahead=4)
+    expected = []
+    for text in TEXTS:
+        ids = torch.tensor([text])
+        full = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, eos_token_id=None
+        )
+        expected.append(tuple(full[0, len(text) :].tolist()))
+    async with TorchEngine.open(folder, EngineOptions(limits=limits, dtype=torch.float32)) as engine:
+        for drafter in (Drafter.NONE, Drafter.NGRAM):
+            found = []
+            for n, text in enumerate(TEXTS):
+                wanted = GenerationRequest(
+                    request_id=f"{drafter}-{n}",
+                    prompt_ids=tuple(text),
+                    max_tokens=20,
+                    sampling=Sampling(temperature=0),
+                    ignore_eos=True,
+                    drafter=drafter,
+                    lookahead=4,
+                )
+                deltas = [delta async for delta in engine.generate(wanted)]
+                found.append(tuple(token for delta in deltas for token in delta.token_ids))
+            assert found == expected
+
+
+def test_the_head_that_the_trainer_reads_says_what_the_model_says(family: tuple[Path, PreTrainedModel]) -> None:
+    folder, model = family
+    head = read_head(folder)
+    logits, _, last = states(model, TEXTS[1])
+    assert_close(last @ head.head.T, logits)
+    # The final norm as a plain one, which the draft's is: norm(x) * weight.
+    with torch.no_grad():
+        x = torch.randn(5, head.config.hidden_size, generator=torch.Generator().manual_seed(1))
+        normed = model.model.norm(x)
+    plain = torch.nn.functional.rms_norm(x, x.shape[-1:], head.final_norm, head.config.rms_norm_eps)
+    assert_close(plain, normed)
+
+
+def test_a_model_in_several_files_is_the_same_model(tmp_path: Path) -> None:
+    model = families.make("qwen3", tmp_path, shard_size="100KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    target = opened(tmp_path)
+    assert torch.equal(target.embedding, model.get_input_embeddings().weight)
+    assert torch.equal(target.head, model.get_output_embeddings().weight)
+
+
+def test_configs_from_before_transformers_5_say_the_same(tmp_path: Path) -> None:
+    """As published: one theta and `rope_scaling`, or Gemma's `rope_local_base_freq` and pattern."""
+    families.make("gemma3", tmp_path)
+    new = TargetConfig.from_folder(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    del content["rope_parameters"], content["layer_types"]
+    old = {"rope_theta": 50_000.0, "rope_local_base_freq": 500.0, "rope_scaling": None, "sliding_window_pattern": 3}
+    (tmp_path / "config.json").write_text(json.dumps(content | old))
+    assert TargetConfig.from_folder(tmp_path) == new
+    scaled = old | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+    (tmp_path / "config.json").write_text(json.dumps(content | scaled))
+    config = TargetConfig.from_folder(tmp_path)
+    assert (config.rope.kind, config.rope.factor, config.sliding_rope) == ("linear", 8.0, new.sliding_rope)
+
+
+def _set(**values: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda content: content.update(values)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        pytest.param(_set(architectures=["GPT2LMHeadModel"]), r"it is GPT2LMHeadModel; known are Llama", id="family"),
+        pytest.param(_set(architectures=None), "an unnamed architecture", id="no architecture"),
+        pytest.param(
+            _set(rope_parameters={"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}), "scaled by yarn", id="yarn"
+        ),
+        pytest.param(_set(partial_rotary_factor=0.5), "partial_rotary_factor", id="a part of a head"),
+        pytest.param(_set(mlp_bias=True), "mlp_bias, which is not supported", id="biases in the MLP"),
+        pytest.param(_set(quantization_config={"bits": 4}), "quantization_config", id="quantised"),
+        pytest.param(_set(hidden_act="gelu"), "its activation is gelu; supported are silu", id="activation"),
+        pytest.param(_set(hidden_size="wide"), "has a bad value", id="no number"),
+    ],
+)
+def test_what_the_engine_does_not_run_is_refused_with_the_reason(
+    tmp_path: Path, change: Callable[[dict[str, Any]], None], words: str
+) -> None:
+    families.make("llama", tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    change(content)
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(InvalidInput, match=words):
+        TargetConfig.from_folder(tmp_path)
