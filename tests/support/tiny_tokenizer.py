@@ -43,3 +43,13 @@ def _alphabet() -> list[str]:
     others = (byte for byte in range(256) if byte not in printable)
     stand_ins = dict(zip(others, range(256, 512), strict=False))
     return [chr(stand_ins.get(byte, byte)) for byte in range(256)]
+
+
+def few_tokens(folder: Path) -> list[str]:
+    """Write a tokenizer of five tokens into `folder`, the last of which ends; return their texts."""
+    texts = ['"', "a", "b", "ab", "<|end|>"]
+    tokenizer = Tokenizer(models.BPE(vocab={text: i for i, text in enumerate(texts[:-1])}, merges=[("a", "b")]))
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(texts[-1], special=True)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return texts

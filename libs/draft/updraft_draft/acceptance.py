@@ -7,6 +7,7 @@ distribution (n-gram lookup, a greedy draft) is the point mass q(d) = 1. Randomn
 Tensors: B sequences, k drafts, T = k + 1 verified rows, V vocabulary.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -27,14 +28,19 @@ def accept_greedy(target_ids_BT: Tensor, draft_ids_Bk: Tensor) -> Tensor:
     return matches.long().cumprod(-1).sum(-1)
 
 
-def filtered_probs(logits_TV: Tensor, *, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """The distribution that is sampled from, float32 [T, V]: temperature, then top-k, then top-p.
+def filtered_probs(
+    logits_TV: Tensor, *, temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+) -> Tensor:
+    """The distribution that is sampled from, float32 [T, V]: temperature, then min-p, then top-k, then top-p, as in vLLM.
 
-    `top_p` keeps the smallest set of most likely tokens whose mass reaches it, and always one token.
+    `min_p` keeps tokens with at least that fraction of the likeliest one's probability; `top_p` keeps the smallest set of
+    most likely tokens whose mass reaches it, and always one token.
     """
     if temperature <= 0:
         raise ValueError("temperature must be positive: 0 is greedy and needs no distribution")
     logits = logits_TV.float() / temperature
+    if min_p > 0:
+        logits = logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(min_p), float("-inf"))
     if 0 < top_k < logits.shape[-1]:
         threshold = logits.topk(top_k, -1).values[..., -1:]
         logits = logits.masked_fill(logits < threshold, float("-inf"))

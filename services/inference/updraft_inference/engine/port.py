@@ -34,12 +34,28 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How tokens are chosen. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 filter nothing."""
+    """How tokens are chosen. `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 filter nothing.
+
+    Presence and frequency penalties are subtracted from the logits of tokens of the output, once and per occurrence; the
+    repetition penalty divides (or, below 0, multiplies) those of prompt and output. `logit_bias` adds to single tokens.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    """Least probability, as a fraction of the likeliest token's."""
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Token ids, each once, and what is added."""
     seed: int | None = None
+
+    @property
+    def has_penalties(self) -> bool:
+        """What was said changes what is likely."""
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +84,10 @@ class GenerationRequest:
     """None: the engine's own choice."""
     lookahead: int | None = None
     """Largest number of drafts a step; None: the engine's own choice."""
+    json_schema: str | None = None
+    """A JSON schema, as JSON: the output is a text that it allows, or the beginning of one."""
+    top_logprobs: int | None = None
+    """Likeliest tokens to tell with each output token, beside its own log-probability; None: tell neither."""
     capture: CaptureWish = CaptureWish()
 
 
@@ -184,10 +204,21 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprob:
+    """What the model itself thought of one output token: log p at temperature 1 of its raw logits (natural logarithm),
+    before penalties, bias, grammar and filters, as vLLM gives them. `top`: ids and log p, likeliest first."""
+
+    token_id: int
+    log_prob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Delta:
-    """New tokens of one request; the last delta carries `finished`."""
+    """New tokens of one request; the last delta carries `finished`. `logprobs`: one a token, if the request wants them."""
 
     token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()
     finished: Finished | None = None
 
 
@@ -281,7 +312,8 @@ class Engine(Protocol):
 
         It never waits for its reader: what is not read yet is kept, at most max_tokens tokens.
 
-        Raises InvalidInput (prompt too long, absurd limits), Exhausted (queue full), Unavailable (stopping).
+        Raises InvalidInput (prompt too long, absurd limits, a schema that cannot be followed, what this engine cannot do),
+        Exhausted (queue full), Unavailable (stopping). Nothing of a request is silently left out.
         """
         ...
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from updraft_inference.engine.port import Delta, Drafter, FinishReason, VerifyStep
+from updraft_inference.engine.port import Delta, Drafter, FinishReason, TokenLogprob, VerifyStep
 from updraft_inference.lookahead.choice import Choice
 from updraft_inference.lookahead.cost import CostTable
 from updraft_inference.lookahead.policy import MODEL, Ask, Lookahead
@@ -180,7 +180,7 @@ class Decoder:
         self._decoding[sequence.slot] = sequence
         logits = self.target.logits(forward.last[-1:])
         verdict = judge([sequence], [Proposal()], logits)[0]
-        self._gain(sequence, [verdict.next_id])
+        self._gain(sequence, [verdict.next_id], verdict.logprobs)
 
     def _chunk(self) -> int:
         """Prompt tokens to read now, such that running streams wait for them no longer than they may."""
@@ -210,7 +210,7 @@ class Decoder:
             # Rows after the rejection of a lookup would say nothing about the draft.
             if proposal.drafter is Drafter.EAGLE3 and sequence.request.capture.counterfactual_rows:
                 sequence.keep_rejected(forward.aux[kept:end], forward.last[kept:end])
-            self._gain(sequence, [*proposal.ids[: verdict.accepted], verdict.next_id])
+            self._gain(sequence, [*proposal.ids[: verdict.accepted], verdict.next_id], verdict.logprobs)
             first = end
 
     def _forward(self, sequences: list[Sequence], ids: list[list[int]]) -> Forward:
@@ -307,7 +307,7 @@ class Decoder:
             )
         )
 
-    def _gain(self, sequence: Sequence, token_ids: list[int]) -> None:
+    def _gain(self, sequence: Sequence, token_ids: list[int], logprobs: tuple[TokenLogprob, ...]) -> None:
         """Give the sequence its new tokens, and end it where they end it."""
         before = len(sequence.ids)
         if score := sequence.shadow.score(token_ids):
@@ -317,11 +317,17 @@ class Decoder:
         reason = sequence.extend(token_ids, self.target.config.eos_token_ids)
         gained = sequence.ids[before:]
         if reason is None:
-            sequence.emit(Delta(token_ids=tuple(gained)))
+            sequence.emit(Delta(token_ids=tuple(gained), logprobs=logprobs))
         else:
-            self._end(sequence, reason, gained)
+            self._end(sequence, reason, gained, logprobs[: len(gained)])
 
-    def _end(self, sequence: Sequence, reason: FinishReason, gained: list[int]) -> None:
+    def _end(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        gained: list[int],
+        logprobs: tuple[TokenLogprob, ...] = (),
+    ) -> None:
         """Free the slot and send the last delta."""
         if sequence in self._waiting:
             self._waiting.remove(sequence)
@@ -332,7 +338,8 @@ class Decoder:
             self._left[sequence.slot] = _tenant(sequence)
             self._free.append(sequence.slot)
             self._free.sort()  # low slots first keeps batches dense, and dense batches read the cache in place
-        sequence.emit(Delta(token_ids=tuple(gained), finished=sequence.finished(reason)))
+        finished = sequence.finished(reason)
+        sequence.emit(Delta(token_ids=tuple(gained), logprobs=logprobs, finished=finished))
 
 
 def _tenant(sequence: Sequence) -> Tenant:

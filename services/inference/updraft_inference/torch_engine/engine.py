@@ -32,12 +32,15 @@ from updraft_inference.engine.port import (
     EngineInfo,
     EngineLoad,
     FinishedSink,
+    FinishReason,
     GenerationRequest,
     Loaded,
     Swapped,
 )
 from updraft_inference.torch_engine.decoder import Decoder, Limits
 from updraft_inference.torch_engine.eagle import EagleDrafter
+from updraft_inference.torch_engine.grammar import Grammar, Grammars
+from updraft_inference.torch_engine.logits import check_sampling
 from updraft_inference.torch_engine.sequence import Sequence
 from updraft_inference.torch_engine.target import Target
 
@@ -61,7 +64,14 @@ class EngineOptions:
 class TorchEngine:
     """Serves one target. Use as an async context manager: entering starts the thread, leaving cancels what runs."""
 
-    def __init__(self, target: Target, info: EngineInfo, options: EngineOptions, on_finished: FinishedSink) -> None:
+    def __init__(
+        self,
+        target: Target,
+        info: EngineInfo,
+        options: EngineOptions,
+        on_finished: FinishedSink,
+        grammars: Grammars,
+    ) -> None:
         self._options = options
         self._limits = options.limits
         self._decoder = Decoder(
@@ -70,6 +80,7 @@ class TorchEngine:
         self._info = info
         self._loaded = Loaded()
         self._on_finished = on_finished
+        self._grammars = grammars
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._submitted = 0
         self._live: dict[str, Callable[[], object]] = {}
@@ -98,7 +109,8 @@ class TorchEngine:
             vocab_size=target.config.vocab_size,
             eos_token_ids=target.config.eos_token_ids,
         )
-        return cls(target, info, options, on_finished)
+        grammars = Grammars(folder, target.config.vocab_size, target.config.eos_token_ids)
+        return cls(target, info, options, on_finished, grammars)
 
     async def __aenter__(self) -> Self:
         self._thread.start()
@@ -163,10 +175,11 @@ class TorchEngine:
             generator=_generator(request),
         )
         self._submitted += 1
-        self._live[request.request_id] = lambda: loop.call_soon_threadsafe(deltas.put_nowait, None)
-        self._inbox.put(lambda: self._decoder.add(sequence))
         is_over = False
         try:
+            sequence.grammar = await self._grammar(sequence)
+            self._live[request.request_id] = lambda: loop.call_soon_threadsafe(deltas.put_nowait, None)
+            self._inbox.put(lambda: self._decoder.add(sequence))
             while not is_over:
                 delta = await deltas.get()
                 if delta is None:
@@ -225,10 +238,22 @@ class TorchEngine:
             )
         if not all(0 <= token < self._info.vocab_size for token in request.prompt_ids):
             raise InvalidInput(f"a prompt token is outside the vocabulary of {self._info.vocab_size}")
+        check_sampling(request, self._info.vocab_size)
         if self._failure is not None or not self._thread.is_alive():
             raise Unavailable("the engine has stopped")
         if self._submitted >= self._limits.num_slots + self._options.max_queued:
             raise Exhausted(f"{self._options.max_queued} requests wait already")
+
+    async def _grammar(self, sequence: Sequence) -> Grammar | None:
+        """That the request wants its output to follow."""
+        schema = sequence.request.json_schema
+        if schema is None:
+            return None
+        try:
+            return await asyncio.to_thread(self._grammars.of_json_schema, schema)
+        except asyncio.CancelledError:
+            self._on_finished(sequence.finished(FinishReason.CANCELLED))  # every request has one end
+            raise
 
     def _read(self, draft: DraftOnDisk) -> tuple[DraftConfig, dict[str, Tensor]]:
         """Everything about a checkpoint that can be wrong is found here, before the decode loop notices."""

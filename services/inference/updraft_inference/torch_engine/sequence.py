@@ -19,6 +19,7 @@ from updraft_inference.engine.port import (
 )
 from updraft_inference.lookahead.policy import Record
 from updraft_inference.lookahead.shadow import Shadow
+from updraft_inference.torch_engine.grammar import Grammar
 from updraft_inference.torch_engine.ngram import NgramIndex
 
 Emit = Callable[[Delta], None]
@@ -44,6 +45,7 @@ class Sequence:
     """Auxiliary states [rows, A] that the draft has not read yet, in order."""
     is_draftable: bool = True
     generator: torch.Generator | None = None
+    grammar: Grammar | None = None
     steps: list[VerifyStep] = field(default_factory=list)
     index: NgramIndex = field(default_factory=NgramIndex)
     history: Record = field(default_factory=Record)
@@ -86,6 +88,12 @@ class Sequence:
         """No randomness in this request."""
         return self.request.sampling.temperature <= 0
 
+    @property
+    def changes_logits(self) -> bool:
+        """The request chooses from other logits than the target's own."""
+        sampling = self.request.sampling
+        return self.grammar is not None or sampling.has_penalties or bool(sampling.logit_bias)
+
     def keep(self, position: int, aux: Tensor, last: Tensor) -> None:
         """Keep rows [rows, A] and [rows, D] from `position` on for the payload, if the request is captured with one."""
         wish = self.request.capture
@@ -108,6 +116,8 @@ class Sequence:
 
     def extend(self, token_ids: list[int], eos: frozenset[int]) -> FinishReason | None:
         """Append new tokens up to the end of the request; return why it ended, or None. Emits nothing."""
+        if self.grammar is not None and self.grammar.has_failed:
+            return FinishReason.CANCELLED
         for token in token_ids:
             self.ids.append(token)
             if token in eos and not self.request.ignore_eos:

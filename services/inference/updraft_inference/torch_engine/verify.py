@@ -1,4 +1,7 @@
-"""From the target's logits of a verify forward to the tokens each sequence gains."""
+"""From the target's logits of a verify forward to the tokens each sequence gains.
+
+Requests that change nothing share one argmax; one with bias, penalties or a grammar is judged by its own processed rows.
+"""
 
 from dataclasses import dataclass
 
@@ -6,16 +9,23 @@ import torch
 from torch import Tensor
 
 from updraft_draft.acceptance import accept_sampled, filtered_probs
+from updraft_inference.engine.port import TokenLogprob
+from updraft_inference.torch_engine import seeded
+from updraft_inference.torch_engine.logits import processed
 from updraft_inference.torch_engine.sequence import Proposal, Sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """Of one sequence: how many drafts were kept, the target's token after them, log p of every draft."""
+    """Of one sequence: how many drafts were kept, the target's token after them, log p of every draft.
+
+    `logprobs`: of the tokens that the sequence gains, if its request wants them.
+    """
 
     accepted: int
     next_id: int
     target_log_probs: list[float]
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @torch.inference_mode()
@@ -27,13 +37,65 @@ def judge(sequences: list[Sequence], proposals: list[Proposal], logits_RV: Tenso
     for i, (sequence, proposal) in enumerate(zip(sequences, proposals, strict=True)):
         rows = slice(start, start + len(proposal.ids) + 1)
         start = rows.stop
-        if sequence.generator is None:
-            accepted = _leading_matches(choices[rows], proposal.ids)
-            next_id = choices[rows][accepted]
+        if sequence.changes_logits:
+            accepted, next_id = _choose(sequence, proposal, _processed(sequence, proposal, logits_RV[rows]), None)
         else:
-            accepted, next_id = _sample(sequence, proposal, logits_RV[rows], sequence.generator)
-        verdicts.append(Verdict(accepted=accepted, next_id=next_id, target_log_probs=log_probs[i]))
+            accepted, next_id = _choose(sequence, proposal, logits_RV[rows], choices[rows])
+        gained = [*proposal.ids[:accepted], next_id]
+        seen = logits_RV[rows.start : rows.start + accepted + 1]
+        logprobs = _logprobs(seen, gained, sequence.request.top_logprobs)
+        verdicts.append(Verdict(accepted=accepted, next_id=next_id, target_log_probs=log_probs[i], logprobs=logprobs))
     return verdicts
+
+
+def _choose(sequence: Sequence, proposal: Proposal, rows_TV: Tensor, likeliest: list[int] | None) -> tuple[int, int]:
+    """Drafts kept, and the token after them. `likeliest`: of each row, if known."""
+    sampling = sequence.request.sampling
+    if sequence.generator is None:
+        choice = rows_TV.argmax(-1).tolist() if likeliest is None else likeliest
+    else:
+        # On the CPU, where the request's generator is.
+        p = filtered_probs(
+            rows_TV,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+        ).cpu()
+        if sampling.seed is None:
+            outcome = accept_sampled(p, proposal.ids, proposal.q, sequence.generator)
+            return outcome.count, outcome.next_id
+        choice = seeded.draws(p, sampling.seed, sequence.num_output)
+    accepted = _leading_matches(choice, proposal.ids)
+    return accepted, choice[accepted]
+
+
+def _processed(sequence: Sequence, proposal: Proposal, rows_TV: Tensor) -> Tensor:
+    request, output_ids = sequence.request, sequence.ids[sequence.num_prompt :]
+    allowed = None
+    if sequence.grammar is not None:
+        allowed = sequence.grammar.allowed(output_ids, proposal.ids).to(rows_TV.device)
+    return processed(
+        rows_TV,
+        request.sampling,
+        prompt_ids=request.prompt_ids,
+        output_ids=output_ids,
+        draft_ids=proposal.ids,
+        allowed_TV=allowed,
+    )
+
+
+def _logprobs(rows_TV: Tensor, token_ids: list[int], num_top: int | None) -> tuple[TokenLogprob, ...]:
+    """Of the raw logits, one row a token."""
+    if num_top is None:
+        return ()
+    log_probs = rows_TV.float().log_softmax(-1)
+    own = log_probs.gather(-1, torch.tensor(token_ids, device=rows_TV.device)[:, None])[:, 0].tolist()
+    values, ids = (found.tolist() for found in log_probs.topk(num_top, -1))
+    return tuple(
+        TokenLogprob(token_id=token, log_prob=log_prob, top=tuple(zip(top_ids, top, strict=True)))
+        for token, log_prob, top_ids, top in zip(token_ids, own, ids, values, strict=True)
+    )
 
 
 def _leading_matches(choice: list[int], drafts: list[int]) -> int:
@@ -42,14 +104,6 @@ def _leading_matches(choice: list[int], drafts: list[int]) -> int:
     while count < len(drafts) and choice[count] == drafts[count]:
         count += 1
     return count
-
-
-def _sample(sequence: Sequence, proposal: Proposal, logits_TV: Tensor, generator: torch.Generator) -> tuple[int, int]:
-    sampling = sequence.request.sampling
-    # On the CPU, where the request's generator is.
-    p = filtered_probs(logits_TV, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p).cpu()
-    outcome = accept_sampled(p, proposal.ids, proposal.q, generator)
-    return outcome.count, outcome.next_id
 
 
 def _draft_log_probs(proposals: list[Proposal], logits_RV: Tensor) -> list[list[float]]:
