@@ -148,7 +148,7 @@ class Toy:
     def step(self, sequence: Sequence, proposal: Proposal) -> Verdict:
         said = [(*sequence.ids, *proposal.ids[:i]) for i in range(len(proposal.ids) + 1)]
         logits = torch.stack([toy_logits(context, self.vocab) for context in said])
-        (verdict,) = judge([sequence], [proposal], logits[None])
+        (verdict,) = judge([sequence], [proposal], logits)
         assert sequence.grammar is None or not sequence.grammar.has_failed
         sequence.extend([*proposal.ids[: verdict.accepted], verdict.next_id], frozenset({self.eos}))
         return verdict
