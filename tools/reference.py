@@ -11,6 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin
+from unittest.mock import Mock
 
 import annotated_types
 import click
@@ -237,6 +238,7 @@ def _metrics() -> dict[str, list[MetricWrapperBase]]:
     updraft_inference.metrics.Metrics.on(inference)
     # Its gauges read the engine when they are scraped; here they are only described.
     updraft_inference.metrics.watch_engine(inference, cast("Engine", None))
+    updraft_inference.metrics.watch_planning(inference, Mock())
     updraft_registry.metrics.Metrics.on(registry)
     updraft_trainer.metrics.Metrics(trainer)
     updraft_operator.metrics.Metrics.on(operator)

@@ -3,6 +3,7 @@
 Every part may be away; then it is None, and the others are still told.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,6 +64,10 @@ class Serving:
     output_tokens: int
     acceptance_length: dict[str, float]
     """Tokens a verify step by drafter, the mean over requests."""
+    expected_survival: dict[str, dict[str, float]]
+    """By drafter and position in the chain, how probable it is that the drafts up to there are kept; what lookahead goes by."""
+    verify_ms: dict[str, float]
+    """Milliseconds of a verify step by the rows that it reads."""
     captured: int
     capture_dropped: dict[str, int]
     """Traces by the reason why they were not kept."""
@@ -145,6 +150,12 @@ def serving(metrics: Scrape) -> Serving:
         queued_requests=_count(metrics, f"{prefix}_queued_requests"),
         output_tokens=_count(metrics, f"{prefix}_output_tokens_total"),
         acceptance_length={name: tokens[name] / count for name, count in requests.items() if count},
+        expected_survival={
+            drafter: known
+            for drafter in metrics.by(f"{prefix}_expected_survival_ratio", "drafter")
+            if (known := _known(metrics.by(f"{prefix}_expected_survival_ratio", "position", drafter=drafter)))
+        },
+        verify_ms={rows: 1e3 * s for rows, s in metrics.by(f"{prefix}_verify_seconds", "rows").items()},
         captured=_count(metrics, f"{prefix}_captured_traces_total"),
         capture_dropped=_counts(metrics, f"{prefix}_capture_dropped_traces_total", "reason"),
     )
@@ -162,6 +173,10 @@ def training(metrics: Scrape) -> Training:
         acceptance_length=metrics.by(f"{prefix}_acceptance_length_tokens", "role"),
         published=_counts(metrics, f"{prefix}_publishes_total", "outcome"),
     )
+
+
+def _known(values: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if not math.isnan(value)}
 
 
 async def _speculators(target: Target) -> tuple[Speculator, ...] | None:

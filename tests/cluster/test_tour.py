@@ -28,7 +28,7 @@ from tests.support.wait import wait_until
 pytestmark = [pytest.mark.timeout(2400), pytest.mark.lasts(240)]
 
 _REDIS = "docker.io/library/redis:8.2-bookworm"
-_KILL_S = 12.0
+_KILL_S = 30.0
 """After a pod was killed, until no Service leads to it any more."""
 
 # A tiny target learns in seconds what a real one needs minutes for.

@@ -66,6 +66,7 @@ class FakeEngine:
         self.go.set()
         self.is_alive = True
         self.capture_problem = ""
+        self.planning = None
         self.faults: Counter[int] = Counter()
         self._slots = asyncio.Semaphore(num_slots)
         self._capacity = num_slots + max_queued

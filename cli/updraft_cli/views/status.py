@@ -88,8 +88,18 @@ def _serving(serving: Serving | None) -> list[str]:
         f"{output.count(serving.running_requests, 'request')} running, {serving.queued_requests} waiting",
         f"{output.count(serving.output_tokens, 'token')} so far",
         f"tokens a verify step, mean of requests: {_lengths(serving.acceptance_length)}",
+        *_lookahead(serving),
         f"{output.count(serving.captured, 'trace')} captured, {f'not kept: {dropped}' if dropped else 'none lost'}",
     ]
+
+
+def _lookahead(serving: Serving) -> Iterator[str]:
+    for drafter, by_position in serving.expected_survival.items():
+        rates = ", ".join(f"{position}: {100 * rate:.0f} %" for position, rate in by_position.items())
+        yield f"{drafter} drafts expected to be kept, by their number: {rates}"
+    if serving.verify_ms:
+        costs = ", ".join(f"{rows}: {ms:.1f} ms" for rows, ms in serving.verify_ms.items())
+        yield f"a verify step, by rows: {costs}"
 
 
 def _training(training: Training | None) -> list[str]:

@@ -42,7 +42,7 @@ from updraft_inference.endings import Endings
 from updraft_inference.engine.port import DraftOnDisk, Engine, EngineInfo, Finished, FinishedSink
 from updraft_inference.gate import Gate, Phase
 from updraft_inference.generation import Backend
-from updraft_inference.metrics import Metrics, watch_engine
+from updraft_inference.metrics import Metrics, watch_engine, watch_planning
 from updraft_inference.routes import app
 from updraft_inference.server import Server, listen
 from updraft_inference.settings import InferenceSettings
@@ -103,6 +103,8 @@ async def serve(settings: InferenceSettings, stop: Stop, open_engine: OpenEngine
             asyncio.TaskGroup() as background,  # ends before what it works with
         ):
             watch_engine(registry, engine)
+            if engine.planning is not None:
+                watch_planning(registry, engine.planning)
             running = [background.create_task(job) for job in (_watch(engine), *agent.jobs)]
             await agent.settled.wait()
             base.gate.open(

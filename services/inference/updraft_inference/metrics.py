@@ -6,18 +6,21 @@ label.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from typing import Self
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from updraft_inference.counters import LATENCY_BOUNDS_S, emitted, usage
-from updraft_inference.engine.port import Engine, Finished, Uncaptured
+from updraft_inference.engine.port import Drafter, Engine, Finished, Planning, Uncaptured
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _LENGTHS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
 _PAUSES_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 1.0)
 
 _PREFIX = "updraft_inference"
+_POSITIONS, _ROWS = (1, 2, 3, 4, 6, 8), (1, 2, 4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +155,31 @@ def watch_engine(registry: CollectorRegistry, engine: Engine) -> None:
             lambda: sum(engine.faults.values()),
         ),
         "lookahead_tokens": ("Drafts a step that the engine chose last.", lambda: engine.load.lookahead),
+        "cached_prompt_tokens": (
+            "Prompt tokens so far that were not read, since another request had read them.",
+            lambda: engine.load.cached_tokens,
+        ),
     }
     for name, (text, read) in gauges.items():
         Gauge(f"{_PREFIX}_{name}", text, registry=registry).set_function(read)
+
+
+def watch_planning(registry: CollectorRegistry, planning: Planning) -> None:
+    """Gauges of what lookahead is chosen by, read at each scrape."""
+    survival = Gauge(
+        f"{_PREFIX}_expected_survival_ratio",
+        "How probable it is, by what was seen lately, that the drafts up to a position are kept.",
+        ("drafter", "position"),
+        registry=registry,
+    )
+    seconds = Gauge(
+        f"{_PREFIX}_verify_seconds",
+        "What it costs to verify so many rows at once, as measured when the engine started.",
+        ("rows",),
+        registry=registry,
+    )
+    for drafter, position in product((Drafter.NGRAM, Drafter.EAGLE3), _POSITIONS):
+        labelled = survival.labels(drafter=drafter.value, position=str(position))
+        labelled.set_function(partial(planning.survival, drafter, position))
+    for rows in _ROWS:
+        seconds.labels(rows=str(rows)).set_function(partial(planning.step_seconds, rows))

@@ -21,9 +21,9 @@ def test_the_common_length_is_where_two_texts_part(a: list[int], b: list[int]) -
     assert n in (len(a), len(b)) or a[n] != b[n]
 
 
-@given(texts, tenants, st.integers(-3, 24), st.booleans())
+@given(prompt=texts, held=tenants, most=st.integers(-3, 24), with_draft=st.booleans())
 def test_what_is_taken_over_was_read_of_the_same_tokens(
-    prompt: list[int], held: list[Tenant], most: int, with_draft: bool
+    prompt: list[int], held: list[Tenant], most: int, *, with_draft: bool
 ) -> None:
     found = longest(prompt, held, most=most, with_draft=with_draft)
     assert found.length <= max(0, most)

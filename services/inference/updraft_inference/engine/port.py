@@ -274,6 +274,18 @@ class EngineLoad:
     """Prompt tokens so far that were not read, since another request had read them."""
 
 
+class Planning(Protocol):
+    """What an engine that chooses its own lookahead goes by, now."""
+
+    def survival(self, drafter: Drafter, length: int) -> float:
+        """Probability that the first `length` drafts of a chain are kept; NaN while none was seen."""
+        ...
+
+    def step_seconds(self, rows: int) -> float:
+        """What it costs to verify so many rows, all sequences together."""
+        ...
+
+
 class Engine(Protocol):
     """Continues prompts, and swaps its draft between two decode steps."""
 
@@ -290,6 +302,11 @@ class Engine(Protocol):
     @property
     def load(self) -> EngineLoad:
         """How busy it is."""
+        ...
+
+    @property
+    def planning(self) -> Planning | None:
+        """What lookahead is chosen by; None where the engine does not choose."""
         ...
 
     @property

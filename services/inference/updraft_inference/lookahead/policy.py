@@ -5,9 +5,10 @@ verified or not: they need no exploration. A draft model is tried on one sequenc
 better is noticed.
 """
 
-from collections import Counter
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import mul
 
 from updraft_inference.engine.port import Drafter
 from updraft_inference.lookahead.choice import Choice, Costs, Option, choose
@@ -58,8 +59,6 @@ class Lookahead:
 
     def __init__(self, cost: CostTable, *, is_fixed: bool = False) -> None:
         self.cost = cost
-        self.choices: Counter[tuple[Drafter, int]] = Counter()
-        """Sequence-steps by what was chosen; read by other threads."""
         self.last = 0
         """The longest drafts of the last step."""
         self._is_fixed = is_fixed
@@ -80,7 +79,6 @@ class Lookahead:
         free = [ask for i, ask in enumerate(asks) if i not in forced]
         chosen = iter(choose([self._options(ask) for ask in free], self._costs(len(asks), list(forced.values()))))
         choices = [forced[i] if i in forced else next(chosen) for i in range(len(asks))]
-        self.choices.update((choice.drafter, choice.length) for choice in choices)
         self.last = max((choice.length for choice in choices), default=0)
         return choices
 
@@ -102,10 +100,18 @@ class Lookahead:
         before = self._chain_s.get(sequences, each)
         self._chain_s[sequences] = before + (min(each, _CHAIN_OUTLIER * before) - before) * _CHAIN_DECAY
 
-    def acceptance(self, strength: int, length: int) -> list[float]:
-        """Survival of a chain's positions by what all sequences saw, as it is now."""
-        shared = self._of(strength)
-        return survival(Rates(1.0), shared, _assumed(strength), length, 1.0) if shared.num_seen(0) else []
+    def survival(self, drafter: Drafter, length: int) -> float:
+        """See the port; of lookups, the mean of what matched how well. Called by other threads."""
+        kinds = [kind for kind in list(self._shared.items()) if (kind[0] == MODEL) == (drafter is Drafter.EAGLE3)]
+        weights = [shared.num_seen(0) for _, shared in kinds]
+        if not sum(weights):
+            return math.nan
+        alive = [survival(Rates(1.0), shared, _assumed(kind), length, 1.0)[-1] for kind, shared in kinds]
+        return float(sum(map(mul, alive, weights)) / sum(weights))
+
+    def step_seconds(self, rows: int) -> float:
+        """See the port. Called by other threads."""
+        return self.cost.alone(rows)
 
     # -- how ----------------------------------------------------------------------------------------------------------
 

@@ -109,6 +109,11 @@ class SglangEngine:
         )
 
     @property
+    def planning(self) -> None:
+        """SGLang chooses, and does not say by what."""
+        return None
+
+    @property
     def faults(self) -> Mapping[int, int]:
         """SGLang does not draft in a way that could fail on its own."""
         return {}

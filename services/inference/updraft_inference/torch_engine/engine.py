@@ -35,6 +35,7 @@ from updraft_inference.engine.port import (
     FinishReason,
     GenerationRequest,
     Loaded,
+    Planning,
     Swapped,
 )
 from updraft_inference.torch_engine.decoder import Decoder, Limits
@@ -141,6 +142,11 @@ class TorchEngine:
             lookahead=d.lookahead.last,
             cached_tokens=d.num_cached_tokens,
         )
+
+    @property
+    def planning(self) -> Planning:
+        """See the port."""
+        return self._decoder.lookahead
 
     @property
     def faults(self) -> Mapping[int, int]:

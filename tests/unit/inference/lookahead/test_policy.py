@@ -1,5 +1,7 @@
 """A running engine drafts when it pays, stops when it does not, and notices when that changes."""
 
+import math
+
 import pytest
 
 from updraft_inference.engine.port import Drafter
@@ -105,9 +107,10 @@ def test_catching_up_after_a_pause_does_not_make_drafting_look_dear() -> None:
     assert policy.plan([Ask(record=Record(), chain=3)]) == [Choice(Drafter.EAGLE3, 3)]
 
 
-def test_every_choice_is_counted() -> None:
+def test_what_choices_go_by_is_told() -> None:
     policy = lookahead()
-    run(policy, 3, steps=50)
-    assert sum(policy.choices.values()) == 50
-    assert policy.choices[Drafter.EAGLE3, 3] > 40
-    assert policy.acceptance(MODEL, 3)[-1] > 0.8
+    run(policy, 2, steps=50)
+    assert policy.survival(Drafter.EAGLE3, 2) > 0.8
+    assert policy.survival(Drafter.EAGLE3, 3) < 0.2
+    assert math.isnan(policy.survival(Drafter.NGRAM, 1))
+    assert policy.step_seconds(16) == 0.045
