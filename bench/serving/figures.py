@@ -187,37 +187,33 @@ def lowest(found: dict[Cell, list[float]]) -> Cell | None:
     return min(found, key=lambda cell: statistics.median(found[cell]), default=None)
 
 
-def better(rates: Sequence[Rate], cell: Cell, arms: Sequence[str]) -> str | None:
-    """The arm with the highest median rate in this cell."""
-    by_arm: dict[str, list[float]] = defaultdict(list)
-    for one in rates:
-        if one.cell == cell and one.arm in arms:
-            by_arm[one.arm].append(one.tokens_per_s)
-    return max(by_arm, key=lambda arm: statistics.median(by_arm[arm]), default=None)
+def better(rates: Sequence[Rate], arms: Sequence[str]) -> str | None:
+    """The arm with the highest median rate; None where none of them was measured."""
+    by_arm = {arm: [one.tokens_per_s for one in rates if one.arm == arm] for arm in arms}
+    found = {arm: statistics.median(values) for arm, values in by_arm.items() if values}
+    return max(found, key=found.__getitem__, default=None)
 
 
-def lines(measured: Measured, parts: Sequence[Part], *, has_vllm: bool) -> list[Line]:
-    """The bars of the chosen parts; what was not reached is not met."""
-    makers: dict[Part, Callable[[Measured], list[Line]]] = {
+def lines(measured: Measured, parts: Sequence[Part], cells: Sequence[Cell], *, has_vllm: bool) -> list[Line]:
+    """The bars of the chosen parts, on the (greedy) cells of comparisons; what was not reached is not met."""
+    makers: dict[Part, Callable[[Measured, Sequence[Cell]], list[Line]]] = {
         PEERS: _peers,
         CELLS: _cells,
         HYBRIDS: _hybrid,
         GAP: _gap,
         OVERHEAD: _overhead,
         LOSSLESS: _lossless,
-        HTTP: _http if has_vllm else lambda _: [],
+        HTTP: _http if has_vllm else lambda *_: [],
     }
-    return [line for part in parts for line in makers[part](measured)]
+    return [line for part in parts for line in makers[part](measured, cells)]
 
 
-def _of(measured: Measured, part: Part, *, batch: int | None = None, domain: str | None = None) -> list[Rate]:
-    return [
-        one
-        for one in measured.rates
-        if one.part == part.name
-        and one.cell.batch == (batch or one.cell.batch)
-        and one.cell.domain == (domain or one.cell.domain)
-    ]
+def _batches(cells: Sequence[Cell]) -> list[int]:
+    return sorted({cell.batch for cell in cells})
+
+
+def _of(measured: Measured, part: Part, *, batch: int | None = None) -> list[Rate]:
+    return [one for one in measured.rates if one.part == part.name and one.cell.batch == (batch or one.cell.batch)]
 
 
 def _compared(name: str, rates: Sequence[Rate], arm: str, base: str, target: float) -> Line:
@@ -229,47 +225,40 @@ def _compared(name: str, rates: Sequence[Rate], arm: str, base: str, target: flo
     return Line(bar=bar, spread=found, note=f"tokens/s: {note}" if note else "")
 
 
-def _peers(measured: Measured) -> list[Line]:
-    return [
-        _compared(
-            f"plain, of transformers' generate, batch {batch}",
-            _of(measured, PEERS, batch=batch),
-            PLAIN,
-            TRANSFORMERS,
-            target,
-        )
-        for batch, target in ((1, 1.5), (8, 2.5))
-    ]
-
-
-def _cells(measured: Measured) -> list[Line]:
-    targets = {(domain, batch): target for batch, target in ((1, 1.4), (8, 1.15)) for domain in REPEATING}
-    targets |= {("chat", 1): 1.1, ("chat", 8): 1.1}
+def _peers(measured: Measured, cells: Sequence[Cell]) -> list[Line]:
     found = []
-    for (domain, batch), target in targets.items():
-        greedy = [one for one in _of(measured, CELLS, batch=batch, domain=domain) if one.cell.temperature == 0]
-        name = f"adaptive n-gram, of plain: {domain}, batch {batch}"
-        found.append(_compared(name, greedy, NGRAM, PLAIN, target))
-    every = ratios(_of(measured, CELLS), NGRAM, PLAIN)
-    cell = lowest(every)
-    of_cell = spread(every[cell]) if cell else None
-    bar = results.at_least("adaptive n-gram, of plain: worst cell", _median(of_cell), SLACK, "x")
-    return [*found, Line(bar=bar, spread=of_cell, note=f"{cell}; of {len(every)} cells" if cell else "")]
-
-
-def _hybrid(measured: Measured) -> list[Line]:
-    rates = _of(measured, HYBRIDS)
-    found = []
-    for cell in dict.fromkeys(one.cell for one in rates) or (None,):
-        base = better(rates, cell, (NGRAM, EAGLE3)) if cell else None
-        where = f"{cell.domain}, batch {cell.batch}" if cell else "nothing measured"
-        of_cell = [one for one in rates if one.cell == cell]
-        name = f"hybrid, of the better of n-gram and EAGLE-3: {where}"
-        found.append(_compared(name, of_cell, HYBRID, base or EAGLE3, 1.0))
+    for batch in _batches(cells):
+        rates = _of(measured, PEERS, batch=batch)
+        name = f"plain, of transformers' generate, batch {batch}"
+        found.append(_compared(name, rates, PLAIN, TRANSFORMERS, 1.5 if batch == 1 else 2.5))
     return found
 
 
-def _gap(measured: Measured) -> list[Line]:
+def _cells(measured: Measured, cells: Sequence[Cell]) -> list[Line]:
+    found = []
+    for cell in cells:
+        of_cell = [one for one in _of(measured, CELLS) if one.cell == cell]
+        target = 1.1 if cell.domain not in REPEATING else 1.4 if cell.batch == 1 else 1.15
+        name = f"adaptive n-gram, of plain: {cell.domain}, batch {cell.batch}"
+        found.append(_compared(name, of_cell, NGRAM, PLAIN, target))
+    every = ratios(_of(measured, CELLS), NGRAM, PLAIN)
+    worst = lowest(every)
+    of_worst = spread(every[worst]) if worst else None
+    bar = results.at_least("adaptive n-gram, of plain: worst cell", _median(of_worst), SLACK, "x")
+    return [*found, Line(bar=bar, spread=of_worst, note=f"{worst}; of {len(every)} cells" if worst else "")]
+
+
+def _hybrid(measured: Measured, cells: Sequence[Cell]) -> list[Line]:
+    found = []
+    for cell in cells:
+        of_cell = [one for one in _of(measured, HYBRIDS) if one.cell == cell]
+        base = better(of_cell, (NGRAM, EAGLE3)) or EAGLE3
+        name = f"hybrid, of the better of n-gram and EAGLE-3: {cell.domain}, batch {cell.batch}"
+        found.append(_compared(name, of_cell, HYBRID, base, 1.0))
+    return found
+
+
+def _gap(measured: Measured, _: Sequence[Cell]) -> list[Line]:
     found = spread(one.longest_ms / one.normal_ms for one in measured.stalls)
     longest, normal = (spread(getattr(one, name) for one in measured.stalls) for name in ("longest_ms", "normal_ms"))
     note = f"{longest.median:.0f} ms, normal {normal.median:.0f} ms" if longest and normal else ""
@@ -277,7 +266,7 @@ def _gap(measured: Measured) -> list[Line]:
     return [Line(bar=results.at_most(name, _median(found), 3), spread=found, note=note)]
 
 
-def _overhead(measured: Measured) -> list[Line]:
+def _overhead(measured: Measured, _: Sequence[Cell]) -> list[Line]:
     found = []
     for arm in (PLAIN, NGRAM):
         shares = [one for one in measured.shares if one.arm == arm]
@@ -288,7 +277,7 @@ def _overhead(measured: Measured) -> list[Line]:
     return found
 
 
-def _lossless(measured: Measured) -> list[Line]:
+def _lossless(measured: Measured, _: Sequence[Cell]) -> list[Line]:
     total = len(measured.equalities)
     different = [one for one in measured.equalities if not one.is_equal]
     bar = results.at_most("float32 runs whose output differs from plain", len(different) if total else None, 0)
@@ -299,12 +288,14 @@ def _lossless(measured: Measured) -> list[Line]:
     return [Line(bar=bar, note=note)]
 
 
-def _http(measured: Measured) -> list[Line]:
+def _http(measured: Measured, cells: Sequence[Cell]) -> list[Line]:
     found = []
-    for batch in (1, 8):
+    for batch in _batches(cells):
         rates = _of(measured, HTTP, batch=batch)
         found.append(_compared(f"plain, of vLLM without a draft, batch {batch}", rates, PLAIN, VLLM, 1.0))
-        for domain in VLLM_DOMAINS:
-            name = f"adaptive n-gram, of vLLM without a draft: {domain}, batch {batch}"
-            found.append(_compared(name, _of(measured, HTTP, batch=batch, domain=domain), NGRAM, VLLM, 1.3))
+    for cell in cells:
+        if cell.domain in VLLM_DOMAINS:
+            of_cell = [one for one in _of(measured, HTTP) if one.cell == cell]
+            name = f"adaptive n-gram, of vLLM without a draft: {cell.domain}, batch {cell.batch}"
+            found.append(_compared(name, of_cell, NGRAM, VLLM, 1.3))
     return found

@@ -8,6 +8,7 @@ import asyncio
 import random
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
@@ -97,20 +98,18 @@ async def peers(bench: Bench, engine: TorchEngine) -> None:
 
 async def cells(bench: Bench, engine: TorchEngine) -> None:
     """Adaptive n-gram beside plain in every cell; then again in the one that is the worst so far, for a while."""
-    plan = bench.plan
-    done, total = 0, plan.cell_rounds * len(plan.cells)
-    for round_ in range(plan.cell_rounds):
-        for cell in plan.cells:
-            bench.tell(str(cell), done, total)
-            await _round(bench, engine, figures.CELLS, cell, (PLAIN, NGRAM), round_)
-            done += 1
-    rounds = dict.fromkeys(plan.cells, plan.cell_rounds)
+    plan, schedule = bench.plan, bench.plan.cell_schedule
+    rounds: Counter[Cell] = Counter()
+    for done, (round_, cell) in enumerate(schedule):
+        bench.tell(str(cell), done, len(schedule))
+        await _round(bench, engine, figures.CELLS, cell, (PLAIN, NGRAM), round_)
+        rounds[cell] += 1
     until_s = time.monotonic() + plan.worst_s
     while time.monotonic() < until_s:
         rates = [one for one in bench.measured.rates if one.part == figures.CELLS.name]
         worst = figures.lowest(figures.ratios(rates, NGRAM, PLAIN))
         assert worst is not None
-        bench.tell(f"again, the worst so far: {worst}", total, total)
+        bench.tell(f"again, the worst so far: {worst}", len(schedule), len(schedule))
         await _round(bench, engine, figures.CELLS, worst, (PLAIN, NGRAM), rounds[worst])
         rounds[worst] += 1
 
@@ -205,7 +204,7 @@ async def _round(
     bench: Bench, engine: TorchEngine, part: figures.Part, cell: Cell, arms: Sequence[str], round_: int
 ) -> None:
     chosen = take(bench.prompts(cell.domain), round_, bench.plan.num_requests(cell.batch))
-    await _read(engine, chosen)
+    await _read(engine, chosen, Drafter.EAGLE3 if EAGLE3 in arms else Drafter.NONE)  # the draft reads prompts too
     for arm in in_turn(arms, round_):
         streams, _ = await run(engine, chosen, _wish(bench, cell, arm))
         bench.note(part, cell, arm, round_, streams)
@@ -215,8 +214,8 @@ def _wish(bench: Bench, cell: Cell, arm: str) -> Wish:
     return Wish(batch=cell.batch, tokens=bench.plan.tokens, drafter=Drafter(arm), temperature=cell.temperature)
 
 
-async def _read(engine: TorchEngine, prompts: Sequence[tuple[int, ...]]) -> None:
-    await run(engine, prompts, Wish(batch=len(prompts), tokens=1, drafter=Drafter.NONE))
+async def _read(engine: TorchEngine, prompts: Sequence[tuple[int, ...]], drafter: Drafter = Drafter.NONE) -> None:
+    await run(engine, prompts, Wish(batch=len(prompts), tokens=1, drafter=drafter))
 
 
 async def _stall(bench: Bench, engine: TorchEngine, round_: int) -> figures.Stall:

@@ -42,6 +42,8 @@ class Plan:
     """Held-out prompts of each domain."""
     peer_rounds: int
     cell_rounds: int
+    peer_cell_rounds: int
+    """Of the cells that have a bar of their own."""
     worst_s: float
     """Then so long the cell that is the worst so far is measured again, each time."""
     hybrid_rounds: int
@@ -63,6 +65,15 @@ class Plan:
         """Greedy, at the batch sizes of the comparisons."""
         return [Cell(*one) for one in product(self.domains, self.peer_batches, (0.0,))]
 
+    @property
+    def cell_schedule(self) -> list[tuple[int, Cell]]:
+        """Rounds of all cells, and more of those that have a bar of their own."""
+        own = set(self.peer_cells)
+        rounds = {cell: self.peer_cell_rounds if cell in own else self.cell_rounds for cell in self.cells}
+        return [
+            (round_, cell) for round_ in range(max(rounds.values())) for cell in self.cells if round_ < rounds[cell]
+        ]
+
     def num_requests(self, batch: int) -> int:
         """Of one run."""
         return max(batch, self.min_requests)
@@ -72,15 +83,16 @@ FULL = Plan(
     domains=DOMAINS,
     batches=(1, 2, 4, 8, 16),
     temperatures=(0.0, 0.7, 1.0),
-    tokens=64,
-    min_requests=4,
+    tokens=48,
+    min_requests=2,
     pool=32,
-    peer_rounds=5,
+    peer_rounds=6,
     cell_rounds=2,
+    peer_cell_rounds=6,
     worst_s=240,
-    hybrid_rounds=3,
+    hybrid_rounds=4,
     gap_rounds=7,
-    http_rounds=3,
+    http_rounds=4,
     overhead_steps=100,
     exact_tokens=32,
     exact_batches=(1, 2, 4, 8, 16),
@@ -90,24 +102,25 @@ FULL = Plan(
 
 QUICK = Plan(
     domains=("code", "chat"),
-    batches=(1, 4),
+    batches=(1, 8),
     temperatures=(0.0, 1.0),
-    peer_batches=(1, 4),
     tokens=12,
-    min_requests=2,
+    min_requests=1,
     pool=8,
     peer_rounds=1,
     cell_rounds=1,
+    peer_cell_rounds=1,
     worst_s=1,
     hybrid_rounds=1,
     gap_rounds=1,
     http_rounds=1,
     overhead_steps=10,
-    exact_tokens=8,
+    exact_tokens=6,
     exact_batches=(1, 4),
     exact_lookaheads=(3, None),
     recipe=Recipe(requests=4, tokens=24, steps=8),
 )
+"""Sees that everything runs, in three minutes."""
 
 
 def take(pool: Sequence[T], round_: int, count: int) -> list[T]:

@@ -48,7 +48,8 @@ class Shown:
     def tell(self, now: str, done: int, total: int) -> None:
         """It does this now."""
         self._progress.update(self._task, completed=done, total=total, now=now)
-        if not self._progress.console.is_terminal and time.monotonic() - self._last_s > _LINE_S:
+        is_due = done == 0 or time.monotonic() - self._last_s > _LINE_S
+        if is_due and not self._progress.console.is_terminal:
             self._last_s = time.monotonic()
             self._progress.console.print(f"  {done} of {total}: {now}")
 
@@ -160,27 +161,45 @@ def main() -> None:
         console.print(
             "Not beside vLLM: " + ("--quick leaves it out." if build.is_built() else "run `make vllm-build`.")
         )
-    with shown() as show:
-        bench = parts.Bench(model=model, words=Words.open(model), plan=plan, threads=arguments.threads, tell=show.tell)
-        try:
+    measured = figures.Measured()
+    try:
+        with shown() as show:
+            bench = parts.Bench(
+                model=model,
+                words=Words.open(model),
+                plan=plan,
+                threads=arguments.threads,
+                tell=show.tell,
+                measured=measured,
+            )
             measure(bench, chosen, show, has_vllm=has_vllm)
-        except KeyboardInterrupt:
-            console.print("Stopped: what follows was measured until then.")
-    lines = figures.lines(bench.measured, chosen, has_vllm=has_vllm)
-    result = results.Result(
+    except KeyboardInterrupt:
+        console.print("Stopped: what follows was measured until then.")
+    finally:  # also where a part failed: half an hour of the others is not lost
+        result = _result(started, measured, figures.lines(measured, chosen, plan.peer_cells, has_vllm=has_vllm))
+        console.print(results.write(result, Path("bench/results")))
+    if arguments.quick:
+        console.print("These figures mean nothing: --quick only sees that everything runs.")
+        return
+    sys.exit(results.missed(result.bars))
+
+
+def _result(started: datetime, measured: figures.Measured, lines: Sequence[Line]) -> results.Result:
+    """Print the tables, and return what the file says."""
+    console = output.console()
+    show_cells(console, measured)
+    show_lines(console, lines)
+    arguments = f" ARGS='{' '.join(sys.argv[1:])}'" if sys.argv[1:] else ""
+    return results.Result(
         name="serving",
-        command=" ".join(("make bench-serving", *([f"ARGS='{' '.join(sys.argv[1:])}'"] if sys.argv[1:] else []))),
+        command=f"make bench-serving{arguments}",
         started=started,
         commit=results.commit(),
         seed=SEED,
         machine=results.machine(),
         bars=tuple(line.bar for line in lines),
-        samples=bench.measured.rows(),
+        samples=measured.rows(),
     )
-    show_cells(console, bench.measured)
-    show_lines(console, lines)
-    console.print(results.write(result, Path("bench/results")))
-    sys.exit(results.missed(result.bars))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,202 @@
+"""From samples to the lines of `make bench-serving`'s table."""
+
+import pytest
+from bench.serving import figures
+from bench.serving.figures import (
+    CELLS,
+    EAGLE3,
+    GAP,
+    HTTP,
+    HYBRID,
+    HYBRIDS,
+    LOSSLESS,
+    NGRAM,
+    OVERHEAD,
+    PARTS,
+    PEERS,
+    PLAIN,
+    TRANSFORMERS,
+    VLLM,
+    Cell,
+    Equality,
+    Measured,
+    Part,
+    Rate,
+    Share,
+    Stall,
+    Stream,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+CODE_1, CODE_8, CHAT_1 = Cell("code", 1, 0.0), Cell("code", 8, 0.0), Cell("chat", 1, 0.0)
+CELLS_OF_PLAN = [CODE_1, CODE_8, CHAT_1]
+
+
+def rates(part: Part, cell: Cell, by_arm: dict[str, list[float]]) -> list[Rate]:
+    return [
+        Rate(part=part.name, cell=cell, arm=arm, round=n, tokens_per_s=value)
+        for arm, values in by_arm.items()
+        for n, value in enumerate(values)
+    ]
+
+
+def lines_of(measured: Measured, part: Part, *, has_vllm: bool = True) -> dict[str, figures.Line]:
+    found = figures.lines(measured, [part], CELLS_OF_PLAN, has_vllm=has_vllm)
+    return {line.bar.name: line for line in found}
+
+
+def test_a_batch_of_equal_streams_gives_its_tokens_after_the_first_by_the_time_since_that() -> None:
+    streams = [Stream(10.0, 12.0, 21), Stream(10.0, 12.0, 21)]
+    assert figures.tokens_per_s(streams, 2) == pytest.approx(20.0)
+
+
+@given(st.lists(st.tuples(st.floats(0.5, 50), st.integers(2, 500)), min_size=1, max_size=16), st.floats(0, 1e4))
+def test_when_its_prompts_were_read_does_not_change_a_rate(spans: list[tuple[float, int]], later_s: float) -> None:
+    at_once = [Stream(0.0, length_s, count) for length_s, count in spans]
+    apart = [Stream(n * later_s, n * later_s + length_s, count) for n, (length_s, count) in enumerate(spans)]
+    batch = len(spans)
+    assert figures.tokens_per_s(apart, batch) == pytest.approx(figures.tokens_per_s(at_once, batch), rel=1e-3)
+
+
+@given(st.lists(st.floats(0.1, 10), min_size=1))
+def test_quartiles_are_in_order_and_within_the_values(values: list[float]) -> None:
+    found = figures.spread(values)
+    assert found is not None
+    assert min(values) <= found.low <= found.median <= found.high <= max(values)
+    assert found.count == len(values)
+
+
+def test_nothing_has_no_quartiles() -> None:
+    assert figures.spread([]) is None
+
+
+def test_a_ratio_is_of_one_round_of_one_cell() -> None:
+    found = rates(CELLS, CODE_1, {PLAIN: [10.0, 20.0], NGRAM: [15.0, 40.0]})
+    found += rates(CELLS, CODE_8, {PLAIN: [100.0], NGRAM: [90.0]})
+    assert figures.ratios(found, NGRAM, PLAIN) == {CODE_1: [1.5, 2.0], CODE_8: [0.9]}
+
+
+def test_a_round_that_was_cut_off_has_no_ratio() -> None:
+    found = rates(CELLS, CODE_1, {PLAIN: [10.0, 20.0], NGRAM: [15.0]})
+    assert figures.ratios(found, NGRAM, PLAIN) == {CODE_1: [1.5]}
+
+
+def test_the_worst_cell_is_that_of_the_lowest_median_not_of_the_lowest_round() -> None:
+    assert figures.lowest({CODE_1: [0.5, 1.2, 1.3], CODE_8: [0.99, 1.0]}) == CODE_8
+    assert figures.lowest({}) is None
+
+
+def test_a_bar_is_held_against_the_median_ratio_and_shows_both_rates() -> None:
+    measured = Measured(
+        rates=rates(PEERS, Cell("mixed", 1, 0.0), {PLAIN: [30.0, 33.0, 90.0], TRANSFORMERS: [20.0] * 3})
+    )
+    line = lines_of(measured, PEERS)["plain, of transformers' generate, batch 1"]
+    assert line.bar.met
+    assert line.bar.measured == pytest.approx(1.65)
+    assert line.note == "tokens/s: none 33 and transformers 20"
+
+
+def test_batch_8_has_its_own_target_and_is_missed_where_it_was_not_reached() -> None:
+    measured = Measured(rates=rates(PEERS, Cell("mixed", 1, 0.0), {PLAIN: [40.0], TRANSFORMERS: [20.0]}))
+    bar = lines_of(measured, PEERS)["plain, of transformers' generate, batch 8"].bar
+    assert (bar.measured, bar.target, bar.met) == (None, 2.5, False)
+
+
+def test_a_lookup_has_more_to_win_where_answers_repeat_their_request() -> None:
+    targets = {name: line.bar.target for name, line in lines_of(Measured(), CELLS).items()}
+    assert targets == {
+        "adaptive n-gram, of plain: code, batch 1": 1.4,
+        "adaptive n-gram, of plain: code, batch 8": 1.15,
+        "adaptive n-gram, of plain: chat, batch 1": 1.1,
+        "adaptive n-gram, of plain: worst cell": 0.98,
+    }
+
+
+def test_sampled_cells_count_for_the_worst_cell_and_not_for_the_gain_of_their_domain() -> None:
+    sampled = Cell("code", 1, 1.0)
+    measured = Measured(
+        rates=rates(CELLS, CODE_1, {PLAIN: [10.0], NGRAM: [20.0]})
+        + rates(CELLS, sampled, {PLAIN: [10.0], NGRAM: [9.0]})
+    )
+    found = lines_of(measured, CELLS)
+    assert found["adaptive n-gram, of plain: code, batch 1"].bar.measured == 2.0
+    worst = found["adaptive n-gram, of plain: worst cell"]
+    assert worst.bar.measured == 0.9
+    assert worst.note == "code, batch 1, temperature 1; of 2 cells"
+
+
+def test_the_hybrid_is_held_against_the_drafter_that_is_faster_there() -> None:
+    measured = Measured(rates=rates(HYBRIDS, CODE_1, {NGRAM: [20.0, 22.0], EAGLE3: [30.0, 10.0], HYBRID: [21.0, 23.1]}))
+    line = lines_of(measured, HYBRIDS)["hybrid, of the better of n-gram and EAGLE-3: code, batch 1"]
+    assert line.bar.measured == pytest.approx(1.05)
+    assert line.bar.met
+
+
+def test_an_engine_without_a_hybrid_misses_its_bars() -> None:
+    measured = Measured(rates=rates(HYBRIDS, CODE_1, {NGRAM: [20.0], EAGLE3: [30.0]}))
+    assert not any(line.bar.met for line in lines_of(measured, HYBRIDS).values())
+
+
+def test_vllm_has_lines_only_where_it_is_built() -> None:
+    measured = Measured(rates=rates(HTTP, CODE_8, {PLAIN: [210.0], NGRAM: [280.0], VLLM: [200.0]}))
+    found = lines_of(measured, HTTP)
+    assert found["plain, of vLLM without a draft, batch 8"].bar.met
+    assert found["adaptive n-gram, of vLLM without a draft: code, batch 8"].bar.measured == 1.4
+    assert "adaptive n-gram, of vLLM without a draft: chat, batch 1" not in found
+    assert lines_of(measured, HTTP, has_vllm=False) == {}
+
+
+def test_a_stall_is_the_longest_gap_that_overlaps_the_reading_of_the_prompt() -> None:
+    times = [[0.0, 0.5, 1.0, 1.1, 1.2, 1.5, 1.6], [1.0, 1.1, 1.2, 1.3, 1.4, 1.9, 3.0]]
+    # Sent within a gap, read at 1.7: the gap from 1.9 on is no longer of it, nor is the first stream's before the second.
+    found = figures.stall(times, sent_s=1.25, read_s=1.7, round_=3)
+    assert found.longest_ms == pytest.approx(500)
+    assert found.normal_ms == pytest.approx(100)
+
+
+def test_a_stall_counts_in_normal_steps() -> None:
+    measured = Measured(
+        stalls=[Stall(round=n, longest_ms=ms, normal_ms=20.0) for n, ms in enumerate((40.0, 50.0, 90.0))]
+    )
+    (line,) = lines_of(measured, GAP).values()
+    assert line.bar.measured == 2.5
+    assert line.bar.met
+
+
+def test_what_is_not_the_model_is_a_share_of_each_step() -> None:
+    shares = [Share(arm=NGRAM, batch=8, step_ms=step, model_ms=0.85 * step) for step in (10.0, 20.0, 40.0)]
+    found = lines_of(Measured(shares=shares), OVERHEAD)
+    line = found["share of a step that is not the model, ngram, batch 8"]
+    assert line.bar.measured == pytest.approx(15)
+    assert not line.bar.met
+    assert found["share of a step that is not the model, none, batch 8"].bar.measured is None
+
+
+def test_one_different_output_is_named_and_misses_the_bar() -> None:
+    equalities = [
+        Equality(arm=NGRAM, batch=1, lookahead=3, is_equal=True),
+        Equality(arm=EAGLE3, batch=16, lookahead=None, is_equal=False),
+    ]
+    (line,) = lines_of(Measured(equalities=equalities), LOSSLESS).values()
+    assert not line.bar.met
+    assert line.note.endswith("first: eagle3, batch 16, lookahead adaptive")
+    (none,) = lines_of(Measured(), LOSSLESS).values()
+    assert not none.bar.met
+
+
+def test_a_run_that_measured_nothing_meets_no_bar() -> None:
+    assert not any(line.bar.met for line in figures.lines(Measured(), PARTS, CELLS_OF_PLAN, has_vllm=True))
+
+
+def test_every_sample_is_a_row_that_names_its_part() -> None:
+    measured = Measured(
+        rates=rates(CELLS, CODE_8, {PLAIN: [1.0]}),
+        stalls=[Stall(round=0, longest_ms=2.0, normal_ms=1.0)],
+        shares=[Share(arm=PLAIN, batch=8, step_ms=2.0, model_ms=1.0)],
+        equalities=[Equality(arm=NGRAM, batch=1, lookahead=None, is_equal=True)],
+    )
+    rows = measured.rows()
+    assert [row["part"] for row in rows] == ["cells", "gap", "overhead", "lossless"]
+    cell = {"domain": "code", "batch": 8, "temperature": 0.0}
+    assert rows[0] == {"part": "cells", **cell, "arm": PLAIN, "round": 0, "tokens_per_s": 1.0}
