@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from updraft_cli import results
 
-PLAIN, NGRAM, EAGLE3, HYBRID = "none", "ngram", "eagle3", "hybrid"
-"""Arms in our engine, by the name of the drafter."""
+PLAIN, NGRAM, EAGLE3, HYBRID = "plain", "ngram", "eagle3", "hybrid"
+"""Arms in our engine: without drafts, and by the name of the drafter."""
 TRANSFORMERS, VLLM = "transformers", "vllm"
 
 REPEATING = ("code", "sql", "json", "math")

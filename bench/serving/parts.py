@@ -67,6 +67,11 @@ class Bench:
         self.measured.rates.append(figures.Rate(part=part.name, cell=cell, arm=arm, round=round_, tokens_per_s=rate))
 
 
+def drafter_of(arm: str) -> Drafter:
+    """Who drafts in an arm of ours."""
+    return Drafter.NONE if arm == PLAIN else Drafter(arm)
+
+
 @asynccontextmanager
 async def opened(
     bench: Bench, *, num_slots: int, dtype: torch.dtype = torch.bfloat16, max_context: int = MAX_CONTEXT
@@ -142,7 +147,7 @@ def overhead(bench: Bench) -> None:
         tokens = (2 * batch + steps) * (LOOKAHEAD + 1)
         context = workloads.MAX_PROMPT_TOKENS + tokens
         inline = Inline.open(bench.model, num_slots=batch, max_context=context, dtype=torch.bfloat16)
-        inline.start(pool[:batch], max_tokens=tokens, drafter=Drafter(arm))
+        inline.start(pool[:batch], max_tokens=tokens, drafter=drafter_of(arm))
         for _ in range(steps):
             spent = inline.step()
             bench.measured.shares.append(
@@ -166,7 +171,7 @@ async def lossless(bench: Bench, draft: DraftOnDisk) -> None:
         todo = [(a, b, k) for b in plan.exact_batches for a in DRAFTED for k in plan.exact_lookaheads]
         for done, (arm, batch, lookahead) in enumerate(todo):
             bench.tell(f"{arm}, batch {batch}, lookahead {lookahead or 'adaptive'}", done, len(todo))
-            wish = Wish(batch=batch, tokens=plan.exact_tokens, drafter=Drafter(arm), lookahead=lookahead)
+            wish = Wish(batch=batch, tokens=plan.exact_tokens, drafter=drafter_of(arm), lookahead=lookahead)
             count = plan.num_requests(batch)
             _, outputs = await run(engine, prompts[:count], wish)
             bench.measured.equalities.append(
@@ -184,7 +189,7 @@ async def http(bench: Bench, *, has_vllm: bool) -> None:
         ours = await stack.enter_async_context(
             servers.updraft(bench.model, folder, threads=bench.threads, lookahead=LOOKAHEAD)
         )
-        arms = {arm: (ours, {"updraft": {"drafter": arm}}) for arm in (PLAIN, NGRAM)}
+        arms = {arm: (ours, {"updraft": {"drafter": drafter_of(arm)}}) for arm in (PLAIN, NGRAM)}
         if has_vllm:
             bench.tell("vLLM starts and compiles (2 minutes)", 0, len(todo))
             theirs = await stack.enter_async_context(servers.vllm(bench.model, folder, threads=bench.threads))
@@ -211,7 +216,7 @@ async def _round(
 
 
 def _wish(bench: Bench, cell: Cell, arm: str) -> Wish:
-    return Wish(batch=cell.batch, tokens=bench.plan.tokens, drafter=Drafter(arm), temperature=cell.temperature)
+    return Wish(batch=cell.batch, tokens=bench.plan.tokens, drafter=drafter_of(arm), temperature=cell.temperature)
 
 
 async def _read(engine: TorchEngine, prompts: Sequence[tuple[int, ...]], drafter: Drafter = Drafter.NONE) -> None:

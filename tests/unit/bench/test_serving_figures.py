@@ -94,7 +94,7 @@ def test_a_bar_is_held_against_the_median_ratio_and_shows_both_rates() -> None:
     line = lines_of(measured, PEERS)["plain, of transformers' generate, batch 1"]
     assert line.bar.met
     assert line.bar.measured == pytest.approx(1.65)
-    assert line.note == "tokens/s: none 33 and transformers 20"
+    assert line.note == "tokens/s: plain 33 and transformers 20"
 
 
 def test_batch_8_has_its_own_target_and_is_missed_where_it_was_not_reached() -> None:
@@ -170,7 +170,7 @@ def test_what_is_not_the_model_is_a_share_of_each_step() -> None:
     line = found["share of a step that is not the model, ngram, batch 8"]
     assert line.bar.measured == pytest.approx(15)
     assert not line.bar.met
-    assert found["share of a step that is not the model, none, batch 8"].bar.measured is None
+    assert found["share of a step that is not the model, plain, batch 8"].bar.measured is None
 
 
 def test_one_different_output_is_named_and_misses_the_bar() -> None:
