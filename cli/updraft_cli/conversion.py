@@ -6,7 +6,6 @@ format is a length, a JSON header and the bytes. No torch: the CLI must work whe
 """
 
 import json
-import struct
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from updraft_chassis import layout
 from updraft_chassis.errors import InvalidInput
+from updraft_cli import bfloat16
 
 _CONTROL_TOKEN = 3
 """`tokenizer.ggml.token_type` of tokens that are never produced by merging text."""
@@ -108,14 +109,6 @@ def hugging_face_name(name: str) -> str:
     return f"model.layers.{layer}.{_LAYER_NAMES[part]}.{kind}"
 
 
-def bfloat16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Round finite float32 to the nearest bfloat16, ties to even, and return its bits."""
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-    # Add half a unit of the last kept place, less one bit when that place is even: ties go to even.
-    rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-    return (rounded >> np.uint32(16)).astype("<u2")
-
-
 def weights(reader: gguf.GGUFReader, config: dict[str, Any]) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """Yield every tensor in file order, dequantised, by its Hugging Face name."""
     num_heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
@@ -137,28 +130,16 @@ def _undo_rotary_order(values: NDArray[np.float32], num_heads: int) -> NDArray[n
 def _write_weights(path: Path, reader: gguf.GGUFReader, config: dict[str, Any], progress: Progress) -> None:
     total = len(reader.tensors)
     with path.open("wb") as file:
-        file.write(_safetensors_header(reader.tensors))
+        file.write(layout.header(_places(reader.tensors)))
         for done, (_, values) in enumerate(weights(reader, config), start=1):
-            file.write(bfloat16_bits(values).data)
+            file.write(bfloat16.bits(values).data)
             progress(done, total)
 
 
-def _safetensors_header(tensors: Iterable[gguf.ReaderTensor]) -> bytes:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
+def _places(tensors: Iterable[gguf.ReaderTensor]) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     for tensor in tensors:
         # GGUF states the fastest dimension first.
-        shape = [int(size) for size in reversed(tensor.shape)]
-        end = offset + 2 * int(tensor.n_elements)
-        header[hugging_face_name(tensor.name)] = {
-            "dtype": "BF16",
-            "shape": shape,
-            "data_offsets": [offset, end],
-        }
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # readers map the tensors in place and want them aligned
-    return struct.pack("<Q", len(text)) + text
+        yield hugging_face_name(tensor.name), "BF16", tuple(int(size) for size in reversed(tensor.shape))
 
 
 def _generation_config(config: dict[str, Any]) -> dict[str, Any]:

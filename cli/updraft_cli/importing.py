@@ -7,6 +7,7 @@ from the versions before it; and what several of them say has to agree.
 import asyncio
 import hashlib
 import struct
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
@@ -20,7 +21,7 @@ from updraft_chassis import layout, model_folder, transfer
 from updraft_chassis.digests import tensors_digest, vocabulary_fingerprint
 from updraft_chassis.errors import Corrupt, InvalidInput
 from updraft_chassis.layout import TensorPlace
-from updraft_cli import registry
+from updraft_cli import published, registry
 from updraft_cli.drafts import Draft, draft
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ class Claim:
 async def publish(stub: "RegistryAsyncStub", speculator: str, folder: Path, model: Path | None) -> Imported:
     """Publish a folder for the target in `model`, or (None) the one that its manifest or the registry knows.
 
-    InvalidInput for a folder that is no draft, or whose target is unknown or another one; Corrupt if its manifest is of
-    other weights.
+    A draft in a layout of others is rewritten first. InvalidInput for a folder that is no draft, or whose target is unknown
+    or another one; Corrupt if its manifest is of other weights.
     """
     state, newest = await registry.newest(stub, speculator)
     known = Claim(
@@ -67,12 +68,12 @@ async def publish(stub: "RegistryAsyncStub", speculator: str, folder: Path, mode
         vocabulary=state.draft_vocabulary_fingerprint,
     )
     claims = [known] if model is None else [await asyncio.to_thread(claim_of_model, model), known]
-    manifest = await asyncio.to_thread(read, folder, speculator, claims)
-    published = await transfer.upload(stub, manifest, folder / transfer.WEIGHTS)
+    with tempfile.TemporaryDirectory(prefix="updraft-") as scratch:
+        folder = await asyncio.to_thread(published.ours, folder, model, Path(scratch))
+        manifest = await asyncio.to_thread(read, folder, speculator, claims)
+        answer = await transfer.upload(stub, manifest, folder / transfer.WEIGHTS)
     state, _ = await registry.newest(stub, speculator)
-    return Imported(
-        speculator=speculator, existed=published.existed, message=state.message, draft=draft(published.version)
-    )
+    return Imported(speculator=speculator, existed=answer.existed, message=state.message, draft=draft(answer.version))
 
 
 def claim_of_model(folder: Path) -> Claim:

@@ -19,7 +19,14 @@ OTHER_TARGET = "sha256:" + "b" * 64
 VOCABULARY = vocabulary_fingerprint([2 * index for index in range(16)])
 """Of the d2t that `draft` writes."""
 BF16_NAN = b"\xc0\x7f"
-CONFIG = json.dumps({"architectures": ["LlamaForCausalLMEagle3"], "vocab_size": 64, "draft_vocab_size": 16})
+CONFIG = json.dumps(
+    {
+        "architectures": ["LlamaForCausalLMEagle3"],
+        "vocab_size": 64,
+        "draft_vocab_size": 16,
+        "updraft": {"aux_layers": [2, 4, 5]},
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

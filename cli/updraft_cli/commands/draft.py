@@ -125,8 +125,9 @@ def pull(target: Target, version: int | str, folder: Path) -> None:
 def import_(target: Target, place: str, model: Path | None, digest: str, result: Path | None, form: Format) -> None:
     """Publish an EAGLE-3 draft from a folder, or from an address as `updraft model pull` takes it.
 
-    The folder holds config.json and model.safetensors, as SGLang, vLLM and `updraft draft pull` have them. It becomes the
-    newest version: the first of a speculator serves at once, a later one waits for `updraft draft promote`.
+    The folder holds config.json and model.safetensors, of `updraft draft pull`, or as SpecForge and vLLM's speculators publish
+    them; those take --target, and are rounded to bfloat16. It becomes the newest version: the first of a speculator serves at
+    once, a later one waits for `updraft draft promote`.
     """
     with _draft_in(place) as folder:
         if digest:

@@ -1,4 +1,4 @@
-"""Where the tensors of a safetensors file lie, read from its header alone; no torch.
+"""Where the tensors of a safetensors file lie, read from its header alone, and headers for files that are written; no torch.
 
 Strict: tensors follow each other without gaps up to the end of the file, so that every byte belongs to the header or to
 one tensor.
@@ -7,7 +7,7 @@ one tensor.
 import json
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -52,6 +52,18 @@ def read(file: BinaryIO) -> list[TensorPlace]:
     if end != size:
         raise InvalidInput(f"the file has {size} bytes, its header describes {end}")
     return tensors
+
+
+def header(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
+    """What a file begins with whose tensors (name, dtype, shape) follow each other in this order."""
+    content: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, dtype, shape in tensors:
+        begin, end = end, end + math.prod(shape) * ITEM_BYTES[dtype]
+        content[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(content, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # readers map the tensors in place and want them aligned
+    return struct.pack("<Q", len(text)) + text
 
 
 def _parse(header: bytes, start: int) -> Iterator[TensorPlace]:

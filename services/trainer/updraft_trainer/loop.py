@@ -178,6 +178,7 @@ class Trainer:
                 progress=self.progress,
                 rng=self._rng.getstate(),
                 config_digest=self._config_digest,
+                draft_config=self.learner.network.config,
             )
         )
         self._saved = self._mark()

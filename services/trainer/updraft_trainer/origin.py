@@ -20,6 +20,7 @@ from torch import Tensor
 from updraft_chassis.errors import Conflict, Exhausted, Forbidden, NotFound, Unauthenticated, Unavailable
 from updraft_chassis.lifecycle import Stop
 from updraft_draft import checkpoint, vocabulary
+from updraft_draft.config import DraftConfig, check_fits
 from updraft_draft.target_weights import TargetHead
 from updraft_trainer.drafts import Drafts, Outlook
 from updraft_trainer.learner import Hyper, Learner
@@ -48,9 +49,9 @@ class Design:
         content = dataclasses.asdict(self.hyper) | {"draft_vocab_size": self.draft_vocab_size, "seed": self.seed}
         return f"sha256:{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}"
 
-    def learner(self, token_ids: Tensor) -> Learner:
-        """A learner with first weights over this vocabulary."""
-        config = self.target.config.draft(draft_vocab_size=len(token_ids))
+    def learner(self, token_ids: Tensor, config: DraftConfig | None = None) -> Learner:
+        """A learner with first weights over this vocabulary; `config`: of a draft that has its own shape."""
+        config = config or self.target.config.draft(draft_vocab_size=len(token_ids))
         return Learner(self.target, config, token_ids, self.hyper, seed=self.seed)
 
 
@@ -67,7 +68,7 @@ def resume(state: State, design: Design) -> Origin:
     """Go on from a saved state, with today's settings of how to learn. Conflict if they do not fit it."""
     if state.config_digest != design.config_digest:
         logger.warning("Settings of learning changed since the state was saved; they apply from here on")
-    learner = design.learner(state.token_ids)
+    learner = design.learner(state.token_ids, state.draft_config)
     try:
         learner.load_state_dict(state.learner)
     except (ValueError, RuntimeError) as error:  # torch's words for groups or shapes that differ
@@ -126,9 +127,10 @@ async def _adopt(design: Design, drafts: Drafts, version: int, stop: Stop) -> Le
 
 def _read(design: Design, folder: Path) -> Learner:
     config, tensors = checkpoint.load(folder)
-    learner = design.learner(tensors["d2t"] + torch.arange(config.draft_vocab_size))
-    if learner.network.config != config:
-        raise Conflict(f"the draft in {folder} does not have the shape that this trainer gives to drafts of its target")
+    reason = check_fits(config, design.target.config)
+    if reason is not None:
+        raise Conflict(f"the draft in {folder} is not for this trainer's target: {reason}")
+    learner = design.learner(tensors["d2t"] + torch.arange(config.draft_vocab_size), config)
     learner.network.load_state_dict(tensors)
     learner.mark_good()
     return learner

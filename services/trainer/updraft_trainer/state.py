@@ -7,6 +7,7 @@ come from the same file, no weights have seen it twice.
 """
 
 import hashlib
+import json
 import logging
 import os
 import pickle
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from updraft_chassis.errors import Conflict, Corrupt, Exhausted
+from updraft_draft.config import DraftConfig
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +72,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """Everything to go on from. `token_ids` int64 [V]: the draft vocabulary. `rng`: the state of a `random.Random`."""
+    """Everything to go on from. `token_ids` int64 [V]: the draft vocabulary. `rng`: the state of a `random.Random`.
+
+    `draft_config` is None in a state of an earlier version, whose drafts all had the shape of a layer of their target.
+    """
 
     identity: Identity
     token_ids: Tensor
@@ -78,6 +83,7 @@ class State:
     progress: Progress
     rng: tuple[Any, ...]
     config_digest: str
+    draft_config: DraftConfig | None = None
 
 
 class States:
@@ -163,6 +169,7 @@ def _read(path: Path) -> State:
         progress=Progress(**content["progress"]),
         rng=content["rng"],
         config_digest=content["config_digest"],
+        draft_config=DraftConfig.from_dict(json.loads(content["draft_config"])) if "draft_config" in content else None,
     )
 
 
@@ -177,6 +184,7 @@ def _to_dict(state: State) -> dict[str, Any]:
         "progress": {one.name: getattr(progress, one.name) for one in fields(Progress)},
         "rng": state.rng,
         "config_digest": state.config_digest,
+        **({"draft_config": state.draft_config.to_json()} if state.draft_config else {}),
     }
 
 

@@ -4,7 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updraft_cli.conversion import bfloat16_bits, hugging_face_name
+from updraft_cli import bfloat16
+from updraft_cli.conversion import hugging_face_name
 
 _FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**127), max_value=2.0**127)
 
@@ -13,13 +14,14 @@ _FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-
 def test_bfloat16_rounds_as_torch_does(values: list[float]) -> None:
     floats = np.array(values, dtype=np.float32)
     expected = torch.from_numpy(floats).to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
-    assert bfloat16_bits(floats).tolist() == expected.tolist()
+    assert bfloat16.bits(floats).tolist() == expected.tolist()
+    assert bfloat16.bits(bfloat16.values(bfloat16.bits(floats))).tolist() == expected.tolist()
 
 
 def test_a_tie_goes_to_the_even_neighbour() -> None:
     below_even, below_odd = 0x3F800000 | 0x8000, 0x3F810000 | 0x8000
     ties = np.array([below_even, below_odd], dtype=np.uint32).view(np.float32)
-    assert bfloat16_bits(ties).tolist() == [0x3F80, 0x3F82]
+    assert bfloat16.bits(ties).tolist() == [0x3F80, 0x3F82]
 
 
 @pytest.mark.parametrize(

@@ -87,3 +87,12 @@ def test_an_untrained_draft_has_the_targets_head_for_its_tokens(tmp_path: Path) 
     assert torch.equal(draft.token_ids, token_ids)
     assert torch.equal(draft.lm_head.weight, draft.embedding[token_ids])
     assert int(draft.t2d.sum()) == DRAFT_VOCAB
+
+
+def test_a_scaled_embedding_changes_nothing_for_it_is_normed_first(draft: DraftNetwork) -> None:
+    """So a draft of Gemma reads the embedding as it is stored, without the factor that Gemma multiplies it with."""
+    generator = torch.Generator().manual_seed(7)
+    aux, ids = torch.randn(1, 6, 3 * HIDDEN, generator=generator), torch.randint(0, 500, (1, 6), generator=generator)
+    before = draft.logits(draft.unroll(aux, ids, num_steps=1)[0])
+    draft.share(draft.embedding * HIDDEN**0.5)
+    torch.testing.assert_close(draft.logits(draft.unroll(aux, ids, num_steps=1)[0]), before, rtol=1e-3, atol=1e-3)

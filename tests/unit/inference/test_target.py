@@ -10,13 +10,14 @@ import pytest
 import torch
 from tests.support import families
 from tests.support.families import FAMILIES, VOCAB, WINDOW
+from tests.support.tiny_target import make_draft, save_draft
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from updraft_chassis.errors import InvalidInput
 from updraft_draft.config import TargetConfig, default_aux_layers
 from updraft_draft.target_weights import read_head
-from updraft_inference.engine.port import Drafter, GenerationRequest, Sampling
+from updraft_inference.engine.port import Drafter, DraftOnDisk, GenerationRequest, Sampling
 from updraft_inference.torch_engine.decoder import Limits
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
 from updraft_inference.torch_engine.kv_cache import CacheShape, SlotCache
@@ -100,7 +101,7 @@ def test_a_sequence_that_grows_by_one_token_crosses_the_window_exactly(tmp_path:
 
 
 async def test_greedy_output_of_the_engine_is_that_of_transformers_generate(
-    family: tuple[Path, PreTrainedModel],
+    family: tuple[Path, PreTrainedModel], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder, model = family
     limits = Limits(num_slots=3, max_context=120, max_lookahead=4)
@@ -111,8 +112,11 @@ async def test_greedy_output_of_the_engine_is_that_of_transformers_generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, eos_token_id=None
         )
         expected.append(tuple(full[0, len(text) :].tolist()))
+    draft_folder = tmp_path_factory.mktemp("draft")
+    draft = DraftOnDisk(version=1, folder=draft_folder, tensors_digest=save_draft(make_draft(folder), draft_folder))
     async with TorchEngine.open(folder, EngineOptions(limits=limits, dtype=torch.float32)) as engine:
-        for drafter in (Drafter.NONE, Drafter.NGRAM):
+        await engine.swap(draft)
+        for drafter in Drafter:
             found = []
             for n, text in enumerate(TEXTS):
                 wanted = GenerationRequest(

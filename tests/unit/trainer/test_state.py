@@ -1,4 +1,5 @@
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -6,9 +7,28 @@ import torch
 from tests.support.disk import file_size_limit
 
 from updraft_chassis.errors import Conflict, Corrupt, Exhausted
+from updraft_draft.config import DraftConfig
+from updraft_draft.rope import Rope
 from updraft_trainer.state import MAX_SENT, Identity, Progress, State, States
 
 IDENTITY = Identity(speculator="default", target_fingerprint="sha256:t", tokenizer_fingerprint="sha256:k")
+
+
+DRAFT = DraftConfig(
+    vocab_size=64,
+    draft_vocab_size=16,
+    hidden_size=8,
+    intermediate_size=12,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=4,
+    rms_norm_eps=1e-6,
+    rope=Rope(theta=5e5, kind="llama3", factor=8.0, high_freq_factor=4.0, original_max_position=64),
+    max_position=128,
+    target_hidden_size=8,
+    aux_layers=(2, 4, 5),
+    norm_before_residual=True,
+)
 
 
 def state(step: int, *, identity: Identity = IDENTITY) -> State:
@@ -21,6 +41,7 @@ def state(step: int, *, identity: Identity = IDENTITY) -> State:
         progress=Progress(uses={"a": step}, num_samples=step, first_trace_id="a", sent_digests=["sha256:x"]),
         rng=rng.getstate(),
         config_digest="sha256:c",
+        draft_config=DRAFT,
     )
 
 
@@ -33,6 +54,7 @@ def test_everything_that_was_saved_comes_back(tmp_path: Path) -> None:
     assert found.learner["network"]["w"].equal(saved.learner["network"]["w"])
     assert found.token_ids.equal(saved.token_ids)
     assert found.progress == saved.progress
+    assert found.draft_config == DRAFT
     rng = random.Random()
     rng.setstate(found.rng)
     expected = random.Random(7)
@@ -127,3 +149,10 @@ def test_sent_digests_are_bounded() -> None:
         progress.note_sent(str(n))
     assert len(progress.sent_digests) == MAX_SENT
     assert progress.sent_digests[-1] == str(MAX_SENT + 4)
+
+
+def test_a_state_of_a_version_that_kept_no_shape_is_read(tmp_path: Path) -> None:
+    States(tmp_path).save(replace(state(1), draft_config=None))
+    found = States(tmp_path).load(IDENTITY)
+    assert found is not None
+    assert found.draft_config is None

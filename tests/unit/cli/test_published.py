@@ -1,0 +1,270 @@
+"""Drafts in the layouts that others publish compute after their import what they computed before."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.support import families
+from torch import Tensor, nn
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
+
+from updraft_chassis.errors import InvalidInput
+from updraft_cli import published
+from updraft_draft import checkpoint
+from updraft_draft.config import TargetConfig, check_fits
+from updraft_draft.target_weights import read_head
+
+HIDDEN, VOCAB, DRAFT_VOCAB = 64, families.VOCAB, 100
+LAYER = {
+    "model_type": "llama",
+    "vocab_size": VOCAB,
+    "hidden_size": HIDDEN,
+    "intermediate_size": 80,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 24,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 50_000.0,
+    "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+    "max_position_embeddings": 32,
+    "attention_bias": False,
+    "mlp_bias": False,
+}
+SPECFORGE = LAYER | {
+    "architectures": ["LlamaForCausalLMEagle3"],
+    "draft_vocab_size": DRAFT_VOCAB,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "eagle_config": {"eagle_aux_hidden_state_layer_ids": [1, 3, 4], "use_aux_hidden_state": True},
+}
+SPECULATORS = {
+    "architectures": ["Eagle3Speculator"],
+    "auto_map": {"": "eagle3.Eagle3SpeculatorConfig"},
+    "speculators_model_type": "eagle3",
+    "draft_vocab_size": DRAFT_VOCAB,
+    "target_hidden_size": None,
+    "norm_before_residual": True,
+    "norm_before_fc": False,
+    "eagle_aux_hidden_state_layer_ids": [2, 4, 5],
+    "speculators_config": {"algorithm": "eagle3", "verifier": {"name_or_path": "a/model"}},
+    "transformer_layer_config": LAYER,
+}
+_TOKENS = torch.arange(DRAFT_VOCAB) * 5 + 3
+
+Tensors = dict[str, Tensor]
+Change = Callable[[dict[str, Any], Tensors], None]
+
+
+class Reference(nn.Module):
+    """The draft as its publishers write it down, out of the parts of transformers: first step, whole text at once."""
+
+    def __init__(self, *, norm_before_residual: bool) -> None:
+        super().__init__()
+        config = LlamaConfig(**LAYER, attn_implementation="eager")
+        self.norm_before_residual = norm_before_residual
+        self.fc = nn.Linear(3 * HIDDEN, HIDDEN, bias=False)
+        self.layer = LlamaDecoderLayer(config, 0)
+        for name, heads in (("q_proj", 4), ("k_proj", 2), ("v_proj", 2)):
+            setattr(self.layer.self_attn, name, nn.Linear(2 * HIDDEN, heads * 24, bias=False))
+        self.hidden_norm, self.norm = LlamaRMSNorm(HIDDEN, 1e-6), LlamaRMSNorm(HIDDEN, 1e-6)
+        self.lm_head = nn.Linear(HIDDEN, DRAFT_VOCAB, bias=False)
+        self.rotary = LlamaRotaryEmbedding(config)
+        generator = torch.Generator().manual_seed(4)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
+            parameter.data = parameter.data.bfloat16().float()  # what a file can hold
+
+    def forward(self, embedded: Tensor, aux: Tensor) -> Tensor:
+        x = self.fc(aux)
+        normed = self.hidden_norm(x)
+        residual = normed if self.norm_before_residual else x
+        rows = x.shape[1]
+        mask = torch.full((rows, rows), float("-inf")).triu(1)[None, None]
+        attended, _ = self.layer.self_attn(
+            hidden_states=torch.cat([self.layer.input_layernorm(embedded), normed], -1),
+            position_embeddings=self.rotary(x, torch.arange(rows)[None]),
+            attention_mask=mask,
+        )
+        y = residual + attended
+        y = y + self.layer.mlp(self.layer.post_attention_layernorm(y))
+        logits: Tensor = self.lm_head(self.norm(y))
+        return logits
+
+    def tensors(self, layer: str, dtype: torch.dtype = torch.bfloat16) -> Tensors:
+        """All of them by the names of a layout, whose layer has this prefix."""
+        own = {
+            name.replace("layer.", layer, 1) if name.startswith("layer.") else name: t
+            for name, t in self.state_dict().items()
+        }
+        own[f"{layer}hidden_norm.weight"] = own.pop("hidden_norm.weight")
+        known = torch.zeros(VOCAB, dtype=torch.bool)
+        known[_TOKENS] = True
+        floats = {name: tensor.to(dtype) for name, tensor in own.items() if "rotary" not in name}
+        return floats | {"d2t": _TOKENS - torch.arange(DRAFT_VOCAB), "t2d": known}
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("target")
+    families.make("llama, untied, wide heads", folder, shard_size="100KB")
+    return folder
+
+
+def write(folder: Path, config: dict[str, Any], tensors: Tensors) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def imported(folder: Path, target: Path, scratch: Path) -> Path:
+    scratch.mkdir(exist_ok=True)
+    return published.ours(folder, target, scratch)
+
+
+def embedding(target: Path) -> Tensor:
+    return read_head(target).embedding.float()
+
+
+@pytest.mark.parametrize("has_embedding", [False, True], ids=["without embedding", "with the target's embedding"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("config", "layer"),
+    [pytest.param(SPECFORGE, "midlayer.", id="specforge"), pytest.param(SPECULATORS, "layers.0.", id="speculators")],
+)
+def test_an_imported_drafts_logits_are_those_of_the_published_tensors(
+    target: Path, tmp_path: Path, config: dict[str, Any], layer: str, dtype: torch.dtype, *, has_embedding: bool
+) -> None:
+    reference = Reference(norm_before_residual=bool(config.get("norm_before_residual")))
+    tensors = reference.tensors(layer, dtype)
+    if has_embedding:
+        tensors |= {"embed_tokens.weight": embedding(target).to(dtype)}
+    folder = imported(write(tmp_path / "theirs", config, tensors), target, tmp_path / "ours")
+    draft_config, found = checkpoint.load(folder)
+    assert check_fits(draft_config, TargetConfig.from_folder(target)) is None
+    network = checkpoint.build(draft_config, found, embedding(target))
+    generator = torch.Generator().manual_seed(1)
+    aux, ids = torch.randn(2, 9, 3 * HIDDEN, generator=generator), torch.randint(VOCAB, (2, 9), generator=generator)
+    logits = network.logits(network.unroll(aux, ids, num_steps=1)[0])
+    torch.testing.assert_close(logits, reference(embedding(target)[ids], aux), rtol=1e-4, atol=1e-4)
+    assert torch.equal(network.token_ids, _TOKENS)
+
+
+def test_a_draft_over_all_tokens_needs_no_vocabulary_of_its_own(target: Path, tmp_path: Path) -> None:
+    tensors = Reference(norm_before_residual=False).tensors("midlayer.")
+    del tensors["d2t"], tensors["t2d"]
+    tensors["lm_head.weight"] = torch.randn(VOCAB, HIDDEN).bfloat16()
+    folder = write(tmp_path / "theirs", SPECFORGE | {"draft_vocab_size": None}, tensors)
+    config, found = checkpoint.load(imported(folder, target, tmp_path / "ours"))
+    assert config.draft_vocab_size == VOCAB
+    assert found["d2t"].tolist() == [0] * VOCAB
+    assert found["t2d"].all()
+
+
+def test_what_speculators_learns_with_is_left_behind(target: Path, tmp_path: Path) -> None:
+    tensors = Reference(norm_before_residual=True).tensors("layers.0.")
+    plain = imported(write(tmp_path / "plain", SPECULATORS, tensors), target, tmp_path / "a")
+    tensors |= {"verifier_norm.weight": torch.ones(HIDDEN), "verifier_lm_head.weight": torch.ones(DRAFT_VOCAB, HIDDEN)}
+    more = imported(write(tmp_path / "more", SPECULATORS, tensors), target, tmp_path / "b")
+    assert (plain / "model.safetensors").read_bytes() == (more / "model.safetensors").read_bytes()
+
+
+def test_a_folder_of_ours_is_taken_as_it_is(target: Path, tmp_path: Path) -> None:
+    theirs = write(tmp_path / "theirs", SPECFORGE, Reference(norm_before_residual=False).tensors("midlayer."))
+    ours = imported(theirs, target, tmp_path / "ours")
+    assert published.ours(ours, None, tmp_path / "again") == ours
+
+
+def _config(**values: Any) -> Change:
+    return lambda config, _: config.update(values)
+
+
+def _layer_config(**values: Any) -> Change:
+    return lambda config, _: config.update(transformer_layer_config=LAYER | values)
+
+
+def _tensor(name: str, tensor: Tensor) -> Change:
+    return lambda _, tensors: tensors.update({name: tensor})
+
+
+def _without(name: str) -> Change:
+    def change(config: dict[str, Any], tensors: Tensors) -> None:
+        (config if name in config else tensors).pop(name)
+
+    return change
+
+
+_WRONG: list[Any] = [
+    pytest.param(SPECFORGE, _config(num_hidden_layers=2), "it has 2 layers, and only 1", id="layers"),
+    pytest.param(SPECFORGE, _config(vocab_size=600), "its vocabulary is 600, the target's is 512", id="vocabulary"),
+    pytest.param(SPECFORGE, _config(hidden_size=128), "its hidden size is 128, the target's is 64", id="hidden size"),
+    pytest.param(SPECFORGE, _config(target_hidden_size=32), "its target hidden size is 32", id="target hidden size"),
+    pytest.param(SPECFORGE, _config(intermediate_size=96), r"mlp\.\w+_proj\.weight has shape .*says", id="shape"),
+    pytest.param(SPECFORGE, _config(fc_norm=True), "has fc_norm, which is not supported", id="EAGLE 3.1"),
+    pytest.param(SPECFORGE, _config(attention_bias=True), "has attention_bias", id="biases"),
+    pytest.param(SPECFORGE, _config(hidden_act="gelu"), "its activation is gelu", id="activation"),
+    pytest.param(SPECFORGE, _config(rope_scaling={"type": "yarn"}), "is scaled by yarn", id="yarn"),
+    pytest.param(
+        SPECFORGE,
+        _config(eagle_config={"eagle_aux_hidden_state_layer_ids": [2, 4, 5]}),
+        r"reads the inputs of layers \[3, 5, 6\], and engines here show it those of \[2, 4, 5\]",
+        id="auxiliary layers",
+    ),
+    pytest.param(SPECFORGE, _config(eagle_config={"use_aux_hidden_state": False}), "no auxiliary", id="EAGLE 2"),
+    pytest.param(SPECFORGE, _without("rms_norm_eps"), "lacks 'rms_norm_eps'", id="size missing"),
+    pytest.param(SPECFORGE, _without("d2t"), "lacks d2t, which says what its 100 tokens of 512", id="no d2t"),
+    pytest.param(SPECFORGE, _without("lm_head.weight"), r"lacks the tensors \['lm_head.weight'\]", id="no head"),
+    pytest.param(
+        SPECFORGE, _tensor("midlayer.self_attn.q_norm.weight", torch.ones(24)), "q_norm.*not known", id="unknown tensor"
+    ),
+    pytest.param(SPECFORGE, _tensor("norm.weight", torch.ones(HIDDEN).to(torch.int8)), "is I8", id="integers"),
+    pytest.param(SPECFORGE, _tensor("d2t", torch.arange(DRAFT_VOCAB) + 412), "does not map", id="tokens outside"),
+    pytest.param(SPECFORGE, _tensor("d2t", -torch.arange(DRAFT_VOCAB)), "does not map", id="one token twice"),
+    pytest.param(SPECFORGE, _tensor("t2d", torch.ones(VOCAB, dtype=torch.bool)), "disagree", id="t2d of others"),
+    pytest.param(
+        SPECFORGE, _tensor("embed_tokens.weight", torch.ones(VOCAB, HIDDEN)), "is not the target's", id="embedding"
+    ),
+    pytest.param(
+        SPECFORGE, _tensor("embed_tokens.weight", torch.ones(9, HIDDEN)), r"has shape \[9, 64\]", id="its shape"
+    ),
+    pytest.param(SPECULATORS, _config(speculators_model_type="dflash"), "is a dflash speculator", id="kind"),
+    pytest.param(SPECULATORS, _config(norm_before_fc=True), "has norm_before_fc", id="another input"),
+    pytest.param(SPECULATORS, _without("norm_before_residual"), "does not say norm_before_residual", id="not said"),
+    pytest.param(SPECULATORS, _config(eagle_aux_hidden_state_layer_ids=[1, 3, 4]), r"\[1, 3, 4\]", id="its layers"),
+    pytest.param(SPECULATORS, _layer_config(num_hidden_layers=3), "it has 3 layers", id="its depth"),
+    pytest.param(SPECULATORS, _without("transformer_layer_config"), "lacks 'transformer_layer_config'", id="sizes"),
+]
+
+
+@pytest.mark.parametrize(("config", "change", "words"), _WRONG)
+def test_a_draft_that_does_not_fit_is_refused_with_the_reason(
+    target: Path, tmp_path: Path, config: dict[str, Any], change: Change, words: str
+) -> None:
+    layer = "midlayer." if config is SPECFORGE else "layers.0."
+    changed, tensors = dict(config), Reference(norm_before_residual=False).tensors(layer)
+    change(changed, tensors)
+    folder = write(tmp_path / "theirs", changed, tensors)
+    with pytest.raises(InvalidInput, match=rf"theirs cannot be imported: .*{words}"):
+        imported(folder, target, tmp_path / "ours")
+
+
+def test_a_draft_of_others_without_its_target_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "theirs", SPECFORGE, {"d2t": torch.zeros(1)})
+    with pytest.raises(InvalidInput, match="name the folder of its target with --target"):
+        published.ours(folder, None, tmp_path)
+
+
+def test_the_rewritten_file_is_one_that_safetensors_reads(target: Path, tmp_path: Path) -> None:
+    theirs = write(tmp_path / "theirs", SPECFORGE, Reference(norm_before_residual=False).tensors("midlayer."))
+    before = load_file(theirs / "model.safetensors")
+    after = load_file(imported(theirs, target, tmp_path / "ours") / "model.safetensors")
+    assert {name: (tensor.dtype, tensor.tolist()) for name, tensor in after.items()} == {
+        name: (tensor.dtype, tensor.tolist()) for name, tensor in before.items()
+    }

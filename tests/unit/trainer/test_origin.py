@@ -1,0 +1,125 @@
+"""Training goes on from a draft of any shape that its target allows, and from what was saved of it."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests.support import families
+from tests.support.tiny_target import DRAFT_VOCAB
+from tests.support.traces import TraceMaker
+
+from updraft_chassis.errors import Conflict
+from updraft_chassis.lifecycle import Stop
+from updraft_draft import checkpoint
+from updraft_draft.config import DraftConfig
+from updraft_draft.network import initial_network
+from updraft_draft.rope import Rope
+from updraft_draft.target_weights import TargetHead, read_head
+from updraft_trainer.drafts import Drafts, Outlook
+from updraft_trainer.learner import Hyper
+from updraft_trainer.origin import Design, Origin, begin, resume
+from updraft_trainer.replay import Replay
+from updraft_trainer.retention import Limits
+from updraft_trainer.sample import read_sample
+from updraft_trainer.state import Identity, Progress, State, States
+
+IDENTITY = Identity(speculator="default", target_fingerprint="sha256:t", tokenizer_fingerprint="sha256:k")
+
+
+class OneDraft(Drafts):
+    """A registry whose only version lies in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._draft = folder
+        self.outlook = Outlook(
+            serving=1, basis=1, hold="", target_fingerprint="sha256:t", draft_vocabulary_fingerprint=""
+        )
+
+    async def fetch(self, version: int) -> Path:
+        assert version == 1
+        return self._draft
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("target")
+    families.make("gemma3", folder)
+    return folder
+
+
+def design(head: TargetHead) -> Design:
+    return Design(
+        target=head,
+        target_fingerprint="sha256:t",
+        hyper=Hyper(learning_rate=3e-3),
+        draft_vocab_size=DRAFT_VOCAB,
+        first_samples=1,
+        seed=0,
+    )
+
+
+def imported_config(head: TargetHead) -> DraftConfig:
+    """As another trainer may have shaped it."""
+    return replace(
+        head.config.draft(draft_vocab_size=DRAFT_VOCAB),
+        intermediate_size=40,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=32,
+        rope=Rope(theta=1e5, kind="linear", factor=2.0),
+        norm_before_residual=True,
+    )
+
+
+def save(head: TargetHead, config: DraftConfig, folder: Path) -> Path:
+    ids = torch.arange(DRAFT_VOCAB)
+    checkpoint.save(
+        initial_network(config, head.embedding, head.head, head.final_norm, ids, seed=3),
+        folder,
+    )
+    return folder
+
+
+async def begun(target: Path, head: TargetHead, draft: Path, tmp_path: Path) -> Origin:
+    expected, limits = TraceMaker(target).expected, Limits.of(1 << 20)
+    with Replay.open(tmp_path / "replay.sqlite", limits=limits, expected=expected, cache_bytes=1 << 20) as replay:
+        origin = await begin(design(head), OneDraft(draft), replay, Stop())
+    assert origin is not None
+    return origin
+
+
+async def test_an_imported_draft_of_its_own_shape_is_trained_and_resumed(target: Path, tmp_path: Path) -> None:
+    head = read_head(target)
+    config = imported_config(head)
+    learner = (await begun(target, head, save(head, config, tmp_path / "draft"), tmp_path)).learner
+    _, tensors = checkpoint.load(tmp_path / "draft")
+    assert learner.network.config == config
+    assert torch.equal(learner.network.fc.weight.bfloat16(), tensors["fc.weight"])
+    maker = TraceMaker(target)
+    samples = [read_sample(maker.data(seed), maker.expected) for seed in range(6)]
+    losses = [learner.train(samples).loss for _ in range(25)]
+    assert losses[-1] < 0.7 * losses[0]
+    state = State(
+        identity=IDENTITY,
+        token_ids=learner.network.token_ids,
+        learner=learner.state_dict(),
+        progress=Progress(),
+        rng=random.Random(1).getstate(),
+        config_digest=design(head).config_digest,
+        draft_config=learner.network.config,
+    )
+    States(tmp_path / "states").save(state)
+    found = States(tmp_path / "states").load(IDENTITY)
+    assert found is not None
+    again = resume(found, design(head)).learner
+    assert again.network.config == config
+    assert torch.equal(again.network.fc.weight, learner.network.fc.weight)
+
+
+async def test_a_draft_that_reads_other_layers_is_refused(target: Path, tmp_path: Path) -> None:
+    head = read_head(target)
+    config = replace(imported_config(head), aux_layers=(1, 2, 3))
+    with pytest.raises(Conflict, match=r"is not for this trainer's target: the draft reads layers \[1, 2, 3\]"):
+        await begun(target, head, save(head, config, tmp_path / "draft"), tmp_path)
