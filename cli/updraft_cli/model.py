@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from updraft_chassis.errors import Corrupt, Exhausted, NotFound
+from updraft_chassis.errors import Conflict, Corrupt, Exhausted, NotFound
 
 CONVERTER_VERSION = 1
 """Raise it when the converter writes something else: it is part of the folder's name."""
@@ -88,6 +88,23 @@ def packaged_file(model: PackagedModel) -> Path:
     return path
 
 
+def convert_file(source: Path, folder: Path, tokenizer_from: Path | None, progress: Progress) -> None:
+    """Make a new `folder` of a GGUF file, whole or not at all; `tokenizer_from` as in `conversion.convert`.
+
+    Conflict if the folder exists, NotFound where the package that reads GGUF is not installed, InvalidInput for a model that
+    is not known, Exhausted when the disk cannot take the result.
+    """
+    if folder.exists():
+        raise Conflict(f"{folder} exists; name one that does not")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _convert(source, folder, progress, tokenizer_from)
+    except ModuleNotFoundError as error:
+        raise NotFound(f"reading GGUF takes the package {error.name}: pip install 'updraft[local]'") from error
+    except OSError as error:
+        raise Exhausted(f"cannot write the converted model to {folder}: {error.strerror or error}") from error
+
+
 def _check_digest(source: Path, model: PackagedModel, progress: Progress) -> None:
     progress(f"checking {model.file}", 0.0)
     with source.open("rb") as file:
@@ -99,7 +116,7 @@ def _check_digest(source: Path, model: PackagedModel, progress: Progress) -> Non
         )
 
 
-def _convert(source: Path, folder: Path, progress: Progress) -> None:
+def _convert(source: Path, folder: Path, progress: Progress, tokenizer_from: Path | None = None) -> None:
     # Only this one run needs gguf and numpy: every other command starts without them.
     from updraft_cli import conversion  # noqa: PLC0415
 
@@ -107,7 +124,12 @@ def _convert(source: Path, folder: Path, progress: Progress) -> None:
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed: we hold the lock
     partial.mkdir()
     try:
-        conversion.convert(source, partial, lambda done, total: progress("converting the model", done / total))
+        conversion.convert(
+            source,
+            partial,
+            lambda done, total: progress("converting the model", done / total),
+            tokenizer_from=tokenizer_from,
+        )
         _flush(partial)
         partial.rename(folder)
     finally:

@@ -47,7 +47,8 @@ _LLAMA3 = {
 _LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
 
 
-def _llama(**more: Any) -> PreTrainedModel:
+def llama(**more: Any) -> PreTrainedModel:
+    """A Llama of these sizes, with more of its config."""
     return LlamaForCausalLM(LlamaConfig(**_SIZES, **more))
 
 
@@ -63,27 +64,34 @@ def _mistral(**more: Any) -> PreTrainedModel:
     return MistralForCausalLM(MistralConfig(**_SIZES, **more))
 
 
-def _gemma3(**more: Any) -> PreTrainedModel:
+def gemma3(**more: Any) -> PreTrainedModel:
+    """A Gemma 3 text model with two kinds of layers, and more of its config."""
     full = {"rope_type": "default", "rope_theta": 50_000.0}
     ropes = {"full_attention": full, "sliding_attention": {"rope_type": "default", "rope_theta": 500.0}}
-    defaults = {"head_dim": 24, "sliding_window": WINDOW, "query_pre_attn_scalar": 40, "rope_parameters": ropes}
-    config = Gemma3TextConfig(**_SIZES, **(defaults | more), sliding_window_pattern=3)
+    defaults: dict[str, Any] = {
+        "head_dim": 24,
+        "sliding_window": WINDOW,
+        "sliding_window_pattern": 3,
+        "query_pre_attn_scalar": 40,
+        "rope_parameters": ropes,
+    }
+    config = Gemma3TextConfig(**_SIZES, **(defaults | more))
     return Gemma3ForCausalLM(config)
 
 
 FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
-    "llama": lambda: _llama(tie_word_embeddings=True),
-    "llama, untied, wide heads": lambda: _llama(head_dim=24),
-    "llama, biases": lambda: _llama(attention_bias=True),
-    "llama, llama3 rope": lambda: _llama(rope_parameters=_LLAMA3),
-    "llama, linear rope": lambda: _llama(rope_parameters=_LINEAR),
+    "llama": lambda: llama(tie_word_embeddings=True),
+    "llama, untied, wide heads": lambda: llama(head_dim=24),
+    "llama, biases": lambda: llama(attention_bias=True),
+    "llama, llama3 rope": lambda: llama(rope_parameters=_LLAMA3),
+    "llama, linear rope": lambda: llama(rope_parameters=_LINEAR),
     "mistral": lambda: _mistral(sliding_window=None),
     "mistral, sliding": lambda: _mistral(sliding_window=WINDOW, head_dim=24),
     "qwen2": lambda: _qwen2(tie_word_embeddings=True),
     "qwen2, late layers slide": lambda: _qwen2(use_sliding_window=True, sliding_window=WINDOW, max_window_layers=3),
     "qwen3": lambda: _qwen3(head_dim=24),
-    "gemma3": _gemma3,
-    "gemma3, linear rope": lambda: _gemma3(
+    "gemma3": gemma3,
+    "gemma3, linear rope": lambda: gemma3(
         rope_parameters={
             "full_attention": _LINEAR,
             "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
@@ -94,7 +102,14 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
 
 def make(name: str, folder: Path, *, seed: int = 0, shard_size: str = "1GB") -> PreTrainedModel:
     """Save a model of this name to `folder`, every weight of it random, and return it in float32."""
-    model = FAMILIES[name]().float().eval()
+    model = randomise(FAMILIES[name](), seed=seed)
+    model.save_pretrained(folder, max_shard_size=shard_size)
+    return model
+
+
+def randomise(model: PreTrainedModel, *, seed: int = 0) -> PreTrainedModel:
+    """Make every weight of a model random, and return it in float32."""
+    model = model.float().eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -102,5 +117,4 @@ def make(name: str, folder: Path, *, seed: int = 0, shard_size: str = "1GB") -> 
                 parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
             else:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * parameter.shape[-1] ** -0.5)
-    model.save_pretrained(folder, max_shard_size=shard_size)
     return model

@@ -1,6 +1,8 @@
 """`updraft model`: the model of local mode, and others by their address."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -9,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from updraft_cli import progress, pulling, source
 from updraft_cli.folders import cache_folder
-from updraft_cli.model import SMOLLM2, model_folder
+from updraft_cli.model import SMOLLM2, convert_file, model_folder
 
 
 @click.group()
@@ -51,12 +53,36 @@ def pull(uri: str, folder: Path, revision: str) -> None:
     click.echo(folder)
 
 
+@model.command()
+@click.argument("source", metavar="FILE", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--tokenizer",
+    "tokenizer_from",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Where its tokenizer.json and chat template are.  [default: rebuilt, for SmolLM's]",
+)
+def convert(source: Path, folder: Path, tokenizer_from: Path | None) -> None:
+    """Rewrite a GGUF file as a new Hugging Face folder in bfloat16, and print the folder.
+
+    Llama (and what is one in GGUF: Mistral, SmolLM), Qwen 2, Qwen 3 and Gemma 3 text models are read.
+    """
+    with _shown(source.name) as told:
+        convert_file(source, folder, tokenizer_from, told)
+    click.echo(folder)
+
+
 def fetched(cache: Path) -> Path:
     """Return the folder of SmolLM2, with a progress bar on stderr if it has to be made first."""
+    with _shown(SMOLLM2.name) as told:
+        return model_folder(cache, progress=told)
+
+
+@contextmanager
+def _shown(name: str) -> Iterator[Callable[[str, float], None]]:
+    """A progress bar on stderr."""
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(SMOLLM2.name, total=1.0)
-        return model_folder(
-            cache,
-            progress=lambda what, done: progress.update(task, description=f"{SMOLLM2.name}: {what}", completed=done),
-        )
+        task = progress.add_task(name, total=1.0)
+        yield lambda what, done: progress.update(task, description=f"{name}: {what}", completed=done)

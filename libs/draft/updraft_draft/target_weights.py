@@ -21,7 +21,7 @@ FINAL_NORM = "model.norm.weight"
 class TargetHead:
     """embedding and head [vocab, D] (the same tensor when tied), final_norm [D]; in the file's dtype, mapped from disk.
 
-    `final_norm` is what the norm multiplies by. The embedding is as stored: a draft norms it, so a scale would change nothing.
+    `final_norm` is what the norm multiplies by, see `norm_weight`. The embedding is as stored: a draft norms it, so a scale would change nothing.
     """
 
     config: TargetConfig
@@ -44,8 +44,8 @@ def read_head(folder: Path) -> TargetHead:
 
 
 def norm_weight(stored: Tensor, family: Family) -> Tensor:
-    """What a norm of this family multiplies by, in the dtype that is stored (so rounded to bfloat16 where that is it)."""
-    return (stored.float() + family.norm_offset).to(stored.dtype) if family.norm_offset else stored
+    """What a norm of this family multiplies by: as stored, or float32 where something is added."""
+    return stored.float() + family.norm_offset if family.norm_offset else stored
 
 
 def read_tensors(folder: Path, names: list[str] | None = None) -> dict[str, Tensor]:

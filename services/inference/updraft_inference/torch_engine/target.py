@@ -159,7 +159,7 @@ class _Weights:
         return torch.cat([self.tensors[name].to(self.device, self.dtype) for name in names])
 
     def norm(self, name: str) -> Tensor:
-        return norm_weight(self.tensors[name].to(self.device, copy=True), self.family).to(self.dtype)
+        return norm_weight(self.tensors[name], self.family).to(self.device, self.dtype, copy=True)
 
 
 def _layer(weights: _Weights, config: TargetConfig, index: int) -> _Layer:
