@@ -25,6 +25,7 @@ from updraft_inference.engine.port import (
     Hidden,
     Loaded,
     Swapped,
+    TokenLogprob,
     VerifyStep,
 )
 
@@ -109,14 +110,14 @@ class FakeEngine:
                         async for token_ids in self._steps(request, output, steps):
                             reason = self._reason(request, output)
                             if reason is None:
-                                yield Delta(token_ids=token_ids)
+                                yield Delta(token_ids=token_ids, logprobs=_logprobs(request, token_ids))
                             else:
                                 ending = reason
                                 break
             finally:
                 finished = _finished(request, output, steps, ending)
                 self.on_finished(finished)
-        yield Delta(token_ids=token_ids, finished=finished)
+        yield Delta(token_ids=token_ids, logprobs=_logprobs(request, token_ids), finished=finished)
 
     async def swap(self, draft: DraftOnDisk | None) -> Swapped:
         if draft is None:
@@ -219,6 +220,21 @@ class FakeEngine:
         if output and output[-1] == EOS and not request.ignore_eos:
             return FinishReason.STOP
         return FinishReason.LENGTH if len(output) >= request.max_tokens else None
+
+
+def _logprobs(request: GenerationRequest, token_ids: tuple[int, ...]) -> tuple[TokenLogprob, ...]:
+    """The token itself is likeliest, then come those after it."""
+    num_top = request.top_logprobs
+    if num_top is None:
+        return ()
+    return tuple(
+        TokenLogprob(
+            token_id=token,
+            log_prob=-0.25,
+            top=tuple(((token + i) % 258, -0.25 - i) for i in range(num_top)),
+        )
+        for token in token_ids
+    )
 
 
 def _finished(request: GenerationRequest, output: list[int], steps: list[VerifyStep], reason: FinishReason) -> Finished:

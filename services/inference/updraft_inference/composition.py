@@ -42,6 +42,7 @@ from updraft_inference.endings import Endings
 from updraft_inference.engine.port import DraftOnDisk, Engine, EngineInfo, Finished, FinishedSink
 from updraft_inference.gate import Gate, Phase
 from updraft_inference.generation import Backend
+from updraft_inference.keys import Keys
 from updraft_inference.metrics import Metrics, watch_engine, watch_planning
 from updraft_inference.routes import app
 from updraft_inference.server import Server, listen
@@ -88,9 +89,10 @@ async def serve(settings: InferenceSettings, stop: Stop, open_engine: OpenEngine
         gate=Gate(max_inside=settings.max_connections),
         endings=Endings(asyncio.get_running_loop()),
     )
+    keys = Keys(settings.api_keys_file, max_at_once=settings.max_requests_per_key)
     bodies = BodyLimits(max_bytes=settings.max_body_bytes, timeout_s=settings.stall_seconds)
     server = Server(
-        app(base.gate, base.metrics, registry, bodies),
+        app(base.gate, base.metrics, registry, bodies, keys),
         ClientLimits(max_connections=settings.max_connections, stall_s=settings.stall_seconds),
     )
     socket = listen(settings.host, settings.port, setting=variable(InferenceSettings, "port"))

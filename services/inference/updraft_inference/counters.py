@@ -7,7 +7,7 @@ nothing about either.
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 
@@ -67,6 +67,18 @@ def usage(finished: Finished) -> Usage:
         verify_steps=len(finished.steps) + (rest.verify_steps if rest is not None else 0),
         proposed=proposed_by.total(),
         accepted=sum(step.accepted for step in finished.steps) + (sum(rest.accepted) if rest is not None else 0),
+    )
+
+
+def total(usages: Sequence[Usage]) -> Usage:
+    """Of the choices of one answer, at least one; who drafted is said of the one with most proposals."""
+    most = max(usages, key=lambda one: one.proposed)
+    return Usage(
+        drafter=most.drafter,
+        draft_version=most.draft_version,
+        verify_steps=sum(one.verify_steps for one in usages),
+        proposed=sum(one.proposed for one in usages),
+        accepted=sum(one.accepted for one in usages),
     )
 
 

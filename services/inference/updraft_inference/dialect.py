@@ -3,13 +3,15 @@
 Pure: bodies in, dictionaries out. `updraft` inside `usage` is our only addition to the answers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from updraft_inference.chat import ChatTemplate
+from updraft_inference.counters import total
 from updraft_inference.counters import usage as usage_of
-from updraft_inference.engine.port import Finished
+from updraft_inference.engine.port import Finished, TokenLogprob
+from updraft_inference.logprobs import Json, Transcript
 from updraft_inference.openai_errors import invalid
 from updraft_inference.openai_schema import ChatBody, CompletionBody, GenerationBody
 from updraft_inference.text import Tokenizer
@@ -17,7 +19,6 @@ from updraft_inference.text import Tokenizer
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's own default for completions; a chat goes on to the end of the context."""
 
-Json = dict[str, object]
 B = TypeVar("B", bound=GenerationBody)
 
 
@@ -44,15 +45,16 @@ class Dialect(Generic[B]):
     id_prefix: str
     prompt_param: str
     prompt: Callable[[B, Language], tuple[int, ...]]
-    max_tokens: Callable[[B], int | None]
-    """The limit that the body asks for; None: as many as fit."""
+    default_max_tokens: int | None
+    """The limit of a body that has none; None: as many as fit."""
     answer_object: str
     chunk_object: str
-    choice: Callable[[str, str | None], Json]
-    """The whole text, and why it ended."""
+    choice: Callable[[str], Json]
+    """The whole text; index, log-probabilities and reason of its end come to it."""
     opening: Json | None
     """The choice of a first chunk before any text."""
-    chunk_choice: Callable[[str, str | None], Json]
+    chunk_choice: Callable[[str], Json]
+    logprobs: Callable[[Transcript, Sequence[TokenLogprob]], Json]
 
 
 def _completion_prompt(body: CompletionBody, language: Language) -> tuple[int, ...]:
@@ -68,18 +70,16 @@ def _chat_prompt(body: ChatBody, language: Language) -> tuple[int, ...]:
     return language.tokenizer.encode(prompt, add_special_tokens=False)
 
 
-def _text_choice(text: str, finish_reason: str | None) -> Json:
-    return {"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason}
+def _text_choice(text: str) -> Json:
+    return {"text": text}
 
 
-def _message_choice(text: str, finish_reason: str | None) -> Json:
-    message = {"role": "assistant", "content": text, "refusal": None}
-    return {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
+def _message_choice(text: str) -> Json:
+    return {"message": {"role": "assistant", "content": text, "refusal": None}}
 
 
-def _delta_choice(text: str, finish_reason: str | None) -> Json:
-    delta = {"content": text} if text else {}
-    return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+def _delta_choice(text: str) -> Json:
+    return {"delta": {"content": text} if text else {}}
 
 
 COMPLETIONS: Dialect[CompletionBody] = Dialect(
@@ -88,12 +88,13 @@ COMPLETIONS: Dialect[CompletionBody] = Dialect(
     id_prefix="cmpl",
     prompt_param="prompt",
     prompt=_completion_prompt,
-    max_tokens=lambda body: DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens,
+    default_max_tokens=DEFAULT_COMPLETION_TOKENS,
     answer_object="text_completion",
     chunk_object="text_completion",
     choice=_text_choice,
     opening=None,
     chunk_choice=_text_choice,
+    logprobs=Transcript.completion,
 )
 
 CHAT: Dialect[ChatBody] = Dialect(
@@ -102,30 +103,26 @@ CHAT: Dialect[ChatBody] = Dialect(
     id_prefix="chatcmpl",
     prompt_param="messages",
     prompt=_chat_prompt,
-    max_tokens=lambda body: body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,
+    default_max_tokens=None,
     answer_object="chat.completion",
     chunk_object="chat.completion.chunk",
     choice=_message_choice,
-    opening={
-        "index": 0,
-        "delta": {"role": "assistant", "content": ""},
-        "logprobs": None,
-        "finish_reason": None,
-    },
+    opening={"delta": {"role": "assistant", "content": ""}},
     chunk_choice=_delta_choice,
+    logprobs=Transcript.chat,
 )
 
 
-def usage(num_prompt: int, num_output: int, finished: Finished | None) -> Json:
-    """Token counts, and how the draft did if the engine told."""
+def usage(num_prompt: int, num_output: int, finished: Sequence[Finished]) -> Json:
+    """Token counts of all choices, and how the draft did in those of which the engine told."""
     counts: Json = {
         "prompt_tokens": num_prompt,
         "completion_tokens": num_output,
         "total_tokens": num_prompt + num_output,
     }
-    if finished is None:
+    if not finished:
         return counts
-    served = usage_of(finished)
+    served = total([usage_of(one) for one in finished])
     draft: Json = {
         "drafter": served.drafter.value,
         "draft_version": served.draft_version,

@@ -15,7 +15,15 @@ from updraft_inference.agent.selection import CapturePlan
 from updraft_inference.chat import ChatTemplate
 from updraft_inference.dialect import B, Dialect
 from updraft_inference.endings import Endings
-from updraft_inference.engine.port import Drafter, Engine, Finished, FinishReason, GenerationRequest, Sampling
+from updraft_inference.engine.port import (
+    Drafter,
+    Engine,
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    Sampling,
+    TokenLogprob,
+)
 from updraft_inference.openai_errors import ApiError, api_error, invalid
 from updraft_inference.openai_schema import GenerationBody
 from updraft_inference.text import TextStream, Tokenizer
@@ -46,7 +54,7 @@ class Backend:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A request that the engine can run."""
+    """A request that the engine can run: one choice of an answer."""
 
     id: str
     request: GenerationRequest
@@ -56,34 +64,44 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """Some text; the last piece has a finish reason. `num_tokens` counts the output so far."""
+    """Some text; the last piece has a finish reason. `num_tokens` counts the output so far, `logprobs` are of new tokens."""
 
     text: str
     num_tokens: int
+    logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: str | None = None
     finished: Finished | None = None
 
 
-async def job(backend: Backend, dialect: Dialect[B], body: B, *, is_opted_out: bool) -> Job:
-    """Check a body against the model. ApiError where it cannot be served."""
+async def jobs(backend: Backend, dialect: Dialect[B], body: B, *, is_opted_out: bool) -> list[Job]:
+    """Check a body against the model; one job a choice. ApiError where it cannot be served."""
     if body.model != backend.model:
         message = f"The model {body.model!r} does not exist: this server has {backend.model!r}"
         raise ApiError(404, message, param="model", code="model_not_found")
-    trace_id = uuid.uuid4()
-    plan = backend.plan(trace_id.bytes, is_opted_out=is_opted_out, domain=body.updraft.domain)
     prompt_ids = await _prompt_ids(backend, dialect, body)
-    options = body.updraft
-    request = GenerationRequest(
-        request_id=f"{dialect.id_prefix}-{trace_id.hex}",
-        prompt_ids=prompt_ids,
-        max_tokens=_max_tokens(backend, dialect, body, len(prompt_ids)),
-        sampling=_sampling(body),
-        ignore_eos=body.ignore_eos,
-        drafter=None if options.drafter is None else Drafter(options.drafter),
-        lookahead=options.lookahead,
-        capture=plan.wish,
-    )
-    return Job(id=request.request_id, request=request, plan=plan, stops=tuple(body.stop))
+    max_tokens = _max_tokens(backend, dialect, body, len(prompt_ids))
+    _check_biases(backend, body)
+    if body.num_top_logprobs is not None:
+        await asyncio.to_thread(_read_token_bytes, backend)
+
+    def one(index: int) -> Job:
+        trace_id = uuid.uuid4()
+        plan = backend.plan(trace_id.bytes, is_opted_out=is_opted_out, domain=body.updraft.domain)
+        request = GenerationRequest(
+            request_id=f"{dialect.id_prefix}-{trace_id.hex}",
+            prompt_ids=prompt_ids,
+            max_tokens=max_tokens,
+            sampling=_sampling(body, index),
+            ignore_eos=body.ignore_eos,
+            drafter=None if body.updraft.drafter is None else Drafter(body.updraft.drafter),
+            lookahead=body.updraft.lookahead,
+            json_schema=body.response_format,
+            top_logprobs=body.num_top_logprobs,
+            capture=plan.wish,
+        )
+        return Job(id=request.request_id, request=request, plan=plan, stops=tuple(body.stop))
+
+    return [one(index) for index in range(body.n)]
 
 
 async def pieces(backend: Backend, job: Job) -> AsyncGenerator[Piece, None]:
@@ -93,22 +111,38 @@ async def pieces(backend: Backend, job: Job) -> AsyncGenerator[Piece, None]:
     try:
         async with aclosing(backend.engine.generate(job.request)) as deltas:
             async for delta in deltas:
+                before = text.num_tokens
                 shown = text.push(delta.token_ids)
+                logprobs = delta.logprobs[: text.num_tokens - before]
                 if text.is_stopped:
                     break
                 if delta.finished is not None:
-                    yield _last(shown + text.flush(), text, delta.finished, delta.finished.reason)
+                    reason = delta.finished.reason
+                    said = logprobs[:-1] if reason is FinishReason.STOP else logprobs  # without the end token
+                    yield _last(shown + text.flush(), text, said, delta.finished, reason)
                     return
-                yield Piece(text=shown, num_tokens=text.num_tokens)
+                yield Piece(text=shown, num_tokens=text.num_tokens, logprobs=logprobs)
             ending.stop()
     except UpdraftError as error:
         backend.endings.forget(job.id)
         raise api_error(error) from error
-    yield _last(shown, text, await ending.finished(), FinishReason.STOP)
+    yield _last(shown, text, logprobs, await ending.finished(), FinishReason.STOP)
 
 
-def _last(shown: str, text: TextStream, finished: Finished | None, reason: FinishReason) -> Piece:
-    return Piece(text=shown, num_tokens=text.num_tokens, finish_reason=reason.value, finished=finished)
+def _last(
+    shown: str,
+    text: TextStream,
+    logprobs: tuple[TokenLogprob, ...],
+    finished: Finished | None,
+    reason: FinishReason,
+) -> Piece:
+    return Piece(
+        text=shown,
+        num_tokens=text.num_tokens,
+        logprobs=logprobs,
+        finish_reason=reason.value,
+        finished=finished,
+    )
 
 
 async def _prompt_ids(backend: Backend, dialect: Dialect[B], body: B) -> tuple[int, ...]:
@@ -127,7 +161,7 @@ async def _prompt_ids(backend: Backend, dialect: Dialect[B], body: B) -> tuple[i
 
 def _max_tokens(backend: Backend, dialect: Dialect[B], body: B, num_prompt: int) -> int:
     max_context = backend.engine.info.max_context
-    wanted = dialect.max_tokens(body)
+    wanted = dialect.default_max_tokens if body.most_tokens is None else body.most_tokens
     if wanted is None:
         wanted = max(1, max_context - num_prompt)
     if num_prompt + wanted > max_context:
@@ -140,10 +174,31 @@ def _max_tokens(backend: Backend, dialect: Dialect[B], body: B, num_prompt: int)
     return wanted
 
 
-def _sampling(body: GenerationBody) -> Sampling:
+def _check_biases(backend: Backend, body: GenerationBody) -> None:
+    vocab_size = backend.engine.info.vocab_size
+    unknown = [token_id for token_id, _ in body.logit_bias if token_id >= vocab_size]
+    if unknown:
+        message = f"logit_bias: token {unknown[0]} is outside the vocabulary of {vocab_size}"
+        raise invalid(message, param="logit_bias", code="invalid_value")
+
+
+def _read_token_bytes(backend: Backend) -> None:
+    try:
+        backend.tokenizer.bytes_of(0)
+    except InvalidInput as error:
+        raise invalid(str(error), param="logprobs") from None
+
+
+def _sampling(body: GenerationBody, index: int) -> Sampling:
+    """Of one choice: with a seed each has its own."""
     return Sampling(
         temperature=body.temperature if body.temperature >= MIN_TEMPERATURE else 0.0,
         top_p=body.top_p,
         top_k=body.top_k,
-        seed=None if body.seed is None else body.seed % 2**64,
+        min_p=body.min_p,
+        repetition_penalty=body.repetition_penalty,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        logit_bias=body.logit_bias,
+        seed=None if body.seed is None else (body.seed + index) % 2**64,
     )

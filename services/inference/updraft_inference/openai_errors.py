@@ -40,6 +40,8 @@ class ApiError(Exception):
     @property
     def headers(self) -> dict[str, str]:
         """Extra HTTP headers."""
+        if self.status == 401:
+            return {"WWW-Authenticate": "Bearer"}
         return {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
 
 

@@ -5,8 +5,10 @@ anyway: silently ignoring it would be a wrong answer. Fields that change nothing
 ignored.
 """
 
+import json
+import re
 from collections.abc import Mapping
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 import pydantic_core
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -21,6 +23,13 @@ MAX_STOP_CHARS = 256
 MAX_LOOKAHEAD = 64
 """No chain as long as this has ever paid; the engine's own limit is lower."""
 MAX_DOMAIN_CHARS = 64
+MAX_CHOICES = 8
+"""Each one runs, and waits in the queue, as a request of its own."""
+MAX_TOP_LOGPROBS = 20
+"""OpenAI's own limit for chats."""
+MAX_BIASES = 1024
+
+_ANY_OBJECT = '{"type":"object"}'
 
 _MAX_INT64 = 2**63 - 1
 _MAX_INT32 = 2**31 - 1
@@ -28,20 +37,11 @@ _MAX_INT32 = 2**31 - 1
 _OFF: tuple[object, ...] = (None, False, 0, 0.0, "", [], {})
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     # Field: the values that mean what we do anyway.
-    "n": (None, 1),
     "best_of": (None, 1),
-    "logprobs": (None, False),
-    "top_logprobs": (None, 0),
     "prompt_logprobs": (None, False),
     "echo": _OFF,
     "suffix": _OFF,
-    "presence_penalty": _OFF,
-    "frequency_penalty": _OFF,
-    "repetition_penalty": (None, 1, 1.0),
-    "min_p": _OFF,
     "min_tokens": _OFF,
-    "logit_bias": _OFF,
-    "response_format": (None, {"type": "text"}),
     "tools": _OFF,
     "tool_choice": (None, "none", "auto"),
     "functions": _OFF,
@@ -99,17 +99,61 @@ def _absent_is(*, default: object) -> BeforeValidator:
     return BeforeValidator(lambda value: default if value is None else value)
 
 
+def _biases(value: object) -> object:
+    """As data: pairs of token id and bias."""
+    if not isinstance(value, dict):
+        return () if value is None else value
+    if not all(isinstance(key, str) and re.fullmatch("0|[1-9][0-9]{0,9}", key) for key in value):
+        raise ValueError("expected an object from token ids to numbers")
+    return tuple((int(key), bias) for key, bias in value.items())
+
+
+class _JsonSchema(_Body):
+    """`strict` says what we do anyway; name and description are for a model that is told of them."""
+
+    schema_: Annotated[dict[str, object], Field(alias="schema")]
+
+
+class _ResponseFormat(_Body):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: _JsonSchema | None = None
+
+
+def _schema_text(value: object) -> object:
+    """The JSON schema that a response_format stands for, as JSON; None: any text."""
+    if value is None:
+        return None
+    wanted = _ResponseFormat.model_validate(value)
+    if wanted.type == "json_schema":
+        if wanted.json_schema is None:
+            raise ValueError("json_schema is required where type is json_schema")
+        return json.dumps(wanted.json_schema.schema_)
+    return _ANY_OBJECT if wanted.type == "json_object" else None
+
+
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
 class GenerationBody(_Body):
     """What completions and chat completions share."""
 
+    unsupported: ClassVar[Mapping[str, tuple[object, ...]]] = _UNSUPPORTED
+
     model: str
     max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES), _absent_is(default=1)] = 1
     temperature: Annotated[float, Field(ge=0, le=2), _absent_is(default=1.0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1), _absent_is(default=1.0)] = 1.0
     top_k: Annotated[int, Field(ge=0, le=_MAX_INT32), BeforeValidator(_top_k)] = 0
+    min_p: Annotated[float, Field(ge=0, le=1), _absent_is(default=0.0)] = 0.0
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100), _absent_is(default=1.0)] = 1.0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2), _absent_is(default=0.0)] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2), _absent_is(default=0.0)] = 0.0
+    logit_bias: Annotated[tuple[tuple[int, Bias], ...], Field(max_length=MAX_BIASES), BeforeValidator(_biases)] = ()
+    response_format: Annotated[str | None, BeforeValidator(_schema_text)] = None
+    """Once read: the JSON schema of the answer, as JSON."""
     seed: Annotated[int, Field(ge=-_MAX_INT64 - 1, le=_MAX_INT64)] | None = None
     stop: Annotated[list[Stop], Field(max_length=MAX_STOPS), BeforeValidator(_stops)] = []
     stream: Annotated[bool, _absent_is(default=False)] = False
@@ -122,6 +166,29 @@ class GenerationBody(_Body):
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options is only allowed when stream is true")
         return self
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> "GenerationBody":
+        limits = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(limits) > 1:
+            raise ValueError("max_tokens and max_completion_tokens differ: send one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _a_grammar_ends(self) -> "GenerationBody":
+        if self.response_format is not None and self.ignore_eos:
+            raise ValueError("ignore_eos and a response_format exclude each other: what has ended cannot go on")
+        return self
+
+    @property
+    def most_tokens(self) -> int | None:
+        """The limit of the output that the client asks for."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def num_top_logprobs(self) -> int | None:
+        """Likeliest tokens to tell beside each token's own log-probability; None: tell neither."""
+        raise NotImplementedError
 
     @property
     def has_usage_chunk(self) -> bool:
@@ -142,9 +209,20 @@ def _prompt(value: object) -> object:
 
 
 class CompletionBody(GenerationBody):
-    """POST /v1/completions. `prompt` is text or token ids."""
+    """POST /v1/completions. `prompt` is text or token ids; `logprobs` is the number of likeliest tokens to tell."""
+
+    unsupported = {**_UNSUPPORTED, "top_logprobs": (None, 0)}
 
     prompt: Annotated[str | list[int], BeforeValidator(_prompt)]
+    logprobs: Annotated[
+        Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None,
+        BeforeValidator(lambda value: None if value is False else value),
+    ] = None
+
+    @property
+    def num_top_logprobs(self) -> int | None:
+        """See the base class."""
+        return self.logprobs
 
 
 def _content(value: object) -> object:
@@ -176,14 +254,19 @@ class ChatBody(GenerationBody):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: Annotated[bool, _absent_is(default=False)] = False
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS), _absent_is(default=0)] = 0
 
     @model_validator(mode="after")
-    def _one_limit(self) -> "ChatBody":
-        limits = {self.max_tokens, self.max_completion_tokens} - {None}
-        if len(limits) > 1:
-            raise ValueError("max_tokens and max_completion_tokens differ: send one of them")
+    def _logprobs_first(self) -> "ChatBody":
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs is only allowed when logprobs is true")
         return self
+
+    @property
+    def num_top_logprobs(self) -> int | None:
+        """See the base class."""
+        return self.top_logprobs if self.logprobs else None
 
 
 B = TypeVar("B", bound=GenerationBody)
@@ -197,18 +280,18 @@ def parse(kind: type[B], raw: bytes) -> B:
         raise invalid(f"The body is not valid JSON: {error}") from None
     if not isinstance(content, dict):
         raise invalid("The body must be a JSON object")
-    _refuse_unsupported(content)
+    _refuse_unsupported(content, kind.unsupported)
     try:
         return kind.model_validate(content)
     except ValidationError as error:
         raise _refusal(error.errors(include_url=False, include_context=False)[0]) from None
 
 
-def _refuse_unsupported(content: Mapping[str, object]) -> None:
-    for field in sorted(_UNSUPPORTED.keys() & content.keys()):
+def _refuse_unsupported(content: Mapping[str, object], unsupported: Mapping[str, tuple[object, ...]]) -> None:
+    for field in sorted(unsupported.keys() & content.keys()):
         value = content[field]
-        # Types too: `logprobs: 0` asks for one log-probability, and equals False.
-        if not any(type(value) is type(same) and value == same for same in _UNSUPPORTED[field]):
+        # Types too: `best_of: true` is no number, and equals 1.
+        if not any(type(value) is type(same) and value == same for same in unsupported[field]):
             raise invalid(f"{field} is not supported by this server", param=field, code="unsupported_parameter")
 
 

@@ -8,8 +8,7 @@ OpenAI-shaped.
 
 import json
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic
 
@@ -19,27 +18,32 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from updraft_chassis.errors import UpdraftError
 from updraft_inference.body import BodyLimits, read_body
-from updraft_inference.dialect import CHAT, COMPLETIONS, B, Dialect, Json, usage
+from updraft_inference.choices import each
+from updraft_inference.dialect import CHAT, COMPLETIONS, B, Dialect, usage
+from updraft_inference.engine.port import TokenLogprob
 from updraft_inference.gate import Gate, Phase
-from updraft_inference.generation import Backend, Job, Piece, job, pieces
+from updraft_inference.generation import Backend, Job, Piece, jobs, pieces
+from updraft_inference.keys import Keys
+from updraft_inference.logprobs import Json, Transcript
 from updraft_inference.metrics import Metrics
 from updraft_inference.openai_errors import ApiError, api_error
 from updraft_inference.openai_schema import parse
 from updraft_inference.race import Interrupted, unless
+from updraft_inference.request_ids import RequestIds
 
 OPT_OUT_HEADER = "x-updraft-capture"
 """`off`: nothing of this request leaves the pod but its answer."""
 
 
-def app(gate: Gate[Backend], metrics: Metrics, registry: CollectorRegistry, bodies: BodyLimits) -> Starlette:
+def app(gate: Gate[Backend], metrics: Metrics, registry: CollectorRegistry, bodies: BodyLimits, keys: Keys) -> ASGIApp:
     """The ASGI application."""
 
-    async def models(_: Request) -> Response:
-        with gate.admitted() as backend:
+    async def models(request: Request) -> Response:
+        with keys.admitted(request.headers), gate.admitted() as backend:
             entry = {"id": backend.model, "object": "model", "created": started_s, "owned_by": "updraft"}
         return JSONResponse({"object": "list", "data": [entry]})
 
@@ -56,100 +60,161 @@ def app(gate: Gate[Backend], metrics: Metrics, registry: CollectorRegistry, bodi
         return gate.backend is None or gate.backend.engine.is_alive
 
     started_s = int(time.time())
-    return Starlette(
+    doors = _Doors(gate=gate, keys=keys, metrics=metrics, bodies=bodies)
+    inner = Starlette(
         routes=[
             Route("/v1/models", models),
-            Route(COMPLETIONS.path, _Endpoint(COMPLETIONS, gate, metrics, bodies), methods=["POST"]),
-            Route(CHAT.path, _Endpoint(CHAT, gate, metrics, bodies), methods=["POST"]),
+            Route(COMPLETIONS.path, _Endpoint(COMPLETIONS, doors), methods=["POST"]),
+            Route(CHAT.path, _Endpoint(CHAT, doors), methods=["POST"]),
             Route("/healthz", health),
             Route("/readyz", ready),
             Route("/metrics", scrape),
         ],
         exception_handlers=dict.fromkeys((ApiError, UpdraftError, HTTPException, Exception), _error_response),
     )
+    return RequestIds(inner)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Doors:
+    """What a request passes before it is served."""
+
+    gate: Gate[Backend]
+    keys: Keys
+    metrics: Metrics
+    bodies: BodyLimits
 
 
 class _Endpoint(Generic[B]):
     """One dialect, from the first byte of a request to the last of its answer. An ASGI application."""
 
-    def __init__(self, dialect: Dialect[B], gate: Gate[Backend], metrics: Metrics, bodies: BodyLimits) -> None:
+    def __init__(self, dialect: Dialect[B], doors: _Doors) -> None:
         self._dialect = dialect
-        self._gate = gate
-        self._metrics = metrics
-        self._bodies = bodies
+        self._doors = doors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         try:
-            with self._gate.admitted() as backend:
-                raw = await read_body(request, self._bodies)
+            with self._doors.keys.admitted(request.headers), self._doors.gate.admitted() as backend:
+                raw = await read_body(request, self._doors.bodies)
                 await unless(_hung_up(receive), self._answer(backend, request, raw, send))
         except Interrupted:
-            self._metrics.hang_ups.inc()
+            self._doors.metrics.hang_ups.inc()
         except UpdraftError as error:  # of the gate; those of the engine come as ApiError
             raise self._counted(api_error(error)) from None
         except ApiError as error:
             raise self._counted(error) from error.__cause__
 
     def _counted(self, refusal: ApiError) -> ApiError:
-        self._metrics.refusals.labels(status=str(refusal.status)).inc()
+        self._doors.metrics.refusals.labels(status=str(refusal.status)).inc()
         return refusal
 
     async def _answer(self, backend: Backend, request: Request, raw: bytes, send: Send) -> None:
         body = parse(self._dialect.body, raw)
         is_opted_out = request.headers.get(OPT_OUT_HEADER, "").strip().lower() == "off"
-        todo = await job(backend, self._dialect, body, is_opted_out=is_opted_out)
-        writer = _Writer(self._dialect, backend.model, todo, int(time.time()))
-        async with aclosing(pieces(backend, todo)) as parts:
-            if body.stream:
-                await _stream(writer, parts, send, has_usage=body.has_usage_chunk)
-            else:
-                response = JSONResponse(await _whole(writer, parts), headers=writer.headers)
-                await response(request.scope, request.receive, send)
+        todo = await jobs(backend, self._dialect, body, is_opted_out=is_opted_out)
+        writer = _Writer(self._dialect, backend, todo, int(time.time()))
+        if body.stream:
+            await _stream(writer, send, has_usage=body.has_usage_chunk)
+        else:
+            response = JSONResponse(await _whole(writer), headers=writer.headers)
+            await response(request.scope, request.receive, send)
 
 
-@dataclass(frozen=True, slots=True)
 class _Writer(Generic[B]):
-    """The JSON of one answer."""
+    """The JSON of one answer, whose choices come from `jobs`."""
 
-    dialect: Dialect[B]
-    model: str
-    job: Job
-    created_s: int
+    def __init__(self, dialect: Dialect[B], backend: Backend, jobs: list[Job], created_s: int) -> None:
+        self.dialect = dialect
+        self.choices = [pieces(backend, job) for job in jobs]
+        self.last: dict[int, Piece] = {}
+        """Of each choice, so far."""
+        self._model = backend.model
+        self._jobs = jobs
+        self._created_s = created_s
+        self._transcripts = [Transcript(backend.tokenizer.bytes_of) for _ in jobs]
 
     @property
     def headers(self) -> dict[str, str]:
-        """The id under which logs and traces know the request."""
-        return {"X-Request-Id": self.job.id}
+        """The id of the answer, and that under which traces know its first choice."""
+        return {"X-Request-Id": self._jobs[0].id}
 
-    def answer(self, text: str, last: Piece) -> Json:
+    def answer(self, texts: list[str], logprobs: list[list[TokenLogprob]]) -> Json:
         """The whole answer."""
-        choice = self.dialect.choice(text, last.finish_reason)
-        return {**self._head(self.dialect.answer_object), "choices": [choice], "usage": self._usage(last)}
+        choices = [
+            self._choice(index, self.dialect.choice(text), said, self.last[index].finish_reason)
+            for index, (text, said) in enumerate(zip(texts, logprobs, strict=True))
+        ]
+        return {**self._head(self.dialect.answer_object), "choices": choices, "usage": self._usage()}
 
-    def chunk(self, choice: Json | None, **more: object) -> str:
+    def openings(self, **more: object) -> list[str]:
+        """The events before any text."""
+        opening = self.dialect.opening
+        if opening is None:
+            return []
+        return [self._chunk([self._choice(i, opening, (), None)], **more) for i in range(len(self._jobs))]
+
+    def chunk(self, index: int, piece: Piece, **more: object) -> str:
         """One event of a stream."""
-        choices = [] if choice is None else [choice]
+        content = self.dialect.chunk_choice(piece.text)
+        return self._chunk([self._choice(index, content, piece.logprobs, piece.finish_reason)], **more)
+
+    def usage_chunk(self) -> str:
+        """The event after the last text, when asked for."""
+        return self._chunk([], usage=self._usage())
+
+    def _choice(self, index: int, content: Json, said: Sequence[TokenLogprob], finish_reason: str | None) -> Json:
+        logprobs = self.dialect.logprobs(self._transcripts[index], said) if said else None
+        return {"index": index, **content, "logprobs": logprobs, "finish_reason": finish_reason}
+
+    def _chunk(self, choices: list[Json], **more: object) -> str:
         return _event({**self._head(self.dialect.chunk_object), "choices": choices, **more})
 
-    def usage_chunk(self, last: Piece) -> str:
-        """The event after the last text, when asked for."""
-        return self.chunk(None, usage=self._usage(last))
-
     def _head(self, kind: str) -> Json:
-        return {"id": self.job.id, "object": kind, "created": self.created_s, "model": self.model}
+        return {"id": self._jobs[0].id, "object": kind, "created": self._created_s, "model": self._model}
 
-    def _usage(self, last: Piece) -> Json:
-        return usage(len(self.job.request.prompt_ids), last.num_tokens, last.finished)
-
-
-async def _whole(writer: _Writer[B], parts: AsyncGenerator[Piece, None]) -> Json:
-    all_pieces = [piece async for piece in parts]
-    return writer.answer("".join(piece.text for piece in all_pieces), all_pieces[-1])
+    def _usage(self) -> Json:
+        num_output = sum(piece.num_tokens for piece in self.last.values())
+        finished = [piece.finished for piece in self.last.values() if piece.finished is not None]
+        return usage(len(self._jobs[0].request.prompt_ids), num_output, finished)
 
 
-async def _stream(writer: _Writer[B], parts: AsyncGenerator[Piece, None], send: Send, *, has_usage: bool) -> None:
-    first = await anext(parts)  # before the status line: what the engine refuses is still a plain error
+async def _whole(writer: _Writer[B]) -> Json:
+    texts: list[str] = [""] * len(writer.choices)
+    logprobs: list[list[TokenLogprob]] = [[] for _ in writer.choices]
+
+    async def take(index: int, piece: Piece) -> None:
+        writer.last[index] = piece
+        texts[index] += piece.text
+        logprobs[index] += piece.logprobs
+
+    await each(writer.choices, take)
+    return writer.answer(texts, logprobs)
+
+
+async def _stream(writer: _Writer[B], send: Send, *, has_usage: bool) -> None:
+    more = {"usage": None} if has_usage else {}
+
+    async def take(index: int, piece: Piece) -> None:
+        if not writer.last:
+            await _start(writer, send)
+            await _send(send, *writer.openings(**more))
+        writer.last[index] = piece
+        if piece.text or piece.logprobs or piece.finish_reason:
+            await _send(send, writer.chunk(index, piece, **more))
+
+    try:
+        await each(writer.choices, take)
+    except ApiError as error:
+        if not writer.last:  # before the status line: what the engine refuses is still a plain error
+            raise
+        await _send(send, _event(error.body))
+    else:
+        await _send(send, *([writer.usage_chunk()] if has_usage else []), "data: [DONE]\n\n")
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _start(writer: _Writer[B], send: Send) -> None:
     headers = {
         **writer.headers,
         "Content-Type": "text/event-stream; charset=utf-8",
@@ -157,36 +222,11 @@ async def _stream(writer: _Writer[B], parts: AsyncGenerator[Piece, None], send: 
     }
     raw_headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": 200, "headers": raw_headers})
-    async with aclosing(_events(writer, first, parts, has_usage=has_usage)) as events:
-        async for event in events:
-            await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
-    await send({"type": "http.response.body", "body": b""})
 
 
-async def _events(
-    writer: _Writer[B], first: Piece, parts: AsyncGenerator[Piece, None], *, has_usage: bool
-) -> AsyncGenerator[str, None]:
-    dialect, more = writer.dialect, {"usage": None} if has_usage else {}
-    if dialect.opening is not None:
-        yield writer.chunk(dialect.opening, **more)
-    last = first
-    try:
-        async for piece in _from(first, parts):
-            last = piece
-            if piece.text or piece.finish_reason:
-                yield writer.chunk(dialect.chunk_choice(piece.text, piece.finish_reason), **more)
-    except ApiError as error:
-        yield _event(error.body)
-        return
-    if has_usage:
-        yield writer.usage_chunk(last)
-    yield "data: [DONE]\n\n"
-
-
-async def _from(first: Piece, rest: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piece, None]:
-    yield first
-    async for piece in rest:
-        yield piece
+async def _send(send: Send, *events: str) -> None:
+    for event in events:
+        await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
 
 
 def _event(content: Json) -> str:

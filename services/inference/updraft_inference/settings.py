@@ -78,6 +78,12 @@ class InferenceSettings(settings.Settings):
     max_queued_requests: Annotated[int, Field(ge=0)] = 256
     """Requests that may wait for a slot; beyond it clients get 429."""
 
+    api_keys_file: Path | None = None
+    """File with the API keys that clients show, one a line; read again when it changes. Without it everybody may ask."""
+
+    max_requests_per_key: Annotated[int, Field(ge=0)] = 0
+    """Requests of one API key that are answered at once; beyond it that client gets 429. 0: no limit."""
+
     max_body_bytes: Bytes = 1024 * 1024
     """Largest request body."""
 
@@ -196,6 +202,12 @@ class InferenceSettings(settings.Settings):
             raise ValueError("ATTACH is for ENGINE sglang")
         if self.engine == "sglang" and not self.attach and self.sglang_python is None:
             raise ValueError("ENGINE sglang needs ATTACH, the URL of a server, or SGLANG_PYTHON, to start one with")
+        return self
+
+    @model_validator(mode="after")
+    def _keys_to_count_by(self) -> Self:
+        if self.max_requests_per_key and self.api_keys_file is None:
+            raise ValueError("MAX_REQUESTS_PER_KEY needs API_KEYS_FILE: without keys all clients look alike")
         return self
 
     @model_validator(mode="after")

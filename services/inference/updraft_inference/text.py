@@ -6,9 +6,11 @@ on some byte sequences).
 """
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
+import llguidance
 import tokenizers
 
 from updraft_chassis.errors import InvalidInput
@@ -43,6 +45,18 @@ class Tokenizer:
     def encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
         """The tokens of `text`. A chat template writes the special ones itself: then do not add them."""
         return tuple(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """The bytes that one token stands for, also where they are half a character. The first call is slow: it reads the
+        vocabulary. InvalidInput for a tokenizer that cannot tell."""
+        return self._vocabulary.decode_bytes([token_id])
+
+    @cached_property
+    def _vocabulary(self) -> llguidance.LLTokenizer:
+        try:
+            return llguidance.LLTokenizer(self._tokenizer.to_str())
+        except ValueError as error:
+            raise InvalidInput(f"the bytes of this model's tokens cannot be told: {error}") from None
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of `token_ids` without special tokens; incomplete characters become U+FFFD."""

@@ -18,6 +18,7 @@ from updraft_inference.chat import ChatTemplate
 from updraft_inference.endings import Endings
 from updraft_inference.gate import Gate
 from updraft_inference.generation import Backend
+from updraft_inference.keys import Keys
 from updraft_inference.metrics import Metrics
 from updraft_inference.routes import app
 from updraft_inference.text import Tokenizer
@@ -35,7 +36,8 @@ json_values = st.recursive(
 )
 FIELDS = [
     "model", "prompt", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "seed",
-    "stop", "stream", "stream_options", "ignore_eos", "updraft", "n", "logprobs", "tools", "response_format", "user",
+    "stop", "stream", "stream_options", "ignore_eos", "updraft", "n", "logprobs", "top_logprobs", "tools", "user",
+    "response_format", "min_p", "logit_bias", "repetition_penalty", "presence_penalty", "frequency_penalty",
 ]  # fmt: skip
 plausible = {
     "max_tokens": st.integers(1, 70),
@@ -45,6 +47,22 @@ plausible = {
     "seed": st.integers(),
     "stop": st.text(max_size=3) | st.lists(st.text(max_size=3), max_size=3),
     "stream": st.booleans(),
+    "stream_options": st.fixed_dictionaries({}, optional={"include_usage": st.booleans()}),
+    "n": st.integers(0, 9),
+    "min_p": st.floats(0, 1),
+    "repetition_penalty": st.floats(0, 101),
+    "presence_penalty": st.floats(-2, 2),
+    "frequency_penalty": st.floats(-2, 2),
+    "logit_bias": st.dictionaries(
+        st.integers(-1, 300).map(str) | st.text(max_size=3), st.floats(-101, 101), max_size=3
+    ),
+    "logprobs": st.booleans() | st.integers(-1, 21),
+    "top_logprobs": st.integers(-1, 21),
+    "response_format": st.builds(
+        lambda kind, schema: {"type": kind, "json_schema": {"name": "x", "schema": schema}},
+        st.sampled_from(["text", "json_object", "json_schema", "x"]),
+        st.dictionaries(st.sampled_from(["type", "enum", "minimum", "x"]), json_values, max_size=3),
+    ),
     "ignore_eos": st.booleans(),
     "updraft": st.fixed_dictionaries(
         {}, optional={"drafter": st.sampled_from(["none", "ngram", "eagle3", "x"]), "lookahead": st.integers(0, 70)}
@@ -67,7 +85,7 @@ bodies = st.builds(
 
 def client() -> httpx.AsyncClient:
     """Straight into the application; its errors would come out as exceptions."""
-    engine = FakeEngine(max_context=64)
+    engine = FakeEngine(max_context=64, max_queued=6)
     endings = Endings(asyncio.get_running_loop())
     engine.on_finished = endings.sink
     gate: Gate[Backend] = Gate(max_inside=8)
@@ -84,7 +102,8 @@ def client() -> httpx.AsyncClient:
         )
     )
     registry = CollectorRegistry()
-    application = app(gate, Metrics.on(registry), registry, BodyLimits(max_bytes=100_000, timeout_s=5.0))
+    bodies = BodyLimits(max_bytes=100_000, timeout_s=5.0)
+    application = app(gate, Metrics.on(registry), registry, bodies, Keys())
     return httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://pod")
 
 
@@ -95,6 +114,7 @@ def check(answer: httpx.Response) -> None:
     else:
         error = answer.json()["error"]
         assert error["message"]
+        assert answer.headers["x-request-id"]
         assert error["type"] == "invalid_request_error"
 
 
@@ -125,6 +145,8 @@ async def test_any_bytes(path: str, raw: bytes, cut: int, at: int) -> None:
 async def test_any_path_method_and_header(method: str, path: str, header: str) -> None:
     async with client() as http:
         answer = await http.request(
-            method, f"/{path.lstrip('/')}", headers={"X-Updraft-Capture": header, "Content-Type": header}
+            method,
+            f"/{path.lstrip('/')}",
+            headers=dict.fromkeys(("X-Updraft-Capture", "Content-Type", "X-Request-Id", "Authorization"), header),
         )
     assert answer.status_code < 500

@@ -44,6 +44,49 @@ def test_a_prompt_is_text_or_token_ids(given: object, read: object) -> None:
     assert completion(prompt=given).prompt == read
 
 
+def test_what_changes_the_answer_is_read() -> None:
+    body = completion(
+        min_p=0.1,
+        repetition_penalty=1.2,
+        presence_penalty=-1,
+        frequency_penalty=2,
+        logit_bias={"7": -100, "0": 0.5},
+        n=3,
+        max_completion_tokens=9,
+    )
+
+    assert (body.min_p, body.repetition_penalty, body.presence_penalty, body.frequency_penalty) == (0.1, 1.2, -1, 2)
+    assert body.logit_bias == ((7, -100), (0, 0.5))
+    assert (body.n, body.most_tokens) == (3, 9)
+
+
+@pytest.mark.parametrize(
+    ("response_format", "schema"),
+    [
+        (None, None),
+        ({"type": "text"}, None),
+        ({"type": "json_object"}, {"type": "object"}),
+        (
+            {"type": "json_schema", "json_schema": {"name": "n", "strict": True, "schema": {"enum": ["é"]}}},
+            {"enum": ["é"]},
+        ),
+    ],
+)
+def test_a_response_format_is_a_json_schema(response_format: object, schema: object) -> None:
+    read = chat(response_format=response_format).response_format
+
+    assert (None if read is None else json.loads(read)) == schema
+
+
+def test_a_chat_says_whether_and_a_completion_how_many_log_probabilities_it_wants() -> None:
+    assert chat(logprobs=True, top_logprobs=4).num_top_logprobs == 4
+    assert chat(logprobs=True).num_top_logprobs == 0
+    assert chat().num_top_logprobs is None
+    assert completion(logprobs=3).num_top_logprobs == 3
+    assert completion(logprobs=0).num_top_logprobs == 0
+    assert completion().num_top_logprobs is None
+
+
 def test_content_may_come_in_parts_of_text() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
 
@@ -56,7 +99,8 @@ def test_content_may_come_in_parts_of_text() -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        pytest.param({"n": 1, "logprobs": None, "echo": False, "presence_penalty": 0}, id="off"),
+        pytest.param({"n": 1, "logprobs": None, "echo": False, "presence_penalty": 0, "logit_bias": {}}, id="off"),
+        pytest.param({"logprobs": False, "top_logprobs": 0}, id="off as in a chat"),
         pytest.param({"user": "u", "metadata": {"a": 1}, "store": True, "made_up": [1]}, id="harmless"),
         pytest.param({"response_format": {"type": "text"}, "tool_choice": "none"}, id="what we do anyway"),
         pytest.param({"top_k": -1}, id="vLLM's way to say off"),
@@ -69,18 +113,13 @@ def test_fields_that_change_nothing_are_ignored(fields: dict[str, object]) -> No
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("n", 2),
-        ("n", True),
-        ("logprobs", 0),
-        ("logprobs", True),
         ("echo", True),
-        ("frequency_penalty", 0.5),
-        ("logit_bias", {"1": 5}),
-        ("response_format", {"type": "json_object"}),
         ("tools", [{"type": "function"}]),
-        ("min_p", 0.1),
         ("suffix", "x"),
         ("best_of", 3),
+        ("best_of", True),
+        ("top_logprobs", 2),
+        ("min_tokens", 5),
     ],
 )
 def test_fields_that_would_change_the_answer_are_refused_by_name(field: str, value: object) -> None:
@@ -119,6 +158,29 @@ def test_fields_that_would_change_the_answer_are_refused_by_name(field: str, val
         ({"stop": [""]}, "stop.0"),
         ({"stop": 5}, "stop"),
         ({"stream": 1}, "stream"),
+        ({"n": 0}, "n"),
+        ({"n": 9}, "n"),
+        ({"n": True}, "n"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"presence_penalty": -2.5}, "presence_penalty"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty"),
+        ({"logit_bias": []}, "logit_bias"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"01": 1}}, "logit_bias"),
+        ({"logit_bias": {"1": 101}}, "logit_bias.0.1"),
+        ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias"),
+        ({"logprobs": True}, "logprobs"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"response_format": "json"}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+            "response_format.json_schema.schema",
+        ),
+        ({"response_format": {"type": "json_object"}, "ignore_eos": True}, None),
+        ({"max_completion_tokens": 5, "max_tokens": 6}, None),
         ({"stream_options": {"include_usage": True}}, None),
         ({"updraft": {"drafter": "magic"}}, "updraft.drafter"),
         ({"updraft": {"lookahead": 65}}, "updraft.lookahead"),
@@ -148,6 +210,9 @@ def test_absurd_values_are_refused_with_the_field(fields: dict[str, object], par
         ({"messages": [None]}, "messages.0"),
         ({"max_completion_tokens": 0}, "max_completion_tokens"),
         ({"max_completion_tokens": 5, "max_tokens": 6}, None),
+        ({"top_logprobs": 2}, None),
+        ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
+        ({"logprobs": 2}, "logprobs"),
     ],
 )
 def test_conversations_that_make_no_sense_are_refused_with_the_field(

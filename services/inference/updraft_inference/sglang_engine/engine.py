@@ -131,6 +131,7 @@ class SglangEngine:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         """See the port."""
         requests.check(request, self._info, self._drafts)
+        requests.check_sampling(request, self._info)
         if self._is_gone:
             raise Unavailable("the SGLang server has gone")
         if self._is_restarting:

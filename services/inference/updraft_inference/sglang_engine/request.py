@@ -41,6 +41,16 @@ def check(request: GenerationRequest, info: EngineInfo, drafts: ServedDrafts) ->
         )
 
 
+def check_sampling(request: GenerationRequest, info: EngineInfo) -> None:
+    """InvalidInput for what the server would leave out without a word, or could not index."""
+    if request.sampling.min_p:
+        raise InvalidInput("min_p is not to be had: SGLang leaves it out where it verifies drafts")
+    if request.top_logprobs is not None:
+        raise InvalidInput("logprobs are not to be had from an SGLang server through Updraft")
+    if not all(0 <= token < info.vocab_size for token, _ in request.sampling.logit_bias):
+        raise InvalidInput(f"logit_bias names a token outside the vocabulary of {info.vocab_size}")
+
+
 def check_room(num_submitted: int, info: EngineInfo, max_queued: int) -> None:
     """Exhausted if too many wait already."""
     if num_submitted >= info.num_slots + max_queued:
@@ -48,7 +58,10 @@ def check_room(num_submitted: int, info: EngineInfo, max_queued: int) -> None:
 
 
 def body(request: GenerationRequest) -> dict[str, Any]:
-    """What POST /generate takes. A seed means something only to a server with --enable-deterministic-inference."""
+    """What POST /generate takes. A seed means something only to a server with --enable-deterministic-inference.
+
+    SGLang counts penalties up to the start of a verify step, not the drafts within it.
+    """
     sampling, wish = request.sampling, request.capture
     params: dict[str, Any] = {
         "max_new_tokens": request.max_tokens,
@@ -65,6 +78,14 @@ def body(request: GenerationRequest) -> dict[str, Any]:
             }
         },
     }
+    if sampling.has_penalties:
+        params["repetition_penalty"] = sampling.repetition_penalty
+        params["presence_penalty"] = sampling.presence_penalty
+        params["frequency_penalty"] = sampling.frequency_penalty
+    if sampling.logit_bias:
+        params["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
+    if request.json_schema is not None:
+        params["json_schema"] = request.json_schema
     if sampling.seed is not None:
         params["sampling_seed"] = sampling.seed % 2**31
     return {"rid": request.request_id, "input_ids": list(request.prompt_ids), "sampling_params": params}
