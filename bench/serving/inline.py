@@ -14,7 +14,6 @@ import torch
 from bench.serving.plan import LOOKAHEAD
 from torch import Tensor
 
-from updraft_inference.agent.lookahead import Lookahead
 from updraft_inference.engine.port import Delta, Drafter, GenerationRequest, Sampling
 from updraft_inference.torch_engine.decoder import Decoder, Limits
 from updraft_inference.torch_engine.kv_cache import Batch, SlotCache
@@ -37,10 +36,10 @@ class TimedTarget(Target):
     forward_s = 0.0
     logits_s = 0.0
 
-    def forward(self, ids_BT: Tensor, batch: Batch, cache: SlotCache) -> Forward:  # noqa: N803 - the target's own name
+    def forward(self, ids_R: Tensor, batch: Batch, cache: SlotCache) -> Forward:  # noqa: N803 - the target's own name
         started = time.perf_counter()
         try:
-            return super().forward(ids_BT, batch, cache)
+            return super().forward(ids_R, batch, cache)
         finally:
             self.forward_s += time.perf_counter() - started
 
@@ -59,7 +58,7 @@ class Inline:
         self.limits = limits
         self.num_tokens = 0
         self._target = target
-        self._decoder = Decoder(target, limits, default=Drafter.NONE, lookahead=Lookahead(max_k=limits.max_lookahead))
+        self._decoder = Decoder(target, limits, default=Drafter.NONE)
         self._names = itertools.count()
 
     @classmethod

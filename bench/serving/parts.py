@@ -34,8 +34,8 @@ _GAP_TOKENS = 600
 """Of the running streams: more than they get while the long prompt is read."""
 _NORMAL_STEPS = 16
 
-DRAFTED = (NGRAM, EAGLE3, HYBRID) if HYBRID in {one.value for one in Drafter} else (NGRAM, EAGLE3)
-"""Arms with drafts; the hybrid where the engine has one."""
+DRAFTED = (NGRAM, EAGLE3, HYBRID)
+"""Arms with drafts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
