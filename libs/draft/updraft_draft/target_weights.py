@@ -21,7 +21,8 @@ FINAL_NORM = "model.norm.weight"
 class TargetHead:
     """embedding and head [vocab, D] (the same tensor when tied), final_norm [D]; in the file's dtype, mapped from disk.
 
-    `final_norm` is what the norm multiplies by, see `norm_weight`. The embedding is as stored: a draft norms it, so a scale would change nothing.
+    `final_norm` is what the norm multiplies by, see `norm_weight`. The embedding is as stored: a draft norms it, so a scale
+    would change nothing.
     """
 
     config: TargetConfig

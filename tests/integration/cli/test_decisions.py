@@ -11,17 +11,20 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner, Result
 from tests.integration.cli.conftest import Run
-from tests.support import checkpoints
+from tests.support import checkpoints, families
 from tests.support.certificates import Authority
 from tests.support.ports import free_port
+from tests.support.published_drafts import SPECFORGE, Reference, write
 from tests.support.registry import RegistryProcess, client, publish
 from tests.support.wait import LONG_S
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_cli.__main__ import cli
+from updraft_draft import checkpoint as drafts
 
 _numbers = itertools.count()
 
@@ -172,6 +175,22 @@ def test_a_bare_checkpoint_takes_its_target_from_the_versions_before_it(
     unknown = run("draft", "import", tmp_path, "--registry", registry.address, "--speculator", f"{name}-too")
     assert unknown.exit_code == 1
     assert "name the model's folder with --target" in unknown.output
+
+
+def test_a_draft_of_another_trainer_becomes_a_version_that_engines_load(
+    run: Run, registry: RegistryProcess, name: str, tmp_path: Path
+) -> None:
+    families.make("llama, untied, wide heads", tmp_path / "model")
+    tensors = Reference(norm_before_residual=False).tensors("midlayer.", torch.float16)
+    write(tmp_path / "theirs", SPECFORGE, tensors)
+    of = ["--registry", registry.address, "--speculator", f"{name}-new"]
+    bring = ["draft", "import", tmp_path / "theirs", *of]
+    assert "name the folder of its target with --target" in run(*bring).output
+    imported = run(*bring, "--target", tmp_path / "model").output
+    assert imported.startswith(f"Imported as version 1 of {name}-new, stable")
+    pulled = Path(run("draft", "pull", "1", tmp_path / "drafts", *of).output.strip())
+    _, found = drafts.load(pulled)
+    assert torch.equal(found["fc.weight"].float(), tensors["fc.weight"].float())
 
 
 def test_a_difference_is_told_between_words_too(ask: Run) -> None:

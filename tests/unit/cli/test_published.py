@@ -1,126 +1,44 @@
 """Drafts in the layouts that others publish compute after their import what they computed before."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tests.support import families
-from torch import Tensor, nn
-from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
+from tests.support.published_drafts import (
+    DRAFT_VOCAB,
+    HIDDEN,
+    LAYER,
+    SPECFORGE,
+    SPECULATORS,
+    TOKENS,
+    VOCAB,
+    Reference,
+    Tensors,
+    write,
+)
+from torch import Tensor
 
+from updraft_chassis.digests import tensors_digest
 from updraft_chassis.errors import InvalidInput
 from updraft_cli import published
 from updraft_draft import checkpoint
 from updraft_draft.config import TargetConfig, check_fits
 from updraft_draft.target_weights import read_head
+from updraft_inference.engine.port import Drafter, DraftOnDisk, GenerationRequest, Sampling
+from updraft_inference.torch_engine.decoder import Limits
+from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
 
-HIDDEN, VOCAB, DRAFT_VOCAB = 64, families.VOCAB, 100
-LAYER = {
-    "model_type": "llama",
-    "vocab_size": VOCAB,
-    "hidden_size": HIDDEN,
-    "intermediate_size": 80,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 24,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 50_000.0,
-    "rope_scaling": {"rope_type": "linear", "factor": 2.0},
-    "max_position_embeddings": 32,
-    "attention_bias": False,
-    "mlp_bias": False,
-}
-SPECFORGE = LAYER | {
-    "architectures": ["LlamaForCausalLMEagle3"],
-    "draft_vocab_size": DRAFT_VOCAB,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "eagle_config": {"eagle_aux_hidden_state_layer_ids": [1, 3, 4], "use_aux_hidden_state": True},
-}
-SPECULATORS = {
-    "architectures": ["Eagle3Speculator"],
-    "auto_map": {"": "eagle3.Eagle3SpeculatorConfig"},
-    "speculators_model_type": "eagle3",
-    "draft_vocab_size": DRAFT_VOCAB,
-    "target_hidden_size": None,
-    "norm_before_residual": True,
-    "norm_before_fc": False,
-    "eagle_aux_hidden_state_layer_ids": [2, 4, 5],
-    "speculators_config": {"algorithm": "eagle3", "verifier": {"name_or_path": "a/model"}},
-    "transformer_layer_config": LAYER,
-}
-_TOKENS = torch.arange(DRAFT_VOCAB) * 5 + 3
-
-Tensors = dict[str, Tensor]
 Change = Callable[[dict[str, Any], Tensors], None]
-
-
-class Reference(nn.Module):
-    """The draft as its publishers write it down, out of the parts of transformers: first step, whole text at once."""
-
-    def __init__(self, *, norm_before_residual: bool) -> None:
-        super().__init__()
-        config = LlamaConfig(**LAYER, attn_implementation="eager")
-        self.norm_before_residual = norm_before_residual
-        self.fc = nn.Linear(3 * HIDDEN, HIDDEN, bias=False)
-        self.layer = LlamaDecoderLayer(config, 0)
-        for name, heads in (("q_proj", 4), ("k_proj", 2), ("v_proj", 2)):
-            setattr(self.layer.self_attn, name, nn.Linear(2 * HIDDEN, heads * 24, bias=False))
-        self.hidden_norm, self.norm = LlamaRMSNorm(HIDDEN, 1e-6), LlamaRMSNorm(HIDDEN, 1e-6)
-        self.lm_head = nn.Linear(HIDDEN, DRAFT_VOCAB, bias=False)
-        self.rotary = LlamaRotaryEmbedding(config)
-        generator = torch.Generator().manual_seed(4)
-        for parameter in self.parameters():
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
-            parameter.data = parameter.data.bfloat16().float()  # what a file can hold
-
-    def forward(self, embedded: Tensor, aux: Tensor) -> Tensor:
-        x = self.fc(aux)
-        normed = self.hidden_norm(x)
-        residual = normed if self.norm_before_residual else x
-        rows = x.shape[1]
-        mask = torch.full((rows, rows), float("-inf")).triu(1)[None, None]
-        attended, _ = self.layer.self_attn(
-            hidden_states=torch.cat([self.layer.input_layernorm(embedded), normed], -1),
-            position_embeddings=self.rotary(x, torch.arange(rows)[None]),
-            attention_mask=mask,
-        )
-        y = residual + attended
-        y = y + self.layer.mlp(self.layer.post_attention_layernorm(y))
-        logits: Tensor = self.lm_head(self.norm(y))
-        return logits
-
-    def tensors(self, layer: str, dtype: torch.dtype = torch.bfloat16) -> Tensors:
-        """All of them by the names of a layout, whose layer has this prefix."""
-        own = {
-            name.replace("layer.", layer, 1) if name.startswith("layer.") else name: t
-            for name, t in self.state_dict().items()
-        }
-        own[f"{layer}hidden_norm.weight"] = own.pop("hidden_norm.weight")
-        known = torch.zeros(VOCAB, dtype=torch.bool)
-        known[_TOKENS] = True
-        floats = {name: tensor.to(dtype) for name, tensor in own.items() if "rotary" not in name}
-        return floats | {"d2t": _TOKENS - torch.arange(DRAFT_VOCAB), "t2d": known}
 
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("target")
     families.make("llama, untied, wide heads", folder, shard_size="100KB")
-    return folder
-
-
-def write(folder: Path, config: dict[str, Any], tensors: Tensors) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
@@ -154,7 +72,32 @@ def test_an_imported_drafts_logits_are_those_of_the_published_tensors(
     aux, ids = torch.randn(2, 9, 3 * HIDDEN, generator=generator), torch.randint(VOCAB, (2, 9), generator=generator)
     logits = network.logits(network.unroll(aux, ids, num_steps=1)[0])
     torch.testing.assert_close(logits, reference(embedding(target)[ids], aux), rtol=1e-4, atol=1e-4)
-    assert torch.equal(network.token_ids, _TOKENS)
+    assert torch.equal(network.token_ids, TOKENS)
+
+
+async def test_the_engine_serves_an_imported_draft_and_says_what_it_says_without(target: Path, tmp_path: Path) -> None:
+    theirs = write(tmp_path / "theirs", SPECULATORS, Reference(norm_before_residual=True).tensors("layers.0."))
+    folder = imported(theirs, target, tmp_path / "ours")
+    _, tensors = checkpoint.load(folder)
+    digest = tensors_digest(checkpoint.tensor_specs(sorted(tensors.items())))
+    limits = Limits(num_slots=1, max_context=64, max_lookahead=3)
+    outputs = []
+    async with TorchEngine.open(target, EngineOptions(limits=limits, dtype=torch.float32)) as engine:
+        await engine.swap(DraftOnDisk(version=1, folder=folder, tensors_digest=digest))
+        for drafter in (Drafter.NONE, Drafter.EAGLE3):
+            request = GenerationRequest(
+                request_id=drafter,
+                prompt_ids=(5, 6, 7, 8),
+                max_tokens=40,
+                sampling=Sampling(temperature=0),
+                ignore_eos=True,
+                drafter=drafter,
+                lookahead=3,
+            )
+            (finished,) = [delta.finished async for delta in engine.generate(request) if delta.finished]
+            outputs.append(finished.output_ids)
+            assert any(step.draft_version == 1 for step in finished.steps) == (drafter is Drafter.EAGLE3)
+    assert outputs[0] == outputs[1]
 
 
 def test_a_draft_over_all_tokens_needs_no_vocabulary_of_its_own(target: Path, tmp_path: Path) -> None:
