@@ -109,7 +109,7 @@ def make(name: str, folder: Path, *, seed: int = 0, shard_size: str = "1GB") -> 
 
 def randomise(model: PreTrainedModel, *, seed: int = 0) -> PreTrainedModel:
     """Make every weight of a model random, and return it in float32."""
-    model.eval()
+    torch.nn.Module.eval(model)  # transformers leaves its own untyped
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

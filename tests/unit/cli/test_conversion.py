@@ -8,6 +8,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.support import families, gguf_files
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 
 from updraft_chassis.errors import Conflict, InvalidInput
 from updraft_cli import bfloat16
+from updraft_cli.__main__ import cli
 from updraft_cli.architectures import ARCHITECTURES
 from updraft_cli.model import convert_file
 from updraft_inference.torch_engine.kv_cache import CacheShape, SlotCache
@@ -142,3 +144,14 @@ def test_an_existing_folder_and_a_file_that_is_no_gguf_are_refused(tmp_path: Pat
         convert_file(tmp_path / "model.gguf", tokenizer, None, _no_progress)
     with pytest.raises(InvalidInput, match="is no whole GGUF file"):
         convert_file(tmp_path / "model.gguf", tmp_path / "new", None, _no_progress)
+
+
+def test_the_command_prints_the_folder_that_it_made(tmp_path: Path, tokenizer: Path) -> None:
+    file = gguf_files.write(families.randomise(families.llama()), "llama", tmp_path / "model.gguf")
+    result = CliRunner().invoke(
+        cli, ["model", "convert", str(file), str(tmp_path / "new"), "--tokenizer", str(tokenizer)]
+    )
+    assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 'new'}\n")
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
+        *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+    ]

@@ -77,7 +77,7 @@ class Target:
         self._activation = _ACTIVATIONS[config.activation]
         self._embedding_scale = self.embedding.new_tensor(config.hidden_size**0.5)
         ropes = {False: config.rope, True: config.sliding_rope}
-        tables = {rope: self._table(rope) for rope in ropes.values()}
+        tables = {rope: self._table(rope) for rope in set(ropes.values())}
         self._tables = {layer.is_sliding: tables[ropes[layer.is_sliding]] for layer in self._layers}
         """Cosines and sines by `is_sliding`, for the kinds of layers that there are."""
 

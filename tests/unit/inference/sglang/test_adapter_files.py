@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from updraft_chassis.errors import Conflict, InvalidInput
 from updraft_draft import checkpoint, vocabulary
 from updraft_draft.config import TargetConfig
 from updraft_draft.target_weights import read_head
-from updraft_inference.sglang_engine import arguments, plugin_folder, seed, supervisor
+from updraft_inference.sglang_engine import arguments, held, plugin_folder, seed, supervisor
+from updraft_inference.sglang_engine.server import ServerInfo
 from updraft_sglang import weights
 from updraft_trainer.learner import Hyper
 from updraft_trainer.origin import Design
@@ -151,3 +153,27 @@ def test_the_server_gets_the_plugin_and_none_of_our_secrets() -> None:
         "UPDRAFT_SGLANG_SOCKET": "/run/s",
         "UPDRAFT_SGLANG_TOP_K": "32",
     }
+
+
+def test_a_draft_that_sglang_has_no_network_for_is_refused(target: Path, tmp_path: Path) -> None:
+    network = make_draft(target)
+    network.config = replace(network.config, norm_before_residual=True)
+    save_draft(network, tmp_path / "draft")
+    info = ServerInfo(
+        version="0.5.23",
+        model_path=str(target),
+        device="cpu",
+        dtype="bfloat16",
+        tp_size=1,
+        dp_size=1,
+        num_slots=1,
+        max_context=64,
+        algorithm="EAGLE3",
+        draft_path=str(tmp_path / "draft"),
+        num_steps=3,
+        num_branches=1,
+        is_adaptive=False,
+        weight_loaders=(),
+    )
+    with pytest.raises(InvalidInput, match="norms its state before the residual"):
+        held.read_seed(tmp_path / "draft", info)
