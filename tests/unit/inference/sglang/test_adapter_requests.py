@@ -50,6 +50,40 @@ class TestRequests:
             "ignore_eos": False,
         }
 
+    async def test_what_changes_the_answer_is_told_to_the_server(self, fake: FakeSglang, engine: SglangEngine) -> None:
+        sampling = Sampling(
+            repetition_penalty=1.2, presence_penalty=0.5, frequency_penalty=-0.5, logit_bias=((7, -100.0),)
+        )
+
+        await whole(engine, asking("a", sampling=sampling, json_schema='{"type":"object"}'))
+        await whole(engine, asking("b"))
+
+        changed, plain = (body["sampling_params"] for body in fake.bodies)
+        told = {
+            "repetition_penalty": 1.2,
+            "presence_penalty": 0.5,
+            "frequency_penalty": -0.5,
+            "logit_bias": {"7": -100.0},
+            "json_schema": '{"type":"object"}',
+        }
+        assert told.items() <= changed.items()
+        assert not told.keys() & plain.keys()
+
+    @pytest.mark.parametrize(
+        ("more", "words"),
+        [
+            ({"sampling": Sampling(min_p=0.1)}, "min_p is not to be had"),
+            ({"top_logprobs": 0}, "logprobs are not to be had"),
+            ({"sampling": Sampling(logit_bias=((10**6, 1.0),))}, "outside the vocabulary"),
+        ],
+    )
+    async def test_what_the_server_would_leave_out_is_refused(
+        self, fake: FakeSglang, engine: SglangEngine, more: dict[str, Any], words: str
+    ) -> None:
+        with pytest.raises(InvalidInput, match=words):
+            await anext(engine.generate(asking("a", **more)))
+        assert not fake.bodies
+
     async def test_without_a_plugin_the_servers_sums_are_counted_and_no_step_is_invented(
         self, engine: SglangEngine, drafts: list[DraftOnDisk]
     ) -> None:

@@ -1,0 +1,95 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from updraft_chassis.errors import Exhausted, InvalidInput
+from updraft_inference.keys import Keys
+from updraft_inference.openai_errors import ApiError
+
+ONE, OTHER = "sk-one-0123456789", "sk-other-0123456789"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "keys"
+    path.write_text(f"# of the team\n{ONE}\n\n  {OTHER}  \n")
+    return path
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+@pytest.mark.parametrize("key", [ONE, OTHER])
+def test_every_key_of_the_file_lets_in(file: Path, key: str) -> None:
+    with Keys(file).admitted(bearer(key)):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("headers", "words"),
+    [
+        ({}, "didn't provide"),
+        ({"authorization": ONE}, "didn't provide"),
+        ({"authorization": f"Basic {ONE}"}, "didn't provide"),
+        (bearer(""), "didn't provide"),
+        (bearer(ONE[:-1]), "Incorrect"),
+        (bearer(f"{ONE}é"), "Incorrect"),
+        (bearer("# of the team"), "Incorrect"),
+    ],
+)
+def test_nothing_else_does(file: Path, headers: dict[str, str], words: str) -> None:
+    with pytest.raises(ApiError, match=words) as caught, Keys(file).admitted(headers):
+        pass
+
+    assert (caught.value.status, caught.value.code) == (401, "invalid_api_key")
+    assert caught.value.headers == {"WWW-Authenticate": "Bearer"}
+
+
+def test_without_a_file_everybody_is_let_in() -> None:
+    with Keys().admitted({}):
+        pass
+
+
+def test_a_key_has_so_many_places_and_another_key_its_own(file: Path) -> None:
+    keys = Keys(file, max_at_once=2)
+    with keys.admitted(bearer(ONE)), keys.admitted(bearer(ONE)):
+        with pytest.raises(Exhausted, match="2 requests of this API key"), keys.admitted(bearer(ONE)):
+            pass
+        with keys.admitted(bearer(OTHER)):
+            pass
+    with keys.admitted(bearer(ONE)):
+        pass
+
+
+def test_a_new_file_is_in_force_at_once(file: Path) -> None:
+    keys = Keys(file)
+    file.write_text(f"{OTHER}\n")
+    os.utime(file, ns=(1, 1))
+
+    with pytest.raises(ApiError), keys.admitted(bearer(ONE)):
+        pass
+    with keys.admitted(bearer(OTHER)):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("# nothing\n", "holds no key"),
+        ("short\n", "line 1 .* has 5 characters, expected 16"),
+        (f"{ONE}\ntwo words of a key\n", "line 2 .* is no token"),
+    ],
+)
+def test_a_file_that_cannot_be_meant_is_refused_without_telling_its_keys(
+    tmp_path: Path, content: str, words: str
+) -> None:
+    path = tmp_path / "keys"
+    path.write_text(content)
+
+    with pytest.raises(InvalidInput, match=words) as caught:
+        Keys(path)
+
+    assert ONE not in str(caught.value)
+    assert "short" not in str(caught.value)
