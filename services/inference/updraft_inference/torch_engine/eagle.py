@@ -10,6 +10,7 @@ from torch import Tensor
 from updraft_draft.layers import grouped_attention
 from updraft_draft.network import DraftNetwork
 from updraft_inference.engine.port import Drafter
+from updraft_inference.torch_engine import seeded
 from updraft_inference.torch_engine.kv_cache import CacheShape, SlotCache
 from updraft_inference.torch_engine.sequence import Proposal, Sequence
 
@@ -99,7 +100,7 @@ class EagleDrafter:
         for i, (sequence, chain) in enumerate(zip(sequences, chains, strict=True)):
             if sequence.generator is not None:
                 q = (logits_BV[i].float() / sequence.request.sampling.temperature).softmax(-1).cpu()
-                choice[i] = int(torch.multinomial(q, 1, generator=sequence.generator))
+                choice[i] = self._draw(q, sequence, len(chain.ids))
                 chain.q.append(q)
         ids = self._token_ids[choice]
         picked = log_q.gather(-1, choice[:, None])[:, 0].tolist()
@@ -107,6 +108,15 @@ class EagleDrafter:
             chain.ids.append(token)
             chain.log_probs.append(log_prob)
         return ids
+
+    def _draw(self, q: Tensor, sequence: Sequence, num_ahead: int) -> int:
+        """A draft drawn from q [draft vocabulary]; with a seed by the noise that the target will choose by: they then agree
+        as often as their distributions allow."""
+        seed = sequence.request.sampling.seed
+        if seed is None:
+            return int(torch.multinomial(q, 1, generator=sequence.generator))
+        clocks = seeded.clocks(seed, sequence.num_output + num_ahead, self.network.config.vocab_size)
+        return int((q / clocks[self._token_ids.cpu()]).argmax())
 
 
 class _Chain:

@@ -1,0 +1,63 @@
+"""A seed fixes the noise of each position; draft and target that use the same noise agree."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.support.tiny_target import HIDDEN, VOCAB, make_draft, make_tiny_target
+
+from updraft_draft.acceptance import expected_acceptance
+from updraft_inference.engine.port import GenerationRequest, Sampling
+from updraft_inference.torch_engine.eagle import EagleDrafter
+from updraft_inference.torch_engine.seeded import clocks, draws
+from updraft_inference.torch_engine.sequence import Sequence
+
+
+def test_a_draw_is_that_of_its_seed_and_position_alone() -> None:
+    p = torch.rand(5, 50, generator=torch.Generator().manual_seed(0)).softmax(-1)
+
+    assert draws(p, 3, 10) == [draws(row[None], 3, 10 + i)[0] for i, row in enumerate(p)]
+    assert not torch.equal(clocks(3, 10, 50), clocks(3, 11, 50))
+    assert not torch.equal(clocks(3, 10, 50), clocks(4, 10, 50))
+
+
+def test_what_cannot_be_is_never_drawn() -> None:
+    p = torch.zeros(300, 4)
+    p[:, 1] = 1.0
+    assert set(draws(p, 0, 0)) == {1}
+
+
+@pytest.mark.parametrize("nearness", [0.1, 0.5, 1.0])
+def test_two_distributions_agree_nearly_as_often_as_they_overlap(nearness: float) -> None:
+    """At least (1 - d) / (1 + d) of the time, d their distance in total variation (Daliri, Musco and Suresh 2024)."""
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(50, generator=generator)
+    p = logits.softmax(-1)
+    q = (logits + nearness * torch.randn(50, generator=generator)).softmax(-1)
+    rounds = 3000
+
+    same = sum(draws(p[None], seed, 0) == draws(q[None], seed, 0) for seed in range(rounds))
+
+    distance = 1 - float(expected_acceptance(p, q))
+    assert same / rounds > (1 - distance) / (1 + distance) - 0.03
+
+
+def test_eagle_draws_by_the_noise_of_the_positions_it_drafts_for(tmp_path: Path) -> None:
+    network = make_draft(make_tiny_target(tmp_path), token_ids=torch.arange(100, 228))
+    request = GenerationRequest(
+        request_id="a", prompt_ids=(101, 102, 103), max_tokens=20, sampling=Sampling(temperature=1.0, seed=8)
+    )
+    sequence = Sequence(
+        request=request,
+        emit=lambda _: None,
+        slot=0,
+        ids=[101, 102, 103, 104, 105],
+        generator=torch.Generator(),
+        pending_aux=[torch.randn(4, 3 * HIDDEN, generator=torch.Generator().manual_seed(2))],
+    )
+
+    (proposal,) = EagleDrafter(network, num_slots=1, num_positions=64).propose([sequence], 3)
+
+    assert proposal.q is not None
+    assert proposal.q.shape == (3, VOCAB)
+    assert proposal.ids == draws(proposal.q, 8, 2)
