@@ -150,7 +150,7 @@ async def test_a_stop_strings_own_tokens_are_counted_in_log_probabilities_and_us
 
 async def test_what_changes_the_answer_reaches_the_engine(pod: RunningPod) -> None:
     seen = each_says(pod, "x")
-    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    schema: dict[str, object] = {"type": "object", "properties": {"a": {"type": "integer"}}}
 
     await pod.openai.chat.completions.create(
         model=MODEL,

@@ -56,7 +56,7 @@ def test_what_changes_the_answer_is_read() -> None:
     )
 
     assert (body.min_p, body.repetition_penalty, body.presence_penalty, body.frequency_penalty) == (0.1, 1.2, -1, 2)
-    assert body.logit_bias == ((7, -100), (0, 0.5))
+    assert dict(body.logit_bias) == {7: -100, 0: 0.5}
     assert (body.n, body.most_tokens) == (3, 9)
 
 

@@ -27,6 +27,11 @@ def test_what_cannot_be_is_never_drawn() -> None:
     assert set(draws(p, 0, 0)) == {1}
 
 
+def test_what_is_no_distribution_is_an_error_and_no_draw() -> None:
+    with pytest.raises(RuntimeError, match="nan"):
+        draws(torch.tensor([[0.5, float("nan")]]), 0, 0)
+
+
 @pytest.mark.parametrize("nearness", [0.1, 0.5, 1.0])
 def test_two_distributions_agree_nearly_as_often_as_they_overlap(nearness: float) -> None:
     """At least (1 - d) / (1 + d) of the time, d their distance in total variation (Daliri, Musco and Suresh 2024)."""

@@ -37,7 +37,7 @@ SCHEMA = {
     "required": ["name", "count", "tags"],
     "additionalProperties": False,
 }
-KINDS = {
+KINDS: dict[str, dict[str, object]] = {
     "penalties": {
         "sampling": Sampling(
             temperature=0, repetition_penalty=1.1, presence_penalty=0.2, frequency_penalty=0.2, logit_bias=((9, 3.0),)
@@ -85,7 +85,7 @@ async def test_output_is_the_same_without_drafts_and_with_any_drafter_and_lookah
     plain = [(await run(engine, p, drafter=Drafter.NONE, **KINDS[kind]))[0].output_ids for p in PROMPTS]
     for drafter in (Drafter.NGRAM, Drafter.EAGLE3):
         for lookahead in (1, 4):
-            fields = {"drafter": drafter, "lookahead": lookahead, **KINDS[kind]}
+            fields: dict[str, object] = {"drafter": drafter, "lookahead": lookahead, **KINDS[kind]}
             ended = await asyncio.gather(*(run(engine, p, **fields) for p in PROMPTS))
             assert [finished.output_ids for finished, _ in ended] == plain
             assert any(step.draft_ids for finished, _ in ended for step in finished.steps)

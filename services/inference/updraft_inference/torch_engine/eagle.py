@@ -116,7 +116,7 @@ class EagleDrafter:
         if seed is None:
             return int(torch.multinomial(q, 1, generator=sequence.generator))
         clocks = seeded.clocks(seed, sequence.num_output + num_ahead, self.network.config.vocab_size)
-        return int((q / clocks[self._token_ids.cpu()]).argmax())
+        return seeded.first(q, clocks[self._token_ids.cpu()])
 
 
 class _Chain:

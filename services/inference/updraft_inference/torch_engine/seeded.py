@@ -2,8 +2,8 @@
 
 Each position has noise of its own, which seed and position fix, and the token is the first to arrive in a race of
 exponential clocks with rates p (the Gumbel-max rule): distributed as p, and the same one whether a draft guessed it or
-not. A draft is kept where it is that token. Speculative sampling would keep more of a drawn draft, but how much
-randomness it uses depends on the drafts, and the adaptive lookahead depends on the machine's speed.
+not. A draft is kept where it is that token; one that is drawn by the same noise often is. Refused: speculative sampling
+from a seeded generator, for how much randomness it uses depends on the drafts, and their number on the machine's speed.
 """
 
 import hashlib
@@ -15,7 +15,16 @@ from torch import Tensor
 
 def draws(p_TV: Tensor, seed: int, position: int) -> list[int]:
     """One token a row, distributed as p (float32, on the CPU): row i is the output's token `position` + i."""
-    return [int((p / clocks(seed, position + i, len(p))).argmax()) for i, p in enumerate(p_TV)]
+    return [first(p, clocks(seed, position + i, len(p))) for i, p in enumerate(p_TV)]
+
+
+def first(p: Tensor, times: Tensor) -> int:
+    """The token that wins: both [V], the times are those of clocks with rate 1. RuntimeError, as of torch.multinomial, for a
+    distribution that is not one."""
+    speed, winner = (p / times).max(-1)
+    if speed.isnan():
+        raise RuntimeError("probability tensor contains nan")
+    return int(winner)
 
 
 def clocks(seed: int, position: int, num: int) -> Tensor:
