@@ -194,6 +194,9 @@ async def http(bench: Bench, *, has_vllm: bool) -> None:
             bench.tell("vLLM starts and compiles (2 minutes)", 0, len(todo))
             theirs = await stack.enter_async_context(servers.vllm(bench.model, folder, threads=bench.threads))
             arms[VLLM] = (theirs, {})
+        for server, more in arms.values():
+            with server.turn():
+                await server.run(bench.mixed()[: servers.NUM_SLOTS], batch=servers.NUM_SLOTS, tokens=8, more=more)
         for done, (round_, cell) in enumerate(todo):
             bench.tell(str(cell), done, len(todo))
             chosen = take(bench.prompts(cell.domain), round_, plan.num_requests(cell.batch))

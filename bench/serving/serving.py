@@ -126,15 +126,14 @@ def show_cells(console: Console, measured: figures.Measured) -> None:
 
 def show_lines(console: Console, lines: Sequence[Line]) -> None:
     """The table of bars: each figure with its quartiles and what it was made of."""
-    table = output.table("", "bar", ">measured", "quartiles", ">n", ">target", "median of")
+    table = output.table("", "~bar", ">measured", "~quartiles (rounds)", ">target", "median of")
     for line in lines:
         bar, spread = line.bar, line.spread
         table.add_row(
             Text(results.MARKS[bar.met], "bold green" if bar.met else "bold red"),
             bar.name,
             results.number(bar.measured, bar.unit),
-            f"{results.number(spread.low)} to {results.number(spread.high)}" if spread else "",
-            str(spread.count) if spread else "",
+            f"{results.number(spread.low)} to {results.number(spread.high)} ({spread.count})" if spread else "",
             f"{bar.relation} {results.number(bar.target, bar.unit)}",
             line.note,
         )
