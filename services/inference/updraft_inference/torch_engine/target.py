@@ -24,6 +24,7 @@ from updraft_draft.layers import grouped_attention, rms_norm, rotary_table, rota
 from updraft_draft.rope import Rope
 from updraft_draft.target_weights import EMBEDDING, FINAL_NORM, HEAD, norm_weight, read_tensors
 from updraft_inference.torch_engine.kv_cache import Batch, SlotCache
+from updraft_inference.torch_engine.linear import Linear
 
 
 class Forward(NamedTuple):
@@ -39,17 +40,15 @@ class _Layer:
 
     is_sliding: bool
     input_norm: Tensor
-    qkv: Tensor
-    qkv_bias: Tensor | None
+    qkv: Linear
     q_norm: Tensor | None
     k_norm: Tensor | None
-    o: Tensor
-    o_bias: Tensor | None
+    o: Linear
     attention_norm: Tensor | None
     """Of what attention gives."""
     mlp_input_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
+    gate_up: Linear
+    down: Linear
     mlp_norm: Tensor | None
     """Of what the MLP gives."""
 
@@ -71,7 +70,7 @@ class Target:
         weights = _Weights(tensors, config.family, dtype, device)
         self.config = config
         self.embedding = weights.joined(EMBEDDING)
-        self.head = self.embedding if config.is_tied else weights.joined(HEAD)
+        self._head = Linear(self.embedding if config.is_tied else weights.joined(HEAD))
         self._final_norm = weights.norm(FINAL_NORM)
         self._layers = [_layer(weights, config, i) for i in range(config.num_layers)]
         self._activation = _ACTIVATIONS[config.activation]
@@ -108,17 +107,16 @@ class Target:
             if i in c.aux_layers:
                 aux.append(x)
             cos, sin, mask = sights[layer.is_sliding]
-            qkv = F.linear(rms_norm(x, layer.input_norm, c.rms_norm_eps), layer.qkv, layer.qkv_bias)
-            q, k, v = torch.split(qkv, split, -1)
+            q, k, v = torch.split(layer.qkv(rms_norm(x, layer.input_norm, c.rms_norm_eps)), split, -1)
             q, k = q.view(-1, c.num_heads, c.head_dim), k.view(-1, c.num_kv_heads, c.head_dim)
             if layer.q_norm is not None and layer.k_norm is not None:
                 q, k = rms_norm(q, layer.q_norm, c.rms_norm_eps), rms_norm(k, layer.k_norm, c.rms_norm_eps)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
             keys, values = cache.write(i, batch, k, v.view(-1, c.num_kv_heads, c.head_dim))
             attended = batch.collect(grouped_attention(batch.spread(q), keys, values, mask, scale=c.attention_scale))
-            x = self._add(x, F.linear(attended, layer.o, layer.o_bias), layer.attention_norm)
-            gate, up = F.linear(rms_norm(x, layer.mlp_input_norm, c.rms_norm_eps), layer.gate_up).chunk(2, -1)
-            x = self._add(x, F.linear(self._activation(gate) * up, layer.down), layer.mlp_norm)
+            x = self._add(x, layer.o(attended), layer.attention_norm)
+            gate, up = layer.gate_up(rms_norm(x, layer.mlp_input_norm, c.rms_norm_eps)).chunk(2, -1)
+            x = self._add(x, layer.down(self._activation(gate) * up), layer.mlp_norm)
         return Forward(torch.cat(aux, -1), rms_norm(x, self._final_norm, c.rms_norm_eps))
 
     def _add(self, x: Tensor, y: Tensor, norm: Tensor | None) -> Tensor:
@@ -137,7 +135,7 @@ class Target:
     @torch.inference_mode()
     def logits(self, last: Tensor) -> Tensor:
         """Logits [..., V] of last hidden states [..., D]."""
-        return F.linear(last, self.head)
+        return self._head(last)
 
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -165,9 +163,12 @@ class _Weights:
 def _layer(weights: _Weights, config: TargetConfig, index: int) -> _Layer:
     family, p = config.family, f"model.layers.{index}."
     has_qkv_bias = family.has_qkv_bias or config.has_attention_bias
-    qkv = [f"{p}self_attn.{name}_proj" for name in "qkv"]
     # Llama names the norm before its MLP after what comes before it; where that has a norm of its own, the name is taken.
     mlp_input_norm = "pre_feedforward_layernorm" if family.has_output_norms else "post_attention_layernorm"
+
+    def linear(*names: str, has_bias: bool = False) -> Linear:
+        bias = weights.joined(*(f"{p}{name}.bias" for name in names)) if has_bias else None
+        return Linear(weights.joined(*(f"{p}{name}.weight" for name in names)), bias)
 
     def norm_if(has: bool, name: str) -> Tensor | None:  # noqa: FBT001  (reads as a sentence)
         return weights.norm(f"{p}{name}.weight") if has else None
@@ -175,15 +176,13 @@ def _layer(weights: _Weights, config: TargetConfig, index: int) -> _Layer:
     return _Layer(
         is_sliding=index in config.sliding_layers,
         input_norm=weights.norm(f"{p}input_layernorm.weight"),
-        qkv=weights.joined(*(f"{name}.weight" for name in qkv)),
-        qkv_bias=weights.joined(*(f"{name}.bias" for name in qkv)) if has_qkv_bias else None,
+        qkv=linear(*(f"self_attn.{name}_proj" for name in "qkv"), has_bias=has_qkv_bias),
         q_norm=norm_if(family.has_head_norms, "self_attn.q_norm"),
         k_norm=norm_if(family.has_head_norms, "self_attn.k_norm"),
-        o=weights.joined(f"{p}self_attn.o_proj.weight"),
-        o_bias=weights.joined(f"{p}self_attn.o_proj.bias") if config.has_attention_bias else None,
+        o=linear("self_attn.o_proj", has_bias=config.has_attention_bias),
         attention_norm=norm_if(family.has_output_norms, "post_attention_layernorm"),
         mlp_input_norm=weights.norm(f"{p}{mlp_input_norm}.weight"),
-        gate_up=weights.joined(f"{p}mlp.gate_proj.weight", f"{p}mlp.up_proj.weight"),
-        down=weights.joined(f"{p}mlp.down_proj.weight"),
+        gate_up=linear("mlp.gate_proj", "mlp.up_proj"),
+        down=linear("mlp.down_proj"),
         mlp_norm=norm_if(family.has_output_norms, "post_feedforward_layernorm"),
     )
