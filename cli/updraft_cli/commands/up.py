@@ -53,7 +53,7 @@ PORT = click.IntRange(0, 65535)
 )
 @click.option(
     "--drafter",
-    type=click.Choice(["auto", "none", "ngram", "eagle3"]),
+    type=click.Choice(["auto", "none", "ngram", "eagle3", "hybrid"]),
     help="Who drafts unless a request says so.  [default: auto]",
 )
 @click.option("--lookahead", type=click.IntRange(0, 16), help="Most drafts a step.  [default: 3]")

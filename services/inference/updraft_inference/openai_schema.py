@@ -81,7 +81,7 @@ class UpdraftOptions(_Body):
 
     model_config = ConfigDict(extra="forbid")
 
-    drafter: Literal["none", "ngram", "eagle3"] | None = None
+    drafter: Literal["none", "ngram", "eagle3", "hybrid"] | None = None
     lookahead: Annotated[int, Field(ge=0, le=MAX_LOOKAHEAD)] | None = None
     domain: Annotated[str, Field(max_length=MAX_DOMAIN_CHARS)] = ""
 

@@ -98,8 +98,8 @@ class InferenceSettings(settings.Settings):
     drain_seconds: Annotated[float, Field(ge=0)] = 30.0
     """How long running requests may go on after SIGTERM. Keep it below the pod's termination grace period."""
 
-    drafter: Literal["auto", "none", "ngram", "eagle3"] = "auto"
-    """Who drafts unless a request says so. auto: eagle3 once a draft is loaded."""
+    drafter: Literal["auto", "none", "ngram", "eagle3", "hybrid"] = "auto"
+    """Who drafts unless a request says so. auto: eagle3 once a draft is loaded; hybrid: lookup or that, as promises more."""
 
     lookahead: Annotated[int, Field(ge=0, le=16)] = 3
     """Largest number of drafts a verify step; the engine chooses up to it."""
