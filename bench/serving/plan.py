@@ -120,7 +120,7 @@ QUICK = Plan(
     exact_lookaheads=(3, None),
     recipe=Recipe(requests=4, tokens=24, steps=8),
 )
-"""Sees that everything runs, in three minutes."""
+"""Sees that everything runs, in three to five minutes."""
 
 
 def take(pool: Sequence[T], round_: int, count: int) -> list[T]:
