@@ -21,8 +21,6 @@ class Batch:
     """
 
     slots: tuple[int, ...]
-    counts: tuple[int, ...]
-    """Rows of each sequence."""
     positions_R: Tensor
     """int64, position of each row."""
     rows_R: Tensor
@@ -92,7 +90,6 @@ class SlotCache:
             position_R, first_R = position_R[collect], first_R.repeat_interleave(count_B)
         return Batch(
             slots=tuple(slots),
-            counts=tuple(counts),
             positions_R=position_R.to(device),
             rows_R=(first_R + position_R).to(device),
             gather=None if slots == list(range(len(slots))) else slot_B.to(device),
