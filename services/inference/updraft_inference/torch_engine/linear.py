@@ -1,7 +1,8 @@
 """A linear map of the target, its weight kept as the machine's kernels read it.
 
 A decode step reads every weight once for a handful of rows, so it lasts as long as that reading. In bfloat16 on a CPU the
-plain operation brings the weight into oneDNN's blocked order anew for each call. Here that is done once. The operators are those that torch's own compiler emits.
+plain operation brings the weight into oneDNN's blocked order anew for each call. Here that is done once. The operators are
+those that torch's own compiler emits.
 """
 
 import torch
