@@ -1,5 +1,6 @@
 """A draft that fails, or changes in memory, costs speed and is told; it costs no request."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from tests.support.tiny_target import make_draft, make_tiny_target, save_draft
 from updraft_inference.engine.port import DraftOnDisk, Finished, FinishReason, GenerationRequest, Sampling
 from updraft_inference.torch_engine.decoder import Limits
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
+
+HEAD, VALUES = "lm_head.weight", "midlayer.self_attn.v_proj.weight"
 
 
 @pytest.fixture
@@ -25,34 +28,39 @@ async def engine(target: Path) -> AsyncIterator[TorchEngine]:
         yield engine
 
 
-def draft(target: Path, version: int, *, is_wild: bool = False) -> DraftOnDisk:
-    """The weights of a wild one are finite, and what comes out of its head is not."""
+def draft(target: Path, version: int, *, wild: str = "") -> DraftOnDisk:
+    """The weights of a wild one are finite, and what comes out of that one is not."""
     network = make_draft(target, seed=version)
-    if is_wild:
-        torch.nn.init.constant_(network.lm_head.weight, 3e38)
+    if wild:
+        torch.nn.init.constant_(network.get_parameter(wild), 3e38)
     folder = target.parent / str(version)
     return DraftOnDisk(version=version, folder=folder, tensors_digest=save_draft(network, folder))
 
 
-async def run(engine: TorchEngine, name: str, temperature: float) -> Finished:
-    request = GenerationRequest(
+async def run(
+    engine: TorchEngine, name: str, temperature: float, prompt: tuple[int, ...] = (3, 4, 5), **fields: object
+) -> Finished:
+    request = GenerationRequest(  # type: ignore[arg-type]
         request_id=name,
-        prompt_ids=(3, 4, 5),
+        prompt_ids=prompt,
         max_tokens=24,
         sampling=Sampling(temperature=temperature, seed=1),
         ignore_eos=True,
+        **fields,
     )
     (finished,) = [delta.finished async for delta in engine.generate(request) if delta.finished]
     return finished
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("wild", [HEAD, VALUES])
 async def test_a_draft_that_fails_costs_its_drafts_and_no_request(
-    engine: TorchEngine, target: Path, caplog: pytest.LogCaptureFixture
+    engine: TorchEngine, target: Path, caplog: pytest.LogCaptureFixture, temperature: float, wild: str
 ) -> None:
     plain = await run(engine, "plain", 0.0)
-    await engine.swap(draft(target, 1, is_wild=True))
+    await engine.swap(draft(target, 1, wild=wild))
 
-    failed = await run(engine, "sampled", 1.0)
+    failed = await run(engine, "drafted", temperature)
 
     assert (failed.reason, len(failed.output_ids)) == (FinishReason.LENGTH, 24)
     assert not any(step.draft_ids for step in failed.steps)
@@ -63,7 +71,30 @@ async def test_a_draft_that_fails_costs_its_drafts_and_no_request(
 
     await engine.swap(draft(target, 2))
     assert any(step.draft_version == 2 for step in (await run(engine, "again", 1.0)).steps)
-    assert engine.faults == {1: 1}
+    assert engine.faults == {1: 2}, "two requests met it"
+
+
+@pytest.mark.parametrize("lookahead", [0, 3])
+async def test_what_a_failed_draft_left_behind_costs_the_next_one_nothing(
+    engine: TorchEngine, target: Path, lookahead: int
+) -> None:
+    """Its keys and values stand in the slots still, beyond the ends of shorter prompts and as a prefix of like ones."""
+    long, other = tuple(range(3, 80)), tuple(range(200, 290))
+    await engine.swap(draft(target, 1, wild=VALUES))
+    await asyncio.gather(
+        run(engine, "a", 0.0, long, lookahead=lookahead), run(engine, "b", 0.0, other, lookahead=lookahead)
+    )
+    assert set(engine.faults) == {1}
+    of_first = engine.faults[1]
+
+    await engine.swap(draft(target, 2))
+    short, again = await asyncio.gather(
+        run(engine, "c", 1.0, (3, 4, 5), lookahead=3), run(engine, "d", 1.0, (*other, 7), lookahead=3)
+    )
+
+    assert engine.faults == {1: of_first}
+    for finished in (short, again):
+        assert any(step.draft_ids for step in finished.steps)
 
 
 async def test_a_draft_that_changed_in_memory_is_found(engine: TorchEngine, target: Path) -> None:

@@ -270,12 +270,17 @@ class Decoder:
         """Their chains. A draft that fails costs these sequences their drafts, not their requests."""
         try:
             return eagle.propose(sequences, k)
-        except RuntimeError as error:  # torch's: a distribution that is not one, no memory left
-            self.faults[self.draft_version] += 1
-            logger.error("A draft failed", extra={"version": self.draft_version, "reason": str(error)[:200]})
-            for sequence in sequences:
-                sequence.is_draftable = False  # it may have read half of its rows
+        except RuntimeError as error:  # what is not finite, no memory left
+            self._give_up(eagle, sequences, error)
             return [Proposal() for _ in sequences]
+
+    def _give_up(self, eagle: EagleDrafter, sequences: list[Sequence], error: RuntimeError) -> None:
+        """Draft no more for these: each may have read half of its rows."""
+        self.faults[self.draft_version] += 1
+        logger.error("A draft failed", extra={"version": self.draft_version, "reason": str(error)[:200]})
+        for sequence in sequences:
+            sequence.is_draftable = False
+            eagle.forget(sequence)
 
     def _wish(self, sequence: Sequence) -> Drafter:
         return sequence.request.drafter or self._default
@@ -286,7 +291,10 @@ class Decoder:
         if self.eagle is None or self._wish(sequence) not in _BY_MODEL:
             sequence.is_draftable = False  # the draft has not seen these rows and never will
         elif sequence.is_draftable:
-            self.eagle.observe(sequence, aux)
+            try:
+                self.eagle.observe(sequence, aux)
+            except RuntimeError as error:
+                self._give_up(self.eagle, [sequence], error)
 
     def _record(self, sequence: Sequence, proposal: Proposal, verdict: Verdict, batch: int, duration_s: float) -> None:
         is_model = proposal.drafter is Drafter.EAGLE3

@@ -4,6 +4,8 @@ Its cache mirrors the target's: row t holds (state at t, token t + 1). Rows that
 overwritten by the target's states once the tokens are confirmed.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -40,8 +42,16 @@ class EagleDrafter:
         """Copy what the draft holds of the first `length` positions of one slot into another one."""
         self._cache.take_over(source, slot, length)
 
+    def forget(self, sequence: Sequence) -> None:
+        """Wipe the slot of a sequence that will not draft again. What is not finite would reach others through the mask:
+        it hides by a weight of 0, and 0 times that is not 0."""
+        self._cache.wipe(sequence.slot)
+        sequence.num_draft_read = 0
+        sequence.pending_aux.clear()
+
     def observe(self, sequence: Sequence, aux: Tensor) -> None:
-        """Take the states [rows, A] of newly confirmed positions, at least one. They are read when drafting needs them."""
+        """Take the states [rows, A] of newly confirmed positions, at least one. They are read when drafting needs them.
+        RuntimeError as of `propose`."""
         # Only what came before: its next tokens are known, and drafting always finds an unread row.
         if sum(len(rows) for rows in sequence.pending_aux) > MAX_PENDING_ROWS:
             self._read([sequence])
@@ -49,7 +59,8 @@ class EagleDrafter:
 
     @torch.inference_mode()
     def propose(self, sequences: list[Sequence], k: int) -> list[Proposal]:
-        """Draft `k` tokens for each sequence, ordered by slot."""
+        """Draft `k` tokens for each sequence, ordered by slot. RuntimeError, torch's or ours, where the network fails:
+        nothing of these sequences may be read then but by `forget`."""
         for sequence in sequences:
             self._catch_up(sequence)
         state_BD = self._read(sequences)
@@ -84,7 +95,11 @@ class EagleDrafter:
         for sequence, n in zip(sequences, counts, strict=True):
             sequence.num_draft_read += n
             sequence.pending_aux.clear()
-        return state[torch.arange(len(sequences)), torch.tensor(counts) - 1]
+        last = state[torch.arange(len(sequences)), torch.tensor(counts) - 1]
+        # Each row sees all before it: one that was not finite would show in the last one.
+        if not bool(last.isfinite().all()):
+            raise RuntimeError("the draft's states are not finite")
+        return last
 
     def _forward(self, x_BTD: Tensor, ids_BT: Tensor, slots: list[int], starts: list[int]) -> Tensor:
         B, T = ids_BT.shape
@@ -104,6 +119,8 @@ class EagleDrafter:
                 chain.q.append(q)
         ids = self._token_ids[choice]
         picked = log_q.gather(-1, choice[:, None])[:, 0].tolist()
+        if not all(map(math.isfinite, picked)):
+            raise RuntimeError("the draft's distribution is not finite")
         for chain, token, log_prob in zip(chains, ids.tolist(), picked, strict=True):
             chain.ids.append(token)
             chain.log_probs.append(log_prob)

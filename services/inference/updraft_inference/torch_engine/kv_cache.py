@@ -104,6 +104,11 @@ class SlotCache:
         for held in (self._keys, self._values):
             held[:, slot, :length] = held[:, source, :length]
 
+    def wipe(self, slot: int) -> None:
+        """Let a slot hold zeros, as at the start."""
+        for held in (self._keys, self._values):
+            held[:, slot] = 0
+
     def write(self, layer: int, batch: Batch, k_RKE: Tensor, v_RKE: Tensor) -> tuple[Tensor, Tensor]:
         """Store the new keys and values; return all of the batch's, each [B, span, K, E]."""
         return (
