@@ -110,11 +110,19 @@ class Decoder:
 
     def install(self, eagle: EagleDrafter | None, version: int) -> None:
         """Draft with another network from now on, or with none: what an earlier one had read is nothing to it."""
-        self.eagle, self.draft_version = eagle, version
-        self._left = {slot: replace(tenant, num_draft_read=0) for slot, tenant in self._left.items()}
+        self.eagle = eagle
         for sequence in self._all():
             sequence.is_draftable = sequence.is_draftable and sequence.num_read == 0
             sequence.num_draft_read = 0
+        self.renew(version)
+
+    def renew(self, version: int) -> None:
+        """The network has other weights: running requests draft on over what the old ones read, and hand it to nobody."""
+        self.draft_version = version
+        self.lookahead.reset_model()
+        self._left = {slot: replace(tenant, num_draft_read=0) for slot, tenant in self._left.items()}
+        for sequence in self._all():
+            sequence.has_old_draft_rows = sequence.num_draft_read > 0
 
     def add(self, sequence: Sequence) -> None:
         """Queue a request."""
@@ -355,7 +363,7 @@ def _tenant(sequence: Sequence) -> Tenant:
         slot=sequence.slot,
         ids=sequence.ids,
         num_read=sequence.num_read,
-        num_draft_read=sequence.num_draft_read,
+        num_draft_read=0 if sequence.has_old_draft_rows else sequence.num_draft_read,
     )
 
 

@@ -329,8 +329,7 @@ class TorchEngine:
             held = self._network.state_dict()
             for name, tensor in tensors.items():
                 held[name].copy_(tensor)
-        self._decoder.draft_version = version
-        self._decoder.lookahead.reset_model()
+            self._decoder.renew(version)
 
     def _unload(self) -> None:
         self._decoder.install(None, 0)

@@ -41,6 +41,8 @@ class Sequence:
     """Positions in the target's cache."""
     num_draft_read: int = 0
     """Positions in the draft's cache."""
+    has_old_draft_rows: bool = False
+    """Some of them are of weights that the draft had before a swap."""
     pending_aux: list[Tensor] = field(default_factory=list)
     """Auxiliary states [rows, A] that the draft has not read yet, in order."""
     is_draftable: bool = True
