@@ -104,9 +104,12 @@ def checkpoint_tensors(network: DraftNetwork) -> Iterable[tuple[str, Tensor]]:
         yield name, tensor.detach().cpu().to(_stored_dtype(name)).contiguous()
 
 
-def build(config: DraftConfig, tensors: Mapping[str, Tensor], embedding: Tensor) -> DraftNetwork:
-    """A network in the embedding's dtype and device with these tensors."""
-    network = DraftNetwork(config, embedding, tensors["d2t"] + torch.arange(config.draft_vocab_size))
+def build(
+    config: DraftConfig, tensors: Mapping[str, Tensor], embedding: Tensor, *, num_positions: int | None = None
+) -> DraftNetwork:
+    """A network in the embedding's dtype and device with these tensors, for `num_positions`, or for all that it knows."""
+    token_ids = tensors["d2t"] + torch.arange(config.draft_vocab_size)
+    network = DraftNetwork(config, embedding, token_ids, num_positions=num_positions)
     network.to(device=embedding.device, dtype=embedding.dtype)
     network.load_state_dict(dict(tensors))
     return network.requires_grad_(requires_grad=False)

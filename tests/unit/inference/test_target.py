@@ -10,12 +10,13 @@ import pytest
 import torch
 from tests.support import families
 from tests.support.families import FAMILIES, VOCAB, WINDOW
-from tests.support.tiny_target import make_draft, save_draft
+from tests.support.tiny_target import make_draft, make_tiny_target, save_draft
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from updraft_chassis.errors import InvalidInput
 from updraft_draft.config import TargetConfig, default_aux_layers
+from updraft_draft.network import DraftNetwork
 from updraft_draft.target_weights import read_head
 from updraft_inference.engine.port import Drafter, DraftOnDisk, GenerationRequest, Sampling
 from updraft_inference.torch_engine.decoder import Limits
@@ -38,6 +39,18 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def opened(folder: Path) -> Target:
     return Target.open(folder, dtype=torch.float32, device=torch.device("cpu"))
+
+
+def test_a_model_that_knows_a_million_positions_costs_no_more_than_those_that_are_used(tmp_path: Path) -> None:
+    """Each engine would hold gigabytes of rotary tables otherwise, and its draft as many."""
+    make_tiny_target(tmp_path)
+    known = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**known, "max_position_embeddings": 2**40}))
+    limits = Limits(num_slots=1, max_context=64, max_lookahead=3)
+
+    engine = TorchEngine.open(tmp_path, EngineOptions(limits=limits, dtype=torch.float32))
+    config = engine._decoder.target.config.draft(draft_vocab_size=16)
+    DraftNetwork(config, torch.zeros(VOCAB, config.hidden_size), torch.arange(16), num_positions=limits.num_positions)
 
 
 def run(target: Target, cache: SlotCache, slots: list[int], starts: list[int], ids: list[list[int]]) -> Any:

@@ -94,8 +94,10 @@ class TorchEngine:
     @classmethod
     def open(cls, folder: Path, options: EngineOptions, on_finished: FinishedSink = lambda _: None) -> Self:
         """Load the target from a Hugging Face folder. InvalidInput where the engine cannot serve it."""
-        target = Target.open(folder, dtype=options.dtype, device=torch.device(options.device))
         limits = options.limits
+        target = Target.open(
+            folder, dtype=options.dtype, device=torch.device(options.device), num_positions=limits.num_positions
+        )
         if limits.num_positions > target.config.max_position:
             raise InvalidInput(
                 f"a context of {limits.max_context} with {limits.max_lookahead} drafts exceeds the model's "
@@ -279,8 +281,9 @@ class TorchEngine:
         return config, tensors
 
     def _build(self, config: DraftConfig, tensors: Mapping[str, Tensor]) -> EagleDrafter:
-        network = checkpoint.build(config, tensors, self._decoder.target.embedding)
-        return EagleDrafter(network, num_slots=self._limits.num_slots, num_positions=self._limits.num_positions)
+        num_positions = self._limits.num_positions
+        network = checkpoint.build(config, tensors, self._decoder.target.embedding, num_positions=num_positions)
+        return EagleDrafter(network, num_slots=self._limits.num_slots, num_positions=num_positions)
 
     def _held(self) -> tuple[int, dict[str, Tensor] | None]:
         eagle = self._decoder.eagle

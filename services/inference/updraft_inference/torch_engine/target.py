@@ -65,8 +65,15 @@ class Target:
     """The frozen model. Not thread-safe: one engine thread owns it."""
 
     def __init__(
-        self, config: TargetConfig, tensors: Mapping[str, Tensor], *, dtype: torch.dtype, device: torch.device
+        self,
+        config: TargetConfig,
+        tensors: Mapping[str, Tensor],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        num_positions: int | None = None,
     ) -> None:
+        """`num_positions`: as many will be used; None: as many as the model knows, which may be a million."""
         weights = _Weights(tensors, config.family, dtype, device)
         self.config = config
         self.embedding = weights.joined(EMBEDDING)
@@ -76,20 +83,23 @@ class Target:
         self._activation = _ACTIVATIONS[config.activation]
         self._embedding_scale = self.embedding.new_tensor(config.hidden_size**0.5)
         ropes = {False: config.rope, True: config.sliding_rope}
-        tables = {rope: self._table(rope) for rope in set(ropes.values())}
+        num_positions = min(config.max_position, num_positions or config.max_position)
+        tables = {rope: self._table(num_positions, rope) for rope in set(ropes.values())}
         self._tables = {layer.is_sliding: tables[ropes[layer.is_sliding]] for layer in self._layers}
         """Cosines and sines by `is_sliding`, for the kinds of layers that there are."""
 
-    def _table(self, rope: Rope) -> tuple[Tensor, Tensor]:
-        cos, sin = rotary_table(self.config.max_position, self.config.head_dim, rope)
+    def _table(self, num_positions: int, rope: Rope) -> tuple[Tensor, Tensor]:
+        cos, sin = rotary_table(num_positions, self.config.head_dim, rope)
         return cos.to(self.embedding), sin.to(self.embedding)
 
     @classmethod
-    def open(cls, folder: Path, *, dtype: torch.dtype, device: torch.device) -> Self:
+    def open(
+        cls, folder: Path, *, dtype: torch.dtype, device: torch.device, num_positions: int | None = None
+    ) -> Self:
         """Read a Hugging Face folder. InvalidInput if it is none, or of no family that runs here."""
         config = TargetConfig.from_folder(folder)
         try:
-            return cls(config, read_tensors(folder), dtype=dtype, device=device)
+            return cls(config, read_tensors(folder), dtype=dtype, device=device, num_positions=num_positions)
         except KeyError as error:
             raise InvalidInput(f"{folder} lacks the tensor {error}") from None
 
