@@ -1,45 +1,59 @@
 """What is sampled with a draft is distributed as without one: what every speculative engine promises, by statistics."""
 
 import asyncio
+import json
 from collections import Counter
+from itertools import count, product
 from pathlib import Path
 
 import pytest
 import torch
 from tests.support.tiny_target import make_draft, make_tiny_target, save_draft
+from tests.support.tiny_tokenizer import write_tokenizer
 
-from updraft_inference.engine.port import Drafter, DraftOnDisk, GenerationRequest, Sampling, VerifyStep
+from updraft_inference.engine.port import Drafter, DraftOnDisk, Finished, GenerationRequest, Sampling, VerifyStep
 from updraft_inference.torch_engine.decoder import Limits
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
 
-NUM_SAMPLES = 800
+NUM_SAMPLES, NUM_MIXED = 800, 200
 NUM_COMPARED = 3
 """Tokens of each output, counted together."""
 
 Outputs = list[tuple[int, ...]]
 
+OPTIONS = EngineOptions(
+    limits=Limits(num_slots=8, max_context=400, max_lookahead=7), dtype=torch.float32, max_queued=4 * NUM_SAMPLES
+)
+_ids = count()
 
-async def sample(
-    engine: TorchEngine, drafter: Drafter, rounds: range, *, is_seeded: bool
-) -> tuple[Outputs, list[VerifyStep]]:
-    """One output a round, all of the same prompt, with the verify steps of all."""
 
-    async def run(index: int) -> tuple[tuple[int, ...], tuple[VerifyStep, ...]]:
-        wanted = GenerationRequest(
-            request_id=f"r{index}",
-            prompt_ids=(5, 6),
-            max_tokens=4,
-            sampling=Sampling(temperature=0.7, top_k=3, seed=index if is_seeded else None),
-            ignore_eos=True,
-            drafter=drafter,
-            lookahead=2,
-        )
-        finished = [delta.finished async for delta in engine.generate(wanted)][-1]
-        assert finished is not None
-        return finished.output_ids, finished.steps
+PROMPT = (5, 6)
+LONG = tuple(range(10, 310))
+"""Longer than one chunk, and shared."""
 
-    ended = await asyncio.gather(*map(run, rounds))
-    return [output for output, _ in ended], [step for _, steps in ended for step in steps]
+
+def request(prompt: tuple[int, ...] = PROMPT, **fields: object) -> GenerationRequest:
+    wanted = {"max_tokens": 4, "sampling": Sampling(temperature=0.7, top_k=3), "ignore_eos": True, **fields}
+    return GenerationRequest(request_id=f"r{next(_ids)}", prompt_ids=prompt, **wanted)  # type: ignore[arg-type]
+
+
+async def outputs(engine: TorchEngine, wanted: list[GenerationRequest]) -> tuple[Outputs, list[VerifyStep]]:
+    """One output a request, all asked for together, with the verify steps of all."""
+
+    async def run(one: GenerationRequest) -> Finished:
+        (finished,) = [delta.finished async for delta in engine.generate(one) if delta.finished]
+        return finished
+
+    ended = await asyncio.gather(*map(run, wanted))
+    return [finished.output_ids for finished in ended], [step for finished in ended for step in finished.steps]
+
+
+async def load_draft(engine: TorchEngine, target: Path, without: Outputs) -> None:
+    """A draft over just the tokens that occur, so that many of its random guesses are kept."""
+    tokens = torch.tensor(sorted({token for output in without for token in output}))
+    folder = target.parent / "draft"
+    digest = save_draft(make_draft(target, token_ids=tokens), folder)
+    await engine.swap(DraftOnDisk(version=1, folder=folder, tensors_digest=digest))
 
 
 @pytest.mark.parametrize("is_seeded", [pytest.param(True, id="seeds"), pytest.param(False, id="no seed")])
@@ -49,19 +63,51 @@ async def test_sampled_output_has_the_targets_distribution_with_any_draft(tmp_pa
     Without a seed (speculative sampling) it has other numbers each time, and would fail by chance once in a million times.
     """
     target = make_tiny_target(tmp_path / "target", seed=3)
-    limits = Limits(num_slots=8, max_context=200, max_lookahead=7)
-    options = EngineOptions(limits=limits, dtype=torch.float32, max_queued=NUM_SAMPLES)
-    async with TorchEngine.open(target, options) as engine:
-        without, _ = await sample(engine, Drafter.NONE, range(NUM_SAMPLES), is_seeded=is_seeded)
-        # A draft over just the tokens that occur, so that many of its random guesses are kept.
-        tokens = torch.tensor(sorted({token for output in without for token in output}))
-        digest = save_draft(make_draft(target, token_ids=tokens), tmp_path / "draft")
-        await engine.swap(DraftOnDisk(version=1, folder=tmp_path / "draft", tensors_digest=digest))
-        others = range(NUM_SAMPLES, 2 * NUM_SAMPLES)
-        with_draft, steps = await sample(engine, Drafter.EAGLE3, others, is_seeded=is_seeded)
+
+    def wanted(drafter: Drafter, rounds: range) -> list[GenerationRequest]:
+        samplings = [Sampling(temperature=0.7, top_k=3, seed=index if is_seeded else None) for index in rounds]
+        return [request(sampling=sampling, drafter=drafter, lookahead=2) for sampling in samplings]
+
+    async with TorchEngine.open(target, OPTIONS) as engine:
+        without, _ = await outputs(engine, wanted(Drafter.NONE, range(NUM_SAMPLES)))
+        await load_draft(engine, target, without)
+        with_draft, steps = await outputs(engine, wanted(Drafter.EAGLE3, range(NUM_SAMPLES, 2 * NUM_SAMPLES)))
     assert sum(step.accepted for step in steps) > 50, "kept drafts are what the test is about"
+    assert_same_distribution(with_draft, without)
+
+
+async def test_it_has_it_in_batches_of_shared_prefixes_chunks_grammars_and_unequal_lengths(tmp_path: Path) -> None:
+    """As above, without seeds; each kind of request is compared with itself without drafts, all kinds in one batch."""
+    target = write_tokenizer(make_tiny_target(tmp_path / "target", seed=3))
+    words = {"enum": ["".join(letters) for letters in product("abc", repeat=3)]}
+    warm = Sampling(temperature=2.0, top_k=3)
+    grammar: dict[str, object] = {"json_schema": json.dumps(words), "ignore_eos": False, "sampling": warm}
+    fields: list[dict[str, object]] = [
+        {"prompt": (*LONG, 7), "drafter": Drafter.EAGLE3, "lookahead": 2},
+        {"prompt": (*LONG, 8), "drafter": Drafter.EAGLE3, "lookahead": 1, **grammar},
+        {"prompt": (*LONG, 7, *b'"abc"', 7), "drafter": Drafter.NGRAM, "lookahead": 2, **grammar},
+    ]
+    kinds = range(len(fields))
+
+    def wanted(others: dict[str, object]) -> list[GenerationRequest]:
+        return [request(**{**fields[kind], **others}) for _ in range(NUM_MIXED) for kind in kinds]  # type: ignore[arg-type]
+
+    async with TorchEngine.open(target, OPTIONS) as engine:
+        without, _ = await outputs(engine, wanted({"drafter": Drafter.NONE, "lookahead": None}))
+        await load_draft(engine, target, without)
+        drafted, steps = await outputs(engine, wanted({}))
+        assert engine.load.cached_tokens > NUM_MIXED * len(LONG)
+    assert sum(step.accepted for step in steps) > 50
+    assert {step.drafter for step in steps if step.accepted} == {Drafter.EAGLE3, Drafter.NGRAM}
+    assert {len(step.draft_ids) for step in steps} == {0, 1, 2}
+    for kind in kinds:
+        assert_same_distribution(drafted[kind :: len(fields)], without[kind :: len(fields)])
+
+
+def assert_same_distribution(one: Outputs, other: Outputs) -> None:
+    """Of the tokens that are compared."""
     statistic, degrees = two_sample_chi_square(
-        Counter(output[:NUM_COMPARED] for output in with_draft), Counter(output[:NUM_COMPARED] for output in without)
+        Counter(output[:NUM_COMPARED] for output in one), Counter(output[:NUM_COMPARED] for output in other)
     )
     # Wilson and Hilferty's approximation of the percentile.
     assert statistic < degrees * (1 - 2 / (9 * degrees) + 4.75 * (2 / (9 * degrees)) ** 0.5) ** 3

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 import torch
 from tests.support.tiny_target import make_draft, make_tiny_target, save_draft
 from tests.support.tiny_tokenizer import write_tokenizer
+from tests.support.wait import until
 
+from updraft_chassis.errors import InvalidInput
 from updraft_inference.engine.port import (
     CaptureWish,
     Drafter,
@@ -138,3 +141,79 @@ async def test_a_new_draft_takes_over_nothing_from_a_request_that_the_old_one_be
             assert step.draft_log_probs == pytest.approx(expected.draft_log_probs, abs=1e-4)
         async for _ in old:
             pass
+
+
+async def test_requests_beyond_the_memory_wait_for_it_and_none_fails(target: Path, drafts: list[DraftOnDisk]) -> None:
+    """Several times what the slots hold; those that hold them first leave half-way."""
+    wanted = [request(tuple(range(3 + n, 103 + n)), max_tokens=60) for n in range(10)]
+    async with open_engine(target, max_context=1000) as engine:
+        await engine.swap(drafts[0])
+        leaving = [engine.generate(request(PROMPT, max_tokens=900)) for _ in range(3)]
+        for stream in leaving:
+            await anext(stream)
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(run(engine, one)) for one in wanted]
+            await until(lambda: engine.load.queued == len(wanted))
+            assert engine.load.running == 3
+            for stream in leaving:
+                await stream.aclose()
+        load = engine.load
+    ended = [task.result() for task in running]
+    assert [(one.reason, len(one.output_ids)) for one in ended] == [(FinishReason.LENGTH, 60)] * len(wanted)
+    assert (load.running, load.queued, load.used_tokens) == (0, 0, 0)
+    async with open_engine(target, slots=1) as plain:
+        for one in ended[::3]:
+            again = request(one.request.prompt_ids, max_tokens=60, drafter=Drafter.NONE)
+            assert (await run(plain, again)).output_ids == one.output_ids
+
+
+def test_slots_that_memory_cannot_hold_are_refused_before_anything_is_served(target: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"100000000 slots of 208 positions need \d+\.\d GiB .* fewer slots"):
+        open_engine(target, slots=10**8)
+
+
+SCHEMA = json.dumps({"type": "array", "items": {"type": "string", "maxLength": 5}, "minItems": 2, "maxItems": 6})
+START = tuple(range(10, 310))
+
+
+def mixture(sampling: Sampling) -> list[GenerationRequest]:
+    """Long prompts that begin alike, short ones; schemas and penalties; every drafter, lookahead, and capture or not."""
+    wish = CaptureWish(payload=True, prompt_rows=4, counterfactual_rows=2)
+    penalised = replace(sampling, frequency_penalty=0.4)
+    schema: dict[str, object] = {"json_schema": SCHEMA, "ignore_eos": False}
+    return [
+        request((*START, 5, 6), sampling=sampling, drafter=Drafter.EAGLE3, lookahead=7, capture=wish),
+        request((*START, 9), sampling=sampling, drafter=Drafter.EAGLE3, lookahead=2, **schema),
+        request((*START[:290], 7), sampling=sampling, drafter=Drafter.HYBRID, capture=wish, **schema),
+        request((7,) * 40, sampling=sampling, drafter=Drafter.NGRAM, lookahead=5),
+        request((7,) * 40, sampling=penalised, drafter=Drafter.HYBRID),
+        request((91, 44, 91, 44), sampling=sampling, drafter=Drafter.NGRAM, lookahead=4, **schema),
+        request(START, sampling=penalised, drafter=Drafter.NONE),
+        request(tuple(range(300, 320)), sampling=sampling, drafter=Drafter.EAGLE3, lookahead=1),
+    ]
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.0, seed=5)], ids=["greedy", "seeded"])
+async def test_output_is_that_of_plain_decoding_with_everything_at_once(
+    target: Path, drafts: list[DraftOnDisk], sampling: Sampling
+) -> None:
+    """A shared prefix, prompts in chunks beside streams, grammars, penalties, capture, unequal lengths, requests that wait,
+    and swaps. Plain is one request after another in an engine with one slot, no draft, and nothing in its memory."""
+    plain = []
+    for one in mixture(sampling):
+        async with open_engine(target, slots=1, max_context=400) as engine:
+            plain.append((await run(engine, replace(one, drafter=Drafter.NONE, lookahead=None))).output_ids)
+            assert engine.load.cached_tokens == 0
+    async with open_engine(target, slots=5, max_context=400) as engine:
+        await engine.swap(drafts[0])
+        for later in (drafts[0], drafts[1]):
+            async with asyncio.TaskGroup() as tasks:
+                running = [tasks.create_task(run(engine, one)) for one in mixture(sampling)]
+                await engine.swap(later)
+            ended = [task.result() for task in running]
+            assert [one.output_ids for one in ended] == plain
+        assert engine.load.cached_tokens > 2 * len(START)
+    steps = [step for one in ended for step in one.steps]
+    assert {step.drafter for step in steps if step.draft_ids} == {Drafter.EAGLE3, Drafter.NGRAM}
+    assert max(step.batch_size for step in steps) == 5
+    assert len({len(step.draft_ids) for step in steps if step.batch_size == 5}) > 3

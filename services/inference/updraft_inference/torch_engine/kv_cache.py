@@ -6,10 +6,17 @@ and is overwritten by the next forward, which is why rejection needs no clean-up
 Tensors: N slots, S positions, K key-value heads, E head size, B sequences, R new rows of all of them, T of the one with most.
 """
 
+import math
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from updraft_chassis.errors import InvalidInput
+
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +69,20 @@ class SlotCache:
     """[layers, N, S, K, E] keys and as many values, in the dtype and on the device of `like`."""
 
     def __init__(self, shape: CacheShape, *, like: Tensor) -> None:
-        self._keys = like.new_zeros(
-            (shape.num_layers, shape.num_slots, shape.num_positions, shape.num_kv_heads, shape.head_dim)
+        """InvalidInput where there is not so much memory."""
+        size = (shape.num_layers, shape.num_slots, shape.num_positions, shape.num_kv_heads, shape.head_dim)
+        needed_bytes = 2 * math.prod(size) * like.element_size()
+        refusal = InvalidInput(
+            f"{shape.num_slots} slots of {shape.num_positions} positions need {needed_bytes / 2**30:.1f} GiB for keys and "
+            "values, and there is not so much memory: take fewer slots or a shorter context"
         )
-        self._values = torch.zeros_like(self._keys)
+        # A CPU's memory is handed out when it is first touched: what is too much would end the process while it serves.
+        if like.device.type == "cpu" and needed_bytes > _memory_bytes():
+            raise refusal
+        try:
+            self._keys, self._values = like.new_zeros(size), like.new_zeros(size)
+        except RuntimeError as error:  # torch's words for no memory left, and its OutOfMemoryError
+            raise refusal from error
         self.num_positions = shape.num_positions
 
     def batch(self, slots: list[int], starts: list[int], counts: list[int]) -> Batch:
@@ -123,3 +140,13 @@ class SlotCache:
         if batch.gather is None:
             return cache_NSKE[: len(batch.slots), : batch.span]
         return cache_NSKE[batch.gather, : batch.span]
+
+
+def _memory_bytes() -> int:
+    """All that this machine, or this container, has."""
+    of_machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = _CGROUP_LIMIT.read_text().strip()
+    except OSError:
+        return of_machine
+    return min(of_machine, int(limit)) if limit.isdecimal() else of_machine

@@ -93,9 +93,7 @@ class Target:
         return cos.to(self.embedding), sin.to(self.embedding)
 
     @classmethod
-    def open(
-        cls, folder: Path, *, dtype: torch.dtype, device: torch.device, num_positions: int | None = None
-    ) -> Self:
+    def open(cls, folder: Path, *, dtype: torch.dtype, device: torch.device, num_positions: int | None = None) -> Self:
         """Read a Hugging Face folder. InvalidInput if it is none, or of no family that runs here."""
         config = TargetConfig.from_folder(folder)
         try:
