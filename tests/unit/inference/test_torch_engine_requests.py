@@ -11,9 +11,10 @@ import pytest
 import torch
 from tests.support.tiny_target import VOCAB, make_draft, make_tiny_target, save_draft
 from tests.support.tiny_tokenizer import write_tokenizer
+from tests.support.wait import LONG_S
 from transformers import LlamaForCausalLM
 
-from updraft_chassis.errors import InvalidInput
+from updraft_chassis.errors import InvalidInput, Unavailable
 from updraft_inference.engine.port import (
     Drafter,
     DraftOnDisk,
@@ -184,6 +185,15 @@ async def test_a_request_that_is_cancelled_while_its_schema_is_read_has_its_end(
             async with asyncio.timeout(0):
                 await run(engine, PROMPTS[0], json_schema=json.dumps(SCHEMA))
     assert [end.reason for end in heard] == [FinishReason.CANCELLED]
+
+
+async def test_a_request_whose_schema_is_read_while_the_engine_stops_is_told(target: Path) -> None:
+    limits = Limits(num_slots=1, max_context=200, max_lookahead=1)
+    async with TorchEngine.open(target, EngineOptions(limits=limits, dtype=torch.float32)) as engine:
+        late = asyncio.ensure_future(run(engine, PROMPTS[0], json_schema="{}"))  # noqa: TID251  (outlives the engine)
+        await asyncio.sleep(0)
+    with pytest.raises(Unavailable, match="stopped"):
+        await asyncio.wait_for(late, LONG_S)
 
 
 async def test_a_model_without_a_tokenizer_follows_no_schema(tmp_path: Path) -> None:

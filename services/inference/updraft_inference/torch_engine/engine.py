@@ -90,6 +90,7 @@ class TorchEngine:
         self._swap_lock = asyncio.Lock()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._failure: BaseException | None = None
+        self._is_closing = False
 
     @classmethod
     def open(cls, folder: Path, options: EngineOptions, on_finished: FinishedSink = lambda _: None) -> Self:
@@ -120,6 +121,7 @@ class TorchEngine:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._is_closing = True
         self._inbox.put(None)
         await asyncio.to_thread(self._thread.join)
 
@@ -187,6 +189,7 @@ class TorchEngine:
         try:
             sequence.grammar = await self._grammar(sequence)
             self._live[request.request_id] = lambda: loop.call_soon_threadsafe(deltas.put_nowait, None)
+            self._check_running()  # it may have stopped while the schema was read, and would never answer
             self._inbox.put(lambda: self._decoder.add(sequence))
             while not is_over:
                 delta = await deltas.get()
@@ -247,10 +250,13 @@ class TorchEngine:
         if not all(0 <= token < self._info.vocab_size for token in request.prompt_ids):
             raise InvalidInput(f"a prompt token is outside the vocabulary of {self._info.vocab_size}")
         check_sampling(request, self._info.vocab_size)
-        if self._failure is not None or not self._thread.is_alive():
-            raise Unavailable("the engine has stopped")
+        self._check_running()
         if self._submitted >= self._limits.num_slots + self._options.max_queued:
             raise Exhausted(f"{self._options.max_queued} requests wait already")
+
+    def _check_running(self) -> None:
+        if self._is_closing or self._failure is not None or not self._thread.is_alive():
+            raise Unavailable("the engine has stopped")
 
     async def _grammar(self, sequence: Sequence) -> Grammar | None:
         """That the request wants its output to follow."""
