@@ -44,13 +44,17 @@ class Costs:
 _NOTHING = Option(Drafter.NONE, ())
 
 
-def choose(options: Sequence[Sequence[Option]], costs: Costs) -> list[Choice]:
-    """Choose for every sequence of a batch; `options[i]` are those of sequence i, perhaps none."""
+def choose(options: Sequence[Sequence[Option]], costs: Costs, *, given: float = 0.0) -> list[Choice]:
+    """Choose for every sequence of a batch; `options[i]` are those of sequence i, perhaps none.
+
+    `given` tokens are expected of others in the same step, whose choice is made and whose rows are part of `costs`: what
+    is drafted here slows them too.
+    """
     batch = len(options)
     none = [Choice()] * batch
-    best, best_speed = none, MARGIN * batch / costs.verify(batch)
+    best, best_speed = none, MARGIN * (batch + given) / costs.verify(batch)
     for assigned in _assignments(options):
-        choices, speed = _lengths(assigned, costs)
+        choices, speed = _lengths(assigned, costs, given)
         if speed > best_speed:
             best, best_speed = choices, speed
     return best
@@ -77,7 +81,7 @@ def _cut(option: Option, length: int) -> Option:
     return Option(option.drafter, option.survival[:length])
 
 
-def _lengths(assigned: Sequence[Option], costs: Costs) -> tuple[list[Choice], float]:
+def _lengths(assigned: Sequence[Option], costs: Costs, given: float) -> tuple[list[Choice], float]:
     """The best lengths for these drafters, and their tokens a second."""
     batch = len(assigned)
     by_model = [each for each in assigned if each.drafter is Drafter.EAGLE3 and each.survival]
@@ -86,7 +90,7 @@ def _lengths(assigned: Sequence[Option], costs: Costs) -> tuple[list[Choice], fl
     drafts = sorted(
         ((alive, i) for i, each in enumerate(assigned) for alive in each.survival), key=lambda draft: -draft[0]
     )
-    gains = [float(batch), *accumulate((alive for alive, _ in drafts), initial=float(batch))][1:]
+    gains = list(accumulate((alive for alive, _ in drafts), initial=batch + given))
     speeds = [gain / (costs.verify(batch + rows) + drafting_s) for rows, gain in enumerate(gains)]
     rows = max(range(len(speeds)), key=speeds.__getitem__)
     lengths = [0] * batch

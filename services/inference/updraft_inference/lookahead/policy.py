@@ -76,8 +76,9 @@ class Lookahead:
         forced = {i: choice for i, ask in enumerate(asks) if (choice := self._forced(ask)) is not None}
         if (probed := self._probed(asks)) is not None and probed not in forced:
             forced[probed] = Choice(Drafter.EAGLE3, asks[probed].chain)
-        free = [ask for i, ask in enumerate(asks) if i not in forced]
-        chosen = iter(choose([self._options(ask) for ask in free], self._costs(len(asks), list(forced.values()))))
+        free = [self._options(ask) for i, ask in enumerate(asks) if i not in forced]
+        given = sum(1 + self._expected(asks[i], choice) for i, choice in forced.items())
+        chosen = iter(choose(free, self._costs(len(asks), list(forced.values())), given=given))
         choices = [forced[i] if i in forced else next(chosen) for i in range(len(asks))]
         self.last = max((choice.length for choice in choices), default=0)
         return choices
@@ -135,6 +136,11 @@ class Lookahead:
         gains = {option.drafter: sum(option.survival) for option in self._options(ask)}
         return gains.get(Drafter.EAGLE3, 0.0) > gains.get(Drafter.NGRAM, 0.0)
 
+    def _expected(self, ask: Ask, choice: Choice) -> float:
+        """Drafts that are kept."""
+        survivals = (option.survival for option in self._options(ask) if option.drafter is choice.drafter)
+        return sum(next(survivals, ())[: choice.length])
+
     def _options(self, ask: Ask) -> list[Option]:
         options = []
         for drafter, strength, length in (
@@ -149,17 +155,16 @@ class Lookahead:
     def _costs(self, batch: int, forced: Sequence[Choice]) -> Costs:
         more = sum(choice.length + 1 for choice in forced)
         chains = [choice.length for choice in forced if choice.drafter is Drafter.EAGLE3]
+        alone = max(chains) * self._chain(len(chains)) if chains else 0.0
         known: dict[int, float] = {}
 
         def verify(rows: int) -> float:
             if rows not in known:
-                known[rows] = self.cost.seconds(batch, rows + more)
+                known[rows] = self.cost.seconds(batch, rows + more) + alone  # what was forced is made anyway
             return known[rows]
 
         def chain(sequences: int, length: int) -> float:
-            alone = max(chains, default=0) * self._chain(len(chains)) if chains else 0.0
-            together = max([length, *chains]) * self._chain(sequences + len(chains))
-            return together - alone  # what was forced is made anyway
+            return max([length, *chains]) * self._chain(sequences + len(chains)) - alone
 
         return Costs(verify, chain)
 

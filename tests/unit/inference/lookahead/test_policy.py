@@ -114,3 +114,20 @@ def test_what_choices_go_by_is_told() -> None:
     assert policy.survival(Drafter.EAGLE3, 3) < 0.2
     assert math.isnan(policy.survival(Drafter.NGRAM, 1))
     assert policy.step_seconds(16) == 0.045
+
+
+@pytest.mark.parametrize("num_pinned", [1, 3, 15])
+@pytest.mark.parametrize("rate", [0.3, 0.6, 0.9])
+def test_requests_that_chose_for_themselves_count_in_what_others_cost_them(num_pinned: int, rate: float) -> None:
+    """One that must not draft is, for its neighbours, one that cannot."""
+    policy = Lookahead(CostTable({rows: 1 + 0.25 * rows for rows in (1, 64)}))
+    for step in range(1000):
+        is_refused = step % 10 >= 10 * rate
+        policy.observe(Record(), 5, 0 if is_refused else 1, is_refused=is_refused)
+    free = Ask(record=Record(), lookup=4, strength=5)
+    pinned = Ask(record=Record(), lookup=4, strength=5, forced=0)
+    unable = Ask(record=Record())
+
+    chosen = policy.plan([free, *[pinned] * num_pinned])
+
+    assert chosen == policy.plan([free, *[unable] * num_pinned])
