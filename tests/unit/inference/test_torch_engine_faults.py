@@ -38,15 +38,19 @@ def draft(target: Path, version: int, *, wild: str = "") -> DraftOnDisk:
 
 
 async def run(
-    engine: TorchEngine, name: str, temperature: float, prompt: tuple[int, ...] = (3, 4, 5), **fields: object
+    engine: TorchEngine,
+    name: str,
+    temperature: float,
+    prompt: tuple[int, ...] = (3, 4, 5),
+    lookahead: int | None = None,
 ) -> Finished:
-    request = GenerationRequest(  # type: ignore[arg-type]
+    request = GenerationRequest(
         request_id=name,
         prompt_ids=prompt,
         max_tokens=24,
         sampling=Sampling(temperature=temperature, seed=1),
         ignore_eos=True,
-        **fields,
+        lookahead=lookahead,
     )
     (finished,) = [delta.finished async for delta in engine.generate(request) if delta.finished]
     return finished
