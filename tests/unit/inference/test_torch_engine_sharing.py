@@ -105,6 +105,18 @@ async def test_prompts_that_begin_alike_are_read_once_and_answered_alike(
             torch.testing.assert_close(found.hidden.aux, fresh.hidden.aux, rtol=1e-4, atol=1e-4)
 
 
+async def test_conversations_that_take_turns_find_what_each_has_left(engine: TorchEngine) -> None:
+    """As many as there are slots; each goes on where it was, though others came between."""
+    texts = [tuple(range(first, first + 60)) for first in (10, 110, 210)]
+    for round_ in range(4):
+        for i, text in enumerate(texts):
+            before = engine.load.cached_tokens
+            finished = await run(engine, request((*text, 5), max_tokens=3))
+            found = engine.load.cached_tokens - before
+            assert found == (0 if round_ == 0 else len(text)), f"turn {round_} of conversation {i}"
+            texts[i] = (*text, 5, *finished.output_ids[:-1])
+
+
 @pytest.mark.parametrize("between", [None, 1], ids=["none", "other weights"])
 async def test_a_new_draft_does_not_take_over_what_another_network_read(
     engine: TorchEngine, drafts: list[DraftOnDisk], between: int | None

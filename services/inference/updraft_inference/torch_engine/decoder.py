@@ -153,18 +153,17 @@ class Decoder:
     def _admit(self) -> None:
         while self._waiting and self._free:
             sequence = self._waiting.popleft()
-            sequence.slot = self._free.pop(0)
-            self._take_over(sequence)
+            self._begin(sequence)
             self._prefilling.append(sequence)
 
-    def _take_over(self, sequence: Sequence) -> None:
-        """Begin after what another request has read already of the same prompt; the last token is always read."""
+    def _begin(self, sequence: Sequence) -> None:
+        """After what another request has read already of the same prompt; the last token is always read."""
         eagle = self.eagle if self._wish(sequence) in _BY_MODEL else None
         wish = sequence.request.capture
         most = sequence.num_prompt - max(1, wish.prompt_rows if wish.payload else 0)
         running = [_tenant(s) for s in (*self._prefilling, *self._decoding.values())]
         prefix = longest(sequence.ids, [*self._left.values(), *running], most=most, with_draft=eagle is not None)
-        self._left.pop(sequence.slot, None)
+        sequence.slot = self._take_slot([tenant.slot for tenant in running], prefix.slot)
         if prefix.length < MIN_PREFIX:
             return
         if prefix.slot != sequence.slot:
@@ -175,6 +174,19 @@ class Decoder:
             if prefix.slot != sequence.slot:
                 eagle.take_over(prefix.slot, sequence.slot, prefix.length)
             sequence.num_draft_read = prefix.length
+
+    def _take_slot(self, used: list[int], wanted: int) -> int:
+        """A free one, beside those that are used: neighbours are read in place. Of several the one that is wanted, else an
+        empty one, else the one that was left first, so that what it holds can be of use for long."""
+        ages = {slot: age for age, slot in enumerate(self._left, start=1)}
+
+        def rank(slot: int) -> tuple[int, bool, int]:
+            return max([*used, slot]) - min([*used, slot]), slot != wanted, ages.get(slot, 0)
+
+        slot = min(self._free, key=rank)
+        self._free.remove(slot)
+        self._left.pop(slot, None)
+        return slot
 
     def _prefill(self, sequence: Sequence) -> None:
         start = sequence.num_read
@@ -353,7 +365,6 @@ class Decoder:
         if sequence.slot >= 0:
             self._left[sequence.slot] = _tenant(sequence)
             self._free.append(sequence.slot)
-            self._free.sort()  # low slots first keeps batches dense, and dense batches read the cache in place
         finished = sequence.finished(reason)
         sequence.emit(Delta(token_ids=tuple(gained), logprobs=logprobs, finished=finished))
 

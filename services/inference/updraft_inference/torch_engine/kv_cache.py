@@ -33,7 +33,7 @@ class Batch:
     rows_R: Tensor
     """int64, slot * S + position: where keys and values are written."""
     gather: Tensor | None
-    """int64 [B]: slots to read; None when they are 0..B-1, whose keys are read in place."""
+    """int64 [B]: slots to read; None when they follow one another, and their keys are read in place."""
     mask_BTS: Tensor | None
     """Additive, span columns; None for one sequence whose single new token sees everything."""
     span: int
@@ -109,7 +109,7 @@ class SlotCache:
             slots=tuple(slots),
             positions_R=position_R.to(device),
             rows_R=(first_R + position_R).to(device),
-            gather=None if slots == list(range(len(slots))) else slot_B.to(device),
+            gather=None if slots[-1] - slots[0] == len(slots) - 1 else slot_B.to(device),
             mask_BTS=mask,
             span=span,
             spread_BT=None if spread is None else spread.to(device),
@@ -138,7 +138,7 @@ class SlotCache:
         tail = cache_NSKE.shape[2:]
         cache_NSKE.view(-1, *tail).index_copy_(0, batch.rows_R, new_RKE)
         if batch.gather is None:
-            return cache_NSKE[: len(batch.slots), : batch.span]
+            return cache_NSKE[batch.slots[0] : batch.slots[-1] + 1, : batch.span]
         return cache_NSKE[batch.gather, : batch.span]
 
 

@@ -1,7 +1,7 @@
 """Prompts that begin alike are read once: what a slot still holds of an earlier or running request is taken over.
 
 Keys and values depend on nothing but the tokens up to their position, so those of a common prefix are the new request's too.
-They are copied once, into a slot that keeps batches dense, which moves bytes where reading them anew would compute.
+They are copied once, into a slot beside those in use, or stay where they are: that moves bytes where reading would compute.
 """
 
 from collections.abc import Iterable
