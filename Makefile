@@ -122,6 +122,9 @@ bench-teacher: install ## Compare what a draft learns from top-k teachers and fr
 bench-serving: install ## Compare the built-in engine with transformers, vLLM and itself (40 minutes; ARGS=--quick: 5)
 	$(PY) -W ignore -m bench.serving.serving $(ARGS)
 
+bench-sglang: sglang-build ## Measure what capture and swaps cost a stock SGLang server on this CPU (10 minutes)
+	$(PY) -m bench.sglang.sglang $(ARGS)
+
 bench-operator: cluster-build ## Measure the operator with 1,000 resources and 4,000 pods (10 minutes)
 	$(PY) -m bench.operator.operator $(ARGS)
 

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -287,18 +288,21 @@ async def test_twenty_swaps_under_load_change_nothing_and_pause_shortly(
         target_before = await engine_checksums(setting)
         plain, _ = await whole(engine, asking("plain", max_tokens=100))
         pauses: list[float] = []
-        is_over = asyncio.Event()
+        is_over, all_run = asyncio.Event(), asyncio.Barrier(9)
 
         async def stream(name: str) -> None:
-            number = 0
-            while not is_over.is_set():
+            for number in count():
                 tokens, _ = await whole(engine, asking(f"{name}-{number}", max_tokens=100))
                 assert tokens == plain
-                number += 1
+                if not number:  # the first ones of a server wait for what it compiles, swap or not
+                    await all_run.wait()
+                if is_over.is_set():
+                    break
 
         async with asyncio.TaskGroup() as tasks:
             for name in map(str, range(8)):
                 tasks.create_task(stream(name))
+            await all_run.wait()
             for swap in range(20):
                 swapped = await engine.swap(drafts[swap % 2])
                 pauses.append(swapped.pause_s)

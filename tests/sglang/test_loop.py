@@ -10,11 +10,11 @@ from itertools import count
 from pathlib import Path
 
 import grpc
-import httpx
 import pytest
 from google.protobuf import json_format
-from tests.sglang import build, models
-from tests.sglang.server import CPU_ARGUMENTS, CPU_VARIABLES, START_S
+from tests.sglang import models
+from tests.sglang.server import START_S
+from tests.sglang.up import Client, running
 from tests.support.checkpoints import evaluation
 from tests.support.registry import CALL_S
 from tests.support.tiny_target import DRAFT_VOCAB, make_draft
@@ -23,7 +23,6 @@ from tests.support.wait import wait_until
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft.registry.v1.registry_pb2_grpc import RegistryStub
 from updraft_chassis import rpc, transfer
-from updraft_cli.up.plan import StackConfig
 from updraft_cli.up.stack import Stack
 from updraft_draft import checkpoint
 
@@ -32,45 +31,33 @@ pytestmark = [pytest.mark.timeout(START_S + 900), pytest.mark.lasts(240)]
 PROMPTS = 6
 SLICE_S = 2
 SETTINGS = {
-    "UPDRAFT_INFERENCE_DTYPE": "float32",
     "UPDRAFT_INFERENCE_CAPTURE_EVALUATION_FRACTION": "0.3",
     "UPDRAFT_INFERENCE_DRAFT_VOCAB_SIZE": str(DRAFT_VOCAB),
-    "UPDRAFT_INFERENCE_SGLANG_ARGS": " ".join(CPU_ARGUMENTS),
     "UPDRAFT_TRAINER_DRAFT_VOCAB_SIZE": str(DRAFT_VOCAB),
     "UPDRAFT_TRAINER_LEARNING_RATE": "0.003",
     "UPDRAFT_TRAINER_EVALUATE_SECONDS": "2",
     "UPDRAFT_TRAINER_MAX_USES": "50",
-    "UPDRAFT_TRAINER_NICENESS": "0",
 }
 
 
-class Client:
-    """Greedy completions of a few prompts, over and over."""
+class Traffic:
+    """A few prompts, over and over."""
 
-    def __init__(self, url: str) -> None:
-        self._http = httpx.Client(base_url=url, timeout=120)
-        self.close = self._http.close
-        self._model = self._http.get("/v1/models").json()["data"][0]["id"]
+    def __init__(self, client: Client) -> None:
+        self._client = client
         self._counter = count()
         self.texts: dict[int, set[str]] = {}
 
-    def complete(self) -> dict[str, float]:
-        """Send the next prompt; the draft statistics of its usage."""
+    def next(self) -> dict[str, float]:
+        """Send the next prompt; the draft statistics of its answer."""
         number = next(self._counter) % PROMPTS
-        body = {
-            "model": self._model,
-            "prompt": f"prompt {number}",
-            "max_tokens": 40,
-            "temperature": 0,
-            "ignore_eos": True,
-        }
-        answer = self._http.post("/v1/completions", json=body).raise_for_status().json()
-        self.texts.setdefault(number, set()).add(answer["choices"][0]["text"])
-        return dict(answer["usage"]["updraft"])
+        text, drafts = self._client.complete(f"prompt {number}", max_tokens=40)
+        self.texts.setdefault(number, set()).add(text)
+        return drafts
 
     def acceptance_length(self) -> float:
         """The mean over all prompts, of the server's own counters."""
-        return sum(self.complete()["acceptance_length"] for _ in range(PROMPTS)) / PROMPTS
+        return sum(self.next()["acceptance_length"] for _ in range(PROMPTS)) / PROMPTS
 
 
 @pytest.fixture(scope="module")
@@ -80,42 +67,26 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stack(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    config = StackConfig(
-        model=model,
-        data=tmp_path_factory.mktemp("data"),
-        port=0,
-        registry_port=0,
-        slots=8,
-        trainer_threads=1,
-        engine="sglang",
-        sglang_python=build.python(),
-        settings=SETTINGS,
-    )
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in CPU_VARIABLES.items():
-            environment.setenv(name, value)
-        with Stack(config) as running:
-            yield running
+    with running(model, tmp_path_factory.mktemp("data"), SETTINGS) as stack:
+        yield stack
 
 
 def test_a_draft_is_learnt_from_the_servers_traces_and_a_bad_one_is_rolled_back(stack: Stack, model: Path) -> None:
-    client = Client(stack.addresses.inference_url)
-    try:
-        untrained = client.acceptance_length()
+    with Client(stack.addresses.inference_url) as client:
+        traffic = Traffic(client)
+        untrained = traffic.acceptance_length()
         assert untrained < 1.1, "the first draft knows nothing"
 
-        wait_until(lambda: client.complete()["draft_version"] >= 1, timeout_s=400, what="a first draft that serves")
-        assert client.acceptance_length() > untrained + 0.15
+        wait_until(lambda: traffic.next()["draft_version"] >= 1, timeout_s=400, what="a first draft that serves")
+        assert traffic.acceptance_length() > untrained + 0.15
 
         with stopped(stack.child("trainer").pid):
             bad = _publish_what_only_claims_to_win(stack, model)
-            wait_until(lambda: client.complete()["draft_version"] == bad, timeout_s=120, what="the candidate's turn")
-            wait_until(lambda: _is_over(stack, client, bad), timeout_s=240, what="its end")
+            wait_until(lambda: traffic.next()["draft_version"] == bad, timeout_s=120, what="the candidate's turn")
+            wait_until(lambda: _is_over(stack, traffic, bad), timeout_s=240, what="its end")
             assert _version(stack, bad).phase == pb.PHASE_ROLLED_BACK
-        assert client.acceptance_length() > untrained + 0.15, "the draft before serves again"
-        assert all(len(said) == 1 for said in client.texts.values()), "no draft changed a token"
-    finally:
-        client.close()
+        assert traffic.acceptance_length() > untrained + 0.15, "the draft before serves again"
+        assert all(len(said) == 1 for said in traffic.texts.values()), "no draft changed a token"
 
 
 class stopped:  # noqa: N801 - reads as a sentence
@@ -172,9 +143,9 @@ def _by_switchback() -> pb.RolloutPolicy:
     )
 
 
-def _is_over(stack: Stack, client: Client, version: int) -> bool:
+def _is_over(stack: Stack, traffic: Traffic, version: int) -> bool:
     """The canary has an end; a request more for its evidence if not."""
-    client.complete()
+    traffic.next()
     return _version(stack, version).phase not in {pb.PHASE_PENDING, pb.PHASE_CANARY}
 
 
