@@ -18,6 +18,9 @@ _NONE = (0, "0%")
 _PULL_S = 5
 """Longer than it takes until no Service leads to a pod any more that is told to go."""
 
+_REFUSE_S = 2
+"""Longer than an agent takes from its SIGTERM to the last request that it lets in, and on to the server."""
+
 _LOAD_S = 1800
 """For a large model from a slow disk."""
 
@@ -143,7 +146,7 @@ def _sglang(owner: AdaptiveSpeculator, around: Surroundings, target: Model) -> l
         livenessProbe=pod.http_probe("/healthz", "http", period_s=10, failures=6),
         lifecycle={"preStop": {"sleep": {"seconds": _PULL_S}}},
     )
-    return [sglang.engine(owner, around, target, _DATA, load_s=_LOAD_S), agent]
+    return [sglang.engine(owner, around, target, _DATA, load_s=_LOAD_S, stop_s=_PULL_S + _REFUSE_S), agent]
 
 
 def _shared(engine: Engine) -> list[dict[str, Any]]:

@@ -44,9 +44,9 @@ def prepare(around: Surroundings, target: Model, data: dict[str, Any]) -> dict[s
 
 
 def engine(
-    owner: AdaptiveSpeculator, around: Surroundings, target: Model, data: dict[str, Any], *, load_s: int
+    owner: AdaptiveSpeculator, around: Surroundings, target: Model, data: dict[str, Any], *, load_s: int, stop_s: int
 ) -> dict[str, Any]:
-    """The server, which may take `load_s` seconds until it answers."""
+    """The server, which may take `load_s` seconds until it answers, and is told to end after `stop_s`."""
     said, spec, folder = owner.spec.serving, owner.spec, data["mountPath"]
     num_steps = spec.draft.lookahead
     container = pod.container(
@@ -74,6 +74,8 @@ def engine(
         # /health generates a token and waits while paused: a liveness probe on it would kill a pod during a swap.
         startupProbe=pod.http_probe("/ping", "engine", period_s=10, failures=load_s // 10),
         livenessProbe=pod.http_probe("/ping", "engine", period_s=10, failures=6),
+        # SGLang ends as soon as it is idle, so it hears of the end only when the agent sends it nothing more.
+        lifecycle={"preStop": {"sleep": {"seconds": stop_s}}},
     )
     container["securityContext"] = {**container["securityContext"], "readOnlyRootFilesystem": False}
     return container

@@ -131,6 +131,15 @@ def test_requests_end_before_the_pod_is_killed(grace_s: int) -> None:
     assert 0 < drain_s + pull_s < grace_s
 
 
+@pytest.mark.parametrize("grace_s", [10, 60])
+def test_sglang_outlives_the_last_request_that_the_agent_lets_in(grace_s: int) -> None:
+    pod = pod_spec(speculator({"engine": "sglang", "serving": {"terminationGracePeriodSeconds": grace_s}}), "serving")
+    agent_s, engine_s = (
+        container(pod, name)["lifecycle"]["preStop"]["sleep"]["seconds"] for name in ("inference", "engine")
+    )
+    assert agent_s < engine_s < grace_s
+
+
 def test_no_lookahead_means_no_drafter() -> None:
     data = one(built(speculator({"draft": {"lookahead": 0}})), "ConfigMap", "qwen-serving")["data"]
     assert data["UPDRAFT_INFERENCE_DRAFTER"] == "none"
