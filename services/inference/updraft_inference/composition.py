@@ -107,7 +107,7 @@ async def serve(settings: InferenceSettings, stop: Stop, open_engine: OpenEngine
             watch_engine(registry, engine)
             if engine.planning is not None:
                 watch_planning(registry, engine.planning)
-            running = [background.create_task(job) for job in (_watch(engine), *agent.jobs)]
+            running = [background.create_task(job) for job in (_watch(engine, base.gate), *agent.jobs)]
             await agent.settled.wait()
             base.gate.open(
                 Backend(
@@ -283,9 +283,12 @@ def _fixed_draft(folder: Path, info: EngineInfo) -> DraftOnDisk:
     return DraftOnDisk(version=version, folder=folder, tensors_digest=digest)
 
 
-async def _watch(engine: Engine) -> None:
-    """End the process when the engine has failed: only a restart can help."""
-    while engine.is_alive:  # noqa: ASYNC110 - a dying thread sets no event
+async def _watch(engine: Engine, gate: Gate[Backend]) -> None:
+    """End the process when the engine has failed: only a restart can help.
+
+    Not while it ends anyway: an SGLang server that is idle goes first, and slow readers and traces are still here.
+    """
+    while engine.is_alive or gate.phase is Phase.DRAINING:  # noqa: ASYNC110 - a dying thread sets no event
         await asyncio.sleep(_WATCH_S)
     raise Unavailable("the engine has failed; the log above says why")
 
