@@ -10,7 +10,7 @@ from itertools import count
 
 import torch
 
-from updraft_chassis.errors import Corrupt, Exhausted, InvalidInput, Unavailable
+from updraft_chassis.errors import Corrupt, Exhausted, InvalidInput, Unavailable, UpdraftError
 from updraft_inference.engine.port import (
     Counterfactual,
     Delta,
@@ -76,6 +76,8 @@ class FakeEngine:
         self._step_s = step_s
         self._loaded = Loaded()
         self._rot = ""
+        self.refusal: UpdraftError | None = None
+        """What `verify` raises."""
         self._info = EngineInfo(
             engine="fake/1",
             target_fingerprint="sha256:target",
@@ -141,6 +143,8 @@ class FakeEngine:
         self._rot = "sha256:rotten"
 
     async def verify(self) -> Loaded:
+        if self.refusal is not None:
+            raise self.refusal
         if self._rot and self._loaded.version:
             self._loaded = replace(self._loaded, tensors_digest=self._rot)
         return self._loaded

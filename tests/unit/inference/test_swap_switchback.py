@@ -4,6 +4,8 @@ import pytest
 from tests.support.swapping import ACK, NACK, PENDING, Pod, running
 from tests.support.wait import until
 
+from updraft_chassis.errors import Unavailable
+
 
 @pytest.fixture
 async def pod(tmp_path: Path) -> Pod:
@@ -159,6 +161,19 @@ async def test_a_draft_that_changed_in_memory_is_told_and_loaded_again(pod: Pod)
 
     assert pod.metrics.draft_mismatches._value.get() == 1
     assert pod.registry.fetched == [1]
+
+
+async def test_an_engine_that_cannot_be_asked_now_serves_on(pod: Pod, caplog: pytest.LogCaptureFixture) -> None:
+    async with running(pod):
+        await pod.answered(pod.serve(1))
+        pod.engine.refusal = Unavailable("the server does not answer")
+        await pod.swapper.verify()
+        pod.engine.refusal = None
+        pod.engine.rot()
+        await pod.swapper.verify()
+
+    assert "could not be verified now" in caplog.text
+    assert pod.metrics.draft_mismatches._value.get() == 1
 
 
 async def test_a_draft_restored_without_the_registry_is_verified_too(pod: Pod, tmp_path: Path) -> None:

@@ -151,9 +151,17 @@ class Swapper:
             await self.verify()
 
     async def verify(self) -> None:
-        """Look once. What has changed in memory is told to the registry, and loaded again from disk."""
+        """Look once. What has changed in memory is told to the registry, and loaded again from disk.
+
+        A server that does not answer now is asked the next time: it serves on.
+        """
         before = self._engine.loaded
-        after = await self._engine.verify()
+        try:
+            after = await self._engine.verify()
+        except UpdraftError as error:
+            extra = {"version": before.version, "reason": str(error)}
+            logger.warning("What the engine holds could not be verified now", extra=extra)
+            return
         if after.version == before.version and after.tensors_digest != before.tensors_digest:
             self._metrics.draft_mismatches.inc()
             extra = {"version": before.version, "loaded": before.tensors_digest, "held": after.tensors_digest}
