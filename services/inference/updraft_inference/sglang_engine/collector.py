@@ -126,14 +126,17 @@ class Collector:
                 f"{self.path} is too long for a Unix socket ({_MAX_PATH} bytes): set UPDRAFT_INFERENCE_SGLANG_SOCKET"
             )
         async with asyncio.TaskGroup() as readers:
+            connections: set[asyncio.Task[None]] = set()
 
             def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-                readers.create_task(self._read(reader, writer))
+                connections.add(task := readers.create_task(self._read(reader, writer)))
+                task.add_done_callback(connections.discard)
 
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 server = await asyncio.start_unix_server(accept, self.path)
                 self.path.chmod(0o660)  # the server's container may run as another user of the volume's group
+                ours = self.path.stat().st_ino
             except OSError as error:
                 raise InvalidInput(
                     f"cannot listen at {self.path} ({error.strerror}); set UPDRAFT_INFERENCE_SGLANG_SOCKET"
@@ -142,10 +145,11 @@ class Collector:
                 yield
             finally:
                 server.close()
-                if self._connection is not None:
-                    self._connection.transport.abort()
+                for connection in list(connections):  # those too that said nothing yet
+                    connection.cancel()
                 with suppress(FileNotFoundError):
-                    self.path.unlink()
+                    if self.path.stat().st_ino == ours:  # or it is of an agent that came after
+                        self.path.unlink()
 
     def expect(self, rid: str, num_prompt: int, wish: CaptureWish) -> Assembly:
         """Begin to take what is said of this request."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +199,25 @@ async def test_what_the_agent_before_left_at_the_path_is_no_hindrance(short_tmp_
     async with collector.listening(), plugin(collector):
         await until(lambda: collector.is_connected, what="the connection")
     assert not collector.path.exists()
+
+
+async def test_a_connection_that_says_nothing_does_not_hold_up_the_end(short_tmp_path: Path) -> None:
+    collector = Collector(short_tmp_path / "s", max_bytes=4096)
+    async with asyncio.timeout(30):
+        async with collector.listening():
+            reader, writer = await asyncio.open_unix_connection(collector.path)
+            async with plugin(collector):  # accepted after the silent one
+                await collector.greeted.wait()
+                await until(lambda: collector.is_connected, what="the plugin")
+    assert await reader.read() == b""
+    writer.close()
+
+
+async def test_an_agent_that_ends_leaves_the_socket_of_the_one_that_came_after(short_tmp_path: Path) -> None:
+    first, second = (Collector(short_tmp_path / "s", max_bytes=4096) for _ in range(2))
+    async with AsyncExitStack() as ends_later:
+        async with first.listening():
+            await ends_later.enter_async_context(second.listening())
+        async with plugin(second):
+            await until(lambda: second.is_connected, what="the plugin")
+    assert not second.path.exists()
