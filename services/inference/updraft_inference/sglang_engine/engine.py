@@ -238,7 +238,8 @@ class SglangEngine:
         silent = 0
         while not self._is_gone:
             await asyncio.sleep(probe_s)
-            if self._is_restarting or await self._server.responds(_PROBE_TIMEOUT_S):
+            responds = await self._server.responds(_PROBE_TIMEOUT_S)
+            if responds or self._is_restarting:  # which may have begun while it was asked
                 silent = 0
                 continue
             silent += 1

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.contract.engine_contract import asking
+from tests.contract.engine_contract import asking, whole
 from tests.support.sglang_server import ADMIN, CONTEXT, FakeSglang, saved_draft
 from tests.support.tiny_target import DRAFT_VOCAB, make_tiny_target
 from tests.support.wait import until
@@ -249,3 +249,45 @@ class TestStart:
         with pytest.raises(Unavailable, match="has gone"):
             await anext(engine.generate(asking("b")))
         fake.may_step.set()
+
+
+class Slow(SglangServer):
+    """Its first probe is answered when the test lets it, by silence."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url, admin_key=ADMIN)
+        self.is_asked, self.may_answer, self.has_answered = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def responds(self, timeout_s: float) -> bool:
+        if self.has_answered.is_set():
+            return await super().responds(timeout_s)
+        self.is_asked.set()
+        await self.may_answer.wait()
+        self.has_answered.set()
+        return False
+
+
+async def test_a_probe_that_a_restart_overtakes_does_not_end_the_engine(
+    fake: FakeSglang, models: Path, options: SglangOptions
+) -> None:
+    other, has_ended = saved_draft(models, 8, token_ids=arange(DRAFT_VOCAB) + 1), False
+
+    async def restart(folder: Path) -> None:
+        nonlocal has_ended
+        has_ended = True
+        server.may_answer.set()
+        probes = len(fake.calls)
+        await until(lambda: "/ping" in fake.calls[probes:] or not engine.is_alive, what="the next probe")
+        fake.seed, has_ended = folder, False
+        fake.load(folder)
+
+    async with (
+        Slow(fake.url) as server,
+        opened(options, server, lambda _: None, has_ended=lambda: has_ended, restart=restart) as engine,
+    ):
+        await server.is_asked.wait()
+        swapped = await engine.swap(other)
+
+        assert swapped.loaded.version == 8
+        assert engine.is_alive
+        await whole(engine, asking("a", max_tokens=3))
