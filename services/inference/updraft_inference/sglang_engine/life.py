@@ -81,7 +81,10 @@ class Life:
             self.deltas.put_nowait(Delta(token_ids=tokens))
         if event.finish is not None:
             self.reason = requests.reason(event.finish)
-            self.meta = ServerSums.of(event.meta, lookahead)
+            try:
+                self.meta = ServerSums.of(event.meta, lookahead)
+            except (KeyError, TypeError, ValueError) as error:  # of a release that says it otherwise
+                logger.warning("The sums of SGLang cannot be read; steps are counted by the plugin alone: %r", error)
 
     async def abort(self, server: SglangServer) -> None:
         """Tell the server until it has ended the request."""

@@ -110,6 +110,8 @@ class Event:
         """Tokens beyond the `num_known` first, whichever way the server streams."""
         total = int(self.meta.get("completion_tokens") or num_known)
         num_new = max(0, total - num_known)
+        if num_new > len(self.output_ids):
+            raise Unavailable(f"the SGLang server shows {len(self.output_ids)} tokens of {num_new} new ones")
         return self.output_ids[-num_new:] if num_new else ()
 
 

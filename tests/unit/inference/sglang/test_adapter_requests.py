@@ -165,6 +165,10 @@ class TestRequests:
             ({"meta_info": {"finish_reason": {"type": "abort", "status_code": 503, "message": "full"}}}, Exhausted),
             ({"meta_info": {"finish_reason": {"type": "abort", "status_code": 500, "message": "?"}}}, Unavailable),
             ({"meta_info": {"finish_reason": 5}}, Unavailable),
+            (
+                {"output_ids": [3], "meta_info": {"completion_tokens": 9, "finish_reason": {"type": "length"}}},
+                Unavailable,
+            ),
         ],
     )
     async def test_what_the_server_says_in_its_stream_becomes_an_error(
@@ -175,6 +179,19 @@ class TestRequests:
         with pytest.raises(error):
             await whole(engine, asking("a"))
         assert engine.load.running == 0
+
+    async def test_sums_that_a_later_release_gives_otherwise_cost_no_request(
+        self, fake: FakeSglang, engine: SglangEngine, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        meta = {"finish_reason": {"type": "length"}, "completion_tokens": 2, "weight_versions": [{"v": 1}]}
+        fake.last_event = {"output_ids": [3, 4], "meta_info": meta}
+
+        tokens, finished = await whole(engine, asking("a"))
+
+        assert (tokens, finished.uncaptured) == ([3, 4], None)
+        assert "sums of SGLang cannot be read" in caplog.text
+        fake.last_event = None
+        await whole(engine, asking("b"))
 
     async def test_a_server_that_breaks_off_is_told(self, fake: FakeSglang, engine: SglangEngine) -> None:
         fake.breaks_off = True
