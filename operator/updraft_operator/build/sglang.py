@@ -68,6 +68,8 @@ def engine(
         env=[
             {"name": "PYTHONPATH", "value": _plugin(folder)},
             {"name": "UPDRAFT_SGLANG_SOCKET", "value": f"{folder}/sglang.sock"},
+            # What it keeps for drafts may go beyond the model's positions; no request does, for the agent knows them.
+            {"name": "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN", "value": "1"},
             {"name": "HOME", "value": "/tmp"},  # noqa: S108 - of the container: kernels are compiled into caches below it
         ],
         volumeMounts=[data, _SHM_MOUNT, *target.mounts],

@@ -51,6 +51,15 @@ def test_resources_and_variables_of_sglang_are_the_engines() -> None:
     assert "NCCL_DEBUG" not in named(container(pod, "inference")["env"])
 
 
+def test_a_context_as_long_as_the_models_does_not_keep_sglang_from_starting() -> None:
+    """The server gets some tokens more than requests may have, and ends at its start if those exceed the model's."""
+    engine = container(
+        pod_spec(speculator({"engine": "sglang", "serving": {"maxContextTokens": 8192}}), "serving"), "engine"
+    )
+    assert int(_argument(engine, "--context-length")) > 8192
+    assert named(engine["env"])["SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN"]["value"] == "1"
+
+
 def test_no_probe_of_an_engine_asks_it_for_a_token() -> None:
     engine = container(pod_spec(speculator({"engine": "sglang"}), "serving"), "engine")
     assert {engine[name]["httpGet"]["path"] for name in engine if name.endswith("Probe")} == {"/ping"}

@@ -320,8 +320,13 @@ def check_server(said: ServerInfo) -> None:
 
 
 def engine_info(options: SglangOptions, said: ServerInfo) -> EngineInfo:
-    """Identity, of the local model folder. InvalidInput if the server serves another one."""
+    """Identity, of the local model folder. InvalidInput if the server serves another one, or the model knows too little."""
     config = TargetConfig.from_folder(options.model)
+    if options.max_context is not None and options.max_context > config.max_position:
+        raise InvalidInput(
+            f"a context of {options.max_context} exceeds the model's {config.max_position} positions;"
+            " set UPDRAFT_INFERENCE_MAX_CONTEXT to at most that"
+        )
     fingerprint = target_fingerprint(options.model)
     served = Path(said.model_path)
     if served.resolve() != options.model.resolve():
@@ -334,7 +339,7 @@ def engine_info(options: SglangOptions, said: ServerInfo) -> EngineInfo:
             raise InvalidInput(
                 f"the SGLang server serves {said.model_path}, which is another model than {options.model}"
             )
-    limit = said.max_context if options.max_context is None else min(options.max_context, said.max_context)
+    limit = min(options.max_context or config.max_position, config.max_position, said.max_context)
     return EngineInfo(
         engine=f"sglang/{said.version}",
         target_fingerprint=fingerprint,

@@ -214,6 +214,14 @@ class TestStart:
         assert (info.max_context, info.num_slots, info.vocab_size) == (CONTEXT, 2, 512)
         assert info.eos_token_ids == {2}
 
+    async def test_no_request_goes_beyond_the_models_positions(self, fake: FakeSglang, options: SglangOptions) -> None:
+        fake.info = {"max_req_input_len": 5000}
+
+        async with SglangServer(fake.url, admin_key=ADMIN) as server, opened(options, server, lambda _: None) as engine:
+            assert engine.info.max_context == 1024
+        refusal = await self.refused(fake, replace(options, max_context=1025))
+        assert "a context of 1025 exceeds the model's 1024 positions" in refusal
+
     async def test_a_pause_that_an_agent_died_in_is_ended(self, fake: FakeSglang, options: SglangOptions) -> None:
         options.note.touch()
         fake.is_paused = fake.has_session = True
