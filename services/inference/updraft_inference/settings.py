@@ -202,6 +202,8 @@ class InferenceSettings(settings.Settings):
             raise ValueError("ATTACH is for ENGINE sglang")
         if self.engine == "sglang" and not self.attach and self.sglang_python is None:
             raise ValueError("ENGINE sglang needs ATTACH, the URL of a server, or SGLANG_PYTHON, to start one with")
+        if self.engine == "sglang" and self.drafter not in ("auto", "eagle3"):
+            raise ValueError(f"DRAFTER {self.drafter} is for ENGINE torch: SGLang drafts with eagle3 for all requests")
         return self
 
     @model_validator(mode="after")

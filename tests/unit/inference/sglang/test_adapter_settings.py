@@ -20,6 +20,13 @@ def test_sglang_needs_a_server_or_the_means_to_start_one(tmp_path: Path) -> None
     InferenceSettings(model=tmp_path, engine="sglang", sglang_python=Path("/python"))
 
 
+def test_a_drafter_that_sglang_has_not_is_refused(tmp_path: Path) -> None:
+    for drafter in ("none", "ngram", "hybrid"):
+        with pytest.raises(ValidationError, match=f"DRAFTER {drafter} is for ENGINE torch"):
+            InferenceSettings(model=tmp_path, engine="sglang", attach="http://127.0.0.1:30000", drafter=drafter)
+    InferenceSettings(model=tmp_path, engine="sglang", attach="http://127.0.0.1:30000", drafter="eagle3")
+
+
 def test_the_socket_is_below_the_data_unless_another_is_named(tmp_path: Path) -> None:
     assert InferenceSettings(model=tmp_path, data_dir=tmp_path).sglang_socket_path == tmp_path / "sglang.sock"
     named = InferenceSettings(model=tmp_path, sglang_socket=tmp_path / "s")
