@@ -12,6 +12,7 @@ import torch
 
 from updraft_chassis.errors import Corrupt, Exhausted, InvalidInput, Unavailable, UpdraftError
 from updraft_inference.engine.port import (
+    CaptureLoss,
     Counterfactual,
     Delta,
     Drafter,
@@ -67,6 +68,7 @@ class FakeEngine:
         self.go.set()
         self.is_alive = True
         self.capture_problem = ""
+        self.capture_losses: Counter[CaptureLoss] = Counter()
         self.planning = None
         self.faults: Counter[int] = Counter()
         self._slots = asyncio.Semaphore(num_slots)

@@ -13,7 +13,7 @@ from typing import Self
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from updraft_inference.counters import LATENCY_BOUNDS_S, emitted, usage
-from updraft_inference.engine.port import Drafter, Engine, Finished, Planning, Uncaptured
+from updraft_inference.engine.port import CaptureLoss, Drafter, Engine, Finished, Planning, Uncaptured
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _LENGTHS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
@@ -162,6 +162,18 @@ def watch_engine(registry: CollectorRegistry, engine: Engine) -> None:
     }
     for name, (text, read) in gauges.items():
         Gauge(f"{_PREFIX}_{name}", text, registry=registry).set_function(read)
+    losses = Gauge(
+        f"{_PREFIX}_capture_lost_parts",
+        "Parts of traces so far that did not come from the engine or could not be kept, by reason.",
+        ("reason",),
+        registry=registry,
+    )
+    for loss in CaptureLoss:
+        losses.labels(reason=loss.value).set_function(partial(_lost, engine, loss))
+
+
+def _lost(engine: Engine, loss: CaptureLoss) -> int:
+    return engine.capture_losses.get(loss, 0)
 
 
 def watch_planning(registry: CollectorRegistry, planning: Planning) -> None:

@@ -11,7 +11,7 @@ from tests.support.fake_engine import FakeEngine, alphabet, saying
 from tests.support.inference import MODEL, RunningPod, running_pod
 from tests.support.wait import until
 
-from updraft_inference.engine.port import Drafter, GenerationRequest
+from updraft_inference.engine.port import CaptureLoss, Drafter, GenerationRequest
 
 
 @pytest.fixture
@@ -285,5 +285,7 @@ async def test_metrics_tell_requests_tokens_and_drafts(pod: RunningPod) -> None:
     assert await pod.metric('updraft_inference_proposed_tokens_total{drafter="ngram",position="1"}') == 4
     assert await pod.metric("updraft_inference_inter_token_latency_seconds_count") == 6
     assert await pod.metric("updraft_inference_time_to_first_token_seconds_count") == 1
+    pod.engine.capture_losses[CaptureLoss.QUEUE] = 2
+    assert await pod.metric('updraft_inference_capture_lost_parts{reason="queue"}') == 2
     assert await pod.metric("updraft_inference_slots") == 2
     assert await pod.metric("updraft_inference_draft_version") == 0

@@ -286,6 +286,19 @@ class Planning(Protocol):
         ...
 
 
+class CaptureLoss(StrEnum):
+    """Why a part of a trace is missing."""
+
+    QUEUE = "queue"
+    """The server's own queue to us was full: a message."""
+    MEMORY = "memory"
+    """Running requests held too many rows already: those of one step, or of one forward over a prompt."""
+    UNKNOWN = "unknown_request"
+    """It is of a request that has ended, or of another agent."""
+    MALFORMED = "malformed"
+    """A message cannot be understood."""
+
+
 class Engine(Protocol):
     """Continues prompts, and swaps its draft between two decode steps."""
 
@@ -317,6 +330,11 @@ class Engine(Protocol):
     @property
     def capture_problem(self) -> str:
         """Why it shows nothing to learn from, one sentence; empty if it does."""
+        ...
+
+    @property
+    def capture_losses(self) -> Mapping[CaptureLoss, int]:
+        """What so far did not come out of it, or could not be kept; nothing else is wrong with those requests."""
         ...
 
     @property

@@ -6,6 +6,7 @@ dropped; rows beyond the memory that they may take are dropped too, and the ligh
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from updraft_chassis.clock import Clock, SystemClock
 from updraft_chassis.errors import InvalidInput
-from updraft_inference.engine.port import CaptureWish, TopK
+from updraft_inference.engine.port import CaptureLoss, CaptureWish, TopK
 from updraft_inference.sglang_engine.assembly import Assembly, Rows, StepPart
 from updraft_sglang import wire
 
@@ -66,31 +67,20 @@ class Hello:
             raise wire.FrameError(f"the plugin's hello is malformed: {error!r}") from error
 
 
-@dataclass(slots=True, kw_only=True)
-class Losses:
-    """What did not reach a trace, since the process started."""
-
-    dropped_messages: int = 0
-    """By the plugin, whose queue was full."""
-    unknown_requests: int = 0
-    """Parts of requests that nobody expects: they have ended, or are another agent's."""
-    dropped_rows: int = 0
-    """For want of memory."""
-    malformed: int = 0
-
-
 class Collector:
     """Assemblies by request id. Everything happens on the event loop."""
 
     def __init__(self, path: Path, *, max_bytes: int, clock: Clock | None = None) -> None:
         self.path = path
-        self.losses = Losses()
+        self.losses: Counter[CaptureLoss] = Counter()
         self.hello: Hello | None = None
         self.greeted = asyncio.Event()
         """Set while a plugin is connected."""
         self._clock = clock or SystemClock()
         self._away_since_s = self._clock.monotonic()
         self._problem = ""
+        self._num_dropped: int | None = None
+        """By the plugin, at the last message of this connection: what it dropped before is nobody's loss."""
         self._max_bytes = max_bytes
         self._expected: dict[str, Assembly] = {}
         self._changed: dict[str, asyncio.Event] = {}
@@ -197,7 +187,7 @@ class Collector:
     def _greet(self, hello: Hello, writer: asyncio.StreamWriter) -> None:
         if self._connection is not None:
             self._connection.transport.abort()
-        self._connection, self.hello, self._problem = writer, hello, ""
+        self._connection, self.hello, self._problem, self._num_dropped = writer, hello, "", None
         self.greeted.set()
         extra = {"plugin": hello.plugin, "sglang": hello.sglang, "draft_version": hello.version}
         logger.info("SGLang's plugin is connected", extra=extra)
@@ -216,15 +206,20 @@ class Collector:
     def take(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Act on one message. FrameError if it is none."""
         try:
-            self.losses.dropped_messages = max(self.losses.dropped_messages, int(header["dropped"]))
+            self._count_dropped(int(header["dropped"]))
             kind = header["kind"]
             if kind == "steps":
                 self._take_steps(header, tensors)
             elif kind == "prefill":
                 self._take_prefill(header, tensors)
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            self.losses.malformed += 1
+            self.losses[CaptureLoss.MALFORMED] += 1
             raise wire.FrameError(f"a message of the plugin is malformed: {error!r}") from error
+
+    def _count_dropped(self, num: int) -> None:
+        if self._num_dropped is not None:
+            self.losses[CaptureLoss.QUEUE] += max(0, num - self._num_dropped)
+        self._num_dropped = num
 
     def _take_steps(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         at = 0
@@ -271,12 +266,12 @@ class Collector:
 
     def _known(self, rid: str) -> Assembly | None:
         assembly = self._expected.get(rid)
-        self.losses.unknown_requests += assembly is None
+        self.losses[CaptureLoss.UNKNOWN] += assembly is None
         return assembly
 
     def _has_room(self, num_bytes: int) -> bool:
         has_room = not num_bytes or self.nbytes + num_bytes <= self._max_bytes
-        self.losses.dropped_rows += not has_room
+        self.losses[CaptureLoss.MEMORY] += not has_room
         return has_room
 
 

@@ -17,6 +17,7 @@ from updraft_chassis.errors import InvalidInput, Unavailable, UpdraftError
 from updraft_chassis.model_folder import target_fingerprint, tokenizer_fingerprint
 from updraft_draft.config import TargetConfig
 from updraft_inference.engine.port import (
+    CaptureLoss,
     Delta,
     DraftOnDisk,
     EngineInfo,
@@ -122,6 +123,11 @@ class SglangEngine:
     def capture_problem(self) -> str:
         """See the port."""
         return self._collector.problem
+
+    @property
+    def capture_losses(self) -> Mapping[CaptureLoss, int]:
+        """See the port."""
+        return self._collector.losses
 
     @property
     def is_alive(self) -> bool:

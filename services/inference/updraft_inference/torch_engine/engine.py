@@ -26,6 +26,7 @@ from updraft_draft import checkpoint
 from updraft_draft.config import DraftConfig, check_fits
 from updraft_draft.network import DraftNetwork
 from updraft_inference.engine.port import (
+    CaptureLoss,
     Delta,
     Drafter,
     DraftOnDisk,
@@ -161,6 +162,11 @@ class TorchEngine:
     def capture_problem(self) -> str:
         """It shows everything."""
         return ""
+
+    @property
+    def capture_losses(self) -> Mapping[CaptureLoss, int]:
+        """None: it hands over what it computed."""
+        return {}
 
     @property
     def is_alive(self) -> bool:

@@ -12,7 +12,7 @@ from tests.support.clock import ManualClock
 from tests.support.wait import until
 
 from updraft_chassis.errors import InvalidInput
-from updraft_inference.engine.port import CaptureWish
+from updraft_inference.engine.port import CaptureLoss, CaptureWish
 from updraft_inference.sglang_engine.collector import Collector
 from updraft_sglang import wire
 
@@ -150,7 +150,18 @@ async def test_an_ended_request_waits_for_its_last_step_and_for_no_longer_than_i
 async def test_what_nobody_expects_is_counted(collector: Collector) -> None:
     async with plugin(collector) as one:
         await one.step(4, rid="gone")
-        await until(lambda: collector.losses.unknown_requests == 1, what="the count")
+        await until(lambda: collector.losses[CaptureLoss.UNKNOWN] == 1, what="the count")
+
+
+async def test_what_the_plugin_drops_is_counted_from_the_connection_on(collector: Collector) -> None:
+    header = {"kind": "prefill", "number": 1, "requests": []}
+    for dropped, more in ((50, 3), (0, 4)):  # of the second scheduler that comes
+        async with plugin(collector) as one:
+            await one.say(header | {"dropped": dropped}, rows(0))
+            await one.say(header | {"dropped": dropped + more}, rows(0))
+            await until(lambda: collector.losses[CaptureLoss.QUEUE] in {3, 7}, what="the count")
+
+    await until(lambda: collector.losses[CaptureLoss.QUEUE] == 7, what="the count")
 
 
 async def test_rows_beyond_the_memory_are_dropped_and_the_step_is_kept(collector: Collector) -> None:
@@ -163,7 +174,7 @@ async def test_rows_beyond_the_memory_are_dropped_and_the_step_is_kept(collector
 
         hidden = assembly.hidden(1000)
         assert collector.nbytes <= 4096
-        assert collector.losses.dropped_rows > 200
+        assert collector.losses[CaptureLoss.MEMORY] > 200
         assert len(assembly.steps(1000)) == 250
         assert hidden is not None
         assert 800 < len(hidden.missing_rows) < 995
@@ -176,7 +187,7 @@ async def test_a_malformed_message_ends_its_connection_and_nothing_else(collecto
     collector.expect("a", 4, CaptureWish(payload=True))
     async with plugin(collector) as one:
         await one.step(4, **more)
-        await until(lambda: collector.losses.malformed == 1, what="the count")
+        await until(lambda: collector.losses[CaptureLoss.MALFORMED] == 1, what="the count")
         await until(lambda: not collector.is_connected, what="the end of the connection")
 
     assert "malformed" in collector.problem
