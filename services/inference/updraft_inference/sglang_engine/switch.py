@@ -54,9 +54,7 @@ class DraftSwitch:
         switch = cls(server, info, vocabulary, seed, note)
         if switch.was_cut_off:
             logger.warning("An agent before this one ended within a swap; the server goes on")
-            with suppress(Conflict):
-                await server.end_update()
-            await switch._resume()
+            await switch._go_on()
         await server.checksums()
         return switch
 
@@ -113,6 +111,8 @@ class DraftSwitch:
 
     async def _change(self, held: Held) -> float:
         """Serve `held`, proved; else what served before, and the error."""
+        if self.was_cut_off:  # the server did not go on when the swap before asked it to
+            await self._go_on()
         if await self._server.is_paused():
             raise Unavailable("the SGLang server is paused by somebody else; the draft is changed when it goes on")
         is_touched = False
@@ -170,6 +170,12 @@ class DraftSwitch:
             )
         finally:
             await self._server.end_update()
+
+    async def _go_on(self) -> None:
+        """End the session and the pause of a swap that did not."""
+        with suppress(Conflict):
+            await self._server.end_update()
+        await self._resume()
 
     async def _resume(self) -> None:
         """A server that stays paused serves nobody, so this alone is tried again."""

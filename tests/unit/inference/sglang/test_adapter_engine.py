@@ -97,6 +97,18 @@ class TestSwaps:
 
         assert not fake.is_paused
 
+    async def test_our_own_pause_that_the_server_would_not_end_is_ended_by_the_next_swap(
+        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk], options: SglangOptions
+    ) -> None:
+        options.note.touch()  # as it is left when all tries to go on have failed
+        fake.is_paused = fake.has_session = True
+
+        await engine.swap(drafts[0])
+
+        assert engine.loaded.version == 1
+        assert not fake.is_paused
+        assert not options.note.exists()
+
     async def test_somebody_elses_pause_is_not_ended(
         self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk]
     ) -> None:
