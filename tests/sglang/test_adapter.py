@@ -164,20 +164,22 @@ class TestSglangEngine(EngineContract):
         self, engine: Engine, drafts: list[DraftOnDisk]
     ) -> None:
         plain, _ = await whole(engine, asking("plain", max_tokens=100))
-        await engine.swap(drafts[0])
-        tokens: list[int] = []
-        finished = None
+        versions: list[int] = []
 
-        async for delta in engine.generate(asking("swapped", max_tokens=100)):
-            if len(tokens) < 30 <= len(tokens) + len(delta.token_ids):
-                await engine.swap(drafts[1])
-            tokens += delta.token_ids
-            finished = delta.finished
+        for _ in range(5):  # the server waits for no reader, and may be through before the swap begins
+            await engine.swap(drafts[0])
+            tokens: list[int] = []
+            async for delta in engine.generate(asking("swapped", max_tokens=100)):
+                if not tokens:
+                    await engine.swap(drafts[1])
+                tokens += delta.token_ids
+                versions = [step.draft_version for step in delta.finished.steps] if delta.finished else []
+            assert tokens == plain
+            assert versions == sorted(versions)
+            if set(versions) == {1, 2}:
+                break
 
-        assert tokens == plain
-        assert finished is not None
-        assert [step.draft_version for step in finished.steps] == sorted(step.draft_version for step in finished.steps)
-        assert {step.draft_version for step in finished.steps} == {1, 2}
+        assert set(versions) == {1, 2}
 
 
 class Tapped(SglangServer):
@@ -195,7 +197,7 @@ class Tapped(SglangServer):
     async def _kept(self, events: AsyncIterator[Event]) -> AsyncIterator[Event]:
         async for event in events:
             if event.finish is not None:
-                self.metas[str(event.meta["id"])] = event.meta
+                self.metas[str(event.meta["id"]).rpartition("-")[0]] = event.meta
             yield event
 
 

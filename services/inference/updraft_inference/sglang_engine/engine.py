@@ -7,6 +7,7 @@ word on both. What SGLang fixes for all requests (who drafts, how many) is refus
 import asyncio
 import logging
 import time
+import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -145,7 +146,8 @@ class SglangEngine:
         requests.check_room(len(self._lives), self._info, self._max_queued)
         if request.request_id in self._lives:
             raise InvalidInput(f"a request {request.request_id} is running")
-        life = self._lives[request.request_id] = Life(request=request)
+        rid = f"{request.request_id}-{uuid.uuid4().hex[:8]}"
+        life = self._lives[request.request_id] = Life(request=request, rid=rid)
         self._tasks.create_task(self._live(life))
         is_over = False
         try:
@@ -197,8 +199,7 @@ class SglangEngine:
 
     async def _live(self, life: Life) -> None:
         """A request's whole life; what it raises is its reader's."""
-        rid = life.request.request_id
-        assembly = self._collector.expect(rid, len(life.request.prompt_ids), life.request.capture)
+        assembly = self._collector.expect(life.rid, len(life.request.prompt_ids), life.request.capture)
         try:
             await life.run(self._server, self._drafts.num_steps)
             finished = await life.finished(self._collector, assembly)
@@ -208,8 +209,8 @@ class SglangEngine:
             self._on_finished(finished)
             life.deltas.put_nowait(Delta(token_ids=(), finished=finished))
         finally:
-            self._collector.forget(rid)
-            self._lives.pop(rid, None)
+            self._collector.forget(life.rid)
+            self._lives.pop(life.request.request_id, None)
 
     def _cancel(self, life: Life) -> None:
         if life.is_over or life.is_cancelled or life.request.request_id not in self._lives:

@@ -35,6 +35,9 @@ class Life:
     """A request in flight. `deltas` ends with a Delta that has `finished`, or with an error."""
 
     request: GenerationRequest
+    rid: str
+    """Its name at the server, never given again: two seconds after an answer SGLang aborts what has its name by then, and
+    an abort ends all whose names begin with that name."""
     deltas: asyncio.Queue[Delta | UpdraftError] = field(default_factory=asyncio.Queue)
     output: list[int] = field(default_factory=list)
     is_cancelled: bool = False
@@ -66,7 +69,7 @@ class Life:
             async with asyncio.timeout(None) as self._limit:
                 if self.is_cancelled:
                     return
-                async with server.generate(requests.body(self.request)) as events:
+                async with server.generate(requests.body(self.request, self.rid)) as events:
                     async for event in events:
                         self._take(event, lookahead)
         self._limit = None
@@ -92,7 +95,7 @@ class Life:
         end_s = loop.time() + _ABORT_S
         while not self.is_over and loop.time() < end_s:
             try:
-                await server.abort(self.request.request_id)
+                await server.abort(self.rid)
             except UpdraftError as error:
                 logger.warning("A request cannot be aborted", extra={"reason": str(error)})
                 if self._limit is not None:
@@ -105,7 +108,7 @@ class Life:
         ended_s = time.monotonic()
         first_s = self.first_token_s or ended_s
         num_output = len(self.output)
-        await collector.complete(self.request.request_id, num_output, COMPLETE_S)
+        await collector.complete(self.rid, num_output, COMPLETE_S)
         steps = assembly.steps(num_output)
         return Finished(
             request=self.request,

@@ -57,10 +57,11 @@ def check_room(num_submitted: int, info: EngineInfo, max_queued: int) -> None:
         raise Exhausted(f"{max_queued} requests wait already")
 
 
-def body(request: GenerationRequest) -> dict[str, Any]:
-    """What POST /generate takes. A seed means something only to a server with --enable-deterministic-inference.
+def body(request: GenerationRequest, rid: str) -> dict[str, Any]:
+    """What POST /generate takes; `rid` is its name at the server.
 
-    SGLang counts penalties up to the start of a verify step, not the drafts within it.
+    A seed means something only to a server with --enable-deterministic-inference. SGLang counts penalties up to
+    the start of a verify step, not the drafts within it.
     """
     sampling, wish = request.sampling, request.capture
     params: dict[str, Any] = {
@@ -88,7 +89,7 @@ def body(request: GenerationRequest) -> dict[str, Any]:
         params["json_schema"] = request.json_schema
     if sampling.seed is not None:
         params["sampling_seed"] = sampling.seed % 2**31
-    return {"rid": request.request_id, "input_ids": list(request.prompt_ids), "sampling_params": params}
+    return {"rid": rid, "input_ids": list(request.prompt_ids), "sampling_params": params}
 
 
 def reason(finish: Mapping[str, Any]) -> FinishReason:

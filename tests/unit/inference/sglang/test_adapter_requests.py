@@ -38,7 +38,7 @@ class TestRequests:
 
         (body,) = fake.bodies
         params = body["sampling_params"]
-        assert (body["rid"], body["input_ids"], body["stream"]) == ("a", list(range(3, 12)), True)
+        assert (body["input_ids"], body["stream"]) == (list(range(3, 12)), True)
         assert params["custom_params"] == {
             "updraft": {"payload": True, "prompt_rows": 3, "counterfactual_rows": 2},
         }
@@ -49,6 +49,16 @@ class TestRequests:
             "sampling_seed": 5,
             "ignore_eos": False,
         }
+
+    async def test_no_two_requests_have_one_name_at_the_server_nor_begin_with_anothers(
+        self, fake: FakeSglang, engine: SglangEngine
+    ) -> None:
+        """SGLang aborts, two seconds after an answer, what has its name by then, and all whose names begin with that."""
+        for name in ("a", "a", "a-", "ab"):
+            await whole(engine, asking(name))
+
+        rids = [body["rid"] for body in fake.bodies]
+        assert all(not one.startswith(other) for one in rids for other in rids if one is not other)
 
     async def test_what_changes_the_answer_is_told_to_the_server(self, fake: FakeSglang, engine: SglangEngine) -> None:
         sampling = Sampling(
@@ -141,7 +151,7 @@ class TestRequests:
             await anext(deltas)
 
         await until(lambda: len(heard) == 1, what="the end")
-        assert fake.aborted == {"a"}
+        assert fake.aborted == {fake.bodies[0]["rid"]}
         assert (heard[0].reason, heard[0].output_ids) == (FinishReason.CANCELLED, (3,))
         assert engine.load.running == 0
 
