@@ -47,8 +47,8 @@ def filtered_probs(
     probs = logits.softmax(-1)
     if top_p < 1.0:
         ordered, order = probs.sort(-1, descending=True)
-        before = ordered.cumsum(-1) - ordered
-        ordered = ordered.masked_fill(before >= top_p, 0.0)
+        before = (ordered.cumsum(-1) - ordered)[..., 1:]
+        ordered[..., 1:].masked_fill_(before >= top_p, 0.0)  # the first stays, even if top_p is 0 in float32
         probs = torch.zeros_like(probs).scatter_(-1, order, ordered)
         probs = probs / probs.sum(-1, keepdim=True)
     return probs

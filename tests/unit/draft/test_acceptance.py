@@ -110,6 +110,7 @@ def test_top_k_and_top_p_keep_the_likeliest_and_always_one() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
     assert (filtered_probs(logits, temperature=1.0, top_k=2) > 0).sum() == 2
     assert (filtered_probs(logits, temperature=1.0, top_p=0.01) > 0).sum() == 1
+    assert filtered_probs(logits, temperature=1.0, top_p=1e-300).tolist() == [[1, 0, 0, 0]], "0 in float32"
     assert torch.allclose(filtered_probs(logits, temperature=1.0), logits.softmax(-1))
     with pytest.raises(ValueError, match="temperature"):
         filtered_probs(logits, temperature=0.0)
