@@ -44,7 +44,8 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
         """The tokens of `text`. A chat template writes the special ones itself: then do not add them."""
-        return tuple(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        # As a batch of one: `encode` would hold the interpreter's lock, and all other threads, for as long as it takes.
+        return tuple(self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
 
     def bytes_of(self, token_id: int) -> bytes:
         """The bytes that one token stands for, also where they are half a character. The first call is slow: it reads the

@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
 
 import pytest
@@ -34,6 +35,16 @@ def grouped(items: list[int], cuts: list[int]) -> list[list[int]]:
     """`items` in groups that end at `cuts`."""
     bounds = sorted({0, len(items), *(cut % (len(items) + 1) for cut in cuts)})
     return [items[a:b] for a, b in pairwise(bounds)]
+
+
+def test_a_long_prompt_is_read_beside_other_threads() -> None:
+    num_turns = 0
+    with ThreadPoolExecutor(1) as other:
+        reading = other.submit(BYTES.encode, "a" * 1_000_000, add_special_tokens=True)
+        while not reading.done():
+            wait([reading], timeout=0.001)
+            num_turns += 1
+    assert num_turns > 20, "this thread stood still"
 
 
 @given(text=st.text(), cuts=st.lists(st.integers(0, 1000)))
