@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
 
-from updraft_chassis.errors import InvalidInput, UpdraftError
+from updraft_chassis.errors import InvalidInput, Unavailable, UpdraftError
 from updraft_inference.agent.selection import CapturePlan
 from updraft_inference.chat import ChatTemplate
 from updraft_inference.dialect import B, Dialect
@@ -118,6 +118,8 @@ async def pieces(backend: Backend, job: Job) -> AsyncGenerator[Piece, None]:
                     break
                 if delta.finished is not None:
                     reason = delta.finished.reason
+                    if reason is FinishReason.CANCELLED:  # not by us: half an answer must not look like one
+                        raise Unavailable("the engine ended this request before its end")
                     said = logprobs[:-1] if reason is FinishReason.STOP else logprobs  # without the end token
                     yield _last(shown + text.flush(), text, said, delta.finished, reason)
                     return

@@ -11,7 +11,7 @@ from tests.support.fake_engine import FakeEngine, alphabet, saying
 from tests.support.inference import MODEL, RunningPod, running_pod
 from tests.support.wait import until
 
-from updraft_inference.engine.port import CaptureLoss, Drafter, GenerationRequest
+from updraft_inference.engine.port import CaptureLoss, Drafter, FinishReason, GenerationRequest
 
 
 @pytest.fixture
@@ -273,6 +273,24 @@ async def test_an_engine_that_fails_makes_the_pod_unhealthy(tmp_path: Path) -> N
             answer = await pod.complete()
             assert (health.status_code, answer.status_code) == (503, 503)
             await until(lambda: False)
+
+
+class GivesUp(FakeEngine):
+    """Ends a request for reasons of its own, as SGLang aborts one."""
+
+    def _reason(self, request: GenerationRequest, output: list[int]) -> FinishReason | None:
+        return FinishReason.CANCELLED if len(output) >= 3 else None
+
+
+async def test_an_answer_that_the_engine_breaks_off_does_not_look_whole(tmp_path: Path) -> None:
+    async with running_pod(tmp_path, GivesUp()) as pod:
+        whole = await pod.complete()
+        streamed = await pod.complete(stream=True)
+
+    assert whole.status_code == 503
+    assert "before its end" in whole.json()["error"]["message"]
+    assert "before its end" in streamed.text
+    assert "[DONE]" not in streamed.text
 
 
 async def test_metrics_tell_requests_tokens_and_drafts(pod: RunningPod) -> None:

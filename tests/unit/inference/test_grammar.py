@@ -81,7 +81,7 @@ def test_each_row_is_that_of_a_grammar_which_has_read_the_drafts_before_it(
         output += kept
         if END in output:
             break
-    assert not grammar.has_failed
+    assert grammar.failure is None
 
 
 def grammar_or_refusal(grammars: Grammars, schema: str) -> Grammar | str:
@@ -102,6 +102,11 @@ def test_anything_is_a_grammar_or_a_refusal_in_one_line(grammars: Grammars, sche
         assert made.allowed([], [ord("{"), ord('"')]).any(-1).all()
 
 
+def test_a_pattern_that_cannot_be_read_is_refused_with_the_reason(grammars: Grammars) -> None:
+    with pytest.raises(InvalidInput, match=r"^response_format: .*regex parse error: error: unclosed group$"):
+        grammars.of_json_schema('{"type": "string", "pattern": "((a"}')
+
+
 def test_blanks_come_to_an_end(grammars: Grammars) -> None:
     grammar = grammars.of_json_schema('{"type": "object"}')
     assert not grammar.allowed([ord("{"), *([ord(" ")] * 24)], [])[0, ord(" ")]
@@ -110,7 +115,7 @@ def test_blanks_come_to_an_end(grammars: Grammars) -> None:
 def test_a_grammar_that_fails_says_so_and_raises_nothing(grammars: Grammars) -> None:
     grammar = grammars.of_json_schema('{"type": "object"}')
     rows = grammar.allowed([ord("x")], [ord("y")])
-    assert grammar.has_failed
+    assert grammar.failure is not None
     assert rows.all()
 
 

@@ -149,7 +149,7 @@ class Toy:
         said = [(*sequence.ids, *proposal.ids[:i]) for i in range(len(proposal.ids) + 1)]
         logits = torch.stack([toy_logits(context, self.vocab) for context in said])
         (verdict,) = judge([sequence], [proposal], logits)
-        assert sequence.grammar is None or not sequence.grammar.has_failed
+        assert sequence.grammar is None or sequence.grammar.failure is None
         sequence.extend([*proposal.ids[: verdict.accepted], verdict.next_id], frozenset({self.eos}))
         return verdict
 

@@ -164,6 +164,7 @@ async def test_what_ends_by_itself_is_json_that_the_schema_allows(engine: TorchE
         ({"json_schema": '{"type": "nonsense"}'}, "schema cannot be followed: .*nonsense"),
         ({"json_schema": '{"not": {}}'}, "Unimplemented keys"),
         ({"json_schema": "{"}, "cannot be followed"),
+        ({"json_schema": '{"$ref": "#"}'}, "cannot be followed"),  # found out at the first token
         ({"sampling": Sampling(logit_bias=((VOCAB, 1.0),))}, "outside the vocabulary of 512"),
         ({"top_logprobs": VOCAB + 1}, "top_logprobs is 513"),
     ],
@@ -175,6 +176,13 @@ async def test_what_cannot_be_honoured_is_refused_and_holds_no_place(
         await run(engine, PROMPTS[0], **fields)
     finished, _ = await run(engine, PROMPTS[0], max_tokens=3)
     assert len(finished.output_ids) == 3
+
+
+async def test_an_answer_that_its_schema_cannot_follow_to_the_end_is_an_error_and_no_answer(engine: TorchEngine) -> None:
+    schema = json.dumps({"type": "string", "pattern": "(.{0,1000}a.{0,1000}){0,1000}"})
+    goes_on = Sampling(temperature=0, logit_bias=((ord("a"), 100.0),))
+    with pytest.raises(InvalidInput, match="cannot be followed: .*too many expressions"):
+        await run(engine, PROMPTS[0], json_schema=schema, sampling=goes_on, ignore_eos=False, max_tokens=150)
 
 
 async def test_a_request_that_is_cancelled_while_its_schema_is_read_has_its_end(target: Path) -> None:

@@ -202,6 +202,8 @@ class TorchEngine:
                 if delta is None:
                     raise Unavailable("the engine failed")
                 is_over = delta.finished is not None
+                if is_over and sequence.grammar is not None and sequence.grammar.failure is not None:
+                    raise sequence.grammar.failure
                 yield delta
         finally:
             self._submitted -= 1

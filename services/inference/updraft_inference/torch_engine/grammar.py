@@ -6,7 +6,6 @@ it stays part of the rule that makes the output exact (cutting it and drawing fr
 End tokens are the grammar's end: allowed where the text may end, and never read by the matcher.
 """
 
-import logging
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +15,6 @@ import torch
 from torch import Tensor
 
 from updraft_chassis.errors import InvalidInput
-
-logger = logging.getLogger(__name__)
 
 _WHITESPACE = r"[\x20\x0A\x0D\x09]{1,24}"
 """Bounded, or a model that says nothing but blanks would never end. Room for a line break and a deep indentation."""
@@ -31,8 +28,8 @@ class Grammar:
     """One request's grammar, at the end of its output. Not thread-safe."""
 
     def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int, eos: frozenset[int]) -> None:
-        self.has_failed = False
-        """The grammar is beyond what llguidance computes in a step: the request has to end."""
+        self.failure: InvalidInput | None = None
+        """The grammar has no text, or is beyond what llguidance computes in a step: the request has to end."""
         self._matcher = matcher
         self._vocab_size = vocab_size
         self._eos = eos
@@ -49,8 +46,7 @@ class Grammar:
             self._read(output_ids)
             self._fill(rows, draft_ids)
         except _FailureError as error:
-            self.has_failed = True
-            logger.error("A grammar failed, and its request ends", extra={"reason": str(error)[:300]})
+            self.failure = _refusal(error)
         return rows
 
     def _fill(self, rows: Tensor, draft_ids: Sequence[int]) -> None:
@@ -120,5 +116,7 @@ class Grammars:
 
 
 def _refusal(reason: object) -> InvalidInput:
-    first_line = str(reason).strip().splitlines()[0] if str(reason).strip() else "no reason given"
-    return InvalidInput(f"response_format: this JSON schema cannot be followed: {first_line[:300]}")
+    """In one line: the first, and the last of what a regular expression's parser says, which is the reason."""
+    lines = str(reason).partition("<state>")[0].strip().splitlines() or ["no reason given"]
+    told = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
+    return InvalidInput(f"response_format: this JSON schema cannot be followed: {told[:300]}")

@@ -118,7 +118,7 @@ class Sequence:
 
     def extend(self, token_ids: list[int], eos: frozenset[int]) -> FinishReason | None:
         """Append new tokens up to the end of the request; return why it ended, or None. Emits nothing."""
-        if self.grammar is not None and self.grammar.has_failed:
+        if self.grammar is not None and self.grammar.failure is not None:
             return FinishReason.CANCELLED
         for token in token_ids:
             self.ids.append(token)
