@@ -31,6 +31,9 @@ from updraft_inference.text import TextStream, Tokenizer
 MIN_TEMPERATURE = 1e-3
 """Below it sampling is greedy to any reader, and dividing by it would overflow."""
 
+_SHOWN_CHARS = 200
+"""Of a name that a client sent, in the refusal of it."""
+
 
 class Planner(Protocol):
     """Decides about the capture of a request before it starts."""
@@ -76,7 +79,7 @@ class Piece:
 async def jobs(backend: Backend, dialect: Dialect[B], body: B, *, is_opted_out: bool) -> list[Job]:
     """Check a body against the model; one job a choice. ApiError where it cannot be served."""
     if body.model != backend.model:
-        message = f"The model {body.model!r} does not exist: this server has {backend.model!r}"
+        message = f"The model {body.model[:_SHOWN_CHARS]!r} does not exist: this server has {backend.model!r}"
         raise ApiError(404, message, param="model", code="model_not_found")
     prompt_ids = await _prompt_ids(backend, dialect, body)
     max_tokens = _max_tokens(backend, dialect, body, len(prompt_ids))

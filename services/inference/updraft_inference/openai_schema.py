@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, TypeVar
 
 import pydantic_core
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from updraft_inference.openai_errors import ApiError, invalid
@@ -131,6 +131,7 @@ def _schema_text(value: object) -> object:
     return _ANY_OBJECT if wanted.type == "json_object" else None
 
 
+Limit = Annotated[int, Field(ge=1, le=_MAX_INT32)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
@@ -141,8 +142,8 @@ class GenerationBody(_Body):
     unsupported: ClassVar[Mapping[str, tuple[object, ...]]] = _UNSUPPORTED
 
     model: str
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Limit | None = None
+    max_completion_tokens: Limit | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES), _absent_is(default=1)] = 1
     temperature: Annotated[float, Field(ge=0, le=2), _absent_is(default=1.0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1), _absent_is(default=1.0)] = 1.0
@@ -253,7 +254,7 @@ class Message(_Body):
 class ChatBody(GenerationBody):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1), FailFast()]  # a mebibyte can hold 350,000 wrong ones
     logprobs: Annotated[bool, _absent_is(default=False)] = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS), _absent_is(default=0)] = 0
 

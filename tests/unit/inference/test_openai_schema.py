@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from pydantic import ValidationError
 
 from updraft_inference.openai_errors import ApiError
 from updraft_inference.openai_schema import ChatBody, CompletionBody, parse
@@ -144,6 +145,7 @@ def test_fields_that_would_change_the_answer_are_refused_by_name(field: str, val
         ({"max_tokens": 1.5}, "max_tokens"),
         ({"max_tokens": "5"}, "max_tokens"),
         ({"max_tokens": True}, "max_tokens"),
+        ({"max_tokens": 10**4299}, "max_tokens"),  # and one more could not be printed
         ({"temperature": -0.1}, "temperature"),
         ({"temperature": 2.1}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
@@ -222,6 +224,14 @@ def test_conversations_that_make_no_sense_are_refused_with_the_field(
         chat(**fields)
 
     assert (caught.value.status, caught.value.param) == (400, param)
+
+
+def test_only_the_first_wrong_message_is_told_of() -> None:
+    """All of them, in a body of a mebibyte, would take seconds in which nothing else is served."""
+    with pytest.raises(ValidationError) as caught:
+        ChatBody.model_validate({"model": "m", "messages": [{"role": "user"}] * 1000})
+
+    assert caught.value.error_count() == 1
 
 
 @pytest.mark.parametrize(
