@@ -7,7 +7,7 @@ constant time. Without a file everybody may ask. Probes and metrics need no key.
 import hashlib
 import hmac
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +20,7 @@ MIN_KEY_CHARACTERS = 16
 
 
 class Keys:
-    """Lets requests in by their key. `max_at_once`: requests of one key; 0: no limit."""
+    """Lets requests in by their key. `max_at_once`: requests of one key, each choice being one; 0: no limit."""
 
     def __init__(self, file: Path | None = None, *, max_at_once: int = 0) -> None:
         self._digests = None if file is None else Reloaded([file], lambda: _read(file), what="API keys file")
@@ -28,23 +28,36 @@ class Keys:
         self._inside: Counter[bytes] = Counter()
 
     @contextmanager
-    def admitted(self, headers: Mapping[str, str]) -> Iterator[None]:
-        """Inside for the length of the block. ApiError 401 without a known key, Exhausted where it asks too much at once."""
+    def admitted(self, headers: Mapping[str, str]) -> Iterator[Callable[[int], None]]:
+        """Inside for the length of the block, as one request until what it gives is told that it is several.
+
+        ApiError 401 without a known key, Exhausted where it asks too much at once, InvalidInput where it always would.
+        """
         key = self._known(headers.get(AUTHORIZATION, ""))
-        if key is None:
-            yield
-            return
-        if 0 < self._max_at_once <= self._inside[key]:
-            raise Exhausted(
-                f"{self._max_at_once} requests of this API key are being answered, which is the most at once"
-            )
-        self._inside[key] += 1
+        num_held = 0
+
+        def count_as(num: int) -> None:
+            nonlocal num_held
+            if key is not None:
+                self._check(num, others=self._inside[key] - num_held)
+                self._inside[key] += num - num_held
+                num_held = num
+
         try:
-            yield
+            count_as(1)
+            yield count_as
         finally:
-            self._inside[key] -= 1
-            if not self._inside[key]:
-                del self._inside[key]
+            if key is not None:
+                self._inside[key] -= num_held
+                if not self._inside[key]:
+                    del self._inside[key]
+
+    def _check(self, num: int, *, others: int) -> None:
+        most = self._max_at_once or num + others
+        if num > most:
+            raise InvalidInput(f"n is {num}, and an API key has {most} requests at once, each choice being one")
+        if num + others > most:
+            raise Exhausted(f"{others} requests of this API key are being answered, and {most} is the most at once")
 
     def _known(self, authorization: str) -> bytes | None:
         """The digest of the key that was shown; None: none is needed."""

@@ -82,7 +82,8 @@ class InferenceSettings(settings.Settings):
     """File with the API keys that clients show, one a line; read again when it changes. Without it everybody may ask."""
 
     max_requests_per_key: Annotated[int, Field(ge=0)] = 0
-    """Requests of one API key that are answered at once; beyond it that client gets 429. 0: no limit."""
+    """Requests of one API key that are answered at once, each choice of `n` being one; beyond it that client gets 429.
+    0: no limit."""
 
     max_body_bytes: Bytes = 1024 * 1024
     """Largest request body."""

@@ -268,6 +268,8 @@ async def test_a_key_that_asks_too_much_at_once_is_told_to_wait(tmp_path: Path) 
         assert first.result().choices
         assert other.result().choices
         assert (await client.completions.create(model=MODEL, prompt="p")).choices
+        with pytest.raises(openai.BadRequestError, match="n is 2"):
+            await client.completions.create(model=MODEL, prompt="p", n=2)
 
     assert caught.value.response.headers["retry-after"] == "1"
     assert "1 requests of this API key" in caught.value.message

@@ -63,6 +63,19 @@ def test_a_key_has_so_many_places_and_another_key_its_own(file: Path) -> None:
         pass
 
 
+def test_each_choice_takes_a_place(file: Path) -> None:
+    keys = Keys(file, max_at_once=4)
+    with keys.admitted(bearer(ONE)) as count_as:
+        count_as(3)
+        with keys.admitted(bearer(ONE)) as count_other_as:
+            with pytest.raises(Exhausted, match="3 requests of this API key .* 4 is the most"):
+                count_other_as(2)
+            with pytest.raises(InvalidInput, match="n is 5, and an API key has 4 requests at once"):
+                count_other_as(5)
+    with keys.admitted(bearer(ONE)) as count_as:
+        count_as(4)
+
+
 def test_a_new_file_is_in_force_at_once(file: Path) -> None:
     keys = Keys(file)
     file.write_text(f"{OTHER}\n")
