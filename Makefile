@@ -90,7 +90,7 @@ test-unit: install ## Fast tests
 
 .PHONY: fuzz
 fuzz: install ## Look for new counterexamples to the property tests (15 minutes; other tests take the same ones every time)
-	$(PY) -m pytest tests/unit --hypothesis-profile=explore --timeout=3600 -m hypothesis $(ARGS)
+	$(PY) -m pytest tests/unit tests/integration/inference --hypothesis-profile=explore --timeout=3600 -m hypothesis $(ARGS)
 
 .PHONY: bucket-server
 bucket-server: install ## Build the S3 server that tests start (once, with Go; 2 minutes, 45 MB in ~/.cache/updraft)

@@ -177,7 +177,9 @@ async def test_sampling_reaches_the_engine(client: AsyncOpenAI, pod: RunningPod)
     ("path", "fields", "status", "told"),
     [
         pytest.param("completions", {"model": "other"}, 404, ["'other'", "'tiny'"], id="unknown model"),
-        pytest.param("completions", {"model": "x" * 10_000}, 404, [f"'{'x' * 200}'"], id="unknown model of a long name"),
+        pytest.param(
+            "completions", {"model": "x" * 10_000}, 404, [f"'{'x' * 200}'"], id="unknown model of a long name"
+        ),
         pytest.param("completions", {"prompt": "x" * 300}, 400, ["256", "300"], id="prompt over the context"),
         pytest.param("completions", {"max_tokens": 10**9}, 400, ["256", str(10**9)], id="absurd limit"),
         pytest.param("completions", {"prompt": ""}, 400, ["empty"], id="empty prompt"),

@@ -68,7 +68,7 @@ def test_each_choice_takes_a_place(file: Path) -> None:
     with keys.admitted(bearer(ONE)) as count_as:
         count_as(3)
         with keys.admitted(bearer(ONE)) as count_other_as:
-            with pytest.raises(Exhausted, match="3 requests of this API key .* 4 is the most"):
+            with pytest.raises(Exhausted, match=r"3 requests of this API key .* 4 is the most"):
                 count_other_as(2)
             with pytest.raises(InvalidInput, match="n is 5, and an API key has 4 requests at once"):
                 count_other_as(5)

@@ -178,10 +178,12 @@ async def test_what_cannot_be_honoured_is_refused_and_holds_no_place(
     assert len(finished.output_ids) == 3
 
 
-async def test_an_answer_that_its_schema_cannot_follow_to_the_end_is_an_error_and_no_answer(engine: TorchEngine) -> None:
+async def test_an_answer_that_its_schema_cannot_follow_to_the_end_is_an_error_and_no_answer(
+    engine: TorchEngine,
+) -> None:
     schema = json.dumps({"type": "string", "pattern": "(.{0,1000}a.{0,1000}){0,1000}"})
     goes_on = Sampling(temperature=0, logit_bias=((ord("a"), 100.0),))
-    with pytest.raises(InvalidInput, match="cannot be followed: .*too many expressions"):
+    with pytest.raises(InvalidInput, match=r"cannot be followed: .*too many expressions"):
         await run(engine, PROMPTS[0], json_schema=schema, sampling=goes_on, ignore_eos=False, max_tokens=150)
 
 
