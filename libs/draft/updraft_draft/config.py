@@ -106,7 +106,7 @@ class DraftConfig:
             )
         except KeyError as error:
             raise InvalidInput(f"config.json of the draft lacks {error}") from None
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, ArithmeticError) as error:
             raise InvalidInput(f"config.json of the draft has a bad value: {error}") from None
 
 
@@ -178,6 +178,24 @@ class TargetConfig:
     is_tied: bool
     eos_token_ids: frozenset[int]
 
+    def __post_init__(self) -> None:
+        sizes = (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+        )
+        for name in (*sizes, "max_position"):
+            if getattr(self, name) < 1:
+                raise InvalidInput(f"its {name} is {getattr(self, name)}")
+        if self.num_heads % self.num_kv_heads:
+            raise InvalidInput(f"its {self.num_heads} heads do not divide into {self.num_kv_heads} key-value heads")
+        if self.head_dim % 2:
+            raise InvalidInput(f"its heads have {self.head_dim} values, which cannot be rotated in pairs")
+
     @property
     def aux_layers(self) -> tuple[int, int, int]:
         """Layers whose inputs the draft reads."""
@@ -191,7 +209,7 @@ class TargetConfig:
             return cls._read(content, _family(content), _eos(content, folder))
         except KeyError as error:
             raise InvalidInput(f"{folder / 'config.json'} lacks {error}") from None
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, ArithmeticError) as error:
             raise InvalidInput(f"{folder / 'config.json'} has a bad value: {error}") from None
         except InvalidInput as error:
             raise InvalidInput(f"the model in {folder} cannot be served: {error}") from None
@@ -317,4 +335,4 @@ def _eos(content: dict[str, Any], folder: Path) -> frozenset[int]:
     declared = content.get("eos_token_id") if declared is None else declared
     if declared is None:
         return frozenset()
-    return frozenset(declared if isinstance(declared, list) else [declared])
+    return frozenset(int(token) for token in (declared if isinstance(declared, list) else [declared]))

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from updraft_chassis.errors import InvalidInput
+from updraft_chassis.errors import Corrupt, InvalidInput
 from updraft_chassis.model_folder import weight_files
 from updraft_draft.config import Family, TargetConfig
 
@@ -50,11 +50,17 @@ def norm_weight(stored: Tensor, family: Family) -> Tensor:
 
 
 def read_tensors(folder: Path, names: list[str] | None = None) -> dict[str, Tensor]:
-    """Tensors by name (None: all) from the folder's one or many safetensors files, mapped rather than read."""
+    """Tensors by name (None: all) from the folder's one or many safetensors files, mapped rather than read.
+
+    InvalidInput for a name that is in none, Corrupt for a file that is none, or a part of one.
+    """
     found: dict[str, Tensor] = {}
     with ExitStack() as stack:
         for file in weight_files(folder):
-            handle: Any = stack.enter_context(safe_open(file, framework="pt"))
+            try:
+                handle: Any = stack.enter_context(safe_open(file, framework="pt"))
+            except SafetensorError as error:
+                raise Corrupt(f"{file} ({file.stat().st_size} bytes) is no whole safetensors file: {error}") from None
             for name in handle.keys():  # noqa: SIM118  (a safetensors handle is no dict)
                 if names is None or name in names:
                     found[name] = handle.get_tensor(name)

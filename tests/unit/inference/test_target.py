@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.support import families
 from tests.support.families import FAMILIES, VOCAB, WINDOW
 from tests.support.tiny_target import make_draft, make_tiny_target, save_draft
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from updraft_chassis.errors import InvalidInput
+from updraft_chassis.errors import Corrupt, InvalidInput
 from updraft_draft.config import TargetConfig, default_aux_layers
 from updraft_draft.network import DraftNetwork
 from updraft_draft.target_weights import read_head
@@ -212,3 +213,53 @@ def test_what_the_engine_does_not_run_is_refused_with_the_reason(
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(InvalidInput, match=words):
         TargetConfig.from_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        pytest.param(_set(vocab_size=VOCAB + 1), r"embed_tokens\.weight has shape \[\d+, \d+\]", id="vocabulary"),
+        pytest.param(_set(intermediate_size=2), r"layers\.0\.mlp\.gate_proj\.weight has shape", id="width of the MLP"),
+        pytest.param(_set(num_key_value_heads=1), r"k_proj\.weight has shape .* its config\.json says", id="heads"),
+        pytest.param(_set(num_key_value_heads=3), "do not divide into 3 key-value heads", id="groups of heads"),
+        pytest.param(_set(head_dim=5), "heads have 5 values", id="odd heads"),
+        pytest.param(_set(num_hidden_layers=0), "num_layers is 0", id="no layers"),
+        pytest.param(_set(num_attention_heads=0, head_dim=None), "has a bad value", id="no heads"),
+        pytest.param(_set(num_hidden_layers=99), r"lacks the tensor 'model\.layers\.", id="more layers"),
+    ],
+)
+def test_weights_that_are_not_those_of_the_config_are_refused_with_both_sizes(
+    tmp_path: Path, change: Callable[[dict[str, Any]], None], words: str
+) -> None:
+    families.make("llama", tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    change(content)
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(InvalidInput, match=words):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        pytest.param(lambda whole: whole[: len(whole) // 2], id="half"),
+        pytest.param(lambda whole: whole[:5000], id="not even its table"),
+        pytest.param(lambda _: b"", id="nothing"),
+        pytest.param(lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 123\n", id="pointer"),
+    ],
+)
+def test_a_broken_download_is_told_with_its_file_and_size(tmp_path: Path, held: Callable[[bytes], bytes]) -> None:
+    families.make("llama", tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(held(file.read_bytes()))
+    with pytest.raises(Corrupt, match=rf"model\.safetensors \({file.stat().st_size} bytes\) is no whole safetensors"):
+        opened(tmp_path)
+
+
+def test_integers_are_no_weights(tmp_path: Path) -> None:
+    families.make("llama", tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"] = tensors["model.layers.1.mlp.up_proj.weight"].to(torch.int8)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(InvalidInput, match=r"layers\.1\.mlp\.up_proj\.weight is torch\.int8, and quantised"):
+        opened(tmp_path)

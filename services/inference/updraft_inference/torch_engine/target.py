@@ -75,10 +75,11 @@ class Target:
     ) -> None:
         """`num_positions`: as many will be used; None: as many as the model knows, which may be a million."""
         weights = _Weights(tensors, config.family, dtype, device)
+        of_tokens = (config.vocab_size, config.hidden_size)
         self.config = config
-        self.embedding = weights.joined(EMBEDDING)
-        self._head = Linear(self.embedding if config.is_tied else weights.joined(HEAD))
-        self._final_norm = weights.norm(FINAL_NORM)
+        self.embedding = weights.joined({EMBEDDING: of_tokens})
+        self._head = Linear(self.embedding if config.is_tied else weights.joined({HEAD: of_tokens}))
+        self._final_norm = weights.norm(FINAL_NORM, config.hidden_size)
         self._layers = [_layer(weights, config, i) for i in range(config.num_layers)]
         self._activation = _ACTIVATIONS[config.activation]
         self._embedding_scale = self.embedding.new_tensor(config.hidden_size**0.5)
@@ -94,12 +95,14 @@ class Target:
 
     @classmethod
     def open(cls, folder: Path, *, dtype: torch.dtype, device: torch.device, num_positions: int | None = None) -> Self:
-        """Read a Hugging Face folder. InvalidInput if it is none, or of no family that runs here."""
-        config = TargetConfig.from_folder(folder)
+        """Read a Hugging Face folder. InvalidInput if it is none, or of no family that runs here, Corrupt if it is damaged."""
+        config, tensors = TargetConfig.from_folder(folder), read_tensors(folder)
         try:
-            return cls(config, read_tensors(folder), dtype=dtype, device=device, num_positions=num_positions)
+            return cls(config, tensors, dtype=dtype, device=device, num_positions=num_positions)
         except KeyError as error:
             raise InvalidInput(f"{folder} lacks the tensor {error}") from None
+        except InvalidInput as error:
+            raise InvalidInput(f"the model in {folder} cannot be served: {error}") from None
 
     @torch.inference_mode()
     def forward(self, ids_R: Tensor, batch: Batch, cache: SlotCache) -> Forward:
@@ -161,36 +164,50 @@ class _Weights:
     dtype: torch.dtype
     device: torch.device
 
-    def joined(self, *names: str) -> Tensor:
-        return torch.cat([self.tensors[name].to(self.device, self.dtype) for name in names])
+    def joined(self, shapes: Mapping[str, tuple[int, ...]]) -> Tensor:
+        found = [self._checked(name, shape).to(self.device, self.dtype) for name, shape in shapes.items()]
+        return torch.cat(found)
 
-    def norm(self, name: str) -> Tensor:
-        return norm_weight(self.tensors[name], self.family).to(self.device, self.dtype, copy=True)
+    def norm(self, name: str, size: int) -> Tensor:
+        return norm_weight(self._checked(name, (size,)), self.family).to(self.device, self.dtype, copy=True)
+
+    def _checked(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        tensor = self.tensors[name]
+        if tuple(tensor.shape) != shape:
+            raise InvalidInput(f"{name} has shape {list(tensor.shape)}, its config.json says {list(shape)}")
+        if not tensor.is_floating_point():
+            raise InvalidInput(f"{name} is {tensor.dtype}, and quantised weights are not supported")
+        return tensor
 
 
 def _layer(weights: _Weights, config: TargetConfig, index: int) -> _Layer:
-    family, p = config.family, f"model.layers.{index}."
+    c, family, p = config, config.family, f"model.layers.{index}."
+    heads, kv_heads = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
     has_qkv_bias = family.has_qkv_bias or config.has_attention_bias
     # Llama names the norm before its MLP after what comes before it; where that has a norm of its own, the name is taken.
     mlp_input_norm = "pre_feedforward_layernorm" if family.has_output_norms else "post_attention_layernorm"
 
-    def linear(*names: str, has_bias: bool = False) -> Linear:
-        bias = weights.joined(*(f"{p}{name}.bias" for name in names)) if has_bias else None
-        return Linear(weights.joined(*(f"{p}{name}.weight" for name in names)), bias)
+    def linear(num_columns: int, num_rows: Mapping[str, int], *, has_bias: bool = False) -> Linear:
+        bias = weights.joined({f"{p}{name}.bias": (num,) for name, num in num_rows.items()}) if has_bias else None
+        return Linear(weights.joined({f"{p}{name}.weight": (num, num_columns) for name, num in num_rows.items()}), bias)
 
-    def norm_if(has: bool, name: str) -> Tensor | None:  # noqa: FBT001  (reads as a sentence)
-        return weights.norm(f"{p}{name}.weight") if has else None
+    def norm(name: str, size: int = c.hidden_size) -> Tensor:
+        return weights.norm(f"{p}{name}.weight", size)
 
     return _Layer(
         is_sliding=index in config.sliding_layers,
-        input_norm=weights.norm(f"{p}input_layernorm.weight"),
-        qkv=linear(*(f"self_attn.{name}_proj" for name in "qkv"), has_bias=has_qkv_bias),
-        q_norm=norm_if(family.has_head_norms, "self_attn.q_norm"),
-        k_norm=norm_if(family.has_head_norms, "self_attn.k_norm"),
-        o=linear("self_attn.o_proj", has_bias=config.has_attention_bias),
-        attention_norm=norm_if(family.has_output_norms, "post_attention_layernorm"),
-        mlp_input_norm=weights.norm(f"{p}{mlp_input_norm}.weight"),
-        gate_up=linear("mlp.gate_proj", "mlp.up_proj"),
-        down=linear("mlp.down_proj"),
-        mlp_norm=norm_if(family.has_output_norms, "post_feedforward_layernorm"),
+        input_norm=norm("input_layernorm"),
+        qkv=linear(
+            c.hidden_size,
+            {"self_attn.q_proj": heads, "self_attn.k_proj": kv_heads, "self_attn.v_proj": kv_heads},
+            has_bias=has_qkv_bias,
+        ),
+        q_norm=norm("self_attn.q_norm", c.head_dim) if family.has_head_norms else None,
+        k_norm=norm("self_attn.k_norm", c.head_dim) if family.has_head_norms else None,
+        o=linear(heads, {"self_attn.o_proj": c.hidden_size}, has_bias=c.has_attention_bias),
+        attention_norm=norm("post_attention_layernorm") if family.has_output_norms else None,
+        mlp_input_norm=norm(mlp_input_norm),
+        gate_up=linear(c.hidden_size, {"mlp.gate_proj": c.intermediate_size, "mlp.up_proj": c.intermediate_size}),
+        down=linear(c.intermediate_size, {"mlp.down_proj": c.hidden_size}),
+        mlp_norm=norm("post_feedforward_layernorm") if family.has_output_norms else None,
     )
