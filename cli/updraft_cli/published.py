@@ -35,6 +35,11 @@ _OTHER_NETWORKS = (
 )  # fmt: skip
 """Keys of config.json whose draft computes something else than ours."""
 
+_SIZES = (
+    "vocab_size", "draft_vocab_size", "hidden_size", "intermediate_size",
+    "num_attention_heads", "num_key_value_heads", "head_dim",
+)  # fmt: skip
+
 _ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
 _ROPE_KINDS = ("default", "linear", "llama3")
 _BLOCK_VALUES = 4 * 1024 * 1024
@@ -109,7 +114,7 @@ def our_config(content: Mapping[str, Any], target: Mapping[str, Any]) -> dict[st
         _check_network(flat)
         _check_target(flat, target)
         aux_layers = _aux_layers(content, int(target["num_hidden_layers"]))
-        return {
+        config = {
             "architectures": ["LlamaForCausalLMEagle3"],
             "model_type": "llama",
             **{key: flat[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads")},
@@ -119,7 +124,7 @@ def our_config(content: Mapping[str, Any], target: Mapping[str, Any]) -> dict[st
             "num_key_value_heads": flat.get("num_key_value_heads") or flat["num_attention_heads"],
             "head_dim": flat.get("head_dim") or flat["hidden_size"] // flat["num_attention_heads"],
             "hidden_act": "silu",
-            "rms_norm_eps": flat["rms_norm_eps"],
+            "rms_norm_eps": float(flat["rms_norm_eps"]),
             **_rope(flat),
             # Positions are computed, not learnt, and published drafts state how long their lessons were.
             "max_position_embeddings": target["max_position_embeddings"],
@@ -132,10 +137,12 @@ def our_config(content: Mapping[str, Any], target: Mapping[str, Any]) -> dict[st
             "dtype": "bfloat16",
             OUR_KEY: {"aux_layers": aux_layers},
         }
+        _check_sizes(config)
     except KeyError as error:
         raise InvalidInput(f"a config.json lacks {error}") from None
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise InvalidInput(f"a config.json has a bad value: {error}") from None
+    return config
 
 
 def our_name(name: str) -> str:
@@ -183,6 +190,12 @@ def _check_target(flat: Mapping[str, Any], target: Mapping[str, Any]) -> None:
             raise InvalidInput(f"its {what} is {have}, the target's is {want}")
 
 
+def _check_sizes(config: Mapping[str, Any]) -> None:
+    for key in _SIZES:
+        if type(config[key]) is not int or config[key] < 1:
+            raise ValueError(f"{key} is {config[key]!r}")
+
+
 def _aux_layers(content: Mapping[str, Any], num_layers: int) -> list[int]:
     """Layers of the target whose inputs the draft reads; engines show it three, and no others."""
     shown = [2, num_layers // 2, num_layers - 3]
@@ -205,7 +218,8 @@ def _rope(flat: Mapping[str, Any]) -> dict[str, Any]:
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind not in _ROPE_KINDS:
         raise InvalidInput(f"its rotary embedding is scaled by {kind}; supported are {', '.join(_ROPE_KINDS)}")
-    return said if "rope_theta" in said or "rope_theta" in scaling else said | {"rope_theta": 10_000.0}
+    theta = float(said.get("rope_theta") or scaling.get("rope_theta") or 10_000.0)
+    return said | {"rope_theta": theta}
 
 
 def _rewrite(source: Path, config: Mapping[str, Any], model: Path, destination: Path) -> None:
@@ -230,7 +244,10 @@ def _rewrite(source: Path, config: Mapping[str, Any], model: Path, destination: 
         written.write(d2t.astype("<i8").data)
         for name in sorted(shapes):
             for block in file.blocks(name):
-                written.write(bfloat16.bits(block).data)
+                rounded = bfloat16.bits(block)
+                if not (np.isfinite(block).all() and np.isfinite(bfloat16.values(rounded)).all()):
+                    raise InvalidInput(f"{name} holds values that are not finite in bfloat16")
+                written.write(rounded.data)
         written.write(t2d.data)
 
 

@@ -1,5 +1,6 @@
 """Drafts in the layouts that others publish compute after their import what they computed before."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,8 @@ def _without(name: str) -> Change:
     return change
 
 
+LAST_NAN = torch.full((HIDDEN,), 0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
+
 _WRONG: list[Any] = [
     pytest.param(SPECFORGE, _config(num_hidden_layers=2), "it has 2 layers, and only 1", id="layers"),
     pytest.param(SPECFORGE, _config(vocab_size=600), "its vocabulary is 600, the target's is 512", id="vocabulary"),
@@ -162,6 +165,11 @@ _WRONG: list[Any] = [
     ),
     pytest.param(SPECFORGE, _config(eagle_config={"use_aux_hidden_state": False}), "no auxiliary", id="EAGLE 2"),
     pytest.param(SPECFORGE, _without("rms_norm_eps"), "lacks 'rms_norm_eps'", id="size missing"),
+    pytest.param(SPECFORGE, _config(num_attention_heads=None), "num_attention_heads is None", id="no number"),
+    pytest.param(SPECFORGE, _config(rms_norm_eps="x"), "has a bad value: .*'x'", id="a word"),
+    pytest.param(SPECFORGE, _tensor("norm.weight", torch.full((HIDDEN,), math.nan)), "not finite", id="no numbers"),
+    pytest.param(SPECFORGE, _tensor("norm.weight", LAST_NAN), "not finite", id="a NaN that rounds to 0"),
+    pytest.param(SPECFORGE, _tensor("norm.weight", torch.full((HIDDEN,), 3.4e38)), "not finite", id="beyond bfloat16"),
     pytest.param(SPECFORGE, _without("d2t"), "lacks d2t, which says what its 100 tokens of 512", id="no d2t"),
     pytest.param(SPECFORGE, _without("lm_head.weight"), r"lacks the tensors \['lm_head.weight'\]", id="no head"),
     pytest.param(
