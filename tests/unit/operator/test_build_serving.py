@@ -1,8 +1,11 @@
 """The inference pods: both engines, how they are replaced, and how many there are."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.manifests import AROUND, built, container, named, one, pod_spec, speculator
@@ -28,6 +31,23 @@ def test_engine_torch_is_one_container() -> None:
     pod = pod_spec(speculator(), "serving")
     assert [each["name"] for each in pod["containers"]] == ["inference"]
     assert container(pod, "inference")["image"] == "inference:1"
+
+
+@pytest.mark.parametrize("engine", ["torch", "sglang"])
+def test_the_documented_way_to_api_keys_mounts_them_beside_what_is_ours(engine: str) -> None:
+    (told,) = re.findall(r"```yaml\n(.*?)```", Path("docs/openai.md").read_text(), re.DOTALL)
+    said = {"engine": engine, **yaml.safe_load(told)["spec"]}
+    pod, before = (pod_spec(speculator(spec, uri="hf://org/qwen"), "serving") for spec in (said, {"engine": engine}))
+    ours, made = container(before, "inference"), container(pod, "inference")
+    assert {volume["name"] for volume in pod["volumes"]} == {volume["name"] for volume in before["volumes"]} | {
+        "api-keys"
+    }
+    assert [mount for mount in made["volumeMounts"] if mount not in ours["volumeMounts"]] == [
+        {"name": "api-keys", "mountPath": "/etc/updraft/api-keys", "readOnly": True}
+    ]
+    assert [variable for variable in made["env"] if variable not in ours["env"]] == [
+        {"name": "UPDRAFT_INFERENCE_API_KEYS_FILE", "value": "/etc/updraft/api-keys/keys"}
+    ]
 
 
 def test_engine_sglang_is_a_stock_server_with_the_agent_beside_it() -> None:
