@@ -71,8 +71,11 @@ class Grammar:
         """Bool [V]: one bit a token in the matcher's words."""
         bits = torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.uint8)
         mask = ((bits[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1).flatten()[: self._vocab_size].bool()
-        if self._matcher.is_error() or not mask.any():
-            raise _FailureError(self._matcher.get_error() or "no token of the vocabulary goes on")
+        error = self._matcher.get_error() if self._matcher.is_error() else ""
+        if error.startswith("NoExtension") or not (error or mask.any()):
+            raise _FailureError("no text goes on from here")
+        if error:
+            raise _FailureError(error)
         return mask
 
 
