@@ -1,14 +1,15 @@
-"""Which drafted tokens are kept, such that the output is the target's: greedy, and speculative sampling.
+"""Which drafted tokens are kept, such that the output has the target's distribution.
 
 Speculative sampling is Leviathan et al. 2023 (arXiv 2211.17192, theorem 1): keep draft d with probability min(1, p(d) / q(d));
 at the first refusal draw from max(p - q, 0), normalised; after k kept drafts draw one more from p. A drafter without a
 distribution (n-gram lookup, a greedy draft) is the point mass q(d) = 1. Randomness is an argument.
 
-Tensors: B sequences, k drafts, T = k + 1 verified rows, V vocabulary.
+Tensors: k drafts, T = k + 1 verified rows, V vocabulary.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,12 +21,6 @@ class Accepted:
 
     count: int
     next_id: int
-
-
-def accept_greedy(target_ids_BT: Tensor, draft_ids_Bk: Tensor) -> Tensor:
-    """Drafts kept a sequence, int64 [B]: the leading ones that equal the target's choice."""
-    matches = target_ids_BT[:, :-1] == draft_ids_Bk
-    return matches.long().cumprod(-1).sum(-1)
 
 
 def filtered_probs(
@@ -54,17 +49,26 @@ def filtered_probs(
     return probs
 
 
-def accept_sampled(p_TV: Tensor, draft_ids: list[int], q_kV: Tensor | None, generator: torch.Generator) -> Accepted:
-    """Keep or refuse the drafts of one sequence, drawn from `q_kV` (None: point masses), by speculative sampling."""
+class Rows(Protocol):
+    """The target's distribution of each row, float32 [V]: a tensor [T, V], or what computes a row when it is asked for."""
+
+    def __getitem__(self, row: int, /) -> Tensor:
+        """Of one row."""
+        ...
+
+
+def accept_sampled(p_TV: Rows, draft_ids: list[int], q_kV: Tensor | None, generator: torch.Generator) -> Accepted:
+    """Keep or refuse the drafts of one sequence, drawn from `q_kV` (None: point masses), by speculative sampling.
+
+    No row is looked at after the first refusal, and none twice.
+    """
     k = len(draft_ids)
     uniforms = torch.rand(k, generator=generator).tolist()
     for i, (draft, u) in enumerate(zip(draft_ids, uniforms, strict=True)):
-        q = 1.0 if q_kV is None else float(q_kV[i, draft])
-        if u * q >= float(p_TV[i, draft]):
-            return Accepted(
-                count=i,
-                next_id=_draw(_residual(p_TV[i], draft, None if q_kV is None else q_kV[i]), generator),
-            )
+        p_V, q_V = p_TV[i], None if q_kV is None else q_kV[i]
+        q = 1.0 if q_V is None else float(q_V[draft])
+        if u * q >= float(p_V[draft]):
+            return Accepted(count=i, next_id=_draw(_residual(p_V, draft, q_V), generator))
     return Accepted(count=k, next_id=_draw(p_TV[k], generator))
 
 

@@ -100,7 +100,7 @@ class DraftNetwork(nn.Module):
         self, config: DraftConfig, embedding: Tensor, token_ids: Tensor, *, num_positions: int | None = None
     ) -> None:
         """`token_ids` int64 [V], ascending: the target's tokens that the draft can propose. `num_positions`: as many
-        will be used; None: as many as it knows."""
+        will be used, which may be some more than it knows; None: as many as it knows."""
         super().__init__()
         self.config = config
         self.fc = nn.Linear(config.aux_size, config.hidden_size, bias=False)
@@ -112,8 +112,7 @@ class DraftNetwork(nn.Module):
         known[token_ids] = True
         self.register_buffer("t2d", known)
         self._embedding = [embedding.detach()]  # in a list: neither a parameter nor in the state dict
-        num_positions = min(config.max_position, num_positions or config.max_position)
-        cos, sin = rotary_table(num_positions, config.head_dim, config.rope)
+        cos, sin = rotary_table(num_positions or config.max_position, config.head_dim, config.rope)
         self._rotary = [cos.to(embedding), sin.to(embedding)]
 
     @property

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from updraft_draft.acceptance import (
     Accepted,
-    accept_greedy,
     accept_sampled,
     expected_acceptance,
     filtered_probs,
@@ -100,10 +99,19 @@ def test_drafts_are_kept_as_often_as_the_overlap_says() -> None:
     assert abs(kept / rounds - overlap) < 4 * math.sqrt(overlap * (1 - overlap) / rounds)
 
 
-def test_greedy_keeps_what_the_target_would_have_said() -> None:
-    target = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 8], [1, 6, 7, 8]])
-    drafts = torch.tensor([[5, 6, 7], [5, 0, 7], [5, 6, 7]])
-    assert accept_greedy(target, drafts).tolist() == [3, 1, 0]
+def test_no_row_is_computed_after_the_first_refusal_and_none_twice() -> None:
+    class Counted:
+        def __init__(self) -> None:
+            self.asked: list[int] = []
+
+        def __getitem__(self, row: int) -> torch.Tensor:
+            self.asked.append(row)
+            return torch.tensor([0.0, 1.0, 0.0])
+
+    for drafts, rows in (([1, 1, 1], [0, 1, 2, 3]), ([1, 0, 1], [0, 1]), ([], [0])):
+        p = Counted()
+        assert accept_sampled(p, drafts, None, torch.Generator()).next_id == 1
+        assert p.asked == rows
 
 
 def test_top_k_and_top_p_keep_the_likeliest_and_always_one() -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.support.tiny_target import make_draft, make_tiny_target, save_draft
 
+from updraft_chassis.errors import Corrupt
 from updraft_inference.engine.port import DraftOnDisk, Finished, FinishReason, GenerationRequest, Sampling
 from updraft_inference.torch_engine.decoder import Limits
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
@@ -99,6 +101,36 @@ async def test_what_a_failed_draft_left_behind_costs_the_next_one_nothing(
     assert engine.faults == {1: of_first}
     for finished in (short, again):
         assert any(step.draft_ids for step in finished.steps)
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(temperature=0), Sampling(temperature=1), Sampling(temperature=1, seed=3)]
+)
+@pytest.mark.parametrize("prompt", [(3, 7, 5), (*range(8, 40), 7, *range(8, 300))], ids=["short", "long"])
+async def test_a_target_without_finite_logits_ends_that_request_and_no_other(
+    tmp_path: Path, sampling: Sampling, prompt: tuple[int, ...]
+) -> None:
+    """Token 7 makes them so; the slot that it was read in serves others after it, also such as begin alike."""
+    folder = make_tiny_target(tmp_path / "target", is_tied=False)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"][7] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    limits = Limits(num_slots=2, max_context=400, max_lookahead=3)
+    async with TorchEngine.open(folder, EngineOptions(limits=limits, dtype=torch.float32)) as engine:
+        await engine.swap(draft(folder, 1))
+        plain = await run(engine, "alone", 0.0, lookahead=0)
+        asked = GenerationRequest(request_id="bad", prompt_ids=prompt, max_tokens=8, sampling=sampling)
+
+        async def broken() -> None:
+            with pytest.raises(Corrupt, match="not finite"):
+                await anext(engine.generate(asked))
+
+        beside, _ = await asyncio.gather(run(engine, "beside", 0.0), broken())
+
+        assert beside.output_ids == plain.output_ids
+        again = await asyncio.gather(run(engine, "a", 0.0), run(engine, "b", 0.0))
+        assert {one.output_ids for one in again} == {plain.output_ids}
+        assert engine.faults == {}
 
 
 async def test_a_draft_that_changed_in_memory_is_found(engine: TorchEngine, target: Path) -> None:

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import shutil
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -212,3 +214,26 @@ async def test_a_model_without_a_tokenizer_follows_no_schema(tmp_path: Path) -> 
     async with TorchEngine.open(folder, EngineOptions(limits=limits, dtype=torch.float32)) as engine:
         with pytest.raises(InvalidInput, match=r"needs the model's tokenizer.*tokenizer\.json"):
             await run(engine, (1, 2), json_schema="{}", max_tokens=3)
+
+
+@pytest.mark.parametrize("drafter", [Drafter.NGRAM, Drafter.EAGLE3])
+async def test_a_context_as_long_as_the_models_is_filled_with_drafts_as_without(
+    target: Path, tmp_path: Path, drafter: Drafter
+) -> None:
+    """Drafts beyond the last position are made and never kept."""
+    shutil.copytree(target, tmp_path / "short")
+    config = json.loads((target / "config.json").read_text()) | {"max_position_embeddings": 64}
+    (tmp_path / "short" / "config.json").write_text(json.dumps(config))
+    options = EngineOptions(limits=Limits(num_slots=2, max_context=64, max_lookahead=4), dtype=torch.float32)
+    async with TorchEngine.open(tmp_path / "short", options) as engine:
+        digest = save_draft(make_draft(tmp_path / "short", seed=1), tmp_path / "draft")
+        await engine.swap(DraftOnDisk(version=1, folder=tmp_path / "draft", tensors_digest=digest))
+        wanted: dict[str, object] = {"max_tokens": 40, "sampling": Sampling(temperature=0)}
+        plain, _ = await run(engine, PROMPTS[1][:24], drafter=Drafter.NONE, **wanted)
+        drafted, _ = await run(engine, PROMPTS[1][:24], drafter=drafter, lookahead=4, **wanted)
+
+    assert len(plain.output_ids) == 40
+    assert drafted.output_ids == plain.output_ids
+
+    with pytest.raises(InvalidInput, match="a context of 65 exceeds the model's 64 positions"):
+        TorchEngine.open(tmp_path / "short", replace(options, limits=replace(options.limits, max_context=65)))

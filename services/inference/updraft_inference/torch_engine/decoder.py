@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from updraft_chassis.errors import Corrupt
 from updraft_inference.engine.port import Delta, Drafter, FinishReason, TokenLogprob, VerifyStep
 from updraft_inference.lookahead.choice import Choice
 from updraft_inference.lookahead.cost import CostTable
@@ -192,15 +193,20 @@ class Decoder:
         start = sequence.num_read
         ids = sequence.ids[start : start + self._chunk()]
         forward = self._forward([sequence], [ids])
+        if not bool(forward.last[-1].isfinite().all()):  # it has seen all before it
+            self._break_off(sequence)
+            return
         sequence.num_read += len(ids)
         self._observe(sequence, start, forward.aux, forward.last)
         if sequence.is_prefilling:
             return
         self._prefilling.popleft()
         self._decoding[sequence.slot] = sequence
-        logits = self.target.logits(forward.last[-1:])
-        verdict = judge([sequence], [Proposal()], logits)[0]
-        self._gain(sequence, [verdict.next_id], verdict.logprobs)
+        verdict = judge([sequence], [Proposal()], self.target.logits(forward.last[-1:]))[0]
+        if verdict.is_sound:
+            self._gain(sequence, [verdict.next_id], verdict.logprobs)
+        else:
+            self._break_off(sequence)
 
     def _chunk(self) -> int:
         """Prompt tokens to read now, such that running streams wait for them no longer than they may."""
@@ -223,6 +229,10 @@ class Decoder:
         first = 0
         for sequence, proposal, verdict in zip(sequences, proposals, verdicts, strict=True):
             kept, end = first + verdict.accepted + 1, first + len(proposal.ids) + 1
+            if not verdict.is_sound:
+                first = end
+                self._break_off(sequence)
+                continue
             start = sequence.num_read
             sequence.num_read += kept - first
             self._record(sequence, proposal, verdict, len(sequences), now - started)
@@ -244,7 +254,8 @@ class Decoder:
         lookups = [self._look_up(sequence) for sequence in sequences]
         asks = [self._ask(sequence, lookup) for sequence, lookup in zip(sequences, lookups, strict=True)]
         choices = self.lookahead.plan(asks)
-        chains = self._chains([pair for pair in zip(sequences, choices, strict=True) if _is_chain(pair[1])])
+        chosen = [pair for pair in zip(sequences, choices, strict=True) if pair[1].drafter is Drafter.EAGLE3]
+        chains = self._chains(chosen)
         proposals = []
         for sequence, lookup, choice in zip(sequences, lookups, choices, strict=True):
             if choice.drafter is Drafter.NGRAM:
@@ -283,7 +294,7 @@ class Decoder:
         seconds = time.perf_counter() - started
         self.lookahead.observe_chains(sequences=len(chosen), length=longest, seconds=seconds)
         return {
-            sequence.slot: _cut(chain, choice.length) for (sequence, choice), chain in zip(chosen, chains, strict=True)
+            sequence.slot: chain.first(choice.length) for (sequence, choice), chain in zip(chosen, chains, strict=True)
         }
 
     def _draft(self, eagle: EagleDrafter, sequences: list[Sequence], k: int) -> list[Proposal]:
@@ -349,6 +360,16 @@ class Decoder:
         else:
             self._end(sequence, reason, gained, logprobs[: len(gained)])
 
+    def _break_off(self, sequence: Sequence) -> None:
+        """End a request that the target has no finite logits for, and wipe what it wrote: see `EagleDrafter.forget`."""
+        sequence.failure = Corrupt("the model's logits for this request are not finite")
+        logger.error("The target's logits are not finite", extra={"position": sequence.num_read})
+        self._cache.wipe(sequence.slot)
+        if self.eagle is not None:
+            self.eagle.forget(sequence)
+        self._end(sequence, FinishReason.CANCELLED, [])
+        del self._left[sequence.slot]
+
     def _end(
         self,
         sequence: Sequence,
@@ -376,13 +397,3 @@ def _tenant(sequence: Sequence) -> Tenant:
         num_read=sequence.num_read,
         num_draft_read=0 if sequence.has_old_draft_rows else sequence.num_draft_read,
     )
-
-
-def _is_chain(choice: Choice) -> bool:
-    return choice.drafter is Drafter.EAGLE3
-
-
-def _cut(proposal: Proposal, width: int) -> Proposal:
-    """The first `width` drafts of a chain."""
-    q = None if proposal.q is None else proposal.q[:width]
-    return Proposal(drafter=proposal.drafter, ids=proposal.ids[:width], log_probs=proposal.log_probs[:width], q=q)

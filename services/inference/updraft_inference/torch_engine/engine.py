@@ -43,6 +43,7 @@ from updraft_inference.torch_engine.decoder import Decoder, Limits
 from updraft_inference.torch_engine.eagle import EagleDrafter
 from updraft_inference.torch_engine.grammar import Grammar, Grammars
 from updraft_inference.torch_engine.logits import check_sampling
+from updraft_inference.torch_engine.outbox import Outbox
 from updraft_inference.torch_engine.sequence import Sequence
 from updraft_inference.torch_engine.target import Target
 
@@ -84,6 +85,7 @@ class TorchEngine:
         self._on_finished = on_finished
         self._grammars = grammars
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._outbox = Outbox()
         self._submitted = 0
         self._live: dict[str, Callable[[], object]] = {}
         """How to tell each running request that the engine has failed."""
@@ -100,10 +102,9 @@ class TorchEngine:
         target = Target.open(
             folder, dtype=options.dtype, device=torch.device(options.device), num_positions=limits.num_positions
         )
-        if limits.num_positions > target.config.max_position:
+        if limits.max_context > target.config.max_position:
             raise InvalidInput(
-                f"a context of {limits.max_context} with {limits.max_lookahead} drafts exceeds the model's "
-                f"{target.config.max_position} positions"
+                f"a context of {limits.max_context} exceeds the model's {target.config.max_position} positions"
             )
         info = EngineInfo(
             engine=ENGINE,
@@ -182,7 +183,7 @@ class TorchEngine:
         def emit(delta: Delta) -> None:
             if delta.finished is not None:
                 self._on_finished(delta.finished)
-            loop.call_soon_threadsafe(deltas.put_nowait, delta)
+            self._outbox.put(loop, deltas, delta)
 
         sequence = Sequence(
             request=request,
@@ -202,8 +203,8 @@ class TorchEngine:
                 if delta is None:
                     raise Unavailable("the engine failed")
                 is_over = delta.finished is not None
-                if is_over and sequence.grammar is not None and sequence.grammar.failure is not None:
-                    raise sequence.grammar.failure
+                if is_over and sequence.failure is not None:
+                    raise sequence.failure
                 yield delta
         finally:
             self._submitted -= 1
@@ -363,9 +364,11 @@ class TorchEngine:
             while self._receive():
                 self._decoder.step()
             self._decoder.cancel_all()
+            self._outbox.deliver()
         except BaseException as error:
             self._failure = error
             logger.critical("the engine's thread failed", exc_info=error)
+            self._outbox.deliver()
             for abandon in list(self._live.values()):
                 abandon()
             for waiting in list(self._pending):
@@ -375,6 +378,7 @@ class TorchEngine:
     def _receive(self) -> bool:
         """Act on all that came in; wait for something while there is nothing to do. False: stop."""
         while True:
+            self._outbox.deliver()
             try:
                 message = self._inbox.get(block=self._decoder.is_idle)
             except queue.Empty:

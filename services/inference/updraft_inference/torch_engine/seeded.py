@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 
-def draws(p_TV: Tensor, seed: int, position: int) -> list[int]:
-    """One token a row, distributed as p (float32, on the CPU): row i is the output's token `position` + i."""
-    return [first(p, clocks(seed, position + i, len(p))) for i, p in enumerate(p_TV)]
+def draw(p_V: Tensor, seed: int, position: int) -> int:
+    """The output's token number `position`, distributed as p (float32, on the CPU)."""
+    return first(p_V, clocks(seed, position, len(p_V)))
 
 
 def first(p: Tensor, times: Tensor) -> int:

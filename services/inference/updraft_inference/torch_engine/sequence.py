@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from updraft_chassis.errors import UpdraftError
 from updraft_inference.engine.port import (
     Counterfactual,
     Delta,
@@ -25,7 +26,7 @@ from updraft_inference.torch_engine.ngram import NgramIndex
 Emit = Callable[[Delta], None]
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Sequence:
     """One request in one slot.
 
@@ -48,6 +49,8 @@ class Sequence:
     is_draftable: bool = True
     generator: torch.Generator | None = None
     grammar: Grammar | None = None
+    failure: UpdraftError | None = None
+    """Why it was ended by the engine, where that is nobody's wish."""
     steps: list[VerifyStep] = field(default_factory=list)
     index: NgramIndex = field(default_factory=NgramIndex)
     history: Record = field(default_factory=Record)
@@ -119,6 +122,7 @@ class Sequence:
     def extend(self, token_ids: list[int], eos: frozenset[int]) -> FinishReason | None:
         """Append new tokens up to the end of the request; return why it ended, or None. Emits nothing."""
         if self.grammar is not None and self.grammar.failure is not None:
+            self.failure = self.grammar.failure
             return FinishReason.CANCELLED
         for token in token_ids:
             self.ids.append(token)
@@ -174,3 +178,8 @@ class Proposal:
     ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     q: Tensor | None = None
+
+    def first(self, width: int) -> "Proposal":
+        """Its first `width` drafts."""
+        q = None if self.q is None else self.q[:width]
+        return Proposal(drafter=self.drafter, ids=self.ids[:width], log_probs=self.log_probs[:width], q=q)

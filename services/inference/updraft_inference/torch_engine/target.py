@@ -73,7 +73,8 @@ class Target:
         device: torch.device,
         num_positions: int | None = None,
     ) -> None:
-        """`num_positions`: as many will be used; None: as many as the model knows, which may be a million."""
+        """`num_positions`: as many will be used, which may be some more than the model knows, for drafts beyond a request's
+        end are not kept; None: as many as it knows, which may be a million."""
         weights = _Weights(tensors, config.family, dtype, device)
         of_tokens = (config.vocab_size, config.hidden_size)
         self.config = config
@@ -84,8 +85,7 @@ class Target:
         self._activation = _ACTIVATIONS[config.activation]
         self._embedding_scale = self.embedding.new_tensor(config.hidden_size**0.5)
         ropes = {False: config.rope, True: config.sliding_rope}
-        num_positions = min(config.max_position, num_positions or config.max_position)
-        tables = {rope: self._table(num_positions, rope) for rope in set(ropes.values())}
+        tables = {rope: self._table(num_positions or config.max_position, rope) for rope in set(ropes.values())}
         self._tables = {layer.is_sliding: tables[ropes[layer.is_sliding]] for layer in self._layers}
         """Cosines and sines by `is_sliding`, for the kinds of layers that there are."""
 

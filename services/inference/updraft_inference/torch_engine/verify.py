@@ -3,13 +3,14 @@
 Requests that change nothing share one argmax; one with bias, penalties or a grammar is judged by its own processed rows.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from updraft_draft.acceptance import accept_sampled, filtered_probs
-from updraft_inference.engine.port import TokenLogprob
+from updraft_inference.engine.port import Sampling, TokenLogprob
 from updraft_inference.torch_engine import seeded
 from updraft_inference.torch_engine.logits import processed
 from updraft_inference.torch_engine.sequence import Proposal, Sequence
@@ -19,24 +20,33 @@ from updraft_inference.torch_engine.sequence import Proposal, Sequence
 class Verdict:
     """Of one sequence: how many drafts were kept, the target's token after them, log p of every draft.
 
-    `logprobs`: of the tokens that the sequence gains, if its request wants them.
+    `logprobs`: of the tokens that the sequence gains, if its request wants them. Not sound: the target's logits are not
+    finite, and nothing can be chosen by them.
     """
 
     accepted: int
     next_id: int
     target_log_probs: list[float]
     logprobs: tuple[TokenLogprob, ...] = ()
+    is_sound: bool = True
+
+
+UNSOUND = Verdict(accepted=0, next_id=0, target_log_probs=[], is_sound=False)
 
 
 @torch.inference_mode()
 def judge(sequences: list[Sequence], proposals: list[Proposal], logits_RV: Tensor) -> list[Verdict]:
     """Verify every sequence's drafts. A sequence has one row more than drafts; row i is the target's word on draft i."""
-    choices = logits_RV.argmax(-1).tolist()
+    best_R, choice_R = logits_RV.max(-1)
+    choices, is_finite = choice_R.tolist(), best_R.isfinite().tolist()
     log_probs = _draft_log_probs(proposals, logits_RV)
     verdicts, start = [], 0
     for i, (sequence, proposal) in enumerate(zip(sequences, proposals, strict=True)):
         rows = slice(start, start + len(proposal.ids) + 1)
         start = rows.stop
+        if not all(is_finite[rows]):
+            verdicts.append(UNSOUND)
+            continue
         if sequence.changes_logits:
             accepted, next_id = _choose(sequence, proposal, _processed(sequence, proposal, logits_RV[rows]), None)
         else:
@@ -50,24 +60,37 @@ def judge(sequences: list[Sequence], proposals: list[Proposal], logits_RV: Tenso
 
 def _choose(sequence: Sequence, proposal: Proposal, rows_TV: Tensor, likeliest: list[int] | None) -> tuple[int, int]:
     """Drafts kept, and the token after them. `likeliest`: of each row, if known."""
-    sampling = sequence.request.sampling
     if sequence.generator is None:
-        choice = rows_TV.argmax(-1).tolist() if likeliest is None else likeliest
-    else:
-        # On the CPU, where the request's generator is.
-        p = filtered_probs(
-            rows_TV,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            min_p=sampling.min_p,
-        ).cpu()
-        if sampling.seed is None:
-            outcome = accept_sampled(p, proposal.ids, proposal.q, sequence.generator)
-            return outcome.count, outcome.next_id
-        choice = seeded.draws(p, sampling.seed, sequence.num_output)
-    accepted = _leading_matches(choice, proposal.ids)
-    return accepted, choice[accepted]
+        choices = rows_TV.argmax(-1).tolist() if likeliest is None else likeliest
+        return _matching(choices.__getitem__, proposal.ids)
+    p, seed, position = (
+        _Filtered(rows_TV, sequence.request.sampling),
+        sequence.request.sampling.seed,
+        sequence.num_output,
+    )
+    if seed is not None:
+        return _matching(lambda row: seeded.draw(p[row], seed, position + row), proposal.ids)
+    outcome = accept_sampled(p, proposal.ids, proposal.q, sequence.generator)
+    return outcome.count, outcome.next_id
+
+
+class _Filtered:
+    """What is sampled from, row by row. Each costs as much as a plain step's: those after a refusal are never computed."""
+
+    def __init__(self, rows_TV: Tensor, sampling: Sampling) -> None:
+        self._rows_TV = rows_TV
+        self._sampling = sampling
+
+    def __getitem__(self, row: int) -> Tensor:
+        wish = self._sampling
+        probs = filtered_probs(
+            self._rows_TV[row : row + 1],
+            temperature=wish.temperature,
+            top_k=wish.top_k,
+            top_p=wish.top_p,
+            min_p=wish.min_p,
+        )
+        return probs[0].cpu()  # where the request's generator is
 
 
 def _processed(sequence: Sequence, proposal: Proposal, rows_TV: Tensor) -> Tensor:
@@ -98,12 +121,13 @@ def _logprobs(rows_TV: Tensor, token_ids: list[int], num_top: int | None) -> tup
     )
 
 
-def _leading_matches(choice: list[int], drafts: list[int]) -> int:
-    """`updraft_draft.acceptance.accept_greedy` of one sequence, on lists that are on the CPU already."""
-    count = 0
-    while count < len(drafts) and choice[count] == drafts[count]:
-        count += 1
-    return count
+def _matching(choose: Callable[[int], int], drafts: list[int]) -> tuple[int, int]:
+    """How many drafts are the target's choices of their rows, and its choice after them; no row after that is asked for."""
+    for row, draft in enumerate(drafts):
+        choice = choose(row)
+        if choice != draft:
+            return row, choice
+    return len(drafts), choose(len(drafts))
 
 
 def _draft_log_probs(proposals: list[Proposal], logits_RV: Tensor) -> list[list[float]]:
