@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from tests.contract.engine_contract import whole
-from tests.sglang.server import Server
+from tests.sglang.devices import GPU, PYTHON_VARIABLE
+from tests.sglang.server import CPU, Device, Server
 
 from updraft_chassis.digests import tensors_digest
 from updraft_cli import results
@@ -42,6 +43,8 @@ STEPS = 3
 SEED = 7
 DRAFT_VOCAB = 8192
 PAYLOAD = CaptureWish(payload=True, prompt_rows=512, counterfactual_rows=2)
+
+console = Console()
 
 ARMS = {"stock": 0, "light": 0, "payload": 1}
 """How many requests of a round are captured with hidden states; one of eight is a little more than 10 %."""
@@ -76,13 +79,13 @@ class Swaps:
 
 
 @contextmanager
-def server(folder: Path, model: Path, draft: Path, *, socket: Path | None) -> Iterator[Server]:
-    """SGLang on this CPU; without `socket` the plugin hooks nothing."""
+def server(folder: Path, model: Path, draft: Path, device: Device, *, socket: Path | None) -> Iterator[Server]:
+    """SGLang; without `socket` the plugin hooks nothing."""
     variables = {} if socket is None else {arguments.SOCKET_VARIABLE: str(socket)}
     wanted = [*arguments.speculation(draft, STEPS), "--max-running-requests", str(STREAMS), "--disable-radix-cache"]
     plugins = [plugin_folder.write(folder / "plugin")]
     log = folder / f"server-{len(variables)}.log"
-    with Server(model, log, arguments=wanted, plugins=plugins, variables=variables) as running:
+    with Server(model, log, arguments=wanted, plugins=plugins, variables=variables, device=device) as running:
         yield running
 
 
@@ -117,6 +120,7 @@ def cpu_s(running: Server) -> float:
 
 async def round_of(on: Serving, number: int, arm: str, prompts: list[tuple[int, ...]]) -> Round:
     """All prompts at once."""
+    console.print(f"round {number}: {arm}", style="dim")
     wishes = [PAYLOAD] * ARMS[arm] + [CaptureWish()] * (STREAMS - ARMS[arm])
     asked = [request(f"{arm}-{number}-{n}", *one) for n, one in enumerate(zip(prompts, wishes, strict=True))]
     before_s, started_s = cpu_s(on.server), time.perf_counter()
@@ -155,6 +159,7 @@ async def swaps(engine: SglangEngine, prompts: list[tuple[int, ...]], drafts: li
         for number in range(STREAMS):
             tasks.create_task(stream(number))
         await all_run.wait()
+        console.print(f"{SWAPS} swaps under {STREAMS} streams", style="dim")
         for swap in range(SWAPS):
             await asyncio.sleep(BETWEEN_SWAPS_S)
             pauses_ms.append(1e3 * (await engine.swap(drafts[swap % 2])).pause_s)
@@ -162,7 +167,7 @@ async def swaps(engine: SglangEngine, prompts: list[tuple[int, ...]], drafts: li
     return Swaps(pauses_ms=pauses_ms, requests=len(are_equal), changed=are_equal.count(False))
 
 
-async def measure(rounds: int, folder: Path) -> tuple[list[Round], Swaps]:
+async def measure(rounds: int, device: Device, folder: Path) -> tuple[list[Round], Swaps]:
     """Both parts, on SmolLM2: rounds of each arm, and the swaps."""
     model = model_folder(cache_folder(os.environ))
     tokenizer = Tokenizer.open(model)
@@ -174,7 +179,8 @@ async def measure(rounds: int, folder: Path) -> tuple[list[Round], Swaps]:
         servings = {}
         for is_hooked, name in ((False, "unused"), (True, "socket")):
             socket = folder / name if is_hooked else None
-            running = stack.enter_context(server(folder, model, draft, socket=socket))
+            running = stack.enter_context(server(folder, model, draft, device, socket=socket))
+            console.print(f"a server {'with' if is_hooked else 'without'} hooks is up", style="dim")
             servings[is_hooked] = await stack.enter_async_context(serving(model, running, folder / name))
         rows = await captures(servings, prompts, rounds)
         swapped = await swaps(servings[True].engine, prompts, make_drafts(model, draft, folder))
@@ -207,10 +213,12 @@ def main() -> None:
     """Measure, print one table, write bench/results/; exit 1 where a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--gpu", action="store_true", help=f"with the SGLang of the interpreter {PYTHON_VARIABLE}")
+    asked = parser.parse_args()
+    device, most = (GPU, 1) if asked.gpu else (CPU, 5)
     started = datetime.now(UTC)
     with tempfile.TemporaryDirectory(prefix="updraft-") as folder:  # short enough for a Unix socket
-        rows, swapped = asyncio.run(measure(rounds, Path(folder)))
+        rows, swapped = asyncio.run(measure(asked.rounds, device, Path(folder)))
     slower, _ = costs(rows, "payload")
     pauses = swapped.pauses_ms
     result = results.Result(
@@ -221,13 +229,12 @@ def main() -> None:
         seed=SEED,
         machine=results.machine(),
         bars=(
-            results.at_most("cost of capture, payload of one request in eight", statistics.median(slower), 5, "%"),
+            results.at_most("cost of capture, payload of one request in eight", statistics.median(slower), most, "%"),
             results.at_most("changed or failed requests over 20 swaps", swapped.changed, 0),
             results.at_most("swap pause, 95th percentile", statistics.quantiles(pauses, n=20)[-1], 100, "ms"),
         ),
         samples=[*(asdict(row) for row in rows), asdict(swapped)],
     )
-    console = Console()
     results.show_bars(console, result.bars)
     for arm in ("light", "payload"):
         slower, busier = costs(rows, arm)

@@ -1,4 +1,4 @@
-"""A stock SGLang server on this CPU, as a process group of its own with its log in a file.
+"""A stock SGLang server, on this CPU unless told otherwise, as a process group of its own with its log in a file.
 
 What only a CPU needs is here; what Updraft needs of a server comes from the caller. One thread, for tests share two cores.
 """
@@ -7,7 +7,8 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -37,6 +38,18 @@ CPU_ARGUMENTS = (
 )
 """What a server is started with there, small enough for a test; exactness is claimed in float32 only."""
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """What a server runs on: an interpreter that has SGLang for it, and what SGLang needs to be told there."""
+
+    python: Callable[[], Path]
+    arguments: Sequence[str]
+    variables: Mapping[str, str]
+
+
+CPU = Device(python=build.python, arguments=CPU_ARGUMENTS, variables=CPU_VARIABLES)
+
 _TOLD_LINES = 40
 
 
@@ -56,7 +69,7 @@ def eagle3(draft: Path, *, num_steps: int = 3) -> list[str]:
 class Server:
     """`sglang.launch_server` on `target`; killed with all its processes when the block ends.
 
-    `arguments` come after those that a CPU needs, and so win over them; `plugins` are folders for PYTHONPATH.
+    `arguments` come after those that the device needs, and so win over them; `plugins` are folders for PYTHONPATH.
     """
 
     def __init__(
@@ -67,16 +80,17 @@ class Server:
         arguments: Sequence[str] = (),
         plugins: Sequence[Path] = (),
         variables: Mapping[str, str] | None = None,
+        device: Device = CPU,
     ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.http = httpx.Client(base_url=self.url, timeout=LONG_S)
         self._command = [
-            *(str(build.python()), "-m", "sglang.launch_server", "--model-path", str(target)),
-            *("--host", "127.0.0.1", "--port", str(self.port), *CPU_ARGUMENTS, *arguments),
+            *(str(device.python()), "-m", "sglang.launch_server", "--model-path", str(target)),
+            *("--host", "127.0.0.1", "--port", str(self.port), *device.arguments, *arguments),
         ]
         self._variables = {
-            **CPU_VARIABLES,
+            **device.variables,
             "PYTHONPATH": os.pathsep.join(str(folder) for folder in plugins),
             **(variables or {}),
         }

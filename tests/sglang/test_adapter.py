@@ -34,7 +34,7 @@ from updraft_inference.engine.port import (
     FinishReason,
     GenerationRequest,
 )
-from updraft_inference.sglang_engine import arguments, plugin_folder, seed
+from updraft_inference.sglang_engine import admin_key, arguments, plugin_folder, seed
 from updraft_inference.sglang_engine.engine import SglangEngine, SglangOptions, opened
 from updraft_inference.sglang_engine.server import Event, SglangServer
 from updraft_inference.sglang_engine.switch import LOADER
@@ -43,7 +43,6 @@ pytestmark = [pytest.mark.timeout(900), pytest.mark.lasts(300)]
 
 logger = logging.getLogger(__name__)
 
-ADMIN = "the admin key"
 NUM_STEPS = 2
 CONTEXT = 128
 
@@ -55,6 +54,7 @@ class Setting:
     server: Server
     folder: Path
     socket: Path
+    admin: str
 
     @property
     def target(self) -> Path:
@@ -71,7 +71,7 @@ async def attached(
 ) -> AsyncIterator[SglangEngine]:
     async with AsyncExitStack() as stack:
         if server is None:
-            server = await stack.enter_async_context(SglangServer(setting.server.url, admin_key=ADMIN))
+            server = await stack.enter_async_context(SglangServer(setting.server.url, admin_key=setting.admin))
         yield await stack.enter_async_context(opened(setting.options(**more), server, heard.append))
 
 
@@ -80,20 +80,21 @@ def setting() -> Iterator[Setting]:
     """On a target whose drafts are accepted as often as one likes; two slots, no prefix cache."""
     folder = Path(tempfile.mkdtemp(prefix="updraft-"))  # short enough for a Unix socket
     target = write_cycle_target(folder / "target")
-    socket = folder / "s"
+    socket, key_file = folder / "s", folder / "server.yaml"
+    admin_key.write(key_file)
     server = Server(
         target,
         folder / "server.log",
         arguments=[
             *arguments.speculation(seed.write(target, folder / "seed", draft_vocab_size=DRAFT_VOCAB), NUM_STEPS),
-            *("--admin-api-key", ADMIN, "--max-running-requests", str(NUM_SLOTS), "--disable-radix-cache"),
+            *("--config", str(key_file), "--max-running-requests", str(NUM_SLOTS), "--disable-radix-cache"),
             *("--context-length", str(CONTEXT + 6)),
         ],
         plugins=[plugin_folder.write(folder / "plugin")],
         variables={arguments.SOCKET_VARIABLE: str(socket), "UPDRAFT_SGLANG_TOP_K": "8"},
     )
     with server:
-        yield Setting(server=server, folder=folder, socket=socket)
+        yield Setting(server=server, folder=folder, socket=socket, admin=admin_key.read(key_file))
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -185,8 +186,8 @@ class TestSglangEngine(EngineContract):
 class Tapped(SglangServer):
     """Keeps what the server says of each ended request."""
 
-    def __init__(self, url: str) -> None:
-        super().__init__(url, admin_key=ADMIN)
+    def __init__(self, url: str, admin: str) -> None:
+        super().__init__(url, admin_key=admin)
         self.metas: dict[str, Mapping[str, Any]] = {}
 
     @asynccontextmanager
@@ -232,7 +233,7 @@ async def test_steps_and_accepted_drafts_are_the_servers_own_also_across_swaps(
     setting: Setting, heard: list[Finished], drafts: list[DraftOnDisk]
 ) -> None:
     async with (
-        Tapped(setting.server.url) as server,
+        Tapped(setting.server.url, setting.admin) as server,
         attached(setting, heard, server, max_queued=64) as engine,
         asyncio.TaskGroup() as tasks,
     ):
@@ -254,7 +255,7 @@ async def test_without_the_plugin_the_sums_are_exact_by_version(
 ) -> None:
     """The plugin looks for the socket at another place."""
     async with (
-        Tapped(setting.server.url) as server,
+        Tapped(setting.server.url, setting.admin) as server,
         attached(setting, heard, server, socket=setting.folder / "elsewhere", hello_s=0.0) as engine,
     ):
         for draft in drafts:
@@ -320,7 +321,7 @@ async def test_twenty_swaps_under_load_change_nothing_and_pause_shortly(
 
 
 async def engine_checksums(setting: Setting) -> Mapping[str, str]:
-    async with SglangServer(setting.server.url, admin_key=ADMIN) as server:
+    async with SglangServer(setting.server.url, admin_key=setting.admin) as server:
         (rank,) = await server.checksums("target")
         return rank.hashes
 
@@ -328,7 +329,10 @@ async def engine_checksums(setting: Setting) -> Mapping[str, str]:
 async def test_somebodys_own_pause_holds_up_a_swap_and_nothing_else(
     setting: Setting, heard: list[Finished], drafts: list[DraftOnDisk]
 ) -> None:
-    async with attached(setting, heard) as engine, SglangServer(setting.server.url, admin_key=ADMIN) as somebody:
+    async with (
+        attached(setting, heard) as engine,
+        SglangServer(setting.server.url, admin_key=setting.admin) as somebody,
+    ):
         await somebody.pause()
         with pytest.raises(Unavailable, match="paused"):
             await engine.swap(drafts[0])
@@ -350,7 +354,7 @@ async def test_what_the_loader_refuses_is_told_and_the_server_lives(
     await engine.swap(drafts[1])
     text = torch.tensor(list(b"/not-there"), dtype=torch.uint8)
     named = [("folder", text), ("version", torch.tensor([1])), ("digest", text)]
-    async with SglangServer(setting.server.url, admin_key=ADMIN) as server:
+    async with SglangServer(setting.server.url, admin_key=setting.admin) as server:
         await server.pause()
         await server.begin_update()
         with pytest.raises(Conflict, match="/not-there"):
@@ -368,7 +372,7 @@ def test_the_process_serves_beside_the_server_and_ends_alone(setting: Setting, t
         "UPDRAFT_INFERENCE_MODEL": str(setting.target),
         "UPDRAFT_INFERENCE_ENGINE": "sglang",
         "UPDRAFT_INFERENCE_ATTACH": setting.server.url,
-        "UPDRAFT_INFERENCE_SGLANG_ADMIN_KEY": ADMIN,
+        "UPDRAFT_INFERENCE_SGLANG_ADMIN_KEY_FILE": str(setting.folder / "server.yaml"),
         "UPDRAFT_INFERENCE_SGLANG_SOCKET": str(setting.socket),
         "UPDRAFT_INFERENCE_DATA_DIR": str(tmp_path),
         "UPDRAFT_INFERENCE_PORT": str(port),
@@ -389,12 +393,12 @@ def test_the_process_serves_beside_the_server_and_ends_alone(setting: Setting, t
     assert counted["updraft_inference_uncaptured_steps_total"] == 0
     assert counted['updraft_inference_verify_steps_total{drafter="eagle3"}'] > 0
     assert status == 0
-    assert ADMIN not in process.log()
+    assert setting.admin not in process.log()
     assert setting.server.http.get("/ready").is_success, "the server is not ours to end"
 
 
 async def test_cancelled_requests_count_what_the_server_counted(setting: Setting, heard: list[Finished]) -> None:
-    async with Tapped(setting.server.url) as server, attached(setting, heard, server) as engine:
+    async with Tapped(setting.server.url, setting.admin) as server, attached(setting, heard, server) as engine:
         for name in "abc":
             running = engine.generate(asking(name, max_tokens=100))
             for _ in range(5):

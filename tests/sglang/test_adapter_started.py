@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -87,6 +88,10 @@ async def test_it_serves_drains_starts_anew_and_ends(
         again, finished = await whole(engine, asking("c", num_prompt=100, max_tokens=28))
         assert again == first
         assert {step.draft_version for step in finished.steps} == {7}
+
+        shutil.rmtree(folder)  # as old versions go
+        assert (await engine.swap(None)).loaded.version == 0
+        assert (await whole(engine, asking("d", num_prompt=100, max_tokens=28)))[0] == first
         (process,) = [each for each in psutil.Process().children() if "sglang" in " ".join(each.cmdline())]
         family = [process, *process.children(recursive=True)]
     assert not psutil.wait_procs(family, timeout=30)[1], "nothing is left of it"

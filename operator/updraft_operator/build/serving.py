@@ -133,6 +133,8 @@ def _agent(owner: AdaptiveSpeculator, around: Surroundings, target: Model) -> di
 
 def _sglang(owner: AdaptiveSpeculator, around: Surroundings, target: Model) -> list[dict[str, Any]]:
     """A stock SGLang server, and the agent beside it, which clients reach it through."""
+    told = _agent(owner, around, target)
+    told["env"] += sglang.admin_key_variables(owner.spec.serving, _DATA)
     agent = pod.container(
         "inference",
         around.images.inference,
@@ -140,7 +142,7 @@ def _sglang(owner: AdaptiveSpeculator, around: Surroundings, target: Model) -> l
         Serving(),
         args=["--engine", "sglang", "--attach", f"http://127.0.0.1:{sglang.PORT}"],
         ports=[{"name": "http", "containerPort": PORT}],
-        **_agent(owner, around, target),
+        **told,
         startupProbe=pod.http_probe("/healthz", "http", period_s=5, failures=_LOAD_S // 5),
         readinessProbe=pod.http_probe("/readyz", "http", period_s=5, failures=2),
         livenessProbe=pod.http_probe("/healthz", "http", period_s=10, failures=6),

@@ -37,7 +37,10 @@ def prepare(around: Surroundings, target: Model, data: dict[str, Any]) -> dict[s
         around.images.inference,
         around.images,
         Serving(),
-        args=["prepare-sglang", "--plugin-dir", _plugin(folder), "--seed", _seed(folder)],
+        args=[
+            *("prepare-sglang", "--plugin-dir", _plugin(folder), "--seed", _seed(folder)),
+            *("--admin-key-file", _admin_key(folder)),
+        ],
         env=[{"name": "UPDRAFT_INFERENCE_MODEL", "value": target.path}],
         volumeMounts=[data, *target.mounts],
     )
@@ -62,6 +65,7 @@ def engine(
             *("--context-length", str(said.max_context_tokens + num_steps + 1 + _MARGIN)),
             *("--max-running-requests", str(said.max_running_requests), "--incremental-streaming-output"),
             *speculation(_seed(folder), num_steps),
+            *([] if has_own_config(said) else ["--config", _admin_key(folder)]),
             *said.args,
         ],
         ports=[{"name": "engine", "containerPort": PORT}],
@@ -81,6 +85,22 @@ def engine(
     )
     container["securityContext"] = {**container["securityContext"], "readOnlyRootFilesystem": False}
     return container
+
+
+def has_own_config(said: Serving) -> bool:
+    """SGLang reads one --config only: where the user has one, its admin-api-key is the user's to tell the agent."""
+    return "--config" in said.args
+
+
+def admin_key_variables(said: Serving, data: dict[str, Any]) -> list[dict[str, Any]]:
+    """By which the agent knows the server's admin key."""
+    if has_own_config(said):
+        return []
+    return [{"name": "UPDRAFT_INFERENCE_SGLANG_ADMIN_KEY_FILE", "value": _admin_key(data["mountPath"])}]
+
+
+def _admin_key(folder: str) -> str:
+    return f"{folder}/sglang/server.yaml"
 
 
 def _plugin(folder: str) -> str:

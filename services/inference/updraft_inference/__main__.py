@@ -17,7 +17,9 @@ def main() -> None:
     from updraft_inference import process  # noqa: PLC0415 - takes seconds
 
     if arguments.command == "prepare-sglang":
-        process.prepare_sglang(os.environ, plugin=arguments.plugin_dir, seed=arguments.seed)
+        process.prepare_sglang(
+            os.environ, plugin=arguments.plugin_dir, seed=arguments.seed, key_file=arguments.admin_key_file
+        )
         return
     said = {f"UPDRAFT_INFERENCE_{name.upper()}": getattr(arguments, name) for name in _ARGUMENTS}
     process.main(os.environ | {name: value for name, value in said.items() if value is not None})
@@ -41,6 +43,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     prepare.add_argument("--plugin-dir", type=Path, required=True, metavar="DIR", help="gets Updraft's plugin")
     prepare.add_argument("--seed", type=Path, required=True, metavar="DIR", help="gets the first draft")
+    prepare.add_argument(
+        "--admin-key-file", type=Path, metavar="FILE", help="gets a random admin key, for the server's --config (.yaml)"
+    )
     return parser
 
 

@@ -25,8 +25,8 @@ def main(environ: Mapping[str, str]) -> None:
     lifecycle.run(PROCESS, serve)
 
 
-def prepare_sglang(environ: Mapping[str, str], *, plugin: Path, seed: Path) -> None:
-    """Write what an SGLang server starts with: the plugin's folder, and a first draft for the model of the settings."""
+def prepare_sglang(environ: Mapping[str, str], *, plugin: Path, seed: Path, key_file: Path | None) -> None:
+    """Write what an SGLang server starts with: the plugin's folder, a first draft for the model of the settings, a key."""
     of_serving = {settings.variable(InferenceSettings, field): "" for field in ("engine", "attach")}
     loaded = settings.load(InferenceSettings, {k: v for k, v in environ.items() if k.upper() not in of_serving})
     logs.configure(process="inference", level=loaded.log_level, format=loaded.log_format)
@@ -34,7 +34,8 @@ def prepare_sglang(environ: Mapping[str, str], *, plugin: Path, seed: Path) -> N
     async def prepare(_: lifecycle.Stop) -> None:
         from updraft_inference.sglang_engine import launching  # noqa: PLC0415 - see main
 
-        launching.prepare(loaded.model, plugin=plugin, seed=seed, draft_vocab_size=loaded.draft_vocab_size)
+        size = loaded.draft_vocab_size
+        launching.prepare(loaded.model, plugin=plugin, seed=seed, draft_vocab_size=size, key_file=key_file)
 
     lifecycle.run(PROCESS, prepare)
 
@@ -46,13 +47,17 @@ async def open_engine(settings: InferenceSettings, on_finished: FinishedSink) ->
 
     import torch  # noqa: PLC0415 - see main
 
+    from updraft_draft.config import TargetConfig  # noqa: PLC0415
     from updraft_inference.torch_engine.decoder import Limits  # noqa: PLC0415
     from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine  # noqa: PLC0415
 
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
+    max_context = settings.max_context
+    if "max_context" not in settings.model_fields_set:
+        max_context = min(max_context, TargetConfig.from_folder(settings.model).max_position)
     options = EngineOptions(
-        limits=Limits(num_slots=settings.num_slots, max_context=settings.max_context, max_lookahead=settings.lookahead),
+        limits=Limits(num_slots=settings.num_slots, max_context=max_context, max_lookahead=settings.lookahead),
         dtype=getattr(torch, settings.dtype),
         device=settings.device,
         drafter=Drafter.EAGLE3 if settings.drafter == "auto" else Drafter(settings.drafter),
@@ -70,7 +75,8 @@ async def open_sglang(
     """An engine over the SGLang server that the settings attach to, or that is started for the length of the block."""
     import logging  # noqa: PLC0415
 
-    from updraft_inference.sglang_engine import launching  # noqa: PLC0415 - see main
+    from updraft_inference.sglang_engine import admin_key as admin_keys  # noqa: PLC0415 - see main
+    from updraft_inference.sglang_engine import launching  # noqa: PLC0415
     from updraft_inference.sglang_engine.engine import SglangOptions  # noqa: PLC0415
 
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of each request at INFO
@@ -83,6 +89,8 @@ async def open_sglang(
         max_queued=settings.max_queued_requests,
     )
     admin_key = settings.sglang_admin_key.get_secret_value()
+    if not admin_key and settings.sglang_admin_key_file is not None:
+        admin_key = admin_keys.read(settings.sglang_admin_key_file)
     if settings.attach:
         opened = launching.attached(options, settings.attach, admin_key, on_finished, lambda: stop.requested)
     else:

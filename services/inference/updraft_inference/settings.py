@@ -50,6 +50,9 @@ class InferenceSettings(settings.Settings):
     sglang_admin_key: SecretStr = SecretStr("")
     """The server's --admin-api-key: shown to a server that runs, and given to one that is started."""
 
+    sglang_admin_key_file: Path | None = None
+    """File with that key, as `updraft-inference prepare-sglang --admin-key-file` writes it; sglang_admin_key wins."""
+
     sglang_socket: Path | None = None
     """Unix socket on which Updraft's plugin inside SGLang is listened to; default: sglang.sock in data_dir."""
 
@@ -73,7 +76,7 @@ class InferenceSettings(settings.Settings):
     """Requests that run at once; each holds a KV cache of max_context tokens."""
 
     max_context: Count = 2048
-    """Most tokens of a request, prompt and output together."""
+    """Most tokens of a request, prompt and output together; unless it is set, no more than the model knows."""
 
     max_queued_requests: Annotated[int, Field(ge=0)] = 256
     """Requests that may wait for a slot; beyond it clients get 429."""

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from tests.support.tiny_target import make_tiny_target
 
+from updraft_inference.sglang_engine import admin_key
+
 
 def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -20,16 +22,24 @@ def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_server_is_prepared_for_twice_with_the_pods_own_variables(tmp_path: Path) -> None:
     target = make_tiny_target(tmp_path / "target")
-    arguments = ("prepare-sglang", "--plugin-dir", str(tmp_path / "plugin"), "--seed", str(tmp_path / "seed"))
+    arguments = [
+        *("prepare-sglang", "--plugin-dir", str(tmp_path / "plugin"), "--seed", str(tmp_path / "seed")),
+        *("--admin-key-file", str(tmp_path / "server.yaml")),
+    ]
     variables = {
         "UPDRAFT_INFERENCE_MODEL": str(target),
         "UPDRAFT_INFERENCE_ENGINE": "sglang",
         "UPDRAFT_INFERENCE_DRAFT_VOCAB_SIZE": "64",
     }
 
+    keys = set()
     for _ in range(2):
         done = run(*arguments, **variables)
         assert done.returncode == 0, done.stderr
+        keys.add(admin_key.read(tmp_path / "server.yaml"))
+
+    assert len(keys) == 1
+    assert keys.pop() not in done.stderr
 
     assert (tmp_path / "seed" / "config.json").exists()
     assert (tmp_path / "plugin" / "updraft_sglang" / "plugin.py").exists()

@@ -140,7 +140,11 @@ def test_sglang_and_its_agent_meet_in_one_folder_that_is_prepared_before_either_
     variables = {each["name"]: each.get("value") for each in engine["env"]}
 
     assert variables["UPDRAFT_SGLANG_SOCKET"] == str(said.sglang_socket_path)
-    assert prepare["args"] == ["prepare-sglang", "--plugin-dir", variables["PYTHONPATH"], "--seed", _seed(engine)]
+    assert prepare["args"] == [
+        *("prepare-sglang", "--plugin-dir", variables["PYTHONPATH"], "--seed", _seed(engine)),
+        *("--admin-key-file", str(said.sglang_admin_key_file)),
+    ]
+    assert _after(engine, "--config") == str(said.sglang_admin_key_file)
     assert all(path.startswith(f"{said.data_dir}/") for path in (variables["PYTHONPATH"], _seed(engine)))
     assert _mounted(prepare, "data") == _mounted(engine, "data") == _mounted(agent, "data") == str(said.data_dir)
 
@@ -153,9 +157,20 @@ def test_with_sglang_the_trainer_takes_the_vocabulary_of_the_first_draft() -> No
     assert trainer.draft_vocab_size == inference.draft_vocab_size
 
 
+def test_a_config_of_the_users_own_is_the_servers_only_one() -> None:
+    owner = speculator({"engine": "sglang", "serving": {"args": ["--config", "/etc/mine.yaml"]}})
+
+    assert container(pod_spec(owner, "serving"), "engine")["args"].count("--config") == 1
+    assert load(InferenceSettings, environment(owner, "serving")).sglang_admin_key_file is None
+
+
 def _seed(engine: dict[str, Any]) -> str:
+    return _after(engine, "--speculative-draft-model-path")
+
+
+def _after(engine: dict[str, Any], name: str) -> str:
     said = engine["args"]
-    return str(said[said.index("--speculative-draft-model-path") + 1])
+    return str(said[said.index(name) + 1])
 
 
 def _mounted(container: dict[str, Any], volume: str) -> str:

@@ -3,14 +3,16 @@
 import asyncio
 import logging
 import shlex
+import shutil
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from updraft_chassis.errors import InvalidInput
+from updraft_chassis.errors import InvalidInput, Unavailable
 from updraft_chassis.model_folder import target_fingerprint
 from updraft_inference.engine.port import FinishedSink
+from updraft_inference.sglang_engine import admin_key as admin_keys
 from updraft_inference.sglang_engine import arguments, plugin_folder
 from updraft_inference.sglang_engine import seed as seeds
 from updraft_inference.sglang_engine.engine import SglangEngine, SglangOptions, opened
@@ -37,10 +39,12 @@ class Plan:
     drain_s: float
 
 
-def prepare(model: Path, *, plugin: Path, seed: Path, draft_vocab_size: int) -> None:
+def prepare(model: Path, *, plugin: Path, seed: Path, draft_vocab_size: int, key_file: Path | None = None) -> None:
     """Write what a server starts with. Doing it twice changes nothing."""
     plugin_folder.write(plugin)
     seeds.write(model, seed, draft_vocab_size=draft_vocab_size)
+    if key_file is not None:
+        admin_keys.write(key_file)
     logger.info("Prepared for SGLang", extra={"plugin": str(plugin), "seed": str(seed)})
 
 
@@ -79,7 +83,8 @@ async def started(
         await supervisor.ready(server, is_stopped)
 
         async def restart(draft: Path) -> None:
-            await supervisor.restart(_arguments(plan, options, draft, port))
+            kept = await asyncio.to_thread(_kept, draft, plan.folder)
+            await supervisor.restart(_arguments(plan, options, kept, port))
             await supervisor.ready(server, is_stopped)
 
         async with opened(
@@ -98,6 +103,19 @@ def _prepared(plan: Plan, model: Path) -> tuple[Path, Path]:
     plugin, seed = (plan.folder / part for part in ("plugin", name))
     prepare(model, plugin=plugin, seed=seed, draft_vocab_size=plan.draft_vocab_size)
     return plugin.resolve(), seed.resolve()
+
+
+def _kept(draft: Path, folder: Path) -> Path:
+    """A draft to start with that nobody removes: versions are pruned, and this one is gone back to."""
+    if draft.resolve().is_relative_to(folder.resolve()):
+        return draft
+    kept = (folder / f"started-with-{draft.name}").resolve()
+    shutil.rmtree(kept, ignore_errors=True)
+    try:
+        shutil.copytree(draft, kept)
+    except (OSError, shutil.Error) as error:
+        raise Unavailable(f"the draft in {draft} cannot be kept for a start: {error}") from error
+    return kept
 
 
 def _arguments(plan: Plan, options: SglangOptions, draft: Path, port: int) -> list[str]:

@@ -43,6 +43,8 @@ class DraftSwitch:
         self._good = seed
         """What was proved last, or what the server started with."""
         self._loaded = _loaded(seed)
+        self._may_have_session = False
+        """A session of ours may be open at the server."""
 
     @classmethod
     async def open(cls, server: SglangServer, info: ServerInfo, note: Path) -> Self:
@@ -145,36 +147,53 @@ class DraftSwitch:
             self._loaded = replace(_loaded(self._good), tensors_digest="sha256:unproved")
 
     async def _load(self, held: Held) -> float:
-        """Seconds from the wish to pause to going on."""
-        started = time.perf_counter()
+        """Seconds that the server stood still."""
         self._note.touch()
         try:
             await self._server.pause()
-            await self._update(held)
+            standing_since_s = await self._update(held)
         finally:
             await self._resume()
-        return time.perf_counter() - started
+        return time.perf_counter() - standing_since_s
 
-    async def _update(self, held: Held) -> None:
-        try:
-            await self._server.begin_update()
-        except Conflict as error:
-            raise _NotBegun(str(error)) from error
-        except Unavailable:
-            with suppress(UpdraftError):  # it may have been opened, and the answer lost
-                await self._server.end_update()
-            raise
+    async def _update(self, held: Held) -> float:
+        """When the server stood: it opens a session after the step that ran when it was asked to pause."""
+        await self._begin_session()
+        standing_since_s = time.perf_counter()
         try:
             await self._server.update(
                 _named(held), load_format=LOADER, label=label(held.version), tp_size=self._info.tp_size
             )
         finally:
+            await self._end_session()
+        return standing_since_s
+
+    async def _begin_session(self) -> None:
+        if self._may_have_session:
+            await self._end_left_session()
+        try:
+            await self._server.begin_update()
+        except Conflict as error:
+            raise _NotBegun(str(error)) from error
+        except Unavailable:
+            self._may_have_session = True  # the answer may have been lost
+            with suppress(UpdraftError):
+                await self._end_session()
+            raise
+        self._may_have_session = True
+
+    async def _end_session(self) -> None:
+        await self._server.end_update()
+        self._may_have_session = False
+
+    async def _end_left_session(self) -> None:
+        with suppress(Conflict):  # there is none
             await self._server.end_update()
+        self._may_have_session = False
 
     async def _go_on(self) -> None:
         """End the session and the pause of a swap that did not."""
-        with suppress(Conflict):
-            await self._server.end_update()
+        await self._end_left_session()
         await self._resume()
 
     async def _resume(self) -> None:
@@ -188,7 +207,8 @@ class DraftSwitch:
                 logger.warning("The server does not go on yet", extra={"reason": str(error)})
                 await asyncio.sleep(_RESUME_WAIT_S)
             else:
-                self._note.unlink(missing_ok=True)
+                if not self._may_have_session:  # else the next swap, or the next agent, has one to end
+                    self._note.unlink(missing_ok=True)
                 return
 
 

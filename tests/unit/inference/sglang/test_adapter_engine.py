@@ -109,6 +109,19 @@ class TestSwaps:
         assert not fake.is_paused
         assert not options.note.exists()
 
+    async def test_a_session_that_the_server_did_not_end_is_ended_before_the_next_begins(
+        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk], options: SglangOptions
+    ) -> None:
+        fake.refusals["/end_weight_update"] = ["busy"]
+        with pytest.raises(Unavailable, match="busy"):
+            await engine.swap(drafts[0])
+
+        await engine.swap(drafts[0])
+
+        assert engine.loaded.version == 1
+        assert not fake.has_session
+        assert not options.note.exists()
+
     async def test_somebody_elses_pause_is_not_ended(
         self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk]
     ) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from tests.support.tiny_target import VOCAB, make_draft, make_tiny_target, save_draft
 
 import updraft_sglang
@@ -14,7 +15,7 @@ from updraft_chassis.errors import Conflict, InvalidInput
 from updraft_draft import checkpoint, vocabulary
 from updraft_draft.config import TargetConfig
 from updraft_draft.target_weights import read_head
-from updraft_inference.sglang_engine import arguments, held, plugin_folder, seed, supervisor
+from updraft_inference.sglang_engine import admin_key, arguments, held, plugin_folder, seed, supervisor
 from updraft_inference.sglang_engine.server import ServerInfo
 from updraft_sglang import weights
 from updraft_trainer.learner import Hyper
@@ -30,6 +31,32 @@ def test_the_folder_is_what_pip_would_have_installed(tmp_path: Path) -> None:
     assert (point.group, point.name, point.value) == ("sglang.srt.plugins", "updraft", "updraft_sglang.plugin:register")
     ours = Path(updraft_sglang.__file__).parent
     assert {path.name for path in (folder / "updraft_sglang").iterdir()} == {path.name for path in ours.glob("*.py")}
+
+
+def test_the_admin_key_is_written_once_and_others_cannot_read_it(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "server.yaml"
+    admin_key.write(file)
+    key = admin_key.read(file)
+
+    admin_key.write(file)
+
+    assert admin_key.read(file) == key
+    assert len(key) == 64
+    assert yaml.safe_load(file.read_text()) == {"admin-api-key": key}, "as SGLang's --config reads it"
+    assert file.stat().st_mode & 0o007 == 0
+    assert [path.name for path in file.parent.iterdir()] == ["server.yaml"]
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"admin-api-key": ""}', '{"admin-api-key": "two words"}', '{"host": "x"}']
+)
+def test_what_holds_no_admin_key_is_refused_without_being_told(tmp_path: Path, content: str) -> None:
+    (file := tmp_path / "server.yaml").write_text(content)
+
+    with pytest.raises(InvalidInput, match=r"server\.yaml") as refused:
+        admin_key.read(file)
+
+    assert "two words" not in str(refused.value)
 
 
 def test_a_folder_that_is_right_is_left_alone_and_another_one_is_put_right(tmp_path: Path) -> None:
