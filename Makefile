@@ -100,7 +100,7 @@ bucket-server: install ## Build the S3 server that tests start (once, with Go; 2
 test-integration: install bucket-server ## Real Redis, real gRPC, a real bucket, the real model, whole processes
 	$(PYTEST) tests/contract tests/integration tests/e2e $(ARGS)
 
-.PHONY: bench-swap bench-capture bench-memory bench-gate bench-fleet bench-delta bench-kill bench-operator bench-faults bench-teacher bench-serving
+.PHONY: bench-swap bench-capture bench-memory bench-gate bench-fleet bench-delta bench-kill bench-operator bench-faults bench-teacher bench-serving bench-sglang
 bench-swap: install ## Measure what a hot swap costs (3 minutes)
 	$(PY) -W ignore bench/swap/swap.py $(ARGS)
 bench-capture: install ## Measure what capture costs (5 minutes)
@@ -147,8 +147,8 @@ test-cluster: cluster-build ## CRDs, operator, chart, images and the tour on a r
 .PHONY: sglang-build test-sglang
 sglang-build: install ## Build a stock SGLang for tests into the cache (once; 1 to 3 minutes, 0.5 GB)
 	@$(PY) -m tests.sglang.build
-test-sglang: sglang-build ## The adapter and its plugin on a real SGLang server on this CPU
-	$(PY) -m pytest tests/sglang $(ARGS)
+test-sglang: sglang-build ## The adapter and its plugin on a real SGLang server on this CPU (9 minutes)
+	$(PYTEST) tests/sglang $(ARGS)
 
 .PHONY: vllm-build test-vllm
 vllm-build: install ## Install stock vLLM for a CPU into the cache (once; 3 to 7 minutes, 6 GB)
