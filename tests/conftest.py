@@ -76,7 +76,10 @@ async def no_tasks_left() -> AsyncIterator[None]:
     """A test that leaves a task behind would lose that task's errors."""
     before = asyncio.all_tasks()
     yield
-    await until(lambda: _new_tasks(before) == set(), what="the end of the test's tasks")
+    try:
+        await until(lambda: _new_tasks(before) == set(), what="the end of the test's tasks")
+    except TimeoutError as error:
+        raise TimeoutError(f"{error}: {_new_tasks(before)}") from None
 
 
 def _new_tasks(before: set[asyncio.Task[object]]) -> set[asyncio.Task[object]]:
