@@ -2,7 +2,8 @@
 
 Measured once when the engine starts and refined while it serves. A step of B sequences that verifies k_i drafts of each
 is one forward over the sum of k_i + 1 rows, so one curve tells of every B and k, and of unequal k. What the curve does
-not know (long contexts, sampling, a busy neighbour) is a factor on it, of each number of sequences.
+not know (long contexts, attention padded to the longest drafts, sampling, a busy neighbour) is a factor on it, for each number
+of sequences and band of drafts a sequence: where few drafts cost more than the curve says, so will more, until they are tried.
 """
 
 from bisect import bisect_left
@@ -17,6 +18,10 @@ DECAY = 0.05
 OUTLIER = 2.0
 """A step may count at most this many times what was expected: a neighbour on the machine is not a dear draft."""
 _PRIOR_STEPS = 4.0
+_FADES = 0.995
+"""Of what a band weighs, with each step in another band of as many sequences: what was dear once is tried again some time."""
+_BANDS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
+"""Drafts a sequence, at most; the first is plain decoding."""
 
 
 @dataclass(slots=True)
@@ -43,8 +48,8 @@ class CostTable:
     curve: Mapping[int, float]
     _rows: list[int] = field(init=False)
     _seconds: list[float] = field(init=False)
-    _batches: dict[int, _Factor] = field(default_factory=dict)
-    _steps: dict[tuple[int, int], _Factor] = field(default_factory=dict)
+    _factors: dict[int, list[_Factor]] = field(default_factory=dict)
+    """By number of sequences, one a band."""
 
     def __post_init__(self) -> None:
         self._rows = sorted(self.curve)
@@ -69,11 +74,22 @@ class CostTable:
 
     def seconds(self, batch: int, rows: int) -> float:
         """Of a step of `batch` sequences that verifies `rows` rows, by the curve and by what such steps took."""
-        of_batch = self._batches.get(batch, _Factor()).shrunk(1.0)
-        return self.alone(rows) * self._steps.get((batch, rows), _Factor()).shrunk(of_batch)
+        factor = 1.0
+        for lower in self._bands(batch)[: _band(batch, rows) + 1]:
+            factor = lower.shrunk(factor)
+        return self.alone(rows) * factor
 
     def observe(self, batch: int, rows: int, seconds: float) -> None:
         """Count a step."""
         ratio = min(seconds / self.alone(rows), OUTLIER * self.seconds(batch, rows) / self.alone(rows))
-        self._batches.setdefault(batch, _Factor()).add(ratio)
-        self._steps.setdefault((batch, rows), _Factor()).add(ratio)
+        bands = self._bands(batch)
+        for band in bands:
+            band.weight *= _FADES
+        bands[_band(batch, rows)].add(ratio)
+
+    def _bands(self, batch: int) -> list[_Factor]:
+        return self._factors.setdefault(batch, [_Factor() for _ in range(len(_BANDS) + 1)])
+
+
+def _band(batch: int, rows: int) -> int:
+    return bisect_left(_BANDS, (rows - batch) / max(1, batch))

@@ -30,6 +30,29 @@ def test_steps_that_take_longer_than_the_curve_says_move_their_own_kind_most() -
     assert table.seconds(1, 1) == 0.030
 
 
+def test_where_few_drafts_were_dear_more_are_thought_dear_until_they_are_tried() -> None:
+    table = CostTable(CURVE)
+    for _ in range(20):
+        table.observe(8, 8, 0.036)
+        table.observe(8, 10, 0.076)  # twice the curve
+    assert table.seconds(8, 8) == pytest.approx(0.036, rel=0.05)
+    assert table.seconds(8, 36) > 1.6 * table.alone(36)
+
+    for _ in range(20):
+        table.observe(8, 36, table.alone(36))
+    assert table.seconds(8, 36) == pytest.approx(table.alone(36), rel=0.2)
+
+
+def test_what_was_dear_once_is_tried_again_some_time() -> None:
+    table = CostTable(CURVE)
+    for _ in range(20):
+        table.observe(8, 10, 0.076)
+    dear = table.seconds(8, 10)
+    for _ in range(1000):
+        table.observe(8, 8, 0.036)
+    assert table.seconds(8, 10) < 1.1 * table.alone(10) < dear
+
+
 def test_one_step_that_was_disturbed_moves_little() -> None:
     table = CostTable(CURVE)
     for _ in range(20):
