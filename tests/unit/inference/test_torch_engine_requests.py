@@ -152,9 +152,10 @@ async def test_what_ends_by_itself_is_json_that_the_schema_allows(engine: TorchE
         )
         return finished
 
-    ended = await asyncio.gather(*map(answer, range(8)))
+    ended = await asyncio.gather(*map(answer, range(16)))
     stopped = [finished for finished in ended if finished.reason is FinishReason.STOP]
-    assert stopped, "those with a seed always end the same way; the others may fill their strings to the last token"
+    seeded = [finished for finished in stopped if finished.request.sampling.seed is not None]
+    assert len(seeded) >= 4, "of eight, which end alike each time; how many of the others do is chance"
     assert {finished.reason for finished in ended} <= {FinishReason.STOP, FinishReason.LENGTH}
     for finished in stopped:
         jsonschema.validate(json.loads(bytes(finished.output_ids[:-1])), SCHEMA)
