@@ -187,8 +187,9 @@ class TargetConfig:
             "num_heads",
             "num_kv_heads",
             "head_dim",
+            "max_position",
         )
-        for name in (*sizes, "max_position"):
+        for name in sizes:
             if getattr(self, name) < 1:
                 raise InvalidInput(f"its {name} is {getattr(self, name)}")
         if self.num_heads % self.num_kv_heads:

@@ -32,9 +32,9 @@ def write(file: Path) -> None:
 def read(file: Path) -> str:
     """The key of a file that `write` made. InvalidInput, which never tells what it holds."""
     try:
-        key = json.loads(read_text(file, "SGLang admin key"))[_ARGUMENT]
-    except (ValueError, KeyError, TypeError):
+        key: str = json.loads(read_text(file, "SGLang admin key"))[_ARGUMENT]
+        return check_token(key, f"the {_ARGUMENT} in {file}")
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise InvalidInput(
             f"{file} holds no {_ARGUMENT}: `updraft-inference prepare-sglang` writes such a file"
         ) from None
-    return check_token(str(key), f"the {_ARGUMENT} in {file}")

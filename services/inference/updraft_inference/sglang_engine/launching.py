@@ -21,6 +21,8 @@ from updraft_inference.sglang_engine.supervisor import Launch, environment, free
 
 logger = logging.getLogger(__name__)
 
+_STARTED_WITH = "started-with-"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -86,6 +88,7 @@ async def started(
             kept = await asyncio.to_thread(_kept, draft, plan.folder)
             await supervisor.restart(_arguments(plan, options, kept, port))
             await supervisor.ready(server, is_stopped)
+            await asyncio.to_thread(_remove_others, kept)
 
         async with opened(
             options,
@@ -109,13 +112,19 @@ def _kept(draft: Path, folder: Path) -> Path:
     """A draft to start with that nobody removes: versions are pruned, and this one is gone back to."""
     if draft.resolve().is_relative_to(folder.resolve()):
         return draft
-    kept = (folder / f"started-with-{draft.name}").resolve()
+    kept = (folder / f"{_STARTED_WITH}{draft.name}").resolve()
     shutil.rmtree(kept, ignore_errors=True)
     try:
         shutil.copytree(draft, kept)
     except (OSError, shutil.Error) as error:
         raise Unavailable(f"the draft in {draft} cannot be kept for a start: {error}") from error
     return kept
+
+
+def _remove_others(kept: Path) -> None:
+    """Drafts that servers before this one were started with."""
+    for other in set(kept.parent.glob(f"{_STARTED_WITH}*")) - {kept}:
+        shutil.rmtree(other, ignore_errors=True)
 
 
 def _arguments(plan: Plan, options: SglangOptions, draft: Path, port: int) -> list[str]:

@@ -21,7 +21,7 @@ class Verdict:
     """Of one sequence: how many drafts were kept, the target's token after them, log p of every draft.
 
     `logprobs`: of the tokens that the sequence gains, if its request wants them. Not sound: the target's logits are not
-    finite, and nothing can be chosen by them.
+    finite in one of its rows. A row after a refused draft counts too, for what it left in the cache would reach later ones.
     """
 
     accepted: int
@@ -63,11 +63,8 @@ def _choose(sequence: Sequence, proposal: Proposal, rows_TV: Tensor, likeliest: 
     if sequence.generator is None:
         choices = rows_TV.argmax(-1).tolist() if likeliest is None else likeliest
         return _matching(choices.__getitem__, proposal.ids)
-    p, seed, position = (
-        _Filtered(rows_TV, sequence.request.sampling),
-        sequence.request.sampling.seed,
-        sequence.num_output,
-    )
+    sampling, position = sequence.request.sampling, sequence.num_output
+    p, seed = _Filtered(rows_TV, sampling), sampling.seed
     if seed is not None:
         return _matching(lambda row: seeded.draw(p[row], seed, position + row), proposal.ids)
     outcome = accept_sampled(p, proposal.ids, proposal.q, sequence.generator)

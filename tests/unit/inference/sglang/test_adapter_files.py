@@ -48,7 +48,17 @@ def test_the_admin_key_is_written_once_and_others_cannot_read_it(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", '{"admin-api-key": ""}', '{"admin-api-key": "two words"}', '{"host": "x"}']
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        '{"admin-api-key": ""}',
+        '{"admin-api-key": null}',
+        '{"admin-api-key": 7}',
+        '{"admin-api-key": "two words"}',
+        '{"host": "x"}',
+    ],
 )
 def test_what_holds_no_admin_key_is_refused_without_being_told(tmp_path: Path, content: str) -> None:
     (file := tmp_path / "server.yaml").write_text(content)
