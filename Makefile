@@ -119,7 +119,7 @@ bench-kill: install ## Kill the registry 200 times under pods and a publisher (1
 bench-teacher: install ## Compare what a draft learns from top-k teachers and from hidden states (10 minutes)
 	$(PY) -m bench.teacher.teacher $(ARGS)
 
-bench-serving: install ## Compare the built-in engine with transformers, vLLM and itself (40 minutes; ARGS=--quick: 5)
+bench-serving: install ## Compare the built-in engine with transformers, vLLM and itself (1 hour; ARGS=--quick: 5)
 	$(PY) -W ignore -m bench.serving.serving $(ARGS)
 
 bench-sglang: sglang-build ## Measure what capture and swaps cost a stock SGLang server on this CPU (10 minutes)
