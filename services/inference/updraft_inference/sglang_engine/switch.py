@@ -147,26 +147,24 @@ class DraftSwitch:
             self._loaded = replace(_loaded(self._good), tensors_digest="sha256:unproved")
 
     async def _load(self, held: Held) -> float:
-        """Seconds that the server stood still."""
+        """Seconds from the wish to pause to going on: no less than the server stood still, for a step may have run on."""
+        started = time.perf_counter()
         self._note.touch()
         try:
             await self._server.pause()
-            standing_since_s = await self._update(held)
+            await self._update(held)
         finally:
             await self._resume()
-        return time.perf_counter() - standing_since_s
+        return time.perf_counter() - started
 
-    async def _update(self, held: Held) -> float:
-        """When the server stood: it opens a session after the step that ran when it was asked to pause."""
+    async def _update(self, held: Held) -> None:
         await self._begin_session()
-        standing_since_s = time.perf_counter()
         try:
             await self._server.update(
                 _named(held), load_format=LOADER, label=label(held.version), tp_size=self._info.tp_size
             )
         finally:
             await self._end_session()
-        return standing_since_s
 
     async def _begin_session(self) -> None:
         if self._may_have_session:
