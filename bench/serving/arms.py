@@ -1,10 +1,12 @@
-"""Who continues prompts inside this process: our engine, and transformers' generate. Both give streams with their times."""
+"""Who continues prompts without a server: our engine, and transformers' generate. Both give streams with their times."""
 
 import asyncio
 import itertools
+import multiprocessing
 import time
-from collections.abc import Sequence
-from contextlib import aclosing
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -74,45 +76,64 @@ async def _stream(
 
 
 class Transformers:
-    """`generate` as it comes: its own attention and cache, greedy, prompts padded on the left."""
+    """`generate` as it comes: its own attention and cache, greedy, prompts padded on the left.
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    In a process of its own: pools of threads in one process slow each other (see torch_engine/worker.py).
+    """
+
+    def __init__(self, process: Executor) -> None:
+        self._process = process
 
     @classmethod
-    def open(cls, folder: Path) -> Self:
+    @contextmanager
+    def opened(cls, folder: Path, *, threads: int) -> Iterator[Self]:
         """The same folder as the engine's, in bfloat16."""
-        from transformers import AutoModelForCausalLM, logging  # noqa: PLC0415 - takes seconds, and one part needs it
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=context, initializer=_open, initargs=(folder, threads)) as process:
+            yield cls(process)
 
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call] # theirs
-        return cls(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16))
-
-    def run(self, prompts: Sequence[tuple[int, ...]], *, batch: int, tokens: int) -> list[Stream]:
+    async def run(self, prompts: Sequence[tuple[int, ...]], *, batch: int, tokens: int) -> list[Stream]:
         """Continue all prompts, `batch` at a time."""
-        return [
-            stream
-            for start in range(0, len(prompts), batch)
-            for stream in self._together(prompts[start : start + batch], tokens)
-        ]
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._process, _continued, prompts, batch, tokens)
 
-    def _together(self, prompts: Sequence[tuple[int, ...]], tokens: int) -> list[Stream]:
-        width = max(map(len, prompts))
-        ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        times: list[float] = []
 
-        def note(found: torch.Tensor, _scores: object, **_: object) -> torch.Tensor:
-            times.append(time.perf_counter())
-            return torch.zeros(len(found), dtype=torch.bool)
+_model: Any = None
+"""Of the process that runs transformers."""
 
-        self._model.generate(
-            ids,
-            attention_mask=mask,
-            do_sample=False,
-            max_new_tokens=tokens,
-            eos_token_id=[],  # on past end tokens, as all arms
-            pad_token_id=0,
-            stopping_criteria=[note],
-        )
-        assert len(times) == tokens, f"generate took {len(times)} steps for {tokens} tokens"
-        return [Stream(times[0], times[-1], tokens)] * len(prompts)
+
+def _open(folder: Path, threads: int) -> None:
+    global _model  # noqa: PLW0603 - an initializer has no other way to leave something behind
+    from transformers import AutoModelForCausalLM, logging  # noqa: PLC0415 - takes seconds, and one part needs it
+
+    torch.set_num_threads(threads)
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call] # theirs
+    _model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+
+
+def _continued(prompts: Sequence[tuple[int, ...]], batch: int, tokens: int) -> list[Stream]:
+    groups = [prompts[start : start + batch] for start in range(0, len(prompts), batch)]
+    return [stream for group in groups for stream in _together(group, tokens)]
+
+
+def _together(prompts: Sequence[tuple[int, ...]], tokens: int) -> list[Stream]:
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    times: list[float] = []
+
+    def note(found: torch.Tensor, _scores: object, **_: object) -> torch.Tensor:
+        times.append(time.perf_counter())
+        return torch.zeros(len(found), dtype=torch.bool)
+
+    _model.generate(
+        ids,
+        attention_mask=mask,
+        do_sample=False,
+        max_new_tokens=tokens,
+        eos_token_id=[],  # on past end tokens, as all arms
+        pad_token_id=0,
+        stopping_criteria=[note],
+    )
+    assert len(times) == tokens, f"generate took {len(times)} steps for {tokens} tokens"
+    return [Stream(times[0], times[-1], tokens)] * len(prompts)

@@ -85,20 +85,21 @@ async def opened(
 
 async def peers(bench: Bench, engine: TorchEngine) -> None:
     """Plain decoding here and in transformers, on prompts of all domains."""
-    plan, pool, theirs = bench.plan, bench.mixed(), Transformers.open(bench.model)
-    theirs.run(pool[:1], batch=1, tokens=8)
-    for round_ in range(plan.peer_rounds):
-        for n, batch in enumerate(plan.peer_batches):
-            cell = Cell("mixed", batch, 0.0)
-            bench.tell(str(cell), round_ * len(plan.peer_batches) + n, plan.peer_rounds * len(plan.peer_batches))
-            chosen = take(pool, round_, plan.num_requests(batch))
-            await _read(engine, chosen)
-            for arm in in_turn((TRANSFORMERS, PLAIN), round_):
-                if arm == TRANSFORMERS:
-                    streams = await asyncio.to_thread(theirs.run, chosen, batch=batch, tokens=plan.tokens)
-                else:
-                    streams, _ = await run(engine, chosen, _wish(bench, cell, arm))
-                bench.note(figures.PEERS, cell, arm, round_, streams)
+    plan, pool = bench.plan, bench.mixed()
+    with Transformers.opened(bench.model, threads=bench.threads) as theirs:
+        await theirs.run(pool[:1], batch=1, tokens=8)
+        for round_ in range(plan.peer_rounds):
+            for n, batch in enumerate(plan.peer_batches):
+                cell = Cell("mixed", batch, 0.0)
+                bench.tell(str(cell), round_ * len(plan.peer_batches) + n, plan.peer_rounds * len(plan.peer_batches))
+                chosen = take(pool, round_, plan.num_requests(batch))
+                await _read(engine, chosen)
+                for arm in in_turn((TRANSFORMERS, PLAIN), round_):
+                    if arm == TRANSFORMERS:
+                        streams = await theirs.run(chosen, batch=batch, tokens=plan.tokens)
+                    else:
+                        streams, _ = await run(engine, chosen, _wish(bench, cell, arm))
+                    bench.note(figures.PEERS, cell, arm, round_, streams)
 
 
 async def cells(bench: Bench, engine: TorchEngine) -> None:

@@ -24,6 +24,7 @@ from updraft_cli import output, results
 from updraft_cli.folders import cache_folder
 from updraft_cli.model import model_folder
 from updraft_inference.engine.port import DraftOnDisk
+from updraft_inference.torch_engine.worker import on_passing_thread
 
 _LINE_S = 15.0
 _WITH_DRAFT = (figures.HYBRIDS, figures.LOSSLESS)
@@ -78,7 +79,9 @@ def measure(bench: parts.Bench, chosen: Sequence[Part], show: Shown, *, has_vllm
     trained = None
     if any(part in _WITH_DRAFT for part in chosen):
         show.begin("a draft for this bench (5 minutes, once)")
-        trained = draft.trained(cache_folder(os.environ), bench.model, bench.words, bench.plan.recipe, show.tell)
+        trained = on_passing_thread(
+            lambda: draft.trained(cache_folder(os.environ), bench.model, bench.words, bench.plan.recipe, show.tell)
+        )
     if any(part in _IN_ONE_ENGINE for part in chosen):
         asyncio.run(_in_one_engine(bench, chosen, show, trained))
     for part in chosen:

@@ -1,17 +1,12 @@
 """The engine port over a decoder on a thread of its own.
 
-All that reaches the decoder goes through one inbox that is emptied between steps; tokens go back by call_soon_threadsafe.
-A swap is such a message, so it happens between two steps and no request ends for it. Reading, checking and hashing a
-checkpoint happen outside the thread: the loop stands still only for the copy.
+All that reaches the decoder is sent to its worker, and done between two steps; tokens go back by call_soon_threadsafe. A swap
+is such a message, so it happens between two steps and no request ends for it. Reading, checking and hashing a checkpoint
+happen outside the thread: the loop stands still only for the copy.
 """
 
 import asyncio
-import logging
-import queue
-import threading
-import time
 from collections.abc import AsyncGenerator, Callable, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -43,11 +38,9 @@ from updraft_inference.torch_engine.decoder import Decoder, Limits
 from updraft_inference.torch_engine.eagle import EagleDrafter
 from updraft_inference.torch_engine.grammar import Grammar, Grammars
 from updraft_inference.torch_engine.logits import check_sampling
-from updraft_inference.torch_engine.outbox import Outbox
 from updraft_inference.torch_engine.sequence import Sequence
 from updraft_inference.torch_engine.target import Target
-
-logger = logging.getLogger(__name__)
+from updraft_inference.torch_engine.worker import Worker, on_passing_thread
 
 ENGINE = "torch/0.1.0"
 
@@ -84,20 +77,20 @@ class TorchEngine:
         self._loaded = Loaded()
         self._on_finished = on_finished
         self._grammars = grammars
-        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._outbox = Outbox()
+        self._worker = Worker(self._decoder, self._abandon_all)
         self._submitted = 0
         self._live: dict[str, Callable[[], object]] = {}
         """How to tell each running request that the engine has failed."""
-        self._pending: set[Future[float]] = set()
         self._swap_lock = asyncio.Lock()
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._failure: BaseException | None = None
         self._is_closing = False
 
     @classmethod
     def open(cls, folder: Path, options: EngineOptions, on_finished: FinishedSink = lambda _: None) -> Self:
         """Load the target from a Hugging Face folder. InvalidInput where the engine cannot serve it."""
+        return on_passing_thread(lambda: cls._open(folder, options, on_finished))
+
+    @classmethod
+    def _open(cls, folder: Path, options: EngineOptions, on_finished: FinishedSink) -> Self:
         limits = options.limits
         target = Target.open(
             folder, dtype=options.dtype, device=torch.device(options.device), num_positions=limits.num_positions
@@ -119,13 +112,12 @@ class TorchEngine:
         return cls(target, info, options, on_finished, grammars)
 
     async def __aenter__(self) -> Self:
-        self._thread.start()
+        await self._worker.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._is_closing = True
-        self._inbox.put(None)
-        await asyncio.to_thread(self._thread.join)
+        await self._worker.stop()
 
     @property
     def info(self) -> EngineInfo:
@@ -172,7 +164,7 @@ class TorchEngine:
     @property
     def is_alive(self) -> bool:
         """The engine's thread runs; false means that the process should end."""
-        return self._failure is None
+        return self._worker.failure is None
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         """See the port."""
@@ -183,7 +175,7 @@ class TorchEngine:
         def emit(delta: Delta) -> None:
             if delta.finished is not None:
                 self._on_finished(delta.finished)
-            self._outbox.put(loop, deltas, delta)
+            self._worker.outbox.put(loop, deltas, delta)
 
         sequence = Sequence(
             request=request,
@@ -197,7 +189,7 @@ class TorchEngine:
             sequence.grammar = await self._grammar(sequence)
             self._live[request.request_id] = lambda: loop.call_soon_threadsafe(deltas.put_nowait, None)
             self._check_running()  # it may have stopped while the schema was read, and would never answer
-            self._inbox.put(lambda: self._decoder.add(sequence))
+            self._worker.send(lambda: self._decoder.add(sequence))
             while not is_over:
                 delta = await deltas.get()
                 if delta is None:
@@ -210,23 +202,23 @@ class TorchEngine:
             self._submitted -= 1
             self._live.pop(request.request_id, None)
             if not is_over:
-                self._inbox.put(lambda: self._decoder.cancel(request.request_id))
+                self._worker.send(lambda: self._decoder.cancel(request.request_id))
 
     async def swap(self, draft: DraftOnDisk | None) -> Swapped:
         """See the port. One swap at a time."""
         async with self._swap_lock:
             if draft is None:
-                pause_s = await self._between_steps(self._unload)
+                pause_s = await self._worker.between_steps(self._unload)
                 self._loaded = Loaded()
                 return Swapped(loaded=self._loaded, pause_s=pause_s)
             config, tensors = await asyncio.to_thread(self._read, draft)
             eagle = self._decoder.eagle
             fresh = await asyncio.to_thread(self._build, config, tensors) if eagle is None else None
             previous = await asyncio.to_thread(self._held)  # only a swap writes them, and the lock is ours
-            pause_s = await self._between_steps(lambda: self._install(draft.version, tensors, fresh))
+            pause_s = await self._worker.between_steps(lambda: self._install(draft.version, tensors, fresh))
             digest = await asyncio.to_thread(self._digest)
             if digest != draft.tensors_digest:
-                await self._between_steps(lambda: self._restore(previous))
+                await self._worker.between_steps(lambda: self._restore(previous))
                 raise Corrupt(
                     f"the engine holds {digest} after loading version {draft.version}, not {draft.tensors_digest}"
                 )
@@ -264,7 +256,7 @@ class TorchEngine:
             raise Exhausted(f"{self._options.max_queued} requests wait already")
 
     def _check_running(self) -> None:
-        if self._is_closing or self._failure is not None or not self._thread.is_alive():
+        if self._is_closing or not self._worker.is_running:
             raise Unavailable("the engine has stopped")
 
     async def _grammar(self, sequence: Sequence) -> Grammar | None:
@@ -315,28 +307,6 @@ class TorchEngine:
         assert eagle is not None
         return eagle.network
 
-    async def _between_steps(self, effect: Callable[[], None]) -> float:
-        """Run `effect` on the engine's thread between two steps; return the seconds that it took."""
-        if not self._thread.is_alive():
-            raise Unavailable("the engine has stopped")
-        done: Future[float] = Future()
-
-        def act() -> None:
-            if not done.set_running_or_notify_cancel():
-                return  # the caller has gone: change nothing
-            started = time.perf_counter()
-            try:
-                effect()
-            except Exception as error:  # noqa: BLE001 - the caller's to handle; the decode loop goes on
-                done.set_exception(error)
-            else:
-                done.set_result(time.perf_counter() - started)
-
-        self._pending.add(done)
-        done.add_done_callback(self._pending.discard)
-        self._inbox.put(act)
-        return await asyncio.wrap_future(done)
-
     # -- on the engine's thread ---------------------------------------------------------------------------------------
 
     @torch.inference_mode()
@@ -359,33 +329,9 @@ class TorchEngine:
         else:
             self._install(version, tensors, None)
 
-    def _run(self) -> None:
-        try:
-            while self._receive():
-                self._decoder.step()
-            self._decoder.cancel_all()
-            self._outbox.deliver()
-        except BaseException as error:
-            self._failure = error
-            logger.critical("the engine's thread failed", exc_info=error)
-            self._outbox.deliver()
-            for abandon in list(self._live.values()):
-                abandon()
-            for waiting in list(self._pending):
-                waiting.cancel()
-            raise
-
-    def _receive(self) -> bool:
-        """Act on all that came in; wait for something while there is nothing to do. False: stop."""
-        while True:
-            self._outbox.deliver()
-            try:
-                message = self._inbox.get(block=self._decoder.is_idle)
-            except queue.Empty:
-                return True
-            if message is None:
-                return False
-            message()
+    def _abandon_all(self) -> None:
+        for abandon in list(self._live.values()):
+            abandon()
 
 
 def _generator(request: GenerationRequest) -> torch.Generator | None:

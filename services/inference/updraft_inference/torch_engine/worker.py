@@ -1,0 +1,123 @@
+"""The engine's thread: it steps, and between two steps it does what it is sent.
+
+Torch keeps a pool of threads for each thread that computed with it. Once all pools together have more threads than there are
+cores, idle ones no longer spin (libgomp's throttled spin count), and each operation of a step waits until the kernel wakes
+one: a step of eight streams then lasts a third longer. So while this thread runs it alone has a pool, and everything else in
+the process computes with one thread.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+from updraft_chassis.errors import Unavailable
+from updraft_inference.torch_engine.decoder import Decoder
+from updraft_inference.torch_engine.outbox import Outbox
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def on_passing_thread(function: Callable[[], T]) -> T:
+    """Its result, computed on a thread that ends with it, and whose pool so does."""
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        return executor.submit(function).result()
+
+
+class Worker:
+    """Owns the decoder while it runs. Start it once and stop it once; a decoder that fails ends it."""
+
+    def __init__(self, decoder: Decoder, on_failure: Callable[[], None]) -> None:
+        """`on_failure` is called on the thread, after which it ends."""
+        self.outbox = Outbox()
+        self.failure: BaseException | None = None
+        self._decoder = decoder
+        self._on_failure = on_failure
+        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._pending: set[Future[float]] = set()
+        self._num_threads = torch.get_num_threads()
+        self._has_pool = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    @property
+    def is_running(self) -> bool:
+        """What is sent will be done."""
+        return self.failure is None and self._thread.is_alive()
+
+    async def start(self) -> None:
+        """Begin to step, with as many threads as whoever made this had; everybody else has one until `stop`."""
+        self._thread.start()
+        await asyncio.to_thread(self._has_pool.wait)
+        torch.set_num_threads(1)
+
+    async def stop(self) -> None:
+        """End all requests, and the thread."""
+        self._inbox.put(None)
+        await asyncio.to_thread(self._thread.join)
+        torch.set_num_threads(self._num_threads)
+
+    def send(self, message: Callable[[], None]) -> None:
+        """Do this between two steps."""
+        self._inbox.put(message)
+
+    async def between_steps(self, effect: Callable[[], None]) -> float:
+        """Do this between two steps, and return the seconds that it took; what it raises is the caller's."""
+        if not self._thread.is_alive():
+            raise Unavailable("the engine has stopped")
+        done: Future[float] = Future()
+
+        def act() -> None:
+            if not done.set_running_or_notify_cancel():
+                return  # the caller has gone: change nothing
+            started = time.perf_counter()
+            try:
+                effect()
+            except Exception as error:  # noqa: BLE001 - the caller's to handle; the decode loop goes on
+                done.set_exception(error)
+            else:
+                done.set_result(time.perf_counter() - started)
+
+        self._pending.add(done)
+        done.add_done_callback(self._pending.discard)
+        self._inbox.put(act)
+        return await asyncio.wrap_future(done)
+
+    # -- on the thread ------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        torch.set_num_threads(self._num_threads)
+        torch.get_num_threads()  # the number is taken up at the first look at it, and others will change it
+        self._has_pool.set()
+        try:
+            while self._receive():
+                self._decoder.step()
+            self._decoder.cancel_all()
+            self.outbox.deliver()
+        except BaseException as error:
+            self.failure = error
+            logger.critical("the engine's thread failed", exc_info=error)
+            self.outbox.deliver()
+            self._on_failure()
+            for waiting in list(self._pending):
+                waiting.cancel()
+            raise
+
+    def _receive(self) -> bool:
+        """Act on all that came in; wait for something while there is nothing to do. False: stop."""
+        while True:
+            self.outbox.deliver()
+            try:
+                message = self._inbox.get(block=self._decoder.is_idle)
+            except queue.Empty:
+                return True
+            if message is None:
+                return False
+            message()

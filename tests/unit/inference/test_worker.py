@@ -1,0 +1,61 @@
+"""The engine's thread and the threads that torch keeps for it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tests.support.tiny_target import make_tiny_target
+
+from updraft_chassis.errors import Unavailable
+from updraft_inference.engine.port import Drafter
+from updraft_inference.torch_engine.decoder import Decoder, Limits
+from updraft_inference.torch_engine.target import Target
+from updraft_inference.torch_engine.worker import Worker
+
+
+@pytest.fixture
+def _two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def decoder(tmp_path: Path) -> Decoder:
+    target = Target.open(make_tiny_target(tmp_path), dtype=torch.float32, device=torch.device("cpu"))
+    return Decoder(target, Limits(num_slots=1, max_context=32, max_lookahead=2), default=Drafter.NONE)
+
+
+@pytest.mark.usefixtures("_two_threads")
+async def test_while_it_runs_it_alone_computes_with_several_threads(decoder: Decoder) -> None:
+    seen: list[int] = []
+    worker = Worker(decoder, on_failure=lambda: None)
+    await worker.start()
+    await worker.between_steps(lambda: seen.append(torch.get_num_threads()))
+    assert (seen, torch.get_num_threads()) == ([2], 1)
+    await worker.stop()
+    assert torch.get_num_threads() == 2
+
+
+async def test_what_an_effect_raises_is_its_callers_and_the_next_one_runs(decoder: Decoder) -> None:
+    worker = Worker(decoder, on_failure=lambda: None)
+    await worker.start()
+
+    def fail() -> None:
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        await worker.between_steps(fail)
+    assert await worker.between_steps(lambda: None) >= 0
+    await worker.stop()
+
+
+async def test_after_the_end_nothing_waits_for_what_will_not_be_done(decoder: Decoder) -> None:
+    worker = Worker(decoder, on_failure=lambda: None)
+    await worker.start()
+    await worker.stop()
+    assert not worker.is_running
+    with pytest.raises(Unavailable):
+        await worker.between_steps(lambda: None)
