@@ -36,10 +36,10 @@ class TimedTarget(Target):
     forward_s = 0.0
     logits_s = 0.0
 
-    def forward(self, ids_R: Tensor, batch: Batch, cache: SlotCache) -> Forward:  # noqa: N803 - the target's own name
+    def forward(self, ids_R: Tensor, batches: SequenceOf[Batch], cache: SlotCache) -> Forward:  # noqa: N803 - the target's own name
         started = time.perf_counter()
         try:
-            return super().forward(ids_R, batch, cache)
+            return super().forward(ids_R, batches, cache)
         finally:
             self.forward_s += time.perf_counter() - started
 

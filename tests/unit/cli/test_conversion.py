@@ -104,7 +104,7 @@ def test_a_converted_model_says_what_the_original_says(tmp_path: Path, tokenizer
     )
     cache = SlotCache(shape, like=target.embedding)
     ids = torch.randint(3, families.VOCAB, (1, 40), generator=torch.Generator().manual_seed(1))
-    forward = target.forward(ids[0], cache.batch([0], [0], [40]), cache)
+    forward = target.forward(ids[0], [cache.batch([0], [0], [40])], cache)
     with torch.no_grad():
         expected = model(ids).logits
     torch.testing.assert_close(target.logits(forward.last), expected[0], rtol=1e-3, atol=1e-3)

@@ -56,7 +56,7 @@ def test_a_model_that_knows_a_million_positions_costs_no_more_than_those_that_ar
 
 def run(target: Target, cache: SlotCache, slots: list[int], starts: list[int], ids: list[list[int]]) -> Any:
     flat = torch.tensor([token for row in ids for token in row])
-    return target.forward(flat, cache.batch(slots, starts, [len(row) for row in ids]), cache)
+    return target.forward(flat, [cache.batch(slots, starts, [len(row) for row in ids])], cache)
 
 
 def states(model: PreTrainedModel, text: list[int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,6 +101,31 @@ def test_every_row_of_prompts_and_decode_steps_is_that_of_transformers(family: t
             first += width
         for slot, start, text in zip(slots, starts, TEXTS, strict=True):
             run(target, cache, [slot], [start], [text[start : start + WIDTH]])
+
+
+def test_a_prompt_that_is_read_beside_decode_steps_changes_no_row(family: tuple[Path, PreTrainedModel]) -> None:
+    folder, model = family
+    target = opened(folder)
+    c = target.config
+    shape = CacheShape(
+        num_layers=c.num_layers, num_slots=3, num_positions=80, num_kv_heads=c.num_kv_heads, head_dim=c.head_dim
+    )
+    cache = SlotCache(shape, like=target.embedding)
+    expected = [states(model, text) for text in TEXTS]
+    starts = [len(text) - 3 for text in TEXTS[:2]]
+    run(target, cache, [0, 1], [0, 0], [text[:start] for text, start in zip(TEXTS, starts, strict=False)])
+    half = len(TEXTS[2]) // 2
+    run(target, cache, [2], [0], [TEXTS[2][:half]])
+
+    rows = [TEXTS[0][starts[0] : starts[0] + 1], TEXTS[1][starts[1] : starts[1] + 3], TEXTS[2][half:]]
+    batches = [cache.batch([0, 1], starts, [1, 3]), cache.batch([2], [half], [len(rows[2])])]
+    forward = target.forward(torch.tensor([token for row in rows for token in row]), batches, cache)
+    first = 0
+    for row, start, (logits, aux, _) in zip(rows, [*starts, half], expected, strict=True):
+        end = first + len(row)
+        assert_close(forward.aux[first:end], aux[start : start + len(row)])
+        assert_close(target.logits(forward.last[first:end]), logits[start : start + len(row)])
+        first = end
 
 
 def test_a_sequence_that_grows_by_one_token_crosses_the_window_exactly(tmp_path: Path) -> None:

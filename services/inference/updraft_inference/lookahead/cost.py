@@ -20,6 +20,8 @@ OUTLIER = 2.0
 _PRIOR_STEPS = 4.0
 _FADES = 0.995
 """Of what a band weighs, with each step in another band of as many sequences: what was dear once is tried again some time."""
+_MIXED_DECAY = 0.5
+"""Of what steps with prompts take: it rises along a prompt, whose pieces see ever more."""
 _BANDS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 """Drafts a sequence, at most; the first is plain decoding."""
 
@@ -50,6 +52,8 @@ class CostTable:
     _seconds: list[float] = field(init=False)
     _factors: dict[int, list[_Factor]] = field(default_factory=dict)
     """By number of sequences, one a band."""
+    _mixed: float = 1.0
+    """Of steps with prompts."""
 
     def __post_init__(self) -> None:
         self._rows = sorted(self.curve)
@@ -86,6 +90,15 @@ class CostTable:
         for band in bands:
             band.weight *= _FADES
         bands[_band(batch, rows)].add(ratio)
+
+    def mixed(self, rows: int) -> float:
+        """Of a step that also reads prompts, by all its rows."""
+        return self.alone(rows) * self._mixed
+
+    def observe_mixed(self, rows: int, seconds: float) -> None:
+        """Count such a step."""
+        ratio = min(seconds / self.alone(rows), OUTLIER * self._mixed)
+        self._mixed += (ratio - self._mixed) * _MIXED_DECAY
 
     def _bands(self, batch: int) -> list[_Factor]:
         return self._factors.setdefault(batch, [_Factor() for _ in range(len(_BANDS) + 1)])

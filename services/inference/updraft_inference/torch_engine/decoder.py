@@ -1,15 +1,15 @@
-"""The synchronous heart of the engine: one `step` is admit, prefill, propose, verify.
+"""The synchronous heart of the engine: one `step` is admit, propose, one forward, judge.
 
-Continuous batching: requests join and leave between steps. A long prompt is read a chunk at a time between decode steps, so
-running streams never wait for more than one chunk.
+Continuous batching: requests join and leave between steps. A forward costs little more for more rows, so the one that
+verifies what running requests have drafted also reads on in the prompts of those to come: a piece that makes it last so much
+longer as running streams may wait (Agrawal et al. 2024, Sarathi-Serve).
 """
 
 import logging
 import time
 from collections import Counter, deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from updraft_chassis.errors import Corrupt
@@ -20,18 +20,20 @@ from updraft_inference.lookahead.policy import MODEL, Ask, Lookahead
 from updraft_inference.torch_engine.eagle import MAX_ROWS_TOGETHER, EagleDrafter
 from updraft_inference.torch_engine.kv_cache import CacheShape, SlotCache
 from updraft_inference.torch_engine.ngram import Lookup
-from updraft_inference.torch_engine.prefix import Tenant, longest
+from updraft_inference.torch_engine.pieces import Piece, advance, num_rows
+from updraft_inference.torch_engine.prefix import Tenant
 from updraft_inference.torch_engine.sequence import Proposal, Sequence
+from updraft_inference.torch_engine.slots import Slots
 from updraft_inference.torch_engine.target import Forward, Target
-from updraft_inference.torch_engine.verify import Verdict, judge
+from updraft_inference.torch_engine.verify import Verdict
 from updraft_inference.torch_engine.warm_up import cost_curve
 
 logger = logging.getLogger(__name__)
 
-PREFILL_CHUNK, LEAST_CHUNK = 256, 16
+MOST_READ, LEAST_READ = 256, 16
 """Prompt tokens a forward, at most while nobody waits for it, and at least."""
-PREFILL_SHARE = 1.5
-"""A chunk may take so many steps of the streams that wait for it."""
+READING_SHARE = 2.0
+"""A step that also reads prompts may last so many of those that only decode."""
 
 MIN_PREFIX = 8
 """Fewer tokens that prompts have in common are not worth looking after."""
@@ -78,11 +80,9 @@ class Decoder:
             head_dim=c.head_dim,
         )
         self._cache = SlotCache(shape, like=target.embedding)
-        curve = cost_curve(target, self._cache, most=max(PREFILL_CHUNK, limits.num_slots * (limits.max_lookup + 1)))
+        curve = cost_curve(target, self._cache, most=max(MOST_READ, limits.num_slots * (limits.max_lookup + 1)))
         self.lookahead = Lookahead(CostTable(curve), is_fixed=is_lookahead_fixed)
-        self._free = list(range(limits.num_slots))
-        self._left: dict[int, Tenant] = {}
-        """What ended requests left in their slots, until those are given away."""
+        self._slots = Slots(limits.num_slots)
         self.num_cached_tokens = 0
         """Prompt tokens that were not read, since another request had read them; read by other threads."""
         self._waiting: deque[Sequence] = deque()
@@ -121,7 +121,7 @@ class Decoder:
         """The network has other weights: running requests draft on over what the old ones read, and hand it to nobody."""
         self.draft_version = version
         self.lookahead.reset_model()
-        self._left = {slot: replace(tenant, num_draft_read=0) for slot, tenant in self._left.items()}
+        self._slots.forget_drafts()
         for sequence in self._all():
             sequence.has_old_draft_rows = sequence.num_draft_read > 0
 
@@ -141,18 +141,22 @@ class Decoder:
             self._end(sequence, FinishReason.CANCELLED, [])
 
     def step(self) -> None:
-        """Admit what fits, read one chunk of one prompt, then decode all running requests by one verify step."""
+        """Admit what fits; then verify what is drafted for running requests, and read on in the prompts of the others."""
         self._admit()
-        if self._prefilling:
-            self._prefill(self._prefilling[0])
-        if self._decoding:
-            self._decode([self._decoding[slot] for slot in sorted(self._decoding)])
+        started = time.perf_counter()
+        running, prompts = [self._decoding[slot] for slot in sorted(self._decoding)], self._read_on()
+        proposals = self._propose(running, num_beside=num_rows(prompts))
+        drafts = [
+            Piece(sequence=each, ids=[each.ids[-1], *proposal.ids], proposal=proposal)
+            for each, proposal in zip(running, proposals, strict=True)
+        ]
+        self._advance(drafts, prompts, started)
 
     def _all(self) -> list[Sequence]:
         return [*self._waiting, *self._prefilling, *self._decoding.values()]
 
     def _admit(self) -> None:
-        while self._waiting and self._free:
+        while self._waiting and self._slots.has_free:
             sequence = self._waiting.popleft()
             self._begin(sequence)
             self._prefilling.append(sequence)
@@ -163,8 +167,7 @@ class Decoder:
         wish = sequence.request.capture
         most = sequence.num_prompt - max(1, wish.prompt_rows if wish.payload else 0)
         running = [_tenant(s) for s in (*self._prefilling, *self._decoding.values())]
-        prefix = longest(sequence.ids, [*self._left.values(), *running], most=most, with_draft=eagle is not None)
-        sequence.slot = self._take_slot([tenant.slot for tenant in running], prefix.slot)
+        sequence.slot, prefix = self._slots.take(sequence.ids, running, most=most, with_draft=eagle is not None)
         if prefix.length < MIN_PREFIX:
             return
         if prefix.slot != sequence.slot:
@@ -176,84 +179,72 @@ class Decoder:
                 eagle.take_over(prefix.slot, sequence.slot, prefix.length)
             sequence.num_draft_read = prefix.length
 
-    def _take_slot(self, used: list[int], wanted: int) -> int:
-        """A free one, beside those that are used: neighbours are read in place. Of several the one that is wanted, else an
-        empty one, else the one that was left first, so that what it holds can be of use for long."""
-        ages = {slot: age for age, slot in enumerate(self._left, start=1)}
+    def _read_on(self) -> list[Piece]:
+        """What to read of prompts in this step, first of those who came first."""
+        left, pieces = self._num_to_read(), []
+        for sequence in self._prefilling:
+            ids = sequence.ids[sequence.num_read : sequence.num_read + left]
+            left -= len(ids)
+            if ids:
+                pieces.append(Piece(sequence=sequence, ids=ids, is_of_prompt=True))
+        return pieces
 
-        def rank(slot: int) -> tuple[int, bool, int]:
-            return max([*used, slot]) - min([*used, slot]), slot != wanted, ages.get(slot, 0)
-
-        slot = min(self._free, key=rank)
-        self._free.remove(slot)
-        self._left.pop(slot, None)
-        return slot
-
-    def _prefill(self, sequence: Sequence) -> None:
-        start = sequence.num_read
-        ids = sequence.ids[start : start + self._chunk()]
-        forward = self._forward([sequence], [ids])
-        if not bool(forward.last[-1].isfinite().all()):  # it has seen all before it
-            self._break_off(sequence)
-            return
-        sequence.num_read += len(ids)
-        self._observe(sequence, start, forward.aux, forward.last)
-        if sequence.is_prefilling:
-            return
-        self._prefilling.popleft()
-        self._decoding[sequence.slot] = sequence
-        verdict = judge([sequence], [Proposal()], self.target.logits(forward.last[-1:]))[0]
-        if verdict.is_sound:
-            self._gain(sequence, [verdict.next_id], verdict.logprobs)
-        else:
-            self._break_off(sequence)
-
-    def _chunk(self) -> int:
-        """Prompt tokens to read now, such that running streams wait for them no longer than they may."""
+    def _num_to_read(self) -> int:
+        """Prompt tokens, such that running streams wait for them no longer than they may."""
         if not self._decoding:
-            return PREFILL_CHUNK
+            return MOST_READ
         batch, cost = len(self._decoding), self.lookahead.cost
-        most_s = PREFILL_SHARE * cost.seconds(batch, batch)
-        sizes = (size for size in range(PREFILL_CHUNK, LEAST_CHUNK, -LEAST_CHUNK) if cost.alone(size) <= most_s)
-        return next(sizes, LEAST_CHUNK)
+        most_s = READING_SHARE * cost.seconds(batch, batch)
+        sizes = (size for size in range(MOST_READ, LEAST_READ, -LEAST_READ) if cost.mixed(batch + size) <= most_s)
+        return next(sizes, LEAST_READ)
 
-    def _decode(self, sequences: list[Sequence]) -> None:
-        started = time.perf_counter()
-        proposals = self._propose(sequences)
+    def _advance(self, drafts: list[Piece], prompts: list[Piece], started: float) -> None:
+        """One forward over all pieces, and what each sequence gains by it."""
         drafted = time.perf_counter()
-        rows = [[s.ids[-1], *p.ids] for s, p in zip(sequences, proposals, strict=True)]
-        forward = self._forward(sequences, rows)
-        verdicts = judge(sequences, proposals, self.target.logits(forward.last))
+        outcomes = advance(self.target, self._cache, drafts, prompts)
         now = time.perf_counter()
-        self.lookahead.observe_step(batch=len(sequences), rows=len(forward.last), verify_s=now - drafted)
-        first = 0
-        for sequence, proposal, verdict in zip(sequences, proposals, verdicts, strict=True):
-            kept, end = first + verdict.accepted + 1, first + len(proposal.ids) + 1
+        self.lookahead.observe_step(
+            batch=len(drafts),
+            rows=num_rows(drafts) + num_rows(prompts),
+            num_beside=num_rows(prompts),
+            verify_s=now - drafted,
+        )
+        for piece, rows, verdict in outcomes:
             if not verdict.is_sound:
-                first = end
-                self._break_off(sequence)
-                continue
-            start = sequence.num_read
-            sequence.num_read += kept - first
-            self._record(sequence, proposal, verdict, len(sequences), now - started)
-            self._observe(sequence, start, forward.aux[first:kept], forward.last[first:kept])
-            # Rows after the rejection of a lookup would say nothing about the draft.
-            if proposal.drafter is Drafter.EAGLE3 and sequence.request.capture.counterfactual_rows:
-                sequence.keep_rejected(forward.aux[kept:end], forward.last[kept:end])
-            self._gain(sequence, [*proposal.ids[: verdict.accepted], verdict.next_id], verdict.logprobs)
-            first = end
+                self._break_off(piece.sequence)
+            elif piece.is_of_prompt:
+                self._was_read(piece, rows, verdict)
+            else:
+                self._was_verified(piece, rows, verdict, batch=len(drafts), duration_s=now - started)
 
-    def _forward(self, sequences: list[Sequence], ids: list[list[int]]) -> Forward:
-        slots, starts = [s.slot for s in sequences], [s.num_read for s in sequences]
-        batch = self._cache.batch(slots, starts, [len(row) for row in ids])
-        flat = torch.tensor([token for row in ids for token in row], device=self.target.embedding.device)
-        return self.target.forward(flat, batch, self._cache)
+    def _was_read(self, piece: Piece, rows: Forward, verdict: Verdict) -> None:
+        sequence, start = piece.sequence, piece.sequence.num_read
+        sequence.num_read += len(piece.ids)
+        self._observe(sequence, start, rows.aux, rows.last)
+        if not sequence.is_prefilling:
+            self._prefilling.remove(sequence)
+            self._decoding[sequence.slot] = sequence
+            self._gain(sequence, [verdict.next_id], verdict.logprobs)
 
-    def _propose(self, sequences: list[Sequence]) -> list[Proposal]:
-        """The drafts of each sequence, as many and by whom the lookahead chooses; the model's in one batch."""
+    def _was_verified(self, piece: Piece, rows: Forward, verdict: Verdict, *, batch: int, duration_s: float) -> None:
+        sequence, proposal, start = piece.sequence, piece.proposal, piece.sequence.num_read
+        kept = verdict.accepted + 1
+        sequence.num_read += kept
+        self._record(sequence, proposal, verdict, batch, duration_s)
+        self._observe(sequence, start, rows.aux[:kept], rows.last[:kept])
+        # Rows after the rejection of a lookup would say nothing about the draft.
+        if proposal.drafter is Drafter.EAGLE3 and sequence.request.capture.counterfactual_rows:
+            sequence.keep_rejected(rows.aux[kept:], rows.last[kept:])
+        self._gain(sequence, [*proposal.ids[: verdict.accepted], verdict.next_id], verdict.logprobs)
+
+    def _propose(self, sequences: list[Sequence], *, num_beside: int) -> list[Proposal]:
+        """The drafts of each sequence, as many and by whom the lookahead chooses, beside so many rows of prompts; the
+        model's in one batch."""
+        if not sequences:
+            return []
         lookups = [self._look_up(sequence) for sequence in sequences]
         asks = [self._ask(sequence, lookup) for sequence, lookup in zip(sequences, lookups, strict=True)]
-        choices = self.lookahead.plan(asks)
+        choices = self.lookahead.plan(asks, num_beside=num_beside)
         chosen = [pair for pair in zip(sequences, choices, strict=True) if pair[1].drafter is Drafter.EAGLE3]
         chains = self._chains(chosen)
         proposals = []
@@ -368,7 +359,7 @@ class Decoder:
         if self.eagle is not None:
             self.eagle.forget(sequence)
         self._end(sequence, FinishReason.CANCELLED, [])
-        del self._left[sequence.slot]
+        self._slots.forget(sequence.slot)
 
     def _end(
         self,
@@ -384,8 +375,7 @@ class Decoder:
             self._prefilling.remove(sequence)
         self._decoding.pop(sequence.slot, None)
         if sequence.slot >= 0:
-            self._left[sequence.slot] = _tenant(sequence)
-            self._free.append(sequence.slot)
+            self._slots.leave(_tenant(sequence))
         finished = sequence.finished(reason)
         sequence.emit(Delta(token_ids=tuple(gained), logprobs=logprobs, finished=finished))
 

@@ -55,7 +55,7 @@ class EagleDrafter:
         # Only what came before: its next tokens are known, and drafting always finds an unread row.
         if sum(len(rows) for rows in sequence.pending_aux) > MAX_PENDING_ROWS:
             self._read([sequence])
-        sequence.pending_aux.append(aux)
+        sequence.pending_aux.append(aux.clone())  # a view would keep what the whole step has read
 
     @torch.inference_mode()
     def propose(self, sequences: list[Sequence], k: int) -> list[Proposal]:
@@ -105,8 +105,9 @@ class EagleDrafter:
         B, T = ids_BT.shape
         batch = self._cache.batch(slots, starts, [T] * B)
         rows = self.network.rows(x_BTD, ids_BT, batch.positions_R.view(B, T))
-        keys, values = self._cache.write(0, batch, rows.k.flatten(0, 1), rows.v.flatten(0, 1))
-        return self.network.finish(x_BTD, grouped_attention(rows.q, keys, values, batch.mask_BTS))
+        self._cache.write(0, batch.rows_R, rows.k.flatten(0, 1), rows.v.flatten(0, 1))
+        attended = grouped_attention(rows.q, *self._cache.read(0, batch), batch.mask_BTS)
+        return self.network.finish(x_BTD, attended)
 
     def _choose(self, sequences: list[Sequence], chains: list["_Chain"], logits_BV: Tensor) -> Tensor:
         """One more draft for each: the likeliest for greedy requests, drawn from q for sampled ones. -> target ids [B]."""

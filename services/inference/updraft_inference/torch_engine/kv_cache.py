@@ -21,10 +21,10 @@ _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Where the new rows of B sequences go. `slots` ascend; `span` is how many positions the forward looks at.
+    """Where the new rows of B sequences go that attend together. `slots` ascend; `span` is how many positions they look at.
 
     Rows are flat, those of a sequence together; only attention sees them as [B, T], where short sequences repeat their
-    last row.
+    last row. So what is much longer than others belongs in a batch of its own, and a forward takes several.
     """
 
     slots: tuple[int, ...]
@@ -126,20 +126,15 @@ class SlotCache:
         for held in (self._keys, self._values):
             held[:, slot] = 0
 
-    def write(self, layer: int, batch: Batch, k_RKE: Tensor, v_RKE: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new keys and values; return all of the batch's, each [B, span, K, E]."""
-        return (
-            self._store(self._keys[layer], batch, k_RKE),
-            self._store(self._values[layer], batch, v_RKE),
-        )
+    def write(self, layer: int, rows_R: Tensor, k_RKE: Tensor, v_RKE: Tensor) -> None:
+        """Store new keys and values where batches say (`rows_R`)."""
+        for held, new in ((self._keys, k_RKE), (self._values, v_RKE)):
+            held[layer].flatten(0, 1).index_copy_(0, rows_R, new)
 
-    @staticmethod
-    def _store(cache_NSKE: Tensor, batch: Batch, new_RKE: Tensor) -> Tensor:
-        tail = cache_NSKE.shape[2:]
-        cache_NSKE.view(-1, *tail).index_copy_(0, batch.rows_R, new_RKE)
-        if batch.gather is None:
-            return cache_NSKE[batch.slots[0] : batch.slots[-1] + 1, : batch.span]
-        return cache_NSKE[batch.gather, : batch.span]
+    def read(self, layer: int, batch: Batch) -> tuple[Tensor, Tensor]:
+        """All keys and values of the batch's sequences, each [B, span, K, E]."""
+        slots = slice(batch.slots[0], batch.slots[-1] + 1) if batch.gather is None else batch.gather
+        return self._keys[layer][slots, : batch.span], self._values[layer][slots, : batch.span]
 
 
 def _memory_bytes() -> int:

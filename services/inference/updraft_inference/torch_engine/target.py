@@ -8,7 +8,7 @@ Every forward also yields what learning needs: the auxiliary states and the last
 Tensors: R new rows of all sequences, D hidden, H heads, K key-value heads, E head size, A auxiliary, V vocabulary.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -54,11 +54,12 @@ class _Layer:
 
 
 class _Sight(NamedTuple):
-    """Where new tokens are and what they see, for one kind of layer: rotation [R, 1, E] and additive mask [B, T, S]."""
+    """Where new tokens are and what they see, for one kind of layer: rotation [R, 1, E] and of each batch the additive mask
+    [B, T, S]."""
 
     cos: Tensor
     sin: Tensor
-    mask: Tensor | None
+    masks: list[Tensor | None]
 
 
 class Target:
@@ -105,27 +106,33 @@ class Target:
             raise InvalidInput(f"the model in {folder} cannot be served: {error}") from None
 
     @torch.inference_mode()
-    def forward(self, ids_R: Tensor, batch: Batch, cache: SlotCache) -> Forward:
-        """Run the new tokens `ids_R` of `batch`, writing their keys and values into `cache`."""
-        c = self.config
+    def forward(self, ids_R: Tensor, batches: Sequence[Batch], cache: SlotCache) -> Forward:
+        """Run the new tokens `ids_R` of all batches, one after the other, writing their keys and values into `cache`."""
+        c, sizes = self.config, [len(batch.rows_R) for batch in batches]
+        rows_R, positions_R = _joined([b.rows_R for b in batches]), _joined([b.positions_R for b in batches])
         x = F.embedding(ids_R, self.embedding)
         if c.family.is_embedding_scaled:
             x = x * self._embedding_scale
-        sights = {is_sliding: self._sight(batch, is_sliding=is_sliding) for is_sliding in self._tables}
+        sights = {is_sliding: self._sight(positions_R, batches, is_sliding=is_sliding) for is_sliding in self._tables}
         aux: list[Tensor] = []
         split = [c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim, c.num_kv_heads * c.head_dim]
         for i, layer in enumerate(self._layers):
             if i in c.aux_layers:
                 aux.append(x)
-            cos, sin, mask = sights[layer.is_sliding]
+            cos, sin, masks = sights[layer.is_sliding]
             q, k, v = torch.split(layer.qkv(rms_norm(x, layer.input_norm, c.rms_norm_eps)), split, -1)
             q, k = q.view(-1, c.num_heads, c.head_dim), k.view(-1, c.num_kv_heads, c.head_dim)
             if layer.q_norm is not None and layer.k_norm is not None:
                 q, k = rms_norm(q, layer.q_norm, c.rms_norm_eps), rms_norm(k, layer.k_norm, c.rms_norm_eps)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-            keys, values = cache.write(i, batch, k, v.view(-1, c.num_kv_heads, c.head_dim))
-            attended = batch.collect(grouped_attention(batch.spread(q), keys, values, mask, scale=c.attention_scale))
-            x = self._add(x, layer.o(attended), layer.attention_norm)
+            cache.write(i, rows_R, k, v.view(-1, c.num_kv_heads, c.head_dim))
+            attended = [
+                batch.collect(
+                    grouped_attention(batch.spread(own), *cache.read(i, batch), mask, scale=c.attention_scale)
+                )
+                for batch, own, mask in zip(batches, torch.split(q, sizes), masks, strict=True)
+            ]
+            x = self._add(x, layer.o(_joined(attended)), layer.attention_norm)
             gate, up = layer.gate_up(rms_norm(x, layer.mlp_input_norm, c.rms_norm_eps)).chunk(2, -1)
             x = self._add(x, layer.down(self._activation(gate) * up), layer.mlp_norm)
         return Forward(torch.cat(aux, -1), rms_norm(x, self._final_norm, c.rms_norm_eps))
@@ -133,20 +140,29 @@ class Target:
     def _add(self, x: Tensor, y: Tensor, norm: Tensor | None) -> Tensor:
         return x + (y if norm is None else rms_norm(y, norm, self.config.rms_norm_eps))
 
-    def _sight(self, batch: Batch, *, is_sliding: bool) -> _Sight:
+    def _sight(self, positions_R: Tensor, batches: Sequence[Batch], *, is_sliding: bool) -> _Sight:
         cos, sin = self._tables[is_sliding]
+        masks = [self._sliding(batch) if is_sliding else batch.mask_BTS for batch in batches]
+        return _Sight(cos[positions_R].unsqueeze(1), sin[positions_R].unsqueeze(1), masks)
+
+    def _sliding(self, batch: Batch) -> Tensor | None:
+        """A batch's mask where layers see no further than the window."""
         mask = batch.mask_BTS
-        if is_sliding and batch.span > self.config.window:  # else everything is within reach
-            key_positions = torch.arange(batch.span, device=cos.device)
-            lost = key_positions <= (batch.spread(batch.positions_R) - self.config.window)[..., None]
-            mask = cos.new_zeros(lost.shape) if mask is None else mask
-            mask = mask.masked_fill(lost, float("-inf"))
-        return _Sight(cos[batch.positions_R].unsqueeze(1), sin[batch.positions_R].unsqueeze(1), mask)
+        if batch.span <= self.config.window:  # everything is within reach
+            return mask
+        key_positions = torch.arange(batch.span, device=batch.positions_R.device)
+        lost = key_positions <= (batch.spread(batch.positions_R) - self.config.window)[..., None]
+        mask = self.embedding.new_zeros(lost.shape) if mask is None else mask
+        return mask.masked_fill(lost, float("-inf"))
 
     @torch.inference_mode()
     def logits(self, last: Tensor) -> Tensor:
         """Logits [..., V] of last hidden states [..., D]."""
         return self._head(last)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -31,6 +31,7 @@ class Verdict:
     is_sound: bool = True
 
 
+SOUND = Verdict(accepted=0, next_id=0, target_log_probs=[])
 UNSOUND = Verdict(accepted=0, next_id=0, target_log_probs=[], is_sound=False)
 
 

@@ -51,6 +51,6 @@ def _seconds(target: Target, cache: SlotCache, rows: int) -> float:
     device = target.embedding.device
     ids = torch.arange(rows, device=device) % target.config.vocab_size
     started = time.perf_counter()
-    forward = target.forward(ids, cache.batch([0], [0], [rows]), cache)
+    forward = target.forward(ids, [cache.batch([0], [0], [rows])], cache)
     int(target.logits(forward.last).argmax(-1)[0])  # until a device has done its work
     return time.perf_counter() - started

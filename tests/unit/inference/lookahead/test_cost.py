@@ -67,3 +67,15 @@ def test_whatever_is_seen_costs_stay_positive(steps: list[tuple[int, int, float]
     for batch, drafts, seconds in steps:
         table.observe(batch, batch + drafts, seconds)
         assert 0 < table.seconds(batch, batch + drafts) < 100
+
+
+def test_what_steps_with_prompts_take_is_known_after_a_few_and_moves_no_other_kind() -> None:
+    table = CostTable(CURVE)
+    assert table.mixed(64) == 0.092
+    for _ in range(5):
+        table.observe_mixed(64, 0.184)  # a long context
+    assert table.mixed(36) == pytest.approx(2 * 0.064, rel=0.05)
+    assert table.seconds(8, 8) == 0.036
+
+    table.observe_mixed(64, 9.2)
+    assert table.mixed(64) < 2 * 0.184

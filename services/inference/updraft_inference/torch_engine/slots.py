@@ -1,0 +1,51 @@
+"""Who holds which slot, and what those who left theirs can still give to others."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from updraft_inference.torch_engine.prefix import Prefix, Tenant, longest
+
+
+class Slots:
+    """The slots of a cache. Whoever leaves one leaves what it holds, until it is given away."""
+
+    def __init__(self, num_slots: int) -> None:
+        self._free = list(range(num_slots))
+        self._left: dict[int, Tenant] = {}
+
+    @property
+    def has_free(self) -> bool:
+        """Somebody can take one."""
+        return bool(self._free)
+
+    def take(self, prompt: list[int], running: Iterable[Tenant], *, most: int, with_draft: bool) -> tuple[int, Prefix]:
+        """A free slot, and what is held already of the prompt: in this slot or in another one. See `prefix.longest`."""
+        tenants = list(running)
+        prefix = longest(prompt, [*self._left.values(), *tenants], most=most, with_draft=with_draft)
+        slot = self._best([tenant.slot for tenant in tenants], prefix.slot)
+        self._free.remove(slot)
+        self._left.pop(slot, None)
+        return slot, prefix
+
+    def leave(self, tenant: Tenant) -> None:
+        """Free a slot, and remember what it holds."""
+        self._left[tenant.slot] = tenant
+        self._free.append(tenant.slot)
+
+    def forget(self, slot: int) -> None:
+        """What this free slot holds is of use to nobody."""
+        del self._left[slot]
+
+    def forget_drafts(self) -> None:
+        """What the draft has read is of use to nobody."""
+        self._left = {slot: replace(tenant, num_draft_read=0) for slot, tenant in self._left.items()}
+
+    def _best(self, used: list[int], wanted: int) -> int:
+        """A free one, beside those that are used: neighbours are read in place. Of several the one that is wanted, else an
+        empty one, else the one that was left first, so that what it holds can be of use for long."""
+        ages = {slot: age for age, slot in enumerate(self._left, start=1)}
+
+        def rank(slot: int) -> tuple[int, bool, int]:
+            return max([*used, slot]) - min([*used, slot]), slot != wanted, ages.get(slot, 0)
+
+        return min(self._free, key=rank)
