@@ -120,7 +120,7 @@ bench-teacher: install ## Compare what a draft learns from top-k teachers and fr
 	$(PY) -m bench.teacher.teacher $(ARGS)
 
 bench-serving: install ## Compare the built-in engine with transformers, vLLM and itself (1 hour; ARGS=--quick: 5)
-	$(PY) -W ignore -m bench.serving.serving $(ARGS)
+	$(PY) -W ignore -m bench.serving $(ARGS)
 
 bench-sglang: sglang-build ## Measure what capture and swaps cost a stock SGLang server on this CPU (10 minutes)
 	$(PY) -m bench.sglang.sglang $(ARGS)

@@ -1,6 +1,7 @@
 """A real Redis for whoever asks for it, and a look after each test at what it left behind."""
 
 import asyncio
+import os
 import shutil
 import signal
 import tempfile
@@ -14,6 +15,9 @@ from tests.support.redis_server import RedisServer
 from tests.support.wait import until
 
 from updraft_chassis import streams
+
+# Tests share the cores: a thread of OpenMP that waits gives its core away. Read when torch is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 # Who runs in the background may have been told to ignore Ctrl-C, and every process that a test starts would too.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,5 +1,5 @@
-"""What does a second pool of torch's threads cost? `python -m bench.serving.pools`: the steps of plain decoding with eight
-streams on a thread of their own, with and without a pool that another thread once computed with. See ADR 0016.
+"""What do torch's threads cost each other? `python -m bench.serving.pools`: steps of plain decoding with eight streams on a
+thread of their own, alone on the machine and beside a busy process. See `torch_engine/worker.py`, `openmp.py`, ADR 0016.
 
 Each arm is a process, for a pool ends with its thread and never before. They take turns.
 """
@@ -7,10 +7,16 @@ Each arm is a process, for a pool ends with its thread and never before. They ta
 import argparse
 import multiprocessing
 import os
-import threading
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import median
+from subprocess import Popen
 
 import torch
 from bench.serving import figures
@@ -22,17 +28,33 @@ from updraft_cli import output
 from updraft_cli.folders import cache_folder
 from updraft_cli.model import model_folder
 from updraft_inference.engine.port import Drafter
+from updraft_inference.openmp import SPINS
 from updraft_inference.torch_engine.worker import on_passing_thread
 
-ALONE, BESIDE = "one pool", "beside another one"
 _BATCH, _WARM_UP_STEPS = 8, 8
 
 
-def step_ms(model: Path, threads: int, steps: int, arm: str) -> float:
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """How threads wait (None: as OpenMP does by itself), and if another thread has a pool as well."""
+
+    name: str
+    spins: int | None
+    has_second_pool: bool = False
+
+
+ARMS = (
+    Arm("one pool, which waits briefly", SPINS),
+    Arm("one pool, which waits as OpenMP does", None),
+    Arm("beside another pool", None, has_second_pool=True),
+)
+
+
+def step_ms(model: Path, threads: int, steps: int, arm: Arm) -> float:
     """Median of the steps, on a thread of their own."""
     torch.set_num_threads(threads)
-    if arm == BESIDE:
-        _compute()  # on this thread, which stays
+    if arm.has_second_pool:
+        torch.ones(1 << 20).add_(1)  # large enough for several threads, on this thread, which stays
     asked = prompts(Words.open(model), "chat", _BATCH, seed=SEED, is_held_out=True)
     tokens = 2 * _BATCH + _WARM_UP_STEPS + steps + 1
 
@@ -47,33 +69,46 @@ def step_ms(model: Path, threads: int, steps: int, arm: str) -> float:
     return on_passing_thread(measured)
 
 
-def _compute() -> None:
-    """Something that is large enough for several threads."""
-    torch.ones(1 << 20).add_(1)
-    assert threading.current_thread() is threading.main_thread()
+@contextmanager
+def waiting(spins: int | None) -> Iterator[None]:
+    """Of the processes that start in this block; the variable is read when torch is loaded."""
+    os.environ.pop("GOMP_SPINCOUNT", None)
+    if spins is not None:
+        os.environ["GOMP_SPINCOUNT"] = str(spins)
+    yield
+    os.environ.pop("GOMP_SPINCOUNT", None)
+
+
+@contextmanager
+def neighbour() -> Iterator[None]:
+    """A process that never rests."""
+    with Popen([sys.executable, "-c", "while True: pass"]) as process:
+        try:
+            yield
+        finally:
+            process.kill()
 
 
 def main() -> None:
-    """Measure both arms in turn, and print their medians."""
+    """Measure all arms in turn, and print their medians."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    model = model_folder(cache_folder(os.environ))
-    found: dict[str, list[float]] = {ALONE: [], BESIDE: []}
-    context = multiprocessing.get_context("spawn")
+    model, context = model_folder(cache_folder(os.environ)), multiprocessing.get_context("spawn")
+    found: defaultdict[tuple[Arm, bool], list[float]] = defaultdict(list)
     for round_ in range(arguments.rounds):
-        for arm in in_turn((ALONE, BESIDE), round_):
-            with ProcessPoolExecutor(1, mp_context=context) as process:
-                found[arm].append(process.submit(step_ms, model, arguments.threads, arguments.steps, arm).result())
-    table = output.table("torch's threads", ">ms a step", "~quartiles (rounds)")
-    for arm, values in found.items():
-        spread = figures.spread(values)
-        assert spread is not None
-        table.add_row(arm, f"{spread.median:.1f}", f"{spread.low:.1f} to {spread.high:.1f} ({spread.count})")
-    ratio = median(b / a for a, b in zip(found[ALONE], found[BESIDE], strict=True))
-    output.console().print(table, f"A second pool makes a step last {ratio:.2f} times as long.")
+        for is_beside, arm in product((False, True), in_turn(ARMS, round_)):
+            beside = neighbour() if is_beside else nullcontext()
+            with waiting(arm.spins), beside, ProcessPoolExecutor(1, mp_context=context) as process:
+                ms = process.submit(step_ms, model, arguments.threads, arguments.steps, arm).result()
+            found[arm, is_beside].append(ms)
+    table = output.table("torch's threads", *(f">{where}, ms a step" for where in ("alone", "beside a busy process")))
+    for arm in ARMS:
+        spreads = [figures.spread(found[arm, is_beside]) for is_beside in (False, True)]
+        table.add_row(arm.name, *(f"{one.median:.1f} ({one.low:.1f} to {one.high:.1f})" for one in spreads if one))
+    output.console().print(table)
 
 
 if __name__ == "__main__":

@@ -202,7 +202,3 @@ def _result(started: datetime, measured: figures.Measured, lines: Sequence[Line]
         bars=tuple(line.bar for line in lines),
         samples=measured.rows(),
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -33,7 +33,7 @@ def filtered_probs(
     """
     if temperature <= 0:
         raise ValueError("temperature must be positive: 0 is greedy and needs no distribution")
-    logits = logits_TV.float() / temperature
+    logits = logits_TV.float() if temperature == 1.0 else logits_TV.float() / temperature
     if min_p > 0:
         logits = logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(min_p), float("-inf"))
     if 0 < top_k < logits.shape[-1]:

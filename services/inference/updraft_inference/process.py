@@ -1,5 +1,6 @@
 """The inference process: its settings first, which cost nothing, and torch after them."""
 
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -7,6 +8,7 @@ from pathlib import Path
 
 from updraft_chassis import lifecycle, logs, settings
 from updraft_inference.engine.port import Drafter, Engine, FinishedSink
+from updraft_inference.openmp import wait_briefly
 from updraft_inference.settings import InferenceSettings
 
 PROCESS = "updraft-inference"
@@ -16,6 +18,8 @@ def main(environ: Mapping[str, str]) -> None:
     """Run until SIGTERM or SIGINT."""
     loaded = settings.load(InferenceSettings, environ)
     logs.configure(process="inference", level=loaded.log_level, format=loaded.log_format)
+    if loaded.engine == "torch":
+        wait_briefly(os.environ)
     from updraft_inference import composition  # noqa: PLC0415 - torch: bad settings first
 
     async def serve(stop: lifecycle.Stop) -> None:

@@ -12,6 +12,9 @@ from updraft_inference.torch_engine.sequence import Proposal, Sequence
 from updraft_inference.torch_engine.target import Forward, Target
 from updraft_inference.torch_engine.verify import SOUND, UNSOUND, Verdict, judge
 
+CALL_ROWS = 16
+"""Attention of a sequence by itself costs as much more than in a batch as so many rows in the batch."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
@@ -64,19 +67,52 @@ def advance(target: Target, cache: SlotCache, drafts: list[Piece], prompts: list
     ]
 
 
+class _Span(NamedTuple):
+    """Some rows of a piece, from its row `first` on."""
+
+    piece: int
+    first: int
+    num: int
+
+
 def _forward(target: Target, cache: SlotCache, drafts: list[Piece], prompts: list[Piece]) -> Forward:
-    """Drafts attend together, prompts each alone: they are much longer."""
-    groups = [group for group in (drafts, *([piece] for piece in prompts)) if group]
+    """Of all rows, those of a piece together."""
+    pieces, groups = (
+        [*drafts, *prompts],
+        _groups([len(piece.ids) for piece in drafts], [len(piece.ids) for piece in prompts]),
+    )
     batches = [
         cache.batch(
-            [piece.sequence.slot for piece in group],
-            [piece.sequence.num_read for piece in group],
-            [len(piece.ids) for piece in group],
+            [pieces[span.piece].sequence.slot for span in group],
+            [pieces[span.piece].sequence.num_read + span.first for span in group],
+            [span.num for span in group],
         )
         for group in groups
     ]
-    ids = [token for group in groups for piece in group for token in piece.ids]
-    return target.forward(torch.tensor(ids, device=target.embedding.device), batches, cache)
+    spans = [span for group in groups for span in group]
+    ids = [token for at, first, num in spans for token in pieces[at].ids[first : first + num]]
+    forward = target.forward(torch.tensor(ids, device=target.embedding.device), batches, cache)
+    places = [(span.piece, span.first + n) for span in spans for n in range(span.num)]
+    order = sorted(range(len(places)), key=places.__getitem__)
+    if order == list(range(len(places))):
+        return forward
+    by_piece = torch.tensor(order, device=forward.aux.device)
+    return Forward(forward.aux[by_piece], forward.last[by_piece])
+
+
+def _groups(drafts: list[int], prompts: list[int]) -> list[list[_Span]]:
+    """Which rows attend together, by the number of rows of each piece: prompts each alone, for they are much longer.
+
+    Drafts are padded to the longest. Where few have many, the first rows of all attend together, and what each has more alone.
+    """
+    more, after = [rows - 1 for rows in drafts], len(drafts)
+    alone = [[_Span(after + i, 0, rows)] for i, rows in enumerate(prompts)]
+    if not drafts:
+        return alone
+    if sum(rows + CALL_ROWS for rows in more if rows) < len(drafts) * max(more):
+        heads = [_Span(i, 0, 1) for i in range(len(drafts))]
+        return [heads, *([_Span(i, 1, rows)] for i, rows in enumerate(more) if rows), *alone]
+    return [[_Span(i, 0, rows) for i, rows in enumerate(drafts)], *alone]
 
 
 def _unended(rows: Forward) -> Verdict:

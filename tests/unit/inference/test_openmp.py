@@ -1,0 +1,18 @@
+"""How long idle threads wait is the engine's choice unless the user made one."""
+
+import pytest
+
+from updraft_inference.openmp import wait_briefly
+
+
+def test_idle_threads_wait_briefly() -> None:
+    environ: dict[str, str] = {}
+    wait_briefly(environ)
+    assert 0 < int(environ["GOMP_SPINCOUNT"]) < 300_000
+
+
+@pytest.mark.parametrize("said", [{"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "ACTIVE"}])
+def test_what_the_user_said_stands(said: dict[str, str]) -> None:
+    environ = said.copy()
+    wait_briefly(environ)
+    assert environ == said
