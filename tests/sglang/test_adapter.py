@@ -2,12 +2,9 @@
 
 import asyncio
 import logging
-import shutil
 import statistics
-import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -16,12 +13,12 @@ import httpx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.contract.engine_contract import MAX_QUEUED, NUM_SLOTS, EngineContract, asking, whole
-from tests.sglang.models import continuation, cycle_draft, write_cycle_target
-from tests.sglang.server import Server
+from tests.contract.engine_contract import EngineContract, asking, whole
+from tests.sglang.attaching import NUM_STEPS, Setting, attached, started
+from tests.sglang.models import continuation, cycle_draft
 from tests.support.ports import free_port
 from tests.support.processes import Process, scrape
-from tests.support.tiny_target import DRAFT_VOCAB, save_draft
+from tests.support.tiny_target import save_draft
 from tests.support.wait import LONG_S, until
 
 from updraft_chassis.errors import Conflict, InvalidInput, Unavailable
@@ -34,8 +31,7 @@ from updraft_inference.engine.port import (
     FinishReason,
     GenerationRequest,
 )
-from updraft_inference.sglang_engine import admin_key, arguments, plugin_folder, seed
-from updraft_inference.sglang_engine.engine import SglangEngine, SglangOptions, opened
+from updraft_inference.sglang_engine.engine import SglangEngine
 from updraft_inference.sglang_engine.server import Event, SglangServer
 from updraft_inference.sglang_engine.switch import LOADER
 
@@ -43,71 +39,17 @@ pytestmark = [pytest.mark.timeout(900), pytest.mark.lasts(300)]
 
 logger = logging.getLogger(__name__)
 
-NUM_STEPS = 2
-CONTEXT = 128
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """A server, what it was started with, and drafts of its lineage."""
-
-    server: Server
-    folder: Path
-    socket: Path
-    admin: str
-
-    @property
-    def target(self) -> Path:
-        return self.folder / "target"
-
-    def options(self, **more: Any) -> SglangOptions:
-        said = SglangOptions(model=self.target, socket=self.socket, note=self.folder / "swap", max_queued=MAX_QUEUED)
-        return replace(said, **more)
-
-
-@asynccontextmanager
-async def attached(
-    setting: Setting, heard: list[Finished], server: SglangServer | None = None, **more: Any
-) -> AsyncIterator[SglangEngine]:
-    async with AsyncExitStack() as stack:
-        if server is None:
-            server = await stack.enter_async_context(SglangServer(setting.server.url, admin_key=setting.admin))
-        yield await stack.enter_async_context(opened(setting.options(**more), server, heard.append))
-
 
 @pytest.fixture(scope="module")
 def setting() -> Iterator[Setting]:
-    """On a target whose drafts are accepted as often as one likes; two slots, no prefix cache."""
-    folder = Path(tempfile.mkdtemp(prefix="updraft-"))  # short enough for a Unix socket
-    target = write_cycle_target(folder / "target")
-    socket, key_file = folder / "s", folder / "server.yaml"
-    admin_key.write(key_file)
-    server = Server(
-        target,
-        folder / "server.log",
-        arguments=[
-            *arguments.speculation(seed.write(target, folder / "seed", draft_vocab_size=DRAFT_VOCAB), NUM_STEPS),
-            *("--config", str(key_file), "--max-running-requests", str(NUM_SLOTS), "--disable-radix-cache"),
-            *("--context-length", str(CONTEXT + 6)),
-        ],
-        plugins=[plugin_folder.write(folder / "plugin")],
-        variables={arguments.SOCKET_VARIABLE: str(socket), "UPDRAFT_SGLANG_TOP_K": "8"},
-    )
-    with server:
-        yield Setting(server=server, folder=folder, socket=socket, admin=admin_key.read(key_file))
-    shutil.rmtree(folder, ignore_errors=True)
+    with started() as setting:
+        yield setting
 
 
 @pytest.fixture(scope="module")
 def drafts(setting: Setting) -> list[DraftOnDisk]:
     """A poor one and a good one."""
-    return [saved(setting, version, quality) for version, quality in ((1, 0.3), (2, 1.0))]
-
-
-def saved(setting: Setting, version: int, quality: float) -> DraftOnDisk:
-    folder = setting.folder / "drafts" / str(version)
-    digest = save_draft(cycle_draft(setting.target, quality=quality), folder)
-    return DraftOnDisk(version=version, folder=folder, tensors_digest=digest)
+    return [setting.saved(version, quality) for version, quality in ((1, 0.3), (2, 1.0))]
 
 
 @pytest.fixture
@@ -372,7 +314,7 @@ def test_the_process_serves_beside_the_server_and_ends_alone(setting: Setting, t
         "UPDRAFT_INFERENCE_MODEL": str(setting.target),
         "UPDRAFT_INFERENCE_ENGINE": "sglang",
         "UPDRAFT_INFERENCE_ATTACH": setting.server.url,
-        "UPDRAFT_INFERENCE_SGLANG_ADMIN_KEY_FILE": str(setting.folder / "server.yaml"),
+        "UPDRAFT_INFERENCE_SGLANG_ADMIN_KEY_FILE": str(setting.key_file),
         "UPDRAFT_INFERENCE_SGLANG_SOCKET": str(setting.socket),
         "UPDRAFT_INFERENCE_DATA_DIR": str(tmp_path),
         "UPDRAFT_INFERENCE_PORT": str(port),

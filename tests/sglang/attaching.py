@@ -1,0 +1,84 @@
+"""A stock server with Updraft's plugin on the cycle target, started as the adapter needs it, and engines that attach to it."""
+
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tests.contract.engine_contract import MAX_QUEUED, NUM_SLOTS
+from tests.sglang.models import cycle_draft, write_cycle_target
+from tests.sglang.server import Server
+from tests.support.tiny_target import DRAFT_VOCAB, save_draft
+
+from updraft_inference.engine.port import DraftOnDisk, Finished
+from updraft_inference.sglang_engine import admin_key, arguments, plugin_folder, seed
+from updraft_inference.sglang_engine.engine import SglangEngine, SglangOptions, opened
+from updraft_inference.sglang_engine.server import SglangServer
+
+NUM_STEPS = 2
+CONTEXT = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """A server, what it was started with, and drafts of its lineage."""
+
+    server: Server
+    folder: Path
+    socket: Path
+    admin: str
+
+    @property
+    def target(self) -> Path:
+        return self.folder / "target"
+
+    @property
+    def key_file(self) -> Path:
+        return self.folder / "server.yaml"
+
+    def options(self, **more: Any) -> SglangOptions:
+        said = SglangOptions(model=self.target, socket=self.socket, note=self.folder / "swap", max_queued=MAX_QUEUED)
+        return replace(said, **more)
+
+    def saved(self, version: int, quality: float) -> DraftOnDisk:
+        """A draft of which this share of proposals is right."""
+        folder = self.folder / "drafts" / str(version)
+        digest = save_draft(cycle_draft(self.target, quality=quality), folder)
+        return DraftOnDisk(version=version, folder=folder, tensors_digest=digest)
+
+
+@contextmanager
+def started() -> Iterator[Setting]:
+    """On a target whose drafts are accepted as often as one likes; two slots, no prefix cache."""
+    folder = Path(tempfile.mkdtemp(prefix="updraft-"))  # short enough for a Unix socket
+    target = write_cycle_target(folder / "target")
+    socket, key_file = folder / "s", folder / "server.yaml"
+    admin_key.write(key_file)
+    server = Server(
+        target,
+        folder / "server.log",
+        arguments=[
+            *arguments.speculation(seed.write(target, folder / "seed", draft_vocab_size=DRAFT_VOCAB), NUM_STEPS),
+            *("--config", str(key_file), "--max-running-requests", str(NUM_SLOTS), "--disable-radix-cache"),
+            *("--context-length", str(CONTEXT + 6)),
+        ],
+        plugins=[plugin_folder.write(folder / "plugin")],
+        variables={arguments.SOCKET_VARIABLE: str(socket), "UPDRAFT_SGLANG_TOP_K": "8"},
+    )
+    with server:
+        yield Setting(server=server, folder=folder, socket=socket, admin=admin_key.read(key_file))
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@asynccontextmanager
+async def attached(
+    setting: Setting, heard: list[Finished], server: SglangServer | None = None, **more: Any
+) -> AsyncIterator[SglangEngine]:
+    """An engine over it for the length of the block; `more` are options."""
+    async with AsyncExitStack() as stack:
+        if server is None:
+            server = await stack.enter_async_context(SglangServer(setting.server.url, admin_key=setting.admin))
+        yield await stack.enter_async_context(opened(setting.options(**more), server, heard.append))
