@@ -15,7 +15,7 @@ from typing import Self
 
 import torch
 
-from updraft_chassis.errors import Conflict, Corrupt, Forbidden, Unavailable, UpdraftError
+from updraft_chassis.errors import Conflict, Corrupt, Forbidden, InvalidInput, Unavailable, UpdraftError
 from updraft_inference.engine.port import DraftOnDisk, Loaded, Swapped
 from updraft_inference.sglang_engine import proof
 from updraft_inference.sglang_engine.held import Held, Vocabulary, read_draft, read_seed
@@ -50,8 +50,13 @@ class DraftSwitch:
     async def open(cls, server: SglangServer, info: ServerInfo, note: Path) -> Self:
         """Read the seed that the server started with. InvalidInput if it cannot be used, Forbidden without the admin key.
 
-        `note` is a file that exists during a swap: where it is left, an agent died in one, and its pause is ended.
+        `note` is a file that exists during a swap: where it is left, an agent died in one, and its pause is ended. Its folder
+        may not exist yet; InvalidInput if it cannot be made.
         """
+        try:
+            note.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidInput(f"cannot write {note} ({error.strerror}); set UPDRAFT_INFERENCE_DATA_DIR") from error
         vocabulary, seed = await asyncio.to_thread(read_seed, Path(info.draft_path), info)
         switch = cls(server, info, vocabulary, seed, note)
         if switch.was_cut_off:

@@ -256,6 +256,24 @@ class TestStart:
             assert not fake.has_session
         assert not options.note.exists()
 
+    async def test_a_data_folder_that_is_not_there_yet_is_made_before_the_first_swap(
+        self, fake: FakeSglang, options: SglangOptions, tmp_path: Path
+    ) -> None:
+        fake.held["draft.lm_head.weight"] = "0" * 16
+        new = replace(options, note=tmp_path / "new" / "swap")
+
+        async with SglangServer(fake.url, admin_key=ADMIN) as server, opened(new, server, lambda _: None) as engine:
+            assert engine.loaded.version == 0
+
+    async def test_a_data_folder_that_cannot_be_made_is_told(
+        self, fake: FakeSglang, options: SglangOptions, tmp_path: Path
+    ) -> None:
+        (tmp_path / "file").touch()
+
+        refusal = await self.refused(fake, replace(options, note=tmp_path / "file" / "swap"))
+
+        assert "UPDRAFT_INFERENCE_DATA_DIR" in refusal
+
     async def test_weights_that_nobody_can_prove_are_replaced_by_the_first_draft(
         self, fake: FakeSglang, options: SglangOptions
     ) -> None:
