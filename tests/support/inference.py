@@ -56,12 +56,13 @@ class RunningPod:
 async def running_pod(
     folder: Path,
     engine: FakeEngine | None = None,
+    /,
     *,
     open_engine: OpenEngine | None = None,
     template: str | None = TEMPLATE,
     **values: object,
 ) -> AsyncIterator[RunningPod]:
-    """Serve `folder`/tiny until the block ends; `values` are settings. `open_engine` replaces the fake."""
+    """Serve `folder`/tiny until the block ends; `values` are settings (also `engine`). `open_engine` replaces the fake."""
     fake = engine or FakeEngine()
     port = free_port()
     defaults = {"port": port, "data_dir": folder / "data", "drain_seconds": 2.0, "report_seconds": 0.05}
