@@ -1,9 +1,10 @@
-"""A pod beside a real SGLang, whose Redis and registry are killed under it, and drafts that are not for it.
+"""A pod beside a real SGLang, whose Redis and registry are killed under it, and drafts that it must not serve.
 
 The cycle target says beforehand what each answer is, so a token that an outage cost would be seen.
 """
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -11,22 +12,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from google.protobuf import json_format
-from tests.sglang.attaching import Setting, started
+from safetensors.torch import load_file, save_file
+from tests.contract.engine_contract import asking, whole
+from tests.sglang.attaching import Setting, attached, started
 from tests.sglang.models import continuation, cycle_draft, write_version
 from tests.support.inference import MODEL, RunningPod, running_pod
 from tests.support.publishing import pin
 from tests.support.redis_server import RedisServer
 from tests.support.registry import RegistryProcess
 from tests.support.wait import until
+from torch import Tensor
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft.registry.v1.registry_pb2_grpc import RegistryStub
 from updraft.trace.v1 import trace_pb2
 from updraft_chassis import rpc, streams, transfer
+from updraft_chassis.errors import Corrupt, InvalidInput, Unavailable, UpdraftError
 from updraft_chassis.lifecycle import Stop
 from updraft_draft import checkpoint
 from updraft_inference.process import open_sglang
+from updraft_inference.sglang_engine.server import SglangServer
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.lasts(60)]
 
@@ -221,6 +228,63 @@ async def test_a_draft_for_another_tokenizer_is_refused_by_the_pod_and_the_next_
             await answered(running, version=0)
             await pin(registry.address, await publish(setting, registry, 0.5))
             await until(partial(serves, running, 2), what="a draft for this one")
+
+
+class Overtaken(SglangServer):
+    """Something happens to a draft's file between the agent's look at it and the server's."""
+
+    happen: Callable[[], object] = staticmethod(lambda: None)
+
+    async def begin_update(self) -> None:
+        await super().begin_update()
+        self.happen()
+
+
+def changed(change: Callable[[dict[str, Tensor]], None], path: Path) -> None:
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def infinite(tensors: dict[str, Tensor]) -> None:
+    tensors["fc.weight"][0, 0] = torch.inf
+
+
+def narrow(tensors: dict[str, Tensor]) -> None:
+    tensors["norm.weight"] = tensors["norm.weight"][:-1].clone()
+
+
+def other_tokens(tensors: dict[str, Tensor]) -> None:
+    tensors["d2t"][-1] += 1
+
+
+@pytest.mark.parametrize(
+    ("happen", "error"),
+    [
+        pytest.param(partial(changed, infinite), Corrupt("fc.weight holds values that are not finite"), id="infinite"),
+        pytest.param(lambda path: os.truncate(path, 5000), Corrupt("cannot be read"), id="cut off"),
+        pytest.param(partial(changed, narrow), InvalidInput("norm.weight has shape"), id="another shape"),
+        pytest.param(partial(changed, other_tokens), InvalidInput("is for other tokens"), id="another vocabulary"),
+        pytest.param(Path.unlink, Unavailable("cannot be read"), id="not there, which is not the draft's fault"),
+    ],
+)
+async def test_what_the_loader_in_the_server_refuses_for_good_is_the_drafts(
+    setting: Setting, tmp_path: Path, happen: Callable[[Path], object], error: UpdraftError
+) -> None:
+    good, bad = setting.saved(1, 1.0), setting.saved(2, 0.5)
+    weights = bad.folder / checkpoint.WEIGHTS
+    async with (
+        Overtaken(setting.server.url, admin_key=setting.admin) as server,
+        attached(setting, [], server, hello_s=0.0) as engine,
+    ):
+        await engine.swap(good)
+        server.happen = lambda: happen(weights)
+
+        with pytest.raises(type(error), match=str(error)):
+            await engine.swap(bad)
+
+        assert (await engine.verify()).tensors_digest == good.tensors_digest
+        assert len((await whole(engine, asking("a")))[0]) == 12
 
 
 def told(caplog: pytest.LogCaptureFixture, sentence: str) -> bool:

@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Self, assert_never
 
 import torch
 
@@ -21,6 +21,7 @@ from updraft_inference.sglang_engine import proof
 from updraft_inference.sglang_engine.held import Held, Vocabulary, read_draft, read_seed
 from updraft_inference.sglang_engine.server import Named, RankChecksums, ServerInfo, SglangServer
 from updraft_inference.sglang_engine.sums import label
+from updraft_sglang import refusals
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,10 @@ class DraftSwitch:
             await self._change(self._seed)
 
     async def swap(self, draft: DraftOnDisk | None) -> Swapped:
-        """See the port. Unavailable for troubles of the server, which say nothing about the draft."""
+        """See the port: Corrupt and InvalidInput also by the word of the loader in the server, which reads the folder itself.
+
+        Unavailable for troubles of the server, which say nothing about the draft.
+        """
         held = self._seed
         if draft is not None:
             held = await asyncio.to_thread(read_draft, draft, self._vocabulary, self._info)
@@ -168,6 +172,8 @@ class DraftSwitch:
             await self._server.update(
                 _named(held), load_format=LOADER, label=label(held.version), tp_size=self._info.tp_size
             )
+        except Conflict as error:
+            raise _verdict(error) from error
         finally:
             await self._end_session()
 
@@ -217,6 +223,19 @@ class DraftSwitch:
 
 class _NotBegun(Conflict):
     """A session of somebody else is open."""
+
+
+def _verdict(error: Conflict) -> UpdraftError:
+    """What a refused update says: of the draft, where the loader refused it for good; else of the server, as it is."""
+    kind, sentence = refusals.read(str(error))
+    match kind:
+        case "corrupt":
+            return Corrupt(sentence)
+        case "unfit":
+            return InvalidInput(sentence)
+        case None:
+            return error
+    assert_never(kind)
 
 
 async def _difference(held: Held, served: list[RankChecksums]) -> str:

@@ -12,10 +12,11 @@ from tests.support.tiny_target import DRAFT_VOCAB, make_tiny_target
 from tests.support.wait import until
 from torch import arange
 
-from updraft_chassis.errors import Corrupt, Forbidden, InvalidInput, Unavailable
+from updraft_chassis.errors import Corrupt, Forbidden, InvalidInput, Unavailable, UpdraftError
 from updraft_inference.engine.port import DraftOnDisk
 from updraft_inference.sglang_engine.engine import SglangEngine, SglangOptions, opened
 from updraft_inference.sglang_engine.server import SglangServer
+from updraft_sglang import refusals
 
 
 class TestSwaps:
@@ -87,6 +88,25 @@ class TestSwaps:
         assert not fake.is_paused
         assert not fake.has_session
         await engine.swap(drafts[0])
+
+    @pytest.mark.parametrize(("kind", "error"), [("corrupt", Corrupt), ("unfit", InvalidInput)])
+    async def test_what_the_loader_refuses_for_good_is_refused_with_its_sentence(
+        self,
+        fake: FakeSglang,
+        engine: SglangEngine,
+        drafts: list[DraftOnDisk],
+        kind: refusals.Kind,
+        error: type[UpdraftError],
+    ) -> None:
+        await engine.swap(drafts[0])
+        fake.refusals["/update_weights_from_tensor"] = [f"Success | {refusals.marked(kind, 'fc.weight is none')}"]
+
+        with pytest.raises(error, match=r"update_weights_from_tensor: Success \| fc\.weight is none"):
+            await engine.swap(drafts[1])
+
+        assert engine.loaded.tensors_digest == drafts[0].tensors_digest
+        assert not fake.is_paused
+        assert not fake.has_session
 
     async def test_a_server_that_does_not_go_on_at_once_is_asked_again(
         self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk]
