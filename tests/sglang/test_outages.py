@@ -32,8 +32,10 @@ from updraft_chassis import rpc, streams, transfer
 from updraft_chassis.errors import Corrupt, InvalidInput, Unavailable, UpdraftError
 from updraft_chassis.lifecycle import Stop
 from updraft_draft import checkpoint
+from updraft_inference.engine.port import Finished
 from updraft_inference.process import open_sglang
 from updraft_inference.sglang_engine.server import SglangServer
+from updraft_sglang.channel import Channel
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.lasts(60)]
 
@@ -68,7 +70,7 @@ async def pod(setting: Setting, data: Path, **values: Any) -> AsyncIterator[Runn
 
 
 async def streamed(pod: RunningPod, prompt: str, begun: asyncio.Event) -> str:
-    """An answer as it comes; `begun` is set with its first token."""
+    """An answer as it comes; `begun` is set with the first token of any."""
     text = ""
     async for chunk in await pod.openai.completions.create(
         model=MODEL, prompt=prompt, max_tokens=TOKENS, temperature=0, stream=True, extra_body={"ignore_eos": True}
@@ -80,13 +82,11 @@ async def streamed(pod: RunningPod, prompt: str, begun: asyncio.Event) -> str:
 
 async def during(pod: RunningPod, trouble: Callable[[], None]) -> None:
     """Let the trouble come while answers stream, and see each of them whole."""
-    begun = [asyncio.Event() for _ in PROMPTS]
+    begun = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
-        answers = [
-            tasks.create_task(streamed(pod, prompt, event)) for prompt, event in zip(PROMPTS, begun, strict=True)
-        ]
-        await begun[0].wait()
-        assert not answers[-1].done()
+        answers = [tasks.create_task(streamed(pod, prompt, begun)) for prompt in PROMPTS]
+        await begun.wait()
+        assert not any(answer.done() for answer in answers)
         trouble()
     assert [answer.result() for answer in answers] == [expected(prompt) for prompt in PROMPTS]
 
@@ -285,6 +285,34 @@ async def test_what_the_loader_in_the_server_refuses_for_good_is_the_drafts(
 
         assert (await engine.verify()).tensors_digest == good.tensors_digest
         assert len((await whole(engine, asking("a")))[0]) == 12
+
+
+async def test_a_second_server_on_the_socket_is_refused_with_a_sentence_and_the_first_one_is_captured(
+    setting: Setting, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard: list[Finished] = []
+    facts = {
+        "plugin": "0",
+        "sglang": "0.5.23",
+        "pid": os.getpid(),
+        "steps": 2,
+        "aux_size": 8,
+        "version": 0,
+        "digest": "",
+    }
+    second = Channel(path=str(setting.socket), queue_bytes=1 << 20, hello=lambda: facts)
+    async with attached(setting, heard) as engine:
+        second.start()
+        try:
+            sentence = f"another SGLang server (process {setting.server.scheduler().pid} there) is connected"
+            await until(lambda: any(sentence in record.getMessage() for record in caplog.records), what="the refusal")
+            await whole(engine, asking("a"))
+        finally:
+            await asyncio.to_thread(second.stop)
+
+        assert (engine.capture_problem, sum(engine.capture_losses.values())) == ("", 0)
+    assert [end.uncaptured for end in heard] == [None]
+    assert heard[0].steps
 
 
 def told(caplog: pytest.LogCaptureFixture, sentence: str) -> bool:

@@ -2,7 +2,7 @@
 
 The scheduler offers and goes on: a full queue drops and counts. Encoding, waiting for the GPU and sending happen on the
 thread. While nobody is connected `is_open` is false, and the hooks do nothing at all. The thread is a daemon: nothing is
-worth delaying the server's end.
+worth delaying the server's end. An agent that another server is connected to says so, and hangs up; then we come again slowly.
 """
 
 import logging
@@ -11,6 +11,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -25,6 +26,8 @@ _IDLE_S = 1.0
 """How often an idle thread looks whether the agent has hung up."""
 _STUCK_S = 60.0
 """A reader that takes nothing for so long is gone."""
+_MAX_WORDS = 4096
+"""Of a refusal, in bytes."""
 _FAILURES = 10
 """So many failures of ours in a row, and capture ends for this process."""
 
@@ -98,19 +101,33 @@ class Channel:
             self._change.notify()
 
     def _run(self) -> None:
-        delay_s = _FIRST_DELAY_S
+        delay_s, told = _FIRST_DELAY_S, ""
         while not self._stopping.wait(delay_s):
             try:
-                with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as agent:
-                    agent.settimeout(_STUCK_S)
-                    agent.connect(self._path)
-                    self._talk(agent)
-                delay_s = _FIRST_DELAY_S
+                refusal = self._connect()
+                if refusal and refusal != told:
+                    log.error("Updraft's agent refuses this server, which captures nothing: %s", refusal)
+                told = refusal
+                delay_s = _LONGEST_DELAY_S if refusal else _FIRST_DELAY_S
             except OSError as error:
                 log.debug("Updraft's agent is not there: %s", error)
                 delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
             finally:
                 self._close()
+
+    def _connect(self) -> str:
+        """One connection, to its end: why it was refused, or "". OSError where nobody listens, or one who broke off."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as agent:
+            agent.settimeout(_STUCK_S)
+            agent.connect(self._path)
+            try:
+                self._talk(agent)
+            except OSError:  # it hung up while we spoke; what it said came before
+                refusal = _last_words(agent)
+                if not refusal:
+                    raise
+                return refusal
+            return _last_words(agent)
 
     def _talk(self, agent: socket.socket) -> None:
         """Until the agent hangs up (OSError, or it is seen), we stop, or capture comes to an end."""
@@ -156,5 +173,14 @@ class Channel:
 
 
 def _has_hung_up(agent: socket.socket) -> bool:
+    """Or is about to: it speaks."""
     readable, _, _ = select.select([agent], [], [], 0)
-    return bool(readable) and not agent.recv(1)
+    return bool(readable)
+
+
+def _last_words(agent: socket.socket) -> str:
+    """What it said; "" if nothing has come."""
+    agent.settimeout(0)
+    with suppress(OSError):
+        return agent.recv(_MAX_WORDS).decode(errors="replace")
+    return ""

@@ -12,6 +12,8 @@ prefill  A forward over (a chunk of) prompts: number, dropped, requests: [{rid, 
          request's `rows` (0: none was wanted) the last `teacher_rows` (0 or 1) have a teacher. `cached` positions before the
          first chunk came from a cache; 0 in later chunks. A preempted request comes again, with its output behind its prompt.
 
+The agent answers nothing, but to a hello that it refuses: a sentence in UTF-8, and the end of the connection.
+
 Tensors of steps and prefill: aux [N, aux_size], and the teacher of rows that have one: ids int32 [M, k], log_probs float32
 [M, k], log_sum_exp float32 [M]. In steps M = N. Protobuf was refused: its runtime in SGLang's image is not ours to choose.
 """

@@ -1,7 +1,9 @@
 """Listens for the plugin inside SGLang, and gives each request's assembly what is said of it.
 
-The agent listens and the plugin connects, so either may start first and come back. What nobody expects is counted and
-dropped; rows beyond the memory that they may take are dropped too, and the light record of the step is kept.
+The agent listens and the plugin connects, so either may start first and come back. One server at a time: a connection ends
+with its process, so a second one is of another server, and two that took turns would both be captured in part. What nobody
+expects is counted and dropped; rows beyond the memory that they may take are dropped too, and the light record of the step
+is kept.
 """
 
 import asyncio
@@ -39,6 +41,8 @@ class Hello:
 
     plugin: str
     sglang: str
+    pid: int
+    """Of the scheduler, as it is called where it runs."""
     num_steps: int
     aux_size: int
     version: int
@@ -57,6 +61,7 @@ class Hello:
             return cls(
                 plugin=str(header["plugin"]),
                 sglang=str(header["sglang"]),
+                pid=int(header["pid"]),
                 num_steps=int(header["steps"]),
                 aux_size=int(header["aux_size"]),
                 version=int(header["version"]),
@@ -85,6 +90,8 @@ class Collector:
         self._expected: dict[str, Assembly] = {}
         self._changed: dict[str, asyncio.Event] = {}
         self._connection: asyncio.StreamWriter | None = None
+        self._refused: set[int] = set()
+        """Schedulers that this was told of: they come again."""
         self.last_lookahead = 0
         """Drafts in the last step that was told of."""
 
@@ -167,10 +174,13 @@ class Collector:
         return sum(assembly.nbytes for assembly in self._expected.values())
 
     async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection. The newest one counts: an old one is of a scheduler that has gone."""
+        """One connection; one beside another is told why not, and ended."""
         try:
             header, _ = await _frame(reader)
             hello = Hello.of(header)
+            if self._connection is not None and self.hello is not None:
+                self._refuse(hello, self.hello, writer)
+                return
             self._greet(hello, writer)
             while True:
                 header, tensors = await _frame(reader)
@@ -185,14 +195,22 @@ class Collector:
             self._part(writer)
 
     def _greet(self, hello: Hello, writer: asyncio.StreamWriter) -> None:
-        if self._connection is not None:
-            self._connection.transport.abort()
         self._connection, self.hello, self._problem, self._num_dropped = writer, hello, "", None
         self.greeted.set()
         extra = {"plugin": hello.plugin, "sglang": hello.sglang, "draft_version": hello.version}
         logger.info("SGLang's plugin is connected", extra=extra)
         if hello.problem:
             logger.error("SGLang's plugin captures nothing", extra={"reason": hello.problem})
+
+    def _refuse(self, second: Hello, first: Hello, writer: asyncio.StreamWriter) -> None:
+        reason = (
+            f"another SGLang server (process {first.pid} there) is connected to {self.path} already: start each server with an"
+            " UPDRAFT_SGLANG_SOCKET and an agent of its own"
+        )
+        writer.write(reason.encode())  # short enough to be gone before the connection ends
+        if second.pid not in self._refused:
+            self._refused.add(second.pid)
+            logger.error("A second SGLang server is refused", extra={"pid": second.pid, "reason": reason})
 
     def _part(self, writer: asyncio.StreamWriter) -> None:
         if self._connection is not writer:

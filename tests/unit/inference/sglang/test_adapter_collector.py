@@ -45,8 +45,13 @@ async def collector(short_tmp_path: Path, clock: ManualClock) -> AsyncIterator[C
 
 
 class Plugin:
-    def __init__(self, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
         self._writer = writer
+
+    async def heard(self) -> bytes:
+        """All that the agent says, once it has hung up."""
+        return await self._reader.read()
 
     async def say(self, header: dict[str, Any], tensors: dict[str, torch.Tensor] | None = None) -> None:
         for piece in wire.encode(header, tensors or {}):
@@ -81,8 +86,8 @@ def rows(num: int) -> dict[str, torch.Tensor]:
 
 @asynccontextmanager
 async def plugin(collector: Collector, **hello: Any) -> AsyncIterator[Plugin]:
-    _, writer = await asyncio.open_unix_connection(collector.path)
-    one = Plugin(writer)
+    reader, writer = await asyncio.open_unix_connection(collector.path)
+    one = Plugin(reader, writer)
     try:
         await one.say(HELLO | hello)
         yield one
@@ -123,13 +128,38 @@ async def test_another_protocol_is_a_problem_and_is_not_listened_to(collector: C
 
 
 async def test_a_scheduler_that_came_anew_takes_the_place_of_the_old_one(collector: Collector) -> None:
-    async with plugin(collector), plugin(collector, version=8) as second:
+    async with plugin(collector):
+        await until(lambda: collector.is_connected, what="the first")
+    async with plugin(collector, version=8) as second:
         await until(lambda: collector.hello is not None and collector.hello.version == 8, what="the second")
         assembly = collector.expect("a", 4, CaptureWish())
         await second.step(4)
         await until(lambda: assembly.covers(2), what="the step")
 
         assert collector.is_connected
+
+
+async def test_a_second_server_is_refused_with_a_sentence_and_the_first_one_is_heard(
+    collector: Collector, caplog: pytest.LogCaptureFixture
+) -> None:
+    assembly = collector.expect("a", 4, CaptureWish())
+    async with plugin(collector) as first:
+        await until(lambda: collector.is_connected, what="the first")
+        for _ in range(2):
+            async with plugin(collector, pid=2, version=8) as second:
+                said = (await asyncio.wait_for(second.heard(), 30)).decode()
+                assert said.startswith(
+                    f"another SGLang server (process 1 there) is connected to {collector.path} already"
+                )
+                assert "UPDRAFT_SGLANG_SOCKET" in said
+        await first.step(4)
+        await until(lambda: assembly.covers(2), what="the step")
+
+        assert collector.hello is not None
+        assert (collector.hello.version, collector.problem) == (7, "")
+    assert [record.message for record in caplog.records].count("A second SGLang server is refused") == 1
+    async with plugin(collector, pid=2, version=8):
+        await until(lambda: collector.hello is not None and collector.hello.version == 8, what="its turn")
 
 
 async def test_an_ended_request_waits_for_its_last_step_and_for_no_longer_than_it_may(collector: Collector) -> None:

@@ -9,6 +9,7 @@ import torch
 from tests.support.wait import wait_until
 from torch import Tensor
 
+from updraft_sglang import channel as channels
 from updraft_sglang import wire
 from updraft_sglang.channel import Channel
 
@@ -132,6 +133,28 @@ def test_it_connects_again_and_says_hello_again(agent: Agent, channel: Channel) 
     wait_until(lambda: not channel.is_open)
 
     assert open_to(agent, channel)["kind"] == "hello"
+
+
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_a_refusal_is_logged_once_and_tried_again_slowly(
+    agent: Agent, channel: Channel, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, *, is_busy: bool
+) -> None:
+    monkeypatch.setattr(channels, "_LONGEST_DELAY_S", 0.2)
+
+    def is_over() -> bool:
+        if is_busy:  # it notices as it sends, else as it waits
+            channel.offer(Item("more"))
+        return not channel.is_open
+
+    for _ in range(2):
+        open_to(agent, channel)
+        assert agent.connection is not None
+        agent.connection.sendall(b"another server is connected")
+        agent.hang_up()
+        wait_until(is_over)
+
+    open_to(agent, channel)
+    assert [record.message.rpartition(": ")[2] for record in caplog.records] == ["another server is connected"]
 
 
 def test_a_full_queue_drops_what_is_new_counts_it_and_never_waits(agent: Agent, channel: Channel) -> None:
