@@ -51,7 +51,7 @@ class Setting:
 
 
 @contextmanager
-def started() -> Iterator[Setting]:
+def started(**variables: str) -> Iterator[Setting]:
     """On a target whose drafts are accepted as often as one likes; two slots, no prefix cache."""
     folder = Path(tempfile.mkdtemp(prefix="updraft-"))  # short enough for a Unix socket
     target = write_cycle_target(folder / "target")
@@ -66,7 +66,7 @@ def started() -> Iterator[Setting]:
             *("--context-length", str(CONTEXT + 6)),
         ],
         plugins=[plugin_folder.write(folder / "plugin")],
-        variables={arguments.SOCKET_VARIABLE: str(socket), "UPDRAFT_SGLANG_TOP_K": "8"},
+        variables={arguments.SOCKET_VARIABLE: str(socket), "UPDRAFT_SGLANG_TOP_K": "8", **variables},
     )
     with server:
         yield Setting(server=server, folder=folder, socket=socket, admin=admin_key.read(key_file))

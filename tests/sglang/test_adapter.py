@@ -284,7 +284,7 @@ async def test_somebodys_own_pause_holds_up_a_swap_and_nothing_else(
             await engine.swap(drafts[0])
         await somebody.end_update()
 
-        assert not await somebody.is_paused()
+        assert await somebody.hindrance() == ""
         await engine.swap(drafts[0])
         await whole(engine, asking("a"))
 

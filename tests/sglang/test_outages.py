@@ -47,7 +47,7 @@ OTHER = "sha256:" + "0" * 64
 
 @pytest.fixture(scope="module")
 def setting() -> Iterator[Setting]:
-    with started() as setting:
+    with started(SGLANG_HEALTH_CHECK_TIMEOUT="1") as setting:
         (setting.folder / MODEL).symlink_to(setting.target)
         yield setting
 
@@ -285,6 +285,27 @@ async def test_what_the_loader_in_the_server_refuses_for_good_is_the_drafts(
 
         assert (await engine.verify()).tensors_digest == good.tensors_digest
         assert len((await whole(engine, asking("a")))[0]) == 12
+
+
+async def test_a_failed_health_check_that_the_server_remembers_is_told_from_somebodys_pause(setting: Setting) -> None:
+    draft, http = setting.saved(1, 1.0), setting.server.http
+    async with (
+        SglangServer(setting.server.url, admin_key=setting.admin) as somebody,
+        attached(setting, [], hello_s=0.0) as engine,
+    ):
+        await somebody.pause()
+        with pytest.raises(Unavailable, match="the SGLang server is paused by somebody else"):
+            await engine.swap(draft)
+        assert (await asyncio.to_thread(http.get, "/health")).status_code == 503
+        with pytest.raises(Unavailable, match="not healthy and takes nothing in for 3 s"):
+            await engine.swap(draft)
+        await somebody.resume()
+
+        assert (await asyncio.to_thread(http.get, "/ready")).status_code == 503
+        assert (await engine.swap(draft)).loaded.version == 1
+        assert len((await whole(engine, asking("a")))[0]) == 12
+        assert (await asyncio.to_thread(http.get, "/health")).status_code == 200
+        assert (await asyncio.to_thread(http.get, "/ready")).status_code == 200
 
 
 async def test_a_second_server_on_the_socket_is_refused_with_a_sentence_and_the_first_one_is_captured(

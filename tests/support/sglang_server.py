@@ -46,6 +46,8 @@ class FakeSglang:
     streams_all: bool = True
     """Each event shows all tokens so far, which is SGLang's default."""
     is_paused: bool = False
+    is_unhealthy: bool = False
+    """Its last health check failed: it serves on, and says that it is neither healthy nor ready."""
     has_session: bool = False
     label: str = "default"
     held: dict[str, str] = field(default_factory=dict)
@@ -89,10 +91,10 @@ class FakeSglang:
         return reply
 
     async def ping(self, _: dict[str, Any]) -> Response:
-        return Response()
+        return Response(status_code=503 if self.is_unhealthy else 200)
 
     async def ready(self, _: dict[str, Any]) -> Response:
-        return Response(status_code=503 if self.is_paused else 200)
+        return Response(status_code=503 if self.is_paused or self.is_unhealthy else 200)
 
     async def server_info(self, _: dict[str, Any]) -> Response:
         said = {
@@ -161,6 +163,8 @@ class FakeSglang:
 
     async def generate(self, body: dict[str, Any]) -> Response:
         self.bodies.append(body)
+        while self.is_paused:  # noqa: ASYNC110 - a flag that tests set; it takes nothing in
+            await asyncio.sleep(0.01)
         return StreamingResponse(self._events(body), media_type="text/event-stream")
 
     async def _events(self, body: dict[str, Any]) -> AsyncIterator[bytes]:

@@ -4,9 +4,11 @@ Nothing is tried again here. Refused: its OpenAI routes, which neither take nor 
 update of a draft alone.
 """
 
+import asyncio
 import base64
 import json
 import pickle
+import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,6 +24,8 @@ _CONNECT_S = 5.0
 _ASK_S = 20.0
 """For questions; the first one at a server that has just started is slow."""
 _PAUSE_S = 20.0
+_TAKEN_S = 3.0
+"""So long may a server that says it is not healthy take to give one token, and may be paused for all we know."""
 _UPDATE_S = 120.0
 """A session waits for running requests if somebody ends our pause; weights are read from a disk."""
 _CHECKSUM_S = 120.0
@@ -160,11 +164,31 @@ class SglangServer:
             return False
         return answer.status_code == HTTPStatus.OK
 
-    async def is_paused(self) -> bool:
-        """Whether somebody has paused it: it lives, and takes nothing in."""
+    async def hindrance(self) -> str:
+        """Why this is no time to change weights, in words; empty if it is one.
+
+        A healthy server that is not ready is paused. One that remembers a failed health check says no more than that, so it is
+        asked for a token: while paused it gives none, and else nothing is in the way.
+        """
         if await self._status("/ready") == HTTPStatus.OK:
+            return ""
+        if await self._status("/ping") == HTTPStatus.OK:
+            return "is paused by somebody else"
+        if await self._takes_requests():
+            return ""
+        return f"says that it is not healthy and takes nothing in for {_TAKEN_S:g} s: it hangs, or is paused by somebody else"
+
+    async def _takes_requests(self) -> bool:
+        body = {"rid": f"updraft-{uuid.uuid4().hex}", "input_ids": [0], "sampling_params": {"max_new_tokens": 1}}
+        try:
+            async with asyncio.timeout(_TAKEN_S), self.generate(body) as events:
+                async for _ in events:
+                    pass
+        except (TimeoutError, Unavailable):
             return False
-        return await self._status("/ping") == HTTPStatus.OK
+        except (InvalidInput, Exhausted):  # also an answer
+            return True
+        return True
 
     @asynccontextmanager
     async def generate(self, body: Mapping[str, Any]) -> AsyncIterator[AsyncIterator[Event]]:

@@ -124,8 +124,9 @@ class DraftSwitch:
         """Serve `held`, proved; else what served before, and the error."""
         if self.was_cut_off:  # the server did not go on when the swap before asked it to
             await self._go_on()
-        if await self._server.is_paused():
-            raise Unavailable("the SGLang server is paused by somebody else; the draft is changed when it goes on")
+        hindrance = await self._server.hindrance()
+        if hindrance:
+            raise Unavailable(f"the SGLang server {hindrance}; the draft is changed when it goes on")
         is_touched = False
         try:
             pause_s = await self._load(held)

@@ -14,6 +14,7 @@ from torch import arange
 
 from updraft_chassis.errors import Corrupt, Forbidden, InvalidInput, Unavailable, UpdraftError
 from updraft_inference.engine.port import DraftOnDisk
+from updraft_inference.sglang_engine import server as servers
 from updraft_inference.sglang_engine.engine import SglangEngine, SglangOptions, opened
 from updraft_inference.sglang_engine.server import SglangServer
 from updraft_sglang import refusals
@@ -153,6 +154,28 @@ class TestSwaps:
 
         assert fake.is_paused
         assert set(fake.calls) <= {"/ready", "/ping"}
+
+    async def test_a_server_that_remembers_a_failed_health_check_and_answers_is_not_called_paused(
+        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk]
+    ) -> None:
+        fake.is_unhealthy = True
+
+        await engine.swap(drafts[0])
+
+        assert engine.loaded.version == 1
+
+    async def test_somebody_elses_pause_of_an_unhealthy_server_is_not_ended_either(
+        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(servers, "_TAKEN_S", 0.2)
+        fake.is_unhealthy = fake.is_paused = True
+
+        with pytest.raises(Unavailable, match="not healthy and takes nothing in"):
+            await engine.swap(drafts[0])
+
+        assert fake.is_paused
+        assert "/pause_generation" not in fake.calls
+        fake.is_paused = False
 
     async def test_somebody_elses_session_is_not_closed(
         self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk]
