@@ -15,6 +15,7 @@ from itertools import count
 from pathlib import Path
 
 import torch
+from bench.sglang import pause_clock
 from rich.console import Console
 from tests.contract.engine_contract import whole
 from tests.sglang.devices import GPU, PYTHON_VARIABLE
@@ -41,6 +42,7 @@ SWAPS = 20
 BETWEEN_SWAPS_S = 0.5
 STEPS = 3
 SEED = 7
+PAUSES = "pauses"
 DRAFT_VOCAB = 8192
 PAYLOAD = CaptureWish(payload=True, prompt_rows=512, counterfactual_rows=2)
 
@@ -50,12 +52,26 @@ ARMS = {"stock": 0, "light": 0, "payload": 1}
 """How many requests of a round are captured with hidden states; one of eight is a little more than 10 %."""
 
 
+class Clocked(SglangServer):
+    """When each pause was wished, on the clock of the scheduler."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.wishes_s: list[float] = []
+
+    async def pause(self) -> None:
+        """See SglangServer."""
+        self.wishes_s.append(time.monotonic())
+        await super().pause()
+
+
 @dataclass(frozen=True, slots=True)
 class Serving:
     """A server and an engine over it."""
 
     server: Server
     engine: SglangEngine
+    client: Clocked
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +90,11 @@ class Swaps:
     """What the swaps of one server cost the requests that ran."""
 
     pauses_ms: list[float]
+    """From the wish to pause to the answer to the wish to go on."""
+    steps_ms: list[float]
+    """Of that, until the scheduler had paused: the rest of the step that ran."""
+    stands_ms: list[float]
+    """Of that, from then until the scheduler went on."""
     requests: int
     changed: int
 
@@ -81,9 +102,12 @@ class Swaps:
 @contextmanager
 def server(folder: Path, model: Path, draft: Path, device: Device, *, socket: Path | None) -> Iterator[Server]:
     """SGLang; without `socket` the plugin hooks nothing."""
-    variables = {} if socket is None else {arguments.SOCKET_VARIABLE: str(socket)}
+    variables = {}
     wanted = [*arguments.speculation(draft, STEPS), "--max-running-requests", str(STREAMS), "--disable-radix-cache"]
     plugins = [plugin_folder.write(folder / "plugin")]
+    if socket is not None:
+        variables = {arguments.SOCKET_VARIABLE: str(socket), pause_clock.VARIABLE: str(folder / PAUSES)}
+        plugins.append(pause_clock.write(folder / "clock"))
     log = folder / f"server-{len(variables)}.log"
     with Server(model, log, arguments=wanted, plugins=plugins, variables=variables, device=device) as running:
         yield running
@@ -94,10 +118,10 @@ async def serving(model: Path, running: Server, socket: Path) -> AsyncIterator[S
     """The adapter over a server."""
     options = SglangOptions(model=model, socket=socket, note=socket.with_suffix(".note"), hello_s=5)
     async with (
-        SglangServer(running.url, admin_key="") as client,
+        Clocked(running.url) as client,
         opened(options, client, lambda _: None) as engine,
     ):
-        yield Serving(running, engine)
+        yield Serving(running, engine, client)
 
 
 def request(name: str, prompt: Sequence[int], capture: CaptureWish) -> GenerationRequest:
@@ -139,8 +163,9 @@ async def captures(servings: dict[bool, Serving], prompts: list[tuple[int, ...]]
     return [row for row in rows if row.number >= 0]  # the first round warms up
 
 
-async def swaps(engine: SglangEngine, prompts: list[tuple[int, ...]], drafts: list[DraftOnDisk]) -> Swaps:
-    """Swaps while every slot is busy, from the first end of a request of each stream on."""
+async def swaps(on: Serving, prompts: list[tuple[int, ...]], drafts: list[DraftOnDisk], noted: Path) -> Swaps:
+    """Swaps while every slot is busy, from the first end of a request of each stream on. `noted`: see pause_clock."""
+    engine = on.engine
     alone = [(await whole(engine, request(f"alone-{n}", prompt, CaptureWish())))[0] for n, prompt in enumerate(prompts)]
     is_over, all_run = asyncio.Event(), asyncio.Barrier(STREAMS + 1)
     are_equal: list[bool] = []
@@ -164,7 +189,14 @@ async def swaps(engine: SglangEngine, prompts: list[tuple[int, ...]], drafts: li
             await asyncio.sleep(BETWEEN_SWAPS_S)
             pauses_ms.append(1e3 * (await engine.swap(drafts[swap % 2])).pause_s)
         is_over.set()
-    return Swaps(pauses_ms=pauses_ms, requests=len(are_equal), changed=are_equal.count(False))
+    stood = list(zip(on.client.wishes_s, pause_clock.read(noted), strict=True))[-SWAPS:]  # a start may swap as well
+    return Swaps(
+        pauses_ms=pauses_ms,
+        steps_ms=[1e3 * (paused - wished) for wished, (paused, _) in stood],
+        stands_ms=[1e3 * (went_on - paused) for _, (paused, went_on) in stood],
+        requests=len(are_equal),
+        changed=are_equal.count(False),
+    )
 
 
 async def measure(rounds: int, device: Device, folder: Path) -> tuple[list[Round], Swaps]:
@@ -183,7 +215,7 @@ async def measure(rounds: int, device: Device, folder: Path) -> tuple[list[Round
             console.print(f"a server {'with' if is_hooked else 'without'} hooks is up", style="dim")
             servings[is_hooked] = await stack.enter_async_context(serving(model, running, folder / name))
         rows = await captures(servings, prompts, rounds)
-        swapped = await swaps(servings[True].engine, prompts, make_drafts(model, draft, folder))
+        swapped = await swaps(servings[True], prompts, make_drafts(model, draft, folder), folder / PAUSES)
     return rows, swapped
 
 
@@ -207,6 +239,12 @@ def costs(rows: list[Round], arm: str) -> tuple[list[float], list[float]]:
     pairs = [(row, stock[row.number]) for row in rows if row.arm == arm]
     slower = [100 * (1 - ours.tokens_per_s / theirs.tokens_per_s) for ours, theirs in pairs]
     return sorted(slower), sorted(100 * (ours.cpu_ms / theirs.cpu_ms - 1) for ours, theirs in pairs)
+
+
+def spread(times_ms: list[float]) -> str:
+    """In words."""
+    p95 = statistics.quantiles(times_ms, n=20)[-1]
+    return f"median {statistics.median(times_ms):.0f} ms, 95th percentile {p95:.0f} ms, longest {max(times_ms):.0f} ms"
 
 
 def main() -> None:
@@ -242,9 +280,9 @@ def main() -> None:
             f"{arm:8} costs {statistics.median(slower):.1f} % of the tokens a second (rounds from {slower[0]:.1f} to"
             f" {slower[-1]:.1f}), {statistics.median(busier):.1f} % more processor time of SGLang's scheduler"
         )
-    console.print(
-        f"swap pause: median {statistics.median(pauses):.0f} ms, longest {max(pauses):.0f} ms, of {swapped.requests} requests"
-    )
+    console.print(f"swap pause: {spread(pauses)}, of {swapped.requests} requests")
+    console.print(f"    of it the rest of the step that ran: {spread(swapped.steps_ms)}")
+    console.print(f"    of it the server stood still: {spread(swapped.stands_ms)}")
     console.print(results.write(result, Path("bench/results")))
     sys.exit(results.missed(result.bars))
 

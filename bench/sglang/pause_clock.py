@@ -1,0 +1,53 @@
+"""A plugin of SGLang for the bench: the scheduler writes down when it has paused and when it goes on.
+
+It runs inside the server, which has nothing of ours, so its file is copied into a folder for PYTHONPATH. `time.monotonic` is
+the machine's clock and the same in all its processes. The answers of the HTTP calls would not do: a pause is answered before
+the scheduler hears of it, while the step before it still runs.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+VARIABLE = "UPDRAFT_BENCH_PAUSES"
+"""Names the file to write to."""
+
+_SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
+_ENTRY_POINTS = f"[sglang.srt.plugins]\nupdraft_pause_clock = {Path(__file__).stem}:register\n"
+
+
+def register() -> None:
+    """Called by SGLang."""
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType  # noqa: PLC0415 - in the server only
+
+    path = Path(os.environ[VARIABLE])
+    for method in ("pause_generation", "continue_generation"):
+        HookRegistry.register(f"{_SCHEDULER}.{method}", _noted(path), HookType.AROUND)
+
+
+def _noted(path: Path) -> Callable[..., Any]:
+    def hook(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        with path.open("a") as file:
+            file.write(f"{time.monotonic()}\n")
+        return result
+
+    return hook
+
+
+def write(folder: Path) -> Path:
+    """Make `folder` hold the plugin, as an installed one."""
+    about = folder / "updraft_pause_clock-0.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: updraft_pause_clock\nVersion: 0\n")
+    (about / "entry_points.txt").write_text(_ENTRY_POINTS)
+    (folder / Path(__file__).name).write_text(Path(__file__).read_text())
+    return folder
+
+
+def read(path: Path) -> list[tuple[float, float]]:
+    """When the scheduler had paused and when it went on, of each pause."""
+    times = [float(line) for line in path.read_text().splitlines()]
+    return list(zip(times[::2], times[1::2], strict=True))
