@@ -2,8 +2,8 @@
 
 from collections.abc import MutableMapping
 
-SPINS = 2000
-"""Some 40 microseconds: longer than the gaps between most operations of a step. What OpenMP does by itself, 300,000, is a
+SPINS = 4000
+"""Some 80 microseconds: longer than the gaps between most operations of a step. What OpenMP does by itself, 300,000, is a
 little faster on cores that nobody else uses; where somebody does, threads that look for work keep off those that have it, and
 a step may last several times as long (`python -m bench.serving.pools`)."""
 
