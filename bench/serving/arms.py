@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import multiprocessing
+import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -14,6 +15,7 @@ from typing import Any, Self
 import torch
 from bench.serving.figures import Stream
 
+from updraft_inference import openmp
 from updraft_inference.engine.port import Drafter, GenerationRequest, Sampling
 from updraft_inference.torch_engine.engine import TorchEngine
 
@@ -90,6 +92,9 @@ class Transformers:
         """The same folder as the engine's, in bfloat16."""
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=context, initializer=_open, initargs=(folder, threads)) as process:
+            own = os.environ.pop(openmp.VARIABLE, None)  # what our engine says of itself is not for others
+            process.submit(os.getpid).result()  # it starts
+            os.environ |= {openmp.VARIABLE: own} if own else {}
             yield cls(process)
 
     async def run(self, prompts: Sequence[tuple[int, ...]], *, batch: int, tokens: int) -> list[Stream]:

@@ -1,5 +1,5 @@
 """What do torch's threads cost each other? `python -m bench.serving.pools`: steps of plain decoding with eight streams on a
-thread of their own, alone on the machine and beside a busy process. See `torch_engine/worker.py`, `openmp.py`, ADR 0016.
+thread of their own, alone on the machine and beside a busy process. See `torch_engine/worker.py`, `openmp.py`, ADR 0017.
 
 Each arm is a process, for a pool ends with its thread and never before. They take turns.
 """
@@ -28,7 +28,7 @@ from updraft_cli import output
 from updraft_cli.folders import cache_folder
 from updraft_cli.model import model_folder
 from updraft_inference.engine.port import Drafter
-from updraft_inference.openmp import SPINS
+from updraft_inference.openmp import SPINS, VARIABLE
 from updraft_inference.torch_engine.worker import on_passing_thread
 
 _BATCH, _WARM_UP_STEPS = 8, 8
@@ -72,11 +72,11 @@ def step_ms(model: Path, threads: int, steps: int, arm: Arm) -> float:
 @contextmanager
 def waiting(spins: int | None) -> Iterator[None]:
     """Of the processes that start in this block; the variable is read when torch is loaded."""
-    os.environ.pop("GOMP_SPINCOUNT", None)
+    os.environ.pop(VARIABLE, None)
     if spins is not None:
-        os.environ["GOMP_SPINCOUNT"] = str(spins)
+        os.environ[VARIABLE] = str(spins)
     yield
-    os.environ.pop("GOMP_SPINCOUNT", None)
+    os.environ.pop(VARIABLE, None)
 
 
 @contextmanager

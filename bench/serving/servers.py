@@ -21,6 +21,8 @@ from tests.support.ports import free_port
 from tests.support.wait import until
 from tests.vllm import build
 
+from updraft_inference import openmp
+
 MODEL = "target"
 NUM_SLOTS = 8
 MAX_CONTEXT = 1024
@@ -151,7 +153,8 @@ async def _serving(
 
 def _start(command: Sequence[str], variables: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
     """In a group of its own, with nothing of ours or of Python's from this process's environment."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("UPDRAFT_", "PYTHON"))}
+    ours = ("UPDRAFT_", "PYTHON", openmp.VARIABLE)
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     with log.open("wb") as said:
         return subprocess.Popen(
             command, cwd=log.parent, env={**inherited, **variables}, stdout=said, stderr=said, start_new_session=True

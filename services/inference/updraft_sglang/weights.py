@@ -71,7 +71,7 @@ def answered(original: Callable[..., Any], updater: Any, *args: Any, **kwargs: A
         return original(updater, *args, **kwargs)
     except Exception as error:  # noqa: BLE001  (whatever it is, it would end the server)
         log.error("Updraft did not load a draft: %s", error)
-        sentence, kind = str(error) or type(error).__name__, getattr(error, "kind", None)
+        sentence, kind = str(error) or type(error).__name__, error.kind if isinstance(error, RefusedError) else None
         return False, sentence if kind is None else refusals.marked(kind, sentence)
     finally:
         served.is_answered = False

@@ -75,11 +75,9 @@ def test_every_piece_gets_the_rows_and_the_verdict_that_it_gets_alone(
             read = piece.sequence.ids[: piece.sequence.num_read]
             target.forward(torch.tensor(read), [cache.batch([piece.sequence.slot], [0], [len(read)])], cache)
 
-    together = advance(target, cache, drafts, parts)
-    alone = [
-        *(advance(target, cache, [piece], []) for piece in drafts),
-        *(advance(target, cache, [], [one]) for one in parts),
-    ]
+    pieces = [*drafts, *parts]
+    together = advance(target, cache, pieces)
+    alone = [advance(target, cache, [piece]) for piece in pieces]
     for found, (expected,) in zip(together, alone, strict=True):
         torch.testing.assert_close(found.rows.aux, expected.rows.aux, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(found.rows.last, expected.rows.last, rtol=1e-4, atol=1e-4)

@@ -1,5 +1,7 @@
 """The engine's thread and the threads that torch keeps for it."""
 
+import asyncio
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,8 +10,9 @@ import torch
 from tests.support.tiny_target import make_tiny_target
 
 from updraft_chassis.errors import Unavailable
-from updraft_inference.engine.port import Drafter
+from updraft_inference.engine.port import Drafter, GenerationRequest, Sampling
 from updraft_inference.torch_engine.decoder import Decoder, Limits
+from updraft_inference.torch_engine.sequence import Sequence
 from updraft_inference.torch_engine.target import Target
 from updraft_inference.torch_engine.worker import Worker
 
@@ -49,6 +52,54 @@ async def test_what_an_effect_raises_is_its_callers_and_the_next_one_runs(decode
     with pytest.raises(ValueError, match="mine"):
         await worker.between_steps(fail)
     assert await worker.between_steps(lambda: None) >= 0
+    await worker.stop()
+
+
+async def test_what_was_sent_too_late_is_refused(decoder: Decoder) -> None:
+    worker = Worker(decoder, on_failure=lambda: None)
+    await worker.start()
+    may_end = threading.Event()
+
+    def wait() -> None:
+        assert may_end.wait(10)
+
+    worker.send(wait)
+
+    async def send_late() -> None:
+        with pytest.raises(Unavailable):
+            await worker.between_steps(lambda: None)
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(worker.stop())
+        await asyncio.sleep(0)
+        tasks.create_task(send_late())
+        await asyncio.sleep(0)
+        may_end.set()
+
+
+async def test_a_step_that_fails_ends_it_and_who_waits_is_told(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("no memory left")
+
+    monkeypatch.setattr(decoder, "step", fail)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    has_failed = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def tell() -> None:
+        loop.call_soon_threadsafe(has_failed.set)
+
+    worker = Worker(decoder, on_failure=tell)
+    await worker.start()
+    request = GenerationRequest(request_id="r", prompt_ids=(1, 2), max_tokens=4, sampling=Sampling(temperature=0))
+    worker.send(lambda: decoder.add(Sequence(request=request, emit=lambda _: None, ids=[1, 2])))
+    await has_failed.wait()
+    with pytest.raises(Unavailable):
+        await worker.between_steps(lambda: None)
+    assert not worker.is_running
+    assert "no memory left" in str(worker.failure)
     await worker.stop()
 
 

@@ -7,7 +7,7 @@ directive. Serving goes on whether the registry is away or refuses the pod; the 
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -16,10 +16,14 @@ from updraft.fleet.v1 import fleet_pb2
 from updraft_chassis import rpc
 from updraft_chassis.errors import Forbidden, Unauthenticated, UpdraftError
 from updraft_chassis.retry import Backoff
-from updraft_inference.race import raise_if_cancelled
+from updraft_inference.race import raise_if_cancelled, unless
 
-if TYPE_CHECKING:  # the stub file knows this name, the generated code does not
+if TYPE_CHECKING:  # the stub files know these names, the code does not
+    from grpc.aio import StreamStreamCall
+
     from updraft.fleet.v1.fleet_pb2_grpc import FleetAsyncStub
+
+    Call = StreamStreamCall[fleet_pb2.ConnectRequest, fleet_pb2.ConnectResponse]
 
 logger = logging.getLogger(__name__)
 
@@ -75,18 +79,26 @@ class FleetLink:
             await asyncio.sleep(next(self._backoffs[link]))
 
     async def _converse(self) -> None:
-        call = self._stub.Connect(self._reports())
+        call = self._stub.Connect()
         try:
-            async for response in call:
-                self._note_connected()
-                self._on_directive(response.directive)
+            await unless(self._send(call), self._receive(call))
         finally:
             call.cancel()
 
-    async def _reports(self) -> AsyncIterator[fleet_pb2.ConnectRequest]:
+    async def _receive(self, call: "Call") -> None:
+        async for response in call:
+            self._note_connected()
+            self._on_directive(response.directive)
+
+    async def _send(self, call: "Call") -> None:
+        """Report until this is cancelled. In a task of ours: grpc's own, for an iterator of requests, waits for ever in a call
+        that failed before it began, and `call.cancel()` does not reach it."""
         while True:
             self._changed.clear()
-            yield fleet_pb2.ConnectRequest(report=self._report())
+            try:
+                await call.write(fleet_pb2.ConnectRequest(report=self._report()))
+            except asyncio.InvalidStateError:  # it is over, and who receives hears why
+                await asyncio.Event().wait()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._report_s):
                     await self._changed.wait()

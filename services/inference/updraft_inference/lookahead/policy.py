@@ -71,14 +71,15 @@ class Lookahead:
         """Forget what an earlier draft model did: a new one starts from full chains."""
         self._shared.pop(MODEL, None)
 
-    def plan(self, asks: Sequence[Ask], *, num_beside: int = 0) -> list[Choice]:
-        """Choose for every sequence of a step, whose forward also reads `num_beside` rows of prompts."""
+    def plan(self, asks: Sequence[Ask]) -> list[Choice]:
+        """Choose for every sequence of a step. What it may read of prompts besides is not its matter: beside them drafts would
+        look cheap, and streams would wait for both."""
         forced = {i: choice for i, ask in enumerate(asks) if (choice := self._forced(ask)) is not None}
         if (probed := self._probed(asks)) is not None and probed not in forced:
             forced[probed] = Choice(Drafter.EAGLE3, asks[probed].chain)
         free = [self._options(ask) for i, ask in enumerate(asks) if i not in forced]
         given = sum(1 + self._expected(asks[i], choice) for i, choice in forced.items())
-        chosen = iter(choose(free, self._costs(len(asks), list(forced.values()), num_beside), given=given))
+        chosen = iter(choose(free, self._costs(len(asks), list(forced.values())), given=given))
         choices = [forced[i] if i in forced else next(chosen) for i in range(len(asks))]
         self.last = max((choice.length for choice in choices), default=0)
         return choices
@@ -90,10 +91,10 @@ class Lookahead:
 
     def observe_step(self, *, batch: int, rows: int, verify_s: float, num_beside: int = 0) -> None:
         """A forward read `rows` rows: of `batch` sequences that drafted, and `num_beside` of prompts."""
-        if num_beside:
-            self.cost.observe_mixed(rows, verify_s)
-        else:
+        if not num_beside:
             self.cost.observe(batch, rows, verify_s)
+        elif batch:
+            self.cost.observe_mixed(rows, verify_s)
 
     def observe_chains(self, *, sequences: int, length: int, seconds: float) -> None:
         """The draft model made chains; 0 of them says that it was left out, and will have to catch up."""
@@ -155,7 +156,7 @@ class Lookahead:
                 options.append(Option(drafter, survival(own, shared, _assumed(strength), length, _OWN_WEIGHT)))
         return options
 
-    def _costs(self, batch: int, forced: Sequence[Choice], num_beside: int) -> Costs:
+    def _costs(self, batch: int, forced: Sequence[Choice]) -> Costs:
         more = sum(choice.length + 1 for choice in forced)
         chains = [choice.length for choice in forced if choice.drafter is Drafter.EAGLE3]
         alone = max(chains) * self._chain(len(chains)) if chains else 0.0
@@ -163,9 +164,7 @@ class Lookahead:
 
         def verify(rows: int) -> float:
             if rows not in known:
-                all_rows = rows + more
-                seconds = self.cost.mixed(all_rows + num_beside) if num_beside else self.cost.seconds(batch, all_rows)
-                known[rows] = seconds + alone  # what was forced is made anyway
+                known[rows] = self.cost.seconds(batch, rows + more) + alone  # what was forced is made anyway
             return known[rows]
 
         def chain(sequences: int, length: int) -> float:

@@ -90,7 +90,7 @@ class Collector:
         self._expected: dict[str, Assembly] = {}
         self._changed: dict[str, asyncio.Event] = {}
         self._connection: asyncio.StreamWriter | None = None
-        self._refused: set[int] = set()
+        self._refused: set[object] = set()
         """Schedulers that this was told of: they come again."""
         self.last_lookahead = 0
         """Drafts in the last step that was told of."""
@@ -177,18 +177,18 @@ class Collector:
         """One connection; one beside another is told why not, and ended."""
         try:
             header, _ = await _frame(reader)
-            hello = Hello.of(header)
             if self._connection is not None and self.hello is not None:
-                self._refuse(hello, self.hello, writer)
+                self._refuse(header.get("pid"), self.hello, writer)
                 return
-            self._greet(hello, writer)
+            self._greet(Hello.of(header), writer)
             while True:
                 header, tensors = await _frame(reader)
                 self.take(header, tensors)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         except wire.FrameError as error:
-            self._problem = str(error)
+            if self._connection in (None, writer):  # else it is a second one, and no trouble of the first
+                self._problem = str(error)
             logger.error("The SGLang plugin cannot be understood", extra={"reason": str(error)})
         finally:
             writer.transport.abort()
@@ -202,15 +202,15 @@ class Collector:
         if hello.problem:
             logger.error("SGLang's plugin captures nothing", extra={"reason": hello.problem})
 
-    def _refuse(self, second: Hello, first: Hello, writer: asyncio.StreamWriter) -> None:
+    def _refuse(self, pid: object, first: Hello, writer: asyncio.StreamWriter) -> None:
         reason = (
             f"another SGLang server (process {first.pid} there) is connected to {self.path} already: start each server with an"
             " UPDRAFT_SGLANG_SOCKET and an agent of its own"
         )
         writer.write(reason.encode())  # short enough to be gone before the connection ends
-        if second.pid not in self._refused:
-            self._refused.add(second.pid)
-            logger.error("A second SGLang server is refused", extra={"pid": second.pid, "reason": reason})
+        if pid not in self._refused:
+            self._refused.add(pid)
+            logger.error("A second SGLang server is refused", extra={"pid": pid, "reason": reason})
 
     def _part(self, writer: asyncio.StreamWriter) -> None:
         if self._connection is not writer:

@@ -173,10 +173,15 @@ class DraftSwitch:
             await self._server.update(
                 _named(held), load_format=LOADER, label=label(held.version), tp_size=self._info.tp_size
             )
-        except Conflict as error:
-            raise _verdict(error) from error
-        finally:
-            await self._end_session()
+        except BaseException as error:
+            with suppress(
+                UpdraftError
+            ):  # what failed first says more, and the next swap ends what is left of the session
+                await self._end_session()
+            if isinstance(error, Conflict):
+                raise _verdict(error) from error
+            raise
+        await self._end_session()
 
     async def _begin_session(self) -> None:
         if self._may_have_session:

@@ -35,9 +35,6 @@ MOST_READ, LEAST_READ = 256, 16
 READING_SHARE = 2.0
 """A step that also reads prompts may last so many of those that only decode."""
 
-MIN_PREFIX = 8
-"""Fewer tokens that prompts have in common are not worth looking after."""
-
 _BY_MODEL = frozenset({Drafter.EAGLE3, Drafter.HYBRID})
 _BY_LOOKUP = frozenset({Drafter.NGRAM, Drafter.HYBRID})
 
@@ -144,13 +141,12 @@ class Decoder:
         """Admit what fits; then verify what is drafted for running requests, and read on in the prompts of the others."""
         self._admit()
         started = time.perf_counter()
-        running, prompts = [self._decoding[slot] for slot in sorted(self._decoding)], self._read_on()
-        proposals = self._propose(running, num_beside=num_rows(prompts))
+        running = [self._decoding[slot] for slot in sorted(self._decoding)]
         drafts = [
             Piece(sequence=each, ids=[each.ids[-1], *proposal.ids], proposal=proposal)
-            for each, proposal in zip(running, proposals, strict=True)
+            for each, proposal in zip(running, self._propose(running), strict=True)
         ]
-        self._advance(drafts, prompts, started)
+        self._advance(drafts, self._read_on(num_rows(drafts)), started)
 
     def _all(self) -> list[Sequence]:
         return [*self._waiting, *self._prefilling, *self._decoding.values()]
@@ -168,7 +164,7 @@ class Decoder:
         most = sequence.num_prompt - max(1, wish.prompt_rows if wish.payload else 0)
         running = [_tenant(s) for s in (*self._prefilling, *self._decoding.values())]
         sequence.slot, prefix = self._slots.take(sequence.ids, running, most=most, with_draft=eagle is not None)
-        if prefix.length < MIN_PREFIX:
+        if not prefix.length:
             return
         if prefix.slot != sequence.slot:
             self._cache.take_over(prefix.slot, sequence.slot, prefix.length)
@@ -179,9 +175,9 @@ class Decoder:
                 eagle.take_over(prefix.slot, sequence.slot, prefix.length)
             sequence.num_draft_read = prefix.length
 
-    def _read_on(self) -> list[Piece]:
-        """What to read of prompts in this step, first of those who came first."""
-        left, pieces = self._num_to_read(), []
+    def _read_on(self, num_drafts: int) -> list[Piece]:
+        """What to read of prompts beside so many rows of drafts, first of those who came first."""
+        left, pieces = self._num_to_read(num_drafts), []
         for sequence in self._prefilling:
             ids = sequence.ids[sequence.num_read : sequence.num_read + left]
             left -= len(ids)
@@ -189,19 +185,20 @@ class Decoder:
                 pieces.append(Piece(sequence=sequence, ids=ids, is_of_prompt=True))
         return pieces
 
-    def _num_to_read(self) -> int:
+    def _num_to_read(self, num_drafts: int) -> int:
         """Prompt tokens, such that running streams wait for them no longer than they may."""
-        if not self._decoding:
+        if not num_drafts:
             return MOST_READ
-        batch, cost = len(self._decoding), self.lookahead.cost
-        most_s = READING_SHARE * cost.seconds(batch, batch)
-        sizes = (size for size in range(MOST_READ, LEAST_READ, -LEAST_READ) if cost.mixed(batch + size) <= most_s)
+        cost = self.lookahead.cost
+        # While there is always a prompt to read, what steps without one would take is known from those with one.
+        most_s = READING_SHARE * max(cost.seconds(len(self._decoding), num_drafts), cost.mixed(num_drafts))
+        sizes = (size for size in range(MOST_READ, LEAST_READ, -LEAST_READ) if cost.mixed(num_drafts + size) <= most_s)
         return next(sizes, LEAST_READ)
 
     def _advance(self, drafts: list[Piece], prompts: list[Piece], started: float) -> None:
         """One forward over all pieces, and what each sequence gains by it."""
         drafted = time.perf_counter()
-        outcomes = advance(self.target, self._cache, drafts, prompts)
+        outcomes = advance(self.target, self._cache, [*drafts, *prompts])
         now = time.perf_counter()
         self.lookahead.observe_step(
             batch=len(drafts),
@@ -237,14 +234,13 @@ class Decoder:
             sequence.keep_rejected(rows.aux[kept:], rows.last[kept:])
         self._gain(sequence, [*proposal.ids[: verdict.accepted], verdict.next_id], verdict.logprobs)
 
-    def _propose(self, sequences: list[Sequence], *, num_beside: int) -> list[Proposal]:
-        """The drafts of each sequence, as many and by whom the lookahead chooses, beside so many rows of prompts; the
-        model's in one batch."""
+    def _propose(self, sequences: list[Sequence]) -> list[Proposal]:
+        """The drafts of each sequence, as many and by whom the lookahead chooses; the model's in one batch."""
         if not sequences:
             return []
         lookups = [self._look_up(sequence) for sequence in sequences]
         asks = [self._ask(sequence, lookup) for sequence, lookup in zip(sequences, lookups, strict=True)]
-        choices = self.lookahead.plan(asks, num_beside=num_beside)
+        choices = self.lookahead.plan(asks)
         chosen = [pair for pair in zip(sequences, choices, strict=True) if pair[1].drafter is Drafter.EAGLE3]
         chains = self._chains(chosen)
         proposals = []

@@ -46,11 +46,10 @@ def num_rows(pieces: list[Piece]) -> int:
     return sum(len(piece.ids) for piece in pieces)
 
 
-def advance(target: Target, cache: SlotCache, drafts: list[Piece], prompts: list[Piece]) -> list[Outcome]:
-    """Read all pieces, at least one, those of `drafts` ordered by slot."""
-    pieces = [*drafts, *prompts]
+def advance(target: Target, cache: SlotCache, pieces: list[Piece]) -> list[Outcome]:
+    """Read all pieces, at least one, of as many sequences."""
     bounds = list(pairwise(accumulate((len(piece.ids) for piece in pieces), initial=0)))
-    forward = _forward(target, cache, drafts, prompts)
+    forward = _forward(target, cache, pieces)
     rows = [Forward(forward.aux[first:end], forward.last[first:end]) for first, end in bounds]
     judged = [piece for piece in pieces if piece.num_judged]
     places = [
@@ -58,8 +57,7 @@ def advance(target: Target, cache: SlotCache, drafts: list[Piece], prompts: list
     ]
     verdicts: Iterator[Verdict] = iter(())
     if judged:
-        last = forward.last if len(places) == len(forward.last) else forward.last[places]
-        logits = target.logits(last)
+        logits = target.logits(forward.last if len(places) == len(forward.last) else forward.last[places])
         verdicts = iter(judge([piece.sequence for piece in judged], [piece.proposal for piece in judged], logits))
     return [
         Outcome(piece, own, next(verdicts) if piece.num_judged else _unended(own))
@@ -75,12 +73,9 @@ class _Span(NamedTuple):
     num: int
 
 
-def _forward(target: Target, cache: SlotCache, drafts: list[Piece], prompts: list[Piece]) -> Forward:
-    """Of all rows, those of a piece together."""
-    pieces, groups = (
-        [*drafts, *prompts],
-        _groups([len(piece.ids) for piece in drafts], [len(piece.ids) for piece in prompts]),
-    )
+def _forward(target: Target, cache: SlotCache, pieces: list[Piece]) -> Forward:
+    """Of all rows, piece by piece."""
+    groups = _groups(pieces)
     batches = [
         cache.batch(
             [pieces[span.piece].sequence.slot for span in group],
@@ -92,27 +87,28 @@ def _forward(target: Target, cache: SlotCache, drafts: list[Piece], prompts: lis
     spans = [span for group in groups for span in group]
     ids = [token for at, first, num in spans for token in pieces[at].ids[first : first + num]]
     forward = target.forward(torch.tensor(ids, device=target.embedding.device), batches, cache)
-    places = [(span.piece, span.first + n) for span in spans for n in range(span.num)]
-    order = sorted(range(len(places)), key=places.__getitem__)
-    if order == list(range(len(places))):
+    if spans == sorted(spans):
         return forward
-    by_piece = torch.tensor(order, device=forward.aux.device)
-    return Forward(forward.aux[by_piece], forward.last[by_piece])
+    places = [(span.piece, span.first + n) for span in spans for n in range(span.num)]
+    order = torch.tensor(sorted(range(len(places)), key=places.__getitem__), device=forward.aux.device)
+    return Forward(forward.aux[order], forward.last[order])
 
 
-def _groups(drafts: list[int], prompts: list[int]) -> list[list[_Span]]:
-    """Which rows attend together, by the number of rows of each piece: prompts each alone, for they are much longer.
-
-    Drafts are padded to the longest. Where few have many, the first rows of all attend together, and what each has more alone.
-    """
-    more, after = [rows - 1 for rows in drafts], len(drafts)
-    alone = [[_Span(after + i, 0, rows)] for i, rows in enumerate(prompts)]
-    if not drafts:
+def _groups(pieces: list[Piece]) -> list[list[_Span]]:
+    """Which rows attend together, by slot. All of a group are padded to the one with most, so what is read of a prompt attends
+    alone unless it is one row; and where few drafts are long, so does what these have beyond their first row."""
+    together = sorted(
+        (i for i, piece in enumerate(pieces) if len(piece.ids) == 1 or not piece.is_of_prompt),
+        key=lambda i: pieces[i].sequence.slot,
+    )
+    alone = [[_Span(i, 0, len(pieces[i].ids))] for i in sorted(set(range(len(pieces))) - set(together))]
+    if not together:
         return alone
-    if sum(rows + CALL_ROWS for rows in more if rows) < len(drafts) * max(more):
-        heads = [_Span(i, 0, 1) for i in range(len(drafts))]
-        return [heads, *([_Span(i, 1, rows)] for i, rows in enumerate(more) if rows), *alone]
-    return [[_Span(i, 0, rows) for i, rows in enumerate(drafts)], *alone]
+    more = [len(pieces[i].ids) - 1 for i in together]
+    if sum(rows + CALL_ROWS for rows in more if rows) < len(together) * max(more):
+        tails = [[_Span(i, 1, rows)] for i, rows in zip(together, more, strict=True) if rows]
+        return [[_Span(i, 0, 1) for i in together], *tails, *alone]
+    return [[_Span(i, 0, 1 + rows) for i, rows in zip(together, more, strict=True)], *alone]
 
 
 def _unended(rows: Forward) -> Verdict:

@@ -5,6 +5,9 @@ from dataclasses import replace
 
 from updraft_inference.torch_engine.prefix import Prefix, Tenant, longest
 
+MIN_PREFIX = 8
+"""Fewer tokens that prompts have in common are not worth looking after."""
+
 
 class Slots:
     """The slots of a cache. Whoever leaves one leaves what it holds, until it is given away."""
@@ -19,9 +22,11 @@ class Slots:
         return bool(self._free)
 
     def take(self, prompt: list[int], running: Iterable[Tenant], *, most: int, with_draft: bool) -> tuple[int, Prefix]:
-        """A free slot, and what is held already of the prompt: in this slot or in another one. See `prefix.longest`."""
+        """A free slot, and what is held already of the prompt, in this slot or in another one. See `prefix.longest`."""
         tenants = list(running)
         prefix = longest(prompt, [*self._left.values(), *tenants], most=most, with_draft=with_draft)
+        if prefix.length < MIN_PREFIX:
+            prefix = Prefix()
         slot = self._best([tenant.slot for tenant in tenants], prefix.slot)
         self._free.remove(slot)
         self._left.pop(slot, None)

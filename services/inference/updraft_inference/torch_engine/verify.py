@@ -137,8 +137,6 @@ def _draft_log_probs(proposals: list[Proposal], logits_RV: Tensor) -> list[list[
     if not places:
         return [[] for _ in proposals]
     row, token = torch.tensor(places, device=logits_RV.device).T
-    log_probs = logits_RV[row].log_softmax(
-        -1, dtype=torch.float32
-    )  # one kernel, where a float32 copy takes six times as long
+    log_probs = logits_RV[row].log_softmax(-1, dtype=torch.float32)
     values = iter(log_probs.gather(-1, token[:, None])[:, 0].tolist())
     return [[next(values) for _ in proposal.ids] for proposal in proposals]

@@ -12,7 +12,8 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 import torch
@@ -33,7 +34,8 @@ def on_passing_thread(function: Callable[[], T]) -> T:
 
 
 class Worker:
-    """Owns the decoder while it runs. Start it once and stop it once; a decoder that fails ends it."""
+    """Owns the decoder while it runs. Start it once and stop it once; a decoder that fails ends it. One in a process at a time:
+    a second one would have one thread."""
 
     def __init__(self, decoder: Decoder, on_failure: Callable[[], None]) -> None:
         """`on_failure` is called on the thread, after which it ends."""
@@ -45,6 +47,7 @@ class Worker:
         self._pending: set[Future[float]] = set()
         self._num_threads = torch.get_num_threads()
         self._has_pool = threading.Event()
+        self._has_ended = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     @property
@@ -69,9 +72,8 @@ class Worker:
         self._inbox.put(message)
 
     async def between_steps(self, effect: Callable[[], None]) -> float:
-        """Do this between two steps, and return the seconds that it took; what it raises is the caller's."""
-        if not self._thread.is_alive():
-            raise Unavailable("the engine has stopped")
+        """Do this between two steps, and return the seconds that it took; what it raises is the caller's. Unavailable if there
+        are no more steps."""
         done: Future[float] = Future()
 
         def act() -> None:
@@ -88,6 +90,8 @@ class Worker:
         self._pending.add(done)
         done.add_done_callback(self._pending.discard)
         self._inbox.put(act)
+        if self._has_ended or not self._thread.is_alive():
+            self._refuse_pending()
         return await asyncio.wrap_future(done)
 
     # -- on the thread ------------------------------------------------------------------------------------------------
@@ -106,9 +110,15 @@ class Worker:
             logger.critical("the engine's thread failed", exc_info=error)
             self.outbox.deliver()
             self._on_failure()
-            for waiting in list(self._pending):
-                waiting.cancel()
             raise
+        finally:
+            self._has_ended = True  # before those that wait are refused: who comes later refuses itself
+            self._refuse_pending()
+
+    def _refuse_pending(self) -> None:
+        for waiting in list(self._pending):
+            with suppress(InvalidStateError):  # its caller has gone
+                waiting.set_exception(Unavailable("the engine has stopped"))
 
     def _receive(self) -> bool:
         """Act on all that came in; wait for something while there is nothing to do. False: stop."""

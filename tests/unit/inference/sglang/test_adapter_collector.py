@@ -162,6 +162,14 @@ async def test_a_second_server_is_refused_with_a_sentence_and_the_first_one_is_h
         await until(lambda: collector.hello is not None and collector.hello.version == 8, what="its turn")
 
 
+async def test_a_second_server_that_is_not_understood_is_no_trouble_of_the_first(collector: Collector) -> None:
+    async with plugin(collector):
+        await collector.greeted.wait()
+        async with plugin(collector, protocol=0) as second:
+            assert b"another SGLang server" in await asyncio.wait_for(second.heard(), 30)
+        assert (collector.is_connected, collector.problem) == (True, "")
+
+
 async def test_an_ended_request_waits_for_its_last_step_and_for_no_longer_than_it_may(collector: Collector) -> None:
     async with plugin(collector) as one:
         await collector.greeted.wait()

@@ -109,6 +109,19 @@ class TestSwaps:
         assert not fake.is_paused
         assert not fake.has_session
 
+    async def test_a_refusal_stands_where_its_session_cannot_be_ended_at_once(
+        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk]
+    ) -> None:
+        fake.refusals["/update_weights_from_tensor"] = [refusals.marked("unfit", "fc.weight has another shape")]
+        fake.refusals["/end_weight_update"] = ["not now"]
+
+        with pytest.raises(InvalidInput, match="another shape"):
+            await engine.swap(drafts[0])
+
+        await engine.swap(drafts[1])
+        assert engine.loaded.version == drafts[1].version
+        assert not fake.has_session
+
     async def test_a_server_that_does_not_go_on_at_once_is_asked_again(
         self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk]
     ) -> None:
