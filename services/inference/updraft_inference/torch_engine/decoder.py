@@ -34,6 +34,8 @@ MOST_READ, LEAST_READ = 256, 16
 """Prompt tokens a forward, at most while nobody waits for it, and at least."""
 READING_SHARE = 2.0
 """A step that also reads prompts may last so many of those that only decode."""
+READING_RESTS = 32
+"""Of so many steps one reads no prompt, so that what such steps take stays known however many prompts come."""
 
 _BY_MODEL = frozenset({Drafter.EAGLE3, Drafter.HYBRID})
 _BY_LOOKUP = frozenset({Drafter.NGRAM, Drafter.HYBRID})
@@ -82,6 +84,7 @@ class Decoder:
         self._slots = Slots(limits.num_slots)
         self.num_cached_tokens = 0
         """Prompt tokens that were not read, since another request had read them; read by other threads."""
+        self._num_steps = 0
         self._waiting: deque[Sequence] = deque()
         self._prefilling: deque[Sequence] = deque()
         self._decoding: dict[int, Sequence] = {}
@@ -140,6 +143,7 @@ class Decoder:
     def step(self) -> None:
         """Admit what fits; then verify what is drafted for running requests, and read on in the prompts of the others."""
         self._admit()
+        self._num_steps += 1
         started = time.perf_counter()
         running = [self._decoding[slot] for slot in sorted(self._decoding)]
         drafts = [
@@ -189,9 +193,10 @@ class Decoder:
         """Prompt tokens, such that running streams wait for them no longer than they may."""
         if not num_drafts:
             return MOST_READ
+        if self._num_steps % READING_RESTS == 0:
+            return 0
         cost = self.lookahead.cost
-        # While there is always a prompt to read, what steps without one would take is known from those with one.
-        most_s = READING_SHARE * max(cost.seconds(len(self._decoding), num_drafts), cost.mixed(num_drafts))
+        most_s = READING_SHARE * cost.seconds(len(self._decoding), num_drafts)
         sizes = (size for size in range(MOST_READ, LEAST_READ, -LEAST_READ) if cost.mixed(num_drafts + size) <= most_s)
         return next(sizes, LEAST_READ)
 
