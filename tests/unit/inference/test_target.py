@@ -54,6 +54,18 @@ def test_a_model_that_knows_a_million_positions_costs_no_more_than_those_that_ar
     DraftNetwork(config, torch.zeros(VOCAB, config.hidden_size), torch.arange(16), num_positions=limits.num_positions)
 
 
+def new_cache(target: Target, *, num_slots: int) -> SlotCache:
+    c = target.config
+    shape = CacheShape(
+        num_layers=c.num_layers,
+        num_slots=num_slots,
+        num_positions=80,
+        num_kv_heads=c.num_kv_heads,
+        head_dim=c.head_dim,
+    )
+    return SlotCache(shape, like=target.embedding)
+
+
 def run(target: Target, cache: SlotCache, slots: list[int], starts: list[int], ids: list[list[int]]) -> Any:
     flat = torch.tensor([token for row in ids for token in row])
     return target.forward(flat, [cache.batch(slots, starts, [len(row) for row in ids])], cache)
@@ -74,11 +86,7 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
 def test_every_row_of_prompts_and_decode_steps_is_that_of_transformers(family: tuple[Path, PreTrainedModel]) -> None:
     folder, model = family
     target = opened(folder)
-    c = target.config
-    shape = CacheShape(
-        num_layers=c.num_layers, num_slots=5, num_positions=80, num_kv_heads=c.num_kv_heads, head_dim=c.head_dim
-    )
-    cache = SlotCache(shape, like=target.embedding)
+    cache = new_cache(target, num_slots=5)
     slots = [0, 2, 4]  # not dense: keys are gathered
     expected = [states(model, text) for text in TEXTS]
     prompts = [len(text) - NUM_STEPS * WIDTH for text in TEXTS]
@@ -106,11 +114,7 @@ def test_every_row_of_prompts_and_decode_steps_is_that_of_transformers(family: t
 def test_a_prompt_that_is_read_beside_decode_steps_changes_no_row(family: tuple[Path, PreTrainedModel]) -> None:
     folder, model = family
     target = opened(folder)
-    c = target.config
-    shape = CacheShape(
-        num_layers=c.num_layers, num_slots=3, num_positions=80, num_kv_heads=c.num_kv_heads, head_dim=c.head_dim
-    )
-    cache = SlotCache(shape, like=target.embedding)
+    cache = new_cache(target, num_slots=3)
     expected = [states(model, text) for text in TEXTS]
     starts = [len(text) - 3 for text in TEXTS[:2]]
     run(target, cache, [0, 1], [0, 0], [text[:start] for text, start in zip(TEXTS, starts, strict=False)])
