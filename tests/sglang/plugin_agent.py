@@ -59,16 +59,18 @@ class Agent:
             while True:
                 await self.may_read.wait()
                 head, body = wire.lengths(await reader.readexactly(wire.PREFIX_SIZE))
-                self.take(*wire.decode(await reader.readexactly(head), await reader.readexactly(body)))
+                header, tensors = wire.decode(await reader.readexactly(head), await reader.readexactly(body))
+                if header["kind"] == "hello":
+                    self.hellos.append(header)
+                    writer.write(wire.answer())
+                else:
+                    self.take(header, tensors)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
             writer.transport.abort()
 
     def take(self, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        if header["kind"] == "hello":
-            self.hellos.append(header)
-            return
         self.numbers.append(header["number"])
         self._dropped.append(header["dropped"])
         rows, teachers = iter(tensors.get("aux", ())), _teachers(tensors)

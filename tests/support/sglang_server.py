@@ -48,6 +48,8 @@ class FakeSglang:
     is_paused: bool = False
     is_unhealthy: bool = False
     """Its last health check failed: it serves on, and says that it is neither healthy nor ready."""
+    is_full: bool = False
+    """It takes no new request in; those that run get on."""
     has_session: bool = False
     label: str = "default"
     held: dict[str, str] = field(default_factory=dict)
@@ -163,7 +165,7 @@ class FakeSglang:
 
     async def generate(self, body: dict[str, Any]) -> Response:
         self.bodies.append(body)
-        while self.is_paused:  # noqa: ASYNC110 - a flag that tests set; it takes nothing in
+        while self.is_paused or self.is_full:  # noqa: ASYNC110 - a flag that tests set; it takes nothing in
             await asyncio.sleep(0.01)
         return StreamingResponse(self._events(body), media_type="text/event-stream")
 

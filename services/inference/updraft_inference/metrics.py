@@ -99,7 +99,8 @@ class Metrics:
             ),
             registry_connected=gauge("registry_connected", "1 while the stream to the registry is up."),
             registry_denials=counter(
-                "registry_denials", "Times that the registry refused this pod for its token or the token's role."
+                "registry_denials",
+                "Times that the registry refused this pod: its token, the token's role, or what it serves.",
             ),
         )
 

@@ -2,16 +2,16 @@
 
 The scheduler offers and goes on: a full queue drops and counts. Encoding, waiting for the GPU and sending happen on the
 thread. While nobody is connected `is_open` is false, and the hooks do nothing at all. The thread is a daemon: nothing is
-worth delaying the server's end. An agent that another server is connected to says so, and hangs up; then we come again slowly.
+worth delaying the server's end. An agent that another server is connected to refuses our hello; then we come again slowly.
 """
 
 import logging
 import select
 import socket
 import threading
+import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -26,8 +26,6 @@ _IDLE_S = 1.0
 """How often an idle thread looks whether the agent has hung up."""
 _STUCK_S = 60.0
 """A reader that takes nothing for so long is gone."""
-_MAX_WORDS = 4096
-"""Of a refusal, in bytes."""
 _FAILURES = 10
 """So many failures of ours in a row, and capture ends for this process."""
 
@@ -57,6 +55,8 @@ class Channel:
         self._path = path
         self._queue_bytes = queue_bytes
         self._hello = hello
+        self._id = ""
+        """Tells the process that starts this from every other: pids are given again, and two containers have the same ones."""
         self._queue: deque[Item] = deque()
         self._held_bytes = 0
         self._number = 0
@@ -67,6 +67,7 @@ class Channel:
 
     def start(self) -> None:
         """Begin to connect."""
+        self._id = uuid.uuid4().hex
         self._thread.start()
 
     def stop(self) -> None:
@@ -120,20 +121,16 @@ class Channel:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as agent:
             agent.settimeout(_STUCK_S)
             agent.connect(self._path)
-            try:
-                self._talk(agent)
-            except OSError:  # it hung up while we spoke; what it said came before
-                refusal = _last_words(agent)
-                if not refusal:
-                    raise
-                return refusal
-            return _last_words(agent)
+            problem = self.problem
+            hello = {"kind": "hello", "protocol": wire.PROTOCOL, "id": self._id, "problem": problem, **self._hello()}
+            agent.sendall(b"".join(wire.encode(hello)))
+            refusal = _answer(agent)
+            if not refusal:
+                self._talk(agent, problem)
+            return refusal
 
-    def _talk(self, agent: socket.socket) -> None:
+    def _talk(self, agent: socket.socket, problem: str) -> None:
         """Until the agent hangs up (OSError, or it is seen), we stop, or capture comes to an end."""
-        problem = self.problem
-        hello = {"kind": "hello", "protocol": wire.PROTOCOL, "problem": problem, **self._hello()}
-        agent.sendall(b"".join(wire.encode(hello)))
         log.info("Updraft %s", f"captures nothing: {problem}" if problem else "captures")
         self.is_open = not problem
         while not self._stopping.is_set() and self.problem == problem:
@@ -172,15 +169,18 @@ class Channel:
             self._held_bytes = 0
 
 
+def _answer(agent: socket.socket) -> str:
+    """Why our hello is refused; "" if it is not. OSError if the agent hangs up, or says what is no answer."""
+    with agent.makefile("rb") as said:
+        try:
+            head_size, body_size = wire.lengths(said.read(wire.PREFIX_SIZE))
+            answer, _ = wire.decode(said.read(head_size), said.read(body_size))
+            return str(answer["refusal"])
+        except (wire.FrameError, KeyError) as error:
+            raise ConnectionError(f"no answer: {error!r}") from error
+
+
 def _has_hung_up(agent: socket.socket) -> bool:
-    """Or is about to: it speaks."""
+    """It has nothing more to say, so what can be read is the end."""
     readable, _, _ = select.select([agent], [], [], 0)
     return bool(readable)
-
-
-def _last_words(agent: socket.socket) -> str:
-    """What it said; "" if nothing has come."""
-    agent.settimeout(0)
-    with suppress(OSError):
-        return agent.recv(_MAX_WORDS).decode(errors="replace")
-    return ""

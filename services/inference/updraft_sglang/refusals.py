@@ -7,7 +7,8 @@ about the draft (a folder that is not to be seen, no memory), and is tried again
 from typing import Literal
 
 Kind = Literal["corrupt", "unfit"]
-"""corrupt: bytes that nobody should serve. unfit: a sound draft for another server (shape, vocabulary)."""
+"""corrupt: bytes, as they are read there, that nobody should serve. unfit: a sound draft for another server (its shape, its
+vocabulary)."""
 
 _MARKS: dict[Kind, str] = {kind: f"[updraft: {kind} draft]" for kind in ("corrupt", "unfit")}
 

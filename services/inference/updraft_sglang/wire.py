@@ -3,16 +3,16 @@
     frame   = length of header (u32, little endian), length of the rest (u64), header, tensors one after the other
     header  = {"kind": ..., "tensors": [[name, dtype, shape], ...], ...}
 
-hello    Once per connection: protocol, plugin, sglang, pid, steps (drafts a verify step), aux_size, vocab_size, dtype,
-         version and digest (of the draft loaded last; 0 and ""), problem (why nothing is captured; "" if it is).
+hello    Once per connection: protocol, id (of this process, drawn at its start), plugin, sglang, pid, steps (drafts a verify
+         step), aux_size, vocab_size, dtype, version and digest (of the draft loaded last; 0 and ""), problem (why nothing is
+         captured; "" if it is).
+answer   The agent's only message, to a hello: refusal, a sentence; "" if it is welcome. A refusal ends the connection.
 steps    One verify step of a batch: number (of the message), dropped (messages so far), version (that drafted), batch_size,
          duration_us, requests: [{rid, position, accepted, drafts, log_p, rows, counterfactual_rows}]. `position` is where the
          first row stands in prompt ++ output; `rows` + `counterfactual_rows` of the tensors belong to the request, in order.
 prefill  A forward over (a chunk of) prompts: number, dropped, requests: [{rid, position, cached, rows, teacher_rows}]. Of the
          request's `rows` (0: none was wanted) the last `teacher_rows` (0 or 1) have a teacher. `cached` positions before the
          first chunk came from a cache; 0 in later chunks. A preempted request comes again, with its output behind its prompt.
-
-The agent answers nothing, but to a hello that it refuses: a sentence in UTF-8, and the end of the connection.
 
 Tensors of steps and prefill: aux [N, aux_size], and the teacher of rows that have one: ids int32 [M, k], log_probs float32
 [M, k], log_sum_exp float32 [M]. In steps M = N. Protobuf was refused: its runtime in SGLang's image is not ours to choose.
@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-PROTOCOL = 1
+PROTOCOL = 2
 MAX_FRAME = 1 << 30
 
 _LENGTHS = struct.Struct("<IQ")
@@ -46,11 +46,18 @@ def encode(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor] | None
     return [_LENGTHS.pack(len(head), sum(body.nbytes for body in bodies)), head, *bodies]
 
 
+def answer(refusal: str = "") -> bytes:
+    """The agent's answer to a hello."""
+    return b"".join(encode({"kind": "answer", "refusal": refusal}))
+
+
 PREFIX_SIZE = _LENGTHS.size
 
 
 def lengths(prefix: bytes) -> tuple[int, int]:
-    """Bytes of the header and of the tensors that follow these PREFIX_SIZE bytes. FrameError if absurd."""
+    """Bytes of the header and of the tensors that follow these PREFIX_SIZE bytes. FrameError if fewer, or absurd."""
+    if len(prefix) < PREFIX_SIZE:
+        raise FrameError("the stream ends before a frame")
     head, body = _LENGTHS.unpack(prefix)
     if head + body > MAX_FRAME:
         raise FrameError(f"a frame of {head + body} bytes")

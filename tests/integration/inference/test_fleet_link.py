@@ -18,6 +18,7 @@ from updraft.fleet.v1.fleet_pb2_grpc import FleetStub
 from updraft_chassis import rpc
 from updraft_chassis.access import Access
 from updraft_chassis.credentials import Credentials
+from updraft_chassis.errors import InvalidInput
 from updraft_inference.agent.fleet import FleetLink, Link
 
 FLEET = fleet_pb2.DESCRIPTOR.services_by_name["Fleet"]
@@ -84,6 +85,26 @@ async def test_a_pod_whose_role_does_not_do_says_why_once_and_connects_once_its_
     ]
     assert "role read may not call Fleet.Connect, which takes role serve or operate" in str(vars(told[0]))
     assert not any(token in str(vars(record)) for record in caplog.records for token in (READER, POD))
+
+
+async def test_a_pod_that_serves_another_target_is_refused_and_not_told_that_the_registry_is_away(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def refuse(_: AsyncIterator[fleet_pb2.ConnectRequest], __: Any) -> AsyncIterator[Any]:
+        yield fleet_pb2.ConnectResponse()
+        raise InvalidInput("pod-0 cannot serve chat: it has another target")
+
+    async with (
+        listening(service(FLEET, Connect=refuse)) as address,
+        rpc.channel(address) as channel,
+        linked(channel) as heard,
+    ):
+        await until(lambda: len(heard) >= 2, what="two refusals")
+
+    assert set(heard) == {Link.UP, Link.DENIED}
+    told = [record for record in caplog.records if record.name == "updraft_inference.agent.fleet"]
+    assert told[0].message == "The registry refuses this pod; serving goes on"
+    assert "it has another target" in str(vars(told[0]))
 
 
 async def test_a_registry_that_is_away_is_told_once_and_so_is_its_return(caplog: pytest.LogCaptureFixture) -> None:

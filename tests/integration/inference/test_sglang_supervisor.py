@@ -1,5 +1,6 @@
 """A child that behaves as SGLang's main process does, and ones that do not. `python -m sglang.launch_server` is theirs."""
 
+import asyncio
 import logging
 import os
 import subprocess
@@ -9,9 +10,12 @@ from pathlib import Path
 import psutil
 import pytest
 from tests.support.ports import free_port
+from tests.support.sglang_server import FakeSglang, running, saved_draft
+from tests.support.tiny_target import make_tiny_target
 from tests.support.wait import until, wait_until
 
 from updraft_chassis.errors import InvalidInput, Unavailable
+from updraft_inference.sglang_engine import supervisor
 from updraft_inference.sglang_engine.server import SglangServer
 from updraft_inference.sglang_engine.supervisor import Launch, supervised, until_up
 
@@ -121,6 +125,23 @@ async def test_who_is_told_to_stop_does_not_wait_for_a_server() -> None:
     async with SglangServer(f"http://127.0.0.1:{free_port()}") as server:
         with pytest.raises(Unavailable, match="told to stop"):
             await until_up(server, is_stopped=lambda: True)
+
+
+async def test_a_server_that_remembers_a_failed_health_check_is_up_once_it_gives_a_token(
+    short_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_TELL_S", 0.0)
+    target = make_tiny_target(short_tmp_path / "target")
+    seed = saved_draft(short_tmp_path, 1).folder
+    async with (
+        running(FakeSglang(target=target, seed=seed, is_unhealthy=True, is_full=True)) as fake,
+        SglangServer(fake.url) as server,
+        asyncio.TaskGroup() as tasks,
+    ):
+        wait = tasks.create_task(until_up(server, is_stopped=lambda: False))
+        await until(lambda: "/generate" in fake.calls, what="the question for a token")
+        assert not wait.done()
+        fake.is_full = False
 
 
 def test_the_server_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:

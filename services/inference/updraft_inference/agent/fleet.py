@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from updraft.fleet.v1 import fleet_pb2
 from updraft_chassis import rpc
-from updraft_chassis.errors import Forbidden, Unauthenticated, UpdraftError
+from updraft_chassis.errors import Forbidden, InvalidInput, Unauthenticated, UpdraftError
 from updraft_chassis.retry import Backoff
 from updraft_inference.race import raise_if_cancelled, unless
 
@@ -34,7 +34,7 @@ class Link(StrEnum):
     UP = "up"
     AWAY = "away"
     DENIED = "denied"
-    """The registry is there, and the pod's token or its role does not do."""
+    """The registry is there, and the pod's token, its role or what it serves does not do."""
 
 
 class FleetLink:
@@ -70,7 +70,7 @@ class FleetLink:
                 with rpc.errors():
                     await self._converse()
                 link, reason = Link.AWAY, "the registry closed the stream"
-            except (Unauthenticated, Forbidden) as error:
+            except (Unauthenticated, Forbidden, InvalidInput) as error:
                 link, reason = Link.DENIED, str(error)
             except UpdraftError as error:
                 raise_if_cancelled()

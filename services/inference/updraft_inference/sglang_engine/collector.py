@@ -1,9 +1,8 @@
 """Listens for the plugin inside SGLang, and gives each request's assembly what is said of it.
 
-The agent listens and the plugin connects, so either may start first and come back. One server at a time: a connection ends
-with its process, so a second one is of another server, and two that took turns would both be captured in part. What nobody
-expects is counted and dropped; rows beyond the memory that they may take are dropped too, and the light record of the step
-is kept.
+The agent listens and the plugin connects, so either may start first and come back. One server at a time: two that took turns
+would both be captured in part. What nobody expects is counted and dropped; rows beyond the memory that they may take are
+dropped too, and the light record of the step is kept.
 """
 
 import asyncio
@@ -39,10 +38,12 @@ _DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 class Hello:
     """What the plugin says of itself when it connects."""
 
+    id: str
+    """Of the scheduler's process, and of no other."""
     plugin: str
     sglang: str
     pid: int
-    """Of the scheduler, as it is called where it runs."""
+    """Of that process, as it is called where it runs."""
     num_steps: int
     aux_size: int
     version: int
@@ -59,6 +60,7 @@ class Hello:
             )
         try:
             return cls(
+                id=str(header["id"]),
                 plugin=str(header["plugin"]),
                 sglang=str(header["sglang"]),
                 pid=int(header["pid"]),
@@ -91,7 +93,7 @@ class Collector:
         self._changed: dict[str, asyncio.Event] = {}
         self._connection: asyncio.StreamWriter | None = None
         self._refused: set[object] = set()
-        """Schedulers that this was told of: they come again."""
+        """Servers that this was said of: they come again."""
         self.last_lookahead = 0
         """Drafts in the last step that was told of."""
 
@@ -174,25 +176,36 @@ class Collector:
         return sum(assembly.nbytes for assembly in self._expected.values())
 
     async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection; one beside another is told why not, and ended."""
+        """One connection: of a server that is welcome, or is told why not."""
         try:
             header, _ = await _frame(reader)
-            if self._connection is not None and self.hello is not None:
-                self._refuse(header.get("pid"), self.hello, writer)
-                return
-            self._greet(Hello.of(header), writer)
-            while True:
+            refusal = self._take_hello(header, writer)
+            writer.write(wire.answer(refusal))  # short enough to be gone before the connection ends
+            while not refusal:
                 header, tensors = await _frame(reader)
                 self.take(header, tensors)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         except wire.FrameError as error:
-            if self._connection in (None, writer):  # else it is a second one, and no trouble of the first
-                self._problem = str(error)
-            logger.error("The SGLang plugin cannot be understood", extra={"reason": str(error)})
+            self._note_misunderstood(error, writer)
         finally:
             writer.transport.abort()
             self._part(writer)
+
+    def _take_hello(self, header: Mapping[str, Any], writer: asyncio.StreamWriter) -> str:
+        """Listen to this connection from now on, also where its server's last one is not seen to have ended; or say why not."""
+        if self._connection is not None and self.hello is not None and header.get("id") != self.hello.id:
+            return self._refusal(header, self.hello)
+        try:
+            hello = Hello.of(header)
+        except wire.FrameError as error:
+            self._note_misunderstood(error, writer)
+            return str(error)
+        if self._connection is not None:
+            self._connection.transport.abort()
+            self._part(self._connection)
+        self._greet(hello, writer)
+        return ""
 
     def _greet(self, hello: Hello, writer: asyncio.StreamWriter) -> None:
         self._connection, self.hello, self._problem, self._num_dropped = writer, hello, "", None
@@ -202,15 +215,21 @@ class Collector:
         if hello.problem:
             logger.error("SGLang's plugin captures nothing", extra={"reason": hello.problem})
 
-    def _refuse(self, pid: object, first: Hello, writer: asyncio.StreamWriter) -> None:
+    def _note_misunderstood(self, error: wire.FrameError, writer: asyncio.StreamWriter) -> None:
+        if self._connection in (None, writer):  # else it is a second one, and no trouble of the first
+            self._problem = str(error)
+        logger.error("The SGLang plugin cannot be understood", extra={"reason": str(error)})
+
+    def _refusal(self, second: Mapping[str, Any], first: Hello) -> str:
         reason = (
             f"another SGLang server (process {first.pid} there) is connected to {self.path} already: start each server with an"
             " UPDRAFT_SGLANG_SOCKET and an agent of its own"
         )
-        writer.write(reason.encode())  # short enough to be gone before the connection ends
-        if pid not in self._refused:
-            self._refused.add(pid)
-            logger.error("A second SGLang server is refused", extra={"pid": pid, "reason": reason})
+        identity = second.get("id")
+        if identity not in self._refused:
+            self._refused.add(identity)
+            logger.error("A second SGLang server is refused", extra={"pid": second.get("pid"), "reason": reason})
+        return reason
 
     def _part(self, writer: asyncio.StreamWriter) -> None:
         if self._connection is not writer:

@@ -133,6 +133,7 @@ class SglangServer:
 
     def __init__(self, url: str, *, admin_key: str = "") -> None:
         self.url = url.rstrip("/")
+        self._num_events = 0
         self._headers = {"Authorization": f"Bearer {admin_key}"} if admin_key else {}
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=32)
         timeout = httpx.Timeout(_ASK_S, connect=_CONNECT_S)
@@ -157,7 +158,7 @@ class SglangServer:
         return True
 
     async def is_up(self, timeout_s: float) -> bool:
-        """Whether it has loaded and serves, paused or not."""
+        """Whether it has loaded and serves, paused or not, and has failed no health check since."""
         try:
             answer = await self._http.get("/ping", timeout=timeout_s)
         except httpx.HTTPError:
@@ -167,25 +168,27 @@ class SglangServer:
     async def hindrance(self) -> str:
         """Why this is no time to change weights, in words; empty if it is one.
 
-        A healthy server that is not ready is paused. One that remembers a failed health check says no more than that, so it is
-        asked for a token: while paused it gives none, and else nothing is in the way.
+        A healthy server that is not ready is paused. One that remembers a failed health check says no more than that: while
+        paused it gives no token, and else nothing is in the way.
         """
         if await self._status("/ready") == HTTPStatus.OK:
             return ""
         if await self._status("/ping") == HTTPStatus.OK:
             return "is paused by somebody else"
-        if await self._takes_requests():
+        if await self.gives_tokens():
             return ""
         return f"says that it is not healthy and takes nothing in for {_TAKEN_S:g} s: it hangs, or is paused by somebody else"
 
-    async def _takes_requests(self) -> bool:
+    async def gives_tokens(self) -> bool:
+        """Whether it answers a request of ours soon, or any that runs through here gets on."""
+        num_events = self._num_events
         body = {"rid": f"updraft-{uuid.uuid4().hex}", "input_ids": [0], "sampling_params": {"max_new_tokens": 1}}
         try:
             async with asyncio.timeout(_TAKEN_S), self.generate(body) as events:
                 async for _ in events:
                     pass
         except (TimeoutError, Unavailable):
-            return False
+            return self._num_events > num_events
         except (InvalidInput, Exhausted):  # also an answer
             return True
         return True
@@ -205,9 +208,14 @@ class SglangServer:
                 if answer.status_code != HTTPStatus.OK:
                     await answer.aread()
                     raise _refusal(answer.status_code, _message(answer.text))
-                yield _events(answer)
+                yield self._counted(_events(answer))
         except httpx.HTTPError as error:
             raise self._away(error) from error
+
+    async def _counted(self, events: AsyncIterator[Event]) -> AsyncIterator[Event]:
+        async for event in events:
+            self._num_events += 1
+            yield event
 
     async def abort(self, rid: str) -> None:
         """End a request; one that the server does not know yet is not remembered."""

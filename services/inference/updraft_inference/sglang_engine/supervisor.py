@@ -191,12 +191,13 @@ async def until_up(
     loop = asyncio.get_running_loop()
     started_s = told_s = loop.time()
     while not has_ended():
-        if await server.is_up(_LOOK_S * 4):
+        is_late = loop.time() - told_s > _TELL_S
+        if await server.is_up(_LOOK_S * 4) or (is_late and await server.gives_tokens()):  # it may be up and not say so
             logger.info("The SGLang server is up", extra={"url": server.url, "after_s": round(loop.time() - started_s)})
             return
         if is_stopped():
             raise Unavailable("told to stop before the SGLang server was up")
-        if loop.time() - told_s > _TELL_S:
+        if is_late:
             told_s = loop.time()
             logger.info("Waiting for SGLang", extra={"url": server.url, "for_s": round(told_s - started_s)})
         await asyncio.sleep(_LOOK_S)

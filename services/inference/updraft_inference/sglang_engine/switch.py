@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 LOADER = "updraft_sglang.weights.load"
 """By this name SGLang finds the plugin's loader, if it was started with it as a custom weight loader."""
 
+_RESUMED = "resumed"
+"""In the note of a swap whose pause is over, and whose session may not be."""
 _RESUMES = 5
 _RESUME_WAIT_S = 1.0
 
@@ -98,18 +100,28 @@ class DraftSwitch:
                     logger.info("The server holds a draft already", extra={"version": held.version})
                     return
         if said.version or await _difference(self._seed, served):
-            await self._change(self._seed)
+            try:
+                await self._change(self._seed)
+            except _HinderedError as error:
+                logger.warning("Which draft the server holds is not known yet", extra={"reason": str(error)})
+                self._loaded = _unproved(self._seed)
 
     async def swap(self, draft: DraftOnDisk | None) -> Swapped:
-        """See the port: Corrupt and InvalidInput also by the word of the loader in the server, which reads the folder itself.
+        """See the port: InvalidInput also by the word of the loader in the server, which reads the folder itself.
 
         Unavailable for troubles of the server, which say nothing about the draft.
         """
-        held = self._seed
-        if draft is not None:
-            held = await asyncio.to_thread(read_draft, draft, self._vocabulary, self._info)
-        pause_s = await self._change(held)
+        held = self._seed if draft is None else await self._read(draft)
+        try:
+            pause_s = await self._change(held)
+        except _UnreadableError as error:
+            if draft is not None:
+                await self._read(draft)  # Corrupt, if it became so
+            raise Unavailable(f"the SGLang server reads other bytes than are in {held.folder} here: {error}") from error
         return Swapped(loaded=self._loaded, pause_s=pause_s)
+
+    async def _read(self, draft: DraftOnDisk) -> Held:
+        return await asyncio.to_thread(read_draft, draft, self._vocabulary, self._info)
 
     async def verify(self) -> Loaded:
         """Hash again what is served."""
@@ -126,7 +138,7 @@ class DraftSwitch:
             await self._go_on()
         hindrance = await self._server.hindrance()
         if hindrance:
-            raise Unavailable(f"the SGLang server {hindrance}; the draft is changed when it goes on")
+            raise _HinderedError(f"the SGLang server {hindrance}; the draft is changed when it goes on")
         is_touched = False
         try:
             pause_s = await self._load(held)
@@ -154,12 +166,12 @@ class DraftSwitch:
         except UpdraftError as error:
             extra = {"failed": failed.version, "wanted": self._good.version, "reason": str(error)}
             logger.error("The draft before cannot be loaded again; output stays exact, drafts may be poor", extra=extra)
-            self._loaded = replace(_loaded(self._good), tensors_digest="sha256:unproved")
+            self._loaded = _unproved(self._good)
 
     async def _load(self, held: Held) -> float:
         """Seconds from the wish to pause to going on: no less than the server stood still, for a step may have run on."""
         started = time.perf_counter()
-        self._note.touch()
+        self._note.write_text("")
         try:
             await self._server.pause()
             await self._update(held)
@@ -207,9 +219,12 @@ class DraftSwitch:
         self._may_have_session = False
 
     async def _go_on(self) -> None:
-        """End the session and the pause of a swap that did not."""
+        """End the session and the pause of a swap that did not; but no pause, if that swap had ended its own."""
+        has_paused = self._note.read_text() != _RESUMED
         await self._end_left_session()
-        await self._resume()
+        if has_paused:
+            await self._resume()
+        self._note.unlink(missing_ok=True)
 
     async def _resume(self) -> None:
         """A server that stays paused serves nobody, so this alone is tried again."""
@@ -222,7 +237,9 @@ class DraftSwitch:
                 logger.warning("The server does not go on yet", extra={"reason": str(error)})
                 await asyncio.sleep(_RESUME_WAIT_S)
             else:
-                if not self._may_have_session:  # else the next swap, or the next agent, has one to end
+                if self._may_have_session:  # which the next swap, or the next agent, ends
+                    self._note.write_text(_RESUMED)
+                else:
                     self._note.unlink(missing_ok=True)
                 return
 
@@ -231,12 +248,20 @@ class _NotBegun(Conflict):
     """A session of somebody else is open."""
 
 
+class _UnreadableError(Corrupt):
+    """The loader in the server cannot read the folder."""
+
+
+class _HinderedError(Unavailable):
+    """This is no time to change weights."""
+
+
 def _verdict(error: Conflict) -> UpdraftError:
     """What a refused update says: of the draft, where the loader refused it for good; else of the server, as it is."""
     kind, sentence = refusals.read(str(error))
     match kind:
         case "corrupt":
-            return Corrupt(sentence)
+            return _UnreadableError(sentence)
         case "unfit":
             return InvalidInput(sentence)
         case None:
@@ -254,6 +279,10 @@ def _loaded(held: Held) -> Loaded:
         tensors_digest=held.tensors_digest,
         draft_vocabulary_fingerprint=held.vocabulary_fingerprint,
     )
+
+
+def _unproved(held: Held) -> Loaded:
+    return replace(_loaded(held), tensors_digest="sha256:unproved")
 
 
 def _named(held: Held) -> Named:

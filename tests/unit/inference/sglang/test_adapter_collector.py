@@ -19,6 +19,7 @@ from updraft_sglang import wire
 HELLO = {
     "kind": "hello",
     "protocol": wire.PROTOCOL,
+    "id": "one",
     "plugin": "0.1.0",
     "sglang": "0.5.23",
     "pid": 1,
@@ -49,9 +50,12 @@ class Plugin:
         self._reader = reader
         self._writer = writer
 
-    async def heard(self) -> bytes:
-        """All that the agent says, once it has hung up."""
-        return await self._reader.read()
+    async def refusal(self) -> str:
+        """What the agent answered; it has hung up."""
+        said = await self._reader.read()
+        head, body = wire.lengths(said[: wire.PREFIX_SIZE])
+        assert len(said) == wire.PREFIX_SIZE + head + body
+        return str(wire.decode(said[wire.PREFIX_SIZE :], b"")[0]["refusal"])
 
     async def say(self, header: dict[str, Any], tensors: dict[str, torch.Tensor] | None = None) -> None:
         for piece in wire.encode(header, tensors or {}):
@@ -119,8 +123,9 @@ async def test_what_the_plugin_cannot_do_is_the_problem(collector: Collector) ->
 
 
 async def test_another_protocol_is_a_problem_and_is_not_listened_to(collector: Collector) -> None:
-    async with plugin(collector, protocol=99):
-        await until(lambda: "speaks protocol 99" in collector.problem, what="the problem")
+    async with plugin(collector, protocol=99) as one:
+        assert "speaks protocol 99" in await asyncio.wait_for(one.refusal(), 30)
+    assert "speaks protocol 99" in collector.problem
 
     assert not collector.is_connected
     async with plugin(collector):
@@ -139,15 +144,28 @@ async def test_a_scheduler_that_came_anew_takes_the_place_of_the_old_one(collect
         assert collector.is_connected
 
 
+async def test_a_server_that_comes_back_before_its_end_was_seen_takes_its_own_place(collector: Collector) -> None:
+    async with plugin(collector) as first:
+        await until(lambda: collector.is_connected, what="the first")
+        async with plugin(collector, version=8) as again:
+            await until(lambda: collector.hello is not None and collector.hello.version == 8, what="the second")
+            assert await asyncio.wait_for(first.refusal(), 30) == ""
+            assembly = collector.expect("a", 4, CaptureWish())
+            await again.step(4)
+            await until(lambda: assembly.covers(2), what="the step")
+
+            assert collector.is_connected
+
+
 async def test_a_second_server_is_refused_with_a_sentence_and_the_first_one_is_heard(
     collector: Collector, caplog: pytest.LogCaptureFixture
 ) -> None:
     assembly = collector.expect("a", 4, CaptureWish())
-    async with plugin(collector) as first:
+    async with plugin(collector) as first:  # both have pid 1, each in its container
         await until(lambda: collector.is_connected, what="the first")
         for _ in range(2):
-            async with plugin(collector, pid=2, version=8) as second:
-                said = (await asyncio.wait_for(second.heard(), 30)).decode()
+            async with plugin(collector, id="another", version=8) as second:
+                said = await asyncio.wait_for(second.refusal(), 30)
                 assert said.startswith(
                     f"another SGLang server (process 1 there) is connected to {collector.path} already"
                 )
@@ -158,15 +176,15 @@ async def test_a_second_server_is_refused_with_a_sentence_and_the_first_one_is_h
         assert collector.hello is not None
         assert (collector.hello.version, collector.problem) == (7, "")
     assert [record.message for record in caplog.records].count("A second SGLang server is refused") == 1
-    async with plugin(collector, pid=2, version=8):
+    async with plugin(collector, id="another", version=8):
         await until(lambda: collector.hello is not None and collector.hello.version == 8, what="its turn")
 
 
 async def test_a_second_server_that_is_not_understood_is_no_trouble_of_the_first(collector: Collector) -> None:
     async with plugin(collector):
         await collector.greeted.wait()
-        async with plugin(collector, protocol=0) as second:
-            assert b"another SGLang server" in await asyncio.wait_for(second.heard(), 30)
+        async with plugin(collector, id="another", protocol=0) as second:
+            assert "another SGLang server" in await asyncio.wait_for(second.refusal(), 30)
         assert (collector.is_connected, collector.problem) == (True, "")
 
 

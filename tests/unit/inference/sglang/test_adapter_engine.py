@@ -90,19 +90,27 @@ class TestSwaps:
         assert not fake.has_session
         await engine.swap(drafts[0])
 
-    @pytest.mark.parametrize(("kind", "error"), [("corrupt", Corrupt), ("unfit", InvalidInput)])
-    async def test_what_the_loader_refuses_for_good_is_refused_with_its_sentence(
+    @pytest.mark.parametrize(
+        ("kind", "error", "sentence"),
+        [
+            ("corrupt", Unavailable, "the SGLang server reads other bytes than are in .*2 here: "),
+            ("unfit", InvalidInput, ""),
+        ],
+    )
+    async def test_a_draft_that_is_whole_here_is_refused_for_good_where_the_loader_says_that_it_does_not_fit(
         self,
         fake: FakeSglang,
         engine: SglangEngine,
         drafts: list[DraftOnDisk],
         kind: refusals.Kind,
         error: type[UpdraftError],
+        sentence: str,
     ) -> None:
         await engine.swap(drafts[0])
         fake.refusals["/update_weights_from_tensor"] = [f"Success | {refusals.marked(kind, 'fc.weight is none')}"]
 
-        with pytest.raises(error, match=r"update_weights_from_tensor: Success \| fc\.weight is none"):
+        said = r"SGLang refuses /update_weights_from_tensor: Success \| fc\.weight is none"
+        with pytest.raises(error, match=sentence + said):
             await engine.swap(drafts[1])
 
         assert engine.loaded.tensors_digest == drafts[0].tensors_digest
@@ -156,6 +164,21 @@ class TestSwaps:
         assert not fake.has_session
         assert not options.note.exists()
 
+    async def test_somebody_elses_pause_is_not_ended_for_a_session_that_a_swap_left(
+        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk], options: SglangOptions
+    ) -> None:
+        fake.refusals["/end_weight_update"] = ["busy"]
+        with pytest.raises(Unavailable, match="busy"):
+            await engine.swap(drafts[0])
+        fake.is_paused = True
+
+        with pytest.raises(Unavailable, match="paused by somebody else"):
+            await engine.swap(drafts[0])
+
+        assert fake.is_paused
+        assert not fake.has_session
+        assert not options.note.exists()
+
     async def test_somebody_elses_pause_is_not_ended(
         self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk]
     ) -> None:
@@ -176,6 +199,24 @@ class TestSwaps:
         await engine.swap(drafts[0])
 
         assert engine.loaded.version == 1
+
+    async def test_a_busy_server_that_remembers_a_failed_health_check_is_known_by_the_requests_that_get_on(
+        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(servers, "_TAKEN_S", 1.0)
+        fake.may_step.clear()
+        deltas = engine.generate(asking("a"))
+        await anext(deltas)
+        fake.is_unhealthy = fake.is_full = True
+        async with asyncio.TaskGroup() as tasks:
+            swap = tasks.create_task(engine.swap(drafts[0]))
+            await until(lambda: fake.calls.count("/generate") == 2, what="the question for a token")
+            fake.may_step.set()
+            await swap
+
+        assert engine.loaded.version == 1
+        fake.is_full = False
+        await deltas.aclose()
 
     async def test_somebody_elses_pause_of_an_unhealthy_server_is_not_ended_either(
         self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk], monkeypatch: pytest.MonkeyPatch
@@ -311,6 +352,19 @@ class TestStart:
             assert not fake.is_paused
             assert not fake.has_session
         assert not options.note.exists()
+
+    async def test_a_pause_of_somebody_elses_leaves_an_unknown_draft_in_place_unproved_until_a_swap(
+        self, fake: FakeSglang, options: SglangOptions, drafts: list[DraftOnDisk]
+    ) -> None:
+        fake.load(drafts[0].folder)
+        fake.is_paused = True
+
+        async with SglangServer(fake.url, admin_key=ADMIN) as server, opened(options, server, lambda _: None) as engine:
+            assert fake.is_paused
+            assert (engine.loaded.version, engine.loaded.tensors_digest) == (0, "sha256:unproved")
+            fake.is_paused = False
+
+            assert (await engine.swap(drafts[1])).loaded.tensors_digest == drafts[1].tensors_digest
 
     async def test_a_data_folder_that_is_not_there_yet_is_made_before_the_first_swap(
         self, fake: FakeSglang, options: SglangOptions, tmp_path: Path

@@ -26,12 +26,14 @@ class Agent:
         self._listener.settimeout(30)
         self.connection: socket.socket | None = None
 
-    def accept(self) -> dict[str, Any]:
-        """Wait for a connection; return its hello."""
+    def accept(self, answer: bytes | None = None) -> dict[str, Any]:
+        """Wait for a connection and answer it; return its hello."""
         self.hang_up()
         self.connection, _ = self._listener.accept()
         self.connection.settimeout(30)
-        return self.read()[0]
+        hello, _ = self.read()
+        self.connection.sendall(wire.answer() if answer is None else answer)
+        return hello
 
     def read(self) -> Message:
         head, body = wire.lengths(self._exactly(wire.PREFIX_SIZE))
@@ -110,7 +112,7 @@ def test_hello_comes_first_and_then_numbered_messages_in_order(agent: Agent, cha
 
     first, second = agent.read()[0], agent.read()[0]
 
-    assert (hello["kind"], hello["protocol"], hello["problem"], hello["plugin"]) == ("hello", 1, "", "0")
+    assert (hello["kind"], hello["protocol"], hello["problem"], hello["plugin"]) == ("hello", 2, "", "0")
     assert [(m["kind"], m["number"], m["dropped"]) for m in (first, second)] == [("a", 1, 0), ("b", 2, 0)]
 
 
@@ -135,26 +137,44 @@ def test_it_connects_again_and_says_hello_again(agent: Agent, channel: Channel) 
     assert open_to(agent, channel)["kind"] == "hello"
 
 
-@pytest.mark.parametrize("is_busy", [False, True])
-def test_a_refusal_is_logged_once_and_tried_again_slowly(
-    agent: Agent, channel: Channel, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, *, is_busy: bool
+def test_a_refusal_is_logged_once_and_tried_again_slowly_and_nothing_is_captured_meanwhile(
+    agent: Agent, channel: Channel, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(channels, "_LONGEST_DELAY_S", 0.2)
-
-    def is_over() -> bool:
-        if is_busy:  # it notices as it sends, else as it waits
-            channel.offer(Item("more"))
-        return not channel.is_open
-
+    caplog.set_level("INFO")
     for _ in range(2):
-        open_to(agent, channel)
-        assert agent.connection is not None
-        agent.connection.sendall(b"another server is connected")
-        agent.hang_up()
-        wait_until(is_over)
+        agent.accept(wire.answer("another server is connected"))
+        assert not channel.is_open
 
     open_to(agent, channel)
-    assert [record.message.rpartition(": ")[2] for record in caplog.records] == ["another server is connected"]
+    said = [record.message.rpartition(": ")[2] for record in caplog.records]
+    assert said == ["another server is connected", "Updraft captures"]
+
+
+def test_nothing_is_captured_before_the_agent_answers(agent: Agent, channel: Channel) -> None:
+    agent.accept(b"")
+    channel.offer(Item("early"))
+    assert not channel.is_open
+    assert agent.connection is not None
+    agent.connection.sendall(wire.answer())
+    wait_until(lambda: channel.is_open)
+
+    channel.offer(Item("later"))
+    assert agent.read()[0]["kind"] == "later"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"", b"\x01", b"no frame of this protocol", b"".join(wire.encode({"kind": "answer"})), wire.answer()[:-1]],
+)
+def test_an_agent_that_hangs_up_or_answers_in_another_tongue_is_tried_again(
+    agent: Agent, channel: Channel, answer: bytes
+) -> None:
+    first = agent.accept(answer)
+    agent.hang_up()
+    assert not channel.is_open
+
+    assert open_to(agent, channel)["id"] == first["id"]
 
 
 def test_a_full_queue_drops_what_is_new_counts_it_and_never_waits(agent: Agent, channel: Channel) -> None:
