@@ -51,8 +51,8 @@ class Setting:
 
 
 @contextmanager
-def started(**variables: str) -> Iterator[Setting]:
-    """On a target whose drafts are accepted as often as one likes; two slots, no prefix cache."""
+def started(*more: str, **variables: str) -> Iterator[Setting]:
+    """On a target whose drafts are accepted as often as one likes; two slots, no prefix cache. `more` are arguments."""
     folder = Path(tempfile.mkdtemp(prefix="updraft-"))  # short enough for a Unix socket
     target = write_cycle_target(folder / "target")
     socket, key_file = folder / "s", folder / "server.yaml"
@@ -64,6 +64,7 @@ def started(**variables: str) -> Iterator[Setting]:
             *arguments.speculation(seed.write(target, folder / "seed", draft_vocab_size=DRAFT_VOCAB), NUM_STEPS),
             *("--config", str(key_file), "--max-running-requests", str(NUM_SLOTS), "--disable-radix-cache"),
             *("--context-length", str(CONTEXT + 6)),
+            *more,
         ],
         plugins=[plugin_folder.write(folder / "plugin")],
         variables={arguments.SOCKET_VARIABLE: str(socket), "UPDRAFT_SGLANG_TOP_K": "8", **variables},

@@ -5,6 +5,7 @@ The cycle target says beforehand what each answer is, so a token that an outage 
 
 import asyncio
 import os
+import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -231,13 +232,18 @@ async def test_a_draft_for_another_tokenizer_is_refused_by_the_pod_and_the_next_
 
 
 class Overtaken(SglangServer):
-    """Something happens to a draft's file between the agent's look at it and the server's."""
+    """Something happens to a draft's file between the agent's look at it and the server's, and is perhaps undone after that."""
 
     happen: Callable[[], object] = staticmethod(lambda: None)
+    undo: Callable[[], object] = staticmethod(lambda: None)
 
     async def begin_update(self) -> None:
         await super().begin_update()
         self.happen()
+
+    async def end_update(self) -> None:
+        await super().end_update()
+        self.undo()
 
 
 def changed(change: Callable[[dict[str, Tensor]], None], path: Path) -> None:
@@ -262,13 +268,17 @@ def other_tokens(tensors: dict[str, Tensor]) -> None:
     ("happen", "error"),
     [
         pytest.param(partial(changed, infinite), Corrupt("fc.weight holds values that are not finite"), id="infinite"),
-        pytest.param(lambda path: os.truncate(path, 5000), Corrupt("cannot be read"), id="cut off"),
-        pytest.param(partial(changed, narrow), InvalidInput("norm.weight has shape"), id="another shape"),
-        pytest.param(partial(changed, other_tokens), InvalidInput("is for other tokens"), id="another vocabulary"),
-        pytest.param(Path.unlink, Unavailable("cannot be read"), id="not there, which is not the draft's fault"),
+        pytest.param(lambda path: os.truncate(path, 5000), Corrupt("is no whole safetensors file"), id="cut off"),
+        pytest.param(partial(changed, narrow), InvalidInput("norm.weight"), id="another shape"),
+        pytest.param(partial(changed, other_tokens), Corrupt("its manifest says"), id="another vocabulary"),
+        pytest.param(
+            lambda path: shutil.rmtree(path.parent),
+            Unavailable("cannot be read"),
+            id="not there, not the draft's fault",
+        ),
     ],
 )
-async def test_what_the_loader_in_the_server_refuses_for_good_is_the_drafts(
+async def test_a_draft_that_becomes_unsound_before_the_server_reads_it_is_refused(
     setting: Setting, tmp_path: Path, happen: Callable[[Path], object], error: UpdraftError
 ) -> None:
     good, bad = setting.saved(1, 1.0), setting.saved(2, 0.5)
@@ -285,6 +295,25 @@ async def test_what_the_loader_in_the_server_refuses_for_good_is_the_drafts(
 
         assert (await engine.verify()).tensors_digest == good.tensors_digest
         assert len((await whole(engine, asking("a")))[0]) == 12
+
+
+async def test_a_draft_that_only_the_server_reads_otherwise_is_no_fault_of_the_draft(setting: Setting) -> None:
+    good, whole_one = setting.saved(1, 1.0), setting.saved(2, 0.5)
+    weights = whole_one.folder / checkpoint.WEIGHTS
+    content = weights.read_bytes()
+    async with (
+        Overtaken(setting.server.url, admin_key=setting.admin) as server,
+        attached(setting, [], server, hello_s=0.0) as engine,
+    ):
+        await engine.swap(good)
+        server.happen, server.undo = partial(changed, narrow, weights), partial(weights.write_bytes, content)
+
+        with pytest.raises(Unavailable, match=r"SGLang refuses /update_weights_from_tensor: .*norm\.weight has shape"):
+            await engine.swap(whole_one)
+
+        assert (await engine.verify()).tensors_digest == good.tensors_digest
+        server.happen = server.undo = lambda: None
+        assert (await engine.swap(whole_one)).loaded.version == 2
 
 
 async def test_a_failed_health_check_that_the_server_remembers_is_told_from_somebodys_pause(setting: Setting) -> None:

@@ -182,5 +182,6 @@ def _answer(agent: socket.socket) -> str:
 
 def _has_hung_up(agent: socket.socket) -> bool:
     """It has nothing more to say, so what can be read is the end."""
-    readable, _, _ = select.select([agent], [], [], 0)
-    return bool(readable)
+    poll = select.poll()  # select() knows no file descriptor above 1023
+    poll.register(agent, select.POLLIN)
+    return bool(poll.poll(0))

@@ -18,8 +18,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from updraft_sglang import refusals
-
 log = logging.getLogger(__name__)
 
 LOADER = "updraft_sglang.weights.load"
@@ -39,12 +37,8 @@ _JOINED = {
 class RefusedError(Exception):
     """The draft cannot be served; the one before stays, unless the message says otherwise.
 
-    `kind`: why it never will be; None for what may pass, or is not the draft's fault.
+    It does not say for good: the agent has read the folder before, and found it sound.
     """
-
-    def __init__(self, sentence: str, kind: refusals.Kind | None = None) -> None:
-        super().__init__(sentence)
-        self.kind = kind
 
 
 class Served:
@@ -71,8 +65,7 @@ def answered(original: Callable[..., Any], updater: Any, *args: Any, **kwargs: A
         return original(updater, *args, **kwargs)
     except Exception as error:  # noqa: BLE001  (whatever it is, it would end the server)
         log.error("Updraft did not load a draft: %s", error)
-        sentence, kind = str(error) or type(error).__name__, error.kind if isinstance(error, RefusedError) else None
-        return False, sentence if kind is None else refusals.marked(kind, sentence)
+        return False, str(error) or type(error).__name__
     finally:
         served.is_answered = False
 
@@ -101,16 +94,14 @@ def checked(model: Any, folder: Path) -> dict[str, Tensor]:
     try:
         config = json.loads((folder / "config.json").read_text())
         tensors = load_file(folder / "model.safetensors")
-    except OSError as error:  # the agent saw it, so what is wrong is this server's view of the disk
+    except (OSError, ValueError, SafetensorError) as error:
         raise RefusedError(f"the draft in {folder} cannot be read: {error}") from error
-    except (ValueError, SafetensorError) as error:
-        raise RefusedError(f"the draft in {folder} cannot be read: {error}", "corrupt") from error
     _check_config(model.config, config)
     _check_names_and_shapes(model, tensors)
     _check_vocabulary(model, tensors["d2t"])
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not _is_finite(tensor):
-            raise RefusedError(f"{name} holds values that are not finite", "corrupt")
+            raise RefusedError(f"{name} holds values that are not finite")
     return {name: tensor for name, tensor in tensors.items() if name not in _SKIPPED}
 
 
@@ -140,18 +131,18 @@ def _check_config(serving: Any, config: Mapping[str, Any]) -> None:
     for key in (*_SHAPE_KEYS, *_HEAD_KEYS):
         now, then = getattr(serving, key, None), config.get(key)
         if now is not None and then is not None and now != then:
-            raise RefusedError(f"{key} is {then} in the draft's config.json, the served draft has {now}", "unfit")
+            raise RefusedError(f"{key} is {then} in the draft's config.json, the served draft has {now}")
 
 
 def _check_names_and_shapes(model: Any, tensors: Mapping[str, Tensor]) -> None:
     expected = expected_shapes(model.config, model.model.fc.weight.shape[1])
     if tensors.keys() != expected.keys():
         missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-        raise RefusedError(f"the draft lacks {missing} and has unknown {unknown}", "unfit")
+        raise RefusedError(f"the draft lacks {missing} and has unknown {unknown}")
     for name, shape in expected.items():
         if tuple(tensors[name].shape) != shape:
             found = tuple(tensors[name].shape)
-            raise RefusedError(f"{name} has shape {found}, the served draft needs {shape}", "unfit")
+            raise RefusedError(f"{name} has shape {found}, the served draft needs {shape}")
     serving = {name.removeprefix("model.") for name, _ in model.named_parameters()} - {"embed_tokens.weight"}
     written = {_served_name(name) for name in tensors.keys() - set(_SKIPPED)}
     if serving != written:
@@ -199,7 +190,6 @@ def _check_vocabulary(model: Any, d2t: Tensor) -> None:
         raise RefusedError(
             "the draft is for other tokens (d2t) than the served one, and SGLang reads those once, at its start; "
             "start the server again with this draft as --speculative-draft-model-path",
-            "unfit",
         )
 
 

@@ -61,7 +61,7 @@ class FleetLink:
         self._report_s = report_s
         self._changed = changed
         self._backoffs = {Link.AWAY: Backoff(cap_s=5.0), Link.DENIED: Backoff(initial_s=1.0, cap_s=60.0)}
-        self._told = Link.UP
+        self._told = (Link.UP, "")
 
     async def run(self) -> None:
         """Stay connected, for ever."""
@@ -104,19 +104,20 @@ class FleetLink:
                     await self._changed.wait()
 
     def _note_connected(self) -> None:
-        if self._told is not Link.UP:
+        if self._told[0] is not Link.UP:
             logger.info("The registry is back")
-        self._told = Link.UP
+        self._told = (Link.UP, "")
         for backoff in self._backoffs.values():
             backoff.reset()
         self._on_link(Link.UP)
 
     def _note(self, link: Link, reason: str) -> None:
-        """Tell once, until it is another trouble."""
+        """Tell once, until it is another trouble. One who is away is so in many words."""
         self._on_link(link)
-        if link is self._told:
+        trouble = (link, reason if link is Link.DENIED else "")
+        if trouble == self._told:
             return
-        self._told = link
+        self._told = trouble
         if link is Link.DENIED:
             logger.error("The registry refuses this pod; serving goes on", extra={"reason": reason})
         else:

@@ -122,10 +122,10 @@ class Swapper:
     async def restore(self) -> None:
         """Serve with what served before the process started, if it is still whole; needs no registry."""
         version = self._drafts.remembered()
-        if version == 0:
-            return
         try:
-            await self._install(await asyncio.to_thread(self._verified, version))
+            draft = None if version == 0 else await asyncio.to_thread(self._verified, version)
+            if not self._holds(draft):
+                await self._install(draft)
         except (OSError, UpdraftError) as error:
             extra = {"version": version, "reason": str(error)}
             logger.warning("The last draft cannot be restored; serving without", extra=extra)
@@ -231,7 +231,7 @@ class Swapper:
         if loaded.version != directive.serve_version:
             return False
         if loaded.version == 0:
-            return True
+            return loaded.tensors_digest == ""
         manifest = read_manifest(self._drafts.path / str(loaded.version))
         return (
             manifest is not None

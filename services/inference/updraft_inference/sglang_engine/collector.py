@@ -70,7 +70,7 @@ class Hello:
                 digest=str(header["digest"]),
                 problem=str(header["problem"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise wire.FrameError(f"the plugin's hello is malformed: {error!r}") from error
 
 
@@ -92,7 +92,9 @@ class Collector:
         self._expected: dict[str, Assembly] = {}
         self._changed: dict[str, asyncio.Event] = {}
         self._connection: asyncio.StreamWriter | None = None
-        self._refused: set[object] = set()
+        self._misunderstood = ""
+        """What was said last of a server that is not understood: it comes again."""
+        self._refused: set[str] = set()
         """Servers that this was said of: they come again."""
         self.last_lookahead = 0
         """Drafts in the last step that was told of."""
@@ -208,7 +210,8 @@ class Collector:
         return ""
 
     def _greet(self, hello: Hello, writer: asyncio.StreamWriter) -> None:
-        self._connection, self.hello, self._problem, self._num_dropped = writer, hello, "", None
+        self._connection, self.hello, self._num_dropped = writer, hello, None
+        self._problem = self._misunderstood = ""
         self.greeted.set()
         extra = {"plugin": hello.plugin, "sglang": hello.sglang, "draft_version": hello.version}
         logger.info("SGLang's plugin is connected", extra=extra)
@@ -218,14 +221,16 @@ class Collector:
     def _note_misunderstood(self, error: wire.FrameError, writer: asyncio.StreamWriter) -> None:
         if self._connection in (None, writer):  # else it is a second one, and no trouble of the first
             self._problem = str(error)
-        logger.error("The SGLang plugin cannot be understood", extra={"reason": str(error)})
+        if str(error) != self._misunderstood:
+            logger.error("The SGLang plugin cannot be understood", extra={"reason": str(error)})
+        self._misunderstood = str(error)
 
     def _refusal(self, second: Mapping[str, Any], first: Hello) -> str:
         reason = (
             f"another SGLang server (process {first.pid} there) is connected to {self.path} already: start each server with an"
             " UPDRAFT_SGLANG_SOCKET and an agent of its own"
         )
-        identity = second.get("id")
+        identity = str(second.get("id"))
         if identity not in self._refused:
             self._refused.add(identity)
             logger.error("A second SGLang server is refused", extra={"pid": second.get("pid"), "reason": reason})
@@ -249,7 +254,7 @@ class Collector:
                 self._take_steps(header, tensors)
             elif kind == "prefill":
                 self._take_prefill(header, tensors)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             self.losses[CaptureLoss.MALFORMED] += 1
             raise wire.FrameError(f"a message of the plugin is malformed: {error!r}") from error
 

@@ -180,22 +180,30 @@ class SglangEngine:
             return await self._start_anew(self._restart, draft)
 
     async def _start_anew(self, restart: Restart, draft: DraftOnDisk) -> Swapped:
-        """For a draft with another vocabulary: take no new requests, let the server end those that run, start it with it."""
+        """For a draft with another vocabulary: take no new requests, let the server end those that run, start it with it.
+
+        InvalidInput if the server does not start with it, and does with the draft before.
+        """
         started_s = time.monotonic()
-        before = self._switch.start_folder
+        before, served = self._switch.start_folder, self._switch.good
         self._is_restarting = True
         try:
             try:
                 await restart(draft.folder)
             except UpdraftError as error:
                 logger.error("SGLang does not start with another draft", extra={"reason": str(error)})
-                await restart(before)
-                raise Unavailable(f"the server did not start with version {draft.version}: {error}") from error
-            self._switch = await DraftSwitch.open(self._server, await self._server.info(), self._note)
-            await self._switch.swap(draft)
+                await restart(before)  # which fails too if we are told to stop
+                await self._serve_anew(served)
+                raise InvalidInput(f"the SGLang server does not start with version {draft.version}: {error}") from error
+            await self._serve_anew(draft)
         finally:
             self._is_restarting = False
         return Swapped(loaded=self.loaded, pause_s=time.monotonic() - started_s)
+
+    async def _serve_anew(self, draft: DraftOnDisk | None) -> None:
+        """After the server's start."""
+        self._switch = await DraftSwitch.open(self._server, await self._server.info(), self._note)
+        await self._switch.swap(draft)
 
     async def _live(self, life: Life) -> None:
         """A request's whole life; what it raises is its reader's."""

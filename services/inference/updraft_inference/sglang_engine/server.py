@@ -21,6 +21,8 @@ from torch import Tensor
 from updraft_chassis.errors import Conflict, Exhausted, Forbidden, InvalidInput, Unavailable, UpdraftError
 
 _CONNECT_S = 5.0
+_KEEP_S = 2.0
+"""An idle connection. The server closes it after 5 s, and a question that is sent just then is lost."""
 _ASK_S = 20.0
 """For questions; the first one at a server that has just started is slow."""
 _PAUSE_S = 20.0
@@ -110,6 +112,11 @@ class Event:
         finish: Mapping[str, Any] | None = self.meta.get("finish_reason")
         return finish
 
+    @property
+    def gives_tokens(self) -> bool:
+        """It was sent for new tokens. The end of a request that is aborted is told without, also by a server that is paused."""
+        return bool(self.output_ids) and (self.finish is None or self.finish.get("type") != "abort")
+
     def new_ids(self, num_known: int) -> tuple[int, ...]:
         """Tokens beyond the `num_known` first, whichever way the server streams."""
         total = int(self.meta.get("completion_tokens") or num_known)
@@ -133,9 +140,10 @@ class SglangServer:
 
     def __init__(self, url: str, *, admin_key: str = "") -> None:
         self.url = url.rstrip("/")
-        self._num_events = 0
+        self._num_given = 0
+        """Events with new tokens."""
         self._headers = {"Authorization": f"Bearer {admin_key}"} if admin_key else {}
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=32)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=32, keepalive_expiry=_KEEP_S)
         timeout = httpx.Timeout(_ASK_S, connect=_CONNECT_S)
         self._http = httpx.AsyncClient(base_url=self.url, limits=limits, timeout=timeout, trust_env=False)
 
@@ -180,18 +188,16 @@ class SglangServer:
         return f"says that it is not healthy and takes nothing in for {_TAKEN_S:g} s: it hangs, or is paused by somebody else"
 
     async def gives_tokens(self) -> bool:
-        """Whether it answers a request of ours soon, or any that runs through here gets on."""
-        num_events = self._num_events
+        """Whether a request of ours, or any that runs through here, gets a token soon."""
+        num_given = self._num_given
         body = {"rid": f"updraft-{uuid.uuid4().hex}", "input_ids": [0], "sampling_params": {"max_new_tokens": 1}}
         try:
             async with asyncio.timeout(_TAKEN_S), self.generate(body) as events:
                 async for _ in events:
                     pass
-        except (TimeoutError, Unavailable):
-            return self._num_events > num_events
-        except (InvalidInput, Exhausted):  # also an answer
-            return True
-        return True
+        except (TimeoutError, UpdraftError):  # a full queue says nothing
+            pass
+        return self._num_given > num_given
 
     @asynccontextmanager
     async def generate(self, body: Mapping[str, Any]) -> AsyncIterator[AsyncIterator[Event]]:
@@ -214,7 +220,7 @@ class SglangServer:
 
     async def _counted(self, events: AsyncIterator[Event]) -> AsyncIterator[Event]:
         async for event in events:
-            self._num_events += 1
+            self._num_given += event.gives_tokens
             yield event
 
     async def abort(self, rid: str) -> None:

@@ -1,4 +1,8 @@
-"""The server's own sums of a request, less what was seen of its steps: so totals are exact whatever was captured. Pure."""
+"""The server's own sums of a request, less what was seen of its steps: so totals are exact whatever was captured. Pure.
+
+But for drafts that are proposed with --speculative-adaptive: the server says of no step how many it made, and counts as many as
+it was started with.
+"""
 
 import re
 from collections import Counter
@@ -24,7 +28,7 @@ def version_of(said: object) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSums:
-    """Of one request: steps by how many drafts they accepted, drafts a step at most, versions by token."""
+    """Of one request: steps by how many drafts they accepted, drafts a step as the server was started, versions by token."""
 
     steps_by_accepted: tuple[int, ...]
     lookahead: int
@@ -64,7 +68,7 @@ def uncaptured(sums: ServerSums, steps: Sequence[VerifyStep], num_output: int, d
     return Uncaptured(
         draft_version=_version(sums.spans, missing),
         verify_steps=left.total(),
-        proposed=(left.total(),) * sums.lookahead,
+        proposed=(left.total(),) * max(sums.lookahead, deepest),
         accepted=tuple(sum(num for n, num in left.items() if n > position) for position in range(deepest)),
         tokens=len(missing),
         duration_s=decode_s * len(missing) / max(1, num_output - 1),

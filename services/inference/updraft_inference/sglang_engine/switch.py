@@ -2,7 +2,8 @@
 
 A swap pauses the server in place, opens a session for the draft, lets the plugin's loader read the folder, and goes on; the
 proof comes after, for hashing takes longer than loading. The server is never left paused, nor a session of ours open:
-whatever happens to the caller, `swap` runs to its end (see `engine`). Somebody else's pause or session is not touched.
+whatever happens to the caller, `swap` runs to its end (see `engine`). Somebody else's pause is not touched, nor a session,
+unless one of ours may have been left.
 """
 
 import asyncio
@@ -11,17 +12,16 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Self, assert_never
+from typing import Self
 
 import torch
 
 from updraft_chassis.errors import Conflict, Corrupt, Forbidden, InvalidInput, Unavailable, UpdraftError
 from updraft_inference.engine.port import DraftOnDisk, Loaded, Swapped
 from updraft_inference.sglang_engine import proof
-from updraft_inference.sglang_engine.held import Held, Vocabulary, read_draft, read_seed
+from updraft_inference.sglang_engine.held import SEED_VERSION, Held, Vocabulary, read_draft, read_seed
 from updraft_inference.sglang_engine.server import Named, RankChecksums, ServerInfo, SglangServer
 from updraft_inference.sglang_engine.sums import label
-from updraft_sglang import refusals
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +79,14 @@ class DraftSwitch:
         return self._seed.folder
 
     @property
+    def good(self) -> DraftOnDisk | None:
+        """What was proved last; None for the draft that the server started with."""
+        held = self._good
+        if held.version == SEED_VERSION:
+            return None
+        return DraftOnDisk(version=held.version, folder=held.folder, tensors_digest=held.tensors_digest)
+
+    @property
     def loaded(self) -> Loaded:
         """What serves, by the server's own hashes."""
         return self._loaded
@@ -107,17 +115,16 @@ class DraftSwitch:
                 self._loaded = _unproved(self._seed)
 
     async def swap(self, draft: DraftOnDisk | None) -> Swapped:
-        """See the port: InvalidInput also by the word of the loader in the server, which reads the folder itself.
-
-        Unavailable for troubles of the server, which say nothing about the draft.
+        """See the port. Unavailable for troubles of the server, which say nothing about the draft: also where the loader in it
+        refuses a folder that is sound and fits as it is read here.
         """
         held = self._seed if draft is None else await self._read(draft)
         try:
             pause_s = await self._change(held)
-        except _UnreadableError as error:
-            if draft is not None:
-                await self._read(draft)  # Corrupt, if it became so
-            raise Unavailable(f"the SGLang server reads other bytes than are in {held.folder} here: {error}") from error
+        except _NotLoadedError:
+            if draft is not None and draft.folder.exists():  # one that is gone is fetched anew
+                await self._read(draft)  # it may have become unsound meanwhile
+            raise
         return Swapped(loaded=self._loaded, pause_s=pause_s)
 
     async def _read(self, draft: DraftOnDisk) -> Held:
@@ -151,7 +158,7 @@ class DraftSwitch:
         except UpdraftError as error:
             await self._undo(held, is_touched=is_touched)
             if isinstance(error, Conflict | Forbidden):
-                raise Unavailable(str(error)) from error
+                raise _NotLoadedError(str(error)) from error
             raise
         self._good, self._loaded = held, _loaded(held)
         return pause_s
@@ -185,13 +192,11 @@ class DraftSwitch:
             await self._server.update(
                 _named(held), load_format=LOADER, label=label(held.version), tp_size=self._info.tp_size
             )
-        except BaseException as error:
+        except BaseException:
             with suppress(
                 UpdraftError
             ):  # what failed first says more, and the next swap ends what is left of the session
                 await self._end_session()
-            if isinstance(error, Conflict):
-                raise _verdict(error) from error
             raise
         await self._end_session()
 
@@ -219,12 +224,12 @@ class DraftSwitch:
         self._may_have_session = False
 
     async def _go_on(self) -> None:
-        """End the session and the pause of a swap that did not; but no pause, if that swap had ended its own."""
-        has_paused = self._note.read_text() != _RESUMED
-        await self._end_left_session()
-        if has_paused:
+        """End the session and the pause of a swap that did not. A session without a pause is ended within the next one: to end
+        it, the server waits for all that runs."""
+        self._may_have_session = True
+        if self._note.read_text() != _RESUMED:
+            await self._end_left_session()
             await self._resume()
-        self._note.unlink(missing_ok=True)
 
     async def _resume(self) -> None:
         """A server that stays paused serves nobody, so this alone is tried again."""
@@ -248,25 +253,12 @@ class _NotBegun(Conflict):
     """A session of somebody else is open."""
 
 
-class _UnreadableError(Corrupt):
-    """The loader in the server cannot read the folder."""
+class _NotLoadedError(Unavailable):
+    """The server, or the loader in it, refuses."""
 
 
 class _HinderedError(Unavailable):
     """This is no time to change weights."""
-
-
-def _verdict(error: Conflict) -> UpdraftError:
-    """What a refused update says: of the draft, where the loader refused it for good; else of the server, as it is."""
-    kind, sentence = refusals.read(str(error))
-    match kind:
-        case "corrupt":
-            return _UnreadableError(sentence)
-        case "unfit":
-            return InvalidInput(sentence)
-        case None:
-            return error
-    assert_never(kind)
 
 
 async def _difference(held: Held, served: list[RankChecksums]) -> str:

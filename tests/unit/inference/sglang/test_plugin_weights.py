@@ -14,7 +14,7 @@ from updraft_draft import checkpoint
 from updraft_draft.config import DraftConfig
 from updraft_draft.network import DraftNetwork
 from updraft_draft.rope import Rope
-from updraft_sglang import refusals, weights
+from updraft_sglang import weights
 from updraft_sglang.weights import LOADER, RefusedError, checked, load, served
 
 CONFIG = DraftConfig(
@@ -127,27 +127,17 @@ Change = Callable[[dict[str, Tensor]], Any]
 
 
 @pytest.mark.parametrize(
-    ("change", "kind", "said"),
+    ("change", "said"),
     [
-        (lambda t: t.pop("fc.weight"), "unfit", r"lacks \['fc.weight'\]"),
-        (
-            lambda t: t.update({"embed_tokens.weight": torch.zeros(24, 8)}),
-            "unfit",
-            r"unknown \['embed_tokens.weight'\]",
-        ),
-        (lambda t: t.update({"fc.weight": torch.zeros(8, 16)}), "unfit", r"fc.weight has shape \(8, 16\)"),
-        (lambda t: t["norm.weight"].fill_(float("nan")), "corrupt", "norm.weight holds values that are not finite"),
-        (
-            lambda t: t["lm_head.weight"][3].fill_(-torch.inf),
-            "corrupt",
-            "lm_head.weight holds values that are not finite",
-        ),
-        (lambda t: t["d2t"].add_(1), "unfit", "other tokens"),
+        (lambda t: t.pop("fc.weight"), r"lacks \['fc.weight'\]"),
+        (lambda t: t.update({"embed_tokens.weight": torch.zeros(24, 8)}), r"unknown \['embed_tokens.weight'\]"),
+        (lambda t: t.update({"fc.weight": torch.zeros(8, 16)}), r"fc.weight has shape \(8, 16\)"),
+        (lambda t: t["norm.weight"].fill_(float("nan")), "norm.weight holds values that are not finite"),
+        (lambda t: t["lm_head.weight"][3].fill_(-torch.inf), "lm_head.weight holds values that are not finite"),
+        (lambda t: t["d2t"].add_(1), "other tokens"),
     ],
 )
-def test_an_unsound_draft_is_refused_for_good_before_anything_is_written(
-    folder: Path, change: Change, kind: refusals.Kind, said: str
-) -> None:
+def test_an_unsound_draft_is_refused_before_anything_is_written(folder: Path, change: Change, said: str) -> None:
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors")
@@ -158,9 +148,7 @@ def test_an_unsound_draft_is_refused_for_good_before_anything_is_written(
     success, message = update(model, payload(folder))
 
     assert (success, model.loaded, served.version) == (False, {}, 0)
-    told, sentence = refusals.read(f"Success | {message}")
-    assert told == kind
-    assert re.match(rf"Success \| .*{said}", sentence)
+    assert re.search(said, message)
 
 
 @pytest.mark.parametrize(
@@ -170,26 +158,23 @@ def test_another_config_is_refused(folder: Path, key: str, value: object) -> Non
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
 
-    with pytest.raises(RefusedError, match=f"{key} is") as refusal:
+    with pytest.raises(RefusedError, match=f"{key} is"):
         checked(Served(), folder)
-    assert refusal.value.kind == "unfit"
 
 
 def test_a_file_that_was_cut_off_is_refused(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
 
-    with pytest.raises(RefusedError, match="cannot be read") as refusal:
+    with pytest.raises(RefusedError, match="cannot be read"):
         checked(Served(), folder)
-    assert refusal.value.kind == "corrupt"
 
 
-def test_a_file_that_is_not_to_be_seen_is_not_the_drafts_fault(folder: Path) -> None:
+def test_a_file_that_is_not_to_be_seen_is_refused(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
-    with pytest.raises(RefusedError, match="cannot be read") as refusal:
+    with pytest.raises(RefusedError, match="cannot be read"):
         checked(Served(), folder)
-    assert refusal.value.kind is None
 
 
 def test_the_target_is_never_written(folder: Path) -> None:
@@ -238,7 +223,6 @@ def test_a_write_that_fails_in_the_middle_says_so_and_forgets_the_digest(
     success, message = update(model, payload(folder, version=8))
 
     assert (success, served.version, served.digest) == (False, 7, "")
-    assert refusals.read(message)[0] is None
     assert "written in part only" in message
 
 
