@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from updraft_chassis import layout, model_folder, transfer
 from updraft_chassis.errors import InvalidInput
 from updraft_chassis.layout import TensorPlace
+from updraft_chassis.rope import Rope
 from updraft_cli import bfloat16
 
 OUR_KEY = "updraft"
@@ -40,8 +41,6 @@ _SIZES = (
     "num_attention_heads", "num_key_value_heads", "head_dim",
 )  # fmt: skip
 
-_ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
-_ROPE_KINDS = ("default", "linear", "llama3")
 _BLOCK_VALUES = 4 * 1024 * 1024
 _FLOATS = ("BF16", "F16", "F32")
 
@@ -125,7 +124,7 @@ def our_config(content: Mapping[str, Any], target: Mapping[str, Any]) -> dict[st
             "head_dim": flat.get("head_dim") or flat["hidden_size"] // flat["num_attention_heads"],
             "hidden_act": "silu",
             "rms_norm_eps": float(flat["rms_norm_eps"]),
-            **_rope(flat),
+            **Rope.of_config(flat, theta=10_000.0).to_dict(),
             # Positions are computed, not learnt, and published drafts state how long their lessons were.
             "max_position_embeddings": target["max_position_embeddings"],
             **({"norm_before_residual": True} if flat.get("norm_before_residual") else {}),
@@ -210,16 +209,6 @@ def _aux_layers(content: Mapping[str, Any], num_layers: int) -> list[int]:
     if read and list(read) != shown:
         raise InvalidInput(f"it reads the inputs of layers {list(read)}, and engines here show it those of {shown}")
     return shown
-
-
-def _rope(flat: Mapping[str, Any]) -> dict[str, Any]:
-    said = {key: flat[key] for key in _ROPE_KEYS if flat.get(key)}
-    scaling = said.get("rope_scaling") or said.get("rope_parameters") or {}
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    if kind not in _ROPE_KINDS:
-        raise InvalidInput(f"its rotary embedding is scaled by {kind}; supported are {', '.join(_ROPE_KINDS)}")
-    theta = float(said.get("rope_theta") or scaling.get("rope_theta") or 10_000.0)
-    return said | {"rope_theta": theta}
 
 
 def _rewrite(source: Path, config: Mapping[str, Any], model: Path, destination: Path) -> None:

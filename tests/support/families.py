@@ -45,6 +45,14 @@ _LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 _LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10_000.0,
+    "factor": 16.0,
+    "original_max_position_embeddings": 32,
+    "beta_fast": 4.0,
+    "beta_slow": 0.5,
+}
 
 
 def llama(**more: Any) -> PreTrainedModel:
@@ -85,11 +93,15 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "llama, biases": lambda: llama(attention_bias=True),
     "llama, llama3 rope": lambda: llama(rope_parameters=_LLAMA3),
     "llama, linear rope": lambda: llama(rope_parameters=_LINEAR),
+    "llama, yarn rope": lambda: llama(rope_parameters=_YARN | {"mscale": 1.2, "mscale_all_dim": 0.3}),
     "mistral": lambda: _mistral(sliding_window=None),
     "mistral, sliding": lambda: _mistral(sliding_window=WINDOW, head_dim=24),
     "qwen2": lambda: _qwen2(tie_word_embeddings=True),
     "qwen2, late layers slide": lambda: _qwen2(use_sliding_window=True, sliding_window=WINDOW, max_window_layers=3),
     "qwen3": lambda: _qwen3(head_dim=24),
+    "qwen3, yarn rope": lambda: _qwen3(
+        head_dim=24, rope_parameters=_YARN | {"attention_factor": 1.5, "truncate": False}
+    ),
     "gemma3": gemma3,
     "gemma3, linear rope": lambda: gemma3(
         rope_parameters={

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from updraft_chassis.errors import InvalidInput
 from updraft_chassis.model_folder import read_json
-from updraft_draft.rope import Rope
+from updraft_chassis.rope import Rope
 
 
 def default_aux_layers(num_layers: int) -> tuple[int, int, int]:
@@ -304,7 +304,9 @@ def _ropes(content: dict[str, Any]) -> tuple[Rope, Rope]:
     """Of layers that see everything, and of sliding ones. Gemma has two: `rope_local_base_freq` is the older way to say so."""
     parameters = content.get("rope_parameters") or {}
     if "full_attention" in parameters:
-        return Rope.of(parameters["full_attention"]), Rope.of(parameters["sliding_attention"])
+        known = content.get("max_position_embeddings")
+        kinds = (parameters["full_attention"], parameters["sliding_attention"])
+        return Rope.of(kinds[0], max_position=known), Rope.of(kinds[1], max_position=known)
     local = content.get("rope_local_base_freq")
     rope = Rope.of_config(content, theta=10_000.0 if local is None else 1_000_000.0)
     return rope, rope if local is None else Rope(theta=float(local))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from updraft_draft.rope import Rope
+from updraft_chassis.rope import Rope
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -20,21 +20,44 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def rotary_table(num_positions: int, head_dim: int, rope: Rope) -> tuple[Tensor, Tensor]:
     """Cosines and signed sines, each float32 [num_positions, head_dim], for `rotate`."""
     angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), _frequencies(head_dim, rope))
-    cos, sin = angles.cos(), angles.sin()
+    cos, sin = angles.cos() * rope.attention_factor, angles.sin() * rope.attention_factor
     return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
 
 
 def _frequencies(head_dim: int, rope: Rope) -> Tensor:
     """Radians a position, float32 [head_dim / 2]; rounded as transformers rounds them."""
-    plain = 1.0 / rope.theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    periods = rope.theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    plain = 1.0 / periods
     if rope.kind == "default":
         return plain
     if rope.kind == "linear":
         return plain / rope.factor
+    if rope.kind == "yarn":
+        kept = _yarn_kept(head_dim, rope)
+        return 1.0 / (rope.factor * periods) * (1 - kept) + plain * kept
     # llama3: turns over the original context; few are slowed by the factor, many not at all, and between them a blend.
     turns = rope.original_max_position * plain / (2 * math.pi)
     fast = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
     return torch.lerp(plain / rope.factor, plain, fast.clamp(0, 1))
+
+
+def _yarn_kept(head_dim: int, rope: Rope) -> Tensor:
+    """Share of each frequency that yarn does not slow down, float32 [head_dim / 2], from 1 to 0.
+
+    "NTK-by-parts" of YaRN (arXiv 2309.00071, section 3.2). What turns `beta_fast` times over the original context keeps its
+    frequency, what turns `beta_slow` times is slowed by the factor. Between them the share falls with the index, as in the
+    authors' code and transformers; in the paper it falls with the turns.
+    """
+    indices = [
+        head_dim * math.log(rope.original_max_position / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+        for turns in (rope.beta_fast, rope.beta_slow)
+    ]
+    if rope.truncate:
+        indices = [math.floor(indices[0]), math.ceil(indices[1])]
+    first, last = max(indices[0], 0), min(indices[1], head_dim - 1)
+    if first == last:
+        last += 0.001  # as transformers does: a step
+    return 1 - ((torch.arange(head_dim // 2, dtype=torch.float32) - first) / (last - first)).clamp(0, 1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

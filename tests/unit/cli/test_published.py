@@ -120,6 +120,14 @@ def test_what_speculators_learns_with_is_left_behind(target: Path, tmp_path: Pat
     assert (plain / "model.safetensors").read_bytes() == (more / "model.safetensors").read_bytes()
 
 
+def test_yarn_that_names_no_original_context_is_stretched_from_the_drafts_own(target: Path, tmp_path: Path) -> None:
+    """The positions that the import writes are the target's."""
+    tensors = Reference(norm_before_residual=False).tensors("midlayer.")
+    config = SPECFORGE | {"rope_scaling": {"type": "yarn", "factor": 4.0}}
+    ours, _ = checkpoint.load(imported(write(tmp_path / "theirs", config, tensors), target, tmp_path / "ours"))
+    assert (ours.rope.kind, ours.rope.original_max_position, ours.max_position) == ("yarn", 32, 512)
+
+
 def test_a_folder_of_ours_is_taken_as_it_is(target: Path, tmp_path: Path) -> None:
     theirs = write(tmp_path / "theirs", SPECFORGE, Reference(norm_before_residual=False).tensors("midlayer."))
     ours = imported(theirs, target, tmp_path / "ours")
@@ -156,7 +164,14 @@ _WRONG: list[Any] = [
     pytest.param(SPECFORGE, _config(fc_norm=True), "has fc_norm, which is not supported", id="EAGLE 3.1"),
     pytest.param(SPECFORGE, _config(attention_bias=True), "has attention_bias", id="biases"),
     pytest.param(SPECFORGE, _config(hidden_act="gelu"), "its activation is gelu", id="activation"),
-    pytest.param(SPECFORGE, _config(rope_scaling={"type": "yarn"}), "is scaled by yarn", id="yarn"),
+    pytest.param(SPECFORGE, _config(rope_scaling={"type": "dynamic"}), "is scaled by dynamic", id="rope"),
+    pytest.param(SPECFORGE, _config(rope_scaling={"type": "yarn"}), "lacks 'factor'", id="yarn without its factor"),
+    pytest.param(
+        SPECFORGE,
+        _config(rope_scaling={"type": "yarn", "factor": math.nan}),
+        "factor is nan, not",
+        id="yarn by no number",
+    ),
     pytest.param(
         SPECFORGE,
         _config(eagle_config={"eagle_aux_hidden_state_layer_ids": [2, 4, 5]}),

@@ -26,7 +26,7 @@ from updraft_inference.torch_engine.kv_cache import CacheShape, SlotCache
 from updraft_inference.torch_engine.target import Target
 
 TEXTS = [random.Random(length).sample(range(3, VOCAB), length) for length in (WINDOW - 3, 30, 57)]
-"""Shorter than the sliding window, and several times as long."""
+"""Shorter than the sliding window, several times as long, and longer than the original context of yarn."""
 
 NUM_STEPS, WIDTH, CHUNK = 2, 4, 20
 """Forwards of all rows together, tokens of each row in one, and the most of a prompt in one."""
@@ -224,7 +224,19 @@ def _set(**values: Any) -> Callable[[dict[str, Any]], None]:
         pytest.param(_set(architectures=["GPT2LMHeadModel"]), r"it is GPT2LMHeadModel; known are Llama", id="family"),
         pytest.param(_set(architectures=None), "an unnamed architecture", id="no architecture"),
         pytest.param(
-            _set(rope_parameters={"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}), "scaled by yarn", id="yarn"
+            _set(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e6, "factor": 4.0}),
+            "scaled by dynamic; supported are linear, llama3, yarn and none",
+            id="dynamic",
+        ),
+        pytest.param(
+            _set(rope_parameters={"rope_type": "yarn", "rope_theta": 1e6, "factor": 0}),
+            r"cannot be served: the rotary embedding's factor is 0, not between",
+            id="yarn by nothing",
+        ),
+        pytest.param(
+            _set(rope_parameters={"rope_type": "yarn", "rope_theta": 1e6, "factor": "x"}),
+            "has a bad value: .*'x'",
+            id="yarn by a word",
         ),
         pytest.param(_set(partial_rotary_factor=0.5), "partial_rotary_factor", id="a part of a head"),
         pytest.param(_set(mlp_bias=True), "mlp_bias, which is not supported", id="biases in the MLP"),

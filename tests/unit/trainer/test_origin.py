@@ -12,10 +12,10 @@ from tests.support.traces import TraceMaker
 
 from updraft_chassis.errors import Conflict
 from updraft_chassis.lifecycle import Stop
+from updraft_chassis.rope import Rope
 from updraft_draft import checkpoint
 from updraft_draft.config import DraftConfig
 from updraft_draft.network import initial_network
-from updraft_draft.rope import Rope
 from updraft_draft.target_weights import TargetHead, read_head
 from updraft_trainer.drafts import Drafts, Outlook
 from updraft_trainer.learner import Hyper

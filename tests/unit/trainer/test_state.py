@@ -7,8 +7,8 @@ import torch
 from tests.support.disk import file_size_limit
 
 from updraft_chassis.errors import Conflict, Corrupt, Exhausted
+from updraft_chassis.rope import Rope
 from updraft_draft.config import DraftConfig
-from updraft_draft.rope import Rope
 from updraft_trainer.state import MAX_SENT, Identity, Progress, State, States
 
 IDENTITY = Identity(speculator="default", target_fingerprint="sha256:t", tokenizer_fingerprint="sha256:k")

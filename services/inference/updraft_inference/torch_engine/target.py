@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from updraft_chassis.errors import InvalidInput
+from updraft_chassis.rope import Rope
 from updraft_draft.config import Family, TargetConfig
 from updraft_draft.layers import grouped_attention, rms_norm, rotary_table, rotate
-from updraft_draft.rope import Rope
 from updraft_draft.target_weights import EMBEDDING, FINAL_NORM, HEAD, norm_weight, read_tensors
 from updraft_inference.torch_engine.kv_cache import Batch, SlotCache
 from updraft_inference.torch_engine.linear import Linear

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from updraft_chassis.rope import Rope
 from updraft_draft import checkpoint
 from updraft_draft.config import DraftConfig
 from updraft_draft.network import DraftNetwork
-from updraft_draft.rope import Rope
 from updraft_sglang import weights
 from updraft_sglang.weights import LOADER, RefusedError, checked, load, served
 
