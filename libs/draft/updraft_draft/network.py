@@ -134,13 +134,18 @@ class DraftNetwork(nn.Module):
         """The target's auxiliary states as the draft's first input, [B, T, D]."""
         return self.fc(aux_BTA)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
+    def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of positions, each [..., 1, E]."""
+        cos, sin = (table[positions].unsqueeze(-2) for table in self._rotary)
+        return cos, sin
+
     def rows(self, x_BTD: Tensor, ids_BT: Tensor, positions_BT: Tensor) -> Rows:
         """Project states and the tokens after them; keys and queries are rotated to `positions_BT`."""
         c, layer = self.config, self.midlayer
         embedded = F.embedding(ids_BT, self.embedding)
         both = torch.cat([layer.input_layernorm(embedded), layer.hidden_norm(x_BTD)], -1)
         attn, lead = layer.self_attn, ids_BT.shape
-        cos, sin = (table[positions_BT].unsqueeze(-2) for table in self._rotary)
+        cos, sin = self.rotary(positions_BT)
         return Rows(
             rotate(attn.q_proj(both).view(*lead, c.num_heads, c.head_dim), cos, sin),
             rotate(attn.k_proj(both).view(*lead, c.num_kv_heads, c.head_dim), cos, sin),

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -133,9 +133,23 @@ async def test_a_target_without_finite_logits_ends_that_request_and_no_other(
         assert engine.faults == {}
 
 
-async def test_a_draft_that_changed_in_memory_is_found(engine: TorchEngine, target: Path) -> None:
-    held = (await engine.swap(draft(target, 1))).loaded
+def change_what_is_held(engine: TorchEngine) -> None:
     engine._network.fc.weight[0, 0] += 1
+
+
+def change_what_drafts(engine: TorchEngine) -> None:
+    eagle = engine._decoder.eagle
+    assert eagle is not None
+    eagle._served._weights.qkv.weight[0, 0] += 1
+
+
+@pytest.mark.parametrize("change", [change_what_is_held, change_what_drafts])
+async def test_a_draft_that_changed_in_memory_is_found(
+    engine: TorchEngine, target: Path, change: Callable[[TorchEngine], None]
+) -> None:
+    held = (await engine.swap(draft(target, 1))).loaded
+    with torch.inference_mode():
+        change(engine)
 
     found = await engine.verify()
 

@@ -12,8 +12,9 @@ from itertools import accumulate
 
 from updraft_inference.engine.port import Drafter
 
-MARGIN = 1.02
-"""Speculation has to promise so much more than none: costs are measured, and measurements err."""
+MARGIN = 1.05
+"""Speculation has to promise so much more than none: costs and rates are measured, measurements err, and the best of many
+promises is rather one that errs upwards."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,11 @@ MODEL = 0
 
 UNKNOWN = 8.0
 """Chains of the draft model that are made whatever is known, before anything is concluded from them."""
-PROBE_EVERY, PROBE_STEPS = 32, 2
-"""Of 32 steps the draft model is tried in two, on one sequence, whatever is chosen. Two, for the first one after a pause
-also feeds the draft what it missed, and its time says nothing."""
+FIRST_REST, LONGEST_REST = 32, 256
+"""Steps without the draft model after which it is tried on one sequence, whatever is chosen. They double with each try, so that
+asking again costs ever less, and begin anew where a whole chain was right, the model is chosen, or another version comes."""
+PROBE_STEPS = 2
+"""Of a try: the first one after a rest also feeds the draft what it missed, and its time says nothing."""
 
 _SHARED_MEMORY, _OWN_MEMORY, _OWN_WEIGHT = 400.0, 40.0, 4.0
 _ASSUMED = {Drafter.EAGLE3: Prior(0.5, 2.0), Drafter.NGRAM: Prior(0.3, 2.0)}
@@ -65,11 +67,15 @@ class Lookahead:
         self._shared: dict[int, Rates] = {}
         self._chain_s: dict[int, float] = {}
         self._is_fed = False
-        self._steps = 0
+        self._idle = 0
+        """Steps since the draft model was chosen or tried last."""
+        self._rest = FIRST_REST
+        self._turn = 0
 
     def reset_model(self) -> None:
         """Forget what an earlier draft model did: a new one starts from full chains."""
         self._shared.pop(MODEL, None)
+        self._idle, self._rest = 0, FIRST_REST
 
     def plan(self, asks: Sequence[Ask]) -> list[Choice]:
         """Choose for every sequence of a step. What it may read of prompts besides is not its matter: beside them drafts would
@@ -79,13 +85,18 @@ class Lookahead:
             forced[probed] = Choice(Drafter.EAGLE3, asks[probed].chain)
         free = [self._options(ask) for i, ask in enumerate(asks) if i not in forced]
         given = sum(1 + self._expected(asks[i], choice) for i, choice in forced.items())
-        chosen = iter(choose(free, self._costs(len(asks), list(forced.values())), given=given))
-        choices = [forced[i] if i in forced else next(chosen) for i in range(len(asks))]
+        chosen = choose(free, self._costs(len(asks), list(forced.values())), given=given)
+        if any(choice.drafter is Drafter.EAGLE3 for choice in chosen):
+            self._idle, self._rest = 0, FIRST_REST
+        rest = iter(chosen)
+        choices = [forced[i] if i in forced else next(rest) for i in range(len(asks))]
         self.last = max((choice.length for choice in choices), default=0)
         return choices
 
     def observe(self, record: Record, strength: int, kept: int, *, is_refused: bool) -> None:
         """Of one chain: its first `kept` drafts were right, and then one was wrong or none was left."""
+        if strength == MODEL and not is_refused:
+            self._rest = FIRST_REST
         self._of(strength).observe(kept, is_refused=is_refused)
         record.of(strength).observe(kept, is_refused=is_refused)
 
@@ -182,11 +193,13 @@ class Lookahead:
     def _probed(self, asks: Sequence[Ask]) -> int | None:
         """The sequence that the draft model is tried on in this step: another one each time."""
         able = [i for i, ask in enumerate(asks) if ask.chain and ask.forced is None]
-        self._steps += 1
-        turn, step = divmod(self._steps, PROBE_EVERY)
-        if not able or step >= PROBE_STEPS:
+        self._idle += 1
+        if not able or self._idle <= self._rest:
             return None
-        return able[turn % len(able)]
+        probed = able[self._turn % len(able)]
+        if self._idle >= self._rest + PROBE_STEPS:
+            self._idle, self._rest, self._turn = 0, min(2 * self._rest, LONGEST_REST), self._turn + 1
+        return probed
 
 
 def _assumed(strength: int) -> Prior:

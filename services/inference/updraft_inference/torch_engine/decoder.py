@@ -17,7 +17,7 @@ from updraft_inference.engine.port import Delta, Drafter, FinishReason, TokenLog
 from updraft_inference.lookahead.choice import Choice
 from updraft_inference.lookahead.cost import CostTable
 from updraft_inference.lookahead.policy import MODEL, Ask, Lookahead
-from updraft_inference.torch_engine.eagle import MAX_ROWS_TOGETHER, EagleDrafter
+from updraft_inference.torch_engine.eagle import EagleDrafter
 from updraft_inference.torch_engine.kv_cache import CacheShape, SlotCache
 from updraft_inference.torch_engine.ngram import Lookup
 from updraft_inference.torch_engine.pieces import Piece, advance, num_rows
@@ -55,8 +55,8 @@ class Limits:
 
     @property
     def num_positions(self) -> int:
-        """Cache positions a slot: what the draft model reads, padded to a batch, may reach beyond the context."""
-        return self.max_context + max(self.max_lookahead + 1, MAX_ROWS_TOGETHER)
+        """Cache positions a slot: drafts may reach beyond the context."""
+        return self.max_context + self.max_lookahead + 1
 
 
 class Decoder:
@@ -120,6 +120,8 @@ class Decoder:
     def renew(self, version: int) -> None:
         """The network has other weights: running requests draft on over what the old ones read, and hand it to nobody."""
         self.draft_version = version
+        if self.eagle is not None:
+            self.eagle.refresh()
         self.lookahead.reset_model()
         self._slots.forget_drafts()
         for sequence in self._all():

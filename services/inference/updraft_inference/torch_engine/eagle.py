@@ -13,14 +13,15 @@ from updraft_draft.layers import grouped_attention
 from updraft_draft.network import DraftNetwork
 from updraft_inference.engine.port import Drafter
 from updraft_inference.torch_engine import seeded
-from updraft_inference.torch_engine.kv_cache import CacheShape, SlotCache
+from updraft_inference.torch_engine.draft import ServedDraft
+from updraft_inference.torch_engine.kv_cache import Batch, CacheShape, SlotCache
 from updraft_inference.torch_engine.sequence import Proposal, Sequence
 
 MAX_PENDING_ROWS = 64
 """A sequence that does not draft now is fed at least this often, so that its states do not pile up."""
 
-MAX_ROWS_TOGETHER = 4
-"""Longest backlog that is read in one batch with others; no more than the positions that a slot has beyond its context."""
+MAX_ROWS_TOGETHER = 8
+"""Longest backlog that is read in one batch with others, whose attention is padded to it."""
 
 
 class EagleDrafter:
@@ -37,6 +38,15 @@ class EagleDrafter:
         )
         self._cache = SlotCache(shape, like=network.embedding)
         self._token_ids = network.token_ids
+        self._served = ServedDraft(network)
+
+    def refresh(self) -> None:
+        """The network holds other weights."""
+        self._served.refresh()
+
+    def is_current(self) -> bool:
+        """What drafts is what the network holds."""
+        return self._served.is_current()
 
     def take_over(self, source: int, slot: int, length: int) -> None:
         """Copy what the draft holds of the first `length` positions of one slot into another one."""
@@ -67,16 +77,16 @@ class EagleDrafter:
         slots = [s.slot for s in sequences]
         chains: list[_Chain] = [_Chain() for _ in sequences]
         for j in range(k):
-            ids = self._choose(sequences, chains, self.network.logits(state_BD))
+            ids = self._choose(sequences, chains, self._served.logits(state_BD))
             if j < k - 1:
                 positions = [s.num_draft_read + j for s in sequences]
-                state_BD = self._forward(state_BD[:, None], ids[:, None], slots, positions)[:, 0]
+                state_BD = self._forward(state_BD, ids, self._cache.batch(slots, positions, [1] * len(slots)))
         return [chain.proposal(self.network.config.vocab_size, self._token_ids) for chain in chains]
 
     def _catch_up(self, sequence: Sequence) -> None:
-        """Read a long backlog alone: in a batch the others would be padded to it, beyond the ends of their slots."""
-        aux = torch.cat(sequence.pending_aux)
-        if len(aux) > MAX_ROWS_TOGETHER:
+        """Read a long backlog alone, but for its last row."""
+        if sum(map(len, sequence.pending_aux)) > MAX_ROWS_TOGETHER:
+            aux = torch.cat(sequence.pending_aux)
             sequence.pending_aux[:] = [aux[:-1]]
             self._read([sequence])
             sequence.pending_aux.append(aux[-1:])
@@ -84,30 +94,26 @@ class EagleDrafter:
     @torch.inference_mode()
     def _read(self, sequences: list[Sequence]) -> Tensor:
         """Feed all pending states; return the draft's state after the last one of each, [B, D]."""
-        aux = [torch.cat(s.pending_aux) for s in sequences]
-        counts = [len(rows) for rows in aux]
-        ids = [s.ids[s.num_draft_read + 1 : s.num_draft_read + 1 + n] for s, n in zip(sequences, counts, strict=True)]
-        width = max(counts)
-        padded_ids = torch.tensor([row + [0] * (width - len(row)) for row in ids], device=aux[0].device)
-        padded_aux = torch.nn.utils.rnn.pad_sequence(aux, batch_first=True)
+        counts = [sum(map(len, s.pending_aux)) for s in sequences]
+        aux_RA = torch.cat([rows for s in sequences for rows in s.pending_aux])
+        ids = [token for s, n in zip(sequences, counts, strict=True) for token in s.ids[s.num_draft_read + 1 :][:n]]
         starts = [s.num_draft_read for s in sequences]
-        state = self._forward(self.network.fuse(padded_aux), padded_ids, [s.slot for s in sequences], starts)
+        batch = self._cache.batch([s.slot for s in sequences], starts, counts)
+        state_RD = self._forward(self._served.fuse(aux_RA), torch.tensor(ids, device=aux_RA.device), batch)
         for sequence, n in zip(sequences, counts, strict=True):
             sequence.num_draft_read += n
             sequence.pending_aux.clear()
-        last = state[torch.arange(len(sequences)), torch.tensor(counts) - 1]
+        last = state_RD[torch.tensor(counts).cumsum(0) - 1]
         # Each row sees all before it: one that was not finite would show in the last one.
         if not bool(last.isfinite().all()):
             raise RuntimeError("the draft's states are not finite")
         return last
 
-    def _forward(self, x_BTD: Tensor, ids_BT: Tensor, slots: list[int], starts: list[int]) -> Tensor:
-        B, T = ids_BT.shape
-        batch = self._cache.batch(slots, starts, [T] * B)
-        rows = self.network.rows(x_BTD, ids_BT, batch.positions_R.view(B, T))
-        self._cache.write(0, batch.rows_R, rows.k.flatten(0, 1), rows.v.flatten(0, 1))
-        attended = grouped_attention(rows.q, *self._cache.read(0, batch), batch.mask_BTS)
-        return self.network.finish(x_BTD, attended)
+    def _forward(self, x_RD: Tensor, ids_R: Tensor, batch: Batch) -> Tensor:
+        rows = self._served.rows(x_RD, ids_R, batch.positions_R)
+        self._cache.write(0, batch.rows_R, rows.k, rows.v)
+        attended = grouped_attention(batch.spread(rows.q), *self._cache.read(0, batch), batch.mask_BTS)
+        return self._served.finish(x_RD, batch.collect(attended))
 
     def _choose(self, sequences: list[Sequence], chains: list["_Chain"], logits_BV: Tensor) -> Tensor:
         """One more draft for each: the likeliest for greedy requests, drawn from q for sampled ones. -> target ids [B]."""

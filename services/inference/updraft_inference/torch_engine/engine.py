@@ -299,6 +299,10 @@ class TorchEngine:
         return self._decoder.draft_version, {name: t.clone() for name, t in eagle.network.state_dict().items()}
 
     def _digest(self) -> str:
+        """Of what the network holds, if that is what drafts."""
+        eagle = self._decoder.eagle
+        if eagle is not None and not eagle.is_current():
+            return "sha256:unproved"
         return tensors_digest(checkpoint.tensor_specs(checkpoint.checkpoint_tensors(self._network)))
 
     @property

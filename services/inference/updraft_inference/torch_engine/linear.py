@@ -18,6 +18,11 @@ class Linear:
         self._is_packed = is_packable(weight)
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self._is_packed else weight  # noqa: SLF001
 
+    @property
+    def weight(self) -> Tensor:
+        """[out, in], read back from the packed copy where there is one."""
+        return self._weight.to_dense() if self._is_packed else self._weight
+
     def __call__(self, x: Tensor) -> Tensor:
         """Apply it."""
         if not self._is_packed:

@@ -7,7 +7,16 @@ import pytest
 from updraft_inference.engine.port import Drafter
 from updraft_inference.lookahead.choice import Choice
 from updraft_inference.lookahead.cost import CostTable
-from updraft_inference.lookahead.policy import MODEL, PROBE_EVERY, PROBE_STEPS, UNKNOWN, Ask, Lookahead, Record
+from updraft_inference.lookahead.policy import (
+    FIRST_REST,
+    LONGEST_REST,
+    MODEL,
+    PROBE_STEPS,
+    UNKNOWN,
+    Ask,
+    Lookahead,
+    Record,
+)
 
 CURVE = {1: 0.030, 4: 0.033, 16: 0.045, 64: 0.100}
 
@@ -32,16 +41,31 @@ def test_a_draft_model_that_is_right_makes_full_chains() -> None:
     assert run(lookahead(), 3, steps=100)[-40:] == [Choice(Drafter.EAGLE3, 3)] * 40
 
 
-def test_a_draft_model_that_is_never_right_is_tried_now_and_then() -> None:
-    choices = run(lookahead(), 0, steps=10 * PROBE_EVERY)
-    num_tried = sum(choice.length > 0 for choice in choices)
-    assert 9 * PROBE_STEPS <= num_tried <= 10 * PROBE_STEPS + UNKNOWN + 2
-
-
-def test_a_draft_model_that_became_better_is_noticed() -> None:
+def test_a_draft_model_that_is_never_right_is_tried_ever_more_rarely() -> None:
     policy = lookahead()
-    run(policy, 0, steps=100)
-    assert run(policy, 3, steps=30 * PROBE_EVERY)[-1] == Choice(Drafter.EAGLE3, 3)
+    tries = [choice.length > 0 for choice in run(policy, 0, steps=30 * LONGEST_REST)]
+    first = tries[: 4 * FIRST_REST]
+    assert 2 * PROBE_STEPS <= sum(first) <= 2 * PROBE_STEPS + UNKNOWN + 2
+    num_late = sum(tries[4 * LONGEST_REST :])
+    assert 24 * PROBE_STEPS <= num_late <= 26 * PROBE_STEPS
+
+
+def test_another_sequence_is_tried_each_time() -> None:
+    policy, records = lookahead(), [Record() for _ in range(3)]
+    tried = []
+    for _ in range(8 * LONGEST_REST):
+        for i, choice in enumerate(policy.plan([Ask(record=record, chain=3) for record in records])):
+            if choice.length:
+                policy.observe(records[i], MODEL, 0, is_refused=True)
+                tried.append(i)
+    assert set(tried[-6 * PROBE_STEPS :]) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("bad_steps", [100, 4 * LONGEST_REST])
+def test_a_draft_model_that_became_better_is_noticed(bad_steps: int) -> None:
+    policy = lookahead()
+    run(policy, 0, steps=bad_steps)
+    assert run(policy, 3, steps=LONGEST_REST + 30 * FIRST_REST)[-1] == Choice(Drafter.EAGLE3, 3)
 
 
 def test_a_new_draft_model_starts_from_full_chains() -> None:

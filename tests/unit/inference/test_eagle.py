@@ -1,0 +1,79 @@
+"""The draft as it serves: the network's own forward, on flat rows of sequences that are behind by different lengths."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.support.tiny_target import VOCAB, make_draft, make_tiny_target
+from torch.testing import assert_close
+
+from updraft_draft.network import DraftNetwork
+from updraft_inference.engine.port import GenerationRequest
+from updraft_inference.torch_engine.draft import ServedDraft
+from updraft_inference.torch_engine.eagle import MAX_ROWS_TOGETHER, EagleDrafter
+from updraft_inference.torch_engine.sequence import Proposal, Sequence
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def network(request: pytest.FixtureRequest, tmp_path: Path) -> DraftNetwork:
+    network = make_draft(make_tiny_target(tmp_path)).to(request.param)
+    network.share(network.embedding.to(request.param))
+    return network
+
+
+@torch.inference_mode()
+def test_the_served_forward_is_the_networks_and_follows_its_weights_when_told(network: DraftNetwork) -> None:
+    served, generator = ServedDraft(network), torch.Generator().manual_seed(3)
+    c, dtype = network.config, network.embedding.dtype
+    aux = torch.randn(5, c.aux_size, generator=generator).to(dtype)
+    ids, positions = torch.arange(5) + 7, torch.tensor([0, 1, 9, 3, 3])
+    for _ in range(2):
+        x = network.fuse(aux)
+        assert_close(served.fuse(aux), x)
+        rows = network.rows(x[None], ids[None], positions[None])
+        for mine, theirs in zip(served.rows(x, ids, positions), rows, strict=True):
+            assert_close(mine, theirs[0])
+        y = network.finish(x, rows.q[0].flatten(1))
+        assert_close(served.finish(x, rows.q[0].flatten(1)), y)
+        assert_close(served.logits(y), network.logits(y))
+        assert served.is_current()
+        for parameter in network.parameters():
+            parameter.mul_(1.5)
+        assert not served.is_current()
+        served.refresh()
+
+
+@pytest.mark.parametrize("behind", [(1, 1, 1), (1, 4, 2), (MAX_ROWS_TOGETHER + 3, 1, MAX_ROWS_TOGETHER)])
+def test_sequences_that_are_behind_by_different_lengths_draft_together_as_alone(
+    tmp_path: Path, behind: tuple[int, ...]
+) -> None:
+    network = make_draft(make_tiny_target(tmp_path))
+
+    def drafted(slots: list[int]) -> list[Proposal]:
+        eagle, k = EagleDrafter(network, num_slots=len(behind), num_positions=64), 3
+        sequences = [_sequence(network, slot, num=20 + slot) for slot in slots]
+        for sequence in sequences:
+            num = len(sequence.ids) - 1 - behind[sequence.slot]
+            eagle.observe(sequence, sequence.pending_aux.pop()[:num])
+        eagle.propose(sequences, k)
+        for sequence in sequences:
+            eagle.observe(sequence, _aux(network, sequence)[-behind[sequence.slot] :])
+        return eagle.propose(sequences, k)
+
+    alone = [drafted([slot])[0] for slot in range(len(behind))]
+    for mine, theirs in zip(drafted([0, 1, 2]), alone, strict=True):
+        assert mine.ids == theirs.ids
+        assert mine.log_probs == pytest.approx(theirs.log_probs, abs=1e-5)
+
+
+def _aux(network: DraftNetwork, sequence: Sequence) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(sequence.slot)
+    return torch.randn(len(sequence.ids) - 1, network.config.aux_size, generator=generator)
+
+
+def _sequence(network: DraftNetwork, slot: int, *, num: int) -> Sequence:
+    ids = [(slot * 31 + 7 * n) % VOCAB for n in range(num)]
+    request = GenerationRequest(request_id=str(slot), prompt_ids=tuple(ids[:-1]), max_tokens=20)
+    sequence = Sequence(request=request, emit=lambda _: None, slot=slot, ids=ids)
+    sequence.pending_aux.append(_aux(network, sequence))
+    return sequence
