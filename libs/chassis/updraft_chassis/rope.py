@@ -65,6 +65,8 @@ class Rope:
         if kind == "yarn":
             return cls(theta=base, kind=kind, **_yarn(parameters, base, max_position))
         numbers: dict[str, Any] = {key: _number(key, parameters[key]) for key in _NUMBERS[kind]}
+        if kind == "llama3" and numbers["high_freq_factor"] <= numbers["low_freq_factor"]:
+            raise InvalidInput("the rotary embedding's high_freq_factor is not above its low_freq_factor")
         original = _original(parameters, max_position) if kind == "llama3" else 0
         return cls(theta=base, kind=kind, original_max_position=original, **numbers)
 

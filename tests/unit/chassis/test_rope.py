@@ -94,6 +94,11 @@ def test_a_factor_of_null_is_what_the_contexts_say() -> None:
         ),
         pytest.param({"rope_type": "longrope"}, "scaled by longrope", id="longrope"),
         pytest.param({"rope_type": "linear", "factor": 0}, "factor is 0", id="linear by nothing"),
+        pytest.param(
+            {"rope_type": "llama3", "low_freq_factor": 4.0, "high_freq_factor": 4.0},
+            "not above",
+            id="llama3 of one step",
+        ),
     ],
 )
 def test_a_number_that_nothing_can_be_stretched_by_is_refused_with_its_name(change: dict[str, Any], words: str) -> None:

@@ -1,6 +1,7 @@
 """The draft as it serves: the network's own forward, on flat rows of sequences that are behind by different lengths."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.testing import assert_close
 
 from updraft_draft.network import DraftNetwork
 from updraft_inference.engine.port import GenerationRequest
-from updraft_inference.torch_engine.draft import ServedDraft
+from updraft_inference.torch_engine.draft import ServedDraft, pack
 from updraft_inference.torch_engine.eagle import MAX_ROWS_TOGETHER, EagleDrafter
 from updraft_inference.torch_engine.sequence import Proposal, Sequence
 
@@ -40,7 +41,15 @@ def test_the_served_forward_is_the_networks_and_follows_its_weights_when_told(ne
         for parameter in network.parameters():
             parameter.mul_(1.5)
         assert not served.is_current()
-        served.refresh()
+        served.exchange(pack(network.state_dict(), like=network.lm_head.weight))
+
+
+class Counting(EagleDrafter):
+    num_forwards = 0
+
+    def _forward(self, *args: Any) -> torch.Tensor:
+        self.num_forwards += 1
+        return super()._forward(*args)
 
 
 @pytest.mark.parametrize("behind", [(1, 1, 1), (1, 4, 2), (MAX_ROWS_TOGETHER + 3, 1, MAX_ROWS_TOGETHER)])
@@ -50,7 +59,7 @@ def test_sequences_that_are_behind_by_different_lengths_draft_together_as_alone(
     network = make_draft(make_tiny_target(tmp_path))
 
     def drafted(slots: list[int]) -> list[Proposal]:
-        eagle, k = EagleDrafter(network, num_slots=len(behind), num_positions=64), 3
+        eagle, k = Counting(network, num_slots=len(behind), num_positions=24), 3  # the last slot is used to its end
         sequences = [_sequence(network, slot, num=20 + slot) for slot in slots]
         for sequence in sequences:
             num = len(sequence.ids) - 1 - behind[sequence.slot]
@@ -58,12 +67,16 @@ def test_sequences_that_are_behind_by_different_lengths_draft_together_as_alone(
         eagle.propose(sequences, k)
         for sequence in sequences:
             eagle.observe(sequence, _aux(network, sequence)[-behind[sequence.slot] :])
-        return eagle.propose(sequences, k)
+        eagle.num_forwards = 0
+        proposals = eagle.propose(sequences, k)
+        assert eagle.num_forwards == k, "one to read all that is pending, and one for each draft after the first"
+        return proposals
 
     alone = [drafted([slot])[0] for slot in range(len(behind))]
-    for mine, theirs in zip(drafted([0, 1, 2]), alone, strict=True):
-        assert mine.ids == theirs.ids
-        assert mine.log_probs == pytest.approx(theirs.log_probs, abs=1e-5)
+    for slots in ([0, 1, 2], [0, 2]):
+        for slot, mine in zip(slots, drafted(slots), strict=True):
+            assert mine.ids == alone[slot].ids
+            assert mine.log_probs == pytest.approx(alone[slot].log_probs, abs=1e-5)
 
 
 def _aux(network: DraftNetwork, sequence: Sequence) -> torch.Tensor:

@@ -14,26 +14,21 @@ from updraft_inference.engine.port import Drafter
 from updraft_inference.lookahead.choice import Choice, Costs, Option, choose
 from updraft_inference.lookahead.cost import CostTable
 from updraft_inference.lookahead.rates import Prior, Rates, survival
+from updraft_inference.lookahead.tries import Tries
 
 MODEL = 0
 """The strength of a draft model's chains. That of a lookup is the number of tokens that matched."""
 
 UNKNOWN = 8.0
 """Chains of the draft model that are made whatever is known, before anything is concluded from them."""
-FIRST_REST, LONGEST_REST = 32, 256
-"""Steps without the draft model after which it is tried on one sequence, whatever is chosen. They double with each try, so that
-asking again costs ever less, and begin anew where a whole chain was right, the model is chosen, or another version comes."""
-PROBE_STEPS = 2
-"""Of a try: the first one after a rest also feeds the draft what it missed, and its time says nothing."""
-
-_SHARED_MEMORY, _OWN_MEMORY, _OWN_WEIGHT = 400.0, 40.0, 4.0
+_SHARED_MEMORY, _OWN_MEMORY, _OWN_WEIGHT = 100.0, 40.0, 4.0
 _ASSUMED = {Drafter.EAGLE3: Prior(0.5, 2.0), Drafter.NGRAM: Prior(0.3, 2.0)}
 _CHAIN_SHARE = 0.1
 """Of a target's forward, for one token of a draft model, until it was measured."""
 _CHAIN_DECAY, _CHAIN_OUTLIER = 0.05, 2.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Record:
     """What a sequence's drafts did so far, by strength."""
 
@@ -67,27 +62,24 @@ class Lookahead:
         self._shared: dict[int, Rates] = {}
         self._chain_s: dict[int, float] = {}
         self._is_fed = False
-        self._idle = 0
-        """Steps since the draft model was chosen or tried last."""
-        self._rest = FIRST_REST
-        self._turn = 0
+        self._tries = Tries()
 
     def reset_model(self) -> None:
         """Forget what an earlier draft model did: a new one starts from full chains."""
         self._shared.pop(MODEL, None)
-        self._idle, self._rest = 0, FIRST_REST
+        self._tries.begin_anew()
 
     def plan(self, asks: Sequence[Ask]) -> list[Choice]:
         """Choose for every sequence of a step. What it may read of prompts besides is not its matter: beside them drafts would
         look cheap, and streams would wait for both."""
         forced = {i: choice for i, ask in enumerate(asks) if (choice := self._forced(ask)) is not None}
-        if (probed := self._probed(asks)) is not None and probed not in forced:
-            forced[probed] = Choice(Drafter.EAGLE3, asks[probed].chain)
+        if (tried := self._tried(asks)) is not None and tried not in forced:
+            forced[tried] = Choice(Drafter.EAGLE3, asks[tried].chain)
         free = [self._options(ask) for i, ask in enumerate(asks) if i not in forced]
         given = sum(1 + self._expected(asks[i], choice) for i, choice in forced.items())
         chosen = choose(free, self._costs(len(asks), list(forced.values())), given=given)
         if any(choice.drafter is Drafter.EAGLE3 for choice in chosen):
-            self._idle, self._rest = 0, FIRST_REST
+            self._tries.begin_anew()
         rest = iter(chosen)
         choices = [forced[i] if i in forced else next(rest) for i in range(len(asks))]
         self.last = max((choice.length for choice in choices), default=0)
@@ -95,8 +87,8 @@ class Lookahead:
 
     def observe(self, record: Record, strength: int, kept: int, *, is_refused: bool) -> None:
         """Of one chain: its first `kept` drafts were right, and then one was wrong or none was left."""
-        if strength == MODEL and not is_refused:
-            self._rest = FIRST_REST
+        if strength == MODEL:
+            self._tries.observe(record, kept)
         self._of(strength).observe(kept, is_refused=is_refused)
         record.of(strength).observe(kept, is_refused=is_refused)
 
@@ -190,16 +182,15 @@ class Lookahead:
         nearest = min(self._chain_s, key=lambda known: (abs(known - sequences), known))
         return self._chain_s[nearest] * self.cost.alone(sequences) / self.cost.alone(nearest)
 
-    def _probed(self, asks: Sequence[Ask]) -> int | None:
-        """The sequence that the draft model is tried on in this step: another one each time."""
+    def _tried(self, asks: Sequence[Ask]) -> int | None:
+        """The sequence that the draft model is tried on in this step."""
         able = [i for i, ask in enumerate(asks) if ask.chain and ask.forced is None]
-        self._idle += 1
-        if not able or self._idle <= self._rest:
+        tried = self._tries.take([asks[i].record for i in able])
+        if tried is None:
             return None
-        probed = able[self._turn % len(able)]
-        if self._idle >= self._rest + PROBE_STEPS:
-            self._idle, self._rest, self._turn = 0, min(2 * self._rest, LONGEST_REST), self._turn + 1
-        return probed
+        ask = asks[able[tried]]
+        self._tries.expect(self._expected(ask, Choice(Drafter.EAGLE3, ask.chain)))
+        return able[tried]
 
 
 def _assumed(strength: int) -> Prior:

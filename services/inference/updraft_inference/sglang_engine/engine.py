@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -84,6 +85,8 @@ class SglangEngine:
         self._is_gone = False
         self._is_restarting = False
         self._restart: Restart | None = None
+        self._failed_starts: Counter[str] = Counter()
+        """By digest of the draft."""
         self._note = Path()
         self._max_queued = 0
         self._on_finished: FinishedSink = lambda _: None
@@ -182,7 +185,7 @@ class SglangEngine:
     async def _start_anew(self, restart: Restart, draft: DraftOnDisk) -> Swapped:
         """For a draft with another vocabulary: take no new requests, let the server end those that run, start it with it.
 
-        InvalidInput if the server does not start with it, and does with the draft before.
+        InvalidInput if the server does not start with it for the second time, and does with the draft before; else Unavailable.
         """
         started_s = time.monotonic()
         before, served = self._switch.start_folder, self._switch.good
@@ -194,7 +197,10 @@ class SglangEngine:
                 logger.error("SGLang does not start with another draft", extra={"reason": str(error)})
                 await restart(before)  # which fails too if we are told to stop
                 await self._serve_anew(served)
-                raise InvalidInput(f"the SGLang server does not start with version {draft.version}: {error}") from error
+                self._failed_starts[draft.tensors_digest] += 1
+                is_second = self._failed_starts[draft.tensors_digest] > 1
+                sentence = f"the SGLang server does not start with version {draft.version}: {error}"
+                raise (InvalidInput if is_second else Unavailable)(sentence) from error
             await self._serve_anew(draft)
         finally:
             self._is_restarting = False

@@ -120,8 +120,6 @@ class Decoder:
     def renew(self, version: int) -> None:
         """The network has other weights: running requests draft on over what the old ones read, and hand it to nobody."""
         self.draft_version = version
-        if self.eagle is not None:
-            self.eagle.refresh()
         self.lookahead.reset_model()
         self._slots.forget_drafts()
         for sequence in self._all():

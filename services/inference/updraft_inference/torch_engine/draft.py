@@ -1,23 +1,29 @@
 """The forward of a draft network as it serves: flat rows of many sequences, projections joined, weights as kernels read them.
 
 The network (`updraft_draft.network`) stays the truth: swaps write its tensors, and the proof hashes them. What is joined or
-packed here is a copy of them, made anew by `refresh`.
+packed here is a copy of them, made beside the engine's thread, so that a pause exchanges a reference.
 
 Tensors: R rows, A auxiliary, D hidden, H heads, K key-value heads, E head size, V draft vocabulary.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from updraft_chassis.errors import Exhausted
 from updraft_draft.layers import rotate
 from updraft_draft.network import DraftNetwork, Rows
 from updraft_inference.torch_engine.linear import Linear
 
+_ATTENTION, _MLP = "midlayer.self_attn", "midlayer.mlp"
 
-class _Weights(NamedTuple):
+
+class Packed(NamedTuple):
+    """Weights of all projections."""
+
     fc: Linear
     qkv: Linear
     o: Linear
@@ -26,21 +32,43 @@ class _Weights(NamedTuple):
     head: Linear
 
 
+_NAMES = (
+    ("fc",),
+    (f"{_ATTENTION}.q_proj", f"{_ATTENTION}.k_proj", f"{_ATTENTION}.v_proj"),
+    (f"{_ATTENTION}.o_proj",),
+    (f"{_MLP}.gate_proj", f"{_MLP}.up_proj"),
+    (f"{_MLP}.down_proj",),
+    ("lm_head",),
+)
+"""What each field of `Packed` is joined of, in their order."""
+
+
+def pack(tensors: Mapping[str, Tensor], *, like: Tensor) -> Packed:
+    """Copies of a checkpoint's weights, in dtype and on the device of `like`. Exhausted where there is no memory for them."""
+    try:
+        return Packed(*(Linear(weight.to(like, copy=True)) for weight in _weights(tensors)))
+    except RuntimeError as error:  # torch's word for it
+        raise Exhausted(f"there is no memory for a copy of the draft's weights: {error}") from error
+
+
+def _weights(tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    return [torch.cat([tensors[f"{name}.weight"] for name in names]) for names in _NAMES]
+
+
 class ServedDraft:
     """Of one network. Not thread-safe: the engine thread owns it."""
 
     def __init__(self, network: DraftNetwork) -> None:
         self._network = network
-        self._weights = _packed(network)
+        self._weights = pack(network.state_dict(), like=network.lm_head.weight)
 
-    def refresh(self) -> None:
-        """Serve what the network holds now."""
-        self._weights = _packed(self._network)
+    def exchange(self, weights: Packed) -> None:
+        """Serve these from now on: those that the network was given."""
+        self._weights = weights
 
     def is_current(self) -> bool:
         """What serves is what the network holds, value by value."""
-        served = (each.weight for each in self._weights)
-        return all(map(torch.equal, served, (_weight(*maps) for maps in _maps(self._network))))
+        return all(map(torch.equal, (each.weight for each in self._weights), _weights(self._network.state_dict())))
 
     def fuse(self, aux_RA: Tensor) -> Tensor:
         """The target's auxiliary states as the draft's first input, [R, D]."""
@@ -72,25 +100,3 @@ class ServedDraft:
     def logits(self, y_RD: Tensor) -> Tensor:
         """Logits over the draft vocabulary, [R, V]."""
         return self._weights.head(self._network.norm(y_RD))
-
-
-def _packed(network: DraftNetwork) -> _Weights:
-    return _Weights(*(Linear(_weight(*maps)) for maps in _maps(network)))
-
-
-def _maps(network: DraftNetwork) -> list[tuple[nn.Linear, ...]]:
-    """What each of `_Weights` is made of, in their order."""
-    attention, mlp = network.midlayer.self_attn, network.midlayer.mlp
-    return [
-        (network.fc,),
-        (attention.q_proj, attention.k_proj, attention.v_proj),
-        (attention.o_proj,),
-        (mlp.gate_proj, mlp.up_proj),
-        (mlp.down_proj,),
-        (network.lm_head,),
-    ]
-
-
-def _weight(*maps: nn.Linear) -> Tensor:
-    weights = [each.weight.detach() for each in maps]
-    return weights[0] if len(weights) == 1 else torch.cat(weights)

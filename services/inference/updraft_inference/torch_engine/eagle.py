@@ -5,6 +5,7 @@ overwritten by the target's states once the tokens are confirmed.
 """
 
 import math
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from updraft_draft.layers import grouped_attention
 from updraft_draft.network import DraftNetwork
 from updraft_inference.engine.port import Drafter
 from updraft_inference.torch_engine import seeded
-from updraft_inference.torch_engine.draft import ServedDraft
+from updraft_inference.torch_engine.draft import Packed, ServedDraft
 from updraft_inference.torch_engine.kv_cache import Batch, CacheShape, SlotCache
 from updraft_inference.torch_engine.sequence import Proposal, Sequence
 
@@ -21,7 +22,7 @@ MAX_PENDING_ROWS = 64
 """A sequence that does not draft now is fed at least this often, so that its states do not pile up."""
 
 MAX_ROWS_TOGETHER = 8
-"""Longest backlog that is read in one batch with others, whose attention is padded to it."""
+"""Longest backlog that attends together with others, who are padded to it."""
 
 
 class EagleDrafter:
@@ -40,9 +41,9 @@ class EagleDrafter:
         self._token_ids = network.token_ids
         self._served = ServedDraft(network)
 
-    def refresh(self) -> None:
-        """The network holds other weights."""
-        self._served.refresh()
+    def exchange(self, weights: Packed) -> None:
+        """The network holds other weights: these."""
+        self._served.exchange(weights)
 
     def is_current(self) -> bool:
         """What drafts is what the network holds."""
@@ -63,7 +64,7 @@ class EagleDrafter:
         """Take the states [rows, A] of newly confirmed positions, at least one. They are read when drafting needs them.
         RuntimeError as of `propose`."""
         # Only what came before: its next tokens are known, and drafting always finds an unread row.
-        if sum(len(rows) for rows in sequence.pending_aux) > MAX_PENDING_ROWS:
+        if _num_pending(sequence) > MAX_PENDING_ROWS:
             self._read([sequence])
         sequence.pending_aux.append(aux.clone())  # a view would keep what the whole step has read
 
@@ -71,8 +72,6 @@ class EagleDrafter:
     def propose(self, sequences: list[Sequence], k: int) -> list[Proposal]:
         """Draft `k` tokens for each sequence, ordered by slot. RuntimeError, torch's or ours, where the network fails:
         nothing of these sequences may be read then but by `forget`."""
-        for sequence in sequences:
-            self._catch_up(sequence)
         state_BD = self._read(sequences)
         slots = [s.slot for s in sequences]
         chains: list[_Chain] = [_Chain() for _ in sequences]
@@ -80,40 +79,43 @@ class EagleDrafter:
             ids = self._choose(sequences, chains, self._served.logits(state_BD))
             if j < k - 1:
                 positions = [s.num_draft_read + j for s in sequences]
-                state_BD = self._forward(state_BD, ids, self._cache.batch(slots, positions, [1] * len(slots)))
+                state_BD = self._forward(state_BD, ids, [self._cache.batch(slots, positions, [1] * len(slots))])
         return [chain.proposal(self.network.config.vocab_size, self._token_ids) for chain in chains]
-
-    def _catch_up(self, sequence: Sequence) -> None:
-        """Read a long backlog alone, but for its last row."""
-        if sum(map(len, sequence.pending_aux)) > MAX_ROWS_TOGETHER:
-            aux = torch.cat(sequence.pending_aux)
-            sequence.pending_aux[:] = [aux[:-1]]
-            self._read([sequence])
-            sequence.pending_aux.append(aux[-1:])
 
     @torch.inference_mode()
     def _read(self, sequences: list[Sequence]) -> Tensor:
-        """Feed all pending states; return the draft's state after the last one of each, [B, D]."""
-        counts = [sum(map(len, s.pending_aux)) for s in sequences]
-        aux_RA = torch.cat([rows for s in sequences for rows in s.pending_aux])
-        ids = [token for s, n in zip(sequences, counts, strict=True) for token in s.ids[s.num_draft_read + 1 :][:n]]
-        starts = [s.num_draft_read for s in sequences]
-        batch = self._cache.batch([s.slot for s in sequences], starts, counts)
-        state_RD = self._forward(self._served.fuse(aux_RA), torch.tensor(ids, device=aux_RA.device), batch)
-        for sequence, n in zip(sequences, counts, strict=True):
+        """Feed all pending states in one forward; return the draft's state after the last one of each, [B, D]."""
+        together = [s for s in sequences if _num_pending(s) <= MAX_ROWS_TOGETHER]
+        groups = [group for group in (together, *([s] for s in sequences if s not in together)) if group]
+        fed = [sequence for group in groups for sequence in group]
+        counts = [_num_pending(sequence) for sequence in fed]
+        aux_RA = torch.cat([rows for sequence in fed for rows in sequence.pending_aux])
+        ids = [token for s, n in zip(fed, counts, strict=True) for token in s.ids[s.num_draft_read + 1 :][:n]]
+        batches = [
+            self._cache.batch(
+                [s.slot for s in group], [s.num_draft_read for s in group], [_num_pending(s) for s in group]
+            )
+            for group in groups
+        ]
+        state_RD = self._forward(self._served.fuse(aux_RA), torch.tensor(ids, device=aux_RA.device), batches)
+        for sequence, n in zip(fed, counts, strict=True):
             sequence.num_draft_read += n
             sequence.pending_aux.clear()
-        last = state_RD[torch.tensor(counts).cumsum(0) - 1]
+        ends = dict(zip(fed, accumulate(counts), strict=True))
+        last = state_RD[[ends[sequence] - 1 for sequence in sequences]]
         # Each row sees all before it: one that was not finite would show in the last one.
         if not bool(last.isfinite().all()):
             raise RuntimeError("the draft's states are not finite")
         return last
 
-    def _forward(self, x_RD: Tensor, ids_R: Tensor, batch: Batch) -> Tensor:
-        rows = self._served.rows(x_RD, ids_R, batch.positions_R)
-        self._cache.write(0, batch.rows_R, rows.k, rows.v)
-        attended = grouped_attention(batch.spread(rows.q), *self._cache.read(0, batch), batch.mask_BTS)
-        return self._served.finish(x_RD, batch.collect(attended))
+    def _forward(self, x_RD: Tensor, ids_R: Tensor, batches: list[Batch]) -> Tensor:
+        rows = self._served.rows(x_RD, ids_R, torch.cat([batch.positions_R for batch in batches]))
+        self._cache.write(0, torch.cat([batch.rows_R for batch in batches]), rows.k, rows.v)
+        attended = [
+            batch.collect(grouped_attention(batch.spread(own), *self._cache.read(0, batch), batch.mask_BTS))
+            for batch, own in zip(batches, torch.split(rows.q, [len(b.rows_R) for b in batches]), strict=True)
+        ]
+        return self._served.finish(x_RD, torch.cat(attended))
 
     def _choose(self, sequences: list[Sequence], chains: list["_Chain"], logits_BV: Tensor) -> Tensor:
         """One more draft for each: the likeliest for greedy requests, drawn from q for sampled ones. -> target ids [B]."""
@@ -141,6 +143,10 @@ class EagleDrafter:
             return int(torch.multinomial(q, 1, generator=sequence.generator))
         clocks = seeded.clocks(seed, sequence.num_output + num_ahead, self.network.config.vocab_size)
         return seeded.first(q, clocks[self._token_ids.cpu()])
+
+
+def _num_pending(sequence: Sequence) -> int:
+    return sum(map(len, sequence.pending_aux))
 
 
 class _Chain:

@@ -35,6 +35,7 @@ from updraft_inference.engine.port import (
     Swapped,
 )
 from updraft_inference.torch_engine.decoder import Decoder, Limits
+from updraft_inference.torch_engine.draft import Packed, pack
 from updraft_inference.torch_engine.eagle import EagleDrafter
 from updraft_inference.torch_engine.grammar import Grammar, Grammars
 from updraft_inference.torch_engine.logits import check_sampling
@@ -213,12 +214,15 @@ class TorchEngine:
                 return Swapped(loaded=self._loaded, pause_s=pause_s)
             config, tensors = await asyncio.to_thread(self._read, draft)
             eagle = self._decoder.eagle
-            fresh = await asyncio.to_thread(self._build, config, tensors) if eagle is None else None
             previous = await asyncio.to_thread(self._held)  # only a swap writes them, and the lock is ours
-            pause_s = await self._worker.between_steps(lambda: self._install(draft.version, tensors, fresh))
+            if eagle is None:
+                fresh = await asyncio.to_thread(self._build, config, tensors)
+                pause_s = await self._worker.between_steps(lambda: self._decoder.install(fresh, draft.version))
+            else:
+                pause_s = await self._overwrite(draft.version, tensors)
             digest = await asyncio.to_thread(self._digest)
             if digest != draft.tensors_digest:
-                await self._worker.between_steps(lambda: self._restore(previous))
+                await self._restore(previous)
                 raise Corrupt(
                     f"the engine holds {digest} after loading version {draft.version}, not {draft.tensors_digest}"
                 )
@@ -298,6 +302,18 @@ class TorchEngine:
             return 0, None
         return self._decoder.draft_version, {name: t.clone() for name, t in eagle.network.state_dict().items()}
 
+    async def _overwrite(self, version: int, tensors: Mapping[str, Tensor]) -> float:
+        """Seconds of the pause."""
+        packed = await asyncio.to_thread(pack, tensors, like=self._network.lm_head.weight)
+        return await self._worker.between_steps(lambda: self._write(version, tensors, packed))
+
+    async def _restore(self, previous: tuple[int, dict[str, Tensor] | None]) -> None:
+        version, tensors = previous
+        if tensors is None:
+            await self._worker.between_steps(self._unload)
+        else:
+            await self._overwrite(version, tensors)
+
     def _digest(self) -> str:
         """Of what the network holds, if that is what drafts."""
         eagle = self._decoder.eagle
@@ -314,24 +330,16 @@ class TorchEngine:
     # -- on the engine's thread ---------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def _install(self, version: int, tensors: Mapping[str, Tensor], fresh: EagleDrafter | None) -> None:
-        if fresh is not None:
-            self._decoder.install(fresh, version)
-        else:
-            held = self._network.state_dict()
-            for name, tensor in tensors.items():
-                held[name].copy_(tensor)
-            self._decoder.renew(version)
+    def _write(self, version: int, tensors: Mapping[str, Tensor], packed: Packed) -> None:
+        held = self._network.state_dict()
+        for name, tensor in tensors.items():
+            held[name].copy_(tensor)
+        assert self._decoder.eagle is not None
+        self._decoder.eagle.exchange(packed)
+        self._decoder.renew(version)
 
     def _unload(self) -> None:
         self._decoder.install(None, 0)
-
-    def _restore(self, previous: tuple[int, dict[str, Tensor] | None]) -> None:
-        version, tensors = previous
-        if tensors is None:
-            self._unload()
-        else:
-            self._install(version, tensors, None)
 
     def _abandon_all(self) -> None:
         for abandon in list(self._live.values()):

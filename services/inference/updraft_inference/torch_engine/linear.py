@@ -1,4 +1,4 @@
-"""A linear map of the target, its weight kept as the machine's kernels read it.
+"""A linear map of target or draft, its weight kept as the machine's kernels read it.
 
 A decode step reads every weight once for a handful of rows, so it lasts as long as that reading. In bfloat16 on a CPU the
 plain operation brings the weight into oneDNN's blocked order anew for each call. Here that is done once. The operators are

@@ -7,16 +7,8 @@ import pytest
 from updraft_inference.engine.port import Drafter
 from updraft_inference.lookahead.choice import Choice
 from updraft_inference.lookahead.cost import CostTable
-from updraft_inference.lookahead.policy import (
-    FIRST_REST,
-    LONGEST_REST,
-    MODEL,
-    PROBE_STEPS,
-    UNKNOWN,
-    Ask,
-    Lookahead,
-    Record,
-)
+from updraft_inference.lookahead.policy import MODEL, UNKNOWN, Ask, Lookahead, Record
+from updraft_inference.lookahead.tries import FIRST_REST, LONGEST_REST, STEPS
 
 CURVE = {1: 0.030, 4: 0.033, 16: 0.045, 64: 0.100}
 
@@ -45,9 +37,9 @@ def test_a_draft_model_that_is_never_right_is_tried_ever_more_rarely() -> None:
     policy = lookahead()
     tries = [choice.length > 0 for choice in run(policy, 0, steps=30 * LONGEST_REST)]
     first = tries[: 4 * FIRST_REST]
-    assert 2 * PROBE_STEPS <= sum(first) <= 2 * PROBE_STEPS + UNKNOWN + 2
+    assert 2 * STEPS <= sum(first) <= 2 * STEPS + UNKNOWN + 2
     num_late = sum(tries[4 * LONGEST_REST :])
-    assert 24 * PROBE_STEPS <= num_late <= 26 * PROBE_STEPS
+    assert 24 * STEPS <= num_late <= 26 * STEPS
 
 
 def test_another_sequence_is_tried_each_time() -> None:
@@ -58,14 +50,32 @@ def test_another_sequence_is_tried_each_time() -> None:
             if choice.length:
                 policy.observe(records[i], MODEL, 0, is_refused=True)
                 tried.append(i)
-    assert set(tried[-6 * PROBE_STEPS :]) == {0, 1, 2}
+    assert set(tried[-6 * STEPS :]) == {0, 1, 2}
 
 
-@pytest.mark.parametrize("bad_steps", [100, 4 * LONGEST_REST])
-def test_a_draft_model_that_became_better_is_noticed(bad_steps: int) -> None:
+@pytest.mark.parametrize("kept", [1, 3])
+@pytest.mark.parametrize("bad_steps", [100, 8 * LONGEST_REST])
+def test_a_draft_model_that_became_better_is_noticed_soon_after_the_first_try_that_shows_it(
+    bad_steps: int, kept: int
+) -> None:
     policy = lookahead()
     run(policy, 0, steps=bad_steps)
-    assert run(policy, 3, steps=LONGEST_REST + 30 * FIRST_REST)[-1] == Choice(Drafter.EAGLE3, 3)
+    assert run(policy, kept, steps=LONGEST_REST + 40 * FIRST_REST)[-1] == Choice(Drafter.EAGLE3, kept)
+
+
+def test_a_try_is_of_one_sequence_and_is_not_taken_while_nobody_can() -> None:
+    policy, records = lookahead(), [Record(), Record()]
+    run(policy, 0, steps=2 * FIRST_REST)
+    tried = []
+    for step in range(4 * LONGEST_REST):
+        chains = (3, 3) if step % 3 else (0, 0)
+        asks = [Ask(record=record, chain=chain) for record, chain in zip(records, chains, strict=True)]
+        for i, choice in enumerate(policy.plan(asks)):
+            if choice.length:
+                policy.observe(records[i], MODEL, 0, is_refused=True)
+                tried.append(i)
+    assert len(tried) >= 2 * STEPS
+    assert tried[0::2] == tried[1::2]
 
 
 def test_a_new_draft_model_starts_from_full_chains() -> None:
