@@ -49,7 +49,7 @@ up: install ## Start Redis, registry, trainer and inference here; Ctrl-C stops t
 	$(PY) -m updraft_cli up $(ARGS)
 
 .PHONY: test
-test: check test-integration test-cluster ## Everything that CI runs
+test: check test-integration test-cluster ## All tests but those on a real SGLang server, which CI runs after them
 
 .PHONY: check
 check: fmt-check lint type arch gen-check test-unit ## Format, lint, types, architecture, generated files, unit tests
