@@ -7,7 +7,7 @@ dropped too, and the light record of the step is kept.
 
 import asyncio
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -94,8 +94,8 @@ class Collector:
         self._connection: asyncio.StreamWriter | None = None
         self._misunderstood = ""
         """What was said last of a server that is not understood: it comes again."""
-        self._refused: set[str] = set()
-        """Servers that this was said of: they come again."""
+        self._refused: deque[str] = deque(maxlen=16)
+        """Servers that this was said of last: they come again."""
         self.last_lookahead = 0
         """Drafts in the last step that was told of."""
 
@@ -230,9 +230,9 @@ class Collector:
             f"another SGLang server (process {first.pid} there) is connected to {self.path} already: start each server with an"
             " UPDRAFT_SGLANG_SOCKET and an agent of its own"
         )
-        identity = str(second.get("id"))
+        identity = str(second.get("id"))[:64]
         if identity not in self._refused:
-            self._refused.add(identity)
+            self._refused.append(identity)
             logger.error("A second SGLang server is refused", extra={"pid": second.get("pid"), "reason": reason})
         return reason
 

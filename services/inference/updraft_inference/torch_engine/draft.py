@@ -46,7 +46,7 @@ _NAMES = (
 def pack(tensors: Mapping[str, Tensor], *, like: Tensor) -> Packed:
     """Copies of a checkpoint's weights, in dtype and on the device of `like`. Exhausted where there is no memory for them."""
     try:
-        return Packed(*(Linear(weight.to(like, copy=True)) for weight in _weights(tensors)))
+        return Packed(*(Linear(weight.to(like)) for weight in _weights(tensors)))
     except RuntimeError as error:  # torch's word for it
         raise Exhausted(f"there is no memory for a copy of the draft's weights: {error}") from error
 
