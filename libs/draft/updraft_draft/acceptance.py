@@ -68,8 +68,8 @@ def accept_sampled(p_TV: Rows, draft_ids: list[int], q_kV: Tensor | None, genera
         p_V, q_V = p_TV[i], None if q_kV is None else q_kV[i]
         q = 1.0 if q_V is None else float(q_V[draft])
         if u * q >= float(p_V[draft]):
-            return Accepted(count=i, next_id=_draw(_residual(p_V, draft, q_V), generator))
-    return Accepted(count=k, next_id=_draw(p_TV[k], generator))
+            return Accepted(count=i, next_id=draw(_residual(p_V, draft, q_V), generator))
+    return Accepted(count=k, next_id=draw(p_TV[k], generator))
 
 
 def expected_acceptance(p: Tensor, q: Tensor) -> Tensor:
@@ -89,5 +89,20 @@ def _residual(p_V: Tensor, draft: int, q_V: Tensor | None) -> Tensor:
     return residual / total if total > 0 else p_V
 
 
-def _draw(p_V: Tensor, generator: torch.Generator) -> int:
-    return int(torch.multinomial(p_V, 1, generator=generator))
+def draw(p_V: Tensor, generator: torch.Generator) -> int:
+    """A token distributed as p (float32, on the CPU). RuntimeError for what sums up to nothing or to no finite number.
+
+    torch.multinomial draws a number for each token, where one is enough.
+    """
+    return token_at(p_V, float(torch.rand((), generator=generator, dtype=torch.float64)))
+
+
+def token_at(p_V: Tensor, share: float) -> int:
+    """The token that a `share` of the cumulated distribution, 0 to 1, lies in."""
+    cumulated = p_V.cumsum(-1, dtype=torch.float64)
+    total = cumulated[-1]
+    if not bool(total > 0) or not bool(total.isfinite()):
+        raise RuntimeError("what is drawn from is no distribution")
+    # The first token beyond it; the last one with any probability where the share is all.
+    beyond = torch.searchsorted(cumulated, share * total, right=True)
+    return int(torch.minimum(beyond, torch.searchsorted(cumulated, total)))

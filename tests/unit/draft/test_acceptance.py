@@ -11,8 +11,10 @@ from torch import Tensor
 from updraft_draft.acceptance import (
     Accepted,
     accept_sampled,
+    draw,
     expected_acceptance,
     filtered_probs,
+    token_at,
 )
 
 VOCAB = 6
@@ -122,3 +124,25 @@ def test_top_k_and_top_p_keep_the_likeliest_and_always_one() -> None:
     assert torch.allclose(filtered_probs(logits, temperature=1.0), logits.softmax(-1))
     with pytest.raises(ValueError, match="temperature"):
         filtered_probs(logits, temperature=0.0)
+
+
+@given(st.lists(st.sampled_from([0.0, 0.0, 1e-12, 0.3, 5.0]), min_size=1, max_size=9), st.integers(0, 99))
+def test_only_what_has_a_probability_is_drawn(weights: list[float], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    if not sum(weights):
+        with pytest.raises(RuntimeError, match="no distribution"):
+            draw(torch.tensor(weights), generator)
+        return
+    p = torch.tensor(weights) / sum(weights)
+    assert all(p[draw(p, generator)] > 0 for _ in range(20))
+
+
+@pytest.mark.parametrize(("share", "token"), [(0.0, 1), (0.199, 1), (0.201, 3), (1.0, 3)])
+def test_each_token_has_its_share_of_the_scale(share: float, token: int) -> None:
+    assert token_at(torch.tensor([0.0, 0.2, 0.0, 0.8, 0.0]), share) == token
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_nothing_is_drawn_from_what_is_not_finite(bad: float) -> None:
+    with pytest.raises(RuntimeError, match="no distribution"):
+        draw(torch.tensor([0.5, bad]), torch.Generator())

@@ -27,6 +27,12 @@ def test_what_cannot_be_is_never_drawn() -> None:
     assert {draw(p, 0, position) for position in range(300)} == {1}
 
 
+def test_draws_of_many_positions_have_the_distribution() -> None:
+    p, num = torch.tensor([0.02, 0.5, 0.08, 0.1, 0.3]), 4000
+    counts = torch.bincount(torch.tensor([draw(p, 5, position) for position in range(num)]), minlength=len(p))
+    assert float(((counts - p * num) ** 2 / (p * num)).sum()) < 18.5  # once in a thousand, with 4 degrees of freedom
+
+
 def test_what_is_no_distribution_is_an_error_and_no_draw() -> None:
     with pytest.raises(RuntimeError, match="nan"):
         draw(torch.tensor([0.5, float("nan")]), 0, 0)
