@@ -87,6 +87,7 @@ def gemma3(**more: Any) -> PreTrainedModel:
     return Gemma3ForCausalLM(config)
 
 
+# Heads of 16 and 32 attend by the engine's own kernels, those of 24 by torch's operations.
 FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": lambda: llama(tie_word_embeddings=True),
     "llama, untied, wide heads": lambda: llama(head_dim=24),
@@ -95,14 +96,15 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "llama, linear rope": lambda: llama(rope_parameters=_LINEAR),
     "llama, yarn rope": lambda: llama(rope_parameters=_YARN | {"mscale": 1.2, "mscale_all_dim": 0.3}),
     "mistral": lambda: _mistral(sliding_window=None),
-    "mistral, sliding": lambda: _mistral(sliding_window=WINDOW, head_dim=24),
+    "mistral, sliding": lambda: _mistral(sliding_window=WINDOW, head_dim=32),
+    "mistral, sliding, odd heads": lambda: _mistral(sliding_window=WINDOW, head_dim=24),
     "qwen2": lambda: _qwen2(tie_word_embeddings=True),
     "qwen2, late layers slide": lambda: _qwen2(use_sliding_window=True, sliding_window=WINDOW, max_window_layers=3),
-    "qwen3": lambda: _qwen3(head_dim=24),
+    "qwen3": lambda: _qwen3(head_dim=32),
     "qwen3, yarn rope": lambda: _qwen3(
         head_dim=24, rope_parameters=_YARN | {"attention_factor": 1.5, "truncate": False}
     ),
-    "gemma3": gemma3,
+    "gemma3": lambda: gemma3(head_dim=32),
     "gemma3, linear rope": lambda: gemma3(
         rope_parameters={
             "full_attention": _LINEAR,

@@ -70,22 +70,25 @@ class _Mlp(nn.Module):
         return self.down_proj(gated)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
 
-class _Norm(nn.Module):
+class Norm(nn.Module):
+    """A root-mean-square norm."""
+
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """Of the last dimension."""
         return rms_norm(x, self.weight, self.eps)
 
 
 class _Layer(nn.Module):
     def __init__(self, c: DraftConfig) -> None:
         super().__init__()
-        self.hidden_norm = _Norm(c.hidden_size, c.rms_norm_eps)
-        self.input_layernorm = _Norm(c.hidden_size, c.rms_norm_eps)
-        self.post_attention_layernorm = _Norm(c.hidden_size, c.rms_norm_eps)
+        self.hidden_norm = Norm(c.hidden_size, c.rms_norm_eps)
+        self.input_layernorm = Norm(c.hidden_size, c.rms_norm_eps)
+        self.post_attention_layernorm = Norm(c.hidden_size, c.rms_norm_eps)
         self.self_attn = _Attention(c)
         self.mlp = _Mlp(c)
 
@@ -105,7 +108,7 @@ class DraftNetwork(nn.Module):
         self.config = config
         self.fc = nn.Linear(config.aux_size, config.hidden_size, bias=False)
         self.midlayer = _Layer(config)
-        self.norm = _Norm(config.hidden_size, config.rms_norm_eps)
+        self.norm = Norm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
         self.register_buffer("d2t", token_ids - torch.arange(len(token_ids)))
         known = torch.zeros(config.vocab_size, dtype=torch.bool)

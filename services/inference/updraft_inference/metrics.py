@@ -160,6 +160,10 @@ def watch_engine(registry: CollectorRegistry, engine: Engine) -> None:
             "Prompt tokens so far that were not read, since another request had read them.",
             lambda: engine.load.cached_tokens,
         ),
+        "own_kernels": (
+            "1 if the built-in engine computes with kernels of its own, 0 if with torch's operations.",
+            lambda: engine.info.has_kernels,
+        ),
     }
     for name, (text, read) in gauges.items():
         Gauge(f"{_PREFIX}_{name}", text, registry=registry).set_function(read)

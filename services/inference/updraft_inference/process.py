@@ -64,6 +64,7 @@ async def open_engine(settings: InferenceSettings, on_finished: FinishedSink) ->
         limits=Limits(num_slots=settings.num_slots, max_context=max_context, max_lookahead=settings.lookahead),
         dtype=getattr(torch, settings.dtype),
         device=settings.device,
+        kernels=settings.kernels_dir if settings.kernels == "auto" else None,
         drafter=Drafter.EAGLE3 if settings.drafter == "auto" else Drafter(settings.drafter),
         max_queued=settings.max_queued_requests,
     )

@@ -9,6 +9,7 @@ from pydantic_settings import SettingsConfigDict
 
 from updraft_chassis import settings, streams
 from updraft_chassis.credentials import Credentials
+from updraft_inference.torch_engine.kernels import default_folder
 
 PodName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$", max_length=63)]
 """What a host may be called."""
@@ -68,6 +69,13 @@ class InferenceSettings(settings.Settings):
 
     device: str = "cpu"
     """Where torch runs: cpu, cuda, cuda:0."""
+
+    kernels: Literal["auto", "off"] = "auto"
+    """Kernels of the torch engine on a CPU. auto: compiled at the first start on a machine, in 3 seconds, if it has g++; off:
+    torch's operations, which are slower."""
+
+    kernels_dir: Path = Field(default_factory=default_folder)
+    """Folder that keeps them; default: ~/.cache/updraft/kernels."""
 
     num_threads: Annotated[int, Field(ge=0)] = 0
     """Threads of torch; 0: its own choice."""

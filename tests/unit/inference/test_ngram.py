@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updraft_inference.torch_engine.ngram import LENGTHS, NgramIndex
+from updraft_inference.torch_engine.ngram import Lookup, NgramIndex
 
 
 def test_what_followed_the_same_tokens_is_proposed() -> None:
@@ -12,6 +12,17 @@ def test_what_followed_the_same_tokens_is_proposed() -> None:
 
 def test_the_latest_occurrence_counts() -> None:
     assert NgramIndex().propose([1, 2, 7, 1, 2, 8, 1, 2], 1).ids == [8]
+
+
+def test_a_guess_is_told_apart_where_another_token_followed_the_time_before() -> None:
+    assert NgramIndex().propose([1, 2, 7, 4, 1, 2], 1).strength == 2
+    assert NgramIndex().propose([1, 2, 7, 1, 2, 8, 1, 2], 1).strength == -2
+    assert NgramIndex().propose([1, 2, 7, 1, 2, 8, 5, 1, 2, 8, 6, 1, 2], 1).strength == 2
+
+
+def test_one_token_is_looked_up_where_nothing_longer_is_known() -> None:
+    assert NgramIndex().propose([1, 7, 2, 1], 1) == Lookup([7], 1)
+    assert NgramIndex().propose([1, 7, 2, 1, 8, 2, 3, 1], 1) == Lookup([8], -1)
 
 
 def test_nothing_is_proposed_for_tokens_never_seen() -> None:
@@ -29,4 +40,3 @@ def test_growing_the_index_token_by_token_gives_what_a_fresh_one_gives(ids: list
         proposal = grown.propose(ids[:end], k)
         assert proposal == NgramIndex().propose(ids[:end], k)
         assert len(proposal.ids) in (0, k)
-    assert min(LENGTHS) > 1

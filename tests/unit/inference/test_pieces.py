@@ -1,5 +1,6 @@
 """A forward over many pieces gives each the rows that it would have got alone, however they are put together."""
 
+import ctypes
 import random
 
 import pytest
@@ -18,9 +19,9 @@ NUM_SLOTS, NUM_POSITIONS = 9, 96
 
 
 @pytest.fixture(scope="module")
-def target(tmp_path_factory: pytest.TempPathFactory) -> Target:
+def target(library: ctypes.CDLL | None, tmp_path_factory: pytest.TempPathFactory) -> Target:
     folder = make_tiny_target(tmp_path_factory.mktemp("models") / "target", seed=5)
-    return Target.open(folder, dtype=torch.float32, device=torch.device("cpu"))
+    return Target.open(folder, dtype=torch.float32, device=torch.device("cpu"), library=library)
 
 
 def new_cache(target: Target) -> SlotCache:

@@ -1,5 +1,6 @@
 """Each family's forward is that of transformers, whatever shares the batch and however long ago it began."""
 
+import ctypes
 import json
 import random
 from collections.abc import Callable
@@ -38,8 +39,8 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return folder, families.make(request.param, folder)
 
 
-def opened(folder: Path) -> Target:
-    return Target.open(folder, dtype=torch.float32, device=torch.device("cpu"))
+def opened(folder: Path, library: ctypes.CDLL | None = None) -> Target:
+    return Target.open(folder, dtype=torch.float32, device=torch.device("cpu"), library=library)
 
 
 def test_a_model_that_knows_a_million_positions_costs_no_more_than_those_that_are_used(tmp_path: Path) -> None:
@@ -83,9 +84,11 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-4)
 
 
-def test_every_row_of_prompts_and_decode_steps_is_that_of_transformers(family: tuple[Path, PreTrainedModel]) -> None:
+def test_every_row_of_prompts_and_decode_steps_is_that_of_transformers(
+    family: tuple[Path, PreTrainedModel], library: ctypes.CDLL | None
+) -> None:
     folder, model = family
-    target = opened(folder)
+    target = opened(folder, library)
     cache = new_cache(target, num_slots=5)
     slots = [0, 2, 4]  # not dense: keys are gathered
     expected = [states(model, text) for text in TEXTS]
@@ -111,9 +114,11 @@ def test_every_row_of_prompts_and_decode_steps_is_that_of_transformers(family: t
             run(target, cache, [slot], [start], [text[start : start + WIDTH]])
 
 
-def test_a_prompt_that_is_read_beside_decode_steps_changes_no_row(family: tuple[Path, PreTrainedModel]) -> None:
+def test_a_prompt_that_is_read_beside_decode_steps_changes_no_row(
+    family: tuple[Path, PreTrainedModel], library: ctypes.CDLL | None
+) -> None:
     folder, model = family
-    target = opened(folder)
+    target = opened(folder, library)
     cache = new_cache(target, num_slots=3)
     expected = [states(model, text) for text in TEXTS]
     starts = [len(text) - 3 for text in TEXTS[:2]]
@@ -132,11 +137,13 @@ def test_a_prompt_that_is_read_beside_decode_steps_changes_no_row(family: tuple[
         first = end
 
 
-def test_a_sequence_that_grows_by_one_token_crosses_the_window_exactly(tmp_path: Path) -> None:
-    model = families.make("mistral, sliding", tmp_path)
-    target, text = opened(tmp_path), TEXTS[1]
-    shape = CacheShape(num_layers=8, num_slots=1, num_positions=80, num_kv_heads=2, head_dim=24)
-    cache = SlotCache(shape, like=target.embedding)
+@pytest.mark.parametrize("name", ["mistral, sliding", "mistral, sliding, odd heads"])
+def test_a_sequence_that_grows_by_one_token_crosses_the_window_exactly(
+    tmp_path: Path, library: ctypes.CDLL | None, name: str
+) -> None:
+    model = families.make(name, tmp_path)
+    target, text = opened(tmp_path, library), TEXTS[1]
+    cache = new_cache(target, num_slots=1)
     expected = states(model, text)[0]
     for position, token in enumerate(text):
         forward = run(target, cache, [0], [position], [[token]])

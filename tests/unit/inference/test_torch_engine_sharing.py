@@ -105,6 +105,16 @@ async def test_prompts_that_begin_alike_are_read_once_and_answered_alike(
             torch.testing.assert_close(found.hidden.aux, fresh.hidden.aux, rtol=1e-4, atol=1e-4)
 
 
+async def test_a_request_that_ends_at_once_leaves_its_prompt_to_those_that_draft_too(
+    engine: TorchEngine, drafts: list[DraftOnDisk]
+) -> None:
+    """It ends before it ever drafted, so its draft had read nothing yet."""
+    await engine.swap(drafts[0])
+    first = await run(engine, request(PROMPT, drafter=Drafter.HYBRID, max_tokens=1))
+    await run(engine, request((*PROMPT, *first.output_ids, 5, 6), drafter=Drafter.HYBRID, max_tokens=1))
+    assert engine.load.cached_tokens >= len(PROMPT) - 1
+
+
 async def test_conversations_that_take_turns_find_what_each_has_left(engine: TorchEngine) -> None:
     """As many as there are slots; each goes on where it was, though others came between."""
     texts = [tuple(range(first, first + 60)) for first in (10, 110, 210)]

@@ -233,6 +233,8 @@ class EngineInfo:
     num_slots: int
     vocab_size: int
     eos_token_ids: frozenset[int]
+    has_kernels: bool = False
+    """It computes with kernels of its own, where torch's operations would do more slowly."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ themselves.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from updraft_inference.engine.port import Drafter
@@ -19,10 +19,12 @@ promises is rather one that errs upwards."""
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """What one drafter could do for one sequence: `survival[i]` is the probability that its first i + 1 drafts are kept."""
+    """What one drafter could do for one sequence: `survival[i]` is the probability that its first i + 1 drafts are kept.
+    `entry_s`: what it costs besides, in seconds, however many it drafts."""
 
     drafter: Drafter
     survival: Sequence[float]
+    entry_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +81,16 @@ def _of(options: Sequence[Option], drafter: Drafter) -> Option:
 
 
 def _cut(option: Option, length: int) -> Option:
-    return Option(option.drafter, option.survival[:length])
+    return replace(option, survival=option.survival[:length])
 
 
 def _lengths(assigned: Sequence[Option], costs: Costs, given: float) -> tuple[list[Choice], float]:
     """The best lengths for these drafters, and their tokens a second."""
     batch = len(assigned)
     by_model = [each for each in assigned if each.drafter is Drafter.EAGLE3 and each.survival]
-    drafting_s = costs.chain(len(by_model), max(len(each.survival) for each in by_model)) if by_model else 0.0
+    drafting_s = sum(each.entry_s for each in by_model)
+    if by_model:
+        drafting_s += costs.chain(len(by_model), max(len(each.survival) for each in by_model))
     # A stable sort: of equal ones the earlier draft of a chain comes first.
     drafts = sorted(
         ((alive, i) for i, each in enumerate(assigned) for alive in each.survival), key=lambda draft: -draft[0]

@@ -6,26 +6,28 @@ better is noticed.
 """
 
 import math
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from operator import mul
 
 from updraft_inference.engine.port import Drafter
+from updraft_inference.lookahead.chains import ChainCost
 from updraft_inference.lookahead.choice import Choice, Costs, Option, choose
 from updraft_inference.lookahead.cost import CostTable
 from updraft_inference.lookahead.rates import Prior, Rates, survival
 from updraft_inference.lookahead.tries import Tries
 
 MODEL = 0
-"""The strength of a draft model's chains. That of a lookup is the number of tokens that matched."""
+"""The strength of a draft model's chains. That of a lookup is the number of tokens that matched, below zero if it is contested
+(`torch_engine/ngram.py`)."""
 
 UNKNOWN = 8.0
 """Chains of the draft model that are made whatever is known, before anything is concluded from them."""
 _SHARED_MEMORY, _OWN_MEMORY, _OWN_WEIGHT = 100.0, 40.0, 4.0
-_ASSUMED = {Drafter.EAGLE3: Prior(0.5, 2.0), Drafter.NGRAM: Prior(0.3, 2.0)}
-_CHAIN_SHARE = 0.1
-"""Of a target's forward, for one token of a draft model, until it was measured."""
-_CHAIN_DECAY, _CHAIN_OUTLIER = 0.05, 2.0
+_ASSUMED_MODEL, _ASSUMED_LOOKUP, _ASSUMED_WEAK = Prior(0.5, 2.0), Prior(0.3, 2.0), Prior(0.1, 2.0)
+"""Weak are lookups by one token, and contested ones."""
+_LATELY = 200
+"""Proposals that what is said of a drafter goes by."""
 
 
 @dataclass(slots=True, eq=False)
@@ -41,13 +43,14 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """One sequence of a step: `lookup` drafts were found by a match of `strength` tokens; the draft model may make
-    `chain`. `forced`: so many by whoever can, whatever it costs."""
+    """One sequence of a step: `lookup` drafts were found, by a match of `strength`; the draft model may make `chain`, after it
+    has read `behind` rows that it left out. `forced`: so many by whoever can, whatever it costs."""
 
     record: Record
     lookup: int = 0
     strength: int = 1
     chain: int = 0
+    behind: int = 0
     forced: int | None = None
 
 
@@ -60,13 +63,15 @@ class Lookahead:
         """The longest drafts of the last step."""
         self._is_fixed = is_fixed
         self._shared: dict[int, Rates] = {}
-        self._chain_s: dict[int, float] = {}
-        self._is_fed = False
+        self._chains = ChainCost(cost)
         self._tries = Tries()
+        self._made: deque[int] = deque(maxlen=_LATELY)
+        """Strengths of what was drafted lately."""
 
     def reset_model(self) -> None:
         """Forget what an earlier draft model did: a new one starts from full chains."""
         self._shared.pop(MODEL, None)
+        self._made = deque((strength for strength in self._made if strength != MODEL), maxlen=_LATELY)
         self._tries.begin_anew()
 
     def plan(self, asks: Sequence[Ask]) -> list[Choice]:
@@ -79,10 +84,11 @@ class Lookahead:
         given = sum(1 + self._expected(asks[i], choice) for i, choice in forced.items())
         chosen = choose(free, self._costs(len(asks), list(forced.values())), given=given)
         if any(choice.drafter is Drafter.EAGLE3 for choice in chosen):
-            self._tries.begin_anew()
+            self._tries.postpone()
         rest = iter(chosen)
         choices = [forced[i] if i in forced else next(rest) for i in range(len(asks))]
         self.last = max((choice.length for choice in choices), default=0)
+        self._made.extend(_strength(ask, choice) for ask, choice in zip(asks, choices, strict=True) if choice.length)
         return choices
 
     def observe(self, record: Record, strength: int, kept: int, *, is_refused: bool) -> None:
@@ -99,23 +105,21 @@ class Lookahead:
         elif batch:
             self.cost.observe_mixed(rows, verify_s)
 
-    def observe_chains(self, *, sequences: int, length: int, seconds: float) -> None:
-        """The draft model made chains; 0 of them says that it was left out, and will have to catch up."""
-        was_fed, self._is_fed = self._is_fed, sequences > 0
-        if not sequences or not was_fed:
-            return
-        each = seconds / length
-        before = self._chain_s.get(sequences, each)
-        self._chain_s[sequences] = before + (min(each, _CHAIN_OUTLIER * before) - before) * _CHAIN_DECAY
+    def observe_chains(self, *, sequences: int, length: int, behind: int, seconds: float) -> None:
+        """The draft model made chains of so many sequences, which were `behind` rows behind all together."""
+        self._chains.observe(sequences=sequences, length=length, behind=behind, seconds=seconds)
 
     def survival(self, drafter: Drafter, length: int) -> float:
-        """See the port; of lookups, the mean of what matched how well. Called by other threads."""
-        kinds = [kind for kind in list(self._shared.items()) if (kind[0] == MODEL) == (drafter is Drafter.EAGLE3)]
-        weights = [shared.num_seen(0) for _, shared in kinds]
-        if not sum(weights):
+        """See the port; of lookups, the mean of those that were verified lately. Called by other threads."""
+        is_model = drafter is Drafter.EAGLE3
+        made = Counter(kind for kind in tuple(self._made) if (kind == MODEL) == is_model)
+        if not made:
             return math.nan
-        alive = [survival(Rates(1.0), shared, _assumed(kind), length, 1.0)[-1] for kind, shared in kinds]
-        return float(sum(map(mul, alive, weights)) / sum(weights))
+        nothing = Rates(1.0)
+        alive = {
+            kind: survival(nothing, self._shared.get(kind, nothing), _assumed(kind), length, 1.0)[-1] for kind in made
+        }
+        return sum(alive[kind] * num for kind, num in made.items()) / made.total()
 
     def step_seconds(self, rows: int) -> float:
         """See the port. Called by other threads."""
@@ -149,20 +153,22 @@ class Lookahead:
         return sum(next(survivals, ())[: choice.length])
 
     def _options(self, ask: Ask) -> list[Option]:
+        entry_s = self._chains.entry(ask.behind, ask.chain)
         options = []
-        for drafter, strength, length in (
-            (Drafter.NGRAM, ask.strength, ask.lookup),
-            (Drafter.EAGLE3, MODEL, ask.chain),
+        for drafter, strength, length, seconds in (
+            (Drafter.NGRAM, ask.strength, ask.lookup, 0.0),
+            (Drafter.EAGLE3, MODEL, ask.chain, entry_s),
         ):
             if length:
                 own, shared = ask.record.of(strength), self._of(strength)
-                options.append(Option(drafter, survival(own, shared, _assumed(strength), length, _OWN_WEIGHT)))
+                alive = survival(own, shared, _assumed(strength), length, _OWN_WEIGHT)
+                options.append(Option(drafter, alive, seconds))
         return options
 
     def _costs(self, batch: int, forced: Sequence[Choice]) -> Costs:
         more = sum(choice.length + 1 for choice in forced)
         chains = [choice.length for choice in forced if choice.drafter is Drafter.EAGLE3]
-        alone = max(chains) * self._chain(len(chains)) if chains else 0.0
+        alone = max(chains) * self._chains.token(len(chains)) if chains else 0.0
         known: dict[int, float] = {}
 
         def verify(rows: int) -> float:
@@ -171,16 +177,9 @@ class Lookahead:
             return known[rows]
 
         def chain(sequences: int, length: int) -> float:
-            return max([length, *chains]) * self._chain(sequences + len(chains)) - alone
+            return max([length, *chains]) * self._chains.token(sequences + len(chains)) - alone
 
         return Costs(verify, chain)
-
-    def _chain(self, sequences: int) -> float:
-        """Seconds for one more token of each chain."""
-        if not self._chain_s:
-            return _CHAIN_SHARE * self.cost.alone(sequences)
-        nearest = min(self._chain_s, key=lambda known: (abs(known - sequences), known))
-        return self._chain_s[nearest] * self.cost.alone(sequences) / self.cost.alone(nearest)
 
     def _tried(self, asks: Sequence[Ask]) -> int | None:
         """The sequence that the draft model is tried on in this step."""
@@ -193,5 +192,11 @@ class Lookahead:
         return able[tried]
 
 
+def _strength(ask: Ask, choice: Choice) -> int:
+    return MODEL if choice.drafter is Drafter.EAGLE3 else ask.strength
+
+
 def _assumed(strength: int) -> Prior:
-    return _ASSUMED[Drafter.EAGLE3 if strength == MODEL else Drafter.NGRAM]
+    if strength == MODEL:
+        return _ASSUMED_MODEL
+    return _ASSUMED_LOOKUP if strength > 1 else _ASSUMED_WEAK

@@ -22,8 +22,12 @@ class Tries:
         self._expected = 0.0
 
     def begin_anew(self) -> None:
-        """The draft model is the choice, or is another one."""
+        """The draft model is another one."""
         self._idle, self._rest, self._left = 0, FIRST_REST, 0
+
+    def postpone(self) -> None:
+        """The draft model is the choice of some sequence, which tells of it too."""
+        self._idle, self._left = 0, 0
 
     def take(self, able: Sequence[object]) -> int | None:
         """Which of these sequences to try in this step, the same one in all steps of a try; None: none of them."""

@@ -21,7 +21,6 @@ from updraft_inference.torch_engine.eagle import EagleDrafter
 from updraft_inference.torch_engine.kv_cache import CacheShape, SlotCache
 from updraft_inference.torch_engine.ngram import Lookup
 from updraft_inference.torch_engine.pieces import Piece, advance, num_rows
-from updraft_inference.torch_engine.prefix import Tenant
 from updraft_inference.torch_engine.sequence import Proposal, Sequence
 from updraft_inference.torch_engine.slots import Slots
 from updraft_inference.torch_engine.target import Forward, Target
@@ -79,7 +78,8 @@ class Decoder:
             head_dim=c.head_dim,
         )
         self._cache = SlotCache(shape, like=target.embedding)
-        curve = cost_curve(target, self._cache, most=max(MOST_READ, limits.num_slots * (limits.max_lookup + 1)))
+        drafted = 1 + max(limits.max_lookup, limits.max_lookahead)
+        curve = cost_curve(target, self._cache, most=max(MOST_READ, limits.num_slots * drafted), drafted=drafted)
         self.lookahead = Lookahead(CostTable(curve), is_fixed=is_lookahead_fixed)
         self._slots = Slots(limits.num_slots)
         self.num_cached_tokens = 0
@@ -166,7 +166,7 @@ class Decoder:
         eagle = self.eagle if self._wish(sequence) in _BY_MODEL else None
         wish = sequence.request.capture
         most = sequence.num_prompt - max(1, wish.prompt_rows if wish.payload else 0)
-        running = [_tenant(s) for s in (*self._prefilling, *self._decoding.values())]
+        running = [each.tenant for each in (*self._prefilling, *self._decoding.values())]
         sequence.slot, prefix = self._slots.take(sequence.ids, running, most=most, with_draft=eagle is not None)
         if not prefix.length:
             return
@@ -273,18 +273,19 @@ class Decoder:
             lookup=len(lookup.ids),
             strength=lookup.strength,
             chain=min(self.limits.max_lookahead, sequence.num_useful) if can_chain else 0,
+            behind=sequence.num_pending,
             forced=sequence.request.lookahead,
         )
 
     def _chains(self, chosen: list[tuple[Sequence, Choice]]) -> dict[int, Proposal]:
         """The model's chains by slot, made together as long as the longest and then cut."""
         if not chosen or self.eagle is None:
-            self.lookahead.observe_chains(sequences=0, length=0, seconds=0.0)
             return {}
         started, longest = time.perf_counter(), max(choice.length for _, choice in chosen)
+        behind = sum(sequence.num_pending for sequence, _ in chosen)
         chains = self._draft(self.eagle, [sequence for sequence, _ in chosen], longest)
         seconds = time.perf_counter() - started
-        self.lookahead.observe_chains(sequences=len(chosen), length=longest, seconds=seconds)
+        self.lookahead.observe_chains(sequences=len(chosen), length=longest, behind=behind, seconds=seconds)
         return {
             sequence.slot: chain.first(choice.length) for (sequence, choice), chain in zip(chosen, chains, strict=True)
         }
@@ -318,6 +319,15 @@ class Decoder:
                 self.eagle.observe(sequence, aux)
             except RuntimeError as error:
                 self._give_up(self.eagle, [sequence], error)
+
+    def _catch_up(self, sequence: Sequence) -> None:
+        """Let the draft read on, so that what the slot holds is of use to a request that drafts too."""
+        if self.eagle is None or not sequence.is_draftable:
+            return
+        try:
+            self.eagle.catch_up(sequence)
+        except RuntimeError as error:
+            self._give_up(self.eagle, [sequence], error)
 
     def _record(self, sequence: Sequence, proposal: Proposal, verdict: Verdict, batch: int, duration_s: float) -> None:
         is_model = proposal.drafter is Drafter.EAGLE3
@@ -369,22 +379,14 @@ class Decoder:
         gained: list[int],
         logprobs: tuple[TokenLogprob, ...] = (),
     ) -> None:
-        """Free the slot and send the last delta."""
+        """Send the last delta and free the slot."""
         if sequence in self._waiting:
             self._waiting.remove(sequence)
         if sequence in self._prefilling:
             self._prefilling.remove(sequence)
         self._decoding.pop(sequence.slot, None)
+        sequence.emit(Delta(token_ids=tuple(gained), logprobs=logprobs, finished=sequence.finished(reason)))
         if sequence.slot >= 0:
-            self._slots.leave(_tenant(sequence))
-        finished = sequence.finished(reason)
-        sequence.emit(Delta(token_ids=tuple(gained), logprobs=logprobs, finished=finished))
-
-
-def _tenant(sequence: Sequence) -> Tenant:
-    return Tenant(
-        slot=sequence.slot,
-        ids=sequence.ids,
-        num_read=sequence.num_read,
-        num_draft_read=0 if sequence.has_old_draft_rows else sequence.num_draft_read,
-    )
+            if reason is not FinishReason.CANCELLED:
+                self._catch_up(sequence)
+            self._slots.leave(sequence.tenant)

@@ -6,7 +6,8 @@ packed here is a copy of them, made beside the engine's thread, so that a pause 
 Tensors: R rows, A auxiliary, D hidden, H heads, K key-value heads, E head size, V draft vocabulary.
 """
 
-from collections.abc import Mapping
+import ctypes
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,9 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from updraft_chassis.errors import Exhausted
-from updraft_draft.layers import rotate
-from updraft_draft.network import DraftNetwork, Rows
+from updraft_draft.network import DraftNetwork, Norm
+from updraft_inference.torch_engine.fused import operations
+from updraft_inference.torch_engine.kv_cache import Batch, SlotCache
 from updraft_inference.torch_engine.linear import Linear
+from updraft_inference.torch_engine.operations import Heads, Sight, joined
 
 _ATTENTION, _MLP = "midlayer.self_attn", "midlayer.mlp"
 
@@ -58,9 +61,12 @@ def _weights(tensors: Mapping[str, Tensor]) -> list[Tensor]:
 class ServedDraft:
     """Of one network. Not thread-safe: the engine thread owns it."""
 
-    def __init__(self, network: DraftNetwork) -> None:
+    def __init__(self, network: DraftNetwork, library: ctypes.CDLL | None = None) -> None:
+        c = network.config
         self._network = network
         self._weights = pack(network.state_dict(), like=network.lm_head.weight)
+        self._operations = operations(library, like=network.embedding, head_dim=c.head_dim)
+        self._heads = Heads(num=c.num_heads, num_kv=c.num_kv_heads, size=c.head_dim, scale=c.head_dim**-0.5)
 
     def exchange(self, weights: Packed) -> None:
         """Serve these from now on: those that the network was given."""
@@ -74,29 +80,22 @@ class ServedDraft:
         """The target's auxiliary states as the draft's first input, [R, D]."""
         return self._weights.fc(aux_RA)
 
-    def rows(self, x_RD: Tensor, ids_R: Tensor, positions_R: Tensor) -> Rows:
-        """Project states and the tokens after them: q [R, H, E], k and v [R, K, E]; queries and keys are rotated."""
-        c, layer = self._network.config, self._network.midlayer
-        embedded = F.embedding(ids_R, self._network.embedding)
-        both = torch.cat([layer.input_layernorm(embedded), layer.hidden_norm(x_RD)], -1)
-        of_keys = c.num_kv_heads * c.head_dim
-        q, k, v = torch.split(self._weights.qkv(both), [c.num_heads * c.head_dim, of_keys, of_keys], -1)
-        cos, sin = self._network.rotary(positions_R)
-        return Rows(
-            rotate(q.view(-1, c.num_heads, c.head_dim), cos, sin),
-            rotate(k.view(-1, c.num_kv_heads, c.head_dim), cos, sin),
-            v.view(-1, c.num_kv_heads, c.head_dim),
-        )
+    def forward(self, x_RD: Tensor, ids_R: Tensor, batches: Sequence[Batch], cache: SlotCache) -> Tensor:
+        """The states [R, D] that the next draft step reads, of states and the tokens after them. Keys and values go to the
+        one layer of `cache`."""
+        c, layer, ops = self._network.config, self._network.midlayer, self._operations
+        cos, sin = (each.squeeze(-2) for each in self._network.rotary(joined([batch.positions_R for batch in batches])))
+        _, of_tokens = self._normed(F.embedding(ids_R, self._network.embedding), None, layer.input_layernorm)
+        _, of_states = self._normed(x_RD, None, layer.hidden_norm)
+        qkv = self._weights.qkv(torch.cat([of_tokens, of_states], -1))
+        attended = ops.attend(qkv, self._heads, Sight(batches=batches, cos=cos, sin=sin), cache, 0)
+        residual = of_states if c.norm_before_residual else x_RD
+        y, normed = self._normed(residual, self._weights.o(attended), layer.post_attention_layernorm)
+        return y + self._weights.down(ops.gate(self._weights.gate_up(normed)))
 
-    def finish(self, x_RD: Tensor, attended: Tensor) -> Tensor:
-        """Residuals and MLP after attention [R, H * E]: the state that the next draft step reads, [R, D]."""
-        layer = self._network.midlayer
-        if self._network.config.norm_before_residual:
-            x_RD = layer.hidden_norm(x_RD)
-        y = x_RD + self._weights.o(attended)
-        gate, up = self._weights.gate_up(layer.post_attention_layernorm(y)).chunk(2, -1)
-        return y + self._weights.down(F.silu(gate) * up)
+    def _normed(self, x: Tensor, y: Tensor | None, norm: Norm) -> tuple[Tensor, Tensor]:
+        return self._operations.add_norm(x, y, norm.weight, norm.eps)
 
     def logits(self, y_RD: Tensor) -> Tensor:
         """Logits over the draft vocabulary, [R, V]."""
-        return self._weights.head(self._network.norm(y_RD))
+        return self._weights.head(self._normed(y_RD, None, self._network.norm)[1])

@@ -4,31 +4,35 @@ Its cache mirrors the target's: row t holds (state at t, token t + 1). Rows that
 overwritten by the target's states once the tokens are confirmed.
 """
 
+import ctypes
 import math
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from updraft_draft.layers import grouped_attention
+from updraft_draft.acceptance import draw
 from updraft_draft.network import DraftNetwork
 from updraft_inference.engine.port import Drafter
 from updraft_inference.torch_engine import seeded
 from updraft_inference.torch_engine.draft import Packed, ServedDraft
-from updraft_inference.torch_engine.kv_cache import Batch, CacheShape, SlotCache
+from updraft_inference.torch_engine.kv_cache import CacheShape, SlotCache
 from updraft_inference.torch_engine.sequence import Proposal, Sequence
 
 MAX_PENDING_ROWS = 64
 """A sequence that does not draft now is fed at least this often, so that its states do not pile up."""
 
 MAX_ROWS_TOGETHER = 8
-"""Longest backlog that attends together with others, who are padded to it."""
+"""Longest backlog that attends together with others, who may be padded to it."""
 
 
 class EagleDrafter:
     """A draft network with the cache of its one layer. Not thread-safe: the engine thread owns it."""
 
-    def __init__(self, network: DraftNetwork, *, num_slots: int, num_positions: int) -> None:
+    def __init__(
+        self, network: DraftNetwork, *, num_slots: int, num_positions: int, library: ctypes.CDLL | None = None
+    ) -> None:
+        """`library`: see `kernels.load`."""
         self.network = network
         shape = CacheShape(
             num_layers=1,
@@ -39,7 +43,7 @@ class EagleDrafter:
         )
         self._cache = SlotCache(shape, like=network.embedding)
         self._token_ids = network.token_ids
-        self._served = ServedDraft(network)
+        self._served = ServedDraft(network, library)
 
     def exchange(self, weights: Packed) -> None:
         """The network holds other weights: these."""
@@ -64,9 +68,16 @@ class EagleDrafter:
         """Take the states [rows, A] of newly confirmed positions, at least one. They are read when drafting needs them.
         RuntimeError as of `propose`."""
         # Only what came before: its next tokens are known, and drafting always finds an unread row.
-        if _num_pending(sequence) > MAX_PENDING_ROWS:
+        if sequence.num_pending > MAX_PENDING_ROWS:
             self._read([sequence])
         sequence.pending_aux.append(aux.clone())  # a view would keep what the whole step has read
+
+    def catch_up(self, sequence: Sequence) -> None:
+        """Read what is pending of a sequence that ends, for the next one that begins alike. RuntimeError as of `propose`."""
+        num_known = len(sequence.ids) - 1 - sequence.num_draft_read  # a row also reads the token after it
+        if sequence.pending_aux and num_known > 0:
+            sequence.pending_aux = [torch.cat(sequence.pending_aux)[:num_known]]
+            self._read([sequence])
 
     @torch.inference_mode()
     def propose(self, sequences: list[Sequence], k: int) -> list[Proposal]:
@@ -79,25 +90,27 @@ class EagleDrafter:
             ids = self._choose(sequences, chains, self._served.logits(state_BD))
             if j < k - 1:
                 positions = [s.num_draft_read + j for s in sequences]
-                state_BD = self._forward(state_BD, ids, [self._cache.batch(slots, positions, [1] * len(slots))])
+                batch = self._cache.batch(slots, positions, [1] * len(slots))
+                state_BD = self._served.forward(state_BD, ids, [batch], self._cache)
         return [chain.proposal(self.network.config.vocab_size, self._token_ids) for chain in chains]
 
     @torch.inference_mode()
     def _read(self, sequences: list[Sequence]) -> Tensor:
         """Feed all pending states in one forward; return the draft's state after the last one of each, [B, D]."""
-        together = [s for s in sequences if _num_pending(s) <= MAX_ROWS_TOGETHER]
+        together = [s for s in sequences if s.num_pending <= MAX_ROWS_TOGETHER]
         groups = [group for group in (together, *([s] for s in sequences if s not in together)) if group]
         fed = [sequence for group in groups for sequence in group]
-        counts = [_num_pending(sequence) for sequence in fed]
+        counts = [sequence.num_pending for sequence in fed]
         aux_RA = torch.cat([rows for sequence in fed for rows in sequence.pending_aux])
         ids = [token for s, n in zip(fed, counts, strict=True) for token in s.ids[s.num_draft_read + 1 :][:n]]
         batches = [
             self._cache.batch(
-                [s.slot for s in group], [s.num_draft_read for s in group], [_num_pending(s) for s in group]
+                [s.slot for s in group], [s.num_draft_read for s in group], [s.num_pending for s in group]
             )
             for group in groups
         ]
-        state_RD = self._forward(self._served.fuse(aux_RA), torch.tensor(ids, device=aux_RA.device), batches)
+        ids_R = torch.tensor(ids, device=aux_RA.device)
+        state_RD = self._served.forward(self._served.fuse(aux_RA), ids_R, batches, self._cache)
         for sequence, n in zip(fed, counts, strict=True):
             sequence.num_draft_read += n
             sequence.pending_aux.clear()
@@ -107,15 +120,6 @@ class EagleDrafter:
         if not bool(last.isfinite().all()):
             raise RuntimeError("the draft's states are not finite")
         return last
-
-    def _forward(self, x_RD: Tensor, ids_R: Tensor, batches: list[Batch]) -> Tensor:
-        rows = self._served.rows(x_RD, ids_R, torch.cat([batch.positions_R for batch in batches]))
-        self._cache.write(0, torch.cat([batch.rows_R for batch in batches]), rows.k, rows.v)
-        attended = [
-            batch.collect(grouped_attention(batch.spread(own), *self._cache.read(0, batch), batch.mask_BTS))
-            for batch, own in zip(batches, torch.split(rows.q, [len(b.rows_R) for b in batches]), strict=True)
-        ]
-        return self._served.finish(x_RD, torch.cat(attended))
 
     def _choose(self, sequences: list[Sequence], chains: list["_Chain"], logits_BV: Tensor) -> Tensor:
         """One more draft for each: the likeliest for greedy requests, drawn from q for sampled ones. -> target ids [B]."""
@@ -140,13 +144,10 @@ class EagleDrafter:
         as often as their distributions allow."""
         seed = sequence.request.sampling.seed
         if seed is None:
-            return int(torch.multinomial(q, 1, generator=sequence.generator))
+            assert sequence.generator is not None
+            return draw(q, sequence.generator)
         clocks = seeded.clocks(seed, sequence.num_output + num_ahead, self.network.config.vocab_size)
         return seeded.first(q, clocks[self._token_ids.cpu()])
-
-
-def _num_pending(sequence: Sequence) -> int:
-    return sum(map(len, sequence.pending_aux))
 
 
 class _Chain:

@@ -7,7 +7,7 @@ happen outside the thread: the loop stands still only for the copy.
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -34,6 +34,7 @@ from updraft_inference.engine.port import (
     Planning,
     Swapped,
 )
+from updraft_inference.torch_engine import kernels
 from updraft_inference.torch_engine.decoder import Decoder, Limits
 from updraft_inference.torch_engine.draft import Packed, pack
 from updraft_inference.torch_engine.eagle import EagleDrafter
@@ -53,6 +54,8 @@ class EngineOptions:
     limits: Limits
     dtype: torch.dtype = torch.bfloat16
     device: str = "cpu"
+    kernels: Path | None = field(default_factory=kernels.default_folder)
+    """Folder of the engine's compiled kernels; None: torch's operations."""
     drafter: Drafter = Drafter.EAGLE3
     is_lookahead_fixed: bool = False
     max_queued: int = 256
@@ -93,8 +96,13 @@ class TorchEngine:
     @classmethod
     def _open(cls, folder: Path, options: EngineOptions, on_finished: FinishedSink) -> Self:
         limits = options.limits
+        device = torch.device(options.device)
         target = Target.open(
-            folder, dtype=options.dtype, device=torch.device(options.device), num_positions=limits.num_positions
+            folder,
+            dtype=options.dtype,
+            device=device,
+            num_positions=limits.num_positions,
+            library=kernels.load(options.kernels) if options.kernels is not None and device.type == "cpu" else None,
         )
         if limits.max_context > target.config.max_position:
             raise InvalidInput(
@@ -108,6 +116,7 @@ class TorchEngine:
             num_slots=limits.num_slots,
             vocab_size=target.config.vocab_size,
             eos_token_ids=target.config.eos_token_ids,
+            has_kernels=target.has_kernels,
         )
         grammars = Grammars(folder, target.config.vocab_size, target.config.eos_token_ids)
         return cls(target, info, options, on_finished, grammars)
@@ -294,7 +303,8 @@ class TorchEngine:
     def _build(self, config: DraftConfig, tensors: Mapping[str, Tensor]) -> EagleDrafter:
         num_positions = self._limits.num_positions
         network = checkpoint.build(config, tensors, self._decoder.target.embedding, num_positions=num_positions)
-        return EagleDrafter(network, num_slots=self._limits.num_slots, num_positions=num_positions)
+        num_slots, library = self._limits.num_slots, self._decoder.target.library
+        return EagleDrafter(network, num_slots=num_slots, num_positions=num_positions, library=library)
 
     def _held(self) -> tuple[int, dict[str, Tensor] | None]:
         eagle = self._decoder.eagle

@@ -9,6 +9,7 @@ Tensors: N slots, S positions, K key-value heads, E head size, B sequences, R ne
 import math
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -19,28 +20,60 @@ from updraft_chassis.errors import InvalidInput
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """Where the new rows of B sequences go that attend together. `slots` ascend; `span` is how many positions they look at.
 
-    Rows are flat, those of a sequence together; only attention sees them as [B, T], where short sequences repeat their
-    last row. So what is much longer than others belongs in a batch of its own, and a forward takes several.
+    Rows are flat, those of a sequence together. Where attention wants them as [B, T], short sequences repeat their last
+    row; so what is much longer than others belongs in a batch of its own, and a forward takes several.
     """
 
     slots: tuple[int, ...]
+    plan_3B: Tensor
+    """int64, not on a device: slots, first positions and numbers of new rows."""
     positions_R: Tensor
     """int64, position of each row."""
     rows_R: Tensor
     """int64, slot * S + position: where keys and values are written."""
-    gather: Tensor | None
-    """int64 [B]: slots to read; None when they follow one another, and their keys are read in place."""
-    mask_BTS: Tensor | None
-    """Additive, span columns; None for one sequence whose single new token sees everything."""
     span: int
-    spread_BT: Tensor | None
-    """int64: the row at each place; None if all sequences have T rows."""
-    collect_R: Tensor | None
-    """int64: the place of each row, in [B * T]; None likewise."""
+    width: int
+    """Rows of the sequence with most of them."""
+    dtype: torch.dtype
+
+    @cached_property
+    def gather(self) -> Tensor | None:
+        """int64 [B]: slots to read; None when they follow one another, and their keys are read in place."""
+        are_dense = self.slots[-1] - self.slots[0] == len(self.slots) - 1
+        return None if are_dense else self.plan_3B[0].to(self.rows_R.device)
+
+    @cached_property
+    def mask_BTS(self) -> Tensor | None:
+        """Additive, span columns; None for one sequence whose single new token sees everything."""
+        if len(self.slots) == self.width == 1:
+            return None
+        hidden = torch.arange(self.span) > (self.plan_3B[1][:, None] + self._offset_BT)[..., None]
+        return torch.zeros(hidden.shape, dtype=self.dtype).masked_fill_(hidden, float("-inf")).to(self.rows_R.device)
+
+    @cached_property
+    def spread_BT(self) -> Tensor | None:
+        """int64: the row at each place; None if all sequences have T rows."""
+        count_B = self.plan_3B[2]
+        if int(count_B.min()) == self.width:
+            return None
+        return ((count_B.cumsum(0) - count_B)[:, None] + self._offset_BT).to(self.rows_R.device)
+
+    @cached_property
+    def collect_R(self) -> Tensor | None:
+        """int64: the place of each row, in [B * T]; None likewise."""
+        if self.spread_BT is None:
+            return None
+        is_row_BT = torch.arange(self.width) < self.plan_3B[2][:, None]
+        return is_row_BT.flatten().nonzero()[:, 0].to(self.rows_R.device)
+
+    @property
+    def _offset_BT(self) -> Tensor:
+        """int64: of each place, the number of its row."""
+        return torch.minimum(torch.arange(self.width), self.plan_3B[2][:, None] - 1)
 
     def spread(self, x_R: Tensor) -> Tensor:
         """[R, ...] -> [B, T, ...]."""
@@ -83,37 +116,24 @@ class SlotCache:
             self._keys, self._values = like.new_zeros(size), like.new_zeros(size)
         except RuntimeError as error:  # torch's words for no memory left, and its OutOfMemoryError
             raise refusal from error
-        self.num_positions = shape.num_positions
+        self.num_slots, self.num_positions = shape.num_slots, shape.num_positions
 
     def batch(self, slots: list[int], starts: list[int], counts: list[int]) -> Batch:
         """Plan a forward of `counts[i]` rows for each of `slots` (ascending), beginning at position `starts[i]`."""
-        device, dtype = self._keys.device, self._keys.dtype
-        width, span = max(counts), max(start + count for start, count in zip(starts, counts, strict=True))
-        assert span <= self.num_positions, f"positions up to {span} do not fit a slot of {self.num_positions}"
-        start_B, slot_B, count_B = torch.tensor([starts, slots, counts])
-        offset_BT = torch.minimum(torch.arange(width), count_B[:, None] - 1)
-        position_BT = start_B[:, None] + offset_BT
-        mask = None
-        if len(slots) > 1 or width > 1:
-            hidden = torch.arange(span) > position_BT[..., None]
-            mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf")).to(device)
-        spread = collect = None
-        position_R, first_R = position_BT.flatten(), slot_B * self.num_positions
-        if min(counts) == width:
-            first_R = first_R.repeat_interleave(width)
-        else:
-            collect = (torch.arange(width) < count_B[:, None]).flatten().nonzero()[:, 0]
-            spread = (count_B.cumsum(0) - count_B)[:, None] + offset_BT
-            position_R, first_R = position_R[collect], first_R.repeat_interleave(count_B)
+        spans = [range(start, start + count) for start, count in zip(starts, counts, strict=True)]
+        span = max(each.stop for each in spans)
+        if span > self.num_positions:
+            raise IndexError(f"positions up to {span} do not fit a slot of {self.num_positions}")
+        rows = [slot * self.num_positions + at for slot, each in zip(slots, spans, strict=True) for at in each]
+        device = self._keys.device
         return Batch(
             slots=tuple(slots),
-            positions_R=position_R.to(device),
-            rows_R=(first_R + position_R).to(device),
-            gather=None if slots[-1] - slots[0] == len(slots) - 1 else slot_B.to(device),
-            mask_BTS=mask,
+            plan_3B=torch.tensor([slots, starts, counts]),
+            positions_R=torch.tensor([at for each in spans for at in each], device=device),
+            rows_R=torch.tensor(rows, device=device),
             span=span,
-            spread_BT=None if spread is None else spread.to(device),
-            collect_R=None if collect is None else collect.to(device),
+            width=max(counts),
+            dtype=self._keys.dtype,
         )
 
     def take_over(self, source: int, slot: int, length: int) -> None:
@@ -130,6 +150,10 @@ class SlotCache:
         """Store new keys and values where batches say (`rows_R`)."""
         for held, new in ((self._keys, k_RKE), (self._values, v_RKE)):
             held[layer].flatten(0, 1).index_copy_(0, rows_R, new)
+
+    def of_layer(self, layer: int) -> tuple[Tensor, Tensor]:
+        """All keys and all values of a layer, each [N, S, K, E]."""
+        return self._keys[layer], self._values[layer]
 
     def read(self, layer: int, batch: Batch) -> tuple[Tensor, Tensor]:
         """All keys and values of the batch's sequences, each [B, span, K, E]."""

@@ -2,13 +2,17 @@
 
 from dataclasses import dataclass, field
 
-LENGTHS = (8, 5, 3, 2)
-"""Lengths of the suffix that is looked up, longest first: a longer match is a better guess, one token is noise."""
+LENGTHS = (8, 5, 3, 2, 1)
+"""Lengths of the suffix that is looked up, longest first: a longer match is a better guess."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """Tokens that are proposed, and how many tokens before them matched; none and 0 if nothing did."""
+    """Tokens that are proposed, and how many tokens before them matched; none and 0 if nothing did.
+
+    `strength` is below zero where the last two occurrences were followed by different tokens: such a guess is hardly ever
+    right, however many tokens matched.
+    """
 
     ids: list[int]
     strength: int
@@ -21,16 +25,18 @@ _NOTHING = Lookup([], 0)
 class NgramIndex:
     """Last end position of every n-gram of one sequence; grows by the new tokens only."""
 
-    _ends: dict[tuple[int, ...], int] = field(default_factory=dict)
+    _ends: dict[tuple[int, ...], tuple[int, bool]] = field(default_factory=dict)
+    """And if another token followed the time before."""
     _num_indexed: int = 0
 
     def propose(self, ids: list[int], k: int) -> Lookup:
         """`k` tokens that followed the latest earlier occurrence of the longest known suffix of `ids`."""
         self._index(ids)
         for n in LENGTHS:
-            end = self._ends.get(tuple(ids[-n:])) if len(ids) > n else None
-            if end is not None:
-                return Lookup(_continuation(ids, end, k), n)
+            found = self._ends.get(tuple(ids[-n:])) if len(ids) > n else None
+            if found is not None:
+                end, is_contested = found
+                return Lookup(_continuation(ids, end, k), -n if is_contested else n)
         return _NOTHING
 
     def _index(self, ids: list[int]) -> None:
@@ -38,7 +44,9 @@ class NgramIndex:
         for end in range(max(self._num_indexed, min(LENGTHS)), len(ids)):
             for n in LENGTHS:
                 if end >= n:
-                    self._ends[tuple(ids[end - n : end])] = end
+                    ngram = tuple(ids[end - n : end])
+                    before = self._ends.get(ngram)
+                    self._ends[ngram] = (end, before is not None and ids[before[0]] != ids[end])
         self._num_indexed = max(self._num_indexed, len(ids))
 
 

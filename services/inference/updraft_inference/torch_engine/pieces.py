@@ -75,7 +75,7 @@ class _Span(NamedTuple):
 
 def _forward(target: Target, cache: SlotCache, pieces: list[Piece]) -> Forward:
     """Of all rows, piece by piece."""
-    groups = _groups(pieces)
+    groups = _groups(pieces, pads=target.operations.pads)
     batches = [
         cache.batch(
             [pieces[span.piece].sequence.slot for span in group],
@@ -94,9 +94,9 @@ def _forward(target: Target, cache: SlotCache, pieces: list[Piece]) -> Forward:
     return Forward(forward.aux[order], forward.last[order])
 
 
-def _groups(pieces: list[Piece]) -> list[list[_Span]]:
-    """Which rows attend together, by slot. All of a group are padded to the one with most, so what is read of a prompt attends
-    alone unless it is one row; and where few drafts are long, so does what these have beyond their first row."""
+def _groups(pieces: list[Piece], *, pads: bool) -> list[list[_Span]]:
+    """Which rows attend together, by slot. What is read of a prompt attends alone unless it is one row. Where all of a group
+    are padded to the one with most and few drafts are long, so does what these have beyond their first row."""
     together = sorted(
         (i for i, piece in enumerate(pieces) if len(piece.ids) == 1 or not piece.is_of_prompt),
         key=lambda i: pieces[i].sequence.slot,
@@ -105,7 +105,7 @@ def _groups(pieces: list[Piece]) -> list[list[_Span]]:
     if not together:
         return alone
     more = [len(pieces[i].ids) - 1 for i in together]
-    if sum(rows + CALL_ROWS for rows in more if rows) < len(together) * max(more):
+    if pads and sum(rows + CALL_ROWS for rows in more if rows) < len(together) * max(more):
         tails = [[_Span(i, 1, rows)] for i, rows in zip(together, more, strict=True) if rows]
         return [[_Span(i, 0, 1) for i in together], *tails, *alone]
     return [[_Span(i, 0, 1 + rows) for i, rows in zip(together, more, strict=True)], *alone]

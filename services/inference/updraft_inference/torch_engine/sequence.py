@@ -22,6 +22,7 @@ from updraft_inference.lookahead.policy import Record
 from updraft_inference.lookahead.shadow import Shadow
 from updraft_inference.torch_engine.grammar import Grammar
 from updraft_inference.torch_engine.ngram import NgramIndex
+from updraft_inference.torch_engine.prefix import Tenant
 
 Emit = Callable[[Delta], None]
 
@@ -118,6 +119,17 @@ class Sequence:
         if wish.payload and len(aux):
             n = wish.counterfactual_rows
             self._rejected.append((len(self.steps) - 1, aux[:n].clone(), last[:n].clone()))
+
+    @property
+    def num_pending(self) -> int:
+        """Rows that the draft has not read yet."""
+        return sum(map(len, self.pending_aux))
+
+    @property
+    def tenant(self) -> Tenant:
+        """What its slot holds for others."""
+        num_draft_read = 0 if self.has_old_draft_rows else self.num_draft_read
+        return Tenant(slot=self.slot, ids=self.ids, num_read=self.num_read, num_draft_read=num_draft_read)
 
     def extend(self, token_ids: list[int], eos: frozenset[int]) -> FinishReason | None:
         """Append new tokens up to the end of the request; return why it ended, or None. Emits nothing."""

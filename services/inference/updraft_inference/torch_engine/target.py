@@ -8,9 +8,9 @@ Every forward also yields what learning needs: the auxiliary states and the last
 Tensors: R new rows of all sequences, D hidden, H heads, K key-value heads, E head size, A auxiliary, V vocabulary.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import ctypes
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -21,10 +21,12 @@ from torch import Tensor
 from updraft_chassis.errors import InvalidInput
 from updraft_chassis.rope import Rope
 from updraft_draft.config import Family, TargetConfig
-from updraft_draft.layers import grouped_attention, rms_norm, rotary_table, rotate
+from updraft_draft.layers import rotary_table
 from updraft_draft.target_weights import EMBEDDING, FINAL_NORM, HEAD, norm_weight, read_tensors
+from updraft_inference.torch_engine.fused import Fused, operations
 from updraft_inference.torch_engine.kv_cache import Batch, SlotCache
 from updraft_inference.torch_engine.linear import Linear
+from updraft_inference.torch_engine.operations import Heads, Sight, joined
 
 
 class Forward(NamedTuple):
@@ -41,8 +43,7 @@ class _Layer:
     is_sliding: bool
     input_norm: Tensor
     qkv: Linear
-    q_norm: Tensor | None
-    k_norm: Tensor | None
+    heads: Heads
     o: Linear
     attention_norm: Tensor | None
     """Of what attention gives."""
@@ -51,15 +52,6 @@ class _Layer:
     down: Linear
     mlp_norm: Tensor | None
     """Of what the MLP gives."""
-
-
-class _Sight(NamedTuple):
-    """Where new tokens are and what they see, for one kind of layer: rotation [R, 1, E] and of each batch the additive mask
-    [B, T, S]."""
-
-    cos: Tensor
-    sin: Tensor
-    masks: list[Tensor | None]
 
 
 class Target:
@@ -73,9 +65,10 @@ class Target:
         dtype: torch.dtype,
         device: torch.device,
         num_positions: int | None = None,
+        library: ctypes.CDLL | None = None,
     ) -> None:
         """`num_positions`: as many will be used, which may be some more than the model knows, for drafts beyond a request's
-        end are not kept; None: as many as it knows, which may be a million."""
+        end are not kept; None: as many as it knows, which may be a million. `library`: see `kernels.load`."""
         weights = _Weights(tensors, config.family, dtype, device)
         of_tokens = (config.vocab_size, config.hidden_size)
         self.config = config
@@ -83,23 +76,38 @@ class Target:
         self._head = Linear(self.embedding if config.is_tied else weights.joined({HEAD: of_tokens}))
         self._final_norm = weights.norm(FINAL_NORM, config.hidden_size)
         self._layers = [_layer(weights, config, i) for i in range(config.num_layers)]
-        self._activation = _ACTIVATIONS[config.activation]
+        self.library = library
+        self.operations = operations(library, like=self.embedding, head_dim=config.head_dim)
+        self._gate = self.operations.gate if config.activation == "silu" else _gelu_gate
         self._embedding_scale = self.embedding.new_tensor(config.hidden_size**0.5)
         ropes = {False: config.rope, True: config.sliding_rope}
         tables = {rope: self._table(num_positions or config.max_position, rope) for rope in set(ropes.values())}
         self._tables = {layer.is_sliding: tables[ropes[layer.is_sliding]] for layer in self._layers}
         """Cosines and sines by `is_sliding`, for the kinds of layers that there are."""
 
+    @property
+    def has_kernels(self) -> bool:
+        """Its operations are ours."""
+        return isinstance(self.operations, Fused)
+
     def _table(self, num_positions: int, rope: Rope) -> tuple[Tensor, Tensor]:
         cos, sin = rotary_table(num_positions, self.config.head_dim, rope)
         return cos.to(self.embedding), sin.to(self.embedding)
 
     @classmethod
-    def open(cls, folder: Path, *, dtype: torch.dtype, device: torch.device, num_positions: int | None = None) -> Self:
+    def open(
+        cls,
+        folder: Path,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        num_positions: int | None = None,
+        library: ctypes.CDLL | None = None,
+    ) -> Self:
         """Read a Hugging Face folder. InvalidInput if it is none, or of no family that runs here, Corrupt if it is damaged."""
         config, tensors = TargetConfig.from_folder(folder), read_tensors(folder)
         try:
-            return cls(config, tensors, dtype=dtype, device=device, num_positions=num_positions)
+            return cls(config, tensors, dtype=dtype, device=device, num_positions=num_positions, library=library)
         except KeyError as error:
             raise InvalidInput(f"{folder} lacks the tensor {error}") from None
         except InvalidInput as error:
@@ -108,52 +116,32 @@ class Target:
     @torch.inference_mode()
     def forward(self, ids_R: Tensor, batches: Sequence[Batch], cache: SlotCache) -> Forward:
         """Run the new tokens `ids_R` of all batches, one after the other, writing their keys and values into `cache`."""
-        c, sizes = self.config, [len(batch.rows_R) for batch in batches]
-        rows_R, positions_R = _joined([b.rows_R for b in batches]), _joined([b.positions_R for b in batches])
+        c, ops = self.config, self.operations
+        eps = c.rms_norm_eps
+        positions_R = joined([batch.positions_R for batch in batches])
+        sights = {is_sliding: self._sight(positions_R, batches, is_sliding=is_sliding) for is_sliding in self._tables}
         x = F.embedding(ids_R, self.embedding)
         if c.family.is_embedding_scaled:
             x = x * self._embedding_scale
-        sights = {is_sliding: self._sight(positions_R, batches, is_sliding=is_sliding) for is_sliding in self._tables}
+        y: Tensor | None = None
         aux: list[Tensor] = []
-        split = [c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim, c.num_kv_heads * c.head_dim]
         for i, layer in enumerate(self._layers):
+            x, normed = ops.add_norm(x, y, layer.input_norm, eps)
             if i in c.aux_layers:
                 aux.append(x)
-            cos, sin, masks = sights[layer.is_sliding]
-            q, k, v = torch.split(layer.qkv(rms_norm(x, layer.input_norm, c.rms_norm_eps)), split, -1)
-            q, k = q.view(-1, c.num_heads, c.head_dim), k.view(-1, c.num_kv_heads, c.head_dim)
-            if layer.q_norm is not None and layer.k_norm is not None:
-                q, k = rms_norm(q, layer.q_norm, c.rms_norm_eps), rms_norm(k, layer.k_norm, c.rms_norm_eps)
-            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-            cache.write(i, rows_R, k, v.view(-1, c.num_kv_heads, c.head_dim))
-            attended = [
-                batch.collect(
-                    grouped_attention(batch.spread(own), *cache.read(i, batch), mask, scale=c.attention_scale)
-                )
-                for batch, own, mask in zip(batches, torch.split(q, sizes), masks, strict=True)
-            ]
-            x = self._add(x, layer.o(_joined(attended)), layer.attention_norm)
-            gate, up = layer.gate_up(rms_norm(x, layer.mlp_input_norm, c.rms_norm_eps)).chunk(2, -1)
-            x = self._add(x, layer.down(self._activation(gate) * up), layer.mlp_norm)
-        return Forward(torch.cat(aux, -1), rms_norm(x, self._final_norm, c.rms_norm_eps))
+            attended = ops.attend(layer.qkv(normed), layer.heads, sights[layer.is_sliding], cache, i)
+            y = self._normed(layer.o(attended), layer.attention_norm)
+            x, normed = ops.add_norm(x, y, layer.mlp_input_norm, eps)
+            y = self._normed(layer.down(self._gate(layer.gate_up(normed))), layer.mlp_norm)
+        return Forward(torch.cat(aux, -1), ops.add_norm(x, y, self._final_norm, eps)[1])
 
-    def _add(self, x: Tensor, y: Tensor, norm: Tensor | None) -> Tensor:
-        return x + (y if norm is None else rms_norm(y, norm, self.config.rms_norm_eps))
+    def _normed(self, y: Tensor, norm: Tensor | None) -> Tensor:
+        return y if norm is None else self.operations.add_norm(y, None, norm, self.config.rms_norm_eps)[1]
 
-    def _sight(self, positions_R: Tensor, batches: Sequence[Batch], *, is_sliding: bool) -> _Sight:
+    def _sight(self, positions_R: Tensor, batches: Sequence[Batch], *, is_sliding: bool) -> Sight:
         cos, sin = self._tables[is_sliding]
-        masks = [self._sliding(batch) if is_sliding else batch.mask_BTS for batch in batches]
-        return _Sight(cos[positions_R].unsqueeze(1), sin[positions_R].unsqueeze(1), masks)
-
-    def _sliding(self, batch: Batch) -> Tensor | None:
-        """A batch's mask where layers see no further than the window."""
-        mask = batch.mask_BTS
-        if batch.span <= self.config.window:  # everything is within reach
-            return mask
-        key_positions = torch.arange(batch.span, device=batch.positions_R.device)
-        lost = key_positions <= (batch.spread(batch.positions_R) - self.config.window)[..., None]
-        mask = self.embedding.new_zeros(lost.shape) if mask is None else mask
-        return mask.masked_fill(lost, float("-inf"))
+        window = self.config.window if is_sliding else 0
+        return Sight(batches=batches, cos=cos[positions_R], sin=sin[positions_R], window=window)
 
     @torch.inference_mode()
     def logits(self, last: Tensor) -> Tensor:
@@ -161,14 +149,9 @@ class Target:
         return self._head(last)
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
-}
+def _gelu_gate(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, -1)
+    return F.gelu(gate, approximate="tanh") * up
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,8 +201,15 @@ def _layer(weights: _Weights, config: TargetConfig, index: int) -> _Layer:
             {"self_attn.q_proj": heads, "self_attn.k_proj": kv_heads, "self_attn.v_proj": kv_heads},
             has_bias=has_qkv_bias,
         ),
-        q_norm=norm("self_attn.q_norm", c.head_dim) if family.has_head_norms else None,
-        k_norm=norm("self_attn.k_norm", c.head_dim) if family.has_head_norms else None,
+        heads=Heads(
+            num=c.num_heads,
+            num_kv=c.num_kv_heads,
+            size=c.head_dim,
+            scale=c.head_dim**-0.5 if c.attention_scale is None else c.attention_scale,
+            q_norm=norm("self_attn.q_norm", c.head_dim) if family.has_head_norms else None,
+            k_norm=norm("self_attn.k_norm", c.head_dim) if family.has_head_norms else None,
+            eps=c.rms_norm_eps,
+        ),
         o=linear(heads, {"self_attn.o_proj": c.hidden_size}, has_bias=c.has_attention_bias),
         attention_norm=norm("post_attention_layernorm") if family.has_output_norms else None,
         mlp_input_norm=norm(mlp_input_norm),

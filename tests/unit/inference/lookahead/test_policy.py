@@ -135,10 +135,10 @@ def test_catching_up_after_a_pause_does_not_make_drafting_look_dear() -> None:
     policy = lookahead()
     run(policy, 3, steps=40)
     for _ in range(10):
-        policy.observe_chains(sequences=1, length=3, seconds=0.006)
-    policy.observe_chains(sequences=0, length=0, seconds=0.0)
-    policy.observe_chains(sequences=1, length=3, seconds=5.0)
-    assert policy.plan([Ask(record=Record(), chain=3)]) == [Choice(Drafter.EAGLE3, 3)]
+        policy.observe_chains(sequences=1, length=3, behind=2, seconds=0.006)
+    policy.observe_chains(sequences=1, length=3, behind=64, seconds=5.0)
+    assert policy.plan([Ask(record=Record(), chain=3, behind=2)]) == [Choice(Drafter.EAGLE3, 3)]
+    assert policy.plan([Ask(record=Record(), chain=3, behind=64)]) == [Choice()], "that one would have to catch up"
 
 
 def test_what_choices_go_by_is_told() -> None:

@@ -1,0 +1,214 @@
+"""Kernels of ours give what torch's operations give, and an engine without them still serves."""
+
+import ctypes
+import math
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import Tensor
+
+from updraft_inference.settings import InferenceSettings
+from updraft_inference.torch_engine import kernels
+from updraft_inference.torch_engine.decoder import Limits
+from updraft_inference.torch_engine.fused import LANES, WIDEST, Fused, operations
+from updraft_inference.torch_engine.kv_cache import CacheShape, SlotCache
+from updraft_inference.torch_engine.operations import Heads, Plain, Sight
+
+NUM_SLOTS, NUM_POSITIONS = 4, 100
+DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """More than one, whatever the tests run with: each kernel shares its work out."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def random(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def assert_near(found: Tensor, expected: Tensor) -> None:
+    """To float32's precision, or to a few of bfloat16's roundings, which operations of torch do more of."""
+    rtol, atol = (1e-4, 1e-5) if found.dtype == torch.float32 else (2e-2, 4e-2)
+    torch.testing.assert_close(found, expected, rtol=rtol, atol=atol)
+
+
+@settings(max_examples=30, deadline=None)
+@given(rows=st.integers(1, 40), size=st.integers(1, 200), has_y=st.booleans(), dtype=DTYPES, seed=st.integers(0, 99))
+def test_norms_and_gates_are_those_of_torch(
+    compiled: ctypes.CDLL, rows: int, size: int, *, has_y: bool, dtype: torch.dtype, seed: int
+) -> None:
+    fused = Fused(compiled, dtype)
+    x, y = (random(rows, size, seed=seed + n, dtype=dtype) for n in range(2))
+    before, weight = x.clone(), random(size, seed=seed + 2, dtype=dtype)
+    for found, expected in zip(
+        fused.add_norm(x, y if has_y else None, weight, 1e-5),
+        Plain().add_norm(x, y if has_y else None, weight, 1e-5),
+        strict=True,
+    ):
+        assert_near(found, expected)
+    assert torch.equal(x, before), "what is read is not written"
+    both = 30 * random(rows, 2 * size, seed=seed + 3, dtype=dtype)  # where e^-x leaves float32 too
+    assert_near(fused.gate(both), Plain().gate(both))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    lengths=st.lists(st.tuples(st.integers(0, 60), st.integers(1, WIDEST)), min_size=1, max_size=NUM_SLOTS),
+    prompt=st.one_of(st.none(), st.tuples(st.integers(0, 40), st.integers(1, 40))),
+    heads=st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 5)),
+    window=st.sampled_from([0, 0, 1, 7, 40]),
+    has_norms=st.booleans(),
+    dtype=DTYPES,
+    seed=st.integers(0, 99),
+)
+@example(lengths=[(64, 16)], prompt=None, heads=(3, 3, 4), window=0, has_norms=False, dtype=torch.bfloat16, seed=1)
+def test_rows_of_any_lengths_attend_as_in_torch_and_leave_the_same_cache(
+    compiled: ctypes.CDLL,
+    *,
+    lengths: list[tuple[int, int]],
+    prompt: tuple[int, int] | None,
+    heads: tuple[int, int, int],
+    window: int,
+    has_norms: bool,
+    dtype: torch.dtype,
+    seed: int,
+) -> None:
+    num_kv, group, lanes = heads
+    size = lanes * LANES
+    norms = [random(size, seed=seed + n, dtype=dtype) if has_norms else None for n in (1, 2)]
+    shape = Heads(
+        num=num_kv * group, num_kv=num_kv, size=size, scale=size**-0.5, q_norm=norms[0], k_norm=norms[1], eps=1e-5
+    )
+    slots = torch.randperm(NUM_SLOTS, generator=torch.Generator().manual_seed(seed)).tolist()
+    if prompt is not None:
+        lengths = lengths[: NUM_SLOTS - 1]
+    places = sorted(slots[: len(lengths)])
+    outputs, caches = [], []
+    for operation in (Fused(compiled, dtype), Plain()):
+        size_of_cache = CacheShape(
+            num_layers=2, num_slots=NUM_SLOTS, num_positions=NUM_POSITIONS, num_kv_heads=num_kv, head_dim=size
+        )
+        cache = SlotCache(size_of_cache, like=torch.zeros(1, dtype=dtype))
+        keys, values = cache.of_layer(1)
+        keys.copy_(random(*keys.shape, seed=seed + 3))
+        values.copy_(random(*values.shape, seed=seed + 4))
+        batches = [cache.batch(places, [start for start, _ in lengths], [count for _, count in lengths])]
+        if prompt is not None:
+            batches.append(cache.batch([slots[len(lengths)]], [prompt[0]], [prompt[1]]))
+        num_rows = sum(len(batch.rows_R) for batch in batches)
+        qkv = random(num_rows, (shape.num + 2 * num_kv) * size, seed=seed + 5, dtype=dtype)
+        turns = random(num_rows, size, seed=seed + 6)
+        sight = Sight(batches=batches, cos=turns.cos().to(dtype), sin=turns.sin().to(dtype), window=window)
+        outputs.append(operation.attend(qkv, shape, sight, cache, 1))
+        caches.append(torch.stack(cache.of_layer(1)))
+        assert not torch.stack(cache.of_layer(0)).any(), "another layer's"
+    assert_near(*outputs)
+    assert_near(*caches)
+
+
+def test_a_row_that_is_not_finite_shows_and_reaches_no_other_sequence(compiled: ctypes.CDLL) -> None:
+    """Whoever gave it is broken off by what its logits say, and so only it."""
+    fused, size = Fused(compiled, torch.float32), 2 * LANES
+    shape = CacheShape(num_layers=1, num_slots=2, num_positions=20, num_kv_heads=1, head_dim=size)
+    for bad in (math.nan, math.inf, -math.inf):
+        cache = SlotCache(shape, like=torch.zeros(1))
+        qkv = random(2, 3 * size, seed=1)
+        qkv[0] = bad
+        sight = Sight(batches=[cache.batch([0, 1], [0, 0], [1, 1])], cos=torch.ones(2, size), sin=torch.zeros(2, size))
+        out = fused.attend(qkv, Heads(num=1, num_kv=1, size=size, scale=1.0), sight, cache, 0)
+        assert not out[0].isfinite().all()
+        assert out[1].isfinite().all()
+        _, normed = fused.add_norm(qkv, None, torch.ones(3 * size), 1e-5)
+        assert not normed[0].isfinite().all()
+        assert normed[1].isfinite().all()
+        assert not fused.gate(torch.full((1, 8), math.nan)).isfinite().any()
+
+
+def test_nobody_drafts_more_than_attends_here() -> None:
+    most = max(Limits(num_slots=1, max_context=1, max_lookahead=0).max_lookup, 16)  # of UPDRAFT_INFERENCE_LOOKAHEAD
+    with pytest.raises(ValidationError):
+        InferenceSettings(model=Path("m"), lookahead=most + 1)
+    assert most < WIDEST
+
+
+def test_where_torch_attends_faster_it_does(compiled: ctypes.CDLL) -> None:
+    shape, heads = (
+        CacheShape(num_layers=1, num_slots=1, num_positions=9, num_kv_heads=1, head_dim=16),
+        Heads(num=1, num_kv=1, size=16, scale=1.0),
+    )
+    cache = SlotCache(shape, like=torch.zeros(1))
+    sight = Sight(batches=[cache.batch([0], [0], [3])], cos=torch.ones(3, 16), sin=torch.zeros(3, 16))
+    qkv, fused = random(3, 48, seed=1), Fused(compiled, torch.float32, attends=False)
+    assert fused.pads
+    assert torch.equal(fused.attend(qkv, heads, sight, cache, 0), Plain().attend(qkv, heads, sight, cache, 0))
+
+
+def test_they_serve_what_they_can_and_torch_the_rest(compiled: ctypes.CDLL) -> None:
+    assert isinstance(operations(compiled, like=torch.zeros(1), head_dim=64), Fused)
+    assert not isinstance(operations(compiled, like=torch.zeros(1), head_dim=24), Fused)
+    assert not isinstance(operations(compiled, like=torch.zeros(1, dtype=torch.float16), head_dim=64), Fused)
+    assert not isinstance(operations(compiled, like=torch.zeros(1, device="meta"), head_dim=64), Fused)
+    assert not isinstance(operations(None, like=torch.zeros(1), head_dim=64), Fused)
+
+
+def test_a_library_is_compiled_once_and_again_if_it_is_damaged(compiled: ctypes.CDLL, tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "kernels"
+    assert kernels.load(folder) is not None
+    (made,) = folder.iterdir()
+    whole, before = made.read_bytes(), made.stat().st_mtime_ns
+    assert kernels.load(folder) is not None
+    assert made.stat().st_mtime_ns == before
+
+    made.unlink()  # what is loaded stays whole
+    made.write_bytes(whole[:1000])
+    assert kernels.load(folder) is not None
+    assert any(each.stat().st_size == len(whole) for each in folder.iterdir())
+
+
+def test_a_library_that_is_there_needs_no_compiler(
+    compiled: ctypes.CDLL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert kernels.load(tmp_path / "made") is not None
+    monkeypatch.setenv("PATH", "")
+    assert kernels.load(tmp_path / "made") is not None
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"), [("", "there is no g++"), ("#!/bin/sh\necho too old >&2; exit 1\n", "too old")]
+)
+def test_without_a_compiler_that_works_there_is_no_library_and_the_log_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, compiler: str, reason: str
+) -> None:
+    if compiler:
+        (tmp_path / "g++").write_text(compiler)
+        (tmp_path / "g++").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert kernels.load(tmp_path / "kernels") is None
+    assert reason in caplog.records[-1].reason  # type: ignore[attr-defined]  # an extra
+
+
+def _writable_by_all(folder: Path) -> None:
+    folder.mkdir()
+    folder.chmod(0o777)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"), [(Path.touch, "Not a directory|File exists"), (_writable_by_all, "others may write to")]
+)
+def test_a_folder_that_will_not_do_costs_speed_and_no_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, make: Callable[[Path], None], reason: str
+) -> None:
+    make(tmp_path / "kernels")
+    assert kernels.load(tmp_path / "kernels") is None
+    assert re.search(reason, caplog.records[-1].reason)  # type: ignore[attr-defined]  # an extra
