@@ -15,6 +15,7 @@ from bench.serving.plan import LOOKAHEAD
 from torch import Tensor
 
 from updraft_inference.engine.port import Delta, Drafter, GenerationRequest, Sampling
+from updraft_inference.torch_engine import kernels
 from updraft_inference.torch_engine.decoder import Decoder, Limits
 from updraft_inference.torch_engine.kv_cache import Batch, SlotCache
 from updraft_inference.torch_engine.sequence import Sequence
@@ -62,9 +63,12 @@ class Inline:
         self._names = itertools.count()
 
     @classmethod
-    def open(cls, model: Path, *, num_slots: int, max_context: int, dtype: torch.dtype) -> Self:
-        """Load the model on the CPU."""
-        target = TimedTarget.open(model, dtype=dtype, device=torch.device("cpu"))
+    def open(
+        cls, model: Path, *, num_slots: int, max_context: int, dtype: torch.dtype, has_kernels: bool = True
+    ) -> Self:
+        """Load the model on the CPU, with the engine's own kernels or with torch's operations alone."""
+        library = kernels.load(kernels.default_folder()) if has_kernels else None
+        target = TimedTarget.open(model, dtype=dtype, device=torch.device("cpu"), library=library)
         return cls(target, Limits(num_slots=num_slots, max_context=max_context, max_lookahead=LOOKAHEAD))
 
     def start(self, prompts: SequenceOf[tuple[int, ...]], *, max_tokens: int, drafter: Drafter) -> None:

@@ -213,8 +213,10 @@ async def _round(
     bench: Bench, engine: TorchEngine, part: figures.Part, cell: Cell, arms: Sequence[str], round_: int
 ) -> None:
     chosen = take(bench.prompts(cell.domain), round_, bench.plan.num_requests(cell.batch))
-    await _read(engine, chosen, Drafter.EAGLE3 if EAGLE3 in arms else Drafter.NONE)  # the draft reads prompts too
     for arm in in_turn(arms, round_):
+        await _read(
+            engine, chosen, drafter_of(arm)
+        )  # a draft reads prompts too, and an arm without one leaves none of it
         streams, _ = await run(engine, chosen, _wish(bench, cell, arm))
         bench.note(part, cell, arm, round_, streams)
 

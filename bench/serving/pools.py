@@ -56,7 +56,7 @@ def step_ms(model: Path, threads: int, steps: int, arm: Arm) -> float:
     if arm.has_second_pool:
         torch.ones(1 << 20).add_(1)  # large enough for several threads, on this thread, which stays
     asked = prompts(Words.open(model), "chat", _BATCH, seed=SEED, is_held_out=True)
-    tokens = 2 * _BATCH + _WARM_UP_STEPS + steps + 1
+    tokens = 8 * _BATCH + _WARM_UP_STEPS + steps + 1
 
     def measured() -> float:
         context = max(map(len, asked)) + tokens

@@ -26,7 +26,7 @@ from updraft_inference.engine.port import Drafter
 
 WARM_UP_STEPS = 8
 NUM_ROWS = 28
-_NO_OPERATION = "(no operation: Python and the dispatcher)"
+_NO_OPERATION = "(no operation of torch: Python, and kernels of ours)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +131,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--domain", default="code")
+    parser.add_argument("--no-kernels", action="store_true", help="torch's operations in place of the engine's kernels")
     parser.add_argument("--drafter", type=Drafter, choices=[Drafter.NONE, Drafter.NGRAM], default=Drafter.NONE)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -141,9 +142,15 @@ def main() -> None:
         found = prompts(words, arguments.domain, batch, seed=SEED, is_held_out=True)
         longest = max(map(len, found))
         tokens_a_step = 1 if arguments.drafter is Drafter.NONE else LOOKAHEAD + 1
-        # The first request decodes while the others are read, one a step.
-        context = longest + (2 * batch + WARM_UP_STEPS + 2 * arguments.steps) * tokens_a_step
-        inline = Inline.open(model, num_slots=batch, max_context=context, dtype=getattr(torch, arguments.dtype))
+        # The first requests decode while the others are read, in some steps each.
+        context = longest + (8 * batch + WARM_UP_STEPS + 2 * arguments.steps) * tokens_a_step
+        inline = Inline.open(
+            model,
+            num_slots=batch,
+            max_context=context,
+            dtype=getattr(torch, arguments.dtype),
+            has_kernels=not arguments.no_kernels,
+        )
         show(console, measure(inline, found, steps=arguments.steps, drafter=arguments.drafter))
 
 

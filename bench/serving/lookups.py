@@ -1,0 +1,81 @@
+"""How good are lookups, by how they were found? `python -m bench.serving.lookups`: greedy answers to held-out requests of each
+domain, and what would have been proposed before each of their tokens. See `torch_engine/ngram.py`, ADR 0020.
+"""
+
+import argparse
+import asyncio
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from bench.serving.arms import Wish, run
+from bench.serving.plan import SEED
+from bench.serving.workloads import Words, prompts
+
+from updraft_cli import output
+from updraft_cli.folders import cache_folder
+from updraft_cli.model import model_folder
+from updraft_cli.prompts import DOMAINS
+from updraft_inference.engine.port import Drafter
+from updraft_inference.torch_engine.decoder import Limits
+from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
+from updraft_inference.torch_engine.ngram import NgramIndex
+
+MOST = 10
+
+
+@dataclass(slots=True)
+class Tally:
+    """Of proposals of one kind: how many, of how many the first token came, and tokens that came."""
+
+    num: int = 0
+    right: int = 0
+    kept: int = 0
+
+
+def tally(prompt: Sequence[int], answer: Sequence[int], into: dict[int, Tally]) -> None:
+    """Count what is proposed before each token of an answer but the first, by strength; 0: nothing."""
+    for done in range(1, len(answer)):
+        rest = answer[done:]
+        lookup = NgramIndex().propose([*prompt, *answer[:done]], min(MOST, len(rest)))
+        kept = next((i for i, (a, b) in enumerate(zip(lookup.ids, rest, strict=False)) if a != b), len(lookup.ids))
+        found = into[lookup.strength]
+        found.num += 1
+        found.right += kept > 0
+        found.kept += kept
+
+
+async def tallies(domain: str, num: int, tokens: int) -> dict[int, Tally]:
+    """Of all proposals before the tokens of so many answers."""
+    model = model_folder(cache_folder(os.environ))
+    asked = prompts(Words.open(model), domain, num, seed=SEED, is_held_out=True)
+    limits = Limits(num_slots=8, max_context=max(map(len, asked)) + tokens, max_lookahead=1)
+    async with TorchEngine.open(model, EngineOptions(limits=limits, dtype=torch.bfloat16)) as engine:
+        _, answers = await run(engine, asked, Wish(batch=8, tokens=tokens, drafter=Drafter.NONE))
+    found: dict[int, Tally] = defaultdict(Tally)
+    for prompt, answer in zip(asked, answers, strict=True):
+        tally(prompt, answer, found)
+    return found
+
+
+def main() -> None:
+    """Print a table of all domains."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=24, help="of each domain")
+    parser.add_argument("--tokens", type=int, default=48, help="of each answer")
+    arguments = parser.parse_args()
+    table = output.table("domain", ">matched", "before it", ">of all", ">first right", ">tokens right")
+    for domain in DOMAINS:
+        found = asyncio.run(tallies(domain, arguments.requests, arguments.tokens))
+        total = sum(each.num for each in found.values())
+        for strength, each in sorted(found.items(), key=lambda pair: (abs(pair[0]), -pair[0])):
+            before = "" if not strength else "another token" if strength < 0 else "the same, or nothing"
+            shares = f"{each.num / total:.2f}", f"{each.right / each.num:.2f}", f"{each.kept / each.num:.2f}"
+            table.add_row(domain, str(abs(strength)), before, *shares)
+    output.console().print(table)
+
+
+if __name__ == "__main__":
+    main()
