@@ -45,6 +45,6 @@ class ChainCost:
 
 def _nearer(before: float | None, seen: float) -> float:
     """A decayed mean in which nothing counts for more than some times what was expected."""
-    if not before:
+    if before is None:
         return seen
     return before + (min(seen, _OUTLIER * before) - before) * _DECAY

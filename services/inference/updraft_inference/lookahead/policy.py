@@ -111,8 +111,11 @@ class Lookahead:
 
     def survival(self, drafter: Drafter, length: int) -> float:
         """See the port; of lookups, the mean of those that were verified lately. Called by other threads."""
-        is_model = drafter is Drafter.EAGLE3
-        made = Counter(kind for kind in tuple(self._made) if (kind == MODEL) == is_model)
+        if drafter is Drafter.EAGLE3:
+            seen = self._shared.get(MODEL)
+            made = Counter([MODEL] if seen is not None and seen.num_seen(0) else [])
+        else:
+            made = Counter(kind for kind in tuple(self._made) if kind != MODEL)
         if not made:
             return math.nan
         nothing = Rates(1.0)

@@ -46,7 +46,10 @@ _SIGNATURES = {
 
 def default_folder() -> Path:
     """Where they are kept unless somebody says otherwise."""
-    return Path.home() / ".cache/updraft/kernels"
+    try:
+        return Path.home() / ".cache/updraft/kernels"
+    except RuntimeError:  # a user without a home
+        return Path(tempfile.gettempdir()) / f"updraft-kernels-{os.geteuid()}"
 
 
 def load(folder: Path) -> ctypes.CDLL | None:
@@ -55,7 +58,7 @@ def load(folder: Path) -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(str(_found(folder.resolve()) or _compiled(folder.resolve())))
         return _declared(library)
-    except (OSError, subprocess.SubprocessError, AttributeError, Unavailable) as error:
+    except (OSError, RuntimeError, ValueError, subprocess.SubprocessError, AttributeError, Unavailable) as error:
         reason = (getattr(error, "stderr", None) or str(error))[-500:]
         logger.warning("The engine runs without its own kernels, and slower", extra={"reason": reason})
         return None

@@ -143,6 +143,9 @@ def test_catching_up_after_a_pause_does_not_make_drafting_look_dear() -> None:
 
 def test_what_choices_go_by_is_told() -> None:
     policy = lookahead()
+    policy.plan([Ask(record=Record(), lookup=2)])
+    assert math.isnan(policy.survival(Drafter.EAGLE3, 1)), "no draft model was seen"
+    policy = lookahead()
     run(policy, 2, steps=50)
     assert policy.survival(Drafter.EAGLE3, 2) > 0.8
     assert policy.survival(Drafter.EAGLE3, 3) < 0.2
