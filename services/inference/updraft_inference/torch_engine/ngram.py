@@ -10,8 +10,8 @@ LENGTHS = (8, 5, 3, 2, 1)
 class Lookup:
     """Tokens that are proposed, and how many tokens before them matched; none and 0 if nothing did.
 
-    `strength` is below zero where the last two occurrences were followed by different tokens: such a guess is hardly ever
-    right, however many tokens matched.
+    `strength` is below zero where the last two occurrences were followed by different tokens: such a guess is far
+    less often right (`python -m bench.serving.lookups`).
     """
 
     ids: list[int]
