@@ -53,8 +53,11 @@ class Client:
         return str(answer["choices"][0]["text"]), dict(answer["usage"]["updraft"])
 
     def serves(self, version: int) -> bool:
-        """Send one more request; was it drafted by `version` or a later one?"""
-        _, usage = self.complete(f"prompt {next(self._counter) % 6}")
+        """Send one more request for the model's drafts; were they by `version` or a later one?
+
+        Left to itself the engine may well look up such text instead: it repeats.
+        """
+        _, usage = self.complete(f"prompt {next(self._counter) % 6}", drafter="eagle3", lookahead=3)
         return usage["draft_version"] >= version
 
 
