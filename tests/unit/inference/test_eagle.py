@@ -46,7 +46,7 @@ def test_the_served_forward_is_the_networks_and_follows_its_weights_when_told(
         for parameter in network.parameters():
             parameter.mul_(1.5)
         assert not served.is_current()
-        served.exchange(pack(network.state_dict(), like=network.lm_head.weight))
+        served.exchange(pack(network.state_dict(), like=network.lm_head.weight, library=None))
 
 
 def by_network(network: DraftNetwork, x: Tensor, ids: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ of sequences and band of drafts a sequence: where few drafts cost more than the 
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 GRID = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Numbers of rows that are measured; costs between them lie on straight lines."""
@@ -50,6 +51,8 @@ class CostTable:
     curve: Mapping[int, float]
     _rows: list[int] = field(init=False)
     _seconds: list[float] = field(init=False)
+    _known: list[float] = field(default_factory=list)
+    """By the curve, by number of rows."""
     _factors: dict[int, list[_Factor]] = field(default_factory=dict)
     """By number of sequences, one a band."""
     _mixed: float = 1.0
@@ -78,10 +81,16 @@ class CostTable:
 
     def seconds(self, batch: int, rows: int) -> float:
         """Of a step of `batch` sequences that verifies `rows` rows, by the curve and by what such steps took."""
-        factor = 1.0
-        for lower in self._bands(batch)[: _band(batch, rows) + 1]:
-            factor = lower.shrunk(factor)
-        return self.alone(rows) * factor
+        return self.alone(rows) * self._by_band(batch)[_band(batch, rows)]
+
+    def up_to(self, batch: int, most: int) -> list[float]:
+        """The same for any number of rows, from 0 up to `most`."""
+        self._known += [self.alone(rows) for rows in range(len(self._known), most + 1)]
+        ends = [*(batch + int(bound * max(1, batch)) for bound in _BANDS), most]
+        result: list[float] = []
+        for factor, end in zip(self._by_band(batch), ends, strict=True):
+            result += [alone * factor for alone in self._known[len(result) : min(end, most) + 1]]
+        return result
 
     def observe(self, batch: int, rows: int, seconds: float) -> None:
         """Count a step."""
@@ -99,6 +108,10 @@ class CostTable:
         """Count such a step."""
         ratio = min(seconds / self.alone(rows), OUTLIER * self._mixed)
         self._mixed += (ratio - self._mixed) * _MIXED_DECAY
+
+    def _by_band(self, batch: int) -> list[float]:
+        """The factor of each band, with those of fewer drafts for what few steps do not tell."""
+        return list(accumulate(self._bands(batch), lambda lower, band: band.shrunk(lower), initial=1.0))[1:]
 
     def _bands(self, batch: int) -> list[_Factor]:
         return self._factors.setdefault(batch, [_Factor() for _ in range(len(_BANDS) + 1)])

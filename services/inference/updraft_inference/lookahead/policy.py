@@ -6,9 +6,10 @@ better is noticed.
 """
 
 import math
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 from updraft_inference.engine.port import Drafter
 from updraft_inference.lookahead.chains import ChainCost
@@ -34,11 +35,7 @@ _LATELY = 200
 class Record:
     """What a sequence's drafts did so far, by strength."""
 
-    rates: dict[int, Rates] = field(default_factory=dict)
-
-    def of(self, strength: int) -> Rates:
-        """Rates of one kind of drafts."""
-        return self.rates.setdefault(strength, Rates(_OWN_MEMORY))
+    rates: defaultdict[int, Rates] = field(default_factory=lambda: defaultdict(lambda: Rates(_OWN_MEMORY)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +59,7 @@ class Lookahead:
         self.last = 0
         """The longest drafts of the last step."""
         self._is_fixed = is_fixed
-        self._shared: dict[int, Rates] = {}
+        self._shared = defaultdict[int, Rates](lambda: Rates(_SHARED_MEMORY))
         self._chains = ChainCost(cost)
         self._tries = Tries()
         self._made: deque[int] = deque(maxlen=_LATELY)
@@ -82,7 +79,7 @@ class Lookahead:
             forced[tried] = Choice(Drafter.EAGLE3, asks[tried].chain)
         free = [self._options(ask) for i, ask in enumerate(asks) if i not in forced]
         given = sum(1 + self._expected(asks[i], choice) for i, choice in forced.items())
-        chosen = choose(free, self._costs(len(asks), list(forced.values())), given=given)
+        chosen = choose(free, self._costs(len(asks), free, list(forced.values())), given=given)
         if any(choice.drafter is Drafter.EAGLE3 for choice in chosen):
             self._tries.postpone()
         rest = iter(chosen)
@@ -95,8 +92,8 @@ class Lookahead:
         """Of one chain: its first `kept` drafts were right, and then one was wrong or none was left."""
         if strength == MODEL:
             self._tries.observe(record, kept)
-        self._of(strength).observe(kept, is_refused=is_refused)
-        record.of(strength).observe(kept, is_refused=is_refused)
+        self._shared[strength].observe(kept, is_refused=is_refused)
+        record.rates[strength].observe(kept, is_refused=is_refused)
 
     def observe_step(self, *, batch: int, rows: int, verify_s: float, num_beside: int = 0) -> None:
         """A forward read `rows` rows: of `batch` sequences that drafted, and `num_beside` of prompts."""
@@ -130,11 +127,8 @@ class Lookahead:
 
     # -- how ----------------------------------------------------------------------------------------------------------
 
-    def _of(self, strength: int) -> Rates:
-        return self._shared.setdefault(strength, Rates(_SHARED_MEMORY))
-
     def _forced(self, ask: Ask) -> Choice | None:
-        is_unknown = self._of(MODEL).num_seen(0) < UNKNOWN and ask.chain > 0
+        is_unknown = self._shared[MODEL].num_seen(0) < UNKNOWN and ask.chain > 0
         wish = ask.forced
         if wish is None and (self._is_fixed or is_unknown):
             wish = max(ask.lookup, ask.chain)
@@ -163,26 +157,23 @@ class Lookahead:
             (Drafter.EAGLE3, MODEL, ask.chain, entry_s),
         ):
             if length:
-                own, shared = ask.record.of(strength), self._of(strength)
+                own, shared = ask.record.rates[strength], self._shared[strength]
                 alive = survival(own, shared, _assumed(strength), length, _OWN_WEIGHT)
                 options.append(Option(drafter, alive, seconds))
         return options
 
-    def _costs(self, batch: int, forced: Sequence[Choice]) -> Costs:
+    def _costs(self, batch: int, free: Sequence[Sequence[Option]], forced: Sequence[Choice]) -> Costs:
         more = sum(choice.length + 1 for choice in forced)
         chains = [choice.length for choice in forced if choice.drafter is Drafter.EAGLE3]
-        alone = max(chains) * self._chains.token(len(chains)) if chains else 0.0
-        known: dict[int, float] = {}
-
-        def verify(rows: int) -> float:
-            if rows not in known:
-                known[rows] = self.cost.seconds(batch, rows + more) + alone  # what was forced is made anyway
-            return known[rows]
+        token_s = cache(self._chains.token)
+        alone = max(chains) * token_s(len(chains)) if chains else 0.0
+        most = more + sum(1 + max((len(each.survival) for each in mine), default=1) for mine in free)
+        seconds = [each + alone for each in self.cost.up_to(batch, most)[more:]]  # what was forced is made anyway
 
         def chain(sequences: int, length: int) -> float:
-            return max([length, *chains]) * self._chains.token(sequences + len(chains)) - alone
+            return max(length, *chains, 0) * token_s(sequences + len(chains)) - alone
 
-        return Costs(verify, chain)
+        return Costs(seconds, chain)
 
     def _tried(self, asks: Sequence[Ask]) -> int | None:
         """The sequence that the draft model is tried on in this step."""

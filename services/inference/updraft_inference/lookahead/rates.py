@@ -4,7 +4,10 @@ The rate of position i is conditional: given that the drafts before it were kept
 posterior whose counts fade, so that a drafter that became better, or traffic that became harder, shows soon.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
+from operator import mul
 
 POSITIONS = 5
 """Positions with a rate of their own; later ones share the last one's: chains that got so far go on much alike."""
@@ -29,10 +32,13 @@ class Rates:
         """Observations that still count, in the end `memory`."""
         return self._seen[_place(position)]
 
-    def rate(self, position: int, prior: float, weight: float) -> float:
-        """Probability that the draft at a position is kept given those before it; `prior` counts like `weight` of them."""
-        place = _place(position)
-        return (self._kept[place] + prior * weight) / (self._seen[place] + weight)
+    def rates(self, priors: Sequence[float], weight: float) -> list[float]:
+        """Of each of `POSITIONS`, the probability that the draft there is kept given those before it; a prior counts like
+        `weight` observations."""
+        return [
+            (kept + prior * weight) / (seen + weight)
+            for kept, seen, prior in zip(self._kept, self._seen, priors, strict=True)
+        ]
 
     def _add(self, position: int, value: float) -> None:
         place, fading = _place(position), 1.0 - 1.0 / self.memory
@@ -54,8 +60,6 @@ class Prior:
 
 def survival(own: Rates, shared: Rates, assumed: Prior, length: int, own_weight: float) -> list[float]:
     """Probability that all of the first i + 1 drafts are kept, i below `length`; it never rises."""
-    alive, result = 1.0, []
-    for position in range(length):
-        alive *= own.rate(position, shared.rate(position, assumed.rate, assumed.weight), own_weight)
-        result.append(alive)
-    return result
+    rates = own.rates(shared.rates([assumed.rate] * POSITIONS, assumed.weight), own_weight)
+    rates += rates[-1:] * (length - POSITIONS)
+    return list(accumulate(rates[:length], mul))

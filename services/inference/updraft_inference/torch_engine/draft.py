@@ -18,7 +18,7 @@ from updraft_chassis.errors import Exhausted
 from updraft_draft.network import DraftNetwork, Norm
 from updraft_inference.torch_engine.fused import operations
 from updraft_inference.torch_engine.kv_cache import Batch, SlotCache
-from updraft_inference.torch_engine.linear import Linear
+from updraft_inference.torch_engine.linear import Linear, linear
 from updraft_inference.torch_engine.operations import Heads, Sight, joined
 
 _ATTENTION, _MLP = "midlayer.self_attn", "midlayer.mlp"
@@ -46,10 +46,11 @@ _NAMES = (
 """What each field of `Packed` is joined of, in their order."""
 
 
-def pack(tensors: Mapping[str, Tensor], *, like: Tensor) -> Packed:
-    """Copies of a checkpoint's weights, in dtype and on the device of `like`. Exhausted where there is no memory for them."""
+def pack(tensors: Mapping[str, Tensor], *, like: Tensor, library: ctypes.CDLL | None) -> Packed:
+    """Copies of a checkpoint's weights, in dtype and on the device of `like`. Exhausted where there is no memory for them.
+    `library`: see `kernels.load`."""
     try:
-        return Packed(*(Linear(weight.to(like)) for weight in _weights(tensors)))
+        return Packed(*(linear(weight.to(like), library=library) for weight in _weights(tensors)))
     except RuntimeError as error:  # torch's word for it
         raise Exhausted(f"there is no memory for a copy of the draft's weights: {error}") from error
 
@@ -64,7 +65,7 @@ class ServedDraft:
     def __init__(self, network: DraftNetwork, library: ctypes.CDLL | None = None) -> None:
         c = network.config
         self._network = network
-        self._weights = pack(network.state_dict(), like=network.lm_head.weight)
+        self._weights = pack(network.state_dict(), like=network.lm_head.weight, library=library)
         self._operations = operations(library, like=network.embedding, head_dim=c.head_dim)
         self._heads = Heads(num=c.num_heads, num_kv=c.num_kv_heads, size=c.head_dim, scale=c.head_dim**-0.5)
 

@@ -314,7 +314,8 @@ class TorchEngine:
 
     async def _overwrite(self, version: int, tensors: Mapping[str, Tensor]) -> float:
         """Seconds of the pause."""
-        packed = await asyncio.to_thread(pack, tensors, like=self._network.lm_head.weight)
+        like, library = self._network.lm_head.weight, self._decoder.target.library
+        packed = await asyncio.to_thread(pack, tensors, like=like, library=library)
         return await self._worker.between_steps(lambda: self._write(version, tensors, packed))
 
     async def _restore(self, previous: tuple[int, dict[str, Tensor] | None]) -> None:

@@ -21,7 +21,8 @@ from updraft_chassis.errors import Unavailable
 
 logger = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+NATIVE = Path(__file__).with_name("native")
+SOURCES = sorted(NATIVE.glob("*.cpp"))
 _COMPILER = "g++"  # clang's OpenMP is another one than torch's
 _FLAGS = (
     "-std=c++17",
@@ -92,10 +93,11 @@ def _compiled(folder: Path) -> Path:
     _check_owner(folder)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(dir=folder, prefix=".compiling-") as scratch:
-        objects, made = Path(scratch) / "kernels.o", Path(scratch) / "kernels.so"
-        _run([compiler, *_FLAGS, "-c", str(SOURCE), "-o", str(objects)])
+        objects, made = [Path(scratch) / f"{source.stem}.o" for source in SOURCES], Path(scratch) / "kernels.so"
+        for source, compiled in zip(SOURCES, objects, strict=True):
+            _run([compiler, *_FLAGS, "-c", str(source), "-o", str(compiled)])
         # Without -fopenmp: torch's OpenMP is in the process already, and another one would be another pool of threads.
-        _run([compiler, "-shared", str(objects), "-o", str(made)])
+        _run([compiler, "-shared", *map(str, objects), "-o", str(made)])
         library = made.replace(folder / _name(made))
     logger.info("Compiled them", extra={"seconds": round(time.monotonic() - started, 1)})
     return library
@@ -112,7 +114,11 @@ def _name(library: Path) -> str:
 
 def _identity() -> str:
     """Of all that a library is compiled for: one folder may be of several machines."""
-    return _digest("\0".join([SOURCE.read_text(), *_FLAGS, platform.machine(), _processor()]).encode())
+    return _digest(
+        "\0".join(
+            [*(each.read_text() for each in sorted(NATIVE.iterdir())), *_FLAGS, platform.machine(), _processor()]
+        ).encode()
+    )
 
 
 def _digest(content: bytes) -> str:
@@ -134,5 +140,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         for dtype in ("float32", "bfloat16"):
             function = getattr(library, f"{name}_{dtype}")
             function.argtypes, function.restype = arguments, result
-    library.has_wide_vectors.restype = ctypes.c_bool
+    library.multiply.argtypes = [*[_POINTER] * 4, *[_SIZE] * 3]
+    for name in ("has_wide_vectors", "has_tiles"):
+        getattr(library, name).restype = ctypes.c_bool
     return library

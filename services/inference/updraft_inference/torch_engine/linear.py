@@ -1,39 +1,88 @@
-"""A linear map of target or draft, its weight kept as the machine's kernels read it.
+"""A linear map of target or draft, its weight kept as the machine reads it fastest.
 
-A decode step reads every weight once for a handful of rows, so it lasts as long as that reading. In bfloat16 on a CPU the
-plain operation brings the weight into oneDNN's blocked order anew for each call. Here that is done once. The operators are
-those that torch's own compiler emits.
+A decode step reads every weight once for a handful of rows, so it lasts as long as that reading. In bfloat16 on a CPU torch's
+plain operation brings the weight into oneDNN's blocked order anew for each call. Here that is done once; and where the
+processor has tiles, the product is one of our own (`products.cpp`), which reads as fast as the memory gives.
 """
+
+import ctypes
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+SIDE, DEPTH = 16, 32
+"""Outputs and inputs of a tile of weights."""
+
 
 class Linear:
-    """y [R, out] = x [R, in] W^T + b. `weight` [out, in] is not kept where a packed copy takes its place."""
+    """y [R, out] = x [R, in] W^T + b, by torch's operation."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self._bias = bias
-        self._is_packed = is_packable(weight)
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self._is_packed else weight  # noqa: SLF001
+        self._weight, self._bias = weight, bias
 
     @property
     def weight(self) -> Tensor:
-        """[out, in], read back from the packed copy where there is one."""
-        return self._weight.to_dense() if self._is_packed else self._weight
+        """[out, in], brought back into this order where it is kept in another."""
+        return self._weight
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply it."""
-        if not self._is_packed:
-            return F.linear(x, self._weight, self._bias)
+        return F.linear(x, self._weight, self._bias)
+
+
+class Reordered(Linear):
+    """By oneDNN, of a weight in its order. The operators are those that torch's own compiler emits."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__(torch.ops.mkldnn._reorder_linear_weight(weight), bias)  # noqa: SLF001
+
+    @property
+    def weight(self) -> Tensor:
+        """See `Linear`."""
+        return self._weight.to_dense()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See `Linear`."""
         packed: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")  # noqa: SLF001
         return packed
 
 
-def is_packable(weight: Tensor) -> bool:
-    """bfloat16 on a CPU that computes with it."""
+class Tiled(Linear):
+    """By our own product, of a weight in tiles [out / 16, in / 32, 16 pairs, 16 outputs, 2]. A row's result is the same
+    whatever rows are beside it."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, library: ctypes.CDLL) -> None:
+        self._shape = weight.shape
+        out, of = weight.shape
+        tiles = weight.view(out // SIDE, SIDE, of // DEPTH, DEPTH // 2, 2).permute(0, 2, 3, 1, 4).contiguous()
+        super().__init__(tiles, None if bias is None else bias.float())
+        self._multiply = library.multiply
+
+    @property
+    def weight(self) -> Tensor:
+        """See `Linear`."""
+        return self._weight.permute(0, 3, 1, 2, 4).reshape(self._shape)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See `Linear`."""
+        x, (out, of) = x.contiguous(), self._shape
+        assert x.dtype == self._weight.dtype
+        assert x.shape[1:] == (of,)
+        y = x.new_empty(len(x), out)
+        bias = None if self._bias is None else self._bias.data_ptr()
+        self._multiply(x.data_ptr(), self._weight.data_ptr(), bias, y.data_ptr(), len(x), out, of)
+        return y
+
+
+def linear(weight: Tensor, bias: Tensor | None = None, *, library: ctypes.CDLL | None = None) -> Linear:
+    """The fastest for this weight on this machine. `library`: see `kernels.load`."""
     if weight.dtype != torch.bfloat16 or weight.device.type != "cpu":
-        return False
+        return Linear(weight, bias)
+    out, of = weight.shape
+    if library is not None and out % SIDE == 0 and of % DEPTH == 0 and library.has_tiles():
+        return Tiled(weight, bias, library)
     has_kernels = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return bool(has_kernels and torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001
+    if has_kernels and torch.ops.mkldnn._is_mkldnn_bf16_supported():  # noqa: SLF001
+        return Reordered(weight, bias)
+    return Linear(weight, bias)

@@ -25,7 +25,7 @@ from updraft_draft.layers import rotary_table
 from updraft_draft.target_weights import EMBEDDING, FINAL_NORM, HEAD, norm_weight, read_tensors
 from updraft_inference.torch_engine.fused import Fused, operations
 from updraft_inference.torch_engine.kv_cache import Batch, SlotCache
-from updraft_inference.torch_engine.linear import Linear
+from updraft_inference.torch_engine.linear import Linear, linear
 from updraft_inference.torch_engine.operations import Heads, Sight, joined
 
 
@@ -69,11 +69,11 @@ class Target:
     ) -> None:
         """`num_positions`: as many will be used, which may be some more than the model knows, for drafts beyond a request's
         end are not kept; None: as many as it knows, which may be a million. `library`: see `kernels.load`."""
-        weights = _Weights(tensors, config.family, dtype, device)
+        weights = _Weights(tensors, config.family, dtype, device, library)
         of_tokens = (config.vocab_size, config.hidden_size)
         self.config = config
         self.embedding = weights.joined({EMBEDDING: of_tokens})
-        self._head = Linear(self.embedding if config.is_tied else weights.joined({HEAD: of_tokens}))
+        self._head = weights.linear(self.embedding if config.is_tied else weights.joined({HEAD: of_tokens}))
         self._final_norm = weights.norm(FINAL_NORM, config.hidden_size)
         self._layers = [_layer(weights, config, i) for i in range(config.num_layers)]
         self.library = library
@@ -162,6 +162,10 @@ class _Weights:
     family: Family
     dtype: torch.dtype
     device: torch.device
+    library: ctypes.CDLL | None
+
+    def linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
+        return linear(weight, bias, library=self.library)
 
     def joined(self, shapes: Mapping[str, tuple[int, ...]]) -> Tensor:
         found = [self._checked(name, shape).to(self.device, self.dtype) for name, shape in shapes.items()]
@@ -186,9 +190,10 @@ def _layer(weights: _Weights, config: TargetConfig, index: int) -> _Layer:
     # Llama names the norm before its MLP after what comes before it; where that has a norm of its own, the name is taken.
     mlp_input_norm = "pre_feedforward_layernorm" if family.has_output_norms else "post_attention_layernorm"
 
-    def linear(num_columns: int, num_rows: Mapping[str, int], *, has_bias: bool = False) -> Linear:
+    def projection(num_columns: int, num_rows: Mapping[str, int], *, has_bias: bool = False) -> Linear:
         bias = weights.joined({f"{p}{name}.bias": (num,) for name, num in num_rows.items()}) if has_bias else None
-        return Linear(weights.joined({f"{p}{name}.weight": (num, num_columns) for name, num in num_rows.items()}), bias)
+        rows = {f"{p}{name}.weight": (num, num_columns) for name, num in num_rows.items()}
+        return weights.linear(weights.joined(rows), bias)
 
     def norm(name: str, size: int = c.hidden_size) -> Tensor:
         return weights.norm(f"{p}{name}.weight", size)
@@ -196,7 +201,7 @@ def _layer(weights: _Weights, config: TargetConfig, index: int) -> _Layer:
     return _Layer(
         is_sliding=index in config.sliding_layers,
         input_norm=norm("input_layernorm"),
-        qkv=linear(
+        qkv=projection(
             c.hidden_size,
             {"self_attn.q_proj": heads, "self_attn.k_proj": kv_heads, "self_attn.v_proj": kv_heads},
             has_bias=has_qkv_bias,
@@ -210,10 +215,10 @@ def _layer(weights: _Weights, config: TargetConfig, index: int) -> _Layer:
             k_norm=norm("self_attn.k_norm", c.head_dim) if family.has_head_norms else None,
             eps=c.rms_norm_eps,
         ),
-        o=linear(heads, {"self_attn.o_proj": c.hidden_size}, has_bias=c.has_attention_bias),
+        o=projection(heads, {"self_attn.o_proj": c.hidden_size}, has_bias=c.has_attention_bias),
         attention_norm=norm("post_attention_layernorm") if family.has_output_norms else None,
         mlp_input_norm=norm(mlp_input_norm),
-        gate_up=linear(c.hidden_size, {"mlp.gate_proj": c.intermediate_size, "mlp.up_proj": c.intermediate_size}),
-        down=linear(c.intermediate_size, {"mlp.down_proj": c.hidden_size}),
+        gate_up=projection(c.hidden_size, {"mlp.gate_proj": c.intermediate_size, "mlp.up_proj": c.intermediate_size}),
+        down=projection(c.intermediate_size, {"mlp.down_proj": c.hidden_size}),
         mlp_norm=norm("post_feedforward_layernorm") if family.has_output_norms else None,
     )

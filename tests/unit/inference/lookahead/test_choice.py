@@ -20,7 +20,9 @@ prices = st.tuples(st.floats(0.01, 1), st.floats(0, 0.2), st.floats(0, 0.2))
 
 def costs(price: tuple[float, float, float]) -> Costs:
     fixed, row, drafted = price
-    return Costs(lambda rows: fixed + row * rows, lambda sequences, length: drafted * length * (sequences > 0))
+    return Costs(
+        [fixed + row * rows for rows in range(40)], lambda sequences, length: drafted * length * (sequences > 0)
+    )
 
 
 def speed(asked: list[list[Option]], choices: list[Choice], price: Costs) -> float:
@@ -31,7 +33,7 @@ def speed(asked: list[list[Option]], choices: list[Choice], price: Costs) -> flo
         tokens += 1 + sum(alive[: choice.length])
         rows += 1 + choice.length
         chains += [choice.length] if choice.drafter is Drafter.EAGLE3 else []
-    return tokens / (price.verify(rows) + (price.chain(len(chains), max(chains)) if chains else 0.0))
+    return tokens / (price.verify[rows] + (price.chain(len(chains), max(chains)) if chains else 0.0))
 
 
 def every(mine: list[Option]) -> list[Choice]:
@@ -75,5 +77,5 @@ def test_nothing_is_expected_to_be_slower_than_no_drafts(
 
 def test_a_batch_has_unequal_lengths_where_its_sequences_differ() -> None:
     asked = [[Option(Drafter.NGRAM, [0.9, 0.85, 0.8])], [Option(Drafter.NGRAM, [0.1, 0.01, 0.001])], []]
-    price = Costs(lambda rows: 0.03 + 0.003 * rows, lambda _sequences, _length: math.inf)
+    price = Costs([0.03 + 0.003 * rows for rows in range(16)], lambda _sequences, _length: math.inf)
     assert choose(asked, price) == [Choice(Drafter.NGRAM, 3), Choice(), Choice()]

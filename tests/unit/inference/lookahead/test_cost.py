@@ -79,3 +79,13 @@ def test_what_steps_with_prompts_take_is_known_after_a_few_and_moves_no_other_ki
 
     table.observe_mixed(64, 9.2)
     assert table.mixed(64) < 2 * 0.184
+
+
+@given(st.integers(0, 9), st.integers(0, 80), st.lists(st.tuples(st.integers(1, 9), st.integers(0, 60)), max_size=20))
+def test_all_numbers_of_rows_at_once_cost_what_they_cost_one_by_one(
+    batch: int, most: int, steps: list[tuple[int, int]]
+) -> None:
+    table = CostTable(CURVE)
+    for sequences, drafts in steps:
+        table.observe(sequences, sequences + drafts, 0.05)
+    assert table.up_to(batch, most) == [table.seconds(batch, rows) for rows in range(most + 1)]

@@ -1,5 +1,6 @@
 """What is known of a chain's positions fades, and is shared where a sequence has seen little."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,10 +41,11 @@ def test_a_sequence_comes_to_believe_itself() -> None:
 
 def test_what_was_long_ago_is_forgotten() -> None:
     rates = seen([(0, True)] * 1000 + [(1, False)] * 100)
-    assert rates.rate(0, 0.5, 1.0) > 0.85
+    assert rates.rates([0.5] * POSITIONS, 1.0)[0] > 0.85
     assert rates.num_seen(0) <= 50.0
 
 
 def test_late_positions_share_one_rate() -> None:
-    rates = seen([(POSITIONS + 5, True)] * 20)
-    assert rates.rate(POSITIONS + 20, 0.5, 1.0) == rates.rate(POSITIONS - 1, 0.5, 1.0)
+    alive = survival(Rates(50.0), seen([(POSITIONS + 5, True)] * 20), ASSUMED, POSITIONS + 20, 4.0)
+    last = alive[POSITIONS - 1] / alive[POSITIONS - 2]
+    assert alive[-1] == pytest.approx(alive[POSITIONS - 1] * last**20)

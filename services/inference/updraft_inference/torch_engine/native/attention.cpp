@@ -1,118 +1,22 @@
-// What a decode step does between two matrix products, each as one call: see `fused.py`, and ADR 0019 for why.
+// Rotation, cache and attention of all rows of all sequences, as one call: see `fused.py`, and ADR 0019 for why.
 //
-// Compiled where it runs (`kernels.py`). Threads are torch's: this must not be linked with another OpenMP. Numbers are bfloat16
-// or float in memory, and float in registers. What is not finite stays so, for callers look for it.
-//
-// Sizes: R rows, D hidden, I intermediate, B sequences, H heads, K key-value heads, G = H / K, E head size (a multiple of
-// LANES), S positions of a slot.
+// Sizes: B sequences, H heads, K key-value heads, G = H / K, E head size (a multiple of LANES), S positions of a slot.
 
 #include <omp.h>
 
 #include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <new>
+#include <type_traits>
 #include <vector>
+
+#include "lanes.h"
+#include "tiles.h"
 
 namespace {
 
-constexpr int LANES = 16;
 constexpr int64_t AHEAD = 2 * LANES;  // positions between what is read and what is fetched: rows of a head lie apart
 
-// As wide as the widest vectors; compilers split them where a processor's are narrower. Memory is read and written by memcpy,
-// which asks for no alignment and no type.
-typedef float Floats __attribute__((vector_size(64)));
-typedef uint32_t Words __attribute__((vector_size(64)));
-typedef int32_t Places __attribute__((vector_size(64)));
-typedef uint16_t Halves __attribute__((vector_size(32)));
-
-struct bf16 {
-  uint16_t bits;
-};
-
-inline float load(float x) { return x; }
-inline float load(bf16 x) {
-  const uint32_t wide = uint32_t(x.bits) << 16;
-  float value;
-  std::memcpy(&value, &wide, sizeof value);
-  return value;
-}
-
-template <typename V>
-inline V load_as(const void* from) {
-  V value;
-  std::memcpy(&value, from, sizeof value);
-  return value;
-}
-inline Floats load_lanes(const float* x) { return load_as<Floats>(x); }
-inline Floats load_lanes(const bf16* x) { return (Floats)(__builtin_convertvector(load_as<Halves>(x), Words) << 16); }
-inline void store_lanes(float* to, Floats x) { std::memcpy(to, &x, sizeof x); }
-
-inline void store(float& to, float x) { to = x; }
-inline void store(bf16& to, float x) {  // to the nearest, ties to even
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  to.bits = x != x ? 0x7fc0 : uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-// e^x to 2 units in the last place (Cephes' expf), for the library's does not vectorise; between e^-87 and e^88, which is as
-// good as 0 and infinity for what it is used for.
-inline float exponential(float x) {
-  x = x < -87.0f ? -87.0f : x;
-  x = x > 88.0f ? 88.0f : x;
-  const float n = std::nearbyint(x * 1.44269504f);
-  const float r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  const int32_t bits = (int32_t(n == n ? n : 0.0f) + 127) << 23;
-  float power;
-  std::memcpy(&power, &bits, sizeof power);
-  return p * power;
-}
-
-template <typename T>
-void norm(const T* x, const T* weight, T* out, int64_t size, float eps) {
-  float sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < size; i++) sum += load(x[i]) * load(x[i]);
-  const float scale = 1.0f / std::sqrt(sum / size + eps);
-#pragma omp simd
-  for (int64_t i = 0; i < size; i++) store(out[i], load(x[i]) * scale * load(weight[i]));
-}
-
-template <typename T>
-void add_norm(const T* x, const T* y, const T* weight, T* sum, T* out, int64_t R, int64_t D, float eps) {
-#pragma omp parallel for if (R > 16)
-  for (int64_t r = 0; r < R; r++) {
-    const T* row = x + r * D;
-    if (y) {
-      T* total = sum + r * D;
-#pragma omp simd
-      for (int64_t i = 0; i < D; i++) store(total[i], load(row[i]) + load(y[r * D + i]));
-      row = total;
-    }
-    norm(row, weight, out + r * D, D, eps);
-  }
-}
-
-template <typename T>
-void gate(const T* gate_up, T* out, int64_t R, int64_t I) {
-#pragma omp parallel for if (R > 4)
-  for (int64_t r = 0; r < R; r++) {
-    const T *row = gate_up + r * 2 * I, *up = row + I;
-#pragma omp simd
-    for (int64_t i = 0; i < I; i++) {
-      const float x = load(row[i]);
-      store(out[r * I + i], x / (1.0f + exponential(-x)) * load(up[i]));
-    }
-  }
-}
+inline int64_t padded(int64_t num, int64_t to) { return (num + to - 1) / to * to; }
 
 // Rotary embedding in the half-split layout of Hugging Face; `sin` has its signs.
 template <typename T>
@@ -125,8 +29,6 @@ void rotate(const T* x, const T* cos, const T* sin, float* out, int64_t E) {
     out[i + half] = b * load(cos[i + half]) + a * load(sin[i + half]);
   }
 }
-
-// -- attention, over blocks of LANES positions ------------------------------------------------------------------------
 
 // Keys or values of one head and one sequence: position s begins at first + s * pitch; `end` positions are there.
 template <typename T>
@@ -256,6 +158,145 @@ void softmax(float* scores, int64_t span, int64_t seen_from, int64_t seen_to) {
   std::fill(scores + seen_to, scores + span, 0.0f);
 }
 
+// What the new rows of one sequence attend to in one key-value head: `span` positions from `begin` on, a multiple of DEPTH, of
+// which those beyond the last one are given no weight. N queries, in memory for a multiple of SIDE, of heads of size E.
+template <typename T>
+struct View {
+  Rows<T> k, v;
+  int64_t begin, span, N, E;
+
+  int64_t whole() const { return padded(N, SIDE); }
+  // Floats that scores and outputs need besides.
+  static int64_t needed(int64_t N, int64_t E, int64_t span) { return LANES * E + (padded(N, SIDE) + span) * E + padded(N, SIDE) * span; }
+};
+
+// Scores [N, span] of queries [N, E]. All memory begins where a cache line does.
+template <typename T>
+void score_by_vectors(const View<T>& view, const float* q, float* scores, float* scratch) {
+  for (int64_t s = 0; s < view.span; s += LANES) {
+    view.k.fetch(view.begin + s + AHEAD, view.E);
+    columns(view.k, view.begin + s, view.E, (Floats*)scratch);
+    by_fours<Score>(view.N, q, view.E, (const Floats*)scratch, scores + s, view.span);
+  }
+}
+
+// Outputs [N, E] by weights [N, span].
+template <typename T>
+void mix_by_vectors(const View<T>& view, const float* weights, float* out, float* scratch) {
+  const int64_t E = view.E;
+  Floats* block = (Floats*)scratch;
+  std::fill(out, out + view.N * E, 0.0f);
+  for (int64_t s = 0; s < view.span; s += LANES) {
+    view.v.fetch(view.begin + s + AHEAD, E);
+    for (int64_t j = 0; j < LANES; j++)
+      for (int64_t c = 0; c < E; c += LANES) block[(j * E + c) / LANES] = load_lanes(view.v.at(view.begin + s + j) + c);
+    by_fours<Mix>(view.N, weights + s, view.span, (const Floats*)block, E, out);
+  }
+}
+
+// The same by tiles, of numbers rounded to bfloat16; false, and nothing is done, where there are none.
+inline bool score_by_tiles(const View<float>&, const float*, float*, float*) { return false; }
+inline bool mix_by_tiles(const View<float>&, const float*, float*, float*) { return false; }
+
+#if TILES
+
+template <typename T>
+bool is_tiled(int64_t E) {
+  return std::is_same_v<T, bf16> && E % DEPTH == 0 && has_tiles_here();
+}
+
+// This thread has tiles as long as this lives.
+template <typename T>
+struct Tiled {
+  const bool is;
+  explicit Tiled(int64_t E) : is(is_tiled<T>(E)) {
+    if (is) configure(SIDE);
+  }
+  ~Tiled() {
+    if (is) _tile_release();
+  }
+};
+
+inline void round_all(const float* from, int64_t size, bf16* to) {
+#pragma omp simd
+  for (int64_t i = 0; i < size; i++) store(to[i], from[i]);
+}
+
+bool score_by_tiles(const View<bf16>& view, const float* q, float* scores, float* scratch) {
+  const int64_t E = view.E;
+  if (!is_tiled<bf16>(E)) return false;
+  Words* keys = (Words*)scratch;  // [E / DEPTH] tiles of a block
+  bf16* rounded = (bf16*)(scratch + LANES * E);
+  round_all(q, view.N * E, rounded);
+  for (int64_t s = 0; s < view.span; s += SIDE) {
+    view.k.fetch(view.begin + s + AHEAD, E);
+    for (int64_t c = 0; c < E; c += DEPTH) {
+      Words* tile = keys + c / 2;
+#pragma GCC unroll 16
+      for (int j = 0; j < SIDE; j++) tile[j] = load_as<Words>(view.k.at(view.begin + s + j) + c);
+      transpose(tile);
+    }
+    for (int64_t n = 0; n < view.N; n += SIDE) {
+      _tile_zero(0);
+      for (int64_t c = 0; c < E; c += DEPTH) {
+        _tile_loadd(4, rounded + n * E + c, 2 * E);
+        _tile_loadd(6, keys + c / 2, 64);
+        _tile_dpbf16ps(0, 4, 6);
+      }
+      _tile_stored(0, scores + n * view.span + s, 4 * view.span);
+    }
+  }
+  return true;
+}
+
+bool mix_by_tiles(const View<bf16>& view, const float* weights, float* out, float* scratch) {
+  const int64_t E = view.E, span = view.span;
+  if (!is_tiled<bf16>(E)) return false;
+  Words* values = (Words*)scratch;  // [span / DEPTH, E / SIDE] tiles
+  bf16* rounded = (bf16*)(scratch + span * E / 2);
+  round_all(weights, view.N * span, rounded);
+  for (int64_t s = 0; s < span; s += DEPTH) {
+    view.v.fetch(view.begin + s + AHEAD, E);
+    view.v.fetch(view.begin + s + AHEAD + LANES, E);
+    for (int64_t pair = 0; pair < SIDE; pair++) {
+      const bf16 *even = view.v.at(view.begin + s + 2 * pair), *odd = view.v.at(view.begin + s + 2 * pair + 1);
+      for (int64_t c = 0; c < E; c += SIDE) {
+        const Words low = __builtin_convertvector(load_as<Halves>(even + c), Words);
+        const Words high = __builtin_convertvector(load_as<Halves>(odd + c), Words);
+        values[s / DEPTH * E + c + pair] = low | high << 16;
+      }
+    }
+  }
+  for (int64_t n = 0; n < view.N; n += SIDE)
+    for (int64_t c = 0; c < E; c += 2 * SIDE) {
+      _tile_zero(0);
+      _tile_zero(1);
+      for (int64_t s = 0; s < span; s += DEPTH) {
+        const Words* tiles = values + s / DEPTH * E + c;
+        _tile_loadd(4, rounded + n * span + s, 2 * span);
+        _tile_loadd(6, tiles, 64);
+        _tile_loadd(7, tiles + SIDE, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+      }
+      _tile_stored(0, out + n * E + c, 4 * E);
+      _tile_stored(1, out + n * E + c + SIDE, 4 * E);
+    }
+  return true;
+}
+
+#else
+
+template <typename T>
+struct Tiled {
+  explicit Tiled(int64_t) {}
+};
+
+inline bool score_by_tiles(const View<bf16>&, const float*, float*, float*) { return false; }
+inline bool mix_by_tiles(const View<bf16>&, const float*, float*, float*) { return false; }
+
+#endif
+
 template <typename T>
 struct Attention {
   const T *qkv, *q_norm, *k_norm, *cos, *sin;
@@ -267,11 +308,12 @@ struct Attention {
   // keys and values, then attend to them and to all before. `scratch` begins where a cache line does.
   void attend(int64_t head, int64_t slot, int64_t start, int64_t first, int64_t num, float* scratch) const {
     const int64_t H = K * G, width = (H + 2 * K) * E, N = num * G, end = start + num;
-    const int64_t begin = first_seen(start), span = padded(end - begin), at = slot * S * K * E + head * E;
-    const Rows<T> k{keys + at, K * E, end}, v{values + at, K * E, end};
-    Floats* block = (Floats*)scratch;
-    T* normed = (T*)(block + E);
-    float *q = (float*)(block + E) + E, *mixed = q + N * E, *scores = mixed + N * E;
+    const int64_t begin = first_seen(start), span = padded(end - begin, DEPTH), at = slot * S * K * E + head * E;
+    const View<T> view{{keys + at, K * E, end}, {values + at, K * E, end}, begin, span, N, E};
+    const Rows<T>&k = view.k, &v = view.v;
+    T* normed = (T*)scratch;
+    float *q = scratch + E, *mixed = q + view.whole() * E, *scores = mixed + view.whole() * E;
+    float* more = scores + view.whole() * span;
 
     for (int64_t t = 0; t < num; t++) {
       const T* row = qkv + (first + t) * width;
@@ -282,23 +324,13 @@ struct Attention {
     }
     for (int64_t i = 0; i < N * E; i++) q[i] *= scale;
 
-    for (int64_t s = 0; s < span; s += LANES) {
-      k.fetch(begin + s + AHEAD, E);
-      columns(k, begin + s, E, block);
-      by_fours<Score>(N, q, E, block, scores + s, span);
-    }
+    if (!score_by_tiles(view, q, scores, more)) score_by_vectors(view, q, scores, more);
     for (int64_t n = 0; n < N; n++) {
       const int64_t seen_to = start + n / G + 1;
       const int64_t seen_from = window ? std::max(begin, seen_to - window) : begin;
       softmax(scores + n * span, span, seen_from - begin, seen_to - begin);
     }
-    std::fill(mixed, mixed + N * E, 0.0f);
-    for (int64_t s = 0; s < span; s += LANES) {
-      v.fetch(begin + s + AHEAD, E);
-      for (int64_t j = 0; j < LANES; j++)
-        for (int64_t c = 0; c < E / LANES; c++) block[j * (E / LANES) + c] = load_lanes(v.at(begin + s + j) + c * LANES);
-      by_fours<Mix>(N, scores + s, span, block, E, mixed);
-    }
+    if (!mix_by_tiles(view, scores, mixed, more)) mix_by_vectors(view, scores, mixed, more);
     for (int64_t t = 0; t < num; t++)
       for (int64_t i = 0; i < G * E; i++) store(out[((first + t) * H + head * G) * E + i], mixed[t * G * E + i]);
   }
@@ -317,12 +349,11 @@ struct Attention {
     return window ? std::max(int64_t(0), start + 1 - window) / LANES * LANES : 0;
   }
 
-  static int64_t padded(int64_t num) { return (num + LANES - 1) / LANES * LANES; }
-
   // Floats that `attend` needs.
   int64_t needed(int64_t start, int64_t num) const {
     const int64_t N = num * G;
-    return LANES * E + E + 2 * N * E + N * padded(start + num - first_seen(start));
+    const int64_t span = padded(start + num - first_seen(start), DEPTH), whole = padded(N, SIDE);
+    return E + 2 * whole * E + whole * span + View<T>::needed(N, E, span);
   }
 
   // `plan` [3, B]: slots, first positions and numbers of new rows.
@@ -333,14 +364,18 @@ struct Attention {
     int64_t most = 0;
     for (int64_t b = 0; b < B; b++) {
       first[b + 1] = first[b] + counts[b];
-      most = std::max(most, padded(needed(starts[b], counts[b])));
+      most = std::max(most, padded(needed(starts[b], counts[b]), LANES));
     }
     memory.resize(omp_get_max_threads() * most + LANES);
     float* scratch = (float*)((uintptr_t(memory.data()) + 63) / 64 * 64);
-#pragma omp parallel for schedule(dynamic)
-    for (int64_t item = 0; item < B * K; item++) {
-      const int64_t b = item / K;
-      attend(item % K, slots[b], starts[b], first[b], counts[b], scratch + omp_get_thread_num() * most);
+#pragma omp parallel
+    {
+      const Tiled<T> tiles(E);
+#pragma omp for schedule(dynamic)
+      for (int64_t item = 0; item < B * K; item++) {
+        const int64_t b = item / K;
+        attend(item % K, slots[b], starts[b], first[b], counts[b], scratch + omp_get_thread_num() * most);
+      }
     }
   }
 };
@@ -349,11 +384,6 @@ struct Attention {
 
 // `attend` says if there was memory for it.
 #define EXPORT(T, NAME)                                                                                                     \
-  extern "C" void add_norm_##NAME(const T* x, const T* y, const T* weight, T* sum, T* out, int64_t R, int64_t D,            \
-                                  float eps) {                                                                              \
-    add_norm(x, y, weight, sum, out, R, D, eps);                                                                            \
-  }                                                                                                                         \
-  extern "C" void gate_##NAME(const T* gate_up, T* out, int64_t R, int64_t I) { gate(gate_up, out, R, I); }                 \
   extern "C" bool attend_##NAME(const T* qkv, const T* q_norm, const T* k_norm, const T* cos, const T* sin, T* keys,        \
                                 T* values, T* out, const int64_t* plan, int64_t B, int64_t K, int64_t G, int64_t E,         \
                                 int64_t S, int64_t window, float scale, float eps) {                                        \

@@ -1,0 +1,81 @@
+// Numbers, vectors of them, and what is done to a row: shared by all kernels.
+//
+// Numbers are bfloat16 or float in memory, and float in registers. What is not finite stays so, for callers look for it.
+
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+constexpr int LANES = 16;
+
+// As wide as the widest vectors; compilers split them where a processor's are narrower. Memory is read and written by memcpy,
+// which asks for no alignment and no type.
+typedef float Floats __attribute__((vector_size(64)));
+typedef uint32_t Words __attribute__((vector_size(64)));
+typedef int32_t Places __attribute__((vector_size(64)));
+typedef uint16_t Halves __attribute__((vector_size(32)));
+
+struct bf16 {
+  uint16_t bits;
+};
+
+inline float load(float x) { return x; }
+inline float load(bf16 x) {
+  const uint32_t wide = uint32_t(x.bits) << 16;
+  float value;
+  std::memcpy(&value, &wide, sizeof value);
+  return value;
+}
+
+template <typename V>
+inline V load_as(const void* from) {
+  V value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+inline Floats load_lanes(const float* x) { return load_as<Floats>(x); }
+inline Floats load_lanes(const bf16* x) { return (Floats)(__builtin_convertvector(load_as<Halves>(x), Words) << 16); }
+inline void store_lanes(float* to, Floats x) { std::memcpy(to, &x, sizeof x); }
+
+inline void store(float& to, float x) { to = x; }
+inline void store(bf16& to, float x) {  // to the nearest, ties to even
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  to.bits = x != x ? 0x7fc0 : uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+// e^x to 2 units in the last place (Cephes' expf), for the library's does not vectorise; between e^-87 and e^88, which is as
+// good as 0 and infinity for what it is used for.
+inline float exponential(float x) {
+  x = x < -87.0f ? -87.0f : x;
+  x = x > 88.0f ? 88.0f : x;
+  const float n = std::nearbyint(x * 1.44269504f);
+  const float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const int32_t bits = (int32_t(n == n ? n : 0.0f) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, sizeof power);
+  return p * power;
+}
+
+template <typename T>
+void norm(const T* x, const T* weight, T* out, int64_t size, float eps) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < size; i++) sum += load(x[i]) * load(x[i]);
+  const float scale = 1.0f / std::sqrt(sum / size + eps);
+#pragma omp simd
+  for (int64_t i = 0; i < size; i++) store(out[i], load(x[i]) * scale * load(weight[i]));
+}
+
+}  // namespace
