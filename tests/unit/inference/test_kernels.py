@@ -62,6 +62,34 @@ def test_norms_and_gates_are_those_of_torch(
     assert_near(fused.gate(both), Plain().gate(both))
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    wanted=st.lists(st.booleans(), min_size=1, max_size=9),
+    vocab=st.integers(1, 3000),
+    scale=st.sampled_from([0.1, 1.0, 30.0]),
+    dtype=DTYPES,
+    seed=st.integers(0, 99),
+)
+def test_peaks_of_logits_are_those_of_torch(
+    compiled: ctypes.CDLL, wanted: list[bool], vocab: int, scale: float, dtype: torch.dtype, seed: int
+) -> None:
+    logits = (scale * random(len(wanted), vocab, seed=seed)).to(dtype)  # in bfloat16 many are equal
+    ours, theirs = (each.peaks(logits, wanted) for each in (Fused(compiled, dtype), Plain()))
+    assert torch.equal(ours.best_R, theirs.best_R.float())
+    first = [row.tolist().index(best) for row, best in zip(logits, theirs.best_R.tolist(), strict=True)]
+    assert ours.choice_R.tolist() == first
+    torch.testing.assert_close(ours.log_sum_R, theirs.log_sum_R, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("place", [0, 1500, 2999])
+def test_logits_that_are_no_numbers_show_in_their_row(compiled: ctypes.CDLL, bad: float, place: int) -> None:
+    logits = random(3, 3000, seed=1, dtype=torch.bfloat16)
+    logits[1, place] = bad
+    for each in (Fused(compiled, torch.bfloat16), Plain()):
+        assert each.peaks(logits, [True] * 3).best_R.isfinite().tolist() == [True, False, True]
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     lengths=st.lists(st.tuples(st.integers(0, 60), st.integers(1, WIDEST)), min_size=1, max_size=NUM_SLOTS),

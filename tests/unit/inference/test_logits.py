@@ -18,6 +18,7 @@ from updraft_draft.acceptance import filtered_probs
 from updraft_inference.engine.port import Drafter, GenerationRequest, Sampling
 from updraft_inference.torch_engine.grammar import Grammars
 from updraft_inference.torch_engine.logits import check_sampling, processed
+from updraft_inference.torch_engine.operations import Plain
 from updraft_inference.torch_engine.sequence import Proposal, Sequence
 from updraft_inference.torch_engine.verify import Verdict, judge
 
@@ -148,7 +149,7 @@ class Toy:
     def step(self, sequence: Sequence, proposal: Proposal) -> Verdict:
         said = [(*sequence.ids, *proposal.ids[:i]) for i in range(len(proposal.ids) + 1)]
         logits = torch.stack([toy_logits(context, self.vocab) for context in said])
-        (verdict,) = judge([sequence], [proposal], logits)
+        (verdict,) = judge([sequence], [proposal], logits, Plain())
         assert sequence.grammar is None or sequence.grammar.failure is None
         sequence.extend([*proposal.ids[: verdict.accepted], verdict.next_id], frozenset({self.eos}))
         return verdict

@@ -1,16 +1,17 @@
-"""What a forward does between its matrix products, by kernels of ours: each a call where torch needs a dozen.
+"""What a step does beside its matrix products, by kernels of ours: each a call where torch needs a dozen.
 
 A decode step of a small model is a thousand operations of microseconds, and torch's way to each of them costs as much as the
 operation. Attention also pads no sequence to another, and reads keys and values where they are.
 """
 
 import ctypes
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from updraft_inference.torch_engine.kv_cache import SlotCache
-from updraft_inference.torch_engine.operations import Heads, Plain, Sight
+from updraft_inference.torch_engine.operations import Heads, Peaks, Plain, Sight
 
 LANES = 16
 """Heads are multiples of it in size."""
@@ -28,6 +29,7 @@ class Fused(Plain):
         self._add_norm = getattr(library, f"add_norm_{name}")
         self._gate = getattr(library, f"gate_{name}")
         self._attend = getattr(library, f"attend_{name}")
+        self._choices = getattr(library, f"choices_{name}")
 
     def add_norm(self, x_RD: Tensor, y_RD: Tensor | None, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """See `Plain`."""
@@ -50,6 +52,24 @@ class Fused(Plain):
         out = gate_up_R2I.new_empty(rows, both // 2)
         self._gate(gate_up_R2I.data_ptr(), out.data_ptr(), rows, both // 2)
         return out
+
+    def peaks(self, logits_RV: Tensor, is_summed: Sequence[bool]) -> Peaks:
+        """See `Plain`."""
+        logits_RV = logits_RV.contiguous()
+        rows, vocab = logits_RV.shape
+        wanted_R = torch.tensor(is_summed, dtype=torch.bool)
+        best_R, log_sum_R = torch.zeros(2, rows)
+        choice_R = torch.zeros(rows, dtype=torch.long)
+        self._choices(
+            logits_RV.data_ptr(),
+            wanted_R.data_ptr(),
+            best_R.data_ptr(),
+            choice_R.data_ptr(),
+            log_sum_R.data_ptr(),
+            rows,
+            vocab,
+        )
+        return Peaks(best_R, choice_R, log_sum_R)
 
     def attend(self, qkv: Tensor, heads: Heads, sight: Sight, cache: SlotCache, layer: int) -> Tensor:
         """See `Plain`."""

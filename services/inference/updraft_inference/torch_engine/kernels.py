@@ -41,6 +41,7 @@ _POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES = {
     "add_norm": ([*[_POINTER] * 5, *[_SIZE] * 2, _FLOAT], None),
     "gate": ([*[_POINTER] * 2, *[_SIZE] * 2], None),
+    "choices": ([*[_POINTER] * 5, *[_SIZE] * 2], None),
     "attend": ([*[_POINTER] * 9, *[_SIZE] * 6, *[_FLOAT] * 2], ctypes.c_bool),
 }
 

@@ -1,11 +1,12 @@
-"""What a forward does between its matrix products, by torch's operations. `fused` does the same by kernels of ours.
+"""What a step does beside its matrix products, by torch's operations. `fused` does the same by kernels of ours.
 
-Tensors: R rows of all sequences, D hidden, I intermediate, H heads, K key-value heads, E head size, S positions.
+Tensors: R rows of all sequences, D hidden, I intermediate, H heads, K key-value heads, E head size, S positions, V vocabulary.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +66,15 @@ class Sight:
         return mask.masked_fill(lost, float("-inf"))
 
 
+class Peaks(NamedTuple):
+    """Of rows of logits: the greatest, not finite if any is no number; the first token that has it; and the logarithm of the
+    sum of all their exponentials, float32, of the rows for which it was wanted."""
+
+    best_R: Tensor
+    choice_R: Tensor
+    log_sum_R: Tensor
+
+
 class Plain:
     """Torch's operations, on any device."""
 
@@ -80,6 +90,15 @@ class Plain:
         """silu(gate) * up, [R, I]."""
         gate, up = gate_up_R2I.chunk(2, -1)
         return F.silu(gate) * up
+
+    def peaks(self, logits_RV: Tensor, is_summed: Sequence[bool]) -> Peaks:
+        """What verification asks of logits; `is_summed`: the rows whose `log_sum_R` is wanted."""
+        best_R, choice_R = logits_RV.max(-1)
+        log_sum_R = torch.zeros_like(best_R, dtype=torch.float32)
+        if any(is_summed):
+            rows = [row for row, is_wanted in enumerate(is_summed) if is_wanted]
+            log_sum_R[rows] = logits_RV[rows].float().logsumexp(-1)
+        return Peaks(best_R, choice_R, log_sum_R)
 
     def attend(self, qkv: Tensor, heads: Heads, sight: Sight, cache: SlotCache, layer: int) -> Tensor:
         """Write keys and values of new rows, `qkv` [R, (H + 2K) * E], to the cache; let them attend, [R, H * E]."""

@@ -58,7 +58,8 @@ def advance(target: Target, cache: SlotCache, pieces: list[Piece]) -> list[Outco
     verdicts: Iterator[Verdict] = iter(())
     if judged:
         logits = target.logits(forward.last if len(places) == len(forward.last) else forward.last[places])
-        verdicts = iter(judge([piece.sequence for piece in judged], [piece.proposal for piece in judged], logits))
+        sequences, proposals = [piece.sequence for piece in judged], [piece.proposal for piece in judged]
+        verdicts = iter(judge(sequences, proposals, logits, target.operations))
     return [
         Outcome(piece, own, next(verdicts) if piece.num_judged else _unended(own))
         for piece, own in zip(pieces, rows, strict=True)

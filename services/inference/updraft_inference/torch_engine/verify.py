@@ -13,6 +13,7 @@ from updraft_draft.acceptance import accept_sampled, filtered_probs
 from updraft_inference.engine.port import Sampling, TokenLogprob
 from updraft_inference.torch_engine import seeded
 from updraft_inference.torch_engine.logits import processed
+from updraft_inference.torch_engine.operations import Peaks, Plain
 from updraft_inference.torch_engine.sequence import Proposal, Sequence
 
 
@@ -36,11 +37,12 @@ UNSOUND = Verdict(accepted=0, next_id=0, target_log_probs=[], is_sound=False)
 
 
 @torch.inference_mode()
-def judge(sequences: list[Sequence], proposals: list[Proposal], logits_RV: Tensor) -> list[Verdict]:
+def judge(sequences: list[Sequence], proposals: list[Proposal], logits_RV: Tensor, operations: Plain) -> list[Verdict]:
     """Verify every sequence's drafts. A sequence has one row more than drafts; row i is the target's word on draft i."""
-    best_R, choice_R = logits_RV.max(-1)
-    choices, is_finite = choice_R.tolist(), best_R.isfinite().tolist()
-    log_probs = _draft_log_probs(proposals, logits_RV)
+    is_of_draft = [n < len(proposal.ids) for proposal in proposals for n in range(len(proposal.ids) + 1)]
+    peaks = operations.peaks(logits_RV, is_of_draft)
+    choices, is_finite = peaks.choice_R.tolist(), peaks.best_R.isfinite().tolist()
+    log_probs = _draft_log_probs(proposals, is_of_draft, logits_RV, peaks)
     verdicts, start = [], 0
     for i, (sequence, proposal) in enumerate(zip(sequences, proposals, strict=True)):
         rows = slice(start, start + len(proposal.ids) + 1)
@@ -128,15 +130,14 @@ def _matching(choose: Callable[[int], int], drafts: list[int]) -> tuple[int, int
     return len(drafts), choose(len(drafts))
 
 
-def _draft_log_probs(proposals: list[Proposal], logits_RV: Tensor) -> list[list[float]]:
+def _draft_log_probs(
+    proposals: list[Proposal], is_of_draft: list[bool], logits_RV: Tensor, peaks: Peaks
+) -> list[list[float]]:
     """log p of each draft under the target at temperature 1."""
-    places, start = [], 0
-    for proposal in proposals:
-        places += [(start + j, token) for j, token in enumerate(proposal.ids)]
-        start += len(proposal.ids) + 1
-    if not places:
+    rows = [row for row, is_one in enumerate(is_of_draft) if is_one]
+    if not rows:
         return [[] for _ in proposals]
-    row, token = torch.tensor(places, device=logits_RV.device).T
-    log_probs = logits_RV[row].log_softmax(-1, dtype=torch.float32)
-    values = iter(log_probs.gather(-1, token[:, None])[:, 0].tolist())
+    tokens = [token for proposal in proposals for token in proposal.ids]
+    at = torch.tensor([rows, tokens], device=logits_RV.device)
+    values = iter((logits_RV[at[0], at[1]].float() - peaks.log_sum_R[at[0]]).tolist())
     return [[next(values) for _ in proposal.ids] for proposal in proposals]
