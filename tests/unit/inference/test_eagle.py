@@ -80,8 +80,9 @@ def test_sequences_that_are_behind_by_different_lengths_draft_together_as_alone(
     network = make_draft(make_tiny_target(tmp_path))
 
     def drafted(slots: list[int]) -> list[Proposal]:
-        eagle, k = EagleDrafter(network, num_slots=len(behind), num_positions=24), 3  # the last slot is used to its end
-        sequences = [_sequence(network, slot, num=20 + slot) for slot in slots]
+        num, k = MAX_ROWS_TOGETHER + 12, 3
+        eagle = EagleDrafter(network, num_slots=len(behind), num_positions=num + 4)  # the last slot is used to its end
+        sequences = [_sequence(network, slot, num=num + slot) for slot in slots]
         for sequence in sequences:
             num = len(sequence.ids) - 1 - behind[sequence.slot]
             eagle.observe(sequence, sequence.pending_aux.pop()[:num])

@@ -1,16 +1,16 @@
-"""What a draft model's chains cost: seconds a token of all chains together, and seconds a row that it has to read before.
+"""What a draft model's chains cost: seconds a token of all chains together.
 
-A sequence whose drafts were looked up for some steps is behind: the model reads what it left out before it drafts. Without that
-cost, taking turns with lookups would look cheaper than it is.
+A sequence whose drafts were looked up for some steps is behind: the model reads what it left out before it drafts. That is
+no cost of drafting, for it is read in the end whether anybody drafts or not (`torch_engine/eagle.py`).
 """
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 
-from updraft_inference.lookahead.cost import CostTable
+from updraft_inference.lookahead.cost import OUTLIER, CostTable, Factor
 
 _SHARE = 0.1
-"""Of a target's forward, for one token of each chain, until it was measured."""
-_DECAY, _OUTLIER = 0.05, 2.0
+"""Of a target's forward, for one token of each chain, until it was measured; and for a row that was left out."""
 
 
 @dataclass(slots=True)
@@ -18,33 +18,18 @@ class ChainCost:
     """Learned while serving; costs of other numbers of sequences are in the proportion of the target's."""
 
     table: CostTable
-    _token_s: dict[int, float] = field(default_factory=dict)
-    """By number of sequences."""
-    _row_s: float | None = None
+    _factors: defaultdict[int, Factor] = field(default_factory=lambda: defaultdict(Factor))
+    """Of what is assumed, by number of sequences."""
 
     def token(self, sequences: int) -> float:
         """Seconds for one more token of each chain."""
-        if not self._token_s:
-            return _SHARE * self.table.alone(sequences)
-        nearest = min(self._token_s, key=lambda known: (abs(known - sequences), known))
-        return self._token_s[nearest] * self.table.alone(sequences) / self.table.alone(nearest)
-
-    def entry(self, behind: int, length: int) -> float:
-        """Seconds to read, for chains of `length` tokens, what a sequence is more behind than one that always drafts."""
-        return (self._row_s or 0.0) * max(0, behind - length - 1)
+        nearest = min(self._factors, key=lambda known: (abs(known - sequences), known), default=None)
+        factor = 1.0 if nearest is None else self._factors[nearest].value
+        return factor * _SHARE * self.table.alone(sequences)
 
     def observe(self, *, sequences: int, length: int, behind: int, seconds: float) -> None:
         """Chains were made, after the model had read `behind` rows of all sequences together."""
-        more = behind - sequences * (length + 1)
-        if more <= 0:
-            each = seconds / length
-            self._token_s[sequences] = _nearer(self._token_s.get(sequences), each)
-        elif self._token_s:
-            self._row_s = _nearer(self._row_s, max(0.0, seconds - length * self.token(sequences)) / more)
-
-
-def _nearer(before: float | None, seen: float) -> float:
-    """A decayed mean in which nothing counts for more than some times what was expected."""
-    if before is None:
-        return seen
-    return before + (min(seen, _OUTLIER * before) - before) * _DECAY
+        alone, more = self.table.alone(sequences), max(0, behind - sequences * (length + 1))
+        token_s = (seconds - _SHARE * (self.table.alone(sequences + more) - alone)) / length
+        factor = self._factors[sequences]
+        factor.add(min(max(0.0, token_s) / (_SHARE * alone), OUTLIER * factor.value))

@@ -5,7 +5,7 @@ equation 1, without its assumption that all drafts are kept equally often). Surv
 drafter a sequence the best set of r rows takes the likeliest drafts first, across all sequences: unequal lengths come by
 themselves.
 
-Tensors: W ways to give each sequence a drafter, B sequences, K positions of a draft, R rows beside the B of plain decoding.
+Tensors: W ways to give each sequence a drafter, L lengths of chains, B sequences, K positions of a draft, R rows for drafts.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,20 +18,19 @@ from updraft_inference.engine.port import Drafter
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
+Lengths = npt.NDArray[np.int_]
 
-MARGIN = 1.05
-"""Speculation has to promise so much more than none: costs and rates are measured, measurements err, and the best of many
-promises is rather one that errs upwards."""
+MARGIN, MORE = 1.05, 1.02
+"""Speculation has to promise so much more than none, and the draft model so much more than lookups alone: costs and rates are
+measured, measurements err, and the best of many promises is rather one that errs upwards."""
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """What one drafter could do for one sequence: `survival[i]` is the probability that its first i + 1 drafts are kept.
-    `entry_s`: what it costs besides, in seconds, however many it drafts."""
+    """What one drafter could do for one sequence: `survival[i]` is the probability that its first i + 1 drafts are kept."""
 
     drafter: Drafter
     survival: Sequence[float]
-    entry_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,94 +58,74 @@ def choose(options: Sequence[Sequence[Option]], costs: Costs, *, given: float = 
     """
     batch = len(options)
     width = max((len(option.survival) for mine in options for option in mine), default=0)
-    best = _Drafts([Choice()] * batch, MARGIN * (batch + given) / costs.verify[batch])
+    chosen, speed = [Choice()] * batch, (batch + given) / costs.verify[batch]
     if not width:
-        return best.choices
-    step = _Step(options, costs, width=width, given=given)
-    if step.lookups_BK.any():
-        best = max(best, step.best(*step.lookups_alone()), key=lambda drafts: drafts.speed)
-    if step.depth:
-        best = max(best, step.best(*step.with_chains(best.speed)), key=lambda drafts: drafts.speed)
-    return best.choices
+        return chosen
+    row_s = (costs.verify[2 * batch] - costs.verify[batch]) / batch
+    lookups_BK, chains_BK = (_table(options, drafter, width) for drafter in (Drafter.NGRAM, Drafter.EAGLE3))
+    alive_WBK, is_chain_WB = _ways(lookups_BK, chains_BK, MARGIN * speed * row_s)
+    lengths_WB, gains_W = _best_lengths(alive_WBK, is_chain_WB, costs, batch + given)
+    drafting_W = _drafting_s(np.where(is_chain_WB, lengths_WB, 0), costs)  # who got no draft after all costs nothing
+    speeds_W = gains_W / (np.asarray(costs.verify)[batch + lengths_WB.sum(-1)] + drafting_W)
+    least = MARGIN * speed
+    if speeds_W[0] > least:
+        chosen, least = _choices(lengths_WB[0], is_chain_WB[0]), MORE * speeds_W[0]
+    best = int(speeds_W.argmax())
+    if speeds_W[best] > max(least, speeds_W[0]):
+        chosen = _choices(lengths_WB[best], is_chain_WB[best])
+    return chosen
 
 
-@dataclass(frozen=True, slots=True)
-class _Drafts:
-    choices: list[Choice]
-    speed: float
-    """Expected tokens a second."""
+def _table(options: Sequence[Sequence[Option]], drafter: Drafter, width: int) -> Floats:
+    """Survivals [B, K] of one drafter, 0 where it has no draft."""
+    table = np.zeros((len(options), width))
+    for i, mine in enumerate(options):
+        for option in mine:
+            if option.drafter is drafter:
+                table[i, : len(option.survival)] = option.survival
+    return table
 
 
-class _Step:
-    """The options of all sequences side by side, padded with drafts that are never kept."""
+def _ways(lookups_BK: Floats, chains_BK: Floats, row: float) -> tuple[Floats, Flags]:
+    """Lookups alone, then the model's chains up to each length, without lookups and with: survivals [W, B, K], and whether
+    they are of chains [W, B].
 
-    def __init__(self, options: Sequence[Sequence[Option]], costs: Costs, *, width: int, given: float) -> None:
-        self.lookups_BK, self.chains_BK = np.zeros((2, len(options), width))
-        self.depth = 0
-        """Of the longest chain."""
-        self._entry_s = np.zeros(len(options))
-        self._costs, self._given = costs, given
-        self._verify_s = np.asarray(costs.verify)
-        for i, mine in enumerate(options):
-            for option in mine:
-                is_chain, length = option.drafter is Drafter.EAGLE3, len(option.survival)
-                (self.chains_BK if is_chain else self.lookups_BK)[i, :length] = option.survival
-                if is_chain:
-                    self.depth, self._entry_s[i] = max(self.depth, length), option.entry_s
+    With both, each sequence has what gains it more tokens, less what so many rows are worth: `row` tokens each.
+    """
+    batch, width = chains_BK.shape
+    depth = int((chains_BK > 0).any(0).sum())
+    is_short_LK = np.arange(width) < np.arange(1, depth + 1)[:, None]
+    chains_LBK = np.where(is_short_LK[:, None], chains_BK, 0.0)
+    of_lookup_B = np.maximum(lookups_BK - row, 0.0).sum(-1)
+    of_chain_LB = np.maximum(chains_LBK - row, 0.0).sum(-1)
+    is_chain_LB = (chains_LBK[..., 0] > 0) & (of_chain_LB >= of_lookup_B)
+    alive_WBK = (lookups_BK[None], chains_LBK, np.where(is_chain_LB[..., None], chains_LBK, lookups_BK))
+    is_chain_WB = (np.zeros((1, batch), dtype=bool), chains_LBK[..., 0] > 0, is_chain_LB)
+    return np.concatenate(alive_WBK), np.concatenate(is_chain_WB)
 
-    def lookups_alone(self) -> tuple[Floats, Flags]:
-        """One way, as survivals [W, B, K] and whether they are of chains [W, B]."""
-        return self.lookups_BK[None], np.zeros((1, len(self._entry_s)), dtype=bool)
 
-    def with_chains(self, speed: float) -> tuple[Floats, Flags]:
-        """Ways with the model's chains up to each length, without lookups and with.
+def _best_lengths(alive_WBK: Floats, is_chain_WB: Flags, costs: Costs, least: float) -> tuple[Lengths, Floats]:
+    """Of each way the lengths [W, B] that give most tokens a second, and the tokens [W], of which `least` come anyway."""
+    ways, batch, width = alive_WBK.shape
+    alive_WR = alive_WBK.reshape(ways, batch * width)
+    order_WR = np.argsort(-alive_WR, axis=-1, kind="stable")  # of equal ones the earlier of a chain comes first
+    gains_WR = np.full((ways, batch * width + 1), least, dtype=float)
+    gains_WR[:, 1:] += np.take_along_axis(alive_WR, order_WR, -1).cumsum(-1)
+    verify_s = np.asarray(costs.verify[batch : batch + batch * width + 1])
+    drafting_W = _drafting_s(np.where(is_chain_WB, (alive_WBK > 0).sum(-1), 0), costs)
+    speeds_WR = gains_WR[:, : len(verify_s)] / (verify_s + drafting_W[:, None])  # beyond it there are no drafts
+    rows_W = speeds_WR.argmax(-1)
+    is_taken_WR = np.zeros(alive_WR.shape, dtype=bool)
+    np.put_along_axis(is_taken_WR, order_WR, np.arange(batch * width) < rows_W[:, None], -1)
+    return is_taken_WR.reshape(alive_WBK.shape).sum(-1), gains_WR[np.arange(ways), rows_W]
 
-        Each sequence has what gains it more tokens, less what rows and seconds would bring elsewhere at this speed
-        (Dinkelbach 1967: at the best rate nothing is worth more than its price).
-        """
-        batch, width = self.chains_BK.shape
-        row = speed * (self._verify_s[2 * batch] - self._verify_s[batch]) / batch
-        of_lookup_B = np.maximum(self.lookups_BK - row, 0.0).sum(-1)
-        of_chain_WB = np.maximum(self.chains_BK - row, 0.0).cumsum(-1).T[: self.depth] - speed * self._entry_s
-        has_chain_B = self.chains_BK[:, 0] > 0
-        alone_WB, mixed_WB = has_chain_B & (of_chain_WB >= 0), has_chain_B & (of_chain_WB >= of_lookup_B)
-        is_short = np.arange(width) < np.arange(1, self.depth + 1)[:, None, None]
-        chains_WBK = np.where(is_short, self.chains_BK, 0.0)
-        survivals = (
-            np.where(alone_WB[..., None], chains_WBK, 0.0),
-            np.where(mixed_WB[..., None], chains_WBK, self.lookups_BK),
-        )
-        return np.concatenate(survivals), np.concatenate((alone_WB, mixed_WB))
 
-    def best(self, alive_WBK: Floats, is_chain_WB: Flags) -> _Drafts:
-        """The best of some ways, each with its best lengths."""
-        ways, batch, width = alive_WBK.shape
-        alive_WR = alive_WBK.reshape(ways, -1)
-        # Stable: of equal ones the earlier draft of a chain comes first.
-        order_WR = np.argsort(-alive_WR, axis=-1, kind="stable")
-        gains_WR = np.full((ways, batch * width + 1), float(batch + self._given))
-        gains_WR[:, 1:] += np.take_along_axis(alive_WR, order_WR, -1).cumsum(-1)
-        verify_s = self._verify_s[batch : batch + gains_WR.shape[1]]
-        gains_WR = gains_WR[:, : len(verify_s)]
-        whole_WB = np.where(is_chain_WB, (alive_WBK > 0).sum(-1), 0)
-        rows_W = (gains_WR / (verify_s + self._drafting_s(whole_WB)[:, None])).argmax(-1)
-        taken_WR = np.zeros(alive_WR.shape, dtype=bool)
-        np.put_along_axis(taken_WR, order_WR, np.arange(batch * width) < rows_W[:, None], -1)
-        lengths_WB = taken_WR.reshape(alive_WBK.shape).sum(-1)
-        # Whoever got no draft after all costs nothing.
-        drafting_s = self._drafting_s(np.where(is_chain_WB, lengths_WB, 0))
-        speeds_W = gains_WR[np.arange(ways), rows_W] / (verify_s[rows_W] + drafting_s)
-        way = int(speeds_W.argmax())
-        drafters = [Drafter.EAGLE3 if is_chain else Drafter.NGRAM for is_chain in is_chain_WB[way]]
-        choices = [
-            Choice(drafter, n) if n else Choice() for drafter, n in zip(drafters, lengths_WB[way].tolist(), strict=True)
-        ]
-        return _Drafts(choices, float(speeds_W[way]))
+def _drafting_s(lengths_WB: Lengths, costs: Costs) -> Floats:
+    """Seconds [W] in the draft model, for its chains of so many tokens; 0: none."""
+    chains = zip((lengths_WB > 0).sum(-1).tolist(), lengths_WB.max(-1).tolist(), strict=True)
+    return np.array([costs.chain(num, longest) if num else 0.0 for num, longest in chains])
 
-    def _drafting_s(self, lengths_WB: npt.NDArray[np.int_]) -> Floats:
-        """Seconds of each way in the draft model, for its chains of so many tokens; 0: none."""
-        is_made_WB = lengths_WB > 0
-        chains = zip(is_made_WB.sum(-1).tolist(), lengths_WB.max(-1).tolist(), strict=True)
-        seconds = [self._costs.chain(num, longest) if num else 0.0 for num, longest in chains]
-        entries_s: Floats = np.where(is_made_WB, self._entry_s, 0.0).sum(-1)
-        return entries_s + seconds
+
+def _choices(lengths_B: Lengths, is_chain_B: Flags) -> list[Choice]:
+    pairs = zip(lengths_B.tolist(), is_chain_B.tolist(), strict=True)
+    return [Choice(Drafter.EAGLE3 if is_chain else Drafter.NGRAM, n) if n else Choice() for n, is_chain in pairs]

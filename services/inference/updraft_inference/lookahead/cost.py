@@ -28,7 +28,7 @@ _BANDS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 
 
 @dataclass(slots=True)
-class _Factor:
+class Factor:
     """A decayed mean of measured over expected, which starts at what is known of others."""
 
     value: float = 1.0
@@ -53,7 +53,7 @@ class CostTable:
     _seconds: list[float] = field(init=False)
     _known: list[float] = field(default_factory=list)
     """By the curve, by number of rows."""
-    _factors: dict[int, list[_Factor]] = field(default_factory=dict)
+    _factors: dict[int, list[Factor]] = field(default_factory=dict)
     """By number of sequences, one a band."""
     _mixed: float = 1.0
     """Of steps with prompts."""
@@ -113,8 +113,8 @@ class CostTable:
         """The factor of each band, with those of fewer drafts for what few steps do not tell."""
         return list(accumulate(self._bands(batch), lambda lower, band: band.shrunk(lower), initial=1.0))[1:]
 
-    def _bands(self, batch: int) -> list[_Factor]:
-        return self._factors.setdefault(batch, [_Factor() for _ in range(len(_BANDS) + 1)])
+    def _bands(self, batch: int) -> list[Factor]:
+        return self._factors.setdefault(batch, [Factor() for _ in range(len(_BANDS) + 1)])
 
 
 def _band(batch: int, rows: int) -> int:

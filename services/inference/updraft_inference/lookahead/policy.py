@@ -40,14 +40,13 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """One sequence of a step: `lookup` drafts were found, by a match of `strength`; the draft model may make `chain`, after it
-    has read `behind` rows that it left out. `forced`: so many by whoever can, whatever it costs."""
+    """One sequence of a step: `lookup` drafts were found, by a match of `strength`; the draft model may make `chain`.
+    `forced`: so many by whoever can, whatever it costs."""
 
     record: Record
     lookup: int = 0
     strength: int = 1
     chain: int = 0
-    behind: int = 0
     forced: int | None = None
 
 
@@ -150,16 +149,15 @@ class Lookahead:
         return sum(next(survivals, ())[: choice.length])
 
     def _options(self, ask: Ask) -> list[Option]:
-        entry_s = self._chains.entry(ask.behind, ask.chain)
         options = []
-        for drafter, strength, length, seconds in (
-            (Drafter.NGRAM, ask.strength, ask.lookup, 0.0),
-            (Drafter.EAGLE3, MODEL, ask.chain, entry_s),
+        for drafter, strength, length in (
+            (Drafter.NGRAM, ask.strength, ask.lookup),
+            (Drafter.EAGLE3, MODEL, ask.chain),
         ):
             if length:
                 own, shared = ask.record.rates[strength], self._shared[strength]
                 alive = survival(own, shared, _assumed(strength), length, _OWN_WEIGHT)
-                options.append(Option(drafter, alive, seconds))
+                options.append(Option(drafter, alive))
         return options
 
     def _costs(self, batch: int, free: Sequence[Sequence[Option]], forced: Sequence[Choice]) -> Costs:

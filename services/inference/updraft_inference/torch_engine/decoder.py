@@ -146,6 +146,7 @@ class Decoder:
         self._num_steps += 1
         started = time.perf_counter()
         running = [self._decoding[slot] for slot in sorted(self._decoding)]
+        self._keep_up()
         drafts = [
             Piece(sequence=each, ids=[each.ids[-1], *proposal.ids], proposal=proposal)
             for each, proposal in zip(running, self._propose(running), strict=True)
@@ -273,7 +274,6 @@ class Decoder:
             lookup=len(lookup.ids),
             strength=lookup.strength,
             chain=min(self.limits.max_lookahead, sequence.num_useful) if can_chain else 0,
-            behind=sequence.num_pending,
             forced=sequence.request.lookahead,
         )
 
@@ -315,10 +315,17 @@ class Decoder:
         if self.eagle is None or self._wish(sequence) not in _BY_MODEL:
             sequence.is_draftable = False  # the draft has not seen these rows and never will
         elif sequence.is_draftable:
-            try:
-                self.eagle.observe(sequence, aux)
-            except RuntimeError as error:
-                self._give_up(self.eagle, [sequence], error)
+            self.eagle.observe(sequence, aux)
+
+    def _keep_up(self) -> None:
+        """Let the draft read on for those who have not drafted for a while."""
+        if self.eagle is None:
+            return
+        behind = [each for each in (*self._prefilling, *self._decoding.values()) if each.is_draftable]
+        try:
+            self.eagle.keep_up(behind)
+        except RuntimeError as error:
+            self._give_up(self.eagle, behind, error)
 
     def _catch_up(self, sequence: Sequence) -> None:
         """Let the draft read on, so that what the slot holds is of use to a request that drafts too."""

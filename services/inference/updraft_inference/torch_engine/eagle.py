@@ -19,11 +19,12 @@ from updraft_inference.torch_engine.draft import Packed, ServedDraft
 from updraft_inference.torch_engine.kv_cache import CacheShape, SlotCache
 from updraft_inference.torch_engine.sequence import Proposal, Sequence
 
-MAX_PENDING_ROWS = 64
-"""A sequence that does not draft now is fed at least this often, so that its states do not pile up."""
+MAX_PENDING_ROWS = 12
+"""Once a sequence is more behind, all read what they are behind but its last row, which drafting begins with: together it costs
+little, and each by itself as much again."""
 
-MAX_ROWS_TOGETHER = 8
-"""Longest backlog that attends together with others, who may be padded to it."""
+MAX_ROWS_TOGETHER = 24
+"""Longest backlog that attends together with others: what was pending and a step's rows more."""
 
 
 class EagleDrafter:
@@ -65,25 +66,27 @@ class EagleDrafter:
         sequence.pending_aux.clear()
 
     def observe(self, sequence: Sequence, aux: Tensor) -> None:
-        """Take the states [rows, A] of newly confirmed positions, at least one. They are read when drafting needs them.
-        RuntimeError as of `propose`."""
-        # Only what came before: its next tokens are known, and drafting always finds an unread row.
-        if sequence.num_pending > MAX_PENDING_ROWS:
-            self._read([sequence])
+        """Take the states [rows, A] of newly confirmed positions, at least one. They are read when drafting needs them."""
         sequence.pending_aux.append(aux.clone())  # a view would keep what the whole step has read
+
+    def keep_up(self, sequences: list[Sequence]) -> None:
+        """Read on where states pile up. RuntimeError as of `propose`."""
+        pending = {sequence: sequence.num_pending for sequence in sequences}
+        if max(pending.values(), default=0) > MAX_PENDING_ROWS:
+            behind = [sequence for sequence, rows in pending.items() if rows > 1]
+            self._read(behind, [pending[sequence] - 1 for sequence in behind])
 
     def catch_up(self, sequence: Sequence) -> None:
         """Read what is pending of a sequence that ends, for the next one that begins alike. RuntimeError as of `propose`."""
         num_known = len(sequence.ids) - 1 - sequence.num_draft_read  # a row also reads the token after it
-        if sequence.pending_aux and num_known > 0:
-            sequence.pending_aux = [torch.cat(sequence.pending_aux)[:num_known]]
-            self._read([sequence])
+        if (rows := min(num_known, sequence.num_pending)) > 0:
+            self._read([sequence], [rows])
 
     @torch.inference_mode()
     def propose(self, sequences: list[Sequence], k: int) -> list[Proposal]:
         """Draft `k` tokens for each sequence, ordered by slot. RuntimeError, torch's or ours, where the network fails:
         nothing of these sequences may be read then but by `forget`."""
-        state_BD = self._read(sequences)
+        state_BD = self._read(sequences, [sequence.num_pending for sequence in sequences])
         slots = [s.slot for s in sequences]
         chains: list[_Chain] = [_Chain() for _ in sequences]
         for j in range(k):
@@ -95,26 +98,25 @@ class EagleDrafter:
         return [chain.proposal(self.network.config.vocab_size, self._token_ids) for chain in chains]
 
     @torch.inference_mode()
-    def _read(self, sequences: list[Sequence]) -> Tensor:
-        """Feed all pending states in one forward; return the draft's state after the last one of each, [B, D]."""
-        together = [s for s in sequences if s.num_pending <= MAX_ROWS_TOGETHER]
+    def _read(self, sequences: list[Sequence], counts: list[int]) -> Tensor:
+        """Feed so many pending states of each, at least one, in one forward. -> The draft's state after the last, [B, D]."""
+        rows = dict(zip(sequences, counts, strict=True))
+        together = [s for s in sequences if rows[s] <= MAX_ROWS_TOGETHER]
         groups = [group for group in (together, *([s] for s in sequences if s not in together)) if group]
         fed = [sequence for group in groups for sequence in group]
-        counts = [sequence.num_pending for sequence in fed]
-        aux_RA = torch.cat([rows for sequence in fed for rows in sequence.pending_aux])
-        ids = [token for s, n in zip(fed, counts, strict=True) for token in s.ids[s.num_draft_read + 1 :][:n]]
+        pending = [torch.cat(sequence.pending_aux) for sequence in fed]
+        aux_RA = torch.cat([aux[: rows[s]] for s, aux in zip(fed, pending, strict=True)])
+        ids = [token for s in fed for token in s.ids[s.num_draft_read + 1 :][: rows[s]]]
         batches = [
-            self._cache.batch(
-                [s.slot for s in group], [s.num_draft_read for s in group], [s.num_pending for s in group]
-            )
+            self._cache.batch([s.slot for s in group], [s.num_draft_read for s in group], [rows[s] for s in group])
             for group in groups
         ]
         ids_R = torch.tensor(ids, device=aux_RA.device)
         state_RD = self._served.forward(self._served.fuse(aux_RA), ids_R, batches, self._cache)
-        for sequence, n in zip(fed, counts, strict=True):
-            sequence.num_draft_read += n
-            sequence.pending_aux.clear()
-        ends = dict(zip(fed, accumulate(counts), strict=True))
+        for s, aux in zip(fed, pending, strict=True):
+            s.num_draft_read += rows[s]
+            s.pending_aux = [aux[rows[s] :]] if len(aux) > rows[s] else []
+        ends = dict(zip(fed, accumulate(rows[s] for s in fed), strict=True))
         last = state_RD[[ends[sequence] - 1 for sequence in sequences]]
         # Each row sees all before it: one that was not finite would show in the last one.
         if not bool(last.isfinite().all()):
