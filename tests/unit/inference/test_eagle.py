@@ -1,6 +1,7 @@
 """The draft as it serves: the network's own forward, on flat rows of sequences that are behind by different lengths."""
 
 import ctypes
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from updraft_draft.layers import grouped_attention
 from updraft_draft.network import DraftNetwork
 from updraft_inference.engine.port import GenerationRequest
 from updraft_inference.torch_engine.draft import ServedDraft, pack
-from updraft_inference.torch_engine.eagle import MAX_ROWS_TOGETHER, EagleDrafter
+from updraft_inference.torch_engine.eagle import MAX_PENDING_ROWS, MAX_ROWS_TOGETHER, EagleDrafter, NotFiniteError
 from updraft_inference.torch_engine.kv_cache import CacheShape, SlotCache
 from updraft_inference.torch_engine.sequence import Proposal, Sequence
 
@@ -46,7 +47,7 @@ def test_the_served_forward_is_the_networks_and_follows_its_weights_when_told(
         for parameter in network.parameters():
             parameter.mul_(1.5)
         assert not served.is_current()
-        served.exchange(pack(network.state_dict(), like=network.lm_head.weight, library=None))
+        served.exchange(pack(network.state_dict(), like=network.lm_head.weight, library=library))
 
 
 def by_network(network: DraftNetwork, x: Tensor, ids: Tensor) -> Tensor:
@@ -99,6 +100,43 @@ def test_sequences_that_are_behind_by_different_lengths_draft_together_as_alone(
         for slot, mine in zip(slots, drafted(slots), strict=True):
             assert mine.ids == alone[slot].ids
             assert mine.log_probs == pytest.approx(alone[slot].log_probs, abs=1e-5)
+
+
+@pytest.mark.parametrize("behind", [(1, MAX_PENDING_ROWS, 3), (2, MAX_PENDING_ROWS + 1, 1), (1, 30, 24)])
+def test_what_piles_up_is_read_for_all_together_and_drafts_stay_the_same(
+    tmp_path: Path, library: ctypes.CDLL | None, behind: tuple[int, ...]
+) -> None:
+    network = make_draft(make_tiny_target(tmp_path))
+    order = [2, 0, 1]  # in which requests came
+
+    def drafted(*, keeps_up: bool) -> list[Proposal]:
+        eagle = EagleDrafter(network, num_slots=4, num_positions=50, library=library)
+        sequences = {slot: _sequence(network, slot, num=40) for slot in order}
+        for slot, sequence in sequences.items():
+            num = len(sequence.ids) - 1 - behind[slot]
+            eagle.observe(sequence, sequence.pending_aux.pop()[:num])
+        eagle.propose([sequences[slot] for slot in sorted(order)], 1)
+        for slot, sequence in sequences.items():
+            eagle.observe(sequence, _aux(network, sequence)[-behind[slot] :])
+        if keeps_up:
+            eagle.keep_up([each for each in sequences.values() if each.num_pending > 1])
+            is_due = max(behind) > MAX_PENDING_ROWS
+            assert [sequences[slot].num_pending for slot in range(3)] == ([1] * 3 if is_due else list(behind))
+        return eagle.propose([sequences[slot] for slot in sorted(order)], 3)
+
+    for kept_up, at_once in zip(drafted(keeps_up=True), drafted(keeps_up=False), strict=True):
+        assert kept_up.ids == at_once.ids
+        assert kept_up.log_probs == pytest.approx(at_once.log_probs, abs=1e-4)
+
+
+def test_a_sequence_whose_states_are_not_finite_is_told_from_the_others(tmp_path: Path) -> None:
+    network = make_draft(make_tiny_target(tmp_path))
+    eagle = EagleDrafter(network, num_slots=3, num_positions=50)
+    sequences = [_sequence(network, slot, num=30) for slot in range(3)]
+    sequences[1].pending_aux[0][7] = math.nan
+    with pytest.raises(NotFiniteError, match="not finite") as caught:
+        eagle.keep_up(sequences)
+    assert caught.value.sequences == [sequences[1]]
 
 
 def _aux(network: DraftNetwork, sequence: Sequence) -> torch.Tensor:

@@ -145,22 +145,26 @@ def test_rows_of_any_lengths_attend_as_in_torch_and_leave_the_same_cache(
     assert_near(*caches)
 
 
-def test_a_row_that_is_not_finite_shows_and_reaches_no_other_sequence(compiled: ctypes.CDLL) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_that_is_not_finite_shows_and_reaches_no_other_sequence(
+    compiled: ctypes.CDLL, dtype: torch.dtype
+) -> None:
     """Whoever gave it is broken off by what its logits say, and so only it."""
-    fused, size = Fused(compiled, torch.float32), 2 * LANES
+    fused, size = Fused(compiled, dtype), 2 * LANES
     shape = CacheShape(num_layers=1, num_slots=2, num_positions=20, num_kv_heads=1, head_dim=size)
+    turns = torch.zeros(2, size, dtype=dtype)
     for bad in (math.nan, math.inf, -math.inf):
-        cache = SlotCache(shape, like=torch.zeros(1))
-        qkv = random(2, 3 * size, seed=1)
+        cache = SlotCache(shape, like=torch.zeros(1, dtype=dtype))
+        qkv = random(2, 3 * size, seed=1, dtype=dtype)
         qkv[0] = bad
-        sight = Sight(batches=[cache.batch([0, 1], [0, 0], [1, 1])], cos=torch.ones(2, size), sin=torch.zeros(2, size))
+        sight = Sight(batches=[cache.batch([0, 1], [0, 0], [1, 1])], cos=turns + 1, sin=turns)
         out = fused.attend(qkv, Heads(num=1, num_kv=1, size=size, scale=1.0), sight, cache, 0)
         assert not out[0].isfinite().all()
         assert out[1].isfinite().all()
-        _, normed = fused.add_norm(qkv, None, torch.ones(3 * size), 1e-5)
+        _, normed = fused.add_norm(qkv, None, torch.ones(3 * size, dtype=dtype), 1e-5)
         assert not normed[0].isfinite().all()
         assert normed[1].isfinite().all()
-        assert not fused.gate(torch.full((1, 8), math.nan)).isfinite().any()
+        assert not fused.gate(torch.full((1, 8), math.nan, dtype=dtype)).isfinite().any()
 
 
 def test_nobody_drafts_more_than_attends_here() -> None:

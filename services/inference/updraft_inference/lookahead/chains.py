@@ -4,13 +4,14 @@ A sequence whose drafts were looked up for some steps is behind: the model reads
 no cost of drafting, for it is read in the end whether anybody drafts or not (`torch_engine/eagle.py`).
 """
 
-from collections import defaultdict
 from dataclasses import dataclass, field
 
 from updraft_inference.lookahead.cost import OUTLIER, CostTable, Factor
 
 _SHARE = 0.1
 """Of a target's forward, for one token of each chain, until it was measured; and for a row that was left out."""
+_LEAST = 0.05
+"""Of that share."""
 
 
 @dataclass(slots=True)
@@ -18,7 +19,7 @@ class ChainCost:
     """Learned while serving; costs of other numbers of sequences are in the proportion of the target's."""
 
     table: CostTable
-    _factors: defaultdict[int, Factor] = field(default_factory=lambda: defaultdict(Factor))
+    _factors: dict[int, Factor] = field(default_factory=dict)
     """Of what is assumed, by number of sequences."""
 
     def token(self, sequences: int) -> float:
@@ -30,6 +31,7 @@ class ChainCost:
     def observe(self, *, sequences: int, length: int, behind: int, seconds: float) -> None:
         """Chains were made, after the model had read `behind` rows of all sequences together."""
         alone, more = self.table.alone(sequences), max(0, behind - sequences * (length + 1))
+        expected = self.token(sequences) / (_SHARE * alone)
         token_s = (seconds - _SHARE * (self.table.alone(sequences + more) - alone)) / length
-        factor = self._factors[sequences]
-        factor.add(min(max(0.0, token_s) / (_SHARE * alone), OUTLIER * factor.value))
+        seen = max(_LEAST, token_s / (_SHARE * alone))  # nothing is free: what rows alone explain was a lucky step
+        self._factors.setdefault(sequences, Factor(expected)).add(min(seen, OUTLIER * expected))

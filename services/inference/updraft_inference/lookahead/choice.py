@@ -113,8 +113,9 @@ def _best_lengths(alive_WBK: Floats, is_chain_WB: Flags, costs: Costs, least: fl
     gains_WR[:, 1:] += np.take_along_axis(alive_WR, order_WR, -1).cumsum(-1)
     verify_s = np.asarray(costs.verify[batch : batch + batch * width + 1])
     drafting_W = _drafting_s(np.where(is_chain_WB, (alive_WBK > 0).sum(-1), 0), costs)
-    speeds_WR = gains_WR[:, : len(verify_s)] / (verify_s + drafting_W[:, None])  # beyond it there are no drafts
-    rows_W = speeds_WR.argmax(-1)
+    speeds_WR = gains_WR[:, : len(verify_s)] / (verify_s + drafting_W[:, None])
+    is_draft_WR = np.arange(len(verify_s)) <= (alive_WR > 0).sum(-1)[:, None]  # the others only pad
+    rows_W = np.where(is_draft_WR, speeds_WR, 0.0).argmax(-1)
     is_taken_WR = np.zeros(alive_WR.shape, dtype=bool)
     np.put_along_axis(is_taken_WR, order_WR, np.arange(batch * width) < rows_W[:, None], -1)
     return is_taken_WR.reshape(alive_WBK.shape).sum(-1), gains_WR[np.arange(ways), rows_W]

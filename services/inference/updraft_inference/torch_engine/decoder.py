@@ -17,7 +17,7 @@ from updraft_inference.engine.port import Delta, Drafter, FinishReason, TokenLog
 from updraft_inference.lookahead.choice import Choice
 from updraft_inference.lookahead.cost import CostTable
 from updraft_inference.lookahead.policy import MODEL, Ask, Lookahead
-from updraft_inference.torch_engine.eagle import EagleDrafter
+from updraft_inference.torch_engine.eagle import EagleDrafter, NotFiniteError
 from updraft_inference.torch_engine.kv_cache import CacheShape, SlotCache
 from updraft_inference.torch_engine.ngram import Lookup
 from updraft_inference.torch_engine.pieces import Piece, advance, num_rows
@@ -299,10 +299,10 @@ class Decoder:
             return [Proposal() for _ in sequences]
 
     def _give_up(self, eagle: EagleDrafter, sequences: list[Sequence], error: RuntimeError) -> None:
-        """Draft no more for these: each may have read half of its rows."""
+        """Draft no more for these, or for those that the error is about: each may have read half of its rows."""
         self.faults[self.draft_version] += 1
         logger.error("A draft failed", extra={"version": self.draft_version, "reason": str(error)[:200]})
-        for sequence in sequences:
+        for sequence in error.sequences if isinstance(error, NotFiniteError) else sequences:
             sequence.is_draftable = False
             eagle.forget(sequence)
 
@@ -321,7 +321,8 @@ class Decoder:
         """Let the draft read on for those who have not drafted for a while."""
         if self.eagle is None:
             return
-        behind = [each for each in (*self._prefilling, *self._decoding.values()) if each.is_draftable]
+        running = (*self._prefilling, *self._decoding.values())
+        behind = [each for each in running if each.is_draftable and each.num_pending > 1]
         try:
             self.eagle.keep_up(behind)
         except RuntimeError as error:

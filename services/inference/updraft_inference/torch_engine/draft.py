@@ -69,6 +69,11 @@ class ServedDraft:
         self._operations = operations(library, like=network.embedding, head_dim=c.head_dim)
         self._heads = Heads(num=c.num_heads, num_kv=c.num_kv_heads, size=c.head_dim, scale=c.head_dim**-0.5)
 
+    @property
+    def pads(self) -> bool:
+        """See `Plain`."""
+        return self._operations.pads
+
     def exchange(self, weights: Packed) -> None:
         """Serve these from now on: those that the network was given."""
         self._weights = weights

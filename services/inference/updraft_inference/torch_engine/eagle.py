@@ -23,8 +23,17 @@ MAX_PENDING_ROWS = 12
 """Once a sequence is more behind, all read what they are behind but its last row, which drafting begins with: together it costs
 little, and each by itself as much again."""
 
-MAX_ROWS_TOGETHER = 24
-"""Longest backlog that attends together with others: what was pending and a step's rows more."""
+MAX_ROWS_TOGETHER, MAX_ROWS_PADDED = 24, 8
+"""Longest backlog that attends together with others, what was pending and a step's rows more; and where others are padded to
+it."""
+
+
+class NotFiniteError(RuntimeError):
+    """The draft's states of `sequences` are not finite."""
+
+    def __init__(self, sequences: list[Sequence]) -> None:
+        super().__init__("the draft's states are not finite")
+        self.sequences = sequences
 
 
 class EagleDrafter:
@@ -70,11 +79,10 @@ class EagleDrafter:
         sequence.pending_aux.append(aux.clone())  # a view would keep what the whole step has read
 
     def keep_up(self, sequences: list[Sequence]) -> None:
-        """Read on where states pile up. RuntimeError as of `propose`."""
-        pending = {sequence: sequence.num_pending for sequence in sequences}
-        if max(pending.values(), default=0) > MAX_PENDING_ROWS:
-            behind = [sequence for sequence, rows in pending.items() if rows > 1]
-            self._read(behind, [pending[sequence] - 1 for sequence in behind])
+        """Read on where states pile up: of sequences with two unread rows or more. RuntimeError as of `propose`."""
+        if max((each.num_pending for each in sequences), default=0) > MAX_PENDING_ROWS:
+            behind = sorted(sequences, key=lambda each: each.slot)
+            self._read(behind, [each.num_pending - 1 for each in behind])
 
     def catch_up(self, sequence: Sequence) -> None:
         """Read what is pending of a sequence that ends, for the next one that begins alike. RuntimeError as of `propose`."""
@@ -101,7 +109,8 @@ class EagleDrafter:
     def _read(self, sequences: list[Sequence], counts: list[int]) -> Tensor:
         """Feed so many pending states of each, at least one, in one forward. -> The draft's state after the last, [B, D]."""
         rows = dict(zip(sequences, counts, strict=True))
-        together = [s for s in sequences if rows[s] <= MAX_ROWS_TOGETHER]
+        most = MAX_ROWS_PADDED if self._served.pads else MAX_ROWS_TOGETHER
+        together = [s for s in sequences if rows[s] <= most]
         groups = [group for group in (together, *([s] for s in sequences if s not in together)) if group]
         fed = [sequence for group in groups for sequence in group]
         pending = [torch.cat(sequence.pending_aux) for sequence in fed]
@@ -115,12 +124,13 @@ class EagleDrafter:
         state_RD = self._served.forward(self._served.fuse(aux_RA), ids_R, batches, self._cache)
         for s, aux in zip(fed, pending, strict=True):
             s.num_draft_read += rows[s]
-            s.pending_aux = [aux[rows[s] :]] if len(aux) > rows[s] else []
+            s.pending_aux = [aux[rows[s] :].clone()] if len(aux) > rows[s] else []
         ends = dict(zip(fed, accumulate(rows[s] for s in fed), strict=True))
         last = state_RD[[ends[sequence] - 1 for sequence in sequences]]
         # Each row sees all before it: one that was not finite would show in the last one.
-        if not bool(last.isfinite().all()):
-            raise RuntimeError("the draft's states are not finite")
+        are_finite = last.isfinite().all(-1).tolist()
+        if not all(are_finite):
+            raise NotFiniteError([each for each, is_finite in zip(sequences, are_finite, strict=True) if not is_finite])
         return last
 
     def _choose(self, sequences: list[Sequence], chains: list["_Chain"], logits_BV: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ class Fused(Plain):
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, *, attends: bool = True) -> None:
         """`attends`: and torch does not."""
         self.pads = not attends
+        self._dtype = dtype
         name = str(dtype).removeprefix("torch.")
         self._add_norm = getattr(library, f"add_norm_{name}")
         self._gate = getattr(library, f"gate_{name}")
@@ -56,6 +57,7 @@ class Fused(Plain):
     def peaks(self, logits_RV: Tensor, is_summed: Sequence[bool]) -> Peaks:
         """See `Plain`."""
         logits_RV = logits_RV.contiguous()
+        assert logits_RV.dtype == self._dtype
         rows, vocab = logits_RV.shape
         wanted_R = torch.tensor(is_summed, dtype=torch.bool)
         best_R, log_sum_R = torch.zeros(2, rows)

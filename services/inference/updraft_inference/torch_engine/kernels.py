@@ -117,7 +117,12 @@ def _identity() -> str:
     """Of all that a library is compiled for: one folder may be of several machines."""
     return _digest(
         "\0".join(
-            [*(each.read_text() for each in sorted(NATIVE.iterdir())), *_FLAGS, platform.machine(), _processor()]
+            [
+                *(each.read_text() for each in [*SOURCES, *sorted(NATIVE.glob("*.h"))]),
+                *_FLAGS,
+                platform.machine(),
+                _processor(),
+            ]
         ).encode()
     )
 
@@ -141,7 +146,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         for dtype in ("float32", "bfloat16"):
             function = getattr(library, f"{name}_{dtype}")
             function.argtypes, function.restype = arguments, result
-    library.multiply.argtypes = [*[_POINTER] * 4, *[_SIZE] * 3]
+    library.multiply.argtypes, library.multiply.restype = [*[_POINTER] * 4, *[_SIZE] * 3], None
     for name in ("has_wide_vectors", "has_tiles"):
         getattr(library, name).restype = ctypes.c_bool
     return library

@@ -120,6 +120,7 @@ class SlotCache:
 
     def batch(self, slots: list[int], starts: list[int], counts: list[int]) -> Batch:
         """Plan a forward of `counts[i]` rows for each of `slots` (ascending), beginning at position `starts[i]`."""
+        assert slots == sorted(slots)
         spans = [range(start, start + count) for start, count in zip(starts, counts, strict=True)]
         span = max(each.stop for each in spans)
         if span > self.num_positions:

@@ -29,11 +29,16 @@ def test_rows_that_were_left_out_do_not_make_drafting_look_dear() -> None:
     assert known.token(8) == pytest.approx(0.004)
 
 
-def test_a_time_that_rows_alone_explain_says_that_chains_cost_little_and_not_less_than_nothing() -> None:
+def test_a_time_that_rows_alone_explain_says_that_chains_cost_little_until_others_say_more() -> None:
     known = costs()
     for _ in range(100):
         known.observe(sequences=1, length=1, behind=600, seconds=0.001)
-    assert known.token(1) == pytest.approx(0.0, abs=1e-4)
+    assert 0 < known.token(1) < 0.0002
+    for _ in range(200):
+        known.observe(sequences=1, length=1, behind=1, seconds=0.002)
+    assert known.token(1) == pytest.approx(0.002, rel=0.01)
+    known.observe(sequences=8, length=1, behind=8, seconds=0.004)
+    assert known.token(8) == pytest.approx(0.004, rel=0.01), "as was expected by what is known of one"
 
 
 def test_one_slow_step_counts_for_little() -> None:

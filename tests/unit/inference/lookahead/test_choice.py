@@ -75,6 +75,14 @@ def test_nothing_is_expected_to_be_slower_than_no_drafts(
     assert chosen == none or speed(asked, chosen, costs(price)) > speed(asked, none, costs(price)) * MARGIN
 
 
+@given(st.lists(options, max_size=4), st.lists(st.floats(0.001, 1), min_size=41, max_size=41), prices)
+def test_nobody_gets_more_drafts_than_there_are_whatever_rows_cost(
+    asked: list[list[Option]], verify_s: list[float], price: tuple[float, float, float]
+) -> None:
+    for mine, choice in zip(asked, choose(asked, Costs(verify_s, costs(price).chain)), strict=True):
+        assert choice in every(mine)
+
+
 def test_a_batch_has_unequal_lengths_where_its_sequences_differ() -> None:
     asked = [[Option(Drafter.NGRAM, [0.9, 0.85, 0.8])], [Option(Drafter.NGRAM, [0.1, 0.01, 0.001])], []]
     price = Costs([0.03 + 0.003 * rows for rows in range(16)], lambda _sequences, _length: math.inf)

@@ -43,31 +43,6 @@ struct Rows {
   }
 };
 
-// Of a square of 16 x 16, exchange what lies off the diagonal in blocks of `half`; all four sizes transpose it.
-template <int half, typename V>
-inline void exchange(V* rows) {
-#define LOW(i) ((i) & half ? (i) - half + 16 : (i))
-#define HIGH(i) ((i) & half ? (i) + 16 : (i) + half)
-#define ALL(f) f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7), f(8), f(9), f(10), f(11), f(12), f(13), f(14), f(15)
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; i++)
-    if (!(i & half)) {
-      const V low = rows[i], high = rows[i + half];
-      rows[i] = __builtin_shuffle(low, high, Places{ALL(LOW)});
-      rows[i + half] = __builtin_shuffle(low, high, Places{ALL(HIGH)});
-    }
-#undef ALL
-#undef HIGH
-#undef LOW
-}
-template <typename V>
-inline void transpose(V* rows) {
-  exchange<8>(rows);
-  exchange<4>(rows);
-  exchange<2>(rows);
-  exchange<1>(rows);
-}
-
 // A block as columns: out[e] has element e of LANES positions.
 template <typename T>
 inline void some_columns(const Rows<T>& rows, int64_t begin, int64_t c, Floats* out) {
@@ -167,7 +142,9 @@ struct View {
 
   int64_t whole() const { return padded(N, SIDE); }
   // Floats that scores and outputs need besides.
-  static int64_t needed(int64_t N, int64_t E, int64_t span) { return LANES * E + (padded(N, SIDE) + span) * E + padded(N, SIDE) * span; }
+  static int64_t needed(int64_t N, int64_t E, int64_t span) {
+    return LANES * E + (padded(N, SIDE) + span) * E + padded(N, SIDE) * span;
+  }
 };
 
 // Scores [N, span] of queries [N, E]. All memory begins where a cache line does.
@@ -236,6 +213,7 @@ bool score_by_tiles(const View<bf16>& view, const float* q, float* scores, float
       for (int j = 0; j < SIDE; j++) tile[j] = load_as<Words>(view.k.at(view.begin + s + j) + c);
       transpose(tile);
     }
+    is_in_memory(*keys);
     for (int64_t n = 0; n < view.N; n += SIDE) {
       _tile_zero(0);
       for (int64_t c = 0; c < E; c += DEPTH) {
@@ -267,6 +245,7 @@ bool mix_by_tiles(const View<bf16>& view, const float* weights, float* out, floa
       }
     }
   }
+  is_in_memory(*values);
   for (int64_t n = 0; n < view.N; n += SIDE)
     for (int64_t c = 0; c < E; c += 2 * SIDE) {
       _tile_zero(0);

@@ -41,6 +41,31 @@ inline Floats load_lanes(const float* x) { return load_as<Floats>(x); }
 inline Floats load_lanes(const bf16* x) { return (Floats)(__builtin_convertvector(load_as<Halves>(x), Words) << 16); }
 inline void store_lanes(float* to, Floats x) { std::memcpy(to, &x, sizeof x); }
 
+// Of a square of 16 x 16, exchange what lies off the diagonal in blocks of `half`; all four sizes transpose it.
+template <int half, typename V>
+inline void exchange(V* rows) {
+#define LOW(i) ((i) & half ? (i) - half + 16 : (i))
+#define HIGH(i) ((i) & half ? (i) + 16 : (i) + half)
+#define ALL(f) f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7), f(8), f(9), f(10), f(11), f(12), f(13), f(14), f(15)
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i++)
+    if (!(i & half)) {
+      const V low = rows[i], high = rows[i + half];
+      rows[i] = __builtin_shuffle(low, high, Places{ALL(LOW)});
+      rows[i + half] = __builtin_shuffle(low, high, Places{ALL(HIGH)});
+    }
+#undef ALL
+#undef HIGH
+#undef LOW
+}
+template <typename V>
+inline void transpose(V* rows) {
+  exchange<8>(rows);
+  exchange<4>(rows);
+  exchange<2>(rows);
+  exchange<1>(rows);
+}
+
 inline void store(float& to, float x) { to = x; }
 inline void store(bf16& to, float x) {  // to the nearest, ties to even
   uint32_t bits;

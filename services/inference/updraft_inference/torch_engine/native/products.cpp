@@ -1,7 +1,7 @@
 // Matrix products in bfloat16 by a processor's tiles: see `linear.py`, and ADR 0021 for why.
 //
-// A decode step reads every weight once for a handful of rows. Weights lie as tiles in the order in which they are read, so that
-// memory is a stream, and what is computed costs little beside it up to some dozens of rows.
+// A decode step reads every weight once for a handful of rows. Weights lie as tiles in the order in which they are read, so
+// that memory is a stream, and what is computed costs little beside it up to some dozens of rows.
 //
 // Sizes: R rows, N outputs, K inputs.
 

@@ -1,8 +1,8 @@
 // A processor's tiles for bfloat16 (Intel AMX): what products and attention share of them.
 //
-// A tile is 16 rows of 64 bytes. `_tile_dpbf16ps` adds to sums [16, 16] what 32 numbers of each of 16 rows and of each of 16 columns
-// give; the columns lie as [16 pairs of numbers, 16 columns, 2]. Every row's sums are formed in the same order, whatever
-// the others are.
+// A tile is 16 rows of 64 bytes. `_tile_dpbf16ps` adds to sums [16, 16] what 32 numbers of each of 16 rows and of each of 16
+// columns give; the columns lie as [16 pairs of numbers, 16 columns, 2]. Every row's sums are formed in the same order,
+// whatever the others are.
 
 #pragma once
 
@@ -31,6 +31,12 @@ inline bool has_tiles_here() {
   return is_lent;
 }
 
+// Compilers (g++ 12) do not know all that tile instructions read: what is written before this is there for them.
+template <typename T>
+inline void is_in_memory(const T& what) {
+  asm volatile("" : : "m"(what) : "memory");
+}
+
 struct alignas(64) Shapes {  // as the processor reads them
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t bytes[16] = {};
@@ -44,6 +50,7 @@ inline void configure(int64_t rows) {
     shapes.bytes[tile] = 64;
     shapes.rows[tile] = tile < 6 ? rows : SIDE;
   }
+  is_in_memory(shapes);
   _tile_loadconfig(&shapes);
 }
 
