@@ -53,6 +53,7 @@ class Tiled(Linear):
     whatever rows are beside it."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, library: ctypes.CDLL) -> None:
+        assert library.has_tiles()
         self._shape = weight.shape
         out, of = weight.shape
         tiles = weight.view(out // SIDE, SIDE, of // DEPTH, DEPTH // 2, 2).permute(0, 2, 3, 1, 4).contiguous()
