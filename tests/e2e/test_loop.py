@@ -55,7 +55,7 @@ class Client:
     def serves(self, version: int) -> bool:
         """Send one more request for the model's drafts; were they by `version` or a later one?
 
-        Left to itself the engine may well look up such text instead: it repeats.
+        Left to itself the engine may well draft nothing: a step of so small a model costs little more than a draft's.
         """
         _, usage = self.complete(f"prompt {next(self._counter) % 6}", drafter="eagle3", lookahead=3)
         return usage["draft_version"] >= version
