@@ -1,5 +1,6 @@
 """How good are lookups, by how they were found? `python -m bench.serving.lookups`: greedy answers to held-out requests of each
-domain, and what would have been proposed before each of their tokens. See `torch_engine/ngram.py`, ADR 0020.
+domain, what would have been proposed before each of their tokens, and how many tokens a step that would give if verification
+cost nothing: no choice of drafts makes lookups faster than that. See `torch_engine/ngram.py`, ADR 0020.
 """
 
 import argparse
@@ -47,8 +48,19 @@ def tally(prompt: Sequence[int], answer: Sequence[int], into: dict[int, Tally]) 
         found.kept += kept
 
 
-async def tallies(domain: str, num: int, tokens: int) -> dict[int, Tally]:
-    """Of all proposals before the tokens of so many answers."""
+def num_steps(prompt: Sequence[int], answer: Sequence[int]) -> int:
+    """Steps after the first token, each with the lookup that there is."""
+    done, steps = 1, 0
+    while done < len(answer):
+        rest = answer[done:]
+        ids = NgramIndex().propose([*prompt, *answer[:done]], min(MOST, len(rest) - 1)).ids
+        done += 1 + next((i for i, (a, b) in enumerate(zip(ids, rest, strict=False)) if a != b), len(ids))
+        steps += 1
+    return steps
+
+
+async def tallies(domain: str, num: int, tokens: int) -> tuple[dict[int, Tally], float]:
+    """Of all proposals before the tokens of so many answers; and tokens a step, by requests that run one after the other."""
     model = model_folder(cache_folder(os.environ))
     asked = prompts(Words.open(model), domain, num, seed=SEED, is_held_out=True)
     limits = Limits(num_slots=8, max_context=max(map(len, asked)) + tokens, max_lookahead=1)
@@ -57,24 +69,28 @@ async def tallies(domain: str, num: int, tokens: int) -> dict[int, Tally]:
     found: dict[int, Tally] = defaultdict(Tally)
     for prompt, answer in zip(asked, answers, strict=True):
         tally(prompt, answer, found)
-    return found
+    steps = sum(num_steps(prompt, answer) for prompt, answer in zip(asked, answers, strict=True))
+    return found, sum(len(answer) - 1 for answer in answers) / steps
 
 
 def main() -> None:
     """Print a table of all domains."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--requests", type=int, default=24, help="of each domain")
+    parser.add_argument("--requests", type=int, default=32, help="of each domain")
     parser.add_argument("--tokens", type=int, default=48, help="of each answer")
     arguments = parser.parse_args()
     table = output.table("domain", ">matched", "before it", ">of all", ">first right", ">tokens right")
+    bounds = output.table("domain", ">tokens a step, if verification cost nothing")
     for domain in DOMAINS:
-        found = asyncio.run(tallies(domain, arguments.requests, arguments.tokens))
+        found, bound = asyncio.run(tallies(domain, arguments.requests, arguments.tokens))
+        bounds.add_row(domain, f"{bound:.2f}")
         total = sum(each.num for each in found.values())
         for strength, each in sorted(found.items(), key=lambda pair: (abs(pair[0]), -pair[0])):
             before = "" if not strength else "another token" if strength < 0 else "the same, or nothing"
             shares = f"{each.num / total:.2f}", f"{each.right / each.num:.2f}", f"{each.kept / each.num:.2f}"
             table.add_row(domain, str(abs(strength)), before, *shares)
     output.console().print(table)
+    output.console().print(bounds)
 
 
 if __name__ == "__main__":
