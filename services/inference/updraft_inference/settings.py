@@ -71,8 +71,8 @@ class InferenceSettings(settings.Settings):
     """Where torch runs: cpu, cuda, cuda:0."""
 
     kernels: Literal["auto", "off"] = "auto"
-    """Kernels of the torch engine on a CPU. auto: compiled at the first start on a machine, in some seconds, if it has g++; off:
-    torch's operations, which are slower."""
+    """Kernels of the torch engine on a CPU. auto: compiled at the first start on a machine, in some seconds, if it has g++;
+    off: torch's operations, which are slower."""
 
     kernels_dir: Path = Field(default_factory=default_folder)
     """Folder that keeps them; default: ~/.cache/updraft/kernels."""

@@ -208,6 +208,17 @@ def test_a_library_is_compiled_once_and_again_if_it_is_damaged(compiled: ctypes.
     assert any(each.stat().st_size == len(whole) for each in folder.iterdir())
 
 
+def test_what_lies_in_its_place_and_is_no_file_does_not_keep_another_from_being_found(
+    compiled: ctypes.CDLL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert kernels.load(tmp_path) is not None
+    (made,) = tmp_path.iterdir()
+    monkeypatch.setenv("PATH", "")
+    for digest in ("0" * 16, "f" * 16):  # whatever comes first
+        (tmp_path / f"{made.name.rpartition('-')[0]}-{digest}.so").mkdir()
+    assert kernels.load(tmp_path) is not None
+
+
 def test_a_library_that_is_there_needs_no_compiler(
     compiled: ctypes.CDLL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

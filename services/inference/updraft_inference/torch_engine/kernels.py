@@ -68,7 +68,14 @@ def load(folder: Path) -> ctypes.CDLL | None:
 
 def _found(folder: Path) -> Path | None:
     """A whole library for this source and processor."""
-    return next((each for each in _candidates(folder) if each.name == _name(each)), None)
+    return next((each for each in _candidates(folder) if _is_whole(each)), None)
+
+
+def _is_whole(library: Path) -> bool:
+    try:
+        return library.name == _name(library)
+    except OSError:  # somebody else's, or no file
+        return False
 
 
 def _candidates(folder: Path) -> Iterator[Path]:
