@@ -36,12 +36,17 @@ class Tally:
     kept: int = 0
 
 
+def num_kept(ids: Sequence[int], came: Sequence[int]) -> int:
+    """Tokens of a proposal before the first one that did not come."""
+    return next((i for i, (a, b) in enumerate(zip(ids, came, strict=False)) if a != b), len(ids))
+
+
 def tally(prompt: Sequence[int], answer: Sequence[int], into: dict[int, Tally]) -> None:
     """Count what is proposed before each token of an answer but the first, by strength; 0: nothing."""
     for done in range(1, len(answer)):
         rest = answer[done:]
         lookup = NgramIndex().propose([*prompt, *answer[:done]], min(MOST, len(rest)))
-        kept = next((i for i, (a, b) in enumerate(zip(lookup.ids, rest, strict=False)) if a != b), len(lookup.ids))
+        kept = num_kept(lookup.ids, rest)
         found = into[lookup.strength]
         found.num += 1
         found.right += kept > 0
@@ -54,7 +59,7 @@ def num_steps(prompt: Sequence[int], answer: Sequence[int]) -> int:
     while done < len(answer):
         rest = answer[done:]
         ids = NgramIndex().propose([*prompt, *answer[:done]], min(MOST, len(rest) - 1)).ids
-        done += 1 + next((i for i, (a, b) in enumerate(zip(ids, rest, strict=False)) if a != b), len(ids))
+        done += 1 + num_kept(ids, rest)
         steps += 1
     return steps
 

@@ -71,7 +71,7 @@ def choose(options: Sequence[Sequence[Option]], costs: Costs, *, given: float = 
     if speeds_W[0] > least:
         chosen, least = _choices(lengths_WB[0], is_chain_WB[0]), MORE * speeds_W[0]
     best = int(speeds_W.argmax())
-    if speeds_W[best] > max(least, speeds_W[0]):
+    if speeds_W[best] > least:
         chosen = _choices(lengths_WB[best], is_chain_WB[best])
     return chosen
 
