@@ -43,6 +43,8 @@ async def _client(url: str, told: TextIO, numbers: "itertools.count[int]") -> No
                     "max_tokens": 40,
                     "temperature": 0,
                     "ignore_eos": True,
+                    # Left to itself the engine may well draft nothing: a step of so small a model is cheap.
+                    "updraft": {"drafter": "eagle3", "lookahead": 3},
                 }
                 answer = await client.post("/v1/completions", json=body)
                 said = {"status": answer.status_code, "version": answer.json()["usage"]["updraft"]["draft_version"]}
