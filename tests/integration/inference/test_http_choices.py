@@ -196,6 +196,7 @@ async def test_a_real_model_answers_with_json(tmp_path: Path, *, stream: bool) -
         "model": MODEL,
         "messages": HI,
         "n": 2,
+        "seed": 1,  # of a hundred answers without one, two or three are mostly white space and cut off
         "logprobs": True,
         "max_completion_tokens": 150,
         "stream": stream,
@@ -248,6 +249,18 @@ async def test_with_keys_only_who_shows_one_is_answered(tmp_path: Path) -> None:
             assert caught.value.response.headers["www-authenticate"] == "Bearer"
         for probe in ("/healthz", "/readyz", "/metrics"):
             assert (await pod.http.get(probe)).status_code == 200
+
+
+async def test_the_engine_hears_which_requests_are_of_the_same_key_and_not_the_key(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(f"{KEY}\n{KEY}-other\n")
+    async with running_pod(tmp_path, api_keys_file=tmp_path / "keys") as pod:
+        seen = each_says(pod, "one", "one again", "other")
+        for key in (KEY, KEY, f"{KEY}-other"):
+            await pod.openai.with_options(api_key=key).completions.create(model=MODEL, prompt="p")
+
+    one, again, other = (request.client for request in seen)
+    assert one == again != other
+    assert KEY not in one
 
 
 async def test_a_key_that_asks_too_much_at_once_is_told_to_wait(tmp_path: Path) -> None:
