@@ -11,6 +11,8 @@ from updraft_cli import results
 
 PLAIN, NGRAM, EAGLE3, HYBRID = "plain", "ngram", "eagle3", "hybrid"
 """Arms in our engine: without drafts, and by the name of the drafter."""
+OWN_TEXT = "own text"
+"""Adaptive n-gram of a server that has answered nothing before: it knows the text of each request alone."""
 TRANSFORMERS, VLLM = "transformers", "vllm"
 
 REPEATING = ("code", "sql", "json", "math")

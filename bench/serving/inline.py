@@ -16,8 +16,10 @@ from torch import Tensor
 
 from updraft_inference.engine.port import Delta, Drafter, GenerationRequest, Sampling
 from updraft_inference.torch_engine import kernels
-from updraft_inference.torch_engine.decoder import Decoder, Limits
+from updraft_inference.torch_engine.decoder import Decoder
 from updraft_inference.torch_engine.kv_cache import Batch, SlotCache
+from updraft_inference.torch_engine.limits import Limits
+from updraft_inference.torch_engine.lookups import Lookups
 from updraft_inference.torch_engine.sequence import Sequence
 from updraft_inference.torch_engine.target import Forward, Target
 
@@ -70,6 +72,10 @@ class Inline:
         library = kernels.load(kernels.default_folder()) if has_kernels else None
         target = TimedTarget.open(model, dtype=dtype, device=torch.device("cpu"), library=library)
         return cls(target, Limits(num_slots=num_slots, max_context=max_context, max_lookahead=LOOKAHEAD))
+
+    def look_up_in(self, lookups: Lookups) -> None:
+        """These know earlier answers."""
+        self._decoder.lookups = lookups
 
     def start(self, prompts: SequenceOf[tuple[int, ...]], *, max_tokens: int, drafter: Drafter) -> None:
         """Add greedy requests that do not stop by themselves, and read all their prompts."""

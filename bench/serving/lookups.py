@@ -1,30 +1,41 @@
-"""How good are lookups, by how they were found? `python -m bench.serving.lookups`: greedy answers to held-out requests of each
-domain, what would have been proposed before each of their tokens, and how many tokens a step that would give if verification
-cost nothing: no choice of drafts makes lookups faster than that. See `torch_engine/ngram.py`, ADR 0020.
+"""How good are lookups, by where and how they were found? `python -m bench.serving.lookups`: greedy answers to held-out
+requests of each domain, what would have been proposed before each of their tokens, and how many tokens a step that would
+give if verification cost nothing: no choice of drafts makes lookups faster. See `torch_engine/lookups.py`, ADR 0020, ADR 0022.
 """
 
 import argparse
 import asyncio
 import os
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import torch
-from bench.serving.arms import Wish, run
+from bench.serving.arms import Wish, request, run
 from bench.serving.plan import SEED
-from bench.serving.workloads import Words, prompts
+from bench.serving.workloads import MAX_PROMPT_TOKENS, Words, mixed, prompts
+from rich.console import Console
+from rich.progress import Progress
 
 from updraft_cli import output
 from updraft_cli.folders import cache_folder
 from updraft_cli.model import model_folder
 from updraft_cli.prompts import DOMAINS
 from updraft_inference.engine.port import Drafter
-from updraft_inference.torch_engine.decoder import Limits
+from updraft_inference.lookahead.kind import Kind
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
-from updraft_inference.torch_engine.ngram import NgramIndex
+from updraft_inference.torch_engine.history import History
+from updraft_inference.torch_engine.limits import Limits
+from updraft_inference.torch_engine.lookups import Lookups
+from updraft_inference.torch_engine.ngram import Lookup, NgramIndex
+from updraft_inference.torch_engine.sequence import Sequence as Running
 
 MOST = 10
+NUM_REMEMBERED = 65536
+BATCH = 8
+
+Pair = tuple[tuple[int, ...], tuple[int, ...]]
+"""A prompt, and its answer."""
 
 
 @dataclass(slots=True)
@@ -35,65 +46,115 @@ class Tally:
     right: int = 0
     kept: int = 0
 
+    def add(self, ids: Sequence[int], came: Sequence[int]) -> None:
+        """Count a proposal."""
+        kept = num_kept(ids, came)
+        self.num += 1
+        self.right += kept > 0
+        self.kept += kept
+
+
+@dataclass(slots=True)
+class Tallies:
+    """By kind; matched 0: nothing was found."""
+
+    own: dict[Kind, Tally] = field(default_factory=lambda: defaultdict(Tally))
+    earlier: dict[Kind, Tally] = field(default_factory=lambda: defaultdict(Tally))
+    """In answers to other requests, whatever there was in the request's own text."""
+
 
 def num_kept(ids: Sequence[int], came: Sequence[int]) -> int:
     """Tokens of a proposal before the first one that did not come."""
     return next((i for i, (a, b) in enumerate(zip(ids, came, strict=False)) if a != b), len(ids))
 
 
-def tally(prompt: Sequence[int], answer: Sequence[int], into: dict[int, Tally]) -> None:
-    """Count what is proposed before each token of an answer but the first, by strength; 0: nothing."""
+def running(prompt: Sequence[int], said: Sequence[int]) -> Running:
+    """A request that got so far."""
+    wish = Wish(batch=1, tokens=1 + MOST, drafter=Drafter.NGRAM)
+    return Running(request=request(tuple(prompt), wish), emit=lambda _: None, ids=[*prompt, *said])
+
+
+def tally(pair: Pair, history: History, into: Tallies) -> None:
+    """Count what is found before each token of an answer but the first."""
+    prompt, answer = pair
     for done in range(1, len(answer)):
-        rest = answer[done:]
-        lookup = NgramIndex().propose([*prompt, *answer[:done]], min(MOST, len(rest)))
-        kept = num_kept(lookup.ids, rest)
-        found = into[lookup.strength]
-        found.num += 1
-        found.right += kept > 0
-        found.kept += kept
+        ids, rest = [*prompt, *answer[:done]], answer[done:]
+        own, earlier = (each.propose(ids, min(MOST, len(rest))) for each in (NgramIndex(), history))
+        into.own[own.kind].add(own.ids, rest)
+        into.earlier[earlier.kind].add(earlier.ids, rest)
 
 
-def num_steps(prompt: Sequence[int], answer: Sequence[int]) -> int:
+def num_steps(pair: Pair, lookups: Lookups) -> int:
     """Steps after the first token, each with the lookup that there is."""
+    prompt, answer = pair
     done, steps = 1, 0
     while done < len(answer):
         rest = answer[done:]
-        ids = NgramIndex().propose([*prompt, *answer[:done]], min(MOST, len(rest) - 1)).ids
-        done += 1 + num_kept(ids, rest)
+        found: Lookup = lookups.propose(running(prompt, answer[:done]), min(MOST, len(rest) - 1))
+        done += 1 + num_kept(found.ids, rest)
         steps += 1
     return steps
 
 
-async def tallies(domain: str, num: int, tokens: int) -> tuple[dict[int, Tally], float]:
-    """Of all proposals before the tokens of so many answers; and tokens a step, by requests that run one after the other."""
+def bound(pairs: Sequence[Pair], lookups: Lookups) -> float:
+    """Tokens a step of requests that run one after the other."""
+    return sum(len(answer) - 1 for _, answer in pairs) / sum(num_steps(pair, lookups) for pair in pairs)
+
+
+def remembering(pairs: Iterable[Pair]) -> tuple[History, Lookups]:
+    """What is known after these."""
+    history, lookups = History(NUM_REMEMBERED), Lookups(NUM_REMEMBERED)
+    for prompt, answer in pairs:
+        history.add([*prompt, *answer], len(prompt))
+        lookups.remember(running(prompt, answer))
+    return history, lookups
+
+
+async def answered(engine: TorchEngine, asked: list[tuple[int, ...]], tokens: int, progress: Progress) -> list[Pair]:
+    """All of them, with their greedy answers."""
+    pairs: list[Pair] = []
+    for start in progress.track(range(0, len(asked), BATCH), description="answering"):
+        some = asked[start : start + BATCH]
+        _, answers = await run(engine, some, Wish(batch=BATCH, tokens=tokens, drafter=Drafter.NONE))
+        pairs += zip(some, answers, strict=True)
+    return pairs
+
+
+async def collect(num: int, tokens: int, num_earlier: int) -> tuple[dict[str, list[Pair]], list[Pair]]:
+    """Held-out requests of each domain with their answers; and others of all domains, in turn."""
     model = model_folder(cache_folder(os.environ))
-    asked = prompts(Words.open(model), domain, num, seed=SEED, is_held_out=True)
-    limits = Limits(num_slots=8, max_context=max(map(len, asked)) + tokens, max_lookahead=1)
-    async with TorchEngine.open(model, EngineOptions(limits=limits, dtype=torch.bfloat16)) as engine:
-        _, answers = await run(engine, asked, Wish(batch=8, tokens=tokens, drafter=Drafter.NONE))
-    found: dict[int, Tally] = defaultdict(Tally)
-    for prompt, answer in zip(asked, answers, strict=True):
-        tally(prompt, answer, found)
-    steps = sum(num_steps(prompt, answer) for prompt, answer in zip(asked, answers, strict=True))
-    return found, sum(len(answer) - 1 for answer in answers) / steps
+    words = Words.open(model)
+    held = {domain: prompts(words, domain, num, seed=SEED, is_held_out=True) for domain in DOMAINS}
+    others = {domain: prompts(words, domain, num_earlier, seed=SEED, is_held_out=False) for domain in DOMAINS}
+    limits = Limits(num_slots=BATCH, max_context=MAX_PROMPT_TOKENS + 2 * tokens, max_lookahead=1)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        async with TorchEngine.open(model, EngineOptions(limits=limits, dtype=torch.bfloat16)) as engine:
+            by_domain = {domain: await answered(engine, asked, tokens, progress) for domain, asked in held.items()}
+            return by_domain, await answered(engine, mixed(others), 2 * tokens, progress)
 
 
 def main() -> None:
     """Print a table of all domains."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=32, help="of each domain")
-    parser.add_argument("--tokens", type=int, default=48, help="of each answer")
+    parser.add_argument("--tokens", type=int, default=48, help="of each answer; twice as many of the earlier ones")
+    parser.add_argument("--earlier", type=int, default=48, help="requests of each domain that were answered before")
     arguments = parser.parse_args()
-    table = output.table("domain", ">matched", "before it", ">of all", ">first right", ">tokens right")
-    bounds = output.table("domain", ">tokens a step, if verification cost nothing")
-    for domain in DOMAINS:
-        found, bound = asyncio.run(tallies(domain, arguments.requests, arguments.tokens))
-        bounds.add_row(domain, f"{bound:.2f}")
-        total = sum(each.num for each in found.values())
-        for strength, each in sorted(found.items(), key=lambda pair: (abs(pair[0]), -pair[0])):
-            before = "" if not strength else "another token" if strength < 0 else "the same, or nothing"
-            shares = f"{each.num / total:.2f}", f"{each.right / each.num:.2f}", f"{each.kept / each.num:.2f}"
-            table.add_row(domain, str(abs(strength)), before, *shares)
+    by_domain, others = asyncio.run(collect(arguments.requests, arguments.tokens, arguments.earlier))
+    history, lookups = remembering(others)
+    table = output.table("domain", "found in", ">matched", "before it", ">of all", ">first right", ">tokens right")
+    bounds = output.table("tokens a step, if verification cost nothing", ">own text", f">and {len(others)} answers")
+    for domain, pairs in by_domain.items():
+        bounds.add_row(domain, f"{bound(pairs, Lookups(0)):.2f}", f"{bound(pairs, lookups):.2f}")
+        tallies = Tallies()
+        for pair in pairs:
+            tally(pair, history, tallies)
+        for where, found in (("own text", tallies.own), ("an earlier answer", tallies.earlier)):
+            total = sum(each.num for each in found.values())
+            for kind, each in sorted(found.items()):
+                before = "" if not kind.matched else "another token" if kind.is_contested else "the same, or nothing"
+                shares = f"{each.num / total:.2f}", f"{each.right / each.num:.2f}", f"{each.kept / each.num:.2f}"
+                table.add_row(domain, where, str(kind.matched), before, *shares)
     output.console().print(table)
     output.console().print(bounds)
 

@@ -5,6 +5,7 @@ had to read.
 """
 
 import asyncio
+import copy
 import random
 import tempfile
 import time
@@ -17,18 +18,23 @@ from pathlib import Path
 import torch
 from bench.serving import figures, servers, workloads
 from bench.serving.arms import Transformers, Wish, request, run
-from bench.serving.figures import EAGLE3, HYBRID, NGRAM, PLAIN, TRANSFORMERS, VLLM, Cell
+from bench.serving.figures import EAGLE3, HYBRID, NGRAM, OWN_TEXT, PLAIN, TRANSFORMERS, VLLM, Cell
 from bench.serving.inline import Inline
 from bench.serving.plan import LOOKAHEAD, SEED, Plan, in_turn, take
 
 from updraft_inference.engine.port import Drafter, DraftOnDisk
-from updraft_inference.torch_engine.decoder import Limits
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
+from updraft_inference.torch_engine.limits import Limits
+from updraft_inference.torch_engine.lookups import Lookups
 
 MAX_CONTEXT = 768
 LONG_PROMPT_TOKENS = 2000
 RUNNING_STREAMS = 7
 
+NUM_REMEMBERED = 65536
+"""Tokens of earlier answers, as a server remembers unless it is told otherwise."""
+
+_PAST_AT_ONCE = 16
 _GAP_CONTEXT = 3072
 _GAP_TOKENS = 600
 """Of the running streams: more than they get while the long prompt is read."""
@@ -49,6 +55,8 @@ class Bench:
     tell: Callable[[str, int, int], None]
     measured: figures.Measured = field(default_factory=figures.Measured)
     _pools: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
+    _past: list[Lookups] = field(default_factory=list)
+    """Of a server that has answered other requests; filled once."""
 
     def prompts(self, domain: str) -> list[tuple[int, ...]]:
         """The domain's held-out prompts."""
@@ -61,6 +69,12 @@ class Bench:
         """Those of all domains, in turn."""
         return workloads.mixed({domain: self.prompts(domain) for domain in self.plan.domains})
 
+    async def past(self, engine: TorchEngine) -> Lookups:
+        """What lookups remember of answers to other requests: those of all domains from which the draft learns."""
+        if not self._past:
+            self._past.append(await remembered(self, engine))
+        return copy.deepcopy(self._past[0])
+
     def note(self, part: figures.Part, cell: Cell, arm: str, round_: int, streams: Sequence[figures.Stream]) -> None:
         """Keep what an arm reached in a round."""
         rate = figures.tokens_per_s(streams, cell.batch)
@@ -69,7 +83,21 @@ class Bench:
 
 def drafter_of(arm: str) -> Drafter:
     """Who drafts in an arm of ours."""
-    return Drafter.NONE if arm == PLAIN else Drafter(arm)
+    return {PLAIN: Drafter.NONE, OWN_TEXT: Drafter.NGRAM}.get(arm) or Drafter(arm)
+
+
+async def remembered(bench: Bench, engine: TorchEngine) -> Lookups:
+    """Answer requests that no part measures on; leaves the engine's own lookups as they were."""
+    recipe, domains = bench.plan.recipe, bench.plan.domains
+    asked = workloads.mixed(
+        {d: workloads.prompts(bench.words, d, recipe.requests, seed=SEED, is_held_out=False) for d in domains}
+    )
+    before = await engine.exchange_lookups(Lookups(NUM_REMEMBERED))
+    for done in range(0, len(asked), _PAST_AT_ONCE):
+        bench.tell("answering other requests first", done, len(asked))
+        batch = asked[done : done + _PAST_AT_ONCE]
+        await run(engine, batch, Wish(batch=len(batch), tokens=recipe.tokens, drafter=Drafter.NGRAM))
+    return await engine.exchange_lookups(before)
 
 
 @asynccontextmanager
@@ -77,7 +105,9 @@ async def opened(
     bench: Bench, *, num_slots: int, dtype: torch.dtype = torch.bfloat16, max_context: int = MAX_CONTEXT
 ) -> AsyncIterator[TorchEngine]:
     """An engine of ours without a draft, after a short request."""
-    limits = Limits(num_slots=num_slots, max_context=max_context, max_lookahead=LOOKAHEAD)
+    limits = Limits(
+        num_slots=num_slots, max_context=max_context, max_lookahead=LOOKAHEAD, num_remembered=NUM_REMEMBERED
+    )
     async with TorchEngine.open(bench.model, EngineOptions(limits=limits, dtype=dtype)) as engine:
         await run(engine, [bench.words.prompt("Hello")], Wish(batch=1, tokens=8, drafter=Drafter.NONE))
         yield engine
@@ -108,7 +138,8 @@ async def cells(bench: Bench, engine: TorchEngine) -> None:
     rounds: Counter[Cell] = Counter()
     for done, (round_, cell) in enumerate(schedule):
         bench.tell(str(cell), done, len(schedule))
-        await _round(bench, engine, figures.CELLS, cell, (PLAIN, NGRAM), round_)
+        arms = (PLAIN, NGRAM, OWN_TEXT) if cell in plan.peer_cells else (PLAIN, NGRAM)
+        await _round(bench, engine, figures.CELLS, cell, arms, round_)
         rounds[cell] += 1
     until_s = time.monotonic() + plan.worst_s
     while time.monotonic() < until_s:
@@ -143,11 +174,13 @@ async def gap(bench: Bench) -> None:
 def overhead(bench: Bench) -> None:
     """Steps of plain and of n-gram decoding at batch 8, on a thread where nothing else runs."""
     batch, steps, pool = 8, bench.plan.overhead_steps, bench.mixed()
+    past = asyncio.run(_past(bench))
     for n, arm in enumerate((PLAIN, NGRAM)):
         bench.tell(f"{arm}, batch {batch}", n, 2)
         tokens = (2 * batch + steps) * (LOOKAHEAD + 1)
         context = workloads.MAX_PROMPT_TOKENS + tokens
         inline = Inline.open(bench.model, num_slots=batch, max_context=context, dtype=torch.bfloat16)
+        inline.look_up_in(past)
         inline.start(pool[:batch], max_tokens=tokens, drafter=drafter_of(arm))
         for _ in range(steps):
             spent = inline.step()
@@ -209,14 +242,20 @@ async def http(bench: Bench, *, has_vllm: bool) -> None:
                 bench.note(figures.HTTP, cell, arm, round_, streams)
 
 
+async def _past(bench: Bench) -> Lookups:
+    async with opened(bench, num_slots=_PAST_AT_ONCE) as engine:
+        return await bench.past(engine)
+
+
 async def _round(
     bench: Bench, engine: TorchEngine, part: figures.Part, cell: Cell, arms: Sequence[str], round_: int
 ) -> None:
     chosen = take(bench.prompts(cell.domain), round_, bench.plan.num_requests(cell.batch))
     for arm in in_turn(arms, round_):
-        await _read(
-            engine, chosen, drafter_of(arm)
-        )  # a draft reads prompts too, and an arm without one leaves none of it
+        # A draft reads prompts too, and an arm without one leaves none of it.
+        await _read(engine, chosen, drafter_of(arm))
+        # The prompts of a domain come again and again: who remembered their own answers would look them up.
+        await engine.exchange_lookups(Lookups(0) if arm == OWN_TEXT else await bench.past(engine))
         streams, _ = await run(engine, chosen, _wish(bench, cell, arm))
         bench.note(part, cell, arm, round_, streams)
 

@@ -99,6 +99,7 @@ async def updraft(model: Path, folder: Path, *, threads: int, lookahead: int) ->
         "NUM_SLOTS": str(NUM_SLOTS),
         "MAX_CONTEXT": str(MAX_CONTEXT),
         "LOOKAHEAD": str(lookahead),
+        "REMEMBERED_TOKENS": "0",  # the same prompts come in each round: it would look up their own answers
         "DATA_DIR": str(folder / "updraft"),
     }
     named = {f"UPDRAFT_INFERENCE_{name}": value for name, value in variables.items()}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from bench.serving import draft, figures, parts
-from bench.serving.figures import NGRAM, PARTS, PLAIN, Line, Part
+from bench.serving.figures import NGRAM, OWN_TEXT, PARTS, PLAIN, Line, Part
 from bench.serving.plan import FULL, QUICK, SEED
 from bench.serving.workloads import Words
 from rich.console import Console
@@ -114,12 +114,12 @@ async def _in_one_engine(bench: parts.Bench, chosen: Sequence[Part], show: Shown
                 await parts.hybrids(bench, engine, trained)
 
 
-def show_cells(console: Console, measured: figures.Measured) -> None:
-    """Adaptive n-gram by plain: a row for each domain and temperature, a column for each batch size."""
+def show_cells(console: Console, measured: figures.Measured, arm: str, title: str) -> None:
+    """An arm by plain: a row for each domain and temperature, a column for each batch size."""
     rates = [one for one in measured.rates if one.part == figures.CELLS.name]
-    found = figures.ratios(rates, NGRAM, PLAIN)
+    found = figures.ratios(rates, arm, PLAIN)
     batches = sorted({cell.batch for cell in found})
-    table = output.table("adaptive n-gram, of plain", ">temperature", *(f">batch {batch}" for batch in batches))
+    table = output.table(title, ">temperature", *(f">batch {batch}" for batch in batches))
     for domain, temperature in dict.fromkeys((cell.domain, cell.temperature) for cell in found):
         medians = [figures.spread(found.get(figures.Cell(domain, batch, temperature), [])) for batch in batches]
         table.add_row(domain, f"{temperature:g}", *(f"{one.median:.2f}x" if one else "-" for one in medians))
@@ -189,7 +189,8 @@ def main() -> None:
 def _result(started: datetime, measured: figures.Measured, lines: Sequence[Line]) -> results.Result:
     """Print the tables, and return what the file says."""
     console = output.console()
-    show_cells(console, measured)
+    show_cells(console, measured, NGRAM, "adaptive n-gram, of plain")
+    show_cells(console, measured, OWN_TEXT, "the same, in each request's own text alone")
     show_lines(console, lines)
     arguments = f" ARGS='{' '.join(sys.argv[1:])}'" if sys.argv[1:] else ""
     return results.Result(

@@ -23,8 +23,8 @@ from updraft_inference.agent.trace import Ended, Origin, trace
 from updraft_inference.chat import ChatTemplate
 from updraft_inference.engine.port import CaptureWish, Drafter, Finished, GenerationRequest, Sampling
 from updraft_inference.text import Tokenizer
-from updraft_inference.torch_engine.decoder import Limits
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
+from updraft_inference.torch_engine.limits import Limits
 
 DOMAINS = ("code", "math", "chat")
 MAX_PROMPT_TOKENS = 192

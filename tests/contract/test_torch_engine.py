@@ -10,8 +10,8 @@ from tests.contract.engine_contract import MAX_QUEUED, NUM_SLOTS, EngineContract
 from tests.support.tiny_target import make_draft, make_tiny_target, save_draft
 
 from updraft_inference.engine.port import DraftOnDisk, Finished
-from updraft_inference.torch_engine.decoder import Limits
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
+from updraft_inference.torch_engine.limits import Limits
 
 
 @pytest.fixture(scope="module")

@@ -76,7 +76,7 @@ class Piece:
     finished: Finished | None = None
 
 
-async def jobs(backend: Backend, dialect: Dialect[B], body: B, *, is_opted_out: bool) -> list[Job]:
+async def jobs(backend: Backend, dialect: Dialect[B], body: B, *, client: str, is_opted_out: bool) -> list[Job]:
     """Check a body against the model; one job a choice. ApiError where it cannot be served."""
     if body.model != backend.model:
         message = f"The model {body.model[:_SHOWN_CHARS]!r} does not exist: this server has {backend.model!r}"
@@ -94,6 +94,7 @@ async def jobs(backend: Backend, dialect: Dialect[B], body: B, *, is_opted_out: 
             request_id=f"{dialect.id_prefix}-{trace_id.hex}",
             prompt_ids=prompt_ids,
             max_tokens=max_tokens,
+            client=client,
             sampling=_sampling(body, index),
             ignore_eos=body.ignore_eos,
             drafter=None if body.updraft.drafter is None else Drafter(body.updraft.drafter),

@@ -9,6 +9,7 @@ import hmac
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from updraft_chassis.credentials import AUTHORIZATION, SCHEME, Reloaded, check_token, read_text
@@ -17,6 +18,14 @@ from updraft_inference.openai_errors import ApiError
 
 MIN_KEY_CHARACTERS = 16
 """Less can be guessed: `openssl rand -hex 32` makes 64."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """A request that was let in. `client` is the same for all of one key, and empty where nobody needs one."""
+
+    client: str
+    count_as: Callable[[int], None]
 
 
 class Keys:
@@ -28,8 +37,8 @@ class Keys:
         self._inside: Counter[bytes] = Counter()
 
     @contextmanager
-    def admitted(self, headers: Mapping[str, str]) -> Iterator[Callable[[int], None]]:
-        """Inside for the length of the block, as one request until what it gives is told that it is several.
+    def admitted(self, headers: Mapping[str, str]) -> Iterator[Guest]:
+        """Inside for the length of the block, as one request until the guest is told that it is several.
 
         ApiError 401 without a known key, Exhausted where it asks too much at once, InvalidInput where it always would.
         """
@@ -45,7 +54,7 @@ class Keys:
 
         try:
             count_as(1)
-            yield count_as
+            yield Guest("" if key is None else key.hex(), count_as)
         finally:
             if key is not None:
                 self._inside[key] -= num_held

@@ -52,8 +52,8 @@ async def open_engine(settings: InferenceSettings, on_finished: FinishedSink) ->
     import torch  # noqa: PLC0415 - see main
 
     from updraft_draft.config import TargetConfig  # noqa: PLC0415
-    from updraft_inference.torch_engine.decoder import Limits  # noqa: PLC0415
     from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine  # noqa: PLC0415
+    from updraft_inference.torch_engine.limits import Limits  # noqa: PLC0415
 
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
@@ -61,7 +61,12 @@ async def open_engine(settings: InferenceSettings, on_finished: FinishedSink) ->
     if "max_context" not in settings.model_fields_set:
         max_context = min(max_context, TargetConfig.from_folder(settings.model).max_position)
     options = EngineOptions(
-        limits=Limits(num_slots=settings.num_slots, max_context=max_context, max_lookahead=settings.lookahead),
+        limits=Limits(
+            num_slots=settings.num_slots,
+            max_context=max_context,
+            max_lookahead=settings.lookahead,
+            num_remembered=settings.remembered_tokens,
+        ),
         dtype=getattr(torch, settings.dtype),
         device=settings.device,
         kernels=settings.kernels_dir if settings.kernels == "auto" else None,

@@ -95,10 +95,10 @@ class _Endpoint(Generic[B]):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         try:
-            with self._doors.keys.admitted(request.headers) as count_as, self._doors.gate.admitted() as backend:
+            with self._doors.keys.admitted(request.headers) as guest, self._doors.gate.admitted() as backend:
                 body = parse(self._dialect.body, await read_body(request, self._doors.bodies))
-                count_as(body.n)
-                await unless(_hung_up(receive), self._answer(backend, request, body, send))
+                guest.count_as(body.n)
+                await unless(_hung_up(receive), self._answer(backend, request, body, guest.client, send))
         except Interrupted:
             self._doors.metrics.hang_ups.inc()
         except UpdraftError as error:  # of the gate; those of the engine come as ApiError
@@ -110,9 +110,9 @@ class _Endpoint(Generic[B]):
         self._doors.metrics.refusals.labels(status=str(refusal.status)).inc()
         return refusal
 
-    async def _answer(self, backend: Backend, request: Request, body: B, send: Send) -> None:
+    async def _answer(self, backend: Backend, request: Request, body: B, client: str, send: Send) -> None:
         is_opted_out = request.headers.get(OPT_OUT_HEADER, "").strip().lower() == "off"
-        todo = await jobs(backend, self._dialect, body, is_opted_out=is_opted_out)
+        todo = await jobs(backend, self._dialect, body, client=client, is_opted_out=is_opted_out)
         writer = _Writer(self._dialect, backend, todo, int(time.time()))
         if body.stream:
             await _stream(writer, send, has_usage=body.has_usage_chunk)

@@ -8,7 +8,8 @@ from tests.support.tiny_target import make_tiny_target
 
 from updraft_inference.engine.port import Delta, Drafter, GenerationRequest, Sampling
 from updraft_inference.lookahead.cost import CostTable
-from updraft_inference.torch_engine.decoder import LEAST_READ, READING_RESTS, Decoder, Limits
+from updraft_inference.torch_engine.decoder import LEAST_READ, READING_RESTS, Decoder
+from updraft_inference.torch_engine.limits import Limits
 from updraft_inference.torch_engine.sequence import Sequence
 from updraft_inference.torch_engine.target import Target
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from updraft_inference.settings import InferenceSettings
 from updraft_inference.torch_engine import kernels
-from updraft_inference.torch_engine.decoder import Limits
 from updraft_inference.torch_engine.fused import LANES, WIDEST, Fused, operations
 from updraft_inference.torch_engine.kv_cache import CacheShape, SlotCache
+from updraft_inference.torch_engine.limits import Limits
 from updraft_inference.torch_engine.operations import Heads, Plain, Sight
 
 NUM_SLOTS, NUM_POSITIONS = 4, 100

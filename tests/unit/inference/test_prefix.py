@@ -8,7 +8,7 @@ from updraft_inference.torch_engine.prefix import Prefix, Tenant, common_length,
 texts = st.lists(st.integers(0, 1), max_size=24)
 tenants = st.lists(st.tuples(texts, st.integers(0, 24), st.integers(0, 24)), max_size=4).map(
     lambda all_of: [
-        Tenant(slot=slot, ids=ids, num_read=min(read, len(ids)), num_draft_read=min(drafted, read, len(ids)))
+        Tenant(slot=slot, client="", ids=ids, num_read=min(read, len(ids)), num_draft_read=min(drafted, read, len(ids)))
         for slot, (ids, read, drafted) in enumerate(all_of)
     ]
 )

@@ -26,8 +26,8 @@ from updraft_inference.engine.port import (
     GenerationRequest,
     Sampling,
 )
-from updraft_inference.torch_engine.decoder import Limits
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
+from updraft_inference.torch_engine.limits import Limits
 
 GREEDY = Sampling(temperature=0)
 PROMPTS = [tuple(range(3, 8)), tuple(range(40, 97)), (7, 7, 7, 7, 7), tuple(range(300, 320))]

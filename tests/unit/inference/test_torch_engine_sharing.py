@@ -23,8 +23,8 @@ from updraft_inference.engine.port import (
     GenerationRequest,
     Sampling,
 )
-from updraft_inference.torch_engine.decoder import Limits
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
+from updraft_inference.torch_engine.limits import Limits
 
 GREEDY = Sampling(temperature=0)
 PROMPT = tuple(range(40, 97))
@@ -55,8 +55,8 @@ async def engine(target: Path) -> AsyncIterator[TorchEngine]:
         yield opened
 
 
-def open_engine(target: Path, *, slots: int = 3, max_context: int = 200) -> TorchEngine:
-    limits = Limits(num_slots=slots, max_context=max_context, max_lookahead=7)
+def open_engine(target: Path, *, slots: int = 3, max_context: int = 200, num_remembered: int = 0) -> TorchEngine:
+    limits = Limits(num_slots=slots, max_context=max_context, max_lookahead=7, num_remembered=num_remembered)
     return TorchEngine.open(target, EngineOptions(limits=limits, dtype=torch.float32))
 
 
@@ -125,6 +125,31 @@ async def test_conversations_that_take_turns_find_what_each_has_left(engine: Tor
             found = engine.load.cached_tokens - before
             assert found == (0 if round_ == 0 else len(text)), f"turn {round_} of conversation {i}"
             texts[i] = (*text, 5, *finished.output_ids[:-1])
+
+
+async def test_a_client_finds_nothing_that_another_one_has_left(engine: TorchEngine) -> None:
+    await run(engine, request(PROMPT, client="a"))
+    await run(engine, request(PROMPT, client="b"))
+    assert engine.load.cached_tokens == 0
+    await run(engine, request(PROMPT, client="a"))
+    assert engine.load.cached_tokens == len(PROMPT) - 1
+
+
+async def test_an_answer_is_looked_up_in_the_next_one_to_the_same_client_and_changes_nothing_of_it(
+    target: Path,
+) -> None:
+    async with open_engine(target, num_remembered=1024) as engine:
+        plain = await run(engine, request(PROMPT))
+
+        async def num_kept(client: str) -> int:
+            finished = await run(engine, request(PROMPT, drafter=Drafter.NGRAM, lookahead=7, client=client))
+            assert finished.output_ids == plain.output_ids
+            return sum(step.accepted for step in finished.steps)
+
+        own = await num_kept("a")
+        assert await num_kept("b") == own
+        assert await num_kept("a") > own
+        assert len(plain.output_ids) - await num_kept("a") <= 7  # eight tokens a step
 
 
 @pytest.mark.parametrize("between", [None, 1], ids=["none", "other weights"])

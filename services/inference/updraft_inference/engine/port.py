@@ -78,6 +78,8 @@ class GenerationRequest:
     request_id: str
     prompt_ids: tuple[int, ...]
     max_tokens: int
+    client: str = ""
+    """Who asks: what an engine keeps of a request, so that later ones are faster, is of use to the same client only."""
     sampling: Sampling = Sampling()
     ignore_eos: bool = False
     drafter: Drafter | None = None

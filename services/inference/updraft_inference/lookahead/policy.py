@@ -15,37 +15,33 @@ from updraft_inference.engine.port import Drafter
 from updraft_inference.lookahead.chains import ChainCost
 from updraft_inference.lookahead.choice import Choice, Costs, Option, choose
 from updraft_inference.lookahead.cost import CostTable
+from updraft_inference.lookahead.kind import MODEL, Kind
 from updraft_inference.lookahead.rates import Prior, Rates, survival
 from updraft_inference.lookahead.tries import Tries
-
-MODEL = 0
-"""The strength of a draft model's chains. That of a lookup is the number of tokens that matched, below zero if it is contested
-(`torch_engine/ngram.py`)."""
 
 UNKNOWN = 8.0
 """Chains of the draft model that are made whatever is known, before anything is concluded from them."""
 _SHARED_MEMORY, _OWN_MEMORY, _OWN_WEIGHT = 100.0, 40.0, 4.0
 _ASSUMED_MODEL, _ASSUMED_LOOKUP, _ASSUMED_WEAK = Prior(0.5, 2.0), Prior(0.3, 2.0), Prior(0.1, 2.0)
-"""Weak are lookups by one token, and contested ones."""
 _LATELY = 200
 """Proposals that what is said of a drafter goes by."""
 
 
 @dataclass(slots=True, eq=False)
 class Record:
-    """What a sequence's drafts did so far, by strength."""
+    """What a sequence's drafts did so far, by kind."""
 
-    rates: defaultdict[int, Rates] = field(default_factory=lambda: defaultdict(lambda: Rates(_OWN_MEMORY)))
+    rates: defaultdict[Kind, Rates] = field(default_factory=lambda: defaultdict(lambda: Rates(_OWN_MEMORY)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """One sequence of a step: `lookup` drafts were found, by a match of `strength`; the draft model may make `chain`.
+    """One sequence of a step: `lookup` drafts of a `kind` were found; the draft model may make `chain`.
     `forced`: so many by whoever can, whatever it costs."""
 
     record: Record
     lookup: int = 0
-    strength: int = 1
+    kind: Kind = MODEL
     chain: int = 0
     forced: int | None = None
 
@@ -58,16 +54,16 @@ class Lookahead:
         self.last = 0
         """The longest drafts of the last step."""
         self._is_fixed = is_fixed
-        self._shared = defaultdict[int, Rates](lambda: Rates(_SHARED_MEMORY))
+        self._shared = defaultdict[Kind, Rates](lambda: Rates(_SHARED_MEMORY))
         self._chains = ChainCost(cost)
         self._tries = Tries()
-        self._made: deque[int] = deque(maxlen=_LATELY)
-        """Strengths of what was drafted lately."""
+        self._made: deque[Kind] = deque(maxlen=_LATELY)
+        """What was drafted lately."""
 
     def reset_model(self) -> None:
         """Forget what an earlier draft model did: a new one starts from full chains."""
         self._shared.pop(MODEL, None)
-        self._made = deque((strength for strength in self._made if strength != MODEL), maxlen=_LATELY)
+        self._made = deque((kind for kind in self._made if kind != MODEL), maxlen=_LATELY)
         self._tries.begin_anew()
 
     def plan(self, asks: Sequence[Ask]) -> list[Choice]:
@@ -84,15 +80,15 @@ class Lookahead:
         rest = iter(chosen)
         choices = [forced[i] if i in forced else next(rest) for i in range(len(asks))]
         self.last = max((choice.length for choice in choices), default=0)
-        self._made.extend(_strength(ask, choice) for ask, choice in zip(asks, choices, strict=True) if choice.length)
+        self._made.extend(_kind(ask, choice) for ask, choice in zip(asks, choices, strict=True) if choice.length)
         return choices
 
-    def observe(self, record: Record, strength: int, kept: int, *, is_refused: bool) -> None:
+    def observe(self, record: Record, kind: Kind, kept: int, *, is_refused: bool) -> None:
         """Of one chain: its first `kept` drafts were right, and then one was wrong or none was left."""
-        if strength == MODEL:
+        if kind == MODEL:
             self._tries.observe(record, kept)
-        self._shared[strength].observe(kept, is_refused=is_refused)
-        record.rates[strength].observe(kept, is_refused=is_refused)
+        self._shared[kind].observe(kept, is_refused=is_refused)
+        record.rates[kind].observe(kept, is_refused=is_refused)
 
     def observe_step(self, *, batch: int, rows: int, verify_s: float, num_beside: int = 0) -> None:
         """A forward read `rows` rows: of `batch` sequences that drafted, and `num_beside` of prompts."""
@@ -150,13 +146,13 @@ class Lookahead:
 
     def _options(self, ask: Ask) -> list[Option]:
         options = []
-        for drafter, strength, length in (
-            (Drafter.NGRAM, ask.strength, ask.lookup),
+        for drafter, kind, length in (
+            (Drafter.NGRAM, ask.kind, ask.lookup),
             (Drafter.EAGLE3, MODEL, ask.chain),
         ):
             if length:
-                own, shared = ask.record.rates[strength], self._shared[strength]
-                alive = survival(own, shared, _assumed(strength), length, _OWN_WEIGHT)
+                own, shared = ask.record.rates[kind], self._shared[kind]
+                alive = survival(own, shared, _assumed(kind), length, _OWN_WEIGHT)
                 options.append(Option(drafter, alive))
         return options
 
@@ -184,11 +180,11 @@ class Lookahead:
         return able[tried]
 
 
-def _strength(ask: Ask, choice: Choice) -> int:
-    return MODEL if choice.drafter is Drafter.EAGLE3 else ask.strength
+def _kind(ask: Ask, choice: Choice) -> Kind:
+    return MODEL if choice.drafter is Drafter.EAGLE3 else ask.kind
 
 
-def _assumed(strength: int) -> Prior:
-    if strength == MODEL:
+def _assumed(kind: Kind) -> Prior:
+    if kind == MODEL:
         return _ASSUMED_MODEL
-    return _ASSUMED_LOOKUP if strength > 1 else _ASSUMED_WEAK
+    return _ASSUMED_WEAK if kind.is_weak else _ASSUMED_LOOKUP

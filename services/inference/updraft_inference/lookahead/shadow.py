@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass, field
 
+from updraft_inference.lookahead.kind import MODEL, Kind
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
     """Of one proposal: its first `kept` tokens came, and then another one did (`is_refused`) or it had no more."""
 
-    strength: int
+    kind: Kind
     kept: int
     is_refused: bool
 
@@ -17,13 +19,13 @@ class Shadow:
     """The proposal of one sequence that waits for the tokens it foretells. While it waits, no other is taken."""
 
     _ids: list[int] = field(default_factory=list)
-    _strength: int = 0
+    _kind: Kind = MODEL
     _kept: int = 0
 
-    def take(self, ids: list[int], strength: int) -> None:
+    def take(self, ids: list[int], kind: Kind) -> None:
         """Watch a proposal for the next tokens, unless one is watched."""
         if not self._ids:
-            self._ids, self._strength, self._kept = ids, strength, 0
+            self._ids, self._kind, self._kept = ids, kind, 0
 
     def score(self, came: list[int]) -> Score | None:
         """Compare with the tokens that came next; the score once it is known."""
@@ -34,5 +36,5 @@ class Shadow:
             self._kept += not is_refused
             if is_refused or self._kept == len(self._ids):
                 self._ids = []
-                return Score(self._strength, self._kept, is_refused)
+                return Score(self._kind, self._kept, is_refused)
         return None

@@ -8,7 +8,6 @@ longer as running streams may wait (Agrawal et al. 2024, Sarathi-Serve).
 import logging
 import time
 from collections import Counter, deque
-from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -16,10 +15,13 @@ from updraft_chassis.errors import Corrupt
 from updraft_inference.engine.port import Delta, Drafter, FinishReason, TokenLogprob, VerifyStep
 from updraft_inference.lookahead.choice import Choice
 from updraft_inference.lookahead.cost import CostTable
-from updraft_inference.lookahead.policy import MODEL, Ask, Lookahead
+from updraft_inference.lookahead.kind import MODEL
+from updraft_inference.lookahead.policy import Ask, Lookahead
 from updraft_inference.torch_engine.eagle import EagleDrafter, NotFiniteError
 from updraft_inference.torch_engine.kv_cache import CacheShape, SlotCache
-from updraft_inference.torch_engine.ngram import Lookup
+from updraft_inference.torch_engine.limits import Limits
+from updraft_inference.torch_engine.lookups import Lookups
+from updraft_inference.torch_engine.ngram import NOTHING, Lookup
 from updraft_inference.torch_engine.pieces import Piece, advance, num_rows
 from updraft_inference.torch_engine.sequence import Proposal, Sequence
 from updraft_inference.torch_engine.slots import Slots
@@ -38,24 +40,6 @@ READING_RESTS = 32
 
 _BY_MODEL = frozenset({Drafter.EAGLE3, Drafter.HYBRID})
 _BY_LOOKUP = frozenset({Drafter.NGRAM, Drafter.HYBRID})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """Sizes that are fixed while the engine runs. `max_context` counts prompt and output tokens of a request.
-
-    `max_lookahead` is of the draft model's chains, `max_lookup` of what was looked up, which costs nothing to draft.
-    """
-
-    num_slots: int
-    max_context: int
-    max_lookahead: int
-    max_lookup: int = 10
-
-    @property
-    def num_positions(self) -> int:
-        """Cache positions a slot: drafts may reach beyond the context."""
-        return self.max_context + self.max_lookahead + 1
 
 
 class Decoder:
@@ -81,6 +65,7 @@ class Decoder:
         drafted = 1 + max(limits.max_lookup, limits.max_lookahead)
         curve = cost_curve(target, self._cache, most=max(MOST_READ, limits.num_slots * drafted), drafted=drafted)
         self.lookahead = Lookahead(CostTable(curve), is_fixed=is_lookahead_fixed)
+        self.lookups = Lookups(limits.num_remembered)
         self._slots = Slots(limits.num_slots)
         self.num_cached_tokens = 0
         """Prompt tokens that were not read, since another request had read them; read by other threads."""
@@ -168,7 +153,8 @@ class Decoder:
         wish = sequence.request.capture
         most = sequence.num_prompt - max(1, wish.prompt_rows if wish.payload else 0)
         running = [each.tenant for each in (*self._prefilling, *self._decoding.values())]
-        sequence.slot, prefix = self._slots.take(sequence.ids, running, most=most, with_draft=eagle is not None)
+        client, with_draft = sequence.request.client, eagle is not None
+        sequence.slot, prefix = self._slots.take(sequence.ids, running, client=client, most=most, with_draft=with_draft)
         if not prefix.length:
             return
         if prefix.slot != sequence.slot:
@@ -260,11 +246,11 @@ class Decoder:
 
     def _look_up(self, sequence: Sequence) -> Lookup:
         if self._wish(sequence) not in _BY_LOOKUP:
-            return Lookup([], 0)
+            return NOTHING
         most = self.limits.max_lookup if self.limits.max_lookahead else 0
-        lookup = sequence.index.propose(sequence.ids, min(most, sequence.num_useful))
+        lookup = self.lookups.propose(sequence, min(most, sequence.num_useful))
         if lookup.ids:
-            sequence.shadow.take(lookup.ids, lookup.strength)
+            sequence.shadow.take(lookup.ids, lookup.kind)
         return lookup
 
     def _ask(self, sequence: Sequence, lookup: Lookup) -> Ask:
@@ -272,7 +258,7 @@ class Decoder:
         return Ask(
             record=sequence.history,
             lookup=len(lookup.ids),
-            strength=lookup.strength,
+            kind=lookup.kind,
             chain=min(self.limits.max_lookahead, sequence.num_useful) if can_chain else 0,
             forced=sequence.request.lookahead,
         )
@@ -360,7 +346,7 @@ class Decoder:
         """Give the sequence its new tokens, and end it where they end it."""
         before = len(sequence.ids)
         if score := sequence.shadow.score(token_ids):
-            self.lookahead.observe(sequence.history, score.strength, score.kept, is_refused=score.is_refused)
+            self.lookahead.observe(sequence.history, score.kind, score.kept, is_refused=score.is_refused)
         if sequence.first_token_s is None:
             sequence.first_token_s = time.monotonic()
         reason = sequence.extend(token_ids, self.target.config.eos_token_ids)
@@ -393,6 +379,8 @@ class Decoder:
         if sequence in self._prefilling:
             self._prefilling.remove(sequence)
         self._decoding.pop(sequence.slot, None)
+        if self._wish(sequence) in _BY_LOOKUP:
+            self.lookups.remember(sequence)
         sequence.emit(Delta(token_ids=tuple(gained), logprobs=logprobs, finished=sequence.finished(reason)))
         if sequence.slot >= 0:
             if reason is not FinishReason.CANCELLED:

@@ -35,11 +35,13 @@ from updraft_inference.engine.port import (
     Swapped,
 )
 from updraft_inference.torch_engine import kernels
-from updraft_inference.torch_engine.decoder import Decoder, Limits
+from updraft_inference.torch_engine.decoder import Decoder
 from updraft_inference.torch_engine.draft import Packed, pack
 from updraft_inference.torch_engine.eagle import EagleDrafter
 from updraft_inference.torch_engine.grammar import Grammar, Grammars
+from updraft_inference.torch_engine.limits import Limits
 from updraft_inference.torch_engine.logits import check_sampling
+from updraft_inference.torch_engine.lookups import Lookups
 from updraft_inference.torch_engine.sequence import Sequence
 from updraft_inference.torch_engine.target import Target
 from updraft_inference.torch_engine.worker import Worker, on_passing_thread
@@ -248,6 +250,16 @@ class TorchEngine:
             if self._decoder.eagle is not None:
                 self._loaded = replace(self._loaded, tensors_digest=await asyncio.to_thread(self._digest))
             return self._loaded
+
+    async def exchange_lookups(self, lookups: Lookups) -> Lookups:
+        """Look up in these earlier answers from now on; returns those until now. (For measurements that begin alike.)"""
+        before = self._decoder.lookups
+
+        def exchange() -> None:
+            self._decoder.lookups = lookups
+
+        await self._worker.between_steps(exchange)
+        return before
 
     # -- outside the engine's thread ----------------------------------------------------------------------------------
 

@@ -2,23 +2,21 @@
 
 from dataclasses import dataclass, field
 
+from updraft_inference.lookahead.kind import Kind
+
 LENGTHS = (8, 5, 3, 2, 1)
 """Lengths of the suffix that is looked up, longest first: a longer match is a better guess."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """Tokens that are proposed, and how many tokens before them matched; none and 0 if nothing did.
-
-    `strength` is below zero where the last two occurrences were followed by different tokens: such a guess is far
-    less often right (`python -m bench.serving.lookups`).
-    """
+    """Tokens that are proposed, and how they were found (`python -m bench.serving.lookups` tells how good each kind is)."""
 
     ids: list[int]
-    strength: int
+    kind: Kind
 
 
-_NOTHING = Lookup([], 0)
+NOTHING = Lookup([], Kind())
 
 
 @dataclass(slots=True)
@@ -36,8 +34,8 @@ class NgramIndex:
             found = self._ends.get(tuple(ids[-n:])) if len(ids) > n else None
             if found is not None:
                 end, is_contested = found
-                return Lookup(_continuation(ids, end, k), -n if is_contested else n)
-        return _NOTHING
+                return Lookup(_continuation(ids, end, k), Kind(n, is_contested))
+        return NOTHING
 
     def _index(self, ids: list[int]) -> None:
         # The suffix itself is left out until a token follows it, else every lookup would find itself.

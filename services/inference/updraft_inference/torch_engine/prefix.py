@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tenant:
-    """What a slot holds: the target's rows of the first `num_read` tokens, and the draft's of the first `num_draft_read`."""
+    """What a slot holds of a client's request: the target's rows of the first `num_read` tokens, and the draft's of the first
+    `num_draft_read`."""
 
     slot: int
+    client: str
     ids: list[int]
     num_read: int
     num_draft_read: int

@@ -129,7 +129,13 @@ class Sequence:
     def tenant(self) -> Tenant:
         """What its slot holds for others."""
         num_draft_read = 0 if self.has_old_draft_rows else self.num_draft_read
-        return Tenant(slot=self.slot, ids=self.ids, num_read=self.num_read, num_draft_read=num_draft_read)
+        return Tenant(
+            slot=self.slot,
+            client=self.request.client,
+            ids=self.ids,
+            num_read=self.num_read,
+            num_draft_read=num_draft_read,
+        )
 
     def extend(self, token_ids: list[int], eos: frozenset[int]) -> FinishReason | None:
         """Append new tokens up to the end of the request; return why it ended, or None. Emits nothing."""

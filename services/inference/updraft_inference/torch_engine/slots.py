@@ -21,10 +21,16 @@ class Slots:
         """Somebody can take one."""
         return bool(self._free)
 
-    def take(self, prompt: list[int], running: Iterable[Tenant], *, most: int, with_draft: bool) -> tuple[int, Prefix]:
-        """A free slot, and what is held already of the prompt, in this slot or in another one. See `prefix.longest`."""
+    def take(
+        self, prompt: list[int], running: Iterable[Tenant], *, client: str, most: int, with_draft: bool
+    ) -> tuple[int, Prefix]:
+        """A free slot, and what is held already of the client's prompt, in this slot or in another one. See `prefix.longest`.
+
+        Of other clients' requests nothing is taken: how soon an answer begins would tell what they had asked.
+        """
         tenants = list(running)
-        prefix = longest(prompt, [*self._left.values(), *tenants], most=most, with_draft=with_draft)
+        own = [tenant for tenant in (*self._left.values(), *tenants) if tenant.client == client]
+        prefix = longest(prompt, own, most=most, with_draft=with_draft)
         if prefix.length < MIN_PREFIX:
             prefix = Prefix()
         slot = self._best([tenant.slot for tenant in tenants], prefix.slot)

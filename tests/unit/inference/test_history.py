@@ -1,0 +1,91 @@
+"""A history proposes what followed in an answer that it remembers, and its memory is bounded."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from updraft_inference.lookahead.kind import Kind
+from updraft_inference.torch_engine.history import History
+from updraft_inference.torch_engine.ngram import LENGTHS, NOTHING, Lookup
+
+
+def remembering(*answers: list[int], num_tokens: int = 1024) -> History:
+    history = History(num_tokens)
+    for answer in answers:
+        history.add(answer, 0)
+    return history
+
+
+def test_what_followed_the_longest_known_end_is_proposed() -> None:
+    history = remembering([1, 2, 3, 4, 5, 6], [9, 3, 7])
+
+    assert history.propose([8, 1, 2, 3], 2) == Lookup([4, 5], Kind(3, is_earlier=True))
+    assert history.propose([8, 8, 3], 2) == Lookup([7], Kind(1, is_contested=True, is_earlier=True))
+    assert history.propose([8], 2) == NOTHING
+
+
+def test_the_latest_answer_counts_and_tells_if_the_one_before_went_on_otherwise() -> None:
+    assert remembering([1, 2, 7], [1, 2, 7]).propose([1, 2], 1) == Lookup([7], Kind(2, is_earlier=True))
+    assert remembering([1, 2, 7], [1, 2, 8]).propose([1, 2], 1) == Lookup(
+        [8], Kind(2, is_contested=True, is_earlier=True)
+    )
+    assert remembering([1, 2, 7], [1, 2, 8], [1, 2, 8]).propose([1, 2], 1) == Lookup([8], Kind(2, is_earlier=True))
+
+
+def test_nothing_goes_on_from_one_answer_to_the_next() -> None:
+    assert remembering([1, 2, 3], [4, 5, 6]).propose([1, 2], 5).ids == [3]
+    assert remembering([1, 2, 3], [4, 5, 6]).propose([2, 3], 5).ids == []
+
+
+def test_a_prompt_leads_into_its_answer_and_is_not_proposed() -> None:
+    history = History(1024)
+    history.add([*range(20), 50, 51], 20)
+
+    assert history.propose(list(range(20)), 2) == Lookup([50, 51], Kind(8, is_earlier=True))
+    assert history.propose([5, 6, 7], 2).ids == []
+
+
+def test_only_a_longer_match_than_asked_for_is_looked_up() -> None:
+    history = remembering([1, 2, 3, 4, 5])
+
+    assert history.propose([1, 2, 3], 1, longer_than=2) == Lookup([4], Kind(3, is_earlier=True))
+    assert history.propose([1, 2, 3], 1, longer_than=3).ids == []
+
+
+def test_what_is_written_over_is_forgotten() -> None:
+    history = remembering([1, 2, 3], num_tokens=32)
+    for token in range(100, 130):
+        history.add([token, token + 1], 0)
+
+    assert history.propose([1, 2], 1).ids == []
+    assert history.propose([129], 1).ids == [130]
+
+
+def test_of_an_answer_longer_than_its_place_the_end_is_kept() -> None:
+    history = remembering(list(range(500)), num_tokens=64)
+
+    assert history.propose([490, 491], 3).ids == [492, 493, 494]
+    assert history.propose([100, 101], 3).ids == []
+
+
+@given(
+    st.lists(st.tuples(st.lists(st.integers(0, 3), max_size=30), st.integers(0, 12)), max_size=12),
+    st.lists(st.integers(0, 3), min_size=1, max_size=12),
+    st.integers(1, 6),
+    st.sampled_from([2, 16, 64, 1024]),
+)
+def test_whatever_is_proposed_followed_the_same_tokens_in_an_answer(
+    texts: list[tuple[list[int], int]], ids: list[int], k: int, num_tokens: int
+) -> None:
+    history = History(num_tokens)
+    for text, num_before in texts:
+        history.add(text, min(num_before, len(text)))
+
+    found = history.propose(ids, k)
+
+    n = found.kind.matched
+    assert (n in LENGTHS and 1 <= len(found.ids) <= k) if found.ids else n == 0
+    assert not found.ids or any(
+        text[end - n : end] == ids[-n:] and text[end : end + len(found.ids)] == found.ids
+        for text, num_before in texts
+        for end in range(max(n, num_before), len(text))
+    )

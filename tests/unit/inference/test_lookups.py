@@ -1,0 +1,60 @@
+"""Lookups take the longer match, and tell no client what another one was answered."""
+
+from itertools import count
+
+from updraft_inference.engine.port import GenerationRequest
+from updraft_inference.lookahead.kind import Kind
+from updraft_inference.torch_engine.lookups import MOST_CLIENTS, Lookups
+from updraft_inference.torch_engine.ngram import Lookup
+from updraft_inference.torch_engine.sequence import Sequence
+
+_names = count()
+
+
+def sequence(prompt: list[int], answer: list[int], client: str = "") -> Sequence:
+    asked = GenerationRequest(request_id=str(next(_names)), prompt_ids=tuple(prompt), max_tokens=100, client=client)
+    return Sequence(request=asked, emit=lambda _: None, ids=[*prompt, *answer])
+
+
+def remembering(*sequences: Sequence, num_tokens: int = 1024) -> Lookups:
+    lookups = Lookups(num_tokens)
+    for each in sequences:
+        lookups.remember(each)
+    return lookups
+
+
+def test_the_longer_match_is_taken_and_the_requests_own_of_two_as_long() -> None:
+    lookups = remembering(sequence([1], [2, 3, 60]))
+
+    assert lookups.propose(sequence([3, 50, 9, 1, 2], [3]), 1) == Lookup([60], Kind(3, is_earlier=True))
+    assert lookups.propose(sequence([1, 2, 3, 50, 9, 1, 2], [3]), 1) == Lookup([50], Kind(3))
+    assert lookups.propose(sequence([7, 1, 2, 3, 50, 9, 8, 1, 2], [3]), 1) == Lookup([50], Kind(3))
+
+
+def test_no_client_is_proposed_what_another_one_was_answered() -> None:
+    lookups = remembering(sequence([1], [2, 3, 4], "a"))
+
+    assert lookups.propose(sequence([1], [2, 3], "a"), 1).ids == [4]
+    assert lookups.propose(sequence([1], [2, 3], "b"), 1).ids == []
+    assert lookups.propose(sequence([1], [2, 3]), 1).ids == []
+
+
+def test_who_asked_nothing_for_longest_is_forgotten_for_a_new_client() -> None:
+    lookups = remembering(*(sequence([1], [2, 3], str(n)) for n in range(MOST_CLIENTS)))
+    lookups.remember(sequence([1], [2, 3], "0"))
+    lookups.remember(sequence([1], [2, 3], "new"))
+
+    known = [
+        client
+        for client in (*map(str, range(MOST_CLIENTS)), "new")
+        if lookups.propose(sequence([1], [2], client), 1).ids
+    ]
+    assert known == [str(n) for n in range(MOST_CLIENTS) if n != 1] + ["new"]
+
+
+def test_without_room_nothing_is_remembered() -> None:
+    assert remembering(sequence([1], [2, 3]), num_tokens=0).propose(sequence([1], [2]), 1).ids == []
+
+
+def test_a_request_without_an_answer_leaves_nothing() -> None:
+    assert remembering(sequence([1, 2, 3], [])).propose(sequence([1], [2]), 1).ids == []
