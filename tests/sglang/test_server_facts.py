@@ -33,8 +33,9 @@ print(json.dumps([list(inspect.signature(pkgutil.resolve_name(name)).parameters)
 """
 
 
-def generate(server: Server, prompt: str, **sampling: Any) -> dict[str, Any]:
-    answer: dict[str, Any] = server.post("/generate", text=prompt, sampling_params={"temperature": 0, **sampling})
+def generate(server: Server, prompt: str, *, extra_key: str | None = None, **sampling: Any) -> dict[str, Any]:
+    params = {"temperature": 0, **sampling}
+    answer: dict[str, Any] = server.post("/generate", text=prompt, sampling_params=params, extra_key=extra_key)
     return answer
 
 
@@ -148,6 +149,15 @@ def test_the_next_request_with_the_same_beginning_takes_it_from_the_cache(server
     # With EAGLE the cache knows pairs of tokens, so the last common one is not taken from it.
     assert (cold["meta_info"]["cached_tokens"], warm["meta_info"]["cached_tokens"]) == (0, len(beginning) - 1)
     assert warm["output_ids"] == models.continuation("?", 4)
+
+
+def test_a_request_with_another_extra_key_takes_nothing_from_the_cache(server: Server) -> None:
+    beginning = "A beginning that requests of two clients have in common"
+    found = [
+        generate(server, beginning + end, max_new_tokens=4, extra_key=key)["meta_info"]["cached_tokens"]
+        for end, key in (("!", "one"), ("?", "other"), (".", None), (";", "one"))
+    ]
+    assert found == [0, 0, 0, len(beginning) - 1]
 
 
 def test_a_draft_changes_within_a_request_and_the_text_does_not(server: Server, cycle: CycleModels) -> None:

@@ -32,6 +32,8 @@ SETTINGS: Mapping[str, str] = MappingProxyType(
         "UPDRAFT_REGISTRY_GATE_MIN_SAMPLES": "6",
         # Some hundred requests a domain are all there is to learn from, and a core is free to repeat them.
         "UPDRAFT_TRAINER_MAX_USES": "16",
+        # Every report point asks the same questions: lookups would find their own answers to them.
+        "UPDRAFT_INFERENCE_REMEMBERED_TOKENS": "0",
     }
 )
 """What the demo sets differently from `updraft up`."""

@@ -60,6 +60,11 @@ class Lookahead:
         self._made: deque[Kind] = deque(maxlen=_LATELY)
         """What was drafted lately."""
 
+    @property
+    def is_model_resting(self) -> bool:
+        """The draft model has not drafted for some steps, though it could have."""
+        return self._tries.is_resting
+
     def reset_model(self) -> None:
         """Forget what an earlier draft model did: a new one starts from full chains."""
         self._shared.pop(MODEL, None)

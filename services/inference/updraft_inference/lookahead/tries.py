@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 FIRST_REST, LONGEST_REST = 32, 256
 """Steps without the draft model before a try. They double with each, so that asking again costs ever less."""
+AWAY = 16
+"""Steps after which nobody waits for the draft model."""
 STEPS = 2
 """Of a try, on one sequence. Two: the first one after a rest also feeds the draft what it missed, and its time says nothing."""
 
@@ -28,6 +30,11 @@ class Tries:
     def postpone(self) -> None:
         """The draft model is the choice of some sequence, which tells of it too."""
         self._idle, self._left = 0, 0
+
+    @property
+    def is_resting(self) -> bool:
+        """The draft model was neither the choice nor tried for some steps."""
+        return self._idle > AWAY
 
     def take(self, able: Sequence[object]) -> int | None:
         """Which of these sequences to try in this step, the same one in all steps of a try; None: none of them."""

@@ -61,7 +61,7 @@ def body(request: GenerationRequest, rid: str) -> dict[str, Any]:
     """What POST /generate takes; `rid` is its name at the server.
 
     A seed means something only to a server with --enable-deterministic-inference. SGLang counts penalties up to
-    the start of a verify step, not the drafts within it.
+    the start of a verify step, not the drafts within it. `extra_key` keeps the prefixes of clients apart.
     """
     sampling, wish = request.sampling, request.capture
     params: dict[str, Any] = {
@@ -89,7 +89,8 @@ def body(request: GenerationRequest, rid: str) -> dict[str, Any]:
         params["json_schema"] = request.json_schema
     if sampling.seed is not None:
         params["sampling_seed"] = sampling.seed % 2**31
-    return {"rid": rid, "input_ids": list(request.prompt_ids), "sampling_params": params}
+    wanted = {"rid": rid, "input_ids": list(request.prompt_ids), "sampling_params": params}
+    return {**wanted, "extra_key": request.client} if request.client else wanted
 
 
 def reason(finish: Mapping[str, Any]) -> FinishReason:

@@ -310,7 +310,7 @@ class Decoder:
         running = (*self._prefilling, *self._decoding.values())
         behind = [each for each in running if each.is_draftable and each.num_pending > 1]
         try:
-            self.eagle.keep_up(behind)
+            self.eagle.keep_up(behind, is_resting=self.lookahead.is_model_resting)
         except RuntimeError as error:
             self._give_up(self.eagle, behind, error)
 

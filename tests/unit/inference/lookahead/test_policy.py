@@ -9,7 +9,7 @@ from updraft_inference.lookahead.choice import Choice
 from updraft_inference.lookahead.cost import CostTable
 from updraft_inference.lookahead.kind import MODEL, Kind
 from updraft_inference.lookahead.policy import UNKNOWN, Ask, Lookahead, Record
-from updraft_inference.lookahead.tries import FIRST_REST, LONGEST_REST, STEPS
+from updraft_inference.lookahead.tries import AWAY, FIRST_REST, LONGEST_REST, STEPS
 
 CURVE = {1: 0.030, 4: 0.033, 16: 0.045, 64: 0.100}
 
@@ -41,6 +41,18 @@ def test_a_draft_model_that_is_never_right_is_tried_ever_more_rarely() -> None:
     assert 2 * STEPS <= sum(first) <= 2 * STEPS + UNKNOWN + 2
     num_late = sum(tries[4 * LONGEST_REST :])
     assert 24 * STEPS <= num_late <= 26 * STEPS
+
+
+def test_a_draft_model_rests_while_it_is_neither_the_choice_nor_tried() -> None:
+    policy = lookahead()
+    run(policy, 0, steps=8 * LONGEST_REST)
+    is_resting = []
+    for _ in range(LONGEST_REST):
+        run(policy, 0, steps=1)
+        is_resting.append(policy.is_model_resting)
+    assert is_resting.count(False) <= 2 * (AWAY + STEPS)
+    run(policy, 3, steps=4 * LONGEST_REST)
+    assert not policy.is_model_resting
 
 
 def test_another_sequence_is_tried_each_time() -> None:

@@ -60,6 +60,14 @@ class TestRequests:
         rids = [body["rid"] for body in fake.bodies]
         assert all(not one.startswith(other) for one in rids for other in rids if one is not other)
 
+    async def test_prefixes_of_clients_are_kept_apart_where_there_are_several(
+        self, fake: FakeSglang, engine: SglangEngine
+    ) -> None:
+        for client in ("one", "other", ""):
+            await whole(engine, asking(f"of {client}", client=client))
+
+        assert [body.get("extra_key") for body in fake.bodies] == ["one", "other", None]
+
     async def test_what_changes_the_answer_is_told_to_the_server(self, fake: FakeSglang, engine: SglangEngine) -> None:
         sampling = Sampling(
             repetition_penalty=1.2, presence_penalty=0.5, frequency_penalty=-0.5, logit_bias=((7, -100.0),)
