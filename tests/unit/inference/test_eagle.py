@@ -15,13 +15,7 @@ from updraft_draft.layers import grouped_attention
 from updraft_draft.network import DraftNetwork
 from updraft_inference.engine.port import GenerationRequest
 from updraft_inference.torch_engine.draft import ServedDraft, pack
-from updraft_inference.torch_engine.eagle import (
-    MAX_PENDING_AT_REST,
-    MAX_PENDING_ROWS,
-    MAX_ROWS_TOGETHER,
-    EagleDrafter,
-    NotFiniteError,
-)
+from updraft_inference.torch_engine.eagle import MAX_PENDING_ROWS, MAX_ROWS_TOGETHER, EagleDrafter, NotFiniteError
 from updraft_inference.torch_engine.kv_cache import CacheShape, SlotCache
 from updraft_inference.torch_engine.sequence import Proposal, Sequence
 
@@ -133,17 +127,6 @@ def test_what_piles_up_is_read_for_all_together_and_drafts_stay_the_same(
     for kept_up, at_once in zip(drafted(keeps_up=True), drafted(keeps_up=False), strict=True):
         assert kept_up.ids == at_once.ids
         assert kept_up.log_probs == pytest.approx(at_once.log_probs, abs=1e-4)
-
-
-def test_while_nobody_drafts_each_is_read_by_itself_once_much_has_piled_up(tmp_path: Path) -> None:
-    network = make_draft(make_tiny_target(tmp_path))
-    eagle = EagleDrafter(network, num_slots=2, num_positions=300)
-    sequences = [_sequence(network, slot, num=num) for slot, num in enumerate((MAX_PENDING_AT_REST + 2, 30))]
-
-    eagle.keep_up(sequences, is_resting=True)
-    assert [sequence.num_pending for sequence in sequences] == [1, 29]
-    eagle.keep_up(sequences[1:], is_resting=False)
-    assert [sequence.num_pending for sequence in sequences] == [1, 1]
 
 
 def test_a_sequence_whose_states_are_not_finite_is_told_from_the_others(tmp_path: Path) -> None:

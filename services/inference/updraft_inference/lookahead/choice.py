@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 Lengths = npt.NDArray[np.int_]
 
-MARGIN, MORE = 1.05, 1.02
+MARGIN, MORE = 1.05, 1.05
 """Speculation has to promise so much more than none, and the draft model so much more than lookups alone: costs and rates are
 measured, measurements err, and the best of many promises is rather one that errs upwards."""
 

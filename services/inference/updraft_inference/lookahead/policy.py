@@ -15,7 +15,7 @@ from updraft_inference.engine.port import Drafter
 from updraft_inference.lookahead.chains import ChainCost
 from updraft_inference.lookahead.choice import Choice, Costs, Option, choose
 from updraft_inference.lookahead.cost import CostTable
-from updraft_inference.lookahead.kind import MODEL, Kind
+from updraft_inference.lookahead.kind import ALONE, NOTHING, Kind, chain_beside
 from updraft_inference.lookahead.rates import Prior, Rates, survival
 from updraft_inference.lookahead.tries import Tries
 
@@ -31,19 +31,26 @@ _LATELY = 200
 class Record:
     """What a sequence's drafts did so far, by kind."""
 
+    chain: Kind = ALONE
+    """Of the last step's chain, if it had one."""
     rates: defaultdict[Kind, Rates] = field(default_factory=lambda: defaultdict(lambda: Rates(_OWN_MEMORY)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """One sequence of a step: `lookup` drafts of a `kind` were found; the draft model may make `chain`.
+    """One sequence of a step: `lookup` drafts of a `kind` were found (None: nobody looked); the draft model may make `chain`.
     `forced`: so many by whoever can, whatever it costs."""
 
     record: Record
     lookup: int = 0
-    kind: Kind = MODEL
+    kind: Kind | None = None
     chain: int = 0
     forced: int | None = None
+
+    @property
+    def has_lookups(self) -> bool:
+        """Somebody looked, whatever was found."""
+        return self.kind is not None
 
 
 class Lookahead:
@@ -56,42 +63,55 @@ class Lookahead:
         self._is_fixed = is_fixed
         self._shared = defaultdict[Kind, Rates](lambda: Rates(_SHARED_MEMORY))
         self._chains = ChainCost(cost)
-        self._tries = Tries()
+        self._tries = {False: Tries(), True: Tries()}
+        """Of the draft model alone, and beside lookups."""
         self._made: deque[Kind] = deque(maxlen=_LATELY)
         """What was drafted lately."""
 
     @property
     def is_model_resting(self) -> bool:
-        """The draft model has not drafted for some steps, though it could have."""
-        return self._tries.is_resting
+        """Lookups serve better at present than the draft model."""
+        return self._num_chains >= UNKNOWN and self._tries[True].is_resting
+
+    def takes_model(self) -> bool:
+        """Whether a request that begins now, with lookups, is to be read by the draft model too."""
+        return not self.is_model_resting or self._tries[True].admit()
 
     def reset_model(self) -> None:
         """Forget what an earlier draft model did: a new one starts from full chains."""
-        self._shared.pop(MODEL, None)
-        self._made = deque((kind for kind in self._made if kind != MODEL), maxlen=_LATELY)
-        self._tries.begin_anew()
+        for kind in [kind for kind in self._shared if kind.is_chain]:
+            del self._shared[kind]
+        self._made = deque((kind for kind in self._made if not kind.is_chain), maxlen=_LATELY)
+        for tries in self._tries.values():
+            tries.begin_anew()
 
     def plan(self, asks: Sequence[Ask]) -> list[Choice]:
         """Choose for every sequence of a step. What it may read of prompts besides is not its matter: beside them drafts would
         look cheap, and streams would wait for both."""
         forced = {i: choice for i, ask in enumerate(asks) if (choice := self._forced(ask)) is not None}
-        if (tried := self._tried(asks)) is not None and tried not in forced:
-            forced[tried] = Choice(Drafter.EAGLE3, asks[tried].chain)
+        tried = [self._tried(asks, is_beside=is_beside) for is_beside in self._tries]
+        forced |= {i: Choice(Drafter.EAGLE3, asks[i].chain) for i in tried if i is not None and i not in forced}
         free = [self._options(ask) for i, ask in enumerate(asks) if i not in forced]
         given = sum(1 + self._expected(asks[i], choice) for i, choice in forced.items())
         chosen = choose(free, self._costs(len(asks), free, list(forced.values())), given=given)
-        if any(choice.drafter is Drafter.EAGLE3 for choice in chosen):
-            self._tries.postpone()
         rest = iter(chosen)
         choices = [forced[i] if i in forced else next(rest) for i in range(len(asks))]
+        for i, (ask, choice) in enumerate(zip(asks, choices, strict=True)):
+            ask.record.chain = chain_beside(ask.kind)
+            if choice.drafter is Drafter.EAGLE3 and i not in forced:
+                self._tries[ask.has_lookups].postpone()
         self.last = max((choice.length for choice in choices), default=0)
         self._made.extend(_kind(ask, choice) for ask, choice in zip(asks, choices, strict=True) if choice.length)
         return choices
 
+    def observe_verdict(self, record: Record, kept: int, *, is_refused: bool) -> None:
+        """Of the draft model's chain of the last step: its first `kept` drafts were right, and then one was wrong or none was
+        left."""
+        self._tries[record.chain != ALONE].observe(record, kept)
+        self.observe(record, record.chain, kept, is_refused=is_refused)
+
     def observe(self, record: Record, kind: Kind, kept: int, *, is_refused: bool) -> None:
-        """Of one chain: its first `kept` drafts were right, and then one was wrong or none was left."""
-        if kind == MODEL:
-            self._tries.observe(record, kept)
+        """The same of a lookup."""
         self._shared[kind].observe(kept, is_refused=is_refused)
         record.rates[kind].observe(kept, is_refused=is_refused)
 
@@ -107,12 +127,9 @@ class Lookahead:
         self._chains.observe(sequences=sequences, length=length, behind=behind, seconds=seconds)
 
     def survival(self, drafter: Drafter, length: int) -> float:
-        """See the port; of lookups, the mean of those that were verified lately. Called by other threads."""
-        if drafter is Drafter.EAGLE3:
-            seen = self._shared.get(MODEL)
-            made = Counter([MODEL] if seen is not None and seen.num_seen(0) else [])
-        else:
-            made = Counter(kind for kind in tuple(self._made) if kind != MODEL)
+        """See the port: the mean of those that were verified lately. Called by other threads."""
+        is_chain = drafter is Drafter.EAGLE3
+        made = Counter(kind for kind in tuple(self._made) if kind.is_chain is is_chain)
         if not made:
             return math.nan
         nothing = Rates(1.0)
@@ -128,7 +145,7 @@ class Lookahead:
     # -- how ----------------------------------------------------------------------------------------------------------
 
     def _forced(self, ask: Ask) -> Choice | None:
-        is_unknown = self._shared[MODEL].num_seen(0) < UNKNOWN and ask.chain > 0
+        is_unknown = ask.chain > 0 and self._num_chains < UNKNOWN
         wish = ask.forced
         if wish is None and (self._is_fixed or is_unknown):
             wish = max(ask.lookup, ask.chain)
@@ -138,6 +155,11 @@ class Lookahead:
             return Choice(Drafter.EAGLE3, min(wish, ask.chain)) if wish else Choice()
         length = min(wish, ask.lookup)
         return Choice(Drafter.NGRAM, length) if length else Choice()
+
+    @property
+    def _num_chains(self) -> float:
+        """Of the draft model's, that are remembered."""
+        return sum(rates.num_seen(0) for kind, rates in self._shared.items() if kind.is_chain)
 
     def _is_better(self, ask: Ask) -> bool:
         """The draft model's chain promises more than the lookup."""
@@ -152,8 +174,8 @@ class Lookahead:
     def _options(self, ask: Ask) -> list[Option]:
         options = []
         for drafter, kind, length in (
-            (Drafter.NGRAM, ask.kind, ask.lookup),
-            (Drafter.EAGLE3, MODEL, ask.chain),
+            (Drafter.NGRAM, ask.kind or NOTHING, ask.lookup),
+            (Drafter.EAGLE3, chain_beside(ask.kind), ask.chain),
         ):
             if length:
                 own, shared = ask.record.rates[kind], self._shared[kind]
@@ -174,22 +196,22 @@ class Lookahead:
 
         return Costs(seconds, chain)
 
-    def _tried(self, asks: Sequence[Ask]) -> int | None:
-        """The sequence that the draft model is tried on in this step."""
-        able = [i for i, ask in enumerate(asks) if ask.chain and ask.forced is None]
-        tried = self._tries.take([asks[i].record for i in able])
+    def _tried(self, asks: Sequence[Ask], *, is_beside: bool) -> int | None:
+        """The sequence that the draft model is tried on in this step, of those that have lookups or of the others."""
+        able = [i for i, ask in enumerate(asks) if ask.chain and ask.forced is None and ask.has_lookups is is_beside]
+        tried = self._tries[is_beside].take([asks[i].record for i in able])
         if tried is None:
             return None
         ask = asks[able[tried]]
-        self._tries.expect(self._expected(ask, Choice(Drafter.EAGLE3, ask.chain)))
+        self._tries[is_beside].expect(self._expected(ask, Choice(Drafter.EAGLE3, ask.chain)))
         return able[tried]
 
 
 def _kind(ask: Ask, choice: Choice) -> Kind:
-    return MODEL if choice.drafter is Drafter.EAGLE3 else ask.kind
+    return chain_beside(ask.kind) if choice.drafter is Drafter.EAGLE3 else ask.kind or NOTHING
 
 
 def _assumed(kind: Kind) -> Prior:
-    if kind == MODEL:
+    if kind.is_chain:
         return _ASSUMED_MODEL
     return _ASSUMED_WEAK if kind.is_weak else _ASSUMED_LOOKUP

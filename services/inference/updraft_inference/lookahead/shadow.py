@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from updraft_inference.lookahead.kind import MODEL, Kind
+from updraft_inference.lookahead.kind import NOTHING, Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Shadow:
     """The proposal of one sequence that waits for the tokens it foretells. While it waits, no other is taken."""
 
     _ids: list[int] = field(default_factory=list)
-    _kind: Kind = MODEL
+    _kind: Kind = NOTHING
     _kept: int = 0
 
     def take(self, ids: list[int], kind: Kind) -> None:

@@ -8,6 +8,7 @@ longer as running streams may wait (Agrawal et al. 2024, Sarathi-Serve).
 import logging
 import time
 from collections import Counter, deque
+from functools import partial
 
 from torch import Tensor
 
@@ -15,7 +16,6 @@ from updraft_chassis.errors import Corrupt
 from updraft_inference.engine.port import Delta, Drafter, FinishReason, TokenLogprob, VerifyStep
 from updraft_inference.lookahead.choice import Choice
 from updraft_inference.lookahead.cost import CostTable
-from updraft_inference.lookahead.kind import MODEL
 from updraft_inference.lookahead.policy import Ask, Lookahead
 from updraft_inference.torch_engine.eagle import EagleDrafter, NotFiniteError
 from updraft_inference.torch_engine.kv_cache import CacheShape, SlotCache
@@ -23,6 +23,7 @@ from updraft_inference.torch_engine.limits import Limits
 from updraft_inference.torch_engine.lookups import Lookups
 from updraft_inference.torch_engine.ngram import NOTHING, Lookup
 from updraft_inference.torch_engine.pieces import Piece, advance, num_rows
+from updraft_inference.torch_engine.prefix import Prefix, Tenant
 from updraft_inference.torch_engine.sequence import Proposal, Sequence
 from updraft_inference.torch_engine.slots import Slots
 from updraft_inference.torch_engine.target import Forward, Target
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 MOST_READ, LEAST_READ = 256, 16
 """Prompt tokens a forward, at most while nobody waits for it, and at least."""
+MOST_READ_AGAIN = 32
+"""Prompt tokens that are read though they are held, so that a draft model that rests can be tried."""
 READING_SHARE = 2.0
 """A step that also reads prompts may last so many of those that only decode."""
 READING_RESTS = 32
@@ -149,12 +152,10 @@ class Decoder:
 
     def _begin(self, sequence: Sequence) -> None:
         """After what another request has read already of the same prompt; the last token is always read."""
-        eagle = self.eagle if self._wish(sequence) in _BY_MODEL else None
-        wish = sequence.request.capture
-        most = sequence.num_prompt - max(1, wish.prompt_rows if wish.payload else 0)
         running = [each.tenant for each in (*self._prefilling, *self._decoding.values())]
-        client, with_draft = sequence.request.client, eagle is not None
-        sequence.slot, prefix = self._slots.take(sequence.ids, running, client=client, most=most, with_draft=with_draft)
+        prefix, eagle = self._prefix(sequence, running)
+        sequence.is_draftable = eagle is not None
+        sequence.slot = self._slots.take(running, prefix)
         if not prefix.length:
             return
         if prefix.slot != sequence.slot:
@@ -165,6 +166,20 @@ class Decoder:
             if prefix.slot != sequence.slot:
                 eagle.take_over(prefix.slot, sequence.slot, prefix.length)
             sequence.num_draft_read = prefix.length
+
+    def _prefix(self, sequence: Sequence, running: list[Tenant]) -> tuple[Prefix, EagleDrafter | None]:
+        """What is held already of its prompt, and who drafts for it beside lookups."""
+        wish, request = self._wish(sequence), sequence.request
+        most = sequence.num_prompt - max(1, request.capture.prompt_rows if request.capture.payload else 0)
+        find = partial(self._slots.find, sequence.ids, running, client=request.client, most=most)
+        if self.eagle is None or wish not in _BY_MODEL:
+            return find(with_draft=False), None
+        prefix = find(with_draft=True)
+        if wish is Drafter.HYBRID and request.lookahead is None and self.lookahead.is_model_resting:
+            without = find(with_draft=False)
+            if without.length - prefix.length > MOST_READ_AGAIN or not self.lookahead.takes_model():
+                return without, None
+        return prefix, self.eagle
 
     def _read_on(self, num_drafts: int) -> list[Piece]:
         """What to read of prompts beside so many rows of drafts, first of those who came first."""
@@ -258,7 +273,7 @@ class Decoder:
         return Ask(
             record=sequence.history,
             lookup=len(lookup.ids),
-            kind=lookup.kind,
+            kind=lookup.kind if self._wish(sequence) in _BY_LOOKUP else None,
             chain=min(self.limits.max_lookahead, sequence.num_useful) if can_chain else 0,
             forced=sequence.request.lookahead,
         )
@@ -310,7 +325,7 @@ class Decoder:
         running = (*self._prefilling, *self._decoding.values())
         behind = [each for each in running if each.is_draftable and each.num_pending > 1]
         try:
-            self.eagle.keep_up(behind, is_resting=self.lookahead.is_model_resting)
+            self.eagle.keep_up(behind)
         except RuntimeError as error:
             self._give_up(self.eagle, behind, error)
 
@@ -327,7 +342,7 @@ class Decoder:
         is_model = proposal.drafter is Drafter.EAGLE3
         if proposal.ids and is_model:
             is_refused = verdict.accepted < len(proposal.ids)
-            self.lookahead.observe(sequence.history, MODEL, verdict.accepted, is_refused=is_refused)
+            self.lookahead.observe_verdict(sequence.history, verdict.accepted, is_refused=is_refused)
         sequence.record(
             VerifyStep(
                 start=sequence.num_output,

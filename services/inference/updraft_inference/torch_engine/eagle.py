@@ -22,7 +22,6 @@ from updraft_inference.torch_engine.sequence import Proposal, Sequence
 MAX_PENDING_ROWS = 12
 """Once a sequence is more behind, all read what they are behind but its last row, which drafting begins with: together it costs
 little, and each by itself as much again."""
-MAX_PENDING_AT_REST = 128
 
 MAX_ROWS_TOGETHER, MAX_ROWS_PADDED = 24, 8
 """Longest backlog that attends together with others, what was pending and a step's rows more; and where others are padded to
@@ -79,15 +78,10 @@ class EagleDrafter:
         """Take the states [rows, A] of newly confirmed positions, at least one. They are read when drafting needs them."""
         sequence.pending_aux.append(aux.clone())  # a view would keep what the whole step has read
 
-    def keep_up(self, sequences: list[Sequence], *, is_resting: bool = False) -> None:
-        """Read on where states pile up: of sequences with two unread rows or more. RuntimeError as of `propose`.
-
-        `is_resting`: nobody drafts at present. Then each waits for itself, until reading costs no more a row if it waits on.
-        """
-        behind = sorted(sequences, key=lambda each: each.slot)
-        if is_resting:
-            behind = [each for each in behind if each.num_pending > MAX_PENDING_AT_REST]
-        if max((each.num_pending for each in behind), default=0) > MAX_PENDING_ROWS:
+    def keep_up(self, sequences: list[Sequence]) -> None:
+        """Read on where states pile up: of sequences with two unread rows or more. RuntimeError as of `propose`."""
+        if max((each.num_pending for each in sequences), default=0) > MAX_PENDING_ROWS:
+            behind = sorted(sequences, key=lambda each: each.slot)
             self._read(behind, [each.num_pending - 1 for each in behind])
 
     def catch_up(self, sequence: Sequence) -> None:

@@ -1,7 +1,7 @@
 """What followed the last time, in the request's own text or in earlier answers to its client: the longer match is taken.
 
-Of two that are as long the request's own is (`python -m bench.serving.lookups` compares). Clients are kept apart: how fast an
-answer comes tells whether it was foreseen, and that may tell a client nothing of what others were told.
+Of two that are as long the request's own is; `python -m bench.serving.lookups` tells how good both are. Clients are kept
+apart: how fast an answer comes tells whether it was foreseen, and that may tell a client nothing of what others were told.
 """
 
 from collections import OrderedDict

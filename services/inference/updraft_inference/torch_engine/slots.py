@@ -21,22 +21,21 @@ class Slots:
         """Somebody can take one."""
         return bool(self._free)
 
-    def take(
-        self, prompt: list[int], running: Iterable[Tenant], *, client: str, most: int, with_draft: bool
-    ) -> tuple[int, Prefix]:
-        """A free slot, and what is held already of the client's prompt, in this slot or in another one. See `prefix.longest`.
+    def find(self, prompt: list[int], running: Iterable[Tenant], *, client: str, most: int, with_draft: bool) -> Prefix:
+        """What is held already of the client's prompt. See `prefix.longest`.
 
         Of other clients' requests nothing is taken: how soon an answer begins would tell what they had asked.
         """
-        tenants = list(running)
-        own = [tenant for tenant in (*self._left.values(), *tenants) if tenant.client == client]
+        own = [tenant for tenant in (*self._left.values(), *running) if tenant.client == client]
         prefix = longest(prompt, own, most=most, with_draft=with_draft)
-        if prefix.length < MIN_PREFIX:
-            prefix = Prefix()
-        slot = self._best([tenant.slot for tenant in tenants], prefix.slot)
+        return prefix if prefix.length >= MIN_PREFIX else Prefix()
+
+    def take(self, running: Iterable[Tenant], prefix: Prefix) -> int:
+        """A free slot, if possible that of the prefix."""
+        slot = self._best([tenant.slot for tenant in running], prefix.slot)
         self._free.remove(slot)
         self._left.pop(slot, None)
-        return slot, prefix
+        return slot
 
     def leave(self, tenant: Tenant) -> None:
         """Free a slot, and remember what it holds."""

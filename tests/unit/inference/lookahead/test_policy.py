@@ -7,9 +7,9 @@ import pytest
 from updraft_inference.engine.port import Drafter
 from updraft_inference.lookahead.choice import Choice
 from updraft_inference.lookahead.cost import CostTable
-from updraft_inference.lookahead.kind import MODEL, Kind
+from updraft_inference.lookahead.kind import NOTHING, Kind, chain_beside
 from updraft_inference.lookahead.policy import UNKNOWN, Ask, Lookahead, Record
-from updraft_inference.lookahead.tries import AWAY, FIRST_REST, LONGEST_REST, STEPS
+from updraft_inference.lookahead.tries import FIRST_REST, LONGEST_REST, ONE_IN, STEPS
 
 CURVE = {1: 0.030, 4: 0.033, 16: 0.045, 64: 0.100}
 
@@ -25,7 +25,7 @@ def run(policy: Lookahead, kept: int, *, steps: int, chain: int = 3) -> list[Cho
         choice = policy.plan([Ask(record=record, chain=chain)])[0]
         if choice.length:
             right = min(kept, choice.length)
-            policy.observe(record, MODEL, right, is_refused=right < choice.length)
+            policy.observe_verdict(record, right, is_refused=right < choice.length)
         choices.append(choice)
     return choices
 
@@ -43,16 +43,33 @@ def test_a_draft_model_that_is_never_right_is_tried_ever_more_rarely() -> None:
     assert 24 * STEPS <= num_late <= 26 * STEPS
 
 
-def test_a_draft_model_rests_while_it_is_neither_the_choice_nor_tried() -> None:
-    policy = lookahead()
-    run(policy, 0, steps=8 * LONGEST_REST)
-    is_resting = []
-    for _ in range(LONGEST_REST):
-        run(policy, 0, steps=1)
-        is_resting.append(policy.is_model_resting)
-    assert is_resting.count(False) <= 2 * (AWAY + STEPS)
-    run(policy, 3, steps=4 * LONGEST_REST)
-    assert not policy.is_model_resting
+def test_one_request_in_eight_begins_with_a_draft_model_that_rests_and_each_with_one_that_is_the_choice() -> None:
+    policy, record = lookahead(), Record()
+
+    def begun(kept: int) -> list[bool]:
+        """Of as many requests as there are steps."""
+        found = []
+        for _ in range(8 * LONGEST_REST):
+            found.append(policy.takes_model())
+            if policy.plan([Ask(record=record, kind=NOTHING, chain=3)])[0].length:
+                policy.observe_verdict(record, kept, is_refused=kept < 3)
+        return found
+
+    assert begun(0).count(True) == pytest.approx(8 * LONGEST_REST / ONE_IN, rel=0.2)
+    assert begun(3)[-LONGEST_REST:] == [True] * LONGEST_REST
+    begun(0)
+    policy.reset_model()
+    assert policy.takes_model()
+
+
+def test_a_draft_model_that_does_not_pay_beside_lookups_may_pay_alone() -> None:
+    policy, alone, beside = lookahead(), Record(), Record()
+    for _ in range(200):
+        for record, kind, kept in ((alone, None, 3), (beside, NOTHING, 0)):
+            if policy.plan([Ask(record=record, kind=kind, chain=3)])[0].length:
+                policy.observe_verdict(record, kept, is_refused=kept < 3)
+    assert policy.plan([Ask(record=alone, chain=3)]) == [Choice(Drafter.EAGLE3, 3)]
+    assert policy.plan([Ask(record=beside, kind=NOTHING, chain=3)]) == [Choice()]
 
 
 def test_another_sequence_is_tried_each_time() -> None:
@@ -61,7 +78,7 @@ def test_another_sequence_is_tried_each_time() -> None:
     for _ in range(8 * LONGEST_REST):
         for i, choice in enumerate(policy.plan([Ask(record=record, chain=3) for record in records])):
             if choice.length:
-                policy.observe(records[i], MODEL, 0, is_refused=True)
+                policy.observe_verdict(records[i], 0, is_refused=True)
                 tried.append(i)
     assert set(tried[-6 * STEPS :]) == {0, 1, 2}
 
@@ -85,7 +102,7 @@ def test_a_try_is_of_one_sequence_and_is_not_taken_while_nobody_can() -> None:
         asks = [Ask(record=record, chain=chain) for record, chain in zip(records, chains, strict=True)]
         for i, choice in enumerate(policy.plan(asks)):
             if choice.length:
-                policy.observe(records[i], MODEL, 0, is_refused=True)
+                policy.observe_verdict(records[i], 0, is_refused=True)
                 tried.append(i)
     assert len(tried) >= 2 * STEPS
     assert tried[0::2] == tried[1::2]
@@ -124,7 +141,7 @@ def test_each_sequence_has_the_drafter_that_promises_more_to_it() -> None:
     for _ in range(60):
         for record, kept in ((copies, 8), (invents, 0)):
             policy.observe(record, Kind(5), kept, is_refused=kept == 0)
-            policy.observe(record, MODEL, 3, is_refused=False)
+            policy.observe(record, chain_beside(Kind(5)), 3, is_refused=False)
         policy.observe_chains(sequences=1, length=3, behind=4, seconds=0.003)
     policy.plan([])  # not a step with a probe
     policy.plan([])
