@@ -117,7 +117,7 @@ class InferenceSettings(settings.Settings):
     """Largest number of drafts a verify step; the engine chooses up to it."""
 
     remembered_tokens: Annotated[int, Field(ge=0, le=2**22)] = 65536
-    """Tokens of its earlier answers that lookups remember for each API key, or for all together where there are none; 70 bytes
+    """Tokens of its earlier answers that lookups remember for each API key, or for all together where there are none; 80 bytes
     each. 0: what a request repeats is looked up in its own text alone."""
 
     draft_path: Path | None = None

@@ -169,8 +169,8 @@ class Decoder:
 
     def _prefix(self, sequence: Sequence, running: list[Tenant]) -> tuple[Prefix, EagleDrafter | None]:
         """What is held already of its prompt, and who drafts for it beside lookups."""
-        wish, request = self._wish(sequence), sequence.request
-        most = sequence.num_prompt - max(1, request.capture.prompt_rows if request.capture.payload else 0)
+        wish, request, kept = self._wish(sequence), sequence.request, sequence.request.capture
+        most = sequence.num_prompt - max(1, kept.prompt_rows if kept.payload else 0)
         find = partial(self._slots.find, sequence.ids, running, client=request.client, most=most)
         if self.eagle is None or wish not in _BY_MODEL:
             return find(with_draft=False), None
