@@ -105,8 +105,9 @@ def remembering(pairs: Iterable[Pair]) -> tuple[History, Lookups]:
     """What is known after these."""
     history, lookups = History(NUM_REMEMBERED), Lookups(NUM_REMEMBERED)
     for prompt, answer in pairs:
-        history.add([*prompt, *answer], len(prompt))
+        history.add([*prompt, *answer], len(prompt), len(prompt) + len(answer))
         lookups.remember(running(prompt, answer))
+        lookups.read_all()
     return history, lookups
 
 

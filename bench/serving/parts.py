@@ -97,7 +97,9 @@ async def remembered(bench: Bench, engine: TorchEngine) -> Lookups:
         bench.tell("answering other requests first", done, len(asked))
         batch = asked[done : done + _PAST_AT_ONCE]
         await run(engine, batch, Wish(batch=len(batch), tokens=recipe.tokens, drafter=Drafter.NGRAM))
-    return await engine.exchange_lookups(before)
+    past = await engine.exchange_lookups(before)
+    past.read_all()
+    return past
 
 
 @asynccontextmanager
@@ -252,10 +254,11 @@ async def _round(
 ) -> None:
     chosen = take(bench.prompts(cell.domain), round_, bench.plan.num_requests(cell.batch))
     for arm in in_turn(arms, round_):
+        # The prompts of a domain come again and again: who remembered their own answers would look them up.
+        past = await bench.past(engine)
         # A draft reads prompts too, and an arm without one leaves none of it.
         await _read(engine, chosen, drafter_of(arm))
-        # The prompts of a domain come again and again: who remembered their own answers would look them up.
-        await engine.exchange_lookups(Lookups(0) if arm == OWN_TEXT else await bench.past(engine))
+        await engine.exchange_lookups(Lookups(0) if arm == OWN_TEXT else past)
         streams, _ = await run(engine, chosen, _wish(bench, cell, arm))
         bench.note(part, cell, arm, round_, streams)
 

@@ -116,9 +116,9 @@ class InferenceSettings(settings.Settings):
     lookahead: Annotated[int, Field(ge=0, le=16)] = 3
     """Largest number of drafts a verify step; the engine chooses up to it."""
 
-    remembered_tokens: Annotated[int, Field(ge=0, le=2**22)] = 65536
-    """Tokens of its earlier answers that lookups remember for each API key, or for all together where there are none; 80 bytes
-    each. 0: what a request repeats is looked up in its own text alone."""
+    remembered_tokens: Annotated[int, Field(ge=0, le=2**20)] = 65536
+    """Tokens of earlier answers that lookups remember for each of the last sixteen API keys that asked, or for all together
+    where there are no keys; 80 bytes each. 0: lookups go by a request's own text alone."""
 
     draft_path: Path | None = None
     """A fixed draft (checkpoint folder) instead of the registry's."""

@@ -1,14 +1,19 @@
 """Steps of the decoder itself, without a thread."""
 
 from itertools import count
+from pathlib import Path
 
 import pytest
 import torch
-from tests.support.tiny_target import make_tiny_target
+from tests.support.tiny_target import make_draft, make_tiny_target
 
 from updraft_inference.engine.port import Delta, Drafter, GenerationRequest, Sampling
 from updraft_inference.lookahead.cost import CostTable
+from updraft_inference.lookahead.kind import NOTHING
+from updraft_inference.lookahead.policy import Ask, Record
+from updraft_inference.lookahead.rest import ONE_IN
 from updraft_inference.torch_engine.decoder import LEAST_READ, READING_RESTS, Decoder
+from updraft_inference.torch_engine.eagle import EagleDrafter
 from updraft_inference.torch_engine.limits import Limits
 from updraft_inference.torch_engine.sequence import Sequence
 from updraft_inference.torch_engine.target import Target
@@ -19,7 +24,14 @@ _ids = count()
 class Request:
     """One that is greedy and does not end by itself, and what it was given in each step."""
 
-    def __init__(self, prompt: tuple[int, ...], *, max_tokens: int = 30, drafter: Drafter = Drafter.NONE) -> None:
+    def __init__(
+        self,
+        prompt: tuple[int, ...],
+        *,
+        max_tokens: int = 30,
+        drafter: Drafter = Drafter.NONE,
+        lookahead: int | None = None,
+    ) -> None:
         self.gained: list[int] = []
         asked = GenerationRequest(
             request_id=f"r{next(_ids)}",
@@ -28,6 +40,7 @@ class Request:
             sampling=Sampling(temperature=0),
             ignore_eos=True,
             drafter=drafter,
+            lookahead=lookahead,
         )
         self.sequence = Sequence(request=asked, emit=self._take, ids=list(prompt))
 
@@ -39,6 +52,12 @@ class Request:
 def target(tmp_path_factory: pytest.TempPathFactory) -> Target:
     folder = make_tiny_target(tmp_path_factory.mktemp("models") / "target", seed=3)
     return Target.open(folder, dtype=torch.float32, device=torch.device("cpu"))
+
+
+@pytest.fixture
+def eagle(target: Target, tmp_path: Path) -> EagleDrafter:
+    network = make_draft(make_tiny_target(tmp_path / "target", seed=3))
+    return EagleDrafter(network, num_slots=6, num_positions=256)
 
 
 @pytest.fixture
@@ -154,3 +173,44 @@ def test_a_few_words_in_common_do_not_cost_another_conversation_its_slot(decoder
     decoder.step()
     assert newcomer.sequence.slot != earlier.sequence.slot
     assert decoder.num_cached_tokens == 0
+
+
+def put_to_rest(decoder: Decoder) -> None:
+    """The draft model is wrong for so long beside lookups."""
+    record = Record()
+    for _ in range(400):
+        if decoder.lookahead.plan([Ask(record=record, kind=NOTHING, chain=3)])[0].length:
+            decoder.lookahead.observe_verdict(record, 0, is_refused=True)
+
+
+def answered(decoder: Decoder, request: Request) -> bool:
+    """Let it come to its end; whether the draft model read it."""
+    decoder.add(request.sequence)
+    decoder.step()
+    is_read = request.sequence.is_draftable
+    while not decoder.is_idle:
+        decoder.step()
+    return is_read
+
+
+def test_requests_are_left_to_lookups_while_the_draft_model_rests_and_say_the_same(
+    decoder: Decoder, eagle: EagleDrafter
+) -> None:
+    prompt = tuple(range(40, 100))
+    answered(decoder, plain := Request(prompt))
+    decoder.install(eagle, 1)
+    assert answered(decoder, Request(prompt, drafter=Drafter.HYBRID))
+    put_to_rest(decoder)
+
+    requests = [Request(prompt, drafter=Drafter.HYBRID) for _ in range(2 * ONE_IN)]
+    assert sum(answered(decoder, request) for request in requests) == 2
+    assert answered(decoder, Request(prompt, drafter=Drafter.EAGLE3))
+    assert answered(decoder, Request(prompt, drafter=Drafter.HYBRID, lookahead=2))
+    assert all(request.gained == plain.gained for request in requests)
+
+
+def test_a_new_draft_ends_the_rest(decoder: Decoder, eagle: EagleDrafter) -> None:
+    decoder.install(eagle, 1)
+    put_to_rest(decoder)
+    decoder.renew(2)
+    assert answered(decoder, Request(tuple(range(40, 60)), drafter=Drafter.HYBRID))

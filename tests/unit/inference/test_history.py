@@ -11,7 +11,7 @@ from updraft_inference.torch_engine.ngram import LENGTHS, NOTHING, Lookup
 def remembering(*answers: list[int], num_tokens: int = 1024) -> History:
     history = History(num_tokens)
     for answer in answers:
-        history.add(answer, 0)
+        history.add(answer, 0, len(answer))
     return history
 
 
@@ -38,10 +38,18 @@ def test_nothing_goes_on_from_one_answer_to_the_next() -> None:
 
 def test_a_prompt_leads_into_its_answer_and_is_not_proposed() -> None:
     history = History(1024)
-    history.add([*range(20), 50, 51], 20)
+    history.add([*range(20), 50, 51], 20, 22)
 
     assert history.propose(list(range(20)), 2) == Lookup([50, 51], Kind(8, is_earlier=True))
     assert history.propose([5, 6, 7], 2).ids == []
+
+
+def test_what_comes_after_a_portion_only_goes_on_from_it() -> None:
+    history = History(1024)
+    history.add([1, 2, 3, 4, 5, 6], 0, 3)
+
+    assert history.propose([1, 2], 4).ids == [3, 4, 5, 6]
+    assert history.propose([4, 5], 4).ids == []
 
 
 def test_only_a_longer_match_than_asked_for_is_looked_up() -> None:
@@ -54,7 +62,7 @@ def test_only_a_longer_match_than_asked_for_is_looked_up() -> None:
 def test_what_is_written_over_is_forgotten() -> None:
     history = remembering([1, 2, 3], num_tokens=32)
     for token in range(100, 130):
-        history.add([token, token + 1], 0)
+        history.add([token, token + 1], 0, 2)
 
     assert history.propose([1, 2], 1).ids == []
     assert history.propose([129], 1).ids == [130]
@@ -78,7 +86,7 @@ def test_whatever_is_proposed_followed_the_same_tokens_in_an_answer(
 ) -> None:
     history = History(num_tokens)
     for text, num_before in texts:
-        history.add(text, min(num_before, len(text)))
+        history.add(text, min(num_before, len(text)), len(text))
 
     found = history.propose(ids, k)
 

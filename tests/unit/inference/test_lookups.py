@@ -4,7 +4,7 @@ from itertools import count
 
 from updraft_inference.engine.port import GenerationRequest
 from updraft_inference.lookahead.kind import Kind
-from updraft_inference.torch_engine.lookups import MOST_CLIENTS, Lookups
+from updraft_inference.torch_engine.lookups import MOST_CLIENTS, MOST_UNREAD, PORTION, Lookups
 from updraft_inference.torch_engine.ngram import Lookup
 from updraft_inference.torch_engine.sequence import Sequence
 
@@ -20,6 +20,7 @@ def remembering(*sequences: Sequence, num_tokens: int = 1024) -> Lookups:
     lookups = Lookups(num_tokens)
     for each in sequences:
         lookups.remember(each)
+        lookups.read_on()
     return lookups
 
 
@@ -41,8 +42,9 @@ def test_no_client_is_proposed_what_another_one_was_answered() -> None:
 
 def test_who_asked_nothing_for_longest_is_forgotten_for_a_new_client() -> None:
     lookups = remembering(*(sequence([1], [2, 3], str(n)) for n in range(MOST_CLIENTS)))
-    lookups.remember(sequence([1], [2, 3], "0"))
+    assert lookups.propose(sequence([1], [2], "0"), 1).ids == [3]
     lookups.remember(sequence([1], [2, 3], "new"))
+    lookups.read_on()
 
     known = [
         client
@@ -58,3 +60,26 @@ def test_without_room_nothing_is_remembered() -> None:
 
 def test_a_request_without_an_answer_leaves_nothing() -> None:
     assert remembering(sequence([1, 2, 3], [])).propose(sequence([1], [2]), 1).ids == []
+
+
+def test_a_long_answer_is_read_in_portions_and_known_as_a_whole_in_the_end() -> None:
+    answer = list(range(10, 10 + 3 * PORTION))
+    lookups = remembering(sequence([1], answer), num_tokens=65536)
+    assert lookups.propose(sequence([1], answer[:5]), 16).ids == answer[5:21]
+    assert lookups.propose(sequence([1], answer[: PORTION + 5]), 16).ids == []
+
+    for _ in range(2):
+        lookups.read_on()
+    for end in range(1, len(answer)):
+        assert lookups.propose(sequence([1], answer[:end]), 16).ids == answer[end : end + 16]
+
+
+def test_of_too_many_answers_that_end_at_once_the_latest_are_remembered() -> None:
+    lookups = Lookups(65536)
+    for token in range(100, 100 + 2 * MOST_UNREAD):
+        lookups.remember(sequence([1], [token, token + 1000]))
+    for _ in range(2 * MOST_UNREAD):
+        lookups.read_on()
+
+    assert lookups.propose(sequence([1], [99 + 2 * MOST_UNREAD]), 1).ids == [1099 + 2 * MOST_UNREAD]
+    assert lookups.propose(sequence([2], [100]), 1).ids == []

@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 Lengths = npt.NDArray[np.int_]
 
-MARGIN, MORE = 1.05, 1.05
+MARGIN = 1.05
 """Speculation has to promise so much more than none, and the draft model so much more than lookups alone: costs and rates are
 measured, measurements err, and the best of many promises is rather one that errs upwards."""
 
@@ -69,7 +69,7 @@ def choose(options: Sequence[Sequence[Option]], costs: Costs, *, given: float = 
     speeds_W = gains_W / (np.asarray(costs.verify)[batch + lengths_WB.sum(-1)] + drafting_W)
     least = MARGIN * speed
     if speeds_W[0] > least:
-        chosen, least = _choices(lengths_WB[0], is_chain_WB[0]), MORE * speeds_W[0]
+        chosen, least = _choices(lengths_WB[0], is_chain_WB[0]), MARGIN * speeds_W[0]
     best = int(speeds_W.argmax())
     if speeds_W[best] > least:
         chosen = _choices(lengths_WB[best], is_chain_WB[best])

@@ -17,6 +17,7 @@ from updraft_inference.lookahead.choice import Choice, Costs, Option, choose
 from updraft_inference.lookahead.cost import CostTable
 from updraft_inference.lookahead.kind import ALONE, NOTHING, Kind, chain_beside
 from updraft_inference.lookahead.rates import Prior, Rates, survival
+from updraft_inference.lookahead.rest import Rest
 from updraft_inference.lookahead.tries import Tries
 
 UNKNOWN = 8.0
@@ -63,51 +64,48 @@ class Lookahead:
         self._is_fixed = is_fixed
         self._shared = defaultdict[Kind, Rates](lambda: Rates(_SHARED_MEMORY))
         self._chains = ChainCost(cost)
-        self._tries = {False: Tries(), True: Tries()}
-        """Of the draft model alone, and beside lookups."""
-        self._made: deque[Kind] = deque(maxlen=_LATELY)
-        """What was drafted lately."""
+        self._alone, self._beside = Tries(), Tries()
+        """Of the draft model, without lookups and beside them."""
+        self._rest = Rest()
+        self._chained: deque[Kind] = deque(maxlen=_LATELY)
+        self._found: deque[Kind] = deque(maxlen=_LATELY)
+        """What was drafted lately, by the draft model and by lookup."""
 
-    @property
-    def is_model_resting(self) -> bool:
-        """Lookups serve better at present than the draft model."""
-        return self._num_chains >= UNKNOWN and self._tries[True].is_resting
-
-    def takes_model(self) -> bool:
+    def admits_model(self) -> bool:
         """Whether a request that begins now, with lookups, is to be read by the draft model too."""
-        return not self.is_model_resting or self._tries[True].admit()
+        return self._rest.admits()
 
     def reset_model(self) -> None:
         """Forget what an earlier draft model did: a new one starts from full chains."""
         for kind in [kind for kind in self._shared if kind.is_chain]:
             del self._shared[kind]
-        self._made = deque((kind for kind in self._made if not kind.is_chain), maxlen=_LATELY)
-        for tries in self._tries.values():
-            tries.begin_anew()
+        self._chained.clear()
+        for each in (self._alone, self._beside, self._rest):
+            each.begin_anew()
 
     def plan(self, asks: Sequence[Ask]) -> list[Choice]:
         """Choose for every sequence of a step. What it may read of prompts besides is not its matter: beside them drafts would
         look cheap, and streams would wait for both."""
         forced = {i: choice for i, ask in enumerate(asks) if (choice := self._forced(ask)) is not None}
-        tried = [self._tried(asks, is_beside=is_beside) for is_beside in self._tries]
+        tried = [self._tried(asks, has_lookups=has_lookups) for has_lookups in (False, True)]
         forced |= {i: Choice(Drafter.EAGLE3, asks[i].chain) for i in tried if i is not None and i not in forced}
         free = [self._options(ask) for i, ask in enumerate(asks) if i not in forced]
         given = sum(1 + self._expected(asks[i], choice) for i, choice in forced.items())
         chosen = choose(free, self._costs(len(asks), free, list(forced.values())), given=given)
         rest = iter(chosen)
         choices = [forced[i] if i in forced else next(rest) for i in range(len(asks))]
-        for i, (ask, choice) in enumerate(zip(asks, choices, strict=True)):
-            ask.record.chain = chain_beside(ask.kind)
-            if choice.drafter is Drafter.EAGLE3 and i not in forced:
-                self._tries[ask.has_lookups].postpone()
         self.last = max((choice.length for choice in choices), default=0)
-        self._made.extend(_kind(ask, choice) for ask, choice in zip(asks, choices, strict=True) if choice.length)
+        for ask, choice in zip(asks, choices, strict=True):
+            self._note(ask, choice)
+        self._note_free(
+            [(ask, choice) for i, (ask, choice) in enumerate(zip(asks, choices, strict=True)) if i not in forced]
+        )
         return choices
 
     def observe_verdict(self, record: Record, kept: int, *, is_refused: bool) -> None:
         """Of the draft model's chain of the last step: its first `kept` drafts were right, and then one was wrong or none was
         left."""
-        self._tries[record.chain != ALONE].observe(record, kept)
+        self._tries(has_lookups=record.chain != ALONE).observe(record, kept)
         self.observe(record, record.chain, kept, is_refused=is_refused)
 
     def observe(self, record: Record, kind: Kind, kept: int, *, is_refused: bool) -> None:
@@ -128,8 +126,7 @@ class Lookahead:
 
     def survival(self, drafter: Drafter, length: int) -> float:
         """See the port: the mean of those that were verified lately. Called by other threads."""
-        is_chain = drafter is Drafter.EAGLE3
-        made = Counter(kind for kind in tuple(self._made) if kind.is_chain is is_chain)
+        made = Counter(tuple(self._chained if drafter is Drafter.EAGLE3 else self._found))
         if not made:
             return math.nan
         nothing = Rates(1.0)
@@ -143,6 +140,26 @@ class Lookahead:
         return self.cost.alone(rows)
 
     # -- how ----------------------------------------------------------------------------------------------------------
+
+    def _note(self, ask: Ask, choice: Choice) -> None:
+        ask.record.chain = chain_beside(ask.kind)
+        if choice.drafter is Drafter.EAGLE3:
+            self._chained.append(ask.record.chain)
+        elif choice.length:
+            self._found.append(ask.kind or NOTHING)
+
+    def _note_free(self, chosen: Sequence[tuple[Ask, Choice]]) -> None:
+        """Of those whose drafter was chosen: for whom the draft model was, and if lookups left it something to do."""
+        by_model = {ask.has_lookups for ask, choice in chosen if choice.drafter is Drafter.EAGLE3}
+        for has_lookups in by_model:
+            self._tries(has_lookups=has_lookups).postpone()
+        if True in by_model:
+            self._rest.begin_anew()
+        elif any(ask.chain and ask.kind is not None and ask.kind.is_weak for ask, _ in chosen):
+            self._rest.pass_over()
+
+    def _tries(self, *, has_lookups: bool) -> Tries:
+        return self._beside if has_lookups else self._alone
 
     def _forced(self, ask: Ask) -> Choice | None:
         is_unknown = ask.chain > 0 and self._num_chains < UNKNOWN
@@ -196,19 +213,15 @@ class Lookahead:
 
         return Costs(seconds, chain)
 
-    def _tried(self, asks: Sequence[Ask], *, is_beside: bool) -> int | None:
+    def _tried(self, asks: Sequence[Ask], *, has_lookups: bool) -> int | None:
         """The sequence that the draft model is tried on in this step, of those that have lookups or of the others."""
-        able = [i for i, ask in enumerate(asks) if ask.chain and ask.forced is None and ask.has_lookups is is_beside]
-        tried = self._tries[is_beside].take([asks[i].record for i in able])
+        able = [i for i, ask in enumerate(asks) if ask.chain and ask.forced is None and ask.has_lookups is has_lookups]
+        tried = self._tries(has_lookups=has_lookups).take([asks[i].record for i in able])
         if tried is None:
             return None
         ask = asks[able[tried]]
-        self._tries[is_beside].expect(self._expected(ask, Choice(Drafter.EAGLE3, ask.chain)))
+        self._tries(has_lookups=has_lookups).expect(self._expected(ask, Choice(Drafter.EAGLE3, ask.chain)))
         return able[tried]
-
-
-def _kind(ask: Ask, choice: Choice) -> Kind:
-    return chain_beside(ask.kind) if choice.drafter is Drafter.EAGLE3 else ask.kind or NOTHING
 
 
 def _assumed(kind: Kind) -> Prior:

@@ -4,10 +4,6 @@ from collections.abc import Sequence
 
 FIRST_REST, LONGEST_REST = 32, 256
 """Steps without the draft model before a try. They double with each, so that asking again costs ever less."""
-AWAY = 16
-"""Steps in which the draft model is not the choice, after which requests begin without it: what it reads is a cost too."""
-ONE_IN = 8
-"""Of the requests that begin then, one is read by the draft model all the same, to be tried on."""
 STEPS = 2
 """Of a try, on one sequence. Two: the first one after a rest also feeds the draft what it missed, and its time says nothing."""
 
@@ -19,10 +15,6 @@ class Tries:
         self._idle = 0
         """Steps since the draft model was chosen or tried last, of those in which it could have been."""
         self._rest = FIRST_REST
-        self._unchosen = 0
-        """The same without tries."""
-        self._begun = 0
-        """Requests."""
         self._left = 0
         """Steps of the try that is under way."""
         self._turn = 0
@@ -31,27 +23,16 @@ class Tries:
 
     def begin_anew(self) -> None:
         """The draft model is another one."""
-        self._idle, self._unchosen, self._rest, self._left = 0, 0, FIRST_REST, 0
+        self._idle, self._rest, self._left = 0, FIRST_REST, 0
 
     def postpone(self) -> None:
         """The draft model is the choice of some sequence, which tells of it too."""
-        self._idle, self._unchosen, self._left = 0, 0, 0
-
-    @property
-    def is_resting(self) -> bool:
-        """The draft model was not the choice for some steps."""
-        return self._unchosen > AWAY
-
-    def admit(self) -> bool:
-        """Whether the draft model reads a request that begins now."""
-        self._begun += 1
-        return not self.is_resting or self._begun % ONE_IN == 0
+        self._idle, self._left = 0, 0
 
     def take(self, able: Sequence[object]) -> int | None:
         """Which of these sequences to try in this step, the same one in all steps of a try; None: none of them."""
         if not able:
             return None
-        self._unchosen += 1
         if not self._left:
             self._idle += 1
             if self._idle <= self._rest:

@@ -34,8 +34,6 @@ logger = logging.getLogger(__name__)
 
 MOST_READ, LEAST_READ = 256, 16
 """Prompt tokens a forward, at most while nobody waits for it, and at least."""
-MOST_READ_AGAIN = 32
-"""Prompt tokens that are read though they are held, so that a draft model that rests can be tried."""
 READING_SHARE = 2.0
 """A step that also reads prompts may last so many of those that only decode."""
 READING_RESTS = 32
@@ -101,7 +99,7 @@ class Decoder:
         """Draft with another network from now on, or with none: what an earlier one had read is nothing to it."""
         self.eagle = eagle
         for sequence in self._all():
-            sequence.is_draftable = sequence.is_draftable and sequence.num_read == 0
+            sequence.is_draftable = sequence.num_read == 0
             sequence.num_draft_read = 0
         self.renew(version)
 
@@ -131,6 +129,7 @@ class Decoder:
     def step(self) -> None:
         """Admit what fits; then verify what is drafted for running requests, and read on in the prompts of the others."""
         self._admit()
+        self.lookups.read_on()
         self._num_steps += 1
         started = time.perf_counter()
         running = [self._decoding[slot] for slot in sorted(self._decoding)]
@@ -174,12 +173,10 @@ class Decoder:
         find = partial(self._slots.find, sequence.ids, running, client=request.client, most=most)
         if self.eagle is None or wish not in _BY_MODEL:
             return find(with_draft=False), None
-        prefix = find(with_draft=True)
-        if wish is Drafter.HYBRID and request.lookahead is None and self.lookahead.is_model_resting:
-            without = find(with_draft=False)
-            if without.length - prefix.length > MOST_READ_AGAIN or not self.lookahead.takes_model():
-                return without, None
-        return prefix, self.eagle
+        may_leave = wish is Drafter.HYBRID and request.lookahead is None
+        if may_leave and not self.lookahead.admits_model():
+            return find(with_draft=False), None
+        return find(with_draft=True), self.eagle
 
     def _read_on(self, num_drafts: int) -> list[Piece]:
         """What to read of prompts beside so many rows of drafts, first of those who came first."""
@@ -394,9 +391,9 @@ class Decoder:
         if sequence in self._prefilling:
             self._prefilling.remove(sequence)
         self._decoding.pop(sequence.slot, None)
+        sequence.emit(Delta(token_ids=tuple(gained), logprobs=logprobs, finished=sequence.finished(reason)))
         if self._wish(sequence) in _BY_LOOKUP:
             self.lookups.remember(sequence)
-        sequence.emit(Delta(token_ids=tuple(gained), logprobs=logprobs, finished=sequence.finished(reason)))
         if sequence.slot >= 0:
             if reason is not FinishReason.CANCELLED:
                 self._catch_up(sequence)

@@ -11,6 +11,8 @@ from updraft_inference.lookahead.kind import Kind
 from updraft_inference.torch_engine.ngram import LENGTHS, NOTHING, Lookup
 
 LONGEST = max(LENGTHS)
+_BEYOND = 16
+"""Tokens: lookups propose no more."""
 _END = -1
 """Behind each answer: nothing goes on from one to the next."""
 _PLACES_A_TOKEN = 8
@@ -29,12 +31,14 @@ class History:
         self._contested = bytearray(len(self._table))
         """If another token followed the time before."""
 
-    def add(self, ids: Sequence[int], num_before: int) -> None:
-        """Remember an answer and what it followed: so many tokens of `ids`. Of one that fills half of the ring, its end."""
-        first = max(num_before - LONGEST, len(ids) - len(self._ring) // 2, 0)
-        kept = list(ids[first:])
+    def add(self, ids: Sequence[int], first: int, last: int) -> None:
+        """Remember the tokens from `first` up to `last`, after those that they followed; what comes next only goes on from
+        them. Of what does not fit half of the ring the end is kept."""
+        ended = min(last + _BEYOND, len(ids))
+        begin = max(first - LONGEST, ended - len(self._ring) // 2, 0)
+        kept = list(ids[begin:ended])
         start = self._write(kept)
-        for end in range(max(num_before - first, 1), len(kept)):
+        for end in range(max(first - begin, 1), last - begin):
             for n in LENGTHS:
                 if end >= n:
                     self._put(kept[end - n : end], start + end)

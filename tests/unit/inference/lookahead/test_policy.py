@@ -9,7 +9,8 @@ from updraft_inference.lookahead.choice import Choice
 from updraft_inference.lookahead.cost import CostTable
 from updraft_inference.lookahead.kind import NOTHING, Kind, chain_beside
 from updraft_inference.lookahead.policy import UNKNOWN, Ask, Lookahead, Record
-from updraft_inference.lookahead.tries import FIRST_REST, LONGEST_REST, ONE_IN, STEPS
+from updraft_inference.lookahead.rest import ONE_IN
+from updraft_inference.lookahead.tries import FIRST_REST, LONGEST_REST, STEPS
 
 CURVE = {1: 0.030, 4: 0.033, 16: 0.045, 64: 0.100}
 
@@ -43,23 +44,32 @@ def test_a_draft_model_that_is_never_right_is_tried_ever_more_rarely() -> None:
     assert 24 * STEPS <= num_late <= 26 * STEPS
 
 
-def test_one_request_in_eight_begins_with_a_draft_model_that_rests_and_each_with_one_that_is_the_choice() -> None:
-    policy, record = lookahead(), Record()
+def begun(policy: Lookahead, kept: int, *, kind: Kind = NOTHING, steps: int = 8 * LONGEST_REST) -> list[bool]:
+    """Whether requests that begin have the draft model; one a step, beside one that runs."""
+    record, found = Record(), []
+    for _ in range(steps):
+        found.append(policy.admits_model())
+        (choice,) = policy.plan([Ask(record=record, kind=kind, lookup=8 * (kind != NOTHING), chain=3)])
+        if choice.drafter is Drafter.EAGLE3:
+            policy.observe_verdict(record, min(kept, choice.length), is_refused=kept < choice.length)
+        if kind != NOTHING:
+            policy.observe(record, kind, 8, is_refused=False)
+    return found
 
-    def begun(kept: int) -> list[bool]:
-        """Of as many requests as there are steps."""
-        found = []
-        for _ in range(8 * LONGEST_REST):
-            found.append(policy.takes_model())
-            if policy.plan([Ask(record=record, kind=NOTHING, chain=3)])[0].length:
-                policy.observe_verdict(record, kept, is_refused=kept < 3)
-        return found
 
-    assert begun(0).count(True) == pytest.approx(8 * LONGEST_REST / ONE_IN, rel=0.2)
-    assert begun(3)[-LONGEST_REST:] == [True] * LONGEST_REST
-    begun(0)
+def test_few_requests_begin_with_a_draft_model_that_does_not_pay_and_all_with_one_that_does() -> None:
+    policy = lookahead()
+    assert begun(policy, 0).count(True) == pytest.approx(8 * LONGEST_REST / ONE_IN, rel=0.3)
+    assert begun(policy, 3)[-LONGEST_REST:] == [True] * LONGEST_REST
+    begun(policy, 0)
     policy.reset_model()
-    assert policy.takes_model()
+    assert policy.admits_model()
+
+
+def test_what_lookups_serve_well_says_nothing_against_the_draft_model() -> None:
+    policy = lookahead()
+    begun(policy, 3)
+    assert all(begun(policy, 3, kind=Kind(8)))
 
 
 def test_a_draft_model_that_does_not_pay_beside_lookups_may_pay_alone() -> None:
