@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 from bench.serving.arms import Wish, request, run
-from bench.serving.plan import SEED
+from bench.serving.plan import NUM_REMEMBERED, SEED
 from bench.serving.workloads import MAX_PROMPT_TOKENS, Words, mixed, prompts
 from rich.console import Console
 from rich.progress import Progress
@@ -31,7 +31,6 @@ from updraft_inference.torch_engine.ngram import Lookup, NgramIndex
 from updraft_inference.torch_engine.sequence import Sequence as Running
 
 MOST = 10
-NUM_REMEMBERED = 65536
 BATCH = 8
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]

@@ -20,7 +20,7 @@ from bench.serving import figures, servers, workloads
 from bench.serving.arms import Transformers, Wish, request, run
 from bench.serving.figures import EAGLE3, HYBRID, NGRAM, OWN_TEXT, PLAIN, TRANSFORMERS, VLLM, Cell
 from bench.serving.inline import Inline
-from bench.serving.plan import LOOKAHEAD, SEED, Plan, in_turn, take
+from bench.serving.plan import LOOKAHEAD, NUM_REMEMBERED, SEED, Plan, in_turn, take
 
 from updraft_inference.engine.port import Drafter, DraftOnDisk
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
@@ -30,9 +30,6 @@ from updraft_inference.torch_engine.lookups import Lookups
 MAX_CONTEXT = 768
 LONG_PROMPT_TOKENS = 2000
 RUNNING_STREAMS = 7
-
-NUM_REMEMBERED = 65536
-"""Tokens of earlier answers, as a server remembers unless it is told otherwise."""
 
 _PAST_AT_ONCE = 16
 _GAP_CONTEXT = 3072

@@ -14,6 +14,8 @@ T = TypeVar("T")
 SEED = 7
 LOOKAHEAD = 5
 """Most drafts a step, in every arm of ours."""
+NUM_REMEMBERED = 65536
+"""Tokens of earlier answers, as a server remembers unless it is told otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
