@@ -139,6 +139,10 @@ def channel(address: str, credentials: Credentials | None = None) -> grpc.aio.Ch
     return opened if token is None else TokenChannel(opened, token)
 
 
+class BrokenOff(Unavailable):
+    """A call ended while this side sent, and why is lost: the peer may be away, or may have refused it."""
+
+
 def _is_broken_off(error: grpc.aio.AioRpcError) -> bool:
     """gRPC's client says INTERNAL where the connection broke while it sent (grpc#36066); no server said that."""
     return error.code() is grpc.StatusCode.INTERNAL and "execute_batch" in (error.details() or "")
@@ -150,7 +154,7 @@ def errors() -> Iterator[None]:
     try:
         yield
     except grpc.aio.AioRpcError as error:
-        kind = Unavailable if _is_broken_off(error) else _BY_STATUS.get(error.code(), UpdraftError)
+        kind = BrokenOff if _is_broken_off(error) else _BY_STATUS.get(error.code(), UpdraftError)
         message = error.details() or error.code().name
         if kind is Unavailable:
             raise Unavailable(message, _retry_after_s(error)) from error

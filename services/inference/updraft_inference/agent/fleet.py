@@ -67,8 +67,7 @@ class FleetLink:
         """Stay connected, for ever."""
         while True:
             try:
-                with rpc.errors():
-                    await self._converse()
+                await self._converse()
                 link, reason = Link.AWAY, "the registry closed the stream"
             except (Unauthenticated, Forbidden, InvalidInput) as error:
                 link, reason = Link.DENIED, str(error)
@@ -79,11 +78,20 @@ class FleetLink:
             await asyncio.sleep(next(self._backoffs[link]))
 
     async def _converse(self) -> None:
-        call = self._stub.Connect()
+        """Until the stream ends. One that broke off is begun once more: a registry that ended it says why again."""
         try:
-            await unless(self._send(call), self._receive(call))
-        finally:
-            call.cancel()
+            await self._stream()
+        except rpc.BrokenOff:
+            raise_if_cancelled()
+            await self._stream()
+
+    async def _stream(self) -> None:
+        with rpc.errors():
+            call = self._stub.Connect()
+            try:
+                await unless(self._send(call), self._receive(call))
+            finally:
+                call.cancel()
 
     async def _receive(self, call: "Call") -> None:
         async for response in call:
