@@ -11,7 +11,7 @@ from updraft_inference.engine.port import Delta, Drafter, GenerationRequest, Sam
 from updraft_inference.lookahead.cost import CostTable
 from updraft_inference.lookahead.kind import NOTHING
 from updraft_inference.lookahead.policy import Ask, Record
-from updraft_inference.lookahead.rest import ONE_IN
+from updraft_inference.lookahead.rest import FIRST_GAP
 from updraft_inference.torch_engine.decoder import LEAST_READ, READING_RESTS, Decoder
 from updraft_inference.torch_engine.eagle import EagleDrafter
 from updraft_inference.torch_engine.limits import Limits
@@ -176,11 +176,12 @@ def test_a_few_words_in_common_do_not_cost_another_conversation_its_slot(decoder
 
 
 def put_to_rest(decoder: Decoder) -> None:
-    """The draft model is wrong for so long beside lookups."""
+    """The draft model is wrong for so long beside lookups, and reads all the same."""
     record = Record()
     for _ in range(400):
         if decoder.lookahead.plan([Ask(record=record, kind=NOTHING, chain=3)])[0].length:
             decoder.lookahead.observe_verdict(record, 0, is_refused=True)
+        decoder.lookahead.observe_reading(1.0)
 
 
 def answered(decoder: Decoder, request: Request) -> bool:
@@ -202,7 +203,7 @@ def test_requests_are_left_to_lookups_while_the_draft_model_rests_and_say_the_sa
     assert answered(decoder, Request(prompt, drafter=Drafter.HYBRID))
     put_to_rest(decoder)
 
-    requests = [Request(prompt, drafter=Drafter.HYBRID) for _ in range(2 * ONE_IN)]
+    requests = [Request(prompt, drafter=Drafter.HYBRID) for _ in range(3 * FIRST_GAP)]
     assert sum(answered(decoder, request) for request in requests) == 2
     assert answered(decoder, Request(prompt, drafter=Drafter.EAGLE3))
     assert answered(decoder, Request(prompt, drafter=Drafter.HYBRID, lookahead=2))

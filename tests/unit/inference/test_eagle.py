@@ -102,7 +102,9 @@ def test_sequences_that_are_behind_by_different_lengths_draft_together_as_alone(
             assert mine.log_probs == pytest.approx(alone[slot].log_probs, abs=1e-5)
 
 
-@pytest.mark.parametrize("behind", [(1, MAX_PENDING_ROWS, 3), (2, MAX_PENDING_ROWS + 1, 1), (1, 30, 24)])
+@pytest.mark.parametrize(
+    "behind", [(1, MAX_PENDING_ROWS, 3), (2, MAX_PENDING_ROWS + 1, 1), (1, MAX_ROWS_TOGETHER + 6, 24)]
+)
 def test_what_piles_up_is_read_for_all_together_and_drafts_stay_the_same(
     tmp_path: Path, library: ctypes.CDLL | None, behind: tuple[int, ...]
 ) -> None:
@@ -110,8 +112,9 @@ def test_what_piles_up_is_read_for_all_together_and_drafts_stay_the_same(
     order = [2, 0, 1]  # in which requests came
 
     def drafted(*, keeps_up: bool) -> list[Proposal]:
-        eagle = EagleDrafter(network, num_slots=4, num_positions=50, library=library)
-        sequences = {slot: _sequence(network, slot, num=40) for slot in order}
+        num_read, num_drafts = MAX_ROWS_TOGETHER + 16, 3
+        eagle = EagleDrafter(network, num_slots=4, num_positions=num_read + num_drafts, library=library)
+        sequences = {slot: _sequence(network, slot, num=num_read) for slot in order}
         for slot, sequence in sequences.items():
             num = len(sequence.ids) - 1 - behind[slot]
             eagle.observe(sequence, sequence.pending_aux.pop()[:num])
@@ -122,7 +125,7 @@ def test_what_piles_up_is_read_for_all_together_and_drafts_stay_the_same(
             eagle.keep_up([each for each in sequences.values() if each.num_pending > 1])
             is_due = max(behind) > MAX_PENDING_ROWS
             assert [sequences[slot].num_pending for slot in range(3)] == ([1] * 3 if is_due else list(behind))
-        return eagle.propose([sequences[slot] for slot in sorted(order)], 3)
+        return eagle.propose([sequences[slot] for slot in sorted(order)], num_drafts)
 
     for kept_up, at_once in zip(drafted(keeps_up=True), drafted(keeps_up=False), strict=True):
         assert kept_up.ids == at_once.ids
@@ -131,8 +134,9 @@ def test_what_piles_up_is_read_for_all_together_and_drafts_stay_the_same(
 
 def test_a_sequence_whose_states_are_not_finite_is_told_from_the_others(tmp_path: Path) -> None:
     network = make_draft(make_tiny_target(tmp_path))
-    eagle = EagleDrafter(network, num_slots=3, num_positions=50)
-    sequences = [_sequence(network, slot, num=30) for slot in range(3)]
+    num = MAX_PENDING_ROWS + 10
+    eagle = EagleDrafter(network, num_slots=3, num_positions=num)
+    sequences = [_sequence(network, slot, num=num) for slot in range(3)]
     sequences[1].pending_aux[0][7] = math.nan
     with pytest.raises(NotFiniteError, match="not finite") as caught:
         eagle.keep_up(sequences)

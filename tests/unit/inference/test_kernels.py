@@ -20,7 +20,7 @@ from updraft_inference.torch_engine.kv_cache import CacheShape, SlotCache
 from updraft_inference.torch_engine.limits import Limits
 from updraft_inference.torch_engine.operations import Heads, Plain, Sight
 
-NUM_SLOTS, NUM_POSITIONS = 4, 100
+NUM_SLOTS, NUM_POSITIONS = 4, 60 + WIDEST
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
 
 

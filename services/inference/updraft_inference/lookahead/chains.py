@@ -28,10 +28,15 @@ class ChainCost:
         factor = 1.0 if nearest is None else self._factors[nearest].value
         return factor * _SHARE * self.table.alone(sequences)
 
+    def reading(self, *, sequences: int, length: int, behind: int) -> float:
+        """Seconds that chains took longer because the model had first to read `behind` rows of all sequences together."""
+        more = max(0, behind - sequences * (length + 1))
+        return _SHARE * (self.table.alone(sequences + more) - self.table.alone(sequences))
+
     def observe(self, *, sequences: int, length: int, behind: int, seconds: float) -> None:
-        """Chains were made, after the model had read `behind` rows of all sequences together."""
-        alone, more = self.table.alone(sequences), max(0, behind - sequences * (length + 1))
+        """Chains were made, after the model had read what they were behind."""
+        alone = self.table.alone(sequences)
         expected = self.token(sequences) / (_SHARE * alone)
-        token_s = (seconds - _SHARE * (self.table.alone(sequences + more) - alone)) / length
+        token_s = (seconds - self.reading(sequences=sequences, length=length, behind=behind)) / length
         seen = max(_LEAST, token_s / (_SHARE * alone))  # nothing is free: what rows alone explain was a lucky step
         self._factors.setdefault(sequences, Factor(expected)).add(min(seen, OUTLIER * expected))

@@ -50,7 +50,17 @@ class Costs:
     chain: Callable[[int, int], float]
 
 
-def choose(options: Sequence[Sequence[Option]], costs: Costs, *, given: float = 0.0) -> list[Choice]:
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """For each sequence a choice. With chains of the draft model, `token_s` is what a token would take without them, and all
+    tokens of the step are expected to take `saved_s` less than that."""
+
+    choices: list[Choice]
+    token_s: float = 0.0
+    saved_s: float = 0.0
+
+
+def choose(options: Sequence[Sequence[Option]], costs: Costs, *, given: float = 0.0) -> Chosen:
     """Choose for every sequence of a batch; `options[i]` are those of sequence i, perhaps none.
 
     `given` tokens are expected of others in the same step, whose choice is made and whose rows are part of `costs`: what
@@ -58,7 +68,8 @@ def choose(options: Sequence[Sequence[Option]], costs: Costs, *, given: float = 
     """
     batch = len(options)
     width = max((len(option.survival) for mine in options for option in mine), default=0)
-    chosen, speed = [Choice()] * batch, (batch + given) / costs.verify[batch]
+    speed = (batch + given) / costs.verify[batch]
+    chosen = Chosen([Choice()] * batch)
     if not width:
         return chosen
     row_s = (costs.verify[2 * batch] - costs.verify[batch]) / batch
@@ -69,10 +80,12 @@ def choose(options: Sequence[Sequence[Option]], costs: Costs, *, given: float = 
     speeds_W = gains_W / (np.asarray(costs.verify)[batch + lengths_WB.sum(-1)] + drafting_W)
     least = MARGIN * speed
     if speeds_W[0] > least:
-        chosen, least = _choices(lengths_WB[0], is_chain_WB[0]), MARGIN * speeds_W[0]
+        speed, least = speeds_W[0], MARGIN * speeds_W[0]
+        chosen = Chosen(_choices(lengths_WB[0], is_chain_WB[0]))
     best = int(speeds_W.argmax())
     if speeds_W[best] > least:
-        chosen = _choices(lengths_WB[best], is_chain_WB[best])
+        saved_s = float(gains_W[best] / speed - gains_W[best] / speeds_W[best])
+        chosen = Chosen(_choices(lengths_WB[best], is_chain_WB[best]), token_s=float(1 / speed), saved_s=saved_s)
     return chosen
 
 

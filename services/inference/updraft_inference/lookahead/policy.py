@@ -13,7 +13,7 @@ from functools import cache
 
 from updraft_inference.engine.port import Drafter
 from updraft_inference.lookahead.chains import ChainCost
-from updraft_inference.lookahead.choice import Choice, Costs, Option, choose
+from updraft_inference.lookahead.choice import Choice, Chosen, Costs, Option, choose
 from updraft_inference.lookahead.cost import CostTable
 from updraft_inference.lookahead.kind import ALONE, NOTHING, Kind, chain_beside
 from updraft_inference.lookahead.rates import Prior, Rates, survival
@@ -28,12 +28,22 @@ _LATELY = 200
 """Proposals that what is said of a drafter goes by."""
 
 
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """Of a chain that was chosen: so many drafts should be kept, and each saves so many seconds."""
+
+    kept: float
+    token_s: float
+
+
 @dataclass(slots=True, eq=False)
 class Record:
     """What a sequence's drafts did so far, by kind."""
 
     chain: Kind = ALONE
     """Of the last step's chain, if it had one."""
+    promise: Promise | None = None
+    """Of that chain, if it was chosen beside lookups."""
     rates: defaultdict[Kind, Rates] = field(default_factory=lambda: defaultdict(lambda: Rates(_OWN_MEMORY)))
 
 
@@ -92,20 +102,20 @@ class Lookahead:
         free = [self._options(ask) for i, ask in enumerate(asks) if i not in forced]
         given = sum(1 + self._expected(asks[i], choice) for i, choice in forced.items())
         chosen = choose(free, self._costs(len(asks), free, list(forced.values())), given=given)
-        rest = iter(chosen)
+        rest = iter(chosen.choices)
         choices = [forced[i] if i in forced else next(rest) for i in range(len(asks))]
         self.last = max((choice.length for choice in choices), default=0)
         for ask, choice in zip(asks, choices, strict=True):
             self._note(ask, choice)
-        self._note_free(
-            [(ask, choice) for i, (ask, choice) in enumerate(zip(asks, choices, strict=True)) if i not in forced]
-        )
+        self._note_chosen([ask for i, ask in enumerate(asks) if i not in forced], chosen)
         return choices
 
     def observe_verdict(self, record: Record, kept: int, *, is_refused: bool) -> None:
         """Of the draft model's chain of the last step: its first `kept` drafts were right, and then one was wrong or none was
         left."""
         self._tries(has_lookups=record.chain != ALONE).observe(record, kept)
+        if record.promise is not None:
+            self._rest.save((kept - record.promise.kept) * record.promise.token_s)
         self.observe(record, record.chain, kept, is_refused=is_refused)
 
     def observe(self, record: Record, kind: Kind, kept: int, *, is_refused: bool) -> None:
@@ -120,9 +130,15 @@ class Lookahead:
         elif batch:
             self.cost.observe_mixed(rows, verify_s)
 
-    def observe_chains(self, *, sequences: int, length: int, behind: int, seconds: float) -> None:
-        """The draft model made chains of so many sequences, which were `behind` rows behind all together."""
+    def observe_chains(self, *, sequences: int, length: int, behind: int, seconds: float, beside: float = 0.0) -> None:
+        """The draft model made chains of so many sequences, which were `behind` rows behind all together; a share of them is
+        `beside` lookups."""
         self._chains.observe(sequences=sequences, length=length, behind=behind, seconds=seconds)
+        self.observe_reading(beside * self._chains.reading(sequences=sequences, length=length, behind=behind))
+
+    def observe_reading(self, seconds: float) -> None:
+        """The draft model read for so long for sequences that have lookups, and drafted nothing."""
+        self._rest.read(seconds)
 
     def survival(self, drafter: Drafter, length: int) -> float:
         """See the port: the mean of those that were verified lately. Called by other threads."""
@@ -142,21 +158,26 @@ class Lookahead:
     # -- how ----------------------------------------------------------------------------------------------------------
 
     def _note(self, ask: Ask, choice: Choice) -> None:
-        ask.record.chain = chain_beside(ask.kind)
+        ask.record.chain, ask.record.promise = chain_beside(ask.kind), None
         if choice.drafter is Drafter.EAGLE3:
             self._chained.append(ask.record.chain)
         elif choice.length:
             self._found.append(ask.kind or NOTHING)
 
-    def _note_free(self, chosen: Sequence[tuple[Ask, Choice]]) -> None:
-        """Of those whose drafter was chosen: for whom the draft model was, and if lookups left it something to do."""
-        by_model = {ask.has_lookups for ask, choice in chosen if choice.drafter is Drafter.EAGLE3}
-        for has_lookups in by_model:
+    def _note_chosen(self, asks: Sequence[Ask], chosen: Chosen) -> None:
+        """Of those whose drafter was chosen: for whom the draft model was, and what it promised beside lookups."""
+        by_model = [
+            (a, choice) for a, choice in zip(asks, chosen.choices, strict=True) if choice.drafter is Drafter.EAGLE3
+        ]
+        beside = [(ask, choice) for ask, choice in by_model if ask.has_lookups]
+        for has_lookups in {ask.has_lookups for ask, _ in by_model}:
             self._tries(has_lookups=has_lookups).postpone()
-        if True in by_model:
-            self._rest.begin_anew()
-        elif any(ask.chain and ask.kind is not None and ask.kind.is_weak for ask, _ in chosen):
-            self._rest.pass_over()
+        if any(ask.chain and ask.has_lookups for ask in asks):
+            self._rest.count_step()
+        if beside:
+            self._rest.save(chosen.saved_s * len(beside) / len(by_model))
+        for ask, choice in beside:
+            ask.record.promise = Promise(kept=self._expected(ask, choice), token_s=chosen.token_s)
 
     def _tries(self, *, has_lookups: bool) -> Tries:
         return self._beside if has_lookups else self._alone

@@ -1,30 +1,47 @@
-"""Whether requests begin without the draft model: what it reads, in case it drafts, is a cost too."""
+"""Whether requests begin without the draft model: what it reads beside lookups, in case it drafts, its chains have to earn."""
 
-AWAY = 16
-"""Steps in a row that the draft model could have served and was not the choice of, after which it rests."""
-ONE_IN = 16
-"""Of the requests that begin while it rests, one is read by it all the same, to be tried on."""
+LEAST_STEPS, MEMORY = 64, 256
+"""Steps before it is judged, and how many of them count, about."""
+FIRST_GAP, LONGEST_GAP = 16, 128
+"""While it rests, one request in so many is read all the same, so that what it would earn stays known: ever fewer."""
 
 
 class Rest:
-    """Of a draft model beside lookups. A step counts where lookups had a weak guess or none, and nothing was forced."""
+    """Of a draft model beside lookups: seconds that its chains saved, and seconds that it read. Both fade."""
 
     def __init__(self) -> None:
-        self._passed = 0
-        self._begun = 0
-        """Requests, while it rests."""
+        self.begin_anew()
 
     def begin_anew(self) -> None:
-        """The draft model is another one, or the choice."""
-        self._passed = 0
+        """The draft model is another one."""
+        self._saved_s = self._read_s = 0.0
+        self._num_steps = 0
+        self._num_left = 0
+        """Requests that began without it since one was read."""
+        self._gap = FIRST_GAP
 
-    def pass_over(self) -> None:
-        """It was not the choice of a step."""
-        self._passed += 1
+    def count_step(self) -> None:
+        """It could have served some sequence of a step."""
+        fading = 1.0 - 1.0 / MEMORY
+        self._saved_s *= fading
+        self._read_s *= fading
+        self._num_steps += 1
+
+    def save(self, seconds: float) -> None:
+        """Its chains saved so much against lookups alone; below 0, they cost more."""
+        self._saved_s += seconds
+
+    def read(self, seconds: float) -> None:
+        """It read for so long."""
+        self._read_s += seconds
 
     def admits(self) -> bool:
         """Whether the draft model reads the request that begins now."""
-        if self._passed <= AWAY:
+        if self._num_steps < LEAST_STEPS or self._saved_s >= self._read_s:
+            self._num_left, self._gap = 0, FIRST_GAP
             return True
-        self._begun += 1
-        return self._begun % ONE_IN == 0
+        self._num_left += 1
+        if self._num_left < self._gap:
+            return False
+        self._num_left, self._gap = 0, min(2 * self._gap, LONGEST_GAP)
+        return True

@@ -8,6 +8,7 @@ longer as running streams may wait (Agrawal et al. 2024, Sarathi-Serve).
 import logging
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor
@@ -93,7 +94,7 @@ class Decoder:
     @property
     def num_used_tokens(self) -> int:
         """Cache positions in use."""
-        return sum(s.num_read for s in (*self._prefilling, *self._decoding.values()))
+        return sum(s.num_read for s in self._held())
 
     def install(self, eagle: EagleDrafter | None, version: int) -> None:
         """Draft with another network from now on, or with none: what an earlier one had read is nothing to it."""
@@ -133,15 +134,18 @@ class Decoder:
         self._num_steps += 1
         started = time.perf_counter()
         running = [self._decoding[slot] for slot in sorted(self._decoding)]
-        self._keep_up()
+        self._let_read([each for each in self._held() if each.num_pending > 1], EagleDrafter.keep_up)
         drafts = [
             Piece(sequence=each, ids=[each.ids[-1], *proposal.ids], proposal=proposal)
             for each, proposal in zip(running, self._propose(running), strict=True)
         ]
         self._advance(drafts, self._read_on(num_rows(drafts)), started)
 
+    def _held(self) -> list[Sequence]:
+        return [*self._prefilling, *self._decoding.values()]
+
     def _all(self) -> list[Sequence]:
-        return [*self._waiting, *self._prefilling, *self._decoding.values()]
+        return [*self._waiting, *self._held()]
 
     def _admit(self) -> None:
         while self._waiting and self._slots.has_free:
@@ -151,7 +155,7 @@ class Decoder:
 
     def _begin(self, sequence: Sequence) -> None:
         """After what another request has read already of the same prompt; the last token is always read."""
-        running = [each.tenant for each in (*self._prefilling, *self._decoding.values())]
+        running = [each.tenant for each in self._held()]
         prefix, eagle = self._prefix(sequence, running)
         sequence.is_draftable = eagle is not None
         sequence.slot = self._slots.take(running, prefix)
@@ -168,13 +172,11 @@ class Decoder:
 
     def _prefix(self, sequence: Sequence, running: list[Tenant]) -> tuple[Prefix, EagleDrafter | None]:
         """What is held already of its prompt, and who drafts for it beside lookups."""
-        wish, request, kept = self._wish(sequence), sequence.request, sequence.request.capture
+        request, kept = sequence.request, sequence.request.capture
         most = sequence.num_prompt - max(1, kept.prompt_rows if kept.payload else 0)
         find = partial(self._slots.find, sequence.ids, running, client=request.client, most=most)
-        if self.eagle is None or wish not in _BY_MODEL:
-            return find(with_draft=False), None
-        may_leave = wish is Drafter.HYBRID and request.lookahead is None
-        if may_leave and not self.lookahead.admits_model():
+        can_draft = self.eagle is not None and self._wish(sequence) in _BY_MODEL
+        if not can_draft or (self._may_leave(sequence) and not self.lookahead.admits_model()):
             return find(with_draft=False), None
         return find(with_draft=True), self.eagle
 
@@ -276,25 +278,23 @@ class Decoder:
         )
 
     def _chains(self, chosen: list[tuple[Sequence, Choice]]) -> dict[int, Proposal]:
-        """The model's chains by slot, made together as long as the longest and then cut."""
+        """The model's chains by slot, made together as long as the longest and then cut; none if it fails."""
         if not chosen or self.eagle is None:
             return {}
-        started, longest = time.perf_counter(), max(choice.length for _, choice in chosen)
-        behind = sum(sequence.num_pending for sequence, _ in chosen)
-        chains = self._draft(self.eagle, [sequence for sequence, _ in chosen], longest)
-        seconds = time.perf_counter() - started
-        self.lookahead.observe_chains(sequences=len(chosen), length=longest, behind=behind, seconds=seconds)
+        sequences, longest = [sequence for sequence, _ in chosen], max(choice.length for _, choice in chosen)
+        started, behind = time.perf_counter(), sum(sequence.num_pending for sequence in sequences)
+        try:
+            chains = self.eagle.propose(sequences, longest)
+        except RuntimeError as error:  # what is not finite, no memory left
+            self._give_up(self.eagle, sequences, error)
+            return {}
+        seconds, beside = time.perf_counter() - started, self._beside(sequences)
+        self.lookahead.observe_chains(
+            sequences=len(chosen), length=longest, behind=behind, seconds=seconds, beside=beside
+        )
         return {
             sequence.slot: chain.first(choice.length) for (sequence, choice), chain in zip(chosen, chains, strict=True)
         }
-
-    def _draft(self, eagle: EagleDrafter, sequences: list[Sequence], k: int) -> list[Proposal]:
-        """Their chains. A draft that fails costs these sequences their drafts, not their requests."""
-        try:
-            return eagle.propose(sequences, k)
-        except RuntimeError as error:  # what is not finite, no memory left
-            self._give_up(eagle, sequences, error)
-            return [Proposal() for _ in sequences]
 
     def _give_up(self, eagle: EagleDrafter, sequences: list[Sequence], error: RuntimeError) -> None:
         """Draft no more for these, or for those that the error is about: each may have read half of its rows."""
@@ -315,25 +315,25 @@ class Decoder:
         elif sequence.is_draftable:
             self.eagle.observe(sequence, aux)
 
-    def _keep_up(self) -> None:
-        """Let the draft read on for those who have not drafted for a while."""
-        if self.eagle is None:
+    def _let_read(self, sequences: list[Sequence], read: Callable[[EagleDrafter, list[Sequence]], None]) -> None:
+        """Let the draft read on for those of them that may draft."""
+        able = [each for each in sequences if each.is_draftable]
+        if self.eagle is None or not able:
             return
-        running = (*self._prefilling, *self._decoding.values())
-        behind = [each for each in running if each.is_draftable and each.num_pending > 1]
+        started = time.perf_counter()
         try:
-            self.eagle.keep_up(behind)
+            read(self.eagle, able)
         except RuntimeError as error:
-            self._give_up(self.eagle, behind, error)
+            self._give_up(self.eagle, able, error)
+        self.lookahead.observe_reading((time.perf_counter() - started) * self._beside(able))
 
-    def _catch_up(self, sequence: Sequence) -> None:
-        """Let the draft read on, so that what the slot holds is of use to a request that drafts too."""
-        if self.eagle is None or not sequence.is_draftable:
-            return
-        try:
-            self.eagle.catch_up(sequence)
-        except RuntimeError as error:
-            self._give_up(self.eagle, [sequence], error)
+    def _may_leave(self, sequence: Sequence) -> bool:
+        """Whether it may be left to lookups."""
+        return self._wish(sequence) is Drafter.HYBRID and sequence.request.lookahead is None
+
+    def _beside(self, sequences: list[Sequence]) -> float:
+        """The share of those that may be left to lookups."""
+        return sum(map(self._may_leave, sequences)) / len(sequences)
 
     def _record(self, sequence: Sequence, proposal: Proposal, verdict: Verdict, batch: int, duration_s: float) -> None:
         is_model = proposal.drafter is Drafter.EAGLE3
@@ -396,5 +396,5 @@ class Decoder:
             self.lookups.remember(sequence)
         if sequence.slot >= 0:
             if reason is not FinishReason.CANCELLED:
-                self._catch_up(sequence)
+                self._let_read([sequence], EagleDrafter.catch_up)  # of use to the next one that begins alike
             self._slots.leave(sequence.tenant)

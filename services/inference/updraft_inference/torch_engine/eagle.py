@@ -19,11 +19,11 @@ from updraft_inference.torch_engine.draft import Packed, ServedDraft
 from updraft_inference.torch_engine.kv_cache import CacheShape, SlotCache
 from updraft_inference.torch_engine.sequence import Proposal, Sequence
 
-MAX_PENDING_ROWS = 12
+MAX_PENDING_ROWS = 48
 """Once a sequence is more behind, all read what they are behind but its last row, which drafting begins with: together it costs
 little, and each by itself as much again."""
 
-MAX_ROWS_TOGETHER, MAX_ROWS_PADDED = 24, 8
+MAX_ROWS_TOGETHER, MAX_ROWS_PADDED = 64, 8
 """Longest backlog that attends together with others, what was pending and a step's rows more; and where others are padded to
 it."""
 
@@ -84,11 +84,12 @@ class EagleDrafter:
             behind = sorted(sequences, key=lambda each: each.slot)
             self._read(behind, [each.num_pending - 1 for each in behind])
 
-    def catch_up(self, sequence: Sequence) -> None:
-        """Read what is pending of a sequence that ends, for the next one that begins alike. RuntimeError as of `propose`."""
-        num_known = len(sequence.ids) - 1 - sequence.num_draft_read  # a row also reads the token after it
-        if (rows := min(num_known, sequence.num_pending)) > 0:
-            self._read([sequence], [rows])
+    def catch_up(self, sequences: list[Sequence]) -> None:
+        """Read what is pending of sequences that end, for the next ones that begin alike. RuntimeError as of `propose`."""
+        for sequence in sequences:
+            num_known = len(sequence.ids) - 1 - sequence.num_draft_read  # a row also reads the token after it
+            if (rows := min(num_known, sequence.num_pending)) > 0:
+                self._read([sequence], [rows])
 
     @torch.inference_mode()
     def propose(self, sequences: list[Sequence], k: int) -> list[Proposal]:

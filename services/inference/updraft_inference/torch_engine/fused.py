@@ -15,8 +15,8 @@ from updraft_inference.torch_engine.operations import Heads, Peaks, Plain, Sight
 
 LANES = 16
 """Heads are multiples of it in size."""
-WIDEST = 24
-"""Most rows of a sequence that attend here, more than anybody drafts; others are a prompt's, and matrix products are faster."""
+WIDEST = 64
+"""Most rows of a sequence that attend here: those of more are a prompt's, and matrix products are faster."""
 
 
 class Fused(Plain):

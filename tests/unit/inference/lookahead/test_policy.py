@@ -9,7 +9,7 @@ from updraft_inference.lookahead.choice import Choice
 from updraft_inference.lookahead.cost import CostTable
 from updraft_inference.lookahead.kind import NOTHING, Kind, chain_beside
 from updraft_inference.lookahead.policy import UNKNOWN, Ask, Lookahead, Record
-from updraft_inference.lookahead.rest import ONE_IN
+from updraft_inference.lookahead.rest import FIRST_GAP, LEAST_STEPS, LONGEST_GAP, MEMORY
 from updraft_inference.lookahead.tries import FIRST_REST, LONGEST_REST, STEPS
 
 CURVE = {1: 0.030, 4: 0.033, 16: 0.045, 64: 0.100}
@@ -44,12 +44,17 @@ def test_a_draft_model_that_is_never_right_is_tried_ever_more_rarely() -> None:
     assert 24 * STEPS <= num_late <= 26 * STEPS
 
 
-def begun(policy: Lookahead, kept: int, *, kind: Kind = NOTHING, steps: int = 8 * LONGEST_REST) -> list[bool]:
-    """Whether requests that begin have the draft model; one a step, beside one that runs."""
+READ_S = 0.001
+"""Of each step of a sequence that the draft model reads: a thirtieth of a step."""
+
+
+def begun(policy: Lookahead, kept: int, *, kind: Kind = NOTHING, steps: int = 8 * MEMORY) -> list[bool]:
+    """Whether requests that begin have the draft model; one a step, beside one that runs and that the model reads."""
     record, found = Record(), []
     for _ in range(steps):
         found.append(policy.admits_model())
         (choice,) = policy.plan([Ask(record=record, kind=kind, lookup=8 * (kind != NOTHING), chain=3)])
+        policy.observe_reading(READ_S)
         if choice.drafter is Drafter.EAGLE3:
             policy.observe_verdict(record, min(kept, choice.length), is_refused=kept < choice.length)
         if kind != NOTHING:
@@ -59,17 +64,44 @@ def begun(policy: Lookahead, kept: int, *, kind: Kind = NOTHING, steps: int = 8 
 
 def test_few_requests_begin_with_a_draft_model_that_does_not_pay_and_all_with_one_that_does() -> None:
     policy = lookahead()
-    assert begun(policy, 0).count(True) == pytest.approx(8 * LONGEST_REST / ONE_IN, rel=0.3)
-    assert begun(policy, 3)[-LONGEST_REST:] == [True] * LONGEST_REST
+    assert begun(policy, 0)[-4 * LONGEST_GAP :].count(True) == 4
+    assert begun(policy, 3)[-MEMORY:] == [True] * MEMORY
     begun(policy, 0)
     policy.reset_model()
     assert policy.admits_model()
 
 
-def test_what_lookups_serve_well_says_nothing_against_the_draft_model() -> None:
+def test_where_lookups_serve_all_a_draft_model_reads_in_vain() -> None:
     policy = lookahead()
     begun(policy, 3)
-    assert all(begun(policy, 3, kind=Kind(8)))
+    assert begun(policy, 3, kind=Kind(8))[-4 * LONGEST_GAP :].count(True) == 4
+
+
+def test_chains_that_save_less_than_the_model_reads_for_them_are_not_worth_it() -> None:
+    policy, record, num_chosen = lookahead(), Record(), 0
+    for step in range(8 * MEMORY):  # each fourth goes wrong
+        (choice,) = policy.plan([Ask(record=record, kind=NOTHING, chain=1)])
+        policy.observe_reading(20 * READ_S)
+        if choice.drafter is Drafter.EAGLE3:
+            num_chosen += 1
+            policy.observe_verdict(record, int(step % 4 > 0), is_refused=step % 4 == 0)
+    assert num_chosen > 4 * MEMORY
+    assert [policy.admits_model() for _ in range(FIRST_GAP - 1)] == [False] * (FIRST_GAP - 1)
+
+
+def test_what_counts_is_what_was_kept_of_chains_not_what_they_promised() -> None:
+    policy, record = lookahead(), Record()
+
+    def chained(kept: int) -> bool:
+        (choice,) = policy.plan([Ask(record=record, kind=NOTHING, chain=3)])
+        if choice.drafter is Drafter.EAGLE3:
+            policy.observe_verdict(record, kept, is_refused=kept < 3)
+        return record.promise is not None
+
+    for _ in range(math.ceil(UNKNOWN) + 1):
+        chained(3)
+    assert [chained(0) for _ in range(2 * LEAST_STEPS)].count(True) > 3
+    assert not policy.admits_model()
 
 
 def test_a_draft_model_that_does_not_pay_beside_lookups_may_pay_alone() -> None:
