@@ -3,7 +3,7 @@
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -13,6 +13,8 @@ PLAIN, NGRAM, EAGLE3, HYBRID = "plain", "ngram", "eagle3", "hybrid"
 """Arms in our engine: without drafts, and by the name of the drafter."""
 OWN_TEXT = "own text"
 """Adaptive n-gram of a server that has answered nothing before: it knows the text of each request alone."""
+AGAIN = "ngram again"
+"""The same arm as `NGRAM`: how far its median ratio is from 1 is what the measure itself may err by."""
 TRANSFORMERS, VLLM = "transformers", "vllm"
 
 REPEATING = ("code", "sql", "json", "math")
@@ -256,7 +258,8 @@ def _hybrid(measured: Measured, cells: Sequence[Cell]) -> list[Line]:
         of_cell = [one for one in _of(measured, HYBRIDS) if one.cell == cell]
         base = better(of_cell, (NGRAM, EAGLE3)) or EAGLE3
         name = f"hybrid, of the better of n-gram and EAGLE-3: {cell.domain}, batch {cell.batch}"
-        found.append(_compared(name, of_cell, HYBRID, base, 1.0))
+        line, itself = _compared(name, of_cell, HYBRID, base, 1.0), spread(ratios(of_cell, AGAIN, NGRAM).get(cell, ()))
+        found.append(replace(line, note=f"{line.note}; ngram of itself {itself.median:.2f} x") if itself else line)
     return found
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from bench.serving import figures, servers, workloads
 from bench.serving.arms import Transformers, Wish, request, run
-from bench.serving.figures import EAGLE3, HYBRID, NGRAM, OWN_TEXT, PLAIN, TRANSFORMERS, VLLM, Cell
+from bench.serving.figures import AGAIN, EAGLE3, HYBRID, NGRAM, OWN_TEXT, PLAIN, TRANSFORMERS, VLLM, Cell
 from bench.serving.inline import Inline
 from bench.serving.plan import LOOKAHEAD, NUM_REMEMBERED, SEED, Plan, in_turn, take
 
@@ -80,7 +80,7 @@ class Bench:
 
 def drafter_of(arm: str) -> Drafter:
     """Who drafts in an arm of ours."""
-    return {PLAIN: Drafter.NONE, OWN_TEXT: Drafter.NGRAM}.get(arm) or Drafter(arm)
+    return {PLAIN: Drafter.NONE, OWN_TEXT: Drafter.NGRAM, AGAIN: Drafter.NGRAM}.get(arm) or Drafter(arm)
 
 
 async def remembered(bench: Bench, engine: TorchEngine) -> Lookups:
@@ -151,13 +151,13 @@ async def cells(bench: Bench, engine: TorchEngine) -> None:
 
 
 async def hybrids(bench: Bench, engine: TorchEngine, draft: DraftOnDisk) -> None:
-    """Every drafter with a trained draft."""
+    """Every drafter with a trained draft, and one of them twice."""
     plan, done = bench.plan, 0
     await engine.swap(draft)
     for round_ in range(plan.hybrid_rounds):
         for cell in plan.peer_cells:
             bench.tell(str(cell), done, plan.hybrid_rounds * len(plan.peer_cells))
-            await _round(bench, engine, figures.HYBRIDS, cell, (PLAIN, *DRAFTED), round_)
+            await _round(bench, engine, figures.HYBRIDS, cell, (*DRAFTED, AGAIN), round_)
             done += 1
     await engine.swap(None)
 

@@ -46,11 +46,15 @@ class Crossed:
         self._times = times
 
     def Connect(self) -> Any:  # noqa: N802 - the service's name for it
+        call: Any = self._connect()
         if self._times:
             self._times -= 1
-            details = 'Failed "execute_batch": (SendMessageOperation,)'
-            raise grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, grpc.aio.Metadata(), grpc.aio.Metadata(), details)
-        return self._connect()
+            call.write = self._lose
+        return call
+
+    async def _lose(self, _: fleet_pb2.ConnectRequest) -> None:
+        details = 'Failed "execute_batch": (SendMessageOperation,)'
+        raise grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, grpc.aio.Metadata(), grpc.aio.Metadata(), details)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import pytest
 from bench.serving import figures
 from bench.serving.figures import (
+    AGAIN,
     CELLS,
     EAGLE3,
     GAP,
@@ -131,6 +132,12 @@ def test_the_hybrid_is_held_against_the_drafter_that_is_faster_there() -> None:
     line = lines_of(measured, HYBRIDS)["hybrid, of the better of n-gram and EAGLE-3: code, batch 1"]
     assert line.bar.measured == pytest.approx(1.05)
     assert line.bar.met
+
+
+def test_beside_the_hybrid_stands_what_the_measure_itself_errs_by() -> None:
+    arms = {NGRAM: [20.0, 20.0], AGAIN: [21.0, 21.4], EAGLE3: [10.0, 10.0], HYBRID: [20.0, 20.0]}
+    lines = lines_of(Measured(rates=rates(HYBRIDS, CODE_1, arms)), HYBRIDS)
+    assert lines["hybrid, of the better of n-gram and EAGLE-3: code, batch 1"].note.endswith("ngram of itself 1.06 x")
 
 
 def test_an_engine_without_a_hybrid_misses_its_bars() -> None:

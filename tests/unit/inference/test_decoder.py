@@ -12,9 +12,10 @@ from updraft_inference.lookahead.cost import CostTable
 from updraft_inference.lookahead.kind import NOTHING
 from updraft_inference.lookahead.policy import Ask, Record
 from updraft_inference.lookahead.rest import FIRST_GAP
-from updraft_inference.torch_engine.decoder import LEAST_READ, READING_RESTS, Decoder
+from updraft_inference.torch_engine.decoder import Decoder
 from updraft_inference.torch_engine.eagle import EagleDrafter
 from updraft_inference.torch_engine.limits import Limits
+from updraft_inference.torch_engine.reading import LEAST_READ, READING_RESTS
 from updraft_inference.torch_engine.sequence import Sequence
 from updraft_inference.torch_engine.target import Target
 
@@ -175,13 +176,13 @@ def test_a_few_words_in_common_do_not_cost_another_conversation_its_slot(decoder
     assert decoder.num_cached_tokens == 0
 
 
-def put_to_rest(decoder: Decoder) -> None:
+def put_to_rest(decoder: Decoder, *, read_s: float = 1.0) -> None:
     """The draft model is wrong for so long beside lookups, and reads all the same."""
     record = Record()
     for _ in range(400):
         if decoder.lookahead.plan([Ask(record=record, kind=NOTHING, chain=3)])[0].length:
             decoder.lookahead.observe_verdict(record, 0, is_refused=True)
-        decoder.lookahead.observe_reading(1.0)
+        decoder.lookahead.observe_reading(read_s)
 
 
 def answered(decoder: Decoder, request: Request) -> bool:
@@ -203,11 +204,21 @@ def test_requests_are_left_to_lookups_while_the_draft_model_rests_and_say_the_sa
     assert answered(decoder, Request(prompt, drafter=Drafter.HYBRID))
     put_to_rest(decoder)
 
-    requests = [Request(prompt, drafter=Drafter.HYBRID) for _ in range(3 * FIRST_GAP)]
+    requests = [Request(prompt, drafter=Drafter.HYBRID) for _ in range(3 * FIRST_GAP + 2)]
     assert sum(answered(decoder, request) for request in requests) == 2
     assert answered(decoder, Request(prompt, drafter=Drafter.EAGLE3))
     assert answered(decoder, Request(prompt, drafter=Drafter.HYBRID, lookahead=2))
     assert all(request.gained == plain.gained for request in requests)
+
+
+@pytest.mark.parametrize(("reads", "goes_on"), [(Drafter.EAGLE3, True), (Drafter.HYBRID, False)])
+def test_what_the_model_reads_for_requests_that_ask_for_it_says_nothing_against_it(
+    decoder: Decoder, eagle: EagleDrafter, reads: Drafter, *, goes_on: bool
+) -> None:
+    decoder.install(eagle, 1)
+    put_to_rest(decoder, read_s=0.0)
+    assert answered(decoder, Request(tuple(range(40, 200)), max_tokens=1, drafter=reads))
+    assert answered(decoder, Request(tuple(range(20, 40)), max_tokens=1, drafter=Drafter.HYBRID)) is goes_on
 
 
 def test_a_new_draft_ends_the_rest(decoder: Decoder, eagle: EagleDrafter) -> None:

@@ -62,36 +62,34 @@ class FleetLink:
         self._changed = changed
         self._backoffs = {Link.AWAY: Backoff(cap_s=5.0), Link.DENIED: Backoff(initial_s=1.0, cap_s=60.0)}
         self._told = (Link.UP, "")
+        self._is_broken_off = False
+        """The last stream broke off, and why is not known: a registry that refused it says so again to the next one."""
 
     async def run(self) -> None:
         """Stay connected, for ever."""
         while True:
+            is_known = True
             try:
-                await self._converse()
+                with rpc.errors():
+                    await self._converse()
                 link, reason = Link.AWAY, "the registry closed the stream"
             except (Unauthenticated, Forbidden, InvalidInput) as error:
                 link, reason = Link.DENIED, str(error)
             except UpdraftError as error:
                 raise_if_cancelled()
                 link, reason = Link.AWAY, str(error)
-            self._note(link, reason)
+                is_known = not isinstance(error, rpc.BrokenOff) or self._is_broken_off
+            self._is_broken_off = not is_known
+            if is_known:
+                self._note(link, reason)
             await asyncio.sleep(next(self._backoffs[link]))
 
     async def _converse(self) -> None:
-        """Until the stream ends. One that broke off is begun once more: a registry that ended it says why again."""
+        call = self._stub.Connect()
         try:
-            await self._stream()
-        except rpc.BrokenOff:
-            raise_if_cancelled()
-            await self._stream()
-
-    async def _stream(self) -> None:
-        with rpc.errors():
-            call = self._stub.Connect()
-            try:
-                await unless(self._send(call), self._receive(call))
-            finally:
-                call.cancel()
+            await unless(self._send(call), self._receive(call))
+        finally:
+            call.cancel()
 
     async def _receive(self, call: "Call") -> None:
         async for response in call:

@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from updraft_inference.lookahead.cost import OUTLIER, CostTable, Factor
 
 _SHARE = 0.1
-"""Of a target's forward, for one token of each chain, until it was measured; and for a row that was left out."""
-_LEAST = 0.05
-"""Of that share."""
+"""Of a target's forward, for one token of each chain, until it was measured."""
 
 
 @dataclass(slots=True)
@@ -28,15 +26,13 @@ class ChainCost:
         factor = 1.0 if nearest is None else self._factors[nearest].value
         return factor * _SHARE * self.table.alone(sequences)
 
-    def reading(self, *, sequences: int, length: int, behind: int) -> float:
-        """Seconds that chains took longer because the model had first to read `behind` rows of all sequences together."""
-        more = max(0, behind - sequences * (length + 1))
-        return _SHARE * (self.table.alone(sequences + more) - self.table.alone(sequences))
-
-    def observe(self, *, sequences: int, length: int, behind: int, seconds: float) -> None:
-        """Chains were made, after the model had read what they were behind."""
-        alone = self.table.alone(sequences)
+    def observe(self, *, sequences: int, length: int, behind: int, seconds: float) -> float:
+        """Chains were made, after the model had read `behind` rows of all sequences together. -> Seconds of that reading: in
+        the proportion in which a target's forward takes longer for rows that drafting alone would not have read."""
+        alone, more = self.table.alone(sequences), max(0, behind - sequences * (length + 1))
+        drafting = length * alone
+        share = drafting / (drafting + self.table.alone(sequences + more) - alone)
         expected = self.token(sequences) / (_SHARE * alone)
-        token_s = (seconds - self.reading(sequences=sequences, length=length, behind=behind)) / length
-        seen = max(_LEAST, token_s / (_SHARE * alone))  # nothing is free: what rows alone explain was a lucky step
+        seen = share * seconds / (_SHARE * drafting)
         self._factors.setdefault(sequences, Factor(expected)).add(min(seen, OUTLIER * expected))
+        return (1 - share) * seconds

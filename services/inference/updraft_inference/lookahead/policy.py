@@ -30,10 +30,15 @@ _LATELY = 200
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """Of a chain that was chosen: so many drafts should be kept, and each saves so many seconds."""
+    """Of a chain that was chosen: it should save so many seconds, if so many drafts are kept; each one saves `token_s`."""
 
+    saved_s: float
     kept: float
     token_s: float
+
+    def come(self, kept: int) -> float:
+        """Seconds that it saved."""
+        return self.saved_s + (kept - self.kept) * self.token_s
 
 
 @dataclass(slots=True, eq=False)
@@ -81,9 +86,9 @@ class Lookahead:
         self._found: deque[Kind] = deque(maxlen=_LATELY)
         """What was drafted lately, by the draft model and by lookup."""
 
-    def admits_model(self) -> bool:
-        """Whether a request that begins now, with lookups, is to be read by the draft model too."""
-        return self._rest.admits()
+    def admits_model(self, num_at_once: int) -> bool:
+        """Whether the draft model is to read a request that begins now, with lookups; so many run at once with it."""
+        return self._rest.admits(num_at_once)
 
     def reset_model(self) -> None:
         """Forget what an earlier draft model did: a new one starts from full chains."""
@@ -115,7 +120,7 @@ class Lookahead:
         left."""
         self._tries(has_lookups=record.chain != ALONE).observe(record, kept)
         if record.promise is not None:
-            self._rest.save((kept - record.promise.kept) * record.promise.token_s)
+            self._rest.save(record.promise.come(kept))
         self.observe(record, record.chain, kept, is_refused=is_refused)
 
     def observe(self, record: Record, kind: Kind, kept: int, *, is_refused: bool) -> None:
@@ -133,11 +138,11 @@ class Lookahead:
     def observe_chains(self, *, sequences: int, length: int, behind: int, seconds: float, beside: float = 0.0) -> None:
         """The draft model made chains of so many sequences, which were `behind` rows behind all together; a share of them is
         `beside` lookups."""
-        self._chains.observe(sequences=sequences, length=length, behind=behind, seconds=seconds)
-        self.observe_reading(beside * self._chains.reading(sequences=sequences, length=length, behind=behind))
+        read_s = self._chains.observe(sequences=sequences, length=length, behind=behind, seconds=seconds)
+        self.observe_reading(beside * read_s)
 
     def observe_reading(self, seconds: float) -> None:
-        """The draft model read for so long for sequences that have lookups, and drafted nothing."""
+        """The draft model read for so long what requests beside lookups had gained."""
         self._rest.read(seconds)
 
     def survival(self, drafter: Drafter, length: int) -> float:
@@ -174,10 +179,9 @@ class Lookahead:
             self._tries(has_lookups=has_lookups).postpone()
         if any(ask.chain and ask.has_lookups for ask in asks):
             self._rest.count_step()
-        if beside:
-            self._rest.save(chosen.saved_s * len(beside) / len(by_model))
         for ask, choice in beside:
-            ask.record.promise = Promise(kept=self._expected(ask, choice), token_s=chosen.token_s)
+            kept, saved_s = self._expected(ask, choice), chosen.saved_s / len(by_model)
+            ask.record.promise = Promise(saved_s=saved_s, kept=kept, token_s=chosen.token_s)
 
     def _tries(self, *, has_lookups: bool) -> Tries:
         return self._beside if has_lookups else self._alone

@@ -3,7 +3,8 @@
 LEAST_STEPS, MEMORY = 64, 256
 """Steps before it is judged, and how many of them count, about."""
 FIRST_GAP, LONGEST_GAP = 16, 128
-"""While it rests, one request in so many is read all the same, so that what it would earn stays known: ever fewer."""
+"""While it rests, as many requests as run at once are read all the same after so many times as many, ever more: what it would
+earn stays known. Not one alone, whose chains would cost nearly as much as those of all."""
 
 
 class Rest:
@@ -16,9 +17,9 @@ class Rest:
         """The draft model is another one."""
         self._saved_s = self._read_s = 0.0
         self._num_steps = 0
-        self._num_left = 0
-        """Requests that began without it since one was read."""
         self._gap = FIRST_GAP
+        self._num_begun = self._num_at_once = 0
+        """Requests since it was tried last, and the most at once of them."""
 
     def count_step(self) -> None:
         """It could have served some sequence of a step."""
@@ -35,13 +36,14 @@ class Rest:
         """It read for so long."""
         self._read_s += seconds
 
-    def admits(self) -> bool:
-        """Whether the draft model reads the request that begins now."""
+    def admits(self, num_at_once: int) -> bool:
+        """Whether the draft model reads the request that begins now, as one of so many that run at once."""
         if self._num_steps < LEAST_STEPS or self._saved_s >= self._read_s:
-            self._num_left, self._gap = 0, FIRST_GAP
+            self._num_begun, self._num_at_once, self._gap = 0, 0, FIRST_GAP
             return True
-        self._num_left += 1
-        if self._num_left < self._gap:
-            return False
-        self._num_left, self._gap = 0, min(2 * self._gap, LONGEST_GAP)
-        return True
+        self._num_begun += 1
+        self._num_at_once = max(self._num_at_once, num_at_once)
+        num_tried = self._num_begun - self._gap * self._num_at_once
+        if num_tried >= self._num_at_once:
+            self._num_begun, self._num_at_once, self._gap = 0, 0, min(2 * self._gap, LONGEST_GAP)
+        return num_tried > 0

@@ -8,7 +8,7 @@ longer as running streams may wait (Agrawal et al. 2024, Sarathi-Serve).
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from torch import Tensor
@@ -25,6 +25,7 @@ from updraft_inference.torch_engine.lookups import Lookups
 from updraft_inference.torch_engine.ngram import NOTHING, Lookup
 from updraft_inference.torch_engine.pieces import Piece, advance, num_rows
 from updraft_inference.torch_engine.prefix import Prefix, Tenant
+from updraft_inference.torch_engine.reading import MOST_READ, num_to_read
 from updraft_inference.torch_engine.sequence import Proposal, Sequence
 from updraft_inference.torch_engine.slots import Slots
 from updraft_inference.torch_engine.target import Forward, Target
@@ -33,15 +34,10 @@ from updraft_inference.torch_engine.warm_up import cost_curve
 
 logger = logging.getLogger(__name__)
 
-MOST_READ, LEAST_READ = 256, 16
-"""Prompt tokens a forward, at most while nobody waits for it, and at least."""
-READING_SHARE = 2.0
-"""A step that also reads prompts may last so many of those that only decode."""
-READING_RESTS = 32
-"""Of so many steps one reads no prompt, so that what such steps take stays known however many prompts come."""
-
 _BY_MODEL = frozenset({Drafter.EAGLE3, Drafter.HYBRID})
 _BY_LOOKUP = frozenset({Drafter.NGRAM, Drafter.HYBRID})
+
+Reading = Callable[[EagleDrafter, list[Sequence]], dict[Sequence, int]]
 
 
 class Decoder:
@@ -134,7 +130,7 @@ class Decoder:
         self._num_steps += 1
         started = time.perf_counter()
         running = [self._decoding[slot] for slot in sorted(self._decoding)]
-        self._let_read([each for each in self._held() if each.num_pending > 1], EagleDrafter.keep_up)
+        self._let_read(self._held(), EagleDrafter.keep_up)
         drafts = [
             Piece(sequence=each, ids=[each.ids[-1], *proposal.ids], proposal=proposal)
             for each, proposal in zip(running, self._propose(running), strict=True)
@@ -176,30 +172,22 @@ class Decoder:
         most = sequence.num_prompt - max(1, kept.prompt_rows if kept.payload else 0)
         find = partial(self._slots.find, sequence.ids, running, client=request.client, most=most)
         can_draft = self.eagle is not None and self._wish(sequence) in _BY_MODEL
-        if not can_draft or (self._may_leave(sequence) and not self.lookahead.admits_model()):
+        if not can_draft or (
+            self._may_leave(sequence) and not self.lookahead.admits_model(1 + len(running) + len(self._waiting))
+        ):
             return find(with_draft=False), None
         return find(with_draft=True), self.eagle
 
     def _read_on(self, num_drafts: int) -> list[Piece]:
         """What to read of prompts beside so many rows of drafts, first of those who came first."""
-        left, pieces = self._num_to_read(num_drafts), []
+        pieces, cost = [], self.lookahead.cost
+        left = num_to_read(self._num_steps, batch=len(self._decoding), num_drafts=num_drafts, cost=cost)
         for sequence in self._prefilling:
             ids = sequence.ids[sequence.num_read : sequence.num_read + left]
             left -= len(ids)
             if ids:
                 pieces.append(Piece(sequence=sequence, ids=ids, is_of_prompt=True))
         return pieces
-
-    def _num_to_read(self, num_drafts: int) -> int:
-        """Prompt tokens, such that running streams wait for them no longer than they may."""
-        if not num_drafts:
-            return MOST_READ
-        if self._num_steps % READING_RESTS == 0:
-            return 0
-        cost = self.lookahead.cost
-        most_s = READING_SHARE * cost.seconds(len(self._decoding), num_drafts)
-        sizes = (size for size in range(MOST_READ, LEAST_READ, -LEAST_READ) if cost.mixed(num_drafts + size) <= most_s)
-        return next(sizes, LEAST_READ)
 
     def _advance(self, drafts: list[Piece], prompts: list[Piece], started: float) -> None:
         """One forward over all pieces, and what each sequence gains by it."""
@@ -282,19 +270,17 @@ class Decoder:
         if not chosen or self.eagle is None:
             return {}
         sequences, longest = [sequence for sequence, _ in chosen], max(choice.length for _, choice in chosen)
-        started, behind = time.perf_counter(), sum(sequence.num_pending for sequence in sequences)
+        started, rows = time.perf_counter(), {sequence: sequence.num_pending for sequence in sequences}
         try:
             chains = self.eagle.propose(sequences, longest)
         except RuntimeError as error:  # what is not finite, no memory left
             self._give_up(self.eagle, sequences, error)
             return {}
-        seconds, beside = time.perf_counter() - started, self._beside(sequences)
+        seconds, behind = time.perf_counter() - started, sum(rows.values())
         self.lookahead.observe_chains(
-            sequences=len(chosen), length=longest, behind=behind, seconds=seconds, beside=beside
+            sequences=len(rows), length=longest, behind=behind, seconds=seconds, beside=self._beside(rows)
         )
-        return {
-            sequence.slot: chain.first(choice.length) for (sequence, choice), chain in zip(chosen, chains, strict=True)
-        }
+        return {each.slot: chain.first(choice.length) for (each, choice), chain in zip(chosen, chains, strict=True)}
 
     def _give_up(self, eagle: EagleDrafter, sequences: list[Sequence], error: RuntimeError) -> None:
         """Draft no more for these, or for those that the error is about: each may have read half of its rows."""
@@ -315,25 +301,25 @@ class Decoder:
         elif sequence.is_draftable:
             self.eagle.observe(sequence, aux)
 
-    def _let_read(self, sequences: list[Sequence], read: Callable[[EagleDrafter, list[Sequence]], None]) -> None:
+    def _let_read(self, sequences: list[Sequence], read: Reading) -> None:
         """Let the draft read on for those of them that may draft."""
         able = [each for each in sequences if each.is_draftable]
         if self.eagle is None or not able:
             return
         started = time.perf_counter()
         try:
-            read(self.eagle, able)
+            rows = read(self.eagle, able)
+            self.lookahead.observe_reading((time.perf_counter() - started) * self._beside(rows))
         except RuntimeError as error:
             self._give_up(self.eagle, able, error)
-        self.lookahead.observe_reading((time.perf_counter() - started) * self._beside(able))
 
     def _may_leave(self, sequence: Sequence) -> bool:
         """Whether it may be left to lookups."""
         return self._wish(sequence) is Drafter.HYBRID and sequence.request.lookahead is None
 
-    def _beside(self, sequences: list[Sequence]) -> float:
-        """The share of those that may be left to lookups."""
-        return sum(map(self._may_leave, sequences)) / len(sequences)
+    def _beside(self, rows: Mapping[Sequence, int]) -> float:
+        """The share of those that may be left to lookups, in so many rows of each sequence."""
+        return sum(num for each, num in rows.items() if self._may_leave(each)) / max(1, sum(rows.values()))
 
     def _record(self, sequence: Sequence, proposal: Proposal, verdict: Verdict, batch: int, duration_s: float) -> None:
         is_model = proposal.drafter is Drafter.EAGLE3

@@ -78,18 +78,27 @@ class EagleDrafter:
         """Take the states [rows, A] of newly confirmed positions, at least one. They are read when drafting needs them."""
         sequence.pending_aux.append(aux.clone())  # a view would keep what the whole step has read
 
-    def keep_up(self, sequences: list[Sequence]) -> None:
-        """Read on where states pile up: of sequences with two unread rows or more. RuntimeError as of `propose`."""
-        if max((each.num_pending for each in sequences), default=0) > MAX_PENDING_ROWS:
-            behind = sorted(sequences, key=lambda each: each.slot)
-            self._read(behind, [each.num_pending - 1 for each in behind])
+    def keep_up(self, sequences: list[Sequence]) -> dict[Sequence, int]:
+        """Read on where states pile up: of all with two unread rows or more. -> Rows read. RuntimeError as of `propose`."""
+        pending = {each: each.num_pending for each in sequences}
+        if max(pending.values(), default=0) <= MAX_PENDING_ROWS:
+            return {}
+        behind = sorted((each for each in sequences if pending[each] > 1), key=lambda each: each.slot)
+        return self._read_on({each: pending[each] - 1 for each in behind})
 
-    def catch_up(self, sequences: list[Sequence]) -> None:
-        """Read what is pending of sequences that end, for the next ones that begin alike. RuntimeError as of `propose`."""
-        for sequence in sequences:
-            num_known = len(sequence.ids) - 1 - sequence.num_draft_read  # a row also reads the token after it
-            if (rows := min(num_known, sequence.num_pending)) > 0:
-                self._read([sequence], [rows])
+    def catch_up(self, sequences: list[Sequence]) -> dict[Sequence, int]:
+        """Read what is pending of sequences that end, for the next ones that begin alike. -> Rows read. RuntimeError as of
+        `propose`."""
+        known = {
+            each: len(each.ids) - 1 - each.num_draft_read for each in sequences
+        }  # a row also reads the token after it
+        return self._read_on({each: min(known[each], each.num_pending) for each in sequences})
+
+    def _read_on(self, rows: dict[Sequence, int]) -> dict[Sequence, int]:
+        rows = {sequence: num for sequence, num in rows.items() if num > 0}
+        if rows:
+            self._read(list(rows), list(rows.values()))
+        return rows
 
     @torch.inference_mode()
     def propose(self, sequences: list[Sequence], k: int) -> list[Proposal]:

@@ -15,8 +15,11 @@ from updraft_inference.torch_engine.operations import Heads, Peaks, Plain, Sight
 
 LANES = 16
 """Heads are multiples of it in size."""
-WIDEST = 64
-"""Most rows of a sequence that attend here: those of more are a prompt's, and matrix products are faster."""
+NARROW, WIDEST = 24, 64
+"""Most rows of a sequence that attend here, whatever they look at, and if that is `SHORT`: those of more are a prompt's, and
+matrix products are faster."""
+SHORT = 4096
+"""Positions: what a thread keeps of scores grows with rows and positions."""
 
 
 class Fused(Plain):
@@ -82,7 +85,7 @@ class Fused(Plain):
         for part in sight.parts:
             (batch,) = part.batches
             rows = slice(first, first := first + len(batch.rows_R))
-            if batch.width <= WIDEST:
+            if batch.width <= (WIDEST if batch.span <= SHORT else NARROW):
                 self._attend_narrow(qkv[rows], heads, part, cache, layer, out[rows])
             else:
                 out[rows] = super().attend(qkv[rows], heads, part, cache, layer)

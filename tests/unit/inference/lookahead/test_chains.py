@@ -25,8 +25,17 @@ def test_chains_that_were_seen_tell_of_other_numbers_of_sequences() -> None:
 def test_rows_that_were_left_out_do_not_make_drafting_look_dear() -> None:
     known = costs()
     for _ in range(100):
-        known.observe(sequences=8, length=3, behind=8 * 4 + 56, seconds=0.012 + 0.1 * (0.08 - 0.04))
+        read_s = known.observe(sequences=8, length=3, behind=8 * 4 + 56, seconds=0.012 + 0.1 * (0.08 - 0.04))
     assert known.token(8) == pytest.approx(0.004)
+    assert read_s == pytest.approx(0.1 * (0.08 - 0.04))
+
+
+def test_a_model_that_costs_half_of_what_is_assumed_reads_for_half_as_long_too() -> None:
+    known = costs()
+    for _ in range(100):
+        read_s = known.observe(sequences=8, length=3, behind=8 * 4 + 56, seconds=0.5 * (0.012 + 0.1 * (0.08 - 0.04)))
+    assert known.token(8) == pytest.approx(0.002)
+    assert read_s == pytest.approx(0.05 * (0.08 - 0.04))
 
 
 def test_a_time_that_rows_alone_explain_says_that_chains_cost_little_until_others_say_more() -> None:

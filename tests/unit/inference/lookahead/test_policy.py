@@ -48,13 +48,15 @@ READ_S = 0.001
 """Of each step of a sequence that the draft model reads: a thirtieth of a step."""
 
 
-def begun(policy: Lookahead, kept: int, *, kind: Kind = NOTHING, steps: int = 8 * MEMORY) -> list[bool]:
+def begun(
+    policy: Lookahead, kept: int, *, kind: Kind = NOTHING, steps: int = 8 * MEMORY, read_s: float = READ_S
+) -> list[bool]:
     """Whether requests that begin have the draft model; one a step, beside one that runs and that the model reads."""
     record, found = Record(), []
     for _ in range(steps):
-        found.append(policy.admits_model())
+        found.append(policy.admits_model(1))
         (choice,) = policy.plan([Ask(record=record, kind=kind, lookup=8 * (kind != NOTHING), chain=3)])
-        policy.observe_reading(READ_S)
+        policy.observe_reading(read_s)
         if choice.drafter is Drafter.EAGLE3:
             policy.observe_verdict(record, min(kept, choice.length), is_refused=kept < choice.length)
         if kind != NOTHING:
@@ -64,17 +66,17 @@ def begun(policy: Lookahead, kept: int, *, kind: Kind = NOTHING, steps: int = 8 
 
 def test_few_requests_begin_with_a_draft_model_that_does_not_pay_and_all_with_one_that_does() -> None:
     policy = lookahead()
-    assert begun(policy, 0)[-4 * LONGEST_GAP :].count(True) == 4
+    assert begun(policy, 0)[-4 * (LONGEST_GAP + 1) :].count(True) == 4
     assert begun(policy, 3)[-MEMORY:] == [True] * MEMORY
     begun(policy, 0)
     policy.reset_model()
-    assert policy.admits_model()
+    assert policy.admits_model(1)
 
 
 def test_where_lookups_serve_all_a_draft_model_reads_in_vain() -> None:
     policy = lookahead()
     begun(policy, 3)
-    assert begun(policy, 3, kind=Kind(8))[-4 * LONGEST_GAP :].count(True) == 4
+    assert begun(policy, 3, kind=Kind(8))[-4 * (LONGEST_GAP + 1) :].count(True) == 4
 
 
 def test_chains_that_save_less_than_the_model_reads_for_them_are_not_worth_it() -> None:
@@ -86,7 +88,7 @@ def test_chains_that_save_less_than_the_model_reads_for_them_are_not_worth_it() 
             num_chosen += 1
             policy.observe_verdict(record, int(step % 4 > 0), is_refused=step % 4 == 0)
     assert num_chosen > 4 * MEMORY
-    assert [policy.admits_model() for _ in range(FIRST_GAP - 1)] == [False] * (FIRST_GAP - 1)
+    assert [policy.admits_model(1) for _ in range(FIRST_GAP - 1)] == [False] * (FIRST_GAP - 1)
 
 
 def test_what_counts_is_what_was_kept_of_chains_not_what_they_promised() -> None:
@@ -101,7 +103,56 @@ def test_what_counts_is_what_was_kept_of_chains_not_what_they_promised() -> None
     for _ in range(math.ceil(UNKNOWN) + 1):
         chained(3)
     assert [chained(0) for _ in range(2 * LEAST_STEPS)].count(True) > 3
-    assert not policy.admits_model()
+    assert not policy.admits_model(1)
+
+
+def test_a_rested_model_that_became_right_wakes_however_many_requests_run_at_once() -> None:
+    policy, batch, length = lookahead(), 8, 50
+    records = [(Record(), False)] * batch
+    lately: list[bool] = []
+    for step in range(400 * length):
+        kept = 0 if step < 20 * length else 3
+        if step % (length // batch) == 0:  # one ends, and another one begins
+            lately.append(policy.admits_model(batch))
+            records = [*records[1:], (Record(), lately[-1])]
+        asks = [Ask(record=record, kind=NOTHING, chain=3 * is_read) for record, is_read in records]
+        choices = policy.plan(asks)
+        policy.observe_reading(READ_S * sum(is_read for _, is_read in records) / batch)
+        for ask, choice in zip(asks, choices, strict=True):
+            if choice.drafter is Drafter.EAGLE3:
+                policy.observe_verdict(ask.record, min(kept, choice.length), is_refused=kept < choice.length)
+    assert not all(lately)
+    assert all(lately[-100:])
+
+
+def test_only_what_chains_beside_lookups_cost_and_save_says_if_the_model_reads_beside_them() -> None:
+    def served(*, has_lookups: bool) -> Lookahead:
+        policy, record = lookahead(), Record()
+        for _ in range(2 * LEAST_STEPS):
+            policy.plan(
+                [Ask(record=record, kind=NOTHING if has_lookups else None, chain=3), Ask(record=Record(), chain=3)]
+            )
+            policy.observe_verdict(record, 3, is_refused=False)
+        return policy
+
+    paying, alone = served(has_lookups=True), served(has_lookups=False)
+    for policy in (paying, alone):
+        for _ in range(LEAST_STEPS):
+            policy.plan([Ask(record=Record(), kind=NOTHING, chain=3)])
+        policy.observe_reading(READ_S)
+    assert paying.admits_model(1)
+    assert not alone.admits_model(1)
+
+
+@pytest.mark.parametrize(("beside", "behind", "is_read"), [(1.0, 50, True), (0.0, 50, False), (1.0, 1, False)])
+def test_what_the_model_reads_before_a_chain_beside_lookups_has_to_be_earned(
+    beside: float, behind: int, *, is_read: bool
+) -> None:
+    policy = lookahead()
+    begun(policy, 0, steps=2 * LEAST_STEPS, read_s=0.0)
+    assert policy.admits_model(1)
+    policy.observe_chains(sequences=1, length=3, behind=behind, seconds=0.02, beside=beside)
+    assert policy.admits_model(1) is not is_read
 
 
 def test_a_draft_model_that_does_not_pay_beside_lookups_may_pay_alone() -> None:
