@@ -70,11 +70,12 @@ EDITS: tuple[tuple[str, str, Json], ...] = (
     ("ServiceAccount", "", {"automountServiceAccountToken": True}),
     ("Secret", "-access", {"data": {"serve": None}}),
     ("PodDisruptionBudget", "-serving", {"spec": {"maxUnavailable": 9}}),
-    ("NetworkPolicy", "-serving", {"spec": {"ingress": []}}),
-    ("NetworkPolicy", "-trainer", {"metadata": {"labels": {names.MANAGED_BY: None}}}),
+    ("NetworkPolicy", "-serving", {"metadata": {"labels": {names.MANAGED_BY: None}}}),
+    ("NetworkPolicy", "-trainer", {"spec": {"ingress": []}}),
 )
 """By kind and end of name, of what is ours, with values that no spec here says: what others add stays, and a value that
-they said too is theirs as well. No owner reference is taken away: what has none is not deleted with its owner.
+they said too is theirs as well. No owner reference is taken away: what has none is not deleted with its owner. The label
+that the operator lists by goes only from what every spec wants: nobody finds what has lost it and is wanted no longer.
 """
 
 _DELETED = sorted({(kind, end) for kind, end, _ in EDITS} | {("PersistentVolumeClaim", "-trainer")})
