@@ -22,7 +22,11 @@ from tests.support.wait import wait_until
 
 from updraft_operator.api import names
 
+pytestmark = pytest.mark.timeout(600)
+
 CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+CRDS_END_S = 300.0
+"""An API server that finds a CRD's "storage is (re)initializing" tries to end it again after ever longer pauses."""
 APPS = "/apis/apps/v1/namespaces"
 _FLEETING = {"events", "apiservices", "leases"}
 """Written by Kubernetes itself, at any time."""
@@ -96,7 +100,7 @@ def site(cluster: ControlPlane) -> Iterator[Site]:
         yield Site(cluster, api, namespace)
         for crd in _crds(api):
             api.delete(f"{CRDS}/{crd}")
-        wait_until(lambda: not _crds(api), what="the end of the CRDs")
+        wait_until(lambda: not _crds(api), what="the end of the CRDs", timeout_s=CRDS_END_S)
         api.delete(f"/api/v1/namespaces/{namespace}")
         wait_until(lambda: not api.exists(f"/api/v1/namespaces/{namespace}"), what="the end of the namespace")
 
