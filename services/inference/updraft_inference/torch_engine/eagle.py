@@ -89,9 +89,8 @@ class EagleDrafter:
     def catch_up(self, sequences: list[Sequence]) -> dict[Sequence, int]:
         """Read what is pending of sequences that end, for the next ones that begin alike. -> Rows read. RuntimeError as of
         `propose`."""
-        known = {
-            each: len(each.ids) - 1 - each.num_draft_read for each in sequences
-        }  # a row also reads the token after it
+        # A row also reads the token after it, which the last one does not have yet.
+        known = {each: len(each.ids) - 1 - each.num_draft_read for each in sequences}
         return self._read_on({each: min(known[each], each.num_pending) for each in sequences})
 
     def _read_on(self, rows: dict[Sequence, int]) -> dict[Sequence, int]:

@@ -144,6 +144,19 @@ def test_only_what_chains_beside_lookups_cost_and_save_says_if_the_model_reads_b
     assert not alone.admits_model(1)
 
 
+def test_the_chains_of_a_step_share_what_it_saves() -> None:
+    policy, records = lookahead(), [Record(), Record()]
+    for _ in range(40):
+        choices = policy.plan([Ask(record=record, kind=NOTHING, chain=3) for record in records])
+        for record in records:
+            policy.observe_verdict(record, 3, is_refused=False)
+    assert choices == [Choice(Drafter.EAGLE3, 3)] * 2
+    promises = [record.promise for record in records if record.promise is not None]
+    without_s = (2 + sum(each.kept for each in promises)) * promises[0].token_s
+    step_s = policy.cost.seconds(2, 8) + 3 * 0.1 * policy.cost.alone(2)
+    assert sum(each.saved_s for each in promises) == pytest.approx(without_s - step_s)
+
+
 @pytest.mark.parametrize(("beside", "behind", "is_read"), [(1.0, 50, True), (0.0, 50, False), (1.0, 1, False)])
 def test_what_the_model_reads_before_a_chain_beside_lookups_has_to_be_earned(
     beside: float, behind: int, *, is_read: bool
