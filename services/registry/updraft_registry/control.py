@@ -243,7 +243,7 @@ class Control:
             self._announce()
         else:
             self._failed.pop(name, None)
-            self._remember(decided, decision)
+            self._remember(decided, decision, look)
         for future in waiting:
             if not future.done():
                 future.set_result(None)
@@ -263,12 +263,12 @@ class Control:
             speculator=speculator, told={pod: order.serve for pod, order in decision.orders.items()}
         ), decision
 
-    def _remember(self, known: _Known, decision: Decision) -> None:
+    def _remember(self, known: _Known, decision: Decision, look: _Look) -> None:
         """The decision is written: tell everyone."""
         speculator = known.speculator
         name, before = speculator.name, self._known.get(speculator.name)
         self._fleet.refuse_foreign(name, speculator.lineage)
-        self._fleet.send(name, decision.orders)
+        self._fleet.send(name, decision.orders, look.pods)
         if speculator.is_known:
             self._known[name] = known
             self._measure(speculator)

@@ -7,7 +7,7 @@ adding up over time.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from updraft.fleet.v1 import fleet_pb2
@@ -168,13 +168,17 @@ class Fleet:
             else:
                 entry.lineage = lineage
 
-    def send(self, speculator: str, orders: Mapping[str, Order]) -> None:
-        """Tell the pods their orders; those that know them already hear nothing."""
+    def send(self, speculator: str, orders: Mapping[str, Order], looked_at: Iterable[Pod]) -> None:
+        """Tell the pods their orders; those that know them already hear nothing.
+
+        One that has started anew since it was looked at hears nothing either: the order may be what killed it.
+        """
+        boots = {pod.name: pod.boot for pod in looked_at}
         directives: dict[Order, fleet_pb2.Directive] = {}
         last, directive = None, fleet_pb2.Directive()
         for pod, entry in self._pods.get(speculator, {}).items():
             order = orders.get(pod)
-            if entry.session is None or order is None:
+            if entry.session is None or order is None or entry.report.pod.boot != boots.get(pod):
                 continue
             if order is not last:  # most pods share one, and to find it by value takes longer than all the rest
                 last, known = order, directives.get(order)

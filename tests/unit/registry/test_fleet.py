@@ -106,12 +106,26 @@ def test_a_refusal_is_read_from_a_nack_only(fleet: Fleet) -> None:
     assert (fleet.pods("default")[0].refused, fleet.pods("default")[0].refusal) == (2, "not finite")
 
 
+def test_a_pod_that_has_started_anew_since_it_was_looked_at_hears_no_order_that_may_have_killed_it(
+    fleet: Fleet,
+) -> None:
+    session = Session()
+    fleet.report(Session(), report(boot="1"), 0.0)
+    looked_at = fleet.pods("default")
+    fleet.report(session, report(boot="2"), 1.0)
+    fleet.report(Session(), report("pod-1"), 1.0)
+    fleet.send("default", {"pod-0": ORDER, "pod-1": ORDER}, looked_at)
+    assert not session.is_due
+    fleet.send("default", {"pod-0": ORDER}, fleet.pods("default"))
+    assert session.is_due
+
+
 async def test_a_directive_is_sent_once_and_again_to_a_pod_that_speaks_of_another(fleet: Fleet) -> None:
     session = Session()
     fleet.report(session, report(), 0.0)
-    fleet.send("default", {"pod-0": ORDER})
+    fleet.send("default", {"pod-0": ORDER}, fleet.pods("default"))
     assert (await told(session)).nonce == NONCE
-    fleet.send("default", {"pod-0": ORDER})
+    fleet.send("default", {"pod-0": ORDER}, fleet.pods("default"))
     assert not session.is_due
     fleet.report(session, report(nonce=NONCE), 1.0)
     assert not session.is_due
@@ -122,8 +136,8 @@ async def test_a_directive_is_sent_once_and_again_to_a_pod_that_speaks_of_anothe
 async def test_a_slow_pod_hears_only_the_newest_directive(fleet: Fleet) -> None:
     session = Session()
     fleet.report(session, report(), 0.0)
-    fleet.send("default", {"pod-0": Order(reason="old")})
-    fleet.send("default", {"pod-0": ORDER})
+    fleet.send("default", {"pod-0": Order(reason="old")}, fleet.pods("default"))
+    fleet.send("default", {"pod-0": ORDER}, fleet.pods("default"))
     assert (await told(session)).serve_version == 2
     assert not session.is_due
 
