@@ -119,7 +119,10 @@ class Fleet:
         return sum(map(len, self._pods.values()))
 
     def report(self, session: Session, report: Report, now_s: float) -> News:
-        """Take a report; InvalidInput for one of another pod than the stream's."""
+        """Take a report; InvalidInput for one of another pod than the stream's. One that a stream has left behind, which has
+        been ended since, says nothing new."""
+        if session.is_closed:
+            return News(is_change=False, swaps=Swaps())
         if session.owner not in (None, report.owner):
             raise InvalidInput(f"this stream is of pod {session.owner}, a report on it is of {report.owner}")
         session.owner = report.owner

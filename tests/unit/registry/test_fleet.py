@@ -152,6 +152,15 @@ def test_a_newer_stream_of_a_pod_takes_over(fleet: Fleet) -> None:
     assert fleet.count("default", 2).connected == 1
 
 
+def test_what_an_ended_stream_has_left_unread_is_not_heard_over_what_the_newer_one_says(fleet: Fleet) -> None:
+    old, new = Session(), Session()
+    fleet.report(old, report(boot="1"), 0.0)
+    fleet.report(new, report(boot="2", loaded=2), 1.0)
+    assert not fleet.report(old, report(boot="1", steps=5), 2.0).is_change
+    assert fleet.pods("default") == (Pod(name="pod-0", boot="2", loaded=2, tensors_digest="sha256:2"),)
+    assert not new.is_closed
+
+
 def test_a_stream_belongs_to_one_pod(fleet: Fleet) -> None:
     session = Session()
     fleet.report(session, report("pod-0"), 0.0)
