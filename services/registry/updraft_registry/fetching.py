@@ -115,8 +115,8 @@ class Fetching:
                     yield _chunk(request.offset)
                 file, offset = opening.result(), request.offset
                 while data := await asyncio.to_thread(os.pread, file.fileno(), CHUNK_BYTES, offset):
-                    yield _chunk(offset, data)
                     self._metrics.fetched_bytes.labels(_LABELS[source.encoding]).inc(len(data))
+                    yield _chunk(offset, data)  # who has all may hang up at once
                     offset += len(data)
             finally:
                 opening.add_done_callback(_close)
