@@ -47,7 +47,10 @@ class RunningPod:
         """Wait until a line of /metrics says `value`: what is counted at an end is counted a little after it."""
 
         async def is_said() -> bool:
-            return await self.metric(name) == value
+            try:
+                return await self.metric(name) == value
+            except httpx.TransportError:  # the pod hung up on a connection that a slow test left idle
+                return False
 
         await until(is_said, what=f"{name} {value:g}")
 

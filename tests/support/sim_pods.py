@@ -250,6 +250,8 @@ class SimPod:
             wait_s = self._behaviour.report_s
 
     def _accept(self, directive: fleet_pb2.Directive) -> None:
+        if self._hung_up.is_set():  # said to a life that has ended
+            return
         plan = directive.switchback
         ordered = [(directive.serve_version, directive.serve_digest)]
         if directive.HasField("switchback"):

@@ -324,7 +324,7 @@ async def test_a_bucket_that_does_not_give_the_weights_costs_only_the_attempt(
 async def test_a_bucket_that_takes_too_long_is_left_for_the_stream(
     registry: Registry, stub: RegistryAsyncStub, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch, "GRACE_S", 0.3)
+    monkeypatch.setattr(fetch, "GRACE_S", 3.0)  # time enough to connect and to receive them
     registry.address, bucket.stops_after_bytes = bucket.address, 10_000
     bucket.may_end.clear()
     assert weights(await transfer.download(stub, "chat", 3, tmp_path)) == VERSIONS[3].data

@@ -22,12 +22,12 @@ from updraft_inference.sglang_engine.supervisor import Launch, supervised, until
 OBEDIENT = """
 import http.server, os, signal, subprocess, sys
 port, folder, *more = sys.argv[1:]
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 def end(*_):
     open(f"{folder}/drained", "w").close()
     child.kill()
     os._exit(0)
 signal.signal(signal.SIGTERM, end)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 class Ping(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)

@@ -81,7 +81,9 @@ async def _drip() -> AsyncIterator[pb.PublishRequest]:
 @pytest.mark.parametrize(
     ("parts", "patience", "why"),
     [
-        pytest.param(_then_silence, publication.Patience(silence_s=0.1), "was silent for 0.1 s", id="silent"),
+        pytest.param(
+            _then_silence, publication.Patience(silence_s=0.1, bytes_per_s=1.0), "was silent for 0.1 s", id="silent"
+        ),
         pytest.param(
             _drip, publication.Patience(silence_s=0.2, bytes_per_s=1e9), "the upload took longer than", id="endless"
         ),
