@@ -100,7 +100,6 @@ async def test_a_client_that_hangs_up_cancels_all_choices(pod: RunningPod) -> No
         await until(lambda: pod.engine.load.running + pod.engine.load.queued == 3)
         asking.cancel()
 
-    pod.engine.go.set()
     await pod.counts('updraft_inference_requests_total{finish="cancelled"}', 3)
 
 
