@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import click
 
 from updraft_cli.__main__ import cli
-from updraft_cli.commands.options import CONNECTION
+from updraft_cli.cmd.options import CONNECTION
 from updraft_cli.kubectl.__main__ import plugin
 
 _SHARED = "registry-options"

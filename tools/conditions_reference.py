@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from updraft_cli.kubectl.advice import ADVICE, PARTS, READY, RESTARTS, Advice
+from updraft_cli.cmd.explain.condition_help import ADVICE, PARTS, READY, RESTARTS, Advice
 
 _INTRO = """\
 `kubectl describe asp NAME` shows them, `kubectl updraft explain NAME` says the same with this resource's own names filled in.

@@ -16,11 +16,11 @@ import redis
 from rich.console import Console
 
 from updraft_cli import results
-from updraft_cli.folders import cache_folder
-from updraft_cli.model import model_folder
+from updraft_cli.local.folders import cache_folder
+from updraft_cli.local.plan import StackConfig
+from updraft_cli.local.stack import Stack
+from updraft_cli.models.smollm2 import model_folder
 from updraft_cli.prompts import domain_prompts
-from updraft_cli.up.plan import StackConfig
-from updraft_cli.up.stack import Stack
 
 ARMS = {"light": "0.0", "payload": "1.0"}
 """Fraction of requests whose hidden states are captured too."""

@@ -25,11 +25,11 @@ from updraft.registry.v1 import registry_pb2
 from updraft_chassis import delta, layout
 from updraft_cli import output, results
 from updraft_cli.demo.plan import SETTINGS
-from updraft_cli.folders import cache_folder
-from updraft_cli.model import model_folder
+from updraft_cli.local.folders import cache_folder
+from updraft_cli.local.plan import StackConfig
+from updraft_cli.local.stack import Stack
+from updraft_cli.models.smollm2 import model_folder
 from updraft_cli.prompts import domain_prompts
-from updraft_cli.up.plan import StackConfig
-from updraft_cli.up.stack import Stack
 
 SEED = 7
 STREAMS = 4

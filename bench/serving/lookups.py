@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from updraft_cli import output
-from updraft_cli.folders import cache_folder
-from updraft_cli.model import model_folder
+from updraft_cli.local.folders import cache_folder
+from updraft_cli.models.smollm2 import model_folder
 from updraft_cli.prompts import DOMAINS
 from updraft_inference.engine.port import Drafter
 from updraft_inference.lookahead.kind import Kind

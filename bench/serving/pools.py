@@ -25,8 +25,8 @@ from bench.serving.plan import SEED, in_turn
 from bench.serving.workloads import Words, prompts
 
 from updraft_cli import output
-from updraft_cli.folders import cache_folder
-from updraft_cli.model import model_folder
+from updraft_cli.local.folders import cache_folder
+from updraft_cli.models.smollm2 import model_folder
 from updraft_inference.engine.port import Drafter
 from updraft_inference.openmp import SPINS, VARIABLE
 from updraft_inference.torch_engine.worker import on_passing_thread

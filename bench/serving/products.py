@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from updraft_cli import output
-from updraft_cli.folders import cache_folder
-from updraft_cli.model import model_folder
+from updraft_cli.local.folders import cache_folder
+from updraft_cli.models.smollm2 import model_folder
 from updraft_draft.config import TargetConfig
 from updraft_inference.torch_engine import kernels
 from updraft_inference.torch_engine.linear import Linear, Reordered, Tiled

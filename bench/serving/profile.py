@@ -20,8 +20,8 @@ from rich.console import Console
 from torch.profiler import ProfilerActivity, profile
 
 from updraft_cli import output
-from updraft_cli.folders import cache_folder
-from updraft_cli.model import model_folder
+from updraft_cli.local.folders import cache_folder
+from updraft_cli.models.smollm2 import model_folder
 from updraft_inference.engine.port import Drafter
 
 WARM_UP_STEPS = 8

@@ -23,8 +23,8 @@ from tests.sglang.server import CPU, Device, Server
 
 from updraft_chassis.digests import tensors_digest
 from updraft_cli import results
-from updraft_cli.folders import cache_folder
-from updraft_cli.model import model_folder
+from updraft_cli.local.folders import cache_folder
+from updraft_cli.models.smollm2 import model_folder
 from updraft_cli.prompts import domain_prompts
 from updraft_draft import checkpoint
 from updraft_draft.network import initial_network

@@ -18,8 +18,8 @@ from bench.teacher.traffic import Traffic, num_output_tokens, traffic, with_hidd
 
 from updraft.trace.v1 import trace_pb2
 from updraft_cli import output, results
-from updraft_cli.folders import cache_folder
-from updraft_cli.model import model_folder
+from updraft_cli.local.folders import cache_folder
+from updraft_cli.models.smollm2 import model_folder
 from updraft_draft import vocabulary
 from updraft_draft.network import DraftNetwork
 from updraft_draft.target_weights import TargetHead, read_head

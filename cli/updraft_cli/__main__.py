@@ -5,16 +5,16 @@ from importlib.metadata import version
 import click
 
 from updraft_chassis.errors import UpdraftError
-from updraft_cli.commands import options
-from updraft_cli.commands.completion import completion
-from updraft_cli.commands.demo import demo
-from updraft_cli.commands.draft import draft
-from updraft_cli.commands.model import model
-from updraft_cli.commands.operator import operator
-from updraft_cli.commands.registry import registry
-from updraft_cli.commands.rollout import group as rollout
-from updraft_cli.commands.status import status
-from updraft_cli.commands.up import up
+from updraft_cli.cmd import options
+from updraft_cli.cmd.completion import completion
+from updraft_cli.cmd.demo import demo
+from updraft_cli.cmd.draft.commands import draft
+from updraft_cli.cmd.model import model
+from updraft_cli.cmd.operator import operator
+from updraft_cli.cmd.registry import registry
+from updraft_cli.cmd.rollout.commands import group as rollout
+from updraft_cli.cmd.status.command import status
+from updraft_cli.cmd.up import up
 
 
 class Updraft(options.Group):

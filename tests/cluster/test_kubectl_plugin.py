@@ -21,7 +21,7 @@ from tests.support import speculator_objects as objects
 from tests.support.speculator_objects import moment
 from tests.support.wait import wait_until
 
-from updraft_cli.kubectl.objects import ROLES
+from updraft_cli.backends.objects import ROLES
 
 __all__ = ["crds"]  # a fixture
 

@@ -11,8 +11,8 @@ from tests.support.tiny_target import make_tiny_target
 from tests.support.tiny_tokenizer import write_tokenizer
 from tests.support.wait import wait_until
 
-from updraft_cli.up.plan import StackConfig
-from updraft_cli.up.stack import Stack
+from updraft_cli.local.plan import StackConfig
+from updraft_cli.local.stack import Stack
 
 SETTINGS = {
     "UPDRAFT_INFERENCE_DTYPE": "float32",

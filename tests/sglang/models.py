@@ -29,8 +29,8 @@ from updraft.registry.v1 import registry_pb2
 from updraft_chassis import transfer
 from updraft_chassis.digests import file_digest, tensors_digest
 from updraft_chassis.model_folder import target_fingerprint, tokenizer_fingerprint
-from updraft_cli.folders import cache_folder
-from updraft_cli.model import model_folder
+from updraft_cli.local.folders import cache_folder
+from updraft_cli.models.smollm2 import model_folder
 from updraft_draft import checkpoint, vocabulary
 from updraft_draft.network import DraftNetwork
 from updraft_draft.target_weights import read_head

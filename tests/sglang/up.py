@@ -10,8 +10,8 @@ import pytest
 from tests.sglang import build
 from tests.sglang.server import CPU_ARGUMENTS, CPU_VARIABLES
 
-from updraft_cli.up.plan import StackConfig
-from updraft_cli.up.stack import Stack
+from updraft_cli.local.plan import StackConfig
+from updraft_cli.local.stack import Stack
 
 _SETTINGS = {
     "UPDRAFT_INFERENCE_DTYPE": "float32",

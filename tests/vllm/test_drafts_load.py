@@ -15,8 +15,8 @@ from tests.vllm import build, drafts, swapping
 from tests.vllm.server import Drafted, Server, serving
 
 from updraft_cli.__main__ import cli
-from updraft_cli.folders import cache_folder
-from updraft_cli.model import model_folder
+from updraft_cli.local.folders import cache_folder
+from updraft_cli.models.smollm2 import model_folder
 from updraft_draft import checkpoint
 
 if not build.is_built():

@@ -11,13 +11,13 @@ import httpx
 from updraft_chassis import transfer
 from updraft_chassis.errors import Unavailable
 from updraft_chassis.retry import Backoff
-from updraft_cli import registry
+from updraft_cli.backends import registry
 from updraft_cli.demo.chat import ChatServer
-from updraft_cli.up.child import Child
-from updraft_cli.up.log_file import LogFile
-from updraft_cli.up.plan import SPECULATOR, StackConfig
-from updraft_cli.up.ports import HOST, Ports
-from updraft_cli.up.process import Listener, Process, State
+from updraft_cli.local.child import Child
+from updraft_cli.local.log_file import LogFile
+from updraft_cli.local.plan import SPECULATOR, StackConfig
+from updraft_cli.local.ports import HOST, Ports
+from updraft_cli.local.process import Listener, Process, State
 
 _PROBE_TIMEOUT_S = 1.0
 _POLL_S = 0.1

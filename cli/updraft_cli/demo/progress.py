@@ -11,7 +11,7 @@ from rich.text import Text
 from updraft_cli.demo.plan import Segment
 from updraft_cli.demo.recording import Recording
 from updraft_cli.demo.report import Part, Request, acceptance_length
-from updraft_cli.up.process import Changed, Event, State
+from updraft_cli.local.process import Changed, Event, State
 
 _REDRAW_S = 0.5
 _PLAIN_EVERY_S = 10.0

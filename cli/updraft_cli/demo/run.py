@@ -28,8 +28,8 @@ from updraft_cli.demo.report import Report, Summary
 from updraft_cli.demo.summary import bars, summarise
 from updraft_cli.demo.traffic import Traffic
 from updraft_cli.demo.watch import Watch
-from updraft_cli.up.plan import StackConfig
-from updraft_cli.up.stack import Stack
+from updraft_cli.local.plan import StackConfig
+from updraft_cli.local.stack import Stack
 
 _SLOTS = 8
 _THREADS = 1

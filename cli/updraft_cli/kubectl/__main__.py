@@ -3,7 +3,7 @@
 import click
 
 from updraft_chassis.errors import UpdraftError
-from updraft_cli.commands import options
+from updraft_cli.cmd import options
 from updraft_cli.kubectl.deciding import DECISIONS
 from updraft_cli.kubectl.looking import LOOKS
 

@@ -11,11 +11,12 @@ import click
 from rich.text import Text
 
 from updraft_cli import output
-from updraft_cli.commands.options import Command
-from updraft_cli.kubectl import decisions, objects
-from updraft_cli.kubectl.cluster import MANAGER, Cluster, Place, connected
+from updraft_cli.backends import objects
+from updraft_cli.backends.cluster import MANAGER, Cluster, Place, connected
+from updraft_cli.backends.objects import GROUP, SPECULATORS, Json, Speculator, Version, writers
+from updraft_cli.cmd.options import Command
+from updraft_cli.kubectl import decisions
 from updraft_cli.kubectl.decisions import Decision, numbered
-from updraft_cli.kubectl.objects import GROUP, SPECULATORS, Json, Speculator, Version, writers
 from updraft_cli.kubectl.options import (
     chosen,
     complete_name,

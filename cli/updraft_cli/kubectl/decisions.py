@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from updraft_chassis.errors import Conflict, NotFound
-from updraft_cli.kubectl.objects import Speculator, Version
+from updraft_cli.backends.objects import Speculator, Version
 
 _CONDEMNED = ("rejected", "rolled back", "failed")
 """A version that lost is never served again, whoever asks."""

@@ -3,9 +3,8 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from updraft_cli import drafts
-from updraft_cli.kubectl import objects
-from updraft_cli.kubectl.objects import Event, Json, Speculator, Version, newest_first
+from updraft_cli.backends import drafts, objects
+from updraft_cli.backends.objects import Event, Json, Speculator, Version, newest_first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

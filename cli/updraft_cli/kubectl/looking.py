@@ -9,13 +9,14 @@ import click
 
 from updraft_chassis.errors import Forbidden, NotFound
 from updraft_cli import output
-from updraft_cli.commands.options import Command
-from updraft_cli.kubectl import listings, objects, pictures
-from updraft_cli.kubectl.cluster import Cluster, Place, connected
+from updraft_cli.backends import objects
+from updraft_cli.backends.cluster import Cluster, Place, connected
+from updraft_cli.backends.objects import DRAFT_VERSIONS, GROUP, SPECULATORS, Event, Json, Speculator, Version
+from updraft_cli.cmd.explain.explanation import explain as explained
+from updraft_cli.cmd.options import Command
+from updraft_cli.kubectl import listings, pictures
 from updraft_cli.kubectl.decisions import numbered
-from updraft_cli.kubectl.explanation import explain as explained
 from updraft_cli.kubectl.listings import Past
-from updraft_cli.kubectl.objects import DRAFT_VERSIONS, GROUP, SPECULATORS, Event, Json, Speculator, Version
 from updraft_cli.kubectl.options import chosen, complete_name, complete_words, everywhere, form, name_or_version, place
 from updraft_cli.kubectl.watching import Lines, Screen, watch
 from updraft_cli.output import Format

@@ -9,10 +9,10 @@ import click
 from click.shell_completion import CompletionItem
 
 from updraft_chassis.errors import InvalidInput, NotFound, UpdraftError
-from updraft_cli.commands.options import Decorated, Decorator
-from updraft_cli.commands.versions import VERSION, VERSION_OR_NONE
-from updraft_cli.kubectl.cluster import Cluster, Place, connected, contexts
-from updraft_cli.kubectl.objects import ROLES, Json, newest_first, version
+from updraft_cli.backends.cluster import Cluster, Place, connected, contexts
+from updraft_cli.backends.objects import ROLES, Json, newest_first, version
+from updraft_cli.cmd.options import Decorated, Decorator
+from updraft_cli.cmd.versions import VERSION, VERSION_OR_NONE
 from updraft_cli.output import Format
 
 

@@ -8,12 +8,12 @@ from rich.table import Table
 from rich.text import Text
 
 from updraft_cli import output
-from updraft_cli.drafts import History
-from updraft_cli.kubectl.explanation import Explanation, Problem
+from updraft_cli.backends.drafts import History
+from updraft_cli.backends.objects import Condition, Event, Speculator, Version
+from updraft_cli.cmd.draft.view import phase, rendered_history
+from updraft_cli.cmd.explain.explanation import Explanation, Problem
 from updraft_cli.kubectl.listings import Past, Speculators, Versions
-from updraft_cli.kubectl.objects import Condition, Event, Speculator, Version
 from updraft_cli.output import ago, sentence
-from updraft_cli.views.drafts import phase, rendered_history
 
 _STYLES = {"True": "green", "False": "red", "Unknown": "yellow"}
 

@@ -17,10 +17,10 @@ from rich.text import Text
 from updraft_chassis.errors import Unavailable
 from updraft_chassis.retry import Backoff
 from updraft_cli import output
+from updraft_cli.backends.cluster import Cluster
+from updraft_cli.backends.objects import Json, Speculator
 from updraft_cli.kubectl import listings
-from updraft_cli.kubectl.cluster import Cluster
 from updraft_cli.kubectl.listings import Speculators
-from updraft_cli.kubectl.objects import Json, Speculator
 from updraft_cli.kubectl.pictures import line, rendered_speculators
 
 Now = Callable[[], datetime]

@@ -14,14 +14,14 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from updraft_cli.folders import cache_folder
-from updraft_cli.model import SMOLLM2, model_folder, packaged_file
+from updraft_cli.local.folders import cache_folder
+from updraft_cli.models.smollm2 import SMOLLM2, model_folder, packaged_file
 
 _TEXT = "def f(x): return 1234 + x  # été 中文\n\tSELECT * FROM t; <|im_start|>user\n"
 
 _CONVERT = """
 import pathlib, resource, sys
-from updraft_cli.model import model_folder
+from updraft_cli.models.smollm2 import model_folder
 limit = int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 model_folder(pathlib.Path(sys.argv[1]))

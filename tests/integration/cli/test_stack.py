@@ -19,9 +19,9 @@ from tests.support.redis_server import RedisServer
 from tests.support.wait import LONG_S, wait_until
 
 from updraft_chassis.errors import Conflict, InvalidInput, Unavailable
-from updraft_cli.up.plan import StackConfig
-from updraft_cli.up.process import Event, State
-from updraft_cli.up.stack import Stack
+from updraft_cli.local.plan import StackConfig
+from updraft_cli.local.process import Event, State
+from updraft_cli.local.stack import Stack
 
 pytestmark = pytest.mark.lasts(80)
 

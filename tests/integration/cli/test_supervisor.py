@@ -13,8 +13,8 @@ from tests.support.processes import is_alive
 from tests.support.wait import LONG_S, wait_until
 
 from updraft_chassis.errors import NotFound, Unavailable
-from updraft_cli.up.process import Changed, Event, Line, Process, State
-from updraft_cli.up.supervisor import Supervisor
+from updraft_cli.local.process import Changed, Event, Line, Process, State
+from updraft_cli.local.supervisor import Supervisor
 
 _SERVE = """
 import pathlib, signal, sys, time
@@ -27,8 +27,8 @@ _STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)" + _SE
 
 _SUPERVISE = """
 import pathlib, sys, threading
-from updraft_cli.up.process import Process
-from updraft_cli.up.supervisor import Supervisor
+from updraft_cli.local.process import Process
+from updraft_cli.local.supervisor import Supervisor
 folder = pathlib.Path(sys.argv[1])
 ready = folder / "ready"
 command = (sys.executable, "-c", sys.argv[2], str(ready))

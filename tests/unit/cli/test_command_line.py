@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from updraft_cli.__main__ import cli
-from updraft_cli.folders import cache_folder, data_folder
+from updraft_cli.local.folders import cache_folder, data_folder
 
 
 def _commands(group: click.Group) -> Iterator[list[str]]:

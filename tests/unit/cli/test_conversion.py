@@ -15,10 +15,10 @@ from tests.support import families, gguf_files
 from transformers import PreTrainedModel
 
 from updraft_chassis.errors import Conflict, InvalidInput
-from updraft_cli import bfloat16
 from updraft_cli.__main__ import cli
-from updraft_cli.architectures import ARCHITECTURES
-from updraft_cli.model import convert_file
+from updraft_cli.models import bfloat16
+from updraft_cli.models.architectures import ARCHITECTURES
+from updraft_cli.models.smollm2 import convert_file
 from updraft_inference.torch_engine.kv_cache import CacheShape, SlotCache
 from updraft_inference.torch_engine.target import Target
 

@@ -6,7 +6,7 @@ import psutil
 import pytest
 
 from updraft_chassis.errors import Conflict, Exhausted, InvalidInput
-from updraft_cli.up.data_folder import DataFolder, ProcessState, StackState
+from updraft_cli.local.data_folder import DataFolder, ProcessState, StackState
 
 
 def test_a_second_owner_is_refused_with_the_pid_of_the_first(tmp_path: Path) -> None:

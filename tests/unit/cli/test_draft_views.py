@@ -6,12 +6,13 @@ import pytest
 from tests.support.registry_answers import NOW, ago_ms, screen, state, version
 
 from updraft.registry.v1 import registry_pb2 as pb
-from updraft_cli import drafts, output
-from updraft_cli.differences import difference
-from updraft_cli.drafts import Listing
-from updraft_cli.importing import Imported
-from updraft_cli.views import differences as difference_view
-from updraft_cli.views import drafts as view
+from updraft_cli import output
+from updraft_cli.backends import drafts
+from updraft_cli.backends.drafts import Listing
+from updraft_cli.cmd.draft import differences_view as difference_view
+from updraft_cli.cmd.draft import view
+from updraft_cli.cmd.draft.differences import difference
+from updraft_cli.models.importing import Imported
 
 LONG = "acceptance is surely down by more than 2 %: 1.21 against 1.30 tokens a step, -7.0 % (-9.6 to -4.3 % at 95 %)"
 

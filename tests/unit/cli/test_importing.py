@@ -12,7 +12,7 @@ from tests.support.tiny_target import make_draft, make_tiny_target, save_draft
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_chassis.errors import Corrupt, InvalidInput
-from updraft_cli.importing import Claim, claim_of_model, read
+from updraft_cli.models.importing import Claim, claim_of_model, read
 from updraft_draft import checkpoint as drafts
 
 KNOWN = Claim(where="the lineage of default", target=TARGET)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from updraft_cli.kubectl.advice import ADVICE, PODS, READY, RESTARTS, advice
+from updraft_cli.cmd.explain.condition_help import ADVICE, PODS, READY, RESTARTS, advice
 from updraft_operator import conditions, pods
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator

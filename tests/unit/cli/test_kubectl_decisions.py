@@ -6,8 +6,8 @@ import pytest
 from tests.support import speculator_objects as objects
 
 from updraft_chassis.errors import Conflict, NotFound
+from updraft_cli.backends.objects import Speculator, Version, speculator, version, writers
 from updraft_cli.kubectl import decisions
-from updraft_cli.kubectl.objects import Speculator, Version, speculator, version, writers
 
 VERSIONS = tuple(
     version(objects.version(number, phase, reason=reason))

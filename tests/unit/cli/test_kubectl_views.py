@@ -12,10 +12,10 @@ from tests.support import speculator_objects as objects
 from tests.support.speculator_objects import condition, moment, ready
 
 from updraft_cli import output
+from updraft_cli.backends.objects import event, speculator, version
+from updraft_cli.cmd.explain.explanation import explain
 from updraft_cli.kubectl import listings, pictures
-from updraft_cli.kubectl.explanation import explain
 from updraft_cli.kubectl.listings import Past, Speculators
-from updraft_cli.kubectl.objects import event, speculator, version
 from updraft_cli.kubectl.watching import Lines
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)

@@ -7,7 +7,7 @@ import pytest
 from tests.support.wait import wait_until
 
 from updraft_chassis.errors import Corrupt, Exhausted, NotFound
-from updraft_cli.model import SMOLLM2, model_folder, packaged_file
+from updraft_cli.models.smollm2 import SMOLLM2, model_folder, packaged_file
 
 
 def test_a_missing_package_is_one_sentence_with_the_command(tmp_path: Path) -> None:

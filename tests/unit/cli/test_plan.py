@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 
 from updraft_chassis.errors import InvalidInput
-from updraft_cli.up import plan
-from updraft_cli.up.data_folder import DataFolder
-from updraft_cli.up.plan import Addresses, StackConfig
-from updraft_cli.up.process import Process
+from updraft_cli.local import plan
+from updraft_cli.local.data_folder import DataFolder
+from updraft_cli.local.plan import Addresses, StackConfig
+from updraft_cli.local.process import Process
 
 _WHERE = Addresses(
     port=8000,

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from updraft_chassis.errors import Conflict
-from updraft_cli.up.ports import Ports
+from updraft_cli.local.ports import Ports
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from updraft_chassis.digests import tensors_digest
 from updraft_chassis.errors import InvalidInput
-from updraft_cli import published
+from updraft_cli.models import published
 from updraft_draft import checkpoint
 from updraft_draft.config import TargetConfig, check_fits
 from updraft_draft.target_weights import read_head

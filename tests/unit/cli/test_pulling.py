@@ -10,8 +10,8 @@ import pytest
 from tests.support.disk import file_size_limit
 
 from updraft_chassis.errors import Conflict, Exhausted, InvalidInput, Unavailable
-from updraft_cli.pulling import pull
-from updraft_cli.source import Address, File, Listing, address, taken
+from updraft_cli.models.pulling import pull
+from updraft_cli.models.source import Address, File, Listing, address, taken
 
 MODEL = address("hf://org/name")
 

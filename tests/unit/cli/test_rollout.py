@@ -8,8 +8,8 @@ from tests.support.registry_answers import EVIDENCE, NOW, canary, rollout, scree
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_cli import output
-from updraft_cli.rollout import Outcome, Subject, has_served, outcome, status
-from updraft_cli.views import rollout as view
+from updraft_cli.backends.rollout import Outcome, Subject, has_served, outcome, status
+from updraft_cli.cmd.rollout import view
 
 
 def golden(text: str) -> str:

@@ -3,7 +3,7 @@
 import pytest
 
 from updraft_chassis.errors import InvalidInput, NotFound
-from updraft_cli.source import File, address, taken
+from updraft_cli.models.source import File, address, taken
 
 
 def test_a_repository_may_name_its_revision_in_either_way() -> None:

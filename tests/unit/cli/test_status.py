@@ -5,9 +5,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_cli import output
-from updraft_cli.drafts import acceptance_of, phase
-from updraft_cli.scrape import parse
-from updraft_cli.status import serving, speculator, training
+from updraft_cli.backends.drafts import acceptance_of, phase
+from updraft_cli.cmd.status.gather import serving, speculator, training
+from updraft_cli.cmd.status.scrape import parse
 from updraft_inference.metrics import Metrics as InferenceMetrics
 from updraft_trainer.metrics import Metrics as TrainerMetrics
 

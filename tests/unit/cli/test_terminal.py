@@ -3,8 +3,8 @@ import io
 import pytest
 from rich.console import Console
 
-from updraft_cli.up.process import Changed, Event, Line, Process, State
-from updraft_cli.up.terminal import Terminal
+from updraft_cli.local.process import Changed, Event, Line, Process, State
+from updraft_cli.local.terminal import Terminal
 
 
 def printed(*events: Event) -> str:

@@ -8,8 +8,8 @@ from rich.console import Console
 from tests.support.registry_answers import NOW, canary, rollout, state, version
 
 from updraft.registry.v1 import registry_pb2 as pb
-from updraft_cli.rollout import Status, Subject, status
-from updraft_cli.views.watch import Lines, Screen
+from updraft_cli.backends.rollout import Status, Subject, status
+from updraft_cli.cmd.rollout.displays import Lines, Screen
 
 
 def tried(**fields: object) -> Status:

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from updraft_cli.demo.frozen import frozen_process
-from updraft_cli.up.plan import StackConfig
+from updraft_cli.local.plan import StackConfig
 
 
 def test_the_frozen_process_is_like_the_stacks_but_never_swaps_and_never_captures() -> None:

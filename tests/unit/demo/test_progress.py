@@ -9,7 +9,7 @@ from updraft_cli.demo import outcome
 from updraft_cli.demo.page import PAGE
 from updraft_cli.demo.progress import Progress, progress_line, progress_view, sparkline
 from updraft_cli.demo.recording import Recording
-from updraft_cli.up.process import Changed, Process, State
+from updraft_cli.local.process import Changed, Process, State
 
 
 @pytest.fixture

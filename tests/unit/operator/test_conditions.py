@@ -7,7 +7,7 @@ from tests.support.manifests import ALONE, speculator
 from tests.support.observed import connected, observed, pod, ready_pods, traffic, version, workload
 
 from updraft.registry.v1 import registry_pb2 as pb
-from updraft_cli.kubectl.advice import ADVICE
+from updraft_cli.cmd.explain.condition_help import ADVICE
 from updraft_operator.conditions import Verdict, conditions
 from updraft_operator.observed import Link, Refusal, RegistryView
 from updraft_operator.store import Ref

@@ -1,0 +1,1 @@
+"""The draft commands and their views."""

@@ -1,0 +1,1 @@
+"""The explain commands and their views."""

@@ -1,0 +1,88 @@
+"""`updraft model`: the model of local mode, and others by their address."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from updraft_cli.local.folders import cache_folder
+from updraft_cli.models import progress, pulling, source
+from updraft_cli.models.smollm2 import SMOLLM2, convert_file, model_folder
+
+
+@click.group()
+def model() -> None:
+    """Models: the one that local mode serves unless told otherwise, and those with an address."""
+
+
+@model.command()
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=lambda: cache_folder(os.environ),
+    help="Folder for converted models.  [default: ~/.cache/updraft]",
+)
+def fetch(cache: Path) -> None:
+    """Convert SmolLM2-135M-Instruct from its package, once, and print the folder."""
+    click.echo(fetched(cache))
+
+
+@model.command()
+@click.argument("uri")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--revision", metavar="REVISION", default="", help="Branch, tag or commit of an hf:// URI.  [default: main]"
+)
+def pull(uri: str, folder: Path, revision: str) -> None:
+    """Download a model into a folder, and print the folder.
+
+    URI is hf://ORG/NAME[@REVISION], s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX. Taken are config.json, the
+    weights in safetensors and the tokenizer. A folder that holds them all is left as it is; a download that was cut off goes on
+    with the first file that is missing.
+
+    Keys come from the environment: HF_TOKEN, AWS_ACCESS_KEY_ID, GOOGLE_..., AZURE_...; HF_ENDPOINT and AWS_ENDPOINT_URL name
+    other servers.
+    """
+    address = source.address(uri, revision)
+    with progress.shown(address.uri, folder) as told:
+        pulling.pull(address, folder, told)
+    click.echo(folder)
+
+
+@model.command()
+@click.argument("source", metavar="FILE", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--tokenizer",
+    "tokenizer_from",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Where its tokenizer.json and chat template are.  [default: rebuilt, for SmolLM's]",
+)
+def convert(source: Path, folder: Path, tokenizer_from: Path | None) -> None:
+    """Rewrite a GGUF file as a new Hugging Face folder in bfloat16, and print the folder.
+
+    Llama (and what is one in GGUF: Mistral, SmolLM), Qwen 2, Qwen 3 and Gemma 3 text models are read.
+    """
+    with _shown(source.name) as told:
+        convert_file(source, folder, tokenizer_from, told)
+    click.echo(folder)
+
+
+def fetched(cache: Path) -> Path:
+    """Return the folder of SmolLM2, with a progress bar on stderr if it has to be made first."""
+    with _shown(SMOLLM2.name) as told:
+        return model_folder(cache, progress=told)
+
+
+@contextmanager
+def _shown(name: str) -> Iterator[Callable[[str, float], None]]:
+    """A progress bar on stderr."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(name, total=1.0)
+        yield lambda what, done: progress.update(task, description=f"{name}: {what}", completed=done)

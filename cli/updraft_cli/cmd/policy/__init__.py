@@ -1,0 +1,1 @@
+"""The policy commands and their views."""

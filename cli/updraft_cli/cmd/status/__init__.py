@@ -1,0 +1,1 @@
+"""The status commands and their views."""

@@ -1,0 +1,91 @@
+"""`updraft up`."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from updraft_cli.cmd.model import fetched
+from updraft_cli.local import foreground
+from updraft_cli.local.folders import cache_folder, data_folder
+from updraft_cli.local.plan import StackConfig
+from updraft_cli.local.terminal import Terminal
+from updraft_cli.models.smollm2 import SMOLLM2
+
+
+def _settings(_: click.Context, __: click.Parameter, pairs: tuple[str, ...]) -> dict[str, str]:
+    for pair in pairs:
+        if "=" not in pair:
+            raise click.BadParameter(f"{pair} is not KEY=VALUE")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+PORT = click.IntRange(0, 65535)
+
+
+@click.command()
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help=f"Folder of the target model, Hugging Face layout.  [default: {SMOLLM2.name}, converted once]",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="UPDRAFT_DATA",
+    show_envvar=True,
+    default=lambda: data_folder(os.environ),
+    help="Folder for all data and logs; a second start goes on from it.  [default: ~/.local/share/updraft]",
+)
+@click.option("--port", type=PORT, default=8000, show_default=True, help="HTTP port (OpenAI API); 0 takes a free one.")
+@click.option("--registry-port", type=PORT, default=50051, show_default=True, help="gRPC port; 0 takes a free one.")
+@click.option("--redis-url", help="A Redis of yours, redis://host:port/db.  [default: its own, on a unix socket]")
+@click.option("--slots", type=click.IntRange(1), help="Requests served at once.  [default: 8]")
+@click.option("--threads", type=click.IntRange(0), help="Threads of inference.  [default: torch's choice]")
+@click.option("--trainer-threads", type=click.IntRange(1), help="Threads of the trainer.  [default: 1]")
+@click.option("--trainer/--no-trainer", default=True, help="Learn from the traffic, or only serve.  [default: learn]")
+@click.option(
+    "--strategy",
+    type=click.Choice(["Canary", "Immediate", "Manual"], case_sensitive=False),
+    help="How a new draft that passed the offline gate gets to serve.  [default: Immediate]",
+)
+@click.option(
+    "--drafter",
+    type=click.Choice(["auto", "none", "ngram", "eagle3", "hybrid"]),
+    help="Who drafts unless a request says so.  [default: auto]",
+)
+@click.option("--lookahead", type=click.IntRange(0, 16), help="Most drafts a step.  [default: 3]")
+@click.option("--engine", type=click.Choice(["torch", "sglang"]), help="What runs the model.  [default: torch]")
+@click.option(
+    "--sglang-python",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    envvar="UPDRAFT_SGLANG_PYTHON",
+    show_envvar=True,
+    help="With --engine sglang: the Python interpreter that has SGLang; a server is started with it.",
+)
+@click.option("--sglang-url", help="With --engine sglang: a server of yours that runs already, as docs/sglang.md says.")
+@click.option(
+    "--set",
+    "settings",
+    metavar="KEY=VALUE",
+    multiple=True,
+    callback=_settings,
+    help="Any other setting, e.g. UPDRAFT_TRAINER_LEARNING_RATE=1e-4. Repeatable.",
+)
+def up(model: Path | None, trainer: bool, **options: Any) -> None:  # noqa: FBT001 - a flag of the command line
+    """Run the whole loop on this machine.
+
+    Starts Redis, the registry, the trainer and inference as processes of their own, waits until each is
+    ready, follows their logs and starts again what ends. Ctrl-C stops in order: running requests end, the
+    trainer saves. A second Ctrl-C stops at once. Either way the next start on the same data folder goes on
+    where this one was.
+    """
+    config = StackConfig(
+        model=model or fetched(cache_folder(os.environ)),
+        model_name=None if model else SMOLLM2.name,
+        trainer=trainer,
+        **options,
+    )
+    foreground.run(config, Terminal(Console()))

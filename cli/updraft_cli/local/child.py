@@ -1,0 +1,171 @@
+"""One process kept alive: started, watched until it is ready, and started again when it ends by itself.
+
+A thread per child makes it, waits for it and lives as long as it does: the kernel ties a child to the thread
+that made it (tether.py). A child that ends before it was ever ready has failed and is not started again: a
+taken port or a wrong setting stays what it is.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import IO
+
+from updraft_chassis.retry import Backoff
+from updraft_cli.local.log_file import LogFile
+from updraft_cli.local.process import Changed, Line, Listener, Process, State
+
+_POLL_S = 0.1
+
+_STEADY_S = 60.0
+"""A child that lived this long does not inherit the delay of earlier crashes."""
+
+_MAX_LINE_BYTES = 64 * 1024
+"""Longer lines are cut in pieces: a child that forgets its newlines must not fill our memory."""
+
+_TETHER = Path(__file__).with_name("tether.py")
+
+
+class Child:
+    """Runs `process` until `terminate` or `kill`; `listener` hears of its lines and its changes of state."""
+
+    def __init__(self, process: Process, log: LogFile, listener: Listener, backoff: Backoff) -> None:
+        self.process = process
+        self.state = State.STOPPED
+        self.reason = ""
+        self.num_restarts = 0
+        self.last_lines: deque[str] = deque(maxlen=20)
+        self._log = log
+        self._listener = listener
+        self._backoff = backoff
+        self._was_ready = False
+        self._stopping = threading.Event()
+        self._guard = threading.Lock()  # "is it stopping?" and the start that follows are one step
+        self._running: subprocess.Popen[bytes] | None = None
+        self._thread = threading.Thread(target=self._keep_alive, name=f"child-{process.name}", daemon=True)
+
+    @property
+    def pid(self) -> int | None:
+        """The process id, or None between two lives."""
+        running = self._running
+        return None if running is None else running.pid
+
+    @property
+    def log_path(self) -> Path:
+        """Where everything that it writes is kept."""
+        return self._log.path
+
+    def start(self) -> None:
+        """Start it (once), in the background."""
+        self._thread.start()
+
+    def terminate(self) -> None:
+        """Tell it to end, for good (SIGTERM)."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it at once, for good (SIGKILL)."""
+        self._end(signal.SIGKILL)
+
+    def crash(self, signum: signal.Signals = signal.SIGKILL) -> None:
+        """Send `signum` as an accident would: when it ends by it, it is started again."""
+        if self._running is not None:
+            self._running.send_signal(signum)
+
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Wait for the end of a child that was told to end; false while it is still there."""
+        if self._thread.ident is not None:  # else it was never started
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _end(self, signum: signal.Signals) -> None:
+        with self._guard:
+            self._stopping.set()
+            running = self._running
+        if running is not None:
+            self._change(State.STOPPING)
+            running.send_signal(signum)
+
+    def _keep_alive(self) -> None:
+        while (running := self._make()) is not None:
+            lived_s = self._watch(running)
+            if self._stopping.is_set():
+                break
+            self.reason = _ending(running.returncode)
+            if not self._was_ready:
+                self._log.close()
+                self._change(State.FAILED)
+                return
+            self._pause(lived_s)
+            self.num_restarts += 1
+        self._log.close()
+        self._change(State.STOPPED)
+
+    def _make(self) -> subprocess.Popen[bytes] | None:
+        """Start the process; None when it is to end."""
+        with self._guard:
+            if self._stopping.is_set():
+                return None
+            self._running = subprocess.Popen(  # noqa: S603 - the command is the plan's own
+                [sys.executable, "-I", "-S", str(_TETHER), str(os.getpid()), *self.process.command],
+                env={**os.environ, **self.process.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # the terminal's Ctrl-C goes to the supervisor alone
+            )
+        self._change(State.STARTING)
+        return self._running
+
+    def _watch(self, running: subprocess.Popen[bytes]) -> float:
+        """Follow one life to its end; return its length in seconds."""
+        reader = threading.Thread(target=self._read, args=(running.stdout,), daemon=True)
+        reader.start()
+        start_s = time.monotonic()
+        while not _has_ended(running, _POLL_S):
+            if not self._stopping.is_set() and self.process.is_ready():
+                self._was_ready = True
+                self._change(State.READY, after_s=time.monotonic() - start_s)
+                running.wait()
+        # A grandchild that holds the pipe open must not keep us: what it writes later is nobody's.
+        reader.join(timeout=1.0)
+        self._running = None
+        return time.monotonic() - start_s
+
+    def _read(self, output: IO[bytes]) -> None:
+        with output:
+            while line := output.readline(_MAX_LINE_BYTES):
+                self._log.write(line)
+                text = line.decode(errors="replace").rstrip()
+                self.last_lines.append(text)
+                self._listener(Line(process=self.process, text=text))
+
+    def _pause(self, lived_s: float) -> None:
+        if lived_s > _STEADY_S:
+            self._backoff.reset()
+        delay_s = next(self._backoff)
+        self._change(State.RESTARTING, after_s=delay_s)
+        self._stopping.wait(delay_s)
+
+    def _change(self, state: State, *, after_s: float = 0.0) -> None:
+        self.state = state
+        event = Changed(process=self.process, state=state, pid=self.pid, after_s=after_s, reason=self.reason)
+        self._listener(event)
+
+
+def _has_ended(running: subprocess.Popen[bytes], within_s: float) -> bool:
+    try:
+        running.wait(timeout=within_s)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _ending(returncode: int) -> str:
+    if returncode >= 0:
+        return f"exited with code {returncode}"
+    return f"was killed by {signal.Signals(-returncode).name}"

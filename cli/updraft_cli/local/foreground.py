@@ -1,0 +1,51 @@
+"""A stack in the foreground until a signal: the first stops it in order, the second at once."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from updraft_cli.local.plan import StackConfig
+from updraft_cli.local.stack import Stack
+from updraft_cli.local.terminal import Terminal
+
+# SIGHUP: the terminal was closed. nohup ignores it, and so do we then.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def run(config: StackConfig, terminal: Terminal) -> None:
+    """Run the stack until SIGINT, SIGTERM or SIGHUP; returns when everything has ended."""
+    stack = Stack(config, listener=terminal.listen)
+    try:
+        with _interrupted_by_signals(terminal, stack.kill), stack:
+            terminal.welcome(stack)
+            threading.Event().wait()
+    except KeyboardInterrupt:
+        terminal.say("Everything has stopped; the data stays.")
+
+
+@contextmanager
+def _interrupted_by_signals(terminal: Terminal, kill: Callable[[], None]) -> Iterator[None]:
+    """Raise KeyboardInterrupt in the block at the first signal; `kill` at every further one."""
+    num_signals = 0
+
+    def on_signal(_signum: int, _frame: FrameType | None) -> None:
+        nonlocal num_signals
+        num_signals += 1
+        if num_signals == 1:
+            terminal.say("Stopping: requests end, the trainer saves. Again to stop at once.")
+            raise KeyboardInterrupt
+        # In a thread: this handler may have interrupted the very code whose locks killing needs.
+        threading.Thread(target=kill, name="kill").start()
+
+    replaced = {
+        signum: signal.signal(signum, on_signal)
+        for signum in _SIGNALS
+        if signal.getsignal(signum) is not signal.SIG_IGN
+    }
+    try:
+        yield
+    finally:
+        for signum, handler in replaced.items():
+            signal.signal(signum, handler)

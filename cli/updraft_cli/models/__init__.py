@@ -1,0 +1,1 @@
+"""Target models and draft checkpoints: where they come from, and how they are converted."""

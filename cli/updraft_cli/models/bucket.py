@@ -1,0 +1,109 @@
+"""Files below a prefix of a bucket of S3, GCS or Azure; credentials and endpoint come from the environment, as AWS_... .
+
+An object is read in ranges, each with a time limit of its own, and only while it is the one that was listed.
+"""
+
+import re
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+from os import pwrite
+from pathlib import Path
+
+import obstore
+from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
+from obstore.store import ObjectStore, from_url
+
+from updraft_chassis.errors import Conflict, Forbidden, NotFound, Unauthenticated, Unavailable, UpdraftError
+from updraft_cli.models.source import PART, File, Listing, taken
+
+_RANGE_BYTES = 16 * 1024 * 1024
+"""Of one request: small enough for its time limit on a slow link."""
+
+_PARALLEL_RANGES = 8
+_TIMEOUT_S = 60
+
+_ADVICE = "check the address, and endpoint and credentials in the environment (such as AWS_...)"
+
+
+class BucketSource:
+    """A `Source` in a bucket."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        with self._errors():
+            self._objects: ObjectStore = from_url(
+                uri.rstrip("/"),
+                # Plain http only where the environment names such an endpoint.
+                client_options={"timeout": f"{_TIMEOUT_S}s", "connect_timeout": "5s", "allow_http": True},
+                retry_config={"max_retries": 4, "retry_timeout": timedelta(seconds=_TIMEOUT_S)},
+            )
+
+    def listing(self, revision: str) -> Listing:
+        """The objects below the prefix; a bucket has no revisions."""
+        with self._errors():
+            found = obstore.list_with_delimiter(self._objects)["objects"]
+        files = [File(name=meta["path"], size_bytes=meta["size"], tag=meta["e_tag"] or "") for meta in found]
+        return Listing(revision=revision, files=taken(self._uri, files))
+
+    def fetch(self, listing: Listing, files: Iterable[File], folder: Path, done: Callable[[File], None]) -> None:
+        """Bring files one after the other, each in several ranges at a time."""
+        for file in files:
+            part = folder / f".{uuid.uuid4().hex}{PART}"  # its own: others may bring the same file
+            try:
+                self._bring(file, part)
+                part.replace(folder / file.name)
+            finally:
+                part.unlink(missing_ok=True)
+            done(file)
+
+    def _bring(self, file: File, part: Path) -> None:
+        with part.open("xb") as output, ThreadPoolExecutor(_PARALLEL_RANGES) as pool, self._errors():
+            copy = partial(self._copy, file, output.fileno())
+            try:
+                for _ in pool.map(copy, range(0, file.size_bytes, _RANGE_BYTES)):
+                    pass
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _copy(self, file: File, output: int, start: int) -> None:
+        end = min(start + _RANGE_BYTES, file.size_bytes)
+        found = obstore.get(
+            self._objects, file.name, options={"range": (start, end), "if_match": file.tag or None}
+        ).bytes()
+        data = memoryview(found)
+        while data:
+            written = pwrite(output, data, start)
+            start, data = start + written, data[written:]
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (BaseError, FileNotFoundError) as error:
+            raise self._told(error) from error
+
+    def _told(self, error: Exception) -> UpdraftError:
+        reason = _reason(error)
+        match error:
+            case PreconditionError():
+                return Conflict(f"{self._uri} changed while it was read; pull again")
+            case FileNotFoundError():
+                return NotFound(f"cannot read {self._uri}: {reason}; {_ADVICE}")
+            case UnauthenticatedError():
+                return Unauthenticated(f"cannot read {self._uri}: {reason}; {_ADVICE}")
+            case PermissionDeniedError():
+                return Forbidden(f"cannot read {self._uri}: {reason}; {_ADVICE}")
+        return Unavailable(f"cannot read {self._uri}: {reason}; {_ADVICE}")
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what may be a page, without the query of an address: it may hold a signature."""
+    text = str(error)
+    told = re.search(r"<Code>(.*?)</Code>\s*<Message>(.*?)</Message>", text, re.DOTALL)
+    if told:
+        return f"{told[1]}, {told[2]}".rstrip(".")
+    return re.sub(r"\?\S+", "", text.partition("\n")[0]).rstrip(".")

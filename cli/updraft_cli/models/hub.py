@@ -1,0 +1,107 @@
+"""Files of a repository on the Hugging Face hub, or on what HF_ENDPOINT names; HF_TOKEN opens what is closed.
+
+The commit is settled before the first file, so that all are of one commit however long it takes. The hub's own library
+does the transfer. Refused: its `snapshot_download`, which takes a folder for whole when the hub does not answer.
+"""
+
+import errno
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub import errors
+
+from updraft_chassis.errors import (
+    Corrupt,
+    Forbidden,
+    InvalidInput,
+    NotFound,
+    Unauthenticated,
+    Unavailable,
+    UpdraftError,
+)
+from updraft_cli.models.source import HUB, File, Listing, taken
+
+_PARALLEL_FILES = 4
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPERM)
+"""What the library's own errors are not, though they are OSErrors too."""
+
+_ERRORS = (
+    OSError,
+    errors.HFValidationError,
+    errors.XetDownloadError,
+    errors.HTTPError,  # type: ignore[attr-defined]  # of httpx or httpx2: that is the library's business
+)
+
+
+class HubSource:
+    """A `Source` on the hub; `name` is ORG/NAME."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._uri = f"{HUB}://{name}"
+
+    def listing(self, revision: str) -> Listing:
+        """The files of the commit that the revision names now."""
+        with self._errors(revision):
+            found = huggingface_hub.HfApi().model_info(self._name, revision=revision or None, files_metadata=True)
+        files = [
+            File(name=file.rfilename, size_bytes=file.size or 0, tag=file.blob_id or "")
+            for file in found.siblings or []
+        ]
+        return Listing(revision=found.sha or revision, files=taken(self._uri, files))
+
+    def fetch(self, listing: Listing, files: Iterable[File], folder: Path, done: Callable[[File], None]) -> None:
+        """Bring files, some at a time."""
+        huggingface_hub.utils.disable_progress_bars()  # type: ignore[attr-defined]  # stderr has ours
+        with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
+            running = {pool.submit(self._fetch, listing, file, folder): file for file in files}
+            try:
+                for future in as_completed(running):
+                    future.result()
+                    done(running[future])
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _fetch(self, listing: Listing, file: File, folder: Path) -> None:
+        with self._errors(listing.revision):
+            path = Path(
+                huggingface_hub.hf_hub_download(self._name, file.name, revision=listing.revision, local_dir=folder)
+            )
+        if path.stat().st_size != file.size_bytes:
+            path.unlink()
+            raise Corrupt(f"{file.name} of {self._uri} came with another size than {file.size_bytes} bytes; pull again")
+
+    @contextmanager
+    def _errors(self, revision: str) -> Iterator[None]:
+        try:
+            yield
+        except _ERRORS as error:
+            if isinstance(error, OSError) and error.errno in _DISK:
+                raise
+            raise self._told(error, revision) from error
+
+    def _told(self, error: Exception, revision: str) -> UpdraftError:
+        reason = _first_line(error)
+        match error:
+            case errors.GatedRepoError():
+                return Forbidden(
+                    f"{self._uri} is gated: accept its terms with an account, and give a token of it as HF_TOKEN"
+                )
+            case errors.RepositoryNotFoundError():
+                return NotFound(f"there is no {self._uri}, or it is private: check the name, and HF_TOKEN")
+            case errors.RevisionNotFoundError():
+                return NotFound(f"{self._uri} has no revision {revision}")
+            case errors.HFValidationError():
+                return InvalidInput(f"{self._uri} is no name of a repository: {reason}")
+            case errors.HfHubHTTPError() if error.response.status_code == 401:
+                return Unauthenticated(f"{self._uri} lets nobody in with this HF_TOKEN; it may have expired")
+        return Unavailable(f"cannot read {self._uri}: {reason}; check HF_ENDPOINT, and try again")
+
+
+def _first_line(error: Exception) -> str:
+    """Without the query of an address: it may hold a signature."""
+    return str(error).strip().partition("\n")[0].partition("?")[0].rstrip(".") or type(error).__name__

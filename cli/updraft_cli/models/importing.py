@@ -1,0 +1,216 @@
+"""An EAGLE-3 checkpoint folder becomes a version, without torch: what a manifest says is read from the file's bytes.
+
+What the draft is for is never guessed. It is said by a manifest in the folder, read from a model that is named, or known
+from the versions before it; and what several of them say has to agree.
+"""
+
+import asyncio
+import hashlib
+import struct
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from google.protobuf import json_format
+
+from updraft.registry.v1 import registry_pb2 as pb
+from updraft_chassis import layout, model_folder, transfer
+from updraft_chassis.digests import tensors_digest, vocabulary_fingerprint
+from updraft_chassis.errors import Corrupt, InvalidInput
+from updraft_chassis.layout import TensorPlace
+from updraft_cli.backends import registry
+from updraft_cli.backends.drafts import Draft, draft
+from updraft_cli.models import published
+
+if TYPE_CHECKING:
+    from updraft.registry.v1.registry_pb2_grpc import RegistryAsyncStub
+
+_BLOCK_BYTES = 4 * 1024 * 1024
+_VOCABULARY = "d2t"
+_INTEGERS = {"I64": ("q", 8), "I32": ("i", 4)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Imported:
+    """What a folder became."""
+
+    speculator: str
+    existed: bool
+    """The registry had these weights already, under this version."""
+    message: str
+    """What the rollout waits for now."""
+    draft: Draft
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """What somebody says that a draft is for; empty where they do not say."""
+
+    where: str
+    target: str = ""
+    tokenizer: str = ""
+    vocabulary: str = ""
+
+
+async def publish(stub: "RegistryAsyncStub", speculator: str, folder: Path, model: Path | None) -> Imported:
+    """Publish a folder for the target in `model`, or (None) the one that its manifest or the registry knows.
+
+    A draft in a layout of others is rewritten first. InvalidInput for a folder that is no draft, or whose target is unknown
+    or another one; Corrupt if its manifest is of other weights.
+    """
+    state, newest = await registry.newest(stub, speculator)
+    known = Claim(
+        where=f"the lineage of {speculator}",
+        target=state.target_fingerprint,
+        tokenizer=newest.manifest.tokenizer_fingerprint if newest else "",
+        vocabulary=state.draft_vocabulary_fingerprint,
+    )
+    claims = [known] if model is None else [await asyncio.to_thread(claim_of_model, model), known]
+    with tempfile.TemporaryDirectory(prefix="updraft-") as scratch:
+        folder = await asyncio.to_thread(published.ours, folder, model, Path(scratch))
+        manifest = await asyncio.to_thread(read, folder, speculator, claims)
+        answer = await transfer.upload(stub, manifest, folder / transfer.WEIGHTS)
+    state, _ = await registry.newest(stub, speculator)
+    return Imported(speculator=speculator, existed=answer.existed, message=state.message, draft=draft(answer.version))
+
+
+def claim_of_model(folder: Path) -> Claim:
+    """Return what a draft for the model in a folder has to be for."""
+    return Claim(
+        where=f"the model in {folder}",
+        target=model_folder.target_fingerprint(folder),
+        tokenizer=model_folder.tokenizer_fingerprint(folder),
+    )
+
+
+def read(folder: Path, speculator: str, claims: Iterable[Claim] = ()) -> pb.Manifest:
+    """Return the manifest of a folder's weights; `claims` say what they are for, beside the folder's own manifest.
+
+    Parent and evaluation of that one are left behind: their version numbers are those of another registry.
+    """
+    with _opened(folder) as file:
+        tensors = layout.read(file)
+        own = Claim(where=f"{_VOCABULARY} in {folder}", vocabulary=_vocabulary(folder, file, tensors))
+        digest, specs = _digests(file, tensors)
+        size_bytes = file.tell()
+    kept = _kept(folder, digest)
+    all_claims = (_claim_of_manifest(folder, kept), own, *claims)
+    return pb.Manifest(
+        speculator=speculator,
+        digest=digest,
+        size_bytes=size_bytes,
+        tensors=specs,
+        tensors_digest=tensors_digest(specs),
+        config_json=_config(folder),
+        target_fingerprint=_target(folder, speculator, all_claims),
+        tokenizer_fingerprint=_agreed("tokenizer", {claim.where: claim.tokenizer for claim in all_claims}),
+        draft_vocabulary_fingerprint=_agreed(
+            "draft vocabulary", {claim.where: claim.vocabulary for claim in all_claims}
+        ),
+        source=pb.SOURCE_IMPORTED,
+        provenance=_provenance(kept),
+    )
+
+
+def _opened(folder: Path) -> BinaryIO:
+    path = folder / transfer.WEIGHTS
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        others = sorted(file.name for file in (*folder.glob("*.safetensors"), *folder.glob("*.bin")))
+        holds = f"it holds {', '.join(others[:3])}" if others else "it holds no weights"
+        raise InvalidInput(f"{folder} has no {transfer.WEIGHTS}, the one file of a draft's weights; {holds}") from None
+    except OSError as error:
+        raise InvalidInput(f"cannot read {path}: {error.strerror}") from error
+
+
+def _config(folder: Path) -> str:
+    """The text itself, for a manifest keeps it byte by byte."""
+    model_folder.read_json(folder / transfer.CONFIG)
+    return (folder / transfer.CONFIG).read_text()
+
+
+def _digests(file: BinaryIO, tensors: list[TensorPlace]) -> tuple[str, list[pb.TensorSpec]]:
+    """Hash the file and each of its tensors in one pass; tensors follow each other up to its end."""
+    file.seek(0)
+    whole = hashlib.sha256(file.read(tensors[0].begin if tensors else -1))
+    specs = []
+    for tensor in tensors:
+        part = hashlib.sha256()
+        left = tensor.end - tensor.begin
+        while left:
+            block = file.read(min(left, _BLOCK_BYTES))
+            if not block:
+                raise InvalidInput("the file became shorter while it was read")
+            whole.update(block)
+            part.update(block)
+            left -= len(block)
+        digest = f"sha256:{part.hexdigest()}"
+        specs.append(pb.TensorSpec(name=tensor.name, dtype=tensor.dtype, shape=tensor.shape, digest=digest))
+    return f"sha256:{whole.hexdigest()}", specs
+
+
+def _vocabulary(folder: Path, file: BinaryIO, tensors: list[TensorPlace]) -> str:
+    """The fingerprint of the target's tokens that the draft proposes: d2t holds each one's distance from its own index."""
+    place = next((tensor for tensor in tensors if tensor.name == _VOCABULARY), None)
+    if place is None or place.dtype not in _INTEGERS or len(place.shape) != 1:
+        found = "has no such tensor" if place is None else f"has it as {place.dtype} {list(place.shape)}"
+        raise InvalidInput(
+            f"{folder} is no EAGLE-3 draft: its vocabulary, the integers {_VOCABULARY}, is not there (the file {found})"
+        )
+    letter, num_bytes = _INTEGERS[place.dtype]
+    file.seek(place.begin)
+    count = (place.end - place.begin) // num_bytes
+    offsets = struct.unpack(f"<{count}{letter}", file.read(place.end - place.begin))
+    return vocabulary_fingerprint([index + offset for index, offset in enumerate(offsets)])
+
+
+def _kept(folder: Path, digest: str) -> pb.Manifest:
+    """The folder's own manifest, e.g. of `updraft draft pull`; an empty one without."""
+    path = folder / transfer.MANIFEST
+    if not path.exists():
+        return pb.Manifest()
+    try:
+        kept = json_format.Parse(path.read_text(), pb.Manifest(), ignore_unknown_fields=True)
+    except (json_format.ParseError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path} is no manifest of a draft: {' '.join(str(error).split())}") from None
+    if kept.digest != digest:
+        raise Corrupt(f"{path} is of other weights: it says {kept.digest or 'nothing'}, the file is {digest}")
+    return kept
+
+
+def _claim_of_manifest(folder: Path, kept: pb.Manifest) -> Claim:
+    return Claim(
+        where=f"{folder / transfer.MANIFEST}",
+        target=kept.target_fingerprint,
+        tokenizer=kept.tokenizer_fingerprint,
+        vocabulary=kept.draft_vocabulary_fingerprint,
+    )
+
+
+def _target(folder: Path, speculator: str, claims: Iterable[Claim]) -> str:
+    found = _agreed("target", {claim.where: claim.target for claim in claims})
+    if not found:
+        raise InvalidInput(
+            f"nobody knows the model that {folder} drafts for: it has no {transfer.MANIFEST}, and {speculator} no"
+            " version yet; name the model's folder with --target"
+        )
+    return found
+
+
+def _agreed(what: str, said: dict[str, str]) -> str:
+    """What all who say something say; empty if nobody does."""
+    saying = {where: value for where, value in said.items() if value}
+    if len(set(saying.values())) > 1:
+        told = ", ".join(f"{where} says {value[:19]}..." for where, value in saying.items())
+        raise InvalidInput(f"this draft is for another {what}: {told}")
+    return next(iter(saying.values()), "")
+
+
+def _provenance(kept: pb.Manifest) -> pb.Provenance:
+    if kept.HasField("provenance"):
+        return kept.provenance
+    return pb.Provenance(code_version=f"import by updraft/{installed_version('updraft')}")

@@ -1,0 +1,326 @@
+"""EAGLE-3 drafts as others publish them, rewritten as the one layout that everything here reads.
+
+Two layouts are known. EAGLE's own, which SpecForge, Aurora and most others keep: sizes in config.json, tensors of the layer
+named `midlayer.*`. And that of vLLM's speculators: sizes in `transformer_layer_config`, tensors named `layers.0.*`. What
+names and config become is decided by pure functions on them; then tensors are copied one by one, rounded to bfloat16 where
+they are wider. Every tensor has to be known, and nothing is guessed: a draft that computes something else than ours would
+serve, and be a bad one. No torch.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from updraft_chassis import layout, model_folder, transfer
+from updraft_chassis.errors import InvalidInput
+from updraft_chassis.layout import TensorPlace
+from updraft_chassis.rope import Rope
+from updraft_cli.models import bfloat16
+
+OUR_KEY = "updraft"
+"""What a config.json has if the draft is in our layout."""
+
+_EMBEDDING = "embed_tokens.weight"
+_TARGET_EMBEDDING = "model.embed_tokens.weight"
+_OF_TRAINING = ("verifier_norm.weight", "verifier_lm_head.weight")
+"""Copies of the target's, which speculators learns with."""
+
+_OTHER_NETWORKS = (
+    "attention_bias", "qkv_bias", "mlp_bias", "bias",
+    "fc_norm", "norm_output", "norm_before_fc", "quantization_config",
+)  # fmt: skip
+"""Keys of config.json whose draft computes something else than ours."""
+
+_SIZES = (
+    "vocab_size", "draft_vocab_size", "hidden_size", "intermediate_size",
+    "num_attention_heads", "num_key_value_heads", "head_dim",
+)  # fmt: skip
+
+_BLOCK_VALUES = 4 * 1024 * 1024
+_FLOATS = ("BF16", "F16", "F32")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """What the shapes of a draft's tensors follow from."""
+
+    vocab: int
+    draft_vocab: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The float tensors of a draft in our layout."""
+        heads, kv_heads = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        layer = {
+            "self_attn.q_proj": (heads, 2 * self.hidden),
+            "self_attn.k_proj": (kv_heads, 2 * self.hidden),
+            "self_attn.v_proj": (kv_heads, 2 * self.hidden),
+            "self_attn.o_proj": (self.hidden, heads),
+            "mlp.gate_proj": (self.intermediate, self.hidden),
+            "mlp.up_proj": (self.intermediate, self.hidden),
+            "mlp.down_proj": (self.hidden, self.intermediate),
+            "hidden_norm": (self.hidden,),
+            "input_layernorm": (self.hidden,),
+            "post_attention_layernorm": (self.hidden,),
+        }
+        return {f"midlayer.{name}.weight": shape for name, shape in layer.items()} | {
+            "fc.weight": (self.hidden, 3 * self.hidden),
+            "norm.weight": (self.hidden,),
+            "lm_head.weight": (self.draft_vocab, self.hidden),
+        }
+
+
+def ours(folder: Path, model: Path | None, scratch: Path) -> Path:
+    """Return `folder` if its draft is in our layout, else `scratch`, where it is then.
+
+    `model` is the folder of the target. InvalidInput where the draft is not for it, or of no layout that is known.
+    """
+    content = model_folder.read_json(folder / transfer.CONFIG)
+    if OUR_KEY in content or (folder / transfer.MANIFEST).exists():
+        return folder
+    if not (folder / transfer.WEIGHTS).exists():
+        return folder  # refused where it is read, by the files that are there
+    if model is None:
+        raise InvalidInput(
+            f"{folder} is a draft of another trainer: name the folder of its target with --target, for which layers of it"
+            " the draft reads, and whether it shares its embedding, is seen there"
+        )
+    try:
+        config = our_config(content, model_folder.read_json(model / model_folder.CONFIG))
+        _rewrite(folder / transfer.WEIGHTS, config, model, scratch / transfer.WEIGHTS)
+    except InvalidInput as error:
+        raise InvalidInput(f"the draft in {folder} cannot be imported: {error}") from None
+    (scratch / transfer.CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return scratch
+
+
+def our_config(content: Mapping[str, Any], target: Mapping[str, Any]) -> dict[str, Any]:
+    """Return our config.json of a published draft, for a target with this config.json.
+
+    InvalidInput for what our draft network does not compute, and where the two do not fit.
+    """
+    try:
+        flat = _flat(content)
+        _check_network(flat)
+        _check_target(flat, target)
+        aux_layers = _aux_layers(content, int(target["num_hidden_layers"]))
+        config = {
+            "architectures": ["LlamaForCausalLMEagle3"],
+            "model_type": "llama",
+            **{key: flat[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads")},
+            "draft_vocab_size": flat.get("draft_vocab_size") or flat["vocab_size"],
+            "target_hidden_size": flat["hidden_size"],
+            "num_hidden_layers": 1,
+            "num_key_value_heads": flat.get("num_key_value_heads") or flat["num_attention_heads"],
+            "head_dim": flat.get("head_dim") or flat["hidden_size"] // flat["num_attention_heads"],
+            "hidden_act": "silu",
+            "rms_norm_eps": float(flat["rms_norm_eps"]),
+            **Rope.of_config(flat, theta=10_000.0).to_dict(),
+            # Positions are computed, not learnt, and published drafts state how long their lessons were.
+            "max_position_embeddings": target["max_position_embeddings"],
+            **({"norm_before_residual": True} if flat.get("norm_before_residual") else {}),
+            "attention_bias": False,
+            "mlp_bias": False,
+            "tie_word_embeddings": False,
+            "bos_token_id": flat.get("bos_token_id", 1),
+            "eos_token_id": flat.get("eos_token_id", 2),
+            "dtype": "bfloat16",
+            OUR_KEY: {"aux_layers": aux_layers},
+        }
+        _check_sizes(config)
+    except KeyError as error:
+        raise InvalidInput(f"a config.json lacks {error}") from None
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise InvalidInput(f"a config.json has a bad value: {error}") from None
+    return config
+
+
+def our_name(name: str) -> str:
+    """Return what a published tensor is called here."""
+    name = name.removeprefix("model.")
+    return f"midlayer.{name.removeprefix('layers.0.')}" if name.startswith("layers.0.") else name
+
+
+def _is_speculators(content: Mapping[str, Any]) -> bool:
+    return "speculators_model_type" in content
+
+
+def _flat(content: Mapping[str, Any]) -> dict[str, Any]:
+    """All that describes the network, side by side, as EAGLE's own layout has it."""
+    if not _is_speculators(content):
+        return dict(content)
+    kind = content["speculators_model_type"]
+    if kind != "eagle3":
+        raise InvalidInput(f"it is a {kind} speculator, and only eagle3 is known")
+    if "norm_before_residual" not in content:
+        raise InvalidInput("its config.json does not say norm_before_residual, and engines differ in what that means")
+    above = ("draft_vocab_size", "target_hidden_size", "norm_before_residual", "norm_before_fc", "quantization_config")
+    return dict(content["transformer_layer_config"]) | {key: content.get(key) for key in above}
+
+
+def _check_network(flat: Mapping[str, Any]) -> None:
+    num_layers = flat.get("num_hidden_layers", 1)
+    if num_layers != 1:
+        raise InvalidInput(f"it has {num_layers} layers, and only 1 is supported")
+    if flat.get("hidden_act", "silu") != "silu":
+        raise InvalidInput(f"its activation is {flat['hidden_act']}, and only silu is supported")
+    for key in _OTHER_NETWORKS:
+        if flat.get(key):
+            raise InvalidInput(f"its config.json has {key}, which is not supported")
+
+
+def _check_target(flat: Mapping[str, Any], target: Mapping[str, Any]) -> None:
+    pairs = [
+        ("vocabulary", flat["vocab_size"], target["vocab_size"]),
+        ("hidden size", flat["hidden_size"], target["hidden_size"]),
+        ("target hidden size", flat.get("target_hidden_size") or flat["hidden_size"], target["hidden_size"]),
+    ]
+    for what, have, want in pairs:
+        if have != want:
+            raise InvalidInput(f"its {what} is {have}, the target's is {want}")
+
+
+def _check_sizes(config: Mapping[str, Any]) -> None:
+    for key in _SIZES:
+        if type(config[key]) is not int or config[key] < 1:
+            raise ValueError(f"{key} is {config[key]!r}")
+
+
+def _aux_layers(content: Mapping[str, Any], num_layers: int) -> list[int]:
+    """Layers of the target whose inputs the draft reads; engines show it three, and no others."""
+    shown = [2, num_layers // 2, num_layers - 3]
+    eagle = content.get("eagle_config") or {}
+    if not eagle.get("use_aux_hidden_state", True):
+        raise InvalidInput("it reads no auxiliary states of its target")
+    if _is_speculators(content):
+        read = content.get("eagle_aux_hidden_state_layer_ids")
+    else:  # SGLang's counting: a layer's output, which is the input of the next
+        read = eagle.get("eagle_aux_hidden_state_layer_ids")
+        read = read and [layer + 1 for layer in read]
+    if read and list(read) != shown:
+        raise InvalidInput(f"it reads the inputs of layers {list(read)}, and engines here show it those of {shown}")
+    return shown
+
+
+def _rewrite(source: Path, config: Mapping[str, Any], model: Path, destination: Path) -> None:
+    sizes = Sizes(
+        vocab=config["vocab_size"],
+        draft_vocab=config["draft_vocab_size"],
+        hidden=config["hidden_size"],
+        intermediate=config["intermediate_size"],
+        heads=config["num_attention_heads"],
+        kv_heads=config["num_key_value_heads"],
+        head_dim=config["head_dim"],
+    )
+    file = _File.open(source)
+    shapes = sizes.shapes()
+    _check_tensors(file.places, shapes)
+    if _EMBEDDING in file.places:
+        _check_embedding(file, model)
+    d2t, t2d = _vocabulary(file, sizes)
+    ends = [("d2t", "I64", d2t.shape), *((name, "BF16", shape) for name, shape in sorted(shapes.items()))]
+    with destination.open("wb") as written:
+        written.write(layout.header([*ends, ("t2d", "BOOL", t2d.shape)]))
+        written.write(d2t.astype("<i8").data)
+        for name in sorted(shapes):
+            for block in file.blocks(name):
+                rounded = bfloat16.bits(block)
+                if not (np.isfinite(block).all() and np.isfinite(bfloat16.values(rounded)).all()):
+                    raise InvalidInput(f"{name} holds values that are not finite in bfloat16")
+                written.write(rounded.data)
+        written.write(t2d.data)
+
+
+def _check_tensors(places: Mapping[str, TensorPlace], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    optional = {"d2t", "t2d", _EMBEDDING, *_OF_TRAINING}
+    missing, unknown = sorted(set(shapes) - set(places)), sorted(set(places) - set(shapes) - optional)
+    if missing or unknown:
+        raise InvalidInput(f"it lacks the tensors {missing[:5]}, and has {unknown[:5]}, which are not known")
+    for name, shape in shapes.items():
+        place = places[name]
+        if place.shape != shape:
+            raise InvalidInput(f"{place.name} has shape {list(place.shape)}, its config.json says {list(shape)}")
+        if place.dtype not in _FLOATS:
+            raise InvalidInput(f"{place.name} is {place.dtype}; supported are {', '.join(_FLOATS)}")
+
+
+def _check_embedding(file: "_File", model: Path) -> None:
+    """A draft's copy of the target's embedding is left behind, for engines share the target's; another one cannot be."""
+    files = (_File.open(path, str) for path in model_folder.weight_files(model))
+    theirs = next((one for one in files if _TARGET_EMBEDDING in one.places), None)
+    if theirs is None:
+        raise InvalidInput(f"the target in {model} has no {_TARGET_EMBEDDING} to compare the draft's with")
+    shapes = [list(one.places[name].shape) for one, name in ((file, _EMBEDDING), (theirs, _TARGET_EMBEDDING))]
+    if shapes[0] != shapes[1]:
+        raise InvalidInput(f"its embedding has shape {shapes[0]}, the target's {shapes[1]}")
+    for own, shared in zip(file.blocks(_EMBEDDING), theirs.blocks(_TARGET_EMBEDDING), strict=True):
+        # As far apart as copies in float16 and bfloat16 may be.
+        if not np.allclose(own, shared, rtol=2**-7, atol=1e-5):
+            raise InvalidInput("its embedding is not the target's, which it would share here")
+
+
+def _vocabulary(file: "_File", sizes: Sizes) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """d2t and t2d; without them a draft proposes every token."""
+    d2t = np.zeros(sizes.draft_vocab, dtype=np.int64)
+    if "d2t" in file.places:
+        d2t = file.integers("d2t")
+    elif sizes.draft_vocab != sizes.vocab:
+        raise InvalidInput(f"it lacks d2t, which says what its {sizes.draft_vocab} tokens of {sizes.vocab} are")
+    tokens = d2t + np.arange(len(d2t))
+    is_sound = len(tokens) == sizes.draft_vocab and tokens[0] >= 0 and tokens[-1] < sizes.vocab
+    if not is_sound or not (np.diff(tokens) > 0).all():
+        raise InvalidInput("d2t does not map its tokens to distinct tokens of the target, in their order")
+    t2d = np.zeros(sizes.vocab, dtype=np.bool_)
+    t2d[tokens] = True
+    if "t2d" in file.places and not np.array_equal(file.integers("t2d").astype(np.bool_), t2d):
+        raise InvalidInput("t2d and d2t disagree about the tokens that it proposes")
+    return d2t, t2d
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _File:
+    """A safetensors file, mapped; its tensors by the names that they get here."""
+
+    path: Path
+    data: NDArray[np.uint8]
+    places: Mapping[str, TensorPlace]
+
+    @classmethod
+    def open(cls, path: Path, renamed: Callable[[str], str] = our_name) -> "_File":
+        with path.open("rb") as file:
+            places = layout.read(file)
+        return cls(
+            path=path,
+            data=np.memmap(path, dtype=np.uint8, mode="r"),
+            places={renamed(place.name): place for place in places},
+        )
+
+    def blocks(self, name: str) -> Iterator[NDArray[np.float32]]:
+        """A float tensor's values in order; blocks of all tensors have the same number of values."""
+        place = self.places[name]
+        item = layout.ITEM_BYTES[place.dtype]
+        for begin in range(place.begin, place.end, _BLOCK_VALUES * item):
+            raw = self.data[begin : min(begin + _BLOCK_VALUES * item, place.end)]
+            if place.dtype == "BF16":
+                yield bfloat16.values(raw.view("<u2"))
+            elif place.dtype in _FLOATS:
+                yield raw.view("<f2" if place.dtype == "F16" else "<f4").astype(np.float32)
+            else:
+                raise InvalidInput(f"{place.name} in {self.path} is {place.dtype}; supported are {', '.join(_FLOATS)}")
+
+    def integers(self, name: str) -> NDArray[np.int64]:
+        """A whole tensor of integers or truth values, flat."""
+        place = self.places[name]
+        numpy_dtype = {"I64": "<i8", "I32": "<i4", "BOOL": "u1"}.get(place.dtype)
+        if numpy_dtype is None:
+            raise InvalidInput(f"{place.name} is {place.dtype}, integers are expected")
+        return self.data[place.begin : place.end].view(numpy_dtype).astype(np.int64)

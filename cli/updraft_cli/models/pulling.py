@@ -1,0 +1,214 @@
+"""A model or a draft comes from its address into a folder, whole or not at all.
+
+The folder keeps a record of what it is for. It is written before the first file and marked whole after the last one, so
+that a folder which is whole is left as it is, one that was cut off goes on at its first missing file, and one that is
+for something else is refused. Several may pull into one folder: who comes second waits, and where a volume knows no
+locks both download, for each file appears by a rename.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from shutil import disk_usage, rmtree
+
+from updraft_chassis.errors import Conflict, Exhausted, InvalidInput, NotFound
+from updraft_cli.models.source import HUB, PART, Address, File, Listing, Source
+
+_OWN = ".updraft"
+_RECORD = "pull.json"
+_LEFT_ALONE = (_OWN, ".cache", "lost+found")
+
+Told = Callable[[str, int, int], None]
+"""Called with what is done now, and how many bytes of how many are here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What a folder is for."""
+
+    uri: str
+    asked: str
+    """The revision that was asked for; empty: the newest, at the time."""
+    revision: str = ""
+    """What that was then."""
+    files: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Size and tag by name."""
+    is_whole: bool = False
+
+    def is_for(self, address: Address) -> bool:
+        """Whether it is a record of this address."""
+        return (self.uri, self.asked) == (address.uri, address.revision)
+
+    def has(self, file: File, folder: Path) -> bool:
+        """Whether the folder has this very file."""
+        path = folder / file.name
+        is_same = self.files.get(file.name) == (file.size_bytes, file.tag)
+        return is_same and path.is_file() and path.stat().st_size == file.size_bytes
+
+    def is_kept(self, folder: Path) -> bool:
+        """Whether the folder is whole, and nobody took a file of it away."""
+        files = (File(name=name, size_bytes=size, tag=tag) for name, (size, tag) in self.files.items())
+        return self.is_whole and all(self.has(file, folder) for file in files)
+
+
+def open_source(address: Address) -> Source:
+    """The source of an address; NotFound where the package that reads it is not installed."""
+    # Each takes long to import.
+    try:
+        if address.scheme == HUB:
+            from updraft_cli.models.hub import HubSource  # noqa: PLC0415
+
+            return HubSource(address.place)
+        from updraft_cli.models.bucket import BucketSource  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise NotFound(f"{address.uri} takes the package {error.name}: pip install 'updraft[cli]'") from error
+    return BucketSource(address.uri)
+
+
+def pull(
+    address: Address,
+    folder: Path,
+    told: Told = lambda _what, _done, _total: None,
+    opened: Callable[[Address], Source] = open_source,
+) -> Record:
+    """Bring what an address names into a folder, and return what is there.
+
+    Conflict for a folder that holds something else, Exhausted when the disk is full, and whatever is wrong with the source.
+    """
+    with _writing(folder):
+        record = _read(folder, address)
+        if record.is_kept(folder):
+            return record
+        (folder / _OWN).mkdir(parents=True, exist_ok=True)
+        with _locked(folder, told) as is_alone:
+            record = _read(folder, address)
+            if not record.is_kept(folder):
+                record = _bring(opened(address), record, folder, told)
+            if is_alone:
+                _clean(folder)
+    return record
+
+
+def _bring(source: Source, before: Record, folder: Path, told: Told) -> Record:
+    told("listing", 0, 0)
+    listing = source.listing(before.revision or before.asked)
+    missing = [file for file in listing.files if not before.has(file, folder)]
+    _check_room(folder, missing)
+    record = Record(
+        uri=before.uri,
+        asked=before.asked,
+        revision=listing.revision,
+        files={file.name: (file.size_bytes, file.tag) for file in listing.files},
+    )
+    for name, was in before.files.items():
+        if record.files.get(name) != was:
+            (folder / name).unlink(missing_ok=True)  # of another state of the source
+    _write(folder, record)
+    _fetch(source, listing, missing, folder, told)
+    whole = Record(**{**asdict(record), "is_whole": True})
+    _write(folder, whole)
+    return whole
+
+
+def _fetch(source: Source, listing: Listing, missing: list[File], folder: Path, told: Told) -> None:
+    arrived = listing.size_bytes - sum(file.size_bytes for file in missing)
+
+    def done(file: File) -> None:
+        nonlocal arrived
+        arrived += file.size_bytes
+        _sync(folder / file.name)
+        told(file.name, arrived, listing.size_bytes)
+
+    told("downloading", arrived, listing.size_bytes)
+    source.fetch(listing, missing, folder, done)
+
+
+def _clean(folder: Path) -> None:
+    """Remove what those left who were cut off, and what the hub's library notes of each file."""
+    for left in (*folder.glob(f".*{PART}"), *(folder / _OWN).glob(f"*{PART}")):
+        left.unlink(missing_ok=True)
+    rmtree(folder / ".cache" / "huggingface", ignore_errors=True)
+    with suppress(OSError):
+        (folder / ".cache").rmdir()
+
+
+def _check_room(folder: Path, missing: list[File]) -> None:
+    needed, free = sum(file.size_bytes for file in missing), disk_usage(folder).free
+    if needed > free:
+        raise Exhausted(
+            f"{folder} has {free:,} bytes left, {needed:,} are needed: free some space or name another folder"
+        )
+
+
+def _read(folder: Path, address: Address) -> Record:
+    """The folder's record; a new one for an empty folder. Conflict if it holds anything else."""
+    try:
+        said = json.loads((folder / _OWN / _RECORD).read_text())
+        files = {str(name): (int(size), str(tag)) for name, (size, tag) in said.pop("files").items()}
+        record = Record(**said, files=files)
+    except FileNotFoundError:
+        if folder.is_dir() and (
+            found := sorted(entry.name for entry in folder.iterdir() if entry.name not in _LEFT_ALONE)
+        ):
+            raise Conflict(
+                f"{folder} holds files that no pull brought, such as {found[0]}: name another folder, or empty it"
+            ) from None
+        return Record(uri=address.uri, asked=address.revision)
+    except (ValueError, TypeError, KeyError) as error:
+        raise InvalidInput(f"{folder / _OWN / _RECORD} is damaged: remove {folder}, and pull again") from error
+    if not record.is_for(address):
+        other = f"{record.uri}{f' at {record.asked}' if record.asked else ''}"
+        raise Conflict(f"{folder} is for {other}: name another folder, or remove it")
+    return record
+
+
+def _write(folder: Path, record: Record) -> None:
+    part = folder / _OWN / f"{uuid.uuid4().hex}{PART}"
+    part.write_text(json.dumps(asdict(record), indent=1))
+    _sync(part)
+    part.replace(folder / _OWN / _RECORD)
+    _sync(folder / _OWN)
+
+
+def _sync(path: Path) -> None:
+    """Put it on the disk: a power cut must not leave a whole folder of empty files."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _locked(folder: Path, told: Told) -> Iterator[bool]:
+    """Hold the folder's lock, which the kernel releases even when the process is killed; False where there are no locks."""
+    with (folder / _OWN / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            told("waiting for another process that pulls it", 0, 0)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            yield False
+            return
+        yield True
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise Exhausted(
+                f"the disk of {folder} is full: free some space and pull again, it goes on where it stopped"
+            ) from error
+        raise InvalidInput(f"cannot write to {folder}: {error.strerror or error}") from error

