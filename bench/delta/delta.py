@@ -22,7 +22,7 @@ from google.protobuf import json_format
 from rich.console import Console
 
 from updraft.registry.v1 import registry_pb2
-from updraft_chassis import delta, layout
+from updraft_artifacts import delta, safetensors_header
 from updraft_cli import output, results
 from updraft_cli.demo.plan import SETTINGS
 from updraft_cli.local.folders import cache_folder
@@ -125,9 +125,9 @@ def measure(registry: Path, base: registry_pb2.Version, result: registry_pb2.Ver
 
 def entropy(before: Any, after: Any) -> tuple[int, float, float]:
     """Bytes of bf16 tensors that changed, and the bits of their differences: order 0, and given the base's exponent."""
-    known = {place.name: place for place in layout.read(before)}
+    known = {place.name: place for place in safetensors_header.read(before)}
     changed, order0, given_exponent = 0, 0.0, 0.0
-    for place in layout.read(after):
+    for place in safetensors_header.read(after):
         if place.dtype == "BF16" and place.name in known:
             old, new = words(before, known[place.name]), words(after, place)
             if len(old) != len(new) or np.array_equal(old, new):
@@ -140,7 +140,7 @@ def entropy(before: Any, after: Any) -> tuple[int, float, float]:
     return changed, order0, given_exponent
 
 
-def words(file: Any, place: layout.TensorPlace) -> npt.NDArray[np.uint16]:
+def words(file: Any, place: safetensors_header.TensorPlace) -> npt.NDArray[np.uint16]:
     """The words of a tensor."""
     file.seek(place.begin)
     return np.frombuffer(file.read(place.end - place.begin), np.uint16)

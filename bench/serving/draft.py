@@ -16,7 +16,7 @@ from bench.serving.plan import SEED, Recipe
 from bench.teacher.traffic import MAX_PROMPT_TOKENS, served, with_hidden
 
 from updraft.trace.v1 import trace_pb2
-from updraft_chassis.digests import tensors_digest
+from updraft_artifacts.digests import tensors_digest
 from updraft_cli.prompts import DOMAINS
 from updraft_draft import checkpoint, vocabulary
 from updraft_draft.target_weights import read_head

@@ -21,7 +21,7 @@ from tests.contract.engine_contract import whole
 from tests.sglang.devices import GPU, PYTHON_VARIABLE
 from tests.sglang.server import CPU, Device, Server
 
-from updraft_chassis.digests import tensors_digest
+from updraft_artifacts.digests import tensors_digest
 from updraft_cli import results
 from updraft_cli.local.folders import cache_folder
 from updraft_cli.models.smollm2 import model_folder

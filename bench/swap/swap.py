@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from updraft_chassis.digests import tensors_digest
+from updraft_artifacts.digests import tensors_digest
 from updraft_cli import results
 from updraft_cli.local.folders import cache_folder
 from updraft_cli.models.smollm2 import model_folder

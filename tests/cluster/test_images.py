@@ -9,7 +9,7 @@ from tests.cluster.dockerfiles import Builder
 from tests.cluster.programs import CHECKOUT
 from tests.cluster.updraft_images import EXTRAS, Container, Images
 
-from updraft_chassis.digests import file_digest
+from updraft_artifacts.digests import file_digest
 
 pytestmark = [pytest.mark.timeout(1200), pytest.mark.lasts(120)]
 

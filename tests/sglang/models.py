@@ -26,9 +26,9 @@ from tests.support.tiny_tokenizer import END, START, TEMPLATE, byte_level
 from torch import Tensor
 
 from updraft.registry.v1 import registry_pb2
-from updraft_chassis import transfer
-from updraft_chassis.digests import file_digest, tensors_digest
-from updraft_chassis.model_folder import target_fingerprint, tokenizer_fingerprint
+from updraft_artifacts import transfer
+from updraft_artifacts.digests import file_digest, tensors_digest
+from updraft_artifacts.model_folder import target_fingerprint, tokenizer_fingerprint
 from updraft_cli.local.folders import cache_folder
 from updraft_cli.models.smollm2 import model_folder
 from updraft_draft import checkpoint, vocabulary

@@ -22,7 +22,8 @@ from tests.support.wait import wait_until
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft.registry.v1.registry_pb2_grpc import RegistryStub
-from updraft_chassis import rpc, transfer
+from updraft_artifacts import transfer
+from updraft_chassis import rpc
 from updraft_cli.local.stack import Stack
 from updraft_draft import checkpoint
 

@@ -29,7 +29,8 @@ from torch import Tensor
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft.registry.v1.registry_pb2_grpc import RegistryStub
 from updraft.trace.v1 import trace_pb2
-from updraft_chassis import rpc, streams, transfer
+from updraft_artifacts import transfer
+from updraft_chassis import rpc, streams
 from updraft_chassis.errors import Corrupt, InvalidInput, Unavailable, UpdraftError
 from updraft_chassis.lifecycle import Stop
 from updraft_draft import checkpoint

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from updraft.registry.v1 import registry_pb2
-from updraft_chassis.digests import vocabulary_fingerprint
+from updraft_artifacts.digests import vocabulary_fingerprint
 
 TARGET = "sha256:" + "a" * 64
 OTHER_TARGET = "sha256:" + "b" * 64

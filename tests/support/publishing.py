@@ -7,10 +7,11 @@ from tests.support.wait import LONG_S
 
 from updraft.registry.v1 import registry_pb2
 from updraft.registry.v1.registry_pb2_grpc import RegistryStub
-from updraft_chassis import rpc, transfer
+from updraft_artifacts import transfer
+from updraft_artifacts.digests import file_digest
+from updraft_artifacts.model_folder import target_fingerprint, tokenizer_fingerprint
+from updraft_chassis import rpc
 from updraft_chassis.credentials import Credentials
-from updraft_chassis.digests import file_digest
-from updraft_chassis.model_folder import target_fingerprint, tokenizer_fingerprint
 from updraft_draft import checkpoint
 
 

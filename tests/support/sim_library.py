@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from updraft.registry.v1 import registry_pb2 as pb
-from updraft_chassis import delta
+from updraft_artifacts import delta
 from updraft_chassis.errors import Corrupt
 
 _MAX_KNOWN = 8

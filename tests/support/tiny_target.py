@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from updraft_chassis.digests import tensors_digest
+from updraft_artifacts.digests import tensors_digest
 from updraft_draft import checkpoint
 from updraft_draft.network import DraftNetwork, initial_network
 from updraft_draft.target_weights import read_head

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from updraft.trace.v1 import trace_pb2
-from updraft_chassis.model_folder import target_fingerprint, tokenizer_fingerprint
+from updraft_artifacts.model_folder import target_fingerprint, tokenizer_fingerprint
 from updraft_draft.target_weights import read_head
 from updraft_draft.tensors import encode
 from updraft_trainer.sample import SCHEMA, Expectation

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-from updraft_chassis import transfer
+from updraft_artifacts import transfer
 from updraft_chassis.errors import Unavailable
 from updraft_chassis.retry import Backoff
 from updraft_cli.backends import registry

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from updraft_chassis import layout
+from updraft_artifacts import safetensors_header
 from updraft_chassis.errors import InvalidInput
 from updraft_cli.models import bfloat16
 from updraft_cli.models.architectures import ROPE_TABLE, architecture, model_config, value
@@ -113,7 +113,7 @@ def _write_weights(path: Path, reader: gguf.GGUFReader, config: dict[str, Any], 
     shapes = [tuple(int(size) for size in reversed(tensor.shape)) for tensor in tensors]
     names = [family.hugging_face_name(tensor.name) for tensor in tensors]
     with path.open("wb") as file:
-        file.write(layout.header((name, "BF16", shape) for name, shape in zip(names, shapes, strict=True)))
+        file.write(safetensors_header.header((name, "BF16", shape) for name, shape in zip(names, shapes, strict=True)))
         for done, values in enumerate(weights(reader, config), start=1):
             file.write(bfloat16.bits(values).data)
             progress(done, len(tensors))

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, BinaryIO
 from google.protobuf import json_format
 
 from updraft.registry.v1 import registry_pb2 as pb
-from updraft_chassis import layout, model_folder, transfer
-from updraft_chassis.digests import tensors_digest, vocabulary_fingerprint
+from updraft_artifacts import model_folder, safetensors_header, transfer
+from updraft_artifacts.digests import tensors_digest, vocabulary_fingerprint
+from updraft_artifacts.safetensors_header import TensorPlace
 from updraft_chassis.errors import Corrupt, InvalidInput
-from updraft_chassis.layout import TensorPlace
 from updraft_cli.backends import registry
 from updraft_cli.backends.drafts import Draft, draft
 from updraft_cli.models import published
@@ -92,7 +92,7 @@ def read(folder: Path, speculator: str, claims: Iterable[Claim] = ()) -> pb.Mani
     Parent and evaluation of that one are left behind: their version numbers are those of another registry.
     """
     with _opened(folder) as file:
-        tensors = layout.read(file)
+        tensors = safetensors_header.read(file)
         own = Claim(where=f"{_VOCABULARY} in {folder}", vocabulary=_vocabulary(folder, file, tensors))
         digest, specs = _digests(file, tensors)
         size_bytes = file.tell()

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from updraft_chassis import layout, model_folder, transfer
+from updraft_artifacts import model_folder, safetensors_header, transfer
+from updraft_artifacts.rope import Rope
+from updraft_artifacts.safetensors_header import TensorPlace
 from updraft_chassis.errors import InvalidInput
-from updraft_chassis.layout import TensorPlace
-from updraft_chassis.rope import Rope
 from updraft_cli.models import bfloat16
 
 OUR_KEY = "updraft"
@@ -229,7 +229,7 @@ def _rewrite(source: Path, config: Mapping[str, Any], model: Path, destination: 
     d2t, t2d = _vocabulary(file, sizes)
     ends = [("d2t", "I64", d2t.shape), *((name, "BF16", shape) for name, shape in sorted(shapes.items()))]
     with destination.open("wb") as written:
-        written.write(layout.header([*ends, ("t2d", "BOOL", t2d.shape)]))
+        written.write(safetensors_header.header([*ends, ("t2d", "BOOL", t2d.shape)]))
         written.write(d2t.astype("<i8").data)
         for name in sorted(shapes):
             for block in file.blocks(name):
@@ -297,7 +297,7 @@ class _File:
     @classmethod
     def open(cls, path: Path, renamed: Callable[[str], str] = our_name) -> "_File":
         with path.open("rb") as file:
-            places = layout.read(file)
+            places = safetensors_header.read(file)
         return cls(
             path=path,
             data=np.memmap(path, dtype=np.uint8, mode="r"),
@@ -307,7 +307,7 @@ class _File:
     def blocks(self, name: str) -> Iterator[NDArray[np.float32]]:
         """A float tensor's values in order; blocks of all tensors have the same number of values."""
         place = self.places[name]
-        item = layout.ITEM_BYTES[place.dtype]
+        item = safetensors_header.ITEM_BYTES[place.dtype]
         for begin in range(place.begin, place.end, _BLOCK_VALUES * item):
             raw = self.data[begin : min(begin + _BLOCK_VALUES * item, place.end)]
             if place.dtype == "BF16":

@@ -2,7 +2,7 @@
 
 `model.safetensors` holds every trainable tensor in bfloat16 and the vocabulary (d2t as offsets, t2d), never the embedding:
 engines share the target's, and loading another would overwrite it. `tensor_specs` are computed from tensors rather than
-from the file, so an engine can prove what it holds (`updraft_chassis.digests.tensors_digest`).
+from the file, so an engine can prove what it holds (`updraft_artifacts.digests.tensors_digest`).
 """
 
 import hashlib
@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from updraft.registry.v1 import registry_pb2
-from updraft_chassis import digests
+from updraft_artifacts import digests
+from updraft_artifacts.model_folder import read_json
 from updraft_chassis.errors import Corrupt, Exhausted, InvalidInput
-from updraft_chassis.model_folder import read_json
 from updraft_draft.config import DraftConfig
 from updraft_draft.network import DraftNetwork
 

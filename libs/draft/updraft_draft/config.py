@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from updraft_artifacts.model_folder import read_json
+from updraft_artifacts.rope import Rope
 from updraft_chassis.errors import InvalidInput
-from updraft_chassis.model_folder import read_json
-from updraft_chassis.rope import Rope
 
 
 def default_aux_layers(num_layers: int) -> tuple[int, int, int]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from updraft_chassis.rope import Rope
+from updraft_artifacts.rope import Rope
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -8,8 +8,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from updraft_artifacts.model_folder import weight_files
 from updraft_chassis.errors import Corrupt, InvalidInput
-from updraft_chassis.model_folder import weight_files
 from updraft_draft.config import Family, TargetConfig
 
 EMBEDDING = "model.embed_tokens.weight"

@@ -20,9 +20,10 @@ from updraft.fleet.v1 import fleet_pb2
 from updraft.fleet.v1.fleet_pb2_grpc import FleetStub
 from updraft.registry.v1.registry_pb2_grpc import RegistryStub
 from updraft.trace.v1 import trace_pb2
-from updraft_chassis import rpc, streams, transfer
+from updraft_artifacts import transfer
+from updraft_artifacts.digests import tensors_digest
+from updraft_chassis import rpc, streams
 from updraft_chassis.clock import Clock, SystemClock
-from updraft_chassis.digests import tensors_digest
 from updraft_chassis.errors import InvalidInput, Unavailable
 from updraft_chassis.lifecycle import Stop
 from updraft_chassis.settings import variable

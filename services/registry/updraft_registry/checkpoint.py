@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from updraft.registry.v1 import registry_pb2
-from updraft_chassis import layout
-from updraft_chassis.digests import tensors_digest
+from updraft_artifacts import safetensors_header
+from updraft_artifacts.digests import tensors_digest
+from updraft_artifacts.safetensors_header import TensorPlace
 from updraft_chassis.errors import InvalidInput
-from updraft_chassis.layout import TensorPlace
 
 _BLOCK_BYTES = 8 * 1024 * 1024
 
@@ -37,7 +37,7 @@ def verify(path: Path, manifest: registry_pb2.Manifest) -> None:
     """Raise InvalidInput unless the file holds exactly the manifest's tensors, all of them finite."""
     declared = {spec.name: spec for spec in manifest.tensors}
     with path.open("rb") as file:
-        tensors = layout.read(file)
+        tensors = safetensors_header.read(file)
         if set(declared) != {tensor.name for tensor in tensors} or len(declared) != len(manifest.tensors):
             raise InvalidInput(_different_names(declared, tensors))
         for tensor in tensors:

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
-from updraft_chassis import delta
+from updraft_artifacts import delta
 from updraft_chassis.errors import Corrupt, Unavailable, UpdraftError
 from updraft_registry.metrics import Metrics
 from updraft_registry.stores.cache import Cache

@@ -17,7 +17,7 @@ from pathlib import Path
 from google.protobuf.message import DecodeError
 
 from updraft.registry.v1 import registry_pb2
-from updraft_chassis.digests import tensors_digest
+from updraft_artifacts.digests import tensors_digest
 from updraft_chassis.errors import Conflict, Corrupt, InvalidInput, NotFound
 from updraft_registry.archive import Archive
 from updraft_registry.catalogue import Catalogue

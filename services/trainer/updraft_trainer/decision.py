@@ -1,6 +1,6 @@
 """Is a candidate worth publishing? A pure function of the estimate: a verdict, and the sentence that a person reads.
 
-The registry's gate asks the same question of the same evidence (`updraft_chassis.evidence`); asking it here first keeps
+The registry's gate asks the same question of the same evidence (`updraft_rollouts.evidence`); asking it here first keeps
 drafts that would be rejected off the wire.
 """
 

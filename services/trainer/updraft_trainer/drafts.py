@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from updraft.registry.v1 import registry_pb2
-from updraft_chassis import rpc, transfer
+from updraft_artifacts import transfer
+from updraft_chassis import rpc
 from updraft_chassis.errors import Conflict, UpdraftError
 from updraft_chassis.lifecycle import Stop
 from updraft_chassis.retry import Backoff

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from updraft_chassis.evidence import Gain, Paired, gain
 from updraft_draft.network import DraftNetwork
+from updraft_rollouts.evidence import Gain, Paired, gain
 from updraft_trainer.sample import Sample
 
 

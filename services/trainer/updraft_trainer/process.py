@@ -10,9 +10,9 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from updraft.registry.v1 import registry_pb2_grpc
+from updraft_artifacts.model_folder import target_fingerprint, tokenizer_fingerprint
 from updraft_chassis import lifecycle, logs, metrics, rpc, settings, streams
 from updraft_chassis.clock import SystemClock
-from updraft_chassis.model_folder import target_fingerprint, tokenizer_fingerprint
 from updraft_draft.target_weights import TargetHead, read_head
 from updraft_trainer import folder
 from updraft_trainer.drafts import Drafts

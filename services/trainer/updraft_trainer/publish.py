@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from updraft.registry.v1 import registry_pb2
-from updraft_chassis import transfer
+from updraft_artifacts import transfer
+from updraft_artifacts.digests import file_digest, tensors_digest
 from updraft_chassis.clock import Clock
-from updraft_chassis.digests import file_digest, tensors_digest
 from updraft_draft import checkpoint
 from updraft_draft.network import DraftNetwork
 from updraft_trainer.estimate import Estimate

@@ -13,7 +13,8 @@ from tests.support.rpc import listening, service
 from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft.registry.v1.registry_pb2_grpc import RegistryStub
-from updraft_chassis import rpc, transfer
+from updraft_artifacts import transfer
+from updraft_chassis import rpc
 from updraft_chassis.access import ROLES, Access, Role
 from updraft_chassis.credentials import Credentials
 from updraft_chassis.errors import Forbidden, InvalidInput, Unauthenticated, UpdraftError

@@ -16,7 +16,7 @@ from tests.support.rpc import service, serving
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft.registry.v1.registry_pb2_grpc import RegistryStub
-from updraft_chassis import delta, fetch, transfer
+from updraft_artifacts import delta, fetch, transfer
 from updraft_chassis.errors import InvalidInput, NotFound, Unavailable
 
 if TYPE_CHECKING:

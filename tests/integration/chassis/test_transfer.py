@@ -14,7 +14,8 @@ from tests.support.rpc import service, serving
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft.registry.v1.registry_pb2_grpc import RegistryStub
-from updraft_chassis import arrival, rpc, transfer
+from updraft_artifacts import partial_download, transfer
+from updraft_chassis import rpc
 from updraft_chassis.errors import Conflict, Corrupt, Exhausted, InvalidInput, NotFound, Unavailable, UpdraftError
 
 if TYPE_CHECKING:
@@ -253,7 +254,7 @@ async def test_a_registry_that_sends_something_else_is_corrupt(
 
 async def test_two_downloads_of_one_version_do_not_mix(stub: RegistryAsyncStub, tmp_path: Path) -> None:
     part = tmp_path / f"7-{digest(WEIGHTS)[7:19]}.part" / "model.safetensors"
-    with arrival._exclusive(part), pytest.raises(Unavailable, match="another process"):
+    with partial_download._exclusive(part), pytest.raises(Unavailable, match="another process"):
         await transfer.download(stub, "chat", 7, tmp_path)
     assert transfer.is_complete(await transfer.download(stub, "chat", 7, tmp_path), digest(WEIGHTS))
 

@@ -14,8 +14,9 @@ from tests.support.processes import Process
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft.registry.v1.registry_pb2_grpc import RegistryStub
-from updraft_chassis import rpc, transfer
-from updraft_chassis.digests import file_digest
+from updraft_artifacts import transfer
+from updraft_artifacts.digests import file_digest
+from updraft_chassis import rpc
 
 
 @pytest.fixture(scope="module")

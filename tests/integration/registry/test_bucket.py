@@ -19,7 +19,7 @@ from tests.support.versions import NOW_MS
 from tests.support.wait import until
 
 from updraft.registry.v1 import registry_pb2 as pb
-from updraft_chassis import transfer
+from updraft_artifacts import transfer
 from updraft_chassis.errors import InvalidInput, Unavailable
 from updraft_registry.archive import open_archive
 from updraft_registry.control import FOLLOW_S, Control

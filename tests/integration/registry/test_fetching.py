@@ -15,7 +15,8 @@ from tests.support.registry import CALL_S, Registry, client, fetch, publish, run
 from tests.support.wait import until
 
 from updraft.registry.v1 import registry_pb2 as pb
-from updraft_chassis import rpc, transfer
+from updraft_artifacts import transfer
+from updraft_chassis import rpc
 from updraft_chassis.clock import SystemClock
 from updraft_chassis.errors import InvalidInput
 from updraft_registry.control import Control

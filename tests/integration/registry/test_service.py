@@ -11,7 +11,8 @@ from tests.support.checkpoints import draft, evaluation
 from tests.support.registry import CALL_S, Registry, fetch, publish, send, state
 
 from updraft.registry.v1 import registry_pb2 as pb
-from updraft_chassis import rpc, transfer
+from updraft_artifacts import transfer
+from updraft_chassis import rpc
 from updraft_chassis.errors import Conflict, InvalidInput, NotFound
 
 TRAINER = pb.SOURCE_TRAINER

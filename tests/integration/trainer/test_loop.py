@@ -23,10 +23,11 @@ from tests.support.wait import LONG_S, until, wait_until
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft.registry.v1 import registry_pb2_grpc
-from updraft_chassis import rpc, transfer
+from updraft_artifacts import transfer
+from updraft_artifacts.digests import file_digest, tensors_digest
+from updraft_chassis import rpc
 from updraft_chassis.access import Access
 from updraft_chassis.credentials import Credentials
-from updraft_chassis.digests import file_digest, tensors_digest
 from updraft_chassis.errors import Conflict, Unavailable
 from updraft_chassis.lifecycle import Stop
 from updraft_draft import checkpoint

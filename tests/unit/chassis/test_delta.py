@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.checkpoints import checkpoint, draft
 
-from updraft_chassis import delta
-from updraft_chassis.delta import Header
+from updraft_artifacts import delta
+from updraft_artifacts.delta import Header
 from updraft_chassis.errors import Corrupt
 
 

@@ -2,7 +2,7 @@ import hashlib
 from pathlib import Path
 
 from updraft.registry.v1 import registry_pb2 as pb
-from updraft_chassis.digests import file_digest, tensors_digest, vocabulary_fingerprint
+from updraft_artifacts.digests import file_digest, tensors_digest, vocabulary_fingerprint
 
 
 def spec(name: str, dtype: str, shape: tuple[int, ...], content: bytes) -> pb.TensorSpec:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from updraft_chassis.evidence import Paired, gain, student_t
+from updraft_rollouts.evidence import Paired, gain, student_t
 
 
 def test_the_gain_is_the_ratio_of_summed_steps_so_that_long_requests_weigh_more() -> None:

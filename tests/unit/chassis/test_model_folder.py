@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 from tests.support.checkpoints import draft
 
+from updraft_artifacts.model_folder import target_fingerprint, tokenizer_fingerprint
 from updraft_chassis.errors import InvalidInput
-from updraft_chassis.model_folder import target_fingerprint, tokenizer_fingerprint
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from updraft_artifacts.rope import Rope
 from updraft_chassis.errors import InvalidInput
-from updraft_chassis.rope import Rope
 
 YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32768}
 USUAL = 0.1 * math.log(4.0) + 1.0

@@ -23,7 +23,7 @@ from tests.support.published_drafts import (
 )
 from torch import Tensor
 
-from updraft_chassis.digests import tensors_digest
+from updraft_artifacts.digests import tensors_digest
 from updraft_chassis.errors import InvalidInput
 from updraft_cli.models import published
 from updraft_draft import checkpoint

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tests.support.tiny_target import make_draft, make_tiny_target, save_draft
 from torch import Tensor
 
-from updraft_chassis.digests import tensors_digest
+from updraft_artifacts.digests import tensors_digest
 from updraft_chassis.errors import Corrupt, InvalidInput
 from updraft_draft import checkpoint
 from updraft_draft.network import DraftNetwork

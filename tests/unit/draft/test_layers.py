@@ -10,7 +10,7 @@ from transformers import LlamaConfig, Qwen3Config
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
-from updraft_chassis.rope import Rope
+from updraft_artifacts.rope import Rope
 from updraft_draft.config import DraftConfig
 from updraft_draft.layers import rotary_table
 

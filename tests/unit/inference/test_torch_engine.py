@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tests.support.tiny_target import make_draft, make_tiny_target, save_draft
 from transformers import LlamaForCausalLM
 
-from updraft_chassis.digests import tensors_digest
+from updraft_artifacts.digests import tensors_digest
 from updraft_chassis.errors import Corrupt, Exhausted, InvalidInput
 from updraft_draft import checkpoint
 from updraft_inference.engine.port import (

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from tests.contract.store_contract import put
 from tests.support.checkpoints import draft
 
-from updraft_chassis import delta
+from updraft_artifacts import delta
 from updraft_registry.deltas import Deltas
 from updraft_registry.metrics import Metrics
 from updraft_registry.stores.folder import FolderStore

@@ -1,6 +1,6 @@
 import pytest
 
-from updraft_chassis.evidence import Paired
+from updraft_rollouts.evidence import Paired
 from updraft_trainer.decision import Bar, decide
 from updraft_trainer.estimate import Estimate
 

@@ -10,9 +10,9 @@ from tests.support import families
 from tests.support.tiny_target import DRAFT_VOCAB
 from tests.support.traces import TraceMaker
 
+from updraft_artifacts.rope import Rope
 from updraft_chassis.errors import Conflict
 from updraft_chassis.lifecycle import Stop
-from updraft_chassis.rope import Rope
 from updraft_draft import checkpoint
 from updraft_draft.config import DraftConfig
 from updraft_draft.network import initial_network

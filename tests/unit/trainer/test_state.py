@@ -6,8 +6,8 @@ import pytest
 import torch
 from tests.support.disk import file_size_limit
 
+from updraft_artifacts.rope import Rope
 from updraft_chassis.errors import Conflict, Corrupt, Exhausted
-from updraft_chassis.rope import Rope
 from updraft_draft.config import DraftConfig
 from updraft_trainer.state import MAX_SENT, Identity, Progress, State, States
 

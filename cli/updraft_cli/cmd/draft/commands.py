@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from updraft_chassis.digests import file_digest
+from updraft_artifacts.digests import file_digest
 from updraft_chassis.errors import Corrupt, InvalidInput
 from updraft_cli import output
 from updraft_cli.backends import drafts, registry
@@ -181,7 +181,7 @@ async def _history(target: Target, version: int | str | None, limit: int) -> dra
 
 async def _pull(target: Target, version: int | str, folder: Path) -> Path:
     # Transfers need numpy, which takes a tenth of a second to import; no other command should pay for it.
-    from updraft_chassis import transfer  # noqa: PLC0415
+    from updraft_artifacts import transfer  # noqa: PLC0415
 
     with _writing(folder):
         async with target.connected() as stub:
@@ -214,7 +214,7 @@ def _draft_in(place: str) -> Iterator[Path]:
 
 
 def _check_digest(place: str, folder: Path, expected: str) -> None:
-    from updraft_chassis.transfer import WEIGHTS  # noqa: PLC0415 - see _pull
+    from updraft_artifacts.transfer import WEIGHTS  # noqa: PLC0415 - see _pull
 
     weights = folder / WEIGHTS
     found = file_digest(weights) if weights.is_file() else "no file"

@@ -15,7 +15,7 @@ from pathlib import Path
 from google.protobuf import json_format
 
 from updraft.registry.v1 import registry_pb2
-from updraft_chassis import transfer
+from updraft_artifacts import transfer
 from updraft_chassis.errors import Corrupt, InvalidInput
 from updraft_inference.engine.port import DraftOnDisk, EngineInfo
 

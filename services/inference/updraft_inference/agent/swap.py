@@ -36,7 +36,7 @@ _DAMNING = (InvalidInput, Corrupt)
 registry: one that orders what it does not have, or fails, may have it again; a better order, or its next life, ends it."""
 
 Fetch = Callable[[int, str | None], Coroutine[Any, Any, Path]]
-"""(version, digest of its weights file if known) -> its folder: updraft_chassis.transfer.download."""
+"""(version, digest of its weights file if known) -> its folder: updraft_artifacts.transfer.download."""
 
 _Drafts = Mapping[int, DraftOnDisk | None]
 """Verified, by version; None for version 0."""

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from updraft_artifacts.model_folder import target_fingerprint, tokenizer_fingerprint
 from updraft_chassis.errors import InvalidInput, Unavailable, UpdraftError
-from updraft_chassis.model_folder import target_fingerprint, tokenizer_fingerprint
 from updraft_draft.config import TargetConfig
 from updraft_inference.engine.port import (
     CaptureLoss,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from updraft_chassis.digests import tensors_digest
+from updraft_artifacts.digests import tensors_digest
 from updraft_chassis.errors import Corrupt, InvalidInput, UpdraftError
 from updraft_draft import checkpoint
 from updraft_draft.config import DraftConfig

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from updraft_artifacts.model_folder import target_fingerprint
 from updraft_chassis.errors import InvalidInput, Unavailable
-from updraft_chassis.model_folder import target_fingerprint
 from updraft_inference.engine.port import FinishedSink
 from updraft_inference.sglang_engine import admin_key as admin_keys
 from updraft_inference.sglang_engine import arguments, plugin_folder

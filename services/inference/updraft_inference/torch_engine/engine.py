@@ -14,9 +14,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from updraft_chassis.digests import tensors_digest
+from updraft_artifacts.digests import tensors_digest
+from updraft_artifacts.model_folder import target_fingerprint, tokenizer_fingerprint
 from updraft_chassis.errors import Corrupt, Exhausted, InvalidInput, Unavailable
-from updraft_chassis.model_folder import target_fingerprint, tokenizer_fingerprint
 from updraft_draft import checkpoint
 from updraft_draft.config import DraftConfig, check_fits
 from updraft_draft.network import DraftNetwork

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from updraft_artifacts.rope import Rope
 from updraft_chassis.errors import InvalidInput
-from updraft_chassis.rope import Rope
 from updraft_draft.config import Family, TargetConfig
 from updraft_draft.layers import rotary_table
 from updraft_draft.target_weights import EMBEDDING, FINAL_NORM, HEAD, norm_weight, read_tensors

@@ -1,16 +1,16 @@
 """The offline gate: does a candidate need fewer verify steps than what serves now, for the same held-out
 tokens?
 
-The estimate, with the request as its unit and its interval, is `updraft_chassis.evidence`; the trainer asks
+The estimate, with the request as its unit and its interval, is `updraft_rollouts.evidence`; the trainer asks
 it the same question before it publishes. Here is only what follows from it. One look per candidate, so no
 correction for looking often.
 """
 
 from dataclasses import dataclass
 
-from updraft_chassis.evidence import Gain, Paired, gain
 from updraft_registry.gate import Verdict
 from updraft_registry.version import NO_DRAFT, Evaluation, EvaluationSample, GatePolicy, call
+from updraft_rollouts.evidence import Gain, Paired, gain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

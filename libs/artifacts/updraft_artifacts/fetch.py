@@ -14,8 +14,8 @@ import grpc.aio
 import httpx
 
 from updraft.registry.v1 import registry_pb2 as pb
+from updraft_artifacts.partial_download import Arrival, Base
 from updraft_chassis import rpc
-from updraft_chassis.arrival import Arrival, Base
 from updraft_chassis.errors import Corrupt, InvalidInput, Unavailable
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from typing import BinaryIO
 from google.protobuf import json_format
 
 from updraft.registry.v1 import registry_pb2 as pb
-from updraft_chassis import delta
-from updraft_chassis.digests import file_digest
+from updraft_artifacts import delta
+from updraft_artifacts.digests import file_digest
 from updraft_chassis.errors import Corrupt, Exhausted, Unavailable
 
 logger = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
-from updraft_chassis import layout
+from updraft_artifacts import safetensors_header
 from updraft_chassis.errors import Corrupt, InvalidInput
 
 BLOCK_BYTES = 1024 * 1024
@@ -124,15 +124,17 @@ def _digest(file: BinaryIO) -> str:
 def _runs(old: BinaryIO, new: BinaryIO, header: Header) -> Iterator[_Run]:
     """Tensor by tensor where both files are safetensors, else all at once, to be compared byte by byte."""
     try:
-        known = {(place.name, place.dtype, place.end - place.begin): place.begin for place in layout.read(old)}
-        places = layout.read(new)
+        known = {
+            (place.name, place.dtype, place.end - place.begin): place.begin for place in safetensors_header.read(old)
+        }
+        places = safetensors_header.read(new)
     except InvalidInput:
         known, places = {}, []
     start = places[0].begin if places else header.result_bytes
     yield _Run(width=0, begin=0, end=start, base_begin=0)
     for place in places:
         base_begin = known.get((place.name, place.dtype, place.end - place.begin))
-        width = min(layout.ITEM_BYTES[place.dtype], 4) if base_begin is not None else 0
+        width = min(safetensors_header.ITEM_BYTES[place.dtype], 4) if base_begin is not None else 0
         yield _Run(width=width, begin=place.begin, end=place.end, base_begin=base_begin)
 
 

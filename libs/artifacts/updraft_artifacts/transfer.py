@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from updraft.registry.v1 import registry_pb2 as pb
+from updraft_artifacts.digests import file_digest
+from updraft_artifacts.fetch import deadline_s, fetch
+from updraft_artifacts.partial_download import CONFIG, MANIFEST, WEIGHTS, arriving
 from updraft_chassis import rpc
-from updraft_chassis.arrival import CONFIG, MANIFEST, WEIGHTS, arriving
-from updraft_chassis.digests import file_digest
 from updraft_chassis.errors import Conflict, InvalidInput, NotFound
-from updraft_chassis.fetch import deadline_s, fetch
 
 if TYPE_CHECKING:
     from updraft.registry.v1.registry_pb2_grpc import RegistryAsyncStub

@@ -1,0 +1,1 @@
+"""Rollout terms and statistics that the trainer and the registry share."""
