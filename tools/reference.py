@@ -31,7 +31,7 @@ from updraft_chassis.settings import Settings, variable
 from updraft_cli.__main__ import cli
 from updraft_cli.demo.report import Report
 from updraft_cli.results import Result
-from updraft_inference.engine.port import Engine
+from updraft_inference.engine import Engine
 from updraft_inference.settings import InferenceSettings
 from updraft_operator.settings import OperatorSettings
 from updraft_registry.settings import RegistrySettings

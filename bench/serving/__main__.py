@@ -2,7 +2,7 @@
 
 import os
 
-from updraft_inference.openmp import wait_briefly
+from updraft_inference.torch_engine.openmp import wait_briefly
 
 if __name__ == "__main__":
     wait_briefly(os.environ)

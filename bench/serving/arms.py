@@ -15,8 +15,8 @@ from typing import Any, Self
 import torch
 from bench.serving.figures import Stream
 
-from updraft_inference import openmp
-from updraft_inference.engine.port import Drafter, GenerationRequest, Sampling
+from updraft_inference.engine import Drafter, GenerationRequest, Sampling
+from updraft_inference.torch_engine import openmp
 from updraft_inference.torch_engine.engine import TorchEngine
 
 _names = itertools.count()

@@ -20,7 +20,7 @@ from updraft_artifacts.digests import tensors_digest
 from updraft_cli.prompts import DOMAINS
 from updraft_draft import checkpoint, vocabulary
 from updraft_draft.target_weights import read_head
-from updraft_inference.engine.port import DraftOnDisk
+from updraft_inference.engine import DraftOnDisk
 from updraft_trainer.learner import Hyper, Learner
 from updraft_trainer.sample import Expectation, Sample, read_sample
 

@@ -14,14 +14,14 @@ import torch
 from bench.serving.plan import LOOKAHEAD
 from torch import Tensor
 
-from updraft_inference.engine.port import Delta, Drafter, GenerationRequest, Sampling
+from updraft_inference.engine import Delta, Drafter, GenerationRequest, Sampling
 from updraft_inference.torch_engine import kernels
-from updraft_inference.torch_engine.decoder import Decoder
-from updraft_inference.torch_engine.kv_cache import Batch, SlotCache
-from updraft_inference.torch_engine.limits import Limits
-from updraft_inference.torch_engine.lookups import Lookups
+from updraft_inference.torch_engine.drafting.ngram import Lookups
+from updraft_inference.torch_engine.model.kv_cache import Batch, SlotCache
+from updraft_inference.torch_engine.model.limits import Limits
+from updraft_inference.torch_engine.model.target import Forward, Target
+from updraft_inference.torch_engine.scheduler.scheduler import Decoder
 from updraft_inference.torch_engine.sequence import Sequence
-from updraft_inference.torch_engine.target import Forward, Target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

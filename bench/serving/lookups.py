@@ -21,13 +21,13 @@ from updraft_cli import output
 from updraft_cli.local.folders import cache_folder
 from updraft_cli.models.smollm2 import model_folder
 from updraft_cli.prompts import DOMAINS
-from updraft_inference.engine.port import Drafter
-from updraft_inference.lookahead.kind import Kind
+from updraft_inference.engine import Drafter
+from updraft_inference.torch_engine.drafting.answer_cache import History
+from updraft_inference.torch_engine.drafting.lookahead.kind import Kind
+from updraft_inference.torch_engine.drafting.ngram import Lookups
+from updraft_inference.torch_engine.drafting.ngram_index import Lookup, NgramIndex
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
-from updraft_inference.torch_engine.history import History
-from updraft_inference.torch_engine.limits import Limits
-from updraft_inference.torch_engine.lookups import Lookups
-from updraft_inference.torch_engine.ngram import Lookup, NgramIndex
+from updraft_inference.torch_engine.model.limits import Limits
 from updraft_inference.torch_engine.sequence import Sequence as Running
 
 MOST = 10

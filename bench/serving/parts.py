@@ -22,10 +22,10 @@ from bench.serving.figures import AGAIN, EAGLE3, HYBRID, NGRAM, OWN_TEXT, PLAIN,
 from bench.serving.inline import Inline
 from bench.serving.plan import LOOKAHEAD, NUM_REMEMBERED, SEED, Plan, in_turn, take
 
-from updraft_inference.engine.port import Drafter, DraftOnDisk
+from updraft_inference.engine import Drafter, DraftOnDisk
+from updraft_inference.torch_engine.drafting.ngram import Lookups
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
-from updraft_inference.torch_engine.limits import Limits
-from updraft_inference.torch_engine.lookups import Lookups
+from updraft_inference.torch_engine.model.limits import Limits
 
 MAX_CONTEXT = 768
 LONG_PROMPT_TOKENS = 2000

@@ -27,8 +27,8 @@ from bench.serving.workloads import Words, prompts
 from updraft_cli import output
 from updraft_cli.local.folders import cache_folder
 from updraft_cli.models.smollm2 import model_folder
-from updraft_inference.engine.port import Drafter
-from updraft_inference.openmp import SPINS, VARIABLE
+from updraft_inference.engine import Drafter
+from updraft_inference.torch_engine.openmp import SPINS, VARIABLE
 from updraft_inference.torch_engine.worker import on_passing_thread
 
 _BATCH, _WARM_UP_STEPS = 8, 8

@@ -19,7 +19,7 @@ from updraft_cli.local.folders import cache_folder
 from updraft_cli.models.smollm2 import model_folder
 from updraft_draft.config import TargetConfig
 from updraft_inference.torch_engine import kernels
-from updraft_inference.torch_engine.linear import Linear, Reordered, Tiled
+from updraft_inference.torch_engine.model.linear import Linear, Reordered, Tiled
 
 ROWS = (1, 4, 8, 16, 32, 64, 128, 256)
 

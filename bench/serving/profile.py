@@ -22,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 from updraft_cli import output
 from updraft_cli.local.folders import cache_folder
 from updraft_cli.models.smollm2 import model_folder
-from updraft_inference.engine.port import Drafter
+from updraft_inference.engine import Drafter
 
 WARM_UP_STEPS = 8
 NUM_ROWS = 28

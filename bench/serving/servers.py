@@ -21,7 +21,7 @@ from tests.support.ports import free_port
 from tests.support.wait import until
 from tests.vllm import build
 
-from updraft_inference import openmp
+from updraft_inference.torch_engine import openmp
 
 MODEL = "target"
 NUM_SLOTS = 8

@@ -23,7 +23,7 @@ from tests.vllm import build
 from updraft_cli import output, results
 from updraft_cli.local.folders import cache_folder
 from updraft_cli.models.smollm2 import model_folder
-from updraft_inference.engine.port import DraftOnDisk
+from updraft_inference.engine import DraftOnDisk
 from updraft_inference.torch_engine.worker import on_passing_thread
 
 _LINE_S = 15.0

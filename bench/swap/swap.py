@@ -22,10 +22,10 @@ from updraft_cli.prompts import domain_prompts
 from updraft_draft import checkpoint
 from updraft_draft.network import initial_network
 from updraft_draft.target_weights import read_head
-from updraft_inference.engine.port import Drafter, DraftOnDisk, GenerationRequest, Sampling
-from updraft_inference.text import Tokenizer
+from updraft_inference.engine import Drafter, DraftOnDisk, GenerationRequest, Sampling
+from updraft_inference.text.tokenization import Tokenizer
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
-from updraft_inference.torch_engine.limits import Limits
+from updraft_inference.torch_engine.model.limits import Limits
 
 STREAMS = 8
 TOKENS = 160

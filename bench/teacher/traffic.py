@@ -20,11 +20,11 @@ from updraft_cli.prompts import domain_prompts
 from updraft_draft import tensors
 from updraft_inference.agent.selection import CapturePlan
 from updraft_inference.agent.trace import Ended, Origin, trace
-from updraft_inference.chat import ChatTemplate
-from updraft_inference.engine.port import CaptureWish, Drafter, Finished, GenerationRequest, Sampling
-from updraft_inference.text import Tokenizer
+from updraft_inference.engine import CaptureWish, Drafter, Finished, GenerationRequest, Sampling
+from updraft_inference.text.chat_template import ChatTemplate
+from updraft_inference.text.tokenization import Tokenizer
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
-from updraft_inference.torch_engine.limits import Limits
+from updraft_inference.torch_engine.model.limits import Limits
 
 DOMAINS = ("code", "math", "chat")
 MAX_PROMPT_TOKENS = 192

@@ -13,7 +13,7 @@ import torch
 from tests.support.wait import until
 
 from updraft_chassis.errors import Corrupt, Exhausted, InvalidInput
-from updraft_inference.engine.port import (
+from updraft_inference.engine import (
     CaptureWish,
     Delta,
     Drafter,

@@ -7,7 +7,7 @@ import pytest
 from tests.contract.engine_contract import EngineContract
 from tests.support.fake_engine import FakeEngine
 
-from updraft_inference.engine.port import DraftOnDisk, Finished
+from updraft_inference.engine import DraftOnDisk, Finished
 
 
 def _draft(folder: Path, version: int, content: bytes) -> DraftOnDisk:

@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from tests.contract.engine_contract import MAX_QUEUED, NUM_SLOTS, EngineContract
 from tests.support.tiny_target import make_draft, make_tiny_target, save_draft
 
-from updraft_inference.engine.port import DraftOnDisk, Finished
+from updraft_inference.engine import DraftOnDisk, Finished
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
-from updraft_inference.torch_engine.limits import Limits
+from updraft_inference.torch_engine.model.limits import Limits
 
 
 @pytest.fixture(scope="module")

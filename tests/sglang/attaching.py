@@ -13,9 +13,10 @@ from tests.sglang.models import cycle_draft, write_cycle_target
 from tests.sglang.server import Server
 from tests.support.tiny_target import DRAFT_VOCAB, save_draft
 
-from updraft_inference.engine.port import DraftOnDisk, Finished
-from updraft_inference.sglang_engine import admin_key, arguments, plugin_folder, seed
+from updraft_inference.engine import DraftOnDisk, Finished
+from updraft_inference.sglang_engine import initial_draft
 from updraft_inference.sglang_engine.engine import SglangEngine, SglangOptions, opened
+from updraft_inference.sglang_engine.launch import admin_key, arguments, plugin_folder
 from updraft_inference.sglang_engine.server import SglangServer
 
 NUM_STEPS = 2
@@ -61,7 +62,9 @@ def started(*more: str, **variables: str) -> Iterator[Setting]:
         target,
         folder / "server.log",
         arguments=[
-            *arguments.speculation(seed.write(target, folder / "seed", draft_vocab_size=DRAFT_VOCAB), NUM_STEPS),
+            *arguments.speculation(
+                initial_draft.write(target, folder / "seed", draft_vocab_size=DRAFT_VOCAB), NUM_STEPS
+            ),
             *("--config", str(key_file), "--max-running-requests", str(NUM_SLOTS), "--disable-radix-cache"),
             *("--context-length", str(CONTEXT + 6)),
             *more,

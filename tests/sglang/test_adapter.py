@@ -22,7 +22,7 @@ from tests.support.tiny_target import save_draft
 from tests.support.wait import LONG_S, until
 
 from updraft_chassis.errors import Conflict, InvalidInput, Unavailable
-from updraft_inference.engine.port import (
+from updraft_inference.engine import (
     CaptureWish,
     Drafter,
     DraftOnDisk,
@@ -31,9 +31,9 @@ from updraft_inference.engine.port import (
     FinishReason,
     GenerationRequest,
 )
+from updraft_inference.sglang_engine.draft_swap import LOADER
 from updraft_inference.sglang_engine.engine import SglangEngine
 from updraft_inference.sglang_engine.server import Event, SglangServer
-from updraft_inference.sglang_engine.switch import LOADER
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.lasts(300)]
 

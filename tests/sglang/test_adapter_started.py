@@ -15,12 +15,12 @@ from tests.support.tiny_target import DRAFT_VOCAB, make_draft, save_draft
 from tests.support.wait import until
 
 from updraft_chassis.errors import Unavailable
-from updraft_inference.engine.port import (
+from updraft_inference.engine import (
     DraftOnDisk,
     Finished,
 )
-from updraft_inference.sglang_engine import launching
 from updraft_inference.sglang_engine.engine import SglangOptions
+from updraft_inference.sglang_engine.launch import launcher
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.lasts(240)]
 
@@ -35,9 +35,9 @@ def heard() -> list[Finished]:
 
 
 @pytest.fixture
-def plan(tmp_path: Path) -> launching.Plan:
+def plan(tmp_path: Path) -> launcher.Plan:
     cpu = "--device cpu --attention-backend intel_amx --disable-cuda-graph --mem-fraction-static 0.2"
-    return launching.Plan(
+    return launcher.Plan(
         python=build.python(),
         folder=tmp_path / "sglang",
         num_steps=NUM_STEPS,
@@ -53,7 +53,7 @@ def plan(tmp_path: Path) -> launching.Plan:
 
 
 async def test_it_serves_drains_starts_anew_and_ends(
-    plan: launching.Plan, tmp_path: Path, short_tmp_path: Path, heard: list[Finished]
+    plan: launcher.Plan, tmp_path: Path, short_tmp_path: Path, heard: list[Finished]
 ) -> None:
     target = write_random_target(tmp_path / "target")
     options = SglangOptions(model=target, socket=short_tmp_path / "s", note=tmp_path / "swap", max_context=CONTEXT)
@@ -63,7 +63,7 @@ async def test_it_serves_drains_starts_anew_and_ends(
         "OMP_NUM_THREADS": "1",
         "UPDRAFT_INFERENCE_REDIS_URL": "redis://:secret@nowhere",
     }
-    async with launching.started(plan, options, environ, heard.append, lambda: False) as engine:
+    async with launcher.started(plan, options, environ, heard.append, lambda: False) as engine:
         (process,) = [each for each in psutil.Process().children() if "sglang" in " ".join(each.cmdline())]
         assert "UPDRAFT_INFERENCE_REDIS_URL" not in process.environ()
         assert engine.info.max_context == CONTEXT
@@ -98,12 +98,12 @@ async def test_it_serves_drains_starts_anew_and_ends(
 
 
 async def test_a_scheduler_that_is_killed_ends_the_engine(
-    plan: launching.Plan, tmp_path: Path, short_tmp_path: Path, heard: list[Finished]
+    plan: launcher.Plan, tmp_path: Path, short_tmp_path: Path, heard: list[Finished]
 ) -> None:
     target = write_random_target(tmp_path / "target")
     options = SglangOptions(model=target, socket=short_tmp_path / "s", note=tmp_path / "swap")
     environ = os.environ | {"SGLANG_USE_CPU_ENGINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    async with launching.started(plan, options, environ, heard.append, lambda: False) as engine:
+    async with launcher.started(plan, options, environ, heard.append, lambda: False) as engine:
         (process,) = [each for each in psutil.Process().children() if "sglang" in " ".join(each.cmdline())]
         (scheduler,) = [each for each in process.children(recursive=True) if "scheduler" in " ".join(each.cmdline())]
         running = engine.generate(asking("a", max_tokens=100))

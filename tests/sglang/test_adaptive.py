@@ -10,7 +10,7 @@ from tests.sglang.models import continuation
 from torch import Tensor
 from torch.testing import assert_close
 
-from updraft_inference.engine.port import CaptureWish, Finished
+from updraft_inference.engine import CaptureWish, Finished
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.lasts(120)]
 

@@ -29,7 +29,7 @@ from tests.support.wait import until
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from updraft_inference.sglang_engine import plugin_folder
+from updraft_inference.sglang_engine.launch import plugin_folder
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.lasts(240)]
 

@@ -23,9 +23,10 @@ from transformers import LlamaForCausalLM
 from updraft_draft import checkpoint
 from updraft_draft.network import initial_network
 from updraft_draft.target_weights import read_head
-from updraft_inference.engine.port import CaptureWish, DraftOnDisk, TopK
-from updraft_inference.sglang_engine import arguments, plugin_folder, seed
+from updraft_inference.engine import CaptureWish, DraftOnDisk, TopK
+from updraft_inference.sglang_engine import initial_draft
 from updraft_inference.sglang_engine.engine import SglangEngine, SglangOptions, opened
+from updraft_inference.sglang_engine.launch import arguments, plugin_folder
 from updraft_inference.sglang_engine.server import SglangServer
 
 pytestmark = [
@@ -46,7 +47,7 @@ async def serving(tp_size: int) -> AsyncIterator[tuple[SglangEngine, Path]]:
     """An engine over a server with its CUDA graphs, and the folder of its first draft."""
     with tempfile.TemporaryDirectory(prefix="updraft-") as name:
         folder, model = Path(name), smollm2()
-        socket, first = folder / "s", seed.write(model, folder / "seed", draft_vocab_size=DRAFT_VOCAB)
+        socket, first = folder / "s", initial_draft.write(model, folder / "seed", draft_vocab_size=DRAFT_VOCAB)
         server = Server(
             model,
             folder / "server.log",

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.sglang import build
 
-from updraft_inference.sglang_engine import proof
+from updraft_inference.sglang_engine import checksums
 
 pytestmark = pytest.mark.lasts(50)
 
@@ -27,7 +27,7 @@ def test_the_hash_of_a_gpu_is_that_of_sglangs_kernel() -> None:
     )
     theirs = json.loads(done.stdout.splitlines()[-1])
 
-    assert theirs == {str(n): f"{proof.gpu_hash(numbers(n)):016x}" for n in sizes}
+    assert theirs == {str(n): f"{checksums.gpu_hash(numbers(n)):016x}" for n in sizes}
 
 
 def numbers(count: int) -> torch.Tensor:

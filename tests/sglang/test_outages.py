@@ -34,7 +34,7 @@ from updraft_chassis import rpc, streams
 from updraft_chassis.errors import Corrupt, InvalidInput, Unavailable, UpdraftError
 from updraft_chassis.lifecycle import Stop
 from updraft_draft import checkpoint
-from updraft_inference.engine.port import Finished
+from updraft_inference.engine import Finished
 from updraft_inference.process import open_sglang
 from updraft_inference.sglang_engine.server import SglangServer
 from updraft_sglang.channel import Channel

@@ -11,7 +11,7 @@ from itertools import count
 import torch
 
 from updraft_chassis.errors import Corrupt, Exhausted, InvalidInput, Unavailable, UpdraftError
-from updraft_inference.engine.port import (
+from updraft_inference.engine import (
     CaptureLoss,
     Counterfactual,
     Delta,

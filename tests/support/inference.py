@@ -16,7 +16,7 @@ from tests.support.wait import LONG_S, until
 from updraft_chassis.lifecycle import Stop
 from updraft_inference import composition
 from updraft_inference.composition import OpenEngine
-from updraft_inference.engine.port import FinishedSink
+from updraft_inference.engine import FinishedSink
 from updraft_inference.settings import InferenceSettings
 
 MODEL = "tiny"

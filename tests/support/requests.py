@@ -2,7 +2,7 @@
 
 import torch
 
-from updraft_inference.engine.port import (
+from updraft_inference.engine import (
     Counterfactual,
     Drafter,
     Finished,

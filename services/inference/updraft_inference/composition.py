@@ -30,25 +30,25 @@ from updraft_chassis.settings import variable
 from updraft_draft import checkpoint, tensors
 from updraft_inference.agent import selection
 from updraft_inference.agent.capture import Bounds, Capture, Sink
+from updraft_inference.agent.completions import Endings
 from updraft_inference.agent.drafts import DraftFolder, check_target, read_manifest, verified
 from updraft_inference.agent.fleet import FleetLink, Link
 from updraft_inference.agent.report import PodState
 from updraft_inference.agent.selection import CapturePlan, CaptureRates
 from updraft_inference.agent.swap import Swapper
 from updraft_inference.agent.trace import Origin
-from updraft_inference.body import BodyLimits
-from updraft_inference.chat import ChatTemplate
-from updraft_inference.connection import ClientLimits
-from updraft_inference.endings import Endings
-from updraft_inference.engine.port import DraftOnDisk, Engine, EngineInfo, Finished, FinishedSink
-from updraft_inference.gate import Gate, Phase
-from updraft_inference.generation import Backend
-from updraft_inference.keys import Keys
+from updraft_inference.engine import DraftOnDisk, Engine, EngineInfo, Finished, FinishedSink
+from updraft_inference.http.body import BodyLimits
+from updraft_inference.http.connection import ClientLimits
+from updraft_inference.http.generation import Backend
+from updraft_inference.http.keys import Keys
+from updraft_inference.http.readiness import Gate, Phase
+from updraft_inference.http.routes import app
+from updraft_inference.http.server import Server, listen
 from updraft_inference.metrics import Metrics, watch_engine, watch_planning
-from updraft_inference.routes import app
-from updraft_inference.server import Server, listen
 from updraft_inference.settings import InferenceSettings
-from updraft_inference.text import Tokenizer
+from updraft_inference.text.chat_template import ChatTemplate
+from updraft_inference.text.tokenization import Tokenizer
 
 if TYPE_CHECKING:  # stubs know these names, the generated code does not
     from updraft.fleet.v1.fleet_pb2_grpc import FleetAsyncStub

@@ -12,8 +12,8 @@ from typing import Self
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from updraft_inference.counters import LATENCY_BOUNDS_S, emitted, usage
-from updraft_inference.engine.port import CaptureLoss, Drafter, Engine, Finished, Planning, Uncaptured
+from updraft_inference.agent.counters import LATENCY_BOUNDS_S, emitted, usage
+from updraft_inference.engine import CaptureLoss, Drafter, Engine, Finished, Planning, Uncaptured
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _LENGTHS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)

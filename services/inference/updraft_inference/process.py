@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 
 from updraft_chassis import lifecycle, logs, settings
-from updraft_inference.engine.port import Drafter, Engine, FinishedSink
-from updraft_inference.openmp import wait_briefly
+from updraft_inference.engine import Drafter, Engine, FinishedSink
 from updraft_inference.settings import InferenceSettings
+from updraft_inference.torch_engine.openmp import wait_briefly
 
 PROCESS = "updraft-inference"
 
@@ -36,10 +36,10 @@ def prepare_sglang(environ: Mapping[str, str], *, plugin: Path, seed: Path, key_
     logs.configure(process="inference", level=loaded.log_level, format=loaded.log_format)
 
     async def prepare(_: lifecycle.Stop) -> None:
-        from updraft_inference.sglang_engine import launching  # noqa: PLC0415 - see main
+        from updraft_inference.sglang_engine.launch import launcher  # noqa: PLC0415 - see main
 
         size = loaded.draft_vocab_size
-        launching.prepare(loaded.model, plugin=plugin, seed=seed, draft_vocab_size=size, key_file=key_file)
+        launcher.prepare(loaded.model, plugin=plugin, seed=seed, draft_vocab_size=size, key_file=key_file)
 
     lifecycle.run(PROCESS, prepare)
 
@@ -53,7 +53,7 @@ async def open_engine(settings: InferenceSettings, on_finished: FinishedSink) ->
 
     from updraft_draft.config import TargetConfig  # noqa: PLC0415
     from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine  # noqa: PLC0415
-    from updraft_inference.torch_engine.limits import Limits  # noqa: PLC0415
+    from updraft_inference.torch_engine.model.limits import Limits  # noqa: PLC0415
 
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
@@ -85,9 +85,9 @@ async def open_sglang(
     """An engine over the SGLang server that the settings attach to, or that is started for the length of the block."""
     import logging  # noqa: PLC0415
 
-    from updraft_inference.sglang_engine import admin_key as admin_keys  # noqa: PLC0415 - see main
-    from updraft_inference.sglang_engine import launching  # noqa: PLC0415
     from updraft_inference.sglang_engine.engine import SglangOptions  # noqa: PLC0415
+    from updraft_inference.sglang_engine.launch import admin_key as admin_keys  # noqa: PLC0415 - see main
+    from updraft_inference.sglang_engine.launch import launcher  # noqa: PLC0415
 
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of each request at INFO
     options = SglangOptions(
@@ -102,10 +102,10 @@ async def open_sglang(
     if not admin_key and settings.sglang_admin_key_file is not None:
         admin_key = admin_keys.read(settings.sglang_admin_key_file)
     if settings.attach:
-        opened = launching.attached(options, settings.attach, admin_key, on_finished, lambda: stop.requested)
+        opened = launcher.attached(options, settings.attach, admin_key, on_finished, lambda: stop.requested)
     else:
         assert settings.sglang_python is not None
-        plan = launching.Plan(
+        plan = launcher.Plan(
             python=settings.sglang_python,
             folder=settings.data_dir / "sglang",
             num_steps=settings.lookahead,
@@ -118,6 +118,6 @@ async def open_sglang(
             may_restart=settings.sglang_restarts,
             drain_s=settings.drain_seconds,
         )
-        opened = launching.started(plan, options, environ, on_finished, lambda: stop.requested)
+        opened = launcher.started(plan, options, environ, on_finished, lambda: stop.requested)
     async with opened as engine:
         yield engine

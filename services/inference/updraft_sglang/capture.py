@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from updraft_sglang import prefills, steps
+from updraft_sglang.capture_options import Interest, interest_in
 from updraft_sglang.channel import Channel
 from updraft_sglang.distribution import chosen
 from updraft_sglang.staging import Mark, Staged, copy_stream, elapsed_us, mark
 from updraft_sglang.weights import Served
-from updraft_sglang.wishes import Interest, interest_in
 
 Hook = Callable[..., Any]
 

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from updraft_sglang.capture_options import Interest, Wish
 from updraft_sglang.distribution import chosen, log_sum_exp, teacher
 from updraft_sglang.steps import TEACHER
-from updraft_sglang.wishes import Interest, Wish
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from updraft_sglang.capture_options import Interest
 from updraft_sglang.distribution import chosen, log_probs, log_sum_exp, teacher
-from updraft_sglang.wishes import Interest
 
 TEACHER = ("ids", "log_probs", "log_sum_exp")
 

@@ -18,7 +18,7 @@ from updraft_cli.demo.probe import Probe, probe_questions, rotated, ways
 from updraft_cli.demo.recording import Recording
 from updraft_cli.demo.traffic import Traffic, endless_prompts
 from updraft_cli.prompts import num_prompts
-from updraft_inference.engine.port import Drafter, Finished
+from updraft_inference.engine import Drafter, Finished
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 from tests.support.tiny_tokenizer import TEMPLATE, write_tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from updraft_inference.chat import ChatTemplate
-from updraft_inference.text import Tokenizer
+from updraft_inference.text.chat_template import ChatTemplate
+from updraft_inference.text.tokenization import Tokenizer
 
 MESSAGES = [
     {"role": "system", "content": "Be brief.\n"},

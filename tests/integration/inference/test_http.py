@@ -11,7 +11,7 @@ from tests.support.fake_engine import FakeEngine, alphabet, saying
 from tests.support.inference import MODEL, RunningPod, running_pod
 from tests.support.wait import until
 
-from updraft_inference.engine.port import CaptureLoss, Drafter, FinishReason, GenerationRequest
+from updraft_inference.engine import CaptureLoss, Drafter, FinishReason, GenerationRequest
 
 
 @pytest.fixture

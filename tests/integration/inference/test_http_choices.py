@@ -17,7 +17,7 @@ from tests.support.tiny_target import make_tiny_target
 from tests.support.tiny_tokenizer import END
 from tests.support.wait import until
 
-from updraft_inference.engine.port import GenerationRequest
+from updraft_inference.engine import GenerationRequest
 from updraft_inference.process import open_engine
 
 KEY = "sk-of-the-test-0123456789"

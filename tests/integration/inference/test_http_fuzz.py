@@ -12,16 +12,16 @@ from tests.support.fake_engine import FakeEngine
 from tests.support.tiny_tokenizer import TEMPLATE, byte_level
 
 from updraft_inference.agent import selection
+from updraft_inference.agent.completions import Endings
 from updraft_inference.agent.selection import CaptureRates
-from updraft_inference.body import BodyLimits
-from updraft_inference.chat import ChatTemplate
-from updraft_inference.endings import Endings
-from updraft_inference.gate import Gate
-from updraft_inference.generation import Backend
-from updraft_inference.keys import Keys
+from updraft_inference.http.body import BodyLimits
+from updraft_inference.http.generation import Backend
+from updraft_inference.http.keys import Keys
+from updraft_inference.http.readiness import Gate
+from updraft_inference.http.routes import app
 from updraft_inference.metrics import Metrics
-from updraft_inference.routes import app
-from updraft_inference.text import Tokenizer
+from updraft_inference.text.chat_template import ChatTemplate
+from updraft_inference.text.tokenization import Tokenizer
 
 json_values = st.recursive(
     st.none()

@@ -11,9 +11,9 @@ import torch
 from tests.support.tiny_target import make_draft, make_tiny_target, save_draft
 from tests.support.tiny_tokenizer import write_tokenizer
 
-from updraft_inference.engine.port import Drafter, DraftOnDisk, Finished, GenerationRequest, Sampling, VerifyStep
+from updraft_inference.engine import Drafter, DraftOnDisk, Finished, GenerationRequest, Sampling, VerifyStep
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
-from updraft_inference.torch_engine.limits import Limits
+from updraft_inference.torch_engine.model.limits import Limits
 
 NUM_SAMPLES, NUM_MIXED = 800, 200
 NUM_COMPARED = 3

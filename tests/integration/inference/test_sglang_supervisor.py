@@ -15,9 +15,9 @@ from tests.support.tiny_target import make_tiny_target
 from tests.support.wait import until, wait_until
 
 from updraft_chassis.errors import InvalidInput, Unavailable
-from updraft_inference.sglang_engine import supervisor
+from updraft_inference.sglang_engine.launch import supervisor
+from updraft_inference.sglang_engine.launch.supervisor import Launch, supervised, until_up
 from updraft_inference.sglang_engine.server import SglangServer
-from updraft_inference.sglang_engine.supervisor import Launch, supervised, until_up
 
 OBEDIENT = """
 import http.server, os, signal, subprocess, sys
@@ -151,7 +151,7 @@ def test_the_server_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     program = f"""
 import asyncio
 from pathlib import Path
-from updraft_inference.sglang_engine.supervisor import Launch, supervised
+from updraft_inference.sglang_engine.launch.supervisor import Launch, supervised
 python, arguments, environment = {said!r}
 async def main():
     launch = Launch(python=Path(python), arguments=arguments, environment=environment, drain_s=5)

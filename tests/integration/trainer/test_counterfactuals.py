@@ -16,9 +16,9 @@ from updraft_draft import tensors
 from updraft_draft.target_weights import read_head
 from updraft_inference.agent.selection import CaptureRates, plan
 from updraft_inference.agent.trace import Ended, Origin, trace
-from updraft_inference.engine.port import Drafter, DraftOnDisk, Finished, GenerationRequest, Sampling, TopK
+from updraft_inference.engine import Drafter, DraftOnDisk, Finished, GenerationRequest, Sampling, TopK
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
-from updraft_inference.torch_engine.limits import Limits
+from updraft_inference.torch_engine.model.limits import Limits
 from updraft_trainer.learner import Hyper, Learner
 from updraft_trainer.sample import Sample, read_sample
 

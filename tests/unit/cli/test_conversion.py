@@ -19,8 +19,8 @@ from updraft_cli.__main__ import cli
 from updraft_cli.models import bfloat16
 from updraft_cli.models.architectures import ARCHITECTURES
 from updraft_cli.models.smollm2 import convert_file
-from updraft_inference.torch_engine.kv_cache import CacheShape, SlotCache
-from updraft_inference.torch_engine.target import Target
+from updraft_inference.torch_engine.model.kv_cache import CacheShape, SlotCache
+from updraft_inference.torch_engine.model.target import Target
 
 _FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**127), max_value=2.0**127)
 

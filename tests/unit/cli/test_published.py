@@ -29,9 +29,9 @@ from updraft_cli.models import published
 from updraft_draft import checkpoint
 from updraft_draft.config import TargetConfig, check_fits
 from updraft_draft.target_weights import read_head
-from updraft_inference.engine.port import Drafter, DraftOnDisk, GenerationRequest, Sampling
+from updraft_inference.engine import Drafter, DraftOnDisk, GenerationRequest, Sampling
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
-from updraft_inference.torch_engine.limits import Limits
+from updraft_inference.torch_engine.model.limits import Limits
 
 Change = Callable[[dict[str, Any], Tensors], None]
 

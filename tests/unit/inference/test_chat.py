@@ -4,7 +4,7 @@ import pytest
 from tests.support.tiny_tokenizer import write_tokenizer
 
 from updraft_chassis.errors import InvalidInput
-from updraft_inference.chat import ChatTemplate
+from updraft_inference.text.chat_template import ChatTemplate
 
 HELLO = [{"role": "user", "content": "Hello"}]
 

@@ -3,7 +3,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from updraft_inference.choices import each
+from updraft_inference.http.streaming import each
 
 
 async def counting(to: int, closed: list[int], *, fails: bool = False) -> AsyncGenerator[int, None]:

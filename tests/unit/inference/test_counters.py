@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.requests import ended, step
 
-from updraft_inference.counters import LATENCY_BOUNDS_S, MAX_VERSIONS, VersionTally, folded, usage, with_errors
-from updraft_inference.engine.port import Drafter, VerifyStep
+from updraft_inference.agent.counters import LATENCY_BOUNDS_S, MAX_VERSIONS, VersionTally, folded, usage, with_errors
+from updraft_inference.engine import Drafter, VerifyStep
 
 
 def steps(*accepted: int, version: int = 1) -> list[VerifyStep]:

@@ -7,17 +7,17 @@ import pytest
 import torch
 from tests.support.tiny_target import make_draft, make_tiny_target
 
-from updraft_inference.engine.port import Delta, Drafter, GenerationRequest, Sampling
-from updraft_inference.lookahead.cost import CostTable
-from updraft_inference.lookahead.kind import NOTHING
-from updraft_inference.lookahead.policy import Ask, Record
-from updraft_inference.lookahead.rest import FIRST_GAP
-from updraft_inference.torch_engine.decoder import Decoder
-from updraft_inference.torch_engine.eagle import EagleDrafter
-from updraft_inference.torch_engine.limits import Limits
-from updraft_inference.torch_engine.reading import LEAST_READ, READING_RESTS
+from updraft_inference.engine import Delta, Drafter, GenerationRequest, Sampling
+from updraft_inference.torch_engine.drafting.eagle import EagleDrafter
+from updraft_inference.torch_engine.drafting.lookahead.cost import CostTable
+from updraft_inference.torch_engine.drafting.lookahead.kind import NOTHING
+from updraft_inference.torch_engine.drafting.lookahead.policy import Ask, Record
+from updraft_inference.torch_engine.drafting.lookahead.rest import FIRST_GAP
+from updraft_inference.torch_engine.model.limits import Limits
+from updraft_inference.torch_engine.model.target import Target
+from updraft_inference.torch_engine.scheduler.prefill import LEAST_READ, READING_RESTS
+from updraft_inference.torch_engine.scheduler.scheduler import Decoder
 from updraft_inference.torch_engine.sequence import Sequence
-from updraft_inference.torch_engine.target import Target
 
 _ids = count()
 

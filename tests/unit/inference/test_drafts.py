@@ -5,7 +5,7 @@ from tests.support.draft_folders import manifest, write_version
 
 from updraft_chassis.errors import Corrupt, InvalidInput
 from updraft_inference.agent.drafts import DraftFolder, check_target, verified
-from updraft_inference.engine.port import EngineInfo
+from updraft_inference.engine import EngineInfo
 
 INFO = EngineInfo(
     engine="fake/1",

@@ -13,10 +13,15 @@ from torch.testing import assert_close
 
 from updraft_draft.layers import grouped_attention
 from updraft_draft.network import DraftNetwork
-from updraft_inference.engine.port import GenerationRequest
-from updraft_inference.torch_engine.draft import ServedDraft, pack
-from updraft_inference.torch_engine.eagle import MAX_PENDING_ROWS, MAX_ROWS_TOGETHER, EagleDrafter, NotFiniteError
-from updraft_inference.torch_engine.kv_cache import CacheShape, SlotCache
+from updraft_inference.engine import GenerationRequest
+from updraft_inference.torch_engine.drafting.eagle import (
+    MAX_PENDING_ROWS,
+    MAX_ROWS_TOGETHER,
+    EagleDrafter,
+    NotFiniteError,
+)
+from updraft_inference.torch_engine.model.draft import ServedDraft, pack
+from updraft_inference.torch_engine.model.kv_cache import CacheShape, SlotCache
 from updraft_inference.torch_engine.sequence import Proposal, Sequence
 
 

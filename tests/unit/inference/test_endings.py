@@ -4,9 +4,9 @@ from dataclasses import replace
 import pytest
 from tests.support.requests import ended
 
+from updraft_inference.agent.completions import Endings
 from updraft_inference.agent.selection import CapturePlan
-from updraft_inference.endings import Endings
-from updraft_inference.engine.port import Finished, FinishReason
+from updraft_inference.engine import Finished, FinishReason
 
 PLAN = CapturePlan(trace_id=b"id", domain="law")
 CANCELLED = replace(ended(num_output=2), reason=FinishReason.CANCELLED)

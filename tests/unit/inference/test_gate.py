@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from updraft_chassis.errors import Unavailable
-from updraft_inference.gate import Gate, Phase
+from updraft_inference.http.readiness import Gate, Phase
 
 
 async def test_nobody_comes_in_before_it_opens() -> None:

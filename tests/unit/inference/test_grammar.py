@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.support.tiny_tokenizer import END, write_tokenizer
 
 from updraft_chassis.errors import InvalidInput
-from updraft_inference.torch_engine.grammar import Grammar, Grammars
+from updraft_inference.torch_engine.sampling.grammar import Grammar, Grammars
 
 VOCAB = 300
 """More than the tokenizer has, as models do."""

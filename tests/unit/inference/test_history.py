@@ -3,9 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updraft_inference.lookahead.kind import Kind
-from updraft_inference.torch_engine.history import History
-from updraft_inference.torch_engine.ngram import LENGTHS, NOTHING, Lookup
+from updraft_inference.torch_engine.drafting.answer_cache import History
+from updraft_inference.torch_engine.drafting.lookahead.kind import Kind
+from updraft_inference.torch_engine.drafting.ngram_index import LENGTHS, NOTHING, Lookup
 
 
 def remembering(*answers: list[int], num_tokens: int = 1024) -> History:

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from updraft_inference.settings import InferenceSettings
 from updraft_inference.torch_engine import kernels
-from updraft_inference.torch_engine.fused import LANES, WIDEST, Fused, operations
-from updraft_inference.torch_engine.kv_cache import CacheShape, SlotCache
-from updraft_inference.torch_engine.limits import Limits
-from updraft_inference.torch_engine.operations import Heads, Plain, Sight
+from updraft_inference.torch_engine.model.kv_cache import CacheShape, SlotCache
+from updraft_inference.torch_engine.model.limits import Limits
+from updraft_inference.torch_engine.model.native_ops import LANES, WIDEST, Fused, operations
+from updraft_inference.torch_engine.model.ops import Heads, Plain, Sight
 
 NUM_SLOTS, NUM_POSITIONS = 4, 60 + WIDEST
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16])

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from updraft_chassis.errors import Exhausted, InvalidInput
-from updraft_inference.keys import Keys
-from updraft_inference.openai_errors import ApiError
+from updraft_inference.http.errors import ApiError
+from updraft_inference.http.keys import Keys
 
 ONE, OTHER = "sk-one-0123456789", "sk-other-0123456789"
 

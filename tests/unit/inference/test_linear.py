@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from updraft_inference.torch_engine.linear import Tiled, linear
+from updraft_inference.torch_engine.model.linear import Tiled, linear
 
 
 def random(*shape: int, seed: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:

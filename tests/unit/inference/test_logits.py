@@ -15,12 +15,12 @@ from torch import Tensor
 
 from updraft_chassis.errors import InvalidInput
 from updraft_draft.acceptance import filtered_probs
-from updraft_inference.engine.port import Drafter, GenerationRequest, Sampling
-from updraft_inference.torch_engine.grammar import Grammars
-from updraft_inference.torch_engine.logits import check_sampling, processed
-from updraft_inference.torch_engine.operations import Plain
+from updraft_inference.engine import Drafter, GenerationRequest, Sampling
+from updraft_inference.torch_engine.model.ops import Plain
+from updraft_inference.torch_engine.sampling.grammar import Grammars
+from updraft_inference.torch_engine.sampling.logits import check_sampling, processed
+from updraft_inference.torch_engine.sampling.rejection_sampler import Verdict, judge
 from updraft_inference.torch_engine.sequence import Proposal, Sequence
-from updraft_inference.torch_engine.verify import Verdict, judge
 
 VOCAB = 6
 tokens = st.lists(st.integers(0, VOCAB - 1), max_size=6)

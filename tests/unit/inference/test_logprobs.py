@@ -2,9 +2,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.tiny_tokenizer import byte_level
 
-from updraft_inference.engine.port import TokenLogprob
-from updraft_inference.logprobs import Transcript
-from updraft_inference.text import Tokenizer
+from updraft_inference.engine import TokenLogprob
+from updraft_inference.text.logprobs import Transcript
+from updraft_inference.text.tokenization import Tokenizer
 
 BYTES_OF = Tokenizer(byte_level()).bytes_of
 

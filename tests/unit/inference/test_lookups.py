@@ -2,10 +2,10 @@
 
 from itertools import count
 
-from updraft_inference.engine.port import GenerationRequest
-from updraft_inference.lookahead.kind import Kind
-from updraft_inference.torch_engine.lookups import MOST_CLIENTS, MOST_UNREAD, PORTION, Lookups
-from updraft_inference.torch_engine.ngram import Lookup
+from updraft_inference.engine import GenerationRequest
+from updraft_inference.torch_engine.drafting.lookahead.kind import Kind
+from updraft_inference.torch_engine.drafting.ngram import MOST_CLIENTS, MOST_UNREAD, PORTION, Lookups
+from updraft_inference.torch_engine.drafting.ngram_index import Lookup
 from updraft_inference.torch_engine.sequence import Sequence
 
 _names = count()

@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updraft_inference.lookahead.kind import Kind
-from updraft_inference.torch_engine.ngram import Lookup, NgramIndex
+from updraft_inference.torch_engine.drafting.lookahead.kind import Kind
+from updraft_inference.torch_engine.drafting.ngram_index import Lookup, NgramIndex
 
 
 def test_what_followed_the_same_tokens_is_proposed() -> None:

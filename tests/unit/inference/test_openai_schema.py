@@ -3,8 +3,8 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from updraft_inference.openai_errors import ApiError
-from updraft_inference.openai_schema import ChatBody, CompletionBody, parse
+from updraft_inference.http.errors import ApiError
+from updraft_inference.http.schema import ChatBody, CompletionBody, parse
 
 
 def completion(**fields: object) -> CompletionBody:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from updraft_inference.openmp import wait_briefly
+from updraft_inference.torch_engine.openmp import wait_briefly
 
 
 def test_idle_threads_wait_briefly() -> None:

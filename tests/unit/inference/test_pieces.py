@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.tiny_target import make_tiny_target
 
-from updraft_inference.engine.port import GenerationRequest, Sampling
-from updraft_inference.torch_engine.kv_cache import CacheShape, SlotCache
-from updraft_inference.torch_engine.pieces import Piece, advance
+from updraft_inference.engine import GenerationRequest, Sampling
+from updraft_inference.torch_engine.model.kv_cache import CacheShape, SlotCache
+from updraft_inference.torch_engine.model.target import Target
+from updraft_inference.torch_engine.scheduler.forward import Piece, advance
 from updraft_inference.torch_engine.sequence import Proposal, Sequence
-from updraft_inference.torch_engine.target import Target
 
 NUM_SLOTS, NUM_POSITIONS = 9, 96
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updraft_inference.torch_engine.prefix import Prefix, Tenant, common_length, longest
+from updraft_inference.torch_engine.scheduler.prefix_cache import Prefix, Tenant, common_length, longest
 
 texts = st.lists(st.integers(0, 1), max_size=24)
 tenants = st.lists(st.tuples(texts, st.integers(0, 24), st.integers(0, 24)), max_size=4).map(

@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from updraft_inference.race import Interrupted, unless
+from updraft_inference.cancellation import Interrupted, unless
 
 
 async def never() -> None:

@@ -7,9 +7,9 @@ import torch
 from tests.support.tiny_target import HIDDEN, VOCAB, make_draft, make_tiny_target
 
 from updraft_draft.acceptance import expected_acceptance
-from updraft_inference.engine.port import GenerationRequest, Sampling
-from updraft_inference.torch_engine.eagle import EagleDrafter
-from updraft_inference.torch_engine.seeded import clocks, draw
+from updraft_inference.engine import GenerationRequest, Sampling
+from updraft_inference.torch_engine.drafting.eagle import EagleDrafter
+from updraft_inference.torch_engine.sampling.noise import clocks, draw
 from updraft_inference.torch_engine.sequence import Sequence
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from updraft.fleet.v1 import fleet_pb2
 from updraft_inference.agent.selection import CaptureRates, plan
-from updraft_inference.engine.port import CaptureWish
+from updraft_inference.engine import CaptureWish
 
 IDS = [uuid.UUID(int=i).bytes for i in range(4000)]
 

@@ -20,11 +20,11 @@ from updraft_chassis.errors import Corrupt, InvalidInput
 from updraft_draft.config import TargetConfig, default_aux_layers
 from updraft_draft.network import DraftNetwork
 from updraft_draft.target_weights import read_head
-from updraft_inference.engine.port import Drafter, DraftOnDisk, GenerationRequest, Sampling
+from updraft_inference.engine import Drafter, DraftOnDisk, GenerationRequest, Sampling
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
-from updraft_inference.torch_engine.kv_cache import CacheShape, SlotCache
-from updraft_inference.torch_engine.limits import Limits
-from updraft_inference.torch_engine.target import Target
+from updraft_inference.torch_engine.model.kv_cache import CacheShape, SlotCache
+from updraft_inference.torch_engine.model.limits import Limits
+from updraft_inference.torch_engine.model.target import Target
 
 TEXTS = [random.Random(length).sample(range(3, VOCAB), length) for length in (WINDOW - 3, 30, 57)]
 """Shorter than the sliding window, several times as long, and longer than the original context of yarn."""

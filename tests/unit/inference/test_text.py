@@ -9,7 +9,7 @@ from tokenizers import Tokenizer as HfTokenizer
 from tokenizers import decoders, models
 
 from updraft_chassis.errors import InvalidInput
-from updraft_inference.text import Detokeniser, StopStrings, TextStream, Tokenizer
+from updraft_inference.text.tokenization import Detokeniser, StopStrings, TextStream, Tokenizer
 
 
 def sentencepiece_like() -> Tokenizer:

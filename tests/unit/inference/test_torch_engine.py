@@ -17,7 +17,7 @@ from transformers import LlamaForCausalLM
 from updraft_artifacts.digests import tensors_digest
 from updraft_chassis.errors import Corrupt, Exhausted, InvalidInput
 from updraft_draft import checkpoint
-from updraft_inference.engine.port import (
+from updraft_inference.engine import (
     CaptureWish,
     Drafter,
     DraftOnDisk,
@@ -27,7 +27,7 @@ from updraft_inference.engine.port import (
     Sampling,
 )
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
-from updraft_inference.torch_engine.limits import Limits
+from updraft_inference.torch_engine.model.limits import Limits
 
 GREEDY = Sampling(temperature=0)
 PROMPTS = [tuple(range(3, 8)), tuple(range(40, 97)), (7, 7, 7, 7, 7), tuple(range(300, 320))]

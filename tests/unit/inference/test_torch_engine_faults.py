@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from tests.support.tiny_target import make_draft, make_tiny_target, save_draft
 
 from updraft_chassis.errors import Corrupt
-from updraft_inference.engine.port import DraftOnDisk, Finished, FinishReason, GenerationRequest, Sampling
+from updraft_inference.engine import DraftOnDisk, Finished, FinishReason, GenerationRequest, Sampling
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
-from updraft_inference.torch_engine.limits import Limits
+from updraft_inference.torch_engine.model.limits import Limits
 
 HEAD, VALUES = "lm_head.weight", "midlayer.self_attn.v_proj.weight"
 

@@ -17,7 +17,7 @@ from tests.support.wait import LONG_S
 from transformers import LlamaForCausalLM
 
 from updraft_chassis.errors import InvalidInput, Unavailable
-from updraft_inference.engine.port import (
+from updraft_inference.engine import (
     Drafter,
     DraftOnDisk,
     Finished,
@@ -27,7 +27,7 @@ from updraft_inference.engine.port import (
     TokenLogprob,
 )
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
-from updraft_inference.torch_engine.limits import Limits
+from updraft_inference.torch_engine.model.limits import Limits
 
 PROMPTS = [tuple(range(3, 8)), tuple(range(40, 97)), (7, 7, 7, 7, 7), tuple(range(300, 320))]
 SCHEMA = {

@@ -14,7 +14,7 @@ from tests.support.tiny_tokenizer import write_tokenizer
 from tests.support.wait import until
 
 from updraft_chassis.errors import InvalidInput
-from updraft_inference.engine.port import (
+from updraft_inference.engine import (
     CaptureWish,
     Drafter,
     DraftOnDisk,
@@ -24,7 +24,7 @@ from updraft_inference.engine.port import (
     Sampling,
 )
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
-from updraft_inference.torch_engine.limits import Limits
+from updraft_inference.torch_engine.model.limits import Limits
 
 GREEDY = Sampling(temperature=0)
 PROMPT = tuple(range(40, 97))

@@ -10,11 +10,11 @@ import torch
 from tests.support.tiny_target import make_tiny_target
 
 from updraft_chassis.errors import Unavailable
-from updraft_inference.engine.port import Drafter, GenerationRequest, Sampling
-from updraft_inference.torch_engine.decoder import Decoder
-from updraft_inference.torch_engine.limits import Limits
+from updraft_inference.engine import Drafter, GenerationRequest, Sampling
+from updraft_inference.torch_engine.model.limits import Limits
+from updraft_inference.torch_engine.model.target import Target
+from updraft_inference.torch_engine.scheduler.scheduler import Decoder
 from updraft_inference.torch_engine.sequence import Sequence
-from updraft_inference.torch_engine.target import Target
 from updraft_inference.torch_engine.worker import Worker
 
 

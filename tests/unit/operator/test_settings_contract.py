@@ -10,7 +10,7 @@ from tests.support.manifests import AROUND, built, container, one, pod_spec, spe
 
 from updraft_chassis.settings import Settings, load
 from updraft_inference.settings import InferenceSettings
-from updraft_inference.sglang_engine import arguments
+from updraft_inference.sglang_engine.launch import arguments
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.build import sglang
 from updraft_registry.settings import RegistrySettings

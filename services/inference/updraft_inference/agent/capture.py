@@ -20,7 +20,7 @@ from updraft_chassis.retry import Backoff
 from updraft_inference.agent import selection
 from updraft_inference.agent.selection import CapturePlan, CaptureRates
 from updraft_inference.agent.trace import Encode, Ended, Origin, trace
-from updraft_inference.engine.port import Finished
+from updraft_inference.engine import Finished
 from updraft_inference.metrics import Metrics
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from google.protobuf import json_format
 from updraft.registry.v1 import registry_pb2
 from updraft_artifacts import transfer
 from updraft_chassis.errors import Corrupt, InvalidInput
-from updraft_inference.engine.port import DraftOnDisk, EngineInfo
+from updraft_inference.engine import DraftOnDisk, EngineInfo
 
 logger = logging.getLogger(__name__)
 

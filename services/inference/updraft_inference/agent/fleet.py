@@ -16,7 +16,7 @@ from updraft.fleet.v1 import fleet_pb2
 from updraft_chassis import rpc
 from updraft_chassis.errors import Forbidden, InvalidInput, Unauthenticated, UpdraftError
 from updraft_chassis.retry import Backoff
-from updraft_inference.race import raise_if_cancelled, unless
+from updraft_inference.cancellation import raise_if_cancelled, unless
 
 if TYPE_CHECKING:  # the stub files know these names, the code does not
     from grpc.aio import StreamStreamCall

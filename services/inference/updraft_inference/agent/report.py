@@ -7,11 +7,11 @@ from collections.abc import Callable
 from updraft.fleet.v1 import fleet_pb2
 from updraft_chassis.clock import Clock
 from updraft_inference.agent.capture import Capture
+from updraft_inference.agent.counters import Tallies, folded, with_errors
 from updraft_inference.agent.selection import CapturePlan
 from updraft_inference.agent.swap import Swapper
 from updraft_inference.agent.trace import Origin
-from updraft_inference.counters import Tallies, folded, with_errors
-from updraft_inference.engine.port import Engine, Finished
+from updraft_inference.engine import Engine, Finished
 
 
 class PodState:

@@ -9,7 +9,7 @@ import hashlib
 from dataclasses import dataclass, replace
 
 from updraft.fleet.v1 import fleet_pb2
-from updraft_inference.engine.port import CaptureWish
+from updraft_inference.engine import CaptureWish
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

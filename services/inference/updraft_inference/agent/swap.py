@@ -19,9 +19,9 @@ from updraft_chassis.errors import Corrupt, Exhausted, InvalidInput, Unavailable
 from updraft_chassis.retry import Backoff
 from updraft_inference.agent import switchback
 from updraft_inference.agent.drafts import DraftFolder, check_target, read_manifest, verified
-from updraft_inference.engine.port import DraftOnDisk, Engine
+from updraft_inference.cancellation import Interrupted, unless
+from updraft_inference.engine import DraftOnDisk, Engine
 from updraft_inference.metrics import Metrics
-from updraft_inference.race import Interrupted, unless
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from updraft.trace.v1 import trace_pb2
 from updraft_inference.agent.selection import CapturePlan
-from updraft_inference.engine.port import Drafter, Finished, FinishReason, Hidden, Teacher, TopK, VerifyStep
+from updraft_inference.engine import Drafter, Finished, FinishReason, Hidden, Teacher, TopK, VerifyStep
 
 if TYPE_CHECKING:
     import torch

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from updraft_chassis.clock import Clock, SystemClock
 from updraft_chassis.errors import InvalidInput
-from updraft_inference.engine.port import CaptureLoss, CaptureWish, TopK
-from updraft_inference.sglang_engine.assembly import Assembly, Rows, StepPart
+from updraft_inference.engine import CaptureLoss, CaptureWish, TopK
+from updraft_inference.sglang_engine.trace_builder import Assembly, Rows, StepPart
 from updraft_sglang import wire
 
 logger = logging.getLogger(__name__)

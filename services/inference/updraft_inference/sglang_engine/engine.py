@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from updraft_artifacts.model_folder import target_fingerprint, tokenizer_fingerprint
 from updraft_chassis.errors import InvalidInput, Unavailable, UpdraftError
 from updraft_draft.config import TargetConfig
-from updraft_inference.engine.port import (
+from updraft_inference.engine import (
     CaptureLoss,
     Delta,
     DraftOnDisk,
@@ -32,10 +32,10 @@ from updraft_inference.engine.port import (
 from updraft_inference.sglang_engine import request as requests
 from updraft_inference.sglang_engine import versions
 from updraft_inference.sglang_engine.collector import Collector
-from updraft_inference.sglang_engine.held import OtherVocabularyError
-from updraft_inference.sglang_engine.life import Life
+from updraft_inference.sglang_engine.draft_fingerprint import OtherVocabularyError
+from updraft_inference.sglang_engine.draft_swap import LOADER, DraftSwitch
+from updraft_inference.sglang_engine.request_session import Life
 from updraft_inference.sglang_engine.server import ServerInfo, SglangServer
-from updraft_inference.sglang_engine.switch import LOADER, DraftSwitch
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from updraft_chassis.errors import Exhausted, InvalidInput
-from updraft_inference.engine.port import Drafter, EngineInfo, FinishReason, GenerationRequest
+from updraft_inference.engine import Drafter, EngineInfo, FinishReason, GenerationRequest
 
 _ALL = -1
 """SGLang's `top_k` that filters nothing."""

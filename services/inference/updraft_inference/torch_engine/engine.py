@@ -20,7 +20,7 @@ from updraft_chassis.errors import Corrupt, Exhausted, InvalidInput, Unavailable
 from updraft_draft import checkpoint
 from updraft_draft.config import DraftConfig, check_fits
 from updraft_draft.network import DraftNetwork
-from updraft_inference.engine.port import (
+from updraft_inference.engine import (
     CaptureLoss,
     Delta,
     Drafter,
@@ -35,15 +35,15 @@ from updraft_inference.engine.port import (
     Swapped,
 )
 from updraft_inference.torch_engine import kernels
-from updraft_inference.torch_engine.decoder import Decoder
-from updraft_inference.torch_engine.draft import Packed, pack
-from updraft_inference.torch_engine.eagle import EagleDrafter
-from updraft_inference.torch_engine.grammar import Grammar, Grammars
-from updraft_inference.torch_engine.limits import Limits
-from updraft_inference.torch_engine.logits import check_sampling
-from updraft_inference.torch_engine.lookups import Lookups
+from updraft_inference.torch_engine.drafting.eagle import EagleDrafter
+from updraft_inference.torch_engine.drafting.ngram import Lookups
+from updraft_inference.torch_engine.model.draft import Packed, pack
+from updraft_inference.torch_engine.model.limits import Limits
+from updraft_inference.torch_engine.model.target import Target
+from updraft_inference.torch_engine.sampling.grammar import Grammar, Grammars
+from updraft_inference.torch_engine.sampling.logits import check_sampling
+from updraft_inference.torch_engine.scheduler.scheduler import Decoder
 from updraft_inference.torch_engine.sequence import Sequence
-from updraft_inference.torch_engine.target import Target
 from updraft_inference.torch_engine.worker import Worker, on_passing_thread
 
 ENGINE = "torch/0.1.0"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from updraft_chassis.errors import UpdraftError
-from updraft_inference.engine.port import (
+from updraft_inference.engine import (
     Counterfactual,
     Delta,
     Drafter,
@@ -18,11 +18,11 @@ from updraft_inference.engine.port import (
     Hidden,
     VerifyStep,
 )
-from updraft_inference.lookahead.policy import Record
-from updraft_inference.lookahead.shadow import Shadow
-from updraft_inference.torch_engine.grammar import Grammar
-from updraft_inference.torch_engine.ngram import NgramIndex
-from updraft_inference.torch_engine.prefix import Tenant
+from updraft_inference.torch_engine.drafting.lookahead.policy import Record
+from updraft_inference.torch_engine.drafting.lookahead.shadow import Shadow
+from updraft_inference.torch_engine.drafting.ngram_index import NgramIndex
+from updraft_inference.torch_engine.sampling.grammar import Grammar
+from updraft_inference.torch_engine.scheduler.prefix_cache import Tenant
 
 Emit = Callable[[Delta], None]
 

@@ -19,8 +19,8 @@ from typing import TypeVar
 import torch
 
 from updraft_chassis.errors import Unavailable
-from updraft_inference.torch_engine.decoder import Decoder
-from updraft_inference.torch_engine.outbox import Outbox
+from updraft_inference.torch_engine.delta_queue import Outbox
+from updraft_inference.torch_engine.scheduler.scheduler import Decoder
 
 logger = logging.getLogger(__name__)
 

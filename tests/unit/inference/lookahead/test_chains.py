@@ -2,8 +2,8 @@
 
 import pytest
 
-from updraft_inference.lookahead.chains import ChainCost
-from updraft_inference.lookahead.cost import CostTable
+from updraft_inference.torch_engine.drafting.lookahead.chains import ChainCost
+from updraft_inference.torch_engine.drafting.lookahead.cost import CostTable
 
 
 def costs() -> ChainCost:

@@ -7,8 +7,8 @@ from operator import mul
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updraft_inference.engine.port import Drafter
-from updraft_inference.lookahead.choice import MARGIN, Choice, Chosen, Costs, Option, choose
+from updraft_inference.engine import Drafter
+from updraft_inference.torch_engine.drafting.lookahead.choice import MARGIN, Choice, Chosen, Costs, Option, choose
 
 rates = st.lists(st.floats(0, 1), max_size=4)
 survivals = rates.map(lambda conditional: list(accumulate(conditional, mul)))

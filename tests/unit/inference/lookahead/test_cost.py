@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updraft_inference.lookahead.cost import GRID, CostTable
+from updraft_inference.torch_engine.drafting.lookahead.cost import GRID, CostTable
 
 curves = st.dictionaries(st.sampled_from(GRID), st.floats(0.001, 1.0), min_size=1)
 CURVE = {1: 0.030, 8: 0.036, 64: 0.092}

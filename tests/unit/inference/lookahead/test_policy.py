@@ -4,13 +4,13 @@ import math
 
 import pytest
 
-from updraft_inference.engine.port import Drafter
-from updraft_inference.lookahead.choice import Choice
-from updraft_inference.lookahead.cost import CostTable
-from updraft_inference.lookahead.kind import NOTHING, Kind, chain_beside
-from updraft_inference.lookahead.policy import UNKNOWN, Ask, Lookahead, Record
-from updraft_inference.lookahead.rest import FIRST_GAP, LEAST_STEPS, LONGEST_GAP, MEMORY
-from updraft_inference.lookahead.tries import FIRST_REST, LONGEST_REST, STEPS
+from updraft_inference.engine import Drafter
+from updraft_inference.torch_engine.drafting.lookahead.choice import Choice
+from updraft_inference.torch_engine.drafting.lookahead.cost import CostTable
+from updraft_inference.torch_engine.drafting.lookahead.kind import NOTHING, Kind, chain_beside
+from updraft_inference.torch_engine.drafting.lookahead.policy import UNKNOWN, Ask, Lookahead, Record
+from updraft_inference.torch_engine.drafting.lookahead.rest import FIRST_GAP, LEAST_STEPS, LONGEST_GAP, MEMORY
+from updraft_inference.torch_engine.drafting.lookahead.tries import FIRST_REST, LONGEST_REST, STEPS
 
 CURVE = {1: 0.030, 4: 0.033, 16: 0.045, 64: 0.100}
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updraft_inference.lookahead.rates import POSITIONS, Prior, Rates, survival
+from updraft_inference.torch_engine.drafting.lookahead.rates import POSITIONS, Prior, Rates, survival
 
 chains = st.lists(st.tuples(st.integers(0, 12), st.booleans()), max_size=40)
 ASSUMED = Prior(0.5, 2.0)

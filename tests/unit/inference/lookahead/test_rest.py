@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updraft_inference.lookahead.rest import FIRST_GAP, LEAST_STEPS, LONGEST_GAP, MEMORY, Rest
+from updraft_inference.torch_engine.drafting.lookahead.rest import FIRST_GAP, LEAST_STEPS, LONGEST_GAP, MEMORY, Rest
 
 seconds = st.integers(0, 1000).map(lambda ms: ms / 1000)
 

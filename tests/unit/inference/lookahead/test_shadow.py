@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updraft_inference.lookahead.kind import Kind
-from updraft_inference.lookahead.shadow import Score, Shadow
+from updraft_inference.torch_engine.drafting.lookahead.kind import Kind
+from updraft_inference.torch_engine.drafting.lookahead.shadow import Score, Shadow
 
 tokens = st.lists(st.integers(0, 2), min_size=1, max_size=8)
 

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from updraft_inference.engine.port import CaptureWish, Drafter, Hidden, TopK
-from updraft_inference.sglang_engine.assembly import Assembly
+from updraft_inference.engine import CaptureWish, Drafter, Hidden, TopK
 from updraft_inference.sglang_engine.collector import Collector
+from updraft_inference.sglang_engine.trace_builder import Assembly
 from updraft_sglang import wire
 
 K, AUX = 3, 4

@@ -12,7 +12,7 @@ from tests.support.clock import ManualClock
 from tests.support.wait import until
 
 from updraft_chassis.errors import InvalidInput
-from updraft_inference.engine.port import CaptureLoss, CaptureWish
+from updraft_inference.engine import CaptureLoss, CaptureWish
 from updraft_inference.sglang_engine.collector import Collector
 from updraft_sglang import wire
 

@@ -13,7 +13,7 @@ from tests.support.wait import until
 from torch import arange
 
 from updraft_chassis.errors import Corrupt, Forbidden, InvalidInput, Unavailable
-from updraft_inference.engine.port import DraftOnDisk
+from updraft_inference.engine import DraftOnDisk
 from updraft_inference.sglang_engine import server as servers
 from updraft_inference.sglang_engine.engine import SglangEngine, SglangOptions, opened
 from updraft_inference.sglang_engine.server import SglangServer

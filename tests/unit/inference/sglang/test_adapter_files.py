@@ -15,7 +15,8 @@ from updraft_chassis.errors import Conflict, InvalidInput
 from updraft_draft import checkpoint, vocabulary
 from updraft_draft.config import TargetConfig
 from updraft_draft.target_weights import read_head
-from updraft_inference.sglang_engine import admin_key, arguments, held, plugin_folder, seed, supervisor
+from updraft_inference.sglang_engine import draft_fingerprint, initial_draft
+from updraft_inference.sglang_engine.launch import admin_key, arguments, plugin_folder, supervisor
 from updraft_inference.sglang_engine.server import ServerInfo
 from updraft_sglang import weights
 from updraft_trainer.learner import Hyper
@@ -102,7 +103,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_first_draft_is_the_one_that_a_trainer_begins_with(target: Path, tmp_path: Path) -> None:
-    seed.write(target, tmp_path / "seed", draft_vocab_size=64)
+    initial_draft.write(target, tmp_path / "seed", draft_vocab_size=64)
     config, tensors = checkpoint.load(tmp_path / "seed")
     head = read_head(target)
     ids = vocabulary.choose((), always=head.config.eos_token_ids, vocab_size=VOCAB, size=64)
@@ -115,10 +116,10 @@ def test_the_first_draft_is_the_one_that_a_trainer_begins_with(target: Path, tmp
 
 
 def test_the_first_draft_is_written_once(target: Path, tmp_path: Path) -> None:
-    folder = seed.write(target, tmp_path / "seed", draft_vocab_size=64)
+    folder = initial_draft.write(target, tmp_path / "seed", draft_vocab_size=64)
     before = (folder / "model.safetensors").stat().st_ino
 
-    seed.write(target, folder, draft_vocab_size=64)
+    initial_draft.write(target, folder, draft_vocab_size=64)
 
     assert (folder / "model.safetensors").stat().st_ino == before
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
@@ -128,25 +129,25 @@ def test_a_first_draft_that_was_cut_off_is_written_anew(target: Path, tmp_path: 
     (tmp_path / "seed").mkdir()
     (tmp_path / "seed" / "model.safetensors").write_text("half")
 
-    seed.write(target, tmp_path / "seed", draft_vocab_size=64)
+    initial_draft.write(target, tmp_path / "seed", draft_vocab_size=64)
 
     checkpoint.load(tmp_path / "seed")
 
 
 def test_a_draft_of_another_vocabulary_is_not_overwritten(target: Path, tmp_path: Path) -> None:
-    seed.write(target, tmp_path / "seed", draft_vocab_size=64)
+    initial_draft.write(target, tmp_path / "seed", draft_vocab_size=64)
 
     with pytest.raises(Conflict, match="another shape or vocabulary"):
-        seed.write(target, tmp_path / "seed", draft_vocab_size=65)
+        initial_draft.write(target, tmp_path / "seed", draft_vocab_size=65)
     (tmp_path / "seed" / "config.json").write_text("{}")
     with pytest.raises(Conflict, match="no draft of ours"):
-        seed.write(target, tmp_path / "seed", draft_vocab_size=64)
+        initial_draft.write(target, tmp_path / "seed", draft_vocab_size=64)
 
 
 def test_a_trained_draft_of_the_same_vocabulary_may_stand_for_the_first(target: Path, tmp_path: Path) -> None:
     digest = save_draft(make_draft(target, seed=9), tmp_path / "seed")
 
-    seed.write(target, tmp_path / "seed", draft_vocab_size=256)
+    initial_draft.write(target, tmp_path / "seed", draft_vocab_size=256)
 
     _, tensors = checkpoint.load(tmp_path / "seed")
     assert digest
@@ -213,4 +214,4 @@ def test_a_draft_that_sglang_has_no_network_for_is_refused(target: Path, tmp_pat
         weight_loaders=(),
     )
     with pytest.raises(InvalidInput, match="norms its state before the residual"):
-        held.read_seed(tmp_path / "draft", info)
+        draft_fingerprint.read_seed(tmp_path / "draft", info)

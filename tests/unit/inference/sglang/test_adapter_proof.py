@@ -9,7 +9,7 @@ from torch import Tensor
 
 from updraft_draft import checkpoint
 from updraft_draft.config import DraftConfig
-from updraft_inference.sglang_engine import proof
+from updraft_inference.sglang_engine import checksums
 from updraft_inference.sglang_engine.server import RankChecksums
 
 Draft = tuple[DraftConfig, dict[str, Tensor]]
@@ -29,20 +29,20 @@ OF_SGLANGS_KERNEL = {
 def test_the_hash_of_a_gpu_is_the_kernels(size: int) -> None:
     values = ((torch.arange(size, dtype=torch.int64) * 2654435761) % 251).to(torch.uint8)
 
-    assert f"{proof.gpu_hash(values):016x}" == OF_SGLANGS_KERNEL[size]
+    assert f"{checksums.gpu_hash(values):016x}" == OF_SGLANGS_KERNEL[size]
 
 
 def test_the_hash_of_nothing_is_zero() -> None:
-    assert proof.gpu_hash(torch.empty(0)) == 0
+    assert checksums.gpu_hash(torch.empty(0)) == 0
 
 
 def test_a_large_tensor_is_hashed_by_blocks_as_a_whole() -> None:
     words = torch.arange(3 * 32 * 8192 + 5, dtype=torch.int32)
-    whole = proof.gpu_hash(words)
+    whole = checksums.gpu_hash(words)
 
-    assert whole == proof.gpu_hash(words.clone())
+    assert whole == checksums.gpu_hash(words.clone())
     words[-1] += 1
-    assert whole != proof.gpu_hash(words)
+    assert whole != checksums.gpu_hash(words)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_ranks_share_key_value_heads_where_there_are_fewer(draft: Draft) -> None
 def test_a_head_is_padded_with_zeros(draft: Draft) -> None:
     config, tensors = draft
     short = tensors | {"lm_head.weight": tensors["lm_head.weight"][:-10]}
-    head = proof.served_tensors(config, short, tp=(0, 1))["lm_head.weight"]
+    head = checksums.served_tensors(config, short, tp=(0, 1))["lm_head.weight"]
 
     assert head.shape == (DRAFT_VOCAB, HIDDEN)
     assert not head[-10:].any()
@@ -97,24 +97,24 @@ def test_a_head_is_padded_with_zeros(draft: Draft) -> None:
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_one_changed_weight_is_named(draft: Draft, device: str) -> None:
     config, tensors = draft
-    wanted = proof.expected(config, tensors, dtype=torch.float32, device=device, tp=(0, 1))
+    wanted = checksums.expected(config, tensors, dtype=torch.float32, device=device, tp=(0, 1))
     changed = {name: tensor.clone() for name, tensor in tensors.items()}
     changed["midlayer.mlp.up_proj.weight"][0, 0] += 1
-    shown = proof.expected(config, changed, dtype=torch.float32, device=device, tp=(0, 1))
+    shown = checksums.expected(config, changed, dtype=torch.float32, device=device, tp=(0, 1))
     served = RankChecksums(tp_rank=0, tp_size=1, hashes=shown | {"draft.model.embed_tokens.weight": "any"})
 
-    assert proof.differing(wanted, served) == ["draft.model.layers.0.mlp.gate_up_proj.weight"]
-    assert proof.differing(shown, served) == []
+    assert checksums.differing(wanted, served) == ["draft.model.layers.0.mlp.gate_up_proj.weight"]
+    assert checksums.differing(shown, served) == []
 
 
 def test_only_auto_leaves_open_what_a_server_serves_in() -> None:
-    assert proof.candidate_dtypes("bfloat16") == (torch.bfloat16,)
-    assert set(proof.candidate_dtypes("auto")) == {torch.bfloat16, torch.float16, torch.float32}
+    assert checksums.candidate_dtypes("bfloat16") == (torch.bfloat16,)
+    assert set(checksums.candidate_dtypes("auto")) == {torch.bfloat16, torch.float16, torch.float32}
 
 
 def ranks(draft: Draft, size: int) -> list[dict[str, Tensor]]:
     config, tensors = draft
-    return [proof.served_tensors(config, tensors, tp=(rank, size)) for rank in range(size)]
+    return [checksums.served_tensors(config, tensors, tp=(rank, size)) for rank in range(size)]
 
 
 def halves(rank: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,8 @@ from tests.support.sglang_server import FakeSglang
 from tests.support.wait import until
 
 from updraft_chassis.errors import Exhausted, InvalidInput, Unavailable
-from updraft_inference.counters import folded, usage
-from updraft_inference.engine.port import CaptureWish, Drafter, DraftOnDisk, Finished, FinishReason, Sampling
+from updraft_inference.agent.counters import folded, usage
+from updraft_inference.engine import CaptureWish, Drafter, DraftOnDisk, Finished, FinishReason, Sampling
 from updraft_inference.metrics import Metrics
 from updraft_inference.sglang_engine.engine import SglangEngine
 

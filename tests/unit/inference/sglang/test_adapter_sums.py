@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.requests import step
 
-from updraft_inference.engine.port import VerifyStep
-from updraft_inference.sglang_engine.sums import ServerSums, label, uncaptured, version_of
+from updraft_inference.engine import VerifyStep
+from updraft_inference.sglang_engine.server_stats import ServerSums, label, uncaptured, version_of
 
 
 def sums(histogram: Sequence[int], *spans: tuple[int, int, int], lookahead: int = 3) -> ServerSums:

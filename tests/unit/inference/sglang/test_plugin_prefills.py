@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from updraft_sglang import prefills
+from updraft_sglang.capture_options import Interest, Wish
 from updraft_sglang.prefills import Part, wanted
-from updraft_sglang.wishes import Interest, Wish
 
 VOCAB, TOP_K = 11, 3
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from updraft_sglang import prefills, steps
+from updraft_sglang.capture_options import Interest, Wish
 from updraft_sglang.staging import Staged, copy_stream, elapsed_us, mark
-from updraft_sglang.wishes import Interest, Wish
 
 needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from updraft_sglang import steps
+from updraft_sglang.capture_options import Interest, Wish
 from updraft_sglang.distribution import chosen
-from updraft_sglang.wishes import Interest, Wish
 
 VOCAB, AUX, TOP_K = 13, 4, 5
 

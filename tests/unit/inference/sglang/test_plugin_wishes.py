@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from updraft_sglang.wishes import Wish, interest_in, wish_of
+from updraft_sglang.capture_options import Wish, interest_in, wish_of
 
 
 def request(rid: str, custom_params: object) -> Any:

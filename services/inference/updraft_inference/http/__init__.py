@@ -1,0 +1,1 @@
+"""The OpenAI-compatible HTTP server: routes, request checks, limits and streamed answers."""

@@ -1,0 +1,134 @@
+"""The two shapes of OpenAI's API over one engine: what a body asks for, and how the answer is written.
+
+Pure: bodies in, dictionaries out. `updraft` inside `usage` is our only addition to the answers.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from updraft_inference.agent.counters import total
+from updraft_inference.agent.counters import usage as usage_of
+from updraft_inference.engine import Finished, TokenLogprob
+from updraft_inference.http.errors import invalid
+from updraft_inference.http.schema import ChatBody, CompletionBody, GenerationBody
+from updraft_inference.text.chat_template import ChatTemplate
+from updraft_inference.text.logprobs import Json, Transcript
+from updraft_inference.text.tokenization import Tokenizer
+
+DEFAULT_COMPLETION_TOKENS = 16
+"""OpenAI's own default for completions; a chat goes on to the end of the context."""
+
+B = TypeVar("B", bound=GenerationBody)
+
+
+class Language(Protocol):
+    """What a prompt is made with."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Of the target."""
+        ...
+
+    @property
+    def chat_template(self) -> ChatTemplate | None:
+        """Of the target, if it has one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect(Generic[B]):
+    """One way to ask: its body, its prompt, its choices."""
+
+    path: str
+    body: type[B]
+    id_prefix: str
+    prompt_param: str
+    prompt: Callable[[B, Language], tuple[int, ...]]
+    default_max_tokens: int | None
+    """The limit of a body that has none; None: as many as fit."""
+    answer_object: str
+    chunk_object: str
+    choice: Callable[[str], Json]
+    """The whole text; index, log-probabilities and reason of its end come to it."""
+    opening: Json | None
+    """The choice of a first chunk before any text."""
+    chunk_choice: Callable[[str], Json]
+    logprobs: Callable[[Transcript, Sequence[TokenLogprob]], Json]
+
+
+def _completion_prompt(body: CompletionBody, language: Language) -> tuple[int, ...]:
+    if isinstance(body.prompt, str):
+        return language.tokenizer.encode(body.prompt, add_special_tokens=True)
+    return tuple(body.prompt)
+
+
+def _chat_prompt(body: ChatBody, language: Language) -> tuple[int, ...]:
+    if language.chat_template is None:
+        raise invalid("this model has no chat template: use /v1/completions", param="messages")
+    prompt = language.chat_template.render([message.turn for message in body.messages])
+    return language.tokenizer.encode(prompt, add_special_tokens=False)
+
+
+def _text_choice(text: str) -> Json:
+    return {"text": text}
+
+
+def _message_choice(text: str) -> Json:
+    return {"message": {"role": "assistant", "content": text, "refusal": None}}
+
+
+def _delta_choice(text: str) -> Json:
+    return {"delta": {"content": text} if text else {}}
+
+
+COMPLETIONS: Dialect[CompletionBody] = Dialect(
+    path="/v1/completions",
+    body=CompletionBody,
+    id_prefix="cmpl",
+    prompt_param="prompt",
+    prompt=_completion_prompt,
+    default_max_tokens=DEFAULT_COMPLETION_TOKENS,
+    answer_object="text_completion",
+    chunk_object="text_completion",
+    choice=_text_choice,
+    opening=None,
+    chunk_choice=_text_choice,
+    logprobs=Transcript.completion,
+)
+
+CHAT: Dialect[ChatBody] = Dialect(
+    path="/v1/chat/completions",
+    body=ChatBody,
+    id_prefix="chatcmpl",
+    prompt_param="messages",
+    prompt=_chat_prompt,
+    default_max_tokens=None,
+    answer_object="chat.completion",
+    chunk_object="chat.completion.chunk",
+    choice=_message_choice,
+    opening={"delta": {"role": "assistant", "content": ""}},
+    chunk_choice=_delta_choice,
+    logprobs=Transcript.chat,
+)
+
+
+def usage(num_prompt: int, num_output: int, finished: Sequence[Finished]) -> Json:
+    """Token counts of all choices, and how the draft did in those of which the engine told."""
+    counts: Json = {
+        "prompt_tokens": num_prompt,
+        "completion_tokens": num_output,
+        "total_tokens": num_prompt + num_output,
+    }
+    if not finished:
+        return counts
+    served = total([usage_of(one) for one in finished])
+    draft: Json = {
+        "drafter": served.drafter.value,
+        "draft_version": served.draft_version,
+        "verify_steps": served.verify_steps,
+        "acceptance_length": served.acceptance_length,
+        "proposed": served.proposed,
+        "accepted": served.accepted,
+    }
+    return {**counts, "updraft": draft}

@@ -1,0 +1,259 @@
+"""The HTTP surface: OpenAI's completions, and what a cluster asks of a pod (/healthz, /readyz, /metrics).
+
+An answer that starts is watched until it ends: a client that hangs up, streaming or not, cancels its request.
+Nothing of a request is buffered beyond the limit of its body. Of an answer that nobody reads there is one event in the
+process (see connection.py), and in the engine at most max_tokens tokens, which fit the context. Every refusal is
+OpenAI-shaped.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from updraft_chassis.errors import UpdraftError
+from updraft_inference.cancellation import Interrupted, unless
+from updraft_inference.engine import TokenLogprob
+from updraft_inference.http.body import BodyLimits, read_body
+from updraft_inference.http.endpoints import CHAT, COMPLETIONS, B, Dialect, usage
+from updraft_inference.http.errors import ApiError, api_error
+from updraft_inference.http.generation import Backend, Job, Piece, jobs, pieces
+from updraft_inference.http.keys import Keys
+from updraft_inference.http.readiness import Gate, Phase
+from updraft_inference.http.request_ids import RequestIds
+from updraft_inference.http.schema import parse
+from updraft_inference.http.streaming import each
+from updraft_inference.metrics import Metrics
+from updraft_inference.text.logprobs import Json, Transcript
+
+OPT_OUT_HEADER = "x-updraft-capture"
+"""`off`: nothing of this request leaves the pod but its answer."""
+
+
+def app(gate: Gate[Backend], metrics: Metrics, registry: CollectorRegistry, bodies: BodyLimits, keys: Keys) -> ASGIApp:
+    """The ASGI application."""
+
+    async def models(request: Request) -> Response:
+        with keys.admitted(request.headers), gate.admitted() as backend:
+            entry = {"id": backend.model, "object": "model", "created": started_s, "owned_by": "updraft"}
+        return JSONResponse({"object": "list", "data": [entry]})
+
+    async def health(_: Request) -> Response:
+        return _plain("ok", 200) if is_alive() else _plain("the engine has failed", 503)
+
+    async def ready(_: Request) -> Response:
+        return _plain(gate.phase.value, 200 if gate.phase is Phase.READY and is_alive() else 503)
+
+    async def scrape(_: Request) -> Response:
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    def is_alive() -> bool:  # false: only a restart can help
+        return gate.backend is None or gate.backend.engine.is_alive
+
+    started_s = int(time.time())
+    doors = _Doors(gate=gate, keys=keys, metrics=metrics, bodies=bodies)
+    inner = Starlette(
+        routes=[
+            Route("/v1/models", models),
+            Route(COMPLETIONS.path, _Endpoint(COMPLETIONS, doors), methods=["POST"]),
+            Route(CHAT.path, _Endpoint(CHAT, doors), methods=["POST"]),
+            Route("/healthz", health),
+            Route("/readyz", ready),
+            Route("/metrics", scrape),
+        ],
+        exception_handlers=dict.fromkeys((ApiError, UpdraftError, HTTPException, Exception), _error_response),
+    )
+    return RequestIds(inner)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Doors:
+    """What a request passes before it is served."""
+
+    gate: Gate[Backend]
+    keys: Keys
+    metrics: Metrics
+    bodies: BodyLimits
+
+
+class _Endpoint(Generic[B]):
+    """One dialect, from the first byte of a request to the last of its answer. An ASGI application."""
+
+    def __init__(self, dialect: Dialect[B], doors: _Doors) -> None:
+        self._dialect = dialect
+        self._doors = doors
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        try:
+            with self._doors.keys.admitted(request.headers) as guest, self._doors.gate.admitted() as backend:
+                body = parse(self._dialect.body, await read_body(request, self._doors.bodies))
+                guest.count_as(body.n)
+                await unless(_hung_up(receive), self._answer(backend, request, body, guest.client, send))
+        except Interrupted:
+            self._doors.metrics.hang_ups.inc()
+        except UpdraftError as error:  # of the gate; those of the engine come as ApiError
+            raise self._counted(api_error(error)) from None
+        except ApiError as error:
+            raise self._counted(error) from error.__cause__
+
+    def _counted(self, refusal: ApiError) -> ApiError:
+        self._doors.metrics.refusals.labels(status=str(refusal.status)).inc()
+        return refusal
+
+    async def _answer(self, backend: Backend, request: Request, body: B, client: str, send: Send) -> None:
+        is_opted_out = request.headers.get(OPT_OUT_HEADER, "").strip().lower() == "off"
+        todo = await jobs(backend, self._dialect, body, client=client, is_opted_out=is_opted_out)
+        writer = _Writer(self._dialect, backend, todo, int(time.time()))
+        if body.stream:
+            await _stream(writer, send, has_usage=body.has_usage_chunk)
+        else:
+            response = JSONResponse(await _whole(writer), headers=writer.headers)
+            await response(request.scope, request.receive, send)
+
+
+class _Writer(Generic[B]):
+    """The JSON of one answer, whose choices come from `jobs`."""
+
+    def __init__(self, dialect: Dialect[B], backend: Backend, jobs: list[Job], created_s: int) -> None:
+        self.dialect = dialect
+        self.choices = [pieces(backend, job) for job in jobs]
+        self.last: dict[int, Piece] = {}
+        """Of each choice, so far."""
+        self._model = backend.model
+        self._jobs = jobs
+        self._created_s = created_s
+        self._transcripts = [Transcript(backend.tokenizer.bytes_of) for _ in jobs]
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The id of the answer, and that under which traces know its first choice."""
+        return {"X-Request-Id": self._jobs[0].id}
+
+    def answer(self, texts: list[str], logprobs: list[list[TokenLogprob]]) -> Json:
+        """The whole answer."""
+        choices = [
+            self._choice(index, self.dialect.choice(text), said, self.last[index].finish_reason)
+            for index, (text, said) in enumerate(zip(texts, logprobs, strict=True))
+        ]
+        return {**self._head(self.dialect.answer_object), "choices": choices, "usage": self._usage()}
+
+    def openings(self, **more: object) -> list[str]:
+        """The events before any text."""
+        opening = self.dialect.opening
+        if opening is None:
+            return []
+        return [self._chunk([self._choice(i, opening, (), None)], **more) for i in range(len(self._jobs))]
+
+    def chunk(self, index: int, piece: Piece, **more: object) -> str:
+        """One event of a stream."""
+        content = self.dialect.chunk_choice(piece.text)
+        return self._chunk([self._choice(index, content, piece.logprobs, piece.finish_reason)], **more)
+
+    def usage_chunk(self) -> str:
+        """The event after the last text, when asked for."""
+        return self._chunk([], usage=self._usage())
+
+    def _choice(self, index: int, content: Json, said: Sequence[TokenLogprob], finish_reason: str | None) -> Json:
+        logprobs = self.dialect.logprobs(self._transcripts[index], said) if said else None
+        return {"index": index, **content, "logprobs": logprobs, "finish_reason": finish_reason}
+
+    def _chunk(self, choices: list[Json], **more: object) -> str:
+        return _event({**self._head(self.dialect.chunk_object), "choices": choices, **more})
+
+    def _head(self, kind: str) -> Json:
+        return {"id": self._jobs[0].id, "object": kind, "created": self._created_s, "model": self._model}
+
+    def _usage(self) -> Json:
+        num_output = sum(piece.num_tokens for piece in self.last.values())
+        finished = [piece.finished for piece in self.last.values() if piece.finished is not None]
+        return usage(len(self._jobs[0].request.prompt_ids), num_output, finished)
+
+
+async def _whole(writer: _Writer[B]) -> Json:
+    texts: list[str] = [""] * len(writer.choices)
+    logprobs: list[list[TokenLogprob]] = [[] for _ in writer.choices]
+
+    async def take(index: int, piece: Piece) -> None:
+        writer.last[index] = piece
+        texts[index] += piece.text
+        logprobs[index] += piece.logprobs
+
+    await each(writer.choices, take)
+    return writer.answer(texts, logprobs)
+
+
+async def _stream(writer: _Writer[B], send: Send, *, has_usage: bool) -> None:
+    more = {"usage": None} if has_usage else {}
+
+    async def take(index: int, piece: Piece) -> None:
+        if not writer.last:
+            await _start(writer, send)
+            await _send(send, *writer.openings(**more))
+        writer.last[index] = piece
+        if piece.text or piece.logprobs or piece.finish_reason:
+            await _send(send, writer.chunk(index, piece, **more))
+
+    try:
+        await each(writer.choices, take)
+    except ApiError as error:
+        if not writer.last:  # before the status line: what the engine refuses is still a plain error
+            raise
+        await _send(send, _event(error.body))
+    else:
+        await _send(send, *([writer.usage_chunk()] if has_usage else []), "data: [DONE]\n\n")
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _start(writer: _Writer[B], send: Send) -> None:
+    headers = {
+        **writer.headers,
+        "Content-Type": "text/event-stream; charset=utf-8",
+        "Cache-Control": "no-cache",
+    }
+    raw_headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": 200, "headers": raw_headers})
+
+
+async def _send(send: Send, *events: str) -> None:
+    for event in events:
+        await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
+
+
+def _event(content: Json) -> str:
+    return f"data: {json.dumps(content, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+async def _hung_up(receive: Receive) -> None:
+    """Return when the client has closed its connection; the body was read before, so nothing else comes."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _plain(text: str, status: int) -> Response:
+    return PlainTextResponse(f"{text}\n", status)
+
+
+async def _error_response(request: Request, error: Exception) -> Response:
+    """Every failure in OpenAI's shape. Starlette raises unknown ones again, so that the server logs them."""
+    match error:
+        case ApiError():
+            refusal = error
+        case UpdraftError():
+            refusal = api_error(error)
+        case HTTPException():
+            message = f"{request.method} {request.url.path}: {error.detail}"
+            refusal = ApiError(error.status_code, message, code="unknown_url")
+        case _:
+            refusal = ApiError(500, "The server failed; its log says why", code="internal_error")
+    headers = {**(getattr(error, "headers", None) or {}), **refusal.headers}
+    return JSONResponse(refusal.body, refusal.status, headers=headers)

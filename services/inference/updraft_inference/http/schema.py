@@ -1,0 +1,304 @@
+"""What we accept of OpenAI's request bodies, as data with limits.
+
+A field that would change the answer and that we do not honour is refused by name, unless it says what we do
+anyway: silently ignoring it would be a wrong answer. Fields that change nothing (user, metadata, ...) are
+ignored.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, TypeVar
+
+import pydantic_core
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from updraft_inference.http.errors import ApiError, invalid
+
+MAX_STOPS = 16
+"""OpenAI allows 4; each one is searched for at every token."""
+MAX_STOP_CHARS = 256
+"""Text is held back for as long as it may begin a stop string."""
+MAX_LOOKAHEAD = 64
+"""No chain as long as this has ever paid; the engine's own limit is lower."""
+MAX_DOMAIN_CHARS = 64
+MAX_CHOICES = 8
+"""Each one runs, and waits in the queue, as a request of its own."""
+MAX_TOP_LOGPROBS = 20
+"""OpenAI's own limit for chats."""
+MAX_BIASES = 1024
+
+_ANY_OBJECT = '{"type":"object"}'
+
+_MAX_INT64 = 2**63 - 1
+_MAX_INT32 = 2**31 - 1
+
+_OFF: tuple[object, ...] = (None, False, 0, 0.0, "", [], {})
+_UNSUPPORTED: dict[str, tuple[object, ...]] = {
+    # Field: the values that mean what we do anyway.
+    "best_of": (None, 1),
+    "prompt_logprobs": (None, False),
+    "echo": _OFF,
+    "suffix": _OFF,
+    "min_tokens": _OFF,
+    "tools": _OFF,
+    "tool_choice": (None, "none", "auto"),
+    "functions": _OFF,
+    "function_call": (None, "none", "auto"),
+    "modalities": (None, ["text"]),
+    "audio": (None,),
+    "web_search_options": (None,),
+    "stop_token_ids": _OFF,
+    "bad_words": _OFF,
+    "use_beam_search": _OFF,
+    "structured_outputs": (None,),
+    "guided_json": (None,),
+    "guided_regex": (None,),
+    "guided_choice": (None,),
+    "guided_grammar": (None,),
+    "add_generation_prompt": (None, True),
+    "continue_final_message": _OFF,
+    "chat_template": (None,),
+    "chat_template_kwargs": (None, {}),
+    "documents": _OFF,
+}
+
+
+class _Body(BaseModel):
+    # Strict: "0.5" is no number and 1 is no boolean, as at OpenAI.
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class StreamOptions(_Body):
+    """How the stream ends."""
+
+    include_usage: bool = False
+
+
+class UpdraftOptions(_Body):
+    """Our own extension: choose the drafter of one request, and name its kind of traffic for the trainer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    drafter: Literal["none", "ngram", "eagle3", "hybrid"] | None = None
+    lookahead: Annotated[int, Field(ge=0, le=MAX_LOOKAHEAD)] | None = None
+    domain: Annotated[str, Field(max_length=MAX_DOMAIN_CHARS)] = ""
+
+
+def _stops(value: object) -> object:
+    return [value] if isinstance(value, str) else [] if value is None else value
+
+
+def _top_k(value: object) -> object:
+    return 0 if value is None or value == -1 else value  # -1 is how vLLM and SGLang say "off"
+
+
+def _absent_is(*, default: object) -> BeforeValidator:
+    """OpenAI's clients may send null for a default."""
+    return BeforeValidator(lambda value: default if value is None else value)
+
+
+def _biases(value: object) -> object:
+    """As data: pairs of token id and bias."""
+    if not isinstance(value, dict):
+        return () if value is None else value
+    if not all(isinstance(key, str) and re.fullmatch("0|[1-9][0-9]{0,9}", key) for key in value):
+        raise ValueError("expected an object from token ids to numbers")
+    return tuple((int(key), bias) for key, bias in value.items())
+
+
+class _JsonSchema(_Body):
+    """`strict` says what we do anyway; name and description are for a model that is told of them."""
+
+    schema_: Annotated[dict[str, object], Field(alias="schema")]
+
+
+class _ResponseFormat(_Body):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: _JsonSchema | None = None
+
+
+def _schema_text(value: object) -> object:
+    """The JSON schema that a response_format stands for, as JSON; None: any text."""
+    if value is None:
+        return None
+    wanted = _ResponseFormat.model_validate(value)
+    if wanted.type == "json_schema":
+        if wanted.json_schema is None:
+            raise ValueError("json_schema is required where type is json_schema")
+        return json.dumps(wanted.json_schema.schema_)
+    return _ANY_OBJECT if wanted.type == "json_object" else None
+
+
+Limit = Annotated[int, Field(ge=1, le=_MAX_INT32)]
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+
+
+class GenerationBody(_Body):
+    """What completions and chat completions share."""
+
+    unsupported: ClassVar[Mapping[str, tuple[object, ...]]] = _UNSUPPORTED
+
+    model: str
+    max_tokens: Limit | None = None
+    max_completion_tokens: Limit | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES), _absent_is(default=1)] = 1
+    temperature: Annotated[float, Field(ge=0, le=2), _absent_is(default=1.0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1), _absent_is(default=1.0)] = 1.0
+    top_k: Annotated[int, Field(ge=0, le=_MAX_INT32), BeforeValidator(_top_k)] = 0
+    min_p: Annotated[float, Field(ge=0, le=1), _absent_is(default=0.0)] = 0.0
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100), _absent_is(default=1.0)] = 1.0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2), _absent_is(default=0.0)] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2), _absent_is(default=0.0)] = 0.0
+    logit_bias: Annotated[tuple[tuple[int, Bias], ...], Field(max_length=MAX_BIASES), BeforeValidator(_biases)] = ()
+    response_format: Annotated[str | None, BeforeValidator(_schema_text)] = None
+    """Once read: the JSON schema of the answer, as JSON."""
+    seed: Annotated[int, Field(ge=-_MAX_INT64 - 1, le=_MAX_INT64)] | None = None
+    stop: Annotated[list[Stop], Field(max_length=MAX_STOPS), BeforeValidator(_stops)] = []
+    stream: Annotated[bool, _absent_is(default=False)] = False
+    stream_options: StreamOptions | None = None
+    ignore_eos: Annotated[bool, _absent_is(default=False)] = False
+    updraft: Annotated[UpdraftOptions, _absent_is(default={})] = UpdraftOptions()
+
+    @model_validator(mode="after")
+    def _options_need_a_stream(self) -> "GenerationBody":
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options is only allowed when stream is true")
+        return self
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> "GenerationBody":
+        limits = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(limits) > 1:
+            raise ValueError("max_tokens and max_completion_tokens differ: send one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _a_grammar_ends(self) -> "GenerationBody":
+        if self.response_format is not None and self.ignore_eos:
+            raise ValueError("ignore_eos and a response_format exclude each other: what has ended cannot go on")
+        return self
+
+    @property
+    def most_tokens(self) -> int | None:
+        """The limit of the output that the client asks for."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def num_top_logprobs(self) -> int | None:
+        """Likeliest tokens to tell beside each token's own log-probability; None: tell neither."""
+        raise NotImplementedError
+
+    @property
+    def has_usage_chunk(self) -> bool:
+        """The stream ends with a chunk that carries the usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+def _prompt(value: object) -> object:
+    """One prompt, also where it comes as a list of one."""
+    if isinstance(value, list) and value and isinstance(value[0], str | list):
+        if len(value) > 1:
+            raise ValueError(f"{len(value)} prompts in one request are not supported: send one request a prompt")
+        value = value[0]
+    is_ids = isinstance(value, list) and all(type(token_id) is int for token_id in value)
+    if not isinstance(value, str) and not is_ids:
+        raise ValueError("expected text or a list of token ids")
+    return value
+
+
+class CompletionBody(GenerationBody):
+    """POST /v1/completions. `prompt` is text or token ids; `logprobs` is the number of likeliest tokens to tell."""
+
+    unsupported = {**_UNSUPPORTED, "top_logprobs": (None, 0)}
+
+    prompt: Annotated[str | list[int], BeforeValidator(_prompt)]
+    logprobs: Annotated[
+        Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None,
+        BeforeValidator(lambda value: None if value is False else value),
+    ] = None
+
+    @property
+    def num_top_logprobs(self) -> int | None:
+        """See the base class."""
+        return self.logprobs
+
+
+def _content(value: object) -> object:
+    """Text, also where it comes as parts."""
+    if not isinstance(value, list):
+        return value
+    texts: list[str] = []
+    for part in value:
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise ValueError(f"content parts of type {kind!r} are not supported, only text")
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+class Message(_Body):
+    """One turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[str, BeforeValidator(_content)]
+
+    @property
+    def turn(self) -> dict[str, str]:
+        """As chat templates want it; they know OpenAI's newer name for `system` by the old one."""
+        return {"role": "system" if self.role == "developer" else self.role, "content": self.content}
+
+
+class ChatBody(GenerationBody):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Field(min_length=1), FailFast()]  # a mebibyte can hold 350,000 wrong ones
+    logprobs: Annotated[bool, _absent_is(default=False)] = False
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS), _absent_is(default=0)] = 0
+
+    @model_validator(mode="after")
+    def _logprobs_first(self) -> "ChatBody":
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs is only allowed when logprobs is true")
+        return self
+
+    @property
+    def num_top_logprobs(self) -> int | None:
+        """See the base class."""
+        return self.top_logprobs if self.logprobs else None
+
+
+B = TypeVar("B", bound=GenerationBody)
+
+
+def parse(kind: type[B], raw: bytes) -> B:
+    """Read a request body; ApiError 400 that names the field and says what was expected."""
+    try:
+        content = pydantic_core.from_json(raw, allow_inf_nan=False)
+    except ValueError as error:
+        raise invalid(f"The body is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise invalid("The body must be a JSON object")
+    _refuse_unsupported(content, kind.unsupported)
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise _refusal(error.errors(include_url=False, include_context=False)[0]) from None
+
+
+def _refuse_unsupported(content: Mapping[str, object], unsupported: Mapping[str, tuple[object, ...]]) -> None:
+    for field in sorted(unsupported.keys() & content.keys()):
+        value = content[field]
+        # Types too: `best_of: true` is no number, and equals 1.
+        if not any(type(value) is type(same) and value == same for same in unsupported[field]):
+            raise invalid(f"{field} is not supported by this server", param=field, code="unsupported_parameter")
+
+
+def _refusal(detail: ErrorDetails) -> ApiError:
+    message = detail["msg"].removeprefix("Value error, ")
+    param = ".".join(map(str, detail["loc"])) or None
+    if detail["type"] == "missing":
+        return invalid(f"{param} is required", param=param, code="missing_required_parameter")
+    return invalid(f"{param}: {message}" if param else message, param=param, code="invalid_value")

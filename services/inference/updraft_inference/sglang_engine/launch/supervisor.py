@@ -1,0 +1,203 @@
+"""A stock SGLang server as a child: started, waited for, its log passed on, ended as it wants to be.
+
+SIGTERM goes to its main process alone: it lets requests end and stops the others, which a signal to all of them would kill.
+What is left after a deadline is killed as a group. If this process dies, the kernel sends the child its SIGTERM.
+"""
+
+import asyncio
+import logging
+import os
+import random
+import re
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from updraft_chassis.errors import InvalidInput, Unavailable
+from updraft_inference.sglang_engine.launch import arguments
+from updraft_inference.sglang_engine.server import SglangServer
+
+logger = logging.getLogger(__name__)
+
+_TELL_S = 15.0
+_LOOK_S = 0.5
+_MAX_LINE = 1 << 20
+_NUM_LAST_LINES = 15
+_PORTS = range(20_000, 32_000)
+
+_LAUNCH = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("the parent has gone")
+os.execv(sys.executable, [sys.executable, "-m", "sglang.launch_server", *sys.argv[2:]])
+"""
+"""Run by the server's interpreter: asks for a SIGTERM when the parent dies (PR_SET_PDEATHSIG), then becomes the server."""
+
+_SERIOUS = re.compile(r"\bERROR\b|\bCRITICAL\b|Traceback|Error:|Exception:")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """What to start. `environment` is all that the server gets of it."""
+
+    python: Path
+    arguments: Sequence[str]
+    environment: Mapping[str, str]
+    drain_s: float
+    """How long its requests may take to end."""
+
+
+def environment(inherited: Mapping[str, str], *, plugin: Path, collector: Path) -> dict[str, str]:
+    """Of the server: ours without our settings, which hold secrets, and with the plugin's."""
+    passed = {name: value for name, value in inherited.items() if not name.startswith("UPDRAFT_INFERENCE_")}
+    paths = [str(plugin), *filter(None, [passed.get("PYTHONPATH")])]
+    allowed = passed.get("SGLANG_PLUGINS")
+    return passed | {
+        "PYTHONPATH": os.pathsep.join(paths),
+        arguments.SOCKET_VARIABLE: str(collector),
+        **({} if not allowed else {"SGLANG_PLUGINS": f"{allowed},updraft"}),
+    }
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on now, below those that the kernel gives to outgoing connections."""
+    choice = random.SystemRandom()
+    while True:
+        port = choice.choice(_PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
+class Supervisor:
+    """One server's process. Made by `supervised`."""
+
+    def __init__(self, launch: Launch, tasks: asyncio.TaskGroup) -> None:
+        self._launch = launch
+        self._tasks = tasks
+        self._process: asyncio.subprocess.Process | None = None
+        self._last_lines: list[str] = []
+
+    @property
+    def has_ended(self) -> bool:
+        """The process is over."""
+        return self._process is None or self._process.returncode is not None
+
+    @property
+    def pid(self) -> int | None:
+        """Of the main process."""
+        return None if self._process is None else self._process.pid
+
+    async def start(self) -> None:
+        """Start it; its log is passed on by a task. InvalidInput where there is no such interpreter."""
+        launch = self._launch
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                str(launch.python),
+                "-c",
+                _LAUNCH,
+                str(os.getpid()),
+                *launch.arguments,
+                env=dict(launch.environment),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                limit=_MAX_LINE,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise InvalidInput(
+                f"cannot start {launch.python} ({error.strerror}); UPDRAFT_INFERENCE_SGLANG_PYTHON must be the"
+                " interpreter of an environment with SGLang"
+            ) from error
+        self._tasks.create_task(self._pass_on(self._process.stdout))
+
+    async def ready(self, server: SglangServer, is_stopped: Callable[[], bool]) -> None:
+        """Wait until it serves. Unavailable, with its last words, if it ends before, or if we are told to stop."""
+        await until_up(server, is_stopped=is_stopped, has_ended=lambda: self.has_ended)
+        if self.has_ended:
+            status = None if self._process is None else self._process.returncode
+            raise Unavailable(f"the SGLang server ended with status {status}; its last lines:\n" + self._last_words)
+
+    @property
+    def _last_words(self) -> str:
+        return "\n".join(self._last_lines)
+
+    async def stop(self) -> None:
+        """End it: let it drain, and kill what is left of its group in the end."""
+        process = self._process
+        if process is None:
+            return
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.terminate()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._launch.drain_s):
+                    await process.wait()
+        if process.returncode is None:
+            logger.warning("The SGLang server does not end in time and is killed", extra={"pid": process.pid})
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)  # its session is its own
+        await process.wait()
+
+    async def restart(self, arguments: Sequence[str]) -> None:
+        """End it and start it with other arguments."""
+        await self.stop()
+        self._launch = replace(self._launch, arguments=arguments)
+        await self.start()
+
+    async def _pass_on(self, output: asyncio.StreamReader | None) -> None:
+        """Its lines are ours, under its name; what looks serious is a warning."""
+        assert output is not None
+        while True:
+            try:
+                line = await output.readline()
+            except ValueError:  # a line without end
+                continue
+            if not line:
+                return
+            text = line.decode(errors="replace").rstrip()
+            self._last_lines = [*self._last_lines, text][-_NUM_LAST_LINES:]
+            level = logging.WARNING if _SERIOUS.search(text) else logging.INFO
+            logging.getLogger("sglang").log(level, "%s", text)
+
+
+@asynccontextmanager
+async def supervised(launch: Launch) -> AsyncIterator[Supervisor]:
+    """A started server for the length of the block."""
+    async with asyncio.TaskGroup() as tasks:
+        supervisor = Supervisor(launch, tasks)
+        await supervisor.start()
+        try:
+            yield supervisor
+        finally:
+            await asyncio.shield(supervisor.stop())
+
+
+async def until_up(
+    server: SglangServer, *, is_stopped: Callable[[], bool], has_ended: Callable[[], bool] = lambda: False
+) -> None:
+    """Return once the server serves, or has ended; say now and then that it is waited for. Unavailable if told to stop.
+
+    Without a limit: a large model from a slow disk takes as long as it takes, and probes of the pod see that it waits.
+    """
+    loop = asyncio.get_running_loop()
+    started_s = told_s = loop.time()
+    while not has_ended():
+        is_late = loop.time() - told_s > _TELL_S
+        if await server.is_up(_LOOK_S * 4) or (is_late and await server.gives_tokens()):  # it may be up and not say so
+            logger.info("The SGLang server is up", extra={"url": server.url, "after_s": round(loop.time() - started_s)})
+            return
+        if is_stopped():
+            raise Unavailable("told to stop before the SGLang server was up")
+        if is_late:
+            told_s = loop.time()
+            logger.info("Waiting for SGLang", extra={"url": server.url, "for_s": round(told_s - started_s)})
+        await asyncio.sleep(_LOOK_S)

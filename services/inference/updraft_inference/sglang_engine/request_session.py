@@ -1,0 +1,125 @@
+"""One request at the server, from its start to the record of its end.
+
+It runs in a task of its own, so that a slow reader holds up nothing and a reader who leaves does not cut off the record.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from updraft_chassis.errors import Unavailable, UpdraftError
+from updraft_inference.engine import Delta, Finished, FinishReason, GenerationRequest
+from updraft_inference.sglang_engine import request as requests
+from updraft_inference.sglang_engine.collector import Collector
+from updraft_inference.sglang_engine.server import Event, SglangServer
+from updraft_inference.sglang_engine.server_stats import ServerSums, uncaptured
+from updraft_inference.sglang_engine.trace_builder import Assembly
+
+logger = logging.getLogger(__name__)
+
+COMPLETE_S = 1.0
+"""How long an ended request waits for what the plugin has still to say of it."""
+
+_ABORT_S = 5.0
+"""How long the server may take to end an aborted request; then we hang up, and it notices in its own time."""
+
+_ABORT_AGAIN_S = 0.5
+"""The server forgets the abort of a request that it has not taken in yet."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Life:
+    """A request in flight. `deltas` ends with a Delta that has `finished`, or with an error."""
+
+    request: GenerationRequest
+    rid: str
+    """Its name at the server, never given again: two seconds after an answer SGLang aborts what has its name by then, and
+    an abort ends all whose names begin with that name."""
+    deltas: asyncio.Queue[Delta | UpdraftError] = field(default_factory=asyncio.Queue)
+    output: list[int] = field(default_factory=list)
+    is_cancelled: bool = False
+    submitted_s: float = field(default_factory=time.monotonic)
+    first_token_s: float | None = None
+    meta: ServerSums | None = None
+    reason: FinishReason | None = None
+    _limit: asyncio.Timeout | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output so far."""
+        return len(self.request.prompt_ids) + len(self.output)
+
+    @property
+    def is_over(self) -> bool:
+        """The server has ended it."""
+        return self.reason is not None
+
+    def cancel(self) -> None:
+        """End it soon: nobody reads it any more."""
+        self.is_cancelled = True
+        if self._limit is not None:
+            self._limit.reschedule(asyncio.get_running_loop().time() + _ABORT_S)
+
+    async def run(self, server: SglangServer, lookahead: int) -> None:
+        """Generate to the end, or to what `cancel` leaves of it. UpdraftError where the server refuses or fails."""
+        with suppress(TimeoutError):  # an abort that is not answered: hang up
+            async with asyncio.timeout(None) as self._limit:
+                if self.is_cancelled:
+                    return
+                async with server.generate(requests.body(self.request, self.rid)) as events:
+                    async for event in events:
+                        self._take(event, lookahead)
+        self._limit = None
+        if not self.is_over and not self.is_cancelled:
+            raise Unavailable("the SGLang server broke off an answer")
+
+    def _take(self, event: Event, lookahead: int) -> None:
+        tokens = event.new_ids(len(self.output))
+        if tokens:
+            self.first_token_s = self.first_token_s or time.monotonic()
+            self.output += tokens
+            self.deltas.put_nowait(Delta(token_ids=tokens))
+        if event.finish is not None:
+            self.reason = requests.reason(event.finish)
+            try:
+                self.meta = ServerSums.of(event.meta, lookahead)
+            except (KeyError, TypeError, ValueError) as error:  # of a release that says it otherwise
+                logger.warning("The sums of SGLang cannot be read; steps are counted by the plugin alone: %r", error)
+
+    async def abort(self, server: SglangServer) -> None:
+        """Tell the server until it has ended the request."""
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + _ABORT_S
+        while not self.is_over and loop.time() < end_s:
+            try:
+                await server.abort(self.rid)
+            except UpdraftError as error:
+                logger.warning("A request cannot be aborted", extra={"reason": str(error)})
+                if self._limit is not None:
+                    self._limit.reschedule(loop.time())
+                return
+            await asyncio.sleep(_ABORT_AGAIN_S)
+
+    async def finished(self, collector: Collector, assembly: Assembly) -> Finished:
+        """The record of the end."""
+        ended_s = time.monotonic()
+        first_s = self.first_token_s or ended_s
+        num_output = len(self.output)
+        await collector.complete(self.rid, num_output, COMPLETE_S)
+        steps = assembly.steps(num_output)
+        return Finished(
+            request=self.request,
+            output_ids=tuple(self.output),
+            steps=steps,
+            reason=FinishReason.CANCELLED if self.is_cancelled or self.reason is None else self.reason,
+            time_to_first_token_s=first_s - self.submitted_s,
+            duration_s=ended_s - self.submitted_s,
+            hidden=assembly.hidden(num_output) if num_output else None,
+            uncaptured=None if self.meta is None else uncaptured(self.meta, steps, num_output, ended_s - first_s),
+        )
+
+
+Ended = Callable[[Finished], None]

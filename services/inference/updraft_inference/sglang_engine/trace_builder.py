@@ -1,0 +1,208 @@
+"""What the plugin says of one request, put together. Pure.
+
+Rows go by their position in prompt ++ output, so a message that never came leaves a hole and shifts nothing. A preempted
+request is forwarded again: rows that are known already are not taken twice, and steps whose tokens the server threw away
+are forgotten.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from updraft_inference.engine import CaptureWish, Counterfactual, Drafter, Hidden, TopK, VerifyStep
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """States of consecutive positions, [rows, A], and what the target said at the last `len(teacher)` of them."""
+
+    position: int
+    aux: Tensor
+    teacher: TopK
+
+    @property
+    def end(self) -> int:
+        """The position behind them."""
+        return self.position + len(self.aux)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the tensors."""
+        return self.aux.nbytes + self.teacher.nbytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepPart:
+    """One request's part of a verify step. Its first row, if it has any, read the token at `position`."""
+
+    position: int
+    accepted: int
+    draft_ids: tuple[int, ...]
+    target_log_probs: tuple[float, ...]
+    batch_size: int
+    duration_s: float
+    version: int
+    rows: Rows | None = None
+    rejected: Rows | None = None
+    """Rows that read the rejected draft and those after it."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the tensors."""
+        return sum(rows.nbytes for rows in (self.rows, self.rejected) if rows is not None)
+
+    @property
+    def without_rows(self) -> "StepPart":
+        """The light part alone."""
+        return replace(self, rows=None, rejected=None)
+
+
+class Assembly:
+    """Takes a request's parts as they come; says at its end what they add up to."""
+
+    def __init__(self, num_prompt: int, wish: CaptureWish) -> None:
+        self._num_prompt = num_prompt
+        self._wish = wish
+        self._steps: list[StepPart] = []
+        self._prefilled: list[Rows] = []
+        self._again_to = 0
+        """The position behind a second forward over the output, until the next step comes."""
+        self._reached = num_prompt if wish.payload else num_prompt + 1
+        self.nbytes = 0
+
+    def add_step(self, step: StepPart) -> None:
+        """Take a verify step. One that no request could have is ignored."""
+        if step.position < self._num_prompt or not 0 <= step.accepted <= len(step.draft_ids):
+            return
+        self._forget_from(step.position - 1 if self._again_to else step.position)
+        self._again_to = 0
+        self._steps.append(step)
+        self.nbytes += step.nbytes
+        self._reached = step.position + step.accepted + 2
+
+    def add_rows(self, rows: Rows) -> None:
+        """Take the rows of a forward over the prompt, or over prompt and output of a preempted request."""
+        self._prefilled.append(rows)
+        self.nbytes += rows.nbytes
+        if rows.end > self._num_prompt:
+            self._again_to = max(self._again_to, rows.end)
+        self._reached = max(self._reached, rows.end + 1)
+
+    def covers(self, num_output: int) -> bool:
+        """Whether the last of all parts of `num_output` tokens is here: parts come in order."""
+        return self._reached >= self._num_prompt + num_output
+
+    def steps(self, num_output: int) -> tuple[VerifyStep, ...]:
+        """The steps that gave the first `num_output` tokens, those that came."""
+        return tuple(self._verify_step(step) for step in self._kept(num_output))
+
+    def hidden(self, num_output: int) -> Hidden | None:
+        """The rows that read prompt ++ output up to its last token but one; None if nothing came to learn from."""
+        if not self._wish.payload:
+            return None
+        first = max(0, self._num_prompt - self._wish.prompt_rows)
+        kept = self._kept(num_output)
+        pieces = [*(step.rows for step in kept if step.rows is not None), *self._prefilled]
+        end = self._num_prompt + num_output - 1
+        present = [piece for piece in pieces if piece.position < end and piece.end > first and len(piece.aux)]
+        like = next((piece for piece in present if len(piece.teacher)), None)
+        if like is None:
+            return None
+        first = max(first, min(piece.position for piece in present))
+        canvas = _Canvas(first, end, like)
+        for piece in present:
+            canvas.paint(piece)
+        return canvas.hidden(tuple(self._counterfactuals(kept, num_output)))
+
+    def _kept(self, num_output: int) -> list[StepPart]:
+        end = self._num_prompt + num_output
+        if self._again_to:
+            end = min(end, self._again_to)
+        return [step for step in self._steps if step.position + 1 < end]
+
+    def _forget_from(self, position: int) -> None:
+        """Drop steps that gave a token behind `position`: it was thrown away, for it is made again."""
+        while self._steps and self._steps[-1].position + self._steps[-1].accepted + 1 > position:
+            self.nbytes -= self._steps.pop().nbytes
+
+    def _verify_step(self, step: StepPart) -> VerifyStep:
+        has_drafts = bool(step.draft_ids)
+        return VerifyStep(
+            start=step.position - self._num_prompt + 1,
+            accepted=step.accepted,
+            draft_ids=step.draft_ids,
+            draft_log_probs=(),
+            target_log_probs=step.target_log_probs,
+            batch_size=step.batch_size,
+            duration_s=step.duration_s,
+            drafter=Drafter.EAGLE3 if has_drafts else Drafter.NONE,
+            draft_version=step.version if has_drafts else 0,
+        )
+
+    def _counterfactuals(self, kept: list[StepPart], num_output: int) -> Iterator[Counterfactual]:
+        """Of the steps whose rejected draft stood before the end."""
+        for index, step in enumerate(kept):
+            rejected, limit = step.rejected, self._wish.counterfactual_rows
+            start = step.position - self._num_prompt + 1
+            if rejected is None or not limit or not len(rejected.aux) or start + step.accepted >= num_output:
+                continue
+            yield Counterfactual(step=index, aux=rejected.aux[:limit], teacher=_slice(rejected.teacher, 0, limit))
+
+
+class _Canvas:
+    """Positions `first` to `end`, filled once each."""
+
+    def __init__(self, first: int, end: int, like: Rows) -> None:
+        num, k = end - first, like.teacher.ids.shape[1]
+        self._first, self._end = first, end
+        self._aux = torch.zeros(num, like.aux.shape[1], dtype=like.aux.dtype)
+        self._teacher = TopK(
+            ids=torch.zeros(num, k, dtype=torch.int64),
+            log_probs=torch.zeros(num, k),
+            log_sum_exp=torch.zeros(num),
+        )
+        self._is_seen = torch.zeros(num, dtype=torch.bool)
+        self._is_taught = torch.zeros(num, dtype=torch.bool)
+
+    def paint(self, rows: Rows) -> None:
+        """Fill in what is not known yet. A teacher that comes later is taken with its own row's states or none."""
+        start, stop = max(rows.position, self._first), min(rows.end, self._end)
+        untaught = len(rows.aux) - len(rows.teacher)
+        here, there = slice(start - rows.position, stop - rows.position), slice(start - self._first, stop - self._first)
+        is_new = ~self._is_seen[there]
+        self._aux[there][is_new] = rows.aux[here][is_new]
+        self._is_seen[there] = True
+        start = max(start, rows.position + untaught)
+        if start >= stop:
+            return
+        shown = _slice(rows.teacher, start - rows.position - untaught, stop - rows.position - untaught)
+        there = slice(start - self._first, stop - self._first)
+        is_new = ~self._is_taught[there]
+        self._teacher.ids[there][is_new] = shown.ids[is_new].long()
+        self._teacher.log_probs[there][is_new] = shown.log_probs[is_new]
+        self._teacher.log_sum_exp[there][is_new] = shown.log_sum_exp[is_new]
+        self._is_taught[there] = True
+
+    def hidden(self, counterfactuals: tuple[Counterfactual, ...]) -> Hidden:
+        """All of it. Behind the first row with a teacher, one without does not exist: nothing could be learnt at it."""
+        first_taught = int(self._is_taught.nonzero()[0]) if bool(self._is_taught.any()) else len(self._is_taught)
+        exists = self._is_seen.clone()
+        exists[first_taught:] &= self._is_taught[first_taught:]
+        return Hidden(
+            first_position=self._first,
+            aux=self._aux,
+            teacher=_slice(self._teacher, first_taught, len(self._is_taught)),
+            first_teacher_row=first_taught,
+            missing_rows=tuple((~exists).nonzero().flatten().tolist()),
+            counterfactuals=counterfactuals,
+        )
+
+
+def _slice(teacher: TopK, start: int, stop: int) -> TopK:
+    return TopK(
+        ids=teacher.ids[start:stop],
+        log_probs=teacher.log_probs[start:stop],
+        log_sum_exp=teacher.log_sum_exp[start:stop],
+    )

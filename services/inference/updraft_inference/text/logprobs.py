@@ -1,0 +1,64 @@
+"""Log-probabilities as OpenAI shows them: token by token, in the two shapes of its API.
+
+There is an entry for every token of the answer, those of a stop string too, but for the end token. A token may be half
+a character: its text then has U+FFFD, and a chat's `bytes` say what it is.
+"""
+
+import codecs
+from collections.abc import Callable, Sequence
+
+from updraft_inference.engine import TokenLogprob
+
+_LEAST = -9999.0
+"""What OpenAI and vLLM say for "never": JSON has no infinity."""
+
+Json = dict[str, object]
+
+
+class Transcript:
+    """The log-probabilities of one choice, as its tokens come. `bytes_of` knows the bytes of each token."""
+
+    def __init__(self, bytes_of: Callable[[int], bytes]) -> None:
+        self._bytes_of = bytes_of
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._num_chars = 0
+
+    def chat(self, tokens: Sequence[TokenLogprob]) -> Json:
+        """Of a chat's choice or chunk."""
+        content = [
+            {
+                **self._entry(token.token_id, token.log_prob),
+                "top_logprobs": [self._entry(token_id, log_prob) for token_id, log_prob in token.top],
+            }
+            for token in tokens
+        ]
+        return {"content": content, "refusal": None}
+
+    def completion(self, tokens: Sequence[TokenLogprob]) -> Json:
+        """Of a completion's choice or chunk. `text_offset` counts characters of the completion."""
+        return {
+            "text_offset": [self._offset(token.token_id) for token in tokens],
+            "tokens": [self._text(token.token_id) for token in tokens],
+            "token_logprobs": [max(token.log_prob, _LEAST) for token in tokens],
+            "top_logprobs": [self._likeliest(token) for token in tokens],
+        }
+
+    def _likeliest(self, token: TokenLogprob) -> dict[str, float]:
+        """By text; of tokens that look alike the likeliest one."""
+        found: dict[str, float] = {}
+        for token_id, log_prob in token.top:
+            found.setdefault(self._text(token_id), max(log_prob, _LEAST))
+        return found
+
+    def _entry(self, token_id: int, log_prob: float) -> Json:
+        raw = self._bytes_of(token_id)
+        return {"token": self._text(token_id), "logprob": max(log_prob, _LEAST), "bytes": list(raw)}
+
+    def _text(self, token_id: int) -> str:
+        return self._bytes_of(token_id).decode(errors="replace")
+
+    def _offset(self, token_id: int) -> int:
+        """Whole characters before this token."""
+        before = self._num_chars
+        self._num_chars += len(self._decoder.decode(self._bytes_of(token_id)))
+        return before

@@ -1,0 +1,1 @@
+"""The target and the draft as the engine runs them: layers, KV cache, operations."""

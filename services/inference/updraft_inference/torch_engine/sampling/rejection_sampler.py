@@ -1,0 +1,143 @@
+"""From the target's logits of a verify forward to the tokens each sequence gains.
+
+Requests that change nothing share one argmax; one with bias, penalties or a grammar is judged by its own processed rows.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from updraft_draft.acceptance import accept_sampled, filtered_probs
+from updraft_inference.engine import Sampling, TokenLogprob
+from updraft_inference.torch_engine.model.ops import Peaks, Plain
+from updraft_inference.torch_engine.sampling import noise
+from updraft_inference.torch_engine.sampling.logits import processed
+from updraft_inference.torch_engine.sequence import Proposal, Sequence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Of one sequence: how many drafts were kept, the target's token after them, log p of every draft.
+
+    `logprobs`: of the tokens that the sequence gains, if its request wants them. Not sound: the target's logits are not
+    finite in one of its rows. A row after a refused draft counts too, for what it left in the cache would reach later ones.
+    """
+
+    accepted: int
+    next_id: int
+    target_log_probs: list[float]
+    logprobs: tuple[TokenLogprob, ...] = ()
+    is_sound: bool = True
+
+
+SOUND = Verdict(accepted=0, next_id=0, target_log_probs=[])
+UNSOUND = Verdict(accepted=0, next_id=0, target_log_probs=[], is_sound=False)
+
+
+@torch.inference_mode()
+def judge(sequences: list[Sequence], proposals: list[Proposal], logits_RV: Tensor, operations: Plain) -> list[Verdict]:
+    """Verify every sequence's drafts. A sequence has one row more than drafts; row i is the target's word on draft i."""
+    is_of_draft = [n < len(proposal.ids) for proposal in proposals for n in range(len(proposal.ids) + 1)]
+    peaks = operations.peaks(logits_RV, is_of_draft)
+    choices, is_finite = peaks.choice_R.tolist(), peaks.best_R.isfinite().tolist()
+    log_probs = _draft_log_probs(proposals, is_of_draft, logits_RV, peaks)
+    verdicts, start = [], 0
+    for i, (sequence, proposal) in enumerate(zip(sequences, proposals, strict=True)):
+        rows = slice(start, start + len(proposal.ids) + 1)
+        start = rows.stop
+        if not all(is_finite[rows]):
+            verdicts.append(UNSOUND)
+            continue
+        if sequence.changes_logits:
+            accepted, next_id = _choose(sequence, proposal, _processed(sequence, proposal, logits_RV[rows]), None)
+        else:
+            accepted, next_id = _choose(sequence, proposal, logits_RV[rows], choices[rows])
+        gained = [*proposal.ids[:accepted], next_id]
+        seen = logits_RV[rows.start : rows.start + accepted + 1]
+        logprobs = _logprobs(seen, gained, sequence.request.top_logprobs)
+        verdicts.append(Verdict(accepted=accepted, next_id=next_id, target_log_probs=log_probs[i], logprobs=logprobs))
+    return verdicts
+
+
+def _choose(sequence: Sequence, proposal: Proposal, rows_TV: Tensor, likeliest: list[int] | None) -> tuple[int, int]:
+    """Drafts kept, and the token after them. `likeliest`: of each row, if known."""
+    if sequence.generator is None:
+        choices = rows_TV.argmax(-1).tolist() if likeliest is None else likeliest
+        return _matching(choices.__getitem__, proposal.ids)
+    sampling, position = sequence.request.sampling, sequence.num_output
+    p, seed = _Filtered(rows_TV, sampling), sampling.seed
+    if seed is not None:
+        return _matching(lambda row: noise.draw(p[row], seed, position + row), proposal.ids)
+    outcome = accept_sampled(p, proposal.ids, proposal.q, sequence.generator)
+    return outcome.count, outcome.next_id
+
+
+class _Filtered:
+    """What is sampled from, row by row. Each costs as much as a plain step's: those after a refusal are never computed."""
+
+    def __init__(self, rows_TV: Tensor, sampling: Sampling) -> None:
+        self._rows_TV = rows_TV
+        self._sampling = sampling
+
+    def __getitem__(self, row: int) -> Tensor:
+        wish = self._sampling
+        probs = filtered_probs(
+            self._rows_TV[row : row + 1],
+            temperature=wish.temperature,
+            top_k=wish.top_k,
+            top_p=wish.top_p,
+            min_p=wish.min_p,
+        )
+        return probs[0].cpu()  # where the request's generator is
+
+
+def _processed(sequence: Sequence, proposal: Proposal, rows_TV: Tensor) -> Tensor:
+    request, output_ids = sequence.request, sequence.ids[sequence.num_prompt :]
+    allowed = None
+    if sequence.grammar is not None:
+        allowed = sequence.grammar.allowed(output_ids, proposal.ids).to(rows_TV.device)
+    return processed(
+        rows_TV,
+        request.sampling,
+        prompt_ids=request.prompt_ids,
+        output_ids=output_ids,
+        draft_ids=proposal.ids,
+        allowed_TV=allowed,
+    )
+
+
+def _logprobs(rows_TV: Tensor, token_ids: list[int], num_top: int | None) -> tuple[TokenLogprob, ...]:
+    """Of the raw logits, one row a token."""
+    if num_top is None:
+        return ()
+    log_probs = rows_TV.float().log_softmax(-1)
+    own = log_probs.gather(-1, torch.tensor(token_ids, device=rows_TV.device)[:, None])[:, 0].tolist()
+    values, ids = (found.tolist() for found in log_probs.topk(num_top, -1))
+    return tuple(
+        TokenLogprob(token_id=token, log_prob=log_prob, top=tuple(zip(top_ids, top, strict=True)))
+        for token, log_prob, top_ids, top in zip(token_ids, own, ids, values, strict=True)
+    )
+
+
+def _matching(choose: Callable[[int], int], drafts: list[int]) -> tuple[int, int]:
+    """How many drafts are the target's choices of their rows, and its choice after them; no row after that is asked for."""
+    for row, draft in enumerate(drafts):
+        choice = choose(row)
+        if choice != draft:
+            return row, choice
+    return len(drafts), choose(len(drafts))
+
+
+def _draft_log_probs(
+    proposals: list[Proposal], is_of_draft: list[bool], logits_RV: Tensor, peaks: Peaks
+) -> list[list[float]]:
+    """log p of each draft under the target at temperature 1."""
+    rows = [row for row, is_one in enumerate(is_of_draft) if is_one]
+    if not rows:
+        return [[] for _ in proposals]
+    tokens = [token for proposal in proposals for token in proposal.ids]
+    at = torch.tensor([rows, tokens], device=logits_RV.device)
+    values = iter((logits_RV[at[0], at[1]].float() - peaks.log_sum_R[at[0]]).tolist())
+    return [[next(values) for _ in proposal.ids] for proposal in proposals]

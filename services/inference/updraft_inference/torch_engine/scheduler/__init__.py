@@ -1,0 +1,1 @@
+"""Continuous batching: which sequences run, and what one forward pass reads."""
