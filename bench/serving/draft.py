@@ -21,8 +21,8 @@ from updraft_cli.prompts import DOMAINS
 from updraft_draft import checkpoint, vocabulary
 from updraft_draft.target_weights import read_head
 from updraft_inference.engine import DraftOnDisk
-from updraft_trainer.learner import Hyper, Learner
-from updraft_trainer.sample import Expectation, Sample, read_sample
+from updraft_trainer.data.sample import Expectation, Sample, read_sample
+from updraft_trainer.learning.learner import Hyper, Learner
 
 DRAFT_VOCAB = 8192
 BATCH_SAMPLES = 4

@@ -23,11 +23,11 @@ from updraft_cli.models.smollm2 import model_folder
 from updraft_draft import vocabulary
 from updraft_draft.network import DraftNetwork
 from updraft_draft.target_weights import TargetHead, read_head
-from updraft_trainer.batch import Batch
-from updraft_trainer.estimate import num_tokens, verify_steps
-from updraft_trainer.learner import Hyper, Learner
-from updraft_trainer.sample import Expectation, Sample, read_sample
-from updraft_trainer.teacher import DraftVocabulary, TopK
+from updraft_trainer.data.sample import Expectation, Sample, read_sample
+from updraft_trainer.data.teacher import DraftVocabulary, TopK
+from updraft_trainer.learning.batch import Batch
+from updraft_trainer.learning.learner import Hyper, Learner
+from updraft_trainer.publishing.estimate import num_tokens, verify_steps
 
 KS = (8, 16, 64, 128)
 CHOSEN = 64

@@ -13,7 +13,7 @@ from updraft.trace.v1 import trace_pb2
 from updraft_artifacts.model_folder import target_fingerprint, tokenizer_fingerprint
 from updraft_draft.target_weights import read_head
 from updraft_draft.tensors import encode
-from updraft_trainer.sample import SCHEMA, Expectation
+from updraft_trainer.data.sample import SCHEMA, Expectation
 
 FIRST_TOKEN, NUM_TOKENS = 3, 64
 """The traffic's tokens: within a small draft vocabulary, and after the special ones."""

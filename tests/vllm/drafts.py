@@ -18,8 +18,8 @@ from updraft.trace.v1 import trace_pb2
 from updraft_draft import vocabulary
 from updraft_draft.target_weights import read_head
 from updraft_draft.tensors import encode
-from updraft_trainer.learner import Hyper, Learner
-from updraft_trainer.sample import SCHEMA, Expectation, Sample, read_sample
+from updraft_trainer.data.sample import SCHEMA, Expectation, Sample, read_sample
+from updraft_trainer.learning.learner import Hyper, Learner
 
 NUM_STEPS = 40
 """Enough to learn a few answers by heart."""

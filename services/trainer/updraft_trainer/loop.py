@@ -23,15 +23,15 @@ from updraft_chassis.errors import (
 )
 from updraft_chassis.lifecycle import Stop
 from updraft_draft import checkpoint
-from updraft_trainer.decision import Bar, decide
-from updraft_trainer.drafts import Drafts, Outlook
-from updraft_trainer.evaluator import Evaluator
+from updraft_trainer.data.replay import Replay
+from updraft_trainer.learning.initial_state import Origin
+from updraft_trainer.learning.state import Identity, State, States
 from updraft_trainer.metrics import Metrics
-from updraft_trainer.origin import Origin
-from updraft_trainer.pace import Holdoff, Mark, Pace, is_estimate_due
-from updraft_trainer.publish import Candidate, Publisher
-from updraft_trainer.replay import Replay
-from updraft_trainer.state import Identity, State, States
+from updraft_trainer.publishing.decision import Bar, decide
+from updraft_trainer.publishing.evaluator import Evaluator
+from updraft_trainer.publishing.publish import Candidate, Publisher
+from updraft_trainer.publishing.registry_view import Drafts, Outlook
+from updraft_trainer.publishing.schedule import Holdoff, Mark, Pace, is_estimate_due
 
 logger = logging.getLogger(__name__)
 

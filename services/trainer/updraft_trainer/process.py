@@ -14,20 +14,20 @@ from updraft_artifacts.model_folder import target_fingerprint, tokenizer_fingerp
 from updraft_chassis import lifecycle, logs, metrics, rpc, settings, streams
 from updraft_chassis.clock import SystemClock
 from updraft_draft.target_weights import TargetHead, read_head
-from updraft_trainer import folder
-from updraft_trainer.drafts import Drafts
-from updraft_trainer.evaluator import Evaluator
-from updraft_trainer.intake import Intake
+from updraft_trainer.data import folder
+from updraft_trainer.data.intake import Intake
+from updraft_trainer.data.replay import Replay
+from updraft_trainer.data.retention import Limits
+from updraft_trainer.data.sample import Expectation
+from updraft_trainer.learning.initial_state import Design, Origin, begin, resume
+from updraft_trainer.learning.state import Identity, States
 from updraft_trainer.loop import Plan, Surroundings, Trainer
 from updraft_trainer.metrics import Metrics
-from updraft_trainer.origin import Design, Origin, begin, resume
 from updraft_trainer.priority import yield_to_others
-from updraft_trainer.publish import Publisher
-from updraft_trainer.replay import Replay
-from updraft_trainer.retention import Limits
-from updraft_trainer.sample import Expectation
+from updraft_trainer.publishing.evaluator import Evaluator
+from updraft_trainer.publishing.publish import Publisher
+from updraft_trainer.publishing.registry_view import Drafts
 from updraft_trainer.settings import TrainerSettings
-from updraft_trainer.state import Identity, States
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from pydantic_settings import SettingsConfigDict
 from updraft_chassis import streams
 from updraft_chassis.credentials import Credentials
 from updraft_chassis.settings import Name, Settings
-from updraft_trainer.decision import Bar
-from updraft_trainer.learner import Hyper
-from updraft_trainer.pace import Pace
+from updraft_trainer.learning.learner import Hyper
+from updraft_trainer.publishing.decision import Bar
+from updraft_trainer.publishing.schedule import Pace
 
 
 class TrainerSettings(Settings):

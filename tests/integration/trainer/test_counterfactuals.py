@@ -19,8 +19,8 @@ from updraft_inference.agent.trace import Ended, Origin, trace
 from updraft_inference.engine import Drafter, DraftOnDisk, Finished, GenerationRequest, Sampling, TopK
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
 from updraft_inference.torch_engine.model.limits import Limits
-from updraft_trainer.learner import Hyper, Learner
-from updraft_trainer.sample import Sample, read_sample
+from updraft_trainer.data.sample import Sample, read_sample
+from updraft_trainer.learning.learner import Hyper, Learner
 
 RATES = CaptureRates(evaluation_fraction=0, prompt_rows=4, counterfactual_rows=2)
 

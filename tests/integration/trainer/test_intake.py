@@ -18,10 +18,10 @@ from updraft_chassis import streams
 from updraft_chassis.clock import SystemClock
 from updraft_chassis.lifecycle import Stop
 from updraft_draft.target_weights import read_head
-from updraft_trainer.intake import Intake
+from updraft_trainer.data.intake import Intake
+from updraft_trainer.data.replay import Replay
+from updraft_trainer.data.retention import Limits, Place
 from updraft_trainer.metrics import Metrics
-from updraft_trainer.replay import Replay
-from updraft_trainer.retention import Limits, Place
 
 KEY = "updraft:default:default:samples:v1"
 

@@ -32,19 +32,19 @@ from updraft_chassis.errors import Conflict, Unavailable
 from updraft_chassis.lifecycle import Stop
 from updraft_draft import checkpoint
 from updraft_draft.target_weights import read_head
-from updraft_trainer.decision import Bar
-from updraft_trainer.drafts import Drafts
-from updraft_trainer.evaluator import Evaluator
-from updraft_trainer.learner import Hyper
+from updraft_trainer.data.replay import Arrival, Replay
+from updraft_trainer.data.retention import Limits
+from updraft_trainer.data.sample import read_sample
+from updraft_trainer.learning.initial_state import Design, Origin, begin, resume
+from updraft_trainer.learning.learner import Hyper
+from updraft_trainer.learning.state import Identity, States
 from updraft_trainer.loop import Plan, Surroundings, Trainer
 from updraft_trainer.metrics import Metrics
-from updraft_trainer.origin import Design, Origin, begin, resume
-from updraft_trainer.pace import Pace
-from updraft_trainer.publish import Publisher
-from updraft_trainer.replay import Arrival, Replay
-from updraft_trainer.retention import Limits
-from updraft_trainer.sample import read_sample
-from updraft_trainer.state import Identity, States
+from updraft_trainer.publishing.decision import Bar
+from updraft_trainer.publishing.evaluator import Evaluator
+from updraft_trainer.publishing.publish import Publisher
+from updraft_trainer.publishing.registry_view import Drafts
+from updraft_trainer.publishing.schedule import Pace
 
 pytestmark = pytest.mark.lasts(120)
 

@@ -10,9 +10,9 @@ from tests.support.traces import TraceMaker
 from torch import Tensor
 
 from updraft_draft.network import DraftNetwork
-from updraft_trainer.batch import Batch, Lessons
-from updraft_trainer.sample import Counterfactual, Sample, read_sample
-from updraft_trainer.teacher import LastHidden, Teacher
+from updraft_trainer.data.sample import Counterfactual, Sample, read_sample
+from updraft_trainer.data.teacher import LastHidden, Teacher
+from updraft_trainer.learning.batch import Batch, Lessons
 
 KNOWN = torch.ones(512, dtype=torch.bool)
 

@@ -1,6 +1,6 @@
 import random
 
-from updraft_trainer.clusters import MAX_CLUSTERS, Clusters, feature
+from updraft_trainer.data.clusters import MAX_CLUSTERS, Clusters, feature
 
 
 def text(low: int, high: int, seed: int, length: int = 200) -> list[int]:

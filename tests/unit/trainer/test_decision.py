@@ -1,8 +1,8 @@
 import pytest
 
 from updraft_rollouts.evidence import Paired
-from updraft_trainer.decision import Bar, decide
-from updraft_trainer.estimate import Estimate
+from updraft_trainer.publishing.decision import Bar, decide
+from updraft_trainer.publishing.estimate import Estimate
 
 BAR = Bar(min_samples=8, min_gain_percent=1.0, min_first_gain_percent=15.0, confidence=0.9)
 

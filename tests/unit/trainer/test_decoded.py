@@ -1,7 +1,7 @@
 from tests.support.traces import TraceMaker
 
-from updraft_trainer.decoded import DecodedSamples
-from updraft_trainer.sample import Sample, read_sample
+from updraft_trainer.data.sample import Sample, read_sample
+from updraft_trainer.data.sample_cache import DecodedSamples
 
 
 def sample(traces: TraceMaker, seed: int) -> Sample:

@@ -11,10 +11,10 @@ from tests.support.tiny_target import DRAFT_VOCAB, HIDDEN, VOCAB, make_tiny_targ
 from tests.support.traces import TraceMaker
 
 from updraft_draft.target_weights import read_head
-from updraft_trainer.estimate import num_tokens, verify_steps
-from updraft_trainer.learner import MAX_BAD_STEPS, Hyper, Learner
-from updraft_trainer.sample import Sample, read_sample
-from updraft_trainer.teacher import LastHidden, TopK
+from updraft_trainer.data.sample import Sample, read_sample
+from updraft_trainer.data.teacher import LastHidden, TopK
+from updraft_trainer.learning.learner import MAX_BAD_STEPS, Hyper, Learner
+from updraft_trainer.publishing.estimate import num_tokens, verify_steps
 
 
 @pytest.fixture(scope="module")

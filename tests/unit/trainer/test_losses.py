@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from updraft_draft.acceptance import expected_acceptance
-from updraft_trainer.losses import LOSSES, acceptance, forward_kl
+from updraft_trainer.learning.losses import LOSSES, acceptance, forward_kl
 
 
 def _log_probs(seed: int) -> torch.Tensor:

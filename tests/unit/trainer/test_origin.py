@@ -17,13 +17,13 @@ from updraft_draft import checkpoint
 from updraft_draft.config import DraftConfig
 from updraft_draft.network import initial_network
 from updraft_draft.target_weights import TargetHead, read_head
-from updraft_trainer.drafts import Drafts, Outlook
-from updraft_trainer.learner import Hyper
-from updraft_trainer.origin import Design, Origin, begin, resume
-from updraft_trainer.replay import Replay
-from updraft_trainer.retention import Limits
-from updraft_trainer.sample import read_sample
-from updraft_trainer.state import Identity, Progress, State, States
+from updraft_trainer.data.replay import Replay
+from updraft_trainer.data.retention import Limits
+from updraft_trainer.data.sample import read_sample
+from updraft_trainer.learning.initial_state import Design, Origin, begin, resume
+from updraft_trainer.learning.learner import Hyper
+from updraft_trainer.learning.state import Identity, Progress, State, States
+from updraft_trainer.publishing.registry_view import Drafts, Outlook
 
 IDENTITY = Identity(speculator="default", target_fingerprint="sha256:t", tokenizer_fingerprint="sha256:k")
 

@@ -2,7 +2,7 @@ from itertools import pairwise
 
 import pytest
 
-from updraft_trainer.pace import MAX_HOLDOFF_S, Holdoff, Mark, Pace, is_estimate_due
+from updraft_trainer.publishing.schedule import MAX_HOLDOFF_S, Holdoff, Mark, Pace, is_estimate_due
 
 PACE = Pace(evaluate_steps=20, evaluate_seconds=15.0, checkpoint_seconds=60.0)
 LAST = Mark(step=100, num_held_out=10, at_s=1000.0)

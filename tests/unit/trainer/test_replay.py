@@ -13,10 +13,10 @@ from tests.support.traces import TraceMaker
 
 from updraft_chassis.errors import Conflict, Corrupt, Exhausted
 from updraft_draft.target_weights import read_head
-from updraft_trainer.replay import Arrival, Replay
-from updraft_trainer.retention import Limits, Place
-from updraft_trainer.sample import read_sample
-from updraft_trainer.teacher import LastHidden, TopK
+from updraft_trainer.data.replay import Arrival, Replay
+from updraft_trainer.data.retention import Limits, Place
+from updraft_trainer.data.sample import read_sample
+from updraft_trainer.data.teacher import LastHidden, TopK
 
 ROOMY = 10 * 1024**2
 

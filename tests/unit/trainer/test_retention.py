@@ -4,7 +4,7 @@ import uuid
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updraft_trainer.retention import Kept, Limits, Place, Retention
+from updraft_trainer.data.retention import Kept, Limits, Place, Retention
 
 LIMITS = Limits(window_bytes=50, reservoir_bytes=40, evaluation_bytes=20)
 

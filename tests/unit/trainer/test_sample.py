@@ -12,8 +12,8 @@ from torch import Tensor
 from updraft.trace.v1 import trace_pb2
 from updraft_draft.target_weights import read_head
 from updraft_draft.tensors import decode, encode
-from updraft_trainer.sample import Refusal, read_sample
-from updraft_trainer.teacher import LastHidden, TopK
+from updraft_trainer.data.sample import Refusal, read_sample
+from updraft_trainer.data.teacher import LastHidden, TopK
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updraft_trainer.retention import Kept, Place
-from updraft_trainer.selection import evaluation_batch, training_batch
+from updraft_trainer.data.retention import Kept, Place
+from updraft_trainer.data.selection import evaluation_batch, training_batch
 
 
 def kept(order: int, *, cluster: str = "a") -> Kept:

@@ -9,7 +9,7 @@ from tests.support.disk import file_size_limit
 from updraft_artifacts.rope import Rope
 from updraft_chassis.errors import Conflict, Corrupt, Exhausted
 from updraft_draft.config import DraftConfig
-from updraft_trainer.state import MAX_SENT, Identity, Progress, State, States
+from updraft_trainer.learning.state import MAX_SENT, Identity, Progress, State, States
 
 IDENTITY = Identity(speculator="default", target_fingerprint="sha256:t", tokenizer_fingerprint="sha256:k")
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from updraft_trainer.losses import LEAST_LOG_P, LOSSES
-from updraft_trainer.teacher import IMPOSSIBLE, DraftVocabulary, LastHidden, Teacher, TopK, joined
+from updraft_trainer.data.teacher import IMPOSSIBLE, DraftVocabulary, LastHidden, Teacher, TopK, joined
+from updraft_trainer.learning.losses import LEAST_LOG_P, LOSSES
 
 VOCAB, HIDDEN = 40, 8
 

@@ -19,8 +19,8 @@ from updraft_inference.sglang_engine import draft_fingerprint, initial_draft
 from updraft_inference.sglang_engine.launch import admin_key, arguments, plugin_folder, supervisor
 from updraft_inference.sglang_engine.server import ServerInfo
 from updraft_sglang import weights
-from updraft_trainer.learner import Hyper
-from updraft_trainer.origin import Design
+from updraft_trainer.learning.initial_state import Design
+from updraft_trainer.learning.learner import Hyper
 
 
 def test_the_folder_is_what_pip_would_have_installed(tmp_path: Path) -> None:

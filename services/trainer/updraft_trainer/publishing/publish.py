@@ -17,8 +17,8 @@ from updraft_artifacts.digests import file_digest, tensors_digest
 from updraft_chassis.clock import Clock
 from updraft_draft import checkpoint
 from updraft_draft.network import DraftNetwork
-from updraft_trainer.estimate import Estimate
-from updraft_trainer.state import Identity, Progress
+from updraft_trainer.learning.state import Identity, Progress
+from updraft_trainer.publishing.estimate import Estimate
 
 if TYPE_CHECKING:
     from updraft.registry.v1.registry_pb2_grpc import RegistryAsyncStub

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 
-from updraft_trainer.sample import Sample
+from updraft_trainer.data.sample import Sample
 
 
 class DecodedSamples:

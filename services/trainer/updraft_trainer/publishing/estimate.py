@@ -11,7 +11,7 @@ from torch import Tensor
 
 from updraft_draft.network import DraftNetwork
 from updraft_rollouts.evidence import Gain, Paired, gain
-from updraft_trainer.sample import Sample
+from updraft_trainer.data.sample import Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

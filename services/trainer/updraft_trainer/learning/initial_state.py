@@ -22,10 +22,10 @@ from updraft_chassis.lifecycle import Stop
 from updraft_draft import checkpoint, vocabulary
 from updraft_draft.config import DraftConfig, check_fits
 from updraft_draft.target_weights import TargetHead
-from updraft_trainer.drafts import Drafts, Outlook
-from updraft_trainer.learner import Hyper, Learner
-from updraft_trainer.replay import Replay
-from updraft_trainer.state import Progress, State
+from updraft_trainer.data.replay import Replay
+from updraft_trainer.learning.learner import Hyper, Learner
+from updraft_trainer.learning.state import Progress, State
+from updraft_trainer.publishing.registry_view import Drafts, Outlook
 
 logger = logging.getLogger(__name__)
 

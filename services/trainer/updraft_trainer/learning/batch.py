@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from updraft_draft.network import Tree
-from updraft_trainer.sample import Counterfactual, Sample
-from updraft_trainer.teacher import DraftVocabulary, Teacher, joined
+from updraft_trainer.data.sample import Counterfactual, Sample
+from updraft_trainer.data.teacher import DraftVocabulary, Teacher, joined
 
 
 @dataclass(frozen=True, slots=True)

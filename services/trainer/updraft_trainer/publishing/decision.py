@@ -6,7 +6,7 @@ drafts that would be rejected off the wire.
 
 from dataclasses import dataclass
 
-from updraft_trainer.estimate import Estimate
+from updraft_trainer.publishing.estimate import Estimate
 
 NO_DRAFT = 0
 

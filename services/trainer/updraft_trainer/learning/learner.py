@@ -19,10 +19,10 @@ from torch import Tensor
 from updraft_draft.config import DraftConfig
 from updraft_draft.network import initial_network
 from updraft_draft.target_weights import TargetHead
-from updraft_trainer.batch import Batch, Lessons
-from updraft_trainer.losses import LOSSES, forward_kl
-from updraft_trainer.sample import Sample
-from updraft_trainer.teacher import DraftVocabulary
+from updraft_trainer.data.sample import Sample
+from updraft_trainer.data.teacher import DraftVocabulary
+from updraft_trainer.learning.batch import Batch, Lessons
+from updraft_trainer.learning.losses import LOSSES, forward_kl
 
 MAX_BAD_STEPS = 3
 """Steps in a row with a loss or gradient that is not finite before the last good weights are restored."""

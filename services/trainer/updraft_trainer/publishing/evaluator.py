@@ -12,12 +12,12 @@ from torch import Tensor
 
 from updraft_draft import checkpoint
 from updraft_draft.network import DraftNetwork
-from updraft_trainer.decision import NO_DRAFT
-from updraft_trainer.drafts import Drafts
-from updraft_trainer.estimate import compare, num_tokens, verify_steps
-from updraft_trainer.publish import Candidate, snapshot
-from updraft_trainer.replay import Replay
-from updraft_trainer.sample import Sample
+from updraft_trainer.data.replay import Replay
+from updraft_trainer.data.sample import Sample
+from updraft_trainer.publishing.decision import NO_DRAFT
+from updraft_trainer.publishing.estimate import compare, num_tokens, verify_steps
+from updraft_trainer.publishing.publish import Candidate, snapshot
+from updraft_trainer.publishing.registry_view import Drafts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

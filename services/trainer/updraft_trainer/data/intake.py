@@ -18,10 +18,10 @@ from updraft_chassis.errors import UpdraftError
 from updraft_chassis.lifecycle import Stop
 from updraft_chassis.retry import Backoff
 from updraft_chassis.streams import Consumer, Entry
+from updraft_trainer.data.replay import Arrival, Replay
+from updraft_trainer.data.retention import Place
+from updraft_trainer.data.sample import Expectation, Refusal, Sample, read_sample
 from updraft_trainer.metrics import Metrics
-from updraft_trainer.replay import Arrival, Replay
-from updraft_trainer.retention import Place
-from updraft_trainer.sample import Expectation, Refusal, Sample, read_sample
 
 logger = logging.getLogger(__name__)
 

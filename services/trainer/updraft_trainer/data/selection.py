@@ -10,7 +10,7 @@ import heapq
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from updraft_trainer.retention import Kept
+from updraft_trainer.data.retention import Kept
 
 
 def training_batch(

@@ -18,11 +18,11 @@ from typing import Self
 import numpy as np
 
 from updraft_chassis.errors import Conflict, Corrupt, Exhausted
-from updraft_trainer import selection
-from updraft_trainer.clusters import Clusters
-from updraft_trainer.decoded import DecodedSamples
-from updraft_trainer.retention import Changes, Kept, Limits, Place, Retention
-from updraft_trainer.sample import Expectation, Refusal, Sample, read_sample
+from updraft_trainer.data import selection
+from updraft_trainer.data.clusters import Clusters
+from updraft_trainer.data.retention import Changes, Kept, Limits, Place, Retention
+from updraft_trainer.data.sample import Expectation, Refusal, Sample, read_sample
+from updraft_trainer.data.sample_cache import DecodedSamples
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from updraft.trace.v1 import trace_pb2
 from updraft_chassis.errors import InvalidInput
 from updraft_draft.tensors import decode
-from updraft_trainer.teacher import Teacher, read_teacher
+from updraft_trainer.data.teacher import Teacher, read_teacher
 
 SCHEMA = 1
 

@@ -1,0 +1,1 @@
+"""Traces become samples: intake, durable replay, selection."""

@@ -1,0 +1,1 @@
+"""Samples become weights: batches, losses, optimizer steps, saved state."""

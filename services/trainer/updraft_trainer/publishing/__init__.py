@@ -1,0 +1,1 @@
+"""Weights become a version: held-out estimate, decision, upload."""
