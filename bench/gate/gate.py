@@ -15,7 +15,7 @@ from bench.gate.traffic import Truth
 from rich.console import Console
 
 from updraft_cli import output, results
-from updraft_registry.version import Comparison, Policy, Step
+from updraft_registry.rollout.version import Comparison, Policy, Step
 
 SEED = 11
 POLICY = Policy()

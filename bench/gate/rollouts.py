@@ -7,10 +7,10 @@ from typing import Literal
 import numpy as np
 from bench.gate.traffic import Fleet, Truth
 
-from updraft_registry.comparison import Traffic
-from updraft_registry.placement import Order, Pod
-from updraft_registry.rollout import decide
-from updraft_registry.version import (
+from updraft_registry.rollout.comparison import Traffic
+from updraft_registry.rollout.placement import Order, Pod
+from updraft_registry.rollout.rollout import decide
+from updraft_registry.rollout.version import (
     Evaluation,
     EvaluationSample,
     Phase,

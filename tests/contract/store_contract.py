@@ -4,7 +4,7 @@ import pytest
 from tests.support.checkpoints import sha256
 
 from updraft_chassis.errors import Corrupt, Exhausted, InvalidInput, NotFound
-from updraft_registry.stores.port import Store, Upload
+from updraft_registry.storage.stores.port import Store, Upload
 
 DATA = b"0123456789" * 100
 DIGEST = sha256(DATA)

@@ -7,10 +7,10 @@ from typing import Any
 from tests.support.checkpoints import Checkpoint
 from tests.support.versions import NOW_MS
 
-from updraft_registry.archive import Archive, Recovered, open_archive
-from updraft_registry.catalogue import History
-from updraft_registry.rollout import decide
-from updraft_registry.version import Phase, Policy, Strategy
+from updraft_registry.rollout.rollout import decide
+from updraft_registry.rollout.version import Phase, Policy, Strategy
+from updraft_registry.storage.archive import Archive, Recovered, open_archive
+from updraft_registry.storage.catalogue import History
 
 POLICY = Policy(strategy=Strategy.IMMEDIATE)
 """No pods here that a canary could be tried on."""

@@ -18,12 +18,12 @@ from tests.support.clock import ManualClock
 from tests.support.versions import NOW_MS, holding
 
 from updraft.registry.v1 import registry_pb2
-from updraft_registry import archive, catalogue, documents, fsck, maintenance
-from updraft_registry.retention import keepers
-from updraft_registry.rollout import decide
+from updraft_registry.rollout.retention import keepers
+from updraft_registry.rollout.rollout import decide
+from updraft_registry.rollout.version import Policy, Strategy
 from updraft_registry.settings import RegistrySettings
-from updraft_registry.stores import folder as folder_store
-from updraft_registry.version import Policy, Strategy
+from updraft_registry.storage import archive, catalogue, documents, fsck, maintenance
+from updraft_registry.storage.stores import folder as folder_store
 
 NAME = "default"
 

@@ -23,9 +23,9 @@ from updraft.registry.v1 import registry_pb2 as pb
 from updraft_chassis import rpc
 from updraft_chassis.clock import SystemClock
 from updraft_chassis.errors import InvalidInput, NotFound, UpdraftError
-from updraft_registry.fsck import Finding, Kind
-from updraft_registry.maintenance import fsck, open_folder
 from updraft_registry.settings import RegistrySettings
+from updraft_registry.storage.fsck import Finding, Kind
+from updraft_registry.storage.maintenance import fsck, open_folder
 
 if TYPE_CHECKING:
     from updraft.registry.v1.registry_pb2_grpc import RegistryAsyncStub

@@ -7,10 +7,10 @@ from typing import Any
 
 from tests.support.versions import NOW_MS, evaluation, holding, version
 
-from updraft_registry.comparison import NOTHING, UNKNOWN, Evidence, Ratio, Slice
-from updraft_registry.placement import Order, Pod
-from updraft_registry.rollout import Decision, decide
-from updraft_registry.version import Phase, Policy, Rollout, Source, Speculator, Step, Version, Wish
+from updraft_registry.rollout.comparison import NOTHING, UNKNOWN, Evidence, Ratio, Slice
+from updraft_registry.rollout.placement import Order, Pod
+from updraft_registry.rollout.rollout import Decision, decide
+from updraft_registry.rollout.version import Phase, Policy, Rollout, Source, Speculator, Step, Version, Wish
 
 BETTER, WORSE = 3.0, 1.5
 

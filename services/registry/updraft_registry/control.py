@@ -18,15 +18,16 @@ from typing import ParamSpec, TypeVar
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.clock import Clock
 from updraft_chassis.errors import UpdraftError
-from updraft_registry import rollout, wire
-from updraft_registry.archive import Archive
 from updraft_registry.fleet import Fleet, Session
+from updraft_registry.messages import wire
+from updraft_registry.messages.reports import Report
 from updraft_registry.metrics import Metrics, Seen
-from updraft_registry.placement import Pod
-from updraft_registry.reports import Report
-from updraft_registry.retention import keepers
-from updraft_registry.rollout import Decision, decide
-from updraft_registry.version import NO_DRAFT, Phase, Rollout, Speculator, Transition, in_canary, stable
+from updraft_registry.rollout import rollout
+from updraft_registry.rollout.placement import Pod
+from updraft_registry.rollout.retention import keepers
+from updraft_registry.rollout.rollout import Decision, decide
+from updraft_registry.rollout.version import NO_DRAFT, Phase, Rollout, Speculator, Transition, in_canary, stable
+from updraft_registry.storage.archive import Archive
 
 logger = logging.getLogger(__name__)
 

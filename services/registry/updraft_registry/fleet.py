@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import InvalidInput, Unavailable, UpdraftError
-from updraft_registry import wire
-from updraft_registry.admission import foreign
-from updraft_registry.placement import Order, Pod
-from updraft_registry.reports import Report, Swaps, Totals
-from updraft_registry.version import NO_DRAFT, Lineage
+from updraft_registry.messages import wire
+from updraft_registry.messages.admission import foreign
+from updraft_registry.messages.reports import Report, Swaps, Totals
+from updraft_registry.rollout.placement import Order, Pod
+from updraft_registry.rollout.version import NO_DRAFT, Lineage
 
 DEFAULT_EXPIRY_S = 45.0
 """Four reports of a pod that reports every ten seconds, and longer than gRPC needs to notice a dead peer."""

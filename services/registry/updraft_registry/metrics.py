@@ -14,9 +14,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from updraft.registry.v1.registry_pb2 import VersionTraffic
 from updraft_registry.fleet import News
-from updraft_registry.gate import Verdict
-from updraft_registry.placement import Pod
-from updraft_registry.version import NO_DRAFT, Phase, Rollout, Speculator, Transition, newest_proven, stable
+from updraft_registry.rollout.gate import Verdict
+from updraft_registry.rollout.placement import Pod
+from updraft_registry.rollout.version import NO_DRAFT, Phase, Rollout, Speculator, Transition, newest_proven, stable
 
 _PREFIX = "updraft_registry"
 

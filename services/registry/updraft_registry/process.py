@@ -15,17 +15,17 @@ from updraft.registry.v1 import registry_pb2_grpc
 from updraft_chassis import lifecycle, logs, metrics, rpc, settings
 from updraft_chassis.access import Access
 from updraft_chassis.clock import SystemClock
-from updraft_registry import maintenance
-from updraft_registry.archive import open_archive
+from updraft_registry.api.deltas import Deltas
+from updraft_registry.api.fetching import Fetching, Limits
+from updraft_registry.api.fleet_servicer import FleetServicer
+from updraft_registry.api.servicer import RegistryServicer
 from updraft_registry.control import Control
-from updraft_registry.deltas import Deltas
-from updraft_registry.fetching import Fetching, Limits
 from updraft_registry.fleet import Fleet
-from updraft_registry.fleet_servicer import FleetServicer
 from updraft_registry.metrics import Metrics
-from updraft_registry.servicer import RegistryServicer
 from updraft_registry.settings import RegistrySettings
-from updraft_registry.stores.choice import store_of
+from updraft_registry.storage import maintenance
+from updraft_registry.storage.archive import open_archive
+from updraft_registry.storage.stores.choice import store_of
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from pydantic_settings import SettingsConfigDict
 from updraft_chassis.credentials import ServerTls
 from updraft_chassis.errors import InvalidInput
 from updraft_chassis.settings import Settings
-from updraft_registry.policy import problem
-from updraft_registry.version import Analysis, GatePolicy, OnInconclusive, Policy, Step, Strategy
+from updraft_registry.rollout.policy import problem
+from updraft_registry.rollout.version import Analysis, GatePolicy, OnInconclusive, Policy, Step, Strategy
 
 
 class RegistrySettings(Settings):

@@ -21,13 +21,13 @@ from tests.support.wait import until
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_artifacts import transfer
 from updraft_chassis.errors import InvalidInput, Unavailable
-from updraft_registry.archive import open_archive
 from updraft_registry.control import FOLLOW_S, Control
 from updraft_registry.fleet import Fleet
-from updraft_registry.maintenance import fsck, open_folder, rebuild
 from updraft_registry.metrics import Metrics
 from updraft_registry.settings import RegistrySettings
-from updraft_registry.stores.bucket import BucketStore, open_bucket
+from updraft_registry.storage.archive import open_archive
+from updraft_registry.storage.maintenance import fsck, open_folder, rebuild
+from updraft_registry.storage.stores.bucket import BucketStore, open_bucket
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 

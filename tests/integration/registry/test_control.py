@@ -18,15 +18,15 @@ from tests.support.wait import LONG_S, until
 from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import Unavailable
-from updraft_registry import reports
-from updraft_registry.archive import Archive, open_archive
 from updraft_registry.control import SETTLE_S, SWEEP_GRACE_S, SWEEP_REST_S, Control
 from updraft_registry.fleet import Fleet, Session
+from updraft_registry.messages import reports
+from updraft_registry.messages.reports import Report
 from updraft_registry.metrics import Metrics
-from updraft_registry.reports import Report
-from updraft_registry.stores.folder import FolderStore
-from updraft_registry.stores.port import Store
-from updraft_registry.version import Policy, Strategy
+from updraft_registry.rollout.version import Policy, Strategy
+from updraft_registry.storage.archive import Archive, open_archive
+from updraft_registry.storage.stores.folder import FolderStore
+from updraft_registry.storage.stores.port import Store
 
 
 @dataclass

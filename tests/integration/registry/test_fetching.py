@@ -19,9 +19,9 @@ from updraft_artifacts import transfer
 from updraft_chassis import rpc
 from updraft_chassis.clock import SystemClock
 from updraft_chassis.errors import InvalidInput
+from updraft_registry.api.deltas import Deltas
+from updraft_registry.api.fetching import Fetching, Limits
 from updraft_registry.control import Control
-from updraft_registry.deltas import Deltas
-from updraft_registry.fetching import Fetching, Limits
 from updraft_registry.fleet import Fleet
 from updraft_registry.metrics import Metrics
 

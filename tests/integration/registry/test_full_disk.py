@@ -31,8 +31,8 @@ from updraft.registry.v1 import registry_pb2 as pb
 from updraft_chassis import rpc
 from updraft_chassis.clock import SystemClock
 from updraft_chassis.errors import Exhausted
-from updraft_registry.maintenance import fsck, open_folder
 from updraft_registry.settings import RegistrySettings
+from updraft_registry.storage.maintenance import fsck, open_folder
 
 if TYPE_CHECKING:
     from updraft.registry.v1.registry_pb2_grpc import RegistryAsyncStub

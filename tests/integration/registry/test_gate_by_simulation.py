@@ -6,7 +6,7 @@ import pytest
 from bench.gate.rollouts import Outcome, roll_out
 from bench.gate.traffic import Truth
 
-from updraft_registry.version import Comparison, Policy
+from updraft_registry.rollout.version import Comparison, Policy
 
 SEED = 5
 PODS = 16

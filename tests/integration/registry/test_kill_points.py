@@ -12,9 +12,9 @@ from tests.support.checkpoints import draft
 from tests.support.dying import NAME, SCENARIOS, open_in, publish
 from tests.support.versions import NOW_MS
 
-from updraft_registry.archive import Archive, open_archive
-from updraft_registry.maintenance import Outcome, fsck
-from updraft_registry.version import Phase, Policy, Strategy
+from updraft_registry.rollout.version import Phase, Policy, Strategy
+from updraft_registry.storage.archive import Archive, open_archive
+from updraft_registry.storage.maintenance import Outcome, fsck
 
 # Every how many steps one run dies: prime to the loops of the code, and a few dozen runs.
 STRIDE = 17

@@ -18,13 +18,13 @@ from updraft.registry.v1 import registry_pb2 as pb
 from updraft_chassis import rpc
 from updraft_chassis.clock import SystemClock
 from updraft_chassis.errors import Unavailable
-from updraft_registry import fleet_servicer, publication
-from updraft_registry.archive import Archive, open_archive
+from updraft_registry.api import fleet_servicer, publication
+from updraft_registry.api.fleet_servicer import FleetServicer, Pace
 from updraft_registry.control import Control
 from updraft_registry.fleet import Fleet
-from updraft_registry.fleet_servicer import FleetServicer, Pace
 from updraft_registry.metrics import Metrics
-from updraft_registry.version import Policy
+from updraft_registry.rollout.version import Policy
+from updraft_registry.storage.archive import Archive, open_archive
 
 
 @dataclass

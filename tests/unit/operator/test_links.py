@@ -6,7 +6,7 @@ import pytest
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.links import _quiet
-from updraft_registry import canary
+from updraft_registry.rollout import canary
 
 
 def _state(**more: Any) -> pb.SpeculatorState:

@@ -26,8 +26,8 @@ from updraft_operator.plan import Call, Plan, Verb, plan
 from updraft_operator.policy import policy
 from updraft_operator.reconcile import Reconciler, Wiring
 from updraft_operator.store import Key, Store, key_of
-from updraft_registry import wire
-from updraft_registry.version import Policy
+from updraft_registry.messages import wire
+from updraft_registry.rollout.version import Policy
 
 T = TypeVar("T")
 

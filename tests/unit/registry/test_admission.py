@@ -8,7 +8,7 @@ from tests.support.checkpoints import OTHER_TARGET, TARGET, VOCABULARY, checkpoi
 
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import InvalidInput, NotFound
-from updraft_registry.admission import (
+from updraft_registry.messages.admission import (
     MAX_MANIFEST_BYTES,
     check_length,
     check_lineage,
@@ -16,7 +16,7 @@ from updraft_registry.admission import (
     check_name,
     foreign,
 )
-from updraft_registry.version import Lineage, Speculator, Wish
+from updraft_registry.rollout.version import Lineage, Speculator, Wish
 
 LINEAGE = Lineage(target_fingerprint=TARGET, draft_vocabulary_fingerprint=VOCABULARY)
 SPECULATOR = Speculator(name="default", wish=Wish(), lineage=LINEAGE, latest=3)

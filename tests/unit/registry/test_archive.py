@@ -12,9 +12,9 @@ from tests.support.versions import NOW_MS
 
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import Conflict, Exhausted, InvalidInput, NotFound
-from updraft_registry.archive import Recovered, open_archive
-from updraft_registry.retention import keepers
-from updraft_registry.version import Actor, Phase, Strategy, Transition, newest_proven
+from updraft_registry.rollout.retention import keepers
+from updraft_registry.rollout.version import Actor, Phase, Strategy, Transition, newest_proven
+from updraft_registry.storage.archive import Recovered, open_archive
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from obstore.store import MemoryStore
 from tests.contract.store_contract import DATA, DIGEST, StoreContract, put, read, sealed
 
 from updraft_chassis.errors import Corrupt, InvalidInput
-from updraft_registry.stores.bucket import Bucket, BucketStore, open_bucket
+from updraft_registry.storage.stores.bucket import Bucket, BucketStore, open_bucket
 
 BLOB = f"blobs/sha256/{DIGEST.removeprefix('sha256:')}"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from updraft_registry.stores.cache import Cache
+from updraft_registry.storage.stores.cache import Cache
 
 
 def fill(cache: Cache, name: str, num_bytes: int) -> None:

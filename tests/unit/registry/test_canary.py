@@ -7,8 +7,18 @@ import pytest
 from tests.support.rollouts import BETTER, STEPS, World
 from tests.support.versions import NOW_MS, refusing
 
-from updraft_registry.comparison import Traffic
-from updraft_registry.version import Actor, Analysis, Comparison, OnInconclusive, Phase, Policy, Rollout, Step, Strategy
+from updraft_registry.rollout.comparison import Traffic
+from updraft_registry.rollout.version import (
+    Actor,
+    Analysis,
+    Comparison,
+    OnInconclusive,
+    Phase,
+    Policy,
+    Rollout,
+    Step,
+    Strategy,
+)
 
 
 def test_a_candidate_first_serves_a_tenth_of_the_pods() -> None:

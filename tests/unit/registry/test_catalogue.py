@@ -13,12 +13,10 @@ from tests.support.versions import NOW_MS
 
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import Conflict, Corrupt, NotFound
-from updraft_registry import wire
-from updraft_registry.catalogue import Catalogue
-from updraft_registry.comparison import Slice
-from updraft_registry.rollout import decide
-from updraft_registry.schema import MIGRATIONS
-from updraft_registry.version import (
+from updraft_registry.messages import wire
+from updraft_registry.rollout.comparison import Slice
+from updraft_registry.rollout.rollout import decide
+from updraft_registry.rollout.version import (
     Actor,
     Comparison,
     Phase,
@@ -30,6 +28,8 @@ from updraft_registry.version import (
     Version,
     Wish,
 )
+from updraft_registry.storage.catalogue import Catalogue
+from updraft_registry.storage.schema import MIGRATIONS
 
 DEFAULTS = Policy(history_limit=4)
 

@@ -9,7 +9,7 @@ from tests.support.checkpoints import BF16_NAN, Checkpoint, checkpoint, draft, s
 
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import InvalidInput
-from updraft_registry import checkpoint as checks
+from updraft_registry.storage import checkpoint as checks
 
 
 def verify(tmp_path: Path, data: bytes, manifest: registry_pb2.Manifest) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updraft_registry.comparison import NOTHING, Evidence, Seen, Slice, Traffic, Trial, observe
+from updraft_registry.rollout.comparison import NOTHING, Evidence, Seen, Slice, Traffic, Trial, observe
 
 CANDIDATE, BASELINE = 8, 7
 SLICE_MS = 30_000

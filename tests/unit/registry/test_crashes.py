@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 from tests.support.rollouts import World
 
-from updraft_registry.comparison import Evidence
-from updraft_registry.version import Analysis, Comparison, Phase, Policy, Step
+from updraft_registry.rollout.comparison import Evidence
+from updraft_registry.rollout.version import Analysis, Comparison, Phase, Policy, Step
 
 SILENCE_S = 45
 """Until the registry forgets a pod."""

@@ -12,9 +12,9 @@ from tests.contract.store_contract import put
 from tests.support.checkpoints import draft
 
 from updraft_artifacts import delta
-from updraft_registry.deltas import Deltas
+from updraft_registry.api.deltas import Deltas
 from updraft_registry.metrics import Metrics
-from updraft_registry.stores.folder import FolderStore
+from updraft_registry.storage.stores.folder import FolderStore
 
 MAX_BYTES = 10**6
 

@@ -14,15 +14,15 @@ from tests.support.versions import NOW_MS
 
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import InvalidInput
-from updraft_registry import wire
-from updraft_registry.catalogue import Catalogue, published
-from updraft_registry.documents import (
+from updraft_registry.messages import wire
+from updraft_registry.rollout.version import Wish
+from updraft_registry.storage.catalogue import Catalogue, published
+from updraft_registry.storage.documents import (
     read_speculator,
     read_version,
     speculator_document,
     version_document,
 )
-from updraft_registry.version import Wish
 
 MANIFEST = draft(1).manifest(evaluation=evaluation(num_samples=2))
 VERSION = wire.pending(MANIFEST, 1, NOW_MS)

@@ -7,11 +7,11 @@ from tests.support.checkpoints import OTHER_TARGET, TARGET, VOCABULARY
 
 from updraft.fleet.v1 import fleet_pb2
 from updraft_chassis.errors import InvalidInput, Unavailable
-from updraft_registry import reports, wire
 from updraft_registry.fleet import Fleet, Session
-from updraft_registry.placement import Order, Pod
-from updraft_registry.reports import Report, Swaps
-from updraft_registry.version import Lineage, Phase
+from updraft_registry.messages import reports, wire
+from updraft_registry.messages.reports import Report, Swaps
+from updraft_registry.rollout.placement import Order, Pod
+from updraft_registry.rollout.version import Lineage, Phase
 
 ORDER = Order(serve=2, digest="sha256:2", prefetch=(2,), phase=Phase.STABLE, reason="it won")
 NONCE = wire.directive(ORDER).nonce

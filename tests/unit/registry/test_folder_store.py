@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tests.contract.store_contract import StoreContract, put
 
-from updraft_registry.stores.folder import FolderStore
+from updraft_registry.storage.stores.folder import FolderStore
 
 
 @pytest.fixture

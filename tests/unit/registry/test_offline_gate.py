@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 from tests.support.versions import evaluation
 
-from updraft_registry.gate import Verdict
-from updraft_registry.gate.offline import judge
-from updraft_registry.version import Evaluation, EvaluationSample, GatePolicy
+from updraft_registry.rollout.gate import Verdict
+from updraft_registry.rollout.gate.offline import judge
+from updraft_registry.rollout.version import Evaluation, EvaluationSample, GatePolicy
 
 POLICY = GatePolicy(min_samples=8, min_gain_percent=1.0, confidence=0.8)
 

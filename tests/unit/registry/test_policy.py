@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from updraft_registry.policy import problem
-from updraft_registry.version import Analysis, GatePolicy, Policy, Step, Strategy
+from updraft_registry.rollout.policy import problem
+from updraft_registry.rollout.version import Analysis, GatePolicy, Policy, Step, Strategy
 
 TENTH = Step(pods_percent=10, hold_s=60)
 

@@ -2,8 +2,8 @@
 
 from tests.support.versions import version
 
-from updraft_registry.retention import keepers
-from updraft_registry.version import Phase, Policy, Speculator, Version, Wish
+from updraft_registry.rollout.retention import keepers
+from updraft_registry.rollout.version import Phase, Policy, Speculator, Version, Wish
 
 
 def speculator(*versions: Version, limit: int = 1, pinned: int | None = None) -> Speculator:

@@ -9,9 +9,19 @@ from tests.support.rollouts import BETTER, WORSE
 from tests.support.versions import NOW_MS, evaluation, holding, refusing, version
 
 from updraft_chassis.errors import Conflict
-from updraft_registry.placement import Pod
-from updraft_registry.rollout import Decision, decide, promote, reject
-from updraft_registry.version import Actor, Phase, Policy, Source, Speculator, Strategy, Transition, Version, Wish
+from updraft_registry.rollout.placement import Pod
+from updraft_registry.rollout.rollout import Decision, decide, promote, reject
+from updraft_registry.rollout.version import (
+    Actor,
+    Phase,
+    Policy,
+    Source,
+    Speculator,
+    Strategy,
+    Transition,
+    Version,
+    Wish,
+)
 
 IMMEDIATE = Policy(strategy=Strategy.IMMEDIATE)
 FREE = Wish(policy=IMMEDIATE)

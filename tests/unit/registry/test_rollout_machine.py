@@ -15,11 +15,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.support.versions import NOW_MS, evaluation, version
 
 from updraft_chassis.errors import Conflict
-from updraft_registry.comparison import MAX_AWAY_MS, NOTHING, Traffic
-from updraft_registry.placement import Order, Pod
-from updraft_registry.retention import keepers
-from updraft_registry.rollout import Decision, decide, explain, promote, reject
-from updraft_registry.version import (
+from updraft_registry.rollout.comparison import MAX_AWAY_MS, NOTHING, Traffic
+from updraft_registry.rollout.placement import Order, Pod
+from updraft_registry.rollout.retention import keepers
+from updraft_registry.rollout.rollout import Decision, decide, explain, promote, reject
+from updraft_registry.rollout.version import (
     NO_DRAFT,
     Actor,
     Analysis,

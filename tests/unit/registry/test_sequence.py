@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updraft_registry.gate.sequence import NONE, G, Moments, lower, margin, upper
+from updraft_registry.rollout.gate.sequence import NONE, G, Moments, lower, margin, upper
 
 observations = st.lists(st.floats(-5.0, 5.0), min_size=4, max_size=30).filter(lambda x: float(np.ptp(x)) > 1e-3)
 alphas = st.floats(0.001, 0.3)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from updraft_chassis.settings import load
+from updraft_registry.rollout.version import Analysis, GatePolicy, OnInconclusive, Policy, Step, Strategy
 from updraft_registry.settings import RegistrySettings
-from updraft_registry.version import Analysis, GatePolicy, OnInconclusive, Policy, Step, Strategy
 
 DATA = {"UPDRAFT_REGISTRY_DATA_DIR": "/tmp/registry"}
 

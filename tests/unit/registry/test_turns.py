@@ -1,6 +1,6 @@
 """Whoever came first is served first, and only so many at once."""
 
-from updraft_registry.turns import Turns
+from updraft_registry.api.fair_queue import Turns
 
 
 async def test_only_so_many_turns_are_taken_at_once() -> None:

@@ -10,10 +10,10 @@ from tests.support.versions import NOW_MS
 from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_chassis.errors import InvalidInput
-from updraft_registry import wire
-from updraft_registry.placement import Order, Switchback
-from updraft_registry.rollout import explain
-from updraft_registry.version import (
+from updraft_registry.messages import wire
+from updraft_registry.rollout.placement import Order, Switchback
+from updraft_registry.rollout.rollout import explain
+from updraft_registry.rollout.version import (
     Analysis,
     Comparison,
     GatePolicy,

@@ -1,0 +1,102 @@
+"""Deltas between versions that readers hold and versions that they want: made once, kept in a bounded folder.
+
+All readers of a new version ask for the same one at the same time; the first makes them all wait for it. One is made at a
+time, on a thread of its own, so a fleet costs the CPU and memory of one. What cannot be made, or is no smaller than the
+weights themselves, is not asked for again.
+"""
+
+import asyncio
+import logging
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+from updraft_artifacts import delta
+from updraft_chassis.errors import Corrupt, Unavailable, UpdraftError
+from updraft_registry.metrics import Metrics
+from updraft_registry.storage.stores.cache import Cache
+from updraft_registry.storage.stores.port import Store
+
+logger = logging.getLogger(__name__)
+
+
+class Deltas:
+    """Deltas between blobs of `store`, in `folder`. Without `max_bytes` there are none."""
+
+    def __init__(self, folder: Path, store: Store, *, max_bytes: int, metrics: Metrics) -> None:
+        self._cache = Cache(folder, max_bytes=max_bytes)
+        self._store = store
+        self._is_on = max_bytes > 0
+        self._metrics = metrics
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="deltas")
+        self._making: dict[str, Future[None]] = {}
+        self._useless: set[str] = set()
+
+    def make(self, base: str, result: str) -> "asyncio.Future[None]":
+        """Done as soon as `open` can tell; both digests are of blobs. Whoever waits may go away."""
+        name = _name(base, result)
+        if not self._is_on or name in self._useless:
+            return _done()
+        making = self._making.get(name)
+        if making is None:
+            making = self._making[name] = self._thread.submit(self._make, name, base, result)
+            making.add_done_callback(lambda _: self._making.pop(name, None))
+        return asyncio.shield(asyncio.wrap_future(making))
+
+    def open(self, base: str, result: str) -> BinaryIO | None:
+        """A delta to read, and to be closed by the caller; None if there is none worth it."""
+        return self._cache.open(_name(base, result))
+
+    def close(self) -> None:
+        """Wait for what is being made."""
+        self._thread.shutdown(cancel_futures=True)
+
+    def _make(self, name: str, base: str, result: str) -> None:
+        file = self._cache.open(name)
+        if file is not None:
+            file.close()
+            return
+        try:
+            self._encode(name, base, result)
+        except _NotSmallerError:
+            self._useless.add(name)
+            self._metrics.deltas.labels("useless").inc()
+        except UpdraftError as error:
+            if not isinstance(error, Unavailable):
+                self._useless.add(name)
+            self._metrics.deltas.labels("failed").inc()
+            logger.warning("A delta cannot be made; the version is sent whole", extra={"error": str(error)})
+        else:
+            self._metrics.deltas.labels("made").inc()
+
+    def _encode(self, name: str, base: str, result: str) -> None:
+        self._clean()
+        with self._store.open(base) as old, self._store.open(result) as new, self._cache.filling(name) as file:
+            header = delta.encode(old, new, file)
+            if (header.base_digest, header.result_digest) != (base, result):
+                raise Corrupt(f"the weights {base} or {result} are damaged where they are stored")
+            if file.tell() >= header.result_bytes:
+                raise _NotSmallerError
+
+    def _clean(self) -> None:
+        """Delete deltas from or to weights that retention deleted."""
+        stored = {_short(digest) for digest in self._store.digests()}
+        self._cache.delete(lambda name: not stored.issuperset(name.split("-")))
+
+
+class _NotSmallerError(Exception):
+    """The delta has as many bytes as the weights."""
+
+
+def _name(base: str, result: str) -> str:
+    return f"{_short(base)}-{_short(result)}"
+
+
+def _short(digest: str) -> str:
+    return digest.removeprefix("sha256:")[:32]
+
+
+def _done() -> "asyncio.Future[None]":
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    done.set_result(None)
+    return done

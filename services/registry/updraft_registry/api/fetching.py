@@ -1,0 +1,178 @@
+"""The way of weights to a reader: whole or as a delta, from any offset, one chunk in memory, or by an address elsewhere.
+
+However many readers there are, few send at once (`max_fetches`) and each has one chunk in flight, so memory is bounded.
+The others queue in the order in which they came, and hear an empty chunk now and then, so that none takes the wait for
+silence. A reader that takes nothing for long loses its turn. What a reader cannot be given as a delta it is given whole.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import grpc
+
+from updraft.registry.v1 import registry_pb2 as pb
+from updraft_chassis.errors import InvalidInput, NotFound, Unavailable
+from updraft_chassis.rpc import CHUNK_BYTES
+from updraft_registry.api.deltas import Deltas
+from updraft_registry.api.fair_queue import Turns
+from updraft_registry.control import Control
+from updraft_registry.messages.admission import check_name
+from updraft_registry.metrics import Metrics
+from updraft_registry.storage.archive import Archive
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_OPENERS = 4
+"""Threads that may wait for a bucket; what they bring is brought once for all that want it."""
+
+_LABELS = {pb.ENCODING_IDENTITY: "identity", pb.ENCODING_DELTA_ZSTD: "delta"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How many readers are sent to at once, and how long one may take nothing.
+
+    A waiting one hears every `beat_s` that it is not forgotten; readers give up after a multiple of it (`fetch.SILENCE_S`).
+    """
+
+    max_fetches: int
+    stall_s: float
+    beat_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """Bytes that a reader gets: a blob, or the delta to it from the blob `base`."""
+
+    encoding: pb.Encoding.ValueType
+    size_bytes: int
+    digest: str
+    base: str = ""
+
+
+class Fetching:
+    """Answers Fetch, within limits."""
+
+    def __init__(self, archive: Archive, control: Control, deltas: Deltas, metrics: Metrics, limits: Limits) -> None:
+        self._archive = archive
+        self._control = control
+        self._deltas = deltas
+        self._metrics = metrics
+        self._limits = limits
+        self._turns = Turns(limits.max_fetches)
+        self._threads = ThreadPoolExecutor(max_workers=_OPENERS, thread_name_prefix="blobs")
+        metrics.waiting_fetches.set_function(lambda: self._turns.num_waiting)
+
+    async def serve(self, request: pb.FetchRequest, context: Context) -> None:
+        """Send what was asked for. Unavailable for a reader that takes nothing for too long."""
+        async with aclosing(self._answer(request)) as responses:
+            async for response in responses:
+                try:
+                    async with asyncio.timeout(self._limits.stall_s):
+                        await context.write(response)
+                except TimeoutError:
+                    raise Unavailable(f"the reader took nothing for {self._limits.stall_s:g} s") from None
+
+    def close(self) -> None:
+        """Let go of the threads; what they do they do to its end."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _answer(self, request: pb.FetchRequest) -> AsyncGenerator[pb.FetchResponse, None]:
+        manifest, base = await self._control.call(self._find, request)
+        store, whole = self._archive.store, _whole(manifest)
+        if request.accept_redirect and (address := await asyncio.to_thread(store.link, manifest.digest)):
+            self._metrics.fetches.labels("redirect").inc()
+            yield _start(whole, address)
+            return
+        found: _Source | None = None
+        if base:
+            making = self._deltas.make(base, manifest.digest)
+            while not await self._comes(making):
+                yield _chunk(request.offset)
+            found = await asyncio.to_thread(self._delta, base, manifest)
+        source = found or whole
+        if request.offset > source.size_bytes:
+            raise InvalidInput(f"offset {request.offset} is behind the end, {source.size_bytes}")
+        self._metrics.fetches.labels(_LABELS[source.encoding]).inc()
+        yield _start(source)
+        async with aclosing(self._in_turn(source, request)) as responses:
+            async for response in responses:
+                yield response
+
+    async def _in_turn(self, source: _Source, request: pb.FetchRequest) -> AsyncGenerator[pb.FetchResponse, None]:
+        turn = self._turns.take()
+        try:
+            while not await self._comes(turn):
+                yield _chunk(request.offset)
+            opening = self._threads.submit(self._open, source)
+            try:
+                while not await self._comes(asyncio.wrap_future(opening)):
+                    yield _chunk(request.offset)
+                file, offset = opening.result(), request.offset
+                while data := await asyncio.to_thread(os.pread, file.fileno(), CHUNK_BYTES, offset):
+                    self._metrics.fetched_bytes.labels(_LABELS[source.encoding]).inc(len(data))
+                    yield _chunk(offset, data)  # who has all may hang up at once
+                    offset += len(data)
+            finally:
+                opening.add_done_callback(_close)
+        finally:
+            self._turns.give_back(turn)
+
+    async def _comes(self, waiting: "asyncio.Future[Any]") -> bool:
+        """Whether a future is done before the reader should hear something; what comes of it is for the caller to see."""
+        waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # also when nobody is left to see
+        return bool((await asyncio.wait({waiting}, timeout=self._limits.beat_s))[0])
+
+    def _find(self, request: pb.FetchRequest) -> tuple[pb.Manifest, str]:
+        """What is asked for, and the digest of the weights that the reader holds if they are ours; on the archive's thread."""
+        name = check_name(request.speculator)
+        manifest = self._archive.weights(name, request.version)
+        if not request.HasField("delta_base_version"):
+            return manifest, ""
+        try:
+            base = self._archive.weights(name, request.delta_base_version)
+        except NotFound:
+            return manifest, ""
+        return manifest, base.digest if base.digest == request.delta_base_digest != manifest.digest else ""
+
+    def _delta(self, base: str, manifest: pb.Manifest) -> _Source | None:
+        file = self._deltas.open(base, manifest.digest)
+        if file is None:
+            return None
+        with file:
+            return _Source(
+                encoding=pb.ENCODING_DELTA_ZSTD, size_bytes=file.seek(0, 2), digest=manifest.digest, base=base
+            )
+
+    def _open(self, source: _Source) -> BinaryIO:
+        if not source.base:
+            return self._archive.store.open(source.digest)
+        file = self._deltas.open(source.base, source.digest)
+        if file is None:
+            raise Unavailable("the delta had to make room for others; ask again")
+        return file
+
+
+def _whole(manifest: pb.Manifest) -> _Source:
+    return _Source(encoding=pb.ENCODING_IDENTITY, size_bytes=manifest.size_bytes, digest=manifest.digest)
+
+
+def _start(source: _Source, redirect_uri: str = "") -> pb.FetchResponse:
+    start = pb.FetchResponse.Start(
+        encoding=source.encoding, size_bytes=source.size_bytes, digest=source.digest, redirect_uri=redirect_uri
+    )
+    return pb.FetchResponse(start=start)
+
+
+def _chunk(offset: int, data: bytes = b"") -> pb.FetchResponse:
+    return pb.FetchResponse(chunk=pb.Chunk(offset=offset, data=data))
+
+
+def _close(opening: "Future[BinaryIO]") -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()

@@ -1,0 +1,110 @@
+"""The Fleet service: one stream a pod, reports in, directives out.
+
+Pods are many and not all of them well: one that reports faster than is useful is read slower (its own writes
+then wait), and one that says nothing, or does not read, is hung up on. None of that reaches another pod.
+"""
+# ruff: noqa: N802 - gRPC names the method
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from updraft.fleet.v1 import fleet_pb2, fleet_pb2_grpc
+from updraft_chassis.errors import Unavailable, UpdraftError
+from updraft_registry.control import Control
+from updraft_registry.fleet import Session
+from updraft_registry.messages import reports
+from updraft_registry.metrics import Metrics
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """What a pod may do with its stream."""
+
+    first_report_s: float = 30.0
+    """A pod reports at once when it connects; later silence is the fleet's business (`expiry_s`)."""
+    write_s: float = 30.0
+    """A directive is small: what it waits for is a reader whose window is full of others, unread."""
+    burst: int = 40
+    """Reports that may come at once: a swap is told in about four."""
+    interval_s: float = 0.05
+    """Least time between reports in the long run; a pod needs one every ten seconds."""
+
+
+PATIENCE = Patience()
+
+
+class FleetServicer(fleet_pb2_grpc.FleetServicer):
+    """See fleet.proto.
+
+    Written with `context.write`: a generator could not wait for reports and directives at once.
+    """
+
+    def __init__(self, control: Control, metrics: Metrics, patience: Patience = PATIENCE) -> None:
+        self._control = control
+        self._metrics = metrics
+        self._patience = patience
+
+    async def Connect(  # type: ignore[override] # the generated base knows generators only; grpc.aio takes coroutines too
+        self, request_iterator: AsyncIterator[fleet_pb2.ConnectRequest], context: Context
+    ) -> None:
+        """Serve one pod until its stream ends, or another stream of the same pod takes over."""
+        session = Session()
+        with self._metrics.streams.track_inprogress():
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    reading = tasks.create_task(self._read(session, request_iterator))
+                    async for directive in session.directives():
+                        await self._write(session, context, directive)
+                    reading.cancel()
+            finally:
+                self._control.disconnect(session)
+        session.check()
+
+    async def _read(self, session: Session, requests: AsyncIterator[fleet_pb2.ConnectRequest]) -> None:
+        pace = Pace(burst=self._patience.burst, interval_s=self._patience.interval_s)
+        try:
+            request = await self._first(requests)
+            while request is not None:
+                self._control.report(session, reports.read(request.report))
+                await asyncio.sleep(pace.wait_s(asyncio.get_running_loop().time()))
+                request = await anext(requests, None)
+        except UpdraftError as error:
+            session.close(error)
+        else:
+            session.close()
+
+    async def _first(self, requests: AsyncIterator[fleet_pb2.ConnectRequest]) -> fleet_pb2.ConnectRequest | None:
+        within_s = self._patience.first_report_s
+        try:
+            async with asyncio.timeout(within_s):
+                return await anext(requests, None)
+        except TimeoutError:
+            raise Unavailable(f"no report for {within_s:g} s") from None
+
+    async def _write(self, session: Session, context: Context, directive: fleet_pb2.Directive) -> None:
+        within_s = self._patience.write_s
+        try:
+            async with asyncio.timeout(within_s):
+                await context.write(fleet_pb2.ConnectResponse(directive=directive))
+        except TimeoutError:
+            session.close(Unavailable(f"no directive was read for {within_s:g} s"))
+
+
+class Pace:
+    """How long to wait after each of many things, so that a burst passes and the rest comes evenly."""
+
+    def __init__(self, *, burst: int, interval_s: float) -> None:
+        self._slack_s = burst * interval_s
+        self._interval_s = interval_s
+        self._due_s = 0.0
+
+    def wait_s(self, now_s: float) -> float:
+        """The wait before the next one, in seconds; 0 within a burst."""
+        self._due_s = max(self._due_s, now_s - self._slack_s) + self._interval_s
+        return max(0.0, self._due_s - now_s)

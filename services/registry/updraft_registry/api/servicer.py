@@ -1,0 +1,187 @@
+"""The Registry service: protobuf in, one call of the core, protobuf out."""
+# ruff: noqa: N802 - gRPC names the methods
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
+from typing import Any
+
+import grpc
+
+from updraft.registry.v1 import registry_pb2 as pb
+from updraft.registry.v1 import registry_pb2_grpc
+from updraft_chassis import rpc
+from updraft_chassis.errors import InvalidInput, UpdraftError
+from updraft_registry.api.fetching import Fetching
+from updraft_registry.api.publication import publish
+from updraft_registry.control import Control
+from updraft_registry.messages import wire
+from updraft_registry.messages.admission import check_name
+from updraft_registry.metrics import Metrics
+from updraft_registry.storage.archive import Archive
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_DEFAULT_PAGE = 100
+_MAX_PAGE = 1000
+_PAGE_BYTES = rpc.MAX_MESSAGE_BYTES // 2
+"""Of the versions in a page that has more than one; the rest of the message is for the states of speculators."""
+
+_MAX_REASON = 500
+_MAX_DIGITS = 10
+"""Of a version in a page token: more than any has."""
+
+
+class RegistryServicer(registry_pb2_grpc.RegistryServicer):
+    """See registry.proto for what each call promises."""
+
+    def __init__(self, archive: Archive, control: Control, fetching: Fetching, metrics: Metrics) -> None:
+        self._archive = archive
+        self._control = control
+        self._fetching = fetching
+        self._metrics = metrics
+
+    async def Publish(self, request_iterator: AsyncIterator[pb.PublishRequest], context: Context) -> pb.PublishResponse:
+        """Take an upload."""
+        with self._refusals():
+            published = await publish(request_iterator, self._archive, self._control)
+        result = "existed" if published.existed else "new"
+        self._metrics.published.labels(published.speculator, result).inc()
+        self._metrics.published_bytes.inc(published.num_bytes)
+        version = await self._version(published.speculator, published.number)
+        return pb.PublishResponse(version=version, existed=published.existed)
+
+    async def Get(self, request: pb.GetRequest, context: Context) -> pb.GetResponse:
+        """One version, whole."""
+        return pb.GetResponse(version=await self._version(check_name(request.speculator), request.version))
+
+    async def List(self, request: pb.ListRequest, context: Context) -> pb.ListResponse:
+        """Versions by speculator, newest first, and with the first page the state of each speculator."""
+        name = check_name(request.speculator) if request.speculator else ""
+        size = min(request.page_size or _DEFAULT_PAGE, _MAX_PAGE)
+        after = _parse_token(request.page_token)
+        rows = await self._control.call(self._archive.catalogue.page, name, after=after, size=size)
+        names = () if after else (name,) if name else await self._control.call(self._archive.catalogue.names)
+        versions = _fitting([wire.told_to_proto(*row, is_full=request.full) for row in rows])
+        is_last = len(versions) == len(rows) < size
+        return pb.ListResponse(
+            versions=versions,
+            speculators=[await self._control.state(name) for name in names],
+            next_page_token="" if is_last else f"{versions[-1].manifest.speculator}/{versions[-1].version}",
+        )
+
+    async def Fetch(  # type: ignore[override] # the generated base knows generators only; grpc.aio takes coroutines too
+        self, request: pb.FetchRequest, context: Context
+    ) -> None:
+        """Weights from an offset: whole, as a delta, or by an address in the bucket."""
+        await self._fetching.serve(request, context)
+
+    async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:
+        """The state of a speculator at once, and again whenever it is another."""
+        name, last = check_name(request.speculator), None
+        while not self._control.is_closed:
+            changed = self._control.changed
+            state = await self._control.state(name)
+            if state != last:
+                last = state
+                yield pb.WatchResponse(state=state)
+            await changed.wait()
+
+    async def Pin(self, request: pb.PinRequest, context: Context) -> pb.PinResponse:
+        """Serve exactly this version."""
+        name, reason = check_name(request.speculator), _reason(request.reason)
+        await self._control.change(name, self._archive.pin, name, request.version, reason, self._control.now_ms())
+        return pb.PinResponse(state=await self._control.state(name))
+
+    async def Unpin(self, request: pb.UnpinRequest, context: Context) -> pb.UnpinResponse:
+        """Serve the version that won last again."""
+        name, reason = check_name(request.speculator), _reason(request.reason)
+        await self._control.change(name, self._archive.pin, name, None, reason, self._control.now_ms())
+        return pb.UnpinResponse(state=await self._control.state(name))
+
+    async def Pause(self, request: pb.PauseRequest, context: Context) -> pb.PauseResponse:
+        """Try no new version until Resume."""
+        await self._pause(request.speculator, request.reason, is_paused=True)
+        return pb.PauseResponse(state=await self._control.state(request.speculator))
+
+    async def Resume(self, request: pb.ResumeRequest, context: Context) -> pb.ResumeResponse:
+        """Try new versions again."""
+        await self._pause(request.speculator, request.reason, is_paused=False)
+        return pb.ResumeResponse(state=await self._control.state(request.speculator))
+
+    async def Promote(self, request: pb.PromoteRequest, context: Context) -> pb.PromoteResponse:
+        """Make a version stable now."""
+        name, reason = check_name(request.speculator), _reason(request.reason)
+        await self._control.act(name, self._archive.promote, request.version, reason)
+        return pb.PromoteResponse(state=await self._control.state(name))
+
+    async def Reject(self, request: pb.RejectRequest, context: Context) -> pb.RejectResponse:
+        """Never serve a version again."""
+        name, reason = check_name(request.speculator), _reason(request.reason)
+        await self._control.act(name, self._archive.reject, request.version, reason)
+        return pb.RejectResponse(state=await self._control.state(name))
+
+    async def Retain(self, request: pb.RetainRequest, context: Context) -> pb.RetainResponse:
+        """Keep the weights of a version whatever retention says, or no longer."""
+        name, now_ms = check_name(request.speculator), self._control.now_ms()
+        retain = request.retain
+        await self._control.change(name, self._archive.retain, name, request.version, is_retained=retain, now_ms=now_ms)
+        return pb.RetainResponse(version=await self._version(name, request.version))
+
+    async def SetPolicy(self, request: pb.SetPolicyRequest, context: Context) -> pb.SetPolicyResponse:
+        """Set how versions roll out, also before the first is published."""
+        name = check_name(request.speculator)
+        await self._control.change(name, self._archive.set_policy, name, request.policy, self._control.now_ms())
+        return pb.SetPolicyResponse(state=await self._control.state(name))
+
+    async def History(self, request: pb.HistoryRequest, context: Context) -> pb.HistoryResponse:
+        """The newest transitions, newest first."""
+        name, limit = check_name(request.speculator), min(request.limit or _DEFAULT_PAGE, _MAX_PAGE)
+        history = await self._control.call(self._archive.catalogue.history, name, limit, number=request.version or None)
+        return pb.HistoryResponse(transitions=[wire.transition_to_proto(event) for event in history.values()])
+
+    async def _version(self, name: str, number: int) -> pb.Version:
+        version, manifest = await self._control.call(self._archive.catalogue.version, name, number)
+        return wire.told_to_proto(version, manifest)
+
+    async def _pause(self, speculator: str, reason: str, *, is_paused: bool) -> None:
+        name, now_ms = check_name(speculator), self._control.now_ms()
+        await self._control.change(
+            name, self._archive.pause, name, is_paused=is_paused, reason=_reason(reason), now_ms=now_ms
+        )
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """Count what ends an upload early, by the status that the sender hears."""
+        try:
+            yield
+        except UpdraftError as error:
+            self._metrics.refused.labels(error.status).inc()
+            raise
+        except asyncio.CancelledError:
+            self._metrics.refused.labels("CANCELLED").inc()
+            raise
+
+
+def _reason(text: str) -> str:
+    if len(text) > _MAX_REASON:
+        raise InvalidInput(f"a reason of {len(text)} characters; at most {_MAX_REASON}")
+    if not text.isprintable():  # it is shown on terminals
+        raise InvalidInput("a reason is one line of text, without control characters")
+    return text
+
+
+def _fitting(versions: Sequence[pb.Version]) -> Sequence[pb.Version]:
+    """The first ones, as many as one message has room for."""
+    totals = accumulate(version.ByteSize() for version in versions)
+    return versions[: max(1, sum(total <= _PAGE_BYTES for total in totals))]
+
+
+def _parse_token(token: str) -> tuple[str, int] | None:
+    if not token:
+        return None
+    name, _, number = token.partition("/")
+    if not number.isdecimal() or len(number) > _MAX_DIGITS:
+        raise InvalidInput(f"{token[:80]!r} is no page token of this registry")
+    return name, int(number)

@@ -1,0 +1,222 @@
+"""What the registry reads of a pod's report: checked, and as little as is needed, for a thousand pods at once.
+
+A report comes from outside: what is summed or kept is bounded here, and no number in it may be one that cannot
+be. Pure.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from updraft.fleet.v1 import fleet_pb2
+from updraft.registry.v1 import registry_pb2
+from updraft_chassis.errors import InvalidInput
+from updraft_registry.messages.admission import check_name
+from updraft_registry.rollout.comparison import Traffic
+from updraft_registry.rollout.placement import Pod
+from updraft_registry.rollout.version import NO_DRAFT
+
+MAX_REPORT_BYTES = 64 * 1024
+"""A pod that serves sixteen versions (the most it remembers) with eight drafts a step says less than 8 KiB."""
+
+_MAX_VERSIONS = 64
+_MAX_POSITIONS = 64
+_MAX_BUCKETS = 256
+_MAX_COUNT = 2**48
+"""Sums over tens of thousands of pods stay within 64 bits."""
+_TOKEN_S = (1e-9, 3600.0)
+"""Mean seconds between tokens that can be; quotients and logarithms of such numbers can be, too."""
+_MAX_TEXT = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drafted:
+    """Drafts of one version, proposed and accepted, also by position in the chain; only grows within a boot."""
+
+    proposed: int
+    proposed_by_position: tuple[int, ...]
+    accepted_by_position: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Swaps:
+    """How often a pod changed its draft, and how long its decoding stood still for it; only grows within a boot."""
+
+    swapped: int = 0
+    refused: int = 0
+    pause_s: float = 0.0
+
+    def since(self, earlier: "Swaps") -> "Swaps":
+        """What came since; nothing where counters fell."""
+        return Swaps(
+            swapped=max(0, self.swapped - earlier.swapped),
+            refused=max(0, self.refused - earlier.refused),
+            pause_s=max(0.0, self.pause_s - earlier.pause_s),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """One report."""
+
+    speculator: str
+    pod: Pod
+    target: str
+    """Fingerprint; so is `draft_vocabulary`, which is empty until a draft is loaded."""
+    draft_vocabulary: str
+    drafted: Mapping[int, Drafted]
+    swaps: Swaps
+    nonce: str
+    """Of the directive that the pod follows."""
+    sent_ms: int
+    capture_problem: str = ""
+    """Why the pod captures nothing."""
+
+    @property
+    def owner(self) -> tuple[str, str]:
+        """Speculator and pod: whose stream this is."""
+        return self.speculator, self.pod.name
+
+    @property
+    def held(self) -> Iterator[int]:
+        """Versions in the engine or ready for it."""
+        yield self.pod.loaded
+        yield from self.pod.prefetched
+
+
+def read(report: fleet_pb2.PodReport) -> Report:
+    """A report that can be; InvalidInput otherwise."""
+    if report.ByteSize() > MAX_REPORT_BYTES:
+        raise InvalidInput(f"a report of {report.ByteSize()} bytes; at most {MAX_REPORT_BYTES}")
+    identity, status, swaps = report.identity, report.status, report.swaps
+    check_name(identity.speculator)
+    if not 1 <= len(identity.pod) <= 253 or not identity.pod.isprintable():  # it is shown on terminals
+        raise InvalidInput(f"a pod's name has 1 to 253 printable characters, got {identity.pod[:80]!r}")
+    if max(len(report.versions), len(report.prefetched_versions)) > _MAX_VERSIONS:
+        raise InvalidInput(f"a report on more than {_MAX_VERSIONS} versions")
+    is_refusal, is_pending = (status.outcome == each for each in (fleet_pb2.OUTCOME_NACK, fleet_pb2.OUTCOME_PENDING))
+    return Report(
+        speculator=identity.speculator,
+        pod=Pod(
+            name=identity.pod,
+            boot=identity.boot_id,
+            loaded=report.loaded.version,
+            tensors_digest=report.loaded.tensors_digest,
+            prefetched=frozenset(report.prefetched_versions),
+            refused=status.version if is_refusal else NO_DRAFT,
+            refusal=_line(status.reason) if is_refusal else "",
+            is_draining=report.draining,
+            trouble=_line(status.reason) if is_pending else "",
+            traffic={counters.version: _traffic(counters) for counters in report.versions},
+        ),
+        target=identity.target_fingerprint,
+        draft_vocabulary=identity.draft_vocabulary_fingerprint,
+        drafted={counters.version: _drafted(counters) for counters in report.versions},
+        swaps=Swaps(swapped=swaps.swaps, refused=swaps.failures, pause_s=swaps.pause_us_sum / 1e6),
+        nonce=status.nonce,
+        sent_ms=report.sent_unix_ms,
+        capture_problem=_line(report.capture.problem),
+    )
+
+
+class Totals:
+    """Counters by version, summed over the last report of every pod; a report that is replaced is taken out again."""
+
+    def __init__(self) -> None:
+        self._versions: dict[int, _Total] = {}
+
+    def add(self, report: Report) -> None:
+        """Count a report."""
+        for number, traffic in report.pod.traffic.items():
+            self._versions.setdefault(number, _Total()).add(traffic, report.drafted[number], 1)
+
+    def take_out(self, report: Report) -> None:
+        """Count a report no longer."""
+        for number, traffic in report.pod.traffic.items():
+            total = self._versions[number]
+            total.add(traffic, report.drafted[number], -1)
+            if not total.pods:
+                del self._versions[number]
+
+    def traffic(self) -> list[registry_pb2.VersionTraffic]:
+        """The sums, newest version first."""
+        return [total.traffic(number) for number, total in sorted(self._versions.items(), reverse=True)]
+
+
+@dataclass(slots=True)
+class _Total:
+    pods: int = 0
+    verify_steps: int = 0
+    tokens: int = 0
+    proposed: int = 0
+    proposed_by_position: list[int] = field(default_factory=list)
+    accepted_by_position: list[int] = field(default_factory=list)
+
+    def add(self, traffic: Traffic, drafted: Drafted, sign: int) -> None:
+        self.pods += sign
+        self.verify_steps += sign * traffic.verify_steps
+        self.tokens += sign * traffic.tokens
+        self.proposed += sign * drafted.proposed
+        _add(self.proposed_by_position, drafted.proposed_by_position, sign)
+        _add(self.accepted_by_position, drafted.accepted_by_position, sign)
+
+    def traffic(self, number: int) -> registry_pb2.VersionTraffic:
+        return registry_pb2.VersionTraffic(
+            version=number,
+            verify_steps=self.verify_steps,
+            tokens=self.tokens,
+            proposed=self.proposed,
+            proposed_by_position=self.proposed_by_position,
+            accepted_by_position=self.accepted_by_position,
+        )
+
+
+def _traffic(counters: fleet_pb2.VersionCounters) -> Traffic:
+    latency = counters.inter_token_latency
+    if len(latency.counts) > _MAX_BUCKETS:
+        raise InvalidInput(f"a histogram of more than {_MAX_BUCKETS} buckets")
+    latency_tokens = sum(latency.counts)
+    shortest_s, longest_s = (latency_tokens * token_s for token_s in _TOKEN_S)
+    if latency.sum != 0.0 and not shortest_s <= latency.sum <= longest_s:
+        told = f"the latencies of {latency_tokens} tokens of version {counters.version} sum up to {latency.sum:g} s"
+        raise InvalidInput(f"{told}; it takes {_TOKEN_S[0]:g} to {_TOKEN_S[1]:g} s for each")
+    _bound(
+        counters.version,
+        counters.requests_served,
+        counters.verify_steps,
+        counters.tokens,
+        counters.errors,
+        latency_tokens,
+    )
+    return Traffic(
+        requests=counters.requests_served,
+        verify_steps=counters.verify_steps,
+        tokens=counters.tokens,
+        latency_s=latency.sum,
+        latency_tokens=latency_tokens,
+        errors=counters.errors,
+    )
+
+
+def _drafted(counters: fleet_pb2.VersionCounters) -> Drafted:
+    proposed, accepted = tuple(counters.proposed_by_position), tuple(counters.accepted_by_position)
+    if max(len(proposed), len(accepted)) > _MAX_POSITIONS:
+        raise InvalidInput(f"a report on more than {_MAX_POSITIONS} draft positions")
+    _bound(counters.version, counters.proposed, *proposed, *accepted)
+    return Drafted(proposed=counters.proposed, proposed_by_position=proposed, accepted_by_position=accepted)
+
+
+def _line(text: str) -> str:
+    """What a pod says, fit to be shown: it ends up in histories and on terminals."""
+    return "".join(char if char.isprintable() else " " for char in text[:_MAX_TEXT])
+
+
+def _bound(version: int, *counts: int) -> None:
+    if max(counts) > _MAX_COUNT:
+        raise InvalidInput(f"a counter of version {version} is {max(counts)}; the most is {_MAX_COUNT}")
+
+
+def _add(sums: list[int], counts: tuple[int, ...], sign: int) -> None:
+    if len(counts) > len(sums):
+        sums.extend([0] * (len(counts) - len(sums)))
+    for position, count in enumerate(counts):
+        sums[position] += sign * count

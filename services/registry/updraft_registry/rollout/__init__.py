@@ -1,0 +1,1 @@
+"""Which version each pod serves: pure functions of policy, fleet and time."""

@@ -1,0 +1,220 @@
+"""Which pod gets which order: a pure function of who serves what and of what the pods hold.
+
+Every order is a whole state, and follows from what the engines report, so a lost one is simply given again.
+Two promises are kept here: a canary is on no more pods than its share, and no more pods than the policy allows
+are between two versions. A pod that stays behind for that is ordered to serve what it holds.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from updraft_registry.rollout.comparison import Traffic
+from updraft_registry.rollout.version import (
+    NO_DRAFT,
+    Comparison,
+    Phase,
+    Rollout,
+    Speculator,
+    Version,
+    because,
+    call,
+    in_canary,
+    stable,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pod:
+    """What a decision reads of a pod's last report. `refused` is the version that it nacked, 0 = none."""
+
+    name: str
+    boot: str = ""
+    """Another one after each start of its process."""
+    loaded: int = NO_DRAFT
+    tensors_digest: str = ""
+    prefetched: frozenset[int] = frozenset()
+    refused: int = NO_DRAFT
+    refusal: str = ""
+    is_draining: bool = False
+    """It will go away."""
+    is_connected: bool = True
+    """It can be told something; otherwise its stream is broken, and it may have crashed."""
+    trouble: str = ""
+    """Why it cannot do yet what it is told, a full disk say; that tells nothing of any version."""
+    traffic: Mapping[int, Traffic] = field(default_factory=dict, compare=False)
+    """By version. It grows with every report and is no reason to decide anew."""
+
+    def holds(self, version: Version) -> bool:
+        """Whether the engine itself says that it holds this version, by number and by content."""
+        return self.loaded == version.number and self.tensors_digest == version.tensors_digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What a decision sees of the fleet.
+
+    `told` is the version that each was ordered to serve last, as far as this registry remembers. Without
+    `is_settled` it has only just started, or lost all pods: more may be there than have reported.
+    """
+
+    pods: tuple[Pod, ...]
+    told: Mapping[str, int]
+    is_settled: bool
+
+    @property
+    def num_staying(self) -> int:
+        """Pods that do not drain; of these a canary has its share."""
+        return sum(not pod.is_draining for pod in self.pods)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Switchback:
+    """Serve two versions in turn, each for `slice_s`, counted from `start_ms`."""
+
+    versions: tuple[int, int]
+    digests: tuple[str, str]
+    slice_s: int
+    start_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What a pod is told: the version to serve (0 = no draft), and those to hold ready.
+
+    Nothing in it changes while the order stays the same, for its content is what pods acknowledge.
+    """
+
+    serve: int = NO_DRAFT
+    digest: str = ""
+    prefetch: tuple[int, ...] = ()
+    phase: Phase | None = None
+    reason: str = ""
+    switchback: Switchback | None = None
+
+
+def share(percent: int, num_pods: int, comparison: Comparison) -> int:
+    """On how many pods a step puts the candidate.
+
+    At least one; and where pods are compared with pods, one at least is left to the stable version.
+    """
+    wanted = max(1, -(-num_pods * percent // 100))
+    return min(wanted, num_pods) if comparison is Comparison.SWITCHBACK else max(0, min(wanted, num_pods - 1))
+
+
+def size(rollout: Rollout, view: View) -> int:
+    """Of how many pods a canary has its share: of those that do not drain, and of its own that may come back."""
+    known = {pod.name for pod in view.pods}
+    return view.num_staying + sum(name not in known and rollout.evidence.may_return(name) for name in rollout.pods)
+
+
+def choose(rollout: Rollout, pods: Sequence[Pod], count: int, *, is_open: bool) -> tuple[str, ...]:
+    """Up to `count` pods for the candidate: those that have a place already, then others if the canary `is_open` to them.
+
+    One that went away and may come back keeps its place: a candidate that kills pods must not be fed with others. Others
+    come by a hash, so that it is not always the same pods that try what is new.
+    """
+    known = {pod.name for pod in pods}
+    placed = [name for name in rollout.pods if name in known or rollout.evidence.may_return(name)]
+    kept = set(sorted(placed, key=lambda name: name not in known)[:count])  # who is away gives way
+    chosen = [name for name in placed if name in kept]
+    if is_open and len(chosen) < count:
+        others = [pod.name for pod in pods if pod.is_connected and not pod.is_draining and pod.name not in kept]
+        others.sort(key=lambda name: _lot(rollout.candidate, name))
+        chosen += others[: count - len(chosen)]
+    return tuple(chosen)
+
+
+def orders(speculator: Speculator, view: View, on_candidate: Iterable[str]) -> dict[str, Order]:
+    """One order a pod; `on_candidate` are the canary's pods."""
+    serving, candidate = stable(speculator.versions), in_canary(speculator.versions)
+    everyone = _everyone(speculator, serving, candidate)
+    targets = {pod.name: everyone for pod in view.pods}
+    if speculator.rollout is not None and serving is not None and candidate is not None:
+        targets |= dict.fromkeys(on_candidate, _on_canary(speculator, speculator.rollout, serving, candidate))
+    return _paced(speculator, view, targets)
+
+
+def _lot(candidate: int, pod: str) -> bytes:
+    return hashlib.sha256(f"{candidate}/{pod}".encode()).digest()
+
+
+def _everyone(speculator: Speculator, serving: Version | None, candidate: Version | None) -> Order:
+    """The order of all pods that are in no canary."""
+    wish, rollout = speculator.wish, speculator.rollout
+    if serving is None:
+        is_pinned = wish.pinned == NO_DRAFT
+        return Order(reason=because("no draft is pinned", wish.pin_reason) if is_pinned else "no version serves yet")
+    # A candidate that has come through its first step will probably be everyone's.
+    is_near = rollout is not None and rollout.step > 0 and candidate is not None
+    return Order(
+        serve=serving.number,
+        digest=serving.digest,
+        prefetch=(serving.number, candidate.number) if is_near and candidate is not None else (serving.number,),
+        phase=serving.phase,
+        reason=serving.reason,
+    )
+
+
+def _on_canary(speculator: Speculator, rollout: Rollout, serving: Version, candidate: Version) -> Order:
+    """The order of the canary's pods: both versions at hand, so that going back needs no network."""
+    plan = None
+    if rollout.comparison is Comparison.SWITCHBACK:
+        plan = Switchback(
+            versions=(serving.number, candidate.number),
+            digests=(serving.digest, candidate.digest),
+            slice_s=speculator.wish.policy.analysis.switchback_s,
+            start_ms=rollout.started_ms,
+        )
+    served = candidate if plan is None else serving
+    return Order(
+        serve=served.number,
+        digest=served.digest,
+        prefetch=(serving.number, candidate.number),
+        phase=served.phase,
+        reason=candidate.reason,
+        switchback=plan,
+    )
+
+
+def _paced(speculator: Speculator, view: View, targets: Mapping[str, Order]) -> dict[str, Order]:
+    """The targets, but for pods that have to wait for their turn.
+
+    Those that were told already go first: they may be in the middle of it. Those with troubles of their own go last:
+    they may have them for ever. No turn is needed by a pod that holds nothing that may be served, nor by one that
+    refused and so does not move.
+    """
+    limit = speculator.wish.policy.max_pods_swapping
+    if not limit:
+        return dict(targets)
+    turns = limit if view.is_settled else 0
+    servable = {version.number: version for version in speculator.versions if not version.phase.is_condemned}
+    paced = {}
+
+    def place(pod: Pod) -> tuple[bool, bool, str]:
+        return bool(pod.trouble), view.told.get(pod.name) != targets[pod.name].serve, pod.name
+
+    for pod in sorted(view.pods, key=place):
+        target, held = targets[pod.name], servable.get(pod.loaded)
+        if held is None or not pod.holds(held) or _is_there(pod, target) or pod.refused == target.serve != NO_DRAFT:
+            paced[pod.name] = target
+        elif turns > 0:
+            paced[pod.name], turns = target, turns - 1
+        else:
+            paced[pod.name] = _stay(held, target)
+    return paced
+
+
+def _is_there(pod: Pod, target: Order) -> bool:
+    """Whether a pod serves already what it is told to; it holds a version that may be served."""
+    return pod.loaded in (target.switchback.versions if target.switchback else (target.serve,))
+
+
+def _stay(held: Version, target: Order) -> Order:
+    return Order(
+        serve=held.number,
+        digest=held.digest,
+        prefetch=(held.number, target.serve) if target.serve else (held.number,),
+        phase=held.phase,
+        reason=f"{call(target.serve)} takes over a few pods at a time",
+    )

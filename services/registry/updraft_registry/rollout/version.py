@@ -1,0 +1,330 @@
+"""The registry's domain: versions and their phases, the evaluation behind them, and what an operator wishes.
+
+Pure data. The manifest stays the document that was published (bytes in, the same bytes out); only the facts
+that a decision needs are lifted out of it here. Times are integer milliseconds since 1970, so that what was
+written and read back is equal. Version 0 is the absence of a draft; real versions count from 1 within a
+speculator.
+"""
+
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Self
+
+from updraft_registry.rollout.comparison import Evidence
+
+NO_DRAFT = 0
+
+
+class Phase(StrEnum):
+    """Where a version is in its life."""
+
+    PENDING = "Pending"
+    HELD = "Held"
+    CANARY = "Canary"
+    STABLE = "Stable"
+    SUPERSEDED = "Superseded"
+    REJECTED = "Rejected"
+    ROLLED_BACK = "RolledBack"
+    FAILED = "Failed"
+
+    @property
+    def is_condemned(self) -> bool:
+        """Never served, whoever asks: it lost, or a pod could not load it."""
+        return self in (Phase.REJECTED, Phase.ROLLED_BACK, Phase.FAILED)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Not yet decided on."""
+        return self in (Phase.PENDING, Phase.HELD)
+
+
+class Source(StrEnum):
+    """Who made a version."""
+
+    INITIAL = "Initial"
+    TRAINER = "Trainer"
+    IMPORTED = "Imported"
+
+
+class Strategy(StrEnum):
+    """How a version that passed the offline gate gets to the pods."""
+
+    CANARY = "Canary"
+    """It serves some pods beside the stable version, and all of them once it has won there."""
+    IMMEDIATE = "Immediate"
+    MANUAL = "Manual"
+    """Not before a person promotes it."""
+
+
+class Comparison(StrEnum):
+    """How candidate and stable version are measured beside each other."""
+
+    AUTO = "Auto"
+    """SWITCHBACK where no more than two pods are connected when the canary begins, PODS beyond."""
+    PODS = "Pods"
+    """Some pods serve the candidate while the others serve the stable version."""
+    SWITCHBACK = "Switchback"
+    """The canary's pods alternate both over short slices: each pod is its own control."""
+
+
+class OnInconclusive(StrEnum):
+    """What a canary comes to that has no verdict at its progress deadline."""
+
+    PAUSE = "Pause"
+    """It stays where it is until a person decides."""
+    ROLLBACK = "Rollback"
+    PROMOTE = "Promote"
+
+
+class Actor(StrEnum):
+    """Who caused a transition."""
+
+    GATE = "gate"
+    OPERATOR = "operator"
+    FLEET = "fleet"
+    REGISTRY = "registry"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationSample:
+    """One held-out request: the verify steps that candidate and baseline needed for the same tokens."""
+
+    trace_id: str
+    tokens: int
+    candidate_steps: int
+    baseline_steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """The trainer's offline comparison. `lookahead` is the most drafts a step could propose; 0 = not said."""
+
+    baseline_version: int
+    samples: tuple[EvaluationSample, ...]
+    lookahead: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatePolicy:
+    """What the offline gate asks for. `confidence` is two-sided, in (0, 1)."""
+
+    min_samples: int = 8
+    min_gain_percent: float = 1.0
+    confidence: float = 0.8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A part of a canary: on how many of the pods, and for how long once they all serve the candidate."""
+
+    pods_percent: int
+    hold_s: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Analysis:
+    """What the live gate asks of a canary."""
+
+    interval_s: int = 30
+    """Least length of a slice, which is one observation."""
+    min_samples: int = 200
+    """Requests that the candidate must have served before it can win."""
+    failure_limit: int = 2
+    """Errors and crashes with the candidate that are tolerated."""
+    max_acceptance_regression_percent: int = 2
+    """It fails once it is surely worse by more."""
+    max_latency_regression_percent: int = 5
+    """It fails once it is surely slower by more, and wins only while it does not seem so."""
+    on_inconclusive: OnInconclusive = OnInconclusive.ROLLBACK
+    dry_run: bool = False
+    """Verdicts are only told: the steps run by time, and end in a promotion."""
+    confidence: float = 0.95
+    """In (0, 1). 1 - this bounds the rate of false promotions, however often one looks."""
+    comparison: Comparison = Comparison.AUTO
+    switchback_s: int = 20
+    """How long a switchback serves one version at a stretch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """How versions of one speculator roll out. `problem` says what is wrong with one."""
+
+    strategy: Strategy = Strategy.CANARY
+    steps: tuple[Step, ...] = (Step(pods_percent=10, hold_s=120), Step(pods_percent=50, hold_s=120))
+    analysis: Analysis = Analysis()
+    auto_rollback: bool = True
+    """Off: a canary that failed stays where it is, for a person to decide."""
+    progress_deadline_s: int = 900
+    """From the first step on, without pauses; see OnInconclusive."""
+    max_pods_swapping: int = 0
+    """Pods that may go from one version to another at once; 0: all."""
+    gate: GatePolicy = GatePolicy()
+    history_limit: int = 10
+    """Servable versions kept besides the live ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What an operator wants. Its reasons are for people; `pinned` None means that nothing is pinned."""
+
+    policy: Policy = Policy()
+    pinned: int | None = None
+    pin_reason: str = ""
+    is_paused: bool = False
+    pause_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """One immutable draft and its mutable phase."""
+
+    number: int
+    digest: str
+    tensors_digest: str
+    source: Source
+    phase: Phase
+    reason: str
+    published_ms: int
+    since_ms: int
+    evaluation: Evaluation | None = None
+    proven_ms: int = 0
+    """When it last won, later than all that won before; a pin is no win. 0: it never has."""
+    is_retained: bool = False
+    is_kept: bool = True
+    """Its weights are in the store."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transition:
+    """A version changed its phase, and why.
+
+    Without phases: something else happened (a pause; then `number` is 0).
+    """
+
+    number: int
+    before: Phase | None
+    after: Phase | None
+    reason: str
+    actor: Actor
+    at_ms: int
+    proven_ms: int = 0
+    """The version's, if it won by this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """A canary that runs.
+
+    Its time is counted from one decision to the next: a clock that jumps, or a registry that was away, costs a
+    minute at most.
+    """
+
+    candidate: int
+    baseline: int
+    comparison: Comparison
+    """PODS or SWITCHBACK."""
+    started_ms: int
+    step_since_ms: int
+    step: int = 0
+    seen_ms: int = 0
+    """When it was last decided on; 0: not since the registry started."""
+    run_ms: int = 0
+    """Since it began, without pauses."""
+    held_ms: int = 0
+    """Since all pods of this step served the candidate for the first time, without pauses."""
+    paused_ms: int = 0
+    pods: tuple[str, ...] = ()
+    """Those that have a place in it, in the order in which they were chosen."""
+    evidence: Evidence
+
+    @property
+    def trying(self) -> tuple[str, ...]:
+        """Those of its pods that are to serve the candidate: one that crashed with it sits out while there are others.
+
+        So a candidate that kills whoever loads it is loaded once by each, and then by one at a time.
+        """
+        return tuple(name for name in self.pods if name not in self.evidence.crashes) or self.pods[:1]
+
+    def to_json(self) -> str:
+        """What outlives a restart; equal texts mean that nothing worth writing changed."""
+        return json.dumps(
+            {
+                "candidate": self.candidate,
+                "baseline": self.baseline,
+                "comparison": self.comparison,
+                "started_ms": self.started_ms,
+                "step_since_ms": self.step_since_ms,
+                "step": self.step,
+                "pods": self.pods,
+                "evidence": self.evidence.to_json(),
+                **{name: getattr(self, name) // _CLOCK_MS * _CLOCK_MS for name in ("run_ms", "held_ms", "paused_ms")},
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """As it was written."""
+        kept = json.loads(text)
+        return cls(
+            **kept
+            | {
+                "comparison": Comparison(kept["comparison"]),
+                "pods": tuple(kept["pods"]),
+                "evidence": Evidence.from_json(kept["evidence"]),
+            }
+        )
+
+
+_CLOCK_MS = 10_000
+"""How exactly the clocks of a rollout are written: not with every decision."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lineage:
+    """What all versions of a speculator share, set by the first: engines cannot swap across it."""
+
+    target_fingerprint: str
+    draft_vocabulary_fingerprint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speculator:
+    """The whole state of one speculator. `versions` are those whose weights are kept, ascending."""
+
+    name: str
+    wish: Wish
+    lineage: Lineage | None = None
+    versions: tuple[Version, ...] = ()
+    rollout: Rollout | None = None
+    """Of the version in canary; one of another version is over."""
+    latest: int = NO_DRAFT
+    """The highest number ever given, kept or not."""
+    is_known: bool = True
+    """Something was published or wished."""
+
+
+def stable(versions: tuple[Version, ...]) -> Version | None:
+    """The version that serves everyone, if one does; there is never more than one."""
+    return next((version for version in versions if version.phase is Phase.STABLE), None)
+
+
+def in_canary(versions: tuple[Version, ...]) -> Version | None:
+    """The version that is tried on some pods, if one is; there is never more than one."""
+    return next((version for version in versions if version.phase is Phase.CANARY), None)
+
+
+def newest_proven(versions: tuple[Version, ...], *, other_than: int = NO_DRAFT) -> Version | None:
+    """The version that won last and was never condemned: what a failure falls back to."""
+    proven = (v for v in versions if v.proven_ms and not v.phase.is_condemned and v.number != other_than)
+    return max(proven, key=lambda version: (version.proven_ms, version.number), default=None)
+
+
+def call(number: int) -> str:
+    """How a sentence calls a version."""
+    return "no draft" if number == NO_DRAFT else f"version {number}"
+
+
+def because(what: str, why: str) -> str:
+    """Add a reason that a person gave, if one was."""
+    return f"{what}: {why}" if why else what

@@ -1,0 +1,1 @@
+"""Versions at rest: blobs, catalogue, documents, and their maintenance."""

@@ -1,0 +1,400 @@
+"""What is known about versions: a SQLite database in WAL mode, one transaction per change of state.
+
+The truth about phases, wishes and history; rows of versions outlive their weights, so that a digest that lost
+is known for good. SQLite itself holds the strongest invariant: one stable version per speculator at most.
+Synchronous, and used from one thread at a time; an ORM was refused, the statements are the schema's
+documentation.
+"""
+
+import logging
+import sqlite3
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from updraft.registry.v1 import registry_pb2
+from updraft_chassis.errors import Conflict, Corrupt, InvalidInput, NotFound
+from updraft_registry.messages import wire
+from updraft_registry.rollout.version import (
+    NO_DRAFT,
+    Actor,
+    Lineage,
+    Phase,
+    Policy,
+    Rollout,
+    Speculator,
+    Strategy,
+    Transition,
+    Version,
+    Wish,
+    because,
+    call,
+)
+from updraft_registry.storage.schema import MIGRATIONS, SCHEMA
+from updraft_registry.storage.stores.folder import disk_full
+
+logger = logging.getLogger(__name__)
+
+_DISK_FULL = ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE")
+"""The last one: no room for the index of the write-ahead log, which every start makes."""
+
+History = Mapping[int, Transition]
+"""Transitions by their number, which grows with time; 0: not numbered yet."""
+
+
+class Catalogue:
+    """The database at `path`, created or migrated when opened. `defaults` fills what a policy leaves open.
+
+    Exhausted on a full disk: the state then is what it was. Corrupt if the file is damaged, Conflict if a
+    newer registry wrote it.
+    """
+
+    def __init__(self, path: Path, *, defaults: Policy) -> None:
+        self._path = path
+        self.defaults = defaults
+        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._db.row_factory = sqlite3.Row
+        self._speculators: dict[str, Speculator] = {}
+        """As they were read last; during a canary one is read every second and seldom written."""
+        try:
+            with self._errors():
+                self._open()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def close(self) -> None:
+        """Close the database."""
+        self._db.close()
+
+    def names(self) -> tuple[str, ...]:
+        """All speculators, by name."""
+        return tuple(row["name"] for row in self._rows("SELECT name FROM speculators ORDER BY name"))
+
+    def speculator(self, name: str) -> Speculator:
+        """The whole state of one; of an unknown one, that nothing is published and nothing wished."""
+        known = self._speculators.get(name)
+        if known is None:
+            known = self._read(name)
+            if known.is_known:
+                self._speculators[name] = known
+        return known
+
+    def _read(self, name: str) -> Speculator:
+        row = self._row("SELECT * FROM speculators WHERE name = ?", name)
+        if row is None:
+            return Speculator(name=name, wish=Wish(policy=self.defaults), is_known=False)
+        versions = self._rows("SELECT * FROM versions WHERE speculator = ? AND is_kept ORDER BY number", name)
+        return Speculator(
+            name=name,
+            wish=_wish(row, self.defaults),
+            lineage=self._lineage(name),
+            versions=tuple(_version(version) for version in versions),
+            rollout=self._rollout(name),
+            latest=self._latest(name),
+        )
+
+    def policy(self, name: str) -> registry_pb2.RolloutPolicy:
+        """The policy as it was set; empty if none was."""
+        row = self._row("SELECT policy FROM speculators WHERE name = ?", name)
+        return registry_pb2.RolloutPolicy.FromString(row["policy"] if row else b"")
+
+    def find(self, name: str, tensors_digest: str) -> Version | None:
+        """The version with this content, kept or not."""
+        row = self._row("SELECT * FROM versions WHERE speculator = ? AND tensors_digest = ?", name, tensors_digest)
+        return None if row is None else _version(row)
+
+    def has(self, name: str, number: int) -> bool:
+        """Whether a version was ever published."""
+        return self._row("SELECT 1 FROM versions WHERE speculator = ? AND number = ?", name, number) is not None
+
+    def version(self, name: str, number: int) -> tuple[Version, registry_pb2.Manifest]:
+        """One version with its manifest, kept or not; NotFound if it was never published."""
+        row = self._row("SELECT * FROM versions WHERE speculator = ? AND number = ?", name, number)
+        if row is None:
+            raise NotFound(f"{name} has no version {number}; its newest is {self._latest(name) or 'none yet'}")
+        return _version(row), registry_pb2.Manifest.FromString(row["manifest"])
+
+    def page(
+        self, name: str, *, after: tuple[str, int] | None, size: int
+    ) -> list[tuple[Version, registry_pb2.Manifest]]:
+        """Up to `size` versions of one speculator (empty: of all), by name and newest first, from behind `after` on."""
+        after_name, after_number = after or ("", 0)
+        rows = self._rows(
+            "SELECT * FROM versions WHERE (? = '' OR speculator = ?) "
+            "AND (speculator > ? OR (speculator = ? AND number < ?)) "
+            "ORDER BY speculator, number DESC LIMIT ?",
+            *(name, name, after_name, after_name, after_number, size),
+        )
+        return [(_version(row), registry_pb2.Manifest.FromString(row["manifest"])) for row in rows]
+
+    def history(self, name: str, limit: int, *, number: int | None = None) -> History:
+        """The newest `limit` transitions, newest first; with `number` only those of one version (0: of the speculator)."""
+        rows = self._rows(
+            "SELECT * FROM transitions WHERE speculator = ?1 AND (?2 IS NULL OR number = ?2) ORDER BY id DESC LIMIT ?3",
+            *(name, number, limit),
+        )
+        return {row["id"]: parse_transition(row) for row in rows}
+
+    def due(self) -> list[tuple[str, int]]:
+        """Documents that do not say yet what their rows say, by speculator and version (0: the speculator's own)."""
+        return [(row["speculator"], row["number"]) for row in self._rows("SELECT * FROM due ORDER BY 1, 2")]
+
+    def documents(self) -> frozenset[tuple[str, int]]:
+        """All documents that there have to be; a speculator has one of its own once something was wished of it."""
+        rows = self._rows(
+            "SELECT speculator, number FROM versions "
+            "UNION SELECT speculator, 0 FROM transitions WHERE number = 0 "
+            "UNION SELECT name, 0 FROM speculators WHERE pinned IS NOT NULL OR is_paused OR policy <> x''"
+        )
+        return frozenset((row["speculator"], row["number"]) for row in rows)
+
+    def owe(self, documents: Collection[tuple[str, int]]) -> None:
+        """Note that these documents have to be written."""
+        if documents:
+            with self._transaction():
+                for name, number in documents:
+                    self._owe(name, number)
+
+    def done(self, written: Sequence[tuple[str, int]]) -> None:
+        """Note that these documents have been written."""
+        with self._transaction():
+            self._db.executemany("DELETE FROM due WHERE speculator = ? AND number = ?", written)
+
+    def kept_digests(self) -> frozenset[str]:
+        """Blobs that some version needs."""
+        return frozenset(row["digest"] for row in self._rows("SELECT DISTINCT digest FROM versions WHERE is_kept"))
+
+    def add(self, version: Version, manifest: registry_pb2.Manifest, history: History | None = None) -> None:
+        """Add a version; one that is restored brings its history."""
+        name = manifest.speculator
+        with self._transaction():
+            self._know(name)
+            self._db.execute(
+                "INSERT INTO versions (speculator, number, digest, tensors_digest, manifest, phase, reason, "
+                "published_ms, since_ms, proven_ms, is_retained, is_kept) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    *(name, version.number, version.digest, version.tensors_digest, manifest.SerializeToString()),
+                    *(version.phase, version.reason, version.published_ms, version.since_ms),
+                    *(version.proven_ms, version.is_retained, version.is_kept),
+                ),
+            )
+            self._remember(name, history or {0: published(version)})
+
+    def restore(self, wish: registry_pb2.SpeculatorState, history: History) -> None:
+        """Add what was wished of a speculator, with its history."""
+        name, pinned = wish.speculator, wish.pinned if wish.HasField("pinned") else None
+        with self._transaction():
+            self._know(name)
+            self._db.execute(
+                "UPDATE speculators SET policy = ?, pinned = ?, pin_reason = ?, is_paused = ?, pause_reason = ? WHERE name = ?",
+                (wish.policy.SerializeToString(), pinned, wish.pin_reason, wish.paused, wish.pause_reason, name),
+            )
+            self._remember(name, history)
+
+    def record(self, name: str, transitions: Sequence[Transition], rollout: Rollout | None) -> None:
+        """Apply transitions in their order, and note the canary that runs then; all or nothing."""
+        with self._transaction():
+            for transition in transitions:
+                self._db.execute(
+                    "UPDATE versions SET phase = :after, reason = :reason, since_ms = :at_ms, "
+                    "proven_ms = coalesce(nullif(:proven_ms, 0), proven_ms) "
+                    "WHERE speculator = :name AND number = :number",
+                    {"name": name} | asdict(transition),
+                )
+                self._note(name, transition)
+            self._db.execute("DELETE FROM rollouts WHERE speculator = ?", (name,))
+            if rollout is not None:
+                self._db.execute("INSERT INTO rollouts VALUES (?, ?)", (name, rollout.to_json()))
+
+    def pin(self, name: str, number: int | None, reason: str, now_ms: int) -> None:
+        """Pin a version (0: no draft), or unpin with None."""
+        what = "unpinned" if number is None else f"pinned to {call(number)}"
+        with self._transaction():
+            holding = "" if number is None else reason
+            self._db.execute(
+                "UPDATE speculators SET pinned = ?, pin_reason = ? WHERE name = ?", (number, holding, name)
+            )
+            self._note(name, _event(because(what, reason), now_ms, number=number or NO_DRAFT))
+            self._owe(name, NO_DRAFT)
+
+    def pause(self, name: str, *, is_paused: bool, reason: str, now_ms: int) -> None:
+        """Pause or resume the rollout."""
+        what = "paused" if is_paused else "resumed"
+        with self._transaction():
+            self._db.execute(
+                "UPDATE speculators SET is_paused = ?, pause_reason = ? WHERE name = ?",
+                (is_paused, reason if is_paused else "", name),
+            )
+            self._note(name, _event(because(what, reason), now_ms))
+
+    def set_policy(self, name: str, policy: registry_pb2.RolloutPolicy, now_ms: int) -> None:
+        """Set the policy, of a speculator that may not exist yet."""
+        with self._transaction():
+            self._know(name)
+            self._db.execute("UPDATE speculators SET policy = ? WHERE name = ?", (policy.SerializeToString(), name))
+            self._note(name, _event("the policy was set", now_ms))
+
+    def retain(self, name: str, number: int, *, is_retained: bool, now_ms: int) -> None:
+        """Keep the weights of a version whatever retention says, or no longer."""
+        what = "retained: its weights are kept" if is_retained else "no longer retained"
+        with self._transaction():
+            self._db.execute(
+                "UPDATE versions SET is_retained = ? WHERE speculator = ? AND number = ?", (is_retained, name, number)
+            )
+            self._note(name, _event(what, now_ms, number=number))
+
+    def keep(self, name: str, number: int, *, is_kept: bool) -> None:
+        """Note whether the weights of a version are in the store."""
+        with self._transaction():
+            self._db.execute(
+                "UPDATE versions SET is_kept = ? WHERE speculator = ? AND number = ?", (is_kept, name, number)
+            )
+
+    def _open(self) -> None:
+        self._db.execute("PRAGMA journal_mode = WAL")
+        # FULL: an answered transaction survives a power cut; NORMAL only survives a crash of the process.
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.execute("PRAGMA foreign_keys = ON")
+        (schema,) = self._db.execute("PRAGMA user_version").fetchone()
+        if schema > SCHEMA:
+            raise Conflict(f"{self._path} has schema {schema}, this registry knows {SCHEMA}: use a newer one")
+        for number, migration in enumerate(MIGRATIONS[schema:], start=schema + 1):
+            self._db.executescript(f"BEGIN; {migration} PRAGMA user_version = {number}; COMMIT;")
+
+    def _know(self, name: str) -> None:
+        self._db.execute("INSERT OR IGNORE INTO speculators (name) VALUES (?)", (name,))
+
+    def _note(self, name: str, transition: Transition) -> None:
+        self._remember(name, {0: transition})
+
+    def _remember(self, name: str, history: History) -> None:
+        """Add transitions, under the number that they had if it is free, and let the documents say it."""
+        for number, transition in sorted(history.items()):
+            self._db.execute(
+                "INSERT INTO transitions VALUES "
+                "((SELECT :id WHERE :id AND NOT EXISTS (SELECT 1 FROM transitions WHERE id = :id)), "
+                ":name, :number, :before, :after, :reason, :actor, :at_ms)",
+                {"id": number, "name": name} | asdict(transition),
+            )
+            self._owe(name, transition.number)
+
+    def _owe(self, name: str, number: int) -> None:
+        self._db.execute("INSERT OR IGNORE INTO due VALUES (?, ?)", (name, number))
+
+    def _lineage(self, name: str) -> Lineage | None:
+        """That of the oldest version that was not rejected: what may never serve binds nobody."""
+        row = self._row(
+            "SELECT manifest FROM versions WHERE speculator = ? AND phase <> 'Rejected' ORDER BY number LIMIT 1", name
+        )
+        if row is None:
+            return None
+        manifest = registry_pb2.Manifest.FromString(row["manifest"])
+        return Lineage(
+            target_fingerprint=manifest.target_fingerprint,
+            draft_vocabulary_fingerprint=manifest.draft_vocabulary_fingerprint,
+        )
+
+    def _latest(self, name: str) -> int:
+        row = self._row("SELECT coalesce(max(number), 0) AS latest FROM versions WHERE speculator = ?", name)
+        return int(row["latest"]) if row else 0
+
+    def _rollout(self, name: str) -> Rollout | None:
+        row = self._row("SELECT state FROM rollouts WHERE speculator = ?", name)
+        return None if row is None else Rollout.from_json(row["state"])
+
+    def _row(self, statement: str, *values: object) -> sqlite3.Row | None:
+        return next(iter(self._rows(statement, *values)), None)
+
+    def _rows(self, statement: str, *values: object) -> list[sqlite3.Row]:
+        with self._errors(), closing(self._db.execute(statement, values)) as cursor:
+            return cursor.fetchall()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._errors():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:  # some errors (a full disk) have rolled back already
+                    self._db.execute("ROLLBACK")
+                raise
+            finally:
+                self._speculators.clear()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorname in _DISK_FULL:
+                raise disk_full(self._path) from error
+            raise
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorname in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):
+                raise Corrupt(
+                    f"{self._path} is damaged ({error}): stop the registry and run `updraft registry rebuild`, "
+                    "which makes it anew from the documents beside it"
+                ) from error
+            raise
+
+
+def _version(row: sqlite3.Row) -> Version:
+    manifest = registry_pb2.Manifest.FromString(row["manifest"])
+    return replace(
+        wire.pending(manifest, row["number"], row["published_ms"]),
+        phase=Phase(row["phase"]),
+        reason=row["reason"],
+        since_ms=row["since_ms"],
+        proven_ms=row["proven_ms"],
+        is_retained=bool(row["is_retained"]),
+        is_kept=bool(row["is_kept"]),
+    )
+
+
+def _policy(row: sqlite3.Row, defaults: Policy) -> Policy:
+    """The policy that was set.
+
+    One that cannot be followed any more, with other defaults than when it was set, leaves everything to a person.
+    """
+    try:
+        return wire.policy_from_proto(registry_pb2.RolloutPolicy.FromString(row["policy"]), defaults)
+    except InvalidInput as error:
+        facts = {"speculator": row["name"], "error": str(error)}
+        logger.warning("A policy cannot be followed; versions wait for a person until another is set", extra=facts)
+        return replace(defaults, strategy=Strategy.MANUAL)
+
+
+def _wish(row: sqlite3.Row, defaults: Policy) -> Wish:
+    return Wish(
+        policy=_policy(row, defaults),
+        pinned=row["pinned"],
+        pin_reason=row["pin_reason"],
+        is_paused=bool(row["is_paused"]),
+        pause_reason=row["pause_reason"],
+    )
+
+
+def published(version: Version) -> Transition:
+    """How the history of a version begins."""
+    return _event(version.reason, version.published_ms, number=version.number, after=version.phase)
+
+
+def _event(reason: str, at_ms: int, *, number: int = NO_DRAFT, after: Phase | None = None) -> Transition:
+    return Transition(number=number, before=None, after=after, reason=reason, actor=Actor.OPERATOR, at_ms=at_ms)
+
+
+def parse_transition(row: Mapping[str, Any] | sqlite3.Row) -> Transition:
+    """A transition as it is stored, here and in documents; ValueError or KeyError for what is none."""
+    return Transition(
+        number=int(row["number"]),
+        before=None if row["before"] is None else Phase(row["before"]),
+        after=None if row["after"] is None else Phase(row["after"]),
+        reason=str(row["reason"]),
+        actor=Actor(row["actor"]),
+        at_ms=int(row["at_ms"]),
+    )

@@ -1,0 +1,114 @@
+"""What the store keeps of the catalogue, so that a lost one is rebuilt: a document a version, and one a speculator.
+
+A document is the wire's message as JSON with the history of its subject beside it, under the numbers of the
+catalogue, so that the order of events survives too. What may be recomputed (whether weights are kept) or
+measured again (a canary's evidence) is in none.
+"""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from google.protobuf import json_format
+from google.protobuf.message import Message
+
+from updraft.registry.v1 import registry_pb2
+from updraft_chassis.errors import InvalidInput
+from updraft_registry.messages import admission, wire
+from updraft_registry.rollout.version import NO_DRAFT, Phase, Version, Wish
+from updraft_registry.storage.catalogue import History, parse_transition
+
+SPECULATOR = NO_DRAFT
+"""The number of a speculator's own document among those of its versions."""
+
+MAX_EVENTS = 1000
+"""The newest events of one version that its document keeps: a document is rewritten with each of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionDocument:
+    """What a version's document says."""
+
+    version: Version
+    manifest: registry_pb2.Manifest
+    history: History
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeculatorDocument:
+    """What a speculator's document says: pin, pause, policy and their reasons."""
+
+    wish: registry_pb2.SpeculatorState
+    history: History
+
+
+def version_document(version: Version, manifest: registry_pb2.Manifest, history: History) -> bytes:
+    """The document of a version."""
+    return _write(wire.version_to_proto(version, manifest), history, proven_ms=version.proven_ms)
+
+
+def speculator_document(name: str, wish: Wish, policy: registry_pb2.RolloutPolicy, history: History) -> bytes:
+    """The document of a speculator; `policy` as it was set."""
+    message = registry_pb2.SpeculatorState(
+        speculator=name,
+        pinned=wish.pinned,
+        pin_reason=wish.pin_reason,
+        paused=wish.is_paused,
+        pause_reason=wish.pause_reason,
+        policy=policy,
+    )
+    return _write(message, history)
+
+
+def read_version(content: bytes, name: str, number: int) -> VersionDocument:
+    """A version's document that is whole and in its place; InvalidInput otherwise."""
+    message = registry_pb2.Version()
+    history, facts = _read(content, message, number)
+    if (message.manifest.speculator, message.version) != (name, number):
+        raise InvalidInput(f"it is of version {message.version} of {message.manifest.speculator!r}")
+    admission.check_manifest(message.manifest, max_bytes=message.manifest.size_bytes)
+    version = wire.version_from_proto(message)
+    # Documents of the first registry did not say it; what serves has won, as far as they know.
+    told = version.since_ms if version.phase is Phase.STABLE else 0
+    version = replace(version, proven_ms=facts.get("proven_ms", told))
+    return VersionDocument(version=version, manifest=message.manifest, history=history)
+
+
+def read_speculator(content: bytes, name: str) -> SpeculatorDocument:
+    """A speculator's document that is whole and in its place; InvalidInput otherwise."""
+    wish = registry_pb2.SpeculatorState()
+    history, _ = _read(content, wish, SPECULATOR)
+    if wish.speculator != admission.check_name(name):
+        raise InvalidInput(f"it is of {wish.speculator!r}")
+    return SpeculatorDocument(wish=wish, history=history)
+
+
+def _write(message: Message, history: History, **facts: int) -> bytes:
+    content = json_format.MessageToDict(message, preserving_proto_field_name=True) | facts
+    content["history"] = [{"id": number} | asdict(event) for number, event in sorted(history.items())]
+    return json.dumps(content, indent=1).encode()
+
+
+def _read(content: bytes, message: Message, number: int) -> tuple[History, dict[str, int]]:
+    """Fill the message; return the history, and the facts that the message has no field for."""
+    try:
+        parsed = json.loads(content)
+        json.dumps(parsed, ensure_ascii=False).encode()  # JSON can hold halves of characters, which nothing else takes
+        events = {_integer(event["id"]): parse_transition(event) for event in parsed.pop("history", [])}
+        facts = {name: _integer(parsed.pop(name)) for name in ("proven_ms",) if name in parsed}
+        json_format.ParseDict(parsed, message, ignore_unknown_fields=True)
+        for event in events.values():
+            _integer(event.at_ms)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, json_format.ParseError) as error:
+        raise InvalidInput(f"it is no document of the registry: {error}") from None
+    if any(event.number != number for event in events.values()):
+        raise InvalidInput("its history is of another version")
+    return events, facts
+
+
+def _integer(value: Any) -> int:
+    """What the catalogue can hold; ValueError otherwise."""
+    number = int(value)
+    if not 0 <= number < 2**62:
+        raise ValueError(f"{value} is out of range")
+    return number

@@ -1,0 +1,279 @@
+"""`updraft-registry fsck` and `rebuild`: for a person, or a script, beside a registry that is stopped.
+
+    0  all is sound, or all that was not is mended      1  it could not be checked (a registry runs, a full disk)
+    3  damage is left                                   2  a wrong argument or environment
+
+Both hold the registry's lock on the data folder while they work. A rebuild makes a new catalogue beside the old one
+and then puts it in its place; the old one is kept.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from updraft_chassis import settings
+from updraft_chassis.clock import Clock, SystemClock
+from updraft_chassis.errors import InvalidInput, Unavailable, UpdraftError
+from updraft_registry.settings import RegistrySettings
+from updraft_registry.storage.archive import CATALOGUE, Archive, locked
+from updraft_registry.storage.catalogue import Catalogue
+from updraft_registry.storage.fsck import (
+    Check,
+    Finding,
+    Progress,
+    check_catalogue,
+    check_rows,
+    find_flipped,
+    mend,
+    versions,
+)
+from updraft_registry.storage.stores.choice import store_of
+from updraft_registry.storage.stores.folder import sync_folder
+from updraft_registry.storage.stores.port import Store
+
+SOUND, FAILED, DAMAGED = 0, 1, 3
+
+_PROGRESS_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a check found, and what of it is left after mending."""
+
+    found: tuple[Finding, ...]
+    left: tuple[Finding, ...]
+    versions: int = 0
+    set_aside: str = ""
+    """Where the old catalogue is, if a new one took its place."""
+
+    @property
+    def is_sound(self) -> bool:
+        """Nothing is wrong any more."""
+        return not any(finding.is_damage for finding in self.left)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folder:
+    """A data folder whose lock is held."""
+
+    path: Path
+    store: Store
+    config: RegistrySettings
+    clock: Clock
+
+    @property
+    def catalogue(self) -> Path:
+        """Where the catalogue is, or will be."""
+        return self.path / CATALOGUE
+
+    @contextmanager
+    def archive(self, path: Path | None = None) -> Iterator[Archive]:
+        """The archive on the catalogue at `path`."""
+        with closing(Catalogue(path or self.catalogue, defaults=self.config.policy)) as catalogue:
+            yield Archive(self.store, catalogue, max_draft_bytes=self.config.max_draft_bytes)
+
+    def check(self, archive: Archive) -> Check:
+        """What looks at it."""
+        return Check(self.store, archive, [self.path / "uploads", self.path / "bucket" / "uploads"])
+
+    @contextmanager
+    def originals(self) -> Iterator[Store]:
+        """The store without the copies that this machine has of a bucket's weights."""
+        if not self.config.store_url:
+            yield self.store
+            return
+        with TemporaryDirectory(dir=self.path) as scratch:
+            yield store_of(self.config.model_copy(update={"store_cache_bytes": 0}))(Path(scratch))
+
+    def now_ms(self) -> int:
+        """Milliseconds since 1970."""
+        return int(self.clock.now() * 1000)
+
+
+@contextmanager
+def open_folder(config: RegistrySettings, clock: Clock) -> Iterator[Folder]:
+    """The data folder of a registry that is stopped; Conflict while one runs, InvalidInput if there is none."""
+    path = config.data_dir
+    is_known = any((path / name).exists() for name in ("versions", CATALOGUE))
+    if not is_known and not config.store_url:  # with a bucket, a new machine begins with nothing
+        raise InvalidInput(f"{path} is no data folder of a registry; set UPDRAFT_REGISTRY_DATA_DIR")
+    with locked(path):
+        yield Folder(path=path, store=store_of(config)(path), config=config, clock=clock)
+
+
+def fsck(folder: Folder, *, is_repairing: bool, is_hashing: bool, progress: Progress) -> Outcome:
+    """Check everything, and mend what can be if asked to."""
+    damage, set_aside = _unreadable(folder, may_migrate=is_repairing), ""
+    if damage and not is_repairing:
+        return Outcome(found=tuple(damage), left=tuple(damage))
+    if damage:
+        set_aside = rebuild(folder)
+    with folder.archive() as archive:
+        check = folder.check(archive)
+        with folder.originals() as store:
+            flipped = list(find_flipped(store, archive.catalogue, progress)) if is_hashing else []
+        found = check.findings(flipped)
+        left = found
+        if is_repairing:
+            mend(found, folder.store, archive, folder.now_ms())
+            stored = folder.store.digests()
+            left = check.findings(finding for finding in flipped if finding.subject in stored)
+        num_versions = sum(1 for _ in versions(archive.catalogue))
+    return Outcome(found=(*damage, *found), left=tuple(left), versions=num_versions, set_aside=set_aside)
+
+
+def rebuild(folder: Folder) -> str:
+    """Make the catalogue anew from the documents; return where the old one is, or nothing if there was none.
+
+    Killed at any point, it leaves the old catalogue, the new one, or none: then the next start rebuilds it.
+    """
+    if not _unreadable(folder, may_migrate=True):
+        with folder.archive() as archive:  # what the documents do not say would be lost
+            archive.rewrite()
+            stale = archive.catalogue.due()
+        if stale:
+            raise Unavailable(
+                f"documents that do not say yet what the catalogue does ({len(stale)}) cannot be written now; nothing was "
+                "changed: free some space, or see that the bucket answers"
+            )
+    new = folder.path / f"{CATALOGUE}.new"
+    for left in _files(new):
+        left.unlink(missing_ok=True)
+    with folder.archive(new) as archive:
+        archive.recover(folder.now_ms())
+    set_aside = ""
+    if folder.catalogue.exists():
+        stamp = datetime.fromtimestamp(folder.clock.now(), UTC).strftime("%Y%m%dT%H%M%S%fZ")
+        set_aside = f"{folder.catalogue}.{stamp}"
+        # The database first: SQLite throws away a log without one, but would replay it into another one.
+        for old, aside in zip(_files(folder.catalogue), _files(Path(set_aside)), strict=True):
+            with suppress(FileNotFoundError):
+                old.replace(aside)
+    new.replace(folder.catalogue)
+    sync_folder(folder.path)
+    return set_aside
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run `fsck` or `rebuild`; return the exit status."""
+    parsed = _parser().parse_args(arguments)
+    environ = dict(os.environ)
+    if parsed.data_dir:
+        environ[settings.variable(RegistrySettings, "data_dir")] = parsed.data_dir
+    config = settings.load(RegistrySettings, environ)
+    try:
+        with open_folder(config, SystemClock()) as folder:
+            return int(parsed.run(folder, parsed))
+    except UpdraftError as error:
+        sys.stderr.write(f"updraft-registry {parsed.command}: {error}\n")
+        return FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="updraft-registry", description="Without a command it serves, as its environment says."
+    )
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--data-dir", metavar="FOLDER", help="instead of UPDRAFT_REGISTRY_DATA_DIR")
+    shared.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    commands = parser.add_subparsers(dest="command", required=True)
+    check = commands.add_parser("fsck", parents=[shared], help="check the data folder of a stopped registry")
+    check.add_argument("--repair", action="store_true", help="mend what can be mended")
+    check.add_argument("--no-hash", action="store_true", help="do not read the weights (they may be many gigabytes)")
+    check.set_defaults(run=_fsck)
+    anew = commands.add_parser("rebuild", parents=[shared], help="make the catalogue anew from the documents")
+    anew.set_defaults(run=_rebuild)
+    return parser
+
+
+def _fsck(folder: Folder, parsed: argparse.Namespace) -> int:
+    progress = _progress(folder.clock)
+    outcome = fsck(folder, is_repairing=parsed.repair, is_hashing=not parsed.no_hash, progress=progress)
+    _tell(folder, parsed.output, _report(outcome), _sentences(outcome, is_repairing=parsed.repair))
+    return SOUND if outcome.is_sound else DAMAGED
+
+
+def _rebuild(folder: Folder, parsed: argparse.Namespace) -> int:
+    set_aside = rebuild(folder)
+    with folder.archive() as archive:
+        left = [finding for finding in folder.check(archive).findings(()) if finding.is_damage]
+        outcome = Outcome(
+            found=tuple(left),
+            left=tuple(left),
+            versions=sum(1 for _ in versions(archive.catalogue)),
+            set_aside=set_aside,
+        )
+    _tell(folder, parsed.output, _report(outcome), _sentences(outcome, is_repairing=True))
+    return SOUND if outcome.is_sound else DAMAGED
+
+
+def _unreadable(folder: Folder, *, may_migrate: bool) -> list[Finding]:
+    damage = check_catalogue(folder.catalogue, folder.store, may_migrate=may_migrate)
+    if damage or not folder.catalogue.exists():
+        return damage
+    with folder.archive() as archive:
+        return check_rows(archive.catalogue, folder.catalogue)
+
+
+def _report(outcome: Outcome) -> Mapping[str, object]:
+    return {
+        "is_sound": outcome.is_sound,
+        "versions": outcome.versions,
+        "set_aside": outcome.set_aside,
+        "findings": [
+            asdict(finding) | {"is_damage": finding.is_damage, "is_mended": finding not in outcome.left}
+            for finding in outcome.found
+        ],
+    }
+
+
+def _sentences(outcome: Outcome, *, is_repairing: bool) -> Iterator[str]:
+    for finding in outcome.found:
+        mark = "note" if not finding.is_damage else "left" if finding in outcome.left else "mended"
+        yield f"{mark:7} {finding.kind:16} {finding.subject}: {finding.why}"
+    if outcome.set_aside:
+        yield f"The old catalogue is {outcome.set_aside}"
+    known = "1 version" if outcome.versions == 1 else f"{outcome.versions} versions"
+    if outcome.is_sound:
+        yield f"{known}; all is sound"
+    elif is_repairing:
+        yield f"{known}; what is left cannot be mended here: docs/operations.md says what to do"
+    else:
+        yield f"{known}; `updraft registry fsck --repair` mends what can be mended"
+
+
+def _tell(folder: Folder, output: str, report: Mapping[str, object], sentences: Iterator[str]) -> None:
+    if output == "json":
+        sys.stdout.write(json.dumps({"folder": str(folder.path), **report}, indent=1) + "\n")
+    else:
+        sys.stdout.write("".join(f"{sentence}\n" for sentence in sentences))
+
+
+def _progress(clock: Clock) -> Progress:
+    """Tells a terminal every second how far it is, on one line that is gone at the end."""
+    told_s = clock.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal told_s
+        if not sys.stderr.isatty():
+            return
+        if done == total:
+            sys.stderr.write("\r\x1b[K")
+        elif clock.monotonic() - told_s >= _PROGRESS_S:
+            told_s = clock.monotonic()
+            sys.stderr.write(f"\rhashed {done / 1e9:.1f} of {total / 1e9:.1f} GB ")
+            sys.stderr.flush()
+
+    return progress
+
+
+def _files(database: Path) -> tuple[Path, ...]:
+    """A database, and what SQLite keeps beside it."""
+    return database, database.with_name(f"{database.name}-wal"), database.with_name(f"{database.name}-shm")

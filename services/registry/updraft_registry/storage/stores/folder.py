@@ -1,0 +1,223 @@
+"""Blobs in a folder: a local disk or a mounted volume.
+
+    uploads/<random>.part                 on their way in; emptied at start
+    blobs/sha256/<hex>                    whole and verified, or not there
+    versions/<speculator>/<number>.json   what the catalogue can be rebuilt from
+
+A name appears by rename, after its bytes are on disk, and the folder is synced after it: a crash or a full
+disk at any point leaves the old or the new state. What the network file systems do that promise no atomic
+rename is their business.
+"""
+
+import errno
+import hashlib
+import os
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from shutil import disk_usage
+from typing import BinaryIO
+
+from updraft_chassis.errors import Corrupt, Exhausted, InvalidInput, NotFound, Unavailable
+from updraft_registry.storage.stores.port import Upload
+
+_ALGORITHM = "sha256"
+
+
+class FolderStore:
+    """A `Store` in a folder, which it creates; see `port.Store` for what each call promises."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._uploads = root / "uploads"
+        self._blobs = root / "blobs" / _ALGORITHM
+        self._versions = root / "versions"
+        with disk_errors(root):
+            for folder in (self._uploads, self._blobs, self._versions):
+                folder.mkdir(parents=True, exist_ok=True)
+
+    def clean(self) -> int:
+        """Delete what interrupted uploads left; return how many."""
+        left = list(self._uploads.iterdir())
+        for path in left:
+            path.unlink()
+        return len(left)
+
+    def begin(self, size_bytes: int) -> "FolderUpload":
+        """Start an upload; Exhausted when there is no room for it."""
+        return begin_upload(self._uploads, size_bytes)
+
+    def prepare(self, upload: Upload, digest: str) -> None:
+        """Nothing: a rename takes no time."""
+
+    def commit(self, upload: Upload, digest: str) -> None:
+        """Let a sealed upload appear as the blob `digest`."""
+        with disk_errors(self._root):
+            upload.path.replace(self._blob(digest))
+            sync_folder(self._blobs)
+
+    def open(self, digest: str) -> BinaryIO:
+        """Open a blob to read it; NotFound if there is none."""
+        try:
+            return self._blob(digest).open("rb")
+        except FileNotFoundError:
+            raise NotFound(f"no blob {digest} is stored") from None
+
+    def link(self, digest: str) -> str | None:
+        """None: only the registry reads this folder."""
+
+    def digests(self) -> frozenset[str]:
+        """All blobs."""
+        return frozenset(f"{_ALGORITHM}:{path.name}" for path in self._blobs.iterdir())
+
+    def delete(self, digest: str) -> None:
+        """Delete a blob; deleting what is not there is no error."""
+        self._blob(digest).unlink(missing_ok=True)
+
+    def documents(self) -> Iterator[tuple[str, int]]:
+        """All documents, by speculator and version."""
+        for path in sorted(self._versions.glob("*/*.json")):
+            if path.stem.isdecimal():
+                yield path.parent.name, int(path.stem)
+
+    def read_document(self, speculator: str, number: int) -> bytes:
+        """Read one document; empty if there is none."""
+        try:
+            return self._document(speculator, number).read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    def write_document(self, speculator: str, number: int, content: bytes) -> None:
+        """Write or replace one document."""
+        path = self._document(speculator, number)
+        part = self._uploads / f"{uuid.uuid4().hex}.part"
+        with disk_errors(self._root):
+            try:
+                path.parent.mkdir(exist_ok=True)
+                with part.open("xb") as file:
+                    file.write(content)
+                    _sync(file)
+                part.replace(path)
+                sync_folder(path.parent)
+            finally:
+                part.unlink(missing_ok=True)
+
+    def delete_document(self, speculator: str, number: int) -> None:
+        """Delete one document; deleting what is not there is no error."""
+        self._document(speculator, number).unlink(missing_ok=True)
+
+    def _blob(self, digest: str) -> Path:
+        return self._blobs / digest.removeprefix(f"{_ALGORITHM}:")
+
+    def _document(self, speculator: str, number: int) -> Path:
+        return self._versions / speculator / f"{number}.json"
+
+
+def begin_upload(folder: Path, size_bytes: int) -> "FolderUpload":
+    """Start an upload to a file in `folder`; Exhausted when there is no room for it."""
+    free_bytes = disk_usage(folder).free
+    if size_bytes > free_bytes:
+        raise Exhausted(
+            f"{folder} has {free_bytes} bytes left, the draft needs {size_bytes}: "
+            "free some space or move UPDRAFT_REGISTRY_DATA_DIR"
+        )
+    return FolderUpload(folder / f"{uuid.uuid4().hex}.part", size_bytes)
+
+
+class FolderUpload:
+    """An `Upload` to a file beside the blobs, hashed while it is written.
+
+    The lock is for a sender that goes away: `discard` may then overtake a write that still runs on its thread.
+    """
+
+    def __init__(self, path: Path, size_bytes: int) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._file: BinaryIO | None = None
+        self._is_discarded = False
+        self._expected_bytes = size_bytes
+        self._size_bytes = 0
+        self._hash = hashlib.sha256()
+
+    @property
+    def path(self) -> Path:
+        """Where the bytes are now."""
+        return self._path
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Append; InvalidInput unless it starts where the last write ended and stays within the announced size."""
+        if offset != self._size_bytes:
+            raise InvalidInput(f"a chunk at byte {offset}, expected byte {self._size_bytes}")
+        if offset + len(data) > self._expected_bytes:
+            raise InvalidInput(f"more than the {self._expected_bytes} bytes of the manifest arrived")
+        with self._lock, disk_errors(self._path.parent):
+            self._opened().write(data)
+        self._hash.update(data)
+        self._size_bytes += len(data)
+
+    def seal(self, digest: str) -> None:
+        """Make the bytes durable.
+
+        InvalidInput if they are fewer than announced, Corrupt if their digest differs.
+        """
+        if self._size_bytes != self._expected_bytes:
+            raise InvalidInput(
+                f"the upload ended after {self._size_bytes} bytes, its manifest says {self._expected_bytes}"
+            )
+        found = f"{_ALGORITHM}:{self._hash.hexdigest()}"
+        if found != digest:
+            raise Corrupt(
+                f"the upload hashes to {found}, its manifest says {digest}: it changed on the way, send it again"
+            )
+        with self._lock, disk_errors(self._path.parent), self._opened() as file:
+            _sync(file)
+
+    def discard(self) -> None:
+        """Forget the file; nothing happens once it is committed, or the second time."""
+        with self._lock:
+            self._is_discarded = True
+            with suppress(OSError):  # a full disk refuses the last buffer, which nobody wants any more
+                if self._file is not None:
+                    self._file.close()
+            self._path.unlink(missing_ok=True)
+
+    def _opened(self) -> BinaryIO:
+        if self._is_discarded:
+            raise Unavailable("the sender of this upload went away")
+        if self._file is None:
+            self._file = self._path.open("xb")
+        return self._file
+
+
+@contextmanager
+def disk_errors(where: Path) -> Iterator[None]:
+    """Around writes: a full disk is a condition that a person can act on."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise disk_full(where) from error
+        raise
+
+
+def disk_full(where: Path) -> Exhausted:
+    """The error to raise when the disk that holds `where` has no room left."""
+    return Exhausted(
+        f"the disk of {where} is full; nothing was changed: free some space or move UPDRAFT_REGISTRY_DATA_DIR"
+    )
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` durable: the file's own fsync does not cover its name."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
