@@ -22,7 +22,7 @@ from tests.support.wait import wait_until
 
 from updraft_cli import output, results
 from updraft_operator.api import names
-from updraft_operator.cluster import KINDS
+from updraft_operator.watching.cluster import KINDS
 
 SEED = 17
 SPECULATORS, PODS_EACH, NAMESPACES = 1000, 4, 50

@@ -8,19 +8,19 @@ from typing import Any
 
 from updraft_chassis.clock import Clock
 from updraft_chassis.errors import Conflict, Forbidden, InvalidInput, NotFound, UpdraftError
-from updraft_operator.access import Secrets, fresh_tokens
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
-from updraft_operator.build.manifest import Manifest, Surroundings, digest
-from updraft_operator.build.registry import ROLES
-from updraft_operator.cluster import KINDS, Cluster
-from updraft_operator.links import Address, Links
+from updraft_operator.manifests.manifest import Manifest, Surroundings, digest
+from updraft_operator.manifests.registry import ROLES
 from updraft_operator.metrics import Metrics
-from updraft_operator.observed import Access, Observed, Refusal
-from updraft_operator.plan import Call, Event, Plan, hash_of, plan, ref
-from updraft_operator.policy import policy
-from updraft_operator.store import Key, Known, Ref, Store
-from updraft_operator.traces import delete_traces
+from updraft_operator.planning.observed import Access, Observed, Refusal
+from updraft_operator.planning.plan import Call, Event, Plan, hash_of, plan, ref
+from updraft_operator.planning.policy import policy
+from updraft_operator.registry_connections import Address, Links
+from updraft_operator.watching.cluster import KINDS, Cluster
+from updraft_operator.watching.secrets import Secrets, fresh_tokens
+from updraft_operator.watching.store import Key, Known, Ref, Store
+from updraft_operator.watching.traces import delete_traces
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from updraft_chassis.settings import Settings
-from updraft_operator.build.manifest import Images, Surroundings
+from updraft_operator.manifests.manifest import Images, Surroundings
 
 
 class OperatorSettings(Settings):

@@ -15,8 +15,8 @@ from tests.chart.promtool import build
 
 from updraft_inference.agent.capture import Drop
 from updraft_operator.api.speculator import AdaptiveSpeculator, Metadata, Spec, TargetModel
-from updraft_operator.build import registry, serving, trainer
-from updraft_operator.build.manifest import Images, Surroundings
+from updraft_operator.manifests import registry, serving, trainer
+from updraft_operator.manifests.manifest import Images, Surroundings
 from updraft_registry.metrics import OUTCOMES
 from updraft_registry.rollout.version import Phase
 

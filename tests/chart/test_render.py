@@ -24,7 +24,7 @@ from updraft_chassis import settings
 from updraft_operator import commands
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator, Metadata, Spec, TargetModel
-from updraft_operator.build import network
+from updraft_operator.manifests import network
 from updraft_operator.settings import OperatorSettings
 
 VERSIONS = ("1.31", "1.32", "1.33", "1.34", "1.35", "1.36", "1.37")

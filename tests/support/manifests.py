@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from updraft_operator.api.speculator import AdaptiveSpeculator
-from updraft_operator.build import registry, serving, trainer
-from updraft_operator.build.manifest import Images, Manifest, Surroundings
+from updraft_operator.manifests import registry, serving, trainer
+from updraft_operator.manifests.manifest import Images, Manifest, Surroundings
 
 IMAGES = Images(
     inference="inference:1",

@@ -10,11 +10,11 @@ from tests.support.manifests import AROUND, UID, speculator
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api import names
 from updraft_operator.api.draft_version import DraftVersion
-from updraft_operator.build.manifest import Manifest
-from updraft_operator.observed import Access, Link, Observed, RegistryView
-from updraft_operator.plan import objects
-from updraft_operator.pods import PodState, Trouble
-from updraft_operator.store import Child, Ref
+from updraft_operator.manifests.manifest import Manifest
+from updraft_operator.planning.observed import Access, Link, Observed, RegistryView
+from updraft_operator.planning.plan import objects
+from updraft_operator.planning.pods import PodState, Trouble
+from updraft_operator.watching.store import Child, Ref
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 NOW_S = NOW.timestamp()
@@ -79,7 +79,7 @@ def connected(
     versions: Iterable[pb.Version] = (), transitions: Iterable[pb.Transition] = (), **state: Any
 ) -> RegistryView:
     """A registry that answers, and has these versions; it follows the default policy unless `state` says another."""
-    from updraft_operator.policy import policy
+    from updraft_operator.planning.policy import policy
 
     kept = tuple(versions)
     stable = max((each.version for each in kept if each.phase == pb.PHASE_STABLE), default=0)

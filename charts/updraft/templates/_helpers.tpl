@@ -25,7 +25,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* Labels that never change. Registries let in who is named updraft-operator (operator/updraft_operator/build/network.py). */}}
+{{/* Labels that never change. Registries let in who is named updraft-operator (operator/updraft_operator/manifests/network.py). */}}
 {{- define "updraft.selector" -}}
 app.kubernetes.io/name: updraft-operator
 app.kubernetes.io/instance: {{ .Release.Name }}

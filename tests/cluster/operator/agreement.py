@@ -13,14 +13,14 @@ from tests.cluster.access import Api, Json
 
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
-from updraft_operator.build.manifest import Surroundings
-from updraft_operator.build.redis import KEY
-from updraft_operator.build.registry import ROLES
-from updraft_operator.cluster import CHILDREN, KINDS, OTHERS
-from updraft_operator.compare import difference
-from updraft_operator.observed import Access, Observed
-from updraft_operator.plan import hash_of, objects, ref
-from updraft_operator.store import Child, Ref
+from updraft_operator.manifests.manifest import Surroundings
+from updraft_operator.manifests.redis import KEY
+from updraft_operator.manifests.registry import ROLES
+from updraft_operator.planning.compare import difference
+from updraft_operator.planning.observed import Access, Observed
+from updraft_operator.planning.plan import hash_of, objects, ref
+from updraft_operator.watching.cluster import CHILDREN, KINDS, OTHERS
+from updraft_operator.watching.store import Child, Ref
 
 _MADE = (*CHILDREN, "Secret", "DraftVersion")
 _ANEW = ("uid", "resourceVersion", "creationTimestamp", "generation", "managedFields")

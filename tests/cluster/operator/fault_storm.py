@@ -26,9 +26,9 @@ from tests.support.operator import OperatorProcess
 from tests.support.wait import wait_until
 
 from updraft_operator.api import names
-from updraft_operator.build.manifest import Surroundings
-from updraft_operator.cluster import KINDS
+from updraft_operator.manifests.manifest import Surroundings
 from updraft_operator.settings import OperatorSettings
+from updraft_operator.watching.cluster import KINDS
 
 SUBJECTS = ("one", "two", "three", "four", "five", "six")
 _STAYS, _GOES = SUBJECTS[0], SUBJECTS[-1]

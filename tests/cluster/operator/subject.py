@@ -8,7 +8,7 @@ from tests.cluster.access import Api, ApiError, Json
 from tests.support.wait import LONG_S, wait_until
 
 from updraft_operator.api import names
-from updraft_operator.cluster import CHILDREN, KINDS, OTHERS
+from updraft_operator.watching.cluster import CHILDREN, KINDS, OTHERS
 
 MODEL = "/models/target"
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from updraft_cli.cmd.explain.condition_help import ADVICE, PODS, READY, RESTARTS, advice
-from updraft_operator import conditions, pods
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
-from updraft_operator.build import registry, serving, trainer
-from updraft_operator.build.manifest import Images, Surroundings
-from updraft_operator.observed import Link
+from updraft_operator.manifests import registry, serving, trainer
+from updraft_operator.manifests.manifest import Images, Surroundings
+from updraft_operator.planning import conditions, pods
+from updraft_operator.planning.observed import Link
 
 IMAGES = Images(inference="i", trainer="t", registry="r", operator="o", sglang="s")
 AROUND = Surroundings(images=IMAGES, namespace="updraft", has_redis=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from updraft_chassis.errors import Conflict, InvalidInput, NotFound
 from updraft_operator.api import names
-from updraft_operator.build.manifest import Manifest
+from updraft_operator.manifests.manifest import Manifest
 
 Where = tuple[str, str, str]
 """Kind, namespace, name."""
@@ -25,7 +25,7 @@ _FINAL = {"Job": ("template",), "StatefulSet": ("volumeClaimTemplates", "service
 
 
 class MemoryCluster:
-    """See `updraft_operator.cluster.Cluster`."""
+    """See `updraft_operator.watching.cluster.Cluster`."""
 
     def __init__(self) -> None:
         self.objects: dict[Where, Manifest] = {}

@@ -6,7 +6,7 @@ import pytest
 from tests.support.manifests import container, named, pod_spec, speculator
 
 from updraft_operator.api.speculator import TargetModel
-from updraft_operator.build.model import served_name
+from updraft_operator.manifests.model import served_name
 
 BOTH = pytest.mark.parametrize("part", ["serving", "trainer"])
 

@@ -22,9 +22,9 @@ from tests.support.observed import connected, observed, traffic, version
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api import names
-from updraft_operator.build import importing
-from updraft_operator.observed import Link, RegistryView
-from updraft_operator.plan import objects, plan
+from updraft_operator.manifests import importing
+from updraft_operator.planning.observed import Link, RegistryView
+from updraft_operator.planning.plan import objects, plan
 
 SHAPES: dict[str, dict[str, Any]] = {
     "minimal": {},

@@ -6,7 +6,7 @@ import pytest
 from tests.support.manifests import ALONE, AROUND, built, container, named, one, pod_spec, speculator
 from tests.support.observed import TOKENS
 
-from updraft_operator.build import registry, trainer
+from updraft_operator.manifests import registry, trainer
 
 OWN_REDIS = {"traces": {"redis": {"urlSecretRef": {"name": "mine", "key": "address"}}}}
 

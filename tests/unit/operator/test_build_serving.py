@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.manifests import AROUND, built, container, named, one, pod_spec, speculator
 
-from updraft_operator.build import serving
-from updraft_operator.build.manifest import Manifest
+from updraft_operator.manifests import serving
+from updraft_operator.manifests.manifest import Manifest
 
 
 def _deployment(spec: dict[str, Any], *, sets_replicas: bool = True) -> Manifest:

@@ -10,9 +10,9 @@ from tests.support.manifests import one
 from tests.support.observed import as_child, observed
 
 from updraft_operator.api import names
-from updraft_operator.build.manifest import Manifest
-from updraft_operator.compare import difference, is_current
-from updraft_operator.plan import objects
+from updraft_operator.manifests.manifest import Manifest
+from updraft_operator.planning.compare import difference, is_current
+from updraft_operator.planning.plan import objects
 
 SPEC: dict[str, Any] = {"serving": {"resources": {"requests": {"cpu": "1000m", "memory": "1024Mi"}}}}
 

@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from updraft_operator.handlers import MAX_TASKS, login, paced, settings
+from updraft_operator.watching.handlers import MAX_TASKS, login, paced, settings
 
 LIST, NEXT, WATCH = "limit=100", "limit=100&continue=abc", "watch=true"
 

@@ -16,8 +16,8 @@ from tests.unit.operator.virtual_time import LoopClock, run
 
 from updraft_chassis.errors import Conflict, NotFound, Unavailable, UpdraftError
 from updraft_chassis.lifecycle import Stop
-from updraft_operator.build.manifest import Manifest
-from updraft_operator.leader import Always, Lease, LeaseName
+from updraft_operator.manifests.manifest import Manifest
+from updraft_operator.watching.leader import Always, Lease, LeaseName
 
 LEASE_S = 12.0
 WHERE = ("Lease", "updraft-system", "updraft-operator")

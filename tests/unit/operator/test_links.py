@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from updraft.registry.v1 import registry_pb2 as pb
-from updraft_operator.links import _quiet
+from updraft_operator.registry_connections import _quiet
 from updraft_registry.rollout import canary
 
 
@@ -65,6 +65,6 @@ def test_asking_leaves_the_state_as_it_was() -> None:
 def test_the_registry_says_it_in_the_words_that_are_looked_for() -> None:
     from pathlib import Path
 
-    from updraft_operator.conditions import ASKS_A_PERSON
+    from updraft_operator.planning.conditions import ASKS_A_PERSON
 
     assert Path(canary.__file__).read_text().count(ASKS_A_PERSON) == 2

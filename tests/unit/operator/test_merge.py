@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tests.support.manifests import AROUND, container, containers, named, pod_spec, speculator, templates
 
 from updraft_operator.api import names
-from updraft_operator.build import serving
-from updraft_operator.build.merge import merged
+from updraft_operator.manifests import serving
+from updraft_operator.manifests.merge import merged
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,12 @@ from tests.unit.operator.memory_cluster import Where, place
 from tests.unit.operator.world import CONDEMNED, KEY, OWNER, WAITING, World
 
 from updraft.registry.v1 import registry_pb2 as pb
-from updraft_operator import versions
 from updraft_operator.api import names
 from updraft_operator.api.draft_version import DraftVersion
-from updraft_operator.build.manifest import Manifest
-from updraft_operator.plan import objects
-from updraft_operator.policy import is_followed
+from updraft_operator.manifests.manifest import Manifest
+from updraft_operator.planning import versions
+from updraft_operator.planning.plan import objects
+from updraft_operator.planning.policy import is_followed
 
 ready = {"conditions": [{"type": "Ready", "status": "True"}]}
 pod_statuses = st.sampled_from(

@@ -20,11 +20,11 @@ from tests.support.observed import (
 )
 
 from updraft.registry.v1 import registry_pb2 as pb
-from updraft_operator import versions
 from updraft_operator.api import names
-from updraft_operator.observed import Observed, RegistryView
-from updraft_operator.plan import Plan, plan, written
-from updraft_operator.status import status
+from updraft_operator.planning import versions
+from updraft_operator.planning.observed import Observed, RegistryView
+from updraft_operator.planning.plan import Plan, plan, written
+from updraft_operator.planning.status import status
 
 UNTOLD = 500.0
 """A moment of the clock that only runs forward."""

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.observed import pod
 
-from updraft_operator.pods import PodState, worst
+from updraft_operator.planning.pods import PodState, worst
 
 
 def _body(status: dict[str, Any], **metadata: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api.rollout import Rollout
-from updraft_operator.policy import is_followed, policy
+from updraft_operator.planning.policy import is_followed, policy
 from updraft_registry.messages import wire
 from updraft_registry.rollout.version import Policy
 

@@ -9,8 +9,8 @@ from tests.unit.operator.world import KEY, OWNER, World, run_now
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api import names
-from updraft_operator.build.manifest import Manifest
-from updraft_operator.observed import Link
+from updraft_operator.manifests.manifest import Manifest
+from updraft_operator.planning.observed import Link
 
 READY = {"conditions": [{"type": "Ready", "status": "True"}]}
 

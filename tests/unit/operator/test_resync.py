@@ -11,10 +11,10 @@ from tests.unit.operator.virtual_time import LoopClock, run
 
 from updraft_chassis.errors import Unavailable
 from updraft_operator.api import names
-from updraft_operator.build.manifest import Manifest
+from updraft_operator.manifests.manifest import Manifest
 from updraft_operator.metrics import Metrics
-from updraft_operator.resync import FIRST_S, GRACE_S, Resync
-from updraft_operator.store import Key, Store
+from updraft_operator.watching.resync import FIRST_S, GRACE_S, Resync
+from updraft_operator.watching.store import Key, Store
 
 QWEN = Key("team", "qwen")
 

@@ -12,7 +12,7 @@ from updraft_chassis.settings import Settings, load
 from updraft_inference.settings import InferenceSettings
 from updraft_inference.sglang_engine.launch import arguments
 from updraft_operator.api.speculator import AdaptiveSpeculator
-from updraft_operator.build import sglang
+from updraft_operator.manifests import sglang
 from updraft_registry.settings import RegistrySettings
 from updraft_trainer.settings import TrainerSettings
 

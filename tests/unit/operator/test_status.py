@@ -11,11 +11,11 @@ from tests.support.observed import NOW, connected, observed, pod, ready_pods, tr
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api.status import Condition, Status
-from updraft_operator.conditions import Verdict
-from updraft_operator.observed import Link, RegistryView
-from updraft_operator.plan import written
-from updraft_operator.status import status, without_measurements
-from updraft_operator.times import dated, moment, moment_ms
+from updraft_operator.planning.conditions import Verdict
+from updraft_operator.planning.observed import Link, RegistryView
+from updraft_operator.planning.plan import written
+from updraft_operator.planning.status import status, without_measurements
+from updraft_operator.planning.times import dated, moment, moment_ms
 
 BEFORE = NOW - timedelta(hours=1)
 

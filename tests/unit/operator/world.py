@@ -15,17 +15,17 @@ from tests.unit.operator.memory_cluster import MemoryCluster, Where
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_chassis.errors import Conflict, NotFound, Unavailable
-from updraft_operator.access import Secrets
 from updraft_operator.api import names
-from updraft_operator.build.manifest import Manifest
-from updraft_operator.cluster import KINDS
-from updraft_operator.links import Address, Links
+from updraft_operator.manifests.manifest import Manifest
 from updraft_operator.metrics import Metrics
-from updraft_operator.observed import Link, Observed, RegistryView
-from updraft_operator.plan import Call, Plan, Verb, plan
-from updraft_operator.policy import policy
+from updraft_operator.planning.observed import Link, Observed, RegistryView
+from updraft_operator.planning.plan import Call, Plan, Verb, plan
+from updraft_operator.planning.policy import policy
 from updraft_operator.reconcile import Reconciler, Wiring
-from updraft_operator.store import Key, Store, key_of
+from updraft_operator.registry_connections import Address, Links
+from updraft_operator.watching.cluster import KINDS
+from updraft_operator.watching.secrets import Secrets
+from updraft_operator.watching.store import Key, Store, key_of
 from updraft_registry.messages import wire
 from updraft_registry.rollout.version import Policy
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from updraft_operator.api.status import Condition
-from updraft_operator.conditions import Verdict
+from updraft_operator.planning.conditions import Verdict
 
 
 def moment(unix_s: float) -> datetime:

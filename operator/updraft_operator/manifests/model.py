@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from updraft_operator.api.speculator import ModelCache, TargetModel
-from updraft_operator.build.manifest import Images
+from updraft_operator.manifests.manifest import Images
 
 FOLDER = "/models"
 _VOLUME = "model"

@@ -10,8 +10,8 @@ from typing import Any
 from kubernetes.utils.quantity import parse_quantity
 
 from updraft_operator.api import names
-from updraft_operator.build.manifest import Manifest
-from updraft_operator.store import Child
+from updraft_operator.manifests.manifest import Manifest
+from updraft_operator.watching.store import Child
 
 _KEYS = ("uid", "name", "containerPort", "mountPath", "port", "topologyKey", "key", "ip")
 _TRUE_UNLESS_SAID = ("automountServiceAccountToken", "allowPrivilegeEscalation")

@@ -3,9 +3,9 @@
 from updraft_operator.api import names
 from updraft_operator.api.draft_version import DraftVersion
 from updraft_operator.api.speculator import AdaptiveSpeculator, Workload
-from updraft_operator.build import network, pod
-from updraft_operator.build.manifest import Manifest, Surroundings, manifest
-from updraft_operator.build.model import model
+from updraft_operator.manifests import network, pod
+from updraft_operator.manifests.manifest import Manifest, Surroundings, manifest
+from updraft_operator.manifests.model import model
 
 _MOUNT = "/drafts"
 _HOUR_S = 3600

@@ -7,8 +7,8 @@ import redis.exceptions
 
 from updraft_chassis import streams
 from updraft_chassis.errors import Unavailable
-from updraft_operator.access import Secrets
 from updraft_operator.api.speculator import AdaptiveSpeculator
+from updraft_operator.watching.secrets import Secrets
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from typing import Any
 from updraft_chassis.clock import Clock
 from updraft_chassis.errors import Conflict, NotFound, Unavailable, UpdraftError
 from updraft_chassis.lifecycle import Stop
-from updraft_operator.build.manifest import Manifest
-from updraft_operator.cluster import Cluster
+from updraft_operator.manifests.manifest import Manifest
+from updraft_operator.watching.cluster import Cluster
 
 logger = logging.getLogger(__name__)
 

@@ -9,21 +9,21 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
 
-from updraft_operator import versions
 from updraft_operator.api import names
 from updraft_operator.api.draft_version import DraftVersionStatus, Phase
 from updraft_operator.api.schema import Model
 from updraft_operator.api.speculator import DeletionPolicy
 from updraft_operator.api.status import Condition, Status
-from updraft_operator.build import importing, registry, serving, trainer
-from updraft_operator.build.manifest import Manifest, manifest, marked
-from updraft_operator.build.redis import has_redis, mark
-from updraft_operator.compare import is_current
-from updraft_operator.observed import Observed, Refusal
-from updraft_operator.policy import is_followed, policy
-from updraft_operator.status import status, without_measurements
-from updraft_operator.store import Child, Ref
-from updraft_operator.times import moment
+from updraft_operator.manifests import importing, registry, serving, trainer
+from updraft_operator.manifests.manifest import Manifest, manifest, marked
+from updraft_operator.manifests.redis import has_redis, mark
+from updraft_operator.planning import versions
+from updraft_operator.planning.compare import is_current
+from updraft_operator.planning.observed import Observed, Refusal
+from updraft_operator.planning.policy import is_followed, policy
+from updraft_operator.planning.status import status, without_measurements
+from updraft_operator.planning.times import moment
+from updraft_operator.watching.store import Child, Ref
 
 _POLL_S = 1.0
 

@@ -17,7 +17,7 @@ from updraft_chassis.errors import InvalidInput
 from updraft_operator.api import names
 from updraft_operator.api.draft_version import DraftVersion
 from updraft_operator.api.speculator import AdaptiveSpeculator
-from updraft_operator.pods import PodState
+from updraft_operator.planning.pods import PodState
 
 M = TypeVar("M", bound=BaseModel)
 

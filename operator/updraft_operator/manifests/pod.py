@@ -6,8 +6,8 @@ from typing import Any
 
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator, Workload
-from updraft_operator.build.manifest import Images, Manifest, digest, manifest
-from updraft_operator.build.merge import merged
+from updraft_operator.manifests.manifest import Images, Manifest, digest, manifest
+from updraft_operator.manifests.merge import merged
 
 USER = 65532
 """`nonroot` of most images, and of ours."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from updraft.registry.v1 import registry_pb2 as pb
-from updraft_operator.acceptance import acceptance_length, decimal
 from updraft_operator.api import names
 from updraft_operator.api.draft_version import (
     DraftAcceptance,
@@ -20,11 +19,12 @@ from updraft_operator.api.draft_version import (
     PodsStatus,
     Source,
 )
-from updraft_operator.build.manifest import Manifest, manifest
-from updraft_operator.conditions import Verdict
-from updraft_operator.observed import Observed
-from updraft_operator.store import Child, Ref
-from updraft_operator.times import dated, moment, moment_ms
+from updraft_operator.manifests.manifest import Manifest, manifest
+from updraft_operator.planning.acceptance import acceptance_length, decimal
+from updraft_operator.planning.conditions import Verdict
+from updraft_operator.planning.observed import Observed
+from updraft_operator.planning.times import dated, moment, moment_ms
+from updraft_operator.watching.store import Child, Ref
 
 _PHASES = {
     pb.PHASE_PENDING: Phase.PENDING,

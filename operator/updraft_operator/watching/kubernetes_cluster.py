@@ -22,8 +22,8 @@ from updraft_chassis.errors import (
     UpdraftError,
 )
 from updraft_operator.api import names
-from updraft_operator.build.manifest import Manifest
-from updraft_operator.cluster import KINDS, OTHERS, Resource
+from updraft_operator.manifests.manifest import Manifest
+from updraft_operator.watching.cluster import KINDS, OTHERS, Resource
 
 TIMEOUT_S = 20.0
 _PAGE = 500

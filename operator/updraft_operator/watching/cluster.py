@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 from updraft_operator.api import names
-from updraft_operator.build.manifest import Manifest
+from updraft_operator.manifests.manifest import Manifest
 
 
 class Resource(NamedTuple):

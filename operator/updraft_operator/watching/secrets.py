@@ -13,11 +13,11 @@ from updraft_chassis.clock import Clock
 from updraft_chassis.errors import Forbidden, NotFound
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
-from updraft_operator.build.redis import KEY
-from updraft_operator.build.registry import ROLES
-from updraft_operator.cluster import Cluster
-from updraft_operator.observed import Access
-from updraft_operator.store import Key
+from updraft_operator.manifests.redis import KEY
+from updraft_operator.manifests.registry import ROLES
+from updraft_operator.planning.observed import Access
+from updraft_operator.watching.cluster import Cluster
+from updraft_operator.watching.store import Key
 
 FRESH_S = 60.0
 _TOKEN_BYTES = 32

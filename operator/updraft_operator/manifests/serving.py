@@ -4,11 +4,11 @@ from typing import Any
 
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator, Engine, Serving
-from updraft_operator.build import network, pod, sglang
-from updraft_operator.build.manifest import Manifest, Surroundings, manifest
-from updraft_operator.build.model import Model, model, served_name
-from updraft_operator.build.quantity import mebibytes
-from updraft_operator.build.redis import redis_marks, redis_variables
+from updraft_operator.manifests import network, pod, sglang
+from updraft_operator.manifests.manifest import Manifest, Surroundings, manifest
+from updraft_operator.manifests.model import Model, model, served_name
+from updraft_operator.manifests.quantity import mebibytes
+from updraft_operator.manifests.redis import redis_marks, redis_variables
 
 PORT = 8000
 _DATA = {"name": "data", "mountPath": "/var/lib/updraft"}

@@ -6,8 +6,8 @@ from typing import Any
 
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
-from updraft_operator.build.manifest import Surroundings
-from updraft_operator.build.pod import secret_variable
+from updraft_operator.manifests.manifest import Surroundings
+from updraft_operator.manifests.pod import secret_variable
 
 KEY = "redis-url"
 """Of the operator's Redis, in the Secret of a speculator."""

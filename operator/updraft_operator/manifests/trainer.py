@@ -4,11 +4,11 @@ from typing import Any
 
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator, Engine
-from updraft_operator.build import network, pod
-from updraft_operator.build.manifest import Manifest, Surroundings, manifest
-from updraft_operator.build.model import model
-from updraft_operator.build.redis import has_redis, redis_marks, redis_variables
-from updraft_operator.build.storage import claim_spec
+from updraft_operator.manifests import network, pod
+from updraft_operator.manifests.manifest import Manifest, Surroundings, manifest
+from updraft_operator.manifests.model import model
+from updraft_operator.manifests.redis import has_redis, redis_marks, redis_variables
+from updraft_operator.manifests.storage import claim_spec
 
 METRICS_PORT = 9092
 _DATA = {"name": "data", "mountPath": "/var/lib/updraft"}

@@ -7,9 +7,9 @@ it loads by path, and the socket between the two.
 from typing import Any
 
 from updraft_operator.api.speculator import AdaptiveSpeculator, Serving
-from updraft_operator.build import pod
-from updraft_operator.build.manifest import Surroundings
-from updraft_operator.build.model import Model, served_name
+from updraft_operator.manifests import pod
+from updraft_operator.manifests.manifest import Surroundings
+from updraft_operator.manifests.model import Model, served_name
 
 PORT = 30000
 SHM = {"name": "shm", "emptyDir": {"medium": "Memory"}}

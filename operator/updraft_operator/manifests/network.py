@@ -7,7 +7,7 @@ from typing import Any
 
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
-from updraft_operator.build.manifest import Manifest, manifest
+from updraft_operator.manifests.manifest import Manifest, manifest
 
 GRPC_PORT = 50051
 

@@ -3,7 +3,6 @@
 from datetime import datetime
 
 from updraft.registry.v1 import registry_pb2 as pb
-from updraft_operator.acceptance import acceptance_length, decimal
 from updraft_operator.api import names
 from updraft_operator.api.status import (
     AcceptanceStatus,
@@ -14,10 +13,11 @@ from updraft_operator.api.status import (
     TrainerStatus,
     VersionsStatus,
 )
-from updraft_operator.conditions import Verdict, conditions
-from updraft_operator.observed import Observed
-from updraft_operator.times import dated, moment_ms
-from updraft_operator.versions import CONDEMNED, phase_name
+from updraft_operator.planning.acceptance import acceptance_length, decimal
+from updraft_operator.planning.conditions import Verdict, conditions
+from updraft_operator.planning.observed import Observed
+from updraft_operator.planning.times import dated, moment_ms
+from updraft_operator.planning.versions import CONDEMNED, phase_name
 
 _TRAINER_STATES = {"Training": "Training", "Starting": "Starting", "Suspended": "Suspended", "Disabled": "Disabled"}
 

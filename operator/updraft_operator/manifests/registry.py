@@ -5,9 +5,9 @@ from typing import Any
 
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
-from updraft_operator.build import network, pod
-from updraft_operator.build.manifest import Manifest, Surroundings, manifest
-from updraft_operator.build.storage import claim_spec
+from updraft_operator.manifests import network, pod
+from updraft_operator.manifests.manifest import Manifest, Surroundings, manifest
+from updraft_operator.manifests.storage import claim_spec
 
 METRICS_PORT = 9091
 ROLES = ("serve", "publish", "operate")

@@ -1,0 +1,1 @@
+"""What to do about one speculator, as pure functions of what was observed."""
