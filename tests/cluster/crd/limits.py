@@ -1,6 +1,6 @@
 """What the API server must take and must refuse by the schema of a spec: each limit on both sides of its edge.
 
-`tests/unit/operator/test_crd.py` finds the limit that nobody has written a case for.
+`tests/unit/operator/api/test_crd.py` finds the limit that nobody has written a case for.
 """
 
 from dataclasses import dataclass, field

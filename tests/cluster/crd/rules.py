@@ -1,6 +1,6 @@
 """What the API server must take and must refuse by the rules in CEL: each on both sides of its edge.
 
-`tests/unit/operator/test_crd.py` finds the rule that nobody has written a case for.
+`tests/unit/operator/api/test_crd.py` finds the rule that nobody has written a case for.
 """
 
 from dataclasses import dataclass
