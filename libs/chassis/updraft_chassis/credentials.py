@@ -130,13 +130,13 @@ class TokenChannel(grpc.aio.Channel):
         """See grpc.aio.Channel, also below."""
         return self._with_token(self._channel.unary_unary(*args, **kwargs))
 
-    def unary_stream(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+    def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
         return self._with_token(self._channel.unary_stream(*args, **kwargs))
 
-    def stream_unary(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+    def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
         return self._with_token(self._channel.stream_unary(*args, **kwargs))
 
-    def stream_stream(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+    def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
         return self._with_token(self._channel.stream_stream(*args, **kwargs))
 
     def _with_token(self, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -146,16 +146,16 @@ class TokenChannel(grpc.aio.Channel):
 
         return call
 
-    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:  # noqa: D102, FBT001, FBT002 - gRPC's
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:  # noqa: FBT001, FBT002 - gRPC's
         return self._channel.get_state(try_to_connect)
 
-    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:  # noqa: D102
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
         await self._channel.wait_for_state_change(last_observed_state)
 
-    async def channel_ready(self) -> None:  # noqa: D102
+    async def channel_ready(self) -> None:
         await self._channel.channel_ready()
 
-    async def close(self, grace: float | None = None) -> None:  # noqa: D102
+    async def close(self, grace: float | None = None) -> None:
         await self._channel.close(grace)
 
     async def __aenter__(self) -> Self:

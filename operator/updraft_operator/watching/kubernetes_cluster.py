@@ -83,10 +83,10 @@ class KubernetesCluster:
         self._on_write = on_write
         self._write_s = write_s
 
-    async def get(self, kind: str, namespace: str, name: str) -> Manifest:  # noqa: D102 - see Cluster
+    async def get(self, kind: str, namespace: str, name: str) -> Manifest:
         return await self._call("GET", _resource(kind).path(namespace, name))
 
-    async def apply(self, content: Manifest, *, is_status: bool = False) -> Manifest:  # noqa: D102
+    async def apply(self, content: Manifest, *, is_status: bool = False) -> Manifest:
         kind, metadata = content["kind"], content["metadata"]
         path = _resource(kind).path(metadata["namespace"], metadata["name"], "status" if is_status else "")
         query = {"fieldManager": names.MANAGER, "force": "true"}
@@ -104,28 +104,28 @@ class KubernetesCluster:
         path, patch = _resource(kind).path(namespace, name, "scale"), {"spec": {"replicas": replicas}}
         await self._write("PATCH", kind, path, patch, form="application/merge-patch+json")
 
-    async def merge(self, kind: str, namespace: str, name: str, patch: Mapping[str, Any]) -> Manifest:  # noqa: D102
+    async def merge(self, kind: str, namespace: str, name: str, patch: Mapping[str, Any]) -> Manifest:
         path = _resource(kind).path(namespace, name)
         query = {"fieldManager": names.MANAGER}
         return await self._write("PATCH", kind, path, patch, form="application/merge-patch+json", query=query)
 
-    async def delete(self, kind: str, namespace: str, name: str) -> None:  # noqa: D102
+    async def delete(self, kind: str, namespace: str, name: str) -> None:
         try:
             body = {"propagationPolicy": "Background"}
             await self._write("DELETE", kind, _resource(kind).path(namespace, name), body)
         except NotFound:
             return
 
-    async def create(self, content: Manifest) -> Manifest:  # noqa: D102
+    async def create(self, content: Manifest) -> Manifest:
         kind = content["kind"]
         path = _resource(kind).path(content["metadata"]["namespace"])
         return await self._write("POST", kind, path, content, query={"fieldManager": names.MANAGER})
 
-    async def replace(self, content: Manifest) -> Manifest:  # noqa: D102
+    async def replace(self, content: Manifest) -> Manifest:
         kind, metadata = content["kind"], content["metadata"]
         return await self._write("PUT", kind, _resource(kind).path(metadata["namespace"], metadata["name"]), content)
 
-    async def metadata(self, kind: str, namespace: str) -> list[Manifest]:  # noqa: D102
+    async def metadata(self, kind: str, namespace: str) -> list[Manifest]:
         query = {"limit": str(_PAGE), "resourceVersion": ""}
         if kind not in ("AdaptiveSpeculator", "DraftVersion"):
             query["labelSelector"] = f"{names.MANAGED_BY}={names.MANAGER}"
