@@ -21,13 +21,14 @@ from updraft_chassis.errors import InvalidInput, NotFound, Unavailable, UpdraftE
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.manifest import Manifest
+from updraft_operator.planning.objects import Key
 from updraft_operator.planning.observed import Observed
 from updraft_operator.planning.plan import Plan, plan
 from updraft_operator.settings import OperatorSettings
 from updraft_operator.watching.cluster import CHILDREN, KINDS
 from updraft_operator.watching.kubernetes_cluster import KubernetesCluster, connected
 from updraft_operator.watching.secrets import Secrets, fresh_tokens
-from updraft_operator.watching.store import Key, Store, key_of
+from updraft_operator.watching.store import Store, key_of
 
 _UNCHANGED, _FAILED, _CHANGED = 0, 1, 3
 _STOP_S, _POLL_S = 90.0, 1.0

@@ -7,7 +7,7 @@ from typing import Self
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from updraft_operator.api.status import Condition
-from updraft_operator.watching.store import Key
+from updraft_operator.planning.objects import Key
 
 _PREFIX = "updraft_operator"
 _RECONCILE_S = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)

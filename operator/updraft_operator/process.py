@@ -16,6 +16,7 @@ from updraft_chassis import lifecycle, logs, metrics
 from updraft_chassis.clock import Clock, SystemClock
 from updraft_chassis.errors import NotFound, Unavailable, UpdraftError
 from updraft_operator.metrics import Metrics
+from updraft_operator.planning.objects import Key
 from updraft_operator.reconcile import Reconciler, Wiring
 from updraft_operator.registry_connections import Links
 from updraft_operator.settings import OperatorSettings
@@ -24,7 +25,7 @@ from updraft_operator.watching.kubernetes_cluster import TIMEOUT_S, KubernetesCl
 from updraft_operator.watching.leader import TRUST, Always, Lease, LeaseName
 from updraft_operator.watching.resync import FIRST_S, Resync
 from updraft_operator.watching.secrets import FRESH_S, Secrets
-from updraft_operator.watching.store import Key, Store
+from updraft_operator.watching.store import Store
 from updraft_operator.watching.work_queue import Work
 
 logger = logging.getLogger(__name__)

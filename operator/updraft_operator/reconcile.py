@@ -13,13 +13,14 @@ from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.manifest import Manifest, Surroundings, digest
 from updraft_operator.manifests.registry import ROLES
 from updraft_operator.metrics import Metrics
+from updraft_operator.planning.objects import Key, Ref
 from updraft_operator.planning.observed import Access, Observed, Refusal
 from updraft_operator.planning.plan import Call, Event, Plan, hash_of, plan, ref
 from updraft_operator.planning.policy import policy
 from updraft_operator.registry_connections import Address, Links
 from updraft_operator.watching.cluster import KINDS, Cluster
 from updraft_operator.watching.secrets import Secrets, fresh_tokens
-from updraft_operator.watching.store import Key, Known, Ref, Store
+from updraft_operator.watching.store import Known, Store
 from updraft_operator.watching.traces import delete_traces
 
 logger = logging.getLogger(__name__)

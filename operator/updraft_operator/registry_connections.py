@@ -15,9 +15,9 @@ from updraft_chassis.credentials import Credentials
 from updraft_chassis.errors import Forbidden, Unauthenticated, Unavailable, UpdraftError
 from updraft_chassis.retry import Backoff
 from updraft_operator.planning.conditions import ASKS_A_PERSON
+from updraft_operator.planning.objects import Key
 from updraft_operator.planning.observed import Link, RegistryView
 from updraft_operator.planning.plan import Call, Verb
-from updraft_operator.watching.store import Key
 
 if TYPE_CHECKING:
     from updraft.registry.v1.registry_pb2_grpc import RegistryAsyncStub

@@ -11,10 +11,10 @@ from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api import names
 from updraft_operator.api.draft_version import DraftVersion
 from updraft_operator.manifests.manifest import Manifest
+from updraft_operator.planning.objects import Child, Ref
 from updraft_operator.planning.observed import Access, Link, Observed, RegistryView
 from updraft_operator.planning.plan import objects
 from updraft_operator.planning.pods import PodState, Trouble
-from updraft_operator.watching.store import Child, Ref
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 NOW_S = NOW.timestamp()

@@ -37,11 +37,11 @@ def _merged_lists(ours: list[Any], theirs: list[Any]) -> list[Any]:
 
 
 def _key(*lists: list[Any]) -> str | None:
-    return next((key for key in _KEYS if all(_tells_apart(key, entries) for entries in lists)), None)
+    return next((key for key in _KEYS if all(is_key_of(key, entries) for entries in lists)), None)
 
 
-def _tells_apart(key: str, entries: list[Any]) -> bool:
-    """Whether each entry has the field, and each another value."""
+def is_key_of(key: str, entries: list[Any]) -> bool:
+    """Whether every entry has the field, and no two entries have the same value."""
     if not all(isinstance(entry, dict) and isinstance(entry.get(key), str | int) for entry in entries):
         return False
     return len({entry[key] for entry in entries}) == len(entries)

@@ -11,7 +11,8 @@ from kubernetes.utils.quantity import parse_quantity
 
 from updraft_operator.api import names
 from updraft_operator.manifests.manifest import Manifest
-from updraft_operator.watching.store import Child
+from updraft_operator.manifests.merge import is_key_of
+from updraft_operator.planning.objects import Child
 
 _KEYS = ("uid", "name", "containerPort", "mountPath", "port", "topologyKey", "key", "ip")
 _TRUE_UNLESS_SAID = ("automountServiceAccountToken", "allowPrivilegeEscalation")
@@ -56,7 +57,7 @@ def _lists(wished: list[Any], live: Any, path: str) -> Iterator[str]:
     if not isinstance(live, list):
         yield path
         return
-    key = next((key for key in _KEYS if _tells_apart(key, wished)), None)
+    key = next((key for key in _KEYS if is_key_of(key, wished)), None)
     if key is None:
         if len(wished) != len(live):
             yield path
@@ -66,13 +67,6 @@ def _lists(wished: list[Any], live: Any, path: str) -> Iterator[str]:
     by_key = {each[key]: each for each in live if isinstance(each, dict) and isinstance(each.get(key), str | int)}
     for ours in wished:
         yield from _differences(ours, by_key.get(ours[key]), f"{path}[{ours[key]}]")
-
-
-def _tells_apart(key: str, entries: list[Any]) -> bool:
-    """Whether the entries of a list are found by this field; two tolerations may well have the same key."""
-    if not all(isinstance(each, dict) and isinstance(each.get(key), str | int) for each in entries):
-        return False
-    return len({each[key] for each in entries}) == len(entries)
 
 
 def _is_same_amount(wished: Any, live: Any) -> bool:

@@ -13,9 +13,9 @@ from updraft_operator.api import names
 from updraft_operator.api.rollout import Strategy
 from updraft_operator.manifests.redis import has_redis
 from updraft_operator.planning.acceptance import acceptance_length
+from updraft_operator.planning.objects import Child
 from updraft_operator.planning.observed import Link, Observed
 from updraft_operator.planning.pods import PodState, worst
-from updraft_operator.watching.store import Child
 
 _ENOUGH_STEPS = 200
 """Verify steps below which an acceptance length says little."""

@@ -9,8 +9,8 @@ from updraft_operator.api import names
 from updraft_operator.api.draft_version import DraftVersion
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.manifest import Surroundings
+from updraft_operator.planning.objects import Child, Ref
 from updraft_operator.planning.pods import PodState
-from updraft_operator.watching.store import Child, Ref
 
 
 class Link(StrEnum):

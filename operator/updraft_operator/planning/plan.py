@@ -19,11 +19,11 @@ from updraft_operator.manifests.manifest import Manifest, manifest, marked
 from updraft_operator.manifests.redis import has_redis, mark
 from updraft_operator.planning import versions
 from updraft_operator.planning.compare import is_current
+from updraft_operator.planning.objects import Child, Ref
 from updraft_operator.planning.observed import Observed, Refusal
 from updraft_operator.planning.policy import is_followed, policy
 from updraft_operator.planning.status import status, without_measurements
 from updraft_operator.planning.times import moment
-from updraft_operator.watching.store import Child, Ref
 
 _POLL_S = 1.0
 

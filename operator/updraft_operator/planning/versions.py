@@ -22,9 +22,9 @@ from updraft_operator.api.draft_version import (
 from updraft_operator.manifests.manifest import Manifest, manifest
 from updraft_operator.planning.acceptance import acceptance_length, decimal
 from updraft_operator.planning.conditions import Verdict
+from updraft_operator.planning.objects import Child, Ref
 from updraft_operator.planning.observed import Observed
 from updraft_operator.planning.times import dated, moment, moment_ms
-from updraft_operator.watching.store import Child, Ref
 
 _PHASES = {
     pb.PHASE_PENDING: Phase.PENDING,

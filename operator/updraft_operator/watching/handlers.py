@@ -18,8 +18,9 @@ import kopf
 
 from updraft_chassis.retry import Backoff
 from updraft_operator.api import names
+from updraft_operator.planning.objects import Key
 from updraft_operator.watching.cluster import CHILDREN, KINDS
-from updraft_operator.watching.store import Key, Store, key_of
+from updraft_operator.watching.store import Store, key_of
 
 logger = logging.getLogger(__name__)
 

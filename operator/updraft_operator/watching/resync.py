@@ -14,8 +14,9 @@ from updraft_chassis.clock import Clock
 from updraft_chassis.errors import NotFound, Unavailable, UpdraftError
 from updraft_operator.manifests.manifest import Manifest
 from updraft_operator.metrics import Metrics
+from updraft_operator.planning.objects import Key
 from updraft_operator.watching.cluster import KINDS, Cluster
-from updraft_operator.watching.store import Key, Store, is_older, key_of
+from updraft_operator.watching.store import Store, is_older, key_of
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.redis import KEY
 from updraft_operator.manifests.registry import ROLES
+from updraft_operator.planning.objects import Key
 from updraft_operator.planning.observed import Access
 from updraft_operator.watching.cluster import Cluster
-from updraft_operator.watching.store import Key
 
 FRESH_S = 60.0
 _TOKEN_BYTES = 32

@@ -5,11 +5,9 @@ plain data; who changes it says whose state is now another one. Refused: kopf's 
 not vanish that was deleted while its watch was broken.
 """
 
-import json
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -17,105 +15,14 @@ from updraft_chassis.errors import InvalidInput
 from updraft_operator.api import names
 from updraft_operator.api.draft_version import DraftVersion
 from updraft_operator.api.speculator import AdaptiveSpeculator
+from updraft_operator.planning.objects import Child, Key, Ref, pack, unpack
 from updraft_operator.planning.pods import PodState
 
 M = TypeVar("M", bound=BaseModel)
 
 
-class Key(NamedTuple):
-    """A speculator."""
-
-    namespace: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}"
-
-
-class Ref(NamedTuple):
-    """An object of a speculator's namespace."""
-
-    kind: str
-    name: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Child:
-    """An object that belongs to a speculator."""
-
-    ref: Ref
-    uid: str
-    resource_version: str
-    owner_uid: str
-    """Of its controller; empty if it has none."""
-    applied: str
-    """The hash of what was applied last."""
-    is_ending: bool
-    status: Mapping[str, Any]
-    """Only what is read of it."""
-    is_scaled_by_others: bool
-    """An autoscaler set its number of pods."""
-    packed: bytes = field(repr=False)
-
-    @classmethod
-    def of(cls, kind: str, body: Mapping[str, Any]) -> "Child":
-        """Take what is kept from an object."""
-        metadata = body["metadata"]
-        kept = {
-            "metadata": {name: metadata.get(name) for name in ("labels", "annotations", "ownerReferences")},
-            **{name: value for name, value in body.items() if name not in _NOT_KEPT},
-        }
-        return cls(
-            ref=Ref(kind, metadata["name"]),
-            uid=metadata["uid"],
-            resource_version=metadata["resourceVersion"],
-            owner_uid=next((each["uid"] for each in metadata.get("ownerReferences", ()) if each.get("controller")), ""),
-            applied=(metadata.get("annotations") or {}).get(names.APPLIED, ""),
-            is_ending="deletionTimestamp" in metadata,
-            status={name: body.get("status", {})[name] for name in _STATUS if name in body.get("status", {})},
-            is_scaled_by_others=_is_scaled_by_others(metadata.get("managedFields", ())),
-            packed=pack(kept),
-        )
-
-    def live(self) -> dict[str, Any]:
-        """The object as it was seen last, without its status."""
-        return unpack(self.packed)
-
-
 _MAX_GONE = 4096
 """Deletions that are remembered: far more than happen while an answer is on its way."""
-
-_NOT_KEPT = {"metadata", "status", "apiVersion", "kind"}
-_STATUS = (
-    "replicas",
-    "readyReplicas",
-    "updatedReplicas",
-    "observedGeneration",
-    "conditions",
-    "succeeded",
-    "failed",
-    "phase",
-)
-_AUTOSCALERS = ("kube-controller-manager", "horizontal-pod-autoscaler", "vpa", "keda")
-
-
-def _is_scaled_by_others(fields: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether replicas were last set through the scale subresource by a controller; a person who scales is undone."""
-    return any(
-        entry.get("subresource") == "scale" and str(entry.get("manager", "")).startswith(_AUTOSCALERS)
-        for entry in fields
-    )
-
-
-def pack(content: Mapping[str, Any]) -> bytes:
-    """Compressed JSON."""
-    return zlib.compress(json.dumps(content, separators=(",", ":")).encode(), level=1)
-
-
-def unpack(packed: bytes) -> dict[str, Any]:
-    """What was packed."""
-    content: dict[str, Any] = json.loads(zlib.decompress(packed))
-    return content
 
 
 @dataclass(slots=True)

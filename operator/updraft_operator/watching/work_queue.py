@@ -10,7 +10,7 @@ from collections.abc import Callable
 from itertools import count
 
 from updraft_chassis.retry import Backoff
-from updraft_operator.watching.store import Key
+from updraft_operator.planning.objects import Key
 
 
 class Work:

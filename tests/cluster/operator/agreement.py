@@ -17,10 +17,10 @@ from updraft_operator.manifests.manifest import Surroundings
 from updraft_operator.manifests.redis import KEY
 from updraft_operator.manifests.registry import ROLES
 from updraft_operator.planning.compare import difference
+from updraft_operator.planning.objects import Child, Ref
 from updraft_operator.planning.observed import Access, Observed
 from updraft_operator.planning.plan import hash_of, objects, ref
 from updraft_operator.watching.cluster import CHILDREN, KINDS, OTHERS
-from updraft_operator.watching.store import Child, Ref
 
 _MADE = (*CHILDREN, "Secret", "DraftVersion")
 _ANEW = ("uid", "resourceVersion", "creationTimestamp", "generation", "managedFields")

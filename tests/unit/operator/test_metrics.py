@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 
 from updraft_operator.api.status import Condition
 from updraft_operator.metrics import Metrics
-from updraft_operator.watching.store import Key
+from updraft_operator.planning.objects import Key
 
 QWEN, LLAMA = Key("team", "qwen"), Key("team", "llama")
 

@@ -18,6 +18,7 @@ from updraft_chassis.errors import Conflict, NotFound, Unavailable
 from updraft_operator.api import names
 from updraft_operator.manifests.manifest import Manifest
 from updraft_operator.metrics import Metrics
+from updraft_operator.planning.objects import Key
 from updraft_operator.planning.observed import Link, Observed, RegistryView
 from updraft_operator.planning.plan import Call, Plan, Verb, plan
 from updraft_operator.planning.policy import policy
@@ -25,7 +26,7 @@ from updraft_operator.reconcile import Reconciler, Wiring
 from updraft_operator.registry_connections import Address, Links
 from updraft_operator.watching.cluster import KINDS
 from updraft_operator.watching.secrets import Secrets
-from updraft_operator.watching.store import Key, Store, key_of
+from updraft_operator.watching.store import Store, key_of
 from updraft_registry.messages import wire
 from updraft_registry.rollout.version import Policy
 

@@ -9,8 +9,8 @@ from tests.support.observed import connected, observed, pod, ready_pods, traffic
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_cli.cmd.explain.condition_help import ADVICE
 from updraft_operator.planning.conditions import Verdict, conditions
+from updraft_operator.planning.objects import Ref
 from updraft_operator.planning.observed import Link, Refusal, RegistryView
-from updraft_operator.watching.store import Ref
 
 STABLE = version(3)
 TRIED = version(4, pb.PHASE_CANARY)

@@ -20,10 +20,10 @@ from tests.support.observed import (
 )
 
 from updraft.registry.v1 import registry_pb2 as pb
+from updraft_operator.planning.objects import Ref
 from updraft_operator.planning.observed import Access, Link, Observed, Refusal, RegistryView
 from updraft_operator.planning.plan import Call, Plan, Verb, hash_of, objects, plan, ref
 from updraft_operator.planning.status import status
-from updraft_operator.watching.store import Ref
 
 UNTOLD = 500.0
 """A moment of the clock that only runs forward."""

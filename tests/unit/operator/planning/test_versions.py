@@ -21,10 +21,10 @@ from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api.draft_version import DraftVersion, DraftVersionStatus, Phase
 from updraft_operator.manifests import importing
 from updraft_operator.planning import versions
+from updraft_operator.planning.objects import Child, Ref
 from updraft_operator.planning.observed import Link, Observed, RegistryView
 from updraft_operator.planning.plan import written
 from updraft_operator.planning.times import moment
-from updraft_operator.watching.store import Child, Ref
 
 
 def _statuses(seen: Observed) -> dict[str, DraftVersionStatus]:

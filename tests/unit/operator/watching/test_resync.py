@@ -13,8 +13,9 @@ from updraft_chassis.errors import Unavailable
 from updraft_operator.api import names
 from updraft_operator.manifests.manifest import Manifest
 from updraft_operator.metrics import Metrics
+from updraft_operator.planning.objects import Key
 from updraft_operator.watching.resync import FIRST_S, GRACE_S, Resync
-from updraft_operator.watching.store import Key, Store
+from updraft_operator.watching.store import Store
 
 QWEN = Key("team", "qwen")
 

@@ -13,8 +13,8 @@ from tests.unit.operator.memory_cluster import MemoryCluster
 from updraft_chassis.errors import Forbidden
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.manifest import Manifest
+from updraft_operator.planning.objects import Key
 from updraft_operator.watching.secrets import FRESH_S, Secrets, fresh_tokens, named
-from updraft_operator.watching.store import Key
 
 QWEN = Key("team", "qwen")
 OWN_REDIS = {"traces": {"redis": {"urlSecretRef": {"name": "mine", "key": "address"}}}}

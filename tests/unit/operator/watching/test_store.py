@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from updraft_chassis.errors import InvalidInput
 from updraft_operator.api import names
-from updraft_operator.watching.store import Key, Ref, Store, is_older, key_of, pack, unpack
+from updraft_operator.planning.objects import Key, Ref, pack, unpack
+from updraft_operator.watching.store import Store, is_older, key_of
 
 QWEN = Key("team", "qwen")
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.operator.virtual_time import LoopClock, run
 
-from updraft_operator.watching.store import Key
+from updraft_operator.planning.objects import Key
 from updraft_operator.watching.work_queue import Work
 
 A, B, C = Key("team", "a"), Key("team", "b"), Key("team", "c")
