@@ -16,10 +16,12 @@ RUN groupadd --gid 65532 updraft \
     && python -m venv --without-pip /opt/venv
 ENV PATH=/opt/venv/bin:$PATH HOME=/tmp PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 
-# Wheels of ours: in /requirements one without code, so that new code does not mean to install all packages anew.
+# Our wheels. The one in /requirements has no code, so that new code does not install all packages again. g++ compiles the C++
+# kernels in this stage only; the images have no compiler.
 FROM ${PYTHON} AS wheels
+RUN apt-get -qq update && apt-get -qq install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 WORKDIR /source
-COPY pyproject.toml README.md LICENSE constraints.txt ./
+COPY pyproject.toml README.md LICENSE constraints.txt hatch_build.py ./
 RUN python -m venv /build && /build/bin/pip install --quiet --constraint constraints.txt hatchling \
     && /build/bin/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir /requirements . \
     && cp constraints.txt /requirements \

@@ -5,14 +5,18 @@
 
 SHELL := /bin/bash -o pipefail
 .DEFAULT_GOAL := help
-PYTHON ?= python3.11
+# The newest Python that runs; a command may be there and fail, as pyenv's do for versions that are not selected.
+ifndef PYTHON
+PYTHON := $(shell for name in python3.13 python3.12 python3.11; do $$name -c "import ensurepip" 2>/dev/null && echo $$name && break; done)
+endif
 CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/updraft
 KEY := $(shell { cat constraints.txt; $(PYTHON) -c 'import sys; print(sys.version, sys.prefix)' 2>/dev/null; } | sha256sum | cut -c1-16)
 DEPS := $(CACHE)/deps-$(KEY)
 PY := .venv/bin/python
 # Tests run on so many workers, a file on one of them, with a thread for each worker's torch; ARGS="-n 0" is for a debugger.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest --dist loadfile --no-loadscope-reorder -n 2
-SOURCES := proto libs services operator cli tests tools bench
+SOURCES := proto libs services operator cli tests tools bench hatch_build.py
+KERNELS := hatch_build.py $(wildcard services/inference/updraft_kernels/*.cpp services/inference/updraft_kernels/*.h)
 ARGS ?=
 
 .PHONY: help
@@ -23,7 +27,8 @@ help: ## Show this list
 install: .venv/ready ## Install everything (once; about 3 minutes, 6 GB in ~/.cache/updraft)
 
 $(DEPS)/ready: constraints.txt
-	@command -v $(PYTHON) >/dev/null || { echo "updraft needs Python 3.11 or later: make PYTHON=/path/to/python3"; exit 1; }
+	@$(or $(PYTHON),false) -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || { \
+	  echo "Updraft needs Python 3.11, 3.12 or 3.13 with its venv module. Install one, or run: make PYTHON=/path/to/python3"; exit 1; }
 	@mkdir -p $(CACHE)
 	@exec 9>$(DEPS).lock; flock 9; test -f $@ || { \
 	  echo "Installing pinned dependencies into $(DEPS) (once; mostly torch) ..."; \
@@ -31,11 +36,15 @@ $(DEPS)/ready: constraints.txt
 	  && $(DEPS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints.txt \
 	  && touch $@; }
 
-.venv/ready: $(DEPS)/ready pyproject.toml
+.venv/$(KEY): $(DEPS)/ready
 	@rm -rf .venv && $(PYTHON) -m venv .venv
 	@deps=$$($(DEPS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
 	 here=$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
 	 echo "import site; site.addsitedir('$$deps')" > $$here/updraft-dependencies.pth
+	@touch $@
+
+.venv/ready: .venv/$(KEY) pyproject.toml $(KERNELS)
+	@command -v g++ >/dev/null || echo "There is no g++, so the engine will have no C++ kernels and run slower on a CPU."
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -70,7 +79,7 @@ lint: install ## ruff, buf, unused or undeclared dependencies
 
 .PHONY: type
 type: install ## mypy --strict over packages and tests
-	$(PY) -m mypy && $(PY) -m mypy tests tools bench
+	$(PY) -m mypy && $(PY) -m mypy tests tools bench hatch_build.py
 
 .PHONY: arch
 arch: install ## The layers of pyproject.toml hold
@@ -158,4 +167,4 @@ test-vllm: vllm-build ## Published drafts load in stock vLLM, and swap (about 5 
 
 .PHONY: clean
 clean: ## Remove what builds left in the checkout (not the cache)
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache bench/results
+	rm -rf services/inference/updraft_kernels/*.so .venv .mypy_cache .ruff_cache .pytest_cache bench/results

@@ -15,13 +15,13 @@ from bench.serving.plan import LOOKAHEAD
 from torch import Tensor
 
 from updraft_inference.engine import Delta, Drafter, GenerationRequest, Sampling
-from updraft_inference.torch_engine import kernels
 from updraft_inference.torch_engine.drafting.ngram import Lookups
 from updraft_inference.torch_engine.model.kv_cache import Batch, SlotCache
 from updraft_inference.torch_engine.model.limits import Limits
 from updraft_inference.torch_engine.model.target import Forward, Target
 from updraft_inference.torch_engine.scheduler.scheduler import Decoder
 from updraft_inference.torch_engine.sequence import Sequence
+from updraft_kernels.loader import load_kernels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,7 @@ class Inline:
         cls, model: Path, *, num_slots: int, max_context: int, dtype: torch.dtype, has_kernels: bool = True
     ) -> Self:
         """Load the model on the CPU, with the engine's own kernels or with torch's operations alone."""
-        library = kernels.load(kernels.default_folder()) if has_kernels else None
+        library = load_kernels() if has_kernels else None
         target = TimedTarget.open(model, dtype=dtype, device=torch.device("cpu"), library=library)
         return cls(target, Limits(num_slots=num_slots, max_context=max_context, max_lookahead=LOOKAHEAD))
 

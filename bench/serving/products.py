@@ -3,7 +3,6 @@ all of SmolLM2's, one after the other as a step has them, for each number of row
 """
 
 import argparse
-import ctypes
 import os
 import sys
 import time
@@ -18,8 +17,8 @@ from updraft_cli import output
 from updraft_cli.local.folders import cache_folder
 from updraft_cli.models.smollm2 import model_folder
 from updraft_draft.config import TargetConfig
-from updraft_inference.torch_engine import kernels
 from updraft_inference.torch_engine.model.linear import Linear, Reordered, Tiled
+from updraft_kernels.loader import load_kernels
 
 ROWS = (1, 4, 8, 16, 32, 64, 128, 256)
 
@@ -47,9 +46,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    library: ctypes.CDLL | None = kernels.load(kernels.default_folder())
-    if library is None or not library.has_tiles():
-        sys.exit("this machine has no tiles for bfloat16, or no g++: its products are oneDNN's")
+    library = load_kernels()
+    if library is None or not library.has_amx:
+        sys.exit("this CPU has no AMX, or the package no kernels for it: oneDNN computes the products")
     sizes = shapes(TargetConfig.from_folder(model_folder(cache_folder(os.environ))))
     weights = [torch.randn(size, dtype=torch.bfloat16) for size in sizes]
     arms: dict[str, Sequence[Linear]] = {

@@ -26,7 +26,7 @@ from updraft_inference.engine import Drafter
 
 WARM_UP_STEPS = 8
 NUM_ROWS = 28
-_NO_OPERATION = "(no operation of torch: Python, and kernels of ours)"
+_NO_OPERATION = "(no operation of torch: Python, and the C++ kernels)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--domain", default="code")
-    parser.add_argument("--no-kernels", action="store_true", help="torch's operations in place of the engine's kernels")
+    parser.add_argument("--no-kernels", action="store_true", help="use torch's operations, not the C++ kernels")
     parser.add_argument("--drafter", type=Drafter, choices=[Drafter.NONE, Drafter.NGRAM], default=Drafter.NONE)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

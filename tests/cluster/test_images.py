@@ -153,6 +153,16 @@ def test_an_image_has_what_its_program_needs_and_not_what_others_need(
         assert container.run("python", "-c", f"import {absent}")[0] == 1
 
 
+def test_the_inference_image_has_the_kernels_of_all_cpus(images: Images) -> None:
+    script = (
+        "import torch; from updraft_kernels.loader import *;"
+        "print(*sorted(path.stem.partition('-')[0] for path in FOLDER.glob('*.so')));"
+        "print([load_variant(variant).variant for variant in supported_variants()] == supported_variants())"
+    )
+    with images.container("inference") as container:
+        assert container.run("python", "-c", script) == (0, "amx avx2 avx512\nTrue")
+
+
 def test_the_operator_image_downloads_models_and_imports_drafts(images: Images) -> None:
     with images.container("operator") as container:
         assert container.run("updraft", "--version") == (0, f"updraft {updraft_images.VERSION}")

@@ -106,6 +106,7 @@ async def serve(settings: InferenceSettings, stop: Stop, open_engine: OpenEngine
             asyncio.TaskGroup() as background,  # ends before what it works with
         ):
             watch_engine(registry, engine)
+            base.metrics.observe_kernels(engine.info.kernels)
             if engine.planning is not None:
                 watch_planning(registry, engine.planning)
             running = [background.create_task(job) for job in (_watch(engine, base.gate), *agent.jobs)]

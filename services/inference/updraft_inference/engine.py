@@ -235,8 +235,8 @@ class EngineInfo:
     num_slots: int
     vocab_size: int
     eos_token_ids: frozenset[int]
-    has_kernels: bool = False
-    """It computes with kernels of its own, where torch's operations would do more slowly."""
+    kernels: str = ""
+    """Which of its C++ kernels the built-in engine uses: amx, avx512, avx2, neon; "torch" if none, "" for other engines."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,6 +49,7 @@ class Metrics:
     draft_mismatches: Counter
     registry_connected: Gauge
     registry_denials: Counter
+    own_kernels: Gauge
 
     @classmethod
     def on(cls, registry: CollectorRegistry) -> Self:
@@ -57,8 +58,8 @@ class Metrics:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"{_PREFIX}_{name}", text, labels, registry=registry)
 
-        def gauge(name: str, text: str) -> Gauge:
-            return Gauge(f"{_PREFIX}_{name}", text, registry=registry)
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"{_PREFIX}_{name}", text, labels, registry=registry)
 
         def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
             return Histogram(f"{_PREFIX}_{name}", text, labels, buckets=buckets, registry=registry)
@@ -102,7 +103,16 @@ class Metrics:
                 "registry_denials",
                 "Times that the registry refused this pod: its token, the token's role, or what it serves.",
             ),
+            own_kernels=gauge(
+                "own_kernels",
+                "1 if the built-in engine uses its C++ kernels (amx, avx512, avx2, neon), 0 if torch's operations (torch).",
+                "variant",
+            ),
         )
+
+    def observe_kernels(self, variant: str) -> None:
+        """Set once an engine is open; see `EngineInfo.kernels`."""
+        self.own_kernels.labels(variant=variant).set(variant not in {"", "torch"})
 
     def observe(self, finished: Finished) -> None:
         """Count one ended request."""
@@ -159,10 +169,6 @@ def watch_engine(registry: CollectorRegistry, engine: Engine) -> None:
         "cached_prompt_tokens": (
             "Prompt tokens so far that were not read, since another request had read them.",
             lambda: engine.load.cached_tokens,
-        ),
-        "own_kernels": (
-            "1 if the built-in engine computes with kernels of its own, 0 if with torch's operations.",
-            lambda: engine.info.has_kernels,
         ),
     }
     for name, (text, read) in gauges.items():

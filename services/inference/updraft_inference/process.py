@@ -69,7 +69,7 @@ async def open_engine(settings: InferenceSettings, on_finished: FinishedSink) ->
         ),
         dtype=getattr(torch, settings.dtype),
         device=settings.device,
-        kernels=settings.kernels_dir if settings.kernels == "auto" else None,
+        use_kernels=settings.kernels == "auto",
         drafter=Drafter.EAGLE3 if settings.drafter == "auto" else Drafter(settings.drafter),
         max_queued=settings.max_queued_requests,
     )

@@ -9,7 +9,6 @@ from pydantic_settings import SettingsConfigDict
 
 from updraft_chassis import settings, streams
 from updraft_chassis.credentials import Credentials
-from updraft_inference.torch_engine.kernels import default_folder
 
 PodName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$", max_length=63)]
 """What a host may be called."""
@@ -71,11 +70,8 @@ class InferenceSettings(settings.Settings):
     """Where torch runs: cpu, cuda, cuda:0."""
 
     kernels: Literal["auto", "off"] = "auto"
-    """Kernels of the torch engine on a CPU. auto: compiled at the first start on a machine, in some seconds, if it has g++;
-    off: torch's operations, which are slower."""
-
-    kernels_dir: Path = Field(default_factory=default_folder)
-    """Folder that keeps them; default: ~/.cache/updraft/kernels."""
+    """Whether the torch engine uses its C++ kernels on a CPU. auto: the fastest that the package has for this CPU; off: torch's
+    operations, which are slower."""
 
     num_threads: Annotated[int, Field(ge=0)] = 0
     """Threads of torch; 0: its own choice."""

@@ -1,22 +1,24 @@
 """What several tests of the torch engine share."""
 
-import ctypes
+import shutil
 
 import pytest
 
-from updraft_inference.torch_engine import kernels
+from updraft_kernels.loader import Kernels, load_kernels, supported_variants
 
 
 @pytest.fixture(scope="session")
-def compiled() -> ctypes.CDLL:
-    """The engine's own kernels."""
-    library = kernels.load(kernels.default_folder())
-    if library is None:
-        pytest.skip("the engine's kernels are compiled with g++")
-    return library
+def compiled() -> Kernels:
+    """The C++ kernels that an engine on this CPU uses."""
+    kernels = load_kernels()
+    if kernels is None:
+        is_expected = shutil.which("g++") is not None and supported_variants()
+        assert not is_expected, "`make install` should have compiled them"
+        pytest.skip("no C++ kernels: there was no g++ at `make install`, or this CPU has no AVX2")
+    return kernels
 
 
-@pytest.fixture(scope="session", params=["operations of torch", "kernels of ours"])
-def library(request: pytest.FixtureRequest) -> ctypes.CDLL | None:
-    """What a target may be opened with: once nothing, once the kernels."""
-    return None if request.param == "operations of torch" else request.getfixturevalue("compiled")
+@pytest.fixture(scope="session", params=["torch's operations", "C++ kernels"])
+def library(request: pytest.FixtureRequest) -> Kernels | None:
+    """What a target may be opened with: first no kernels, then the C++ kernels."""
+    return None if request.param == "torch's operations" else request.getfixturevalue("compiled")

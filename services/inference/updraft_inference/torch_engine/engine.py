@@ -7,7 +7,7 @@ happen outside the thread: the loop stands still only for the copy.
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -34,7 +34,6 @@ from updraft_inference.engine import (
     Planning,
     Swapped,
 )
-from updraft_inference.torch_engine import kernels
 from updraft_inference.torch_engine.drafting.eagle import EagleDrafter
 from updraft_inference.torch_engine.drafting.ngram import Lookups
 from updraft_inference.torch_engine.model.draft import Packed, pack
@@ -45,6 +44,7 @@ from updraft_inference.torch_engine.sampling.logits import check_sampling
 from updraft_inference.torch_engine.scheduler.scheduler import Decoder
 from updraft_inference.torch_engine.sequence import Sequence
 from updraft_inference.torch_engine.worker import Worker, on_passing_thread
+from updraft_kernels.loader import load_kernels
 
 ENGINE = "torch/0.1.0"
 
@@ -56,8 +56,8 @@ class EngineOptions:
     limits: Limits
     dtype: torch.dtype = torch.bfloat16
     device: str = "cpu"
-    kernels: Path | None = field(default_factory=kernels.default_folder)
-    """Folder of the engine's compiled kernels; None: torch's operations."""
+    use_kernels: bool = True
+    """Use the C++ kernels on a CPU, if the package has them for it."""
     drafter: Drafter = Drafter.EAGLE3
     is_lookahead_fixed: bool = False
     max_queued: int = 256
@@ -104,7 +104,7 @@ class TorchEngine:
             dtype=options.dtype,
             device=device,
             num_positions=limits.num_positions,
-            library=kernels.load(options.kernels) if options.kernels is not None and device.type == "cpu" else None,
+            library=load_kernels() if options.use_kernels and device.type == "cpu" else None,
         )
         if limits.max_context > target.config.max_position:
             raise InvalidInput(
@@ -118,7 +118,7 @@ class TorchEngine:
             num_slots=limits.num_slots,
             vocab_size=target.config.vocab_size,
             eos_token_ids=target.config.eos_token_ids,
-            has_kernels=target.has_kernels,
+            kernels=target.kernels,
         )
         grammars = Grammars(folder, target.config.vocab_size, target.config.eos_token_ids)
         return cls(target, info, options, on_finished, grammars)

@@ -4,7 +4,6 @@ Its cache mirrors the target's: row t holds (state at t, token t + 1). Rows that
 overwritten by the target's states once the tokens are confirmed.
 """
 
-import ctypes
 import math
 from itertools import accumulate
 
@@ -18,6 +17,7 @@ from updraft_inference.torch_engine.model.draft import Packed, ServedDraft
 from updraft_inference.torch_engine.model.kv_cache import CacheShape, SlotCache
 from updraft_inference.torch_engine.sampling import noise
 from updraft_inference.torch_engine.sequence import Proposal, Sequence
+from updraft_kernels.loader import Kernels
 
 MAX_PENDING_ROWS = 48
 """Once a sequence is more behind, all read what they are behind but its last row, which drafting begins with: together it costs
@@ -40,9 +40,8 @@ class EagleDrafter:
     """A draft network with the cache of its one layer. Not thread-safe: the engine thread owns it."""
 
     def __init__(
-        self, network: DraftNetwork, *, num_slots: int, num_positions: int, library: ctypes.CDLL | None = None
+        self, network: DraftNetwork, *, num_slots: int, num_positions: int, library: Kernels | None = None
     ) -> None:
-        """`library`: see `kernels.load`."""
         self.network = network
         shape = CacheShape(
             num_layers=1,

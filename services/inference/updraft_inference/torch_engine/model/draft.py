@@ -6,7 +6,6 @@ packed here is a copy of them, made beside the engine's thread, so that a pause 
 Tensors: R rows, A auxiliary, D hidden, H heads, K key-value heads, E head size, V draft vocabulary.
 """
 
-import ctypes
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ from updraft_inference.torch_engine.model.kv_cache import Batch, SlotCache
 from updraft_inference.torch_engine.model.linear import Linear, linear
 from updraft_inference.torch_engine.model.native_ops import operations
 from updraft_inference.torch_engine.model.ops import Heads, Sight, joined
+from updraft_kernels.loader import Kernels
 
 _ATTENTION, _MLP = "midlayer.self_attn", "midlayer.mlp"
 
@@ -46,9 +46,8 @@ _NAMES = (
 """What each field of `Packed` is joined of, in their order."""
 
 
-def pack(tensors: Mapping[str, Tensor], *, like: Tensor, library: ctypes.CDLL | None) -> Packed:
-    """Copies of a checkpoint's weights, in dtype and on the device of `like`. Exhausted where there is no memory for them.
-    `library`: see `kernels.load`."""
+def pack(tensors: Mapping[str, Tensor], *, like: Tensor, library: Kernels | None) -> Packed:
+    """Copies of a checkpoint's weights, in dtype and on the device of `like`. Exhausted where there is no memory for them."""
     try:
         return Packed(*(linear(weight.to(like), library=library) for weight in _weights(tensors)))
     except RuntimeError as error:  # torch's word for it
@@ -62,7 +61,7 @@ def _weights(tensors: Mapping[str, Tensor]) -> list[Tensor]:
 class ServedDraft:
     """Of one network. Not thread-safe: the engine thread owns it."""
 
-    def __init__(self, network: DraftNetwork, library: ctypes.CDLL | None = None) -> None:
+    def __init__(self, network: DraftNetwork, library: Kernels | None = None) -> None:
         c = network.config
         self._network = network
         self._weights = pack(network.state_dict(), like=network.lm_head.weight, library=library)

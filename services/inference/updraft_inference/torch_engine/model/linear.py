@@ -2,14 +2,14 @@
 
 A decode step reads every weight once for a handful of rows, so it lasts as long as that reading. In bfloat16 on a CPU torch's
 plain operation brings the weight into oneDNN's blocked order anew for each call. Here that is done once; and where the
-processor has tiles, the product is one of our own (`products.cpp`), which reads as fast as the memory gives.
+processor has tiles, the product is one of our own (`matmul_amx.cpp`), which reads as fast as the memory gives.
 """
-
-import ctypes
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from updraft_kernels.loader import Kernels
 
 SIDE, DEPTH = 16, 32
 """Outputs and inputs of a tile of weights."""
@@ -52,13 +52,13 @@ class Tiled(Linear):
     """By our own product, of a weight in tiles [out / 16, in / 32, 16 pairs, 16 outputs, 2]. A row's result is the same
     whatever rows are beside it."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, library: ctypes.CDLL) -> None:
-        assert library.has_tiles()
+    def __init__(self, weight: Tensor, bias: Tensor | None, library: Kernels) -> None:
+        assert library.has_amx
         self._shape = weight.shape
         out, of = weight.shape
         tiles = weight.view(out // SIDE, SIDE, of // DEPTH, DEPTH // 2, 2).permute(0, 2, 3, 1, 4).contiguous()
         super().__init__(tiles, None if bias is None else bias.float())
-        self._multiply = library.multiply
+        self._multiply = library.matmul_amx
 
     @property
     def weight(self) -> Tensor:
@@ -76,12 +76,12 @@ class Tiled(Linear):
         return y
 
 
-def linear(weight: Tensor, bias: Tensor | None = None, *, library: ctypes.CDLL | None = None) -> Linear:
-    """The fastest for this weight on this machine. `library`: see `kernels.load`."""
+def linear(weight: Tensor, bias: Tensor | None = None, *, library: Kernels | None = None) -> Linear:
+    """The fastest for this weight on this machine."""
     if weight.dtype != torch.bfloat16 or weight.device.type != "cpu":
         return Linear(weight, bias)
     out, of = weight.shape
-    if library is not None and out % SIDE == 0 and of % DEPTH == 0 and library.has_tiles():
+    if library is not None and out % SIDE == 0 and of % DEPTH == 0 and library.has_amx:
         return Tiled(weight, bias, library)
     has_kernels = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if has_kernels and torch.ops.mkldnn._is_mkldnn_bf16_supported():  # noqa: SLF001

@@ -4,7 +4,6 @@ A decode step of a small model is a thousand operations of microseconds, and tor
 operation. Attention also pads no sequence to another, and reads keys and values where they are.
 """
 
-import ctypes
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from updraft_inference.torch_engine.model.kv_cache import SlotCache
 from updraft_inference.torch_engine.model.ops import Heads, Peaks, Plain, Sight
+from updraft_kernels.loader import Kernels
 
 LANES = 16
 """Heads are multiples of it in size."""
@@ -25,15 +25,15 @@ SHORT = 4096
 class Fused(Plain):
     """For weights and states of one dtype on a CPU, and heads whose size is a multiple of `LANES`."""
 
-    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, *, attends: bool = True) -> None:
+    def __init__(self, library: Kernels, dtype: torch.dtype, *, attends: bool = True) -> None:
         """`attends`: and torch does not."""
         self.pads = not attends
         self._dtype = dtype
         name = str(dtype).removeprefix("torch.")
         self._add_norm = getattr(library, f"add_norm_{name}")
-        self._gate = getattr(library, f"gate_{name}")
-        self._attend = getattr(library, f"attend_{name}")
-        self._choices = getattr(library, f"choices_{name}")
+        self._gate = getattr(library, f"silu_and_mul_{name}")
+        self._attend = getattr(library, f"attention_{name}")
+        self._choices = getattr(library, f"top_scores_{name}")
 
     def add_norm(self, x_RD: Tensor, y_RD: Tensor | None, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """See `Plain`."""
@@ -121,9 +121,9 @@ class Fused(Plain):
             raise RuntimeError("no memory for attention")  # as torch says it
 
 
-def operations(library: ctypes.CDLL | None, *, like: Tensor, head_dim: int) -> Plain:
+def operations(library: Kernels | None, *, like: Tensor, head_dim: int) -> Plain:
     """The fastest that there are for such tensors and heads."""
     is_fit = like.device.type == "cpu" and like.dtype in (torch.float32, torch.bfloat16) and head_dim % LANES == 0
     if library is None or not is_fit:
         return Plain()
-    return Fused(library, like.dtype, attends=library.has_wide_vectors())
+    return Fused(library, like.dtype, attends=library.has_wide_vectors)

@@ -8,7 +8,6 @@ Every forward also yields what learning needs: the auxiliary states and the last
 Tensors: R new rows of all sequences, D hidden, H heads, K key-value heads, E head size, A auxiliary, V vocabulary.
 """
 
-import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from updraft_inference.torch_engine.model.kv_cache import Batch, SlotCache
 from updraft_inference.torch_engine.model.linear import Linear, linear
 from updraft_inference.torch_engine.model.native_ops import Fused, operations
 from updraft_inference.torch_engine.model.ops import Heads, Sight, joined
+from updraft_kernels.loader import Kernels
 
 
 class Forward(NamedTuple):
@@ -65,10 +65,10 @@ class Target:
         dtype: torch.dtype,
         device: torch.device,
         num_positions: int | None = None,
-        library: ctypes.CDLL | None = None,
+        library: Kernels | None = None,
     ) -> None:
         """`num_positions`: as many will be used, which may be some more than the model knows, for drafts beyond a request's
-        end are not kept; None: as many as it knows, which may be a million. `library`: see `kernels.load`."""
+        end are not kept; None: as many as it knows, which may be a million."""
         weights = _Weights(tensors, config.family, dtype, device, library)
         of_tokens = (config.vocab_size, config.hidden_size)
         self.config = config
@@ -86,9 +86,9 @@ class Target:
         """Cosines and sines by `is_sliding`, for the kinds of layers that there are."""
 
     @property
-    def has_kernels(self) -> bool:
-        """Its operations are ours."""
-        return isinstance(self.operations, Fused)
+    def kernels(self) -> str:
+        """The variant of the C++ kernels that it computes with; "torch" if with torch's operations."""
+        return self.library.variant if self.library is not None and isinstance(self.operations, Fused) else "torch"
 
     def _table(self, num_positions: int, rope: Rope) -> tuple[Tensor, Tensor]:
         cos, sin = rotary_table(num_positions, self.config.head_dim, rope)
@@ -102,7 +102,7 @@ class Target:
         dtype: torch.dtype,
         device: torch.device,
         num_positions: int | None = None,
-        library: ctypes.CDLL | None = None,
+        library: Kernels | None = None,
     ) -> Self:
         """Read a Hugging Face folder. InvalidInput if it is none, or of no family that runs here, Corrupt if it is damaged."""
         config, tensors = TargetConfig.from_folder(folder), read_tensors(folder)
@@ -162,7 +162,7 @@ class _Weights:
     family: Family
     dtype: torch.dtype
     device: torch.device
-    library: ctypes.CDLL | None
+    library: Kernels | None
 
     def linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
         return linear(weight, bias, library=self.library)

@@ -1,6 +1,5 @@
 """The draft as it serves: the network's own forward, on flat rows of sequences that are behind by different lengths."""
 
-import ctypes
 import math
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from updraft_inference.torch_engine.drafting.eagle import (
 from updraft_inference.torch_engine.model.draft import ServedDraft, pack
 from updraft_inference.torch_engine.model.kv_cache import CacheShape, SlotCache
 from updraft_inference.torch_engine.sequence import Proposal, Sequence
+from updraft_kernels.loader import Kernels
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -34,7 +34,7 @@ def network(request: pytest.FixtureRequest, tmp_path: Path) -> DraftNetwork:
 
 @torch.inference_mode()
 def test_the_served_forward_is_the_networks_and_follows_its_weights_when_told(
-    network: DraftNetwork, library: ctypes.CDLL | None
+    network: DraftNetwork, library: Kernels | None
 ) -> None:
     served, generator = ServedDraft(network, library), torch.Generator().manual_seed(3)
     c, dtype = network.config, network.embedding.dtype
@@ -111,7 +111,7 @@ def test_sequences_that_are_behind_by_different_lengths_draft_together_as_alone(
     "behind", [(1, MAX_PENDING_ROWS, 3), (2, MAX_PENDING_ROWS + 1, 1), (1, MAX_ROWS_TOGETHER + 6, 24)]
 )
 def test_what_piles_up_is_read_for_all_together_and_drafts_stay_the_same(
-    tmp_path: Path, library: ctypes.CDLL | None, behind: tuple[int, ...]
+    tmp_path: Path, library: Kernels | None, behind: tuple[int, ...]
 ) -> None:
     network = make_draft(make_tiny_target(tmp_path))
     order = [2, 0, 1]  # in which requests came

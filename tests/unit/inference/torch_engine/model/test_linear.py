@@ -1,6 +1,5 @@
 """However a weight is kept, it gives what the plain one gives, for any number of rows."""
 
-import ctypes
 import math
 
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from updraft_inference.torch_engine.model.linear import Tiled, linear
+from updraft_kernels.loader import Kernels
 
 
 def random(*shape: int, seed: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -22,8 +22,8 @@ def exact(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def tiled(compiled: ctypes.CDLL) -> ctypes.CDLL:
-    if not compiled.has_tiles():
+def tiled(compiled: Kernels) -> Kernels:
+    if not compiled.has_amx:
         pytest.skip("this processor has no tiles for bfloat16")
     return compiled
 
@@ -33,7 +33,7 @@ def tiled(compiled: ctypes.CDLL) -> ctypes.CDLL:
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("num_rows", [0, 1, 3, 8, 70])
 def test_it_is_the_product_with_the_weight(
-    library: ctypes.CDLL | None, dtype: torch.dtype, size: tuple[int, int], num_rows: int, *, has_bias: bool
+    library: Kernels | None, dtype: torch.dtype, size: tuple[int, int], num_rows: int, *, has_bias: bool
 ) -> None:
     weight = random(*size, seed=0, dtype=dtype)
     bias = random(size[0], seed=1, dtype=dtype) if has_bias else None
@@ -50,7 +50,7 @@ def test_it_is_the_product_with_the_weight(
 @settings(max_examples=40, deadline=None)
 @given(rows=st.integers(1, 100), out=st.integers(1, 9), of=st.integers(1, 20), has_bias=st.booleans())
 def test_tiles_give_the_product_rounded_once_for_any_sizes(
-    tiled: ctypes.CDLL, rows: int, out: int, of: int, *, has_bias: bool
+    tiled: Kernels, rows: int, out: int, of: int, *, has_bias: bool
 ) -> None:
     weight, x = random(16 * out, 32 * of, seed=rows), random(rows, 32 * of, seed=out)
     bias = random(16 * out, seed=of) if has_bias else None
@@ -61,7 +61,7 @@ def test_tiles_give_the_product_rounded_once_for_any_sizes(
 @settings(max_examples=40, deadline=None)
 @given(rows=st.integers(1, 70), others=st.integers(0, 70), before=st.integers(0, 70))
 def test_a_row_of_tiles_is_the_same_to_the_bit_whatever_is_beside_it(
-    tiled: ctypes.CDLL, rows: int, others: int, before: int
+    tiled: Kernels, rows: int, others: int, before: int
 ) -> None:
     product = Tiled(random(48, 96, seed=0), None, tiled)
     own, more = random(rows, 96, seed=1), random(before + others, 96, seed=2)
@@ -69,14 +69,14 @@ def test_a_row_of_tiles_is_the_same_to_the_bit_whatever_is_beside_it(
     assert torch.equal(together[before : before + rows], product(own))
 
 
-def test_what_is_not_finite_stays_in_its_row(tiled: ctypes.CDLL) -> None:
+def test_what_is_not_finite_stays_in_its_row(tiled: Kernels) -> None:
     x = random(20, 64, seed=0)
     x[3, 5], x[17, 0] = math.nan, math.inf
     finite = Tiled(random(32, 64, seed=1), None, tiled)(x).isfinite().all(-1)
     assert finite.tolist() == [row not in {3, 17} for row in range(20)]
 
 
-def test_torchs_own_products_stay_right_beside_tiles(tiled: ctypes.CDLL) -> None:
+def test_torchs_own_products_stay_right_beside_tiles(tiled: Kernels) -> None:
     x, weight = random(40, 128, seed=0), random(64, 128, seed=1)
     ours, theirs = Tiled(weight, None, tiled), linear(weight)
     expected = ours(x).clone(), theirs(x).clone(), x @ x.T

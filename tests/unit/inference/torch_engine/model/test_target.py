@@ -1,6 +1,5 @@
 """Each family's forward is that of transformers, whatever shares the batch and however long ago it began."""
 
-import ctypes
 import json
 import random
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
 from updraft_inference.torch_engine.model.kv_cache import CacheShape, SlotCache
 from updraft_inference.torch_engine.model.limits import Limits
 from updraft_inference.torch_engine.model.target import Target
+from updraft_kernels.loader import Kernels
 
 TEXTS = [random.Random(length).sample(range(3, VOCAB), length) for length in (WINDOW - 3, 30, 57)]
 """Shorter than the sliding window, several times as long, and longer than the original context of yarn."""
@@ -39,7 +39,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return folder, families.make(request.param, folder)
 
 
-def opened(folder: Path, library: ctypes.CDLL | None = None) -> Target:
+def opened(folder: Path, library: Kernels | None = None) -> Target:
     return Target.open(folder, dtype=torch.float32, device=torch.device("cpu"), library=library)
 
 
@@ -85,7 +85,7 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
 
 
 def test_every_row_of_prompts_and_decode_steps_is_that_of_transformers(
-    family: tuple[Path, PreTrainedModel], library: ctypes.CDLL | None
+    family: tuple[Path, PreTrainedModel], library: Kernels | None
 ) -> None:
     folder, model = family
     target = opened(folder, library)
@@ -115,7 +115,7 @@ def test_every_row_of_prompts_and_decode_steps_is_that_of_transformers(
 
 
 def test_a_prompt_that_is_read_beside_decode_steps_changes_no_row(
-    family: tuple[Path, PreTrainedModel], library: ctypes.CDLL | None
+    family: tuple[Path, PreTrainedModel], library: Kernels | None
 ) -> None:
     folder, model = family
     target = opened(folder, library)
@@ -139,7 +139,7 @@ def test_a_prompt_that_is_read_beside_decode_steps_changes_no_row(
 
 @pytest.mark.parametrize("name", ["mistral, sliding", "mistral, sliding, odd heads"])
 def test_a_sequence_that_grows_by_one_token_crosses_the_window_exactly(
-    tmp_path: Path, library: ctypes.CDLL | None, name: str
+    tmp_path: Path, library: Kernels | None, name: str
 ) -> None:
     model = families.make(name, tmp_path)
     target, text = opened(tmp_path, library), TEXTS[1]

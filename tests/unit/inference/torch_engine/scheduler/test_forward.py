@@ -1,6 +1,5 @@
 """A forward over many pieces gives each the rows that it would have got alone, however they are put together."""
 
-import ctypes
 import random
 
 import pytest
@@ -14,12 +13,13 @@ from updraft_inference.torch_engine.model.kv_cache import CacheShape, SlotCache
 from updraft_inference.torch_engine.model.target import Target
 from updraft_inference.torch_engine.scheduler.forward import Piece, advance
 from updraft_inference.torch_engine.sequence import Proposal, Sequence
+from updraft_kernels.loader import Kernels
 
 NUM_SLOTS, NUM_POSITIONS = 9, 96
 
 
 @pytest.fixture(scope="module")
-def target(library: ctypes.CDLL | None, tmp_path_factory: pytest.TempPathFactory) -> Target:
+def target(library: Kernels | None, tmp_path_factory: pytest.TempPathFactory) -> Target:
     folder = make_tiny_target(tmp_path_factory.mktemp("models") / "target", seed=5)
     return Target.open(folder, dtype=torch.float32, device=torch.device("cpu"), library=library)
 

@@ -1,6 +1,6 @@
-// Numbers, vectors of them, and what is done to a row: shared by all kernels.
+// Number types, vectors of 16 numbers, and functions of one row, shared by all kernels.
 //
-// Numbers are bfloat16 or float in memory, and float in registers. What is not finite stays so, for callers look for it.
+// Numbers are bfloat16 or float in memory and float in registers. NaN and infinity propagate, because callers check for them.
 
 #pragma once
 
@@ -12,11 +12,11 @@ namespace {
 
 constexpr int LANES = 16;
 
-// As wide as the widest vectors; compilers split them where a processor's are narrower. Memory is read and written by memcpy,
-// which asks for no alignment and no type.
+// The compiler splits these vectors for CPUs with narrower ones. Memory is accessed by memcpy, which needs no alignment and
+// breaks no aliasing rule.
 typedef float Floats __attribute__((vector_size(64)));
 typedef uint32_t Words __attribute__((vector_size(64)));
-typedef int32_t Places __attribute__((vector_size(64)));
+typedef int32_t Indices __attribute__((vector_size(64)));
 typedef uint16_t Halves __attribute__((vector_size(32)));
 
 struct bf16 {
@@ -41,7 +41,7 @@ inline Floats load_lanes(const float* x) { return load_as<Floats>(x); }
 inline Floats load_lanes(const bf16* x) { return (Floats)(__builtin_convertvector(load_as<Halves>(x), Words) << 16); }
 inline void store_lanes(float* to, Floats x) { std::memcpy(to, &x, sizeof x); }
 
-// Of a square of 16 x 16, exchange what lies off the diagonal in blocks of `half`; all four sizes transpose it.
+// Swap the off-diagonal blocks of size `half` in a 16 x 16 matrix. Sizes 8, 4, 2 and 1 together transpose it.
 template <int half, typename V>
 inline void exchange(V* rows) {
 #define LOW(i) ((i) & half ? (i) - half + 16 : (i))
@@ -51,8 +51,8 @@ inline void exchange(V* rows) {
   for (int i = 0; i < 16; i++)
     if (!(i & half)) {
       const V low = rows[i], high = rows[i + half];
-      rows[i] = __builtin_shuffle(low, high, Places{ALL(LOW)});
-      rows[i + half] = __builtin_shuffle(low, high, Places{ALL(HIGH)});
+      rows[i] = __builtin_shuffle(low, high, Indices{ALL(LOW)});
+      rows[i + half] = __builtin_shuffle(low, high, Indices{ALL(HIGH)});
     }
 #undef ALL
 #undef HIGH
@@ -67,14 +67,14 @@ inline void transpose(V* rows) {
 }
 
 inline void store(float& to, float x) { to = x; }
-inline void store(bf16& to, float x) {  // to the nearest, ties to even
+inline void store(bf16& to, float x) {  // rounds to nearest, ties to even
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
   to.bits = x != x ? 0x7fc0 : uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-// e^x to 2 units in the last place (Cephes' expf), for the library's does not vectorise; between e^-87 and e^88, which is as
-// good as 0 and infinity for what it is used for.
+// e^x to 2 units in the last place (Cephes' expf), because the standard library's does not vectorize. The result is clamped to
+// e^-87 and e^88, which its callers cannot tell from 0 and infinity.
 inline float exponential(float x) {
   x = x < -87.0f ? -87.0f : x;
   x = x > 88.0f ? 88.0f : x;

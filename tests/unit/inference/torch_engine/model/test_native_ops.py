@@ -1,9 +1,7 @@
-"""Kernels of ours give what torch's operations give, and an engine without them still serves."""
+"""Every variant of the C++ kernels that this CPU runs gives the results of torch's operations."""
 
-import ctypes
 import math
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,14 +12,20 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from updraft_inference.settings import InferenceSettings
-from updraft_inference.torch_engine import kernels
 from updraft_inference.torch_engine.model.kv_cache import CacheShape, SlotCache
 from updraft_inference.torch_engine.model.limits import Limits
 from updraft_inference.torch_engine.model.native_ops import LANES, WIDEST, Fused, operations
 from updraft_inference.torch_engine.model.ops import Heads, Plain, Sight
+from updraft_kernels.loader import Kernels, load_variant, supported_variants
 
 NUM_SLOTS, NUM_POSITIONS = 4, 60 + WIDEST
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
+
+
+@pytest.fixture(scope="module", params=supported_variants())
+def compiled(compiled: Kernels, request: pytest.FixtureRequest) -> Kernels:
+    """Each variant in turn, where any was built."""
+    return load_variant(request.param)
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +50,7 @@ def assert_near(found: Tensor, expected: Tensor) -> None:
 @settings(max_examples=30, deadline=None)
 @given(rows=st.integers(1, 40), size=st.integers(1, 200), has_y=st.booleans(), dtype=DTYPES, seed=st.integers(0, 99))
 def test_norms_and_gates_are_those_of_torch(
-    compiled: ctypes.CDLL, rows: int, size: int, *, has_y: bool, dtype: torch.dtype, seed: int
+    compiled: Kernels, rows: int, size: int, *, has_y: bool, dtype: torch.dtype, seed: int
 ) -> None:
     fused = Fused(compiled, dtype)
     x, y = (random(rows, size, seed=seed + n, dtype=dtype) for n in range(2))
@@ -71,7 +75,7 @@ def test_norms_and_gates_are_those_of_torch(
     seed=st.integers(0, 99),
 )
 def test_peaks_of_logits_are_those_of_torch(
-    compiled: ctypes.CDLL, wanted: list[bool], vocab: int, scale: float, dtype: torch.dtype, seed: int
+    compiled: Kernels, wanted: list[bool], vocab: int, scale: float, dtype: torch.dtype, seed: int
 ) -> None:
     logits = (scale * random(len(wanted), vocab, seed=seed)).to(dtype)  # in bfloat16 many are equal
     ours, theirs = (each.peaks(logits, wanted) for each in (Fused(compiled, dtype), Plain()))
@@ -83,7 +87,7 @@ def test_peaks_of_logits_are_those_of_torch(
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("place", [0, 1500, 2999])
-def test_logits_that_are_no_numbers_show_in_their_row(compiled: ctypes.CDLL, bad: float, place: int) -> None:
+def test_logits_that_are_no_numbers_show_in_their_row(compiled: Kernels, bad: float, place: int) -> None:
     logits = random(3, 3000, seed=1, dtype=torch.bfloat16)
     logits[1, place] = bad
     for each in (Fused(compiled, torch.bfloat16), Plain()):
@@ -102,7 +106,7 @@ def test_logits_that_are_no_numbers_show_in_their_row(compiled: ctypes.CDLL, bad
 )
 @example(lengths=[(64, 16)], prompt=None, heads=(3, 3, 4), window=0, has_norms=False, dtype=torch.bfloat16, seed=1)
 def test_rows_of_any_lengths_attend_as_in_torch_and_leave_the_same_cache(
-    compiled: ctypes.CDLL,
+    compiled: Kernels,
     *,
     lengths: list[tuple[int, int]],
     prompt: tuple[int, int] | None,
@@ -146,9 +150,7 @@ def test_rows_of_any_lengths_attend_as_in_torch_and_leave_the_same_cache(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_row_that_is_not_finite_shows_and_reaches_no_other_sequence(
-    compiled: ctypes.CDLL, dtype: torch.dtype
-) -> None:
+def test_a_row_that_is_not_finite_shows_and_reaches_no_other_sequence(compiled: Kernels, dtype: torch.dtype) -> None:
     """Whoever gave it is broken off by what its logits say, and so only it."""
     fused, size = Fused(compiled, dtype), 2 * LANES
     shape = CacheShape(num_layers=1, num_slots=2, num_positions=20, num_kv_heads=1, head_dim=size)
@@ -174,7 +176,7 @@ def test_nobody_drafts_more_than_attends_here() -> None:
     assert most < WIDEST
 
 
-def test_where_torch_attends_faster_it_does(compiled: ctypes.CDLL) -> None:
+def test_where_torch_attends_faster_it_does(compiled: Kernels) -> None:
     shape, heads = (
         CacheShape(num_layers=1, num_slots=1, num_positions=9, num_kv_heads=1, head_dim=16),
         Heads(num=1, num_kv=1, size=16, scale=1.0),
@@ -186,72 +188,9 @@ def test_where_torch_attends_faster_it_does(compiled: ctypes.CDLL) -> None:
     assert torch.equal(fused.attend(qkv, heads, sight, cache, 0), Plain().attend(qkv, heads, sight, cache, 0))
 
 
-def test_they_serve_what_they_can_and_torch_the_rest(compiled: ctypes.CDLL) -> None:
+def test_they_serve_what_they_can_and_torch_the_rest(compiled: Kernels) -> None:
     assert isinstance(operations(compiled, like=torch.zeros(1), head_dim=64), Fused)
     assert not isinstance(operations(compiled, like=torch.zeros(1), head_dim=24), Fused)
     assert not isinstance(operations(compiled, like=torch.zeros(1, dtype=torch.float16), head_dim=64), Fused)
     assert not isinstance(operations(compiled, like=torch.zeros(1, device="meta"), head_dim=64), Fused)
     assert not isinstance(operations(None, like=torch.zeros(1), head_dim=64), Fused)
-
-
-def test_a_library_is_compiled_once_and_again_if_it_is_damaged(compiled: ctypes.CDLL, tmp_path: Path) -> None:
-    folder = tmp_path / "new" / "kernels"
-    assert kernels.load(folder) is not None
-    (made,) = folder.iterdir()
-    whole, before = made.read_bytes(), made.stat().st_mtime_ns
-    assert kernels.load(folder) is not None
-    assert made.stat().st_mtime_ns == before
-
-    made.unlink()  # what is loaded stays whole
-    made.write_bytes(whole[:1000])
-    assert kernels.load(folder) is not None
-    assert any(each.stat().st_size == len(whole) for each in folder.iterdir())
-
-
-def test_what_lies_in_its_place_and_is_no_file_does_not_keep_another_from_being_found(
-    compiled: ctypes.CDLL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert kernels.load(tmp_path) is not None
-    (made,) = tmp_path.iterdir()
-    monkeypatch.setenv("PATH", "")
-    for digest in ("0" * 16, "f" * 16):  # whatever comes first
-        (tmp_path / f"{made.name.rpartition('-')[0]}-{digest}.so").mkdir()
-    assert kernels.load(tmp_path) is not None
-
-
-def test_a_library_that_is_there_needs_no_compiler(
-    compiled: ctypes.CDLL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert kernels.load(tmp_path / "made") is not None
-    monkeypatch.setenv("PATH", "")
-    assert kernels.load(tmp_path / "made") is not None
-
-
-@pytest.mark.parametrize(
-    ("compiler", "reason"), [("", "there is no g++"), ("#!/bin/sh\necho too old >&2; exit 1\n", "too old")]
-)
-def test_without_a_compiler_that_works_there_is_no_library_and_the_log_says_why(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, compiler: str, reason: str
-) -> None:
-    if compiler:
-        (tmp_path / "g++").write_text(compiler)
-        (tmp_path / "g++").chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert kernels.load(tmp_path / "kernels") is None
-    assert reason in caplog.records[-1].reason  # type: ignore[attr-defined]  # an extra
-
-
-def _writable_by_all(folder: Path) -> None:
-    folder.mkdir()
-    folder.chmod(0o777)
-
-
-@pytest.mark.parametrize(
-    ("make", "reason"), [(Path.touch, "Not a directory|File exists"), (_writable_by_all, "others may write to")]
-)
-def test_a_folder_that_will_not_do_costs_speed_and_no_start(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, make: Callable[[Path], None], reason: str
-) -> None:
-    make(tmp_path / "kernels")
-    assert kernels.load(tmp_path / "kernels") is None
-    assert re.search(reason, caplog.records[-1].reason)  # type: ignore[attr-defined]  # an extra

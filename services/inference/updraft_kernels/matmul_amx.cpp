@@ -1,28 +1,30 @@
-// Matrix products in bfloat16 by a processor's tiles: see `linear.py`, and ADR 0021 for why.
+// Matrix products in bfloat16 by AMX.
 //
-// A decode step reads every weight once for a handful of rows. Weights lie as tiles in the order in which they are read, so
-// that memory is a stream, and what is computed costs little beside it up to some dozens of rows.
+// A decode step reads every weight once for a few rows, so memory bandwidth limits it. Weights are stored as tiles in the order
+// in which they are read. Up to some dozens of rows, the computation adds little to the time of reading them.
 //
 // Sizes: R rows, N outputs, K inputs.
 
-#include "tiles.h"
+#include "amx.h"
 
-#if TILES
+#if AMX
 
 #include <omp.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
 
 namespace {
 
-constexpr int64_t AHEAD = 8;  // tiles between what is read and what is fetched
+constexpr int64_t AHEAD = 8;  // tiles by which to prefetch ahead
 
-inline void fetch(const uint16_t* tile) {
+inline void prefetch(const uint16_t* tile) {
   for (int64_t i = 0; i < TILE; i += 32) _mm_prefetch((const char*)(tile + i), _MM_HINT_T0);
 }
 
-// Sums of one or two blocks of rows (x, y) and one or two columns of tiles (w, v).
+// The products of one or two blocks of rows (x, y) and one or two columns of tiles (w, v).
 template <bool has_y, bool has_v, bool is_first>
 inline void sum(const uint16_t* x, const uint16_t* y, const uint16_t* w, const uint16_t* v, int64_t K, float* sums) {
   _tile_zero(0);
@@ -32,11 +34,11 @@ inline void sum(const uint16_t* x, const uint16_t* y, const uint16_t* w, const u
   for (int64_t k = 0; k < K; k += DEPTH, w += TILE, v += TILE) {
     _tile_loadd(4, x + k, 2 * K);
     _tile_loadd(6, w, 64);
-    if (is_first) fetch(w + AHEAD * TILE);
+    if (is_first) prefetch(w + AHEAD * TILE);
     _tile_dpbf16ps(0, 4, 6);
     if (has_v) {
       _tile_loadd(7, v, 64);
-      if (is_first) fetch(v + AHEAD * TILE);
+      if (is_first) prefetch(v + AHEAD * TILE);
       _tile_dpbf16ps(1, 4, 7);
     }
     if (has_y) {
@@ -56,12 +58,12 @@ struct Product {
   const float* bias;
   uint16_t* out;
   int64_t R, N, K;
-  int64_t blocks, rows;  // the last block begins so that it is whole: some rows are then computed twice, alike
+  int64_t blocks, rows;  // the last block is moved back to be full: some rows are computed twice, with equal results
 
   void run() const {
 #pragma omp parallel
     {
-      configure(rows);
+      configure_tiles(rows);
 #pragma omp for schedule(dynamic)
       for (int64_t n = 0; n < N; n += 2 * SIDE) {
         if (n + SIDE < N)
@@ -77,14 +79,14 @@ struct Product {
   void columns(int64_t n) const {
     for (int64_t block = 0; block < blocks; block += 2) {
       if (block + 1 == blocks)
-        block ? some<false, has_v, false>(n, block) : some<false, has_v, true>(n, block);
+        block ? multiply<false, has_v, false>(n, block) : multiply<false, has_v, true>(n, block);
       else
-        block ? some<true, has_v, false>(n, block) : some<true, has_v, true>(n, block);
+        block ? multiply<true, has_v, false>(n, block) : multiply<true, has_v, true>(n, block);
     }
   }
 
   template <bool has_y, bool has_v, bool is_first>
-  void some(int64_t n, int64_t block) const {
+  void multiply(int64_t n, int64_t block) const {
     alignas(64) float sums[4 * SUMS];
     const int64_t first = begin(block), second = begin(block + 1);
     const uint16_t *w = tiles + n * K, *v = w + SIDE * K;
@@ -109,18 +111,16 @@ struct Product {
 
 }  // namespace
 
-extern "C" bool has_tiles() { return has_tiles_here(); }
+// Ask Linux to let this process use tiles; false if it refuses. Everything else that uses AMX needs this first.
+extern "C" bool request_amx() {
+  constexpr int REQUEST = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return !syscall(SYS_arch_prctl, REQUEST, TILE_DATA);
+}
 
-extern "C" void multiply(const uint16_t* x, const uint16_t* tiles, const float* bias, uint16_t* out, int64_t R, int64_t N,
-                         int64_t K) {
+extern "C" void matmul_amx(const uint16_t* x, const uint16_t* tiles, const float* bias, uint16_t* out, int64_t R, int64_t N,
+                           int64_t K) {
   const int64_t blocks = (R + SIDE - 1) / SIDE;
   if (R) Product{x, tiles, bias, out, R, N, K, blocks, (R + blocks - 1) / blocks}.run();
 }
-
-#else
-
-extern "C" bool has_tiles() { return false; }
-
-extern "C" void multiply(const uint16_t*, const uint16_t*, const float*, uint16_t*, int64_t, int64_t, int64_t) {}
 
 #endif

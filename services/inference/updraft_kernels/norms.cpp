@@ -1,8 +1,8 @@
-// Norms and gates, each as one call: see `fused.py`, and ADR 0019 for why.
+// RMS norm with the residual's addition, and SwiGLU's activation, each as one call.
 //
 // Sizes: R rows, D hidden, I intermediate.
 
-#include "lanes.h"
+#include "simd.h"
 
 namespace {
 
@@ -22,7 +22,7 @@ void add_norm(const T* x, const T* y, const T* weight, T* sum, T* out, int64_t R
 }
 
 template <typename T>
-void gate(const T* gate_up, T* out, int64_t R, int64_t I) {
+void silu_and_mul(const T* gate_up, T* out, int64_t R, int64_t I) {
 #pragma omp parallel for if (R > 4)
   for (int64_t r = 0; r < R; r++) {
     const T *row = gate_up + r * 2 * I, *up = row + I;
@@ -41,7 +41,7 @@ void gate(const T* gate_up, T* out, int64_t R, int64_t I) {
                                   float eps) {                                                                   \
     add_norm(x, y, weight, sum, out, R, D, eps);                                                                 \
   }                                                                                                              \
-  extern "C" void gate_##NAME(const T* gate_up, T* out, int64_t R, int64_t I) { gate(gate_up, out, R, I); }
+  extern "C" void silu_and_mul_##NAME(const T* gate_up, T* out, int64_t R, int64_t I) { silu_and_mul(gate_up, out, R, I); }
 
 EXPORT(float, float32)
 EXPORT(bf16, bfloat16)

@@ -1,0 +1,91 @@
+"""Compiles the C++ kernels when a wheel is built, including the editable one of `make install`.
+
+A wheel runs on many machines, so it carries one library per set of CPU features, and `updraft_kernels.loader` chooses one.
+Without g++ the wheel carries none and is a pure one; the engine then uses torch's operations.
+"""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+KERNELS = "services/inference/updraft_kernels"
+
+_FLAGS = ("-std=c++17", "-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-Wno-psabi")
+VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "x86_64": {
+        "amx": ("-march=x86-64-v4", "-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-mtune=sapphirerapids"),
+        "avx512": (
+            "-march=x86-64-v4",
+            "-mtune=icelake-server",
+            "-mprefer-vector-width=512",
+        ),  # the fastest on a Zen 4 too
+        "avx2": ("-march=x86-64-v3",),
+    },
+    "aarch64": {"neon": ()},
+}
+"""The compiler's flags per variant, by machine; `loader.CPU_FLAGS` says what each needs of a CPU."""
+
+
+class KernelsHook(BuildHookInterface[Any]):
+    """Adds the libraries to the wheel, and its platform to the wheel's tag."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        sources = Path(self.root, KERNELS)
+        if not sources.is_dir():  # the Dockerfile's wheel of requirements alone
+            return
+        compiler = shutil.which("g++")
+        for stale in sources.glob("*.so"):
+            stale.unlink()
+        libraries = compile_kernels(sources, sources, compiler) if compiler else []
+        if not libraries:
+            self.app.display_warning("No g++ that can compile the C++ kernels: the engine will use torch's operations")
+            return
+        build_data["artifacts"] += [f"{KERNELS}/{library.name}" for library in libraries]
+        build_data["pure_python"] = False  # ctypes loads them, so any Python will do
+        build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
+
+
+def compile_kernels(sources: Path, output: Path, compiler: str) -> list[Path]:
+    """Compile every variant of this machine that the compiler knows. RuntimeError, with its message, if a source is wrong."""
+    variants = VARIANTS.get(platform.machine(), {})
+    known = {name: flags for name, flags in variants.items() if _accepts(compiler, flags)}
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = {
+            Path(folder, f"{name}-{source.stem}.o"): (source, flags)
+            for source in sorted(sources.glob("*.cpp"))
+            for name, flags in known.items()
+        }
+        for _ in pool.map(lambda job: _run(compiler, *_FLAGS, *job[1][1], "-c", job[1][0], "-o", job[0]), jobs.items()):
+            pass
+        return [_link(compiler, name, sorted(Path(folder).glob(f"{name}-*.o")), output) for name in known]
+
+
+def _accepts(compiler: str, flags: tuple[str, ...]) -> bool:
+    """Older compilers do not know AMX."""
+    try:
+        _run(compiler, *_FLAGS, *flags, "-fsyntax-only", "-x", "c++", os.devnull)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _link(compiler: str, variant: str, objects: list[Path], output: Path) -> Path:
+    """Without -fopenmp, because torch brings an OpenMP and a second one would be a second pool of threads."""
+    linked = output / f".{variant}.so.part"
+    _run(compiler, "-shared", *objects, "-o", linked)
+    return linked.rename(output / f"{variant}-{hashlib.sha256(linked.read_bytes()).hexdigest()[:16]}.so")
+
+
+def _run(*command: str | Path) -> None:
+    result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - the compiler
+    if result.returncode != 0:
+        raise RuntimeError(f"{' '.join(map(str, command))} failed:\n{result.stderr}")

@@ -1,0 +1,105 @@
+"""Loads the C++ kernels. `hatch_build.py` compiles them when the package is built, once per set of CPU features.
+
+The name of a library carries a digest of its content, because opening a truncated library can kill the process.
+"""
+
+import ctypes
+import hashlib
+import logging
+import platform
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+FOLDER = Path(__file__).parent
+
+_AVX2 = frozenset({"abm", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"})
+_AVX512 = _AVX2 | {"avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl"}
+CPU_FLAGS = {
+    "x86_64": {"amx": _AVX512 | {"amx_bf16", "amx_tile", "avx512_bf16"}, "avx512": _AVX512, "avx2": _AVX2},
+    "aarch64": {"neon": frozenset({"asimd"})},
+}
+"""The flags in /proc/cpuinfo that each variant needs, by machine; the fastest variant comes first."""
+
+_POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+_SIGNATURES = {
+    "add_norm": ([*[_POINTER] * 5, *[_SIZE] * 2, _FLOAT], None),
+    "silu_and_mul": ([*[_POINTER] * 2, *[_SIZE] * 2], None),
+    "top_scores": ([*[_POINTER] * 5, *[_SIZE] * 2], None),
+    "attention": ([*[_POINTER] * 9, *[_SIZE] * 6, *[_FLOAT] * 2], ctypes.c_bool),
+}
+
+
+class Kernels(ctypes.CDLL):
+    """A loaded library. Its functions take addresses and sizes and check neither."""
+
+    def __init__(self, library: Path, variant: str) -> None:
+        super().__init__(str(library))
+        self.variant = variant
+        for name, (arguments, result) in _SIGNATURES.items():
+            for dtype in ("float32", "bfloat16"):
+                function = getattr(self, f"{name}_{dtype}")
+                function.argtypes, function.restype = arguments, result
+        if self.has_amx:
+            self.matmul_amx.argtypes, self.matmul_amx.restype = [*[_POINTER] * 4, *[_SIZE] * 3], None
+            self.request_amx.restype = ctypes.c_bool
+
+    @property
+    def has_amx(self) -> bool:
+        return self.variant == "amx"
+
+    @property
+    def has_wide_vectors(self) -> bool:
+        """Whether `attention` is faster than torch's: it exchanges 16 floats by one instruction where others need dozens."""
+        return self.variant in {"amx", "avx512"}
+
+
+def supported_variants() -> list[str]:
+    """The variants that this CPU can run, fastest first."""
+    available = _cpu_flags()
+    return [variant for variant, flags in CPU_FLAGS.get(platform.machine(), {}).items() if flags <= available]
+
+
+def load_kernels(folder: Path = FOLDER) -> Kernels | None:
+    """Load the fastest variant that was built and that this CPU can run. None, and a warning, if there is none.
+
+    Import torch first: the kernels use its OpenMP threads.
+    """
+    problems: list[str] = []
+    for variant in supported_variants():
+        try:
+            kernels = load_variant(variant, folder)
+        except (OSError, AttributeError) as error:
+            problems.append(f"{variant}: {error}")
+        else:
+            level = logging.WARNING if problems else logging.INFO
+            logger.log(level, "Loaded the C++ kernels", extra={"variant": variant, "skipped": problems})
+            return kernels
+    if not any(folder.glob("*.so")):
+        problems = ["the package was built without a C++ compiler"]
+    reason = "; ".join(problems) or "this CPU lacks the features that they need"
+    logger.warning("No C++ kernels: the engine uses torch's operations, which are slower", extra={"reason": reason})
+    return None
+
+
+def load_variant(variant: str, folder: Path = FOLDER) -> Kernels:
+    """Load one variant. OSError or AttributeError if it is missing, damaged or refused."""
+    libraries = list(folder.glob(f"{variant}-*.so"))
+    if not libraries:
+        raise FileNotFoundError("it was not built")
+    library = libraries[0].resolve()
+    if library.stem != f"{variant}-{hashlib.sha256(library.read_bytes()).hexdigest()[:16]}":
+        raise OSError(f"{library.name} is damaged")
+    kernels = Kernels(library, variant)
+    if kernels.has_amx and not kernels.request_amx():
+        raise PermissionError("the operating system refused AMX to this process")
+    return kernels
+
+
+def _cpu_flags() -> frozenset[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return frozenset(flags.partition(":")[2].split())
