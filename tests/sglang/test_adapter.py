@@ -33,7 +33,7 @@ from updraft_inference.engine import (
 )
 from updraft_inference.sglang_engine.draft_swap import LOADER
 from updraft_inference.sglang_engine.engine import SglangEngine
-from updraft_inference.sglang_engine.server import Event, SglangServer
+from updraft_inference.sglang_engine.server import SglangServer, StreamEvent
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.lasts(300)]
 
@@ -133,11 +133,11 @@ class Tapped(SglangServer):
         self.metas: dict[str, Mapping[str, Any]] = {}
 
     @asynccontextmanager
-    async def generate(self, body: Mapping[str, Any]) -> AsyncIterator[AsyncIterator[Event]]:
+    async def generate(self, body: Mapping[str, Any]) -> AsyncIterator[AsyncIterator[StreamEvent]]:
         async with super().generate(body) as events:
             yield self._kept(events)
 
-    async def _kept(self, events: AsyncIterator[Event]) -> AsyncIterator[Event]:
+    async def _kept(self, events: AsyncIterator[StreamEvent]) -> AsyncIterator[StreamEvent]:
         async for event in events:
             if event.finish is not None:
                 self.metas[str(event.meta["id"]).rpartition("-")[0]] = event.meta
@@ -284,7 +284,7 @@ async def test_somebodys_own_pause_holds_up_a_swap_and_nothing_else(
             await engine.swap(drafts[0])
         await somebody.end_update()
 
-        assert await somebody.hindrance() == ""
+        assert await somebody.why_unhealthy() == ""
         await engine.swap(drafts[0])
         await whole(engine, asking("a"))
 

@@ -35,9 +35,9 @@ def heard() -> list[Finished]:
 
 
 @pytest.fixture
-def plan(tmp_path: Path) -> launcher.Plan:
+def plan(tmp_path: Path) -> launcher.LaunchOptions:
     cpu = "--device cpu --attention-backend intel_amx --disable-cuda-graph --mem-fraction-static 0.2"
-    return launcher.Plan(
+    return launcher.LaunchOptions(
         python=build.python(),
         folder=tmp_path / "sglang",
         num_steps=NUM_STEPS,
@@ -53,7 +53,7 @@ def plan(tmp_path: Path) -> launcher.Plan:
 
 
 async def test_it_serves_drains_starts_anew_and_ends(
-    plan: launcher.Plan, tmp_path: Path, short_tmp_path: Path, heard: list[Finished]
+    plan: launcher.LaunchOptions, tmp_path: Path, short_tmp_path: Path, heard: list[Finished]
 ) -> None:
     target = write_random_target(tmp_path / "target")
     options = SglangOptions(model=target, socket=short_tmp_path / "s", note=tmp_path / "swap", max_context=CONTEXT)
@@ -98,7 +98,7 @@ async def test_it_serves_drains_starts_anew_and_ends(
 
 
 async def test_a_scheduler_that_is_killed_ends_the_engine(
-    plan: launcher.Plan, tmp_path: Path, short_tmp_path: Path, heard: list[Finished]
+    plan: launcher.LaunchOptions, tmp_path: Path, short_tmp_path: Path, heard: list[Finished]
 ) -> None:
     target = write_random_target(tmp_path / "target")
     options = SglangOptions(model=target, socket=short_tmp_path / "s", note=tmp_path / "swap")

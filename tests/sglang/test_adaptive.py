@@ -31,12 +31,12 @@ async def test_the_server_stops_drafting_with_a_useless_draft_and_goes_on_when_a
     setting: Setting,
 ) -> None:
     good, heard = setting.saved(1, 1.0), list[Finished]()
-    wish = CaptureWish(payload=True, prompt_rows=len(PROMPT))
+    options = CaptureWish(payload=True, prompt_rows=len(PROMPT))
     async with attached(setting, heard) as engine:
         for n in range(6):
             if n == 3:
                 await engine.swap(good)
-            request = asking(f"r{n}", max_tokens=len(EXPECTED), prompt_ids=PROMPT, capture=wish)
+            request = asking(f"r{n}", max_tokens=len(EXPECTED), prompt_ids=PROMPT, capture=options)
             assert (await whole(engine, request))[0] == EXPECTED
 
         assert (engine.capture_problem, sum(engine.capture_losses.values())) == ("", 0)

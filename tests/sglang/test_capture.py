@@ -98,7 +98,7 @@ class Ask:
     rid: str
     prompt: list[int]
     tokens: int
-    wish: dict[str, Any] | None
+    options: dict[str, Any] | None
     sampling: dict[str, Any] = field(default_factory=dict)
 
 
@@ -120,20 +120,20 @@ async def answers(setting: Setting, asks: list[Ask]) -> dict[str, dict[str, Any]
 
 def _body(ask: Ask) -> dict[str, Any]:
     sampling = {"temperature": 0, "max_new_tokens": ask.tokens, "ignore_eos": True, **ask.sampling}
-    if ask.wish is not None:
-        sampling["custom_params"] = {"updraft": ask.wish}
+    if ask.options is not None:
+        sampling["custom_params"] = {"updraft": ask.options}
     return {"rid": ask.rid, "input_ids": ask.prompt, "sampling_params": sampling}
 
 
 def mixed_asks(count: int) -> list[Ask]:
-    """Prompts of 1 to 120 tokens, many with a common beginning; every kind of wish and of sampling."""
+    """Prompts of 1 to 120 tokens, many with a common beginning; every kind of options and of sampling."""
     rng = random.Random(5)
     stems = [rng.choices(WORDS, k=50) for _ in range(4)]
     asks = []
     for i in range(count):
         own = rng.choices(WORDS, k=rng.randrange(1, 21) if i % 8 else rng.randrange(70, 121))
         prompt = own if i % 8 == 0 else rng.choice(stems)[: rng.randrange(50)] + own
-        wish = {
+        options = {
             "payload": rng.random() < 0.8,
             "prompt_rows": rng.choice((0, 5, 1000)),
             "counterfactual_rows": rng.choice((0, 1, 3)),
@@ -144,7 +144,7 @@ def mixed_asks(count: int) -> list[Ask]:
                 rid=f"mixed-{i}",
                 prompt=prompt,
                 tokens=rng.randrange(1, 33),
-                wish=wish if rng.random() < 0.9 else None,
+                options=options if rng.random() < 0.9 else None,
                 sampling=sampling,
             )
         )
@@ -176,7 +176,7 @@ class Reference:
 
 def check_request(setting: Setting, ask: Ask, answer: dict[str, Any], seen: Seen) -> None:
     """Sums, positions and rows of one request that was not preempted."""
-    wish, output, meta, start = ask.wish or {}, answer["output_ids"], answer["meta_info"], len(ask.prompt)
+    options, output, meta, start = ask.options or {}, answer["output_ids"], answer["meta_info"], len(ask.prompt)
     steps = seen.steps
     assert len(steps) == meta.get("spec_verify_ct", 0)
     if steps:
@@ -195,15 +195,15 @@ def check_request(setting: Setting, ask: Ask, answer: dict[str, Any], seen: Seen
     reference = Reference(setting.target, text)
     for step, rejected in zip(steps, seen.rejected, strict=True):
         check_step(setting, text, reference, step, rejected)
-    if not wish.get("payload"):
+    if not options.get("payload"):
         assert (seen.rows, seen.prefills) == ([], [])
         return
     assert sum(prefill["cached"] for prefill in seen.prefills) == meta["cached_tokens"]
-    first = max(start - wish["prompt_rows"], meta["cached_tokens"])
+    first = max(start - options["prompt_rows"], meta["cached_tokens"])
     assert [position for position, _ in seen.rows] == list(range(first, _end(ask, steps)))
     for position, aux in seen.rows:
         reference.check(position, aux, None)
-    taught_from = start - 1 if wish["prompt_rows"] else start
+    taught_from = start - 1 if options["prompt_rows"] else start
     assert [position for position, _ in seen.teachers] == list(range(taught_from, _end(ask, steps)))
     for position, teacher in seen.teachers:
         reference.check(position, None, teacher)
@@ -248,7 +248,7 @@ async def test_every_row_and_every_count_is_that_of_the_text(setting: Setting) -
     assert agent.dropped == 0
     assert agent.numbers == list(range(agent.numbers[0], agent.numbers[0] + len(agent.numbers)))
     for ask in asks:
-        if ask.wish is None:
+        if ask.options is None:
             assert ask.rid not in agent.seen
         else:
             check_request(setting, ask, found[ask.rid], agent.seen.get(ask.rid, Seen()))
@@ -266,9 +266,9 @@ def assert_all_kinds_were_there(agent: Agent, found: dict[str, dict[str, Any]]) 
 
 
 async def test_a_preempted_request_is_sent_again_at_its_positions(setting: Setting) -> None:
-    wish = {"payload": True, "prompt_rows": 1000, "counterfactual_rows": 1}
+    options = {"payload": True, "prompt_rows": 1000, "counterfactual_rows": 1}
     prompt = random.Random(9).choices(WORDS, k=40)
-    ask = Ask(rid="preempted", prompt=prompt, tokens=400, wish=wish)
+    ask = Ask(rid="preempted", prompt=prompt, tokens=400, options=options)
     async with listening(setting.socket) as agent, asyncio.TaskGroup() as group:
         running = group.create_task(answers(setting, [ask]))
         await until(lambda: len(agent.seen.get(ask.rid, Seen()).steps) > 20)
@@ -293,17 +293,17 @@ async def test_a_preempted_request_is_sent_again_at_its_positions(setting: Setti
 
 
 async def test_a_reader_that_stands_still_costs_drops_and_no_request(setting: Setting) -> None:
-    wish = {"payload": True, "prompt_rows": 1000, "counterfactual_rows": 3}
-    asks = [Ask(rid=f"slow-{i}", prompt=[WORDS[i]] * 20, tokens=150, wish=wish) for i in range(16)]
+    options = {"payload": True, "prompt_rows": 1000, "counterfactual_rows": 3}
+    asks = [Ask(rid=f"slow-{i}", prompt=[WORDS[i]] * 20, tokens=150, options=options) for i in range(16)]
     async with listening(setting.socket) as agent:
         agent.may_read.clear()
         stuck = await answers(setting, asks)
         agent.may_read.set()
-        after = Ask(rid="after", prompt=WORDS[:1], tokens=4, wish=wish)
+        after = Ask(rid="after", prompt=WORDS[:1], tokens=4, options=options)
         await answers(setting, [after])
         await until(lambda: after.rid in agent.seen)
     alone = await answers(
-        setting, [Ask(rid=f"alone-{a.rid}", prompt=a.prompt, tokens=a.tokens, wish=wish) for a in asks]
+        setting, [Ask(rid=f"alone-{a.rid}", prompt=a.prompt, tokens=a.tokens, options=options) for a in asks]
     )
 
     assert agent.dropped > 0
@@ -335,7 +335,7 @@ def swap(setting: Setting, folder: Path, version: int) -> httpx.Response:
 
 
 async def test_each_step_names_the_version_that_drafted_it(setting: Setting) -> None:
-    ask = Ask(rid="swapped", prompt=WORDS[:3], tokens=300, wish={})
+    ask = Ask(rid="swapped", prompt=WORDS[:3], tokens=300, options={})
     async with listening(setting.socket) as agent:
         assert swap(setting, setting.folder / "draft-0", 0).is_success
         async with asyncio.TaskGroup() as group:

@@ -87,9 +87,9 @@ async def test_swaps_are_proved_by_the_hashes_of_the_gpus_and_change_no_token(tp
 
 
 async def test_what_is_captured_under_cuda_graphs_is_what_transformers_computes() -> None:
-    wish = CaptureWish(payload=True, prompt_rows=100)
+    options = CaptureWish(payload=True, prompt_rows=100)
     async with serving(1) as (engine, _):
-        asked = replace(asking("captured", max_tokens=64, num_prompt=40), capture=wish)
+        asked = replace(asking("captured", max_tokens=64, num_prompt=40), capture=options)
         tokens, finished = await whole(engine, asked)
 
     model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(smollm2(), dtype=torch.float32)

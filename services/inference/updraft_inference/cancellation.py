@@ -11,7 +11,7 @@ class Interrupted(Exception):  # noqa: N818 - an outcome, not a failure
     """The other thing happened first; the work was cancelled and has ended."""
 
 
-async def unless(interruption: Coroutine[Any, Any, object], work: Coroutine[Any, Any, T]) -> T:
+async def run_unless_cancelled_by(interruption: Coroutine[Any, Any, object], work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`, or Interrupted. Errors of either come through; neither runs on afterwards."""
     try:
         async with asyncio.TaskGroup() as tasks:

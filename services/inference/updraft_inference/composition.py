@@ -30,9 +30,9 @@ from updraft_chassis.settings import variable
 from updraft_draft import checkpoint, tensors
 from updraft_inference.agent import selection
 from updraft_inference.agent.capture import Bounds, Capture, Sink
-from updraft_inference.agent.completions import Endings
+from updraft_inference.agent.completions import CompletionListeners
 from updraft_inference.agent.drafts import DraftFolder, check_target, read_manifest, verified
-from updraft_inference.agent.fleet import FleetLink, Link
+from updraft_inference.agent.fleet import FleetLink, LinkState
 from updraft_inference.agent.report import PodState
 from updraft_inference.agent.selection import CapturePlan, CaptureRates
 from updraft_inference.agent.swap import Swapper
@@ -40,9 +40,9 @@ from updraft_inference.agent.trace import Origin
 from updraft_inference.engine import DraftOnDisk, Engine, EngineInfo, Finished, FinishedSink
 from updraft_inference.http.body import BodyLimits
 from updraft_inference.http.connection import ClientLimits
-from updraft_inference.http.generation import Backend
+from updraft_inference.http.generation import ServedModel
 from updraft_inference.http.keys import Keys
-from updraft_inference.http.readiness import Gate, Phase
+from updraft_inference.http.readiness import Readiness, ServingPhase
 from updraft_inference.http.routes import app
 from updraft_inference.http.server import Server, listen
 from updraft_inference.metrics import Metrics, watch_engine, watch_planning
@@ -74,8 +74,8 @@ class _Base:
     settings: InferenceSettings
     metrics: Metrics
     clock: Clock
-    gate: Gate[Backend]
-    endings: Endings
+    readiness: Readiness[ServedModel]
+    completions: CompletionListeners
 
 
 async def serve(settings: InferenceSettings, stop: Stop, open_engine: OpenEngine) -> None:
@@ -87,13 +87,13 @@ async def serve(settings: InferenceSettings, stop: Stop, open_engine: OpenEngine
         settings=settings,
         metrics=Metrics.on(registry),
         clock=SystemClock(),
-        gate=Gate(max_inside=settings.max_connections),
-        endings=Endings(asyncio.get_running_loop()),
+        readiness=Readiness(max_inside=settings.max_connections),
+        completions=CompletionListeners(asyncio.get_running_loop()),
     )
     keys = Keys(settings.api_keys_file, max_at_once=settings.max_requests_per_key)
     bodies = BodyLimits(max_bytes=settings.max_body_bytes, timeout_s=settings.stall_seconds)
     server = Server(
-        app(base.gate, base.metrics, registry, bodies, keys),
+        app(base.readiness, base.metrics, registry, bodies, keys),
         ClientLimits(max_connections=settings.max_connections, stall_s=settings.stall_seconds),
     )
     socket = listen(settings.host, settings.port, setting=variable(InferenceSettings, "port"))
@@ -101,7 +101,7 @@ async def serve(settings: InferenceSettings, stop: Stop, open_engine: OpenEngine
     async with asyncio.TaskGroup() as tasks:
         http = tasks.create_task(server.serve(sockets=[socket]))
         async with (
-            open_engine(settings, base.endings.sink) as engine,
+            open_engine(settings, base.completions.sink) as engine,
             _agent(base, engine) as agent,
             asyncio.TaskGroup() as background,  # ends before what it works with
         ):
@@ -109,23 +109,23 @@ async def serve(settings: InferenceSettings, stop: Stop, open_engine: OpenEngine
             base.metrics.observe_kernels(engine.info.kernels)
             if engine.planning is not None:
                 watch_planning(registry, engine.planning)
-            running = [background.create_task(job) for job in (_watch(engine, base.gate), *agent.jobs)]
+            running = [background.create_task(job) for job in (_watch(engine, base.readiness), *agent.jobs)]
             await agent.settled.wait()
-            base.gate.open(
-                Backend(
+            base.readiness.open(
+                ServedModel(
                     model=settings.model_name,
                     engine=engine,
                     tokenizer=tokenizer,
                     chat_template=chat_template,
-                    endings=base.endings,
+                    completions=base.completions,
                     plan=agent.plan,
                 )
             )
             logger.info("Ready", extra={"model": settings.model_name, "draft_version": engine.loaded.version})
             await stop.event.wait()
-            base.gate.drain()
+            base.readiness.drain()
             agent.changed.set()
-            await _drained(base.gate, settings.drain_seconds)
+            await _drained(base.readiness, settings.drain_seconds)
             server.stop()
             await http
             await agent.flush()
@@ -158,7 +158,7 @@ class _Agent:
 @asynccontextmanager
 async def _agent(base: _Base, engine: Engine) -> AsyncIterator[_Agent]:
     """Build it."""
-    base.endings.subscribe(lambda finished, _: base.metrics.observe(finished))
+    base.completions.subscribe(lambda finished, _: base.metrics.observe(finished))
     changed, settled = asyncio.Event(), asyncio.Event()
     async with AsyncExitStack() as stack:
         capture = await _capture(base, engine, stack)
@@ -202,7 +202,7 @@ async def _capture(base: _Base, engine: Engine, stack: AsyncExitStack) -> Captur
         vocabulary = engine.loaded.draft_vocabulary_fingerprint
         capture.offer(finished, plan, draft_vocabulary_fingerprint=vocabulary)
 
-    base.endings.subscribe(offer)
+    base.completions.subscribe(offer)
     return capture
 
 
@@ -223,10 +223,10 @@ async def _fleet(
             capture.follow(directive.capture if directive.HasField("capture") else None)
         swapper.accept(directive)
 
-    def note(link: Link) -> None:
-        base.metrics.registry_connected.set(link is Link.UP)
-        base.metrics.registry_denials.inc(link is Link.DENIED)
-        if link is not Link.UP:
+    def note(link: LinkState) -> None:
+        base.metrics.registry_connected.set(link is LinkState.UP)
+        base.metrics.registry_denials.inc(link is LinkState.DENIED)
+        if link is not LinkState.UP:
             swapper.go_alone()
 
     swapper = Swapper(engine, drafts, fetch, metrics=base.metrics, clock=base.clock, on_change=changed.set)
@@ -235,10 +235,10 @@ async def _fleet(
         engine=engine,
         swapper=swapper,
         capture=capture,
-        is_draining=lambda: base.gate.phase is Phase.DRAINING,
+        is_draining=lambda: base.readiness.phase is ServingPhase.DRAINING,
         clock=base.clock,
     )
-    base.endings.subscribe(pod.count)
+    base.completions.subscribe(pod.count)
     link = FleetLink(fleet, pod.report, follow, changed=changed, on_link=note, report_s=settings.report_seconds)
     return swapper, link
 
@@ -285,20 +285,20 @@ def _fixed_draft(folder: Path, info: EngineInfo) -> DraftOnDisk:
     return DraftOnDisk(version=version, folder=folder, tensors_digest=digest)
 
 
-async def _watch(engine: Engine, gate: Gate[Backend]) -> None:
+async def _watch(engine: Engine, readiness: Readiness[ServedModel]) -> None:
     """End the process when the engine has failed: only a restart can help.
 
     Not while it ends anyway: an SGLang server that is idle goes first, and slow readers and traces are still here.
     """
-    while engine.is_alive or gate.phase is Phase.DRAINING:  # noqa: ASYNC110 - a dying thread sets no event
+    while engine.is_alive or readiness.phase is ServingPhase.DRAINING:  # noqa: ASYNC110 - a dying thread sets no event
         await asyncio.sleep(_WATCH_S)
     raise Unavailable("the engine has failed; the log above says why")
 
 
-async def _drained(gate: Gate[Backend], timeout_s: float) -> None:
+async def _drained(readiness: Readiness[ServedModel], timeout_s: float) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
-            await gate.empty()
-    if gate.num_inside:
-        extra = {"requests": gate.num_inside, "after_s": timeout_s}
+            await readiness.empty()
+    if readiness.num_inside:
+        extra = {"requests": readiness.num_inside, "after_s": timeout_s}
         logger.warning("Requests are cut off: they did not end in time", extra=extra)

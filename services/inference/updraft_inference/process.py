@@ -105,7 +105,7 @@ async def open_sglang(
         opened = launcher.attached(options, settings.attach, admin_key, on_finished, lambda: stop.requested)
     else:
         assert settings.sglang_python is not None
-        plan = launcher.Plan(
+        plan = launcher.LaunchOptions(
             python=settings.sglang_python,
             folder=settings.data_dir / "sglang",
             num_steps=settings.lookahead,

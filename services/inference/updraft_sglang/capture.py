@@ -1,7 +1,7 @@
-"""What the hooks do: see who wants what, take it before SGLang samples, hand it to the channel.
+"""The bodies of the hooks: find captured requests, copy their rows before SGLang samples, and queue them for the agent.
 
-SGLang never sees an error of ours, and no request without a wish costs more than the look at its parameters. One step at
-a time: the scheduler is one thread.
+Errors never reach SGLang. A request without capture options costs one look at its parameters. The scheduler is a single
+thread, so one forward is in progress at a time.
 """
 
 from collections.abc import Callable
@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from updraft_sglang import prefills, steps
-from updraft_sglang.capture_options import Interest, interest_in
+from updraft_sglang.capture_options import CapturedRequests, captured_requests
 from updraft_sglang.channel import Channel
 from updraft_sglang.distribution import chosen
 from updraft_sglang.staging import Mark, Staged, copy_stream, elapsed_us, mark
-from updraft_sglang.weights import Served
+from updraft_sglang.weights import ServedVersion
 
 Hook = Callable[..., Any]
 
 
-class Batch(Protocol):
+class ScheduleBatch(Protocol):
     """What we use of SGLang's ScheduleBatch."""
 
     reqs: Any
@@ -34,8 +34,8 @@ class Batch(Protocol):
 class _Forward:
     """A forward of the worker under way."""
 
-    batch: Batch
-    interest: Interest
+    batch: ScheduleBatch
+    captured: CapturedRequests
     version: int
     stream: torch.cuda.Stream | None
     start: Mark
@@ -44,7 +44,7 @@ class _Forward:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _StepItem:
-    step: steps.Step
+    step: steps.StepMessage
     staged: Staged
     start: Mark
     end: Mark
@@ -70,10 +70,10 @@ class _PrefillItem:
         return prefills.header(self.spans), self.staged.wait()
 
 
-class Capture:
+class CaptureHooks:
     """The hooks' bodies. Each calls `original` once, with what it was given."""
 
-    def __init__(self, *, channel: Channel, served: Served, top_k: int) -> None:
+    def __init__(self, *, channel: Channel, served: ServedVersion, top_k: int) -> None:
         self._channel = channel
         self._served = served
         self._top_k = top_k
@@ -119,12 +119,12 @@ class Capture:
             self._channel.failed(error)
             return None
 
-    def _begin(self, batch: Batch) -> _Forward | None:
-        interest = interest_in(batch.reqs)
-        if interest is None:
+    def _begin(self, batch: ScheduleBatch) -> _Forward | None:
+        captured = captured_requests(batch.reqs)
+        if captured is None:
             return None
         stream = self._stream(batch.seq_lens.device)
-        return _Forward(batch=batch, interest=interest, version=self._served.version, stream=stream, start=mark(stream))
+        return _Forward(batch=batch, captured=captured, version=self._served.version, stream=stream, start=mark(stream))
 
     def _stream(self, device: torch.device) -> torch.cuda.Stream | None:
         if device not in self._streams:
@@ -133,8 +133,8 @@ class Capture:
 
     def _look(self, forward: _Forward, verify_input: Any, logits_output: Any) -> dict[str, Tensor]:
         batch_size = len(forward.batch.seq_lens)
-        return steps.look(
-            forward.interest,
+        return steps.collect_step_rows(
+            forward.captured,
             tokens_BW=verify_input.draft_token.view(batch_size, -1),
             seq_lens_B=forward.batch.seq_lens,
             logits_NV=logits_output.next_token_logits,
@@ -144,25 +144,25 @@ class Capture:
 
     def _accepted(self, forward: _Forward, taken: dict[str, Tensor], result: Any) -> None:
         _, accept_lens_B, _ = result
-        lens_S = chosen(accept_lens_B, forward.interest.places, forward.interest.batch_size).clone()
+        lens_S = chosen(accept_lens_B, forward.captured.places, forward.captured.batch_size).clone()
         forward.staged = Staged({**taken, "accept_lens": lens_S}, forward.stream)
 
     def _finish(self, forward: _Forward) -> None:
         assert forward.staged is not None
-        step = steps.Step(interest=forward.interest, version=forward.version)
+        step = steps.StepMessage(captured=forward.captured, version=forward.version)
         self._channel.offer(_StepItem(step=step, staged=forward.staged, start=forward.start, end=mark(forward.stream)))
 
     def _prefilled(self, forward: _Forward, runner: Any, logits_output: Any) -> None:
         if runner.is_draft_worker:
             return
         batch = forward.batch
-        spans = prefills.wanted(
-            forward.interest,
+        spans = prefills.captured_spans(
+            forward.captured,
             [_part(*one) for one in zip(batch.reqs, batch.prefix_lens, batch.extend_lens, strict=True)],
         )
         if not spans:
             return
-        taken = prefills.look(
+        taken = prefills.collect_prefill_rows(
             spans,
             logits_BV=logits_output.next_token_logits,
             aux_NH=_states(logits_output),
@@ -179,9 +179,9 @@ def _states(logits_output: Any) -> Tensor:
     return states
 
 
-def _part(request: Any, prefix_len: int, extend_len: int) -> prefills.Part:
+def _part(request: Any, prefix_len: int, extend_len: int) -> prefills.PromptChunk:
     prompt_tokens = len(request.origin_input_ids)
-    return prefills.Part(
+    return prefills.PromptChunk(
         start=prefix_len,
         end=prefix_len + extend_len,
         prompt_tokens=prompt_tokens,

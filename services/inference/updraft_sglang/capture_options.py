@@ -1,6 +1,6 @@
-"""Who wants to be seen: the wish that a request carries in its `sampling_params.custom_params`, under "updraft".
+"""Which requests to capture: the options that a request carries in its `sampling_params.custom_params`, under "updraft".
 
-A request without one is not looked at. A malformed wish counts as none: the server serves others besides the agent.
+A request without one is not looked at. Malformed options count as none: the server serves others besides the agent.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ KEY = "updraft"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class CaptureOptions:
     """What is wanted of one request, besides the light record of its steps.
 
     `payload` asks for rows of the last `prompt_rows` prompt positions and of all output positions, and of up to
@@ -23,8 +23,8 @@ class Wish:
     counterfactual_rows: int = 0
 
 
-def wish_of(custom_params: object) -> Wish | None:
-    """The wish in a request's custom parameters; None if there is none."""
+def read_options(custom_params: object) -> CaptureOptions | None:
+    """The options in a request's custom parameters; None if there is none."""
     said = custom_params.get(KEY) if isinstance(custom_params, Mapping) else None
     if not isinstance(said, Mapping):
         return None
@@ -32,22 +32,24 @@ def wish_of(custom_params: object) -> Wish | None:
     for rows in (prompt_rows, counterfactual_rows):
         if type(rows) is not int or rows < 0:
             return None
-    return Wish(payload=said.get("payload") is True, prompt_rows=prompt_rows, counterfactual_rows=counterfactual_rows)
+    return CaptureOptions(
+        payload=said.get("payload") is True, prompt_rows=prompt_rows, counterfactual_rows=counterfactual_rows
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Interest:
-    """The requests of a batch that have a wish, in the batch's order: `places` in it, ids, wishes."""
+class CapturedRequests:
+    """The requests of a batch that have capture options, in the batch's order: `places` in it, ids, options."""
 
     batch_size: int
     places: tuple[int, ...]
     rids: tuple[str, ...]
-    wishes: tuple[Wish, ...]
+    options: tuple[CaptureOptions, ...]
 
     @property
     def payload(self) -> tuple[int, ...]:
         """Which of them (indices into `places`) want rows."""
-        return tuple(i for i, wish in enumerate(self.wishes) if wish.payload)
+        return tuple(i for i, options in enumerate(self.options) if options.payload)
 
     @property
     def payload_places(self) -> tuple[int, ...]:
@@ -55,15 +57,15 @@ class Interest:
         return tuple(self.places[i] for i in self.payload)
 
 
-def interest_in(requests: Sequence[Any] | None) -> Interest | None:
-    """Of SGLang's requests, those with a wish; None if there are none."""
-    wishes = [wish_of(request.sampling_params.custom_params) for request in requests or ()]
-    wanted = [(place, wish) for place, wish in enumerate(wishes) if wish is not None]
+def captured_requests(requests: Sequence[Any] | None) -> CapturedRequests | None:
+    """Of SGLang's requests, those with capture options; None if there are none."""
+    options = [read_options(request.sampling_params.custom_params) for request in requests or ()]
+    wanted = [(place, read) for place, read in enumerate(options) if read is not None]
     if not wanted or requests is None:
         return None
-    return Interest(
+    return CapturedRequests(
         batch_size=len(requests),
         places=tuple(place for place, _ in wanted),
         rids=tuple(str(requests[place].rid) for place, _ in wanted),
-        wishes=tuple(wish for _, wish in wanted),
+        options=tuple(read for _, read in wanted),
     )

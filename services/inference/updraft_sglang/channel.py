@@ -30,7 +30,7 @@ _FAILURES = 10
 """So many failures of ours in a row, and capture ends for this process."""
 
 
-class Item(Protocol):
+class PendingMessage(Protocol):
     """Something to send."""
 
     @property
@@ -57,7 +57,7 @@ class Channel:
         self._hello = hello
         self._id = ""
         """Tells the process that starts this from every other: pids are given again, and two containers have the same ones."""
-        self._queue: deque[Item] = deque()
+        self._queue: deque[PendingMessage] = deque()
         self._held_bytes = 0
         self._number = 0
         self._failures = 0
@@ -77,7 +77,7 @@ class Channel:
             self._change.notify()
         self._thread.join()
 
-    def offer(self, item: Item) -> None:
+    def offer(self, item: PendingMessage) -> None:
         """Queue it, or drop it. Never waits for the agent."""
         with self._change:
             is_full = len(self._queue) >= _MAX_MESSAGES or self._held_bytes + item.num_bytes > self._queue_bytes
@@ -140,13 +140,13 @@ class Channel:
             elif _has_hung_up(agent):
                 return
 
-    def _next(self) -> Item | None:
+    def _next(self) -> PendingMessage | None:
         with self._change:
             if not self._queue:
                 self._change.wait(_IDLE_S)
             return self._queue.popleft() if self._queue else None
 
-    def _pass_on(self, agent: socket.socket, item: Item) -> None:
+    def _pass_on(self, agent: socket.socket, item: PendingMessage) -> None:
         try:
             header, tensors = item.message()
             frame = wire.encode({**header, "number": self._number + 1, "dropped": self.dropped}, tensors)

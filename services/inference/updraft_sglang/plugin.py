@@ -10,7 +10,7 @@ from importlib import metadata
 from typing import Any
 
 from updraft_sglang import __version__, hooks, wire
-from updraft_sglang.capture import Capture, Hook
+from updraft_sglang.capture import CaptureHooks, Hook
 from updraft_sglang.channel import Channel
 from updraft_sglang.hooks import Binding
 from updraft_sglang.settings import Settings
@@ -40,7 +40,7 @@ class Plugin:
         self._settings = settings
         self._facts: dict[str, Any] = {"steps": 0, "aux_size": 0, "vocab_size": 0, "dtype": ""}
         self.channel = Channel(path=settings.socket, queue_bytes=settings.queue_bytes, hello=self._hello)
-        capture = Capture(channel=self.channel, served=served, top_k=settings.top_k)
+        capture = CaptureHooks(channel=self.channel, served=served, top_k=settings.top_k)
         self._of_capture = (
             Binding(target=hooks.FORWARD, hook=capture.forward, parameters=("self", "batch")),
             Binding(

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from updraft_sglang.capture_options import Interest, Wish
+from updraft_sglang.capture_options import CapturedRequests, CaptureOptions
 from updraft_sglang.distribution import chosen, log_sum_exp, teacher
 from updraft_sglang.steps import TEACHER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class PromptChunk:
     """One request in the forward: tokens `start` to `end` of the `total_tokens` of its prompt and output."""
 
     start: int
@@ -47,19 +47,19 @@ class Span:
         return {name: getattr(self, name) for name in ("rid", "position", "cached", "rows", "teacher_rows")}
 
 
-def wanted(interest: Interest, parts: Sequence[Part]) -> tuple[Span, ...]:
+def captured_spans(captured: CapturedRequests, parts: Sequence[PromptChunk]) -> tuple[Span, ...]:
     """The spans of the requests with payload, in order; `parts` are those of all requests of the batch."""
     first_rows = [0]
     for part in parts:
         first_rows.append(first_rows[-1] + part.end - part.start)
     return tuple(
-        _span(interest.places[i], interest.rids[i], interest.wishes[i], parts[interest.places[i]], first_rows)
-        for i in interest.payload
+        _span(captured.places[i], captured.rids[i], captured.options[i], parts[captured.places[i]], first_rows)
+        for i in captured.payload
     )
 
 
-def _span(place: int, rid: str, wish: Wish, part: Part, first_rows: Sequence[int]) -> Span:
-    position = min(part.end, max(part.start, part.prompt_tokens - wish.prompt_rows))
+def _span(place: int, rid: str, options: CaptureOptions, part: PromptChunk, first_rows: Sequence[int]) -> Span:
+    position = min(part.end, max(part.start, part.prompt_tokens - options.prompt_rows))
     rows = part.end - position
     return Span(
         place=place,
@@ -72,7 +72,9 @@ def _span(place: int, rid: str, wish: Wish, part: Part, first_rows: Sequence[int
     )
 
 
-def look(spans: Sequence[Span], *, logits_BV: Tensor, aux_NH: Tensor, batch_size: int, top_k: int) -> dict[str, Tensor]:
+def collect_prefill_rows(
+    spans: Sequence[Span], *, logits_BV: Tensor, aux_NH: Tensor, batch_size: int, top_k: int
+) -> dict[str, Tensor]:
     """Fresh tensors of the wanted rows: aux, and ids, log_probs, log_sum_exp of those that have a teacher."""
     places = [span.place for span in spans if span.teacher_rows]
     if spans and (len(logits_BV) < batch_size or max(s.first_row + s.rows for s in spans) > len(aux_NH)):

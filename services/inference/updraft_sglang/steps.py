@@ -1,10 +1,10 @@
-"""One verify step of a batch: what is taken of it on the device, and the message that it becomes. Pure.
+"""One verify step of a batch: the rows that are copied on the device, and the message that they become. Pure.
 
-`look` is called before sampling, with tensors that SGLang will change or use again; what it returns is ours. How many
-drafts were accepted is known only after, and reading it would make the GPU wait, so all rows of a request are taken, and
-`Step.message` drops those that nobody asked for, on the channel's thread.
+`collect_step_rows` runs before sampling, on tensors that SGLang changes or reuses afterwards, and returns copies. The number of
+accepted drafts is known only after sampling, and reading it would make the GPU wait. So all rows of a request are copied,
+and `StepMessage.message` drops the unneeded ones on the channel's thread.
 
-Tensors: B requests of the batch, S of them with a wish, P with payload; W rows a request (its root, then its drafts),
+Tensors: B requests of the batch, S of them with capture options, P with payload; W rows a request (its root, then its drafts),
 V vocabulary, H width of the auxiliary states, K tokens of the teacher.
 """
 
@@ -15,26 +15,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from updraft_sglang.capture_options import Interest
+from updraft_sglang.capture_options import CapturedRequests
 from updraft_sglang.distribution import chosen, log_probs, log_sum_exp, teacher
 
 TEACHER = ("ids", "log_probs", "log_sum_exp")
 
 
-def look(
-    interest: Interest, *, tokens_BW: Tensor, seq_lens_B: Tensor, logits_NV: Tensor, aux_NH: Tensor, top_k: int
+def collect_step_rows(
+    captured: CapturedRequests, *, tokens_BW: Tensor, seq_lens_B: Tensor, logits_NV: Tensor, aux_NH: Tensor, top_k: int
 ) -> dict[str, Tensor]:
     """Fresh tensors: tokens [S, W], seq_lens [S], log_p [S, W - 1]; of P, W rows each: aux, ids, log_probs, log_sum_exp."""
     batch_size, width = tokens_BW.shape
-    if batch_size != interest.batch_size or logits_NV.shape[0] < batch_size * width:
+    if batch_size != captured.batch_size or logits_NV.shape[0] < batch_size * width:
         raise ValueError(f"{batch_size} requests of {width} rows do not fit {logits_NV.shape[0]} rows of logits")
     num_rows = batch_size * width
-    logits_SWV = chosen(logits_NV[:num_rows].view(batch_size, width, -1), interest.places, batch_size)
-    tokens_SW = chosen(tokens_BW, interest.places, batch_size).long()
-    payload = interest.payload
+    logits_SWV = chosen(logits_NV[:num_rows].view(batch_size, width, -1), captured.places, batch_size)
+    tokens_SW = chosen(tokens_BW, captured.places, batch_size).long()
+    payload = captured.payload
     taken = {
         "tokens": tokens_SW.clone(),
-        "seq_lens": chosen(seq_lens_B, interest.places, batch_size).clone(),
+        "seq_lens": chosen(seq_lens_B, captured.places, batch_size).clone(),
         "log_p": tokens_SW.new_empty((len(tokens_SW), 0), dtype=torch.float32),
     }
     if width == 1 and not payload:
@@ -45,25 +45,25 @@ def look(
     ).view(len(tokens_SW), width - 1)
     if payload:
         shown = teacher(
-            chosen(logits_SWV, payload, len(interest.places)).flatten(0, 1),
-            chosen(lse_SW, payload, len(interest.places)).flatten(),
+            chosen(logits_SWV, payload, len(captured.places)).flatten(0, 1),
+            chosen(lse_SW, payload, len(captured.places)).flatten(),
             top_k,
         )
         aux_BWH = aux_NH[:num_rows].view(batch_size, width, -1)
-        taken["aux"] = chosen(aux_BWH, interest.payload_places, batch_size).flatten(0, 1).clone()
+        taken["aux"] = chosen(aux_BWH, captured.payload_places, batch_size).flatten(0, 1).clone()
         taken |= {name: values.clone() for name, values in zip(TEACHER, shown, strict=True)}
     return taken
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class StepMessage:
     """What does not come from the device."""
 
-    interest: Interest
+    captured: CapturedRequests
     version: int
 
     def message(self, taken: Mapping[str, Tensor], duration_us: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Header and tensors of the `steps` message. `taken`: what `look` gave and accept_lens [S], on the CPU."""
+        """Header and tensors of the `steps` message. `taken`: what `collect_step_rows` gave and accept_lens [S], on the CPU."""
         requests: list[dict[str, Any]] = []
         rows: list[int] = []
         for request, first_row in self._requests(taken):
@@ -73,7 +73,7 @@ class Step:
         header = {
             "kind": "steps",
             "version": self.version,
-            "batch_size": self.interest.batch_size,
+            "batch_size": self.captured.batch_size,
             "duration_us": duration_us,
             "requests": requests,
         }
@@ -83,8 +83,8 @@ class Step:
         """Each request of the header, and where its rows begin in the tensors of P."""
         width, first_row = taken["tokens"].shape[1], 0
         columns = [taken[name].tolist() for name in ("tokens", "seq_lens", "accept_lens", "log_p")]
-        for rid, wish, tokens, position, accept_len, log_p in zip(
-            self.interest.rids, self.interest.wishes, *columns, strict=True
+        for rid, options, tokens, position, accept_len, log_p in zip(
+            self.captured.rids, self.captured.options, *columns, strict=True
         ):
             accepted = accept_len - 1
             if not 0 <= accepted < width:
@@ -95,8 +95,8 @@ class Step:
                 "accepted": accepted,
                 "drafts": tokens[1:],
                 "log_p": log_p,
-                "rows": accepted + 1 if wish.payload else 0,
-                "counterfactual_rows": min(wish.counterfactual_rows, width - 1 - accepted) if wish.payload else 0,
+                "rows": accepted + 1 if options.payload else 0,
+                "counterfactual_rows": min(options.counterfactual_rows, width - 1 - accepted) if options.payload else 0,
             }
-            yield request, first_row if wish.payload else None
-            first_row += width if wish.payload else 0
+            yield request, first_row if options.payload else None
+            first_row += width if options.payload else 0

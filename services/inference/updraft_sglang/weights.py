@@ -41,7 +41,7 @@ class RefusedError(Exception):
     """
 
 
-class Served:
+class ServedVersion:
     """The draft that was loaded last; version 0 and "" for the one that the server started with."""
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Served:
         """A caller up the stack turns exceptions into answers."""
 
 
-served = Served()
+served = ServedVersion()
 """One a process: SGLang gives a loader no state of its own."""
 
 

@@ -19,7 +19,7 @@ from updraft_chassis import rpc
 from updraft_chassis.access import Access
 from updraft_chassis.credentials import Credentials
 from updraft_chassis.errors import InvalidInput
-from updraft_inference.agent.fleet import FleetLink, Link
+from updraft_inference.agent.fleet import FleetLink, LinkState
 
 FLEET = fleet_pb2.DESCRIPTOR.services_by_name["Fleet"]
 READER, POD = "token-of-a-reader", "token-of-this-pod"
@@ -73,9 +73,9 @@ def bearing(folder: Path, token: str) -> Credentials:
 @asynccontextmanager
 async def linked(
     channel: grpc.aio.Channel, *, report_s: float = 0.05, breaks_off: int = 0
-) -> AsyncIterator[list[Link]]:
+) -> AsyncIterator[list[LinkState]]:
     """A link on this channel, whose first streams break off if so asked; yields what it says of itself."""
-    heard: list[Link] = []
+    heard: list[LinkState] = []
     stub: Any = Crossed(channel, times=breaks_off)
     link = FleetLink(
         stub,
@@ -101,11 +101,11 @@ async def test_a_pod_whose_role_does_not_do_says_why_once_and_connects_once_its_
         rpc.channel(address, credentials) as channel,
         linked(channel) as heard,
     ):
-        await until(lambda: heard.count(Link.DENIED) >= 2, what="two refusals")
-        assert set(heard) == {Link.DENIED}
+        await until(lambda: heard.count(LinkState.DENIED) >= 2, what="two refusals")
+        assert set(heard) == {LinkState.DENIED}
 
         bearing(tmp_path, POD)
-        await until(lambda: Link.UP in heard, what="the connection")
+        await until(lambda: LinkState.UP in heard, what="the connection")
 
     told = [record for record in caplog.records if record.name == "updraft_inference.agent.fleet"]
     assert [record.message for record in told] == [
@@ -126,20 +126,22 @@ async def test_a_pod_that_serves_another_target_is_refused_and_not_told_that_the
     ):
         await until(lambda: len(heard) >= 2, what="two refusals")
 
-    assert set(heard) == {Link.UP, Link.DENIED}
+    assert set(heard) == {LinkState.UP, LinkState.DENIED}
     told = [record for record in caplog.records if record.name == "updraft_inference.agent.fleet"]
     assert told[0].message == "The registry refuses this pod; serving goes on"
     assert "it has another target" in str(vars(told[0]))
 
 
-@pytest.mark.parametrize(("times", "said"), [(1, {Link.UP, Link.DENIED}), (2, {Link.AWAY, Link.UP, Link.DENIED})])
-async def test_a_refusal_that_is_lost_once_is_heard_before_anything_is_said(times: int, said: set[Link]) -> None:
+@pytest.mark.parametrize(
+    ("times", "said"), [(1, {LinkState.UP, LinkState.DENIED}), (2, {LinkState.AWAY, LinkState.UP, LinkState.DENIED})]
+)
+async def test_a_refusal_that_is_lost_once_is_heard_before_anything_is_said(times: int, said: set[LinkState]) -> None:
     async with (
         listening(service(FLEET, Connect=refuse)) as address,
         rpc.channel(address) as channel,
         linked(channel, report_s=60.0, breaks_off=times) as heard,
     ):
-        await until(lambda: Link.DENIED in heard, what="the refusal")
+        await until(lambda: LinkState.DENIED in heard, what="the refusal")
 
     assert set(heard) == said
 
@@ -148,14 +150,14 @@ async def test_a_registry_that_is_away_is_told_once_and_so_is_its_return(caplog:
     caplog.set_level(logging.INFO)
     port = free_port()
     async with rpc.channel(f"127.0.0.1:{port}") as channel, linked(channel) as heard:
-        await until(lambda: heard.count(Link.AWAY) >= 3, what="three attempts")
+        await until(lambda: heard.count(LinkState.AWAY) >= 3, what="three attempts")
         server = rpc.server()
         server.add_generic_rpc_handlers([service(FLEET, Connect=connect)])
         rpc.bind(server, host="127.0.0.1", port=port, setting="none")
         await server.start()
-        await until(lambda: Link.UP in heard, what="the connection")
+        await until(lambda: LinkState.UP in heard, what="the connection")
         await server.stop(grace=None)
-        await until(lambda: heard[-1] is Link.AWAY, what="the end of the stream")
+        await until(lambda: heard[-1] is LinkState.AWAY, what="the end of the stream")
 
     told = [record.message for record in caplog.records if record.name == "updraft_inference.agent.fleet"]
     away = "The registry is away; serving goes on"

@@ -12,12 +12,12 @@ from tests.support.fake_engine import FakeEngine
 from tests.support.tiny_tokenizer import TEMPLATE, byte_level
 
 from updraft_inference.agent import selection
-from updraft_inference.agent.completions import Endings
+from updraft_inference.agent.completions import CompletionListeners
 from updraft_inference.agent.selection import CaptureRates
 from updraft_inference.http.body import BodyLimits
-from updraft_inference.http.generation import Backend
+from updraft_inference.http.generation import ServedModel
 from updraft_inference.http.keys import Keys
-from updraft_inference.http.readiness import Gate
+from updraft_inference.http.readiness import Readiness
 from updraft_inference.http.routes import app
 from updraft_inference.metrics import Metrics
 from updraft_inference.text.chat_template import ChatTemplate
@@ -86,16 +86,16 @@ bodies = st.builds(
 def client() -> httpx.AsyncClient:
     """Straight into the application; its errors would come out as exceptions."""
     engine = FakeEngine(max_context=64, max_queued=6)
-    endings = Endings(asyncio.get_running_loop())
-    engine.on_finished = endings.sink
-    gate: Gate[Backend] = Gate(max_inside=8)
-    gate.open(
-        Backend(
+    completions = CompletionListeners(asyncio.get_running_loop())
+    engine.on_finished = completions.sink
+    readiness: Readiness[ServedModel] = Readiness(max_inside=8)
+    readiness.open(
+        ServedModel(
             model="tiny",
             engine=engine,
             tokenizer=Tokenizer(byte_level()),
             chat_template=ChatTemplate(TEMPLATE, {"eos_token": "<|end|>"}),
-            endings=endings,
+            completions=completions,
             plan=lambda trace_id, *, is_opted_out, domain: selection.plan(
                 CaptureRates(), trace_id, is_opted_out=is_opted_out, domain=domain
             ),
@@ -103,7 +103,7 @@ def client() -> httpx.AsyncClient:
     )
     registry = CollectorRegistry()
     bodies = BodyLimits(max_bytes=100_000, timeout_s=5.0)
-    application = app(gate, Metrics.on(registry), registry, bodies, Keys())
+    application = app(readiness, Metrics.on(registry), registry, bodies, Keys())
     return httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://pod")
 
 

@@ -16,7 +16,7 @@ from tests.support.wait import until, wait_until
 
 from updraft_chassis.errors import InvalidInput, Unavailable
 from updraft_inference.sglang_engine.launch import supervisor
-from updraft_inference.sglang_engine.launch.supervisor import Launch, supervised, until_up
+from updraft_inference.sglang_engine.launch.supervisor import ServerCommand, supervised, until_up
 from updraft_inference.sglang_engine.server import SglangServer
 
 OBEDIENT = """
@@ -47,12 +47,12 @@ raise SystemExit(3)
 """
 
 
-def launch(folder: Path, program: str, port: int, *, drain_s: float = 30.0) -> Launch:
+def launch(folder: Path, program: str, port: int, *, drain_s: float = 30.0) -> ServerCommand:
     package = folder / "sglang"
     package.mkdir()
     (package / "__init__.py").write_text("")
     (package / "launch_server.py").write_text(program)
-    return Launch(
+    return ServerCommand(
         python=Path(sys.executable),
         arguments=[str(port), str(folder)],
         environment={"PATH": os.environ["PATH"], "PYTHONPATH": str(folder)},
@@ -112,7 +112,7 @@ async def test_one_that_ends_at_once_is_told_with_its_last_words(tmp_path: Path)
 
 async def test_an_interpreter_that_is_not_there_is_told(tmp_path: Path) -> None:
     plan = launch(tmp_path, BROKEN, 1)
-    missing = Launch(python=tmp_path / "none", arguments=[], environment=plan.environment, drain_s=1.0)
+    missing = ServerCommand(python=tmp_path / "none", arguments=[], environment=plan.environment, drain_s=1.0)
 
     with pytest.raises(ExceptionGroup) as raised:
         async with supervised(missing):
@@ -151,10 +151,10 @@ def test_the_server_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     program = f"""
 import asyncio
 from pathlib import Path
-from updraft_inference.sglang_engine.launch.supervisor import Launch, supervised
+from updraft_inference.sglang_engine.launch.supervisor import ServerCommand, supervised
 python, arguments, environment = {said!r}
 async def main():
-    launch = Launch(python=Path(python), arguments=arguments, environment=environment, drain_s=5)
+    launch = ServerCommand(python=Path(python), arguments=arguments, environment=environment, drain_s=5)
     async with supervised(launch) as supervisor:
         print(supervisor.pid, flush=True)
         await asyncio.sleep(600)

@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from updraft_inference.cancellation import Interrupted, unless
+from updraft_inference.cancellation import Interrupted, run_unless_cancelled_by
 
 
 async def never() -> None:
@@ -13,7 +13,7 @@ async def test_work_that_is_first_gives_its_result() -> None:
     async def work() -> int:
         return 5
 
-    assert await unless(never(), work()) == 5
+    assert await run_unless_cancelled_by(never(), work()) == 5
 
 
 async def test_work_that_is_interrupted_has_cleaned_up() -> None:
@@ -26,7 +26,7 @@ async def test_work_that_is_interrupted_has_cleaned_up() -> None:
             log.append("cleaned up")
 
     with pytest.raises(Interrupted):
-        await unless(asyncio.sleep(0), work())
+        await run_unless_cancelled_by(asyncio.sleep(0), work())
     assert log == ["cleaned up"]
 
 
@@ -35,13 +35,13 @@ async def test_an_error_comes_through_as_it_is() -> None:
         raise KeyError("k")
 
     with pytest.raises(KeyError):
-        await unless(never(), work())
+        await run_unless_cancelled_by(never(), work())
 
 
 async def test_cancelling_the_race_cancels_both() -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
-            await unless(never(), never())
+            await run_unless_cancelled_by(never(), never())
 
 
 async def test_a_cancellation_that_the_work_swallowed_is_not_lost() -> None:
@@ -53,4 +53,4 @@ async def test_a_cancellation_that_the_work_swallowed_is_not_lost() -> None:
 
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
-            await unless(never(), stubborn())
+            await run_unless_cancelled_by(never(), stubborn())

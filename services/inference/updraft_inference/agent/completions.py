@@ -17,7 +17,7 @@ _ENGINE_ANSWERS_S = 5.0
 """A cancelled request ends at the next step; nothing waits longer than this for its statistics."""
 
 
-class Ending:
+class PendingCompletion:
     """The end of one request, before and after it came."""
 
     def __init__(self, plan: CapturePlan) -> None:
@@ -36,7 +36,7 @@ class Ending:
                 return await asyncio.shield(self._finished)
         return None
 
-    def come(self, finished: Finished) -> Finished:
+    def resolve(self, finished: Finished) -> Finished:
         """The engine ended it: the record with its true reason."""
         if self._is_stopped and finished.reason is FinishReason.CANCELLED:
             finished = replace(finished, reason=FinishReason.STOP)
@@ -45,13 +45,13 @@ class Ending:
         return finished
 
 
-class Endings:
+class CompletionListeners:
     """Expected ends by request id. `sink` is for the engine's thread, everything else for the event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._listeners: list[Listener] = []
-        self._expected: dict[str, Ending] = {}
+        self._expected: dict[str, PendingCompletion] = {}
 
     def subscribe(self, *listeners: Listener) -> None:
         """Call these, in order, for every request that ends from now on."""
@@ -62,10 +62,10 @@ class Endings:
         """Ids of the requests that have not ended."""
         return self._expected.keys()
 
-    def expect(self, request_id: str, plan: CapturePlan) -> Ending:
+    def expect(self, request_id: str, plan: CapturePlan) -> PendingCompletion:
         """Announce a request before the engine gets it."""
-        ending = self._expected[request_id] = Ending(plan)
-        return ending
+        completion = self._expected[request_id] = PendingCompletion(plan)
+        return completion
 
     def forget(self, request_id: str) -> None:
         """The engine refused it: no end will come."""
@@ -77,9 +77,9 @@ class Endings:
             self._loop.call_soon_threadsafe(self._deliver, finished)
 
     def _deliver(self, finished: Finished) -> None:
-        ending = self._expected.pop(finished.request.request_id, None)
-        if ending is None:
+        completion = self._expected.pop(finished.request.request_id, None)
+        if completion is None:
             return
-        finished = ending.come(finished)
+        finished = completion.resolve(finished)
         for listener in self._listeners:
-            listener(finished, ending.plan)
+            listener(finished, completion.plan)

@@ -16,7 +16,7 @@ from updraft.fleet.v1 import fleet_pb2
 from updraft_chassis import rpc
 from updraft_chassis.errors import Forbidden, InvalidInput, Unauthenticated, UpdraftError
 from updraft_chassis.retry import Backoff
-from updraft_inference.cancellation import raise_if_cancelled, unless
+from updraft_inference.cancellation import raise_if_cancelled, run_unless_cancelled_by
 
 if TYPE_CHECKING:  # the stub files know these names, the code does not
     from grpc.aio import StreamStreamCall
@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # the stub files know these names, the code does not
 logger = logging.getLogger(__name__)
 
 
-class Link(StrEnum):
+class LinkState(StrEnum):
     """How the stream is."""
 
     UP = "up"
@@ -51,7 +51,7 @@ class FleetLink:
         on_directive: Callable[[fleet_pb2.Directive], None],
         *,
         changed: asyncio.Event,
-        on_link: Callable[[Link], None],
+        on_link: Callable[[LinkState], None],
         report_s: float,
     ) -> None:
         self._stub = stub
@@ -60,8 +60,8 @@ class FleetLink:
         self._on_link = on_link
         self._report_s = report_s
         self._changed = changed
-        self._backoffs = {Link.AWAY: Backoff(cap_s=5.0), Link.DENIED: Backoff(initial_s=1.0, cap_s=60.0)}
-        self._told = (Link.UP, "")
+        self._backoffs = {LinkState.AWAY: Backoff(cap_s=5.0), LinkState.DENIED: Backoff(initial_s=1.0, cap_s=60.0)}
+        self._told = (LinkState.UP, "")
         self._is_broken_off = False
         """The last stream broke off, and why is not known: a registry that refused it says so again to the next one."""
 
@@ -72,12 +72,12 @@ class FleetLink:
             try:
                 with rpc.errors():
                     await self._converse()
-                link, reason = Link.AWAY, "the registry closed the stream"
+                link, reason = LinkState.AWAY, "the registry closed the stream"
             except (Unauthenticated, Forbidden, InvalidInput) as error:
-                link, reason = Link.DENIED, str(error)
+                link, reason = LinkState.DENIED, str(error)
             except UpdraftError as error:
                 raise_if_cancelled()
-                link, reason = Link.AWAY, str(error)
+                link, reason = LinkState.AWAY, str(error)
                 is_known = not isinstance(error, rpc.BrokenOff) or self._is_broken_off
             self._is_broken_off = not is_known
             if is_known:
@@ -87,7 +87,7 @@ class FleetLink:
     async def _converse(self) -> None:
         call = self._stub.Connect()
         try:
-            await unless(self._send(call), self._receive(call))
+            await run_unless_cancelled_by(self._send(call), self._receive(call))
         finally:
             call.cancel()
 
@@ -110,21 +110,21 @@ class FleetLink:
                     await self._changed.wait()
 
     def _note_connected(self) -> None:
-        if self._told[0] is not Link.UP:
+        if self._told[0] is not LinkState.UP:
             logger.info("The registry is back")
-        self._told = (Link.UP, "")
+        self._told = (LinkState.UP, "")
         for backoff in self._backoffs.values():
             backoff.reset()
-        self._on_link(Link.UP)
+        self._on_link(LinkState.UP)
 
-    def _note(self, link: Link, reason: str) -> None:
+    def _note(self, link: LinkState, reason: str) -> None:
         """Tell once, until it is another trouble. One who is away is so in many words."""
         self._on_link(link)
-        trouble = (link, reason if link is Link.DENIED else "")
+        trouble = (link, reason if link is LinkState.DENIED else "")
         if trouble == self._told:
             return
         self._told = trouble
-        if link is Link.DENIED:
+        if link is LinkState.DENIED:
             logger.error("The registry refuses this pod; serving goes on", extra={"reason": reason})
         else:
             logger.warning("The registry is away; serving goes on", extra={"reason": reason})

@@ -19,7 +19,7 @@ from updraft_chassis.errors import Corrupt, Exhausted, InvalidInput, Unavailable
 from updraft_chassis.retry import Backoff
 from updraft_inference.agent import switchback
 from updraft_inference.agent.drafts import DraftFolder, check_target, read_manifest, verified
-from updraft_inference.cancellation import Interrupted, unless
+from updraft_inference.cancellation import Interrupted, run_unless_cancelled_by
 from updraft_inference.engine import DraftOnDisk, Engine
 from updraft_inference.metrics import Metrics
 
@@ -109,7 +109,7 @@ class Swapper:
 
     def accept(self, directive: fleet_pb2.Directive) -> None:
         """Follow this one from now on. One that is known already is not started again."""
-        if self._directive is not None and _wish(directive) == _wish(self._directive):
+        if self._directive is not None and _without_spread(directive) == _without_spread(self._directive):
             return
         self._directive = directive
         self._heard.set()
@@ -221,7 +221,7 @@ class Swapper:
                 if not self._holds(both[now.version]):
                     await self._install(both[now.version], level=logging.DEBUG)
                     self._on_change()
-                await unless(self._arrived.wait(), asyncio.sleep(min(now.left_s, self.look_s)))
+                await run_unless_cancelled_by(self._arrived.wait(), asyncio.sleep(min(now.left_s, self.look_s)))
         finally:
             logger.info("The switchback is over", extra=versions)
 
@@ -261,13 +261,13 @@ class Swapper:
         self._backoff.reset()
         for delay_s in self._backoff:
             try:
-                await unless(self._arrived.wait(), self._fetch(version, digest))
+                await run_unless_cancelled_by(self._arrived.wait(), self._fetch(version, digest))
             except _DAMNING:
                 raise
             except UpdraftError as error:
                 self._tell(directive, fleet_pb2.OUTCOME_PENDING, f"cannot fetch yet: {error}")
                 logger.warning("A draft cannot be fetched yet", extra={"version": version, "reason": str(error)})
-                await unless(self._arrived.wait(), asyncio.sleep(delay_s))
+                await run_unless_cancelled_by(self._arrived.wait(), asyncio.sleep(delay_s))
             else:
                 return
 
@@ -277,7 +277,7 @@ class Swapper:
         wait_s = self._rng.uniform(0.0, directive.prefetch_spread_ms / 1000)
         due_s = min(now_s + wait_s, self._due_s.get(version, now_s + wait_s))
         self._due_s = {version: due_s}
-        await unless(self._arrived.wait(), asyncio.sleep(max(0.0, due_s - now_s)))
+        await run_unless_cancelled_by(self._arrived.wait(), asyncio.sleep(max(0.0, due_s - now_s)))
 
     def _verified(self, version: int) -> DraftOnDisk:
         folder = self._drafts.path / str(version)
@@ -324,7 +324,7 @@ class Swapper:
         self.settled.set()
         extra = {"version": self._version, "reason": str(error)}
         logger.warning("A draft cannot be taken over yet", extra=extra)
-        await unless(self._arrived.wait(), asyncio.sleep(self.retry_s))
+        await run_unless_cancelled_by(self._arrived.wait(), asyncio.sleep(self.retry_s))
         self._arrived.set()
 
     def _refuse(self, directive: fleet_pb2.Directive, error: UpdraftError) -> None:
@@ -344,7 +344,7 @@ class Swapper:
         self._on_change()
 
 
-def _wish(directive: fleet_pb2.Directive) -> fleet_pb2.Directive:
+def _without_spread(directive: fleet_pb2.Directive) -> fleet_pb2.Directive:
     """Without how it may be spread, which depends on how large the fleet is just now."""
     wish = fleet_pb2.Directive()
     wish.CopyFrom(directive)

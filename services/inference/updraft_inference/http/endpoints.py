@@ -37,7 +37,7 @@ class Language(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dialect(Generic[B]):
+class Endpoint(Generic[B]):
     """One way to ask: its body, its prompt, its choices."""
 
     path: str
@@ -82,7 +82,7 @@ def _delta_choice(text: str) -> Json:
     return {"delta": {"content": text} if text else {}}
 
 
-COMPLETIONS: Dialect[CompletionBody] = Dialect(
+COMPLETIONS: Endpoint[CompletionBody] = Endpoint(
     path="/v1/completions",
     body=CompletionBody,
     id_prefix="cmpl",
@@ -97,7 +97,7 @@ COMPLETIONS: Dialect[CompletionBody] = Dialect(
     logprobs=Transcript.completion,
 )
 
-CHAT: Dialect[ChatBody] = Dialect(
+CHAT: Endpoint[ChatBody] = Endpoint(
     path="/v1/chat/completions",
     body=ChatBody,
     id_prefix="chatcmpl",

@@ -1,6 +1,6 @@
-"""One request from its body to pieces of text: check it against the model, run it, cut it at a stop string.
+"""Runs one request: checks its body against the model, generates, and cuts the text at a stop string.
 
-Whoever stops reading closes the pieces, which closes the engine's generator, which frees the slot.
+Closing the returned generator closes the engine's generator, which frees the slot.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from updraft_chassis.errors import InvalidInput, Unavailable, UpdraftError
-from updraft_inference.agent.completions import Endings
+from updraft_inference.agent.completions import CompletionListeners
 from updraft_inference.agent.selection import CapturePlan
 from updraft_inference.engine import (
     Drafter,
@@ -22,7 +22,7 @@ from updraft_inference.engine import (
     Sampling,
     TokenLogprob,
 )
-from updraft_inference.http.endpoints import B, Dialect
+from updraft_inference.http.endpoints import B, Endpoint
 from updraft_inference.http.errors import ApiError, api_error, invalid
 from updraft_inference.http.schema import GenerationBody
 from updraft_inference.text.chat_template import ChatTemplate
@@ -35,7 +35,7 @@ _SHOWN_CHARS = 200
 """Of a name that a client sent, in the refusal of it."""
 
 
-class Planner(Protocol):
+class CapturePlanner(Protocol):
     """Decides about the capture of a request before it starts."""
 
     def __call__(self, trace_id: bytes, *, is_opted_out: bool, domain: str) -> CapturePlan:
@@ -44,19 +44,19 @@ class Planner(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Backend:
+class ServedModel:
     """What serves a request."""
 
     model: str
     engine: Engine
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
-    endings: Endings
-    plan: Planner
+    completions: CompletionListeners
+    plan: CapturePlanner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class Choice:
     """A request that the engine can run: one choice of an answer."""
 
     id: str
@@ -66,8 +66,8 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
-    """Some text; the last piece has a finish reason. `num_tokens` counts the output so far, `logprobs` are of new tokens."""
+class TextChunk:
+    """Some text; the last chunk has a finish reason. `num_tokens` counts the output so far, `logprobs` are of new tokens."""
 
     text: str
     num_tokens: int
@@ -76,22 +76,24 @@ class Piece:
     finished: Finished | None = None
 
 
-async def jobs(backend: Backend, dialect: Dialect[B], body: B, *, client: str, is_opted_out: bool) -> list[Job]:
-    """Check a body against the model; one job a choice. ApiError where it cannot be served."""
-    if body.model != backend.model:
-        message = f"The model {body.model[:_SHOWN_CHARS]!r} does not exist: this server has {backend.model!r}"
+async def prepare_choices(
+    served: ServedModel, endpoint: Endpoint[B], body: B, *, client: str, is_opted_out: bool
+) -> list[Choice]:
+    """Check a body against the model and return its choices. Raises ApiError if it cannot be served."""
+    if body.model != served.model:
+        message = f"The model {body.model[:_SHOWN_CHARS]!r} does not exist: this server has {served.model!r}"
         raise ApiError(404, message, param="model", code="model_not_found")
-    prompt_ids = await _prompt_ids(backend, dialect, body)
-    max_tokens = _max_tokens(backend, dialect, body, len(prompt_ids))
-    _check_biases(backend, body)
+    prompt_ids = await _prompt_ids(served, endpoint, body)
+    max_tokens = _max_tokens(served, endpoint, body, len(prompt_ids))
+    _check_biases(served, body)
     if body.num_top_logprobs is not None:
-        await asyncio.to_thread(_read_token_bytes, backend)
+        await asyncio.to_thread(_read_token_bytes, served)
 
-    def one(index: int) -> Job:
+    def one(index: int) -> Choice:
         trace_id = uuid.uuid4()
-        plan = backend.plan(trace_id.bytes, is_opted_out=is_opted_out, domain=body.updraft.domain)
+        plan = served.plan(trace_id.bytes, is_opted_out=is_opted_out, domain=body.updraft.domain)
         request = GenerationRequest(
-            request_id=f"{dialect.id_prefix}-{trace_id.hex}",
+            request_id=f"{endpoint.id_prefix}-{trace_id.hex}",
             prompt_ids=prompt_ids,
             max_tokens=max_tokens,
             client=client,
@@ -103,17 +105,17 @@ async def jobs(backend: Backend, dialect: Dialect[B], body: B, *, client: str, i
             top_logprobs=body.num_top_logprobs,
             capture=plan.wish,
         )
-        return Job(id=request.request_id, request=request, plan=plan, stops=tuple(body.stop))
+        return Choice(id=request.request_id, request=request, plan=plan, stops=tuple(body.stop))
 
     return [one(index) for index in range(body.n)]
 
 
-async def pieces(backend: Backend, job: Job) -> AsyncGenerator[Piece, None]:
-    """Run it. Errors of the engine come as ApiError, before the first piece or, if it fails, later."""
-    text = TextStream(backend.tokenizer, job.request.prompt_ids, job.stops)
-    ending = backend.endings.expect(job.id, job.plan)
+async def generate(served: ServedModel, choice: Choice) -> AsyncGenerator[TextChunk, None]:
+    """Run it. Errors of the engine come as ApiError, before the first chunk or, if it fails, later."""
+    text = TextStream(served.tokenizer, choice.request.prompt_ids, choice.stops)
+    completion = served.completions.expect(choice.id, choice.plan)
     try:
-        async with aclosing(backend.engine.generate(job.request)) as deltas:
+        async with aclosing(served.engine.generate(choice.request)) as deltas:
             async for delta in deltas:
                 before = text.num_tokens
                 shown = text.push(delta.token_ids)
@@ -127,12 +129,12 @@ async def pieces(backend: Backend, job: Job) -> AsyncGenerator[Piece, None]:
                     said = logprobs[:-1] if reason is FinishReason.STOP else logprobs  # without the end token
                     yield _last(shown + text.flush(), text, said, delta.finished, reason)
                     return
-                yield Piece(text=shown, num_tokens=text.num_tokens, logprobs=logprobs)
-            ending.stop()
+                yield TextChunk(text=shown, num_tokens=text.num_tokens, logprobs=logprobs)
+            completion.stop()
     except UpdraftError as error:
-        backend.endings.forget(job.id)
+        served.completions.forget(choice.id)
         raise api_error(error) from error
-    yield _last(shown, text, logprobs, await ending.finished(), FinishReason.STOP)
+    yield _last(shown, text, logprobs, await completion.finished(), FinishReason.STOP)
 
 
 def _last(
@@ -141,8 +143,8 @@ def _last(
     logprobs: tuple[TokenLogprob, ...],
     finished: Finished | None,
     reason: FinishReason,
-) -> Piece:
-    return Piece(
+) -> TextChunk:
+    return TextChunk(
         text=shown,
         num_tokens=text.num_tokens,
         logprobs=logprobs,
@@ -151,46 +153,46 @@ def _last(
     )
 
 
-async def _prompt_ids(backend: Backend, dialect: Dialect[B], body: B) -> tuple[int, ...]:
+async def _prompt_ids(served: ServedModel, endpoint: Endpoint[B], body: B) -> tuple[int, ...]:
     try:
         # In a thread: a prompt of a mebibyte takes a second, in which other streams go on.
-        prompt_ids = await asyncio.to_thread(dialect.prompt, body, backend)
+        prompt_ids = await asyncio.to_thread(endpoint.prompt, body, served)
     except InvalidInput as error:
-        raise invalid(str(error), param=dialect.prompt_param) from None
+        raise invalid(str(error), param=endpoint.prompt_param) from None
     if not prompt_ids:
-        raise invalid("The prompt is empty", param=dialect.prompt_param)
-    vocab_size = backend.engine.info.vocab_size
+        raise invalid("The prompt is empty", param=endpoint.prompt_param)
+    vocab_size = served.engine.info.vocab_size
     if not all(0 <= token_id < vocab_size for token_id in prompt_ids):
-        raise invalid(f"A prompt token is outside the vocabulary of {vocab_size}", param=dialect.prompt_param)
+        raise invalid(f"A prompt token is outside the vocabulary of {vocab_size}", param=endpoint.prompt_param)
     return prompt_ids
 
 
-def _max_tokens(backend: Backend, dialect: Dialect[B], body: B, num_prompt: int) -> int:
-    max_context = backend.engine.info.max_context
-    wanted = dialect.default_max_tokens if body.most_tokens is None else body.most_tokens
+def _max_tokens(served: ServedModel, endpoint: Endpoint[B], body: B, num_prompt: int) -> int:
+    max_context = served.engine.info.max_context
+    wanted = endpoint.default_max_tokens if body.most_tokens is None else body.most_tokens
     if wanted is None:
         wanted = max(1, max_context - num_prompt)
     if num_prompt + wanted > max_context:
         raise invalid(
             f"The context of this server is {max_context} tokens: the prompt has {num_prompt}, {wanted} are "
             f"asked for, {num_prompt + wanted} together",
-            param=dialect.prompt_param if num_prompt >= max_context else "max_tokens",
+            param=endpoint.prompt_param if num_prompt >= max_context else "max_tokens",
             code="context_length_exceeded",
         )
     return wanted
 
 
-def _check_biases(backend: Backend, body: GenerationBody) -> None:
-    vocab_size = backend.engine.info.vocab_size
+def _check_biases(served: ServedModel, body: GenerationBody) -> None:
+    vocab_size = served.engine.info.vocab_size
     unknown = [token_id for token_id, _ in body.logit_bias if token_id >= vocab_size]
     if unknown:
         message = f"logit_bias: token {unknown[0]} is outside the vocabulary of {vocab_size}"
         raise invalid(message, param="logit_bias", code="invalid_value")
 
 
-def _read_token_bytes(backend: Backend) -> None:
+def _read_token_bytes(served: ServedModel) -> None:
     try:
-        backend.tokenizer.bytes_of(0)
+        served.tokenizer.bytes_of(0)
     except InvalidInput as error:
         raise invalid(str(error), param="logprobs") from None
 

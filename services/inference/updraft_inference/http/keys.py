@@ -21,11 +21,11 @@ MIN_KEY_CHARACTERS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Guest:
-    """A request that was let in. `client` is the same for all of one key, and empty where nobody needs one."""
+class Client:
+    """A request that was let in. `id` is the same for all of one key, and empty where nobody needs one."""
 
-    client: str
-    count_as: Callable[[int], None]
+    id: str
+    reserve: Callable[[int], None]
 
 
 class Keys:
@@ -37,15 +37,15 @@ class Keys:
         self._inside: Counter[bytes] = Counter()
 
     @contextmanager
-    def admitted(self, headers: Mapping[str, str]) -> Iterator[Guest]:
-        """Inside for the length of the block, as one request until the guest is told that it is several.
+    def admitted(self, headers: Mapping[str, str]) -> Iterator[Client]:
+        """Inside for the length of the block, as one request until the client is told that it is several.
 
         ApiError 401 without a known key, Exhausted where it asks too much at once, InvalidInput where it always would.
         """
         key = self._known(headers.get(AUTHORIZATION, ""))
         num_held = 0
 
-        def count_as(num: int) -> None:
+        def reserve(num: int) -> None:
             nonlocal num_held
             if key is not None:
                 self._check(num, others=self._inside[key] - num_held)
@@ -53,8 +53,8 @@ class Keys:
                 num_held = num
 
         try:
-            count_as(1)
-            yield Guest("" if key is None else key.hex(), count_as)
+            reserve(1)
+            yield Client("" if key is None else key.hex(), reserve)
         finally:
             if key is not None:
                 self._inside[key] -= num_held

@@ -21,17 +21,17 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from updraft_chassis.errors import UpdraftError
-from updraft_inference.cancellation import Interrupted, unless
+from updraft_inference.cancellation import Interrupted, run_unless_cancelled_by
 from updraft_inference.engine import TokenLogprob
 from updraft_inference.http.body import BodyLimits, read_body
-from updraft_inference.http.endpoints import CHAT, COMPLETIONS, B, Dialect, usage
+from updraft_inference.http.endpoints import CHAT, COMPLETIONS, B, Endpoint, usage
 from updraft_inference.http.errors import ApiError, api_error
-from updraft_inference.http.generation import Backend, Job, Piece, jobs, pieces
+from updraft_inference.http.generation import Choice, ServedModel, TextChunk, generate, prepare_choices
 from updraft_inference.http.keys import Keys
-from updraft_inference.http.readiness import Gate, Phase
+from updraft_inference.http.readiness import Readiness, ServingPhase
 from updraft_inference.http.request_ids import RequestIds
 from updraft_inference.http.schema import parse
-from updraft_inference.http.streaming import each
+from updraft_inference.http.streaming import merge_streams
 from updraft_inference.metrics import Metrics
 from updraft_inference.text.logprobs import Json, Transcript
 
@@ -39,33 +39,35 @@ OPT_OUT_HEADER = "x-updraft-capture"
 """`off`: nothing of this request leaves the pod but its answer."""
 
 
-def app(gate: Gate[Backend], metrics: Metrics, registry: CollectorRegistry, bodies: BodyLimits, keys: Keys) -> ASGIApp:
+def app(
+    readiness: Readiness[ServedModel], metrics: Metrics, registry: CollectorRegistry, bodies: BodyLimits, keys: Keys
+) -> ASGIApp:
     """The ASGI application."""
 
     async def models(request: Request) -> Response:
-        with keys.admitted(request.headers), gate.admitted() as backend:
-            entry = {"id": backend.model, "object": "model", "created": started_s, "owned_by": "updraft"}
+        with keys.admitted(request.headers), readiness.admitted() as served:
+            entry = {"id": served.model, "object": "model", "created": started_s, "owned_by": "updraft"}
         return JSONResponse({"object": "list", "data": [entry]})
 
     async def health(_: Request) -> Response:
         return _plain("ok", 200) if is_alive() else _plain("the engine has failed", 503)
 
     async def ready(_: Request) -> Response:
-        return _plain(gate.phase.value, 200 if gate.phase is Phase.READY and is_alive() else 503)
+        return _plain(readiness.phase.value, 200 if readiness.phase is ServingPhase.READY and is_alive() else 503)
 
     async def scrape(_: Request) -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     def is_alive() -> bool:  # false: only a restart can help
-        return gate.backend is None or gate.backend.engine.is_alive
+        return readiness.served is None or readiness.served.engine.is_alive
 
     started_s = int(time.time())
-    doors = _Doors(gate=gate, keys=keys, metrics=metrics, bodies=bodies)
+    guards = RequestGuards(readiness=readiness, keys=keys, metrics=metrics, bodies=bodies)
     inner = Starlette(
         routes=[
             Route("/v1/models", models),
-            Route(COMPLETIONS.path, _Endpoint(COMPLETIONS, doors), methods=["POST"]),
-            Route(CHAT.path, _Endpoint(CHAT, doors), methods=["POST"]),
+            Route(COMPLETIONS.path, _Handler(COMPLETIONS, guards), methods=["POST"]),
+            Route(CHAT.path, _Handler(CHAT, guards), methods=["POST"]),
             Route("/healthz", health),
             Route("/readyz", ready),
             Route("/metrics", scrape),
@@ -76,44 +78,44 @@ def app(gate: Gate[Backend], metrics: Metrics, registry: CollectorRegistry, bodi
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Doors:
+class RequestGuards:
     """What a request passes before it is served."""
 
-    gate: Gate[Backend]
+    readiness: Readiness[ServedModel]
     keys: Keys
     metrics: Metrics
     bodies: BodyLimits
 
 
-class _Endpoint(Generic[B]):
-    """One dialect, from the first byte of a request to the last of its answer. An ASGI application."""
+class _Handler(Generic[B]):
+    """One endpoint, from the first byte of a request to the last of its answer. An ASGI application."""
 
-    def __init__(self, dialect: Dialect[B], doors: _Doors) -> None:
-        self._dialect = dialect
-        self._doors = doors
+    def __init__(self, endpoint: Endpoint[B], guards: RequestGuards) -> None:
+        self._endpoint = endpoint
+        self._guards = guards
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         try:
-            with self._doors.keys.admitted(request.headers) as guest, self._doors.gate.admitted() as backend:
-                body = parse(self._dialect.body, await read_body(request, self._doors.bodies))
-                guest.count_as(body.n)
-                await unless(_hung_up(receive), self._answer(backend, request, body, guest.client, send))
+            with self._guards.keys.admitted(request.headers) as client, self._guards.readiness.admitted() as served:
+                body = parse(self._endpoint.body, await read_body(request, self._guards.bodies))
+                client.reserve(body.n)
+                await run_unless_cancelled_by(_hung_up(receive), self._answer(served, request, body, client.id, send))
         except Interrupted:
-            self._doors.metrics.hang_ups.inc()
-        except UpdraftError as error:  # of the gate; those of the engine come as ApiError
+            self._guards.metrics.hang_ups.inc()
+        except UpdraftError as error:  # raised by the guards; those of the engine come as ApiError
             raise self._counted(api_error(error)) from None
         except ApiError as error:
             raise self._counted(error) from error.__cause__
 
     def _counted(self, refusal: ApiError) -> ApiError:
-        self._doors.metrics.refusals.labels(status=str(refusal.status)).inc()
+        self._guards.metrics.refusals.labels(status=str(refusal.status)).inc()
         return refusal
 
-    async def _answer(self, backend: Backend, request: Request, body: B, client: str, send: Send) -> None:
+    async def _answer(self, served: ServedModel, request: Request, body: B, client: str, send: Send) -> None:
         is_opted_out = request.headers.get(OPT_OUT_HEADER, "").strip().lower() == "off"
-        todo = await jobs(backend, self._dialect, body, client=client, is_opted_out=is_opted_out)
-        writer = _Writer(self._dialect, backend, todo, int(time.time()))
+        choices = await prepare_choices(served, self._endpoint, body, client=client, is_opted_out=is_opted_out)
+        writer = _Writer(self._endpoint, served, choices, int(time.time()))
         if body.stream:
             await _stream(writer, send, has_usage=body.has_usage_chunk)
         else:
@@ -122,89 +124,89 @@ class _Endpoint(Generic[B]):
 
 
 class _Writer(Generic[B]):
-    """The JSON of one answer, whose choices come from `jobs`."""
+    """Writes the JSON of one answer."""
 
-    def __init__(self, dialect: Dialect[B], backend: Backend, jobs: list[Job], created_s: int) -> None:
-        self.dialect = dialect
-        self.choices = [pieces(backend, job) for job in jobs]
-        self.last: dict[int, Piece] = {}
+    def __init__(self, endpoint: Endpoint[B], served: ServedModel, choices: list[Choice], created_s: int) -> None:
+        self.endpoint = endpoint
+        self.streams = [generate(served, choice) for choice in choices]
+        self.last: dict[int, TextChunk] = {}
         """Of each choice, so far."""
-        self._model = backend.model
-        self._jobs = jobs
+        self._model = served.model
+        self._choices = choices
         self._created_s = created_s
-        self._transcripts = [Transcript(backend.tokenizer.bytes_of) for _ in jobs]
+        self._transcripts = [Transcript(served.tokenizer.bytes_of) for _ in choices]
 
     @property
     def headers(self) -> dict[str, str]:
         """The id of the answer, and that under which traces know its first choice."""
-        return {"X-Request-Id": self._jobs[0].id}
+        return {"X-Request-Id": self._choices[0].id}
 
     def answer(self, texts: list[str], logprobs: list[list[TokenLogprob]]) -> Json:
         """The whole answer."""
         choices = [
-            self._choice(index, self.dialect.choice(text), said, self.last[index].finish_reason)
+            self._choice(index, self.endpoint.choice(text), said, self.last[index].finish_reason)
             for index, (text, said) in enumerate(zip(texts, logprobs, strict=True))
         ]
-        return {**self._head(self.dialect.answer_object), "choices": choices, "usage": self._usage()}
+        return {**self._head(self.endpoint.answer_object), "choices": choices, "usage": self._usage()}
 
     def openings(self, **more: object) -> list[str]:
         """The events before any text."""
-        opening = self.dialect.opening
+        opening = self.endpoint.opening
         if opening is None:
             return []
-        return [self._chunk([self._choice(i, opening, (), None)], **more) for i in range(len(self._jobs))]
+        return [self._chunk([self._choice(i, opening, (), None)], **more) for i in range(len(self._choices))]
 
-    def chunk(self, index: int, piece: Piece, **more: object) -> str:
+    def chunk(self, index: int, chunk: TextChunk, **more: object) -> str:
         """One event of a stream."""
-        content = self.dialect.chunk_choice(piece.text)
-        return self._chunk([self._choice(index, content, piece.logprobs, piece.finish_reason)], **more)
+        content = self.endpoint.chunk_choice(chunk.text)
+        return self._chunk([self._choice(index, content, chunk.logprobs, chunk.finish_reason)], **more)
 
     def usage_chunk(self) -> str:
         """The event after the last text, when asked for."""
         return self._chunk([], usage=self._usage())
 
     def _choice(self, index: int, content: Json, said: Sequence[TokenLogprob], finish_reason: str | None) -> Json:
-        logprobs = self.dialect.logprobs(self._transcripts[index], said) if said else None
+        logprobs = self.endpoint.logprobs(self._transcripts[index], said) if said else None
         return {"index": index, **content, "logprobs": logprobs, "finish_reason": finish_reason}
 
     def _chunk(self, choices: list[Json], **more: object) -> str:
-        return _event({**self._head(self.dialect.chunk_object), "choices": choices, **more})
+        return _event({**self._head(self.endpoint.chunk_object), "choices": choices, **more})
 
     def _head(self, kind: str) -> Json:
-        return {"id": self._jobs[0].id, "object": kind, "created": self._created_s, "model": self._model}
+        return {"id": self._choices[0].id, "object": kind, "created": self._created_s, "model": self._model}
 
     def _usage(self) -> Json:
-        num_output = sum(piece.num_tokens for piece in self.last.values())
-        finished = [piece.finished for piece in self.last.values() if piece.finished is not None]
-        return usage(len(self._jobs[0].request.prompt_ids), num_output, finished)
+        num_output = sum(chunk.num_tokens for chunk in self.last.values())
+        finished = [chunk.finished for chunk in self.last.values() if chunk.finished is not None]
+        return usage(len(self._choices[0].request.prompt_ids), num_output, finished)
 
 
 async def _whole(writer: _Writer[B]) -> Json:
-    texts: list[str] = [""] * len(writer.choices)
-    logprobs: list[list[TokenLogprob]] = [[] for _ in writer.choices]
+    texts: list[str] = [""] * len(writer.streams)
+    logprobs: list[list[TokenLogprob]] = [[] for _ in writer.streams]
 
-    async def take(index: int, piece: Piece) -> None:
-        writer.last[index] = piece
-        texts[index] += piece.text
-        logprobs[index] += piece.logprobs
+    async def take(index: int, chunk: TextChunk) -> None:
+        writer.last[index] = chunk
+        texts[index] += chunk.text
+        logprobs[index] += chunk.logprobs
 
-    await each(writer.choices, take)
+    await merge_streams(writer.streams, take)
     return writer.answer(texts, logprobs)
 
 
 async def _stream(writer: _Writer[B], send: Send, *, has_usage: bool) -> None:
     more = {"usage": None} if has_usage else {}
 
-    async def take(index: int, piece: Piece) -> None:
+    async def take(index: int, chunk: TextChunk) -> None:
         if not writer.last:
             await _start(writer, send)
             await _send(send, *writer.openings(**more))
-        writer.last[index] = piece
-        if piece.text or piece.logprobs or piece.finish_reason:
-            await _send(send, writer.chunk(index, piece, **more))
+        writer.last[index] = chunk
+        if chunk.text or chunk.logprobs or chunk.finish_reason:
+            await _send(send, writer.chunk(index, chunk, **more))
 
     try:
-        await each(writer.choices, take)
+        await merge_streams(writer.streams, take)
     except ApiError as error:
         if not writer.last:  # before the status line: what the engine refuses is still a plain error
             raise

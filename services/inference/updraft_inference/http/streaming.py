@@ -10,7 +10,7 @@ from updraft_inference.cancellation import raise_if_cancelled
 T = TypeVar("T")
 
 
-async def each(streams: Sequence[AsyncGenerator[T, None]], take: Callable[[int, T], Awaitable[None]]) -> None:
+async def merge_streams(streams: Sequence[AsyncGenerator[T, None]], take: Callable[[int, T], Awaitable[None]]) -> None:
     """Give every item of all streams to `take`, with its stream's index, as it comes and one at a time.
 
     All streams are closed at the end. The first error of any of them, or of `take`, ends the others and is raised.

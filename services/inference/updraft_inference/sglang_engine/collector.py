@@ -1,4 +1,4 @@
-"""Listens for the plugin inside SGLang, and gives each request's assembly what is said of it.
+"""Listens for the plugin inside SGLang, and gives each request's builder what is said of it.
 
 The agent listens and the plugin connects, so either may start first and come back. One server at a time: two that took turns
 would both be captured in part. What nobody expects is counted and dropped; rows beyond the memory that they may take are
@@ -20,7 +20,7 @@ from torch import Tensor
 from updraft_chassis.clock import Clock, SystemClock
 from updraft_chassis.errors import InvalidInput
 from updraft_inference.engine import CaptureLoss, CaptureWish, TopK
-from updraft_inference.sglang_engine.trace_builder import Assembly, Rows, StepPart
+from updraft_inference.sglang_engine.trace_builder import Rows, StepPart, TraceBuilder
 from updraft_sglang import wire
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class Collector:
         self._num_dropped: int | None = None
         """By the plugin, at the last message of this connection: what it dropped before is nobody's loss."""
         self._max_bytes = max_bytes
-        self._expected: dict[str, Assembly] = {}
+        self._expected: dict[str, TraceBuilder] = {}
         self._changed: dict[str, asyncio.Event] = {}
         self._connection: asyncio.StreamWriter | None = None
         self._misunderstood = ""
@@ -152,11 +152,11 @@ class Collector:
                     if self.path.stat().st_ino == ours:  # or it is of an agent that came after
                         self.path.unlink()
 
-    def expect(self, rid: str, num_prompt: int, wish: CaptureWish) -> Assembly:
+    def expect(self, rid: str, num_prompt: int, wish: CaptureWish) -> TraceBuilder:
         """Begin to take what is said of this request."""
-        assembly = self._expected[rid] = Assembly(num_prompt, wish)
+        builder = self._expected[rid] = TraceBuilder(num_prompt, wish)
         self._changed[rid] = asyncio.Event()
-        return assembly
+        return builder
 
     def forget(self, rid: str) -> None:
         """It is over, or never began."""
@@ -175,7 +175,7 @@ class Collector:
     @property
     def nbytes(self) -> int:
         """Memory of all rows."""
-        return sum(assembly.nbytes for assembly in self._expected.values())
+        return sum(builder.nbytes for builder in self._expected.values())
 
     async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection: of a server that is welcome, or is told why not."""
@@ -294,22 +294,22 @@ class Collector:
             self._give_rows(str(request["rid"]), rows)
 
     def _give_step(self, rid: str, step: StepPart) -> None:
-        assembly = self._known(rid)
-        if assembly is not None:
-            assembly.add_step(step if self._has_room(step.nbytes) else step.without_rows)
+        builder = self._known(rid)
+        if builder is not None:
+            builder.add_step(step if self._has_room(step.nbytes) else step.without_rows)
             self._changed[rid].set()
 
     def _give_rows(self, rid: str, rows: Rows) -> None:
-        assembly = self._known(rid)
-        if assembly is not None:
+        builder = self._known(rid)
+        if builder is not None:
             if self._has_room(rows.nbytes):
-                assembly.add_rows(rows)
+                builder.add_rows(rows)
             self._changed[rid].set()
 
-    def _known(self, rid: str) -> Assembly | None:
-        assembly = self._expected.get(rid)
-        self.losses[CaptureLoss.UNKNOWN] += assembly is None
-        return assembly
+    def _known(self, rid: str) -> TraceBuilder | None:
+        builder = self._expected.get(rid)
+        self.losses[CaptureLoss.UNKNOWN] += builder is None
+        return builder
 
     def _has_room(self, num_bytes: int) -> bool:
         has_room = not num_bytes or self.nbytes + num_bytes <= self._max_bytes

@@ -13,7 +13,7 @@ from updraft_inference.engine import DraftOnDisk
 from updraft_inference.sglang_engine import checksums
 from updraft_inference.sglang_engine.server import RankChecksums, ServerInfo
 
-SEED_VERSION = 0
+INITIAL_VERSION = 0
 
 
 class OtherVocabularyError(InvalidInput):
@@ -21,7 +21,7 @@ class OtherVocabularyError(InvalidInput):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
+class DraftFingerprint:
     """A draft that the server could hold, and what it must show then, by rank, for each dtype that it may serve in."""
 
     version: int
@@ -76,7 +76,7 @@ class Vocabulary:
     d2t: torch.Tensor
 
 
-def read_seed(folder: Path, info: ServerInfo) -> tuple[Vocabulary, Held]:
+def read_initial_draft(folder: Path, info: ServerInfo) -> tuple[Vocabulary, DraftFingerprint]:
     """The draft that the server started with. InvalidInput if it is not in a layout of ours."""
     try:
         config, tensors = checkpoint.load(folder)
@@ -89,10 +89,10 @@ def read_seed(folder: Path, info: ServerInfo) -> tuple[Vocabulary, Held]:
     if config.norm_before_residual:  # others differ from this one then, and are refused for their shape
         raise InvalidInput(f"the draft in {folder} norms its state before the residual, which SGLang's drafts do not")
     vocabulary = Vocabulary(config=config, d2t=tensors["d2t"])
-    return vocabulary, _held(SEED_VERSION, folder, "", config, tensors, info)
+    return vocabulary, _fingerprint(INITIAL_VERSION, folder, "", config, tensors, info)
 
 
-def read_draft(draft: DraftOnDisk, vocabulary: Vocabulary, info: ServerInfo) -> Held:
+def read_draft(draft: DraftOnDisk, vocabulary: Vocabulary, info: ServerInfo) -> DraftFingerprint:
     """A checked version. InvalidInput (another shape or vocabulary) or Corrupt (damaged, another digest)."""
     config, tensors = checkpoint.load(draft.folder)
     digest = tensors_digest(checkpoint.tensor_specs(sorted(tensors.items())))
@@ -105,19 +105,19 @@ def read_draft(draft: DraftOnDisk, vocabulary: Vocabulary, info: ServerInfo) -> 
         )
     if config != vocabulary.config:
         raise InvalidInput(f"version {draft.version} has another shape than the draft that serves")
-    return _held(draft.version, draft.folder, digest, config, tensors, info)
+    return _fingerprint(draft.version, draft.folder, digest, config, tensors, info)
 
 
-def _held(
+def _fingerprint(
     version: int,
     folder: Path,
     digest: str,
     config: DraftConfig,
     tensors: dict[str, torch.Tensor],
     info: ServerInfo,
-) -> Held:
+) -> DraftFingerprint:
     likeliest = checksums.candidate_dtypes(info.dtype)[0]
-    return Held(
+    return DraftFingerprint(
         version=version,
         folder=folder,
         tensors_digest=digest,

@@ -19,7 +19,13 @@ import torch
 from updraft_chassis.errors import Conflict, Corrupt, Forbidden, InvalidInput, Unavailable, UpdraftError
 from updraft_inference.engine import DraftOnDisk, Loaded, Swapped
 from updraft_inference.sglang_engine import checksums
-from updraft_inference.sglang_engine.draft_fingerprint import SEED_VERSION, Held, Vocabulary, read_draft, read_seed
+from updraft_inference.sglang_engine.draft_fingerprint import (
+    INITIAL_VERSION,
+    DraftFingerprint,
+    Vocabulary,
+    read_draft,
+    read_initial_draft,
+)
 from updraft_inference.sglang_engine.server import Named, RankChecksums, ServerInfo, SglangServer
 from updraft_inference.sglang_engine.server_stats import label
 
@@ -34,10 +40,12 @@ _RESUMES = 5
 _RESUME_WAIT_S = 1.0
 
 
-class DraftSwitch:
+class ServedDraft:
     """Swaps one at a time; callers see to that."""
 
-    def __init__(self, server: SglangServer, info: ServerInfo, vocabulary: Vocabulary, seed: Held, note: Path) -> None:
+    def __init__(
+        self, server: SglangServer, info: ServerInfo, vocabulary: Vocabulary, seed: DraftFingerprint, note: Path
+    ) -> None:
         self._server = server
         self._info = info
         self._vocabulary = vocabulary
@@ -60,13 +68,13 @@ class DraftSwitch:
             note.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InvalidInput(f"cannot write {note} ({error.strerror}); set UPDRAFT_INFERENCE_DATA_DIR") from error
-        vocabulary, seed = await asyncio.to_thread(read_seed, Path(info.draft_path), info)
-        switch = cls(server, info, vocabulary, seed, note)
-        if switch.was_cut_off:
+        vocabulary, seed = await asyncio.to_thread(read_initial_draft, Path(info.draft_path), info)
+        served_draft = cls(server, info, vocabulary, seed, note)
+        if served_draft.was_cut_off:
             logger.warning("An agent before this one ended within a swap; the server goes on")
-            await switch._go_on()
+            await served_draft._go_on()
         await server.checksums()
-        return switch
+        return served_draft
 
     @property
     def was_cut_off(self) -> bool:
@@ -81,10 +89,12 @@ class DraftSwitch:
     @property
     def good(self) -> DraftOnDisk | None:
         """What was proved last; None for the draft that the server started with."""
-        held = self._good
-        if held.version == SEED_VERSION:
+        fingerprint = self._good
+        if fingerprint.version == INITIAL_VERSION:
             return None
-        return DraftOnDisk(version=held.version, folder=held.folder, tensors_digest=held.tensors_digest)
+        return DraftOnDisk(
+            version=fingerprint.version, folder=fingerprint.folder, tensors_digest=fingerprint.tensors_digest
+        )
 
     @property
     def loaded(self) -> Loaded:
@@ -99,13 +109,13 @@ class DraftSwitch:
                 version=said.version, folder=drafts / str(said.version), tensors_digest=said.tensors_digest
             )
             try:
-                held = await asyncio.to_thread(read_draft, draft, self._vocabulary, self._info)
+                fingerprint = await asyncio.to_thread(read_draft, draft, self._vocabulary, self._info)
             except (UpdraftError, OSError) as error:
                 logger.info("The server's draft is not known here", extra={"reason": str(error)})
             else:
-                if not await _difference(held, served):
-                    self._good, self._loaded = held, _loaded(held)
-                    logger.info("The server holds a draft already", extra={"version": held.version})
+                if not await _difference(fingerprint, served):
+                    self._good, self._loaded = fingerprint, _loaded(fingerprint)
+                    logger.info("The server holds a draft already", extra={"version": fingerprint.version})
                     return
         if said.version or await _difference(self._seed, served):
             try:
@@ -118,16 +128,16 @@ class DraftSwitch:
         """See the port. Unavailable for troubles of the server, which say nothing about the draft: also where the loader in it
         refuses a folder that is sound and fits as it is read here.
         """
-        held = self._seed if draft is None else await self._read(draft)
+        fingerprint = self._seed if draft is None else await self._read(draft)
         try:
-            pause_s = await self._change(held)
+            pause_s = await self._change(fingerprint)
         except _NotLoadedError:
             if draft is not None and draft.folder.exists():  # one that is gone is fetched anew
                 await self._read(draft)  # it may have become unsound meanwhile
             raise
         return Swapped(loaded=self._loaded, pause_s=pause_s)
 
-    async def _read(self, draft: DraftOnDisk) -> Held:
+    async def _read(self, draft: DraftOnDisk) -> DraftFingerprint:
         return await asyncio.to_thread(read_draft, draft, self._vocabulary, self._info)
 
     async def verify(self) -> Loaded:
@@ -139,31 +149,31 @@ class DraftSwitch:
             self._loaded = _loaded(self._good)
         return self._loaded
 
-    async def _change(self, held: Held) -> float:
-        """Serve `held`, proved; else what served before, and the error."""
+    async def _change(self, fingerprint: DraftFingerprint) -> float:
+        """Serve `fingerprint`, proved; else what served before, and the error."""
         if self.was_cut_off:  # the server did not go on when the swap before asked it to
             await self._go_on()
-        hindrance = await self._server.hindrance()
-        if hindrance:
-            raise _HinderedError(f"the SGLang server {hindrance}; the draft is changed when it goes on")
+        reason = await self._server.why_unhealthy()
+        if reason:
+            raise _HinderedError(f"the SGLang server {reason}; the draft is changed when it goes on")
         is_touched = False
         try:
-            pause_s = await self._load(held)
+            pause_s = await self._load(fingerprint)
             is_touched = True
-            difference = await _difference(held, await self._server.checksums())
+            difference = await _difference(fingerprint, await self._server.checksums())
             if difference:
-                raise Corrupt(f"after loading version {held.version} the server does not hold it: {difference}")
+                raise Corrupt(f"after loading version {fingerprint.version} the server does not hold it: {difference}")
         except _NotBegun as error:
             raise Unavailable(f"another update of weights is under way at the SGLang server: {error}") from error
         except UpdraftError as error:
-            await self._undo(held, is_touched=is_touched)
+            await self._undo(fingerprint, is_touched=is_touched)
             if isinstance(error, Conflict | Forbidden):
                 raise _NotLoadedError(str(error)) from error
             raise
-        self._good, self._loaded = held, _loaded(held)
+        self._good, self._loaded = fingerprint, _loaded(fingerprint)
         return pause_s
 
-    async def _undo(self, failed: Held, *, is_touched: bool) -> None:
+    async def _undo(self, failed: DraftFingerprint, *, is_touched: bool) -> None:
         """Serve the last good draft again, unless it never stopped to serve. `loaded` says what is found."""
         try:
             if not is_touched and not await _difference(self._good, await self._server.checksums()):
@@ -175,22 +185,22 @@ class DraftSwitch:
             logger.error("The draft before cannot be loaded again; output stays exact, drafts may be poor", extra=extra)
             self._loaded = _unproved(self._good)
 
-    async def _load(self, held: Held) -> float:
+    async def _load(self, fingerprint: DraftFingerprint) -> float:
         """Seconds from the wish to pause to going on: no less than the server stood still, for a step may have run on."""
         started = time.perf_counter()
         self._note.write_text("")
         try:
             await self._server.pause()
-            await self._update(held)
+            await self._update(fingerprint)
         finally:
             await self._resume()
         return time.perf_counter() - started
 
-    async def _update(self, held: Held) -> None:
+    async def _update(self, fingerprint: DraftFingerprint) -> None:
         await self._begin_session()
         try:
             await self._server.update(
-                _named(held), load_format=LOADER, label=label(held.version), tp_size=self._info.tp_size
+                _named(fingerprint), load_format=LOADER, label=label(fingerprint.version), tp_size=self._info.tp_size
             )
         except BaseException:
             with suppress(
@@ -261,28 +271,28 @@ class _HinderedError(Unavailable):
     """This is no time to change weights."""
 
 
-async def _difference(held: Held, served: list[RankChecksums]) -> str:
-    return await asyncio.to_thread(held.difference, served)
+async def _difference(fingerprint: DraftFingerprint, served: list[RankChecksums]) -> str:
+    return await asyncio.to_thread(fingerprint.difference, served)
 
 
-def _loaded(held: Held) -> Loaded:
+def _loaded(fingerprint: DraftFingerprint) -> Loaded:
     return Loaded(
-        version=held.version,
-        tensors_digest=held.tensors_digest,
-        draft_vocabulary_fingerprint=held.vocabulary_fingerprint,
+        version=fingerprint.version,
+        tensors_digest=fingerprint.tensors_digest,
+        draft_vocabulary_fingerprint=fingerprint.vocabulary_fingerprint,
     )
 
 
-def _unproved(held: Held) -> Loaded:
-    return replace(_loaded(held), tensors_digest="sha256:unproved")
+def _unproved(fingerprint: DraftFingerprint) -> Loaded:
+    return replace(_loaded(fingerprint), tensors_digest="sha256:unproved")
 
 
-def _named(held: Held) -> Named:
+def _named(fingerprint: DraftFingerprint) -> Named:
     """What the plugin's loader takes: see updraft_sglang.weights."""
     return [
-        ("folder", _text(str(held.folder.resolve()))),
-        ("version", torch.tensor([held.version], dtype=torch.int64)),
-        ("digest", _text(held.tensors_digest)),
+        ("folder", _text(str(fingerprint.folder.resolve()))),
+        ("version", torch.tensor([fingerprint.version], dtype=torch.int64)),
+        ("digest", _text(fingerprint.tensors_digest)),
     ]
 
 

@@ -33,8 +33,8 @@ from updraft_inference.sglang_engine import request as requests
 from updraft_inference.sglang_engine import versions
 from updraft_inference.sglang_engine.collector import Collector
 from updraft_inference.sglang_engine.draft_fingerprint import OtherVocabularyError
-from updraft_inference.sglang_engine.draft_swap import LOADER, DraftSwitch
-from updraft_inference.sglang_engine.request_session import Life
+from updraft_inference.sglang_engine.draft_swap import LOADER, ServedDraft
+from updraft_inference.sglang_engine.request_session import RequestSession
 from updraft_inference.sglang_engine.server import ServerInfo, SglangServer
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class SglangOptions:
     model: Path
     socket: Path
     note: Path
-    """Exists during a swap; see `switch`."""
+    """Exists during a swap; see `served_draft`."""
     drafts: Path | None = None
     """Where versions lie, to recognise what a server holds already."""
     max_context: int | None = None
@@ -73,14 +73,14 @@ class SglangEngine:
     """Made by `opened`."""
 
     def __init__(
-        self, server: SglangServer, switch: DraftSwitch, collector: Collector, info: EngineInfo, said: ServerInfo
+        self, server: SglangServer, served_draft: ServedDraft, collector: Collector, info: EngineInfo, said: ServerInfo
     ) -> None:
         self._server = server
-        self._switch = switch
+        self._served_draft = served_draft
         self._collector = collector
         self._info = info
-        self._drafts = requests.ServedDrafts(num_steps=said.num_steps, is_adaptive=said.is_adaptive)
-        self._lives: dict[str, Life] = {}
+        self._drafts = requests.Speculation(num_steps=said.num_steps, is_adaptive=said.is_adaptive)
+        self._sessions: dict[str, RequestSession] = {}
         self._swap_lock = asyncio.Lock()
         self._is_gone = False
         self._is_restarting = False
@@ -100,16 +100,16 @@ class SglangEngine:
     @property
     def loaded(self) -> Loaded:
         """The draft in use, by the server's own hashes."""
-        return self._switch.loaded
+        return self._served_draft.loaded
 
     @property
     def load(self) -> EngineLoad:
         """How busy it is, by what went through here."""
-        num = len(self._lives)
+        num = len(self._sessions)
         return EngineLoad(
             running=min(num, self._info.num_slots),
             queued=max(0, num - self._info.num_slots),
-            used_tokens=sum(life.num_tokens for life in self._lives.values()),
+            used_tokens=sum(session.num_tokens for session in self._sessions.values()),
             lookahead=self._collector.last_lookahead,
         )
 
@@ -146,23 +146,23 @@ class SglangEngine:
             raise Unavailable("the SGLang server has gone")
         if self._is_restarting:
             raise Unavailable("the SGLang server starts anew with another draft", retry_after_s=_RETRY_S)
-        requests.check_room(len(self._lives), self._info, self._max_queued)
-        if request.request_id in self._lives:
+        requests.check_room(len(self._sessions), self._info, self._max_queued)
+        if request.request_id in self._sessions:
             raise InvalidInput(f"a request {request.request_id} is running")
         rid = f"{request.request_id}-{uuid.uuid4().hex[:8]}"
-        life = self._lives[request.request_id] = Life(request=request, rid=rid)
-        self._tasks.create_task(self._live(life))
+        session = self._sessions[request.request_id] = RequestSession(request=request, rid=rid)
+        self._tasks.create_task(self._run_session(session))
         is_over = False
         try:
             while not is_over:
-                delta = await life.deltas.get()
+                delta = await session.deltas.get()
                 if isinstance(delta, UpdraftError):
                     raise delta
                 is_over = delta.finished is not None
                 yield delta
         finally:
             if not is_over:
-                self._cancel(life)
+                self._cancel(session)
 
     async def swap(self, draft: DraftOnDisk | None) -> Swapped:
         """See the port. One swap at a time, to its end also when the caller is cancelled."""
@@ -172,11 +172,11 @@ class SglangEngine:
     async def verify(self) -> Loaded:
         """See the port."""
         async with self._swap_lock:
-            return await self._switch.verify()
+            return await self._served_draft.verify()
 
     async def _swap(self, draft: DraftOnDisk | None) -> Swapped:
         try:
-            return await self._switch.swap(draft)
+            return await self._served_draft.swap(draft)
         except OtherVocabularyError:
             if self._restart is None or draft is None:
                 raise
@@ -188,7 +188,7 @@ class SglangEngine:
         InvalidInput if the server does not start with it for the second time, and does with the draft before; else Unavailable.
         """
         started_s = time.monotonic()
-        before, served = self._switch.start_folder, self._switch.good
+        before, served = self._served_draft.start_folder, self._served_draft.good
         self._is_restarting = True
         try:
             try:
@@ -208,30 +208,30 @@ class SglangEngine:
 
     async def _serve_anew(self, draft: DraftOnDisk | None) -> None:
         """After the server's start."""
-        self._switch = await DraftSwitch.open(self._server, await self._server.info(), self._note)
-        await self._switch.swap(draft)
+        self._served_draft = await ServedDraft.open(self._server, await self._server.info(), self._note)
+        await self._served_draft.swap(draft)
 
-    async def _live(self, life: Life) -> None:
-        """A request's whole life; what it raises is its reader's."""
-        assembly = self._collector.expect(life.rid, len(life.request.prompt_ids), life.request.capture)
+    async def _run_session(self, session: RequestSession) -> None:
+        """A request's whole session; what it raises is its reader's."""
+        builder = self._collector.expect(session.rid, len(session.request.prompt_ids), session.request.capture)
         try:
-            await life.run(self._server, self._drafts.num_steps)
-            finished = await life.finished(self._collector, assembly)
+            await session.run(self._server, self._drafts.num_steps)
+            finished = await session.finished(self._collector, builder)
         except UpdraftError as error:
-            life.deltas.put_nowait(error)
+            session.deltas.put_nowait(error)
         else:
             self._on_finished(finished)
-            life.deltas.put_nowait(Delta(token_ids=(), finished=finished))
+            session.deltas.put_nowait(Delta(token_ids=(), finished=finished))
         finally:
-            self._collector.forget(life.rid)
-            self._lives.pop(life.request.request_id, None)
+            self._collector.forget(session.rid)
+            self._sessions.pop(session.request.request_id, None)
 
-    def _cancel(self, life: Life) -> None:
-        if life.is_over or life.is_cancelled or life.request.request_id not in self._lives:
+    def _cancel(self, session: RequestSession) -> None:
+        if session.is_over or session.is_cancelled or session.request.request_id not in self._sessions:
             return
-        life.cancel()
+        session.cancel()
         with suppress(RuntimeError):  # the group is ending, and so is the connection
-            self._tasks.create_task(life.abort(self._server))
+            self._tasks.create_task(session.abort(self._server))
 
     async def _to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
         """Do it in a task of the engine's: whoever waits for it may be cancelled, it may not."""
@@ -266,8 +266,8 @@ class SglangEngine:
             silent += 1
             self._is_gone = silent >= _MAX_SILENT_PROBES or has_ended()
         logger.critical("The SGLang server has gone", extra={"url": self._server.url})
-        for life in self._lives.values():
-            life.deltas.put_nowait(Unavailable("the SGLang server has gone"))
+        for session in self._sessions.values():
+            session.deltas.put_nowait(Unavailable("the SGLang server has gone"))
 
     @asynccontextmanager
     async def running(
@@ -286,8 +286,8 @@ class SglangEngine:
                 yield
             finally:
                 watch.cancel()
-                for life in list(self._lives.values()):
-                    self._cancel(life)
+                for session in list(self._sessions.values()):
+                    self._cancel(session)
 
 
 @asynccontextmanager
@@ -306,7 +306,7 @@ async def opened(
     said = await server.info()
     check_server(said)
     info = await asyncio.to_thread(engine_info, options, said)
-    switch = await DraftSwitch.open(server, said, options.note)
+    served_draft = await ServedDraft.open(server, said, options.note)
     collector = Collector(options.socket, max_bytes=options.max_captured_bytes)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(collector.listening())
@@ -314,9 +314,9 @@ async def opened(
             async with asyncio.timeout(options.hello_s):
                 await collector.greeted.wait()
         hello = collector.hello
-        held = Loaded() if hello is None else Loaded(version=hello.version, tensors_digest=hello.digest)
-        await switch.adopt(held, options.drafts)
-        engine = SglangEngine(server, switch, collector, info, said)
+        reported = Loaded() if hello is None else Loaded(version=hello.version, tensors_digest=hello.digest)
+        await served_draft.adopt(reported, options.drafts)
+        engine = SglangEngine(server, served_draft, collector, info, said)
         await stack.enter_async_context(engine.running(options, on_finished, has_ended, restart))
         yield engine
 

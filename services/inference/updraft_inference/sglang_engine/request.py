@@ -12,14 +12,14 @@ _ALL = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServedDrafts:
+class Speculation:
     """What is fixed for the whole server."""
 
     num_steps: int
     is_adaptive: bool
 
 
-def check(request: GenerationRequest, info: EngineInfo, drafts: ServedDrafts) -> None:
+def check(request: GenerationRequest, info: EngineInfo, drafts: Speculation) -> None:
     """InvalidInput for what this server cannot serve. An unknown token would end it, not only the request."""
     num_prompt, limit = len(request.prompt_ids), info.max_context
     if not num_prompt:

@@ -14,9 +14,9 @@ from updraft_chassis.errors import Unavailable, UpdraftError
 from updraft_inference.engine import Delta, Finished, FinishReason, GenerationRequest
 from updraft_inference.sglang_engine import request as requests
 from updraft_inference.sglang_engine.collector import Collector
-from updraft_inference.sglang_engine.server import Event, SglangServer
-from updraft_inference.sglang_engine.server_stats import ServerSums, uncaptured
-from updraft_inference.sglang_engine.trace_builder import Assembly
+from updraft_inference.sglang_engine.server import SglangServer, StreamEvent
+from updraft_inference.sglang_engine.server_stats import ServerStats, uncaptured
+from updraft_inference.sglang_engine.trace_builder import TraceBuilder
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ _ABORT_AGAIN_S = 0.5
 
 
 @dataclass(slots=True, kw_only=True)
-class Life:
+class RequestSession:
     """A request in flight. `deltas` ends with a Delta that has `finished`, or with an error."""
 
     request: GenerationRequest
@@ -43,7 +43,7 @@ class Life:
     is_cancelled: bool = False
     submitted_s: float = field(default_factory=time.monotonic)
     first_token_s: float | None = None
-    meta: ServerSums | None = None
+    meta: ServerStats | None = None
     reason: FinishReason | None = None
     _limit: asyncio.Timeout | None = None
 
@@ -76,7 +76,7 @@ class Life:
         if not self.is_over and not self.is_cancelled:
             raise Unavailable("the SGLang server broke off an answer")
 
-    def _take(self, event: Event, lookahead: int) -> None:
+    def _take(self, event: StreamEvent, lookahead: int) -> None:
         tokens = event.new_ids(len(self.output))
         if tokens:
             self.first_token_s = self.first_token_s or time.monotonic()
@@ -85,7 +85,7 @@ class Life:
         if event.finish is not None:
             self.reason = requests.reason(event.finish)
             try:
-                self.meta = ServerSums.of(event.meta, lookahead)
+                self.meta = ServerStats.of(event.meta, lookahead)
             except (KeyError, TypeError, ValueError) as error:  # of a release that says it otherwise
                 logger.warning("The sums of SGLang cannot be read; steps are counted by the plugin alone: %r", error)
 
@@ -103,13 +103,13 @@ class Life:
                 return
             await asyncio.sleep(_ABORT_AGAIN_S)
 
-    async def finished(self, collector: Collector, assembly: Assembly) -> Finished:
+    async def finished(self, collector: Collector, builder: TraceBuilder) -> Finished:
         """The record of the end."""
         ended_s = time.monotonic()
         first_s = self.first_token_s or ended_s
         num_output = len(self.output)
         await collector.complete(self.rid, num_output, COMPLETE_S)
-        steps = assembly.steps(num_output)
+        steps = builder.steps(num_output)
         return Finished(
             request=self.request,
             output_ids=tuple(self.output),
@@ -117,7 +117,7 @@ class Life:
             reason=FinishReason.CANCELLED if self.is_cancelled or self.reason is None else self.reason,
             time_to_first_token_s=first_s - self.submitted_s,
             duration_s=ended_s - self.submitted_s,
-            hidden=assembly.hidden(num_output) if num_output else None,
+            hidden=builder.hidden(num_output) if num_output else None,
             uncaptured=None if self.meta is None else uncaptured(self.meta, steps, num_output, ended_s - first_s),
         )
 

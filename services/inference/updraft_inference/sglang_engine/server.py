@@ -100,7 +100,7 @@ _ADAPTIVE_WIDTH = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
+class StreamEvent:
     """One event of a generation. `output_ids` are those that the server shows: all so far, or only new ones."""
 
     output_ids: tuple[int, ...]
@@ -173,7 +173,7 @@ class SglangServer:
             return False
         return answer.status_code == HTTPStatus.OK
 
-    async def hindrance(self) -> str:
+    async def why_unhealthy(self) -> str:
         """Why this is no time to change weights, in words; empty if it is one.
 
         A healthy server that is not ready is paused. One that remembers a failed health check says no more than that: while
@@ -200,7 +200,7 @@ class SglangServer:
         return self._num_given > num_given
 
     @asynccontextmanager
-    async def generate(self, body: Mapping[str, Any]) -> AsyncIterator[AsyncIterator[Event]]:
+    async def generate(self, body: Mapping[str, Any]) -> AsyncIterator[AsyncIterator[StreamEvent]]:
         """Events of a new request, without a deadline between two: it may wait in a queue for long.
 
         Raises InvalidInput, Exhausted or Unavailable in the block. Leaving it early hangs up, which aborts in seconds.
@@ -218,7 +218,7 @@ class SglangServer:
         except httpx.HTTPError as error:
             raise self._away(error) from error
 
-    async def _counted(self, events: AsyncIterator[Event]) -> AsyncIterator[Event]:
+    async def _counted(self, events: AsyncIterator[StreamEvent]) -> AsyncIterator[StreamEvent]:
         async for event in events:
             self._num_given += event.gives_tokens
             yield event
@@ -309,7 +309,7 @@ class SglangServer:
         return Unavailable(f"the SGLang server at {self.url} does not answer: {str(error) or type(error).__name__}")
 
 
-async def _events(answer: httpx.Response) -> AsyncIterator[Event]:
+async def _events(answer: httpx.Response) -> AsyncIterator[StreamEvent]:
     async for line in answer.aiter_lines():
         if not line.startswith("data: {"):
             continue
@@ -319,12 +319,12 @@ async def _events(answer: httpx.Response) -> AsyncIterator[Event]:
             raise Unavailable(f"the SGLang server streams what is no event: {line[:100]!r}") from error
 
 
-def _event(content: Mapping[str, Any]) -> Event:
+def _event(content: Mapping[str, Any]) -> StreamEvent:
     if "error" in content:
         error = content["error"]
         status = int(error.get("code") or 500) if isinstance(error, dict) else 500
         raise _refusal(status, error.get("message") if isinstance(error, dict) else error)
-    event = Event(output_ids=tuple(content.get("output_ids") or ()), meta=content.get("meta_info") or {})
+    event = StreamEvent(output_ids=tuple(content.get("output_ids") or ()), meta=content.get("meta_info") or {})
     finish = event.finish
     if finish is not None and finish.get("type") == "abort" and finish.get("status_code") is not None:
         raise _refusal(int(finish["status_code"]), finish.get("message"))

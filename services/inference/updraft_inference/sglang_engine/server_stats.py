@@ -27,7 +27,7 @@ def version_of(said: object) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerSums:
+class ServerStats:
     """Of one request: steps by how many drafts they accepted, drafts a step as the server was started, versions by token."""
 
     steps_by_accepted: tuple[int, ...]
@@ -41,7 +41,7 @@ class ServerSums:
         return sum(self.steps_by_accepted)
 
     @classmethod
-    def of(cls, meta: Mapping[str, Any], lookahead: int) -> "ServerSums":
+    def of(cls, meta: Mapping[str, Any], lookahead: int) -> "ServerStats":
         """Read a finished request's meta_info; what the server does not say is none."""
         histogram = tuple(int(num) for num in meta.get("spec_correct_drafts_histogram") or ())
         spans = meta.get("weight_versions") or ()
@@ -52,7 +52,7 @@ class ServerSums:
         )
 
 
-def uncaptured(sums: ServerSums, steps: Sequence[VerifyStep], num_output: int, decode_s: float) -> Uncaptured | None:
+def uncaptured(sums: ServerStats, steps: Sequence[VerifyStep], num_output: int, decode_s: float) -> Uncaptured | None:
     """What the steps that did not come add up to; None if all came.
 
     Its version is the one that gave most of the tokens which no step accounts for: exact unless a swap fell between them.

@@ -59,7 +59,7 @@ class StepPart:
         return replace(self, rows=None, rejected=None)
 
 
-class Assembly:
+class TraceBuilder:
     """Takes a request's parts as they come; says at its end what they add up to."""
 
     def __init__(self, num_prompt: int, wish: CaptureWish) -> None:

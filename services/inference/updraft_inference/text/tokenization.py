@@ -64,7 +64,7 @@ class Tokenizer:
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
 
-class Detokeniser:
+class Detokenizer:
     """Turns the tokens after a prompt into text, holding back a character until all its bytes are there."""
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = ()) -> None:
@@ -151,7 +151,7 @@ class TextStream:
     """Tokens of one request to text that a client may see."""
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int], stops: Sequence[str]) -> None:
-        self._detokeniser = Detokeniser(tokenizer, prompt_ids)
+        self._detokeniser = Detokenizer(tokenizer, prompt_ids)
         self._stops = StopStrings(stops)
         self.num_tokens = 0
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 from tests.support.requests import ended
 
-from updraft_inference.agent.completions import Endings
+from updraft_inference.agent.completions import CompletionListeners
 from updraft_inference.agent.selection import CapturePlan
 from updraft_inference.engine import Finished, FinishReason
 
@@ -18,52 +18,52 @@ def heard() -> list[tuple[Finished, CapturePlan]]:
 
 
 @pytest.fixture
-async def endings(heard: list[tuple[Finished, CapturePlan]]) -> Endings:
-    endings = Endings(asyncio.get_running_loop())
-    endings.subscribe(lambda finished, plan: heard.append((finished, plan)))
-    return endings
+async def completions(heard: list[tuple[Finished, CapturePlan]]) -> CompletionListeners:
+    completions = CompletionListeners(asyncio.get_running_loop())
+    completions.subscribe(lambda finished, plan: heard.append((finished, plan)))
+    return completions
 
 
 async def test_an_end_from_another_thread_reaches_everyone_with_its_plan(
-    endings: Endings, heard: list[tuple[Finished, CapturePlan]]
+    completions: CompletionListeners, heard: list[tuple[Finished, CapturePlan]]
 ) -> None:
-    ending = endings.expect("a", PLAN)
+    completion = completions.expect("a", PLAN)
 
-    await asyncio.to_thread(endings.sink, CANCELLED)
+    await asyncio.to_thread(completions.sink, CANCELLED)
 
-    assert await ending.finished() == CANCELLED
+    assert await completion.finished() == CANCELLED
     assert heard == [(CANCELLED, PLAN)]
-    assert not endings.expected
+    assert not completions.expected
 
 
 async def test_a_request_cut_at_a_stop_string_was_not_cancelled(
-    endings: Endings, heard: list[tuple[Finished, CapturePlan]]
+    completions: CompletionListeners, heard: list[tuple[Finished, CapturePlan]]
 ) -> None:
-    ending = endings.expect("a", PLAN)
-    ending.stop()
+    completion = completions.expect("a", PLAN)
+    completion.stop()
 
-    endings.sink(CANCELLED)
-    await ending.finished()
+    completions.sink(CANCELLED)
+    await completion.finished()
 
     assert heard[0][0].reason is FinishReason.STOP
 
 
 async def test_a_request_that_the_engine_refused_is_expected_no_more(
-    endings: Endings, heard: list[tuple[Finished, CapturePlan]]
+    completions: CompletionListeners, heard: list[tuple[Finished, CapturePlan]]
 ) -> None:
-    endings.expect("a", PLAN)
-    endings.forget("a")
+    completions.expect("a", PLAN)
+    completions.forget("a")
 
-    endings.sink(CANCELLED)
+    completions.sink(CANCELLED)
     await asyncio.sleep(0)
 
     assert not heard
-    assert not endings.expected
+    assert not completions.expected
 
 
 def test_an_engine_that_outlives_the_loop_is_not_troubled() -> None:
     loop = asyncio.new_event_loop()
-    endings = Endings(loop)
+    completions = CompletionListeners(loop)
     loop.close()
 
-    endings.sink(CANCELLED)
+    completions.sink(CANCELLED)

@@ -65,24 +65,24 @@ def test_a_key_has_so_many_places_and_another_key_its_own(file: Path) -> None:
 
 def test_each_choice_takes_a_place(file: Path) -> None:
     keys = Keys(file, max_at_once=4)
-    with keys.admitted(bearer(ONE)) as guest:
-        guest.count_as(3)
+    with keys.admitted(bearer(ONE)) as client:
+        client.reserve(3)
         with keys.admitted(bearer(ONE)) as other:
             with pytest.raises(Exhausted, match=r"3 requests of this API key .* 4 is the most"):
-                other.count_as(2)
+                other.reserve(2)
             with pytest.raises(InvalidInput, match="n is 5, and an API key has 4 requests at once"):
-                other.count_as(5)
-    with keys.admitted(bearer(ONE)) as guest:
-        guest.count_as(4)
+                other.reserve(5)
+    with keys.admitted(bearer(ONE)) as client:
+        client.reserve(4)
 
 
 def test_all_requests_of_a_key_are_of_one_client_that_does_not_tell_the_key(file: Path) -> None:
     keys = Keys(file)
     with keys.admitted(bearer(ONE)) as one, keys.admitted(bearer(ONE)) as again, keys.admitted(bearer(OTHER)) as other:
-        assert one.client == again.client != other.client
-        assert ONE not in one.client
+        assert one.id == again.id != other.id
+        assert ONE not in one.id
     with Keys().admitted({}) as anybody:
-        assert anybody.client == ""
+        assert anybody.id == ""
 
 
 def test_a_new_file_is_in_force_at_once(file: Path) -> None:

@@ -3,29 +3,29 @@ import asyncio
 import pytest
 
 from updraft_chassis.errors import Unavailable
-from updraft_inference.http.readiness import Gate, Phase
+from updraft_inference.http.readiness import Readiness, ServingPhase
 
 
 async def test_nobody_comes_in_before_it_opens() -> None:
-    gate: Gate[str] = Gate(max_inside=2)
+    readiness: Readiness[str] = Readiness(max_inside=2)
 
-    assert gate.phase is Phase.STARTING
-    with pytest.raises(Unavailable, match="starting"), gate.admitted():
+    assert readiness.phase is ServingPhase.STARTING
+    with pytest.raises(Unavailable, match="starting"), readiness.admitted():
         pass
 
 
 async def test_who_is_inside_may_finish_while_nobody_else_comes_in() -> None:
-    gate: Gate[str] = Gate(max_inside=2)
-    gate.open("backend")
+    readiness: Readiness[str] = Readiness(max_inside=2)
+    readiness.open("backend")
 
-    with gate.admitted() as backend:
-        gate.drain()
+    with readiness.admitted() as backend:
+        readiness.drain()
         assert backend == "backend"
-        assert gate.phase is Phase.DRAINING
-        with pytest.raises(Unavailable, match="shutting down"), gate.admitted():
+        assert readiness.phase is ServingPhase.DRAINING
+        with pytest.raises(Unavailable, match="shutting down"), readiness.admitted():
             pass
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
-                await gate.empty()
-    await gate.empty()
-    assert gate.num_inside == 0
+                await readiness.empty()
+    await readiness.empty()
+    assert readiness.num_inside == 0

@@ -3,7 +3,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from updraft_inference.http.streaming import each
+from updraft_inference.http.streaming import merge_streams
 
 
 async def counting(to: int, closed: list[int], *, fails: bool = False) -> AsyncGenerator[int, None]:
@@ -31,7 +31,7 @@ async def test_all_items_come_in_their_order_and_one_at_a_time() -> None:
         is_taking = False
 
     closed: list[int] = []
-    await each([counting(n, closed) for n in (3, 1, 2)], take)
+    await merge_streams([counting(n, closed) for n in (3, 1, 2)], take)
 
     assert sorted(taken) == [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0), (2, 1)]
     assert [item for index, item in taken if index == 0] == [0, 1, 2]
@@ -44,7 +44,7 @@ async def test_the_first_error_is_raised_and_closes_the_others() -> None:
 
     closed: list[int] = []
     with pytest.raises(ValueError, match="broken"):
-        await each([counting(0, closed), counting(2, closed, fails=True)], take)
+        await merge_streams([counting(0, closed), counting(2, closed, fails=True)], take)
 
     assert sorted(closed) == [0, 2]
     task = asyncio.current_task()
@@ -59,6 +59,6 @@ async def test_a_caller_that_is_cancelled_closes_all() -> None:
     closed: list[int] = []
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
-            await each([counting(0, closed), counting(0, closed)], take)
+            await merge_streams([counting(0, closed), counting(0, closed)], take)
 
     assert closed == [0, 0]

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer as HfTokenizer
 from tokenizers import decoders, models
 
 from updraft_chassis.errors import InvalidInput
-from updraft_inference.text.tokenization import Detokeniser, StopStrings, TextStream, Tokenizer
+from updraft_inference.text.tokenization import Detokenizer, StopStrings, TextStream, Tokenizer
 
 
 def sentencepiece_like() -> Tokenizer:
@@ -49,7 +49,7 @@ def test_a_long_prompt_is_read_beside_other_threads() -> None:
 
 @given(text=st.text(), cuts=st.lists(st.integers(0, 1000)))
 def test_text_comes_back_whole_however_its_tokens_are_grouped(text: str, cuts: list[int]) -> None:
-    detokeniser = Detokeniser(BYTES)
+    detokeniser = Detokenizer(BYTES)
 
     shown = [detokeniser.push(group) for group in grouped(list(text.encode()), cuts)]
 
@@ -59,7 +59,7 @@ def test_text_comes_back_whole_however_its_tokens_are_grouped(text: str, cuts: l
 
 @given(text=st.text(min_size=1))
 def test_a_character_is_shown_with_its_last_byte_and_not_before(text: str) -> None:
-    detokeniser = Detokeniser(BYTES, list(b"prompt"))
+    detokeniser = Detokenizer(BYTES, list(b"prompt"))
     shown = ""
 
     for i, byte in enumerate(encoded := text.encode()):
@@ -69,14 +69,14 @@ def test_a_character_is_shown_with_its_last_byte_and_not_before(text: str) -> No
 
 
 def test_a_character_that_the_end_cuts_off_is_left_out() -> None:
-    detokeniser = Detokeniser(BYTES)
+    detokeniser = Detokenizer(BYTES)
 
     assert detokeniser.push("né".encode()[:2]) + detokeniser.flush() == "n"
 
 
 @given(garbage=st.lists(st.integers(0x80, 0xFF), max_size=60))
 def test_bytes_that_are_no_text_neither_stop_the_stream_nor_hide_what_follows(garbage: list[int]) -> None:
-    detokeniser = Detokeniser(BYTES)
+    detokeniser = Detokenizer(BYTES)
 
     shown = detokeniser.push([*garbage, *b"the end"]) + detokeniser.flush()
 
@@ -89,19 +89,19 @@ def test_byte_tokens_and_marked_spaces_read_as_when_decoded_at_once(words: list[
     emoji = [FIRST_BYTE + byte for byte in "🙂".encode()]
     ids = {"emoji": emoji, "hello": [1], "world": [3], "space": [2], "é": [FIRST_BYTE + b for b in "é".encode()]}
     token_ids = [1, *(token for word in words for token in ids[word])]
-    detokeniser = Detokeniser(tokenizer)
+    detokeniser = Detokenizer(tokenizer)
 
     assert detokeniser.push(token_ids) + detokeniser.flush() == tokenizer.decode(token_ids)
 
 
 def test_the_space_between_prompt_and_answer_is_kept() -> None:
-    detokeniser = Detokeniser(sentencepiece_like(), [1])
+    detokeniser = Detokenizer(sentencepiece_like(), [1])
 
     assert detokeniser.push([1, 3]) == " Helloworld"
 
 
 def test_special_tokens_are_not_shown() -> None:
-    detokeniser = Detokeniser(BYTES)
+    detokeniser = Detokenizer(BYTES)
 
     assert detokeniser.push([END] * 30 + [*b"a", END, *b"b"]) == "ab"
 

@@ -16,7 +16,13 @@ from updraft_inference.sglang_engine import initial_draft as seeds
 from updraft_inference.sglang_engine.engine import SglangEngine, SglangOptions, opened
 from updraft_inference.sglang_engine.launch import admin_key as admin_keys
 from updraft_inference.sglang_engine.launch import arguments, plugin_folder
-from updraft_inference.sglang_engine.launch.supervisor import Launch, environment, free_port, supervised, until_up
+from updraft_inference.sglang_engine.launch.supervisor import (
+    ServerCommand,
+    environment,
+    free_port,
+    supervised,
+    until_up,
+)
 from updraft_inference.sglang_engine.server import SglangServer
 
 logger = logging.getLogger(__name__)
@@ -25,7 +31,7 @@ _STARTED_WITH = "started-with-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class LaunchOptions:
     """How to start a server. `folder` gets the plugin and the first draft; `extra` are arguments as in a shell."""
 
     python: Path
@@ -63,7 +69,7 @@ async def attached(
 
 @asynccontextmanager
 async def started(
-    plan: Plan,
+    plan: LaunchOptions,
     options: SglangOptions,
     environ: Mapping[str, str],
     on_finished: FinishedSink,
@@ -72,7 +78,7 @@ async def started(
     """A server for the length of the block, and an engine over it."""
     plugin, seed = await asyncio.to_thread(_prepared, plan, options.model)
     port = free_port()
-    launch = Launch(
+    launch = ServerCommand(
         python=plan.python,
         arguments=_arguments(plan, options, seed, port),
         environment=environment(environ, plugin=plugin, collector=options.socket.resolve()),
@@ -100,7 +106,7 @@ async def started(
             yield engine
 
 
-def _prepared(plan: Plan, model: Path) -> tuple[Path, Path]:
+def _prepared(plan: LaunchOptions, model: Path) -> tuple[Path, Path]:
     """Plugin and seed, each model and vocabulary its own."""
     name = f"seed-{target_fingerprint(model).removeprefix('sha256:')[:12]}-{plan.draft_vocab_size}"
     plugin, seed = (plan.folder / part for part in ("plugin", name))
@@ -127,7 +133,7 @@ def _remove_others(kept: Path) -> None:
         shutil.rmtree(other, ignore_errors=True)
 
 
-def _arguments(plan: Plan, options: SglangOptions, draft: Path, port: int) -> list[str]:
+def _arguments(plan: LaunchOptions, options: SglangOptions, draft: Path, port: int) -> list[str]:
     try:
         extra = shlex.split(plan.extra)
     except ValueError as error:

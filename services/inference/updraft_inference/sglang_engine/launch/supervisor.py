@@ -41,7 +41,7 @@ _SERIOUS = re.compile(r"\bERROR\b|\bCRITICAL\b|Traceback|Error:|Exception:")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Launch:
+class ServerCommand:
     """What to start. `environment` is all that the server gets of it."""
 
     python: Path
@@ -79,7 +79,7 @@ def free_port() -> int:
 class Supervisor:
     """One server's process. Made by `supervised`."""
 
-    def __init__(self, launch: Launch, tasks: asyncio.TaskGroup) -> None:
+    def __init__(self, launch: ServerCommand, tasks: asyncio.TaskGroup) -> None:
         self._launch = launch
         self._tasks = tasks
         self._process: asyncio.subprocess.Process | None = None
@@ -170,7 +170,7 @@ class Supervisor:
 
 
 @asynccontextmanager
-async def supervised(launch: Launch) -> AsyncIterator[Supervisor]:
+async def supervised(launch: ServerCommand) -> AsyncIterator[Supervisor]:
     """A started server for the length of the block."""
     async with asyncio.TaskGroup() as tasks:
         supervisor = Supervisor(launch, tasks)

@@ -57,7 +57,7 @@ class Agent:
         return data
 
 
-class Item:
+class PendingMessage:
     def __init__(self, name: str, *, size: int = 4, until: threading.Event | None = None) -> None:
         self.num_bytes = size
         self._name = name
@@ -69,12 +69,12 @@ class Item:
         return {"kind": self._name}, {"aux": torch.zeros(self.num_bytes // 4)}
 
 
-class Unspeakable(Item):
+class Unspeakable(PendingMessage):
     def message(self) -> Message:
         return {"kind": self._name}, {"aux": torch.zeros(1, dtype=torch.complex64)}
 
 
-class Broken(Item):
+class Broken(PendingMessage):
     def message(self) -> Message:
         raise ZeroDivisionError(self._name)
 
@@ -108,7 +108,7 @@ def open_to(agent: Agent, channel: Channel) -> dict[str, Any]:
 def test_hello_comes_first_and_then_numbered_messages_in_order(agent: Agent, channel: Channel) -> None:
     hello = open_to(agent, channel)
     for name in ("a", "b"):
-        channel.offer(Item(name))
+        channel.offer(PendingMessage(name))
 
     first, second = agent.read()[0], agent.read()[0]
 
@@ -118,10 +118,10 @@ def test_hello_comes_first_and_then_numbered_messages_in_order(agent: Agent, cha
 
 def test_while_nobody_listens_it_is_closed_and_drops(path: Path, channel: Channel) -> None:
     assert not channel.is_open
-    channel.offer(Item("early"))
+    channel.offer(PendingMessage("early"))
     agent = Agent(path)
     open_to(agent, channel)
-    channel.offer(Item("later"))
+    channel.offer(PendingMessage("later"))
 
     header, _ = agent.read()
 
@@ -153,13 +153,13 @@ def test_a_refusal_is_logged_once_and_tried_again_slowly_and_nothing_is_captured
 
 def test_nothing_is_captured_before_the_agent_answers(agent: Agent, channel: Channel) -> None:
     agent.accept(b"")
-    channel.offer(Item("early"))
+    channel.offer(PendingMessage("early"))
     assert not channel.is_open
     assert agent.connection is not None
     agent.connection.sendall(wire.answer())
     wait_until(lambda: channel.is_open)
 
-    channel.offer(Item("later"))
+    channel.offer(PendingMessage("later"))
     assert agent.read()[0]["kind"] == "later"
 
 
@@ -181,11 +181,11 @@ def test_a_full_queue_drops_what_is_new_counts_it_and_never_waits(agent: Agent, 
     open_to(agent, channel)
     slow = threading.Event()
     for name in ("slow", "kept", "dropped"):  # 100 bytes fit
-        channel.offer(Item(name, size=40, until=slow if name == "slow" else None))
+        channel.offer(PendingMessage(name, size=40, until=slow if name == "slow" else None))
     slow.set()
 
     first, second = agent.read()[0], agent.read()[0]
-    channel.offer(Item("after", size=100))
+    channel.offer(PendingMessage("after", size=100))
 
     assert [m["kind"] for m in (first, second, agent.read()[0])] == ["slow", "kept", "after"]
     assert channel.dropped == 1
@@ -193,9 +193,9 @@ def test_a_full_queue_drops_what_is_new_counts_it_and_never_waits(agent: Agent, 
 
 def test_a_reader_that_takes_nothing_costs_messages_and_no_time(agent: Agent, channel: Channel) -> None:
     open_to(agent, channel)
-    channel.offer(Item("big", size=100))
+    channel.offer(PendingMessage("big", size=100))
     for _ in range(20_000):
-        channel.offer(Item("more", size=100))
+        channel.offer(PendingMessage("more", size=100))
 
     assert channel.dropped > 0
     assert agent.read()[0]["kind"] == "big"
@@ -203,11 +203,11 @@ def test_a_reader_that_takes_nothing_costs_messages_and_no_time(agent: Agent, ch
 
 @pytest.mark.parametrize("kind", [Broken, Unspeakable])
 def test_a_message_that_fails_is_counted_and_the_next_one_comes(
-    agent: Agent, channel: Channel, kind: type[Item]
+    agent: Agent, channel: Channel, kind: type[PendingMessage]
 ) -> None:
     open_to(agent, channel)
     channel.offer(kind("bad"))
-    channel.offer(Item("good"))
+    channel.offer(PendingMessage("good"))
 
     assert (agent.read()[0]["dropped"], channel.problem) == (1, "")
 

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from updraft_sglang.capture import Capture
-from updraft_sglang.channel import Item
-from updraft_sglang.weights import Served
+from updraft_sglang.capture import CaptureHooks
+from updraft_sglang.channel import PendingMessage
+from updraft_sglang.weights import ServedVersion
 
 WIDTH, VOCAB, AUX = 3, 7, 2
 
@@ -17,10 +17,10 @@ class Collected:
 
     def __init__(self, *, is_open: bool = True) -> None:
         self.is_open = is_open
-        self.items: list[Item] = []
+        self.items: list[PendingMessage] = []
         self.errors: list[Exception] = []
 
-    def offer(self, item: Item) -> None:
+    def offer(self, item: PendingMessage) -> None:
         self.items.append(item)
 
     def failed(self, error: Exception) -> None:
@@ -56,8 +56,8 @@ def shown(rows: int, states: int) -> Any:
 class Sglang:
     """A worker's forward, as the hooks go around it: a prefill, or a verification that accepts one draft."""
 
-    def __init__(self, channel: Collected, served: Served | None = None) -> None:
-        self.capture = Capture(channel=channel, served=served or Served(), top_k=2)  # type: ignore[arg-type]  # stands for it
+    def __init__(self, channel: Collected, served: ServedVersion | None = None) -> None:
+        self.capture = CaptureHooks(channel=channel, served=served or ServedVersion(), top_k=2)  # type: ignore[arg-type]  # stands for it
         self.calls = 0
 
     def decode(self, batch: Any, logits_output: Any = None) -> Any:
@@ -93,7 +93,7 @@ WISH = {"updraft": {"payload": True, "prompt_rows": 2, "counterfactual_rows": 1}
 
 def test_a_decode_step_becomes_one_message() -> None:
     channel = Collected()
-    served = Served()
+    served = ServedVersion()
     served.version = 5
 
     result = Sglang(channel, served).decode(batch_of(None, WISH))

@@ -7,23 +7,24 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from updraft_sglang import steps
-from updraft_sglang.capture_options import Interest, Wish
+from updraft_sglang.capture_options import CapturedRequests, CaptureOptions
 from updraft_sglang.distribution import chosen
 
 VOCAB, AUX, TOP_K = 13, 4, 5
 
-wishes = st.one_of(
-    st.none(), st.builds(Wish, payload=st.booleans(), prompt_rows=st.just(0), counterfactual_rows=st.integers(0, 6))
+options = st.one_of(
+    st.none(),
+    st.builds(CaptureOptions, payload=st.booleans(), prompt_rows=st.just(0), counterfactual_rows=st.integers(0, 6)),
 )
 
 
-def interest_of(each: list[Wish | None]) -> Interest:
-    places = [i for i, wish in enumerate(each) if wish is not None]
-    return Interest(
+def interest_of(each: list[CaptureOptions | None]) -> CapturedRequests:
+    places = [i for i, options in enumerate(each) if options is not None]
+    return CapturedRequests(
         batch_size=len(each),
         places=tuple(places),
         rids=tuple(f"request {i}" for i in places),
-        wishes=tuple(wish for wish in each if wish is not None),
+        options=tuple(options for options in each if options is not None),
     )
 
 
@@ -38,28 +39,30 @@ class Block:
         self.logits = torch.randn(batch_size * width, VOCAB, generator=g)
         self.aux = torch.randn(batch_size * width, AUX, generator=g).to(dtype)
 
-    def captured(self, interest: Interest) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def captured(self, captured: CapturedRequests) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """As the hooks do it: look, then SGLang overwrites all that it showed."""
         shown = [self.tokens.clone(), self.seq_lens.clone(), self.logits.clone(), self.aux.clone()]
         tokens, seq_lens, logits, aux = shown
-        taken = steps.look(interest, tokens_BW=tokens, seq_lens_B=seq_lens, logits_NV=logits, aux_NH=aux, top_k=TOP_K)
+        taken = steps.collect_step_rows(
+            captured, tokens_BW=tokens, seq_lens_B=seq_lens, logits_NV=logits, aux_NH=aux, top_k=TOP_K
+        )
         for tensor in shown:
             tensor.fill_(0)
-        accept_lens = chosen(self.accept_lens, interest.places, interest.batch_size).clone()
-        return steps.Step(interest=interest, version=7).message({**taken, "accept_lens": accept_lens}, 1500)
+        accept_lens = chosen(self.accept_lens, captured.places, captured.batch_size).clone()
+        return steps.StepMessage(captured=captured, version=7).message({**taken, "accept_lens": accept_lens}, 1500)
 
 
-@given(each=st.lists(wishes, min_size=1, max_size=5), width=st.integers(1, 5), seed=st.integers(0, 1000))
-def test_each_row_is_of_its_request_and_its_position(each: list[Wish | None], width: int, seed: int) -> None:
-    interest = interest_of(each)
+@given(each=st.lists(options, min_size=1, max_size=5), width=st.integers(1, 5), seed=st.integers(0, 1000))
+def test_each_row_is_of_its_request_and_its_position(each: list[CaptureOptions | None], width: int, seed: int) -> None:
+    captured = interest_of(each)
     block = Block(len(each), width, seed)
 
-    header, tensors = block.captured(interest)
+    header, tensors = block.captured(captured)
 
     log_p = block.logits.log_softmax(-1)
-    assert [request["rid"] for request in header["requests"]] == [f"request {i}" for i in interest.places]
+    assert [request["rid"] for request in header["requests"]] == [f"request {i}" for i in captured.places]
     at = 0
-    for place, wish, request in zip(interest.places, interest.wishes, header["requests"], strict=True):
+    for place, options, request in zip(captured.places, captured.options, header["requests"], strict=True):
         accepted, rows = request["accepted"], range(place * width, (place + 1) * width)
         drafts = block.tokens[place, 1:]
         assert (request["position"], accepted) == (block.seq_lens[place], block.accept_lens[place] - 1)
@@ -68,8 +71,8 @@ def test_each_row_is_of_its_request_and_its_position(each: list[Wish | None], wi
             [float(log_p[r, d]) for r, d in zip(rows, drafts, strict=False)], abs=1e-5
         )
         rejected = width - 1 - accepted
-        assert request["rows"] == (accepted + 1 if wish.payload else 0)
-        assert request["counterfactual_rows"] == (min(wish.counterfactual_rows, rejected) if wish.payload else 0)
+        assert request["rows"] == (accepted + 1 if options.payload else 0)
+        assert request["counterfactual_rows"] == (min(options.counterfactual_rows, rejected) if options.payload else 0)
         for row in rows[: request["rows"] + request["counterfactual_rows"]]:
             assert torch.equal(tensors["aux"][at], block.aux[row])
             best = block.logits[row].topk(TOP_K)
@@ -81,7 +84,7 @@ def test_each_row_is_of_its_request_and_its_position(each: list[Wish | None], wi
 
 
 def test_the_header_says_whose_step_it_was() -> None:
-    header, tensors = Block(3, 4, 0).captured(interest_of([None, Wish(), None]))
+    header, tensors = Block(3, 4, 0).captured(interest_of([None, CaptureOptions(), None]))
 
     assert {name: header[name] for name in ("kind", "version", "batch_size", "duration_us")} == {
         "kind": "steps",
@@ -93,7 +96,7 @@ def test_the_header_says_whose_step_it_was() -> None:
 
 
 def test_a_step_without_drafts_has_a_row_and_nothing_accepted() -> None:
-    header, tensors = Block(1, 1, 0).captured(interest_of([Wish(payload=True, counterfactual_rows=3)]))
+    header, tensors = Block(1, 1, 0).captured(interest_of([CaptureOptions(payload=True, counterfactual_rows=3)]))
 
     (request,) = header["requests"]
     assert (request["accepted"], request["drafts"], request["log_p"]) == (0, [], [])
@@ -101,7 +104,7 @@ def test_a_step_without_drafts_has_a_row_and_nothing_accepted() -> None:
 
 
 def test_states_keep_their_dtype_and_the_teacher_is_exact() -> None:
-    _, tensors = Block(2, 3, 0, torch.bfloat16).captured(interest_of([Wish(payload=True), None]))
+    _, tensors = Block(2, 3, 0, torch.bfloat16).captured(interest_of([CaptureOptions(payload=True), None]))
 
     assert [tensors[name].dtype for name in ("aux", "ids", "log_probs", "log_sum_exp")] == [
         torch.bfloat16,
@@ -116,7 +119,7 @@ def test_a_batch_that_does_not_fit_its_logits_is_refused() -> None:
     block.logits = block.logits[:5]
 
     with pytest.raises(ValueError, match="do not fit"):
-        block.captured(interest_of([Wish(), Wish()]))
+        block.captured(interest_of([CaptureOptions(), CaptureOptions()]))
 
 
 def test_absurd_acceptance_is_refused() -> None:
@@ -124,4 +127,4 @@ def test_absurd_acceptance_is_refused() -> None:
     block.accept_lens[0] = 4
 
     with pytest.raises(ValueError, match="3 drafts of 2 were accepted"):
-        block.captured(interest_of([Wish()]))
+        block.captured(interest_of([CaptureOptions()]))

@@ -82,7 +82,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("version", "digest", "is_answered"):
-        monkeypatch.setattr(served, name, getattr(weights.Served(), name))
+        monkeypatch.setattr(served, name, getattr(weights.ServedVersion(), name))
 
 
 def payload(folder: Path, version: int = 7, digest: str = "sha256:7") -> list[tuple[str, Tensor]]:

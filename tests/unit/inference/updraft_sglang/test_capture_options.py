@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from updraft_sglang.capture_options import Wish, interest_in, wish_of
+from updraft_sglang.capture_options import CaptureOptions, captured_requests, read_options
 
 
 def request(rid: str, custom_params: object) -> Any:
@@ -12,11 +12,13 @@ def request(rid: str, custom_params: object) -> Any:
 
 def test_a_wish_is_read() -> None:
     said = {"payload": True, "prompt_rows": 3, "counterfactual_rows": 2}
-    assert wish_of({"updraft": said, "thinking_budget": 5}) == Wish(payload=True, prompt_rows=3, counterfactual_rows=2)
+    assert read_options({"updraft": said, "thinking_budget": 5}) == CaptureOptions(
+        payload=True, prompt_rows=3, counterfactual_rows=2
+    )
 
 
 def test_an_empty_wish_is_for_the_light_record() -> None:
-    assert wish_of({"updraft": {}}) == Wish()
+    assert read_options({"updraft": {}}) == CaptureOptions()
 
 
 @pytest.mark.parametrize(
@@ -34,16 +36,16 @@ def test_an_empty_wish_is_for_the_light_record() -> None:
     ],
 )
 def test_what_is_no_sound_wish_counts_as_none(custom_params: object) -> None:
-    assert wish_of(custom_params) is None
+    assert read_options(custom_params) is None
 
 
 @pytest.mark.parametrize("requests", [None, [], [request("a", None), request("b", {})]])
 def test_a_batch_without_wishes_is_of_no_interest(requests: Any) -> None:
-    assert interest_in(requests) is None
+    assert captured_requests(requests) is None
 
 
 def test_interest_keeps_the_places_of_those_with_a_wish() -> None:
-    interest = interest_in(
+    captured = captured_requests(
         [
             request("a", None),
             request("b", {"updraft": {"payload": True}}),
@@ -52,6 +54,6 @@ def test_interest_keeps_the_places_of_those_with_a_wish() -> None:
         ]
     )
 
-    assert interest is not None
-    assert (interest.batch_size, interest.places, interest.rids) == (4, (1, 2, 3), ("b", "c", "d"))
-    assert (interest.payload, interest.payload_places) == ((0, 2), (1, 3))
+    assert captured is not None
+    assert (captured.batch_size, captured.places, captured.rids) == (4, (1, 2, 3), ("b", "c", "d"))
+    assert (captured.payload, captured.payload_places) == ((0, 2), (1, 3))

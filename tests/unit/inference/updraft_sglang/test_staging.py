@@ -2,18 +2,24 @@ import pytest
 import torch
 
 from updraft_sglang import prefills, steps
-from updraft_sglang.capture_options import Interest, Wish
+from updraft_sglang.capture_options import CapturedRequests, CaptureOptions
 from updraft_sglang.staging import Staged, copy_stream, elapsed_us, mark
 
 needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
-INTEREST = Interest(
+INTEREST = CapturedRequests(
     batch_size=4,
     places=(0, 2, 3),
     rids=("a", "c", "d"),
-    wishes=(Wish(), Wish(payload=True, counterfactual_rows=2), Wish(payload=True, prompt_rows=9)),
+    options=(
+        CaptureOptions(),
+        CaptureOptions(payload=True, counterfactual_rows=2),
+        CaptureOptions(payload=True, prompt_rows=9),
+    ),
 )
-SPANS = prefills.wanted(INTEREST, [prefills.Part(start=0, end=5, prompt_tokens=5, total_tokens=5, is_first=True)] * 4)
+SPANS = prefills.captured_spans(
+    INTEREST, [prefills.PromptChunk(start=0, end=5, prompt_tokens=5, total_tokens=5, is_first=True)] * 4
+)
 
 
 def test_on_a_cpu_the_tensors_are_handed_over_as_they_are() -> None:
@@ -43,8 +49,10 @@ def taken(device: torch.device) -> dict[str, torch.Tensor]:
     if device.type == "cuda":
         torch.cuda.set_sync_debug_mode("error")
     try:
-        step = steps.look(INTEREST, tokens_BW=tokens, seq_lens_B=seq_lens, logits_NV=logits, aux_NH=aux, top_k=4)
-        prefill = prefills.look(SPANS, logits_BV=logits, aux_NH=aux, batch_size=4, top_k=4)
+        step = steps.collect_step_rows(
+            INTEREST, tokens_BW=tokens, seq_lens_B=seq_lens, logits_NV=logits, aux_NH=aux, top_k=4
+        )
+        prefill = prefills.collect_prefill_rows(SPANS, logits_BV=logits, aux_NH=aux, batch_size=4, top_k=4)
         staged = Staged(step | {f"prefill {name}": value for name, value in prefill.items()}, copy_stream(device))
     finally:
         if device.type == "cuda":

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from updraft_sglang import prefills
-from updraft_sglang.capture_options import Interest, Wish
-from updraft_sglang.prefills import Part, wanted
+from updraft_sglang.capture_options import CapturedRequests, CaptureOptions
+from updraft_sglang.prefills import PromptChunk, captured_spans
 
 VOCAB, TOP_K = 11, 3
 
@@ -16,13 +16,19 @@ VOCAB, TOP_K = 11, 3
 class Text:
     """A request that is forwarded in chunks. A row's state holds its request's number and its position."""
 
-    def __init__(self, number: int, prompt: int, output: int, cached: int, wish: Wish | None) -> None:
-        self.number, self.prompt, self.total, self.cached, self.wish = number, prompt, prompt + output, cached, wish
+    def __init__(self, number: int, prompt: int, output: int, cached: int, options: CaptureOptions | None) -> None:
+        self.number, self.prompt, self.total, self.cached, self.options = (
+            number,
+            prompt,
+            prompt + output,
+            cached,
+            options,
+        )
         self.done = cached
 
-    def next_part(self, size: int) -> Part:
+    def next_part(self, size: int) -> PromptChunk:
         start, self.done = self.done, min(self.total, self.done + size)
-        return Part(
+        return PromptChunk(
             start=start,
             end=self.done,
             prompt_tokens=self.prompt,
@@ -30,16 +36,16 @@ class Text:
             is_first=start == self.cached,
         )
 
-    def states(self, part: Part) -> list[tuple[int, int]]:
+    def states(self, part: PromptChunk) -> list[tuple[int, int]]:
         return [(self.number, position) for position in range(part.start, part.end)]
 
 
 texts = st.builds(
-    lambda prompt, output, cached, wish: (prompt, output, min(cached, prompt + output - 1), wish),
+    lambda prompt, output, cached, options: (prompt, output, min(cached, prompt + output - 1), options),
     st.integers(1, 12),
     st.integers(0, 4),
     st.integers(0, 12),
-    st.one_of(st.none(), st.builds(Wish, payload=st.booleans(), prompt_rows=st.integers(0, 14))),
+    st.one_of(st.none(), st.builds(CaptureOptions, payload=st.booleans(), prompt_rows=st.integers(0, 14))),
 )
 
 
@@ -64,30 +70,30 @@ def test_all_chunks_together_give_each_wanted_row_once_at_its_position(drawn: li
         assert at == len(tensors["aux"])
 
     for text in everyone:
-        if text.wish is None or not text.wish.payload:
+        if text.options is None or not text.options.payload:
             assert rows[text.number] == {}
             continue
-        first = max(text.cached, text.prompt - text.wish.prompt_rows)
+        first = max(text.cached, text.prompt - text.options.prompt_rows)
         assert sorted(rows[text.number]) == list(range(first, text.total))
         assert all(state.tolist() == [text.number, position] for position, state in rows[text.number].items())
         assert teachers[text.number] == ([text.total - 1] if first < text.total else [])
         assert cached[text.number] == text.cached
 
 
-def forward(running: list[Text], parts: list[Part]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    places = [i for i, text in enumerate(running) if text.wish is not None]
-    interest = Interest(
+def forward(running: list[Text], parts: list[PromptChunk]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    places = [i for i, text in enumerate(running) if text.options is not None]
+    captured = CapturedRequests(
         batch_size=len(running),
         places=tuple(places),
         rids=tuple(str(running[i].number) for i in places),
-        wishes=tuple(wish for text in running if (wish := text.wish) is not None),
+        options=tuple(options for text in running if (options := text.options) is not None),
     )
-    spans = wanted(interest, parts)
+    spans = captured_spans(captured, parts)
     states = [state for text, part in zip(running, parts, strict=True) for state in text.states(part)]
     aux = torch.tensor(states)
     logits = torch.randn(len(running), VOCAB, generator=torch.Generator().manual_seed(len(states)))
     expected = [logits[span.place].log_softmax(-1).topk(TOP_K) for span in spans if span.teacher_rows]
-    taken = prefills.look(spans, logits_BV=logits, aux_NH=aux, batch_size=len(running), top_k=TOP_K)
+    taken = prefills.collect_prefill_rows(spans, logits_BV=logits, aux_NH=aux, batch_size=len(running), top_k=TOP_K)
     aux.fill_(-1)
     logits[:] = logits.softmax(-1)  # as SGLang's sampler does
     assert taken["ids"].tolist() == [best.indices.tolist() for best in expected]
@@ -98,18 +104,22 @@ def forward(running: list[Text], parts: list[Part]) -> tuple[dict[str, Any], dic
 
 
 def test_without_prompt_rows_only_the_output_of_a_preempted_request_is_sent_again() -> None:
-    interest = Interest(batch_size=1, places=(0,), rids=("a",), wishes=(Wish(payload=True),))
-    part = Part(start=2, end=9, prompt_tokens=6, total_tokens=9, is_first=True)
+    captured = CapturedRequests(batch_size=1, places=(0,), rids=("a",), options=(CaptureOptions(payload=True),))
+    part = PromptChunk(start=2, end=9, prompt_tokens=6, total_tokens=9, is_first=True)
 
-    (span,) = wanted(interest, [part])
+    (span,) = captured_spans(captured, [part])
 
     assert span.header == {"rid": "a", "position": 6, "cached": 2, "rows": 3, "teacher_rows": 1}
     assert span.first_row == 4
 
 
 def test_a_forward_that_does_not_fit_its_states_is_refused() -> None:
-    interest = Interest(batch_size=1, places=(0,), rids=("a",), wishes=(Wish(payload=True, prompt_rows=9),))
-    spans = wanted(interest, [Part(start=0, end=9, prompt_tokens=9, total_tokens=9, is_first=True)])
+    captured = CapturedRequests(
+        batch_size=1, places=(0,), rids=("a",), options=(CaptureOptions(payload=True, prompt_rows=9),)
+    )
+    spans = captured_spans(captured, [PromptChunk(start=0, end=9, prompt_tokens=9, total_tokens=9, is_first=True)])
 
     with pytest.raises(ValueError, match="do not fit"):
-        prefills.look(spans, logits_BV=torch.zeros(1, VOCAB), aux_NH=torch.zeros(8, 2), batch_size=1, top_k=TOP_K)
+        prefills.collect_prefill_rows(
+            spans, logits_BV=torch.zeros(1, VOCAB), aux_NH=torch.zeros(8, 2), batch_size=1, top_k=TOP_K
+        )

@@ -214,4 +214,4 @@ def test_a_draft_that_sglang_has_no_network_for_is_refused(target: Path, tmp_pat
         weight_loaders=(),
     )
     with pytest.raises(InvalidInput, match="norms its state before the residual"):
-        draft_fingerprint.read_seed(tmp_path / "draft", info)
+        draft_fingerprint.read_initial_draft(tmp_path / "draft", info)

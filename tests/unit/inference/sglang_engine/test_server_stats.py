@@ -8,15 +8,15 @@ from hypothesis import strategies as st
 from tests.support.requests import step
 
 from updraft_inference.engine import VerifyStep
-from updraft_inference.sglang_engine.server_stats import ServerSums, label, uncaptured, version_of
+from updraft_inference.sglang_engine.server_stats import ServerStats, label, uncaptured, version_of
 
 
-def sums(histogram: Sequence[int], *spans: tuple[int, int, int], lookahead: int = 3) -> ServerSums:
+def sums(histogram: Sequence[int], *spans: tuple[int, int, int], lookahead: int = 3) -> ServerStats:
     meta = {
         "spec_correct_drafts_histogram": list(histogram),
         "weight_versions": [{"version": label(v), "start": start, "end": end} for v, start, end in spans],
     }
-    return ServerSums.of(meta, lookahead)
+    return ServerStats.of(meta, lookahead)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_nothing_is_left_where_every_step_came() -> None:
 
 
 def test_a_request_that_never_speculated_has_no_sums() -> None:
-    assert uncaptured(ServerSums.of({}, 3), [], 1, 0.0) is None
+    assert uncaptured(ServerStats.of({}, 3), [], 1, 0.0) is None
 
 
 def test_what_is_left_has_the_version_of_the_tokens_that_no_step_gave() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from updraft_inference.engine import CaptureWish, Drafter, Hidden, TopK
 from updraft_inference.sglang_engine.collector import Collector
-from updraft_inference.sglang_engine.trace_builder import Assembly
+from updraft_inference.sglang_engine.trace_builder import TraceBuilder
 from updraft_sglang import wire
 
 K, AUX = 3, 4
@@ -201,7 +201,7 @@ def test_any_split_and_any_loss_leaves_rows_at_their_positions(
             check_whole(run, hidden, assemblies[run.rid])
 
 
-def check_whole(run: Run, hidden: Hidden | None, assembly: Assembly) -> None:
+def check_whole(run: Run, hidden: Hidden | None, assembly: TraceBuilder) -> None:
     """Nothing was lost: steps abut, but for the token of a second prefill, and every row of the output is there."""
     covered = {0}
     for step in assembly.steps(run.num_output):
@@ -267,7 +267,7 @@ def test_steps_behind_the_end_are_not_the_requests() -> None:
     assert [step.start for step in assembled(run).steps(5)] == [1, 3]
 
 
-def assembled(run: Run) -> Assembly:
+def assembled(run: Run) -> TraceBuilder:
     collector = Collector(Path("unused.sock"), max_bytes=1 << 20)
     assembly = collector.expect(run.rid, run.num_prompt, run.wish)
     for part in run.parts:
