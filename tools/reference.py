@@ -238,7 +238,7 @@ def _metrics() -> dict[str, list[MetricWrapperBase]]:
     updraft_inference.metrics.Metrics.on(inference)
     # Its gauges read the engine when they are scraped; here they are only described.
     updraft_inference.metrics.watch_engine(inference, cast("Engine", None))
-    updraft_inference.metrics.watch_planning(inference, Mock())
+    updraft_inference.metrics.watch_lookahead(inference, Mock())
     updraft_registry.metrics.Metrics.on(registry)
     updraft_trainer.metrics.Metrics(trainer)
     updraft_operator.metrics.Metrics.on(operator)

@@ -15,7 +15,7 @@ from typing import Any, Self
 import torch
 from bench.serving.figures import Stream
 
-from updraft_inference.engine import Drafter, GenerationRequest, Sampling
+from updraft_inference.engine import Drafter, GenerationRequest, SamplingParams
 from updraft_inference.torch_engine import openmp
 from updraft_inference.torch_engine.engine import TorchEngine
 
@@ -57,7 +57,7 @@ def request(prompt: tuple[int, ...], wish: Wish, *, seed: int = 0) -> Generation
         request_id=f"bench-{next(_names)}",
         prompt_ids=prompt,
         max_tokens=wish.tokens,
-        sampling=Sampling(temperature=wish.temperature, seed=seed),
+        sampling=SamplingParams(temperature=wish.temperature, seed=seed),
         ignore_eos=True,
         drafter=wish.drafter,
         lookahead=wish.lookahead,

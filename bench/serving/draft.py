@@ -20,7 +20,7 @@ from updraft_artifacts.digests import tensors_digest
 from updraft_cli.prompts import DOMAINS
 from updraft_draft import checkpoint, vocabulary
 from updraft_draft.target_weights import read_head
-from updraft_inference.engine import DraftOnDisk
+from updraft_inference.engine import DraftCheckpoint
 from updraft_trainer.data.sample import Expectation, Sample, read_sample
 from updraft_trainer.learning.learner import Hyper, Learner
 
@@ -33,7 +33,7 @@ Tell = Callable[[str, int, int], None]
 """What is done now, how much of it is done, and of how much."""
 
 
-def trained(cache: Path, model: Path, words: workloads.Words, recipe: Recipe, tell: Tell) -> DraftOnDisk:
+def trained(cache: Path, model: Path, words: workloads.Words, recipe: Recipe, tell: Tell) -> DraftCheckpoint:
     """The draft of a recipe; the first call serves and trains (about 5 minutes for the whole one on two cores)."""
     prompts = _prompts(words, recipe)
     key = hashlib.sha256(repr((_VERSION, model.name, recipe, DRAFT_VOCAB, sorted(prompts.items()))).encode())
@@ -45,7 +45,7 @@ def trained(cache: Path, model: Path, words: workloads.Words, recipe: Recipe, te
         partial.rename(folder)
     _, tensors = checkpoint.load(folder)
     digest = tensors_digest(checkpoint.tensor_specs(sorted(tensors.items())))
-    return DraftOnDisk(version=1, folder=folder, tensors_digest=digest)
+    return DraftCheckpoint(version=1, folder=folder, tensors_digest=digest)
 
 
 def _prompts(words: workloads.Words, recipe: Recipe) -> dict[str, tuple[int, ...]]:

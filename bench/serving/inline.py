@@ -14,7 +14,7 @@ import torch
 from bench.serving.plan import LOOKAHEAD
 from torch import Tensor
 
-from updraft_inference.engine import Delta, Drafter, GenerationRequest, Sampling
+from updraft_inference.engine import Delta, Drafter, GenerationRequest, SamplingParams
 from updraft_inference.torch_engine.drafting.ngram import Lookups
 from updraft_inference.torch_engine.model.kv_cache import Batch, SlotCache
 from updraft_inference.torch_engine.model.limits import Limits
@@ -86,7 +86,7 @@ class Inline:
                 request_id=name,
                 prompt_ids=prompt,
                 max_tokens=max_tokens,
-                sampling=Sampling(temperature=0),
+                sampling=SamplingParams(temperature=0),
                 ignore_eos=True,
                 drafter=drafter,
             )

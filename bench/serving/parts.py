@@ -22,7 +22,7 @@ from bench.serving.figures import AGAIN, EAGLE3, HYBRID, NGRAM, OWN_TEXT, PLAIN,
 from bench.serving.inline import Inline
 from bench.serving.plan import LOOKAHEAD, NUM_REMEMBERED, SEED, Plan, in_turn, take
 
-from updraft_inference.engine import Drafter, DraftOnDisk
+from updraft_inference.engine import DraftCheckpoint, Drafter
 from updraft_inference.torch_engine.drafting.ngram import Lookups
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
 from updraft_inference.torch_engine.model.limits import Limits
@@ -150,7 +150,7 @@ async def cells(bench: Bench, engine: TorchEngine) -> None:
         rounds[worst] += 1
 
 
-async def hybrids(bench: Bench, engine: TorchEngine, draft: DraftOnDisk) -> None:
+async def hybrids(bench: Bench, engine: TorchEngine, draft: DraftCheckpoint) -> None:
     """Every drafter with a trained draft, and one of them twice."""
     plan, done = bench.plan, 0
     await engine.swap(draft)
@@ -193,7 +193,7 @@ def overhead(bench: Bench) -> None:
             )
 
 
-async def lossless(bench: Bench, draft: DraftOnDisk) -> None:
+async def lossless(bench: Bench, draft: DraftCheckpoint) -> None:
     """Greedy float32 outputs of every drafter, batch size and lookahead, beside those of plain decoding one by one."""
     plan = bench.plan
     prompts = take(bench.mixed(), 0, max(plan.exact_batches))

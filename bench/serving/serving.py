@@ -23,7 +23,7 @@ from tests.vllm import build
 from updraft_cli import output, results
 from updraft_cli.local.folders import cache_folder
 from updraft_cli.models.smollm2 import model_folder
-from updraft_inference.engine import DraftOnDisk
+from updraft_inference.engine import DraftCheckpoint
 from updraft_inference.torch_engine.worker import on_passing_thread
 
 _LINE_S = 15.0
@@ -99,7 +99,9 @@ def measure(bench: parts.Bench, chosen: Sequence[Part], show: Shown, *, has_vllm
             asyncio.run(parts.http(bench, has_vllm=has_vllm))
 
 
-async def _in_one_engine(bench: parts.Bench, chosen: Sequence[Part], show: Shown, trained: DraftOnDisk | None) -> None:
+async def _in_one_engine(
+    bench: parts.Bench, chosen: Sequence[Part], show: Shown, trained: DraftCheckpoint | None
+) -> None:
     async with parts.opened(bench, num_slots=max(*bench.plan.batches, *bench.plan.peer_batches)) as engine:
         for part in chosen:
             if part not in _IN_ONE_ENGINE:

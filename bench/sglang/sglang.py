@@ -29,7 +29,7 @@ from updraft_cli.prompts import domain_prompts
 from updraft_draft import checkpoint
 from updraft_draft.network import initial_network
 from updraft_draft.target_weights import read_head
-from updraft_inference.engine import CaptureWish, DraftOnDisk, GenerationRequest, Sampling
+from updraft_inference.engine import CaptureParams, DraftCheckpoint, GenerationRequest, SamplingParams
 from updraft_inference.sglang_engine import initial_draft
 from updraft_inference.sglang_engine.engine import SglangEngine, SglangOptions, opened
 from updraft_inference.sglang_engine.launch import arguments, plugin_folder
@@ -45,7 +45,7 @@ STEPS = 3
 SEED = 7
 PAUSES = "pauses"
 DRAFT_VOCAB = 8192
-PAYLOAD = CaptureWish(payload=True, prompt_rows=512, counterfactual_rows=2)
+PAYLOAD = CaptureParams(payload=True, prompt_rows=512, counterfactual_rows=2)
 
 console = Console()
 
@@ -125,13 +125,13 @@ async def serving(model: Path, running: Server, socket: Path) -> AsyncIterator[S
         yield Serving(running, engine, client)
 
 
-def request(name: str, prompt: Sequence[int], capture: CaptureWish) -> GenerationRequest:
+def request(name: str, prompt: Sequence[int], capture: CaptureParams) -> GenerationRequest:
     """A greedy one of fixed length."""
     return GenerationRequest(
         request_id=name,
         prompt_ids=tuple(prompt),
         max_tokens=TOKENS,
-        sampling=Sampling(temperature=0),
+        sampling=SamplingParams(temperature=0),
         ignore_eos=True,
         capture=capture,
     )
@@ -146,7 +146,7 @@ def cpu_s(running: Server) -> float:
 async def round_of(on: Serving, number: int, arm: str, prompts: list[tuple[int, ...]]) -> Round:
     """All prompts at once."""
     console.print(f"round {number}: {arm}", style="dim")
-    wishes = [PAYLOAD] * ARMS[arm] + [CaptureWish()] * (STREAMS - ARMS[arm])
+    wishes = [PAYLOAD] * ARMS[arm] + [CaptureParams()] * (STREAMS - ARMS[arm])
     asked = [request(f"{arm}-{number}-{n}", *one) for n, one in enumerate(zip(prompts, wishes, strict=True))]
     before_s, started_s = cpu_s(on.server), time.perf_counter()
     await asyncio.gather(*(whole(on.engine, one) for one in asked))
@@ -164,17 +164,19 @@ async def captures(servings: dict[bool, Serving], prompts: list[tuple[int, ...]]
     return [row for row in rows if row.number >= 0]  # the first round warms up
 
 
-async def swaps(on: Serving, prompts: list[tuple[int, ...]], drafts: list[DraftOnDisk], noted: Path) -> Swaps:
+async def swaps(on: Serving, prompts: list[tuple[int, ...]], drafts: list[DraftCheckpoint], noted: Path) -> Swaps:
     """Swaps while every slot is busy, from the first end of a request of each stream on. `noted`: see pause_clock."""
     engine = on.engine
-    alone = [(await whole(engine, request(f"alone-{n}", prompt, CaptureWish())))[0] for n, prompt in enumerate(prompts)]
+    alone = [
+        (await whole(engine, request(f"alone-{n}", prompt, CaptureParams())))[0] for n, prompt in enumerate(prompts)
+    ]
     is_over, all_run = asyncio.Event(), asyncio.Barrier(STREAMS + 1)
     are_equal: list[bool] = []
     pauses_ms: list[float] = []
 
     async def stream(number: int) -> None:
         for turn in count():
-            tokens, _ = await whole(engine, request(f"swap-{number}-{turn}", prompts[number], CaptureWish()))
+            tokens, _ = await whole(engine, request(f"swap-{number}-{turn}", prompts[number], CaptureParams()))
             are_equal.append(tokens == alone[number])
             if not turn:  # the first ones wait for what SGLang compiles, swap or not
                 await all_run.wait()
@@ -220,7 +222,7 @@ async def measure(rounds: int, device: Device, folder: Path) -> tuple[list[Round
     return rows, swapped
 
 
-def make_drafts(model: Path, first: Path, folder: Path) -> list[DraftOnDisk]:
+def make_drafts(model: Path, first: Path, folder: Path) -> list[DraftCheckpoint]:
     """Two untrained drafts with the vocabulary of the server's first one: what they guess does not matter here."""
     head, (_, tensors) = read_head(model), checkpoint.load(first)
     token_ids = torch.arange(DRAFT_VOCAB) + tensors["d2t"]
@@ -230,7 +232,7 @@ def make_drafts(model: Path, first: Path, folder: Path) -> list[DraftOnDisk]:
         network = initial_network(config, head.embedding.float(), head.head, head.final_norm, token_ids, seed=version)
         checkpoint.save(network, folder / str(version))
         digest = tensors_digest(checkpoint.tensor_specs(checkpoint.checkpoint_tensors(network)))
-        drafts.append(DraftOnDisk(version=version, folder=folder / str(version), tensors_digest=digest))
+        drafts.append(DraftCheckpoint(version=version, folder=folder / str(version), tensors_digest=digest))
     return drafts
 
 

@@ -22,7 +22,7 @@ from updraft_cli.prompts import domain_prompts
 from updraft_draft import checkpoint
 from updraft_draft.network import initial_network
 from updraft_draft.target_weights import read_head
-from updraft_inference.engine import Drafter, DraftOnDisk, GenerationRequest, Sampling
+from updraft_inference.engine import DraftCheckpoint, Drafter, GenerationRequest, SamplingParams
 from updraft_inference.text.tokenization import Tokenizer
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
 from updraft_inference.torch_engine.model.limits import Limits
@@ -36,7 +36,7 @@ SEED = 7
 Run = tuple[list[tuple[int, ...]], float, list[float]]
 
 
-def make_drafts(model: Path, folder: Path) -> list[DraftOnDisk]:
+def make_drafts(model: Path, folder: Path) -> list[DraftCheckpoint]:
     """Two untrained drafts of the size that the trainer publishes (19.7 MB): what they guess does not matter here."""
     head = read_head(model)
     drafts = []
@@ -51,7 +51,7 @@ def make_drafts(model: Path, folder: Path) -> list[DraftOnDisk]:
         )
         checkpoint.save(network, folder / str(version))
         digest = tensors_digest(checkpoint.tensor_specs(checkpoint.checkpoint_tensors(network)))
-        drafts.append(DraftOnDisk(version=version, folder=folder / str(version), tensors_digest=digest))
+        drafts.append(DraftCheckpoint(version=version, folder=folder / str(version), tensors_digest=digest))
     return drafts
 
 
@@ -64,7 +64,7 @@ async def stream(engine: TorchEngine, name: str, prompt: tuple[int, ...]) -> tup
         request_id=name,
         prompt_ids=prompt,
         max_tokens=TOKENS,
-        sampling=Sampling(temperature=0),
+        sampling=SamplingParams(temperature=0),
         ignore_eos=True,
         drafter=Drafter.EAGLE3,
         lookahead=2,
@@ -78,7 +78,9 @@ async def stream(engine: TorchEngine, name: str, prompt: tuple[int, ...]) -> tup
     return tuple(tokens), gaps
 
 
-async def run(engine: TorchEngine, prompts: Sequence[tuple[int, ...]], drafts: list[DraftOnDisk], swaps: int) -> Run:
+async def run(
+    engine: TorchEngine, prompts: Sequence[tuple[int, ...]], drafts: list[DraftCheckpoint], swaps: int
+) -> Run:
     """All streams at once, with `swaps` swaps spread over them; their outputs, the longest gap, the swaps' pauses."""
     pauses: list[float] = []
 

@@ -20,7 +20,7 @@ from updraft_cli.prompts import domain_prompts
 from updraft_draft import tensors
 from updraft_inference.agent.selection import CapturePlan
 from updraft_inference.agent.trace import Ended, Origin, trace
-from updraft_inference.engine import CaptureWish, Drafter, Finished, GenerationRequest, Sampling
+from updraft_inference.engine import CaptureParams, Drafter, FinishedRequest, GenerationRequest, SamplingParams
 from updraft_inference.text.chat_template import ChatTemplate
 from updraft_inference.text.tokenization import Tokenizer
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
@@ -93,7 +93,7 @@ def _with_aux(whole: trace_pb2.Trace) -> trace_pb2.Trace:
 
 async def served(model: Path, prompts: Mapping[str, tuple[int, ...]], *, tokens: int) -> list[trace_pb2.Trace]:
     """Greedy answers to prompts of up to MAX_PROMPT_TOKENS, as traces by name with exact hidden states."""
-    finished: list[Finished] = []
+    finished: list[FinishedRequest] = []
     limits = Limits(num_slots=STREAMS, max_context=MAX_PROMPT_TOKENS + tokens, max_lookahead=3)
     async with TorchEngine.open(model, EngineOptions(limits=limits), finished.append) as engine:
 
@@ -102,9 +102,9 @@ async def served(model: Path, prompts: Mapping[str, tuple[int, ...]], *, tokens:
                 request_id=name,
                 prompt_ids=prompt,
                 max_tokens=tokens,
-                sampling=Sampling(temperature=0),
+                sampling=SamplingParams(temperature=0),
                 drafter=Drafter.NGRAM,
-                capture=CaptureWish(payload=True, prompt_rows=PROMPT_ROWS),
+                capture=CaptureParams(payload=True, prompt_rows=PROMPT_ROWS),
             )
             async for _ in engine.generate(request):
                 pass
@@ -121,7 +121,7 @@ async def served(model: Path, prompts: Mapping[str, tuple[int, ...]], *, tokens:
     return [_trace(one, origin, encode) for one in sorted(finished, key=lambda one: one.request.request_id)]
 
 
-def _trace(one: Finished, origin: Origin, encode: Callable[[Tensor], trace_pb2.Tensor]) -> trace_pb2.Trace:
+def _trace(one: FinishedRequest, origin: Origin, encode: Callable[[Tensor], trace_pb2.Tensor]) -> trace_pb2.Trace:
     trace_id = hashlib.sha256(one.request.request_id.encode()).digest()[:16]
     plan = CapturePlan(trace_id=trace_id, is_captured=True, has_payload=True, payload_probability=1.0)
     return trace(Ended(finished=one, plan=plan, finished_s=0.0), origin, encode)

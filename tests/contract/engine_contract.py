@@ -14,18 +14,18 @@ from tests.support.wait import until
 
 from updraft_chassis.errors import Corrupt, Exhausted, InvalidInput
 from updraft_inference.engine import (
-    CaptureWish,
+    CaptureParams,
     Delta,
+    DraftCheckpoint,
     Drafter,
-    DraftOnDisk,
     Engine,
-    Finished,
+    FinishedRequest,
     FinishReason,
     GenerationRequest,
-    Sampling,
+    SamplingParams,
 )
 
-GREEDY = Sampling(temperature=0.0)
+GREEDY = SamplingParams(temperature=0.0)
 NUM_SLOTS = MAX_QUEUED = 2
 
 
@@ -41,7 +41,7 @@ def asking(name: str, *, max_tokens: int = 12, num_prompt: int = 9, **more: obje
     return replace(request, **more)  # type: ignore[arg-type]  # the names are the request's own
 
 
-async def whole(engine: Engine, request: GenerationRequest) -> tuple[list[int], Finished]:
+async def whole(engine: Engine, request: GenerationRequest) -> tuple[list[int], FinishedRequest]:
     """All tokens, and the end."""
     tokens: list[int] = []
     finished = None
@@ -56,7 +56,7 @@ async def whole(engine: Engine, request: GenerationRequest) -> tuple[list[int], 
 class EngineContract:
     """Each test is a promise."""
 
-    async def test_what_it_streams_is_what_it_reports_once(self, engine: Engine, heard: list[Finished]) -> None:
+    async def test_what_it_streams_is_what_it_reports_once(self, engine: Engine, heard: list[FinishedRequest]) -> None:
         tokens, finished = await whole(engine, asking("a"))
 
         assert tuple(tokens) == finished.output_ids
@@ -67,7 +67,7 @@ class EngineContract:
         assert 0 <= finished.time_to_first_token_s <= finished.duration_s
 
     async def test_greedy_output_is_the_same_with_any_drafter_and_lookahead(
-        self, engine: Engine, drafts: list[DraftOnDisk]
+        self, engine: Engine, drafts: list[DraftCheckpoint]
     ) -> None:
         plain, _ = await whole(engine, asking("plain", drafter=Drafter.NONE))
         await engine.swap(drafts[0])
@@ -79,7 +79,7 @@ class EngineContract:
                 assert tokens == plain
                 assert all(len(step.draft_ids) <= lookahead for step in finished.steps)
 
-    async def test_steps_cover_the_output_without_gaps(self, engine: Engine, drafts: list[DraftOnDisk]) -> None:
+    async def test_steps_cover_the_output_without_gaps(self, engine: Engine, drafts: list[DraftCheckpoint]) -> None:
         await engine.swap(drafts[0])
 
         _, finished = await whole(engine, asking("a", max_tokens=30, drafter=Drafter.EAGLE3))
@@ -94,7 +94,7 @@ class EngineContract:
             position += step.emitted
         assert position >= len(finished.output_ids)
 
-    async def test_steps_name_the_version_that_drafted(self, engine: Engine, drafts: list[DraftOnDisk]) -> None:
+    async def test_steps_name_the_version_that_drafted(self, engine: Engine, drafts: list[DraftCheckpoint]) -> None:
         await engine.swap(drafts[1])
 
         _, finished = await whole(engine, asking("a", drafter=Drafter.EAGLE3, lookahead=2))
@@ -103,7 +103,7 @@ class EngineContract:
         assert drafted
         assert all((step.draft_version, step.drafter) == (2, Drafter.EAGLE3) for step in drafted)
 
-    async def test_closing_early_cancels_and_frees_the_slot(self, engine: Engine, heard: list[Finished]) -> None:
+    async def test_closing_early_cancels_and_frees_the_slot(self, engine: Engine, heard: list[FinishedRequest]) -> None:
         for name in map(str, range(2 * NUM_SLOTS)):
             async with aclosing(engine.generate(asking(name, max_tokens=100))) as deltas:
                 await anext(deltas)
@@ -142,7 +142,7 @@ class EngineContract:
         ],
     )
     async def test_what_it_cannot_serve_it_refuses(
-        self, engine: Engine, heard: list[Finished], request_: GenerationRequest
+        self, engine: Engine, heard: list[FinishedRequest], request_: GenerationRequest
     ) -> None:
         with pytest.raises(InvalidInput):
             await anext(engine.generate(request_))
@@ -155,7 +155,7 @@ class EngineContract:
 
     @pytest.mark.parametrize("prompt_rows", [0, 4, 64])
     async def test_a_payload_has_a_row_for_each_position_that_predicted(self, engine: Engine, prompt_rows: int) -> None:
-        wish = CaptureWish(payload=True, prompt_rows=prompt_rows)
+        wish = CaptureParams(payload=True, prompt_rows=prompt_rows)
 
         tokens, finished = await whole(engine, asking("a", capture=wish))
 
@@ -172,10 +172,10 @@ class EngineContract:
 
     @pytest.mark.parametrize("wanted", [0, 1, 9])
     async def test_rows_after_a_rejection_come_as_many_as_were_asked_for_and_are_there(
-        self, engine: Engine, drafts: list[DraftOnDisk], wanted: int
+        self, engine: Engine, drafts: list[DraftCheckpoint], wanted: int
     ) -> None:
         await engine.swap(drafts[0])
-        wish = CaptureWish(payload=True, counterfactual_rows=wanted)
+        wish = CaptureParams(payload=True, counterfactual_rows=wanted)
 
         tokens, finished = await whole(engine, asking("a", drafter=Drafter.EAGLE3, lookahead=2, capture=wish))
 
@@ -194,7 +194,7 @@ class EngineContract:
         }
 
     async def test_a_swap_is_what_the_engine_then_says_it_holds(
-        self, engine: Engine, drafts: list[DraftOnDisk]
+        self, engine: Engine, drafts: list[DraftCheckpoint]
     ) -> None:
         for draft in [*drafts, drafts[0]]:
             swapped = await engine.swap(draft)
@@ -207,16 +207,16 @@ class EngineContract:
         await engine.swap(None)
         assert (engine.loaded.version, engine.loaded.tensors_digest) == (0, "")
 
-    async def test_what_it_holds_it_can_hash_again(self, engine: Engine, drafts: list[DraftOnDisk]) -> None:
-        assert (await engine.verify()).version == 0
+    async def test_what_it_holds_it_can_hash_again(self, engine: Engine, drafts: list[DraftCheckpoint]) -> None:
+        assert (await engine.rehash()).version == 0
         for draft in drafts:
             held = (await engine.swap(draft)).loaded
 
-            assert await engine.verify() == engine.loaded == held
+            assert await engine.rehash() == engine.loaded == held
         assert not engine.faults
 
     async def test_a_corrupt_draft_is_refused_and_the_old_one_stays(
-        self, engine: Engine, drafts: list[DraftOnDisk], corrupt: DraftOnDisk
+        self, engine: Engine, drafts: list[DraftCheckpoint], corrupt: DraftCheckpoint
     ) -> None:
         await engine.swap(drafts[0])
         before = engine.loaded
@@ -228,7 +228,7 @@ class EngineContract:
         await whole(engine, asking("a"))
 
     async def test_a_swap_in_mid_request_neither_ends_nor_changes_it(
-        self, engine: Engine, drafts: list[DraftOnDisk]
+        self, engine: Engine, drafts: list[DraftCheckpoint]
     ) -> None:
         plain, _ = await whole(engine, asking("plain", max_tokens=60, drafter=Drafter.NONE))
         await engine.swap(drafts[0])

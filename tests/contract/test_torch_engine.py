@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from tests.contract.engine_contract import MAX_QUEUED, NUM_SLOTS, EngineContract
 from tests.support.tiny_target import make_draft, make_tiny_target, save_draft
 
-from updraft_inference.engine import DraftOnDisk, Finished
+from updraft_inference.engine import DraftCheckpoint, FinishedRequest
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
 from updraft_inference.torch_engine.model.limits import Limits
 
@@ -21,22 +21,22 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 class TestTorchEngine(EngineContract):
     @pytest.fixture
-    def heard(self) -> list[Finished]:
+    def heard(self) -> list[FinishedRequest]:
         return []
 
     @pytest.fixture
-    async def engine(self, target: Path, heard: list[Finished]) -> AsyncIterator[TorchEngine]:
+    async def engine(self, target: Path, heard: list[FinishedRequest]) -> AsyncIterator[TorchEngine]:
         limits = Limits(num_slots=NUM_SLOTS, max_context=128, max_lookahead=3)
         options = EngineOptions(limits=limits, dtype=torch.float32, max_queued=MAX_QUEUED)
         async with TorchEngine.open(target, options, heard.append) as engine:
             yield engine
 
     @pytest.fixture
-    def drafts(self, target: Path, tmp_path: Path) -> list[DraftOnDisk]:
+    def drafts(self, target: Path, tmp_path: Path) -> list[DraftCheckpoint]:
         return [_draft(target, tmp_path, version) for version in (1, 2)]
 
     @pytest.fixture
-    def corrupt(self, target: Path, tmp_path: Path) -> DraftOnDisk:
+    def corrupt(self, target: Path, tmp_path: Path) -> DraftCheckpoint:
         draft = _draft(target, tmp_path, 3)
         tensors = load_file(draft.folder / "model.safetensors")
         tensors["fc.weight"][0, 0] += 1
@@ -44,7 +44,7 @@ class TestTorchEngine(EngineContract):
         return draft
 
 
-def _draft(target: Path, folder: Path, version: int) -> DraftOnDisk:
+def _draft(target: Path, folder: Path, version: int) -> DraftCheckpoint:
     path = folder / str(version)
     digest = save_draft(make_draft(target, seed=version), path)
-    return DraftOnDisk(version=version, folder=path, tensors_digest=digest)
+    return DraftCheckpoint(version=version, folder=path, tensors_digest=digest)

@@ -13,7 +13,7 @@ from tests.sglang.models import cycle_draft, write_cycle_target
 from tests.sglang.server import Server
 from tests.support.tiny_target import DRAFT_VOCAB, save_draft
 
-from updraft_inference.engine import DraftOnDisk, Finished
+from updraft_inference.engine import DraftCheckpoint, FinishedRequest
 from updraft_inference.sglang_engine import initial_draft
 from updraft_inference.sglang_engine.engine import SglangEngine, SglangOptions, opened
 from updraft_inference.sglang_engine.launch import admin_key, arguments, plugin_folder
@@ -44,11 +44,11 @@ class Setting:
         said = SglangOptions(model=self.target, socket=self.socket, note=self.folder / "swap", max_queued=MAX_QUEUED)
         return replace(said, **more)
 
-    def saved(self, version: int, quality: float) -> DraftOnDisk:
+    def saved(self, version: int, quality: float) -> DraftCheckpoint:
         """A draft of which this share of proposals is right."""
         folder = self.folder / "drafts" / str(version)
         digest = save_draft(cycle_draft(self.target, quality=quality), folder)
-        return DraftOnDisk(version=version, folder=folder, tensors_digest=digest)
+        return DraftCheckpoint(version=version, folder=folder, tensors_digest=digest)
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def started(*more: str, **variables: str) -> Iterator[Setting]:
 
 @asynccontextmanager
 async def attached(
-    setting: Setting, heard: list[Finished], server: SglangServer | None = None, **more: Any
+    setting: Setting, heard: list[FinishedRequest], server: SglangServer | None = None, **more: Any
 ) -> AsyncIterator[SglangEngine]:
     """An engine over it for the length of the block; `more` are options."""
     async with AsyncExitStack() as stack:

@@ -23,11 +23,11 @@ from tests.support.wait import LONG_S, until
 
 from updraft_chassis.errors import Conflict, InvalidInput, Unavailable
 from updraft_inference.engine import (
-    CaptureWish,
+    CaptureParams,
+    DraftCheckpoint,
     Drafter,
-    DraftOnDisk,
     Engine,
-    Finished,
+    FinishedRequest,
     FinishReason,
     GenerationRequest,
 )
@@ -47,18 +47,18 @@ def setting() -> Iterator[Setting]:
 
 
 @pytest.fixture(scope="module")
-def drafts(setting: Setting) -> list[DraftOnDisk]:
+def drafts(setting: Setting) -> list[DraftCheckpoint]:
     """A poor one and a good one."""
     return [setting.saved(version, quality) for version, quality in ((1, 0.3), (2, 1.0))]
 
 
 @pytest.fixture
-def heard() -> list[Finished]:
+def heard() -> list[FinishedRequest]:
     return []
 
 
 @pytest.fixture
-async def engine(setting: Setting, heard: list[Finished]) -> AsyncIterator[SglangEngine]:
+async def engine(setting: Setting, heard: list[FinishedRequest]) -> AsyncIterator[SglangEngine]:
     async with attached(setting, heard) as engine:
         assert engine.capture_problem == ""
         yield engine
@@ -66,15 +66,15 @@ async def engine(setting: Setting, heard: list[Finished]) -> AsyncIterator[Sglan
 
 class TestSglangEngine(EngineContract):
     @pytest.fixture
-    def corrupt(self, setting: Setting, tmp_path: Path) -> DraftOnDisk:
+    def corrupt(self, setting: Setting, tmp_path: Path) -> DraftCheckpoint:
         digest = save_draft(cycle_draft(setting.target), tmp_path / "3")
         tensors = load_file(tmp_path / "3" / "model.safetensors")
         tensors["fc.weight"][0, 0] += 1
         save_file(tensors, tmp_path / "3" / "model.safetensors")
-        return DraftOnDisk(version=3, folder=tmp_path / "3", tensors_digest=digest)
+        return DraftCheckpoint(version=3, folder=tmp_path / "3", tensors_digest=digest)
 
     async def test_greedy_output_is_the_same_with_any_drafter_and_lookahead(
-        self, engine: Engine, drafts: list[DraftOnDisk]
+        self, engine: Engine, drafts: list[DraftCheckpoint]
     ) -> None:
         """With any draft, for a request cannot choose another drafter."""
         plain, _ = await whole(engine, asking("seed", max_tokens=40))
@@ -87,7 +87,7 @@ class TestSglangEngine(EngineContract):
         with pytest.raises(InvalidInput):
             await anext(engine.generate(asking("none", drafter=Drafter.NONE)))
 
-    async def test_steps_cover_the_output_without_gaps(self, engine: Engine, drafts: list[DraftOnDisk]) -> None:
+    async def test_steps_cover_the_output_without_gaps(self, engine: Engine, drafts: list[DraftCheckpoint]) -> None:
         """Log-probabilities of drafts are not to be had."""
         await engine.swap(drafts[1])
 
@@ -104,7 +104,7 @@ class TestSglangEngine(EngineContract):
         assert any(step.accepted == NUM_STEPS for step in finished.steps), "the good draft is accepted"
 
     async def test_a_swap_in_mid_request_neither_ends_nor_changes_it(
-        self, engine: Engine, drafts: list[DraftOnDisk]
+        self, engine: Engine, drafts: list[DraftCheckpoint]
     ) -> None:
         plain, _ = await whole(engine, asking("plain", max_tokens=100))
         versions: list[int] = []
@@ -144,7 +144,7 @@ class Tapped(SglangServer):
             yield event
 
 
-def counted(finished: Finished) -> tuple[int, int]:
+def counted(finished: FinishedRequest) -> tuple[int, int]:
     """Verify steps and accepted drafts, by our count."""
     rest = finished.uncaptured
     steps = len(finished.steps) + (0 if rest is None else rest.verify_steps)
@@ -165,14 +165,14 @@ def mixed(num: int) -> list[GenerationRequest]:
             num_prompt=1 + 7 * i % 40,
             max_tokens=1 + 11 * i % 80,
             ignore_eos=i % 3 > 0,
-            capture=CaptureWish(payload=i % 4 == 0, prompt_rows=8, counterfactual_rows=i % 3),
+            capture=CaptureParams(payload=i % 4 == 0, prompt_rows=8, counterfactual_rows=i % 3),
         )
         for i in range(num)
     ]
 
 
 async def test_steps_and_accepted_drafts_are_the_servers_own_also_across_swaps(
-    setting: Setting, heard: list[Finished], drafts: list[DraftOnDisk]
+    setting: Setting, heard: list[FinishedRequest], drafts: list[DraftCheckpoint]
 ) -> None:
     async with (
         Tapped(setting.server.url, setting.admin) as server,
@@ -193,7 +193,7 @@ async def test_steps_and_accepted_drafts_are_the_servers_own_also_across_swaps(
 
 
 async def test_without_the_plugin_the_sums_are_exact_by_version(
-    setting: Setting, heard: list[Finished], drafts: list[DraftOnDisk]
+    setting: Setting, heard: list[FinishedRequest], drafts: list[DraftCheckpoint]
 ) -> None:
     """The plugin looks for the socket at another place."""
     async with (
@@ -213,7 +213,7 @@ async def test_without_the_plugin_the_sums_are_exact_by_version(
 
 
 async def test_an_agent_that_is_cut_off_and_comes_back_finds_the_draft_that_serves(
-    setting: Setting, heard: list[Finished], drafts: list[DraftOnDisk]
+    setting: Setting, heard: list[FinishedRequest], drafts: list[DraftCheckpoint]
 ) -> None:
     async with attached(setting, heard) as engine:
         before = (await engine.swap(drafts[1])).loaded
@@ -227,7 +227,7 @@ async def test_an_agent_that_is_cut_off_and_comes_back_finds_the_draft_that_serv
 
 
 async def test_twenty_swaps_under_load_change_nothing_and_pause_shortly(
-    setting: Setting, heard: list[Finished], drafts: list[DraftOnDisk]
+    setting: Setting, heard: list[FinishedRequest], drafts: list[DraftCheckpoint]
 ) -> None:
     async with attached(setting, heard, max_queued=64) as engine:
         target_before = await engine_checksums(setting)
@@ -269,7 +269,7 @@ async def engine_checksums(setting: Setting) -> Mapping[str, str]:
 
 
 async def test_somebodys_own_pause_holds_up_a_swap_and_nothing_else(
-    setting: Setting, heard: list[Finished], drafts: list[DraftOnDisk]
+    setting: Setting, heard: list[FinishedRequest], drafts: list[DraftCheckpoint]
 ) -> None:
     async with (
         attached(setting, heard) as engine,
@@ -290,7 +290,7 @@ async def test_somebodys_own_pause_holds_up_a_swap_and_nothing_else(
 
 
 async def test_what_the_loader_refuses_is_told_and_the_server_lives(
-    setting: Setting, engine: SglangEngine, drafts: list[DraftOnDisk]
+    setting: Setting, engine: SglangEngine, drafts: list[DraftCheckpoint]
 ) -> None:
     """A folder that the server does not see."""
     await engine.swap(drafts[1])
@@ -304,7 +304,7 @@ async def test_what_the_loader_refuses_is_told_and_the_server_lives(
         await server.end_update()
         await server.resume()
 
-    assert (await engine.verify()).tensors_digest == drafts[1].tensors_digest
+    assert (await engine.rehash()).tensors_digest == drafts[1].tensors_digest
     await whole(engine, asking("a"))
 
 
@@ -339,7 +339,7 @@ def test_the_process_serves_beside_the_server_and_ends_alone(setting: Setting, t
     assert setting.server.http.get("/ready").is_success, "the server is not ours to end"
 
 
-async def test_cancelled_requests_count_what_the_server_counted(setting: Setting, heard: list[Finished]) -> None:
+async def test_cancelled_requests_count_what_the_server_counted(setting: Setting, heard: list[FinishedRequest]) -> None:
     async with Tapped(setting.server.url, setting.admin) as server, attached(setting, heard, server) as engine:
         for name in "abc":
             running = engine.generate(asking(name, max_tokens=100))

@@ -16,8 +16,8 @@ from tests.support.wait import until
 
 from updraft_chassis.errors import Unavailable
 from updraft_inference.engine import (
-    DraftOnDisk,
-    Finished,
+    DraftCheckpoint,
+    FinishedRequest,
 )
 from updraft_inference.sglang_engine.engine import SglangOptions
 from updraft_inference.sglang_engine.launch import launcher
@@ -30,7 +30,7 @@ CONTEXT = 128
 
 
 @pytest.fixture
-def heard() -> list[Finished]:
+def heard() -> list[FinishedRequest]:
     return []
 
 
@@ -53,7 +53,7 @@ def plan(tmp_path: Path) -> launcher.LaunchOptions:
 
 
 async def test_it_serves_drains_starts_anew_and_ends(
-    plan: launcher.LaunchOptions, tmp_path: Path, short_tmp_path: Path, heard: list[Finished]
+    plan: launcher.LaunchOptions, tmp_path: Path, short_tmp_path: Path, heard: list[FinishedRequest]
 ) -> None:
     target = write_random_target(tmp_path / "target")
     options = SglangOptions(model=target, socket=short_tmp_path / "s", note=tmp_path / "swap", max_context=CONTEXT)
@@ -73,7 +73,7 @@ async def test_it_serves_drains_starts_anew_and_ends(
         ids = draft_vocabulary(target).clone()
         ids[-1] += 1
         folder = tmp_path / "7"
-        other = DraftOnDisk(
+        other = DraftCheckpoint(
             version=7, folder=folder, tensors_digest=save_draft(make_draft(target, token_ids=ids), folder)
         )
         running = engine.generate(asking("b", max_tokens=60))
@@ -98,7 +98,7 @@ async def test_it_serves_drains_starts_anew_and_ends(
 
 
 async def test_a_scheduler_that_is_killed_ends_the_engine(
-    plan: launcher.LaunchOptions, tmp_path: Path, short_tmp_path: Path, heard: list[Finished]
+    plan: launcher.LaunchOptions, tmp_path: Path, short_tmp_path: Path, heard: list[FinishedRequest]
 ) -> None:
     target = write_random_target(tmp_path / "target")
     options = SglangOptions(model=target, socket=short_tmp_path / "s", note=tmp_path / "swap")

@@ -10,7 +10,7 @@ from tests.sglang.models import continuation
 from torch import Tensor
 from torch.testing import assert_close
 
-from updraft_inference.engine import CaptureWish, Finished
+from updraft_inference.engine import CaptureParams, FinishedRequest
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.lasts(120)]
 
@@ -30,8 +30,8 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
 async def test_the_server_stops_drafting_with_a_useless_draft_and_goes_on_when_a_good_one_is_swapped_in(
     setting: Setting,
 ) -> None:
-    good, heard = setting.saved(1, 1.0), list[Finished]()
-    options = CaptureWish(payload=True, prompt_rows=len(PROMPT))
+    good, heard = setting.saved(1, 1.0), list[FinishedRequest]()
+    options = CaptureParams(payload=True, prompt_rows=len(PROMPT))
     async with attached(setting, heard) as engine:
         for n in range(6):
             if n == 3:
@@ -50,12 +50,12 @@ async def test_the_server_stops_drafting_with_a_useless_draft_and_goes_on_when_a
         assert_close(finished.hidden.aux, hidden(useful[-1]), atol=1e-4, rtol=1e-4)
 
 
-def lengths(finished: Finished) -> list[int]:
+def lengths(finished: FinishedRequest) -> list[int]:
     """Drafts of each step."""
     return [len(step.draft_ids) for step in finished.steps]
 
 
-def hidden(finished: Finished) -> Tensor:
+def hidden(finished: FinishedRequest) -> Tensor:
     """Its auxiliary states."""
     assert finished.hidden is not None
     return finished.hidden.aux

@@ -23,7 +23,7 @@ from transformers import LlamaForCausalLM
 from updraft_draft import checkpoint
 from updraft_draft.network import initial_network
 from updraft_draft.target_weights import read_head
-from updraft_inference.engine import CaptureWish, DraftOnDisk, TopK
+from updraft_inference.engine import CaptureParams, DraftCheckpoint, TopK
 from updraft_inference.sglang_engine import initial_draft
 from updraft_inference.sglang_engine.engine import SglangEngine, SglangOptions, opened
 from updraft_inference.sglang_engine.launch import arguments, plugin_folder
@@ -62,13 +62,13 @@ async def serving(tp_size: int) -> AsyncIterator[tuple[SglangEngine, Path]]:
                 yield engine, first
 
 
-def draft(folder: Path, first: Path, version: int) -> DraftOnDisk:
+def draft(folder: Path, first: Path, version: int) -> DraftCheckpoint:
     """An untrained one with the vocabulary of the first."""
     head, (_, tensors) = read_head(smollm2()), checkpoint.load(first)
     config, token_ids = head.config.draft(draft_vocab_size=DRAFT_VOCAB), torch.arange(DRAFT_VOCAB) + tensors["d2t"]
     network = initial_network(config, head.embedding.float(), head.head, head.final_norm, token_ids, seed=version)
     path = folder / str(version)
-    return DraftOnDisk(version=version, folder=path, tensors_digest=save_draft(network, path))
+    return DraftCheckpoint(version=version, folder=path, tensors_digest=save_draft(network, path))
 
 
 @pytest.mark.parametrize("tp_size", [1, 2])
@@ -81,13 +81,13 @@ async def test_swaps_are_proved_by_the_hashes_of_the_gpus_and_change_no_token(tp
         for version in (1, 2):
             one = draft(tmp_path, first, version)
             assert (await engine.swap(one)).loaded.tensors_digest == one.tensors_digest
-            assert (await engine.verify()).tensors_digest == one.tensors_digest
+            assert (await engine.rehash()).tensors_digest == one.tensors_digest
             tokens, _ = await whole(engine, asking(f"after-{version}", max_tokens=64))
             assert tokens == plain
 
 
 async def test_what_is_captured_under_cuda_graphs_is_what_transformers_computes() -> None:
-    options = CaptureWish(payload=True, prompt_rows=100)
+    options = CaptureParams(payload=True, prompt_rows=100)
     async with serving(1) as (engine, _):
         asked = replace(asking("captured", max_tokens=64, num_prompt=40), capture=options)
         tokens, finished = await whole(engine, asked)

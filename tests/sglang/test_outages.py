@@ -34,7 +34,7 @@ from updraft_chassis import rpc, streams
 from updraft_chassis.errors import Corrupt, InvalidInput, Unavailable, UpdraftError
 from updraft_chassis.lifecycle import Stop
 from updraft_draft import checkpoint
-from updraft_inference.engine import Finished
+from updraft_inference.engine import FinishedRequest
 from updraft_inference.process import open_sglang
 from updraft_inference.sglang_engine.server import SglangServer
 from updraft_sglang.channel import Channel
@@ -294,7 +294,7 @@ async def test_a_draft_that_becomes_unsound_before_the_server_reads_it_is_refuse
         with pytest.raises(type(error), match=str(error)):
             await engine.swap(bad)
 
-        assert (await engine.verify()).tensors_digest == good.tensors_digest
+        assert (await engine.rehash()).tensors_digest == good.tensors_digest
         assert len((await whole(engine, asking("a")))[0]) == 12
 
 
@@ -312,7 +312,7 @@ async def test_a_draft_that_only_the_server_reads_otherwise_is_no_fault_of_the_d
         with pytest.raises(Unavailable, match=r"SGLang refuses /update_weights_from_tensor: .*norm\.weight has shape"):
             await engine.swap(whole_one)
 
-        assert (await engine.verify()).tensors_digest == good.tensors_digest
+        assert (await engine.rehash()).tensors_digest == good.tensors_digest
         server.happen = server.undo = lambda: None
         assert (await engine.swap(whole_one)).loaded.version == 2
 
@@ -341,7 +341,7 @@ async def test_a_failed_health_check_that_the_server_remembers_is_told_from_some
 async def test_a_second_server_on_the_socket_is_refused_with_a_sentence_and_the_first_one_is_captured(
     setting: Setting, caplog: pytest.LogCaptureFixture
 ) -> None:
-    heard: list[Finished] = []
+    heard: list[FinishedRequest] = []
     facts = {
         "plugin": "0",
         "sglang": "0.5.23",

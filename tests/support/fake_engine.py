@@ -15,17 +15,17 @@ from updraft_inference.engine import (
     CaptureLoss,
     Counterfactual,
     Delta,
+    DraftCheckpoint,
     Drafter,
-    DraftOnDisk,
     EngineInfo,
     EngineLoad,
-    Finished,
+    FinishedRequest,
     FinishedSink,
     FinishReason,
     GenerationRequest,
-    Hidden,
-    Loaded,
-    Swapped,
+    HiddenStates,
+    LoadedDraft,
+    SwapResult,
     TokenLogprob,
     VerifyStep,
 )
@@ -69,14 +69,14 @@ class FakeEngine:
         self.is_alive = True
         self.capture_problem = ""
         self.capture_losses: Counter[CaptureLoss] = Counter()
-        self.planning = None
+        self.lookahead_estimates = None
         self.faults: Counter[int] = Counter()
         self._slots = asyncio.Semaphore(num_slots)
         self._capacity = num_slots + max_queued
         self._submitted = 0
         self._running = 0
         self._step_s = step_s
-        self._loaded = Loaded()
+        self._loaded = LoadedDraft()
         self._rot = ""
         self.refusal: UpdraftError | None = None
         """What `verify` raises."""
@@ -95,7 +95,7 @@ class FakeEngine:
         return self._info
 
     @property
-    def loaded(self) -> Loaded:
+    def loaded(self) -> LoadedDraft:
         return self._loaded
 
     @property
@@ -123,10 +123,10 @@ class FakeEngine:
                 self.on_finished(finished)
         yield Delta(token_ids=token_ids, logprobs=_logprobs(request, token_ids), finished=finished)
 
-    async def swap(self, draft: DraftOnDisk | None) -> Swapped:
+    async def swap(self, draft: DraftCheckpoint | None) -> SwapResult:
         if draft is None:
-            self._loaded = Loaded()
-            return Swapped(loaded=self._loaded, pause_s=0.001)
+            self._loaded = LoadedDraft()
+            return SwapResult(loaded=self._loaded, pause_s=0.001)
         weights = draft.folder / "model.safetensors"
         if not weights.is_file():
             raise InvalidInput(f"{draft.folder} holds no draft")
@@ -137,14 +137,16 @@ class FakeEngine:
         if b"nan" in content:
             raise Corrupt(f"version {draft.version} holds values that are not finite")
         self._rot = ""
-        self._loaded = Loaded(version=draft.version, tensors_digest=digest, draft_vocabulary_fingerprint="sha256:d2t")
-        return Swapped(loaded=self._loaded, pause_s=0.001)
+        self._loaded = LoadedDraft(
+            version=draft.version, tensors_digest=digest, draft_vocabulary_fingerprint="sha256:d2t"
+        )
+        return SwapResult(loaded=self._loaded, pause_s=0.001)
 
     def rot(self) -> None:
         """A bit of the draft flips in memory."""
         self._rot = "sha256:rotten"
 
-    async def verify(self) -> Loaded:
+    async def rehash(self) -> LoadedDraft:
         if self.refusal is not None:
             raise self.refusal
         if self._rot and self._loaded.version:
@@ -243,8 +245,10 @@ def _logprobs(request: GenerationRequest, token_ids: tuple[int, ...]) -> tuple[T
     )
 
 
-def _finished(request: GenerationRequest, output: list[int], steps: list[VerifyStep], reason: FinishReason) -> Finished:
-    return Finished(
+def _finished(
+    request: GenerationRequest, output: list[int], steps: list[VerifyStep], reason: FinishReason
+) -> FinishedRequest:
+    return FinishedRequest(
         request=request,
         output_ids=tuple(output),
         steps=tuple(steps),
@@ -255,10 +259,10 @@ def _finished(request: GenerationRequest, output: list[int], steps: list[VerifyS
     )
 
 
-def _hidden(request: GenerationRequest, num_output: int, steps: list[VerifyStep]) -> Hidden:
+def _hidden(request: GenerationRequest, num_output: int, steps: list[VerifyStep]) -> HiddenStates:
     first = max(0, len(request.prompt_ids) - request.capture.prompt_rows)
     positions = torch.arange(first, len(request.prompt_ids) + num_output - 1, dtype=torch.float32)
-    return Hidden(
+    return HiddenStates(
         first_position=first,
         aux=positions[:, None].expand(-1, NUM_AUX * HIDDEN_SIZE).clone(),
         teacher=-positions[:, None].expand(-1, HIDDEN_SIZE).clone(),

@@ -5,10 +5,10 @@ import torch
 from updraft_inference.engine import (
     Counterfactual,
     Drafter,
-    Finished,
+    FinishedRequest,
     FinishReason,
     GenerationRequest,
-    Hidden,
+    HiddenStates,
     VerifyStep,
 )
 
@@ -30,7 +30,7 @@ def step(start: int, accepted: int, *, k: int = 2, version: int = 1, duration_s:
 
 def ended(
     *steps: VerifyStep, num_output: int | None = None, rows: int = 0, rejected_rows: int = 0, name: str = "a"
-) -> Finished:
+) -> FinishedRequest:
     """A request of three prompt tokens that ended by its limit; with hidden states if `rows`.
 
     `rejected_rows` of them stand after a rejection in the first step.
@@ -41,8 +41,10 @@ def ended(
     if rows:
         aux, last = torch.ones(rows, 12), torch.full((rows, 4), 2.0)
         rejected = Counterfactual(step=0, aux=3 * aux[:rejected_rows], teacher=2 * last[:rejected_rows])
-        hidden = Hidden(first_position=1, aux=aux, teacher=last, counterfactuals=(rejected,) if rejected_rows else ())
-    return Finished(
+        hidden = HiddenStates(
+            first_position=1, aux=aux, teacher=last, counterfactuals=(rejected,) if rejected_rows else ()
+        )
+    return FinishedRequest(
         request=GenerationRequest(request_id=name, prompt_ids=(1, 2, 3), max_tokens=max(1, num_output)),
         output_ids=tuple(range(num_output)),
         steps=steps,

@@ -20,7 +20,7 @@ from tests.support.tiny_target import make_draft, save_draft
 from tests.support.wait import until
 
 from updraft_draft import checkpoint
-from updraft_inference.engine import DraftOnDisk
+from updraft_inference.engine import DraftCheckpoint
 from updraft_inference.sglang_engine import checksums
 from updraft_inference.sglang_engine.draft_swap import LOADER
 from updraft_inference.sglang_engine.server import DRAFT
@@ -213,11 +213,11 @@ def _refused(message: str) -> Response:
     return JSONResponse({"success": False, "message": message}, status_code=400)
 
 
-def saved_draft(models: Path, version: int, **how: Any) -> DraftOnDisk:
+def saved_draft(models: Path, version: int, **how: Any) -> DraftCheckpoint:
     """A draft for `models`/target in `models`/drafts."""
     folder = models / "drafts" / str(version)
     digest = save_draft(make_draft(models / "target", seed=version, **how), folder)
-    return DraftOnDisk(version=version, folder=folder, tensors_digest=digest)
+    return DraftCheckpoint(version=version, folder=folder, tensors_digest=digest)
 
 
 @asynccontextmanager

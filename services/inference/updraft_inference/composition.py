@@ -37,7 +37,7 @@ from updraft_inference.agent.report import PodState
 from updraft_inference.agent.selection import CapturePlan, CaptureRates
 from updraft_inference.agent.swap import Swapper
 from updraft_inference.agent.trace import Origin
-from updraft_inference.engine import DraftOnDisk, Engine, EngineInfo, Finished, FinishedSink
+from updraft_inference.engine import DraftCheckpoint, Engine, EngineInfo, FinishedRequest, FinishedSink
 from updraft_inference.http.body import BodyLimits
 from updraft_inference.http.connection import ClientLimits
 from updraft_inference.http.generation import ServedModel
@@ -45,7 +45,7 @@ from updraft_inference.http.keys import Keys
 from updraft_inference.http.readiness import Readiness, ServingPhase
 from updraft_inference.http.routes import app
 from updraft_inference.http.server import Server, listen
-from updraft_inference.metrics import Metrics, watch_engine, watch_planning
+from updraft_inference.metrics import Metrics, watch_engine, watch_lookahead
 from updraft_inference.settings import InferenceSettings
 from updraft_inference.text.chat_template import ChatTemplate
 from updraft_inference.text.tokenization import Tokenizer
@@ -107,8 +107,8 @@ async def serve(settings: InferenceSettings, stop: Stop, open_engine: OpenEngine
         ):
             watch_engine(registry, engine)
             base.metrics.observe_kernels(engine.info.kernels)
-            if engine.planning is not None:
-                watch_planning(registry, engine.planning)
+            if engine.lookahead_estimates is not None:
+                watch_lookahead(registry, engine.lookahead_estimates)
             running = [background.create_task(job) for job in (_watch(engine, base.readiness), *agent.jobs)]
             await agent.settled.wait()
             base.readiness.open(
@@ -198,7 +198,7 @@ async def _capture(base: _Base, engine: Engine, stack: AsyncExitStack) -> Captur
         clock=base.clock,
     )
 
-    def offer(finished: Finished, plan: CapturePlan) -> None:
+    def offer(finished: FinishedRequest, plan: CapturePlan) -> None:
         vocabulary = engine.loaded.draft_vocabulary_fingerprint
         capture.offer(finished, plan, draft_vocabulary_fingerprint=vocabulary)
 
@@ -270,7 +270,7 @@ async def _load_fixed(base: _Base, engine: Engine, folder: Path) -> None:
     base.metrics.draft_version.set(engine.loaded.version)
 
 
-def _fixed_draft(folder: Path, info: EngineInfo) -> DraftOnDisk:
+def _fixed_draft(folder: Path, info: EngineInfo) -> DraftCheckpoint:
     """A checkpoint folder as a draft: it must be what its manifest says, if it has one.
 
     Its version is the folder's name where that is a number, as in a registry's or a pod's store; else 1.
@@ -282,7 +282,7 @@ def _fixed_draft(folder: Path, info: EngineInfo) -> DraftOnDisk:
         return verified(folder, version)
     _, found = checkpoint.load(folder)
     digest = tensors_digest(checkpoint.tensor_specs(sorted(found.items())))
-    return DraftOnDisk(version=version, folder=folder, tensors_digest=digest)
+    return DraftCheckpoint(version=version, folder=folder, tensors_digest=digest)
 
 
 async def _watch(engine: Engine, readiness: Readiness[ServedModel]) -> None:

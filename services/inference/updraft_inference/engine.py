@@ -33,7 +33,7 @@ class FinishReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
+class SamplingParams:
     """How tokens are chosen. `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 filter nothing.
 
     Presence and frequency penalties are subtracted from the logits of tokens of the output, once and per occurrence; the
@@ -59,7 +59,7 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CaptureWish:
+class CaptureParams:
     """What the caller wants to see of a request when it ends.
 
     `payload` asks for hidden states of the last `prompt_rows` prompt positions and of all output positions, and of up to
@@ -80,7 +80,7 @@ class GenerationRequest:
     max_tokens: int
     client: str = ""
     """Who asks: what an engine keeps of a request, so that later ones are faster, is of use to the same client only."""
-    sampling: Sampling = Sampling()
+    sampling: SamplingParams = SamplingParams()
     ignore_eos: bool = False
     drafter: Drafter | None = None
     """None: the engine's own choice."""
@@ -90,7 +90,7 @@ class GenerationRequest:
     """A JSON schema, as JSON: the output is a text that it allows, or the beginning of one."""
     top_logprobs: int | None = None
     """Likeliest tokens to tell with each output token, beside its own log-probability; None: tell neither."""
-    capture: CaptureWish = CaptureWish()
+    capture: CaptureParams = CaptureParams()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +138,7 @@ exactly, or its likeliest tokens, where an engine shows no more."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counterfactual:
-    """What the target said after tokens that it did not choose; as in `Hidden`.
+    """What the target said after tokens that it did not choose; as in `HiddenStates`.
 
     Row i read draft `accepted + i` of the request's verify step `step`: the first one is of the draft that was rejected.
     """
@@ -154,7 +154,7 @@ class Counterfactual:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hidden:
+class HiddenStates:
     """Rows of the target for the positions `first_position` and on of prompt ++ output.
 
     aux: [rows, num_aux * hidden]; the teacher's rows are those from `first_teacher_row` on. Tensors are in the engine's
@@ -175,7 +175,7 @@ class Hidden:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Uncaptured:
+class UncapturedSteps:
     """Verify steps of one request of which an engine knows sums alone. They count, and no trace has them.
 
     proposed and accepted: steps by position in the chain.
@@ -191,7 +191,7 @@ class Uncaptured:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finished:
+class FinishedRequest:
     """The whole of an ended request."""
 
     request: GenerationRequest
@@ -200,8 +200,8 @@ class Finished:
     reason: FinishReason
     time_to_first_token_s: float
     duration_s: float
-    hidden: Hidden | None = None
-    uncaptured: Uncaptured | None = None
+    hidden: HiddenStates | None = None
+    uncaptured: UncapturedSteps | None = None
     """Steps beside `steps`."""
 
 
@@ -221,7 +221,7 @@ class Delta:
 
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
-    finished: Finished | None = None
+    finished: FinishedRequest | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,7 +240,7 @@ class EngineInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DraftOnDisk:
+class DraftCheckpoint:
     """A verified checkpoint folder (model.safetensors, config.json)."""
 
     version: int
@@ -249,7 +249,7 @@ class DraftOnDisk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
+class LoadedDraft:
     """The draft that the engine holds. `tensors_digest` is computed from the engine's own tensors; "" with version 0."""
 
     version: int = 0
@@ -258,10 +258,10 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Swapped:
+class SwapResult:
     """Outcome of a swap. `pause_s` is how long the decode loop stood still for it."""
 
-    loaded: Loaded
+    loaded: LoadedDraft
     pause_s: float
 
 
@@ -278,7 +278,7 @@ class EngineLoad:
     """Prompt tokens so far that were not read, since another request had read them."""
 
 
-class Planning(Protocol):
+class LookaheadEstimates(Protocol):
     """What an engine that chooses its own lookahead goes by, now."""
 
     def survival(self, drafter: Drafter, length: int) -> float:
@@ -312,7 +312,7 @@ class Engine(Protocol):
         ...
 
     @property
-    def loaded(self) -> Loaded:
+    def loaded(self) -> LoadedDraft:
         """The draft in use."""
         ...
 
@@ -322,7 +322,7 @@ class Engine(Protocol):
         ...
 
     @property
-    def planning(self) -> Planning | None:
+    def lookahead_estimates(self) -> LookaheadEstimates | None:
         """What lookahead is chosen by; None where the engine does not choose."""
         ...
 
@@ -356,7 +356,7 @@ class Engine(Protocol):
         """
         ...
 
-    async def swap(self, draft: DraftOnDisk | None) -> Swapped:
+    async def swap(self, draft: DraftCheckpoint | None) -> SwapResult:
         """Serve with this draft from the next step on; None: without. Requests in flight go on.
 
         Raises Corrupt (not finite, digest differs) or InvalidInput (another target, another shape or vocabulary); the
@@ -364,10 +364,10 @@ class Engine(Protocol):
         """
         ...
 
-    async def verify(self) -> Loaded:
+    async def rehash(self) -> LoadedDraft:
         """Hash again what is held, beside the decode loop; from now on `loaded` says what was found."""
         ...
 
 
-FinishedSink = Callable[[Finished], None]
+FinishedSink = Callable[[FinishedRequest], None]
 """Called on the engine's thread for every ended request: must return at once and never raise."""

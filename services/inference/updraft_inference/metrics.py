@@ -13,7 +13,7 @@ from typing import Self
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from updraft_inference.agent.counters import LATENCY_BOUNDS_S, emitted, usage
-from updraft_inference.engine import CaptureLoss, Drafter, Engine, Finished, Planning, Uncaptured
+from updraft_inference.engine import CaptureLoss, Drafter, Engine, FinishedRequest, LookaheadEstimates, UncapturedSteps
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _LENGTHS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
@@ -114,7 +114,7 @@ class Metrics:
         """Set once an engine is open; see `EngineInfo.kernels`."""
         self.own_kernels.labels(variant=variant).set(variant not in {"", "torch"})
 
-    def observe(self, finished: Finished) -> None:
+    def observe(self, finished: FinishedRequest) -> None:
         """Count one ended request."""
         self.requests.labels(finish=finished.reason.value).inc()
         self.prompt_tokens.inc(len(finished.request.prompt_ids))
@@ -131,7 +131,7 @@ class Metrics:
         if finished.uncaptured is not None:
             self._observe_sums(finished.uncaptured)
 
-    def _observe_sums(self, sums: Uncaptured) -> None:
+    def _observe_sums(self, sums: UncapturedSteps) -> None:
         drafter = sums.drafter.value
         self.uncaptured_steps.inc(sums.verify_steps)
         self.verify_steps.labels(drafter=drafter).inc(sums.verify_steps)
@@ -142,7 +142,7 @@ class Metrics:
         for _ in range(sums.tokens):
             self.inter_token_latency.observe(sums.duration_s / sums.tokens)
 
-    def _observe_steps(self, finished: Finished) -> None:
+    def _observe_steps(self, finished: FinishedRequest) -> None:
         for step, num_tokens in emitted(finished):
             drafter = step.drafter.value
             self.verify_steps.labels(drafter=drafter).inc()
@@ -187,7 +187,7 @@ def _lost(engine: Engine, loss: CaptureLoss) -> int:
     return engine.capture_losses.get(loss, 0)
 
 
-def watch_planning(registry: CollectorRegistry, planning: Planning) -> None:
+def watch_lookahead(registry: CollectorRegistry, estimates: LookaheadEstimates) -> None:
     """Gauges of what lookahead is chosen by, read at each scrape."""
     survival = Gauge(
         f"{_PREFIX}_expected_survival_ratio",
@@ -203,6 +203,6 @@ def watch_planning(registry: CollectorRegistry, planning: Planning) -> None:
     )
     for drafter, position in product((Drafter.NGRAM, Drafter.EAGLE3), _POSITIONS):
         labelled = survival.labels(drafter=drafter.value, position=str(position))
-        labelled.set_function(partial(planning.survival, drafter, position))
+        labelled.set_function(partial(estimates.survival, drafter, position))
     for rows in _ROWS:
-        seconds.labels(rows=str(rows)).set_function(partial(planning.step_seconds, rows))
+        seconds.labels(rows=str(rows)).set_function(partial(estimates.step_seconds, rows))

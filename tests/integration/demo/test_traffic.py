@@ -18,21 +18,21 @@ from updraft_cli.demo.probe import Probe, probe_questions, rotated, ways
 from updraft_cli.demo.recording import Recording
 from updraft_cli.demo.traffic import Traffic, endless_prompts
 from updraft_cli.prompts import num_prompts
-from updraft_inference.engine import Drafter, Finished
+from updraft_inference.engine import Drafter, FinishedRequest
 
 
 @pytest.fixture
-def finished() -> list[Finished]:
+def finished() -> list[FinishedRequest]:
     return []
 
 
 @pytest.fixture
-async def pod(tmp_path: Path, finished: list[Finished]) -> AsyncIterator[RunningPod]:
+async def pod(tmp_path: Path, finished: list[FinishedRequest]) -> AsyncIterator[RunningPod]:
     engine = FakeEngine(num_slots=8, max_context=4096)
     async with running_pod(tmp_path, engine) as running:
         sink = engine.on_finished
 
-        def listen(ended: Finished) -> None:
+        def listen(ended: FinishedRequest) -> None:
             finished.append(ended)
             sink(ended)
 
@@ -82,7 +82,7 @@ async def test_a_server_that_is_away_is_an_answer_with_an_error(http: httpx.Asyn
 
 
 async def test_traffic_flows_for_its_time_and_no_request_is_cut(
-    server: ChatServer, recording: Recording, finished: list[Finished]
+    server: ChatServer, recording: Recording, finished: list[FinishedRequest]
 ) -> None:
     await Traffic(server, recording).flow("code", 0.3)
     assert len(recording.requests) == len(finished) >= 2
@@ -109,7 +109,7 @@ def test_prompts_start_again_when_all_were_asked() -> None:
 
 
 async def test_a_report_point_asks_every_arm_the_same(
-    server: ChatServer, recording: Recording, finished: list[Finished]
+    server: ChatServer, recording: Recording, finished: list[FinishedRequest]
 ) -> None:
     segment = recording.plan.segments[0]
     await Probe(ways(server, None), recording).measure(segment, segment.num_points - 1)
@@ -128,7 +128,7 @@ async def test_a_report_point_asks_every_arm_the_same(
 
 
 async def test_acceptance_is_asked_all_at_once_and_speed_one_at_a_time(
-    pod: RunningPod, server: ChatServer, recording: Recording, finished: list[Finished]
+    pod: RunningPod, server: ChatServer, recording: Recording, finished: list[FinishedRequest]
 ) -> None:
     segment = recording.plan.segments[0]
     pod.engine.go.clear()

@@ -11,7 +11,14 @@ import torch
 from tests.support.tiny_target import make_draft, make_tiny_target, save_draft
 from tests.support.tiny_tokenizer import write_tokenizer
 
-from updraft_inference.engine import Drafter, DraftOnDisk, Finished, GenerationRequest, Sampling, VerifyStep
+from updraft_inference.engine import (
+    DraftCheckpoint,
+    Drafter,
+    FinishedRequest,
+    GenerationRequest,
+    SamplingParams,
+    VerifyStep,
+)
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
 from updraft_inference.torch_engine.model.limits import Limits
 
@@ -33,14 +40,14 @@ LONG = tuple(range(10, 310))
 
 
 def request(prompt: tuple[int, ...] = PROMPT, **fields: object) -> GenerationRequest:
-    wanted = {"max_tokens": 4, "sampling": Sampling(temperature=0.7, top_k=3), "ignore_eos": True, **fields}
+    wanted = {"max_tokens": 4, "sampling": SamplingParams(temperature=0.7, top_k=3), "ignore_eos": True, **fields}
     return GenerationRequest(request_id=f"r{next(_ids)}", prompt_ids=prompt, **wanted)  # type: ignore[arg-type]
 
 
 async def outputs(engine: TorchEngine, wanted: list[GenerationRequest]) -> tuple[Outputs, list[VerifyStep]]:
     """One output a request, all asked for together, with the verify steps of all."""
 
-    async def run(one: GenerationRequest) -> Finished:
+    async def run(one: GenerationRequest) -> FinishedRequest:
         (finished,) = [delta.finished async for delta in engine.generate(one) if delta.finished]
         return finished
 
@@ -53,7 +60,7 @@ async def load_draft(engine: TorchEngine, target: Path, without: Outputs) -> Non
     tokens = torch.tensor(sorted({token for output in without for token in output}))
     folder = target.parent / "draft"
     digest = save_draft(make_draft(target, token_ids=tokens), folder)
-    await engine.swap(DraftOnDisk(version=1, folder=folder, tensors_digest=digest))
+    await engine.swap(DraftCheckpoint(version=1, folder=folder, tensors_digest=digest))
 
 
 @pytest.mark.parametrize("is_seeded", [pytest.param(True, id="seeds"), pytest.param(False, id="no seed")])
@@ -65,7 +72,7 @@ async def test_sampled_output_has_the_targets_distribution_with_any_draft(tmp_pa
     target = make_tiny_target(tmp_path / "target", seed=3)
 
     def wanted(drafter: Drafter, rounds: range) -> list[GenerationRequest]:
-        samplings = [Sampling(temperature=0.7, top_k=3, seed=index if is_seeded else None) for index in rounds]
+        samplings = [SamplingParams(temperature=0.7, top_k=3, seed=index if is_seeded else None) for index in rounds]
         return [request(sampling=sampling, drafter=drafter, lookahead=2) for sampling in samplings]
 
     async with TorchEngine.open(target, OPTIONS) as engine:
@@ -80,7 +87,7 @@ async def test_it_has_it_in_batches_of_shared_prefixes_chunks_grammars_and_unequ
     """As above, without seeds; each kind of request is compared with itself without drafts, all kinds in one batch."""
     target = write_tokenizer(make_tiny_target(tmp_path / "target", seed=3))
     words = {"enum": ["".join(letters) for letters in product("abc", repeat=3)]}
-    warm = Sampling(temperature=2.0, top_k=3)
+    warm = SamplingParams(temperature=2.0, top_k=3)
     grammar: dict[str, object] = {"json_schema": json.dumps(words), "ignore_eos": False, "sampling": warm}
     fields: list[dict[str, object]] = [
         {"prompt": (*LONG, 7), "drafter": Drafter.EAGLE3, "lookahead": 2},

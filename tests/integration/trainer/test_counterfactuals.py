@@ -16,7 +16,7 @@ from updraft_draft import tensors
 from updraft_draft.target_weights import read_head
 from updraft_inference.agent.selection import CaptureRates, plan
 from updraft_inference.agent.trace import Ended, Origin, trace
-from updraft_inference.engine import Drafter, DraftOnDisk, Finished, GenerationRequest, Sampling, TopK
+from updraft_inference.engine import DraftCheckpoint, Drafter, FinishedRequest, GenerationRequest, SamplingParams, TopK
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
 from updraft_inference.torch_engine.model.limits import Limits
 from updraft_trainer.data.sample import Sample, read_sample
@@ -25,20 +25,20 @@ from updraft_trainer.learning.learner import Hyper, Learner
 RATES = CaptureRates(evaluation_fraction=0, prompt_rows=4, counterfactual_rows=2)
 
 
-async def served(target: Path, folder: Path, count: int) -> list[Finished]:
+async def served(target: Path, folder: Path, count: int) -> list[FinishedRequest]:
     """Requests to a pod whose draft is untrained, so that it is rejected often."""
     digest = save_draft(make_draft(target, seed=1), folder)
     limits = Limits(num_slots=4, max_context=64, max_lookahead=3)
-    finished: list[Finished] = []
+    finished: list[FinishedRequest] = []
     async with TorchEngine.open(target, EngineOptions(limits=limits, dtype=torch.float32), finished.append) as engine:
-        await engine.swap(DraftOnDisk(version=1, folder=folder, tensors_digest=digest))
+        await engine.swap(DraftCheckpoint(version=1, folder=folder, tensors_digest=digest))
 
         async def ask(n: int) -> None:
             request = GenerationRequest(
                 request_id=str(n),
                 prompt_ids=tuple(range(3 + n, 12 + n)),
                 max_tokens=24,
-                sampling=Sampling(temperature=0),
+                sampling=SamplingParams(temperature=0),
                 ignore_eos=True,
                 drafter=Drafter.EAGLE3,
                 lookahead=3,
@@ -51,7 +51,7 @@ async def served(target: Path, folder: Path, count: int) -> list[Finished]:
     return finished
 
 
-def sent(finished: Finished, traces: TraceMaker, encoding: trace_pb2.TensorEncoding.ValueType) -> bytes:
+def sent(finished: FinishedRequest, traces: TraceMaker, encoding: trace_pb2.TensorEncoding.ValueType) -> bytes:
     """The entry in the stream."""
     origin = Origin(
         speculator="default",
@@ -73,7 +73,7 @@ def learner(target: Path, *, discard_weight: float) -> Learner:
     return Learner(head, config, torch.arange(DRAFT_VOCAB), hyper)
 
 
-def in_their_text(finished: Finished, sample: Sample) -> bool:
+def in_their_text(finished: FinishedRequest, sample: Sample) -> bool:
     """Every branch stands where its step rejected: after the same tokens, before another one."""
     steps = [step for step in finished.steps if step.accepted < len(step.draft_ids)]
     everything = (*finished.request.prompt_ids, *finished.output_ids)
@@ -94,7 +94,7 @@ def shown(hidden: Tensor, head: Tensor) -> TopK:
     return TopK(ids=likeliest.indices, log_probs=likeliest.values, log_sum_exp=log_sum_exp)
 
 
-def of_another_engine(finished: Finished, head: Tensor) -> Finished:
+def of_another_engine(finished: FinishedRequest, head: Tensor) -> FinishedRequest:
     """The same request from an engine that shows logits of what it samples, a prompt whose beginning it had, and no log q."""
     hidden, steps = finished.hidden, [replace(step, draft_log_probs=()) for step in finished.steps]
     assert hidden is not None

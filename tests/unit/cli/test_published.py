@@ -29,7 +29,7 @@ from updraft_cli.models import published
 from updraft_draft import checkpoint
 from updraft_draft.config import TargetConfig, check_fits
 from updraft_draft.target_weights import read_head
-from updraft_inference.engine import Drafter, DraftOnDisk, GenerationRequest, Sampling
+from updraft_inference.engine import DraftCheckpoint, Drafter, GenerationRequest, SamplingParams
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
 from updraft_inference.torch_engine.model.limits import Limits
 
@@ -84,13 +84,13 @@ async def test_the_engine_serves_an_imported_draft_and_says_what_it_says_without
     limits = Limits(num_slots=1, max_context=64, max_lookahead=3)
     outputs = []
     async with TorchEngine.open(target, EngineOptions(limits=limits, dtype=torch.float32)) as engine:
-        await engine.swap(DraftOnDisk(version=1, folder=folder, tensors_digest=digest))
+        await engine.swap(DraftCheckpoint(version=1, folder=folder, tensors_digest=digest))
         for drafter in (Drafter.NONE, Drafter.EAGLE3):
             request = GenerationRequest(
                 request_id=drafter,
                 prompt_ids=(5, 6, 7, 8),
                 max_tokens=40,
-                sampling=Sampling(temperature=0),
+                sampling=SamplingParams(temperature=0),
                 ignore_eos=True,
                 drafter=drafter,
                 lookahead=3,

@@ -20,7 +20,7 @@ from updraft_chassis.retry import Backoff
 from updraft_inference.agent import selection
 from updraft_inference.agent.selection import CapturePlan, CaptureRates
 from updraft_inference.agent.trace import Encode, Ended, Origin, trace
-from updraft_inference.engine import Finished
+from updraft_inference.engine import FinishedRequest
 from updraft_inference.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class Capture:
         """Decide for one request before it starts."""
         return selection.plan(self._rates, trace_id, is_opted_out=is_opted_out, domain=domain)
 
-    def offer(self, finished: Finished, plan: CapturePlan, *, draft_vocabulary_fingerprint: str = "") -> None:
+    def offer(self, finished: FinishedRequest, plan: CapturePlan, *, draft_vocabulary_fingerprint: str = "") -> None:
         """Queue an ended request if its plan says so. Returns at once."""
         if not finished.output_ids:
             return

@@ -9,9 +9,9 @@ from contextlib import suppress
 from dataclasses import replace
 
 from updraft_inference.agent.selection import CapturePlan
-from updraft_inference.engine import Finished, FinishReason
+from updraft_inference.engine import FinishedRequest, FinishReason
 
-Listener = Callable[[Finished, CapturePlan], None]
+Listener = Callable[[FinishedRequest, CapturePlan], None]
 
 _ENGINE_ANSWERS_S = 5.0
 """A cancelled request ends at the next step; nothing waits longer than this for its statistics."""
@@ -23,20 +23,20 @@ class PendingCompletion:
     def __init__(self, plan: CapturePlan) -> None:
         self.plan = plan
         self._is_stopped = False
-        self._finished: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
+        self._finished: asyncio.Future[FinishedRequest] = asyncio.get_running_loop().create_future()
 
     def stop(self) -> None:
         """A stop string was found: what the engine calls cancelled ended as it should."""
         self._is_stopped = True
 
-    async def finished(self) -> Finished | None:
+    async def finished(self) -> FinishedRequest | None:
         """What the engine says of it; None if it does not answer in time."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_ENGINE_ANSWERS_S):
                 return await asyncio.shield(self._finished)
         return None
 
-    def resolve(self, finished: Finished) -> Finished:
+    def resolve(self, finished: FinishedRequest) -> FinishedRequest:
         """The engine ended it: the record with its true reason."""
         if self._is_stopped and finished.reason is FinishReason.CANCELLED:
             finished = replace(finished, reason=FinishReason.STOP)
@@ -71,12 +71,12 @@ class CompletionListeners:
         """The engine refused it: no end will come."""
         self._expected.pop(request_id, None)
 
-    def sink(self, finished: Finished) -> None:
+    def sink(self, finished: FinishedRequest) -> None:
         """The engine's FinishedSink."""
         with suppress(RuntimeError):  # the loop is closed: the process is ending, and nobody counts any more
             self._loop.call_soon_threadsafe(self._deliver, finished)
 
-    def _deliver(self, finished: Finished) -> None:
+    def _deliver(self, finished: FinishedRequest) -> None:
         completion = self._expected.pop(finished.request.request_id, None)
         if completion is None:
             return

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from updraft.fleet.v1 import fleet_pb2
-from updraft_inference.engine import Drafter, Finished, Uncaptured, VerifyStep
+from updraft_inference.engine import Drafter, FinishedRequest, UncapturedSteps, VerifyStep
 
 LATENCY_BOUNDS_S = (
     0.001,
@@ -51,7 +51,7 @@ class Usage:
         return 1 + self.accepted / self.verify_steps if self.verify_steps else None
 
 
-def usage(finished: Finished) -> Usage:
+def usage(finished: FinishedRequest) -> Usage:
     """`drafter` is who proposed most tokens, `draft_version` the last one that drafted."""
     proposed_by: Counter[Drafter] = Counter()
     for step in finished.steps:
@@ -82,7 +82,7 @@ def total(usages: Sequence[Usage]) -> Usage:
     )
 
 
-def emitted(finished: Finished) -> Iterator[tuple[VerifyStep, int]]:
+def emitted(finished: FinishedRequest) -> Iterator[tuple[VerifyStep, int]]:
     """Each step with the tokens that it really gave: a limit or an end token may have cut the last one."""
     for step in finished.steps:
         yield step, max(0, min(step.emitted, len(finished.output_ids) - step.start))
@@ -121,7 +121,7 @@ class VersionTally:
             latency_sum_s=self.latency_sum_s + per_token_s * num_tokens,
         )
 
-    def with_sums(self, sums: Uncaptured) -> "VersionTally":
+    def with_sums(self, sums: UncapturedSteps) -> "VersionTally":
         """Plus steps that are known by their sums; their tokens took equally long."""
         per_token_s = sums.duration_s / max(1, sums.tokens)
         bucket = bisect_left(LATENCY_BOUNDS_S, per_token_s)
@@ -171,7 +171,7 @@ MAX_VERSIONS = 16
 """A pod that runs for months serves thousands; a report must stay small."""
 
 
-def folded(tallies: Tallies, finished: Finished) -> dict[int, VersionTally]:
+def folded(tallies: Tallies, finished: FinishedRequest) -> dict[int, VersionTally]:
     """The tallies with one more request; beyond MAX_VERSIONS, the longest unserved are forgotten."""
     result = dict(tallies)
     for step, num_tokens in emitted(finished):
@@ -198,7 +198,7 @@ def with_errors(tallies: Tallies, version: int, num: int) -> dict[int, VersionTa
     return _newest(result)
 
 
-def sole_version(finished: Finished) -> int | None:
+def sole_version(finished: FinishedRequest) -> int | None:
     """The version behind all proposals of a request (0: none); None if there were several."""
     versions = {step.draft_version for step in finished.steps if step.draft_ids}
     if finished.uncaptured is not None and any(finished.uncaptured.proposed):

@@ -17,7 +17,7 @@ from google.protobuf import json_format
 from updraft.registry.v1 import registry_pb2
 from updraft_artifacts import transfer
 from updraft_chassis.errors import Corrupt, InvalidInput
-from updraft_inference.engine import DraftOnDisk, EngineInfo
+from updraft_inference.engine import DraftCheckpoint, EngineInfo
 
 logger = logging.getLogger(__name__)
 
@@ -84,12 +84,12 @@ class DraftFolder:
                 shutil.rmtree(part)
 
 
-def verified(folder: Path, version: int) -> DraftOnDisk:
+def verified(folder: Path, version: int) -> DraftCheckpoint:
     """A version on disk whose weights are those of its manifest; reads the whole file. Corrupt if not."""
     manifest = read_manifest(folder)
     if manifest is None or not transfer.is_complete(folder, manifest.digest):
         raise Corrupt(f"{folder} does not hold what its manifest says")
-    return DraftOnDisk(version=version, folder=folder, tensors_digest=manifest.tensors_digest)
+    return DraftCheckpoint(version=version, folder=folder, tensors_digest=manifest.tensors_digest)
 
 
 def read_manifest(folder: Path) -> registry_pb2.Manifest | None:

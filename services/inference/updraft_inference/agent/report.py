@@ -11,7 +11,7 @@ from updraft_inference.agent.counters import Tallies, folded, with_errors
 from updraft_inference.agent.selection import CapturePlan
 from updraft_inference.agent.swap import Swapper
 from updraft_inference.agent.trace import Origin
-from updraft_inference.engine import Engine, Finished
+from updraft_inference.engine import Engine, FinishedRequest
 
 
 class PodState:
@@ -37,7 +37,7 @@ class PodState:
         self._tallies: Tallies = {}
         self._faults: Counter[int] = Counter()
 
-    def count(self, finished: Finished, _: CapturePlan) -> None:
+    def count(self, finished: FinishedRequest, _: CapturePlan) -> None:
         """Add one ended request."""
         self._tallies = folded(self._tallies, finished)
 

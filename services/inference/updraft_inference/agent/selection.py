@@ -9,7 +9,7 @@ import hashlib
 from dataclasses import dataclass, replace
 
 from updraft.fleet.v1 import fleet_pb2
-from updraft_inference.engine import CaptureWish
+from updraft_inference.engine import CaptureParams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +48,11 @@ class CapturePlan:
     domain: str = ""
 
     @property
-    def wish(self) -> CaptureWish:
+    def wish(self) -> CaptureParams:
         """What to ask of the engine. Counterfactuals only teach, so held-out requests have none."""
         if not self.has_payload:
-            return CaptureWish()
-        return CaptureWish(
+            return CaptureParams()
+        return CaptureParams(
             payload=True,
             prompt_rows=self.prompt_rows,
             counterfactual_rows=0 if self.is_evaluation else self.counterfactual_rows,

@@ -20,7 +20,7 @@ from updraft_chassis.retry import Backoff
 from updraft_inference.agent import switchback
 from updraft_inference.agent.drafts import DraftFolder, check_target, read_manifest, verified
 from updraft_inference.cancellation import Interrupted, run_unless_cancelled_by
-from updraft_inference.engine import DraftOnDisk, Engine
+from updraft_inference.engine import DraftCheckpoint, Engine
 from updraft_inference.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ registry: one that orders what it does not have, or fails, may have it again; a 
 Fetch = Callable[[int, str | None], Coroutine[Any, Any, Path]]
 """(version, digest of its weights file if known) -> its folder: updraft_artifacts.transfer.download."""
 
-_Drafts = Mapping[int, DraftOnDisk | None]
+_Drafts = Mapping[int, DraftCheckpoint | None]
 """Verified, by version; None for version 0."""
 
 
@@ -157,7 +157,7 @@ class Swapper:
         """
         before = self._engine.loaded
         try:
-            after = await self._engine.verify()
+            after = await self._engine.rehash()
         except UpdraftError as error:
             extra = {"version": before.version, "reason": str(error)}
             logger.warning("What the engine holds could not be verified now", extra=extra)
@@ -239,12 +239,12 @@ class Swapper:
             and manifest.tensors_digest == loaded.tensors_digest
         )
 
-    def _holds(self, draft: DraftOnDisk | None) -> bool:
+    def _holds(self, draft: DraftCheckpoint | None) -> bool:
         loaded = self._engine.loaded
         wanted = (0, "") if draft is None else (draft.version, draft.tensors_digest)
         return (loaded.version, loaded.tensors_digest) == wanted
 
-    async def _ready(self, directive: fleet_pb2.Directive, version: int, digest: str) -> DraftOnDisk | None:
+    async def _ready(self, directive: fleet_pb2.Directive, version: int, digest: str) -> DraftCheckpoint | None:
         """A version on disk, verified; None for version 0."""
         if version == 0:
             return None
@@ -279,7 +279,7 @@ class Swapper:
         self._due_s = {version: due_s}
         await run_unless_cancelled_by(self._arrived.wait(), asyncio.sleep(max(0.0, due_s - now_s)))
 
-    def _verified(self, version: int) -> DraftOnDisk:
+    def _verified(self, version: int) -> DraftCheckpoint:
         folder = self._drafts.path / str(version)
         draft = verified(folder, version)
         manifest = read_manifest(folder)
@@ -288,7 +288,7 @@ class Swapper:
         check_target(manifest, self._engine.info)
         return draft
 
-    async def _install(self, draft: DraftOnDisk | None, *, level: int = logging.INFO) -> None:
+    async def _install(self, draft: DraftCheckpoint | None, *, level: int = logging.INFO) -> None:
         swapped = await self._engine.swap(draft)
         self._since_s = self._clock.now()
         self._count(swapped.pause_s)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from updraft.trace.v1 import trace_pb2
 from updraft_inference.agent.selection import CapturePlan
-from updraft_inference.engine import Drafter, Finished, FinishReason, Hidden, Teacher, TopK, VerifyStep
+from updraft_inference.engine import Drafter, FinishedRequest, FinishReason, HiddenStates, Teacher, TopK, VerifyStep
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +47,7 @@ class Origin:
 class Ended:
     """A request to be kept. `finished_s` is its end in seconds since 1970."""
 
-    finished: Finished
+    finished: FinishedRequest
     plan: CapturePlan
     finished_s: float
     draft_vocabulary_fingerprint: str = ""
@@ -109,7 +109,7 @@ def trace(ended: Ended, origin: Origin, encode: Encode) -> trace_pb2.Trace:
     return message
 
 
-def _sampling(finished: Finished) -> trace_pb2.Sampling:
+def _sampling(finished: FinishedRequest) -> trace_pb2.Sampling:
     sampling = finished.request.sampling
     return trace_pb2.Sampling(
         temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k, seed=sampling.seed
@@ -130,7 +130,7 @@ def _step(step: VerifyStep) -> trace_pb2.Step:
     )
 
 
-def _payload(hidden: Hidden, encode: Encode) -> trace_pb2.Payload:
+def _payload(hidden: HiddenStates, encode: Encode) -> trace_pb2.Payload:
     message = trace_pb2.Payload(
         first_position=hidden.first_position,
         aux_hidden=encode(hidden.aux),

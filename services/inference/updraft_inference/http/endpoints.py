@@ -9,7 +9,7 @@ from typing import Generic, Protocol, TypeVar
 
 from updraft_inference.agent.counters import total
 from updraft_inference.agent.counters import usage as usage_of
-from updraft_inference.engine import Finished, TokenLogprob
+from updraft_inference.engine import FinishedRequest, TokenLogprob
 from updraft_inference.http.errors import invalid
 from updraft_inference.http.schema import ChatBody, CompletionBody, GenerationBody
 from updraft_inference.text.chat_template import ChatTemplate
@@ -113,7 +113,7 @@ CHAT: Endpoint[ChatBody] = Endpoint(
 )
 
 
-def usage(num_prompt: int, num_output: int, finished: Sequence[Finished]) -> Json:
+def usage(num_prompt: int, num_output: int, finished: Sequence[FinishedRequest]) -> Json:
     """Token counts of all choices, and how the draft did in those of which the engine told."""
     counts: Json = {
         "prompt_tokens": num_prompt,

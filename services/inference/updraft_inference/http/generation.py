@@ -16,10 +16,10 @@ from updraft_inference.agent.selection import CapturePlan
 from updraft_inference.engine import (
     Drafter,
     Engine,
-    Finished,
+    FinishedRequest,
     FinishReason,
     GenerationRequest,
-    Sampling,
+    SamplingParams,
     TokenLogprob,
 )
 from updraft_inference.http.endpoints import B, Endpoint
@@ -73,7 +73,7 @@ class TextChunk:
     num_tokens: int
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: str | None = None
-    finished: Finished | None = None
+    finished: FinishedRequest | None = None
 
 
 async def prepare_choices(
@@ -141,7 +141,7 @@ def _last(
     shown: str,
     text: TextStream,
     logprobs: tuple[TokenLogprob, ...],
-    finished: Finished | None,
+    finished: FinishedRequest | None,
     reason: FinishReason,
 ) -> TextChunk:
     return TextChunk(
@@ -197,9 +197,9 @@ def _read_token_bytes(served: ServedModel) -> None:
         raise invalid(str(error), param="logprobs") from None
 
 
-def _sampling(body: GenerationBody, index: int) -> Sampling:
+def _sampling(body: GenerationBody, index: int) -> SamplingParams:
     """Of one choice: with a seed each has its own."""
-    return Sampling(
+    return SamplingParams(
         temperature=body.temperature if body.temperature >= MIN_TEMPERATURE else 0.0,
         top_p=body.top_p,
         top_k=body.top_k,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from updraft_chassis.clock import Clock, SystemClock
 from updraft_chassis.errors import InvalidInput
-from updraft_inference.engine import CaptureLoss, CaptureWish, TopK
+from updraft_inference.engine import CaptureLoss, CaptureParams, TopK
 from updraft_inference.sglang_engine.trace_builder import Rows, StepPart, TraceBuilder
 from updraft_sglang import wire
 
@@ -152,7 +152,7 @@ class Collector:
                     if self.path.stat().st_ino == ours:  # or it is of an agent that came after
                         self.path.unlink()
 
-    def expect(self, rid: str, num_prompt: int, wish: CaptureWish) -> TraceBuilder:
+    def expect(self, rid: str, num_prompt: int, wish: CaptureParams) -> TraceBuilder:
         """Begin to take what is said of this request."""
         builder = self._expected[rid] = TraceBuilder(num_prompt, wish)
         self._changed[rid] = asyncio.Event()

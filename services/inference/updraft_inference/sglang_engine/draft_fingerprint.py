@@ -9,7 +9,7 @@ from updraft_artifacts.digests import tensors_digest
 from updraft_chassis.errors import Corrupt, InvalidInput, UpdraftError
 from updraft_draft import checkpoint
 from updraft_draft.config import DraftConfig
-from updraft_inference.engine import DraftOnDisk
+from updraft_inference.engine import DraftCheckpoint
 from updraft_inference.sglang_engine import checksums
 from updraft_inference.sglang_engine.server import RankChecksums, ServerInfo
 
@@ -92,7 +92,7 @@ def read_initial_draft(folder: Path, info: ServerInfo) -> tuple[Vocabulary, Draf
     return vocabulary, _fingerprint(INITIAL_VERSION, folder, "", config, tensors, info)
 
 
-def read_draft(draft: DraftOnDisk, vocabulary: Vocabulary, info: ServerInfo) -> DraftFingerprint:
+def read_draft(draft: DraftCheckpoint, vocabulary: Vocabulary, info: ServerInfo) -> DraftFingerprint:
     """A checked version. InvalidInput (another shape or vocabulary) or Corrupt (damaged, another digest)."""
     config, tensors = checkpoint.load(draft.folder)
     digest = tensors_digest(checkpoint.tensor_specs(sorted(tensors.items())))

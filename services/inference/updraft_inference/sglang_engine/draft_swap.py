@@ -17,7 +17,7 @@ from typing import Self
 import torch
 
 from updraft_chassis.errors import Conflict, Corrupt, Forbidden, InvalidInput, Unavailable, UpdraftError
-from updraft_inference.engine import DraftOnDisk, Loaded, Swapped
+from updraft_inference.engine import DraftCheckpoint, LoadedDraft, SwapResult
 from updraft_inference.sglang_engine import checksums
 from updraft_inference.sglang_engine.draft_fingerprint import (
     INITIAL_VERSION,
@@ -87,25 +87,25 @@ class ServedDraft:
         return self._seed.folder
 
     @property
-    def good(self) -> DraftOnDisk | None:
+    def good(self) -> DraftCheckpoint | None:
         """What was proved last; None for the draft that the server started with."""
         fingerprint = self._good
         if fingerprint.version == INITIAL_VERSION:
             return None
-        return DraftOnDisk(
+        return DraftCheckpoint(
             version=fingerprint.version, folder=fingerprint.folder, tensors_digest=fingerprint.tensors_digest
         )
 
     @property
-    def loaded(self) -> Loaded:
+    def loaded(self) -> LoadedDraft:
         """What serves, by the server's own hashes."""
         return self._loaded
 
-    async def adopt(self, said: Loaded, drafts: Path | None) -> None:
+    async def adopt(self, said: LoadedDraft, drafts: Path | None) -> None:
         """Begin with what the server holds, if it is what it says and we can prove it; else with the seed."""
         served = await self._server.checksums()
         if said.version and drafts is not None:
-            draft = DraftOnDisk(
+            draft = DraftCheckpoint(
                 version=said.version, folder=drafts / str(said.version), tensors_digest=said.tensors_digest
             )
             try:
@@ -124,7 +124,7 @@ class ServedDraft:
                 logger.warning("Which draft the server holds is not known yet", extra={"reason": str(error)})
                 self._loaded = _unproved(self._seed)
 
-    async def swap(self, draft: DraftOnDisk | None) -> Swapped:
+    async def swap(self, draft: DraftCheckpoint | None) -> SwapResult:
         """See the port. Unavailable for troubles of the server, which say nothing about the draft: also where the loader in it
         refuses a folder that is sound and fits as it is read here.
         """
@@ -135,12 +135,12 @@ class ServedDraft:
             if draft is not None and draft.folder.exists():  # one that is gone is fetched anew
                 await self._read(draft)  # it may have become unsound meanwhile
             raise
-        return Swapped(loaded=self._loaded, pause_s=pause_s)
+        return SwapResult(loaded=self._loaded, pause_s=pause_s)
 
-    async def _read(self, draft: DraftOnDisk) -> DraftFingerprint:
+    async def _read(self, draft: DraftCheckpoint) -> DraftFingerprint:
         return await asyncio.to_thread(read_draft, draft, self._vocabulary, self._info)
 
-    async def verify(self) -> Loaded:
+    async def rehash(self) -> LoadedDraft:
         """Hash again what is served."""
         served = await self._server.checksums()
         if await _difference(self._good, served):
@@ -179,7 +179,7 @@ class ServedDraft:
             if not is_touched and not await _difference(self._good, await self._server.checksums()):
                 return
             await self._load(self._good)
-            await self.verify()
+            await self.rehash()
         except UpdraftError as error:
             extra = {"failed": failed.version, "wanted": self._good.version, "reason": str(error)}
             logger.error("The draft before cannot be loaded again; output stays exact, drafts may be poor", extra=extra)
@@ -275,15 +275,15 @@ async def _difference(fingerprint: DraftFingerprint, served: list[RankChecksums]
     return await asyncio.to_thread(fingerprint.difference, served)
 
 
-def _loaded(fingerprint: DraftFingerprint) -> Loaded:
-    return Loaded(
+def _loaded(fingerprint: DraftFingerprint) -> LoadedDraft:
+    return LoadedDraft(
         version=fingerprint.version,
         tensors_digest=fingerprint.tensors_digest,
         draft_vocabulary_fingerprint=fingerprint.vocabulary_fingerprint,
     )
 
 
-def _unproved(fingerprint: DraftFingerprint) -> Loaded:
+def _unproved(fingerprint: DraftFingerprint) -> LoadedDraft:
     return replace(_loaded(fingerprint), tensors_digest="sha256:unproved")
 
 

@@ -21,13 +21,13 @@ from updraft_draft.config import TargetConfig
 from updraft_inference.engine import (
     CaptureLoss,
     Delta,
-    DraftOnDisk,
+    DraftCheckpoint,
     EngineInfo,
     EngineLoad,
     FinishedSink,
     GenerationRequest,
-    Loaded,
-    Swapped,
+    LoadedDraft,
+    SwapResult,
 )
 from updraft_inference.sglang_engine import request as requests
 from updraft_inference.sglang_engine import versions
@@ -98,7 +98,7 @@ class SglangEngine:
         return self._info
 
     @property
-    def loaded(self) -> Loaded:
+    def loaded(self) -> LoadedDraft:
         """The draft in use, by the server's own hashes."""
         return self._served_draft.loaded
 
@@ -114,7 +114,7 @@ class SglangEngine:
         )
 
     @property
-    def planning(self) -> None:
+    def lookahead_estimates(self) -> None:
         """SGLang chooses, and does not say by what."""
         return None
 
@@ -164,17 +164,17 @@ class SglangEngine:
             if not is_over:
                 self._cancel(session)
 
-    async def swap(self, draft: DraftOnDisk | None) -> Swapped:
+    async def swap(self, draft: DraftCheckpoint | None) -> SwapResult:
         """See the port. One swap at a time, to its end also when the caller is cancelled."""
         async with self._swap_lock:
             return await self._to_its_end(self._swap(draft))
 
-    async def verify(self) -> Loaded:
+    async def rehash(self) -> LoadedDraft:
         """See the port."""
         async with self._swap_lock:
-            return await self._served_draft.verify()
+            return await self._served_draft.rehash()
 
-    async def _swap(self, draft: DraftOnDisk | None) -> Swapped:
+    async def _swap(self, draft: DraftCheckpoint | None) -> SwapResult:
         try:
             return await self._served_draft.swap(draft)
         except OtherVocabularyError:
@@ -182,7 +182,7 @@ class SglangEngine:
                 raise
             return await self._start_anew(self._restart, draft)
 
-    async def _start_anew(self, restart: Restart, draft: DraftOnDisk) -> Swapped:
+    async def _start_anew(self, restart: Restart, draft: DraftCheckpoint) -> SwapResult:
         """For a draft with another vocabulary: take no new requests, let the server end those that run, start it with it.
 
         InvalidInput if the server does not start with it for the second time, and does with the draft before; else Unavailable.
@@ -204,9 +204,9 @@ class SglangEngine:
             await self._serve_anew(draft)
         finally:
             self._is_restarting = False
-        return Swapped(loaded=self.loaded, pause_s=time.monotonic() - started_s)
+        return SwapResult(loaded=self.loaded, pause_s=time.monotonic() - started_s)
 
-    async def _serve_anew(self, draft: DraftOnDisk | None) -> None:
+    async def _serve_anew(self, draft: DraftCheckpoint | None) -> None:
         """After the server's start."""
         self._served_draft = await ServedDraft.open(self._server, await self._server.info(), self._note)
         await self._served_draft.swap(draft)
@@ -314,7 +314,7 @@ async def opened(
             async with asyncio.timeout(options.hello_s):
                 await collector.greeted.wait()
         hello = collector.hello
-        reported = Loaded() if hello is None else Loaded(version=hello.version, tensors_digest=hello.digest)
+        reported = LoadedDraft() if hello is None else LoadedDraft(version=hello.version, tensors_digest=hello.digest)
         await served_draft.adopt(reported, options.drafts)
         engine = SglangEngine(server, served_draft, collector, info, said)
         await stack.enter_async_context(engine.running(options, on_finished, has_ended, restart))

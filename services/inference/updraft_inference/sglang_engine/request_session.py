@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from updraft_chassis.errors import Unavailable, UpdraftError
-from updraft_inference.engine import Delta, Finished, FinishReason, GenerationRequest
+from updraft_inference.engine import Delta, FinishedRequest, FinishReason, GenerationRequest
 from updraft_inference.sglang_engine import request as requests
 from updraft_inference.sglang_engine.collector import Collector
 from updraft_inference.sglang_engine.server import SglangServer, StreamEvent
@@ -103,14 +103,14 @@ class RequestSession:
                 return
             await asyncio.sleep(_ABORT_AGAIN_S)
 
-    async def finished(self, collector: Collector, builder: TraceBuilder) -> Finished:
+    async def finished(self, collector: Collector, builder: TraceBuilder) -> FinishedRequest:
         """The record of the end."""
         ended_s = time.monotonic()
         first_s = self.first_token_s or ended_s
         num_output = len(self.output)
         await collector.complete(self.rid, num_output, COMPLETE_S)
         steps = builder.steps(num_output)
-        return Finished(
+        return FinishedRequest(
             request=self.request,
             output_ids=tuple(self.output),
             steps=steps,
@@ -122,4 +122,4 @@ class RequestSession:
         )
 
 
-Ended = Callable[[Finished], None]
+Ended = Callable[[FinishedRequest], None]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from updraft_inference.engine import Uncaptured, VerifyStep
+from updraft_inference.engine import UncapturedSteps, VerifyStep
 
 _LABEL = re.compile(r"v(\d+)")
 
@@ -52,7 +52,9 @@ class ServerStats:
         )
 
 
-def uncaptured(sums: ServerStats, steps: Sequence[VerifyStep], num_output: int, decode_s: float) -> Uncaptured | None:
+def uncaptured(
+    sums: ServerStats, steps: Sequence[VerifyStep], num_output: int, decode_s: float
+) -> UncapturedSteps | None:
     """What the steps that did not come add up to; None if all came.
 
     Its version is the one that gave most of the tokens which no step accounts for: exact unless a swap fell between them.
@@ -65,7 +67,7 @@ def uncaptured(sums: ServerStats, steps: Sequence[VerifyStep], num_output: int, 
         return None
     missing = _missing(steps, num_output)
     deepest = max(left)
-    return Uncaptured(
+    return UncapturedSteps(
         draft_version=_version(sums.spans, missing),
         verify_steps=left.total(),
         proposed=(left.total(),) * max(sums.lookahead, deepest),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from updraft_inference.engine import CaptureWish, Counterfactual, Drafter, Hidden, TopK, VerifyStep
+from updraft_inference.engine import CaptureParams, Counterfactual, Drafter, HiddenStates, TopK, VerifyStep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ class StepPart:
 class TraceBuilder:
     """Takes a request's parts as they come; says at its end what they add up to."""
 
-    def __init__(self, num_prompt: int, wish: CaptureWish) -> None:
+    def __init__(self, num_prompt: int, wish: CaptureParams) -> None:
         self._num_prompt = num_prompt
         self._wish = wish
         self._steps: list[StepPart] = []
@@ -98,7 +98,7 @@ class TraceBuilder:
         """The steps that gave the first `num_output` tokens, those that came."""
         return tuple(self._verify_step(step) for step in self._kept(num_output))
 
-    def hidden(self, num_output: int) -> Hidden | None:
+    def hidden(self, num_output: int) -> HiddenStates | None:
         """The rows that read prompt ++ output up to its last token but one; None if nothing came to learn from."""
         if not self._wish.payload:
             return None
@@ -185,12 +185,12 @@ class _Canvas:
         self._teacher.log_sum_exp[there][is_new] = shown.log_sum_exp[is_new]
         self._is_taught[there] = True
 
-    def hidden(self, counterfactuals: tuple[Counterfactual, ...]) -> Hidden:
+    def hidden(self, counterfactuals: tuple[Counterfactual, ...]) -> HiddenStates:
         """All of it. Behind the first row with a teacher, one without does not exist: nothing could be learnt at it."""
         first_taught = int(self._is_taught.nonzero()[0]) if bool(self._is_taught.any()) else len(self._is_taught)
         exists = self._is_seen.clone()
         exists[first_taught:] &= self._is_taught[first_taught:]
-        return Hidden(
+        return HiddenStates(
             first_position=self._first,
             aux=self._aux,
             teacher=_slice(self._teacher, first_taught, len(self._is_taught)),

@@ -23,16 +23,16 @@ from updraft_draft.network import DraftNetwork
 from updraft_inference.engine import (
     CaptureLoss,
     Delta,
+    DraftCheckpoint,
     Drafter,
-    DraftOnDisk,
     EngineInfo,
     EngineLoad,
     FinishedSink,
     FinishReason,
     GenerationRequest,
-    Loaded,
-    Planning,
-    Swapped,
+    LoadedDraft,
+    LookaheadEstimates,
+    SwapResult,
 )
 from updraft_inference.torch_engine.drafting.eagle import EagleDrafter
 from updraft_inference.torch_engine.drafting.ngram import Lookups
@@ -80,7 +80,7 @@ class TorchEngine:
             target, options.limits, default=options.drafter, is_lookahead_fixed=options.is_lookahead_fixed
         )
         self._info = info
-        self._loaded = Loaded()
+        self._loaded = LoadedDraft()
         self._on_finished = on_finished
         self._grammars = grammars
         self._worker = Worker(self._decoder, self._abandon_all)
@@ -137,7 +137,7 @@ class TorchEngine:
         return self._info
 
     @property
-    def loaded(self) -> Loaded:
+    def loaded(self) -> LoadedDraft:
         """The draft in use, by the engine's own tensors."""
         return self._loaded
 
@@ -154,7 +154,7 @@ class TorchEngine:
         )
 
     @property
-    def planning(self) -> Planning:
+    def lookahead_estimates(self) -> LookaheadEstimates:
         """See the port."""
         return self._decoder.lookahead
 
@@ -216,13 +216,13 @@ class TorchEngine:
             if not is_over:
                 self._worker.send(lambda: self._decoder.cancel(request.request_id))
 
-    async def swap(self, draft: DraftOnDisk | None) -> Swapped:
+    async def swap(self, draft: DraftCheckpoint | None) -> SwapResult:
         """See the port. One swap at a time."""
         async with self._swap_lock:
             if draft is None:
                 pause_s = await self._worker.between_steps(self._unload)
-                self._loaded = Loaded()
-                return Swapped(loaded=self._loaded, pause_s=pause_s)
+                self._loaded = LoadedDraft()
+                return SwapResult(loaded=self._loaded, pause_s=pause_s)
             config, tensors = await asyncio.to_thread(self._read, draft)
             eagle = self._decoder.eagle
             previous = await asyncio.to_thread(self._held)  # only a swap writes them, and the lock is ours
@@ -237,14 +237,14 @@ class TorchEngine:
                 raise Corrupt(
                     f"the engine holds {digest} after loading version {draft.version}, not {draft.tensors_digest}"
                 )
-            self._loaded = Loaded(
+            self._loaded = LoadedDraft(
                 version=draft.version,
                 tensors_digest=digest,
                 draft_vocabulary_fingerprint=checkpoint.vocabulary_fingerprint(self._network.token_ids),
             )
-            return Swapped(loaded=self._loaded, pause_s=pause_s)
+            return SwapResult(loaded=self._loaded, pause_s=pause_s)
 
-    async def verify(self) -> Loaded:
+    async def rehash(self) -> LoadedDraft:
         """See the port. Only a swap writes what is hashed, and the lock keeps it away."""
         async with self._swap_lock:
             if self._decoder.eagle is not None:
@@ -295,7 +295,7 @@ class TorchEngine:
             self._on_finished(sequence.finished(FinishReason.CANCELLED))  # every request has one end
             raise
 
-    def _read(self, draft: DraftOnDisk) -> tuple[DraftConfig, dict[str, Tensor]]:
+    def _read(self, draft: DraftCheckpoint) -> tuple[DraftConfig, dict[str, Tensor]]:
         """Everything about a checkpoint that can be wrong is found here, before the decode loop notices."""
         config, tensors = checkpoint.load(draft.folder)
         reason = check_fits(config, self._decoder.target.config)

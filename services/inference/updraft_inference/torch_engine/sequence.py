@@ -12,10 +12,10 @@ from updraft_inference.engine import (
     Counterfactual,
     Delta,
     Drafter,
-    Finished,
+    FinishedRequest,
     FinishReason,
     GenerationRequest,
-    Hidden,
+    HiddenStates,
     VerifyStep,
 )
 from updraft_inference.torch_engine.drafting.lookahead.policy import Record
@@ -150,18 +150,18 @@ class Sequence:
                 return FinishReason.LENGTH
         return None
 
-    def finished(self, reason: FinishReason) -> Finished:
+    def finished(self, reason: FinishReason) -> FinishedRequest:
         """The record of this request, ended for `reason` now."""
         now = time.monotonic()
         hidden = None
         if self._aux:
-            hidden = Hidden(
+            hidden = HiddenStates(
                 first_position=self._first_kept,
                 aux=torch.cat(self._aux).cpu(),
                 teacher=torch.cat(self._last).cpu(),
                 counterfactuals=self._counterfactuals(),
             )
-        return Finished(
+        return FinishedRequest(
             request=self.request,
             output_ids=tuple(self.ids[self.num_prompt :]),
             steps=tuple(self.steps),

@@ -6,26 +6,26 @@ from tests.support.requests import ended
 
 from updraft_inference.agent.completions import CompletionListeners
 from updraft_inference.agent.selection import CapturePlan
-from updraft_inference.engine import Finished, FinishReason
+from updraft_inference.engine import FinishedRequest, FinishReason
 
 PLAN = CapturePlan(trace_id=b"id", domain="law")
 CANCELLED = replace(ended(num_output=2), reason=FinishReason.CANCELLED)
 
 
 @pytest.fixture
-def heard() -> list[tuple[Finished, CapturePlan]]:
+def heard() -> list[tuple[FinishedRequest, CapturePlan]]:
     return []
 
 
 @pytest.fixture
-async def completions(heard: list[tuple[Finished, CapturePlan]]) -> CompletionListeners:
+async def completions(heard: list[tuple[FinishedRequest, CapturePlan]]) -> CompletionListeners:
     completions = CompletionListeners(asyncio.get_running_loop())
     completions.subscribe(lambda finished, plan: heard.append((finished, plan)))
     return completions
 
 
 async def test_an_end_from_another_thread_reaches_everyone_with_its_plan(
-    completions: CompletionListeners, heard: list[tuple[Finished, CapturePlan]]
+    completions: CompletionListeners, heard: list[tuple[FinishedRequest, CapturePlan]]
 ) -> None:
     completion = completions.expect("a", PLAN)
 
@@ -37,7 +37,7 @@ async def test_an_end_from_another_thread_reaches_everyone_with_its_plan(
 
 
 async def test_a_request_cut_at_a_stop_string_was_not_cancelled(
-    completions: CompletionListeners, heard: list[tuple[Finished, CapturePlan]]
+    completions: CompletionListeners, heard: list[tuple[FinishedRequest, CapturePlan]]
 ) -> None:
     completion = completions.expect("a", PLAN)
     completion.stop()
@@ -49,7 +49,7 @@ async def test_a_request_cut_at_a_stop_string_was_not_cancelled(
 
 
 async def test_a_request_that_the_engine_refused_is_expected_no_more(
-    completions: CompletionListeners, heard: list[tuple[Finished, CapturePlan]]
+    completions: CompletionListeners, heard: list[tuple[FinishedRequest, CapturePlan]]
 ) -> None:
     completions.expect("a", PLAN)
     completions.forget("a")

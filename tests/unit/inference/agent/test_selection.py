@@ -4,7 +4,7 @@ import pytest
 
 from updraft.fleet.v1 import fleet_pb2
 from updraft_inference.agent.selection import CaptureRates, plan
-from updraft_inference.engine import CaptureWish
+from updraft_inference.engine import CaptureParams
 
 IDS = [uuid.UUID(int=i).bytes for i in range(4000)]
 
@@ -39,8 +39,8 @@ def test_hidden_states_are_asked_of_the_engine_only_for_a_payload() -> None:
     with_payload = plan(CaptureRates(payload_fraction=1, prompt_rows=7), IDS[0])
     without = plan(CaptureRates(payload_fraction=0, evaluation_fraction=0, prompt_rows=7), IDS[0])
 
-    assert with_payload.wish == CaptureWish(payload=True, prompt_rows=7)
-    assert without.wish == CaptureWish()
+    assert with_payload.wish == CaptureParams(payload=True, prompt_rows=7)
+    assert without.wish == CaptureParams()
 
 
 def test_rows_after_rejections_are_asked_for_only_where_they_may_be_learnt_from() -> None:
@@ -68,7 +68,7 @@ def test_a_request_that_opts_out_is_neither_captured_nor_asked_for() -> None:
 
     assert opted_out.is_opted_out
     assert not opted_out.is_captured
-    assert opted_out.wish == CaptureWish()
+    assert opted_out.wish == CaptureParams()
     assert opted_out.domain == ""
 
 

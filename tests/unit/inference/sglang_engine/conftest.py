@@ -7,7 +7,7 @@ import pytest
 from tests.support.sglang_server import ADMIN, FakeSglang, running, saved_draft
 from tests.support.tiny_target import DRAFT_VOCAB, make_tiny_target
 
-from updraft_inference.engine import DraftOnDisk, Finished
+from updraft_inference.engine import DraftCheckpoint, FinishedRequest
 from updraft_inference.sglang_engine import initial_draft
 from updraft_inference.sglang_engine.engine import SglangEngine, SglangOptions, opened
 from updraft_inference.sglang_engine.server import SglangServer
@@ -23,7 +23,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def drafts(models: Path) -> list[DraftOnDisk]:
+def drafts(models: Path) -> list[DraftCheckpoint]:
     return [saved_draft(models, version) for version in (1, 2)]
 
 
@@ -34,7 +34,7 @@ async def fake(models: Path) -> AsyncIterator[FakeSglang]:
 
 
 @pytest.fixture
-def heard() -> list[Finished]:
+def heard() -> list[FinishedRequest]:
     return []
 
 
@@ -52,6 +52,6 @@ def options(models: Path, short_tmp_path: Path) -> SglangOptions:
 
 
 @pytest.fixture
-async def engine(fake: FakeSglang, options: SglangOptions, heard: list[Finished]) -> AsyncIterator[SglangEngine]:
+async def engine(fake: FakeSglang, options: SglangOptions, heard: list[FinishedRequest]) -> AsyncIterator[SglangEngine]:
     async with SglangServer(fake.url, admin_key=ADMIN) as server, opened(options, server, heard.append) as engine:
         yield engine

@@ -12,7 +12,7 @@ from tests.support.clock import ManualClock
 from tests.support.wait import until
 
 from updraft_chassis.errors import InvalidInput
-from updraft_inference.engine import CaptureLoss, CaptureWish
+from updraft_inference.engine import CaptureLoss, CaptureParams
 from updraft_inference.sglang_engine.collector import Collector
 from updraft_sglang import wire
 
@@ -137,7 +137,7 @@ async def test_a_scheduler_that_came_anew_takes_the_place_of_the_old_one(collect
         await until(lambda: collector.is_connected, what="the first")
     async with plugin(collector, version=8) as second:
         await until(lambda: collector.hello is not None and collector.hello.version == 8, what="the second")
-        assembly = collector.expect("a", 4, CaptureWish())
+        assembly = collector.expect("a", 4, CaptureParams())
         await second.step(4)
         await until(lambda: assembly.covers(2), what="the step")
 
@@ -150,7 +150,7 @@ async def test_a_server_that_comes_back_before_its_end_was_seen_takes_its_own_pl
         async with plugin(collector, version=8) as again:
             await until(lambda: collector.hello is not None and collector.hello.version == 8, what="the second")
             assert await asyncio.wait_for(first.refusal(), 30) == ""
-            assembly = collector.expect("a", 4, CaptureWish())
+            assembly = collector.expect("a", 4, CaptureParams())
             await again.step(4)
             await until(lambda: assembly.covers(2), what="the step")
 
@@ -160,7 +160,7 @@ async def test_a_server_that_comes_back_before_its_end_was_seen_takes_its_own_pl
 async def test_a_second_server_is_refused_with_a_sentence_and_the_first_one_is_heard(
     collector: Collector, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assembly = collector.expect("a", 4, CaptureWish())
+    assembly = collector.expect("a", 4, CaptureParams())
     async with plugin(collector) as first:  # both have pid 1, each in its container
         await until(lambda: collector.is_connected, what="the first")
         for _ in range(2):
@@ -191,7 +191,7 @@ async def test_a_second_server_that_is_not_understood_is_no_trouble_of_the_first
 async def test_an_ended_request_waits_for_its_last_step_and_for_no_longer_than_it_may(collector: Collector) -> None:
     async with plugin(collector) as one:
         await collector.greeted.wait()
-        assembly = collector.expect("a", 4, CaptureWish(payload=True))
+        assembly = collector.expect("a", 4, CaptureParams(payload=True))
         async with asyncio.TaskGroup() as tasks:
             complete = tasks.create_task(collector.complete("a", 3, 30))
             await one.step(4)
@@ -222,7 +222,7 @@ async def test_what_the_plugin_drops_is_counted_from_the_connection_on(collector
 
 async def test_rows_beyond_the_memory_are_dropped_and_the_step_is_kept(collector: Collector) -> None:
     async with plugin(collector) as one:
-        assembly = collector.expect("a", 4, CaptureWish(payload=True))
+        assembly = collector.expect("a", 4, CaptureParams(payload=True))
         await one.step(4, num_rows=4)
         for position in range(8, 1008, 4):
             await one.step(position, num_rows=4)
@@ -240,7 +240,7 @@ async def test_rows_beyond_the_memory_are_dropped_and_the_step_is_kept(collector
 
 @pytest.mark.parametrize("more", [{"rows": 9}, {"rows": "many"}, {"drafts": None}])
 async def test_a_malformed_message_ends_its_connection_and_nothing_else(collector: Collector, more: Any) -> None:
-    collector.expect("a", 4, CaptureWish(payload=True))
+    collector.expect("a", 4, CaptureParams(payload=True))
     async with plugin(collector) as one:
         await one.step(4, **more)
         await until(lambda: collector.losses[CaptureLoss.MALFORMED] == 1, what="the count")

@@ -13,7 +13,7 @@ from tests.support.wait import until
 from torch import arange
 
 from updraft_chassis.errors import Corrupt, Forbidden, InvalidInput, Unavailable
-from updraft_inference.engine import DraftOnDisk
+from updraft_inference.engine import DraftCheckpoint
 from updraft_inference.sglang_engine import server as servers
 from updraft_inference.sglang_engine.engine import SglangEngine, SglangOptions, opened
 from updraft_inference.sglang_engine.server import SglangServer
@@ -21,7 +21,7 @@ from updraft_inference.sglang_engine.server import SglangServer
 
 class TestSwaps:
     async def test_a_swap_is_proved_and_told_in_the_registrys_words(
-        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk], options: SglangOptions
+        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftCheckpoint], options: SglangOptions
     ) -> None:
         assert (engine.loaded.version, engine.loaded.tensors_digest) == (0, "")
         for draft in drafts:
@@ -37,7 +37,7 @@ class TestSwaps:
         assert not options.note.exists()
 
     async def test_what_the_server_only_says_it_loaded_is_found_out_and_undone(
-        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk]
+        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftCheckpoint]
     ) -> None:
         await engine.swap(drafts[0])
         held = dict(fake.held)
@@ -51,7 +51,7 @@ class TestSwaps:
         assert not fake.is_paused
 
     async def test_a_damaged_load_is_undone_with_the_last_good_draft(
-        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk]
+        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftCheckpoint]
     ) -> None:
         await engine.swap(drafts[0])
         held, fake.damages = dict(fake.held), 1
@@ -63,7 +63,7 @@ class TestSwaps:
         assert engine.loaded.tensors_digest == drafts[0].tensors_digest
 
     async def test_where_undoing_fails_too_nothing_good_is_claimed(
-        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk]
+        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftCheckpoint]
     ) -> None:
         await engine.swap(drafts[0])
         fake.damages = 2
@@ -77,7 +77,7 @@ class TestSwaps:
 
     @pytest.mark.parametrize("path", ["/update_weights_from_tensor", "/weights_checker", "/pause_generation"])
     async def test_what_the_server_refuses_says_nothing_about_the_draft(
-        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk], path: str
+        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftCheckpoint], path: str
     ) -> None:
         fake.refusals[path] = ["cannot"]
 
@@ -90,7 +90,7 @@ class TestSwaps:
         await engine.swap(drafts[0])
 
     async def test_what_the_loader_refuses_and_is_sound_here_is_no_fault_of_the_draft(
-        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk]
+        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftCheckpoint]
     ) -> None:
         await engine.swap(drafts[0])
         fake.refusals["/update_weights_from_tensor"] = ["fc.weight is none"]
@@ -103,7 +103,7 @@ class TestSwaps:
         assert not fake.has_session
 
     async def test_a_refusal_stands_where_its_session_cannot_be_ended_at_once(
-        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk]
+        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftCheckpoint]
     ) -> None:
         fake.refusals["/update_weights_from_tensor"] = ["fc.weight has another shape"]
         fake.refusals["/end_weight_update"] = ["not now"]
@@ -116,7 +116,7 @@ class TestSwaps:
         assert not fake.has_session
 
     async def test_a_server_that_does_not_go_on_at_once_is_asked_again(
-        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk]
+        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftCheckpoint]
     ) -> None:
         fake.refusals["/continue_generation"] = ["not yet"]
 
@@ -125,7 +125,7 @@ class TestSwaps:
         assert not fake.is_paused
 
     async def test_our_own_pause_that_the_server_would_not_end_is_ended_by_the_next_swap(
-        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk], options: SglangOptions
+        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftCheckpoint], options: SglangOptions
     ) -> None:
         options.note.touch()  # as it is left when all tries to go on have failed
         fake.is_paused = fake.has_session = True
@@ -137,7 +137,7 @@ class TestSwaps:
         assert not options.note.exists()
 
     async def test_a_session_that_the_server_did_not_end_is_ended_before_the_next_begins(
-        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk], options: SglangOptions
+        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftCheckpoint], options: SglangOptions
     ) -> None:
         fake.refusals["/end_weight_update"] = ["busy"]
         with pytest.raises(Unavailable, match="busy"):
@@ -150,7 +150,7 @@ class TestSwaps:
         assert not options.note.exists()
 
     async def test_somebody_elses_pause_is_not_ended_for_a_session_that_a_swap_left(
-        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk], options: SglangOptions
+        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftCheckpoint], options: SglangOptions
     ) -> None:
         fake.refusals["/end_weight_update"] = ["busy"]
         with pytest.raises(Unavailable, match="busy"):
@@ -168,7 +168,7 @@ class TestSwaps:
         assert not options.note.exists()
 
     async def test_a_session_that_an_agent_left_is_ended_by_the_next_one_within_a_pause(
-        self, fake: FakeSglang, drafts: list[DraftOnDisk], options: SglangOptions
+        self, fake: FakeSglang, drafts: list[DraftCheckpoint], options: SglangOptions
     ) -> None:
         options.note.write_text("resumed")
         fake.has_session = True
@@ -181,7 +181,7 @@ class TestSwaps:
         assert not options.note.exists()
 
     async def test_somebody_elses_pause_is_not_ended(
-        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk]
+        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftCheckpoint]
     ) -> None:
         fake.is_paused = True
         fake.calls.clear()
@@ -193,7 +193,7 @@ class TestSwaps:
         assert set(fake.calls) <= {"/ready", "/ping"}
 
     async def test_a_server_that_remembers_a_failed_health_check_and_answers_is_not_called_paused(
-        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk]
+        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftCheckpoint]
     ) -> None:
         fake.is_unhealthy = True
 
@@ -202,7 +202,7 @@ class TestSwaps:
         assert engine.loaded.version == 1
 
     async def test_a_busy_server_that_remembers_a_failed_health_check_is_known_by_the_requests_that_get_on(
-        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk], monkeypatch: pytest.MonkeyPatch
+        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftCheckpoint], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(servers, "_TAKEN_S", 1.0)
         fake.may_step.clear()
@@ -220,7 +220,7 @@ class TestSwaps:
         await deltas.aclose()
 
     async def test_somebody_elses_pause_of_an_unhealthy_server_is_not_ended_either(
-        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk], monkeypatch: pytest.MonkeyPatch
+        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftCheckpoint], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(servers, "_TAKEN_S", 0.2)
         fake.may_step.clear()
@@ -243,7 +243,7 @@ class TestSwaps:
         fake.is_paused = False
 
     async def test_somebody_elses_session_is_not_closed(
-        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk]
+        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftCheckpoint]
     ) -> None:
         fake.has_session = True
 
@@ -255,7 +255,7 @@ class TestSwaps:
         assert engine.loaded.version == 0
 
     async def test_a_swap_whose_caller_is_cancelled_still_ends(
-        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk]
+        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftCheckpoint]
     ) -> None:
         fake.may_update.clear()
         async with asyncio.TaskGroup() as tasks:
@@ -271,13 +271,13 @@ class TestSwaps:
         assert engine.loaded.version == 1
 
     async def test_what_changed_at_the_server_is_found(
-        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk]
+        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftCheckpoint]
     ) -> None:
         held = (await engine.swap(drafts[0])).loaded
-        assert await engine.verify() == held
+        assert await engine.rehash() == held
         fake.held["draft.lm_head.weight"] = "0" * 16
 
-        found = await engine.verify()
+        found = await engine.rehash()
 
         assert found.version == 1
         assert found.tensors_digest != held.tensors_digest
@@ -292,7 +292,7 @@ class TestSwaps:
             await engine.swap(other)
 
     async def test_a_draft_that_is_not_what_its_manifest_says_is_refused_before_any_pause(
-        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftOnDisk]
+        self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftCheckpoint]
     ) -> None:
         fake.calls.clear()
 
@@ -365,7 +365,7 @@ class TestStart:
         assert not options.note.exists()
 
     async def test_a_pause_of_somebody_elses_leaves_an_unknown_draft_in_place_unproved_until_a_swap(
-        self, fake: FakeSglang, options: SglangOptions, drafts: list[DraftOnDisk]
+        self, fake: FakeSglang, options: SglangOptions, drafts: list[DraftCheckpoint]
     ) -> None:
         fake.load(drafts[0].folder)
         fake.is_paused = True
@@ -376,7 +376,7 @@ class TestStart:
             fake.is_paused = False
 
             assert (await engine.swap(None)).loaded.tensors_digest == ""
-            assert (await engine.verify()).tensors_digest == ""
+            assert (await engine.rehash()).tensors_digest == ""
 
     async def test_a_data_folder_that_is_not_there_yet_is_made_before_the_first_swap(
         self, fake: FakeSglang, options: SglangOptions, tmp_path: Path
@@ -441,7 +441,7 @@ class Slow(SglangServer):
 
 
 async def test_a_draft_that_the_server_twice_does_not_start_with_is_refused_and_the_one_before_serves_again(
-    fake: FakeSglang, models: Path, options: SglangOptions, drafts: list[DraftOnDisk]
+    fake: FakeSglang, models: Path, options: SglangOptions, drafts: list[DraftCheckpoint]
 ) -> None:
     other = saved_draft(models, 8, token_ids=arange(DRAFT_VOCAB) + 1)
     started: list[Path] = []
@@ -462,7 +462,7 @@ async def test_a_draft_that_the_server_twice_does_not_start_with_is_refused_and_
                 await engine.swap(other)
 
         assert started == 2 * [other.folder, fake.seed]
-        assert engine.loaded == held == await engine.verify()
+        assert engine.loaded == held == await engine.rehash()
         await whole(engine, asking("a", max_tokens=3))
 
 

@@ -11,7 +11,14 @@ from tests.support.wait import until
 
 from updraft_chassis.errors import Exhausted, InvalidInput, Unavailable
 from updraft_inference.agent.counters import folded, usage
-from updraft_inference.engine import CaptureWish, Drafter, DraftOnDisk, Finished, FinishReason, Sampling
+from updraft_inference.engine import (
+    CaptureParams,
+    DraftCheckpoint,
+    Drafter,
+    FinishedRequest,
+    FinishReason,
+    SamplingParams,
+)
 from updraft_inference.metrics import Metrics
 from updraft_inference.sglang_engine.engine import SglangEngine
 
@@ -19,7 +26,7 @@ from updraft_inference.sglang_engine.engine import SglangEngine
 class TestRequests:
     @pytest.mark.parametrize("streams_all", [True, False])
     async def test_tokens_come_once_however_the_server_streams(
-        self, fake: FakeSglang, engine: SglangEngine, heard: list[Finished], *, streams_all: bool
+        self, fake: FakeSglang, engine: SglangEngine, heard: list[FinishedRequest], *, streams_all: bool
     ) -> None:
         fake.streams_all = streams_all
 
@@ -31,8 +38,8 @@ class TestRequests:
         assert heard == [finished]
 
     async def test_a_request_is_told_to_the_server_as_it_is(self, fake: FakeSglang, engine: SglangEngine) -> None:
-        wish = CaptureWish(payload=True, prompt_rows=3, counterfactual_rows=2)
-        sampling = Sampling(temperature=0.7, top_p=0.9, top_k=0, seed=5)
+        wish = CaptureParams(payload=True, prompt_rows=3, counterfactual_rows=2)
+        sampling = SamplingParams(temperature=0.7, top_p=0.9, top_k=0, seed=5)
 
         await whole(engine, asking("a", sampling=sampling, capture=wish, ignore_eos=False))
 
@@ -69,7 +76,7 @@ class TestRequests:
         assert [body.get("extra_key") for body in fake.bodies] == ["one", "other", None]
 
     async def test_what_changes_the_answer_is_told_to_the_server(self, fake: FakeSglang, engine: SglangEngine) -> None:
-        sampling = Sampling(
+        sampling = SamplingParams(
             repetition_penalty=1.2, presence_penalty=0.5, frequency_penalty=-0.5, logit_bias=((7, -100.0),)
         )
 
@@ -90,9 +97,9 @@ class TestRequests:
     @pytest.mark.parametrize(
         ("more", "words"),
         [
-            ({"sampling": Sampling(min_p=0.1)}, "min_p is not to be had"),
+            ({"sampling": SamplingParams(min_p=0.1)}, "min_p is not to be had"),
             ({"top_logprobs": 0}, "logprobs are not to be had"),
-            ({"sampling": Sampling(logit_bias=((10**6, 1.0),))}, "outside the vocabulary"),
+            ({"sampling": SamplingParams(logit_bias=((10**6, 1.0),))}, "outside the vocabulary"),
         ],
     )
     async def test_what_the_server_would_leave_out_is_refused(
@@ -103,7 +110,7 @@ class TestRequests:
         assert not fake.bodies
 
     async def test_without_a_plugin_the_servers_sums_are_counted_and_no_step_is_invented(
-        self, engine: SglangEngine, drafts: list[DraftOnDisk]
+        self, engine: SglangEngine, drafts: list[DraftCheckpoint]
     ) -> None:
         await engine.swap(drafts[1])
 
@@ -152,7 +159,7 @@ class TestRequests:
             await deltas.aclose()
 
     async def test_leaving_early_aborts_at_the_server_and_is_recorded(
-        self, fake: FakeSglang, engine: SglangEngine, heard: list[Finished]
+        self, fake: FakeSglang, engine: SglangEngine, heard: list[FinishedRequest]
     ) -> None:
         fake.may_step.clear()
         async with aclosing(engine.generate(asking("a"))) as deltas:
@@ -164,7 +171,7 @@ class TestRequests:
         assert engine.load.running == 0
 
     async def test_leaving_a_server_that_refuses_the_abort_hangs_up(
-        self, fake: FakeSglang, engine: SglangEngine, heard: list[Finished]
+        self, fake: FakeSglang, engine: SglangEngine, heard: list[FinishedRequest]
     ) -> None:
         fake.may_step.clear()
         fake.refusals["/abort_request"] = ["no"]

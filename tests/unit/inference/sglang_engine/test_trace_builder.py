@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from updraft_inference.engine import CaptureWish, Drafter, Hidden, TopK
+from updraft_inference.engine import CaptureParams, Drafter, HiddenStates, TopK
 from updraft_inference.sglang_engine.collector import Collector
 from updraft_inference.sglang_engine.trace_builder import TraceBuilder
 from updraft_sglang import wire
@@ -41,7 +41,7 @@ class Run:
     num_output: int
     cached: int
     chunk: int
-    wish: CaptureWish
+    wish: CaptureParams
     accepted: list[int]
     preempted_after: int = -1
     """Steps until it is preempted and forwarded again, once."""
@@ -125,7 +125,7 @@ def batches(runs: list[Run], rng: random.Random) -> Iterator[tuple[str, list[Par
         yield kind, [queue.pop(0) for queue in chosen]
 
 
-def check(hidden: Hidden, run: Run) -> None:
+def check(hidden: HiddenStates, run: Run) -> None:
     """Every row that is not marked says its own position."""
     exists = [row for row in range(len(hidden.aux)) if row not in hidden.missing_rows]
     for row in exists:
@@ -151,7 +151,7 @@ runs = st.builds(
     cached=st.just(0),
     chunk=st.integers(1, 12),
     wish=st.builds(
-        CaptureWish,
+        CaptureParams,
         payload=st.booleans(),
         prompt_rows=st.sampled_from([0, 2, 100]),
         counterfactual_rows=st.integers(0, 3),
@@ -201,7 +201,7 @@ def test_any_split_and_any_loss_leaves_rows_at_their_positions(
             check_whole(run, hidden, assemblies[run.rid])
 
 
-def check_whole(run: Run, hidden: Hidden | None, assembly: TraceBuilder) -> None:
+def check_whole(run: Run, hidden: HiddenStates | None, assembly: TraceBuilder) -> None:
     """Nothing was lost: steps abut, but for the token of a second prefill, and every row of the output is there."""
     covered = {0}
     for step in assembly.steps(run.num_output):
@@ -227,7 +227,7 @@ def test_a_cache_hit_only_moves_the_first_position() -> None:
             num_output=5,
             cached=6,
             chunk=8,
-            wish=CaptureWish(payload=True, prompt_rows=4),
+            wish=CaptureParams(payload=True, prompt_rows=4),
             accepted=[1, 1, 1],
         ),
         "a",
@@ -240,7 +240,7 @@ def test_a_cache_hit_only_moves_the_first_position() -> None:
 
 
 def test_a_lost_message_leaves_a_hole_that_is_marked() -> None:
-    wish = CaptureWish(payload=True, prompt_rows=100, counterfactual_rows=2)
+    wish = CaptureParams(payload=True, prompt_rows=100, counterfactual_rows=2)
     run = Run(rid="a", num_prompt=4, num_output=7, cached=0, chunk=4, wish=wish, accepted=[1, 1, 1]).play()
     del run.parts[2]  # the second step: rows of positions 6 and 7
 
@@ -252,7 +252,7 @@ def test_a_lost_message_leaves_a_hole_that_is_marked() -> None:
 
 
 def test_steps_without_drafts_are_nobodys() -> None:
-    run = Run(rid="a", num_prompt=4, num_output=3, cached=0, chunk=4, wish=CaptureWish(), accepted=[]).play()
+    run = Run(rid="a", num_prompt=4, num_output=3, cached=0, chunk=4, wish=CaptureParams(), accepted=[]).play()
     for part in run.parts:
         part.header["drafts"], part.header["log_p"] = [], []
 
@@ -262,7 +262,9 @@ def test_steps_without_drafts_are_nobodys() -> None:
 
 
 def test_steps_behind_the_end_are_not_the_requests() -> None:
-    run = Run(rid="a", num_prompt=4, num_output=9, cached=0, chunk=4, wish=CaptureWish(), accepted=[1, 1, 1, 1]).play()
+    run = Run(
+        rid="a", num_prompt=4, num_output=9, cached=0, chunk=4, wish=CaptureParams(), accepted=[1, 1, 1, 1]
+    ).play()
 
     assert [step.start for step in assembled(run).steps(5)] == [1, 3]
 

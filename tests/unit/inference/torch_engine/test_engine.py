@@ -18,18 +18,18 @@ from updraft_artifacts.digests import tensors_digest
 from updraft_chassis.errors import Corrupt, Exhausted, InvalidInput
 from updraft_draft import checkpoint
 from updraft_inference.engine import (
-    CaptureWish,
+    CaptureParams,
+    DraftCheckpoint,
     Drafter,
-    DraftOnDisk,
-    Finished,
+    FinishedRequest,
     FinishReason,
     GenerationRequest,
-    Sampling,
+    SamplingParams,
 )
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
 from updraft_inference.torch_engine.model.limits import Limits
 
-GREEDY = Sampling(temperature=0)
+GREEDY = SamplingParams(temperature=0)
 PROMPTS = [tuple(range(3, 8)), tuple(range(40, 97)), (7, 7, 7, 7, 7), tuple(range(300, 320))]
 _ids = count()
 
@@ -40,10 +40,10 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def drafts(target: Path, tmp_path_factory: pytest.TempPathFactory) -> list[DraftOnDisk]:
+def drafts(target: Path, tmp_path_factory: pytest.TempPathFactory) -> list[DraftCheckpoint]:
     folders = tmp_path_factory.mktemp("drafts")
     return [
-        DraftOnDisk(
+        DraftCheckpoint(
             version=n,
             folder=folders / str(n),
             tensors_digest=save_draft(make_draft(target, seed=n), folders / str(n)),
@@ -70,7 +70,7 @@ def request(prompt: tuple[int, ...], **kwargs: object) -> GenerationRequest:
     return GenerationRequest(request_id=f"r{next(_ids)}", prompt_ids=prompt, **{**defaults, **kwargs})  # type: ignore[arg-type]
 
 
-async def run(engine: TorchEngine, wanted: GenerationRequest) -> Finished:
+async def run(engine: TorchEngine, wanted: GenerationRequest) -> FinishedRequest:
     tokens: list[int] = []
     async for delta in engine.generate(wanted):
         tokens += delta.token_ids
@@ -102,7 +102,7 @@ def reference(target: Path) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("drafter", list(Drafter))
 @pytest.mark.parametrize("k", [0, 1, 4, 7])
 async def test_greedy_output_is_the_targets_with_any_drafter_and_lookahead(
-    engine: TorchEngine, drafts: list[DraftOnDisk], reference: list[tuple[int, ...]], drafter: Drafter, k: int
+    engine: TorchEngine, drafts: list[DraftCheckpoint], reference: list[tuple[int, ...]], drafter: Drafter, k: int
 ) -> None:
     await engine.swap(drafts[0])
     finished = await asyncio.gather(*(run(engine, request(p, drafter=drafter, lookahead=k)) for p in PROMPTS))
@@ -110,7 +110,7 @@ async def test_greedy_output_is_the_targets_with_any_drafter_and_lookahead(
 
 
 async def test_greedy_output_is_unchanged_by_swaps_in_mid_request(
-    engine: TorchEngine, drafts: list[DraftOnDisk], reference: list[tuple[int, ...]]
+    engine: TorchEngine, drafts: list[DraftCheckpoint], reference: list[tuple[int, ...]]
 ) -> None:
     async def swap_often() -> None:
         for n in range(20):
@@ -123,7 +123,7 @@ async def test_greedy_output_is_unchanged_by_swaps_in_mid_request(
 
 
 async def test_a_request_is_served_by_the_version_that_each_step_says(
-    engine: TorchEngine, drafts: list[DraftOnDisk]
+    engine: TorchEngine, drafts: list[DraftCheckpoint]
 ) -> None:
     await engine.swap(drafts[0])
     stream = engine.generate(request(PROMPTS[0], max_tokens=60, lookahead=2))
@@ -137,14 +137,14 @@ async def test_a_request_is_served_by_the_version_that_each_step_says(
 
 
 async def test_a_seed_gives_the_same_sample_again(engine: TorchEngine) -> None:
-    wanted = [request(PROMPTS[0], sampling=Sampling(temperature=1.0, seed=9)) for _ in range(2)]
+    wanted = [request(PROMPTS[0], sampling=SamplingParams(temperature=1.0, seed=9)) for _ in range(2)]
     first, second = [await run(engine, w) for w in wanted]
     assert first.output_ids == second.output_ids
 
 
 async def test_capture_gives_the_hidden_rows_of_the_targets_own_forward(target: Path, engine: TorchEngine) -> None:
     prompt = PROMPTS[1]
-    finished = await run(engine, request(prompt, max_tokens=9, capture=CaptureWish(payload=True, prompt_rows=5)))
+    finished = await run(engine, request(prompt, max_tokens=9, capture=CaptureParams(payload=True, prompt_rows=5)))
     assert finished.hidden is not None
     first = len(prompt) - 5
     assert finished.hidden.first_position == first
@@ -161,15 +161,15 @@ async def test_capture_gives_the_hidden_rows_of_the_targets_own_forward(target: 
 
 
 async def test_rows_after_a_rejection_are_those_of_a_fresh_forward_over_the_rejected_drafts(
-    target: Path, engine: TorchEngine, drafts: list[DraftOnDisk]
+    target: Path, engine: TorchEngine, drafts: list[DraftCheckpoint]
 ) -> None:
     await engine.swap(drafts[0])
-    wish = CaptureWish(payload=True, prompt_rows=5, counterfactual_rows=2)
+    wish = CaptureParams(payload=True, prompt_rows=5, counterfactual_rows=2)
     # Together, so that rows of other requests and padding stand beside theirs.
     wanted = [
         request(PROMPTS[0], lookahead=4, capture=wish),
         request(PROMPTS[1], lookahead=2, capture=wish),
-        request(PROMPTS[3], lookahead=3, capture=wish, sampling=Sampling(temperature=1.0, seed=1)),
+        request(PROMPTS[3], lookahead=3, capture=wish, sampling=SamplingParams(temperature=1.0, seed=1)),
     ]
     model = LlamaForCausalLM.from_pretrained(target, dtype=torch.float32)
     for finished in await asyncio.gather(*(run(engine, w) for w in wanted)):
@@ -188,7 +188,7 @@ async def test_rows_after_a_rejection_are_those_of_a_fresh_forward_over_the_reje
 
 
 async def test_a_lookups_rejections_are_not_captured(engine: TorchEngine) -> None:
-    wish = CaptureWish(payload=True, counterfactual_rows=2)
+    wish = CaptureParams(payload=True, counterfactual_rows=2)
     finished = await run(engine, request(PROMPTS[0], lookahead=3, capture=wish, drafter=Drafter.NGRAM))
     assert any(step.accepted < len(step.draft_ids) for step in finished.steps)
     assert finished.hidden is not None
@@ -196,7 +196,7 @@ async def test_a_lookups_rejections_are_not_captured(engine: TorchEngine) -> Non
 
 
 async def test_a_request_near_its_end_is_not_disturbed_by_a_newcomers_long_prompt(
-    target: Path, engine: TorchEngine, drafts: list[DraftOnDisk]
+    target: Path, engine: TorchEngine, drafts: list[DraftCheckpoint]
 ) -> None:
     await engine.swap(drafts[0])
     old = engine.generate(request(PROMPTS[0], max_tokens=195, lookahead=3))
@@ -211,7 +211,7 @@ async def test_a_request_near_its_end_is_not_disturbed_by_a_newcomers_long_promp
 
 
 async def test_a_swap_whose_caller_gave_up_leaves_the_engine_serving(
-    engine: TorchEngine, drafts: list[DraftOnDisk]
+    engine: TorchEngine, drafts: list[DraftCheckpoint]
 ) -> None:
     for _ in range(20):
         with suppress(TimeoutError):
@@ -269,7 +269,7 @@ async def test_a_full_queue_refuses_instead_of_growing(target: Path) -> None:
 
 
 async def test_a_draft_that_must_not_serve_is_refused_and_the_old_one_goes_on(
-    target: Path, engine: TorchEngine, drafts: list[DraftOnDisk], tmp_path: Path
+    target: Path, engine: TorchEngine, drafts: list[DraftCheckpoint], tmp_path: Path
 ) -> None:
     await engine.swap(drafts[0])
     stranger = make_tiny_target(tmp_path / "stranger", seed=9)
@@ -277,22 +277,22 @@ async def test_a_draft_that_must_not_serve_is_refused_and_the_old_one_goes_on(
     folder = tmp_path / "other"
     digest = save_draft(other, folder)
     with pytest.raises(InvalidInput, match="vocabulary"):
-        await engine.swap(DraftOnDisk(version=3, folder=folder, tensors_digest=digest))
+        await engine.swap(DraftCheckpoint(version=3, folder=folder, tensors_digest=digest))
     with pytest.raises(Corrupt, match="manifest says"):
-        await engine.swap(DraftOnDisk(version=3, folder=drafts[1].folder, tensors_digest=drafts[0].tensors_digest))
+        await engine.swap(DraftCheckpoint(version=3, folder=drafts[1].folder, tensors_digest=drafts[0].tensors_digest))
     damaged = tmp_path / "damaged"
     save_draft(make_draft(target), damaged)
     tensors = load_file(damaged / "model.safetensors")
     tensors["fc.weight"][:] = float("nan")
     save_file(tensors, damaged / "model.safetensors")
     with pytest.raises(Corrupt, match="not finite"):
-        await engine.swap(DraftOnDisk(version=4, folder=damaged, tensors_digest=digest))
+        await engine.swap(DraftCheckpoint(version=4, folder=damaged, tensors_digest=digest))
     assert engine.loaded.version == 1
     assert engine.loaded.tensors_digest == drafts[0].tensors_digest
 
 
 async def test_a_draft_in_another_dtype_is_refused_and_not_rounded(
-    engine: TorchEngine, drafts: list[DraftOnDisk], tmp_path: Path
+    engine: TorchEngine, drafts: list[DraftCheckpoint], tmp_path: Path
 ) -> None:
     """Its manifest is right about it: only the conversion would be silent."""
     await engine.swap(drafts[0])
@@ -305,12 +305,12 @@ async def test_a_draft_in_another_dtype_is_refused_and_not_rounded(
     save_file(tensors, wide / "model.safetensors")
     digest = tensors_digest(checkpoint.tensor_specs(sorted(tensors.items())))
     with pytest.raises(InvalidInput, match="is F32, a draft holds it as BF16; it is not converted unasked"):
-        await engine.swap(DraftOnDisk(version=3, folder=wide, tensors_digest=digest))
+        await engine.swap(DraftCheckpoint(version=3, folder=wide, tensors_digest=digest))
     assert engine.loaded.version == 1
 
 
 async def test_a_swap_copies_the_draft_that_it_may_restore_off_the_event_loop(
-    target: Path, drafts: list[DraftOnDisk]
+    target: Path, drafts: list[DraftCheckpoint]
 ) -> None:
     copied_by: list[threading.Thread] = []
 
@@ -327,7 +327,7 @@ async def test_a_swap_copies_the_draft_that_it_may_restore_off_the_event_loop(
 
 
 async def test_what_the_engine_says_it_holds_is_computed_from_its_own_tensors(
-    engine: TorchEngine, drafts: list[DraftOnDisk]
+    engine: TorchEngine, drafts: list[DraftCheckpoint]
 ) -> None:
     swapped = await engine.swap(drafts[1])
     _, tensors = checkpoint.load(drafts[1].folder)

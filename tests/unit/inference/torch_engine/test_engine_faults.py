@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tests.support.tiny_target import make_draft, make_tiny_target, save_draft
 
 from updraft_chassis.errors import Corrupt
-from updraft_inference.engine import DraftOnDisk, Finished, FinishReason, GenerationRequest, Sampling
+from updraft_inference.engine import DraftCheckpoint, FinishedRequest, FinishReason, GenerationRequest, SamplingParams
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
 from updraft_inference.torch_engine.model.limits import Limits
 
@@ -30,13 +30,13 @@ async def engine(target: Path) -> AsyncIterator[TorchEngine]:
         yield engine
 
 
-def draft(target: Path, version: int, *, wild: str = "") -> DraftOnDisk:
+def draft(target: Path, version: int, *, wild: str = "") -> DraftCheckpoint:
     """The weights of a wild one are finite, and what comes out of that one is not."""
     network = make_draft(target, seed=version)
     if wild:
         torch.nn.init.constant_(network.get_parameter(wild), 3e38)
     folder = target.parent / str(version)
-    return DraftOnDisk(version=version, folder=folder, tensors_digest=save_draft(network, folder))
+    return DraftCheckpoint(version=version, folder=folder, tensors_digest=save_draft(network, folder))
 
 
 async def run(
@@ -45,12 +45,12 @@ async def run(
     temperature: float,
     prompt: tuple[int, ...] = (3, 4, 5),
     lookahead: int | None = None,
-) -> Finished:
+) -> FinishedRequest:
     request = GenerationRequest(
         request_id=name,
         prompt_ids=prompt,
         max_tokens=24,
-        sampling=Sampling(temperature=temperature, seed=1),
+        sampling=SamplingParams(temperature=temperature, seed=1),
         ignore_eos=True,
         lookahead=lookahead,
     )
@@ -104,11 +104,11 @@ async def test_what_a_failed_draft_left_behind_costs_the_next_one_nothing(
 
 
 @pytest.mark.parametrize(
-    "sampling", [Sampling(temperature=0), Sampling(temperature=1), Sampling(temperature=1, seed=3)]
+    "sampling", [SamplingParams(temperature=0), SamplingParams(temperature=1), SamplingParams(temperature=1, seed=3)]
 )
 @pytest.mark.parametrize("prompt", [(3, 7, 5), (*range(8, 40), 7, *range(8, 300))], ids=["short", "long"])
 async def test_a_target_without_finite_logits_ends_that_request_and_no_other(
-    tmp_path: Path, sampling: Sampling, prompt: tuple[int, ...]
+    tmp_path: Path, sampling: SamplingParams, prompt: tuple[int, ...]
 ) -> None:
     """Token 7 makes them so; the slot that it was read in serves others after it, also such as begin alike."""
     folder = make_tiny_target(tmp_path / "target", is_tied=False)
@@ -148,7 +148,7 @@ async def test_swaps_are_proved_with_weights_as_the_kernels_of_a_cpu_read_them(t
     async with TorchEngine.open(target, EngineOptions(limits=limits, dtype=torch.bfloat16)) as engine:
         for version in (1, 2, 1):
             held = (await engine.swap(draft(target, version))).loaded
-            assert await engine.verify() == held
+            assert await engine.rehash() == held
             await run(engine, "a", 0.0)
         assert engine.faults == {}
 
@@ -161,7 +161,7 @@ async def test_a_draft_that_changed_in_memory_is_found(
     with torch.inference_mode():
         change(engine)
 
-    found = await engine.verify()
+    found = await engine.rehash()
 
     assert found == engine.loaded
     assert found.version == 1

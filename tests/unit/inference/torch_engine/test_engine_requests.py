@@ -18,12 +18,12 @@ from transformers import LlamaForCausalLM
 
 from updraft_chassis.errors import InvalidInput, Unavailable
 from updraft_inference.engine import (
+    DraftCheckpoint,
     Drafter,
-    DraftOnDisk,
-    Finished,
+    FinishedRequest,
     FinishReason,
     GenerationRequest,
-    Sampling,
+    SamplingParams,
     TokenLogprob,
 )
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
@@ -42,12 +42,12 @@ SCHEMA = {
 }
 KINDS: dict[str, dict[str, object]] = {
     "penalties": {
-        "sampling": Sampling(
+        "sampling": SamplingParams(
             temperature=0, repetition_penalty=1.1, presence_penalty=0.2, frequency_penalty=0.2, logit_bias=((9, 3.0),)
         )
     },
-    "schema": {"sampling": Sampling(temperature=0), "json_schema": json.dumps(SCHEMA), "ignore_eos": False},
-    "seeded": {"sampling": Sampling(temperature=1.0, top_k=20, seed=4, frequency_penalty=0.3)},
+    "schema": {"sampling": SamplingParams(temperature=0), "json_schema": json.dumps(SCHEMA), "ignore_eos": False},
+    "seeded": {"sampling": SamplingParams(temperature=1.0, top_k=20, seed=4, frequency_penalty=0.3)},
 }
 _ids = count()
 
@@ -63,13 +63,13 @@ async def engine(target: Path, tmp_path: Path) -> AsyncIterator[TorchEngine]:
     options = EngineOptions(limits=limits, dtype=torch.float32, max_queued=500)
     async with TorchEngine.open(target, options) as engine:
         digest = save_draft(make_draft(target, seed=1), tmp_path / "draft")
-        await engine.swap(DraftOnDisk(version=1, folder=tmp_path / "draft", tensors_digest=digest))
+        await engine.swap(DraftCheckpoint(version=1, folder=tmp_path / "draft", tensors_digest=digest))
         yield engine
 
 
 async def run(
     engine: TorchEngine, prompt: tuple[int, ...], **fields: object
-) -> tuple[Finished, tuple[TokenLogprob, ...]]:
+) -> tuple[FinishedRequest, tuple[TokenLogprob, ...]]:
     wanted: dict[str, object] = {"max_tokens": 36, "ignore_eos": True, **fields}
     request = GenerationRequest(request_id=f"r{next(_ids)}", prompt_ids=prompt, **wanted)  # type: ignore[arg-type]
     logprobs: list[TokenLogprob] = []
@@ -95,9 +95,9 @@ async def test_output_is_the_same_without_drafts_and_with_any_drafter_and_lookah
 
 
 async def test_penalties_and_bias_change_the_output(engine: TorchEngine) -> None:
-    plain, _ = await run(engine, PROMPTS[2], sampling=Sampling(temperature=0))
-    fewer, _ = await run(engine, PROMPTS[2], sampling=Sampling(temperature=0, frequency_penalty=2.0))
-    forced, _ = await run(engine, PROMPTS[2], sampling=Sampling(temperature=0, logit_bias=((9, 100.0),)))
+    plain, _ = await run(engine, PROMPTS[2], sampling=SamplingParams(temperature=0))
+    fewer, _ = await run(engine, PROMPTS[2], sampling=SamplingParams(temperature=0, frequency_penalty=2.0))
+    forced, _ = await run(engine, PROMPTS[2], sampling=SamplingParams(temperature=0, logit_bias=((9, 100.0),)))
 
     assert len(set(fewer.output_ids)) > len(set(plain.output_ids))
     assert set(forced.output_ids) == {9}
@@ -121,7 +121,7 @@ async def test_target_log_probs_of_a_trace_are_the_raw_ones_whatever_was_asked_f
 async def test_log_probabilities_are_the_models_own_for_each_token(
     engine: TorchEngine, target: Path, drafter: Drafter
 ) -> None:
-    sampling = Sampling(temperature=0.7, top_k=3, seed=1, presence_penalty=1.0)
+    sampling = SamplingParams(temperature=0.7, top_k=3, seed=1, presence_penalty=1.0)
     finished, told = await run(engine, PROMPTS[3], sampling=sampling, drafter=drafter, top_logprobs=3, max_tokens=20)
 
     model = LlamaForCausalLM.from_pretrained(target, dtype=torch.float32)
@@ -139,11 +139,11 @@ async def test_log_probabilities_are_the_models_own_for_each_token(
 
 @pytest.mark.parametrize("drafter", list(Drafter))
 async def test_what_ends_by_itself_is_json_that_the_schema_allows(engine: TorchEngine, drafter: Drafter) -> None:
-    async def answer(seed: int) -> Finished:
+    async def answer(seed: int) -> FinishedRequest:
         finished, _ = await run(
             engine,
             PROMPTS[seed % 4],
-            sampling=Sampling(temperature=1.5, seed=seed if seed % 2 else None),
+            sampling=SamplingParams(temperature=1.5, seed=seed if seed % 2 else None),
             json_schema=json.dumps(SCHEMA),
             ignore_eos=False,
             max_tokens=140,
@@ -168,7 +168,7 @@ async def test_what_ends_by_itself_is_json_that_the_schema_allows(engine: TorchE
         ({"json_schema": '{"not": {}}'}, "Unimplemented keys"),
         ({"json_schema": "{"}, "cannot be followed"),
         ({"json_schema": '{"$ref": "#"}'}, "cannot be followed: no text goes on"),  # found out at the first token
-        ({"sampling": Sampling(logit_bias=((VOCAB, 1.0),))}, "outside the vocabulary of 512"),
+        ({"sampling": SamplingParams(logit_bias=((VOCAB, 1.0),))}, "outside the vocabulary of 512"),
         ({"top_logprobs": VOCAB + 1}, "top_logprobs is 513"),
     ],
 )
@@ -185,13 +185,13 @@ async def test_an_answer_that_its_schema_cannot_follow_to_the_end_is_an_error_an
     engine: TorchEngine,
 ) -> None:
     schema = json.dumps({"type": "string", "pattern": "(.{0,1000}a.{0,1000}){0,1000}"})
-    goes_on = Sampling(temperature=0, logit_bias=((ord("a"), 100.0),))
+    goes_on = SamplingParams(temperature=0, logit_bias=((ord("a"), 100.0),))
     with pytest.raises(InvalidInput, match=r"cannot be followed: .*too many expressions"):
         await run(engine, PROMPTS[0], json_schema=schema, sampling=goes_on, ignore_eos=False, max_tokens=150)
 
 
 async def test_a_request_that_is_cancelled_while_its_schema_is_read_has_its_end(target: Path) -> None:
-    heard: list[Finished] = []
+    heard: list[FinishedRequest] = []
     limits = Limits(num_slots=1, max_context=200, max_lookahead=1)
     async with TorchEngine.open(target, EngineOptions(limits=limits, dtype=torch.float32), heard.append) as engine:
         with pytest.raises(TimeoutError):
@@ -228,8 +228,8 @@ async def test_a_context_as_long_as_the_models_is_filled_with_drafts_as_without(
     options = EngineOptions(limits=Limits(num_slots=2, max_context=64, max_lookahead=4), dtype=torch.float32)
     async with TorchEngine.open(tmp_path / "short", options) as engine:
         digest = save_draft(make_draft(tmp_path / "short", seed=1), tmp_path / "draft")
-        await engine.swap(DraftOnDisk(version=1, folder=tmp_path / "draft", tensors_digest=digest))
-        wanted: dict[str, object] = {"max_tokens": 40, "sampling": Sampling(temperature=0)}
+        await engine.swap(DraftCheckpoint(version=1, folder=tmp_path / "draft", tensors_digest=digest))
+        wanted: dict[str, object] = {"max_tokens": 40, "sampling": SamplingParams(temperature=0)}
         plain, _ = await run(engine, PROMPTS[1][:24], drafter=Drafter.NONE, **wanted)
         drafted, _ = await run(engine, PROMPTS[1][:24], drafter=drafter, lookahead=4, **wanted)
 

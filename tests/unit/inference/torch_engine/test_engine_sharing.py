@@ -15,18 +15,18 @@ from tests.support.wait import until
 
 from updraft_chassis.errors import InvalidInput
 from updraft_inference.engine import (
-    CaptureWish,
+    CaptureParams,
+    DraftCheckpoint,
     Drafter,
-    DraftOnDisk,
-    Finished,
+    FinishedRequest,
     FinishReason,
     GenerationRequest,
-    Sampling,
+    SamplingParams,
 )
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
 from updraft_inference.torch_engine.model.limits import Limits
 
-GREEDY = Sampling(temperature=0)
+GREEDY = SamplingParams(temperature=0)
 PROMPT = tuple(range(40, 97))
 _ids = count()
 
@@ -37,10 +37,10 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def drafts(target: Path, tmp_path_factory: pytest.TempPathFactory) -> list[DraftOnDisk]:
+def drafts(target: Path, tmp_path_factory: pytest.TempPathFactory) -> list[DraftCheckpoint]:
     folders = tmp_path_factory.mktemp("drafts")
     return [
-        DraftOnDisk(
+        DraftCheckpoint(
             version=n,
             folder=folders / str(n),
             tensors_digest=save_draft(make_draft(target, seed=n), folders / str(n)),
@@ -65,20 +65,20 @@ def request(prompt: tuple[int, ...], **kwargs: object) -> GenerationRequest:
     return GenerationRequest(request_id=f"r{next(_ids)}", prompt_ids=prompt, **{**defaults, **kwargs})  # type: ignore[arg-type]
 
 
-async def run(engine: TorchEngine, wanted: GenerationRequest) -> Finished:
+async def run(engine: TorchEngine, wanted: GenerationRequest) -> FinishedRequest:
     (finished,) = [delta.finished async for delta in engine.generate(wanted) if delta.finished]
     return finished
 
 
 @pytest.mark.parametrize("drafter", [Drafter.NONE, Drafter.HYBRID])
 async def test_prompts_that_begin_alike_are_read_once_and_answered_alike(
-    target: Path, drafts: list[DraftOnDisk], drafter: Drafter
+    target: Path, drafts: list[DraftCheckpoint], drafter: Drafter
 ) -> None:
     start = tuple(range(60, 120))
     prompts = [(*start, *end) for end in ((5, 6), (5, 7, 8), (), (9,))]
-    wish = CaptureWish(payload=True, prompt_rows=4)
+    wish = CaptureParams(payload=True, prompt_rows=4)
 
-    async def answers(engine: TorchEngine, *, together: bool) -> list[Finished]:
+    async def answers(engine: TorchEngine, *, together: bool) -> list[FinishedRequest]:
         wanted = [request(prompt, drafter=drafter, capture=wish) for prompt in prompts]
         if together:
             return list(await asyncio.gather(*(run(engine, one) for one in wanted)))
@@ -106,7 +106,7 @@ async def test_prompts_that_begin_alike_are_read_once_and_answered_alike(
 
 
 async def test_a_request_that_ends_at_once_leaves_its_prompt_to_those_that_draft_too(
-    engine: TorchEngine, drafts: list[DraftOnDisk]
+    engine: TorchEngine, drafts: list[DraftCheckpoint]
 ) -> None:
     """It ends before it ever drafted, so its draft had read nothing yet."""
     await engine.swap(drafts[0])
@@ -154,7 +154,7 @@ async def test_an_answer_is_looked_up_in_the_next_one_to_the_same_client_and_cha
 
 @pytest.mark.parametrize("between", [None, 1], ids=["none", "other weights"])
 async def test_a_new_draft_does_not_take_over_what_another_network_read(
-    engine: TorchEngine, drafts: list[DraftOnDisk], between: int | None
+    engine: TorchEngine, drafts: list[DraftCheckpoint], between: int | None
 ) -> None:
     await engine.swap(drafts[0])
     first = await run(engine, request(PROMPT, drafter=Drafter.EAGLE3, lookahead=4))
@@ -170,7 +170,7 @@ async def test_a_new_draft_does_not_take_over_what_another_network_read(
 
 
 async def test_a_new_draft_takes_over_nothing_from_a_request_that_the_old_one_began(
-    target: Path, engine: TorchEngine, drafts: list[DraftOnDisk]
+    target: Path, engine: TorchEngine, drafts: list[DraftCheckpoint]
 ) -> None:
     """It drafts for it over the old one's rows; a fresh request gets the drafts that it would get from a new engine."""
     wanted = {"drafter": Drafter.EAGLE3, "lookahead": 4}
@@ -190,7 +190,9 @@ async def test_a_new_draft_takes_over_nothing_from_a_request_that_the_old_one_be
             pass
 
 
-async def test_requests_beyond_the_memory_wait_for_it_and_none_fails(target: Path, drafts: list[DraftOnDisk]) -> None:
+async def test_requests_beyond_the_memory_wait_for_it_and_none_fails(
+    target: Path, drafts: list[DraftCheckpoint]
+) -> None:
     """Several times what the slots hold; those that hold them first leave half-way."""
     wanted = [request(tuple(range(3 + n, 103 + n)), max_tokens=60) for n in range(10)]
     async with open_engine(target, max_context=1000) as engine:
@@ -223,9 +225,9 @@ SCHEMA = json.dumps({"type": "array", "items": {"type": "string", "maxLength": 5
 START = tuple(range(10, 310))
 
 
-def mixture(sampling: Sampling) -> list[GenerationRequest]:
+def mixture(sampling: SamplingParams) -> list[GenerationRequest]:
     """Long prompts that begin alike, short ones; schemas and penalties; every drafter, lookahead, and capture or not."""
-    wish = CaptureWish(payload=True, prompt_rows=4, counterfactual_rows=2)
+    wish = CaptureParams(payload=True, prompt_rows=4, counterfactual_rows=2)
     penalised = replace(sampling, frequency_penalty=0.4)
     schema: dict[str, object] = {"json_schema": SCHEMA, "ignore_eos": False}
     return [
@@ -240,9 +242,9 @@ def mixture(sampling: Sampling) -> list[GenerationRequest]:
     ]
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.0, seed=5)], ids=["greedy", "seeded"])
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingParams(temperature=1.0, seed=5)], ids=["greedy", "seeded"])
 async def test_output_is_that_of_plain_decoding_with_everything_at_once(
-    target: Path, drafts: list[DraftOnDisk], sampling: Sampling
+    target: Path, drafts: list[DraftCheckpoint], sampling: SamplingParams
 ) -> None:
     """A shared prefix, prompts in chunks beside streams, grammars, penalties, capture, unequal lengths, requests that wait,
     and swaps. Plain is one request after another in an engine with one slot, no draft, and nothing in its memory."""

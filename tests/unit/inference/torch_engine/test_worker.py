@@ -10,7 +10,7 @@ import torch
 from tests.support.tiny_target import make_tiny_target
 
 from updraft_chassis.errors import Unavailable
-from updraft_inference.engine import Drafter, GenerationRequest, Sampling
+from updraft_inference.engine import Drafter, GenerationRequest, SamplingParams
 from updraft_inference.torch_engine.model.limits import Limits
 from updraft_inference.torch_engine.model.target import Target
 from updraft_inference.torch_engine.scheduler.scheduler import Decoder
@@ -94,7 +94,7 @@ async def test_a_step_that_fails_ends_it_and_who_waits_is_told(
 
     worker = Worker(decoder, on_failure=tell)
     await worker.start()
-    request = GenerationRequest(request_id="r", prompt_ids=(1, 2), max_tokens=4, sampling=Sampling(temperature=0))
+    request = GenerationRequest(request_id="r", prompt_ids=(1, 2), max_tokens=4, sampling=SamplingParams(temperature=0))
     worker.send(lambda: decoder.add(Sequence(request=request, emit=lambda _: None, ids=[1, 2])))
     await has_failed.wait()
     with pytest.raises(Unavailable):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from updraft_chassis.errors import InvalidInput
-from updraft_inference.engine import GenerationRequest, Sampling
+from updraft_inference.engine import GenerationRequest, SamplingParams
 
 _REPETITION = (0.01, 100.0)
 """Beyond it logits leave float32."""
@@ -34,7 +34,7 @@ def check_sampling(request: GenerationRequest, vocab_size: int) -> None:
 
 def processed(
     logits_TV: Tensor,
-    sampling: Sampling,
+    sampling: SamplingParams,
     *,
     prompt_ids: Sequence[int],
     output_ids: Sequence[int],
@@ -52,7 +52,7 @@ def processed(
     return logits if allowed_TV is None else logits.masked_fill(~allowed_TV, float("-inf"))
 
 
-def _penalised(logits_TV: Tensor, sampling: Sampling, prompt_V: Tensor, said_TV: Tensor) -> Tensor:
+def _penalised(logits_TV: Tensor, sampling: SamplingParams, prompt_V: Tensor, said_TV: Tensor) -> Tensor:
     """`prompt_V` and `said_TV` count the tokens of the prompt, and those of the output before each row."""
     repetition = sampling.repetition_penalty
     if repetition != 1.0:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from updraft_draft.acceptance import accept_sampled, filtered_probs
-from updraft_inference.engine import Sampling, TokenLogprob
+from updraft_inference.engine import SamplingParams, TokenLogprob
 from updraft_inference.torch_engine.model.ops import Peaks, Plain
 from updraft_inference.torch_engine.sampling import noise
 from updraft_inference.torch_engine.sampling.logits import processed
@@ -77,7 +77,7 @@ def _choose(sequence: Sequence, proposal: Proposal, rows_TV: Tensor, likeliest: 
 class _Filtered:
     """What is sampled from, row by row. Each costs as much as a plain step's: those after a refusal are never computed."""
 
-    def __init__(self, rows_TV: Tensor, sampling: Sampling) -> None:
+    def __init__(self, rows_TV: Tensor, sampling: SamplingParams) -> None:
         self._rows_TV = rows_TV
         self._sampling = sampling
 

@@ -19,7 +19,7 @@ from updraft_chassis.errors import Corrupt, InvalidInput
 from updraft_draft.config import TargetConfig, default_aux_layers
 from updraft_draft.network import DraftNetwork
 from updraft_draft.target_weights import read_head
-from updraft_inference.engine import Drafter, DraftOnDisk, GenerationRequest, Sampling
+from updraft_inference.engine import DraftCheckpoint, Drafter, GenerationRequest, SamplingParams
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
 from updraft_inference.torch_engine.model.kv_cache import CacheShape, SlotCache
 from updraft_inference.torch_engine.model.limits import Limits
@@ -164,7 +164,7 @@ async def test_greedy_output_of_the_engine_is_that_of_transformers_generate(
         )
         expected.append(tuple(full[0, len(text) :].tolist()))
     draft_folder = tmp_path_factory.mktemp("draft")
-    draft = DraftOnDisk(version=1, folder=draft_folder, tensors_digest=save_draft(make_draft(folder), draft_folder))
+    draft = DraftCheckpoint(version=1, folder=draft_folder, tensors_digest=save_draft(make_draft(folder), draft_folder))
     async with TorchEngine.open(folder, EngineOptions(limits=limits, dtype=torch.float32)) as engine:
         await engine.swap(draft)
         for drafter in Drafter:
@@ -174,7 +174,7 @@ async def test_greedy_output_of_the_engine_is_that_of_transformers_generate(
                     request_id=f"{drafter}-{n}",
                     prompt_ids=tuple(text),
                     max_tokens=20,
-                    sampling=Sampling(temperature=0),
+                    sampling=SamplingParams(temperature=0),
                     ignore_eos=True,
                     drafter=drafter,
                     lookahead=4,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from updraft_chassis.errors import InvalidInput
 from updraft_draft.acceptance import filtered_probs
-from updraft_inference.engine import Drafter, GenerationRequest, Sampling
+from updraft_inference.engine import Drafter, GenerationRequest, SamplingParams
 from updraft_inference.torch_engine.model.ops import Plain
 from updraft_inference.torch_engine.sampling.grammar import Grammars
 from updraft_inference.torch_engine.sampling.logits import check_sampling, processed
@@ -25,7 +25,7 @@ from updraft_inference.torch_engine.sequence import Proposal, Sequence
 VOCAB = 6
 tokens = st.lists(st.integers(0, VOCAB - 1), max_size=6)
 samplings = st.builds(
-    Sampling,
+    SamplingParams,
     temperature=st.sampled_from([0.0, 0.5, 1.0, 2.0]),
     min_p=st.sampled_from([0.0, 0.1, 0.5]),
     top_k=st.sampled_from([0, 2, 4]),
@@ -41,7 +41,7 @@ def random_rows(seed: int, num: int, vocab: int = VOCAB) -> Tensor:
     return torch.randn(num, vocab, generator=torch.Generator().manual_seed(seed)) * 2
 
 
-def plainly(logits: list[float], sampling: Sampling, prompt: list[int], output: list[int]) -> list[float]:
+def plainly(logits: list[float], sampling: SamplingParams, prompt: list[int], output: list[int]) -> list[float]:
     """The definition, a number at a time, as OpenAI's and vLLM's pages have it."""
     bias = dict(sampling.logit_bias)
     result = []
@@ -58,7 +58,7 @@ def plainly(logits: list[float], sampling: Sampling, prompt: list[int], output: 
 @settings(max_examples=200, deadline=None)
 @given(seed=st.integers(0, 999), sampling=samplings, prompt=tokens, output=tokens, drafts=tokens)
 def test_every_row_is_what_plain_decoding_has_after_the_drafts_before_it(
-    seed: int, sampling: Sampling, prompt: list[int], output: list[int], drafts: list[int]
+    seed: int, sampling: SamplingParams, prompt: list[int], output: list[int], drafts: list[int]
 ) -> None:
     logits = random_rows(seed, len(drafts) + 1)
 
@@ -74,7 +74,7 @@ def test_every_row_is_what_plain_decoding_has_after_the_drafts_before_it(
 
 def test_what_is_not_asked_for_changes_nothing() -> None:
     logits = random_rows(0, 3)
-    rows = processed(logits, Sampling(), prompt_ids=[1], output_ids=[2], draft_ids=[3, 3])
+    rows = processed(logits, SamplingParams(), prompt_ids=[1], output_ids=[2], draft_ids=[3, 3])
     assert torch.equal(rows, logits)
 
 
@@ -94,10 +94,13 @@ def test_min_p_keeps_what_is_likely_enough_beside_the_likeliest(seed: int, min_p
 @pytest.mark.parametrize(
     ("request_fields", "words"),
     [
-        ({"sampling": Sampling(repetition_penalty=0.0)}, "repetition_penalty is 0"),
-        ({"sampling": Sampling(repetition_penalty=1e30)}, "0.01 to 100"),
-        ({"sampling": Sampling(logit_bias=((0, 1.0), (VOCAB, 1.0)))}, "token 6, which is outside the vocabulary of 6"),
-        ({"sampling": Sampling(logit_bias=((-1, 1.0),))}, "token -1"),
+        ({"sampling": SamplingParams(repetition_penalty=0.0)}, "repetition_penalty is 0"),
+        ({"sampling": SamplingParams(repetition_penalty=1e30)}, "0.01 to 100"),
+        (
+            {"sampling": SamplingParams(logit_bias=((0, 1.0), (VOCAB, 1.0)))},
+            "token 6, which is outside the vocabulary of 6",
+        ),
+        ({"sampling": SamplingParams(logit_bias=((-1, 1.0),))}, "token -1"),
         ({"top_logprobs": VOCAB + 1}, "top_logprobs is 7"),
     ],
 )
@@ -109,7 +112,7 @@ def test_what_has_no_meaning_is_refused_with_the_number(request_fields: dict[str
 
 # -- the whole: a toy model, judged as the engine does ---------------------------------------------------------------
 
-EVERYTHING = Sampling(
+EVERYTHING = SamplingParams(
     temperature=0.9,
     min_p=0.25,
     top_k=4,
@@ -139,7 +142,7 @@ class Toy:
         self.grammars = Grammars(folder, self.vocab, frozenset({self.eos}))
         self.schema = SCHEMA if has_grammar else None
 
-    def sequence(self, sampling: Sampling, *, generator: torch.Generator | None) -> Sequence:
+    def sequence(self, sampling: SamplingParams, *, generator: torch.Generator | None) -> Sequence:
         request = GenerationRequest(
             request_id="toy", prompt_ids=PROMPT, max_tokens=99, sampling=sampling, json_schema=self.schema
         )
@@ -154,7 +157,7 @@ class Toy:
         sequence.extend([*proposal.ids[: verdict.accepted], verdict.next_id], frozenset({self.eos}))
         return verdict
 
-    def plain_probs(self, sampling: Sampling, output: tuple[int, ...]) -> Tensor:
+    def plain_probs(self, sampling: SamplingParams, output: tuple[int, ...]) -> Tensor:
         """What plain decoding draws from after `output`, by the definitions."""
         logits = toy_logits((*PROMPT, *output), self.vocab)
         row = torch.tensor([plainly(logits.tolist(), sampling, list(PROMPT), list(output))])
@@ -164,7 +167,7 @@ class Toy:
             row, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p, min_p=sampling.min_p
         )[0]
 
-    def exactly(self, sampling: Sampling) -> dict[tuple[int, ...], float]:
+    def exactly(self, sampling: SamplingParams) -> dict[tuple[int, ...], float]:
         """The probability of every beginning of an output, NUM_COMPARED tokens or up to its end."""
         found: dict[tuple[int, ...], float] = {}
         alive: dict[tuple[int, ...], float] = {(): 1.0}

@@ -7,7 +7,7 @@ import torch
 from tests.support.tiny_target import HIDDEN, VOCAB, make_draft, make_tiny_target
 
 from updraft_draft.acceptance import expected_acceptance
-from updraft_inference.engine import GenerationRequest, Sampling
+from updraft_inference.engine import GenerationRequest, SamplingParams
 from updraft_inference.torch_engine.drafting.eagle import EagleDrafter
 from updraft_inference.torch_engine.sampling.noise import clocks, draw
 from updraft_inference.torch_engine.sequence import Sequence
@@ -56,7 +56,7 @@ def test_two_distributions_agree_nearly_as_often_as_they_overlap(nearness: float
 def test_eagle_draws_by_the_noise_of_the_positions_it_drafts_for(tmp_path: Path) -> None:
     network = make_draft(make_tiny_target(tmp_path), token_ids=torch.arange(100, 228))
     request = GenerationRequest(
-        request_id="a", prompt_ids=(101, 102, 103), max_tokens=20, sampling=Sampling(temperature=1.0, seed=8)
+        request_id="a", prompt_ids=(101, 102, 103), max_tokens=20, sampling=SamplingParams(temperature=1.0, seed=8)
     )
     sequence = Sequence(
         request=request,

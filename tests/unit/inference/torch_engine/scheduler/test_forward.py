@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.tiny_target import make_tiny_target
 
-from updraft_inference.engine import GenerationRequest, Sampling
+from updraft_inference.engine import GenerationRequest, SamplingParams
 from updraft_inference.torch_engine.model.kv_cache import CacheShape, SlotCache
 from updraft_inference.torch_engine.model.target import Target
 from updraft_inference.torch_engine.scheduler.forward import Piece, advance
@@ -38,7 +38,7 @@ def new_cache(target: Target) -> SlotCache:
 
 def sequence(slot: int, ids: list[int], *, num_prompt: int, num_read: int) -> Sequence:
     request = GenerationRequest(
-        request_id=str(slot), prompt_ids=tuple(ids[:num_prompt]), max_tokens=50, sampling=Sampling(temperature=0)
+        request_id=str(slot), prompt_ids=tuple(ids[:num_prompt]), max_tokens=50, sampling=SamplingParams(temperature=0)
     )
     return Sequence(request=request, emit=lambda _: None, slot=slot, ids=ids, num_read=num_read)
 

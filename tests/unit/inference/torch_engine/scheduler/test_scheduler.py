@@ -7,7 +7,7 @@ import pytest
 import torch
 from tests.support.tiny_target import make_draft, make_tiny_target
 
-from updraft_inference.engine import Delta, Drafter, GenerationRequest, Sampling
+from updraft_inference.engine import Delta, Drafter, GenerationRequest, SamplingParams
 from updraft_inference.torch_engine.drafting.eagle import EagleDrafter
 from updraft_inference.torch_engine.drafting.lookahead.cost import CostTable
 from updraft_inference.torch_engine.drafting.lookahead.kind import NOTHING
@@ -38,7 +38,7 @@ class Request:
             request_id=f"r{next(_ids)}",
             prompt_ids=prompt,
             max_tokens=max_tokens,
-            sampling=Sampling(temperature=0),
+            sampling=SamplingParams(temperature=0),
             ignore_eos=True,
             drafter=drafter,
             lookahead=lookahead,
