@@ -29,7 +29,7 @@ class Metrics:
     connections: Gauge
     drift: Counter
     stale: Counter
-    _told: dict[Key, dict[str, tuple[str, str]]] = field(default_factory=dict)
+    _shown: dict[Key, dict[str, tuple[str, str]]] = field(default_factory=dict)
     """Status and reason that each condition is shown with; one sample for each, not one for each status."""
 
     @classmethod
@@ -68,19 +68,19 @@ class Metrics:
             stale=counter("stale_objects", "Objects whose change a watch had missed and a listing found.", "kind"),
         )
 
-    def tell(self, key: Key, conditions: Iterable[Condition]) -> None:
+    def show(self, key: Key, conditions: Iterable[Condition]) -> None:
         """Show the conditions of a speculator."""
-        told = self._told.setdefault(key, {})
-        for each in conditions:
-            before, now = told.get(each.type), (each.status, each.reason)
+        shown = self._shown.setdefault(key, {})
+        for condition in conditions:
+            before, now = shown.get(condition.type), (condition.status, condition.reason)
             if now == before:
                 continue
             if before is not None:
-                self.condition.remove(key.namespace, key.name, each.type, *before)
-            self.condition.labels(key.namespace, key.name, each.type, *now).set(1)
-            told[each.type] = now
+                self.condition.remove(key.namespace, key.name, condition.type, *before)
+            self.condition.labels(key.namespace, key.name, condition.type, *now).set(1)
+            shown[condition.type] = now
 
     def forget(self, key: Key) -> None:
         """No longer show a speculator that is gone."""
-        for kind, told in self._told.pop(key, {}).items():
-            self.condition.remove(key.namespace, key.name, kind, *told)
+        for kind, shown in self._shown.pop(key, {}).items():
+            self.condition.remove(key.namespace, key.name, kind, *shown)

@@ -1,4 +1,4 @@
-"""Observe, plan, carry out: the same for every speculator, whatever happened to it."""
+"""Observe, plan, apply: the same path for every speculator, whatever event triggered it."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -10,17 +10,17 @@ from updraft_chassis.clock import Clock
 from updraft_chassis.errors import Conflict, Forbidden, InvalidInput, NotFound, UpdraftError
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
-from updraft_operator.manifests.manifest import Manifest, Surroundings, digest
+from updraft_operator.manifests.manifest import Manifest, OperatorConfig, digest
 from updraft_operator.manifests.registry import ROLES
 from updraft_operator.metrics import Metrics
 from updraft_operator.planning.objects import Key, Ref
-from updraft_operator.planning.observed import Access, Observed, Refusal
-from updraft_operator.planning.plan import Call, Event, Plan, hash_of, plan, ref
+from updraft_operator.planning.observed import AccessSecret, Observed, Refusal
+from updraft_operator.planning.plan import Event, Plan, RegistryCall, hash_of, make_plan, ref
 from updraft_operator.planning.policy import policy
-from updraft_operator.registry_connections import Address, Links
+from updraft_operator.registry_connections import RegistryAddress, RegistryConnections
 from updraft_operator.watching.cluster import KINDS, Cluster
 from updraft_operator.watching.secrets import Secrets, fresh_tokens
-from updraft_operator.watching.store import Known, Store
+from updraft_operator.watching.store import CachedObjects, Store
 from updraft_operator.watching.traces import delete_traces
 
 logger = logging.getLogger(__name__)
@@ -28,236 +28,238 @@ logger = logging.getLogger(__name__)
 _REPORTER = names.MANAGER
 
 _FORBIDDEN = {"exceeded quota": "QuotaExceeded", "because it is being terminated": "NamespaceTerminating"}
-"""Why something is forbidden to everyone, by the API server's words."""
+"""Reasons for which the API server forbids a write to everyone, by the text of its message."""
 
 
 @dataclass(slots=True)
-class _Memory:
-    """What is remembered of a speculator between looks; all of it can be lost."""
+class _ReconcileState:
+    """State kept per speculator between reconciliations. Losing it is harmless."""
 
     refusals: dict[Ref, Refusal] = field(default_factory=dict)
     settled: dict[Ref, tuple[str, str]] = field(default_factory=dict)
     status_due_s: float = float("-inf")
     ending_s: float | None = None
-    """When it was first seen to be deleted."""
-    said: frozenset[str] = frozenset()
-    """What a dry run said last."""
+    """When its deletion was first observed."""
+    logged_steps: frozenset[str] = frozenset()
+    """Steps that the last dry run logged."""
     fresh_tokens: dict[str, str] = field(default_factory=dict)
-    """Those that wait to be in the Secret: the same at every look, for pod templates depend on them."""
+    """Tokens not yet in the Secret. They stay the same until they are, because pod templates depend on them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wiring:
-    """What a reconciliation works with."""
+    """Everything that a reconciliation uses."""
 
     store: Store
     cluster: Cluster
     secrets: Secrets
-    links: Links
+    registries: RegistryConnections
     metrics: Metrics
     clock: Clock
-    around: Surroundings
+    config: OperatorConfig
     redis_url: str
     registry_address: str
     """Template, with {name} and {namespace}."""
     status_s: float = 30.0
-    """Least time between two writes of a status in which only measurements changed."""
+    """Minimum time between two status writes that change only measurements."""
     cleanup_s: float = 60.0
-    """How long a deletion may wait for what is outside the cluster."""
+    """How long a deletion may wait for data outside the cluster."""
     is_dry_run: bool = False
     guard: Callable[[], None] = lambda: None
-    """Raises where this process may not write (any more)."""
+    """Raises if this process may not write."""
 
 
 class Reconciler:
-    """Stateless but for what the API server refused, which is not asked for again and again."""
+    """Stateless except for refused writes, which are not repeated on every reconciliation."""
 
     def __init__(self, wiring: Wiring) -> None:
         self._wiring = wiring
-        self._memories: dict[Key, _Memory] = {}
+        self._states: dict[Key, _ReconcileState] = {}
 
     async def reconcile(self, key: Key) -> float | None:
-        """Look once and do what follows; return after how long to look again, if nothing happens before."""
-        known = self._wiring.store.known(key)
-        if known.speculator is None:
+        """Reconcile once. Returns the delay in seconds until the next reconciliation, or None to wait for an event."""
+        cached = self._wiring.store.cached(key)
+        if cached.speculator is None:
             self._forget(key)
             return None
-        seen = await self.observe(key, known)
-        made = self._plan(seen)
+        observed = await self.observe(key, cached)
+        plan = self._plan(observed)
         if self._wiring.is_dry_run:
-            self._say_plan(key, made)
+            self._log_plan(key, plan)
             return None
-        if await self._carry_out(key, seen, made):
-            known = self._wiring.store.known(key)
-            if known.speculator is None:  # it went meanwhile
+        if await self._apply_plan(key, observed, plan):
+            cached = self._wiring.store.cached(key)
+            if cached.speculator is None:  # deleted in the meantime
                 self._forget(key)
                 return None
-            seen = await self.observe(key, known)
-            made = self._plan(seen)
-        await self._tell(key, seen, made)
-        self._wiring.metrics.tell(key, seen.speculator.status.conditions)
-        return made.again_s
+            observed = await self.observe(key, cached)
+            plan = self._plan(observed)
+        await self._publish(key, observed, plan)
+        self._wiring.metrics.show(key, observed.speculator.status.conditions)
+        return plan.again_s
 
     def retry_refused(self) -> None:
-        """Ask again for what was refused: a quota may have grown, a foreign object may be gone."""
-        for memory in self._memories.values():
-            memory.refusals.clear()
+        """Try refused writes again: a quota may have grown, a conflicting object may be gone."""
+        for state in self._states.values():
+            state.refusals.clear()
 
-    async def observe(self, key: Key, known: Known) -> Observed:
-        """All that is known, in one piece."""
-        wiring, memory = self._wiring, self._memory(key)
-        assert known.speculator is not None
-        memory.settled = {where: said for where, said in memory.settled.items() if where in known.children}
-        if known.speculator.metadata.deletion_timestamp is not None and memory.ending_s is None:
-            memory.ending_s = wiring.clock.monotonic()
-        found = await wiring.secrets.look(key, known.speculator)
-        missing = fresh_tokens(role for role in ROLES if not found.access.tokens.get(role))
-        memory.fresh_tokens = {role: memory.fresh_tokens.get(role, token) for role, token in missing.items()}
-        self._listen(key, known, known.speculator, found.access)
+    async def observe(self, key: Key, cached: CachedObjects) -> Observed:
+
+        wiring, state = self._wiring, self._state(key)
+        assert cached.speculator is not None
+        state.settled = {target: result for target, result in state.settled.items() if target in cached.children}
+        if cached.speculator.metadata.deletion_timestamp is not None and state.ending_s is None:
+            state.ending_s = wiring.clock.monotonic()
+        secrets = await wiring.secrets.read(key, cached.speculator)
+        missing = fresh_tokens(role for role in ROLES if not secrets.access.tokens.get(role))
+        state.fresh_tokens = {role: state.fresh_tokens.get(role, token) for role, token in missing.items()}
+        self._connect(key, cached, cached.speculator, secrets.access)
         return Observed(
-            speculator=known.speculator,
-            around=wiring.around,
-            children=known.children,
-            pods=known.pods,
-            drafts=known.drafts,
-            registry=wiring.links.view(key),
-            access=found.access,
+            speculator=cached.speculator,
+            config=wiring.config,
+            children=cached.children,
+            pods=cached.pods,
+            drafts=cached.drafts,
+            registry=wiring.registries.view(key),
+            access=secrets.access,
             redis_url=wiring.redis_url,
-            fresh_tokens=memory.fresh_tokens,
-            missing_secrets=found.missing,
-            refusals=tuple(memory.refusals.values()),
-            settled=dict(memory.settled),
-            status_due_s=memory.status_due_s,
-            ending_s=memory.ending_s,
+            fresh_tokens=state.fresh_tokens,
+            missing_secrets=secrets.missing,
+            refusals=tuple(state.refusals.values()),
+            settled=dict(state.settled),
+            status_due_s=state.status_due_s,
+            ending_s=state.ending_s,
             cleanup_s=wiring.cleanup_s,
         )
 
-    def _listen(self, key: Key, known: Known, owner: AdaptiveSpeculator, access: Access) -> None:
-        """To the registry, while its pod is ready: asking one that is not there says nothing."""
-        workload = known.children.get(Ref("StatefulSet", names.child(key.name, names.REGISTRY)))
-        is_there = workload is not None and workload.status.get("readyReplicas", 0) > 0
+    def _connect(self, key: Key, cached: CachedObjects, owner: AdaptiveSpeculator, access: AccessSecret) -> None:
+        """Connect to the registry while its pod is ready."""
+        workload = cached.children.get(Ref("StatefulSet", names.child(key.name, names.REGISTRY)))
+        is_ready = workload is not None and workload.status.get("readyReplicas", 0) > 0
         token = access.tokens.get("operate", "")
-        if not is_there or not token or owner.metadata.deletion_timestamp is not None:
-            self._wiring.links.want(key, None)
+        if not is_ready or not token or owner.metadata.deletion_timestamp is not None:
+            self._wiring.registries.set_address(key, None)
             return
         address = self._wiring.registry_address.format(name=key.name, namespace=key.namespace)
-        self._wiring.links.want(key, Address(address=address, token=token))
+        self._wiring.registries.set_address(key, RegistryAddress(address=address, token=token))
 
-    def _plan(self, seen: Observed) -> Plan:
-        return plan(seen, now_unix_s=self._wiring.clock.now(), now_s=self._wiring.clock.monotonic())
+    def _plan(self, observed: Observed) -> Plan:
+        return make_plan(observed, now_unix_s=self._wiring.clock.now(), now_s=self._wiring.clock.monotonic())
 
-    def _say_plan(self, key: Key, made: Plan) -> None:
-        """Log what would be done, once."""
-        would = {f"apply {'/'.join(ref(each))}" for each in made.apply}
-        would |= {f"delete {'/'.join(each)}" for each in made.delete}
-        would |= {f"tell the registry {call.verb} {call.version or ''}".strip() for call in made.calls}
-        memory = self._memory(key)
-        for each in sorted(would - memory.said):
-            logger.info("Would %s", each, extra={"speculator": str(key)})
-        memory.said = frozenset(would)
+    def _log_plan(self, key: Key, plan: Plan) -> None:
+        """Log the steps of a dry run, each once."""
+        steps = {f"apply {'/'.join(ref(content))}" for content in plan.apply}
+        steps |= {f"delete {'/'.join(target)}" for target in plan.delete}
+        steps |= {f"call {call.verb} {call.version or ''}".strip() + " on the registry" for call in plan.calls}
+        state = self._state(key)
+        for step in sorted(steps - state.logged_steps):
+            logger.info("Would %s", step, extra={"speculator": str(key)})
+        state.logged_steps = frozenset(steps)
 
-    async def _carry_out(self, key: Key, seen: Observed, made: Plan) -> bool:
-        """Objects, then calls, then the finalizer; whether anything was done."""
-        for content in made.apply:
-            await self._apply(key, seen, content)
-        for each in made.delete:
-            logger.info("Deleting", extra={"speculator": str(key), "object": "/".join(each)})
-            await self._wiring.cluster.delete(each.kind, key.namespace, each.name)
-            self._wiring.store.drop(each.kind, key, each.name)
-        for call in made.calls:
-            await self._call(key, seen, call)
-        if made.cleans_up:
+    async def _apply_plan(self, key: Key, observed: Observed, plan: Plan) -> bool:
+        """Objects, then calls, then the finalizer. Returns whether anything was done."""
+        for content in plan.apply:
+            await self._apply(key, observed, content)
+        for target in plan.delete:
+            logger.info("Deleting object", extra={"speculator": str(key), "object": "/".join(target)})
+            await self._wiring.cluster.delete(target.kind, key.namespace, target.name)
+            self._wiring.store.drop(target.kind, key, target.name)
+        for call in plan.calls:
+            await self._call(key, observed, call)
+        if plan.cleans_up:
             self._wiring.guard()
-            await delete_traces(self._wiring.secrets, self._wiring.redis_url, seen.speculator)
-        if made.finalizer:
-            await self._set_finalizer(key, seen, has_it=made.finalizer == "add")
-        return bool(made.apply or made.delete or made.calls or made.finalizer)
+            await delete_traces(self._wiring.secrets, self._wiring.redis_url, observed.speculator)
+        if plan.finalizer:
+            await self._set_finalizer(key, observed, has_it=plan.finalizer == "add")
+        return bool(plan.apply or plan.delete or plan.calls or plan.finalizer)
 
-    async def _apply(self, key: Key, seen: Observed, content: Manifest) -> None:
-        wiring, memory, where = self._wiring, self._memory(key), ref(content)
-        mark = "" if where.kind in ("Secret", "DraftVersion") else hash_of(content)
+    async def _apply(self, key: Key, observed: Observed, content: Manifest) -> None:
+        wiring, state, target = self._wiring, self._state(key), ref(content)
+        mark = "" if target.kind in ("Secret", "DraftVersion") else hash_of(content)
         try:
-            await self._check_owner(seen, where)
-            known = seen.children.get(where)
+            await self._check_owner(observed, target)
+            cached = observed.children.get(target)
             answer = await wiring.cluster.apply(content)
         except (InvalidInput, Conflict, Forbidden) as error:
-            memory.refusals[where] = _refused(where, mark, error)
-            logger.warning("Refused", extra={"speculator": str(key), "object": "/".join(where), "error": str(error)})
-            return
-        memory.refusals.pop(where, None)
-        version = answer["metadata"]["resourceVersion"]
-        if where.kind == "Secret":
-            wiring.secrets.forget(key)
-            return
-        wiring.store.put(where.kind, answer)
-        if mark:
-            memory.settled[where] = (mark, version)
-        if known is not None and known.applied == mark and known.resource_version != version:
-            wiring.metrics.drift.labels(where.kind).inc()
-            logger.info("Set right", extra={"speculator": str(key), "object": "/".join(where)})
-
-    async def _check_owner(self, seen: Observed, where: Ref) -> None:
-        """Conflict for an object that is there and not ours: it is never taken over silently."""
-        known = seen.children.get(where)
-        owner, metadata = seen.speculator.metadata, {}
-        if known is not None:
-            if known.owner_uid in ("", owner.uid) or where.kind == "Job":
-                return
-            metadata = known.live()["metadata"]
-        else:
-            try:
-                metadata = (await self._wiring.cluster.get(where.kind, owner.namespace, where.name))["metadata"]
-            except NotFound:
-                return
-        if problem := _foreign(metadata, seen):
-            raise Conflict(f"{where.kind} {where.name} is there already and {problem}")
-
-    async def _call(self, key: Key, seen: Observed, call: Call) -> None:
-        rollout = policy(seen.speculator.spec.rollout)
-        self._wiring.guard()
-        try:
-            await self._wiring.links.call(key, call, rollout)
-        except (InvalidInput, Conflict, NotFound) as error:
-            refusal = Refusal(ref=call.ref, digest=call.digest, reason="InvalidRollout", message=str(error))
-            self._memory(key).refusals[call.ref] = refusal
+            state.refusals[target] = _refused(target, mark, error)
             logger.warning(
-                "The registry refused", extra={"speculator": str(key), "call": call.verb, "error": str(error)}
+                "Apply refused", extra={"speculator": str(key), "object": "/".join(target), "error": str(error)}
             )
             return
-        self._memory(key).refusals.pop(call.ref, None)
-        logger.info("Told the registry", extra={"speculator": str(key), "call": call.verb, "version": call.version})
+        state.refusals.pop(target, None)
+        version = answer["metadata"]["resourceVersion"]
+        if target.kind == "Secret":
+            wiring.secrets.forget(key)
+            return
+        wiring.store.put(target.kind, answer)
+        if mark:
+            state.settled[target] = (mark, version)
+        if cached is not None and cached.applied == mark and cached.resource_version != version:
+            wiring.metrics.drift.labels(target.kind).inc()
+            logger.info("Reverted drift", extra={"speculator": str(key), "object": "/".join(target)})
 
-    async def _set_finalizer(self, key: Key, seen: Observed, *, has_it: bool) -> None:
-        metadata = seen.speculator.metadata
-        others = [each for each in metadata.finalizers if each != names.FINALIZER]
-        wished = [*others, names.FINALIZER] if has_it else others
-        patch = {"metadata": {"finalizers": wished, "resourceVersion": metadata.resource_version}}
+    async def _check_owner(self, observed: Observed, target: Ref) -> None:
+        """Conflict if the object exists and belongs to someone else: it is never taken over silently."""
+        cached = observed.children.get(target)
+        owner, metadata = observed.speculator.metadata, {}
+        if cached is not None:
+            if cached.owner_uid in ("", owner.uid) or target.kind == "Job":
+                return
+            metadata = cached.live()["metadata"]
+        else:
+            try:
+                metadata = (await self._wiring.cluster.get(target.kind, owner.namespace, target.name))["metadata"]
+            except NotFound:
+                return
+        if problem := _foreign(metadata, observed):
+            raise Conflict(f"{target.kind} {target.name} already exists and {problem}")
+
+    async def _call(self, key: Key, observed: Observed, call: RegistryCall) -> None:
+        rollout = policy(observed.speculator.spec.rollout)
+        self._wiring.guard()
+        try:
+            await self._wiring.registries.call(key, call, rollout)
+        except (InvalidInput, Conflict, NotFound) as error:
+            refusal = Refusal(ref=call.ref, digest=call.digest, reason="InvalidRollout", message=str(error))
+            self._state(key).refusals[call.ref] = refusal
+            logger.warning(
+                "Registry call refused", extra={"speculator": str(key), "call": call.verb, "error": str(error)}
+            )
+            return
+        self._state(key).refusals.pop(call.ref, None)
+        logger.info("Called the registry", extra={"speculator": str(key), "call": call.verb, "version": call.version})
+
+    async def _set_finalizer(self, key: Key, observed: Observed, *, has_it: bool) -> None:
+        metadata = observed.speculator.metadata
+        others = [name for name in metadata.finalizers if name != names.FINALIZER]
+        finalizers = [*others, names.FINALIZER] if has_it else others
+        patch = {"metadata": {"finalizers": finalizers, "resourceVersion": metadata.resource_version}}
         try:
             answer = await self._wiring.cluster.merge("AdaptiveSpeculator", key.namespace, key.name, patch)
         except NotFound:
             return
         self._wiring.store.put("AdaptiveSpeculator", answer)
 
-    async def _tell(self, key: Key, seen: Observed, made: Plan) -> None:
-        """Status and events; an object that is gone needs none, and the others get theirs."""
-        told = [("DraftVersion", name, status) for name, status in made.draft_statuses]
-        if made.status is not None:
-            told.insert(0, ("AdaptiveSpeculator", key.name, made.status))
-            self._memory(key).status_due_s = self._wiring.clock.monotonic() + self._wiring.status_s
+    async def _publish(self, key: Key, observed: Observed, plan: Plan) -> None:
+        """Write statuses and Events; objects that are gone are skipped."""
+        statuses = [("DraftVersion", name, status) for name, status in plan.draft_statuses]
+        if plan.status is not None:
+            statuses.insert(0, ("AdaptiveSpeculator", key.name, plan.status))
+            self._state(key).status_due_s = self._wiring.clock.monotonic() + self._wiring.status_s
         gone: set[tuple[str, str]] = set()
-        for kind, name, status in told:
+        for kind, name, status in statuses:
             try:
                 answer = await self._wiring.cluster.apply(_status(key, kind, name, status), is_status=True)
             except NotFound:
                 gone.add((kind, name))
             else:
                 self._wiring.store.put(kind, answer)
-        for event in made.events:
+        for event in plan.events:
             if (event.kind, event.name) not in gone:
-                await self._say(key, event)
+                await self._emit(key, event)
 
-    async def _say(self, key: Key, event: Event) -> None:
-        """Tell what happened; an Event is news, and no work fails for want of it."""
+    async def _emit(self, key: Key, event: Event) -> None:
+        """Create an Event. A failure is logged, because no work depends on Events."""
         now = datetime.fromtimestamp(self._wiring.clock.now(), UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         name = f"{event.name}.{digest({'reason': event.reason, 'message': event.message, 'uid': event.uid, 'at': now})}"
         content = {
@@ -283,42 +285,44 @@ class Reconciler:
         try:
             await self._wiring.cluster.create(content)
         except UpdraftError as error:
-            logger.info("Event not told", extra={"speculator": str(key), "reason": event.reason, "error": str(error)})
+            logger.info(
+                "Event not created", extra={"speculator": str(key), "reason": event.reason, "error": str(error)}
+            )
 
     def _forget(self, key: Key) -> None:
-        self._wiring.links.want(key, None)
+        self._wiring.registries.set_address(key, None)
         self._wiring.secrets.forget(key)
         self._wiring.metrics.forget(key)
-        self._memories.pop(key, None)
+        self._states.pop(key, None)
 
-    def _memory(self, key: Key) -> _Memory:
-        return self._memories.setdefault(key, _Memory())
+    def _state(self, key: Key) -> _ReconcileState:
+        return self._states.setdefault(key, _ReconcileState())
 
 
-def _refused(where: Ref, mark: str, error: UpdraftError) -> Refusal:
+def _refused(target: Ref, mark: str, error: UpdraftError) -> Refusal:
     text = str(error)
     if isinstance(error, Conflict):
         reason = "NameConflict"
     elif isinstance(error, Forbidden):
-        reason = next((reason for said, reason in _FORBIDDEN.items() if said in text), "Forbidden")
+        reason = next((reason for part, reason in _FORBIDDEN.items() if part in text), "Forbidden")
     else:
         reason = "InvalidPodTemplate"
-    return Refusal(ref=where, digest=mark, reason=reason, message=text[:1500])
+    return Refusal(ref=target, digest=mark, reason=reason, message=text[:1500])
 
 
-def _foreign(metadata: dict[str, Any], seen: Observed) -> str:
-    """Why an object is somebody else's; empty if it is ours, or nobody's and marked for us."""
+def _foreign(metadata: dict[str, Any], observed: Observed) -> str:
+    """Why an object belongs to someone else; empty if it is ours, or unowned and labelled for us."""
     owners: Iterable[dict[str, Any]] = metadata.get("ownerReferences") or ()
     for owner in owners:
-        is_same = owner.get("kind") in ("AdaptiveSpeculator", "DraftVersion") and owner.get("name") == seen.name
-        if owner.get("controller") and owner.get("uid") != seen.speculator.metadata.uid and not is_same:
+        is_same = owner.get("kind") in ("AdaptiveSpeculator", "DraftVersion") and owner.get("name") == observed.name
+        if owner.get("controller") and owner.get("uid") != observed.speculator.metadata.uid and not is_same:
             return f"belongs to {owner.get('kind')} {owner.get('name')}"
-    if any(owner.get("uid") == seen.speculator.metadata.uid for owner in owners):
+    if any(owner.get("uid") == observed.speculator.metadata.uid for owner in owners):
         return ""
-    if (metadata.get("labels") or {}).get(names.SPECULATOR) == seen.name:
+    if (metadata.get("labels") or {}).get(names.SPECULATOR) == observed.name:
         return ""
-    mark = f"{names.SPECULATOR}={seen.name}"
-    return f"is not ours; rename the AdaptiveSpeculator, or hand the object over with the label {mark}"
+    mark = f"{names.SPECULATOR}={observed.name}"
+    return f"does not belong to it; rename the AdaptiveSpeculator, or hand the object over by adding the label {mark}"
 
 
 def _status(key: Key, kind: str, name: str, status: dict[str, Any]) -> Manifest:

@@ -1,4 +1,4 @@
-"""Registries: one stream of states each, kept while the registry's pod is ready, and short calls beside it."""
+"""Connections to registries: one stream of states per registry while its pod is ready, and short calls."""
 
 import asyncio
 import logging
@@ -16,8 +16,8 @@ from updraft_chassis.errors import Forbidden, Unauthenticated, Unavailable, Updr
 from updraft_chassis.retry import Backoff
 from updraft_operator.planning.conditions import ASKS_A_PERSON
 from updraft_operator.planning.objects import Key
-from updraft_operator.planning.observed import Link, RegistryView
-from updraft_operator.planning.plan import Call, Verb
+from updraft_operator.planning.observed import ConnectionState, RegistryView
+from updraft_operator.planning.plan import RegistryCall, RegistryVerb
 
 if TYPE_CHECKING:
     from updraft.registry.v1.registry_pb2_grpc import RegistryAsyncStub
@@ -26,86 +26,88 @@ logger = logging.getLogger(__name__)
 
 TIMEOUT_S = 10.0
 _LIST_S = 30.0
-"""So often the versions are listed, whatever the states say."""
+"""Period of listing the versions, whatever the stream sends."""
 
-_TELL_S = 5.0
-"""At most so often a state is told in which only traffic moved."""
+_TRAFFIC_S = 5.0
+"""Minimum time between two notifications about states in which only traffic changed."""
 
 _PAGE = 200
 _HISTORY = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Address:
-    """Where a registry is, and what is shown at its door."""
+class RegistryAddress:
+    """Where a registry is, and the token to present."""
 
     address: str
     token: str
 
 
 @dataclass(slots=True)
-class _Link:
-    address: Address
+class _Connection:
+    address: RegistryAddress
     task: asyncio.Task[None]
     view: RegistryView
     lists: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held while versions are listed, so that no older listing comes last."""
+    """Held while versions are listed, so that an older listing never overwrites a newer one."""
 
 
-class Links:
-    """The registries that are listened to; `close` ends it."""
+class RegistryConnections:
+    """One connection per speculator's registry, until `close`."""
 
     def __init__(self, tasks: asyncio.TaskGroup, clock: Clock, on_change: Callable[[Key], None], folder: Path) -> None:
         self._tasks = tasks
         self._clock = clock
         self._on_change = on_change
         self._folder = folder
-        self._links: dict[Key, _Link] = {}
+        self._connections: dict[Key, _Connection] = {}
 
     def __len__(self) -> int:
-        return len(self._links)
+        return len(self._connections)
 
-    def want(self, key: Key, address: Address | None) -> None:
-        """Listen to a registry, or (None) no longer."""
-        link = self._links.get(key)
-        if link is not None and link.address == address:
+    def set_address(self, key: Key, address: RegistryAddress | None) -> None:
+        """Connect to a registry, or (None) disconnect."""
+        connection = self._connections.get(key)
+        if connection is not None and connection.address == address:
             return
-        if link is not None:
-            link.task.cancel()
-            del self._links[key]
+        if connection is not None:
+            connection.task.cancel()
+            del self._connections[key]
         if address is not None:
             task = self._tasks.create_task(self._follow(key, address), name=f"registry of {key}")
-            self._links[key] = _Link(address=address, task=task, view=RegistryView(link=Link.CONNECTING))
+            self._connections[key] = _Connection(
+                address=address, task=task, view=RegistryView(connection=ConnectionState.CONNECTING)
+            )
 
     def view(self, key: Key) -> RegistryView:
-        """What it said last."""
-        link = self._links.get(key)
-        return RegistryView() if link is None else link.view
+        """What it changes last."""
+        connection = self._connections.get(key)
+        return RegistryView() if connection is None else connection.view
 
-    async def call(self, key: Key, call: Call, policy: pb.RolloutPolicy) -> None:
-        """Tell it something, and see what became of the versions: not every change is a new state.
+    async def call(self, key: Key, call: RegistryCall, policy: pb.RolloutPolicy) -> None:
+        """Call the registry, then list its versions, because not every change is sent as a new state.
 
-        Raises its UpdraftErrors; Unavailable where nobody listens to it any more.
+        Raises the registry's UpdraftErrors; Unavailable if there is no connection.
         """
-        link = self._links.get(key)
-        if link is None:
-            raise Unavailable("the registry is not listened to")
+        connection = self._connections.get(key)
+        if connection is None:
+            raise Unavailable("there is no connection to the registry")
         with rpc.errors():
-            async with self._channel(key, link.address) as channel:
+            async with self._channel(key, connection.address) as channel:
                 stub = RegistryStub(channel)
                 await _request(stub, key.name, call, policy)
-                async with link.lists:
+                async with connection.lists:
                     versions, transitions = await _listing(stub, key.name)
-                    link.view = replace(link.view, versions=versions, transitions=transitions)
+                    connection.view = replace(connection.view, versions=versions, transitions=transitions)
 
     def close(self) -> None:
-        """Listen to nobody."""
-        for link in self._links.values():
-            link.task.cancel()
-        self._links.clear()
+        """Close all connections."""
+        for connection in self._connections.values():
+            connection.task.cancel()
+        self._connections.clear()
 
-    def _channel(self, key: Key, address: Address) -> Any:
-        """A channel; its token is in a file of its own for as long as the process lives, for it is read again."""
+    def _channel(self, key: Key, address: RegistryAddress) -> Any:
+        """A channel. Its token is in a file for the life of the process, because credentials are read again from there."""
         if not address.token:
             return rpc.channel(address.address, Credentials())
         token = self._folder / f"{key.namespace}.{key.name}"
@@ -114,7 +116,7 @@ class Links:
             token.write_text(address.token)
         return rpc.channel(address.address, Credentials(token_file=token))
 
-    async def _follow(self, key: Key, address: Address) -> None:
+    async def _follow(self, key: Key, address: RegistryAddress) -> None:
         backoff = Backoff(initial_s=0.5, cap_s=15.0)
         while True:
             try:
@@ -126,57 +128,60 @@ class Links:
                             await self._listen(key, stub, backoff)
                         finally:
                             listing.cancel()
-                raise Unavailable("the registry ended the stream")
+                raise Unavailable("the registry closed the stream")
             except UpdraftError as error:
                 is_denied = isinstance(error, Unauthenticated | Forbidden)
-                said = Link.DENIED if is_denied else Link.UNREACHABLE
-                self._set(key, replace(self.view(key), link=said, trouble=f"{address.address}: {error}"), is_news=True)
+                state = ConnectionState.DENIED if is_denied else ConnectionState.UNREACHABLE
+                self._set(
+                    key, replace(self.view(key), connection=state, problem=f"{address.address}: {error}"), is_news=True
+                )
             await asyncio.sleep(next(backoff))
 
     async def _list(self, key: Key, stub: "RegistryAsyncStub") -> None:
-        """Now and then: that a version is kept no longer changes no state, and the same state is not said again."""
+        """List periodically: pruning a version changes no state, so the stream does not report it."""
         while True:
             await asyncio.sleep(_LIST_S)
-            link = self._links.get(key)
-            if link is None:
+            connection = self._connections.get(key)
+            if connection is None:
                 return
             try:
-                async with link.lists:
+                async with connection.lists:
                     with rpc.errors():
                         versions, transitions = await _listing(stub, key.name)
-                    is_news = versions != link.view.versions
-                    self._set(key, replace(link.view, versions=versions, transitions=transitions), is_news=is_news)
-            except UpdraftError as error:  # the stream says it too if it lasts
-                logger.info("Versions not listed", extra={"speculator": str(key), "error": str(error)})
+                    is_news = versions != connection.view.versions
+                    self._set(
+                        key, replace(connection.view, versions=versions, transitions=transitions), is_news=is_news
+                    )
+            except UpdraftError as error:  # if it lasts, the stream reports it too
+                logger.info("Listing versions failed", extra={"speculator": str(key), "error": str(error)})
 
     async def _listen(self, key: Key, stub: "RegistryAsyncStub", backoff: Backoff) -> None:
-        before, told_s, link = b"", float("-inf"), self._links[key]
+        before, notified_s, connection = b"", float("-inf"), self._connections[key]
         async for answer in stub.Watch(pb.WatchRequest(speculator=key.name)):
             backoff.reset()
             now_s = self._clock.monotonic()
-            quiet = _quiet(answer.state)
-            is_news = quiet != before
-            said: dict[str, Any] = {"link": Link.CONNECTED, "trouble": "", "state": answer.state}
-            async with link.lists:
+            essentials = _without_measurements(answer.state)
+            is_news = essentials != before
+            changes: dict[str, Any] = {"connection": ConnectionState.CONNECTED, "problem": "", "state": answer.state}
+            async with connection.lists:
                 if is_news:
                     versions, transitions = await _listing(stub, key.name)
-                    said |= {"versions": versions, "transitions": transitions}
-                    before = quiet
-                is_due = is_news or now_s - told_s >= _TELL_S
-                told_s = now_s if is_due else told_s
-                self._set(key, replace(link.view, **said), is_news=is_due)
+                    changes |= {"versions": versions, "transitions": transitions}
+                    before = essentials
+                is_due = is_news or now_s - notified_s >= _TRAFFIC_S
+                notified_s = now_s if is_due else notified_s
+                self._set(key, replace(connection.view, **changes), is_news=is_due)
 
     def _set(self, key: Key, view: RegistryView, *, is_news: bool) -> None:
-        link = self._links.get(key)
-        if link is None:
+        connection = self._connections.get(key)
+        if connection is None:
             return
-        link.view = view
+        connection.view = view
         if is_news:
             self._on_change(key)
 
 
-def _quiet(state: pb.SpeculatorState) -> bytes:
-    """What of a state is no measurement."""
+def _without_measurements(state: pb.SpeculatorState) -> bytes:
     still = pb.SpeculatorState()
     still.CopyFrom(state)
     still.ClearField("traffic")
@@ -199,7 +204,7 @@ async def _listing(stub: "RegistryAsyncStub", name: str) -> tuple[tuple[pb.Versi
     versions: list[pb.Version] = []
     while True:
         page = await stub.List(request, timeout=TIMEOUT_S)
-        versions += (each for each in page.versions if not each.pruned)
+        versions += (version for version in page.versions if not version.pruned)
         request.page_token = page.next_page_token
         if not request.page_token:
             break
@@ -207,22 +212,26 @@ async def _listing(stub: "RegistryAsyncStub", name: str) -> tuple[tuple[pb.Versi
     return tuple(versions), tuple(reversed(history.transitions))
 
 
-async def _request(stub: "RegistryAsyncStub", name: str, call: Call, policy: pb.RolloutPolicy) -> None:
+async def _request(stub: "RegistryAsyncStub", name: str, call: RegistryCall, policy: pb.RolloutPolicy) -> None:
     number = call.version
     why = "spec.rollout of the AdaptiveSpeculator"
-    calls: dict[Verb, Callable[[], Awaitable[Any]]] = {
-        Verb.SET_POLICY: lambda: stub.SetPolicy(pb.SetPolicyRequest(speculator=name, policy=policy), timeout=TIMEOUT_S),
-        Verb.PIN: lambda: stub.Pin(pb.PinRequest(speculator=name, version=number, reason=why), timeout=TIMEOUT_S),
-        Verb.UNPIN: lambda: stub.Unpin(pb.UnpinRequest(speculator=name, reason=why), timeout=TIMEOUT_S),
-        Verb.PAUSE: lambda: stub.Pause(pb.PauseRequest(speculator=name, reason=why), timeout=TIMEOUT_S),
-        Verb.RESUME: lambda: stub.Resume(pb.ResumeRequest(speculator=name, reason=why), timeout=TIMEOUT_S),
-        Verb.PROMOTE: lambda: stub.Promote(
+    calls: dict[RegistryVerb, Callable[[], Awaitable[Any]]] = {
+        RegistryVerb.SET_POLICY: lambda: stub.SetPolicy(
+            pb.SetPolicyRequest(speculator=name, policy=policy), timeout=TIMEOUT_S
+        ),
+        RegistryVerb.PIN: lambda: stub.Pin(
+            pb.PinRequest(speculator=name, version=number, reason=why), timeout=TIMEOUT_S
+        ),
+        RegistryVerb.UNPIN: lambda: stub.Unpin(pb.UnpinRequest(speculator=name, reason=why), timeout=TIMEOUT_S),
+        RegistryVerb.PAUSE: lambda: stub.Pause(pb.PauseRequest(speculator=name, reason=why), timeout=TIMEOUT_S),
+        RegistryVerb.RESUME: lambda: stub.Resume(pb.ResumeRequest(speculator=name, reason=why), timeout=TIMEOUT_S),
+        RegistryVerb.PROMOTE: lambda: stub.Promote(
             pb.PromoteRequest(speculator=name, version=number, reason=why), timeout=TIMEOUT_S
         ),
-        Verb.RETAIN: lambda: stub.Retain(
+        RegistryVerb.RETAIN: lambda: stub.Retain(
             pb.RetainRequest(speculator=name, version=number, retain=True), timeout=TIMEOUT_S
         ),
-        Verb.RELEASE: lambda: stub.Retain(
+        RegistryVerb.RELEASE: lambda: stub.Retain(
             pb.RetainRequest(speculator=name, version=number, retain=False), timeout=TIMEOUT_S
         ),
     }

@@ -7,7 +7,7 @@ from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from updraft_chassis.settings import Settings
-from updraft_operator.manifests.manifest import Images, Surroundings
+from updraft_operator.manifests.manifest import Images, OperatorConfig
 
 
 class OperatorSettings(Settings):
@@ -71,9 +71,9 @@ class OperatorSettings(Settings):
         return _words(self.watch_namespaces)
 
     @property
-    def surroundings(self) -> Surroundings:
+    def config(self) -> OperatorConfig:
         """What builds take from here."""
-        return Surroundings(
+        return OperatorConfig(
             images=Images(
                 inference=self.inference_image,
                 trainer=self.trainer_image,

@@ -16,7 +16,7 @@ from tests.chart.promtool import build
 from updraft_inference.agent.capture import Drop
 from updraft_operator.api.speculator import AdaptiveSpeculator, Metadata, Spec, TargetModel
 from updraft_operator.manifests import registry, serving, trainer
-from updraft_operator.manifests.manifest import Images, Surroundings
+from updraft_operator.manifests.manifest import Images, OperatorConfig
 from updraft_registry.metrics import OUTCOMES
 from updraft_registry.rollout.version import Phase
 
@@ -246,8 +246,8 @@ def _template(part: str) -> Any:
     spec = Spec(target_model=TargetModel(uri="/models/any"))
     owner = AdaptiveSpeculator(metadata=Metadata(name="chat", namespace="team"), spec=spec)
     images = Images(inference="i:1", trainer="t:1", registry="r:1", operator="o:1", sglang="s:1")
-    around = Surroundings(images=images, namespace="updraft-system", has_redis=True)
-    built = {"inference": serving, "trainer": trainer, "registry": registry}[part].objects(owner, around)
+    config = OperatorConfig(images=images, namespace="updraft-system", has_redis=True)
+    built = {"inference": serving, "trainer": trainer, "registry": registry}[part].objects(owner, config)
     (workload,) = [each for each in built if each["kind"] in {"Deployment", "StatefulSet"}]
     return workload["spec"]["template"]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests import registry, serving, trainer
-from updraft_operator.manifests.manifest import Images, Manifest, Surroundings
+from updraft_operator.manifests.manifest import Images, Manifest, OperatorConfig
 
 IMAGES = Images(
     inference="inference:1",
@@ -14,8 +14,8 @@ IMAGES = Images(
     operator="operator:1",
     sglang="sglang:1",
 )
-AROUND = Surroundings(images=IMAGES, namespace="updraft-system", has_redis=True)
-ALONE = Surroundings(images=IMAGES, namespace="updraft-system", has_redis=False)
+CONFIG = OperatorConfig(images=IMAGES, namespace="updraft-system", has_redis=True)
+CONFIG_WITHOUT_REDIS = OperatorConfig(images=IMAGES, namespace="updraft-system", has_redis=False)
 """Without a Redis of the operator's own."""
 
 UID = "0e6f3a52-0000-4000-8000-000000000001"
@@ -38,9 +38,9 @@ def speculator(
     )
 
 
-def built(owner: AdaptiveSpeculator, around: Surroundings = AROUND) -> list[Manifest]:
+def built(owner: AdaptiveSpeculator, config: OperatorConfig = CONFIG) -> list[Manifest]:
     """All objects of the three parts."""
-    return [*registry.objects(owner, around), *trainer.objects(owner, around), *serving.objects(owner, around)]
+    return [*registry.objects(owner, config), *trainer.objects(owner, config), *serving.objects(owner, config)]
 
 
 def one(objects: Iterable[Manifest], kind: str, name: str) -> Manifest:
@@ -56,9 +56,9 @@ def templates(objects: Iterable[Manifest]) -> dict[str, Manifest]:
     }
 
 
-def pod_spec(owner: AdaptiveSpeculator, part: str, around: Surroundings = AROUND) -> dict[str, Any]:
+def pod_spec(owner: AdaptiveSpeculator, part: str, config: OperatorConfig = CONFIG) -> dict[str, Any]:
     """The pod of a part."""
-    spec: dict[str, Any] = templates(built(owner, around))[f"qwen-{part}"]["spec"]
+    spec: dict[str, Any] = templates(built(owner, config))[f"qwen-{part}"]["spec"]
     return spec
 
 

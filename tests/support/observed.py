@@ -5,26 +5,26 @@ from copy import deepcopy
 from datetime import UTC, datetime
 from typing import Any
 
-from tests.support.manifests import AROUND, UID, speculator
+from tests.support.manifests import CONFIG, UID, speculator
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api import names
 from updraft_operator.api.draft_version import DraftVersion
 from updraft_operator.manifests.manifest import Manifest
 from updraft_operator.planning.objects import Child, Ref
-from updraft_operator.planning.observed import Access, Link, Observed, RegistryView
+from updraft_operator.planning.observed import AccessSecret, ConnectionState, Observed, RegistryView
 from updraft_operator.planning.plan import objects
-from updraft_operator.planning.pods import PodState, Trouble
+from updraft_operator.planning.pods import PodProblem, PodState
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 NOW_S = NOW.timestamp()
 TOKENS = {role: f"token-of-{role}" for role in ("serve", "publish", "operate")}
-ACCESS = Access(tokens=TOKENS, redis_url="redis://own", exists=True)
+ACCESS = AccessSecret(tokens=TOKENS, redis_url="redis://own", exists=True)
 
 
 def observed(spec: Mapping[str, Any] | None = None, **more: Any) -> Observed:
     """A look at a speculator of this spec; the rest is as given, else as after an installation with a Redis."""
-    given = {"speculator": speculator(spec), "around": AROUND, "access": ACCESS, "redis_url": "redis://own", **more}
+    given = {"speculator": speculator(spec), "config": CONFIG, "access": ACCESS, "redis_url": "redis://own", **more}
     return Observed(**given)
 
 
@@ -48,12 +48,12 @@ def pod(
     part: str = "serving",
     *,
     is_ready: bool = False,
-    trouble: tuple[str, str] | None = None,
+    problem: tuple[str, str] | None = None,
     **more: Any,
 ) -> PodState:
     """A pod that decisions are made on."""
-    said = Trouble(reason=trouble[0], message=trouble[1]) if trouble else None
-    return PodState(name=name, part=part, **{"is_ready": is_ready, "is_ending": False, "trouble": said, **more})
+    said = PodProblem(reason=problem[0], message=problem[1]) if problem else None
+    return PodState(name=name, part=part, **{"is_ready": is_ready, "is_ending": False, "problem": said, **more})
 
 
 def ready_pods() -> tuple[PodState, ...]:
@@ -93,7 +93,10 @@ def connected(
         **state,
     }
     return RegistryView(
-        link=Link.CONNECTED, state=pb.SpeculatorState(**said), versions=kept, transitions=tuple(transitions)
+        connection=ConnectionState.CONNECTED,
+        state=pb.SpeculatorState(**said),
+        versions=kept,
+        transitions=tuple(transitions),
     )
 
 

@@ -86,8 +86,8 @@ def definitions() -> list[Schema]:
 def schema(kind: type[AdaptiveSpeculator | DraftVersion]) -> Schema:
     """The structural schema of a kind."""
     raw = kind.model_json_schema()
-    known = raw["$defs"]
-    parts = {name: _structural(raw["properties"][name], known) for name in ("spec", "status")}
+    definitions = raw["$defs"]
+    parts = {name: _structural(raw["properties"][name], definitions) for name in ("spec", "status")}
     parts["status"].pop("default", None)  # the operator's word, or none
     return {
         **_only_kept(raw),
@@ -138,14 +138,14 @@ def _condition(kind: str, field: str) -> str:
     return f'.status.conditions[?(@.type=="{kind}")].{field}'
 
 
-def _structural(node: Schema, known: dict[str, Schema]) -> Schema:
+def _structural(node: Schema, definitions: dict[str, Schema]) -> Schema:
     """A part of pydantic's schema as a CRD may have it."""
-    node = _resolved(node, known)
+    node = _resolved(node, definitions)
     result = _only_kept(node)
     if "items" in node:
-        result["items"] = _structural(node["items"], known)
+        result["items"] = _structural(node["items"], definitions)
     if "properties" in node:
-        result["properties"] = {name: _structural(part, known) for name, part in node["properties"].items()}
+        result["properties"] = {name: _structural(part, definitions) for name, part in node["properties"].items()}
         inner = {name: part["default"] for name, part in result["properties"].items() if "default" in part}
         if "default" in node and inner:
             # The API server tries rules on a default before it fills in what is below.
@@ -155,12 +155,12 @@ def _structural(node: Schema, known: dict[str, Schema]) -> Schema:
     return result
 
 
-def _resolved(node: Schema, known: dict[str, Schema]) -> Schema:
+def _resolved(node: Schema, definitions: dict[str, Schema]) -> Schema:
     """Without a reference, and with its alternatives as one; what a field says wins over what its type says."""
     if "$ref" in node:
-        node = {**known[node["$ref"].rpartition("/")[2]], **node}
+        node = {**definitions[node["$ref"].rpartition("/")[2]], **node}
         del node["$ref"]
-        return _resolved(node, known)
+        return _resolved(node, definitions)
     if "const" in node:
         return {**node, "enum": [node["const"]]}
     if "anyOf" not in node:
@@ -172,7 +172,7 @@ def _resolved(node: Schema, known: dict[str, Schema]) -> Schema:
         return {name: value for option in (*options, rest) for name, value in option.items() if name != "type"}
     if len(options) != 1:
         raise ValueError(f"{node}: a structural schema has no alternatives")
-    return _resolved({**options[0], **rest}, known)
+    return _resolved({**options[0], **rest}, definitions)
 
 
 def _only_kept(node: Schema) -> Schema:

@@ -89,7 +89,7 @@ class Phase(StrEnum):
     FAILED = "Failed"
 
 
-class Moment(Model):
+class PhaseChange(Model):
     """A change of phase."""
 
     time: datetime
@@ -123,7 +123,7 @@ class DraftVersionStatus(Model):
     pods: PodsStatus | None = None
     acceptance: DraftAcceptance | None = None
     promoted_time: datetime | None = None
-    history: Annotated[list[Moment], Field(max_length=20)] = []
+    history: Annotated[list[PhaseChange], Field(max_length=20)] = []
     """The last changes of phase, oldest first."""
     conditions: Conditions = []
 

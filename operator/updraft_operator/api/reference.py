@@ -93,13 +93,13 @@ _BAR = "\\|"
 
 
 def _rules(*ruled: tuple[str, Schema]) -> Iterator[str]:
-    said = [
+    rules = [
         f"- {f'`{name}`: ' if name else ''}{rule['message']}"
         for name, node in ruled
         for rule in node.get("x-kubernetes-validations", [])
     ]
-    if said:
-        yield "\n".join(["Rules:\n", *said, ""])
+    if rules:
+        yield "\n".join(["Rules:\n", *rules, ""])
 
 
 def _is_table(node: Schema) -> bool:

@@ -4,14 +4,16 @@ from updraft_operator.api import names
 from updraft_operator.api.draft_version import DraftVersion
 from updraft_operator.api.speculator import AdaptiveSpeculator, Workload
 from updraft_operator.manifests import network, pod
-from updraft_operator.manifests.manifest import Manifest, Surroundings, manifest
+from updraft_operator.manifests.manifest import Manifest, OperatorConfig, manifest
 from updraft_operator.manifests.model import model
 
 _MOUNT = "/drafts"
 _HOUR_S = 3600
 
 
-def job(owner: AdaptiveSpeculator, draft: DraftVersion, name: str, around: Surroundings, *, is_first: bool) -> Manifest:
+def job(
+    owner: AdaptiveSpeculator, draft: DraftVersion, name: str, config: OperatorConfig, *, is_first: bool
+) -> Manifest:
     """Runs the command line's own import; what it printed is its last word, in which the version's number is.
 
     For the first version there is no other to tell what it drafts for: the target itself does.
@@ -25,7 +27,7 @@ def job(owner: AdaptiveSpeculator, draft: DraftVersion, name: str, around: Surro
         uri = f"{_MOUNT}/{folder}".rstrip("/")
     secret = draft.spec.secret_ref
     target = (
-        model(owner.spec.target_model, owner.spec.serving.model_cache, around.images, pod.RESTRICTED)
+        model(owner.spec.target_model, owner.spec.serving.model_cache, config.images, pod.RESTRICTED)
         if is_first
         else None
     )
@@ -34,8 +36,8 @@ def job(owner: AdaptiveSpeculator, draft: DraftVersion, name: str, around: Surro
         mounts += target.mounts
     container = pod.container(
         "import",
-        around.images.operator,
-        around.images,
+        config.images.operator,
+        config.images,
         Workload(),
         command=["updraft", "draft", "import", uri, "--output", "json", "--result", "/dev/termination-log"],
         args=[
@@ -48,13 +50,13 @@ def job(owner: AdaptiveSpeculator, draft: DraftVersion, name: str, around: Surro
         volumeMounts=mounts,
         **({"envFrom": [{"secretRef": {"name": secret.name}}]} if secret else {}),
     )
-    parts = pod.Parts(
+    parts = pod.PodParts(
         containers=[container],
         init_containers=target.init_containers if target is not None else (),
         volumes=volumes,
         more={"restartPolicy": "Never"},
     )
-    template = pod.template(owner, names.IMPORT, parts, Workload(), around.images)
+    template = pod.template(owner, names.IMPORT, parts, Workload(), config.images)
     built = manifest(
         owner,
         "batch/v1",

@@ -27,7 +27,7 @@ class Images:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
+class OperatorConfig:
     """What a build takes from the operator rather than from the spec."""
 
     images: Images

@@ -11,7 +11,7 @@ _VOLUME = "model"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
+class ModelMount:
     """Where the model is in the pod, and what brings it there."""
 
     path: str
@@ -20,11 +20,11 @@ class Model:
     init_containers: tuple[dict[str, Any], ...] = ()
 
 
-def model(target: TargetModel, cache: ModelCache | None, images: Images, security: dict[str, Any]) -> Model:
+def model(target: TargetModel, cache: ModelCache | None, images: Images, security: dict[str, Any]) -> ModelMount:
     """The model of a spec, for any pod that reads it."""
     scheme, _, rest = target.uri.rpartition("://")
     if not scheme:
-        return Model(path=target.uri)
+        return ModelMount(path=target.uri)
     if scheme == "pvc":
         claim, _, folder = rest.partition("/")
         return _mounted(folder, {"persistentVolumeClaim": {"claimName": claim, "readOnly": True}})
@@ -39,13 +39,13 @@ def served_name(target: TargetModel) -> str:
     return target.served_name or last.partition("@")[0] or "model"
 
 
-def _mounted(folder: str, source: dict[str, Any]) -> Model:
+def _mounted(folder: str, source: dict[str, Any]) -> ModelMount:
     mount = {"name": _VOLUME, "mountPath": FOLDER, "readOnly": True}
     path = f"{FOLDER}/{folder}".rstrip("/")
-    return Model(path=path, volumes=({"name": _VOLUME, **source},), mounts=(mount,))
+    return ModelMount(path=path, volumes=({"name": _VOLUME, **source},), mounts=(mount,))
 
 
-def _downloaded(target: TargetModel, cache: ModelCache | None, images: Images, security: dict[str, Any]) -> Model:
+def _downloaded(target: TargetModel, cache: ModelCache | None, images: Images, security: dict[str, Any]) -> ModelMount:
     """By an init container; a folder that is there already, whole, is left as it is."""
     folder = f"{FOLDER}/{_folder(target)}"
     revision = ["--revision", target.revision] if target.revision else []
@@ -61,7 +61,7 @@ def _downloaded(target: TargetModel, cache: ModelCache | None, images: Images, s
     }
     if target.secret_ref is not None:
         download["envFrom"] = [{"secretRef": {"name": target.secret_ref.name}}]
-    return Model(
+    return ModelMount(
         path=folder,
         volumes=({"name": _VOLUME, **_kept(cache)},),
         mounts=({"name": _VOLUME, "mountPath": FOLDER, "readOnly": True},),

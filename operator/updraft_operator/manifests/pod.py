@@ -24,7 +24,7 @@ RESTRICTED = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
+class PodParts:
     """What a pod is made of, besides what all pods are."""
 
     containers: Sequence[dict[str, Any]]
@@ -37,7 +37,9 @@ class Parts:
     """Further fields of the pod's spec."""
 
 
-def template(owner: AdaptiveSpeculator, part: str, parts: Parts, said: Workload, images: Images) -> dict[str, Any]:
+def template(
+    owner: AdaptiveSpeculator, part: str, parts: PodParts, workload: Workload, images: Images
+) -> dict[str, Any]:
     """A pod template. No draft version is ever in it: a new draft restarts nothing."""
     spec: dict[str, Any] = {
         "serviceAccountName": owner.metadata.name,
@@ -66,20 +68,20 @@ def template(owner: AdaptiveSpeculator, part: str, parts: Parts, said: Workload,
         },
         "spec": spec,
     }
-    wished = merged(ours, said.pod_template)
+    template_content = merged(ours, workload.pod_template)
     # Selectors and our own watches hang on these.
-    return merged(wished, {"metadata": {"labels": names.labels(owner.metadata.name, part)}})
+    return merged(template_content, {"metadata": {"labels": names.labels(owner.metadata.name, part)}})
 
 
-def container(name: str, image: str, images: Images, said: Workload, **content: Any) -> dict[str, Any]:
+def container(name: str, image: str, images: Images, workload: Workload, **content: Any) -> dict[str, Any]:
     """A container; what the spec says of variables and resources wins."""
-    env = {each["name"]: each for each in (*content.pop("env", []), *said.env)}
+    env = {variable["name"]: variable for variable in (*content.pop("env", []), *workload.env)}
     mounts = [*content.pop("volumeMounts", []), _TMP_MOUNT]
     return {
         "name": name,
         "image": image,
         "imagePullPolicy": images.pull_policy,
-        **({"resources": said.resources} if said.resources else {}),
+        **({"resources": workload.resources} if workload.resources else {}),
         "securityContext": RESTRICTED,
         "terminationMessagePolicy": "FallbackToLogsOnError",  # its last words are what a condition says
         "env": list(env.values()),

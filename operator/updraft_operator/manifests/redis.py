@@ -6,16 +6,16 @@ from typing import Any
 
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
-from updraft_operator.manifests.manifest import Surroundings
+from updraft_operator.manifests.manifest import OperatorConfig
 from updraft_operator.manifests.pod import secret_variable
 
 KEY = "redis-url"
 """Of the operator's Redis, in the Secret of a speculator."""
 
 
-def has_redis(owner: AdaptiveSpeculator, around: Surroundings) -> bool:
+def has_redis(owner: AdaptiveSpeculator, config: OperatorConfig) -> bool:
     """Whether traces can go anywhere."""
-    return owner.spec.traces.enabled and (owner.spec.traces.redis is not None or around.has_redis)
+    return owner.spec.traces.enabled and (owner.spec.traces.redis is not None or config.has_redis)
 
 
 def mark(url: str, key: str) -> str:
@@ -27,15 +27,15 @@ def mark(url: str, key: str) -> str:
     return hmac.new(key.encode(), url.encode(), hashlib.sha256).hexdigest()
 
 
-def redis_marks(owner: AdaptiveSpeculator, around: Surroundings) -> dict[str, str]:
+def redis_marks(owner: AdaptiveSpeculator, config: OperatorConfig) -> dict[str, str]:
     """What the settings of a pod that reads the operator's Redis are hashed with."""
-    reads_it = has_redis(owner, around) and owner.spec.traces.redis is None
-    return {KEY: around.redis_mark} if reads_it and around.redis_mark else {}
+    reads_it = has_redis(owner, config) and owner.spec.traces.redis is None
+    return {KEY: config.redis_mark} if reads_it and config.redis_mark else {}
 
 
-def redis_variables(owner: AdaptiveSpeculator, variable: str, around: Surroundings) -> list[dict[str, Any]]:
+def redis_variables(owner: AdaptiveSpeculator, variable: str, config: OperatorConfig) -> list[dict[str, Any]]:
     """The variable with the address, which has a password in it; none where no traces go."""
-    if not has_redis(owner, around):
+    if not has_redis(owner, config):
         return []
     if owner.spec.traces.redis is not None:
         secret = owner.spec.traces.redis.url_secret_ref

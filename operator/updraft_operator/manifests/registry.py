@@ -6,7 +6,7 @@ from typing import Any
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests import network, pod
-from updraft_operator.manifests.manifest import Manifest, Surroundings, manifest
+from updraft_operator.manifests.manifest import Manifest, OperatorConfig, manifest
 from updraft_operator.manifests.storage import claim_spec
 
 METRICS_PORT = 9091
@@ -14,16 +14,16 @@ ROLES = ("serve", "publish", "operate")
 _DATA = {"name": "data", "mountPath": "/var/lib/updraft"}
 
 
-def objects(owner: AdaptiveSpeculator, around: Surroundings) -> list[Manifest]:
+def objects(owner: AdaptiveSpeculator, config: OperatorConfig) -> list[Manifest]:
     """All objects of the part but the Secret."""
     values = _settings(owner)
     ingress = [
-        network.from_own(owner, around.namespace, network.GRPC_PORT),
+        network.from_own(owner, config.namespace, network.GRPC_PORT),
         network.from_anyone(METRICS_PORT),
     ]
     return [
         pod.settings(owner, names.REGISTRY, values),
-        _stateful_set(owner, around, values),
+        _stateful_set(owner, config, values),
         _service(owner),
         network.policy(owner, names.REGISTRY, ingress),
     ]
@@ -53,15 +53,15 @@ def _settings(owner: AdaptiveSpeculator) -> dict[str, str]:
     return values
 
 
-def _stateful_set(owner: AdaptiveSpeculator, around: Surroundings, values: dict[str, str]) -> Manifest:
-    name, said = owner.metadata.name, owner.spec.registry
-    bucket = said.bucket.secret_ref if said.bucket else None
+def _stateful_set(owner: AdaptiveSpeculator, config: OperatorConfig, values: dict[str, str]) -> Manifest:
+    name, spec = owner.metadata.name, owner.spec.registry
+    bucket = spec.bucket.secret_ref if spec.bucket else None
     variables = pod.from_settings(owner, names.REGISTRY)
     registry = pod.container(
         "registry",
-        said.image or around.images.registry,
-        around.images,
-        said,
+        spec.image or config.images.registry,
+        config.images,
+        spec,
         ports=[
             {"name": "grpc", "containerPort": network.GRPC_PORT},
             {"name": "metrics", "containerPort": METRICS_PORT},
@@ -73,27 +73,27 @@ def _stateful_set(owner: AdaptiveSpeculator, around: Surroundings, values: dict[
         livenessProbe=pod.http_probe("/healthz", "metrics", period_s=10, failures=6),
     )
     volumes = [pod.token_volume(owner, "tokens")]
-    if said.storage.claim_name is not None:
-        volumes.append({"name": "data", "persistentVolumeClaim": {"claimName": said.storage.claim_name}})
-    parts = pod.Parts(containers=[registry], volumes=volumes, settings=values)
+    if spec.storage.claim_name is not None:
+        volumes.append({"name": "data", "persistentVolumeClaim": {"claimName": spec.storage.claim_name}})
+    parts = pod.PodParts(containers=[registry], volumes=volumes, settings=values)
     content: dict[str, Any] = {
         "replicas": 1,
         "serviceName": names.child(name, names.REGISTRY),
         "selector": {"matchLabels": names.selector(name, names.REGISTRY)},
-        "template": pod.template(owner, names.REGISTRY, parts, said, around.images),
+        "template": pod.template(owner, names.REGISTRY, parts, spec, config.images),
         # Kubernetes' own way to let the data go with the resource, or not: nothing has to be there to do it.
         "persistentVolumeClaimRetentionPolicy": {
             "whenDeleted": owner.spec.deletion_policy.value,
             "whenScaled": "Retain",
         },
     }
-    if said.storage.claim_name is None:
+    if spec.storage.claim_name is None:
         content["volumeClaimTemplates"] = [
             {
                 "apiVersion": "v1",
                 "kind": "PersistentVolumeClaim",
                 "metadata": {"name": "data", "labels": names.selector(name, names.REGISTRY)},
-                "spec": claim_spec(said.storage),
+                "spec": claim_spec(spec.storage),
             }
         ]
     return manifest(owner, "apps/v1", "StatefulSet", names.child(name, names.REGISTRY), names.REGISTRY, spec=content)

@@ -5,8 +5,8 @@ from typing import Any
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator, Engine, Serving
 from updraft_operator.manifests import network, pod, sglang
-from updraft_operator.manifests.manifest import Manifest, Surroundings, manifest
-from updraft_operator.manifests.model import Model, model, served_name
+from updraft_operator.manifests.manifest import Manifest, OperatorConfig, manifest
+from updraft_operator.manifests.model import ModelMount, model, served_name
 from updraft_operator.manifests.quantity import mebibytes
 from updraft_operator.manifests.redis import redis_marks, redis_variables
 
@@ -25,21 +25,21 @@ _LOAD_S = 1800
 """For a large model from a slow disk."""
 
 
-def objects(owner: AdaptiveSpeculator, around: Surroundings, *, sets_replicas: bool = True) -> list[Manifest]:
+def objects(owner: AdaptiveSpeculator, config: OperatorConfig, *, sets_replicas: bool = True) -> list[Manifest]:
     """All objects of the part. Without `sets_replicas` an autoscaler of the Deployment itself owns their number."""
     name, spec = owner.metadata.name, owner.spec
     values = _settings(owner)
-    target = model(spec.target_model, spec.serving.model_cache, around.images, pod.RESTRICTED)
+    target = model(spec.target_model, spec.serving.model_cache, config.images, pod.RESTRICTED)
     is_torch = spec.engine is Engine.TORCH
-    containers = _torch(owner, around, target) if is_torch else _sglang(owner, around, target)
+    containers = _torch(owner, config, target) if is_torch else _sglang(owner, config, target)
     template = pod.template(
         owner,
         names.SERVING,
-        pod.Parts(
+        pod.PodParts(
             containers=containers,
             init_containers=[
                 *target.init_containers,
-                *([] if is_torch else [sglang.prepare(around, target, _DATA)]),
+                *([] if is_torch else [sglang.prepare(config, target, _DATA)]),
             ],
             volumes=[
                 *target.volumes,
@@ -47,14 +47,14 @@ def objects(owner: AdaptiveSpeculator, around: Surroundings, *, sets_replicas: b
                 pod.token_volume(owner, "serve"),
                 *_shared(spec.engine),
             ],
-            settings={**values, **redis_marks(owner, around)},
+            settings={**values, **redis_marks(owner, config)},
             more={
                 "terminationGracePeriodSeconds": spec.serving.termination_grace_period_seconds,
                 "topologySpreadConstraints": [_spread(name)],
             },
         ),
         spec.serving,
-        around.images,
+        config.images,
     )
     content: dict[str, Any] = {
         "selector": {"matchLabels": names.selector(name, names.SERVING)},
@@ -99,16 +99,16 @@ def _settings(owner: AdaptiveSpeculator) -> dict[str, str]:
     return values
 
 
-def _torch(owner: AdaptiveSpeculator, around: Surroundings, target: Model) -> list[dict[str, Any]]:
-    said = owner.spec.serving
+def _torch(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount) -> list[dict[str, Any]]:
+    serving = owner.spec.serving
     return [
         pod.container(
             "inference",
-            said.image or around.images.inference,
-            around.images,
-            said,
+            serving.image or config.images.inference,
+            config.images,
+            serving,
             ports=[{"name": "http", "containerPort": PORT}],
-            **_agent(owner, around, target),
+            **_agent(owner, config, target),
             # The server answers these beside decoding, so a swap, which stands between two steps, fails none.
             startupProbe=pod.http_probe("/healthz", "http", period_s=5, failures=_LOAD_S // 5),
             readinessProbe=pod.http_probe("/readyz", "http", period_s=5, failures=2),
@@ -118,46 +118,46 @@ def _torch(owner: AdaptiveSpeculator, around: Surroundings, target: Model) -> li
     ]
 
 
-def _agent(owner: AdaptiveSpeculator, around: Surroundings, target: Model) -> dict[str, Any]:
+def _agent(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount) -> dict[str, Any]:
     """What the process that speaks to registry and Redis needs, whichever engine it has."""
     return {
         "envFrom": pod.from_settings(owner, names.SERVING),
         "env": [
             {"name": "UPDRAFT_INFERENCE_MODEL", "value": target.path},
             pod.field_variable("UPDRAFT_INFERENCE_POD_NAME", "metadata.name"),
-            *redis_variables(owner, "UPDRAFT_INFERENCE_REDIS_URL", around),
+            *redis_variables(owner, "UPDRAFT_INFERENCE_REDIS_URL", config),
         ],
         "volumeMounts": [_DATA, pod.TOKEN_MOUNT, *target.mounts],
     }
 
 
-def _sglang(owner: AdaptiveSpeculator, around: Surroundings, target: Model) -> list[dict[str, Any]]:
+def _sglang(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount) -> list[dict[str, Any]]:
     """A stock SGLang server, and the agent beside it, which clients reach it through."""
-    told = _agent(owner, around, target)
-    told["env"] += sglang.admin_key_variables(owner.spec.serving, _DATA)
+    agent_content = _agent(owner, config, target)
+    agent_content["env"] += sglang.admin_key_variables(owner.spec.serving, _DATA)
     agent = pod.container(
         "inference",
-        around.images.inference,
-        around.images,
+        config.images.inference,
+        config.images,
         Serving(),
         args=["--engine", "sglang", "--attach", f"http://127.0.0.1:{sglang.PORT}"],
         ports=[{"name": "http", "containerPort": PORT}],
-        **told,
+        **agent_content,
         startupProbe=pod.http_probe("/healthz", "http", period_s=5, failures=_LOAD_S // 5),
         readinessProbe=pod.http_probe("/readyz", "http", period_s=5, failures=2),
         livenessProbe=pod.http_probe("/healthz", "http", period_s=10, failures=6),
         lifecycle={"preStop": {"sleep": {"seconds": _PULL_S}}},
     )
-    return [sglang.engine(owner, around, target, _DATA, load_s=_LOAD_S, stop_s=_PULL_S + _REFUSE_S), agent]
+    return [sglang.engine(owner, config, target, _DATA, load_s=_LOAD_S, stop_s=_PULL_S + _REFUSE_S), agent]
 
 
 def _shared(engine: Engine) -> list[dict[str, Any]]:
     return [] if engine is Engine.TORCH else [sglang.SHM]
 
 
-def _rolling_update(engine: Engine, said: Serving) -> dict[str, Any]:
+def _rolling_update(engine: Engine, serving: Serving) -> dict[str, Any]:
     """With an engine on GPUs none is spare: one pod goes before its successor comes."""
-    surge, unavailable = said.rolling_update.max_surge, said.rolling_update.max_unavailable
+    surge, unavailable = serving.rolling_update.max_surge, serving.rolling_update.max_unavailable
     if surge is None:
         surge = 1 if engine is Engine.TORCH or unavailable in _NONE else 0
     if unavailable is None:

@@ -8,8 +8,8 @@ from typing import Any
 
 from updraft_operator.api.speculator import AdaptiveSpeculator, Serving
 from updraft_operator.manifests import pod
-from updraft_operator.manifests.manifest import Surroundings
-from updraft_operator.manifests.model import Model, served_name
+from updraft_operator.manifests.manifest import OperatorConfig
+from updraft_operator.manifests.model import ModelMount, served_name
 
 PORT = 30000
 SHM = {"name": "shm", "emptyDir": {"medium": "Memory"}}
@@ -29,13 +29,13 @@ def speculation(seed: str, num_steps: int) -> list[str]:
     ]
 
 
-def prepare(around: Surroundings, target: Model, data: dict[str, Any]) -> dict[str, Any]:
+def prepare(config: OperatorConfig, target: ModelMount, data: dict[str, Any]) -> dict[str, Any]:
     """The init container that writes the plugin's folder and the first draft; what is there already is left alone."""
     folder = data["mountPath"]
     return pod.container(
         "prepare",
-        around.images.inference,
-        around.images,
+        config.images.inference,
+        config.images,
         Serving(),
         args=[
             *("prepare-sglang", "--plugin-dir", _plugin(folder), "--seed", _seed(folder)),
@@ -47,26 +47,32 @@ def prepare(around: Surroundings, target: Model, data: dict[str, Any]) -> dict[s
 
 
 def engine(
-    owner: AdaptiveSpeculator, around: Surroundings, target: Model, data: dict[str, Any], *, load_s: int, stop_s: int
+    owner: AdaptiveSpeculator,
+    config: OperatorConfig,
+    target: ModelMount,
+    data: dict[str, Any],
+    *,
+    load_s: int,
+    stop_s: int,
 ) -> dict[str, Any]:
     """The server, which may take `load_s` seconds until it answers, and is told to end after `stop_s`."""
-    said, spec, folder = owner.spec.serving, owner.spec, data["mountPath"]
+    serving, spec, folder = owner.spec.serving, owner.spec, data["mountPath"]
     num_steps = spec.draft.lookahead
     container = pod.container(
         "engine",
-        said.image or around.images.sglang,
-        around.images,
-        said,
+        serving.image or config.images.sglang,
+        config.images,
+        serving,
         command=["python3", "-m", "sglang.launch_server"],
         args=[
             *("--model-path", target.path, "--served-model-name", served_name(spec.target_model)),
             *("--host", "0.0.0.0", "--port", str(PORT)),  # noqa: S104 - of a pod, behind a NetworkPolicy
-            *("--tp-size", str(said.tensor_parallel_size)),
-            *("--context-length", str(said.max_context_tokens + num_steps + 1 + _MARGIN)),
-            *("--max-running-requests", str(said.max_running_requests), "--incremental-streaming-output"),
+            *("--tp-size", str(serving.tensor_parallel_size)),
+            *("--context-length", str(serving.max_context_tokens + num_steps + 1 + _MARGIN)),
+            *("--max-running-requests", str(serving.max_running_requests), "--incremental-streaming-output"),
             *speculation(_seed(folder), num_steps),
-            *([] if has_own_config(said) else ["--config", _admin_key(folder)]),
-            *said.args,
+            *([] if has_own_config(serving) else ["--config", _admin_key(folder)]),
+            *serving.args,
         ],
         ports=[{"name": "engine", "containerPort": PORT}],
         env=[
@@ -87,14 +93,14 @@ def engine(
     return container
 
 
-def has_own_config(said: Serving) -> bool:
+def has_own_config(serving: Serving) -> bool:
     """SGLang reads one --config only: where the user has one, its admin-api-key is the user's to tell the agent."""
-    return "--config" in said.args
+    return "--config" in serving.args
 
 
-def admin_key_variables(said: Serving, data: dict[str, Any]) -> list[dict[str, Any]]:
+def admin_key_variables(serving: Serving, data: dict[str, Any]) -> list[dict[str, Any]]:
     """By which the agent knows the server's admin key."""
-    if has_own_config(said):
+    if has_own_config(serving):
         return []
     return [{"name": "UPDRAFT_INFERENCE_SGLANG_ADMIN_KEY_FILE", "value": _admin_key(data["mountPath"])}]
 

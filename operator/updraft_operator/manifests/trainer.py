@@ -5,7 +5,7 @@ from typing import Any
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator, Engine
 from updraft_operator.manifests import network, pod
-from updraft_operator.manifests.manifest import Manifest, Surroundings, manifest
+from updraft_operator.manifests.manifest import Manifest, OperatorConfig, manifest
 from updraft_operator.manifests.model import model
 from updraft_operator.manifests.redis import has_redis, redis_marks, redis_variables
 from updraft_operator.manifests.storage import claim_spec
@@ -14,49 +14,49 @@ METRICS_PORT = 9092
 _DATA = {"name": "data", "mountPath": "/var/lib/updraft"}
 
 
-def objects(owner: AdaptiveSpeculator, around: Surroundings) -> list[Manifest]:
+def objects(owner: AdaptiveSpeculator, config: OperatorConfig) -> list[Manifest]:
     """All objects of the part; none where there are no traces to learn from."""
-    if not has_redis(owner, around):
+    if not has_redis(owner, config):
         return []
-    name, said = owner.metadata.name, owner.spec.trainer
+    name, spec = owner.metadata.name, owner.spec.trainer
     values, claim = _settings(owner), names.child(name, names.TRAINER)
     content = {
-        "replicas": 0 if owner.spec.suspend or said.suspend else 1,
+        "replicas": 0 if owner.spec.suspend or spec.suspend else 1,
         "strategy": {"type": "Recreate"},  # two would learn from the same folder
         "selector": {"matchLabels": names.selector(name, names.TRAINER)},
-        "template": _template(owner, around, values, said.storage.claim_name or claim),
+        "template": _template(owner, config, values, spec.storage.claim_name or claim),
     }
     built = [
         pod.settings(owner, names.TRAINER, values),
         manifest(owner, "apps/v1", "Deployment", claim, names.TRAINER, spec=content),
         network.policy(owner, names.TRAINER, [network.from_anyone(METRICS_PORT)]),
     ]
-    if said.storage.claim_name is None:
-        volume = claim_spec(said.storage)
+    if spec.storage.claim_name is None:
+        volume = claim_spec(spec.storage)
         built.append(manifest(owner, "v1", "PersistentVolumeClaim", claim, names.TRAINER, spec=volume))
     return built
 
 
-def _template(owner: AdaptiveSpeculator, around: Surroundings, values: dict[str, str], claim: str) -> dict[str, Any]:
-    said = owner.spec.trainer
-    target = model(owner.spec.target_model, owner.spec.serving.model_cache, around.images, pod.RESTRICTED)
+def _template(owner: AdaptiveSpeculator, config: OperatorConfig, values: dict[str, str], claim: str) -> dict[str, Any]:
+    spec = owner.spec.trainer
+    target = model(owner.spec.target_model, owner.spec.serving.model_cache, config.images, pod.RESTRICTED)
     trainer = pod.container(
         "trainer",
-        said.image or around.images.trainer,
-        around.images,
-        said,
+        spec.image or config.images.trainer,
+        config.images,
+        spec,
         ports=[{"name": "metrics", "containerPort": METRICS_PORT}],
         envFrom=pod.from_settings(owner, names.TRAINER),
         env=[
             {"name": "UPDRAFT_TRAINER_MODEL", "value": target.path},
-            *redis_variables(owner, "UPDRAFT_TRAINER_REDIS_URL", around),
+            *redis_variables(owner, "UPDRAFT_TRAINER_REDIS_URL", config),
         ],
         volumeMounts=[_DATA, pod.TOKEN_MOUNT, *target.mounts],
         startupProbe=pod.http_probe("/healthz", "metrics", period_s=5, failures=120),
         readinessProbe=pod.http_probe("/readyz", "metrics", period_s=5, failures=2),
         livenessProbe=pod.http_probe("/healthz", "metrics", period_s=20, failures=6),
     )
-    parts = pod.Parts(
+    parts = pod.PodParts(
         containers=[trainer],
         init_containers=target.init_containers,
         volumes=[
@@ -64,9 +64,9 @@ def _template(owner: AdaptiveSpeculator, around: Surroundings, values: dict[str,
             {"name": "data", "persistentVolumeClaim": {"claimName": claim}},
             pod.token_volume(owner, "publish"),
         ],
-        settings={**values, **redis_marks(owner, around)},
+        settings={**values, **redis_marks(owner, config)},
     )
-    return pod.template(owner, names.TRAINER, parts, said, around.images)
+    return pod.template(owner, names.TRAINER, parts, spec, config.images)
 
 
 def _settings(owner: AdaptiveSpeculator) -> dict[str, str]:

@@ -19,59 +19,59 @@ _TRUE_UNLESS_SAID = ("automountServiceAccountToken", "allowPrivilegeEscalation")
 """Fields whose absence is no False."""
 
 
-def is_current(wished: Manifest, child: Child) -> bool:
+def is_current(desired: Manifest, child: Child) -> bool:
     """Whether applying the manifest would change nothing. `wished` is marked with its hash."""
-    metadata = wished["metadata"]
+    metadata = desired["metadata"]
     if child.applied != metadata["annotations"][names.APPLIED]:
         return False
-    return difference(wished, child.live()) == ""
+    return difference(desired, child.live()) == ""
 
 
-def difference(wished: Manifest, live: Mapping[str, Any]) -> str:
+def difference(desired: Manifest, live: Mapping[str, Any]) -> str:
     """The path of the first thing that is wished and is not so; empty if there is none."""
-    said = {name: value for name, value in wished.items() if name not in ("apiVersion", "kind", "metadata")}
-    found = next(_differences(said, live, ""), "")
-    if found:
-        return found
-    ours = {name: wished["metadata"].get(name) for name in ("labels", "ownerReferences")}
+    content = {name: value for name, value in desired.items() if name not in ("apiVersion", "kind", "metadata")}
+    path = next(_differences(content, live, ""), "")
+    if path:
+        return path
+    ours = {name: desired["metadata"].get(name) for name in ("labels", "ownerReferences")}
     return next(_differences(ours, live.get("metadata", {}), "metadata"), "")
 
 
-def _differences(wished: Any, live: Any, path: str) -> Iterator[str]:
-    is_nothing = wished is None or wished in ({}, [])
-    if is_nothing or (not wished and live is None and not path.endswith(_TRUE_UNLESS_SAID)):
+def _differences(desired: Any, live: Any, path: str) -> Iterator[str]:
+    is_nothing = desired is None or desired in ({}, [])
+    if is_nothing or (not desired and live is None and not path.endswith(_TRUE_UNLESS_SAID)):
         return  # {}, [], and absence are how the API says nothing
-    if isinstance(wished, dict):
+    if isinstance(desired, dict):
         if not isinstance(live, Mapping):
             yield path
         else:
-            for name, value in wished.items():
+            for name, value in desired.items():
                 yield from _differences(value, live.get(name), f"{path}.{name}".lstrip("."))
-    elif isinstance(wished, list):
-        yield from _lists(wished, live, path)
-    elif wished != live and not _is_same_amount(wished, live):
+    elif isinstance(desired, list):
+        yield from _lists(desired, live, path)
+    elif desired != live and not _is_same_amount(desired, live):
         yield path
 
 
-def _lists(wished: list[Any], live: Any, path: str) -> Iterator[str]:
+def _lists(desired: list[Any], live: Any, path: str) -> Iterator[str]:
     if not isinstance(live, list):
         yield path
         return
-    key = next((key for key in _KEYS if is_key_of(key, wished)), None)
+    key = next((key for key in _KEYS if is_key_of(key, desired)), None)
     if key is None:
-        if len(wished) != len(live):
+        if len(desired) != len(live):
             yield path
-        for number, (ours, theirs) in enumerate(zip(wished, live, strict=False)):
+        for number, (ours, theirs) in enumerate(zip(desired, live, strict=False)):
             yield from _differences(ours, theirs, f"{path}[{number}]")
         return
-    by_key = {each[key]: each for each in live if isinstance(each, dict) and isinstance(each.get(key), str | int)}
-    for ours in wished:
+    by_key = {entry[key]: entry for entry in live if isinstance(entry, dict) and isinstance(entry.get(key), str | int)}
+    for ours in desired:
         yield from _differences(ours, by_key.get(ours[key]), f"{path}[{ours[key]}]")
 
 
-def _is_same_amount(wished: Any, live: Any) -> bool:
+def _is_same_amount(desired: Any, live: Any) -> bool:
     """1000m is 1, 1024Mi is 1Gi."""
-    amounts = [_amount(wished), _amount(live)]
+    amounts = [_amount(desired), _amount(live)]
     return None not in amounts and amounts[0] == amounts[1]
 
 

@@ -14,7 +14,7 @@ from updraft_operator.api.rollout import Strategy
 from updraft_operator.manifests.redis import has_redis
 from updraft_operator.planning.acceptance import acceptance_length
 from updraft_operator.planning.objects import Child
-from updraft_operator.planning.observed import Link, Observed
+from updraft_operator.planning.observed import ConnectionState, Observed
 from updraft_operator.planning.pods import PodState, worst
 
 _ENOUGH_STEPS = 200
@@ -27,7 +27,7 @@ ASKS_A_PERSON = "promote or reject it"
 """In the registry's words about a canary that goes on by nobody's hand but a person's."""
 
 Status = Literal["True", "False", "Unknown"]
-Said = tuple[Status, str, str]
+Assessment = tuple[Status, str, str]
 """Status, reason, message."""
 
 _OF_THE_REGISTRY = ("VersionNotFound", "VersionUnusable")
@@ -41,7 +41,7 @@ _WAITING = (pb.PHASE_PENDING, pb.PHASE_HELD)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class UndatedCondition:
     """One condition."""
 
     type: str
@@ -50,197 +50,197 @@ class Verdict:
     message: str
 
 
-def conditions(seen: Observed) -> list[Verdict]:
+def conditions(observed: Observed) -> list[UndatedCondition]:
     """All of them, in the order in which a person asks."""
-    accepted, serving, registry = _accepted(seen), _serving_ready(seen), _registry_ready(seen)
-    trainer = _trainer_ready(seen)
+    accepted, serving, registry = _accepted(observed), _serving_ready(observed), _registry_ready(observed)
+    trainer = _trainer_ready(observed)
     return [
         _ready((accepted, serving, registry)),
         accepted,
         serving,
         registry,
         trainer,
-        _adapting(seen, trainer, registry),
-        _speculation(seen),
-        _progressing(seen),
+        _adapting(observed, trainer, registry),
+        _speculation(observed),
+        _progressing(observed),
     ]
 
 
-def _ready(parts: tuple[Verdict, ...]) -> Verdict:
+def _ready(parts: tuple[UndatedCondition, ...]) -> UndatedCondition:
     for part in parts:
         if part.status != "True":
-            return _verdict("Ready", "False", part.reason, part.message)
+            return _condition("Ready", "False", part.reason, part.message)
     serving = next(part for part in parts if part.type == "ServingReady")
     is_rolling = serving.reason == "RollingOut"
-    return _verdict("Ready", "True", "Ready", serving.message if is_rolling else "requests are served")
+    return _condition("Ready", "True", "Ready", serving.message if is_rolling else "requests are served")
 
 
-def _accepted(seen: Observed) -> Verdict:
+def _accepted(observed: Observed) -> UndatedCondition:
     kind = "Accepted"
-    for refusal in seen.refusals:
+    for refusal in observed.refusals:
         if refusal.reason in ("NameConflict", "InvalidPodTemplate", "Forbidden", "InvalidRollout"):
-            return _verdict(kind, "False", refusal.reason, refusal.message)
-    if seen.missing_secrets:
-        listed = ", ".join(seen.missing_secrets)
-        return _verdict(kind, "False", "SecretNotFound", f"the spec names Secrets that are not there: {listed}")
-    for field, number in _named_versions(seen):
+            return _condition(kind, "False", refusal.reason, refusal.message)
+    if observed.missing_secrets:
+        listed = ", ".join(observed.missing_secrets)
+        return _condition(kind, "False", "SecretNotFound", f"the spec names Secrets that are not there: {listed}")
+    for field, number in _named_versions(observed):
         what = f"spec.rollout.{field} is {number}, and the registry has no such version"
-        return _verdict(kind, "False", "VersionNotFound", f"{what}: {_versions_said(seen)}")
-    before, rollout = _before(seen, kind), seen.speculator.spec.rollout
+        return _condition(kind, "False", "VersionNotFound", f"{what}: {_versions_said(observed)}")
+    before, rollout = _before(observed, kind), observed.speculator.spec.rollout
     is_named = rollout.pinned_version or rollout.promoted_version
-    if seen.registry.state is None and is_named and before is not None and before[1] in _OF_THE_REGISTRY:
-        return _verdict(kind, *before)
-    if condemned := _condemned_pin(seen):
-        return _verdict(kind, "False", "VersionUnusable", condemned)
-    return _verdict(kind, "True", "SpecAccepted", "the spec can be followed")
+    if observed.registry.state is None and is_named and before is not None and before[1] in _OF_THE_REGISTRY:
+        return _condition(kind, *before)
+    if condemned := _condemned_pin(observed):
+        return _condition(kind, "False", "VersionUnusable", condemned)
+    return _condition(kind, "True", "SpecAccepted", "the spec can be followed")
 
 
-def _condemned_pin(seen: Observed) -> str:
+def _condemned_pin(observed: Observed) -> str:
     """Why the pinned version cannot serve; empty if it can."""
-    pinned = seen.speculator.spec.rollout.pinned_version
-    for version in seen.registry.versions:
+    pinned = observed.speculator.spec.rollout.pinned_version
+    for version in observed.registry.versions:
         if version.version == pinned and version.phase in _CONDEMNED:
             return f"spec.rollout.pinnedVersion is {pinned}, which never serves again: {version.reason}"
     return ""
 
 
-def _named_versions(seen: Observed) -> Iterable[tuple[str, int]]:
+def _named_versions(observed: Observed) -> Iterable[tuple[str, int]]:
     """Versions that the spec names and the registry does not know, by what it said last."""
-    if seen.registry.state is None:
+    if observed.registry.state is None:
         return
-    rollout, known = seen.speculator.spec.rollout, {version.version for version in seen.registry.versions}
+    rollout, known = observed.speculator.spec.rollout, {version.version for version in observed.registry.versions}
     if rollout.pinned_version and rollout.pinned_version not in known:
         yield "pinnedVersion", rollout.pinned_version
     # An older one that is not there any more was promoted long ago: the field stays, and means nothing now.
-    if rollout.promoted_version and rollout.promoted_version > seen.registry.state.latest:
+    if rollout.promoted_version and rollout.promoted_version > observed.registry.state.latest:
         yield "promotedVersion", rollout.promoted_version
 
 
-def _versions_said(seen: Observed) -> str:
-    known = sorted(version.version for version in seen.registry.versions)
+def _versions_said(observed: Observed) -> str:
+    known = sorted(version.version for version in observed.registry.versions)
     return f"it has {', '.join(map(str, known))}" if known else "it has none yet"
 
 
-def _serving_ready(seen: Observed) -> Verdict:
-    kind, spec = "ServingReady", seen.speculator.spec
+def _serving_ready(observed: Observed) -> UndatedCondition:
+    kind, spec = "ServingReady", observed.speculator.spec
     if spec.suspend:
-        return _verdict(kind, "False", "Suspended", "spec.suspend is true: nothing serves")
-    pods, deployment = seen.pods_of(names.SERVING), seen.child("Deployment", names.SERVING)
-    wished = wished_replicas(seen)
-    if wished == 0:
-        return _verdict(kind, "False", "Suspended", "spec.serving.replicas is 0: nothing serves")
+        return _condition(kind, "False", "Suspended", "spec.suspend is true: nothing serves")
+    pods, deployment = observed.pods_of(names.SERVING), observed.child("Deployment", names.SERVING)
+    desired = desired_replicas(observed)
+    if desired == 0:
+        return _condition(kind, "False", "Suspended", "spec.serving.replicas is 0: nothing serves")
     num_ready = sum(pod.is_ready and not pod.is_ending for pod in pods)
-    said = f"{num_ready} of {wished} pods are ready"
-    if num_ready >= max(1, wished - 1):  # the disruption budget lets one be away
-        return _rolling(kind, deployment, pods, said) or _verdict(kind, "True", "PodsReady", said)
-    return _over_quota(kind, seen, names.SERVING) or _not_ready(kind, deployment, pods, said)
+    said = f"{num_ready} of {desired} pods are ready"
+    if num_ready >= max(1, desired - 1):  # the disruption budget lets one be away
+        return _rolling(kind, deployment, pods, said) or _condition(kind, "True", "PodsReady", said)
+    return _over_quota(kind, observed, names.SERVING) or _not_ready(kind, deployment, pods, said)
 
 
-def _rolling(kind: str, deployment: Child | None, pods: tuple[PodState, ...], said: str) -> Verdict | None:
+def _rolling(kind: str, deployment: Child | None, pods: tuple[PodState, ...], said: str) -> UndatedCondition | None:
     """Enough pods serve, but some are of an older template: the new ones may be in trouble."""
     if deployment is None or deployment.status.get("updatedReplicas", 0) >= deployment.status.get("replicas", 0):
         return None
     found = worst(pods)
     why = f"; {found[0].name}: {found[1].reason}: {found[1].message}" if found is not None else ""
-    return _verdict(kind, "True", "RollingOut", f"{said}; pods of the changed template come{why}")
+    return _condition(kind, "True", "RollingOut", f"{said}; pods of the changed template come{why}")
 
 
-def _over_quota(kind: str, seen: Observed, part: str) -> Verdict | None:
+def _over_quota(kind: str, observed: Observed, part: str) -> UndatedCondition | None:
     """An object of a part that a ResourceQuota does not let in."""
-    of_part = {names.child(seen.name, part), *([seen.name] if part == names.SERVING else [])}
-    for refusal in seen.refusals:
+    of_part = {names.child(observed.name, part), *([observed.name] if part == names.SERVING else [])}
+    for refusal in observed.refusals:
         if refusal.reason == "QuotaExceeded" and refusal.ref.name in of_part:
-            return _verdict(kind, "False", refusal.reason, f"{'/'.join(refusal.ref)}: {refusal.message}")
+            return _condition(kind, "False", refusal.reason, f"{'/'.join(refusal.ref)}: {refusal.message}")
     return None
 
 
-def wished_replicas(seen: Observed) -> int:
+def desired_replicas(observed: Observed) -> int:
     """Inference pods that there should be: what an autoscaler of the Deployment says, if there is one."""
-    deployment = seen.child("Deployment", names.SERVING)
-    if seen.speculator.spec.suspend:
+    deployment = observed.child("Deployment", names.SERVING)
+    if observed.speculator.spec.suspend:
         return 0
     if deployment is not None and deployment.is_scaled_by_others:
         return int(deployment.live()["spec"].get("replicas", 1))
-    return seen.speculator.spec.serving.replicas
+    return observed.speculator.spec.serving.replicas
 
 
-def _not_ready(kind: str, workload: Child | None, pods: tuple[PodState, ...], said: str) -> Verdict:
+def _not_ready(kind: str, workload: Child | None, pods: tuple[PodState, ...], said: str) -> UndatedCondition:
     found = worst(pods)
     if found is not None:
-        pod, trouble = found
-        return _verdict(kind, "False", trouble.reason, f"{said}; {pod.name}: {trouble.message}")
+        pod, problem = found
+        return _condition(kind, "False", problem.reason, f"{said}; {pod.name}: {problem.message}")
     if workload is not None:
         for condition in workload.status.get("conditions", ()):
             if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
-                return _verdict(kind, "False", "QuotaExceeded", f"{said}; {condition.get('message', '')}")
+                return _condition(kind, "False", "QuotaExceeded", f"{said}; {condition.get('message', '')}")
     if any(not pod.is_ready for pod in pods) or not pods:
-        return _verdict(kind, "False", "ModelLoading", f"{said}; the others start")
-    return _verdict(kind, "False", "RollingOut", said)
+        return _condition(kind, "False", "ModelLoading", f"{said}; the others start")
+    return _condition(kind, "False", "RollingOut", said)
 
 
-def _registry_ready(seen: Observed) -> Verdict:
-    kind, view = "RegistryReady", seen.registry
-    if view.link is Link.CONNECTED:
-        return _verdict(kind, "True", "Connected", "the registry answers")
-    if view.link is Link.CONNECTING and (before := _before(seen, kind)):
-        return _verdict(kind, *before)
-    pods = seen.pods_of(names.REGISTRY)
+def _registry_ready(observed: Observed) -> UndatedCondition:
+    kind, view = "RegistryReady", observed.registry
+    if view.connection is ConnectionState.CONNECTED:
+        return _condition(kind, "True", "Connected", "the registry answers")
+    if view.connection is ConnectionState.CONNECTING and (before := _before(observed, kind)):
+        return _condition(kind, *before)
+    pods = observed.pods_of(names.REGISTRY)
     found = worst(pods)
     if found is not None and not any(pod.is_ready for pod in pods):
-        pod, trouble = found
-        return _verdict(kind, "False", trouble.reason, f"{pod.name}: {trouble.message}")
-    link = Link.STARTING if view.link is Link.CONNECTING else view.link
-    said = _verdict(kind, "False", link.value, view.trouble or "the registry's pod is not ready yet")
-    return _over_quota(kind, seen, names.REGISTRY) or said
+        pod, problem = found
+        return _condition(kind, "False", problem.reason, f"{pod.name}: {problem.message}")
+    connection = ConnectionState.STARTING if view.connection is ConnectionState.CONNECTING else view.connection
+    said = _condition(kind, "False", connection.value, view.problem or "the registry's pod is not ready yet")
+    return _over_quota(kind, observed, names.REGISTRY) or said
 
 
-def _trainer_ready(seen: Observed) -> Verdict:
-    kind, spec = "TrainerReady", seen.speculator.spec
+def _trainer_ready(observed: Observed) -> UndatedCondition:
+    kind, spec = "TrainerReady", observed.speculator.spec
     if not spec.traces.enabled:
-        return _verdict(kind, "False", "Disabled", "spec.traces.enabled is false: there is nothing to learn from")
-    if not has_redis(seen.speculator, seen.around):
+        return _condition(kind, "False", "Disabled", "spec.traces.enabled is false: there is nothing to learn from")
+    if not has_redis(observed.speculator, observed.config):
         said = "the operator has no Redis, and spec.traces.redis names none: nothing is captured"
-        return _verdict(kind, "False", "NoRedis", said)
+        return _condition(kind, "False", "NoRedis", said)
     if spec.suspend or spec.trainer.suspend:
-        return _verdict(kind, "False", "Suspended", "the trainer is suspended; serving goes on with what it has")
-    pods = seen.pods_of(names.TRAINER)
+        return _condition(kind, "False", "Suspended", "the trainer is suspended; serving goes on with what it has")
+    pods = observed.pods_of(names.TRAINER)
     if any(pod.is_ready for pod in pods):
-        return _verdict(kind, "True", "Training", "the trainer runs")
+        return _condition(kind, "True", "Training", "the trainer runs")
     found = worst(pods)
     if found is not None:
-        pod, trouble = found
-        return _verdict(kind, "False", trouble.reason, f"{pod.name}: {trouble.message}")
-    starting = _verdict(kind, "False", "Starting", "the trainer's pod is not ready yet")
-    return _over_quota(kind, seen, names.TRAINER) or starting
+        pod, problem = found
+        return _condition(kind, "False", problem.reason, f"{pod.name}: {problem.message}")
+    starting = _condition(kind, "False", "Starting", "the trainer's pod is not ready yet")
+    return _over_quota(kind, observed, names.TRAINER) or starting
 
 
-def _adapting(seen: Observed, trainer: Verdict, registry: Verdict) -> Verdict:
+def _adapting(observed: Observed, trainer: UndatedCondition, registry: UndatedCondition) -> UndatedCondition:
     kind = "Adapting"
-    if seen.speculator.spec.suspend:
-        return _verdict(kind, "False", "Suspended", "spec.suspend is true")
+    if observed.speculator.spec.suspend:
+        return _condition(kind, "False", "Suspended", "spec.suspend is true")
     if trainer.status != "True":
-        return _verdict(kind, "False", "TrainerNotReady", trainer.message)
+        return _condition(kind, "False", "TrainerNotReady", trainer.message)
     if registry.status != "True":
-        return _verdict(kind, "False", "RegistryNotReady", registry.message)
-    state = seen.registry.state
+        return _condition(kind, "False", "RegistryNotReady", registry.message)
+    state = observed.registry.state
     if state is not None and state.capture_problem:
-        return _verdict(kind, "False", "CaptureUnavailable", f"nothing is captured by {state.capture_problem}")
-    return _verdict(kind, "True", "Adapting", "drafts are learned from the traffic")
+        return _condition(kind, "False", "CaptureUnavailable", f"nothing is captured by {state.capture_problem}")
+    return _condition(kind, "True", "Adapting", "drafts are learned from the traffic")
 
 
-def _speculation(seen: Observed) -> Verdict:
-    status, reason, message = next(_of_speculation(seen))
-    return _verdict("SpeculationEffective", status, reason, message)
+def _speculation(observed: Observed) -> UndatedCondition:
+    status, reason, message = next(_of_speculation(observed))
+    return _condition("SpeculationEffective", status, reason, message)
 
 
-def _of_speculation(seen: Observed) -> Iterator[Said]:
+def _of_speculation(observed: Observed) -> Iterator[Assessment]:
     """What holds first is said."""
-    state, spec = seen.registry.state, seen.speculator.spec
+    state, spec = observed.registry.state, observed.speculator.spec
     if spec.suspend:
         yield "Unknown", "Suspended", "nothing serves"
     if spec.draft.lookahead == 0:
         yield "False", "SpeculationDisabled", "spec.draft.lookahead is 0"
-    before = _before(seen, "SpeculationEffective")
+    before = _before(observed, "SpeculationEffective")
     if state is None and before is not None and before[1] not in _OF_THE_SPEC:
         yield before
     if state is None or not state.stable:
@@ -260,15 +260,15 @@ def _of_speculation(seen: Observed) -> Iterator[Said]:
     yield "True", "Effective", "drafts are accepted"
 
 
-def _progressing(seen: Observed) -> Verdict:
-    status, reason, message = next(_of_progress(seen))
-    return _verdict("Progressing", status, reason, message)
+def _progressing(observed: Observed) -> UndatedCondition:
+    status, reason, message = next(_of_progress(observed))
+    return _condition("Progressing", status, reason, message)
 
 
-def _of_progress(seen: Observed) -> Iterator[Said]:
+def _of_progress(observed: Observed) -> Iterator[Assessment]:
     """What holds first is said."""
-    state, rollout = seen.registry.state, seen.speculator.spec.rollout
-    before = _before(seen, "Progressing")
+    state, rollout = observed.registry.state, observed.speculator.spec.rollout
+    before = _before(observed, "Progressing")
     if state is None and before is not None:
         yield before
     if state is None or not state.latest:
@@ -280,7 +280,7 @@ def _of_progress(seen: Observed) -> Iterator[Said]:
         yield "False", "Paused", "spec.rollout.paused is true"
     if state.candidate:
         yield _of_canary(state)
-    waiting = [version.version for version in seen.registry.versions if version.phase in _WAITING]
+    waiting = [version.version for version in observed.registry.versions if version.phase in _WAITING]
     if waiting and rollout.strategy is Strategy.MANUAL:
         yield "False", "Waiting", f"version {max(waiting)} waits for spec.rollout.promotedVersion"
     if waiting:
@@ -288,13 +288,13 @@ def _of_progress(seen: Observed) -> Iterator[Said]:
     yield "True", "Complete", f"version {state.stable} serves" if state.stable else "no draft serves"
 
 
-def _before(seen: Observed, kind: str) -> Said | None:
+def _before(observed: Observed, kind: str) -> Assessment | None:
     """What was said last: it stands while the registry, whose word it is, has said nothing to this process yet."""
-    told = (each for each in seen.speculator.status.conditions if each.type == kind)
+    told = (each for each in observed.speculator.status.conditions if each.type == kind)
     return next(((each.status, each.reason, each.message) for each in told), None)
 
 
-def _of_canary(state: pb.SpeculatorState) -> Said:
+def _of_canary(state: pb.SpeculatorState) -> Assessment:
     """A canary ends by its deadline or its verdict; one that goes on after either waits for a person."""
     if ASKS_A_PERSON in state.message:
         waits = f"version {state.candidate} waits for a person: promote it, or pin another"
@@ -304,5 +304,5 @@ def _of_canary(state: pb.SpeculatorState) -> Said:
     return "True", "Canary", f"version {state.candidate} is tried"
 
 
-def _verdict(kind: str, status: Status, reason: str, message: str) -> Verdict:
-    return Verdict(type=kind, status=status, reason=reason, message=message[:2000])
+def _condition(kind: str, status: Status, reason: str, message: str) -> UndatedCondition:
+    return UndatedCondition(type=kind, status=status, reason=reason, message=message[:2000])

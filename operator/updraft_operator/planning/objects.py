@@ -13,8 +13,6 @@ from updraft_operator.api import names
 
 
 class Key(NamedTuple):
-    """A speculator."""
-
     namespace: str
     name: str
 
@@ -23,7 +21,7 @@ class Key(NamedTuple):
 
 
 class Ref(NamedTuple):
-    """An object of a speculator's namespace."""
+    """An object in a speculator's namespace."""
 
     kind: str
     name: str
@@ -37,19 +35,19 @@ class Child:
     uid: str
     resource_version: str
     owner_uid: str
-    """Of its controller; empty if it has none."""
+    """UID of its controller; empty if it has none."""
     applied: str
-    """The hash of what was applied last."""
+    """Hash of the manifest that was last applied."""
     is_ending: bool
     status: Mapping[str, Any]
-    """Only what is read of it."""
+    """Only the fields that are read."""
     is_scaled_by_others: bool
-    """An autoscaler set its number of pods."""
+    """An autoscaler sets its replicas."""
     packed: bytes = field(repr=False)
 
     @classmethod
     def of(cls, kind: str, body: Mapping[str, Any]) -> "Child":
-        """Take what is kept from an object."""
+
         metadata = body["metadata"]
         kept = {
             "metadata": {name: metadata.get(name) for name in ("labels", "annotations", "ownerReferences")},
@@ -59,7 +57,9 @@ class Child:
             ref=Ref(kind, metadata["name"]),
             uid=metadata["uid"],
             resource_version=metadata["resourceVersion"],
-            owner_uid=next((each["uid"] for each in metadata.get("ownerReferences", ()) if each.get("controller")), ""),
+            owner_uid=next(
+                (owner["uid"] for owner in metadata.get("ownerReferences", ()) if owner.get("controller")), ""
+            ),
             applied=(metadata.get("annotations") or {}).get(names.APPLIED, ""),
             is_ending="deletionTimestamp" in metadata,
             status={name: body.get("status", {})[name] for name in _STATUS if name in body.get("status", {})},
@@ -68,7 +68,7 @@ class Child:
         )
 
     def live(self) -> dict[str, Any]:
-        """The object as it was seen last, without its status."""
+        """The object as last observed, without its status."""
         return unpack(self.packed)
 
 
@@ -87,7 +87,7 @@ _AUTOSCALERS = ("kube-controller-manager", "horizontal-pod-autoscaler", "vpa", "
 
 
 def _is_scaled_by_others(fields: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether replicas were last set through the scale subresource by a controller; a person who scales is undone."""
+    """Whether a controller last set replicas through the scale subresource; manual scaling is reverted."""
     return any(
         entry.get("subresource") == "scale" and str(entry.get("manager", "")).startswith(_AUTOSCALERS)
         for entry in fields
@@ -95,11 +95,11 @@ def _is_scaled_by_others(fields: Iterable[Mapping[str, Any]]) -> bool:
 
 
 def pack(content: Mapping[str, Any]) -> bytes:
-    """Compressed JSON."""
+
     return zlib.compress(json.dumps(content, separators=(",", ":")).encode(), level=1)
 
 
 def unpack(packed: bytes) -> dict[str, Any]:
-    """What was packed."""
+
     content: dict[str, Any] = json.loads(zlib.decompress(packed))
     return content

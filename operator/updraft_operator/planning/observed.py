@@ -8,12 +8,12 @@ from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api import names
 from updraft_operator.api.draft_version import DraftVersion
 from updraft_operator.api.speculator import AdaptiveSpeculator
-from updraft_operator.manifests.manifest import Surroundings
+from updraft_operator.manifests.manifest import OperatorConfig
 from updraft_operator.planning.objects import Child, Ref
 from updraft_operator.planning.pods import PodState
 
 
-class Link(StrEnum):
+class ConnectionState(StrEnum):
     """How it stands with the registry."""
 
     CONNECTED = "Connected"
@@ -29,8 +29,8 @@ class Link(StrEnum):
 class RegistryView:
     """What the registry said last; while it is away, the last it said, which nothing is deleted by."""
 
-    link: Link = Link.STARTING
-    trouble: str = ""
+    connection: ConnectionState = ConnectionState.STARTING
+    problem: str = ""
     state: pb.SpeculatorState | None = None
     versions: tuple[pb.Version, ...] = ()
     transitions: tuple[pb.Transition, ...] = ()
@@ -39,7 +39,7 @@ class RegistryView:
     @property
     def is_connected(self) -> bool:
         """What it said is what is."""
-        return self.link is Link.CONNECTED and self.state is not None
+        return self.connection is ConnectionState.CONNECTED and self.state is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Access:
+class AccessSecret:
     """The Secret with the registry's tokens, as far as it is known."""
 
     tokens: Mapping[str, str] = field(default_factory=dict)
@@ -69,12 +69,12 @@ class Observed:
     """One look at everything around one speculator."""
 
     speculator: AdaptiveSpeculator
-    around: Surroundings
+    config: OperatorConfig
     children: Mapping[Ref, Child] = field(default_factory=dict)
     pods: tuple[PodState, ...] = ()
     drafts: tuple[DraftVersion, ...] = ()
     registry: RegistryView = field(default_factory=RegistryView)
-    access: Access = field(default_factory=Access)
+    access: AccessSecret = field(default_factory=AccessSecret)
     redis_url: str = ""
     """The operator's own Redis, which goes into the Secret; empty: there is none."""
     fresh_tokens: Mapping[str, str] = field(default_factory=dict)

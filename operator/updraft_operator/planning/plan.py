@@ -35,7 +35,7 @@ _ONCE = ("Job", "PersistentVolumeClaim")
 """Made once: what they ask for cannot be changed, and a claim that somebody grew stays grown."""
 
 
-class Verb(StrEnum):
+class RegistryVerb(StrEnum):
     """What a registry can be told."""
 
     SET_POLICY = "SetPolicy"
@@ -50,10 +50,10 @@ class Verb(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class RegistryCall:
     """Something to tell the registry."""
 
-    verb: Verb
+    verb: RegistryVerb
     version: int = 0
     policy: str = ""
     """Digest of the policy that is to be set."""
@@ -87,7 +87,7 @@ class Plan:
 
     apply: tuple[Manifest, ...] = ()
     delete: tuple[Ref, ...] = ()
-    calls: tuple[Call, ...] = ()
+    calls: tuple[RegistryCall, ...] = ()
     status: dict[str, Any] | None = None
     draft_statuses: tuple[tuple[str, dict[str, Any]], ...] = ()
     events: tuple[Event, ...] = ()
@@ -103,24 +103,24 @@ class Plan:
         return self == Plan(again_s=self.again_s)
 
 
-def plan(seen: Observed, *, now_unix_s: float, now_s: float) -> Plan:
+def make_plan(observed: Observed, *, now_unix_s: float, now_s: float) -> Plan:
     """Decide. `now_s` is on a clock that only runs forward."""
     now = moment(now_unix_s)
-    metadata = seen.speculator.metadata
+    metadata = observed.speculator.metadata
     if metadata.deletion_timestamp is not None:
-        return _ending(seen, now_s)
-    seen = replace(seen, refusals=_standing(seen))
-    applied, deleted = _objects(seen)
-    told, events, again_s = _told(seen, now, now_s)
-    drafts = list(_drafts_told(seen, now))
+        return _ending(observed, now_s)
+    observed = replace(observed, refusals=_standing(observed))
+    applied, deleted = _objects(observed)
+    told, events, again_s = _told(observed, now, now_s)
+    drafts = list(_drafts_told(observed, now))
     return Plan(
         apply=applied,
         delete=deleted,
-        calls=tuple(each for each in _calls(seen) if (each.ref, each.digest) not in _refused(seen)),
+        calls=tuple(each for each in _calls(observed) if (each.ref, each.digest) not in _refused(observed)),
         status=told,
         draft_statuses=tuple((name, written(new)) for name, new, _ in drafts),
         events=(*events, *(event for _, _, event in drafts if event is not None)),
-        finalizer=_finalizer(seen),
+        finalizer=_finalizer(observed),
         again_s=again_s,
     )
 
@@ -130,45 +130,45 @@ def written(part: Model) -> dict[str, Any]:
     return part.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-def objects(seen: Observed) -> tuple[Manifest, ...]:
+def objects(observed: Observed) -> tuple[Manifest, ...]:
     """All objects that there should be, marked, in the order in which they are made."""
-    owner, around = seen.speculator, replace(seen.around, redis_mark=_redis_mark(seen))
-    deployment = seen.child("Deployment", names.SERVING)
+    owner, config = observed.speculator, replace(observed.config, redis_mark=_redis_mark(observed))
+    deployment = observed.child("Deployment", names.SERVING)
     is_scaled = deployment is not None and deployment.is_scaled_by_others
     built = [
-        _account(seen),
-        *registry.objects(owner, around),
-        *trainer.objects(owner, around),
-        *serving.objects(owner, around, sets_replicas=not is_scaled),
+        _account(observed),
+        *registry.objects(owner, config),
+        *trainer.objects(owner, config),
+        *serving.objects(owner, config, sets_replicas=not is_scaled),
     ]
     return tuple(marked(each) for each in built)
 
 
-def _objects(seen: Observed) -> tuple[tuple[Manifest, ...], tuple[Ref, ...]]:
-    wished = [*objects(seen), *(marked(each) for each in _jobs(seen))]
-    refused = _refused(seen)
-    apply = [each for each in wished if not _is_done(each, seen) and (ref(each), hash_of(each)) not in refused]
-    secret = [each for each in _secret(seen) if (ref(each), "") not in refused]
-    mirrors = [each for each in versions.mirrors(seen) if (ref(each), "") not in refused]
-    keep = {ref(each) for each in wished}
-    delete = [Ref("DraftVersion", name) for name in versions.outdated(seen)]
-    delete += [each.ref for each in seen.children.values() if _is_left(each, keep, seen)]
+def _objects(observed: Observed) -> tuple[tuple[Manifest, ...], tuple[Ref, ...]]:
+    desired = [*objects(observed), *(marked(each) for each in _jobs(observed))]
+    refused = _refused(observed)
+    apply = [each for each in desired if not _is_done(each, observed) and (ref(each), hash_of(each)) not in refused]
+    secret = [each for each in _secret(observed) if (ref(each), "") not in refused]
+    mirrors = [each for each in versions.mirrors(observed) if (ref(each), "") not in refused]
+    keep = {ref(each) for each in desired}
+    delete = [Ref("DraftVersion", name) for name in versions.outdated(observed)]
+    delete += [each.ref for each in observed.children.values() if _is_left(each, keep, observed)]
     return (*secret, *apply, *mirrors), tuple(sorted(delete))
 
 
-def _standing(seen: Observed) -> tuple[Refusal, ...]:
+def _standing(observed: Observed) -> tuple[Refusal, ...]:
     """Refusals of what is still wished; one that is mended by another spec, or by the old one again, is over."""
-    if not seen.refusals:
+    if not observed.refusals:
         return ()
-    wished = [*objects(seen), *(marked(each) for each in _jobs(seen))]
-    asked = {(ref(each), hash_of(each)) for each in wished if not _is_done(each, seen)}
-    asked |= {(each.ref, each.digest) for each in _calls(seen)}
-    return tuple(each for each in seen.refusals if not each.digest or (each.ref, each.digest) in asked)
+    desired = [*objects(observed), *(marked(each) for each in _jobs(observed))]
+    asked = {(ref(each), hash_of(each)) for each in desired if not _is_done(each, observed)}
+    asked |= {(each.ref, each.digest) for each in _calls(observed)}
+    return tuple(each for each in observed.refusals if not each.digest or (each.ref, each.digest) in asked)
 
 
-def _refused(seen: Observed) -> set[tuple[Ref, str]]:
+def _refused(observed: Observed) -> set[tuple[Ref, str]]:
     """What is not asked for again; a Secret and a mirror have no mark."""
-    return {(refusal.ref, refusal.digest) for refusal in seen.refusals}
+    return {(refusal.ref, refusal.digest) for refusal in observed.refusals}
 
 
 def ref(content: Manifest) -> Ref:
@@ -181,128 +181,128 @@ def hash_of(content: Manifest) -> str:
     return str(content["metadata"]["annotations"][names.APPLIED])
 
 
-def _is_done(wished: Manifest, seen: Observed) -> bool:
-    child = seen.children.get(ref(wished))
+def _is_done(desired: Manifest, observed: Observed) -> bool:
+    child = observed.children.get(ref(desired))
     if child is None:
         return False
     if child.is_ending:  # it is made again once it is gone
         return True
     if child.ref.kind in _ONCE and child.owner_uid:
         return True
-    if seen.settled.get(child.ref) == (hash_of(wished), child.resource_version):
+    if observed.settled.get(child.ref) == (hash_of(desired), child.resource_version):
         return True
-    return is_current(wished, child)
+    return is_current(desired, child)
 
 
-def _is_left(child: Child, keep: set[Ref], seen: Observed) -> bool:
+def _is_left(child: Child, keep: set[Ref], observed: Observed) -> bool:
     """Whether an object of ours is wished no longer; what is not ours ends in its own way, and data with its owner."""
-    is_ours = child.owner_uid == seen.speculator.metadata.uid
+    is_ours = child.owner_uid == observed.speculator.metadata.uid
     return is_ours and child.ref.kind not in _ONCE and child.ref not in keep and not child.is_ending
 
 
-def _account(seen: Observed) -> Manifest:
+def _account(observed: Observed) -> Manifest:
     content = {"automountServiceAccountToken": False}
-    return manifest(seen.speculator, "v1", "ServiceAccount", seen.name, "account", **content)
+    return manifest(observed.speculator, "v1", "ServiceAccount", observed.name, "account", **content)
 
 
-def _secret(seen: Observed) -> tuple[Manifest, ...]:
+def _secret(observed: Observed) -> tuple[Manifest, ...]:
     """Once: who changes its entries has a reason, and who deletes one gets it anew."""
-    access, redis_url = seen.access, seen.redis_url if _uses_own_redis(seen) else ""
+    access, redis_url = observed.access, observed.redis_url if _uses_own_redis(observed) else ""
     is_whole = all(access.tokens.get(role) for role in registry.ROLES)
     if access.exists and is_whole and access.redis_url == redis_url:
         return ()
-    tokens = {role: access.tokens.get(role) or seen.fresh_tokens.get(role, "") for role in registry.ROLES}
-    return (registry.access(seen.speculator, tokens, redis_url),)
+    tokens = {role: access.tokens.get(role) or observed.fresh_tokens.get(role, "") for role in registry.ROLES}
+    return (registry.access(observed.speculator, tokens, redis_url),)
 
 
-def _redis_mark(seen: Observed) -> str:
+def _redis_mark(observed: Observed) -> str:
     """Keyed with the token of the operator's own calls, which is in the Secret, or on its way there."""
-    key = seen.access.tokens.get(_OWN_ROLE) or seen.fresh_tokens.get(_OWN_ROLE, "")
-    return mark(seen.redis_url, key) if _uses_own_redis(seen) else ""
+    key = observed.access.tokens.get(_OWN_ROLE) or observed.fresh_tokens.get(_OWN_ROLE, "")
+    return mark(observed.redis_url, key) if _uses_own_redis(observed) else ""
 
 
-def _uses_own_redis(seen: Observed) -> bool:
-    return has_redis(seen.speculator, seen.around) and seen.speculator.spec.traces.redis is None
+def _uses_own_redis(observed: Observed) -> bool:
+    return has_redis(observed.speculator, observed.config) and observed.speculator.spec.traces.redis is None
 
 
-def _jobs(seen: Observed) -> Iterator[Manifest]:
-    if not seen.registry.is_connected:
+def _jobs(observed: Observed) -> Iterator[Manifest]:
+    if not observed.registry.is_connected:
         return
-    for each in versions.imports(seen):
+    for each in versions.imports(observed):
         if each.number is None and not each.failure and each.draft.metadata.deletion_timestamp is None:
             yield importing.job(
-                seen.speculator,
+                observed.speculator,
                 each.draft,
                 versions.job_name(each.draft),
-                seen.around,
-                is_first=not seen.registry.versions,
+                observed.config,
+                is_first=not observed.registry.versions,
             )
 
 
-def _calls(seen: Observed) -> Iterator[Call]:
-    state, view, rollout = seen.registry.state, seen.registry, seen.speculator.spec.rollout
+def _calls(observed: Observed) -> Iterator[RegistryCall]:
+    state, view, rollout = observed.registry.state, observed.registry, observed.speculator.spec.rollout
     if state is None or not view.is_connected:
         return
     if not is_followed(policy(rollout), state.policy):
         said = policy(rollout).SerializeToString(deterministic=True)
-        yield Call(verb=Verb.SET_POLICY, policy=hashlib.sha256(said).hexdigest())
+        yield RegistryCall(verb=RegistryVerb.SET_POLICY, policy=hashlib.sha256(said).hexdigest())
     known = {version.version: versions.phase_name(version.phase) for version in view.versions}
     pinned = state.pinned if state.HasField("pinned") else None
-    wished = rollout.pinned_version
-    if wished is None and pinned is not None:
-        yield Call(verb=Verb.UNPIN)
-    elif wished is not None and wished != pinned and _can_pin(wished, known):
-        yield Call(verb=Verb.PIN, version=wished)
+    desired = rollout.pinned_version
+    if desired is None and pinned is not None:
+        yield RegistryCall(verb=RegistryVerb.UNPIN)
+    elif desired is not None and desired != pinned and _can_pin(desired, known):
+        yield RegistryCall(verb=RegistryVerb.PIN, version=desired)
     if rollout.paused != state.paused and known:
-        yield Call(verb=Verb.PAUSE if rollout.paused else Verb.RESUME)
+        yield RegistryCall(verb=RegistryVerb.PAUSE if rollout.paused else RegistryVerb.RESUME)
     waiting = (Phase.PENDING, Phase.HELD, Phase.CANARY)
     promoted = rollout.promoted_version
-    if promoted is not None and wished is None and known.get(promoted) in waiting:
-        yield Call(verb=Verb.PROMOTE, version=promoted)
-    yield from _retentions(seen)
+    if promoted is not None and desired is None and known.get(promoted) in waiting:
+        yield RegistryCall(verb=RegistryVerb.PROMOTE, version=promoted)
+    yield from _retentions(observed)
 
 
-def _can_pin(wished: int, known: Mapping[int, Phase]) -> bool:
-    if wished == 0:
+def _can_pin(desired: int, known: Mapping[int, Phase]) -> bool:
+    if desired == 0:
         return bool(known)
-    return wished in known and known[wished] not in _BAD_PHASES
+    return desired in known and known[desired] not in _BAD_PHASES
 
 
-def _retentions(seen: Observed) -> Iterator[Call]:
+def _retentions(observed: Observed) -> Iterator[RegistryCall]:
     """One object that says so is enough: an import and a mirror may be of the same version."""
-    wished: dict[int, bool] = {}
-    for draft in seen.drafts:
-        number = versions.number_of(seen, draft)
+    desired: dict[int, bool] = {}
+    for draft in observed.drafts:
+        number = versions.number_of(observed, draft)
         if number is not None:
-            wished[number] = wished.get(number, False) or draft.spec.retain
-    for version in seen.registry.versions:
-        number, is_wished = version.version, wished.get(version.version, version.retain)
+            desired[number] = desired.get(number, False) or draft.spec.retain
+    for version in observed.registry.versions:
+        number, is_wished = version.version, desired.get(version.version, version.retain)
         if is_wished != version.retain:
-            yield Call(verb=Verb.RETAIN if is_wished else Verb.RELEASE, version=number)
+            yield RegistryCall(verb=RegistryVerb.RETAIN if is_wished else RegistryVerb.RELEASE, version=number)
 
 
-def _told(seen: Observed, now: datetime, now_s: float) -> tuple[dict[str, Any] | None, list[Event], float | None]:
-    before, new = seen.speculator.status, status(seen, now)
+def _told(observed: Observed, now: datetime, now_s: float) -> tuple[dict[str, Any] | None, list[Event], float | None]:
+    before, new = observed.speculator.status, status(observed, now)
     if new == before:
         return None, [], None
     if without_measurements(new) == without_measurements(before):
-        wait_s = seen.status_due_s - now_s
+        wait_s = observed.status_due_s - now_s
         if wait_s > 0:
             return None, [], wait_s
-    return written(new), list(_transitions(seen, before, new)), None
+    return written(new), list(_transitions(observed, before, new)), None
 
 
-def _transitions(seen: Observed, before: Status, new: Status) -> Iterator[Event]:
+def _transitions(observed: Observed, before: Status, new: Status) -> Iterator[Event]:
     """Of conditions; the first ones of a resource are no news."""
     old = {condition.type: condition for condition in before.conditions}
     for condition in new.conditions:
         last = old.get(condition.type)
         if last is not None and (last.status, last.reason) != (condition.status, condition.reason):
-            yield _event(seen, condition)
+            yield _event(observed, condition)
 
 
-def _event(seen: Observed, condition: Condition) -> Event:
-    metadata = seen.speculator.metadata
+def _event(observed: Observed, condition: Condition) -> Event:
+    metadata = observed.speculator.metadata
     is_bad = condition.status == "False" and condition.type in ("Accepted", "Ready", "ServingReady", "RegistryReady")
     return Event(
         kind="AdaptiveSpeculator",
@@ -314,10 +314,10 @@ def _event(seen: Observed, condition: Condition) -> Event:
     )
 
 
-def _drafts_told(seen: Observed, now: datetime) -> Iterator[tuple[str, DraftVersionStatus, Event | None]]:
-    for draft, new in versions.statuses(seen, now):
+def _drafts_told(observed: Observed, now: datetime) -> Iterator[tuple[str, DraftVersionStatus, Event | None]]:
+    for draft, new in versions.statuses(observed, now):
         before = draft.status
-        if new == before or _is_measurement(before, new, seen):
+        if new == before or _is_measurement(before, new, observed):
             continue
         event = None
         if new.phase != before.phase and new.phase is not None:
@@ -332,40 +332,40 @@ def _drafts_told(seen: Observed, now: datetime) -> Iterator[tuple[str, DraftVers
         yield draft.metadata.name, new, event
 
 
-def _is_measurement(before: DraftVersionStatus, new: DraftVersionStatus, seen: Observed) -> bool:
+def _is_measurement(before: DraftVersionStatus, new: DraftVersionStatus, observed: Observed) -> bool:
     """Only its acceptance is another: told together with the speculator's own, at its pace."""
     if before.model_copy(update={"acceptance": None}) != new.model_copy(update={"acceptance": None}):
         return False
-    told = seen.speculator.status.acceptance
+    told = observed.speculator.status.acceptance
     length = new.acceptance.length if new.acceptance else None
     return told is None or length not in (told.stable, told.candidate)
 
 
-def _finalizer(seen: Observed) -> Literal["add", "remove", ""]:
-    has_it = names.FINALIZER in seen.speculator.metadata.finalizers
-    wants_it = seen.speculator.spec.deletion_policy is DeletionPolicy.DELETE
+def _finalizer(observed: Observed) -> Literal["add", "remove", ""]:
+    has_it = names.FINALIZER in observed.speculator.metadata.finalizers
+    wants_it = observed.speculator.spec.deletion_policy is DeletionPolicy.DELETE
     if has_it == wants_it:
         return ""
     return "add" if wants_it else "remove"
 
 
-def _ending(seen: Observed, now_s: float) -> Plan:
+def _ending(observed: Observed, now_s: float) -> Plan:
     """The children go with their owner by Kubernetes' own hand; only what is outside waits for ours, and not long.
 
     Who writes traces goes first, or there would be new ones afterwards.
     """
-    spec, metadata = seen.speculator.spec, seen.speculator.metadata
+    spec, metadata = observed.speculator.spec, observed.speculator.metadata
     if names.FINALIZER not in metadata.finalizers:
         return Plan()
     if spec.deletion_policy is DeletionPolicy.RETAIN:
         return Plan(finalizer="remove")
-    writers = [seen.child("Deployment", part) for part in (names.SERVING, names.TRAINER)]
+    writers = [observed.child("Deployment", part) for part in (names.SERVING, names.TRAINER)]
     left = tuple(each.ref for each in writers if each is not None and not each.is_ending)
     if left:
         return Plan(delete=left, again_s=_POLL_S)
-    waited_s = now_s - (now_s if seen.ending_s is None else seen.ending_s)
+    waited_s = now_s - (now_s if observed.ending_s is None else observed.ending_s)
     grace_s = spec.serving.termination_grace_period_seconds
-    if waited_s > grace_s + seen.cleanup_s:
+    if waited_s > grace_s + observed.cleanup_s:
         event = Event(
             kind="AdaptiveSpeculator",
             name=metadata.name,
@@ -375,6 +375,6 @@ def _ending(seen: Observed, now_s: float) -> Plan:
             is_warning=True,
         )
         return Plan(finalizer="remove", events=(event,))
-    if waited_s < grace_s and any(pod.part in (names.SERVING, names.TRAINER) for pod in seen.pods):
+    if waited_s < grace_s and any(pod.part in (names.SERVING, names.TRAINER) for pod in observed.pods):
         return Plan(again_s=_POLL_S)
     return Plan(finalizer="remove", cleans_up=True)

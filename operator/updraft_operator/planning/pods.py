@@ -24,7 +24,7 @@ _RESTARTED = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trouble:
+class PodProblem:
     """Why a pod is not ready."""
 
     reason: str
@@ -39,7 +39,7 @@ class PodState:
     part: str
     is_ready: bool
     is_ending: bool
-    trouble: Trouble | None
+    problem: PodProblem | None
     """None also while it just starts."""
     result: str = ""
     """What its first container left as its last word, once that has ended well."""
@@ -48,26 +48,26 @@ class PodState:
     def of(cls, body: Mapping[str, Any]) -> "PodState":
         """Read it from a pod."""
         metadata, status = body["metadata"], body.get("status", {})
-        conditions = {each["type"]: each for each in status.get("conditions", ())}
+        conditions = {entry["type"]: entry for entry in status.get("conditions", ())}
         return cls(
             name=metadata["name"],
             part=metadata.get("labels", {}).get(names.COMPONENT, ""),
             is_ready=conditions.get("Ready", {}).get("status") == "True",
             is_ending="deletionTimestamp" in metadata,
-            trouble=next(_troubles(status, conditions), None),
+            problem=next(_troubles(status, conditions), None),
             result=_result(status),
         )
 
 
-def worst(pods: Iterable[PodState]) -> tuple[PodState, Trouble] | None:
+def worst(pods: Iterable[PodState]) -> tuple[PodState, PodProblem] | None:
     """The first trouble by the order of names, so that the same pods always give the same words."""
-    for pod in sorted(pods, key=lambda each: each.name):
-        if pod.trouble is not None and not pod.is_ending:
-            return pod, pod.trouble
+    for pod in sorted(pods, key=lambda pod: pod.name):
+        if pod.problem is not None and not pod.is_ending:
+            return pod, pod.problem
     return None
 
 
-def _troubles(status: Mapping[str, Any], conditions: Mapping[str, Any]) -> Iterator[Trouble]:
+def _troubles(status: Mapping[str, Any], conditions: Mapping[str, Any]) -> Iterator[PodProblem]:
     scheduled = conditions.get("PodScheduled", {})
     if scheduled.get("status") == "False":
         yield _unscheduled(scheduled.get("message", ""))
@@ -76,15 +76,19 @@ def _troubles(status: Mapping[str, Any], conditions: Mapping[str, Any]) -> Itera
     for container in status.get("containerStatuses", ()):
         yield from _of_container(container, is_init=False)
     if status.get("phase") == "Failed" and status.get("reason"):  # evicted, preempted, node lost
-        yield Trouble(reason="CrashLoopBackOff", message=f"{status['reason']}: {status.get('message', '')}".strip(": "))
+        yield PodProblem(
+            reason="CrashLoopBackOff", message=f"{status['reason']}: {status.get('message', '')}".strip(": ")
+        )
 
 
-def _unscheduled(message: str) -> Trouble:
+def _unscheduled(message: str) -> PodProblem:
     is_gpu = "Insufficient" in message and "gpu" in message.lower()
-    return Trouble(reason="InsufficientGPU" if is_gpu else "Unschedulable", message=message or "no node takes it yet")
+    return PodProblem(
+        reason="InsufficientGPU" if is_gpu else "Unschedulable", message=message or "no node takes it yet"
+    )
 
 
-def _of_container(container: Mapping[str, Any], *, is_init: bool) -> Iterator[Trouble]:
+def _of_container(container: Mapping[str, Any], *, is_init: bool) -> Iterator[PodProblem]:
     state, name = container.get("state", {}), container["name"]
     waiting, ended = (
         state.get("waiting", {}),
@@ -92,23 +96,23 @@ def _of_container(container: Mapping[str, Any], *, is_init: bool) -> Iterator[Tr
     )
     reason, text = waiting.get("reason", ""), waiting.get("message", "")
     if reason in _PULL:
-        yield Trouble(reason="ImagePullBackOff", message=f"{container.get('image', '')}: {text or reason}")
+        yield PodProblem(reason="ImagePullBackOff", message=f"{container.get('image', '')}: {text or reason}")
     elif reason in _CONFIG:
-        yield Trouble(reason="CreateContainerConfigError", message=f"{name}: {text or reason}")
+        yield PodProblem(reason="CreateContainerConfigError", message=f"{name}: {text or reason}")
     elif ended and ended.get("exitCode") and not container.get("ready"):
         yield from _ended(container, ended, is_init=is_init)
 
 
-def _ended(container: Mapping[str, Any], ended: Mapping[str, Any], *, is_init: bool) -> Iterator[Trouble]:
+def _ended(container: Mapping[str, Any], ended: Mapping[str, Any], *, is_init: bool) -> Iterator[PodProblem]:
     name, last = container["name"], _last_words(ended.get("message", ""))
-    said = f"{name} ended with status {ended['exitCode']}{last}"
+    message = f"{name} ended with status {ended['exitCode']}{last}"
     if ended.get("reason") == "OOMKilled":
-        yield Trouble(reason="OOMKilled", message=f"{name} took more memory than its limit{last}")
+        yield PodProblem(reason="OOMKilled", message=f"{name} took more memory than its limit{last}")
     elif is_init and name == _MODEL:
-        yield Trouble(reason="ModelDownloadFailed", message=said)
+        yield PodProblem(reason="ModelDownloadFailed", message=message)
     elif container.get("restartCount", 0) >= _RESTARTED or "terminated" in container.get("state", {}):
         times = f", {container['restartCount']} restarts" if container.get("restartCount") else ""
-        yield Trouble(reason="CrashLoopBackOff", message=f"{said}{times}")
+        yield PodProblem(reason="CrashLoopBackOff", message=f"{message}{times}")
 
 
 def _last_words(message: str) -> str:
@@ -116,9 +120,9 @@ def _last_words(message: str) -> str:
     lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
     if not lines:
         return ""
-    said = _LOGGED.search(lines[-1])
+    logged = _LOGGED.search(lines[-1])
     try:
-        return f": {json.loads(said[1]) if said else lines[-1]}"[:500]
+        return f": {json.loads(logged[1]) if logged else lines[-1]}"[:500]
     except ValueError:  # it only looks like one of ours
         return f": {lines[-1]}"[:500]
 

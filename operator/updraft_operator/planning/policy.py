@@ -46,12 +46,12 @@ def policy(rollout: Rollout) -> pb.RolloutPolicy:
     )
 
 
-def is_followed(wished: pb.RolloutPolicy, effective: pb.RolloutPolicy) -> bool:
+def is_followed(desired: pb.RolloutPolicy, effective: pb.RolloutPolicy) -> bool:
     """Whether what the registry follows is what is wished, where something is wished."""
     both = pb.RolloutPolicy()
     both.CopyFrom(effective)
-    if wished.steps:
+    if desired.steps:
         both.ClearField("steps")
-    both.MergeFrom(wished)
-    both.analysis.comparison = wished.analysis.comparison  # 0 is a wish too: the registry chooses
+    both.MergeFrom(desired)
+    both.analysis.comparison = desired.analysis.comparison  # 0 is a wish too: the registry chooses
     return both == effective

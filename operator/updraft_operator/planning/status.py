@@ -14,7 +14,7 @@ from updraft_operator.api.status import (
     VersionsStatus,
 )
 from updraft_operator.planning.acceptance import acceptance_length, decimal
-from updraft_operator.planning.conditions import Verdict, conditions
+from updraft_operator.planning.conditions import UndatedCondition, conditions
 from updraft_operator.planning.observed import Observed
 from updraft_operator.planning.times import dated, moment_ms
 from updraft_operator.planning.versions import CONDEMNED, phase_name
@@ -22,27 +22,27 @@ from updraft_operator.planning.versions import CONDEMNED, phase_name
 _TRAINER_STATES = {"Training": "Training", "Starting": "Starting", "Suspended": "Suspended", "Disabled": "Disabled"}
 
 
-def status(seen: Observed, now: datetime) -> Status:
+def status(observed: Observed, now: datetime) -> Status:
     """What the status should say now."""
-    before, generation = seen.speculator.status, seen.speculator.metadata.generation
-    verdicts = conditions(seen)
-    state = seen.registry.state
+    before, generation = observed.speculator.status, observed.speculator.metadata.generation
+    undated = conditions(observed)
+    state = observed.registry.state
     return Status(
         observed_generation=generation,
         versions=_versions(state) if state is not None else before.versions,
-        rollout=_rollout(seen, state) if state is not None else before.rollout,
-        serving=_serving(seen),
+        rollout=_rollout(observed, state) if state is not None else before.rollout,
+        serving=_serving(observed),
         acceptance=_acceptance(state) or before.acceptance,
-        trainer=_trainer(seen, verdicts),
-        last_failure=_last_failure(seen) or before.last_failure,
-        conditions=dated(verdicts, before.conditions, generation, now),
+        trainer=_trainer(observed, undated),
+        last_failure=_last_failure(observed) or before.last_failure,
+        conditions=dated(undated, before.conditions, generation, now),
     )
 
 
-def without_measurements(told: Status) -> Status:
+def without_measurements(current: Status) -> Status:
     """The status without what changes with every request."""
-    rollout = told.rollout.model_copy(update={"message": None}) if told.rollout else None
-    return told.model_copy(update={"acceptance": None, "rollout": rollout})
+    rollout = current.rollout.model_copy(update={"message": None}) if current.rollout else None
+    return current.model_copy(update={"acceptance": None, "rollout": rollout})
 
 
 def _versions(state: pb.SpeculatorState) -> VersionsStatus:
@@ -54,9 +54,11 @@ def _versions(state: pb.SpeculatorState) -> VersionsStatus:
     )
 
 
-def _rollout(seen: Observed, state: pb.SpeculatorState) -> RolloutStatus:
+def _rollout(observed: Observed, state: pb.SpeculatorState) -> RolloutStatus:
     number = state.candidate or state.latest
-    phase = next((phase_name(each.phase) for each in seen.registry.versions if each.version == number), None)
+    phase = next(
+        (phase_name(version.phase) for version in observed.registry.versions if version.version == number), None
+    )
     running = state.rollout if state.HasField("rollout") else None
     return RolloutStatus(
         phase=phase.value if phase else None,
@@ -70,18 +72,18 @@ def _rollout(seen: Observed, state: pb.SpeculatorState) -> RolloutStatus:
     )
 
 
-def _serving(seen: Observed) -> ServingStatus:
-    deployment, state = seen.child("Deployment", names.SERVING), seen.registry.state
-    pods = [pod for pod in seen.pods_of(names.SERVING) if not pod.is_ending]
-    selector, before = names.selector(seen.name, names.SERVING), seen.speculator.status.serving
+def _serving(observed: Observed) -> ServingStatus:
+    deployment, state = observed.child("Deployment", names.SERVING), observed.registry.state
+    pods = [pod for pod in observed.pods_of(names.SERVING) if not pod.is_ending]
+    selector, before = names.selector(observed.name, names.SERVING), observed.speculator.status.serving
     updated = before.updated_replicas if before is not None else None
     return ServingStatus(
         replicas=int(deployment.status.get("replicas", 0)) if deployment else 0,
         ready_replicas=sum(pod.is_ready for pod in pods),
         updated_replicas=state.pods.serving_stable if state is not None else updated,
-        failed_replicas=sum(pod.trouble is not None for pod in pods),
+        failed_replicas=sum(pod.problem is not None for pod in pods),
         selector=",".join(f"{name}={value}" for name, value in sorted(selector.items())),
-        url=f"http://{seen.name}.{seen.speculator.metadata.namespace}.svc/v1",
+        url=f"http://{observed.name}.{observed.speculator.metadata.namespace}.svc/v1",
     )
 
 
@@ -95,10 +97,14 @@ def _acceptance(state: pb.SpeculatorState | None) -> AcceptanceStatus | None:
     return AcceptanceStatus(stable=decimal(stable), candidate=decimal(candidate), verify_steps=steps // 1000 * 1000)
 
 
-def _trainer(seen: Observed, verdicts: list[Verdict]) -> TrainerStatus:
-    ready = next(each for each in verdicts if each.type == "TrainerReady")
-    published = [each.published_unix_ms for each in seen.registry.versions if each.manifest.source == pb.SOURCE_TRAINER]
-    before = seen.speculator.status.trainer
+def _trainer(observed: Observed, undated: list[UndatedCondition]) -> TrainerStatus:
+    ready = next(condition for condition in undated if condition.type == "TrainerReady")
+    published = [
+        version.published_unix_ms
+        for version in observed.registry.versions
+        if version.manifest.source == pb.SOURCE_TRAINER
+    ]
+    before = observed.speculator.status.trainer
     last = moment_ms(max(published, default=0))
     return TrainerStatus(
         state=_TRAINER_STATES.get(ready.reason, "Failing"),
@@ -106,11 +112,11 @@ def _trainer(seen: Observed, verdicts: list[Verdict]) -> TrainerStatus:
     )
 
 
-def _last_failure(seen: Observed) -> LastFailure | None:
-    lost = [each for each in seen.registry.versions if phase_name(each.phase) in CONDEMNED]
+def _last_failure(observed: Observed) -> LastFailure | None:
+    lost = [version for version in observed.registry.versions if phase_name(version.phase) in CONDEMNED]
     if not lost:
         return None
-    last = max(lost, key=lambda each: (each.phase_since_unix_ms, each.version))
+    last = max(lost, key=lambda version: (version.phase_since_unix_ms, version.version))
     at = moment_ms(last.phase_since_unix_ms)
     if at is None:
         return None

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from updraft_operator.api.status import Condition
-from updraft_operator.planning.conditions import Verdict
+from updraft_operator.planning.conditions import UndatedCondition
 
 
 def moment(unix_s: float) -> datetime:
@@ -17,13 +17,15 @@ def moment_ms(unix_ms: int) -> datetime | None:
     return moment(unix_ms / 1000) if unix_ms else None
 
 
-def dated(verdicts: Iterable[Verdict], before: Iterable[Condition], generation: int, now: datetime) -> list[Condition]:
+def dated(
+    undated: Iterable[UndatedCondition], before: Iterable[Condition], generation: int, now: datetime
+) -> list[Condition]:
     """Conditions of verdicts; the time of one changes with its status only, as Kubernetes has it."""
     old = {condition.type: condition for condition in before}
-    return [_dated(verdict, old.get(verdict.type), generation, now) for verdict in verdicts]
+    return [_dated(verdict, old.get(verdict.type), generation, now) for verdict in undated]
 
 
-def _dated(verdict: Verdict, before: Condition | None, generation: int, now: datetime) -> Condition:
+def _dated(verdict: UndatedCondition, before: Condition | None, generation: int, now: datetime) -> Condition:
     is_same = before is not None and before.status == verdict.status
     return Condition(
         type=verdict.type,

@@ -14,14 +14,14 @@ from updraft_operator.api.draft_version import (
     DraftAcceptance,
     DraftVersion,
     DraftVersionStatus,
-    Moment,
     Phase,
+    PhaseChange,
     PodsStatus,
     Source,
 )
 from updraft_operator.manifests.manifest import Manifest, manifest
 from updraft_operator.planning.acceptance import acceptance_length, decimal
-from updraft_operator.planning.conditions import Verdict
+from updraft_operator.planning.conditions import UndatedCondition
 from updraft_operator.planning.objects import Child, Ref
 from updraft_operator.planning.observed import Observed
 from updraft_operator.planning.times import dated, moment, moment_ms
@@ -46,7 +46,7 @@ _MAX_HISTORY = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Import:
+class DraftImport:
     """A DraftVersion that a person applied, and what became of it."""
 
     draft: DraftVersion
@@ -67,21 +67,21 @@ def is_import(draft: DraftVersion) -> bool:
     return draft.spec.version is None
 
 
-def number_of(seen: Observed, draft: DraftVersion) -> int | None:
+def number_of(observed: Observed, draft: DraftVersion) -> int | None:
     """Its number in the registry that is there now, if it has one; an import may have another's in its status."""
-    return draft.spec.version or _import(seen, draft).number
+    return draft.spec.version or _import(observed, draft).number
 
 
-def mirrors(seen: Observed) -> Iterator[Manifest]:
+def mirrors(observed: Observed) -> Iterator[Manifest]:
     """Objects of versions that have none yet. The registry may know what a Job imports before the Job has told."""
-    if not seen.registry.is_connected:
+    if not observed.registry.is_connected:
         return
-    brought = list(imports(seen))
-    mirrored = {number_of(seen, draft) for draft in seen.drafts}
+    brought = list(imports(observed))
+    mirrored = {number_of(observed, draft) for draft in observed.drafts}
     running = [each.draft for each in brought if each.number is None and not each.failure]
-    for version in seen.registry.versions:
+    for version in observed.registry.versions:
         if version.version not in mirrored and not any(_may_be(version, draft) for draft in running):
-            yield _mirror(seen, version)
+            yield _mirror(observed, version)
 
 
 def _may_be(version: pb.Version, draft: DraftVersion) -> bool:
@@ -92,21 +92,21 @@ def _may_be(version: pb.Version, draft: DraftVersion) -> bool:
     return version.manifest.source == pb.SOURCE_IMPORTED and is_since and is_same
 
 
-def outdated(seen: Observed) -> Iterator[str]:
+def outdated(observed: Observed) -> Iterator[str]:
     """Names of objects whose version the registry no longer keeps."""
-    if not seen.registry.is_connected:
+    if not observed.registry.is_connected:
         return
-    kept = {version.version for version in seen.registry.versions}
-    for draft in seen.drafts:
+    kept = {version.version for version in observed.registry.versions}
+    for draft in observed.drafts:
         if not is_import(draft) and draft.spec.version not in kept and draft.metadata.deletion_timestamp is None:
             yield draft.metadata.name
 
 
-def imports(seen: Observed) -> Iterator[Import]:
+def imports(observed: Observed) -> Iterator[DraftImport]:
     """What people brought."""
-    for draft in seen.drafts:
+    for draft in observed.drafts:
         if is_import(draft):
-            yield _import(seen, draft)
+            yield _import(observed, draft)
 
 
 def job_name(draft: DraftVersion) -> str:
@@ -114,44 +114,44 @@ def job_name(draft: DraftVersion) -> str:
     return f"{draft.metadata.name[:40].rstrip('-.')}-import-{draft.metadata.uid[:8]}"
 
 
-def statuses(seen: Observed, now: datetime) -> Iterator[tuple[DraftVersion, DraftVersionStatus]]:
+def statuses(observed: Observed, now: datetime) -> Iterator[tuple[DraftVersion, DraftVersionStatus]]:
     """What the status of each object should say."""
-    by_number = {version.version: version for version in seen.registry.versions}
-    found = {each.draft.metadata.name: each for each in imports(seen)}
-    for draft in seen.drafts:
+    by_number = {version.version: version for version in observed.registry.versions}
+    found = {each.draft.metadata.name: each for each in imports(observed)}
+    for draft in observed.drafts:
         brought = found.get(draft.metadata.name)
         number = draft.spec.version if brought is None else brought.number
         version = by_number.get(number or 0)
-        if version is not None and seen.registry.is_connected:
-            yield draft, _status(seen, draft, version, now)
+        if version is not None and observed.registry.is_connected:
+            yield draft, _status(observed, draft, version, now)
         elif brought is not None and brought.number is None:
             yield draft, _import_status(brought, now)
 
 
-def _import(seen: Observed, draft: DraftVersion) -> Import:
-    job = seen.children.get(Ref("Job", job_name(draft)))
-    number, failure = _told_number(seen, draft), ""
-    pods = [pod for pod in seen.pods_of(names.IMPORT) if pod.name.startswith(f"{job_name(draft)}-")]
+def _import(observed: Observed, draft: DraftVersion) -> DraftImport:
+    job = observed.children.get(Ref("Job", job_name(draft)))
+    number, failure = _told_number(observed, draft), ""
+    pods = [pod for pod in observed.pods_of(names.IMPORT) if pod.name.startswith(f"{job_name(draft)}-")]
     if number is None:
         number = next((said for pod in pods if (said := _said_version(pod.result))), None)
     if job is not None and number is None:
         for condition in job.status.get("conditions", ()):
             if condition["type"] == "Failed" and condition["status"] == "True":
-                words = next((pod.trouble.message for pod in pods if pod.trouble), condition.get("message", ""))
+                words = next((pod.problem.message for pod in pods if pod.problem), condition.get("message", ""))
                 failure = words or "the import failed"
     if number is None and not failure and draft.status.phase is Phase.FAILED:
         failure = draft.status.reason or "the import failed"  # its Job is gone since
-    return Import(draft=draft, job=job, number=number, failure=failure)
+    return DraftImport(draft=draft, job=job, number=number, failure=failure)
 
 
-def _told_number(seen: Observed, draft: DraftVersion) -> int | None:
+def _told_number(observed: Observed, draft: DraftVersion) -> int | None:
     """Its number as the status has it, unless another registry gave it: there the content is another."""
     number = draft.status.version
-    if number is None or not seen.registry.is_connected:
+    if number is None or not observed.registry.is_connected:
         return number
-    version = next((each for each in seen.registry.versions if each.version == number), None)
+    version = next((each for each in observed.registry.versions if each.version == number), None)
     if version is None:
-        newest = seen.registry.state.latest if seen.registry.state is not None else 0
+        newest = observed.registry.state.latest if observed.registry.state is not None else 0
         return number if number <= newest else None  # its weights are no longer kept; or a registry that began anew
     verified = next((each.message for each in draft.status.conditions if each.type == "Verified"), "")
     known = draft.spec.digest or verified
@@ -165,7 +165,7 @@ def _said_version(result: str) -> int | None:
         return None
 
 
-def _mirror(seen: Observed, version: pb.Version) -> Manifest:
+def _mirror(observed: Observed, version: pb.Version) -> Manifest:
     written, number = version.manifest, version.version
     learned = written.provenance
     training = {
@@ -174,7 +174,7 @@ def _mirror(seen: Observed, version: pb.Version) -> Manifest:
         "lastTraceId": learned.last_trace_id,
     }
     spec = {
-        "speculatorRef": {"name": seen.name},
+        "speculatorRef": {"name": observed.name},
         "source": _SOURCES.get(written.source, Source.TRAINER).value,
         "version": number,
         "digest": written.digest,
@@ -183,17 +183,22 @@ def _mirror(seen: Observed, version: pb.Version) -> Manifest:
         **({"retain": True} if version.retain else {}),
     }
     return manifest(
-        seen.speculator, names.API_VERSION, "DraftVersion", names.draft_version(seen.name, number), "draft", spec=spec
+        observed.speculator,
+        names.API_VERSION,
+        "DraftVersion",
+        names.draft_version(observed.name, number),
+        "draft",
+        spec=spec,
     )
 
 
-def _status(seen: Observed, draft: DraftVersion, version: pb.Version, now: datetime) -> DraftVersionStatus:
-    state, number = seen.registry.state, version.version
+def _status(observed: Observed, draft: DraftVersion, version: pb.Version, now: datetime) -> DraftVersionStatus:
+    state, number = observed.registry.state, version.version
     assert state is not None
     phase = phase_name(version.phase)
     length, _ = acceptance_length(state, number)
     before = draft.status
-    changes = [each for each in seen.registry.transitions if each.version == number]
+    changes = [each for each in observed.registry.transitions if each.version == number]
     promoted = _promoted(changes) or before.promoted_time
     return DraftVersionStatus(
         observed_generation=draft.metadata.generation,
@@ -205,7 +210,7 @@ def _status(seen: Observed, draft: DraftVersion, version: pb.Version, now: datet
         promoted_time=promoted,
         history=_history(changes) or before.history,
         conditions=dated(
-            _conditions(seen, version, phase, promoted), before.conditions, draft.metadata.generation, now
+            _conditions(observed, version, phase, promoted), before.conditions, draft.metadata.generation, now
         ),
     )
 
@@ -219,10 +224,10 @@ def _pods(state: pb.SpeculatorState, number: int) -> PodsStatus:
     return PodsStatus(loaded=0, target=0)
 
 
-def _history(changes: list[pb.Transition]) -> list[Moment]:
+def _history(changes: list[pb.Transition]) -> list[PhaseChange]:
     moved = [each for each in changes if each.to_phase and each.to_phase != each.from_phase]
     return [
-        Moment(
+        PhaseChange(
             time=moment(each.unix_ms / 1000),
             phase=phase_name(each.to_phase),
             actor=each.actor,
@@ -237,8 +242,10 @@ def _promoted(changes: list[pb.Transition]) -> datetime | None:
     return moment_ms(won[-1].unix_ms) if won else None
 
 
-def _conditions(seen: Observed, version: pb.Version, phase: Phase, promoted: datetime | None) -> list[Verdict]:
-    state = seen.registry.state
+def _conditions(
+    observed: Observed, version: pb.Version, phase: Phase, promoted: datetime | None
+) -> list[UndatedCondition]:
+    state = observed.registry.state
     assert state is not None
     number, evaluated = version.version, version.manifest.evaluation
     has_evidence = bool(evaluated.baseline_version or evaluated.lookahead)
@@ -246,20 +253,20 @@ def _conditions(seen: Observed, version: pb.Version, phase: Phase, promoted: dat
     loaded = _pods(state, number).loaded or 0
     has_won = phase is Phase.STABLE or (phase is Phase.SUPERSEDED and promoted is not None)
     return [
-        Verdict(type="Verified", status="True", reason="DigestMatches", message=version.manifest.digest),
-        Verdict(
+        UndatedCondition(type="Verified", status="True", reason="DigestMatches", message=version.manifest.digest),
+        UndatedCondition(
             type="Evaluated",
             status="True" if has_evidence else "Unknown",
             reason="HeldOutTraces" if has_evidence else "NotEvaluated",
             message="estimated on held-out requests" if has_evidence else "it came without an evaluation",
         ),
-        Verdict(
+        UndatedCondition(
             type="Loaded",
             status="True" if is_live and loaded else "False",
             reason="Loaded" if is_live and loaded else "NotServing",
             message=f"{loaded} pods hold it" if is_live else "no pod is told to serve it",
         ),
-        Verdict(
+        UndatedCondition(
             type="Promoted",
             status="True" if has_won else "False",
             reason="Promoted" if has_won else phase.value,
@@ -268,11 +275,11 @@ def _conditions(seen: Observed, version: pb.Version, phase: Phase, promoted: dat
     ]
 
 
-def _import_status(brought: Import, now: datetime) -> DraftVersionStatus:
+def _import_status(brought: DraftImport, now: datetime) -> DraftVersionStatus:
     draft = brought.draft
     phase = Phase.FAILED if brought.failure else Phase.IMPORTING
     reason = brought.failure or "it is pulled into the registry"
-    verdict = Verdict(
+    verdict = UndatedCondition(
         type="Verified",
         status="False" if brought.failure else "Unknown",
         reason="ImportFailed" if brought.failure else "Importing",

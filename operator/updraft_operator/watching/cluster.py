@@ -1,4 +1,4 @@
-"""The cluster as the operator needs it: a port of few verbs, and the kinds that they are used on."""
+"""The operator's port to the cluster: a few verbs, and the kinds that they apply to."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
@@ -8,13 +8,13 @@ from updraft_operator.manifests.manifest import Manifest
 
 
 class Resource(NamedTuple):
-    """Where a kind is found."""
+    """Where the API serves a kind."""
 
     prefix: str
     plural: str
 
     def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
-        """In the API."""
+
         parts = [self.prefix, *(["namespaces", namespace] if namespace else []), self.plural, name, subresource]
         return "/".join(part for part in parts if part)
 
@@ -26,7 +26,7 @@ class Resource(NamedTuple):
 
     @property
     def version(self) -> str:
-        """Such as v1."""
+
         return self.prefix.rpartition("/")[2]
 
 
@@ -46,7 +46,7 @@ KINDS: Mapping[str, Resource] = {
     "Job": Resource("/apis/batch/v1", "jobs"),
     "Pod": Resource("/api/v1", "pods"),
 }
-"""What is watched. Secrets are not: nobody needs to list them."""
+"""Kinds that are watched. Secrets are not, because that would require permission to list them."""
 
 OTHERS: Mapping[str, Resource] = {
     "Secret": Resource("/api/v1", "secrets"),
@@ -60,12 +60,10 @@ CHILDREN = tuple(kind for kind in KINDS if kind not in ("AdaptiveSpeculator", "D
 class Cluster(Protocol):
     """Raises UpdraftErrors: NotFound, Conflict, InvalidInput (refused by a schema), Forbidden, Unavailable."""
 
-    async def get(self, kind: str, namespace: str, name: str) -> Manifest:
-        """An object."""
-        ...
+    async def get(self, kind: str, namespace: str, name: str) -> Manifest: ...
 
     async def apply(self, content: Manifest, *, is_status: bool = False) -> Manifest:
-        """Server-side apply, forced; the object as it came out."""
+        """Forced server-side apply. Returns the resulting object."""
         ...
 
     async def merge(self, kind: str, namespace: str, name: str, patch: Mapping[str, Any]) -> Manifest:
@@ -73,11 +71,11 @@ class Cluster(Protocol):
         ...
 
     async def delete(self, kind: str, namespace: str, name: str) -> None:
-        """Delete; what is not there is deleted already."""
+        """Delete; an object that does not exist counts as deleted."""
         ...
 
     async def create(self, content: Manifest) -> Manifest:
-        """Conflict if it is there already."""
+        """Conflict if it already exists."""
         ...
 
     async def replace(self, content: Manifest) -> Manifest:
@@ -85,5 +83,5 @@ class Cluster(Protocol):
         ...
 
     async def metadata(self, kind: str, namespace: str) -> list[Manifest]:
-        """All objects of a kind that the operator is interested in, the metadata that are read; "" for all namespaces."""
+        """Metadata of all objects of a kind that the operator manages; "" for all namespaces."""
         ...

@@ -1,4 +1,4 @@
-"""The cluster through the official client: its configuration, its connections, and its errors in our words."""
+"""The cluster through the official client, with its errors as UpdraftErrors."""
 
 import asyncio
 import json
@@ -42,10 +42,10 @@ _ERRORS: Mapping[int, type[UpdraftError]] = {
 }
 
 _UNTYPED = "failed to create typed patch object"
-"""What the API server says, with status 500, of an applied object whose fields or their types its schema does not know."""
+"""The API server's message, with status 500, about an applied object that has fields or types unknown to its schema."""
 
 Guard = Callable[[], None]
-"""Called before every write; raises where this process may not write (any more)."""
+"""Called before every write; raises if this process may not write."""
 
 
 @asynccontextmanager
@@ -55,9 +55,9 @@ async def connected(
     *,
     write_s: float = TIMEOUT_S,
 ) -> AsyncIterator["KubernetesCluster"]:
-    """The cluster that this process runs in, else that of KUBECONFIG. Unavailable if there is neither.
+    """The cluster that this process runs in, or that of KUBECONFIG. Unavailable if there is neither.
 
-    A write that takes longer than `write_s` is given up: it must not arrive when another one leads.
+    A write that takes longer than `write_s` is abandoned: it must not arrive after another replica became leader.
     """
     configuration = client.Configuration()
     try:
@@ -66,7 +66,7 @@ async def connected(
         else:
             await config.load_kube_config(client_configuration=configuration)
     except config.ConfigException as error:
-        raise Unavailable(f"there is no cluster to work on: {error}; set KUBECONFIG") from error
+        raise Unavailable(f"no cluster is configured: {error}; set KUBECONFIG") from error
     async with client.ApiClient(configuration) as api:
         api.user_agent = f"updraft-operator/{version('updraft')}"
         yield KubernetesCluster(api, guard, on_write, write_s)
@@ -92,15 +92,15 @@ class KubernetesCluster:
         query = {"fieldManager": names.MANAGER, "force": "true"}
         try:
             return await self._write("PATCH", kind, path, content, form="application/apply-patch+yaml", query=query)
-        except Conflict as error:  # nobody's fields stand against force: it changed at this very moment
+        except Conflict as error:  # a forced apply has no field conflicts: the object changed at this very moment
             raise Unavailable(str(error)) from error
 
     async def served(self, prefix: str) -> set[str]:
-        """Kinds that an API group serves, which every account may ask; NotFound if there is no such group."""
-        return {str(each["kind"]) for each in (await self._call("GET", prefix)).get("resources", ())}
+        """Kinds that an API group serves, which every account may read; NotFound if there is no such group."""
+        return {str(entry["kind"]) for entry in (await self._call("GET", prefix)).get("resources", ())}
 
     async def scale(self, kind: str, namespace: str, name: str, replicas: int) -> None:
-        """Set how many pods a workload has."""
+
         path, patch = _resource(kind).path(namespace, name, "scale"), {"spec": {"replicas": replicas}}
         await self._write("PATCH", kind, path, patch, form="application/merge-patch+json")
 
@@ -129,13 +129,13 @@ class KubernetesCluster:
         query = {"limit": str(_PAGE), "resourceVersion": ""}
         if kind not in ("AdaptiveSpeculator", "DraftVersion"):
             query["labelSelector"] = f"{names.MANAGED_BY}={names.MANAGER}"
-        found: list[Manifest] = []
+        objects: list[Manifest] = []
         while True:
             page = await self._call("GET", _resource(kind).path(namespace), query=query, accept=_METADATA)
-            found += [_lean(each) for each in page.get("items") or ()]
+            objects += [_lean(entry) for entry in page.get("items") or ()]
             query["continue"] = (page.get("metadata") or {}).get("continue", "")
             if not query["continue"]:
-                return found
+                return objects
 
     async def _write(
         self,
@@ -176,7 +176,7 @@ class KubernetesCluster:
                 response = await self._api.call_api(*request, _request_timeout=timeout_s)
                 content = await response.read()
         except (aiohttp.ClientError, OSError) as error:  # TimeoutError is one
-            raise Unavailable(f"the API server does not answer: {str(error) or type(error).__name__}") from error
+            raise Unavailable(f"no answer from the API server: {str(error) or type(error).__name__}") from error
         if 200 <= response.status <= 299:
             answer: Manifest = json.loads(content)
             return answer
@@ -184,7 +184,7 @@ class KubernetesCluster:
 
 
 def _lean(listed: Manifest) -> Manifest:
-    """Without managed fields, which are most of an object's metadata."""
+    """Drop managed fields, which make up most of an object's metadata."""
     return {"metadata": {name: listed["metadata"][name] for name in _READ if name in listed["metadata"]}}
 
 
@@ -197,7 +197,7 @@ def _error(status: int, content: bytes, headers: Mapping[str, str]) -> UpdraftEr
         message = json.loads(content).get("message", "")
     except ValueError:  # a proxy's page
         message = ""
-    message = message or f"the API server answers with status {status}"
+    message = message or f"the API server answered with status {status}"
     kind = InvalidInput if _UNTYPED in message else _ERRORS.get(status)
     if kind is not None:
         return kind(message)

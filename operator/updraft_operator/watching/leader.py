@@ -1,9 +1,9 @@
-"""One of several replicas works at a time: the holder of a Lease, as client-go does it.
+"""Leader election: one of several replicas works at a time, the holder of a Lease, as in client-go.
 
-The holder renews; who has seen no renewal for the Lease's length, on its own clock, takes over. The holder itself
-stops to believe in it earlier than that, counted from before it asked, so that two never write at once unless a
-write that was sent hangs on its way for longer. Refused: the official client's election, which neither gives the
-Lease back at its end nor bounds a renewal that hangs, and reads the wall clock.
+The holder renews the Lease; a replica that sees no renewal for the Lease's duration, by its own clock, takes over. The
+holder stops trusting its Lease earlier than that, counted from before the renewal request, so that two replicas never
+write at once unless a write hangs in transit for longer. Refused: the official client's election, which neither releases
+the Lease on exit nor bounds a renewal that hangs, and which reads the wall clock.
 """
 
 import asyncio
@@ -22,16 +22,14 @@ from updraft_operator.watching.cluster import Cluster
 logger = logging.getLogger(__name__)
 
 TRUST = 0.7
-"""Part of the Lease's length for which a renewal is believed in; the rest is for a write that is on its way."""
+"""Fraction of the Lease's duration for which a renewal is trusted; the rest covers a write in transit."""
 
 _RENEWALS = 5
-"""In the Lease's length: a few may be lost."""
+"""Renewals per Lease duration: a few may be lost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseName:
-    """Which Lease, and who we are."""
-
     namespace: str
     name: str
     identity: str
@@ -39,7 +37,7 @@ class LeaseName:
 
 
 class Lease:
-    """Run `run`; ask `is_held` before each write."""
+    """A Lease that `run` acquires and renews; check `is_held` before each write."""
 
     def __init__(self, cluster: Cluster, name: LeaseName, clock: Clock, on_change: Callable[[bool], None]) -> None:
         self._cluster = cluster
@@ -47,29 +45,29 @@ class Lease:
         self._clock = clock
         self._on_change = on_change
         self._valid_until_s = float("-inf")
-        self._seen: tuple[str, str] = ("", "")
-        """Holder and time of renewal as read last."""
-        self._seen_s = float("-inf")
+        self._record: tuple[str, str] = ("", "")
+        """Holder and renewal time as last read."""
+        self._record_s = float("-inf")
         self._was_held = False
 
     @property
     def is_held(self) -> bool:
-        """Whether this process may write now."""
+
         return self._clock.monotonic() < self._valid_until_s
 
     def check(self) -> None:
         """Unavailable unless the Lease is held: the guard of every write."""
         if not self.is_held:
-            raise Unavailable("this replica does not hold the Lease (any more)")
+            raise Unavailable("this replica does not hold the Lease")
 
     async def run(self, stop: Stop) -> None:
-        """Try to get it, keep it, and give it back at the end."""
+        """Acquire the Lease, renew it, and release it at the end."""
         period_s = self._name.seconds / _RENEWALS
         while not stop.requested:
             await self._step(period_s)
-            self._tell()
+            self._notify()
             await stop.wait(period_s)
-        await self._give_back()
+        await self._release()
 
     async def _step(self, within_s: float) -> None:
         asked_s = self._clock.monotonic()
@@ -78,10 +76,10 @@ class Lease:
                 if await self._take():
                     self._valid_until_s = asked_s + TRUST * self._name.seconds
         except (UpdraftError, TimeoutError) as error:
-            logger.warning("The Lease could not be renewed", extra={"error": str(error) or "no answer in time"})
+            logger.warning("Lease renewal failed", extra={"error": str(error) or "timeout"})
 
     async def _take(self) -> bool:
-        """Write our name into the Lease if we may; false if another holds it."""
+        """Write our identity into the Lease; False if another replica holds it."""
         name = self._name
         try:
             lease = await self._cluster.get("Lease", name.namespace, name.name)
@@ -90,15 +88,15 @@ class Lease:
             return True
         spec = lease.get("spec", {})
         holder = str(spec.get("holderIdentity") or "")
-        seen = (holder, str(spec.get("renewTime") or ""))
-        if seen != self._seen:
-            self._seen, self._seen_s = seen, self._clock.monotonic()
+        record = (holder, str(spec.get("renewTime") or ""))
+        if record != self._record:
+            self._record, self._record_s = record, self._clock.monotonic()
         length_s = float(spec.get("leaseDurationSeconds") or name.seconds)
-        if holder not in ("", name.identity) and self._clock.monotonic() < self._seen_s + length_s:
+        if holder not in ("", name.identity) and self._clock.monotonic() < self._record_s + length_s:
             return False
         try:
             await self._cluster.replace(self._lease(lease))
-        except Conflict:  # another one was faster
+        except Conflict:  # another replica was faster
             return False
         return True
 
@@ -116,14 +114,14 @@ class Lease:
         metadata = before.get("metadata") or {"name": name.name, "namespace": name.namespace}
         return {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": taken}
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         if self.is_held != self._was_held:
             self._was_held = self.is_held
-            logger.info("This replica leads" if self.is_held else "This replica stands by")
+            logger.info("Became leader" if self.is_held else "Lost leadership")
             self._on_change(self.is_held)
 
-    async def _give_back(self) -> None:
-        """So that the next one need not wait; what cannot be given back runs out."""
+    async def _release(self) -> None:
+        """Release the Lease so that the next replica need not wait; otherwise it expires."""
         if not self.is_held:
             return
         self._valid_until_s = float("-inf")
@@ -136,13 +134,13 @@ class Lease:
                     lease["spec"]["leaseDurationSeconds"] = 1
                     await self._cluster.replace(lease)
         except (UpdraftError, TimeoutError) as error:
-            logger.info("The Lease runs out by itself", extra={"error": str(error)})
+            logger.info("Lease not released; it will expire", extra={"error": str(error)})
 
 
-class Always:
-    """What stands in for a Lease where there is one process only."""
+class AlwaysLeader:
+    """Stands in for a Lease when there is only one process."""
 
     is_held = True
 
     def check(self) -> None:
-        """Every write is allowed."""
+        """Allow every write."""

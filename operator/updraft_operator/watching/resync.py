@@ -1,8 +1,8 @@
-"""Whether the watches told the truth: lists everything now and then, and mends what a watch has missed.
+"""Periodic comparison of the cache with a full listing, to repair changes that a watch has missed.
 
-An object that was deleted while its watch was broken never shows as deleted; a watch that froze shows nothing at all.
-Only metadata are listed. A listing and a watch are never at the same moment, so a difference counts only if it is
-still there a little later; while the watches tell what was listed, they are waited for and nothing is listed again.
+A watch that was interrupted never reports the objects deleted meanwhile; a frozen watch reports nothing at all. Only
+metadata are listed. A listing and a watch are never at the same moment, so a difference counts only if it persists;
+while the watches still catch up with a listing, the resync waits for them and lists nothing again.
 """
 
 import asyncio
@@ -21,44 +21,42 @@ from updraft_operator.watching.store import Store, is_older, key_of
 logger = logging.getLogger(__name__)
 
 GRACE_S = 3.0
-"""What a watch may lag behind a listing."""
+"""How far a watch may lag behind a listing."""
 
 FIRST_S = 120.0
-"""As long as that, the first time, after they told something last: they have everything to tell."""
+"""The same for the first resync, counted from the last event, because the watches have to report everything then."""
 
-_LOOK_S = 1.0
+_POLL_S = 1.0
 
 Name = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """Objects of a kind that store and listing do not agree on."""
+    """Objects of a kind on which the cache and a listing disagree."""
 
     kind: str
     gone: frozenset[Name]
-    """Known, and not listed."""
+    """Cached, but not listed."""
     news: Mapping[Name, str]
-    """Listed, and not known, or newer than known: with the version that was listed."""
+    """Listed, but not cached or newer than the cached object, with the listed resource version."""
 
     @property
-    def is_doubtful(self) -> bool:
-        """They do not agree."""
+    def may_be_stale(self) -> bool:
+        """The cache and the listing disagree."""
         return bool(self.gone or self.news)
 
     def __and__(self, other: "Difference") -> "Difference":
         news = {name: version for name, version in self.news.items() if name in other.news}
         return Difference(kind=self.kind, gone=self.gone & other.gone, news=news)
 
-    def untold(self, known: Mapping[Name, str]) -> "Difference":
-        """What of it still holds for what is known now."""
+    def still_stale(self, known: Mapping[Name, str]) -> "Difference":
+        """The part of the difference that still holds for the objects cached now."""
         news = {name: version for name, version in self.news.items() if _is_newer(version, known.get(name))}
         return Difference(kind=self.kind, gone=self.gone & known.keys(), news=news)
 
 
 class Resync:
-    """Compares, and remembers how that went."""
-
     def __init__(
         self, store: Store, cluster: Cluster, clock: Clock, metrics: Metrics, namespaces: tuple[str, ...]
     ) -> None:
@@ -68,34 +66,34 @@ class Resync:
         self._metrics = metrics
         self._namespaces = namespaces or ("",)
         self.synced_s: float | None = None
-        """When everything was listed and mended last; None before the first time."""
+        """Start of the last completed resync; None before the first."""
         self.num_missed = 0
-        """Listings in a row that found what a watch had missed."""
+        """Consecutive resyncs that found changes which a watch had missed."""
         self._agreed_s: float | None = None
         self._began_s: float | None = None
 
     def begin(self) -> None:
-        """From now on time counts: before, the kinds were not served."""
+        """Start the clock of the ages; before this, the kinds were not served."""
         self._began_s = self._clock.monotonic()
 
     @property
     def age_s(self) -> float:
-        """Since everything was listed last, or since the beginning."""
+        """Seconds since the last completed resync, or since `begin`."""
         since_s = self.synced_s if self.synced_s is not None else self._began_s
         return 0.0 if since_s is None else self._clock.monotonic() - since_s
 
     @property
     def agreed_age_s(self) -> float:
-        """Since a listing last agreed with what the watches had said, or since the beginning."""
+        """Seconds since a listing last agreed with the cache, or since `begin`."""
         since_s = self._agreed_s if self._agreed_s is not None else self._began_s
         return 0.0 if since_s is None else self._clock.monotonic() - since_s
 
     async def run_once(self, add: Callable[[Key], None]) -> None:
-        """List, compare, and mend; `add` hears of every speculator that something was missed of."""
+        """List, compare and repair; calls `add` for every speculator with a missed change."""
         started_s = self._clock.monotonic()
         missed = await self._missed()
-        for each in missed:
-            await self._mend(each, add)
+        for difference in missed:
+            await self._repair(difference, add)
         if missed:
             self.num_missed += 1
         else:
@@ -103,63 +101,64 @@ class Resync:
         self.synced_s = started_s
 
     async def _missed(self) -> list[Difference]:
-        """Differences that last."""
-        doubtful = _doubtful([await self._compare(kind) for kind in KINDS])
+        """Differences that persist."""
+        suspects = _suspects([await self._compare(kind) for kind in KINDS])
         until_s = self._clock.monotonic() + (FIRST_S if self.synced_s is None else GRACE_S)
-        while doubtful and self._clock.monotonic() < until_s:
-            await asyncio.sleep(_LOOK_S)
-            untold = _doubtful([each.untold(self._store.versions(each.kind)) for each in doubtful])
-            if untold == doubtful:  # perhaps it is no longer so
-                untold = await self._confirmed(untold)
+        while suspects and self._clock.monotonic() < until_s:
+            await asyncio.sleep(_POLL_S)
+            still_stale = _suspects([suspect.still_stale(self._store.versions(suspect.kind)) for suspect in suspects])
+            if still_stale == suspects:  # the cluster may have changed since the listing
+                still_stale = await self._confirmed(still_stale)
             elif self.synced_s is None:
                 until_s = self._clock.monotonic() + FIRST_S
-            doubtful = untold
-        return await self._confirmed(doubtful)
+            suspects = still_stale
+        return await self._confirmed(suspects)
 
-    async def _confirmed(self, doubtful: list[Difference]) -> list[Difference]:
-        return _doubtful([each & await self._compare(each.kind) for each in doubtful])
+    async def _confirmed(self, suspects: list[Difference]) -> list[Difference]:
+        return _suspects([suspect & await self._compare(suspect.kind) for suspect in suspects])
 
     async def _compare(self, kind: str) -> Difference:
         listed: dict[Name, Manifest] = {}
         for namespace in self._namespaces:
-            for each in await self._cluster.metadata(kind, namespace):
-                listed[each["metadata"].get("namespace", ""), each["metadata"]["name"]] = each
+            for item in await self._cluster.metadata(kind, namespace):
+                listed[item["metadata"].get("namespace", ""), item["metadata"]["name"]] = item
         known = self._store.versions(kind)
         return Difference(
             kind=kind,
             gone=frozenset(known.keys() - listed.keys()),
             news={
-                name: each["metadata"]["resourceVersion"]
-                for name, each in listed.items()
-                if _is_news(kind, each, known.get(name))
+                name: item["metadata"]["resourceVersion"]
+                for name, item in listed.items()
+                if _is_news(kind, item, known.get(name))
             },
         )
 
-    async def _mend(self, found: Difference, add: Callable[[Key], None]) -> None:
-        for namespace, name in found.gone | found.news.keys():
-            key = self._store.owner(found.kind, namespace, name)
+    async def _repair(self, difference: Difference, add: Callable[[Key], None]) -> None:
+        for namespace, name in difference.gone | difference.news.keys():
+            key = self._store.owner(difference.kind, namespace, name)
             try:
-                body = await self._cluster.get(found.kind, namespace, name)
+                body = await self._cluster.get(difference.kind, namespace, name)
             except NotFound:
                 if key is not None:
-                    self._store.drop(found.kind, key, name)
+                    self._store.drop(difference.kind, key, name)
             except UpdraftError as error:
-                what = f"{found.kind} {namespace}/{name}"
-                raise Unavailable(f"{what} was missed by a watch, and cannot be read: {error}") from error
+                raise Unavailable(
+                    f"a watch missed a change of {difference.kind} {namespace}/{name}, which cannot be read: {error}"
+                ) from error
             else:
-                key = self._store.put(found.kind, body)
-            self._metrics.stale.labels(found.kind).inc()
-            what = "gone" if (namespace, name) in found.gone else "news"
+                key = self._store.put(difference.kind, body)
+            self._metrics.stale.labels(difference.kind).inc()
+            change = "deleted" if (namespace, name) in difference.gone else "changed"
             logger.warning(
-                "A watch had missed a change",
-                extra={"kind": found.kind, "namespace": namespace, "object": name, "what": what},
+                "Repaired a change that a watch missed",
+                extra={"kind": difference.kind, "namespace": namespace, "object": name, "change": change},
             )
             if key is not None:
                 add(key)
 
 
 def _is_news(kind: str, listed: Manifest, known: str | None) -> bool:
-    """Whether the listing knows more."""
+
     if kind not in ("AdaptiveSpeculator", "DraftVersion") and key_of(kind, listed) is None:
         return False
     return _is_newer(listed["metadata"]["resourceVersion"], known)
@@ -169,5 +168,5 @@ def _is_newer(version: str, known: str | None) -> bool:
     return known is None or (version != known and not is_older(version, known))
 
 
-def _doubtful(found: list[Difference]) -> list[Difference]:
-    return [each for each in found if each.is_doubtful]
+def _suspects(differences: list[Difference]) -> list[Difference]:
+    return [difference for difference in differences if difference.may_be_stale]

@@ -1,6 +1,7 @@
-"""Secrets, as far as the operator reads them: its own, by name, and whether those that a spec names are there.
+"""Secrets that the operator reads: its own, and whether those that a spec names exist.
 
-Read by name and kept for a minute. Refused: to list or watch Secrets, a right that would show it everyone's.
+They are read by name and cached for a minute. Refused: listing or watching Secrets, because that permission would
+expose every Secret.
 """
 
 import base64
@@ -16,7 +17,7 @@ from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.redis import KEY
 from updraft_operator.manifests.registry import ROLES
 from updraft_operator.planning.objects import Key
-from updraft_operator.planning.observed import Access
+from updraft_operator.planning.observed import AccessSecret
 from updraft_operator.watching.cluster import Cluster
 
 FRESH_S = 60.0
@@ -24,55 +25,57 @@ _TOKEN_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """What was found, and when."""
-
-    access: Access
+class SecretsSnapshot:
+    access: AccessSecret
     missing: tuple[str, ...]
     at_s: float
     generation: int
 
 
 class Secrets:
-    """Reads them, and remembers for a little while."""
+    """Reads Secrets and caches them for `fresh_s` seconds."""
 
     def __init__(self, cluster: Cluster, clock: Clock, fresh_s: float = FRESH_S) -> None:
         self._cluster = cluster
         self._clock = clock
         self._fresh_s = fresh_s
-        self._found: dict[Key, Found] = {}
+        self._snapshots: dict[Key, SecretsSnapshot] = {}
 
-    async def look(self, key: Key, owner: AdaptiveSpeculator) -> Found:
-        """Of a speculator: its own Secret, and those that its spec names and that are not there."""
-        found, now_s = self._found.get(key), self._clock.monotonic()
-        if found is not None and found.generation == owner.metadata.generation and now_s - found.at_s < self._fresh_s:
-            return found
+    async def read(self, key: Key, owner: AdaptiveSpeculator) -> SecretsSnapshot:
+        """The speculator's own Secret, and the names of Secrets that its spec names and that do not exist."""
+        snapshot, now_s = self._snapshots.get(key), self._clock.monotonic()
+        if (
+            snapshot is not None
+            and snapshot.generation == owner.metadata.generation
+            and now_s - snapshot.at_s < self._fresh_s
+        ):
+            return snapshot
         missing = [name for name, entry in named(owner) if not await self._has(key.namespace, name, entry)]
-        found = Found(
-            access=_access(await self._read(key.namespace, names.child(key.name, "access"))),
+        snapshot = SecretsSnapshot(
+            access=_access(await self._get(key.namespace, names.child(key.name, "access"))),
             missing=tuple(dict.fromkeys(missing)),
             at_s=now_s,
             generation=owner.metadata.generation,
         )
-        self._found[key] = found
-        return found
+        self._snapshots[key] = snapshot
+        return snapshot
 
     def forget(self, key: Key) -> None:
-        """Read anew the next time."""
-        self._found.pop(key, None)
+        """Read again the next time."""
+        self._snapshots.pop(key, None)
 
     async def entry(self, namespace: str, name: str, entry: str) -> str:
-        """One value; empty if it is not there."""
-        return (await self._read(namespace, name) or {}).get(entry, "")
+        """One value; empty if it does not exist."""
+        return (await self._get(namespace, name) or {}).get(entry, "")
 
     async def _has(self, namespace: str, name: str, entry: str) -> bool:
         try:
-            found = await self._read(namespace, name)
-        except Forbidden:  # it may exist; the pods will tell
+            snapshot = await self._get(namespace, name)
+        except Forbidden:  # it may exist; otherwise the pods report it
             return True
-        return found is not None and (not entry or entry in found)
+        return snapshot is not None and (not entry or entry in snapshot)
 
-    async def _read(self, namespace: str, name: str) -> Mapping[str, str] | None:
+    async def _get(self, namespace: str, name: str) -> Mapping[str, str] | None:
         try:
             secret = await self._cluster.get("Secret", namespace, name)
         except NotFound:
@@ -81,7 +84,7 @@ class Secrets:
 
 
 def named(owner: AdaptiveSpeculator) -> Iterator[tuple[str, str]]:
-    """Secrets that a spec names, each with the entry that is needed; empty: any."""
+    """Secrets that a spec names, each with the required entry; empty: any entry."""
     spec = owner.spec
     if spec.target_model.secret_ref is not None:
         yield spec.target_model.secret_ref.name, ""
@@ -92,15 +95,15 @@ def named(owner: AdaptiveSpeculator) -> Iterator[tuple[str, str]]:
 
 
 def fresh_tokens(roles: Iterable[str] = ROLES) -> dict[str, str]:
-    """Random ones."""
+
     return {role: secrets.token_hex(_TOKEN_BYTES) for role in roles}
 
 
-def _access(secret: Mapping[str, Any] | None) -> Access:
+def _access(secret: Mapping[str, Any] | None) -> AccessSecret:
     if secret is None:
-        return Access()
+        return AccessSecret()
     tokens = {role: str(secret[role]) for role in ROLES if secret.get(role)}
-    return Access(tokens=tokens, redis_url=str(secret.get(KEY, "")), exists=True)
+    return AccessSecret(tokens=tokens, redis_url=str(secret.get(KEY, "")), exists=True)
 
 
 def _text(value: str) -> str:

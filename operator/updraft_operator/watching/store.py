@@ -1,8 +1,6 @@
-"""What the watches said last, by speculator: small, so that thousands of resources fit.
+"""The cache of watched objects, by speculator: compressed, so that thousands of resources fit.
 
-Objects are kept as compressed JSON without what nobody reads (managed fields, the status of most). Everything is
-plain data; who changes it says whose state is now another one. Refused: kopf's own indexes, from which an object does
-not vanish that was deleted while its watch was broken.
+Refused: kopf's own indexes, which keep an object that was deleted while its watch was interrupted.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,12 +20,12 @@ M = TypeVar("M", bound=BaseModel)
 
 
 _MAX_GONE = 4096
-"""Deletions that are remembered: far more than happen while an answer is on its way."""
+"""Deletions that are remembered: far more than can happen while an answer is in transit."""
 
 
 @dataclass(slots=True)
 class _Entry:
-    """All that is known around one key."""
+    """All cached objects of one key."""
 
     speculator: bytes = b""
     version: str = ""
@@ -36,7 +34,7 @@ class _Entry:
     drafts: dict[str, tuple[str, bytes]] = field(default_factory=dict)
 
     def version_of(self, kind: str, name: str) -> str:
-        """Resource version of an object; empty: none is known."""
+        """Resource version of an object; empty if it is not cached."""
         if kind == "AdaptiveSpeculator":
             return self.version
         if kind == "DraftVersion":
@@ -52,9 +50,7 @@ class _Entry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
-    """What is known around one key."""
-
+class CachedObjects:
     speculator: AdaptiveSpeculator | None
     children: Mapping[Ref, Child]
     pods: tuple[PodState, ...]
@@ -62,22 +58,22 @@ class Known:
 
 
 class Store:
-    """Filled by the watches, read by reconciliations. Not for threads.
+    """Filled by the watches, read by reconciliations. Not thread-safe.
 
-    What is older than what is known is not believed: news of a deletion and of a new object of the same name may come
-    in either order, and the answer to a write of ours after both.
+    Events older than the cached object are ignored: the deletion of an object and the creation of another with the same
+    name may arrive in either order, and the answer to one of our writes after both.
     """
 
     def __init__(self) -> None:
         self._entries: dict[Key, _Entry] = {}
         self._gone: dict[tuple[str, str, str], str] = {}
-        """Resource versions at which objects were deleted lately."""
+        """Resource versions at which objects were recently deleted."""
 
     def put(self, kind: str, body: Mapping[str, Any]) -> Key | None:
-        """Remember an object as it is now; whose it is (or was until now), or None for nobody's."""
+        """Cache an object. Returns the speculator that it belongs to (or did until now), or None."""
         key = key_of(kind, body)
         if key is None:
-            return self._lost(kind, body["metadata"])
+            return self._drop_unowned(kind, body["metadata"])
         name, version = body["metadata"]["name"], body["metadata"]["resourceVersion"]
         if is_older(version, self._gone.get((kind, key.namespace, name), "")):
             return key
@@ -94,15 +90,15 @@ class Store:
             entry.children[Ref(kind, name)] = Child.of(kind, body)
         return key
 
-    def _lost(self, kind: str, metadata: Mapping[str, Any]) -> Key | None:
-        """An object that is nobody's: if somebody took its label away, it is missed where it belongs."""
+    def _drop_unowned(self, kind: str, metadata: Mapping[str, Any]) -> Key | None:
+        """Drop an object whose owner label was removed. Returns its former owner."""
         key = self.owner(kind, metadata.get("namespace", ""), metadata["name"])
         if key is not None:
             self.drop(kind, key, metadata["name"], metadata["resourceVersion"])
         return key
 
     def drop(self, kind: str, key: Key, name: str, version: str = "") -> None:
-        """Forget an object, unless a newer one than `version` is known."""
+        """Remove an object, unless a newer one than `version` is cached."""
         if version:
             self._gone[kind, key.namespace, name] = version
             if len(self._gone) > _MAX_GONE:
@@ -121,23 +117,23 @@ class Store:
         if entry.is_empty:
             del self._entries[key]
 
-    def known(self, key: Key) -> Known:
-        """What is known around a key. InvalidInput for what a newer definition lets in and this operator cannot read."""
+    def cached(self, key: Key) -> CachedObjects:
+        """The objects of a key. InvalidInput for an object that a newer CRD admits and this operator cannot read."""
         entry = self._entries.get(key, _Entry())
-        found = _read(AdaptiveSpeculator, entry.speculator) if entry.speculator else None
-        return Known(
-            speculator=found,
+        speculator = _read(AdaptiveSpeculator, entry.speculator) if entry.speculator else None
+        return CachedObjects(
+            speculator=speculator,
             children=dict(entry.children),
             pods=tuple(state for _, state in entry.pods.values()),
             drafts=tuple(_read(DraftVersion, packed) for _, packed in entry.drafts.values()),
         )
 
     def all_keys(self) -> list[Key]:
-        """All keys that anything is known around."""
+        """All keys with a cached object."""
         return sorted(self._entries)
 
     def speculators(self) -> list[Key]:
-        """Keys whose resource exists."""
+        """Keys whose AdaptiveSpeculator exists."""
         return [key for key, entry in self._entries.items() if entry.speculator]
 
     def versions(self, kind: str) -> dict[tuple[str, str], str]:
@@ -145,8 +141,10 @@ class Store:
         return {(key.namespace, name): version for key, name, version in self._of_kind(kind)}
 
     def owner(self, kind: str, namespace: str, name: str) -> Key | None:
-        """Whose an object is that is known."""
-        return next((key for key, each, _ in self._of_kind(kind) if (key.namespace, each) == (namespace, name)), None)
+        """The speculator that a cached object belongs to."""
+        return next(
+            (key for key, candidate, _ in self._of_kind(kind) if (key.namespace, candidate) == (namespace, name)), None
+        )
 
     def _of_kind(self, kind: str) -> Iterator[tuple[Key, str, str]]:
         for key, entry in self._entries.items():
@@ -174,12 +172,12 @@ def _read(model: type[M], packed: bytes) -> M:
 
 
 def is_older(version: str, known: str) -> bool:
-    """Whether a resource version is of the past; those of one cluster grow (KEP-5504), others cannot be compared."""
+    """Whether a resource version precedes another. Versions of one cluster grow (KEP-5504); others are not compared."""
     return version.isdigit() and known.isdigit() and int(version) < int(known)
 
 
 def key_of(kind: str, body: Mapping[str, Any]) -> Key | None:
-    """Whose an object is: by its name, by the speculator that it names, or by its label."""
+    """The speculator that an object belongs to: by its own name, its speculatorRef, or its label."""
     metadata = body["metadata"]
     if kind == "AdaptiveSpeculator":
         name = metadata["name"]

@@ -1,4 +1,4 @@
-"""Traces of a speculator that is deleted with all its data."""
+"""Deletion of a speculator's traces in Redis."""
 
 import asyncio
 import logging
@@ -17,11 +17,11 @@ _AGAIN_S = 2.0
 
 
 async def delete_traces(secrets: Secrets, own_url: str, owner: AdaptiveSpeculator) -> None:
-    """Delete its stream and its dead letters. Unavailable when Redis is away: it is tried again."""
-    metadata, said = owner.metadata, owner.spec.traces.redis
+    """Delete the speculator's stream and dead letters. Unavailable if Redis does not answer, so that it is retried."""
+    metadata, redis_spec = owner.metadata, owner.spec.traces.redis
     url = own_url
-    if said is not None:
-        url = await secrets.entry(metadata.namespace, said.url_secret_ref.name, said.url_secret_ref.key)
+    if redis_spec is not None:
+        url = await secrets.entry(metadata.namespace, redis_spec.url_secret_ref.name, redis_spec.url_secret_ref.key)
     if not url:
         return
     key = streams.key(metadata.namespace, metadata.name)
@@ -29,4 +29,4 @@ async def delete_traces(secrets: Secrets, own_url: str, owner: AdaptiveSpeculato
         async with asyncio.timeout(_TIMEOUT_S), streams.connect(url) as client:
             await client.delete(key, f"{key}:dead")
     except (redis.exceptions.RedisError, TimeoutError) as error:
-        raise Unavailable(f"the traces cannot be deleted yet: {error}", _AGAIN_S) from error
+        raise Unavailable(f"cannot delete the traces in Redis: {error}", _AGAIN_S) from error

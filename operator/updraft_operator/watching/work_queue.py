@@ -1,7 +1,7 @@
-"""What is to be looked at: each speculator once, however often it is mentioned, and again later after a failure.
+"""The queue of speculators to reconcile: each key at most once, however often it is added, with back-off after failures.
 
-A key is never worked on twice at once: mentioned while it is worked on, it is looked at again afterwards. The same
-shape as client-go's workqueue; kept here because it is sixty lines and asyncio has none.
+A key is never processed twice at the same time: if it is added while it is processed, it is queued again afterwards.
+This is client-go's workqueue in sixty lines, because asyncio has none.
 """
 
 import asyncio
@@ -13,13 +13,13 @@ from updraft_chassis.retry import Backoff
 from updraft_operator.planning.objects import Key
 
 
-class Work:
-    """A queue of keys without repetitions. Not for threads."""
+class WorkQueue:
+    """A queue of distinct keys. Not thread-safe."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._ready: dict[Key, float] = {}
-        """In order of arrival, with the time of the first mention."""
+        """In order of arrival, with the time when the key was first added."""
         self._running: set[Key] = set()
         self._again: dict[Key, float] = {}
         self._later: list[tuple[float, int, Key]] = []
@@ -32,7 +32,7 @@ class Work:
         return len(self._ready)
 
     def add(self, key: Key) -> None:
-        """Look at it soon."""
+        """Queue the key now."""
         if key in self._running:
             self._again.setdefault(key, self._now())
         elif key not in self._ready:
@@ -40,7 +40,7 @@ class Work:
             self._wake.set()
 
     def add_after(self, key: Key, delay_s: float) -> None:
-        """Look at it after a while, if nothing else makes it happen before; the earliest wish counts."""
+        """Queue the key after a delay, unless it is queued earlier; the earliest time counts."""
         at = self._now() + delay_s
         if at < self._due.get(key, float("inf")):
             self._due[key] = at
@@ -48,16 +48,16 @@ class Work:
             self._wake.set()
 
     def retry(self, key: Key, at_least_s: float = 0.0) -> None:
-        """Look at it again, later each time until it went well."""
+        """Queue the key with a delay that grows until `forget`."""
         backoff = self._backoffs.setdefault(key, Backoff(initial_s=0.5, cap_s=60.0))
         self.add_after(key, max(at_least_s, next(backoff)))
 
-    def went_well(self, key: Key) -> None:
-        """Forget earlier failures."""
+    def forget(self, key: Key) -> None:
+        """Reset the key's back-off after a success."""
         self._backoffs.pop(key, None)
 
     async def take(self) -> tuple[Key, float]:
-        """The next key, and how long it has waited; `done` has to follow."""
+        """The next key, and how long it waited in seconds. The caller must call `done`."""
         while True:
             self._move_due()
             if self._ready:
@@ -74,7 +74,7 @@ class Work:
                 continue
 
     def done(self, key: Key) -> None:
-        """It was looked at."""
+        """Processing of the key has ended."""
         self._running.discard(key)
         if key in self._again:
             self._ready[key] = self._again.pop(key)

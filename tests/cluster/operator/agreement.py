@@ -13,12 +13,12 @@ from tests.cluster.access import Api, Json
 
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
-from updraft_operator.manifests.manifest import Surroundings
+from updraft_operator.manifests.manifest import OperatorConfig
 from updraft_operator.manifests.redis import KEY
 from updraft_operator.manifests.registry import ROLES
 from updraft_operator.planning.compare import difference
 from updraft_operator.planning.objects import Child, Ref
-from updraft_operator.planning.observed import Access, Observed
+from updraft_operator.planning.observed import AccessSecret, Observed
 from updraft_operator.planning.plan import hash_of, objects, ref
 from updraft_operator.watching.cluster import CHILDREN, KINDS, OTHERS
 
@@ -62,16 +62,16 @@ def without_kept_claims(live: World, owners: dict[str, Json], reference: World) 
     return {where: each for where, each in live.items() if not is_kept(where)}
 
 
-def against_plan(owners: dict[str, Json], live: World, around: Surroundings) -> Iterator[str]:
+def against_plan(owners: dict[str, Json], live: World, config: OperatorConfig) -> Iterator[str]:
     """What differs from what the plan says of these resources; nothing else may be there."""
     wished = set()
     for owner in owners.values():
         secret = _entries(live.get(("Secret", names.child(owner["metadata"]["name"], "access")), {}))
         seen = Observed(
             speculator=AdaptiveSpeculator.model_validate(owner),
-            around=around,
+            config=config,
             children={Ref(*where): Child.of(where[0], each) for where, each in live.items()},
-            access=Access(tokens={role: secret.get(role, "") for role in ROLES}),
+            access=AccessSecret(tokens={role: secret.get(role, "") for role in ROLES}),
             redis_url=secret.get(KEY, ""),
         )
         name = owner["metadata"]["name"]

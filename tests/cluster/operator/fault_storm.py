@@ -26,7 +26,7 @@ from tests.support.operator import OperatorProcess
 from tests.support.wait import wait_until
 
 from updraft_operator.api import names
-from updraft_operator.manifests.manifest import Surroundings
+from updraft_operator.manifests.manifest import OperatorConfig
 from updraft_operator.settings import OperatorSettings
 from updraft_operator.watching.cluster import KINDS
 
@@ -223,7 +223,7 @@ class FaultStorm:
             self._delete(self._subjects[_GOES])
         self._api.delete(KINDS["Pod"].path(self._namespace), labelSelector=names.SPECULATOR)
 
-    def look(self, around: Surroundings) -> list[str]:
+    def look(self, around: OperatorConfig) -> list[str]:
         """Go on with what others than the operator do, and return all that is not as it should be."""
         self._copy()
         self._run_pods()
@@ -317,7 +317,7 @@ def storm(
             "registry_address": _NOBODY,
             "resync_seconds": _RESYNC_S,
         }
-        around = OperatorSettings(namespace=home, redis_url=SecretStr(redis_url)).surroundings
+        around = OperatorSettings(namespace=home, redis_url=SecretStr(redis_url)).config
         with FaultProxy(cluster.kubeconfig, Faults(), seed) as proxy:
             tossed = {**chosen, "watch_namespaces": namespace, "identity": "operator", "lease_seconds": _LEASE_S}
             process = OperatorProcess(proxy.kubeconfig(who.kubeconfig, folder), folder / "operator.log", **tossed)
@@ -348,7 +348,7 @@ def _namespaces(api: Api) -> Iterator[tuple[str, ...]]:
         api.delete(f"/api/v1/namespaces/{name}")
 
 
-def _converge(raging: FaultStorm, around: Surroundings, timeout_s: float) -> None:
+def _converge(raging: FaultStorm, around: OperatorConfig, timeout_s: float) -> None:
     seen, since_s = raging.seen, time.monotonic()
 
     def is_well() -> bool:

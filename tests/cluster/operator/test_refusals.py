@@ -34,7 +34,7 @@ def test_an_object_of_somebody_else_is_left_alone(operator: Running, subject: Su
 
     message = subject.wait_for("Accepted", "False", "NameConflict")
 
-    assert message.startswith(f"Service {subject.name} is there already and is not ours")
+    assert message.startswith(f"Service {subject.name} already exists and does not belong to it")
     assert f"{names.SPECULATOR}={subject.name}" in message, "how to hand it over"
     operator.wait_for_listings(1)
     assert subject.get("Service") == foreign

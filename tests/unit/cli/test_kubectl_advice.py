@@ -12,12 +12,12 @@ from updraft_cli.cmd.explain.condition_help import ADVICE, PODS, READY, RESTARTS
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests import registry, serving, trainer
-from updraft_operator.manifests.manifest import Images, Surroundings
+from updraft_operator.manifests.manifest import Images, OperatorConfig
 from updraft_operator.planning import conditions, pods
-from updraft_operator.planning.observed import Link
+from updraft_operator.planning.observed import ConnectionState
 
 IMAGES = Images(inference="i", trainer="t", registry="r", operator="o", sglang="s")
-AROUND = Surroundings(images=IMAGES, namespace="updraft", has_redis=True)
+AROUND = OperatorConfig(images=IMAGES, namespace="updraft", has_redis=True)
 
 BUILDS = {"serving": serving.objects, "trainer": trainer.objects, "registry": registry.objects}
 
@@ -108,7 +108,7 @@ def _given_by_the_operator() -> Iterator[str]:
     for node in ast.walk(ast.parse(inspect.getsource(pods))):
         if isinstance(node, ast.keyword) and node.arg == "reason":
             yield from _constants(node.value)
-    yield from (link.value for link in Link)
+    yield from (connection.value for connection in ConnectionState)
 
 
 def _constants(node: ast.expr) -> Iterator[str]:
@@ -146,7 +146,7 @@ def test_every_reason_of_the_api_has_advice_about_this_resource(condition: str, 
 
 
 def test_every_reason_in_the_operators_code_has_advice() -> None:
-    given = set(_given_by_the_operator()) - STATUSES - {Link.CONNECTING}  # told as Starting
+    given = set(_given_by_the_operator()) - STATUSES - {ConnectionState.CONNECTING}  # told as Starting
     advised = {reason for reasons in ADVICE.values() for reason in reasons}
     assert len(given) > 20
     assert given <= advised

@@ -27,11 +27,11 @@ def _shown(counted: CollectorRegistry, name: str) -> set[tuple[str, str, str]]:
 def test_a_condition_is_shown_with_the_reason_that_it_has_now_and_no_other() -> None:
     counted = CollectorRegistry()
     metrics = Metrics.on(counted)
-    metrics.tell(QWEN, [_condition("Ready", "False", "Suspended"), _condition("Adapting", "False", "Suspended")])
-    metrics.tell(LLAMA, [_condition("Ready", "True", "Ready")])
+    metrics.show(QWEN, [_condition("Ready", "False", "Suspended"), _condition("Adapting", "False", "Suspended")])
+    metrics.show(LLAMA, [_condition("Ready", "True", "Ready")])
     assert _shown(counted, "qwen") == {("Ready", "False", "Suspended"), ("Adapting", "False", "Suspended")}
 
-    metrics.tell(QWEN, [_condition("Ready", "False", "ModelLoading"), _condition("Adapting", "False", "Suspended")])
+    metrics.show(QWEN, [_condition("Ready", "False", "ModelLoading"), _condition("Adapting", "False", "Suspended")])
     assert _shown(counted, "qwen") == {("Ready", "False", "ModelLoading"), ("Adapting", "False", "Suspended")}
 
     metrics.forget(QWEN)

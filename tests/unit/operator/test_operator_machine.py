@@ -316,7 +316,7 @@ class Speculators(RuleBasedStateMachine):
     def the_registry_does_what_the_spec_says(self) -> None:
         if not self._is_connected:
             return
-        registry, owner = self.world.registry, self.world.store.known(KEY).speculator
+        registry, owner = self.world.registry, self.world.store.cached(KEY).speculator
         assert owner is not None
         rollout = owner.spec.rollout
         assert is_followed(self.world.wished(), registry.policy)

@@ -10,7 +10,7 @@ from tests.unit.operator.world import KEY, OWNER, World, run_now
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api import names
 from updraft_operator.manifests.manifest import Manifest
-from updraft_operator.planning.observed import Link
+from updraft_operator.planning.observed import ConnectionState
 
 READY = {"conditions": [{"type": "Ready", "status": "True"}]}
 
@@ -219,7 +219,7 @@ def test_a_registry_that_is_away_costs_nothing_but_a_condition(world: World) -> 
     del world.registry.versions[1]
     world.spec(rollout={"pinnedVersion": 2})
     world.settle()
-    assert _condition(world, "RegistryReady") == ("False", Link.UNREACHABLE.value)
+    assert _condition(world, "RegistryReady") == ("False", ConnectionState.UNREACHABLE.value)
     assert world.drafts().keys() == {"qwen-v1", "qwen-v2"}
     assert not world.registry.state().HasField("pinned")
     world.registry.is_away = False

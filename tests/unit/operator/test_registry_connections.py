@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from updraft.registry.v1 import registry_pb2 as pb
-from updraft_operator.registry_connections import _quiet
+from updraft_operator.registry_connections import _without_measurements
 from updraft_registry.rollout import canary
 
 
@@ -34,7 +34,7 @@ def _with_rollout(**more: Any) -> pb.SpeculatorState:
     ],
 )
 def test_measurements_are_no_news(state: pb.SpeculatorState) -> None:
-    assert _quiet(state) == _quiet(_state())
+    assert _without_measurements(state) == _without_measurements(_state())
 
 
 @pytest.mark.parametrize(
@@ -53,12 +53,12 @@ def test_measurements_are_no_news(state: pb.SpeculatorState) -> None:
     ],
 )
 def test_whatever_a_person_would_act_on_is_news(state: pb.SpeculatorState) -> None:
-    assert _quiet(state) != _quiet(_state())
+    assert _without_measurements(state) != _without_measurements(_state())
 
 
 def test_asking_leaves_the_state_as_it_was() -> None:
     state = _with_rollout(evidence="x")
-    _quiet(state)
+    _without_measurements(state)
     assert state == _with_rollout(evidence="x")
 
 

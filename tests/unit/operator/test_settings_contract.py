@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.manifests import AROUND, built, container, one, pod_spec, speculator
+from tests.support.manifests import CONFIG, built, container, one, pod_spec, speculator
 
 from updraft_chassis.settings import Settings, load
 from updraft_inference.settings import InferenceSettings
@@ -123,7 +123,7 @@ def test_every_file_that_is_named_is_mounted() -> None:
 
 def test_the_agent_of_sglang_takes_its_arguments() -> None:
     owner = speculator({"engine": "sglang"})
-    said = container(pod_spec(owner, "serving", AROUND), "inference")["args"]
+    said = container(pod_spec(owner, "serving", CONFIG), "inference")["args"]
     fields = {f"--{field.replace('_', '-')}" for field in InferenceSettings.model_fields}
     assert {each for each in said if each.startswith("--")} <= fields
 

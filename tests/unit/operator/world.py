@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 from prometheus_client import CollectorRegistry
 from tests.support.clock import ManualClock
-from tests.support.manifests import AROUND
+from tests.support.manifests import CONFIG
 from tests.support.observed import version
 from tests.unit.operator.memory_cluster import MemoryCluster, Where
 
@@ -19,11 +19,11 @@ from updraft_operator.api import names
 from updraft_operator.manifests.manifest import Manifest
 from updraft_operator.metrics import Metrics
 from updraft_operator.planning.objects import Key
-from updraft_operator.planning.observed import Link, Observed, RegistryView
-from updraft_operator.planning.plan import Call, Plan, Verb, plan
+from updraft_operator.planning.observed import ConnectionState, Observed, RegistryView
+from updraft_operator.planning.plan import Plan, RegistryCall, RegistryVerb, make_plan
 from updraft_operator.planning.policy import policy
 from updraft_operator.reconcile import Reconciler, Wiring
-from updraft_operator.registry_connections import Address, Links
+from updraft_operator.registry_connections import RegistryAddress, RegistryConnections
 from updraft_operator.watching.cluster import KINDS
 from updraft_operator.watching.secrets import Secrets
 from updraft_operator.watching.store import Store, key_of
@@ -49,7 +49,7 @@ class FakeRegistry:
         self.policy = wire.policy_to_proto(Policy())
         self.latest = 0
         self.is_away = False
-        self.calls: list[Call] = []
+        self.calls: list[RegistryCall] = []
         self.traffic: dict[int, pb.VersionTraffic] = {}
 
     def state(self) -> pb.SpeculatorState:
@@ -82,48 +82,48 @@ class FakeRegistry:
                 each.phase = pb.PHASE_SUPERSEDED if phase == pb.PHASE_STABLE else pb.PHASE_HELD
         self.versions[number].phase = phase
 
-    def call(self, call: Call, wished: pb.RolloutPolicy) -> None:
+    def call(self, call: RegistryCall, wished: pb.RolloutPolicy) -> None:
         """As the real one answers."""
         if self.is_away:
             raise Unavailable("no answer")
         self.calls.append(call)
         if call.version:
             self._on_version(call)
-        elif call.verb is Verb.SET_POLICY:
+        elif call.verb is RegistryVerb.SET_POLICY:
             self.policy = wire.policy_to_proto(wire.policy_from_proto(wished, Policy()))
-        elif call.verb in (Verb.PIN, Verb.UNPIN):
-            self.pinned = 0 if call.verb is Verb.PIN else None
+        elif call.verb in (RegistryVerb.PIN, RegistryVerb.UNPIN):
+            self.pinned = 0 if call.verb is RegistryVerb.PIN else None
         else:
-            self.is_paused = call.verb is Verb.PAUSE
+            self.is_paused = call.verb is RegistryVerb.PAUSE
 
-    def _on_version(self, call: Call) -> None:
+    def _on_version(self, call: RegistryCall) -> None:
         kept = self.versions.get(call.version)
         if kept is None:
             raise NotFound(f"there is no version {call.version}")
-        if call.verb in (Verb.RETAIN, Verb.RELEASE):
-            kept.retain = call.verb is Verb.RETAIN
+        if call.verb in (RegistryVerb.RETAIN, RegistryVerb.RELEASE):
+            kept.retain = call.verb is RegistryVerb.RETAIN
             return
         if kept.phase in CONDEMNED:
             raise Conflict(f"version {call.version} is never served again")
-        self.pinned = call.version if call.verb is Verb.PIN else self.pinned
+        self.pinned = call.version if call.verb is RegistryVerb.PIN else self.pinned
         self.move(call.version, pb.PHASE_STABLE)
 
     def _with(self, phase: "pb.Phase.ValueType") -> int:
         return max((number for number, each in self.versions.items() if each.phase == phase), default=0)
 
 
-class FakeLinks:
+class FakeRegistries:
     """A stream that is opened at one look, and has said the newest by the next, while the registry is there."""
 
     def __init__(self, registry: FakeRegistry) -> None:
         self._registry = registry
-        self._address: Address | None = None
+        self._address: RegistryAddress | None = None
         self._is_new = False
-        self._last = RegistryView(link=Link.CONNECTING)
+        self._last = RegistryView(connection=ConnectionState.CONNECTING)
 
-    def want(self, _key: Key, address: Address | None) -> None:
+    def set_address(self, _key: Key, address: RegistryAddress | None) -> None:
         if address != self._address:
-            self._address, self._last = address, RegistryView(link=Link.CONNECTING)
+            self._address, self._last = address, RegistryView(connection=ConnectionState.CONNECTING)
             self._is_new = True
 
     def view(self, _key: Key) -> RegistryView:
@@ -134,13 +134,16 @@ class FakeLinks:
             return self._last
         if self._registry.is_away:
             return RegistryView(
-                link=Link.UNREACHABLE, trouble="no answer", state=self._last.state, versions=self._last.versions
+                connection=ConnectionState.UNREACHABLE,
+                problem="no answer",
+                state=self._last.state,
+                versions=self._last.versions,
             )
         kept = tuple(deepcopy(each) for each in self._registry.versions.values())
-        self._last = RegistryView(link=Link.CONNECTED, state=self._registry.state(), versions=kept)
+        self._last = RegistryView(connection=ConnectionState.CONNECTED, state=self._registry.state(), versions=kept)
         return self._last
 
-    async def call(self, _key: Key, call: Call, wished: pb.RolloutPolicy) -> None:
+    async def call(self, _key: Key, call: RegistryCall, wished: pb.RolloutPolicy) -> None:
         self._registry.call(call, wished)
 
 
@@ -168,10 +171,10 @@ class World:
                 store=self.store,
                 cluster=self.cluster,
                 secrets=Secrets(self.cluster, self.clock),
-                links=cast("Links", FakeLinks(self.registry)),
+                registries=cast("RegistryConnections", FakeRegistries(self.registry)),
                 metrics=Metrics.on(CollectorRegistry()),
                 clock=self.clock,
-                around=AROUND,
+                config=CONFIG,
                 redis_url="redis://own",
                 registry_address="{name}-registry.{namespace}.svc:50051",
             )
@@ -191,7 +194,7 @@ class World:
 
     def observe(self) -> Observed | None:
         """What the operator sees now; None if the resource is gone."""
-        known = self.store.known(KEY)
+        known = self.store.cached(KEY)
         return None if known.speculator is None else run_now(self.reconciler.observe(KEY, known))
 
     def plan(self) -> Plan:
@@ -199,7 +202,7 @@ class World:
         seen = self.observe()
         if seen is None:
             return Plan()
-        return plan(seen, now_unix_s=self.clock.now(), now_s=self.clock.monotonic())
+        return make_plan(seen, now_unix_s=self.clock.now(), now_s=self.clock.monotonic())
 
     def spec(self, **more: Any) -> None:
         """Somebody changes the spec; parts are merged in."""
@@ -227,7 +230,7 @@ class World:
 
     def wished(self) -> pb.RolloutPolicy:
         """The policy that the spec asks for."""
-        owner = self.store.known(KEY).speculator
+        owner = self.store.cached(KEY).speculator
         assert owner is not None
         return policy(owner.spec.rollout)
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.manifests import AROUND, container, containers, named, pod_spec, speculator, templates
+from tests.support.manifests import CONFIG, container, containers, named, pod_spec, speculator, templates
 
 from updraft_operator.api import names
 from updraft_operator.manifests import serving
@@ -99,7 +99,7 @@ pod_templates = st.fixed_dictionaries({}, optional={"metadata": json | metadata,
 @given(said=pod_templates)
 def test_whatever_a_template_says_the_labels_of_selectors_stay(said: dict[str, Any]) -> None:
     """The API server may refuse what comes out; building it never fails."""
-    made = serving.objects(speculator({"serving": {"podTemplate": said}}), AROUND)
+    made = serving.objects(speculator({"serving": {"podTemplate": said}}), CONFIG)
     labels = templates(made)["qwen-serving"]["metadata"]["labels"]
     assert labels.items() >= names.labels("qwen", names.SERVING).items()
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.manifests import (
-    ALONE,
-    AROUND,
+    CONFIG,
+    CONFIG_WITHOUT_REDIS,
     PARTS,
     UID,
     breaches,
@@ -23,8 +23,8 @@ from tests.support.observed import connected, observed, traffic, version
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api import names
 from updraft_operator.manifests import importing
-from updraft_operator.planning.observed import Link, RegistryView
-from updraft_operator.planning.plan import objects, plan
+from updraft_operator.planning.observed import ConnectionState, RegistryView
+from updraft_operator.planning.plan import make_plan, objects
 
 SHAPES: dict[str, dict[str, Any]] = {
     "minimal": {},
@@ -41,7 +41,7 @@ each_shape = pytest.mark.parametrize("spec", [pytest.param(spec, id=name) for na
 
 
 def test_the_least_resource_makes_exactly_these_objects() -> None:
-    made = {f"{each['kind']}/{each['metadata']['name']}" for each in plan(observed(), now_unix_s=0, now_s=0).apply}
+    made = {f"{each['kind']}/{each['metadata']['name']}" for each in make_plan(observed(), now_unix_s=0, now_s=0).apply}
     assert made == {
         "ServiceAccount/qwen",
         "Service/qwen",
@@ -140,9 +140,9 @@ def test_other_settings_restart_the_pods_of_their_part(part: str) -> None:
 def test_pull_secrets_and_policy_reach_every_pod() -> None:
     from dataclasses import replace
 
-    images = replace(AROUND.images, pull_policy="Always", pull_secrets=("mine",))
+    images = replace(CONFIG.images, pull_policy="Always", pull_secrets=("mine",))
     owner = speculator(uri="hf://org/qwen")
-    for template in templates(built(owner, replace(AROUND, images=images))).values():
+    for template in templates(built(owner, replace(CONFIG, images=images))).values():
         assert template["spec"]["imagePullSecrets"] == [{"name": "mine"}]
         assert {each["imagePullPolicy"] for each in containers(template["spec"])} == {"Always"}
 
@@ -151,7 +151,7 @@ def test_the_pod_of_an_import_is_as_hardened_as_the_others() -> None:
     from tests.support.observed import draft
 
     brought = draft(None, uri="pvc://drafts/eagle")
-    job = importing.job(speculator(), brought, "mine-import", ALONE, is_first=False)
+    job = importing.job(speculator(), brought, "mine-import", CONFIG_WITHOUT_REDIS, is_first=False)
     pod = job["spec"]["template"]["spec"]
     assert breaches(pod) == []
     assert pod["automountServiceAccountToken"] is False
@@ -162,7 +162,7 @@ def test_the_pod_of_an_import_is_as_hardened_as_the_others() -> None:
 
 
 views = st.one_of(
-    st.builds(RegistryView, link=st.sampled_from(list(Link))),
+    st.builds(RegistryView, connection=st.sampled_from(list(ConnectionState))),
     st.builds(
         lambda numbers, phases, pinned, paused: connected(
             [version(number, phases[number % len(phases)]) for number in sorted(numbers)],

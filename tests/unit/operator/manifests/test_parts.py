@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from tests.support.manifests import ALONE, AROUND, built, container, named, one, pod_spec, speculator
+from tests.support.manifests import CONFIG, CONFIG_WITHOUT_REDIS, built, container, named, one, pod_spec, speculator
 from tests.support.observed import TOKENS
 
 from updraft_operator.manifests import registry, trainer
@@ -12,18 +12,18 @@ OWN_REDIS = {"traces": {"redis": {"urlSecretRef": {"name": "mine", "key": "addre
 
 
 @pytest.mark.parametrize(
-    ("spec", "around", "is_there"),
+    ("spec", "config", "is_there"),
     [
-        pytest.param({}, AROUND, True, id="the operator's Redis"),
-        pytest.param({}, ALONE, False, id="no Redis"),
-        pytest.param(OWN_REDIS, ALONE, True, id="a Redis of its own"),
-        pytest.param({"traces": {"enabled": False}}, AROUND, False, id="no traces"),
-        pytest.param({"traces": {"enabled": False, **OWN_REDIS["traces"]}}, AROUND, False, id="no traces, own Redis"),
+        pytest.param({}, CONFIG, True, id="the operator's Redis"),
+        pytest.param({}, CONFIG_WITHOUT_REDIS, False, id="no Redis"),
+        pytest.param(OWN_REDIS, CONFIG_WITHOUT_REDIS, True, id="a Redis of its own"),
+        pytest.param({"traces": {"enabled": False}}, CONFIG, False, id="no traces"),
+        pytest.param({"traces": {"enabled": False, **OWN_REDIS["traces"]}}, CONFIG, False, id="no traces, own Redis"),
     ],
 )
-def test_there_is_a_trainer_where_there_are_traces(spec: dict[str, Any], around: Any, *, is_there: bool) -> None:
-    assert bool(trainer.objects(speculator(spec), around)) is is_there
-    variables = named(container(pod_spec(speculator(spec), "serving", around), "inference")["env"])
+def test_there_is_a_trainer_where_there_are_traces(spec: dict[str, Any], config: Any, *, is_there: bool) -> None:
+    assert bool(trainer.objects(speculator(spec), config)) is is_there
+    variables = named(container(pod_spec(speculator(spec), "serving", config), "inference")["env"])
     assert ("UPDRAFT_INFERENCE_REDIS_URL" in variables) is is_there
 
 

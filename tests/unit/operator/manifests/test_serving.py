@@ -8,14 +8,14 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.manifests import AROUND, built, container, named, one, pod_spec, speculator
+from tests.support.manifests import CONFIG, built, container, named, one, pod_spec, speculator
 
 from updraft_operator.manifests import serving
 from updraft_operator.manifests.manifest import Manifest
 
 
 def _deployment(spec: dict[str, Any], *, sets_replicas: bool = True) -> Manifest:
-    return one(serving.objects(speculator(spec), AROUND, sets_replicas=sets_replicas), "Deployment", "qwen-serving")
+    return one(serving.objects(speculator(spec), CONFIG, sets_replicas=sets_replicas), "Deployment", "qwen-serving")
 
 
 def _strategy(spec: dict[str, Any]) -> tuple[Any, Any]:

@@ -3,14 +3,14 @@
 from typing import Any
 
 import pytest
-from tests.support.manifests import ALONE, speculator
+from tests.support.manifests import CONFIG_WITHOUT_REDIS, speculator
 from tests.support.observed import connected, observed, pod, ready_pods, traffic, version, workload
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_cli.cmd.explain.condition_help import ADVICE
-from updraft_operator.planning.conditions import Verdict, conditions
+from updraft_operator.planning.conditions import UndatedCondition, conditions
 from updraft_operator.planning.objects import Ref
-from updraft_operator.planning.observed import Link, Refusal, RegistryView
+from updraft_operator.planning.observed import ConnectionState, Refusal, RegistryView
 
 STABLE = version(3)
 TRIED = version(4, pb.PHASE_CANARY)
@@ -98,16 +98,26 @@ SERVING: list[Case] = [
             )
         },
     ),
-    *(("ServingReady", "False", reason, {"pods": (pod(trouble=(reason, "x")),)}) for reason in TROUBLES),
+    *(("ServingReady", "False", reason, {"pods": (pod(problem=(reason, "x")),)}) for reason in TROUBLES),
 ]
 REGISTRY: list[Case] = [
     ("RegistryReady", "True", "Connected", {"registry": connected()}),
     ("RegistryReady", "False", "Starting", {}),
-    ("RegistryReady", "False", "Unreachable", {"registry": RegistryView(link=Link.UNREACHABLE, trouble="refused")}),
-    ("RegistryReady", "False", "Denied", {"registry": RegistryView(link=Link.DENIED, trouble="no token")}),
+    (
+        "RegistryReady",
+        "False",
+        "Unreachable",
+        {"registry": RegistryView(connection=ConnectionState.UNREACHABLE, problem="refused")},
+    ),
+    (
+        "RegistryReady",
+        "False",
+        "Denied",
+        {"registry": RegistryView(connection=ConnectionState.DENIED, problem="no token")},
+    ),
     ("RegistryReady", "False", "QuotaExceeded", _refused("QuotaExceeded", "StatefulSet", "qwen-registry")),
     *(
-        ("RegistryReady", "False", reason, {"pods": (pod("r", "registry", trouble=(reason, "x")),)})
+        ("RegistryReady", "False", reason, {"pods": (pod("r", "registry", problem=(reason, "x")),)})
         for reason in TROUBLES
         if reason != "ModelDownloadFailed"
     ),
@@ -116,12 +126,12 @@ TRAINER: list[Case] = [
     ("TrainerReady", "True", "Training", {"pods": (pod("t", "trainer", is_ready=True),)}),
     ("TrainerReady", "False", "Starting", {"pods": (pod("t", "trainer"),)}),
     ("TrainerReady", "False", "Disabled", {"spec": {"traces": {"enabled": False}}}),
-    ("TrainerReady", "False", "NoRedis", {"around": ALONE}),
+    ("TrainerReady", "False", "NoRedis", {"config": CONFIG_WITHOUT_REDIS}),
     ("TrainerReady", "False", "Suspended", {"spec": {"trainer": {"suspend": True}}}),
     ("TrainerReady", "False", "Suspended", {"spec": {"suspend": True}}),
     ("TrainerReady", "False", "QuotaExceeded", _refused("QuotaExceeded", "PersistentVolumeClaim", "qwen-trainer")),
     *(
-        ("TrainerReady", "False", reason, {"pods": (pod("t", "trainer", trouble=(reason, "x")),)})
+        ("TrainerReady", "False", reason, {"pods": (pod("t", "trainer", problem=(reason, "x")),)})
         for reason in TROUBLES
     ),
 ]
@@ -184,7 +194,7 @@ READY: list[Case] = [("Ready", "True", "Ready", {"pods": ready_pods(), "registry
 CASES = [*READY, *ACCEPTED, *SERVING, *REGISTRY, *TRAINER, *ADAPTING, *SPECULATION, *PROGRESSING]
 
 
-def _verdicts(spec: dict[str, Any] | None = None, **more: Any) -> dict[str, Verdict]:
+def _verdicts(spec: dict[str, Any] | None = None, **more: Any) -> dict[str, UndatedCondition]:
     return {each.type: each for each in conditions(observed(spec, **more))}
 
 
@@ -226,7 +236,7 @@ def test_neither_trainer_nor_draft_makes_a_resource_unready() -> None:
 
 
 def test_pods_of_a_changed_template_may_be_in_trouble_while_the_old_ones_serve() -> None:
-    pods = (pod("old", is_ready=True), pod("new", trouble=("ImagePullBackOff", "no such image")))
+    pods = (pod("old", is_ready=True), pod("new", problem=("ImagePullBackOff", "no such image")))
     children = workload("Deployment", "serving", {"replicas": 2, "updatedReplicas": 1})
     verdicts = _verdicts(pods=pods, children=children, registry=connected())
     assert verdicts["Ready"].status == "True"
@@ -240,7 +250,7 @@ def test_a_pod_that_goes_counts_for_nothing() -> None:
 
 
 def test_the_message_names_the_pod_and_its_trouble() -> None:
-    said = _verdicts(pods=(pod("qwen-serving-x", trouble=("OOMKilled", "too much")),))["ServingReady"].message
+    said = _verdicts(pods=(pod("qwen-serving-x", problem=("OOMKilled", "too much")),))["ServingReady"].message
     assert said == "0 of 1 pods are ready; qwen-serving-x: too much"
 
 
@@ -265,7 +275,7 @@ def test_a_version_that_is_not_there_is_told_with_those_that_are() -> None:
 
 
 def test_a_registry_with_one_ready_pod_is_not_in_trouble_over_another() -> None:
-    pods = (pod("a", "registry", trouble=("OOMKilled", "x")), pod("b", "registry", is_ready=True))
+    pods = (pod("a", "registry", problem=("OOMKilled", "x")), pod("b", "registry", is_ready=True))
     assert _verdicts(pods=pods)["RegistryReady"].reason == "Starting"
 
 
@@ -292,13 +302,13 @@ def _status(*conditions: tuple[str, str, str]) -> dict[str, Any]:
 )
 def test_what_a_registry_said_stands_until_it_has_answered_a_new_operator(kind: str, status: str, reason: str) -> None:
     world = _told((kind, status, reason))
-    verdict = _verdicts(**world, registry=RegistryView(link=Link.CONNECTING))[kind]
+    verdict = _verdicts(**world, registry=RegistryView(connection=ConnectionState.CONNECTING))[kind]
     assert (verdict.status, verdict.reason) == (status, reason)
 
 
 def test_a_registry_that_does_not_answer_any_more_is_not_ready_whatever_was_said() -> None:
     world = _told(("RegistryReady", "True", "Connected"), ("SpeculationEffective", "Unknown", "Suspended"))
-    verdicts = _verdicts(**world, registry=RegistryView(link=Link.UNREACHABLE))
+    verdicts = _verdicts(**world, registry=RegistryView(connection=ConnectionState.UNREACHABLE))
     assert verdicts["RegistryReady"].reason == "Unreachable"
     assert verdicts["SpeculationEffective"].reason == "NoDraft"
 
@@ -311,9 +321,9 @@ def test_a_version_that_is_no_good_stays_so_until_the_registry_says_otherwise(re
 
 
 def test_a_registry_that_is_asked_for_the_first_time_starts() -> None:
-    assert _verdicts(registry=RegistryView(link=Link.CONNECTING))["RegistryReady"].reason == "Starting"
+    assert _verdicts(registry=RegistryView(connection=ConnectionState.CONNECTING))["RegistryReady"].reason == "Starting"
 
 
 def test_a_long_message_is_cut() -> None:
-    verdict = _verdicts(pods=(pod(trouble=("OOMKilled", "x" * 9999)),))["ServingReady"]
+    verdict = _verdicts(pods=(pod(problem=("OOMKilled", "x" * 9999)),))["ServingReady"]
     assert len(verdict.message) == 2000

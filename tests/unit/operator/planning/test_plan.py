@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.support.manifests import ALONE, templates
+from tests.support.manifests import CONFIG_WITHOUT_REDIS, templates
 from tests.support.observed import (
     ACCESS,
     NOW,
@@ -21,8 +21,8 @@ from tests.support.observed import (
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.planning.objects import Ref
-from updraft_operator.planning.observed import Access, Link, Observed, Refusal, RegistryView
-from updraft_operator.planning.plan import Call, Plan, Verb, hash_of, objects, plan, ref
+from updraft_operator.planning.observed import AccessSecret, ConnectionState, Observed, Refusal, RegistryView
+from updraft_operator.planning.plan import Plan, RegistryCall, RegistryVerb, hash_of, make_plan, objects, ref
 from updraft_operator.planning.status import status
 
 UNTOLD = 500.0
@@ -30,7 +30,7 @@ UNTOLD = 500.0
 
 
 def _plan(seen: Observed, *, now_s: float = UNTOLD) -> Plan:
-    return plan(seen, now_unix_s=NOW_S, now_s=now_s)
+    return make_plan(seen, now_unix_s=NOW_S, now_s=now_s)
 
 
 def _told(seen: Observed) -> Observed:
@@ -56,7 +56,7 @@ def _applied(seen: Observed) -> set[Ref]:
     ],
 )
 def test_in_a_settled_world_there_is_nothing_to_do(spec: dict[str, Any]) -> None:
-    access = {"access": Access(tokens=TOKENS, exists=True)} if "traces" in spec else {}
+    access = {"access": AccessSecret(tokens=TOKENS, exists=True)} if "traces" in spec else {}
     assert _plan(_told(settled(spec, **access))).is_empty
 
 
@@ -95,7 +95,7 @@ def test_an_object_that_is_going_is_made_again_once_it_is_gone() -> None:
 
 def test_what_is_wished_no_longer_is_deleted_but_for_data() -> None:
     seen = settled()
-    later = replace(seen, around=ALONE, access=Access(tokens=TOKENS, exists=True), redis_url="")
+    later = replace(seen, config=CONFIG_WITHOUT_REDIS, access=AccessSecret(tokens=TOKENS, exists=True), redis_url="")
     assert _plan(later).delete == (
         ("ConfigMap", "qwen-trainer"),
         ("Deployment", "qwen-trainer"),
@@ -122,8 +122,8 @@ def test_the_job_of_an_import_runs_once_even_if_a_new_operator_would_write_anoth
     seen = settled(registry=connected(), drafts=(brought,))
     (job,) = (each for each in _plan(seen).apply if each["kind"] == "Job")
     child = as_child(job)
-    newer = replace(seen.around, images=replace(seen.around.images, operator="operator:2"))
-    kept = replace(seen, children={**seen.children, child.ref: child}, around=newer)
+    newer = replace(seen.config, images=replace(seen.config.images, operator="operator:2"))
+    kept = replace(seen, children={**seen.children, child.ref: child}, config=newer)
     assert not any(each["kind"] == "Job" for each in _plan(kept).apply)
 
 
@@ -172,7 +172,7 @@ def test_what_was_refused_is_not_asked_for_again_until_it_is_another() -> None:
 @pytest.mark.parametrize(
     ("seen", "where"),
     [
-        pytest.param(settled(access=Access()), Ref("Secret", "qwen-access"), id="Secret"),
+        pytest.param(settled(access=AccessSecret()), Ref("Secret", "qwen-access"), id="Secret"),
         pytest.param(settled(registry=connected([version(4)])), Ref("DraftVersion", "qwen-v4"), id="mirror"),
     ],
 )
@@ -187,13 +187,15 @@ def test_a_call_that_the_registry_refused_is_not_repeated_until_it_is_another() 
     refusals = (_refusal(call.ref, call.digest, "InvalidRollout"),)
     assert _plan(settled(registry=view, refusals=refusals)).calls == ()
     changed = {"rollout": {"revisionHistoryLimit": 3}}
-    assert [each.verb for each in _plan(settled(changed, registry=view, refusals=refusals)).calls] == [Verb.SET_POLICY]
+    assert [each.verb for each in _plan(settled(changed, registry=view, refusals=refusals)).calls] == [
+        RegistryVerb.SET_POLICY
+    ]
 
 
 def test_a_refused_pin_does_not_hinder_another() -> None:
-    refusals = (_refusal(Call(verb=Verb.PIN, version=3).ref, "", "InvalidRollout"),)
+    refusals = (_refusal(RegistryCall(verb=RegistryVerb.PIN, version=3).ref, "", "InvalidRollout"),)
     kept = connected([version(3), version(2, pb.PHASE_SUPERSEDED)])
-    for number, calls in ((3, ()), (2, (Call(verb=Verb.PIN, version=2),))):
+    for number, calls in ((3, ()), (2, (RegistryCall(verb=RegistryVerb.PIN, version=2),))):
         spec = {"rollout": {"pinnedVersion": number}}
         assert _plan(settled(spec, registry=kept, refusals=refusals)).calls == calls
 
@@ -223,7 +225,9 @@ def test_tokens_are_made_once_and_missing_ones_anew() -> None:
     (secret,) = (
         each
         for each in _plan(
-            settled(access=Access(tokens={"serve": "old"}, redis_url="redis://own", exists=True), fresh_tokens=fresh)
+            settled(
+                access=AccessSecret(tokens={"serve": "old"}, redis_url="redis://own", exists=True), fresh_tokens=fresh
+            )
         ).apply
         if each["kind"] == "Secret"
     )
@@ -243,7 +247,7 @@ def test_tokens_are_made_once_and_missing_ones_anew() -> None:
 def test_the_secret_has_the_operators_redis_where_it_is_used(spec: Any, world: Any, url: str) -> None:
     (secret,) = (each for each in _plan(settled(spec, **world)).apply if each["kind"] == "Secret")
     assert secret["stringData"]["redis-url"] == url
-    after = {**world, "access": Access(tokens=TOKENS, redis_url=url, exists=True)}
+    after = {**world, "access": AccessSecret(tokens=TOKENS, redis_url=url, exists=True)}
     assert _applied(settled(spec, **after)) == set()
 
 
@@ -265,13 +269,13 @@ def test_another_redis_of_the_operator_restarts_the_pods_that_read_it() -> None:
 
 def test_a_pod_template_tells_nothing_that_a_guessed_password_could_be_tried_on() -> None:
     """The same address shows as something else with other tokens, which are in the Secret only."""
-    others = Access(tokens={role: f"other-{role}" for role in TOKENS}, redis_url="redis://own", exists=True)
+    others = AccessSecret(tokens={role: f"other-{role}" for role in TOKENS}, redis_url="redis://own", exists=True)
     assert _changed(observed(), observed(access=others)) == {"qwen-serving", "qwen-trainer"}
     assert "redis://own" not in str(templates(objects(observed())))
 
 
 def test_tokens_that_are_on_their_way_into_the_secret_are_those_that_templates_are_marked_with() -> None:
-    coming = observed(access=Access(), fresh_tokens=TOKENS)
+    coming = observed(access=AccessSecret(), fresh_tokens=TOKENS)
     assert _changed(coming, observed()) == set()
 
 
@@ -282,33 +286,44 @@ def test_tokens_that_are_on_their_way_into_the_secret_are_those_that_templates_a
     ("rollout", "view", "calls"),
     [
         pytest.param({}, connected([version(3)]), [], id="nothing differs"),
-        pytest.param({}, connected(policy=pb.RolloutPolicy()), [Call(verb=Verb.SET_POLICY)], id="policy"),
-        pytest.param({"pinnedVersion": 3}, connected([version(3)]), [Call(verb=Verb.PIN, version=3)], id="pin"),
+        pytest.param(
+            {}, connected(policy=pb.RolloutPolicy()), [RegistryCall(verb=RegistryVerb.SET_POLICY)], id="policy"
+        ),
+        pytest.param(
+            {"pinnedVersion": 3}, connected([version(3)]), [RegistryCall(verb=RegistryVerb.PIN, version=3)], id="pin"
+        ),
         pytest.param({"pinnedVersion": 3}, connected([version(3)], pinned=3), [], id="pinned already"),
         pytest.param(
-            {"pinnedVersion": 3}, connected([version(3)], pinned=2), [Call(verb=Verb.PIN, version=3)], id="other"
+            {"pinnedVersion": 3},
+            connected([version(3)], pinned=2),
+            [RegistryCall(verb=RegistryVerb.PIN, version=3)],
+            id="other",
         ),
-        pytest.param({"pinnedVersion": 0}, connected([version(3)]), [Call(verb=Verb.PIN)], id="pin to no draft"),
+        pytest.param(
+            {"pinnedVersion": 0}, connected([version(3)]), [RegistryCall(verb=RegistryVerb.PIN)], id="pin to no draft"
+        ),
         pytest.param({"pinnedVersion": 0}, connected([version(3)], pinned=0), [], id="pinned to no draft already"),
         pytest.param({"pinnedVersion": 0}, connected(), [], id="nothing to pin away from"),
         pytest.param({"pinnedVersion": 9}, connected([version(3)]), [], id="no such version"),
         pytest.param({"pinnedVersion": 3}, connected([version(3, pb.PHASE_REJECTED)]), [], id="a rejected version"),
-        pytest.param({}, connected([version(3)], pinned=3), [Call(verb=Verb.UNPIN)], id="unpin"),
-        pytest.param({}, connected([version(3)], pinned=0), [Call(verb=Verb.UNPIN)], id="unpin from no draft"),
-        pytest.param({"paused": True}, connected([version(3)]), [Call(verb=Verb.PAUSE)], id="pause"),
+        pytest.param({}, connected([version(3)], pinned=3), [RegistryCall(verb=RegistryVerb.UNPIN)], id="unpin"),
+        pytest.param(
+            {}, connected([version(3)], pinned=0), [RegistryCall(verb=RegistryVerb.UNPIN)], id="unpin from no draft"
+        ),
+        pytest.param({"paused": True}, connected([version(3)]), [RegistryCall(verb=RegistryVerb.PAUSE)], id="pause"),
         pytest.param({"paused": True}, connected([version(3)], paused=True), [], id="paused already"),
         pytest.param({"paused": True}, connected(), [], id="nothing to pause yet"),
-        pytest.param({}, connected([version(3)], paused=True), [Call(verb=Verb.RESUME)], id="resume"),
+        pytest.param({}, connected([version(3)], paused=True), [RegistryCall(verb=RegistryVerb.RESUME)], id="resume"),
         pytest.param(
             {"promotedVersion": 4},
             connected([version(3), version(4, pb.PHASE_HELD)]),
-            [Call(verb=Verb.PROMOTE, version=4)],
+            [RegistryCall(verb=RegistryVerb.PROMOTE, version=4)],
             id="promote what waits",
         ),
         pytest.param(
             {"promotedVersion": 4},
             connected([version(3), version(4, pb.PHASE_CANARY)]),
-            [Call(verb=Verb.PROMOTE, version=4)],
+            [RegistryCall(verb=RegistryVerb.PROMOTE, version=4)],
             id="promote what is tried",
         ),
         pytest.param({"promotedVersion": 3}, connected([version(3)]), [], id="promoted already"),
@@ -321,15 +336,17 @@ def test_tokens_that_are_on_their_way_into_the_secret_are_those_that_templates_a
         ),
     ],
 )
-def test_the_registry_is_told_what_it_does_not_do_yet(rollout: Any, view: RegistryView, calls: list[Call]) -> None:
+def test_the_registry_is_told_what_it_does_not_do_yet(
+    rollout: Any, view: RegistryView, calls: list[RegistryCall]
+) -> None:
     made = _plan(settled({"rollout": rollout}, registry=view)).calls
     assert [(each.verb, each.version) for each in made] == [(each.verb, each.version) for each in calls]
 
 
-@pytest.mark.parametrize("link", [Link.STARTING, Link.UNREACHABLE, Link.DENIED])
-def test_a_registry_that_is_away_is_told_nothing_and_nothing_is_deleted(link: Link) -> None:
+@pytest.mark.parametrize("link", [ConnectionState.STARTING, ConnectionState.UNREACHABLE, ConnectionState.DENIED])
+def test_a_registry_that_is_away_is_told_nothing_and_nothing_is_deleted(link: ConnectionState) -> None:
     view = connected([version(3)], paused=True, policy=pb.RolloutPolicy())
-    away = RegistryView(link=link, state=view.state, versions=view.versions)
+    away = RegistryView(connection=link, state=view.state, versions=view.versions)
     made = _plan(settled({"rollout": {"pinnedVersion": 3}}, registry=away, drafts=(draft(2),)))
     assert (made.calls, made.delete, made.draft_statuses) == ((), (), ())
 
@@ -337,16 +354,16 @@ def test_a_registry_that_is_away_is_told_nothing_and_nothing_is_deleted(link: Li
 @pytest.mark.parametrize(
     ("drafts", "is_retained", "calls"),
     [
-        pytest.param((draft(3, retain=True),), False, [Verb.RETAIN], id="retain"),
-        pytest.param((draft(3),), True, [Verb.RELEASE], id="release"),
+        pytest.param((draft(3, retain=True),), False, [RegistryVerb.RETAIN], id="retain"),
+        pytest.param((draft(3),), True, [RegistryVerb.RELEASE], id="release"),
         pytest.param((draft(3, retain=True),), True, [], id="retained"),
         pytest.param((), True, [], id="no object"),
         pytest.param(
-            (draft(3), draft(None, status={"version": 3}, retain=True)), False, [Verb.RETAIN], id="one of two"
+            (draft(3), draft(None, status={"version": 3}, retain=True)), False, [RegistryVerb.RETAIN], id="one of two"
         ),
         pytest.param((draft(None, status={"version": 3}, retain=True), draft(3)), True, [], id="settled by one of two"),
     ],
 )
-def test_retention_is_what_the_objects_say(drafts: Any, *, is_retained: bool, calls: list[Verb]) -> None:
+def test_retention_is_what_the_objects_say(drafts: Any, *, is_retained: bool, calls: list[RegistryVerb]) -> None:
     view = connected([version(3, retain=is_retained)])
     assert [each.verb for each in _plan(settled(registry=view, drafts=drafts)).calls] == calls

@@ -23,7 +23,7 @@ from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api import names
 from updraft_operator.planning import versions
 from updraft_operator.planning.observed import Observed, RegistryView
-from updraft_operator.planning.plan import Plan, plan, written
+from updraft_operator.planning.plan import Plan, make_plan, written
 from updraft_operator.planning.status import status
 
 UNTOLD = 500.0
@@ -31,7 +31,7 @@ UNTOLD = 500.0
 
 
 def _plan(seen: Observed, *, now_s: float = UNTOLD) -> Plan:
-    return plan(seen, now_unix_s=NOW_S, now_s=now_s)
+    return make_plan(seen, now_unix_s=NOW_S, now_s=now_s)
 
 
 def _told(seen: Observed) -> Observed:
@@ -78,14 +78,14 @@ def test_a_change_of_status_or_reason_is_one_event() -> None:
     serving = pod(is_ready=True)
     reasons = {(each.reason, each.is_warning) for each in _plan(replace(before, pods=(serving,))).events}
     assert reasons == {("PodsReady", False), ("Ready", False)}
-    troubled = replace(before, pods=(pod(trouble=("OOMKilled", "x")),))
+    troubled = replace(before, pods=(pod(problem=("OOMKilled", "x")),))
     assert {(each.reason, each.is_warning) for each in _plan(troubled).events} == {("OOMKilled", True)}
     assert _plan(_told(troubled)).events == ()
 
 
 def test_another_message_alone_is_no_event() -> None:
-    before = _told(settled(pods=(pod(trouble=("OOMKilled", "x")),)))
-    made = _plan(replace(before, pods=(pod(trouble=("OOMKilled", "y")),)))
+    before = _told(settled(pods=(pod(problem=("OOMKilled", "x")),)))
+    made = _plan(replace(before, pods=(pod(problem=("OOMKilled", "y")),)))
     assert made.status is not None
     assert made.events == ()
 

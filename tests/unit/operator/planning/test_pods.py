@@ -150,9 +150,9 @@ def _unscheduled(message: str) -> dict[str, Any]:
     ],
 )
 def test_a_pods_trouble_has_a_reason_and_words(status: dict[str, Any], reason: str | None, said: str) -> None:
-    trouble = PodState.of(_body(status)).trouble
-    assert (trouble.reason if trouble else None) == reason
-    assert trouble is None or said in trouble.message
+    problem = PodState.of(_body(status)).problem
+    assert (problem.reason if problem else None) == reason
+    assert problem is None or said in problem.message
 
 
 def test_a_pod_is_ready_when_its_condition_says_so() -> None:
@@ -173,9 +173,9 @@ def test_the_last_word_of_a_pod_that_ended_well_is_its_result() -> None:
 
 def test_the_worst_of_pods_is_the_first_by_name_that_stays() -> None:
     pods = [
-        pod("c", trouble=("OOMKilled", "c")),
-        pod("a", trouble=("Unschedulable", "a"), is_ending=True),
-        pod("b", trouble=("CrashLoopBackOff", "b")),
+        pod("c", problem=("OOMKilled", "c")),
+        pod("a", problem=("Unschedulable", "a"), is_ending=True),
+        pod("b", problem=("CrashLoopBackOff", "b")),
         pod("0", is_ready=True),
     ]
     found = worst(pods)
@@ -212,5 +212,5 @@ statuses = st.fixed_dictionaries(
 
 @given(status=statuses)
 def test_whatever_a_kubelet_writes_is_read(status: dict[str, Any]) -> None:
-    trouble = PodState.of(_body(status)).trouble
-    assert trouble is None or trouble.message
+    problem = PodState.of(_body(status)).problem
+    assert problem is None or problem.message

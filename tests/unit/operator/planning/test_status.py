@@ -11,8 +11,8 @@ from tests.support.observed import NOW, connected, observed, pod, ready_pods, tr
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api.status import Condition, Status
-from updraft_operator.planning.conditions import Verdict
-from updraft_operator.planning.observed import Link, RegistryView
+from updraft_operator.planning.conditions import UndatedCondition
+from updraft_operator.planning.observed import ConnectionState, RegistryView
 from updraft_operator.planning.plan import written
 from updraft_operator.planning.status import status, without_measurements
 from updraft_operator.planning.times import dated, moment, moment_ms
@@ -20,11 +20,11 @@ from updraft_operator.planning.times import dated, moment, moment_ms
 BEFORE = NOW - timedelta(hours=1)
 
 
-def _verdict(status: Any = "True", reason: str = "Ready") -> Verdict:
-    return Verdict(type="Ready", status=status, reason=reason, message="x")
+def _verdict(status: Any = "True", reason: str = "Ready") -> UndatedCondition:
+    return UndatedCondition(type="Ready", status=status, reason=reason, message="x")
 
 
-def _condition(verdict: Verdict, **more: Any) -> Condition:
+def _condition(verdict: UndatedCondition, **more: Any) -> Condition:
     (made,) = dated([verdict], [], 1, BEFORE)
     return made.model_copy(update=more)
 
@@ -40,7 +40,7 @@ def _condition(verdict: Verdict, **more: Any) -> Condition:
         pytest.param([_condition(_verdict(), type="Other")], _verdict(), NOW, id="one of another type"),
     ],
 )
-def test_the_time_of_a_condition_changes_with_its_status_only(before: Any, now: Verdict, at: Any) -> None:
+def test_the_time_of_a_condition_changes_with_its_status_only(before: Any, now: UndatedCondition, at: Any) -> None:
     (made,) = dated([now], before, 7, NOW)
     assert made.last_transition_time == at
     assert (made.reason, made.observed_generation) == (now.reason, 7)
@@ -69,7 +69,8 @@ def test_a_registry_that_is_away_leaves_what_it_said_last() -> None:
     view = connected([version(3)], traffic=[traffic(3, 2.5)])
     before = status(observed(registry=view), NOW)
     away = observed(
-        speculator=speculator(status=written(before)), registry=RegistryView(link=Link.UNREACHABLE, trouble="x")
+        speculator=speculator(status=written(before)),
+        registry=RegistryView(connection=ConnectionState.UNREACHABLE, problem="x"),
     )
     after = status(away, NOW)
     assert (after.versions, after.rollout, after.acceptance) == (before.versions, before.rollout, before.acceptance)
@@ -78,7 +79,7 @@ def test_a_registry_that_is_away_leaves_what_it_said_last() -> None:
 def test_pods_are_counted_as_they_are() -> None:
     pods = (
         pod("a", is_ready=True),
-        pod("b", trouble=("OOMKilled", "x")),
+        pod("b", problem=("OOMKilled", "x")),
         pod("c", is_ready=True, is_ending=True),
         pod("t", "trainer", is_ready=True),
     )
@@ -104,7 +105,7 @@ def test_acceptance_is_told_in_decimals_and_thousands_of_steps() -> None:
         pytest.param({}, {}, "Starting", id="starts"),
         pytest.param({"trainer": {"suspend": True}}, {}, "Suspended", id="suspended"),
         pytest.param({"traces": {"enabled": False}}, {}, "Disabled", id="no traces"),
-        pytest.param({}, {"pods": (pod("t", "trainer", trouble=("OOMKilled", "x")),)}, "Failing", id="fails"),
+        pytest.param({}, {"pods": (pod("t", "trainer", problem=("OOMKilled", "x")),)}, "Failing", id="fails"),
     ],
 )
 def test_the_trainers_state_is_one_word(spec: dict[str, Any], world: dict[str, Any], state: str) -> None:

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from tests.support.manifests import AROUND, speculator
+from tests.support.manifests import CONFIG, speculator
 from tests.support.observed import (
     NOW,
     as_child,
@@ -22,7 +22,7 @@ from updraft_operator.api.draft_version import DraftVersion, DraftVersionStatus,
 from updraft_operator.manifests import importing
 from updraft_operator.planning import versions
 from updraft_operator.planning.objects import Child, Ref
-from updraft_operator.planning.observed import Link, Observed, RegistryView
+from updraft_operator.planning.observed import ConnectionState, Observed, RegistryView
 from updraft_operator.planning.plan import written
 from updraft_operator.planning.times import moment
 
@@ -69,10 +69,10 @@ def test_a_version_that_a_person_brought_is_not_mirrored() -> None:
     assert _mirrors(observed(registry=connected([version(2)]), drafts=(brought,))) == {}
 
 
-@pytest.mark.parametrize("link", [Link.STARTING, Link.UNREACHABLE, Link.DENIED])
-def test_nothing_is_made_or_deleted_while_the_registry_is_away(link: Link) -> None:
+@pytest.mark.parametrize("connection", [ConnectionState.STARTING, ConnectionState.UNREACHABLE, ConnectionState.DENIED])
+def test_nothing_is_made_or_deleted_while_the_registry_is_away(connection: ConnectionState) -> None:
     view = connected([version(1)])
-    away = RegistryView(link=link, state=view.state, versions=view.versions)
+    away = RegistryView(connection=connection, state=view.state, versions=view.versions)
     assert _mirrors(observed(registry=away)) == {}
     assert list(versions.outdated(observed(registry=away, drafts=(draft(9),)))) == []
 
@@ -179,7 +179,7 @@ def test_acceptance_that_was_measured_is_kept_when_nobody_serves_any_more() -> N
 
 
 def _job(brought: DraftVersion, **status: Any) -> dict[Ref, Child]:
-    content = importing.job(speculator(), brought, versions.job_name(brought), AROUND, is_first=False)
+    content = importing.job(speculator(), brought, versions.job_name(brought), CONFIG, is_first=False)
     child = as_child(content, status=status)
     return {child.ref: child}
 
@@ -218,7 +218,7 @@ def test_other_last_words_are_no_number(result: str) -> None:
     [
         pytest.param((), "it had no more tries", id="the Job's words"),
         pytest.param(
-            (pod(f"{versions.job_name(draft(None))}-x", "import", trouble=("CrashLoopBackOff", "404 Not Found")),),
+            (pod(f"{versions.job_name(draft(None))}-x", "import", problem=("CrashLoopBackOff", "404 Not Found")),),
             "404 Not Found",
             id="the pod's words",
         ),
@@ -246,7 +246,9 @@ def test_a_failed_import_stays_one_when_its_job_is_gone() -> None:
         pytest.param(connected([version(4)]), "sha256:other", None, id="a registry that began anew"),
         pytest.param(connected([version(2)]), f"sha256:{4:064x}", None, id="one that is not so far yet"),
         pytest.param(connected([version(5)]), f"sha256:{4:064x}", 4, id="weights that are no longer kept"),
-        pytest.param(RegistryView(link=Link.UNREACHABLE), "sha256:other", 4, id="a registry that is away"),
+        pytest.param(
+            RegistryView(connection=ConnectionState.UNREACHABLE), "sha256:other", 4, id="a registry that is away"
+        ),
     ],
 )
 def test_the_number_of_an_import_is_good_in_the_registry_that_gave_it(

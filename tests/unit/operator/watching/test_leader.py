@@ -17,7 +17,7 @@ from tests.unit.operator.virtual_time import LoopClock, run
 from updraft_chassis.errors import Conflict, NotFound, Unavailable, UpdraftError
 from updraft_chassis.lifecycle import Stop
 from updraft_operator.manifests.manifest import Manifest
-from updraft_operator.watching.leader import Always, Lease, LeaseName
+from updraft_operator.watching.leader import AlwaysLeader, Lease, LeaseName
 
 LEASE_S = 12.0
 WHERE = ("Lease", "updraft-system", "updraft-operator")
@@ -204,8 +204,8 @@ def test_a_process_that_comes_again_under_its_name_need_not_wait() -> None:
 
 
 def test_one_process_alone_always_leads() -> None:
-    Always().check()
-    assert Always().is_held
+    AlwaysLeader().check()
+    assert AlwaysLeader().is_held
 
 
 class Fleet:

@@ -110,7 +110,7 @@ def test_what_was_missed_and_cannot_be_read_is_no_listing() -> None:
         cluster = Halfway()
         cluster.set(_config_map())
         resync = Resync(Store(), cluster, LoopClock(), Metrics.on(CollectorRegistry()), ())
-        with pytest.raises(Unavailable, match="ConfigMap team/qwen-serving was missed by a watch"):
+        with pytest.raises(Unavailable, match="a watch missed a change of ConfigMap team/qwen-serving"):
             await resync.run_once(lambda _: None)
         assert resync.synced_s is None
 

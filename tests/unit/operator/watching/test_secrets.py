@@ -42,20 +42,20 @@ def _secret(cluster: MemoryCluster, name: str, content: Mapping[str, str]) -> No
 async def test_what_the_own_secret_says_is_read() -> None:
     cluster = MemoryCluster()
     _secret(cluster, "qwen-access", {**TOKENS, "tokens": "x", "redis-url": "redis://own"})
-    found = await Secrets(cluster, ManualClock()).look(QWEN, speculator())
+    found = await Secrets(cluster, ManualClock()).read(QWEN, speculator())
     assert (found.access.tokens, found.access.redis_url, found.access.exists) == (TOKENS, "redis://own", True)
     assert found.missing == ()
 
 
 async def test_a_secret_that_is_not_there_yet_says_nothing() -> None:
-    found = await Secrets(MemoryCluster(), ManualClock()).look(QWEN, speculator())
+    found = await Secrets(MemoryCluster(), ManualClock()).read(QWEN, speculator())
     assert (found.access.tokens, found.access.exists) == ({}, False)
 
 
 async def test_a_token_that_somebody_took_away_is_missed() -> None:
     cluster = MemoryCluster()
     _secret(cluster, "qwen-access", {"serve": "a", "publish": ""})
-    found = await Secrets(cluster, ManualClock()).look(QWEN, speculator())
+    found = await Secrets(cluster, ManualClock()).read(QWEN, speculator())
     assert (found.access.tokens, found.access.exists) == ({"serve": "a"}, True)
 
 
@@ -89,22 +89,22 @@ async def test_what_a_spec_names_is_missed_by_name(content: dict[str, str] | Non
     cluster = MemoryCluster()
     if content is not None:
         _secret(cluster, "mine", content)
-    assert (await Secrets(cluster, ManualClock()).look(QWEN, speculator(OWN_REDIS))).missing == missing
+    assert (await Secrets(cluster, ManualClock()).read(QWEN, speculator(OWN_REDIS))).missing == missing
 
 
 async def test_a_secret_that_may_not_be_read_may_be_there() -> None:
-    found = await Secrets(Guarded("mine"), ManualClock()).look(QWEN, speculator(OWN_REDIS))
+    found = await Secrets(Guarded("mine"), ManualClock()).read(QWEN, speculator(OWN_REDIS))
     assert found.missing == ()
 
 
 async def test_without_the_right_to_its_own_secret_no_new_tokens_are_made_up() -> None:
     with pytest.raises(Forbidden):
-        await Secrets(Guarded("qwen-access"), ManualClock()).look(QWEN, speculator())
+        await Secrets(Guarded("qwen-access"), ManualClock()).read(QWEN, speculator())
 
 
 async def _reads_after(clock: ManualClock, cluster: Guarded, secrets: Secrets, owner: AdaptiveSpeculator) -> int:
     before = len(cluster.reads)
-    await secrets.look(QWEN, owner)
+    await secrets.read(QWEN, owner)
     return len(cluster.reads) - before
 
 

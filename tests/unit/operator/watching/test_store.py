@@ -79,7 +79,7 @@ def test_what_is_known_around_a_key_is_all_together() -> None:
     for kind, name in (("AdaptiveSpeculator", "qwen"), ("DraftVersion", "d"), ("Pod", "p"), ("ConfigMap", "c")):
         store.put(kind, _body(kind, name, 1))
     store.put("ConfigMap", _body("ConfigMap", "another", 1, owner="other"))
-    known = store.known(QWEN)
+    known = store.cached(QWEN)
     assert known.speculator is not None
     assert known.speculator.metadata.name == "qwen"
     assert [each.metadata.name for each in known.drafts] == ["d"]
@@ -96,12 +96,12 @@ def test_what_only_a_newer_operator_can_read_is_one_resources_trouble(kind: str)
     body["spec"] |= {"engine": "another", "source": "Another"}
     store.put(kind, body)
     with pytest.raises(InvalidInput, match=f"{kind} qwen cannot be read: spec"):
-        store.known(QWEN)
+        store.cached(QWEN)
     assert store.all_keys() == [QWEN]
 
 
 def test_nothing_is_known_around_an_unknown_key() -> None:
-    known = Store().known(QWEN)
+    known = Store().cached(QWEN)
     assert (known.speculator, known.children, known.pods, known.drafts) == (None, {}, (), ())
 
 
@@ -122,7 +122,7 @@ def test_who_takes_the_label_off_an_object_takes_it_from_its_speculator() -> Non
     store = Store()
     store.put("ConfigMap", _body("ConfigMap", "c", 1))
     assert store.put("ConfigMap", _body("ConfigMap", "c", 2, metadata={"labels": {}})) == QWEN
-    assert store.known(QWEN).children == {}
+    assert store.cached(QWEN).children == {}
     assert store.put("ConfigMap", _body("ConfigMap", "c", 3, metadata={"labels": {}})) is None
 
 
@@ -130,7 +130,7 @@ def test_what_nobody_reads_is_not_kept() -> None:
     store = Store()
     body = _body("Deployment", "d", 1, status={"replicas": 1, "junk": 2}, metadata={"managedFields": [{"x": 1}]})
     store.put("Deployment", body)
-    child = store.known(QWEN).children[Ref("Deployment", "d")]
+    child = store.cached(QWEN).children[Ref("Deployment", "d")]
     assert child.status == {"replicas": 1}
     assert child.live().keys() == {"metadata", "spec"}
     assert child.live()["metadata"].keys() == {"labels", "annotations", "ownerReferences"}
@@ -149,7 +149,7 @@ def test_what_nobody_reads_is_not_kept() -> None:
 def test_an_autoscaler_is_told_from_a_person(fields: list[dict[str, str]], *, expected: bool) -> None:
     store = Store()
     store.put("Deployment", _body("Deployment", "d", 1, metadata={"managedFields": fields}))
-    assert store.known(QWEN).children[Ref("Deployment", "d")].is_scaled_by_others is expected
+    assert store.cached(QWEN).children[Ref("Deployment", "d")].is_scaled_by_others is expected
 
 
 @pytest.mark.parametrize(

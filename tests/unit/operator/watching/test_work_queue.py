@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 from tests.unit.operator.virtual_time import LoopClock, run
 
 from updraft_operator.planning.objects import Key
-from updraft_operator.watching.work_queue import Work
+from updraft_operator.watching.work_queue import WorkQueue
 
 A, B, C = Key("team", "a"), Key("team", "b"), Key("team", "c")
 
 
-def _work() -> Work:
-    return Work(LoopClock().monotonic)
+def _work() -> WorkQueue:
+    return WorkQueue(LoopClock().monotonic)
 
 
-async def _nothing_for(work: Work, seconds: float) -> bool:
+async def _nothing_for(work: WorkQueue, seconds: float) -> bool:
     """Whether nothing is to be done for so long."""
     try:
         async with asyncio.timeout(seconds):
@@ -128,7 +128,7 @@ def test_retries_back_off_until_it_went_well() -> None:
             await work.take()
             work.done(A)
             assert LoopClock().monotonic() - start_s <= min(60.0, bound_s) + 0.001
-        work.went_well(A)
+        work.forget(A)
         start_s = LoopClock().monotonic()
         work.retry(A)
         await work.take()
