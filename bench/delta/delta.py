@@ -140,7 +140,7 @@ def entropy(before: Any, after: Any) -> tuple[int, float, float]:
     return changed, order0, given_exponent
 
 
-def words(file: Any, place: safetensors_header.TensorPlace) -> npt.NDArray[np.uint16]:
+def words(file: Any, place: safetensors_header.TensorSpan) -> npt.NDArray[np.uint16]:
     """The words of a tensor."""
     file.seek(place.begin)
     return np.frombuffer(file.read(place.end - place.begin), np.uint16)

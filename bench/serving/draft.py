@@ -21,7 +21,7 @@ from updraft_cli.prompts import DOMAINS
 from updraft_draft import checkpoint, vocabulary
 from updraft_draft.target_weights import read_head
 from updraft_inference.engine import DraftCheckpoint
-from updraft_trainer.data.sample import Expectation, Sample, read_sample
+from updraft_trainer.data.sample import ExpectedTarget, Sample, read_sample
 from updraft_trainer.learning.learner import Hyper, Learner
 
 DRAFT_VOCAB = 8192
@@ -76,7 +76,7 @@ def _train(model: Path, prompts: dict[str, tuple[int, ...]], recipe: Recipe, tel
 
 def _samples(model: Path, traces: list[trace_pb2.Trace]) -> list[Sample]:
     config, header = read_head(model).config, traces[0].header
-    expected = Expectation(
+    expected = ExpectedTarget(
         target_fingerprint=header.target_fingerprint,
         tokenizer_fingerprint=header.tokenizer_fingerprint,
         aux_size=len(config.aux_layers) * config.hidden_size,

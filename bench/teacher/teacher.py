@@ -23,7 +23,7 @@ from updraft_cli.models.smollm2 import model_folder
 from updraft_draft import vocabulary
 from updraft_draft.network import DraftNetwork
 from updraft_draft.target_weights import TargetHead, read_head
-from updraft_trainer.data.sample import Expectation, Sample, read_sample
+from updraft_trainer.data.sample import ExpectedTarget, Sample, read_sample
 from updraft_trainer.data.teacher import DraftVocabulary, TopK
 from updraft_trainer.learning.batch import Batch
 from updraft_trainer.learning.learner import Hyper, Learner
@@ -51,7 +51,7 @@ class Arm:
     """Median over rows of the probability that it does not show."""
 
 
-def arms(found: Traffic, target: TargetHead, expected: Expectation) -> list[Arm]:
+def arms(found: Traffic, target: TargetHead, expected: ExpectedTarget) -> list[Arm]:
     """The same requests with every teacher."""
     head = target.head.bfloat16()
     forms: dict[str, Callable[[trace_pb2.Trace], trace_pb2.Trace]] = {
@@ -63,7 +63,7 @@ def arms(found: Traffic, target: TargetHead, expected: Expectation) -> list[Arm]
     return [_arm(name, [form(one) for one in found.learnt], expected) for name, form in forms.items()]
 
 
-def _arm(name: str, traces: list[trace_pb2.Trace], expected: Expectation) -> Arm:
+def _arm(name: str, traces: list[trace_pb2.Trace], expected: ExpectedTarget) -> Arm:
     samples = [read_sample(one.SerializeToString(), expected) for one in traces]
     rows, size, packed, tails = 0, 0, 0, [torch.zeros(1)]
     for one, sample in zip(traces, samples, strict=True):
@@ -186,7 +186,7 @@ def main() -> None:
         keep=arguments.keep,
     )
     header = served.learnt[0].header
-    expected = Expectation(
+    expected = ExpectedTarget(
         target_fingerprint=header.target_fingerprint,
         tokenizer_fingerprint=header.tokenizer_fingerprint,
         aux_size=len(target.config.aux_layers) * target.config.hidden_size,

@@ -13,7 +13,7 @@ from updraft.trace.v1 import trace_pb2
 from updraft_artifacts.model_folder import target_fingerprint, tokenizer_fingerprint
 from updraft_draft.target_weights import read_head
 from updraft_draft.tensors import encode
-from updraft_trainer.data.sample import SCHEMA, Expectation
+from updraft_trainer.data.sample import SCHEMA, ExpectedTarget
 
 FIRST_TOKEN, NUM_TOKENS = 3, 64
 """The traffic's tokens: within a small draft vocabulary, and after the special ones."""
@@ -31,9 +31,9 @@ class TraceMaker:
         self.tokenizer_fingerprint = tokenizer_fingerprint(target)
 
     @property
-    def expected(self) -> Expectation:
+    def expected(self) -> ExpectedTarget:
         config = self._head.config
-        return Expectation(
+        return ExpectedTarget(
             target_fingerprint=self.target_fingerprint,
             tokenizer_fingerprint=self.tokenizer_fingerprint,
             aux_size=len(config.aux_layers) * config.hidden_size,

@@ -18,7 +18,7 @@ from updraft.trace.v1 import trace_pb2
 from updraft_draft import vocabulary
 from updraft_draft.target_weights import read_head
 from updraft_draft.tensors import encode
-from updraft_trainer.data.sample import SCHEMA, Expectation, Sample, read_sample
+from updraft_trainer.data.sample import SCHEMA, ExpectedTarget, Sample, read_sample
 from updraft_trainer.learning.learner import Hyper, Learner
 
 NUM_STEPS = 40
@@ -80,7 +80,7 @@ def read_answers(model: Path, said: Iterable[tuple[list[int], list[int]]]) -> li
     return lessons
 
 
-def _trace(number: int, prompt: list[int], answer: list[int], expected: Expectation) -> trace_pb2.Trace:
+def _trace(number: int, prompt: list[int], answer: list[int], expected: ExpectedTarget) -> trace_pb2.Trace:
     header = trace_pb2.Header(
         schema=SCHEMA,
         trace_id=number.to_bytes(16),

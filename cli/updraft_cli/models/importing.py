@@ -19,7 +19,7 @@ from google.protobuf import json_format
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_artifacts import model_folder, safetensors_header, transfer
 from updraft_artifacts.digests import tensors_digest, vocabulary_fingerprint
-from updraft_artifacts.safetensors_header import TensorPlace
+from updraft_artifacts.safetensors_header import TensorSpan
 from updraft_chassis.errors import Corrupt, InvalidInput
 from updraft_cli.backends import registry
 from updraft_cli.backends.drafts import Draft, draft
@@ -133,7 +133,7 @@ def _config(folder: Path) -> str:
     return (folder / transfer.CONFIG).read_text()
 
 
-def _digests(file: BinaryIO, tensors: list[TensorPlace]) -> tuple[str, list[pb.TensorSpec]]:
+def _digests(file: BinaryIO, tensors: list[TensorSpan]) -> tuple[str, list[pb.TensorSpec]]:
     """Hash the file and each of its tensors in one pass; tensors follow each other up to its end."""
     file.seek(0)
     whole = hashlib.sha256(file.read(tensors[0].begin if tensors else -1))
@@ -153,7 +153,7 @@ def _digests(file: BinaryIO, tensors: list[TensorPlace]) -> tuple[str, list[pb.T
     return f"sha256:{whole.hexdigest()}", specs
 
 
-def _vocabulary(folder: Path, file: BinaryIO, tensors: list[TensorPlace]) -> str:
+def _vocabulary(folder: Path, file: BinaryIO, tensors: list[TensorSpan]) -> str:
     """The fingerprint of the target's tokens that the draft proposes: d2t holds each one's distance from its own index."""
     place = next((tensor for tensor in tensors if tensor.name == _VOCABULARY), None)
     if place is None or place.dtype not in _INTEGERS or len(place.shape) != 1:

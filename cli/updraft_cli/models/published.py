@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from updraft_artifacts import model_folder, safetensors_header, transfer
 from updraft_artifacts.rope import Rope
-from updraft_artifacts.safetensors_header import TensorPlace
+from updraft_artifacts.safetensors_header import TensorSpan
 from updraft_chassis.errors import InvalidInput
 from updraft_cli.models import bfloat16
 
@@ -240,7 +240,7 @@ def _rewrite(source: Path, config: Mapping[str, Any], model: Path, destination: 
         written.write(t2d.data)
 
 
-def _check_tensors(places: Mapping[str, TensorPlace], shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _check_tensors(places: Mapping[str, TensorSpan], shapes: Mapping[str, tuple[int, ...]]) -> None:
     optional = {"d2t", "t2d", _EMBEDDING, *_OF_TRAINING}
     missing, unknown = sorted(set(shapes) - set(places)), sorted(set(places) - set(shapes) - optional)
     if missing or unknown:
@@ -292,7 +292,7 @@ class _File:
 
     path: Path
     data: NDArray[np.uint8]
-    places: Mapping[str, TensorPlace]
+    places: Mapping[str, TensorSpan]
 
     @classmethod
     def open(cls, path: Path, renamed: Callable[[str], str] = our_name) -> "_File":

@@ -124,18 +124,18 @@ def _digest(file: BinaryIO) -> str:
 def _runs(old: BinaryIO, new: BinaryIO, header: Header) -> Iterator[_Run]:
     """Tensor by tensor where both files are safetensors, else all at once, to be compared byte by byte."""
     try:
-        known = {
-            (place.name, place.dtype, place.end - place.begin): place.begin for place in safetensors_header.read(old)
+        old_spans = {
+            (span.name, span.dtype, span.end - span.begin): span.begin for span in safetensors_header.read(old)
         }
-        places = safetensors_header.read(new)
+        spans = safetensors_header.read(new)
     except InvalidInput:
-        known, places = {}, []
-    start = places[0].begin if places else header.result_bytes
+        old_spans, spans = {}, []
+    start = spans[0].begin if spans else header.result_bytes
     yield _Run(width=0, begin=0, end=start, base_begin=0)
-    for place in places:
-        base_begin = known.get((place.name, place.dtype, place.end - place.begin))
-        width = min(safetensors_header.ITEM_BYTES[place.dtype], 4) if base_begin is not None else 0
-        yield _Run(width=width, begin=place.begin, end=place.end, base_begin=base_begin)
+    for span in spans:
+        base_begin = old_spans.get((span.name, span.dtype, span.end - span.begin))
+        width = min(safetensors_header.ITEM_BYTES[span.dtype], 4) if base_begin is not None else 0
+        yield _Run(width=width, begin=span.begin, end=span.end, base_begin=base_begin)
 
 
 def _encode_run(run: _Run, old: BinaryIO, new: BinaryIO, base_bytes: int, delta: BinaryIO) -> None:

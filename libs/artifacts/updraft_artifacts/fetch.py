@@ -14,7 +14,7 @@ import grpc.aio
 import httpx
 
 from updraft.registry.v1 import registry_pb2 as pb
-from updraft_artifacts.partial_download import Arrival, Base
+from updraft_artifacts.partial_download import DeltaBase, PartialDownload
 from updraft_chassis import rpc
 from updraft_chassis.errors import Corrupt, InvalidInput, Unavailable
 
@@ -52,25 +52,25 @@ class _Way(Enum):
     BUCKET = "bucket"
 
 
-async def fetch(stub: "RegistryAsyncStub", request: pb.FetchRequest, arrival: Arrival) -> None:
+async def fetch(stub: "RegistryAsyncStub", request: pb.FetchRequest, partial: PartialDownload) -> None:
     """Let the weights arrive whole, not yet verified. Unavailable leaves what arrived for the next attempt.
 
     Each round brings them or rules out a way, so there are three at most.
     """
-    request, base = _copy(request), arrival.base
-    while arrival.weights.tell() < arrival.manifest.size_bytes:
-        if arrival.weights.tell():
+    request, base = _copy(request), partial.base
+    while partial.weights.tell() < partial.manifest.size_bytes:
+        if partial.weights.tell():
             base = None  # a bucket that broke off gave more than a delta would save
-        with arrival.delta(base) if base else nullcontext() as delta:
-            failed = await _attempt(stub, _asking(request, base, delta or arrival.weights), arrival, delta)
+        with partial.delta(base) if base else nullcontext() as delta:
+            failed = await _attempt(stub, _asking(request, base, delta or partial.weights), partial, delta)
         if failed is _Way.BUCKET:
             request.accept_redirect = False
         elif base is not None and failed is _Way.DELTA:
-            arrival.forget_delta(base)
+            partial.forget_delta(base)
             base = None
 
 
-def _asking(request: pb.FetchRequest, base: Base | None, file: BinaryIO) -> pb.FetchRequest:
+def _asking(request: pb.FetchRequest, base: DeltaBase | None, file: BinaryIO) -> pb.FetchRequest:
     """The request for what `file` lacks."""
     asking = _copy(request)
     asking.offset = file.tell()
@@ -86,14 +86,14 @@ def _copy(request: pb.FetchRequest) -> pb.FetchRequest:
 
 
 async def _attempt(
-    stub: "RegistryAsyncStub", request: pb.FetchRequest, arrival: Arrival, delta: BinaryIO | None
+    stub: "RegistryAsyncStub", request: pb.FetchRequest, partial: PartialDownload, delta: BinaryIO | None
 ) -> _Way | None:
     """Follow one answer of the registry; return the way that does not work, or None when the weights are here."""
     try:
         with rpc.errors():
-            call = stub.Fetch(request, timeout=_QUEUE_S + deadline_s(arrival.manifest.size_bytes))
+            call = stub.Fetch(request, timeout=_QUEUE_S + deadline_s(partial.manifest.size_bytes))
             try:
-                return await _follow(call, request, arrival, delta)
+                return await _follow(call, request, partial, delta)
             finally:
                 call.cancel()  # a reader that gives up must not leave the registry sending
     except (Corrupt, InvalidInput) as error:
@@ -103,23 +103,25 @@ async def _attempt(
         return _Way.DELTA
 
 
-async def _follow(call: Call, request: pb.FetchRequest, arrival: Arrival, delta: BinaryIO | None) -> _Way | None:
-    start, manifest = await _start(call), arrival.manifest
+async def _follow(
+    call: Call, request: pb.FetchRequest, partial: PartialDownload, delta: BinaryIO | None
+) -> _Way | None:
+    start, manifest = await _start(call), partial.manifest
     is_delta = start.encoding == pb.ENCODING_DELTA_ZSTD
     size_bytes = start.size_bytes if is_delta else manifest.size_bytes
     if start.digest != manifest.digest or size_bytes > manifest.size_bytes:
         raise Corrupt(f"the registry announces ({start}), expected {manifest.digest}")
     if start.redirect_uri and not is_delta and request.accept_redirect:
-        return None if await _from_bucket(start.redirect_uri, arrival) else _Way.BUCKET
+        return None if await _from_bucket(start.redirect_uri, partial) else _Way.BUCKET
     if start.redirect_uri or (is_delta and delta is None):
         raise Corrupt(f"the registry announces ({start}), which nobody asked for")
     if is_delta and delta is not None:
         await _take(call, delta, size_bytes)
-        await asyncio.to_thread(arrival.apply, delta)
+        await asyncio.to_thread(partial.apply, delta)
     elif delta is not None and request.offset:
         return _Way.DELTA  # there was one once
     else:
-        await _take(call, arrival.weights, size_bytes)
+        await _take(call, partial.weights, size_bytes)
     return None
 
 
@@ -156,9 +158,9 @@ async def _next(call: Call) -> pb.FetchResponse | None:
     return response if isinstance(response, pb.FetchResponse) else None
 
 
-async def _from_bucket(address: str, arrival: Arrival) -> bool:
+async def _from_bucket(address: str, partial: PartialDownload) -> bool:
     """Take what is missing from a signed address; False if it does not give the weights, whatever the reason."""
-    weights, size_bytes = arrival.weights, arrival.manifest.size_bytes
+    weights, size_bytes = partial.weights, partial.manifest.size_bytes
     headers, expected = ({"Range": f"bytes={weights.tell()}-"}, 206) if weights.tell() else ({}, 200)
     until_s = asyncio.get_running_loop().time() + deadline_s(size_bytes - weights.tell())
     try:
@@ -179,9 +181,9 @@ async def _from_bucket(address: str, arrival: Arrival) -> bool:
         return _refused(type(error).__name__)  # its text may hold the address, and that the signature
     if weights.tell() < size_bytes:
         return _refused(f"it stopped after {weights.tell()} of {size_bytes} bytes")
-    if await asyncio.to_thread(arrival.is_whole):
+    if await asyncio.to_thread(partial.is_whole):
         return True
-    arrival.start_over()
+    partial.start_over()
     return _refused("it gives something else")
 
 

@@ -30,7 +30,7 @@ MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Base:
+class DeltaBase:
     """A version that is here, as far as its manifest and size tell; open, so that nobody can take it away."""
 
     version: int
@@ -39,17 +39,17 @@ class Base:
     file: BinaryIO
 
 
-class Arrival:
-    """One process's hold on a version that arrives; made by `arriving`. `weights` stands at its end."""
+class PartialDownload:
+    """One process's hold on a version that arrives; made by `open_partial`. `weights` stands at its end."""
 
-    def __init__(self, part: Path, manifest: pb.Manifest, weights: BinaryIO, base: Base | None) -> None:
+    def __init__(self, part: Path, manifest: pb.Manifest, weights: BinaryIO, base: DeltaBase | None) -> None:
         self._part = part
         self.manifest = manifest
         self.weights = weights
         self.base = base
 
     @contextmanager
-    def delta(self, base: Base) -> Iterator[BinaryIO]:
+    def delta(self, base: DeltaBase) -> Iterator[BinaryIO]:
         """What has arrived of the delta to `base`, at its end."""
         with (self._part / f"{base.version}.delta").open("a+b") as file:
             yield file
@@ -75,7 +75,7 @@ class Arrival:
         self.weights.seek(0)
         self.weights.truncate()
 
-    def forget_delta(self, base: Base) -> None:
+    def forget_delta(self, base: DeltaBase) -> None:
         """Throw away what has arrived of the delta."""
         (self._part / f"{base.version}.delta").unlink(missing_ok=True)
 
@@ -103,7 +103,7 @@ class Arrival:
 
 
 @contextmanager
-def arriving(folder: Path, version: int, manifest: pb.Manifest, prefer: int | None) -> Iterator[Arrival]:
+def open_partial(folder: Path, version: int, manifest: pb.Manifest, prefer: int | None) -> Iterator[PartialDownload]:
     """Hold the version's `.part` folder; Unavailable while another process does, Exhausted when the disk is full.
 
     A version that is in `folder` becomes the base of a delta: `prefer`, or else the parent, or else the newest.
@@ -112,13 +112,13 @@ def arriving(folder: Path, version: int, manifest: pb.Manifest, prefer: int | No
     with _disk_errors(part), _exclusive(part / WEIGHTS) as weights:
         base = _base(folder, manifest, prefer) if not weights.tell() else None  # what was begun whole goes on so
         try:
-            yield Arrival(part, manifest, weights, base)
+            yield PartialDownload(part, manifest, weights, base)
         finally:
             if base is not None:
                 base.file.close()
 
 
-def _base(folder: Path, manifest: pb.Manifest, prefer: int | None) -> Base | None:
+def _base(folder: Path, manifest: pb.Manifest, prefer: int | None) -> DeltaBase | None:
     held = sorted((int(path.name) for path in folder.iterdir() if path.name.isdecimal()), reverse=True)
     for version in (prefer, manifest.parent_version, *held):
         if version in held and (base := _open(folder / str(version), version, manifest)):
@@ -126,13 +126,13 @@ def _base(folder: Path, manifest: pb.Manifest, prefer: int | None) -> Base | Non
     return None
 
 
-def _open(folder: Path, version: int, manifest: pb.Manifest) -> Base | None:
+def _open(folder: Path, version: int, manifest: pb.Manifest) -> DeltaBase | None:
     """A version of the same speculator that looks whole. It is not hashed: the result will be."""
     with suppress(OSError, UnicodeDecodeError, json_format.ParseError):
         its = json_format.Parse((folder / MANIFEST).read_text(), pb.Manifest(), ignore_unknown_fields=True)
         size = (folder / WEIGHTS).stat().st_size
         if its.speculator == manifest.speculator and its.digest != manifest.digest and its.size_bytes == size:
-            return Base(version=version, digest=its.digest, size_bytes=size, file=(folder / WEIGHTS).open("rb"))
+            return DeltaBase(version=version, digest=its.digest, size_bytes=size, file=(folder / WEIGHTS).open("rb"))
     return None
 
 

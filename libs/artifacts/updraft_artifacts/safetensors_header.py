@@ -23,7 +23,7 @@ ITEM_BYTES = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TensorPlace:
+class TensorSpan:
     """One tensor; `begin` and `end` are bytes in the file."""
 
     name: str
@@ -33,7 +33,7 @@ class TensorPlace:
     end: int
 
 
-def read(file: BinaryIO) -> list[TensorPlace]:
+def read(file: BinaryIO) -> list[TensorSpan]:
     """The tensors in the order of the file; InvalidInput unless it is a whole safetensors file."""
     size = file.seek(0, 2)
     file.seek(0)
@@ -66,7 +66,7 @@ def header(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
-def _parse(header: bytes, start: int) -> Iterator[TensorPlace]:
+def _parse(header: bytes, start: int) -> Iterator[TensorSpan]:
     try:
         content = json.loads(header, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
@@ -85,7 +85,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _tensor(name: str, entry: Any, start: int) -> TensorPlace:
+def _tensor(name: str, entry: Any, start: int) -> TensorSpan:
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         is_sound = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
@@ -94,4 +94,4 @@ def _tensor(name: str, entry: Any, start: int) -> TensorPlace:
         is_sound = False
     if not is_sound:
         raise InvalidInput(f"the safetensors header describes tensor {name!r} as {str(entry)[:200]}")
-    return TensorPlace(name=name, dtype=dtype, shape=shape, begin=start + begin, end=start + end)
+    return TensorSpan(name=name, dtype=dtype, shape=shape, begin=start + begin, end=start + end)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_artifacts.digests import file_digest
 from updraft_artifacts.fetch import deadline_s, fetch
-from updraft_artifacts.partial_download import CONFIG, MANIFEST, WEIGHTS, arriving
+from updraft_artifacts.partial_download import CONFIG, MANIFEST, WEIGHTS, open_partial
 from updraft_chassis import rpc
 from updraft_chassis.errors import Conflict, InvalidInput, NotFound
 
@@ -72,9 +72,9 @@ async def download(  # noqa: PLR0913 - which version, where to, and two hints
     if await asyncio.to_thread(is_complete, final, manifest.digest):
         return final
     request = pb.FetchRequest(speculator=speculator, version=version, accept_redirect=accept_redirect)
-    with arriving(folder, version, manifest, base) as arrival:
-        await fetch(stub, request, arrival)
-        await asyncio.to_thread(arrival.finish, final)
+    with open_partial(folder, version, manifest, base) as partial:
+        await fetch(stub, request, partial)
+        await asyncio.to_thread(partial.finish, final)
     return final
 
 

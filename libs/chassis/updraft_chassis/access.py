@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import grpc
 import grpc.aio
 
-from updraft_chassis.credentials import AUTHORIZATION, SCHEME, Reloaded, check_token, read_text
+from updraft_chassis.credentials import AUTHORIZATION, SCHEME, ReloadingFile, check_token, read_text
 from updraft_chassis.errors import Forbidden, InvalidInput, Unauthenticated, UpdraftError
 
 MIN_TOKEN_CHARACTERS = 16
@@ -63,7 +63,7 @@ class Access(grpc.aio.ServerInterceptor):
     """Lets a call through to its method only with a token whose role includes it. `on_denied` gets the status."""
 
     def __init__(self, tokens_file: Path, on_denied: Callable[[str], None] = lambda _: None) -> None:
-        self._tokens = Reloaded([tokens_file], lambda: _read(tokens_file), what="tokens file")
+        self._tokens = ReloadingFile([tokens_file], lambda: _read(tokens_file), what="tokens file")
         self._on_denied = on_denied
 
     async def intercept_service(

@@ -53,10 +53,10 @@ class Credentials:
         key, chain = _pair(self.cert_file, self.key_file)
         return grpc.ssl_channel_credentials(roots, key, chain)
 
-    def token(self) -> "Reloaded[str] | None":
+    def token(self) -> "ReloadingFile[str] | None":
         """The bearer token; None: none is sent. InvalidInput for a file without one."""
         file = self.token_file
-        return None if file is None else Reloaded([file], lambda: _token(file), what="token")
+        return None if file is None else ReloadingFile([file], lambda: _token(file), what="token")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +70,7 @@ class ServerTls:
     def credentials(self) -> grpc.ServerCredentials:
         """For the port; InvalidInput for files that are not what they should be."""
         files = [self.cert_file, self.key_file, *([self.client_ca_file] if self.client_ca_file else [])]
-        current = Reloaded(files, self._read, what="certificate")
+        current = ReloadingFile(files, self._read, what="certificate")
         return grpc.dynamic_ssl_server_credentials(
             current.get(),
             current.if_changed,  # type: ignore[arg-type] # asked at every handshake; None: as before, says gRPC's page
@@ -82,7 +82,7 @@ class ServerTls:
         return grpc.ssl_server_certificate_configuration([_pair(self.cert_file, self.key_file)], authority)
 
 
-class Reloaded(Generic[T]):
+class ReloadingFile(Generic[T]):
     """What files hold, read again by `get` once one of them has changed."""
 
     def __init__(self, files: Sequence[Path], read: Callable[[], T], *, what: str) -> None:
@@ -122,7 +122,7 @@ class TokenChannel(grpc.aio.Channel):
     write and fail in other ways than plain ones.
     """
 
-    def __init__(self, channel: grpc.aio.Channel, token: Reloaded[str]) -> None:
+    def __init__(self, channel: grpc.aio.Channel, token: ReloadingFile[str]) -> None:
         self._channel = channel
         self._token = token
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Accepted:
+class Acceptance:
     """Of one sequence: how many drafts were kept, and the target's token after them."""
 
     count: int
@@ -49,7 +49,7 @@ def filtered_probs(
     return probs
 
 
-class Rows(Protocol):
+class TargetProbs(Protocol):
     """The target's distribution of each row, float32 [V]: a tensor [T, V], or what computes a row when it is asked for."""
 
     def __getitem__(self, row: int, /) -> Tensor:
@@ -57,7 +57,9 @@ class Rows(Protocol):
         ...
 
 
-def accept_sampled(p_TV: Rows, draft_ids: list[int], q_kV: Tensor | None, generator: torch.Generator) -> Accepted:
+def accept_sampled(
+    p_TV: TargetProbs, draft_ids: list[int], q_kV: Tensor | None, generator: torch.Generator
+) -> Acceptance:
     """Keep or refuse the drafts of one sequence, drawn from `q_kV` (None: point masses), by speculative sampling.
 
     No row is looked at after the first refusal, and none twice.
@@ -68,8 +70,8 @@ def accept_sampled(p_TV: Rows, draft_ids: list[int], q_kV: Tensor | None, genera
         p_V, q_V = p_TV[i], None if q_kV is None else q_kV[i]
         q = 1.0 if q_V is None else float(q_V[draft])
         if u * q >= float(p_V[draft]):
-            return Accepted(count=i, next_id=draw(_residual(p_V, draft, q_V), generator))
-    return Accepted(count=k, next_id=draw(p_TV[k], generator))
+            return Acceptance(count=i, next_id=draw(_residual(p_V, draft, q_V), generator))
+    return Acceptance(count=k, next_id=draw(p_TV[k], generator))
 
 
 def expected_acceptance(p: Tensor, q: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from updraft_draft.config import DraftConfig
 from updraft_draft.layers import grouped_attention, rms_norm, rotary_table, rotate
 
 
-class Rows(NamedTuple):
+class QueryKeyValue(NamedTuple):
     """Queries, keys and values of the new rows: q [B, T, H, E], k and v [B, T, K, E]."""
 
     q: Tensor
@@ -142,14 +142,14 @@ class DraftNetwork(nn.Module):
         cos, sin = (table[positions].unsqueeze(-2) for table in self._rotary)
         return cos, sin
 
-    def rows(self, x_BTD: Tensor, ids_BT: Tensor, positions_BT: Tensor) -> Rows:
+    def rows(self, x_BTD: Tensor, ids_BT: Tensor, positions_BT: Tensor) -> QueryKeyValue:
         """Project states and the tokens after them; keys and queries are rotated to `positions_BT`."""
         c, layer = self.config, self.midlayer
         embedded = F.embedding(ids_BT, self.embedding)
         both = torch.cat([layer.input_layernorm(embedded), layer.hidden_norm(x_BTD)], -1)
         attn, lead = layer.self_attn, ids_BT.shape
         cos, sin = self.rotary(positions_BT)
-        return Rows(
+        return QueryKeyValue(
             rotate(attn.q_proj(both).view(*lead, c.num_heads, c.head_dim), cos, sin),
             rotate(attn.k_proj(both).view(*lead, c.num_kv_heads, c.head_dim), cos, sin),
             attn.v_proj(both).view(*lead, c.num_kv_heads, c.head_dim),
@@ -172,7 +172,7 @@ class DraftNetwork(nn.Module):
 
         `ids_BT` int64 holds the token after each row and then `num_steps - 1` more: [B, T + num_steps - 1]. Step j of row t
         has read tokens up to ids[t + j] and predicts the one after it. It sees the target's rows 0..t and its own j rows:
-        what serving sees when all earlier drafts were accepted. Rows before `first_row` are context only.
+        what serving sees when all earlier drafts were accepted. QueryKeyValue before `first_row` are context only.
         """
         return self.unroll_tree(aux_BTA, Tree.chain(ids_BT, num_steps), first_row=first_row)
 
@@ -192,7 +192,7 @@ class DraftNetwork(nn.Module):
         return states
 
 
-def _attend_prefix_and_own(q: Tensor, prefix: Rows, own: list[Rows], mask_BTS: Tensor) -> Tensor:
+def _attend_prefix_and_own(q: Tensor, prefix: QueryKeyValue, own: list[QueryKeyValue], mask_BTS: Tensor) -> Tensor:
     """Attention of each row over the prefix rows that the mask leaves, and over its own draft steps -> [B, T, H * E]."""
     B, T, H, E = q.shape
     S, K = prefix.k.shape[1:3]

@@ -24,14 +24,14 @@ from updraft_chassis.errors import (
 from updraft_chassis.lifecycle import Stop
 from updraft_draft import checkpoint
 from updraft_trainer.data.replay import Replay
-from updraft_trainer.learning.initial_state import Origin
+from updraft_trainer.learning.initial_state import InitialState
 from updraft_trainer.learning.state import Identity, State, States
 from updraft_trainer.metrics import Metrics
-from updraft_trainer.publishing.decision import Bar, decide
+from updraft_trainer.publishing.decision import PublishThresholds, decide
 from updraft_trainer.publishing.evaluator import Evaluator
 from updraft_trainer.publishing.publish import Candidate, Publisher
-from updraft_trainer.publishing.registry_view import Drafts, Outlook
-from updraft_trainer.publishing.schedule import Holdoff, Mark, Pace, is_estimate_due
+from updraft_trainer.publishing.registry_view import RegistryView, RolloutState
+from updraft_trainer.publishing.schedule import Progress, PublishBackoff, TrainingSchedule, is_estimate_due
 
 logger = logging.getLogger(__name__)
 
@@ -40,21 +40,21 @@ _REST_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class TrainingOptions:
     """How to use the samples; see the settings of the same names."""
 
     batch_samples: int
     max_uses: int
-    pace: Pace
-    bar: Bar
+    pace: TrainingSchedule
+    bar: PublishThresholds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
+class Components:
     """What the trainer works with and does not own."""
 
     replay: Replay
-    drafts: Drafts
+    drafts: RegistryView
     evaluator: Evaluator
     publisher: Publisher
     states: States
@@ -67,9 +67,9 @@ class Trainer:
 
     def __init__(
         self,
-        origin: Origin,
-        around: Surroundings,
-        plan: Plan,
+        origin: InitialState,
+        around: Components,
+        plan: TrainingOptions,
         *,
         identity: Identity,
         config_digest: str,
@@ -81,7 +81,7 @@ class Trainer:
         self.progress = origin.progress
         self._rng = origin.rng
         self._config_digest = config_digest
-        self._holdoff = Holdoff(plan.pace.evaluate_seconds)
+        self._holdoff = PublishBackoff(plan.pace.evaluate_seconds)
         self._estimated = self._mark()
         self._saved = self._estimated
         self._lineage = checkpoint.vocabulary_fingerprint(origin.learner.network.token_ids)
@@ -195,7 +195,7 @@ class Trainer:
             self._saved = replace(self._saved, at_s=self._around.clock.monotonic())
             logger.error("Could not save, %s: %s", otherwise, error, extra=facts)
 
-    def _is_worth_publishing(self, candidate: Candidate, outlook: Outlook) -> bool:
+    def _is_worth_publishing(self, candidate: Candidate, outlook: RolloutState) -> bool:
         """Whether it is better, and whether anybody would take it now."""
         decision = decide(candidate.estimate, baseline_version=candidate.baseline_version, bar=self._plan.bar)
         self._show(candidate)
@@ -236,8 +236,8 @@ class Trainer:
             wait_s = self._holdoff.refused(self._around.clock.monotonic())
             logger.info("Published, but it does not serve; learning goes on", extra=facts | {"wait_s": wait_s})
 
-    def _mark(self) -> Mark:
-        return Mark(
+    def _mark(self) -> Progress:
+        return Progress(
             step=self.learner.step,
             num_held_out=self._around.replay.num_held_out,
             at_s=self._around.clock.monotonic(),

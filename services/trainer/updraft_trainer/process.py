@@ -17,16 +17,16 @@ from updraft_draft.target_weights import TargetHead, read_head
 from updraft_trainer.data import folder
 from updraft_trainer.data.intake import Intake
 from updraft_trainer.data.replay import Replay
-from updraft_trainer.data.retention import Limits
-from updraft_trainer.data.sample import Expectation
-from updraft_trainer.learning.initial_state import Design, Origin, begin, resume
+from updraft_trainer.data.retention import ReplayLimits
+from updraft_trainer.data.sample import ExpectedTarget
+from updraft_trainer.learning.initial_state import InitialState, TrainerSpec, begin, resume
 from updraft_trainer.learning.state import Identity, States
-from updraft_trainer.loop import Plan, Surroundings, Trainer
+from updraft_trainer.loop import Components, Trainer, TrainingOptions
 from updraft_trainer.metrics import Metrics
 from updraft_trainer.priority import yield_to_others
 from updraft_trainer.publishing.evaluator import Evaluator
 from updraft_trainer.publishing.publish import Publisher
-from updraft_trainer.publishing.registry_view import Drafts
+from updraft_trainer.publishing.registry_view import RegistryView
 from updraft_trainer.settings import TrainerSettings
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
         replay = stack.enter_context(
             Replay.open(
                 data / "replay.sqlite",
-                limits=Limits.of(config.replay_max_bytes),
+                limits=ReplayLimits.of(config.replay_max_bytes),
                 expected=expected,
                 cache_bytes=config.cache_max_bytes,
             )
@@ -82,11 +82,11 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
         client = await stack.enter_async_context(streams.connect(config.redis_url.get_secret_value()))
         channel = await stack.enter_async_context(rpc.channel(config.registry_address, config.registry_credentials))
         stub = registry_pb2_grpc.RegistryStub(channel)
-        drafts = Drafts(stub, config.speculator, data / "drafts", measures)
+        drafts = RegistryView(stub, config.speculator, data / "drafts", measures)
         consumer = streams.Consumer(
             client, config.stream_key, group="trainer", name=config.pod_name, claim_idle=_CLAIM_IDLE
         )
-        around = Surroundings(
+        around = Components(
             replay=replay,
             drafts=drafts,
             evaluator=Evaluator(replay, drafts, num_samples=config.evaluation_samples, lookahead=config.lookahead),
@@ -110,21 +110,23 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
 
 async def _train(
     config: TrainerSettings,
-    design: Design,
-    origin: Origin | None,
-    around: Surroundings,
+    design: TrainerSpec,
+    origin: InitialState | None,
+    around: Components,
     identity: Identity,
     stop: lifecycle.Stop,
 ) -> None:
     origin = origin or await begin(design, around.drafts, around.replay, stop)
     if origin is not None:
-        plan = Plan(batch_samples=config.batch_samples, max_uses=config.max_uses, pace=config.pace, bar=config.bar)
+        plan = TrainingOptions(
+            batch_samples=config.batch_samples, max_uses=config.max_uses, pace=config.pace, bar=config.bar
+        )
         trainer = Trainer(origin, around, plan, identity=identity, config_digest=design.config_digest)
         await trainer.run(stop)
 
 
-def _expectation(identity: Identity, target: TargetHead) -> Expectation:
-    return Expectation(
+def _expectation(identity: Identity, target: TargetHead) -> ExpectedTarget:
+    return ExpectedTarget(
         target_fingerprint=identity.target_fingerprint,
         tokenizer_fingerprint=identity.tokenizer_fingerprint,
         aux_size=len(target.config.aux_layers) * target.config.hidden_size,
@@ -133,8 +135,8 @@ def _expectation(identity: Identity, target: TargetHead) -> Expectation:
     )
 
 
-def _design(config: TrainerSettings, identity: Identity, target: TargetHead) -> Design:
-    return Design(
+def _design(config: TrainerSettings, identity: Identity, target: TargetHead) -> TrainerSpec:
+    return TrainerSpec(
         target=target,
         target_fingerprint=identity.target_fingerprint,
         hyper=config.hyper,

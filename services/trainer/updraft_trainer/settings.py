@@ -11,8 +11,8 @@ from updraft_chassis import streams
 from updraft_chassis.credentials import Credentials
 from updraft_chassis.settings import Name, Settings
 from updraft_trainer.learning.learner import Hyper
-from updraft_trainer.publishing.decision import Bar
-from updraft_trainer.publishing.schedule import Pace
+from updraft_trainer.publishing.decision import PublishThresholds
+from updraft_trainer.publishing.schedule import TrainingSchedule
 
 
 class TrainerSettings(Settings):
@@ -146,9 +146,9 @@ class TrainerSettings(Settings):
         )
 
     @property
-    def bar(self) -> Bar:
+    def bar(self) -> PublishThresholds:
         """What a candidate has to reach."""
-        return Bar(
+        return PublishThresholds(
             min_samples=self.min_samples,
             min_gain_percent=self.min_gain_percent,
             min_first_gain_percent=self.min_first_gain_percent,
@@ -156,9 +156,9 @@ class TrainerSettings(Settings):
         )
 
     @property
-    def pace(self) -> Pace:
+    def pace(self) -> TrainingSchedule:
         """How often to estimate and to save."""
-        return Pace(
+        return TrainingSchedule(
             evaluate_steps=self.evaluate_steps,
             evaluate_seconds=self.evaluate_seconds,
             checkpoint_seconds=self.checkpoint_seconds,

@@ -20,7 +20,7 @@ from updraft_chassis.lifecycle import Stop
 from updraft_draft.target_weights import read_head
 from updraft_trainer.data.intake import Intake
 from updraft_trainer.data.replay import Replay
-from updraft_trainer.data.retention import Limits, Place
+from updraft_trainer.data.retention import Pool, ReplayLimits
 from updraft_trainer.metrics import Metrics
 
 KEY = "updraft:default:default:samples:v1"
@@ -30,7 +30,7 @@ KEY = "updraft:default:default:samples:v1"
 def replay(tmp_path: Path, traces: TraceMaker) -> Iterator[Replay]:
     with Replay.open(
         tmp_path / "replay.sqlite",
-        limits=Limits.of(10 * 1024**2),
+        limits=ReplayLimits.of(10 * 1024**2),
         expected=traces.expected,
         cache_bytes=1024**2,
     ) as replay:
@@ -81,8 +81,8 @@ async def test_every_trace_is_stored_once_and_then_leaves_the_stream(
     await send(redis, *(traces.data(seed, evaluation=seed % 4 == 0) for seed in range(40)))
     async with running(redis, replay, traces, metrics):
         await until(lambda: is_settled(redis), what="an empty stream")
-    assert replay.num_samples(Place.WINDOW) == 30
-    assert replay.num_samples(Place.EVALUATION) == 10
+    assert replay.num_samples(Pool.WINDOW) == 30
+    assert replay.num_samples(Pool.EVALUATION) == 10
     assert count(metrics, "samples_admitted_total", split="train") == 30
     assert count(metrics, "samples_admitted_total", split="evaluation") == 10
     assert count(metrics, "stream_up") == 1
@@ -94,7 +94,7 @@ async def test_what_is_sent_twice_is_stored_once(
     await send(redis, *(traces.data(seed % 5) for seed in range(15)))
     async with running(redis, replay, traces, metrics):
         await until(lambda: is_settled(redis), what="an empty stream")
-    assert replay.num_samples(Place.WINDOW) == 5
+    assert replay.num_samples(Pool.WINDOW) == 5
     assert count(metrics, "samples_refused_total", reason="duplicate") == 10
 
 
@@ -122,7 +122,7 @@ async def test_a_trace_without_payload_is_counted_and_leaves_the_stream(
     assert count(metrics, "traffic_total", what="tokens") == 24
     assert count(metrics, "traffic_total", what="steps") == 23
     assert count(metrics, "traffic_total", what="proposed") == 23
-    assert replay.num_samples(Place.WINDOW) == (not light)
+    assert replay.num_samples(Pool.WINDOW) == (not light)
 
 
 async def test_a_trace_of_another_target_is_counted_and_leaves_the_stream(
@@ -146,7 +146,7 @@ async def test_likeliest_tokens_are_stored_and_what_says_too_little_is_counted(
     await send(redis, *(one.SerializeToString() for one in [*good, silent, short]))
     async with running(redis, replay, traces, metrics):
         await until(lambda: is_settled(redis), what="an empty stream")
-    assert (replay.num_samples(Place.WINDOW), replay.num_samples(Place.EVALUATION)) == (1, 1)
+    assert (replay.num_samples(Pool.WINDOW), replay.num_samples(Pool.EVALUATION)) == (1, 1)
     assert count(metrics, "samples_refused_total", reason="no_teacher") == 1
     assert count(metrics, "samples_refused_total", reason="too_few_rows") == 1
     assert not await redis.exists(f"{KEY}:dead"), "nothing is wrong with them"
@@ -170,7 +170,7 @@ async def test_what_nobody_can_read_becomes_a_dead_letter_with_its_reason(
         "last hidden states are not finite",
         "the trace has schema 99, this trainer reads 1",
     ]
-    assert replay.num_samples(Place.WINDOW) == 1
+    assert replay.num_samples(Pool.WINDOW) == 1
 
 
 async def test_redis_absent_at_the_start_and_killed_later_costs_no_trace(
@@ -186,7 +186,7 @@ async def test_redis_absent_at_the_start_and_killed_later_costs_no_trace(
                 await asyncio.to_thread(server.kill)
                 await asyncio.to_thread(server.start)
             await until(lambda: is_settled(client), what="an empty stream")
-    assert replay.num_samples(Place.WINDOW) == 60
+    assert replay.num_samples(Pool.WINDOW) == 60
     assert count(metrics, "samples_admitted_total", split="train") == 60
 
 
@@ -198,8 +198,8 @@ async def test_with_a_full_disk_traces_wait_in_the_stream(
         with file_size_limit(100_000):
             await send(redis, *(traces.data(seed, num_output=200) for seed in range(20)))
             await until(lambda: count(metrics, "stream_up") == 0)
-            stored = replay.num_samples(Place.WINDOW)
+            stored = replay.num_samples(Pool.WINDOW)
             assert stored + await redis.xlen(KEY) == 20
             assert stored < 20
         await until(lambda: is_settled(redis), what="an empty stream")
-    assert replay.num_samples(Place.WINDOW) == 20
+    assert replay.num_samples(Pool.WINDOW) == 20

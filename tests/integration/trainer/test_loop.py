@@ -32,30 +32,30 @@ from updraft_chassis.errors import Conflict, Unavailable
 from updraft_chassis.lifecycle import Stop
 from updraft_draft import checkpoint
 from updraft_draft.target_weights import read_head
-from updraft_trainer.data.replay import Arrival, Replay
-from updraft_trainer.data.retention import Limits
+from updraft_trainer.data.replay import IncomingTrace, Replay
+from updraft_trainer.data.retention import ReplayLimits
 from updraft_trainer.data.sample import read_sample
-from updraft_trainer.learning.initial_state import Design, Origin, begin, resume
+from updraft_trainer.learning.initial_state import InitialState, TrainerSpec, begin, resume
 from updraft_trainer.learning.learner import Hyper
 from updraft_trainer.learning.state import Identity, States
-from updraft_trainer.loop import Plan, Surroundings, Trainer
+from updraft_trainer.loop import Components, Trainer, TrainingOptions
 from updraft_trainer.metrics import Metrics
-from updraft_trainer.publishing.decision import Bar
+from updraft_trainer.publishing.decision import PublishThresholds
 from updraft_trainer.publishing.evaluator import Evaluator
 from updraft_trainer.publishing.publish import Publisher
-from updraft_trainer.publishing.registry_view import Drafts
-from updraft_trainer.publishing.schedule import Pace
+from updraft_trainer.publishing.registry_view import RegistryView
+from updraft_trainer.publishing.schedule import TrainingSchedule
 
 pytestmark = pytest.mark.lasts(120)
 
 if TYPE_CHECKING:
     from updraft.registry.v1.registry_pb2_grpc import RegistryAsyncStub
 
-PLAN = Plan(
+PLAN = TrainingOptions(
     batch_samples=4,
     max_uses=6,
-    pace=Pace(evaluate_steps=10, evaluate_seconds=15.0, checkpoint_seconds=60.0),
-    bar=Bar(min_samples=8, min_gain_percent=1.0, min_first_gain_percent=15.0, confidence=0.9),
+    pace=TrainingSchedule(evaluate_steps=10, evaluate_seconds=15.0, checkpoint_seconds=60.0),
+    bar=PublishThresholds(min_samples=8, min_gain_percent=1.0, min_first_gain_percent=15.0, confidence=0.9),
 )
 
 
@@ -66,9 +66,9 @@ class Bench:
     folder: Path
     traces: TraceMaker
     replay: Replay
-    design: Design
+    design: TrainerSpec
     identity: Identity
-    around: Surroundings
+    around: Components
     clock: ManualClock
     metrics: Metrics
     stub: "RegistryAsyncStub"
@@ -79,9 +79,9 @@ class Bench:
             for seed in range(start, end)
         ]
         expected = self.traces.expected
-        self.replay.admit([Arrival(sample=read_sample(one, expected), data=one) for one in data])
+        self.replay.admit([IncomingTrace(sample=read_sample(one, expected), data=one) for one in data])
 
-    def trainer(self, origin: Origin, *, plan: Plan = PLAN) -> Trainer:
+    def trainer(self, origin: InitialState, *, plan: TrainingOptions = PLAN) -> Trainer:
         return Trainer(origin, self.around, plan, identity=self.identity, config_digest=self.design.config_digest)
 
     async def look(self) -> None:
@@ -96,7 +96,7 @@ class Bench:
 
         await until(has_looked, what="the registry's answer")
 
-    async def origin(self) -> Origin:
+    async def origin(self) -> InitialState:
         await self.look()
         origin = await begin(self.design, self.around.drafts, self.replay, Stop())
         assert origin is not None
@@ -166,7 +166,7 @@ async def bench(
         target_fingerprint=traces.target_fingerprint,
         tokenizer_fingerprint=traces.tokenizer_fingerprint,
     )
-    design = Design(
+    design = TrainerSpec(
         target=read_head(target),
         target_fingerprint=traces.target_fingerprint,
         hyper=Hyper(),
@@ -179,15 +179,15 @@ async def bench(
         replay = stack.enter_context(
             Replay.open(
                 folder / "replay.sqlite",
-                limits=Limits.of(50 * 1024**2),
+                limits=ReplayLimits.of(50 * 1024**2),
                 expected=traces.expected,
                 cache_bytes=10 * 1024**2,
             )
         )
         channel = await stack.enter_async_context(rpc.channel(f"127.0.0.1:{port}"))
         stub = registry_pb2_grpc.RegistryStub(channel)
-        drafts = Drafts(stub, speculator, folder / "drafts", metrics)
-        around = Surroundings(
+        drafts = RegistryView(stub, speculator, folder / "drafts", metrics)
+        around = Components(
             replay=replay,
             drafts=drafts,
             evaluator=Evaluator(replay, drafts, num_samples=32, lookahead=3),
@@ -295,7 +295,7 @@ async def test_the_next_engine_shows_the_likeliest_tokens_and_its_traffic_is_lea
         whole.traces.trace(seed, rule=1, evaluation=seed >= 3000) for seed in (*range(2000, 2040), *range(3000, 3016))
     ]
     data = [show_likeliest(one, head, k=8).SerializeToString() for one in shifted]
-    whole.replay.admit([Arrival(sample=read_sample(one, whole.traces.expected), data=one) for one in data])
+    whole.replay.admit([IncomingTrace(sample=read_sample(one, whole.traces.expected), data=one) for one in data])
     await whole.train(trainer)
     after = await whole.versions()
     assert len(after) > len(before)
@@ -513,7 +513,7 @@ async def test_a_sample_that_breaks_training_is_skipped_and_soon_left_alone(whol
     huge.payload.aux_hidden.data = values.view(torch.uint8).numpy().tobytes()
     data = huge.SerializeToString()
     trainer = await whole.started()
-    whole.replay.admit([Arrival(sample=read_sample(data, whole.traces.expected), data=data)])
+    whole.replay.admit([IncomingTrace(sample=read_sample(data, whole.traces.expected), data=data)])
     await whole.train(trainer)
     skipped = whole.metrics.registry.get_sample_value("updraft_trainer_optimizer_steps_skipped_total")
     assert skipped is not None
@@ -565,7 +565,7 @@ async def test_a_trainer_whose_role_may_not_publish_says_so_and_learns_on(
         publisher = Publisher(
             stub, identity=whole.identity, config_digest="", folder=whole.folder / "refused", clock=whole.clock
         )
-        origin = Origin(learner=trainer.learner, progress=trainer.progress, rng=random.Random(0))
+        origin = InitialState(learner=trainer.learner, progress=trainer.progress, rng=random.Random(0))
         denied = replace(whole, around=replace(whole.around, publisher=publisher)).trainer(origin)
         await denied.publish(candidate)
 

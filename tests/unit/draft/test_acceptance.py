@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from updraft_draft.acceptance import (
-    Accepted,
+    Acceptance,
     accept_sampled,
     draw,
     expected_acceptance,
@@ -51,17 +51,17 @@ def test_the_output_has_the_targets_distribution(seed: int, *, is_point_mass: bo
     assert _chi_square(_first_tokens(p, q, accept_sampled), p[0]) < CRITICAL
 
 
-def _accept_by_likelihood(p: Tensor, drafts: list[int], q: Tensor | None, generator: torch.Generator) -> Accepted:
+def _accept_by_likelihood(p: Tensor, drafts: list[int], q: Tensor | None, generator: torch.Generator) -> Acceptance:
     """A plausible wrong rule: keep a draft with probability p, redraw from p."""
     keep = float(torch.rand(1, generator=generator)) < float(p[0, drafts[0]])
-    return Accepted(count=int(keep), next_id=int(torch.multinomial(p[int(keep)], 1, generator=generator)))
+    return Acceptance(count=int(keep), next_id=int(torch.multinomial(p[int(keep)], 1, generator=generator)))
 
 
-def _accept_without_residual(p: Tensor, drafts: list[int], q: Tensor | None, generator: torch.Generator) -> Accepted:
+def _accept_without_residual(p: Tensor, drafts: list[int], q: Tensor | None, generator: torch.Generator) -> Acceptance:
     """The classic bug: the right acceptance, but a refused draft is redrawn from p instead of max(p - q, 0)."""
     assert q is not None
     keep = float(torch.rand(1, generator=generator)) * float(q[0, drafts[0]]) < float(p[0, drafts[0]])
-    return Accepted(count=int(keep), next_id=int(torch.multinomial(p[int(keep)], 1, generator=generator)))
+    return Acceptance(count=int(keep), next_id=int(torch.multinomial(p[int(keep)], 1, generator=generator)))
 
 
 @pytest.mark.parametrize("broken", [_accept_by_likelihood, _accept_without_residual])

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from updraft_chassis.credentials import AUTHORIZATION, SCHEME, Reloaded, check_token, read_text
+from updraft_chassis.credentials import AUTHORIZATION, SCHEME, ReloadingFile, check_token, read_text
 from updraft_chassis.errors import Exhausted, InvalidInput
 from updraft_inference.http.errors import ApiError
 
@@ -32,7 +32,7 @@ class Keys:
     """Lets requests in by their key. `max_at_once`: requests of one key, each choice being one; 0: no limit."""
 
     def __init__(self, file: Path | None = None, *, max_at_once: int = 0) -> None:
-        self._digests = None if file is None else Reloaded([file], lambda: _read(file), what="API keys file")
+        self._digests = None if file is None else ReloadingFile([file], lambda: _read(file), what="API keys file")
         self._max_at_once = max_at_once
         self._inside: Counter[bytes] = Counter()
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from updraft.registry.v1 import registry_pb2
 from updraft_artifacts import safetensors_header
 from updraft_artifacts.digests import tensors_digest
-from updraft_artifacts.safetensors_header import TensorPlace
+from updraft_artifacts.safetensors_header import TensorSpan
 from updraft_chassis.errors import InvalidInput
 
 _BLOCK_BYTES = 8 * 1024 * 1024
@@ -47,7 +47,7 @@ def verify(path: Path, manifest: registry_pb2.Manifest) -> None:
         raise InvalidInput(f"the tensors' digest is {found}, the manifest says {manifest.tensors_digest or 'none'}")
 
 
-def _different_names(declared: Iterable[str], tensors: Iterable[TensorPlace]) -> str:
+def _different_names(declared: Iterable[str], tensors: Iterable[TensorSpan]) -> str:
     found = {tensor.name for tensor in tensors}
     missing, unknown = sorted(set(declared) - found), sorted(found - set(declared))
     if not missing and not unknown:
@@ -55,7 +55,7 @@ def _different_names(declared: Iterable[str], tensors: Iterable[TensorPlace]) ->
     return f"the file lacks the tensors {missing[:5]} of its manifest and holds {unknown[:5]} besides"
 
 
-def _verify_tensor(file: BinaryIO, tensor: TensorPlace, declared: registry_pb2.TensorSpec) -> None:
+def _verify_tensor(file: BinaryIO, tensor: TensorSpan, declared: registry_pb2.TensorSpec) -> None:
     found = f"{tensor.dtype} {list(tensor.shape)}"
     expected = f"{declared.dtype} {list(declared.shape)}"
     if found != expected:

@@ -18,9 +18,9 @@ from updraft_chassis.errors import UpdraftError
 from updraft_chassis.lifecycle import Stop
 from updraft_chassis.retry import Backoff
 from updraft_chassis.streams import Consumer, Entry
-from updraft_trainer.data.replay import Arrival, Replay
-from updraft_trainer.data.retention import Place
-from updraft_trainer.data.sample import Expectation, Refusal, Sample, read_sample
+from updraft_trainer.data.replay import IncomingTrace, Replay
+from updraft_trainer.data.retention import Pool
+from updraft_trainer.data.sample import ExpectedTarget, RefusedTrace, Sample, read_sample
 from updraft_trainer.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ _UNREADABLE = frozenset({"malformed", "schema"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Traffic:
+class TraceCounts:
     """What one trace says of its request, with or without a payload."""
 
     tokens: int
@@ -45,13 +45,13 @@ class Traffic:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checked:
+class CheckedEntry:
     """An entry with either its sample or the reason that it is none."""
 
     entry: Entry
     sample: Sample | None = None
-    refusal: Refusal | None = None
-    traffic: Traffic | None = None
+    refusal: RefusedTrace | None = None
+    traffic: TraceCounts | None = None
 
     @property
     def is_unreadable(self) -> bool:
@@ -59,22 +59,22 @@ class Checked:
         return self.refusal is not None and self.refusal.label in _UNREADABLE
 
 
-def check(entry: Entry, expected: Expectation) -> Checked:
+def check(entry: Entry, expected: ExpectedTarget) -> CheckedEntry:
     """Decode one entry."""
     try:
         sample = read_sample(entry.data, expected)
-    except Refusal as refusal:
-        return Checked(entry=entry, refusal=refusal, traffic=read_traffic(entry.data))
-    return Checked(entry=entry, sample=sample, traffic=read_traffic(entry.data))
+    except RefusedTrace as refusal:
+        return CheckedEntry(entry=entry, refusal=refusal, traffic=read_traffic(entry.data))
+    return CheckedEntry(entry=entry, sample=sample, traffic=read_traffic(entry.data))
 
 
-def read_traffic(data: bytes) -> Traffic | None:
+def read_traffic(data: bytes) -> TraceCounts | None:
     """Count tokens and steps of a trace; None if it is none."""
     try:
         trace = trace_pb2.Trace.FromString(data)
     except DecodeError:
         return None
-    return Traffic(
+    return TraceCounts(
         tokens=len(trace.output_ids),
         steps=len(trace.steps),
         proposed=sum(len(step.draft_ids) for step in trace.steps),
@@ -86,14 +86,14 @@ class Intake:
     """The one task that uses the consumer."""
 
     def __init__(
-        self, consumer: Consumer, replay: Replay, expected: Expectation, *, metrics: Metrics, clock: Clock
+        self, consumer: Consumer, replay: Replay, expected: ExpectedTarget, *, metrics: Metrics, clock: Clock
     ) -> None:
         self._consumer = consumer
         self._replay = replay
         self._expected = expected
         self._metrics = metrics
         self._clock = clock
-        self._unsettled: list[Checked] = []
+        self._unsettled: list[CheckedEntry] = []
         self._is_up: bool | None = None
 
     async def run(self, stop: Stop) -> None:
@@ -119,12 +119,12 @@ class Intake:
         if self._unsettled:
             await self._settle()
 
-    def _check_all(self, entries: Sequence[Entry]) -> list[Checked]:
+    def _check_all(self, entries: Sequence[Entry]) -> list[CheckedEntry]:
         return [check(entry, self._expected) for entry in entries]
 
     async def _settle(self) -> None:
         arrivals = [
-            Arrival(sample=checked.sample, data=checked.entry.data)
+            IncomingTrace(sample=checked.sample, data=checked.entry.data)
             for checked in self._unsettled
             if checked.sample is not None
         ]
@@ -142,11 +142,11 @@ class Intake:
         for sample in admitted:
             self._metrics.admitted.labels("evaluation" if sample.is_evaluation else "train").inc()
         self._metrics.refused.labels("duplicate").inc(num_duplicates)
-        for place in Place:
+        for place in Pool:
             self._metrics.replay_samples.labels(place).set(self._replay.num_samples(place))
             self._metrics.replay_bytes.labels(place).set(self._replay.num_bytes(place))
 
-    def _count_settled(self, settled: Sequence[Checked]) -> None:
+    def _count_settled(self, settled: Sequence[CheckedEntry]) -> None:
         for checked in settled:
             if checked.refusal is not None:
                 self._metrics.refused.labels(checked.refusal.label).inc()

@@ -20,9 +20,9 @@ import numpy as np
 from updraft_chassis.errors import Conflict, Corrupt, Exhausted
 from updraft_trainer.data import selection
 from updraft_trainer.data.clusters import Clusters
-from updraft_trainer.data.retention import Changes, Kept, Limits, Place, Retention
-from updraft_trainer.data.sample import Expectation, Refusal, Sample, read_sample
-from updraft_trainer.data.sample_cache import DecodedSamples
+from updraft_trainer.data.retention import Pool, ReplayLimits, Retention, RetentionChanges, SampleEntry
+from updraft_trainer.data.sample import ExpectedTarget, RefusedTrace, Sample, read_sample
+from updraft_trainer.data.sample_cache import SampleCache
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ CREATE TABLE IF NOT EXISTS samples (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Arrival:
+class IncomingTrace:
     """A trace that passed its checks, decoded, and the bytes it came in."""
 
     sample: Sample
@@ -64,12 +64,12 @@ class Replay:
     """The samples of one target, in one file."""
 
     def __init__(
-        self, connection: sqlite3.Connection, *, limits: Limits, expected: Expectation, cache_bytes: int
+        self, connection: sqlite3.Connection, *, limits: ReplayLimits, expected: ExpectedTarget, cache_bytes: int
     ) -> None:
         self._db = connection
         self._limits = limits
         self._expected = expected
-        self._decoded = DecodedSamples(cache_bytes)
+        self._decoded = SampleCache(cache_bytes)
         self._lock = threading.Lock()
         self._retention = Retention(limits)
         self._clusters = Clusters()
@@ -78,7 +78,7 @@ class Replay:
 
     @classmethod
     @contextmanager
-    def open(cls, path: Path, *, limits: Limits, expected: Expectation, cache_bytes: int) -> Iterator[Self]:
+    def open(cls, path: Path, *, limits: ReplayLimits, expected: ExpectedTarget, cache_bytes: int) -> Iterator[Self]:
         """Open or create the file. Conflict if it holds another target's samples, Corrupt if it is no database."""
         with _sqlite_errors(path):
             db = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, check_same_thread=False)
@@ -95,7 +95,7 @@ class Replay:
         finally:
             db.close()
 
-    def admit(self, arrivals: Sequence[Arrival]) -> list[Sample]:
+    def admit(self, arrivals: Sequence[IncomingTrace]) -> list[Sample]:
         """Store those that were never seen, in one durable transaction, and return them.
 
         Exhausted when the disk is full: then nothing was admitted.
@@ -124,15 +124,15 @@ class Replay:
     def evaluation_batch(self, *, count: int) -> list[Sample]:
         """Choose up to `count` held-out samples; see `selection`."""
         with self._lock:
-            held_out = [one for one in self._retention if one.place is Place.EVALUATION]
+            held_out = [one for one in self._retention if one.place is Pool.EVALUATION]
             return self._read(selection.evaluation_batch(held_out, count=count))
 
-    def num_samples(self, place: Place) -> int:
+    def num_samples(self, place: Pool) -> int:
         """Samples kept in a place."""
         with self._lock:
             return self._retention.num_samples(place)
 
-    def num_bytes(self, place: Place) -> int:
+    def num_bytes(self, place: Pool) -> int:
         """Bytes of the serialized traces kept in a place."""
         with self._lock:
             return self._retention.num_bytes(place)
@@ -142,23 +142,23 @@ class Replay:
         with self._lock:
             return [one.trace_id for one in self._training()]
 
-    def _training(self) -> list[Kept]:
+    def _training(self) -> list[SampleEntry]:
         """In order of admission, so that the same randomness chooses the same samples after a restart."""
-        kept = (one for one in self._retention if one.place is not Place.EVALUATION)
+        kept = (one for one in self._retention if one.place is not Pool.EVALUATION)
         return sorted(kept, key=lambda one: one.order)
 
-    def _admit_one(self, arrival: Arrival) -> bool:
+    def _admit_one(self, arrival: IncomingTrace) -> bool:
         sample = arrival.sample
         if sample.trace_id in self._retention:
             return False
         inserted = self._db.execute("INSERT OR IGNORE INTO seen (trace_id) VALUES (?)", (sample.trace_id,))
         if inserted.rowcount == 0:
             return False
-        one = Kept(
+        one = SampleEntry(
             trace_id=sample.trace_id,
             order=int(inserted.lastrowid or 0),
             cluster=self._clusters.assign(sample.domain, sample.ids.tolist()),
-            place=Place.EVALUATION if sample.is_evaluation else Place.WINDOW,
+            place=Pool.EVALUATION if sample.is_evaluation else Pool.WINDOW,
             num_bytes=len(arrival.data),
         )
         self._db.execute(
@@ -178,7 +178,7 @@ class Replay:
         self._store_cluster(one.cluster)
         return True
 
-    def _apply(self, changes: Changes) -> None:
+    def _apply(self, changes: RetentionChanges) -> None:
         """Repeat in the file what retention did to its index."""
         moved, dropped = [(id_,) for id_ in changes.moved], [(id_,) for id_ in changes.dropped]
         self._db.executemany("UPDATE samples SET place = 'reservoir' WHERE trace_id = ?", moved)
@@ -206,7 +206,7 @@ class Replay:
         self._retention = Retention(
             self._limits,
             (
-                Kept(trace_id=id_, order=order, place=Place(place), cluster=cluster, num_bytes=num_bytes)
+                SampleEntry(trace_id=id_, order=order, place=Pool(place), cluster=cluster, num_bytes=num_bytes)
                 for id_, order, place, cluster, num_bytes in rows
             ),
         )
@@ -218,7 +218,7 @@ class Replay:
         with self._db:
             self._apply(self._retention.enforce())
 
-    def _read(self, chosen: Iterable[Kept]) -> list[Sample]:
+    def _read(self, chosen: Iterable[SampleEntry]) -> list[Sample]:
         samples = (self._read_one(one.trace_id) for one in chosen)
         return [sample for sample in samples if sample is not None]
 
@@ -229,11 +229,11 @@ class Replay:
             (data,) = self._db.execute("SELECT data FROM samples WHERE trace_id = ?", (trace_id,)).fetchone()
         try:
             sample = read_sample(data, self._expected)
-        except Refusal as error:  # it was readable when it came: the disk changed it
+        except RefusedTrace as error:  # it was readable when it came: the disk changed it
             logger.warning("Dropped a stored trace: %s", error, extra={"trace_id": trace_id})
             self._retention.discard(trace_id)
             with _sqlite_errors("replay"), self._db:
-                self._apply(Changes(dropped=[trace_id]))
+                self._apply(RetentionChanges(dropped=[trace_id]))
             return None
         self._decoded.put(sample)
         return sample

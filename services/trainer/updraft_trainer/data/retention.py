@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 
-class Place(StrEnum):
+class Pool(StrEnum):
     """Where a sample is kept."""
 
     WINDOW = "window"
@@ -23,18 +23,18 @@ class Place(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class Kept:
+class SampleEntry:
     """A sample as far as keeping and choosing need it. `order` counts admissions."""
 
     trace_id: str
     order: int
     cluster: str
-    place: Place
+    place: Pool
     num_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class ReplayLimits:
     """Bytes of serialized traces, by place."""
 
     window_bytes: int
@@ -42,7 +42,7 @@ class Limits:
     evaluation_bytes: int
 
     @classmethod
-    def of(cls, max_bytes: int) -> "Limits":
+    def of(cls, max_bytes: int) -> "ReplayLimits":
         """Half for what is new, a tenth held out, the rest for what is old."""
         window_bytes, evaluation_bytes = max_bytes // 2, max_bytes // 10
         return cls(
@@ -53,7 +53,7 @@ class Limits:
 
 
 @dataclass(slots=True)
-class Changes:
+class RetentionChanges:
     """Trace ids of the samples that moved to their reservoir, and of those that are gone."""
 
     moved: list[str] = field(default_factory=list)
@@ -65,26 +65,26 @@ def rank(trace_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(trace_id.encode(), digest_size=8).digest())
 
 
-class _Shelf:
+class _Heap:
     """The samples of one group in one place; the one that has to go first is in front."""
 
     def __init__(self) -> None:
         self.num_bytes = 0
-        self._heap: list[tuple[int, Kept]] = []
+        self._heap: list[tuple[int, SampleEntry]] = []
 
     def __len__(self) -> int:
         return len(self._heap)
 
-    def put(self, one: Kept) -> None:
+    def put(self, one: SampleEntry) -> None:
         self.num_bytes += one.num_bytes
         heapq.heappush(self._heap, (_turn_to_go(one), one))
 
-    def pop(self) -> Kept:
+    def pop(self) -> SampleEntry:
         _, one = heapq.heappop(self._heap)
         self.num_bytes -= one.num_bytes
         return one
 
-    def discard(self, one: Kept) -> None:
+    def discard(self, one: SampleEntry) -> None:
         self._heap.remove((_turn_to_go(one), one))
         heapq.heapify(self._heap)
         self.num_bytes -= one.num_bytes
@@ -93,33 +93,33 @@ class _Shelf:
 class Retention:
     """The index of what is kept. `add` and `enforce` bring it within `limits`."""
 
-    def __init__(self, limits: Limits, kept: Iterable[Kept] = ()) -> None:
+    def __init__(self, limits: ReplayLimits, kept: Iterable[SampleEntry] = ()) -> None:
         self._limits = {
-            Place.WINDOW: limits.window_bytes,
-            Place.RESERVOIR: limits.reservoir_bytes,
-            Place.EVALUATION: limits.evaluation_bytes,
+            Pool.WINDOW: limits.window_bytes,
+            Pool.RESERVOIR: limits.reservoir_bytes,
+            Pool.EVALUATION: limits.evaluation_bytes,
         }
-        self._kept: dict[str, Kept] = {}
+        self._kept: dict[str, SampleEntry] = {}
         # One shelf for the whole window; elsewhere one a cluster, for clusters share the bytes.
-        self._shelves: dict[Place, dict[str, _Shelf]] = {place: {} for place in Place}
+        self._shelves: dict[Pool, dict[str, _Heap]] = {place: {} for place in Pool}
         for one in kept:
             self._put(one)
 
-    def __iter__(self) -> Iterator[Kept]:
+    def __iter__(self) -> Iterator[SampleEntry]:
         return iter(self._kept.values())
 
     def __contains__(self, trace_id: object) -> bool:
         return trace_id in self._kept
 
-    def num_samples(self, place: Place) -> int:
+    def num_samples(self, place: Pool) -> int:
         """Samples in a place."""
         return sum(map(len, self._shelves[place].values()))
 
-    def num_bytes(self, place: Place) -> int:
+    def num_bytes(self, place: Pool) -> int:
         """Bytes of the samples in a place."""
         return sum(shelf.num_bytes for shelf in self._shelves[place].values())
 
-    def add(self, one: Kept) -> Changes:
+    def add(self, one: SampleEntry) -> RetentionChanges:
         """Keep one more sample and make room for it; it may itself be among the dropped."""
         self._put(one)
         return self.enforce()
@@ -129,20 +129,20 @@ class Retention:
         if one := self._kept.pop(trace_id, None):
             self._shelves[one.place][_group(one)].discard(one)
 
-    def enforce(self) -> Changes:
+    def enforce(self) -> RetentionChanges:
         """Bring every place within its limit; the group with the most bytes gives first."""
-        changes = Changes()
+        changes = RetentionChanges()
         for place, limit in self._limits.items():  # the window first: what leaves it joins a reservoir
             while self.num_bytes(place) > limit:
                 one = self._take_first(place)
-                if place is Place.WINDOW:
-                    self._put(replace(one, place=Place.RESERVOIR))
+                if place is Pool.WINDOW:
+                    self._put(replace(one, place=Pool.RESERVOIR))
                     changes.moved.append(one.trace_id)
                 else:
                     changes.dropped.append(one.trace_id)
         return changes
 
-    def _take_first(self, place: Place) -> Kept:
+    def _take_first(self, place: Pool) -> SampleEntry:
         shelves = self._shelves[place]
         group = max(shelves, key=lambda group: shelves[group].num_bytes)
         one = shelves[group].pop()
@@ -151,15 +151,15 @@ class Retention:
         del self._kept[one.trace_id]
         return one
 
-    def _put(self, one: Kept) -> None:
+    def _put(self, one: SampleEntry) -> None:
         self._kept[one.trace_id] = one
-        self._shelves[one.place].setdefault(_group(one), _Shelf()).put(one)
+        self._shelves[one.place].setdefault(_group(one), _Heap()).put(one)
 
 
-def _group(one: Kept) -> str:
-    return "" if one.place is Place.WINDOW else one.cluster
+def _group(one: SampleEntry) -> str:
+    return "" if one.place is Pool.WINDOW else one.cluster
 
 
-def _turn_to_go(one: Kept) -> int:
+def _turn_to_go(one: SampleEntry) -> int:
     """Lower goes first: the oldest, or in a reservoir the highest rank."""
-    return -rank(one.trace_id) if one.place is Place.RESERVOIR else one.order
+    return -rank(one.trace_id) if one.place is Pool.RESERVOIR else one.order

@@ -24,7 +24,7 @@ FIRST_TAUGHT = 2
 """Index of the first token that can be learnt: the draft predicts it from row 0 and the token after that."""
 
 
-class Refusal(InvalidInput):
+class RefusedTrace(InvalidInput):
     """A trace that is not learnt from. `label` is short and from a fixed set, for metrics."""
 
     def __init__(self, label: str, sentence: str) -> None:
@@ -33,7 +33,7 @@ class Refusal(InvalidInput):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Expectation:
+class ExpectedTarget:
     """What the hidden states must come from."""
 
     target_fingerprint: str
@@ -102,32 +102,32 @@ class Sample:
         return text + sum(one.num_bytes for one in self.counterfactuals)
 
 
-def read_sample(data: bytes, expected: Expectation) -> Sample:
-    """Parse and check one stream entry. Raises Refusal."""
+def read_sample(data: bytes, expected: ExpectedTarget) -> Sample:
+    """Parse and check one stream entry. Raises RefusedTrace."""
     trace = trace_pb2.Trace()
     try:
         trace.ParseFromString(data)
     except DecodeError as error:
-        raise Refusal("malformed", f"not a trace: {error}") from None
+        raise RefusedTrace("malformed", f"not a trace: {error}") from None
     _check_header(trace.header, expected)
     if not trace.HasField("payload"):
-        raise Refusal("no_payload", "the trace carries no hidden states")
+        raise RefusedTrace("no_payload", "the trace carries no hidden states")
     return _sample(trace, expected)
 
 
-def _check_header(header: trace_pb2.Header, expected: Expectation) -> None:
+def _check_header(header: trace_pb2.Header, expected: ExpectedTarget) -> None:
     if header.schema != SCHEMA:
-        raise Refusal("schema", f"the trace has schema {header.schema}, this trainer reads {SCHEMA}")
+        raise RefusedTrace("schema", f"the trace has schema {header.schema}, this trainer reads {SCHEMA}")
     if len(header.trace_id) != 16:
-        raise Refusal("malformed", f"the trace id has {len(header.trace_id)} bytes, not 16")
+        raise RefusedTrace("malformed", f"the trace id has {len(header.trace_id)} bytes, not 16")
     if header.target_fingerprint != expected.target_fingerprint:
-        raise Refusal("other_target", f"the trace is of the target {header.target_fingerprint}")
+        raise RefusedTrace("other_target", f"the trace is of the target {header.target_fingerprint}")
     if header.tokenizer_fingerprint != expected.tokenizer_fingerprint:
-        raise Refusal("other_target", f"the trace is of the tokenizer {header.tokenizer_fingerprint}")
+        raise RefusedTrace("other_target", f"the trace is of the tokenizer {header.tokenizer_fingerprint}")
     if not header.policy.train:
-        raise Refusal("not_allowed", "the trace's policy does not permit training")
+        raise RefusedTrace("not_allowed", "the trace's policy does not permit training")
     if header.sampling.constrained:
-        raise Refusal("constrained", "the trace's tokens were masked by a grammar")
+        raise RefusedTrace("constrained", "the trace's tokens were masked by a grammar")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,14 +151,14 @@ class _Block:
         return max(0, stretch.stop - first + 1)
 
 
-def _sample(trace: trace_pb2.Trace, expected: Expectation) -> Sample:
+def _sample(trace: trace_pb2.Trace, expected: ExpectedTarget) -> Sample:
     block = _block(trace, expected)
     stretch = _stretch(block, trace.payload.missing_rows)
     aux, ids = block.aux[stretch.start : stretch.stop], block.ids[stretch.start : stretch.stop + 1]
     first = max(stretch.start, block.first_teacher_row)
     teacher = block.teacher.at(slice(first - block.first_teacher_row, stretch.stop - block.first_teacher_row))
     if problem := _problem(aux, teacher, ids, expected):
-        raise Refusal("malformed", problem)
+        raise RefusedTrace("malformed", problem)
     corrections = torch.zeros(len(ids), dtype=torch.bool)
     for step in trace.steps:
         place = block.first_output + step.start + step.accepted - stretch.start
@@ -179,16 +179,16 @@ def _sample(trace: trace_pb2.Trace, expected: Expectation) -> Sample:
     )
 
 
-def _block(trace: trace_pb2.Trace, expected: Expectation) -> _Block:
+def _block(trace: trace_pb2.Trace, expected: ExpectedTarget) -> _Block:
     payload = trace.payload
     aux, teacher = _decoded(payload, expected)
     if len(teacher) != len(aux) - payload.first_teacher_row:
         what = f"a teacher of {len(teacher)} rows from row {payload.first_teacher_row} on"
-        raise Refusal("malformed", f"{what} does not belong to {len(aux)} rows of hidden states")
+        raise RefusedTrace("malformed", f"{what} does not belong to {len(aux)} rows of hidden states")
     everything = [*trace.prompt_ids, *trace.output_ids]
     rows = min(len(aux), len(everything) - payload.first_position - 1)
     if rows < 1:
-        raise Refusal("malformed", f"{rows} rows from position {payload.first_position} on are too few")
+        raise RefusedTrace("malformed", f"{rows} rows from position {payload.first_position} on are too few")
     return _Block(
         ids=torch.tensor(everything[payload.first_position : payload.first_position + rows + 1], dtype=torch.int64),
         aux=aux,
@@ -202,24 +202,24 @@ def _stretch(block: _Block, missing: Sequence[int]) -> range:
     """The rows between two gaps that have the most lessons, the later ones of equals."""
     edges = [-1, *missing]
     if any(one >= other for one, other in pairwise([*edges, len(block.aux)])):
-        raise Refusal("malformed", f"missing rows do not ascend within the {len(block.aux)} rows")
+        raise RefusedTrace("malformed", f"missing rows do not ascend within the {len(block.aux)} rows")
     edges = [*(edge for edge in edges if edge < block.num_rows), block.num_rows]
     stretches = [range(one + 1, other) for one, other in pairwise(edges)]
     best = max(reversed(stretches), key=block.num_lessons)
     if block.num_lessons(best) == 0:
         gaps = f" between {len(missing)} missing ones" if missing else ""
-        raise Refusal("too_few_rows", f"{block.num_rows} rows{gaps} have no token that could be learnt")
+        raise RefusedTrace("too_few_rows", f"{block.num_rows} rows{gaps} have no token that could be learnt")
     return best
 
 
 def _counterfactuals(
-    trace: trace_pb2.Trace, block: _Block, stretch: range, expected: Expectation
+    trace: trace_pb2.Trace, block: _Block, stretch: range, expected: ExpectedTarget
 ) -> tuple[Counterfactual, ...]:
     """Those after rows of the stretch, at most one a verify step."""
     found, previous = [], -1
     for message in trace.payload.counterfactuals:
         if not previous < message.step < len(trace.steps):
-            raise Refusal(
+            raise RefusedTrace(
                 "malformed", f"a counterfactual of step {message.step} of {len(trace.steps)}, after {previous}"
             )
         previous = message.step
@@ -229,28 +229,28 @@ def _counterfactuals(
         place = block.first_output + step.start + step.accepted
         if not 0 < len(aux) <= len(rejected) or place > block.num_rows:
             what = f"{len(aux)} counterfactual rows at {place} of {block.num_rows}"
-            raise Refusal("malformed", f"{what} where {len(rejected)} drafts were rejected")
+            raise RefusedTrace("malformed", f"{what} where {len(rejected)} drafts were rejected")
         ids = torch.tensor(rejected[: len(aux)], dtype=torch.int64)
         problem = "" if len(teacher) == len(aux) else f"a teacher of {len(teacher)} rows for {len(aux)}"
         if problem := problem or _problem(aux, teacher, ids, expected):
-            raise Refusal("malformed", f"counterfactual of step {message.step}: {problem}")
+            raise RefusedTrace("malformed", f"counterfactual of step {message.step}: {problem}")
         if stretch.start < place <= stretch.stop:
             found.append(Counterfactual(place=place - stretch.start, ids=ids, aux=aux, teacher=teacher))
     return tuple(found)
 
 
-def _decoded(message: trace_pb2.Payload | trace_pb2.Counterfactual, expected: Expectation) -> tuple[Tensor, Teacher]:
+def _decoded(message: trace_pb2.Payload | trace_pb2.Counterfactual, expected: ExpectedTarget) -> tuple[Tensor, Teacher]:
     """Auxiliary hidden states and the teacher."""
     try:
         aux, teacher = decode(message.aux_hidden), read_teacher(message, vocab_size=expected.vocab_size)
     except InvalidInput as error:
-        raise Refusal("malformed", str(error)) from None
+        raise RefusedTrace("malformed", str(error)) from None
     if teacher is None:
-        raise Refusal("no_teacher", "the trace carries hidden states, and nothing of what the target predicted")
+        raise RefusedTrace("no_teacher", "the trace carries hidden states, and nothing of what the target predicted")
     return aux, teacher
 
 
-def _problem(aux: Tensor, teacher: Teacher, ids: Tensor, expected: Expectation) -> str:
+def _problem(aux: Tensor, teacher: Teacher, ids: Tensor, expected: ExpectedTarget) -> str:
     """The first thing wrong with the values; empty if nothing is."""
     if aux.shape[1] != expected.aux_size:
         return f"auxiliary hidden states of width {aux.shape[1]} where the target's are {expected.aux_size}"

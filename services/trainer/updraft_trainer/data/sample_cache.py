@@ -5,7 +5,7 @@ from collections import OrderedDict
 from updraft_trainer.data.sample import Sample
 
 
-class DecodedSamples:
+class SampleCache:
     """A cache of samples of at most `max_bytes` of tensors. Not thread-safe."""
 
     def __init__(self, max_bytes: int) -> None:

@@ -10,15 +10,15 @@ import heapq
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from updraft_trainer.data.retention import Kept
+from updraft_trainer.data.retention import SampleEntry
 
 
 def training_batch(
-    kept: Sequence[Kept], uses: Mapping[str, int], *, count: int, max_uses: int, rng: random.Random
-) -> list[Kept]:
+    kept: Sequence[SampleEntry], uses: Mapping[str, int], *, count: int, max_uses: int, rng: random.Random
+) -> list[SampleEntry]:
     """Up to `count` distinct samples, empty without a fresh one. `kept` holds no evaluation samples."""
 
-    def num_uses(one: Kept) -> int:
+    def num_uses(one: SampleEntry) -> int:
         return uses.get(one.trace_id, 0)
 
     fresh = [one for one in kept if num_uses(one) < max_uses]
@@ -31,7 +31,7 @@ def training_batch(
     return batch + _round_robin(rest, count - len(batch), key=num_uses, rng=rng)
 
 
-def evaluation_batch(kept: Sequence[Kept], *, count: int) -> list[Kept]:
+def evaluation_batch(kept: Sequence[SampleEntry], *, count: int) -> list[SampleEntry]:
     """Up to `count` held-out samples: half are the newest, half the newest of each cluster in turn."""
     newest_first = sorted(kept, key=lambda one: -one.order)
     batch = newest_first[: (count + 1) // 2]
@@ -40,10 +40,10 @@ def evaluation_batch(kept: Sequence[Kept], *, count: int) -> list[Kept]:
 
 
 def _round_robin(
-    kept: Iterable[Kept], count: int, *, key: Callable[[Kept], int], rng: random.Random | None = None
-) -> list[Kept]:
+    kept: Iterable[SampleEntry], count: int, *, key: Callable[[SampleEntry], int], rng: random.Random | None = None
+) -> list[SampleEntry]:
     """Up to `count` samples, one a cluster in turn, in order of `key` within the cluster."""
-    clusters: dict[str, list[Kept]] = {}
+    clusters: dict[str, list[SampleEntry]] = {}
     for one in sorted(kept, key=key):
         clusters.setdefault(one.cluster, []).append(one)
     queues = list(clusters.values())

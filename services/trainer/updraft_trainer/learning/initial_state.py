@@ -24,8 +24,8 @@ from updraft_draft.config import DraftConfig, check_fits
 from updraft_draft.target_weights import TargetHead
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.learning.learner import Hyper, Learner
-from updraft_trainer.learning.state import Progress, State
-from updraft_trainer.publishing.registry_view import Drafts, Outlook
+from updraft_trainer.learning.state import State, TrainingHistory
+from updraft_trainer.publishing.registry_view import RegistryView, RolloutState
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ _WAIT_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Design:
+class TrainerSpec:
     """How a draft is made when there is none, and how it learns."""
 
     target: TargetHead
@@ -56,15 +56,15 @@ class Design:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Origin:
+class InitialState:
     """What training starts or goes on with."""
 
     learner: Learner
-    progress: Progress
+    progress: TrainingHistory
     rng: random.Random
 
 
-def resume(state: State, design: Design) -> Origin:
+def resume(state: State, design: TrainerSpec) -> InitialState:
     """Go on from a saved state, with today's settings of how to learn. Conflict if they do not fit it."""
     if state.config_digest != design.config_digest:
         logger.warning("Settings of learning changed since the state was saved; they apply from here on")
@@ -79,10 +79,10 @@ def resume(state: State, design: Design) -> Origin:
     rng = random.Random()
     rng.setstate(state.rng)
     logger.info("Resumed", extra={"step": learner.step, "samples": state.progress.num_samples})
-    return Origin(learner=learner, progress=state.progress, rng=rng)
+    return InitialState(learner=learner, progress=state.progress, rng=rng)
 
 
-async def begin(design: Design, drafts: Drafts, replay: Replay, stop: Stop) -> Origin | None:
+async def begin(design: TrainerSpec, drafts: RegistryView, replay: Replay, stop: Stop) -> InitialState | None:
     """Start from the registry's draft, or from nothing once there is some traffic; None if `stop` came first.
 
     Needs `drafts.follow` and intake to run meanwhile. Conflict if the registry's drafts are for another target.
@@ -95,17 +95,17 @@ async def begin(design: Design, drafts: Drafts, replay: Replay, stop: Stop) -> O
     learner = await (_adopt(design, drafts, basis, stop) if basis else _start(design, replay, stop))
     if learner is None:
         return None
-    return Origin(learner=learner, progress=Progress(), rng=random.Random(design.seed))
+    return InitialState(learner=learner, progress=TrainingHistory(), rng=random.Random(design.seed))
 
 
-async def _answer(drafts: Drafts, stop: Stop) -> Outlook | None:
+async def _answer(drafts: RegistryView, stop: Stop) -> RolloutState | None:
     while drafts.outlook is None:
         if await stop.wait(_WAIT_S):
             return None
     return drafts.outlook
 
 
-async def _adopt(design: Design, drafts: Drafts, version: int, stop: Stop) -> Learner | None:
+async def _adopt(design: TrainerSpec, drafts: RegistryView, version: int, stop: Stop) -> Learner | None:
     """A learner that goes on from a published version."""
     while not stop.requested:
         try:
@@ -125,7 +125,7 @@ async def _adopt(design: Design, drafts: Drafts, version: int, stop: Stop) -> Le
     return None
 
 
-def _read(design: Design, folder: Path) -> Learner:
+def _read(design: TrainerSpec, folder: Path) -> Learner:
     config, tensors = checkpoint.load(folder)
     reason = check_fits(config, design.target.config)
     if reason is not None:
@@ -136,7 +136,7 @@ def _read(design: Design, folder: Path) -> Learner:
     return learner
 
 
-async def _start(design: Design, replay: Replay, stop: Stop) -> Learner | None:
+async def _start(design: TrainerSpec, replay: Replay, stop: Stop) -> Learner | None:
     """A learner with new weights, whose vocabulary the first samples chose."""
     while len(replay.training_ids()) < design.first_samples:
         if await stop.wait(_WAIT_S):

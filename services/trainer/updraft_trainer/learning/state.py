@@ -44,7 +44,7 @@ class Identity:
 
 
 @dataclass(slots=True, kw_only=True)
-class Progress:
+class TrainingHistory:
     """What the loop knows besides the weights."""
 
     uses: dict[str, int] = field(default_factory=dict)
@@ -80,7 +80,7 @@ class State:
     identity: Identity
     token_ids: Tensor
     learner: dict[str, Any]
-    progress: Progress
+    progress: TrainingHistory
     rng: tuple[Any, ...]
     config_digest: str
     draft_config: DraftConfig | None = None
@@ -166,7 +166,7 @@ def _read(path: Path) -> State:
         identity=Identity(**content["identity"]),
         token_ids=content["token_ids"],
         learner=content["learner"],
-        progress=Progress(**content["progress"]),
+        progress=TrainingHistory(**content["progress"]),
         rng=content["rng"],
         config_digest=content["config_digest"],
         draft_config=DraftConfig.from_dict(json.loads(content["draft_config"])) if "draft_config" in content else None,
@@ -181,7 +181,7 @@ def _to_dict(state: State) -> dict[str, Any]:
         "identity": {one.name: getattr(identity, one.name) for one in fields(Identity)},
         "token_ids": state.token_ids,
         "learner": state.learner,
-        "progress": {one.name: getattr(progress, one.name) for one in fields(Progress)},
+        "progress": {one.name: getattr(progress, one.name) for one in fields(TrainingHistory)},
         "rng": state.rng,
         "config_digest": state.config_digest,
         **({"draft_config": state.draft_config.to_json()} if state.draft_config else {}),

@@ -6,13 +6,13 @@ drafts that would be rejected off the wire.
 
 from dataclasses import dataclass
 
-from updraft_trainer.publishing.estimate import Estimate
+from updraft_trainer.publishing.estimate import GainEstimate
 
 NO_DRAFT = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bar:
+class PublishThresholds:
     """What a candidate has to reach; see the settings of the same names."""
 
     min_samples: int
@@ -22,25 +22,25 @@ class Bar:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
+class PublishDecision:
     """Whether to publish, and why."""
 
     is_better: bool
     reason: str
 
 
-def decide(estimate: Estimate, *, baseline_version: int, bar: Bar) -> Decision:
+def decide(estimate: GainEstimate, *, baseline_version: int, bar: PublishThresholds) -> PublishDecision:
     """Publish what surely gains over what serves; against no draft, the gain must also pay for drafting."""
     num_samples = len(estimate.pairs)
     gain = estimate.gain(bar.confidence)
     if gain is None or num_samples < bar.min_samples:
-        return Decision(is_better=False, reason=f"{num_samples} held-out requests of {bar.min_samples} needed")
+        return PublishDecision(is_better=False, reason=f"{num_samples} held-out requests of {bar.min_samples} needed")
     told = (
         f"acceptance length {gain.candidate:.2f} against {gain.baseline:.2f}, "
         f"gain {gain.percent:+.1f} % ({gain.low_percent:+.1f} to {gain.high_percent:+.1f} %)"
     )
     if gain.low_percent < bar.min_gain_percent:
-        return Decision(is_better=False, reason=f"{told}: not surely {bar.min_gain_percent:g} %")
+        return PublishDecision(is_better=False, reason=f"{told}: not surely {bar.min_gain_percent:g} %")
     if baseline_version == NO_DRAFT and gain.percent < bar.min_first_gain_percent:
-        return Decision(is_better=False, reason=f"{told}: a first draft needs {bar.min_first_gain_percent:g} %")
-    return Decision(is_better=True, reason=told)
+        return PublishDecision(is_better=False, reason=f"{told}: a first draft needs {bar.min_first_gain_percent:g} %")
+    return PublishDecision(is_better=True, reason=told)

@@ -15,7 +15,7 @@ from updraft_trainer.data.sample import Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
+class GainEstimate:
     """A candidate against a baseline on the same held-out requests, in their order."""
 
     trace_ids: tuple[str, ...]
@@ -43,11 +43,11 @@ def num_tokens(sample: Sample) -> int:
     return sample.num_rows - sample.first_output
 
 
-def compare(samples: Sequence[Sample], candidate: Sequence[int], baseline: Sequence[int] | None) -> Estimate:
+def compare(samples: Sequence[Sample], candidate: Sequence[int], baseline: Sequence[int] | None) -> GainEstimate:
     """Pair the steps of both; baseline None is decoding without a draft, one token a step."""
     tokens = [num_tokens(sample) for sample in samples]
     pairs = zip(tokens, candidate, baseline or tokens, strict=True)
-    return Estimate(
+    return GainEstimate(
         trace_ids=tuple(sample.trace_id for sample in samples),
         domains=tuple(sample.domain for sample in samples),
         pairs=tuple(Paired(tokens=t, candidate_steps=c, baseline_steps=b) for t, c, b in pairs),

@@ -17,7 +17,7 @@ from updraft_trainer.data.sample import Sample
 from updraft_trainer.publishing.decision import NO_DRAFT
 from updraft_trainer.publishing.estimate import compare, num_tokens, verify_steps
 from updraft_trainer.publishing.publish import Candidate, snapshot
-from updraft_trainer.publishing.registry_view import Drafts
+from updraft_trainer.publishing.registry_view import RegistryView
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class Baseline:
 class Evaluator:
     """Compares drafts on up to `num_samples` held-out requests, with chains of `lookahead` drafts."""
 
-    def __init__(self, replay: Replay, drafts: Drafts, *, num_samples: int, lookahead: int) -> None:
+    def __init__(self, replay: Replay, drafts: RegistryView, *, num_samples: int, lookahead: int) -> None:
         self._replay = replay
         self._drafts = drafts
         self._num_samples = num_samples

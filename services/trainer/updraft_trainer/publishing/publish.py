@@ -17,8 +17,8 @@ from updraft_artifacts.digests import file_digest, tensors_digest
 from updraft_chassis.clock import Clock
 from updraft_draft import checkpoint
 from updraft_draft.network import DraftNetwork
-from updraft_trainer.learning.state import Identity, Progress
-from updraft_trainer.publishing.estimate import Estimate
+from updraft_trainer.learning.state import Identity, TrainingHistory
+from updraft_trainer.publishing.estimate import GainEstimate
 
 if TYPE_CHECKING:
     from updraft.registry.v1.registry_pb2_grpc import RegistryAsyncStub
@@ -32,7 +32,7 @@ class Candidate:
 
     network: DraftNetwork
     step: int
-    estimate: Estimate
+    estimate: GainEstimate
     baseline_version: int
     lookahead: int
 
@@ -79,7 +79,7 @@ class Publisher:
         self._folder = folder
         self._clock = clock
 
-    async def publish(self, candidate: Candidate, progress: Progress) -> registry_pb2.PublishResponse | None:
+    async def publish(self, candidate: Candidate, progress: TrainingHistory) -> registry_pb2.PublishResponse | None:
         """Upload; None if these very tensors were sent before.
 
         Raises what the registry answers, Unavailable if it does not, Exhausted if the disk does not take the draft.
@@ -91,7 +91,7 @@ class Publisher:
         progress.note_sent(manifest.tensors_digest)
         return response
 
-    def _prepare(self, candidate: Candidate, progress: Progress) -> registry_pb2.Manifest:
+    def _prepare(self, candidate: Candidate, progress: TrainingHistory) -> registry_pb2.Manifest:
         shutil.rmtree(self._folder, ignore_errors=True)  # what a killed process left
         checkpoint.save(candidate.network, self._folder)
         weights = self._folder / checkpoint.WEIGHTS

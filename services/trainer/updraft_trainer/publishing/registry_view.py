@@ -30,7 +30,7 @@ _TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outlook:
+class RolloutState:
     """`serving`: a version, 0 = none. `hold` says why nothing new would be tried; empty if it would."""
 
     serving: int
@@ -49,7 +49,7 @@ class Outlook:
         _check("draft vocabulary", self.draft_vocabulary_fingerprint, fingerprint)
 
 
-class Drafts:
+class RegistryView:
     """The registry, as far as the trainer reads from it. `outlook` is None until the first answer."""
 
     def __init__(self, stub: "RegistryAsyncStub", speculator: str, folder: Path, metrics: Metrics) -> None:
@@ -58,7 +58,7 @@ class Drafts:
         self._folder = folder
         self._metrics = metrics
         self._is_up: bool | None = None
-        self.outlook: Outlook | None = None
+        self.outlook: RolloutState | None = None
 
     async def follow(self, stop: Stop) -> None:
         """Keep the outlook fresh until `stop`."""
@@ -75,7 +75,7 @@ class Drafts:
                 backoff.reset()
                 await stop.wait(POLL_S)
 
-    async def look(self) -> Outlook:
+    async def look(self) -> RolloutState:
         """Ask now. Unavailable if the registry is away."""
         request = registry_pb2.ListRequest(speculator=self._speculator, page_size=1)
         with rpc.errors():
@@ -83,7 +83,7 @@ class Drafts:
         state = next(iter(answer.speculators), registry_pb2.SpeculatorState())
         self._note(is_up=True)
         self._metrics.serving_version.set(state.stable)
-        self.outlook = Outlook(
+        self.outlook = RolloutState(
             serving=state.stable,
             basis=_basis(state),
             hold=_hold(state),

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-MAX_HOLDOFF_S = 600.0
+MAX_BACKOFF_S = 600.0
 """A registry that keeps refusing is asked every ten minutes: often enough to notice that it changed its mind."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
+class TrainingSchedule:
     """Optimizer steps and seconds between estimates, seconds between saves."""
 
     evaluate_steps: int
@@ -16,7 +16,7 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mark:
+class Progress:
     """Where training stood at a moment: optimizer steps, held-out samples ever seen, monotonic seconds."""
 
     step: int
@@ -24,14 +24,14 @@ class Mark:
     at_s: float
 
 
-def is_estimate_due(now: Mark, last: Mark, pace: Pace) -> bool:
+def is_estimate_due(now: Progress, last: Progress, pace: TrainingSchedule) -> bool:
     """After enough steps; or after a while, if the weights or the evidence changed."""
     has_changed = now.step > last.step or now.num_held_out > last.num_held_out
     is_late = now.at_s - last.at_s >= pace.evaluate_seconds
     return now.step - last.step >= pace.evaluate_steps or (has_changed and is_late)
 
 
-class Holdoff:
+class PublishBackoff:
     """Doubles the time between publications while they are refused; `first_s` at first, MAX_HOLDOFF_S at most."""
 
     def __init__(self, first_s: float) -> None:
@@ -45,7 +45,7 @@ class Holdoff:
 
     def refused(self, now_s: float) -> float:
         """Note a refusal; return the seconds to wait."""
-        self._wait_s = min(MAX_HOLDOFF_S, max(self._first_s, 2 * self._wait_s))
+        self._wait_s = min(MAX_BACKOFF_S, max(self._first_s, 2 * self._wait_s))
         self._until_s = now_s + self._wait_s
         return self._wait_s
 

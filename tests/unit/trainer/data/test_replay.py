@@ -13,8 +13,8 @@ from tests.support.traces import TraceMaker
 
 from updraft_chassis.errors import Conflict, Corrupt, Exhausted
 from updraft_draft.target_weights import read_head
-from updraft_trainer.data.replay import Arrival, Replay
-from updraft_trainer.data.retention import Limits, Place
+from updraft_trainer.data.replay import IncomingTrace, Replay
+from updraft_trainer.data.retention import Pool, ReplayLimits
 from updraft_trainer.data.sample import read_sample
 from updraft_trainer.data.teacher import LastHidden, TopK
 
@@ -29,12 +29,12 @@ def path(tmp_path: Path) -> Path:
 def opened(
     path: Path, traces: TraceMaker, *, max_bytes: int = ROOMY, cache_bytes: int = ROOMY
 ) -> AbstractContextManager[Replay]:
-    return Replay.open(path, limits=Limits.of(max_bytes), expected=traces.expected, cache_bytes=cache_bytes)
+    return Replay.open(path, limits=ReplayLimits.of(max_bytes), expected=traces.expected, cache_bytes=cache_bytes)
 
 
-def arrival(traces: TraceMaker, seed: int, **kwargs: bool | int | str) -> Arrival:
+def arrival(traces: TraceMaker, seed: int, **kwargs: bool | int | str) -> IncomingTrace:
     data = traces.data(seed, **kwargs)
-    return Arrival(sample=read_sample(data, traces.expected), data=data)
+    return IncomingTrace(sample=read_sample(data, traces.expected), data=data)
 
 
 def draw(replay: Replay, uses: Counter[str], *, count: int = 4, max_uses: int = 6) -> list[str]:
@@ -57,7 +57,7 @@ def test_a_file_holds_both_forms_of_the_teacher(path: Path, traces: TraceMaker, 
     """What an older version stored has no word of a teacher's first row, and reads as ever."""
     old = arrival(traces, 1)
     data = show_likeliest(traces.trace(2), read_head(tiny_target).head, k=6).SerializeToString()
-    new = Arrival(sample=read_sample(data, traces.expected), data=data)
+    new = IncomingTrace(sample=read_sample(data, traces.expected), data=data)
     with opened(path, traces) as replay:
         replay.admit([old])
     with opened(path, traces) as replay:
@@ -118,7 +118,7 @@ def test_whatever_comes_bytes_are_bounded_and_nothing_is_admitted_twice(
     restarts: set[int],
 ) -> None:
     path = tmp_path_factory.mktemp("replay") / "replay.sqlite"
-    limits = Limits.of(12 * len(arrival(traces, 0).data))
+    limits = ReplayLimits.of(12 * len(arrival(traces, 0).data))
     admitted = Counter[str]()
     for start in sorted({0, *restarts}):
         end = min((restart for restart in restarts if restart > start), default=len(arrivals))
@@ -126,9 +126,9 @@ def test_whatever_comes_bytes_are_bounded_and_nothing_is_admitted_twice(
             for seed, evaluation, domain in arrivals[start:end]:
                 new = replay.admit([arrival(traces, seed, evaluation=evaluation, domain=domain)])
                 admitted.update(sample.trace_id for sample in new)
-                assert replay.num_bytes(Place.WINDOW) <= limits.window_bytes
-                assert replay.num_bytes(Place.RESERVOIR) <= limits.reservoir_bytes
-                assert replay.num_bytes(Place.EVALUATION) <= limits.evaluation_bytes
+                assert replay.num_bytes(Pool.WINDOW) <= limits.window_bytes
+                assert replay.num_bytes(Pool.RESERVOIR) <= limits.reservoir_bytes
+                assert replay.num_bytes(Pool.EVALUATION) <= limits.evaluation_bytes
     assert set(admitted.values()) <= {1}
     assert len(admitted) == len({(seed, evaluation) for seed, evaluation, _ in arrivals})
 
@@ -138,12 +138,12 @@ def test_the_index_agrees_with_the_file(path: Path, traces: TraceMaker) -> None:
     with opened(path, traces, max_bytes=25 * size) as replay:
         for seed in range(50):
             replay.admit([arrival(traces, seed, evaluation=seed % 5 == 0, domain="ab"[seed % 2])])
-        places = {place: (replay.num_samples(place), replay.num_bytes(place)) for place in Place}
+        places = {place: (replay.num_samples(place), replay.num_bytes(place)) for place in Pool}
         drawn = draw(replay, Counter())
     with sqlite3.connect(path) as db:
         rows = db.execute("SELECT place, COUNT(*), SUM(LENGTH(data)) FROM samples GROUP BY place").fetchall()
     db.close()
-    assert places == {Place(place): (count, total) for place, count, total in rows}
+    assert places == {Pool(place): (count, total) for place, count, total in rows}
     with opened(path, traces, max_bytes=25 * size) as replay:
         assert draw(replay, Counter()) == drawn
 
@@ -165,7 +165,7 @@ def test_another_targets_replay_is_refused_with_what_to_do(path: Path, traces: T
     )
     with (
         pytest.raises(Conflict, match="set UPDRAFT_TRAINER_DATA_DIR"),
-        Replay.open(path, limits=Limits.of(ROOMY), expected=other, cache_bytes=0),
+        Replay.open(path, limits=ReplayLimits.of(ROOMY), expected=other, cache_bytes=0),
     ):
         pass
 
@@ -183,7 +183,7 @@ def test_a_stored_trace_that_the_disk_changed_is_dropped(path: Path, traces: Tra
             db.execute("UPDATE samples SET data = x'00ff' WHERE admitted = 1")
         db.close()
         assert draw(replay, Counter()) == [arrival(traces, 2).sample.trace_id]
-        assert replay.num_samples(Place.WINDOW) == 1
+        assert replay.num_samples(Pool.WINDOW) == 1
 
 
 def test_on_a_full_disk_nothing_is_admitted_and_all_is_once_there_is_room(path: Path, traces: TraceMaker) -> None:

@@ -4,13 +4,13 @@ import uuid
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updraft_trainer.data.retention import Kept, Limits, Place, Retention
+from updraft_trainer.data.retention import Pool, ReplayLimits, Retention, SampleEntry
 
-LIMITS = Limits(window_bytes=50, reservoir_bytes=40, evaluation_bytes=20)
+LIMITS = ReplayLimits(window_bytes=50, reservoir_bytes=40, evaluation_bytes=20)
 
 
-def kept(order: int, *, cluster: str = "a", place: Place = Place.WINDOW, num_bytes: int = 10) -> Kept:
-    return Kept(
+def kept(order: int, *, cluster: str = "a", place: Pool = Pool.WINDOW, num_bytes: int = 10) -> SampleEntry:
+    return SampleEntry(
         trace_id=uuid.UUID(int=order * 2**64 + 1).hex,
         order=order,
         cluster=cluster,
@@ -20,74 +20,74 @@ def kept(order: int, *, cluster: str = "a", place: Place = Place.WINDOW, num_byt
 
 
 ARRIVALS = st.lists(
-    st.tuples(st.sampled_from("abc"), st.sampled_from([Place.WINDOW, Place.EVALUATION]), st.integers(1, 60)),
+    st.tuples(st.sampled_from("abc"), st.sampled_from([Pool.WINDOW, Pool.EVALUATION]), st.integers(1, 60)),
     max_size=60,
 )
 
 
 @given(ARRIVALS)
-def test_no_place_ever_exceeds_its_bytes(arrivals: list[tuple[str, Place, int]]) -> None:
+def test_no_place_ever_exceeds_its_bytes(arrivals: list[tuple[str, Pool, int]]) -> None:
     retention = Retention(LIMITS)
     for order, (cluster, place, num_bytes) in enumerate(arrivals):
         retention.add(kept(order, cluster=cluster, place=place, num_bytes=num_bytes))
-        assert retention.num_bytes(Place.WINDOW) <= 50
-        assert retention.num_bytes(Place.RESERVOIR) <= 40
-        assert retention.num_bytes(Place.EVALUATION) <= 20
-    for place in Place:
+        assert retention.num_bytes(Pool.WINDOW) <= 50
+        assert retention.num_bytes(Pool.RESERVOIR) <= 40
+        assert retention.num_bytes(Pool.EVALUATION) <= 20
+    for place in Pool:
         assert retention.num_bytes(place) == sum(one.num_bytes for one in retention if one.place is place)
 
 
 @given(ARRIVALS)
-def test_what_changes_say_is_what_the_index_does(arrivals: list[tuple[str, Place, int]]) -> None:
-    retention, mirror = Retention(LIMITS), dict[str, Place]()
+def test_what_changes_say_is_what_the_index_does(arrivals: list[tuple[str, Pool, int]]) -> None:
+    retention, mirror = Retention(LIMITS), dict[str, Pool]()
     for order, (cluster, place, num_bytes) in enumerate(arrivals):
         one = kept(order, cluster=cluster, place=place, num_bytes=num_bytes)
         mirror[one.trace_id] = place
         changes = retention.add(one)
-        mirror |= dict.fromkeys(changes.moved, Place.RESERVOIR)
+        mirror |= dict.fromkeys(changes.moved, Pool.RESERVOIR)
         for trace_id in changes.dropped:
             del mirror[trace_id]
         assert mirror == {one.trace_id: one.place for one in retention}
 
 
 @given(ARRIVALS)
-def test_held_out_samples_never_become_others(arrivals: list[tuple[str, Place, int]]) -> None:
+def test_held_out_samples_never_become_others(arrivals: list[tuple[str, Pool, int]]) -> None:
     retention, held_out = Retention(LIMITS), set[str]()
     for order, (cluster, place, num_bytes) in enumerate(arrivals):
         one = kept(order, cluster=cluster, place=place, num_bytes=num_bytes)
-        held_out |= {one.trace_id} if place is Place.EVALUATION else set()
+        held_out |= {one.trace_id} if place is Pool.EVALUATION else set()
         retention.add(one)
-        assert all((one.place is Place.EVALUATION) == (one.trace_id in held_out) for one in retention)
+        assert all((one.place is Pool.EVALUATION) == (one.trace_id in held_out) for one in retention)
 
 
 def test_the_newest_stay_in_the_window() -> None:
     retention = Retention(LIMITS)
     for order in range(20):
         retention.add(kept(order))
-    assert sorted(one.order for one in retention if one.place is Place.WINDOW) == [15, 16, 17, 18, 19]
+    assert sorted(one.order for one in retention if one.place is Pool.WINDOW) == [15, 16, 17, 18, 19]
 
 
 def test_the_newest_of_each_cluster_stay_held_out() -> None:
     retention = Retention(LIMITS)
     for order in range(10):
-        retention.add(kept(order, cluster="old", place=Place.EVALUATION))
+        retention.add(kept(order, cluster="old", place=Pool.EVALUATION))
     for order in range(10, 20):
-        retention.add(kept(order, cluster="new", place=Place.EVALUATION))
+        retention.add(kept(order, cluster="new", place=Pool.EVALUATION))
     assert sorted(one.order for one in retention) == [9, 19]
 
 
 def test_a_flood_of_new_traffic_leaves_old_traffic_its_share() -> None:
-    retention = Retention(Limits(window_bytes=50, reservoir_bytes=400, evaluation_bytes=0))
+    retention = Retention(ReplayLimits(window_bytes=50, reservoir_bytes=400, evaluation_bytes=0))
     for order in range(100):
         retention.add(kept(order, cluster="old"))
     for order in range(100, 5000):
         retention.add(kept(order, cluster="new"))
-    shares = [one.cluster for one in retention if one.place is Place.RESERVOIR]
+    shares = [one.cluster for one in retention if one.place is Pool.RESERVOIR]
     assert shares.count("old") == shares.count("new") == 20
 
 
 def test_a_reservoir_is_a_uniform_sample_of_all_that_left_the_window() -> None:
-    retention = Retention(Limits(window_bytes=0, reservoir_bytes=4000, evaluation_bytes=0))
+    retention = Retention(ReplayLimits(window_bytes=0, reservoir_bytes=4000, evaluation_bytes=0))
     for order in range(4000):
         retention.add(kept(order))
     ages = [one.order / 4000 for one in retention]

@@ -12,7 +12,7 @@ from torch import Tensor
 from updraft.trace.v1 import trace_pb2
 from updraft_draft.target_weights import read_head
 from updraft_draft.tensors import decode, encode
-from updraft_trainer.data.sample import Refusal, read_sample
+from updraft_trainer.data.sample import RefusedTrace, read_sample
 from updraft_trainer.data.teacher import LastHidden, TopK
 
 
@@ -164,7 +164,7 @@ def test_rows_after_a_rejection_that_cannot_be_right_refuse_the_trace(
 ) -> None:
     trace = maker.trace(2, counterfactual_rows=2)
     damage(trace)
-    with pytest.raises(Refusal, match=" ") as refused:
+    with pytest.raises(RefusedTrace, match=" ") as refused:
         read_sample(trace.SerializeToString(), maker.expected)
     assert refused.value.label == label
 
@@ -188,14 +188,14 @@ def test_a_trace_that_must_not_teach_is_refused(
 ) -> None:
     trace = maker.trace(2)
     damage(trace)
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(RefusedTrace) as refused:
         read_sample(trace.SerializeToString(), maker.expected)
     assert refused.value.label == label
     assert " " in str(refused.value)
 
 
 def test_bytes_that_are_no_trace_are_malformed(maker: TraceMaker) -> None:
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(RefusedTrace) as refused:
         read_sample(b"\xff\xff\xff", maker.expected)
     assert refused.value.label == "malformed"
 
@@ -399,6 +399,6 @@ def test_likeliest_tokens_that_cannot_be_right_refuse_the_trace(
 ) -> None:
     trace = show_likeliest(maker.trace(2, num_prompt=4, num_output=10), head, k=5)
     damage(trace)
-    with pytest.raises(Refusal, match=" ") as refused:
+    with pytest.raises(RefusedTrace, match=" ") as refused:
         read_sample(trace.SerializeToString(), maker.expected)
     assert refused.value.label == label

@@ -4,12 +4,12 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updraft_trainer.data.retention import Kept, Place
+from updraft_trainer.data.retention import Pool, SampleEntry
 from updraft_trainer.data.selection import evaluation_batch, training_batch
 
 
-def kept(order: int, *, cluster: str = "a") -> Kept:
-    return Kept(trace_id=str(order), order=order, cluster=cluster, place=Place.WINDOW, num_bytes=1)
+def kept(order: int, *, cluster: str = "a") -> SampleEntry:
+    return SampleEntry(trace_id=str(order), order=order, cluster=cluster, place=Pool.WINDOW, num_bytes=1)
 
 
 @given(

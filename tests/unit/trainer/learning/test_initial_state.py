@@ -18,22 +18,22 @@ from updraft_draft.config import DraftConfig
 from updraft_draft.network import initial_network
 from updraft_draft.target_weights import TargetHead, read_head
 from updraft_trainer.data.replay import Replay
-from updraft_trainer.data.retention import Limits
+from updraft_trainer.data.retention import ReplayLimits
 from updraft_trainer.data.sample import read_sample
-from updraft_trainer.learning.initial_state import Design, Origin, begin, resume
+from updraft_trainer.learning.initial_state import InitialState, TrainerSpec, begin, resume
 from updraft_trainer.learning.learner import Hyper
-from updraft_trainer.learning.state import Identity, Progress, State, States
-from updraft_trainer.publishing.registry_view import Drafts, Outlook
+from updraft_trainer.learning.state import Identity, State, States, TrainingHistory
+from updraft_trainer.publishing.registry_view import RegistryView, RolloutState
 
 IDENTITY = Identity(speculator="default", target_fingerprint="sha256:t", tokenizer_fingerprint="sha256:k")
 
 
-class OneDraft(Drafts):
+class OneDraft(RegistryView):
     """A registry whose only version lies in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self._draft = folder
-        self.outlook = Outlook(
+        self.outlook = RolloutState(
             serving=1, basis=1, hold="", target_fingerprint="sha256:t", draft_vocabulary_fingerprint=""
         )
 
@@ -49,8 +49,8 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def design(head: TargetHead) -> Design:
-    return Design(
+def design(head: TargetHead) -> TrainerSpec:
+    return TrainerSpec(
         target=head,
         target_fingerprint="sha256:t",
         hyper=Hyper(learning_rate=3e-3),
@@ -82,8 +82,8 @@ def save(head: TargetHead, config: DraftConfig, folder: Path) -> Path:
     return folder
 
 
-async def begun(target: Path, head: TargetHead, draft: Path, tmp_path: Path) -> Origin:
-    expected, limits = TraceMaker(target).expected, Limits.of(1 << 20)
+async def begun(target: Path, head: TargetHead, draft: Path, tmp_path: Path) -> InitialState:
+    expected, limits = TraceMaker(target).expected, ReplayLimits.of(1 << 20)
     with Replay.open(tmp_path / "replay.sqlite", limits=limits, expected=expected, cache_bytes=1 << 20) as replay:
         origin = await begin(design(head), OneDraft(draft), replay, Stop())
     assert origin is not None
@@ -105,7 +105,7 @@ async def test_an_imported_draft_of_its_own_shape_is_trained_and_resumed(target:
         identity=IDENTITY,
         token_ids=learner.network.token_ids,
         learner=learner.state_dict(),
-        progress=Progress(),
+        progress=TrainingHistory(),
         rng=random.Random(1).getstate(),
         config_digest=design(head).config_digest,
         draft_config=learner.network.config,

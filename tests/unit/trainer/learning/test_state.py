@@ -9,7 +9,7 @@ from tests.support.disk import file_size_limit
 from updraft_artifacts.rope import Rope
 from updraft_chassis.errors import Conflict, Corrupt, Exhausted
 from updraft_draft.config import DraftConfig
-from updraft_trainer.learning.state import MAX_SENT, Identity, Progress, State, States
+from updraft_trainer.learning.state import MAX_SENT, Identity, State, States, TrainingHistory
 
 IDENTITY = Identity(speculator="default", target_fingerprint="sha256:t", tokenizer_fingerprint="sha256:k")
 
@@ -38,7 +38,7 @@ def state(step: int, *, identity: Identity = IDENTITY) -> State:
         identity=identity,
         token_ids=torch.arange(16),
         learner={"network": {"w": torch.full((4, 4), float(step))}, "step": step},
-        progress=Progress(uses={"a": step}, num_samples=step, first_trace_id="a", sent_digests=["sha256:x"]),
+        progress=TrainingHistory(uses={"a": step}, num_samples=step, first_trace_id="a", sent_digests=["sha256:x"]),
         rng=rng.getstate(),
         config_digest="sha256:c",
         draft_config=DRAFT,
@@ -136,7 +136,7 @@ def test_a_state_of_something_else_is_refused(tmp_path: Path, field: str) -> Non
 
 
 def test_progress_counts_samples_once_and_remembers_the_first_and_the_last() -> None:
-    progress = Progress()
+    progress = TrainingHistory()
     for trace_id in ("a", "b", "a", "c", "b"):
         progress.count_use(trace_id)
     assert progress.uses == {"a": 2, "b": 2, "c": 1}
@@ -144,7 +144,7 @@ def test_progress_counts_samples_once_and_remembers_the_first_and_the_last() -> 
 
 
 def test_sent_digests_are_bounded() -> None:
-    progress = Progress()
+    progress = TrainingHistory()
     for n in range(MAX_SENT + 5):
         progress.note_sent(str(n))
     assert len(progress.sent_digests) == MAX_SENT

@@ -1,15 +1,15 @@
 import pytest
 
 from updraft_rollouts.evidence import Paired
-from updraft_trainer.publishing.decision import Bar, decide
-from updraft_trainer.publishing.estimate import Estimate
+from updraft_trainer.publishing.decision import PublishThresholds, decide
+from updraft_trainer.publishing.estimate import GainEstimate
 
-BAR = Bar(min_samples=8, min_gain_percent=1.0, min_first_gain_percent=15.0, confidence=0.9)
+BAR = PublishThresholds(min_samples=8, min_gain_percent=1.0, min_first_gain_percent=15.0, confidence=0.9)
 
 
-def estimate(*, num: int, candidate: int, baseline: int, spread: int = 0) -> Estimate:
+def estimate(*, num: int, candidate: int, baseline: int, spread: int = 0) -> GainEstimate:
     """`num` requests of 100 tokens; every other one deviates by `spread` steps."""
-    return Estimate(
+    return GainEstimate(
         trace_ids=tuple(str(n) for n in range(num)),
         domains=("",) * num,
         pairs=tuple(
@@ -32,7 +32,7 @@ def estimate(*, num: int, candidate: int, baseline: int, spread: int = 0) -> Est
     ],
 )
 def test_a_draft_is_published_when_the_evidence_says_so(
-    evidence: Estimate, version: int, *, expected: bool, words: str
+    evidence: GainEstimate, version: int, *, expected: bool, words: str
 ) -> None:
     decision = decide(evidence, baseline_version=version, bar=BAR)
     assert decision.is_better is expected

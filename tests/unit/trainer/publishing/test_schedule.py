@@ -2,39 +2,45 @@ from itertools import pairwise
 
 import pytest
 
-from updraft_trainer.publishing.schedule import MAX_HOLDOFF_S, Holdoff, Mark, Pace, is_estimate_due
+from updraft_trainer.publishing.schedule import (
+    MAX_BACKOFF_S,
+    Progress,
+    PublishBackoff,
+    TrainingSchedule,
+    is_estimate_due,
+)
 
-PACE = Pace(evaluate_steps=20, evaluate_seconds=15.0, checkpoint_seconds=60.0)
-LAST = Mark(step=100, num_held_out=10, at_s=1000.0)
+PACE = TrainingSchedule(evaluate_steps=20, evaluate_seconds=15.0, checkpoint_seconds=60.0)
+LAST = Progress(step=100, num_held_out=10, at_s=1000.0)
 
 
 @pytest.mark.parametrize(
     ("now", "expected"),
     [
-        pytest.param(Mark(step=119, num_held_out=10, at_s=1001.0), False, id="few steps"),
-        pytest.param(Mark(step=120, num_held_out=10, at_s=1001.0), True, id="enough steps"),
-        pytest.param(Mark(step=101, num_held_out=10, at_s=1015.0), True, id="a step and a while"),
-        pytest.param(Mark(step=100, num_held_out=11, at_s=1015.0), True, id="new evidence and a while"),
-        pytest.param(Mark(step=100, num_held_out=11, at_s=1014.0), False, id="new evidence at once"),
-        pytest.param(Mark(step=100, num_held_out=10, at_s=9999.0), False, id="nothing changed"),
+        pytest.param(Progress(step=119, num_held_out=10, at_s=1001.0), False, id="few steps"),
+        pytest.param(Progress(step=120, num_held_out=10, at_s=1001.0), True, id="enough steps"),
+        pytest.param(Progress(step=101, num_held_out=10, at_s=1015.0), True, id="a step and a while"),
+        pytest.param(Progress(step=100, num_held_out=11, at_s=1015.0), True, id="new evidence and a while"),
+        pytest.param(Progress(step=100, num_held_out=11, at_s=1014.0), False, id="new evidence at once"),
+        pytest.param(Progress(step=100, num_held_out=10, at_s=9999.0), False, id="nothing changed"),
     ],
 )
-def test_an_estimate_is_due_when_enough_has_changed(now: Mark, *, expected: bool) -> None:
+def test_an_estimate_is_due_when_enough_has_changed(now: Progress, *, expected: bool) -> None:
     assert is_estimate_due(now, LAST, PACE) is expected
 
 
 def test_refusals_are_followed_by_ever_longer_waits() -> None:
-    holdoff = Holdoff(15.0)
+    holdoff = PublishBackoff(15.0)
     assert holdoff.is_over(0.0)
     waits = [holdoff.refused(0.0) for _ in range(10)]
     assert waits[0] == 15.0
-    assert all(b == min(2 * a, MAX_HOLDOFF_S) for a, b in pairwise(waits))
-    assert not holdoff.is_over(MAX_HOLDOFF_S - 1)
-    assert holdoff.is_over(MAX_HOLDOFF_S)
+    assert all(b == min(2 * a, MAX_BACKOFF_S) for a, b in pairwise(waits))
+    assert not holdoff.is_over(MAX_BACKOFF_S - 1)
+    assert holdoff.is_over(MAX_BACKOFF_S)
 
 
 def test_a_success_ends_the_waiting() -> None:
-    holdoff = Holdoff(15.0)
+    holdoff = PublishBackoff(15.0)
     holdoff.refused(0.0)
     holdoff.reset()
     assert holdoff.is_over(0.0)

@@ -19,7 +19,7 @@ from updraft_inference.sglang_engine import draft_fingerprint, initial_draft
 from updraft_inference.sglang_engine.launch import admin_key, arguments, plugin_folder, supervisor
 from updraft_inference.sglang_engine.server import ServerInfo
 from updraft_sglang import weights
-from updraft_trainer.learning.initial_state import Design
+from updraft_trainer.learning.initial_state import TrainerSpec
 from updraft_trainer.learning.learner import Hyper
 
 
@@ -107,7 +107,9 @@ def test_the_first_draft_is_the_one_that_a_trainer_begins_with(target: Path, tmp
     config, tensors = checkpoint.load(tmp_path / "seed")
     head = read_head(target)
     ids = vocabulary.choose((), always=head.config.eos_token_ids, vocab_size=VOCAB, size=64)
-    design = Design(target=head, target_fingerprint="", hyper=Hyper(), draft_vocab_size=64, first_samples=0, seed=0)
+    design = TrainerSpec(
+        target=head, target_fingerprint="", hyper=Hyper(), draft_vocab_size=64, first_samples=0, seed=0
+    )
     network = design.learner(ids).network
 
     assert config == network.config
