@@ -1,20 +1,20 @@
-"""The page of conditions, from the one table that `kubectl updraft explain` speaks from."""
+"""The reference page of conditions, generated from the table that `kubectl updraft explain` uses."""
 
 from collections.abc import Iterable, Iterator
 
 from updraft_cli.cmd.explain.condition_help import ADVICE, PARTS, READY, RESTARTS, Advice
 
 _INTRO = """\
-`kubectl describe asp NAME` shows them, `kubectl updraft explain NAME` says the same with this resource's own names filled in.
-A condition is True, False or Unknown; its reason is one of these, its message says more.
+`kubectl describe asp NAME` shows the conditions of a resource. `kubectl updraft explain NAME` explains them with the names of
+that resource filled in. A condition is True, False or Unknown. Its reason is one of those below, and its message gives details.
 
-`Ready` is `Accepted` and `ServingReady` and `RegistryReady`, and has the reason of the first of them that is not True. The
-others stand beside it: serving goes on without them.
+`Ready` is True if `Accepted`, `ServingReady` and `RegistryReady` are True. Otherwise it has the reason of the first one that
+is not. The other conditions do not affect `Ready`, because serving continues without them.
 """
 
 
 def sections() -> Iterator[str]:
-    """The page below its head, as Markdown."""
+
     yield "# Conditions\n"
     yield _INTRO
     for condition, reasons in ADVICE.items():
@@ -24,7 +24,7 @@ def sections() -> Iterator[str]:
         part = PARTS.get(condition, "serving")
         yield _table(part, reasons.items())
     yield "## What restarts pods\n"
-    yield "A new draft never does. Fields that are in a part's pod template, so that a change replaces its pods:\n"
+    yield "A new draft never restarts pods. These fields are part of a pod template, so a change replaces the pods:\n"
     yield (
         "\n".join(f"- {part}: {', '.join(f'`{field}`' for field in fields)}" for part, fields in RESTARTS.items())
         + "\n"
@@ -32,10 +32,10 @@ def sections() -> Iterator[str]:
 
 
 def _table(part: str, reasons: Iterable[tuple[str, Advice]]) -> str:
-    rows = (_row(part, reason, said) for reason, said in reasons)
+    rows = (_row(part, reason, advice) for reason, advice in reasons)
     return "\n".join(("| reason | what it means | what to do |", "| --- | --- | --- |", *rows)) + "\n"
 
 
-def _row(part: str, reason: str, said: Advice) -> str:
+def _row(part: str, reason: str, advice: Advice) -> str:
     words = {"name": "NAME", "namespace": "NAMESPACE", "part": part}
-    return f"| {reason} | {said.meaning.format(**words)} | {said.action.format(**words)} |".replace("||", "\\|\\|")
+    return f"| {reason} | {advice.meaning.format(**words)} | {advice.action.format(**words)} |".replace("||", "\\|\\|")

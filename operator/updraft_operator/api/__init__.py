@@ -1,1 +1,1 @@
-"""The two kinds of `updraft.dev/v1alpha1`, as models: the one source of the CRDs, of the reference, and of what is read."""
+"""The two kinds of `updraft.dev/v1alpha1` as models, from which the CRDs and the API reference are generated."""

@@ -1,9 +1,10 @@
-"""The two CustomResourceDefinitions, made from the models.
+"""The two CustomResourceDefinitions, generated from the models.
 
-A structural schema is less than what pydantic writes: no references, no alternatives, no null. A field that may be absent
-says so by being neither required nor defaulted. An empty default says nothing and is left out, but for an object in which
-something has a default: that is always there, so rules and readers may count on it.
-Refused: CRDs by hand (a second truth), and a full schema of pods (a megabyte, which `kubectl apply` cannot carry).
+A structural schema allows less than pydantic writes: no references, no alternatives, no null. A field that may be absent
+is neither required nor defaulted. Empty defaults are left out, except for an object that contains a default: it is always
+present, so rules and readers can rely on it.
+Refused: CRDs written by hand (a second source of truth), and the full schema of pods (a megabyte, too large for
+`kubectl apply`).
 """
 
 from typing import Any
@@ -23,7 +24,7 @@ _KEPT = (
     *("x-kubernetes-int-or-string", "x-kubernetes-preserve-unknown-fields"),
     *("x-kubernetes-list-type", "x-kubernetes-list-map-keys", "x-kubernetes-validations", "default", "required"),
 )
-"""What goes into a CRD as pydantic writes it, in the order in which it is read."""
+"""Keywords that go into a CRD as pydantic writes them, in the order in which people read them."""
 
 _NAMES = {
     AdaptiveSpeculator: {"plural": names.SPECULATORS, "shortNames": ["asp"]},
@@ -37,7 +38,6 @@ def files() -> dict[str, str]:
 
 
 def definitions() -> list[Schema]:
-    """Both CRDs."""
     speculators = {
         "subresources": {
             "status": {},
@@ -84,11 +84,11 @@ def definitions() -> list[Schema]:
 
 
 def schema(kind: type[AdaptiveSpeculator | DraftVersion]) -> Schema:
-    """The structural schema of a kind."""
+
     raw = kind.model_json_schema()
     definitions = raw["$defs"]
     parts = {name: _structural(raw["properties"][name], definitions) for name in ("spec", "status")}
-    parts["status"].pop("default", None)  # the operator's word, or none
+    parts["status"].pop("default", None)  # only the operator writes it
     return {
         **_only_kept(raw),
         "required": ["spec"],
@@ -139,7 +139,7 @@ def _condition(kind: str, field: str) -> str:
 
 
 def _structural(node: Schema, definitions: dict[str, Schema]) -> Schema:
-    """A part of pydantic's schema as a CRD may have it."""
+    """Part of pydantic's schema as a structural schema."""
     node = _resolved(node, definitions)
     result = _only_kept(node)
     if "items" in node:
@@ -148,7 +148,7 @@ def _structural(node: Schema, definitions: dict[str, Schema]) -> Schema:
         result["properties"] = {name: _structural(part, definitions) for name, part in node["properties"].items()}
         inner = {name: part["default"] for name, part in result["properties"].items() if "default" in part}
         if "default" in node and inner:
-            # The API server tries rules on a default before it fills in what is below.
+            # The API server evaluates rules on a default before it fills in nested defaults.
             return {**result, "default": inner if "x-kubernetes-validations" in node else {}}
     if "properties" in node or result.get("default") in (None, {}, []):
         result.pop("default", None)
@@ -156,7 +156,7 @@ def _structural(node: Schema, definitions: dict[str, Schema]) -> Schema:
 
 
 def _resolved(node: Schema, definitions: dict[str, Schema]) -> Schema:
-    """Without a reference, and with its alternatives as one; what a field says wins over what its type says."""
+    """Resolve references and alternatives; keywords of a field override those of its type."""
     if "$ref" in node:
         node = {**definitions[node["$ref"].rpartition("/")[2]], **node}
         del node["$ref"]
@@ -183,11 +183,11 @@ def _only_kept(node: Schema) -> Schema:
 
 
 _SHORT = 150
-"""Characters of a part that stands in one line: it keeps both CRDs under the 40 KB that they may have."""
+"""Maximum length in characters of a part written on one line: it keeps both CRDs together under 40 KB."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes short parts in one line, and the same part twice rather than a reference, which not every reader knows."""
+    """Writes short parts on one line, and repeats a part instead of a YAML anchor, which not every reader supports."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True

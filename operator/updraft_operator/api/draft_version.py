@@ -1,7 +1,7 @@
-"""DraftVersion: one draft, as an object to look at, wait for and retain.
+"""DraftVersion: one version of a draft, as an object to inspect, wait for and retain.
 
-The operator makes one for each version whose weights the registry keeps. A person who applies one with source Imported
-brings a draft of their own: it is pulled into the registry, which numbers it.
+The operator creates one for every version whose weights the registry keeps. A DraftVersion with source Imported that a
+user applies imports a draft: the operator pulls it into the registry, which assigns its number.
 """
 
 from datetime import datetime
@@ -16,7 +16,7 @@ from updraft_operator.api.status import Conditions
 
 
 class Source(StrEnum):
-    """Where a version comes from."""
+    """Origin of a version."""
 
     INITIAL = "Initial"
     TRAINER = "Trainer"
@@ -24,13 +24,13 @@ class Source(StrEnum):
 
 
 class SpeculatorName(Model):
-    """The AdaptiveSpeculator of the same namespace that it is for."""
+    """The AdaptiveSpeculator in the same namespace that the draft is for."""
 
     name: Annotated[Name, Field(max_length=40)]
 
 
 class Training(Model):
-    """Where the weights were learned."""
+    """The samples that the weights were trained on."""
 
     samples: int | None = None
     first_trace_id: Text | None = None
@@ -38,7 +38,7 @@ class Training(Model):
 
 
 class DraftVersionSpec(Model):
-    """Which draft it is. A person may change retain and secretRef later, nothing else."""
+    """Identifies the draft. Only retain and secretRef can be changed later."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -49,11 +49,11 @@ class DraftVersionSpec(Model):
             ),
             (
                 "self.source == 'Imported' || has(self.version)",
-                "version is required unless source is Imported: the registry numbers what is imported",
+                "version is required unless source is Imported: the registry numbers imports",
             ),
             (
                 "self.source != 'Imported' || has(self.uri) || has(self.version)",
-                "an import needs uri: where the draft is",
+                "an import needs uri: the location of the draft",
             ),
         )
     )
@@ -61,22 +61,22 @@ class DraftVersionSpec(Model):
     speculator_ref: SpeculatorName
     source: Source = Source.IMPORTED
     version: Annotated[int, Field(ge=1)] | None = None
-    """Its number in the registry; leave it out of an import."""
+    """Number of the version in the registry. Omit it to import a draft."""
     uri: Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^(hf|s3|gs|az|pvc)://[^\s]+$")] | None = None
-    """Of an import: the folder of an EAGLE-3 draft in Hugging Face layout, config.json and model.safetensors."""
+    """Imports only: folder of an EAGLE-3 draft in Hugging Face layout (config.json and model.safetensors)."""
     secret_ref: SecretName | None = None
-    """Of an import: Secret whose entries are variables of the download."""
+    """Imports only: Secret whose entries become environment variables of the download."""
     digest: Annotated[str, Field(max_length=71, pattern=r"^sha256:[a-f0-9]{64}$")] | None = None
-    """Of the weights file; an import of other bytes is refused."""
+    """Digest of the weights file. An import whose weights have another digest fails."""
     parent_version: Annotated[int, Field(ge=1)] | None = None
-    """The one that it was learned from."""
+    """Version that training started from."""
     training: Training | None = None
     retain: bool = False
-    """Keep the weights whatever revisionHistoryLimit says."""
+    """Keep the weights regardless of revisionHistoryLimit."""
 
 
 class Phase(StrEnum):
-    """Where a version stands."""
+    """Phase of a version."""
 
     IMPORTING = "Importing"
     PENDING = "Pending"
@@ -99,37 +99,37 @@ class PhaseChange(Model):
 
 
 class PodsStatus(Model):
-    """Pods by what their engines say."""
+    """Number of pods, as reported by their engines."""
 
     loaded: int | None = None
     target: int | None = None
-    """Pods that should serve it now."""
+    """Pods that should serve this version now."""
 
 
 class DraftAcceptance(Model):
-    """Tokens a verify step on live traffic, as a decimal in a string."""
+    """Tokens per verify step on live traffic, as a decimal string."""
 
     length: Text | None = None
 
 
 class DraftVersionStatus(Model):
-    """What became of it."""
+    """Observed state."""
 
     observed_generation: int | None = None
     version: int | None = None
-    """Its number in the registry, also of an import."""
+    """Number of the version in the registry, for imports too."""
     phase: Phase | None = None
     reason: Text | None = None
     pods: PodsStatus | None = None
     acceptance: DraftAcceptance | None = None
     promoted_time: datetime | None = None
     history: Annotated[list[PhaseChange], Field(max_length=20)] = []
-    """The last changes of phase, oldest first."""
+    """The latest changes of phase, oldest first."""
     conditions: Conditions = []
 
 
 class DraftVersion(Model):
-    """One draft of an AdaptiveSpeculator."""
+    """One draft version of an AdaptiveSpeculator."""
 
     metadata: Metadata
     spec: DraftVersionSpec

@@ -1,4 +1,4 @@
-"""Names that objects, labels and people share."""
+"""Names of objects, labels and annotations."""
 
 GROUP = "updraft.dev"
 VERSION = "v1alpha1"
@@ -7,15 +7,15 @@ SPECULATORS = "adaptivespeculators"
 DRAFT_VERSIONS = "draftversions"
 
 MANAGER = "updraft-operator"
-"""Field manager of all that is applied, and the value of the managed-by label."""
+"""Field manager of every apply, and the value of the managed-by label."""
 
 MANAGED_BY = "app.kubernetes.io/managed-by"
 COMPONENT = "app.kubernetes.io/component"
 SPECULATOR = f"{GROUP}/speculator"
 APPLIED = f"{GROUP}/applied"
-"""Annotation: a hash of what the operator applied last, so that what is no longer wished is taken away too."""
+"""Annotation: a hash of the manifest that the operator applied last, so that dropped fields are removed too."""
 SETTINGS = f"{GROUP}/settings"
-"""Annotation of a pod template: a hash of its ConfigMap, so that other settings restart the pods."""
+"""Annotation of a pod template: a hash of its ConfigMap, so that a change of settings restarts the pods."""
 FINALIZER = f"{GROUP}/external-data"
 
 SERVING, TRAINER, REGISTRY, IMPORT = "serving", "trainer", "registry", "import"
@@ -23,17 +23,17 @@ SERVING, TRAINER, REGISTRY, IMPORT = "serving", "trainer", "registry", "import"
 
 
 def child(speculator: str, part: str) -> str:
-    """Name of an object of a part."""
+
     return f"{speculator}-{part}"
 
 
 def selector(speculator: str, part: str) -> dict[str, str]:
-    """Labels that find the pods of a part; they never change."""
+    """Labels that select the pods of a part. They never change."""
     return {SPECULATOR: speculator, COMPONENT: part}
 
 
 def labels(speculator: str, part: str) -> dict[str, str]:
-    """Labels of an object of a part."""
+
     return {
         **selector(speculator, part),
         MANAGED_BY: MANAGER,
@@ -43,5 +43,5 @@ def labels(speculator: str, part: str) -> dict[str, str]:
 
 
 def draft_version(speculator: str, number: int) -> str:
-    """Name of the object of a version."""
+
     return f"{speculator}-v{number}"

@@ -1,4 +1,4 @@
-"""How a new draft comes to serve: the part of a spec that the registry follows, and that restarts no pod."""
+"""How new drafts roll out: the part of a spec that the registry follows, and that never restarts a pod."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -9,7 +9,7 @@ from updraft_operator.api.schema import Count, Model, Percent, Positive, Seconds
 
 
 class Strategy(StrEnum):
-    """How what passed the offline gate comes to serve."""
+    """How a draft that passed the offline gate starts to serve."""
 
     CANARY = "Canary"
     IMMEDIATE = "Immediate"
@@ -17,7 +17,7 @@ class Strategy(StrEnum):
 
 
 class OnInconclusive(StrEnum):
-    """What becomes of a canary without a verdict at its deadline."""
+    """What happens to a canary without a verdict at its deadline."""
 
     PAUSE = "Pause"
     ROLLBACK = "Rollback"
@@ -25,7 +25,7 @@ class OnInconclusive(StrEnum):
 
 
 class Comparison(StrEnum):
-    """How candidate and stable version are measured beside each other."""
+    """How the candidate is compared with the stable version."""
 
     AUTO = "Auto"
     PODS = "Pods"
@@ -33,39 +33,40 @@ class Comparison(StrEnum):
 
 
 class Step(Model):
-    """A part of the pods, and how long at least it serves the candidate."""
+    """A share of the pods, and the minimum time for which it serves the candidate."""
 
     pods_percent: Annotated[int, Field(ge=1, le=100)]
-    """Part of the pods that serve the candidate, rounded up."""
+    """Percentage of the pods that serve the candidate, rounded up."""
     hold_seconds: Seconds = 120
-    """Least time before the next step."""
+    """Minimum time before the next step."""
 
 
 class Analysis(Model):
-    """What the live gate asks of a candidate."""
+    """Criteria of the live gate."""
 
     interval_seconds: Annotated[int, Field(ge=1, le=86_400)] = 30
-    """Least length of a slice, which is one observation of candidate against stable version."""
+    """Minimum length of a slice, which is one comparison of the candidate with the stable version."""
     min_samples: Positive = 200
-    """Requests that a candidate must have served before it can win."""
+    """Requests that a candidate must serve before it can be promoted."""
     failure_limit: Count = 2
-    """Errors and crashes that are tolerated."""
+    """Number of errors and crashes that are tolerated."""
     max_acceptance_regression_percent: Percent = 2
-    """Rolled back once acceptance length is surely down by more."""
+    """The candidate is rolled back if its acceptance length is significantly lower by more than this."""
     max_latency_regression_percent: Percent = 5
-    """Rolled back once inter-token latency is surely up by more."""
+    """The candidate is rolled back if its inter-token latency is significantly higher by more than this."""
     on_inconclusive: OnInconclusive = OnInconclusive.ROLLBACK
-    """At the deadline without a verdict."""
+    """Action at the deadline if there is no verdict."""
     dry_run: bool = False
-    """Measure and report, never decide: the steps run by time and end in a promotion."""
+    """Measure and report, but never decide: steps advance by time alone, and the last one promotes the candidate."""
     comparison: Comparison = Comparison.AUTO
-    """Auto: by switchback up to two pods, by pods beyond."""
+    """Pods: between pods at the same time; Switchback: all pods alternate between versions; Auto: Switchback with up to two
+    pods, otherwise Pods."""
     switchback_seconds: Annotated[int, Field(ge=2, le=3600)] = 20
-    """One turn of a switchback."""
+    """How long the pods serve one version before they switch to the other."""
 
 
 class Rollout(Model):
-    """How a new draft comes to serve, or does not."""
+    """How new drafts roll out."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -76,29 +77,29 @@ class Rollout(Model):
             ),
             (
                 "self.strategy != 'Canary' || self.steps.map(s, s.holdSeconds).sum() <= self.progressDeadlineSeconds",
-                "progressDeadlineSeconds is less than all steps hold together",
+                "progressDeadlineSeconds is less than the sum of holdSeconds of all steps",
             ),
         )
     )
 
     strategy: Strategy = Strategy.CANARY
-    """Canary; Immediate: what passes the offline gate serves everyone at once; Manual: it waits for promotedVersion."""
+    """Canary: step by step; Immediate: on all pods once the offline gate passes; Manual: wait for promotedVersion."""
     paused: bool = False
-    """Freeze the rollout where it is; what fails is still rolled back."""
+    """Freeze the rollout at its current step. A candidate that fails is still rolled back."""
     pinned_version: Count | None = None
-    """Serve exactly this version now, without analysis: roll back, or forward. 0: no draft. Newer ones are held until the
-    field is removed."""
+    """Serve exactly this version now, without analysis, to roll back or forward. 0 serves without a draft. Newer versions are
+    held until the field is removed."""
     promoted_version: Positive | None = None
-    """Let this version win now, if it waits or is in canary: the answer to strategy Manual. Later versions are tried as
+    """Promote this version now if it is waiting or in canary, for example with strategy Manual. Later versions roll out as
     usual."""
     steps: Annotated[list[Step], Field(max_length=10)] = [Step(pods_percent=10), Step(pods_percent=50)]
-    """How a canary spreads; after the last one the verdict is awaited."""
+    """Steps of a canary. After the last one, the rollout waits for the verdict."""
     max_pods_swapping: Count = 0
-    """Pods that may be on their way from one version to another at once; 0: all."""
+    """Maximum number of pods that swap versions at the same time; 0 means no limit."""
     analysis: Analysis = Analysis()
     auto_rollback: bool = True
-    """Off: a canary that failed stays where it is, for a person."""
+    """Roll back a failed candidate. If false, a failed canary stays at its step until someone decides."""
     progress_deadline_seconds: Annotated[int, Field(ge=30, le=2_592_000)] = 900
-    """Time that a canary has, without pauses."""
+    """Deadline of a canary, excluding pauses."""
     revision_history_limit: Annotated[int, Field(ge=1, le=50)] = 10
-    """Versions whose weights are kept besides those in use, pinned or retained."""
+    """Number of old versions whose weights are kept, besides versions in use, pinned or retained."""

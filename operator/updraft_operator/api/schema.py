@@ -1,11 +1,9 @@
-"""What all models of the API share: camelCase on the wire, and rules that only the API server can check (CEL).
+"""The base of all API models: camelCase on the wire, and CEL rules, which only the API server checks.
 
-A rule is written beside the fields it is about, in `model_config["json_schema_extra"]`, and goes into the CRD as it is.
-Only what the API server has let in is read by these models, so an unknown field is no error here: a newer CRD may
-know more than this operator.
+A rule stands next to its fields, in `model_config["json_schema_extra"]`, and goes into the CRD unchanged. Unknown fields
+are ignored: the API server has validated the objects already, and a newer CRD may have fields that this operator lacks.
 """
 
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,10 +18,10 @@ Count = Annotated[int, Field(ge=0, le=1_000_000)]
 Positive = Annotated[int, Field(ge=1, le=1_000_000)]
 Percent = Annotated[int, Field(ge=0, le=100)]
 Seconds = Annotated[int, Field(ge=0, le=2_592_000)]
-"""At most a month: whoever writes more has mistaken the unit."""
+"""At most a month, because a larger value is most likely in the wrong unit."""
 
 Quantity = Annotated[str, Field(pattern=QUANTITY, max_length=32)]
-"""An amount of bytes as Kubernetes writes it, never none."""
+"""A number of bytes as Kubernetes writes it, never 0."""
 
 IntOrPercent = Annotated[
     Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^[0-9]{1,3}%$", max_length=4)],
@@ -32,7 +30,8 @@ IntOrPercent = Annotated[
 """A count, or a share such as "25%"."""
 
 Untyped = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
-"""A part of another kind's schema, which would make the CRD a megabyte: the API server checks it where it ends up."""
+"""Part of another kind's schema, whose inclusion would make the CRD a megabyte: the API server validates it in the object
+that it ends up in."""
 
 UntypedList = Annotated[
     list[
@@ -52,11 +51,11 @@ UntypedList = Annotated[
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     ),
 ]
-"""Such parts, told apart by their names."""
+"""A list of such parts, keyed by name."""
 
 
 class Model(BaseModel):
-    """Base of all parts: frozen, named as in Kubernetes, described by the docstrings below the fields."""
+    """Base class: frozen, with camelCase aliases; the docstrings below the fields become descriptions."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -69,12 +68,12 @@ class Model(BaseModel):
 
 
 def rules(*rules: tuple[str, str], **more: Any) -> dict[str, Any]:
-    """CEL rules, each with its message, for `json_schema_extra`; `more` is further schema."""
+    """`json_schema_extra` with CEL rules and their messages; `more` is additional schema."""
     return {"x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in rules], **more}
 
 
 def immutable(field: str, why: str) -> dict[str, Any]:
-    """The rule that a field keeps its first value."""
+    """The rule that a field never changes."""
     return {
         "rule": f"self.{field} == oldSelf.{field}",
         "message": f"{field} is immutable: {why}",
@@ -84,16 +83,12 @@ def immutable(field: str, why: str) -> dict[str, Any]:
 
 
 def same(field: str) -> str:
-    """The expression that an optional field keeps its first value, or its absence (CEL's own optionals cost too much)."""
+    """The expression that an optional field never changes (CEL's own optionals cost too much)."""
     return f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})"
 
 
 def one_of(*fields: str) -> tuple[str, str]:
-    """The rule that at most one of some fields is set."""
+    """The rule that at most one of the fields is set."""
     listed = ", ".join(f"has(self.{field})" for field in fields)
-    return f"[{listed}].filter(x, x).size() <= 1", f"choose one of {_said(fields)}"
-
-
-def _said(words: Sequence[str]) -> str:
-    *first, last = words
-    return f"{', '.join(first)} and {last}"
+    *first, last = fields
+    return f"[{listed}].filter(x, x).size() <= 1", f"choose one of {', '.join(first)} and {last}"

@@ -1,7 +1,7 @@
-"""AdaptiveSpeculator: a target model, who serves it, who learns, and how new drafts come to serve.
+"""AdaptiveSpeculator: a target model, how it is served, how drafts are trained, and how new drafts roll out.
 
-`spec: {targetModel: {uri: ...}}` alone is a whole one. People and autoscalers write the spec, the operator only the
-status; there are no floats in either, as Kubernetes' API conventions ask.
+`spec: {targetModel: {uri: ...}}` alone is a complete spec. People and autoscalers write the spec, the operator writes only
+the status. Neither has floats, as Kubernetes' API conventions require.
 """
 
 from datetime import datetime
@@ -31,66 +31,66 @@ Name = Annotated[str, Field(min_length=1, max_length=253, pattern=NAME)]
 
 
 class Engine(StrEnum):
-    """Who decodes."""
+    """The inference engine."""
 
     TORCH = "torch"
     SGLANG = "sglang"
 
 
 class DeletionPolicy(StrEnum):
-    """What becomes of data outside the cluster's objects."""
+    """What happens to data that outlives the objects."""
 
     RETAIN = "Retain"
     DELETE = "Delete"
 
 
 class SecretName(Model):
-    """A Secret of the same namespace."""
+    """A Secret in the same namespace."""
 
     name: Name
 
 
 class SecretKey(Model):
-    """One entry of a Secret of the same namespace."""
+    """One entry of a Secret in the same namespace."""
 
     name: Name
     key: Annotated[str, Field(min_length=1, max_length=253)] = "url"
 
 
 class TargetModel(Model):
-    """The model that answers; its words never change with the draft."""
+    """The model that generates output. Drafts never change its output."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
             (
                 "!has(self.revision) || self.uri.startsWith('hf://')",
-                "revision is for hf:// only: other places hold one",
+                "revision requires an hf:// uri: other locations hold one revision",
             ),
         )
     )
 
     uri: Annotated[str, Field(min_length=1, max_length=512, pattern=r"^((hf|s3|gs|az|pvc|oci)://[^\s]+|/[^\s]*)$")]
-    """Where the model is, in Hugging Face layout: hf://ORG/NAME, s3://BUCKET/PREFIX, gs://... and az://... (downloaded
+    """Location of the model in Hugging Face layout: hf://ORG/NAME, s3://BUCKET/PREFIX, gs://... and az://... (downloaded
     before a pod starts), pvc://CLAIM/FOLDER (mounted), oci://IMAGE (mounted as an image volume), or /FOLDER in the image."""
     revision: Annotated[str, Field(min_length=1, max_length=128)] | None = None
-    """Branch, tag or commit of hf://. A change restarts the pods."""
+    """Branch, tag or commit of an hf:// model. A change restarts the pods."""
     secret_ref: SecretName | None = None
-    """Secret whose entries are variables of the download: HF_TOKEN, AWS_ACCESS_KEY_ID, ..."""
+    """Secret whose entries become environment variables of the download: HF_TOKEN, AWS_ACCESS_KEY_ID, ..."""
     served_name: Annotated[str, Field(min_length=1, max_length=253)] | None = None
-    """Name that clients ask for; the last part of the address unless given."""
+    """Model name in the API that clients use. Defaults to the last part of uri."""
 
 
 class Draft(Model):
-    """The kind of draft that is learned."""
+    """The kind of draft model that is trained."""
 
     algorithm: Literal["EAGLE3"] = "EAGLE3"
-    """EAGLE-3 is what the trainer learns."""
+    """Architecture of the draft. The trainer supports EAGLE-3."""
     lookahead: Annotated[int, Field(ge=0, le=16)] = 3
-    """Most tokens drafted a verify step; the engine chooses up to it. 0 serves without speculation."""
+    """Maximum number of tokens drafted per verify step; the engine chooses up to it. 0 serves without speculation."""
 
 
 class RollingUpdate(Model):
-    """How pods are replaced when their template changes. A new draft never changes it."""
+    """How pods are replaced when their template changes. A new draft never changes the template."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -105,157 +105,157 @@ class RollingUpdate(Model):
     )
 
     max_surge: IntOrPercent | None = None
-    """Pods above the wished number; with engine sglang 0 unless given, for a spare GPU is rare. Else 1."""
+    """Pods above spec.serving.replicas. Defaults to 0 with engine sglang, because a spare GPU is rare, otherwise to 1."""
     max_unavailable: IntOrPercent | None = None
-    """Pods below the wished number; 1 where no pod may be added, else 0."""
+    """Pods below spec.serving.replicas. Defaults to 1 if maxSurge is 0, otherwise to 0."""
 
 
 class HostPath(Model):
-    """A folder of the node."""
+    """A folder on the node."""
 
     path: Annotated[str, Field(pattern=r"^/[^\s]+$", max_length=512)]
 
 
 class Claim(Model):
-    """An existing PersistentVolumeClaim of the same namespace."""
+    """An existing PersistentVolumeClaim in the same namespace."""
 
     claim_name: Name
 
 
 class ModelCache(Model):
-    """Where a downloaded model is kept; without it, in the pod, and downloaded again by each."""
+    """Where downloaded models are cached. Without a cache, every pod downloads the model."""
 
     model_config = ConfigDict(json_schema_extra=rules(one_of("pvc", "hostPath")))
 
     pvc: Claim | None = None
-    """Shared by all pods that mount it; it must allow that (ReadWriteMany), or there is one pod."""
+    """Claim that all pods share. It must allow ReadWriteMany unless there is only one pod."""
     host_path: HostPath | None = None
-    """A folder that is there on each node and that user 65532 may write; Pod Security must allow hostPath."""
+    """A folder that exists on every node and that user 65532 can write. Pod Security must allow hostPath."""
 
 
 class Workload(Model):
-    """What can be said of the pods of every part."""
+    """Settings of the pods of every part."""
 
     image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
-    """Instead of the operator's own choice."""
+    """Image to run instead of the operator's default."""
     resources: Untyped = {}
-    """Requests and limits, as in a container."""
+    """Resource requests and limits, as in a container."""
     env: UntypedList = []
-    """Variables, as in a container; they win over what the operator sets."""
+    """Environment variables, as in a container. They override those that the operator sets."""
     pod_template: Untyped = {}
-    """What else a pod template can say (nodeSelector, tolerations, annotations, volumes, sidecars): merged over ours, lists
-    of named things by name."""
+    """Other fields of a pod template (nodeSelector, tolerations, annotations, volumes, sidecars), merged over the operator's
+    template; lists of named entries are merged by name."""
 
 
 class Serving(Workload):
     """The inference pods."""
 
     replicas: Count = 1
-    """Autoscalers write it through the scale subresource."""
+    """Number of pods. Autoscalers set it through the scale subresource."""
     tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = 1
-    """GPUs that share one model, with engine sglang."""
+    """Number of GPUs that share one model, with engine sglang."""
     args: Annotated[list[Annotated[str, Field(max_length=1024)]], Field(max_length=128)] = []
-    """More arguments of the SGLang server."""
+    """Additional arguments of the SGLang server."""
     max_running_requests: Positive = 8
-    """Requests that a pod decodes at once; more wait."""
+    """Number of requests that a pod decodes concurrently; further requests wait."""
     max_context_tokens: Positive = 2048
-    """Most tokens of a request, prompt and answer together."""
+    """Maximum number of tokens of a request, prompt and output together."""
     termination_grace_period_seconds: Annotated[int, Field(ge=10, le=86_400)] = 60
-    """How long running requests may go on when a pod has to go."""
+    """How long running requests may continue when a pod is terminated."""
     rolling_update: RollingUpdate = RollingUpdate()
     model_cache: ModelCache | None = None
 
 
 class Storage(Model):
-    """A volume: one that the operator asks for, or one that is there."""
+    """A volume: one that the operator creates, or an existing one."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
-            ("self == oldSelf", "storage is immutable: Kubernetes cannot change a claim; grow the claim itself"),
+            ("self == oldSelf", "storage is immutable: Kubernetes cannot change a claim; expand the claim itself"),
         )
     )
 
     size: Quantity = "10Gi"
-    """Of a new claim."""
+    """Size of the new claim."""
     storage_class_name: Annotated[str, Field(max_length=253)] | None = None
-    """The cluster's default class unless given; "" takes a volume without a class."""
+    """Storage class of the new claim. Defaults to the cluster's default class; "" selects a volume without a class."""
     claim_name: Name | None = None
-    """An existing claim instead; the other fields then mean nothing."""
+    """An existing claim to use instead; size and storageClassName are then ignored."""
 
 
 class TrainerStorage(Storage):
-    """The trainer's volume; it needs less."""
+    """The trainer's volume."""
 
     size: Quantity = "5Gi"
-    """Of a new claim."""
+    """Size of the new claim."""
 
 
 class Trainer(Workload):
-    """Who learns the drafts."""
+    """Configures draft training."""
 
     suspend: bool = False
-    """Stop learning; serving goes on with what it has."""
+    """Stop training. Serving continues with the current draft."""
     storage: TrainerStorage = TrainerStorage()
-    """Replay, state of the optimizer, last draft. Deleted with the resource: the registry has what was published."""
 
 
 class Redis(Model):
-    """A Redis of your own."""
+    """Your own Redis."""
 
     url_secret_ref: SecretKey
-    """Entry with redis://:PASSWORD@HOST:PORT/DB or rediss://...; the operator's Redis unless given."""
+    """Secret entry with the address: redis://:PASSWORD@HOST:PORT/DB or rediss://..."""
 
 
 class Traces(Model):
-    """What serving records for learning."""
+    """What serving records for training."""
 
     enabled: bool = True
-    """Without traces there is nothing to learn from, and no trainer."""
+    """Record traces. Without traces there is no training data, so no trainer runs."""
     redis: Redis | None = None
+    """Redis for the traces. Defaults to the operator's Redis."""
     payload_percent: Percent = 100
-    """Requests that carry hidden states to learn from."""
+    """Percentage of requests whose traces include hidden states to train on."""
     evaluation_percent: Percent = 10
-    """Requests held out for evaluation, never trained on."""
+    """Percentage of requests held out for evaluation; they are never trained on."""
     max_size: Quantity = "256Mi"
-    """Of the stream in Redis; the oldest traces go first."""
+    """Maximum size of the stream in Redis; the oldest traces are dropped first."""
 
 
 class Bucket(Model):
-    """Weights in object storage."""
+    """Object storage for draft weights."""
 
     url: Annotated[str, Field(pattern=r"^(s3|gs|az)://[^\s]+$", max_length=512)]
-    """Bucket and prefix; one speculator each."""
+    """Bucket and prefix. Every speculator needs its own."""
     secret_ref: SecretName | None = None
-    """Secret whose entries are variables: AWS_ACCESS_KEY_ID, AWS_ENDPOINT, GOOGLE_..., AZURE_..."""
+    """Secret whose entries become environment variables: AWS_ACCESS_KEY_ID, AWS_ENDPOINT, GOOGLE_..., AZURE_..."""
 
 
 class Registry(Workload):
-    """Who keeps the drafts and decides who serves which."""
+    """The registry stores draft versions and decides which pods serve which version."""
 
     storage: Storage = Storage()
-    """Catalogue and weights; of a bucket's weights, copies."""
+    """Volume for the catalogue and the weights. With a bucket, the weights on it are copies."""
     bucket: Bucket | None = None
-    """Keep weights and documents there, so that the catalogue can be made anew without the volume."""
+    """Store weights and documents in a bucket, so that the catalogue can be rebuilt if the volume is lost."""
 
 
 class Spec(Model):
-    """What is wished for."""
+    """Desired state."""
 
     model_config = ConfigDict(
         json_schema_extra={
             "x-kubernetes-validations": [
-                immutable("targetModel.uri", "drafts are learned for one target; make another AdaptiveSpeculator"),
+                immutable("targetModel.uri", "drafts are trained for one target; create another AdaptiveSpeculator"),
                 {
                     "rule": "self.engine == 'sglang' || self.serving.tensorParallelSize == 1",
-                    "message": "tensorParallelSize is for engine sglang",
+                    "message": "tensorParallelSize requires engine sglang",
                 },
                 {
                     "rule": "self.engine == 'sglang' || !has(self.serving.args) || size(self.serving.args) == 0",
-                    "message": "args are for engine sglang; settings of engine torch are variables (serving.env)",
+                    "message": "args require engine sglang; configure engine torch with environment variables (serving.env)",
                 },
                 {
                     "rule": "self.engine != 'sglang' || self.draft.lookahead > 0",
-                    "message": "draft.lookahead is at least 1 with engine sglang: a server without a draft shows nothing",
+                    "message": "draft.lookahead must be at least 1 with engine sglang, which captures nothing without a draft",
                 },
             ]
         }
@@ -263,12 +263,12 @@ class Spec(Model):
 
     target_model: TargetModel
     engine: Engine = Engine.TORCH
-    """torch: Updraft's own, on a CPU or one GPU; sglang: a stock SGLang server on GPUs. A change restarts the pods."""
+    """torch: Updraft's own engine, on CPUs or one GPU; sglang: a stock SGLang server on GPUs. A change restarts the pods."""
     suspend: bool = False
-    """Scale serving and trainer to zero; versions, traces and status stay."""
+    """Scale serving and the trainer to zero. Versions, traces and status are kept."""
     deletion_policy: DeletionPolicy = DeletionPolicy.RETAIN
-    """Retain: the registry's volume and the traces outlive this resource, and one of the same name goes on with them.
-    Delete: they go too. A bucket is never emptied."""
+    """Retain: the registry's volume and the traces outlive this resource; a new one of the same name continues with them.
+    Delete: they are deleted too. A bucket is never emptied."""
     draft: Draft = Draft()
     serving: Serving = Serving()
     trainer: Trainer = Trainer()
@@ -278,7 +278,7 @@ class Spec(Model):
 
 
 class Metadata(Model):
-    """The part of an object's metadata that is read."""
+    """The fields of an object's metadata that the operator reads."""
 
     name: str
     namespace: str = ""
@@ -294,14 +294,17 @@ class Metadata(Model):
 
 
 class AdaptiveSpeculator(Model):
-    """A target model whose draft keeps learning from the traffic that it serves."""
+    """A target model, served with a draft model that is trained continuously on its traffic."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
-            ("size(self.metadata.name) <= 40", "name: at most 40 characters, for names of what is made derive from it"),
+            (
+                "size(self.metadata.name) <= 40",
+                "name: at most 40 characters, because the names of child objects derive from it",
+            ),
             (
                 "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
-                "name: small letters, digits and -, a letter first, for it is the name of a Service too",
+                "name: lowercase letters, digits and -, starting with a letter, because a Service has the same name",
             ),
         )
     )

@@ -1,4 +1,4 @@
-"""The status of an AdaptiveSpeculator: written by the operator only, made anew from what it sees."""
+"""The status of an AdaptiveSpeculator: written only by the operator, from what it observes."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -9,7 +9,7 @@ from updraft_operator.api.schema import Model, Text
 
 
 class Condition(Model):
-    """One aspect of the state, as everywhere in Kubernetes."""
+    """One aspect of the state, as in all Kubernetes APIs."""
 
     type: Annotated[str, Field(max_length=316)]
     status: Literal["True", "False", "Unknown"]
@@ -29,7 +29,7 @@ Conditions = Annotated[
 
 
 class VersionsStatus(Model):
-    """Which version has which role; absent: none."""
+    """Versions by role. A role without a version is absent."""
 
     stable: int | None = None
     candidate: int | None = None
@@ -38,14 +38,14 @@ class VersionsStatus(Model):
 
 
 class RolloutStatus(Model):
-    """What is tried, and what that waits for."""
+    """The current rollout, and what it is waiting for."""
 
     phase: Text | None = None
-    """Of the version it is about: Pending, Held, Canary, Stable, Superseded, Rejected, RolledBack, Failed."""
+    """Phase of the version: Pending, Held, Canary, Stable, Superseded, Rejected, RolledBack, Failed."""
     version: int | None = None
     baseline: int | None = None
     step: int | None = None
-    """From 1."""
+    """Current step, counted from 1."""
     steps: int | None = None
     start_time: datetime | None = None
     step_start_time: datetime | None = None
@@ -58,33 +58,33 @@ class ServingStatus(Model):
     replicas: int | None = None
     ready_replicas: int | None = None
     updated_replicas: int | None = None
-    """Pods that serve the stable version, as their engines say."""
+    """Pods whose engines report the stable version."""
     failed_replicas: int | None = None
     selector: Text | None = None
-    """Of the scale subresource."""
+    """Label selector of the pods, for the scale subresource."""
     url: Text | None = None
-    """Where clients in the cluster find it."""
+    """Address for clients in the cluster."""
 
 
 class AcceptanceStatus(Model):
-    """Tokens a verify step, as decimals in strings."""
+    """Tokens per verify step, as decimal strings."""
 
     stable: Text | None = None
     candidate: Text | None = None
     verify_steps: int | None = None
-    """That the stable version's figure is over, in thousands rounded down."""
+    """Verify steps behind the stable version's value, rounded down to thousands."""
 
 
 class TrainerStatus(Model):
     """The trainer."""
 
     state: Text | None = None
-    """Training, Starting, Suspended, Failing."""
+    """One of Training, Starting, Suspended, Disabled, Failing."""
     last_publish_time: datetime | None = None
 
 
 class LastFailure(Model):
-    """The version that was last found to be no good."""
+    """The version that most recently failed."""
 
     version: int
     reason: Text
@@ -93,7 +93,7 @@ class LastFailure(Model):
 
 
 class Status(Model):
-    """What is."""
+    """Observed state."""
 
     observed_generation: int | None = None
     versions: VersionsStatus | None = None

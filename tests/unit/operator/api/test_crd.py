@@ -145,7 +145,7 @@ def test_the_reference_has_every_field_once_in_its_place() -> None:
 
 def test_the_reference_tells_defaults_limits_and_rules() -> None:
     page = reference.page()
-    assert "| `draft.lookahead` | integer, 0 to 16 | `3` | Most tokens drafted a verify step" in page
+    assert "| `draft.lookahead` | integer, 0 to 16 | `3` | Maximum number of tokens drafted per verify step" in page
     assert "| `size` | " not in page
     assert "| `storage.size` | text, a quantity such as `10Gi` | `5Gi` | Of a new claim. |" in page
     assert (
