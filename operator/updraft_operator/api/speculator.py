@@ -196,6 +196,8 @@ class Trainer(Workload):
     suspend: bool = False
     """Stop training. Serving continues with the current draft."""
     storage: TrainerStorage = TrainerStorage()
+    """Volume for replay samples, optimizer state and the latest draft. It is deleted with the resource, because the registry
+    keeps the published versions."""
 
 
 class Redis(Model):
