@@ -1,4 +1,4 @@
-"""Do something unless something else happens first."""
+"""Runs a coroutine until it ends or another one interrupts it."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -7,29 +7,34 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class Interrupted(Exception):  # noqa: N818 - an outcome, not a failure
-    """The other thing happened first; the work was cancelled and has ended."""
+class Interrupted(Exception):  # noqa: N818 - an outcome, not an error
+    """The interruption came first; the work was cancelled and has ended."""
 
 
 async def run_unless_cancelled_by(interruption: Coroutine[Any, Any, object], work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, or Interrupted. Errors of either come through; neither runs on afterwards."""
+    """Return the result of `work`. Raises Interrupted if `interruption` ends first; errors of both are raised.
+
+    Both have ended when this returns.
+    """
     try:
         async with asyncio.TaskGroup() as tasks:
-            doing = tasks.create_task(work)
-            watching = tasks.create_task(interruption)
-            await asyncio.wait({doing, watching}, return_when=asyncio.FIRST_COMPLETED)
-            doing.cancel()
-            watching.cancel()
+            working = tasks.create_task(work)
+            waiting = tasks.create_task(interruption)
+            await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            working.cancel()
+            waiting.cancel()
     except BaseExceptionGroup as group:
         raise_if_cancelled()
         raise group.exceptions[0] from None
-    if doing.cancelled():
+    if working.cancelled():
         raise Interrupted
-    return doing.result()
+    return working.result()
 
 
 def raise_if_cancelled() -> None:
-    """Raise the cancellation of this task that a library swallowed: grpc.aio does, for a call that fails just then."""
+    """Raise a cancellation of this task that a library swallowed, as grpc.aio does for a call that fails at that
+    moment.
+    """
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError

@@ -1,8 +1,8 @@
-"""The inference process, put together: the one place that knows all parts, but for what is inside the engine.
+"""Builds the inference process and connects its parts, except for the inside of the engine.
 
-Order of life: the port answers (503), the model loads, then the draft that the registry orders, or the last one while it is
-away; requests come in; on SIGTERM no new ones, the running ones end, traces are flushed. Registry and Redis may come and
-go at any time.
+At startup the port answers with 503 while the model loads. Then the pod loads the draft that the registry orders, or
+the last one if the registry is away, and becomes ready. On SIGTERM it stops accepting requests, finishes running ones
+and flushes traces. Registry and Redis may come and go at any time.
 """
 
 import asyncio
@@ -50,27 +50,25 @@ from updraft_inference.settings import InferenceSettings
 from updraft_inference.text.chat_template import ChatTemplate
 from updraft_inference.text.tokenization import Tokenizer
 
-if TYPE_CHECKING:  # stubs know these names, the generated code does not
+if TYPE_CHECKING:  # these names exist in the stubs only
     from updraft.fleet.v1.fleet_pb2_grpc import FleetAsyncStub
     from updraft.registry.v1.registry_pb2_grpc import RegistryAsyncStub
 
 logger = logging.getLogger(__name__)
 
 OpenEngine = Callable[[InferenceSettings, FinishedSink], AbstractAsyncContextManager[Engine]]
-"""Loads the model and runs the engine for the length of the block."""
+"""Loads the model and runs the engine for the duration of the block."""
 
 _FLUSH_S = 5.0
 _WATCH_S = 1.0
 
 _ENCODINGS = {"fp8": trace_pb2.TENSOR_ENCODING_FP8_E4M3, "bf16": trace_pb2.TENSOR_ENCODING_BF16}
 
-_NOTHING = CaptureRates(is_enabled=False)
+_NO_CAPTURE = CaptureRates(is_enabled=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Base:
-    """What every part is built from."""
-
     settings: InferenceSettings
     metrics: Metrics
     clock: Clock
@@ -79,7 +77,7 @@ class _Base:
 
 
 async def serve(settings: InferenceSettings, stop: Stop, open_engine: OpenEngine) -> None:
-    """Run the process until `stop`. UpdraftError if it cannot start."""
+    """Run the process until `stop`. Raises UpdraftError if it cannot start."""
     tokenizer = await asyncio.to_thread(Tokenizer.open, settings.model)
     chat_template = await asyncio.to_thread(ChatTemplate.open, settings.model)
     registry = CollectorRegistry()
@@ -103,7 +101,7 @@ async def serve(settings: InferenceSettings, stop: Stop, open_engine: OpenEngine
         async with (
             open_engine(settings, base.completions.sink) as engine,
             _agent(base, engine) as agent,
-            asyncio.TaskGroup() as background,  # ends before what it works with
+            asyncio.TaskGroup() as background,  # ends before the engine and the agent
         ):
             watch_engine(registry, engine)
             base.metrics.observe_kernels(engine.info.kernels)
@@ -135,29 +133,26 @@ async def serve(settings: InferenceSettings, stop: Stop, open_engine: OpenEngine
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Agent:
-    """The pod's other half: what captures, reports and swaps."""
+    """Captures, reports and swaps for one pod."""
 
     changed: asyncio.Event
     capture: Capture | None
     jobs: list[Coroutine[Any, Any, None]]
     settled: asyncio.Event
-    """Set once the draft that is at hand serves."""
+    """Set once the draft that is available locally serves."""
 
     def plan(self, trace_id: bytes, *, is_opted_out: bool, domain: str) -> CapturePlan:
-        """Decide about the capture of one request."""
         if self.capture is None:
-            return selection.plan(_NOTHING, trace_id, is_opted_out=is_opted_out, domain=domain)
+            return selection.plan(_NO_CAPTURE, trace_id, is_opted_out=is_opted_out, domain=domain)
         return self.capture.plan(trace_id, is_opted_out=is_opted_out, domain=domain)
 
     async def flush(self) -> None:
-        """Send what was captured."""
         if self.capture is not None:
             await self.capture.flush(_FLUSH_S)
 
 
 @asynccontextmanager
 async def _agent(base: _Base, engine: Engine) -> AsyncIterator[_Agent]:
-    """Build it."""
     base.completions.subscribe(lambda finished, _: base.metrics.observe(finished))
     changed, settled = asyncio.Event(), asyncio.Event()
     async with AsyncExitStack() as stack:
@@ -260,7 +255,7 @@ def _draft_folder(settings: InferenceSettings) -> DraftFolder:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InvalidInput(
-            f"cannot write drafts to {path} ({error.strerror}); set {variable(InferenceSettings, 'data_dir')}"
+            f"cannot write drafts to {path} ({error.strerror}); change {variable(InferenceSettings, 'data_dir')}"
         ) from error
     return DraftFolder(path)
 
@@ -271,28 +266,28 @@ async def _load_fixed(base: _Base, engine: Engine, folder: Path) -> None:
 
 
 def _fixed_draft(folder: Path, info: EngineInfo) -> DraftCheckpoint:
-    """A checkpoint folder as a draft: it must be what its manifest says, if it has one.
+    """Read a checkpoint folder as a draft; with a manifest its contents must match it.
 
-    Its version is the folder's name where that is a number, as in a registry's or a pod's store; else 1.
+    The version is the folder name if that is a number, as in the stores of registries and pods; otherwise 1.
     """
     version = int(folder.name) if folder.name.isdecimal() else 1
     manifest = read_manifest(folder)
     if manifest is not None:
         check_target(manifest, info)
         return verified(folder, version)
-    _, found = checkpoint.load(folder)
-    digest = tensors_digest(checkpoint.tensor_specs(sorted(found.items())))
+    _, weights = checkpoint.load(folder)
+    digest = tensors_digest(checkpoint.tensor_specs(sorted(weights.items())))
     return DraftCheckpoint(version=version, folder=folder, tensors_digest=digest)
 
 
 async def _watch(engine: Engine, readiness: Readiness[ServedModel]) -> None:
-    """End the process when the engine has failed: only a restart can help.
+    """End the process when the engine has failed, because only a restart can help.
 
-    Not while it ends anyway: an SGLang server that is idle goes first, and slow readers and traces are still here.
+    A draining pod goes on: an idle SGLang server ends first, while answers and traces may still be on their way.
     """
     while engine.is_alive or readiness.phase is ServingPhase.DRAINING:  # noqa: ASYNC110 - a dying thread sets no event
         await asyncio.sleep(_WATCH_S)
-    raise Unavailable("the engine has failed; the log above says why")
+    raise Unavailable("the engine has failed; see the log above for the cause")
 
 
 async def _drained(readiness: Readiness[ServedModel], timeout_s: float) -> None:
@@ -301,4 +296,4 @@ async def _drained(readiness: Readiness[ServedModel], timeout_s: float) -> None:
             await readiness.empty()
     if readiness.num_inside:
         extra = {"requests": readiness.num_inside, "after_s": timeout_s}
-        logger.warning("Requests are cut off: they did not end in time", extra=extra)
+        logger.warning("Requests were cut off because they did not finish in time", extra=extra)

@@ -1,6 +1,6 @@
-"""Every metric of the inference process, on one page.
+"""All metrics of the inference process.
 
-Labels are few and bounded: a drafter, a position, a reason. A draft version is the value of a gauge, never a
+Labels have few, bounded values: a drafter, a position, a reason. A draft version is the value of a gauge, never a
 label.
 """
 
@@ -25,8 +25,6 @@ _POSITIONS, _ROWS = (1, 2, 3, 4, 6, 8), (1, 2, 4, 8, 16, 32, 64)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
-    """Built once, passed to whoever counts."""
-
     requests: Counter
     refusals: Counter
     hang_ups: Counter
@@ -53,8 +51,6 @@ class Metrics:
 
     @classmethod
     def on(cls, registry: CollectorRegistry) -> Self:
-        """Register all of them."""
-
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"{_PREFIX}_{name}", text, labels, registry=registry)
 
@@ -65,47 +61,62 @@ class Metrics:
             return Histogram(f"{_PREFIX}_{name}", text, labels, buckets=buckets, registry=registry)
 
         return cls(
-            requests=counter("requests", "Ended requests by why they ended (stop, length, cancelled).", "finish"),
-            refusals=counter("refusals", "Requests refused with an error, by HTTP status.", "status"),
-            hang_ups=counter("hang_ups", "Clients that closed their connection before the answer was whole."),
-            prompt_tokens=counter("prompt_tokens", "Prompt tokens of ended requests."),
-            output_tokens=counter("output_tokens", "Generated tokens of ended requests."),
-            verify_steps=counter("verify_steps", "Verify steps by who proposed the drafts.", "drafter"),
-            proposed=counter("proposed_tokens", "Drafts proposed, by position in the chain.", "drafter", "position"),
-            accepted=counter("accepted_tokens", "Drafts accepted, by position in the chain.", "drafter", "position"),
-            uncaptured_steps=counter(
-                "uncaptured_steps", "Verify steps that the engine gave only sums of; they are in verify_steps too."
+            requests=counter("requests", "Finished requests by finish reason (stop, length, cancelled).", "finish"),
+            refusals=counter("refusals", "Requests rejected with an error, by HTTP status.", "status"),
+            hang_ups=counter("hang_ups", "Clients that disconnected before the answer was complete."),
+            prompt_tokens=counter("prompt_tokens", "Prompt tokens of finished requests."),
+            output_tokens=counter("output_tokens", "Generated tokens of finished requests."),
+            verify_steps=counter("verify_steps", "Verify steps, by drafter.", "drafter"),
+            proposed=counter(
+                "proposed_tokens", "Draft tokens proposed, by position in the draft.", "drafter", "position"
             ),
-            missing_rows=counter("missing_rows", "Rows of captured hidden states that did not come and are marked."),
+            accepted=counter(
+                "accepted_tokens", "Draft tokens accepted, by position in the draft.", "drafter", "position"
+            ),
+            uncaptured_steps=counter(
+                "uncaptured_steps",
+                "Verify steps for which the engine reported only totals; they are included in verify_steps.",
+            ),
+            missing_rows=counter(
+                "missing_rows", "Rows that are missing from captured hidden states; traces mark them as missing."
+            ),
             acceptance_length=histogram(
                 "acceptance_length_tokens",
-                "Tokens a verify step, one observation a request.",
+                "Tokens per verify step, one observation per request.",
                 _LENGTHS,
                 "drafter",
             ),
-            time_to_first_token=histogram("time_to_first_token_seconds", "From arrival to the first token.", _SECONDS),
+            time_to_first_token=histogram(
+                "time_to_first_token_seconds", "Time from arrival to the first token.", _SECONDS
+            ),
             inter_token_latency=histogram(
                 "inter_token_latency_seconds",
-                "Step time over its tokens, one observation a token.",
+                "Step duration divided by its tokens, one observation per token.",
                 LATENCY_BOUNDS_S,
             ),
-            request_duration=histogram("request_duration_seconds", "From arrival to the end.", _SECONDS),
-            captured=counter("captured_traces", "Traces in the stream, by whether they carry a payload.", "kind"),
-            capture_dropped=counter("capture_dropped_traces", "Traces that were not kept, by reason.", "reason"),
-            swaps=counter("swaps", "Draft swaps by outcome (swapped, refused).", "outcome"),
-            swap_pause=histogram("swap_pause_seconds", "How long the decode loop stood still for a swap.", _PAUSES_S),
-            draft_version=gauge("draft_version", "The draft version that the engine holds; 0 = none."),
-            draft_mismatches=counter(
-                "draft_mismatches", "Times that the engine's draft was found to have changed in memory."
+            request_duration=histogram(
+                "request_duration_seconds", "Time from arrival to the end of the answer.", _SECONDS
             ),
-            registry_connected=gauge("registry_connected", "1 while the stream to the registry is up."),
+            captured=counter(
+                "captured_traces",
+                "Traces written to the stream, by kind: payload (with hidden states) or light.",
+                "kind",
+            ),
+            capture_dropped=counter("capture_dropped_traces", "Traces that were dropped, by reason.", "reason"),
+            swaps=counter("swaps", "Draft swaps by outcome (swapped, refused).", "outcome"),
+            swap_pause=histogram("swap_pause_seconds", "How long the decode loop was paused for a swap.", _PAUSES_S),
+            draft_version=gauge("draft_version", "Draft version that the engine serves; 0: none."),
+            draft_mismatches=counter(
+                "draft_mismatches", "Times that the draft in the engine's memory was found to have changed."
+            ),
+            registry_connected=gauge("registry_connected", "1 while the stream to the registry is connected."),
             registry_denials=counter(
                 "registry_denials",
-                "Times that the registry refused this pod: its token, the token's role, or what it serves.",
+                "Times that the registry rejected this pod because of its token, its role or its target.",
             ),
             own_kernels=gauge(
                 "own_kernels",
-                "1 if the built-in engine uses its C++ kernels (amx, avx512, avx2, neon), 0 if torch's operations (torch).",
+                "1 if the built-in engine uses C++ kernels (amx, avx512, avx2, neon), 0 if it uses torch's operations (torch).",
                 "variant",
             ),
         )
@@ -115,7 +126,6 @@ class Metrics:
         self.own_kernels.labels(variant=variant).set(variant not in {"", "torch"})
 
     def observe(self, finished: FinishedRequest) -> None:
-        """Count one ended request."""
         self.requests.labels(finish=finished.reason.value).inc()
         self.prompt_tokens.inc(len(finished.request.prompt_ids))
         self.output_tokens.inc(len(finished.output_ids))
@@ -129,18 +139,18 @@ class Metrics:
         if finished.hidden is not None:
             self.missing_rows.inc(len(finished.hidden.missing_rows))
         if finished.uncaptured is not None:
-            self._observe_sums(finished.uncaptured)
+            self._observe_totals(finished.uncaptured)
 
-    def _observe_sums(self, sums: UncapturedSteps) -> None:
-        drafter = sums.drafter.value
-        self.uncaptured_steps.inc(sums.verify_steps)
-        self.verify_steps.labels(drafter=drafter).inc(sums.verify_steps)
-        for position, num in enumerate(sums.proposed):
+    def _observe_totals(self, totals: UncapturedSteps) -> None:
+        drafter = totals.drafter.value
+        self.uncaptured_steps.inc(totals.verify_steps)
+        self.verify_steps.labels(drafter=drafter).inc(totals.verify_steps)
+        for position, num in enumerate(totals.proposed):
             self.proposed.labels(drafter=drafter, position=str(position + 1)).inc(num)
-        for position, num in enumerate(sums.accepted):
+        for position, num in enumerate(totals.accepted):
             self.accepted.labels(drafter=drafter, position=str(position + 1)).inc(num)
-        for _ in range(sums.tokens):
-            self.inter_token_latency.observe(sums.duration_s / sums.tokens)
+        for _ in range(totals.tokens):
+            self.inter_token_latency.observe(totals.duration_s / totals.tokens)
 
     def _observe_steps(self, finished: FinishedRequest) -> None:
         for step, num_tokens in emitted(finished):
@@ -155,19 +165,19 @@ class Metrics:
 
 
 def watch_engine(registry: CollectorRegistry, engine: Engine) -> None:
-    """Gauges of how busy the engine is, read at each scrape."""
+    """Register gauges of the engine load that are read at each scrape."""
     gauges: dict[str, tuple[str, Callable[[], float]]] = {
-        "running_requests": ("Requests that hold a slot.", lambda: engine.load.running),
-        "queued_requests": ("Requests that wait for a slot.", lambda: engine.load.queued),
+        "running_requests": ("Requests that occupy a slot.", lambda: engine.load.running),
+        "queued_requests": ("Requests that are waiting for a slot.", lambda: engine.load.queued),
         "used_context_tokens": ("Tokens in the KV cache.", lambda: engine.load.used_tokens),
-        "slots": ("Requests that can run at once.", lambda: engine.info.num_slots),
+        "slots": ("Requests that can run concurrently.", lambda: engine.info.num_slots),
         "draft_faults": (
-            "Steps in which drafting failed; they cost drafts, no request.",
+            "Steps in which drafting failed. Such steps run without a draft; no request fails.",
             lambda: sum(engine.faults.values()),
         ),
-        "lookahead_tokens": ("Drafts a step that the engine chose last.", lambda: engine.load.lookahead),
+        "lookahead_tokens": ("Draft tokens per step that the engine chose last.", lambda: engine.load.lookahead),
         "cached_prompt_tokens": (
-            "Prompt tokens so far that were not read, since another request had read them.",
+            "Prompt tokens that were reused from the prefix cache instead of being computed.",
             lambda: engine.load.cached_tokens,
         ),
     }
@@ -175,7 +185,7 @@ def watch_engine(registry: CollectorRegistry, engine: Engine) -> None:
         Gauge(f"{_PREFIX}_{name}", text, registry=registry).set_function(read)
     losses = Gauge(
         f"{_PREFIX}_capture_lost_parts",
-        "Parts of traces so far that did not come from the engine or could not be kept, by reason.",
+        "Parts of traces that were lost between the engine and capture, by reason.",
         ("reason",),
         registry=registry,
     )
@@ -188,10 +198,10 @@ def _lost(engine: Engine, loss: CaptureLoss) -> int:
 
 
 def watch_lookahead(registry: CollectorRegistry, estimates: LookaheadEstimates) -> None:
-    """Gauges of what lookahead is chosen by, read at each scrape."""
+    """Register gauges of the inputs to the lookahead choice that are read at each scrape."""
     survival = Gauge(
         f"{_PREFIX}_expected_survival_ratio",
-        "How probable it is, by what was seen lately, that the drafts up to a position are kept.",
+        "Estimated probability that the draft tokens up to a position are accepted, from recent steps.",
         ("drafter", "position"),
         registry=registry,
     )

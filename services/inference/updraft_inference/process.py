@@ -1,5 +1,7 @@
-"""The inference process: its settings first, which cost nothing, and torch after them."""
+"""The inference process. Settings are checked before torch is imported, because the import takes seconds."""
 
+import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -15,7 +17,6 @@ PROCESS = "updraft-inference"
 
 
 def main(environ: Mapping[str, str]) -> None:
-    """Run until SIGTERM or SIGINT."""
     loaded = settings.load(InferenceSettings, environ)
     logs.configure(process="inference", level=loaded.log_level, format=loaded.log_format)
     if loaded.engine == "torch":
@@ -30,9 +31,9 @@ def main(environ: Mapping[str, str]) -> None:
 
 
 def prepare_sglang(environ: Mapping[str, str], *, plugin: Path, seed: Path, key_file: Path | None) -> None:
-    """Write what an SGLang server starts with: the plugin's folder, a first draft for the model of the settings, a key."""
-    of_serving = {settings.variable(InferenceSettings, field): "" for field in ("engine", "attach")}
-    loaded = settings.load(InferenceSettings, {k: v for k, v in environ.items() if k.upper() not in of_serving})
+    """Write the plugin, an initial draft for the configured model, and, with `key_file`, an admin key."""
+    unused = {settings.variable(InferenceSettings, field): "" for field in ("engine", "attach")}
+    loaded = settings.load(InferenceSettings, {k: v for k, v in environ.items() if k.upper() not in unused})
     logs.configure(process="inference", level=loaded.log_level, format=loaded.log_format)
 
     async def prepare(_: lifecycle.Stop) -> None:
@@ -46,9 +47,7 @@ def prepare_sglang(environ: Mapping[str, str], *, plugin: Path, seed: Path, key_
 
 @asynccontextmanager
 async def open_engine(settings: InferenceSettings, on_finished: FinishedSink) -> AsyncIterator[Engine]:
-    """The torch engine on the model of the settings, running for the length of the block."""
-    import asyncio  # noqa: PLC0415
-
+    """Run the torch engine on the configured model for the duration of the block."""
     import torch  # noqa: PLC0415 - see main
 
     from updraft_draft.config import TargetConfig  # noqa: PLC0415
@@ -82,14 +81,14 @@ async def open_engine(settings: InferenceSettings, on_finished: FinishedSink) ->
 async def open_sglang(
     settings: InferenceSettings, on_finished: FinishedSink, *, environ: Mapping[str, str], stop: lifecycle.Stop
 ) -> AsyncIterator[Engine]:
-    """An engine over the SGLang server that the settings attach to, or that is started for the length of the block."""
-    import logging  # noqa: PLC0415
-
+    """Run an engine over the SGLang server that the settings attach to, or start a server for the duration of the
+    block.
+    """
     from updraft_inference.sglang_engine.engine import SglangOptions  # noqa: PLC0415
     from updraft_inference.sglang_engine.launch import admin_key as admin_keys  # noqa: PLC0415 - see main
     from updraft_inference.sglang_engine.launch import launcher  # noqa: PLC0415
 
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of each request at INFO
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request at INFO
     options = SglangOptions(
         model=settings.model,
         socket=settings.sglang_socket_path,
@@ -105,7 +104,7 @@ async def open_sglang(
         opened = launcher.attached(options, settings.attach, admin_key, on_finished, lambda: stop.requested)
     else:
         assert settings.sglang_python is not None
-        plan = launcher.LaunchOptions(
+        launch_options = launcher.LaunchOptions(
             python=settings.sglang_python,
             folder=settings.data_dir / "sglang",
             num_steps=settings.lookahead,
@@ -118,6 +117,6 @@ async def open_sglang(
             may_restart=settings.sglang_restarts,
             drain_s=settings.drain_seconds,
         )
-        opened = launcher.started(plan, options, environ, on_finished, lambda: stop.requested)
+        opened = launcher.started(launch_options, options, environ, on_finished, lambda: stop.requested)
     async with opened as engine:
         yield engine

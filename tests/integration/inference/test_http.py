@@ -291,8 +291,8 @@ async def test_an_answer_that_the_engine_breaks_off_does_not_look_whole(tmp_path
         streamed = await pod.complete(stream=True)
 
     assert whole.status_code == 503
-    assert "before its end" in whole.json()["error"]["message"]
-    assert "before its end" in streamed.text
+    assert "cancelled this request" in whole.json()["error"]["message"]
+    assert "cancelled this request" in streamed.text
     assert "[DONE]" not in streamed.text
 
 

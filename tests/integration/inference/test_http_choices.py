@@ -286,4 +286,4 @@ async def test_a_key_that_asks_too_much_at_once_is_told_to_wait(tmp_path: Path) 
             await client.completions.create(model=MODEL, prompt="p", n=2)
 
     assert caught.value.response.headers["retry-after"] == "1"
-    assert "1 requests of this API key" in caught.value.message
+    assert "already has 1 of at most 1" in caught.value.message

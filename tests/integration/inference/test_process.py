@@ -86,7 +86,7 @@ def test_a_missing_model_is_a_sentence(tmp_path: Path) -> None:
         _, told = running.communicate(timeout=LONG_S)
 
     assert running.returncode == 1
-    assert told.splitlines() == [f"updraft-inference: the model folder {tmp_path / 'absent'} holds no tokenizer.json"]
+    assert told.splitlines() == [f"updraft-inference: the model folder {tmp_path / 'absent'} has no tokenizer.json"]
 
 
 def test_a_model_that_is_none_is_a_sentence(tmp_path: Path) -> None:

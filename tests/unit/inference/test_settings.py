@@ -28,7 +28,7 @@ def test_a_model_is_all_that_is_needed() -> None:
         pytest.param({"model": "m", "capture_payload_fraction": "2"}, "less than or equal to 1", id="fraction"),
         pytest.param({"model": "m", "slots": "8"}, "closest is UPDRAFT_INFERENCE_NUM_SLOTS", id="typo"),
         pytest.param(
-            {"model": "m", "draft_path": "d", "registry_address": "r:1"}, "exclude each other", id="two sources"
+            {"model": "m", "draft_path": "d", "registry_address": "r:1"}, "mutually exclusive", id="two sources"
         ),
     ],
 )

@@ -1,6 +1,6 @@
-"""The two shapes of OpenAI's API over one engine: what a body asks for, and how the answer is written.
+"""OpenAI's completion and chat endpoints as data: body, prompt and the shape of the answer. Pure.
 
-Pure: bodies in, dictionaries out. `updraft` inside `usage` is our only addition to the answers.
+`updraft` inside `usage` is the only addition to OpenAI's answers.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,28 +17,24 @@ from updraft_inference.text.logprobs import Json, Transcript
 from updraft_inference.text.tokenization import Tokenizer
 
 DEFAULT_COMPLETION_TOKENS = 16
-"""OpenAI's own default for completions; a chat goes on to the end of the context."""
+"""OpenAI's default for completions; a chat may use the rest of the context."""
 
 B = TypeVar("B", bound=GenerationBody)
 
 
 class Language(Protocol):
-    """What a prompt is made with."""
+    """Turns a body into prompt tokens."""
 
     @property
-    def tokenizer(self) -> Tokenizer:
-        """Of the target."""
-        ...
+    def tokenizer(self) -> Tokenizer: ...
 
     @property
-    def chat_template(self) -> ChatTemplate | None:
-        """Of the target, if it has one."""
-        ...
+    def chat_template(self) -> ChatTemplate | None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint(Generic[B]):
-    """One way to ask: its body, its prompt, its choices."""
+    """One endpoint: its body, its prompt, its choices."""
 
     path: str
     body: type[B]
@@ -46,13 +42,13 @@ class Endpoint(Generic[B]):
     prompt_param: str
     prompt: Callable[[B, Language], tuple[int, ...]]
     default_max_tokens: int | None
-    """The limit of a body that has none; None: as many as fit."""
+    """Limit if the body has none; None: the rest of the context."""
     answer_object: str
     chunk_object: str
     choice: Callable[[str], Json]
-    """The whole text; index, log-probabilities and reason of its end come to it."""
+    """The choice for a complete text; index, log-probabilities and finish reason are added to it."""
     opening: Json | None
-    """The choice of a first chunk before any text."""
+    """The choice in the first chunk, before any text."""
     chunk_choice: Callable[[str], Json]
     logprobs: Callable[[Transcript, Sequence[TokenLogprob]], Json]
 
@@ -65,7 +61,7 @@ def _completion_prompt(body: CompletionBody, language: Language) -> tuple[int, .
 
 def _chat_prompt(body: ChatBody, language: Language) -> tuple[int, ...]:
     if language.chat_template is None:
-        raise invalid("this model has no chat template: use /v1/completions", param="messages")
+        raise invalid("This model has no chat template; use /v1/completions", param="messages")
     prompt = language.chat_template.render([message.turn for message in body.messages])
     return language.tokenizer.encode(prompt, add_special_tokens=False)
 
@@ -114,7 +110,7 @@ CHAT: Endpoint[ChatBody] = Endpoint(
 
 
 def usage(num_prompt: int, num_output: int, finished: Sequence[FinishedRequest]) -> Json:
-    """Token counts of all choices, and how the draft did in those of which the engine told."""
+    """Token counts of all choices, and draft statistics of those for which the engine reported them."""
     counts: Json = {
         "prompt_tokens": num_prompt,
         "completion_tokens": num_output,
@@ -122,7 +118,7 @@ def usage(num_prompt: int, num_output: int, finished: Sequence[FinishedRequest])
     }
     if not finished:
         return counts
-    served = total([usage_of(one) for one in finished])
+    served = total([usage_of(choice) for choice in finished])
     draft: Json = {
         "drafter": served.drafter.value,
         "draft_version": served.draft_version,

@@ -1,13 +1,13 @@
-"""Errors as OpenAI's clients know them: `{"error": {"message", "type", "param", "code"}}` and a status."""
+"""Errors in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}` with an HTTP status."""
 
 from updraft_chassis.errors import Exhausted, InvalidInput, Unavailable, UpdraftError
 
 _RETRY_AFTER_S = 1
-"""A queue moves within a second; clients add their own backoff."""
+"""A queue moves within a second, and clients add their own backoff."""
 
 
 class ApiError(Exception):
-    """A refusal that a client can act on. `param` names the field at fault."""
+    """An error that a client can act on. `param` names the field at fault."""
 
     def __init__(
         self,
@@ -27,7 +27,6 @@ class ApiError(Exception):
 
     @property
     def body(self) -> dict[str, object]:
-        """The JSON body."""
         return {
             "error": {
                 "message": self.message,
@@ -39,19 +38,17 @@ class ApiError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Extra HTTP headers."""
         if self.status == 401:
             return {"WWW-Authenticate": "Bearer"}
         return {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
 
 
 def invalid(message: str, *, param: str | None = None, code: str | None = None) -> ApiError:
-    """The client must send something else."""
     return ApiError(400, message, param=param, code=code)
 
 
 def api_error(error: UpdraftError) -> ApiError:
-    """What the client hears of an error that the engine raised."""
+    """The HTTP error for an error that the engine raised."""
     match error:
         case InvalidInput():
             return invalid(str(error))

@@ -29,23 +29,21 @@ from updraft_inference.text.chat_template import ChatTemplate
 from updraft_inference.text.tokenization import TextStream, Tokenizer
 
 MIN_TEMPERATURE = 1e-3
-"""Below it sampling is greedy to any reader, and dividing by it would overflow."""
+"""Lower temperatures are greedy for practical purposes, and dividing by them would overflow."""
 
 _SHOWN_CHARS = 200
-"""Of a name that a client sent, in the refusal of it."""
+"""Characters of a client-supplied name that an error repeats."""
 
 
 class CapturePlanner(Protocol):
-    """Decides about the capture of a request before it starts."""
+    """Decides about the capture of a request before it starts. An opted-out request leaves no trace."""
 
-    def __call__(self, trace_id: bytes, *, is_opted_out: bool, domain: str) -> CapturePlan:
-        """The plan; a request that is opted out leaves no trace."""
-        ...
+    def __call__(self, trace_id: bytes, *, is_opted_out: bool, domain: str) -> CapturePlan: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
-    """What serves a request."""
+    """Everything that is needed to serve requests."""
 
     model: str
     engine: Engine
@@ -57,7 +55,7 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """A request that the engine can run: one choice of an answer."""
+    """One choice of an answer, as a request that the engine can run."""
 
     id: str
     request: GenerationRequest
@@ -67,7 +65,8 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextChunk:
-    """Some text; the last chunk has a finish reason. `num_tokens` counts the output so far, `logprobs` are of new tokens."""
+    """Some text; the last chunk has a finish reason. `num_tokens` counts all output so far, `logprobs` are of the new
+    tokens."""
 
     text: str
     num_tokens: int
@@ -81,7 +80,7 @@ async def prepare_choices(
 ) -> list[Choice]:
     """Check a body against the model and return its choices. Raises ApiError if it cannot be served."""
     if body.model != served.model:
-        message = f"The model {body.model[:_SHOWN_CHARS]!r} does not exist: this server has {served.model!r}"
+        message = f"The model {body.model[:_SHOWN_CHARS]!r} does not exist; this server serves {served.model!r}"
         raise ApiError(404, message, param="model", code="model_not_found")
     prompt_ids = await _prompt_ids(served, endpoint, body)
     max_tokens = _max_tokens(served, endpoint, body, len(prompt_ids))
@@ -89,7 +88,7 @@ async def prepare_choices(
     if body.num_top_logprobs is not None:
         await asyncio.to_thread(_read_token_bytes, served)
 
-    def one(index: int) -> Choice:
+    def choice(index: int) -> Choice:
         trace_id = uuid.uuid4()
         plan = served.plan(trace_id.bytes, is_opted_out=is_opted_out, domain=body.updraft.domain)
         request = GenerationRequest(
@@ -107,11 +106,11 @@ async def prepare_choices(
         )
         return Choice(id=request.request_id, request=request, plan=plan, stops=tuple(body.stop))
 
-    return [one(index) for index in range(body.n)]
+    return [choice(index) for index in range(body.n)]
 
 
 async def generate(served: ServedModel, choice: Choice) -> AsyncGenerator[TextChunk, None]:
-    """Run it. Errors of the engine come as ApiError, before the first chunk or, if it fails, later."""
+    """Run one choice. Raises ApiError for errors of the engine, before the first chunk or later."""
     text = TextStream(served.tokenizer, choice.request.prompt_ids, choice.stops)
     completion = served.completions.expect(choice.id, choice.plan)
     try:
@@ -124,10 +123,11 @@ async def generate(served: ServedModel, choice: Choice) -> AsyncGenerator[TextCh
                     break
                 if delta.finished is not None:
                     reason = delta.finished.reason
-                    if reason is FinishReason.CANCELLED:  # not by us: half an answer must not look like one
-                        raise Unavailable("the engine ended this request before its end")
-                    said = logprobs[:-1] if reason is FinishReason.STOP else logprobs  # without the end token
-                    yield _last(shown + text.flush(), text, said, delta.finished, reason)
+                    if reason is FinishReason.CANCELLED:  # not by us: a partial answer must not look complete
+                        raise Unavailable("the engine cancelled this request")
+                    if reason is FinishReason.STOP:
+                        logprobs = logprobs[:-1]  # the end token
+                    yield _last(shown + text.flush(), text, logprobs, delta.finished, reason)
                     return
                 yield TextChunk(text=shown, num_tokens=text.num_tokens, logprobs=logprobs)
             completion.stop()
@@ -155,7 +155,7 @@ def _last(
 
 async def _prompt_ids(served: ServedModel, endpoint: Endpoint[B], body: B) -> tuple[int, ...]:
     try:
-        # In a thread: a prompt of a mebibyte takes a second, in which other streams go on.
+        # In a thread, because tokenizing a mebibyte takes a second.
         prompt_ids = await asyncio.to_thread(endpoint.prompt, body, served)
     except InvalidInput as error:
         raise invalid(str(error), param=endpoint.prompt_param) from None
@@ -163,7 +163,7 @@ async def _prompt_ids(served: ServedModel, endpoint: Endpoint[B], body: B) -> tu
         raise invalid("The prompt is empty", param=endpoint.prompt_param)
     vocab_size = served.engine.info.vocab_size
     if not all(0 <= token_id < vocab_size for token_id in prompt_ids):
-        raise invalid(f"A prompt token is outside the vocabulary of {vocab_size}", param=endpoint.prompt_param)
+        raise invalid(f"A prompt token is outside the vocabulary of {vocab_size} tokens", param=endpoint.prompt_param)
     return prompt_ids
 
 
@@ -174,8 +174,8 @@ def _max_tokens(served: ServedModel, endpoint: Endpoint[B], body: B, num_prompt:
         wanted = max(1, max_context - num_prompt)
     if num_prompt + wanted > max_context:
         raise invalid(
-            f"The context of this server is {max_context} tokens: the prompt has {num_prompt}, {wanted} are "
-            f"asked for, {num_prompt + wanted} together",
+            f"This model's maximum context is {max_context} tokens, but {num_prompt + wanted} were requested "
+            f"({num_prompt} in the prompt, {wanted} in the completion)",
             param=endpoint.prompt_param if num_prompt >= max_context else "max_tokens",
             code="context_length_exceeded",
         )
@@ -186,7 +186,7 @@ def _check_biases(served: ServedModel, body: GenerationBody) -> None:
     vocab_size = served.engine.info.vocab_size
     unknown = [token_id for token_id, _ in body.logit_bias if token_id >= vocab_size]
     if unknown:
-        message = f"logit_bias: token {unknown[0]} is outside the vocabulary of {vocab_size}"
+        message = f"logit_bias: token {unknown[0]} is outside the vocabulary of {vocab_size} tokens"
         raise invalid(message, param="logit_bias", code="invalid_value")
 
 
@@ -198,7 +198,7 @@ def _read_token_bytes(served: ServedModel) -> None:
 
 
 def _sampling(body: GenerationBody, index: int) -> SamplingParams:
-    """Of one choice: with a seed each has its own."""
+    """SamplingParams of one choice. With a seed, each choice gets its own."""
     return SamplingParams(
         temperature=body.temperature if body.temperature >= MIN_TEMPERATURE else 0.0,
         top_p=body.top_p,

@@ -1,7 +1,7 @@
-"""API keys: who may ask, and how much at once.
+"""API keys: which clients are allowed, and how many requests each may have at once.
 
-A file has one key a line; what rotates it needs no restart. Only digests of keys are kept, and all of them are compared in
-constant time. Without a file everybody may ask. Probes and metrics need no key.
+The key file has one key per line and can be replaced without a restart. Only digests are kept, and all of them are
+compared in constant time. Without a file no key is required. Probes and metrics need no key.
 """
 
 import hashlib
@@ -17,19 +17,24 @@ from updraft_chassis.errors import Exhausted, InvalidInput
 from updraft_inference.http.errors import ApiError
 
 MIN_KEY_CHARACTERS = 16
-"""Less can be guessed: `openssl rand -hex 32` makes 64."""
+"""Shorter keys can be guessed; `openssl rand -hex 32` makes 64 characters."""
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """A request that was let in. `id` is the same for all of one key, and empty where nobody needs one."""
+    """The client behind an admitted request. `id` is the same for all requests of one key, and empty if no key is
+    required.
+
+    `reserve` sets how many requests this one counts as.
+    """
 
     id: str
     reserve: Callable[[int], None]
 
 
 class Keys:
-    """Lets requests in by their key. `max_at_once`: requests of one key, each choice being one; 0: no limit."""
+    """Admits requests by their key. `max_at_once` limits concurrent requests per key, counting each choice; 0: no
+    limit."""
 
     def __init__(self, file: Path | None = None, *, max_at_once: int = 0) -> None:
         self._digests = None if file is None else ReloadingFile([file], lambda: _read(file), what="API keys file")
@@ -38,9 +43,10 @@ class Keys:
 
     @contextmanager
     def admitted(self, headers: Mapping[str, str]) -> Iterator[Client]:
-        """Inside for the length of the block, as one request until the client is told that it is several.
+        """Count the request for the duration of the block, as one until the client reserves more.
 
-        ApiError 401 without a known key, Exhausted where it asks too much at once, InvalidInput where it always would.
+        Raises ApiError 401 without a known key, Exhausted while the key has too many requests, and InvalidInput if it
+        asks for more than the limit.
         """
         key = self._known(headers.get(AUTHORIZATION, ""))
         num_held = 0
@@ -64,25 +70,25 @@ class Keys:
     def _check(self, num: int, *, others: int) -> None:
         most = self._max_at_once or num + others
         if num > most:
-            raise InvalidInput(f"n is {num}, and an API key has {most} requests at once, each choice being one")
+            raise InvalidInput(
+                f"n is {num}, but an API key may have at most {most} concurrent requests, counting each choice"
+            )
         if num + others > most:
-            raise Exhausted(f"{others} requests of this API key are being answered, and {most} is the most at once")
+            raise Exhausted(f"This API key already has {others} of at most {most} concurrent requests")
 
     def _known(self, authorization: str) -> bytes | None:
-        """The digest of the key that was shown; None: none is needed."""
+        """The digest of the key that was sent; None if no key is required."""
         if self._digests is None:
             return None
         scheme, _, key = authorization.partition(" ")
         if scheme.lower() != SCHEME.lower() or not key.strip():
-            message = "You didn't provide an API key: send it as `Authorization: Bearer YOUR_KEY`"
+            message = "You didn't provide an API key. Send it as `Authorization: Bearer YOUR_KEY`"
             raise ApiError(401, message, code="invalid_api_key")
-        shown, found = _digest(key.strip()), None
-        for known in self._digests.get():  # all of them, whichever it is
-            if hmac.compare_digest(shown, known):
-                found = known
-        if found is None:
-            raise ApiError(401, "Incorrect API key provided: it is not known to this server", code="invalid_api_key")
-        return found
+        digest = _digest(key.strip())
+        # No early exit, so that the time does not depend on which key it is.
+        if not any([hmac.compare_digest(digest, known) for known in self._digests.get()]):  # noqa: C419 - a list: see above
+            raise ApiError(401, "Incorrect API key provided", code="invalid_api_key")
+        return digest
 
 
 def _digest(key: str) -> bytes:
@@ -90,7 +96,7 @@ def _digest(key: str) -> bytes:
 
 
 def _read(file: Path) -> frozenset[bytes]:
-    """Digests of the keys. InvalidInput names the line, and never what stands there."""
+    """Digests of the keys. Raises InvalidInput that names the line, never its content."""
     digests = set()
     for number, line in enumerate(read_text(file, "API keys").splitlines(), start=1):
         text = line.strip()
@@ -102,5 +108,5 @@ def _read(file: Path) -> frozenset[bytes]:
                 )
             digests.add(_digest(text))
     if not digests:
-        raise InvalidInput(f"the API keys file {file} holds no key: nobody could ask")
+        raise InvalidInput(f"the API keys file {file} contains no key, so no request could be authorized")
     return frozenset(digests)

@@ -1,7 +1,7 @@
-"""Whether requests may come in, and how many are inside: starting, open, draining.
+"""Whether requests are accepted, and how many are in progress: starting, ready, draining.
 
-The listener is up before the model is loaded and stays up while requests drain, so that a probe and a client
-hear why (503, with Retry-After) instead of a refused connection.
+The port is open before the model is loaded and stays open while requests drain, so that probes and clients get a 503
+with Retry-After instead of a refused connection.
 """
 
 import asyncio
@@ -18,15 +18,13 @@ _START_RETRY_S = 5.0
 
 
 class ServingPhase(StrEnum):
-    """Where a process is in its life."""
-
     STARTING = "starting"
     READY = "ready"
     DRAINING = "draining"
 
 
 class Readiness(Generic[T]):
-    """Hands what serves (`T`) to each request while it is open, and knows when the last one has left."""
+    """Gives each request what it is served with (`T`) while the process is ready, and counts requests in progress."""
 
     def __init__(self, *, max_inside: int) -> None:
         self._max_inside = max_inside
@@ -38,42 +36,40 @@ class Readiness(Generic[T]):
 
     @property
     def phase(self) -> ServingPhase:
-        """Starting, ready or draining."""
         if self._is_draining:
             return ServingPhase.DRAINING
         return ServingPhase.STARTING if self._served is None else ServingPhase.READY
 
     @property
     def served(self) -> T | None:
-        """What serves, once it does."""
+        """None until the process is ready for the first time."""
         return self._served
 
     @property
     def num_inside(self) -> int:
-        """Requests that were admitted and are not answered yet."""
+        """Admitted requests that are not answered yet."""
         return self._num_inside
 
     def open(self, served: T) -> None:
-        """Let requests in."""
         self._served = served
 
     def drain(self) -> None:
-        """Let no more requests in, for good."""
+        """Accept no more requests, permanently."""
         self._is_draining = True
 
     async def empty(self) -> None:
-        """Wait until nobody is inside."""
         await self._empty.wait()
 
     @contextmanager
     def admitted(self) -> Iterator[T]:
-        """Inside for the length of the block. Unavailable while starting or draining, Exhausted while it is full."""
+        """Count the request for the duration of the block. Raises Unavailable while starting or draining, Exhausted
+        while full."""
         if self._is_draining:
-            raise Unavailable("the server is shutting down: try another one")
+            raise Unavailable("the server is shutting down; try another one")
         if self._served is None:
-            raise Unavailable("the server is starting: the model is being loaded", _START_RETRY_S)
+            raise Unavailable("the server is starting and still loading the model", _START_RETRY_S)
         if self._num_inside >= self._max_inside:
-            raise Exhausted(f"{self._max_inside} requests are being read or answered, which is the most at once")
+            raise Exhausted(f"the server already has its maximum of {self._max_inside} requests in progress")
         self._num_inside += 1
         self._empty.clear()
         try:

@@ -1,7 +1,7 @@
-"""Every answer has an X-Request-Id: the client's own if it sent one, else the answer's, else a new one.
+"""Gives every answer an X-Request-Id: the client's own, else the answer's `id`, else a new one.
 
-With its own a client finds its request again in its own logs and proxies; ours is in the body as `id`, and what is unique
-here never depends on a client.
+With its own id a client finds the request in its own logs and proxies. The `id` in the body is always ours, so its
+uniqueness never depends on a client.
 """
 
 import re
@@ -16,13 +16,12 @@ _ACCEPTED = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class RequestIds:
-    """An ASGI application around another one."""
+    """ASGI middleware."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
         given = Headers(scope=scope).get(HEADER, "") if scope["type"] == "http" else ""
 
         async def send_with_id(message: Message) -> None:

@@ -1,9 +1,8 @@
-"""The HTTP surface: OpenAI's completions, and what a cluster asks of a pod (/healthz, /readyz, /metrics).
+"""The HTTP routes: OpenAI's completions, and the probes and metrics of a pod (/healthz, /readyz, /metrics).
 
-An answer that starts is watched until it ends: a client that hangs up, streaming or not, cancels its request.
-Nothing of a request is buffered beyond the limit of its body. Of an answer that nobody reads there is one event in the
-process (see connection.py), and in the engine at most max_tokens tokens, which fit the context. Every refusal is
-OpenAI-shaped.
+A client that disconnects cancels its request, streaming or not. Memory is bounded: a body by its limit, an unread
+answer by one event in this process (see connection.py) and max_tokens tokens in the engine. Every error has OpenAI's
+shape.
 """
 
 import json
@@ -36,14 +35,12 @@ from updraft_inference.metrics import Metrics
 from updraft_inference.text.logprobs import Json, Transcript
 
 OPT_OUT_HEADER = "x-updraft-capture"
-"""`off`: nothing of this request leaves the pod but its answer."""
+"""`off`: the request is not captured."""
 
 
 def app(
     readiness: Readiness[ServedModel], metrics: Metrics, registry: CollectorRegistry, bodies: BodyLimits, keys: Keys
 ) -> ASGIApp:
-    """The ASGI application."""
-
     async def models(request: Request) -> Response:
         with keys.admitted(request.headers), readiness.admitted() as served:
             entry = {"id": served.model, "object": "model", "created": started_s, "owned_by": "updraft"}
@@ -58,7 +55,7 @@ def app(
     async def scrape(_: Request) -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
-    def is_alive() -> bool:  # false: only a restart can help
+    def is_alive() -> bool:  # if not, only a restart can help
         return readiness.served is None or readiness.served.engine.is_alive
 
     started_s = int(time.time())
@@ -79,7 +76,7 @@ def app(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestGuards:
-    """What a request passes before it is served."""
+    """The checks and limits that a request passes before it is served."""
 
     readiness: Readiness[ServedModel]
     keys: Keys
@@ -88,7 +85,7 @@ class RequestGuards:
 
 
 class _Handler(Generic[B]):
-    """One endpoint, from the first byte of a request to the last of its answer. An ASGI application."""
+    """Serves one endpoint. An ASGI application."""
 
     def __init__(self, endpoint: Endpoint[B], guards: RequestGuards) -> None:
         self._endpoint = endpoint
@@ -103,7 +100,7 @@ class _Handler(Generic[B]):
                 await run_unless_cancelled_by(_hung_up(receive), self._answer(served, request, body, client.id, send))
         except Interrupted:
             self._guards.metrics.hang_ups.inc()
-        except UpdraftError as error:  # raised by the guards; those of the engine come as ApiError
+        except UpdraftError as error:  # from the guards; those of the engine come as ApiError
             raise self._counted(api_error(error)) from None
         except ApiError as error:
             raise self._counted(error) from error.__cause__
@@ -130,7 +127,7 @@ class _Writer(Generic[B]):
         self.endpoint = endpoint
         self.streams = [generate(served, choice) for choice in choices]
         self.last: dict[int, TextChunk] = {}
-        """Of each choice, so far."""
+        """The latest chunk of each choice."""
         self._model = served.model
         self._choices = choices
         self._created_s = created_s
@@ -138,14 +135,13 @@ class _Writer(Generic[B]):
 
     @property
     def headers(self) -> dict[str, str]:
-        """The id of the answer, and that under which traces know its first choice."""
+        """The id of the answer, which is also the request id of its first choice in traces."""
         return {"X-Request-Id": self._choices[0].id}
 
     def answer(self, texts: list[str], logprobs: list[list[TokenLogprob]]) -> Json:
-        """The whole answer."""
         choices = [
-            self._choice(index, self.endpoint.choice(text), said, self.last[index].finish_reason)
-            for index, (text, said) in enumerate(zip(texts, logprobs, strict=True))
+            self._choice(index, self.endpoint.choice(text), tokens, self.last[index].finish_reason)
+            for index, (text, tokens) in enumerate(zip(texts, logprobs, strict=True))
         ]
         return {**self._head(self.endpoint.answer_object), "choices": choices, "usage": self._usage()}
 
@@ -157,12 +153,11 @@ class _Writer(Generic[B]):
         return [self._chunk([self._choice(i, opening, (), None)], **more) for i in range(len(self._choices))]
 
     def chunk(self, index: int, chunk: TextChunk, **more: object) -> str:
-        """One event of a stream."""
         content = self.endpoint.chunk_choice(chunk.text)
         return self._chunk([self._choice(index, content, chunk.logprobs, chunk.finish_reason)], **more)
 
     def usage_chunk(self) -> str:
-        """The event after the last text, when asked for."""
+        """The event after the last text, if requested."""
         return self._chunk([], usage=self._usage())
 
     def _choice(self, index: int, content: Json, said: Sequence[TokenLogprob], finish_reason: str | None) -> Json:
@@ -208,7 +203,7 @@ async def _stream(writer: _Writer[B], send: Send, *, has_usage: bool) -> None:
     try:
         await merge_streams(writer.streams, take)
     except ApiError as error:
-        if not writer.last:  # before the status line: what the engine refuses is still a plain error
+        if not writer.last:  # before the status line, it can still be a plain error
             raise
         await _send(send, _event(error.body))
     else:
@@ -236,7 +231,7 @@ def _event(content: Json) -> str:
 
 
 async def _hung_up(receive: Receive) -> None:
-    """Return when the client has closed its connection; the body was read before, so nothing else comes."""
+    """Return when the client has disconnected; the body was read before, so nothing else can arrive."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -246,7 +241,7 @@ def _plain(text: str, status: int) -> Response:
 
 
 async def _error_response(request: Request, error: Exception) -> Response:
-    """Every failure in OpenAI's shape. Starlette raises unknown ones again, so that the server logs them."""
+    """Return every error in OpenAI's shape. Starlette raises unknown errors again, so that the server logs them."""
     match error:
         case ApiError():
             refusal = error
@@ -256,6 +251,6 @@ async def _error_response(request: Request, error: Exception) -> Response:
             message = f"{request.method} {request.url.path}: {error.detail}"
             refusal = ApiError(error.status_code, message, code="unknown_url")
         case _:
-            refusal = ApiError(500, "The server failed; its log says why", code="internal_error")
+            refusal = ApiError(500, "Internal server error; see the server log", code="internal_error")
     headers = {**(getattr(error, "headers", None) or {}), **refusal.headers}
     return JSONResponse(refusal.body, refusal.status, headers=headers)

@@ -1,8 +1,7 @@
-"""What we accept of OpenAI's request bodies, as data with limits.
+"""OpenAI's request bodies as data with limits.
 
-A field that would change the answer and that we do not honour is refused by name, unless it says what we do
-anyway: silently ignoring it would be a wrong answer. Fields that change nothing (user, metadata, ...) are
-ignored.
+A field that would change the answer and is not supported is rejected by name, unless its value is the default: ignoring
+it silently would give a wrong answer. Fields that change nothing (user, metadata, ...) are ignored.
 """
 
 import json
@@ -19,14 +18,14 @@ from updraft_inference.http.errors import ApiError, invalid
 MAX_STOPS = 16
 """OpenAI allows 4; each one is searched for at every token."""
 MAX_STOP_CHARS = 256
-"""Text is held back for as long as it may begin a stop string."""
+"""Text is held back while it may be the beginning of a stop string."""
 MAX_LOOKAHEAD = 64
-"""No chain as long as this has ever paid; the engine's own limit is lower."""
+"""Longer drafts never pay off; the engine's own limit is lower."""
 MAX_DOMAIN_CHARS = 64
 MAX_CHOICES = 8
-"""Each one runs, and waits in the queue, as a request of its own."""
+"""Each choice runs, and waits in the queue, as its own request."""
 MAX_TOP_LOGPROBS = 20
-"""OpenAI's own limit for chats."""
+"""OpenAI's limit for chats."""
 MAX_BIASES = 1024
 
 _ANY_OBJECT = '{"type":"object"}'
@@ -36,7 +35,7 @@ _MAX_INT32 = 2**31 - 1
 
 _OFF: tuple[object, ...] = (None, False, 0, 0.0, "", [], {})
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
-    # Field: the values that mean what we do anyway.
+    # Field: the values that equal our behaviour.
     "best_of": (None, 1),
     "prompt_logprobs": (None, False),
     "echo": _OFF,
@@ -66,18 +65,16 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
 
 
 class _Body(BaseModel):
-    # Strict: "0.5" is no number and 1 is no boolean, as at OpenAI.
+    # Strict, as at OpenAI: "0.5" is not a number and 1 is not a boolean.
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 class StreamOptions(_Body):
-    """How the stream ends."""
-
     include_usage: bool = False
 
 
 class UpdraftOptions(_Body):
-    """Our own extension: choose the drafter of one request, and name its kind of traffic for the trainer."""
+    """Updraft's extension: the drafter of this request, and a domain name for the trainer."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -91,7 +88,7 @@ def _stops(value: object) -> object:
 
 
 def _top_k(value: object) -> object:
-    return 0 if value is None or value == -1 else value  # -1 is how vLLM and SGLang say "off"
+    return 0 if value is None or value == -1 else value  # vLLM and SGLang use -1 for "off"
 
 
 def _absent_is(*, default: object) -> BeforeValidator:
@@ -100,7 +97,7 @@ def _absent_is(*, default: object) -> BeforeValidator:
 
 
 def _biases(value: object) -> object:
-    """As data: pairs of token id and bias."""
+    """Pairs of token id and bias."""
     if not isinstance(value, dict):
         return () if value is None else value
     if not all(isinstance(key, str) and re.fullmatch("0|[1-9][0-9]{0,9}", key) for key in value):
@@ -109,7 +106,7 @@ def _biases(value: object) -> object:
 
 
 class _JsonSchema(_Body):
-    """`strict` says what we do anyway; name and description are for a model that is told of them."""
+    """`strict` is always in effect; name and description only matter to models that are told the schema."""
 
     schema_: Annotated[dict[str, object], Field(alias="schema")]
 
@@ -120,15 +117,15 @@ class _ResponseFormat(_Body):
 
 
 def _schema_text(value: object) -> object:
-    """The JSON schema that a response_format stands for, as JSON; None: any text."""
+    """The JSON schema of a response_format, as JSON; None: any text."""
     if value is None:
         return None
-    wanted = _ResponseFormat.model_validate(value)
-    if wanted.type == "json_schema":
-        if wanted.json_schema is None:
-            raise ValueError("json_schema is required where type is json_schema")
-        return json.dumps(wanted.json_schema.schema_)
-    return _ANY_OBJECT if wanted.type == "json_object" else None
+    response_format = _ResponseFormat.model_validate(value)
+    if response_format.type == "json_schema":
+        if response_format.json_schema is None:
+            raise ValueError("json_schema is required if type is json_schema")
+        return json.dumps(response_format.json_schema.schema_)
+    return _ANY_OBJECT if response_format.type == "json_object" else None
 
 
 Limit = Annotated[int, Field(ge=1, le=_MAX_INT32)]
@@ -137,7 +134,7 @@ Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
 class GenerationBody(_Body):
-    """What completions and chat completions share."""
+    """Fields of completions and chat completions."""
 
     unsupported: ClassVar[Mapping[str, tuple[object, ...]]] = _UNSUPPORTED
 
@@ -154,7 +151,7 @@ class GenerationBody(_Body):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2), _absent_is(default=0.0)] = 0.0
     logit_bias: Annotated[tuple[tuple[int, Bias], ...], Field(max_length=MAX_BIASES), BeforeValidator(_biases)] = ()
     response_format: Annotated[str | None, BeforeValidator(_schema_text)] = None
-    """Once read: the JSON schema of the answer, as JSON."""
+    """After parsing: the JSON schema of the answer, as JSON."""
     seed: Annotated[int, Field(ge=-_MAX_INT64 - 1, le=_MAX_INT64)] | None = None
     stop: Annotated[list[Stop], Field(max_length=MAX_STOPS), BeforeValidator(_stops)] = []
     stream: Annotated[bool, _absent_is(default=False)] = False
@@ -172,36 +169,35 @@ class GenerationBody(_Body):
     def _one_limit(self) -> "GenerationBody":
         limits = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(limits) > 1:
-            raise ValueError("max_tokens and max_completion_tokens differ: send one of them")
+            raise ValueError("max_tokens and max_completion_tokens differ; send only one")
         return self
 
     @model_validator(mode="after")
     def _a_grammar_ends(self) -> "GenerationBody":
         if self.response_format is not None and self.ignore_eos:
-            raise ValueError("ignore_eos and a response_format exclude each other: what has ended cannot go on")
+            raise ValueError("ignore_eos cannot be combined with response_format")
         return self
 
     @property
     def most_tokens(self) -> int | None:
-        """The limit of the output that the client asks for."""
+        """Requested limit on output tokens."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
     def num_top_logprobs(self) -> int | None:
-        """Likeliest tokens to tell beside each token's own log-probability; None: tell neither."""
+        """Number of alternatives to report with the log-probability of each token; None: report neither."""
         raise NotImplementedError
 
     @property
     def has_usage_chunk(self) -> bool:
-        """The stream ends with a chunk that carries the usage."""
         return self.stream_options is not None and self.stream_options.include_usage
 
 
 def _prompt(value: object) -> object:
-    """One prompt, also where it comes as a list of one."""
+    """One prompt, also if it is sent as a list of one."""
     if isinstance(value, list) and value and isinstance(value[0], str | list):
         if len(value) > 1:
-            raise ValueError(f"{len(value)} prompts in one request are not supported: send one request a prompt")
+            raise ValueError(f"{len(value)} prompts in one request are not supported; send one request per prompt")
         value = value[0]
     is_ids = isinstance(value, list) and all(type(token_id) is int for token_id in value)
     if not isinstance(value, str) and not is_ids:
@@ -210,7 +206,7 @@ def _prompt(value: object) -> object:
 
 
 class CompletionBody(GenerationBody):
-    """POST /v1/completions. `prompt` is text or token ids; `logprobs` is the number of likeliest tokens to tell."""
+    """POST /v1/completions. `prompt` is text or token ids; `logprobs` is the number of alternatives to report."""
 
     unsupported = {**_UNSUPPORTED, "top_logprobs": (None, 0)}
 
@@ -222,39 +218,36 @@ class CompletionBody(GenerationBody):
 
     @property
     def num_top_logprobs(self) -> int | None:
-        """See the base class."""
         return self.logprobs
 
 
 def _content(value: object) -> object:
-    """Text, also where it comes as parts."""
+    """Text, also if it is sent as parts."""
     if not isinstance(value, list):
         return value
     texts: list[str] = []
     for part in value:
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__
         if kind != "text" or not isinstance(part.get("text"), str):
-            raise ValueError(f"content parts of type {kind!r} are not supported, only text")
+            raise ValueError(f"content parts of type {kind!r} are not supported; only text is")
         texts.append(part["text"])
     return "".join(texts)
 
 
 class Message(_Body):
-    """One turn of a conversation."""
-
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[str, BeforeValidator(_content)]
 
     @property
     def turn(self) -> dict[str, str]:
-        """As chat templates want it; they know OpenAI's newer name for `system` by the old one."""
+        """The turn for chat templates, which do not know `developer`, the new name of `system`."""
         return {"role": "system" if self.role == "developer" else self.role, "content": self.content}
 
 
 class ChatBody(GenerationBody):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1), FailFast()]  # a mebibyte can hold 350,000 wrong ones
+    messages: Annotated[list[Message], Field(min_length=1), FailFast()]  # a mebibyte can hold 350,000 invalid ones
     logprobs: Annotated[bool, _absent_is(default=False)] = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS), _absent_is(default=0)] = 0
 
@@ -266,7 +259,6 @@ class ChatBody(GenerationBody):
 
     @property
     def num_top_logprobs(self) -> int | None:
-        """See the base class."""
         return self.top_logprobs if self.logprobs else None
 
 
@@ -274,13 +266,13 @@ B = TypeVar("B", bound=GenerationBody)
 
 
 def parse(kind: type[B], raw: bytes) -> B:
-    """Read a request body; ApiError 400 that names the field and says what was expected."""
+    """Parse a request body. Raises ApiError 400 that names the field and the problem."""
     try:
         content = pydantic_core.from_json(raw, allow_inf_nan=False)
     except ValueError as error:
-        raise invalid(f"The body is not valid JSON: {error}") from None
+        raise invalid(f"The request body is not valid JSON: {error}") from None
     if not isinstance(content, dict):
-        raise invalid("The body must be a JSON object")
+        raise invalid("The request body must be a JSON object")
     _refuse_unsupported(content, kind.unsupported)
     try:
         return kind.model_validate(content)
@@ -291,7 +283,7 @@ def parse(kind: type[B], raw: bytes) -> B:
 def _refuse_unsupported(content: Mapping[str, object], unsupported: Mapping[str, tuple[object, ...]]) -> None:
     for field in sorted(unsupported.keys() & content.keys()):
         value = content[field]
-        # Types too: `best_of: true` is no number, and equals 1.
+        # Compare types too: `best_of: true` equals 1.
         if not any(type(value) is type(same) and value == same for same in unsupported[field]):
             raise invalid(f"{field} is not supported by this server", param=field, code="unsupported_parameter")
 

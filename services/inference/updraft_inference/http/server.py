@@ -1,7 +1,7 @@
-"""The HTTP server: uvicorn on a socket of ours, without its signal handlers.
+"""The HTTP server: uvicorn on a socket that we bind, without its signal handlers.
 
-We bind, so that a taken port is a sentence; the process stops the server, because draining needs more than
-uvicorn knows.
+Binding ourselves gives a clear error if the port is taken. The process stops the server, because draining needs more
+than uvicorn knows.
 """
 
 import contextlib
@@ -16,19 +16,18 @@ from updraft_inference.http.connection import BACKLOG, ClientLimits, Config
 
 
 class Server(uvicorn.Server):
-    """Runs until `stop`; whoever owns the process handles its signals."""
+    """Runs until `stop`; the process handles signals."""
 
     def __init__(self, app: ASGIApp, clients: ClientLimits) -> None:
         super().__init__(Config(app, clients))
-        self.servers = []  # uvicorn sets it when it starts
+        self.servers = []  # uvicorn sets it only at startup
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Capture none."""
         yield
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve until `stop`; cancelled (the process fails), no longer listen."""
+        """Serve until `stop`. If cancelled, close the listener."""
         try:
             await super().serve(sockets)
         finally:
@@ -41,7 +40,7 @@ class Server(uvicorn.Server):
 
 
 def listen(host: str, port: int, *, setting: str) -> socket.socket:
-    """A listening socket; Conflict names `setting` when the port cannot be had."""
+    """A listening socket. Raises Conflict that names `setting` if the port cannot be bound."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=BACKLOG)

@@ -1,4 +1,4 @@
-"""Several answers to one request, read at once."""
+"""Merges the streams of several choices."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -11,16 +11,16 @@ T = TypeVar("T")
 
 
 async def merge_streams(streams: Sequence[AsyncGenerator[T, None]], take: Callable[[int, T], Awaitable[None]]) -> None:
-    """Give every item of all streams to `take`, with its stream's index, as it comes and one at a time.
+    """Pass every item of all streams to `take`, with the index of its stream, one at a time as it arrives.
 
-    All streams are closed at the end. The first error of any of them, or of `take`, ends the others and is raised.
+    All streams are closed at the end. The first error of any stream, or of `take`, ends the others and is raised.
     """
-    taking = asyncio.Lock()
+    lock = asyncio.Lock()
 
     async def read(index: int, stream: AsyncGenerator[T, None]) -> None:
         async with aclosing(stream) as items:
             async for item in items:
-                async with taking:
+                async with lock:
                     await take(index, item)
 
     try:

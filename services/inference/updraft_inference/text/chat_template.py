@@ -1,7 +1,7 @@
-"""Chat messages to a prompt, with the template that the model was trained with.
+"""Renders chat messages to a prompt with the chat template of the model.
 
-The template is code from a model folder: it runs in jinja's sandbox, with the names that Hugging Face gives
-it and no others, so that a prompt is the one that `transformers` would build.
+The template is code from a model folder, so it runs in jinja's sandbox. It gets the names that Hugging Face defines and
+no others, so that the prompt equals the one that `transformers` builds.
 """
 
 import json
@@ -22,14 +22,14 @@ _SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_toke
 
 
 class ChatTemplate:
-    """Renders a conversation up to where the assistant goes on."""
+    """Renders a conversation up to the point where the assistant continues."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
         self._special_tokens = dict(special_tokens or {})
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateSyntaxError as error:
-            raise InvalidInput(f"the chat template is no jinja2: {error}") from error
+            raise InvalidInput(f"the chat template is not valid jinja2: {error}") from error
 
     @classmethod
     def open(cls, folder: Path) -> Self | None:
@@ -41,7 +41,7 @@ class ChatTemplate:
         return None if source is None else cls(source, _special_tokens(config))
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The prompt; InvalidInput with the template's own words where it refuses the conversation."""
+        """The prompt. Raises InvalidInput with the error of the template if it rejects the conversation."""
         try:
             return self._template.render(
                 messages=[dict(message) for message in messages],
@@ -51,16 +51,15 @@ class ChatTemplate:
                 **self._special_tokens,
             )
         except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise InvalidInput(f"the model's chat template refuses these messages: {error}") from error
+            raise InvalidInput(f"the model's chat template rejects these messages: {error}") from error
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks the assistant's words for training; for a prompt it is nothing."""
+    """`{% generation %}` marks assistant text for training; in a prompt it has no effect."""
 
     tags = {"generation"}  # noqa: RUF012 - the base class declares it so
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
-        """Replace the tag by its body."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
@@ -76,7 +75,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 def _tojson(value: Any, *, ensure_ascii: bool = False, **options: Any) -> str:
-    # jinja's own filter escapes HTML, which a model was never trained on.
+    # jinja's own filter escapes HTML, which models were not trained on.
     return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
 
@@ -89,7 +88,7 @@ def _strftime_now(format: str) -> str:  # noqa: A002 - templates may pass it by 
 
 
 def _default_template(declared: object) -> str | None:
-    """tokenizer_config.json holds one template, or several by name."""
+    """tokenizer_config.json contains one template, or several by name."""
     if isinstance(declared, list):
         by_name = {entry["name"]: entry["template"] for entry in declared}
         declared = by_name.get("default")
@@ -109,5 +108,5 @@ def _read_object(path: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InvalidInput(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict):
-        raise InvalidInput(f"{path} holds no JSON object")
+        raise InvalidInput(f"{path} does not contain a JSON object")
     return content

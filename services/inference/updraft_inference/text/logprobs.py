@@ -1,7 +1,7 @@
-"""Log-probabilities as OpenAI shows them: token by token, in the two shapes of its API.
+"""Log-probabilities in OpenAI's two formats.
 
-There is an entry for every token of the answer, those of a stop string too, but for the end token. A token may be half
-a character: its text then has U+FFFD, and a chat's `bytes` say what it is.
+There is an entry for every token of the answer, including those of a stop string but not the end token. A token may be
+part of a character: its text then contains U+FFFD, and `bytes` of a chat has the exact bytes.
 """
 
 import codecs
@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from updraft_inference.engine import TokenLogprob
 
 _LEAST = -9999.0
-"""What OpenAI and vLLM say for "never": JSON has no infinity."""
+"""OpenAI and vLLM use this for "never", because JSON has no infinity."""
 
 Json = dict[str, object]
 
 
 class Transcript:
-    """The log-probabilities of one choice, as its tokens come. `bytes_of` knows the bytes of each token."""
+    """The log-probabilities of one choice, token by token. `bytes_of` returns the bytes of a token."""
 
     def __init__(self, bytes_of: Callable[[int], bytes]) -> None:
         self._bytes_of = bytes_of
@@ -24,7 +24,7 @@ class Transcript:
         self._num_chars = 0
 
     def chat(self, tokens: Sequence[TokenLogprob]) -> Json:
-        """Of a chat's choice or chunk."""
+        """`logprobs` of a choice or chunk of a chat."""
         content = [
             {
                 **self._entry(token.token_id, token.log_prob),
@@ -35,7 +35,7 @@ class Transcript:
         return {"content": content, "refusal": None}
 
     def completion(self, tokens: Sequence[TokenLogprob]) -> Json:
-        """Of a completion's choice or chunk. `text_offset` counts characters of the completion."""
+        """`logprobs` of a choice or chunk of a completion. `text_offset` counts characters of the completion."""
         return {
             "text_offset": [self._offset(token.token_id) for token in tokens],
             "tokens": [self._text(token.token_id) for token in tokens],
@@ -44,11 +44,11 @@ class Transcript:
         }
 
     def _likeliest(self, token: TokenLogprob) -> dict[str, float]:
-        """By text; of tokens that look alike the likeliest one."""
-        found: dict[str, float] = {}
+        """By text; if several tokens have the same text, the likeliest one."""
+        likeliest: dict[str, float] = {}
         for token_id, log_prob in token.top:
-            found.setdefault(self._text(token_id), max(log_prob, _LEAST))
-        return found
+            likeliest.setdefault(self._text(token_id), max(log_prob, _LEAST))
+        return likeliest
 
     def _entry(self, token_id: int, log_prob: float) -> Json:
         raw = self._bytes_of(token_id)
@@ -58,7 +58,7 @@ class Transcript:
         return self._bytes_of(token_id).decode(errors="replace")
 
     def _offset(self, token_id: int) -> int:
-        """Whole characters before this token."""
+        """Complete characters before this token."""
         before = self._num_chars
         self._num_chars += len(self._decoder.decode(self._bytes_of(token_id)))
         return before

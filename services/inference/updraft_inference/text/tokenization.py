@@ -1,8 +1,7 @@
-"""Text to tokens and back, a token at a time: whole characters only, and never past a stop string.
+"""Converts text to tokens and back, one token at a time: only complete characters, and never past a stop string.
 
-What a client reads does not depend on how many tokens a step emitted: pushing tokens singly or in groups
-gives the same text, so a draft cannot change it. Refused: `tokenizers.DecodeStream` (no flush, and it panics
-on some byte sequences).
+The text does not depend on how many tokens a step emits, so a draft cannot change it. Not used:
+`tokenizers.DecodeStream`, which has no flush and panics on some byte sequences.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,12 +16,11 @@ from updraft_chassis.errors import InvalidInput
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
-# A decoder may treat the first token specially (strip its space), so the text of new tokens is what they add
-# to a few old ones.
+# A decoder may treat the first token specially (for example, strip its space), so new tokens are decoded after a few old
+# ones.
 _CONTEXT_TOKENS = 6
 
-# A character is at most 4 bytes, so at most 4 tokens; what is undecodable for longer is garbage, and waiting
-# cannot mend it.
+# A character has at most 4 bytes, so at most 4 tokens. A longer undecodable run will never become a character.
 _MAX_HELD_TOKENS = 8
 
 
@@ -36,20 +34,22 @@ class Tokenizer:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Read `folder`/tokenizer.json; InvalidInput if it is absent."""
+        """Read tokenizer.json in `folder`. Raises InvalidInput if it is missing."""
         path = folder / "tokenizer.json"
         if not path.is_file():
-            raise InvalidInput(f"the model folder {folder} holds no tokenizer.json")
+            raise InvalidInput(f"the model folder {folder} has no tokenizer.json")
         return cls(tokenizers.Tokenizer.from_str(path.read_text()))
 
     def encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
-        """The tokens of `text`. A chat template writes the special ones itself: then do not add them."""
-        # As a batch of one: `encode` would hold the interpreter's lock, and all other threads, for as long as it takes.
+        """Tokenize `text`. Chat templates write special tokens themselves; do not add them then."""
+        # As a batch of one, because `encode` holds the GIL and would block all other threads.
         return tuple(self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
 
     def bytes_of(self, token_id: int) -> bytes:
-        """The bytes that one token stands for, also where they are half a character. The first call is slow: it reads the
-        vocabulary. InvalidInput for a tokenizer that cannot tell."""
+        """The bytes of one token, which may be part of a character. The first call reads the vocabulary and is slow.
+
+        Raises InvalidInput if the tokenizer has no byte representation.
+        """
         return self._vocabulary.decode_bytes([token_id])
 
     @cached_property
@@ -57,7 +57,7 @@ class Tokenizer:
         try:
             return llguidance.LLTokenizer(self._tokenizer.to_str())
         except ValueError as error:
-            raise InvalidInput(f"the bytes of this model's tokens cannot be told: {error}") from None
+            raise InvalidInput(f"log-probabilities are not available for this model's tokenizer: {error}") from None
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of `token_ids` without special tokens; incomplete characters become U+FFFD."""
@@ -65,7 +65,7 @@ class Tokenizer:
 
 
 class Detokenizer:
-    """Turns the tokens after a prompt into text, holding back a character until all its bytes are there."""
+    """Converts the tokens after a prompt to text, holding back each character until all its bytes are known."""
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
@@ -73,11 +73,11 @@ class Detokenizer:
         self._num_shown = len(self._ids)
 
     def push(self, token_ids: Iterable[int]) -> str:
-        """The text that is complete with these tokens."""
+        """The text that these tokens complete."""
         return "".join([self._push(token_id) for token_id in token_ids])
 
     def flush(self) -> str:
-        """The rest, without a character at the very end that the end of the request cut off."""
+        """The remaining text, without a final character that the end of the request cut off."""
         text = self._new_text().rstrip(_REPLACEMENT)
         self._num_shown = len(self._ids)
         return text
@@ -90,8 +90,7 @@ class Detokenizer:
             return ""
         if text.endswith(_REPLACEMENT) and len(self._ids) - self._num_shown < _MAX_HELD_TOKENS:
             return ""
-        # The piece just shown is the next context: it starts where a character starts, as decoders of byte
-        # runs need.
+        # The text just shown is the next context. It starts at a character, as byte-level decoders need.
         self._ids = self._ids[self._num_shown :]
         self._num_shown = len(self._ids)
         return text
@@ -102,7 +101,7 @@ class Detokenizer:
 
 
 def _context(tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> list[int]:
-    """The end of the prompt, from the start of a character on."""
+    """The end of the prompt, beginning at the start of a character."""
     ids = list(prompt_ids[-_CONTEXT_TOKENS:])
     while tokenizer.decode(ids).startswith(_REPLACEMENT):
         ids.pop(0)
@@ -110,7 +109,7 @@ def _context(tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> list[int]:
 
 
 class StopStrings:
-    """Lets text through up to the stop string that is complete first; holds back what may become one."""
+    """Passes text through up to the first complete stop string, and holds back text that may become one."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
@@ -118,7 +117,7 @@ class StopStrings:
         self.is_found = False
 
     def push(self, text: str) -> str:
-        """The part of the text so far that is safe to show; nothing more once a stop string was found."""
+        """The text that is safe to show; nothing more once a stop string was found."""
         if self.is_found:
             return ""
         self._held += text
@@ -130,7 +129,7 @@ class StopStrings:
         return self._release(len(self._held) - self._num_doubtful())
 
     def flush(self) -> str:
-        """What was held back, when no more text comes."""
+        """The text that was held back, at the end of the request."""
         return self._release(len(self._held))
 
     def _release(self, num_chars: int) -> str:
@@ -138,7 +137,7 @@ class StopStrings:
         return shown
 
     def _num_doubtful(self) -> int:
-        """Length of the longest end of the held text that begins a stop string."""
+        """Length of the longest suffix of the held text that is the beginning of a stop string."""
         longest = max((len(stop) - 1 for stop in self._stops), default=0)
         for num_chars in range(min(longest, len(self._held)), 0, -1):
             end = self._held[-num_chars:]
@@ -148,30 +147,30 @@ class StopStrings:
 
 
 class TextStream:
-    """Tokens of one request to text that a client may see."""
+    """Converts the tokens of one request to text for the client."""
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int], stops: Sequence[str]) -> None:
-        self._detokeniser = Detokenizer(tokenizer, prompt_ids)
+        self._detokenizer = Detokenizer(tokenizer, prompt_ids)
         self._stops = StopStrings(stops)
         self.num_tokens = 0
 
     @property
     def is_stopped(self) -> bool:
-        """A stop string was found: no more text will come."""
+        """Whether a stop string was found; no more text follows."""
         return self._stops.is_found
 
     def push(self, token_ids: Iterable[int]) -> str:
-        """Text to show now. Tokens after the one that completes a stop string are not read, not counted."""
+        """Text to show now. Tokens after the one that completes a stop string are neither read nor counted."""
         shown = ""
         for token_id in token_ids:
             if self.is_stopped:
                 break
             self.num_tokens += 1
-            shown += self._stops.push(self._detokeniser.push([token_id]))
+            shown += self._stops.push(self._detokenizer.push([token_id]))
         return shown
 
     def flush(self) -> str:
-        """The rest, at the end of the request."""
+        """The remaining text, at the end of the request."""
         if self.is_stopped:
             return ""
-        return self._stops.push(self._detokeniser.flush()) + self._stops.flush()
+        return self._stops.push(self._detokenizer.flush()) + self._stops.flush()

@@ -55,7 +55,7 @@ def test_without_a_file_everybody_is_let_in() -> None:
 def test_a_key_has_so_many_places_and_another_key_its_own(file: Path) -> None:
     keys = Keys(file, max_at_once=2)
     with keys.admitted(bearer(ONE)), keys.admitted(bearer(ONE)):
-        with pytest.raises(Exhausted, match="2 requests of this API key"), keys.admitted(bearer(ONE)):
+        with pytest.raises(Exhausted, match="already has 2 of at most 2"), keys.admitted(bearer(ONE)):
             pass
         with keys.admitted(bearer(OTHER)):
             pass
@@ -68,9 +68,9 @@ def test_each_choice_takes_a_place(file: Path) -> None:
     with keys.admitted(bearer(ONE)) as client:
         client.reserve(3)
         with keys.admitted(bearer(ONE)) as other:
-            with pytest.raises(Exhausted, match=r"3 requests of this API key .* 4 is the most"):
+            with pytest.raises(Exhausted, match=r"already has 3 of at most 4"):
                 other.reserve(2)
-            with pytest.raises(InvalidInput, match="n is 5, and an API key has 4 requests at once"):
+            with pytest.raises(InvalidInput, match="n is 5, but an API key may have at most 4 concurrent"):
                 other.reserve(5)
     with keys.admitted(bearer(ONE)) as client:
         client.reserve(4)
@@ -99,7 +99,7 @@ def test_a_new_file_is_in_force_at_once(file: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("# nothing\n", "holds no key"),
+        ("# nothing\n", "contains no key"),
         ("short\n", "line 1 .* has 5 characters, expected 16"),
         (f"{ONE}\ntwo words of a key\n", "line 2 .* is no token"),
     ],

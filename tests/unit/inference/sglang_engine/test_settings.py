@@ -14,7 +14,7 @@ from updraft_trainer.settings import TrainerSettings
 def test_sglang_needs_a_server_or_the_means_to_start_one(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="ATTACH"):
         InferenceSettings(model=tmp_path, engine="sglang")
-    with pytest.raises(ValidationError, match="for ENGINE sglang"):
+    with pytest.raises(ValidationError, match="requires ENGINE sglang"):
         InferenceSettings(model=tmp_path, attach="http://127.0.0.1:30000")
     InferenceSettings(model=tmp_path, engine="sglang", attach="http://127.0.0.1:30000")
     InferenceSettings(model=tmp_path, engine="sglang", sglang_python=Path("/python"))
@@ -22,7 +22,7 @@ def test_sglang_needs_a_server_or_the_means_to_start_one(tmp_path: Path) -> None
 
 def test_a_drafter_that_sglang_has_not_is_refused(tmp_path: Path) -> None:
     for drafter in ("none", "ngram", "hybrid"):
-        with pytest.raises(ValidationError, match=f"DRAFTER {drafter} is for ENGINE torch"):
+        with pytest.raises(ValidationError, match=f"DRAFTER {drafter} requires ENGINE torch"):
             InferenceSettings(model=tmp_path, engine="sglang", attach="http://127.0.0.1:30000", drafter=drafter)
     InferenceSettings(model=tmp_path, engine="sglang", attach="http://127.0.0.1:30000", drafter="eagle3")
 
@@ -55,4 +55,4 @@ def test_arguments_win_over_variables_and_are_checked_with_them(tmp_path: Path) 
     done = run("--engine", "sglang", UPDRAFT_INFERENCE_MODEL=str(tmp_path), UPDRAFT_INFERENCE_ENGINE="torch")
 
     assert done.returncode == 2
-    assert "ENGINE sglang needs ATTACH" in done.stderr
+    assert "ENGINE sglang requires ATTACH" in done.stderr

@@ -60,10 +60,10 @@ def test_a_template_that_refuses_says_why() -> None:
     ],
 )
 def test_a_template_that_misbehaves_is_an_error_of_the_request(source: str) -> None:
-    with pytest.raises(InvalidInput, match="refuses these messages"):
+    with pytest.raises(InvalidInput, match="rejects these messages"):
         ChatTemplate(source).render(HELLO)
 
 
 def test_a_template_that_is_none_is_told_at_the_start() -> None:
-    with pytest.raises(InvalidInput, match="no jinja2"):
+    with pytest.raises(InvalidInput, match="not valid jinja2"):
         ChatTemplate("{% if %}")

@@ -107,7 +107,7 @@ def test_special_tokens_are_not_shown() -> None:
 
 
 def test_a_folder_without_a_tokenizer_is_named(tmp_path: object) -> None:
-    with pytest.raises(InvalidInput, match=r"holds no tokenizer\.json"):
+    with pytest.raises(InvalidInput, match=r"has no tokenizer\.json"):
         Tokenizer.open(tmp_path)  # type: ignore[arg-type]  # a Path, which pytest does not say
 
 
