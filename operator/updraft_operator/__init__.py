@@ -1,1 +1,1 @@
-"""The operator: what an AdaptiveSpeculator says becomes objects of Kubernetes and wishes of the registry."""
+"""The operator: turns an AdaptiveSpeculator into Kubernetes objects and calls to its registry."""

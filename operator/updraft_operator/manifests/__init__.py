@@ -1,1 +1,1 @@
-"""Pure builders: a speculator's spec in, manifests of its objects out."""
+"""Pure functions from a speculator's spec to the manifests of its objects."""

@@ -1,1 +1,1 @@
-"""What to do about one speculator, as pure functions of what was observed."""
+"""The plan for one speculator, as pure functions of what was observed."""

@@ -1,6 +1,6 @@
-"""Whether an object still is what was applied: all that we say must be there; what others add is theirs.
+"""Whether an object still matches its manifest: every field of the manifest must match; other fields are ignored.
 
-So API defaults, autoscalers and sidecar injectors cause no writes, and a field that someone turned does.
+API defaults, autoscalers and sidecar injectors therefore cause no writes, but a manual change of a managed field does.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,12 +15,12 @@ from updraft_operator.manifests.merge import is_key_of
 from updraft_operator.planning.objects import Child
 
 _KEYS = ("uid", "name", "containerPort", "mountPath", "port", "topologyKey", "key", "ip")
-_TRUE_UNLESS_SAID = ("automountServiceAccountToken", "allowPrivilegeEscalation")
-"""Fields whose absence is no False."""
+_TRUE_BY_DEFAULT = ("automountServiceAccountToken", "allowPrivilegeEscalation")
+"""Fields whose absence does not mean False."""
 
 
 def is_current(desired: Manifest, child: Child) -> bool:
-    """Whether applying the manifest would change nothing. `wished` is marked with its hash."""
+    """Whether applying the manifest, which carries its hash, would change nothing."""
     metadata = desired["metadata"]
     if child.applied != metadata["annotations"][names.APPLIED]:
         return False
@@ -28,7 +28,7 @@ def is_current(desired: Manifest, child: Child) -> bool:
 
 
 def difference(desired: Manifest, live: Mapping[str, Any]) -> str:
-    """The path of the first thing that is wished and is not so; empty if there is none."""
+    """The path of the first desired field that differs from the live object; empty if there is none."""
     content = {name: value for name, value in desired.items() if name not in ("apiVersion", "kind", "metadata")}
     path = next(_differences(content, live, ""), "")
     if path:
@@ -39,8 +39,8 @@ def difference(desired: Manifest, live: Mapping[str, Any]) -> str:
 
 def _differences(desired: Any, live: Any, path: str) -> Iterator[str]:
     is_nothing = desired is None or desired in ({}, [])
-    if is_nothing or (not desired and live is None and not path.endswith(_TRUE_UNLESS_SAID)):
-        return  # {}, [], and absence are how the API says nothing
+    if is_nothing or (not desired and live is None and not path.endswith(_TRUE_BY_DEFAULT)):
+        return  # {}, [] and absence mean the same to the API
     if isinstance(desired, dict):
         if not isinstance(live, Mapping):
             yield path
@@ -70,7 +70,7 @@ def _lists(desired: list[Any], live: Any, path: str) -> Iterator[str]:
 
 
 def _is_same_amount(desired: Any, live: Any) -> bool:
-    """1000m is 1, 1024Mi is 1Gi."""
+    """Whether two quantities are equal: 1000m is 1, 1024Mi is 1Gi."""
     amounts = [_amount(desired), _amount(live)]
     return None not in amounts and amounts[0] == amounts[1]
 

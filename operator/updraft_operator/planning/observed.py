@@ -1,4 +1,4 @@
-"""All that a plan is made from: what is wished, what is, and what the registry says. Data only."""
+"""The input of a plan: the desired state, the observed objects, and the registry's state. Data only."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,20 +14,20 @@ from updraft_operator.planning.pods import PodState
 
 
 class ConnectionState(StrEnum):
-    """How it stands with the registry."""
+    """State of the connection to a registry."""
 
     CONNECTED = "Connected"
     STARTING = "Starting"
-    """Its pod is not ready, so it is not asked."""
+    """Its pod is not ready, so the operator does not connect."""
     CONNECTING = "Connecting"
-    """It was asked, and has not answered yet: what was said of it before stands."""
+    """No answer yet: earlier conditions stay as they are."""
     UNREACHABLE = "Unreachable"
     DENIED = "Denied"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegistryView:
-    """What the registry said last; while it is away, the last it said, which nothing is deleted by."""
+    """The registry's last known state. While it is not connected, nothing is deleted because of it."""
 
     connection: ConnectionState = ConnectionState.STARTING
     problem: str = ""
@@ -38,35 +38,35 @@ class RegistryView:
 
     @property
     def is_connected(self) -> bool:
-        """What it said is what is."""
+        """Whether the state is current."""
         return self.connection is ConnectionState.CONNECTED and self.state is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """An object that the API server did not take, or that is somebody else's."""
+    """A write that the API server or the registry refused, or that would take over someone else's object."""
 
     ref: Ref
     digest: str
-    """Of the manifest that was refused; another one is tried."""
+    """Digest of the refused manifest; a different manifest is tried."""
     reason: str
-    """NameConflict, InvalidPodTemplate, QuotaExceeded, Forbidden."""
+    """NameConflict, InvalidPodTemplate, QuotaExceeded, Forbidden, InvalidRollout."""
     message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessSecret:
-    """The Secret with the registry's tokens, as far as it is known."""
+    """The Secret with the registry's tokens."""
 
     tokens: Mapping[str, str] = field(default_factory=dict)
-    """By role; empty: there is no such Secret yet."""
+    """By role; empty if there is no such Secret yet."""
     redis_url: str = ""
     exists: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
-    """One look at everything around one speculator."""
+    """Everything observed about one speculator at one moment."""
 
     speculator: AdaptiveSpeculator
     config: OperatorConfig
@@ -76,31 +76,31 @@ class Observed:
     registry: RegistryView = field(default_factory=RegistryView)
     access: AccessSecret = field(default_factory=AccessSecret)
     redis_url: str = ""
-    """The operator's own Redis, which goes into the Secret; empty: there is none."""
+    """The operator's own Redis, which goes into the Secret; empty if there is none."""
     fresh_tokens: Mapping[str, str] = field(default_factory=dict)
-    """Random ones, for what the Secret does not have yet."""
+    """New random tokens for roles that the Secret does not have yet."""
     missing_secrets: tuple[str, ...] = ()
-    """Secrets that the spec names and that are not there."""
+    """Secrets that the spec names and that do not exist."""
     refusals: tuple[Refusal, ...] = ()
     settled: Mapping[Ref, tuple[str, str]] = field(default_factory=dict)
-    """By object, the hash of what was applied and the resource version it came to: what the API server made of it is
-    what it is, even where it looks different from what was said."""
+    """By object, the hash of the applied manifest and the resulting resource version: while both are unchanged, the object
+    counts as current, even if the API server changed what was applied."""
     ending_s: float | None = None
-    """When it was first seen to be deleted, on the clock of a plan's `now_s`."""
+    """When the deletion was first observed, on the clock of a plan's `now_s`."""
     cleanup_s: float = 60.0
-    """How long a deletion may wait for what is outside the cluster; then it is left there, and said so."""
+    """How long a deletion may wait for data outside the cluster; after that the data are left there, with an Event."""
     status_due_s: float = float("-inf")
-    """When a status may be written again in which only measurements changed, on the clock of a plan's `now_s`."""
+    """When a status with only new measurements may be written again, on the clock of a plan's `now_s`."""
 
     @property
     def name(self) -> str:
-        """Of the speculator."""
+
         return self.speculator.metadata.name
 
     def pods_of(self, part: str) -> tuple[PodState, ...]:
-        """Pods of a part."""
+
         return tuple(pod for pod in self.pods if pod.part == part)
 
     def child(self, kind: str, part: str) -> Child | None:
-        """An object of a part."""
+
         return self.children.get(Ref(kind, names.child(self.name, part)))

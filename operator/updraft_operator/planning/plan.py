@@ -1,5 +1,5 @@
-"""What to do about one speculator, decided from one look at everything. Pure, and total: the same look gives the same
-plan, and a look at a world that the plan was carried out on gives an empty one.
+"""The plan for one speculator, decided from one observation. Pure and total: the same observation gives the same plan,
+and an observation made after the plan was applied gives an empty one.
 """
 
 import hashlib
@@ -32,11 +32,11 @@ _OWN_ROLE = "operate"
 _BAD_PHASES = versions.CONDEMNED
 
 _ONCE = ("Job", "PersistentVolumeClaim")
-"""Made once: what they ask for cannot be changed, and a claim that somebody grew stays grown."""
+"""Created once: their specs are immutable, and a claim that someone expanded stays expanded."""
 
 
 class RegistryVerb(StrEnum):
-    """What a registry can be told."""
+    """Calls to a registry."""
 
     SET_POLICY = "SetPolicy"
     PIN = "Pin"
@@ -46,32 +46,32 @@ class RegistryVerb(StrEnum):
     PROMOTE = "Promote"
     RETAIN = "Retain"
     RELEASE = "Release"
-    """No longer retain."""
+    """Stop retaining."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegistryCall:
-    """Something to tell the registry."""
+    """A call to the registry."""
 
     verb: RegistryVerb
     version: int = 0
     policy: str = ""
-    """Digest of the policy that is to be set."""
+    """Digest of the policy to set."""
 
     @property
     def ref(self) -> Ref:
-        """What a refusal of it is kept under."""
+        """The key of its refusal."""
         return Ref("Registry", f"{self.verb}-{self.version}")
 
     @property
     def digest(self) -> str:
-        """What a refusal is of: another policy is tried."""
+        """The digest of its refusal: a different policy is tried."""
         return self.policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something that a person may want to know happened."""
+    """A Kubernetes Event to create."""
 
     kind: str
     name: str
@@ -83,7 +83,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Things to do, in this order."""
+    """Steps, in this order."""
 
     apply: tuple[Manifest, ...] = ()
     delete: tuple[Ref, ...] = ()
@@ -93,31 +93,31 @@ class Plan:
     events: tuple[Event, ...] = ()
     finalizer: Literal["add", "remove", ""] = ""
     cleans_up: bool = False
-    """Remove what is outside the cluster first."""
+    """Delete data outside the cluster first."""
     again_s: float | None = None
-    """Look again after this long, whatever happens."""
+    """Reconcile again after this time."""
 
     @property
     def is_empty(self) -> bool:
-        """Nothing differs from what is wished."""
+        """Whether the observed state matches the desired state."""
         return self == Plan(again_s=self.again_s)
 
 
 def make_plan(observed: Observed, *, now_unix_s: float, now_s: float) -> Plan:
-    """Decide. `now_s` is on a clock that only runs forward."""
+    """Decide. `now_s` is on a monotonic clock."""
     now = moment(now_unix_s)
     metadata = observed.speculator.metadata
     if metadata.deletion_timestamp is not None:
         return _ending(observed, now_s)
     observed = replace(observed, refusals=_standing(observed))
     applied, deleted = _objects(observed)
-    told, events, again_s = _told(observed, now, now_s)
-    drafts = list(_drafts_told(observed, now))
+    new_status, events, again_s = _status(observed, now, now_s)
+    drafts = list(_draft_statuses(observed, now))
     return Plan(
         apply=applied,
         delete=deleted,
-        calls=tuple(each for each in _calls(observed) if (each.ref, each.digest) not in _refused(observed)),
-        status=told,
+        calls=tuple(call for call in _calls(observed) if (call.ref, call.digest) not in _refused(observed)),
+        status=new_status,
         draft_statuses=tuple((name, written(new)) for name, new, _ in drafts),
         events=(*events, *(event for _, _, event in drafts if event is not None)),
         finalizer=_finalizer(observed),
@@ -126,12 +126,12 @@ def make_plan(observed: Observed, *, now_unix_s: float, now_s: float) -> Plan:
 
 
 def written(part: Model) -> dict[str, Any]:
-    """As it goes on the wire."""
+    """The model as JSON on the wire."""
     return part.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def objects(observed: Observed) -> tuple[Manifest, ...]:
-    """All objects that there should be, marked, in the order in which they are made."""
+    """All desired objects, marked, in the order of their creation."""
     owner, config = observed.speculator, replace(observed.config, redis_mark=_redis_mark(observed))
     deployment = observed.child("Deployment", names.SERVING)
     is_scaled = deployment is not None and deployment.is_scaled_by_others
@@ -141,43 +141,47 @@ def objects(observed: Observed) -> tuple[Manifest, ...]:
         *trainer.objects(owner, config),
         *serving.objects(owner, config, sets_replicas=not is_scaled),
     ]
-    return tuple(marked(each) for each in built)
+    return tuple(marked(content) for content in built)
 
 
 def _objects(observed: Observed) -> tuple[tuple[Manifest, ...], tuple[Ref, ...]]:
-    desired = [*objects(observed), *(marked(each) for each in _jobs(observed))]
-    refused = _refused(observed)
-    apply = [each for each in desired if not _is_done(each, observed) and (ref(each), hash_of(each)) not in refused]
-    secret = [each for each in _secret(observed) if (ref(each), "") not in refused]
-    mirrors = [each for each in versions.mirrors(observed) if (ref(each), "") not in refused]
-    keep = {ref(each) for each in desired}
+    desired, refused = _desired(observed), _refused(observed)
+    apply = [new for new in desired if not _is_done(new, observed) and (ref(new), hash_of(new)) not in refused]
+    secret = [new for new in _secret(observed) if (ref(new), "") not in refused]
+    mirrors = [new for new in versions.mirrors(observed) if (ref(new), "") not in refused]
+    keep = {ref(content) for content in desired}
     delete = [Ref("DraftVersion", name) for name in versions.outdated(observed)]
-    delete += [each.ref for each in observed.children.values() if _is_left(each, keep, observed)]
+    delete += [child.ref for child in observed.children.values() if _is_obsolete(child, keep, observed)]
     return (*secret, *apply, *mirrors), tuple(sorted(delete))
 
 
+def _desired(observed: Observed) -> list[Manifest]:
+    return [*objects(observed), *(marked(job) for job in _jobs(observed))]
+
+
 def _standing(observed: Observed) -> tuple[Refusal, ...]:
-    """Refusals of what is still wished; one that is mended by another spec, or by the old one again, is over."""
+    """Refusals of writes that are still needed; a changed spec makes the others irrelevant."""
     if not observed.refusals:
         return ()
-    desired = [*objects(observed), *(marked(each) for each in _jobs(observed))]
-    asked = {(ref(each), hash_of(each)) for each in desired if not _is_done(each, observed)}
-    asked |= {(each.ref, each.digest) for each in _calls(observed)}
-    return tuple(each for each in observed.refusals if not each.digest or (each.ref, each.digest) in asked)
+    needed = {(ref(content), hash_of(content)) for content in _desired(observed) if not _is_done(content, observed)}
+    needed |= {(call.ref, call.digest) for call in _calls(observed)}
+    return tuple(
+        refusal for refusal in observed.refusals if not refusal.digest or (refusal.ref, refusal.digest) in needed
+    )
 
 
 def _refused(observed: Observed) -> set[tuple[Ref, str]]:
-    """What is not asked for again; a Secret and a mirror have no mark."""
+    """Writes that are not repeated; Secrets and mirrors have no hash."""
     return {(refusal.ref, refusal.digest) for refusal in observed.refusals}
 
 
 def ref(content: Manifest) -> Ref:
-    """Which object a manifest is of."""
+    """The object that a manifest describes."""
     return Ref(content["kind"], content["metadata"]["name"])
 
 
 def hash_of(content: Manifest) -> str:
-    """The mark of a marked manifest."""
+    """The hash in a marked manifest."""
     return str(content["metadata"]["annotations"][names.APPLIED])
 
 
@@ -185,7 +189,7 @@ def _is_done(desired: Manifest, observed: Observed) -> bool:
     child = observed.children.get(ref(desired))
     if child is None:
         return False
-    if child.is_ending:  # it is made again once it is gone
+    if child.is_ending:  # it is created again once it is gone
         return True
     if child.ref.kind in _ONCE and child.owner_uid:
         return True
@@ -194,8 +198,8 @@ def _is_done(desired: Manifest, observed: Observed) -> bool:
     return is_current(desired, child)
 
 
-def _is_left(child: Child, keep: set[Ref], observed: Observed) -> bool:
-    """Whether an object of ours is wished no longer; what is not ours ends in its own way, and data with its owner."""
+def _is_obsolete(child: Child, keep: set[Ref], observed: Observed) -> bool:
+    """Whether an object that we own is no longer desired. Objects in `_ONCE` hold data and are deleted with their owner."""
     is_ours = child.owner_uid == observed.speculator.metadata.uid
     return is_ours and child.ref.kind not in _ONCE and child.ref not in keep and not child.is_ending
 
@@ -206,7 +210,7 @@ def _account(observed: Observed) -> Manifest:
 
 
 def _secret(observed: Observed) -> tuple[Manifest, ...]:
-    """Once: who changes its entries has a reason, and who deletes one gets it anew."""
+    """The access Secret if an entry is missing: changed entries are respected, deleted ones are created again."""
     access, redis_url = observed.access, observed.redis_url if _uses_own_redis(observed) else ""
     is_whole = all(access.tokens.get(role) for role in registry.ROLES)
     if access.exists and is_whole and access.redis_url == redis_url:
@@ -216,7 +220,7 @@ def _secret(observed: Observed) -> tuple[Manifest, ...]:
 
 
 def _redis_mark(observed: Observed) -> str:
-    """Keyed with the token of the operator's own calls, which is in the Secret, or on its way there."""
+    """Keyed with the token of the operator's own calls, which is in the Secret or about to be written to it."""
     key = observed.access.tokens.get(_OWN_ROLE) or observed.fresh_tokens.get(_OWN_ROLE, "")
     return mark(observed.redis_url, key) if _uses_own_redis(observed) else ""
 
@@ -228,12 +232,12 @@ def _uses_own_redis(observed: Observed) -> bool:
 def _jobs(observed: Observed) -> Iterator[Manifest]:
     if not observed.registry.is_connected:
         return
-    for each in versions.imports(observed):
-        if each.number is None and not each.failure and each.draft.metadata.deletion_timestamp is None:
+    for entry in versions.imports(observed):
+        if entry.number is None and not entry.failure and entry.draft.metadata.deletion_timestamp is None:
             yield importing.job(
                 observed.speculator,
-                each.draft,
-                versions.job_name(each.draft),
+                entry.draft,
+                versions.job_name(entry.draft),
                 observed.config,
                 is_first=not observed.registry.versions,
             )
@@ -244,44 +248,44 @@ def _calls(observed: Observed) -> Iterator[RegistryCall]:
     if state is None or not view.is_connected:
         return
     if not is_followed(policy(rollout), state.policy):
-        said = policy(rollout).SerializeToString(deterministic=True)
-        yield RegistryCall(verb=RegistryVerb.SET_POLICY, policy=hashlib.sha256(said).hexdigest())
+        serialized = policy(rollout).SerializeToString(deterministic=True)
+        yield RegistryCall(verb=RegistryVerb.SET_POLICY, policy=hashlib.sha256(serialized).hexdigest())
     known = {version.version: versions.phase_name(version.phase) for version in view.versions}
     pinned = state.pinned if state.HasField("pinned") else None
-    desired = rollout.pinned_version
-    if desired is None and pinned is not None:
+    to_pin = rollout.pinned_version
+    if to_pin is None and pinned is not None:
         yield RegistryCall(verb=RegistryVerb.UNPIN)
-    elif desired is not None and desired != pinned and _can_pin(desired, known):
-        yield RegistryCall(verb=RegistryVerb.PIN, version=desired)
+    elif to_pin is not None and to_pin != pinned and _can_pin(to_pin, known):
+        yield RegistryCall(verb=RegistryVerb.PIN, version=to_pin)
     if rollout.paused != state.paused and known:
         yield RegistryCall(verb=RegistryVerb.PAUSE if rollout.paused else RegistryVerb.RESUME)
     waiting = (Phase.PENDING, Phase.HELD, Phase.CANARY)
     promoted = rollout.promoted_version
-    if promoted is not None and desired is None and known.get(promoted) in waiting:
+    if promoted is not None and to_pin is None and known.get(promoted) in waiting:
         yield RegistryCall(verb=RegistryVerb.PROMOTE, version=promoted)
     yield from _retentions(observed)
 
 
-def _can_pin(desired: int, known: Mapping[int, Phase]) -> bool:
-    if desired == 0:
+def _can_pin(version: int, known: Mapping[int, Phase]) -> bool:
+    if version == 0:
         return bool(known)
-    return desired in known and known[desired] not in _BAD_PHASES
+    return version in known and known[version] not in _BAD_PHASES
 
 
 def _retentions(observed: Observed) -> Iterator[RegistryCall]:
-    """One object that says so is enough: an import and a mirror may be of the same version."""
+    """A version is retained if any of its objects says so: an import and a mirror may have the same version."""
     desired: dict[int, bool] = {}
     for draft in observed.drafts:
         number = versions.number_of(observed, draft)
         if number is not None:
             desired[number] = desired.get(number, False) or draft.spec.retain
     for version in observed.registry.versions:
-        number, is_wished = version.version, desired.get(version.version, version.retain)
-        if is_wished != version.retain:
-            yield RegistryCall(verb=RegistryVerb.RETAIN if is_wished else RegistryVerb.RELEASE, version=number)
+        retain = desired.get(version.version, version.retain)
+        if retain != version.retain:
+            yield RegistryCall(verb=RegistryVerb.RETAIN if retain else RegistryVerb.RELEASE, version=version.version)
 
 
-def _told(observed: Observed, now: datetime, now_s: float) -> tuple[dict[str, Any] | None, list[Event], float | None]:
+def _status(observed: Observed, now: datetime, now_s: float) -> tuple[dict[str, Any] | None, list[Event], float | None]:
     before, new = observed.speculator.status, status(observed, now)
     if new == before:
         return None, [], None
@@ -293,7 +297,7 @@ def _told(observed: Observed, now: datetime, now_s: float) -> tuple[dict[str, An
 
 
 def _transitions(observed: Observed, before: Status, new: Status) -> Iterator[Event]:
-    """Of conditions; the first ones of a resource are no news."""
+    """Events for conditions that changed, except the first ones of a resource."""
     old = {condition.type: condition for condition in before.conditions}
     for condition in new.conditions:
         last = old.get(condition.type)
@@ -314,7 +318,7 @@ def _event(observed: Observed, condition: Condition) -> Event:
     )
 
 
-def _drafts_told(observed: Observed, now: datetime) -> Iterator[tuple[str, DraftVersionStatus, Event | None]]:
+def _draft_statuses(observed: Observed, now: datetime) -> Iterator[tuple[str, DraftVersionStatus, Event | None]]:
     for draft, new in versions.statuses(observed, now):
         before = draft.status
         if new == before or _is_measurement(before, new, observed):
@@ -333,12 +337,12 @@ def _drafts_told(observed: Observed, now: datetime) -> Iterator[tuple[str, Draft
 
 
 def _is_measurement(before: DraftVersionStatus, new: DraftVersionStatus, observed: Observed) -> bool:
-    """Only its acceptance is another: told together with the speculator's own, at its pace."""
+    """Whether only its acceptance changed: that is written together with the speculator's own, no more often."""
     if before.model_copy(update={"acceptance": None}) != new.model_copy(update={"acceptance": None}):
         return False
-    told = observed.speculator.status.acceptance
+    written_acceptance = observed.speculator.status.acceptance
     length = new.acceptance.length if new.acceptance else None
-    return told is None or length not in (told.stable, told.candidate)
+    return written_acceptance is None or length not in (written_acceptance.stable, written_acceptance.candidate)
 
 
 def _finalizer(observed: Observed) -> Literal["add", "remove", ""]:
@@ -350,9 +354,9 @@ def _finalizer(observed: Observed) -> Literal["add", "remove", ""]:
 
 
 def _ending(observed: Observed, now_s: float) -> Plan:
-    """The children go with their owner by Kubernetes' own hand; only what is outside waits for ours, and not long.
+    """Kubernetes deletes the children; the operator deletes data outside the cluster, for a limited time.
 
-    Who writes traces goes first, or there would be new ones afterwards.
+    The pods that write traces are deleted first, or they would write new ones afterwards.
     """
     spec, metadata = observed.speculator.spec, observed.speculator.metadata
     if names.FINALIZER not in metadata.finalizers:
@@ -360,7 +364,7 @@ def _ending(observed: Observed, now_s: float) -> Plan:
     if spec.deletion_policy is DeletionPolicy.RETAIN:
         return Plan(finalizer="remove")
     writers = [observed.child("Deployment", part) for part in (names.SERVING, names.TRAINER)]
-    left = tuple(each.ref for each in writers if each is not None and not each.is_ending)
+    left = tuple(writer.ref for writer in writers if writer is not None and not writer.is_ending)
     if left:
         return Plan(delete=left, again_s=_POLL_S)
     waited_s = now_s - (now_s if observed.ending_s is None else observed.ending_s)
@@ -371,7 +375,7 @@ def _ending(observed: Observed, now_s: float) -> Plan:
             name=metadata.name,
             uid=metadata.uid,
             reason="CleanupGivenUp",
-            message=f"the traces could not be deleted within {waited_s:.0f} s and are left in Redis",
+            message=f"could not delete the traces within {waited_s:.0f} s; they remain in Redis",
             is_warning=True,
         )
         return Plan(finalizer="remove", events=(event,))

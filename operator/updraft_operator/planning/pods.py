@@ -1,6 +1,6 @@
-"""What a pod's status says, in few words: whether it is ready, and if not, why, as a reason that a person can act on.
+"""A pod's status in short: whether it is ready and, if not, a reason that a person can act on.
 
-From the pod's own status alone. Refused: reading Events, which are deleted after an hour and are for people.
+Only the pod's own status is read. Refused: reading Events, which are deleted after an hour and are meant for people.
 """
 
 import json
@@ -17,10 +17,10 @@ _MODEL = "model"
 """The init container that downloads the target."""
 
 _LOGGED = re.compile(r'"message": ("(?:[^"\\]|\\.)*")')
-"""In a line of JSON, which may be cut: a container leaves no more than 2 kB as its last word."""
+"""The message in a line of JSON, which may be cut: a container's termination message has at most 2 kB."""
 
 _RESTARTED = 1
-"""Restarts from which a container that died is said to crash again and again."""
+"""Number of restarts from which a failed container is reported as CrashLoopBackOff."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,20 +33,20 @@ class PodProblem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodState:
-    """The part of a pod that decisions are made on."""
+    """The part of a pod that plans depend on."""
 
     name: str
     part: str
     is_ready: bool
     is_ending: bool
     problem: PodProblem | None
-    """None also while it just starts."""
+    """None while the pod is starting normally, too."""
     result: str = ""
-    """What its first container left as its last word, once that has ended well."""
+    """Termination message of its first container, once that has succeeded."""
 
     @classmethod
     def of(cls, body: Mapping[str, Any]) -> "PodState":
-        """Read it from a pod."""
+
         metadata, status = body["metadata"], body.get("status", {})
         conditions = {entry["type"]: entry for entry in status.get("conditions", ())}
         return cls(
@@ -60,7 +60,7 @@ class PodState:
 
 
 def worst(pods: Iterable[PodState]) -> tuple[PodState, PodProblem] | None:
-    """The first trouble by the order of names, so that the same pods always give the same words."""
+    """The first pod with a problem in the order of names, so that the same pods always give the same message."""
     for pod in sorted(pods, key=lambda pod: pod.name):
         if pod.problem is not None and not pod.is_ending:
             return pod, pod.problem
@@ -84,7 +84,7 @@ def _troubles(status: Mapping[str, Any], conditions: Mapping[str, Any]) -> Itera
 def _unscheduled(message: str) -> PodProblem:
     is_gpu = "Insufficient" in message and "gpu" in message.lower()
     return PodProblem(
-        reason="InsufficientGPU" if is_gpu else "Unschedulable", message=message or "no node takes it yet"
+        reason="InsufficientGPU" if is_gpu else "Unschedulable", message=message or "no node fits the pod yet"
     )
 
 
@@ -105,9 +105,9 @@ def _of_container(container: Mapping[str, Any], *, is_init: bool) -> Iterator[Po
 
 def _ended(container: Mapping[str, Any], ended: Mapping[str, Any], *, is_init: bool) -> Iterator[PodProblem]:
     name, last = container["name"], _last_words(ended.get("message", ""))
-    message = f"{name} ended with status {ended['exitCode']}{last}"
+    message = f"{name} exited with status {ended['exitCode']}{last}"
     if ended.get("reason") == "OOMKilled":
-        yield PodProblem(reason="OOMKilled", message=f"{name} took more memory than its limit{last}")
+        yield PodProblem(reason="OOMKilled", message=f"{name} exceeded its memory limit{last}")
     elif is_init and name == _MODEL:
         yield PodProblem(reason="ModelDownloadFailed", message=message)
     elif container.get("restartCount", 0) >= _RESTARTED or "terminated" in container.get("state", {}):
@@ -116,14 +116,14 @@ def _ended(container: Mapping[str, Any], ended: Mapping[str, Any], *, is_init: b
 
 
 def _last_words(message: str) -> str:
-    """The last line; of one of our own logs what it says, without time, place and traceback."""
+    """The last line of a termination message; of our own JSON logs, only the message."""
     lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
     if not lines:
         return ""
     logged = _LOGGED.search(lines[-1])
     try:
         return f": {json.loads(logged[1]) if logged else lines[-1]}"[:500]
-    except ValueError:  # it only looks like one of ours
+    except ValueError:  # it only resembles one of our log lines
         return f": {lines[-1]}"[:500]
 
 

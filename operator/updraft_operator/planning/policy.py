@@ -1,4 +1,4 @@
-"""The rollout's policy: of the resource, in the registry's words, and whether the registry has it already."""
+"""The rollout policy of a resource as the registry's message, and whether the registry follows it already."""
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api.rollout import Comparison, OnInconclusive, Rollout, Strategy
@@ -21,7 +21,7 @@ _COMPARISONS = {
 
 
 def policy(rollout: Rollout) -> pb.RolloutPolicy:
-    """What the registry is to follow; the offline gate and the confidence are its own."""
+    """The policy that the registry should follow; the offline gate and the confidence stay the registry's own."""
     analysis = rollout.analysis
     return pb.RolloutPolicy(
         strategy=_STRATEGIES[rollout.strategy],
@@ -47,11 +47,11 @@ def policy(rollout: Rollout) -> pb.RolloutPolicy:
 
 
 def is_followed(desired: pb.RolloutPolicy, effective: pb.RolloutPolicy) -> bool:
-    """Whether what the registry follows is what is wished, where something is wished."""
+    """Whether the effective policy matches the desired one in every field that the desired one sets."""
     both = pb.RolloutPolicy()
     both.CopyFrom(effective)
     if desired.steps:
         both.ClearField("steps")
     both.MergeFrom(desired)
-    both.analysis.comparison = desired.analysis.comparison  # 0 is a wish too: the registry chooses
+    both.analysis.comparison = desired.analysis.comparison  # 0 is a setting too: the registry chooses
     return both == effective

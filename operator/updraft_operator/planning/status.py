@@ -1,4 +1,4 @@
-"""The status of a speculator: all of it, from all that was observed. Nothing in it is remembered elsewhere."""
+"""The status of a speculator, derived entirely from what was observed."""
 
 from datetime import datetime
 
@@ -23,7 +23,7 @@ _TRAINER_STATES = {"Training": "Training", "Starting": "Starting", "Suspended": 
 
 
 def status(observed: Observed, now: datetime) -> Status:
-    """What the status should say now."""
+
     before, generation = observed.speculator.status, observed.speculator.metadata.generation
     undated = conditions(observed)
     state = observed.registry.state
@@ -40,7 +40,7 @@ def status(observed: Observed, now: datetime) -> Status:
 
 
 def without_measurements(current: Status) -> Status:
-    """The status without what changes with every request."""
+    """The status without the values that change with every request."""
     rollout = current.rollout.model_copy(update={"message": None}) if current.rollout else None
     return current.model_copy(update={"acceptance": None, "rollout": rollout})
 

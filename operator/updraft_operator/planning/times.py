@@ -1,4 +1,4 @@
-"""Moments as the API writes them, to the second."""
+"""Times as the API writes them, to the second."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -8,19 +8,19 @@ from updraft_operator.planning.conditions import UndatedCondition
 
 
 def moment(unix_s: float) -> datetime:
-    """A time in seconds since 1970."""
+
     return datetime.fromtimestamp(int(unix_s), UTC)
 
 
 def moment_ms(unix_ms: int) -> datetime | None:
-    """A time of the registry's; None for 0, which is no time."""
+    """A time from the registry; None for 0, which means no time."""
     return moment(unix_ms / 1000) if unix_ms else None
 
 
 def dated(
     undated: Iterable[UndatedCondition], before: Iterable[Condition], generation: int, now: datetime
 ) -> list[Condition]:
-    """Conditions of verdicts; the time of one changes with its status only, as Kubernetes has it."""
+    """Add generation and transition time. The time changes only with the status, as everywhere in Kubernetes."""
     old = {condition.type: condition for condition in before}
     return [_dated(verdict, old.get(verdict.type), generation, now) for verdict in undated]
 

@@ -1,6 +1,6 @@
-"""Versions of the registry as DraftVersion objects, and DraftVersions that a person applied as imports.
+"""The registry's versions as DraftVersion objects, and imports, which are DraftVersions that a user applied.
 
-An object without a number in its spec is an import: it is a person's, and is never deleted from here.
+An object without a version in its spec is an import: it belongs to the user, and the operator never deletes it.
 """
 
 import json
@@ -47,45 +47,45 @@ _MAX_HISTORY = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftImport:
-    """A DraftVersion that a person applied, and what became of it."""
+    """A DraftVersion that a user applied, and the state of its import."""
 
     draft: DraftVersion
     job: Child | None
     number: int | None
-    """Of the registry, once it is known."""
+    """Its version in the registry, once known."""
     failure: str
-    """Why it failed; empty unless it did."""
+    """Why the import failed; empty otherwise."""
 
 
 def phase_name(number: pb.Phase.ValueType) -> Phase:
-    """The API's word for a phase of the wire."""
+
     return _PHASES.get(number, Phase.PENDING)
 
 
 def is_import(draft: DraftVersion) -> bool:
-    """Whether a person applied it, for the registry to number."""
+    """Whether a user applied it, so that the registry assigns the number."""
     return draft.spec.version is None
 
 
 def number_of(observed: Observed, draft: DraftVersion) -> int | None:
-    """Its number in the registry that is there now, if it has one; an import may have another's in its status."""
+    """Its number in the current registry, if any. The status of an import may have the number of an earlier registry."""
     return draft.spec.version or _import(observed, draft).number
 
 
 def mirrors(observed: Observed) -> Iterator[Manifest]:
-    """Objects of versions that have none yet. The registry may know what a Job imports before the Job has told."""
+    """New DraftVersions for versions without one, except those that a running import may be about to report."""
     if not observed.registry.is_connected:
         return
-    brought = list(imports(observed))
+    all_imports = list(imports(observed))
     mirrored = {number_of(observed, draft) for draft in observed.drafts}
-    running = [each.draft for each in brought if each.number is None and not each.failure]
+    running = [entry.draft for entry in all_imports if entry.number is None and not entry.failure]
     for version in observed.registry.versions:
         if version.version not in mirrored and not any(_may_be(version, draft) for draft in running):
             yield _mirror(observed, version)
 
 
 def _may_be(version: pb.Version, draft: DraftVersion) -> bool:
-    """Whether a version may be what an import brings that has not ended yet."""
+    """Whether a running import may have created this version."""
     since = draft.metadata.creation_timestamp
     is_since = since is None or version.published_unix_ms >= since.timestamp() * 1000
     is_same = draft.spec.digest in (None, version.manifest.digest)
@@ -93,7 +93,7 @@ def _may_be(version: pb.Version, draft: DraftVersion) -> bool:
 
 
 def outdated(observed: Observed) -> Iterator[str]:
-    """Names of objects whose version the registry no longer keeps."""
+    """Names of DraftVersions whose version the registry no longer keeps."""
     if not observed.registry.is_connected:
         return
     kept = {version.version for version in observed.registry.versions}
@@ -103,62 +103,61 @@ def outdated(observed: Observed) -> Iterator[str]:
 
 
 def imports(observed: Observed) -> Iterator[DraftImport]:
-    """What people brought."""
+
     for draft in observed.drafts:
         if is_import(draft):
             yield _import(observed, draft)
 
 
 def job_name(draft: DraftVersion) -> str:
-    """Of the Job that imports it; another object of the same name is another import."""
+    """Name of the Job that imports the draft. It contains the uid, because a new object of the same name is a new import."""
     return f"{draft.metadata.name[:40].rstrip('-.')}-import-{draft.metadata.uid[:8]}"
 
 
 def statuses(observed: Observed, now: datetime) -> Iterator[tuple[DraftVersion, DraftVersionStatus]]:
-    """What the status of each object should say."""
+    """The status that every DraftVersion should have."""
     by_number = {version.version: version for version in observed.registry.versions}
-    found = {each.draft.metadata.name: each for each in imports(observed)}
     for draft in observed.drafts:
-        brought = found.get(draft.metadata.name)
-        number = draft.spec.version if brought is None else brought.number
+        draft_import = _import(observed, draft) if is_import(draft) else None
+        number = draft.spec.version if draft_import is None else draft_import.number
         version = by_number.get(number or 0)
         if version is not None and observed.registry.is_connected:
             yield draft, _status(observed, draft, version, now)
-        elif brought is not None and brought.number is None:
-            yield draft, _import_status(brought, now)
+        elif draft_import is not None and draft_import.number is None:
+            yield draft, _import_status(draft_import, now)
 
 
 def _import(observed: Observed, draft: DraftVersion) -> DraftImport:
     job = observed.children.get(Ref("Job", job_name(draft)))
-    number, failure = _told_number(observed, draft), ""
+    number, failure = _known_number(observed, draft), ""
     pods = [pod for pod in observed.pods_of(names.IMPORT) if pod.name.startswith(f"{job_name(draft)}-")]
     if number is None:
-        number = next((said for pod in pods if (said := _said_version(pod.result))), None)
+        number = next((version for pod in pods if (version := _result_version(pod.result))), None)
     if job is not None and number is None:
         for condition in job.status.get("conditions", ()):
             if condition["type"] == "Failed" and condition["status"] == "True":
-                words = next((pod.problem.message for pod in pods if pod.problem), condition.get("message", ""))
-                failure = words or "the import failed"
+                message = next((pod.problem.message for pod in pods if pod.problem), condition.get("message", ""))
+                failure = message or "the import failed"
     if number is None and not failure and draft.status.phase is Phase.FAILED:
-        failure = draft.status.reason or "the import failed"  # its Job is gone since
+        failure = draft.status.reason or "the import failed"  # its Job has been deleted
     return DraftImport(draft=draft, job=job, number=number, failure=failure)
 
 
-def _told_number(observed: Observed, draft: DraftVersion) -> int | None:
-    """Its number as the status has it, unless another registry gave it: there the content is another."""
+def _known_number(observed: Observed, draft: DraftVersion) -> int | None:
+    """The number in its status, unless a different registry assigned it: the digest differs then."""
     number = draft.status.version
     if number is None or not observed.registry.is_connected:
         return number
-    version = next((each for each in observed.registry.versions if each.version == number), None)
+    version = next((candidate for candidate in observed.registry.versions if candidate.version == number), None)
     if version is None:
         newest = observed.registry.state.latest if observed.registry.state is not None else 0
-        return number if number <= newest else None  # its weights are no longer kept; or a registry that began anew
-    verified = next((each.message for each in draft.status.conditions if each.type == "Verified"), "")
+        return number if number <= newest else None  # pruned, or a new registry
+    verified = next((condition.message for condition in draft.status.conditions if condition.type == "Verified"), "")
     known = draft.spec.digest or verified
     return number if known in ("", version.manifest.digest) else None
 
 
-def _said_version(result: str) -> int | None:
+def _result_version(result: str) -> int | None:
     try:
         return int(json.loads(result)["version"])
     except (ValueError, KeyError, TypeError, OverflowError):
@@ -166,20 +165,20 @@ def _said_version(result: str) -> int | None:
 
 
 def _mirror(observed: Observed, version: pb.Version) -> Manifest:
-    written, number = version.manifest, version.version
-    learned = written.provenance
+    published, number = version.manifest, version.version
+    provenance = published.provenance
     training = {
-        "samples": learned.samples,
-        "firstTraceId": learned.first_trace_id,
-        "lastTraceId": learned.last_trace_id,
+        "samples": provenance.samples,
+        "firstTraceId": provenance.first_trace_id,
+        "lastTraceId": provenance.last_trace_id,
     }
     spec = {
         "speculatorRef": {"name": observed.name},
-        "source": _SOURCES.get(written.source, Source.TRAINER).value,
+        "source": _SOURCES.get(published.source, Source.TRAINER).value,
         "version": number,
-        "digest": written.digest,
-        **({"parentVersion": written.parent_version} if written.parent_version else {}),
-        **({"training": {name: value for name, value in training.items() if value}} if learned.samples else {}),
+        "digest": published.digest,
+        **({"parentVersion": published.parent_version} if published.parent_version else {}),
+        **({"training": {name: value for name, value in training.items() if value}} if provenance.samples else {}),
         **({"retain": True} if version.retain else {}),
     }
     return manifest(
@@ -198,8 +197,8 @@ def _status(observed: Observed, draft: DraftVersion, version: pb.Version, now: d
     phase = phase_name(version.phase)
     length, _ = acceptance_length(state, number)
     before = draft.status
-    changes = [each for each in observed.registry.transitions if each.version == number]
-    promoted = _promoted(changes) or before.promoted_time
+    transitions = [transition for transition in observed.registry.transitions if transition.version == number]
+    promoted = _promoted(transitions) or before.promoted_time
     return DraftVersionStatus(
         observed_generation=draft.metadata.generation,
         version=number,
@@ -208,7 +207,7 @@ def _status(observed: Observed, draft: DraftVersion, version: pb.Version, now: d
         pods=_pods(state, number),
         acceptance=DraftAcceptance(length=decimal(length)) if length is not None else before.acceptance,
         promoted_time=promoted,
-        history=_history(changes) or before.history,
+        history=_history(transitions) or before.history,
         conditions=dated(
             _conditions(observed, version, phase, promoted), before.conditions, draft.metadata.generation, now
         ),
@@ -224,22 +223,22 @@ def _pods(state: pb.SpeculatorState, number: int) -> PodsStatus:
     return PodsStatus(loaded=0, target=0)
 
 
-def _history(changes: list[pb.Transition]) -> list[PhaseChange]:
-    moved = [each for each in changes if each.to_phase and each.to_phase != each.from_phase]
+def _history(transitions: list[pb.Transition]) -> list[PhaseChange]:
+    changes = [change for change in transitions if change.to_phase and change.to_phase != change.from_phase]
     return [
         PhaseChange(
-            time=moment(each.unix_ms / 1000),
-            phase=phase_name(each.to_phase),
-            actor=each.actor,
-            reason=each.reason[:1024],
+            time=moment(change.unix_ms / 1000),
+            phase=phase_name(change.to_phase),
+            actor=change.actor,
+            reason=change.reason[:1024],
         )
-        for each in moved[-_MAX_HISTORY:]
+        for change in changes[-_MAX_HISTORY:]
     ]
 
 
-def _promoted(changes: list[pb.Transition]) -> datetime | None:
-    won = [each for each in changes if each.to_phase == pb.PHASE_STABLE]
-    return moment_ms(won[-1].unix_ms) if won else None
+def _promoted(transitions: list[pb.Transition]) -> datetime | None:
+    promotions = [transition for transition in transitions if transition.to_phase == pb.PHASE_STABLE]
+    return moment_ms(promotions[-1].unix_ms) if promotions else None
 
 
 def _conditions(
@@ -258,13 +257,13 @@ def _conditions(
             type="Evaluated",
             status="True" if has_evidence else "Unknown",
             reason="HeldOutTraces" if has_evidence else "NotEvaluated",
-            message="estimated on held-out requests" if has_evidence else "it came without an evaluation",
+            message="evaluated on held-out requests" if has_evidence else "published without an evaluation",
         ),
         UndatedCondition(
             type="Loaded",
             status="True" if is_live and loaded else "False",
             reason="Loaded" if is_live and loaded else "NotServing",
-            message=f"{loaded} pods hold it" if is_live else "no pod is told to serve it",
+            message=f"{loaded} pods have loaded it" if is_live else "no pod should serve it",
         ),
         UndatedCondition(
             type="Promoted",
@@ -275,14 +274,14 @@ def _conditions(
     ]
 
 
-def _import_status(brought: DraftImport, now: datetime) -> DraftVersionStatus:
-    draft = brought.draft
-    phase = Phase.FAILED if brought.failure else Phase.IMPORTING
-    reason = brought.failure or "it is pulled into the registry"
+def _import_status(draft_import: DraftImport, now: datetime) -> DraftVersionStatus:
+    draft = draft_import.draft
+    phase = Phase.FAILED if draft_import.failure else Phase.IMPORTING
+    reason = draft_import.failure or "importing the draft into the registry"
     verdict = UndatedCondition(
         type="Verified",
-        status="False" if brought.failure else "Unknown",
-        reason="ImportFailed" if brought.failure else "Importing",
+        status="False" if draft_import.failure else "Unknown",
+        reason="ImportFailed" if draft_import.failure else "Importing",
         message=reason[:1024],
     )
     return DraftVersionStatus(

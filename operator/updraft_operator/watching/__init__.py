@@ -1,1 +1,1 @@
-"""The cluster as the operator sees it: watches, cached objects, work queue, Secrets, leader election."""
+"""The operator's view of the cluster: watches, cached objects, work queue, Secrets, leader election."""

@@ -77,25 +77,25 @@ STATES = [
     pytest.param(
         _crashes("", code=137, reason="OOMKilled"),
         "OOMKilled",
-        "inference took more memory than its limit",
+        "inference exceeded its memory limit",
         id="too little memory",
     ),
     pytest.param(
         _crashes(_log_line("/models/target has no config.json: mount the model there")),
         "CrashLoopBackOff",
-        "inference ended with status 1: /models/target has no config.json: mount the model there, 2 restarts",
+        "inference exited with status 1: /models/target has no config.json: mount the model there, 2 restarts",
         id="it crashes and logs why",
     ),
     pytest.param(
         _crashes(TRACEBACK),
         "CrashLoopBackOff",
-        "inference ended with status 1: OSError: the hub does not answer, 2 restarts",
+        "inference exited with status 1: OSError: the hub does not answer, 2 restarts",
         id="it crashes with a traceback",
     ),
     pytest.param(
         _download_fails(_log_line("hf://org/model is not there")),
         "ModelDownloadFailed",
-        "model ended with status 1: hf://org/model is not there",
+        "model exited with status 1: hf://org/model is not there",
         id="the model cannot be downloaded",
     ),
     pytest.param(
@@ -184,7 +184,7 @@ def test_a_registry_that_crashes_is_why_nothing_is_ready(operator: Running, subj
     subject.set_pod(pod, _crashes(_log_line("/data cannot be written: check fsGroup"), name="registry"))
 
     told = subject.wait_for("RegistryReady", "False", "CrashLoopBackOff")
-    assert told == f"{pod}: registry ended with status 1: /data cannot be written: check fsGroup, 2 restarts"
+    assert told == f"{pod}: registry exited with status 1: /data cannot be written: check fsGroup, 2 restarts"
     subject.wait_for("Ready", "False", "CrashLoopBackOff")
 
 
@@ -197,7 +197,7 @@ def test_a_trainer_that_crashes_stops_learning_and_no_serving(operator: Running,
     subject.set_pod(pod, _crashes("", code=137, reason="OOMKilled", name="trainer"))
 
     told = subject.wait_for("TrainerReady", "False", "OOMKilled")
-    assert told == f"{pod}: trainer took more memory than its limit"
+    assert told == f"{pod}: trainer exceeded its memory limit"
     assert subject.wait_for("Adapting", "False", "TrainerNotReady") == told
     assert subject.condition("ServingReady") == ("True", "PodsReady")
     assert subject.get()["status"]["trainer"]["state"] == "Failing"

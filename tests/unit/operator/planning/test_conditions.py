@@ -271,7 +271,7 @@ def test_an_old_promotion_of_a_version_that_is_gone_is_no_mistake() -> None:
 
 def test_a_version_that_is_not_there_is_told_with_those_that_are() -> None:
     said = _verdicts({"rollout": {"pinnedVersion": 9}}, registry=connected([STABLE, TRIED]))["Accepted"].message
-    assert said == "spec.rollout.pinnedVersion is 9, and the registry has no such version: it has 3, 4"
+    assert said == "spec.rollout.pinnedVersion is 9, but the registry has no such version: it has 3, 4"
 
 
 def test_a_registry_with_one_ready_pod_is_not_in_trouble_over_another() -> None:

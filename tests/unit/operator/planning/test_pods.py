@@ -52,7 +52,7 @@ def _unscheduled(message: str) -> dict[str, Any]:
             "taint",
             id="a taint that is named after GPUs",
         ),
-        pytest.param(_unscheduled(""), "Unschedulable", "no node takes it yet", id="without a word"),
+        pytest.param(_unscheduled(""), "Unschedulable", "no node fits the pod yet", id="without a word"),
         *(
             pytest.param(
                 {"containerStatuses": [_container(_waiting(reason, "not found"))]},
@@ -74,7 +74,7 @@ def _unscheduled(message: str) -> dict[str, Any]:
         pytest.param(
             {"containerStatuses": [_container(_ended(137, "OOMKilled"))]},
             "OOMKilled",
-            "inference took more memory than its limit",
+            "inference exceeded its memory limit",
             id="killed for memory",
         ),
         pytest.param(
@@ -96,13 +96,13 @@ def _unscheduled(message: str) -> dict[str, Any]:
                 ]
             },
             "CrashLoopBackOff",
-            "inference ended with status 1: the last, 2 restarts",
+            "inference exited with status 1: the last, 2 restarts",
             id="crashes, with its last words",
         ),
         pytest.param(
             {"containerStatuses": [_container(_ended(2))]},
             "CrashLoopBackOff",
-            "inference ended with status 2",
+            "inference exited with status 2",
             id="ended",
         ),
         pytest.param(
@@ -126,7 +126,7 @@ def _unscheduled(message: str) -> dict[str, Any]:
         pytest.param(
             {"initContainerStatuses": [_container(_ended(1, message="401 Unauthorized"), "model")]},
             "ModelDownloadFailed",
-            "model ended with status 1: 401 Unauthorized",
+            "model exited with status 1: 401 Unauthorized",
             id="no model",
         ),
         pytest.param(
@@ -138,7 +138,7 @@ def _unscheduled(message: str) -> dict[str, Any]:
         pytest.param(
             {"initContainerStatuses": [_container(_ended(1), "mine")]},
             "CrashLoopBackOff",
-            "mine ended",
+            "mine exited",
             id="an init container of the user's",
         ),
         pytest.param(
