@@ -15,11 +15,11 @@ from bench.serving.plan import LOOKAHEAD
 from torch import Tensor
 
 from updraft_inference.engine import Delta, Drafter, GenerationRequest, SamplingParams
-from updraft_inference.torch_engine.drafting.ngram import Lookups
+from updraft_inference.torch_engine.drafting.ngram import NgramProposer
 from updraft_inference.torch_engine.model.kv_cache import Batch, SlotCache
 from updraft_inference.torch_engine.model.limits import Limits
-from updraft_inference.torch_engine.model.target import Forward, Target
-from updraft_inference.torch_engine.scheduler.scheduler import Decoder
+from updraft_inference.torch_engine.model.target import ForwardOutput, Target
+from updraft_inference.torch_engine.scheduler.scheduler import Scheduler
 from updraft_inference.torch_engine.sequence import Sequence
 from updraft_kernels.loader import load_kernels
 
@@ -39,7 +39,7 @@ class TimedTarget(Target):
     forward_s = 0.0
     logits_s = 0.0
 
-    def forward(self, ids_R: Tensor, batches: SequenceOf[Batch], cache: SlotCache) -> Forward:  # noqa: N803 - the target's own name
+    def forward(self, ids_R: Tensor, batches: SequenceOf[Batch], cache: SlotCache) -> ForwardOutput:  # noqa: N803 - the target's own name
         started = time.perf_counter()
         try:
             return super().forward(ids_R, batches, cache)
@@ -61,7 +61,7 @@ class Inline:
         self.limits = limits
         self.num_tokens = 0
         self._target = target
-        self._decoder = Decoder(target, limits, default=Drafter.NONE)
+        self._scheduler = Scheduler(target, limits, default=Drafter.NONE)
         self._names = itertools.count()
 
     @classmethod
@@ -73,9 +73,9 @@ class Inline:
         target = TimedTarget.open(model, dtype=dtype, device=torch.device("cpu"), library=library)
         return cls(target, Limits(num_slots=num_slots, max_context=max_context, max_lookahead=LOOKAHEAD))
 
-    def look_up_in(self, lookups: Lookups) -> None:
+    def look_up_in(self, lookups: NgramProposer) -> None:
         """These know earlier answers."""
-        self._decoder.lookups = lookups
+        self._scheduler.lookups = lookups
 
     def start(self, prompts: SequenceOf[tuple[int, ...]], *, max_tokens: int, drafter: Drafter) -> None:
         """Add greedy requests that do not stop by themselves, and read all their prompts."""
@@ -96,15 +96,15 @@ class Inline:
                 unread.discard(name)
                 self.num_tokens += len(delta.token_ids)
 
-            self._decoder.add(Sequence(request=request, emit=take, ids=list(prompt)))
+            self._scheduler.add(Sequence(request=request, emit=take, ids=list(prompt)))
         while unread:
-            self._decoder.step()
+            self._scheduler.step()
 
     def step(self) -> Spent:
         """One step of all that run."""
         target = self._target
         forward_s, logits_s, started = target.forward_s, target.logits_s, time.perf_counter()
-        self._decoder.step()
+        self._scheduler.step()
         return Spent(
             step_s=time.perf_counter() - started,
             forward_s=target.forward_s - forward_s,
@@ -113,4 +113,4 @@ class Inline:
 
     def stop(self) -> None:
         """End all requests."""
-        self._decoder.cancel_all()
+        self._scheduler.cancel_all()

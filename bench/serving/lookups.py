@@ -22,10 +22,10 @@ from updraft_cli.local.folders import cache_folder
 from updraft_cli.models.smollm2 import model_folder
 from updraft_cli.prompts import DOMAINS
 from updraft_inference.engine import Drafter
-from updraft_inference.torch_engine.drafting.answer_cache import History
-from updraft_inference.torch_engine.drafting.lookahead.kind import Kind
-from updraft_inference.torch_engine.drafting.ngram import Lookups
-from updraft_inference.torch_engine.drafting.ngram_index import Lookup, NgramIndex
+from updraft_inference.torch_engine.drafting.answer_cache import AnswerCache
+from updraft_inference.torch_engine.drafting.lookahead.kind import ProposalSource
+from updraft_inference.torch_engine.drafting.ngram import NgramProposer
+from updraft_inference.torch_engine.drafting.ngram_index import NgramIndex, NgramMatch
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
 from updraft_inference.torch_engine.model.limits import Limits
 from updraft_inference.torch_engine.sequence import Sequence as Running
@@ -57,8 +57,8 @@ class Tally:
 class Tallies:
     """By kind; matched 0: nothing was found."""
 
-    own: dict[Kind, Tally] = field(default_factory=lambda: defaultdict(Tally))
-    earlier: dict[Kind, Tally] = field(default_factory=lambda: defaultdict(Tally))
+    own: dict[ProposalSource, Tally] = field(default_factory=lambda: defaultdict(Tally))
+    earlier: dict[ProposalSource, Tally] = field(default_factory=lambda: defaultdict(Tally))
     """In answers to other requests, whatever there was in the request's own text."""
 
 
@@ -73,7 +73,7 @@ def running(prompt: Sequence[int], said: Sequence[int]) -> Running:
     return Running(request=request(tuple(prompt), wish), emit=lambda _: None, ids=[*prompt, *said])
 
 
-def tally(pair: Pair, history: History, into: Tallies) -> None:
+def tally(pair: Pair, history: AnswerCache, into: Tallies) -> None:
     """Count what is found before each token of an answer but the first."""
     prompt, answer = pair
     for done in range(1, len(answer)):
@@ -83,26 +83,26 @@ def tally(pair: Pair, history: History, into: Tallies) -> None:
         into.earlier[earlier.kind].add(earlier.ids, rest)
 
 
-def num_steps(pair: Pair, lookups: Lookups) -> int:
+def num_steps(pair: Pair, lookups: NgramProposer) -> int:
     """Steps after the first token, each with the lookup that there is."""
     prompt, answer = pair
     done, steps = 1, 0
     while done < len(answer):
         rest = answer[done:]
-        found: Lookup = lookups.propose(running(prompt, answer[:done]), min(MOST, len(rest) - 1))
+        found: NgramMatch = lookups.propose(running(prompt, answer[:done]), min(MOST, len(rest) - 1))
         done += 1 + num_kept(found.ids, rest)
         steps += 1
     return steps
 
 
-def bound(pairs: Sequence[Pair], lookups: Lookups) -> float:
+def bound(pairs: Sequence[Pair], lookups: NgramProposer) -> float:
     """Tokens a step of requests that run one after the other."""
     return sum(len(answer) - 1 for _, answer in pairs) / sum(num_steps(pair, lookups) for pair in pairs)
 
 
-def remembering(pairs: Iterable[Pair]) -> tuple[History, Lookups]:
+def remembering(pairs: Iterable[Pair]) -> tuple[AnswerCache, NgramProposer]:
     """What is known after these."""
-    history, lookups = History(NUM_REMEMBERED), Lookups(NUM_REMEMBERED)
+    history, lookups = AnswerCache(NUM_REMEMBERED), NgramProposer(NUM_REMEMBERED)
     for prompt, answer in pairs:
         history.add([*prompt, *answer], len(prompt), len(prompt) + len(answer))
         lookups.remember(running(prompt, answer))
@@ -145,7 +145,7 @@ def main() -> None:
     table = output.table("domain", "found in", ">matched", "before it", ">of all", ">first right", ">tokens right")
     bounds = output.table("tokens a step, if verification cost nothing", ">own text", f">and {len(others)} answers")
     for domain, pairs in by_domain.items():
-        bounds.add_row(domain, f"{bound(pairs, Lookups(0)):.2f}", f"{bound(pairs, lookups):.2f}")
+        bounds.add_row(domain, f"{bound(pairs, NgramProposer(0)):.2f}", f"{bound(pairs, lookups):.2f}")
         tallies = Tallies()
         for pair in pairs:
             tally(pair, history, tallies)

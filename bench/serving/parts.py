@@ -23,7 +23,7 @@ from bench.serving.inline import Inline
 from bench.serving.plan import LOOKAHEAD, NUM_REMEMBERED, SEED, Plan, in_turn, take
 
 from updraft_inference.engine import DraftCheckpoint, Drafter
-from updraft_inference.torch_engine.drafting.ngram import Lookups
+from updraft_inference.torch_engine.drafting.ngram import NgramProposer
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
 from updraft_inference.torch_engine.model.limits import Limits
 
@@ -52,7 +52,7 @@ class Bench:
     tell: Callable[[str, int, int], None]
     measured: figures.Measured = field(default_factory=figures.Measured)
     _pools: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
-    _past: list[Lookups] = field(default_factory=list)
+    _past: list[NgramProposer] = field(default_factory=list)
     """Of a server that has answered other requests; filled once."""
 
     def prompts(self, domain: str) -> list[tuple[int, ...]]:
@@ -66,7 +66,7 @@ class Bench:
         """Those of all domains, in turn."""
         return workloads.mixed({domain: self.prompts(domain) for domain in self.plan.domains})
 
-    async def past(self, engine: TorchEngine) -> Lookups:
+    async def past(self, engine: TorchEngine) -> NgramProposer:
         """What lookups remember of answers to other requests: those of all domains from which the draft learns."""
         if not self._past:
             self._past.append(await remembered(self, engine))
@@ -83,18 +83,18 @@ def drafter_of(arm: str) -> Drafter:
     return {PLAIN: Drafter.NONE, OWN_TEXT: Drafter.NGRAM, AGAIN: Drafter.NGRAM}.get(arm) or Drafter(arm)
 
 
-async def remembered(bench: Bench, engine: TorchEngine) -> Lookups:
+async def remembered(bench: Bench, engine: TorchEngine) -> NgramProposer:
     """Answer requests that no part measures on; leaves the engine's own lookups as they were."""
     recipe, domains = bench.plan.recipe, bench.plan.domains
     asked = workloads.mixed(
         {d: workloads.prompts(bench.words, d, recipe.requests, seed=SEED, is_held_out=False) for d in domains}
     )
-    before = await engine.exchange_lookups(Lookups(NUM_REMEMBERED))
+    before = await engine.exchange_ngram(NgramProposer(NUM_REMEMBERED))
     for done in range(0, len(asked), _PAST_AT_ONCE):
         bench.tell("answering other requests first", done, len(asked))
         batch = asked[done : done + _PAST_AT_ONCE]
         await run(engine, batch, Wish(batch=len(batch), tokens=recipe.tokens, drafter=Drafter.NGRAM))
-    past = await engine.exchange_lookups(before)
+    past = await engine.exchange_ngram(before)
     past.read_all()
     return past
 
@@ -241,7 +241,7 @@ async def http(bench: Bench, *, has_vllm: bool) -> None:
                 bench.note(figures.HTTP, cell, arm, round_, streams)
 
 
-async def _past(bench: Bench) -> Lookups:
+async def _past(bench: Bench) -> NgramProposer:
     async with opened(bench, num_slots=_PAST_AT_ONCE) as engine:
         return await bench.past(engine)
 
@@ -255,7 +255,7 @@ async def _round(
         past = await bench.past(engine)
         # A draft reads prompts too, and an arm without one leaves none of it.
         await _read(engine, chosen, drafter_of(arm))
-        await engine.exchange_lookups(Lookups(0) if arm == OWN_TEXT else past)
+        await engine.exchange_ngram(NgramProposer(0) if arm == OWN_TEXT else past)
         streams, _ = await run(engine, chosen, _wish(bench, cell, arm))
         bench.note(part, cell, arm, round_, streams)
 

@@ -17,7 +17,7 @@ from updraft_cli import output
 from updraft_cli.local.folders import cache_folder
 from updraft_cli.models.smollm2 import model_folder
 from updraft_draft.config import TargetConfig
-from updraft_inference.torch_engine.model.linear import Linear, Reordered, Tiled
+from updraft_inference.torch_engine.model.linear import AmxLinear, Linear, OneDnnLinear
 from updraft_kernels.loader import load_kernels
 
 ROWS = (1, 4, 8, 16, 32, 64, 128, 256)
@@ -52,8 +52,8 @@ def main() -> None:
     sizes = shapes(TargetConfig.from_folder(model_folder(cache_folder(os.environ))))
     weights = [torch.randn(size, dtype=torch.bfloat16) for size in sizes]
     arms: dict[str, Sequence[Linear]] = {
-        "tiles": [Tiled(each, None, library) for each in weights],
-        "oneDNN": [Reordered(each) for each in weights],
+        "tiles": [AmxLinear(each, None, library) for each in weights],
+        "oneDNN": [OneDnnLinear(each) for each in weights],
     }
     table = output.table(">rows", ">tiles, ms", ">oneDNN, ms", ">ratio (quartiles)")
     for rows in ROWS:

@@ -20,7 +20,7 @@ class Acceptance:
     """Of one sequence: how many drafts were kept, and the target's token after them."""
 
     count: int
-    next_id: int
+    bonus_id: int
 
 
 def filtered_probs(
@@ -70,8 +70,8 @@ def accept_sampled(
         p_V, q_V = p_TV[i], None if q_kV is None else q_kV[i]
         q = 1.0 if q_V is None else float(q_V[draft])
         if u * q >= float(p_V[draft]):
-            return Acceptance(count=i, next_id=draw(_residual(p_V, draft, q_V), generator))
-    return Acceptance(count=k, next_id=draw(p_TV[k], generator))
+            return Acceptance(count=i, bonus_id=draw(_residual(p_V, draft, q_V), generator))
+    return Acceptance(count=k, bonus_id=draw(p_TV[k], generator))
 
 
 def expected_acceptance(p: Tensor, q: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ def _first_tokens(p: Tensor, q: Tensor | None, accept: object, rounds: int = 400
     for _ in range(rounds):
         draft = int(torch.multinomial(q[0], 1, generator=generator)) if q is not None else 2
         outcome = accept(p, [draft], q, generator)  # type: ignore[operator]  # the broken rule shares the signature
-        counts[draft if outcome.count else outcome.next_id] += 1
+        counts[draft if outcome.count else outcome.bonus_id] += 1
     return counts
 
 
@@ -54,14 +54,14 @@ def test_the_output_has_the_targets_distribution(seed: int, *, is_point_mass: bo
 def _accept_by_likelihood(p: Tensor, drafts: list[int], q: Tensor | None, generator: torch.Generator) -> Acceptance:
     """A plausible wrong rule: keep a draft with probability p, redraw from p."""
     keep = float(torch.rand(1, generator=generator)) < float(p[0, drafts[0]])
-    return Acceptance(count=int(keep), next_id=int(torch.multinomial(p[int(keep)], 1, generator=generator)))
+    return Acceptance(count=int(keep), bonus_id=int(torch.multinomial(p[int(keep)], 1, generator=generator)))
 
 
 def _accept_without_residual(p: Tensor, drafts: list[int], q: Tensor | None, generator: torch.Generator) -> Acceptance:
     """The classic bug: the right acceptance, but a refused draft is redrawn from p instead of max(p - q, 0)."""
     assert q is not None
     keep = float(torch.rand(1, generator=generator)) * float(q[0, drafts[0]]) < float(p[0, drafts[0]])
-    return Acceptance(count=int(keep), next_id=int(torch.multinomial(p[int(keep)], 1, generator=generator)))
+    return Acceptance(count=int(keep), bonus_id=int(torch.multinomial(p[int(keep)], 1, generator=generator)))
 
 
 @pytest.mark.parametrize("broken", [_accept_by_likelihood, _accept_without_residual])
@@ -78,7 +78,7 @@ def test_kept_drafts_are_a_prefix_and_the_next_token_is_possible(seed: int, k: i
     drafts = [int(torch.multinomial(row, 1, generator=generator)) for row in q]
     outcome = accept_sampled(p, drafts, q, generator)
     assert 0 <= outcome.count <= k
-    assert p[outcome.count, outcome.next_id] > 0
+    assert p[outcome.count, outcome.bonus_id] > 0
 
 
 def test_a_draft_equal_to_the_target_is_always_kept() -> None:
@@ -112,7 +112,7 @@ def test_no_row_is_computed_after_the_first_refusal_and_none_twice() -> None:
 
     for drafts, rows in (([1, 1, 1], [0, 1, 2, 3]), ([1, 0, 1], [0, 1]), ([], [0])):
         p = Counted()
-        assert accept_sampled(p, drafts, None, torch.Generator()).next_id == 1
+        assert accept_sampled(p, drafts, None, torch.Generator()).bonus_id == 1
         assert p.asked == rows
 
 

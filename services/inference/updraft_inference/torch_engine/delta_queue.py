@@ -13,7 +13,7 @@ from updraft_inference.engine import Delta
 Reader = asyncio.Queue[Delta | None]
 
 
-class Outbox:
+class DeltaQueue:
     """Of the engine's thread, which alone calls it."""
 
     def __init__(self) -> None:

@@ -34,14 +34,14 @@ from updraft_inference.engine import (
     LookaheadEstimates,
     SwapResult,
 )
-from updraft_inference.torch_engine.drafting.eagle import EagleDrafter
-from updraft_inference.torch_engine.drafting.ngram import Lookups
-from updraft_inference.torch_engine.model.draft import Packed, pack
+from updraft_inference.torch_engine.drafting.eagle import EagleProposer
+from updraft_inference.torch_engine.drafting.ngram import NgramProposer
+from updraft_inference.torch_engine.model.draft import PackedWeights, pack
 from updraft_inference.torch_engine.model.limits import Limits
 from updraft_inference.torch_engine.model.target import Target
 from updraft_inference.torch_engine.sampling.grammar import Grammar, Grammars
 from updraft_inference.torch_engine.sampling.logits import check_sampling
-from updraft_inference.torch_engine.scheduler.scheduler import Decoder
+from updraft_inference.torch_engine.scheduler.scheduler import Scheduler
 from updraft_inference.torch_engine.sequence import Sequence
 from updraft_inference.torch_engine.worker import Worker, on_passing_thread
 from updraft_kernels.loader import load_kernels
@@ -76,14 +76,14 @@ class TorchEngine:
     ) -> None:
         self._options = options
         self._limits = options.limits
-        self._decoder = Decoder(
+        self._scheduler = Scheduler(
             target, options.limits, default=options.drafter, is_lookahead_fixed=options.is_lookahead_fixed
         )
         self._info = info
         self._loaded = LoadedDraft()
         self._on_finished = on_finished
         self._grammars = grammars
-        self._worker = Worker(self._decoder, self._abandon_all)
+        self._worker = Worker(self._scheduler, self._abandon_all)
         self._submitted = 0
         self._live: dict[str, Callable[[], object]] = {}
         """How to tell each running request that the engine has failed."""
@@ -144,7 +144,7 @@ class TorchEngine:
     @property
     def load(self) -> EngineLoad:
         """How busy it is."""
-        d = self._decoder
+        d = self._scheduler
         return EngineLoad(
             running=d.num_running,
             queued=d.num_waiting,
@@ -156,12 +156,12 @@ class TorchEngine:
     @property
     def lookahead_estimates(self) -> LookaheadEstimates:
         """See the port."""
-        return self._decoder.lookahead
+        return self._scheduler.lookahead
 
     @property
     def faults(self) -> Mapping[int, int]:
         """See the port."""
-        return self._decoder.faults.copy()
+        return self._scheduler.faults.copy()
 
     @property
     def capture_problem(self) -> str:
@@ -187,7 +187,7 @@ class TorchEngine:
         def emit(delta: Delta) -> None:
             if delta.finished is not None:
                 self._on_finished(delta.finished)
-            self._worker.outbox.put(loop, deltas, delta)
+            self._worker.delta_queue.put(loop, deltas, delta)
 
         sequence = Sequence(
             request=request,
@@ -201,7 +201,7 @@ class TorchEngine:
             sequence.grammar = await self._grammar(sequence)
             self._live[request.request_id] = lambda: loop.call_soon_threadsafe(deltas.put_nowait, None)
             self._check_running()  # it may have stopped while the schema was read, and would never answer
-            self._worker.send(lambda: self._decoder.add(sequence))
+            self._worker.send(lambda: self._scheduler.add(sequence))
             while not is_over:
                 delta = await deltas.get()
                 if delta is None:
@@ -214,7 +214,7 @@ class TorchEngine:
             self._submitted -= 1
             self._live.pop(request.request_id, None)
             if not is_over:
-                self._worker.send(lambda: self._decoder.cancel(request.request_id))
+                self._worker.send(lambda: self._scheduler.cancel(request.request_id))
 
     async def swap(self, draft: DraftCheckpoint | None) -> SwapResult:
         """See the port. One swap at a time."""
@@ -224,11 +224,11 @@ class TorchEngine:
                 self._loaded = LoadedDraft()
                 return SwapResult(loaded=self._loaded, pause_s=pause_s)
             config, tensors = await asyncio.to_thread(self._read, draft)
-            eagle = self._decoder.eagle
+            eagle = self._scheduler.eagle
             previous = await asyncio.to_thread(self._held)  # only a swap writes them, and the lock is ours
             if eagle is None:
                 fresh = await asyncio.to_thread(self._build, config, tensors)
-                pause_s = await self._worker.between_steps(lambda: self._decoder.install(fresh, draft.version))
+                pause_s = await self._worker.between_steps(lambda: self._scheduler.install(fresh, draft.version))
             else:
                 pause_s = await self._overwrite(draft.version, tensors)
             digest = await asyncio.to_thread(self._digest)
@@ -247,16 +247,16 @@ class TorchEngine:
     async def rehash(self) -> LoadedDraft:
         """See the port. Only a swap writes what is hashed, and the lock keeps it away."""
         async with self._swap_lock:
-            if self._decoder.eagle is not None:
+            if self._scheduler.eagle is not None:
                 self._loaded = replace(self._loaded, tensors_digest=await asyncio.to_thread(self._digest))
             return self._loaded
 
-    async def exchange_lookups(self, lookups: Lookups) -> Lookups:
+    async def exchange_ngram(self, lookups: NgramProposer) -> NgramProposer:
         """Look up in these earlier answers from now on; returns those until now. (For measurements that begin alike.)"""
-        before = self._decoder.lookups
+        before = self._scheduler.lookups
 
         def exchange() -> None:
-            self._decoder.lookups = lookups
+            self._scheduler.lookups = lookups
 
         await self._worker.between_steps(exchange)
         return before
@@ -298,13 +298,13 @@ class TorchEngine:
     def _read(self, draft: DraftCheckpoint) -> tuple[DraftConfig, dict[str, Tensor]]:
         """Everything about a checkpoint that can be wrong is found here, before the decode loop notices."""
         config, tensors = checkpoint.load(draft.folder)
-        reason = check_fits(config, self._decoder.target.config)
+        reason = check_fits(config, self._scheduler.target.config)
         if reason is not None:
             raise InvalidInput(reason)
         digest = tensors_digest(checkpoint.tensor_specs(sorted(tensors.items())))
         if digest != draft.tensors_digest:
             raise Corrupt(f"version {draft.version} holds {digest}, its manifest says {draft.tensors_digest}")
-        eagle = self._decoder.eagle
+        eagle = self._scheduler.eagle
         if eagle is not None:
             if eagle.network.config != config:
                 raise InvalidInput(f"version {draft.version} has another shape than the draft that serves")
@@ -312,21 +312,21 @@ class TorchEngine:
                 raise InvalidInput(f"version {draft.version} has another vocabulary than the draft that serves")
         return config, tensors
 
-    def _build(self, config: DraftConfig, tensors: Mapping[str, Tensor]) -> EagleDrafter:
+    def _build(self, config: DraftConfig, tensors: Mapping[str, Tensor]) -> EagleProposer:
         num_positions = self._limits.num_positions
-        network = checkpoint.build(config, tensors, self._decoder.target.embedding, num_positions=num_positions)
-        num_slots, library = self._limits.num_slots, self._decoder.target.library
-        return EagleDrafter(network, num_slots=num_slots, num_positions=num_positions, library=library)
+        network = checkpoint.build(config, tensors, self._scheduler.target.embedding, num_positions=num_positions)
+        num_slots, library = self._limits.num_slots, self._scheduler.target.library
+        return EagleProposer(network, num_slots=num_slots, num_positions=num_positions, library=library)
 
     def _held(self) -> tuple[int, dict[str, Tensor] | None]:
-        eagle = self._decoder.eagle
+        eagle = self._scheduler.eagle
         if eagle is None:
             return 0, None
-        return self._decoder.draft_version, {name: t.clone() for name, t in eagle.network.state_dict().items()}
+        return self._scheduler.draft_version, {name: t.clone() for name, t in eagle.network.state_dict().items()}
 
     async def _overwrite(self, version: int, tensors: Mapping[str, Tensor]) -> float:
         """Seconds of the pause."""
-        like, library = self._network.lm_head.weight, self._decoder.target.library
+        like, library = self._network.lm_head.weight, self._scheduler.target.library
         packed = await asyncio.to_thread(pack, tensors, like=like, library=library)
         return await self._worker.between_steps(lambda: self._write(version, tensors, packed))
 
@@ -339,30 +339,30 @@ class TorchEngine:
 
     def _digest(self) -> str:
         """Of what the network holds, if that is what drafts."""
-        eagle = self._decoder.eagle
+        eagle = self._scheduler.eagle
         if eagle is not None and not eagle.is_current():
             return "sha256:unproved"
         return tensors_digest(checkpoint.tensor_specs(checkpoint.checkpoint_tensors(self._network)))
 
     @property
     def _network(self) -> DraftNetwork:
-        eagle = self._decoder.eagle
+        eagle = self._scheduler.eagle
         assert eagle is not None
         return eagle.network
 
     # -- on the engine's thread ---------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def _write(self, version: int, tensors: Mapping[str, Tensor], packed: Packed) -> None:
+    def _write(self, version: int, tensors: Mapping[str, Tensor], packed: PackedWeights) -> None:
         held = self._network.state_dict()
         for name, tensor in tensors.items():
             held[name].copy_(tensor)
-        assert self._decoder.eagle is not None
-        self._decoder.eagle.exchange(packed)
-        self._decoder.renew(version)
+        assert self._scheduler.eagle is not None
+        self._scheduler.eagle.exchange(packed)
+        self._scheduler.renew(version)
 
     def _unload(self) -> None:
-        self._decoder.install(None, 0)
+        self._scheduler.install(None, 0)
 
     def _abandon_all(self) -> None:
         for abandon in list(self._live.values()):

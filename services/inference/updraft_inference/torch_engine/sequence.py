@@ -22,7 +22,7 @@ from updraft_inference.torch_engine.drafting.lookahead.policy import Record
 from updraft_inference.torch_engine.drafting.lookahead.shadow import Shadow
 from updraft_inference.torch_engine.drafting.ngram_index import NgramIndex
 from updraft_inference.torch_engine.sampling.grammar import Grammar
-from updraft_inference.torch_engine.scheduler.prefix_cache import Tenant
+from updraft_inference.torch_engine.scheduler.prefix_cache import CachedPrefix
 
 Emit = Callable[[Delta], None]
 
@@ -31,17 +31,17 @@ Emit = Callable[[Delta], None]
 class Sequence:
     """One request in one slot.
 
-    Invariant while decoding: the target has read all tokens but the last (`num_read == len(ids) - 1`), and the draft's cache
-    plus `pending_aux` covers the same rows, unless the draft fell behind (`is_draftable` is then false for good).
+    Invariant while decoding: the target has read all tokens but the last (`num_computed_tokens == len(ids) - 1`), and the
+    draft's cache plus `pending_aux` covers the same rows, unless the draft fell behind (`is_draftable` is then false for good).
     """
 
     request: GenerationRequest
     emit: Emit
     slot: int = -1
     ids: list[int]
-    num_read: int = 0
+    num_computed_tokens: int = 0
     """Positions in the target's cache."""
-    num_draft_read: int = 0
+    num_computed_draft_tokens: int = 0
     """Positions in the draft's cache."""
     has_old_draft_rows: bool = False
     """Some of them are of weights that the draft had before a swap."""
@@ -72,7 +72,7 @@ class Sequence:
     @property
     def is_prefilling(self) -> bool:
         """The target has not read the whole prompt."""
-        return self.num_read < self.num_prompt
+        return self.num_computed_tokens < self.num_prompt
 
     @property
     def num_output(self) -> int:
@@ -126,15 +126,15 @@ class Sequence:
         return sum(map(len, self.pending_aux))
 
     @property
-    def tenant(self) -> Tenant:
+    def tenant(self) -> CachedPrefix:
         """What its slot holds for others."""
-        num_draft_read = 0 if self.has_old_draft_rows else self.num_draft_read
-        return Tenant(
+        num_computed_draft_tokens = 0 if self.has_old_draft_rows else self.num_computed_draft_tokens
+        return CachedPrefix(
             slot=self.slot,
             client=self.request.client,
             ids=self.ids,
-            num_read=self.num_read,
-            num_draft_read=num_draft_read,
+            num_computed_tokens=self.num_computed_tokens,
+            num_computed_draft_tokens=num_computed_draft_tokens,
         )
 
     def extend(self, token_ids: list[int], eos: frozenset[int]) -> FinishReason | None:

@@ -19,8 +19,8 @@ from typing import TypeVar
 import torch
 
 from updraft_chassis.errors import Unavailable
-from updraft_inference.torch_engine.delta_queue import Outbox
-from updraft_inference.torch_engine.scheduler.scheduler import Decoder
+from updraft_inference.torch_engine.delta_queue import DeltaQueue
+from updraft_inference.torch_engine.scheduler.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +37,11 @@ class Worker:
     """Owns the decoder while it runs. Start it once and stop it once; a decoder that fails ends it. One in a process at a time:
     a second one would have one thread."""
 
-    def __init__(self, decoder: Decoder, on_failure: Callable[[], None]) -> None:
+    def __init__(self, scheduler: Scheduler, on_failure: Callable[[], None]) -> None:
         """`on_failure` is called on the thread, after which it ends."""
-        self.outbox = Outbox()
+        self.delta_queue = DeltaQueue()
         self.failure: BaseException | None = None
-        self._decoder = decoder
+        self._scheduler = scheduler
         self._on_failure = on_failure
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._pending: set[Future[float]] = set()
@@ -102,13 +102,13 @@ class Worker:
         self._has_pool.set()
         try:
             while self._receive():
-                self._decoder.step()
-            self._decoder.cancel_all()
-            self.outbox.deliver()
+                self._scheduler.step()
+            self._scheduler.cancel_all()
+            self.delta_queue.deliver()
         except BaseException as error:
             self.failure = error
             logger.critical("the engine's thread failed", exc_info=error)
-            self.outbox.deliver()
+            self.delta_queue.deliver()
             self._on_failure()
             raise
         finally:
@@ -123,9 +123,9 @@ class Worker:
     def _receive(self) -> bool:
         """Act on all that came in; wait for something while there is nothing to do. False: stop."""
         while True:
-            self.outbox.deliver()
+            self.delta_queue.deliver()
             try:
-                message = self._inbox.get(block=self._decoder.is_idle)
+                message = self._inbox.get(block=self._scheduler.is_idle)
             except queue.Empty:
                 return True
             if message is None:

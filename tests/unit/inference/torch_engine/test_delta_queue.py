@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from updraft_inference.engine import Delta
-from updraft_inference.torch_engine.delta_queue import Outbox, Reader
+from updraft_inference.torch_engine.delta_queue import DeltaQueue, Reader
 
 
 async def test_a_loop_is_woken_once_for_all_that_was_put(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,12 +21,12 @@ async def test_a_loop_is_woken_once_for_all_that_was_put(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
     readers: list[Reader] = [asyncio.Queue(), asyncio.Queue()]
-    outbox = Outbox()
+    delta_queue = DeltaQueue()
     for token in range(3):
         for reader in readers:
-            outbox.put(loop, reader, Delta(token_ids=(token,)))
-    await asyncio.to_thread(outbox.deliver)
-    await asyncio.to_thread(outbox.deliver)
+            delta_queue.put(loop, reader, Delta(token_ids=(token,)))
+    await asyncio.to_thread(delta_queue.deliver)
+    await asyncio.to_thread(delta_queue.deliver)
 
     for reader in readers:
         assert [(await reader.get()).token_ids for _ in range(3)] == [(0,), (1,), (2,)]  # type: ignore[union-attr]

@@ -138,7 +138,7 @@ def change_what_is_held(engine: TorchEngine) -> None:
 
 
 def change_what_drafts(engine: TorchEngine) -> None:
-    eagle = engine._decoder.eagle
+    eagle = engine._scheduler.eagle
     assert eagle is not None
     eagle._served._weights.qkv.weight[0, 0] += 1
 

@@ -13,7 +13,7 @@ from updraft_chassis.errors import Unavailable
 from updraft_inference.engine import Drafter, GenerationRequest, SamplingParams
 from updraft_inference.torch_engine.model.limits import Limits
 from updraft_inference.torch_engine.model.target import Target
-from updraft_inference.torch_engine.scheduler.scheduler import Decoder
+from updraft_inference.torch_engine.scheduler.scheduler import Scheduler
 from updraft_inference.torch_engine.sequence import Sequence
 from updraft_inference.torch_engine.worker import Worker
 
@@ -27,15 +27,15 @@ def _two_threads() -> Iterator[None]:
 
 
 @pytest.fixture
-def decoder(tmp_path: Path) -> Decoder:
+def scheduler(tmp_path: Path) -> Scheduler:
     target = Target.open(make_tiny_target(tmp_path), dtype=torch.float32, device=torch.device("cpu"))
-    return Decoder(target, Limits(num_slots=1, max_context=32, max_lookahead=2), default=Drafter.NONE)
+    return Scheduler(target, Limits(num_slots=1, max_context=32, max_lookahead=2), default=Drafter.NONE)
 
 
 @pytest.mark.usefixtures("_two_threads")
-async def test_while_it_runs_it_alone_computes_with_several_threads(decoder: Decoder) -> None:
+async def test_while_it_runs_it_alone_computes_with_several_threads(scheduler: Scheduler) -> None:
     seen: list[int] = []
-    worker = Worker(decoder, on_failure=lambda: None)
+    worker = Worker(scheduler, on_failure=lambda: None)
     await worker.start()
     await worker.between_steps(lambda: seen.append(torch.get_num_threads()))
     assert (seen, torch.get_num_threads()) == ([2], 1)
@@ -43,8 +43,8 @@ async def test_while_it_runs_it_alone_computes_with_several_threads(decoder: Dec
     assert torch.get_num_threads() == 2
 
 
-async def test_what_an_effect_raises_is_its_callers_and_the_next_one_runs(decoder: Decoder) -> None:
-    worker = Worker(decoder, on_failure=lambda: None)
+async def test_what_an_effect_raises_is_its_callers_and_the_next_one_runs(scheduler: Scheduler) -> None:
+    worker = Worker(scheduler, on_failure=lambda: None)
     await worker.start()
 
     def fail() -> None:
@@ -56,8 +56,8 @@ async def test_what_an_effect_raises_is_its_callers_and_the_next_one_runs(decode
     await worker.stop()
 
 
-async def test_what_was_sent_too_late_is_refused(decoder: Decoder) -> None:
-    worker = Worker(decoder, on_failure=lambda: None)
+async def test_what_was_sent_too_late_is_refused(scheduler: Scheduler) -> None:
+    worker = Worker(scheduler, on_failure=lambda: None)
     await worker.start()
     may_end = threading.Event()
 
@@ -79,12 +79,12 @@ async def test_what_was_sent_too_late_is_refused(decoder: Decoder) -> None:
 
 
 async def test_a_step_that_fails_ends_it_and_who_waits_is_told(
-    decoder: Decoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail() -> None:
         raise RuntimeError("no memory left")
 
-    monkeypatch.setattr(decoder, "step", fail)
+    monkeypatch.setattr(scheduler, "step", fail)
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
     has_failed = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -92,10 +92,10 @@ async def test_a_step_that_fails_ends_it_and_who_waits_is_told(
     def tell() -> None:
         loop.call_soon_threadsafe(has_failed.set)
 
-    worker = Worker(decoder, on_failure=tell)
+    worker = Worker(scheduler, on_failure=tell)
     await worker.start()
     request = GenerationRequest(request_id="r", prompt_ids=(1, 2), max_tokens=4, sampling=SamplingParams(temperature=0))
-    worker.send(lambda: decoder.add(Sequence(request=request, emit=lambda _: None, ids=[1, 2])))
+    worker.send(lambda: scheduler.add(Sequence(request=request, emit=lambda _: None, ids=[1, 2])))
     await has_failed.wait()
     with pytest.raises(Unavailable):
         await worker.between_steps(lambda: None)
@@ -104,8 +104,8 @@ async def test_a_step_that_fails_ends_it_and_who_waits_is_told(
     await worker.stop()
 
 
-async def test_after_the_end_nothing_waits_for_what_will_not_be_done(decoder: Decoder) -> None:
-    worker = Worker(decoder, on_failure=lambda: None)
+async def test_after_the_end_nothing_waits_for_what_will_not_be_done(scheduler: Scheduler) -> None:
+    worker = Worker(scheduler, on_failure=lambda: None)
     await worker.start()
     await worker.stop()
     assert not worker.is_running

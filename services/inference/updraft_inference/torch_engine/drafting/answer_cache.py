@@ -7,8 +7,8 @@ over is forgotten. Memory is bounded by that, and a lookup reads no more than on
 from array import array
 from collections.abc import Sequence
 
-from updraft_inference.torch_engine.drafting.lookahead.kind import Kind
-from updraft_inference.torch_engine.drafting.ngram_index import LENGTHS, NOTHING, Lookup
+from updraft_inference.torch_engine.drafting.lookahead.kind import ProposalSource
+from updraft_inference.torch_engine.drafting.ngram_index import LENGTHS, NOTHING, NgramMatch
 
 LONGEST = max(LENGTHS)
 _BEYOND = 16
@@ -19,7 +19,7 @@ _PLACES_A_TOKEN = 8
 """For as many n-grams as there are `LENGTHS`: more places, fewer n-grams that take the place of another one."""
 
 
-class History:
+class AnswerCache:
     """The answers of the past, as far as `num_tokens` tokens hold them."""
 
     def __init__(self, num_tokens: int) -> None:
@@ -43,7 +43,7 @@ class History:
                 if end >= n:
                     self._put(kept[end - n : end], start + end)
 
-    def propose(self, ids: Sequence[int], k: int, *, longer_than: int = 0) -> Lookup:
+    def propose(self, ids: Sequence[int], k: int, *, longer_than: int = 0) -> NgramMatch:
         """At most `k` tokens that followed the longest known suffix of `ids` the last time, if it is longer than that."""
         for n in LENGTHS:
             if longer_than < n <= len(ids):
@@ -51,7 +51,9 @@ class History:
                 place = self._place(ngram)
                 position = self._followed(ngram, place)
                 if position is not None:
-                    return Lookup(self._read(position, k), Kind(n, bool(self._contested[place]), is_earlier=True))
+                    return NgramMatch(
+                        self._read(position, k), ProposalSource(n, bool(self._contested[place]), is_earlier=True)
+                    )
         return NOTHING
 
     def _write(self, ids: list[int]) -> int:

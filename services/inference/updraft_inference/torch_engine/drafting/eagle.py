@@ -13,7 +13,7 @@ from torch import Tensor
 from updraft_draft.acceptance import draw
 from updraft_draft.network import DraftNetwork
 from updraft_inference.engine import Drafter
-from updraft_inference.torch_engine.model.draft import Packed, ServedDraft
+from updraft_inference.torch_engine.model.draft import PackedWeights, ServedDraft
 from updraft_inference.torch_engine.model.kv_cache import CacheShape, SlotCache
 from updraft_inference.torch_engine.sampling import noise
 from updraft_inference.torch_engine.sequence import Proposal, Sequence
@@ -36,7 +36,7 @@ class NotFiniteError(RuntimeError):
         self.sequences = sequences
 
 
-class EagleDrafter:
+class EagleProposer:
     """A draft network with the cache of its one layer. Not thread-safe: the engine thread owns it."""
 
     def __init__(
@@ -54,7 +54,7 @@ class EagleDrafter:
         self._token_ids = network.token_ids
         self._served = ServedDraft(network, library)
 
-    def exchange(self, weights: Packed) -> None:
+    def exchange(self, weights: PackedWeights) -> None:
         """The network holds other weights: these."""
         self._served.exchange(weights)
 
@@ -62,15 +62,15 @@ class EagleDrafter:
         """What drafts is what the network holds."""
         return self._served.is_current()
 
-    def take_over(self, source: int, slot: int, length: int) -> None:
+    def copy_prefix(self, source: int, slot: int, length: int) -> None:
         """Copy what the draft holds of the first `length` positions of one slot into another one."""
-        self._cache.take_over(source, slot, length)
+        self._cache.copy_prefix(source, slot, length)
 
     def forget(self, sequence: Sequence) -> None:
         """Wipe the slot of a sequence that will not draft again. What is not finite would reach others through the mask:
         it hides by a weight of 0, and 0 times that is not 0."""
         self._cache.wipe(sequence.slot)
-        sequence.num_draft_read = 0
+        sequence.num_computed_draft_tokens = 0
         sequence.pending_aux.clear()
 
     def observe(self, sequence: Sequence, aux: Tensor) -> None:
@@ -89,7 +89,7 @@ class EagleDrafter:
         """Read what is pending of sequences that end, for the next ones that begin alike. -> Rows read. RuntimeError as of
         `propose`."""
         # A row also reads the token after it, which the last one does not have yet.
-        known = {each: len(each.ids) - 1 - each.num_draft_read for each in sequences}
+        known = {each: len(each.ids) - 1 - each.num_computed_draft_tokens for each in sequences}
         return self._read_on({each: min(known[each], each.num_pending) for each in sequences})
 
     def _read_on(self, rows: dict[Sequence, int]) -> dict[Sequence, int]:
@@ -108,7 +108,7 @@ class EagleDrafter:
         for j in range(k):
             ids = self._choose(sequences, chains, self._served.logits(state_BD))
             if j < k - 1:
-                positions = [s.num_draft_read + j for s in sequences]
+                positions = [s.num_computed_draft_tokens + j for s in sequences]
                 batch = self._cache.batch(slots, positions, [1] * len(slots))
                 state_BD = self._served.forward(state_BD, ids, [batch], self._cache)
         return [chain.proposal(self.network.config.vocab_size, self._token_ids) for chain in chains]
@@ -123,15 +123,17 @@ class EagleDrafter:
         fed = [sequence for group in groups for sequence in group]
         pending = [torch.cat(sequence.pending_aux) for sequence in fed]
         aux_RA = torch.cat([aux[: rows[s]] for s, aux in zip(fed, pending, strict=True)])
-        ids = [token for s in fed for token in s.ids[s.num_draft_read + 1 :][: rows[s]]]
+        ids = [token for s in fed for token in s.ids[s.num_computed_draft_tokens + 1 :][: rows[s]]]
         batches = [
-            self._cache.batch([s.slot for s in group], [s.num_draft_read for s in group], [rows[s] for s in group])
+            self._cache.batch(
+                [s.slot for s in group], [s.num_computed_draft_tokens for s in group], [rows[s] for s in group]
+            )
             for group in groups
         ]
         ids_R = torch.tensor(ids, device=aux_RA.device)
         state_RD = self._served.forward(self._served.fuse(aux_RA), ids_R, batches, self._cache)
         for s, aux in zip(fed, pending, strict=True):
-            s.num_draft_read += rows[s]
+            s.num_computed_draft_tokens += rows[s]
             s.pending_aux = [aux[rows[s] :].clone()] if len(aux) > rows[s] else []
         ends = dict(zip(fed, accumulate(rows[s] for s in fed), strict=True))
         last = state_RD[[ends[sequence] - 1 for sequence in sequences]]
@@ -166,8 +168,10 @@ class EagleDrafter:
         if seed is None:
             assert sequence.generator is not None
             return draw(q, sequence.generator)
-        clocks = noise.clocks(seed, sequence.num_output + num_ahead, self.network.config.vocab_size)
-        return noise.first(q, clocks[self._token_ids.cpu()])
+        exponential_noise = noise.exponential_noise(
+            seed, sequence.num_output + num_ahead, self.network.config.vocab_size
+        )
+        return noise.first(q, exponential_noise[self._token_ids.cpu()])
 
 
 class _Chain:

@@ -6,8 +6,8 @@ apart: how fast an answer comes tells whether it was foreseen, and that may tell
 
 from collections import OrderedDict, deque
 
-from updraft_inference.torch_engine.drafting.answer_cache import History
-from updraft_inference.torch_engine.drafting.ngram_index import Lookup
+from updraft_inference.torch_engine.drafting.answer_cache import AnswerCache
+from updraft_inference.torch_engine.drafting.ngram_index import NgramMatch
 from updraft_inference.torch_engine.sequence import Sequence
 
 MOST_CLIENTS = 16
@@ -18,16 +18,16 @@ MOST_UNREAD = 64
 """Answers that wait for it; beyond it the oldest is forgotten."""
 
 
-class Lookups:
+class NgramProposer:
     """Remembers `num_tokens` tokens of answers a client; 0: none."""
 
     def __init__(self, num_tokens: int) -> None:
         self._num_tokens = num_tokens
-        self._histories: OrderedDict[str, History] = OrderedDict()
+        self._histories: OrderedDict[str, AnswerCache] = OrderedDict()
         self._unread: deque[tuple[str, list[int], int]] = deque(maxlen=MOST_UNREAD)
         """Client, tokens, and the first of them that is not read into memory."""
 
-    def propose(self, sequence: Sequence, k: int) -> Lookup:
+    def propose(self, sequence: Sequence, k: int) -> NgramMatch:
         """At most `k` tokens."""
         own = sequence.index.propose(sequence.ids, k)
         history = self._histories.get(sequence.request.client)
@@ -58,9 +58,9 @@ class Lookups:
         if last < len(ids):
             self._unread.appendleft((client, ids, last))
 
-    def _of(self, client: str) -> History:
+    def _of(self, client: str) -> AnswerCache:
         if client not in self._histories:
-            self._histories[client] = History(self._num_tokens)
+            self._histories[client] = AnswerCache(self._num_tokens)
         self._histories.move_to_end(client)
         if len(self._histories) > MOST_CLIENTS:
             self._histories.popitem(last=False)

@@ -2,21 +2,21 @@
 
 from dataclasses import dataclass, field
 
-from updraft_inference.torch_engine.drafting.lookahead.kind import Kind
+from updraft_inference.torch_engine.drafting.lookahead.kind import ProposalSource
 
 LENGTHS = (8, 5, 3, 2, 1)
 """Lengths of the suffix that is looked up, longest first: a longer match is a better guess."""
 
 
 @dataclass(frozen=True, slots=True)
-class Lookup:
+class NgramMatch:
     """Tokens that are proposed, and how they were found (`python -m bench.serving.lookups` tells how good each kind is)."""
 
     ids: list[int]
-    kind: Kind
+    kind: ProposalSource
 
 
-NOTHING = Lookup([], Kind())
+NOTHING = NgramMatch([], ProposalSource())
 
 
 @dataclass(slots=True)
@@ -27,14 +27,14 @@ class NgramIndex:
     """And if another token followed the time before."""
     _num_indexed: int = 0
 
-    def propose(self, ids: list[int], k: int) -> Lookup:
+    def propose(self, ids: list[int], k: int) -> NgramMatch:
         """`k` tokens that followed the latest earlier occurrence of the longest known suffix of `ids`."""
         self._index(ids)
         for n in LENGTHS:
             found = self._ends.get(tuple(ids[-n:])) if len(ids) > n else None
             if found is not None:
                 end, is_contested = found
-                return Lookup(_continuation(ids, end, k), Kind(n, is_contested))
+                return NgramMatch(_continuation(ids, end, k), ProposalSource(n, is_contested))
         return NOTHING
 
     def _index(self, ids: list[int]) -> None:

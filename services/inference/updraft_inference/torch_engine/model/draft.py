@@ -18,13 +18,13 @@ from updraft_draft.network import DraftNetwork, Norm
 from updraft_inference.torch_engine.model.kv_cache import Batch, SlotCache
 from updraft_inference.torch_engine.model.linear import Linear, linear
 from updraft_inference.torch_engine.model.native_ops import operations
-from updraft_inference.torch_engine.model.ops import Heads, Sight, joined
+from updraft_inference.torch_engine.model.ops import AttentionContext, Heads, joined
 from updraft_kernels.loader import Kernels
 
 _ATTENTION, _MLP = "midlayer.self_attn", "midlayer.mlp"
 
 
-class Packed(NamedTuple):
+class PackedWeights(NamedTuple):
     """Weights of all projections."""
 
     fc: Linear
@@ -43,13 +43,13 @@ _NAMES = (
     (f"{_MLP}.down_proj",),
     ("lm_head",),
 )
-"""What each field of `Packed` is joined of, in their order."""
+"""What each field of `PackedWeights` is joined of, in their order."""
 
 
-def pack(tensors: Mapping[str, Tensor], *, like: Tensor, library: Kernels | None) -> Packed:
+def pack(tensors: Mapping[str, Tensor], *, like: Tensor, library: Kernels | None) -> PackedWeights:
     """Copies of a checkpoint's weights, in dtype and on the device of `like`. Exhausted where there is no memory for them."""
     try:
-        return Packed(*(linear(weight.to(like), library=library) for weight in _weights(tensors)))
+        return PackedWeights(*(linear(weight.to(like), library=library) for weight in _weights(tensors)))
     except RuntimeError as error:  # torch's word for it
         raise Exhausted(f"there is no memory for a copy of the draft's weights: {error}") from error
 
@@ -70,10 +70,10 @@ class ServedDraft:
 
     @property
     def pads(self) -> bool:
-        """See `Plain`."""
+        """See `TorchOps`."""
         return self._operations.pads
 
-    def exchange(self, weights: Packed) -> None:
+    def exchange(self, weights: PackedWeights) -> None:
         """Serve these from now on: those that the network was given."""
         self._weights = weights
 
@@ -93,7 +93,7 @@ class ServedDraft:
         _, of_tokens = self._normed(F.embedding(ids_R, self._network.embedding), None, layer.input_layernorm)
         _, of_states = self._normed(x_RD, None, layer.hidden_norm)
         qkv = self._weights.qkv(torch.cat([of_tokens, of_states], -1))
-        attended = ops.attend(qkv, self._heads, Sight(batches=batches, cos=cos, sin=sin), cache, 0)
+        attended = ops.attend(qkv, self._heads, AttentionContext(batches=batches, cos=cos, sin=sin), cache, 0)
         residual = of_states if c.norm_before_residual else x_RD
         y, normed = self._normed(residual, self._weights.o(attended), layer.post_attention_layernorm)
         return y + self._weights.down(ops.gate(self._weights.gate_up(normed)))

@@ -137,7 +137,7 @@ class SlotCache:
             dtype=self._keys.dtype,
         )
 
-    def take_over(self, source: int, slot: int, length: int) -> None:
+    def copy_prefix(self, source: int, slot: int, length: int) -> None:
         """Copy what one slot holds of the first `length` positions into another one."""
         for held in (self._keys, self._values):
             held[:, slot, :length] = held[:, source, :length]

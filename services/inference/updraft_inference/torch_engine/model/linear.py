@@ -31,7 +31,7 @@ class Linear:
         return F.linear(x, self._weight, self._bias)
 
 
-class Reordered(Linear):
+class OneDnnLinear(Linear):
     """By oneDNN, of a weight in its order. The operators are those that torch's own compiler emits."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -48,7 +48,7 @@ class Reordered(Linear):
         return packed
 
 
-class Tiled(Linear):
+class AmxLinear(Linear):
     """By our own product, of a weight in tiles [out / 16, in / 32, 16 pairs, 16 outputs, 2]. A row's result is the same
     whatever rows are beside it."""
 
@@ -82,8 +82,8 @@ def linear(weight: Tensor, bias: Tensor | None = None, *, library: Kernels | Non
         return Linear(weight, bias)
     out, of = weight.shape
     if library is not None and out % SIDE == 0 and of % DEPTH == 0 and library.has_amx:
-        return Tiled(weight, bias, library)
+        return AmxLinear(weight, bias, library)
     has_kernels = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if has_kernels and torch.ops.mkldnn._is_mkldnn_bf16_supported():  # noqa: SLF001
-        return Reordered(weight, bias)
+        return OneDnnLinear(weight, bias)
     return Linear(weight, bias)

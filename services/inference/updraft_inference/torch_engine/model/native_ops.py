@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from updraft_inference.torch_engine.model.kv_cache import SlotCache
-from updraft_inference.torch_engine.model.ops import Heads, Peaks, Plain, Sight
+from updraft_inference.torch_engine.model.ops import AttentionContext, Heads, TopScores, TorchOps
 from updraft_kernels.loader import Kernels
 
 LANES = 16
@@ -22,7 +22,7 @@ SHORT = 4096
 """Positions: what a thread keeps of scores grows with rows and positions."""
 
 
-class Fused(Plain):
+class NativeOps(TorchOps):
     """For weights and states of one dtype on a CPU, and heads whose size is a multiple of `LANES`."""
 
     def __init__(self, library: Kernels, dtype: torch.dtype, *, attends: bool = True) -> None:
@@ -36,7 +36,7 @@ class Fused(Plain):
         self._choices = getattr(library, f"top_scores_{name}")
 
     def add_norm(self, x_RD: Tensor, y_RD: Tensor | None, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """See `Plain`."""
+        """See `TorchOps`."""
         normed = torch.empty_like(x_RD)
         total = x_RD if y_RD is None else torch.empty_like(x_RD)
         self._add_norm(
@@ -51,14 +51,14 @@ class Fused(Plain):
         return total, normed
 
     def gate(self, gate_up_R2I: Tensor) -> Tensor:
-        """See `Plain`."""
+        """See `TorchOps`."""
         rows, both = gate_up_R2I.shape
         out = gate_up_R2I.new_empty(rows, both // 2)
         self._gate(gate_up_R2I.data_ptr(), out.data_ptr(), rows, both // 2)
         return out
 
-    def peaks(self, logits_RV: Tensor, is_summed: Sequence[bool]) -> Peaks:
-        """See `Plain`."""
+    def top_scores(self, logits_RV: Tensor, is_summed: Sequence[bool]) -> TopScores:
+        """See `TorchOps`."""
         logits_RV = logits_RV.contiguous()
         assert logits_RV.dtype == self._dtype
         rows, vocab = logits_RV.shape
@@ -74,10 +74,10 @@ class Fused(Plain):
             rows,
             vocab,
         )
-        return Peaks(best_R, choice_R, log_sum_R)
+        return TopScores(best_R, choice_R, log_sum_R)
 
-    def attend(self, qkv: Tensor, heads: Heads, sight: Sight, cache: SlotCache, layer: int) -> Tensor:
-        """See `Plain`."""
+    def attend(self, qkv: Tensor, heads: Heads, sight: AttentionContext, cache: SlotCache, layer: int) -> Tensor:
+        """See `TorchOps`."""
         if self.pads:
             return super().attend(qkv, heads, sight, cache, layer)
         out = qkv.new_empty(len(qkv), heads.num * heads.size)
@@ -92,7 +92,7 @@ class Fused(Plain):
         return out
 
     def _attend_narrow(
-        self, qkv: Tensor, heads: Heads, sight: Sight, cache: SlotCache, layer: int, out: Tensor
+        self, qkv: Tensor, heads: Heads, sight: AttentionContext, cache: SlotCache, layer: int, out: Tensor
     ) -> None:
         (batch,) = sight.batches
         keys, values = cache.of_layer(layer)
@@ -121,9 +121,9 @@ class Fused(Plain):
             raise RuntimeError("no memory for attention")  # as torch says it
 
 
-def operations(library: Kernels | None, *, like: Tensor, head_dim: int) -> Plain:
+def operations(library: Kernels | None, *, like: Tensor, head_dim: int) -> TorchOps:
     """The fastest that there are for such tensors and heads."""
     is_fit = like.device.type == "cpu" and like.dtype in (torch.float32, torch.bfloat16) and head_dim % LANES == 0
     if library is None or not is_fit:
-        return Plain()
-    return Fused(library, like.dtype, attends=library.has_wide_vectors)
+        return TorchOps()
+    return NativeOps(library, like.dtype, attends=library.has_wide_vectors)

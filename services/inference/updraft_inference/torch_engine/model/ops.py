@@ -30,7 +30,7 @@ class Heads:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sight:
+class AttentionContext:
     """Where the new rows of batches are, and what they see. `cos` and `sin` are [R, E]; `window`: positions that a row sees,
     its own included, 0 for all."""
 
@@ -40,14 +40,14 @@ class Sight:
     window: int = 0
 
     @cached_property
-    def parts(self) -> "list[Sight]":
+    def parts(self) -> "list[AttentionContext]":
         """One for each batch."""
         if len(self.batches) == 1:
             return [self]
         sizes = [len(batch.rows_R) for batch in self.batches]
         rotations = zip(torch.split(self.cos, sizes), torch.split(self.sin, sizes), strict=True)
         return [
-            Sight(batches=[batch], cos=cos, sin=sin, window=self.window)
+            AttentionContext(batches=[batch], cos=cos, sin=sin, window=self.window)
             for batch, (cos, sin) in zip(self.batches, rotations, strict=True)
         ]
 
@@ -66,7 +66,7 @@ class Sight:
         return mask.masked_fill(lost, float("-inf"))
 
 
-class Peaks(NamedTuple):
+class TopScores(NamedTuple):
     """Of rows of logits: the greatest, not finite if any is no number; the first token that has it; and the logarithm of the
     sum of all their exponentials, float32, of the rows for which it was wanted."""
 
@@ -75,7 +75,7 @@ class Peaks(NamedTuple):
     log_sum_R: Tensor
 
 
-class Plain:
+class TorchOps:
     """Torch's operations, on any device."""
 
     pads: bool = True
@@ -91,16 +91,16 @@ class Plain:
         gate, up = gate_up_R2I.chunk(2, -1)
         return F.silu(gate) * up
 
-    def peaks(self, logits_RV: Tensor, is_summed: Sequence[bool]) -> Peaks:
+    def top_scores(self, logits_RV: Tensor, is_summed: Sequence[bool]) -> TopScores:
         """What verification asks of logits; `is_summed`: the rows whose `log_sum_R` is wanted."""
         best_R, choice_R = logits_RV.max(-1)
         log_sum_R = torch.zeros_like(best_R, dtype=torch.float32)
         if any(is_summed):
             rows = [row for row, is_wanted in enumerate(is_summed) if is_wanted]
             log_sum_R[rows] = logits_RV[rows].float().logsumexp(-1)
-        return Peaks(best_R, choice_R, log_sum_R)
+        return TopScores(best_R, choice_R, log_sum_R)
 
-    def attend(self, qkv: Tensor, heads: Heads, sight: Sight, cache: SlotCache, layer: int) -> Tensor:
+    def attend(self, qkv: Tensor, heads: Heads, sight: AttentionContext, cache: SlotCache, layer: int) -> Tensor:
         """Write keys and values of new rows, `qkv` [R, (H + 2K) * E], to the cache; let them attend, [R, H * E]."""
         of_keys = heads.num_kv * heads.size
         q, k, v = torch.split(qkv, [heads.num * heads.size, of_keys, of_keys], -1)

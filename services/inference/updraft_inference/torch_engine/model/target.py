@@ -24,12 +24,12 @@ from updraft_draft.layers import rotary_table
 from updraft_draft.target_weights import EMBEDDING, FINAL_NORM, HEAD, norm_weight, read_tensors
 from updraft_inference.torch_engine.model.kv_cache import Batch, SlotCache
 from updraft_inference.torch_engine.model.linear import Linear, linear
-from updraft_inference.torch_engine.model.native_ops import Fused, operations
-from updraft_inference.torch_engine.model.ops import Heads, Sight, joined
+from updraft_inference.torch_engine.model.native_ops import NativeOps, operations
+from updraft_inference.torch_engine.model.ops import AttentionContext, Heads, joined
 from updraft_kernels.loader import Kernels
 
 
-class Forward(NamedTuple):
+class ForwardOutput(NamedTuple):
     """aux [R, A] (auxiliary states, concatenated) and last [R, D] (after the final norm)."""
 
     aux: Tensor
@@ -88,7 +88,7 @@ class Target:
     @property
     def kernels(self) -> str:
         """The variant of the C++ kernels that it computes with; "torch" if with torch's operations."""
-        return self.library.variant if self.library is not None and isinstance(self.operations, Fused) else "torch"
+        return self.library.variant if self.library is not None and isinstance(self.operations, NativeOps) else "torch"
 
     def _table(self, num_positions: int, rope: Rope) -> tuple[Tensor, Tensor]:
         cos, sin = rotary_table(num_positions, self.config.head_dim, rope)
@@ -114,7 +114,7 @@ class Target:
             raise InvalidInput(f"the model in {folder} cannot be served: {error}") from None
 
     @torch.inference_mode()
-    def forward(self, ids_R: Tensor, batches: Sequence[Batch], cache: SlotCache) -> Forward:
+    def forward(self, ids_R: Tensor, batches: Sequence[Batch], cache: SlotCache) -> ForwardOutput:
         """Run the new tokens `ids_R` of all batches, one after the other, writing their keys and values into `cache`."""
         c, ops = self.config, self.operations
         eps = c.rms_norm_eps
@@ -133,15 +133,15 @@ class Target:
             y = self._normed(layer.o(attended), layer.attention_norm)
             x, normed = ops.add_norm(x, y, layer.mlp_input_norm, eps)
             y = self._normed(layer.down(self._gate(layer.gate_up(normed))), layer.mlp_norm)
-        return Forward(torch.cat(aux, -1), ops.add_norm(x, y, self._final_norm, eps)[1])
+        return ForwardOutput(torch.cat(aux, -1), ops.add_norm(x, y, self._final_norm, eps)[1])
 
     def _normed(self, y: Tensor, norm: Tensor | None) -> Tensor:
         return y if norm is None else self.operations.add_norm(y, None, norm, self.config.rms_norm_eps)[1]
 
-    def _sight(self, positions_R: Tensor, batches: Sequence[Batch], *, is_sliding: bool) -> Sight:
+    def _sight(self, positions_R: Tensor, batches: Sequence[Batch], *, is_sliding: bool) -> AttentionContext:
         cos, sin = self._tables[is_sliding]
         window = self.config.window if is_sliding else 0
-        return Sight(batches=batches, cos=cos[positions_R], sin=sin[positions_R], window=window)
+        return AttentionContext(batches=batches, cos=cos[positions_R], sin=sin[positions_R], window=window)
 
     @torch.inference_mode()
     def logits(self, last: Tensor) -> Tensor:

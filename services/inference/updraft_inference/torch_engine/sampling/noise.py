@@ -15,7 +15,7 @@ from torch import Tensor
 
 def draw(p_V: Tensor, seed: int, position: int) -> int:
     """The output's token number `position`, distributed as p (float32, on the CPU)."""
-    return first(p_V, clocks(seed, position, len(p_V)))
+    return first(p_V, exponential_noise(seed, position, len(p_V)))
 
 
 def first(p: Tensor, times: Tensor) -> int:
@@ -26,7 +26,7 @@ def first(p: Tensor, times: Tensor) -> int:
     return int(winner)
 
 
-def clocks(seed: int, position: int, num: int) -> Tensor:
+def exponential_noise(seed: int, position: int, num: int) -> Tensor:
     """Exponential(1) variates, float32 [num]: those of a position are independent of all others."""
     digest = hashlib.blake2b(struct.pack("<QQ", seed % 2**64, position), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)

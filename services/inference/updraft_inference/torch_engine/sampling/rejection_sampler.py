@@ -11,14 +11,14 @@ from torch import Tensor
 
 from updraft_draft.acceptance import accept_sampled, filtered_probs
 from updraft_inference.engine import SamplingParams, TokenLogprob
-from updraft_inference.torch_engine.model.ops import Peaks, Plain
+from updraft_inference.torch_engine.model.ops import TopScores, TorchOps
 from updraft_inference.torch_engine.sampling import noise
 from updraft_inference.torch_engine.sampling.logits import processed
 from updraft_inference.torch_engine.sequence import Proposal, Sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class VerifyResult:
     """Of one sequence: how many drafts were kept, the target's token after them, log p of every draft.
 
     `logprobs`: of the tokens that the sequence gains, if its request wants them. Not sound: the target's logits are not
@@ -26,38 +26,42 @@ class Verdict:
     """
 
     accepted: int
-    next_id: int
+    bonus_id: int
     target_log_probs: list[float]
     logprobs: tuple[TokenLogprob, ...] = ()
-    is_sound: bool = True
+    is_finite: bool = True
 
 
-SOUND = Verdict(accepted=0, next_id=0, target_log_probs=[])
-UNSOUND = Verdict(accepted=0, next_id=0, target_log_probs=[], is_sound=False)
+FINITE = VerifyResult(accepted=0, bonus_id=0, target_log_probs=[])
+NOT_FINITE = VerifyResult(accepted=0, bonus_id=0, target_log_probs=[], is_finite=False)
 
 
 @torch.inference_mode()
-def judge(sequences: list[Sequence], proposals: list[Proposal], logits_RV: Tensor, operations: Plain) -> list[Verdict]:
+def verify(
+    sequences: list[Sequence], proposals: list[Proposal], logits_RV: Tensor, operations: TorchOps
+) -> list[VerifyResult]:
     """Verify every sequence's drafts. A sequence has one row more than drafts; row i is the target's word on draft i."""
     is_of_draft = [n < len(proposal.ids) for proposal in proposals for n in range(len(proposal.ids) + 1)]
-    peaks = operations.peaks(logits_RV, is_of_draft)
-    choices, is_finite = peaks.choice_R.tolist(), peaks.best_R.isfinite().tolist()
-    log_probs = _draft_log_probs(proposals, is_of_draft, logits_RV, peaks)
+    top_scores = operations.top_scores(logits_RV, is_of_draft)
+    choices, is_finite = top_scores.choice_R.tolist(), top_scores.best_R.isfinite().tolist()
+    log_probs = _draft_log_probs(proposals, is_of_draft, logits_RV, top_scores)
     verdicts, start = [], 0
     for i, (sequence, proposal) in enumerate(zip(sequences, proposals, strict=True)):
         rows = slice(start, start + len(proposal.ids) + 1)
         start = rows.stop
         if not all(is_finite[rows]):
-            verdicts.append(UNSOUND)
+            verdicts.append(NOT_FINITE)
             continue
         if sequence.changes_logits:
-            accepted, next_id = _choose(sequence, proposal, _processed(sequence, proposal, logits_RV[rows]), None)
+            accepted, bonus_id = _choose(sequence, proposal, _processed(sequence, proposal, logits_RV[rows]), None)
         else:
-            accepted, next_id = _choose(sequence, proposal, logits_RV[rows], choices[rows])
-        gained = [*proposal.ids[:accepted], next_id]
+            accepted, bonus_id = _choose(sequence, proposal, logits_RV[rows], choices[rows])
+        gained = [*proposal.ids[:accepted], bonus_id]
         seen = logits_RV[rows.start : rows.start + accepted + 1]
         logprobs = _logprobs(seen, gained, sequence.request.top_logprobs)
-        verdicts.append(Verdict(accepted=accepted, next_id=next_id, target_log_probs=log_probs[i], logprobs=logprobs))
+        verdicts.append(
+            VerifyResult(accepted=accepted, bonus_id=bonus_id, target_log_probs=log_probs[i], logprobs=logprobs)
+        )
     return verdicts
 
 
@@ -71,7 +75,7 @@ def _choose(sequence: Sequence, proposal: Proposal, rows_TV: Tensor, likeliest: 
     if seed is not None:
         return _matching(lambda row: noise.draw(p[row], seed, position + row), proposal.ids)
     outcome = accept_sampled(p, proposal.ids, proposal.q, sequence.generator)
-    return outcome.count, outcome.next_id
+    return outcome.count, outcome.bonus_id
 
 
 class _Filtered:
@@ -131,7 +135,7 @@ def _matching(choose: Callable[[int], int], drafts: list[int]) -> tuple[int, int
 
 
 def _draft_log_probs(
-    proposals: list[Proposal], is_of_draft: list[bool], logits_RV: Tensor, peaks: Peaks
+    proposals: list[Proposal], is_of_draft: list[bool], logits_RV: Tensor, top_scores: TopScores
 ) -> list[list[float]]:
     """log p of each draft under the target at temperature 1."""
     rows = [row for row, is_one in enumerate(is_of_draft) if is_one]
@@ -139,5 +143,5 @@ def _draft_log_probs(
         return [[] for _ in proposals]
     tokens = [token for proposal in proposals for token in proposal.ids]
     at = torch.tensor([rows, tokens], device=logits_RV.device)
-    values = iter((logits_RV[at[0], at[1]].float() - peaks.log_sum_R[at[0]]).tolist())
+    values = iter((logits_RV[at[0], at[1]].float() - top_scores.log_sum_R[at[0]]).tolist())
     return [[next(values) for _ in proposal.ids] for proposal in proposals]

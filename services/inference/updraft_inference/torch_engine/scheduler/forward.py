@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 
 from updraft_inference.torch_engine.model.kv_cache import SlotCache
-from updraft_inference.torch_engine.model.target import Forward, Target
-from updraft_inference.torch_engine.sampling.rejection_sampler import SOUND, UNSOUND, Verdict, judge
+from updraft_inference.torch_engine.model.target import ForwardOutput, Target
+from updraft_inference.torch_engine.sampling.rejection_sampler import FINITE, NOT_FINITE, VerifyResult, verify
 from updraft_inference.torch_engine.sequence import Proposal, Sequence
 
 CALL_ROWS = 16
@@ -17,7 +17,7 @@ CALL_ROWS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
+class ForwardChunk:
     """What a step reads of one sequence: its last token and what is proposed to follow, or a part of its prompt."""
 
     sequence: Sequence
@@ -30,38 +30,38 @@ class Piece:
         """Rows, the last ones, after which a token may be chosen."""
         if not self.is_of_prompt:
             return len(self.ids)
-        return int(self.sequence.num_read + len(self.ids) == self.sequence.num_prompt)
+        return int(self.sequence.num_computed_tokens + len(self.ids) == self.sequence.num_prompt)
 
 
-class Outcome(NamedTuple):
+class ChunkResult(NamedTuple):
     """Of a piece: its rows of the forward, and the verdict; that of a prompt short of its end says only if it is sound."""
 
-    piece: Piece
-    rows: Forward
-    verdict: Verdict
+    piece: ForwardChunk
+    rows: ForwardOutput
+    verdict: VerifyResult
 
 
-def num_rows(pieces: list[Piece]) -> int:
+def num_rows(pieces: list[ForwardChunk]) -> int:
     """Of all of them."""
     return sum(len(piece.ids) for piece in pieces)
 
 
-def advance(target: Target, cache: SlotCache, pieces: list[Piece]) -> list[Outcome]:
+def run_forward(target: Target, cache: SlotCache, pieces: list[ForwardChunk]) -> list[ChunkResult]:
     """Read all pieces, at least one, of as many sequences."""
     bounds = list(pairwise(accumulate((len(piece.ids) for piece in pieces), initial=0)))
     forward = _forward(target, cache, pieces)
-    rows = [Forward(forward.aux[first:end], forward.last[first:end]) for first, end in bounds]
+    rows = [ForwardOutput(forward.aux[first:end], forward.last[first:end]) for first, end in bounds]
     judged = [piece for piece in pieces if piece.num_judged]
     places = [
         place for piece, (_, end) in zip(pieces, bounds, strict=True) for place in range(end - piece.num_judged, end)
     ]
-    verdicts: Iterator[Verdict] = iter(())
+    verdicts: Iterator[VerifyResult] = iter(())
     if judged:
         logits = target.logits(forward.last if len(places) == len(forward.last) else forward.last[places])
         sequences, proposals = [piece.sequence for piece in judged], [piece.proposal for piece in judged]
-        verdicts = iter(judge(sequences, proposals, logits, target.operations))
+        verdicts = iter(verify(sequences, proposals, logits, target.operations))
     return [
-        Outcome(piece, own, next(verdicts) if piece.num_judged else _unended(own))
+        ChunkResult(piece, own, next(verdicts) if piece.num_judged else _unended(own))
         for piece, own in zip(pieces, rows, strict=True)
     ]
 
@@ -74,13 +74,13 @@ class _Span(NamedTuple):
     num: int
 
 
-def _forward(target: Target, cache: SlotCache, pieces: list[Piece]) -> Forward:
+def _forward(target: Target, cache: SlotCache, pieces: list[ForwardChunk]) -> ForwardOutput:
     """Of all rows, piece by piece."""
     groups = _groups(pieces, pads=target.operations.pads)
     batches = [
         cache.batch(
             [pieces[span.piece].sequence.slot for span in group],
-            [pieces[span.piece].sequence.num_read + span.first for span in group],
+            [pieces[span.piece].sequence.num_computed_tokens + span.first for span in group],
             [span.num for span in group],
         )
         for group in groups
@@ -92,10 +92,10 @@ def _forward(target: Target, cache: SlotCache, pieces: list[Piece]) -> Forward:
         return forward
     places = [(span.piece, span.first + n) for span in spans for n in range(span.num)]
     order = torch.tensor(sorted(range(len(places)), key=places.__getitem__), device=forward.aux.device)
-    return Forward(forward.aux[order], forward.last[order])
+    return ForwardOutput(forward.aux[order], forward.last[order])
 
 
-def _groups(pieces: list[Piece], *, pads: bool) -> list[list[_Span]]:
+def _groups(pieces: list[ForwardChunk], *, pads: bool) -> list[list[_Span]]:
     """Which rows attend together, by slot. What is read of a prompt attends alone unless it is one row. Where all of a group
     are padded to the one with most and few drafts are long, so does what these have beyond their first row."""
     together = sorted(
@@ -112,6 +112,6 @@ def _groups(pieces: list[Piece], *, pads: bool) -> list[list[_Span]]:
     return [[_Span(i, 0, 1 + rows) for i, rows in zip(together, more, strict=True)], *alone]
 
 
-def _unended(rows: Forward) -> Verdict:
+def _unended(rows: ForwardOutput) -> VerifyResult:
     """Of a prompt that is not read to its end; its last row has seen all before it."""
-    return SOUND if bool(rows.last[-1].isfinite().all()) else UNSOUND
+    return FINITE if bool(rows.last[-1].isfinite().all()) else NOT_FINITE

@@ -10,7 +10,7 @@ READING_RESTS = 32
 """Of so many steps one reads no prompt, so that what such steps take stays known however many prompts come."""
 
 
-def num_to_read(step: int, *, batch: int, num_drafts: int, cost: CostTable) -> int:
+def prefill_budget(step: int, *, batch: int, num_drafts: int, cost: CostTable) -> int:
     """Prompt tokens, such that `batch` running streams, with so many rows of drafts, wait no longer than they may."""
     if not num_drafts:
         return MOST_READ

@@ -9,40 +9,44 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tenant:
-    """What a slot holds of a client's request: the target's rows of the first `num_read` tokens, and the draft's of the first
-    `num_draft_read`."""
+class CachedPrefix:
+    """Rows of a client's request that a slot holds: the target's of the first `num_computed_tokens` tokens, and the draft's of
+    the first `num_computed_draft_tokens`."""
 
     slot: int
     client: str
     ids: list[int]
-    num_read: int
-    num_draft_read: int
+    num_computed_tokens: int
+    num_computed_draft_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
-class Prefix:
+class PrefixMatch:
     """`length` positions can be taken over from a slot."""
 
     slot: int = -1
     length: int = 0
 
 
-def longest(prompt: list[int], tenants: Iterable[Tenant], *, most: int, with_draft: bool) -> Prefix:
+def longest(prompt: list[int], tenants: Iterable[CachedPrefix], *, most: int, with_draft: bool) -> PrefixMatch:
     """The longest prefix of a prompt that is held, at most `most` tokens.
 
     `with_draft`: what the draft holds counts as well. Its row of a position also read the token after it, and it reads on
     from the first state that the target computes anew.
     """
-    best = Prefix()
+    best = PrefixMatch()
     for tenant in tenants:
-        held = min(tenant.num_read, tenant.num_draft_read) if with_draft else tenant.num_read
+        held = (
+            min(tenant.num_computed_tokens, tenant.num_computed_draft_tokens)
+            if with_draft
+            else tenant.num_computed_tokens
+        )
         length = min(most, held)
         if length > best.length:
             common = common_length(prompt, tenant.ids)
             length = min(length, common - 1 if with_draft else common)
         if length > best.length:
-            best = Prefix(tenant.slot, length)
+            best = PrefixMatch(tenant.slot, length)
     return best
 
 

@@ -15,19 +15,19 @@ from torch import Tensor
 
 from updraft_chassis.errors import Corrupt
 from updraft_inference.engine import Delta, Drafter, FinishReason, TokenLogprob, VerifyStep
-from updraft_inference.torch_engine.drafting.eagle import EagleDrafter, NotFiniteError
+from updraft_inference.torch_engine.drafting.eagle import EagleProposer, NotFiniteError
 from updraft_inference.torch_engine.drafting.lookahead.choice import Choice
 from updraft_inference.torch_engine.drafting.lookahead.cost import CostTable
 from updraft_inference.torch_engine.drafting.lookahead.policy import Ask, Lookahead
-from updraft_inference.torch_engine.drafting.ngram import Lookups
-from updraft_inference.torch_engine.drafting.ngram_index import NOTHING, Lookup
+from updraft_inference.torch_engine.drafting.ngram import NgramProposer
+from updraft_inference.torch_engine.drafting.ngram_index import NOTHING, NgramMatch
 from updraft_inference.torch_engine.model.kv_cache import CacheShape, SlotCache
 from updraft_inference.torch_engine.model.limits import Limits
-from updraft_inference.torch_engine.model.target import Forward, Target
-from updraft_inference.torch_engine.sampling.rejection_sampler import Verdict
-from updraft_inference.torch_engine.scheduler.forward import Piece, advance, num_rows
-from updraft_inference.torch_engine.scheduler.prefill import MOST_READ, num_to_read
-from updraft_inference.torch_engine.scheduler.prefix_cache import Prefix, Tenant
+from updraft_inference.torch_engine.model.target import ForwardOutput, Target
+from updraft_inference.torch_engine.sampling.rejection_sampler import VerifyResult
+from updraft_inference.torch_engine.scheduler.forward import ForwardChunk, num_rows, run_forward
+from updraft_inference.torch_engine.scheduler.prefill import MOST_READ, prefill_budget
+from updraft_inference.torch_engine.scheduler.prefix_cache import CachedPrefix, PrefixMatch
 from updraft_inference.torch_engine.scheduler.slots import Slots
 from updraft_inference.torch_engine.scheduler.warm_up import cost_curve
 from updraft_inference.torch_engine.sequence import Proposal, Sequence
@@ -37,17 +37,17 @@ logger = logging.getLogger(__name__)
 _BY_MODEL = frozenset({Drafter.EAGLE3, Drafter.HYBRID})
 _BY_LOOKUP = frozenset({Drafter.NGRAM, Drafter.HYBRID})
 
-Reading = Callable[[EagleDrafter, list[Sequence]], dict[Sequence, int]]
+Reading = Callable[[EagleProposer, list[Sequence]], dict[Sequence, int]]
 
 
-class Decoder:
+class Scheduler:
     """Runs requests to their end. Not thread-safe; the engine thread owns it and whatever it holds."""
 
     def __init__(self, target: Target, limits: Limits, *, default: Drafter, is_lookahead_fixed: bool = False) -> None:
         c = target.config
         self.target = target
         self.limits = limits
-        self.eagle: EagleDrafter | None = None
+        self.eagle: EagleProposer | None = None
         self.draft_version = 0
         self.faults: Counter[int] = Counter()
         """By draft version; read by other threads."""
@@ -63,7 +63,7 @@ class Decoder:
         drafted = 1 + max(limits.max_lookup, limits.max_lookahead)
         curve = cost_curve(target, self._cache, most=max(MOST_READ, limits.num_slots * drafted), drafted=drafted)
         self.lookahead = Lookahead(CostTable(curve), is_fixed=is_lookahead_fixed)
-        self.lookups = Lookups(limits.num_remembered)
+        self.lookups = NgramProposer(limits.num_remembered)
         self._slots = Slots(limits.num_slots)
         self.num_cached_tokens = 0
         """Prompt tokens that were not read, since another request had read them; read by other threads."""
@@ -90,14 +90,14 @@ class Decoder:
     @property
     def num_used_tokens(self) -> int:
         """Cache positions in use."""
-        return sum(s.num_read for s in self._held())
+        return sum(s.num_computed_tokens for s in self._held())
 
-    def install(self, eagle: EagleDrafter | None, version: int) -> None:
+    def install(self, eagle: EagleProposer | None, version: int) -> None:
         """Draft with another network from now on, or with none: what an earlier one had read is nothing to it."""
         self.eagle = eagle
         for sequence in self._all():
-            sequence.is_draftable = sequence.num_read == 0
-            sequence.num_draft_read = 0
+            sequence.is_draftable = sequence.num_computed_tokens == 0
+            sequence.num_computed_draft_tokens = 0
         self.renew(version)
 
     def renew(self, version: int) -> None:
@@ -106,7 +106,7 @@ class Decoder:
         self.lookahead.reset_model()
         self._slots.forget_drafts()
         for sequence in self._all():
-            sequence.has_old_draft_rows = sequence.num_draft_read > 0
+            sequence.has_old_draft_rows = sequence.num_computed_draft_tokens > 0
 
     def add(self, sequence: Sequence) -> None:
         """Queue a request."""
@@ -130,9 +130,9 @@ class Decoder:
         self._num_steps += 1
         started = time.perf_counter()
         running = [self._decoding[slot] for slot in sorted(self._decoding)]
-        self._let_read(self._held(), EagleDrafter.keep_up)
+        self._let_read(self._held(), EagleProposer.keep_up)
         drafts = [
-            Piece(sequence=each, ids=[each.ids[-1], *proposal.ids], proposal=proposal)
+            ForwardChunk(sequence=each, ids=[each.ids[-1], *proposal.ids], proposal=proposal)
             for each, proposal in zip(running, self._propose(running), strict=True)
         ]
         self._advance(drafts, self._read_on(num_rows(drafts)), started)
@@ -158,15 +158,15 @@ class Decoder:
         if not prefix.length:
             return
         if prefix.slot != sequence.slot:
-            self._cache.take_over(prefix.slot, sequence.slot, prefix.length)
-        sequence.num_read = prefix.length
+            self._cache.copy_prefix(prefix.slot, sequence.slot, prefix.length)
+        sequence.num_computed_tokens = prefix.length
         self.num_cached_tokens += prefix.length
         if eagle is not None:
             if prefix.slot != sequence.slot:
-                eagle.take_over(prefix.slot, sequence.slot, prefix.length)
-            sequence.num_draft_read = prefix.length
+                eagle.copy_prefix(prefix.slot, sequence.slot, prefix.length)
+            sequence.num_computed_draft_tokens = prefix.length
 
-    def _prefix(self, sequence: Sequence, running: list[Tenant]) -> tuple[Prefix, EagleDrafter | None]:
+    def _prefix(self, sequence: Sequence, running: list[CachedPrefix]) -> tuple[PrefixMatch, EagleProposer | None]:
         """What is held already of its prompt, and who drafts for it beside lookups."""
         request, kept = sequence.request, sequence.request.capture
         most = sequence.num_prompt - max(1, kept.prompt_rows if kept.payload else 0)
@@ -178,21 +178,21 @@ class Decoder:
             return find(with_draft=False), None
         return find(with_draft=True), self.eagle
 
-    def _read_on(self, num_drafts: int) -> list[Piece]:
+    def _read_on(self, num_drafts: int) -> list[ForwardChunk]:
         """What to read of prompts beside so many rows of drafts, first of those who came first."""
         pieces, cost = [], self.lookahead.cost
-        left = num_to_read(self._num_steps, batch=len(self._decoding), num_drafts=num_drafts, cost=cost)
+        left = prefill_budget(self._num_steps, batch=len(self._decoding), num_drafts=num_drafts, cost=cost)
         for sequence in self._prefilling:
-            ids = sequence.ids[sequence.num_read : sequence.num_read + left]
+            ids = sequence.ids[sequence.num_computed_tokens : sequence.num_computed_tokens + left]
             left -= len(ids)
             if ids:
-                pieces.append(Piece(sequence=sequence, ids=ids, is_of_prompt=True))
+                pieces.append(ForwardChunk(sequence=sequence, ids=ids, is_of_prompt=True))
         return pieces
 
-    def _advance(self, drafts: list[Piece], prompts: list[Piece], started: float) -> None:
+    def _advance(self, drafts: list[ForwardChunk], prompts: list[ForwardChunk], started: float) -> None:
         """One forward over all pieces, and what each sequence gains by it."""
         drafted = time.perf_counter()
-        outcomes = advance(self.target, self._cache, [*drafts, *prompts])
+        outcomes = run_forward(self.target, self._cache, [*drafts, *prompts])
         now = time.perf_counter()
         self.lookahead.observe_step(
             batch=len(drafts),
@@ -201,32 +201,34 @@ class Decoder:
             verify_s=now - drafted,
         )
         for piece, rows, verdict in outcomes:
-            if not verdict.is_sound:
+            if not verdict.is_finite:
                 self._break_off(piece.sequence)
             elif piece.is_of_prompt:
                 self._was_read(piece, rows, verdict)
             else:
                 self._was_verified(piece, rows, verdict, batch=len(drafts), duration_s=now - started)
 
-    def _was_read(self, piece: Piece, rows: Forward, verdict: Verdict) -> None:
-        sequence, start = piece.sequence, piece.sequence.num_read
-        sequence.num_read += len(piece.ids)
+    def _was_read(self, piece: ForwardChunk, rows: ForwardOutput, verdict: VerifyResult) -> None:
+        sequence, start = piece.sequence, piece.sequence.num_computed_tokens
+        sequence.num_computed_tokens += len(piece.ids)
         self._observe(sequence, start, rows.aux, rows.last)
         if not sequence.is_prefilling:
             self._prefilling.remove(sequence)
             self._decoding[sequence.slot] = sequence
-            self._gain(sequence, [verdict.next_id], verdict.logprobs)
+            self._gain(sequence, [verdict.bonus_id], verdict.logprobs)
 
-    def _was_verified(self, piece: Piece, rows: Forward, verdict: Verdict, *, batch: int, duration_s: float) -> None:
-        sequence, proposal, start = piece.sequence, piece.proposal, piece.sequence.num_read
+    def _was_verified(
+        self, piece: ForwardChunk, rows: ForwardOutput, verdict: VerifyResult, *, batch: int, duration_s: float
+    ) -> None:
+        sequence, proposal, start = piece.sequence, piece.proposal, piece.sequence.num_computed_tokens
         kept = verdict.accepted + 1
-        sequence.num_read += kept
+        sequence.num_computed_tokens += kept
         self._record(sequence, proposal, verdict, batch, duration_s)
         self._observe(sequence, start, rows.aux[:kept], rows.last[:kept])
         # Rows after the rejection of a lookup would say nothing about the draft.
         if proposal.drafter is Drafter.EAGLE3 and sequence.request.capture.counterfactual_rows:
             sequence.keep_rejected(rows.aux[kept:], rows.last[kept:])
-        self._gain(sequence, [*proposal.ids[: verdict.accepted], verdict.next_id], verdict.logprobs)
+        self._gain(sequence, [*proposal.ids[: verdict.accepted], verdict.bonus_id], verdict.logprobs)
 
     def _propose(self, sequences: list[Sequence]) -> list[Proposal]:
         """The drafts of each sequence, as many and by whom the lookahead chooses; the model's in one batch."""
@@ -246,7 +248,7 @@ class Decoder:
                 proposals.append(chains.get(sequence.slot, Proposal()))
         return proposals
 
-    def _look_up(self, sequence: Sequence) -> Lookup:
+    def _look_up(self, sequence: Sequence) -> NgramMatch:
         if self._wish(sequence) not in _BY_LOOKUP:
             return NOTHING
         most = self.limits.max_lookup if self.limits.max_lookahead else 0
@@ -255,7 +257,7 @@ class Decoder:
             sequence.shadow.take(lookup.ids, lookup.kind)
         return lookup
 
-    def _ask(self, sequence: Sequence, lookup: Lookup) -> Ask:
+    def _ask(self, sequence: Sequence, lookup: NgramMatch) -> Ask:
         can_chain = self.eagle is not None and sequence.is_draftable and self._wish(sequence) in _BY_MODEL
         return Ask(
             record=sequence.history,
@@ -282,7 +284,7 @@ class Decoder:
         )
         return {each.slot: chain.first(choice.length) for (each, choice), chain in zip(chosen, chains, strict=True)}
 
-    def _give_up(self, eagle: EagleDrafter, sequences: list[Sequence], error: RuntimeError) -> None:
+    def _give_up(self, eagle: EagleProposer, sequences: list[Sequence], error: RuntimeError) -> None:
         """Draft no more for these, or for those that the error is about: each may have read half of its rows."""
         self.faults[self.draft_version] += 1
         logger.error("A draft failed", extra={"version": self.draft_version, "reason": str(error)[:200]})
@@ -321,7 +323,9 @@ class Decoder:
         """The share of those that may be left to lookups, in so many rows of each sequence."""
         return sum(num for each, num in rows.items() if self._may_leave(each)) / max(1, sum(rows.values()))
 
-    def _record(self, sequence: Sequence, proposal: Proposal, verdict: Verdict, batch: int, duration_s: float) -> None:
+    def _record(
+        self, sequence: Sequence, proposal: Proposal, verdict: VerifyResult, batch: int, duration_s: float
+    ) -> None:
         is_model = proposal.drafter is Drafter.EAGLE3
         if proposal.ids and is_model:
             is_refused = verdict.accepted < len(proposal.ids)
@@ -355,9 +359,9 @@ class Decoder:
             self._end(sequence, reason, gained, logprobs[: len(gained)])
 
     def _break_off(self, sequence: Sequence) -> None:
-        """End a request that the target has no finite logits for, and wipe what it wrote: see `EagleDrafter.forget`."""
+        """End a request that the target has no finite logits for, and wipe what it wrote: see `EagleProposer.forget`."""
         sequence.failure = Corrupt("the model's logits for this request are not finite")
-        logger.error("The target's logits are not finite", extra={"position": sequence.num_read})
+        logger.error("The target's logits are not finite", extra={"position": sequence.num_computed_tokens})
         self._cache.wipe(sequence.slot)
         if self.eagle is not None:
             self.eagle.forget(sequence)
@@ -382,5 +386,5 @@ class Decoder:
             self.lookups.remember(sequence)
         if sequence.slot >= 0:
             if reason is not FinishReason.CANCELLED:
-                self._let_read([sequence], EagleDrafter.catch_up)  # of use to the next one that begins alike
+                self._let_read([sequence], EagleProposer.catch_up)  # of use to the next one that begins alike
             self._slots.leave(sequence.tenant)

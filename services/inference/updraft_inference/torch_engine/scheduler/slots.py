@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import replace
 
-from updraft_inference.torch_engine.scheduler.prefix_cache import Prefix, Tenant, longest
+from updraft_inference.torch_engine.scheduler.prefix_cache import CachedPrefix, PrefixMatch, longest
 
 MIN_PREFIX = 8
 """Fewer tokens that prompts have in common are not worth looking after."""
@@ -14,30 +14,32 @@ class Slots:
 
     def __init__(self, num_slots: int) -> None:
         self._free = list(range(num_slots))
-        self._left: dict[int, Tenant] = {}
+        self._left: dict[int, CachedPrefix] = {}
 
     @property
     def has_free(self) -> bool:
         """Somebody can take one."""
         return bool(self._free)
 
-    def find(self, prompt: list[int], running: Iterable[Tenant], *, client: str, most: int, with_draft: bool) -> Prefix:
+    def find(
+        self, prompt: list[int], running: Iterable[CachedPrefix], *, client: str, most: int, with_draft: bool
+    ) -> PrefixMatch:
         """What is held already of the client's prompt. See `prefix.longest`.
 
         Of other clients' requests nothing is taken: how soon an answer begins would tell what they had asked.
         """
         own = [tenant for tenant in (*self._left.values(), *running) if tenant.client == client]
         prefix = longest(prompt, own, most=most, with_draft=with_draft)
-        return prefix if prefix.length >= MIN_PREFIX else Prefix()
+        return prefix if prefix.length >= MIN_PREFIX else PrefixMatch()
 
-    def take(self, running: Iterable[Tenant], prefix: Prefix) -> int:
+    def take(self, running: Iterable[CachedPrefix], prefix: PrefixMatch) -> int:
         """A free slot, if possible that of the prefix."""
         slot = self._best([tenant.slot for tenant in running], prefix.slot)
         self._free.remove(slot)
         self._left.pop(slot, None)
         return slot
 
-    def leave(self, tenant: Tenant) -> None:
+    def leave(self, tenant: CachedPrefix) -> None:
         """Free a slot, and remember what it holds."""
         self._left[tenant.slot] = tenant
         self._free.append(tenant.slot)
@@ -48,7 +50,7 @@ class Slots:
 
     def forget_drafts(self) -> None:
         """What the draft has read is of use to nobody."""
-        self._left = {slot: replace(tenant, num_draft_read=0) for slot, tenant in self._left.items()}
+        self._left = {slot: replace(tenant, num_computed_draft_tokens=0) for slot, tenant in self._left.items()}
 
     def _best(self, used: list[int], wanted: int) -> int:
         """A free one, beside those that are used: neighbours are read in place. Of several the one that is wanted, else an

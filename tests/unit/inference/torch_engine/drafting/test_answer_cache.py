@@ -3,13 +3,13 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updraft_inference.torch_engine.drafting.answer_cache import History
-from updraft_inference.torch_engine.drafting.lookahead.kind import Kind
-from updraft_inference.torch_engine.drafting.ngram_index import LENGTHS, NOTHING, Lookup
+from updraft_inference.torch_engine.drafting.answer_cache import AnswerCache
+from updraft_inference.torch_engine.drafting.lookahead.kind import ProposalSource
+from updraft_inference.torch_engine.drafting.ngram_index import LENGTHS, NOTHING, NgramMatch
 
 
-def remembering(*answers: list[int], num_tokens: int = 1024) -> History:
-    history = History(num_tokens)
+def remembering(*answers: list[int], num_tokens: int = 1024) -> AnswerCache:
+    history = AnswerCache(num_tokens)
     for answer in answers:
         history.add(answer, 0, len(answer))
     return history
@@ -18,17 +18,19 @@ def remembering(*answers: list[int], num_tokens: int = 1024) -> History:
 def test_what_followed_the_longest_known_end_is_proposed() -> None:
     history = remembering([1, 2, 3, 4, 5, 6], [9, 3, 7])
 
-    assert history.propose([8, 1, 2, 3], 2) == Lookup([4, 5], Kind(3, is_earlier=True))
-    assert history.propose([8, 8, 3], 2) == Lookup([7], Kind(1, is_contested=True, is_earlier=True))
+    assert history.propose([8, 1, 2, 3], 2) == NgramMatch([4, 5], ProposalSource(3, is_earlier=True))
+    assert history.propose([8, 8, 3], 2) == NgramMatch([7], ProposalSource(1, is_contested=True, is_earlier=True))
     assert history.propose([8], 2) == NOTHING
 
 
 def test_the_latest_answer_counts_and_tells_if_the_one_before_went_on_otherwise() -> None:
-    assert remembering([1, 2, 7], [1, 2, 7]).propose([1, 2], 1) == Lookup([7], Kind(2, is_earlier=True))
-    assert remembering([1, 2, 7], [1, 2, 8]).propose([1, 2], 1) == Lookup(
-        [8], Kind(2, is_contested=True, is_earlier=True)
+    assert remembering([1, 2, 7], [1, 2, 7]).propose([1, 2], 1) == NgramMatch([7], ProposalSource(2, is_earlier=True))
+    assert remembering([1, 2, 7], [1, 2, 8]).propose([1, 2], 1) == NgramMatch(
+        [8], ProposalSource(2, is_contested=True, is_earlier=True)
     )
-    assert remembering([1, 2, 7], [1, 2, 8], [1, 2, 8]).propose([1, 2], 1) == Lookup([8], Kind(2, is_earlier=True))
+    assert remembering([1, 2, 7], [1, 2, 8], [1, 2, 8]).propose([1, 2], 1) == NgramMatch(
+        [8], ProposalSource(2, is_earlier=True)
+    )
 
 
 def test_nothing_goes_on_from_one_answer_to_the_next() -> None:
@@ -37,15 +39,15 @@ def test_nothing_goes_on_from_one_answer_to_the_next() -> None:
 
 
 def test_a_prompt_leads_into_its_answer_and_is_not_proposed() -> None:
-    history = History(1024)
+    history = AnswerCache(1024)
     history.add([*range(20), 50, 51], 20, 22)
 
-    assert history.propose(list(range(20)), 2) == Lookup([50, 51], Kind(8, is_earlier=True))
+    assert history.propose(list(range(20)), 2) == NgramMatch([50, 51], ProposalSource(8, is_earlier=True))
     assert history.propose([5, 6, 7], 2).ids == []
 
 
 def test_what_comes_after_a_portion_only_goes_on_from_it() -> None:
-    history = History(1024)
+    history = AnswerCache(1024)
     history.add([1, 2, 3, 4, 5, 6], 0, 3)
 
     assert history.propose([1, 2], 4).ids == [3, 4, 5, 6]
@@ -55,7 +57,7 @@ def test_what_comes_after_a_portion_only_goes_on_from_it() -> None:
 def test_only_a_longer_match_than_asked_for_is_looked_up() -> None:
     history = remembering([1, 2, 3, 4, 5])
 
-    assert history.propose([1, 2, 3], 1, longer_than=2) == Lookup([4], Kind(3, is_earlier=True))
+    assert history.propose([1, 2, 3], 1, longer_than=2) == NgramMatch([4], ProposalSource(3, is_earlier=True))
     assert history.propose([1, 2, 3], 1, longer_than=3).ids == []
 
 
@@ -84,7 +86,7 @@ def test_of_an_answer_longer_than_its_place_the_end_is_kept() -> None:
 def test_whatever_is_proposed_followed_the_same_tokens_in_an_answer(
     texts: list[tuple[list[int], int]], ids: list[int], k: int, num_tokens: int
 ) -> None:
-    history = History(num_tokens)
+    history = AnswerCache(num_tokens)
     for text, num_before in texts:
         history.add(text, min(num_before, len(text)), len(text))
 

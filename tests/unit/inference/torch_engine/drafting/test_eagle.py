@@ -16,7 +16,7 @@ from updraft_inference.engine import GenerationRequest
 from updraft_inference.torch_engine.drafting.eagle import (
     MAX_PENDING_ROWS,
     MAX_ROWS_TOGETHER,
-    EagleDrafter,
+    EagleProposer,
     NotFiniteError,
 )
 from updraft_inference.torch_engine.model.draft import ServedDraft, pack
@@ -87,7 +87,7 @@ def test_sequences_that_are_behind_by_different_lengths_draft_together_as_alone(
 
     def drafted(slots: list[int]) -> list[Proposal]:
         num, k = MAX_ROWS_TOGETHER + 12, 3
-        eagle = EagleDrafter(network, num_slots=len(behind), num_positions=num + 4)  # the last slot is used to its end
+        eagle = EagleProposer(network, num_slots=len(behind), num_positions=num + 4)  # the last slot is used to its end
         sequences = [_sequence(network, slot, num=num + slot) for slot in slots]
         for sequence in sequences:
             num = len(sequence.ids) - 1 - behind[sequence.slot]
@@ -117,9 +117,9 @@ def test_what_piles_up_is_read_for_all_together_and_drafts_stay_the_same(
     order = [2, 0, 1]  # in which requests came
 
     def drafted(*, keeps_up: bool) -> list[Proposal]:
-        num_read, num_drafts = MAX_ROWS_TOGETHER + 16, 3
-        eagle = EagleDrafter(network, num_slots=4, num_positions=num_read + num_drafts, library=library)
-        sequences = {slot: _sequence(network, slot, num=num_read) for slot in order}
+        num_computed_tokens, num_drafts = MAX_ROWS_TOGETHER + 16, 3
+        eagle = EagleProposer(network, num_slots=4, num_positions=num_computed_tokens + num_drafts, library=library)
+        sequences = {slot: _sequence(network, slot, num=num_computed_tokens) for slot in order}
         for slot, sequence in sequences.items():
             num = len(sequence.ids) - 1 - behind[slot]
             eagle.observe(sequence, sequence.pending_aux.pop()[:num])
@@ -140,7 +140,7 @@ def test_what_piles_up_is_read_for_all_together_and_drafts_stay_the_same(
 def test_a_sequence_whose_states_are_not_finite_is_told_from_the_others(tmp_path: Path) -> None:
     network = make_draft(make_tiny_target(tmp_path))
     num = MAX_PENDING_ROWS + 10
-    eagle = EagleDrafter(network, num_slots=3, num_positions=num)
+    eagle = EagleProposer(network, num_slots=3, num_positions=num)
     sequences = [_sequence(network, slot, num=num) for slot in range(3)]
     sequences[1].pending_aux[0][7] = math.nan
     with pytest.raises(NotFiniteError, match="not finite") as caught:

@@ -3,9 +3,9 @@
 from itertools import count
 
 from updraft_inference.engine import GenerationRequest
-from updraft_inference.torch_engine.drafting.lookahead.kind import Kind
-from updraft_inference.torch_engine.drafting.ngram import MOST_CLIENTS, MOST_UNREAD, PORTION, Lookups
-from updraft_inference.torch_engine.drafting.ngram_index import Lookup
+from updraft_inference.torch_engine.drafting.lookahead.kind import ProposalSource
+from updraft_inference.torch_engine.drafting.ngram import MOST_CLIENTS, MOST_UNREAD, PORTION, NgramProposer
+from updraft_inference.torch_engine.drafting.ngram_index import NgramMatch
 from updraft_inference.torch_engine.sequence import Sequence
 
 _names = count()
@@ -16,8 +16,8 @@ def sequence(prompt: list[int], answer: list[int], client: str = "") -> Sequence
     return Sequence(request=asked, emit=lambda _: None, ids=[*prompt, *answer])
 
 
-def remembering(*sequences: Sequence, num_tokens: int = 1024) -> Lookups:
-    lookups = Lookups(num_tokens)
+def remembering(*sequences: Sequence, num_tokens: int = 1024) -> NgramProposer:
+    lookups = NgramProposer(num_tokens)
     for each in sequences:
         lookups.remember(each)
         lookups.read_on()
@@ -27,9 +27,9 @@ def remembering(*sequences: Sequence, num_tokens: int = 1024) -> Lookups:
 def test_the_longer_match_is_taken_and_the_requests_own_of_two_as_long() -> None:
     lookups = remembering(sequence([1], [2, 3, 60]))
 
-    assert lookups.propose(sequence([3, 50, 9, 1, 2], [3]), 1) == Lookup([60], Kind(3, is_earlier=True))
-    assert lookups.propose(sequence([1, 2, 3, 50, 9, 1, 2], [3]), 1) == Lookup([50], Kind(3))
-    assert lookups.propose(sequence([7, 1, 2, 3, 50, 9, 8, 1, 2], [3]), 1) == Lookup([50], Kind(3))
+    assert lookups.propose(sequence([3, 50, 9, 1, 2], [3]), 1) == NgramMatch([60], ProposalSource(3, is_earlier=True))
+    assert lookups.propose(sequence([1, 2, 3, 50, 9, 1, 2], [3]), 1) == NgramMatch([50], ProposalSource(3))
+    assert lookups.propose(sequence([7, 1, 2, 3, 50, 9, 8, 1, 2], [3]), 1) == NgramMatch([50], ProposalSource(3))
 
 
 def test_no_client_is_proposed_what_another_one_was_answered() -> None:
@@ -75,7 +75,7 @@ def test_a_long_answer_is_read_in_portions_and_known_as_a_whole_in_the_end() -> 
 
 
 def test_of_too_many_answers_that_end_at_once_the_latest_are_remembered() -> None:
-    lookups = Lookups(65536)
+    lookups = NgramProposer(65536)
     for token in range(100, 100 + 2 * MOST_UNREAD):
         lookups.remember(sequence([1], [token, token + 1000]))
     for _ in range(2 * MOST_UNREAD):

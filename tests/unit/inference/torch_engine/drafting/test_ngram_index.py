@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updraft_inference.torch_engine.drafting.lookahead.kind import Kind
-from updraft_inference.torch_engine.drafting.ngram_index import Lookup, NgramIndex
+from updraft_inference.torch_engine.drafting.lookahead.kind import ProposalSource
+from updraft_inference.torch_engine.drafting.ngram_index import NgramIndex, NgramMatch
 
 
 def test_what_followed_the_same_tokens_is_proposed() -> None:
@@ -16,14 +16,14 @@ def test_the_latest_occurrence_counts() -> None:
 
 
 def test_a_guess_is_told_apart_where_another_token_followed_the_time_before() -> None:
-    assert NgramIndex().propose([1, 2, 7, 4, 1, 2], 1).kind == Kind(2)
-    assert NgramIndex().propose([1, 2, 7, 1, 2, 8, 1, 2], 1).kind == Kind(2, is_contested=True)
-    assert NgramIndex().propose([1, 2, 7, 1, 2, 8, 5, 1, 2, 8, 6, 1, 2], 1).kind == Kind(2)
+    assert NgramIndex().propose([1, 2, 7, 4, 1, 2], 1).kind == ProposalSource(2)
+    assert NgramIndex().propose([1, 2, 7, 1, 2, 8, 1, 2], 1).kind == ProposalSource(2, is_contested=True)
+    assert NgramIndex().propose([1, 2, 7, 1, 2, 8, 5, 1, 2, 8, 6, 1, 2], 1).kind == ProposalSource(2)
 
 
 def test_one_token_is_looked_up_where_nothing_longer_is_known() -> None:
-    assert NgramIndex().propose([1, 7, 2, 1], 1) == Lookup([7], Kind(1))
-    assert NgramIndex().propose([1, 7, 2, 1, 8, 2, 3, 1], 1) == Lookup([8], Kind(1, is_contested=True))
+    assert NgramIndex().propose([1, 7, 2, 1], 1) == NgramMatch([7], ProposalSource(1))
+    assert NgramIndex().propose([1, 7, 2, 1, 8, 2, 3, 1], 1) == NgramMatch([8], ProposalSource(1, is_contested=True))
 
 
 def test_nothing_is_proposed_for_tokens_never_seen() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from updraft_inference.torch_engine.model.linear import Tiled, linear
+from updraft_inference.torch_engine.model.linear import AmxLinear, linear
 from updraft_kernels.loader import Kernels
 
 
@@ -54,7 +54,7 @@ def test_tiles_give_the_product_rounded_once_for_any_sizes(
 ) -> None:
     weight, x = random(16 * out, 32 * of, seed=rows), random(rows, 32 * of, seed=out)
     bias = random(16 * out, seed=of) if has_bias else None
-    found = Tiled(weight, bias, tiled)(x)
+    found = AmxLinear(weight, bias, tiled)(x)
     torch.testing.assert_close(found.double(), exact(x, weight, bias), rtol=2**-8, atol=1e-4 * of)
 
 
@@ -63,7 +63,7 @@ def test_tiles_give_the_product_rounded_once_for_any_sizes(
 def test_a_row_of_tiles_is_the_same_to_the_bit_whatever_is_beside_it(
     tiled: Kernels, rows: int, others: int, before: int
 ) -> None:
-    product = Tiled(random(48, 96, seed=0), None, tiled)
+    product = AmxLinear(random(48, 96, seed=0), None, tiled)
     own, more = random(rows, 96, seed=1), random(before + others, 96, seed=2)
     together = product(torch.cat([more[:before], own, more[before:]]))
     assert torch.equal(together[before : before + rows], product(own))
@@ -72,13 +72,13 @@ def test_a_row_of_tiles_is_the_same_to_the_bit_whatever_is_beside_it(
 def test_what_is_not_finite_stays_in_its_row(tiled: Kernels) -> None:
     x = random(20, 64, seed=0)
     x[3, 5], x[17, 0] = math.nan, math.inf
-    finite = Tiled(random(32, 64, seed=1), None, tiled)(x).isfinite().all(-1)
+    finite = AmxLinear(random(32, 64, seed=1), None, tiled)(x).isfinite().all(-1)
     assert finite.tolist() == [row not in {3, 17} for row in range(20)]
 
 
 def test_torchs_own_products_stay_right_beside_tiles(tiled: Kernels) -> None:
     x, weight = random(40, 128, seed=0), random(64, 128, seed=1)
-    ours, theirs = Tiled(weight, None, tiled), linear(weight)
+    ours, theirs = AmxLinear(weight, None, tiled), linear(weight)
     expected = ours(x).clone(), theirs(x).clone(), x @ x.T
     for _ in range(20):
         assert torch.equal(ours(x), expected[0])

@@ -14,8 +14,8 @@ from torch import Tensor
 from updraft_inference.settings import InferenceSettings
 from updraft_inference.torch_engine.model.kv_cache import CacheShape, SlotCache
 from updraft_inference.torch_engine.model.limits import Limits
-from updraft_inference.torch_engine.model.native_ops import LANES, WIDEST, Fused, operations
-from updraft_inference.torch_engine.model.ops import Heads, Plain, Sight
+from updraft_inference.torch_engine.model.native_ops import LANES, WIDEST, NativeOps, operations
+from updraft_inference.torch_engine.model.ops import AttentionContext, Heads, TorchOps
 from updraft_kernels.loader import Kernels, load_variant, supported_variants
 
 NUM_SLOTS, NUM_POSITIONS = 4, 60 + WIDEST
@@ -52,18 +52,18 @@ def assert_near(found: Tensor, expected: Tensor) -> None:
 def test_norms_and_gates_are_those_of_torch(
     compiled: Kernels, rows: int, size: int, *, has_y: bool, dtype: torch.dtype, seed: int
 ) -> None:
-    fused = Fused(compiled, dtype)
+    fused = NativeOps(compiled, dtype)
     x, y = (random(rows, size, seed=seed + n, dtype=dtype) for n in range(2))
     before, weight = x.clone(), random(size, seed=seed + 2, dtype=dtype)
     for found, expected in zip(
         fused.add_norm(x, y if has_y else None, weight, 1e-5),
-        Plain().add_norm(x, y if has_y else None, weight, 1e-5),
+        TorchOps().add_norm(x, y if has_y else None, weight, 1e-5),
         strict=True,
     ):
         assert_near(found, expected)
     assert torch.equal(x, before), "what is read is not written"
     both = 30 * random(rows, 2 * size, seed=seed + 3, dtype=dtype)  # where e^-x leaves float32 too
-    assert_near(fused.gate(both), Plain().gate(both))
+    assert_near(fused.gate(both), TorchOps().gate(both))
 
 
 @settings(max_examples=60, deadline=None)
@@ -78,7 +78,7 @@ def test_peaks_of_logits_are_those_of_torch(
     compiled: Kernels, wanted: list[bool], vocab: int, scale: float, dtype: torch.dtype, seed: int
 ) -> None:
     logits = (scale * random(len(wanted), vocab, seed=seed)).to(dtype)  # in bfloat16 many are equal
-    ours, theirs = (each.peaks(logits, wanted) for each in (Fused(compiled, dtype), Plain()))
+    ours, theirs = (each.top_scores(logits, wanted) for each in (NativeOps(compiled, dtype), TorchOps()))
     assert torch.equal(ours.best_R, theirs.best_R.float())
     first = [row.tolist().index(best) for row, best in zip(logits, theirs.best_R.tolist(), strict=True)]
     assert ours.choice_R.tolist() == first
@@ -90,8 +90,8 @@ def test_peaks_of_logits_are_those_of_torch(
 def test_logits_that_are_no_numbers_show_in_their_row(compiled: Kernels, bad: float, place: int) -> None:
     logits = random(3, 3000, seed=1, dtype=torch.bfloat16)
     logits[1, place] = bad
-    for each in (Fused(compiled, torch.bfloat16), Plain()):
-        assert each.peaks(logits, [True] * 3).best_R.isfinite().tolist() == [True, False, True]
+    for each in (NativeOps(compiled, torch.bfloat16), TorchOps()):
+        assert each.top_scores(logits, [True] * 3).best_R.isfinite().tolist() == [True, False, True]
 
 
 @settings(max_examples=150, deadline=None)
@@ -127,7 +127,7 @@ def test_rows_of_any_lengths_attend_as_in_torch_and_leave_the_same_cache(
         lengths = lengths[: NUM_SLOTS - 1]
     places = sorted(slots[: len(lengths)])
     outputs, caches = [], []
-    for operation in (Fused(compiled, dtype), Plain()):
+    for operation in (NativeOps(compiled, dtype), TorchOps()):
         size_of_cache = CacheShape(
             num_layers=2, num_slots=NUM_SLOTS, num_positions=NUM_POSITIONS, num_kv_heads=num_kv, head_dim=size
         )
@@ -141,7 +141,7 @@ def test_rows_of_any_lengths_attend_as_in_torch_and_leave_the_same_cache(
         num_rows = sum(len(batch.rows_R) for batch in batches)
         qkv = random(num_rows, (shape.num + 2 * num_kv) * size, seed=seed + 5, dtype=dtype)
         turns = random(num_rows, size, seed=seed + 6)
-        sight = Sight(batches=batches, cos=turns.cos().to(dtype), sin=turns.sin().to(dtype), window=window)
+        sight = AttentionContext(batches=batches, cos=turns.cos().to(dtype), sin=turns.sin().to(dtype), window=window)
         outputs.append(operation.attend(qkv, shape, sight, cache, 1))
         caches.append(torch.stack(cache.of_layer(1)))
         assert not torch.stack(cache.of_layer(0)).any(), "another layer's"
@@ -152,14 +152,14 @@ def test_rows_of_any_lengths_attend_as_in_torch_and_leave_the_same_cache(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_row_that_is_not_finite_shows_and_reaches_no_other_sequence(compiled: Kernels, dtype: torch.dtype) -> None:
     """Whoever gave it is broken off by what its logits say, and so only it."""
-    fused, size = Fused(compiled, dtype), 2 * LANES
+    fused, size = NativeOps(compiled, dtype), 2 * LANES
     shape = CacheShape(num_layers=1, num_slots=2, num_positions=20, num_kv_heads=1, head_dim=size)
     turns = torch.zeros(2, size, dtype=dtype)
     for bad in (math.nan, math.inf, -math.inf):
         cache = SlotCache(shape, like=torch.zeros(1, dtype=dtype))
         qkv = random(2, 3 * size, seed=1, dtype=dtype)
         qkv[0] = bad
-        sight = Sight(batches=[cache.batch([0, 1], [0, 0], [1, 1])], cos=turns + 1, sin=turns)
+        sight = AttentionContext(batches=[cache.batch([0, 1], [0, 0], [1, 1])], cos=turns + 1, sin=turns)
         out = fused.attend(qkv, Heads(num=1, num_kv=1, size=size, scale=1.0), sight, cache, 0)
         assert not out[0].isfinite().all()
         assert out[1].isfinite().all()
@@ -182,15 +182,15 @@ def test_where_torch_attends_faster_it_does(compiled: Kernels) -> None:
         Heads(num=1, num_kv=1, size=16, scale=1.0),
     )
     cache = SlotCache(shape, like=torch.zeros(1))
-    sight = Sight(batches=[cache.batch([0], [0], [3])], cos=torch.ones(3, 16), sin=torch.zeros(3, 16))
-    qkv, fused = random(3, 48, seed=1), Fused(compiled, torch.float32, attends=False)
+    sight = AttentionContext(batches=[cache.batch([0], [0], [3])], cos=torch.ones(3, 16), sin=torch.zeros(3, 16))
+    qkv, fused = random(3, 48, seed=1), NativeOps(compiled, torch.float32, attends=False)
     assert fused.pads
-    assert torch.equal(fused.attend(qkv, heads, sight, cache, 0), Plain().attend(qkv, heads, sight, cache, 0))
+    assert torch.equal(fused.attend(qkv, heads, sight, cache, 0), TorchOps().attend(qkv, heads, sight, cache, 0))
 
 
 def test_they_serve_what_they_can_and_torch_the_rest(compiled: Kernels) -> None:
-    assert isinstance(operations(compiled, like=torch.zeros(1), head_dim=64), Fused)
-    assert not isinstance(operations(compiled, like=torch.zeros(1), head_dim=24), Fused)
-    assert not isinstance(operations(compiled, like=torch.zeros(1, dtype=torch.float16), head_dim=64), Fused)
-    assert not isinstance(operations(compiled, like=torch.zeros(1, device="meta"), head_dim=64), Fused)
-    assert not isinstance(operations(None, like=torch.zeros(1), head_dim=64), Fused)
+    assert isinstance(operations(compiled, like=torch.zeros(1), head_dim=64), NativeOps)
+    assert not isinstance(operations(compiled, like=torch.zeros(1), head_dim=24), NativeOps)
+    assert not isinstance(operations(compiled, like=torch.zeros(1, dtype=torch.float16), head_dim=64), NativeOps)
+    assert not isinstance(operations(compiled, like=torch.zeros(1, device="meta"), head_dim=64), NativeOps)
+    assert not isinstance(operations(None, like=torch.zeros(1), head_dim=64), NativeOps)

@@ -51,7 +51,7 @@ def test_a_model_that_knows_a_million_positions_costs_no_more_than_those_that_ar
     limits = Limits(num_slots=1, max_context=64, max_lookahead=3)
 
     engine = TorchEngine.open(tmp_path, EngineOptions(limits=limits, dtype=torch.float32))
-    config = engine._decoder.target.config.draft(draft_vocab_size=16)
+    config = engine._scheduler.target.config.draft(draft_vocab_size=16)
     DraftNetwork(config, torch.zeros(VOCAB, config.hidden_size), torch.arange(16), num_positions=limits.num_positions)
 
 

@@ -16,10 +16,10 @@ from torch import Tensor
 from updraft_chassis.errors import InvalidInput
 from updraft_draft.acceptance import filtered_probs
 from updraft_inference.engine import Drafter, GenerationRequest, SamplingParams
-from updraft_inference.torch_engine.model.ops import Plain
+from updraft_inference.torch_engine.model.ops import TorchOps
 from updraft_inference.torch_engine.sampling.grammar import Grammars
 from updraft_inference.torch_engine.sampling.logits import check_sampling, processed
-from updraft_inference.torch_engine.sampling.rejection_sampler import Verdict, judge
+from updraft_inference.torch_engine.sampling.rejection_sampler import VerifyResult, verify
 from updraft_inference.torch_engine.sequence import Proposal, Sequence
 
 VOCAB = 6
@@ -133,7 +133,7 @@ def toy_logits(context: tuple[int, ...], vocab: int) -> Tensor:
 
 
 class Toy:
-    """Runs requests on the toy model through `judge`. With a grammar the tokens are those of `few_tokens`."""
+    """Runs requests on the toy model through `verify`. With a grammar the tokens are those of `few_tokens`."""
 
     def __init__(self, folder: Path, *, has_grammar: bool) -> None:
         self.tokens = few_tokens(folder)
@@ -149,12 +149,12 @@ class Toy:
         grammar = None if self.schema is None else self.grammars.of_json_schema(self.schema)
         return Sequence(request=request, emit=lambda _: None, ids=list(PROMPT), generator=generator, grammar=grammar)
 
-    def step(self, sequence: Sequence, proposal: Proposal) -> Verdict:
+    def step(self, sequence: Sequence, proposal: Proposal) -> VerifyResult:
         said = [(*sequence.ids, *proposal.ids[:i]) for i in range(len(proposal.ids) + 1)]
         logits = torch.stack([toy_logits(context, self.vocab) for context in said])
-        (verdict,) = judge([sequence], [proposal], logits, Plain())
+        (verdict,) = verify([sequence], [proposal], logits, TorchOps())
         assert sequence.grammar is None or sequence.grammar.failure is None
-        sequence.extend([*proposal.ids[: verdict.accepted], verdict.next_id], frozenset({self.eos}))
+        sequence.extend([*proposal.ids[: verdict.accepted], verdict.bonus_id], frozenset({self.eos}))
         return verdict
 
     def plain_probs(self, sampling: SamplingParams, output: tuple[int, ...]) -> Tensor:

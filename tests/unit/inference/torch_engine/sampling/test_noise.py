@@ -8,8 +8,8 @@ from tests.support.tiny_target import HIDDEN, VOCAB, make_draft, make_tiny_targe
 
 from updraft_draft.acceptance import expected_acceptance
 from updraft_inference.engine import GenerationRequest, SamplingParams
-from updraft_inference.torch_engine.drafting.eagle import EagleDrafter
-from updraft_inference.torch_engine.sampling.noise import clocks, draw
+from updraft_inference.torch_engine.drafting.eagle import EagleProposer
+from updraft_inference.torch_engine.sampling.noise import draw, exponential_noise
 from updraft_inference.torch_engine.sequence import Sequence
 
 
@@ -18,8 +18,8 @@ def test_a_draw_is_that_of_its_seed_and_position_alone() -> None:
 
     assert draw(p, 3, 10) == draw(p, 3, 10)
     assert len({draw(p, 3, position) for position in range(50)} | {draw(p, seed, 10) for seed in range(50)}) > 80
-    assert not torch.equal(clocks(3, 10, 50), clocks(3, 11, 50))
-    assert not torch.equal(clocks(3, 10, 50), clocks(4, 10, 50))
+    assert not torch.equal(exponential_noise(3, 10, 50), exponential_noise(3, 11, 50))
+    assert not torch.equal(exponential_noise(3, 10, 50), exponential_noise(4, 10, 50))
 
 
 def test_what_cannot_be_is_never_drawn() -> None:
@@ -67,7 +67,7 @@ def test_eagle_draws_by_the_noise_of_the_positions_it_drafts_for(tmp_path: Path)
         pending_aux=[torch.randn(4, 3 * HIDDEN, generator=torch.Generator().manual_seed(2))],
     )
 
-    (proposal,) = EagleDrafter(network, num_slots=1, num_positions=64).propose([sequence], 3)
+    (proposal,) = EagleProposer(network, num_slots=1, num_positions=64).propose([sequence], 3)
 
     assert proposal.q is not None
     assert proposal.q.shape == (3, VOCAB)

@@ -11,7 +11,7 @@ from tests.support.tiny_target import make_tiny_target
 from updraft_inference.engine import GenerationRequest, SamplingParams
 from updraft_inference.torch_engine.model.kv_cache import CacheShape, SlotCache
 from updraft_inference.torch_engine.model.target import Target
-from updraft_inference.torch_engine.scheduler.forward import Piece, advance
+from updraft_inference.torch_engine.scheduler.forward import ForwardChunk, run_forward
 from updraft_inference.torch_engine.sequence import Proposal, Sequence
 from updraft_kernels.loader import Kernels
 
@@ -36,11 +36,11 @@ def new_cache(target: Target) -> SlotCache:
     return SlotCache(shape, like=target.embedding)
 
 
-def sequence(slot: int, ids: list[int], *, num_prompt: int, num_read: int) -> Sequence:
+def sequence(slot: int, ids: list[int], *, num_prompt: int, num_computed_tokens: int) -> Sequence:
     request = GenerationRequest(
         request_id=str(slot), prompt_ids=tuple(ids[:num_prompt]), max_tokens=50, sampling=SamplingParams(temperature=0)
     )
-    return Sequence(request=request, emit=lambda _: None, slot=slot, ids=ids, num_read=num_read)
+    return Sequence(request=request, emit=lambda _: None, slot=slot, ids=ids, num_computed_tokens=num_computed_tokens)
 
 
 def tokens(rng: random.Random, count: int) -> list[int]:
@@ -64,23 +64,26 @@ def test_every_piece_gets_the_rows_and_the_verdict_that_it_gets_alone(
     drafts, parts = [], []
     for slot, count in zip(running, drafted, strict=True):
         ids = tokens(rng, rng.randint(2, 40))
-        mine = sequence(slot, ids, num_prompt=len(ids) - 1, num_read=len(ids) - 1)
+        mine = sequence(slot, ids, num_prompt=len(ids) - 1, num_computed_tokens=len(ids) - 1)
         proposed = tokens(rng, count)
-        drafts.append(Piece(sequence=mine, ids=[ids[-1], *proposed], proposal=Proposal(ids=proposed)))
+        drafts.append(ForwardChunk(sequence=mine, ids=[ids[-1], *proposed], proposal=Proposal(ids=proposed)))
     for slot, (before, count) in zip(reading, prompts, strict=True):
         ids = tokens(rng, before + count + rng.choice([0, 5]))
-        mine = sequence(slot, ids, num_prompt=len(ids), num_read=before)
-        parts.append(Piece(sequence=mine, ids=ids[before : before + count], is_of_prompt=True))
+        mine = sequence(slot, ids, num_prompt=len(ids), num_computed_tokens=before)
+        parts.append(ForwardChunk(sequence=mine, ids=ids[before : before + count], is_of_prompt=True))
     for piece in (*drafts, *parts):
-        if piece.sequence.num_read:
-            read = piece.sequence.ids[: piece.sequence.num_read]
+        if piece.sequence.num_computed_tokens:
+            read = piece.sequence.ids[: piece.sequence.num_computed_tokens]
             target.forward(torch.tensor(read), [cache.batch([piece.sequence.slot], [0], [len(read)])], cache)
 
     pieces = [*drafts, *parts]
-    together = advance(target, cache, pieces)
-    alone = [advance(target, cache, [piece]) for piece in pieces]
+    together = run_forward(target, cache, pieces)
+    alone = [run_forward(target, cache, [piece]) for piece in pieces]
     for found, (expected,) in zip(together, alone, strict=True):
         torch.testing.assert_close(found.rows.aux, expected.rows.aux, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(found.rows.last, expected.rows.last, rtol=1e-4, atol=1e-4)
-        assert (found.verdict.accepted, found.verdict.next_id) == (expected.verdict.accepted, expected.verdict.next_id)
+        assert (found.verdict.accepted, found.verdict.bonus_id) == (
+            expected.verdict.accepted,
+            expected.verdict.bonus_id,
+        )
         assert found.verdict.target_log_probs == pytest.approx(expected.verdict.target_log_probs, abs=1e-3)

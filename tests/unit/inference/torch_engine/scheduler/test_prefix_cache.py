@@ -3,12 +3,18 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updraft_inference.torch_engine.scheduler.prefix_cache import Prefix, Tenant, common_length, longest
+from updraft_inference.torch_engine.scheduler.prefix_cache import CachedPrefix, PrefixMatch, common_length, longest
 
 texts = st.lists(st.integers(0, 1), max_size=24)
 tenants = st.lists(st.tuples(texts, st.integers(0, 24), st.integers(0, 24)), max_size=4).map(
     lambda all_of: [
-        Tenant(slot=slot, client="", ids=ids, num_read=min(read, len(ids)), num_draft_read=min(drafted, read, len(ids)))
+        CachedPrefix(
+            slot=slot,
+            client="",
+            ids=ids,
+            num_computed_tokens=min(read, len(ids)),
+            num_computed_draft_tokens=min(drafted, read, len(ids)),
+        )
         for slot, (ids, read, drafted) in enumerate(all_of)
     ]
 )
@@ -23,21 +29,21 @@ def test_the_common_length_is_where_two_texts_part(a: list[int], b: list[int]) -
 
 @given(prompt=texts, held=tenants, most=st.integers(-3, 24), with_draft=st.booleans())
 def test_what_is_taken_over_was_read_of_the_same_tokens(
-    prompt: list[int], held: list[Tenant], most: int, *, with_draft: bool
+    prompt: list[int], held: list[CachedPrefix], most: int, *, with_draft: bool
 ) -> None:
     found = longest(prompt, held, most=most, with_draft=with_draft)
     assert found.length <= max(0, most)
     if found.length:
         tenant = held[found.slot]
         assert prompt[: found.length] == tenant.ids[: found.length]
-        assert found.length <= tenant.num_read
+        assert found.length <= tenant.num_computed_tokens
         if with_draft:  # the draft's last row read the token after it
-            assert found.length <= tenant.num_draft_read
+            assert found.length <= tenant.num_computed_draft_tokens
             assert prompt[: found.length + 1] == tenant.ids[: found.length + 1]
 
 
 @given(texts, tenants)
-def test_no_longer_one_is_held(prompt: list[int], held: list[Tenant]) -> None:
+def test_no_longer_one_is_held(prompt: list[int], held: list[CachedPrefix]) -> None:
     found = longest(prompt, held, most=24, with_draft=False)
-    assert found.length == max((min(t.num_read, common_length(prompt, t.ids)) for t in held), default=0)
-    assert (found == Prefix()) == (found.length == 0)
+    assert found.length == max((min(t.num_computed_tokens, common_length(prompt, t.ids)) for t in held), default=0)
+    assert (found == PrefixMatch()) == (found.length == 0)

@@ -8,7 +8,7 @@ import torch
 from tests.support.tiny_target import make_draft, make_tiny_target
 
 from updraft_inference.engine import Delta, Drafter, GenerationRequest, SamplingParams
-from updraft_inference.torch_engine.drafting.eagle import EagleDrafter
+from updraft_inference.torch_engine.drafting.eagle import EagleProposer
 from updraft_inference.torch_engine.drafting.lookahead.cost import CostTable
 from updraft_inference.torch_engine.drafting.lookahead.kind import NOTHING
 from updraft_inference.torch_engine.drafting.lookahead.policy import Ask, Record
@@ -16,7 +16,7 @@ from updraft_inference.torch_engine.drafting.lookahead.rest import FIRST_GAP
 from updraft_inference.torch_engine.model.limits import Limits
 from updraft_inference.torch_engine.model.target import Target
 from updraft_inference.torch_engine.scheduler.prefill import LEAST_READ, READING_RESTS
-from updraft_inference.torch_engine.scheduler.scheduler import Decoder
+from updraft_inference.torch_engine.scheduler.scheduler import Scheduler
 from updraft_inference.torch_engine.sequence import Sequence
 
 _ids = count()
@@ -56,15 +56,15 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Target:
 
 
 @pytest.fixture
-def eagle(target: Target, tmp_path: Path) -> EagleDrafter:
+def eagle(target: Target, tmp_path: Path) -> EagleProposer:
     network = make_draft(make_tiny_target(tmp_path / "target", seed=3))
-    return EagleDrafter(network, num_slots=6, num_positions=256)
+    return EagleProposer(network, num_slots=6, num_positions=256)
 
 
 @pytest.fixture
-def decoder(target: Target, monkeypatch: pytest.MonkeyPatch) -> Decoder:
+def scheduler(target: Target, monkeypatch: pytest.MonkeyPatch) -> Scheduler:
     """On a machine on which a forward takes 10 ms and 1 ms a row, for ever."""
-    found = Decoder(target, Limits(num_slots=6, max_context=250, max_lookahead=5), default=Drafter.NONE)
+    found = Scheduler(target, Limits(num_slots=6, max_context=250, max_lookahead=5), default=Drafter.NONE)
     monkeypatch.setattr(found.lookahead, "cost", CostTable({1: 0.011, 256: 0.266}))
     monkeypatch.setattr(found.lookahead, "observe_step", lambda **_: None)
     return found
@@ -84,145 +84,145 @@ def reads(target: Target, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def test_one_forward_reads_all_prompts_that_come_together(decoder: Decoder, reads: list[int]) -> None:
+def test_one_forward_reads_all_prompts_that_come_together(scheduler: Scheduler, reads: list[int]) -> None:
     requests = [Request(tuple(range(40 + n, 60 + 2 * n))) for n in range(6)]
     for request in requests:
-        decoder.add(request.sequence)
-    decoder.step()
+        scheduler.add(request.sequence)
+    scheduler.step()
     assert reads == [sum(20 + n for n in range(6))]
     assert [len(request.gained) for request in requests] == [1] * 6
 
 
 def test_a_prompt_is_read_in_pieces_that_double_a_step_and_running_streams_gain_in_each(
-    decoder: Decoder, reads: list[int]
+    scheduler: Scheduler, reads: list[int]
 ) -> None:
     streams = [Request(tuple(range(50 + n, 70 + n)), max_tokens=100) for n in range(5)]
     for stream in streams:
-        decoder.add(stream.sequence)
-    decoder.step()
+        scheduler.add(stream.sequence)
+    scheduler.step()
     newcomer = Request(tuple(range(10, 230)))
-    decoder.add(newcomer.sequence)
+    scheduler.add(newcomer.sequence)
     reads.clear()
     while not newcomer.gained:
         before = [len(stream.gained) for stream in streams]
-        decoder.step()
+        scheduler.step()
         assert [len(stream.gained) for stream in streams] == [gained + 1 for gained in before]
     # 10 ms and 5 rows; 16 more are too many for twice that, and fewer are not worth a forward.
     assert reads == [5 + LEAST_READ] * (220 // LEAST_READ) + [5 + 220 % LEAST_READ]
 
 
 def test_drafts_that_are_verified_count_among_the_rows_that_streams_wait_for(
-    decoder: Decoder, reads: list[int], monkeypatch: pytest.MonkeyPatch
+    scheduler: Scheduler, reads: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Rows are free up to 64, so that drafts are made; twice that is the cost of 130: beside one row 128 more, beside ten 112.
     free_up_to_64 = CostTable({1: 0.060, 64: 0.060, 130: 0.120, 256: 0.234})
-    monkeypatch.setattr(decoder.lookahead, "cost", free_up_to_64)
-    decoder.add(Request((7, 8, 9) * 8, max_tokens=200, drafter=Drafter.NGRAM).sequence)
+    monkeypatch.setattr(scheduler.lookahead, "cost", free_up_to_64)
+    scheduler.add(Request((7, 8, 9) * 8, max_tokens=200, drafter=Drafter.NGRAM).sequence)
     for _ in range(100):  # greedy output of a random model repeats itself before long
-        decoder.step()
-        if decoder.lookahead.last >= 5:
+        scheduler.step()
+        if scheduler.lookahead.last >= 5:
             break
-    decoder.add(Request(tuple(range(10, 230))).sequence)
-    decoder.step()
-    assert decoder.lookahead.last >= 2
-    assert 1 + decoder.lookahead.last < reads[-1] <= 130
+    scheduler.add(Request(tuple(range(10, 230))).sequence)
+    scheduler.step()
+    assert scheduler.lookahead.last >= 2
+    assert 1 + scheduler.lookahead.last < reads[-1] <= 130
 
 
-def test_however_many_prompts_come_a_step_now_and_then_reads_none(decoder: Decoder, reads: list[int]) -> None:
-    decoder.add(Request(tuple(range(30, 60)), max_tokens=200).sequence)
-    decoder.step()
+def test_however_many_prompts_come_a_step_now_and_then_reads_none(scheduler: Scheduler, reads: list[int]) -> None:
+    scheduler.add(Request(tuple(range(30, 60)), max_tokens=200).sequence)
+    scheduler.step()
     for n in range(20):
-        decoder.add(Request(tuple(range(10 + n, 200)), max_tokens=1).sequence)
+        scheduler.add(Request(tuple(range(10 + n, 200)), max_tokens=1).sequence)
     reads.clear()
     for _ in range(3 * READING_RESTS):
-        decoder.step()
+        scheduler.step()
     assert [rows for rows in reads if rows < 1 + LEAST_READ / 2].count(1) == 3
 
 
-def test_who_came_first_is_read_first(decoder: Decoder) -> None:
+def test_who_came_first_is_read_first(scheduler: Scheduler) -> None:
     first, second = Request(tuple(range(2, 232))), Request(tuple(range(232, 2, -1)))
-    decoder.add(first.sequence)
-    decoder.add(second.sequence)
-    decoder.step()
+    scheduler.add(first.sequence)
+    scheduler.add(second.sequence)
+    scheduler.step()
     assert len(first.gained) == 1
-    assert second.sequence.num_read == 256 - 230
+    assert second.sequence.num_computed_tokens == 256 - 230
 
 
-def test_a_request_that_is_cancelled_in_mid_prompt_leaves_its_slot(decoder: Decoder) -> None:
+def test_a_request_that_is_cancelled_in_mid_prompt_leaves_its_slot(scheduler: Scheduler) -> None:
     stream, long = Request(tuple(range(20, 40)), max_tokens=100), Request(tuple(range(10, 230)))
-    decoder.add(stream.sequence)
-    decoder.step()
-    decoder.add(long.sequence)
-    decoder.step()
-    assert 0 < long.sequence.num_read < 220
-    decoder.cancel(long.sequence.request.request_id)
-    assert decoder.num_running == 1
+    scheduler.add(stream.sequence)
+    scheduler.step()
+    scheduler.add(long.sequence)
+    scheduler.step()
+    assert 0 < long.sequence.num_computed_tokens < 220
+    scheduler.cancel(long.sequence.request.request_id)
+    assert scheduler.num_running == 1
     before = len(stream.gained)
-    decoder.step()
+    scheduler.step()
     assert len(stream.gained) == before + 1
-    decoder.cancel_all()
-    assert decoder.is_idle
+    scheduler.cancel_all()
+    assert scheduler.is_idle
 
 
-def test_a_few_words_in_common_do_not_cost_another_conversation_its_slot(decoder: Decoder) -> None:
+def test_a_few_words_in_common_do_not_cost_another_conversation_its_slot(scheduler: Scheduler) -> None:
     earlier = Request((5, 6, 7, *range(100, 140)), max_tokens=2)
-    decoder.add(earlier.sequence)
-    while not decoder.is_idle:
-        decoder.step()
+    scheduler.add(earlier.sequence)
+    while not scheduler.is_idle:
+        scheduler.step()
     newcomer = Request((5, 6, 7, *range(50, 90)))
-    decoder.add(newcomer.sequence)
-    decoder.step()
+    scheduler.add(newcomer.sequence)
+    scheduler.step()
     assert newcomer.sequence.slot != earlier.sequence.slot
-    assert decoder.num_cached_tokens == 0
+    assert scheduler.num_cached_tokens == 0
 
 
-def put_to_rest(decoder: Decoder, *, read_s: float = 1.0) -> None:
+def put_to_rest(scheduler: Scheduler, *, read_s: float = 1.0) -> None:
     """The draft model is wrong for so long beside lookups, and reads all the same."""
     record = Record()
     for _ in range(400):
-        if decoder.lookahead.plan([Ask(record=record, kind=NOTHING, chain=3)])[0].length:
-            decoder.lookahead.observe_verdict(record, 0, is_refused=True)
-        decoder.lookahead.observe_reading(read_s)
+        if scheduler.lookahead.plan([Ask(record=record, kind=NOTHING, chain=3)])[0].length:
+            scheduler.lookahead.observe_verdict(record, 0, is_refused=True)
+        scheduler.lookahead.observe_reading(read_s)
 
 
-def answered(decoder: Decoder, request: Request) -> bool:
+def answered(scheduler: Scheduler, request: Request) -> bool:
     """Let it come to its end; whether the draft model read it."""
-    decoder.add(request.sequence)
-    decoder.step()
+    scheduler.add(request.sequence)
+    scheduler.step()
     is_read = request.sequence.is_draftable
-    while not decoder.is_idle:
-        decoder.step()
+    while not scheduler.is_idle:
+        scheduler.step()
     return is_read
 
 
 def test_requests_are_left_to_lookups_while_the_draft_model_rests_and_say_the_same(
-    decoder: Decoder, eagle: EagleDrafter
+    scheduler: Scheduler, eagle: EagleProposer
 ) -> None:
     prompt = tuple(range(40, 100))
-    answered(decoder, plain := Request(prompt))
-    decoder.install(eagle, 1)
-    assert answered(decoder, Request(prompt, drafter=Drafter.HYBRID))
-    put_to_rest(decoder)
+    answered(scheduler, plain := Request(prompt))
+    scheduler.install(eagle, 1)
+    assert answered(scheduler, Request(prompt, drafter=Drafter.HYBRID))
+    put_to_rest(scheduler)
 
     requests = [Request(prompt, drafter=Drafter.HYBRID) for _ in range(3 * FIRST_GAP + 2)]
-    assert sum(answered(decoder, request) for request in requests) == 2
-    assert answered(decoder, Request(prompt, drafter=Drafter.EAGLE3))
-    assert answered(decoder, Request(prompt, drafter=Drafter.HYBRID, lookahead=2))
+    assert sum(answered(scheduler, request) for request in requests) == 2
+    assert answered(scheduler, Request(prompt, drafter=Drafter.EAGLE3))
+    assert answered(scheduler, Request(prompt, drafter=Drafter.HYBRID, lookahead=2))
     assert all(request.gained == plain.gained for request in requests)
 
 
 @pytest.mark.parametrize(("reads", "goes_on"), [(Drafter.EAGLE3, True), (Drafter.HYBRID, False)])
 def test_what_the_model_reads_for_requests_that_ask_for_it_says_nothing_against_it(
-    decoder: Decoder, eagle: EagleDrafter, reads: Drafter, *, goes_on: bool
+    scheduler: Scheduler, eagle: EagleProposer, reads: Drafter, *, goes_on: bool
 ) -> None:
-    decoder.install(eagle, 1)
-    put_to_rest(decoder, read_s=0.0)
-    assert answered(decoder, Request(tuple(range(40, 200)), max_tokens=1, drafter=reads))
-    assert answered(decoder, Request(tuple(range(20, 40)), max_tokens=1, drafter=Drafter.HYBRID)) is goes_on
+    scheduler.install(eagle, 1)
+    put_to_rest(scheduler, read_s=0.0)
+    assert answered(scheduler, Request(tuple(range(40, 200)), max_tokens=1, drafter=reads))
+    assert answered(scheduler, Request(tuple(range(20, 40)), max_tokens=1, drafter=Drafter.HYBRID)) is goes_on
 
 
-def test_a_new_draft_ends_the_rest(decoder: Decoder, eagle: EagleDrafter) -> None:
-    decoder.install(eagle, 1)
-    put_to_rest(decoder)
-    decoder.renew(2)
-    assert answered(decoder, Request(tuple(range(40, 60)), drafter=Drafter.HYBRID))
+def test_a_new_draft_ends_the_rest(scheduler: Scheduler, eagle: EagleProposer) -> None:
+    scheduler.install(eagle, 1)
+    put_to_rest(scheduler)
+    scheduler.renew(2)
+    assert answered(scheduler, Request(tuple(range(40, 60)), drafter=Drafter.HYBRID))

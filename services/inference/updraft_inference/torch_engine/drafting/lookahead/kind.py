@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 
-class Kind(NamedTuple):
+class ProposalSource(NamedTuple):
     """Of a lookup how it was found, or of a draft model's chain what lookups found for the same place."""
 
     matched: int = 0
@@ -20,12 +20,12 @@ class Kind(NamedTuple):
         return self.matched < 2 or self.is_contested
 
 
-NOTHING = Kind()
-ALONE = Kind(is_chain=True)
-_BESIDE_WEAK, _BESIDE_STRONG = Kind(1, is_chain=True), Kind(2, is_chain=True)
+NOTHING = ProposalSource()
+ALONE = ProposalSource(is_chain=True)
+_BESIDE_WEAK, _BESIDE_STRONG = ProposalSource(1, is_chain=True), ProposalSource(2, is_chain=True)
 
 
-def chain_beside(lookup: Kind | None) -> Kind:
+def chain_beside(lookup: ProposalSource | None) -> ProposalSource:
     """Of a chain where lookups found this; None: nobody looked. What lookups cannot foresee is harder for a draft model too."""
     if lookup is None:
         return ALONE

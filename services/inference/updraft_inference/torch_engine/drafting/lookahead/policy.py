@@ -15,8 +15,8 @@ from updraft_inference.engine import Drafter
 from updraft_inference.torch_engine.drafting.lookahead.chains import ChainCost
 from updraft_inference.torch_engine.drafting.lookahead.choice import Choice, Chosen, Costs, Option, choose
 from updraft_inference.torch_engine.drafting.lookahead.cost import CostTable
-from updraft_inference.torch_engine.drafting.lookahead.kind import ALONE, NOTHING, Kind, chain_beside
-from updraft_inference.torch_engine.drafting.lookahead.rates import Prior, Rates, survival
+from updraft_inference.torch_engine.drafting.lookahead.kind import ALONE, NOTHING, ProposalSource, chain_beside
+from updraft_inference.torch_engine.drafting.lookahead.rates import AcceptanceEstimator, Prior, survival
 from updraft_inference.torch_engine.drafting.lookahead.rest import Rest
 from updraft_inference.torch_engine.drafting.lookahead.tries import Tries
 
@@ -45,11 +45,13 @@ class Promise:
 class Record:
     """What a sequence's drafts did so far, by kind."""
 
-    chain: Kind = ALONE
+    chain: ProposalSource = ALONE
     """Of the last step's chain, if it had one."""
     promise: Promise | None = None
     """Of that chain, if it was chosen beside lookups."""
-    rates: defaultdict[Kind, Rates] = field(default_factory=lambda: defaultdict(lambda: Rates(_OWN_MEMORY)))
+    rates: defaultdict[ProposalSource, AcceptanceEstimator] = field(
+        default_factory=lambda: defaultdict(lambda: AcceptanceEstimator(_OWN_MEMORY))
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +61,7 @@ class Ask:
 
     record: Record
     lookup: int = 0
-    kind: Kind | None = None
+    kind: ProposalSource | None = None
     chain: int = 0
     forced: int | None = None
 
@@ -77,13 +79,13 @@ class Lookahead:
         self.last = 0
         """The longest drafts of the last step."""
         self._is_fixed = is_fixed
-        self._shared = defaultdict[Kind, Rates](lambda: Rates(_SHARED_MEMORY))
+        self._shared = defaultdict[ProposalSource, AcceptanceEstimator](lambda: AcceptanceEstimator(_SHARED_MEMORY))
         self._chains = ChainCost(cost)
         self._alone, self._beside = Tries(), Tries()
         """Of the draft model, without lookups and beside them."""
         self._rest = Rest()
-        self._chained: deque[Kind] = deque(maxlen=_LATELY)
-        self._found: deque[Kind] = deque(maxlen=_LATELY)
+        self._chained: deque[ProposalSource] = deque(maxlen=_LATELY)
+        self._found: deque[ProposalSource] = deque(maxlen=_LATELY)
         """What was drafted lately, by the draft model and by lookup."""
 
     def admits_model(self, num_at_once: int) -> bool:
@@ -123,7 +125,7 @@ class Lookahead:
             self._rest.save(record.promise.come(kept))
         self.observe(record, record.chain, kept, is_refused=is_refused)
 
-    def observe(self, record: Record, kind: Kind, kept: int, *, is_refused: bool) -> None:
+    def observe(self, record: Record, kind: ProposalSource, kept: int, *, is_refused: bool) -> None:
         """The same of a lookup."""
         self._shared[kind].observe(kept, is_refused=is_refused)
         record.rates[kind].observe(kept, is_refused=is_refused)
@@ -150,7 +152,7 @@ class Lookahead:
         made = Counter(tuple(self._chained if drafter is Drafter.EAGLE3 else self._found))
         if not made:
             return math.nan
-        nothing = Rates(1.0)
+        nothing = AcceptanceEstimator(1.0)
         alive = {
             kind: survival(nothing, self._shared.get(kind, nothing), _assumed(kind), length, 1.0)[-1] for kind in made
         }
@@ -249,7 +251,7 @@ class Lookahead:
         return able[tried]
 
 
-def _assumed(kind: Kind) -> Prior:
+def _assumed(kind: ProposalSource) -> Prior:
     if kind.is_chain:
         return _ASSUMED_MODEL
     return _ASSUMED_WEAK if kind.is_weak else _ASSUMED_LOOKUP

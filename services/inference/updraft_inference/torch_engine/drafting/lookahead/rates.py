@@ -14,7 +14,7 @@ POSITIONS = 5
 
 
 @dataclass(slots=True)
-class Rates:
+class AcceptanceEstimator:
     """Of one kind of drafts. `memory` is how many observations of a position count, about."""
 
     memory: float
@@ -58,7 +58,9 @@ class Prior:
     weight: float
 
 
-def survival(own: Rates, shared: Rates, assumed: Prior, length: int, own_weight: float) -> list[float]:
+def survival(
+    own: AcceptanceEstimator, shared: AcceptanceEstimator, assumed: Prior, length: int, own_weight: float
+) -> list[float]:
     """Probability that all of the first i + 1 drafts are kept, i below `length`; it never rises."""
     rates = own.rates(shared.rates([assumed.rate] * POSITIONS, assumed.weight), own_weight)
     rates += rates[-1:] * (length - POSITIONS)

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass, field
 
-from updraft_inference.torch_engine.drafting.lookahead.kind import NOTHING, Kind
+from updraft_inference.torch_engine.drafting.lookahead.kind import NOTHING, ProposalSource
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
     """Of one proposal: its first `kept` tokens came, and then another one did (`is_refused`) or it had no more."""
 
-    kind: Kind
+    kind: ProposalSource
     kept: int
     is_refused: bool
 
@@ -19,10 +19,10 @@ class Shadow:
     """The proposal of one sequence that waits for the tokens it foretells. While it waits, no other is taken."""
 
     _ids: list[int] = field(default_factory=list)
-    _kind: Kind = NOTHING
+    _kind: ProposalSource = NOTHING
     _kept: int = 0
 
-    def take(self, ids: list[int], kind: Kind) -> None:
+    def take(self, ids: list[int], kind: ProposalSource) -> None:
         """Watch a proposal for the next tokens, unless one is watched."""
         if not self._ids:
             self._ids, self._kind, self._kept = ids, kind, 0

@@ -7,7 +7,7 @@ import pytest
 from updraft_inference.engine import Drafter
 from updraft_inference.torch_engine.drafting.lookahead.choice import Choice
 from updraft_inference.torch_engine.drafting.lookahead.cost import CostTable
-from updraft_inference.torch_engine.drafting.lookahead.kind import NOTHING, Kind, chain_beside
+from updraft_inference.torch_engine.drafting.lookahead.kind import NOTHING, ProposalSource, chain_beside
 from updraft_inference.torch_engine.drafting.lookahead.policy import UNKNOWN, Ask, Lookahead, Record
 from updraft_inference.torch_engine.drafting.lookahead.rest import FIRST_GAP, LEAST_STEPS, LONGEST_GAP, MEMORY
 from updraft_inference.torch_engine.drafting.lookahead.tries import FIRST_REST, LONGEST_REST, STEPS
@@ -49,7 +49,7 @@ READ_S = 0.001
 
 
 def begun(
-    policy: Lookahead, kept: int, *, kind: Kind = NOTHING, steps: int = 8 * MEMORY, read_s: float = READ_S
+    policy: Lookahead, kept: int, *, kind: ProposalSource = NOTHING, steps: int = 8 * MEMORY, read_s: float = READ_S
 ) -> list[bool]:
     """Whether requests that begin have the draft model; one a step, beside one that runs and that the model reads."""
     record, found = Record(), []
@@ -76,7 +76,7 @@ def test_few_requests_begin_with_a_draft_model_that_does_not_pay_and_all_with_on
 def test_where_lookups_serve_all_a_draft_model_reads_in_vain() -> None:
     policy = lookahead()
     begun(policy, 3)
-    assert begun(policy, 3, kind=Kind(8))[-4 * (LONGEST_GAP + 1) :].count(True) == 4
+    assert begun(policy, 3, kind=ProposalSource(8))[-4 * (LONGEST_GAP + 1) :].count(True) == 4
 
 
 def test_chains_that_save_less_than_the_model_reads_for_them_are_not_worth_it() -> None:
@@ -223,21 +223,23 @@ def test_a_new_draft_model_starts_from_full_chains() -> None:
 
 def test_a_lookup_is_verified_once_it_would_have_been_right() -> None:
     policy, record = lookahead(), Record()
-    ask = Ask(record=record, lookup=8, kind=Kind(3))
+    ask = Ask(record=record, lookup=8, kind=ProposalSource(3))
     for _ in range(20):  # nothing is verified: what came is all that is told
-        policy.observe(record, Kind(3), 8, is_refused=False)
+        policy.observe(record, ProposalSource(3), 8, is_refused=False)
     assert policy.plan([ask])[0].drafter is Drafter.NGRAM
     for _ in range(200):
-        policy.observe(record, Kind(3), 0, is_refused=True)
+        policy.observe(record, ProposalSource(3), 0, is_refused=True)
     assert policy.plan([ask]) == [Choice()]
 
 
 def test_a_longer_match_is_another_kind() -> None:
     policy, record = lookahead(), Record()
     for _ in range(60):
-        policy.observe(record, Kind(2), 0, is_refused=True)
-        policy.observe(record, Kind(8), 8, is_refused=False)
-    weak, strong = policy.plan([Ask(record=record, lookup=8, kind=Kind(2)), Ask(record=record, lookup=8, kind=Kind(8))])
+        policy.observe(record, ProposalSource(2), 0, is_refused=True)
+        policy.observe(record, ProposalSource(8), 8, is_refused=False)
+    weak, strong = policy.plan(
+        [Ask(record=record, lookup=8, kind=ProposalSource(2)), Ask(record=record, lookup=8, kind=ProposalSource(8))]
+    )
     assert weak == Choice()
     assert strong == Choice(Drafter.NGRAM, 8)
 
@@ -246,19 +248,22 @@ def test_each_sequence_has_the_drafter_that_promises_more_to_it() -> None:
     policy, copies, invents = lookahead(), Record(), Record()
     for _ in range(60):
         for record, kept in ((copies, 8), (invents, 0)):
-            policy.observe(record, Kind(5), kept, is_refused=kept == 0)
-            policy.observe(record, chain_beside(Kind(5)), 3, is_refused=False)
+            policy.observe(record, ProposalSource(5), kept, is_refused=kept == 0)
+            policy.observe(record, chain_beside(ProposalSource(5)), 3, is_refused=False)
         policy.observe_chains(sequences=1, length=3, behind=4, seconds=0.003)
     policy.plan([])  # not a step with a probe
     policy.plan([])
-    both = [Ask(record=record, lookup=8, kind=Kind(5), chain=3) for record in (copies, invents)]
+    both = [Ask(record=record, lookup=8, kind=ProposalSource(5), chain=3) for record in (copies, invents)]
     assert [choice.drafter for choice in policy.plan(both)] == [Drafter.NGRAM, Drafter.EAGLE3]
 
 
 @pytest.mark.parametrize("forced", [0, 1, 3])
 def test_a_request_that_says_how_many_gets_so_many(forced: int) -> None:
     policy = lookahead()
-    asks = [Ask(record=Record(), lookup=5, kind=Kind(5), forced=forced), Ask(record=Record(), chain=5, forced=forced)]
+    asks = [
+        Ask(record=Record(), lookup=5, kind=ProposalSource(5), forced=forced),
+        Ask(record=Record(), chain=5, forced=forced),
+    ]
     assert [choice.length for choice in policy.plan(asks)] == [forced, forced]
 
 
@@ -279,7 +284,7 @@ def test_catching_up_after_a_pause_does_not_make_drafting_look_dear() -> None:
 
 def test_what_choices_go_by_is_told() -> None:
     policy = lookahead()
-    policy.plan([Ask(record=Record(), lookup=2, kind=Kind(2))])
+    policy.plan([Ask(record=Record(), lookup=2, kind=ProposalSource(2))])
     assert math.isnan(policy.survival(Drafter.EAGLE3, 1)), "no draft model was seen"
     policy = lookahead()
     run(policy, 2, steps=50)
@@ -296,9 +301,9 @@ def test_requests_that_chose_for_themselves_count_in_what_others_cost_them(num_p
     policy = Lookahead(CostTable({rows: 1 + 0.25 * rows for rows in (1, 64)}))
     for step in range(1000):
         is_refused = step % 10 >= 10 * rate
-        policy.observe(Record(), Kind(5), 0 if is_refused else 1, is_refused=is_refused)
-    free = Ask(record=Record(), lookup=4, kind=Kind(5))
-    pinned = Ask(record=Record(), lookup=4, kind=Kind(5), forced=0)
+        policy.observe(Record(), ProposalSource(5), 0 if is_refused else 1, is_refused=is_refused)
+    free = Ask(record=Record(), lookup=4, kind=ProposalSource(5))
+    pinned = Ask(record=Record(), lookup=4, kind=ProposalSource(5), forced=0)
     unable = Ask(record=Record())
 
     chosen = policy.plan([free, *[pinned] * num_pinned])

@@ -4,14 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updraft_inference.torch_engine.drafting.lookahead.rates import POSITIONS, Prior, Rates, survival
+from updraft_inference.torch_engine.drafting.lookahead.rates import POSITIONS, AcceptanceEstimator, Prior, survival
 
 chains = st.lists(st.tuples(st.integers(0, 12), st.booleans()), max_size=40)
 ASSUMED = Prior(0.5, 2.0)
 
 
-def seen(chains: list[tuple[int, bool]], memory: float = 50.0) -> Rates:
-    rates = Rates(memory)
+def seen(chains: list[tuple[int, bool]], memory: float = 50.0) -> AcceptanceEstimator:
+    rates = AcceptanceEstimator(memory)
     for kept, is_refused in chains:
         rates.observe(kept, is_refused=is_refused)
     return rates
@@ -29,7 +29,7 @@ def test_longer_chains_never_survive_more_often(
 
 def test_a_sequence_that_saw_nothing_believes_the_others() -> None:
     shared = seen([(3, True)] * 200)
-    alive = survival(Rates(50.0), shared, ASSUMED, 4, 4.0)
+    alive = survival(AcceptanceEstimator(50.0), shared, ASSUMED, 4, 4.0)
     assert alive[2] > 0.9
     assert alive[3] < 0.05
 
@@ -46,6 +46,6 @@ def test_what_was_long_ago_is_forgotten() -> None:
 
 
 def test_late_positions_share_one_rate() -> None:
-    alive = survival(Rates(50.0), seen([(POSITIONS + 5, True)] * 20), ASSUMED, POSITIONS + 20, 4.0)
+    alive = survival(AcceptanceEstimator(50.0), seen([(POSITIONS + 5, True)] * 20), ASSUMED, POSITIONS + 20, 4.0)
     last = alive[POSITIONS - 1] / alive[POSITIONS - 2]
     assert alive[-1] == pytest.approx(alive[POSITIONS - 1] * last**20)
