@@ -1,4 +1,4 @@
-"""The reference page of the command line, from its own help: a section a command, and once the options that many share."""
+"""The reference page of a command line, from its own help: a section per command, and once the options that many share."""
 
 import inspect
 import re
@@ -7,35 +7,38 @@ from collections.abc import Iterable, Iterator
 import click
 
 from updraft_cli.__main__ import cli
-from updraft_cli.cmd.options import CONNECTION
-from updraft_cli.kubectl.__main__ import plugin
-
-_SHARED = "registry-options"
+from updraft_cli.cmd.program import SHARED, Command, Program
+from updraft_cli.kubectl import plugin
 
 
 def sections() -> Iterator[str]:
-    """The page below its head, as Markdown."""
-    context = click.Context(cli, info_name="updraft")
+    """The page of the `updraft` command below its head, as Markdown."""
     yield "# The `updraft` command\n"
-    yield _prose(cli)
-    yield f"Commands that talk to a registry also take the [options of a registry](#{_SHARED}).\n"
-    yield from _commands(context)
-    yield "## Registry options\n"
-    yield _options(context, _connection())
+    yield from _program(cli, "updraft")
 
 
 def plugin_sections() -> Iterator[str]:
     """The page of the kubectl plugin, below its head."""
-    context = click.Context(plugin, info_name="kubectl updraft")
     yield "# The `kubectl updraft` plugin\n"
-    yield _prose(plugin)
+    yield from _program(plugin, "kubectl updraft")
+
+
+def _program(program: Program, name: str) -> Iterator[str]:
+    context = click.Context(program, info_name=name)
+    title = program.backend_options.title
+    yield _prose(program)
+    yield f"Commands that use a {title.lower()} also take the [{title.lower()} options](#{title.lower()}-options).\n"
     yield from _commands(context)
+    yield f"## {title} options\n"
+    yield _options(context, program.backend_options.by_need["connection"])
 
 
 def _commands(context: click.Context) -> Iterator[str]:
     group = context.command
     assert isinstance(group, click.Group)
     for name in group.list_commands(context):
+        if group.commands[name].hidden:
+            continue
         inner = click.Context(group.commands[name], parent=context, info_name=name)
         yield from _section(inner)
         if isinstance(inner.command, click.Group):
@@ -49,25 +52,21 @@ def _section(context: click.Context) -> Iterator[str]:
     if isinstance(command, click.Group):
         return
     yield f"```text\n{' '.join([context.command_path, *command.collect_usage_pieces(context)])}\n```\n"
-    talks = any(parameter.name == "registry" for parameter in command.params)
-    own = [parameter for parameter in command.params if not talks or parameter.name not in CONNECTION]
+    needs = command.needs if isinstance(command, Command) else ()
+    own = [p for p in command.get_params(context) if p.name != "help" and not (needs and p.name in SHARED)]
     if any(isinstance(parameter, click.Option) for parameter in own):
         yield _options(context, own)
-    if talks:
-        yield f"And the [options of a registry](#{_SHARED}).\n"
+    if needs:
+        root = context.find_root().command
+        assert isinstance(root, Program)
+        title = root.backend_options.title.lower()
+        yield f"And the [{title} options](#{title}-options).\n"
 
 
 def _options(context: click.Context, parameters: Iterable[click.Parameter]) -> str:
     records = (parameter.get_help_record(context) for parameter in parameters if isinstance(parameter, click.Option))
     rows = (f"| `{_cell(names)}` | {_cell(meaning)} |" for names, meaning in filter(None, records))
     return "\n".join(("| option | meaning |", "| --- | --- |", *rows)) + "\n"
-
-
-def _connection() -> list[click.Parameter]:
-    """The shared options, of whichever command has them all."""
-    group = cli.commands["draft"]
-    assert isinstance(group, click.Group)
-    return [parameter for parameter in group.commands["list"].params if parameter.name in CONNECTION]
 
 
 def _prose(command: click.Command) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from updraft_cli.cmd.explain.condition_help import ADVICE, PARTS, READY, RESTARTS, Advice
+from updraft_cli.cmd.explain.condition_help import CONDITION_HELP, PARTS, READY, RESTARTS, ConditionHelp
 
 _INTRO = """\
 `kubectl describe asp NAME` shows the conditions of a resource. `kubectl updraft explain NAME` explains them with the names of
@@ -17,7 +17,7 @@ def sections() -> Iterator[str]:
 
     yield "# Conditions\n"
     yield _INTRO
-    for condition, reasons in ADVICE.items():
+    for condition, reasons in CONDITION_HELP.items():
         yield f"## {condition}\n"
         if condition == "Ready":
             yield f"See {', '.join(f'[{part}](#{part.lower()})' for part in READY)}.\n"
@@ -31,11 +31,11 @@ def sections() -> Iterator[str]:
     )
 
 
-def _table(part: str, reasons: Iterable[tuple[str, Advice]]) -> str:
+def _table(part: str, reasons: Iterable[tuple[str, ConditionHelp]]) -> str:
     rows = (_row(part, reason, advice) for reason, advice in reasons)
     return "\n".join(("| reason | what it means | what to do |", "| --- | --- | --- |", *rows)) + "\n"
 
 
-def _row(part: str, reason: str, advice: Advice) -> str:
+def _row(part: str, reason: str, advice: ConditionHelp) -> str:
     words = {"name": "NAME", "namespace": "NAMESPACE", "part": part}
     return f"| {reason} | {advice.meaning.format(**words)} | {advice.action.format(**words)} |".replace("||", "\\|\\|")

@@ -29,6 +29,7 @@ import updraft_registry.metrics
 import updraft_trainer.metrics
 from updraft_chassis.settings import Settings, variable
 from updraft_cli.__main__ import cli
+from updraft_cli.cmd.program import Program
 from updraft_cli.demo.report import Report
 from updraft_cli.results import Result
 from updraft_inference.engine import Engine
@@ -176,7 +177,8 @@ def _default(field: FieldInfo) -> str:
 
 
 def _option_rows(command: click.Command) -> Iterator[tuple[str, str, str]]:
-    for parameter in command.params:
+    shared = command.backend_options.by_need.values() if isinstance(command, Program) else ()
+    for parameter in (*command.params, *(option for options in shared for option in options)):
         if isinstance(parameter, click.Option) and isinstance(parameter.envvar, str) and not parameter.hidden:
             yield f"`{parameter.envvar}`", f"`{parameter.opts[-1]}`", _text(parameter.help or "")
     if isinstance(command, click.Group):

@@ -1,6 +1,6 @@
-"""What a command found, in the form that was asked for: a table for a person, JSON or YAML for a program.
+"""Output of the commands: a table for a person, JSON or YAML for a program, from the same plain values.
 
-All forms come from the same plain values. Colours and the width are the terminal's; into a pipe a row is one line.
+Colours and width follow the terminal; in a pipe, a row is one line.
 """
 
 import dataclasses
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 Format = Literal["table", "wide", "json", "yaml", "name"]
 
 _WIDE = 10_000
-"""Columns of a file or a pipe: a program that reads a table wants one row on one line."""
+"""Columns of a file or a pipe, so that each row is one line."""
 
 _ROOM = 160
-"""Columns that wide tables need to fold their last column, and only that."""
+"""Columns from which wide tables fold only their last column."""
 
 _UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
 
 def console() -> Console:
-    """Return the console of stdout; into a pipe, lines are not wrapped. Texts are what somebody wrote, and no markup."""
+    """Return the console of stdout; in a pipe, lines are not wrapped. Texts come from users and are not markup."""
     return Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else _WIDE)
 
 
@@ -43,7 +43,7 @@ def show(
     names: Iterable[object],
     rendered: Callable[..., RenderableType],
 ) -> None:
-    """Print a value: `rendered(is_wide=...)` for a person, `names` one a line, or all of it for a program."""
+    """Print a value: `rendered(is_wide=...)` for a person, `names` one per line, or all of it for a program."""
     match form:
         case "json":
             console().out(as_json(value))
@@ -72,37 +72,37 @@ def as_yaml(value: Any) -> str:
 
 
 @contextmanager
-def waiting(what: str) -> Iterator[None]:
-    """Tell a terminal that something takes a while; stderr, so that stdout is only the answer."""
-    with Console(stderr=True).status(Text(what)):
+def waiting(activity: str) -> Iterator[None]:
+    """Show a long activity on stderr, so that stdout has only the answer."""
+    with Console(stderr=True).status(Text(activity)):
         yield
 
 
 def table(*columns: str) -> Table:
-    """Return an empty table without lines. `>` before a name: to the right. `~`, and the last column: folded where it must.
+    """Return an empty table without lines. `>` before a name aligns right; `~`, and the last column, may be folded.
 
-    All others keep their width, so that a long reason is what gives way on a narrow terminal.
+    All others keep their width, so that on a narrow terminal only a long reason is folded.
     """
-    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table_ = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
         is_folded = column.startswith("~") or column is columns[-1]
         justify: Literal["left", "right"] = "right" if column.startswith(">") else "left"
-        made.add_column(column.lstrip(">~"), justify=justify, no_wrap=not is_folded, overflow="fold")
-    return made
+        table_.add_column(column.lstrip(">~"), justify=justify, no_wrap=not is_folded, overflow="fold")
+    return table_
 
 
 def cut(text: str) -> Text:
-    """Return a cell that is cut rather than folded."""
+    """Return a cell that is truncated instead of folded."""
     return Text(text, no_wrap=True, overflow="ellipsis")
 
 
 def facts(rows: Iterable[tuple[str, str | Text]]) -> Table:
     """Return names and values, without a header."""
-    made = table("", "")
-    made.show_header = False
+    rows_table = table("", "")
+    rows_table.show_header = False
     for name, value in rows:
-        made.add_row(Text(name, "dim"), value)
-    return made
+        rows_table.add_row(Text(name, "dim"), value)
+    return rows_table
 
 
 def sentence(text: str) -> str:
@@ -111,7 +111,7 @@ def sentence(text: str) -> str:
 
 
 def short(digest: str) -> str:
-    """Return enough of "sha256:..." to tell digests apart."""
+    """Return enough of "sha256:..." to distinguish digests."""
     return digest.removeprefix("sha256:")[:12]
 
 
@@ -123,7 +123,7 @@ def ago(time: datetime, now: datetime) -> str:
 
 
 def span(seconds: float) -> str:
-    """Return a length of time in its two largest units: `2 min 5 s`."""
+    """Return a duration in its two largest units: `2 min 5 s`."""
     left = max(0, round(seconds))
     parts = []
     for unit, length_s in _UNITS:
@@ -135,9 +135,19 @@ def span(seconds: float) -> str:
     return " ".join(parts[:2]) or "0 s"
 
 
-def moment(time: datetime) -> str:
+def timestamp(time: datetime) -> str:
     """Return a time to the second, UTC."""
     return f"{time:%Y-%m-%d %H:%M:%S}"
+
+
+def resource(kind: str, name: str) -> str:
+    """Return a name as kubectl takes it."""
+    return f"{kind}.updraft.dev/{name}"
+
+
+def speculator_name(name: str, namespace: str) -> str:
+    """Return a speculator's name for `-o name`."""
+    return resource("adaptivespeculator", name) if namespace else name
 
 
 def size(num_bytes: int) -> str:
@@ -155,25 +165,24 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-def _print(picture: RenderableType, *, is_wide: bool) -> None:
-    """Print it; what is wide and does not fit is left to the terminal to break, rather than cut."""
+def _print(content: RenderableType, *, is_wide: bool) -> None:
+    """Print it; a wide table that does not fit is wrapped by the terminal instead of truncated."""
     out = console()
     if not out.is_terminal:
         with out.capture() as capture:
-            out.print(picture)
+            out.print(content)
         out.out("\n".join(line.rstrip() for line in capture.get().splitlines()))  # a table pads its last column
         return
     if is_wide and out.width < _ROOM:
         out.width = _WIDE
-    out.print(picture)
+    out.print(content)
 
 
 def _plain(value: Any) -> Any:
-    """What JSON lacks; for every value that it meets."""
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", exclude_none=True)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    raise TypeError(f"{type(value).__name__} has no place in JSON")
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")

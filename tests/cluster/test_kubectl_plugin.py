@@ -21,7 +21,7 @@ from tests.support import speculator_objects as objects
 from tests.support.speculator_objects import moment
 from tests.support.wait import wait_until
 
-from updraft_cli.backends.objects import ROLES
+from updraft_cli.backends.speculators import ROLES
 
 __all__ = ["crds"]  # a fixture
 
@@ -59,9 +59,9 @@ class Kubectl:
 def path(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A PATH on which kubectl finds the plugin and its completion."""
     folder = tmp_path_factory.mktemp("path")
-    for name, module in (("kubectl-updraft", "kubectl"), ("kubectl_complete-updraft", "kubectl.completion")):
+    for name, function in (("kubectl-updraft", "main"), ("kubectl_complete-updraft", "complete")):
         script = folder / name
-        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m updraft_cli.{module} "$@"\n')
+        script.write_text(f"#!{sys.executable}\nfrom updraft_cli import kubectl\nkubectl.{function}()\n")
         script.chmod(0o755)
     return f"{folder}{os.pathsep}{os.environ['PATH']}"
 
@@ -156,7 +156,7 @@ def test_status_and_versions_are_what_the_api_server_holds(admin: Kubectl, qwen:
     status = admin("updraft", "status", "qwen")
     assert (status.code, status.err) == (0, "")
     assert status.out.splitlines()[0] == f"qwen in namespace {admin.namespace}: ready"
-    assert "serves   version 2, 2.59 tokens a step" in status.out.splitlines()
+    assert "stable   version 2, 2.59 tokens per step" in status.out.splitlines()
 
     versions = [line.split()[:2] for line in admin("updraft", "versions").out.splitlines()[1:]]
     assert versions == [["4", "held"], ["3", "rejected"], ["2", "stable"], ["1", "superseded"]]
@@ -192,7 +192,7 @@ def test_history_has_the_changes_and_in_wide_the_events(
     told = admin("updraft", "history").out.splitlines()
     assert [line.split()[2:4] for line in told[1:]] == [["1", "stable"], ["2", "stable"], ["1", "superseded"]]
     only = admin("updraft", "history", "qwen", "previous", "-o", "json")
-    assert [change["phase"] for change in json.loads(only.out)["changes"]] == ["stable", "superseded"]
+    assert [change["phase"] for change in json.loads(only.out)["events"]] == ["stable", "superseded"]
     wide = admin("updraft", "history", "-o", "wide").out
     assert "Warning  Rejected  DraftVersion/qwen-v3" in wide
     assert admin("updraft", "history", "7").err == "Error: qwen has no DraftVersion with the number 7\n"
@@ -212,7 +212,7 @@ def test_explain_reads_like_a_page(admin: Kubectl, qwen: Callable[[], Json], api
 def test_a_pin_and_its_end_are_fields_of_the_resource_that_we_own(admin: Kubectl, qwen: Callable[[], Json]) -> None:
     pinned = admin("updraft", "pin", "qwen", "1")
     assert (pinned.code, pinned.err) == (0, "")
-    assert pinned.out.startswith("qwen is pinned to version 1. All pods load it now")
+    assert pinned.out.startswith("Version 1 is pinned for qwen: all pods load it now")
     assert rollout(qwen())["pinnedVersion"] == 1
     owners = [
         entry["manager"] for entry in qwen()["metadata"]["managedFields"] if entry["manager"].startswith("kubectl")
@@ -224,7 +224,7 @@ def test_a_pin_and_its_end_are_fields_of_the_resource_that_we_own(admin: Kubectl
 
     assert admin("updraft", "unpin").code == 0
     assert "pinnedVersion" not in rollout(qwen())
-    assert admin("updraft", "pin", "0").out.startswith("qwen is pinned to no draft.")
+    assert admin("updraft", "pin", "0").out.startswith("Pinned to no draft for qwen: ")
     assert rollout(qwen())["pinnedVersion"] == 0
 
 
@@ -232,7 +232,7 @@ def test_pause_resume_and_promote_are_fields_too(admin: Kubectl, qwen: Callable[
     assert admin("updraft", "pause").code == 0
     assert rollout(qwen())["paused"] is True
     assert admin("updraft", "resume").code == 0
-    assert rollout(qwen())["paused"] is False
+    assert rollout(qwen())["paused"] is False  # the default
     assert admin("updraft", "promote", "stable").out == "Version 2 of qwen is stable already.\n"
     assert admin("updraft", "promote", "4").code == 0
     assert rollout(qwen())["promotedVersion"] == 4
@@ -244,8 +244,8 @@ def test_a_dry_run_is_checked_by_the_api_server_and_keeps_nothing(
     before = qwen()
     dry = admin("updraft", "pin", "1", "--dry-run=server", "-o", "json")
     told = json.loads(dry.out)
-    assert (told["changed"], told["dry_run"], told["value"]) == (False, True, 1)
-    assert told["message"].startswith("Nothing is kept of this dry run: ")
+    assert (told["changed"], told["dry_run"], told["version"]) == (False, True, 1)
+    assert told["message"].startswith("Dry run, nothing was kept: ")
     assert qwen() == before
     patches = [
         each for each in audited(kubernetes.audit_log) if each.namespace == admin.namespace and each.verb == "patch"
@@ -262,7 +262,7 @@ def test_a_version_that_is_not_there_or_lost_is_refused_and_nothing_is_sent(
     assert (unknown.code, unknown.out) == (1, "")
     assert unknown.err == "Error: qwen has no DraftVersion with the number 9; it has versions 1 to 4\n"
     lost = admin("updraft", "promote", "qwen", "3")
-    assert (lost.code, lost.err) == (1, "Error: version 3 of qwen is rejected and is never served again: too slow\n")
+    assert (lost.code, lost.err) == (1, "Error: version 3 of qwen is rejected and never serves again: too slow\n")
     assert qwen() == before
 
 
@@ -275,7 +275,7 @@ def test_a_field_that_a_file_somewhere_sets_is_set_with_a_note(
     pinned = admin("updraft", "pin", "qwen", "1")
     assert pinned.code == 0
     assert pinned.err == (
-        "Note: argocd-controller set spec.rollout.pinnedVersion before, and may set it back: change it there too.\n"
+        "Note: argocd-controller also set spec.rollout.pinnedVersion, and may set it back: change it there too.\n"
     )
 
 
@@ -295,7 +295,7 @@ def test_who_may_only_view_is_shown_everything_and_refused_a_patch_in_a_sentence
     assert qwen() == before
     wide = viewer("updraft", "history", "qwen", "-o", "wide")
     assert wide.code == 0
-    assert "Events could not be read: events is forbidden" in wide.out
+    assert "Events cannot be read: events is forbidden" in wide.out
     assert viewer("updraft", "status", "-A").err.startswith("Error: adaptivespeculators.updraft.dev is forbidden")
 
 
@@ -344,9 +344,9 @@ def test_kubectl_completes_commands_names_and_versions(admin: Kubectl, qwen: Cal
         lines = admin("__complete", "updraft", *words).out.splitlines()
         return [line.partition("\t")[0] for line in lines if not line.startswith(":")]
 
-    assert offered("un") == ["unpin"]
+    assert offered("draft", "un") == ["unpin"]
     assert offered("status", "-n", admin.namespace, "") == ["qwen"]
-    assert offered("pin", "-n", admin.namespace, "qwen", "") == ["4", "3", "2", "1", *ROLES]
+    assert offered("draft", "pin", "-n", admin.namespace, "qwen", "") == ["4", "3", "2", "1", *ROLES]
 
 
 def test_credentials_come_from_a_plugin_of_the_kubeconfig(
@@ -384,4 +384,4 @@ def test_a_cluster_without_our_kinds_and_one_that_does_not_know_us_are_told(
         told.err
         == f"Error: the cluster at {server} has no kinds of updraft.dev/v1alpha1: install Updraft's chart first\n"
     )
-    assert unknown.err == f"Error: the API server at {server} does not know you: Unauthorized\n"
+    assert unknown.err == f"Error: the API server at {server} refuses your credentials: Unauthorized\n"

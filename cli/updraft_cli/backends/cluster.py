@@ -1,302 +1,276 @@
-"""The API server: short calls as the user whom the kubeconfig names, and a sentence when it refuses or is away.
+"""A cluster as a backend: AdaptiveSpeculators, DraftVersions and their Events, and fields of spec.rollout to patch.
 
-The only place that imports the `kubernetes` package, and only once a command needs it: the import takes half a second.
+It never calls a registry or a pod, so the cluster's RBAC, admission and audit apply to everything it does. It knows none of
+the operator's code: they share only the API server.
 """
 
-import json
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import yaml
+from updraft_chassis.errors import Conflict, Forbidden, InvalidInput, NotFound, Unavailable
+from updraft_cli.backends import objects
+from updraft_cli.backends.cluster_client import MANAGER, ClusterClient, KubeContext, connected
+from updraft_cli.backends.decisions import patch_fields
+from updraft_cli.backends.drafts import Draft, DraftDetails, DraftList, History, HistoryEntry
+from updraft_cli.backends.installation import Installation
+from updraft_cli.backends.objects import Json
+from updraft_cli.backends.policy import Policy
+from updraft_cli.backends.protocol import Decision, PolicyChange, Verb, Version, with_outages
+from updraft_cli.backends.speculators import RolloutStatus, Speculator, has_served
 
-from updraft_chassis.errors import (
-    Conflict,
-    Forbidden,
-    InvalidInput,
-    NotFound,
-    Unauthenticated,
-    Unavailable,
-    UpdraftError,
-)
-from updraft_cli.backends.objects import DRAFT_VERSIONS, GROUP, SPECULATORS, Json
+_BY_HAND = (MANAGER, "kubectl-patch", "kubectl-edit")
+"""Field managers that do not apply a file again."""
 
-if TYPE_CHECKING:
-    from kubernetes.client import ApiClient, ApiException, Configuration
-
-MANAGER = "kubectl-updraft"
-"""Field manager of what this program sets."""
-
-_VERSION = "v1alpha1"
-_TIMEOUT_S = (5.0, 30.0)
-"""To connect, and to be answered: a person waits at the other end."""
 _WATCH_S = 50
-"""A watch ends and is begun anew this often, so that one whose connection died unnoticed is not believed for long."""
-_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-_GONE = 410
+"""Watches restart this often, so that one whose connection died unnoticed does not stay silent for long."""
 
-_ERRORS: dict[int, type[UpdraftError]] = {
-    400: InvalidInput,
-    401: Unauthenticated,
-    403: Forbidden,
-    404: NotFound,
-    409: Conflict,
-    422: InvalidInput,
-}
+_ROLLOUT_WATCH_S = 5
+"""Versions change without their speculator, so they are read again this often."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Which cluster, as whom, and where in it; what is not said is as the kubeconfig has it."""
+class ClusterBackend:
+    """One cluster, and one speculator in it."""
 
-    kubeconfig: Path | None = None
-    context: str | None = None
-    namespace: str | None = None
-    is_everywhere: bool = False
-    """All namespaces."""
+    context: KubeContext
+    speculator: str = ""
+    """Empty: the only one of the namespace."""
+    is_dry_run: bool = False
+    """Let the API server check a change without keeping it."""
 
+    def installation(self) -> Installation:
+        with self._connected() as client:
+            return _installation(client, self._owners(client))
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listing:
-    """Objects of one moment, and the moment, from which a watch can go on."""
+    def watch_installation(self) -> Generator[Installation | Unavailable]:
+        def states() -> Generator[Installation]:
+            with self._connected() as client:
+                for contents in self._changing(client, self.speculator, _WATCH_S):
+                    yield _installation(client, contents)
 
-    items: tuple[Json, ...]
-    moment: str
+        with self._connected() as client:
+            self._owners(client)  # NotFound for a name that does not exist
+        return with_outages(states)
 
+    def drafts(self) -> DraftList:
+        with self._connected() as client:
+            contents = self._owners(client)
+            owners = {(s.namespace, s.name): s for s in map(objects.speculator, contents)}
+            only = next(iter(owners.values())) if len(owners) == 1 and client.namespace else None
+            versions = client.versions(only.name if only else self.speculator)
+        drafts = (objects.draft(version, owners.get(_owner_key(version))) for version in versions)
+        return DraftList(
+            speculator=only.name if only else self.speculator,
+            namespace=client.namespace,
+            stable=only.stable if only else 0,
+            candidate=only.candidate if only else 0,
+            message=only.message if only else "",
+            drafts=objects.newest_first(drafts),
+        )
 
-class Cluster:
-    """One namespace of an API server, or all."""
+    def draft(self, version: Version) -> DraftDetails:
+        with self._connected() as client:
+            owner, versions = self._one(client)
+        content = _numbered(owner, versions, version)
+        return DraftDetails(
+            draft=objects.draft(content, owner), speculator=owner.name, history=tuple(objects.history(content))
+        )
 
-    def __init__(self, client: "ApiClient", namespace: str | None) -> None:
-        from kubernetes.client import CoreV1Api, CustomObjectsApi  # noqa: PLC0415 - see above
+    def history(self, version: Version | None, *, limit: int, has_kubernetes_events: bool) -> History:
+        with self._connected() as client:
+            owner, versions = self._one(client)
+            if version is not None:
+                versions = (_numbered(owner, versions, version),)
+            kubernetes_events, problem = None, ""
+            if has_kubernetes_events:
+                try:
+                    named = versions[0]["metadata"]["name"] if version is not None else ""
+                    kubernetes_events = objects.events_of(client.events(), owner.name, named)
+                except Forbidden as error:  # the rest does not depend on them
+                    problem = str(error)
+        return History(
+            speculator=owner.name,
+            namespace=owner.namespace,
+            events=_history(versions)[-limit:],
+            kubernetes_events=kubernetes_events,
+            events_problem=problem,
+        )
 
-        self._objects = CustomObjectsApi(client)
-        self._core = CoreV1Api(client)
-        self._host = client.configuration.host
-        self._namespace = namespace
+    def rollout(self, version: Version | None) -> RolloutStatus:
+        with self._connected() as client:
+            owner, versions = self._one(client)
+        return _rollout(owner, versions, version)
 
-    @property
-    def namespace(self) -> str:
-        """The namespace that it is about; empty for all."""
-        return self._namespace or ""
+    def watch_rollout(
+        self, version: Version | None, *, is_endless: bool, deadline_s: float | None
+    ) -> Generator[RolloutStatus | Unavailable]:
+        followed = version
 
-    def speculators(self, name: str = "") -> Listing:
-        """List AdaptiveSpeculators; with a name, at most that one."""
-        return self._list(SPECULATORS, _selector("metadata.name", name))
+        def states() -> Generator[RolloutStatus]:
+            nonlocal followed
+            with self._connected() as client:
+                name = self._chosen(client)["metadata"]["name"]
+                for contents in self._changing(client, name, _shortened(_ROLLOUT_WATCH_S, deadline_s)):
+                    if not contents:
+                        raise NotFound(f"{client.namespace}/{name} is gone")
+                    status = _rollout(objects.speculator(contents[0]), client.versions(name), followed)
+                    if not is_endless and status.version is not None and status.version.version is not None:
+                        followed = status.version.version
+                    yield status
 
-    def speculator(self, name: str) -> Json:
-        """Return the AdaptiveSpeculator of that name; NotFound says which there are."""
-        try:
-            with _sentences(self._host):
-                found: Any = self._objects.get_namespaced_custom_object(
-                    GROUP, _VERSION, self.namespace, SPECULATORS, name, _request_timeout=_TIMEOUT_S
-                )
-                return dict(found)
-        except NotFound as error:
-            known = ", ".join(item["metadata"]["name"] for item in self.speculators().items) or "none"
-            told = f"namespace {self.namespace} has no AdaptiveSpeculator {name}; it has {known}"
-            raise NotFound(told) from error
+        return with_outages(states, deadline_s=deadline_s)
 
-    def versions(self, speculator: str = "") -> tuple[Json, ...]:
-        """List DraftVersions; with a name, those of that speculator."""
-        return self._list(DRAFT_VERSIONS, _selector("spec.speculatorRef.name", speculator)).items
+    def set_policy(self, whole: Policy | None, changes: dict[str, Any]) -> PolicyChange:
+        with self._connected() as client:
+            content = self._chosen(client)
+            before = objects.speculator(content)
+            if whole is None:
+                fields = Policy().with_changes(changes).kubernetes_fields()
+            else:  # what the policy leaves out gets the default of the resource
+                fields = whole.with_changes(changes).kubernetes_fields(is_whole=True)
+            patched = client.patch(before.name, fields, is_dry_run=self.is_dry_run)
+            warning = "".join(_warning(content, field) for field in fields)
+        return PolicyChange(
+            speculator=before.name,
+            before=before.policy,
+            after=objects.speculator(patched).policy,
+            warning=warning,
+            message="nothing of this dry run was kept" if self.is_dry_run else "the operator hands it to the registry",
+        )
 
-    def events(self) -> tuple[Json, ...]:
-        """List the Events about our kinds, in no order."""
-        return tuple(item for kind in ("AdaptiveSpeculator", "DraftVersion") for item in self._events(kind))
+    def decide(self, verb: Verb, version: Version | None) -> Decision:
+        with self._connected() as client:
+            content = self._chosen(client)
+            owner = objects.speculator(content)
+            drafts = [objects.draft(version, owner) for version in client.versions(owner.name)]
+            number = 0 if version is None else _number(owner, version)
+            patch = patch_fields(verb, owner, drafts, number)
+            if patch.is_change:
+                client.patch(owner.name, {patch.field: patch.value}, is_dry_run=self.is_dry_run)
+        prefix = "Dry run, nothing was kept: " if self.is_dry_run and patch.is_change else ""
+        return Decision(
+            speculator=owner.name,
+            namespace=owner.namespace,
+            verb=verb,
+            version=None if version is None else number,
+            field=f"spec.rollout.{patch.field}",
+            changed=patch.is_change and not self.is_dry_run,
+            dry_run=self.is_dry_run,
+            message=f"{prefix}{patch.message}",
+            warning=_warning(content, patch.field) if patch.is_change else "",
+        )
 
-    def patch(self, name: str, rollout: Json, *, is_dry_run: bool) -> None:
-        """Merge `rollout` into `spec.rollout`; None takes a field out. A dry run is validated and admitted, not kept."""
-        with _sentences(self._host):
-            self._objects.patch_namespaced_custom_object(
-                GROUP,
-                _VERSION,
-                self.namespace,
-                SPECULATORS,
-                name,
-                {"spec": {"rollout": dict(rollout)}},
-                field_manager=MANAGER,
-                dry_run="All" if is_dry_run else None,
-                _content_type="application/merge-patch+json",
-                _request_timeout=_TIMEOUT_S,
-            )
+    def speculator_with_drafts(self) -> tuple[Speculator, tuple[Draft, ...]]:
+        """Return the speculator, and its versions in no order."""
+        with self._connected() as client:
+            owner, versions = self._one(client)
+        return owner, tuple(objects.draft(version, owner) for version in versions)
 
-    def changes(self, name: str, moment: str) -> Iterator[tuple[str, Json]]:
-        """Yield (ADDED, MODIFIED or DELETED, AdaptiveSpeculator) since `moment`, for less than a minute."""
-        options: dict[str, Any] = {
-            **_selector("metadata.name", name),
-            "resource_version": moment,
-            "watch": True,
-            "timeout_seconds": _WATCH_S,
-            "_request_timeout": (_TIMEOUT_S[0], _WATCH_S + 10.0),
-            "_preload_content": False,
-        }
-        with _sentences(self._host):
-            response = self._called(SPECULATORS, options)
-            try:
-                for line in _lines(response.stream()):
-                    change = json.loads(line)
-                    if change["type"] == "ERROR":
-                        if change["object"].get("code") == _GONE:
-                            return  # too long ago: the caller lists again
-                        raise Unavailable(change["object"].get("message", "the watch failed"))
-                    yield change["type"], change["object"]
-            finally:
-                response.close()
+    def names(self) -> tuple[str, ...]:
+        with self._connected() as client:
+            return tuple(content["metadata"]["name"] for content in client.speculators().items)
 
-    def _list(self, kind: str, options: dict[str, Any]) -> Listing:
-        with _sentences(self._host):
-            content = self._called(kind, {**options, "_request_timeout": _TIMEOUT_S})
-        return Listing(items=tuple(content["items"]), moment=content["metadata"]["resourceVersion"])
+    def numbers(self) -> tuple[tuple[int, str], ...]:
+        with self._connected() as client:
+            drafts = objects.newest_first(objects.draft(item, None) for item in client.versions(self.speculator))
+        return tuple((draft.version, draft.phase) for draft in drafts if draft.version is not None)
 
-    def _called(self, kind: str, options: dict[str, Any]) -> Any:
-        if self._namespace is None:
-            return self._objects.list_cluster_custom_object(GROUP, _VERSION, kind, **options)
-        return self._objects.list_namespaced_custom_object(GROUP, _VERSION, self._namespace, kind, **options)
+    def _connected(self) -> AbstractContextManager[ClusterClient]:
+        return connected(self.context)
 
-    def _events(self, kind: str) -> tuple[Json, ...]:
-        with _sentences(self._host):
-            response: Any = self._core.list_namespaced_event(  # not read into its model: plain, as all else here is
-                self.namespace,
-                field_selector=f"involvedObject.kind={kind}",
-                _preload_content=False,
-                _request_timeout=_TIMEOUT_S,
-            )
-            return tuple(json.loads(response.data)["items"])
+    def _owners(self, client: ClusterClient) -> tuple[Json, ...]:
+        """Return the AdaptiveSpeculators in question; NotFound if the named one does not exist."""
+        if self.speculator and client.namespace:
+            return (client.speculator(self.speculator),)
+        contents = client.speculators(self.speculator).items
+        if self.speculator and not contents:
+            raise NotFound(f"no namespace has an AdaptiveSpeculator {self.speculator}")
+        return contents
 
+    def _chosen(self, client: ClusterClient) -> Json:
+        """Return the named AdaptiveSpeculator, or the only one of the namespace."""
+        contents = self._owners(client)
+        if not contents:
+            raise NotFound(f"namespace {client.namespace} has no AdaptiveSpeculator")
+        if len(contents) > 1:
+            names = ", ".join(item["metadata"]["name"] for item in contents)
+            raise InvalidInput(f"namespace {client.namespace} has more than one AdaptiveSpeculator, name one: {names}")
+        return contents[0]
 
-@contextmanager
-def connected(place: Place) -> Iterator[Cluster]:
-    """Yield the cluster for the length of a block."""
-    from kubernetes import client  # noqa: PLC0415 - see above
+    def _one(self, client: ClusterClient) -> tuple[Speculator, tuple[Json, ...]]:
+        owner = objects.speculator(self._chosen(client))
+        return owner, client.versions(owner.name)
 
-    configuration = client.Configuration()
-    namespace = _configure(configuration, place)
-    configuration.retries = False  # a refused connection is told at once
-    with client.ApiClient(configuration) as connection:
-        connection.user_agent = MANAGER
-        yield Cluster(connection, None if place.is_everywhere else place.namespace or namespace)
-
-
-def contexts(kubeconfig: Path | None) -> tuple[str, ...]:
-    """Return the names of the kubeconfig's contexts."""
-    config = _config()
-    try:
-        found, _ = config.list_kube_config_contexts(str(kubeconfig) if kubeconfig else None)
-    except config.ConfigException:
-        return ()
-    return tuple(context["name"] for context in found)
-
-
-def _configure(configuration: "Configuration", place: Place) -> str:
-    """Load the kubeconfig, else what a pod is given; return the namespace that it names."""
-    config = _config()
-    file = str(place.kubeconfig) if place.kubeconfig else None
-    try:
-        with _complaints() as complaints:
-            config.load_kube_config(config_file=file, context=place.context, client_configuration=configuration)
-        known, active = config.list_kube_config_contexts(file)
-    except (config.ConfigException, yaml.YAMLError, OSError) as error:
-        if file is None and place.context is None and _NAMESPACE_FILE.exists():
-            config.load_incluster_config(client_configuration=configuration)
-            return _NAMESPACE_FILE.read_text().strip()
-        raise InvalidInput(f"no cluster can be told from the kubeconfig: {_line(str(error))}") from error
-    if complaints:
-        raise Unauthenticated(f"the kubeconfig's credential plugin failed: {_line(complaints[0])}")
-    chosen = next((context for context in known if context["name"] == place.context), active)["context"]
-    _check_user(file, chosen.get("user", ""))
-    return chosen.get("namespace") or "default"
-
-
-def _check_user(file: str | None, name: str) -> None:
-    """Refuse a user that acts as another: the client would act as the first, who may do more."""
-    from kubernetes.config import kube_config  # noqa: PLC0415 - see above
-
-    merged = kube_config.KubeConfigMerger(file or kube_config.KUBE_CONFIG_DEFAULT_LOCATION).config.value
-    for user in merged["users"]:
-        if user["name"] == name and "as" in (user.value.get("user") or {}):
-            raise InvalidInput(f"user {name} of the kubeconfig impersonates (`as`), which is not supported here")
-
-
-def _config() -> Any:
-    """The client's loading of kubeconfigs, which it leaves without types."""
-    from kubernetes import config  # noqa: PLC0415 - see above
-
-    return config
-
-
-@contextmanager
-def _complaints() -> Iterator[list[str]]:
-    """Collect what is logged in the block: a credential plugin that fails is only logged by the client."""
-    collected: list[str] = []
-
-    class Collector(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            collected.append(record.getMessage())
-
-    collector, root = Collector(level=logging.ERROR), logging.getLogger()
-    root.addHandler(collector)
-    try:
-        yield collected
-    finally:
-        root.removeHandler(collector)
+    def _changing(self, client: ClusterClient, name: str, within_s: int) -> Iterator[tuple[Json, ...]]:
+        """Yield the AdaptiveSpeculators, and again after every change, until the watch ends."""
+        listed = client.speculators(name)
+        contents = {_key(item): item for item in listed.items}
+        yield tuple(contents.values())
+        for change, item in client.changes(name, listed.resource_version, within_s):
+            if change == "DELETED":
+                contents.pop(_key(item), None)
+            else:
+                contents[_key(item)] = item
+            yield tuple(contents.values())
 
 
-@contextmanager
-def _sentences(host: str) -> Iterator[None]:
-    """Raise what the API server or the network says as UpdraftErrors."""
-    from kubernetes.client import ApiException  # noqa: PLC0415 - see above
-    from urllib3.exceptions import HTTPError  # noqa: PLC0415 - comes with kubernetes
-
-    try:
-        yield
-    except ApiException as error:
-        raise _refusal(error, host) from error
-    except HTTPError as error:
-        raise Unavailable(f"no API server answers at {host}: {_cause(error)}") from error
+def _installation(client: ClusterClient, contents: tuple[Json, ...]) -> Installation:
+    speculators = sorted(map(objects.speculator, contents), key=lambda s: (s.namespace, s.name))
+    return Installation(namespace=client.namespace, speculators=tuple(speculators))
 
 
-def _refusal(error: "ApiException", host: str) -> UpdraftError:
-    """What the API server says is a sentence already; without one, the path is not served at all."""
-    status = error.status or 0
-    kind = _ERRORS.get(status, Unavailable)
-    message = _line(_message(error.body))
-    if kind is Unauthenticated:
-        return kind(f"the API server at {host} does not know you: {message or error.reason}")
-    if message:
-        return kind(message)
-    if kind is NotFound:
-        return NotFound(f"the cluster at {host} has no kinds of {GROUP}/{_VERSION}: install Updraft's chart first")
-    return kind(f"the API server at {host} answered {status} {error.reason}")
+def _rollout(owner: Speculator, versions: tuple[Json, ...], version: Version | None) -> RolloutStatus:
+    number = _number(owner, version) if version is not None else owner.candidate or owner.latest
+    by_number = {objects.draft(content, None).version: content for content in versions}
+    if version is None and number not in by_number:
+        return RolloutStatus.of(owner, None)
+    content = _numbered(owner, versions, number)
+    return RolloutStatus.of(
+        owner, objects.draft(content, owner), has_served=has_served(tuple(objects.history(content)))
+    )
 
 
-def _message(body: str | bytes | None) -> str:
-    try:
-        content = json.loads(body or "")
-    except ValueError:
+def _number(owner: Speculator, version: Version) -> int:
+    """Return the number of a version named by number or by role; Conflict if no version has the role."""
+    if isinstance(version, int):
+        return version
+    number: int = getattr(owner, version)
+    if not number:
+        raise Conflict(f"{owner.name} has no {version} version now")
+    return number
+
+
+def _numbered(owner: Speculator, versions: tuple[Json, ...], version: Version) -> Json:
+    number = _number(owner, version)
+    for content in versions:
+        if objects.draft(content, None).version == number:
+            return content
+    raise NotFound(f"{owner.name} has no DraftVersion with the number {number}")
+
+
+def _history(versions: tuple[Json, ...]) -> tuple[HistoryEntry, ...]:
+    return tuple(sorted((entry for version in versions for entry in objects.history(version)), key=lambda e: e.time))
+
+
+def _key(content: Json) -> tuple[str, str]:
+    return content["metadata"]["namespace"], content["metadata"]["name"]
+
+
+def _owner_key(version: Json) -> tuple[str, str]:
+    return version["metadata"].get("namespace", ""), version["spec"]["speculatorRef"]["name"]
+
+
+def _warning(content: Json, field: str) -> str:
+    """Return a sentence when somebody else manages the field; else nothing."""
+    others = [writer for writer in objects.writers(content, field) if writer not in _BY_HAND]
+    if not others:
         return ""
-    return str(content.get("message", "")) if isinstance(content, dict) else ""
+    return f"{' and '.join(others)} also set spec.rollout.{field}, and may set it back: change it there too."
 
 
-def _cause(error: Exception) -> str:
-    """The end of what urllib3 says: the rest is addresses of its objects."""
-    return _line(str(error)).rpartition(": ")[2].partition("] ")[2] or _line(str(error)).rpartition(": ")[2]
-
-
-def _line(text: str) -> str:
-    """In one line, for it becomes part of a sentence."""
-    return " ".join(text.split())
-
-
-def _selector(field: str, value: str) -> dict[str, Any]:
-    return {"field_selector": f"{field}={value}"} if value else {}
-
-
-def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    rest = b""
-    for chunk in chunks:
-        *whole, rest = (rest + chunk).split(b"\n")
-        yield from filter(None, whole)
+def _shortened(seconds: int, deadline_s: float | None) -> int:
+    """Return the length of a watch that ends soon after the deadline."""
+    return seconds if deadline_s is None else max(1, min(seconds, round(deadline_s - time.monotonic())))

@@ -1,246 +1,121 @@
-"""What the API server's objects say, as plain values; what a status does not say yet is absent, never guessed."""
+"""AdaptiveSpeculators, DraftVersions and Events as plain values; a field that a status does not have stays absent."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+
+from updraft_cli.backends.drafts import Acceptance, Draft, HistoryEntry, KubernetesEvent
+from updraft_cli.backends.policy import Policy
+from updraft_cli.backends.speculators import (
+    ROLES,
+    Condition,
+    Failure,
+    MetricChange,
+    Pods,
+    Resource,
+    Speculator,
+    Trial,
+)
 
 Json = Mapping[str, Any]
 
 GROUP = "updraft.dev"
 SPECULATORS = "adaptivespeculators"
 DRAFT_VERSIONS = "draftversions"
-ROLES = ("stable", "candidate", "previous", "latest")
-"""Words for a version, by what it is to its speculator now."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Condition:
-    """One aspect of the state."""
-
-    type: str
-    status: str
-    """True, False or Unknown."""
-    reason: str
-    message: str
-    since: datetime | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Versions:
-    """Which version has which role; None: no version."""
-
-    stable: int | None
-    candidate: int | None
-    previous: int | None
-    latest: int | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rollout:
-    """What is tried, and what that waits for."""
-
-    phase: str
-    version: int | None
-    step: int | None
-    """From 1."""
-    steps: int | None
-    message: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wishes:
-    """What the spec says of the rollout: the fields that this program sets, and the strategy."""
-
-    strategy: str
-    pinned: int | None
-    """0: no draft."""
-    paused: bool
-    promoted: int | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pods:
-    """The inference pods."""
-
-    wanted: int | None
-    ready: int
-    serving_stable: int | None
-    """As their engines say."""
-    failed: int
-    """Not ready, for a reason that waiting may not end."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Acceptance:
-    """Tokens a verify step, as decimals."""
-
-    stable: str
-    candidate: str
-    verify_steps: int | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trainer:
-    """The trainer."""
-
-    state: str
-    last_published: datetime | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """The version that was last found to be no good."""
-
-    version: int
-    reason: str
-    message: str
-    time: datetime | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Speculator:
-    """One AdaptiveSpeculator."""
-
-    namespace: str
-    name: str
-    target: str
-    engine: str
-    is_suspended: bool
-    is_current: bool
-    """The operator has seen the newest spec."""
-    is_known: bool
-    """An operator has written a status."""
-    wishes: Wishes
-    versions: Versions
-    rollout: Rollout
-    pods: Pods
-    acceptance: Acceptance
-    trainer: Trainer
-    last_failure: Failure | None
-    url: str
-    conditions: tuple[Condition, ...]
-
-    def condition(self, kind: str) -> Condition | None:
-        """Return the condition of that type, if it is there."""
-        return next((condition for condition in self.conditions if condition.type == kind), None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Moment:
-    """A change of phase."""
-
-    time: datetime | None
-    phase: str
-    actor: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Version:
-    """One DraftVersion."""
-
-    namespace: str
-    speculator: str
-    name: str
-    number: int | None
-    """None: an import that the registry has not numbered yet."""
-    phase: str
-    """In words: `stable`, `rolled back`."""
-    reason: str
-    source: str
-    parent: int | None
-    samples: int | None
-    digest: str
-    retained: bool
-    acceptance: str
-    pods_loaded: int | None
-    pods_wanted: int | None
-    created: datetime | None
-    history: tuple[Moment, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """A Kubernetes Event about a speculator or one of its versions."""
-
-    time: datetime | None
-    kind: str
-    name: str
-    type: str
-    """Normal or Warning."""
-    reason: str
-    message: str
-    count: int
+_DECISIONS = ("paused", "pinnedVersion", "promotedVersion")
+"""Fields of spec.rollout that are no part of the policy."""
 
 
 def speculator(content: Json) -> Speculator:
     """Read an AdaptiveSpeculator."""
     metadata, spec, status = content["metadata"], _part(content, "spec"), _part(content, "status")
-    serving, seen = _part(status, "serving"), status.get("observedGeneration")
-    acceptance, trainer = _part(status, "acceptance"), _part(status, "trainer")
+    serving, rollout = _part(status, "serving"), _part(spec, "rollout")
+    roles: dict[str, int] = {role: _part(status, "versions").get(role) or 0 for role in ROLES}
+    acceptance = _part(status, "acceptance")
     return Speculator(
-        namespace=metadata.get("namespace", ""),
         name=metadata["name"],
-        target=_part(spec, "targetModel").get("uri", ""),
-        engine=spec.get("engine", ""),
-        is_suspended=spec.get("suspend", False),
-        is_current=seen == metadata.get("generation"),
-        is_known=bool(status.get("conditions")),
-        wishes=_wishes(_part(spec, "rollout")),
-        versions=Versions(**{role: _part(status, "versions").get(role) for role in ROLES}),
-        rollout=_rollout(_part(status, "rollout")),
+        namespace=metadata.get("namespace", ""),
+        message=_part(status, "rollout").get("message", ""),
+        stable=roles["stable"],
+        candidate=roles["candidate"],
+        previous=roles["previous"],
+        latest=roles["latest"],
+        pinned=rollout.get("pinnedVersion"),
+        paused=rollout.get("paused", False),
         pods=Pods(
-            wanted=0 if spec.get("suspend") else _part(spec, "serving").get("replicas"),
             ready=serving.get("readyReplicas", 0),
+            wanted=0 if spec.get("suspend") else _part(spec, "serving").get("replicas"),
             serving_stable=serving.get("updatedReplicas"),
-            failed=serving.get("failedReplicas", 0),
+            not_ready=serving.get("failedReplicas", 0),
         ),
-        acceptance=Acceptance(
-            stable=acceptance.get("stable", ""),
-            candidate=acceptance.get("candidate", ""),
-            verify_steps=acceptance.get("verifySteps"),
-        ),
-        trainer=Trainer(state=trainer.get("state", ""), last_published=_time(trainer.get("lastPublishTime"))),
-        last_failure=_failure(_part(status, "lastFailure")),
-        url=serving.get("url", ""),
-        conditions=tuple(map(_condition, status.get("conditions", ()))),
+        acceptance=_acceptance(acceptance.get("stable"), acceptance.get("verifySteps")),
+        trial=_trial(roles, _part(status, "rollout"), acceptance) if roles["candidate"] else None,
+        policy=policy(rollout),
+        resource=_resource(content),
     )
 
 
-def version(content: Json) -> Version:
-    """Read a DraftVersion."""
+def policy(rollout: Json) -> Policy:
+    """Read the policy in spec.rollout."""
+    return Policy.model_validate({name: value for name, value in rollout.items() if name not in _DECISIONS})
+
+
+def draft(content: Json, owner: Speculator | None) -> Draft:
+    """Read a DraftVersion of `owner`."""
     metadata, spec, status = content["metadata"], _part(content, "spec"), _part(content, "status")
-    pods = _part(status, "pods")
-    return Version(
-        namespace=metadata.get("namespace", ""),
+    pods, number = _part(status, "pods"), status.get("version", spec.get("version"))
+    phase = words(status.get("phase", ""))
+    changes = status.get("history", ())
+    return Draft(
         speculator=_part(spec, "speculatorRef").get("name", ""),
-        name=metadata["name"],
-        number=status.get("version", spec.get("version")),
-        phase=words(status.get("phase", "")),
+        namespace=metadata.get("namespace", ""),
+        object=metadata["name"],
+        version=number,
+        phase=phase,
+        since=_time(changes[-1].get("time")) if changes and words(changes[-1]["phase"]) == phase else None,
         reason=status.get("reason", ""),
         source=words(spec.get("source", "")),
         parent=spec.get("parentVersion"),
         samples=_part(spec, "training").get("samples"),
         digest=spec.get("digest", ""),
+        published=_time(metadata.get("creationTimestamp")),
+        pinned=number is not None and owner is not None and owner.pinned == number,
         retained=spec.get("retain", False),
-        acceptance=_part(status, "acceptance").get("length", ""),
+        acceptance=_acceptance(_part(status, "acceptance").get("length")),
         pods_loaded=pods.get("loaded"),
         pods_wanted=pods.get("target"),
-        created=_time(metadata.get("creationTimestamp")),
-        history=tuple(map(_moment, status.get("history", ()))),
     )
 
 
-def event(content: Json) -> Event:
+def history(content: Json) -> Iterator[HistoryEntry]:
+    """Read the changes of phase that a DraftVersion keeps, oldest first."""
+    before = ""
+    number = _part(content, "status").get("version", _part(content, "spec").get("version")) or 0
+    for change in _part(content, "status").get("history", ()):
+        phase = words(change["phase"])
+        if (time := _time(change.get("time"))) is not None:
+            yield HistoryEntry(
+                time=time,
+                version=number,
+                object=content["metadata"]["name"],
+                before=before,
+                phase=phase,
+                reason=change.get("reason", ""),
+                actor=change.get("actor", ""),
+            )
+        before = phase
+
+
+def event(content: Json) -> KubernetesEvent:
     """Read an Event of either API: the newer one has a time, and a series instead of a count."""
-    about, series = _part(content, "involvedObject"), _part(content, "series")
+    involved, series = _part(content, "involvedObject"), _part(content, "series")
     times = (series.get("lastObservedTime"), content.get("lastTimestamp"), content.get("eventTime"))
-    return Event(
+    return KubernetesEvent(
         time=_time(next(filter(None, (*times, content["metadata"].get("creationTimestamp"))), None)),
-        kind=about.get("kind", ""),
-        name=about.get("name", ""),
+        kind=involved.get("kind", ""),
+        name=involved.get("name", ""),
         type=content.get("type", ""),
         reason=content.get("reason", ""),
         message=content.get("message", ""),
@@ -248,11 +123,21 @@ def event(content: Json) -> Event:
     )
 
 
-def newest_first(versions: Iterable[Version]) -> tuple[Version, ...]:
-    """Return versions by speculator, newest first; what has no number yet is newer than what has one."""
+def events_of(contents: Iterable[Json], speculator: str, version: str = "") -> tuple[KubernetesEvent, ...]:
+    """Return the Events of a speculator and its versions, or of the DraftVersion `version` alone; oldest first."""
+    events = map(event, contents)
+    if version:
+        kept = [event for event in events if (event.kind, event.name) == ("DraftVersion", version)]
+    else:
+        kept = [event for event in events if event.name == speculator or _is_version(event, speculator)]
+    return tuple(sorted(kept, key=lambda event: event.time.timestamp() if event.time else 0.0))
+
+
+def newest_first(drafts: Iterable[Draft]) -> tuple[Draft, ...]:
+    """Sort versions by speculator, newest first; a version without a number is newer than any with one."""
     last = float("inf")
     return tuple(
-        sorted(versions, key=lambda v: (v.namespace, v.speculator, -(last if v.number is None else v.number), v.name))
+        sorted(drafts, key=lambda d: (d.namespace, d.speculator, -(last if d.version is None else d.version), d.object))
     )
 
 
@@ -262,65 +147,86 @@ def words(constant: str) -> str:
 
 
 def writers(content: Json, field: str) -> tuple[str, ...]:
-    """Return the field managers that have set `spec.rollout.<field>`, by their own account to the API server."""
-    return tuple(dict.fromkeys(_writers(content, field)))
-
-
-def _writers(content: Json, field: str) -> Iterator[str]:
-    for entry in content["metadata"].get("managedFields", ()):
-        fields = _part(_part(_part(entry, "fieldsV1"), "f:spec"), "f:rollout")
-        if f"f:{field}" in fields:
-            yield entry.get("manager", "")
+    """Return the field managers that have set `spec.rollout.<field>`."""
+    managed = content["metadata"].get("managedFields", ())
+    return tuple(
+        dict.fromkeys(
+            entry.get("manager", "")
+            for entry in managed
+            if f"f:{field}" in _part(_part(_part(entry, "fieldsV1"), "f:spec"), "f:rollout")
+        )
+    )
 
 
 def _part(content: Json, name: str) -> Json:
-    found: Json = content.get(name) or {}
-    return found
+    return content.get(name) or {}
 
 
-def _wishes(said: Json) -> Wishes:
-    return Wishes(
-        strategy=said.get("strategy", ""),
-        pinned=said.get("pinnedVersion"),
-        paused=said.get("paused", False),
-        promoted=said.get("promotedVersion"),
+def _is_version(event: KubernetesEvent, speculator: str) -> bool:
+    """By name, because the Events of a version outlive it."""
+    number = event.name.removeprefix(f"{speculator}-v")
+    return event.kind == "DraftVersion" and number != event.name and number.isdecimal()
+
+
+def _acceptance(length: str | None, verify_steps: int | None = None) -> Acceptance | None:
+    return Acceptance(length=float(length), verify_steps=verify_steps) if length else None
+
+
+def _trial(roles: Mapping[str, int], rollout: Json, acceptance: Json) -> Trial:
+    return Trial(
+        candidate=roles["candidate"],
+        baseline=rollout.get("baseline") or roles["stable"],
+        step=rollout.get("step"),
+        steps=rollout.get("steps"),
+        started=_time(rollout.get("startTime")),
+        step_since=_time(rollout.get("stepStartTime")),
+        acceptance_length=_change(acceptance.get("candidate"), acceptance.get("stable")),
     )
 
 
-def _rollout(said: Json) -> Rollout:
-    return Rollout(
-        phase=words(said.get("phase", "")),
-        version=said.get("version"),
-        step=said.get("step"),
-        steps=said.get("steps"),
-        message=said.get("message", ""),
+def _change(candidate: str | None, stable: str | None) -> MetricChange | None:
+    if not candidate or not stable or not float(stable):
+        return None
+    change = 100 * (float(candidate) / float(stable) - 1)
+    return MetricChange(candidate=float(candidate), stable=float(stable), change_percent=change)
+
+
+def _resource(content: Json) -> Resource:
+    metadata, spec, status = content["metadata"], _part(content, "spec"), _part(content, "status")
+    trainer = _part(status, "trainer")
+    return Resource(
+        target=_part(spec, "targetModel").get("uri", ""),
+        engine=spec.get("engine", ""),
+        url=_part(status, "serving").get("url", ""),
+        is_suspended=spec.get("suspend", False),
+        is_current=status.get("observedGeneration") == metadata.get("generation"),
+        is_reconciled=bool(status.get("conditions")),
+        promoted=_part(spec, "rollout").get("promotedVersion"),
+        trainer_state=trainer.get("state", ""),
+        last_published=_time(trainer.get("lastPublishTime")),
+        last_failure=_failure(_part(status, "lastFailure")),
+        conditions=tuple(map(_condition, status.get("conditions", ()))),
     )
 
 
-def _failure(said: Json) -> Failure | None:
-    if not said:
+def _failure(failure: Json) -> Failure | None:
+    if not failure:
         return None
     return Failure(
-        version=said["version"], reason=said["reason"], message=said.get("message", ""), time=_time(said.get("time"))
+        version=failure["version"],
+        reason=failure["reason"],
+        message=failure.get("message", ""),
+        time=_time(failure.get("time")),
     )
 
 
-def _condition(said: Json) -> Condition:
+def _condition(condition: Json) -> Condition:
     return Condition(
-        type=said["type"],
-        status=said["status"],
-        reason=said["reason"],
-        message=said.get("message", ""),
-        since=_time(said.get("lastTransitionTime")),
-    )
-
-
-def _moment(said: Json) -> Moment:
-    return Moment(
-        time=_time(said.get("time")),
-        phase=words(said["phase"]),
-        actor=said.get("actor", ""),
-        reason=said.get("reason", ""),
+        type=condition["type"],
+        status=condition["status"],
+        reason=condition["reason"],
+        message=condition.get("message", ""),
+        since=_time(condition.get("lastTransitionTime")),
     )
 
 

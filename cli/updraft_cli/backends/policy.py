@@ -86,6 +86,14 @@ class Policy(_Part):
         """Return what it says, as a file would."""
         return self.model_dump(exclude_none=True, mode="json")
 
+    def kubernetes_fields(self, *, is_whole: bool = False) -> dict[str, Any]:
+        """Return it as a merge patch of spec.rollout; a whole one removes the fields that it leaves out."""
+        fields = _capitalised(self.model_dump(exclude_none=True, mode="json", by_alias=True))
+        if is_whole:
+            analysis = _absent(Analysis) | fields.get("analysis", {})
+            fields = _absent(Policy) | fields | {"analysis": analysis}
+        return fields
+
     def with_changes(self, changes: Mapping[str, Any]) -> "Policy":
         """Return it with other values, by path: {"analysis.confidence": 0.9}."""
         content = self.plain()
@@ -156,6 +164,22 @@ def _constants(content: dict[str, Any]) -> dict[str, Any]:
         else:
             said[name] = value
     return said
+
+
+def _absent(part: type[_Part]) -> dict[str, Any]:
+    return {to_camel(name): None for name in part.model_fields if name not in {"offline_gate", "confidence"}}
+
+
+def _capitalised(content: dict[str, Any]) -> dict[str, Any]:
+    """Turn canary into Canary, as the API server spells enums."""
+    return {
+        name: _capitalised(value)
+        if isinstance(value, dict)
+        else value.capitalize()
+        if to_snake(name) in _ENUMS
+        else value
+        for name, value in content.items()
+    }
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

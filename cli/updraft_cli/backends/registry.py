@@ -1,130 +1,253 @@
-"""The registry as the command line uses it: short calls with deadlines, one sentence when nobody answers."""
+"""A registry as a backend: short calls over gRPC."""
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-import grpc
-import grpc.aio
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from updraft.registry.v1 import registry_pb2 as pb
-from updraft.registry.v1.registry_pb2_grpc import RegistryStub
-from updraft_chassis import rpc
 from updraft_chassis.credentials import Credentials
-from updraft_chassis.errors import Conflict, Forbidden, Unauthenticated, Unavailable
+from updraft_chassis.errors import Unavailable
+from updraft_cli.backends import registry_client as client
+from updraft_cli.backends import wire
+from updraft_cli.backends.drafts import DraftDetails, DraftList, History
+from updraft_cli.backends.installation import Installation, LocalProcesses
+from updraft_cli.backends.policy import Policy
+from updraft_cli.backends.protocol import Decision, PolicyChange, Verb, Version, decided, with_outages
+from updraft_cli.backends.registry_client import TIMEOUT_S
+from updraft_cli.backends.speculators import RolloutStatus, Speculator, has_served
 
 if TYPE_CHECKING:
     from updraft.registry.v1.registry_pb2_grpc import RegistryAsyncStub
 
-DEFAULT_ADDRESS = "127.0.0.1:50051"
+_COMPLETION_S = 0.7
+"""Somebody has pressed a key and waits: late suggestions are worse than none."""
 
-TIMEOUT_S = 5.0
-"""A person waits at the other end; every call but a transfer is a look into a small database."""
+_REFRESH_S = 2.0
+"""Between two looks at everything that runs."""
 
-ROLES = ("stable", "candidate", "previous", "latest")
-"""Words for a version, by what it is to its speculator now."""
-
-_PAGE_SIZE = 200
-_HISTORY_LIMIT = 1000
-
-# What gRPC says when no connection comes about, and what that means to a person. The registry itself answers in
-# sentences of its own.
-_NO_CONNECTION = {
-    "WRONG_VERSION_NUMBER": "it does not speak TLS there; leave out --ca-file",
-    "CERTIFICATE_VERIFY_FAILED": "its certificate is not one of the CA that --ca-file names",
-    "Hostname Verification": "its certificate is for another host name than this address",
-    "Socket closed": "it hung up before it said anything; it may ask for TLS (--ca-file) or for a certificate of ours",
-    "Connection reset": "it hung up before it said anything; it may ask for TLS (--ca-file) or for a certificate of ours",
-    "failed to connect": "",
-    "errors resolving": "",
-}
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """Whose drafts, in which registry, and what is shown at its door."""
+class RegistryBackend:
+    """The registry at `address`, and one speculator in it."""
 
-    registry: str
+    address: str
     speculator: str = "default"
-    credentials: Credentials = field(default_factory=Credentials)
+    is_one: bool = False
+    """`speculator` was named: show no others."""
+    credentials: Credentials
+    reason: str = ""
+    """Of decisions, for the history."""
+    local: Callable[[], LocalProcesses]
+    """Look at the processes on this machine."""
 
-    def connected(self) -> AbstractAsyncContextManager["RegistryAsyncStub"]:
-        """Return the registry for the length of a block; see `connected`."""
-        return connected(self.registry, self.credentials)
+    def call(self, ask: "Callable[[RegistryAsyncStub], Awaitable[Answer]]") -> Answer:
+        """Return what `ask` returns for a connected registry."""
+
+        async def connected() -> Answer:
+            async with client.connected(self.address, self.credentials) as stub:
+                return await ask(stub)
+
+        return asyncio.run(connected())
+
+    def installation(self) -> Installation:
+        local = self.local()
+        speculators = self._speculators()
+        if not local.processes and speculators is None and local.serving is None:
+            raise Unavailable(
+                f"nothing runs: no registry at {self.address}, no inference, and no `updraft up`;"
+                " start everything with `updraft up`, or name a registry with --registry"
+            )
+        return Installation(speculators=speculators, local=local)
+
+    def watch_installation(self) -> Generator[Installation | Unavailable]:
+        def states() -> Generator[Installation]:
+            while True:
+                yield self.installation()
+                time.sleep(_REFRESH_S)
+
+        return with_outages(states)
+
+    def drafts(self) -> DraftList:
+        return wire.draft_list(self.speculator, self.call(lambda stub: client.listing(stub, self.speculator)))
+
+    def draft(self, version: Version) -> DraftDetails:
+        async def ask(stub: "RegistryAsyncStub") -> DraftDetails:
+            number = await client.resolve(stub, self.speculator, version)
+            found = await client.version(stub, self.speculator, number)
+            state, _ = await client.newest(stub, self.speculator)
+            return wire.draft_details(found, state, await client.history(stub, self.speculator, number))
+
+        return self.call(ask)
+
+    def history(self, version: Version | None, *, limit: int, has_kubernetes_events: bool) -> History:
+        async def ask(stub: "RegistryAsyncStub") -> list[pb.Transition]:
+            number = 0 if version is None else await client.resolve(stub, self.speculator, version)
+            if number:
+                await client.version(stub, self.speculator, number)  # NotFound rather than an empty history
+            return await client.history(stub, self.speculator, number, limit=limit)
+
+        return History(speculator=self.speculator, events=tuple(map(wire.history_entry, self.call(ask))))
+
+    def rollout(self, version: Version | None) -> RolloutStatus:
+        async def ask(stub: "RegistryAsyncStub") -> RolloutStatus:
+            number = 0 if version is None else await client.resolve(stub, self.speculator, version)
+            state, _ = await client.newest(stub, self.speculator)
+            return await _status(stub, state, number or state.candidate or state.latest)
+
+        return self.call(ask)
+
+    def watch_rollout(
+        self, version: Version | None, *, is_endless: bool, deadline_s: float | None
+    ) -> Generator[RolloutStatus | Unavailable]:
+        number = 0
+        if version is not None:
+            number = self.call(lambda stub: client.resolve(stub, self.speculator, version))
+        followed = _Followed(number=number, is_fixed=not is_endless)
+        return with_outages(partial(self._states, followed, deadline_s), deadline_s=deadline_s)
+
+    def set_policy(self, whole: Policy | None, changes: dict[str, Any]) -> PolicyChange:
+        async def ask(stub: "RegistryAsyncStub") -> PolicyChange:
+            state, _ = await client.newest(stub, self.speculator)
+            before = Policy.from_proto(state.policy)
+            policy = (whole or before).with_changes(changes).to_proto()
+            request = pb.SetPolicyRequest(speculator=self.speculator, policy=policy)
+            state = (await stub.SetPolicy(request, timeout=TIMEOUT_S)).state
+            after = Policy.from_proto(state.policy)
+            return PolicyChange(speculator=self.speculator, before=before, after=after, message=state.message)
+
+        return self.call(ask)
+
+    def decide(self, verb: Verb, version: Version | None) -> Decision:
+        async def ask(stub: "RegistryAsyncStub") -> Decision:
+            number = 0 if version is None else await client.resolve(stub, self.speculator, version)
+            state = await self._decide(stub, verb, number)
+            return Decision(
+                speculator=self.speculator,
+                verb=verb,
+                version=None if version is None else number,
+                changed=True,
+                message=decided(verb, self.speculator, number, state.message),
+            )
+
+        return self.call(ask)
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(state.speculator for state in self._completions("").speculators)
+
+    def numbers(self) -> tuple[tuple[int, str], ...]:
+        versions = self._completions(self.speculator).versions
+        return tuple((version.version, f"{wire.phase(version.phase)}: {version.reason}") for version in versions)
+
+    async def _decide(self, stub: "RegistryAsyncStub", verb: Verb, number: int) -> pb.SpeculatorState:
+        about = {"speculator": self.speculator, "reason": self.reason}
+        match verb:
+            case Verb.PIN:
+                return (await stub.Pin(pb.PinRequest(**about, version=number), timeout=TIMEOUT_S)).state
+            case Verb.UNPIN:
+                return (await stub.Unpin(pb.UnpinRequest(**about), timeout=TIMEOUT_S)).state
+            case Verb.PROMOTE:
+                return (await stub.Promote(pb.PromoteRequest(**about, version=number), timeout=TIMEOUT_S)).state
+            case Verb.PAUSE:
+                return (await stub.Pause(pb.PauseRequest(**about), timeout=TIMEOUT_S)).state
+            case Verb.RESUME:
+                return (await stub.Resume(pb.ResumeRequest(**about), timeout=TIMEOUT_S)).state
+
+    def _speculators(self) -> tuple[Speculator, ...] | None:
+        speculator = self.speculator if self.is_one else ""
+        try:
+            answer = self.call(lambda stub: client.listing(stub, speculator))
+        except Unavailable:
+            return None
+        return tuple(
+            wire.speculator(state, [v for v in answer.versions if v.manifest.speculator == state.speculator])
+            for state in answer.speculators
+        )
+
+    def _completions(self, speculator: str) -> pb.ListResponse:
+        async def ask(stub: "RegistryAsyncStub") -> pb.ListResponse:
+            async with asyncio.timeout(_COMPLETION_S):
+                return await stub.List(pb.ListRequest(speculator=speculator, page_size=100), timeout=_COMPLETION_S)
+
+        return self.call(ask)
+
+    def _states(self, followed: "_Followed", deadline_s: float | None) -> Generator[RolloutStatus]:
+        """Run an event loop for the length of one connection."""
+        away = Unavailable(f"the registry at {self.address} is away")
+        with asyncio.Runner() as runner:
+            states = self._watched(followed)
+
+            async def following() -> RolloutStatus:
+                async with asyncio.timeout_at(deadline_s):
+                    async for status in states:
+                        return status
+                raise away
+
+            try:
+                while True:
+                    yield runner.run(following())
+            except Unavailable as error:
+                raise (away if followed.has_begun else error) from error
+            finally:
+                runner.run(states.aclose())
+
+    async def _watched(self, followed: "_Followed") -> AsyncGenerator[RolloutStatus, None]:
+        async with client.connected(self.address, self.credentials) as stub:
+            call = stub.Watch(pb.WatchRequest(speculator=self.speculator))
+            try:
+                async for response in call:
+                    yield await followed.status(stub, response.state)
+            finally:
+                call.cancel()
 
 
-@asynccontextmanager
-async def connected(address: str, credentials: Credentials | None = None) -> AsyncIterator["RegistryAsyncStub"]:
-    """Yield the registry at `address`; calls in the block raise `UpdraftError`s."""
-    try:
-        async with rpc.channel(address, credentials) as channel:
-            with rpc.errors():
-                yield RegistryStub(channel)
-    except Unavailable as error:
-        raise Unavailable(_away(address, error), error.retry_after_s) from error
-    except (Unauthenticated, Forbidden) as error:
-        raise type(error)(f"{error} (--token-file, UPDRAFT_TOKEN_FILE)") from error
+class _Followed:
+    """The version that is followed, read again when its phase may have changed.
+
+    The registry sends whole states, so nothing but the number has to be remembered over a lost connection.
+    """
+
+    def __init__(self, *, number: int, is_fixed: bool) -> None:
+        self._number = number
+        self._is_fixed = is_fixed
+        self._last: tuple[pb.Version | None, bool] = (None, False)
+        self._key: tuple[object, ...] | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        return self._key is not None
+
+    async def status(self, stub: "RegistryAsyncStub", state: pb.SpeculatorState) -> RolloutStatus:
+        number = self._number or state.candidate or state.latest
+        if self._is_fixed:
+            self._number = number
+        # During a canary the message counts seconds, and the phase is known.
+        message = "" if number == state.candidate else state.message
+        key = (number, state.stable, state.candidate, message)
+        if key != self._key:
+            self._last = await _version(stub, state.speculator, number)
+            self._key = key
+        return _of(state, *self._last)
 
 
-async def listing(registry: "RegistryAsyncStub", speculator: str) -> pb.ListResponse:
-    """Return all versions of `speculator` ("": of all), newest first, and the speculators' states."""
-    request = pb.ListRequest(speculator=speculator, page_size=_PAGE_SIZE)
-    whole = await registry.List(request, timeout=TIMEOUT_S)
-    request.page_token = whole.next_page_token
-    while request.page_token:
-        page = await registry.List(request, timeout=TIMEOUT_S)
-        whole.versions.extend(page.versions)
-        request.page_token = page.next_page_token
-    return whole
+async def _status(stub: "RegistryAsyncStub", state: pb.SpeculatorState, number: int) -> RolloutStatus:
+    return _of(state, *await _version(stub, state.speculator, number))
 
 
-async def newest(registry: "RegistryAsyncStub", speculator: str) -> tuple[pb.SpeculatorState, pb.Version | None]:
-    """Return the state of a speculator, and its newest version (without tensors and config) if it has any."""
-    request = pb.ListRequest(speculator=speculator, page_size=1)
-    answer = await registry.List(request, timeout=TIMEOUT_S)
-    return answer.speculators[0], answer.versions[0] if answer.versions else None
+def _of(state: pb.SpeculatorState, version: pb.Version | None, has_served: bool) -> RolloutStatus:  # noqa: FBT001 - unpacked
+    draft = wire.draft(version, state) if version else None
+    return RolloutStatus.of(wire.speculator(state, [version] if version else []), draft, has_served=has_served)
 
 
-async def version(registry: "RegistryAsyncStub", speculator: str, number: int) -> pb.Version:
-    """Return one version, whole."""
-    request = pb.GetRequest(speculator=speculator, version=number)
-    return (await registry.Get(request, timeout=TIMEOUT_S)).version
-
-
-async def history(
-    registry: "RegistryAsyncStub", speculator: str, number: int = 0, *, limit: int = _HISTORY_LIMIT
-) -> list[pb.Transition]:
-    """Return the last things that happened to one version (0: to all), oldest first."""
-    request = pb.HistoryRequest(speculator=speculator, version=number, limit=limit)
-    response = await registry.History(request, timeout=TIMEOUT_S)
-    return list(reversed(response.transitions))
-
-
-async def resolve(registry: "RegistryAsyncStub", speculator: str, said: int | str) -> int:
-    """Return the number of a version that was named by number or by one of `ROLES`; Conflict if there is none."""
-    if isinstance(said, int):
-        return said
-    state, _ = await newest(registry, speculator)
-    number: int = getattr(state, said)
+async def _version(stub: "RegistryAsyncStub", speculator: str, number: int) -> tuple[pb.Version | None, bool]:
+    """Return a version (None for 0), and whether it was stable before it was superseded."""
     if not number:
-        raise Conflict(f"{speculator} has no {said} version now")
-    return number
-
-
-def _away(address: str, error: Unavailable) -> str:
-    """Tell who did not answer; what the registry or we ourselves said stays as it is."""
-    cause = error.__cause__
-    if not isinstance(cause, grpc.aio.AioRpcError):
-        return str(error)
-    if cause.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return f"the registry at {address} did not answer in time"
-    details = cause.details() or ""
-    for said, hint in _NO_CONNECTION.items():
-        if said in details:
-            return f"no connection to the registry at {address}: {hint}" if hint else _nobody(address)
-    return details or _nobody(address)
-
-
-def _nobody(address: str) -> str:
-    return f"no registry answers at {address}: start one with `updraft up`, or name another with --registry"
+        return None, False
+    version = await client.version(stub, speculator, number)
+    if version.phase != pb.PHASE_SUPERSEDED:
+        return version, False
+    return version, has_served(map(wire.history_entry, await client.history(stub, speculator, number)))

@@ -1,1 +1,1 @@
-"""One module per command: what the command line says, turned into one call."""
+"""The commands, a folder or module per noun; those with a backend serve `updraft` and `kubectl updraft`."""

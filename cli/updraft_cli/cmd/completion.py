@@ -1,4 +1,4 @@
-"""`updraft completion`: the script that teaches a shell our commands."""
+"""`updraft completion`."""
 
 import click
 from click.shell_completion import get_completion_class
@@ -10,14 +10,14 @@ _SHELLS = ("bash", "zsh", "fish")
 @click.argument("shell", type=click.Choice(_SHELLS))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print what teaches a shell to complete our commands.
+    """Print the completion script of a shell.
 
     \b
     bash   echo 'eval "$(updraft completion bash)"' >> ~/.bashrc
     zsh    echo 'eval "$(updraft completion zsh)"' >> ~/.zshrc
     fish   updraft completion fish > ~/.config/fish/completions/updraft.fish
 
-    Options are completed too, and version numbers from the registry; when none answers at once, nothing is offered.
+    Names and version numbers come from the registry. If it does not answer at once, they are not offered.
     """
     script = get_completion_class(shell)
     if script is None:

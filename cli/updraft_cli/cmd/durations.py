@@ -8,7 +8,7 @@ import click
 _PATTERN = re.compile(r"(\d+)\s*(s|m|min|h|d)?")
 _UNITS_S = {None: 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
 _MAX_S = 2**32 - 1
-"""The wire counts seconds in 32 bits."""
+"""The registry counts seconds in 32 bits."""
 
 
 class DurationType(click.ParamType[int]):
@@ -17,13 +17,12 @@ class DurationType(click.ParamType[int]):
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Check what was typed."""
         if isinstance(value, int):
             return value
         found = _PATTERN.fullmatch(str(value).strip().lower())
         seconds = int(found[1]) * _UNITS_S[found[2]] if found else _MAX_S + 1
         if seconds > _MAX_S:
-            self.fail(f"{value!r} is no length of time; expected something like 90s, 15m or 1h", param, ctx)
+            self.fail(f"{value!r} is not a duration; expected something like 90s, 15m or 1h", param, ctx)
         return seconds
 
 

@@ -1,4 +1,4 @@
-"""`updraft model`: the model of local mode, and others by their address."""
+"""`updraft model`."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from updraft_cli.models.smollm2 import SMOLLM2, convert_file, model_folder
 
 @click.group()
 def model() -> None:
-    """Models: the one that local mode serves unless told otherwise, and those with an address."""
+    """Target models: fetch the default model, download others, convert GGUF files."""
 
 
 @model.command()
@@ -40,16 +40,16 @@ def fetch(cache: Path) -> None:
 def pull(uri: str, folder: Path, revision: str) -> None:
     """Download a model into a folder, and print the folder.
 
-    URI is hf://ORG/NAME[@REVISION], s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX. Taken are config.json, the
-    weights in safetensors and the tokenizer. A folder that holds them all is left as it is; a download that was cut off goes on
-    with the first file that is missing.
+    URI is hf://ORG/NAME[@REVISION], s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX. It downloads config.json,
+    the weights in safetensors, and the tokenizer. A complete folder is left unchanged; an interrupted download continues
+    with the first missing file.
 
-    Keys come from the environment: HF_TOKEN, AWS_ACCESS_KEY_ID, GOOGLE_..., AZURE_...; HF_ENDPOINT and AWS_ENDPOINT_URL name
-    other servers.
+    Credentials come from the environment: HF_TOKEN, AWS_ACCESS_KEY_ID, GOOGLE_..., AZURE_...; HF_ENDPOINT and
+    AWS_ENDPOINT_URL select other servers.
     """
     address = source.address(uri, revision)
-    with progress.shown(address.uri, folder) as told:
-        pulling.pull(address, folder, told)
+    with progress.shown(address.uri, folder) as report:
+        pulling.pull(address, folder, report)
     click.echo(folder)
 
 
@@ -61,22 +61,22 @@ def pull(uri: str, folder: Path, revision: str) -> None:
     "tokenizer_from",
     metavar="FOLDER",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Where its tokenizer.json and chat template are.  [default: rebuilt, for SmolLM's]",
+    help="Folder with its tokenizer.json and chat template.  [default: rebuilt from the file, only for SmolLM]",
 )
 def convert(source: Path, folder: Path, tokenizer_from: Path | None) -> None:
     """Rewrite a GGUF file as a new Hugging Face folder in bfloat16, and print the folder.
 
-    Llama (and what is one in GGUF: Mistral, SmolLM), Qwen 2, Qwen 3 and Gemma 3 text models are read.
+    Supported are Llama (in GGUF also Mistral and SmolLM), Qwen 2, Qwen 3 and Gemma 3 text models.
     """
-    with _shown(source.name) as told:
-        convert_file(source, folder, tokenizer_from, told)
+    with _shown(source.name) as report:
+        convert_file(source, folder, tokenizer_from, report)
     click.echo(folder)
 
 
 def fetched(cache: Path) -> Path:
-    """Return the folder of SmolLM2, with a progress bar on stderr if it has to be made first."""
-    with _shown(SMOLLM2.name) as told:
-        return model_folder(cache, progress=told)
+    """Return the folder of SmolLM2, with a progress bar on stderr if it has to be converted first."""
+    with _shown(SMOLLM2.name) as report:
+        return model_folder(cache, progress=report)
 
 
 @contextmanager

@@ -1,23 +1,14 @@
-"""`updraft operator`: asks the operator's own program, which may be installed without being run here.
-
-The command line knows none of its code.
-"""
-
-import importlib.util
-import subprocess
-import sys
+"""`updraft operator`."""
 
 import click
 
-from updraft_chassis.errors import NotFound
-from updraft_cli.cmd import options
-
-_FORMS = {"table": "text", "json": "json", "yaml": "yaml"}
+from updraft_cli.cmd import options, subprograms
+from updraft_cli.cmd.program import Group
 
 
-@click.group(cls=options.Group)
+@click.group(cls=Group)
 def operator() -> None:
-    """The Kubernetes operator: what it would do."""
+    """The Kubernetes operator: preview its changes."""
 
 
 @operator.command()
@@ -29,9 +20,9 @@ def operator() -> None:
     type=click.Path(exists=True, dir_okay=False, allow_dash=True),
     multiple=True,
     required=True,
-    help="YAML with AdaptiveSpeculators; - for stdin. May be given more than once.",
+    help="YAML with AdaptiveSpeculators; - for stdin. Repeatable.",
 )
-@click.option("--offline", is_flag=True, help="Ask no cluster: as if nothing were there yet.")
+@click.option("--offline", is_flag=True, help="Ask no cluster: assume an empty one.")
 @options.output("table", "json", "yaml")
 def plan(files: tuple[str, ...], form: str, offline: bool) -> None:  # noqa: FBT001 - a flag
     """Print what the operator would create or change for a resource, and change nothing.
@@ -42,9 +33,7 @@ def plan(files: tuple[str, ...], form: str, offline: bool) -> None:  # noqa: FBT
 
     The exit code is that of the operator's program.
     """
-    if importlib.util.find_spec("updraft_operator") is None:
-        raise NotFound("the operator is not installed here: run this where it runs, or `pip install updraft[operator]`")
     named = [word for file in files for word in ("-f", file)]
-    arguments = ["plan", *named, "--output", _FORMS[form], *(["--offline"] if offline else [])]
-    done = subprocess.run([sys.executable, "-m", "updraft_operator", *arguments], check=False)  # noqa: S603 - our own
-    raise SystemExit(done.returncode)
+    subprograms.run(
+        "operator", "plan", *named, "--output", subprograms.FORMATS[form], *(["--offline"] if offline else [])
+    )

@@ -37,35 +37,37 @@ PORT = click.IntRange(0, 65535)
     envvar="UPDRAFT_DATA",
     show_envvar=True,
     default=lambda: data_folder(os.environ),
-    help="Folder for all data and logs; a second start goes on from it.  [default: ~/.local/share/updraft]",
+    help="Folder for all data and logs; the next start continues from it.  [default: ~/.local/share/updraft]",
 )
 @click.option("--port", type=PORT, default=8000, show_default=True, help="HTTP port (OpenAI API); 0 takes a free one.")
 @click.option("--registry-port", type=PORT, default=50051, show_default=True, help="gRPC port; 0 takes a free one.")
-@click.option("--redis-url", help="A Redis of yours, redis://host:port/db.  [default: its own, on a unix socket]")
-@click.option("--slots", type=click.IntRange(1), help="Requests served at once.  [default: 8]")
-@click.option("--threads", type=click.IntRange(0), help="Threads of inference.  [default: torch's choice]")
+@click.option("--redis-url", help="Your own Redis, redis://host:port/db.  [default: a private one, on a unix socket]")
+@click.option("--slots", type=click.IntRange(1), help="Requests served at the same time.  [default: 8]")
+@click.option("--threads", type=click.IntRange(0), help="Threads of inference.  [default: chosen by torch]")
 @click.option("--trainer-threads", type=click.IntRange(1), help="Threads of the trainer.  [default: 1]")
 @click.option("--trainer/--no-trainer", default=True, help="Learn from the traffic, or only serve.  [default: learn]")
 @click.option(
     "--strategy",
     type=click.Choice(["Canary", "Immediate", "Manual"], case_sensitive=False),
-    help="How a new draft that passed the offline gate gets to serve.  [default: Immediate]",
+    help="How a new draft that passed the offline gate comes to serve.  [default: Immediate]",
 )
 @click.option(
     "--drafter",
     type=click.Choice(["auto", "none", "ngram", "eagle3", "hybrid"]),
-    help="Who drafts unless a request says so.  [default: auto]",
+    help="Drafter of requests that do not choose one.  [default: auto]",
 )
-@click.option("--lookahead", type=click.IntRange(0, 16), help="Most drafts a step.  [default: 3]")
-@click.option("--engine", type=click.Choice(["torch", "sglang"]), help="What runs the model.  [default: torch]")
+@click.option("--lookahead", type=click.IntRange(0, 16), help="Maximum drafts per step.  [default: 3]")
+@click.option("--engine", type=click.Choice(["torch", "sglang"]), help="Engine that runs the model.  [default: torch]")
 @click.option(
     "--sglang-python",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     envvar="UPDRAFT_SGLANG_PYTHON",
     show_envvar=True,
-    help="With --engine sglang: the Python interpreter that has SGLang; a server is started with it.",
+    help="With --engine sglang: a Python interpreter that has SGLang, to start a server with.",
 )
-@click.option("--sglang-url", help="With --engine sglang: a server of yours that runs already, as docs/sglang.md says.")
+@click.option(
+    "--sglang-url", help="With --engine sglang: the URL of your own running server, set up as in docs/sglang.md."
+)
 @click.option(
     "--set",
     "settings",
@@ -77,10 +79,9 @@ PORT = click.IntRange(0, 65535)
 def up(model: Path | None, trainer: bool, **options: Any) -> None:  # noqa: FBT001 - a flag of the command line
     """Run the whole loop on this machine.
 
-    Starts Redis, the registry, the trainer and inference as processes of their own, waits until each is
-    ready, follows their logs and starts again what ends. Ctrl-C stops in order: running requests end, the
-    trainer saves. A second Ctrl-C stops at once. Either way the next start on the same data folder goes on
-    where this one was.
+    Starts Redis, the registry, the trainer and inference as separate processes, waits until they are ready, prints their
+    logs, and restarts any that ends. Ctrl-C stops in order: running requests finish, and the trainer saves. A second Ctrl-C
+    stops at once. In both cases, the next start on the same data folder continues from there.
     """
     config = StackConfig(
         model=model or fetched(cache_folder(os.environ)),

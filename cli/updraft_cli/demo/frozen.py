@@ -11,7 +11,7 @@ import httpx
 from updraft_artifacts import transfer
 from updraft_chassis.errors import Unavailable
 from updraft_chassis.retry import Backoff
-from updraft_cli.backends import registry
+from updraft_cli.backends import registry_client as registry
 from updraft_cli.demo.chat import ChatServer
 from updraft_cli.local.child import Child
 from updraft_cli.local.log_file import LogFile

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import httpx
 
 from updraft.registry.v1 import registry_pb2 as pb
-from updraft_cli.backends import registry
-from updraft_cli.backends.drafts import phase
-from updraft_cli.cmd.status.scrape import Scrape, parse
+from updraft_cli.backends import registry_client as registry
+from updraft_cli.backends.wire import phase
 from updraft_cli.demo.recording import Pauses, Recording, Training
 from updraft_cli.demo.report import Estimate, Transition
 from updraft_cli.local.plan import SPECULATOR, Addresses
+from updraft_cli.local.scrape import Scrape, parse
 
 _EVERY_S = 1.0
 _HISTORY_LIMIT = 1000

@@ -1,4 +1,4 @@
-"""Local mode: everything but Kubernetes on one machine, as separate processes under one supervisor.
+"""Local mode: all parts on one machine, without Kubernetes, as processes under one supervisor.
 
-`plan` says what to run, `supervisor` and `child` run anything, `stack` puts both on a data folder.
+`plan` decides what to run, `supervisor` and `child` run any processes, and `stack` combines them on a data folder.
 """

@@ -1,8 +1,7 @@
-"""One process kept alive: started, watched until it is ready, and started again when it ends by itself.
+"""One process kept alive: started, watched until it is ready, and restarted when it ends by itself.
 
-A thread per child makes it, waits for it and lives as long as it does: the kernel ties a child to the thread
-that made it (tether.py). A child that ends before it was ever ready has failed and is not started again: a
-taken port or a wrong setting stays what it is.
+A thread per child starts it and waits for it: the kernel ties a child to the thread that started it (tether.py). A child
+that ends before it was ever ready has failed and is not restarted, because a taken port or a wrong setting does not change.
 """
 
 import os
@@ -22,16 +21,16 @@ from updraft_cli.local.process import Changed, Line, Listener, Process, State
 _POLL_S = 0.1
 
 _STEADY_S = 60.0
-"""A child that lived this long does not inherit the delay of earlier crashes."""
+"""A child that ran this long does not inherit the delay of earlier crashes."""
 
 _MAX_LINE_BYTES = 64 * 1024
-"""Longer lines are cut in pieces: a child that forgets its newlines must not fill our memory."""
+"""Longer lines are split: a child that writes no newlines must not fill our memory."""
 
 _TETHER = Path(__file__).with_name("tether.py")
 
 
 class Child:
-    """Runs `process` until `terminate` or `kill`; `listener` hears of its lines and its changes of state."""
+    """Runs `process` until `terminate` or `kill`; `listener` gets its lines and its changes of state."""
 
     def __init__(self, process: Process, log: LogFile, listener: Listener, backoff: Backoff) -> None:
         self.process = process
@@ -44,19 +43,18 @@ class Child:
         self._backoff = backoff
         self._was_ready = False
         self._stopping = threading.Event()
-        self._guard = threading.Lock()  # "is it stopping?" and the start that follows are one step
+        self._guard = threading.Lock()  # checking for a stop and starting are one step
         self._running: subprocess.Popen[bytes] | None = None
         self._thread = threading.Thread(target=self._keep_alive, name=f"child-{process.name}", daemon=True)
 
     @property
     def pid(self) -> int | None:
-        """The process id, or None between two lives."""
+        """The process id, or None between two runs."""
         running = self._running
         return None if running is None else running.pid
 
     @property
     def log_path(self) -> Path:
-        """Where everything that it writes is kept."""
         return self._log.path
 
     def start(self) -> None:
@@ -64,7 +62,7 @@ class Child:
         self._thread.start()
 
     def terminate(self) -> None:
-        """Tell it to end, for good (SIGTERM)."""
+        """End it for good (SIGTERM)."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
@@ -72,12 +70,12 @@ class Child:
         self._end(signal.SIGKILL)
 
     def crash(self, signum: signal.Signals = signal.SIGKILL) -> None:
-        """Send `signum` as an accident would: when it ends by it, it is started again."""
+        """Send `signum` as a crash would: if it ends, it is restarted."""
         if self._running is not None:
             self._running.send_signal(signum)
 
     def join(self, timeout_s: float | None = None) -> bool:
-        """Wait for the end of a child that was told to end; false while it is still there."""
+        """Wait for a child that was told to end; false if it is still running."""
         if self._thread.ident is not None:  # else it was never started
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
@@ -106,7 +104,7 @@ class Child:
         self._change(State.STOPPED)
 
     def _make(self) -> subprocess.Popen[bytes] | None:
-        """Start the process; None when it is to end."""
+        """Start the process; None if it should end."""
         with self._guard:
             if self._stopping.is_set():
                 return None
@@ -122,7 +120,7 @@ class Child:
         return self._running
 
     def _watch(self, running: subprocess.Popen[bytes]) -> float:
-        """Follow one life to its end; return its length in seconds."""
+        """Follow one run to its end; return its length in seconds."""
         reader = threading.Thread(target=self._read, args=(running.stdout,), daemon=True)
         reader.start()
         start_s = time.monotonic()
@@ -131,7 +129,7 @@ class Child:
                 self._was_ready = True
                 self._change(State.READY, after_s=time.monotonic() - start_s)
                 running.wait()
-        # A grandchild that holds the pipe open must not keep us: what it writes later is nobody's.
+        # A grandchild that holds the pipe open must not keep us waiting: its later output is dropped.
         reader.join(timeout=1.0)
         self._running = None
         return time.monotonic() - start_s

@@ -1,9 +1,9 @@
-"""The folder that local mode lives in: one owner at a time, and a note of what runs for `updraft status`.
+"""The data folder of `updraft up`: one owner at a time, and a note of what runs for `updraft status`.
 
-lock                 held by the supervisor; the kernel frees it, so that a kill leaves nothing to clean up
+lock                 held by the supervisor; the kernel frees it, so a kill leaves nothing to clean up
 state.json           processes and addresses, while the supervisor runs
-logs/<process>.log   everything that the processes write
-redis/ registry/ trainer/ inference/    what each of them keeps; this is what a restart goes on from
+logs/<process>.log   output of the processes
+redis/ registry/ trainer/ inference/    data of each part; a restart continues from it
 """
 
 import fcntl
@@ -21,7 +21,7 @@ _MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un, less the final zero
 
 
 class ProcessState(BaseModel):
-    """One process as `state.json` tells of it."""
+    """One process in `state.json`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -34,13 +34,13 @@ class ProcessState(BaseModel):
 
 
 class StackState(BaseModel):
-    """What `state.json` holds."""
+    """Content of `state.json`."""
 
     model_config = ConfigDict(frozen=True)
 
     pid: int
     created_unix_s: float
-    """Start time of that pid: pids are reused."""
+    """Start time of that pid, because pids are reused."""
     updraft_version: str
     model: str
     speculator: str
@@ -60,7 +60,7 @@ class DataFolder:
         self._state = self.path / "state.json"
 
     def of(self, part: str) -> Path:
-        """Return the folder of one process, made if need be."""
+        """Return the folder of one process, created if needed."""
         folder = self.path / part
         folder.mkdir(exist_ok=True)
         return folder
@@ -71,16 +71,16 @@ class DataFolder:
         path = self.path / "redis.sock"
         if len(os.fsencode(path)) > _MAX_SOCKET_PATH_BYTES:
             raise InvalidInput(
-                f"{self.path} is too long a path for the socket in it (with /redis.sock at most"
+                f"{self.path} is too long for the path of a socket (with /redis.sock at most"
                 f" {_MAX_SOCKET_PATH_BYTES} characters); choose a shorter one with --data"
             )
         return path
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Make the folder and own it; Conflict names the process that does so already."""
+        """Create the folder and own it; Conflict names the process that owns it already."""
         try:
-            # Prompts of users are in it: for this user only.
+            # It holds prompts of users, so only this user may read it.
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.logs.mkdir(exist_ok=True)
             lock = (self.path / "lock").open("a+")
@@ -104,17 +104,17 @@ class DataFolder:
                 self._state.unlink(missing_ok=True)
 
     def write_state(self, state: StackState) -> None:
-        """Replace `state.json`; readers see the old or the new one."""
+        """Replace `state.json`; readers see the old or the new content."""
         partial = self._state.with_suffix(".partial")
         partial.touch(mode=0o600)  # a Redis address may hold a password
         partial.write_text(state.model_dump_json(indent=2) + "\n")
         partial.replace(self._state)
 
     def read_state(self) -> StackState | None:
-        """Return what runs here, or None when nothing does."""
+        """Return the stack that runs here, or None."""
         try:
             state = StackState.model_validate_json(self._state.read_text())
-        except (FileNotFoundError, ValidationError):  # of another version: it does not run any more either
+        except (OSError, ValidationError):  # one of another version does not run any more either
             return None
         return state if _is_alive(state.pid, state.created_unix_s) else None
 

@@ -1,6 +1,6 @@
-"""What a child writes, kept in a file with one predecessor: a year of logs fits on the disk.
+"""Output of a child, kept in a file with one predecessor, so that a year of logs fits on the disk.
 
-A full disk loses lines and says how many, later; it must never stop the child that wrote them.
+A full disk loses lines, and the log later records how many; it must never stop the child that wrote them.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ class LogFile:
         self._file: IO[bytes] | None = None
 
     def write(self, line: bytes) -> None:
-        """Append one line; it is counted as lost when the disk does not take it."""
+        """Append one line, or count it as lost if the disk is full."""
         try:
             file = self._opened(len(line))
             if self._num_lost:

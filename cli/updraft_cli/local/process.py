@@ -1,4 +1,4 @@
-"""What is to be run, and what happens to it: plain data between plan, supervisor and terminal."""
+"""Processes to run and their events: plain data between plan, supervisor and terminal."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,20 +12,18 @@ class Process:
     name: str
     command: tuple[str, ...]
     is_ready: Callable[[], bool]
-    """Whether it serves; asked a few times a second, answers within about a second, never raises."""
+    """Whether it serves; called a few times per second, returns within about a second, never raises."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Added to the supervisor's own environment."""
     start_within_s: float = 180.0
-    """Torch from a cold disk takes a minute on a small machine."""
+    """Loading torch from a cold disk takes a minute on a small machine."""
     stop_within_s: float = 10.0
     """From SIGTERM to SIGKILL."""
     address: str = ""
-    """Where a person finds it."""
+    """Where to find it, for a person."""
 
 
 class State(StrEnum):
-    """Where a child is in its life."""
-
     STARTING = "starting"
     READY = "ready"
     RESTARTING = "restarting"
@@ -36,7 +34,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changed:
-    """A child came to another state."""
+    """A child changed its state."""
 
     process: Process
     state: State

@@ -1,7 +1,6 @@
-"""The whole of local mode on one data folder: claim it, plan, run, and keep a note of what runs.
+"""All processes of local mode on one data folder: claim it, plan, run, and note what runs.
 
-Independent of any terminal: `updraft up` listens to it and waits for Ctrl-C; the demo and the tests use it
-as it is.
+Independent of a terminal: `updraft up` listens and waits for Ctrl-C; the demo and the tests use it directly.
 """
 
 import os
@@ -30,7 +29,7 @@ class Stack:
 
     Raises, with one sentence and nothing left running: Conflict (folder in use, port taken), InvalidInput
     (no model folder, wrong setting), NotFound (no Redis server), Unavailable (a process does not start; its
-    last lines). A data folder used before goes on where it was.
+    last lines). A data folder that was used before continues where it was.
     """
 
     def __init__(self, config: StackConfig, *, listener: Listener = _ignore) -> None:
@@ -50,7 +49,7 @@ class Stack:
             if self.config.redis_url and not plan.is_redis_ready(self.config.redis_url):
                 raise Unavailable("no Redis answers at the address of --redis-url; start it, or leave the option out")
             stages = plan.stages(self.config, self._addresses, self.folder, os.environ)
-            self._supervisor = Supervisor(stages, logs=self.folder.logs, listener=self._hear)
+            self._supervisor = Supervisor(stages, logs=self.folder.logs, listener=self._on_event)
             starting.enter_context(self._supervisor)
             self._exit = starting.pop_all()
         return self
@@ -60,7 +59,7 @@ class Stack:
 
     @property
     def addresses(self) -> Addresses:
-        """Where the parts of the running stack are."""
+        """Addresses of the running stack."""
         if self._addresses is None:
             raise RuntimeError("the stack was not started")
         return self._addresses
@@ -75,7 +74,7 @@ class Stack:
         return self._running.child(name)
 
     def crash(self, name: str) -> None:
-        """Kill a process as an accident would, and return when it is ready again."""
+        """Kill a process as a crash would, and return when it is ready again."""
         self._running.crash(name)
 
     def kill(self) -> None:
@@ -89,13 +88,13 @@ class Stack:
             raise RuntimeError("the stack was not started")
         return self._supervisor
 
-    def _hear(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         if isinstance(event, Changed):
             self._note()
         self._listener(event)
 
     def _note(self) -> None:
-        # On a full disk the note is old and the processes go on; the logs' own gaps tell of it.
+        # On a full disk the note is stale and the processes continue; the logs record the gap.
         with self._writing, suppress(OSError):
             self.folder.write_state(self._state())
 

@@ -1,7 +1,7 @@
-"""Processes in stages: each stage starts when the one before it is ready, and ends before it does.
+"""Processes in stages: each stage starts when the previous one is ready, and stops before it.
 
-Knows nothing of what it runs. Fails fast while starting (a child that ends then is an error with its own
-last words); afterwards every child that ends is started again, and the others are not disturbed.
+While starting, it fails fast: a child that ends is an error with its last lines. Afterwards, a child that ends is restarted,
+and the others are not disturbed.
 """
 
 import random
@@ -17,10 +17,10 @@ from updraft_cli.local.child import Child
 from updraft_cli.local.log_file import LogFile
 from updraft_cli.local.process import Changed, Event, Listener, Process, State
 
-_NUM_LAST_WORDS = 5
+_NUM_LAST_LINES = 5
 
 _KILLED_WITHIN_S = 5.0
-"""SIGKILL works at once, except on a process that waits for a dead disk: then we leave without it."""
+"""SIGKILL works at once, except on a process that waits for a dead disk: then we exit without it."""
 
 
 class Supervisor:
@@ -37,7 +37,7 @@ class Supervisor:
                 Child(
                     process,
                     LogFile(logs / f"{process.name}.log"),
-                    self._hear,
+                    self._on_event,
                     Backoff(initial_s=1.0, cap_s=30.0, rng=rng),
                 )
                 for process in stage
@@ -58,7 +58,7 @@ class Supervisor:
         raise NotFound(f"there is no process {name}; there are {', '.join(c.process.name for c in self.children)}")
 
     def start(self) -> None:
-        """Return when everything is ready; when something cannot start, stop it all and raise Unavailable."""
+        """Return when everything is ready; if something cannot start, stop everything and raise Unavailable."""
         try:
             for stage in self._stages:
                 for child in stage:
@@ -84,7 +84,7 @@ class Supervisor:
             child.kill()
 
     def crash(self, name: str, signum: signal.Signals = signal.SIGKILL) -> None:
-        """Send `signum` to a child as an accident would, and return when it is ready again."""
+        """Send `signum` to a child as a crash would, and return when it is ready again."""
         child = self.child(name)
         restarts = child.num_restarts
         child.crash(signum)
@@ -113,12 +113,12 @@ class Supervisor:
                 ),
                 limit_s,
             )
-        # Failed ones first: the others may only have been given no time.
+        # Failed ones first: the others may just not have had time to start.
         for child in sorted(stage, key=lambda child: child.state is not State.FAILED):
             if child.state is not State.READY:
                 raise Unavailable(_failure(child))
 
-    def _hear(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         self._listener(event)
         if isinstance(event, Changed):
             with self._changed:
@@ -126,6 +126,6 @@ class Supervisor:
 
 
 def _failure(child: Child) -> str:
-    what = child.reason if child.state is State.FAILED else f"was not ready in {child.process.start_within_s:g} s"
-    words = "".join(f"\n  {line}" for line in list(child.last_lines)[-_NUM_LAST_WORDS:])
-    return f"{child.process.name} {what}; it said:{words}\nAll of it: {child.log_path}"
+    problem = child.reason if child.state is State.FAILED else f"was not ready in {child.process.start_within_s:g} s"
+    lines = "".join(f"\n  {line}" for line in list(child.last_lines)[-_NUM_LAST_LINES:])
+    return f"{child.process.name} {problem}; its last lines:{lines}\nThe whole log: {child.log_path}"

@@ -1,16 +1,18 @@
-"""What a person sees of a running stack: who starts, who is ready, and the lines worth reading.
+"""A running stack on a terminal: starts, readiness, and log lines without what the prefix already shows.
 
-The whole of every log is in its file. Here a line loses what the prefix says already, and Redis is not heard
-at all unless it ends.
+The log files have everything. Lines of Redis are shown only there.
 """
 
+import os
 import re
+import shlex
 from contextlib import suppress
 from typing import assert_never
 
 from rich.console import Console
 from rich.text import Text
 
+from updraft_cli.local.folders import data_folder
 from updraft_cli.local.process import Changed, Event, Line, State
 from updraft_cli.local.stack import Stack
 
@@ -24,13 +26,11 @@ _LOG_LINE = re.compile(r"(\d\d:\d\d:\d\d) ([A-Z]+) +[\w-]+: (.*)")
 
 
 class Terminal:
-    """Prints what happens to a stack; `listen` is its listener."""
-
     def __init__(self, console: Console) -> None:
         self._console = console
 
     def listen(self, event: Event) -> None:
-        """Print one event, if it is for a person."""
+        """Print an event, as the listener of a stack."""
         match event:
             case Line():
                 text = _line(event)
@@ -42,27 +42,29 @@ class Terminal:
             self._print(_prefix(event.process.name) + text)
 
     def welcome(self, stack: Stack) -> None:
-        """Say what one can do with a stack that is ready."""
+        """Print how to use a stack that is ready."""
         url = stack.addresses.inference_url
         model = stack.config.model_name or stack.config.model.name
+        is_default = stack.folder.path == data_folder(os.environ)
+        data = "" if is_default else f" --data {shlex.quote(str(stack.folder.path))}"
         request = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Count to ten."}}]}}'
         self._print(
             Text.assemble(
                 ("Ready. ", "bold"),
-                "Ask it something:\n"
+                "Send it a request:\n"
                 f"  curl -s {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{request}'\n"
-                "Look at it from another terminal: `updraft status`, `updraft draft list`.\n"
+                f"Look at it from another terminal:\n  updraft status{data}\n  updraft draft list{data}\n"
                 f"Data and logs are in {stack.folder.path}.\n"
-                "Ctrl-C stops everything; the next start goes on from here.",
+                "Ctrl-C stops everything; the next start continues from here.",
             )
         )
 
-    def say(self, sentence: str) -> None:
-        """Print a sentence of our own."""
+    def print(self, sentence: str) -> None:
+        """Print a sentence."""
         self._print(Text(sentence, "bold"))
 
     def _print(self, text: Text) -> None:
-        # A terminal or pipe that was closed must not take the children with it; rich exits on a broken pipe.
+        # A closed terminal or pipe must not end the children; rich exits on a broken pipe.
         with suppress(OSError, SystemExit):
             self._console.print(text, soft_wrap=True, highlight=False)
 
@@ -90,7 +92,7 @@ def _change(change: Changed) -> Text | None:
             address = f" at {change.process.address}" if change.process.address else ""
             return Text(f"ready in {change.after_s:.1f} s{address}", "bold")
         case State.RESTARTING:
-            return Text(f"{change.reason}; starting it again in {change.after_s:.1f} s", "bold yellow")
+            return Text(f"{change.reason}; restarting in {change.after_s:.1f} s", "bold yellow")
         case State.FAILED:
             return Text(change.reason, "bold red")
         case State.STOPPING:

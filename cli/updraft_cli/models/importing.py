@@ -21,8 +21,9 @@ from updraft_artifacts import model_folder, safetensors_header, transfer
 from updraft_artifacts.digests import tensors_digest, vocabulary_fingerprint
 from updraft_artifacts.safetensors_header import TensorSpan
 from updraft_chassis.errors import Corrupt, InvalidInput
-from updraft_cli.backends import registry
-from updraft_cli.backends.drafts import Draft, draft
+from updraft_cli.backends import registry_client as registry
+from updraft_cli.backends.drafts import Draft
+from updraft_cli.backends.wire import draft
 from updraft_cli.models import published
 
 if TYPE_CHECKING:

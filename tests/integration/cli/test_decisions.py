@@ -134,7 +134,7 @@ def test_a_policy_is_changed_by_flags_and_the_rest_of_it_stays(ask: Run) -> None
         "Version 2 is stable; version 3 is held: it comes without an evaluation: promote it to serve it.",
     ]
     assert ask("rollout", "policy", "-o", "name").output == "canary\n"
-    assert "was like this already" in ask("rollout", "policy", "set", "--confidence", "0.9").output
+    assert "is unchanged" in ask("rollout", "policy", "set", "--confidence", "0.9").output
 
 
 def test_a_policy_that_is_shown_can_be_edited_and_set_again(ask: Run, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_the_list_as_json_is_for_programs(run: Run, address: str) -> None:
 def test_show_tells_origin_judgement_history_and_tensors(run: Run, address: str) -> None:
     output = run("draft", "show", "2", "--registry", address).output
     assert "from version 1, 40 samples, step 7" in output
-    assert re.search(r"[23]\.\d\d tokens a step, [12]\.\d\d with version 1 \(12 held-out requests", output)
+    assert re.search(r"[23]\.\d\d tokens per step, [12]\.\d\d with version 1 \(12 held-out requests", output)
     assert "not served by the pods that are connected now" in output
     assert "stable" in output
     assert "fc.weight" in output
@@ -121,7 +121,8 @@ def test_status_of_a_registry_alone_tells_what_does_not_answer(run: Run, address
     inference = f"http://127.0.0.1:{free_port()}"
     result = run("status", "--registry", address, "--inference", inference)
     assert result.exit_code == 0
-    assert "speculator default serves version 2 on 0 pods" in result.output
+    assert "speculator default\nstable   version 2\n" in result.output
+    assert "pods     none is connected" in result.output
     assert "inference\n  does not answer" in result.output
 
 
@@ -129,7 +130,7 @@ def test_status_of_nothing_is_one_sentence(run: Run) -> None:
     nobody = f"127.0.0.1:{free_port()}"
     result = run("status", "--registry", nobody, "--inference", f"http://{nobody}")
     assert result.exit_code == 1
-    assert "start it all with `updraft up`" in result.output
+    assert "start everything with `updraft up`" in result.output
 
 
 async def _publish(address: str, folder: Path) -> None:

@@ -139,5 +139,5 @@ async def test_ctrl_c_ends_a_watch_without_a_word(tmp_path: Path) -> None:
         first = await line(watching)
         watching.send_signal(signal.SIGINT)
         watched = await end(watching)
-    assert first.startswith('{"speculator": "default", ')
+    assert first.startswith('{"name": "default", ')
     assert (watched.exit_code, watched.err) == (130, "")

@@ -2,10 +2,10 @@ import pytest
 from tests.support.clock import ManualClock
 
 from updraft.registry.v1 import registry_pb2 as pb
-from updraft_cli.cmd.status.scrape import parse
 from updraft_cli.demo.plan import make_plan
 from updraft_cli.demo.recording import Recording
 from updraft_cli.demo.watch import note_serving, note_training, transition
+from updraft_cli.local.scrape import parse
 
 SERVING = """
 updraft_inference_draft_version 3

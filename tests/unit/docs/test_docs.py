@@ -9,7 +9,7 @@ import pytest
 from tools import reference
 
 from updraft_cli.__main__ import cli
-from updraft_cli.kubectl.__main__ import plugin
+from updraft_cli.kubectl import plugin
 
 ROOT = Path(__file__).parents[3]
 PAGES = sorted(

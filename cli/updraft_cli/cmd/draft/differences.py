@@ -1,4 +1,4 @@
-"""What tells two versions apart: their documents field by field, and their weights tensor by tensor."""
+"""The differences between two versions: their documents field by field, and their weights tensor by tensor."""
 
 import json
 from collections.abc import Iterator
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from updraft_cli import output
-from updraft_cli.backends.drafts import Details, Tensor
+from updraft_cli.backends.drafts import DraftDetails, Tensor
 
 _PARTS = ("manifest", "provenance", "evaluation", "traffic", "config")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
-    """One fact about both, in words; empty where one of them lacks it."""
+    """One fact about both, in words; empty if one of them lacks it."""
 
     part: str
     """One of `_PARTS`."""
@@ -23,7 +23,7 @@ class Field:
 
     @property
     def is_equal(self) -> bool:
-        """Whether it tells nothing apart."""
+        """Whether both are the same."""
         return self.old == self.new
 
 
@@ -43,7 +43,7 @@ class TensorPair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """Version `new` against version `old`, with all that is equal too."""
+    """Version `new` against version `old`, with what is equal too."""
 
     speculator: str
     old: int
@@ -57,13 +57,13 @@ class Difference:
         return all(pair.is_equal for pair in self.tensors)
 
 
-def difference(old: Details, new: Details) -> Difference:
+def difference(old: DraftDetails, new: DraftDetails) -> Difference:
     """Compare two versions of a speculator."""
     before, after = dict(_facts(old)), dict(_facts(new))
     return Difference(
         speculator=new.speculator,
-        old=old.draft.version,
-        new=new.draft.version,
+        old=old.draft.version or 0,
+        new=new.draft.version or 0,
         fields=tuple(
             Field(part=part, name=name, old=before.get((part, name), ""), new=after.get((part, name), ""))
             for part, name in _ordered(before, after)
@@ -72,39 +72,41 @@ def difference(old: Details, new: Details) -> Difference:
     )
 
 
-def _facts(details: Details) -> Iterator[tuple[tuple[str, str], str]]:
-    draft, provenance = details.draft, details.provenance
+def _facts(details: DraftDetails) -> Iterator[tuple[tuple[str, str], str]]:
+    draft = details.draft
     yield ("manifest", "phase"), draft.phase
     yield ("manifest", "source"), draft.source
     yield ("manifest", "parent"), str(draft.parent or "none")
-    yield ("manifest", "published"), output.moment(draft.published)
-    yield ("manifest", "size"), output.size(draft.size_bytes)
+    yield ("manifest", "published"), output.timestamp(draft.published) if draft.published else ""
+    yield ("manifest", "size"), "" if draft.size_bytes is None else output.size(draft.size_bytes)
     yield ("manifest", "weights"), draft.digest
     yield ("manifest", "tensors"), details.tensors_digest
     yield ("manifest", "target"), details.target_fingerprint
     yield ("manifest", "tokenizer"), details.tokenizer_fingerprint
     yield ("manifest", "vocabulary"), details.draft_vocabulary_fingerprint
-    yield ("provenance", "samples"), str(draft.samples)
-    yield ("provenance", "step"), str(draft.step)
-    yield ("provenance", "first trace"), provenance.first_trace
-    yield ("provenance", "last trace"), provenance.last_trace
-    yield ("provenance", "trainer's settings"), provenance.config_digest
-    yield ("provenance", "code"), provenance.code_version
+    yield ("provenance", "samples"), "" if draft.samples is None else str(draft.samples)
+    yield ("provenance", "step"), "" if draft.step is None else str(draft.step)
+    if (provenance := details.provenance) is not None:
+        yield ("provenance", "first trace"), provenance.first_trace
+        yield ("provenance", "last trace"), provenance.last_trace
+        yield ("provenance", "trainer settings"), provenance.config_digest
+        yield ("provenance", "code"), provenance.code_version
     if (evaluation := details.evaluation) is not None:
         yield ("evaluation", "requests"), str(evaluation.requests)
-        yield ("evaluation", "tokens a step"), f"{evaluation.candidate_length:.2f}"
-        against = f"version {evaluation.baseline_version}" if evaluation.baseline_version else "no draft"
-        yield ("evaluation", "against"), f"{evaluation.baseline_length:.2f} with {against}"
-        yield ("evaluation", "drafts a step"), f"up to {evaluation.lookahead}"
+        yield ("evaluation", "tokens per step"), f"{evaluation.candidate_length:.2f}"
+        baseline = f"version {evaluation.baseline_version}" if evaluation.baseline_version else "no draft"
+        yield ("evaluation", "baseline"), f"{evaluation.baseline_length:.2f} with {baseline}"
+        yield ("evaluation", "drafts per step"), f"up to {evaluation.lookahead}"
     if draft.acceptance is not None:
-        yield ("traffic", "tokens a step"), f"{draft.acceptance.length:.2f}"
-        yield ("traffic", "accepted by position"), output.percents(draft.acceptance.by_position)
+        yield ("traffic", "tokens per step"), f"{draft.acceptance.length:.2f}"
+        if draft.acceptance.by_position:
+            yield ("traffic", "accepted by position"), output.percents(draft.acceptance.by_position)
     for name, value in _flat(json.loads(details.config or "{}")):
         yield ("config", name), value
 
 
 def _ordered(before: dict[tuple[str, str], str], after: dict[tuple[str, str], str]) -> list[tuple[str, str]]:
-    """All keys, part by part, in the order in which they were told."""
+    """All keys, part by part, in their order of appearance."""
     return sorted(dict.fromkeys((*before, *after)), key=lambda key: _PARTS.index(key[0]))
 
 

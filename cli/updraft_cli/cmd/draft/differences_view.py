@@ -1,4 +1,4 @@
-"""Two versions beside each other on a terminal."""
+"""Two versions side by side on a terminal."""
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -11,13 +11,16 @@ from updraft_cli.cmd.draft.view import shape
 
 
 def rendered(difference: Difference, *, is_wide: bool) -> RenderableType:
-    """What differs; wide, with what is equal too, and digests whole."""
+    """The differences; wide, with what is equal too, and whole digests."""
     fields = [field for field in difference.fields if is_wide or not field.is_equal]
     tensors = [pair for pair in difference.tensors if is_wide or not pair.is_equal]
     parts: list[RenderableType] = []
     if fields:
-        parts += [_fields(difference, fields, is_wide=is_wide), ""]
-    parts.append(_weights(difference))
+        parts.append(_fields(difference, fields, is_wide=is_wide))
+    if difference.tensors:
+        parts += [*([""] if fields else []), _weights(difference)]
+    elif not fields:
+        parts.append("No difference is known.")
     if tensors:
         parts += ["", _tensors(difference, tensors)]
     return Group(*parts)
@@ -25,10 +28,10 @@ def rendered(difference: Difference, *, is_wide: bool) -> RenderableType:
 
 def _fields(difference: Difference, fields: list[Field], *, is_wide: bool) -> Table:
     table = output.table("", "~", f"~version {difference.old}", f"version {difference.new}")
-    told = ""
+    last = ""
     for field in fields:
-        part = field.part if field.part != told else ""
-        told = field.part
+        part = field.part if field.part != last else ""
+        last = field.part
         style = "dim" if field.is_equal else ""
         old, new = (_value(value, is_wide=is_wide) for value in (field.old, field.new))
         table.add_row(Text(part, "bold"), Text(field.name, "dim"), Text(old, style), Text(new, style))

@@ -1,6 +1,6 @@
-"""Draft versions on a terminal."""
+"""Draft versions on a terminal. A column that no row has a value for is left out."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,17 @@ from rich.table import Table
 from rich.text import Text
 
 from updraft_cli import output
-from updraft_cli.backends.drafts import Acceptance, Details, Draft, History, Listing, OfflineEvaluation, Tensor
+from updraft_cli.backends.drafts import (
+    Acceptance,
+    Draft,
+    DraftDetails,
+    DraftList,
+    History,
+    HistoryEntry,
+    KubernetesEvent,
+    OfflineEvaluation,
+    Tensor,
+)
 
 if TYPE_CHECKING:
     from updraft_cli.models.importing import Imported
@@ -24,161 +34,212 @@ _PHASE_STYLES = {
 }
 
 
-def rendered_list(listing: Listing, now: datetime, *, is_wide: bool) -> RenderableType:
-    """All versions: narrow enough for a terminal, or with everything that a row can hold."""
-    if not listing.drafts:
-        return f"No drafts of {listing.speculator} yet. {output.sentence(listing.message)}".rstrip()
-    return _wide_table(listing) if is_wide else _narrow_table(listing, now)
-
-
-def rendered_details(details: Details, now: datetime, *, is_wide: bool) -> RenderableType:
-    """One version; wide, with all digests whole."""
-    parts: list[RenderableType] = [output.facts(_facts(details, now, is_wide=is_wide)), ""]
-    parts += [rendered_history(History(speculator=details.speculator, events=details.history), is_wide=False), ""]
-    return Group(*parts, _tensors(details.tensors, is_wide=is_wide))
-
-
-def rendered_history(history: History, *, is_wide: bool) -> RenderableType:
-    """What happened, oldest first; wide, with the version and the phase before."""
-    if not history.events:
-        return f"Nothing has happened to {history.speculator} yet."
-    columns = ("time (UTC)", ">version", "was", "became", "by", "why")
-    left_out = () if is_wide else _single(history)
-    table = output.table(*(column for column in columns if column not in left_out))
-    for event in history.events:
-        cells: dict[str, str | Text] = {
-            "time (UTC)": output.moment(event.time),
-            ">version": str(event.version or "-"),
-            "was": Text(event.before or "-", "dim"),
-            "became": phase(event.phase) if event.phase else Text("-"),
-            "by": event.actor,
-            "why": event.reason,
-        }
-        table.add_row(*(cell for column, cell in cells.items() if column not in left_out))
+def rendered_list(drafts: DraftList, now: datetime, *, is_wide: bool) -> RenderableType:
+    if not drafts.drafts:
+        where = drafts.speculator or (f"namespace {drafts.namespace}" if drafts.namespace else "any namespace")
+        return f"No drafts of {where} yet. {output.sentence(drafts.message)}".rstrip()
+    columns = _columns(drafts, now, is_wide=is_wide)
+    table = output.table(*columns)
+    for draft in drafts.drafts:
+        table.add_row(*(cell(draft) for cell in columns.values()))
     return table
 
 
+def rendered_details(details: DraftDetails, now: datetime, *, is_wide: bool) -> RenderableType:
+    """One version; wide, with whole digests."""
+    parts: list[RenderableType] = [output.facts(_facts(details, now, is_wide=is_wide))]
+    parts += ["", _entries(details.speculator, details.history, is_wide=False)]
+    if details.tensors:
+        parts += ["", _tensors(details.tensors, is_wide=is_wide)]
+    return Group(*parts)
+
+
+def rendered_history(history: History, *, is_wide: bool) -> RenderableType:
+    """Oldest first; wide, with the version and the phase before, and the Kubernetes Events."""
+    entries = _entries(history.speculator, history.events, is_wide=is_wide)
+    if not is_wide:
+        return entries
+    if history.events_problem:
+        return Group(entries, "", Text(output.sentence(f"Events cannot be read: {history.events_problem}"), "yellow"))
+    if history.kubernetes_events is None:
+        return entries
+    if not history.kubernetes_events:
+        return Group(entries, "", "There are no Events; by default the API server keeps them for an hour.")
+    return Group(entries, "", _kubernetes_events(history.kubernetes_events))
+
+
 def rendered_import(imported: "Imported", *, is_wide: bool) -> RenderableType:
-    """What an import became, and what follows; the same in all widths."""
     draft = imported.draft
     if imported.existed:
         return (
-            f"{imported.speculator} had these weights already: version {draft.version}, {draft.phase}: {draft.reason}"
+            f"{imported.speculator} already has these weights: version {draft.version}, {draft.phase}: {draft.reason}"
         )
-    told = Text(f"Imported as version {draft.version} of {imported.speculator}, ") + phase(draft.phase)
-    more = "" if draft.reason in imported.message else f": {draft.reason}"
-    return told + f"{more}. {output.sentence(imported.message)}"
+    text = Text(f"Imported as version {draft.version} of {imported.speculator}, ") + phase(draft.phase)
+    reason = "" if draft.reason in imported.message else f": {draft.reason}"
+    return text + f"{reason}. {output.sentence(imported.message)}"
 
 
 def phase(name: str, *remarks: str) -> Text:
-    """Return a phase in its colour, and what else is to be said of it."""
+    """Return a phase in its colour, and remarks."""
     return Text(", ".join((name, *filter(None, remarks))), _PHASE_STYLES.get(name, ""))
 
 
 def length(acceptance: Acceptance | None) -> str:
-    """Return the acceptance length, tokens a verify step."""
+    """Return the acceptance length in tokens per verify step."""
     return f"{acceptance.length:.2f}" if acceptance else "-"
 
 
-def _single(history: History) -> tuple[str, ...]:
-    """Columns that say nothing: of one version, its number, and the phase before is the line before."""
-    is_single = len({event.version for event in history.events}) == 1
-    return (">version", "was") if is_single else ("was",)
-
-
-def _narrow_table(listing: Listing, now: datetime) -> Table:
-    table = output.table(">version", "phase", ">accepted", "published", "reason")
-    for draft in listing.drafts:
-        table.add_row(
-            str(draft.version),
-            _phase(draft, listing),
-            length(draft.acceptance),
-            output.ago(draft.published, now),
-            output.cut(draft.reason),
-        )
-    return table
-
-
-def _wide_table(listing: Listing) -> Table:
-    columns = (">samples", ">step", ">size", "source", "digest", "published (UTC)", "reason")
-    table = output.table(">version", "phase", ">accepted", "by position", ">parent", *columns)
-    for draft in listing.drafts:
-        table.add_row(
-            str(draft.version),
-            _phase(draft, listing),
-            length(draft.acceptance),
-            output.percents(draft.acceptance.by_position if draft.acceptance else ()),
-            str(draft.parent or "-"),
-            str(draft.samples),
-            str(draft.step),
-            output.size(draft.size_bytes),
-            draft.source,
-            output.short(draft.digest),
-            output.moment(draft.published),
-            draft.reason,
-        )
-    return table
-
-
-def _phase(draft: Draft, listing: Listing) -> Text:
-    is_pinned = draft.version == listing.pinned
-    return phase(draft.phase, "pinned" if is_pinned else "", "retained" if draft.retained else "")
-
-
-def _facts(details: Details, now: datetime, *, is_wide: bool) -> Iterator[tuple[str, str | Text]]:
-    draft, digest = details.draft, str if is_wide else output.short
-    yield "version", f"{draft.version} of {details.speculator}"
-    retained = "; kept whatever retention says" if draft.retained else ""
-    yield "phase", phase(draft.phase) + f" since {output.moment(draft.since)} UTC{retained}"
-    yield "reason", draft.reason
-    code = f", code {details.provenance.code_version}" if details.provenance.code_version else ""
-    when = f"{output.moment(draft.published)} UTC ({output.ago(draft.published, now)})"
-    yield "published", f"{when}, source {draft.source}{code}"
-    yield "trained", _training(draft)
-    yield "offline", offline(details.evaluation)
-    yield "live", _live(draft.acceptance)
-    yield "weights", f"{output.size(draft.size_bytes)}, {digest(draft.digest)}"
-    yield "tensors", digest(details.tensors_digest)
-    yield "target", digest(details.target_fingerprint)
-    yield "tokenizer", digest(details.tokenizer_fingerprint) or "not said"
-    yield "vocabulary", digest(details.draft_vocabulary_fingerprint)
-
-
-def _training(draft: Draft) -> str:
-    origin = (
-        f"from version {draft.parent}" if draft.parent else "from scratch" if draft.source == "trainer" else "elsewhere"
-    )
-    return f"{origin}, {output.count(draft.samples, 'sample')}, step {draft.step}" if draft.samples else origin
-
-
 def offline(evaluation: OfflineEvaluation | None) -> str:
-    """Return the trainer's comparison in words."""
     if evaluation is None:
         return "not evaluated"
     baseline = f"version {evaluation.baseline_version}" if evaluation.baseline_version else "no draft"
     return (
-        f"{evaluation.candidate_length:.2f} tokens a step, {evaluation.baseline_length:.2f} with {baseline}"
+        f"{evaluation.candidate_length:.2f} tokens per step, {evaluation.baseline_length:.2f} with {baseline}"
         f" ({evaluation.requests} held-out requests, up to {evaluation.lookahead} drafts)"
     )
-
-
-def _live(acceptance: Acceptance | None) -> str:
-    if acceptance is None:
-        return "not served by the pods that are connected now"
-    return (
-        f"{acceptance.length:.2f} tokens a step over {output.count(acceptance.verify_steps, 'step')};"
-        f" accepted by position: {output.percents(acceptance.by_position)}"
-    )
-
-
-def _tensors(tensors: tuple[Tensor, ...], *, is_wide: bool) -> Table:
-    table = output.table("tensor", "type", "shape", "digest")
-    for tensor in tensors:
-        digest = tensor.digest if is_wide else output.short(tensor.digest)
-        table.add_row(tensor.name, tensor.dtype, shape(tensor), digest)
-    return table
 
 
 def shape(tensor: Tensor) -> str:
     """Return `32000 x 576`."""
     return " x ".join(map(str, tensor.shape)) or "scalar"
+
+
+def _columns(drafts: DraftList, now: datetime, *, is_wide: bool) -> dict[str, Callable[[Draft], str | Text]]:
+    cells = _wide_cells() if is_wide else _narrow_cells(now)
+    optional = {
+        "namespace": not drafts.namespace and any(draft.namespace for draft in drafts.drafts),
+        "speculator": not drafts.speculator,
+        "by position": any(draft.acceptance and draft.acceptance.by_position for draft in drafts.drafts),
+        ">loaded": any(draft.pods_loaded is not None for draft in drafts.drafts),
+        ">step": any(draft.step is not None for draft in drafts.drafts),
+        ">size": any(draft.size_bytes is not None for draft in drafts.drafts),
+        "object": any(draft.object for draft in drafts.drafts),
+    }
+    return {name: cell for name, cell in cells.items() if optional.get(name, True)}
+
+
+def _narrow_cells(now: datetime) -> dict[str, Callable[[Draft], str | Text]]:
+    return {
+        "namespace": lambda draft: draft.namespace,
+        "speculator": lambda draft: draft.speculator,
+        ">version": lambda draft: _number(draft.version),
+        "phase": _phase,
+        ">accepted": lambda draft: length(draft.acceptance),
+        ">loaded": lambda draft: f"{_number(draft.pods_loaded)}/{_number(draft.pods_wanted)}",
+        "published": lambda draft: output.ago(draft.published, now) if draft.published else "-",
+        "reason": lambda draft: output.cut(draft.reason),
+    }
+
+
+def _wide_cells() -> dict[str, Callable[[Draft], str | Text]]:
+    return {
+        "namespace": lambda draft: draft.namespace,
+        "speculator": lambda draft: draft.speculator,
+        ">version": lambda draft: _number(draft.version),
+        "phase": _phase,
+        ">accepted": lambda draft: length(draft.acceptance),
+        "by position": lambda draft: output.percents(draft.acceptance.by_position if draft.acceptance else ()),
+        ">loaded": lambda draft: f"{_number(draft.pods_loaded)}/{_number(draft.pods_wanted)}",
+        ">parent": lambda draft: _number(draft.parent or None),
+        ">samples": lambda draft: _number(draft.samples),
+        ">step": lambda draft: _number(draft.step),
+        ">size": lambda draft: "-" if draft.size_bytes is None else output.size(draft.size_bytes),
+        "source": lambda draft: draft.source,
+        "digest": lambda draft: output.short(draft.digest) or "-",
+        "object": lambda draft: draft.object,
+        "published (UTC)": lambda draft: output.timestamp(draft.published) if draft.published else "-",
+        "reason": lambda draft: draft.reason,
+    }
+
+
+def _number(number: int | None) -> str:
+    return "-" if number is None else str(number)
+
+
+def _phase(draft: Draft) -> Text:
+    return phase(draft.phase or "-", "pinned" if draft.pinned else "", "retained" if draft.retained else "")
+
+
+def _facts(details: DraftDetails, now: datetime, *, is_wide: bool) -> Iterator[tuple[str, str | Text]]:
+    draft, digest = details.draft, str if is_wide else output.short
+    yield "version", f"{_number(draft.version)} of {details.speculator}"
+    since = f" since {output.timestamp(draft.since)} UTC" if draft.since else ""
+    retained = "; kept regardless of the retention policy" if draft.retained else ""
+    yield "phase", phase(draft.phase) + f"{since}{retained}"
+    yield "reason", draft.reason
+    code = f", code {details.provenance.code_version}" if details.provenance and details.provenance.code_version else ""
+    when = f"{output.timestamp(draft.published)} UTC ({output.ago(draft.published, now)})" if draft.published else "-"
+    yield "published", f"{when}, source {draft.source}{code}"
+    yield "trained", _training(draft)
+    if details.provenance:
+        yield "offline", offline(details.evaluation)
+    yield "live", _live(draft.acceptance)
+    size = f"{output.size(draft.size_bytes)}, " if draft.size_bytes is not None else ""
+    yield "weights", f"{size}{digest(draft.digest)}"
+    if details.provenance:
+        yield "tensors", digest(details.tensors_digest)
+        yield "target", digest(details.target_fingerprint)
+        yield "tokenizer", digest(details.tokenizer_fingerprint) or "unknown"
+        yield "vocabulary", digest(details.draft_vocabulary_fingerprint)
+    if draft.pods_wanted is not None:
+        yield "loaded", f"on {_number(draft.pods_loaded)} of {draft.pods_wanted} pods"
+
+
+def _training(draft: Draft) -> str:
+    scratch = "from scratch" if draft.source == "trainer" else "elsewhere"
+    origin = f"from version {draft.parent}" if draft.parent else scratch
+    step = f", step {draft.step}" if draft.step is not None else ""
+    return f"{origin}, {output.count(draft.samples, 'sample')}{step}" if draft.samples else origin
+
+
+def _live(acceptance: Acceptance | None) -> str:
+    if acceptance is None:
+        return "not served by the pods that are connected now"
+    steps = f" over {output.count(acceptance.verify_steps, 'step')}" if acceptance.verify_steps else ""
+    positions = f"; accepted by position: {output.percents(acceptance.by_position)}" if acceptance.by_position else ""
+    return f"{acceptance.length:.2f} tokens per step{steps}{positions}"
+
+
+def _entries(speculator: str, entries: tuple[HistoryEntry, ...], *, is_wide: bool) -> RenderableType:
+    if not entries:
+        return f"{speculator} has no history yet."
+    left_out: tuple[str, ...] = ()
+    if not is_wide:  # of one version, the number says nothing; the phase before is the line before
+        is_single = len({entry.version for entry in entries}) == 1
+        left_out = (">version", "was") if is_single else ("was",)
+    columns: dict[str, Callable[[HistoryEntry], str | Text]] = {
+        "time (UTC)": lambda entry: output.timestamp(entry.time),
+        ">version": lambda entry: str(entry.version or "-"),
+        "was": lambda entry: Text(entry.before or "-", "dim"),
+        "became": lambda entry: phase(entry.phase) if entry.phase else Text("-"),
+        "by": lambda entry: entry.actor,
+        "why": lambda entry: entry.reason,
+    }
+    shown = {name: cell for name, cell in columns.items() if name not in left_out}
+    table = output.table(*shown)
+    for entry in entries:
+        table.add_row(*(cell(entry) for cell in shown.values()))
+    return table
+
+
+def _kubernetes_events(events: tuple[KubernetesEvent, ...]) -> Table:
+    table = output.table("time (UTC)", "type", "event", "about", ">times", "message")
+    for event in events:
+        table.add_row(
+            output.timestamp(event.time) if event.time else "-",
+            Text(event.type, "yellow" if event.type == "Warning" else ""),
+            event.reason,
+            f"{event.kind}/{event.name}",
+            str(event.count),
+            event.message,
+        )
+    return table
+
+
+def _tensors(tensors: tuple[Tensor, ...], *, is_wide: bool) -> Table:
+    table = output.table("tensor", "type", "shape", "digest")
+    for tensor in tensors:
+        table.add_row(
+            tensor.name, tensor.dtype, shape(tensor), tensor.digest if is_wide else output.short(tensor.digest)
+        )
+    return table

@@ -1,7 +1,7 @@
-"""What to do about a condition, by its reason: data for `kubectl updraft explain` and for the table in the docs.
+"""Help for each condition, by its reason: data for `kubectl updraft explain` and for the table in the docs.
 
-`{name}`, `{namespace}` and `{part}` (serving, registry, trainer) stand for what it is about. A reason that is not here
-is a newer operator's; its message still says what is.
+`{name}`, `{namespace}` and `{part}` (serving, registry, trainer) are placeholders. A reason that is missing here comes from
+a newer operator; its message still explains it.
 """
 
 from collections.abc import Mapping
@@ -9,244 +9,244 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Advice:
-    """A reason in words."""
-
+class ConditionHelp:
     meaning: str
     action: str = "Nothing to do."
 
 
 _PODS = "-n {namespace} -l updraft.dev/speculator={name},app.kubernetes.io/component={part}"
-_EVENTS = f"`kubectl describe pods {_PODS}` has the scheduler's words at its end."
-_PATIENCE = "Nothing to do but wait; `kubectl updraft status {name} -n {namespace} --watch` shows it come."
-_SUSPENDED = "Set spec.suspend to false to go on."
+_EVENTS = f"`kubectl describe pods {_PODS}` ends with the scheduler's messages."
+_PATIENCE = "Wait; `kubectl updraft status {name} -n {namespace} --watch` shows the progress."
+_SUSPENDED = "Set spec.suspend to false to continue."
 
 PARTS: Mapping[str, str] = {"ServingReady": "serving", "RegistryReady": "registry", "TrainerReady": "trainer"}
-"""The part whose pods a condition is about."""
+"""The part whose pods a condition describes."""
 
-PODS: Mapping[str, Advice] = {
-    "InsufficientGPU": Advice(
-        meaning="No node has as many free GPUs as a pod asks for.",
-        action="Free or add GPU nodes, or ask for fewer: spec.serving.tensorParallelSize, spec.serving.resources,"
-        " spec.serving.replicas. While pods are replaced one at a time no spare GPU is needed: leave"
-        f" spec.serving.rollingUpdate.maxSurge at 0. {_EVENTS}",
+PODS: Mapping[str, ConditionHelp] = {
+    "InsufficientGPU": ConditionHelp(
+        meaning="No node has as many free GPUs as a pod requests.",
+        action="Free or add GPU nodes, or request fewer: spec.serving.tensorParallelSize, spec.serving.resources,"
+        " spec.serving.replicas. With spec.serving.rollingUpdate.maxSurge at 0, pods"
+        f" are replaced one at a time and need no spare GPU. {_EVENTS}",
     ),
-    "Unschedulable": Advice(
-        meaning="The scheduler finds no node for a pod: memory, CPU, taints, node selectors, or a volume in another zone.",
-        action=f"{_EVENTS} Then ask for less (spec.{{part}}.resources), or let it on more nodes (tolerations and"
+    "Unschedulable": ConditionHelp(
+        meaning="The scheduler finds no node for a pod because of memory, CPU, taints, node selectors"
+        " or a volume in another zone.",
+        action=f"{_EVENTS} Then request less (spec.{{part}}.resources), or allow more nodes (tolerations and"
         " nodeSelector in spec.{part}.podTemplate).",
     ),
-    "ImagePullBackOff": Advice(
-        meaning="A node cannot pull an image: a wrong name or tag, or no right to pull it.",
-        action="Correct spec.{part}.image or the chart's image values; for a private registry of images name a pull"
-        f" secret in the chart's imagePullSecrets. `kubectl describe pods {_PODS}` names the image and the answer.",
+    "ImagePullBackOff": ConditionHelp(
+        meaning="A node cannot pull an image: its name or tag is wrong, or the node may not pull it.",
+        action="Correct spec.{part}.image or the chart's image values; for a private image registry, name a pull"
+        f" secret in the chart's imagePullSecrets. `kubectl describe pods {_PODS}` shows the image and the error.",
     ),
-    "OOMKilled": Advice(
-        meaning="A container was killed because it used more memory than its limit, or than the node has.",
-        action="Raise the memory limit in spec.{part}.resources; in serving also fewer requests at once"
-        " (spec.serving.maxRunningRequests) or shorter ones (spec.serving.maxContextTokens) need less.",
+    "OOMKilled": ConditionHelp(
+        meaning="A container was killed because it used more memory than its limit or than the node has.",
+        action="Raise the memory limit in spec.{part}.resources. In serving, fewer concurrent requests"
+        " (spec.serving.maxRunningRequests) or a shorter context (spec.serving.maxContextTokens) also need less.",
     ),
-    "CrashLoopBackOff": Advice(
-        meaning="A container ends soon after it starts, again and again.",
-        action=f"Read its last words: `kubectl logs {_PODS} --all-containers --previous --prefix`. Often it is a wrong"
+    "CrashLoopBackOff": ConditionHelp(
+        meaning="A container repeatedly exits soon after it starts.",
+        action=f"Read its last messages: `kubectl logs {_PODS} --all-containers --previous --prefix`. Often it is a wrong"
         " variable in spec.{part}.env or an argument in spec.serving.args.",
     ),
-    "CreateContainerConfigError": Advice(
-        meaning="A container cannot be started: a Secret, a ConfigMap or an entry of one that it names is missing.",
-        action=f"Make it, or correct its name in the spec. `kubectl describe pods {_PODS}` says which it is.",
+    "CreateContainerConfigError": ConditionHelp(
+        meaning="A container cannot start because a Secret, a ConfigMap or an entry that it names is missing.",
+        action=f"Create it, or correct its name in the spec. `kubectl describe pods {_PODS}` shows which one it is.",
     ),
-    "ModelDownloadFailed": Advice(
+    "ModelDownloadFailed": ConditionHelp(
         meaning="The init container that downloads the target model failed.",
         action="Check spec.targetModel.uri and revision, the token in the Secret of spec.targetModel.secretRef, and that"
-        f" pods may reach the place. Its own words: `kubectl logs {_PODS} -c model --prefix`.",
+        f" pods can reach that address. Its own messages: `kubectl logs {_PODS} -c model --prefix`.",
     ),
-    "ModelLoading": Advice(
-        meaning="Pods run and load the target model.",
-        action=f"{_PATIENCE} A model cache (spec.serving.modelCache) spares each pod its own download.",
+    "ModelLoading": ConditionHelp(
+        meaning="Pods are loading the target model.",
+        action=f"{_PATIENCE} With a model cache (spec.serving.modelCache), pods do not download the model one by one.",
     ),
-    "RollingOut": Advice(
-        meaning="Pods are replaced, because the spec, an image or a setting changed; the others serve meanwhile.",
+    "RollingOut": ConditionHelp(
+        meaning="Pods are being replaced because the spec, an image or a setting changed. The others serve meanwhile.",
         action=_PATIENCE,
     ),
-    "QuotaExceeded": Advice(
+    "QuotaExceeded": ConditionHelp(
         meaning="A ResourceQuota of the namespace does not allow another pod.",
-        action="Raise the quota or ask for less: `kubectl describe resourcequota -n {namespace}` tells used and allowed.",
+        action="Raise the quota or request less: `kubectl describe resourcequota -n {namespace}` shows usage and limits.",
     ),
 }
-"""Reasons that pods give, whichever part they are of."""
+"""Reasons that pods of any part give."""
 
-_NO_REDIS = Advice(
-    meaning="There is no Redis to carry traces from serving to the trainer: it serves, and learns nothing.",
-    action="Name one in spec.traces.redis.urlSecretRef, or give the operator one for all (the chart's redis values). To"
+_NO_REDIS = ConditionHelp(
+    meaning="There is no Redis to carry traces from serving to the trainer, so it serves but does not learn.",
+    action="Name one in spec.traces.redis.urlSecretRef, or configure one for all resources (the chart's redis values). To"
     " serve without learning, set spec.traces.enabled to false.",
 )
 
-_ACCEPTED: Mapping[str, Advice] = {
-    "VersionUnusable": Advice(
-        meaning="spec.rollout.pinnedVersion names a version that was rejected, rolled back or failed: it never serves again.",
-        action="Pin another one of `kubectl updraft versions {name} -n {namespace}`, or `kubectl updraft unpin {name} -n"
-        " {namespace}`. What won last serves meanwhile.",
+_ACCEPTED: Mapping[str, ConditionHelp] = {
+    "VersionUnusable": ConditionHelp(
+        meaning="spec.rollout.pinnedVersion names a version that was rejected, rolled back or failed. It never serves again.",
+        action="Pin another version of `kubectl updraft draft list {name} -n {namespace}`, or run `kubectl updraft draft unpin"
+        " {name} -n {namespace}`. The last promoted version serves meanwhile.",
     ),
-    "InvalidRollout": Advice(
-        meaning="The registry refuses spec.rollout; what it followed before stays in force.",
-        action="Correct the field that the message names.",
+    "InvalidRollout": ConditionHelp(
+        meaning="The registry refuses spec.rollout. The previous policy stays in force.",
+        action="Correct the field named in the message.",
     ),
-    "SpecAccepted": Advice(meaning="The spec is coherent, and what it names is there."),
-    "NameConflict": Advice(
-        meaning="An object that somebody else made has a name that this resource needs.",
-        action="Delete or rename that object (the message names it), or make this AdaptiveSpeculator under another name.",
+    "SpecAccepted": ConditionHelp(meaning="The spec is valid, and everything it names exists."),
+    "NameConflict": ConditionHelp(
+        meaning="Another object has a name that this resource needs.",
+        action="Delete or rename the object that the message names, or give this AdaptiveSpeculator another name.",
     ),
-    "InvalidPodTemplate": Advice(
-        meaning="The API server refuses a pod that spec.serving, spec.trainer or spec.registry asks for.",
+    "InvalidPodTemplate": ConditionHelp(
+        meaning="The API server refuses a pod that spec.serving, spec.trainer or spec.registry describes.",
         action="Correct podTemplate, resources or env; the message is the API server's. `updraft operator plan -f FILE`"
         " tries a spec without applying it.",
     ),
-    "Forbidden": Advice(
-        meaning="The operator may not make an object that this resource needs: a role or an admission policy is against it.",
-        action="Give the operator's role what the message names, or change the policy. The chart grants all that it needs;"
+    "Forbidden": ConditionHelp(
+        meaning="The operator may not create an object that this resource needs: a role or an admission policy forbids it.",
+        action="Add what the message names to the operator's role, or change the policy. The chart grants everything needed;"
         " a role written by hand may lag behind an upgrade.",
     ),
-    "SecretNotFound": Advice(
-        meaning="A Secret that the spec names is not in the namespace, or lacks the entry.",
-        action="Make it (`kubectl create secret generic ... -n {namespace}`), or correct its name or key in the spec.",
+    "SecretNotFound": ConditionHelp(
+        meaning="A Secret named in the spec is not in the namespace, or lacks the entry.",
+        action="Create it (`kubectl create secret generic ... -n {namespace}`), or correct its name or key in the spec.",
     ),
-    "VersionNotFound": Advice(
-        meaning="spec.rollout.pinnedVersion or promotedVersion names a version that the registry does not have. Nothing"
-        " changed.",
-        action="Name another one of `kubectl updraft versions {name} -n {namespace}`, or take the field out of the spec; for"
-        " a pin `kubectl updraft unpin {name} -n {namespace}` does it.",
+    "VersionNotFound": ConditionHelp(
+        meaning="spec.rollout.pinnedVersion or promotedVersion names a version that the registry does not have."
+        " Nothing changed.",
+        action="Name another version of `kubectl updraft draft list {name} -n {namespace}`, or remove the field from the spec;"
+        " `kubectl updraft draft unpin {name} -n {namespace}` removes a pin.",
     ),
     "NoRedis": _NO_REDIS,
 }
 
-_SERVING: Mapping[str, Advice] = {
-    "PodsReady": Advice(meaning="As many inference pods are ready as are wished for."),
+_SERVING: Mapping[str, ConditionHelp] = {
+    "PodsReady": ConditionHelp(meaning="All requested inference pods are ready."),
     **PODS,
-    "Suspended": Advice(meaning="spec.suspend is set: no inference pod runs.", action=_SUSPENDED),
+    "Suspended": ConditionHelp(meaning="spec.suspend is set: no inference pod runs.", action=_SUSPENDED),
 }
 
-_REGISTRY: Mapping[str, Advice] = {
-    "Connected": Advice(meaning="The operator is in touch with the registry."),
-    "Starting": Advice(
+_REGISTRY: Mapping[str, ConditionHelp] = {
+    "Connected": ConditionHelp(meaning="The operator is connected to the registry."),
+    "Starting": ConditionHelp(
         meaning="The registry's pod is starting.",
-        action=f"{_PATIENCE} If it stays so, its volume may not be bound: `kubectl get pvc -n {{namespace}}`.",
+        action=f"{_PATIENCE} If this lasts, its volume may not be bound: `kubectl get pvc -n {{namespace}}`.",
     ),
-    "Unreachable": Advice(
-        meaning="The registry's pod is ready, but the operator cannot reach it. Pods go on with the draft they have.",
-        action="Look for a NetworkPolicy or a mesh between the operator's namespace and port 50051 of Service"
-        " {name}-registry, and at `kubectl logs -n {namespace} {name}-registry-0`.",
+    "Unreachable": ConditionHelp(
+        meaning="The registry's pod is ready, but the operator cannot reach it. Pods keep the draft that they have.",
+        action="Look for a NetworkPolicy or a service mesh between the operator's namespace and port 50051 of Service"
+        " {name}-registry, and read `kubectl logs -n {namespace} {name}-registry-0`.",
     ),
-    "Denied": Advice(
-        meaning="The registry does not take the operator's token: Secret {name}-access was changed after the registry"
+    "Denied": ConditionHelp(
+        meaning="The registry refuses the operator's token because Secret {name}-access was changed after the registry"
         " started.",
-        action="Restart the registry, which reads it anew: `kubectl rollout restart statefulset/{name}-registry"
+        action="Restart the registry, which then reads it again: `kubectl rollout restart statefulset/{name}-registry"
         " -n {namespace}`.",
     ),
-    **{reason: advice for reason, advice in PODS.items() if reason not in {"ModelDownloadFailed", "ModelLoading"}},
+    **{reason: known for reason, known in PODS.items() if reason not in {"ModelDownloadFailed", "ModelLoading"}},
 }
 
-_TRAINER: Mapping[str, Advice] = {
-    "Training": Advice(meaning="The trainer takes traces and learns."),
-    "Suspended": Advice(
-        meaning="spec.suspend or spec.trainer.suspend is set: nothing is learned, serving goes on with what it has.",
-        action="Set spec.suspend and spec.trainer.suspend to false to go on.",
+_TRAINER: Mapping[str, ConditionHelp] = {
+    "Training": ConditionHelp(meaning="The trainer receives traces and learns."),
+    "Suspended": ConditionHelp(
+        meaning="spec.suspend or spec.trainer.suspend is set: nothing is learned, and serving keeps the draft that it has.",
+        action="Set spec.suspend and spec.trainer.suspend to false to continue.",
     ),
-    "Disabled": Advice(
-        meaning="There is no trainer, because serving records no traces: spec.traces.enabled is false.",
-        action="Nothing to do, unless it should learn: then set spec.traces.enabled to true.",
+    "Disabled": ConditionHelp(
+        meaning="There is no trainer because serving records no traces: spec.traces.enabled is false.",
+        action="Nothing to do. To learn from traffic, set spec.traces.enabled to true.",
     ),
     "NoRedis": _NO_REDIS,
-    "Starting": Advice(
+    "Starting": ConditionHelp(
         meaning="The trainer's pod is starting.",
-        action=f"{_PATIENCE} If it stays so, its volume may not be bound: `kubectl get pvc -n {{namespace}}`.",
+        action=f"{_PATIENCE} If this lasts, its volume may not be bound: `kubectl get pvc -n {{namespace}}`.",
     ),
     **PODS,
 }
 
-_ADAPTING: Mapping[str, Advice] = {
-    "Adapting": Advice(meaning="Trainer, traces and registry work: drafts follow the traffic."),
-    "TrainerNotReady": Advice(
-        meaning="Nothing is learned while the trainer is not ready. Serving is not touched.",
-        action="See what TrainerReady says.",
+_ADAPTING: Mapping[str, ConditionHelp] = {
+    "Adapting": ConditionHelp(meaning="Trainer, traces and registry work, so drafts follow the traffic."),
+    "TrainerNotReady": ConditionHelp(
+        meaning="Nothing is learned while the trainer is not ready. Serving is not affected.",
+        action="See TrainerReady.",
     ),
-    "RegistryNotReady": Advice(
+    "RegistryNotReady": ConditionHelp(
         meaning="Nothing can be published while the registry is not ready. Pods keep the draft they have.",
-        action="See what RegistryReady says.",
+        action="See RegistryReady.",
     ),
-    "CaptureUnavailable": Advice(
-        meaning="A pod cannot record what its engine verifies, so nothing is learned from it. Serving is not touched.",
-        action="The message says which hook or setting is missing: most often an engine image of a version that is not"
-        " supported (spec.serving.image). Traces flow again once the pods run one that is.",
+    "CaptureUnavailable": ConditionHelp(
+        meaning="A pod cannot record what its engine verifies, so nothing is learned from its traffic."
+        " Serving is not affected.",
+        action="The message names the missing hook or setting. The usual cause is an engine image of an unsupported version"
+        " (spec.serving.image). Traces flow again once the pods run a supported one.",
     ),
-    "Suspended": Advice(meaning="Suspended: nothing is learned.", action=_SUSPENDED),
+    "Suspended": ConditionHelp(meaning="Suspended: nothing is learned.", action=_SUSPENDED),
 }
 
-_EFFECTIVE: Mapping[str, Advice] = {
-    "Effective": Advice(meaning="Drafts are accepted often enough to be worth their time."),
-    "NoDraft": Advice(
-        meaning="No version serves yet. Answers are right, and no faster than without a draft.",
-        action="The first version comes by itself once the trainer has seen enough traffic;"
-        " `kubectl updraft versions {name} -n {namespace}` lists what there is. A draft that you have can be applied as a"
+_EFFECTIVE: Mapping[str, ConditionHelp] = {
+    "Effective": ConditionHelp(meaning="Drafts are accepted often enough to pay for themselves."),
+    "NoDraft": ConditionHelp(
+        meaning="No version serves yet. Answers are right, and no faster than without speculation.",
+        action="The trainer publishes the first version once it has seen enough traffic;"
+        " `kubectl updraft draft list {name} -n {namespace}` lists the versions. To use a draft of your own, apply a"
         " DraftVersion with source Imported.",
     ),
-    "TooFewSamples": Advice(
-        meaning="Too few verify steps were measured to tell.", action="Nothing to do: it needs traffic."
+    "TooFewSamples": ConditionHelp(
+        meaning="Too few verify steps were measured.", action="Nothing to do: wait for traffic."
     ),
-    "AcceptanceCollapsed": Advice(
-        meaning="Nearly no drafted token is accepted. Answers are right, but speculation gains nothing.",
-        action="Traffic has probably changed: let it learn (is TrainerReady true?), or serve an earlier version:"
-        " `kubectl updraft versions {name} -n {namespace}`, then `kubectl updraft pin {name} N -n {namespace}`.",
+    "AcceptanceCollapsed": ConditionHelp(
+        meaning="Almost no drafted token is accepted. Answers are right, but speculation gains nothing.",
+        action="The traffic has probably changed. Let the draft learn (is TrainerReady true?), or serve an earlier version:"
+        " `kubectl updraft draft list {name} -n {namespace}`, then `kubectl updraft draft pin {name} N -n {namespace}`.",
     ),
-    "DraftNotLoaded": Advice(
-        meaning="Pods do not hold the version that they should serve: it is on its way, or they cannot load it.",
-        action=f"If it lasts, look for their reasons: `kubectl logs {_PODS.replace('{part}', 'serving')} -c inference"
+    "DraftNotLoaded": ConditionHelp(
+        meaning="Pods have not loaded the version that they should serve: they are fetching it, or cannot load it.",
+        action=f"If this lasts, read their logs: `kubectl logs {_PODS.replace('{part}', 'serving')} -c inference"
         " --prefix`.",
     ),
-    "SpeculationDisabled": Advice(
-        meaning="spec.draft.lookahead is 0: nothing is drafted.",
-        action="Nothing to do, unless it should: then set spec.draft.lookahead, for example to 3. That restarts the pods.",
+    "SpeculationDisabled": ConditionHelp(
+        meaning="spec.draft.lookahead is 0, so nothing is drafted.",
+        action="Nothing to do. To speculate, set spec.draft.lookahead, for example to 3. That restarts the pods.",
     ),
-    "Suspended": Advice(meaning="Suspended: nothing is served.", action=_SUSPENDED),
+    "Suspended": ConditionHelp(meaning="Suspended: nothing is served.", action=_SUSPENDED),
 }
 
-_PROGRESSING: Mapping[str, Advice] = {
-    "Complete": Advice(meaning="The version that won last serves everywhere; none is tried."),
-    "Canary": Advice(meaning="A version is tried on a part of the pods, or in turns."),
-    "Waiting": Advice(
-        meaning="A version waits: to be tried, or with strategy Manual for a person.",
-        action="If it waits for a person, decide: `kubectl updraft promote {name} N -n {namespace}`.",
+_PROGRESSING: Mapping[str, ConditionHelp] = {
+    "Complete": ConditionHelp(meaning="The last promoted version serves on all pods, and there is no canary."),
+    "Canary": ConditionHelp(meaning="A version is in canary: on some of the pods, or in turns."),
+    "Waiting": ConditionHelp(
+        meaning="A version waits: for its canary, or with strategy Manual for a person.",
+        action="If it waits for a person, run `kubectl updraft draft promote {name} N -n {namespace}`.",
     ),
-    "Paused": Advice(
-        meaning="spec.rollout.paused is set: the rollout stays where it is. What fails is still rolled back.",
-        action="`kubectl updraft resume {name} -n {namespace}` goes on.",
+    "Paused": ConditionHelp(
+        meaning="spec.rollout.paused is set: the rollout stays where it is. A canary that fails is still rolled back.",
+        action="`kubectl updraft rollout resume {name} -n {namespace}` continues it.",
     ),
-    "Pinned": Advice(
-        meaning="spec.rollout.pinnedVersion is set: exactly that version serves, and newer ones are held.",
-        action="`kubectl updraft unpin {name} -n {namespace}` lets the registry choose again.",
+    "Pinned": ConditionHelp(
+        meaning="spec.rollout.pinnedVersion is set: exactly that version serves, and newer versions are held.",
+        action="`kubectl updraft draft unpin {name} -n {namespace}` ends the pin.",
     ),
-    "Inconclusive": Advice(
+    "Inconclusive": ConditionHelp(
         meaning="A canary reached its deadline without a verdict, and spec.rollout.analysis.onInconclusive is Pause.",
-        action="Decide: `kubectl updraft promote {name} N -n {namespace}`, or pin the stable version. More traffic, more"
-        " time (progressDeadlineSeconds) or fewer minSamples give a verdict next time.",
+        action="Run `kubectl updraft draft promote {name} N -n {namespace}`, or pin the stable version. More traffic, more"
+        " time (progressDeadlineSeconds) or fewer minSamples lead to a verdict next time.",
     ),
-    "CanaryFailed": Advice(
-        meaning="A canary did worse than the stable version, and spec.rollout.autoRollback is false: it waits.",
-        action="Decide: pin the stable version (`kubectl updraft pin {name} N -n {namespace}`), or take the canary after"
-        " all (`kubectl updraft promote {name} N -n {namespace}`).",
+    "CanaryFailed": ConditionHelp(
+        meaning="A canary did worse than the stable version. It waits because spec.rollout.autoRollback is false.",
+        action="Pin the stable version (`kubectl updraft draft pin {name} N -n {namespace}`), or promote the canary"
+        " anyway (`kubectl updraft draft promote {name} N -n {namespace}`).",
     ),
-    "ProgressDeadlineExceeded": Advice(
+    "ProgressDeadlineExceeded": ConditionHelp(
         meaning="A rollout did not end within spec.rollout.progressDeadlineSeconds.",
-        action="`kubectl updraft history {name} -n {namespace}` tells what became of it. Raise the deadline, or lower"
-        " spec.rollout.analysis.minSamples for little traffic.",
+        action="`kubectl updraft draft history {name} -n {namespace}` shows the outcome. Raise the deadline, or"
+        " for little traffic lower spec.rollout.analysis.minSamples.",
     ),
-    "NoVersion": Advice(
-        meaning="There is no version yet to roll out.",
-        action="Nothing to do: the first one needs traffic and a trainer.",
+    "NoVersion": ConditionHelp(
+        meaning="There is no version to roll out yet.",
+        action="Nothing to do: the trainer publishes the first one after enough traffic.",
     ),
 }
 
-ADVICE: Mapping[str, Mapping[str, Advice]] = {
-    "Ready": {"Ready": Advice(meaning="The spec is accepted, pods serve, and the registry answers.")},
+CONDITION_HELP: Mapping[str, Mapping[str, ConditionHelp]] = {
+    "Ready": {"Ready": ConditionHelp(meaning="The spec is accepted, pods serve, and the registry answers.")},
     "Accepted": _ACCEPTED,
     "ServingReady": _SERVING,
     "RegistryReady": _REGISTRY,
@@ -255,20 +255,20 @@ ADVICE: Mapping[str, Mapping[str, Advice]] = {
     "SpeculationEffective": _EFFECTIVE,
     "Progressing": _PROGRESSING,
 }
-"""By condition, then by reason. Ready also has the reasons of the three that it is made of."""
+"""By condition, then by reason. Ready also has the reasons of the three conditions in `READY`."""
 
 READY = ("Accepted", "ServingReady", "RegistryReady")
-"""The conditions that Ready is made of; it has the reason of the first that is not True."""
+"""The conditions that Ready combines; it has the reason of the first one that is not True."""
 
 
-def advice(condition: str, reason: str, *, name: str, namespace: str) -> Advice | None:
-    """Return what a reason of a condition means there, and what to do; None for one that is not known."""
+def condition_help(condition: str, reason: str, *, name: str, namespace: str) -> ConditionHelp | None:
+    """Return the help for a condition's reason; None for an unknown one."""
     sources = (condition, *READY) if condition == "Ready" else (condition,)
     for source in sources:
-        found = ADVICE.get(source, {}).get(reason)
-        if found is not None:
+        known = CONDITION_HELP.get(source, {}).get(reason)
+        if known is not None:
             words = {"name": name, "namespace": namespace, "part": PARTS.get(source, "serving")}
-            return Advice(meaning=found.meaning.format(**words), action=found.action.format(**words))
+            return ConditionHelp(meaning=known.meaning.format(**words), action=known.action.format(**words))
     return None
 
 
@@ -315,4 +315,4 @@ RESTARTS: Mapping[str, tuple[str, ...]] = {
         "registry.bucket",
     ),
 }
-"""Fields of the spec that are in a part's pod template: a change of one replaces its pods."""
+"""Fields of the spec that are in a part's pod template; changing one replaces its pods."""

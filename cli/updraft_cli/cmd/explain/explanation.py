@@ -1,11 +1,12 @@
-"""A speculator in plain sentences: what it does, what is amiss and what to do, what the rollout waits for, what restarts."""
+"""A speculator in plain sentences: what it does, its problems and their fixes, its rollout, and what restarts pods."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from updraft_cli.backends.objects import Condition, Speculator, Version
-from updraft_cli.cmd.explain.condition_help import READY, RESTARTS, advice
+from updraft_cli.backends.drafts import Draft
+from updraft_cli.backends.speculators import Condition, Resource, Speculator
+from updraft_cli.cmd.explain.condition_help import READY, RESTARTS, condition_help
 from updraft_cli.output import ago, count, sentence
 
 
@@ -19,13 +20,13 @@ class Problem:
     message: str
     since: datetime | None
     meaning: str
-    """Empty for a reason that this program does not know."""
+    """Empty for a reason that this version does not know."""
     action: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """All that there is to say; every text is a sentence."""
+    """All of it; every text is a sentence."""
 
     namespace: str
     name: str
@@ -33,75 +34,71 @@ class Explanation:
     problems: tuple[Problem, ...]
     rollout: tuple[str, ...]
     restarts: dict[str, tuple[str, ...]]
-    """Fields of the spec by the part whose pods a change of them replaces."""
+    """Fields of the spec, by the part whose pods a change of them replaces."""
 
 
-def explain(found: Speculator, versions: Iterable[Version], now: datetime) -> Explanation:
-    """Explain a speculator that has these versions."""
+def explain(speculator: Speculator, drafts: Iterable[Draft], now: datetime) -> Explanation:
+    resource = speculator.resource
+    assert resource is not None, "only a cluster has conditions"
     return Explanation(
-        namespace=found.namespace,
-        name=found.name,
-        does=tuple(_does(found, now)),
-        problems=tuple(_problem(found, condition) for condition in _troubled(found)),
-        rollout=tuple(_rollout(found, tuple(versions), now)),
+        namespace=speculator.namespace,
+        name=speculator.name,
+        does=tuple(_does(speculator, resource, now)),
+        problems=tuple(_problem(speculator, condition) for condition in _troubled(resource.conditions)),
+        rollout=tuple(_rollout(speculator, resource, tuple(drafts), now)),
         restarts={part: tuple(f"spec.{field}" for field in fields) for part, fields in RESTARTS.items()},
     )
 
 
-def _does(found: Speculator, now: datetime) -> Iterator[str]:
-    if not found.is_known:
-        yield "No operator has said anything of it yet. Is one running, and does it watch this namespace?"
+def _does(speculator: Speculator, resource: Resource, now: datetime) -> Iterator[str]:
+    if not resource.is_reconciled:
+        yield "No operator has reconciled it yet. Is one running, and does it watch this namespace?"
         return
-    if not found.is_current:
-        yield "The operator has not acted on the last change of the spec yet; what follows is of before."
-    yield from _serving(found)
-    yield from _learning(found, now)
+    if not resource.is_current:
+        yield "The operator has not acted on the last change of the spec yet; the following describes the state before it."
+    yield from _serving(speculator, resource)
+    if resource.trainer_state and not resource.is_suspended:
+        published = f"; it last published {ago(resource.last_published, now)}" if resource.last_published else ""
+        yield f"The trainer is {resource.trainer_state.lower()}{published}."
 
 
-def _serving(found: Speculator) -> Iterator[str]:
-    if found.is_suspended:
+def _serving(speculator: Speculator, resource: Resource) -> Iterator[str]:
+    if resource.is_suspended:
         yield "It is suspended: no pod serves or learns; versions and status stay."
         return
-    pods = found.pods
+    pods = speculator.pods
     wanted = count(pods.ready, "pod") if pods.wanted is None else f"{pods.ready} of {count(pods.wanted, 'pod')}"
-    where = f" at {found.url}" if found.url and pods.ready else ""
-    yield f"It serves {found.target}{where}; {wanted} ready."
-    if (stable := found.versions.stable) is None:
-        yield "No draft serves: answers are right, and no faster than without."
+    where = f" at {resource.url}" if resource.url and pods.ready else ""
+    yield f"It serves {resource.target}{where}; {wanted} ready."
+    if not speculator.stable:
+        yield "No draft serves: answers are right, and no faster than without speculation."
     else:
-        yield f"Version {stable} of the draft serves{_acceptance(found)}."
+        yield f"Version {speculator.stable} of the draft serves{_acceptance(speculator)}."
         if pods.serving_stable is not None and pods.serving_stable < pods.ready:
-            yield f"{count(pods.serving_stable, 'pod')} of {pods.ready} say that they have loaded it."
-    if pods.failed:
-        yield f"{count(pods.failed, 'pod')} in trouble; see the conditions."
+            yield f"{pods.serving_stable} of {count(pods.ready, 'ready pod')} have loaded it."
+    if pods.not_ready:
+        yield f"{count(pods.not_ready, 'pod')} with a problem; see the conditions."
 
 
-def _acceptance(found: Speculator) -> str:
-    acceptance = found.acceptance
-    if not acceptance.stable:
+def _acceptance(speculator: Speculator) -> str:
+    acceptance = speculator.acceptance
+    if acceptance is None:
         return ""
-    over = f" over more than {count(acceptance.verify_steps, 'step')}" if acceptance.verify_steps else ""
-    return f": {acceptance.stable} tokens a verify step{over}"
+    steps = f" over more than {count(acceptance.verify_steps, 'step')}" if acceptance.verify_steps else ""
+    return f": {acceptance.length:.2f} tokens per verify step{steps}"
 
 
-def _learning(found: Speculator, now: datetime) -> Iterator[str]:
-    trainer = found.trainer
-    if trainer.state and not found.is_suspended:
-        published = f"; it last published {ago(trainer.last_published, now)}" if trainer.last_published else ""
-        yield f"The trainer is {trainer.state.lower()}{published}."
-
-
-def _troubled(found: Speculator) -> Iterator[Condition]:
-    """Those that are not True; Ready only if what it was copied from is not there."""
-    parts = {condition.reason for condition in found.conditions if condition.type in READY}
-    for condition in found.conditions:
-        is_copy = condition.type == "Ready" and condition.reason in parts
+def _troubled(conditions: tuple[Condition, ...]) -> Iterator[Condition]:
+    """Yield those that are not True; Ready only if the condition that it copies is not there."""
+    reasons = {condition.reason for condition in conditions if condition.type in READY}
+    for condition in conditions:
+        is_copy = condition.type == "Ready" and condition.reason in reasons
         if condition.status != "True" and not is_copy:
             yield condition
 
 
-def _problem(found: Speculator, condition: Condition) -> Problem:
-    known = advice(condition.type, condition.reason, name=found.name, namespace=found.namespace)
+def _problem(speculator: Speculator, condition: Condition) -> Problem:
+    known = condition_help(condition.type, condition.reason, name=speculator.name, namespace=speculator.namespace)
     return Problem(
         condition=condition.type,
         status=condition.status,
@@ -113,28 +110,27 @@ def _problem(found: Speculator, condition: Condition) -> Problem:
     )
 
 
-def _rollout(found: Speculator, versions: tuple[Version, ...], now: datetime) -> Iterator[str]:
-    wishes = found.wishes
-    if found.rollout.message:
-        yield sentence(found.rollout.message)
-    if wishes.pinned is not None:
-        what = f"Version {wishes.pinned}" if wishes.pinned else "No draft"
-        yield f"{what} is pinned (spec.rollout.pinnedVersion): newer ones are held until it is unpinned."
-    if wishes.paused:
-        yield "It is paused (spec.rollout.paused): nothing new is tried until it is resumed."
-    waiting = [version for version in versions if version.phase in {"pending", "held"}]
-    if waiting and wishes.strategy == "Manual":
+def _rollout(speculator: Speculator, resource: Resource, drafts: tuple[Draft, ...], now: datetime) -> Iterator[str]:
+    if speculator.message:
+        yield sentence(speculator.message)
+    if speculator.pinned is not None:
+        pinned = f"Version {speculator.pinned}" if speculator.pinned else "No draft"
+        yield f"{pinned} is pinned (spec.rollout.pinnedVersion): newer versions are held until the pin ends."
+    if speculator.paused:
+        yield "It is paused (spec.rollout.paused): no new version is tried until it is resumed."
+    waiting = [draft for draft in drafts if draft.phase in {"pending", "held"}]
+    if waiting and speculator.policy.strategy == "manual":
         yield f"With strategy Manual it waits for a person: {_numbers(waiting)} can be promoted."
-    importing = [version.name for version in versions if version.phase == "importing" or version.number is None]
+    importing = [draft.object for draft in drafts if draft.phase == "importing" or draft.version is None]
     if importing:
         yield f"Being imported: {', '.join(importing)}."
-    if (failure := found.last_failure) is not None:
+    if (failure := resource.last_failure) is not None:
         when = f" {ago(failure.time, now)}" if failure.time else ""
-        yield f"Version {failure.version} was found to be no good{when}: {sentence(failure.message or failure.reason)}"
-    if not versions and found.versions.latest is None:
+        yield f"Version {failure.version} failed{when}: {sentence(failure.message or failure.reason)}"
+    if not drafts and not speculator.latest:
         yield "There is no version yet."
 
 
-def _numbers(versions: list[Version]) -> str:
-    numbers = sorted(version.number for version in versions if version.number is not None)
+def _numbers(drafts: list[Draft]) -> str:
+    numbers = sorted(draft.version for draft in drafts if draft.version is not None)
     return f"version{'' if len(numbers) == 1 else 's'} {', '.join(map(str, numbers))}"

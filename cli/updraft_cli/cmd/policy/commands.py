@@ -1,19 +1,18 @@
-"""`updraft rollout policy`: how new versions come to serve; seen, and set from a file, by flags, or both."""
+"""`rollout policy`: how new versions come to serve; shown, and set from a file, by flags, or both."""
 
-import asyncio
 from functools import partial
 from typing import IO, Any
 
 import click
 
-from updraft.registry.v1 import registry_pb2 as pb
 from updraft_cli import output
-from updraft_cli.backends import registry
 from updraft_cli.backends.policy import Policy, read
-from updraft_cli.backends.registry import TIMEOUT_S, Target
-from updraft_cli.cmd import options
+from updraft_cli.backends.protocol import Backend
+from updraft_cli.cmd import arguments, options
+from updraft_cli.cmd.decisions import warn
 from updraft_cli.cmd.durations import DURATION
 from updraft_cli.cmd.policy import view
+from updraft_cli.cmd.program import Group
 from updraft_cli.output import Format
 
 
@@ -23,19 +22,17 @@ class StepType(click.ParamType[dict[str, int]]):
     name = "percent:hold"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, int]:
-        """Check what was typed."""
         percent, colon, hold = str(value).partition(":")
         percent = percent.removesuffix("%")
         if not colon or not percent.isdecimal():
-            self.fail(f"{value!r} is no step; 10:2m is 10 % of the pods for 2 minutes", param, ctx)
+            self.fail(f"{value!r} is not a step; 10:2m means 10 % of the pods for 2 minutes", param, ctx)
         return {"pods_percent": int(percent), "hold_seconds": DURATION.convert(hold, param, ctx)}
 
 
-class PolicyGroup(options.Group):
+class PolicyGroup(Group):
     """A group that shows the policy when no command is named."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put `show` before its options."""
         names_none = not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names)
         is_run = not ctx.resilient_parsing  # a shell that completes wants the commands
         return super().parse_args(ctx, ["show", *args] if names_none and is_run else args)
@@ -52,53 +49,65 @@ FLAGS: dict[str, tuple[str, Any, str]] = {
         click.Choice(["canary", "immediate", "manual"]),
         "Try a version on some pods first, serve it at once, or wait for `updraft draft promote`.",
     ),
-    "analysis.interval_seconds": ("--interval", DURATION, "Least length of one observation, e.g. 30s."),
-    "analysis.min_samples": ("--min-samples", _COUNT, "Requests that a candidate must have served to win."),
+    "analysis.interval_seconds": ("--interval", DURATION, "Minimum length of one observation, e.g. 30s."),
+    "analysis.min_samples": ("--min-samples", _COUNT, "Requests that a candidate must serve before it can win."),
     "analysis.failure_limit": (
         "--failure-limit",
         click.IntRange(0),
-        "Errors and crashes with the candidate that are tolerated.",
+        "Tolerated errors and crashes of the candidate.",
     ),
     "analysis.max_acceptance_regression_percent": (
         "--max-acceptance-regression",
         _PERCENT,
-        "Percent; rolled back once acceptance length is surely down by more.",
+        "Percent; roll back once acceptance length is significantly lower by more than this.",
     ),
     "analysis.max_latency_regression_percent": (
         "--max-latency-regression",
         _PERCENT,
-        "Percent; rolled back once inter-token latency is surely up by more.",
+        "Percent; roll back once inter-token latency is significantly higher by more than this.",
     ),
     "analysis.on_inconclusive": (
         "--on-inconclusive",
         click.Choice(["pause", "rollback", "promote"]),
-        "What a canary without a verdict comes to at the deadline.",
+        "Action at the deadline for a canary without a verdict.",
     ),
     "analysis.dry_run": (
         "--analysis-dry-run/--no-analysis-dry-run",
         bool,
-        "Measure and tell, and decide nothing by it: the steps end in a promotion.",
+        "Measure and report only: the steps always end in a promotion.",
     ),
-    "analysis.confidence": ("--confidence", _SHARE, "1 - this bounds the rate of false promotions, e.g. 0.95."),
+    "analysis.confidence": (
+        "--confidence",
+        _SHARE,
+        "Confidence level, e.g. 0.95; 1 minus it bounds the rate of false promotions.",
+    ),
     "analysis.comparison": (
         "--comparison",
         click.Choice(["auto", "pods", "switchback"]),
-        "Some pods against others, or each pod against itself in turns; auto: turns up to two pods.",
+        "pods: some pods against the others; switchback: each pod alternates; auto: switchback up to two pods.",
     ),
-    "analysis.switchback_seconds": ("--switchback", DURATION, "Length of such a turn, e.g. 20s."),
+    "analysis.switchback_seconds": ("--switchback", DURATION, "Length of a switchback turn, e.g. 20s."),
     "auto_rollback": (
         "--auto-rollback/--no-auto-rollback",
         bool,
-        "Roll back what failed, or leave it where it is for a person.",
+        "Roll back a canary that failed, or leave it for a person.",
     ),
-    "progress_deadline_seconds": ("--deadline", DURATION, "Of a canary as a whole, pauses apart, e.g. 15m."),
-    "max_pods_swapping": ("--max-pods-swapping", click.IntRange(0), "Pods that may swap at once; 0: all."),
-    "revision_history_limit": ("--history-limit", _COUNT, "Versions whose weights are kept besides those in use."),
-    "offline_gate.min_samples": ("--gate-min-samples", click.IntRange(2), "Held-out requests of an evaluation."),
+    "progress_deadline_seconds": ("--deadline", DURATION, "Maximum length of a canary, without pauses, e.g. 15m."),
+    "max_pods_swapping": ("--max-pods-swapping", click.IntRange(0), "Pods that may swap at the same time; 0: all."),
+    "revision_history_limit": (
+        "--history-limit",
+        _COUNT,
+        "Versions whose weights are kept, in addition to those in use.",
+    ),
+    "offline_gate.min_samples": (
+        "--gate-min-samples",
+        click.IntRange(2),
+        "Minimum held-out requests of an evaluation.",
+    ),
     "offline_gate.min_gain_percent": (
         "--gate-min-gain",
         float,
-        "Percent; gain in acceptance length that the offline gate wants to be sure of.",
+        "Percent; minimum gain in acceptance length at the offline gate.",
     ),
     "offline_gate.confidence": ("--gate-confidence", _SHARE, "Confidence of that gain, two-sided."),
 }
@@ -117,71 +126,57 @@ def _parameter(path: str) -> str:
 
 @click.group(cls=PolicyGroup)
 def policy() -> None:
-    """How new versions come to serve. Without a command it is shown."""
+    """The rollout policy: how new versions come to serve. Without a command, show it."""
 
 
-@policy.command()
+@policy.command(needs=("connection",))
+@arguments.speculator
 @options.output()
-@options.target
-def show(target: Target, form: Format) -> None:
-    """The policy in force; `-o yaml` is a file for `updraft rollout policy set --file`. name is the strategy alone."""
-    found = asyncio.run(_policy(target))
+def show(backend: Backend, form: Format) -> None:
+    """Show the policy in force. `-o yaml` is a file for `rollout policy set --file`; name is the strategy alone."""
+    found = backend.rollout(None).policy
     output.show(found, form, names=[found.strategy], rendered=partial(view.rendered, found))
 
 
-@policy.command("set")
+@policy.command("set", needs=("set policy", "connection"))
+@arguments.speculator
 @click.option("-f", "--file", type=click.File(), metavar="FILE", help="The whole policy, in YAML or JSON; - is stdin.")
-@click.option("--default", "is_reset", is_flag=True, help="The registry's own policy.")
+@click.option("--default", "is_reset", is_flag=True, help="Reset to the default policy.")
 @click.option(
     "--step",
     "steps",
     type=StepType(),
     multiple=True,
-    help="Percent of the pods, and how long at least: --step 10:2m --step 50:2m. All given ones replace all there are.",
+    help="Percent of the pods, and minimum time: --step 10:2m --step 50:2m. Replaces all existing steps.",
 )
 @_flags
-@options.target
-def set_(target: Target, file: IO[str] | None, is_reset: bool, steps: tuple[dict[str, int], ...], **flags: Any) -> None:  # noqa: FBT001 - a flag
-    """Change the policy, and print what changed.
+def set_(
+    *, backend: Backend, file: IO[str] | None, is_reset: bool, steps: tuple[dict[str, int], ...], **flags: Any
+) -> None:
+    """Change the policy, and print the changes.
 
-    A file is the whole policy: what it leaves out is the registry's own default. Without one, flags change the policy
-    in force. Both together: the file first.
+    A file is the whole policy: fields that it leaves out get their defaults. Without a file, flags change the policy in
+    force. With both, the file applies first.
     """
     changes = {path: flags[_parameter(path)] for path in FLAGS if flags[_parameter(path)] is not None}
     if steps:
         changes["steps"] = list(steps)
     if file is not None and is_reset:
-        raise click.UsageError("--file and --default both are the whole policy")
+        raise click.UsageError("--file and --default are both a whole policy; name one of them")
     if file is None and not is_reset and not changes:
         raise click.UsageError("nothing to set: name a --file or a flag")
     whole = read(file.read(), file.name) if file else Policy() if is_reset else None
-    before, after, message = asyncio.run(_set(target, whole, changes))
-    for path, old, new in after.changes(before):
-        click.echo(f"{path}: {_told(old)} -> {_told(new)}")
-    if before == after:
-        click.echo(f"The policy of {target.speculator} was like this already.")
-    click.echo(output.sentence(message))
+    result = backend.set_policy(whole, changes)
+    warn(result.warning)
+    for path, old, new in result.after.changes(result.before):
+        click.echo(f"{path}: {_formatted(old)} -> {_formatted(new)}")
+    if result.before == result.after:
+        click.echo(f"The policy of {result.speculator} is unchanged.")
+    click.echo(output.sentence(result.message))
 
 
-async def _policy(target: Target) -> Policy:
-    async with target.connected() as stub:
-        state, _ = await registry.newest(stub, target.speculator)
-    return Policy.from_proto(state.policy)
-
-
-async def _set(target: Target, whole: Policy | None, changes: dict[str, Any]) -> tuple[Policy, Policy, str]:
-    """Set it; return the policy in force before and after, and what follows."""
-    async with target.connected() as stub:
-        state, _ = await registry.newest(stub, target.speculator)
-        before = Policy.from_proto(state.policy)
-        wished = (whole or before).with_changes(changes)
-        request = pb.SetPolicyRequest(speculator=target.speculator, policy=wished.to_proto())
-        state = (await stub.SetPolicy(request, timeout=TIMEOUT_S)).state
-    return before, Policy.from_proto(state.policy), state.message
-
-
-def _told(value: Any) -> str:
-    """A value in a line; a list of steps as one would type it."""
+def _formatted(value: Any) -> str:
+    """A value in one line; a list of steps as one types it."""
     if isinstance(value, list):
         return " ".join(f"{step['pods_percent']}:{step['hold_seconds']}s" for step in value) or "none"
     return "not set" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

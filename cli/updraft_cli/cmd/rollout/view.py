@@ -1,6 +1,6 @@
-"""A rollout on a terminal: one sentence, then candidate and stable beside each other."""
+"""A speculator on a terminal: what serves, what is in canary, and how candidate and stable compare."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from rich.console import Group, RenderableType
@@ -10,20 +10,24 @@ from rich.text import Text
 from updraft_cli import output
 from updraft_cli.backends.drafts import Draft
 from updraft_cli.backends.policy import Step
-from updraft_cli.backends.rollout import Estimate, Status, Trial
+from updraft_cli.backends.speculators import MetricChange, RolloutStatus, Speculator, Trial
 from updraft_cli.cmd.draft.view import length, phase
+from updraft_cli.cmd.follow import Item
 from updraft_cli.cmd.policy import view as policies
 from updraft_cli.output import ago, count
 
-_MARKS = {"hold": "not yet known", "pass": "surely better", "fail": "failed"}
+Fact = tuple[str, str | Text]
+
+_MARKS = {"hold": "not yet known", "pass": "significantly better", "fail": "failed"}
 _STYLES = {"pass": "green", "fail": "red"}
 
 
-def rendered(status: Status, now: datetime, *, is_wide: bool) -> RenderableType:
-    """All of it; wide, with what the registry says of the evidence."""
+def rendered(status: RolloutStatus, now: datetime, *, is_wide: bool) -> RenderableType:
+    """One sentence, then the comparison; wide, with the registry's evidence."""
     parts: list[RenderableType] = [Text(output.sentence(_headline(status)), "bold"), ""]
     if status.trial is not None:
-        parts += [_comparison(status, status.trial), "", output.facts(_trial(status, status.trial, now))]
+        facts = [*_trial(status, status.trial, now), *held(status)]
+        parts += [_comparison(status, status.trial), "", output.facts(facts)]
         if is_wide and status.trial.evidence:
             parts += ["", output.sentence(status.trial.evidence)]
     else:
@@ -31,120 +35,154 @@ def rendered(status: Status, now: datetime, *, is_wide: bool) -> RenderableType:
     return Group(*parts)
 
 
-def _headline(status: Status) -> str:
-    """What the registry says, less the numbers that stand in the table below it."""
-    message = status.message or f"nothing is known of {status.speculator}"
-    if status.trial is None or status.trial.acceptance_length is None:
-        return message
-    return message.replace(status.trial.evidence, status.trial.evidence.partition(": ")[0])
+def items(status: RolloutStatus) -> Sequence[Item]:
+    """During a canary the message counts seconds, which alone are no reason for a line."""
+    trial, draft = status.trial, status.version
+    key: object = (status.stable, status.candidate, status.pinned, status.paused)
+    key = (key, draft and (draft.version, draft.phase))
+    if trial is None:
+        key = (key, status.message)
+    else:
+        pods = status.pods if trial.comparison == "pods" else None
+        key = (key, pods, (trial.step, trial.verdict, trial.slices, trial.failures))
+    return (Item(name=status.name, key=key, value=status, line=message(status)),)
 
 
-def line(status: Status) -> str:
-    """One line for a log: what the registry says."""
-    return status.message or f"nothing is known of {status.speculator}"
+def message(speculator: Speculator) -> str:
+    return speculator.message or f"nothing is known about {speculator.name}"
 
 
-def _comparison(status: Status, trial: Trial) -> Table:
+def stable(speculator: Speculator) -> str:
+    """Return what serves now."""
+    if not speculator.stable:
+        return "no draft"
+    acceptance = f", {length(speculator.acceptance)} tokens per step" if speculator.acceptance else ""
+    return f"version {speculator.stable}{acceptance}"
+
+
+def pods(speculator: Speculator) -> str:
+    """Return how many pods there are, and with which version."""
+    counted, is_cluster = speculator.pods, speculator.resource is not None
+    if not counted.ready and not is_cluster:
+        return "none is connected"
+    texts = [f"{num_pods(speculator)} {'ready' if is_cluster else 'connected'}"]
+    if speculator.stable and counted.serving_stable is not None:
+        texts.append(f"{counted.serving_stable} with version {speculator.stable}")
+    if counted.failed:
+        texts.append(f"{counted.failed} unable to load their version")
+    if counted.not_ready:
+        texts.append(f"{counted.not_ready} with a problem")
+    return ", ".join(texts)
+
+
+def num_pods(speculator: Speculator) -> str:
+    wanted = speculator.pods.wanted
+    return str(speculator.pods.ready) if wanted is None else f"{speculator.pods.ready}/{wanted}"
+
+
+def held(speculator: Speculator) -> Iterator[Fact]:
+    """Yield what a person has set that holds new versions back."""
+    if speculator.pinned is not None:
+        version = f"version {speculator.pinned}" if speculator.pinned else "no draft"
+        yield "pinned", Text(f"{version}{_because(speculator.pin_reason)}", "yellow")
+    if speculator.paused:
+        yield "paused", Text(f"yes{_because(speculator.pause_reason)}", "yellow")
+
+
+def _headline(status: RolloutStatus) -> str:
+    """Return the message without the numbers that the table below it has."""
+    if status.trial is None or status.trial.acceptance_length is None or not status.trial.evidence:
+        return message(status)
+    return message(status).replace(status.trial.evidence, status.trial.evidence.partition(": ")[0])
+
+
+def _comparison(status: Speculator, trial: Trial) -> Table:
     table = output.table("", "candidate", "stable", "change")
-    table.add_row("version", str(trial.candidate), str(trial.baseline))
+    table.add_row("version", str(trial.candidate), str(trial.baseline or "-"))
     if trial.comparison == "pods":
         table.add_row("pods", str(status.pods.serving_candidate), str(status.pods.serving_stable))
-    table.add_row("tokens a step", *_cells(trial.acceptance_length, 1.0, is_up_good=True))
-    table.add_row("ms between tokens", *_cells(trial.inter_token_latency_s, 1000.0, is_up_good=False))
+    table.add_row("tokens per step", *_cells(trial.acceptance_length, 1.0, is_up_good=True))
+    if trial.comparison or trial.inter_token_latency_s:
+        table.add_row("ms between tokens", *_cells(trial.inter_token_latency_s, 1000.0, is_up_good=False))
     return table
 
 
-def _cells(estimate: Estimate | None, factor: float, *, is_up_good: bool) -> tuple[str, str, str | Text]:
-    if estimate is None:
-        return "-", "-", Text("too little seen yet", "dim")
-    numbers = [
-        f"{factor * value:.3g}" if factor > 1 else f"{value:.2f}" for value in (estimate.candidate, estimate.stable)
-    ]
-    return numbers[0], numbers[1], _change(estimate, is_up_good=is_up_good)
+def _cells(change: MetricChange | None, factor: float, *, is_up_good: bool) -> tuple[str, str, str | Text]:
+    if change is None:
+        return "-", "-", Text("not enough data yet", "dim")
+    numbers = [f"{factor * value:.3g}" if factor > 1 else f"{value:.2f}" for value in (change.candidate, change.stable)]
+    return numbers[0], numbers[1], _change(change, is_up_good=is_up_good)
 
 
-def _change(estimate: Estimate, *, is_up_good: bool) -> Text:
-    """The change with its bounds, coloured only where the bounds leave no doubt of the direction."""
-    change = f"{estimate.change_percent:+.1f} %"
-    if estimate.low_percent is None or estimate.high_percent is None:
-        return Text(change) + Text(" (no bounds yet)", "dim")
-    is_up, is_down = estimate.low_percent > 0, estimate.high_percent < 0
+def _change(change: MetricChange, *, is_up_good: bool) -> Text:
+    """Colour it only where the bounds leave no doubt about the direction."""
+    percent = f"{change.change_percent:+.1f} %"
+    if change.low_percent is None or change.high_percent is None:
+        return Text(percent) + Text(" (no bounds yet)", "dim")
+    is_up, is_down = change.low_percent > 0, change.high_percent < 0
     style = ("green" if is_up == is_up_good else "red") if is_up or is_down else ""
-    return Text(change, style) + Text(f" ({estimate.low_percent:+.1f} to {estimate.high_percent:+.1f} %)", "dim")
+    return Text(percent, style) + Text(f" ({change.low_percent:+.1f} to {change.high_percent:+.1f} %)", "dim")
 
 
-def _trial(status: Status, trial: Trial, now: datetime) -> Iterator[tuple[str, str | Text]]:
+def _trial(status: Speculator, trial: Trial, now: datetime) -> Iterator[Fact]:
+    """Yield what is known: a cluster knows the step, and the registry the rest."""
     policy = status.policy
-    tolerated = policy.analysis.failure_limit if policy.analysis else None
-    held = f" for {output.span(step.hold_seconds)}" if (step := _step(status, trial)) else ""
-    since = output.span((now - trial.step_since).total_seconds())
-    yield "step", f"{trial.step} of {trial.steps}: {trial.pods_percent} % of the pods{held}, since {since}"
-    seen = f"{count(trial.requests, 'request')} of the candidate, {count(trial.slices, 'slice')}"
-    yield "evidence", f"{seen}, compared by {trial.comparison}"
-    limit = "" if tolerated is None else f" ({tolerated} tolerated)"
-    yield "failures", Text(f"{trial.failures}{limit}", "red" if trial.failures else "")
-    dry = ", dry run" if policy.analysis and policy.analysis.dry_run else ""
-    yield (
-        "verdict",
-        Text(_MARKS.get(trial.verdict, "-"), _STYLES.get(trial.verdict, "")) + dry,
-    )
-    if policy.progress_deadline_seconds:
-        yield "deadline", _deadline(status, trial, now)
-    yield from _held(status)
+    if trial.step is not None:
+        yield "step", _step(status, trial, now)
+    if trial.requests is not None:
+        evidence = f"{count(trial.requests, 'request')} with the candidate, {count(trial.slices or 0, 'slice')}"
+        yield "evidence", f"{evidence}, compared by {trial.comparison}"
+    if trial.failures is not None:
+        tolerated = policy.analysis.failure_limit if policy.analysis else None
+        limit = "" if tolerated is None else f" ({tolerated} tolerated)"
+        yield "failures", Text(f"{trial.failures}{limit}", "red" if trial.failures else "")
+    if trial.verdict:
+        dry = ", dry run" if policy.analysis and policy.analysis.dry_run else ""
+        yield "verdict", Text(_MARKS.get(trial.verdict, "-"), _STYLES.get(trial.verdict, "")) + dry
+    if policy.progress_deadline_seconds and trial.started is not None:
+        yield "deadline", _deadline(status, policy.progress_deadline_seconds, trial.started, trial.paused_s, now)
 
 
-def _step(status: Status, trial: Trial) -> Step | None:
+def _step(status: Speculator, trial: Trial, now: datetime) -> str:
+    step = _policy_step(status, trial)
+    percent = trial.pods_percent or (step.pods_percent if step else None)
+    pods = f": {percent} % of the pods" if percent else ""
+    held = f" for {output.span(step.hold_seconds)}" if step else ""
+    since = f", since {output.span((now - trial.step_since).total_seconds())}" if trial.step_since else ""
+    return f"{trial.step} of {trial.steps}{pods}{held}{since}"
+
+
+def _policy_step(status: Speculator, trial: Trial) -> Step | None:
     steps = status.policy.steps or ()
-    return steps[trial.step - 1] if trial.step <= len(steps) else None
+    return steps[trial.step - 1] if trial.step and trial.step <= len(steps) else None
 
 
-def _deadline(status: Status, trial: Trial, now: datetime) -> str:
-    """About when; exactly, the message tells, for the registry also stops this clock while there are no pods."""
-    within_s = status.policy.progress_deadline_seconds or 0
-    left_s = within_s - (now - trial.started).total_seconds() + trial.paused_s
+def _deadline(status: Speculator, within_s: int, started: datetime, paused_s: float, now: datetime) -> str:
+    """About when; only the message has it exactly, because this clock also stops while there are no pods."""
+    left_s = within_s - (now - started).total_seconds() + paused_s
     paused = " while not paused" if status.paused else ""
     left = f"{output.span(left_s)} of {output.span(within_s)} left{paused}"
     return f"{left}; then, without a verdict, {policies.at_deadline(status.policy)}"
 
 
-def _rest(status: Status, now: datetime) -> Iterator[tuple[str, str | Text]]:
-    """What there is to say while nothing is tried."""
-    if status.stable:
-        steps = f", {length(status.acceptance)} tokens a step" if status.acceptance else ""
-        yield "stable", f"version {status.stable}{steps}"
-    else:
-        yield "stable", "no draft"
+def _rest(status: RolloutStatus, now: datetime) -> Iterator[Fact]:
+    """Yield the facts while there is no canary."""
+    yield "stable", stable(status)
     if status.version is not None and status.version.version != status.stable:
         yield "newest" if status.version.version == status.latest else "version", _fate(status.version, now)
     if status.previous and status.stable:
-        yield "previous", f"version {status.previous}: a failure falls back to it"
-    yield "pods", _pods(status)
+        yield "previous", f"version {status.previous}: the fallback after a failure"
+    yield "pods", pods(status)
     strategy = status.policy.strategy or ""
     yield "policy", f"{strategy}: {policies.steps(status.policy)}" if strategy == "canary" else strategy
-    yield from _held(status)
+    yield from held(status)
 
 
 def _fate(draft: Draft, now: datetime) -> Text:
-    told = Text(f"version {draft.version}, ") + phase(draft.phase)
-    return told + f" {ago(draft.since, now)}: {draft.reason.removeprefix(f'{draft.phase}: ')}"
+    when = f" {ago(draft.since, now)}" if draft.since else ""
+    text = Text(f"version {draft.version}, ") + phase(draft.phase)
+    return text + f"{when}: {draft.reason.removeprefix(f'{draft.phase}: ')}"
 
 
-def _pods(status: Status) -> str:
-    pods = status.pods
-    if not pods.connected:
-        return "none is connected"
-    serving = f", {pods.serving_stable} with the stable version" if status.stable else ""
-    failed = f", {pods.failed} could not load what they should" if pods.failed else ""
-    return f"{pods.connected} connected{serving}{failed}"
-
-
-def _held(status: Status) -> Iterator[tuple[str, str | Text]]:
-    if status.pinned is not None:
-        what = f"version {status.pinned}" if status.pinned else "no draft"
-        yield "pinned", Text(f"{what}{_why(status.pin_reason)}", "yellow")
-    if status.paused:
-        yield "paused", Text(f"yes{_why(status.pause_reason)}", "yellow")
-
-
-def _why(reason: str) -> str:
+def _because(reason: str) -> str:
     return f": {reason}" if reason else ""

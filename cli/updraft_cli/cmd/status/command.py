@@ -1,37 +1,36 @@
-"""`updraft status`."""
+"""`status`."""
 
-import asyncio
+from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 
 import click
 
 from updraft_cli import output
-from updraft_cli.backends.registry import Target
-from updraft_cli.cmd import options
+from updraft_cli.backends.protocol import Backend
+from updraft_cli.cmd import arguments, options
+from updraft_cli.cmd.follow import View, follow
+from updraft_cli.cmd.program import Command
 from updraft_cli.cmd.status import view
-from updraft_cli.cmd.status.gather import gather
-from updraft_cli.local.data_folder import DataFolder
 from updraft_cli.output import Format
 
-_INFERENCE_URL = "http://127.0.0.1:8000"
 
+@click.command(cls=Command, needs=("status", "listing", "connection"))
+@arguments.speculator
+@click.option("-w", "--watch", "is_watched", is_flag=True, help="Show every change, until Ctrl-C.")
+@options.output()
+def status(backend: Backend, form: Format, is_watched: bool) -> None:  # noqa: FBT001 - a flag
+    """Show what runs, which draft serves, and how well.
 
-@click.command()
-@click.option(
-    "--inference",
-    metavar="URL",
-    help=f"Inference process to look at.  [default: that of `updraft up`, else {_INFERENCE_URL}]",
-)
-@options.output("table", "wide", "json", "yaml")
-@options.connection
-def status(connection: Target, inference: str | None, form: Format, data: Path) -> None:
-    """What runs, which draft serves, how it does.
-
-    Acceptance is counted since the start of the pods that now serve. "accepted" is tokens a verify step; "by
-    position" is the share of the drafts proposed as the 1st, 2nd, ... of a verify step that was accepted.
+    Without NAME, all speculators. Acceptance is counted since the start of the pods that serve now: "accepted" is tokens
+    per verify step; "by position" is the share of the drafts proposed as the 1st, 2nd, ... of a verify step that was
+    accepted. wide adds process ids and logs, and in a cluster every condition. With --watch, a terminal is redrawn in
+    place, and in a pipe each change is one line (-o json: one object per line).
     """
-    state = DataFolder(data).read_state()
-    url = inference or (state.inference_url if state else _INFERENCE_URL)
-    found = asyncio.run(gather(state, connection, url))
-    output.show(found, form, names=(), rendered=partial(view.rendered, found))
+    if is_watched:
+        shown = View(items=view.items, rendered=view.rendered)
+        follow(backend.watch_installation(), shown, form, is_last=lambda _: False)
+    installation = backend.installation()
+    names = [
+        output.speculator_name(speculator.name, speculator.namespace) for speculator in installation.speculators or ()
+    ]
+    output.show(installation, form, names=names, rendered=partial(view.rendered, installation, datetime.now(UTC)))

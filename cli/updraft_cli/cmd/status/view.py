@@ -1,40 +1,74 @@
-"""The status of an installation on a terminal."""
+"""Everything that runs, on a terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import datetime
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from updraft_cli import output
+from updraft_cli.backends.installation import Installation, LocalProcesses, ProcessStatus, Serving, Training
+from updraft_cli.backends.speculators import Condition, Resource, ServedVersion, Speculator
 from updraft_cli.cmd.draft.view import length, phase
-from updraft_cli.cmd.status.gather import Process, Serving, Speculator, Status, Training
+from updraft_cli.cmd.follow import Item
+from updraft_cli.cmd.rollout.view import Fact, held, message, num_pods, pods, stable
+from updraft_cli.output import ago
 
 _STATE_STYLES = {"ready": "green", "starting": "yellow", "restarting": "yellow", "failed": "red"}
+CONDITION_STYLES = {"True": "green", "False": "red", "Unknown": "yellow"}
 
 
-def rendered(status: Status, *, is_wide: bool) -> RenderableType:
-    """All of it, part by part; wide, with process ids and logs."""
+def rendered(installation: Installation, now: datetime, *, is_wide: bool) -> RenderableType:
+    """Part by part; wide, with process ids and logs, and every condition."""
     lines: list[RenderableType] = []
-    for part in _parts(status, is_wide=is_wide):
+    for part in _parts(installation, now, is_wide=is_wide):
         lines += ["", *part] if lines else part
     return Group(*lines)
 
 
-def _parts(status: Status, *, is_wide: bool) -> Iterator[list[RenderableType]]:
-    if status.processes:
-        yield [_processes(status.processes, is_wide=is_wide)]
-    if status.speculators is None:
+def items(installation: Installation) -> Sequence[Item]:
+    return tuple(
+        Item(name=_title(speculator), key=_key(speculator), value=speculator, line=line(speculator))
+        for speculator in installation.speculators or ()
+    )
+
+
+def line(speculator: Speculator) -> str:
+    """Return one line for a log: name, readiness, pods, versions, reason."""
+    candidate = f", candidate version {speculator.candidate}" if speculator.candidate else ""
+    serves = f"serves version {speculator.stable}" if speculator.stable else "serves no draft"
+    count = f"{num_pods(speculator)} pods {'ready' if speculator.resource else 'connected'}"
+    ready = f" {_readiness(speculator.resource)}" if speculator.resource else ""
+    return f"{_title(speculator)}{ready}, {count}, {serves}{candidate}: {_why(speculator)}"
+
+
+def _parts(installation: Installation, now: datetime, *, is_wide: bool) -> Iterator[list[RenderableType]]:
+    local, speculators = installation.local, installation.speculators
+    if local is not None and local.processes:
+        yield [_processes(local.processes, is_wide=is_wide)]
+    if speculators is None:
         yield [Text("The registry does not answer.", "yellow")]
-    elif not status.speculators:
-        yield ["The registry knows no drafts yet."]
-    for speculator in status.speculators or ():
-        yield list(_speculator(speculator))
-    yield list(_facts("inference", _serving(status.serving)))
-    yield list(_facts("trainer", _training(status.training)))
+    elif not speculators and local is not None:
+        yield ["The registry has no drafts yet."]
+    elif not speculators:
+        where = f"namespace {installation.namespace}" if installation.namespace else "any namespace"
+        yield [f"There is no AdaptiveSpeculator in {where}."]
+    elif len(speculators) > 1 and local is None and not is_wide:
+        yield [_rows(installation.namespace, speculators)]
+    else:
+        for speculator in speculators:
+            yield _block(speculator, now, is_wide=is_wide)
+    if local is not None:
+        yield from _local(local)
 
 
-def _processes(processes: tuple[Process, ...], *, is_wide: bool) -> Table:
+def _local(local: LocalProcesses) -> Iterator[list[RenderableType]]:
+    for part, facts in (("inference", _serving(local.serving)), ("trainer", _training(local.training))):
+        yield [Text(part, "bold"), *(f"  {fact}" for fact in facts)]
+
+
+def _processes(processes: tuple[ProcessStatus, ...], *, is_wide: bool) -> Table:
     more = (">pid", "log") if is_wide else ()
     table = output.table("process", "state", ">restarts", "address", *more)
     for process in processes:
@@ -48,20 +82,72 @@ def _processes(processes: tuple[Process, ...], *, is_wide: bool) -> Table:
     return table
 
 
-def _speculator(speculator: Speculator) -> Iterator[RenderableType]:
-    serves = f"serves version {speculator.stable}" if speculator.stable else "serves without a draft"
-    candidate = f", tries version {speculator.candidate}" if speculator.candidate else ""
-    pinned = "" if speculator.pinned is None else f", pinned to {speculator.pinned}"
-    pods = output.count(speculator.pods, "pod")
-    yield Text.assemble(
-        (f"speculator {speculator.name}", "bold"), f" {serves}{candidate}{pinned} on {pods}: {speculator.message}"
-    )
+def _rows(namespace: str, speculators: tuple[Speculator, ...]) -> Table:
+    columns = ("name", "ready", "stable", "candidate", ">pods", ">accepted", "trainer", "why")
+    table = output.table(*(("namespace",) if not namespace else ()), *columns)
+    for speculator in speculators:
+        table.add_row(
+            *((speculator.namespace,) if not namespace else ()),
+            speculator.name,
+            _state(speculator.resource),
+            str(speculator.stable or "-"),
+            str(speculator.candidate or "-"),
+            num_pods(speculator),
+            length(speculator.acceptance),
+            (speculator.resource.trainer_state.lower() if speculator.resource else "") or "-",
+            output.cut(_why(speculator)),
+        )
+    return table
+
+
+def _block(speculator: Speculator, now: datetime, *, is_wide: bool) -> list[RenderableType]:
+    title = Text(f"speculator {speculator.name}", "bold")
+    if speculator.resource is not None:
+        title = Text(f"{speculator.name} in namespace {speculator.namespace}: ", "bold") + _state(speculator.resource)
+    parts: list[RenderableType] = [title, output.facts(_facts(speculator, now, is_wide=is_wide))]
+    if speculator.traffic:
+        parts.append(_traffic(speculator.traffic))
+    if is_wide and speculator.resource is not None and speculator.resource.conditions:
+        parts += ["", _conditions(speculator.resource.conditions, now)]
+    return parts
+
+
+def _facts(speculator: Speculator, now: datetime, *, is_wide: bool) -> Iterator[Fact]:
+    resource = speculator.resource
+    if resource is not None:
+        yield "why", _why(speculator)
+    yield "stable", stable(speculator)
+    if speculator.candidate:
+        yield "candidate", _candidate(speculator)
+    elif speculator.message or resource is None:
+        yield "rollout", message(speculator)
+    yield from held(speculator)
+    yield "pods", pods(speculator)
     if speculator.capture_problem:
-        yield Text(f"nothing is captured by {speculator.capture_problem}", "yellow")
-    if not speculator.traffic:
+        yield "capture", Text(f"nothing is captured by {speculator.capture_problem}", "yellow")
+    if resource is None:
         return
+    published = f", published {ago(resource.last_published, now)}" if resource.last_published else ""
+    yield "trainer", f"{resource.trainer_state.lower() or '-'}{published}"
+    if (failure := resource.last_failure) is not None:
+        when = f" {ago(failure.time, now)}" if failure.time else ""
+        yield "last failure", Text(f"version {failure.version}{when}: {failure.message or failure.reason}", "red")
+    if is_wide:
+        yield "target", f"{resource.target}, engine {resource.engine}"
+        yield "clients", resource.url or "-"
+
+
+def _candidate(speculator: Speculator) -> str:
+    trial = speculator.trial
+    step = f", step {trial.step} of {trial.steps}" if trial and trial.step and trial.steps else ""
+    change = trial.acceptance_length if trial else None
+    measured = f", {change.candidate:.2f} tokens per step" if change else ""
+    return f"version {speculator.candidate}{step}{measured}: {speculator.message or 'in canary'}"
+
+
+def _traffic(traffic: tuple[ServedVersion, ...]) -> Table:
     table = output.table(">version", "phase", ">accepted", "by position", ">verify steps", ">tokens")
-    for row in speculator.traffic:
+    for row in traffic:
         table.add_row(
             str(row.version),
             phase(row.phase),
@@ -70,13 +156,54 @@ def _speculator(speculator: Speculator) -> Iterator[RenderableType]:
             str(row.acceptance.verify_steps),
             str(row.acceptance.tokens),
         )
-    yield table
+    return table
 
 
-def _facts(part: str, facts: list[str]) -> Iterator[RenderableType]:
-    yield Text(part, "bold")
-    for fact in facts:
-        yield f"  {fact}"
+def _conditions(conditions: tuple[Condition, ...], now: datetime) -> Table:
+    table = output.table("condition", "status", "reason", "since", "message")
+    for condition in conditions:
+        table.add_row(
+            condition.type,
+            Text(condition.status, CONDITION_STYLES.get(condition.status, "")),
+            condition.reason,
+            ago(condition.since, now) if condition.since else "-",
+            condition.message,
+        )
+    return table
+
+
+def _title(speculator: Speculator) -> str:
+    return f"{speculator.namespace}/{speculator.name}" if speculator.namespace else speculator.name
+
+
+def _key(speculator: Speculator) -> object:
+    """A registry counts traffic, and during a canary the seconds of its message: neither is worth a line."""
+    if speculator.resource is not None:
+        return speculator
+    told = "" if speculator.candidate else speculator.message
+    return speculator.stable, speculator.candidate, speculator.pinned, speculator.paused, speculator.pods, told
+
+
+def _state(resource: Resource | None) -> Text:
+    ready = resource.condition("Ready") if resource else None
+    return Text(_readiness(resource), CONDITION_STYLES.get(ready.status if ready else "Unknown", ""))
+
+
+def _readiness(resource: Resource | None) -> str:
+    ready = resource.condition("Ready") if resource else None
+    if ready is None:
+        return "not reconciled yet"
+    return "ready" if ready.status == "True" else f"not ready ({ready.reason})"
+
+
+def _why(speculator: Speculator) -> str:
+    resource = speculator.resource
+    if resource is None:
+        return message(speculator)
+    if (ready := resource.condition("Ready")) is None:
+        return "no operator has reconciled it yet"
+    before = "" if resource.is_current else "before the last change of the spec: "
+    return f"{before}{ready.message or ready.reason}"
 
 
 def _serving(serving: Serving | None) -> list[str]:
@@ -87,19 +214,19 @@ def _serving(serving: Serving | None) -> list[str]:
         f"draft version {serving.draft_version}, {output.count(serving.swaps, 'swap')} since its start",
         f"{output.count(serving.running_requests, 'request')} running, {serving.queued_requests} waiting",
         f"{output.count(serving.output_tokens, 'token')} so far",
-        f"tokens a verify step, mean of requests: {_lengths(serving.acceptance_length)}",
+        f"tokens per verify step, mean over requests: {_lengths(serving.acceptance_length)}",
         *_lookahead(serving),
-        f"{output.count(serving.captured, 'trace')} captured, {f'not kept: {dropped}' if dropped else 'none lost'}",
+        f"{output.count(serving.captured, 'trace')} captured, {f'dropped: {dropped}' if dropped else 'none lost'}",
     ]
 
 
 def _lookahead(serving: Serving) -> Iterator[str]:
     for drafter, by_position in serving.expected_survival.items():
         rates = ", ".join(f"{position}: {100 * rate:.0f} %" for position, rate in by_position.items())
-        yield f"{drafter} drafts expected to be kept, by their number: {rates}"
+        yield f"expected acceptance of {drafter} drafts, by position: {rates}"
     if serving.verify_ms:
         costs = ", ".join(f"{rows}: {ms:.1f} ms" for rows, ms in serving.verify_ms.items())
-        yield f"a verify step, by rows: {costs}"
+        yield f"time per verify step, by number of rows: {costs}"
 
 
 def _training(training: Training | None) -> list[str]:
@@ -109,8 +236,8 @@ def _training(training: Training | None) -> list[str]:
     steps = output.count(training.optimizer_steps, "optimizer step")
     return [
         f"{steps} since its start on {output.count(training.trained_tokens, 'token')}{loss}",
-        f"samples taken: {_pairs(training.samples) or 'none yet'}",
-        f"held-out tokens a verify step: {_lengths(training.acceptance_length)}",
+        f"samples admitted: {_pairs(training.samples) or 'none yet'}",
+        f"tokens per verify step on held-out requests: {_lengths(training.acceptance_length)}",
         f"published: {_pairs(training.published) or 'nothing yet'}",
     ]
 

@@ -7,7 +7,7 @@ from tests.support.manifests import CONFIG_WITHOUT_REDIS, speculator
 from tests.support.observed import connected, observed, pod, ready_pods, traffic, version, workload
 
 from updraft.registry.v1 import registry_pb2 as pb
-from updraft_cli.cmd.explain.condition_help import ADVICE
+from updraft_cli.cmd.explain.condition_help import CONDITION_HELP
 from updraft_operator.planning.conditions import UndatedCondition, conditions
 from updraft_operator.planning.objects import Ref
 from updraft_operator.planning.observed import ConnectionState, Refusal, RegistryView
@@ -210,12 +210,12 @@ def test_every_reason_has_a_world(kind: str, status: str, reason: str, world: di
 
 def test_every_reason_that_is_given_is_explained_to_people() -> None:
     given = {(verdict.type, verdict.reason) for *_, world in CASES for verdict in _verdicts(**world).values()}
-    told = {(kind, reason) for kind, reasons in ADVICE.items() for reason in reasons}
+    told = {(kind, reason) for kind, reasons in CONDITION_HELP.items() for reason in reasons}
     assert {pair for pair in given if pair[0] != "Ready"} - told == set()
 
 
 def test_conditions_come_in_the_order_in_which_a_person_asks() -> None:
-    assert [each.type for each in conditions(observed())] == list(ADVICE)
+    assert [each.type for each in conditions(observed())] == list(CONDITION_HELP)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,73 @@
+"""Everything that runs, as plain values: speculators, and for `updraft up` its processes, serving and training."""
+
+from dataclasses import dataclass
+
+from updraft_cli.backends.speculators import Speculator
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessStatus:
+    """One process of `updraft up`."""
+
+    name: str
+    state: str
+    pid: int | None
+    restarts: int
+    address: str
+    log: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """Counts of the inference process, since its start."""
+
+    draft_version: int
+    swaps: int
+    running_requests: int
+    queued_requests: int
+    output_tokens: int
+    acceptance_length: dict[str, float]
+    """Tokens per verify step by drafter, mean over requests."""
+    expected_survival: dict[str, dict[str, float]]
+    """By drafter and position: probability that the drafts up to there are accepted; the lookahead follows it."""
+    verify_ms: dict[str, float]
+    """Milliseconds per verify step, by the number of rows."""
+    captured: int
+    capture_dropped: dict[str, int]
+    """Dropped traces by reason."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """Counts of the trainer, since its start."""
+
+    optimizer_steps: int
+    trained_tokens: int
+    samples: dict[str, int]
+    """Samples admitted, by split: for training, for evaluation."""
+    loss: float | None
+    acceptance_length: dict[str, float]
+    """Tokens per verify step on held-out requests, of candidate and baseline."""
+    published: dict[str, int]
+    """Published candidates by outcome."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalProcesses:
+    """The processes on this machine, besides the registry's state; None: it does not answer."""
+
+    processes: tuple[ProcessStatus, ...]
+    serving: Serving | None
+    training: Training | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installation:
+    """One look at everything that runs."""
+
+    namespace: str = ""
+    """Empty: of all namespaces, or of a registry."""
+    speculators: tuple[Speculator, ...] | None
+    """None: the registry does not answer."""
+    local: LocalProcesses | None = None
+    """None: it runs in a cluster."""

@@ -1,0 +1,113 @@
+"""The registry as the command line uses it: short calls with deadlines, one sentence when nobody answers."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import grpc
+import grpc.aio
+
+from updraft.registry.v1 import registry_pb2 as pb
+from updraft.registry.v1.registry_pb2_grpc import RegistryStub
+from updraft_chassis import rpc
+from updraft_chassis.credentials import Credentials
+from updraft_chassis.errors import Conflict, Forbidden, Unauthenticated, Unavailable
+
+if TYPE_CHECKING:
+    from updraft.registry.v1.registry_pb2_grpc import RegistryAsyncStub
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+
+TIMEOUT_S = 5.0
+"""A person waits at the other end; every call but a transfer is a look into a small database."""
+
+_PAGE_SIZE = 200
+_HISTORY_LIMIT = 1000
+
+# What gRPC says when no connection comes about, and what that means to a person. The registry itself answers in
+# sentences of its own.
+_NO_CONNECTION = {
+    "WRONG_VERSION_NUMBER": "it does not speak TLS there; leave out --ca-file",
+    "CERTIFICATE_VERIFY_FAILED": "its certificate is not one of the CA that --ca-file names",
+    "Hostname Verification": "its certificate is for another host name than this address",
+    "Socket closed": "it hung up before it said anything; it may ask for TLS (--ca-file) or for a certificate of ours",
+    "Connection reset": "it hung up before it said anything; it may ask for TLS (--ca-file) or for a certificate of ours",
+    "failed to connect": "",
+    "errors resolving": "",
+}
+
+
+@asynccontextmanager
+async def connected(address: str, credentials: Credentials | None = None) -> AsyncIterator["RegistryAsyncStub"]:
+    """Yield the registry at `address`; calls in the block raise `UpdraftError`s."""
+    try:
+        async with rpc.channel(address, credentials) as channel:
+            with rpc.errors():
+                yield RegistryStub(channel)
+    except Unavailable as error:
+        raise Unavailable(_away(address, error), error.retry_after_s) from error
+    except (Unauthenticated, Forbidden) as error:
+        raise type(error)(f"{error} (--token-file, UPDRAFT_TOKEN_FILE)") from error
+
+
+async def listing(registry: "RegistryAsyncStub", speculator: str) -> pb.ListResponse:
+    """Return all versions of `speculator` ("": of all), newest first, and the speculators' states."""
+    request = pb.ListRequest(speculator=speculator, page_size=_PAGE_SIZE)
+    whole = await registry.List(request, timeout=TIMEOUT_S)
+    request.page_token = whole.next_page_token
+    while request.page_token:
+        page = await registry.List(request, timeout=TIMEOUT_S)
+        whole.versions.extend(page.versions)
+        request.page_token = page.next_page_token
+    return whole
+
+
+async def newest(registry: "RegistryAsyncStub", speculator: str) -> tuple[pb.SpeculatorState, pb.Version | None]:
+    """Return the state of a speculator, and its newest version (without tensors and config) if it has any."""
+    request = pb.ListRequest(speculator=speculator, page_size=1)
+    answer = await registry.List(request, timeout=TIMEOUT_S)
+    return answer.speculators[0], answer.versions[0] if answer.versions else None
+
+
+async def version(registry: "RegistryAsyncStub", speculator: str, number: int) -> pb.Version:
+    """Return one version, whole."""
+    request = pb.GetRequest(speculator=speculator, version=number)
+    return (await registry.Get(request, timeout=TIMEOUT_S)).version
+
+
+async def history(
+    registry: "RegistryAsyncStub", speculator: str, number: int = 0, *, limit: int = _HISTORY_LIMIT
+) -> list[pb.Transition]:
+    """Return the last things that happened to one version (0: to all), oldest first."""
+    request = pb.HistoryRequest(speculator=speculator, version=number, limit=limit)
+    response = await registry.History(request, timeout=TIMEOUT_S)
+    return list(reversed(response.transitions))
+
+
+async def resolve(registry: "RegistryAsyncStub", speculator: str, said: int | str) -> int:
+    """Return the number of a version that was named by number or by one of `ROLES`; Conflict if there is none."""
+    if isinstance(said, int):
+        return said
+    state, _ = await newest(registry, speculator)
+    number: int = getattr(state, said)
+    if not number:
+        raise Conflict(f"{speculator} has no {said} version now")
+    return number
+
+
+def _away(address: str, error: Unavailable) -> str:
+    """Tell who did not answer; what the registry or we ourselves said stays as it is."""
+    cause = error.__cause__
+    if not isinstance(cause, grpc.aio.AioRpcError):
+        return str(error)
+    if cause.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return f"the registry at {address} did not answer in time"
+    details = cause.details() or ""
+    for said, hint in _NO_CONNECTION.items():
+        if said in details:
+            return f"no connection to the registry at {address}: {hint}" if hint else _nobody(address)
+    return details or _nobody(address)
+
+
+def _nobody(address: str) -> str:
+    return f"no registry answers at {address}: start one with `updraft up`, or name another with --registry"

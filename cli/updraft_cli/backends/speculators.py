@@ -1,0 +1,211 @@
+"""A speculator as plain values, whichever backend it comes from: what serves, what is in canary, and how a version ended."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from enum import StrEnum
+from typing import Self
+
+from updraft_cli.backends.drafts import Acceptance, Draft, HistoryEntry
+from updraft_cli.backends.policy import Policy
+
+ROLES = ("stable", "candidate", "previous", "latest")
+"""Words that name a version by its current role."""
+
+LOST = frozenset({"rejected", "rolled back", "failed"})
+"""Phases of versions that never serve again."""
+
+
+class Outcome(StrEnum):
+    """Result of a version's rollout so far."""
+
+    NOTHING = "nothing"
+    """There is no version."""
+    PROMOTED = "promoted"
+    UNDER_WAY = "under way"
+    """In canary, waiting or held, or not on all pods yet."""
+    LOST = "lost"
+    """Rejected, rolled back, failed, or superseded before it won."""
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code for scripts; 1 and 2 mean that the command failed."""
+        return _EXIT_CODES[self]
+
+
+_EXIT_CODES = {Outcome.NOTHING: 0, Outcome.PROMOTED: 0, Outcome.LOST: 3, Outcome.UNDER_WAY: 4}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricChange:
+    """Candidate against stable; the bounds are those of the confidence sequence, None while there are none."""
+
+    candidate: float
+    stable: float
+    change_percent: float
+    low_percent: float | None = None
+    high_percent: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """A running rollout."""
+
+    candidate: int
+    baseline: int
+    comparison: str = ""
+    """`pods` or `switchback`."""
+    step: int | None
+    """From 1."""
+    steps: int | None
+    pods_percent: int | None = None
+    started: datetime | None = None
+    step_since: datetime | None = None
+    paused_s: float = 0.0
+    verdict: str = ""
+    """`hold`: not known yet; `pass`, `fail`."""
+    acceptance_length: MetricChange | None = None
+    """Tokens per verify step."""
+    inter_token_latency_s: MetricChange | None = None
+    requests: int | None = None
+    """Requests that the candidate served."""
+    slices: int | None = None
+    failures: int | None = None
+    evidence: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pods:
+    """Inference pods, counted."""
+
+    ready: int
+    """Connected to the registry, or ready in Kubernetes."""
+    wanted: int | None = None
+    serving_stable: int | None = None
+    serving_candidate: int | None = None
+    failed: int = 0
+    """Ready, but cannot load the version they should serve."""
+    not_ready: int = 0
+    """Not ready, for a reason that may not pass by itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedVersion:
+    """A version with its live acceptance; version 0 means without a draft."""
+
+    version: int
+    phase: str
+    acceptance: Acceptance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """One aspect of an AdaptiveSpeculator's state."""
+
+    type: str
+    status: str
+    """True, False or Unknown."""
+    reason: str
+    message: str
+    since: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """The version that failed last."""
+
+    version: int
+    reason: str
+    message: str
+    time: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resource:
+    """The part of an AdaptiveSpeculator that a registry does not have."""
+
+    target: str
+    engine: str
+    url: str
+    is_suspended: bool
+    is_current: bool
+    """The operator has acted on the newest spec."""
+    is_reconciled: bool
+    """An operator has written a status."""
+    promoted: int | None
+    """spec.rollout.promotedVersion."""
+    trainer_state: str
+    last_published: datetime | None
+    last_failure: Failure | None
+    conditions: tuple[Condition, ...]
+
+    def condition(self, kind: str) -> Condition | None:
+        """Return the condition of that type, if it exists."""
+        return next((condition for condition in self.conditions if condition.type == kind), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speculator:
+    """One speculator; version 0 means no version."""
+
+    name: str
+    namespace: str = ""
+    message: str
+    """What the rollout waits for, in one sentence."""
+    stable: int
+    candidate: int
+    previous: int
+    latest: int
+    pinned: int | None
+    """0: pinned to no draft."""
+    pin_reason: str = ""
+    paused: bool
+    pause_reason: str = ""
+    pods: Pods
+    acceptance: Acceptance | None
+    """Of the stable version, on the pods that are connected now."""
+    trial: Trial | None
+    policy: Policy = field(default_factory=Policy)
+    traffic: tuple[ServedVersion, ...] = ()
+    capture_problem: str = ""
+    """Which pod captures nothing, and why."""
+    resource: Resource | None = None
+    """None: it comes from a registry."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutStatus(Speculator):
+    """A speculator, and the version that the question is about."""
+
+    version: Draft | None
+    """The version asked for, else the candidate, else the newest."""
+    outcome: Outcome
+    """Result of that version's rollout."""
+
+    @classmethod
+    def of(cls, speculator: Speculator, draft: Draft | None, *, has_served: bool = False) -> Self:
+        """Add a version; `has_served` is for a superseded one, see `has_served`."""
+        values = {entry.name: getattr(speculator, entry.name) for entry in fields(Speculator)}
+        return cls(**values, version=draft, outcome=outcome(speculator, draft, has_served=has_served))
+
+
+def outcome(speculator: Speculator, draft: Draft | None, *, has_served: bool = False) -> Outcome:
+    """Return the result of a version's rollout. It is promoted once every pod that can serve it does."""
+    if draft is None:
+        return Outcome.NOTHING
+    if draft.version == speculator.candidate:
+        return Outcome.UNDER_WAY
+    if draft.version == speculator.stable:
+        pods = speculator.pods
+        return Outcome.PROMOTED if (pods.serving_stable or 0) + pods.failed >= pods.ready else Outcome.UNDER_WAY
+    if draft.phase in LOST:
+        return Outcome.LOST
+    if draft.phase == "superseded":
+        return Outcome.PROMOTED if has_served else Outcome.LOST
+    return Outcome.UNDER_WAY
+
+
+def has_served(history: Iterable[HistoryEntry]) -> bool:
+    """Whether a superseded version was stable before; `history` is oldest first and may hold entries without a phase."""
+    changes = [entry for entry in history if entry.phase]
+    return bool(changes) and changes[-1].before == "stable"

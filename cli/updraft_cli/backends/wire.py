@@ -1,0 +1,215 @@
+"""The registry's messages as plain values."""
+
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from updraft.registry.v1 import registry_pb2 as pb
+from updraft_cli.backends.drafts import (
+    Acceptance,
+    Draft,
+    DraftDetails,
+    DraftList,
+    HistoryEntry,
+    OfflineEvaluation,
+    Provenance,
+    Tensor,
+)
+from updraft_cli.backends.policy import Policy
+from updraft_cli.backends.speculators import MetricChange, Pods, ServedVersion, Speculator, Trial
+
+
+def draft_list(speculator: str, response: pb.ListResponse) -> DraftList:
+    """Return the answer to a List call for one speculator."""
+    state = next((s for s in response.speculators if s.speculator == speculator), pb.SpeculatorState())
+    return DraftList(
+        speculator=speculator,
+        stable=state.stable,
+        candidate=state.candidate,
+        message=state.message,
+        drafts=tuple(draft(version, state) for version in response.versions),
+    )
+
+
+def draft(version: pb.Version, state: pb.SpeculatorState | None = None) -> Draft:
+    """Return one version; `state` adds its live acceptance, and whether it is pinned."""
+    manifest = version.manifest
+    return Draft(
+        speculator=manifest.speculator,
+        version=version.version,
+        phase=phase(version.phase),
+        since=time(version.phase_since_unix_ms),
+        reason=version.reason,
+        source=word(pb.Source.Name(manifest.source)),
+        parent=manifest.parent_version,
+        samples=manifest.provenance.samples,
+        step=manifest.provenance.step,
+        size_bytes=manifest.size_bytes,
+        digest=manifest.digest,
+        published=time(version.published_unix_ms),
+        pinned=state is not None and version.version == pinned(state),
+        retained=version.retain,
+        acceptance=acceptance_of(version.version, state.traffic if state else ()),
+    )
+
+
+def draft_details(
+    version: pb.Version, state: pb.SpeculatorState | None = None, history: Sequence[pb.Transition] = ()
+) -> DraftDetails:
+    """Return all facts about one version; `version` comes from Get, with tensors and samples."""
+    manifest, provenance = version.manifest, version.manifest.provenance
+    return DraftDetails(
+        draft=draft(version, state),
+        speculator=manifest.speculator,
+        target_fingerprint=manifest.target_fingerprint,
+        tokenizer_fingerprint=manifest.tokenizer_fingerprint,
+        draft_vocabulary_fingerprint=manifest.draft_vocabulary_fingerprint,
+        tensors_digest=manifest.tensors_digest,
+        provenance=Provenance(
+            first_trace=provenance.first_trace_id,
+            last_trace=provenance.last_trace_id,
+            config_digest=provenance.config_digest,
+            code_version=provenance.code_version,
+        ),
+        config=manifest.config_json,
+        evaluation=_evaluation(manifest),
+        tensors=tuple(
+            Tensor(name=spec.name, dtype=spec.dtype, shape=tuple(spec.shape), digest=spec.digest)
+            for spec in manifest.tensors
+        ),
+        history=tuple(map(history_entry, history)),
+    )
+
+
+def history_entry(transition: pb.Transition) -> HistoryEntry:
+    return HistoryEntry(
+        time=time(transition.unix_ms),
+        version=transition.version,
+        before=phase(transition.from_phase),
+        phase=phase(transition.to_phase),
+        reason=transition.reason,
+        actor=transition.actor,
+    )
+
+
+def speculator(state: pb.SpeculatorState, versions: Sequence[pb.Version] = ()) -> Speculator:
+    """Return a state; `versions` add the phases of the versions in its traffic."""
+    phases = {version.version: phase(version.phase) for version in versions}
+    served = ((counted.version, acceptance_of(counted.version, state.traffic)) for counted in state.traffic)
+    return Speculator(
+        name=state.speculator,
+        message=state.message,
+        stable=state.stable,
+        candidate=state.candidate,
+        previous=state.previous,
+        latest=state.latest,
+        pinned=pinned(state),
+        pin_reason=state.pin_reason,
+        paused=state.paused,
+        pause_reason=state.pause_reason,
+        pods=Pods(
+            ready=state.pods.connected,
+            serving_stable=state.pods.serving_stable,
+            serving_candidate=state.pods.serving_candidate,
+            failed=state.pods.failed,
+        ),
+        acceptance=acceptance_of(state.stable, state.traffic),
+        trial=_trial(state.rollout) if state.HasField("rollout") else None,
+        policy=Policy.from_proto(state.policy),
+        traffic=tuple(
+            ServedVersion(
+                version=version, phase=phases.get(version, "") if version else "no draft", acceptance=acceptance
+            )
+            for version, acceptance in served
+            if acceptance is not None
+        ),
+        capture_problem=state.capture_problem,
+    )
+
+
+def acceptance_of(version: int, traffic: Sequence[pb.VersionTraffic]) -> Acceptance | None:
+    """Return the live acceptance of a version, or None before its first verify step."""
+    for counted in traffic:
+        if counted.version == version and counted.verify_steps:
+            return Acceptance(
+                verify_steps=counted.verify_steps,
+                tokens=counted.tokens,
+                length=counted.tokens / counted.verify_steps,
+                by_position=_rates(counted.accepted_by_position, counted.proposed_by_position),
+            )
+    return None
+
+
+def pinned(state: pb.SpeculatorState) -> int | None:
+    """Return the pinned version (0: no draft), or None while nothing is pinned."""
+    return state.pinned if state.HasField("pinned") else None
+
+
+def phase(value: "pb.Phase.ValueType") -> str:
+    """Return a phase in words: `stable`, `rolled back`; empty for none."""
+    return "" if value == pb.PHASE_UNSPECIFIED else word(pb.Phase.Name(value))
+
+
+def word(constant: str) -> str:
+    """Turn PHASE_ROLLED_BACK into `rolled back`."""
+    return constant.partition("_")[2].replace("_", " ").lower()
+
+
+def time(unix_ms: int) -> datetime:
+    return datetime.fromtimestamp(unix_ms / 1000, UTC)
+
+
+def _rates(accepted: Sequence[int], proposed: Sequence[int]) -> tuple[float, ...]:
+    """Return accepted over proposed by position; `accepted` may end after the last accepted position."""
+    padded = (*accepted, *([0] * len(proposed)))
+    return tuple(hits / total for hits, total in zip(padded, proposed, strict=False) if total)
+
+
+def _evaluation(manifest: pb.Manifest) -> OfflineEvaluation | None:
+    samples = manifest.evaluation.samples
+    candidate_steps = sum(sample.candidate_steps for sample in samples)
+    baseline_steps = sum(sample.baseline_steps for sample in samples)
+    if not candidate_steps or not baseline_steps:
+        return None
+    tokens = sum(sample.tokens for sample in samples)
+    return OfflineEvaluation(
+        requests=len(samples),
+        lookahead=manifest.evaluation.lookahead,
+        baseline_version=manifest.evaluation.baseline_version,
+        baseline_length=tokens / baseline_steps,
+        candidate_length=tokens / candidate_steps,
+    )
+
+
+def _trial(rollout: pb.Rollout) -> Trial:
+    has_acceptance, has_latency = rollout.HasField("acceptance_length"), rollout.HasField("inter_token_latency")
+    return Trial(
+        candidate=rollout.candidate,
+        baseline=rollout.baseline,
+        comparison=word(pb.Comparison.Name(rollout.comparison)),
+        step=rollout.step + 1,
+        steps=rollout.steps,
+        pods_percent=rollout.pods_percent,
+        started=time(rollout.started_unix_ms),
+        step_since=time(rollout.step_since_unix_ms),
+        paused_s=rollout.paused_ms / 1000,
+        verdict=word(pb.Verdict.Name(rollout.verdict)),
+        acceptance_length=_change(rollout.acceptance_length) if has_acceptance else None,
+        inter_token_latency_s=_change(rollout.inter_token_latency) if has_latency else None,
+        requests=rollout.candidate_requests,
+        slices=rollout.slices,
+        failures=rollout.failures,
+        evidence=rollout.evidence,
+    )
+
+
+def _change(estimate: pb.Estimate) -> MetricChange:
+    """Without enough observations the registry sends the bounds -100 and infinity."""
+    has_bounds = math.isfinite(estimate.high_percent)
+    return MetricChange(
+        candidate=estimate.candidate,
+        stable=estimate.stable,
+        change_percent=estimate.change_percent,
+        low_percent=estimate.low_percent if has_bounds else None,
+        high_percent=estimate.high_percent if has_bounds else None,
+    )

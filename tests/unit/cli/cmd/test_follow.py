@@ -1,0 +1,81 @@
+"""A rollout while it changes, without a registry."""
+
+import io
+from datetime import datetime
+
+import pytest
+from rich.console import Console
+from tests.support.registry_answers import NOW, canary, rollout, state, version
+
+from updraft.registry.v1 import registry_pb2 as pb
+from updraft_cli.backends import wire
+from updraft_cli.backends.speculators import RolloutStatus
+from updraft_cli.cmd.follow import Lines, Screen, View
+from updraft_cli.cmd.rollout import view
+
+VIEW = View(items=view.items, rendered=view.rendered)
+
+
+def tried(**fields: object) -> RolloutStatus:
+    return RolloutStatus.of(wire.speculator(canary(**fields)), wire.draft(version(3, pb.PHASE_CANARY)))
+
+
+def over() -> RolloutStatus:
+    return RolloutStatus.of(wire.speculator(state(latest=3)), wire.draft(version(3, pb.PHASE_ROLLED_BACK)))
+
+
+def now() -> datetime:
+    return NOW
+
+
+@pytest.fixture
+def out() -> io.StringIO:
+    return io.StringIO()
+
+
+@pytest.fixture
+def lines(out: io.StringIO) -> Lines[RolloutStatus]:
+    return Lines(Console(file=out, width=1000, highlight=False), now, VIEW)
+
+
+def test_a_line_is_written_for_a_change_and_not_for_a_second_that_passed(
+    lines: Lines[RolloutStatus], out: io.StringIO
+) -> None:
+    lines.show(tried(message="step 2 in 48 s"))
+    lines.show(tried(message="step 2 in 47 s"))
+    lines.show(tried(message="step 2 in 40 s", rollout=rollout(slices=13)))
+    lines.show(over())
+    lines.show(over())
+    assert out.getvalue().splitlines() == [
+        "2026-11-24 12:00:00 step 2 in 48 s",
+        "2026-11-24 12:00:00 step 2 in 40 s",
+        "2026-11-24 12:00:00 version 2 is stable",
+    ]
+
+
+def test_pods_that_take_turns_are_no_news(lines: Lines[RolloutStatus], out: io.StringIO) -> None:
+    turns = rollout(comparison=pb.COMPARISON_SWITCHBACK)
+    lines.show(tried(rollout=turns, pods=pb.Pods(connected=1, serving_candidate=1)))
+    lines.show(tried(rollout=turns, pods=pb.Pods(connected=1, serving_stable=1)))
+    assert len(out.getvalue().splitlines()) == 1
+
+
+def test_an_outage_is_reported_once_on_stderr_and_its_end_by_the_state(
+    lines: Lines[RolloutStatus], out: io.StringIO, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines.show(over())
+    lines.lost("the registry is away")
+    lines.lost("the registry is away")
+    lines.show(over())
+    assert capsys.readouterr().err == "2026-11-24 12:00:00 the registry is away; trying again\n"
+    assert out.getvalue().splitlines() == ["2026-11-24 12:00:00 version 2 is stable"] * 2
+
+
+def test_a_terminal_keeps_the_last_picture_and_shows_that_the_registry_is_away(out: io.StringIO) -> None:
+    console = Console(file=out, width=80, force_terminal=True, color_system=None, highlight=False)
+    with Screen(console, now, VIEW, is_wide=False) as screen:
+        screen.show(over())
+        screen.lost("the registry is away")
+    last = out.getvalue().rpartition("\x1b[2K")[2]
+    assert "Version 2 is stable." in last
+    assert "The registry is away. Trying again." in last

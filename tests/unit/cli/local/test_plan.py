@@ -1,0 +1,165 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from updraft_chassis.errors import InvalidInput
+from updraft_cli.local import plan
+from updraft_cli.local.data_folder import DataFolder
+from updraft_cli.local.plan import Addresses, StackConfig
+from updraft_cli.local.process import Process
+
+_WHERE = Addresses(
+    port=8000,
+    registry_port=50051,
+    registry_metrics_port=9091,
+    trainer_metrics_port=9092,
+    redis_url="unix:///data/redis.sock",
+)
+
+
+@pytest.fixture
+def folder(short_tmp_path: Path) -> DataFolder:
+    return DataFolder(short_tmp_path)
+
+
+def test_redis_comes_first_then_the_registry_then_the_others(folder: DataFolder) -> None:
+    stages = plan.stages(config(folder), _WHERE, folder, {})
+    assert [[process.name for process in stage] for stage in stages] == [
+        ["redis"],
+        ["registry"],
+        ["trainer", "inference"],
+    ]
+
+
+def test_a_redis_of_the_users_and_no_trainer_leave_two_processes(folder: DataFolder) -> None:
+    stages = plan.stages(config(folder, redis_url="redis://host:1", trainer=False), _WHERE, folder, {})
+    assert [[process.name for process in stage] for stage in stages] == [["registry"], ["inference"]]
+
+
+def test_every_service_is_told_where_the_others_are(folder: DataFolder) -> None:
+    processes = planned(folder)
+    trainer, inference = processes["trainer"].environment, processes["inference"].environment
+    assert processes["registry"].environment["UPDRAFT_REGISTRY_PORT"] == "50051"
+    assert trainer["UPDRAFT_TRAINER_REDIS_URL"] == inference["UPDRAFT_INFERENCE_REDIS_URL"] == _WHERE.redis_url
+    assert trainer["UPDRAFT_TRAINER_REGISTRY_ADDRESS"] == "127.0.0.1:50051"
+    assert inference["UPDRAFT_INFERENCE_REGISTRY_ADDRESS"] == "127.0.0.1:50051"
+    assert processes["trainer"].command == (sys.executable, "-m", "updraft_trainer")
+
+
+def test_what_was_not_chosen_is_left_to_the_service(folder: DataFolder) -> None:
+    environment = planned(folder)["inference"].environment
+    assert "UPDRAFT_INFERENCE_NUM_SLOTS" not in environment
+    assert "UPDRAFT_INFERENCE_DRAFTER" not in environment
+
+
+def test_what_was_chosen_reaches_the_service(folder: DataFolder) -> None:
+    chosen = config(folder, slots=2, threads=0, trainer_threads=3, drafter="ngram", lookahead=5, model_name="tiny")
+    processes = planned(folder, chosen)
+    inference = processes["inference"].environment
+    assert {name: inference[f"UPDRAFT_INFERENCE_{name}"] for name in ("NUM_SLOTS", "NUM_THREADS", "LOOKAHEAD")} == {
+        "NUM_SLOTS": "2",
+        "NUM_THREADS": "0",
+        "LOOKAHEAD": "5",
+    }
+    assert inference["UPDRAFT_INFERENCE_DRAFTER"] == "ngram"
+    assert inference["UPDRAFT_INFERENCE_SERVED_MODEL_NAME"] == "tiny"
+    assert processes["trainer"].environment["UPDRAFT_TRAINER_NUM_THREADS"] == "3"
+
+
+def test_settings_win_over_what_the_stack_would_say(folder: DataFolder) -> None:
+    chosen = config(folder, slots=2, settings={"UPDRAFT_INFERENCE_NUM_SLOTS": "4"})
+    assert planned(folder, chosen)["inference"].environment["UPDRAFT_INFERENCE_NUM_SLOTS"] == "4"
+
+
+def test_logs_are_for_a_person_unless_the_environment_says_otherwise(folder: DataFolder) -> None:
+    environ = {"UPDRAFT_TRAINER_LOG_FORMAT": "json"}
+    processes = planned(folder, environ=environ)
+    assert processes["registry"].environment["UPDRAFT_REGISTRY_LOG_FORMAT"] == "text"
+    assert "UPDRAFT_TRAINER_LOG_FORMAT" not in processes["trainer"].environment
+
+
+@pytest.mark.parametrize(
+    ("strategy", "environ", "expected"),
+    [
+        pytest.param(None, {}, "Immediate", id="one pod needs no canary"),
+        pytest.param("Canary", {}, "Canary", id="as chosen"),
+        pytest.param(None, {"UPDRAFT_REGISTRY_STRATEGY": "Manual"}, None, id="as the environment says"),
+    ],
+)
+def test_new_drafts_serve_at_once_unless_one_says_otherwise(
+    folder: DataFolder, strategy: str | None, environ: dict[str, str], expected: str | None
+) -> None:
+    registry = planned(folder, config(folder, strategy=strategy), environ)["registry"].environment
+    assert registry.get("UPDRAFT_REGISTRY_STRATEGY") == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "stop_within_s"),
+    [
+        pytest.param({}, 35.0, id="the service's default"),
+        pytest.param({"UPDRAFT_INFERENCE_DRAIN_SECONDS": "2.5"}, 7.5, id="as set"),
+        pytest.param({"UPDRAFT_INFERENCE_DRAIN_SECONDS": "soon"}, 35.0, id="wrong, which the service will say"),
+    ],
+)
+def test_inference_may_drain_before_it_is_killed(
+    folder: DataFolder, settings: dict[str, str], stop_within_s: float
+) -> None:
+    inference = planned(folder, config(folder, settings=settings))["inference"]
+    assert inference.stop_within_s == stop_within_s
+
+
+def test_redis_keeps_its_data_in_the_folder_and_opens_no_port(folder: DataFolder) -> None:
+    command = " ".join(planned(folder)["redis"].command)
+    assert "--port 0" in command
+    assert f"--unixsocket {folder.path}/redis.sock" in command
+    assert f"--dir {folder.path}/redis" in command
+    assert "--appendonly yes" in command
+
+
+def test_a_setting_without_our_prefix_is_refused(folder: DataFolder) -> None:
+    model = folder.path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    with pytest.raises(InvalidInput, match=r"OMP_NUM_THREADS is not a setting: settings begin with UPDRAFT_INFERENCE_"):
+        plan.check(StackConfig(data=folder.path, model=model, settings={"OMP_NUM_THREADS": "1"}))
+
+
+def test_with_sglang_both_sides_take_the_vocabulary_that_needs_no_traffic_and_the_start_may_take_long(
+    folder: DataFolder,
+) -> None:
+    processes = planned(folder, config(folder, engine="sglang", sglang_python=Path("/opt/sglang/bin/python")))
+    inference, trainer = processes["inference"], processes["trainer"]
+    assert inference.environment["UPDRAFT_INFERENCE_ENGINE"] == "sglang"
+    assert inference.environment["UPDRAFT_INFERENCE_SGLANG_PYTHON"] == "/opt/sglang/bin/python"
+    assert "UPDRAFT_INFERENCE_ATTACH" not in inference.environment
+    assert trainer.environment["UPDRAFT_TRAINER_FIRST_SAMPLES"] == "0"
+    assert inference.start_within_s > trainer.start_within_s
+
+
+@pytest.mark.parametrize(
+    ("choices", "reason"),
+    [
+        ({"engine": "sglang"}, "needs either"),
+        ({"engine": "sglang", "sglang_python": Path("p"), "sglang_url": "http://h:1"}, "needs either"),
+        ({"sglang_url": "http://h:1"}, "need --engine sglang"),
+    ],
+)
+def test_what_runs_sglang_is_named_once_and_only_with_that_engine(
+    folder: DataFolder, choices: dict[str, object], reason: str
+) -> None:
+    (folder.path / "config.json").write_text("{}")
+    with pytest.raises(InvalidInput, match=reason):
+        plan.check(config(folder, model=folder.path, **choices))
+
+
+def planned(
+    folder: DataFolder, chosen: StackConfig | None = None, environ: dict[str, str] | None = None
+) -> dict[str, Process]:
+    stages = plan.stages(chosen or config(folder), _WHERE, folder, environ or {})
+    return {process.name: process for stage in stages for process in stage}
+
+
+def config(folder: DataFolder, **changes: object) -> StackConfig:
+    values: dict[str, object] = {"data": folder.path, "model": Path("/models/tiny")} | changes
+    return StackConfig(**values)  # type: ignore[arg-type] # keyword by keyword, on purpose
