@@ -1,6 +1,7 @@
 """The whole of local mode, with a tiny model."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -98,7 +99,7 @@ def test_a_wrong_setting_is_the_processs_own_sentence(tiny_model: Path, tmp_path
     wrong = {"UPDRAFT_REGISTRY_GATE_CONFIDENCE": "2"}
     with (
         pytest.raises(
-            Unavailable, match=r"registry exited with code 2; it said:\n  UPDRAFT_REGISTRY_GATE_CONFIDENCE: "
+            Unavailable, match=r"registry exited with code 2; its last lines:\n  UPDRAFT_REGISTRY_GATE_CONFIDENCE: "
         ),
         Stack(config(tmp_path, tiny_model, settings=wrong)),
     ):
@@ -106,7 +107,7 @@ def test_a_wrong_setting_is_the_processs_own_sentence(tiny_model: Path, tmp_path
 
 
 def test_a_setting_of_nobody_is_refused(tiny_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="UPDRAFT_PORT is no setting"):
+    with pytest.raises(InvalidInput, match="UPDRAFT_PORT is not a setting"):
         Stack(config(tmp_path, tiny_model, settings={"UPDRAFT_PORT": "1"})).__enter__()
 
 
@@ -140,7 +141,7 @@ class TestUp:
             process.send_signal(signal.SIGINT)
             output, _ = process.communicate(timeout=LONG_S)
         assert process.returncode == 0
-        assert "Everything has stopped; the data stays." in output
+        assert "Everything has stopped. The data is kept." in output
         assert not any(map(is_alive, children))
         assert not (tmp_path / "state.json").exists()
 
@@ -157,6 +158,18 @@ class TestUp:
             process.communicate(timeout=LONG_S)
         assert process.returncode == 0
         assert not any(map(is_alive, children))
+
+    def test_status_finds_all_of_a_stack_on_another_data_folder(self, tiny_model: Path, tmp_path: Path) -> None:
+        with up(tmp_path, tiny_model) as process:
+            ready(process, tmp_path)
+            assert process.stdout is not None
+            printed = next(line.strip() for line in process.stdout if "updraft status" in line)
+            command = [sys.executable, "-m", "updraft_cli", "status"]
+            status = subprocess.run(command, env=elsewhere(tmp_path), capture_output=True, text=True, check=True).stdout
+        assert printed == f"updraft status --data {tmp_path}"
+        assert "does not answer" not in status
+        for part in ("trainer    ready", "tokens so far", "optimizer steps since its start"):
+            assert part in status
 
     def test_ctrl_c_while_starting_stops_what_was_started(self, tiny_model: Path, tmp_path: Path) -> None:
         with up(tmp_path, tiny_model) as process:
@@ -201,11 +214,18 @@ def up(data: Path, model: Path) -> Iterator[subprocess.Popen[str]]:
     settings = [part for name, value in _SMALL.items() for part in ("--set", f"{name}={value}")]
     options = ["--port", "0", "--registry-port", "0", "--threads", "1", *settings]
     command = [sys.executable, "-m", "updraft_cli", "up", *options, "--model", str(model), "--data", str(data)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(command, **pipes, env=elsewhere(data), text=True) as process:  # type: ignore[call-overload]
         try:
             yield process
         finally:
             process.kill()
+
+
+def elsewhere(data: Path) -> dict[str, str]:
+    """An environment without a stack on the default data folder, whose notes are in the test's folder."""
+    ours = {"XDG_STATE_HOME": str(data / "notes"), "XDG_DATA_HOME": str(data / "nothing")}
+    return {name: value for name, value in os.environ.items() if not name.startswith("UPDRAFT_")} | ours
 
 
 def ready(process: subprocess.Popen[str], data: Path) -> list[int]:

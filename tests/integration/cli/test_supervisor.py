@@ -99,7 +99,9 @@ def test_a_child_that_ends_while_starting_is_an_error_with_its_last_words(
 ) -> None:
     failing = program("failing", "print('port 1 is taken'); raise SystemExit(2)", lambda: False)
     supervisor = supervise([serving("first", tmp_path)], [serving("second", tmp_path), failing])
-    with pytest.raises(Unavailable, match=r"failing exited with code 2; it said:\n  port 1 is taken\n") as raised:
+    with pytest.raises(
+        Unavailable, match=r"failing exited with code 2; its last lines:\n  port 1 is taken\n"
+    ) as raised:
         supervisor.start()
     assert str(tmp_path / "failing.log") in str(raised.value)
     assert [child.state for child in supervisor.children] == [State.STOPPED, State.STOPPED, State.FAILED]

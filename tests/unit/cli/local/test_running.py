@@ -1,0 +1,61 @@
+"""Stacks that run are found wherever their data is."""
+
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+
+from updraft_cli.local.data_folder import DataFolder, StackState
+from updraft_cli.local.folders import data_folder
+from updraft_cli.local.running import find_stack, noted
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    return {"XDG_DATA_HOME": str(tmp_path / "share"), "XDG_STATE_HOME": str(tmp_path / "state")}
+
+
+def start(folder: Path) -> Path:
+    """Leave the note of a stack that this process runs."""
+    folder.mkdir(parents=True)
+    state = StackState(
+        pid=os.getpid(),
+        created_unix_s=psutil.Process().create_time(),
+        updraft_version="1",
+        model=folder.name,
+        speculator="default",
+        inference_url="",
+        registry_address="",
+        redis_url="",
+        metrics_urls={},
+        processes=[],
+    )
+    DataFolder(folder).write_state(state)
+    return folder
+
+
+def found(data: Path | None, environ: dict[str, str]) -> str | None:
+    stack = find_stack(data, environ)
+    return stack.model if stack else None
+
+
+def test_a_stack_on_another_data_folder_is_found_while_it_runs(tmp_path: Path, environ: dict[str, str]) -> None:
+    other = start(tmp_path / "other")
+    assert found(None, environ) is None
+    with noted(other, environ):
+        assert found(None, environ) == "other"
+    assert found(None, environ) is None
+
+
+def test_the_default_data_folder_and_a_named_one_come_first(tmp_path: Path, environ: dict[str, str]) -> None:
+    with noted(start(tmp_path / "other"), environ):
+        start(data_folder(environ))
+        assert found(None, environ) == "updraft"
+        assert found(tmp_path / "nothing", environ) is None
+
+
+def test_a_note_that_a_kill_left_behind_is_no_stack(tmp_path: Path, environ: dict[str, str]) -> None:
+    (tmp_path / "state/updraft/running").mkdir(parents=True)
+    (tmp_path / "state/updraft/running/1").write_text(str(tmp_path / "gone"))
+    assert found(None, environ) is None
