@@ -1,1 +1,1 @@
-"""Model and draft files: digests, headers, deltas and transfer over the network. No torch."""
+"""Model and draft files: digests, safetensors headers, deltas, and transfer over the network. No torch."""

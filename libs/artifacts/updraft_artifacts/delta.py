@@ -1,14 +1,14 @@
-"""What changed between two weights files, without loss: a third of the bytes of a version, or less.
+"""Lossless deltas between two weights files, a third of the size of a version or less.
 
-Training moves most weights by a little and some not at all. Words of 8, 16 or 32 bits become integers in the order of the
-values that they stand for; their difference (modulo 2^n, sign folded in) is small, and its bytes, plane by plane, are what
-zstd is good at. Within a block the words are ordered by the exponent that they have in the base: it says how large a
-difference to expect, and the reader has it too. A delta is a list of blocks that stand alone, so memory is a few of them
-however large the files. Refused: xor, and tools that look for what is equal (docs/adr/0011).
+Training changes most weights by a little and some not at all. Words of 8, 16 or 32 bits are mapped to integers in the order
+of the values they represent. The difference of two such integers (modulo 2^n, with the sign folded in) is small, and zstd
+compresses its bytes well, plane by plane. Within a block the words are sorted by their exponent in the base, which predicts
+the size of the difference and is known to the reader too. A delta is a list of independent blocks, so encoding and decoding
+hold only a few blocks in memory. Rejected: xor, and tools that search for equal stretches (docs/adr/0011).
 
     header  magic, size of the base and of the result, sha256 of both
-    block   width of its words, its size in the result, where its base begins, size of the payload; then the payload.
-            Width 0 needs no base; an empty payload means that nothing changed.
+    block   word width, size in the result, offset in the base, payload size; then the payload.
+            Width 0 means that no base is used; an empty payload means that nothing changed.
 """
 
 import hashlib
@@ -25,16 +25,16 @@ from updraft_artifacts import safetensors_header
 from updraft_chassis.errors import Corrupt, InvalidInput
 
 BLOCK_BYTES = 1024 * 1024
-"""Larger blocks gain under 1 %: zstd builds new tables every 128 KiB anyway."""
+"""Larger blocks save less than 1 %, because zstd builds new tables every 128 KiB anyway."""
 
 _LEVEL = 1
-"""There is entropy to code and nothing to find: level 9 takes twice the time for half a percent."""
+"""The data holds almost no repeats: level 9 takes twice the time and saves half a percent."""
 
 _MAGIC = b"UPDELTA1"
 _HEADER = struct.Struct("<8sQQ32s32s")
 _BLOCK = struct.Struct("<BxxxIQI")
 
-# What zstd promises for what it cannot compress (ZSTD_compressBound).
+# zstd's bound for incompressible data (ZSTD_compressBound).
 _MAX_PAYLOAD_BYTES = BLOCK_BYTES + BLOCK_BYTES // 256
 
 Words = npt.NDArray[np.unsignedinteger[Any]]
@@ -44,7 +44,7 @@ _WORDS: dict[int, np.dtype[np.unsignedinteger[Any]]] = {1: np.dtype("<u1"), 2: n
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """What a delta leads from and to. Digests are "sha256:<hex>" of whole files."""
+    """Base and result of a delta. Digests are "sha256:<hex>" of whole files."""
 
     base_bytes: int
     result_bytes: int
@@ -53,10 +53,10 @@ class Header:
 
     @classmethod
     def read(cls, delta: BinaryIO) -> Self:
-        """Read it from the start of a delta; Corrupt if there is none of this format."""
+        """Read the header at the start of a delta; Corrupt if it has another format."""
         magic, base_bytes, result_bytes, base, result = _unpack(_HEADER, delta)
         if magic != _MAGIC:
-            raise Corrupt(f"it starts with {magic!r}: no delta of the format {_MAGIC.decode()}")
+            raise Corrupt(f"the delta starts with {magic!r}, expected {_MAGIC.decode()}")
         return cls(
             base_bytes=base_bytes,
             result_bytes=result_bytes,
@@ -65,14 +65,13 @@ class Header:
         )
 
     def write(self, delta: BinaryIO) -> None:
-        """Append it to a delta."""
         digests = (bytes.fromhex(digest.removeprefix("sha256:")) for digest in (self.base_digest, self.result_digest))
         delta.write(_HEADER.pack(_MAGIC, self.base_bytes, self.result_bytes, *digests))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Run:
-    """A stretch of the result in words of `width` bytes, and where it lies in the base (None: nowhere)."""
+    """A stretch of the result in words of `width` bytes, and its offset in the base (None if it is not in the base)."""
 
     width: int
     begin: int
@@ -81,7 +80,7 @@ class _Run:
 
 
 def encode(base: BinaryIO, result: BinaryIO, delta: BinaryIO) -> Header:
-    """Write to `delta` what leads from one file to the other: any two files, but only safetensors become small."""
+    """Write to `delta` the difference from `base` to `result`. It works on any files, but only safetensors become small."""
     header = Header(
         base_bytes=base.seek(0, 2),
         result_bytes=result.seek(0, 2),
@@ -95,12 +94,12 @@ def encode(base: BinaryIO, result: BinaryIO, delta: BinaryIO) -> Header:
 
 
 def decode(delta: BinaryIO, base: BinaryIO, result: BinaryIO, expected: Header) -> None:
-    """Write to `result` what `encode` was given; Corrupt if the delta is not `expected`, or not whole and sound.
+    """Write to `result` the file that was given to `encode`; Corrupt if the delta is not `expected`, incomplete or damaged.
 
-    Memory is a few blocks whatever the delta claims, and never more than `expected.result_bytes` are written.
+    It holds a few blocks in memory and writes at most `expected.result_bytes`, whatever the delta contains.
     """
-    if (found := Header.read(delta)) != expected:
-        raise Corrupt(f"the delta is {found}, expected {expected}")
+    if (header := Header.read(delta)) != expected:
+        raise Corrupt(f"the delta is {header}, expected {expected}")
     digest, missing = hashlib.sha256(), expected.result_bytes
     while missing:
         block = _decode_block(delta, base, missing)
@@ -108,21 +107,18 @@ def decode(delta: BinaryIO, base: BinaryIO, result: BinaryIO, expected: Header) 
         result.write(block)
         missing -= len(block)
     if delta.read(1):
-        raise Corrupt("the delta goes on after its last block")
+        raise Corrupt("the delta has data after its last block")
     if f"sha256:{digest.hexdigest()}" != expected.result_digest:
-        raise Corrupt(f"the delta comes to sha256:{digest.hexdigest()}, expected {expected.result_digest}")
+        raise Corrupt(f"the delta produces sha256:{digest.hexdigest()}, expected {expected.result_digest}")
 
 
 def _digest(file: BinaryIO) -> str:
     file.seek(0)
-    digest = hashlib.sha256()
-    while block := file.read(BLOCK_BYTES):
-        digest.update(block)
-    return f"sha256:{digest.hexdigest()}"
+    return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"  # type: ignore[arg-type]  # typeshed asks for readinto
 
 
 def _runs(old: BinaryIO, new: BinaryIO, header: Header) -> Iterator[_Run]:
-    """Tensor by tensor where both files are safetensors, else all at once, to be compared byte by byte."""
+    """Tensor by tensor if both files are safetensors, otherwise the whole file, compared byte by byte."""
     try:
         old_spans = {
             (span.name, span.dtype, span.end - span.begin): span.begin for span in safetensors_header.read(old)
@@ -163,7 +159,10 @@ def _decode_block(delta: BinaryIO, base: BinaryIO, missing: int) -> bytes:
     width, length, base_begin, payload_bytes = _unpack(_BLOCK, delta)
     has_words = length % width == 0 if width in _WORDS else width == 0 < payload_bytes
     if not has_words or not 0 < length <= min(missing, BLOCK_BYTES) or payload_bytes > _MAX_PAYLOAD_BYTES:
-        raise Corrupt(f"a block of {length} bytes in words of {width} from {payload_bytes}, with {missing} to come")
+        raise Corrupt(
+            f"the delta has a block of {length} bytes in words of {width} with a payload of {payload_bytes},"
+            f" where {missing} bytes are missing"
+        )
     payload = _read(delta, payload_bytes)
     before = b""
     if width:
@@ -177,13 +176,13 @@ def _decode_block(delta: BinaryIO, base: BinaryIO, missing: int) -> bytes:
 
 def _decompress(payload: bytes, length: int) -> bytes:
     try:
-        # zstandard allocates what the frame claims: so look first.
-        claimed = zstandard.frame_content_size(payload)
-        if claimed != length:
-            raise Corrupt(f"a block of {length} bytes is packed as {claimed}")
+        # Check first, because zstandard allocates the size that the frame declares.
+        declared = zstandard.frame_content_size(payload)
+        if declared != length:
+            raise Corrupt(f"a block of {length} bytes declares {declared} compressed bytes")
         return zstandard.ZstdDecompressor().decompress(payload, max_output_size=length, allow_extra_data=False)
     except zstandard.ZstdError as error:
-        raise Corrupt(f"a block of the delta cannot be unpacked: {error}") from None
+        raise Corrupt(f"a block of the delta cannot be decompressed: {error}") from None
 
 
 def _differences(block: bytes, before: bytes, width: int) -> bytes:
@@ -200,7 +199,7 @@ def _restored(planes: bytes, before: bytes, width: int) -> bytes:
 
 
 def _ordered(words: Words) -> Words:
-    """Floating-point words (sign and magnitude) as integers in the order of their values."""
+    """Map floating-point words (sign and magnitude) to integers in the order of their values."""
     sign = _sign(words)
     return np.where(words & sign, ~words, words | sign)
 
@@ -211,7 +210,7 @@ def _unordered(words: Words) -> Words:
 
 
 def _folded(differences: Words) -> Words:
-    """0, -1, 1, -2, ... as 0, 1, 2, 3, ...: small either way."""
+    """Zigzag: map 0, -1, 1, -2, ... to 0, 1, 2, 3, ..."""
     twice = differences << 1
     return np.where(differences & _sign(differences), ~twice, twice)
 
@@ -222,7 +221,7 @@ def _unfolded(words: Words) -> Words:
 
 
 def _by_exponent(words: Words) -> npt.NDArray[np.intp]:
-    """The order of words by the 8 bits below their sign: the exponent of a bf16 or fp32, a little more of an fp16."""
+    """Sort order by the 8 bits below the sign: the exponent of bf16 and fp32, and 3 mantissa bits more for fp16."""
     magnitude = words & (_sign(words) - 1)
     return np.argsort((magnitude >> max(8 * words.itemsize - 9, 0)).astype(np.uint8), kind="stable")
 
@@ -232,7 +231,7 @@ def _sign(words: Words) -> int:
 
 
 def _planes(words: Words) -> npt.NDArray[np.uint8]:
-    """[width, words], the highest bytes first."""
+    """Bytes as [width, words], the most significant plane first."""
     return words.view(np.uint8).reshape(-1, words.itemsize)[:, ::-1].T
 
 
@@ -248,5 +247,5 @@ def _unpack(record: struct.Struct, file: BinaryIO) -> tuple[Any, ...]:
 def _read(file: BinaryIO, num_bytes: int) -> bytes:
     data = file.read(num_bytes)
     if len(data) != num_bytes:
-        raise Corrupt(f"{num_bytes} bytes were expected, the file has {len(data)} more")
+        raise Corrupt(f"expected {num_bytes} more bytes, the file has {len(data)}")
     return data

@@ -1,4 +1,4 @@
-"""Digests that processes compare: one rule each, for whoever computes them."""
+"""Digests that processes compare with each other."""
 
 import hashlib
 import struct
@@ -9,15 +9,15 @@ from updraft.registry.v1 import registry_pb2 as pb
 
 
 def file_digest(path: Path) -> str:
-    """Return "sha256:<hex>" of a file's bytes."""
+    """ "sha256:<hex>" of a file's bytes."""
     with path.open("rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
 def tensors_digest(specs: Iterable[pb.TensorSpec]) -> str:
-    """Return "sha256:<hex>" over the specs sorted by name, a line `name NUL dtype NUL shape NUL hex` each.
+    """ "sha256:<hex>" over the specs sorted by name, one line `name NUL dtype NUL shape NUL hex` per tensor.
 
-    It needs tensors and no file, so that an engine can say what it holds, and torch is not needed to check it.
+    It is computed from tensors, not from a file, so an engine can prove what it holds; checking it does not need torch.
     """
     digest = hashlib.sha256()
     for spec in sorted(specs, key=lambda spec: spec.name):
@@ -27,5 +27,5 @@ def tensors_digest(specs: Iterable[pb.TensorSpec]) -> str:
 
 
 def vocabulary_fingerprint(token_ids: Sequence[int]) -> str:
-    """Return "sha256:<hex>" over the target's tokens that a draft proposes, each as a little-endian int64."""
+    """ "sha256:<hex>" over the target's tokens that a draft can propose, as little-endian int64."""
     return f"sha256:{hashlib.sha256(struct.pack(f'<{len(token_ids)}q', *token_ids)).hexdigest()}"

@@ -1,7 +1,7 @@
-"""The bytes of a version, by the cheapest way that works: a delta to what is here, the bucket, or the registry's stream.
+"""Fetches a version's weights by the cheapest route that works: a delta, the bucket, or the registry's stream.
 
-The shorter ways may fail in any manner, and cost no more than the attempt: what they bring is proven by a digest, and the
-stream is always left. Whatever breaks off is resumed from what has arrived.
+Delta and bucket may fail in any way, which costs only the attempt: the result is checked against a digest, and the stream
+remains as a fallback. An interrupted transfer resumes where it stopped.
 """
 
 import asyncio
@@ -26,57 +26,55 @@ logger = logging.getLogger(__name__)
 Call = grpc.aio.UnaryStreamCall[pb.FetchRequest, pb.FetchResponse]
 
 SILENCE_S = 30.0
-"""A registry that lets us wait says so every few seconds; one silent for longer has gone."""
+"""A registry that makes clients wait sends an empty chunk every few seconds; longer silence means that it is gone."""
 
 _QUEUE_S = 900.0
-"""A fleet that fetches at once is served one after the other: the last one's turn may come late."""
+"""The registry limits concurrent fetches, so the last pod of a fleet may wait this long."""
 
-# A transfer slower than this ends (and a download resumes): a stuck one must not last for hours.
+# A slower transfer is ended (and a download resumes), so that a stuck one does not last for hours.
 _MIN_BYTES_PER_S = 256 * 1024
 
 GRACE_S = 10.0
-"""What a transfer may take besides: connecting, and a peer's first answer."""
+"""Allowance for connecting and for the first response."""
 
 _BUCKET_TIMEOUT = httpx.Timeout(10.0, connect=5.0)
 
 
 def deadline_s(size_bytes: int) -> float:
-    """How long a transfer of that size may take."""
+    """Time limit for a transfer of that size."""
     return GRACE_S + size_bytes / _MIN_BYTES_PER_S
 
 
-class _Way(Enum):
-    """A short way to the weights that turned out to lead nowhere."""
-
+class _Route(Enum):
     DELTA = "delta"
     BUCKET = "bucket"
 
 
 async def fetch(stub: "RegistryAsyncStub", request: pb.FetchRequest, partial: PartialDownload) -> None:
-    """Let the weights arrive whole, not yet verified. Unavailable leaves what arrived for the next attempt.
+    """Download the complete weights without verifying them. After Unavailable the next attempt resumes.
 
-    Each round brings them or rules out a way, so there are three at most.
+    Each iteration either completes or rules out a route, so there are at most three.
     """
     request, base = _copy(request), partial.base
     while partial.weights.tell() < partial.manifest.size_bytes:
         if partial.weights.tell():
-            base = None  # a bucket that broke off gave more than a delta would save
+            base = None  # an interrupted bucket download has saved more than a delta would
         with partial.delta(base) if base else nullcontext() as delta:
-            failed = await _attempt(stub, _asking(request, base, delta or partial.weights), partial, delta)
-        if failed is _Way.BUCKET:
+            failed = await _attempt(stub, _resuming(request, base, delta or partial.weights), partial, delta)
+        if failed is _Route.BUCKET:
             request.accept_redirect = False
-        elif base is not None and failed is _Way.DELTA:
+        elif base is not None and failed is _Route.DELTA:
             partial.forget_delta(base)
             base = None
 
 
-def _asking(request: pb.FetchRequest, base: DeltaBase | None, file: BinaryIO) -> pb.FetchRequest:
-    """The request for what `file` lacks."""
-    asking = _copy(request)
-    asking.offset = file.tell()
+def _resuming(request: pb.FetchRequest, base: DeltaBase | None, file: BinaryIO) -> pb.FetchRequest:
+    """The request for the rest of `file`."""
+    request = _copy(request)
+    request.offset = file.tell()
     if base is not None:
-        asking.delta_base_version, asking.delta_base_digest = base.version, base.digest
-    return asking
+        request.delta_base_version, request.delta_base_digest = base.version, base.digest
+    return request
 
 
 def _copy(request: pb.FetchRequest) -> pb.FetchRequest:
@@ -87,56 +85,56 @@ def _copy(request: pb.FetchRequest) -> pb.FetchRequest:
 
 async def _attempt(
     stub: "RegistryAsyncStub", request: pb.FetchRequest, partial: PartialDownload, delta: BinaryIO | None
-) -> _Way | None:
-    """Follow one answer of the registry; return the way that does not work, or None when the weights are here."""
+) -> _Route | None:
+    """Follow one response of the registry; return the route that does not work, or None if the weights are complete."""
     try:
         with rpc.errors():
             call = stub.Fetch(request, timeout=_QUEUE_S + deadline_s(partial.manifest.size_bytes))
             try:
                 return await _follow(call, request, partial, delta)
             finally:
-                call.cancel()  # a reader that gives up must not leave the registry sending
+                call.cancel()  # otherwise the registry would go on sending
     except (Corrupt, InvalidInput) as error:
         if delta is None:
             raise
-        logger.warning("A delta is of no use; the draft is fetched whole", extra={"reason": str(error)})
-        return _Way.DELTA
+        logger.warning("Cannot use a delta; fetching the whole draft", extra={"reason": str(error)})
+        return _Route.DELTA
 
 
 async def _follow(
     call: Call, request: pb.FetchRequest, partial: PartialDownload, delta: BinaryIO | None
-) -> _Way | None:
+) -> _Route | None:
     start, manifest = await _start(call), partial.manifest
     is_delta = start.encoding == pb.ENCODING_DELTA_ZSTD
     size_bytes = start.size_bytes if is_delta else manifest.size_bytes
     if start.digest != manifest.digest or size_bytes > manifest.size_bytes:
-        raise Corrupt(f"the registry announces ({start}), expected {manifest.digest}")
+        raise Corrupt(f"the registry sends ({start}), expected {manifest.digest}")
     if start.redirect_uri and not is_delta and request.accept_redirect:
-        return None if await _from_bucket(start.redirect_uri, partial) else _Way.BUCKET
+        return None if await _from_bucket(start.redirect_uri, partial) else _Route.BUCKET
     if start.redirect_uri or (is_delta and delta is None):
-        raise Corrupt(f"the registry announces ({start}), which nobody asked for")
+        raise Corrupt(f"the registry sends ({start}), which was not requested")
     if is_delta and delta is not None:
         await _take(call, delta, size_bytes)
         await asyncio.to_thread(partial.apply, delta)
     elif delta is not None and request.offset:
-        return _Way.DELTA  # there was one once
+        return _Route.DELTA  # the registry no longer has it
     else:
         await _take(call, partial.weights, size_bytes)
     return None
 
 
 async def _start(call: Call) -> pb.FetchResponse.Start:
-    """What the registry will send; until it knows, it sends empty chunks."""
+    """The registry's announcement; until it is ready, it sends empty chunks."""
     while (response := await _next(call)) is not None:
         if response.HasField("start"):
             return response.start
         if response.chunk.data:
             break
-    raise Corrupt("the registry sends weights without saying which")
+    raise Corrupt("the registry sends weights without a start message")
 
 
 async def _take(call: Call, file: BinaryIO, size_bytes: int) -> None:
-    """Append to `file` what it lacks of `size_bytes`."""
+    """Append to `file` until it has `size_bytes`."""
     while file.tell() < size_bytes and (response := await _next(call)) is not None:
         chunk = response.chunk
         if chunk.data and (chunk.offset != file.tell() or chunk.offset + len(chunk.data) > size_bytes):
@@ -149,7 +147,7 @@ async def _take(call: Call, file: BinaryIO, size_bytes: int) -> None:
 
 
 async def _next(call: Call) -> pb.FetchResponse | None:
-    """The next message, None at the end."""
+    """The next message, or None at the end."""
     try:
         async with asyncio.timeout(SILENCE_S):
             response = await call.read()
@@ -159,7 +157,7 @@ async def _next(call: Call) -> pb.FetchResponse | None:
 
 
 async def _from_bucket(address: str, partial: PartialDownload) -> bool:
-    """Take what is missing from a signed address; False if it does not give the weights, whatever the reason."""
+    """Download the rest from a signed address; false if that fails for any reason."""
     weights, size_bytes = partial.weights, partial.manifest.size_bytes
     headers, expected = ({"Range": f"bytes={weights.tell()}-"}, 206) if weights.tell() else ({}, 200)
     until_s = asyncio.get_running_loop().time() + deadline_s(size_bytes - weights.tell())
@@ -170,23 +168,23 @@ async def _from_bucket(address: str, partial: PartialDownload) -> bool:
             client.stream("GET", address, headers=headers) as response,
         ):
             if response.status_code != expected:
-                return _refused(f"it answers {response.status_code}")
+                return _failed(f"status {response.status_code}")
             async for data in response.aiter_raw():
                 if weights.tell() + len(data) > size_bytes:
-                    return _refused("it goes on after the end")
-                limit.reschedule(None)  # a thread that writes cannot be stopped
+                    return _failed("it sends too many bytes")
+                limit.reschedule(None)  # a writing thread cannot be interrupted
                 await asyncio.to_thread(weights.write, data)
                 limit.reschedule(until_s)
     except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
-        return _refused(type(error).__name__)  # its text may hold the address, and that the signature
+        return _failed(type(error).__name__)  # its text may contain the signed address
     if weights.tell() < size_bytes:
-        return _refused(f"it stopped after {weights.tell()} of {size_bytes} bytes")
+        return _failed(f"it stopped after {weights.tell()} of {size_bytes} bytes")
     if await asyncio.to_thread(partial.is_whole):
         return True
     partial.start_over()
-    return _refused("it gives something else")
+    return _failed("its content has another digest")
 
 
-def _refused(reason: str) -> bool:
-    logger.warning("The bucket does not give a draft; the registry is asked for it", extra={"reason": reason})
+def _failed(reason: str) -> bool:
+    logger.warning("Cannot fetch a draft from the bucket; fetching it from the registry", extra={"reason": reason})
     return False

@@ -1,4 +1,4 @@
-"""A model in Hugging Face layout, as far as it can be read without torch: what it is, by its files."""
+"""A model folder in Hugging Face layout, read without torch: its config, weight files and fingerprints."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ CONFIG = "config.json"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; InvalidInput if it is absent or is none."""
+    """The JSON object in `path`; InvalidInput if the file is missing or holds anything else."""
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError:
@@ -25,7 +25,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The one or many files of its weights, in order; InvalidInput if there are none."""
+    """The safetensors files in order; InvalidInput if there are none."""
     if not folder.is_dir():
         raise InvalidInput(f"the model folder {folder} does not exist")
     files = sorted(folder.glob("model*.safetensors"))
@@ -35,10 +35,9 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def target_fingerprint(folder: Path) -> str:
-    """ "sha256:..." of config.json's sizes and of the names, shapes and bytes at the ends of every weight file.
+    """ "sha256:..." of config.json and of the name, size, header, and first and last mebibyte of data of every weight file.
 
-    Hashing gigabytes at each start would cost minutes; the header with all offsets, the size, and the first and last
-    mebibyte of data tell checkpoints apart.
+    That distinguishes checkpoints; hashing gigabytes at every start would take minutes.
     """
     digest = hashlib.sha256(json.dumps(_identity(read_json(folder / CONFIG)), sort_keys=True).encode())
     for file in weight_files(folder):
@@ -54,11 +53,11 @@ def target_fingerprint(folder: Path) -> str:
 
 
 def tokenizer_fingerprint(folder: Path) -> str:
-    """ "sha256:..." of tokenizer.json; of nothing where the folder has none."""
+    """ "sha256:..." of tokenizer.json, or of no bytes if the folder has none."""
     file = folder / "tokenizer.json"
     return f"sha256:{hashlib.sha256(file.read_bytes() if file.exists() else b'').hexdigest()}"
 
 
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json without what a resave changes."""
+    """config.json without the keys that change when a model is saved again."""
     return {key: value for key, value in config.items() if key not in {"transformers_version", "_name_or_path"}}

@@ -1,7 +1,7 @@
-"""A version that arrives: a `.part` folder that grows, and gets its final name only whole and verified.
+"""A version being downloaded: a `.part` folder that is renamed when it is complete and verified.
 
 <version>-<digest>.part/model.safetensors    the weights so far
-<version>-<digest>.part/<base>.delta         or the delta so far, to a version that is here
+<version>-<digest>.part/<base>.delta         or the delta so far, to a local version
 """
 
 import errno
@@ -31,7 +31,7 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeltaBase:
-    """A version that is here, as far as its manifest and size tell; open, so that nobody can take it away."""
+    """A local version that looks complete by its manifest and size. The open file keeps its data from being deleted."""
 
     version: int
     digest: str
@@ -40,7 +40,7 @@ class DeltaBase:
 
 
 class PartialDownload:
-    """One process's hold on a version that arrives; made by `open_partial`. `weights` stands at its end."""
+    """An exclusively locked `.part` folder, see `open_partial`. `weights` is positioned at its end."""
 
     def __init__(self, part: Path, manifest: pb.Manifest, weights: BinaryIO, base: DeltaBase | None) -> None:
         self._part = part
@@ -50,12 +50,12 @@ class PartialDownload:
 
     @contextmanager
     def delta(self, base: DeltaBase) -> Iterator[BinaryIO]:
-        """What has arrived of the delta to `base`, at its end."""
+        """The delta to `base` downloaded so far, positioned at its end."""
         with (self._part / f"{base.version}.delta").open("a+b") as file:
             yield file
 
     def apply(self, file: BinaryIO) -> None:
-        """Make the weights from a whole delta; Corrupt, and no weights, if it does not lead to them."""
+        """Build the weights from a complete delta; Corrupt, and no weights, if the result does not match."""
         assert self.base is not None
         expected = delta.Header(
             base_bytes=self.base.size_bytes,
@@ -71,32 +71,32 @@ class PartialDownload:
             raise
 
     def start_over(self) -> None:
-        """Forget what has arrived of the weights."""
+        """Discard the weights downloaded so far."""
         self.weights.seek(0)
         self.weights.truncate()
 
     def forget_delta(self, base: DeltaBase) -> None:
-        """Throw away what has arrived of the delta."""
+        """Discard the delta downloaded so far."""
         (self._part / f"{base.version}.delta").unlink(missing_ok=True)
 
     def is_whole(self) -> bool:
-        """Whether the weights are those of the manifest; reads all of them."""
+        """Whether the weights match the manifest; reads the whole file."""
         self.weights.flush()
         return file_digest(self._part / WEIGHTS) == self.manifest.digest
 
     def finish(self, final: Path) -> None:
-        """Verify, then let the folder appear: everything is on disk before its name is. Corrupt throws it away."""
+        """Verify, then rename to `final`, after everything is on disk. Corrupt discards the download."""
         self.weights.flush()
         os.fsync(self.weights.fileno())
-        found = file_digest(self._part / WEIGHTS)
-        if found != self.manifest.digest:
+        digest = file_digest(self._part / WEIGHTS)
+        if digest != self.manifest.digest:
             shutil.rmtree(self._part)
-            raise Corrupt(f"downloaded weights hash to {found}, the manifest says {self.manifest.digest}")
+            raise Corrupt(f"the downloaded weights hash to {digest}, expected {self.manifest.digest}")
         _write(self._part / CONFIG, self.manifest.config_json)
         _write(self._part / MANIFEST, json_format.MessageToJson(self.manifest, preserving_proto_field_name=True))
         for used in self._part.glob("*.delta"):
             used.unlink()
-        shutil.rmtree(final, ignore_errors=True)  # an incomplete or foreign one, else it had been returned
+        shutil.rmtree(final, ignore_errors=True)  # incomplete or another digest, otherwise it would have been returned
         self._part.rename(final)
         for stale in final.parent.glob(f"{final.name}-*.part"):
             shutil.rmtree(stale)
@@ -104,13 +104,13 @@ class PartialDownload:
 
 @contextmanager
 def open_partial(folder: Path, version: int, manifest: pb.Manifest, prefer: int | None) -> Iterator[PartialDownload]:
-    """Hold the version's `.part` folder; Unavailable while another process does, Exhausted when the disk is full.
+    """Lock the version's `.part` folder; Unavailable while another process holds it, Exhausted if the disk is full.
 
-    A version that is in `folder` becomes the base of a delta: `prefer`, or else the parent, or else the newest.
+    A version in `folder` becomes the base of a delta: `prefer`, the parent or the newest, in this order of preference.
     """
     part = folder / f"{version}-{manifest.digest.removeprefix('sha256:')[:12]}.part"
     with _disk_errors(part), _exclusive(part / WEIGHTS) as weights:
-        base = _base(folder, manifest, prefer) if not weights.tell() else None  # what was begun whole goes on so
+        base = _base(folder, manifest, prefer) if not weights.tell() else None  # finish a started full download
         try:
             yield PartialDownload(part, manifest, weights, base)
         finally:
@@ -127,12 +127,12 @@ def _base(folder: Path, manifest: pb.Manifest, prefer: int | None) -> DeltaBase 
 
 
 def _open(folder: Path, version: int, manifest: pb.Manifest) -> DeltaBase | None:
-    """A version of the same speculator that looks whole. It is not hashed: the result will be."""
+    """A version of the same speculator that looks complete. It is not hashed, because the result will be."""
     with suppress(OSError, UnicodeDecodeError, json_format.ParseError):
-        its = json_format.Parse((folder / MANIFEST).read_text(), pb.Manifest(), ignore_unknown_fields=True)
+        base = json_format.Parse((folder / MANIFEST).read_text(), pb.Manifest(), ignore_unknown_fields=True)
         size = (folder / WEIGHTS).stat().st_size
-        if its.speculator == manifest.speculator and its.digest != manifest.digest and its.size_bytes == size:
-            return DeltaBase(version=version, digest=its.digest, size_bytes=size, file=(folder / WEIGHTS).open("rb"))
+        if base.speculator == manifest.speculator and base.digest != manifest.digest and base.size_bytes == size:
+            return DeltaBase(version=version, digest=base.digest, size_bytes=size, file=(folder / WEIGHTS).open("rb"))
     return None
 
 
@@ -145,7 +145,7 @@ def _write(path: Path, text: str) -> None:
 
 @contextmanager
 def _exclusive(path: Path) -> Iterator[BinaryIO]:
-    """Open `path` at its end for one process: two that append to one file would both have to start over."""
+    """Open `path` at its end and lock it: if two processes appended to one file, both would have to start over."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
         try:
@@ -162,4 +162,4 @@ def _disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
             raise
-        raise Exhausted(f"no space left for {path}: free some, what arrived is kept for the next attempt") from error
+        raise Exhausted(f"no space left for {path}: free some; the next attempt resumes the download") from error

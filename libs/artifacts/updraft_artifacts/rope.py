@@ -1,8 +1,8 @@
-"""Rotary embedding as config.json states it: its base, and how a model that was taught longer texts stretches it.
+"""Rotary embedding parameters of config.json: the base frequency and the scaling for long contexts.
 
-Three stretches are known, those of published models of the families that run here: "linear" (all frequencies slower by a
-factor), "llama3" (slow ones only) and "yarn" (slow ones only, and queries and keys are made longer). Others change with the
-length of the text, and are refused.
+Three kinds of scaling are supported, those of published models of the supported families: "linear" (all frequencies are
+divided by a factor), "llama3" (only low ones) and "yarn" (only low ones, and queries and keys are multiplied by an attention
+factor). Others depend on the length of the text and are rejected.
 """
 
 import math
@@ -17,18 +17,18 @@ _NUMBERS = {
     "yarn": ("factor", "beta_fast", "beta_slow"),
 }
 _BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}
-"""Of yarn where config.json states none: those that its paper found for Llama."""
+"""Defaults for yarn: the values that its paper recommends for Llama."""
 
 _ORIGINAL = "original_max_position_embeddings"
 _PARTIAL = "partial_rotary_factor"
 
 _HUGE = 1e15
-"""No model comes near it or one by it. Squared, as scores have an attention factor, it is still within float32."""
+"""No model comes near this value or its inverse. Its square, as it would appear in attention scores, still fits in float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rope:
-    """Base and stretch; the others say nothing where `kind` does not use them."""
+    """Base and scaling. Fields that `kind` does not use keep their defaults."""
 
     theta: float
     kind: str = "default"
@@ -38,19 +38,19 @@ class Rope:
     original_max_position: int = 0
     beta_fast: float = 1.0
     beta_slow: float = 1.0
-    """Turns in the original context: yarn slows no frequency that has more than the first, and fully those with fewer than the
-    second."""
+    """In rotations over the original context: yarn leaves frequencies above beta_fast unscaled and fully scales those below
+    beta_slow."""
     truncate: bool = True
-    """Yarn's ramp between the two begins and ends at whole frequencies."""
+    """Whether yarn's ramp between the two is rounded to whole frequency indices."""
     attention_factor: float = 1.0
-    """What cosines and sines are multiplied by."""
+    """Multiplies cosines and sines."""
 
     @classmethod
     def of(cls, parameters: dict[str, Any], *, theta: float | None = None, max_position: int | None = None) -> Self:
-        """Read `rope_parameters`, or an older `rope_scaling` with `theta` beside it; the model knows `max_position` positions.
+        """Read `rope_parameters`, or an older `rope_scaling` with a separate `theta`, of a model with `max_position` positions.
 
-        KeyError, TypeError, ValueError or ArithmeticError for what is missing or no number; InvalidInput for a stretch that is
-        not known, or a number that nothing can be stretched by.
+        KeyError, TypeError, ValueError or ArithmeticError for a missing value or one that is not a number; InvalidInput for an
+        unsupported kind or a number out of range.
         """
         kind = str(parameters.get("rope_type") or parameters.get("type") or "default")
         base = _number("rope_theta", parameters["rope_theta"] if theta is None else theta)
@@ -72,23 +72,23 @@ class Rope:
 
     @classmethod
     def of_config(cls, content: dict[str, Any], *, theta: float | None = None) -> Self:
-        """Read a config.json of any age; `theta` where it states none."""
+        """Read a config.json in the old or the new format; `theta` is the default base."""
         parameters = content.get("rope_parameters") or content.get("rope_scaling") or {}
         parameters = {_PARTIAL: content.get(_PARTIAL)} | parameters
-        if content.get(_ORIGINAL) is not None:  # goes first in transformers too
+        if content.get(_ORIGINAL) is not None:  # takes precedence in transformers too
             parameters[_ORIGINAL] = content[_ORIGINAL]
         theta = content.get("rope_theta") or parameters.get("rope_theta") or theta
         return cls.of(parameters, theta=theta, max_position=content.get("max_position_embeddings"))
 
     def to_dict(self) -> dict[str, Any]:
-        """The keys of config.json by which SGLang, vLLM and transformers all compute the same."""
+        """config.json keys for which SGLang, vLLM and transformers compute the same values."""
         if self.kind == "default":
             return {"rope_theta": self.theta}
         scaling = {"rope_type": self.kind} | {key: getattr(self, key) for key in _NUMBERS[self.kind]}
         if self.original_max_position:
             scaling[_ORIGINAL] = self.original_max_position
         if self.kind == "yarn":
-            scaling |= {"truncate": self.truncate, **_said(self.attention_factor, self.factor)}
+            scaling |= {"truncate": self.truncate, **_attention_keys(self.attention_factor, self.factor)}
         return {"rope_theta": self.theta, "rope_scaling": scaling}
 
 
@@ -100,16 +100,16 @@ def _number(name: str, value: Any) -> float:
 
 
 def _original(parameters: dict[str, Any], max_position: int | None) -> int:
-    """Positions that the model was taught first: as in transformers all that it knows, where config.json does not say."""
-    said = parameters.get(_ORIGINAL)
-    said = max_position if said is None else said
-    if said is None:
+    """Positions in the original context; the default is `max_position`, as in transformers."""
+    original = parameters.get(_ORIGINAL)
+    original = max_position if original is None else original
+    if original is None:
         raise KeyError(_ORIGINAL)
-    return int(_number(_ORIGINAL, int(said)))
+    return int(_number(_ORIGINAL, int(original)))
 
 
 def _yarn(parameters: dict[str, Any], theta: float, max_position: int | None) -> dict[str, Any]:
-    """Fields of yarn, with the defaults of transformers' `_compute_yarn_parameters`."""
+    """Yarn's fields, with the defaults of `_compute_yarn_parameters` in transformers."""
     original = _original(parameters, max_position)
     factor = parameters["factor"]
     if factor is None:
@@ -119,7 +119,7 @@ def _yarn(parameters: dict[str, Any], theta: float, max_position: int | None) ->
     if fast <= slow:
         raise InvalidInput(f"the rotary embedding's beta_fast is {fast:g}, not above its beta_slow, {slow:g}")
     if theta <= 1:
-        raise InvalidInput(f"the rotary embedding's rope_theta is {theta:g}, and yarn knows only those above 1")
+        raise InvalidInput(f"the rotary embedding's rope_theta is {theta:g}, and yarn requires more than 1")
     return {
         "factor": factor,
         "original_max_position": original,
@@ -131,22 +131,22 @@ def _yarn(parameters: dict[str, Any], theta: float, max_position: int | None) ->
 
 
 def _attention_factor(parameters: dict[str, Any], factor: float) -> float:
-    """As stated, or what two scales of it make, or the paper's."""
+    """The stated factor, or the ratio of two scales, or the paper's default."""
     stated, scales = parameters.get("attention_factor"), (parameters.get("mscale"), parameters.get("mscale_all_dim"))
     if stated is None and all(scales):
-        of_all, of_rotated = (_lengthening(factor, float(scale)) for scale in reversed(scales))
+        of_all, of_rotated = (_mscale(factor, float(scale)) for scale in reversed(scales))
         stated = of_rotated / of_all
-    return _number("attention_factor", _lengthening(factor) if stated is None else stated)
+    return _number("attention_factor", _mscale(factor) if stated is None else stated)
 
 
-def _lengthening(factor: float, scale: float = 1.0) -> float:
-    """How much longer queries and keys get with a context that is longer by `factor`: YaRN (arXiv 2309.00071), section 3.4."""
+def _mscale(factor: float, scale: float = 1.0) -> float:
+    """Scale of queries and keys for a context that is longer by `factor`: YaRN (arXiv 2309.00071), section 3.4."""
     return 1.0 + 0.1 * scale * math.log(factor) if factor > 1 else 1.0
 
 
-def _said(attention_factor: float, factor: float) -> dict[str, float]:
-    """Nothing for the one that all compute. SGLang knows no `attention_factor`, and multiplies its own by `attn_factor`."""
-    usual = _lengthening(factor)
-    if attention_factor == usual:
+def _attention_keys(attention_factor: float, factor: float) -> dict[str, float]:
+    """Empty for the default. SGLang ignores `attention_factor` and multiplies its own default by `attn_factor`."""
+    default = _mscale(factor)
+    if attention_factor == default:
         return {}
-    return {"attention_factor": attention_factor, "attn_factor": attention_factor / usual}
+    return {"attention_factor": attention_factor, "attn_factor": attention_factor / default}

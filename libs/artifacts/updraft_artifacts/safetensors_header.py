@@ -1,7 +1,7 @@
-"""Where the tensors of a safetensors file lie, read from its header alone, and headers for files that are written; no torch.
+"""Reads and writes safetensors headers, without torch.
 
-Strict: tensors follow each other without gaps up to the end of the file, so that every byte belongs to the header or to
-one tensor.
+Reading is strict: tensors must follow each other without gaps up to the end of the file, so that every byte belongs either to
+the header or to one tensor.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from updraft_chassis.errors import InvalidInput
 
 MAX_HEADER_BYTES = 16 * 1024 * 1024
-"""A draft has tens of tensors, some kilobytes of header; safetensors itself stops at 100 MB."""
+"""A draft has tens of tensors and a header of some kilobytes; safetensors itself allows 100 MB."""
 
 ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
@@ -24,7 +24,7 @@ ITEM_BYTES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSpan:
-    """One tensor; `begin` and `end` are bytes in the file."""
+    """One tensor; `begin` and `end` are byte offsets in the file."""
 
     name: str
     dtype: str
@@ -34,7 +34,7 @@ class TensorSpan:
 
 
 def read(file: BinaryIO) -> list[TensorSpan]:
-    """The tensors in the order of the file; InvalidInput unless it is a whole safetensors file."""
+    """The tensors in file order; InvalidInput unless it is a complete safetensors file."""
     size = file.seek(0, 2)
     file.seek(0)
     prefix = file.read(8)
@@ -46,7 +46,7 @@ def read(file: BinaryIO) -> list[TensorSpan]:
     start = end = 8 + header_bytes
     tensors = sorted(_parse(file.read(header_bytes), start), key=lambda tensor: (tensor.begin, tensor.end))
     for tensor in tensors:
-        if tensor.begin != end:  # told as the header counts: from the end of the header
+        if tensor.begin != end:  # the message counts as the header does, from the end of the header
             raise InvalidInput(f"tensor {tensor.name} starts at byte {tensor.begin - start}, expected {end - start}")
         end = tensor.end
     if end != size:
@@ -55,14 +55,14 @@ def read(file: BinaryIO) -> list[TensorSpan]:
 
 
 def header(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
-    """What a file begins with whose tensors (name, dtype, shape) follow each other in this order."""
+    """The header of a file whose tensors (name, dtype, shape) follow each other in this order."""
     content: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, dtype, shape in tensors:
         begin, end = end, end + math.prod(shape) * ITEM_BYTES[dtype]
         content[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(content, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # readers map the tensors in place and want them aligned
+    text += b" " * (-len(text) % 8)  # aligned, because readers map the tensors in place
     return struct.pack("<Q", len(text)) + text
 
 

@@ -1,7 +1,7 @@
-"""Weights over the wire: chunks up, the cheapest way down, and nothing believed before its digest matches.
+"""Uploads and downloads of weights.
 
-A download resumes where it stopped, and has its final name only whole and verified: what has that name can be served with
-the registry down.
+A download resumes where it stopped. The folder gets its final name only when it is complete and its digest matches, so a
+folder with that name can be served while the registry is down.
 """
 
 import asyncio
@@ -24,15 +24,15 @@ _CALL_TIMEOUT_S = 10.0
 
 
 async def upload(stub: "RegistryAsyncStub", manifest: pb.Manifest, path: Path) -> pb.PublishResponse:
-    """Publish the weights file `path` under `manifest` (whose size and digest must be the file's).
+    """Publish the weights file `path` under `manifest`, whose size and digest must match the file.
 
-    NotFound without the file, InvalidInput when it has another size, and whatever the registry answers.
+    NotFound if there is no file, InvalidInput if its size differs, and any error from the registry.
     """
     size_bytes = _size(path)
     if size_bytes != manifest.size_bytes:
         raise InvalidInput(f"{path} has {size_bytes} bytes, its manifest says {manifest.size_bytes}")
     with rpc.errors():
-        # Written by hand: what goes wrong in a request iterator is swallowed by grpc.aio.
+        # Explicit writes, because grpc.aio swallows exceptions of a request iterator.
         call = stub.Publish(timeout=deadline_s(size_bytes))
         await call.write(pb.PublishRequest(manifest=manifest))
         with path.open("rb") as file:
@@ -53,13 +53,12 @@ async def download(  # noqa: PLR0913 - which version, where to, and two hints
     base: int | None = None,
     accept_redirect: bool = True,
 ) -> Path:
-    """Return `folder/<version>`, holding the weights, config.json and manifest.json, all verified.
+    """Return `folder/<version>` with verified weights, config.json and manifest.json.
 
-    With `digest` (of the weights file), a complete folder is returned without a call, and a registry that knows the
-    version by another digest is a Conflict. Versions in `folder` save bytes: the registry may send the difference to
-    `base`, or else to the parent, or else to the newest. A bucket that the registry names is asked instead of it unless
-    `accept_redirect` is off. Unavailable leaves what arrived for the next attempt to resume; Corrupt throws it away;
-    Exhausted when the disk is full.
+    With `digest` (of the weights file) a complete folder is returned without a call, and Conflict is raised if the registry has
+    another digest for the version. Versions in `folder` save traffic: the registry may send a delta to `base`, to the parent or
+    to the newest one, in this order of preference. `accept_redirect` permits a download from the registry's bucket.
+    After Unavailable the next attempt resumes; Corrupt discards the download; Exhausted means that the disk is full.
     """
     final = folder / str(version)
     if digest is not None and await asyncio.to_thread(is_complete, final, digest):

@@ -1,12 +1,12 @@
-"""Who may call what: bearer tokens, each of one role, from one file.
+"""Authorization: one file of bearer tokens, each with one role.
 
-    read      Get, List, Fetch, Watch, History      who looks
+    read      Get, List, Fetch, Watch, History      dashboards, `updraft status`
     serve     read, and Fleet.Connect               a pod
     publish   read, and Publish                     a trainer
-    operate   everything                            a person, or what acts for one
+    operate   everything                            a person, or automation on behalf of one
 
-Only digests of tokens are kept, and all of them are compared in constant time. What the table below does not name needs
-the role operate. A token that is taken out of the file ends no call that runs, only the next one.
+Only digests of tokens are kept in memory, and all of them are compared in constant time. A method that is missing from
+`ROLES` requires the role operate. Removing a token from the file rejects the next call, but does not end a running one.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from updraft_chassis.credentials import AUTHORIZATION, SCHEME, ReloadingFile, ch
 from updraft_chassis.errors import Forbidden, InvalidInput, Unauthenticated, UpdraftError
 
 MIN_TOKEN_CHARACTERS = 16
-"""Less can be guessed: `openssl rand -hex 32` makes 64."""
+"""Shorter tokens can be guessed; `openssl rand -hex 32` makes 64 characters."""
 
 _LINE = re.compile(r"(?P<role>[a-z]+)(\s*:\s*|\s+)(?P<token>\S+)")
 
@@ -34,15 +34,13 @@ _FIRST_MESSAGE_S = 5.0
 
 
 class Role(StrEnum):
-    """What a token is for."""
-
     READ = "read"
     SERVE = "serve"
     PUBLISH = "publish"
     OPERATE = "operate"
 
     def includes(self, other: "Role") -> bool:
-        """Whether this role may do what the other is for."""
+        """Whether this role permits everything that the other one permits."""
         return self is other or self is Role.OPERATE or other is Role.READ
 
 
@@ -56,11 +54,24 @@ ROLES: Mapping[str, Role] = {
     f"{_REGISTRY}Publish": Role.PUBLISH,
     "/updraft.fleet.v1.Fleet/Connect": Role.SERVE,
 }
-"""The least role of every method."""
+"""The minimum role for each method."""
+
+
+def with_behaviour(handler: Any, behaviour: Callable[..., Any]) -> Any:
+    """A gRPC method handler of the same kind as `handler` that runs `behaviour`."""
+    return getattr(grpc, f"{kind_of(handler)}_rpc_method_handler")(
+        behaviour, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
+    )
+
+
+def kind_of(handler: Any) -> str:
+    """For example "unary_stream"."""
+    request = "stream" if handler.request_streaming else "unary"
+    return f"{request}_{'stream' if handler.response_streaming else 'unary'}"
 
 
 class Access(grpc.aio.ServerInterceptor):
-    """Lets a call through to its method only with a token whose role includes it. `on_denied` gets the status."""
+    """Rejects calls whose token does not have a sufficient role. `on_denied` receives the gRPC status name."""
 
     def __init__(self, tokens_file: Path, on_denied: Callable[[str], None] = lambda _: None) -> None:
         self._tokens = ReloadingFile([tokens_file], lambda: _read(tokens_file), what="tokens file")
@@ -71,32 +82,31 @@ class Access(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """The method's own handler, or one that only refuses."""
+        """Return the method's own handler, or one that rejects the call."""
         handler = await continuation(handler_call_details)
         method = str(handler_call_details.method)
-        why = self._refusal(method, handler_call_details.invocation_metadata)
-        if handler is None or why is None:
+        denial = self._denial(method, handler_call_details.invocation_metadata)
+        if handler is None or denial is None:
             return handler
-        self._on_denied(why.status)
-        return _refusing(handler, why)
+        self._on_denied(denial.status)
+        return _rejecting(handler, denial)
 
-    def _refusal(self, method: str, metadata: Any) -> UpdraftError | None:
-        """Why this call may not be; None if it may."""
-        needed = ROLES.get(method, Role.OPERATE)
+    def _denial(self, method: str, metadata: Any) -> UpdraftError | None:
+        required = ROLES.get(method, Role.OPERATE)
         short = method.rpartition(".")[2].replace("/", ".")
-        takes = f"role {' or '.join(role for role in Role if role.includes(needed))}"
-        token = _presented(metadata)
+        roles = f"role {' or '.join(role for role in Role if role.includes(required))}"
+        token = _bearer_token(metadata)
         if token is None:
-            return Unauthenticated(f"{short} takes a token of {takes}; the call brought none")
+            return Unauthenticated(f"{short} requires a token with {roles}; the call has none")
         role = _role(token, self._tokens.get())
         if role is None:
-            return Unauthenticated(f"{short} takes a token of {takes}; the call brought one that is not known here")
-        if not role.includes(needed):
-            return Forbidden(f"role {role} may not call {short}, which takes {takes}")
+            return Unauthenticated(f"{short} requires a token with {roles}; the call's token is unknown")
+        if not role.includes(required):
+            return Forbidden(f"role {role} may not call {short}, which requires {roles}")
         return None
 
 
-def _presented(metadata: Any) -> str | None:
+def _bearer_token(metadata: Any) -> str | None:
     for name, value in metadata or ():
         scheme, _, token = str(value).partition(" ")
         if name == AUTHORIZATION and scheme.lower() == SCHEME.lower():
@@ -104,13 +114,13 @@ def _presented(metadata: Any) -> str | None:
     return None
 
 
-def _role(token: str, known: Mapping[bytes, Role]) -> Role | None:
-    """The role of a token; looks at all of them, whichever it is."""
-    digest, found = _digest(token), None
-    for other, role in known.items():
+def _role(token: str, roles: Mapping[bytes, Role]) -> Role | None:
+    """The role of a token. It compares all digests, so the time taken does not reveal which one matched."""
+    digest, match = _digest(token), None
+    for other, role in roles.items():
         if hmac.compare_digest(digest, other):
-            found = role
-    return found
+            match = role
+    return match
 
 
 def _digest(token: str) -> bytes:
@@ -118,7 +128,7 @@ def _digest(token: str) -> bytes:
 
 
 def _read(file: Path) -> Mapping[bytes, Role]:
-    """Roles by the digests of their tokens. InvalidInput names the line, and never what stands there."""
+    """Roles by token digest. InvalidInput messages name the line, never its content."""
     tokens: dict[bytes, Role] = {}
     for number, line in enumerate(read_text(file, "tokens").splitlines(), start=1):
         text = line.strip()
@@ -126,40 +136,34 @@ def _read(file: Path) -> Mapping[bytes, Role]:
             where = f"line {number} of {file}"
             role, token = _parse(text, where)
             if _digest(token) in tokens:
-                raise InvalidInput(f"{where} has the token of another line: one token, one role")
+                raise InvalidInput(f"{where} repeats the token of another line: a token has one role")
             tokens[_digest(token)] = role
     if not tokens:
-        raise InvalidInput(f"the tokens file {file} holds no token: nobody could connect")
+        raise InvalidInput(f"the tokens file {file} holds no token, so no client could connect")
     return tokens
 
 
 def _parse(line: str, where: str) -> tuple[Role, str]:
-    found = _LINE.fullmatch(line)
-    if found is None or found["role"] not in set(Role):
-        raise InvalidInput(f"{where} is not `role:token`, with a role of {', '.join(Role)}")
-    token = check_token(found["token"], f"the token in {where}")
+    match = _LINE.fullmatch(line)
+    if match is None or match["role"] not in set(Role):
+        raise InvalidInput(f"{where} is not `role:token` with one of the roles {', '.join(Role)}")
+    token = check_token(match["token"], f"the token in {where}")
     if len(token) < MIN_TOKEN_CHARACTERS:
         raise InvalidInput(f"the token in {where} has {len(token)} characters, expected {MIN_TOKEN_CHARACTERS} or more")
-    return Role(found["role"]), token
+    return Role(match["role"]), token
 
 
-def _refusing(handler: Any, why: UpdraftError) -> Any:
-    """A handler of the same kind that raises."""
-
-    async def refuse(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> NoReturn:
+def _rejecting(handler: Any, error: UpdraftError) -> Any:
+    async def reject(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> NoReturn:
         if handler.request_streaming and handler.response_streaming:
             await _take_one(request)
-        raise why
+        raise error
 
-    asked = "stream" if handler.request_streaming else "unary"
-    answered = "stream" if handler.response_streaming else "unary"
-    return getattr(grpc, f"{asked}_{answered}_rpc_method_handler")(
-        refuse, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
-    )
+    return with_behaviour(handler, reject)
 
 
 async def _take_one(requests: Any) -> None:
-    """A pod writes its first report at once, and while it writes it would miss the refusal (see rpc.ErrorsToStatus)."""
+    """Read one message first: a pod that is still writing its first report would miss the status (grpc#36066)."""
     with suppress(TimeoutError):
         async with asyncio.timeout(_FIRST_MESSAGE_S):
             await anext(aiter(requests), None)

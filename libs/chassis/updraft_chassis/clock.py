@@ -1,28 +1,22 @@
-"""Time as an argument, so that rollouts, leases and budgets are tested without waiting."""
+"""Time as an argument, so that tests of rollouts, leases and budgets need not wait."""
 
 import time
 from typing import Protocol
 
 
 class Clock(Protocol):
-    """Where a process reads the time."""
-
     def now(self) -> float:
-        """Seconds since 1970 (UTC): for what is stored or shown."""
+        """Seconds since 1970 (UTC), for timestamps that are stored or shown."""
         ...
 
     def monotonic(self) -> float:
-        """Seconds since some fixed moment, never going back: for durations."""
+        """Seconds since an arbitrary moment, never decreasing, for durations."""
         ...
 
 
 class SystemClock:
-    """The clock of the machine."""
-
     def now(self) -> float:
-        """Seconds since 1970 (UTC)."""
         return time.time()
 
     def monotonic(self) -> float:
-        """Seconds since some fixed moment, never going back."""
         return time.monotonic()

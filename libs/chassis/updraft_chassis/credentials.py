@@ -1,8 +1,8 @@
-"""Who we are on the wire and whom we believe: tokens and certificates, always as files.
+"""Tokens and certificates, always read from files.
 
-What rotates is read again when its file changes, without a restart: a server's certificate and tokens, a client's token
-(a client's certificate is read once: gRPC cannot exchange it). What cannot be read then leaves what was read before in
-force. Refused: secrets in variables, which child processes and crash reports inherit.
+A server's certificate and tokens and a client's token are read again when their file changes, without a restart; if the new
+content is not valid, the previous one stays in force. A client's certificate is read once, because gRPC cannot replace it.
+Rejected: secrets in environment variables, which child processes and crash reports inherit.
 """
 
 import logging
@@ -30,9 +30,9 @@ _MAX_FILE_BYTES = 1024 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """What a client brings. With `ca_file` (of the server's certificate) it speaks TLS, else plaintext.
+    """A client's credentials. `ca_file`, the CA of the server's certificate, enables TLS; without it the channel is plaintext.
 
-    `cert_file` and `key_file` are the client's own certificate, for a server that asks for one.
+    `cert_file` and `key_file` are the client's certificate, for a server that requires one (mTLS).
     """
 
     token_file: Path | None = None
@@ -41,7 +41,7 @@ class Credentials:
     key_file: Path | None = None
 
     def tls(self) -> grpc.ChannelCredentials | None:
-        """For the channel; None: plaintext. InvalidInput for files that are not what they should be."""
+        """None for plaintext. InvalidInput if a file is missing or has the wrong content."""
         pair = (self.cert_file, self.key_file)
         if any(pair) and not (self.ca_file and all(pair)):
             raise InvalidInput("a client's certificate file needs its key file, and both need the registry's CA file")
@@ -54,26 +54,26 @@ class Credentials:
         return grpc.ssl_channel_credentials(roots, key, chain)
 
     def token(self) -> "ReloadingFile[str] | None":
-        """The bearer token; None: none is sent. InvalidInput for a file without one."""
+        """The bearer token, or None to send none. InvalidInput if the file holds no token."""
         file = self.token_file
         return None if file is None else ReloadingFile([file], lambda: _token(file), what="token")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerTls:
-    """A server's certificate and key. With `client_ca_file` only clients with a certificate of that CA get in (mTLS)."""
+    """A server's certificate and key. With `client_ca_file`, clients need a certificate from that CA (mTLS)."""
 
     cert_file: Path
     key_file: Path
     client_ca_file: Path | None = None
 
     def credentials(self) -> grpc.ServerCredentials:
-        """For the port; InvalidInput for files that are not what they should be."""
+        """InvalidInput if a file is missing or has the wrong content."""
         files = [self.cert_file, self.key_file, *([self.client_ca_file] if self.client_ca_file else [])]
         current = ReloadingFile(files, self._read, what="certificate")
         return grpc.dynamic_ssl_server_credentials(
             current.get(),
-            current.if_changed,  # type: ignore[arg-type] # asked at every handshake; None: as before, says gRPC's page
+            current.if_changed,  # type: ignore[arg-type] # called at every handshake; gRPC documents None as "unchanged"
             require_client_authentication=self.client_ca_file is not None,
         )
 
@@ -83,7 +83,7 @@ class ServerTls:
 
 
 class ReloadingFile(Generic[T]):
-    """What files hold, read again by `get` once one of them has changed."""
+    """The value read from files; `get` reads it again when one of them has changed."""
 
     def __init__(self, files: Sequence[Path], read: Callable[[], T], *, what: str) -> None:
         self._files = files
@@ -93,7 +93,7 @@ class ReloadingFile(Generic[T]):
         self._value = read()
 
     def get(self) -> T:
-        """The newest that could be read. Only looks at the files' times: cheap enough for every call."""
+        """The newest valid value. It only checks the files' modification times, so it is cheap enough for every call."""
         stamp = self._stamps()
         if stamp != self._stamp:
             self._stamp = stamp
@@ -101,13 +101,13 @@ class ReloadingFile(Generic[T]):
                 self._value = self._read()
             except InvalidInput as error:
                 extra = {"reason": str(error)}
-                logger.error("The new %s cannot be used; the one before stays in force", self._what, extra=extra)
+                logger.error("The new %s is not valid; the previous one stays in force", self._what, extra=extra)
             else:
-                logger.info("A new %s was read", self._what)
+                logger.info("Reloaded the %s", self._what)
         return self._value
 
     def if_changed(self) -> T | None:
-        """What `get` returns, if that is another than before."""
+        """The result of `get` if it has changed since the last call, else None."""
         before = self._value
         return None if self.get() is before else self._value
 
@@ -118,8 +118,8 @@ class ReloadingFile(Generic[T]):
 class TokenChannel(grpc.aio.Channel):
     """A channel whose calls carry a bearer token.
 
-    Refused: gRPC's call credentials, which want TLS in this very process, and its client interceptors, whose calls
-    write and fail in other ways than plain ones.
+    Rejected: gRPC's call credentials, which require TLS in this process even behind a TLS proxy, and client interceptors,
+    whose calls write and fail differently from plain ones.
     """
 
     def __init__(self, channel: grpc.aio.Channel, token: ReloadingFile[str]) -> None:
@@ -127,7 +127,6 @@ class TokenChannel(grpc.aio.Channel):
         self._token = token
 
     def unary_unary(self, *args: Any, **kwargs: Any) -> Any:
-        """See grpc.aio.Channel, also below."""
         return self._with_token(self._channel.unary_unary(*args, **kwargs))
 
     def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
@@ -168,22 +167,22 @@ class TokenChannel(grpc.aio.Channel):
 
 
 def read_text(file: Path, what: str) -> str:
-    """A small text file; InvalidInput names `what` it should hold, never what it holds."""
+    """Read a small text file of `what`. The InvalidInput message never contains the file's content."""
     try:
         return _read(file, what).decode("ascii")
     except UnicodeDecodeError:
-        raise InvalidInput(f"the {what} file {file} holds something else than ASCII text") from None
+        raise InvalidInput(f"the {what} file {file} is not ASCII text") from None
 
 
 def check_token(token: str, where: str) -> str:
-    """The token, if it can travel in a header; InvalidInput says `where` it stands, never what it is."""
+    """Return the token if it can be sent in a header. The InvalidInput message names `where`, never the token."""
     if not token or not token.isprintable() or " " in token:
         raise InvalidInput(f"{where} is no token: expected one word of printable ASCII")
     return token
 
 
 def _token(file: Path) -> str:
-    return check_token(read_text(file, "token").strip(), f"what the file {file} holds")
+    return check_token(read_text(file, "token").strip(), f"the content of {file}")
 
 
 def _authority(file: Path) -> bytes:
@@ -196,15 +195,13 @@ def _authority(file: Path) -> bytes:
 
 
 def _pair(cert_file: Path, key_file: Path) -> tuple[bytes, bytes]:
-    """Key and chain, which belong together: gRPC itself would only say at a handshake, to the other side."""
+    """The key and the certificate chain, checked to match: gRPC would only report a mismatch to the peer, at a handshake."""
     chain, key = _read(cert_file, "certificate"), _read(key_file, "key")
     try:
-        # An empty passphrase: OpenSSL would ask for one on the terminal.
+        # Without a passphrase argument OpenSSL would prompt on the terminal.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert_file, key_file, password="")
     except OSError as error:  # SSLError is one
-        raise InvalidInput(
-            f"{cert_file} and {key_file} are no certificate and its key in PEM format: {error}"
-        ) from error
+        raise InvalidInput(f"{cert_file} and {key_file} are not a PEM certificate and its key: {error}") from error
     return key, chain
 
 
@@ -218,7 +215,7 @@ def _read(file: Path, what: str) -> bytes:
 
 def _stamp(file: Path) -> tuple[int, int, int] | None:
     try:
-        found = file.stat()
+        status = file.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return status.st_mtime_ns, status.st_size, status.st_ino

@@ -1,10 +1,10 @@
-"""A process from start to exit: signals ask it to stop, errors end it, and either is said once.
+"""A process from start to exit.
 
-SIGTERM or SIGINT sets the stop event: `main` drains and returns, exit 0. A second one kills at once, except the first
-process of a container, which only SIGKILL can kill. An UpdraftError that leaves `main` bare is a failed start: one
-sentence, exit 1. What a TaskGroup's child raises is logged once, and exit 1: a dead child must end the process, for
-what is above (Kubernetes, `updraft up`) restarts processes, not tasks. Before all that, while Python imports for
-seconds, a signal just ends the process: see `while_importing`.
+The first SIGTERM or SIGINT sets the stop event: `main` drains and returns, and the exit code is 0. A second one kills
+the process at once, except PID 1 of a container, which only SIGKILL can kill. An UpdraftError that `main` raises directly is
+a failed start: it is printed as one sentence, exit code 1. An exception from a task of a TaskGroup is logged once, exit code
+1: a failed task must end the process, because Kubernetes and `updraft up` restart processes, not tasks. While Python is
+still importing modules, a signal ends the process immediately: see `while_importing`.
 """
 
 import asyncio
@@ -22,22 +22,21 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stop:
-    """The wish to stop: `event` is set by the first SIGTERM or SIGINT, or by `request`."""
+    """A stop request: `event` is set by the first SIGTERM or SIGINT, or by `request`."""
 
     def __init__(self) -> None:
         self.event = asyncio.Event()
 
     @property
     def requested(self) -> bool:
-        """Whether the process should come to an end."""
         return self.event.is_set()
 
     def request(self) -> None:
-        """Ask for the end from inside, as a signal does from outside."""
+        """Stop from inside the process, as a signal does from outside."""
         self.event.set()
 
     async def wait(self, timeout_s: float | None = None) -> bool:
-        """Return true once stopping is requested, or false after `timeout_s`: a sleep that can end early."""
+        """Sleep for up to `timeout_s`; true as soon as a stop is requested, false after the timeout."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self.event.wait()
@@ -47,13 +46,13 @@ class Stop:
 
 
 def while_importing() -> None:
-    """Until `run`, let the first SIGTERM or SIGINT end the process at once with exit 0: it has begun nothing yet.
+    """Until `run`, let the first SIGTERM or SIGINT end the process at once with exit code 0.
 
-    For the first line of a `main`. Without it Python would be killed by the signal, or tell of it in a traceback; and
-    the first process of a container would not even end, for the kernel keeps from it what it does not handle.
+    Call it first in `main`. Otherwise the signal would kill Python or print a traceback, and PID 1 of a container would
+    not end at all, because the kernel does not deliver signals that PID 1 has no handler for.
     """
     for signum in _SIGNALS:
-        # Not SystemExit: imported code may catch that.
+        # os._exit rather than SystemExit, which imported code may catch.
         signal.signal(signum, lambda *_: os._exit(0))
 
 
@@ -62,11 +61,11 @@ def run(process: str, main: Callable[[Stop], Awaitable[None]]) -> None:
     try:
         asyncio.run(_supervise(process, main))
     except UpdraftError as error:
-        print(f"{process}: {error}", file=sys.stderr)  # noqa: T201 - for the person who starts it, not for logs
+        print(f"{process}: {error}", file=sys.stderr)  # noqa: T201 - for the person at the terminal, not for logs
         raise SystemExit(1) from None
-    except Exception as error:  # the supervisor: whatever it is, it is logged once
+    except Exception as error:  # the last handler: every exception is logged once
         for leaf in _leaves(error):
-            bug = None if isinstance(leaf, UpdraftError) else leaf  # only a bug's traceback is worth reading
+            bug = None if isinstance(leaf, UpdraftError) else leaf  # only bugs need a traceback
             logger.critical("%s failed: %s", process, str(leaf) or type(leaf).__name__, exc_info=bug)
         raise SystemExit(1) from None
 
@@ -79,11 +78,11 @@ async def _supervise(process: str, main: Callable[[Stop], Awaitable[None]]) -> N
 
 
 def _on_signal(process: str, stop: Stop, signum: signal.Signals) -> None:
-    for each in _SIGNALS:
-        # The kernel's own action from here on: it also ends a process whose event loop is stuck.
-        asyncio.get_running_loop().remove_signal_handler(each)
-        signal.signal(each, signal.SIG_DFL)
-    logger.info("%s stops", process, extra={"signal": signum.name})
+    for handled in _SIGNALS:
+        # Restore the default action, which also ends a process whose event loop is stuck.
+        asyncio.get_running_loop().remove_signal_handler(handled)
+        signal.signal(handled, signal.SIG_DFL)
+    logger.info("%s is stopping", process, extra={"signal": signum.name})
     stop.request()
 
 

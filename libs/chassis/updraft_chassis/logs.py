@@ -1,6 +1,6 @@
-"""Logs for a machine (one JSON object a line) or for a person, on stderr; facts travel in `extra={}`.
+"""Logs on stderr: one JSON object per line, or text for a person. Fields go into `extra={}`.
 
-Standard logging, configured once per process: libraries and we speak the same dialect, and nothing wraps it.
+This is the standard `logging` module, configured once per process, so libraries log the same way.
 """
 
 import asyncio
@@ -19,29 +19,28 @@ def configure(
     level: str = "INFO",
     format: Literal["json", "text"] = "json",  # noqa: A002 - named like the setting
 ) -> None:
-    """Send every log record at `level` or above to stderr. Calling it again replaces what was configured."""
+    """Send every log record at `level` or above to stderr. A second call replaces the first."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(process) if format == "json" else TextFormatter(process))
-    handler.addFilter(_is_news)
+    handler.addFilter(_is_relevant)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Not that grpc.aio saw its own task of a call cancelled: a peer that hangs up while its call is ended is no error."""
+def _is_relevant(record: logging.LogRecord) -> bool:
+    """False for the cancelled tasks that grpc.aio logs: a peer that disconnects while its call ends is no error."""
     error = record.exc_info[1] if record.exc_info else None
     return not (record.name.startswith("grpc.") and isinstance(error, asyncio.CancelledError))
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, process, logger, message, the extras, the traceback if any."""
+    """One JSON object per line: time, level, process, logger, message, extras, traceback. Extras cannot override these."""
 
     def __init__(self, process: str) -> None:
         super().__init__()
         self._process = process
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line. The five standard names win over extras of the same name."""
         line: dict[str, Any] = _extras(record) | {
             "time": _time(record).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "level": record.levelname,
@@ -56,14 +55,13 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """`12:30:05 INFO  trainer: message  key=value` for a person at a terminal."""
+    """`12:30:05 INFO  trainer: message  key=value`, and the traceback below it."""
 
     def __init__(self, process: str) -> None:
         super().__init__()
         self._process = process
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line, and the traceback below it if there is one."""
         extras = "".join(f"  {name}={value}" for name, value in _extras(record).items())
         head = f"{_time(record).astimezone():%H:%M:%S} {record.levelname:<7} {self._process}"
         text = f"{head}: {record.getMessage()}{extras}"

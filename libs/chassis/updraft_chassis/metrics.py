@@ -1,6 +1,6 @@
-"""The HTTP edge for machines: /metrics for Prometheus, /healthz and /readyz for Kubernetes.
+"""HTTP for machines: /metrics for Prometheus, /healthz and /readyz for Kubernetes.
 
-A daemon thread of its own: a scrape is answered while the event loop is busy, and never delays a request.
+It runs in a daemon thread of its own, so a scrape is answered while the event loop is busy and never delays a request.
 """
 
 import logging
@@ -31,15 +31,15 @@ def serve(
     setting: str,
     alive: Callable[[], bool] = lambda: True,
 ) -> Iterator[int]:
-    """Serve until the block ends; yield the port (a free one for 0).
+    """Serve until the block ends; yield the port (port 0 selects a free one).
 
-    Conflict names `setting` when the port cannot be had. `ready` and `alive` (/healthz) run in other threads: they only
-    read a flag.
+    `ready` and `alive` (/healthz) are called from other threads and may only read a flag. Raises Conflict, with the name of
+    `setting`, if the port is not available.
     """
     try:
         httpd = make_server(host, port, _app(registry, ready, alive), server_class=_Server, handler_class=_Quiet)
     except OSError as error:
-        raise Conflict(f"port {port} on {host} is taken or not allowed ({error.strerror}); set {setting}") from error
+        raise Conflict(f"cannot listen on {host}:{port} ({error.strerror}); set {setting}") from error
     thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.1}, name="metrics", daemon=True)
     thread.start()
     try:
@@ -58,17 +58,17 @@ def _app(registry: CollectorRegistry, ready: Callable[[], bool], alive: Callable
             case "/metrics":
                 return scrape(environ, start)
             case "/healthz":
-                return _answer(start, alive(), "ok", "stuck")
+                return _status(start, alive(), "ok", "stuck")
             case "/readyz":
-                return _answer(start, ready(), "ready", "not ready")
+                return _status(start, ready(), "ready", "not ready")
             case _:
-                return _plain(start, "404 Not Found", "here are /metrics, /healthz and /readyz")
+                return _plain(start, "404 Not Found", "available: /metrics, /healthz, /readyz")
 
     return app
 
 
-def _answer(start: "StartResponse", is_well: bool, well: str, ill: str) -> list[bytes]:  # noqa: FBT001 - the answer itself
-    return _plain(start, "200 OK", well) if is_well else _plain(start, "503 Service Unavailable", ill)
+def _status(start: "StartResponse", is_ok: bool, yes: str, no: str) -> list[bytes]:  # noqa: FBT001 - the result to report
+    return _plain(start, "200 OK", yes) if is_ok else _plain(start, "503 Service Unavailable", no)
 
 
 def _plain(start: "StartResponse", status: str, text: str) -> list[bytes]:
@@ -82,7 +82,7 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 
 class _Quiet(WSGIRequestHandler):
-    timeout = 10  # seconds: a scraper that connects and says nothing frees its thread
+    timeout = 10  # seconds, after which a silent scraper frees its thread
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the signature is http.server's
         logger.debug(format, *args)

@@ -1,7 +1,7 @@
-"""How long to wait before the next attempt: exponential, capped, with full jitter.
+"""Exponential backoff with a cap and full jitter.
 
-Full jitter (uniform between zero and the exponential bound), because a registry that comes back must not meet all
-its pods in the same instant. Only delays: who waits, and when to give up, is the caller's business.
+Full jitter (uniform between zero and the exponential bound) keeps all pods from reconnecting to a restarted registry at
+the same instant. The caller waits and decides when to give up.
 """
 
 import random
@@ -29,5 +29,4 @@ class Backoff:
         return self._rng.uniform(0.0, bound_s)
 
     def reset(self) -> None:
-        """Start again from the shortest delay."""
         self._bound_s = self._initial_s

@@ -1,7 +1,7 @@
-"""gRPC at both edges: limits and keepalive chosen on purpose, and one error tree on either side of the wire.
+"""gRPC channels and servers: limits, keepalive, and the same error tree on both sides of the wire.
 
-Servicers raise `UpdraftError`s; `ErrorsToStatus` turns them into statuses, `errors()` turns them back at the client.
-The text of an unknown exception stays in the process's log; the caller hears INTERNAL.
+Servicers raise an `UpdraftError`, `ErrorsToStatus` turns it into a status, and `errors()` turns that back at the client.
+Any other exception is logged, and the client gets INTERNAL without its text.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import grpc
 import grpc.aio
 
-from updraft_chassis.access import Access
+from updraft_chassis.access import Access, kind_of, with_behaviour
 from updraft_chassis.credentials import Credentials, ServerTls, TokenChannel
 from updraft_chassis.errors import (
     Conflict,
@@ -31,18 +31,18 @@ from updraft_chassis.errors import (
 logger = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-"""gRPC's own default, stated: a message is metadata or one chunk; weights never travel in one message."""
+"""gRPC's default, stated explicitly: a message is metadata or one chunk, never a whole weights file."""
 
 CHUNK_BYTES = 1024 * 1024
-"""Large enough that per-message cost is nothing, small enough to keep a slow link's other streams alive."""
+"""Large enough to make the cost per message negligible, small enough to leave room for other streams on a slow link."""
 
 _RETRY_AFTER = "updraft-retry-after-s"
 
-_STRANGER_DRAIN_S = 1.0
-"""Whoever may not call gets no more of our attention than it takes to hear so."""
+_DENIED_DRAIN_S = 1.0
+"""Limits the effort spent on callers without a valid token or role."""
 
-# Characters. Details travel in HTTP/2 trailers, where one takes up to 12 bytes (UTF-8, percent-encoded) and peers
-# refuse more than 8 KiB: a longer text would lose the status.
+# Characters. Details travel in HTTP/2 trailers, where a character takes up to 12 bytes (UTF-8, percent-encoded) and peers
+# reject more than 8 KiB: a longer text would lose the status.
 _MAX_DETAILS = 600
 
 _MESSAGE_LIMITS = [
@@ -52,15 +52,15 @@ _MESSAGE_LIMITS = [
 
 _CLIENT_OPTIONS = [
     *_MESSAGE_LIMITS,
-    # Notice a silent peer (node lost, NAT entry expired) within 30 s; most NATs forget after 60 s or more.
+    # Detect a silent peer (lost node, expired NAT entry) within 30 s; most NATs drop idle entries after 60 s or more.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    # Only while a call is open: the fleet stream always is one, and an idle CLI needs no pings.
+    # Only while a call is open: a pod's fleet stream always is, and an idle CLI needs no pings.
     ("grpc.keepalive_permit_without_calls", 0),
-    # gRPC would back off to 2 minutes; a restarted registry must see its pods again within seconds.
+    # gRPC would back off to 2 minutes; pods must reconnect to a restarted registry within seconds.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 5_000),
-    # Despite its name, how long one attempt to connect may take, handshakes too: a busy machine or a far one needs time.
+    # Despite its name this is the time limit for one connection attempt, handshakes included: a busy or distant peer is slow.
     ("grpc.min_reconnect_backoff_ms", 5_000),
 ]
 
@@ -68,16 +68,16 @@ _SERVER_OPTIONS = [
     *_MESSAGE_LIMITS,
     # Two servers sharing one port (gRPC's default on Linux) would split the fleet.
     ("grpc.so_reuseport", 0),
-    # Accept the clients' pings every 20 s, with slack; the default of 5 minutes hangs up on them.
+    # Accept the clients' pings every 20 s, with slack; the default of 5 minutes would close the connection.
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    # The fleet view is only as true as its streams: notice a pod that vanished without FIN within 30 s.
+    # The fleet view depends on its streams: detect a pod that vanished without FIN within 30 s.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
 ]
 
-# Every pod holds one stream for good, and one more while it fetches; beyond this a call is refused (RESOURCE_EXHAUSTED),
-# not queued unseen.
+# Every pod holds one stream permanently, and one more while it fetches. Beyond this limit calls fail with RESOURCE_EXHAUSTED
+# instead of waiting in a hidden queue.
 _MAX_CONCURRENT_RPCS = 20_000
 
 _BY_STATUS: dict[grpc.StatusCode, type[UpdraftError]] = {
@@ -91,16 +91,16 @@ _BY_STATUS: dict[grpc.StatusCode, type[UpdraftError]] = {
     grpc.StatusCode.PERMISSION_DENIED: Forbidden,
     grpc.StatusCode.UNAVAILABLE: Unavailable,
     grpc.StatusCode.DEADLINE_EXCEEDED: Unavailable,
-    grpc.StatusCode.CANCELLED: Unavailable,  # by the peer; our own cancellation is CancelledError
+    grpc.StatusCode.CANCELLED: Unavailable,  # cancelled by the peer; a local cancellation is CancelledError
     grpc.StatusCode.RESOURCE_EXHAUSTED: Exhausted,
     grpc.StatusCode.DATA_LOSS: Corrupt,
 }
 
 
 def server(access: Access | None = None) -> grpc.aio.Server:
-    """Return a server with our limits and `ErrorsToStatus`; add servicers, `bind`, then `start()`.
+    """A server with our limits and `ErrorsToStatus`; add servicers, `bind`, then `start()`.
 
-    Without `access` whoever connects may call everything.
+    Without `access` every client may call every method.
     """
     interceptors: list[grpc.aio.ServerInterceptor] = [ErrorsToStatus()]  # the first one is the outermost
     return grpc.aio.server(
@@ -111,9 +111,9 @@ def server(access: Access | None = None) -> grpc.aio.Server:
 
 
 def bind(server: grpc.aio.Server, *, host: str, port: int, setting: str, tls: ServerTls | None = None) -> int:
-    """Listen; return the port (a free one for 0). Conflict names `setting` when it cannot be had.
+    """Listen; return the port (port 0 selects a free one).
 
-    InvalidInput when the files of `tls` are not what they should be.
+    Conflict, with the name of `setting`, if the port is not available; InvalidInput if a file of `tls` is not valid.
     """
     credentials = None if tls is None else tls.credentials()
     address = f"{host}:{port}"
@@ -122,13 +122,13 @@ def bind(server: grpc.aio.Server, *, host: str, port: int, setting: str, tls: Se
             return server.add_insecure_port(address)
         return server.add_secure_port(address, credentials)
     except RuntimeError as error:
-        raise Conflict(f"port {port} on {host} is taken or not allowed; set {setting}") from error
+        raise Conflict(f"cannot listen on {address}: the port is in use or not permitted; set {setting}") from error
 
 
 def channel(address: str, credentials: Credentials | None = None) -> grpc.aio.Channel:
-    """Return a channel to `host:port`; it connects when first used, and again by itself.
+    """A channel to `host:port` that connects on first use and reconnects by itself.
 
-    InvalidInput when the files of `credentials` are not what they should be.
+    InvalidInput if a file of `credentials` is not valid.
     """
     credentials = credentials or Credentials()
     tls, token = credentials.tls(), credentials.token()
@@ -139,22 +139,22 @@ def channel(address: str, credentials: Credentials | None = None) -> grpc.aio.Ch
     return opened if token is None else TokenChannel(opened, token)
 
 
-class BrokenOff(Unavailable):
-    """A call ended while this side sent, and why is lost: the peer may be away, or may have refused it."""
+class StatusLost(Unavailable):
+    """A call ended while this side was sending, and its status is lost: the peer may be unreachable or may have rejected it."""
 
 
-def _is_broken_off(error: grpc.aio.AioRpcError) -> bool:
-    """gRPC's client says INTERNAL where the connection broke while it sent (grpc#36066); no server said that."""
+def _is_status_lost(error: grpc.aio.AioRpcError) -> bool:
+    """gRPC's client reports INTERNAL if the connection broke while it was sending (grpc#36066); no server sent that."""
     return error.code() is grpc.StatusCode.INTERNAL and "execute_batch" in (error.details() or "")
 
 
 @contextmanager
 def errors() -> Iterator[None]:
-    """Around client calls: a failed call raises the error of our tree that the server raised."""
+    """Around client calls: a failed call raises the same `UpdraftError` that the server raised."""
     try:
         yield
     except grpc.aio.AioRpcError as error:
-        kind = BrokenOff if _is_broken_off(error) else _BY_STATUS.get(error.code(), UpdraftError)
+        kind = StatusLost if _is_status_lost(error) else _BY_STATUS.get(error.code(), UpdraftError)
         message = error.details() or error.code().name
         if kind is Unavailable:
             raise Unavailable(message, _retry_after_s(error)) from error
@@ -169,50 +169,44 @@ def _retry_after_s(error: grpc.aio.AioRpcError) -> float | None:
 
 
 class ErrorsToStatus(grpc.aio.ServerInterceptor):
-    """Maps what a servicer raises to a gRPC status, for all four kinds of method."""
+    """Maps a servicer's exceptions to gRPC statuses, for all four kinds of method."""
 
     def __init__(self, *, drain_s: float = 30.0) -> None:
         self._drain_s = drain_s
-        """A sender that is refused may finish what it has in flight, but neither stay silent nor send for ever."""
+        """How long a rejected client may still send, so that it gets its status; see `_drain`."""
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """Wrap the method's handler; an unknown method stays gRPC's own UNIMPLEMENTED."""
+        """Wrap the method's handler; for an unknown method gRPC itself answers UNIMPLEMENTED."""
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        asked = "stream" if handler.request_streaming else "unary"
-        answered = "stream" if handler.response_streaming else "unary"
-        behaviour = getattr(handler, f"{asked}_{answered}")
+        behaviour = getattr(handler, kind_of(handler))
         method = str(handler_call_details.method)
         if inspect.isasyncgenfunction(behaviour):
             wrapped: Callable[[Any, Any], Any] = _iterating(behaviour, method)
         else:
             wrapped = _awaiting(behaviour, method, drain_s=None if handler.response_streaming else self._drain_s)
-        return getattr(grpc, f"{asked}_{answered}_rpc_method_handler")(
-            wrapped,
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
+        return with_behaviour(handler, wrapped)
 
 
 def _awaiting(
     behaviour: Callable[[Any, Any], Awaitable[Any]], method: str, *, drain_s: float | None
 ) -> Callable[[Any, Any], Awaitable[Any]]:
-    """For one answer, or (without `drain_s`) a handler that writes its stream of answers itself.
+    """For a single response, or (without `drain_s`) a handler that writes its stream of responses itself.
 
-    A peer of the latter reads while it writes, and may never end its side: it must hear the status at once.
+    A client of the latter reads while it writes and may never end its side, so it gets the status without draining.
     """
 
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
             response = await behaviour(request, context)
-        except Exception as error:  # noqa: BLE001 - border: everything becomes a status
-            is_stranger = isinstance(error, Unauthenticated | Forbidden)
-            await _drain(request, min(drain_s, _STRANGER_DRAIN_S) if is_stranger and drain_s else drain_s)
+        except Exception as error:  # noqa: BLE001 - every exception becomes a status
+            is_denied = isinstance(error, Unauthenticated | Forbidden)
+            await _drain(request, min(drain_s, _DENIED_DRAIN_S) if is_denied and drain_s else drain_s)
             await _abort(context, error, method)
         await _drain(request, drain_s)
         return response
@@ -221,7 +215,7 @@ def _awaiting(
 
 
 async def _drain(request: Any, within_s: float | None) -> None:
-    """Take the rest of a request stream: a grpc.aio client that is still writing loses what it is told (grpc#36066)."""
+    """Read the rest of a request stream: a grpc.aio client that is still writing loses the response (grpc#36066)."""
     if within_s is not None and isinstance(request, AsyncIterable):
         with suppress(TimeoutError):
             async with asyncio.timeout(within_s):
@@ -234,21 +228,21 @@ def _iterating(
 ) -> Callable[[Any, Any], AsyncIterator[Any]]:
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
         try:
-            async with aclosing(behaviour(request, context)) as responses:  # its `finally` runs with the call's end
+            async with aclosing(behaviour(request, context)) as responses:  # its `finally` runs when the call ends
                 async for response in responses:
                     yield response
-        except Exception as error:  # noqa: BLE001 - border: everything becomes a status
+        except Exception as error:  # noqa: BLE001 - every exception becomes a status
             await _abort(context, error, method)
 
     return call
 
 
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception, method: str) -> NoReturn:
-    if isinstance(error, grpc.aio.AbortError):  # the servicer chose its own status
+    if isinstance(error, grpc.aio.AbortError):  # the servicer chose the status itself
         raise error
     if not isinstance(error, UpdraftError):
         logger.error("Call failed", exc_info=error, extra={"method": method})
-        await context.abort(grpc.StatusCode.INTERNAL, f"{method} failed; the server's log says why")
+        await context.abort(grpc.StatusCode.INTERNAL, f"{method} failed; see the server's log for the reason")
     wait_s = getattr(error, "retry_after_s", None)
     trailers = () if wait_s is None else ((_RETRY_AFTER, f"{wait_s:g}"),)
     await context.abort(grpc.StatusCode[error.status], str(error)[:_MAX_DETAILS], trailers)

@@ -1,8 +1,8 @@
-"""Settings from the environment: read once in `__main__`, frozen, and wrong in full sentences.
+"""Settings from the environment, read once in `__main__` and frozen.
 
-A bad environment prints all its problems at once, one line each, and exits 2. A variable with the part's prefix that
-no field claims is a problem too: a typo must not silently mean the default. A Settings object built in code takes
-nothing from the environment. Refused: files, and reading variables where they are used.
+A bad environment prints all problems at once, one line each, and the process exits with 2. An unknown variable with the
+part's prefix is a problem too: a typo must not silently select the default. A Settings object built in code takes nothing
+from the environment. Rejected: files, and reading variables where they are used.
 """
 
 import difflib
@@ -19,7 +19,7 @@ S = TypeVar("S", bound="Settings")
 
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$")]
-"""A speculator or a namespace: one rule for all processes, since the name is part of stream keys, folders and Kubernetes."""
+"""Name of a speculator or a namespace. It becomes part of stream keys, folders and Kubernetes names."""
 
 
 class Settings(BaseSettings):
@@ -40,12 +40,12 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what is passed: `load` is the one reader of the environment."""
+        """Keyword arguments only: `load` is the single reader of the environment."""
         return (init_settings,)
 
 
 def load(cls: type[S], environ: Mapping[str, str] | None = None) -> S:
-    """Read `cls` from `environ` (default: the process's own); on problems print them all and exit 2."""
+    """Read `cls` from `environ` (default: `os.environ`); print all problems and exit with 2 if there are any."""
     environ = os.environ if environ is None else environ
     problems = list(_unknown(cls, environ))
     try:
@@ -60,7 +60,7 @@ def load(cls: type[S], environ: Mapping[str, str] | None = None) -> S:
 
 
 def variable(cls: type[Settings], field: str) -> str:
-    """Return the environment variable of a field, such as "UPDRAFT_REGISTRY_PORT" of "port"."""
+    """The environment variable of a field, such as "UPDRAFT_REGISTRY_PORT" for "port"."""
     return f"{cls.model_config['env_prefix']}{field}".upper()
 
 
@@ -80,7 +80,7 @@ def _unknown(cls: type[Settings], environ: Mapping[str, str]) -> Iterator[str]:
 
 
 def _sentence(cls: type[Settings], detail: ErrorDetails) -> str:
-    if not detail["loc"]:  # a check over several fields: its input is the whole environment, never shown
+    if not detail["loc"]:  # a check over several fields: its input is the whole environment, which is never printed
         return f"{variable(cls, '').rstrip('_')}: {detail['msg']}"
     field = str(detail["loc"][0])
     name = variable(cls, field)
@@ -92,7 +92,7 @@ def _sentence(cls: type[Settings], detail: ErrorDetails) -> str:
 
 
 def _hint(value: object) -> str:
-    # Kubernetes gives every pod NAME_PORT=tcp://... for every Service, and ours are named like our settings.
+    # Kubernetes sets NAME_PORT=tcp://... in every pod for every Service, and our Services are named like our settings.
     is_service_link = isinstance(value, str) and value.startswith("tcp://")
     return " (a Kubernetes service link? set enableServiceLinks: false in the pod)" if is_service_link else ""
 

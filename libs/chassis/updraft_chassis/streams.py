@@ -1,10 +1,11 @@
 """At-least-once delivery over one Redis stream, bounded in bytes.
 
-An entry stays pending until `ack`, so a crash redelivers it; a reader must be idempotent (ours dedupes by trace id).
-What could not be handled `max_deliveries` times goes to `<key>:dead` instead of killing the consumer for ever. Only
-the bound loses entries: the oldest go first, and `append` says how many. Refused: XAUTOCLAIM (it cannot leave out
-what is in hand, and it counts deliveries that never happened), blocking a producer on a full stream (serving never
-waits for learning), MULTI (a full Redis refuses every command in one, and could then never be emptied).
+An entry stays pending until `ack`, so a crash redelivers it, and a reader must be idempotent (the trainer deduplicates by
+trace id). An entry that was not handled in `max_deliveries` attempts goes to `<key>:dead`, so that it cannot crash the
+consumer again and again. Entries are lost only to the size limit: the oldest go first, and `append` returns how many.
+Rejected: XAUTOCLAIM (it cannot skip entries that are being handled, and it counts deliveries that never happened), blocking
+the producer on a full stream (serving never waits for training), MULTI (a full Redis rejects every command in a transaction,
+so the stream could never be emptied).
 """
 
 import asyncio
@@ -25,40 +26,40 @@ from updraft_chassis.errors import Exhausted, InvalidInput, Unavailable, Updraft
 logger = logging.getLogger(__name__)
 
 MAX_ENTRY_BYTES = 32 * 1024 * 1024
-"""A request of 2,048 tokens with all hidden states (width 2,048, 8 bytes a value) is this large."""
+"""The size of a request of 2,048 tokens with all hidden states (width 2,048, 8 bytes per position and channel)."""
 
 DEAD_LETTERS_MAX_BYTES = 16 * 1024 * 1024
-"""Dead letters are for a person to look at; a few suffice."""
+"""Dead letters are there for a person to inspect; a few are enough."""
 
 _FIELD = "t"
 
-# What Redis needs for an entry besides its data (id, field name, listpack, radix tree); measured: about 60.
+# Redis's overhead per entry (id, field name, listpack, radix tree); measured: about 60.
 _OVERHEAD_BYTES = 64
 
-# A read blocks in slices of this length, below the socket timeout, and looks for entries to reclaim between.
+# A read blocks for slices of this length, below the socket timeout, and looks for entries to reclaim in between.
 _BLOCK_SLICE_MS = 1_000
 
-# What Redis says to a reader whose group is gone; the second one when it goes while the reader waits.
+# Redis's error codes for a missing consumer group; the second one if it is deleted while the reader waits.
 _NO_GROUP = ("NOGROUP", "UNBLOCKED")
 
-# It starts (LOADING), lost its master (READONLY, MASTERDOWN) or part of its cluster; all of that passes.
-_AWAY = (
+# Redis is starting (LOADING) or has lost its master (READONLY, MASTERDOWN) or a part of its cluster. All of these pass.
+_TEMPORARY = (
     redis.exceptions.ConnectionError,
     redis.exceptions.TimeoutError,
     redis.exceptions.ReadOnlyError,
     redis.exceptions.ClusterDownError,
 )
 
-# It cannot save (disk full) and takes no writes until it can.
+# Redis cannot save (full disk) and rejects writes until it can.
 _CANNOT_SAVE = "MISCONF"
 
-# How many pending entries one XPENDING lists.
+# Pending entries per XPENDING call.
 _PAGE = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One delivery. `deliveries` counts this one: 1 is the first."""
+    """One delivery. `deliveries` includes this one, so 1 is the first."""
 
     id: str
     data: bytes
@@ -66,7 +67,7 @@ class Entry:
 
 
 def connect(url: str, *, timeout: timedelta = timedelta(seconds=3)) -> Redis:
-    """Return a client for `redis://host:port/db` or `unix:///path`; InvalidInput, without the address, for neither.
+    """A client for `redis://host:port/db` or `unix:///path`. InvalidInput, without the address, for anything else.
 
     It gives up on a silent server after `timeout`, which must exceed the one second that a `Consumer` blocks.
     """
@@ -75,17 +76,17 @@ def connect(url: str, *, timeout: timedelta = timedelta(seconds=3)) -> Redis:
             url,
             socket_timeout=timeout.total_seconds(),
             socket_connect_timeout=timeout.total_seconds(),
-            # No silent retry: a read whose reply was lost would be repeated without a look at what it left pending,
-            # and an append would be made twice. Connections that were closed while idle the pool replaces itself.
+            # No hidden retries: after a lost reply, a read would be repeated without checking the entries it left pending,
+            # and an append would happen twice. The pool itself replaces connections that were closed while idle.
             retry=Retry(NoBackoff(), 0),
-            protocol=2,  # the replies below have one shape since Redis 5, on every server
+            protocol=2,  # the replies below have had one shape since Redis 5, on every server
         )
-    except ValueError:  # its text may hold part of the password, as its cause would
-        raise InvalidInput("the Redis address is none: it must be redis://host:port/db or unix:///path") from None
+    except ValueError:  # its text or its cause may contain a part of the password
+        raise InvalidInput("the Redis address is invalid: expected redis://host:port/db or unix:///path") from None
 
 
 def key(namespace: str, speculator: str) -> str:
-    """The stream of a speculator's traces: what pods write to and its trainer reads."""
+    """Key of the stream that a speculator's pods write traces to and its trainer reads."""
     return f"updraft:{namespace}:{speculator}:samples:v1"
 
 
@@ -102,17 +103,17 @@ class Producer:
         self._max_entry_bytes = min(max_entry_bytes, max_bytes)
 
     async def append(self, entry: bytes) -> int:
-        """Add `entry` and return how many older ones had to go, unread or unacknowledged, to make room.
+        """Add `entry` and return how many older entries, read or not, were removed to make room.
 
-        InvalidInput when it exceeds the limit of one entry, Unavailable when Redis is away, Exhausted when it is
-        full. After Unavailable the entry may or may not be there.
+        InvalidInput if the entry exceeds its size limit, Unavailable if Redis is unreachable, Exhausted if Redis is full.
+        After Unavailable the entry may or may not have been added.
         """
         if len(entry) > self._max_entry_bytes:
             raise InvalidInput(f"a stream entry of {len(entry)} bytes exceeds the limit, {self._max_entry_bytes}")
         with _redis_errors():
             async with self._client.pipeline(transaction=False) as pipe:
                 pipe.xadd(self._key, {_FIELD: entry})
-                # A separate XTRIM in the same round trip, because XADD MAXLEN does not tell what it dropped.
+                # A separate XTRIM in the same round trip, because XADD MAXLEN does not return what it removed.
                 pipe.xtrim(self._key, maxlen=self._bound.entries(len(entry)), approximate=True)
                 replies = await pipe.execute()
         return int(replies[1])
@@ -121,10 +122,10 @@ class Producer:
 class Consumer:
     """One named member of a consumer group. Not for concurrent use: one task reads, handles and acknowledges.
 
-    `claim_idle` is how long an entry of another consumer must have been untouched to be taken over; entries in hand
-    are renewed by `read`, so it has to exceed the longest pause between two reads. `name` must be stable over
-    restarts. `lost_total` counts entries that the bound deleted before they were settled, `dead_letters_total` those
-    set aside, `lost_letters_total` those among them that a full Redis could not keep.
+    `claim_idle` is how long another consumer's entry must be idle before it is taken over. `read` renews the entries in hand
+    (read but not settled), so `claim_idle` has to exceed the longest pause between two reads. `name` must be stable across
+    restarts. `lost_total` counts entries that the size limit deleted before they were settled, `dead_letters_total` all dead
+    letters, `lost_letters_total` those that a full Redis could not keep.
     """
 
     def __init__(
@@ -147,7 +148,7 @@ class Consumer:
         self._max_deliveries = max_deliveries
         self._in_hand: set[str] = set()
         self._next_takeover_s = 0.0
-        # Entries may be pending under our name without being in hand: after a crash, or a read that was cut off.
+        # Entries may be pending under our name without being in hand: after a crash, or after an interrupted read.
         self._may_own_more = True
         self.lost_total = 0
         self.dead_letters_total = 0
@@ -155,18 +156,18 @@ class Consumer:
 
     @property
     def in_hand(self) -> frozenset[str]:
-        """The ids that were read and are not settled yet."""
+        """Ids that were read and are not settled yet."""
         return frozenset(self._in_hand)
 
     async def open(self) -> None:
-        """Create the group, from the stream's first entry on, unless it exists."""
+        """Create the group, starting at the stream's first entry, unless it exists."""
         with _redis_errors():
             await self._create_group()
 
     async def read(self, *, count: int, block: timedelta) -> list[Entry]:
-        """Return up to `count` entries: unsettled ones first, then new ones; an empty list after `block`.
+        """Return up to `count` entries, unsettled ones first, then new ones; an empty list after `block`.
 
-        Unavailable when Redis is away. Neither that nor a cancellation loses an entry.
+        Unavailable if Redis is unreachable. Neither that nor a cancellation loses an entry.
         """
         deadline_s = asyncio.get_running_loop().time() + block.total_seconds()
         with _redis_errors():
@@ -178,20 +179,19 @@ class Consumer:
                 except redis.exceptions.ResponseError as error:
                     if not str(error).startswith(_NO_GROUP):
                         raise
-                    logger.warning("Redis lost the consumer group; made again", extra={"stream": self._key})
+                    logger.warning("Redis lost the consumer group; creating it again", extra={"stream": self._key})
                     await self._create_group()
                     continue
                 if entries or left_ms <= _BLOCK_SLICE_MS:
                     return entries
 
     async def ack(self, ids: Iterable[str]) -> None:
-        """Settle entries whose effect is durable: they leave the group and the stream together."""
+        """Settle entries whose effect is durable: remove them from the group and from the stream."""
         ids = list(ids)
         if not ids:
             return
         with _redis_errors():
-            # Cut off between the two, the entry is pending without data, which the next life settles (and counts as
-            # lost).
+            # If interrupted between the two, the entry is pending without data; the next run settles it and counts it as lost.
             async with self._client.pipeline(transaction=False) as pipe:
                 pipe.xdel(self._key, *ids)
                 pipe.xack(self._key, self._group, *ids)
@@ -199,10 +199,10 @@ class Consumer:
         self._in_hand.difference_update(ids)
 
     async def dead_letter(self, entry: Entry, reason: str) -> None:
-        """Settle an entry that can never be handled; `<key>:dead` keeps it, for a while, with the reason.
+        """Settle an entry that can never be handled; `<key>:dead` keeps it for a while, with the reason.
 
-        A full Redis cannot keep it. Then it is settled all the same, counted and logged: what nobody can handle must
-        not hold up what somebody can, and a full Redis is emptied by settling. Cut off in between, it is kept twice.
+        If Redis is too full to keep it, the entry is still settled, counted and logged: it must not block other entries, and
+        settling is what empties a full Redis. If interrupted in between, the letter is kept twice.
         """
         is_kept = await self._keep_letter(entry, reason)
         await self.ack([entry.id])
@@ -215,7 +215,6 @@ class Consumer:
             logger.error("Dead letter, lost: Redis is full", extra=facts)
 
     async def _keep_letter(self, entry: Entry, reason: str) -> bool:
-        """Whether there was room for it."""
         letter: dict[Any, Any] = {_FIELD: entry.data, "reason": reason, "id": entry.id, "deliveries": entry.deliveries}
         maxlen = self._dead_bound.entries(len(entry.data))
         with _redis_errors():
@@ -241,21 +240,21 @@ class Consumer:
         if now_s < self._next_takeover_s:
             return []
         await self._renew()
-        with self._cut_off_owns_more():
+        with self._interrupted_owns_more():
             entries = await self._claim(count, min_idle_ms=self._claim_idle_ms, idle=self._claim_idle_ms)
-        if not entries:  # else there may be more, at once
+        if not entries:  # otherwise there may be more
             self._next_takeover_s = now_s + self._claim_idle_ms / 4000
         return entries
 
     async def _renew(self) -> None:
-        """Tell the others that what is in hand is alive; JUSTID counts no delivery."""
+        """Reset the idle time of the entries in hand; JUSTID does not count as a delivery."""
         if self._in_hand:
             await self._client.xclaim(self._key, self._group, self._name, 0, [*self._in_hand], justid=True)
 
     async def _claim(self, count: int, *, min_idle_ms: int, **which: Any) -> list[Entry]:
-        """Make pending entries ours and return them, after setting aside those that are lost or poison."""
+        """Claim pending entries and return them, after settling those that are lost or were delivered too often."""
         while deliveries := await self._pending(count, **which):
-            # The minimal idle time again: of two consumers that saw the same entry, only one gets it.
+            # The minimum idle time again: if two consumers list the same entry, only one gets it.
             reply: Any = await self._client.xclaim(self._key, self._group, self._name, min_idle_ms, [*deliveries])
             claimed = [self._entry(row, deliveries) for row in reply if row[0] is not None]
             await self._settle_lost(deliveries.keys() - {entry.id for entry in claimed})
@@ -269,43 +268,43 @@ class Consumer:
         return []
 
     async def _pending(self, count: int, **which: Any) -> dict[str, int]:
-        """List up to `count` pending entries that are not in hand, with the deliveries of each so far."""
+        """Up to `count` pending entries that are not in hand, with their number of deliveries so far."""
         start = "-"
         while True:
             rows: Any = await self._client.xpending_range(
                 self._key, self._group, min=start, max="+", count=_PAGE, **which
             )
-            found = {row["message_id"].decode(): int(row["times_delivered"]) for row in rows}
-            wanted = [id_ for id_ in found if id_ not in self._in_hand]
+            deliveries = {row["message_id"].decode(): int(row["times_delivered"]) for row in rows}
+            wanted = [id_ for id_ in deliveries if id_ not in self._in_hand]
             if wanted or len(rows) < _PAGE:
-                return {id_: found[id_] for id_ in wanted[:count]}
-            start = f"({[*found][-1]}"
+                return {id_: deliveries[id_] for id_ in wanted[:count]}
+            start = f"({[*deliveries][-1]}"
 
     async def _settle_lost(self, ids: Iterable[str]) -> None:
-        """Acknowledge those of `ids` that the stream's bound deleted while they were pending."""
+        """Acknowledge those of `ids` that the size limit deleted while they were pending."""
         for id_ in ids:
             if not await self._client.xrange(self._key, id_, id_):
                 await self._client.xack(self._key, self._group, id_)
                 self.lost_total += 1
 
     async def _new(self, count: int, block_ms: int) -> list[Entry]:
-        with self._cut_off_owns_more():
+        with self._interrupted_owns_more():
             reply: Any = await self._client.xreadgroup(
                 self._group,
                 self._name,
                 {self._key: ">"},
                 count=count,
-                block=block_ms if block_ms > 0 else None,  # 0 would mean for ever
+                block=block_ms if block_ms > 0 else None,  # 0 would block without a limit
             )
         rows = reply[0][1] if reply else []
-        # A group that was lost and created again starts over, also with what is still in hand.
+        # A group that was lost and created again redelivers everything, including entries that are still in hand.
         entries = [entry for row in rows if (entry := self._entry(row, {})).id not in self._in_hand]
         self._in_hand.update(entry.id for entry in entries)
         return entries
 
     @contextmanager
-    def _cut_off_owns_more(self) -> Iterator[None]:
-        """A command that makes entries ours, but is cut off, leaves them for the next read to find."""
+    def _interrupted_owns_more(self) -> Iterator[None]:
+        """If a command that assigns entries to us is interrupted, the next read looks for them."""
         self._may_own_more = True
         yield
         self._may_own_more = False
@@ -317,19 +316,19 @@ class Consumer:
 
 
 class _Bound:
-    """Turns a bound in bytes into a number of entries by the mean size of recent ones."""
+    """Converts a limit in bytes into a number of entries, by the mean size of recent ones."""
 
-    _WINDOW = 128  # entries: short enough to follow a shift to large ones before the stream holds many
+    _WINDOW = 128  # entries: short enough to adapt before the stream holds many larger ones
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._mean_bytes = 0.0
-        self._seen = 0
+        self._num_entries = 0
 
     def entries(self, size_bytes: int) -> int:
-        """Take the size of the next entry into account; return how many entries may stay, at least one."""
-        self._seen += 1
-        self._mean_bytes += (size_bytes + _OVERHEAD_BYTES - self._mean_bytes) / min(self._seen, self._WINDOW)
+        """Count the next entry's size; return how many entries may stay, at least one."""
+        self._num_entries += 1
+        self._mean_bytes += (size_bytes + _OVERHEAD_BYTES - self._mean_bytes) / min(self._num_entries, self._WINDOW)
         return max(1, int(self._max_bytes / self._mean_bytes))
 
 
@@ -338,12 +337,12 @@ def _redis_errors() -> Iterator[None]:
     try:
         yield
     except redis.exceptions.RedisError as error:
-        # In a pipeline redis-py puts the command, and with it the user's data, in front of what Redis said.
-        said = str(error).rpartition("pipeline caused error: ")[2].strip("(',)")
+        # In a pipeline redis-py prepends the command, and with it the user's data, to the message from Redis.
+        message = str(error).rpartition("pipeline caused error: ")[2].strip("(',)")
         if isinstance(error, redis.exceptions.OutOfMemoryError):
             raise Exhausted("Redis has reached its maxmemory") from None
-        if said.startswith(_CANNOT_SAVE):
-            raise Exhausted(f"Redis cannot save and takes no writes: {said}") from None
-        if isinstance(error, _AWAY):
-            raise Unavailable(f"Redis is away: {said}") from None
-        raise UpdraftError(f"Redis refused a command: {said}") from None
+        if message.startswith(_CANNOT_SAVE):
+            raise Exhausted(f"Redis cannot save and rejects writes: {message}") from None
+        if isinstance(error, _TEMPORARY):
+            raise Unavailable(f"Redis is unavailable: {message}") from None
+        raise UpdraftError(f"Redis rejected a command: {message}") from None

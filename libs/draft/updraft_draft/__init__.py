@@ -1,1 +1,1 @@
-"""The torch code that trainer and inference must agree on byte for byte."""
+"""Torch code that trainer and inference share, because they must agree on it byte for byte."""

@@ -1,8 +1,8 @@
-"""Which drafted tokens are kept, such that the output has the target's distribution.
+"""Speculative sampling: accepts or rejects drafted tokens so that the output has the target's distribution.
 
-Speculative sampling is Leviathan et al. 2023 (arXiv 2211.17192, theorem 1): keep draft d with probability min(1, p(d) / q(d));
-at the first refusal draw from max(p - q, 0), normalised; after k kept drafts draw one more from p. A drafter without a
-distribution (n-gram lookup, a greedy draft) is the point mass q(d) = 1. Randomness is an argument.
+Leviathan et al. 2023 (arXiv 2211.17192, theorem 1): accept draft d with probability min(1, p(d) / q(d)); at the first
+rejection draw from max(p - q, 0), normalised; after k accepted drafts draw one more token from p. A proposer without a
+distribution (n-gram lookup, greedy drafting) is a point mass: q(d) = 1. Randomness is an argument.
 
 Tensors: k drafts, T = k + 1 verified rows, V vocabulary.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Acceptance:
-    """Of one sequence: how many drafts were kept, and the target's token after them."""
+    """For one sequence: the number of accepted drafts, and the target's token after them."""
 
     count: int
     bonus_id: int
@@ -26,13 +26,13 @@ class Acceptance:
 def filtered_probs(
     logits_TV: Tensor, *, temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
 ) -> Tensor:
-    """The distribution that is sampled from, float32 [T, V]: temperature, then min-p, then top-k, then top-p, as in vLLM.
+    """The distribution to sample from, float32 [T, V]: temperature, then min-p, then top-k, then top-p, as in vLLM.
 
-    `min_p` keeps tokens with at least that fraction of the likeliest one's probability; `top_p` keeps the smallest set of
-    most likely tokens whose mass reaches it, and always one token.
+    `min_p` keeps tokens with at least that fraction of the highest probability. `top_p` keeps the smallest set of most likely
+    tokens whose total probability reaches it, and at least one token.
     """
     if temperature <= 0:
-        raise ValueError("temperature must be positive: 0 is greedy and needs no distribution")
+        raise ValueError("temperature must be positive: 0 means greedy and needs no distribution")
     logits = logits_TV.float() if temperature == 1.0 else logits_TV.float() / temperature
     if min_p > 0:
         logits = logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(min_p), float("-inf"))
@@ -43,26 +43,24 @@ def filtered_probs(
     if top_p < 1.0:
         ordered, order = probs.sort(-1, descending=True)
         before = (ordered.cumsum(-1) - ordered)[..., 1:]
-        ordered[..., 1:].masked_fill_(before >= top_p, 0.0)  # the first stays, even if top_p is 0 in float32
+        ordered[..., 1:].masked_fill_(before >= top_p, 0.0)  # keeps the first one even if top_p is 0 in float32
         probs = torch.zeros_like(probs).scatter_(-1, order, ordered)
         probs = probs / probs.sum(-1, keepdim=True)
     return probs
 
 
 class TargetProbs(Protocol):
-    """The target's distribution of each row, float32 [V]: a tensor [T, V], or what computes a row when it is asked for."""
+    """The target's distribution per row, float32 [V]: a tensor [T, V], or an object that computes rows on demand."""
 
-    def __getitem__(self, row: int, /) -> Tensor:
-        """Of one row."""
-        ...
+    def __getitem__(self, row: int, /) -> Tensor: ...
 
 
 def accept_sampled(
     p_TV: TargetProbs, draft_ids: list[int], q_kV: Tensor | None, generator: torch.Generator
 ) -> Acceptance:
-    """Keep or refuse the drafts of one sequence, drawn from `q_kV` (None: point masses), by speculative sampling.
+    """Accept or reject the drafts of one sequence, drawn from `q_kV` (None: point masses), by speculative sampling.
 
-    No row is looked at after the first refusal, and none twice.
+    It reads each row of `p_TV` at most once, and none after the first rejection.
     """
     k = len(draft_ids)
     uniforms = torch.rand(k, generator=generator).tolist()
@@ -75,36 +73,36 @@ def accept_sampled(
 
 
 def expected_acceptance(p: Tensor, q: Tensor) -> Tensor:
-    """Probability that a draft from q is kept, sum of min(p, q) over the last dimension."""
+    """Probability that a draft from q is accepted: the sum of min(p, q) over the last dimension."""
     return torch.minimum(p, q).sum(-1)
 
 
 def _residual(p_V: Tensor, draft: int, q_V: Tensor | None) -> Tensor:
-    """max(p - q, 0), normalised: what remains of the target's distribution once the refused draft had its chance."""
+    """max(p - q, 0), normalised: the distribution of the token that replaces a rejected draft."""
     if q_V is None:
         residual = p_V.clone()
         residual[draft] = 0.0
     else:
         residual = (p_V - q_V).clamp_(min=0.0)
     total = float(residual.sum())
-    # p <= q everywhere means p = q up to rounding: any draw from p is right.
+    # p <= q everywhere means p = q up to rounding, so any draw from p is correct.
     return residual / total if total > 0 else p_V
 
 
 def draw(p_V: Tensor, generator: torch.Generator) -> int:
-    """A token distributed as p (float32, on the CPU). RuntimeError for what sums up to nothing or to no finite number.
+    """A token drawn from p (float32, on the CPU). RuntimeError if the sum of p is zero or not finite.
 
-    torch.multinomial draws a number for each token, where one is enough.
+    It draws one random number, where torch.multinomial would draw one per token.
     """
     return token_at(p_V, float(torch.rand((), generator=generator, dtype=torch.float64)))
 
 
 def token_at(p_V: Tensor, share: float) -> int:
-    """The token that a `share` of the cumulated distribution, 0 to 1, lies in."""
+    """The token at `share`, 0 to 1, of the cumulative distribution."""
     cumulated = p_V.cumsum(-1, dtype=torch.float64)
     total = cumulated[-1]
     if not bool(total > 0) or not bool(total.isfinite()):
-        raise RuntimeError("what is drawn from is no distribution")
-    # The first token beyond it; the last one with any probability where the share is all.
+        raise RuntimeError("the probabilities do not form a distribution")
+    # The first token beyond the share, but at most the last one with a positive probability.
     beyond = torch.searchsorted(cumulated, share * total, right=True)
     return int(torch.minimum(beyond, torch.searchsorted(cumulated, total)))

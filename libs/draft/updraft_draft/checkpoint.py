@@ -1,7 +1,7 @@
-"""Draft checkpoints: the folder that stock SGLang and vLLM load, its digests, and the strict way back.
+"""Draft checkpoints: folders that stock SGLang and vLLM can load, with their digests and strict checks on loading.
 
-`model.safetensors` holds every trainable tensor in bfloat16 and the vocabulary (d2t as offsets, t2d), never the embedding:
-engines share the target's, and loading another would overwrite it. `tensor_specs` are computed from tensors rather than
+`model.safetensors` holds every trainable tensor in bfloat16 and the vocabulary (d2t as offsets, t2d), but not the embedding:
+engines share the target's, and loading another one would overwrite it. `tensor_specs` are computed from tensors rather than
 from the file, so an engine can prove what it holds (`updraft_artifacts.digests.tensors_digest`).
 """
 
@@ -35,9 +35,9 @@ _DTYPE_NAMES = {
 
 
 def save(network: DraftNetwork, folder: Path) -> None:
-    """Write model.safetensors and config.json into `folder`, which must not hold a checkpoint that someone reads.
+    """Write model.safetensors and config.json into `folder`, which must not hold a checkpoint in use.
 
-    Exhausted if the disk does not take them.
+    Exhausted if they cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,14 +48,11 @@ def save(network: DraftNetwork, folder: Path) -> None:
 
 
 def load(folder: Path) -> tuple[DraftConfig, dict[str, Tensor]]:
-    """Read and check a folder: names, shapes, dtypes, finite values, a vocabulary within the target's.
-
-    Raises InvalidInput (another layout or shape) or Corrupt (unreadable, not finite).
-    """
+    """Read and check a folder; see `check`. InvalidInput if the layout does not fit, Corrupt if it is damaged."""
     config = DraftConfig.from_dict(read_json(folder / CONFIG))
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no dict)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
     except FileNotFoundError:
         raise InvalidInput(f"{folder} holds no {WEIGHTS}") from None
     except SafetensorError as error:
@@ -65,9 +62,9 @@ def load(folder: Path) -> tuple[DraftConfig, dict[str, Tensor]]:
 
 
 def check(config: DraftConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Raise InvalidInput or Corrupt unless the tensors are exactly those of `config`, finite, with a sound vocabulary.
+    """Raise InvalidInput unless names, shapes and vocabulary match `config`, Corrupt if a value is not finite.
 
-    Other dtypes than those that `save` writes are refused: what serves would not be what was published.
+    dtypes must be those that `save` writes: converting them would serve other weights than were published.
     """
     expected = expected_shapes(config)
     if set(tensors) != set(expected):
@@ -77,13 +74,13 @@ def check(config: DraftConfig, tensors: Mapping[str, Tensor]) -> None:
         if tuple(tensor.shape) != expected[name]:
             raise InvalidInput(f"{name} has shape {tuple(tensor.shape)}, the draft's config says {expected[name]}")
         if tensor.dtype != _stored_dtype(name):
-            stored, found = (_DTYPE_NAMES.get(dtype, dtype) for dtype in (_stored_dtype(name), tensor.dtype))
-            raise InvalidInput(f"{name} is {found}, a draft holds it as {stored}; it is not converted unasked")
+            stored, actual = (_DTYPE_NAMES.get(dtype, dtype) for dtype in (_stored_dtype(name), tensor.dtype))
+            raise InvalidInput(f"{name} is {actual}, a draft holds it as {stored}; convert it before publishing")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise Corrupt(f"{name} holds values that are not finite")
     token_ids = tensors["d2t"] + torch.arange(config.draft_vocab_size)
-    inside = bool(((token_ids >= 0) & (token_ids < config.vocab_size)).all())
-    if not inside or not bool((token_ids.diff() > 0).all()):
+    is_inside = bool(((token_ids >= 0) & (token_ids < config.vocab_size)).all())
+    if not is_inside or not bool((token_ids.diff() > 0).all()):
         raise InvalidInput("d2t does not map the draft's tokens to distinct tokens of the target")
 
 
@@ -92,7 +89,6 @@ def _stored_dtype(name: str) -> torch.dtype:
 
 
 def expected_shapes(config: DraftConfig) -> dict[str, tuple[int, ...]]:
-    """Name to shape of every tensor of a checkpoint."""
     with torch.device("meta"):
         network = DraftNetwork(config, torch.empty(0), torch.empty(config.draft_vocab_size, dtype=torch.long))
     return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
@@ -107,7 +103,7 @@ def checkpoint_tensors(network: DraftNetwork) -> Iterable[tuple[str, Tensor]]:
 def build(
     config: DraftConfig, tensors: Mapping[str, Tensor], embedding: Tensor, *, num_positions: int | None = None
 ) -> DraftNetwork:
-    """A network in the embedding's dtype and device with these tensors, for `num_positions`, or for all that it knows."""
+    """A network with these tensors in the embedding's dtype and device. `num_positions` defaults to the draft's maximum."""
     token_ids = tensors["d2t"] + torch.arange(config.draft_vocab_size)
     network = DraftNetwork(config, embedding, token_ids, num_positions=num_positions)
     network.to(device=embedding.device, dtype=embedding.dtype)
@@ -129,7 +125,7 @@ def tensor_specs(tensors: Iterable[tuple[str, Tensor]]) -> list[registry_pb2.Ten
 
 
 def vocabulary_fingerprint(token_ids: Tensor) -> str:
-    """ "sha256:..." of the target's tokens that a draft proposes, int64 [V]."""
+    """ "sha256:..." over `token_ids`, int64 [V]: the target's tokens that a draft can propose."""
     return digests.vocabulary_fingerprint(token_ids.tolist())
 
 

@@ -1,6 +1,6 @@
-"""Shape of an EAGLE-3 draft and of the target it belongs to, read from and written to Hugging Face config files.
+"""Shapes of an EAGLE-3 draft and its target, read from and written to Hugging Face config files.
 
-The file is the one that stock SGLang and vLLM read (`LlamaForCausalLMEagle3`), so a checkpoint folder needs no conversion.
+A draft's file has the format that stock SGLang and vLLM read (`LlamaForCausalLMEagle3`), so it needs no conversion.
 """
 
 import json
@@ -14,13 +14,13 @@ from updraft_chassis.errors import InvalidInput
 
 
 def default_aux_layers(num_layers: int) -> tuple[int, int, int]:
-    """Layers whose *inputs* are the auxiliary states: SGLang's default [2, L // 2, L - 3] (the output of the layer before)."""
+    """Layers whose *inputs* are the auxiliary states, as in SGLang's default [2, L // 2, L - 3]."""
     return (2, num_layers // 2, num_layers - 3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftConfig:
-    """Sizes of the draft. `aux_layers` index target layers by their input, as SGLang counts."""
+    """Sizes of a draft. `aux_layers` index target layers by their input, as in SGLang."""
 
     vocab_size: int
     draft_vocab_size: int
@@ -35,7 +35,7 @@ class DraftConfig:
     target_hidden_size: int
     aux_layers: tuple[int, ...]
     norm_before_residual: bool = False
-    """The residual is the normed state, as drafts made by vLLM's speculators have it; SGLang knows no such draft."""
+    """The residual is the normed state, as in drafts made with vLLM's speculators. SGLang does not support it."""
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -43,9 +43,7 @@ class DraftConfig:
         if not 0 < self.draft_vocab_size <= self.vocab_size:
             raise InvalidInput(f"draft_vocab_size {self.draft_vocab_size} is not within 1..{self.vocab_size}")
         if len(set(self.aux_layers)) != len(self.aux_layers):
-            raise InvalidInput(
-                f"auxiliary layers {list(self.aux_layers)} repeat: the target is too shallow for the default"
-            )
+            raise InvalidInput(f"auxiliary layers {list(self.aux_layers)} repeat: the target has too few layers")
 
     @property
     def aux_size(self) -> int:
@@ -53,7 +51,6 @@ class DraftConfig:
         return len(self.aux_layers) * self.target_hidden_size
 
     def to_json(self) -> str:
-        """config.json of the checkpoint."""
         content = {
             "architectures": ["LlamaForCausalLMEagle3"],
             "model_type": "llama",
@@ -77,14 +74,14 @@ class DraftConfig:
             "bos_token_id": 1,
             "eos_token_id": 2,
             "dtype": "bfloat16",
-            # Not eagle_config's layer ids: SGLang adds one to those and vLLM does not. Both default to what we use.
+            # Not the layer ids of eagle_config: SGLang adds one to them and vLLM does not. Both default to our layers.
             "updraft": {"aux_layers": list(self.aux_layers)},
         }
         return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Self:
-        """Read config.json; InvalidInput with the missing key or the unsupported shape."""
+        """Read config.json; InvalidInput names the missing key or the unsupported shape."""
         if content.get("num_hidden_layers", 1) != 1:
             raise InvalidInput(f"a draft of {content['num_hidden_layers']} layers is not supported, only 1")
         try:
@@ -112,23 +109,23 @@ class DraftConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """What an architecture fixes in its code, and its config.json does not say. The defaults are Llama's."""
+    """Properties of an architecture that its config.json does not contain. The defaults are Llama's."""
 
     head_dim: int | None = None
-    """Where config.json states none; None: hidden size by heads."""
+    """Default for config.json; None: hidden size divided by heads."""
     is_tied: bool = False
-    """Where config.json does not say."""
+    """Default for config.json."""
     has_qkv_bias: bool = False
     has_head_norms: bool = False
-    """A norm over each head of the queries and of the keys, before they are rotated."""
+    """A norm over each head of queries and keys, before rotation."""
     has_output_norms: bool = False
-    """Norms of what attention and MLP give, before it is added to the residual."""
+    """Norms of the outputs of attention and MLP, before they are added to the residual."""
     norm_offset: float = 0.0
     """A norm multiplies by this plus its stored weight."""
     is_embedding_scaled: bool = False
-    """Embeddings are multiplied by the root of the hidden size on their way into the first layer."""
+    """Embeddings are multiplied by the square root of the hidden size before the first layer."""
     sliding: Literal["never", "all layers", "late layers", "pattern"] = "never"
-    """Which layers have the sliding window of config.json; late layers only if it says `use_sliding_window`."""
+    """Layers with the sliding window of config.json; late layers only if `use_sliding_window` is set."""
 
 
 FAMILIES = {
@@ -152,7 +149,7 @@ ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetConfig:
-    """Sizes of a target, and all by which its forward differs from Llama's."""
+    """Sizes of a target, and everything in which its forward pass differs from Llama's."""
 
     family: Family
     vocab_size: int
@@ -165,46 +162,36 @@ class TargetConfig:
     rms_norm_eps: float
     activation: str
     attention_scale: float | None
-    """Of queries times keys; None: one by the root of head_dim."""
+    """Scale of queries times keys; None: 1 / sqrt(head_dim)."""
     has_attention_bias: bool
-    """Of all four projections; see also `Family.has_qkv_bias`."""
+    """Bias of all four projections; see also `Family.has_qkv_bias`."""
     rope: Rope
     sliding_layers: frozenset[int]
-    """Layers that see only the last `window` tokens, the token itself among them."""
+    """Layers that attend only to the last `window` tokens, including the token itself."""
     window: int
     sliding_rope: Rope
-    """Of the sliding layers; the others' where the model has one for all."""
+    """For the sliding layers; the same as `rope` for most models."""
     max_position: int
     is_tied: bool
     eos_token_ids: frozenset[int]
 
     def __post_init__(self) -> None:
-        sizes = (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_layers",
-            "num_heads",
-            "num_kv_heads",
-            "head_dim",
-            "max_position",
-        )
-        for name in sizes:
+        sizes = "vocab_size hidden_size intermediate_size num_layers num_heads num_kv_heads head_dim max_position"
+        for name in sizes.split():
             if getattr(self, name) < 1:
                 raise InvalidInput(f"its {name} is {getattr(self, name)}")
         if self.num_heads % self.num_kv_heads:
             raise InvalidInput(f"its {self.num_heads} heads do not divide into {self.num_kv_heads} key-value heads")
         if self.head_dim % 2:
-            raise InvalidInput(f"its heads have {self.head_dim} values, which cannot be rotated in pairs")
+            raise InvalidInput(f"its head_dim is {self.head_dim}, but rotary embedding requires an even number")
 
     @property
     def aux_layers(self) -> tuple[int, int, int]:
-        """Layers whose inputs the draft reads."""
         return default_aux_layers(self.num_layers)
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
-        """Read config.json of a Hugging Face folder; InvalidInput if it is no model that the engine runs."""
+        """Read config.json of a Hugging Face folder; InvalidInput if the engine does not support the model."""
         content = read_json(folder / "config.json")
         try:
             return cls._read(content, _family(content), _eos(content, folder))
@@ -246,7 +233,7 @@ class TargetConfig:
         )
 
     def draft(self, *, draft_vocab_size: int) -> DraftConfig:
-        """A draft of the shape of one target layer that sees everything."""
+        """A draft with the shape of one target layer with full attention."""
         return DraftConfig(
             vocab_size=self.vocab_size,
             draft_vocab_size=draft_vocab_size,
@@ -264,56 +251,56 @@ class TargetConfig:
 
 
 def check_fits(draft: DraftConfig, target: TargetConfig) -> str | None:
-    """Why a draft cannot serve this target, in one sentence; None if it can."""
+    """The reason why a draft cannot serve this target, in one sentence; None if it can."""
     pairs = [
         ("vocabulary", draft.vocab_size, target.vocab_size),
         ("target hidden size", draft.target_hidden_size, target.hidden_size),
         ("embedding width", draft.hidden_size, target.hidden_size),
     ]
-    for what, have, want in pairs:
-        if have != want:
-            return f"the draft's {what} is {have}, the target's is {want}"
+    for name, ours, theirs in pairs:
+        if ours != theirs:
+            return f"the draft's {name} is {ours}, the target's is {theirs}"
     if draft.aux_layers != target.aux_layers:
         return f"the draft reads layers {list(draft.aux_layers)}, the engine captures {list(target.aux_layers)}"
     if draft.max_position < target.max_position:
-        return f"the draft knows {draft.max_position} positions, the target {target.max_position}"
+        return f"the draft supports {draft.max_position} positions, the target {target.max_position}"
     return None
 
 
 def _family(content: dict[str, Any]) -> Family:
-    """The family of a config.json; InvalidInput if it is none, or has a part that no family here has."""
-    named = content.get("architectures") or []
-    known = [FAMILIES[name] for name in named if name in FAMILIES]
-    if not known:
-        raise InvalidInput(f"it is {' '.join(named) or 'an unnamed architecture'}; known are {', '.join(FAMILIES)}")
-    unknown = ("mlp_bias", "quantization_config", "attn_logit_softcapping", "final_logit_softcapping")
-    for key in (*unknown, "use_bidirectional_attention"):
+    """InvalidInput if the architecture or a part of it is not supported."""
+    names = content.get("architectures") or []
+    family = next((FAMILIES[name] for name in names if name in FAMILIES), None)
+    if family is None:
+        raise InvalidInput(f"it is {' '.join(names) or 'an unnamed architecture'}; known are {', '.join(FAMILIES)}")
+    unsupported = ("mlp_bias", "quantization_config", "attn_logit_softcapping", "final_logit_softcapping")
+    for key in (*unsupported, "use_bidirectional_attention"):
         if content.get(key):
             raise InvalidInput(f"its config.json has {key}, which is not supported")
-    return known[0]
+    return family
 
 
 def _activation(content: dict[str, Any]) -> str:
-    said = str(content.get("hidden_activation") or content.get("hidden_act") or "silu")
-    if said not in ACTIVATIONS:
-        raise InvalidInput(f"its activation is {said}; supported are {' and '.join(ACTIVATIONS)}")
-    return said
+    activation = str(content.get("hidden_activation") or content.get("hidden_act") or "silu")
+    if activation not in ACTIVATIONS:
+        raise InvalidInput(f"its activation is {activation}; supported are {' and '.join(ACTIVATIONS)}")
+    return activation
 
 
 def _ropes(content: dict[str, Any]) -> tuple[Rope, Rope]:
-    """Of layers that see everything, and of sliding ones. Gemma has two: `rope_local_base_freq` is the older way to say so."""
+    """For full and for sliding layers. Gemma has two; its older configs have `rope_local_base_freq`."""
     parameters = content.get("rope_parameters") or {}
     if "full_attention" in parameters:
-        known = content.get("max_position_embeddings")
+        max_position = content.get("max_position_embeddings")
         kinds = (parameters["full_attention"], parameters["sliding_attention"])
-        return Rope.of(kinds[0], max_position=known), Rope.of(kinds[1], max_position=known)
+        return Rope.of(kinds[0], max_position=max_position), Rope.of(kinds[1], max_position=max_position)
     local = content.get("rope_local_base_freq")
     rope = Rope.of_config(content, theta=10_000.0 if local is None else 1_000_000.0)
     return rope, rope if local is None else Rope(theta=float(local))
 
 
 def _sliding(content: dict[str, Any], family: Family, num_layers: int) -> tuple[int, frozenset[int]]:
-    """The window and the layers that have it, as each family's config class in transformers decides; 0 and none."""
+    """The window and its layers, by the rules of each family's config class in transformers; 0 and no layers if unused."""
     is_late = family.sliding == "late layers"
     window = content.get("sliding_window", None if is_late else 4096)
     if family.sliding == "never" or not window or (is_late and not content.get("use_sliding_window")):
@@ -332,7 +319,7 @@ def _sliding(content: dict[str, Any], family: Family, num_layers: int) -> tuple[
 
 
 def _eos(content: dict[str, Any], folder: Path) -> frozenset[int]:
-    """End tokens of generation_config.json if there is one, else of config.json."""
+    """End tokens of generation_config.json, or else of config.json."""
     generation = folder / "generation_config.json"
     declared = read_json(generation).get("eos_token_id") if generation.exists() else None
     declared = content.get("eos_token_id") if declared is None else declared

@@ -1,4 +1,4 @@
-"""The three functions that target and draft share: RMS norm, rotary embedding, attention over grouped heads.
+"""Functions that target and draft share: RMS norm, rotary embedding, grouped-query attention.
 
 Tensors: B sequences, T new tokens, S cached tokens, H heads, K key-value heads, G = H / K, E head size.
 """
@@ -13,19 +13,19 @@ from updraft_artifacts.rope import Rope
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Root-mean-square norm over the last dimension, computed in float32 inside the kernel, which is fused for one dtype."""
+    """Norm over the last dimension. The weight is converted, because the fused kernel (float32 inside) needs one dtype."""
     return F.rms_norm(x, (x.shape[-1],), weight.to(x.dtype), eps)
 
 
 def rotary_table(num_positions: int, head_dim: int, rope: Rope) -> tuple[Tensor, Tensor]:
-    """Cosines and signed sines, each float32 [num_positions, head_dim], for `rotate`."""
+    """Cosines and signed sines for `rotate`, each float32 [num_positions, head_dim]."""
     angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), _frequencies(head_dim, rope))
     cos, sin = angles.cos() * rope.attention_factor, angles.sin() * rope.attention_factor
     return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
 
 
 def _frequencies(head_dim: int, rope: Rope) -> Tensor:
-    """Radians a position, float32 [head_dim / 2]; rounded as transformers rounds them."""
+    """Radians per position, float32 [head_dim / 2], with the rounding of transformers."""
     periods = rope.theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     plain = 1.0 / periods
     if rope.kind == "default":
@@ -33,20 +33,20 @@ def _frequencies(head_dim: int, rope: Rope) -> Tensor:
     if rope.kind == "linear":
         return plain / rope.factor
     if rope.kind == "yarn":
-        kept = _yarn_kept(head_dim, rope)
-        return 1.0 / (rope.factor * periods) * (1 - kept) + plain * kept
-    # llama3: turns over the original context; few are slowed by the factor, many not at all, and between them a blend.
+        unscaled = _yarn_unscaled(head_dim, rope)
+        return 1.0 / (rope.factor * periods) * (1 - unscaled) + plain * unscaled
+    # llama3, by rotations over the original context: few are scaled by the factor, many not at all, in between a blend.
     turns = rope.original_max_position * plain / (2 * math.pi)
     fast = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
     return torch.lerp(plain / rope.factor, plain, fast.clamp(0, 1))
 
 
-def _yarn_kept(head_dim: int, rope: Rope) -> Tensor:
-    """Share of each frequency that yarn does not slow down, float32 [head_dim / 2], from 1 to 0.
+def _yarn_unscaled(head_dim: int, rope: Rope) -> Tensor:
+    """The share of each frequency that yarn does not scale, float32 [head_dim / 2], from 1 to 0.
 
-    "NTK-by-parts" of YaRN (arXiv 2309.00071, section 3.2). What turns `beta_fast` times over the original context keeps its
-    frequency, what turns `beta_slow` times is slowed by the factor. Between them the share falls with the index, as in the
-    authors' code and transformers; in the paper it falls with the turns.
+    "NTK-by-parts" of YaRN (arXiv 2309.00071, section 3.2). A frequency with `beta_fast` rotations over the original context is
+    not scaled, one with `beta_slow` is scaled by the factor. In between the share falls linearly with the index, as in the
+    authors' code and in transformers; in the paper it falls with the number of rotations.
     """
     indices = [
         head_dim * math.log(rope.original_max_position / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
@@ -56,12 +56,12 @@ def _yarn_kept(head_dim: int, rope: Rope) -> Tensor:
         indices = [math.floor(indices[0]), math.ceil(indices[1])]
     first, last = max(indices[0], 0), min(indices[1], head_dim - 1)
     if first == last:
-        last += 0.001  # as transformers does: a step
+        last += 0.001  # as in transformers: avoids a division by zero
     return 1 - ((torch.arange(head_dim // 2, dtype=torch.float32) - first) / (last - first)).clamp(0, 1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding in the half-split layout of Hugging Face; cos and sin broadcast against x [..., head_dim]."""
+    """Apply rotary embedding in Hugging Face's half-split layout; cos and sin broadcast against x [..., head_dim]."""
     half = x.shape[-1] // 2
     return torch.addcmul(x * cos, torch.cat([x[..., half:], x[..., :half]], -1), sin)
 
@@ -69,12 +69,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def grouped_attention(
     q_BTHE: Tensor, k_BSKE: Tensor, v_BSKE: Tensor, mask_BTS: Tensor | None, *, scale: float | None = None
 ) -> Tensor:
-    """Attention of grouped query heads -> [B, T, H * E]. `mask_BTS` is additive; None attends to everything.
+    """Grouped-query attention -> [B, T, H * E]. `mask_BTS` is additive; None attends to everything.
 
-    `scale` of the scores: None for one by the root of E.
-
-    The G query heads of a key-value head are laid out as further rows of it, so that keys and values are read in place
-    and never repeated.
+    `scale` of the scores defaults to 1 / sqrt(E). The G query heads of a key-value head become additional rows of it, so that
+    keys and values are read in place and never repeated.
     """
     B, T, H, E = q_BTHE.shape
     K = k_BSKE.shape[2]

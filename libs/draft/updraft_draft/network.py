@@ -1,9 +1,9 @@
-"""The EAGLE-3 draft: one decoder layer over (target's auxiliary states, next token), Li et al. 2025, arXiv 2503.01840.
+"""The EAGLE-3 draft: one decoder layer over the target's auxiliary states and the next token (arXiv 2503.01840).
 
-Row t reads the target's state at position t and the token at t + 1, and predicts the token at t + 2. Drafting goes on from
-the layer's own output instead of the target's state; `unroll` does the same for all rows at once, which is both training
-("training-time test", section 3.2 of the paper) and exact offline evaluation. The embedding is the target's, shared and
-never trained or shipped. Parameter names are those of the checkpoint, so a state dict is the file.
+Row t reads the target's state at position t and the token at t + 1, and predicts the token at t + 2. The next draft step
+reads the layer's own output instead of the target's state. `unroll` does this for all rows at once, for training
+("training-time test", section 3.2 of the paper) and for exact offline evaluation. The embedding is shared with the target and
+is neither trained nor stored. Parameter names are those of the checkpoint, so a state dict is the file's content.
 
 Tensors: B sequences, T rows, A auxiliary width, D hidden, V draft vocabulary, H heads, K key-value heads, E head size.
 """
@@ -19,7 +19,7 @@ from updraft_draft.layers import grouped_attention, rms_norm, rotary_table, rota
 
 
 class QueryKeyValue(NamedTuple):
-    """Queries, keys and values of the new rows: q [B, T, H, E], k and v [B, T, K, E]."""
+    """q [B, T, H, E], k and v [B, T, K, E] of new rows."""
 
     q: Tensor
     k: Tensor
@@ -27,10 +27,10 @@ class QueryKeyValue(NamedTuple):
 
 
 class Tree(NamedTuple):
-    """Texts that share their beginnings, laid out as rows; see `DraftNetwork.unroll_tree`. B may be 1 in the last two.
+    """Texts with shared beginnings, laid out as rows; see `DraftNetwork.unroll_tree`. B may be 1 in the last two.
 
-    ids: int64 [B, T, J], the J tokens after each row in its text. positions: int64 [B, T], where the row is in its text.
-    visible: bool [B, T, T], the rows that each row comes after in its text, and itself.
+    ids: int64 [B, T, J], the J tokens after each row in its text. positions: int64 [B, T] of the row in its text.
+    visible: bool [B, T, T], the rows that precede each row in its text, and the row itself.
     """
 
     ids: Tensor
@@ -39,7 +39,7 @@ class Tree(NamedTuple):
 
     @classmethod
     def chain(cls, ids_BT: Tensor, num_steps: int) -> Self:
-        """Whole texts, each row after the one before it; `ids_BT` as `DraftNetwork.unroll` takes them."""
+        """Texts without branches; `ids_BT` as for `DraftNetwork.unroll`."""
         T, device = ids_BT.shape[1] - num_steps + 1, ids_BT.device
         return cls(
             ids_BT.unfold(1, num_steps, 1),
@@ -71,15 +71,12 @@ class _Mlp(nn.Module):
 
 
 class Norm(nn.Module):
-    """A root-mean-square norm."""
-
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of the last dimension."""
         return rms_norm(x, self.weight, self.eps)
 
 
@@ -94,7 +91,7 @@ class _Layer(nn.Module):
 
 
 class DraftNetwork(nn.Module):
-    """The draft's trainable tensors and fixed vocabulary, over an embedding [vocab, D] that it does not own."""
+    """The draft's trainable tensors and fixed vocabulary, on an embedding [vocab, D] that it shares with the target."""
 
     d2t: Tensor
     t2d: Tensor
@@ -102,8 +99,8 @@ class DraftNetwork(nn.Module):
     def __init__(
         self, config: DraftConfig, embedding: Tensor, token_ids: Tensor, *, num_positions: int | None = None
     ) -> None:
-        """`token_ids` int64 [V], ascending: the target's tokens that the draft can propose. `num_positions`: as many
-        will be used, which may be some more than it knows; None: as many as it knows."""
+        """`token_ids` int64 [V], ascending: the target's tokens that the draft can propose. `num_positions` that will be used
+        may exceed the draft's maximum by some; None: the maximum."""
         super().__init__()
         self.config = config
         self.fc = nn.Linear(config.aux_size, config.hidden_size, bias=False)
@@ -120,7 +117,7 @@ class DraftNetwork(nn.Module):
 
     @property
     def token_ids(self) -> Tensor:
-        """The target's token of each draft token, int64 [V]."""
+        """The target's token for each draft token, int64 [V]."""
         return self.d2t + torch.arange(len(self.d2t), device=self.d2t.device)
 
     @property
@@ -129,21 +126,21 @@ class DraftNetwork(nn.Module):
         return self._embedding[0]
 
     def share(self, embedding: Tensor) -> None:
-        """Use this embedding (another dtype or device) from now on."""
+        """Replace the embedding, which may have another dtype or device."""
         self._embedding = [embedding.detach()]
         self._rotary = [table.to(embedding) for table in self._rotary]
 
     def fuse(self, aux_BTA: Tensor) -> Tensor:
-        """The target's auxiliary states as the draft's first input, [B, T, D]."""
+        """Map the target's auxiliary states to the draft's first input, [B, T, D]."""
         return self.fc(aux_BTA)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of positions, each [..., 1, E]."""
+        """Cosines and sines for positions, each [..., 1, E]."""
         cos, sin = (table[positions].unsqueeze(-2) for table in self._rotary)
         return cos, sin
 
     def rows(self, x_BTD: Tensor, ids_BT: Tensor, positions_BT: Tensor) -> QueryKeyValue:
-        """Project states and the tokens after them; keys and queries are rotated to `positions_BT`."""
+        """Project states and the tokens after them; queries and keys are rotated to `positions_BT`."""
         c, layer = self.config, self.midlayer
         embedded = F.embedding(ids_BT, self.embedding)
         both = torch.cat([layer.input_layernorm(embedded), layer.hidden_norm(x_BTD)], -1)
@@ -156,7 +153,7 @@ class DraftNetwork(nn.Module):
         )
 
     def finish(self, x_BTD: Tensor, attended: Tensor) -> Tensor:
-        """Residuals and MLP after attention [B, T, H * E]: the state that the next draft step reads, [B, T, D]."""
+        """Residuals and MLP after attention [B, T, H * E] -> [B, T, D], the input of the next draft step."""
         layer = self.midlayer
         if self.config.norm_before_residual:
             x_BTD = layer.hidden_norm(x_BTD)
@@ -168,16 +165,16 @@ class DraftNetwork(nn.Module):
         return self.lm_head(self.norm(y))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
     def unroll(self, aux_BTA: Tensor, ids_BT: Tensor, *, num_steps: int, first_row: int = 0) -> list[Tensor]:
-        """States [B, T - first_row, D] of `num_steps` draft steps from every row from `first_row` on at once.
+        """States [B, T - first_row, D] of `num_steps` draft steps, starting at every row from `first_row` on.
 
-        `ids_BT` int64 holds the token after each row and then `num_steps - 1` more: [B, T + num_steps - 1]. Step j of row t
-        has read tokens up to ids[t + j] and predicts the one after it. It sees the target's rows 0..t and its own j rows:
-        what serving sees when all earlier drafts were accepted. QueryKeyValue before `first_row` are context only.
+        `ids_BT` int64 holds the token after each row and `num_steps - 1` more: [B, T + num_steps - 1]. Step j of row t has read
+        the tokens up to ids[t + j] and predicts the next one. It attends to the target's rows 0..t and its own j rows, as in
+        serving if all earlier drafts were accepted. Rows before `first_row` are context only.
         """
         return self.unroll_tree(aux_BTA, Tree.chain(ids_BT, num_steps), first_row=first_row)
 
     def unroll_tree(self, aux_BTA: Tensor, tree: Tree, *, first_row: int = 0) -> list[Tensor]:
-        """`unroll` with J steps where texts branch: each row sees what `tree` lets it see, and goes on in its own text."""
+        """Like `unroll`, with J steps, for texts that branch: each row attends to `tree.visible` and continues its own text."""
         x = self.fuse(aux_BTA)
         context = self.rows(x, tree.ids[..., 0], tree.positions)
         hidden = ~tree.visible[:, first_row:]
@@ -193,7 +190,7 @@ class DraftNetwork(nn.Module):
 
 
 def _attend_prefix_and_own(q: Tensor, prefix: QueryKeyValue, own: list[QueryKeyValue], mask_BTS: Tensor) -> Tensor:
-    """Attention of each row over the prefix rows that the mask leaves, and over its own draft steps -> [B, T, H * E]."""
+    """Attention of each row over the unmasked prefix rows and over its own draft steps -> [B, T, H * E]."""
     B, T, H, E = q.shape
     S, K = prefix.k.shape[1:3]
     grouped = q.view(B, T, K, H // K, E) * E**-0.5
@@ -216,9 +213,9 @@ def initial_network(
     *,
     seed: int = 0,
 ) -> DraftNetwork:
-    """An untrained draft whose head and last norm are the target's, so that it has only states to learn.
+    """An untrained draft with the target's head and final norm, so that only the states have to be learned.
 
-    Weights of the layer are normal with deviation 0.5 / sqrt(fan in), drawn from `seed`.
+    The layer's weights are normal with standard deviation 0.5 / sqrt(fan in), drawn from `seed`.
     """
     network = DraftNetwork(config, embedding, token_ids)
     generator = torch.Generator().manual_seed(seed)

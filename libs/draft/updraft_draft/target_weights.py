@@ -1,4 +1,4 @@
-"""The parts of a target that a draft is built on, read from a Hugging Face folder."""
+"""The parts of a target that a draft needs, read from a Hugging Face folder."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,10 +19,9 @@ FINAL_NORM = "model.norm.weight"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetHead:
-    """embedding and head [vocab, D] (the same tensor when tied), final_norm [D]; in the file's dtype, mapped from disk.
+    """embedding and head [vocab, D] (the same tensor if tied), final_norm [D]; in the file's dtype, mapped from disk.
 
-    `final_norm` is what the norm multiplies by, see `norm_weight`. The embedding is as stored: a draft norms it, so a scale
-    would change nothing.
+    `final_norm` is the effective weight, see `norm_weight`. The embedding is not scaled: a draft norms it anyway.
     """
 
     config: TargetConfig
@@ -32,7 +31,7 @@ class TargetHead:
 
 
 def read_head(folder: Path) -> TargetHead:
-    """What the trainer needs of the target: no layer of it."""
+    """Read embedding, head and final norm, but no layers."""
     config = TargetConfig.from_folder(folder)
     names = [EMBEDDING, FINAL_NORM] + ([] if config.is_tied else [HEAD])
     tensors = read_tensors(folder, names)
@@ -45,26 +44,26 @@ def read_head(folder: Path) -> TargetHead:
 
 
 def norm_weight(stored: Tensor, family: Family) -> Tensor:
-    """What a norm of this family multiplies by: as stored, or float32 where something is added."""
+    """The effective weight of a norm: as stored, or float32 if the family adds an offset."""
     return stored.float() + family.norm_offset if family.norm_offset else stored
 
 
 def read_tensors(folder: Path, names: list[str] | None = None) -> dict[str, Tensor]:
-    """Tensors by name (None: all) from the folder's one or many safetensors files, mapped rather than read.
+    """Tensors by name (None: all) from the folder's safetensors files, mapped rather than read.
 
-    InvalidInput for a name that is in none, Corrupt for a file that is none, or a part of one.
+    InvalidInput if a name is missing, Corrupt if a file is damaged or truncated.
     """
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     with ExitStack() as stack:
         for file in weight_files(folder):
             try:
                 handle: Any = stack.enter_context(safe_open(file, framework="pt"))
             except SafetensorError as error:
                 raise Corrupt(f"{file} ({file.stat().st_size} bytes) is no whole safetensors file: {error}") from None
-            for name in handle.keys():  # noqa: SIM118  (a safetensors handle is no dict)
+            for name in handle.keys():  # noqa: SIM118  (not a dict)
                 if names is None or name in names:
-                    found[name] = handle.get_tensor(name)
-    missing = set(names or []) - set(found)
+                    tensors[name] = handle.get_tensor(name)
+    missing = set(names or []) - set(tensors)
     if missing:
         raise InvalidInput(f"{folder} lacks the tensors {sorted(missing)}")
-    return found
+    return tensors

@@ -1,4 +1,4 @@
-"""Trace tensors on the wire: bfloat16, float8 with a scale a row, or float32."""
+"""Trace tensors on the wire: bfloat16, float8 with one scale per row, or float32."""
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ _FP8_MAX = 448.0
 
 
 def encode(rows: Tensor, encoding: trace_pb2.TensorEncoding.ValueType) -> trace_pb2.Tensor:
-    """A float tensor [rows, columns] as a message. float8 is exact to about 6 % of each value (3 mantissa bits)."""
+    """Encode a float tensor [rows, columns]. float8 has an error of up to about 6 % of each value (3 mantissa bits)."""
     message = trace_pb2.Tensor(encoding=encoding, rows=rows.shape[0], columns=rows.shape[1])
     if encoding == trace_pb2.TENSOR_ENCODING_FP8_E4M3:
         values = rows.float()
@@ -31,7 +31,7 @@ def encode(rows: Tensor, encoding: trace_pb2.TensorEncoding.ValueType) -> trace_
 
 
 def decode(message: trace_pb2.Tensor) -> Tensor:
-    """The tensor [rows, columns]: bfloat16 from bf16 and fp8, float32 from fp32. InvalidInput where sizes disagree."""
+    """The tensor [rows, columns]: bfloat16 from bf16 and fp8, float32 from fp32. InvalidInput if the sizes do not match."""
     dtype = _DTYPES.get(message.encoding)
     if dtype is None:
         raise InvalidInput(f"tensor encoding {message.encoding} is unknown to this version")

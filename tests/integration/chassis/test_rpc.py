@@ -160,7 +160,7 @@ async def test_a_taken_port_is_told_in_one_sentence() -> None:
     first, second = rpc.server(), rpc.server()
     port = rpc.bind(first, host="127.0.0.1", port=0, setting="UPDRAFT_REGISTRY_PORT")
     await first.start()
-    with pytest.raises(errors.Conflict, match=f"port {port} on 127.0.0.1 is taken.*set UPDRAFT_REGISTRY_PORT"):
+    with pytest.raises(errors.Conflict, match=f"cannot listen on 127.0.0.1:{port}.*set UPDRAFT_REGISTRY_PORT"):
         rpc.bind(second, host="127.0.0.1", port=port, setting="UPDRAFT_REGISTRY_PORT")
     await first.stop(grace=None)
     await second.stop(grace=None)

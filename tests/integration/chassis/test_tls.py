@@ -109,15 +109,15 @@ async def test_a_servers_certificate_rotates_without_a_restart(
         with pytest.raises(Unavailable):
             await get(address, Credentials(ca_file=servers.file))
 
-    assert any("the one before stays in force" in record.message for record in caplog.records)
+    assert any("the previous one stays in force" in record.message for record in caplog.records)
 
 
 @pytest.mark.parametrize(
     ("broken", "told"),
     [
         pytest.param({"cert_file": "missing"}, "cannot be read: No such file", id="no certificate"),
-        pytest.param({"cert_file": "text"}, "no certificate and its key", id="no PEM"),
-        pytest.param({"key_file": "other"}, "no certificate and its key", id="the key of another"),
+        pytest.param({"cert_file": "text"}, "not a PEM certificate and its key", id="no PEM"),
+        pytest.param({"key_file": "other"}, "not a PEM certificate and its key", id="the key of another"),
         pytest.param({"client_ca_file": "text"}, "no certificates in PEM", id="no CA"),
     ],
 )

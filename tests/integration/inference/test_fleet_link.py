@@ -112,7 +112,7 @@ async def test_a_pod_whose_role_does_not_do_says_why_once_and_connects_once_its_
         "The registry refuses this pod; serving goes on",
         "The registry is back",
     ]
-    assert "role read may not call Fleet.Connect, which takes role serve or operate" in str(vars(told[0]))
+    assert "role read may not call Fleet.Connect, which requires role serve or operate" in str(vars(told[0]))
     assert not any(token in str(vars(record)) for record in caplog.records for token in (READER, POD))
 
 

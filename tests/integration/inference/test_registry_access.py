@@ -110,7 +110,9 @@ async def test_a_person_may_set_a_policy_and_a_pod_may_not(guarded: Guarded, tmp
                 await RegistryStub(channel).SetPolicy(request, timeout=30)
 
     async with running(tmp_path, **guarded.settings) as registry:
-        with pytest.raises(Forbidden, match=r"role serve may not call Registry\.SetPolicy, which takes role operate"):
+        with pytest.raises(
+            Forbidden, match=r"role serve may not call Registry\.SetPolicy, which requires role operate"
+        ):
             await set_policy(guarded.client(POD))
         await set_policy(guarded.client(PERSON))
         with pytest.raises(Unavailable):

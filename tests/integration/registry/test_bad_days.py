@@ -288,7 +288,7 @@ def test_a_port_that_is_taken_is_one_sentence(process: RegistryProcess, tmp_path
     second.spawn()
     assert second.wait() == 1
     assert second.log.splitlines()[-1].startswith(
-        f"updraft-registry: port {getattr(process, setting)} on 127.0.0.1 is taken"
+        f"updraft-registry: cannot listen on 127.0.0.1:{getattr(process, setting)}"
     )
     assert f"UPDRAFT_REGISTRY_{setting.upper()}" in second.log
 

@@ -569,7 +569,7 @@ async def test_a_trainer_whose_role_may_not_publish_says_so_and_learns_on(
         denied = replace(whole, around=replace(whole.around, publisher=publisher)).trainer(origin)
         await denied.publish(candidate)
 
-    assert "role read may not call Registry.Publish, which takes role publish or operate" in caplog.text
+    assert "role read may not call Registry.Publish, which requires role publish or operate" in caplog.text
     assert whole.published("refused") == 1
     await trainer.publish(candidate)
     assert (await whole.versions())[-1].phase == pb.PHASE_STABLE

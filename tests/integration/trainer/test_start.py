@@ -48,7 +48,7 @@ async def test_a_port_that_is_taken_is_named_with_its_setting(
     tmp_path: Path, tiny_target: Path, taken_port: int
 ) -> None:
     told = await refusal(config(tmp_path, tiny_target, metrics_port=taken_port), Conflict)
-    assert f"port {taken_port}" in told
+    assert f"127.0.0.1:{taken_port}" in told
     assert "UPDRAFT_TRAINER_METRICS_PORT" in told
 
 

@@ -77,7 +77,7 @@ def test_a_factor_of_null_is_what_the_contexts_say() -> None:
         pytest.param({"factor": -4.0}, "factor is -4, not between", id="negative"),
         pytest.param({"factor": math.nan}, "factor is nan, not between", id="NaN"),
         pytest.param({"factor": 1e300}, r"factor is 1e\+300, not between", id="huge"),
-        pytest.param({"rope_theta": 1.0}, "rope_theta is 1, and yarn knows only those above 1", id="theta"),
+        pytest.param({"rope_theta": 1.0}, "rope_theta is 1, and yarn requires more than 1", id="theta"),
         pytest.param({"rope_theta": math.inf}, "rope_theta is inf", id="infinite theta"),
         pytest.param({"beta_fast": 2, "beta_slow": 2}, "beta_fast is 2, not above its beta_slow, 2", id="no ramp"),
         pytest.param({"beta_slow": 40}, "beta_fast is 32, not above its beta_slow, 40", id="ramp upside down"),

@@ -20,5 +20,5 @@ def test_a_connection_that_breaks_while_the_client_sends_is_an_absent_server() -
 
 def test_a_fault_of_the_server_is_none() -> None:
     with pytest.raises(UpdraftError) as caught, rpc.errors():
-        raise failed("/updraft.registry.v1.Registry/List failed; the server's log says why")
+        raise failed("/updraft.registry.v1.Registry/List failed; see the server's log for the reason")
     assert not isinstance(caught.value, Unavailable)

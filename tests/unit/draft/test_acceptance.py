@@ -130,7 +130,7 @@ def test_top_k_and_top_p_keep_the_likeliest_and_always_one() -> None:
 def test_only_what_has_a_probability_is_drawn(weights: list[float], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     if not sum(weights):
-        with pytest.raises(RuntimeError, match="no distribution"):
+        with pytest.raises(RuntimeError, match="do not form a distribution"):
             draw(torch.tensor(weights), generator)
         return
     p = torch.tensor(weights) / sum(weights)
@@ -144,5 +144,5 @@ def test_each_token_has_its_share_of_the_scale(share: float, token: int) -> None
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_nothing_is_drawn_from_what_is_not_finite(bad: float) -> None:
-    with pytest.raises(RuntimeError, match="no distribution"):
+    with pytest.raises(RuntimeError, match="do not form a distribution"):
         draw(torch.tensor([0.5, bad]), torch.Generator())

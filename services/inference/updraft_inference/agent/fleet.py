@@ -78,7 +78,7 @@ class FleetLink:
             except UpdraftError as error:
                 raise_if_cancelled()
                 link, reason = LinkState.AWAY, str(error)
-                is_known = not isinstance(error, rpc.BrokenOff) or self._is_broken_off
+                is_known = not isinstance(error, rpc.StatusLost) or self._is_broken_off
             self._is_broken_off = not is_known
             if is_known:
                 self._note(link, reason)

@@ -166,7 +166,7 @@ async def test_a_pod_that_waits_for_its_disk_tells_why_and_follows_a_newer_direc
     [
         pytest.param(Unauthenticated("a token is missing"), id="no token"),
         pytest.param(Forbidden("another role"), id="another role"),
-        pytest.param(UpdraftError("Fetch failed; the server's log says why"), id="a failure of the registry"),
+        pytest.param(UpdraftError("Fetch failed; see the server's log for the reason"), id="a failure of the registry"),
         pytest.param(NotFound("no blob sha256:77 is stored"), id="weights that are not there just now"),
         pytest.param(Conflict("the registry has sha256:88 as version 2"), id="a registry that was set up anew"),
         pytest.param(Exhausted("no room"), id="no room"),

@@ -304,7 +304,7 @@ async def test_a_draft_in_another_dtype_is_refused_and_not_rounded(
     }
     save_file(tensors, wide / "model.safetensors")
     digest = tensors_digest(checkpoint.tensor_specs(sorted(tensors.items())))
-    with pytest.raises(InvalidInput, match="is F32, a draft holds it as BF16; it is not converted unasked"):
+    with pytest.raises(InvalidInput, match="is F32, a draft holds it as BF16; convert it before publishing"):
         await engine.swap(DraftCheckpoint(version=3, folder=wide, tensors_digest=digest))
     assert engine.loaded.version == 1
 

@@ -270,7 +270,7 @@ def test_what_the_engine_does_not_run_is_refused_with_the_reason(
         pytest.param(_set(intermediate_size=2), r"layers\.0\.mlp\.gate_proj\.weight has shape", id="width of the MLP"),
         pytest.param(_set(num_key_value_heads=1), r"k_proj\.weight has shape .* its config\.json says", id="heads"),
         pytest.param(_set(num_key_value_heads=3), "do not divide into 3 key-value heads", id="groups of heads"),
-        pytest.param(_set(head_dim=5), "heads have 5 values", id="odd heads"),
+        pytest.param(_set(head_dim=5), "its head_dim is 5", id="odd heads"),
         pytest.param(_set(num_hidden_layers=0), "num_layers is 0", id="no layers"),
         pytest.param(_set(num_attention_heads=0, head_dim=None), "has a bad value", id="no heads"),
         pytest.param(_set(num_hidden_layers=99), r"lacks the tensor 'model\.layers\.", id="more layers"),
