@@ -15,10 +15,11 @@ from bench.gate.traffic import Truth
 from rich.console import Console
 
 from updraft_cli import output, results
-from updraft_registry.rollout.version import Comparison, Policy, Step
+from updraft_rollouts.policy import RolloutPolicy, RolloutStep
+from updraft_rollouts.terms import Comparison
 
 SEED = 11
-POLICY = Policy()
+POLICY = RolloutPolicy()
 """What a registry does unless told otherwise."""
 SWITCHBACK = replace(POLICY, analysis=replace(POLICY.analysis, comparison=Comparison.SWITCHBACK))
 EFFECTS = (-0.20, -0.10, -0.05, -0.02, 0.0, 0.02, 0.05, 0.10)
@@ -27,9 +28,9 @@ FLEETS = {2: 300, 16: 200, 100: 50, 1000: 10}
 EQUAL_ROLLOUTS = 2000
 """Of the fleet of 16 at equal quality, where the rate of false promotions is the question."""
 FLEET = 16
-SMALL = replace(POLICY, steps=(Step(pods_percent=10, hold_s=240),))
+SMALL = replace(POLICY, steps=(RolloutStep(pods_percent=10, hold_seconds=240),))
 """Two pods from the beginning to the end, for as long as both steps of the default policy together."""
-HASTY = replace(SMALL, analysis=replace(SMALL.analysis, interval_s=10))
+HASTY = replace(SMALL, analysis=replace(SMALL.analysis, interval_seconds=10))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +39,7 @@ class Scenario:
 
     traffic: str
     truth: Truth
-    policy: Policy = POLICY
+    policy: RolloutPolicy = POLICY
     rollouts: int
     is_shifting: bool = False
     """The traffic changes at a random moment of the canary."""

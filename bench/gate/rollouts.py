@@ -10,16 +10,9 @@ from bench.gate.traffic import Fleet, Truth
 from updraft_registry.rollout.comparison import Traffic
 from updraft_registry.rollout.placement import Order, Pod
 from updraft_registry.rollout.rollout import decide
-from updraft_registry.rollout.version import (
-    Evaluation,
-    EvaluationSample,
-    Phase,
-    Policy,
-    Source,
-    Speculator,
-    Version,
-    Wish,
-)
+from updraft_registry.rollout.version import Evaluation, EvaluationSample, Speculator, Version, Wish
+from updraft_rollouts.policy import RolloutPolicy
+from updraft_rollouts.terms import Phase, Source
 
 STABLE, CANDIDATE = 1, 2
 START_MS = 1_700_000_000_000
@@ -37,7 +30,7 @@ class Outcome:
     reason: str
 
 
-def roll_out(truth: Truth, policy: Policy, seed: Sequence[int]) -> Outcome:
+def roll_out(truth: Truth, policy: RolloutPolicy, seed: Sequence[int]) -> Outcome:
     """Publish a candidate to a fleet that serves version 1, and let the registry decide until it has."""
     fleet = Fleet(truth, np.random.default_rng(seed))
     speculator = Speculator(

@@ -18,7 +18,7 @@ from updraft_operator.api.speculator import AdaptiveSpeculator, Metadata, Spec, 
 from updraft_operator.manifests import registry, serving, trainer
 from updraft_operator.manifests.manifest import Images, OperatorConfig
 from updraft_registry.metrics import OUTCOMES
-from updraft_registry.rollout.version import Phase
+from updraft_rollouts.terms import Phase
 
 ALERTS_TEST = Path(__file__).parent / "alerts_test.yaml"
 TARGET_LABELS = {"job", "instance", "namespace", "pod", "speculator", "le"}

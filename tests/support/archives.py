@@ -8,11 +8,12 @@ from tests.support.checkpoints import Checkpoint
 from tests.support.versions import NOW_MS
 
 from updraft_registry.rollout.rollout import decide
-from updraft_registry.rollout.version import Phase, Policy, Strategy
 from updraft_registry.storage.archive import Archive, Recovered, open_archive
 from updraft_registry.storage.catalogue import History
+from updraft_rollouts.policy import RolloutPolicy
+from updraft_rollouts.terms import Phase, Strategy
 
-POLICY = Policy(strategy=Strategy.IMMEDIATE)
+POLICY = RolloutPolicy(strategy=Strategy.IMMEDIATE)
 """No pods here that a canary could be tried on."""
 
 

@@ -20,10 +20,11 @@ from tests.support.versions import NOW_MS, holding
 from updraft.registry.v1 import registry_pb2
 from updraft_registry.rollout.retention import keepers
 from updraft_registry.rollout.rollout import decide
-from updraft_registry.rollout.version import Policy, Strategy
 from updraft_registry.settings import RegistrySettings
 from updraft_registry.storage import archive, catalogue, documents, fsck, maintenance
 from updraft_registry.storage.stores import folder as folder_store
+from updraft_rollouts.policy import RolloutPolicy
+from updraft_rollouts.terms import Strategy
 
 NAME = "default"
 
@@ -134,8 +135,8 @@ SCENARIOS: Mapping[str, Callable[[Path], None]] = {
 }
 
 
-def _policy(strategy: Strategy = Strategy.IMMEDIATE) -> Policy:
-    return Policy(strategy=strategy)
+def _policy(strategy: Strategy = Strategy.IMMEDIATE) -> RolloutPolicy:
+    return RolloutPolicy(strategy=strategy)
 
 
 def _die(folder: Path, scenario: Callable[[Path], None], step: int) -> int:

@@ -10,7 +10,9 @@ from tests.support.versions import NOW_MS, evaluation, holding, version
 from updraft_registry.rollout.comparison import NOTHING, UNKNOWN, Evidence, Ratio, Slice
 from updraft_registry.rollout.placement import Order, Pod
 from updraft_registry.rollout.rollout import Decision, decide
-from updraft_registry.rollout.version import Phase, Policy, Rollout, Source, Speculator, Step, Version, Wish
+from updraft_registry.rollout.version import Rollout, Speculator, Version, Wish
+from updraft_rollouts.policy import RolloutPolicy, RolloutStep
+from updraft_rollouts.terms import Phase, Source
 
 BETTER, WORSE = 3.0, 1.5
 
@@ -41,7 +43,9 @@ class World:
 
     def __init__(self, num_pods: int = 16, **policy: Any) -> None:
         first = version(1, Phase.STABLE)
-        self.speculator = Speculator(name="default", wish=Wish(policy=Policy(**policy)), versions=(first,), latest=1)
+        self.speculator = Speculator(
+            name="default", wish=Wish(policy=RolloutPolicy(**policy)), versions=(first,), latest=1
+        )
         self.pods = {pod.name: pod for pod in (holding(f"pod-{i:02}", first) for i in range(num_pods))}
         self.now_ms = NOW_MS
         self.is_settled = True
@@ -172,4 +176,4 @@ def obeyed(pod: Pod, order: Order, versions: Iterable[Version]) -> Pod:
     )
 
 
-STEPS = (Step(pods_percent=10, hold_s=60), Step(pods_percent=50, hold_s=60))
+STEPS = (RolloutStep(pods_percent=10, hold_seconds=60), RolloutStep(pods_percent=50, hold_seconds=60))

@@ -1,7 +1,8 @@
 """Versions, evaluations and pods in one line each, for the registry's pure core."""
 
 from updraft_registry.rollout.placement import Pod
-from updraft_registry.rollout.version import Evaluation, EvaluationSample, Phase, Source, Version
+from updraft_registry.rollout.version import Evaluation, EvaluationSample, Version
+from updraft_rollouts.terms import Phase, Source
 
 NOW_MS = 1_700_000_000_000
 

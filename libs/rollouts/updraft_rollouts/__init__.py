@@ -1,1 +1,1 @@
-"""Rollout terms and statistics that the trainer and the registry share."""
+"""Terms, policy and statistics of rollouts, shared by every part that deals with them."""

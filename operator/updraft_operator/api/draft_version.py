@@ -5,22 +5,14 @@ user applies imports a draft: the operator pulls it into the registry, which ass
 """
 
 from datetime import datetime
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, WithJsonSchema
 
 from updraft_operator.api.schema import Model, Text, rules, same
 from updraft_operator.api.speculator import Metadata, Name, SecretName
 from updraft_operator.api.status import Conditions
-
-
-class Source(StrEnum):
-    """Origin of a version."""
-
-    INITIAL = "Initial"
-    TRAINER = "Trainer"
-    IMPORTED = "Imported"
+from updraft_rollouts.terms import Phase, Source
 
 
 class SpeculatorName(Model):
@@ -75,25 +67,26 @@ class DraftVersionSpec(Model):
     """Keep the weights regardless of revisionHistoryLimit."""
 
 
-class Phase(StrEnum):
-    """Phase of a version."""
+IMPORTING: Final = "Importing"
+"""Phase of an import that has no number in the registry yet."""
 
-    IMPORTING = "Importing"
-    PENDING = "Pending"
-    HELD = "Held"
-    CANARY = "Canary"
-    STABLE = "Stable"
-    SUPERSEDED = "Superseded"
-    REJECTED = "Rejected"
-    ROLLED_BACK = "RolledBack"
-    FAILED = "Failed"
+DraftPhase = Annotated[
+    Phase | Literal["Importing"],
+    WithJsonSchema(
+        {
+            "description": "Phase of a version.",
+            "enum": [IMPORTING, *(phase.value for phase in Phase)],
+            "type": "string",
+        }
+    ),
+]
 
 
 class PhaseChange(Model):
     """A change of phase."""
 
     time: datetime
-    phase: Phase
+    phase: DraftPhase
     actor: Text
     reason: Text
 
@@ -118,7 +111,7 @@ class DraftVersionStatus(Model):
     observed_generation: int | None = None
     version: int | None = None
     """Number of the version in the registry, for imports too."""
-    phase: Phase | None = None
+    phase: DraftPhase | None = None
     reason: Text | None = None
     pods: PodsStatus | None = None
     acceptance: DraftAcceptance | None = None

@@ -1,35 +1,12 @@
 """How new drafts roll out: the part of a spec that the registry follows, and that never restarts a pod."""
 
-from enum import StrEnum
 from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
 from updraft_operator.api.schema import Count, Model, Percent, Positive, Seconds, rules
-
-
-class Strategy(StrEnum):
-    """How a draft that passed the offline gate starts to serve."""
-
-    CANARY = "Canary"
-    IMMEDIATE = "Immediate"
-    MANUAL = "Manual"
-
-
-class OnInconclusive(StrEnum):
-    """What happens to a canary without a verdict at its deadline."""
-
-    PAUSE = "Pause"
-    ROLLBACK = "Rollback"
-    PROMOTE = "Promote"
-
-
-class Comparison(StrEnum):
-    """How the candidate is compared with the stable version."""
-
-    AUTO = "Auto"
-    PODS = "Pods"
-    SWITCHBACK = "Switchback"
+from updraft_rollouts.policy import DEFAULT, MAX_SECONDS, MIN_SWITCHBACK_SECONDS
+from updraft_rollouts.terms import Comparison, OnInconclusive, Strategy
 
 
 class Step(Model):
@@ -37,31 +14,31 @@ class Step(Model):
 
     pods_percent: Annotated[int, Field(ge=1, le=100)]
     """Percentage of the pods that serve the candidate, rounded up."""
-    hold_seconds: Seconds = 120
+    hold_seconds: Seconds = DEFAULT.steps[0].hold_seconds
     """Minimum time before the next step."""
 
 
 class Analysis(Model):
     """Criteria of the live gate."""
 
-    interval_seconds: Annotated[int, Field(ge=1, le=86_400)] = 30
+    interval_seconds: Annotated[int, Field(ge=1, le=86_400)] = DEFAULT.analysis.interval_seconds
     """Minimum length of a slice, which is one comparison of the candidate with the stable version."""
-    min_samples: Positive = 200
+    min_samples: Positive = DEFAULT.analysis.min_samples
     """Requests that a candidate must serve before it can be promoted."""
-    failure_limit: Count = 2
+    failure_limit: Count = DEFAULT.analysis.failure_limit
     """Number of errors and crashes that are tolerated."""
-    max_acceptance_regression_percent: Percent = 2
+    max_acceptance_regression_percent: Percent = DEFAULT.analysis.max_acceptance_regression_percent
     """The candidate is rolled back if its acceptance length is significantly lower by more than this."""
-    max_latency_regression_percent: Percent = 5
+    max_latency_regression_percent: Percent = DEFAULT.analysis.max_latency_regression_percent
     """The candidate is rolled back if its inter-token latency is significantly higher by more than this."""
-    on_inconclusive: OnInconclusive = OnInconclusive.ROLLBACK
+    on_inconclusive: OnInconclusive = DEFAULT.analysis.on_inconclusive
     """Action at the deadline if there is no verdict."""
-    dry_run: bool = False
+    dry_run: bool = DEFAULT.analysis.dry_run
     """Measure and report, but never decide: steps advance by time alone, and the last one promotes the candidate."""
-    comparison: Comparison = Comparison.AUTO
+    comparison: Comparison = DEFAULT.analysis.comparison
     """Pods: between pods at the same time; Switchback: all pods alternate between versions; Auto: Switchback with up to two
     pods, otherwise Pods."""
-    switchback_seconds: Annotated[int, Field(ge=2, le=3600)] = 20
+    switchback_seconds: Annotated[int, Field(ge=MIN_SWITCHBACK_SECONDS, le=3600)] = DEFAULT.analysis.switchback_seconds
     """How long the pods serve one version before they switch to the other."""
 
 
@@ -82,7 +59,7 @@ class Rollout(Model):
         )
     )
 
-    strategy: Strategy = Strategy.CANARY
+    strategy: Strategy = DEFAULT.strategy
     """Canary: step by step; Immediate: on all pods once the offline gate passes; Manual: wait for promotedVersion."""
     paused: bool = False
     """Freeze the rollout at its current step. A candidate that fails is still rolled back."""
@@ -92,14 +69,16 @@ class Rollout(Model):
     promoted_version: Positive | None = None
     """Promote this version now if it is waiting or in canary, for example with strategy Manual. Later versions roll out as
     usual."""
-    steps: Annotated[list[Step], Field(max_length=10)] = [Step(pods_percent=10), Step(pods_percent=50)]
+    steps: Annotated[list[Step], Field(max_length=10)] = [
+        Step(pods_percent=step.pods_percent, hold_seconds=step.hold_seconds) for step in DEFAULT.steps
+    ]
     """Steps of a canary. After the last one, the rollout waits for the verdict."""
-    max_pods_swapping: Count = 0
+    max_pods_swapping: Count = DEFAULT.max_pods_swapping
     """Maximum number of pods that swap versions at the same time; 0 means no limit."""
     analysis: Analysis = Analysis()
-    auto_rollback: bool = True
+    auto_rollback: bool = DEFAULT.auto_rollback
     """Roll back a failed candidate. If false, a failed canary stays at its step until someone decides."""
-    progress_deadline_seconds: Annotated[int, Field(ge=30, le=2_592_000)] = 900
+    progress_deadline_seconds: Annotated[int, Field(ge=30, le=MAX_SECONDS)] = DEFAULT.progress_deadline_seconds
     """Deadline of a canary, excluding pauses."""
-    revision_history_limit: Annotated[int, Field(ge=1, le=50)] = 10
+    revision_history_limit: Annotated[int, Field(ge=1, le=50)] = DEFAULT.revision_history_limit
     """Number of old versions whose weights are kept, besides versions in use, pinned or retained."""

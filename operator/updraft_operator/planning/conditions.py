@@ -10,12 +10,12 @@ from typing import Literal
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api import names
-from updraft_operator.api.rollout import Strategy
 from updraft_operator.manifests.redis import has_redis
 from updraft_operator.planning.acceptance import acceptance_length
 from updraft_operator.planning.objects import Child
 from updraft_operator.planning.observed import ConnectionState, Observed
 from updraft_operator.planning.pods import PodState, worst
+from updraft_rollouts.terms import Phase, Strategy
 
 _ENOUGH_STEPS = 200
 """Minimum number of verify steps for a meaningful acceptance length."""
@@ -38,7 +38,6 @@ _OF_THE_REGISTRY = ("VersionNotFound", "VersionUnusable")
 _OF_THE_SPEC = ("Suspended", "SpeculationDisabled")
 """Reasons that depend on the spec alone."""
 
-_CONDEMNED = (pb.PHASE_REJECTED, pb.PHASE_ROLLED_BACK, pb.PHASE_FAILED)
 _WAITING = (pb.PHASE_PENDING, pb.PHASE_HELD)
 
 
@@ -103,7 +102,7 @@ def _condemned_pin(observed: Observed) -> str:
     """Why the pinned version cannot serve; empty if it can."""
     pinned = observed.speculator.spec.rollout.pinned_version
     for version in observed.registry.versions:
-        if version.version == pinned and version.phase in _CONDEMNED:
+        if version.version == pinned and (Phase.from_proto(version.phase) or Phase.PENDING).is_condemned:
             return f"spec.rollout.pinnedVersion is {pinned}, which can never serve again: {version.reason}"
     return ""
 

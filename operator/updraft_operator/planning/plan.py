@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from updraft_operator.api import names
-from updraft_operator.api.draft_version import DraftVersionStatus, Phase
+from updraft_operator.api.draft_version import DraftVersionStatus
 from updraft_operator.api.schema import Model
 from updraft_operator.api.speculator import DeletionPolicy
 from updraft_operator.api.status import Condition, Status
@@ -24,12 +24,12 @@ from updraft_operator.planning.observed import Observed, Refusal
 from updraft_operator.planning.policy import is_followed, policy
 from updraft_operator.planning.status import status, without_measurements
 from updraft_operator.planning.times import moment
+from updraft_rollouts.terms import Phase
 
 _POLL_S = 1.0
 
 _OWN_ROLE = "operate"
 
-_BAD_PHASES = versions.CONDEMNED
 
 _ONCE = ("Job", "PersistentVolumeClaim")
 """Created once: their specs are immutable, and a claim that someone expanded stays expanded."""
@@ -269,7 +269,7 @@ def _calls(observed: Observed) -> Iterator[RegistryCall]:
 def _can_pin(version: int, known: Mapping[int, Phase]) -> bool:
     if version == 0:
         return bool(known)
-    return version in known and known[version] not in _BAD_PHASES
+    return version in known and not known[version].is_condemned
 
 
 def _retentions(observed: Observed) -> Iterator[RegistryCall]:
@@ -329,9 +329,9 @@ def _draft_statuses(observed: Observed, now: datetime) -> Iterator[tuple[str, Dr
                 kind="DraftVersion",
                 name=draft.metadata.name,
                 uid=draft.metadata.uid,
-                reason=new.phase.value,
+                reason=str(new.phase),
                 message=(new.reason or "")[:1000],
-                is_warning=new.phase in _BAD_PHASES,
+                is_warning=isinstance(new.phase, Phase) and new.phase.is_condemned,
             )
         yield draft.metadata.name, new, event
 

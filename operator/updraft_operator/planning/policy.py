@@ -1,30 +1,14 @@
 """The rollout policy of a resource as the registry's message, and whether the registry follows it already."""
 
 from updraft.registry.v1 import registry_pb2 as pb
-from updraft_operator.api.rollout import Comparison, OnInconclusive, Rollout, Strategy
-
-_STRATEGIES = {
-    Strategy.CANARY: pb.STRATEGY_CANARY,
-    Strategy.IMMEDIATE: pb.STRATEGY_IMMEDIATE,
-    Strategy.MANUAL: pb.STRATEGY_MANUAL,
-}
-_ON_INCONCLUSIVE = {
-    OnInconclusive.PAUSE: pb.ON_INCONCLUSIVE_PAUSE,
-    OnInconclusive.ROLLBACK: pb.ON_INCONCLUSIVE_ROLLBACK,
-    OnInconclusive.PROMOTE: pb.ON_INCONCLUSIVE_PROMOTE,
-}
-_COMPARISONS = {
-    Comparison.AUTO: pb.COMPARISON_UNSPECIFIED,
-    Comparison.PODS: pb.COMPARISON_PODS,
-    Comparison.SWITCHBACK: pb.COMPARISON_SWITCHBACK,
-}
+from updraft_operator.api.rollout import Rollout
 
 
 def policy(rollout: Rollout) -> pb.RolloutPolicy:
     """The policy that the registry should follow; the offline gate and the confidence stay the registry's own."""
     analysis = rollout.analysis
     return pb.RolloutPolicy(
-        strategy=_STRATEGIES[rollout.strategy],
+        strategy=rollout.strategy.to_proto(),
         steps=[
             pb.RolloutStep(pods_percent=step.pods_percent, hold_seconds=step.hold_seconds) for step in rollout.steps
         ],
@@ -34,9 +18,9 @@ def policy(rollout: Rollout) -> pb.RolloutPolicy:
             failure_limit=analysis.failure_limit,
             max_acceptance_regression_percent=analysis.max_acceptance_regression_percent,
             max_latency_regression_percent=analysis.max_latency_regression_percent,
-            on_inconclusive=_ON_INCONCLUSIVE[analysis.on_inconclusive],
+            on_inconclusive=analysis.on_inconclusive.to_proto(),
             dry_run=analysis.dry_run,
-            comparison=_COMPARISONS[analysis.comparison],
+            comparison=analysis.comparison.to_proto(),
             switchback_seconds=analysis.switchback_seconds,
         ),
         auto_rollback=rollout.auto_rollback,

@@ -17,7 +17,7 @@ from updraft_operator.planning.acceptance import acceptance_length, decimal
 from updraft_operator.planning.conditions import UndatedCondition, conditions
 from updraft_operator.planning.observed import Observed
 from updraft_operator.planning.times import dated, moment_ms
-from updraft_operator.planning.versions import CONDEMNED, phase_name
+from updraft_operator.planning.versions import phase_name
 
 _TRAINER_STATES = {"Training": "Training", "Starting": "Starting", "Suspended": "Suspended", "Disabled": "Disabled"}
 
@@ -113,7 +113,7 @@ def _trainer(observed: Observed, undated: list[UndatedCondition]) -> TrainerStat
 
 
 def _last_failure(observed: Observed) -> LastFailure | None:
-    lost = [version for version in observed.registry.versions if phase_name(version.phase) in CONDEMNED]
+    lost = [version for version in observed.registry.versions if phase_name(version.phase).is_condemned]
     if not lost:
         return None
     last = max(lost, key=lambda version: (version.phase_since_unix_ms, version.version))

@@ -11,13 +11,12 @@ from datetime import datetime
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api import names
 from updraft_operator.api.draft_version import (
+    IMPORTING,
     DraftAcceptance,
     DraftVersion,
     DraftVersionStatus,
-    Phase,
     PhaseChange,
     PodsStatus,
-    Source,
 )
 from updraft_operator.manifests.manifest import Manifest, manifest
 from updraft_operator.planning.acceptance import acceptance_length, decimal
@@ -25,23 +24,8 @@ from updraft_operator.planning.conditions import UndatedCondition
 from updraft_operator.planning.objects import Child, Ref
 from updraft_operator.planning.observed import Observed
 from updraft_operator.planning.times import dated, moment, moment_ms
+from updraft_rollouts.terms import Phase, Source
 
-_PHASES = {
-    pb.PHASE_PENDING: Phase.PENDING,
-    pb.PHASE_HELD: Phase.HELD,
-    pb.PHASE_CANARY: Phase.CANARY,
-    pb.PHASE_STABLE: Phase.STABLE,
-    pb.PHASE_SUPERSEDED: Phase.SUPERSEDED,
-    pb.PHASE_REJECTED: Phase.REJECTED,
-    pb.PHASE_ROLLED_BACK: Phase.ROLLED_BACK,
-    pb.PHASE_FAILED: Phase.FAILED,
-}
-_SOURCES = {
-    pb.SOURCE_INITIAL: Source.INITIAL,
-    pb.SOURCE_TRAINER: Source.TRAINER,
-    pb.SOURCE_IMPORTED: Source.IMPORTED,
-}
-CONDEMNED = {Phase.REJECTED, Phase.ROLLED_BACK, Phase.FAILED}
 _MAX_HISTORY = 20
 
 
@@ -59,7 +43,7 @@ class DraftImport:
 
 def phase_name(number: pb.Phase.ValueType) -> Phase:
 
-    return _PHASES.get(number, Phase.PENDING)
+    return Phase.from_proto(number) or Phase.PENDING
 
 
 def is_import(draft: DraftVersion) -> bool:
@@ -174,7 +158,7 @@ def _mirror(observed: Observed, version: pb.Version) -> Manifest:
     }
     spec = {
         "speculatorRef": {"name": observed.name},
-        "source": _SOURCES.get(published.source, Source.TRAINER).value,
+        "source": (Source.from_proto(published.source) or Source.TRAINER).value,
         "version": number,
         "digest": published.digest,
         **({"parentVersion": published.parent_version} if published.parent_version else {}),
@@ -276,7 +260,7 @@ def _conditions(
 
 def _import_status(draft_import: DraftImport, now: datetime) -> DraftVersionStatus:
     draft = draft_import.draft
-    phase = Phase.FAILED if draft_import.failure else Phase.IMPORTING
+    phase = Phase.FAILED if draft_import.failure else IMPORTING
     reason = draft_import.failure or "importing the draft into the registry"
     verdict = UndatedCondition(
         type="Verified",

@@ -26,8 +26,9 @@ from updraft_registry.rollout import rollout
 from updraft_registry.rollout.placement import Pod
 from updraft_registry.rollout.retention import keepers
 from updraft_registry.rollout.rollout import Decision, decide
-from updraft_registry.rollout.version import NO_DRAFT, Phase, Rollout, Speculator, Transition, in_canary, stable
+from updraft_registry.rollout.version import NO_DRAFT, Rollout, Speculator, Transition, in_canary, stable
 from updraft_registry.storage.archive import Archive
+from updraft_rollouts.terms import Phase
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ from updraft.registry.v1.registry_pb2 import VersionTraffic
 from updraft_registry.fleet import News
 from updraft_registry.rollout.gate import Verdict
 from updraft_registry.rollout.placement import Pod
-from updraft_registry.rollout.version import NO_DRAFT, Phase, Rollout, Speculator, Transition, newest_proven, stable
+from updraft_registry.rollout.version import NO_DRAFT, Rollout, Speculator, Transition, newest_proven, stable
+from updraft_rollouts.terms import Phase
 
 _PREFIX = "updraft_registry"
 

@@ -9,8 +9,16 @@ from pydantic_settings import SettingsConfigDict
 from updraft_chassis.credentials import ServerTls
 from updraft_chassis.errors import InvalidInput
 from updraft_chassis.settings import Settings
-from updraft_registry.rollout.policy import problem
-from updraft_registry.rollout.version import Analysis, GatePolicy, OnInconclusive, Policy, Step, Strategy
+from updraft_rollouts.policy import (
+    DEFAULT,
+    MIN_GATE_SAMPLES,
+    Analysis,
+    OfflineGate,
+    RolloutPolicy,
+    RolloutStep,
+    problem,
+)
+from updraft_rollouts.terms import OnInconclusive, Strategy
 
 
 class RegistrySettings(Settings):
@@ -40,34 +48,34 @@ class RegistrySettings(Settings):
 
     One registry at a time; a local disk or a volume, no network share.
     """
-    strategy: Strategy = Strategy.CANARY
+    strategy: Strategy = DEFAULT.strategy
     """How a version that passed the offline gate gets to the pods. This and what follows up to the history: unless a policy
     says otherwise."""
     rollout_steps: str = Field(default="10:120,50:120", pattern=r"^\d+:\d+(,\d+:\d+)*$")
     """Steps of a canary: percent of the pods, and seconds that they hold."""
-    progress_deadline_seconds: int = Field(default=900, ge=1)
+    progress_deadline_seconds: int = Field(default=DEFAULT.progress_deadline_seconds, ge=1)
     """Time that a canary has, without pauses."""
-    max_pods_swapping: int = Field(default=0, ge=0)
+    max_pods_swapping: int = Field(default=DEFAULT.max_pods_swapping, ge=0)
     """Pods that may go from one version to another at once; 0: all."""
-    auto_rollback: bool = True
+    auto_rollback: bool = DEFAULT.auto_rollback
     """Roll a canary back once it failed, or leave it to a person."""
-    analysis_interval_seconds: int = Field(default=30, ge=1)
+    analysis_interval_seconds: int = Field(default=DEFAULT.analysis.interval_seconds, ge=1)
     """Least length of a slice, which is one observation of candidate against stable version."""
-    analysis_min_samples: int = Field(default=200, ge=1)
+    analysis_min_samples: int = Field(default=DEFAULT.analysis.min_samples, ge=1)
     """Requests that a candidate must have served before it can win."""
-    analysis_confidence: float = Field(default=0.95, gt=0.0, lt=1.0)
+    analysis_confidence: float = Field(default=DEFAULT.analysis.confidence, gt=0.0, lt=1.0)
     """1 - this bounds the rate of false promotions, however often one looks."""
-    analysis_on_inconclusive: OnInconclusive = OnInconclusive.ROLLBACK
+    analysis_on_inconclusive: OnInconclusive = DEFAULT.analysis.on_inconclusive
     """What becomes of a canary without a verdict at its deadline."""
-    gate_min_samples: int = Field(default=8, ge=2)
+    gate_min_samples: int = Field(default=DEFAULT.offline_gate.min_samples, ge=MIN_GATE_SAMPLES)
     """Held-out requests that a trainer's evaluation must cover."""
-    gate_min_gain_percent: float = Field(default=1.0, gt=-100.0, lt=1000.0)
+    gate_min_gain_percent: float = Field(default=DEFAULT.offline_gate.min_gain_percent, gt=-100.0, lt=1000.0)
     """Gain in acceptance length that a candidate must surely have over what serves; against no draft: what drafting costs."""
-    gate_confidence: float = Field(default=0.8, gt=0.0, lt=1.0)
+    gate_confidence: float = Field(default=DEFAULT.offline_gate.confidence, gt=0.0, lt=1.0)
     """Two-sided confidence of that gain; its lower bound decides."""
     max_draft_bytes: int = Field(default=2 * 1024**3, ge=1)
     """Largest weights file that is taken."""
-    revision_history_limit: int = Field(default=10, ge=1)
+    revision_history_limit: int = Field(default=DEFAULT.revision_history_limit, ge=1)
     """Versions whose weights are kept besides those in use, unless a policy says otherwise."""
     store_url: str = ""
     """Bucket for weights and documents: s3://bucket/prefix, gs://... or az://...; empty: the data folder.
@@ -113,29 +121,29 @@ class RegistrySettings(Settings):
         return self
 
     @property
-    def policy(self) -> Policy:
+    def policy(self) -> RolloutPolicy:
         """What a speculator's own policy leaves open."""
-        return Policy(
+        return RolloutPolicy(
             strategy=self.strategy,
             steps=tuple(_step(step) for step in self.rollout_steps.split(",")),
             analysis=Analysis(
-                interval_s=self.analysis_interval_seconds,
+                interval_seconds=self.analysis_interval_seconds,
                 min_samples=self.analysis_min_samples,
                 on_inconclusive=self.analysis_on_inconclusive,
                 confidence=self.analysis_confidence,
             ),
             auto_rollback=self.auto_rollback,
-            progress_deadline_s=self.progress_deadline_seconds,
+            progress_deadline_seconds=self.progress_deadline_seconds,
             max_pods_swapping=self.max_pods_swapping,
-            gate=GatePolicy(
+            offline_gate=OfflineGate(
                 min_samples=self.gate_min_samples,
                 min_gain_percent=self.gate_min_gain_percent,
                 confidence=self.gate_confidence,
             ),
-            history_limit=self.revision_history_limit,
+            revision_history_limit=self.revision_history_limit,
         )
 
 
-def _step(text: str) -> Step:
-    percent, _, hold_s = text.partition(":")
-    return Step(pods_percent=int(percent), hold_s=int(hold_s))
+def _step(text: str) -> RolloutStep:
+    percent, _, hold_seconds = text.partition(":")
+    return RolloutStep(pods_percent=int(percent), hold_seconds=int(hold_seconds))

@@ -19,8 +19,8 @@ from updraft_chassis import rpc
 from updraft_chassis.lifecycle import Stop
 from updraft_inference.process import open_engine
 from updraft_registry.process import serve as serve_registry
-from updraft_registry.rollout.version import Strategy
 from updraft_registry.settings import RegistrySettings
+from updraft_rollouts.terms import Strategy
 
 
 @pytest.fixture

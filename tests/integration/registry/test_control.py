@@ -23,10 +23,11 @@ from updraft_registry.fleet import Fleet, Session
 from updraft_registry.messages import reports
 from updraft_registry.messages.reports import Report
 from updraft_registry.metrics import Metrics
-from updraft_registry.rollout.version import Policy, Strategy
 from updraft_registry.storage.archive import Archive, open_archive
 from updraft_registry.storage.stores.folder import FolderStore
 from updraft_registry.storage.stores.port import Store
+from updraft_rollouts.policy import RolloutPolicy
+from updraft_rollouts.terms import Strategy
 
 
 @dataclass
@@ -63,7 +64,7 @@ async def running(tmp_path: Path) -> AsyncIterator[Running]:
 
 @asynccontextmanager
 async def controlled(folder: Path, store: Callable[[Path], Store] = FolderStore) -> AsyncIterator[Running]:
-    defaults = Policy(strategy=Strategy.IMMEDIATE, history_limit=1)
+    defaults = RolloutPolicy(strategy=Strategy.IMMEDIATE, revision_history_limit=1)
     with open_archive(folder, defaults=defaults, max_draft_bytes=10**6, store=store) as archive:
         clock = ManualClock()
         control = Control(archive, Fleet(expiry_s=45.0), clock, Metrics.on(CollectorRegistry()))

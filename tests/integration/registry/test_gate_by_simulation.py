@@ -6,7 +6,8 @@ import pytest
 from bench.gate.rollouts import Outcome, roll_out
 from bench.gate.traffic import Truth
 
-from updraft_registry.rollout.version import Comparison, Policy
+from updraft_rollouts.policy import RolloutPolicy
+from updraft_rollouts.terms import Comparison
 
 SEED = 5
 PODS = 16
@@ -14,8 +15,8 @@ ONE_CANARY = 2
 """Ten percent of the pods."""
 
 
-def outcomes(truth: Truth, rollouts: int, policy: Policy | None = None) -> list[Outcome]:
-    return [roll_out(truth, policy or Policy(), (SEED, n)) for n in range(rollouts)]
+def outcomes(truth: Truth, rollouts: int, policy: RolloutPolicy | None = None) -> list[Outcome]:
+    return [roll_out(truth, policy or RolloutPolicy(), (SEED, n)) for n in range(rollouts)]
 
 
 def count(found: list[Outcome], end: str) -> int:
@@ -23,7 +24,7 @@ def count(found: list[Outcome], end: str) -> int:
 
 
 def test_a_candidate_that_is_no_better_is_promoted_in_at_most_one_case_in_twenty() -> None:
-    impatient = Policy(progress_deadline_s=480)
+    impatient = RolloutPolicy(progress_deadline_seconds=480)
     found = outcomes(Truth(pods=PODS, effect=0.0), 200, impatient)
     assert count(found, "promoted") <= 0.05 * len(found)
     assert count(found, "rolled back") <= 0.05 * len(found)
@@ -56,7 +57,7 @@ def test_a_candidate_that_accepts_more_but_is_slower_is_rolled_back() -> None:
 def test_where_pods_differ_for_good_only_a_switchback_keeps_the_promise() -> None:
     """Sticky sessions break the comparison of pods with pods; that it is still so is written in docs/gate.md."""
     sticky = Truth(pods=PODS, effect=0.0, pod_sigma=0.05)
-    default = Policy(progress_deadline_s=480)
+    default = RolloutPolicy(progress_deadline_seconds=480)
     alternating = replace(default, analysis=replace(default.analysis, comparison=Comparison.SWITCHBACK))
     assert count(outcomes(sticky, 40, default), "promoted") > 4
     assert count(outcomes(sticky, 40, alternating), "promoted") <= 2

@@ -12,9 +12,10 @@ from tests.support.checkpoints import draft
 from tests.support.dying import NAME, SCENARIOS, open_in, publish
 from tests.support.versions import NOW_MS
 
-from updraft_registry.rollout.version import Phase, Policy, Strategy
 from updraft_registry.storage.archive import Archive, open_archive
 from updraft_registry.storage.maintenance import Outcome, fsck
+from updraft_rollouts.policy import RolloutPolicy
+from updraft_rollouts.terms import Phase, Strategy
 
 # Every how many steps one run dies: prime to the loops of the code, and a few dozen runs.
 STRIDE = 17
@@ -75,7 +76,7 @@ def _fsck(folder: Path, *, is_repairing: bool = False) -> Outcome:
 
 
 def _opened(folder: Path) -> Iterator[Archive]:
-    with open_archive(folder, defaults=Policy(strategy=Strategy.IMMEDIATE), max_draft_bytes=10**6) as opened:
+    with open_archive(folder, defaults=RolloutPolicy(strategy=Strategy.IMMEDIATE), max_draft_bytes=10**6) as opened:
         opened.recover(NOW_MS)
         yield opened
 

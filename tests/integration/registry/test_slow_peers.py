@@ -23,8 +23,8 @@ from updraft_registry.api.fleet_servicer import FleetServicer, Pace
 from updraft_registry.control import Control
 from updraft_registry.fleet import Fleet
 from updraft_registry.metrics import Metrics
-from updraft_registry.rollout.version import Policy
 from updraft_registry.storage.archive import Archive, open_archive
+from updraft_rollouts.policy import RolloutPolicy
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Running:
 @asynccontextmanager
 async def running(folder: Path, patience: fleet_servicer.Patience) -> AsyncIterator[Running]:
     metrics = Metrics.on(CollectorRegistry())
-    with open_archive(folder, defaults=Policy(), max_draft_bytes=10**6) as archive:
+    with open_archive(folder, defaults=RolloutPolicy(), max_draft_bytes=10**6) as archive:
         control = Control(archive, Fleet(), SystemClock(), metrics)
         server = rpc.server()
         fleet_pb2_grpc.add_FleetServicer_to_server(FleetServicer(control, metrics, patience), server)

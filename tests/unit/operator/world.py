@@ -27,8 +27,7 @@ from updraft_operator.registry_connections import RegistryAddress, RegistryConne
 from updraft_operator.watching.cluster import KINDS
 from updraft_operator.watching.secrets import Secrets
 from updraft_operator.watching.store import Store, key_of
-from updraft_registry.messages import wire
-from updraft_registry.rollout.version import Policy
+from updraft_rollouts.policy import RolloutPolicy
 
 T = TypeVar("T")
 
@@ -46,7 +45,7 @@ class FakeRegistry:
         self.versions: dict[int, pb.Version] = {}
         self.pinned: int | None = None
         self.is_paused = False
-        self.policy = wire.policy_to_proto(Policy())
+        self.policy = RolloutPolicy().to_proto()
         self.latest = 0
         self.is_away = False
         self.calls: list[RegistryCall] = []
@@ -90,7 +89,7 @@ class FakeRegistry:
         if call.version:
             self._on_version(call)
         elif call.verb is RegistryVerb.SET_POLICY:
-            self.policy = wire.policy_to_proto(wire.policy_from_proto(wished, Policy()))
+            self.policy = RolloutPolicy.from_proto(wished, RolloutPolicy()).to_proto()
         elif call.verb in (RegistryVerb.PIN, RegistryVerb.UNPIN):
             self.pinned = 0 if call.verb is RegistryVerb.PIN else None
         else:

@@ -11,7 +11,8 @@ from updraft_registry.fleet import Fleet, Session
 from updraft_registry.messages import reports, wire
 from updraft_registry.messages.reports import Report, Swaps
 from updraft_registry.rollout.placement import Order, Pod
-from updraft_registry.rollout.version import Lineage, Phase
+from updraft_registry.rollout.version import Lineage
+from updraft_rollouts.terms import Phase
 
 ORDER = Order(serve=2, digest="sha256:2", prefetch=(2,), phase=Phase.STABLE, reason="it won")
 NONCE = wire.directive(ORDER).nonce

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from updraft_chassis.settings import load
-from updraft_registry.rollout.version import Analysis, GatePolicy, OnInconclusive, Policy, Step, Strategy
 from updraft_registry.settings import RegistrySettings
+from updraft_rollouts.policy import Analysis, OfflineGate, RolloutPolicy, RolloutStep
+from updraft_rollouts.terms import OnInconclusive, Strategy
 
 DATA = {"UPDRAFT_REGISTRY_DATA_DIR": "/tmp/registry"}
 
@@ -14,7 +15,7 @@ DATA = {"UPDRAFT_REGISTRY_DATA_DIR": "/tmp/registry"}
 def test_only_the_data_folder_has_no_default() -> None:
     settings = load(RegistrySettings, DATA)
     assert (settings.host, settings.port, settings.data_dir) == ("127.0.0.1", 50051, Path("/tmp/registry"))
-    assert settings.policy == Policy()
+    assert settings.policy == RolloutPolicy()
 
 
 def test_gate_and_history_become_the_default_policy() -> None:
@@ -24,8 +25,8 @@ def test_gate_and_history_become_the_default_policy() -> None:
         "UPDRAFT_REGISTRY_GATE_CONFIDENCE": "0.9",
         "UPDRAFT_REGISTRY_REVISION_HISTORY_LIMIT": "3",
     }
-    gate = GatePolicy(min_samples=20, min_gain_percent=2.5, confidence=0.9)
-    assert load(RegistrySettings, environ).policy == Policy(gate=gate, history_limit=3)
+    gate = OfflineGate(min_samples=20, min_gain_percent=2.5, confidence=0.9)
+    assert load(RegistrySettings, environ).policy == RolloutPolicy(offline_gate=gate, revision_history_limit=3)
 
 
 def test_the_rollout_is_set_by_the_environment_too() -> None:
@@ -40,12 +41,15 @@ def test_the_rollout_is_set_by_the_environment_too() -> None:
         "UPDRAFT_REGISTRY_ANALYSIS_CONFIDENCE": "0.99",
         "UPDRAFT_REGISTRY_ANALYSIS_ON_INCONCLUSIVE": "Pause",
     }
-    assert load(RegistrySettings, environ).policy == Policy(
+    assert load(RegistrySettings, environ).policy == RolloutPolicy(
         strategy=Strategy.MANUAL,
-        steps=tuple(Step(pods_percent=percent, hold_s=hold_s) for percent, hold_s in ((5, 60), (25, 0), (100, 30))),
-        analysis=Analysis(interval_s=10, min_samples=50, confidence=0.99, on_inconclusive=OnInconclusive.PAUSE),
+        steps=tuple(
+            RolloutStep(pods_percent=percent, hold_seconds=hold_seconds)
+            for percent, hold_seconds in ((5, 60), (25, 0), (100, 30))
+        ),
+        analysis=Analysis(interval_seconds=10, min_samples=50, confidence=0.99, on_inconclusive=OnInconclusive.PAUSE),
         auto_rollback=False,
-        progress_deadline_s=120,
+        progress_deadline_seconds=120,
         max_pods_swapping=4,
     )
 
@@ -54,8 +58,8 @@ def test_the_rollout_is_set_by_the_environment_too() -> None:
     ("steps", "why"),
     [
         ("half of them", "UPDRAFT_REGISTRY_ROLLOUT_STEPS: String should match pattern"),
-        ("50:10,10:10", "the rollout cannot be followed: pods_percent of the steps must not decrease"),
-        ("10:1000", "progress_deadline_seconds is 900; the steps hold for 1000 s together"),
+        ("50:10,10:10", "the rollout cannot be followed: pods_percent must not decrease"),
+        ("10:1000", "progress_deadline_seconds is 900, expected at least 1000"),
     ],
 )
 def test_a_rollout_that_cannot_be_followed_is_told(steps: str, why: str, capsys: pytest.CaptureFixture[str]) -> None:

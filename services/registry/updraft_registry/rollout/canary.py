@@ -15,17 +15,9 @@ from updraft_registry.rollout.comparison import Evidence, Seen, Trial, observe
 from updraft_registry.rollout.gate import Verdict
 from updraft_registry.rollout.gate.live import LiveJudgement, judge
 from updraft_registry.rollout.placement import Pod, View
-from updraft_registry.rollout.version import (
-    Analysis,
-    Comparison,
-    OnInconclusive,
-    Policy,
-    Rollout,
-    Version,
-    Wish,
-    because,
-    call,
-)
+from updraft_registry.rollout.version import Rollout, Version, Wish, because, call
+from updraft_rollouts.policy import Analysis, RolloutPolicy
+from updraft_rollouts.terms import Comparison, OnInconclusive
 
 MAX_SWITCHBACK_PODS = 2
 """Up to here a pod is its own control: half a fleet of two says nothing about the other half."""
@@ -58,7 +50,7 @@ class Scene:
     """A canary among the pods."""
 
     rollout: Rollout
-    policy: Policy
+    policy: RolloutPolicy
     judgement: LiveJudgement
     pods: Collection[str]
     """Those that are here and to serve the candidate."""
@@ -198,7 +190,7 @@ def _standstill(scene: Scene, *, has_failed: bool) -> str:
 def _on_schedule(scene: Scene) -> Move:
     """All pods serve it: hold, then the next step, and after the last one a verdict."""
     rollout, policy, step = scene.rollout, scene.policy, scene.step
-    hold_ms, is_last = 1000 * policy.steps[step].hold_s, step == len(policy.steps) - 1
+    hold_ms, is_last = 1000 * policy.steps[step].hold_seconds, step == len(policy.steps) - 1
     if rollout.held_ms < hold_ms:
         left = _span(hold_ms - rollout.held_ms)
         return _wait(f"the last step holds for another {left}" if is_last else f"step {step + 2} in {left}")
@@ -215,7 +207,7 @@ def _on_schedule(scene: Scene) -> Move:
 
 def _at_deadline(scene: Scene) -> Move:
     """What has won is promoted; what no pod could load is not, whatever the policy says of no verdict."""
-    within = _span(1000 * scene.policy.progress_deadline_s)
+    within = _span(1000 * scene.policy.progress_deadline_seconds)
     on_inconclusive = scene.policy.analysis.on_inconclusive
     if scene.num_serving and scene.has_won:
         return Move(next=Next.PROMOTE, why=_won(scene))
@@ -253,7 +245,7 @@ def _watched(scene: Scene, told: Collection[str], view: View, now_ms: int) -> Ro
 
 def _observed(scene: Scene, told: Collection[str], view: View, now_ms: int) -> Evidence:
     rollout, analysis = scene.rollout, scene.policy.analysis
-    pods, slice_ms = view.pods, 1000.0 * analysis.interval_s
+    pods, slice_ms = view.pods, 1000.0 * analysis.interval_seconds
     if rollout.comparison is Comparison.SWITCHBACK:
         pods = tuple(pod for pod in pods if pod.name in scene.pods)
         slice_ms = _whole_cycles_ms(rollout, analysis, now_ms)
@@ -272,9 +264,9 @@ def _whole_cycles_ms(rollout: Rollout, analysis: Analysis, now_ms: int) -> float
     It ends at the first look of a cycle only, so that both versions had the same number of turns; a look may come
     a little late, which is why a tenth of a cycle may be missing.
     """
-    cycle_ms = 2000 * analysis.switchback_s
+    cycle_ms = 2000 * analysis.switchback_seconds
     is_new_cycle = (now_ms - rollout.started_ms) // cycle_ms > (rollout.seen_ms - rollout.started_ms) // cycle_ms
-    num_cycles = -(-1000 * analysis.interval_s // cycle_ms)
+    num_cycles = -(-1000 * analysis.interval_seconds // cycle_ms)
     return (num_cycles - 0.1) * cycle_ms if is_new_cycle else math.inf
 
 
@@ -293,7 +285,7 @@ def _turn(pod: Pod, rollout: Rollout, analysis: Analysis, now_ms: int) -> int:
     if not pod.is_connected:
         before = rollout.evidence.marks.get(pod.name)
         return before.version if before else pod.loaded
-    is_candidates = (now_ms - rollout.started_ms) // (1000 * analysis.switchback_s) % 2
+    is_candidates = (now_ms - rollout.started_ms) // (1000 * analysis.switchback_seconds) % 2
     return rollout.candidate if is_candidates else pod.loaded
 
 
@@ -305,7 +297,7 @@ def _serves(pod: Pod, rollout: Rollout, candidate: Version, baseline: Version) -
     return is_alternating and pod.holds(baseline)
 
 
-def _step(rollout: Rollout, policy: Policy) -> int:
+def _step(rollout: Rollout, policy: RolloutPolicy) -> int:
     """The step that runs: the last one if a new policy has fewer."""
     return min(rollout.step, len(policy.steps) - 1)
 
@@ -327,7 +319,7 @@ def _missing(scene: Scene) -> str:
 
 
 def _left_ms(scene: Scene) -> int:
-    return 1000 * scene.policy.progress_deadline_s - scene.rollout.run_ms
+    return 1000 * scene.policy.progress_deadline_seconds - scene.rollout.run_ms
 
 
 def _span(milliseconds: int) -> str:

@@ -10,18 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from updraft_registry.rollout.comparison import Traffic
-from updraft_registry.rollout.version import (
-    NO_DRAFT,
-    Comparison,
-    Phase,
-    Rollout,
-    Speculator,
-    Version,
-    because,
-    call,
-    in_canary,
-    stable,
-)
+from updraft_registry.rollout.version import NO_DRAFT, Rollout, Speculator, Version, because, call, in_canary, stable
+from updraft_rollouts.terms import Comparison, Phase
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +153,7 @@ def _on_canary(speculator: Speculator, rollout: Rollout, serving: Version, candi
         plan = Switchback(
             versions=(serving.number, candidate.number),
             digests=(serving.digest, candidate.digest),
-            slice_s=speculator.wish.policy.analysis.switchback_s,
+            slice_s=speculator.wish.policy.analysis.switchback_seconds,
             start_ms=rollout.started_ms,
         )
     served = candidate if plan is None else serving

@@ -11,14 +11,14 @@ from updraft_registry.rollout.version import NO_DRAFT, Speculator, in_canary, ne
 def keepers(speculator: Speculator, in_use: Collection[int]) -> frozenset[int]:
     """Numbers of the versions to keep; `in_use` are those that a pod holds or was told to hold.
 
-    Stable, previous, pinned, retained, waiting and canary versions stay, and the newest `history_limit` that may
+    Stable, previous, pinned, retained, waiting and canary versions stay, and the newest `revision_history_limit` that may
     still be served.
     """
     versions = speculator.versions
     serving = stable(versions)
     previous = newest_proven(versions, other_than=serving.number if serving else NO_DRAFT)
     servable = [version.number for version in versions if not version.phase.is_condemned]
-    history = servable[-speculator.wish.policy.history_limit :]
+    history = servable[-speculator.wish.policy.revision_history_limit :]
     kept = {version.number for version in versions if version.is_retained or version.phase.is_waiting}
     kept |= {version.number for version in (serving, previous, in_canary(versions)) if version is not None}
     return frozenset(kept.union(history, in_use, [speculator.wish.pinned or NO_DRAFT]))

@@ -20,12 +20,8 @@ from updraft_registry.rollout.placement import Order, Pod, View
 from updraft_registry.rollout.version import (
     NO_DRAFT,
     Actor,
-    Comparison,
-    Phase,
     Rollout,
-    Source,
     Speculator,
-    Strategy,
     Transition,
     Version,
     Wish,
@@ -35,6 +31,7 @@ from updraft_registry.rollout.version import (
     newest_proven,
     stable,
 )
+from updraft_rollouts.terms import Comparison, Phase, Source, Strategy
 
 _NEW = "nothing is published yet"
 
@@ -309,7 +306,7 @@ def _judge(book: _Book, version: Version, wish: Wish, *, is_first: bool) -> Judg
     if is_first and brought and version.evaluation is None:
         return Judgement(verdict=Verdict.PASS, reason="the first version skips the gate")
     serving = stable(book.versions)
-    return judge(version.evaluation, serving=serving.number if serving else NO_DRAFT, policy=wish.policy.gate)
+    return judge(version.evaluation, serving=serving.number if serving else NO_DRAFT, policy=wish.policy.offline_gate)
 
 
 def _hold(wish: Wish) -> str:

@@ -12,69 +12,10 @@ from enum import StrEnum
 from typing import Self
 
 from updraft_registry.rollout.comparison import Evidence
+from updraft_rollouts.policy import DEFAULT, RolloutPolicy
+from updraft_rollouts.terms import Comparison, Phase, Source
 
 NO_DRAFT = 0
-
-
-class Phase(StrEnum):
-    """Where a version is in its life."""
-
-    PENDING = "Pending"
-    HELD = "Held"
-    CANARY = "Canary"
-    STABLE = "Stable"
-    SUPERSEDED = "Superseded"
-    REJECTED = "Rejected"
-    ROLLED_BACK = "RolledBack"
-    FAILED = "Failed"
-
-    @property
-    def is_condemned(self) -> bool:
-        """Never served, whoever asks: it lost, or a pod could not load it."""
-        return self in (Phase.REJECTED, Phase.ROLLED_BACK, Phase.FAILED)
-
-    @property
-    def is_waiting(self) -> bool:
-        """Not yet decided on."""
-        return self in (Phase.PENDING, Phase.HELD)
-
-
-class Source(StrEnum):
-    """Who made a version."""
-
-    INITIAL = "Initial"
-    TRAINER = "Trainer"
-    IMPORTED = "Imported"
-
-
-class Strategy(StrEnum):
-    """How a version that passed the offline gate gets to the pods."""
-
-    CANARY = "Canary"
-    """It serves some pods beside the stable version, and all of them once it has won there."""
-    IMMEDIATE = "Immediate"
-    MANUAL = "Manual"
-    """Not before a person promotes it."""
-
-
-class Comparison(StrEnum):
-    """How candidate and stable version are measured beside each other."""
-
-    AUTO = "Auto"
-    """SWITCHBACK where no more than two pods are connected when the canary begins, PODS beyond."""
-    PODS = "Pods"
-    """Some pods serve the candidate while the others serve the stable version."""
-    SWITCHBACK = "Switchback"
-    """The canary's pods alternate both over short slices: each pod is its own control."""
-
-
-class OnInconclusive(StrEnum):
-    """What a canary comes to that has no verdict at its progress deadline."""
-
-    PAUSE = "Pause"
-    """It stays where it is until a person decides."""
-    ROLLBACK = "Rollback"
-    PROMOTE = "Promote"
 
 
 class Actor(StrEnum):
@@ -106,69 +47,10 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GatePolicy:
-    """What the offline gate asks for. `confidence` is two-sided, in (0, 1)."""
-
-    min_samples: int = 8
-    min_gain_percent: float = 1.0
-    confidence: float = 0.8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """A part of a canary: on how many of the pods, and for how long once they all serve the candidate."""
-
-    pods_percent: int
-    hold_s: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Analysis:
-    """What the live gate asks of a canary."""
-
-    interval_s: int = 30
-    """Least length of a slice, which is one observation."""
-    min_samples: int = 200
-    """Requests that the candidate must have served before it can win."""
-    failure_limit: int = 2
-    """Errors and crashes with the candidate that are tolerated."""
-    max_acceptance_regression_percent: int = 2
-    """It fails once it is surely worse by more."""
-    max_latency_regression_percent: int = 5
-    """It fails once it is surely slower by more, and wins only while it does not seem so."""
-    on_inconclusive: OnInconclusive = OnInconclusive.ROLLBACK
-    dry_run: bool = False
-    """Verdicts are only told: the steps run by time, and end in a promotion."""
-    confidence: float = 0.95
-    """In (0, 1). 1 - this bounds the rate of false promotions, however often one looks."""
-    comparison: Comparison = Comparison.AUTO
-    switchback_s: int = 20
-    """How long a switchback serves one version at a stretch."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
-    """How versions of one speculator roll out. `problem` says what is wrong with one."""
-
-    strategy: Strategy = Strategy.CANARY
-    steps: tuple[Step, ...] = (Step(pods_percent=10, hold_s=120), Step(pods_percent=50, hold_s=120))
-    analysis: Analysis = Analysis()
-    auto_rollback: bool = True
-    """Off: a canary that failed stays where it is, for a person to decide."""
-    progress_deadline_s: int = 900
-    """From the first step on, without pauses; see OnInconclusive."""
-    max_pods_swapping: int = 0
-    """Pods that may go from one version to another at once; 0: all."""
-    gate: GatePolicy = GatePolicy()
-    history_limit: int = 10
-    """Servable versions kept besides the live ones."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
     """What an operator wants. Its reasons are for people; `pinned` None means that nothing is pinned."""
 
-    policy: Policy = Policy()
+    policy: RolloutPolicy = DEFAULT
     pinned: int | None = None
     pin_reason: str = ""
     is_paused: bool = False

@@ -17,7 +17,7 @@ from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import Conflict, Exhausted, InvalidInput, NotFound, Unavailable
 from updraft_registry.messages import admission, wire
 from updraft_registry.rollout import rollout
-from updraft_registry.rollout.version import Actor, Phase, Policy, Rollout, Speculator, Transition, Version
+from updraft_registry.rollout.version import Actor, Rollout, Speculator, Transition, Version
 from updraft_registry.storage import checkpoint
 from updraft_registry.storage.catalogue import Catalogue, published
 from updraft_registry.storage.documents import (
@@ -30,6 +30,8 @@ from updraft_registry.storage.documents import (
 )
 from updraft_registry.storage.stores.folder import FolderStore
 from updraft_registry.storage.stores.port import Store, Upload
+from updraft_rollouts.policy import RolloutPolicy
+from updraft_rollouts.terms import Phase
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +129,7 @@ class Archive:
 
     def set_policy(self, name: str, policy: registry_pb2.RolloutPolicy, now_ms: int) -> None:
         """Set the policy of a speculator, known or not; InvalidInput for one that this registry cannot follow."""
-        wire.policy_from_proto(policy, self.catalogue.defaults)
+        RolloutPolicy.from_proto(policy, self.catalogue.defaults)
         self.catalogue.set_policy(name, policy, now_ms)
         self.follow()
 
@@ -294,7 +296,7 @@ class Archive:
 
 @contextmanager
 def open_archive(
-    folder: Path, *, defaults: Policy, max_draft_bytes: int, store: Callable[[Path], Store] = FolderStore
+    folder: Path, *, defaults: RolloutPolicy, max_draft_bytes: int, store: Callable[[Path], Store] = FolderStore
 ) -> Iterator[Archive]:
     """The archive in a folder, created if need be, and this process's alone until the block ends.
 

@@ -21,11 +21,8 @@ from updraft_registry.rollout.version import (
     NO_DRAFT,
     Actor,
     Lineage,
-    Phase,
-    Policy,
     Rollout,
     Speculator,
-    Strategy,
     Transition,
     Version,
     Wish,
@@ -34,6 +31,8 @@ from updraft_registry.rollout.version import (
 )
 from updraft_registry.storage.schema import MIGRATIONS, SCHEMA
 from updraft_registry.storage.stores.folder import disk_full
+from updraft_rollouts.policy import RolloutPolicy
+from updraft_rollouts.terms import Phase, Strategy
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +50,7 @@ class Catalogue:
     newer registry wrote it.
     """
 
-    def __init__(self, path: Path, *, defaults: Policy) -> None:
+    def __init__(self, path: Path, *, defaults: RolloutPolicy) -> None:
         self._path = path
         self.defaults = defaults
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -356,20 +355,20 @@ def _version(row: sqlite3.Row) -> Version:
     )
 
 
-def _policy(row: sqlite3.Row, defaults: Policy) -> Policy:
+def _policy(row: sqlite3.Row, defaults: RolloutPolicy) -> RolloutPolicy:
     """The policy that was set.
 
     One that cannot be followed any more, with other defaults than when it was set, leaves everything to a person.
     """
     try:
-        return wire.policy_from_proto(registry_pb2.RolloutPolicy.FromString(row["policy"]), defaults)
+        return RolloutPolicy.from_proto(registry_pb2.RolloutPolicy.FromString(row["policy"]), defaults)
     except InvalidInput as error:
         facts = {"speculator": row["name"], "error": str(error)}
         logger.warning("A policy cannot be followed; versions wait for a person until another is set", extra=facts)
         return replace(defaults, strategy=Strategy.MANUAL)
 
 
-def _wish(row: sqlite3.Row, defaults: Policy) -> Wish:
+def _wish(row: sqlite3.Row, defaults: RolloutPolicy) -> Wish:
     return Wish(
         policy=_policy(row, defaults),
         pinned=row["pinned"],

@@ -15,8 +15,9 @@ from google.protobuf.message import Message
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import InvalidInput
 from updraft_registry.messages import admission, wire
-from updraft_registry.rollout.version import NO_DRAFT, Phase, Version, Wish
+from updraft_registry.rollout.version import NO_DRAFT, Version, Wish
 from updraft_registry.storage.catalogue import History, parse_transition
+from updraft_rollouts.terms import Phase
 
 SPECULATOR = NO_DRAFT
 """The number of a speculator's own document among those of its versions."""

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api.rollout import Rollout
 from updraft_operator.planning.policy import is_followed, policy
-from updraft_registry.messages import wire
-from updraft_registry.rollout.version import Policy
+from updraft_rollouts.policy import RolloutPolicy
 
 analyses = st.fixed_dictionaries(
     {},
@@ -47,9 +46,9 @@ def rollouts(draw: st.DrawFn) -> Rollout:
     return Rollout.model_validate(said)
 
 
-def _effective(wished: pb.RolloutPolicy, defaults: Policy | None = None) -> pb.RolloutPolicy:
+def _effective(wished: pb.RolloutPolicy, defaults: RolloutPolicy | None = None) -> pb.RolloutPolicy:
     """What a registry that was told so says that it follows."""
-    return wire.policy_to_proto(wire.policy_from_proto(wished, defaults or Policy()))
+    return RolloutPolicy.from_proto(wished, defaults or RolloutPolicy()).to_proto()
 
 
 @settings(deadline=None)

@@ -18,13 +18,14 @@ from tests.support.observed import (
 )
 
 from updraft.registry.v1 import registry_pb2 as pb
-from updraft_operator.api.draft_version import DraftVersion, DraftVersionStatus, Phase
+from updraft_operator.api.draft_version import IMPORTING, DraftVersion, DraftVersionStatus
 from updraft_operator.manifests import importing
 from updraft_operator.planning import versions
 from updraft_operator.planning.objects import Child, Ref
 from updraft_operator.planning.observed import ConnectionState, Observed, RegistryView
 from updraft_operator.planning.plan import written
 from updraft_operator.planning.times import moment
+from updraft_rollouts.terms import Phase
 
 
 def _statuses(seen: Observed) -> dict[str, DraftVersionStatus]:
@@ -190,7 +191,7 @@ def _failed(message: str = "it had no more tries") -> dict[str, Any]:
 
 def test_an_import_waits_for_its_number() -> None:
     told = _statuses(observed(registry=connected(), drafts=(draft(None),)))["mine"]
-    assert (told.phase, told.version) == (Phase.IMPORTING, None)
+    assert (told.phase, told.version) == (IMPORTING, None)
     assert _conditions(told)["Verified"] == ("Unknown", "Importing")
 
 

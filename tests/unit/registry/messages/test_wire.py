@@ -13,17 +13,8 @@ from updraft_chassis.errors import InvalidInput
 from updraft_registry.messages import wire
 from updraft_registry.rollout.placement import Order, Switchback
 from updraft_registry.rollout.rollout import explain
-from updraft_registry.rollout.version import (
-    Analysis,
-    Comparison,
-    GatePolicy,
-    OnInconclusive,
-    Phase,
-    Policy,
-    Source,
-    Step,
-    Strategy,
-)
+from updraft_rollouts.policy import Analysis, OfflineGate, RolloutPolicy, RolloutStep
+from updraft_rollouts.terms import Comparison, OnInconclusive, Phase, Source, Strategy
 
 
 def test_a_manifest_becomes_a_pending_version_with_its_evaluation() -> None:
@@ -41,7 +32,7 @@ def test_a_manifest_becomes_a_pending_version_with_its_evaluation() -> None:
 @pytest.mark.parametrize("phase", list(Phase))
 def test_a_version_survives_its_document(phase: Phase) -> None:
     message = wire.version_to_proto(wire.pending(draft().manifest(), 3, NOW_MS), draft().manifest())
-    message.phase = wire.phase_to_proto(phase)
+    message.phase = phase.to_proto()
     version = wire.version_from_proto(message)
     assert version.phase is phase
     assert wire.version_to_proto(version, message.manifest) == message
@@ -57,11 +48,11 @@ def test_a_table_row_comes_without_what_a_table_does_not_show() -> None:
     assert manifest.tensors, "the original keeps them"
 
 
-DEFAULTS = Policy(
+DEFAULTS = RolloutPolicy(
     strategy=Strategy.MANUAL,
-    steps=(Step(pods_percent=20, hold_s=30),),
+    steps=(RolloutStep(pods_percent=20, hold_seconds=30),),
     analysis=Analysis(
-        interval_s=11,
+        interval_seconds=11,
         min_samples=12,
         failure_limit=13,
         max_acceptance_regression_percent=14,
@@ -69,13 +60,13 @@ DEFAULTS = Policy(
         on_inconclusive=OnInconclusive.PAUSE,
         confidence=0.9,
         comparison=Comparison.SWITCHBACK,
-        switchback_s=16,
+        switchback_seconds=16,
     ),
     auto_rollback=False,
-    progress_deadline_s=500,
+    progress_deadline_seconds=500,
     max_pods_swapping=17,
-    gate=GatePolicy(min_samples=5, min_gain_percent=3.0, confidence=0.7),
-    history_limit=7,
+    offline_gate=OfflineGate(min_samples=5, min_gain_percent=3.0, confidence=0.7),
+    revision_history_limit=7,
 )
 
 
@@ -87,16 +78,16 @@ def test_a_version_whose_weights_are_gone_says_so() -> None:
 
 
 def test_a_policy_left_open_is_the_registrys_own() -> None:
-    assert wire.policy_from_proto(pb.RolloutPolicy(), DEFAULTS) == DEFAULTS
+    assert RolloutPolicy.from_proto(pb.RolloutPolicy(), DEFAULTS) == DEFAULTS
     assert (
-        wire.policy_from_proto(pb.RolloutPolicy(analysis=pb.Analysis(), offline_gate=pb.OfflineGate()), DEFAULTS)
+        RolloutPolicy.from_proto(pb.RolloutPolicy(analysis=pb.Analysis(), offline_gate=pb.OfflineGate()), DEFAULTS)
         == DEFAULTS
     )
 
 
-@pytest.mark.parametrize("policy", [DEFAULTS, Policy(), Policy(analysis=Analysis(dry_run=True))])
-def test_a_policy_that_is_told_and_set_again_is_the_same(policy: Policy) -> None:
-    assert wire.policy_from_proto(wire.policy_to_proto(policy), Policy()) == policy
+@pytest.mark.parametrize("policy", [DEFAULTS, RolloutPolicy(), RolloutPolicy(analysis=Analysis(dry_run=True))])
+def test_a_policy_that_is_told_and_set_again_is_the_same(policy: RolloutPolicy) -> None:
+    assert RolloutPolicy.from_proto(policy.to_proto(), RolloutPolicy()) == policy
 
 
 def test_where_zero_is_a_value_it_is_one() -> None:
@@ -105,19 +96,19 @@ def test_where_zero_is_a_value_it_is_one() -> None:
     )
     document = pb.RolloutPolicy(analysis=zeros, offline_gate=pb.OfflineGate(min_gain_percent=0.0), max_pods_swapping=0)
     defaults = replace(DEFAULTS, analysis=replace(DEFAULTS.analysis, dry_run=True))
-    policy = wire.policy_from_proto(document, defaults)
+    policy = RolloutPolicy.from_proto(document, defaults)
     assert policy.max_pods_swapping == 0
     assert not policy.analysis.dry_run
-    assert wire.policy_from_proto(pb.RolloutPolicy(), defaults).analysis.dry_run
+    assert RolloutPolicy.from_proto(pb.RolloutPolicy(), defaults).analysis.dry_run
     assert policy.analysis.failure_limit == 0
     assert policy.analysis.max_acceptance_regression_percent == policy.analysis.max_latency_regression_percent == 0
-    assert policy.gate == replace(DEFAULTS.gate, min_gain_percent=0.0)
+    assert policy.offline_gate == replace(DEFAULTS.offline_gate, min_gain_percent=0.0)
 
 
 @pytest.mark.parametrize(
     ("document", "why"),
     [
-        pytest.param(pb.RolloutPolicy(strategy=9), "strategy is 9; this registry knows CANARY", id="strategy"),  # type: ignore[arg-type] # none
+        pytest.param(pb.RolloutPolicy(strategy=9), "strategy is 9, expected one of CANARY", id="strategy"),  # type: ignore[arg-type] # none
         pytest.param(
             pb.RolloutPolicy(analysis=pb.Analysis(on_inconclusive=9)),  # type: ignore[arg-type] # no such value
             "analysis.on_inconclusive is 9",
@@ -130,14 +121,14 @@ def test_where_zero_is_a_value_it_is_one() -> None:
         ),
         pytest.param(
             pb.RolloutPolicy(strategy=pb.STRATEGY_CANARY, steps=[pb.RolloutStep(pods_percent=10, hold_seconds=501)]),
-            "the steps hold for 501 s together",
+            "expected at least 501, which the steps hold in total",
             id="what no policy may be",
         ),
     ],
 )
 def test_a_policy_that_cannot_be_followed_is_refused(document: pb.RolloutPolicy, why: str) -> None:
     with pytest.raises(InvalidInput, match=why):
-        wire.policy_from_proto(document, DEFAULTS)
+        RolloutPolicy.from_proto(document, DEFAULTS)
 
 
 def test_the_same_order_has_the_same_nonce_and_another_has_another() -> None:

@@ -8,17 +8,9 @@ from tests.support.rollouts import BETTER, STEPS, World
 from tests.support.versions import NOW_MS, refusing
 
 from updraft_registry.rollout.comparison import Traffic
-from updraft_registry.rollout.version import (
-    Actor,
-    Analysis,
-    Comparison,
-    OnInconclusive,
-    Phase,
-    Policy,
-    Rollout,
-    Step,
-    Strategy,
-)
+from updraft_registry.rollout.version import Actor, Rollout
+from updraft_rollouts.policy import Analysis, RolloutPolicy, RolloutStep
+from updraft_rollouts.terms import Comparison, OnInconclusive, Phase, Strategy
 
 
 def test_a_candidate_first_serves_a_tenth_of_the_pods() -> None:
@@ -92,7 +84,7 @@ def test_a_better_candidate_serves_everyone_after_the_last_step_and_not_before()
 
 
 def test_its_promotion_has_the_evidence_as_its_reason() -> None:
-    world = World(16, steps=(Step(pods_percent=10, hold_s=0),))
+    world = World(16, steps=(RolloutStep(pods_percent=10, hold_seconds=0),))
     world.canary(gain_percent=10)
     stepped_down, promoted = world.decide().transitions
     assert promoted.reason.startswith("acceptance is surely up: 1.10 against 1.00 tokens a step, +10.0 %")
@@ -122,7 +114,7 @@ def test_a_candidate_that_fails_is_rolled_back_at_once(evidence: dict[str, Any],
 
 
 def test_its_pods_leave_it_at_once_however_few_may_swap() -> None:
-    world = World(16, max_pods_swapping=1, steps=(Step(pods_percent=50, hold_s=0),))
+    world = World(16, max_pods_swapping=1, steps=(RolloutStep(pods_percent=50, hold_seconds=0),))
     candidate = world.publish()
     world.run(20)
     assert len(world.told(candidate)) == 8
@@ -193,7 +185,7 @@ def test_what_its_pods_could_not_load_is_rolled_back_whatever_the_policy_says_of
 
 
 def test_what_won_is_promoted_at_the_deadline_although_one_pod_could_not_load_it() -> None:
-    world = World(16, steps=(Step(pods_percent=50, hold_s=0),))
+    world = World(16, steps=(RolloutStep(pods_percent=50, hold_seconds=0),))
     candidate = world.publish()
     world.obey(sorted(world.told(candidate))[1:])
     world.see(gain_percent=10)
@@ -204,7 +196,7 @@ def test_what_won_is_promoted_at_the_deadline_although_one_pod_could_not_load_it
 
 
 def test_a_pod_with_troubles_of_its_own_is_not_waited_for() -> None:
-    world = World(16, steps=(Step(pods_percent=50, hold_s=30),))
+    world = World(16, steps=(RolloutStep(pods_percent=50, hold_seconds=30),))
     first, *others = sorted(world.told(world.publish()))
     world.obey(others)
     world.pods[first] = replace(world.pods[first], trouble="not yet: no space left on device")
@@ -287,7 +279,7 @@ def test_newer_versions_wait_for_the_canary_and_only_the_newest_is_tried_then() 
 def test_a_candidate_begins_again_when_the_stable_version_fails() -> None:
     world = World(16)
     second = world.canary(gain_percent=10)
-    world.policy(steps=(Step(pods_percent=10, hold_s=0),))
+    world.policy(steps=(RolloutStep(pods_percent=10, hold_seconds=0),))
     world.obey()
     third = world.canary(gain_percent=10)
     assert (world.stable, world.rollout.baseline) == (second, second)
@@ -327,7 +319,7 @@ def test_a_canary_pod_that_refuses_fails_the_candidate_and_no_other_pod_has_seen
 
 def test_a_candidate_that_one_pod_of_a_switchback_refuses_goes_on_whosever_turn_it_is() -> None:
     analysis = Analysis(comparison=Comparison.SWITCHBACK)
-    world = World(8, steps=(Step(pods_percent=50, hold_s=30),), analysis=analysis)
+    world = World(8, steps=(RolloutStep(pods_percent=50, hold_seconds=30),), analysis=analysis)
     candidate = world.canary()
     for refused, pod in enumerate(sorted(world.told(candidate)), start=1):
         world.pods[pod] = replace(world.pods[pod], refused=candidate)
@@ -338,7 +330,7 @@ def test_a_candidate_that_one_pod_of_a_switchback_refuses_goes_on_whosever_turn_
 
 
 def test_one_broken_pod_among_many_is_not_waited_for() -> None:
-    world = World(40, steps=(Step(pods_percent=10, hold_s=30),))
+    world = World(40, steps=(RolloutStep(pods_percent=10, hold_seconds=30),))
     candidate = world.canary()
     broken = min(world.told(candidate))
     world.pods[broken] = refusing(broken, candidate)
@@ -377,7 +369,7 @@ def test_a_restart_moves_no_pod_that_was_in_the_canary_once() -> None:
 
 
 def test_a_draining_pod_is_not_counted_chosen_or_waited_for() -> None:
-    world = World(8, steps=(Step(pods_percent=50, hold_s=30),))
+    world = World(8, steps=(RolloutStep(pods_percent=50, hold_seconds=30),))
     world.pods = {name: replace(pod, is_draining=name < "pod-04") for name, pod in world.pods.items()}
     candidate = world.publish()
     first, second = sorted(world.told(candidate))
@@ -420,7 +412,7 @@ def test_another_strategy_ends_a_canary(strategy: Strategy, phase: Phase) -> Non
 
 
 def test_a_single_pod_alternates_both_versions() -> None:
-    world = World(1, analysis=Analysis(switchback_s=15))
+    world = World(1, analysis=Analysis(switchback_seconds=15))
     world.publish()
     order = world.decision.orders["pod-00"]
     assert (order.serve, order.phase, order.prefetch) == (1, Phase.STABLE, (1, 2))
@@ -431,7 +423,7 @@ def test_a_single_pod_alternates_both_versions() -> None:
 
 
 def test_a_switchback_is_in_place_once_the_pod_has_both() -> None:
-    world = World(1, steps=(Step(pods_percent=10, hold_s=30),))
+    world = World(1, steps=(RolloutStep(pods_percent=10, hold_seconds=30),))
     world.publish()
     assert "waiting for 1 of 1 pods to load it" in world.message
     world.obey()
@@ -440,8 +432,8 @@ def test_a_switchback_is_in_place_once_the_pod_has_both() -> None:
 
 
 def test_slices_of_a_switchback_are_whole_cycles_of_its_own_pods() -> None:
-    analysis = Analysis(interval_s=30, switchback_s=20, comparison=Comparison.SWITCHBACK)
-    world = World(4, steps=(Step(pods_percent=25, hold_s=600),), analysis=analysis)
+    analysis = Analysis(interval_seconds=30, switchback_seconds=20, comparison=Comparison.SWITCHBACK)
+    world = World(4, steps=(RolloutStep(pods_percent=25, hold_seconds=600),), analysis=analysis)
     (pod,) = world.told(world.publish())
     world.obey()
     for second in range(90):
@@ -455,7 +447,7 @@ def test_slices_of_a_switchback_are_whole_cycles_of_its_own_pods() -> None:
 
 
 def test_a_slice_of_a_switchback_that_lacks_requests_ends_with_a_later_cycle() -> None:
-    world = World(1, analysis=Analysis(interval_s=30, switchback_s=20))
+    world = World(1, analysis=Analysis(interval_seconds=30, switchback_seconds=20))
     world.publish()
     world.obey()
     for second in range(1, 82):
@@ -482,7 +474,7 @@ def test_a_fleet_that_shrinks_to_one_pod_begins_again_as_a_switchback() -> None:
 
 
 def test_one_pod_at_least_serves_the_stable_version_to_compare_with() -> None:
-    world = World(4, steps=(Step(pods_percent=100, hold_s=0),))
+    world = World(4, steps=(RolloutStep(pods_percent=100, hold_seconds=0),))
     candidate = world.publish()
     assert len(world.told(candidate)) == 3
 
@@ -500,7 +492,7 @@ def test_a_policy_with_fewer_steps_goes_on_with_its_last() -> None:
     world = World(16, steps=STEPS)
     world.canary()
     world.run(61)
-    world.policy(steps=(Step(pods_percent=20, hold_s=300),))
+    world.policy(steps=(RolloutStep(pods_percent=20, hold_seconds=300),))
     assert "(step 1 of 1)" in world.message
     assert world.message.endswith("the last step holds for another 5 min")
 
@@ -556,7 +548,7 @@ def test_what_is_written_is_read_back_and_then_written_the_same() -> None:
 
 
 def test_a_canary_is_not_written_every_second() -> None:
-    world = World(16, steps=(Step(pods_percent=10, hold_s=600),))
+    world = World(16, steps=(RolloutStep(pods_percent=10, hold_seconds=600),))
     world.canary()
     texts = []
     for _ in range(100):
@@ -566,7 +558,9 @@ def test_a_canary_is_not_written_every_second() -> None:
 
 
 def test_the_sentence_says_where_it_stands_and_what_it_waits_for() -> None:
-    world = World(16, steps=(Step(pods_percent=10, hold_s=0), Step(pods_percent=50, hold_s=0)))
+    world = World(
+        16, steps=(RolloutStep(pods_percent=10, hold_seconds=0), RolloutStep(pods_percent=50, hold_seconds=0))
+    )
     world.canary(gain_percent=0.1)
     world.run(420, step_s=10)
     assert world.message == (
@@ -585,4 +579,7 @@ def test_the_first_version_needs_no_canary() -> None:
 
 
 def test_a_policy_is_a_canary_unless_told_otherwise() -> None:
-    assert (Policy().strategy, Policy().analysis.on_inconclusive) == (Strategy.CANARY, OnInconclusive.ROLLBACK)
+    assert (RolloutPolicy().strategy, RolloutPolicy().analysis.on_inconclusive) == (
+        Strategy.CANARY,
+        OnInconclusive.ROLLBACK,
+    )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from updraft_registry.rollout.comparison import UNKNOWN, Evidence, Ratio
 from updraft_registry.rollout.gate import Verdict
 from updraft_registry.rollout.gate.live import judge
-from updraft_registry.rollout.version import Analysis
+from updraft_rollouts.policy import Analysis
 
 ANALYSIS = Analysis()
 NOISE = (0.01, -0.02, 0.02, -0.01, 0.0, 0.015, -0.015, 0.0)

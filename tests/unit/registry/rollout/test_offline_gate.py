@@ -7,9 +7,10 @@ from tests.support.versions import evaluation
 
 from updraft_registry.rollout.gate import Verdict
 from updraft_registry.rollout.gate.offline import judge
-from updraft_registry.rollout.version import Evaluation, EvaluationSample, GatePolicy
+from updraft_registry.rollout.version import Evaluation, EvaluationSample
+from updraft_rollouts.policy import OfflineGate
 
-POLICY = GatePolicy(min_samples=8, min_gain_percent=1.0, confidence=0.8)
+POLICY = OfflineGate(min_samples=8, min_gain_percent=1.0, confidence=0.8)
 
 
 @pytest.mark.parametrize(

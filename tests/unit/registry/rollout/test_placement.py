@@ -7,7 +7,7 @@ from tests.support.rollouts import World
 from tests.support.versions import holding, refusing, version
 
 from updraft_registry.rollout.placement import Pod, share
-from updraft_registry.rollout.version import Comparison, Strategy
+from updraft_rollouts.terms import Comparison, Strategy
 
 PODS, SWITCHBACK = Comparison.PODS, Comparison.SWITCHBACK
 

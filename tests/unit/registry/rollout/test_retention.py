@@ -3,11 +3,15 @@
 from tests.support.versions import version
 
 from updraft_registry.rollout.retention import keepers
-from updraft_registry.rollout.version import Phase, Policy, Speculator, Version, Wish
+from updraft_registry.rollout.version import Speculator, Version, Wish
+from updraft_rollouts.policy import RolloutPolicy
+from updraft_rollouts.terms import Phase
 
 
 def speculator(*versions: Version, limit: int = 1, pinned: int | None = None) -> Speculator:
-    return Speculator(name="default", wish=Wish(policy=Policy(history_limit=limit), pinned=pinned), versions=versions)
+    return Speculator(
+        name="default", wish=Wish(policy=RolloutPolicy(revision_history_limit=limit), pinned=pinned), versions=versions
+    )
 
 
 def superseded(*numbers: int) -> list[Version]:

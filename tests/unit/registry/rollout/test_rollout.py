@@ -11,19 +11,11 @@ from tests.support.versions import NOW_MS, evaluation, holding, refusing, versio
 from updraft_chassis.errors import Conflict
 from updraft_registry.rollout.placement import Pod
 from updraft_registry.rollout.rollout import Decision, decide, promote, reject
-from updraft_registry.rollout.version import (
-    Actor,
-    Phase,
-    Policy,
-    Source,
-    Speculator,
-    Strategy,
-    Transition,
-    Version,
-    Wish,
-)
+from updraft_registry.rollout.version import Actor, Speculator, Transition, Version, Wish
+from updraft_rollouts.policy import RolloutPolicy
+from updraft_rollouts.terms import Phase, Source, Strategy
 
-IMMEDIATE = Policy(strategy=Strategy.IMMEDIATE)
+IMMEDIATE = RolloutPolicy(strategy=Strategy.IMMEDIATE)
 FREE = Wish(policy=IMMEDIATE)
 
 
@@ -116,7 +108,7 @@ def test_only_the_newest_waiting_version_is_tried() -> None:
 
 
 def test_manual_holds_what_passed_the_gate() -> None:
-    manual = Wish(policy=Policy(strategy=Strategy.MANUAL))
+    manual = Wish(policy=RolloutPolicy(strategy=Strategy.MANUAL))
     versions = [version(1, Phase.STABLE), candidate(2, BETTER, against=1)]
     assert phases(run(versions, manual)) == {1: Phase.STABLE, 2: Phase.HELD}
     assert phases(run([versions[0], candidate(2, WORSE, against=1)], manual))[2] is Phase.REJECTED
@@ -124,7 +116,7 @@ def test_manual_holds_what_passed_the_gate() -> None:
 
 def test_manual_lets_the_first_version_serve() -> None:
     first = [version(1, source=Source.INITIAL)]
-    assert phases(run(first, Wish(policy=Policy(strategy=Strategy.MANUAL)))) == {1: Phase.STABLE}
+    assert phases(run(first, Wish(policy=RolloutPolicy(strategy=Strategy.MANUAL)))) == {1: Phase.STABLE}
 
 
 def test_a_pin_goes_back_without_analysis_and_holds_newer_versions() -> None:

@@ -22,16 +22,8 @@ from updraft_registry.rollout.rollout import Decision, decide, explain, promote,
 from updraft_registry.rollout.version import (
     NO_DRAFT,
     Actor,
-    Analysis,
-    Comparison,
-    OnInconclusive,
-    Phase,
-    Policy,
     Rollout,
-    Source,
     Speculator,
-    Step,
-    Strategy,
     Transition,
     Version,
     Wish,
@@ -39,6 +31,8 @@ from updraft_registry.rollout.version import (
     newest_proven,
     stable,
 )
+from updraft_rollouts.policy import Analysis, RolloutPolicy, RolloutStep
+from updraft_rollouts.terms import Comparison, OnInconclusive, Phase, Source, Strategy
 
 NAMES = [f"pod-{i}" for i in range(7)]
 SLICE_S = 30
@@ -56,29 +50,33 @@ LEGAL: Mapping[Phase, Collection[Phase]] = {
 }
 
 policies = st.builds(
-    Policy,
+    RolloutPolicy,
     strategy=st.sampled_from([*[Strategy.CANARY] * 8, Strategy.IMMEDIATE, Strategy.MANUAL]),
     steps=st.sampled_from(
         [
-            (Step(pods_percent=10, hold_s=60), Step(pods_percent=50, hold_s=60)),
-            (Step(pods_percent=30, hold_s=0), Step(pods_percent=30, hold_s=0), Step(pods_percent=100, hold_s=30)),
-            (Step(pods_percent=50, hold_s=0),),
+            (RolloutStep(pods_percent=10, hold_seconds=60), RolloutStep(pods_percent=50, hold_seconds=60)),
+            (
+                RolloutStep(pods_percent=30, hold_seconds=0),
+                RolloutStep(pods_percent=30, hold_seconds=0),
+                RolloutStep(pods_percent=100, hold_seconds=30),
+            ),
+            (RolloutStep(pods_percent=50, hold_seconds=0),),
         ]
     ),
     analysis=st.builds(
         Analysis,
-        interval_s=st.just(SLICE_S),
+        interval_seconds=st.just(SLICE_S),
         min_samples=st.just(50),
         failure_limit=st.integers(0, 2),
         on_inconclusive=st.sampled_from(list(OnInconclusive)),
         dry_run=st.sampled_from([False, False, False, True]),
         comparison=st.sampled_from([Comparison.AUTO, Comparison.AUTO, *Comparison]),
-        switchback_s=st.just(15),
+        switchback_seconds=st.just(15),
     ),
     auto_rollback=st.sampled_from([True, True, True, False]),
-    progress_deadline_s=st.sampled_from([120, 900]),
+    progress_deadline_seconds=st.sampled_from([120, 900]),
     max_pods_swapping=st.sampled_from([0, 0, 1, 2]),
-    history_limit=st.integers(1, 3),
+    revision_history_limit=st.integers(1, 3),
 )
 
 gains = st.sampled_from([1.2, 1.2, 1.0, 0.8])
@@ -149,7 +147,7 @@ class Rollouts(RuleBasedStateMachine):
     # What happens to versions and wishes.
 
     @initialize(policy=policies, num_pods=st.integers(0, len(NAMES)))
-    def begin(self, policy: Policy, num_pods: int) -> None:
+    def begin(self, policy: RolloutPolicy, num_pods: int) -> None:
         self.speculator = replace(self.speculator, wish=Wish(policy=policy))
         self.processes = {name: Process(name=name) for name in NAMES[:num_pods]}
         self._add(None, Source.INITIAL)
@@ -189,7 +187,7 @@ class Rollouts(RuleBasedStateMachine):
             self._wish(is_paused=what == "pause")
 
     @rule(policy=policies)
-    def set_policy(self, policy: Policy) -> None:
+    def set_policy(self, policy: RolloutPolicy) -> None:
         self._wish(policy=policy)
 
     @precondition(lambda self: self.published)
@@ -256,7 +254,9 @@ class Rollouts(RuleBasedStateMachine):
         """Some of those that are told the candidate die before they have said that they load it, again and again."""
         policy = self.speculator.wish.policy
         analysis = replace(policy.analysis, failure_limit=failure_limit)
-        policy = replace(policy, strategy=Strategy.CANARY, steps=(Step(pods_percent=50, hold_s=60),), analysis=analysis)
+        policy = replace(
+            policy, strategy=Strategy.CANARY, steps=(RolloutStep(pods_percent=50, hold_seconds=60),), analysis=analysis
+        )
         self._wish(pinned=None, is_paused=False, policy=policy)
         self._add(3.0, Source.TRAINER)
         self._decide()
@@ -480,7 +480,11 @@ class Rollouts(RuleBasedStateMachine):
         wins = {v.number: v.proven_ms for v in before.versions}
         assert wins == {v.number: v.proven_ms for v in after.versions}
         if before.rollout is not None and after.rollout is not None:
-            assert before.rollout.step == after.rollout.step or before.rollout.baseline != after.rollout.baseline
+            begins_again = (before.rollout.baseline, before.rollout.comparison) != (
+                after.rollout.baseline,
+                after.rollout.comparison,
+            )
+            assert begins_again or before.rollout.step == after.rollout.step
             assert set(after.rollout.pods) <= set(before.rollout.pods)
 
     def _check_crashes(self, before: Rollout | None, decision: Decision) -> None:
@@ -648,7 +652,7 @@ class Rollouts(RuleBasedStateMachine):
         policy = replace(self.speculator.wish.policy, auto_rollback=True)
         analysis = replace(policy.analysis, on_inconclusive=OnInconclusive.ROLLBACK)
         self._wish(is_paused=False, policy=replace(policy, analysis=analysis))
-        for _ in range(2 * (policy.progress_deadline_s // SLICE_S + len(self.processes)) + 20):
+        for _ in range(2 * (policy.progress_deadline_seconds // SLICE_S + len(self.processes)) + 20):
             self.now_ms += 1000 * SLICE_S
             self._everyone_obeys()
         num_staying = sum(not process.is_draining for process in self.processes.values())

@@ -13,8 +13,9 @@ from tests.support.versions import NOW_MS
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import Conflict, Exhausted, InvalidInput, NotFound
 from updraft_registry.rollout.retention import keepers
-from updraft_registry.rollout.version import Actor, Phase, Strategy, Transition, newest_proven
+from updraft_registry.rollout.version import Actor, Transition, newest_proven
 from updraft_registry.storage.archive import Recovered, open_archive
+from updraft_rollouts.terms import Phase, Strategy
 
 
 @pytest.fixture
@@ -119,7 +120,7 @@ def test_a_rebuilt_catalogue_remembers_pins_pauses_policies_and_every_reason(ope
 
 
 def test_a_rebuild_with_other_defaults_keeps_the_wishes_beside_a_policy_that_no_longer_fits(opened: Opened) -> None:
-    step = registry_pb2.RolloutStep(pods_percent=50, hold_seconds=POLICY.progress_deadline_s)
+    step = registry_pb2.RolloutStep(pods_percent=50, hold_seconds=POLICY.progress_deadline_seconds)
     policy = registry_pb2.RolloutPolicy(strategy=registry_pb2.STRATEGY_CANARY, steps=[step])
     opened.archive.set_policy("default", policy, NOW_MS)
     opened.publish(draft(1))
@@ -127,7 +128,7 @@ def test_a_rebuild_with_other_defaults_keeps_the_wishes_beside_a_policy_that_no_
     opened.archive.pause("default", is_paused=True, reason="lunch", now_ms=NOW_MS)
     opened.close()
     opened.lose_catalogue()
-    shorter = replace(POLICY, progress_deadline_s=step.hold_seconds - 1)
+    shorter = replace(POLICY, progress_deadline_seconds=step.hold_seconds - 1)
     with open_archive(opened.folder, defaults=shorter, max_draft_bytes=10**6) as archive:
         archive.recover(NOW_MS)
         wish = archive.catalogue.speculator("default").wish

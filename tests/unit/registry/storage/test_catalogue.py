@@ -16,22 +16,13 @@ from updraft_chassis.errors import Conflict, Corrupt, NotFound
 from updraft_registry.messages import wire
 from updraft_registry.rollout.comparison import Slice
 from updraft_registry.rollout.rollout import decide
-from updraft_registry.rollout.version import (
-    Actor,
-    Comparison,
-    Phase,
-    Policy,
-    Rollout,
-    Step,
-    Strategy,
-    Transition,
-    Version,
-    Wish,
-)
+from updraft_registry.rollout.version import Actor, Rollout, Transition, Version, Wish
 from updraft_registry.storage.catalogue import Catalogue
 from updraft_registry.storage.schema import MIGRATIONS
+from updraft_rollouts.policy import RolloutPolicy, RolloutStep
+from updraft_rollouts.terms import Comparison, Phase, Strategy
 
-DEFAULTS = Policy(history_limit=4)
+DEFAULTS = RolloutPolicy(revision_history_limit=4)
 
 ROLLOUT = Rollout(
     candidate=2,
@@ -238,7 +229,7 @@ def test_a_policy_that_cannot_be_followed_any_more_leaves_everything_to_a_person
     document = registry_pb2.RolloutPolicy(progress_deadline_seconds=300)
     with closing(Catalogue(path, defaults=DEFAULTS)) as catalogue:
         catalogue.set_policy("default", document, NOW_MS)
-    longer = replace(DEFAULTS, steps=(Step(pods_percent=10, hold_s=600),))
+    longer = replace(DEFAULTS, steps=(RolloutStep(pods_percent=10, hold_seconds=600),))
     with closing(Catalogue(path, defaults=longer)) as catalogue:
         assert catalogue.speculator("default").wish.policy == replace(longer, strategy=Strategy.MANUAL)
         assert catalogue.policy("default") == document, "what was set stays"

@@ -7,7 +7,8 @@ import pytest
 from tests.support.rollouts import World
 
 from updraft_registry.rollout.comparison import Evidence
-from updraft_registry.rollout.version import Analysis, Comparison, Phase, Policy, Step
+from updraft_rollouts.policy import Analysis, RolloutPolicy, RolloutStep
+from updraft_rollouts.terms import Comparison, Phase
 
 SILENCE_S = 45
 """Until the registry forgets a pod."""
@@ -41,7 +42,7 @@ def test_a_pod_outside_the_canary_that_dies_is_a_failure_of_the_stable_version()
 
 
 def test_a_pod_that_waited_for_its_turn_to_swap_was_not_told_the_candidate() -> None:
-    world = World(16, steps=(Step(pods_percent=50, hold_s=60),), max_pods_swapping=1)
+    world = World(16, steps=(RolloutStep(pods_percent=50, hold_seconds=60),), max_pods_swapping=1)
     candidate = world.publish()
     world.decide()
     (told,) = world.told(candidate)
@@ -52,7 +53,7 @@ def test_a_pod_that_waited_for_its_turn_to_swap_was_not_told_the_candidate() -> 
 
 
 def test_a_pod_that_is_gone_keeps_its_place_for_ten_minutes_for_it_may_have_crashed() -> None:
-    world = World(16, steps=(Step(pods_percent=10, hold_s=700),))
+    world = World(16, steps=(RolloutStep(pods_percent=10, hold_seconds=700),))
     candidate = world.canary()
     gone, other = sorted(world.told(candidate))
     pod = world.pods.pop(gone)
@@ -82,16 +83,16 @@ def test_while_all_its_pods_are_away_a_canary_waits_for_them_to_come_back() -> N
 
 
 def test_a_canary_that_shrinks_keeps_the_pods_that_are_here() -> None:
-    world = World(16, steps=(Step(pods_percent=50, hold_s=60),))
+    world = World(16, steps=(RolloutStep(pods_percent=50, hold_seconds=60),))
     candidate = world.canary()
     gone = world.rollout.pods[0]
     del world.pods[gone]
-    world.policy(steps=(Step(pods_percent=10, hold_s=60),))
+    world.policy(steps=(RolloutStep(pods_percent=10, hold_seconds=60),))
     assert len(world.told(candidate)) == 2
 
 
 def test_a_fleet_whose_canary_pods_crashed_does_not_begin_again_on_those_that_are_left() -> None:
-    world = World(3, steps=(Step(pods_percent=100, hold_s=60),))
+    world = World(3, steps=(RolloutStep(pods_percent=100, hold_seconds=60),))
     candidate = world.publish()
     (left,) = world.told(1)
     world.pods = {left: world.pods[left]}
@@ -221,13 +222,13 @@ def test_a_candidate_that_kills_pods_is_rolled_back_after_few_crashes_on_the_pod
     fleet.run(900)
     assert fleet.world.phases == {1: Phase.STABLE, 2: Phase.ROLLED_BACK}
     assert fleet.world.speculator.versions[-1].reason.startswith("3 errors or crashes with the candidate, 2 are")
-    assert fleet.num_crashes == Policy().analysis.failure_limit + 1
+    assert fleet.num_crashes == RolloutPolicy().analysis.failure_limit + 1
     assert len(fleet.touched) == 2
 
 
 def switchback(num_pods: int = 1) -> World:
     """Version 2 is compared on all pods, which hold both versions."""
-    world = World(num_pods, analysis=Analysis(switchback_s=20, comparison=Comparison.SWITCHBACK))
+    world = World(num_pods, analysis=Analysis(switchback_seconds=20, comparison=Comparison.SWITCHBACK))
     world.publish()
     world.obey()
     world.decide()
@@ -255,7 +256,7 @@ def test_a_pod_of_a_switchback_that_dies_in_the_turn_of_the_stable_version_is_a_
 
 
 def test_a_pod_of_a_switchback_that_does_not_have_the_candidate_yet_cannot_die_of_it() -> None:
-    world = World(1, analysis=Analysis(switchback_s=20))
+    world = World(1, analysis=Analysis(switchback_seconds=20))
     world.publish()
     for _ in range(25):
         world.decide(after_s=1)

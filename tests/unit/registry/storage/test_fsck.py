@@ -12,8 +12,8 @@ from tests.support.checkpoints import draft, evaluation, sha256
 from tests.support.disk import file_size_limit
 
 from updraft.registry.v1 import registry_pb2
-from updraft_registry.rollout.version import Phase
 from updraft_registry.storage.maintenance import DAMAGED, FAILED, SOUND, main
+from updraft_rollouts.terms import Phase
 
 TRAINER = registry_pb2.SOURCE_TRAINER
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from updraft_registry.rollout.comparison import Evidence, Ratio
 from updraft_registry.rollout.gate import Verdict
 from updraft_registry.rollout.gate.sequence import lower, upper
-from updraft_registry.rollout.version import Analysis
+from updraft_rollouts.policy import Analysis
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

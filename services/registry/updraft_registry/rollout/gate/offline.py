@@ -9,8 +9,9 @@ correction for looking often.
 from dataclasses import dataclass
 
 from updraft_registry.rollout.gate import Verdict
-from updraft_registry.rollout.version import NO_DRAFT, Evaluation, EvaluationSample, GatePolicy, call
+from updraft_registry.rollout.version import NO_DRAFT, Evaluation, EvaluationSample, call
 from updraft_rollouts.evidence import Gain, Paired, gain
+from updraft_rollouts.policy import OfflineGate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +24,7 @@ class Judgement:
     """It was compared with another version than the one that serves now: no fault of its own."""
 
 
-def judge(evaluation: Evaluation | None, *, serving: int, policy: GatePolicy) -> Judgement:
+def judge(evaluation: Evaluation | None, *, serving: int, policy: OfflineGate) -> Judgement:
     """Decide on a candidate. `serving` is the version that serves now; 0 = none, one token a step.
 
     Against no draft the gain has to pay for drafting as well: `min_gain_percent` is what drafting costs.
@@ -47,7 +48,7 @@ def judge(evaluation: Evaluation | None, *, serving: int, policy: GatePolicy) ->
     return _weigh(gain(pairs, policy.confidence), num_samples, serving, policy)
 
 
-def _weigh(gain: Gain, num_samples: int, serving: int, policy: GatePolicy) -> Judgement:
+def _weigh(gain: Gain, num_samples: int, serving: int, policy: OfflineGate) -> Judgement:
     told = (
         f"acceptance length {gain.candidate:.2f} against {gain.baseline:.2f} of {call(serving)}, "
         f"gain {gain.percent:+.1f} % ({gain.low_percent:+.1f} to {gain.high_percent:+.1f} % "

@@ -1,0 +1,191 @@
+"""How versions of one speculator roll out: fields, defaults and bounds of `RolloutPolicy` in registry.proto.
+
+Field names are those of the proto messages. On the wire a field that is unset, or zero where zero means nothing else,
+takes the registry's default.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any, TypeVar
+
+from updraft.registry.v1 import registry_pb2 as pb
+from updraft_chassis.errors import InvalidInput
+from updraft_rollouts.terms import Comparison, OnInconclusive, Strategy, Term
+
+T = TypeVar("T", bound=Term)
+
+MAX_STEPS = 20
+MAX_SECONDS = 30 * 24 * 3600
+"""One month. A longer time is probably in the wrong unit."""
+MIN_SWITCHBACK_SECONDS = 2
+"""Pods serve shorter turns for this long."""
+MIN_GATE_SAMPLES = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutStep:
+    """One step of a canary: the share of the pods, and how long all of them serve the candidate before the next step."""
+
+    pods_percent: int
+    hold_seconds: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Analysis:
+    """What the live gate requires of a canary."""
+
+    interval_seconds: int = 30
+    """Minimum length of a slice. One slice is one observation."""
+    min_samples: int = 200
+    """Requests that the candidate must serve before it can win."""
+    failure_limit: int = 2
+    """Errors and crashes with the candidate that are tolerated."""
+    max_acceptance_regression_percent: int = 2
+    """The candidate fails once it is worse than this with confidence."""
+    max_latency_regression_percent: int = 5
+    """The candidate fails once it is slower than this with confidence, and wins only while its estimate is below this."""
+    on_inconclusive: OnInconclusive = OnInconclusive.ROLLBACK
+    dry_run: bool = False
+    """Verdicts are reported but not acted on. The steps run by time and end in a promotion."""
+    confidence: float = 0.95
+    """In (0, 1). The rate of false promotions is at most one minus this, however often the evidence is read."""
+    comparison: Comparison = Comparison.AUTO
+    switchback_seconds: int = 20
+    """Length of one turn of a switchback."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfflineGate:
+    """What the offline gate requires of an evaluation. `confidence` is two-sided, in (0, 1)."""
+
+    min_samples: int = 8
+    min_gain_percent: float = 1.0
+    confidence: float = 0.8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutPolicy:
+    """How versions of one speculator roll out. `problem` checks the bounds."""
+
+    strategy: Strategy = Strategy.CANARY
+    steps: tuple[RolloutStep, ...] = (
+        RolloutStep(pods_percent=10, hold_seconds=120),
+        RolloutStep(pods_percent=50, hold_seconds=120),
+    )
+    analysis: Analysis = Analysis()
+    auto_rollback: bool = True
+    """Without it, a canary that failed stays where it is until a person decides."""
+    progress_deadline_seconds: int = 900
+    """Time from the first step on, without pauses. See OnInconclusive."""
+    max_pods_swapping: int = 0
+    """Pods that may change versions at the same time; 0: all."""
+    revision_history_limit: int = 10
+    """Servable versions that are kept in addition to the live ones."""
+    offline_gate: OfflineGate = OfflineGate()
+
+    def to_proto(self) -> pb.RolloutPolicy:
+        return pb.RolloutPolicy(**asdict(self, dict_factory=_to_numbers))
+
+    @classmethod
+    def from_proto(cls, message: pb.RolloutPolicy, defaults: "RolloutPolicy") -> "RolloutPolicy":
+        """Fill unset fields from `defaults`; InvalidInput if the result breaks a bound."""
+        merged = defaults.to_proto()
+        if message.steps:
+            merged.ClearField("steps")
+        merged.MergeFrom(message)
+        analysis, gate = merged.analysis, merged.offline_gate
+        policy = cls(
+            strategy=_term(Strategy, merged.strategy, "strategy"),
+            steps=tuple(RolloutStep(pods_percent=s.pods_percent, hold_seconds=s.hold_seconds) for s in merged.steps),
+            analysis=Analysis(
+                interval_seconds=analysis.interval_seconds,
+                min_samples=analysis.min_samples,
+                failure_limit=analysis.failure_limit,
+                max_acceptance_regression_percent=analysis.max_acceptance_regression_percent,
+                max_latency_regression_percent=analysis.max_latency_regression_percent,
+                on_inconclusive=_term(OnInconclusive, analysis.on_inconclusive, "analysis.on_inconclusive"),
+                dry_run=analysis.dry_run,
+                confidence=analysis.confidence,
+                comparison=_term(Comparison, analysis.comparison, "analysis.comparison"),
+                switchback_seconds=analysis.switchback_seconds,
+            ),
+            auto_rollback=merged.auto_rollback,
+            progress_deadline_seconds=merged.progress_deadline_seconds,
+            max_pods_swapping=merged.max_pods_swapping,
+            revision_history_limit=merged.revision_history_limit,
+            offline_gate=OfflineGate(
+                min_samples=gate.min_samples, min_gain_percent=gate.min_gain_percent, confidence=gate.confidence
+            ),
+        )
+        if reason := problem(policy):
+            raise InvalidInput(reason)
+        return policy
+
+
+DEFAULT = RolloutPolicy()
+
+
+def problem(policy: RolloutPolicy) -> str:
+    """The first bound that a policy breaks, by its field on the wire; empty if it breaks none."""
+    return next(_problems(policy), "")
+
+
+def _problems(policy: RolloutPolicy) -> Iterator[str]:
+    is_canary = policy.strategy is Strategy.CANARY
+    if is_canary and not policy.steps:
+        yield "steps is empty, but a canary needs at least one step"
+    yield from _step_problems(policy.steps)
+    total = sum(step.hold_seconds for step in policy.steps) if is_canary else 1
+    if not total <= policy.progress_deadline_seconds <= MAX_SECONDS:
+        bounds = f"expected at least {total}, which the steps hold in total, and at most {MAX_SECONDS}"
+        yield f"progress_deadline_seconds is {policy.progress_deadline_seconds}, {bounds}"
+    yield from _analysis_problems(policy.analysis)
+    yield from _gate_problems(policy.offline_gate)
+
+
+def _step_problems(steps: tuple[RolloutStep, ...]) -> Iterator[str]:
+    if len(steps) > MAX_STEPS:
+        yield f"steps has {len(steps)} entries, expected at most {MAX_STEPS}"
+    for number, step in enumerate(steps, start=1):
+        if not 1 <= step.pods_percent <= 100:
+            yield f"pods_percent of step {number} is {step.pods_percent}, expected 1 to 100"
+    for before, after in pairwise(steps):
+        if after.pods_percent < before.pods_percent:
+            yield f"pods_percent must not decrease from step to step, got {before.pods_percent} and then {after.pods_percent}"
+
+
+def _analysis_problems(analysis: Analysis) -> Iterator[str]:
+    if not 0.0 < analysis.confidence < 1.0:
+        yield f"analysis.confidence is {analysis.confidence:g}, expected more than 0 and less than 1"
+    for name, least, most in (
+        ("max_acceptance_regression_percent", 0, 100),
+        ("max_latency_regression_percent", 0, 100),
+        ("interval_seconds", 1, MAX_SECONDS),
+        ("switchback_seconds", MIN_SWITCHBACK_SECONDS, MAX_SECONDS),
+    ):
+        value = getattr(analysis, name)
+        if not least <= value <= most:
+            yield f"analysis.{name} is {value}, expected {least} to {most}"
+    if analysis.min_samples < 1:
+        yield f"analysis.min_samples is {analysis.min_samples}, expected at least 1"
+
+
+def _gate_problems(gate: OfflineGate) -> Iterator[str]:
+    if gate.min_samples < MIN_GATE_SAMPLES:
+        yield f"offline_gate.min_samples is {gate.min_samples}, expected at least {MIN_GATE_SAMPLES}"
+    if not 0.0 < gate.confidence < 1.0:
+        yield f"offline_gate.confidence is {gate.confidence:g}, expected more than 0 and less than 1"
+    if not -100.0 < gate.min_gain_percent < 1000.0:
+        yield f"offline_gate.min_gain_percent is {gate.min_gain_percent:g}, expected -100 to 1000"
+
+
+def _term(kind: type[T], number: int, field: str) -> T:
+    term = kind.from_proto(number)
+    if term is None:
+        raise InvalidInput(f"{field} is {number}, expected one of {', '.join(term.name for term in kind)}")
+    return term
+
+
+def _to_numbers(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value.to_proto() if isinstance(value, Term) else value for name, value in fields}
