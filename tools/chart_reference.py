@@ -1,6 +1,6 @@
-"""The chart's page: its README, with a table of values made from the comments in values.yaml.
+"""The chart's README, with a table of values generated from the comments in values.yaml.
 
-A value is described by the comment lines right above it; a comment above a map is of the map, and opens its rows.
+The comment lines directly above a value describe it. A comment above a map becomes the row above the map's values.
 """
 
 import re
@@ -17,7 +17,7 @@ _KEY = re.compile(r"^(?P<indent> *)(?P<key>[A-Za-z_]+):(?P<rest>.*)$")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Value:
-    """A value or a map of values, as values.yaml has it."""
+    """A value, or a map of values, in values.yaml."""
 
     path: tuple[str, ...]
     meaning: str
@@ -25,25 +25,25 @@ class Value:
 
     @property
     def name(self) -> str:
-        """As `helm --set` takes it."""
+        """The path for `helm --set`."""
         return ".".join(self.path)
 
 
 def readme(chart: Path) -> str:
-    """The README of the chart with its table as values.yaml says it now."""
+    """The chart's README with its current table of values."""
     before, begin, rest = (chart / "README.md").read_text(encoding="utf-8").partition(_BEGIN)
     _, end, after = rest.partition(_END)
-    assert end, "README.md has lost the marks around its table"
+    assert end, "README.md lacks the marks around its table"
     return "".join((before, begin, table(chart / "values.yaml"), end, after))
 
 
 def table(path: Path) -> str:
-    """A row a value, under a row for each map that has a meaning."""
-    known = list(documented(path))
-    maps = {value.path[:length] for value in known for length in range(1, len(value.path))}
+    """One row per value, and one for each map with a comment."""
+    values = list(documented(path))
+    maps = {value.path[:length] for value in values for length in range(1, len(value.path))}
     rows = [
         f"| `{value.name}` | {'' if value.path in maps else _default(value.default)} | {value.meaning} |"
-        for value in known
+        for value in values
     ]
     return "\n".join(("| value | default | meaning |", "| --- | --- | --- |", *rows)) + "\n"
 
@@ -58,9 +58,9 @@ def documented(path: Path) -> Iterator[Value]:
         if line.lstrip().startswith("#"):
             comment.append(line.lstrip().removeprefix("#").strip())
             continue
-        if found := _KEY.match(line):
-            indent = len(found["indent"])
-            parents = [*(each for each in parents if each[0] < indent), (indent, found["key"])]
+        if match := _KEY.match(line):
+            indent = len(match["indent"])
+            parents = [*(parent for parent in parents if parent[0] < indent), (indent, match["key"])]
             keys = tuple(key for _, key in parents)
             if comment:
                 yield Value(path=keys, meaning=" ".join(comment), default=_at(values, keys))

@@ -25,7 +25,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* Labels that never change. Registries let in who is named updraft-operator (operator/updraft_operator/manifests/network.py). */}}
+{{/* Labels that never change. Registries admit pods named updraft-operator (operator/updraft_operator/manifests/network.py). */}}
 {{- define "updraft.selector" -}}
 app.kubernetes.io/name: updraft-operator
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -61,7 +61,7 @@ annotations:
 {{- end }}
 {{- end -}}
 
-{{/* Address of an image: (list $ IMAGE TAG), where TAG is what it has unless the image says otherwise. */}}
+{{/* Address of an image: (list $ IMAGE TAG), where TAG is the default tag. */}}
 {{- define "updraft.image" -}}
 {{- $ := index . 0 -}}
 {{- $image := index . 1 -}}
@@ -71,7 +71,7 @@ annotations:
 {{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ default (index . 2) $image.tag }}{{ end -}}
 {{- end -}}
 
-{{/* Address of an image of Updraft's own: (list $ PART). */}}
+{{/* Address of one of Updraft's images: (list $ PART). */}}
 {{- define "updraft.ownImage" -}}
 {{- $ := index . 0 -}}
 {{- include "updraft.image" (list $ (index $.Values.images (index . 1)) (default $.Chart.AppVersion $.Values.image.tag)) -}}
@@ -86,7 +86,7 @@ imagePullSecrets:
 {{- end }}
 {{- end -}}
 
-{{/* The restricted Pod Security standard, of pods and of containers; the number is the argument. */}}
+{{/* The restricted Pod Security standard for pods and containers; the number is the argument. */}}
 {{- define "updraft.podSecurity" -}}
 securityContext:
   runAsNonRoot: true
@@ -105,7 +105,7 @@ securityContext:
     drop: [ALL]
 {{- end -}}
 
-{{/* What every process of the operator's image is told. */}}
+{{/* Environment variables of every process of the operator's image. */}}
 {{- define "updraft.scope" -}}
 - name: UPDRAFT_OPERATOR_NAMESPACE
   valueFrom:
@@ -119,7 +119,7 @@ securityContext:
   value: {{ .Values.logFormat | quote }}
 {{- end -}}
 
-{{/* "true" where a part of the monitoring is wanted: (list $ ENABLED). */}}
+{{/* "true" if a part of the monitoring is enabled: (list $ ENABLED). */}}
 {{- define "updraft.monitored" -}}
 {{- $ := index . 0 -}}
 {{- $enabled := index . 1 -}}
@@ -130,7 +130,7 @@ true
 {{- end -}}
 {{- end -}}
 
-{{/* Where the Redis of speculators is: bundled, url, secret or none. */}}
+{{/* The source of the Redis: bundled, url, secret or none. */}}
 {{- define "updraft.redis.kind" -}}
 {{- $redis := .Values.redis -}}
 {{- if and $redis.enabled (or $redis.url $redis.existingSecret.name) -}}
@@ -142,7 +142,7 @@ true
 {{- if $redis.enabled }}bundled{{ else if $redis.url }}url{{ else if $redis.existingSecret.name }}secret{{ else }}none{{ end -}}
 {{- end -}}
 
-{{/* The password of the bundled Redis: made once, then read from the cluster. */}}
+{{/* The password of the bundled Redis: generated once, then read from the cluster. */}}
 {{- define "updraft.redis.password" -}}
 {{- $old := lookup "v1" "Secret" .Release.Namespace (include "updraft.redis" .) -}}
 {{- $data := default dict (get (default dict $old) "data") -}}
@@ -156,7 +156,7 @@ name: {{ default (include "updraft.redis" .) $own.name }}
 key: {{ ternary $own.key "password" (not (empty $own.name)) }}
 {{- end -}}
 
-{{/* Prefix of what has no namespace, so that two releases of one name do not meet. */}}
+{{/* Prefix of cluster-scoped objects, so that two releases of the same name do not collide. */}}
 {{- define "updraft.clusterName" -}}
 {{- if eq .Release.Namespace (include "updraft.fullname" .) -}}
 {{- include "updraft.fullname" . -}}

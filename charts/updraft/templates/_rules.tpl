@@ -1,18 +1,18 @@
-{{/* What the operator may do, in every namespace that it works in. tests/chart/test_rbac.py holds the list. */}}
+{{/* Permissions of the operator in every namespace that it watches. tests/chart/test_rbac.py checks the list. */}}
 {{- define "updraft.rules" -}}
-# Resources that it works on. It never writes a spec: patch is for the finalizer of `deletionPolicy: Delete`.
+# The resources that it reconciles. It never writes a spec: patch is for the finalizer of `deletionPolicy: Delete`.
 - apiGroups: [updraft.dev]
   resources: [adaptivespeculators]
   verbs: [get, list, watch, patch]
-# What it found out.
+# Their status.
 - apiGroups: [updraft.dev]
   resources: [adaptivespeculators/status]
   verbs: [patch]
-# Where OwnerReferencesPermissionEnforcement is on (OpenShift), an owner is named by who may do this only.
+# OwnerReferencesPermissionEnforcement (OpenShift) requires this permission to set owner references.
 - apiGroups: [updraft.dev]
   resources: [adaptivespeculators/finalizers, draftversions/finalizers]
   verbs: [update]
-# One object for each version that the registry keeps.
+# One object per version that the registry keeps.
 - apiGroups: [updraft.dev]
   resources: [draftversions]
   verbs: [get, list, watch, create, patch, delete]
@@ -20,7 +20,7 @@
 - apiGroups: [updraft.dev]
   resources: [draftversions/status]
   verbs: [patch]
-# Inference and trainer; there is no trainer once nothing is captured.
+# Inference and trainer. The trainer is deleted if tracing is disabled.
 - apiGroups: [apps]
   resources: [deployments]
   verbs: [get, list, watch, create, patch, delete]
@@ -28,43 +28,43 @@
 - apiGroups: [apps]
   resources: [statefulsets]
   verbs: [get, list, watch, create, patch]
-# Nodes are drained one inference pod at a time.
+# At most one inference pod is evicted at a time.
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
   verbs: [get, list, watch, create, patch]
-# Who may call which part.
+# Which peers may call which part.
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
   verbs: [get, list, watch, create, patch, delete]
-# What parts are told; the trainer's goes with it.
+# Settings of the parts. The trainer's is deleted with the trainer.
 - apiGroups: [""]
   resources: [configmaps]
   verbs: [get, list, watch, create, patch, delete]
-# Where parts are found, who they are, and the trainer's volume. It deletes none: they go with their resource.
+# Services, identities and the trainer's volume. The operator deletes none of them: they are deleted with their owner.
 - apiGroups: [""]
   resources: [services, serviceaccounts, persistentvolumeclaims]
   verbs: [get, list, watch, create, patch]
-# Imports of drafts that are somewhere else.
+# Imports of drafts.
 - apiGroups: [batch]
   resources: [jobs]
   verbs: [get, list, watch, create, patch]
-# Why pods are not ready: the reasons in conditions.
+# Why pods are not ready, for the reasons of conditions.
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch]
-# Tokens of the registry's roles, by name. It can neither list nor watch Secrets.
+# Tokens of the registry's roles, by name. The operator can neither list nor watch Secrets.
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get, create, patch]
-# What happened, beside the resource (`kubectl describe`).
+# Events of resources (`kubectl describe`).
 - apiGroups: [""]
   resources: [events]
   verbs: [create]
 {{- end -}}
 
-{{/* What the hook before an uninstall may do there. */}}
+{{/* Permissions of the pre-uninstall hook in those namespaces. */}}
 {{- define "updraft.release.rules" -}}
-# To find resources with our finalizer, and take it off.
+# To find resources with the operator's finalizer and remove it.
 - apiGroups: [updraft.dev]
   resources: [adaptivespeculators]
   verbs: [get, list, patch]

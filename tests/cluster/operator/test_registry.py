@@ -160,7 +160,7 @@ def test_a_pin_to_an_unknown_version_is_said_and_changes_nothing(
     connected.change(rollout={"pinnedVersion": 9})
 
     message = connected.wait_for("Accepted", "False", "VersionNotFound")
-    assert message == "spec.rollout.pinnedVersion is 9, and the registry has no such version: it has 1"
+    assert message == "spec.rollout.pinnedVersion is 9, but the registry has no such version: it has 1"
     assert connected.condition("Ready") == ("False", "VersionNotFound")
     operator.wait_for_listings(1)
     assert (shelf.state().stable, shelf.state().HasField("pinned")) == (1, False)
