@@ -75,7 +75,7 @@ class Inline:
 
     def look_up_in(self, lookups: NgramProposer) -> None:
         """These know earlier answers."""
-        self._scheduler.lookups = lookups
+        self._scheduler.speculator.ngram = lookups
 
     def start(self, prompts: SequenceOf[tuple[int, ...]], *, max_tokens: int, drafter: Drafter) -> None:
         """Add greedy requests that do not stop by themselves, and read all their prompts."""

@@ -23,11 +23,11 @@ from updraft_cli.models.smollm2 import model_folder
 from updraft_cli.prompts import DOMAINS
 from updraft_inference.engine import Drafter
 from updraft_inference.torch_engine.drafting.answer_cache import AnswerCache
-from updraft_inference.torch_engine.drafting.lookahead.kind import ProposalSource
 from updraft_inference.torch_engine.drafting.ngram import NgramProposer
-from updraft_inference.torch_engine.drafting.ngram_index import NgramIndex, NgramMatch
+from updraft_inference.torch_engine.drafting.ngram_index import NgramIndex
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
 from updraft_inference.torch_engine.model.limits import Limits
+from updraft_inference.torch_engine.proposal import ProposalSource
 from updraft_inference.torch_engine.sequence import Sequence as Running
 
 MOST = 10
@@ -79,8 +79,8 @@ def tally(pair: Pair, history: AnswerCache, into: Tallies) -> None:
     for done in range(1, len(answer)):
         ids, rest = [*prompt, *answer[:done]], answer[done:]
         own, earlier = (each.propose(ids, min(MOST, len(rest))) for each in (NgramIndex(), history))
-        into.own[own.kind].add(own.ids, rest)
-        into.earlier[earlier.kind].add(earlier.ids, rest)
+        into.own[own.source].add(own.ids, rest)
+        into.earlier[earlier.source].add(earlier.ids, rest)
 
 
 def num_steps(pair: Pair, lookups: NgramProposer) -> int:
@@ -89,8 +89,8 @@ def num_steps(pair: Pair, lookups: NgramProposer) -> int:
     done, steps = 1, 0
     while done < len(answer):
         rest = answer[done:]
-        found: NgramMatch = lookups.propose(running(prompt, answer[:done]), min(MOST, len(rest) - 1))
-        done += 1 + num_kept(found.ids, rest)
+        (proposal,) = lookups.propose([running(prompt, answer[:done])], min(MOST, len(rest) - 1))
+        done += 1 + num_kept(proposal.ids, rest)
         steps += 1
     return steps
 
@@ -105,8 +105,8 @@ def remembering(pairs: Iterable[Pair]) -> tuple[AnswerCache, NgramProposer]:
     history, lookups = AnswerCache(NUM_REMEMBERED), NgramProposer(NUM_REMEMBERED)
     for prompt, answer in pairs:
         history.add([*prompt, *answer], len(prompt), len(prompt) + len(answer))
-        lookups.remember(running(prompt, answer))
-        lookups.read_all()
+        lookups.finish(running(prompt, answer))
+        lookups.index_all()
     return history, lookups
 
 
@@ -152,9 +152,11 @@ def main() -> None:
         for where, found in (("own text", tallies.own), ("an earlier answer", tallies.earlier)):
             total = sum(each.num for each in found.values())
             for kind, each in sorted(found.items()):
-                before = "" if not kind.matched else "another token" if kind.is_contested else "the same, or nothing"
+                before = (
+                    "" if not kind.num_matched else "another token" if kind.is_contested else "the same, or nothing"
+                )
                 shares = f"{each.num / total:.2f}", f"{each.right / each.num:.2f}", f"{each.kept / each.num:.2f}"
-                table.add_row(domain, where, str(kind.matched), before, *shares)
+                table.add_row(domain, where, str(kind.num_matched), before, *shares)
     output.console().print(table)
     output.console().print(bounds)
 

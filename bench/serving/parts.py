@@ -95,7 +95,7 @@ async def remembered(bench: Bench, engine: TorchEngine) -> NgramProposer:
         batch = asked[done : done + _PAST_AT_ONCE]
         await run(engine, batch, Wish(batch=len(batch), tokens=recipe.tokens, drafter=Drafter.NGRAM))
     past = await engine.exchange_ngram(before)
-    past.read_all()
+    past.index_all()
     return past
 
 

@@ -149,19 +149,19 @@ class TorchEngine:
             running=d.num_running,
             queued=d.num_waiting,
             used_tokens=d.num_used_tokens,
-            lookahead=d.lookahead.last,
+            lookahead=d.planner.last,
             cached_tokens=d.num_cached_tokens,
         )
 
     @property
     def lookahead_estimates(self) -> LookaheadEstimates:
         """See the port."""
-        return self._scheduler.lookahead
+        return self._scheduler.planner
 
     @property
     def faults(self) -> Mapping[int, int]:
         """See the port."""
-        return self._scheduler.faults.copy()
+        return self._scheduler.speculator.faults.copy()
 
     @property
     def capture_problem(self) -> str:
@@ -224,7 +224,7 @@ class TorchEngine:
                 self._loaded = LoadedDraft()
                 return SwapResult(loaded=self._loaded, pause_s=pause_s)
             config, tensors = await asyncio.to_thread(self._read, draft)
-            eagle = self._scheduler.eagle
+            eagle = self._scheduler.speculator.eagle
             previous = await asyncio.to_thread(self._held)  # only a swap writes them, and the lock is ours
             if eagle is None:
                 fresh = await asyncio.to_thread(self._build, config, tensors)
@@ -247,16 +247,16 @@ class TorchEngine:
     async def rehash(self) -> LoadedDraft:
         """See the port. Only a swap writes what is hashed, and the lock keeps it away."""
         async with self._swap_lock:
-            if self._scheduler.eagle is not None:
+            if self._scheduler.speculator.eagle is not None:
                 self._loaded = replace(self._loaded, tensors_digest=await asyncio.to_thread(self._digest))
             return self._loaded
 
-    async def exchange_ngram(self, lookups: NgramProposer) -> NgramProposer:
+    async def exchange_ngram(self, proposer: NgramProposer) -> NgramProposer:
         """Look up in these earlier answers from now on; returns those until now. (For measurements that begin alike.)"""
-        before = self._scheduler.lookups
+        before = self._scheduler.speculator.ngram
 
         def exchange() -> None:
-            self._scheduler.lookups = lookups
+            self._scheduler.speculator.ngram = proposer
 
         await self._worker.between_steps(exchange)
         return before
@@ -304,7 +304,7 @@ class TorchEngine:
         digest = tensors_digest(checkpoint.tensor_specs(sorted(tensors.items())))
         if digest != draft.tensors_digest:
             raise Corrupt(f"version {draft.version} holds {digest}, its manifest says {draft.tensors_digest}")
-        eagle = self._scheduler.eagle
+        eagle = self._scheduler.speculator.eagle
         if eagle is not None:
             if eagle.network.config != config:
                 raise InvalidInput(f"version {draft.version} has another shape than the draft that serves")
@@ -319,10 +319,12 @@ class TorchEngine:
         return EagleProposer(network, num_slots=num_slots, num_positions=num_positions, library=library)
 
     def _held(self) -> tuple[int, dict[str, Tensor] | None]:
-        eagle = self._scheduler.eagle
+        eagle = self._scheduler.speculator.eagle
         if eagle is None:
             return 0, None
-        return self._scheduler.draft_version, {name: t.clone() for name, t in eagle.network.state_dict().items()}
+        return self._scheduler.speculator.draft_version, {
+            name: t.clone() for name, t in eagle.network.state_dict().items()
+        }
 
     async def _overwrite(self, version: int, tensors: Mapping[str, Tensor]) -> float:
         """Seconds of the pause."""
@@ -339,14 +341,14 @@ class TorchEngine:
 
     def _digest(self) -> str:
         """Of what the network holds, if that is what drafts."""
-        eagle = self._scheduler.eagle
+        eagle = self._scheduler.speculator.eagle
         if eagle is not None and not eagle.is_current():
             return "sha256:unproved"
         return tensors_digest(checkpoint.tensor_specs(checkpoint.checkpoint_tensors(self._network)))
 
     @property
     def _network(self) -> DraftNetwork:
-        eagle = self._scheduler.eagle
+        eagle = self._scheduler.speculator.eagle
         assert eagle is not None
         return eagle.network
 
@@ -357,8 +359,8 @@ class TorchEngine:
         held = self._network.state_dict()
         for name, tensor in tensors.items():
             held[name].copy_(tensor)
-        assert self._scheduler.eagle is not None
-        self._scheduler.eagle.exchange(packed)
+        assert self._scheduler.speculator.eagle is not None
+        self._scheduler.speculator.eagle.exchange(packed)
         self._scheduler.renew(version)
 
     def _unload(self) -> None:

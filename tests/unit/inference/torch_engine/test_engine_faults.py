@@ -72,7 +72,7 @@ async def test_a_draft_that_fails_costs_its_drafts_and_no_request(
     assert not any(step.draft_ids for step in failed.steps)
     assert engine.faults == {1: 1}
     assert engine.is_alive
-    assert [record.levelno for record in caplog.records if record.message == "A draft failed"] == [logging.ERROR]
+    assert [record.levelno for record in caplog.records if record.message == "Drafting failed"] == [logging.ERROR]
     assert (await run(engine, "greedy", 0.0)).output_ids == plain.output_ids
 
     await engine.swap(draft(target, 2))
@@ -138,7 +138,7 @@ def change_what_is_held(engine: TorchEngine) -> None:
 
 
 def change_what_drafts(engine: TorchEngine) -> None:
-    eagle = engine._scheduler.eagle
+    eagle = engine._scheduler.speculator.eagle
     assert eagle is not None
     eagle._served._weights.qkv.weight[0, 0] += 1
 

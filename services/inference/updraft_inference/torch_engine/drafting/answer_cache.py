@@ -1,39 +1,41 @@
-"""Answers of the past, looked up by their last tokens (after Oliaro et al. 2024, suffix decoding, without its trees).
+"""N-gram lookup in earlier answers (after Oliaro et al. 2024, suffix decoding, without its trees).
 
-The newest answers lie in a ring of tokens, and a table of fixed size says where each n-gram of them was last: what is written
-over is forgotten. Memory is bounded by that, and a lookup reads no more than one n-gram of each length.
+The newest answers lie in a ring of tokens, and a table of fixed size holds the last position of each n-gram. That bounds the
+memory, and a lookup reads at most one n-gram of each length.
 """
 
 from array import array
 from collections.abc import Sequence
 
-from updraft_inference.torch_engine.drafting.lookahead.kind import ProposalSource
 from updraft_inference.torch_engine.drafting.ngram_index import LENGTHS, NOTHING, NgramMatch
+from updraft_inference.torch_engine.proposal import ProposalSource
 
 LONGEST = max(LENGTHS)
 _BEYOND = 16
-"""Tokens: lookups propose no more."""
+"""Lookups propose no more tokens than this."""
 _END = -1
-"""Behind each answer: nothing goes on from one to the next."""
-_PLACES_A_TOKEN = 8
-"""For as many n-grams as there are `LENGTHS`: more places, fewer n-grams that take the place of another one."""
+"""Follows each answer, so that no proposal runs from one answer into the next."""
+_ENTRIES_PER_TOKEN = 8
+"""Table entries per token, for `len(LENGTHS)` n-grams. With more, fewer n-grams overwrite each other."""
 
 
 class AnswerCache:
-    """The answers of the past, as far as `num_tokens` tokens hold them."""
+    """The newest answers, as far as `num_tokens` tokens hold them."""
 
     def __init__(self, num_tokens: int) -> None:
         self._ring = array("i", [_END]) * num_tokens
         self._num_written = 0
-        """Positions are counted on for ever: position p lies at p modulo the ring's size."""
-        self._table = array("q", [-1]) * (_PLACES_A_TOKEN * num_tokens)
+        """Positions never restart: position p lies at p modulo the size of the ring."""
+        self._table = array("q", [-1]) * (_ENTRIES_PER_TOKEN * num_tokens)
         """Position of the token after an n-gram, at the n-gram's hash."""
         self._contested = bytearray(len(self._table))
-        """If another token followed the time before."""
+        """Whether another token followed the time before."""
 
     def add(self, ids: Sequence[int], first: int, last: int) -> None:
-        """Remember the tokens from `first` up to `last`, after those that they followed; what comes next only goes on from
-        them. Of what does not fit half of the ring the end is kept."""
+        """Add the tokens from `first` up to `last`; the tokens around them are their context.
+
+        Of a text that does not fit, the end is kept, up to half of the ring.
+        """
         ended = min(last + _BEYOND, len(ids))
         begin = max(first - LONGEST, ended - len(self._ring) // 2, 0)
         kept = list(ids[begin:ended])
@@ -48,16 +50,15 @@ class AnswerCache:
         for n in LENGTHS:
             if longer_than < n <= len(ids):
                 ngram = list(ids[-n:])
-                place = self._place(ngram)
-                position = self._followed(ngram, place)
+                entry = self._entry(ngram)
+                position = self._position(ngram, entry)
                 if position is not None:
-                    return NgramMatch(
-                        self._read(position, k), ProposalSource(n, bool(self._contested[place]), is_earlier=True)
-                    )
+                    source = ProposalSource(n, bool(self._contested[entry]), is_from_cache=True)
+                    return NgramMatch(self._read(position, k), source)
         return NOTHING
 
     def _write(self, ids: list[int]) -> int:
-        """Their first position: they lie in one piece."""
+        """Write the tokens contiguously, and return the position of the first."""
         size, length = len(self._ring), len(ids) + 1
         if self._num_written % size + length > size:
             self._num_written += size - self._num_written % size
@@ -67,17 +68,17 @@ class AnswerCache:
         return start
 
     def _put(self, ngram: list[int], position: int) -> None:
-        place = self._place(ngram)
-        before = self._followed(ngram, place)
-        self._contested[place] = before is not None and self._read(before, 1) != self._read(position, 1)
-        self._table[place] = position
+        entry = self._entry(ngram)
+        before = self._position(ngram, entry)
+        self._contested[entry] = before is not None and self._read(before, 1) != self._read(position, 1)
+        self._table[entry] = position
 
-    def _place(self, ngram: list[int]) -> int:
+    def _entry(self, ngram: list[int]) -> int:
         return hash(tuple(ngram)) % len(self._table)
 
-    def _followed(self, ngram: list[int], place: int) -> int | None:
-        """Where the n-gram ended last; None where the place is another one's, or that text is written over."""
-        position = self._table[place]
+    def _position(self, ngram: list[int], entry: int) -> int | None:
+        """Where the n-gram ended last; None if the entry is another n-gram's, or the text has been overwritten."""
+        position = self._table[entry]
         start = position - len(ngram)
         if position < 0 or start < self._num_written - len(self._ring):
             return None

@@ -1,7 +1,7 @@
-"""The EAGLE-3 drafter: feeds the draft with the target's states of confirmed tokens, then drafts a chain on its own states.
+"""The EAGLE-3 proposer: the draft reads the target's states of accepted tokens, then drafts a chain on its own states.
 
 Its cache mirrors the target's: row t holds (state at t, token t + 1). Rows that the draft wrote from its own states are
-overwritten by the target's states once the tokens are confirmed.
+overwritten by the target's states once the tokens are accepted.
 """
 
 import math
@@ -13,19 +13,20 @@ from torch import Tensor
 from updraft_draft.acceptance import draw
 from updraft_draft.network import DraftNetwork
 from updraft_inference.engine import Drafter
+from updraft_inference.torch_engine.drafting.proposer import Proposer
 from updraft_inference.torch_engine.model.draft import PackedWeights, ServedDraft
 from updraft_inference.torch_engine.model.kv_cache import CacheShape, SlotCache
+from updraft_inference.torch_engine.proposal import CHAIN_ALONE, Proposal
 from updraft_inference.torch_engine.sampling import noise
-from updraft_inference.torch_engine.sequence import Proposal, Sequence
+from updraft_inference.torch_engine.sequence import Sequence
 from updraft_kernels.loader import Kernels
 
 MAX_PENDING_ROWS = 48
-"""Once a sequence is more behind, all read what they are behind but its last row, which drafting begins with: together it costs
-little, and each by itself as much again."""
+"""Once a sequence has more unread rows, all sequences read theirs except the last row, with which drafting begins. One forward
+for all costs little; one per sequence costs as much each."""
 
 MAX_ROWS_TOGETHER, MAX_ROWS_PADDED = 64, 8
-"""Longest backlog that attends together with others, what was pending and a step's rows more; and where others are padded to
-it."""
+"""Longest backlog that attends together with others: without padding, and where others are padded to it."""
 
 
 class NotFiniteError(RuntimeError):
@@ -36,7 +37,7 @@ class NotFiniteError(RuntimeError):
         self.sequences = sequences
 
 
-class EagleProposer:
+class EagleProposer(Proposer):
     """A draft network with the cache of its one layer. Not thread-safe: the engine thread owns it."""
 
     def __init__(
@@ -55,53 +56,44 @@ class EagleProposer:
         self._served = ServedDraft(network, library)
 
     def exchange(self, weights: PackedWeights) -> None:
-        """The network holds other weights: these."""
+        """Serve these weights, which the network holds by now."""
         self._served.exchange(weights)
 
     def is_current(self) -> bool:
-        """What drafts is what the network holds."""
+        """Whether the weights that draft are those of the network."""
         return self._served.is_current()
 
     def copy_prefix(self, source: int, slot: int, length: int) -> None:
-        """Copy what the draft holds of the first `length` positions of one slot into another one."""
+        """Copy the draft's rows of the first `length` positions of one slot into another."""
         self._cache.copy_prefix(source, slot, length)
 
     def forget(self, sequence: Sequence) -> None:
-        """Wipe the slot of a sequence that will not draft again. What is not finite would reach others through the mask:
-        it hides by a weight of 0, and 0 times that is not 0."""
+        # The slot is wiped because a mask hides by a weight of 0, and 0 times a number that is not finite is not 0.
         self._cache.wipe(sequence.slot)
         sequence.num_computed_draft_tokens = 0
         sequence.pending_aux.clear()
 
-    def observe(self, sequence: Sequence, aux: Tensor) -> None:
-        """Take the states [rows, A] of newly confirmed positions, at least one. They are read when drafting needs them."""
-        sequence.pending_aux.append(aux.clone())  # a view would keep what the whole step has read
+    def observe(self, sequence: Sequence, aux_RA: Tensor) -> None:
+        """Keep the states until drafting needs them."""
+        sequence.pending_aux.append(aux_RA.clone())  # a view would keep all rows of the step alive
 
-    def keep_up(self, sequences: list[Sequence]) -> dict[Sequence, int]:
-        """Read on where states pile up: of all with two unread rows or more. -> Rows read. RuntimeError as of `propose`."""
-        pending = {each: each.num_pending for each in sequences}
-        if max(pending.values(), default=0) <= MAX_PENDING_ROWS:
-            return {}
-        behind = sorted((each for each in sequences if pending[each] > 1), key=lambda each: each.slot)
-        return self._read_on({each: pending[each] - 1 for each in behind})
+    def keep_up(self, sequences: list[Sequence]) -> None:
+        """Read where states pile up. RuntimeError as in `propose`."""
+        pending = {sequence: sequence.num_pending for sequence in sequences}
+        if max(pending.values(), default=0) > MAX_PENDING_ROWS:
+            behind = sorted((sequence for sequence in sequences if pending[sequence] > 1), key=lambda s: s.slot)
+            self._read(behind, [pending[sequence] - 1 for sequence in behind])
 
-    def catch_up(self, sequences: list[Sequence]) -> dict[Sequence, int]:
-        """Read what is pending of sequences that end, for the next ones that begin alike. -> Rows read. RuntimeError as of
-        `propose`."""
+    def finish(self, sequence: Sequence) -> None:
+        """Read what is pending, for later requests with the same beginning. RuntimeError as in `propose`."""
         # A row also reads the token after it, which the last one does not have yet.
-        known = {each: len(each.ids) - 1 - each.num_computed_draft_tokens for each in sequences}
-        return self._read_on({each: min(known[each], each.num_pending) for each in sequences})
-
-    def _read_on(self, rows: dict[Sequence, int]) -> dict[Sequence, int]:
-        rows = {sequence: num for sequence, num in rows.items() if num > 0}
-        if rows:
-            self._read(list(rows), list(rows.values()))
-        return rows
+        num = min(len(sequence.ids) - 1 - sequence.num_computed_draft_tokens, sequence.num_pending)
+        if num > 0:
+            self._read([sequence], [num])
 
     @torch.inference_mode()
     def propose(self, sequences: list[Sequence], k: int) -> list[Proposal]:
-        """Draft `k` tokens for each sequence, ordered by slot. RuntimeError, torch's or ours, where the network fails:
-        nothing of these sequences may be read then but by `forget`."""
+        """Draft `k` tokens for each sequence."""
         state_BD = self._read(sequences, [sequence.num_pending for sequence in sequences])
         slots = [s.slot for s in sequences]
         chains: list[_Chain] = [_Chain() for _ in sequences]
@@ -115,7 +107,10 @@ class EagleProposer:
 
     @torch.inference_mode()
     def _read(self, sequences: list[Sequence], counts: list[int]) -> Tensor:
-        """Feed so many pending states of each, at least one, in one forward. -> The draft's state after the last, [B, D]."""
+        """Feed so many pending states of each sequence, at least one, in one forward.
+
+        Returns the draft's state after the last, [B, D].
+        """
         rows = dict(zip(sequences, counts, strict=True))
         most = MAX_ROWS_PADDED if self._served.pads else MAX_ROWS_TOGETHER
         together = [s for s in sequences if rows[s] <= most]
@@ -137,14 +132,14 @@ class EagleProposer:
             s.pending_aux = [aux[rows[s] :].clone()] if len(aux) > rows[s] else []
         ends = dict(zip(fed, accumulate(rows[s] for s in fed), strict=True))
         last = state_RD[[ends[sequence] - 1 for sequence in sequences]]
-        # Each row sees all before it: one that was not finite would show in the last one.
+        # Each row attends to all before it, so one that is not finite shows in the last one.
         are_finite = last.isfinite().all(-1).tolist()
         if not all(are_finite):
-            raise NotFiniteError([each for each, is_finite in zip(sequences, are_finite, strict=True) if not is_finite])
+            raise NotFiniteError([s for s, is_finite in zip(sequences, are_finite, strict=True) if not is_finite])
         return last
 
     def _choose(self, sequences: list[Sequence], chains: list["_Chain"], logits_BV: Tensor) -> Tensor:
-        """One more draft for each: the likeliest for greedy requests, drawn from q for sampled ones. -> target ids [B]."""
+        """One more draft for each: the likeliest for greedy requests, drawn from q for sampled ones. Target ids, [B]."""
         log_q = logits_BV.float().log_softmax(-1)
         choice = log_q.argmax(-1)
         for i, (sequence, chain) in enumerate(zip(sequences, chains, strict=True)):
@@ -162,20 +157,20 @@ class EagleProposer:
         return ids
 
     def _draw(self, q: Tensor, sequence: Sequence, num_ahead: int) -> int:
-        """A draft drawn from q [draft vocabulary]; with a seed by the noise that the target will choose by: they then agree
-        as often as their distributions allow."""
+        """A draft drawn from q [draft vocabulary].
+
+        With a seed it is drawn by the noise that the target will use, so both agree as often as their distributions allow.
+        """
         seed = sequence.request.sampling.seed
         if seed is None:
             assert sequence.generator is not None
             return draw(q, sequence.generator)
-        exponential_noise = noise.exponential_noise(
-            seed, sequence.num_output + num_ahead, self.network.config.vocab_size
-        )
-        return noise.first(q, exponential_noise[self._token_ids.cpu()])
+        noise_V = noise.exponential_noise(seed, sequence.num_output + num_ahead, self.network.config.vocab_size)
+        return noise.first(q, noise_V[self._token_ids.cpu()])
 
 
 class _Chain:
-    """One sequence's drafts while they grow."""
+    """The growing draft of one sequence."""
 
     def __init__(self) -> None:
         self.ids: list[int] = []
@@ -183,9 +178,9 @@ class _Chain:
         self.q: list[Tensor] = []
 
     def proposal(self, vocab_size: int, token_ids: Tensor) -> Proposal:
-        """The finished chain, its q spread over the target's vocabulary."""
+        """The finished chain, with q spread over the target's vocabulary."""
         q = None
         if self.q:
             q = torch.zeros(len(self.q), vocab_size)
             q[:, token_ids.cpu()] = torch.stack(self.q)
-        return Proposal(drafter=Drafter.EAGLE3, ids=self.ids, log_probs=self.log_probs, q=q)
+        return Proposal(drafter=Drafter.EAGLE3, ids=self.ids, log_probs=self.log_probs, q=q, source=CHAIN_ALONE)

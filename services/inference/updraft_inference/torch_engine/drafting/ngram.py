@@ -1,67 +1,86 @@
-"""What followed the last time, in the request's own text or in earlier answers to its client: the longer match is taken.
+"""The n-gram proposer: what followed the same tokens the last time, in the request's own text or in earlier answers.
 
-Of two that are as long the request's own is; `python -m bench.serving.lookups` tells how good both are. Clients are kept
-apart: how fast an answer comes tells whether it was foreseen, and that may tell a client nothing of what others were told.
+The longer match wins, and of two equally long ones the request's own (`python -m bench.serving.lookups` prints how good both
+are). Clients are kept apart: an answer that comes fast was predicted, and a client must not learn that way what others were
+answered.
 """
 
 from collections import OrderedDict, deque
+from weakref import WeakKeyDictionary
 
+from torch import Tensor
+
+from updraft_inference.engine import Drafter
 from updraft_inference.torch_engine.drafting.answer_cache import AnswerCache
-from updraft_inference.torch_engine.drafting.ngram_index import NgramMatch
+from updraft_inference.torch_engine.drafting.ngram_index import NgramIndex
+from updraft_inference.torch_engine.drafting.proposer import Proposer
+from updraft_inference.torch_engine.proposal import Proposal
 from updraft_inference.torch_engine.sequence import Sequence
 
 MOST_CLIENTS = 16
-"""Who asked nothing for longest is forgotten for a new one."""
+"""A new client replaces the one that was idle for longest."""
 PORTION = 256
-"""Tokens of an answer that are read into memory in one step, in about a millisecond."""
+"""Tokens of an answer that are indexed per step, in about a millisecond."""
 MOST_UNREAD = 64
-"""Answers that wait for it; beyond it the oldest is forgotten."""
+"""Answers that wait to be indexed; beyond it the oldest is dropped."""
 
 
-class NgramProposer:
-    """Remembers `num_tokens` tokens of answers a client; 0: none."""
+class NgramProposer(Proposer):
+    """Remembers `num_tokens` tokens of answers per client; 0: none."""
 
     def __init__(self, num_tokens: int) -> None:
         self._num_tokens = num_tokens
-        self._histories: OrderedDict[str, AnswerCache] = OrderedDict()
+        self._indexes: WeakKeyDictionary[Sequence, NgramIndex] = WeakKeyDictionary()
+        self._caches: OrderedDict[str, AnswerCache] = OrderedDict()
         self._unread: deque[tuple[str, list[int], int]] = deque(maxlen=MOST_UNREAD)
-        """Client, tokens, and the first of them that is not read into memory."""
+        """Client, tokens, and the first of them that is not indexed yet."""
 
-    def propose(self, sequence: Sequence, k: int) -> NgramMatch:
-        """At most `k` tokens."""
-        own = sequence.index.propose(sequence.ids, k)
-        history = self._histories.get(sequence.request.client)
-        if history is None:
-            return own
-        self._histories.move_to_end(sequence.request.client)
-        other = history.propose(sequence.ids, k, longer_than=own.kind.matched)
-        return other if other.ids else own
+    def propose(self, sequences: list[Sequence], k: int) -> list[Proposal]:
+        return [self._propose(sequence, k) for sequence in sequences]
 
-    def remember(self, sequence: Sequence) -> None:
-        """Its answer as far as it got: `read_on` does."""
-        if self._num_tokens and sequence.num_output:
-            first = max(sequence.num_prompt, len(sequence.ids) - self._num_tokens)
-            self._unread.append((sequence.request.client, sequence.ids, first))
+    def _propose(self, sequence: Sequence, k: int) -> Proposal:
+        match = self._indexes.setdefault(sequence, NgramIndex()).propose(sequence.ids, k)
+        cache = self._caches.get(sequence.request.client)
+        if cache is not None:
+            self._caches.move_to_end(sequence.request.client)
+            longer = cache.propose(sequence.ids, k, longer_than=match.source.num_matched)
+            match = longer if longer.ids else match
+        if not match.ids:
+            return Proposal(source=match.source)
+        return Proposal(drafter=Drafter.NGRAM, ids=match.ids, log_probs=[0.0] * len(match.ids), source=match.source)
 
-    def read_all(self) -> None:
-        """Read everything that is to be remembered."""
-        while self._unread:
-            self.read_on()
+    def observe(self, sequence: Sequence, aux_RA: Tensor) -> None:
+        """Lookup needs no states."""
 
-    def read_on(self) -> None:
-        """Read a portion of what is to be remembered: all of a long answer at once would keep others waiting."""
+    def forget(self, sequence: Sequence) -> None:
+        self._indexes.pop(sequence, None)
+
+    def keep_up(self, sequences: list[Sequence]) -> None:
+        """Index a portion of an answer that has ended: a long one at once would keep other streams waiting."""
+        del sequences
         if not self._unread:
             return
         client, ids, first = self._unread.popleft()
         last = min(first + PORTION, len(ids))
-        self._of(client).add(ids, first, last)
+        self._cache(client).add(ids, first, last)
         if last < len(ids):
             self._unread.appendleft((client, ids, last))
 
-    def _of(self, client: str) -> AnswerCache:
-        if client not in self._histories:
-            self._histories[client] = AnswerCache(self._num_tokens)
-        self._histories.move_to_end(client)
-        if len(self._histories) > MOST_CLIENTS:
-            self._histories.popitem(last=False)
-        return self._histories[client]
+    def finish(self, sequence: Sequence) -> None:
+        """Remember the answer as far as it got."""
+        if self._num_tokens and sequence.num_output:
+            first = max(sequence.num_prompt, len(sequence.ids) - self._num_tokens)
+            self._unread.append((sequence.request.client, sequence.ids, first))
+
+    def index_all(self) -> None:
+        """Index everything that waits. (For measurements.)"""
+        while self._unread:
+            self.keep_up([])
+
+    def _cache(self, client: str) -> AnswerCache:
+        if client not in self._caches:
+            self._caches[client] = AnswerCache(self._num_tokens)
+        self._caches.move_to_end(client)
+        if len(self._caches) > MOST_CLIENTS:
+            self._caches.popitem(last=False)
+        return self._caches[client]

@@ -12,9 +12,10 @@ from torch import Tensor
 from updraft_draft.acceptance import accept_sampled, filtered_probs
 from updraft_inference.engine import SamplingParams, TokenLogprob
 from updraft_inference.torch_engine.model.ops import TopScores, TorchOps
+from updraft_inference.torch_engine.proposal import Proposal
 from updraft_inference.torch_engine.sampling import noise
 from updraft_inference.torch_engine.sampling.logits import processed
-from updraft_inference.torch_engine.sequence import Proposal, Sequence
+from updraft_inference.torch_engine.sequence import Sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,9 +1,8 @@
-"""What forwards cost here, measured before the first request: the curve that lookahead and prefill are planned with."""
+"""The cost of forwards on this machine, measured before the first request. Serving corrects it; see `lookahead.cost`."""
 
 import logging
 import math
 import time
-from statistics import median
 
 import torch
 
@@ -14,34 +13,33 @@ from updraft_inference.torch_engine.model.target import Target
 logger = logging.getLogger(__name__)
 
 _ROUNDS = 3
-_LEAST = 3
+_MIN_SIZES = 3
 _BUDGET_S = 2.0
-"""Then no further size is measured, and what serving shows has to do."""
+"""After it no further size is measured."""
 
 
 def cost_curve(target: Target, cache: SlotCache, *, most: int, drafted: int) -> dict[int, float]:
-    """Seconds of a forward with logits over each number of rows of the grid up to `most`, at least one.
+    """Seconds of a forward with logits for each number of rows of `GRID` up to `most`, at least one.
 
-    They are of as few sequences as have `drafted` rows each, or of one where there are not so many slots: a prompt. The
-    cache is written to.
+    Rows are spread over as few sequences as have `drafted` rows each, or belong to one prompt where there are not so many
+    slots. Of several rounds the fastest counts, because neighbours only ever slow a forward down. Writes to the cache.
     """
     sizes = [rows for rows in GRID if rows == 1 or rows <= min(most, cache.num_positions)]
-    _seconds(target, cache, sizes[-1], drafted)  # memory is touched for the first time
-    measured: dict[int, list[float]] = {}
+    _seconds(target, cache, sizes[-1], drafted)  # touches memory for the first time
+    curve: dict[int, float] = {}
     until = time.perf_counter() + _BUDGET_S
     for rows in _coarse_first(sizes) * _ROUNDS:
-        if len(measured) < _LEAST or time.perf_counter() < until:
-            measured.setdefault(rows, []).append(_seconds(target, cache, rows, drafted))
-    curve = {rows: median(seconds) for rows, seconds in sorted(measured.items())}
+        if len(curve) < _MIN_SIZES or time.perf_counter() < until:
+            curve[rows] = min(_seconds(target, cache, rows, drafted), curve.get(rows, math.inf))
     logger.info(
-        "Learned what a step costs here",
-        extra={"milliseconds_by_rows": {rows: round(1e3 * seconds, 2) for rows, seconds in curve.items()}},
+        "Measured the cost of a step",
+        extra={"milliseconds_by_rows": {rows: round(1e3 * seconds, 2) for rows, seconds in sorted(curve.items())}},
     )
     return curve
 
 
 def _coarse_first(sizes: list[int]) -> list[int]:
-    """Both ends, then what is between them, ever finer."""
+    """Both ends first, then the sizes between them, ever finer."""
     order, step = [sizes[0], sizes[-1]], len(sizes)
     while step > 1:
         step = (step + 1) // 2
@@ -55,6 +53,6 @@ def _seconds(target: Target, cache: SlotCache, rows: int, drafted: int) -> float
     num = math.ceil(rows / drafted)
     counts = [rows] if num > cache.num_slots else [rows // num + (i < rows % num) for i in range(num)]
     started = time.perf_counter()
-    forward = target.forward(ids, [cache.batch(list(range(len(counts))), [0] * len(counts), counts)], cache)
-    int(target.logits(forward.last).argmax(-1)[0])  # until a device has done its work
+    output = target.forward(ids, [cache.batch(list(range(len(counts))), [0] * len(counts), counts)], cache)
+    int(target.logits(output.last).argmax(-1)[0])  # waits until a device has finished
     return time.perf_counter() - started

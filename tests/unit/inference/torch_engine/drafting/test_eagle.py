@@ -21,7 +21,8 @@ from updraft_inference.torch_engine.drafting.eagle import (
 )
 from updraft_inference.torch_engine.model.draft import ServedDraft, pack
 from updraft_inference.torch_engine.model.kv_cache import CacheShape, SlotCache
-from updraft_inference.torch_engine.sequence import Proposal, Sequence
+from updraft_inference.torch_engine.proposal import Proposal
+from updraft_inference.torch_engine.sequence import Sequence
 from updraft_kernels.loader import Kernels
 
 

@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updraft_inference.torch_engine.drafting.lookahead.kind import ProposalSource
 from updraft_inference.torch_engine.drafting.ngram_index import NgramIndex, NgramMatch
+from updraft_inference.torch_engine.proposal import ProposalSource
 
 
 def test_what_followed_the_same_tokens_is_proposed() -> None:
@@ -16,9 +16,9 @@ def test_the_latest_occurrence_counts() -> None:
 
 
 def test_a_guess_is_told_apart_where_another_token_followed_the_time_before() -> None:
-    assert NgramIndex().propose([1, 2, 7, 4, 1, 2], 1).kind == ProposalSource(2)
-    assert NgramIndex().propose([1, 2, 7, 1, 2, 8, 1, 2], 1).kind == ProposalSource(2, is_contested=True)
-    assert NgramIndex().propose([1, 2, 7, 1, 2, 8, 5, 1, 2, 8, 6, 1, 2], 1).kind == ProposalSource(2)
+    assert NgramIndex().propose([1, 2, 7, 4, 1, 2], 1).source == ProposalSource(2)
+    assert NgramIndex().propose([1, 2, 7, 1, 2, 8, 1, 2], 1).source == ProposalSource(2, is_contested=True)
+    assert NgramIndex().propose([1, 2, 7, 1, 2, 8, 5, 1, 2, 8, 6, 1, 2], 1).source == ProposalSource(2)
 
 
 def test_one_token_is_looked_up_where_nothing_longer_is_known() -> None:

@@ -17,10 +17,11 @@ from updraft_chassis.errors import InvalidInput
 from updraft_draft.acceptance import filtered_probs
 from updraft_inference.engine import Drafter, GenerationRequest, SamplingParams
 from updraft_inference.torch_engine.model.ops import TorchOps
+from updraft_inference.torch_engine.proposal import Proposal
 from updraft_inference.torch_engine.sampling.grammar import Grammars
 from updraft_inference.torch_engine.sampling.logits import check_sampling, processed
 from updraft_inference.torch_engine.sampling.rejection_sampler import VerifyResult, verify
-from updraft_inference.torch_engine.sequence import Proposal, Sequence
+from updraft_inference.torch_engine.sequence import Sequence
 
 VOCAB = 6
 tokens = st.lists(st.integers(0, VOCAB - 1), max_size=6)

@@ -11,8 +11,9 @@ from tests.support.tiny_target import make_tiny_target
 from updraft_inference.engine import GenerationRequest, SamplingParams
 from updraft_inference.torch_engine.model.kv_cache import CacheShape, SlotCache
 from updraft_inference.torch_engine.model.target import Target
+from updraft_inference.torch_engine.proposal import Proposal
 from updraft_inference.torch_engine.scheduler.forward import ForwardChunk, run_forward
-from updraft_inference.torch_engine.sequence import Proposal, Sequence
+from updraft_inference.torch_engine.sequence import Sequence
 from updraft_kernels.loader import Kernels
 
 NUM_SLOTS, NUM_POSITIONS = 9, 96
@@ -70,7 +71,7 @@ def test_every_piece_gets_the_rows_and_the_verdict_that_it_gets_alone(
     for slot, (before, count) in zip(reading, prompts, strict=True):
         ids = tokens(rng, before + count + rng.choice([0, 5]))
         mine = sequence(slot, ids, num_prompt=len(ids), num_computed_tokens=before)
-        parts.append(ForwardChunk(sequence=mine, ids=ids[before : before + count], is_of_prompt=True))
+        parts.append(ForwardChunk(sequence=mine, ids=ids[before : before + count], is_prompt=True))
     for piece in (*drafts, *parts):
         if piece.sequence.num_computed_tokens:
             read = piece.sequence.ids[: piece.sequence.num_computed_tokens]
@@ -82,8 +83,8 @@ def test_every_piece_gets_the_rows_and_the_verdict_that_it_gets_alone(
     for found, (expected,) in zip(together, alone, strict=True):
         torch.testing.assert_close(found.rows.aux, expected.rows.aux, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(found.rows.last, expected.rows.last, rtol=1e-4, atol=1e-4)
-        assert (found.verdict.accepted, found.verdict.bonus_id) == (
-            expected.verdict.accepted,
-            expected.verdict.bonus_id,
+        assert (found.result.accepted, found.result.bonus_id) == (
+            expected.result.accepted,
+            expected.result.bonus_id,
         )
-        assert found.verdict.target_log_probs == pytest.approx(expected.verdict.target_log_probs, abs=1e-3)
+        assert found.result.target_log_probs == pytest.approx(expected.result.target_log_probs, abs=1e-3)

@@ -10,12 +10,10 @@ from tests.support.tiny_target import make_draft, make_tiny_target
 from updraft_inference.engine import Delta, Drafter, GenerationRequest, SamplingParams
 from updraft_inference.torch_engine.drafting.eagle import EagleProposer
 from updraft_inference.torch_engine.drafting.lookahead.cost import CostTable
-from updraft_inference.torch_engine.drafting.lookahead.kind import NOTHING
-from updraft_inference.torch_engine.drafting.lookahead.policy import Ask, Record
-from updraft_inference.torch_engine.drafting.lookahead.rest import FIRST_GAP
+from updraft_inference.torch_engine.drafting.lookahead.probe import FIRST_GAP, DraftModelGate
 from updraft_inference.torch_engine.model.limits import Limits
 from updraft_inference.torch_engine.model.target import Target
-from updraft_inference.torch_engine.scheduler.prefill import LEAST_READ, READING_RESTS
+from updraft_inference.torch_engine.scheduler.prefill import MIN_TOKENS, STEPS_PER_PAUSE
 from updraft_inference.torch_engine.scheduler.scheduler import Scheduler
 from updraft_inference.torch_engine.sequence import Sequence
 
@@ -64,10 +62,10 @@ def eagle(target: Target, tmp_path: Path) -> EagleProposer:
 @pytest.fixture
 def scheduler(target: Target, monkeypatch: pytest.MonkeyPatch) -> Scheduler:
     """On a machine on which a forward takes 10 ms and 1 ms a row, for ever."""
-    found = Scheduler(target, Limits(num_slots=6, max_context=250, max_lookahead=5), default=Drafter.NONE)
-    monkeypatch.setattr(found.lookahead, "cost", CostTable({1: 0.011, 256: 0.266}))
-    monkeypatch.setattr(found.lookahead, "observe_step", lambda **_: None)
-    return found
+    made = Scheduler(target, Limits(num_slots=6, max_context=250, max_lookahead=5), default=Drafter.NONE)
+    monkeypatch.setattr(made.planner, "cost", CostTable({1: 0.011, 256: 0.266}))
+    monkeypatch.setattr(made.planner, "observe_step", lambda **_: None)
+    return made
 
 
 @pytest.fixture
@@ -108,7 +106,7 @@ def test_a_prompt_is_read_in_pieces_that_double_a_step_and_running_streams_gain_
         scheduler.step()
         assert [len(stream.gained) for stream in streams] == [gained + 1 for gained in before]
     # 10 ms and 5 rows; 16 more are too many for twice that, and fewer are not worth a forward.
-    assert reads == [5 + LEAST_READ] * (220 // LEAST_READ) + [5 + 220 % LEAST_READ]
+    assert reads == [5 + MIN_TOKENS] * (220 // MIN_TOKENS) + [5 + 220 % MIN_TOKENS]
 
 
 def test_drafts_that_are_verified_count_among_the_rows_that_streams_wait_for(
@@ -116,16 +114,16 @@ def test_drafts_that_are_verified_count_among_the_rows_that_streams_wait_for(
 ) -> None:
     # Rows are free up to 64, so that drafts are made; twice that is the cost of 130: beside one row 128 more, beside ten 112.
     free_up_to_64 = CostTable({1: 0.060, 64: 0.060, 130: 0.120, 256: 0.234})
-    monkeypatch.setattr(scheduler.lookahead, "cost", free_up_to_64)
+    monkeypatch.setattr(scheduler.planner, "cost", free_up_to_64)
     scheduler.add(Request((7, 8, 9) * 8, max_tokens=200, drafter=Drafter.NGRAM).sequence)
     for _ in range(100):  # greedy output of a random model repeats itself before long
         scheduler.step()
-        if scheduler.lookahead.last >= 5:
+        if scheduler.planner.last >= 5:
             break
     scheduler.add(Request(tuple(range(10, 230))).sequence)
     scheduler.step()
-    assert scheduler.lookahead.last >= 2
-    assert 1 + scheduler.lookahead.last < reads[-1] <= 130
+    assert scheduler.planner.last >= 2
+    assert 1 + scheduler.planner.last < reads[-1] <= 130
 
 
 def test_however_many_prompts_come_a_step_now_and_then_reads_none(scheduler: Scheduler, reads: list[int]) -> None:
@@ -134,9 +132,9 @@ def test_however_many_prompts_come_a_step_now_and_then_reads_none(scheduler: Sch
     for n in range(20):
         scheduler.add(Request(tuple(range(10 + n, 200)), max_tokens=1).sequence)
     reads.clear()
-    for _ in range(3 * READING_RESTS):
+    for _ in range(3 * STEPS_PER_PAUSE):
         scheduler.step()
-    assert [rows for rows in reads if rows < 1 + LEAST_READ / 2].count(1) == 3
+    assert [rows for rows in reads if rows < 1 + MIN_TOKENS / 2].count(1) == 3
 
 
 def test_who_came_first_is_read_first(scheduler: Scheduler) -> None:
@@ -176,13 +174,11 @@ def test_a_few_words_in_common_do_not_cost_another_conversation_its_slot(schedul
     assert scheduler.num_cached_tokens == 0
 
 
-def put_to_rest(scheduler: Scheduler, *, read_s: float = 1.0) -> None:
-    """The draft model is wrong for so long beside lookups, and reads all the same."""
-    record = Record()
-    for _ in range(400):
-        if scheduler.lookahead.plan([Ask(record=record, kind=NOTHING, chain=3)])[0].length:
-            scheduler.lookahead.observe_verdict(record, 0, is_refused=True)
-        scheduler.lookahead.observe_reading(read_s)
+def turn_off(scheduler: Scheduler, *, read_s: float = 1.0) -> None:
+    """The draft model was of no use, and read for so long per step."""
+    for _ in range(DraftModelGate.MIN_STEPS):
+        scheduler.planner.gate.count_step()
+        scheduler.planner.gate.add(-read_s)
 
 
 def answered(scheduler: Scheduler, request: Request) -> bool:
@@ -195,14 +191,14 @@ def answered(scheduler: Scheduler, request: Request) -> bool:
     return is_read
 
 
-def test_requests_are_left_to_lookups_while_the_draft_model_rests_and_say_the_same(
+def test_requests_are_left_to_lookup_while_the_draft_model_is_off_and_answers_stay_the_same(
     scheduler: Scheduler, eagle: EagleProposer
 ) -> None:
     prompt = tuple(range(40, 100))
     answered(scheduler, plain := Request(prompt))
     scheduler.install(eagle, 1)
     assert answered(scheduler, Request(prompt, drafter=Drafter.HYBRID))
-    put_to_rest(scheduler)
+    turn_off(scheduler)
 
     requests = [Request(prompt, drafter=Drafter.HYBRID) for _ in range(3 * FIRST_GAP + 2)]
     assert sum(answered(scheduler, request) for request in requests) == 2
@@ -212,17 +208,17 @@ def test_requests_are_left_to_lookups_while_the_draft_model_rests_and_say_the_sa
 
 
 @pytest.mark.parametrize(("reads", "goes_on"), [(Drafter.EAGLE3, True), (Drafter.HYBRID, False)])
-def test_what_the_model_reads_for_requests_that_ask_for_it_says_nothing_against_it(
+def test_what_the_model_reads_for_requests_that_ask_for_it_does_not_turn_it_off(
     scheduler: Scheduler, eagle: EagleProposer, reads: Drafter, *, goes_on: bool
 ) -> None:
     scheduler.install(eagle, 1)
-    put_to_rest(scheduler, read_s=0.0)
+    turn_off(scheduler, read_s=0.0)
     assert answered(scheduler, Request(tuple(range(40, 200)), max_tokens=1, drafter=reads))
     assert answered(scheduler, Request(tuple(range(20, 40)), max_tokens=1, drafter=Drafter.HYBRID)) is goes_on
 
 
-def test_a_new_draft_ends_the_rest(scheduler: Scheduler, eagle: EagleProposer) -> None:
+def test_a_swap_turns_the_draft_model_on_again(scheduler: Scheduler, eagle: EagleProposer) -> None:
     scheduler.install(eagle, 1)
-    put_to_rest(scheduler)
+    turn_off(scheduler)
     scheduler.renew(2)
     assert answered(scheduler, Request(tuple(range(40, 60)), drafter=Drafter.HYBRID))

@@ -1,0 +1,173 @@
+"""The lookahead of a running engine: asked before each step, informed after it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from updraft_inference.engine import Drafter
+from updraft_inference.torch_engine.drafting.lookahead.acceptance import AcceptanceTable, SequenceStats
+from updraft_inference.torch_engine.drafting.lookahead.cost import ChainCost, CostTable
+from updraft_inference.torch_engine.drafting.lookahead.policy import (
+    DraftChoice,
+    DraftOptions,
+    StepCosts,
+    StepPlan,
+    choose,
+)
+from updraft_inference.torch_engine.drafting.lookahead.probe import DraftModelGate, ProbeSchedule
+from updraft_inference.torch_engine.proposal import NO_MATCH, ProposalSource, chain_source
+
+UNKNOWN = 8.0
+"""Chains that a new draft model makes before anything is concluded from them."""
+PROBE_STEPS = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftRequest:
+    """The drafts that are possible for one sequence of a step: `ngram` tokens that lookup found, `chain` tokens by the draft
+    model. `forced`: make so many, whatever they cost."""
+
+    stats: SequenceStats
+    match: ProposalSource | None = None
+    """How lookup found its tokens; None: nobody looked."""
+    ngram: int = 0
+    chain: int = 0
+    forced: int | None = None
+
+    @property
+    def is_hybrid(self) -> bool:
+        """The draft model competes with lookup."""
+        return self.chain > 0 and self.match is not None
+
+
+class LookaheadPlanner:
+    """Chooses proposer and length for every sequence. `is_fixed`: always the longest drafts. Not thread-safe."""
+
+    def __init__(self, cost: CostTable, *, is_fixed: bool = False) -> None:
+        self.cost = cost
+        self.gate = DraftModelGate()
+        self.acceptance = AcceptanceTable()
+        self.last = 0
+        """The longest drafts of the last step."""
+        self._is_fixed = is_fixed
+        self._chains = ChainCost(cost)
+        self._probe = ProbeSchedule()
+        self._num_probed = 0
+        self._probed: SequenceStats | None = None
+        self._probe_expected = 0.0
+        self._token_s = self._chain_saved_s = 0.0
+        """What a token takes without chains, and what each chain of the last step should save."""
+
+    def reset_model(self) -> None:
+        """Another draft model is served: it begins with full chains."""
+        self.acceptance.reset_chains()
+        self.gate.reset()
+        self._probe = ProbeSchedule()
+
+    def plan(self, requests: Sequence[DraftRequest]) -> list[DraftChoice]:
+        """Choose as if no prompt were read in the same step: next to one, drafts would look cheap."""
+        if not requests:
+            return []
+        forced = [self._forced(request) for request in requests]
+        self._force_probe(requests, forced)
+        options = [self._options(request, choice) for request, choice in zip(requests, forced, strict=True)]
+        plan = choose(options, self._costs(options))
+        self.last = max(choice.length for choice in plan.choices)
+        self._record(requests, options, plan)
+        return plan.choices
+
+    def observe_chain(self, stats: SequenceStats, accepted: int, *, is_rejected: bool) -> None:
+        """The result of the draft model's chain in the last step."""
+        if stats.expected is not None:
+            self.gate.add(self._chain_saved_s + (accepted - stats.expected) * self._token_s)
+        if stats is self._probed and accepted > self._probe_expected:
+            self._probe.reset()
+        self.acceptance.observe(stats, stats.chain, accepted, is_rejected=is_rejected)
+
+    def observe_tokens(self, stats: SequenceStats, token_ids: list[int]) -> None:
+        """A sequence got new tokens: score the n-gram proposal that waits for them."""
+        score = stats.pending.score(token_ids)
+        if score is not None:
+            self.acceptance.observe(stats, score.source, score.accepted, is_rejected=score.is_rejected)
+
+    def observe_step(self, *, batch: int, rows: int, num_prompt_rows: int, seconds: float) -> None:
+        """A forward read `rows` rows: of `batch` sequences that decode, and `num_prompt_rows` of prompts."""
+        if not num_prompt_rows:
+            self.cost.observe(batch, rows, seconds)
+        elif batch:
+            self.cost.observe_mixed(rows, seconds)
+
+    def observe_chains(self, *, sequences: int, length: int, behind: int, seconds: float, is_hybrid: bool) -> None:
+        """The draft model drafted for so many sequences that were `behind` rows behind all together."""
+        read_s = self._chains.observe(sequences=sequences, length=length, behind=behind, seconds=seconds)
+        if is_hybrid:
+            self.gate.add(-read_s)
+
+    def survival(self, drafter: Drafter, length: int) -> float:
+        """See `LookaheadEstimates`. Called by other threads."""
+        return self.acceptance.recent(drafter, length)
+
+    def step_seconds(self, rows: int) -> float:
+        """See `LookaheadEstimates`. Called by other threads."""
+        return self.cost.curve.at(rows)
+
+    def _forced(self, request: DraftRequest) -> DraftChoice | None:
+        is_unknown = request.chain > 0 and self.acceptance.num_chains < UNKNOWN
+        length = request.forced
+        if length is None and (self._is_fixed or is_unknown):
+            length = max(request.ngram, request.chain)
+        if length is None:
+            return None
+        options = self._options(request)
+        if request.chain and (is_unknown or not request.ngram or sum(options.chain) > sum(options.ngram)):
+            return _limited(Drafter.EAGLE3, min(length, request.chain))
+        return _limited(Drafter.NGRAM, min(length, request.ngram))
+
+    def _force_probe(self, requests: Sequence[DraftRequest], forced: list[DraftChoice | None]) -> None:
+        """Now and then one sequence drafts although nothing promises that it pays, so that acceptance and costs stay known."""
+        able = [i for i, r in enumerate(requests) if forced[i] is None and (r.chain or r.ngram)]
+        able = [i for i in able if requests[i].chain] or able
+        self._probed = None
+        if not able or not self._probe.next(PROBE_STEPS):
+            return
+        i = able[self._num_probed // PROBE_STEPS % len(able)]
+        self._num_probed += 1
+        request = requests[i]
+        forced[i] = _limited(Drafter.EAGLE3, request.chain) if request.chain else _limited(Drafter.NGRAM, request.ngram)
+        self._probed, self._probe_expected = request.stats, sum(self._options(request).chain)
+
+    def _options(self, request: DraftRequest, forced: DraftChoice | None = None) -> DraftOptions:
+        survival = self.acceptance.survival
+        return DraftOptions(
+            survival(request.stats, request.match or NO_MATCH, request.ngram),
+            survival(request.stats, chain_source(request.match), request.chain),
+            forced,
+        )
+
+    def _costs(self, options: Sequence[DraftOptions]) -> StepCosts:
+        batch, token_s = len(options), cache(self._chains.token)
+        most = sum(1 + max(1, len(o.ngram), len(o.chain)) for o in options)
+        return StepCosts(self.cost.up_to(batch, most), lambda num, length: length * token_s(num))
+
+    def _record(self, requests: Sequence[DraftRequest], options: Sequence[DraftOptions], plan: StepPlan) -> None:
+        if any(request.is_hybrid for request in requests):
+            self.gate.count_step()
+        chains: list[DraftRequest] = []
+        can_chain = any(request.chain for request in requests)
+        for request, option, choice in zip(requests, options, plan.choices, strict=True):
+            stats, is_chain, is_free = request.stats, choice.drafter is Drafter.EAGLE3, option.forced is None
+            stats.chain, stats.expected = chain_source(request.match), None
+            if choice.length:
+                self.acceptance.count(choice.drafter, stats.chain if is_chain else request.match or NO_MATCH)
+            if choice.length and is_free and (is_chain or not can_chain):
+                self._probe.defer()
+            if is_chain and is_free:
+                chains.append(request)
+                if request.is_hybrid:
+                    stats.expected = sum(option.chain[: choice.length])
+        if chains:
+            self._token_s, self._chain_saved_s = plan.token_s or 0.0, plan.saved_s / len(chains)
+
+
+def _limited(drafter: Drafter, length: int) -> DraftChoice:
+    return DraftChoice(drafter, length) if length else DraftChoice()
