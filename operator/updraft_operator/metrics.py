@@ -1,4 +1,4 @@
-"""Every metric of the operator, on one page. Labels are few: a kind, a verb, a result, and of conditions the resource."""
+"""Every metric of the operator. Labels have few values: a kind, a verb, a result; only conditions name the resource."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -15,8 +15,6 @@ _RECONCILE_S = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
-    """Built once, passed to whoever counts."""
-
     reconcile: Histogram
     delay: Histogram
     errors: Counter
@@ -30,11 +28,10 @@ class Metrics:
     drift: Counter
     stale: Counter
     _shown: dict[Key, dict[str, tuple[str, str]]] = field(default_factory=dict)
-    """Status and reason that each condition is shown with; one sample for each, not one for each status."""
+    """Exported status and reason of every condition: one sample per condition, not one per status."""
 
     @classmethod
     def on(cls, registry: CollectorRegistry) -> Self:
-        """Register all of them."""
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"{_PREFIX}_{name}", text, labels, registry=registry)
@@ -48,28 +45,30 @@ class Metrics:
         return cls(
             reconcile=histogram(
                 "reconcile_duration_seconds",
-                "One look at a speculator and what it led to, by result (done, failed).",
+                "Duration of one reconcile of a speculator, by result (done, failed).",
                 "result",
             ),
-            delay=histogram("queue_delay_seconds", "From the first event about a speculator to the look at it."),
-            errors=counter("reconcile_errors", "Looks that failed and are repeated, by kind of error.", "error"),
-            queue=gauge("queue_depth", "Speculators that wait to be looked at."),
-            speculators=gauge("speculators", "AdaptiveSpeculators that are looked after."),
+            delay=histogram("queue_delay_seconds", "Time from the first event of a speculator to its reconcile."),
+            errors=counter("reconcile_errors", "Reconciles that failed and are retried, by kind of error.", "error"),
+            queue=gauge("queue_depth", "Speculators waiting to be reconciled."),
+            speculators=gauge("speculators", "AdaptiveSpeculators that the operator manages."),
             condition=gauge(
                 "condition",
-                "1 for the status (True, False, Unknown) and the reason that a condition has; others have no sample.",
+                "1 for the current status (True, False, Unknown) and reason of a condition; other combinations have no sample.",
                 *("namespace", "speculator", "type", "status", "reason"),
             ),
             writes=counter("writes", "Writes to the API server.", "kind", "verb"),
-            leader=gauge("leader", "1 while this process may write."),
-            watch_age=gauge("watch_age_seconds", "Since a whole listing last agreed with what the watches had said."),
-            connections=gauge("registry_connections", "Registries that are listened to."),
-            drift=counter("drift", "Objects that somebody else had changed, and that were set right.", "kind"),
-            stale=counter("stale_objects", "Objects whose change a watch had missed and a listing found.", "kind"),
+            leader=gauge("leader", "1 while this replica is the leader and may write."),
+            watch_age=gauge(
+                "watch_age_seconds", "Time since a full listing last agreed with the cache that the watches fill."
+            ),
+            connections=gauge("registry_connections", "Registries that the operator is connected to."),
+            drift=counter("drift", "Objects that someone else changed and the operator reverted.", "kind"),
+            stale=counter("stale_objects", "Objects whose change a watch missed and a listing found.", "kind"),
         )
 
     def show(self, key: Key, conditions: Iterable[Condition]) -> None:
-        """Show the conditions of a speculator."""
+        """Export the conditions of a speculator."""
         shown = self._shown.setdefault(key, {})
         for condition in conditions:
             before, now = shown.get(condition.type), (condition.status, condition.reason)
@@ -81,6 +80,6 @@ class Metrics:
             shown[condition.type] = now
 
     def forget(self, key: Key) -> None:
-        """No longer show a speculator that is gone."""
+        """Stop exporting a deleted speculator."""
         for kind, shown in self._shown.pop(key, {}).items():
             self.condition.remove(key.namespace, key.name, kind, *shown)

@@ -16,63 +16,63 @@ class OperatorSettings(Settings):
     model_config = SettingsConfigDict(env_prefix="UPDRAFT_OPERATOR_")
 
     namespace: str = "updraft-system"
-    """Its own namespace: of its Lease, and the one whose operator pods registries let in."""
+    """The operator's own namespace: that of its Lease, and the only one whose operator pods registries admit."""
     watch_namespaces: str = ""
-    """Namespaces whose resources are looked after, with commas between; empty: all."""
+    """Namespaces to watch, separated by commas; empty means all."""
     identity: str = Field(default_factory=socket.gethostname, min_length=1)
-    """Who holds the Lease; in Kubernetes the pod's name."""
+    """Holder identity in the Lease; in Kubernetes the pod's name."""
     leader_election: bool = True
-    """Work only while holding the Lease. Turn it off for a single process at a desk."""
+    """Work only while holding the Lease. Disable it only for a single local process."""
     lease_name: str = "updraft-operator"
-    """The Lease: one for each set of operators that look after the same resources."""
+    """Name of the Lease: one per set of operators that manage the same resources."""
     lease_seconds: float = Field(default=12.0, ge=3.0, le=300.0)
-    """After this long without a sign of life another replica takes over."""
+    """Duration of the Lease: another replica takes over after this time without a renewal."""
     host: str = "127.0.0.1"
-    """Address of /metrics, /healthz and /readyz."""
+    """Bind address of /metrics, /healthz and /readyz."""
     metrics_port: int = Field(default=9093, ge=0, le=65535)
-    """Its port; 0 takes a free one and logs it."""
+    """Port of /metrics, /healthz and /readyz; 0 takes a free port and logs it."""
     inference_image: str = "updraft-inference:dev"
-    """Image of inference pods with engine torch, and of the agent beside SGLang."""
+    """Image of inference pods with engine torch, and of the agent container next to SGLang."""
     trainer_image: str = "updraft-trainer:dev"
     """Image of trainers."""
     registry_image: str = "updraft-registry:dev"
     """Image of registries."""
     operator_image: str = "updraft-operator:dev"
-    """Image of the operator itself: it also downloads models and imports drafts."""
+    """Image of the operator, which also downloads models and imports drafts."""
     sglang_image: str = "lmsysorg/sglang:v0.5.23"
-    """Image of SGLang servers; stock, nothing of ours is in it."""
+    """Image of SGLang servers: a stock image without Updraft code."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
-    """Of all of them."""
+    """Pull policy of all these images."""
     image_pull_secrets: str = ""
-    """Secrets in the resources' own namespaces, with commas between."""
+    """Pull secrets in the namespaces of the resources, separated by commas."""
     redis_url: SecretStr = SecretStr("")
-    """Redis for speculators that name none; empty: those learn nothing."""
+    """Redis for speculators that name none. If empty, those speculators capture no traces and train no drafts."""
     registry_address: str = "{name}-registry.{namespace}.svc:50051"
-    """How a speculator's registry is reached."""
+    """Template of the address of a speculator's registry."""
     workers: int = Field(default=8, ge=1, le=64)
-    """Speculators that are worked on at once."""
+    """Number of speculators that are reconciled concurrently."""
     resync_seconds: float = Field(default=300.0, ge=5.0)
-    """How often everything is listed and looked at, whether or not the watches said something."""
+    """Period in which everything is listed and reconciled, regardless of the watches."""
     status_seconds: float = Field(default=30.0, ge=0.0)
-    """Least time between two writes of a status in which only measurements changed."""
+    """Minimum time between two status writes that change only measurements."""
     cleanup_seconds: float = Field(default=60.0, ge=0.0, le=86_400.0)
-    """How long a deletion with policy Delete waits for a Redis that is away, beyond the pods' grace period; then the traces
-    stay there, and an Event says so."""
+    """How long a deletion with policy Delete waits for an unavailable Redis, in addition to the pods' grace period. After that
+    the traces are left there, and an Event reports it."""
     dry_run: bool = False
-    """Watch, and log what would be written; write nothing. (`updraft-operator --dry-run` says it once, and exits.)"""
+    """Watch, and log what would be written, without writing anything. `updraft-operator --dry-run` logs it once and exits."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    """Least severe message that is logged."""
+    """Minimum level of log messages."""
     log_format: Literal["json", "text"] = "json"
-    """json for machines, text for a person."""
+    """Log format: json for machines, text for people."""
 
     @property
     def namespaces(self) -> tuple[str, ...]:
-        """Those to look after; empty: all."""
+        """Namespaces to watch; empty means all."""
         return _words(self.watch_namespaces)
 
     @property
     def config(self) -> OperatorConfig:
-        """What builds take from here."""
+        """The part of the settings that manifests depend on."""
         return OperatorConfig(
             images=Images(
                 inference=self.inference_image,

@@ -1,4 +1,4 @@
-"""The Job that pulls a draft from where a person says it is, and publishes it to the registry."""
+"""The Job that downloads a user's draft and publishes it to the registry."""
 
 from updraft_operator.api import names
 from updraft_operator.api.draft_version import DraftVersion
@@ -14,9 +14,9 @@ _HOUR_S = 3600
 def job(
     owner: AdaptiveSpeculator, draft: DraftVersion, name: str, config: OperatorConfig, *, is_first: bool
 ) -> Manifest:
-    """Runs the command line's own import; what it printed is its last word, in which the version's number is.
+    """Runs `updraft draft import`, whose termination message contains the version's number.
 
-    For the first version there is no other to tell what it drafts for: the target itself does.
+    The first version is checked against the target itself, because there is no earlier version to compare with.
     """
     uri = draft.spec.uri or ""
     volumes, mounts = [pod.token_volume(owner, "operate")], [pod.TOKEN_MOUNT]

@@ -1,4 +1,4 @@
-"""What every manifest has: who it is, whose it is, and the marks by which it is found and compared."""
+"""The common parts of all manifests: identity, owner, labels, and the hash that they are compared by."""
 
 import hashlib
 import json
@@ -14,13 +14,13 @@ Manifest = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Images:
-    """Which image runs what, unless the spec says otherwise."""
+    """Default images, which a spec can override."""
 
     inference: str
     trainer: str
     registry: str
     operator: str
-    """Also downloads models, and imports drafts."""
+    """Also downloads models and imports drafts."""
     sglang: str
     pull_policy: str = "IfNotPresent"
     pull_secrets: tuple[str, ...] = ()
@@ -28,19 +28,19 @@ class Images:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatorConfig:
-    """What a build takes from the operator rather than from the spec."""
+    """The operator's settings that manifests depend on."""
 
     images: Images
     namespace: str
-    """The operator's own, whose pods may call registries."""
+    """The operator's own namespace, whose operator pods may call registries."""
     has_redis: bool
-    """There is a Redis for speculators that name none."""
+    """Whether there is a Redis for speculators that name none."""
     redis_mark: str = ""
-    """Another one for another address of that Redis: it restarts the pods that read it; empty where none do."""
+    """Hash of that Redis' address, which restarts the pods that read it when it changes; empty if none do."""
 
 
 def manifest(owner: AdaptiveSpeculator, api_version: str, kind: str, name: str, part: str, **content: Any) -> Manifest:
-    """An object of a part of `owner`; `content` is the rest of it."""
+    """An object of a part of `owner`; `content` holds its remaining fields."""
     return {
         "apiVersion": api_version,
         "kind": kind,
@@ -55,7 +55,7 @@ def manifest(owner: AdaptiveSpeculator, api_version: str, kind: str, name: str, 
 
 
 def owner_reference(owner: AdaptiveSpeculator) -> dict[str, Any]:
-    """With it the object goes when the resource goes, and nobody else's controller takes it."""
+    """Makes Kubernetes delete the object with the resource, and keeps other controllers from adopting it."""
     return {
         "apiVersion": names.API_VERSION,
         "kind": "AdaptiveSpeculator",
@@ -67,12 +67,12 @@ def owner_reference(owner: AdaptiveSpeculator) -> dict[str, Any]:
 
 
 def digest(content: Mapping[str, Any]) -> str:
-    """A short hash of a manifest or a part of one."""
+    """A short hash of a manifest or part of one."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def marked(content: Manifest) -> Manifest:
-    """The manifest with the hash of itself as an annotation."""
+    """The manifest with its own hash as an annotation."""
     metadata = content["metadata"]
     annotations = {**metadata.get("annotations", {}), names.APPLIED: digest(content)}
     return {**content, "metadata": {**metadata, "annotations": annotations}}

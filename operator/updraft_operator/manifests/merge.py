@@ -1,16 +1,16 @@
-"""A user's pod template over ours, as `kubectl patch` would merge them: named things by name, other lists as a whole.
+"""Merges a user's pod template over ours, as `kubectl patch` does: named entries by name, other lists as a whole.
 
-Refused: the full schema of a pod template in the CRD (a megabyte), and JSON patches (which break when our lists grow).
+Refused: the full schema of a pod template in the CRD (a megabyte), and JSON patches (they break when our lists grow).
 """
 
 from typing import Any
 
 _KEYS = ("name", "mountPath", "containerPort", "topologyKey", "key")
-"""What tells the entries of a list apart, as in Kubernetes' own merge; the first that all entries have."""
+"""Merge keys of lists, as in Kubernetes; the first one that identifies all entries is used."""
 
 
 def merged(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
-    """Theirs over ours, in depth; None takes a field away."""
+    """Deep merge of theirs over ours; None removes a field."""
     result = {**ours}
     for name, value in theirs.items():
         if value is None:

@@ -1,4 +1,4 @@
-"""How a pod comes to its target model: in the image, mounted, or downloaded before it starts."""
+"""How a pod gets its target model: from the image, from a mounted volume, or by a download before it starts."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ _VOLUME = "model"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelMount:
-    """Where the model is in the pod, and what brings it there."""
+    """The model's path in the pod, and the volumes and init containers that provide it."""
 
     path: str
     volumes: tuple[dict[str, Any], ...] = ()
@@ -21,7 +21,7 @@ class ModelMount:
 
 
 def model(target: TargetModel, cache: ModelCache | None, images: Images, security: dict[str, Any]) -> ModelMount:
-    """The model of a spec, for any pod that reads it."""
+
     scheme, _, rest = target.uri.rpartition("://")
     if not scheme:
         return ModelMount(path=target.uri)
@@ -34,7 +34,7 @@ def model(target: TargetModel, cache: ModelCache | None, images: Images, securit
 
 
 def served_name(target: TargetModel) -> str:
-    """The name that clients ask for."""
+    """The model name in the API that clients use."""
     last = target.uri.rpartition("://")[2].rstrip("/").rsplit("/", maxsplit=1)[-1]
     return target.served_name or last.partition("@")[0] or "model"
 
@@ -46,7 +46,7 @@ def _mounted(folder: str, source: dict[str, Any]) -> ModelMount:
 
 
 def _downloaded(target: TargetModel, cache: ModelCache | None, images: Images, security: dict[str, Any]) -> ModelMount:
-    """By an init container; a folder that is there already, whole, is left as it is."""
+    """Downloaded by an init container, which leaves a complete folder unchanged."""
     folder = f"{FOLDER}/{_folder(target)}"
     revision = ["--revision", target.revision] if target.revision else []
     download: dict[str, Any] = {
@@ -63,19 +63,19 @@ def _downloaded(target: TargetModel, cache: ModelCache | None, images: Images, s
         download["envFrom"] = [{"secretRef": {"name": target.secret_ref.name}}]
     return ModelMount(
         path=folder,
-        volumes=({"name": _VOLUME, **_kept(cache)},),
+        volumes=({"name": _VOLUME, **_cache_volume(cache)},),
         mounts=({"name": _VOLUME, "mountPath": FOLDER, "readOnly": True},),
         init_containers=(download,),
     )
 
 
 def _folder(target: TargetModel) -> str:
-    """A folder of its own for each address and revision, so that a cache can be shared by several models."""
+    """A separate folder per address and revision, so that several models can share a cache."""
     text = target.uri.replace("://", "/") + (f"@{target.revision}" if target.revision else "")
     return "".join(c if c.isalnum() or c in "-._" else "--" for c in text)
 
 
-def _kept(cache: ModelCache | None) -> dict[str, Any]:
+def _cache_volume(cache: ModelCache | None) -> dict[str, Any]:
     if cache is not None and cache.pvc is not None:
         return {"persistentVolumeClaim": {"claimName": cache.pvc.claim_name}}
     if cache is not None and cache.host_path is not None:

@@ -1,6 +1,6 @@
-"""Who may call whom: one NetworkPolicy a part, for what comes in.
+"""One NetworkPolicy per part, for incoming traffic.
 
-What goes out is left open: models come from anywhere, and Redis is where the user says.
+Outgoing traffic is not restricted: models come from anywhere, and the user chooses the Redis.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ GRPC_PORT = 50051
 
 
 def policy(owner: AdaptiveSpeculator, part: str, ingress: list[dict[str, Any]]) -> Manifest:
-    """Nothing comes in but this."""
+    """Only this incoming traffic is allowed."""
     name = owner.metadata.name
     content = {
         "podSelector": {"matchLabels": names.selector(name, part)},
@@ -24,12 +24,12 @@ def policy(owner: AdaptiveSpeculator, part: str, ingress: list[dict[str, Any]]) 
 
 
 def from_anyone(*ports: int) -> dict[str, Any]:
-    """Anyone may call these ports."""
+
     return {"ports": [_port(port) for port in ports]}
 
 
 def from_own(owner: AdaptiveSpeculator, operator_namespace: str, port: int) -> dict[str, Any]:
-    """The speculator's own pods, and the operator."""
+    """Traffic from the speculator's own pods and from the operator."""
     operator = {
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": operator_namespace}},
         "podSelector": {"matchLabels": {"app.kubernetes.io/name": "updraft-operator"}},

@@ -1,4 +1,4 @@
-"""A pod of any part: hardened as the restricted Pod Security standard asks, its settings in a ConfigMap beside it."""
+"""Pods of all parts: they meet the restricted Pod Security standard and read their settings from a ConfigMap."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from updraft_operator.manifests.manifest import Images, Manifest, digest, manife
 from updraft_operator.manifests.merge import merged
 
 USER = 65532
-"""`nonroot` of most images, and of ours."""
+"""User `nonroot` of most images, including ours."""
 
 ACCESS = "/etc/updraft/access"
 TMP = {"name": "tmp", "emptyDir": {}}
@@ -25,22 +25,22 @@ RESTRICTED = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodParts:
-    """What a pod is made of, besides what all pods are."""
+    """The parts of a pod that differ between pods."""
 
     containers: Sequence[dict[str, Any]]
     init_containers: Sequence[dict[str, Any]] = ()
     volumes: Sequence[dict[str, Any]] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
-    """What its containers read when they start, from a ConfigMap or a Secret: another one restarts them. A secret is
-    here only by its mark."""
+    """Settings that its containers read at start from a ConfigMap or a Secret, whose change restarts the pod. Secret values
+    appear only as hashes."""
     more: Mapping[str, Any] = field(default_factory=dict)
-    """Further fields of the pod's spec."""
+    """Additional fields of the pod's spec."""
 
 
 def template(
     owner: AdaptiveSpeculator, part: str, parts: PodParts, workload: Workload, images: Images
 ) -> dict[str, Any]:
-    """A pod template. No draft version is ever in it: a new draft restarts nothing."""
+    """A pod template. It never contains a draft version, so that a new draft restarts nothing."""
     spec: dict[str, Any] = {
         "serviceAccountName": owner.metadata.name,
         "automountServiceAccountToken": False,
@@ -69,12 +69,12 @@ def template(
         "spec": spec,
     }
     template_content = merged(ours, workload.pod_template)
-    # Selectors and our own watches hang on these.
+    # Selectors and the operator's watches depend on these labels.
     return merged(template_content, {"metadata": {"labels": names.labels(owner.metadata.name, part)}})
 
 
 def container(name: str, image: str, images: Images, workload: Workload, **content: Any) -> dict[str, Any]:
-    """A container; what the spec says of variables and resources wins."""
+    """A container; the spec's environment variables and resources override the defaults."""
     env = {variable["name"]: variable for variable in (*content.pop("env", []), *workload.env)}
     mounts = [*content.pop("volumeMounts", []), _TMP_MOUNT]
     return {
@@ -83,7 +83,7 @@ def container(name: str, image: str, images: Images, workload: Workload, **conte
         "imagePullPolicy": images.pull_policy,
         **({"resources": workload.resources} if workload.resources else {}),
         "securityContext": RESTRICTED,
-        "terminationMessagePolicy": "FallbackToLogsOnError",  # its last words are what a condition says
+        "terminationMessagePolicy": "FallbackToLogsOnError",  # conditions quote the termination message
         "env": list(env.values()),
         "volumeMounts": mounts,
         **content,
@@ -91,7 +91,7 @@ def container(name: str, image: str, images: Images, workload: Workload, **conte
 
 
 def settings(owner: AdaptiveSpeculator, part: str, values: Mapping[str, str]) -> Manifest:
-    """The ConfigMap of a part."""
+
     return manifest(owner, "v1", "ConfigMap", names.child(owner.metadata.name, part), part, data=dict(values))
 
 
@@ -101,7 +101,7 @@ def from_settings(owner: AdaptiveSpeculator, part: str) -> list[dict[str, Any]]:
 
 
 def token_volume(owner: AdaptiveSpeculator, *keys: str) -> dict[str, Any]:
-    """The named entries of the Secret with the registry's tokens, and no other."""
+    """A volume with only these entries of the Secret with the registry's tokens."""
     items = [{"key": key, "path": key} for key in keys]
     secret = {"secretName": names.child(owner.metadata.name, "access"), "items": items, "defaultMode": 0o440}
     return {"name": "access", "secret": secret}
@@ -111,17 +111,17 @@ TOKEN_MOUNT = {"name": "access", "mountPath": ACCESS, "readOnly": True}
 
 
 def secret_variable(name: str, secret: str, key: str) -> dict[str, Any]:
-    """A variable whose value is in a Secret."""
+
     return {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
 
 
 def field_variable(name: str, path: str) -> dict[str, Any]:
-    """A variable that says something of the pod itself."""
+
     return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
 
 
 def http_probe(path: str, port: str, *, period_s: int, failures: int) -> dict[str, Any]:
-    """Ask a port; five seconds are long for an answer that costs nothing, and short for a node that swaps."""
+    """An HTTP probe. The timeout of 5 s is long for a trivial answer, but short for a node that swaps."""
     return {
         "httpGet": {"path": path, "port": port},
         "periodSeconds": period_s,

@@ -1,4 +1,4 @@
-"""The registry: one pod with a volume that outlives it, a Service, and the tokens of who calls it."""
+"""The registry: one pod with a persistent volume, a Service, and the tokens of its callers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ _DATA = {"name": "data", "mountPath": "/var/lib/updraft"}
 
 
 def objects(owner: AdaptiveSpeculator, config: OperatorConfig) -> list[Manifest]:
-    """All objects of the part but the Secret."""
+    """All objects of the part except the Secret."""
     values = _settings(owner)
     ingress = [
         network.from_own(owner, config.namespace, network.GRPC_PORT),
@@ -30,11 +30,11 @@ def objects(owner: AdaptiveSpeculator, config: OperatorConfig) -> list[Manifest]
 
 
 def access(owner: AdaptiveSpeculator, tokens: Mapping[str, str], redis_url: str) -> Manifest:
-    """The Secret with the registry's tokens, one a role, and the address of the operator's Redis if it is used."""
+    """The Secret with the registry's tokens, one per role, and the address of the operator's Redis if it is used."""
     content = {
         **{role: tokens[role] for role in ROLES},
         "tokens": "".join(f"{role}:{tokens[role]}\n" for role in ROLES),
-        "redis-url": redis_url,  # also when empty: an entry of stringData that is left out stays in the Secret
+        "redis-url": redis_url,  # even if empty: an omitted entry of stringData stays in the Secret
     }
     name = names.child(owner.metadata.name, "access")
     return manifest(owner, "v1", "Secret", name, names.REGISTRY, type="Opaque", stringData=content)
@@ -81,7 +81,7 @@ def _stateful_set(owner: AdaptiveSpeculator, config: OperatorConfig, values: dic
         "serviceName": names.child(name, names.REGISTRY),
         "selector": {"matchLabels": names.selector(name, names.REGISTRY)},
         "template": pod.template(owner, names.REGISTRY, parts, spec, config.images),
-        # Kubernetes' own way to let the data go with the resource, or not: nothing has to be there to do it.
+        # Kubernetes deletes or retains the data with the resource, even if the operator is not running.
         "persistentVolumeClaimRetentionPolicy": {
             "whenDeleted": owner.spec.deletion_policy.value,
             "whenScaled": "Retain",
@@ -104,7 +104,7 @@ def _service(owner: AdaptiveSpeculator) -> Manifest:
     content = {
         "selector": names.selector(name, names.REGISTRY),
         "ports": [{"name": "grpc", "port": network.GRPC_PORT, "targetPort": "grpc", "protocol": "TCP"}],
-        # Pods find it while it starts, and its own words say more than a refused connection.
+        # Pods can resolve it while it starts; its own error says more than a refused connection.
         "publishNotReadyAddresses": True,
     }
     return manifest(owner, "v1", "Service", names.child(name, names.REGISTRY), names.REGISTRY, spec=content)

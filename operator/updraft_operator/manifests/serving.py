@@ -1,4 +1,4 @@
-"""The inference pods: Deployment, Service, disruption budget, and who may call them."""
+"""The inference pods: Deployment, Service, disruption budget and network policy."""
 
 from typing import Any
 
@@ -16,17 +16,17 @@ _DATA = {"name": "data", "mountPath": "/var/lib/updraft"}
 _NONE = (0, "0%")
 
 _PULL_S = 5
-"""Longer than it takes until no Service leads to a pod any more that is told to go."""
+"""Longer than it takes until no Service routes to a terminating pod."""
 
 _REFUSE_S = 2
-"""Longer than an agent takes from its SIGTERM to the last request that it lets in, and on to the server."""
+"""Longer than an agent takes from its SIGTERM until it has forwarded its last accepted request to the server."""
 
 _LOAD_S = 1800
-"""For a large model from a slow disk."""
+"""Enough for a large model on a slow disk."""
 
 
 def objects(owner: AdaptiveSpeculator, config: OperatorConfig, *, sets_replicas: bool = True) -> list[Manifest]:
-    """All objects of the part. Without `sets_replicas` an autoscaler of the Deployment itself owns their number."""
+    """All objects of the part. Without `sets_replicas`, an autoscaler of the Deployment owns the number of pods."""
     name, spec = owner.metadata.name, owner.spec
     values = _settings(owner)
     target = model(spec.target_model, spec.serving.model_cache, config.images, pod.RESTRICTED)
@@ -132,7 +132,7 @@ def _agent(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount
 
 
 def _sglang(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount) -> list[dict[str, Any]]:
-    """A stock SGLang server, and the agent beside it, which clients reach it through."""
+    """A stock SGLang server, and the agent container that clients reach it through."""
     agent_content = _agent(owner, config, target)
     agent_content["env"] += sglang.admin_key_variables(owner.spec.serving, _DATA)
     agent = pod.container(
@@ -156,7 +156,7 @@ def _shared(engine: Engine) -> list[dict[str, Any]]:
 
 
 def _rolling_update(engine: Engine, serving: Serving) -> dict[str, Any]:
-    """With an engine on GPUs none is spare: one pod goes before its successor comes."""
+    """With an engine on GPUs there is no spare GPU: a pod is deleted before its successor is created."""
     surge, unavailable = serving.rolling_update.max_surge, serving.rolling_update.max_unavailable
     if surge is None:
         surge = 1 if engine is Engine.TORCH or unavailable in _NONE else 0
@@ -188,7 +188,7 @@ def _budget(owner: AdaptiveSpeculator) -> Manifest:
     content = {
         "maxUnavailable": 1,
         "selector": {"matchLabels": names.selector(name, names.SERVING)},
-        # A pod that is not ready serves nobody, and must not keep a node from being drained.
+        # A pod that is not ready serves no requests, and must not block the draining of a node.
         "unhealthyPodEvictionPolicy": "AlwaysAllow",
     }
     budget = names.child(name, names.SERVING)

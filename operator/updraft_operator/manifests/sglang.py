@@ -1,7 +1,7 @@
-"""A stock SGLang server in an inference pod: what is written for it before it starts, and the server.
+"""A stock SGLang server in an inference pod: the container that prepares its files, and the server.
 
-It shares one volume with the agent beside it, under the same paths: the plugin's folder, the first draft, the versions that
-it loads by path, and the socket between the two.
+It shares one volume with the agent container, at the same path: the plugin's folder, the initial draft, the versions that it
+loads by path, and the socket between the two.
 """
 
 from typing import Any
@@ -16,11 +16,11 @@ SHM = {"name": "shm", "emptyDir": {"medium": "Memory"}}
 _SHM_MOUNT = {"name": "shm", "mountPath": "/dev/shm"}  # noqa: S108 - SGLang's processes share tensors there
 
 _MARGIN = 8
-"""Of its context the server gives this much to no request, beside what it keeps for drafts."""
+"""Context tokens that the server reserves, in addition to those for drafts."""
 
 
 def speculation(seed: str, num_steps: int) -> list[str]:
-    """The arguments that Updraft needs; the same as updraft_inference's `arguments.speculation`, which a test holds equal."""
+    """The arguments that Updraft needs. A test checks that updraft_inference's `arguments.speculation` has the same."""
     return [
         *("--speculative-algorithm", "EAGLE3", "--speculative-draft-model-path", seed),
         *("--speculative-num-steps", str(num_steps), "--speculative-eagle-topk", "1"),
@@ -30,7 +30,7 @@ def speculation(seed: str, num_steps: int) -> list[str]:
 
 
 def prepare(config: OperatorConfig, target: ModelMount, data: dict[str, Any]) -> dict[str, Any]:
-    """The init container that writes the plugin's folder and the first draft; what is there already is left alone."""
+    """The init container that writes the plugin's folder and the initial draft; existing files are kept."""
     folder = data["mountPath"]
     return pod.container(
         "prepare",
@@ -55,7 +55,7 @@ def engine(
     load_s: int,
     stop_s: int,
 ) -> dict[str, Any]:
-    """The server, which may take `load_s` seconds until it answers, and is told to end after `stop_s`."""
+    """The server. It may take `load_s` seconds to answer, and gets its SIGTERM `stop_s` seconds after the pod's deletion."""
     serving, spec, folder = owner.spec.serving, owner.spec, data["mountPath"]
     num_steps = spec.draft.lookahead
     container = pod.container(
@@ -78,7 +78,7 @@ def engine(
         env=[
             {"name": "PYTHONPATH", "value": _plugin(folder)},
             {"name": "UPDRAFT_SGLANG_SOCKET", "value": f"{folder}/sglang.sock"},
-            # What it keeps for drafts may go beyond the model's positions; no request does, for the agent knows them.
+            # The reserve for drafts may exceed the model's positions; requests cannot, because the agent checks them.
             {"name": "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN", "value": "1"},
             {"name": "HOME", "value": "/tmp"},  # noqa: S108 - of the container: kernels are compiled into caches below it
         ],
@@ -86,7 +86,7 @@ def engine(
         # /health generates a token and waits while paused: a liveness probe on it would kill a pod during a swap.
         startupProbe=pod.http_probe("/ping", "engine", period_s=10, failures=load_s // 10),
         livenessProbe=pod.http_probe("/ping", "engine", period_s=10, failures=6),
-        # SGLang ends as soon as it is idle, so it hears of the end only when the agent sends it nothing more.
+        # SGLang exits as soon as it is idle, so its SIGTERM must come after the agent's last request.
         lifecycle={"preStop": {"sleep": {"seconds": stop_s}}},
     )
     container["securityContext"] = {**container["securityContext"], "readOnlyRootFilesystem": False}
@@ -94,12 +94,12 @@ def engine(
 
 
 def has_own_config(serving: Serving) -> bool:
-    """SGLang reads one --config only: where the user has one, its admin-api-key is the user's to tell the agent."""
+    """SGLang reads only one --config: a user with their own must pass its admin-api-key to the agent."""
     return "--config" in serving.args
 
 
 def admin_key_variables(serving: Serving, data: dict[str, Any]) -> list[dict[str, Any]]:
-    """By which the agent knows the server's admin key."""
+    """The variable that gives the agent the server's admin key."""
     if has_own_config(serving):
         return []
     return [{"name": "UPDRAFT_INFERENCE_SGLANG_ADMIN_KEY_FILE", "value": _admin_key(data["mountPath"])}]

@@ -1,4 +1,4 @@
-"""Claims of volumes."""
+"""PersistentVolumeClaims."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from updraft_operator.api.speculator import Storage
 
 
 def claim_spec(storage: Storage) -> dict[str, Any]:
-    """The spec of a claim for one pod."""
+
     spec: dict[str, Any] = {
         "accessModes": ["ReadWriteOnce"],
         "resources": {"requests": {"storage": storage.size}},

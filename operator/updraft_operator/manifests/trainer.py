@@ -1,4 +1,4 @@
-"""The trainer: one pod that learns, and the volume that a kill costs it nothing of."""
+"""The trainer: one pod, and the volume that preserves its state across restarts."""
 
 from typing import Any
 
@@ -15,14 +15,14 @@ _DATA = {"name": "data", "mountPath": "/var/lib/updraft"}
 
 
 def objects(owner: AdaptiveSpeculator, config: OperatorConfig) -> list[Manifest]:
-    """All objects of the part; none where there are no traces to learn from."""
+    """All objects of the part; none without traces to train on."""
     if not has_redis(owner, config):
         return []
     name, spec = owner.metadata.name, owner.spec.trainer
     values, claim = _settings(owner), names.child(name, names.TRAINER)
     content = {
         "replicas": 0 if owner.spec.suspend or spec.suspend else 1,
-        "strategy": {"type": "Recreate"},  # two would learn from the same folder
+        "strategy": {"type": "Recreate"},  # two trainers must not share a folder
         "selector": {"matchLabels": names.selector(name, names.TRAINER)},
         "template": _template(owner, config, values, spec.storage.claim_name or claim),
     }
@@ -71,7 +71,7 @@ def _template(owner: AdaptiveSpeculator, config: OperatorConfig, values: dict[st
 
 def _settings(owner: AdaptiveSpeculator) -> dict[str, str]:
     name = owner.metadata.name
-    # SGLang cannot change a draft's vocabulary while it runs: both sides take the one that needs no traffic.
+    # SGLang cannot change a draft's vocabulary at run time: both sides use the one that needs no traffic.
     vocabulary = {"UPDRAFT_TRAINER_FIRST_SAMPLES": "0"} if owner.spec.engine is Engine.SGLANG else {}
     return vocabulary | {
         "UPDRAFT_TRAINER_METRICS_HOST": "0.0.0.0",  # noqa: S104 - of a pod, behind a NetworkPolicy
@@ -81,9 +81,9 @@ def _settings(owner: AdaptiveSpeculator) -> dict[str, str]:
         "UPDRAFT_TRAINER_REGISTRY_TOKEN_FILE": f"{pod.ACCESS}/publish",
         "UPDRAFT_TRAINER_SPECULATOR": name,
         "UPDRAFT_TRAINER_NAMESPACE": owner.metadata.namespace,
-        # Its name in the stream's group outlives the pod, so that what was in hand is handed back.
+        # A consumer name that outlives the pod, so that its pending traces are delivered to it again.
         "UPDRAFT_TRAINER_POD_NAME": names.child(name, names.TRAINER),
         "UPDRAFT_TRAINER_LOOKAHEAD": str(min(8, max(1, owner.spec.draft.lookahead))),
-        "UPDRAFT_TRAINER_NICENESS": "0",  # a container of its own has its share of the processor from Kubernetes
+        "UPDRAFT_TRAINER_NICENESS": "0",  # Kubernetes already gives the container its share of the CPU
         "UPDRAFT_TRAINER_SCHEDULING": "normal",
     }
