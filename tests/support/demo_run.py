@@ -120,7 +120,7 @@ def _point(recording: Recording, clock: ManualClock, segment: SegmentName, progr
     started_s = recording.now_s
     clock.advance(30.0 if is_end else 8.0)
     recording.add_point(
-        _arms(recording, fixed_arms(segment), segment, progress),
+        _arms(recording, fixed_arms(segment, is_end=is_end), segment, progress),
         _arms(recording, timed_arms(segment), segment, progress) if is_end else {},
         is_start=progress == 0,
         is_end=is_end,

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.typing import RcKeyType
 
 from updraft_cli.demo.plan import Arm, SegmentName
-from updraft_cli.demo.report import Part, Point, Report, Transition
+from updraft_cli.demo.report import Part, Point, Report, Request, Transition
 
 _COLOURS = {Arm.NONE: "#767676", Arm.NGRAM: "#009E73", Arm.FROZEN: "#D55E00", Arm.ADAPTIVE: "#0072B2"}
 _MARKERS = {Arm.NONE: "", Arm.NGRAM: "s", Arm.FROZEN: "D", Arm.ADAPTIVE: "o"}
@@ -57,9 +57,10 @@ _STYLE: dict[RcKeyType, Any] = {
 }
 
 
-def acceptance_chart(report: Report) -> Figure:
-    """Acceptance length over live requests: every arm, the swaps, the shift."""
-    figure, axes = _canvas(4.6)
+def run_chart(report: Report) -> Figure:
+    """Acceptance length of every arm, and the speed of live traffic, over live requests; with swaps and the shift."""
+    figure, axes = _canvas(6.4, rows=(3, 1))
+    below = figure.axes[1]
     _segments(axes, report)
     _swaps(axes, report)
     _live(axes, report)
@@ -67,10 +68,11 @@ def acceptance_chart(report: Report) -> Figure:
     for arm in (Arm.NGRAM, Arm.FROZEN, Arm.ADAPTIVE):
         _line(axes, report, arm)
     axes.set_ylabel("tokens per verify step")
-    axes.set_xlabel("live requests served")
     _headroom(axes, 1.0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _legend(axes, columns=3, is_reversed=True)
+    _live_speed(below, report)
+    below.set_xlabel("live requests served")
+    below.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
@@ -127,17 +129,19 @@ def png(figure: Figure, path: Path) -> None:
     figure.savefig(path, format="png", dpi=_DPI)
 
 
-def _canvas(height_in: float) -> tuple[Figure, Axes]:
+def _canvas(height_in: float, *, rows: tuple[int, ...] = (1,)) -> tuple[Figure, Axes]:
+    """Return a figure and its first axes; `rows` are the relative heights of axes that share their x axis."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH_IN, height_in), layout="constrained")
         FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
-    axes.grid(axis="y", color="#E4E4E4", linewidth=0.8)
-    axes.set_axisbelow(True)
-    return figure, axes
+        all_axes = figure.subplots(len(rows), sharex=True, squeeze=False, height_ratios=rows)[:, 0]
+    for axes in all_axes:
+        axes.grid(axis="y", color="#E4E4E4", linewidth=0.8)
+        axes.set_axisbelow(True)
+    return figure, all_axes[0]
 
 
-def _segments(axes: Axes, report: Report, *, is_time: bool = False) -> None:
+def _segments(axes: Axes, report: Report, *, is_time: bool = False, is_named: bool = True) -> None:
     """Shade the segments and name their traffic."""
     for number, part in enumerate(report.parts):
         start, end = (part.started_s / 60, part.ended_s / 60) if is_time else _requests(report, part)
@@ -145,6 +149,8 @@ def _segments(axes: Axes, report: Report, *, is_time: bool = False) -> None:
         axes.axvspan(start, end, color=_BACKGROUNDS[number % len(_BACKGROUNDS)], zorder=0, linewidth=0)
         if number:
             axes.axvline(start, color=_INK, linewidth=1.1)
+        if not is_named:
+            continue
         name = part.domain if number == 0 else f"{part.domain} again" if number == 2 else f"shift to {part.domain}"
         axes.annotate(
             name, (start, 1.0), xycoords=("data", "axes fraction"), xytext=(5, -13), textcoords="offset points",
@@ -175,22 +181,30 @@ def _swaps(axes: Axes, report: Report) -> None:
 
 
 def _live(axes: Axes, report: Report) -> None:
-    """A thin line of what live traffic itself saw, smoothed: not comparable with the arms, for its prompts differ."""
-    good = [request for request in report.requests if request.verify_steps]
-    numbers, lengths = [], []
-    for end in range(_SMOOTHED, len(good) + 1):
-        window = good[end - _SMOOTHED : end]
-        steps = sum(request.verify_steps for request in window)
-        numbers.append(window[-1].number)
-        lengths.append(sum(request.output_tokens - 1 for request in window) / steps)
+    """Draw the smoothed acceptance of live traffic as a thin line: its prompts differ, so the arms do not compare with it."""
+    windows = _windows([request for request in report.requests if request.verify_steps])
     axes.plot(
-        numbers,
-        lengths,
+        [window[-1].number for window in windows],
+        [sum(r.output_tokens - 1 for r in window) / sum(r.verify_steps for r in window) for window in windows],
         color=_COLOURS[Arm.ADAPTIVE],
         alpha=0.3,
         linewidth=1.2,
         label="live traffic, as the engine drafts",
     )
+
+
+def _live_speed(axes: Axes, report: Report) -> None:
+    """Draw the smoothed speed of live traffic: tokens per second of all streams together."""
+    windows = _windows([request for request in report.requests if request.output_tokens and request.duration_s])
+    speeds = [report.streams * sum(r.output_tokens for r in w) / sum(r.duration_s for r in w) for w in windows]
+    _segments(axes, report, is_named=False)
+    axes.plot([window[-1].number for window in windows], speeds, color=_COLOURS[Arm.ADAPTIVE], linewidth=1.5)
+    axes.set_ylabel("tokens per second,\nlive traffic")
+    axes.set_ylim(bottom=0)
+
+
+def _windows(requests: Sequence[Request]) -> list[Sequence[Request]]:
+    return [requests[end - _SMOOTHED : end] for end in range(_SMOOTHED, len(requests) + 1)]
 
 
 def _line(axes: Axes, report: Report, arm: Arm) -> None:

@@ -1,4 +1,4 @@
-"""The result on the terminal: the numbers by arm and segment, the bars, and where the report is."""
+"""The result on the terminal: the numbers by arm and segment, the bars, and the path of the report."""
 
 from pathlib import Path
 
@@ -7,24 +7,25 @@ from rich.console import Console
 from updraft_cli import output, results
 from updraft_cli.demo.plan import Arm, SegmentName
 from updraft_cli.demo.report import ByArm, Report
-from updraft_cli.demo.summary import headline
+from updraft_cli.demo.summary import drafter_remarks, headline
 
 
 def show(console: Console, report: Report, page: Path) -> None:
-    """Print it."""
     console.print()
     if not report.is_complete:
         console.print(f"Incomplete: {report.stopped_by}", style="bold yellow")
     console.print(headline(report), style="bold")
     console.print()
     table = output.table("at the end of a segment", *(f">{name}" for name in _segments(report)))
-    for what, values, digits in (
-        ("tokens a verify step", report.summary.acceptance_length, 2),
+    for name, values, digits in (
+        ("tokens per verify step", report.summary.acceptance_length, 2),
         ("tokens/s", report.summary.tokens_per_second, 1),
     ):
         for arm in Arm:
-            table.add_row(f"{what}, {arm}", *(_number(values, arm, segment, digits) for segment in SegmentName))
+            table.add_row(f"{name}, {arm}", *(_number(values, arm, segment, digits) for segment in SegmentName))
     console.print(table)
+    for remark in drafter_remarks(report):
+        console.print(remark, markup=False, highlight=False)
     console.print()
     results.show_bars(console, report.bars)
     missed = [bar for bar in report.bars if not bar.met]

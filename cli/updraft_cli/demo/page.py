@@ -7,7 +7,7 @@ import jinja2
 from updraft_cli.demo import charts
 from updraft_cli.demo.plan import LOOKAHEAD, Arm, SegmentName
 from updraft_cli.demo.report import Report
-from updraft_cli.demo.summary import headline, ratio
+from updraft_cli.demo.summary import drafter_remarks, headline, ratio
 from updraft_cli.results import number as quantity
 
 _FOLDER = Path(__file__).parent
@@ -20,10 +20,10 @@ PAGE, PICTURE, DATA = "report.html", "report.png", "report.json"
 
 def write(report: Report, folder: Path) -> Path:
     """Write page, picture and data into `folder`; return the page's path."""
-    acceptance = charts.acceptance_chart(report)
+    over_run = charts.run_chart(report)
     page = folder / PAGE
     page.write_text(render(report))
-    charts.png(acceptance, folder / PICTURE)
+    charts.png(over_run, folder / PICTURE)
     (folder / DATA).write_text(report.model_dump_json(indent=1) + "\n")
     return page
 
@@ -37,7 +37,7 @@ def render(report: Report) -> str:
     return environment.get_template("page.html").render(
         report=report,
         headline=headline(report),
-        acceptance=charts.svg(charts.acceptance_chart(report), "acceptance"),
+        acceptance=charts.svg(charts.run_chart(report), "acceptance"),
         speed=charts.svg(charts.speed_chart(report), "speed"),
         learning=charts.svg(charts.learning_chart(report), "learning"),
         length_s=report.parts[-1].ended_s if report.parts else 0.0,
@@ -58,25 +58,17 @@ def render(report: Report) -> str:
 
 
 def remarks(report: Report) -> list[str]:
-    """Return what the speeds come to, also where something simpler was faster."""
-    over_none, over_ngram = _ratios(report, Arm.NONE), _ratios(report, Arm.NGRAM)
-    if not over_none or not over_ngram:
+    """Return the speeds in words, also where something simpler was faster."""
+    over_none = _ratios(report, Arm.NONE)
+    if not over_none:
         return []
-    faster = [name for name, value in over_ngram.items() if value < 1]
-    simpler = f"N-gram lookup was faster still in {' and '.join(faster)}." if faster else "It was faster than both."
-    return [
-        f"Tokens per second of the adaptive draft against no speculation: {_told(over_none)}.",
-        f"Against n-gram lookup, which needs no training and lives on repetition: {_told(over_ngram)}. {simpler}",
-    ]
+    text = ", ".join(f"{value:.2f} times in {name}" for name, value in over_none.items())
+    return [f"Speed of the adaptive draft against no speculation: {text}.", *drafter_remarks(report)]
 
 
 def _ratios(report: Report, to: Arm) -> dict[str, float]:
     found = {part: ratio(report, part.name, Arm.ADAPTIVE, to) for part in report.parts}
     return {f"{part.name} ({part.domain})": value for part, value in found.items() if value is not None}
-
-
-def _told(ratios: dict[str, float]) -> str:
-    return ", ".join(f"{value:.2f} times in {name}" for name, value in ratios.items())
 
 
 def _num_prompts(report: Report) -> int:

@@ -18,8 +18,8 @@ MAX_TOKENS = 80
 MIN_STRETCH_S = 4.0
 """Live traffic between two report points, whatever the budget says: without any, nothing could be learnt between them."""
 
-ALONE_COST = 2
-"""A request that runs alone costs about twice its share of four that run together."""
+ALONE_COST = 3
+"""A request that runs alone costs about three times its share of eight that run together."""
 
 _SHORT_MINUTES = 5.0
 """Below it, report points are fewer and smaller: a look at the loop, not a measurement."""
@@ -68,9 +68,12 @@ class Segment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probing:
-    """How much a report point measures: the first `num_prompts` held-out prompts of the domain."""
+    """Size of a report point. Acceptance varies between prompts, so its error falls with their number; speed hardly does."""
 
     num_prompts: int
+    """Held-out prompts of the domain on which acceptance is measured."""
+    num_timed: int
+    """The first few of them, on which speed is measured."""
     max_tokens: int
 
 
@@ -117,13 +120,16 @@ def make_plan(*, minutes: float, streams: int, seed: int) -> Plan:
             Segment(name=SegmentName.SHIFTED, domain="math", share=0.40, num_points=points[1]),
             Segment(name=SegmentName.RETURNED, domain="code", share=0.25, num_points=points[2]),
         ),
-        probing=Probing(num_prompts=2, max_tokens=32) if is_short else Probing(num_prompts=4, max_tokens=64),
+        probing=Probing(num_prompts=8, num_timed=2, max_tokens=32)
+        if is_short
+        else Probing(num_prompts=32, num_timed=4, max_tokens=40),
     )
 
 
-def fixed_arms(segment: SegmentName) -> tuple[Arm, ...]:
-    """Return the arms whose acceptance is measured at every point; before the shift there is nothing frozen yet."""
-    return (Arm.ADAPTIVE,) if segment is SegmentName.FIRST else (Arm.ADAPTIVE, Arm.FROZEN)
+def fixed_arms(segment: SegmentName, *, is_end: bool = False) -> tuple[Arm, ...]:
+    """Return the arms whose acceptance is measured. Before the shift nothing is frozen, and n-gram lookup does not learn."""
+    drafts = (Arm.ADAPTIVE,) if segment is SegmentName.FIRST else (Arm.ADAPTIVE, Arm.FROZEN)
+    return (Arm.NGRAM, *drafts) if is_end else drafts
 
 
 def timed_arms(segment: SegmentName) -> tuple[Arm, ...]:
@@ -133,10 +139,11 @@ def timed_arms(segment: SegmentName) -> tuple[Arm, ...]:
 
 def probe_requests(plan: Plan, segment: Segment, point: int) -> int:
     """Return what report point `point` (from 0) of a segment costs, in requests of an acceptance probe."""
-    arms = len(fixed_arms(segment.name))
-    if is_last(segment, point):
-        arms += ALONE_COST * len(timed_arms(segment.name))
-    return arms * plan.probing.num_prompts
+    is_end = is_last(segment, point)
+    requests = len(fixed_arms(segment.name, is_end=is_end)) * plan.probing.num_prompts
+    if is_end:
+        requests += ALONE_COST * len(timed_arms(segment.name)) * plan.probing.num_timed
+    return requests
 
 
 def is_last(segment: Segment, point: int) -> bool:

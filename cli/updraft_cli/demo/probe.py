@@ -52,11 +52,11 @@ class Probe:
         """Measure report point `point` (from 0) of a segment. Live traffic must not flow."""
         plan, started_s = self._recording.plan, self._recording.now_s
         questions = probe_questions(plan, segment.domain)
-        fixed = await self._acceptance(fixed_arms(segment.name), questions)
-        timed = await self._speed(timed_arms(segment.name), questions) if is_last(segment, point) else {}
-        self._recording.add_point(
-            fixed, timed, is_start=point == 0, is_end=is_last(segment, point), started_s=started_s
-        )
+        is_end = is_last(segment, point)
+        fixed = await self._acceptance(fixed_arms(segment.name, is_end=is_end), questions)
+        alone = questions[: plan.probing.num_timed]
+        timed = await self._speed(timed_arms(segment.name), alone) if is_end else {}
+        self._recording.add_point(fixed, timed, is_start=point == 0, is_end=is_end, started_s=started_s)
 
     async def _acceptance(self, arms: Sequence[Arm], questions: Sequence[Question]) -> dict[Arm, Measured]:
         results = {}

@@ -7,6 +7,7 @@ set-up), unless they say otherwise.
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from itertools import chain
+from math import sqrt
 from statistics import median
 from typing import Self
 
@@ -72,6 +73,8 @@ class Measured(Row):
     """Forward passes of the target after the first token of each answer."""
     acceptance_length: float | None
     """Tokens a verify step: (output tokens - 1 for each request) / verify steps. The first token costs no such step."""
+    acceptance_error_percent: float | None
+    """Standard error of the acceptance length in percent of it, from its spread over requests; null below two requests."""
     wall_s: float
     """Time that the arm had the machine's serving to itself."""
     tokens_per_second: float | None
@@ -95,6 +98,7 @@ class Measured(Row):
             output_tokens=output_tokens,
             verify_steps=sum(answer.verify_steps for answer in good),
             acceptance_length=acceptance_length(good),
+            acceptance_error_percent=acceptance_error_percent(good),
             wall_s=round(wall_s, 4),
             tokens_per_second=round(output_tokens / wall_s, 3) if output_tokens and wall_s > 0 else None,
             median_gap_s=median(gaps) if gaps else None,
@@ -235,6 +239,8 @@ class Summary(Row):
     """At the last report point of each segment, by arm."""
     tokens_per_second_mean: ByArm
     """Mean over the report points of each segment that measured it."""
+    acceptance_error_percent: float | None
+    """Largest standard error of an acceptance length of the adaptive draft at a report point, in percent."""
     swaps: int
     """Times that the serving process took another draft."""
     swap_pause_mean_s: float | None
@@ -307,3 +313,15 @@ def acceptance_length(answers: Iterable[Answer]) -> float | None:
         return None
     tokens = sum(answer.output_tokens - 1 for answer in stepped)
     return round(tokens / sum(answer.verify_steps for answer in stepped), 4)
+
+
+def acceptance_error_percent(answers: Iterable[Answer]) -> float | None:
+    """Return the standard error of `acceptance_length`, in percent: that of a ratio, with requests as the sample."""
+    stepped = [answer for answer in answers if answer.verify_steps]
+    if len(stepped) < 2:
+        return None
+    tokens = [answer.output_tokens - 1 for answer in stepped]
+    steps = [answer.verify_steps for answer in stepped]
+    length, num = sum(tokens) / sum(steps), len(stepped)
+    residuals = sum((token - length * step) ** 2 for token, step in zip(tokens, steps, strict=True))
+    return round(100 * sqrt(num / (num - 1) * residuals) / sum(tokens), 2)

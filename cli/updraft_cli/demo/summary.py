@@ -13,6 +13,7 @@ Value = Callable[[ArmResult], float | None]
 
 MIN_GAIN_PERCENT = 25.0
 MIN_KEPT_PERCENT = 90.0
+MAX_ERROR_PERCENT = 5.0
 MAX_TOTAL_MINUTES = 15.0
 MAX_SET_UP_MINUTES = 6.0
 
@@ -27,6 +28,7 @@ def summarise(recording: Recording, *, set_up_s: float, total_s: float) -> Summa
         acceptance_length_mean=_table(points, acceptance, mean),
         tokens_per_second=_table(points, speed, last),
         tokens_per_second_mean=_table(points, speed, mean),
+        acceptance_error_percent=_largest_error(points),
         swaps=len(recording.swaps),
         swap_pause_mean_s=recording.pauses.mean_s,
         requests=len(recording.requests),
@@ -65,6 +67,12 @@ def bars(summary: Summary, points: Sequence[Point], swaps: Sequence[Swap]) -> tu
             _ratio(speeds[Arm.ADAPTIVE][returned], speeds[Arm.NONE][returned]),
             1.0,
             "x",
+        ),
+        results.at_most(
+            "standard error of an acceptance length, largest report point",
+            summary.acceptance_error_percent,
+            MAX_ERROR_PERCENT,
+            "%",
         ),
         results.at_most("failed requests", float(summary.failed_requests), 0.0),
         results.at_most("set-up", summary.set_up_s / 60, MAX_SET_UP_MINUTES, "min"),
@@ -141,6 +149,29 @@ def ratio(report: Report, segment: SegmentName, arm: Arm, to: Arm) -> float | No
     """Return how much faster `arm` was than `to` at the end of a segment."""
     speeds = report.summary.tokens_per_second
     return _ratio(speeds[arm][segment], speeds[to][segment])
+
+
+def drafter_remarks(report: Report) -> list[str]:
+    """Return which drafter `updraft up` uses, where n-gram lookup was faster, and how to choose."""
+    ratios = {part: ratio(report, part.name, Arm.NGRAM, Arm.ADAPTIVE) for part in report.parts}
+    faster = [
+        f"{value:.1f} times as fast in {part.name} ({part.domain})"
+        for part, value in ratios.items()
+        if value and value > 1
+    ]
+    remarks = ["By default, `updraft up` uses the learned draft, which is the adaptive one here (--drafter auto)."]
+    if faster:
+        remarks.append(
+            f"N-gram lookup was faster on this traffic: {', '.join(faster)}. To use it, start `updraft up --drafter"
+            ' ngram` or send "updraft": {"drafter": "ngram"} with a request; `--drafter hybrid` chooses for each sequence.'
+        )
+    return remarks
+
+
+def _largest_error(points: Sequence[Point]) -> float | None:
+    measured = (point.arms[Arm.ADAPTIVE].fixed for point in points if Arm.ADAPTIVE in point.arms)
+    errors = [found.acceptance_error_percent for found in measured if found is not None]
+    return max((error for error in errors if error is not None), default=None)
 
 
 def _table(points: Sequence[Point], value: Value, choose: Callable[[Sequence[float]], float]) -> ByArm:

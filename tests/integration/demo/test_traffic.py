@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -13,7 +14,7 @@ from tests.support.wait import LONG_S, until
 
 from updraft_chassis.clock import SystemClock
 from updraft_cli.demo.chat import ChatServer, Question
-from updraft_cli.demo.plan import MAX_TOKENS, Arm, SegmentName, make_plan, timed_arms
+from updraft_cli.demo.plan import MAX_TOKENS, Arm, Probing, SegmentName, fixed_arms, make_plan, timed_arms
 from updraft_cli.demo.probe import Probe, probe_questions, rotated, ways
 from updraft_cli.demo.recording import Recording
 from updraft_cli.demo.traffic import Traffic, endless_prompts
@@ -51,9 +52,13 @@ def server(pod: RunningPod, http: httpx.AsyncClient) -> ChatServer:
     return ChatServer(http=http, url=pod.url, model=MODEL)
 
 
+SMALL = Probing(num_prompts=6, num_timed=4, max_tokens=64)
+
+
 @pytest.fixture
 def recording() -> Recording:
-    made = Recording(plan=make_plan(minutes=9, streams=4, seed=0), clock=SystemClock())
+    plan = replace(make_plan(minutes=9, streams=4, seed=0), probing=SMALL)
+    made = Recording(plan=plan, clock=SystemClock())
     made.begin(SegmentName.FIRST, "code")
     return made
 
@@ -134,11 +139,11 @@ async def test_acceptance_is_asked_all_at_once_and_speed_one_at_a_time(
     pod.engine.go.clear()
     async with asyncio.TaskGroup() as group:
         group.create_task(Probe(ways(server, None), recording).measure(segment, segment.num_points - 1))
-        await until(lambda: pod.engine.load.running == 4, what="all prompts of the acceptance probe")
+        await until(lambda: pod.engine.load.running == SMALL.num_prompts, what="all prompts of the acceptance probe")
         pod.engine.go.set()
-    alone = [ended for ended in finished if ended.request.drafter is not Drafter.EAGLE3]
-    assert len(alone) == 4 * len(timed_arms(segment.name))
-    assert {step.batch_size for ended in alone for step in ended.steps} == {1}
+    num_alone = SMALL.num_timed * len(timed_arms(segment.name))
+    assert len(finished) == num_alone + SMALL.num_prompts * len(fixed_arms(segment.name, is_end=True))
+    assert {step.batch_size for ended in finished[-num_alone:] for step in ended.steps} == {1}
 
 
 async def test_a_frozen_draft_is_asked_in_its_own_process(
@@ -152,7 +157,7 @@ async def test_a_frozen_draft_is_asked_in_its_own_process(
     frozen, adaptive = arms[Arm.FROZEN].fixed, arms[Arm.ADAPTIVE].fixed
     assert frozen is not None
     assert adaptive is not None
-    assert (frozen.failed, adaptive.failed) == (4, 0)
+    assert (frozen.failed, adaptive.failed) == (SMALL.num_prompts, 0)
     assert arms[Arm.FROZEN].acceptance_length is None
 
 
@@ -165,7 +170,7 @@ def test_held_out_prompts_are_the_same_at_every_point_and_never_captured() -> No
     plan = make_plan(minutes=9, streams=4, seed=0)
     questions = probe_questions(plan, "math")
     assert questions == probe_questions(plan, "math")
-    assert len(questions) == 4
+    assert len(questions) == plan.probing.num_prompts
     assert not any(question.is_captured for question in questions)
 
 

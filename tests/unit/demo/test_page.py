@@ -1,12 +1,13 @@
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support.clock import ManualClock
 from tests.support.demo_run import recorded, report_of
 
-from updraft_cli.demo import page
+from updraft_cli.demo import charts, page
 from updraft_cli.demo.page import render, write
 from updraft_cli.demo.plan import Arm, SegmentName, make_plan
 from updraft_cli.demo.recording import Recording
@@ -81,8 +82,16 @@ def test_the_page_is_well_formed_and_its_charts_do_not_share_ids(html: str) -> N
 
 def test_the_page_tells_the_result_and_where_something_simpler_was_faster(html: str) -> None:
     assert "43 % more than the same draft frozen at the shift" in html
-    assert "N-gram lookup was faster still in first (code) and shifted (math) and returned (code)" in html
+    assert "N-gram lookup was faster on this traffic: 1.2 times as fast in first (code), " in html
     assert "✗ missed" in html
+
+
+def test_the_report_has_the_speed_over_the_run_beside_the_acceptance(html: str, report: Report) -> None:
+    figure = charts.run_chart(report)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["tokens per verify step", "tokens per second,\nlive traffic"]
+    numbers: Any = figure.axes[1].lines[-1].get_xdata()
+    assert len(numbers) > 100
+    assert "Below: tokens per second of the live traffic" in html
 
 
 def test_a_reason_from_outside_cannot_write_html() -> None:

@@ -46,12 +46,19 @@ def test_nothing_is_frozen_before_the_shift() -> None:
 def test_only_the_last_point_of_a_segment_measures_speed(plan: Plan) -> None:
     shifted = segment(plan, SegmentName.SHIFTED)
     assert [is_last(shifted, point) for point in range(4)] == [False] * 3 + [True]
-    assert probe_requests(plan, shifted, 0) == 2 * 4
+    assert probe_requests(plan, shifted, 0) == 2 * 32
 
 
 def test_a_request_that_runs_alone_costs_more_than_one_among_others(plan: Plan) -> None:
     assert ALONE_COST > 1
-    assert probe_requests(plan, segment(plan, SegmentName.SHIFTED), 3) == (2 + 4 * ALONE_COST) * 4
+    assert probe_requests(plan, segment(plan, SegmentName.SHIFTED), 3) == 3 * 32 + 4 * ALONE_COST * 4
+
+
+def test_a_report_point_measures_enough_held_out_tokens_for_an_error_below_5_percent(plan: Plan) -> None:
+    # In percent: the spread between prompts that n-gram lookup shows on math. The error falls with the root of their number.
+    spread = 28
+    assert spread / plan.probing.num_prompts**0.5 < 5
+    assert plan.probing.num_prompts * plan.probing.max_tokens >= 1_000
 
 
 def test_a_segment_begins_with_a_report_point(plan: Plan) -> None:
@@ -61,7 +68,7 @@ def test_a_segment_begins_with_a_report_point(plan: Plan) -> None:
 
 def test_stretches_and_report_points_fill_the_segment(plan: Plan) -> None:
     shifted = segment(plan, SegmentName.SHIFTED)
-    now_s, cost_s = plan.end_s(SegmentName.FIRST), 1.5
+    now_s, cost_s = plan.end_s(SegmentName.FIRST), 0.3
     for point in range(shifted.num_points):
         now_s += stretch_s(plan, shifted, point, now_s=now_s, probe_request_s=cost_s)
         now_s += cost_s * probe_requests(plan, shifted, point)

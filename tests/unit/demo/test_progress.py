@@ -59,7 +59,7 @@ def test_a_process_that_was_started_again_is_noted(recording: Recording, console
 def test_the_outcome_names_missed_bars_and_the_page(console: Console) -> None:
     outcome.show(console, report_of(recorded()), Path("demo-report", PAGE))
     told = printed(console)
-    assert "1 of 8 bars missed." in told
+    assert "1 of 9 bars missed." in told
     assert "demo-report/report.html" in told
     assert "returned (code)" in told
 

@@ -82,9 +82,9 @@ def test_the_price_of_report_points_is_learnt(recording: Recording, clock: Manua
 
 def test_the_plan_reckons_with_report_points_as_they_are_measured(recording: Recording, clock: ManualClock) -> None:
     first = recording.plan.segments[0]
-    num = recording.plan.probing.num_prompts
-    fixed = {arm: measured(1.0, num=num) for arm in fixed_arms(first.name)}
-    timed = {arm: measured(1.0, num=num) for arm in timed_arms(first.name)}
+    probing = recording.plan.probing
+    fixed = {arm: measured(1.0, num=probing.num_prompts) for arm in fixed_arms(first.name, is_end=True)}
+    timed = {arm: measured(1.0, num=probing.num_timed) for arm in timed_arms(first.name)}
     clock.advance(56.0)
     recording.add_point(fixed, timed, is_start=False, is_end=True, started_s=0.0)
     planned = probe_requests(recording.plan, first, first.num_points - 1)

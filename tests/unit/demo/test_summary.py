@@ -1,11 +1,12 @@
+import math
 from collections.abc import Mapping
 
 import pytest
 from tests.support.demo_run import answer, measured, recorded, report_of
 
 from updraft_cli.demo.plan import Arm, SegmentName
-from updraft_cli.demo.report import ArmResult, Point, Report, Swap
-from updraft_cli.demo.summary import headline, kept_percent, lowest, summarise
+from updraft_cli.demo.report import ArmResult, Measured, Point, Report, Swap, acceptance_error_percent
+from updraft_cli.demo.summary import drafter_remarks, headline, kept_percent, lowest, summarise
 
 
 @pytest.fixture
@@ -67,6 +68,36 @@ def test_failed_requests_of_traffic_and_of_report_points_are_counted_together() 
     summary = summarise(recording, set_up_s=1.0, total_s=2.0)
     assert summary.failed_requests == 1
     assert summary.requests == len(recording.requests)
+
+
+def test_the_error_of_a_point_is_the_spread_over_its_requests() -> None:
+    same = [answer(1.5) for _ in range(8)]
+    assert acceptance_error_percent(same) == 0.0
+    spread = [answer(length) for length in (1.2, 1.8) for _ in range(4)]
+    error = acceptance_error_percent(spread)
+    assert error is not None
+    assert error == pytest.approx(100 * 0.2 / math.sqrt(8 - 1), rel=0.1), "one standard deviation is a fifth of 1.44"
+    assert acceptance_error_percent(spread * 4) == pytest.approx(error / 2, rel=0.1)
+    assert acceptance_error_percent(same[:1]) is None
+
+
+def test_a_point_with_too_large_an_error_misses_a_bar() -> None:
+    recording = recorded()
+    point = recording.points[-1]
+    wide = [answer(length, version=1) for length in (1.0, 3.0)]
+    arm = ArmResult.of(Measured.of(wide, 1.0), None)
+    recording.points[-1] = point.model_copy(update={"arms": point.arms | {Arm.ADAPTIVE: arm}})
+    report = report_of(recording)
+    (bar,) = [bar for bar in report.bars if bar.name.startswith("standard error")]
+    assert not bar.met
+    assert bar.measured == report.summary.acceptance_error_percent
+
+
+def test_where_n_gram_lookup_was_faster_the_report_names_the_default_and_how_to_choose(report: Report) -> None:
+    default, faster = drafter_remarks(report)
+    assert "`updraft up` uses the learned draft" in default
+    assert "1.2 times as fast in first (code)" in faster
+    assert "--drafter ngram" in faster
 
 
 def test_copies_of_the_adaptive_draft_are_not_counted_as_requests(report: Report) -> None:
