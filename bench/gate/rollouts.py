@@ -8,9 +8,9 @@ import numpy as np
 from bench.gate.traffic import Fleet, Truth
 
 from updraft_registry.rollout.comparison import Traffic
-from updraft_registry.rollout.placement import Order, Pod
-from updraft_registry.rollout.rollout import decide
-from updraft_registry.rollout.version import Evaluation, EvaluationSample, Speculator, Version, Wish
+from updraft_registry.rollout.decision import decide
+from updraft_registry.rollout.placement import Directive, Pod
+from updraft_registry.rollout.version import DesiredState, Evaluation, EvaluationSample, Speculator, Version
 from updraft_rollouts.policy import RolloutPolicy
 from updraft_rollouts.terms import Phase, Source
 
@@ -35,11 +35,11 @@ def roll_out(truth: Truth, policy: RolloutPolicy, seed: Sequence[int]) -> Outcom
     fleet = Fleet(truth, np.random.default_rng(seed))
     speculator = Speculator(
         name="simulated",
-        wish=Wish(policy=policy),
+        desired=DesiredState(policy=policy),
         versions=(_version(STABLE, Phase.STABLE), _version(CANDIDATE, Phase.PENDING)),
         latest=CANDIDATE,
     )
-    orders: Mapping[str, Order] = {}
+    orders: Mapping[str, Directive] = {}
     names = [f"pod-{number}" for number in range(truth.pods)]
     touched: set[str] = set()
     while True:
@@ -52,7 +52,7 @@ def roll_out(truth: Truth, policy: RolloutPolicy, seed: Sequence[int]) -> Outcom
             return _outcome(candidate, minutes=fleet.now_s / 60, pods_touched=len(touched))
         touched |= set(decision.rollout.pods if decision.rollout else ())
         fleet.serve(serving == CANDIDATE)
-        orders = decision.orders
+        orders = decision.directives
 
 
 def _outcome(candidate: Version, *, minutes: float, pods_touched: int) -> Outcome:
@@ -64,7 +64,7 @@ def _outcome(candidate: Version, *, minutes: float, pods_touched: int) -> Outcom
     return Outcome(end=end, minutes=minutes, pods_touched=pods_touched, reason=candidate.reason)
 
 
-def _serves(order: Order | None, now_ms: int) -> int:
+def _serves(order: Directive | None, now_ms: int) -> int:
     """The version that a pod serves until the next report; what it was ordered in the last one it has loaded by now."""
     if order is None:
         return STABLE
@@ -74,7 +74,7 @@ def _serves(order: Order | None, now_ms: int) -> int:
     return order.switchback.versions[turn % 2]
 
 
-def _pods(names: Sequence[str], serving: np.ndarray, fleet: Fleet, orders: Mapping[str, Order]) -> list[Pod]:
+def _pods(names: Sequence[str], serving: np.ndarray, fleet: Fleet, orders: Mapping[str, Directive]) -> list[Pod]:
     stable, candidate = fleet.totals.transpose(0, 2, 1).tolist()
     return [
         Pod(

@@ -7,7 +7,7 @@ from typing import Any
 from tests.support.checkpoints import Checkpoint
 from tests.support.versions import NOW_MS
 
-from updraft_registry.rollout.rollout import decide
+from updraft_registry.rollout.decision import decide
 from updraft_registry.storage.archive import Archive, Recovered, open_archive
 from updraft_registry.storage.catalogue import History
 from updraft_rollouts.policy import RolloutPolicy

@@ -18,8 +18,8 @@ from tests.support.clock import ManualClock
 from tests.support.versions import NOW_MS, holding
 
 from updraft.registry.v1 import registry_pb2
-from updraft_registry.rollout.retention import keepers
-from updraft_registry.rollout.rollout import decide
+from updraft_registry.rollout.decision import decide
+from updraft_registry.rollout.retention import versions_to_keep
 from updraft_registry.settings import RegistrySettings
 from updraft_registry.storage import archive, catalogue, documents, fsck, maintenance
 from updraft_registry.storage.stores import folder as folder_store
@@ -106,7 +106,7 @@ def _sweep(folder: Path) -> None:
         publish(opened, 2)
         opened.reject(NAME, 2, "slow", NOW_MS)
         speculator = opened.catalogue.speculator(NAME)
-        opened.sweep(speculator, keepers(speculator, ()))
+        opened.sweep(speculator, versions_to_keep(speculator, ()))
 
 
 def _rebuild(folder: Path) -> None:

@@ -182,7 +182,7 @@ async def _look_at_the_living(process: RegistryProcess, fleet: Sequence[SimPod],
         seen.misled += [
             f"{pod.name} was ordered {order}, which nobody published"
             for pod in fleet
-            for order in pod.orders
+            for order in pod.directives
             if order.version and order.version not in versions
         ]
         for number, version in versions.items():
@@ -191,7 +191,7 @@ async def _look_at_the_living(process: RegistryProcess, fleet: Sequence[SimPod],
                 pb.HistoryRequest(speculator="default", version=number, limit=1000), timeout=CALL_S
             )
             for pod in fleet:
-                orders = [order for order in pod.orders if order.version == number]
+                orders = [order for order in pod.directives if order.version == number]
                 seen.orders += len(orders)
                 seen.misled += [
                     f"{pod.name} was ordered {order}; the history is {told.transitions}"

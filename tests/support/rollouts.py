@@ -8,9 +8,9 @@ from typing import Any
 from tests.support.versions import NOW_MS, evaluation, holding, version
 
 from updraft_registry.rollout.comparison import NOTHING, UNKNOWN, Evidence, Ratio, Slice
-from updraft_registry.rollout.placement import Order, Pod
-from updraft_registry.rollout.rollout import Decision, decide
-from updraft_registry.rollout.version import Rollout, Speculator, Version, Wish
+from updraft_registry.rollout.decision import Decision, decide
+from updraft_registry.rollout.placement import Directive, Pod
+from updraft_registry.rollout.version import DesiredState, Rollout, Speculator, Version
 from updraft_rollouts.policy import RolloutPolicy, RolloutStep
 from updraft_rollouts.terms import Phase, Source
 
@@ -44,7 +44,7 @@ class World:
     def __init__(self, num_pods: int = 16, **policy: Any) -> None:
         first = version(1, Phase.STABLE)
         self.speculator = Speculator(
-            name="default", wish=Wish(policy=RolloutPolicy(**policy)), versions=(first,), latest=1
+            name="default", desired=DesiredState(policy=RolloutPolicy(**policy)), versions=(first,), latest=1
         )
         self.pods = {pod.name: pod for pod in (holding(f"pod-{i:02}", first) for i in range(num_pods))}
         self.now_ms = NOW_MS
@@ -61,10 +61,10 @@ class World:
             self.speculator,
             list(self.pods.values()),
             self.now_ms,
-            told=self.remembered,
+            directed=self.remembered,
             is_settled=self.is_settled,
         )
-        self.remembered = {name: order.serve for name, order in self.decision.orders.items()}
+        self.remembered = {name: order.serve for name, order in self.decision.directives.items()}
         self.speculator = replace(self.speculator, versions=self.decision.versions, rollout=self.decision.rollout)
         return self.decision
 
@@ -78,8 +78,8 @@ class World:
     def publish(self, quality: float | None = BETTER, *, source: Source = Source.TRAINER) -> int:
         """A version that was compared with the stable one; decided on."""
         number = self.speculator.latest + 1
-        told = None if quality is None else evaluation(quality, against=self.stable)
-        published = version(number, evaluation=told, source=source)
+        measured = None if quality is None else evaluation(quality, against=self.stable)
+        published = version(number, evaluation=measured, source=source)
         self.speculator = replace(self.speculator, versions=(*self.speculator.versions, published), latest=number)
         self.decide()
         return number
@@ -97,19 +97,19 @@ class World:
         """Let this have been seen; not decided on."""
         self.speculator = replace(self.speculator, rollout=replace(self.rollout, evidence=seen(gain_percent, **more)))
 
-    def wish(self, **wishes: Any) -> Decision:
+    def desired(self, **wishes: Any) -> Decision:
         """Pin, pause and so on; decided on."""
-        self.speculator = replace(self.speculator, wish=replace(self.speculator.wish, **wishes))
+        self.speculator = replace(self.speculator, desired=replace(self.speculator.desired, **wishes))
         return self.decide()
 
     def policy(self, **fields: Any) -> Decision:
         """Change the policy; decided on."""
-        return self.wish(policy=replace(self.speculator.wish.policy, **fields))
+        return self.desired(policy=replace(self.speculator.desired.policy, **fields))
 
     def obey(self, names: Iterable[str] | None = None) -> None:
         """Pods load what they are told; in a switchback they fetch the other one."""
         for name in self.pods if names is None else names:
-            order = self.decision.orders.get(name)
+            order = self.decision.directives.get(name)
             if order is not None:
                 self.pods[name] = obeyed(self.pods[name], order, self.speculator.versions)
 
@@ -154,16 +154,16 @@ class World:
     def message(self) -> str:
         return self.decision.message
 
-    def told(self, number: int) -> set[str]:
+    def directed(self, number: int) -> set[str]:
         """Pods that are ordered to serve a version, all the time or in turn."""
         return {
             name
-            for name, order in self.decision.orders.items()
+            for name, order in self.decision.directives.items()
             if number == order.serve or (order.switchback and number in order.switchback.versions)
         }
 
 
-def obeyed(pod: Pod, order: Order, versions: Iterable[Version]) -> Pod:
+def obeyed(pod: Pod, order: Directive, versions: Iterable[Version]) -> Pod:
     """A pod that has done what it was told."""
     held = next((v for v in versions if v.number == order.serve), None)
     return replace(

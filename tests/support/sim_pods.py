@@ -145,7 +145,7 @@ class SimPod:
         self.loaded = NONE
         self.held: dict[int, Draft] = {}
         self.directive = fleet_pb2.Directive()
-        self.orders: list[Order] = []
+        self.directives: list[Order] = []
         """All that it was ordered to serve, by turns too."""
         self.served: list[tuple[int, str]] = []
         """Version and digest of all that it served."""
@@ -257,7 +257,7 @@ class SimPod:
         if directive.HasField("switchback"):
             ordered = [(plan.version_a, plan.digest_a), (plan.version_b, plan.digest_b)]
         at_ms = int(time.time() * 1000)
-        self.orders += [Order(version=version, digest=digest, at_ms=at_ms) for version, digest in ordered]
+        self.directives += [Order(version=version, digest=digest, at_ms=at_ms) for version, digest in ordered]
         if directive.nonce != self.directive.nonce:
             self.directive = directive
             self._arrived.set()

@@ -1,9 +1,9 @@
-"""The level-triggered loop: whatever changed, look at everything, decide, write, and only then tell the pods.
+"""The level-triggered loop: whatever changed, inputs at everything, decide, write, and only then tell the pods.
 
-One task decides for all speculators, so decisions never race; calls write their wish, mark the speculator and
+One task decides for all speculators, so decisions never race; calls write their desired, mark the speculator and
 wait until it was decided on. Blocking work runs on one thread (the archive's) or, where it is long and
-touches no state, on any. What cannot be written (a full disk) is not told either: the pods keep their orders,
-and the decision is tried again. Its wish stands all the same, so the call that brought it has succeeded.
+touches no state, on any. What cannot be written (a full disk) is not directed either: the pods keep their directives,
+and the decision is tried again. Its desired stands all the same, so the call that brought it has succeeded.
 """
 
 import asyncio
@@ -21,11 +21,10 @@ from updraft_chassis.errors import UpdraftError
 from updraft_registry.fleet import Fleet, Session
 from updraft_registry.messages import wire
 from updraft_registry.messages.reports import Report
-from updraft_registry.metrics import Metrics, Seen
-from updraft_registry.rollout import rollout
+from updraft_registry.metrics import FleetTraffic, Metrics
+from updraft_registry.rollout.decision import Decision, decide, explain
 from updraft_registry.rollout.placement import Pod
-from updraft_registry.rollout.retention import keepers
-from updraft_registry.rollout.rollout import Decision, decide
+from updraft_registry.rollout.retention import versions_to_keep
 from updraft_registry.rollout.version import NO_DRAFT, Rollout, Speculator, Transition, in_canary, stable
 from updraft_registry.storage.archive import Archive
 from updraft_rollouts.terms import Phase
@@ -46,27 +45,27 @@ thousand of them. Beyond a thousand it grows with the fleet, as what a decision 
 SETTLE_S = 15.0
 """From the first pod that comes (back) until the fleet is taken for whole: pods try to connect every five seconds."""
 
-FOLLOW_S = 30.0
+DOCUMENTS_RETRY_S = 30.0
 """How often documents are written that could not be (a full disk, a bucket that was away) when their rows changed."""
 
 SWEEP_GRACE_S = 60.0
 """After a start no weights are deleted for this long: the pods have not yet said what they hold."""
 
-SWEEP_REST_S = 60.0
+SWEEP_RETRY_S = 60.0
 """After weights could not be deleted: the one thread has better things to do than to wait for a bucket that is away."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Known:
+class _Decided:
     """One speculator after its last decision."""
 
     speculator: Speculator
-    told: Mapping[str, int]
+    directed: Mapping[str, int]
     """The version that each pod was ordered to serve."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Look:
+class _Inputs:
     """What a decision is about to be made with."""
 
     pods: tuple[Pod, ...]
@@ -88,21 +87,21 @@ class Control:
         self._fleet = fleet
         self._clock = clock
         self._metrics = metrics
-        self._next_follow_s = clock.monotonic() + FOLLOW_S
+        self._next_documents_s = clock.monotonic() + DOCUMENTS_RETRY_S
         self._next_sweep_s = clock.monotonic() + SWEEP_GRACE_S
         self._is_swept = False
         """Blobs that are nobody's may be there until a whole sweep: left by a dead registry, or by a sweep that failed."""
         self._settles_s: dict[str, float] = {}
         """When a fleet will be whole that was there before; infinite until its first pod comes."""
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="archive")
-        self._known: dict[str, _Known] = {}
-        self._marked: set[str] = set()
-        self._stirred: set[str] = set()
+        self._decided: dict[str, _Decided] = {}
+        self._due: set[str] = set()
+        self._due_soon: set[str] = set()
         """Marked by a pod: at the next beat will do."""
         self._failed: dict[str, str] = {}
         """Why a decision could not be written, until it is."""
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
-        self._wake = asyncio.Event()
+        self._awake = asyncio.Event()
         self._changed = asyncio.Event()
         self._is_reported = False
         self.is_ready = False
@@ -118,18 +117,18 @@ class Control:
         loop, next_tick_s, next_beat_s = asyncio.get_running_loop(), 0.0, 0.0
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout_at(min(next_tick_s, next_beat_s if self._stirred else math.inf)):
-                    await self._wake.wait()
-            self._wake.clear()
+                async with asyncio.timeout_at(min(next_tick_s, next_beat_s if self._due_soon else math.inf)):
+                    await self._awake.wait()
+            self._awake.clear()
             if loop.time() >= next_tick_s:
                 next_tick_s = loop.time() + TICK_S
                 await self._tick()
             if loop.time() >= next_beat_s:
                 next_beat_s = loop.time() + BEAT_S * max(1.0, len(self._fleet) / 1000)
-                self._marked |= self._stirred
-                self._stirred.clear()
-            marked, self._marked = self._marked, set()
-            for name in sorted(marked):
+                self._due |= self._due_soon
+                self._due_soon.clear()
+            due, self._due = self._due, set()
+            for name in sorted(due):
                 await self._decide(name)
 
     def join(self) -> None:
@@ -155,7 +154,7 @@ class Control:
         """
         loop = asyncio.get_running_loop()
         job = self._thread.submit(function, *args, **kwargs)
-        job.add_done_callback(lambda _: loop.call_soon_threadsafe(self._mark, name))
+        job.add_done_callback(lambda _: loop.call_soon_threadsafe(self._wake, name))
         result = await asyncio.wrap_future(job)
         await self._until_decided(name)
         return result
@@ -169,19 +168,19 @@ class Control:
 
     def report(self, session: Session, report: Report) -> None:
         """Take a pod's report; InvalidInput for one of another pod than the stream's."""
-        news = self._fleet.report(session, report, self._clock.monotonic())
-        self._metrics.heard(news, lag_s=self._clock.now() - report.sent_ms / 1000 if report.sent_ms else None)
+        effect = self._fleet.report(session, report, self._clock.monotonic())
+        self._metrics.count_report(effect, lag_s=self._clock.now() - report.sent_ms / 1000 if report.sent_ms else None)
         self._is_reported = True
         if self._settles_s.get(report.speculator) == math.inf:
             self._settles_s[report.speculator] = self._clock.monotonic() + self._settle_s
-        if news.is_change:
-            self._stir(report.speculator)
+        if effect.is_change:
+            self._wake_soon(report.speculator)
 
     def disconnect(self, session: Session) -> None:
         """Note that a pod's stream ended."""
         self._fleet.disconnect(session)
         if session.owner is not None:
-            self._stir(session.owner[0])
+            self._wake_soon(session.owner[0])
 
     def now_ms(self) -> int:
         """Milliseconds since 1970."""
@@ -197,14 +196,14 @@ class Control:
 
         What was decided last, with what the pods report now: neither is older than the other.
         """
-        known = self._known.get(name)
+        known = self._decided.get(name)
         speculator = known.speculator if known else await self.call(self._archive.catalogue.speculator, name)
-        message, scene = rollout.explain(speculator, self._fleet.pods(name), is_settled=self._is_settled(name))
+        message, canary_state = explain(speculator, self._fleet.pods(name), is_settled=self._is_settled(name))
         serving, candidate = _roles(speculator)
         why = self._failed.get(name)
         state = wire.state_to_proto(
             speculator,
-            scene,
+            canary_state,
             f"{message}; what comes next is not decided yet: {why}" if why else message,
             pods=self._fleet.count(name, serving, candidate),
             traffic=self._fleet.traffic(name),
@@ -215,29 +214,29 @@ class Control:
     def _is_settled(self, name: str) -> bool:
         return name not in self._settles_s
 
-    def _mark(self, name: str) -> None:
-        self._marked.add(name)
-        self._wake.set()
+    def _wake(self, name: str) -> None:
+        self._due.add(name)
+        self._awake.set()
 
-    def _stir(self, name: str) -> None:
-        if not self._stirred:
-            self._wake.set()
-        self._stirred.add(name)
+    def _wake_soon(self, name: str) -> None:
+        if not self._due_soon:
+            self._awake.set()
+        self._due_soon.add(name)
 
     async def _until_decided(self, name: str) -> None:
         """Wait until the speculator has been decided on, with everything that is known now."""
         decided: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(name, []).append(decided)
-        self._mark(name)
+        self._wake(name)
         await decided
 
     async def _decide(self, name: str) -> None:
         waiting = [future for future in self._waiting.pop(name, []) if not future.done()]
-        known = self._known.get(name)
+        known = self._decided.get(name)
         self._fleet.refuse_foreign(name, known.speculator.lineage if known else None)
-        look = _Look(pods=self._fleet.pods(name), is_settled=self._is_settled(name), now_ms=self.now_ms())
+        inputs = _Inputs(pods=self._fleet.pods(name), is_settled=self._is_settled(name), now_ms=self.now_ms())
         try:
-            decided, decision = await self.call(self._conclude, name, known, look)
+            decided, decision = await self.call(self._decide_and_record, name, known, inputs)
         except UpdraftError as error:
             logger.warning("Decision not written; the old state holds", extra={"speculator": name, "error": str(error)})
             self._metrics.failed_decisions.inc()
@@ -245,34 +244,34 @@ class Control:
             self._announce()
         else:
             self._failed.pop(name, None)
-            self._remember(decided, decision, look)
+            self._apply(decided, decision, inputs)
         for future in waiting:
             if not future.done():
                 future.set_result(None)
 
-    def _conclude(self, name: str, known: _Known | None, look: _Look) -> tuple[_Known, Decision]:
-        """Read, decide, write: one job of the archive's thread, so that no wish changes in between."""
+    def _decide_and_record(self, name: str, known: _Decided | None, inputs: _Inputs) -> tuple[_Decided, Decision]:
+        """Read, decide, write: one job of the archive's thread, so that no desired changes in between."""
         stored = self._archive.catalogue.speculator(name)
-        # In memory a canary knows more than was written of it: what the pods had counted at the last look.
+        # In memory a canary knows more than was written of it: what the pods had counted at the last inputs.
         speculator = replace(stored, rollout=known.speculator.rollout) if known else stored
-        told = known.told if known else {}
-        decision = decide(speculator, look.pods, look.now_ms, told=told, is_settled=look.is_settled)
+        directed = known.directed if known else {}
+        decision = decide(speculator, inputs.pods, inputs.now_ms, directed=directed, is_settled=inputs.is_settled)
         if decision.transitions or _text(decision.rollout) != _text(stored.rollout):
             self._archive.record(name, decision.transitions, decision.rollout)
         lineage = self._archive.catalogue.speculator(name).lineage  # what was rejected just now is none
         speculator = replace(stored, versions=decision.versions, rollout=decision.rollout, lineage=lineage)
-        return _Known(
-            speculator=speculator, told={pod: order.serve for pod, order in decision.orders.items()}
+        return _Decided(
+            speculator=speculator, directed={pod: directive.serve for pod, directive in decision.directives.items()}
         ), decision
 
-    def _remember(self, known: _Known, decision: Decision, look: _Look) -> None:
+    def _apply(self, known: _Decided, decision: Decision, inputs: _Inputs) -> None:
         """The decision is written: tell everyone."""
         speculator = known.speculator
-        name, before = speculator.name, self._known.get(speculator.name)
+        name, before = speculator.name, self._decided.get(speculator.name)
         self._fleet.refuse_foreign(name, speculator.lineage)
-        self._fleet.send(name, decision.orders, look.pods)
+        self._fleet.send(name, decision.directives, inputs.pods)
         if speculator.is_known:
-            self._known[name] = known
+            self._decided[name] = known
             self._measure(speculator)
             self._measure_end(speculator, before.speculator.rollout if before else None)
         for transition in decision.transitions:
@@ -281,42 +280,42 @@ class Control:
 
     async def _tick(self) -> None:
         now_s = self._clock.monotonic()
-        if now_s >= self._next_follow_s:
-            self._next_follow_s = now_s + FOLLOW_S
-            await self.call(self._archive.follow)
+        if now_s >= self._next_documents_s:
+            self._next_documents_s = now_s + DOCUMENTS_RETRY_S
+            await self.call(self._archive.write_stale_documents)
         expired = self._fleet.expire(now_s)
         settled = {name for name, at_s in self._settles_s.items() if at_s <= now_s}
         self._settles_s = {name: at_s for name, at_s in self._settles_s.items() if name not in settled}
-        self._settles_s |= {name: math.inf for name in expired & self._known.keys() if not self._fleet.pods(name)}
-        running = {name for name, known in self._known.items() if known.speculator.rollout is not None}
-        self._marked |= expired | settled | running | self._failed.keys()
+        self._settles_s |= {name: math.inf for name in expired & self._decided.keys() if not self._fleet.pods(name)}
+        running = {name for name, known in self._decided.items() if known.speculator.rollout is not None}
+        self._due |= expired | settled | running | self._failed.keys()
         if now_s >= self._next_sweep_s:
             await self._sweep()
         if self._is_reported:
             self._is_reported = False
-            for known in self._known.values():
+            for known in self._decided.values():
                 self._measure(known.speculator)
             self._announce()
 
     async def _sweep(self) -> None:
-        for name, known in sorted(self._known.items()):
+        for name, known in sorted(self._decided.items()):
             in_use, numbers = self._fleet.in_use(name), {version.number for version in known.speculator.versions}
-            if self._is_swept and numbers <= keepers(known.speculator, in_use):
+            if self._is_swept and numbers <= versions_to_keep(known.speculator, in_use):
                 continue
             try:
                 deleted = await self.call(self._delete, name, in_use)
             except UpdraftError as error:
                 logger.warning("Old weights not deleted", extra={"speculator": name, "error": str(error)})
-                self._is_swept, self._next_sweep_s = False, self._clock.monotonic() + SWEEP_REST_S
+                self._is_swept, self._next_sweep_s = False, self._clock.monotonic() + SWEEP_RETRY_S
                 return
             self._is_swept = True
             self._metrics.deleted_blobs.inc(deleted)
-            self._mark(name)
+            self._wake(name)
 
     def _delete(self, name: str, in_use: Collection[int]) -> int:
         """Read, choose, delete: one job, so that no pin falls in between."""
         speculator = self._archive.catalogue.speculator(name)
-        return self._archive.sweep(speculator, keepers(speculator, in_use))
+        return self._archive.sweep(speculator, versions_to_keep(speculator, in_use))
 
     def _announce(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
@@ -324,19 +323,19 @@ class Control:
 
     def _measure(self, speculator: Speculator) -> None:
         name, (_, candidate) = speculator.name, _roles(speculator)
-        seen = Seen(pods=self._fleet.connected(name), traffic=self._fleet.traffic(name))
-        self._metrics.measure(speculator, seen, candidate=candidate)
-        _, scene = rollout.explain(speculator, self._fleet.pods(name), is_settled=self._is_settled(name))
-        self._metrics.judge(name, scene.judgement.verdict if scene else None)
+        seen = FleetTraffic(pods=self._fleet.connected(name), traffic=self._fleet.traffic(name))
+        self._metrics.update(speculator, seen, candidate=candidate)
+        _, canary_state = explain(speculator, self._fleet.pods(name), is_settled=self._is_settled(name))
+        self._metrics.set_verdict(name, canary_state.judgement.verdict if canary_state else None)
 
     def _measure_end(self, speculator: Speculator, before: Rollout | None) -> None:
         name, (_, candidate) = speculator.name, _roles(speculator)
         if before is not None and before.candidate != candidate:
             phase = next((v.phase for v in speculator.versions if v.number == before.candidate), Phase.SUPERSEDED)
-            self._metrics.ended(name, before, phase)
+            self._metrics.count_rollout(name, before, phase)
 
     def _log(self, name: str, transition: Transition) -> None:
-        self._metrics.moved(name, transition)
+        self._metrics.count_transition(name, transition)
         logger.info(
             "Version changed its phase",
             extra={

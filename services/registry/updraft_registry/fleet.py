@@ -16,7 +16,7 @@ from updraft_chassis.errors import InvalidInput, Unavailable, UpdraftError
 from updraft_registry.messages import wire
 from updraft_registry.messages.admission import foreign
 from updraft_registry.messages.reports import Report, Swaps, Totals
-from updraft_registry.rollout.placement import Order, Pod
+from updraft_registry.rollout.placement import Directive, Pod
 from updraft_registry.rollout.version import NO_DRAFT, Lineage
 
 DEFAULT_EXPIRY_S = 45.0
@@ -83,7 +83,7 @@ class _Entry:
     """One pod, its last report, and its stream if it has one. `lineage` is the last one that it was found to fit."""
 
     report: Report
-    seen_s: float
+    last_report_s: float
     session: Session | None
     lineage: Lineage | None = None
 
@@ -97,7 +97,7 @@ class _Entry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class News:
+class ReportEffect:
     """What a report brought."""
 
     is_change: bool
@@ -118,24 +118,24 @@ class Fleet:
         """How many pods are known."""
         return sum(map(len, self._pods.values()))
 
-    def report(self, session: Session, report: Report, now_s: float) -> News:
+    def report(self, session: Session, report: Report, now_s: float) -> ReportEffect:
         """Take a report; InvalidInput for one of another pod than the stream's. One that a stream has left behind, which has
         been ended since, says nothing new."""
         if session.is_closed:
-            return News(is_change=False, swaps=Swaps())
+            return ReportEffect(is_change=False, swaps=Swaps())
         if session.owner not in (None, report.owner):
             raise InvalidInput(f"this stream is of pod {session.owner}, a report on it is of {report.owner}")
         session.owner = report.owner
         known = self._pods.get(report.speculator, {}).get(report.pod.name)
-        self._keep(_Entry(report=report, seen_s=now_s, session=session), known)
+        self._keep(_Entry(report=report, last_report_s=now_s, session=session), known)
         if session.nonce and report.nonce != session.nonce:
             session.repeat()
         if known is None:
-            return News(is_change=True, swaps=Swaps())
+            return ReportEffect(is_change=True, swaps=Swaps())
         if known.session is not session:
             known.close(Unavailable("a newer stream of the same pod took over"))
         is_same_boot = known.report.pod.boot == report.pod.boot
-        return News(
+        return ReportEffect(
             is_change=known.report.pod != report.pod or known.session is not session,
             swaps=report.swaps.since(known.report.swaps if is_same_boot else Swaps()),
         )
@@ -151,7 +151,7 @@ class Fleet:
         """Forget the pods that have been silent for too long; returns the speculators they were of."""
         changed = set()
         for name, pods in list(self._pods.items()):
-            silent = [pod for pod, entry in pods.items() if now_s - entry.seen_s > self._expiry_s]
+            silent = [pod for pod, entry in pods.items() if now_s - entry.last_report_s > self._expiry_s]
             for pod in silent:
                 self._forget(pods[pod], Unavailable(f"no report for {self._expiry_s:g} s"))
                 changed.add(name)
@@ -171,22 +171,23 @@ class Fleet:
             else:
                 entry.lineage = lineage
 
-    def send(self, speculator: str, orders: Mapping[str, Order], looked_at: Iterable[Pod]) -> None:
-        """Tell the pods their orders; those that know them already hear nothing.
+    def send(self, speculator: str, directives: Mapping[str, Directive], observed_pods: Iterable[Pod]) -> None:
+        """Send each pod its directive, unless it was sent last.
 
-        One that has started anew since it was looked at hears nothing either: the order may be what killed it.
+        A pod that restarted since it was observed gets nothing, because the directive may be what killed it.
         """
-        boots = {pod.name: pod.boot for pod in looked_at}
-        directives: dict[Order, fleet_pb2.Directive] = {}
-        last, directive = None, fleet_pb2.Directive()
+        boots = {pod.name: pod.boot for pod in observed_pods}
+        messages: dict[Directive, fleet_pb2.Directive] = {}
+        last, message = None, fleet_pb2.Directive()
         for pod, entry in self._pods.get(speculator, {}).items():
-            order = orders.get(pod)
-            if entry.session is None or order is None or entry.report.pod.boot != boots.get(pod):
+            directive = directives.get(pod)
+            if entry.session is None or directive is None or entry.report.pod.boot != boots.get(pod):
                 continue
-            if order is not last:  # most pods share one, and to find it by value takes longer than all the rest
-                last, known = order, directives.get(order)
-                directive = known or directives.setdefault(order, wire.directive(order, num_pods=len(orders)))
-            entry.session.offer(directive)
+            if directive is not last:  # most pods share one object, and hashing it is the slowest part
+                last = directive
+                message = messages.get(directive) or wire.directive_to_proto(directive, num_pods=len(directives))
+                messages[directive] = message
+            entry.session.offer(message)
 
     def pods(self, speculator: str) -> tuple[Pod, ...]:
         """What decisions read, by name."""

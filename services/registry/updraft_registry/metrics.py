@@ -13,7 +13,7 @@ from typing import Self
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from updraft.registry.v1.registry_pb2 import VersionTraffic
-from updraft_registry.fleet import News
+from updraft_registry.fleet import ReportEffect
 from updraft_registry.rollout.gate import Verdict
 from updraft_registry.rollout.placement import Pod
 from updraft_registry.rollout.version import NO_DRAFT, Rollout, Speculator, Transition, newest_proven, stable
@@ -36,7 +36,7 @@ OUTCOMES = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
+class FleetTraffic:
     """What the pods of a speculator say now: the connected ones, draining or not, and the sums of all."""
 
     pods: Collection[Pod]
@@ -170,16 +170,16 @@ class Metrics:
             ),
         )
 
-    def heard(self, news: News, *, lag_s: float | None) -> None:
+    def count_report(self, effect: ReportEffect, *, lag_s: float | None) -> None:
         """Count a report; one whose clock is ahead has no lag, and one that does not say has None."""
         self.reports.inc()
         if lag_s is not None:
             self.report_lag.observe(max(0.0, lag_s))
-        self.swaps.labels("swapped").inc(news.swaps.swapped)
-        self.swaps.labels("refused").inc(news.swaps.refused)
-        self.swap_pause.inc(news.swaps.pause_s)
+        self.swaps.labels("swapped").inc(effect.swaps.swapped)
+        self.swaps.labels("refused").inc(effect.swaps.refused)
+        self.swap_pause.inc(effect.swaps.pause_s)
 
-    def measure(self, speculator: Speculator, seen: Seen, *, candidate: int = NO_DRAFT) -> None:
+    def update(self, speculator: Speculator, seen: FleetTraffic, *, candidate: int = NO_DRAFT) -> None:
         """Show the versions of a speculator, who holds them, and how they do."""
         name, roles = speculator.name, roles_of(speculator, candidate)
         for role, number in roles.items():
@@ -199,19 +199,19 @@ class Metrics:
         for role in ("stable", "candidate"):
             self.acceptance_length.labels(name, role).set(lengths.get(roles[role], math.nan))
 
-    def judge(self, name: str, verdict: Verdict | None) -> None:
+    def set_verdict(self, name: str, verdict: Verdict | None) -> None:
         """Show what the live gate says of the canary; None: there is none."""
         for each in Verdict:
             self.verdict.labels(name, each).set(each is verdict)
 
-    def ended(self, name: str, rollout: Rollout, phase: Phase) -> None:
+    def count_rollout(self, name: str, rollout: Rollout, phase: Phase) -> None:
         """Count a canary that ended with its version in this phase."""
         outcome = OUTCOMES.get(phase, "held")
         self.rollouts.labels(name, outcome).inc()
         self.rollout_duration.labels(name, outcome).observe(rollout.run_ms / 1000)
         self.rollout_pause.labels(name, outcome).observe(rollout.paused_ms / 1000)
 
-    def moved(self, name: str, transition: Transition) -> None:
+    def count_transition(self, name: str, transition: Transition) -> None:
         """Count a version that changed its phase; an operator's name is no label."""
         self.transitions.labels(name, transition.after, transition.actor.partition(":")[0]).inc()
 

@@ -86,4 +86,4 @@ async def _version(stub: "RegistryAsyncStub", number: int) -> pb.Version:
 
 def _touched(fleet: Sequence[SimPod]) -> set[str]:
     """Pods that were ever ordered to serve the bad one."""
-    return {pod.name for pod in fleet if any(order.version == BAD for order in pod.orders)}
+    return {pod.name for pod in fleet if any(order.version == BAD for order in pod.directives)}

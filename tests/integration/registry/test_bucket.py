@@ -21,7 +21,7 @@ from tests.support.wait import until
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_artifacts import transfer
 from updraft_chassis.errors import InvalidInput, Unavailable
-from updraft_registry.control import FOLLOW_S, Control
+from updraft_registry.control import DOCUMENTS_RETRY_S, Control
 from updraft_registry.fleet import Fleet
 from updraft_registry.metrics import Metrics
 from updraft_registry.settings import RegistrySettings
@@ -221,10 +221,10 @@ async def test_documents_that_the_bucket_missed_follow_once_it_is_back(server: S
         server.kill()
         archive.set_policy("default", pb.RolloutPolicy(), NOW_MS)
         server.start()
-        archive.follow()
+        archive.write_stale_documents()
         assert server.objects() == set(), "a bucket that was away a moment ago is left alone"
         control = Control(archive, Fleet(), clock, Metrics.on(CollectorRegistry()))
-        clock.advance(FOLLOW_S)
+        clock.advance(DOCUMENTS_RETRY_S)
         async with asyncio.TaskGroup() as tasks:
             deciding = tasks.create_task(control.run())
             await until(lambda: server.objects() == {"fleet/versions/default/0.json"}, what="the document is there")

@@ -18,7 +18,7 @@ from tests.support.wait import LONG_S, until
 from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import Unavailable
-from updraft_registry.control import SETTLE_S, SWEEP_GRACE_S, SWEEP_REST_S, Control
+from updraft_registry.control import SETTLE_S, SWEEP_GRACE_S, SWEEP_RETRY_S, Control
 from updraft_registry.fleet import Fleet, Session
 from updraft_registry.messages import reports
 from updraft_registry.messages.reports import Report
@@ -141,7 +141,7 @@ async def test_after_a_store_was_away_the_sweep_rests_and_then_deletes_what_it_h
             async with asyncio.timeout(LONG_S):
                 await changed.wait()
         assert store.asked == 1
-        running.clock.advance(SWEEP_REST_S)
+        running.clock.advance(SWEEP_RETRY_S)
         await until(lambda: running.kept() == {1, 4, 5}, what="the next sweep deletes what the first one could not")
 
 

@@ -170,7 +170,9 @@ async def test_a_reader_hears_while_it_waits(tmp_path: Path) -> None:
     metrics = Metrics.on(CollectorRegistry())
     control = Control(opened.archive, Fleet(), SystemClock(), metrics)
     deltas = Deltas(tmp_path / "deltas", opened.archive.store, max_bytes=0, metrics=metrics)
-    fetching = Fetching(opened.archive, control, deltas, metrics, Limits(max_fetches=1, stall_s=CALL_S, beat_s=0.001))
+    fetching = Fetching(
+        opened.archive, control, deltas, metrics, Limits(max_fetches=1, stall_s=CALL_S, keepalive_s=0.001)
+    )
     async with aclosing(fetching._answer(asking(1))) as first, aclosing(fetching._answer(asking(1))) as second:
         assert (await anext(first)).HasField("start")
         assert (await anext(first)).chunk.data

@@ -13,7 +13,7 @@ from tests.support.dying import NAME, SCENARIOS, open_in, publish
 from tests.support.versions import NOW_MS
 
 from updraft_registry.storage.archive import Archive, open_archive
-from updraft_registry.storage.maintenance import Outcome, fsck
+from updraft_registry.storage.maintenance import CheckResult, fsck
 from updraft_rollouts.policy import RolloutPolicy
 from updraft_rollouts.terms import Phase, Strategy
 
@@ -71,7 +71,7 @@ def test_a_publication_that_was_killed_is_sent_again_and_becomes_the_same_versio
         assert state in seen, "the sweep met every state that there is"
 
 
-def _fsck(folder: Path, *, is_repairing: bool = False) -> Outcome:
+def _fsck(folder: Path, *, is_repairing: bool = False) -> CheckResult:
     return fsck(open_in(folder), is_repairing=is_repairing, is_hashing=True, progress=lambda _done, _total: None)
 
 

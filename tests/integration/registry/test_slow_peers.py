@@ -19,7 +19,7 @@ from updraft_chassis import rpc
 from updraft_chassis.clock import SystemClock
 from updraft_chassis.errors import Unavailable
 from updraft_registry.api import fleet_servicer, publication
-from updraft_registry.api.fleet_servicer import FleetServicer, Pace
+from updraft_registry.api.fleet_servicer import FleetServicer, Throttle
 from updraft_registry.control import Control
 from updraft_registry.fleet import Fleet
 from updraft_registry.metrics import Metrics
@@ -41,12 +41,12 @@ class Running:
 
 
 @asynccontextmanager
-async def running(folder: Path, patience: fleet_servicer.Patience) -> AsyncIterator[Running]:
+async def running(folder: Path, timeouts: fleet_servicer.StreamTimeouts) -> AsyncIterator[Running]:
     metrics = Metrics.on(CollectorRegistry())
     with open_archive(folder, defaults=RolloutPolicy(), max_draft_bytes=10**6) as archive:
         control = Control(archive, Fleet(), SystemClock(), metrics)
         server = rpc.server()
-        fleet_pb2_grpc.add_FleetServicer_to_server(FleetServicer(control, metrics, patience), server)
+        fleet_pb2_grpc.add_FleetServicer_to_server(FleetServicer(control, metrics, timeouts), server)
         port = rpc.bind(server, host="127.0.0.1", port=0, setting="none")
         await server.start()
         # A window that stays as small as it was at the beginning, so that it can be filled.
@@ -79,34 +79,40 @@ async def _drip() -> AsyncIterator[pb.PublishRequest]:
 
 
 @pytest.mark.parametrize(
-    ("parts", "patience", "why"),
+    ("parts", "timeouts", "why"),
     [
         pytest.param(
-            _then_silence, publication.Patience(silence_s=0.1, bytes_per_s=1.0), "was silent for 0.1 s", id="silent"
+            _then_silence,
+            publication.UploadTimeouts(silence_s=0.1, bytes_per_s=1.0),
+            "was silent for 0.1 s",
+            id="silent",
         ),
         pytest.param(
-            _drip, publication.Patience(silence_s=0.2, bytes_per_s=1e9), "the upload took longer than", id="endless"
+            _drip,
+            publication.UploadTimeouts(silence_s=0.2, bytes_per_s=1e9),
+            "the upload took longer than",
+            id="endless",
         ),
     ],
 )
 async def test_a_sender_that_does_not_come_to_its_end_is_given_up(
-    tmp_path: Path, parts: object, patience: publication.Patience, why: str
+    tmp_path: Path, parts: object, timeouts: publication.UploadTimeouts, why: str
 ) -> None:
     assert callable(parts)
-    async with running(tmp_path, fleet_servicer.PATIENCE) as registry:
+    async with running(tmp_path, fleet_servicer.STREAM_TIMEOUTS) as registry:
         with pytest.raises(Unavailable, match=why):
-            await publication.publish(parts(), registry.archive, registry.control, patience)
+            await publication.publish(parts(), registry.archive, registry.control, timeouts)
         assert registry.uploads() == []
 
 
 async def test_a_stream_on_which_no_pod_ever_reports_is_ended(tmp_path: Path) -> None:
-    async with running(tmp_path, fleet_servicer.Patience(first_report_s=0.1)) as registry:
+    async with running(tmp_path, fleet_servicer.StreamTimeouts(first_report_s=0.1)) as registry:
         with pytest.raises(Unavailable, match=r"no report for 0.1 s"):
             await PodStream(registry.channel).receive()
 
 
 async def test_a_pod_that_reads_nothing_is_hung_up_on(tmp_path: Path) -> None:
-    async with running(tmp_path, fleet_servicer.Patience(write_s=0.2)) as registry:
+    async with running(tmp_path, fleet_servicer.StreamTimeouts(write_s=0.2)) as registry:
         registry.archive.set_policy("default", pb.RolloutPolicy(), 1)
         pod = PodStream(registry.channel)
         await pod.report()
@@ -149,6 +155,6 @@ async def test_a_pod_that_reports_all_the_time_is_read_slowly_and_others_are_hea
 
 
 def test_a_burst_passes_and_what_comes_after_it_comes_evenly() -> None:
-    pace = Pace(burst=3, interval_s=0.5)
-    assert [pace.wait_s(10.0) for _ in range(6)] == [0.0, 0.0, 0.0, 0.5, 1.0, 1.5]
-    assert [pace.wait_s(100.0) for _ in range(4)] == [0.0, 0.0, 0.0, 0.5]
+    throttle = Throttle(burst=3, interval_s=0.5)
+    assert [throttle.wait_s(10.0) for _ in range(6)] == [0.0, 0.0, 0.0, 0.5, 1.0, 1.5]
+    assert [throttle.wait_s(100.0) for _ in range(4)] == [0.0, 0.0, 0.0, 0.5]

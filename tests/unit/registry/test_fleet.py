@@ -10,12 +10,12 @@ from updraft_chassis.errors import InvalidInput, Unavailable
 from updraft_registry.fleet import Fleet, Session
 from updraft_registry.messages import reports, wire
 from updraft_registry.messages.reports import Report, Swaps
-from updraft_registry.rollout.placement import Order, Pod
+from updraft_registry.rollout.placement import Directive, Pod
 from updraft_registry.rollout.version import Lineage
 from updraft_rollouts.terms import Phase
 
-ORDER = Order(serve=2, digest="sha256:2", prefetch=(2,), phase=Phase.STABLE, reason="it won")
-NONCE = wire.directive(ORDER).nonce
+ORDER = Directive(serve=2, digest="sha256:2", prefetch=(2,), phase=Phase.STABLE, reason="it won")
+NONCE = wire.directive_to_proto(ORDER).nonce
 
 
 def report(pod: str = "pod-0", **fields: Any) -> Report:
@@ -112,9 +112,9 @@ def test_a_pod_that_has_started_anew_since_it_was_looked_at_hears_no_order_that_
 ) -> None:
     session = Session()
     fleet.report(Session(), report(boot="1"), 0.0)
-    looked_at = fleet.pods("default")
+    observed_pods = fleet.pods("default")
     fleet.report(session, report(boot="2"), 1.0)
-    fleet.send("default", {"pod-0": ORDER}, looked_at)
+    fleet.send("default", {"pod-0": ORDER}, observed_pods)
     assert not session.is_due
     fleet.send("default", {"pod-0": ORDER}, fleet.pods("default"))
     assert session.is_due
@@ -136,7 +136,7 @@ async def test_a_directive_is_sent_once_and_again_to_a_pod_that_speaks_of_anothe
 async def test_a_slow_pod_hears_only_the_newest_directive(fleet: Fleet) -> None:
     session = Session()
     fleet.report(session, report(), 0.0)
-    fleet.send("default", {"pod-0": Order(reason="old")}, fleet.pods("default"))
+    fleet.send("default", {"pod-0": Directive(reason="old")}, fleet.pods("default"))
     fleet.send("default", {"pod-0": ORDER}, fleet.pods("default"))
     assert (await told(session)).serve_version == 2
     assert not session.is_due

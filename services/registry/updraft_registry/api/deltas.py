@@ -71,7 +71,7 @@ class Deltas:
 
     def _encode(self, name: str, base: str, result: str) -> None:
         self._clean()
-        with self._store.open(base) as old, self._store.open(result) as new, self._cache.filling(name) as file:
+        with self._store.open(base) as old, self._store.open(result) as new, self._cache.create(name) as file:
             header = delta.encode(old, new, file)
             if (header.base_digest, header.result_digest) != (base, result):
                 raise Corrupt(f"the weights {base} or {result} are damaged where they are stored")

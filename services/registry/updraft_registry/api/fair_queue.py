@@ -1,40 +1,39 @@
-"""First come, first served, and at most so many at once. A place in the queue is a future, so waiting can be interrupted.
+"""A bounded number of places, given in the order of arrival. A place is a future, so a caller can stop waiting.
 
-Refused: asyncio.Semaphore, where whoever looks up from waiting (to say that it still waits) goes to the end of the queue.
+asyncio.Semaphore was refused: a caller that interrupts its wait, to send a keepalive, would lose its position.
 """
 
 import asyncio
 from collections import deque
 
 
-class Turns:
-    """At most `limit` turns are taken at once. Used from one event loop."""
+class FairQueue:
+    """At most `limit` places are held at the same time. Used from one event loop."""
 
     def __init__(self, limit: int) -> None:
         self._free = limit
-        self._queue: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[asyncio.Future[None]] = deque()
 
     @property
     def num_waiting(self) -> int:
-        """How many are in the queue."""
-        return len(self._queue)
+        return len(self._waiting)
 
-    def take(self) -> "asyncio.Future[None]":
-        """Queue up; the turn has come when the future is done. Give it back whether or not it came."""
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append(turn)
-        self._call()
-        return turn
+    def acquire(self) -> "asyncio.Future[None]":
+        """Join the queue. The future completes when its place is free. Always release it, even if it never completed."""
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(place)
+        self._grant()
+        return place
 
-    def give_back(self, turn: "asyncio.Future[None]") -> None:
-        """Let the next one come; or leave the queue."""
-        if turn in self._queue:
-            self._queue.remove(turn)
+    def release(self, place: "asyncio.Future[None]") -> None:
+        """Free a place, or leave the queue."""
+        if place in self._waiting:
+            self._waiting.remove(place)
         else:
             self._free += 1
-            self._call()
+            self._grant()
 
-    def _call(self) -> None:
-        while self._free and self._queue:
+    def _grant(self) -> None:
+        while self._free and self._waiting:
             self._free -= 1
-            self._queue.popleft().set_result(None)
+            self._waiting.popleft().set_result(None)

@@ -2,7 +2,7 @@
 
 However many readers there are, few send at once (`max_fetches`) and each has one chunk in flight, so memory is bounded.
 The others queue in the order in which they came, and hear an empty chunk now and then, so that none takes the wait for
-silence. A reader that takes nothing for long loses its turn. What a reader cannot be given as a delta it is given whole.
+silence. A reader that takes nothing for long loses its place. What a reader cannot be given as a delta it is given whole.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from updraft.registry.v1 import registry_pb2 as pb
 from updraft_chassis.errors import InvalidInput, NotFound, Unavailable
 from updraft_chassis.rpc import CHUNK_BYTES
 from updraft_registry.api.deltas import Deltas
-from updraft_registry.api.fair_queue import Turns
+from updraft_registry.api.fair_queue import FairQueue
 from updraft_registry.control import Control
 from updraft_registry.messages.admission import check_name
 from updraft_registry.metrics import Metrics
@@ -37,16 +37,16 @@ _LABELS = {pb.ENCODING_IDENTITY: "identity", pb.ENCODING_DELTA_ZSTD: "delta"}
 class Limits:
     """How many readers are sent to at once, and how long one may take nothing.
 
-    A waiting one hears every `beat_s` that it is not forgotten; readers give up after a multiple of it (`fetch.SILENCE_S`).
+    A waiting reader gets an empty chunk every `keepalive_s`; readers wait for a multiple of it (`fetch.SILENCE_S`).
     """
 
     max_fetches: int
     stall_s: float
-    beat_s: float = 5.0
+    keepalive_s: float = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Source:
+class _Payload:
     """Bytes that a reader gets: a blob, or the delta to it from the blob `base`."""
 
     encoding: pb.Encoding.ValueType
@@ -64,9 +64,9 @@ class Fetching:
         self._deltas = deltas
         self._metrics = metrics
         self._limits = limits
-        self._turns = Turns(limits.max_fetches)
+        self._queue = FairQueue(limits.max_fetches)
         self._threads = ThreadPoolExecutor(max_workers=_OPENERS, thread_name_prefix="blobs")
-        metrics.waiting_fetches.set_function(lambda: self._turns.num_waiting)
+        metrics.waiting_fetches.set_function(lambda: self._queue.num_waiting)
 
     async def serve(self, request: pb.FetchRequest, context: Context) -> None:
         """Send what was asked for. Unavailable for a reader that takes nothing for too long."""
@@ -89,44 +89,44 @@ class Fetching:
             self._metrics.fetches.labels("redirect").inc()
             yield _start(whole, address)
             return
-        found: _Source | None = None
+        found: _Payload | None = None
         if base:
             making = self._deltas.make(base, manifest.digest)
-            while not await self._comes(making):
+            while not await self._finishes_in_time(making):
                 yield _chunk(request.offset)
             found = await asyncio.to_thread(self._delta, base, manifest)
-        source = found or whole
-        if request.offset > source.size_bytes:
-            raise InvalidInput(f"offset {request.offset} is behind the end, {source.size_bytes}")
-        self._metrics.fetches.labels(_LABELS[source.encoding]).inc()
-        yield _start(source)
-        async with aclosing(self._in_turn(source, request)) as responses:
+        payload = found or whole
+        if request.offset > payload.size_bytes:
+            raise InvalidInput(f"offset {request.offset} is behind the end, {payload.size_bytes}")
+        self._metrics.fetches.labels(_LABELS[payload.encoding]).inc()
+        yield _start(payload)
+        async with aclosing(self._send(payload, request)) as responses:
             async for response in responses:
                 yield response
 
-    async def _in_turn(self, source: _Source, request: pb.FetchRequest) -> AsyncGenerator[pb.FetchResponse, None]:
-        turn = self._turns.take()
+    async def _send(self, payload: _Payload, request: pb.FetchRequest) -> AsyncGenerator[pb.FetchResponse, None]:
+        place = self._queue.acquire()
         try:
-            while not await self._comes(turn):
+            while not await self._finishes_in_time(place):
                 yield _chunk(request.offset)
-            opening = self._threads.submit(self._open, source)
+            opening = self._threads.submit(self._open, payload)
             try:
-                while not await self._comes(asyncio.wrap_future(opening)):
+                while not await self._finishes_in_time(asyncio.wrap_future(opening)):
                     yield _chunk(request.offset)
                 file, offset = opening.result(), request.offset
                 while data := await asyncio.to_thread(os.pread, file.fileno(), CHUNK_BYTES, offset):
-                    self._metrics.fetched_bytes.labels(_LABELS[source.encoding]).inc(len(data))
+                    self._metrics.fetched_bytes.labels(_LABELS[payload.encoding]).inc(len(data))
                     yield _chunk(offset, data)  # who has all may hang up at once
                     offset += len(data)
             finally:
                 opening.add_done_callback(_close)
         finally:
-            self._turns.give_back(turn)
+            self._queue.release(place)
 
-    async def _comes(self, waiting: "asyncio.Future[Any]") -> bool:
+    async def _finishes_in_time(self, waiting: "asyncio.Future[Any]") -> bool:
         """Whether a future is done before the reader should hear something; what comes of it is for the caller to see."""
         waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # also when nobody is left to see
-        return bool((await asyncio.wait({waiting}, timeout=self._limits.beat_s))[0])
+        return bool((await asyncio.wait({waiting}, timeout=self._limits.keepalive_s))[0])
 
     def _find(self, request: pb.FetchRequest) -> tuple[pb.Manifest, str]:
         """What is asked for, and the digest of the weights that the reader holds if they are ours; on the archive's thread."""
@@ -140,31 +140,31 @@ class Fetching:
             return manifest, ""
         return manifest, base.digest if base.digest == request.delta_base_digest != manifest.digest else ""
 
-    def _delta(self, base: str, manifest: pb.Manifest) -> _Source | None:
+    def _delta(self, base: str, manifest: pb.Manifest) -> _Payload | None:
         file = self._deltas.open(base, manifest.digest)
         if file is None:
             return None
         with file:
-            return _Source(
+            return _Payload(
                 encoding=pb.ENCODING_DELTA_ZSTD, size_bytes=file.seek(0, 2), digest=manifest.digest, base=base
             )
 
-    def _open(self, source: _Source) -> BinaryIO:
-        if not source.base:
-            return self._archive.store.open(source.digest)
-        file = self._deltas.open(source.base, source.digest)
+    def _open(self, payload: _Payload) -> BinaryIO:
+        if not payload.base:
+            return self._archive.store.open(payload.digest)
+        file = self._deltas.open(payload.base, payload.digest)
         if file is None:
             raise Unavailable("the delta had to make room for others; ask again")
         return file
 
 
-def _whole(manifest: pb.Manifest) -> _Source:
-    return _Source(encoding=pb.ENCODING_IDENTITY, size_bytes=manifest.size_bytes, digest=manifest.digest)
+def _whole(manifest: pb.Manifest) -> _Payload:
+    return _Payload(encoding=pb.ENCODING_IDENTITY, size_bytes=manifest.size_bytes, digest=manifest.digest)
 
 
-def _start(source: _Source, redirect_uri: str = "") -> pb.FetchResponse:
+def _start(payload: _Payload, redirect_uri: str = "") -> pb.FetchResponse:
     start = pb.FetchResponse.Start(
-        encoding=source.encoding, size_bytes=source.size_bytes, digest=source.digest, redirect_uri=redirect_uri
+        encoding=payload.encoding, size_bytes=payload.size_bytes, digest=payload.digest, redirect_uri=redirect_uri
     )
     return pb.FetchResponse(start=start)
 

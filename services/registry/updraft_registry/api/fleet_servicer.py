@@ -23,7 +23,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
+class StreamTimeouts:
     """What a pod may do with its stream."""
 
     first_report_s: float = 30.0
@@ -36,7 +36,7 @@ class Patience:
     """Least time between reports in the long run; a pod needs one every ten seconds."""
 
 
-PATIENCE = Patience()
+STREAM_TIMEOUTS = StreamTimeouts()
 
 
 class FleetServicer(fleet_pb2_grpc.FleetServicer):
@@ -45,10 +45,10 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
     Written with `context.write`: a generator could not wait for reports and directives at once.
     """
 
-    def __init__(self, control: Control, metrics: Metrics, patience: Patience = PATIENCE) -> None:
+    def __init__(self, control: Control, metrics: Metrics, timeouts: StreamTimeouts = STREAM_TIMEOUTS) -> None:
         self._control = control
         self._metrics = metrics
-        self._patience = patience
+        self._timeouts = timeouts
 
     async def Connect(  # type: ignore[override] # the generated base knows generators only; grpc.aio takes coroutines too
         self, request_iterator: AsyncIterator[fleet_pb2.ConnectRequest], context: Context
@@ -67,12 +67,12 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
         session.check()
 
     async def _read(self, session: Session, requests: AsyncIterator[fleet_pb2.ConnectRequest]) -> None:
-        pace = Pace(burst=self._patience.burst, interval_s=self._patience.interval_s)
+        throttle = Throttle(burst=self._timeouts.burst, interval_s=self._timeouts.interval_s)
         try:
             request = await self._first(requests)
             while request is not None:
                 self._control.report(session, reports.read(request.report))
-                await asyncio.sleep(pace.wait_s(asyncio.get_running_loop().time()))
+                await asyncio.sleep(throttle.wait_s(asyncio.get_running_loop().time()))
                 request = await anext(requests, None)
         except UpdraftError as error:
             session.close(error)
@@ -80,7 +80,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
             session.close()
 
     async def _first(self, requests: AsyncIterator[fleet_pb2.ConnectRequest]) -> fleet_pb2.ConnectRequest | None:
-        within_s = self._patience.first_report_s
+        within_s = self._timeouts.first_report_s
         try:
             async with asyncio.timeout(within_s):
                 return await anext(requests, None)
@@ -88,7 +88,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
             raise Unavailable(f"no report for {within_s:g} s") from None
 
     async def _write(self, session: Session, context: Context, directive: fleet_pb2.Directive) -> None:
-        within_s = self._patience.write_s
+        within_s = self._timeouts.write_s
         try:
             async with asyncio.timeout(within_s):
                 await context.write(fleet_pb2.ConnectResponse(directive=directive))
@@ -96,7 +96,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
             session.close(Unavailable(f"no directive was read for {within_s:g} s"))
 
 
-class Pace:
+class Throttle:
     """How long to wait after each of many things, so that a burst passes and the rest comes evenly."""
 
     def __init__(self, *, burst: int, interval_s: float) -> None:

@@ -16,7 +16,7 @@ from updraft_registry.storage.stores.port import Upload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
+class UploadTimeouts:
     """How long a sender may take: between two messages, and for all of them at a rate that any link has."""
 
     silence_s: float = 60.0
@@ -28,7 +28,7 @@ class Patience:
         return self.silence_s + num_bytes / self.bytes_per_s
 
 
-PATIENCE = Patience()
+UPLOAD_TIMEOUTS = UploadTimeouts()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,13 +45,13 @@ async def publish(
     parts: AsyncIterator[registry_pb2.PublishRequest],
     archive: Archive,
     control: Control,
-    patience: Patience = PATIENCE,
+    timeouts: UploadTimeouts = UPLOAD_TIMEOUTS,
 ) -> Published:
     """Receive, check, publish; returns once the version was decided on.
 
     Whatever fails leaves nothing behind.
     """
-    first = await _next(parts, patience)
+    first = await _next(parts, timeouts)
     if first is None or first.WhichOneof("part") != "manifest":
         raise InvalidInput("the first message of an upload is its manifest")
     manifest = first.manifest
@@ -60,7 +60,7 @@ async def publish(
         return Published(speculator=manifest.speculator, number=known, existed=True, num_bytes=0)
     upload = await asyncio.to_thread(archive.begin, manifest)
     try:
-        await _receive(parts, upload, patience, patience.total_s(manifest.size_bytes))
+        await _receive(parts, upload, timeouts, timeouts.total_s(manifest.size_bytes))
         await asyncio.to_thread(archive.verify, upload, manifest)
         number, existed = await control.change(manifest.speculator, archive.publish, upload, manifest, control.now_ms())
     finally:
@@ -69,11 +69,11 @@ async def publish(
 
 
 async def _receive(
-    parts: AsyncIterator[registry_pb2.PublishRequest], upload: Upload, patience: Patience, within_s: float
+    parts: AsyncIterator[registry_pb2.PublishRequest], upload: Upload, timeouts: UploadTimeouts, within_s: float
 ) -> None:
     try:
         async with asyncio.timeout(within_s):
-            while (part := await _next(parts, patience)) is not None:
+            while (part := await _next(parts, timeouts)) is not None:
                 if part.WhichOneof("part") != "chunk":
                     raise InvalidInput("after the manifest of an upload come its chunks")
                 await asyncio.to_thread(upload.write, part.chunk.offset, part.chunk.data)
@@ -82,11 +82,11 @@ async def _receive(
 
 
 async def _next(
-    parts: AsyncIterator[registry_pb2.PublishRequest], patience: Patience
+    parts: AsyncIterator[registry_pb2.PublishRequest], timeouts: UploadTimeouts
 ) -> registry_pb2.PublishRequest | None:
     """The next message, or None at the end."""
     try:
-        async with asyncio.timeout(patience.silence_s):
+        async with asyncio.timeout(timeouts.silence_s):
             return await anext(parts, None)
     except TimeoutError:
-        raise Unavailable(f"the sender was silent for {patience.silence_s:g} s; send it again") from None
+        raise Unavailable(f"the sender was silent for {timeouts.silence_s:g} s; send it again") from None

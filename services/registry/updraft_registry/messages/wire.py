@@ -8,9 +8,9 @@ from dataclasses import replace
 from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import InvalidInput
-from updraft_registry.rollout.canary import Scene
+from updraft_registry.rollout.canary import CanaryState
 from updraft_registry.rollout.gate.live import Estimate
-from updraft_registry.rollout.placement import Order, Switchback
+from updraft_registry.rollout.placement import Directive, Switchback
 from updraft_registry.rollout.version import (
     NO_DRAFT,
     Evaluation,
@@ -84,49 +84,49 @@ def version_to_proto(
 
 def state_to_proto(
     speculator: Speculator,
-    scene: Scene | None,
+    canary_state: CanaryState | None,
     message: str,
     *,
     pods: registry_pb2.Pods,
     traffic: Sequence[registry_pb2.VersionTraffic],
 ) -> registry_pb2.SpeculatorState:
     """The whole state of a speculator."""
-    serving, lineage, wish = stable(speculator.versions), speculator.lineage, speculator.wish
+    serving, lineage, desired = stable(speculator.versions), speculator.lineage, speculator.desired
     number = serving.number if serving else NO_DRAFT
     previous = newest_proven(speculator.versions, other_than=number)
     state = registry_pb2.SpeculatorState(
         speculator=speculator.name,
         stable=number,
-        candidate=scene.rollout.candidate if scene else NO_DRAFT,
+        candidate=canary_state.rollout.candidate if canary_state else NO_DRAFT,
         previous=previous.number if previous else NO_DRAFT,
         latest=speculator.latest,
-        pinned=wish.pinned,
-        pin_reason=wish.pin_reason,
-        paused=wish.is_paused,
-        pause_reason=wish.pause_reason,
-        policy=wish.policy.to_proto(),
+        pinned=desired.pinned,
+        pin_reason=desired.pin_reason,
+        paused=desired.is_paused,
+        pause_reason=desired.pause_reason,
+        policy=desired.policy.to_proto(),
         pods=pods,
         traffic=traffic,
         message=message,
         target_fingerprint=lineage.target_fingerprint if lineage else "",
         draft_vocabulary_fingerprint=lineage.draft_vocabulary_fingerprint if lineage else "",
     )
-    if scene is not None:
-        state.rollout.CopyFrom(_rollout(scene))
-        state.step, state.step_since_unix_ms = scene.step, scene.rollout.step_since_ms
+    if canary_state is not None:
+        state.rollout.CopyFrom(_rollout(canary_state))
+        state.step, state.step_since_unix_ms = canary_state.step, canary_state.rollout.step_since_ms
     return state
 
 
-def _rollout(scene: Scene) -> registry_pb2.Rollout:
+def _rollout(canary_state: CanaryState) -> registry_pb2.Rollout:
     """The canary that runs."""
-    rollout, judgement, step = scene.rollout, scene.judgement, scene.step
+    rollout, judgement, step = canary_state.rollout, canary_state.judgement, canary_state.step
     return registry_pb2.Rollout(
         candidate=rollout.candidate,
         baseline=rollout.baseline,
         comparison=rollout.comparison.to_proto(),
         step=step,
-        steps=len(scene.policy.steps),
-        pods_percent=scene.policy.steps[step].pods_percent,
+        steps=len(canary_state.policy.steps),
+        pods_percent=canary_state.policy.steps[step].pods_percent,
         started_unix_ms=rollout.started_ms,
         step_since_unix_ms=rollout.step_since_ms,
         paused_ms=rollout.paused_ms,
@@ -152,20 +152,20 @@ def transition_to_proto(transition: Transition) -> registry_pb2.Transition:
     )
 
 
-def directive(order: Order, *, num_pods: int = 1) -> fleet_pb2.Directive:
+def directive_to_proto(directive: Directive, *, num_pods: int = 1) -> fleet_pb2.Directive:
     """The message of an order, which `num_pods` may be given at the same time.
 
     Its nonce is its content: a restarted registry repeats it, and no pod moves.
     """
     message = fleet_pb2.Directive(
-        serve_version=order.serve,
-        serve_digest=order.digest,
-        prefetch_versions=order.prefetch,
-        serve_phase=_phase(order.phase),
-        reason=order.reason,
+        serve_version=directive.serve,
+        serve_digest=directive.digest,
+        prefetch_versions=directive.prefetch,
+        serve_phase=_phase(directive.phase),
+        reason=directive.reason,
     )
-    if order.switchback is not None:
-        message.switchback.CopyFrom(_switchback(order.switchback))
+    if directive.switchback is not None:
+        message.switchback.CopyFrom(_switchback(directive.switchback))
     message.nonce = hashlib.sha256(message.SerializeToString(deterministic=True)).hexdigest()[:16]
     message.prefetch_spread_ms = PREFETCH_SPREAD_MS * num_pods
     return message

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from updraft_registry.rollout import placement
-from updraft_registry.rollout.comparison import Evidence, Seen, Trial, observe
+from updraft_registry.rollout.comparison import Evidence, PodTraffic, Trial, add_reports
 from updraft_registry.rollout.gate import Verdict
 from updraft_registry.rollout.gate.live import LiveJudgement, judge
-from updraft_registry.rollout.placement import Pod, View
-from updraft_registry.rollout.version import Rollout, Version, Wish, because, call
+from updraft_registry.rollout.placement import FleetView, Pod
+from updraft_registry.rollout.version import DesiredState, Rollout, Version, name_of, with_reason
 from updraft_rollouts.policy import Analysis, RolloutPolicy
 from updraft_rollouts.terms import Comparison, OnInconclusive
 
@@ -27,7 +27,7 @@ _MAX_GAP_MS = 60_000
 that was away or a clock that was set."""
 
 
-class Next(Enum):
+class CanaryAction(Enum):
     """What a canary comes to."""
 
     WAIT = auto()
@@ -38,15 +38,15 @@ class Next(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Move:
+class CanaryDecision:
     """What comes next, and why, in words for a person."""
 
-    next: Next
-    why: str
+    action: CanaryAction
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scene:
+class CanaryState:
     """A canary among the pods."""
 
     rollout: Rollout
@@ -82,7 +82,7 @@ class Scene:
         return self.policy.analysis.dry_run or self.judgement.verdict is Verdict.PASS
 
 
-def begin(candidate: Version, baseline: Version, analysis: Analysis, view: View, now_ms: int) -> Rollout:
+def begin(candidate: Version, baseline: Version, analysis: Analysis, view: FleetView, now_ms: int) -> Rollout:
     """A canary with nothing seen yet."""
     comparison = analysis.comparison
     if comparison is Comparison.AUTO:
@@ -94,12 +94,12 @@ def begin(candidate: Version, baseline: Version, analysis: Analysis, view: View,
         comparison=comparison,
         started_ms=now_ms,
         step_since_ms=now_ms,
-        seen_ms=now_ms,
+        last_decision_ms=now_ms,
         evidence=Evidence.begin(now_ms),
     )
 
 
-def is_of(rollout: Rollout, candidate: Version, baseline: Version, analysis: Analysis, view: View) -> bool:
+def can_continue(rollout: Rollout, candidate: Version, baseline: Version, analysis: Analysis, view: FleetView) -> bool:
     """Whether a canary can go on; else it has to begin again, for the evidence is about something else."""
     if (rollout.candidate, rollout.baseline) != (candidate.number, baseline.number):
         return False
@@ -110,28 +110,30 @@ def is_of(rollout: Rollout, candidate: Version, baseline: Version, analysis: Ana
 
 
 def run(
-    rollout: Rollout, candidate: Version, baseline: Version, wish: Wish, view: View, now_ms: int
-) -> tuple[Scene, Move]:
+    rollout: Rollout, candidate: Version, baseline: Version, desired: DesiredState, view: FleetView, now_ms: int
+) -> tuple[CanaryState, CanaryDecision]:
     """Look once: where the canary is now and what it comes to, WAIT, PROMOTE or ROLL_BACK.
 
     Again at once, it is where it was.
     """
-    told = _told(rollout, view)
-    scene = look(rollout, candidate, baseline, wish, view)
-    scene = look(_watched(scene, told, view, now_ms), candidate, baseline, wish, view)
-    while (move := next_move(scene)).next is Next.ADVANCE:
-        further = replace(scene.rollout, step=scene.rollout.step + 1, step_since_ms=now_ms, held_ms=0)
-        scene = look(further, candidate, baseline, wish, view)
-    return scene, move
+    directed = _directed(rollout, view)
+    state = observe(rollout, candidate, baseline, desired, view)
+    state = observe(_with_reports(state, directed, view, now_ms), candidate, baseline, desired, view)
+    while (decision := decide_next(state)).action is CanaryAction.ADVANCE:
+        further = replace(state.rollout, step=state.rollout.step + 1, step_since_ms=now_ms, held_ms=0)
+        state = observe(further, candidate, baseline, desired, view)
+    return state, decision
 
 
-def look(rollout: Rollout, candidate: Version, baseline: Version, wish: Wish, view: View) -> Scene:
+def observe(
+    rollout: Rollout, candidate: Version, baseline: Version, desired: DesiredState, view: FleetView
+) -> CanaryState:
     """See where a canary stands. It takes no new pods while it is paused or may not see all that are there."""
-    policy = wish.policy
+    policy = desired.policy
     if view.is_settled:
         percent = policy.steps[_step(rollout, policy)].pods_percent
         count = placement.share(percent, placement.size(rollout, view), rollout.comparison)
-        rollout = replace(rollout, pods=placement.choose(rollout, view.pods, count, is_open=not wish.is_paused))
+        rollout = replace(rollout, pods=placement.choose(rollout, view.pods, count, is_open=not desired.is_paused))
     trying = set(rollout.trying)
     here = [pod for pod in view.pods if pod.name in trying]
     awaited = [
@@ -139,7 +141,7 @@ def look(rollout: Rollout, candidate: Version, baseline: Version, wish: Wish, vi
         for pod in here
         if not pod.is_draining and not pod.trouble and pod.refused != candidate.number
     ]
-    return Scene(
+    return CanaryState(
         rollout=rollout,
         policy=policy,
         judgement=judge(rollout.evidence, policy.analysis),
@@ -149,110 +151,114 @@ def look(rollout: Rollout, candidate: Version, baseline: Version, wish: Wish, vi
         num_away=len(trying) - len(here),
         num_pods=view.num_staying,
         is_settled=view.is_settled,
-        hold=because("the rollout is paused", wish.pause_reason) if wish.is_paused else "",
+        hold=with_reason("the rollout is paused", desired.pause_reason) if desired.is_paused else "",
     )
 
 
-def next_move(scene: Scene) -> Move:
+def decide_next(state: CanaryState) -> CanaryDecision:
     """Decide what comes next."""
-    has_failed = scene.judgement.verdict is Verdict.FAIL and not scene.policy.analysis.dry_run
-    if has_failed and scene.policy.auto_rollback:
-        return Move(next=Next.ROLL_BACK, why=scene.judgement.reason)
-    standstill = _standstill(scene, has_failed=has_failed)
+    has_failed = state.judgement.verdict is Verdict.FAIL and not state.policy.analysis.dry_run
+    if has_failed and state.policy.auto_rollback:
+        return CanaryDecision(action=CanaryAction.ROLL_BACK, reason=state.judgement.reason)
+    standstill = _blocked_by(state, has_failed=has_failed)
     if standstill:
         return _wait(standstill)
-    if _left_ms(scene) <= 0:
-        return _at_deadline(scene)
-    if not scene.is_in_place:
-        return _wait(f"waiting for {_missing(scene)}, {_span(_left_ms(scene))} until the deadline")
-    return _on_schedule(scene)
+    if _remaining_ms(state) <= 0:
+        return _at_deadline(state)
+    if not state.is_in_place:
+        return _wait(f"waiting for {_missing(state)}, {_duration(_remaining_ms(state))} until the deadline")
+    return _on_schedule(state)
 
 
-def sentence(scene: Scene) -> str:
+def describe(state: CanaryState) -> str:
     """Where the canary stands and what it waits for."""
-    rollout, policy = scene.rollout, scene.policy
+    rollout, policy = state.rollout, state.policy
     how = "in canary by switchback" if rollout.comparison is Comparison.SWITCHBACK else "in canary"
-    where = f"on {len(scene.pods)} of {scene.num_pods} pods (step {scene.step + 1} of {len(policy.steps)})"
-    return f"{call(rollout.candidate)} is {how} {where}: {scene.judgement.reason}; {next_move(scene).why}"
+    where = f"on {len(state.pods)} of {state.num_pods} pods (step {state.step + 1} of {len(policy.steps)})"
+    return f"{name_of(rollout.candidate)} is {how} {where}: {state.judgement.reason}; {decide_next(state).reason}"
 
 
-def _standstill(scene: Scene, *, has_failed: bool) -> str:
+def _blocked_by(state: CanaryState, *, has_failed: bool) -> str:
     """Why no time leads any further; empty if it does."""
     if has_failed:
         return "it failed, and automatic rollback is off: promote or reject it"
-    if scene.hold:
-        return scene.hold
-    if not scene.num_pods:
+    if state.hold:
+        return state.hold
+    if not state.num_pods:
         return "no pod is connected"
-    return "" if scene.is_settled else "waiting for all pods to report to the registry, which has just started"
+    return "" if state.is_settled else "waiting for all pods to report to the registry, which has just started"
 
 
-def _on_schedule(scene: Scene) -> Move:
+def _on_schedule(state: CanaryState) -> CanaryDecision:
     """All pods serve it: hold, then the next step, and after the last one a verdict."""
-    rollout, policy, step = scene.rollout, scene.policy, scene.step
+    rollout, policy, step = state.rollout, state.policy, state.step
     hold_ms, is_last = 1000 * policy.steps[step].hold_seconds, step == len(policy.steps) - 1
     if rollout.held_ms < hold_ms:
-        left = _span(hold_ms - rollout.held_ms)
+        left = _duration(hold_ms - rollout.held_ms)
         return _wait(f"the last step holds for another {left}" if is_last else f"step {step + 2} in {left}")
-    if not is_last and not (scene.judgement.is_tolerable or policy.analysis.dry_run):
+    if not is_last and not (state.judgement.is_tolerable or policy.analysis.dry_run):
         return _wait(
-            f"step {step + 2} once it seems no worse than is allowed, {_span(_left_ms(scene))} until the deadline"
+            f"step {step + 2} once it seems no worse than is allowed, {_duration(_remaining_ms(state))} until the deadline"
         )
     if not is_last:
-        return Move(next=Next.ADVANCE, why=f"step {step + 1} is over")
-    if scene.has_won:
-        return Move(next=Next.PROMOTE, why=_won(scene))
-    return _wait(f"waiting for evidence, {_span(_left_ms(scene))} until the deadline")
+        return CanaryDecision(action=CanaryAction.ADVANCE, reason=f"step {step + 1} is over")
+    if state.has_won:
+        return CanaryDecision(action=CanaryAction.PROMOTE, reason=_win_reason(state))
+    return _wait(f"waiting for evidence, {_duration(_remaining_ms(state))} until the deadline")
 
 
-def _at_deadline(scene: Scene) -> Move:
+def _at_deadline(state: CanaryState) -> CanaryDecision:
     """What has won is promoted; what no pod could load is not, whatever the policy says of no verdict."""
-    within = _span(1000 * scene.policy.progress_deadline_seconds)
-    on_inconclusive = scene.policy.analysis.on_inconclusive
-    if scene.num_serving and scene.has_won:
-        return Move(next=Next.PROMOTE, why=_won(scene))
-    if not scene.num_serving:
-        return Move(next=Next.ROLL_BACK, why=f"within {within} it was still waiting for {_missing(scene)}")
+    within = _duration(1000 * state.policy.progress_deadline_seconds)
+    on_inconclusive = state.policy.analysis.on_inconclusive
+    if state.num_serving and state.has_won:
+        return CanaryDecision(action=CanaryAction.PROMOTE, reason=_win_reason(state))
+    if not state.num_serving:
+        return CanaryDecision(
+            action=CanaryAction.ROLL_BACK, reason=f"within {within} it was still waiting for {_missing(state)}"
+        )
     if on_inconclusive is OnInconclusive.PAUSE:
         return _wait(f"no verdict within {within}: promote or reject it")
     if on_inconclusive is OnInconclusive.PROMOTE:
-        return Move(next=Next.PROMOTE, why=f"promoted without a verdict after {within}: {scene.judgement.reason}")
-    return Move(next=Next.ROLL_BACK, why=f"no verdict within {within}: {scene.judgement.reason}")
+        return CanaryDecision(
+            action=CanaryAction.PROMOTE, reason=f"promoted without a verdict after {within}: {state.judgement.reason}"
+        )
+    return CanaryDecision(action=CanaryAction.ROLL_BACK, reason=f"no verdict within {within}: {state.judgement.reason}")
 
 
-def _told(rollout: Rollout, view: View) -> Collection[str]:
+def _directed(rollout: Rollout, view: FleetView) -> Collection[str]:
     """Pods that were ordered to serve the candidate and nothing else; one that waited for its turn to swap was not."""
     if rollout.comparison is Comparison.SWITCHBACK:
         return ()
-    return {name for name in rollout.trying if view.told.get(name, rollout.candidate) == rollout.candidate}
+    return {name for name in rollout.trying if view.directed.get(name, rollout.candidate) == rollout.candidate}
 
 
-def _watched(scene: Scene, told: Collection[str], view: View, now_ms: int) -> Rollout:
+def _with_reports(state: CanaryState, directed: Collection[str], view: FleetView, now_ms: int) -> Rollout:
     """Count the time since the last look, and take in what the pods report."""
-    rollout, evidence = scene.rollout, _observed(scene, told, view, now_ms)
-    passed_ms = min(max(0, now_ms - rollout.seen_ms), _MAX_GAP_MS) if rollout.seen_ms else 0
-    run_ms = passed_ms if scene.num_pods and not scene.hold else 0
+    rollout, evidence = state.rollout, _updated_evidence(state, directed, view, now_ms)
+    passed_ms = min(max(0, now_ms - rollout.last_decision_ms), _MAX_GAP_MS) if rollout.last_decision_ms else 0
+    run_ms = passed_ms if state.num_pods and not state.hold else 0
     held_ms = rollout.held_ms if evidence.crashes == rollout.evidence.crashes else 0  # a crash begins the hold anew
     return replace(
         rollout,
-        seen_ms=now_ms,
+        last_decision_ms=now_ms,
         run_ms=rollout.run_ms + run_ms,
-        held_ms=held_ms + (run_ms if scene.is_in_place or held_ms else 0),
-        paused_ms=rollout.paused_ms + (passed_ms if scene.hold else 0),
+        held_ms=held_ms + (run_ms if state.is_in_place or held_ms else 0),
+        paused_ms=rollout.paused_ms + (passed_ms if state.hold else 0),
         evidence=evidence,
     )
 
 
-def _observed(scene: Scene, told: Collection[str], view: View, now_ms: int) -> Evidence:
-    rollout, analysis = scene.rollout, scene.policy.analysis
+def _updated_evidence(state: CanaryState, directed: Collection[str], view: FleetView, now_ms: int) -> Evidence:
+    rollout, analysis = state.rollout, state.policy.analysis
     pods, slice_ms = view.pods, 1000.0 * analysis.interval_seconds
     if rollout.comparison is Comparison.SWITCHBACK:
-        pods = tuple(pod for pod in pods if pod.name in scene.pods)
+        pods = tuple(pod for pod in pods if pod.name in state.pods)
         slice_ms = _whole_cycles_ms(rollout, analysis, now_ms)
-    return observe(
+    return add_reports(
         rollout.evidence,
-        [_seen(pod, rollout, analysis, now_ms) for pod in pods],
-        Trial(candidate=rollout.candidate, baseline=rollout.baseline, told=told),
+        [_pod_traffic(pod, rollout, analysis, now_ms) for pod in pods],
+        Trial(candidate=rollout.candidate, baseline=rollout.baseline, directed=directed),
         slice_ms=slice_ms,
         now_ms=now_ms,
     )
@@ -265,25 +271,27 @@ def _whole_cycles_ms(rollout: Rollout, analysis: Analysis, now_ms: int) -> float
     a little late, which is why a tenth of a cycle may be missing.
     """
     cycle_ms = 2000 * analysis.switchback_seconds
-    is_new_cycle = (now_ms - rollout.started_ms) // cycle_ms > (rollout.seen_ms - rollout.started_ms) // cycle_ms
+    is_new_cycle = (now_ms - rollout.started_ms) // cycle_ms > (
+        rollout.last_decision_ms - rollout.started_ms
+    ) // cycle_ms
     num_cycles = -(-1000 * analysis.interval_seconds // cycle_ms)
     return (num_cycles - 0.1) * cycle_ms if is_new_cycle else math.inf
 
 
-def _seen(pod: Pod, rollout: Rollout, analysis: Analysis, now_ms: int) -> Seen:
-    version = pod.loaded if rollout.comparison is Comparison.PODS else _turn(pod, rollout, analysis, now_ms)
-    return Seen(pod=pod.name, boot=pod.boot, version=version, traffic=pod.traffic, is_draining=pod.is_draining)
+def _pod_traffic(pod: Pod, rollout: Rollout, analysis: Analysis, now_ms: int) -> PodTraffic:
+    version = pod.loaded if rollout.comparison is Comparison.PODS else _active_version(pod, rollout, analysis, now_ms)
+    return PodTraffic(pod=pod.name, boot=pod.boot, version=version, traffic=pod.traffic, is_draining=pod.is_draining)
 
 
-def _turn(pod: Pod, rollout: Rollout, analysis: Analysis, now_ms: int) -> int:
+def _active_version(pod: Pod, rollout: Rollout, analysis: Analysis, now_ms: int) -> int:
     """Whose turn it is on a pod of a switchback or, once its stream is broken, whose it was then.
 
-    One that dies in a swap has not said that it swaps: it is told by the clock.
+    One that dies in a swap has not said that it swaps: it is directed by the clock.
     """
     if pod.loaded == rollout.candidate or rollout.candidate not in pod.prefetched:
         return pod.loaded
     if not pod.is_connected:
-        before = rollout.evidence.marks.get(pod.name)
+        before = rollout.evidence.last_reports.get(pod.name)
         return before.version if before else pod.loaded
     is_candidates = (now_ms - rollout.started_ms) // (1000 * analysis.switchback_seconds) % 2
     return rollout.candidate if is_candidates else pod.loaded
@@ -302,26 +310,26 @@ def _step(rollout: Rollout, policy: RolloutPolicy) -> int:
     return min(rollout.step, len(policy.steps) - 1)
 
 
-def _won(scene: Scene) -> str:
-    return f"dry run: {scene.judgement.reason}" if scene.policy.analysis.dry_run else scene.judgement.reason
+def _win_reason(state: CanaryState) -> str:
+    return f"dry run: {state.judgement.reason}" if state.policy.analysis.dry_run else state.judgement.reason
 
 
-def _wait(why: str) -> Move:
-    return Move(next=Next.WAIT, why=why)
+def _wait(why: str) -> CanaryDecision:
+    return CanaryDecision(action=CanaryAction.WAIT, reason=why)
 
 
-def _missing(scene: Scene) -> str:
-    if scene.num_missing:
-        return f"{scene.num_missing} of {len(scene.pods)} pods to load it"
-    if scene.num_away:
-        return f"{scene.num_away} of {len(scene.rollout.trying)} pods to come back"
-    return "a pod that can load it" if scene.pods else "a second pod to compare with"
+def _missing(state: CanaryState) -> str:
+    if state.num_missing:
+        return f"{state.num_missing} of {len(state.pods)} pods to load it"
+    if state.num_away:
+        return f"{state.num_away} of {len(state.rollout.trying)} pods to come back"
+    return "a pod that can load it" if state.pods else "a second pod to compare with"
 
 
-def _left_ms(scene: Scene) -> int:
-    return 1000 * scene.policy.progress_deadline_seconds - scene.rollout.run_ms
+def _remaining_ms(state: CanaryState) -> int:
+    return 1000 * state.policy.progress_deadline_seconds - state.rollout.run_ms
 
 
-def _span(milliseconds: int) -> str:
+def _duration(milliseconds: int) -> str:
     seconds = -(-milliseconds // 1000)
     return f"{seconds} s" if seconds < 100 else f"{-(-seconds // 60)} min"

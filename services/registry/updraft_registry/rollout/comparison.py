@@ -77,7 +77,7 @@ NOTHING = Traffic()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
+class PodTraffic:
     """A pod's last report: its life, its version, and its traffic by version."""
 
     pod: str
@@ -135,13 +135,13 @@ class Evidence:
     """In closed slices; so are `baseline_requests`."""
     baseline_requests: int = 0
     failures: int = 0
-    """Errors of the candidate, and crashes of pods that held it or were told to."""
+    """Errors of the candidate, and crashes of pods that held it or were directed to."""
     baseline_failures: int = 0
     """The same of the baseline."""
     crashes: Mapping[str, int] = field(default_factory=dict)
     """How often which pods crashed with the candidate."""
     open: Slice
-    marks: Mapping[str, Seen] = field(default_factory=dict)
+    last_reports: Mapping[str, PodTraffic] = field(default_factory=dict)
     """Pods as they were seen last."""
     away: Mapping[str, int] = field(default_factory=dict)
     """Those of them that were missing the last time, and since when, milliseconds since 1970."""
@@ -153,7 +153,7 @@ class Evidence:
 
     def may_return(self, pod: str) -> bool:
         """Whether one that is away may only have crashed: it did not drain, and it is not too long ago."""
-        seen = self.marks.get(pod)
+        seen = self.last_reports.get(pod)
         return seen is not None and not seen.is_draining
 
     def to_json(self) -> str:
@@ -194,29 +194,31 @@ class Trial:
 
     candidate: int
     baseline: int
-    told: Collection[str] = ()
+    directed: Collection[str] = ()
     """Pods that had been ordered to serve the candidate and nothing else: whatever one of them said last, it may have
     crashed in loading it."""
 
 
-def observe(evidence: Evidence, pods: Sequence[Seen], trial: Trial, *, slice_ms: float, now_ms: int) -> Evidence:
+def add_reports(
+    evidence: Evidence, pods: Sequence[PodTraffic], trial: Trial, *, slice_ms: float, now_ms: int
+) -> Evidence:
     """Add what the pods served since the last look, and close the slice if it is over.
 
     A pod counts from the second look on, and again so after it was away. `slice_ms` is the least length of a
     slice; a switchback needs whole cycles. Looking twice at the same reports adds nothing.
     """
     served_candidate = served_baseline = NOTHING
-    met = [(evidence.marks[pod.pod], pod) for pod in pods if pod.pod in evidence.marks]
+    met = [(evidence.last_reports[pod.pod], pod) for pod in pods if pod.pod in evidence.last_reports]
     for before, pod in met:
         if before.boot == pod.boot and before.traffic is not pod.traffic and pod.pod not in evidence.away:
             served_candidate += _since(before, pod, trial.candidate)
             served_baseline += _since(before, pod, trial.baseline)
     crashed = [before for before, pod in met if before.boot != pod.boot and not before.is_draining]
-    killed = [pod.pod for pod in crashed if pod.version == trial.candidate or pod.pod in trial.told]
-    others = [pod.pod for pod in crashed if pod.version == trial.baseline and pod.pod not in trial.told]
+    killed = [pod.pod for pod in crashed if pod.version == trial.candidate or pod.pod in trial.directed]
+    others = [pod.pod for pod in crashed if pod.version == trial.baseline and pod.pod not in trial.directed]
     present = {pod.pod: pod for pod in pods}
-    since_ms = min(evidence.open.since_ms, now_ms) if evidence.marks else now_ms
-    away = {name: evidence.away.get(name, now_ms) for name in evidence.marks.keys() - present.keys()}
+    since_ms = min(evidence.open.since_ms, now_ms) if evidence.last_reports else now_ms
+    away = {name: evidence.away.get(name, now_ms) for name in evidence.last_reports.keys() - present.keys()}
     away = {name: missed_ms for name, missed_ms in away.items() if now_ms - missed_ms < MAX_AWAY_MS}
     looked = replace(
         evidence,
@@ -228,13 +230,13 @@ def observe(evidence: Evidence, pods: Sequence[Seen], trial: Trial, *, slice_ms:
             candidate=evidence.open.candidate + served_candidate,
             baseline=evidence.open.baseline + served_baseline,
         ),
-        marks={name: evidence.marks[name] for name in away} | present,
+        last_reports={name: evidence.last_reports[name] for name in away} | present,
         away=away,
     )
     return _close(looked, now_ms) if now_ms - since_ms >= slice_ms else looked
 
 
-def _since(before: Seen, pod: Seen, version: int) -> Traffic:
+def _since(before: PodTraffic, pod: PodTraffic, version: int) -> Traffic:
     """What a pod served with a version since the last look."""
     served = pod.traffic.get(version, NOTHING) - before.traffic.get(version, NOTHING)
     return served if served.is_sum else NOTHING

@@ -10,7 +10,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from updraft_registry.rollout.comparison import Traffic
-from updraft_registry.rollout.version import NO_DRAFT, Rollout, Speculator, Version, because, call, in_canary, stable
+from updraft_registry.rollout.version import (
+    NO_DRAFT,
+    Rollout,
+    Speculator,
+    Version,
+    in_canary,
+    name_of,
+    stable,
+    with_reason,
+)
 from updraft_rollouts.terms import Comparison, Phase
 
 
@@ -29,9 +38,9 @@ class Pod:
     is_draining: bool = False
     """It will go away."""
     is_connected: bool = True
-    """It can be told something; otherwise its stream is broken, and it may have crashed."""
+    """It can be directed something; otherwise its stream is broken, and it may have crashed."""
     trouble: str = ""
-    """Why it cannot do yet what it is told, a full disk say; that tells nothing of any version."""
+    """Why it cannot do yet what it is directed, a full disk say; that tells nothing of any version."""
     traffic: Mapping[int, Traffic] = field(default_factory=dict, compare=False)
     """By version. It grows with every report and is no reason to decide anew."""
 
@@ -41,15 +50,15 @@ class Pod:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class View:
+class FleetView:
     """What a decision sees of the fleet.
 
-    `told` is the version that each was ordered to serve last, as far as this registry remembers. Without
+    `directed` is the version that each was ordered to serve last, as far as this registry remembers. Without
     `is_settled` it has only just started, or lost all pods: more may be there than have reported.
     """
 
     pods: tuple[Pod, ...]
-    told: Mapping[str, int]
+    directed: Mapping[str, int]
     is_settled: bool
 
     @property
@@ -69,8 +78,8 @@ class Switchback:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """What a pod is told: the version to serve (0 = no draft), and those to hold ready.
+class Directive:
+    """What a pod is directed: the version to serve (0 = no draft), and those to hold ready.
 
     Nothing in it changes while the order stays the same, for its content is what pods acknowledge.
     """
@@ -92,7 +101,7 @@ def share(percent: int, num_pods: int, comparison: Comparison) -> int:
     return min(wanted, num_pods) if comparison is Comparison.SWITCHBACK else max(0, min(wanted, num_pods - 1))
 
 
-def size(rollout: Rollout, view: View) -> int:
+def size(rollout: Rollout, view: FleetView) -> int:
     """Of how many pods a canary has its share: of those that do not drain, and of its own that may come back."""
     known = {pod.name for pod in view.pods}
     return view.num_staying + sum(name not in known and rollout.evidence.may_return(name) for name in rollout.pods)
@@ -115,7 +124,7 @@ def choose(rollout: Rollout, pods: Sequence[Pod], count: int, *, is_open: bool) 
     return tuple(chosen)
 
 
-def orders(speculator: Speculator, view: View, on_candidate: Iterable[str]) -> dict[str, Order]:
+def directives(speculator: Speculator, view: FleetView, on_candidate: Iterable[str]) -> dict[str, Directive]:
     """One order a pod; `on_candidate` are the canary's pods."""
     serving, candidate = stable(speculator.versions), in_canary(speculator.versions)
     everyone = _everyone(speculator, serving, candidate)
@@ -129,15 +138,17 @@ def _lot(candidate: int, pod: str) -> bytes:
     return hashlib.sha256(f"{candidate}/{pod}".encode()).digest()
 
 
-def _everyone(speculator: Speculator, serving: Version | None, candidate: Version | None) -> Order:
+def _everyone(speculator: Speculator, serving: Version | None, candidate: Version | None) -> Directive:
     """The order of all pods that are in no canary."""
-    wish, rollout = speculator.wish, speculator.rollout
+    desired, rollout = speculator.desired, speculator.rollout
     if serving is None:
-        is_pinned = wish.pinned == NO_DRAFT
-        return Order(reason=because("no draft is pinned", wish.pin_reason) if is_pinned else "no version serves yet")
+        is_pinned = desired.pinned == NO_DRAFT
+        return Directive(
+            reason=with_reason("no draft is pinned", desired.pin_reason) if is_pinned else "no version serves yet"
+        )
     # A candidate that has come through its first step will probably be everyone's.
     is_near = rollout is not None and rollout.step > 0 and candidate is not None
-    return Order(
+    return Directive(
         serve=serving.number,
         digest=serving.digest,
         prefetch=(serving.number, candidate.number) if is_near and candidate is not None else (serving.number,),
@@ -146,18 +157,18 @@ def _everyone(speculator: Speculator, serving: Version | None, candidate: Versio
     )
 
 
-def _on_canary(speculator: Speculator, rollout: Rollout, serving: Version, candidate: Version) -> Order:
+def _on_canary(speculator: Speculator, rollout: Rollout, serving: Version, candidate: Version) -> Directive:
     """The order of the canary's pods: both versions at hand, so that going back needs no network."""
     plan = None
     if rollout.comparison is Comparison.SWITCHBACK:
         plan = Switchback(
             versions=(serving.number, candidate.number),
             digests=(serving.digest, candidate.digest),
-            slice_s=speculator.wish.policy.analysis.switchback_seconds,
+            slice_s=speculator.desired.policy.analysis.switchback_seconds,
             start_ms=rollout.started_ms,
         )
     served = candidate if plan is None else serving
-    return Order(
+    return Directive(
         serve=served.number,
         digest=served.digest,
         prefetch=(serving.number, candidate.number),
@@ -167,14 +178,14 @@ def _on_canary(speculator: Speculator, rollout: Rollout, serving: Version, candi
     )
 
 
-def _paced(speculator: Speculator, view: View, targets: Mapping[str, Order]) -> dict[str, Order]:
+def _paced(speculator: Speculator, view: FleetView, targets: Mapping[str, Directive]) -> dict[str, Directive]:
     """The targets, but for pods that have to wait for their turn.
 
-    Those that were told already go first: they may be in the middle of it. Those with troubles of their own go last:
+    Those that were directed already go first: they may be in the middle of it. Those with troubles of their own go last:
     they may have them for ever. No turn is needed by a pod that holds nothing that may be served, nor by one that
     refused and so does not move.
     """
-    limit = speculator.wish.policy.max_pods_swapping
+    limit = speculator.desired.policy.max_pods_swapping
     if not limit:
         return dict(targets)
     turns = limit if view.is_settled else 0
@@ -182,7 +193,7 @@ def _paced(speculator: Speculator, view: View, targets: Mapping[str, Order]) -> 
     paced = {}
 
     def place(pod: Pod) -> tuple[bool, bool, str]:
-        return bool(pod.trouble), view.told.get(pod.name) != targets[pod.name].serve, pod.name
+        return bool(pod.trouble), view.directed.get(pod.name) != targets[pod.name].serve, pod.name
 
     for pod in sorted(view.pods, key=place):
         target, held = targets[pod.name], servable.get(pod.loaded)
@@ -195,16 +206,16 @@ def _paced(speculator: Speculator, view: View, targets: Mapping[str, Order]) -> 
     return paced
 
 
-def _is_there(pod: Pod, target: Order) -> bool:
-    """Whether a pod serves already what it is told to; it holds a version that may be served."""
+def _is_there(pod: Pod, target: Directive) -> bool:
+    """Whether a pod serves already what it is directed to; it holds a version that may be served."""
     return pod.loaded in (target.switchback.versions if target.switchback else (target.serve,))
 
 
-def _stay(held: Version, target: Order) -> Order:
-    return Order(
+def _stay(held: Version, target: Directive) -> Directive:
+    return Directive(
         serve=held.number,
         digest=held.digest,
         prefetch=(held.number, target.serve) if target.serve else (held.number,),
         phase=held.phase,
-        reason=f"{call(target.serve)} takes over a few pods at a time",
+        reason=f"{name_of(target.serve)} takes over a few pods at a time",
     )

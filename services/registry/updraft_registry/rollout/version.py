@@ -47,7 +47,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class DesiredState:
     """What an operator wants. Its reasons are for people; `pinned` None means that nothing is pinned."""
 
     policy: RolloutPolicy = DEFAULT
@@ -109,7 +109,7 @@ class Rollout:
     started_ms: int
     step_since_ms: int
     step: int = 0
-    seen_ms: int = 0
+    last_decision_ms: int = 0
     """When it was last decided on; 0: not since the registry started."""
     run_ms: int = 0
     """Since it began, without pauses."""
@@ -175,7 +175,7 @@ class Speculator:
     """The whole state of one speculator. `versions` are those whose weights are kept, ascending."""
 
     name: str
-    wish: Wish
+    desired: DesiredState
     lineage: Lineage | None = None
     versions: tuple[Version, ...] = ()
     rollout: Rollout | None = None
@@ -202,11 +202,11 @@ def newest_proven(versions: tuple[Version, ...], *, other_than: int = NO_DRAFT) 
     return max(proven, key=lambda version: (version.proven_ms, version.number), default=None)
 
 
-def call(number: int) -> str:
+def name_of(number: int) -> str:
     """How a sentence calls a version."""
     return "no draft" if number == NO_DRAFT else f"version {number}"
 
 
-def because(what: str, why: str) -> str:
+def with_reason(what: str, why: str) -> str:
     """Add a reason that a person gave, if one was."""
     return f"{what}: {why}" if why else what

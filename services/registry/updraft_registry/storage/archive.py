@@ -16,7 +16,7 @@ from pathlib import Path
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import Conflict, Exhausted, InvalidInput, NotFound, Unavailable
 from updraft_registry.messages import admission, wire
-from updraft_registry.rollout import rollout
+from updraft_registry.rollout import decision
 from updraft_registry.rollout.version import Actor, Rollout, Speculator, Transition, Version
 from updraft_registry.storage import checkpoint
 from updraft_registry.storage.catalogue import Catalogue, published
@@ -35,7 +35,7 @@ from updraft_rollouts.terms import Phase
 
 logger = logging.getLogger(__name__)
 
-_SEATS = (Phase.STABLE, Phase.CANARY)
+_EXCLUSIVE_PHASES = (Phase.STABLE, Phase.CANARY)
 """No two versions of a speculator are in one of these."""
 
 Act = Callable[[Speculator, Version, str, int], tuple[Transition, ...]]
@@ -60,7 +60,7 @@ class Archive:
     def __init__(self, store: Store, catalogue: Catalogue, *, max_draft_bytes: int) -> None:
         self.store = store
         self._max_draft_bytes = max_draft_bytes
-        self._is_doubtful = False
+        self._has_unreadable_documents = False
         self.catalogue = catalogue
 
     def recover(self, now_ms: int) -> Recovered:
@@ -70,9 +70,9 @@ class Archive:
         for name in self.catalogue.names():
             for version in self.catalogue.speculator(name).versions:
                 if version.digest not in stored:
-                    self._lose(name, version, now_ms)
+                    self._mark_lost(name, version, now_ms)
                     lost += 1
-        self.follow()
+        self.write_stale_documents()
         return Recovered(uploads=uploads, added=added, lost=lost)
 
     def admit(self, manifest: registry_pb2.Manifest) -> int | None:
@@ -107,7 +107,7 @@ class Archive:
             if known is not None:
                 self.catalogue.keep(manifest.speculator, known.number, is_kept=True)
                 return known.number, True
-            return self._enter(manifest, now_ms), False
+            return self._add(manifest, now_ms), False
         except (Exhausted, Unavailable):
             self._drop(manifest.digest)
             raise
@@ -117,21 +117,21 @@ class Archive:
         self.require(name)
         if number:
             version, _ = self.catalogue.version(name, number)
-            rollout.check_servable(name, version)
+            decision.check_servable(name, version)
         self.catalogue.pin(name, number, reason, now_ms)
-        self.follow()
+        self.write_stale_documents()
 
     def pause(self, name: str, *, is_paused: bool, reason: str, now_ms: int) -> None:
         """Pause or resume the rollout; NotFound for a speculator that nobody knows."""
         self.require(name)
         self.catalogue.pause(name, is_paused=is_paused, reason=reason, now_ms=now_ms)
-        self.follow()
+        self.write_stale_documents()
 
     def set_policy(self, name: str, policy: registry_pb2.RolloutPolicy, now_ms: int) -> None:
         """Set the policy of a speculator, known or not; InvalidInput for one that this registry cannot follow."""
         RolloutPolicy.from_proto(policy, self.catalogue.defaults)
         self.catalogue.set_policy(name, policy, now_ms)
-        self.follow()
+        self.write_stale_documents()
 
     def retain(self, name: str, number: int, *, is_retained: bool, now_ms: int) -> None:
         """Keep the weights of a version whatever retention says, or no longer.
@@ -143,7 +143,7 @@ class Archive:
             raise Conflict(f"version {number} of {name} is {version.phase}; its weights are no longer kept")
         if is_retained is not version.is_retained:
             self.catalogue.retain(name, number, is_retained=is_retained, now_ms=now_ms)
-            self.follow()
+            self.write_stale_documents()
 
     def require(self, name: str) -> None:
         """Raise NotFound unless something was published to the speculator or wished of it."""
@@ -153,18 +153,18 @@ class Archive:
 
     def promote(self, name: str, number: int, reason: str, now_ms: int) -> tuple[Transition, ...]:
         """Make a version stable now, whatever the gates say; NotFound or Conflict if it may not be."""
-        return self._act(rollout.promote, name, number, reason, now_ms)
+        return self._act(decision.promote, name, number, reason, now_ms)
 
     def reject(self, name: str, number: int, reason: str, now_ms: int) -> tuple[Transition, ...]:
         """Never serve a version again; NotFound for one that was never published."""
-        return self._act(rollout.reject, name, number, reason, now_ms)
+        return self._act(decision.reject, name, number, reason, now_ms)
 
     def record(self, name: str, transitions: Sequence[Transition], running: Rollout | None) -> None:
         """Apply transitions and note the canary that runs then, all or nothing; the documents follow."""
         self.catalogue.record(name, transitions, running)
-        self.follow()
+        self.write_stale_documents()
 
-    def _enter(self, manifest: registry_pb2.Manifest, now_ms: int) -> int:
+    def _add(self, manifest: registry_pb2.Manifest, now_ms: int) -> int:
         version = wire.pending(manifest, self.catalogue.speculator(manifest.speculator).latest + 1, now_ms)
         content = version_document(version, manifest, {0: published(version)})
         try:
@@ -178,7 +178,7 @@ class Archive:
 
     def _drop(self, digest: str) -> None:
         """Delete the blob of a publication that failed, unless somebody needs it; a sweep deletes what is left."""
-        if not self._is_doubtful and digest not in self.catalogue.kept_digests():
+        if not self._has_unreadable_documents and digest not in self.catalogue.kept_digests():
             with suppress(Unavailable):
                 self.store.delete(digest)
 
@@ -189,9 +189,9 @@ class Archive:
         self.record(name, transitions, speculator.rollout)
         return transitions
 
-    def follow(self) -> None:
+    def write_stale_documents(self) -> None:
         """Let documents say what their rows say; one that cannot be written now follows when this is called again."""
-        due = self.catalogue.due()
+        due = self.catalogue.stale_documents()
         written = []
         try:
             for name, number in due:
@@ -201,21 +201,25 @@ class Archive:
             logger.warning("Documents left behind", extra={"documents": len(due) - len(written), "error": str(error)})
         try:
             if written:
-                self.catalogue.done(written)
+                self.catalogue.mark_written(written)
         except Exhausted as error:
             logger.warning("Documents are written again", extra={"documents": len(written), "error": str(error)})
 
-    def rewrite(self) -> None:
+    def check_documents(self) -> None:
         """Read all documents, and write those anew that do not say what their rows say."""
         expected = self.catalogue.documents()
-        self.catalogue.owe([each for each in expected if self.store.read_document(*each) != self.document(*each)])
-        self.follow()
+        self.catalogue.mark_stale(
+            [each for each in expected if self.store.read_document(*each) != self.document(*each)]
+        )
+        self.write_stale_documents()
 
     def document(self, name: str, number: int) -> bytes:
         """What the document of a version, or the speculator's own, has to say."""
         history = self.catalogue.history(name, MAX_EVENTS, number=number)
         if number == SPECULATOR:
-            return speculator_document(name, self.catalogue.speculator(name).wish, self.catalogue.policy(name), history)
+            return speculator_document(
+                name, self.catalogue.speculator(name).desired, self.catalogue.policy(name), history
+            )
         version, manifest = self.catalogue.version(name, number)
         return version_document(version, manifest, history)
 
@@ -232,7 +236,9 @@ class Archive:
         for version in swept:
             self.catalogue.keep(speculator.name, version.number, is_kept=False)
         unneeded = self.store.digests() - self.catalogue.kept_digests()
-        if self._is_doubtful:  # a document that could not be read may be of a blob that seems to be nobody's
+        if (
+            self._has_unreadable_documents
+        ):  # a document that could not be read may be of a blob that seems to be nobody's
             unneeded &= {version.digest for version in swept}
         for digest in unneeded:
             self.store.delete(digest)
@@ -251,11 +257,11 @@ class Archive:
                 if number != SPECULATOR:
                     added += self._add_version(name, number, stored)
                 elif name not in known:
-                    self._add_wish(name)
+                    self._add_desired_state(name)
             except InvalidInput as error:
-                self._is_doubtful = True
+                self._has_unreadable_documents = True
                 logger.warning("Document ignored", extra={"speculator": name, "version": number, "error": str(error)})
-        self.catalogue.owe(self.catalogue.documents() - set(documents))
+        self.catalogue.mark_stale(self.catalogue.documents() - set(documents))
         return added
 
     def _add_version(self, name: str, number: int, stored: frozenset[str]) -> bool:
@@ -267,18 +273,18 @@ class Archive:
         if same is not None:
             raise InvalidInput(f"version {same.number} has the same content")
         others = self.catalogue.speculator(name).versions
-        if version.phase in _SEATS and any(other.phase is version.phase for other in others):
+        if version.phase in _EXCLUSIVE_PHASES and any(other.phase is version.phase for other in others):
             version = replace(version, phase=Phase.SUPERSEDED, reason=f"a newer version was {version.phase}")
         # What was to serve, or might have been, is lost in a transition of its own if its weights are gone.
         is_kept = version.digest in stored or not (version.phase.is_condemned or version.phase is Phase.SUPERSEDED)
         self.catalogue.add(replace(version, is_kept=is_kept), document.manifest, document.history)
         return True
 
-    def _add_wish(self, name: str) -> None:
+    def _add_desired_state(self, name: str) -> None:
         document = read_speculator(self.store.read_document(name, SPECULATOR), name)
-        self.catalogue.restore(document.wish, document.history)
+        self.catalogue.restore(document.desired, document.history)
 
-    def _lose(self, name: str, version: Version, now_ms: int) -> None:
+    def _mark_lost(self, name: str, version: Version, now_ms: int) -> None:
         """Weights that vanished from the store cannot be served before they are published, or put back, again."""
         logger.warning("Weights are gone from the store", extra={"speculator": name, "version": version.number})
         if not version.phase.is_condemned and version.phase is not Phase.SUPERSEDED:

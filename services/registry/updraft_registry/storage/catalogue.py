@@ -20,14 +20,14 @@ from updraft_registry.messages import wire
 from updraft_registry.rollout.version import (
     NO_DRAFT,
     Actor,
+    DesiredState,
     Lineage,
     Rollout,
     Speculator,
     Transition,
     Version,
-    Wish,
-    because,
-    call,
+    name_of,
+    with_reason,
 )
 from updraft_registry.storage.schema import MIGRATIONS, SCHEMA
 from updraft_registry.storage.stores.folder import disk_full
@@ -84,11 +84,11 @@ class Catalogue:
     def _read(self, name: str) -> Speculator:
         row = self._row("SELECT * FROM speculators WHERE name = ?", name)
         if row is None:
-            return Speculator(name=name, wish=Wish(policy=self.defaults), is_known=False)
+            return Speculator(name=name, desired=DesiredState(policy=self.defaults), is_known=False)
         versions = self._rows("SELECT * FROM versions WHERE speculator = ? AND is_kept ORDER BY number", name)
         return Speculator(
             name=name,
-            wish=_wish(row, self.defaults),
+            desired=_desired_state(row, self.defaults),
             lineage=self._lineage(name),
             versions=tuple(_version(version) for version in versions),
             rollout=self._rollout(name),
@@ -137,7 +137,7 @@ class Catalogue:
         )
         return {row["id"]: parse_transition(row) for row in rows}
 
-    def due(self) -> list[tuple[str, int]]:
+    def stale_documents(self) -> list[tuple[str, int]]:
         """Documents that do not say yet what their rows say, by speculator and version (0: the speculator's own)."""
         return [(row["speculator"], row["number"]) for row in self._rows("SELECT * FROM due ORDER BY 1, 2")]
 
@@ -150,14 +150,14 @@ class Catalogue:
         )
         return frozenset((row["speculator"], row["number"]) for row in rows)
 
-    def owe(self, documents: Collection[tuple[str, int]]) -> None:
+    def mark_stale(self, documents: Collection[tuple[str, int]]) -> None:
         """Note that these documents have to be written."""
         if documents:
             with self._transaction():
                 for name, number in documents:
-                    self._owe(name, number)
+                    self._mark_stale(name, number)
 
-    def done(self, written: Sequence[tuple[str, int]]) -> None:
+    def mark_written(self, written: Sequence[tuple[str, int]]) -> None:
         """Note that these documents have been written."""
         with self._transaction():
             self._db.executemany("DELETE FROM due WHERE speculator = ? AND number = ?", written)
@@ -170,7 +170,7 @@ class Catalogue:
         """Add a version; one that is restored brings its history."""
         name = manifest.speculator
         with self._transaction():
-            self._know(name)
+            self._ensure_speculator(name)
             self._db.execute(
                 "INSERT INTO versions (speculator, number, digest, tensors_digest, manifest, phase, reason, "
                 "published_ms, since_ms, proven_ms, is_retained, is_kept) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -180,18 +180,25 @@ class Catalogue:
                     *(version.proven_ms, version.is_retained, version.is_kept),
                 ),
             )
-            self._remember(name, history or {0: published(version)})
+            self._add_history(name, history or {0: published(version)})
 
-    def restore(self, wish: registry_pb2.SpeculatorState, history: History) -> None:
+    def restore(self, desired: registry_pb2.SpeculatorState, history: History) -> None:
         """Add what was wished of a speculator, with its history."""
-        name, pinned = wish.speculator, wish.pinned if wish.HasField("pinned") else None
+        name, pinned = desired.speculator, desired.pinned if desired.HasField("pinned") else None
         with self._transaction():
-            self._know(name)
+            self._ensure_speculator(name)
             self._db.execute(
                 "UPDATE speculators SET policy = ?, pinned = ?, pin_reason = ?, is_paused = ?, pause_reason = ? WHERE name = ?",
-                (wish.policy.SerializeToString(), pinned, wish.pin_reason, wish.paused, wish.pause_reason, name),
+                (
+                    desired.policy.SerializeToString(),
+                    pinned,
+                    desired.pin_reason,
+                    desired.paused,
+                    desired.pause_reason,
+                    name,
+                ),
             )
-            self._remember(name, history)
+            self._add_history(name, history)
 
     def record(self, name: str, transitions: Sequence[Transition], rollout: Rollout | None) -> None:
         """Apply transitions in their order, and note the canary that runs then; all or nothing."""
@@ -203,21 +210,21 @@ class Catalogue:
                     "WHERE speculator = :name AND number = :number",
                     {"name": name} | asdict(transition),
                 )
-                self._note(name, transition)
+                self._add_transition(name, transition)
             self._db.execute("DELETE FROM rollouts WHERE speculator = ?", (name,))
             if rollout is not None:
                 self._db.execute("INSERT INTO rollouts VALUES (?, ?)", (name, rollout.to_json()))
 
     def pin(self, name: str, number: int | None, reason: str, now_ms: int) -> None:
         """Pin a version (0: no draft), or unpin with None."""
-        what = "unpinned" if number is None else f"pinned to {call(number)}"
+        what = "unpinned" if number is None else f"pinned to {name_of(number)}"
         with self._transaction():
             holding = "" if number is None else reason
             self._db.execute(
                 "UPDATE speculators SET pinned = ?, pin_reason = ? WHERE name = ?", (number, holding, name)
             )
-            self._note(name, _event(because(what, reason), now_ms, number=number or NO_DRAFT))
-            self._owe(name, NO_DRAFT)
+            self._add_transition(name, _event(with_reason(what, reason), now_ms, number=number or NO_DRAFT))
+            self._mark_stale(name, NO_DRAFT)
 
     def pause(self, name: str, *, is_paused: bool, reason: str, now_ms: int) -> None:
         """Pause or resume the rollout."""
@@ -227,14 +234,14 @@ class Catalogue:
                 "UPDATE speculators SET is_paused = ?, pause_reason = ? WHERE name = ?",
                 (is_paused, reason if is_paused else "", name),
             )
-            self._note(name, _event(because(what, reason), now_ms))
+            self._add_transition(name, _event(with_reason(what, reason), now_ms))
 
     def set_policy(self, name: str, policy: registry_pb2.RolloutPolicy, now_ms: int) -> None:
         """Set the policy, of a speculator that may not exist yet."""
         with self._transaction():
-            self._know(name)
+            self._ensure_speculator(name)
             self._db.execute("UPDATE speculators SET policy = ? WHERE name = ?", (policy.SerializeToString(), name))
-            self._note(name, _event("the policy was set", now_ms))
+            self._add_transition(name, _event("the policy was set", now_ms))
 
     def retain(self, name: str, number: int, *, is_retained: bool, now_ms: int) -> None:
         """Keep the weights of a version whatever retention says, or no longer."""
@@ -243,7 +250,7 @@ class Catalogue:
             self._db.execute(
                 "UPDATE versions SET is_retained = ? WHERE speculator = ? AND number = ?", (is_retained, name, number)
             )
-            self._note(name, _event(what, now_ms, number=number))
+            self._add_transition(name, _event(what, now_ms, number=number))
 
     def keep(self, name: str, number: int, *, is_kept: bool) -> None:
         """Note whether the weights of a version are in the store."""
@@ -263,13 +270,13 @@ class Catalogue:
         for number, migration in enumerate(MIGRATIONS[schema:], start=schema + 1):
             self._db.executescript(f"BEGIN; {migration} PRAGMA user_version = {number}; COMMIT;")
 
-    def _know(self, name: str) -> None:
+    def _ensure_speculator(self, name: str) -> None:
         self._db.execute("INSERT OR IGNORE INTO speculators (name) VALUES (?)", (name,))
 
-    def _note(self, name: str, transition: Transition) -> None:
-        self._remember(name, {0: transition})
+    def _add_transition(self, name: str, transition: Transition) -> None:
+        self._add_history(name, {0: transition})
 
-    def _remember(self, name: str, history: History) -> None:
+    def _add_history(self, name: str, history: History) -> None:
         """Add transitions, under the number that they had if it is free, and let the documents say it."""
         for number, transition in sorted(history.items()):
             self._db.execute(
@@ -278,9 +285,9 @@ class Catalogue:
                 ":name, :number, :before, :after, :reason, :actor, :at_ms)",
                 {"id": number, "name": name} | asdict(transition),
             )
-            self._owe(name, transition.number)
+            self._mark_stale(name, transition.number)
 
-    def _owe(self, name: str, number: int) -> None:
+    def _mark_stale(self, name: str, number: int) -> None:
         self._db.execute("INSERT OR IGNORE INTO due VALUES (?, ?)", (name, number))
 
     def _lineage(self, name: str) -> Lineage | None:
@@ -368,8 +375,8 @@ def _policy(row: sqlite3.Row, defaults: RolloutPolicy) -> RolloutPolicy:
         return replace(defaults, strategy=Strategy.MANUAL)
 
 
-def _wish(row: sqlite3.Row, defaults: RolloutPolicy) -> Wish:
-    return Wish(
+def _desired_state(row: sqlite3.Row, defaults: RolloutPolicy) -> DesiredState:
+    return DesiredState(
         policy=_policy(row, defaults),
         pinned=row["pinned"],
         pin_reason=row["pin_reason"],

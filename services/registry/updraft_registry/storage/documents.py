@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import InvalidInput
 from updraft_registry.messages import admission, wire
-from updraft_registry.rollout.version import NO_DRAFT, Version, Wish
+from updraft_registry.rollout.version import NO_DRAFT, DesiredState, Version
 from updraft_registry.storage.catalogue import History, parse_transition
 from updraft_rollouts.terms import Phase
 
@@ -39,7 +39,7 @@ class VersionDocument:
 class SpeculatorDocument:
     """What a speculator's document says: pin, pause, policy and their reasons."""
 
-    wish: registry_pb2.SpeculatorState
+    desired: registry_pb2.SpeculatorState
     history: History
 
 
@@ -48,14 +48,16 @@ def version_document(version: Version, manifest: registry_pb2.Manifest, history:
     return _write(wire.version_to_proto(version, manifest), history, proven_ms=version.proven_ms)
 
 
-def speculator_document(name: str, wish: Wish, policy: registry_pb2.RolloutPolicy, history: History) -> bytes:
+def speculator_document(
+    name: str, desired: DesiredState, policy: registry_pb2.RolloutPolicy, history: History
+) -> bytes:
     """The document of a speculator; `policy` as it was set."""
     message = registry_pb2.SpeculatorState(
         speculator=name,
-        pinned=wish.pinned,
-        pin_reason=wish.pin_reason,
-        paused=wish.is_paused,
-        pause_reason=wish.pause_reason,
+        pinned=desired.pinned,
+        pin_reason=desired.pin_reason,
+        paused=desired.is_paused,
+        pause_reason=desired.pause_reason,
         policy=policy,
     )
     return _write(message, history)
@@ -77,11 +79,11 @@ def read_version(content: bytes, name: str, number: int) -> VersionDocument:
 
 def read_speculator(content: bytes, name: str) -> SpeculatorDocument:
     """A speculator's document that is whole and in its place; InvalidInput otherwise."""
-    wish = registry_pb2.SpeculatorState()
-    history, _ = _read(content, wish, SPECULATOR)
-    if wish.speculator != admission.check_name(name):
-        raise InvalidInput(f"it is of {wish.speculator!r}")
-    return SpeculatorDocument(wish=wish, history=history)
+    desired = registry_pb2.SpeculatorState()
+    history, _ = _read(content, desired, SPECULATOR)
+    if desired.speculator != admission.check_name(name):
+        raise InvalidInput(f"it is of {desired.speculator!r}")
+    return SpeculatorDocument(desired=desired, history=history)
 
 
 def _write(message: Message, history: History, **facts: int) -> bytes:

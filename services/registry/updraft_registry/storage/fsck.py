@@ -172,7 +172,7 @@ def find_flipped(store: Store, catalogue: Catalogue, progress: Progress) -> Iter
     progress(total, total)
 
 
-def mend(findings: Iterable[Finding], store: Store, archive: Archive, now_ms: int) -> None:
+def repair(findings: Iterable[Finding], store: Store, archive: Archive, now_ms: int) -> None:
     """Put right what can be; what is left, another check tells."""
     documents = []
     for finding in findings:
@@ -183,7 +183,7 @@ def mend(findings: Iterable[Finding], store: Store, archive: Archive, now_ms: in
             documents.append((name, int(number)))
         elif finding.kind is Kind.RETURNED:
             archive.catalogue.keep(name, int(number), is_kept=True)
-    archive.catalogue.owe(archive.catalogue.documents() & set(documents))
+    archive.catalogue.mark_stale(archive.catalogue.documents() & set(documents))
     archive.recover(now_ms)
 
 

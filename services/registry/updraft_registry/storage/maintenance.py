@@ -31,7 +31,7 @@ from updraft_registry.storage.fsck import (
     check_catalogue,
     check_rows,
     find_flipped,
-    mend,
+    repair,
     versions,
 )
 from updraft_registry.storage.stores.choice import store_of
@@ -44,7 +44,7 @@ _PROGRESS_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class CheckResult:
     """What a check found, and what of it is left after mending."""
 
     found: tuple[Finding, ...]
@@ -108,11 +108,11 @@ def open_folder(config: RegistrySettings, clock: Clock) -> Iterator[Folder]:
         yield Folder(path=path, store=store_of(config)(path), config=config, clock=clock)
 
 
-def fsck(folder: Folder, *, is_repairing: bool, is_hashing: bool, progress: Progress) -> Outcome:
+def fsck(folder: Folder, *, is_repairing: bool, is_hashing: bool, progress: Progress) -> CheckResult:
     """Check everything, and mend what can be if asked to."""
     damage, set_aside = _unreadable(folder, may_migrate=is_repairing), ""
     if damage and not is_repairing:
-        return Outcome(found=tuple(damage), left=tuple(damage))
+        return CheckResult(found=tuple(damage), left=tuple(damage))
     if damage:
         set_aside = rebuild(folder)
     with folder.archive() as archive:
@@ -122,11 +122,11 @@ def fsck(folder: Folder, *, is_repairing: bool, is_hashing: bool, progress: Prog
         found = check.findings(flipped)
         left = found
         if is_repairing:
-            mend(found, folder.store, archive, folder.now_ms())
+            repair(found, folder.store, archive, folder.now_ms())
             stored = folder.store.digests()
             left = check.findings(finding for finding in flipped if finding.subject in stored)
         num_versions = sum(1 for _ in versions(archive.catalogue))
-    return Outcome(found=(*damage, *found), left=tuple(left), versions=num_versions, set_aside=set_aside)
+    return CheckResult(found=(*damage, *found), left=tuple(left), versions=num_versions, set_aside=set_aside)
 
 
 def rebuild(folder: Folder) -> str:
@@ -136,8 +136,8 @@ def rebuild(folder: Folder) -> str:
     """
     if not _unreadable(folder, may_migrate=True):
         with folder.archive() as archive:  # what the documents do not say would be lost
-            archive.rewrite()
-            stale = archive.catalogue.due()
+            archive.check_documents()
+            stale = archive.catalogue.stale_documents()
         if stale:
             raise Unavailable(
                 f"documents that do not say yet what the catalogue does ({len(stale)}) cannot be written now; nothing was "
@@ -204,7 +204,7 @@ def _rebuild(folder: Folder, parsed: argparse.Namespace) -> int:
     set_aside = rebuild(folder)
     with folder.archive() as archive:
         left = [finding for finding in folder.check(archive).findings(()) if finding.is_damage]
-        outcome = Outcome(
+        outcome = CheckResult(
             found=tuple(left),
             left=tuple(left),
             versions=sum(1 for _ in versions(archive.catalogue)),
@@ -222,7 +222,7 @@ def _unreadable(folder: Folder, *, may_migrate: bool) -> list[Finding]:
         return check_rows(archive.catalogue, folder.catalogue)
 
 
-def _report(outcome: Outcome) -> Mapping[str, object]:
+def _report(outcome: CheckResult) -> Mapping[str, object]:
     return {
         "is_sound": outcome.is_sound,
         "versions": outcome.versions,
@@ -234,7 +234,7 @@ def _report(outcome: Outcome) -> Mapping[str, object]:
     }
 
 
-def _sentences(outcome: Outcome, *, is_repairing: bool) -> Iterator[str]:
+def _sentences(outcome: CheckResult, *, is_repairing: bool) -> Iterator[str]:
     for finding in outcome.found:
         mark = "note" if not finding.is_damage else "left" if finding in outcome.left else "mended"
         yield f"{mark:7} {finding.kind:16} {finding.subject}: {finding.why}"

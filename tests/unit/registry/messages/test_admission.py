@@ -16,10 +16,10 @@ from updraft_registry.messages.admission import (
     check_name,
     foreign,
 )
-from updraft_registry.rollout.version import Lineage, Speculator, Wish
+from updraft_registry.rollout.version import DesiredState, Lineage, Speculator
 
 LINEAGE = Lineage(target_fingerprint=TARGET, draft_vocabulary_fingerprint=VOCABULARY)
-SPECULATOR = Speculator(name="default", wish=Wish(), lineage=LINEAGE, latest=3)
+SPECULATOR = Speculator(name="default", desired=DesiredState(), lineage=LINEAGE, latest=3)
 
 
 @pytest.mark.parametrize("name", ["default", "qwen3-8b", "a", "v1.2_x", "a" * 63])
@@ -85,7 +85,7 @@ def test_a_parent_that_was_never_published_is_not_found() -> None:
 
 
 def test_the_first_draft_may_be_for_any_target() -> None:
-    empty = Speculator(name="default", wish=Wish())
+    empty = Speculator(name="default", desired=DesiredState())
     check_lineage(draft().manifest(target_fingerprint=OTHER_TARGET), empty)
 
 

@@ -11,8 +11,8 @@ from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_chassis.errors import InvalidInput
 from updraft_registry.messages import wire
-from updraft_registry.rollout.placement import Order, Switchback
-from updraft_registry.rollout.rollout import explain
+from updraft_registry.rollout.decision import explain
+from updraft_registry.rollout.placement import Directive, Switchback
 from updraft_rollouts.policy import Analysis, OfflineGate, RolloutPolicy, RolloutStep
 from updraft_rollouts.terms import Comparison, OnInconclusive, Phase, Source, Strategy
 
@@ -132,32 +132,35 @@ def test_a_policy_that_cannot_be_followed_is_refused(document: pb.RolloutPolicy,
 
 
 def test_the_same_order_has_the_same_nonce_and_another_has_another() -> None:
-    order = Order(serve=3, digest="sha256:3", prefetch=(3,), phase=Phase.STABLE, reason="it won")
-    assert wire.directive(order) == wire.directive(order)
-    assert wire.directive(order).nonce != wire.directive(Order()).nonce
-    assert (wire.directive(order).serve_version, wire.directive(order).serve_phase) == (3, pb.PHASE_STABLE)
+    order = Directive(serve=3, digest="sha256:3", prefetch=(3,), phase=Phase.STABLE, reason="it won")
+    assert wire.directive_to_proto(order) == wire.directive_to_proto(order)
+    assert wire.directive_to_proto(order).nonce != wire.directive_to_proto(Directive()).nonce
+    assert (wire.directive_to_proto(order).serve_version, wire.directive_to_proto(order).serve_phase) == (
+        3,
+        pb.PHASE_STABLE,
+    )
 
 
 def test_pods_come_for_weights_over_a_time_that_grows_with_their_number() -> None:
-    order = Order(serve=3, digest="sha256:3", prefetch=(3,))
-    few, many = wire.directive(order, num_pods=2), wire.directive(order, num_pods=1000)
+    order = Directive(serve=3, digest="sha256:3", prefetch=(3,))
+    few, many = wire.directive_to_proto(order, num_pods=2), wire.directive_to_proto(order, num_pods=1000)
     assert (few.prefetch_spread_ms, many.prefetch_spread_ms) == (10, 5000)
     assert few.nonce == many.nonce, "it is no other order because the fleet grew"
 
 
 def test_a_switchback_is_part_of_the_order() -> None:
     plan = Switchback(versions=(3, 4), digests=("sha256:3", "sha256:4"), slice_s=20, start_ms=NOW_MS)
-    order = Order(serve=3, digest="sha256:3", prefetch=(3, 4))
-    message = wire.directive(replace(order, switchback=plan))
+    order = Directive(serve=3, digest="sha256:3", prefetch=(3, 4))
+    message = wire.directive_to_proto(replace(order, switchback=plan))
     assert message.switchback == fleet_pb2.Switchback(
         version_a=3, version_b=4, digest_a="sha256:3", digest_b="sha256:4", slice_seconds=20, start_unix_ms=NOW_MS
     )
-    assert message.nonce != wire.directive(order).nonce
+    assert message.nonce != wire.directive_to_proto(order).nonce
 
 
 def state(world: World) -> pb.SpeculatorState:
-    message, scene = explain(world.speculator, list(world.pods.values()))
-    return wire.state_to_proto(world.speculator, scene, message, pods=pb.Pods(), traffic=[])
+    message, canary_state = explain(world.speculator, list(world.pods.values()))
+    return wire.state_to_proto(world.speculator, canary_state, message, pods=pb.Pods(), traffic=[])
 
 
 def test_the_state_tells_how_far_a_canary_is() -> None:
@@ -191,6 +194,6 @@ def test_the_state_has_no_estimate_without_bounds_and_no_rollout_without_a_canar
 
 def test_the_state_tells_pins_and_pauses_with_their_reasons() -> None:
     world = World(16)
-    world.wish(pinned=1, pin_reason="quiet", is_paused=True, pause_reason="lunch")
+    world.desired(pinned=1, pin_reason="quiet", is_paused=True, pause_reason="lunch")
     told = state(world)
     assert (told.pinned, told.pin_reason, told.paused, told.pause_reason) == (1, "quiet", True, "lunch")

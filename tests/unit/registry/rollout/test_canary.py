@@ -17,30 +17,30 @@ def test_a_candidate_first_serves_a_tenth_of_the_pods() -> None:
     world = World(16)
     candidate = world.publish()
     assert world.phases == {1: Phase.STABLE, 2: Phase.CANARY}
-    assert len(world.told(candidate)) == 2
-    assert len(world.told(1)) == 14
+    assert len(world.directed(candidate)) == 2
+    assert len(world.directed(1)) == 14
     assert world.decision.transitions[0].reason.startswith("acceptance length 3.0")
 
 
 def test_its_pods_hold_both_versions_ready_and_the_others_do_so_from_the_second_step_on() -> None:
     world = World(16, steps=STEPS)
     candidate = world.canary()
-    (order,) = {world.decision.orders[name] for name in world.told(candidate)}
+    (order,) = {world.decision.directives[name] for name in world.directed(candidate)}
     assert (order.serve, order.prefetch, order.phase) == (2, (1, 2), Phase.CANARY)
-    (order,) = {world.decision.orders[name] for name in world.told(1)}
+    (order,) = {world.decision.directives[name] for name in world.directed(1)}
     assert (order.serve, order.prefetch, order.phase) == (1, (1,), Phase.STABLE)
     world.run(61)
-    (order,) = {world.decision.orders[name] for name in world.told(1)}
+    (order,) = {world.decision.directives[name] for name in world.directed(1)}
     assert (order.serve, order.prefetch) == (1, (1, 2))
 
 
 def test_the_pods_of_a_step_are_also_of_the_next() -> None:
     world = World(16, steps=STEPS)
     candidate = world.canary()
-    first = world.told(candidate)
+    first = world.directed(candidate)
     world.run(61)
-    assert len(world.told(candidate)) == 8
-    assert first < world.told(candidate)
+    assert len(world.directed(candidate)) == 8
+    assert first < world.directed(candidate)
 
 
 def test_other_candidates_are_tried_on_other_pods() -> None:
@@ -49,7 +49,7 @@ def test_other_candidates_are_tried_on_other_pods() -> None:
     for number, world in enumerate(worlds, start=2):
         for _ in range(number - 1):
             candidate = world.publish(None)  # rejected, but it takes a number
-        tried |= world.told(world.publish())
+        tried |= world.directed(world.publish())
     assert candidate
     assert len(tried) > 6
 
@@ -59,7 +59,7 @@ def test_a_step_holds_from_when_all_its_pods_serve_the_candidate() -> None:
     candidate = world.publish()
     world.decide(after_s=50)
     assert "waiting for 2 of 2 pods to load it" in world.message
-    first, second = sorted(world.told(candidate))
+    first, second = sorted(world.directed(candidate))
     world.obey([first])
     world.decide(after_s=50)
     assert "waiting for 1 of 2 pods to load it" in world.message
@@ -79,7 +79,7 @@ def test_a_better_candidate_serves_everyone_after_the_last_step_and_not_before()
     assert world.phases[candidate] is Phase.CANARY
     world.run(3)
     assert world.phases == {1: Phase.SUPERSEDED, 2: Phase.STABLE}
-    assert world.told(candidate) == set(world.pods)
+    assert world.directed(candidate) == set(world.pods)
     assert world.speculator.rollout is None
 
 
@@ -104,9 +104,9 @@ def test_its_promotion_has_the_evidence_as_its_reason() -> None:
 def test_a_candidate_that_fails_is_rolled_back_at_once(evidence: dict[str, Any], *, is_paused: bool) -> None:
     world = World(16)
     candidate = world.canary(**evidence)
-    decision = world.wish(is_paused=is_paused)
+    decision = world.desired(is_paused=is_paused)
     assert world.phases == {1: Phase.STABLE, 2: Phase.ROLLED_BACK}
-    assert world.told(candidate) == set()
+    assert world.directed(candidate) == set()
     assert (decision.transitions[0].actor, decision.message) == (
         Actor.GATE,
         "version 1 is stable; waiting for 2 of 16 pods to load it" + "; the rollout is paused" * is_paused,
@@ -117,10 +117,10 @@ def test_its_pods_leave_it_at_once_however_few_may_swap() -> None:
     world = World(16, max_pods_swapping=1, steps=(RolloutStep(pods_percent=50, hold_seconds=0),))
     candidate = world.publish()
     world.run(20)
-    assert len(world.told(candidate)) == 8
+    assert len(world.directed(candidate)) == 8
     world.see(gain_percent=-10)
     world.decide()
-    assert world.told(1) == set(world.pods)
+    assert world.directed(1) == set(world.pods)
 
 
 def test_without_automatic_rollback_a_person_decides() -> None:
@@ -187,7 +187,7 @@ def test_what_its_pods_could_not_load_is_rolled_back_whatever_the_policy_says_of
 def test_what_won_is_promoted_at_the_deadline_although_one_pod_could_not_load_it() -> None:
     world = World(16, steps=(RolloutStep(pods_percent=50, hold_seconds=0),))
     candidate = world.publish()
-    world.obey(sorted(world.told(candidate))[1:])
+    world.obey(sorted(world.directed(candidate))[1:])
     world.see(gain_percent=10)
     for _ in range(91):
         world.decide(after_s=10)
@@ -197,7 +197,7 @@ def test_what_won_is_promoted_at_the_deadline_although_one_pod_could_not_load_it
 
 def test_a_pod_with_troubles_of_its_own_is_not_waited_for() -> None:
     world = World(16, steps=(RolloutStep(pods_percent=50, hold_seconds=30),))
-    first, *others = sorted(world.told(world.publish()))
+    first, *others = sorted(world.directed(world.publish()))
     world.obey(others)
     world.pods[first] = replace(world.pods[first], trouble="not yet: no space left on device")
     world.decide()
@@ -208,13 +208,13 @@ def test_a_pause_freezes_step_clock_and_pods() -> None:
     world = World(16, steps=STEPS)
     candidate = world.canary(gain_percent=10)
     world.run(30)
-    before = world.told(candidate)
-    world.wish(is_paused=True, pause_reason="release day")
+    before = world.directed(candidate)
+    world.desired(is_paused=True, pause_reason="release day")
     world.run(1000, step_s=10)
-    assert world.told(candidate) == before
+    assert world.directed(candidate) == before
     assert world.message.endswith("; the rollout is paused: release day")
     assert world.rollout.paused_ms == 1_000_000
-    world.wish(is_paused=False)
+    world.desired(is_paused=False)
     world.run(29)
     assert world.rollout.step == 0
     world.run(2)
@@ -224,12 +224,12 @@ def test_a_pause_freezes_step_clock_and_pods() -> None:
 def test_a_pause_takes_no_pod_that_comes_and_no_other_strategy() -> None:
     world = World(5)
     candidate = world.canary()
-    world.wish(is_paused=True)
+    world.desired(is_paused=True)
     world.pods |= World(20).pods
     world.policy(strategy=Strategy.IMMEDIATE)
-    assert len(world.told(candidate)) == 1
+    assert len(world.directed(candidate)) == 1
     assert world.phases[candidate] is Phase.CANARY
-    world.wish(is_paused=False)
+    world.desired(is_paused=False)
     assert world.phases[candidate] is Phase.STABLE
 
 
@@ -247,11 +247,11 @@ def test_a_clock_that_jumps_costs_a_minute_at_most(jump_s: float) -> None:
 def test_a_pin_ends_a_canary_and_unpinning_begins_it_anew() -> None:
     world = World(16)
     candidate = world.canary(gain_percent=10)
-    world.wish(pinned=1, pin_reason="quiet please")
+    world.desired(pinned=1, pin_reason="quiet please")
     assert world.phases == {1: Phase.STABLE, 2: Phase.HELD}
-    assert world.told(1) == set(world.pods)
+    assert world.directed(1) == set(world.pods)
     assert world.speculator.versions[-1].reason == "version 1 is pinned: quiet please"
-    world.wish(pinned=None)
+    world.desired(pinned=None)
     assert world.phases[candidate] is Phase.CANARY
     assert world.rollout.evidence.slices == 0
 
@@ -259,9 +259,9 @@ def test_a_pin_ends_a_canary_and_unpinning_begins_it_anew() -> None:
 def test_pinning_the_candidate_makes_it_stable() -> None:
     world = World(16)
     candidate = world.canary()
-    world.wish(pinned=candidate)
+    world.desired(pinned=candidate)
     assert world.phases == {1: Phase.SUPERSEDED, 2: Phase.STABLE}
-    assert world.told(candidate) == set(world.pods)
+    assert world.directed(candidate) == set(world.pods)
 
 
 def test_newer_versions_wait_for_the_canary_and_only_the_newest_is_tried_then() -> None:
@@ -283,21 +283,21 @@ def test_a_candidate_begins_again_when_the_stable_version_fails() -> None:
     world.obey()
     third = world.canary(gain_percent=10)
     assert (world.stable, world.rollout.baseline) == (second, second)
-    pods = world.told(third)
+    pods = world.directed(third)
     world.see(gain_percent=5)
     for name in set(world.pods) - pods:
         world.pods[name] = refusing(name, second)
     decision = world.decide()
     assert world.phases == {1: Phase.STABLE, 2: Phase.FAILED, 3: Phase.CANARY}
     assert (world.rollout.baseline, world.rollout.evidence.slices) == (1, 0)
-    assert world.told(third) == pods, "the same pods try it"
+    assert world.directed(third) == pods, "the same pods try it"
     assert decision.transitions[0].actor is Actor.FLEET
 
 
 def test_a_candidate_is_not_tried_when_nothing_is_left_to_compare_it_with() -> None:
     world = World(16)
     world.canary()
-    for name in world.told(1):
+    for name in world.directed(1):
         world.pods[name] = refusing(name, 1)
     decision = world.decide()
     assert world.phases == {1: Phase.FAILED, 2: Phase.SUPERSEDED}
@@ -310,18 +310,18 @@ def test_a_candidate_is_not_tried_when_nothing_is_left_to_compare_it_with() -> N
 def test_a_canary_pod_that_refuses_fails_the_candidate_and_no_other_pod_has_seen_it() -> None:
     world = World(5)
     candidate = world.publish()
-    (pod,) = world.told(candidate)
+    (pod,) = world.directed(candidate)
     world.pods[pod] = refusing(pod, candidate)
     world.decide()
     assert world.phases == {1: Phase.STABLE, 2: Phase.FAILED}
-    assert world.told(1) == set(world.pods)
+    assert world.directed(1) == set(world.pods)
 
 
 def test_a_candidate_that_one_pod_of_a_switchback_refuses_goes_on_whosever_turn_it_is() -> None:
     analysis = Analysis(comparison=Comparison.SWITCHBACK)
     world = World(8, steps=(RolloutStep(pods_percent=50, hold_seconds=30),), analysis=analysis)
     candidate = world.canary()
-    for refused, pod in enumerate(sorted(world.told(candidate)), start=1):
+    for refused, pod in enumerate(sorted(world.directed(candidate)), start=1):
         world.pods[pod] = replace(world.pods[pod], refused=candidate)
         world.decide()
         assert world.phases[candidate] is (Phase.FAILED if refused > 2 else Phase.CANARY)
@@ -332,7 +332,7 @@ def test_a_candidate_that_one_pod_of_a_switchback_refuses_goes_on_whosever_turn_
 def test_one_broken_pod_among_many_is_not_waited_for() -> None:
     world = World(40, steps=(RolloutStep(pods_percent=10, hold_seconds=30),))
     candidate = world.canary()
-    broken = min(world.told(candidate))
+    broken = min(world.directed(candidate))
     world.pods[broken] = refusing(broken, candidate)
     world.decide()
     assert world.phases[candidate] is Phase.CANARY
@@ -342,29 +342,29 @@ def test_one_broken_pod_among_many_is_not_waited_for() -> None:
 def test_a_pod_that_drained_and_went_is_replaced_and_does_not_come_on_top_when_it_returns() -> None:
     world = World(16)
     candidate = world.canary()
-    gone = min(world.told(candidate))
+    gone = min(world.directed(candidate))
     pod = world.pods[gone]
     world.leave(gone)
     world.decide()
-    assert len(world.told(candidate)) == 2
+    assert len(world.directed(candidate)) == 2
     world.pods[gone] = pod
     world.decide()
-    assert len(world.told(candidate)) == 2
+    assert len(world.directed(candidate)) == 2
 
 
 def test_a_restart_moves_no_pod_that_was_in_the_canary_once() -> None:
     world = World(16)
     candidate = world.canary()
-    gone = min(world.told(candidate))
+    gone = min(world.directed(candidate))
     pod = world.pods[gone]
     world.leave(gone)
     world.decide()
     world.pods[gone] = pod
     world.decide()
-    before = world.told(candidate)
+    before = world.directed(candidate)
     world.restart()
     world.decide()
-    assert world.told(candidate) == before == set(world.rollout.pods)
+    assert world.directed(candidate) == before == set(world.rollout.pods)
     assert gone not in before
 
 
@@ -372,12 +372,12 @@ def test_a_draining_pod_is_not_counted_chosen_or_waited_for() -> None:
     world = World(8, steps=(RolloutStep(pods_percent=50, hold_seconds=30),))
     world.pods = {name: replace(pod, is_draining=name < "pod-04") for name, pod in world.pods.items()}
     candidate = world.publish()
-    first, second = sorted(world.told(candidate))
+    first, second = sorted(world.directed(candidate))
     assert first >= "pod-04"
     world.pods[first] = replace(world.pods[first], is_draining=True)
     world.obey([second])
     world.decide()
-    assert world.told(candidate) == {first, second}, "it goes away by itself"
+    assert world.directed(candidate) == {first, second}, "it goes away by itself"
     assert world.message.endswith("the last step holds for another 30 s")
 
 
@@ -414,7 +414,7 @@ def test_another_strategy_ends_a_canary(strategy: Strategy, phase: Phase) -> Non
 def test_a_single_pod_alternates_both_versions() -> None:
     world = World(1, analysis=Analysis(switchback_seconds=15))
     world.publish()
-    order = world.decision.orders["pod-00"]
+    order = world.decision.directives["pod-00"]
     assert (order.serve, order.phase, order.prefetch) == (1, Phase.STABLE, (1, 2))
     assert order.switchback is not None
     assert (order.switchback.versions, order.switchback.slice_s) == ((1, 2), 15)
@@ -434,7 +434,7 @@ def test_a_switchback_is_in_place_once_the_pod_has_both() -> None:
 def test_slices_of_a_switchback_are_whole_cycles_of_its_own_pods() -> None:
     analysis = Analysis(interval_seconds=30, switchback_seconds=20, comparison=Comparison.SWITCHBACK)
     world = World(4, steps=(RolloutStep(pods_percent=25, hold_seconds=600),), analysis=analysis)
-    (pod,) = world.told(world.publish())
+    (pod,) = world.directed(world.publish())
     world.obey()
     for second in range(90):
         served = Traffic(requests=second, verify_steps=second, tokens=second)
@@ -443,7 +443,7 @@ def test_slices_of_a_switchback_are_whole_cycles_of_its_own_pods() -> None:
         if second == 38:
             assert world.rollout.evidence.slices == 0, "30 s are over, the second turn is not"
     assert world.rollout.evidence.slices == 2
-    assert set(world.rollout.evidence.marks) == {pod}
+    assert set(world.rollout.evidence.last_reports) == {pod}
 
 
 def test_a_slice_of_a_switchback_that_lacks_requests_ends_with_a_later_cycle() -> None:
@@ -467,7 +467,7 @@ def test_pods_are_compared_with_pods_from_three_on(num_pods: int, comparison: Co
 def test_a_fleet_that_shrinks_to_one_pod_begins_again_as_a_switchback() -> None:
     world = World(3)
     candidate = world.canary(gain_percent=1)
-    world.pods = {name: pod for name, pod in world.pods.items() if name in world.told(candidate)}
+    world.pods = {name: pod for name, pod in world.pods.items() if name in world.directed(candidate)}
     world.decide()
     assert world.rollout.comparison is Comparison.SWITCHBACK
     assert world.rollout.evidence.slices == 0
@@ -476,13 +476,13 @@ def test_a_fleet_that_shrinks_to_one_pod_begins_again_as_a_switchback() -> None:
 def test_one_pod_at_least_serves_the_stable_version_to_compare_with() -> None:
     world = World(4, steps=(RolloutStep(pods_percent=100, hold_seconds=0),))
     candidate = world.publish()
-    assert len(world.told(candidate)) == 3
+    assert len(world.directed(candidate)) == 3
 
 
 def test_a_second_pod_that_never_comes_ends_at_the_deadline() -> None:
     world = World(1, analysis=Analysis(comparison=Comparison.PODS))
     candidate = world.publish()
-    assert world.told(candidate) == set()
+    assert world.directed(candidate) == set()
     assert "waiting for a second pod to compare with" in world.message
     world.run(901, step_s=10)
     assert world.phases[candidate] is Phase.ROLLED_BACK
@@ -501,17 +501,17 @@ def test_a_restarted_registry_goes_on_where_it_was_and_moves_no_pod() -> None:
     world = World(16, steps=STEPS)
     candidate = world.canary(gain_percent=5)
     world.run(90)
-    orders, pods, before = world.decision.orders, world.pods, world.rollout
+    orders, pods, before = world.decision.directives, world.pods, world.rollout
     world.restart()
     world.pods = {}
     for name in sorted(pods, reverse=True):  # they come back one by one
         world.pods[name] = pods[name]
         world.decide(after_s=1)
-        assert world.decision.orders == {known: orders[known] for known in world.pods}
+        assert world.decision.directives == {known: orders[known] for known in world.pods}
         assert world.message.endswith("waiting for all pods to report to the registry, which has just started")
     world.is_settled = True
     world.decide()
-    assert world.decision.orders == orders
+    assert world.decision.directives == orders
     assert (world.rollout.step, world.rollout.pods) == (before.step, before.pods)
     assert world.rollout.evidence.slices == before.evidence.slices
     assert world.phases[candidate] is Phase.CANARY
@@ -530,11 +530,11 @@ def test_a_canary_does_not_begin_before_the_fleet_has_reported() -> None:
 def test_a_version_in_canary_whose_progress_is_lost_begins_again() -> None:
     world = World(16)
     candidate = world.canary(gain_percent=10)
-    pods = world.told(candidate)
+    pods = world.directed(candidate)
     world.speculator = replace(world.speculator, rollout=None)
     world.decide()
     assert world.rollout.evidence.slices == 0
-    assert world.told(candidate) == pods
+    assert world.directed(candidate) == pods
 
 
 def test_what_is_written_is_read_back_and_then_written_the_same() -> None:

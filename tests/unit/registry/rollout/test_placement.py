@@ -40,31 +40,31 @@ def promoting(num_pods: int, *, limit: int) -> World:
 def test_a_promotion_moves_as_many_pods_at_once_as_the_policy_says() -> None:
     world = promoting(8, limit=3)
     waves = []
-    while world.told(1):
-        waves.append(len(world.told(2)))
+    while world.directed(1):
+        waves.append(len(world.directed(2)))
         world.obey()
         world.decide()
     assert waves == [3, 6]
-    assert world.told(2) == set(world.pods)
+    assert world.directed(2) == set(world.pods)
 
 
 def test_a_pod_that_waits_for_its_turn_serves_what_it_holds_and_fetches_what_comes() -> None:
     world = promoting(4, limit=1)
-    order = world.decision.orders["pod-03"]
+    order = world.decision.directives["pod-03"]
     assert (order.serve, order.prefetch) == (1, (1, 2))
     assert order.reason == "version 2 takes over a few pods at a time"
 
 
 def test_without_a_limit_all_move_at_once() -> None:
-    assert len(promoting(8, limit=0).told(2)) == 8
+    assert len(promoting(8, limit=0).directed(2)) == 8
 
 
 def test_a_pod_that_is_moving_keeps_its_turn_whoever_comes() -> None:
     world = promoting(4, limit=1)
-    assert world.told(2) == {"pod-00"}
+    assert world.directed(2) == {"pod-00"}
     world.pods = {"a-new-pod": holding("a-new-pod", version(1)), **world.pods}
     world.decide()
-    assert world.told(2) == {"pod-00"}
+    assert world.directed(2) == {"pod-00"}
 
 
 def test_a_pod_that_refused_takes_no_turn() -> None:
@@ -74,7 +74,7 @@ def test_a_pod_that_refused_takes_no_turn() -> None:
     world.obey(["pod-02"])
     world.pods["pod-00"] = refusing("pod-00", 2, loaded=version(1))
     world.decide()
-    assert world.told(2) == {f"pod-{i:02}" for i in range(5)}
+    assert world.directed(2) == {f"pod-{i:02}" for i in range(5)}
 
 
 def test_a_pod_with_troubles_of_its_own_keeps_no_other_from_its_turn() -> None:
@@ -82,10 +82,10 @@ def test_a_pod_with_troubles_of_its_own_keeps_no_other_from_its_turn() -> None:
     for turn in range(1, 4):
         world.pods["pod-00"] = replace(world.pods["pod-00"], trouble="not yet: no space left on device")
         world.decide()
-        assert world.told(2) == {f"pod-{i:02}" for i in range(1, turn + 1)}
+        assert world.directed(2) == {f"pod-{i:02}" for i in range(1, turn + 1)}
         world.obey([f"pod-{turn:02}"])
     world.decide()
-    assert world.told(2) == set(world.pods), "its own turn is the last one"
+    assert world.directed(2) == set(world.pods), "its own turn is the last one"
 
 
 @pytest.mark.parametrize(
@@ -100,23 +100,23 @@ def test_a_pod_with_nothing_that_may_be_served_waits_for_no_turn(pod: Pod) -> No
     world = promoting(4, limit=1)
     world.pods["new"] = pod
     world.decide()
-    assert world.told(2) == {"pod-00", "new"}
+    assert world.directed(2) == {"pod-00", "new"}
 
 
 def test_a_pin_to_no_draft_is_paced_too() -> None:
     world = World(4, max_pods_swapping=1)
-    world.wish(pinned=0, pin_reason="cost")
-    assert world.told(0) == {"pod-00"}
+    world.desired(pinned=0, pin_reason="cost")
+    assert world.directed(0) == {"pod-00"}
 
 
 def test_no_pod_begins_to_move_before_the_fleet_has_reported() -> None:
     world = promoting(4, limit=1)
     world.restart()
     world.decide()
-    assert world.told(2) == set()
+    assert world.directed(2) == set()
     world.is_settled = True
     world.decide()
-    assert world.told(2) == {"pod-00"}
+    assert world.directed(2) == {"pod-00"}
 
 
 def test_a_switchback_takes_no_turns() -> None:
@@ -124,9 +124,9 @@ def test_a_switchback_takes_no_turns() -> None:
     world.publish()
     world.obey()
     for held in (2, 1, 2):
-        (pod,) = world.told(2)
+        (pod,) = world.directed(2)
         there = next(v for v in world.speculator.versions if v.number == held)
         world.pods[pod] = replace(world.pods[pod], loaded=held, tensors_digest=there.tensors_digest)
         world.decide()
-        assert world.told(2) == {pod}
-        assert world.decision.orders[pod].switchback is not None
+        assert world.directed(2) == {pod}
+        assert world.decision.directives[pod].switchback is not None

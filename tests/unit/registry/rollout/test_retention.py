@@ -2,15 +2,17 @@
 
 from tests.support.versions import version
 
-from updraft_registry.rollout.retention import keepers
-from updraft_registry.rollout.version import Speculator, Version, Wish
+from updraft_registry.rollout.retention import versions_to_keep
+from updraft_registry.rollout.version import DesiredState, Speculator, Version
 from updraft_rollouts.policy import RolloutPolicy
 from updraft_rollouts.terms import Phase
 
 
 def speculator(*versions: Version, limit: int = 1, pinned: int | None = None) -> Speculator:
     return Speculator(
-        name="default", wish=Wish(policy=RolloutPolicy(revision_history_limit=limit), pinned=pinned), versions=versions
+        name="default",
+        desired=DesiredState(policy=RolloutPolicy(revision_history_limit=limit), pinned=pinned),
+        versions=versions,
     )
 
 
@@ -20,18 +22,18 @@ def superseded(*numbers: int) -> list[Version]:
 
 def test_the_stable_version_and_the_one_before_it_stay_however_old_they_are() -> None:
     old = version(1, Phase.SUPERSEDED)
-    kept = keepers(speculator(old, version(2, Phase.STABLE), *superseded(3, 4, 5)), ())
+    kept = versions_to_keep(speculator(old, version(2, Phase.STABLE), *superseded(3, 4, 5)), ())
     assert kept >= {1, 2}
     assert 3 not in kept
 
 
 def test_the_newest_stay_up_to_the_limit() -> None:
-    assert keepers(speculator(*superseded(1, 2, 3, 4), limit=2), ()) - {0} == {3, 4}
+    assert versions_to_keep(speculator(*superseded(1, 2, 3, 4), limit=2), ()) - {0} == {3, 4}
 
 
 def test_what_was_condemned_goes_and_takes_no_place_in_the_history() -> None:
     versions = [*superseded(1, 2), version(3, Phase.REJECTED), version(4, Phase.FAILED)]
-    assert keepers(speculator(*versions, limit=2), ()) - {0} == {1, 2}
+    assert versions_to_keep(speculator(*versions, limit=2), ()) - {0} == {1, 2}
 
 
 def test_what_is_pinned_retained_waiting_or_held_by_a_pod_stays() -> None:
@@ -42,9 +44,9 @@ def test_what_is_pinned_retained_waiting_or_held_by_a_pod_stays() -> None:
         version(5, Phase.REJECTED),
         *superseded(6, 7),
     ]
-    assert keepers(speculator(*versions, pinned=1), {5}) - {0} == {1, 3, 4, 5, 7}
+    assert versions_to_keep(speculator(*versions, pinned=1), {5}) - {0} == {1, 3, 4, 5, 7}
 
 
 def test_candidate_and_baseline_of_a_canary_stay() -> None:
     versions = [version(1, Phase.STABLE), version(2, Phase.CANARY), *superseded(3, 4, 5)]
-    assert keepers(speculator(*versions), ()) >= {1, 2}
+    assert versions_to_keep(speculator(*versions), ()) >= {1, 2}

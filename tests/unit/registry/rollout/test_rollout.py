@@ -9,29 +9,29 @@ from tests.support.rollouts import BETTER, WORSE
 from tests.support.versions import NOW_MS, evaluation, holding, refusing, version
 
 from updraft_chassis.errors import Conflict
+from updraft_registry.rollout.decision import Decision, decide, promote, reject
 from updraft_registry.rollout.placement import Pod
-from updraft_registry.rollout.rollout import Decision, decide, promote, reject
-from updraft_registry.rollout.version import Actor, Speculator, Transition, Version, Wish
+from updraft_registry.rollout.version import Actor, DesiredState, Speculator, Transition, Version
 from updraft_rollouts.policy import RolloutPolicy
 from updraft_rollouts.terms import Phase, Source, Strategy
 
 IMMEDIATE = RolloutPolicy(strategy=Strategy.IMMEDIATE)
-FREE = Wish(policy=IMMEDIATE)
+FREE = DesiredState(policy=IMMEDIATE)
 
 
 def phases(decision: Decision) -> dict[int, Phase]:
     return {version.number: version.phase for version in decision.versions}
 
 
-def run(versions: Sequence[Version], wish: Wish = FREE, pods: Sequence[Pod] = ()) -> Decision:
-    return decide(speculator(versions, wish), pods or [Pod(name="pod-0")], NOW_MS + 1)
+def run(versions: Sequence[Version], desired: DesiredState = FREE, pods: Sequence[Pod] = ()) -> Decision:
+    return decide(speculator(versions, desired), pods or [Pod(name="pod-0")], NOW_MS + 1)
 
 
-def speculator(versions: Sequence[Version], wish: Wish = FREE) -> Speculator:
-    return Speculator(name="default", wish=wish, versions=tuple(versions))
+def speculator(versions: Sequence[Version], desired: DesiredState = FREE) -> Speculator:
+    return Speculator(name="default", desired=desired, versions=tuple(versions))
 
 
-def free(**wishes: Any) -> Wish:
+def free(**wishes: Any) -> DesiredState:
     return replace(FREE, **wishes)
 
 
@@ -54,7 +54,7 @@ def test_the_first_version_skips_the_gate(source: Source) -> None:
     decision = run([version(1, source=source)])
     assert phases(decision) == {1: Phase.STABLE}
     assert decision.transitions[0].reason == "the first version skips the gate"
-    assert decision.orders["pod-0"].serve == 1
+    assert decision.directives["pod-0"].serve == 1
 
 
 def test_a_first_version_that_was_evaluated_has_to_pass() -> None:
@@ -64,7 +64,7 @@ def test_a_first_version_that_was_evaluated_has_to_pass() -> None:
 def test_a_trainers_first_version_without_an_evaluation_is_rejected() -> None:
     decision = run([version(1)])
     assert phases(decision) == {1: Phase.REJECTED}
-    assert decision.orders["pod-0"].serve == 0
+    assert decision.directives["pod-0"].serve == 0
     assert decision.message == "no version serves; waiting for the first that passes the gate"
 
 
@@ -74,7 +74,7 @@ def test_a_better_candidate_takes_over_at_once() -> None:
     stepped_down, promoted = decision.transitions
     assert stepped_down.reason.startswith("version 2 took over: acceptance length 3.0")
     assert (promoted.actor, promoted.before) == (Actor.GATE, Phase.PENDING)
-    order = decision.orders["pod-0"]
+    order = decision.directives["pod-0"]
     assert (order.serve, order.prefetch, order.phase) == (2, (2,), Phase.STABLE)
     assert order.digest == version(2).digest
 
@@ -83,7 +83,7 @@ def test_a_candidate_that_does_not_beat_the_serving_version_is_rejected_with_the
     decision = run([version(1, Phase.STABLE), candidate(2, WORSE, against=1)])
     assert phases(decision) == {1: Phase.STABLE, 2: Phase.REJECTED}
     assert "acceptance length 1.5" in decision.transitions[0].reason
-    assert decision.orders["pod-0"].serve == 1
+    assert decision.directives["pod-0"].serve == 1
 
 
 def test_a_trainers_candidate_that_was_compared_with_another_version_is_superseded_and_not_condemned() -> None:
@@ -108,7 +108,7 @@ def test_only_the_newest_waiting_version_is_tried() -> None:
 
 
 def test_manual_holds_what_passed_the_gate() -> None:
-    manual = Wish(policy=RolloutPolicy(strategy=Strategy.MANUAL))
+    manual = DesiredState(policy=RolloutPolicy(strategy=Strategy.MANUAL))
     versions = [version(1, Phase.STABLE), candidate(2, BETTER, against=1)]
     assert phases(run(versions, manual)) == {1: Phase.STABLE, 2: Phase.HELD}
     assert phases(run([versions[0], candidate(2, WORSE, against=1)], manual))[2] is Phase.REJECTED
@@ -116,7 +116,7 @@ def test_manual_holds_what_passed_the_gate() -> None:
 
 def test_manual_lets_the_first_version_serve() -> None:
     first = [version(1, source=Source.INITIAL)]
-    assert phases(run(first, Wish(policy=RolloutPolicy(strategy=Strategy.MANUAL)))) == {1: Phase.STABLE}
+    assert phases(run(first, DesiredState(policy=RolloutPolicy(strategy=Strategy.MANUAL)))) == {1: Phase.STABLE}
 
 
 def test_a_pin_goes_back_without_analysis_and_holds_newer_versions() -> None:
@@ -128,7 +128,7 @@ def test_a_pin_goes_back_without_analysis_and_holds_newer_versions() -> None:
         "version 1 took over: version 1 is pinned: 2 is slow",
     }
     assert {t.actor for t in decision.transitions} == {Actor.OPERATOR}
-    assert decision.orders["pod-0"].serve == 1
+    assert decision.directives["pod-0"].serve == 1
 
 
 def test_a_pin_goes_forward_to_a_version_that_was_never_judged() -> None:
@@ -139,7 +139,7 @@ def test_a_pin_goes_forward_to_a_version_that_was_never_judged() -> None:
 def test_a_pin_to_zero_serves_without_a_draft() -> None:
     decision = run([version(1, Phase.STABLE)], free(pinned=0, pin_reason="cost"))
     assert phases(decision) == {1: Phase.SUPERSEDED}
-    order = decision.orders["pod-0"]
+    order = decision.directives["pod-0"]
     assert (order.serve, order.prefetch, order.digest) == (0, (), "")
     assert order.reason == decision.message == "no draft is pinned: cost"
 
@@ -176,7 +176,7 @@ def test_a_version_that_a_pod_could_not_load_fails_and_the_one_before_serves() -
     failed, resumed = decision.transitions
     assert failed.reason == "pod pod-0 could not load it: fc.weight holds values that are not finite"
     assert (failed.actor, resumed.reason) == (Actor.FLEET, "version 2 failed: the version that won last serves")
-    assert decision.orders["pod-0"].serve == 1
+    assert decision.directives["pod-0"].serve == 1
 
 
 def test_one_pod_of_many_that_cannot_load_a_version_fails_no_fleet() -> None:
@@ -193,7 +193,7 @@ def test_the_first_of_many_pods_to_answer_fails_no_version() -> None:
     told = dict.fromkeys((pod.name for pod in fleet), 2)
     for refused in range(1, 7):
         fleet[refused] = refusing(f"pod-{refused}", 2, loaded=before)
-        decision = decide(speculator([before, stable]), fleet, NOW_MS, told=told)
+        decision = decide(speculator([before, stable]), fleet, NOW_MS, directed=told)
         assert phases(decision)[2] is (Phase.FAILED if refused > 5 else Phase.STABLE)
 
 
@@ -217,7 +217,7 @@ def test_a_pinned_version_that_fails_does_not_serve() -> None:
 def test_an_only_version_that_fails_leaves_no_draft() -> None:
     decision = run([version(1, Phase.STABLE)], pods=[refusing("pod-0", 1)])
     assert phases(decision) == {1: Phase.FAILED}
-    assert decision.orders["pod-0"].serve == 0
+    assert decision.directives["pod-0"].serve == 0
 
 
 def test_a_pod_that_names_the_version_but_holds_other_tensors_has_not_loaded_it() -> None:
@@ -283,7 +283,7 @@ def test_promoting_what_serves_already_does_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "wish", "why"),
+    ("changed", "desired", "why"),
     [
         pytest.param({"phase": Phase.ROLLED_BACK}, FREE, "is RolledBack and never served again", id="condemned"),
         pytest.param({"is_kept": False}, FREE, "its weights are no longer kept", id="swept"),
@@ -291,10 +291,10 @@ def test_promoting_what_serves_already_does_nothing() -> None:
         pytest.param({}, free(pinned=0), "no draft is pinned in default; unpin it first", id="no draft is pinned"),
     ],
 )
-def test_a_promotion_that_cannot_be_is_refused(changed: dict[str, Any], wish: Wish, why: str) -> None:
+def test_a_promotion_that_cannot_be_is_refused(changed: dict[str, Any], desired: DesiredState, why: str) -> None:
     versions = [version(1, Phase.STABLE), replace(version(2, Phase.HELD), **changed)]
     with pytest.raises(Conflict, match=why):
-        promote(speculator(versions, wish), versions[1], "", NOW_MS)
+        promote(speculator(versions, desired), versions[1], "", NOW_MS)
 
 
 def test_rejecting_what_serves_goes_back_to_the_version_that_won_before() -> None:

@@ -1,8 +1,8 @@
 """Everything that can happen to a rollout, in any order, and what must hold after each decision all the same.
 
 The invariants are those of docs/rollout.md, under the same numbers. The fleet is simulated: pods follow their
-orders late or never, crash (also while they load), refuse, drain, fall silent behind a partition with the last
-order that reached them, and come back. The registry stops, and starts again with what it wrote.
+directives late or never, crash (also while they load), refuse, drain, fall silent behind a partition with the last
+directive that reached them, and come back. The registry stops, and starts again with what it wrote.
 """
 
 import math
@@ -16,17 +16,17 @@ from tests.support.versions import NOW_MS, evaluation, version
 
 from updraft_chassis.errors import Conflict
 from updraft_registry.rollout.comparison import MAX_AWAY_MS, NOTHING, Traffic
-from updraft_registry.rollout.placement import Order, Pod
-from updraft_registry.rollout.retention import keepers
-from updraft_registry.rollout.rollout import Decision, decide, explain, promote, reject
+from updraft_registry.rollout.decision import Decision, decide, explain, promote, reject
+from updraft_registry.rollout.placement import Directive, Pod
+from updraft_registry.rollout.retention import versions_to_keep
 from updraft_registry.rollout.version import (
     NO_DRAFT,
     Actor,
+    DesiredState,
     Rollout,
     Speculator,
     Transition,
     Version,
-    Wish,
     in_canary,
     newest_proven,
     stable,
@@ -93,7 +93,7 @@ class Process:
     prefetched: frozenset[int] = frozenset()
     refused: int = NO_DRAFT
     trouble: str = ""
-    order: Order | None = None
+    directive: Directive | None = None
     is_cut_off: bool = False
     is_down: bool = False
     is_draining: bool = False
@@ -103,11 +103,11 @@ class Process:
     def is_heard(self) -> bool:
         return not self.is_cut_off and not self.is_down
 
-    def follow(self, order: Order) -> None:
-        """Do what the last order says; in a switchback, the next turn."""
-        turn = order.switchback.versions if order.switchback else (order.serve,)
+    def follow(self, directive: Directive) -> None:
+        """Do what the last directive says; in a switchback, the next turn."""
+        turn = directive.switchback.versions if directive.switchback else (directive.serve,)
         self.loaded = turn[-1] if self.loaded == turn[0] else turn[0]
-        self.prefetched, self.refused, self.trouble = frozenset(order.prefetch), NO_DRAFT, ""
+        self.prefetched, self.refused, self.trouble = frozenset(directive.prefetch), NO_DRAFT, ""
 
     def crash(self) -> None:
         """Lose what was in memory; what was said before stays said."""
@@ -116,8 +116,8 @@ class Process:
     def serve(self, rates: Mapping[int, float]) -> None:
         """Requests for what it serves; `rates` are tokens a step by version."""
         served = {self.loaded}
-        if self.order is not None and self.order.switchback is not None:
-            served = set(self.order.switchback.versions)
+        if self.directive is not None and self.directive.switchback is not None:
+            served = set(self.directive.switchback.versions)
         for number in served - {NO_DRAFT}:
             tokens = round(1000 * rates.get(number, 2.0))
             more = Traffic(requests=20, verify_steps=1000, tokens=tokens, latency_s=20.0, latency_tokens=1000)
@@ -129,11 +129,11 @@ class Rollouts(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.speculator = Speculator(name="default", wish=Wish())
+        self.speculator = Speculator(name="default", desired=DesiredState())
         self.published: dict[int, Version] = {}
         self.processes: dict[str, Process] = {}
         self.view: dict[str, Pod] = {}
-        self.told: dict[str, int] = {}
+        self.directed: dict[str, int] = {}
         self.is_settled = True
         self.now_ms = NOW_MS
         self.condemned: set[int] = set()
@@ -142,13 +142,13 @@ class Rollouts(RuleBasedStateMachine):
         self.at_risk: dict[str, str] = {}
         self.lost_ms: dict[str, int] = {}
         self.on_candidate: set[str] = set()
-        self.decision = Decision(versions=(), rollout=None, transitions=(), orders={}, message="")
+        self.decision = Decision(versions=(), rollout=None, transitions=(), directives={}, message="")
 
     # What happens to versions and wishes.
 
     @initialize(policy=policies, num_pods=st.integers(0, len(NAMES)))
     def begin(self, policy: RolloutPolicy, num_pods: int) -> None:
-        self.speculator = replace(self.speculator, wish=Wish(policy=policy))
+        self.speculator = replace(self.speculator, desired=DesiredState(policy=policy))
         self.processes = {name: Process(name=name) for name in NAMES[:num_pods]}
         self._add(None, Source.INITIAL)
         self._decide()
@@ -177,7 +177,7 @@ class Rollouts(RuleBasedStateMachine):
             self._decide()
 
     @rule(data=st.data(), what=st.sampled_from(["pin", "unpin", "pause", "resume", "resume"]))
-    def wish(self, data: st.DataObject, what: str) -> None:
+    def change_desired_state(self, data: st.DataObject, what: str) -> None:
         servable = [v.number for v in self.speculator.versions if not v.phase.is_condemned]
         if what == "pin":
             self._wish(pinned=data.draw(st.sampled_from([NO_DRAFT, *servable])))
@@ -216,13 +216,13 @@ class Rollouts(RuleBasedStateMachine):
     def sweep(self) -> None:
         """Retention: what is not kept can never be served again (8)."""
         in_use = {number for pod in self.view.values() for number in (pod.loaded, *pod.prefetched)}
-        kept = keepers(self.speculator, in_use)
+        kept = versions_to_keep(self.speculator, in_use)
         serving = stable(self.speculator.versions)
         previous = newest_proven(self.speculator.versions, other_than=serving.number if serving else NO_DRAFT)
         candidate = in_canary(self.speculator.versions)
         needed = {version.number for version in (serving, previous, candidate) if version is not None}
         needed |= {v.number for v in self.speculator.versions if v.is_retained} | in_use
-        needed |= {self.speculator.wish.pinned or NO_DRAFT} & set(self.published)
+        needed |= {self.speculator.desired.pinned or NO_DRAFT} & set(self.published)
         assert needed - {NO_DRAFT} <= kept | (needed - {v.number for v in self.speculator.versions})
         versions = tuple(v for v in self.speculator.versions if v.number in kept)
         self.speculator = replace(self.speculator, versions=versions)
@@ -252,7 +252,7 @@ class Rollouts(RuleBasedStateMachine):
     )
     def try_one_that_kills(self, lives: list[tuple[int, bool, bool]], failure_limit: int) -> None:
         """Some of those that are told the candidate die before they have said that they load it, again and again."""
-        policy = self.speculator.wish.policy
+        policy = self.speculator.desired.policy
         analysis = replace(policy.analysis, failure_limit=failure_limit)
         policy = replace(
             policy, strategy=Strategy.CANARY, steps=(RolloutStep(pods_percent=50, hold_seconds=60),), analysis=analysis
@@ -276,8 +276,8 @@ class Rollouts(RuleBasedStateMachine):
         process = self.processes.get(name)
         if process is None:
             return
-        if what == "nack" and process.order is not None:
-            process.refused = max(process.order.prefetch, default=process.order.serve)
+        if what == "nack" and process.directive is not None:
+            process.refused = max(process.directive.prefetch, default=process.directive.serve)
         elif what == "trouble":
             process.trouble = "not yet: the disk is full"
         elif what == "go":
@@ -326,7 +326,7 @@ class Rollouts(RuleBasedStateMachine):
         written = Rollout.from_json(rollout.to_json()) if rollout else None
         self.speculator = replace(self.speculator, rollout=written)
         assert written is None or rollout is None or written.trying == rollout.trying
-        self.view, self.told, self.is_settled = {}, {}, False
+        self.view, self.directed, self.is_settled = {}, {}, False
         self.at_risk, self.lost_ms = {}, {}
         self._decide()
         for name in names[:4]:
@@ -370,7 +370,7 @@ class Rollouts(RuleBasedStateMachine):
             self._decide()
 
     def _wish(self, **fields: object) -> None:
-        self.speculator = replace(self.speculator, wish=replace(self.speculator.wish, **fields))  # type: ignore[arg-type] # by name
+        self.speculator = replace(self.speculator, desired=replace(self.speculator.desired, **fields))  # type: ignore[arg-type] # by name
         self._decide()
 
     def _crash(self, name: str, *, is_back: bool) -> None:
@@ -410,8 +410,8 @@ class Rollouts(RuleBasedStateMachine):
         process = self.processes.get(name)
         if process is None or process.is_down:
             return
-        if process.order is not None:
-            process.follow(process.order)
+        if process.directive is not None:
+            process.follow(process.directive)
         self._report(name)
 
     def _record(self, transitions: Collection[Transition]) -> None:
@@ -441,7 +441,7 @@ class Rollouts(RuleBasedStateMachine):
 
     def _look(self) -> Decision:
         pods = [self.view[name] for name in sorted(self.view)]
-        return decide(self.speculator, pods, self.now_ms, told=self.told, is_settled=self.is_settled)
+        return decide(self.speculator, pods, self.now_ms, directed=self.directed, is_settled=self.is_settled)
 
     def _decide(self) -> None:
         before, decision = self.speculator, self._look()
@@ -451,18 +451,18 @@ class Rollouts(RuleBasedStateMachine):
         self.speculator = replace(self.speculator, rollout=decision.rollout)
         self._check_pause(before)
         self._check_crashes(before.rollout, decision)
-        self._check_orders(decision)
+        self._check_directives(decision)
         self.condemned |= {v.number for v in decision.versions if v.phase.is_condemned}
-        self.told = {name: order.serve for name, order in decision.orders.items()}
+        self.directed = {name: directive.serve for name, directive in decision.directives.items()}
         self.decision = decision
-        for name, order in decision.orders.items():
+        for name, directive in decision.directives.items():
             if name in self.processes and self.processes[name].is_heard:
-                self.processes[name].order = order
+                self.processes[name].directive = directive
 
     # What must hold.
 
     def _check_transitions(self, before: Speculator, decision: Decision) -> None:
-        policy = before.wish.policy
+        policy = before.desired.policy
         for moved in decision.transitions:
             if (moved.before, moved.after, moved.actor) == (Phase.CANARY, Phase.STABLE, Actor.GATE):
                 why = {"acceptance is surely up": True, "dry run": policy.analysis.dry_run}
@@ -475,7 +475,7 @@ class Rollouts(RuleBasedStateMachine):
     def _check_pause(self, before: Speculator) -> None:
         """(6) While it is paused nothing new serves, no step ends, and no further pod is touched."""
         after = self.speculator
-        if not before.wish.is_paused or before.wish.pinned is not None:
+        if not before.desired.is_paused or before.desired.pinned is not None:
             return
         wins = {v.number: v.proven_ms for v in before.versions}
         assert wins == {v.number: v.proven_ms for v in after.versions}
@@ -491,7 +491,7 @@ class Rollouts(RuleBasedStateMachine):
         """(12) Whoever was told the candidate and crashed is a failure of the candidate, whatever it had reported."""
         after, at_risk = decision.rollout, self.at_risk
         candidate = after.candidate if after and after.comparison is Comparison.PODS else NO_DRAFT
-        told = {name for name, order in decision.orders.items() if candidate and order.serve == candidate}
+        told = {name for name, directive in decision.directives.items() if candidate and directive.serve == candidate}
         away = {name: boot for name, boot in at_risk.items() if after and name in after.pods and name not in self.view}
         here = {name: pod.boot for name, pod in self.view.items() if name in told and not pod.is_draining}
         self.at_risk = away | here
@@ -514,30 +514,32 @@ class Rollouts(RuleBasedStateMachine):
             "(7) no place is given"
         )
 
-    def _check_orders(self, decision: Decision) -> None:
-        assert set(decision.orders) == set(self.view)
+    def _check_directives(self, decision: Decision) -> None:
+        assert set(decision.directives) == set(self.view)
         serving, candidate = stable(decision.versions), in_canary(decision.versions)
         known = {v.number: v for v in decision.versions}
         on_candidate = set()
-        for name, order in decision.orders.items():
-            for number in {order.serve, *order.prefetch} - {NO_DRAFT}:
+        for name, directive in decision.directives.items():
+            for number in {directive.serve, *directive.prefetch} - {NO_DRAFT}:
                 assert number in known, "(3) published and kept"
                 assert not known[number].phase.is_condemned, "(3) never what was condemned"
-            assert (order.serve in order.prefetch) == bool(order.serve)
-            assert not order.serve or order.digest == known[order.serve].digest
-            if candidate and candidate.number in (order.switchback.versions if order.switchback else (order.serve,)):
+            assert (directive.serve in directive.prefetch) == bool(directive.serve)
+            assert not directive.serve or directive.digest == known[directive.serve].digest
+            if candidate and candidate.number in (
+                directive.switchback.versions if directive.switchback else (directive.serve,)
+            ):
                 on_candidate.add(name)
                 assert serving is not None, "(5) there is something to go back to"
-                assert serving.number in order.prefetch, "(5) and it is at hand"
-            elif order.serve != (serving.number if serving else NO_DRAFT):
-                assert self.view[name].holds(known[order.serve]), "(5) no pod is moved to anything else"
+                assert serving.number in directive.prefetch, "(5) and it is at hand"
+            elif directive.serve != (serving.number if serving else NO_DRAFT):
+                assert self.view[name].holds(known[directive.serve]), "(5) no pod is moved to anything else"
         self._check_share(decision, on_candidate)
         self._check_restart(decision, on_candidate)
         self._check_pace(decision)
 
     def _check_share(self, decision: Decision, on_candidate: set[str]) -> None:
         """(7) A canary is on no more pods than its step says."""
-        rollout, policy = decision.rollout, self.speculator.wish.policy
+        rollout, policy = decision.rollout, self.speculator.desired.policy
         if rollout is None:
             assert not on_candidate
             return
@@ -551,7 +553,7 @@ class Rollouts(RuleBasedStateMachine):
 
     def _most(self, rollout: Rollout) -> int:
         """Pods that the candidate may be on."""
-        steps = self.speculator.wish.policy.steps
+        steps = self.speculator.desired.policy.steps
         percent = steps[min(rollout.step, len(steps) - 1)].pods_percent
         num_pods = sum(not pod.is_draining for pod in self.view.values()) + len(set(rollout.pods) - set(self.view))
         most = min(num_pods, max(1, math.ceil(num_pods * percent / 100)))
@@ -563,7 +565,7 @@ class Rollouts(RuleBasedStateMachine):
         began = (rollout.started_ms, rollout.evidence.crashes) if rollout else ()
         if not self.is_settled and rollout is not None and began == self.began:
             moved = on_candidate ^ (self.on_candidate & set(self.view))
-            if self.speculator.wish.policy.max_pods_swapping:  # who was on the way there or back may have to wait
+            if self.speculator.desired.policy.max_pods_swapping:  # who was on the way there or back may have to wait
                 moved -= {pod.name for pod in self.view.values() if _waits(pod, decision)}
             assert not moved
         if self.is_settled:
@@ -572,14 +574,14 @@ class Rollouts(RuleBasedStateMachine):
 
     def _check_pace(self, decision: Decision) -> None:
         """(7) No more pods than the policy says are on their way from one version that serves to another."""
-        limit = self.speculator.wish.policy.max_pods_swapping
+        limit = self.speculator.desired.policy.max_pods_swapping
         known = {v.number: v for v in decision.versions if not v.phase.is_condemned}
         moving = 0
-        for name, order in decision.orders.items():
+        for name, directive in decision.directives.items():
             pod = self.view[name]
             held = known.get(pod.loaded)
-            there = order.switchback.versions if order.switchback else (order.serve,)
-            is_refusing = order.serve and pod.refused == order.serve
+            there = directive.switchback.versions if directive.switchback else (directive.serve,)
+            is_refusing = directive.serve and pod.refused == directive.serve
             moving += held is not None and pod.holds(held) and pod.loaded not in there and not is_refusing
         assert not limit or moving <= limit
 
@@ -606,14 +608,14 @@ class Rollouts(RuleBasedStateMachine):
         first, again = self.decision, self._look()
         assert again.transitions == ()
         assert again.rollout == first.rollout
-        assert (again.versions, again.orders, again.message) == (first.versions, first.orders, first.message)
+        assert (again.versions, again.directives, again.message) == (first.versions, first.directives, first.message)
         pods = [self.view[name] for name in sorted(self.view)]
         assert explain(self.speculator, pods, is_settled=self.is_settled)[0] == first.message
 
     @invariant()
     def a_pin_wins(self) -> None:
         """(6) The pinned version is stable unless it may not serve, and nothing is tried beside it."""
-        pinned = self.speculator.wish.pinned
+        pinned = self.speculator.desired.pinned
         servable = {v.number for v in self.speculator.versions if not v.phase.is_condemned}
         if pinned is not None and pinned in {NO_DRAFT, *servable}:
             serving = stable(self.speculator.versions)
@@ -625,7 +627,7 @@ class Rollouts(RuleBasedStateMachine):
         """(6) Whatever was pinned or failed in between, and whatever the clock said."""
         servable = {v.number for v in self.speculator.versions if not v.phase.is_condemned}
         winner = next((number for number in reversed(self.winners) if number in servable), None)
-        if self.speculator.wish.pinned is None and winner is not None:
+        if self.speculator.desired.pinned is None and winner is not None:
             serving = stable(self.speculator.versions)
             assert serving is not None
             assert serving.number == winner
@@ -644,12 +646,14 @@ class Rollouts(RuleBasedStateMachine):
         self.expire()
         for _ in range(2 * len(self.processes) + 4):
             self._everyone_obeys()
-        for name, order in self.decision.orders.items():
-            assert self.view[name].loaded in (order.switchback.versions if order.switchback else (order.serve,))
+        for name, directive in self.decision.directives.items():
+            assert self.view[name].loaded in (
+                directive.switchback.versions if directive.switchback else (directive.serve,)
+            )
         self._all_serve_what_is_stable_in_the_end()
 
     def _all_serve_what_is_stable_in_the_end(self) -> None:
-        policy = replace(self.speculator.wish.policy, auto_rollback=True)
+        policy = replace(self.speculator.desired.policy, auto_rollback=True)
         analysis = replace(policy.analysis, on_inconclusive=OnInconclusive.ROLLBACK)
         self._wish(is_paused=False, policy=replace(policy, analysis=analysis))
         for _ in range(2 * (policy.progress_deadline_seconds // SLICE_S + len(self.processes)) + 20):
@@ -664,8 +668,8 @@ class Rollouts(RuleBasedStateMachine):
 
 def _waits(pod: Pod, decision: Decision) -> bool:
     """Whether a pod is told to serve what it holds already."""
-    order = decision.orders[pod.name]
-    return order.switchback is None and pod.loaded == order.serve
+    directive = decision.directives[pod.name]
+    return directive.switchback is None and pod.loaded == directive.serve
 
 
 TestRollouts = Rollouts.TestCase

@@ -12,7 +12,7 @@ from tests.support.versions import NOW_MS
 
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import Conflict, Exhausted, InvalidInput, NotFound
-from updraft_registry.rollout.retention import keepers
+from updraft_registry.rollout.retention import versions_to_keep
 from updraft_registry.rollout.version import Actor, Transition, newest_proven
 from updraft_registry.storage.archive import Recovered, open_archive
 from updraft_rollouts.terms import Phase, Strategy
@@ -131,10 +131,10 @@ def test_a_rebuild_with_other_defaults_keeps_the_wishes_beside_a_policy_that_no_
     shorter = replace(POLICY, progress_deadline_seconds=step.hold_seconds - 1)
     with open_archive(opened.folder, defaults=shorter, max_draft_bytes=10**6) as archive:
         archive.recover(NOW_MS)
-        wish = archive.catalogue.speculator("default").wish
+        desired = archive.catalogue.speculator("default").desired
         assert archive.catalogue.policy("default") == policy
-    assert (wish.pinned, wish.pin_reason, wish.pause_reason) == (1, "it is good", "lunch")
-    assert wish.policy.strategy is Strategy.MANUAL
+    assert (desired.pinned, desired.pin_reason, desired.pause_reason) == (1, "it is good", "lunch")
+    assert desired.policy.strategy is Strategy.MANUAL
 
 
 def test_a_rebuilt_catalogue_knows_what_can_be_gone_back_to(opened: Opened) -> None:
@@ -224,13 +224,13 @@ def test_a_document_that_had_no_room_follows_with_the_next_change(opened: Opened
     )
     opened.archive.catalogue.record("default", [gone], None)
     with file_size_limit(len(document.read_bytes()) - 1):
-        opened.archive.follow()
+        opened.archive.write_stale_documents()
     assert "PHASE_PENDING" in document.read_text()
-    assert opened.archive.catalogue.due() == [("default", 1)]
+    assert opened.archive.catalogue.stale_documents() == [("default", 1)]
     opened.publish(draft(2))
-    opened.archive.follow()
+    opened.archive.write_stale_documents()
     assert "PHASE_SUPERSEDED" in document.read_text()
-    assert opened.archive.catalogue.due() == []
+    assert opened.archive.catalogue.stale_documents() == []
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_retained_weights_are_kept_until_they_are_not(opened: Opened) -> None:
     opened.archive.retain("default", 2, is_retained=True, now_ms=NOW_MS)
     assert next(event.reason for event in opened.history(2).values()) == "retained: its weights are kept"
     speculator = opened.archive.catalogue.speculator("default")
-    opened.archive.sweep(speculator, keepers(speculator, ()))
+    opened.archive.sweep(speculator, versions_to_keep(speculator, ()))
     assert opened.blobs() == {draft(2).digest}
     with pytest.raises(Conflict, match="version 1 of default is Rejected; its weights are no longer kept"):
         opened.archive.retain("default", 1, is_retained=True, now_ms=NOW_MS)
@@ -305,7 +305,7 @@ def test_retained_weights_are_kept_until_they_are_not(opened: Opened) -> None:
         opened.archive.retain("default", 9, is_retained=True, now_ms=NOW_MS)
     opened.archive.retain("default", 2, is_retained=False, now_ms=NOW_MS)
     speculator = opened.archive.catalogue.speculator("default")
-    opened.archive.sweep(speculator, keepers(speculator, ()))
+    opened.archive.sweep(speculator, versions_to_keep(speculator, ()))
     assert opened.blobs() == set()
 
 

@@ -9,7 +9,7 @@ from updraft_registry.storage.stores.cache import Cache
 
 
 def fill(cache: Cache, name: str, num_bytes: int) -> None:
-    with cache.filling(name) as file:
+    with cache.create(name) as file:
         file.write(bytes(num_bytes))
 
 
@@ -43,7 +43,7 @@ def test_what_was_not_filled_to_its_end_is_not_here(tmp_path: Path) -> None:
     cache = Cache(tmp_path, max_bytes=100)
 
     def break_off() -> None:
-        with cache.filling("half") as file:
+        with cache.create("half") as file:
             file.write(b"12")
             raise KeyError
 

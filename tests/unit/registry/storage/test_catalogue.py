@@ -15,8 +15,8 @@ from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import Conflict, Corrupt, NotFound
 from updraft_registry.messages import wire
 from updraft_registry.rollout.comparison import Slice
-from updraft_registry.rollout.rollout import decide
-from updraft_registry.rollout.version import Actor, Rollout, Transition, Version, Wish
+from updraft_registry.rollout.decision import decide
+from updraft_registry.rollout.version import Actor, DesiredState, Rollout, Transition, Version
 from updraft_registry.storage.catalogue import Catalogue
 from updraft_registry.storage.schema import MIGRATIONS
 from updraft_rollouts.policy import RolloutPolicy, RolloutStep
@@ -138,7 +138,7 @@ def test_two_versions_in_such_a_phase_are_impossible_and_nothing_of_the_attempt_
 
 def test_an_unknown_speculator_has_the_default_policy_and_nothing_else(catalogue: Catalogue) -> None:
     speculator = catalogue.speculator("nobody")
-    assert (speculator.wish, speculator.versions, speculator.latest) == (Wish(policy=DEFAULTS), (), 0)
+    assert (speculator.desired, speculator.versions, speculator.latest) == (DesiredState(policy=DEFAULTS), (), 0)
     assert not speculator.is_known
     with pytest.raises(NotFound, match="nobody has no version 1; its newest is none yet"):
         catalogue.version("nobody", 1)
@@ -147,7 +147,7 @@ def test_an_unknown_speculator_has_the_default_policy_and_nothing_else(catalogue
 def test_a_policy_may_come_before_the_first_version(catalogue: Catalogue) -> None:
     document = registry_pb2.RolloutPolicy(strategy=registry_pb2.STRATEGY_MANUAL)
     catalogue.set_policy("default", document, NOW_MS)
-    assert catalogue.speculator("default").wish.policy == replace(DEFAULTS, strategy=Strategy.MANUAL)
+    assert catalogue.speculator("default").desired.policy == replace(DEFAULTS, strategy=Strategy.MANUAL)
     assert catalogue.policy("default") == document
     assert catalogue.names() == ("default",)
 
@@ -167,12 +167,12 @@ def test_a_reason_is_told_as_long_as_it_holds(catalogue: Catalogue) -> None:
     add(catalogue, 1)
     catalogue.pin("default", 1, "it is fast", NOW_MS)
     catalogue.pause("default", is_paused=True, reason="lunch", now_ms=NOW_MS)
-    wish = catalogue.speculator("default").wish
-    assert (wish.pin_reason, wish.pause_reason) == ("it is fast", "lunch")
+    desired = catalogue.speculator("default").desired
+    assert (desired.pin_reason, desired.pause_reason) == ("it is fast", "lunch")
     catalogue.pin("default", None, "enough", NOW_MS)
     catalogue.pause("default", is_paused=False, reason="back", now_ms=NOW_MS)
-    wish = catalogue.speculator("default").wish
-    assert (wish.pin_reason, wish.pause_reason) == ("", "")
+    desired = catalogue.speculator("default").desired
+    assert (desired.pin_reason, desired.pause_reason) == ("", "")
     reasons = [event.reason for event in catalogue.history("default", 2).values()]
     assert reasons == ["resumed: back", "unpinned: enough"]
 
@@ -221,7 +221,7 @@ def test_a_file_of_the_first_registry_is_migrated_and_owes_all_its_documents(pat
         db.execute("INSERT INTO versions VALUES ('default', 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", columns)
         db.commit()
     with closing(Catalogue(path, defaults=DEFAULTS)) as catalogue:
-        assert catalogue.due() == [("default", 0), ("default", 1)]
+        assert catalogue.stale_documents() == [("default", 0), ("default", 1)]
         assert [version.phase for version in catalogue.speculator("default").versions] == [Phase.STABLE]
 
 
@@ -231,7 +231,7 @@ def test_a_policy_that_cannot_be_followed_any_more_leaves_everything_to_a_person
         catalogue.set_policy("default", document, NOW_MS)
     longer = replace(DEFAULTS, steps=(RolloutStep(pods_percent=10, hold_seconds=600),))
     with closing(Catalogue(path, defaults=longer)) as catalogue:
-        assert catalogue.speculator("default").wish.policy == replace(longer, strategy=Strategy.MANUAL)
+        assert catalogue.speculator("default").desired.policy == replace(longer, strategy=Strategy.MANUAL)
         assert catalogue.policy("default") == document, "what was set stays"
 
 

@@ -21,7 +21,7 @@ def crashes(world: World) -> tuple[int, int]:
 
 def test_a_pod_that_dies_while_it_loads_the_candidate_is_a_failure_of_the_candidate() -> None:
     world = World(16)
-    pod = min(world.told(world.publish()))
+    pod = min(world.directed(world.publish()))
     world.die(pod)
     world.decide(after_s=1)
     world.start(pod, "2")
@@ -32,20 +32,20 @@ def test_a_pod_that_dies_while_it_loads_the_candidate_is_a_failure_of_the_candid
 def test_a_pod_outside_the_canary_that_dies_is_a_failure_of_the_stable_version() -> None:
     world = World(16)
     candidate = world.publish()
-    pod = min(world.told(1))
+    pod = min(world.directed(1))
     world.die(pod)
     world.decide(after_s=1)
     world.start(pod, "2")
     world.decide(after_s=10)
     assert crashes(world) == (0, 1)
-    assert pod not in world.told(candidate)
+    assert pod not in world.directed(candidate)
 
 
 def test_a_pod_that_waited_for_its_turn_to_swap_was_not_told_the_candidate() -> None:
     world = World(16, steps=(RolloutStep(pods_percent=50, hold_seconds=60),), max_pods_swapping=1)
     candidate = world.publish()
     world.decide()
-    (told,) = world.told(candidate)
+    (told,) = world.directed(candidate)
     for pod in (told, next(name for name in world.rollout.pods if name != told)):
         world.start(pod, "2")
     world.decide()
@@ -55,29 +55,29 @@ def test_a_pod_that_waited_for_its_turn_to_swap_was_not_told_the_candidate() -> 
 def test_a_pod_that_is_gone_keeps_its_place_for_ten_minutes_for_it_may_have_crashed() -> None:
     world = World(16, steps=(RolloutStep(pods_percent=10, hold_seconds=700),))
     candidate = world.canary()
-    gone, other = sorted(world.told(candidate))
+    gone, other = sorted(world.directed(candidate))
     pod = world.pods.pop(gone)
     world.decide()
-    assert world.told(candidate) == {other}
+    assert world.directed(candidate) == {other}
     assert world.message.endswith("the last step holds for another 12 min"), "it is not waited for"
     world.run(590, step_s=10)
-    assert world.told(candidate) == {other}
+    assert world.directed(candidate) == {other}
     world.run(20, step_s=10)
-    assert len(world.told(candidate)) == 2
+    assert len(world.directed(candidate)) == 2
     world.pods[gone] = pod
     world.decide()
-    assert len(world.told(candidate)) == 2
-    assert gone not in world.told(candidate)
+    assert len(world.directed(candidate)) == 2
+    assert gone not in world.directed(candidate)
 
 
 def test_while_all_its_pods_are_away_a_canary_waits_for_them_to_come_back() -> None:
     world = World(16)
     candidate = world.publish()
-    pods = world.told(candidate)
+    pods = world.directed(candidate)
     for name in pods:
         del world.pods[name]
     world.run(100)
-    assert world.told(candidate) == set()
+    assert world.directed(candidate) == set()
     assert set(world.rollout.pods) == pods
     assert "waiting for 2 of 2 pods to come back" in world.message
 
@@ -88,37 +88,37 @@ def test_a_canary_that_shrinks_keeps_the_pods_that_are_here() -> None:
     gone = world.rollout.pods[0]
     del world.pods[gone]
     world.policy(steps=(RolloutStep(pods_percent=10, hold_seconds=60),))
-    assert len(world.told(candidate)) == 2
+    assert len(world.directed(candidate)) == 2
 
 
 def test_a_fleet_whose_canary_pods_crashed_does_not_begin_again_on_those_that_are_left() -> None:
     world = World(3, steps=(RolloutStep(pods_percent=100, hold_seconds=60),))
     candidate = world.publish()
-    (left,) = world.told(1)
+    (left,) = world.directed(1)
     world.pods = {left: world.pods[left]}
     world.run(60)
     assert world.rollout.comparison is Comparison.PODS
-    assert world.told(candidate) == set()
+    assert world.directed(candidate) == set()
 
 
 def test_no_pod_without_a_stream_is_chosen() -> None:
     world = World(16)
     likely = World(16)
     candidate = likely.publish()
-    for name in likely.told(candidate):
+    for name in likely.directed(candidate):
         world.die(name)
     world.publish()
-    assert len(world.told(candidate)) == 2
-    assert not world.told(candidate) & likely.told(candidate)
+    assert len(world.directed(candidate)) == 2
+    assert not world.directed(candidate) & likely.directed(candidate)
 
 
 def test_a_pod_that_crashed_sits_out_while_there_are_others() -> None:
     world = World(16)
     candidate = world.canary()
-    first, second = sorted(world.told(candidate))
+    first, second = sorted(world.directed(candidate))
     world.start(first, "2")
     world.decide()
-    assert world.told(candidate) == {second}
+    assert world.directed(candidate) == {second}
     assert set(world.rollout.pods) == {first, second}, "its place is not given to another one"
     world.run(30)
     assert crashes(world) == (1, 0)
@@ -130,30 +130,30 @@ def test_once_all_have_crashed_one_tries_again_and_the_others_wait_for_what_beco
     for pod in (first := world.rollout.pods[0], second := world.rollout.pods[1]):
         world.start(pod, "2")
     world.decide()
-    assert world.told(candidate) == {first}
+    assert world.directed(candidate) == {first}
     world.die(first)
     world.decide(after_s=1)
     del world.pods[first]
     world.run(60)
-    assert (world.told(candidate), crashes(world)) == (set(), (2, 0))
+    assert (world.directed(candidate), crashes(world)) == (set(), (2, 0))
     world.start(first, "3")
     world.decide()
-    assert (world.told(candidate), crashes(world)) == ({first}, (3, 0))
-    assert world.told(1) >= {second}
+    assert (world.directed(candidate), crashes(world)) == ({first}, (3, 0))
+    assert world.directed(1) >= {second}
 
 
 def test_who_sits_out_does_so_after_a_restart_of_the_registry_too() -> None:
     world = World(16)
     candidate = world.canary()
-    first, second = sorted(world.told(candidate))
+    first, second = sorted(world.directed(candidate))
     world.start(first, "2")
     world.decide()
     world.restart()
     world.decide()
-    assert world.told(candidate) == {second}
+    assert world.directed(candidate) == {second}
     world.is_settled = True
     world.decide()
-    assert world.told(candidate) == {second}
+    assert world.directed(candidate) == {second}
 
 
 def test_evidence_of_an_older_registry_names_no_pods_that_crashed() -> None:
@@ -168,7 +168,7 @@ class CrashLoop:
     def __init__(self, world: World, *, lives_s: int, start_s: int) -> None:
         self.world = world
         self.candidate = world.publish()
-        self.touched = world.told(self.candidate)
+        self.touched = world.directed(self.candidate)
         self.num_crashes = 0
         self._lives_s = lives_s
         self._start_s = start_s
@@ -185,10 +185,10 @@ class CrashLoop:
             self.world.decide(after_s=1)
             if self.world.phases[self.candidate] is not Phase.CANARY:
                 return
-            self.touched |= self.world.told(self.candidate)
+            self.touched |= self.world.directed(self.candidate)
 
     def _fleet(self) -> None:
-        for name in self.world.told(self.candidate) - self._silent_s.keys() - self._dies_s.keys():
+        for name in self.world.directed(self.candidate) - self._silent_s.keys() - self._dies_s.keys():
             self._dies_s[name] = self._second + self._lives_s
             self.world.obey([name] if self._lives_s else [])
         self._each(self._dies_s, self._die)

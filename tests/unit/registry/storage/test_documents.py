@@ -15,7 +15,7 @@ from tests.support.versions import NOW_MS
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import InvalidInput
 from updraft_registry.messages import wire
-from updraft_registry.rollout.version import Wish
+from updraft_registry.rollout.version import DesiredState
 from updraft_registry.storage.catalogue import Catalogue, published
 from updraft_registry.storage.documents import (
     read_speculator,
@@ -41,15 +41,15 @@ def test_a_version_is_read_back_with_its_history() -> None:
 
 
 def test_wishes_are_read_back() -> None:
-    wish = Wish(pinned=0, pin_reason="slow", is_paused=True, pause_reason="lunch")
+    desired = DesiredState(pinned=0, pin_reason="slow", is_paused=True, pause_reason="lunch")
     policy = registry_pb2.RolloutPolicy(revision_history_limit=3, auto_rollback=False)
-    document = read_speculator(speculator_document("default", wish, policy, {}), "default")
-    assert document.wish.HasField("pinned")
-    assert (document.wish.pinned, document.wish.pin_reason) == (0, "slow")
-    assert (document.wish.paused, document.wish.pause_reason) == (True, "lunch")
-    assert document.wish.policy == policy
-    free = read_speculator(speculator_document("default", Wish(), policy, {}), "default")
-    assert not free.wish.HasField("pinned")
+    document = read_speculator(speculator_document("default", desired, policy, {}), "default")
+    assert document.desired.HasField("pinned")
+    assert (document.desired.pinned, document.desired.pin_reason) == (0, "slow")
+    assert (document.desired.paused, document.desired.pause_reason) == (True, "lunch")
+    assert document.desired.policy == policy
+    free = read_speculator(speculator_document("default", DesiredState(), policy, {}), "default")
+    assert not free.desired.HasField("pinned")
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ correction for looking often.
 from dataclasses import dataclass
 
 from updraft_registry.rollout.gate import Verdict
-from updraft_registry.rollout.version import NO_DRAFT, Evaluation, EvaluationSample, call
+from updraft_registry.rollout.version import NO_DRAFT, Evaluation, EvaluationSample, name_of
 from updraft_rollouts.evidence import Gain, Paired, gain
 from updraft_rollouts.policy import OfflineGate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judgement:
+class OfflineJudgement:
     """A verdict, and the sentence that a person reads."""
 
     verdict: Verdict
@@ -24,23 +24,23 @@ class Judgement:
     """It was compared with another version than the one that serves now: no fault of its own."""
 
 
-def judge(evaluation: Evaluation | None, *, serving: int, policy: OfflineGate) -> Judgement:
+def judge(evaluation: Evaluation | None, *, serving: int, policy: OfflineGate) -> OfflineJudgement:
     """Decide on a candidate. `serving` is the version that serves now; 0 = none, one token a step.
 
     Against no draft the gain has to pay for drafting as well: `min_gain_percent` is what drafting costs.
     """
     if evaluation is None:
-        return Judgement(verdict=Verdict.HOLD, reason="it comes without an evaluation")
+        return OfflineJudgement(verdict=Verdict.HOLD, reason="it comes without an evaluation")
     problem = _malformed(evaluation)
     if problem:
-        return Judgement(verdict=Verdict.HOLD, reason=f"its evaluation is malformed: {problem}")
+        return OfflineJudgement(verdict=Verdict.HOLD, reason=f"its evaluation is malformed: {problem}")
     if evaluation.baseline_version != serving:
-        reason = f"compared with {call(evaluation.baseline_version)} but {call(serving)} serves"
-        return Judgement(verdict=Verdict.HOLD, reason=reason, is_outdated=True)
+        reason = f"compared with {name_of(evaluation.baseline_version)} but {name_of(serving)} serves"
+        return OfflineJudgement(verdict=Verdict.HOLD, reason=reason, is_outdated=True)
     num_samples = len(evaluation.samples)
     if num_samples < policy.min_samples:
         reason = f"evaluated on {num_samples} requests, at least {policy.min_samples} are needed"
-        return Judgement(verdict=Verdict.HOLD, reason=reason)
+        return OfflineJudgement(verdict=Verdict.HOLD, reason=reason)
     pairs = [
         Paired(tokens=s.tokens, candidate_steps=s.candidate_steps, baseline_steps=s.baseline_steps)
         for s in evaluation.samples
@@ -48,18 +48,18 @@ def judge(evaluation: Evaluation | None, *, serving: int, policy: OfflineGate) -
     return _weigh(gain(pairs, policy.confidence), num_samples, serving, policy)
 
 
-def _weigh(gain: Gain, num_samples: int, serving: int, policy: OfflineGate) -> Judgement:
+def _weigh(gain: Gain, num_samples: int, serving: int, policy: OfflineGate) -> OfflineJudgement:
     told = (
-        f"acceptance length {gain.candidate:.2f} against {gain.baseline:.2f} of {call(serving)}, "
+        f"acceptance length {gain.candidate:.2f} against {gain.baseline:.2f} of {name_of(serving)}, "
         f"gain {gain.percent:+.1f} % ({gain.low_percent:+.1f} to {gain.high_percent:+.1f} % "
         f"at {policy.confidence * 100:g} % confidence) over {num_samples} requests"
     )
     asked = f"{policy.min_gain_percent:g} %"
     if gain.low_percent >= policy.min_gain_percent:
-        return Judgement(verdict=Verdict.PASS, reason=told)
+        return OfflineJudgement(verdict=Verdict.PASS, reason=told)
     if gain.high_percent < policy.min_gain_percent:
-        return Judgement(verdict=Verdict.FAIL, reason=f"{told}: below the {asked} that is asked for")
-    return Judgement(verdict=Verdict.HOLD, reason=f"{told}: not surely above the {asked} that is asked for")
+        return OfflineJudgement(verdict=Verdict.FAIL, reason=f"{told}: below the {asked} that is asked for")
+    return OfflineJudgement(verdict=Verdict.HOLD, reason=f"{told}: not surely above the {asked} that is asked for")
 
 
 def _malformed(evaluation: Evaluation) -> str:

@@ -40,9 +40,9 @@ _PART_BYTES = 8 * 1024 * 1024
 
 _PARALLEL_PARTS = 4
 
-_ADVICE = "; check UPDRAFT_REGISTRY_STORE_URL, and endpoint and credentials in the environment (such as AWS_...)"
+_HINT = "; check UPDRAFT_REGISTRY_STORE_URL, and endpoint and credentials in the environment (such as AWS_...)"
 
-_REST_S = 15.0
+_RETRY_AFTER_S = 15.0
 """After the bucket was away whatever the archive asks of it fails at once for this long: it asks on the one thread that
 also decides, which has better things to do than to wait."""
 
@@ -64,7 +64,7 @@ def open_bucket(url: str) -> Bucket:
     scheme, separator, rest = url.partition("://")
     if scheme not in _SCHEMES or not separator or not rest:
         raise InvalidInput(f"{url!r} names no bucket: expected s3://, gs:// or az://, then bucket and prefix")
-    with _errors(url, "reach", _ADVICE):
+    with _errors(url, "reach", _HINT):
         bucket = Bucket(url=url, objects=_connect(url, timeout_s=30), quick=_connect(url, timeout_s=5))
         obstore.list_with_delimiter(bucket.quick)
     return bucket
@@ -101,9 +101,9 @@ class BucketStore:
         self._uploads = folder / "uploads"
         self._uploads.mkdir(parents=True, exist_ok=True)
         self._cache = Cache(folder / "cache", max_bytes=cache_bytes)
-        self._bringing: dict[str, threading.Lock] = {}
-        self._arriving: dict[Path, str] = {}
-        self._resting_until_s = 0.0
+        self._download_locks: dict[str, threading.Lock] = {}
+        self._uncommitted: dict[Path, str] = {}
+        self._unavailable_until_s = 0.0
 
     def clean(self) -> int:
         """Delete what interrupted uploads left here; return how many. The bucket's own rules end those that it knows of."""
@@ -118,17 +118,17 @@ class BucketStore:
 
     def prepare(self, upload: Upload, digest: str) -> None:
         """Put the blob into the bucket. Until it is committed or discarded it is not counted among `digests`."""
-        self._arriving[upload.path] = digest
+        self._uncommitted[upload.path] = digest
         with self._errors("write"):
             self._put(upload, digest)
-        self._resting_until_s = 0.0  # it is back
+        self._unavailable_until_s = 0.0  # it is back
 
     def commit(self, upload: Upload, digest: str) -> None:
         """Keep the local file: the pods will ask for it next.
 
         A sweep that had listed the blob of a version before may have deleted what was prepared meanwhile.
         """
-        with self._at_once("write"):
+        with self._fail_fast("write"):
             try:
                 obstore.head(self._bucket.quick, _blob(digest))
             except FileNotFoundError:
@@ -137,9 +137,9 @@ class BucketStore:
 
     def open(self, digest: str) -> BinaryIO:
         """Open the local copy of a blob, which is fetched and verified if need be."""
-        with self._bringing.setdefault(digest, threading.Lock()):
+        with self._download_locks.setdefault(digest, threading.Lock()):
             while (file := self._cache.open(_name(digest))) is None:
-                self._bring(digest)
+                self._download(digest)
             return file
 
     def link(self, digest: str) -> str | None:
@@ -156,15 +156,15 @@ class BucketStore:
     def digests(self) -> frozenset[str]:
         """All blobs but those that are still on their way to a commit."""
         names = {path.rpartition("/")[2] for path in self._list(_BLOBS)}
-        for path in list(self._arriving):  # looked at second: what was listed has been noted before
+        for path in list(self._uncommitted):  # looked at second: what was listed has been noted before
             if not path.exists():
-                self._arriving.pop(path, None)
-        arriving = {_name(digest) for digest in self._arriving.values()}
+                self._uncommitted.pop(path, None)
+        arriving = {_name(digest) for digest in self._uncommitted.values()}
         return frozenset(f"sha256:{name}" for name in names - arriving)
 
     def delete(self, digest: str) -> None:
         """Delete a blob, here and there."""
-        with self._at_once("delete in"), suppress(FileNotFoundError):
+        with self._fail_fast("delete in"), suppress(FileNotFoundError):
             obstore.delete(self._bucket.quick, _blob(digest))
         self._cache.delete(lambda name: name == _name(digest))
 
@@ -185,12 +185,12 @@ class BucketStore:
 
     def write_document(self, speculator: str, number: int, content: bytes) -> None:
         """Write or replace one document."""
-        with self._at_once("write"):
+        with self._fail_fast("write"):
             obstore.put(self._bucket.quick, _document(speculator, number), content)
 
     def delete_document(self, speculator: str, number: int) -> None:
         """Delete one document."""
-        with self._at_once("delete in"), suppress(FileNotFoundError):
+        with self._fail_fast("delete in"), suppress(FileNotFoundError):
             obstore.delete(self._bucket.quick, _document(speculator, number))
 
     def _put(self, upload: Upload, digest: str) -> None:
@@ -198,10 +198,10 @@ class BucketStore:
             self._bucket.objects, _blob(digest), upload.path, chunk_size=_PART_BYTES, max_concurrency=_PARALLEL_PARTS
         )
 
-    def _bring(self, digest: str) -> None:
+    def _download(self, digest: str) -> None:
         """Fetch a blob into the cache, in ranges: each of them has its own time limit."""
         found = hashlib.sha256()
-        with self._cache.filling(_name(digest)) as file, self._errors("read"):
+        with self._cache.create(_name(digest)) as file, self._errors("read"):
             try:
                 size = obstore.head(self._bucket.quick, _blob(digest))["size"]
             except FileNotFoundError:
@@ -215,7 +215,7 @@ class BucketStore:
                 raise Corrupt(f"the blob {digest} in {self._bucket.url} hashes to sha256:{found.hexdigest()}")
 
     def _list(self, prefix: str) -> Iterator[str]:
-        with self._at_once("list"):
+        with self._fail_fast("list"):
             for page in obstore.list(self._bucket.quick, prefix):
                 yield from (entry["path"] for entry in page)
 
@@ -225,15 +225,15 @@ class BucketStore:
             yield
 
     @contextmanager
-    def _at_once(self, doing: str) -> Iterator[None]:
+    def _fail_fast(self, doing: str) -> Iterator[None]:
         """Around what the archive's thread asks: not while the bucket rests, and a failure lets it rest."""
-        if self._clock.monotonic() < self._resting_until_s:
-            raise Unavailable(f"{self._bucket.url} was away a moment ago", retry_after_s=_REST_S)
+        if self._clock.monotonic() < self._unavailable_until_s:
+            raise Unavailable(f"{self._bucket.url} was away a moment ago", retry_after_s=_RETRY_AFTER_S)
         try:
             with self._errors(doing):
                 yield
         except Unavailable:
-            self._resting_until_s = self._clock.monotonic() + _REST_S
+            self._unavailable_until_s = self._clock.monotonic() + _RETRY_AFTER_S
             raise
 
 
@@ -250,12 +250,12 @@ def _document(speculator: str, number: int) -> str:
 
 
 @contextmanager
-def _errors(url: str, doing: str, advice: str = "") -> Iterator[None]:
+def _errors(url: str, doing: str, hint: str = "") -> Iterator[None]:
     """Around calls of the bucket: whatever is wrong with it may be mended, and what we do is tried again then."""
     try:
         yield
     except (BaseError, FileNotFoundError) as error:
-        raise Unavailable(f"cannot {doing} {url}: {_reason(error)}{advice}", retry_after_s=_REST_S) from error
+        raise Unavailable(f"cannot {doing} {url}: {_reason(error)}{hint}", retry_after_s=_RETRY_AFTER_S) from error
 
 
 def _reason(error: Exception) -> str:

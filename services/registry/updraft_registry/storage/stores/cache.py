@@ -39,7 +39,7 @@ class Cache:
         return file
 
     @contextmanager
-    def filling(self, name: str) -> Iterator[BinaryIO]:
+    def create(self, name: str) -> Iterator[BinaryIO]:
         """Write a new file; it is here if the block ends well. Exhausted when the disk is full."""
         part = self._folder / f"{uuid.uuid4().hex}{_PART}"
         try:
