@@ -32,12 +32,12 @@ OUTCOMES = {
     Phase.HELD: "held",
     Phase.SUPERSEDED: "superseded",
 }
-"""What a canary comes to, by the phase that follows it."""
+"""Outcome of a canary, by the phase that follows it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetTraffic:
-    """What the pods of a speculator say now: the connected ones, draining or not, and the sums of all."""
+    """Connected pods of a speculator, draining ones included, and the traffic of all its pods."""
 
     pods: Collection[Pod]
     traffic: Collection[VersionTraffic]
@@ -45,7 +45,7 @@ class FleetTraffic:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
-    """Built once, passed to whoever counts."""
+    """All metrics of one process."""
 
     denied: Counter
     published: Counter
@@ -76,7 +76,6 @@ class Metrics:
 
     @classmethod
     def on(cls, registry: CollectorRegistry) -> Self:
-        """Register all of them."""
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"{_PREFIX}_{name}", text, labels, registry=registry)
@@ -88,90 +87,95 @@ class Metrics:
             return Histogram(f"{_PREFIX}_{name}", text, labels, buckets=buckets, registry=registry)
 
         return cls(
-            denied=counter("denied_calls", "Calls refused for who made them, by gRPC status.", "status"),
+            denied=counter("denied_calls", "Calls refused because of their credentials, by gRPC status.", "status"),
             published=counter(
                 "published_versions",
-                "Uploads that ended well, by whether their content was known (new, existed).",
+                "Successful uploads, by whether the registry had the content already (new, existed).",
                 *("speculator", "result"),
             ),
             refused=counter(
                 "refused_uploads",
-                "Uploads that were refused, by the gRPC status of the reason; CANCELLED: the sender went away.",
+                "Refused uploads, by gRPC status. CANCELLED: the sender disconnected.",
                 "reason",
             ),
-            published_bytes=counter("published_bytes", "Bytes of weights that became versions."),
-            fetched_bytes=counter(
-                "fetched_bytes", "Bytes sent to readers of weights, by their encoding (identity, delta).", "encoding"
-            ),
+            published_bytes=counter("published_bytes", "Bytes of published weights."),
+            fetched_bytes=counter("fetched_bytes", "Bytes of weights sent, by encoding (identity, delta).", "encoding"),
             fetches=counter(
                 "fetches",
-                "Readers of weights, by what they were given (identity, delta, redirect to the bucket).",
+                "Fetches of weights, by answer (identity, delta, redirect to the bucket).",
                 "answer",
             ),
-            waiting_fetches=gauge("waiting_fetches", "Readers of weights that wait for their turn."),
+            waiting_fetches=gauge("waiting_fetches", "Fetches of weights that wait in the queue."),
             deltas=counter(
                 "deltas",
-                "Deltas between versions, by result: made, useless (no smaller than the weights), failed.",
+                "Deltas between versions, by result (made, useless: no smaller than the weights, failed).",
                 "result",
             ),
             transitions=counter(
                 "transitions",
-                "Versions that changed their phase, by the phase they came to and by who caused it.",
+                "Phase changes of versions, by new phase and by who caused them.",
                 *("speculator", "phase", "actor"),
             ),
             version=gauge(
                 "version",
-                "Version in a role (stable, candidate, previous, latest); 0 = no draft.",
+                "Version in a role (stable, candidate, previous, latest); 0: no draft.",
                 *("speculator", "role"),
             ),
             versions=gauge("versions", "Versions whose weights are kept, by phase.", "speculator", "phase"),
             rollouts=counter(
                 "rollouts",
-                "Canaries that ended, by what they came to (promoted, rolled_back, ...).",
+                "Canaries that ended, by outcome (promoted, rolled_back, ...).",
                 "speculator",
                 "outcome",
             ),
             rollout_duration=histogram(
                 "rollout_duration_seconds",
-                "From the first step of a canary to its end, without pauses.",
+                "Time from the first step of a canary to its end, without pauses.",
                 _ROLLOUT_S,
                 *("speculator", "outcome"),
             ),
             rollout_pause=histogram(
-                "rollout_pause_seconds", "Time that a canary was paused.", _ROLLOUT_S, "speculator", "outcome"
+                "rollout_pause_seconds", "Time for which a canary was paused.", _ROLLOUT_S, "speculator", "outcome"
             ),
             verdict=gauge(
-                "verdict", "1 for what the live gate says of the canary (pass, fail, hold).", "speculator", "verdict"
+                "verdict",
+                "1 for the live gate's current verdict on the canary (pass, fail, hold).",
+                "speculator",
+                "verdict",
             ),
             acceptance_length=gauge(
                 "acceptance_length_tokens",
-                "Tokens a verify step, over all that the pods that are here served with a version; NaN: nothing.",
+                "Tokens per verify step over all traffic of the version on the current pods; NaN: no traffic.",
                 *("speculator", "role"),
             ),
-            streams=gauge("streams", "Open streams of pods."),
+            streams=gauge("streams", "Open fleet streams of pods."),
             pods=gauge(
                 "pods",
-                "Connected pods that do not drain, by the role of the version that they hold "
+                "Connected pods that are not draining, by the role of the version they hold "
                 "(stable, candidate, other, none).",
                 *("speculator", "role"),
             ),
             refusing_pods=gauge("refusing_pods", "Connected pods that refuse a version.", "speculator"),
-            draining_pods=gauge("draining_pods", "Pods that take no new requests and will go away.", "speculator"),
-            reports=counter("reports", "Reports of pods."),
-            report_lag=histogram(
-                "report_lag_seconds", "From a report's time of sending to its arrival, as far as clocks agree.", _LAG_S
+            draining_pods=gauge(
+                "draining_pods", "Pods that are draining: they take no new requests and will stop.", "speculator"
             ),
-            swaps=counter("swaps", "Changes of draft that the pods reported, by result (swapped, refused).", "result"),
-            swap_pause=counter("swap_pause_seconds", "Time that decoding stood still in the pods to change drafts."),
-            deleted_blobs=counter("deleted_blobs", "Weights deleted by retention."),
+            reports=counter("reports", "Reports received from pods."),
+            report_lag=histogram(
+                "report_lag_seconds",
+                "Time from sending a report to its arrival, by the clocks of pod and registry.",
+                _LAG_S,
+            ),
+            swaps=counter("swaps", "Draft swaps reported by pods, by result (swapped, refused).", "result"),
+            swap_pause=counter("swap_pause_seconds", "Time for which decoding paused in pods to swap drafts."),
+            deleted_blobs=counter("deleted_blobs", "Weights files deleted by retention."),
             failed_decisions=counter(
                 "failed_decisions",
-                "Decisions that could not be written (a full disk); the old state holds, and they are tried again.",
+                "Decisions that could not be written, for example on a full disk. They are retried.",
             ),
         )
 
     def count_report(self, effect: ReportEffect, *, lag_s: float | None) -> None:
-        """Count a report; one whose clock is ahead has no lag, and one that does not say has None."""
+        """Count a report. `lag_s` is None if the report has no time of sending, and negative if the pod's clock is ahead."""
         self.reports.inc()
         if lag_s is not None:
             self.report_lag.observe(max(0.0, lag_s))
@@ -180,7 +184,6 @@ class Metrics:
         self.swap_pause.inc(effect.swaps.pause_s)
 
     def update(self, speculator: Speculator, seen: FleetTraffic, *, candidate: int = NO_DRAFT) -> None:
-        """Show the versions of a speculator, who holds them, and how they do."""
         name, roles = speculator.name, roles_of(speculator, candidate)
         for role, number in roles.items():
             self.version.labels(name, role).set(number)
@@ -200,7 +203,7 @@ class Metrics:
             self.acceptance_length.labels(name, role).set(lengths.get(roles[role], math.nan))
 
     def set_verdict(self, name: str, verdict: Verdict | None) -> None:
-        """Show what the live gate says of the canary; None: there is none."""
+        """Set the live gate's verdict; None: no canary runs."""
         for each in Verdict:
             self.verdict.labels(name, each).set(each is verdict)
 
@@ -212,7 +215,7 @@ class Metrics:
         self.rollout_pause.labels(name, outcome).observe(rollout.paused_ms / 1000)
 
     def count_transition(self, name: str, transition: Transition) -> None:
-        """Count a version that changed its phase; an operator's name is no label."""
+        """Count a phase change. The name after `operator:` is dropped, because labels must stay few."""
         self.transitions.labels(name, transition.after, transition.actor.partition(":")[0]).inc()
 
 
@@ -230,7 +233,7 @@ def roles_of(speculator: Speculator, candidate: int = NO_DRAFT) -> Mapping[str, 
 
 
 def _role(number: int, roles: Mapping[str, int]) -> str:
-    """What a pod that holds this version counts as."""
+    """Role of a pod that holds this version."""
     if number == NO_DRAFT:
         return "none"
     return next((role for role in ("stable", "candidate") if roles[role] == number), "other")

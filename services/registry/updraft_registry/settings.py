@@ -22,89 +22,90 @@ from updraft_rollouts.terms import OnInconclusive, Strategy
 
 
 class RegistrySettings(Settings):
-    """Read once, in `__main__`."""
+    """Settings of one registry process."""
 
     model_config = SettingsConfigDict(env_prefix="UPDRAFT_REGISTRY_")
 
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 for all. Beyond this machine, set a certificate and tokens."""
+    """Address to listen on; 0.0.0.0 for all interfaces. If other machines can reach it, set a certificate and tokens."""
     port: int = Field(default=50051, ge=0, le=65535)
     """gRPC port; 0 takes a free one and logs it."""
     metrics_port: int = Field(default=9091, ge=0, le=65535)
     """HTTP port of /metrics, /healthz and /readyz; 0 takes a free one and logs it."""
     tls_cert_file: Path | None = None
-    """Certificate chain of the gRPC port, in PEM format: clients speak TLS. Read again when it changes."""
+    """Certificate chain of the gRPC port in PEM format. It enables TLS and is reloaded when it changes."""
     tls_key_file: Path | None = None
-    """Its key. Read again when it changes."""
+    """Private key of the certificate. Reloaded when it changes."""
     tls_client_ca_file: Path | None = None
-    """Authority of the clients' certificates: only who has one gets in (mTLS). Read again when it changes."""
+    """CA of client certificates. If set, clients must present a certificate (mTLS). Reloaded when it changes."""
     tokens_file: Path | None = None
-    """Who may call what: a line `role:token` each, of role read, serve, publish or operate. Read again when it changes.
+    """Access tokens, one `role:token` per line, with role read, serve, publish or operate. Reloaded when it changes.
 
-    None: whoever connects may do everything.
+    None: every client may call everything.
     """
     data_dir: Path
-    """Folder of the weights and the catalogue.
+    """Folder of the weights and the catalogue, on a local disk or a volume, not on a network share.
 
-    One registry at a time; a local disk or a volume, no network share.
+    Only one registry may use it at a time.
     """
     strategy: Strategy = DEFAULT.strategy
-    """How a version that passed the offline gate gets to the pods. This and what follows up to the history: unless a policy
-    says otherwise."""
+    """How a version that passed the offline gate reaches the pods. A speculator's own policy overrides this and the other
+    rollout settings."""
     rollout_steps: str = Field(default="10:120,50:120", pattern=r"^\d+:\d+(,\d+:\d+)*$")
-    """Steps of a canary: percent of the pods, and seconds that they hold."""
+    """Steps of a canary as percent:seconds, the share of the pods and how long the step holds."""
     progress_deadline_seconds: int = Field(default=DEFAULT.progress_deadline_seconds, ge=1)
-    """Time that a canary has, without pauses."""
+    """Time limit of a canary, without pauses."""
     max_pods_swapping: int = Field(default=DEFAULT.max_pods_swapping, ge=0)
-    """Pods that may go from one version to another at once; 0: all."""
+    """Pods that may change versions at the same time; 0: all."""
     auto_rollback: bool = DEFAULT.auto_rollback
-    """Roll a canary back once it failed, or leave it to a person."""
+    """Roll back a canary that failed. Otherwise it waits for a person."""
     analysis_interval_seconds: int = Field(default=DEFAULT.analysis.interval_seconds, ge=1)
-    """Least length of a slice, which is one observation of candidate against stable version."""
+    """Minimum length of a slice, which is one observation of candidate against stable version."""
     analysis_min_samples: int = Field(default=DEFAULT.analysis.min_samples, ge=1)
-    """Requests that a candidate must have served before it can win."""
+    """Requests that a candidate must serve before it can win."""
     analysis_confidence: float = Field(default=DEFAULT.analysis.confidence, gt=0.0, lt=1.0)
-    """1 - this bounds the rate of false promotions, however often one looks."""
+    """The rate of false promotions is at most one minus this, however often the evidence is read."""
     analysis_on_inconclusive: OnInconclusive = DEFAULT.analysis.on_inconclusive
-    """What becomes of a canary without a verdict at its deadline."""
+    """What happens to a canary without a verdict at its deadline."""
     gate_min_samples: int = Field(default=DEFAULT.offline_gate.min_samples, ge=MIN_GATE_SAMPLES)
     """Held-out requests that a trainer's evaluation must cover."""
     gate_min_gain_percent: float = Field(default=DEFAULT.offline_gate.min_gain_percent, gt=-100.0, lt=1000.0)
-    """Gain in acceptance length that a candidate must surely have over what serves; against no draft: what drafting costs."""
+    """Gain in acceptance length that the offline gate must be confident of. Without a serving version, the gain must cover the
+    cost of drafting."""
     gate_confidence: float = Field(default=DEFAULT.offline_gate.confidence, gt=0.0, lt=1.0)
-    """Two-sided confidence of that gain; its lower bound decides."""
+    """Two-sided confidence of the gain. The lower bound decides."""
     max_draft_bytes: int = Field(default=2 * 1024**3, ge=1)
-    """Largest weights file that is taken."""
+    """Largest weights file that is accepted."""
     revision_history_limit: int = Field(default=DEFAULT.revision_history_limit, ge=1)
-    """Versions whose weights are kept besides those in use, unless a policy says otherwise."""
+    """Versions whose weights are kept in addition to those in use."""
     store_url: str = ""
     """Bucket for weights and documents: s3://bucket/prefix, gs://... or az://...; empty: the data folder.
 
-    Credentials and endpoint come from the environment, as AWS_..., GOOGLE_... or AZURE_... . One registry a prefix.
+    Credentials and endpoint come from the environment (AWS_..., GOOGLE_... or AZURE_...). Use one prefix per registry.
     """
     store_cache_bytes: int = Field(default=8 * 1024**3, ge=0)
-    """Copies of a bucket's weights in the data folder: at most this much, and at least what was used last."""
+    """Size of the local cache of the bucket's weights, in the data folder. The file used last is always kept."""
     store_redirect: bool = False
-    """Send pods to the bucket itself, with signed addresses. They must reach it; those that cannot are served from here."""
+    """Redirect pods to the bucket with signed URLs. Pods that cannot reach the bucket fetch from the registry."""
     store_redirect_seconds: int = Field(default=900, ge=60, le=604800)
-    """How long such an address is good."""
+    """Lifetime of a signed URL."""
     delta_cache_bytes: int = Field(default=1024**3, ge=0)
-    """Deltas between versions that are kept in the data folder; 0: versions are always sent whole."""
+    """Size of the cache of deltas between versions, in the data folder; 0: always send versions whole."""
     max_fetches: int = Field(default=16, ge=1)
-    """Readers of weights that are sent to at once, a mebibyte in flight each; the others queue."""
+    """Fetches of weights that are served at the same time, with 1 MiB in flight each. The others queue."""
     fetch_stall_seconds: float = Field(default=60.0, gt=0.0)
-    """A reader that takes no mebibyte for this long loses its turn; it resumes when it comes again."""
+    """A fetch that makes no progress for this long is ended. The reader can resume it."""
     settle_seconds: float = Field(default=15.0, ge=0.0)
-    """From the first pod that comes after a start until the fleet is taken for whole: before, no canary begins or is judged
-    by who is missing. Pods try to connect at least every five seconds."""
+    """Time after a start, from the first pod on, in which pods may still be reconnecting. Until it ends, no canary begins and
+    missing pods do not count against one. Pods try to connect at least every five seconds."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    """Least severe message that is logged."""
+    """Lowest severity that is logged."""
     log_format: Literal["json", "text"] = "json"
-    """json for machines, text for a person."""
+    """json for machines, text for people."""
 
     @property
     def tls(self) -> ServerTls | None:
-        """How the gRPC port speaks; None: in plaintext. InvalidInput for half a certificate."""
+        """TLS of the gRPC port; None: plaintext. InvalidInput if only one of certificate and key is set."""
         if self.tls_cert_file is None and self.tls_key_file is None and self.tls_client_ca_file is None:
             return None
         if self.tls_cert_file is None or self.tls_key_file is None:
@@ -117,12 +118,12 @@ class RegistrySettings(Settings):
     def _check_policy(self) -> Self:
         wrong = problem(self.policy)
         if wrong:
-            raise ValueError(f"the rollout cannot be followed: {wrong}")
+            raise ValueError(f"invalid rollout settings: {wrong}")
         return self
 
     @property
     def policy(self) -> RolloutPolicy:
-        """What a speculator's own policy leaves open."""
+        """Defaults for fields that a speculator's own policy leaves unset."""
         return RolloutPolicy(
             strategy=self.strategy,
             steps=tuple(_step(step) for step in self.rollout_steps.split(",")),

@@ -58,7 +58,7 @@ def test_the_rollout_is_set_by_the_environment_too() -> None:
     ("steps", "why"),
     [
         ("half of them", "UPDRAFT_REGISTRY_ROLLOUT_STEPS: String should match pattern"),
-        ("50:10,10:10", "the rollout cannot be followed: pods_percent must not decrease"),
+        ("50:10,10:10", "invalid rollout settings: pods_percent must not decrease"),
         ("10:1000", "progress_deadline_seconds is 900, expected at least 1000"),
     ],
 )
