@@ -97,7 +97,8 @@ def section(title: str) -> list[str]:
     body = re.split(r"^## ", page, flags=re.MULTILINE)
     found = next(part for part in body if part.startswith(f"{title}\n"))
     blocks = re.findall(r"```console\n(.*?)```", found, flags=re.DOTALL)
-    return [line.removeprefix("$ ") for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+    lines = (line for block in blocks for line in block.replace("\\\n", " ").splitlines())
+    return [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +123,7 @@ def test_the_tour_ends_where_it_says(tour: Tour) -> None:
         tour.run("Install")
         _apply(tour)
         with _traffic(tour, api) as traffic:
-            tour.run("Let it learn")
+            tour.run("Train a draft")
             assert _phases(api, "tour-v2")[0] in ("Canary", "Held", "Pending"), "it was not simply served"
             wait_until(lambda: "Canary" in _phases(api, _newest(api)), timeout_s=300, what="a canary")
             pods = _pod_uids(api)
@@ -142,7 +143,7 @@ def test_the_tour_ends_where_it_says(tour: Tour) -> None:
         late = [each for each in traffic.failures() if not killed_at <= each["ended"] <= killed_at + _KILL_S]
         assert late == [], "only requests inside the killed pod are lost"
         assert traffic.versions_since(killed_at) <= {0, 1}, "the pin outlived the registry and the operator"
-        *_, crds = tour.run("Take it away")
+        *_, crds = tour.run("Clean up")
         assert sorted(crds.split()) == [
             "customresourcedefinition.apiextensions.k8s.io/adaptivespeculators.updraft.dev",
             "customresourcedefinition.apiextensions.k8s.io/draftversions.updraft.dev",
