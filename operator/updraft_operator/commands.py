@@ -36,7 +36,6 @@ _HIDDEN = "<hidden>"
 
 
 def main(argv: list[str]) -> None:
-    """Run the operator, or one command; exits the process."""
     arguments = _parser().parse_args(argv)
     if arguments.command is None:
         settings = load(OperatorSettings)

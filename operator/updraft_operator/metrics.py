@@ -68,7 +68,6 @@ class Metrics:
         )
 
     def show(self, key: Key, conditions: Iterable[Condition]) -> None:
-        """Export the conditions of a speculator."""
         shown = self._shown.setdefault(key, {})
         for condition in conditions:
             before, now = shown.get(condition.type), (condition.status, condition.reason)
@@ -80,6 +79,5 @@ class Metrics:
             shown[condition.type] = now
 
     def forget(self, key: Key) -> None:
-        """Stop exporting a deleted speculator."""
         for kind, shown in self._shown.pop(key, {}).items():
             self.condition.remove(key.namespace, key.name, kind, *shown)

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from updraft_chassis import lifecycle, logs, metrics
 from updraft_chassis.clock import Clock, SystemClock
-from updraft_chassis.errors import NotFound, Unavailable, UpdraftError
+from updraft_chassis.errors import NotFound, UpdraftError
 from updraft_operator.metrics import Metrics
 from updraft_operator.planning.objects import Key
 from updraft_operator.reconcile import Reconciler, Wiring
@@ -41,7 +41,6 @@ _FROZEN_RESYNCS = 3
 
 
 def run(settings: OperatorSettings) -> None:
-    """Run until SIGTERM or SIGINT."""
     logs.configure(process="operator", level=settings.log_level, format=settings.log_format)
     for noisy in ("kopf", "kubernetes", "aiohttp"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
@@ -54,16 +53,15 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
     clock, collectors = SystemClock(), CollectorRegistry()
     measures = Metrics.on(collectors)
     async with AsyncExitStack() as stack:
-        gate = _Gate()
+        store, work = Store(), WorkQueue(clock.monotonic)
+        lease_cluster = await stack.enter_async_context(connected())
+        lease = _lease(settings, lease_cluster, clock, partial(_on_change, store, work, measures))
         cluster = await stack.enter_async_context(
             connected(
-                gate.check, lambda kind, verb: measures.writes.labels(kind, verb).inc(), write_s=_write_s(settings)
+                lease.check, lambda kind, verb: measures.writes.labels(kind, verb).inc(), write_s=_write_s(settings)
             )
         )
-        lease_cluster = await stack.enter_async_context(connected())
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="updraft-operator-")))
-        store = Store()
-        work = WorkQueue(clock.monotonic)
         resync = Resync(store, cluster, clock, measures, settings.namespaces)
         port = stack.enter_context(
             metrics.serve(
@@ -84,8 +82,6 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
             return
         resync.begin()
 
-        lease = _lease(settings, lease_cluster, clock, partial(_on_change, store, work, measures))
-        gate.lease = lease
         async with asyncio.TaskGroup() as tasks:
             registries = RegistryConnections(tasks, clock, work.add, folder)
             measures.connections.set_function(lambda: len(registries))
@@ -102,7 +98,7 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
                 status_s=settings.status_seconds,
                 cleanup_s=settings.cleanup_seconds,
                 is_dry_run=settings.dry_run,
-                guard=gate.check,
+                guard=lease.check,
             )
             await _work(tasks, settings, wiring, _Machinery(work=work, resync=resync, lease=lease), stop)
 
@@ -123,7 +119,6 @@ def _lease(
 
 
 def _on_change(store: Store, work: WorkQueue, measures: Metrics, is_leader: bool) -> None:  # noqa: FBT001 - what changed
-    """A new leader reconciles everything."""
     measures.leader.set(is_leader)
     for key in store.all_keys() if is_leader else ():
         work.add(key)
@@ -158,18 +153,6 @@ async def _work(
         await leading
     watches.end()
     await watching
-
-
-class _Gate:
-    """Allows writes only while the Lease is held."""
-
-    def __init__(self) -> None:
-        self.lease: Lease | AlwaysLeader | None = None
-
-    def check(self) -> None:
-        if self.lease is None:
-            raise Unavailable("no replica leads yet")
-        self.lease.check()
 
 
 async def _until_served(metadata: Callable[..., object], namespaces: tuple[str, ...], stop: lifecycle.Stop) -> None:

@@ -48,8 +48,6 @@ class _ReconcileState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wiring:
-    """Everything that a reconciliation uses."""
-
     store: Store
     cluster: Cluster
     secrets: Secrets
@@ -147,7 +145,6 @@ class Reconciler:
         return make_plan(observed, now_unix_s=self._wiring.clock.now(), now_s=self._wiring.clock.monotonic())
 
     def _log_plan(self, key: Key, plan: Plan) -> None:
-        """Log the steps of a dry run, each once."""
         steps = {f"apply {'/'.join(ref(content))}" for content in plan.apply}
         steps |= {f"delete {'/'.join(target)}" for target in plan.delete}
         steps |= {f"call {call.verb} {call.version or ''}".strip() + " on the registry" for call in plan.calls}

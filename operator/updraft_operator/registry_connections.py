@@ -37,8 +37,6 @@ _HISTORY = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegistryAddress:
-    """Where a registry is, and the token to present."""
-
     address: str
     token: str
 
@@ -66,7 +64,6 @@ class RegistryConnections:
         return len(self._connections)
 
     def set_address(self, key: Key, address: RegistryAddress | None) -> None:
-        """Connect to a registry, or (None) disconnect."""
         connection = self._connections.get(key)
         if connection is not None and connection.address == address:
             return
@@ -80,7 +77,6 @@ class RegistryConnections:
             )
 
     def view(self, key: Key) -> RegistryView:
-        """What it changes last."""
         connection = self._connections.get(key)
         return RegistryView() if connection is None else connection.view
 
@@ -101,7 +97,6 @@ class RegistryConnections:
                     connection.view = replace(connection.view, versions=versions, transitions=transitions)
 
     def close(self) -> None:
-        """Close all connections."""
         for connection in self._connections.values():
             connection.task.cancel()
         self._connections.clear()

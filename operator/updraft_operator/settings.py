@@ -67,7 +67,6 @@ class OperatorSettings(Settings):
 
     @property
     def namespaces(self) -> tuple[str, ...]:
-        """Namespaces to watch; empty means all."""
         return _words(self.watch_namespaces)
 
     @property

@@ -33,7 +33,6 @@ _NAMES = {
 
 
 def files() -> dict[str, str]:
-    """Both CRDs as YAML, by file name."""
     return {f"{crd['metadata']['name']}.yaml": f"{HEAD}{_yaml(crd)}" for crd in definitions()}
 
 
@@ -139,7 +138,6 @@ def _condition(kind: str, field: str) -> str:
 
 
 def _structural(node: Schema, definitions: dict[str, Schema]) -> Schema:
-    """Part of pydantic's schema as a structural schema."""
     node = _resolved(node, definitions)
     result = _only_kept(node)
     if "items" in node:

@@ -109,7 +109,6 @@ def _is_table(node: Schema) -> bool:
 
 
 def _num_fields(node: Schema) -> int:
-    """Number of leaf fields."""
     parts = ((part, _inside(part)) for part in node["properties"].values())
     return sum(_num_fields(inside) if inside else 1 for _, inside in parts)
 

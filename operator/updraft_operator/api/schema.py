@@ -73,7 +73,6 @@ def rules(*rules: tuple[str, str], **more: Any) -> dict[str, Any]:
 
 
 def immutable(field: str, why: str) -> dict[str, Any]:
-    """The rule that a field never changes."""
     return {
         "rule": f"self.{field} == oldSelf.{field}",
         "message": f"{field} is immutable: {why}",
@@ -88,7 +87,6 @@ def same(field: str) -> str:
 
 
 def one_of(*fields: str) -> tuple[str, str]:
-    """The rule that at most one of the fields is set."""
     listed = ", ".join(f"has(self.{field})" for field in fields)
     *first, last = fields
     return f"[{listed}].filter(x, x).size() <= 1", f"choose one of {', '.join(first)} and {last}"

@@ -67,12 +67,10 @@ def owner_reference(owner: AdaptiveSpeculator) -> dict[str, Any]:
 
 
 def digest(content: Mapping[str, Any]) -> str:
-    """A short hash of a manifest or part of one."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def marked(content: Manifest) -> Manifest:
-    """The manifest with its own hash as an annotation."""
     metadata = content["metadata"]
     annotations = {**metadata.get("annotations", {}), names.APPLIED: digest(content)}
     return {**content, "metadata": {**metadata, "annotations": annotations}}

@@ -13,7 +13,6 @@ GRPC_PORT = 50051
 
 
 def policy(owner: AdaptiveSpeculator, part: str, ingress: list[dict[str, Any]]) -> Manifest:
-    """Only this incoming traffic is allowed."""
     name = owner.metadata.name
     content = {
         "podSelector": {"matchLabels": names.selector(name, part)},
@@ -29,7 +28,6 @@ def from_anyone(*ports: int) -> dict[str, Any]:
 
 
 def from_own(owner: AdaptiveSpeculator, operator_namespace: str, port: int) -> dict[str, Any]:
-    """Traffic from the speculator's own pods and from the operator."""
     operator = {
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": operator_namespace}},
         "podSelector": {"matchLabels": {"app.kubernetes.io/name": "updraft-operator"}},

@@ -25,8 +25,6 @@ RESTRICTED = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodParts:
-    """The parts of a pod that differ between pods."""
-
     containers: Sequence[dict[str, Any]]
     init_containers: Sequence[dict[str, Any]] = ()
     volumes: Sequence[dict[str, Any]] = ()
@@ -96,7 +94,6 @@ def settings(owner: AdaptiveSpeculator, part: str, values: Mapping[str, str]) ->
 
 
 def from_settings(owner: AdaptiveSpeculator, part: str) -> list[dict[str, Any]]:
-    """`envFrom` of that ConfigMap."""
     return [{"configMapRef": {"name": names.child(owner.metadata.name, part)}}]
 
 

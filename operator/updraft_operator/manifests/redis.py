@@ -14,7 +14,6 @@ KEY = "redis-url"
 
 
 def has_redis(owner: AdaptiveSpeculator, config: OperatorConfig) -> bool:
-    """Whether there is a Redis for traces."""
     return owner.spec.traces.enabled and (owner.spec.traces.redis is not None or config.has_redis)
 
 

@@ -99,7 +99,6 @@ def has_own_config(serving: Serving) -> bool:
 
 
 def admin_key_variables(serving: Serving, data: dict[str, Any]) -> list[dict[str, Any]]:
-    """The variable that gives the agent the server's admin key."""
     if has_own_config(serving):
         return []
     return [{"name": "UPDRAFT_INFERENCE_SGLANG_ADMIN_KEY_FILE", "value": _admin_key(data["mountPath"])}]

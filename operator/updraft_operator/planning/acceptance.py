@@ -12,5 +12,4 @@ def acceptance_length(state: pb.SpeculatorState, version: int) -> tuple[float | 
 
 
 def decimal(length: float | None) -> str | None:
-    """A measured value as the API writes it: a decimal string."""
     return None if length is None else f"{length:.2f}"

@@ -239,7 +239,6 @@ def _speculation(observed: Observed) -> UndatedCondition:
 
 
 def _of_speculation(observed: Observed) -> Iterator[Assessment]:
-    """The first assessment that applies counts."""
     state, spec = observed.registry.state, observed.speculator.spec
     if spec.suspend:
         yield "Unknown", "Suspended", "spec.suspend is true"
@@ -270,7 +269,6 @@ def _progressing(observed: Observed) -> UndatedCondition:
 
 
 def _of_progress(observed: Observed) -> Iterator[Assessment]:
-    """The first assessment that applies counts."""
     state, rollout = observed.registry.state, observed.speculator.spec.rollout
     before = _before(observed, "Progressing")
     if state is None and before is not None:

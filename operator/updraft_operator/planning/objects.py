@@ -21,16 +21,12 @@ class Key(NamedTuple):
 
 
 class Ref(NamedTuple):
-    """An object in a speculator's namespace."""
-
     kind: str
     name: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Child:
-    """An object that belongs to a speculator."""
-
     ref: Ref
     uid: str
     resource_version: str

@@ -14,8 +14,6 @@ from updraft_operator.planning.pods import PodState
 
 
 class ConnectionState(StrEnum):
-    """State of the connection to a registry."""
-
     CONNECTED = "Connected"
     STARTING = "Starting"
     """Its pod is not ready, so the operator does not connect."""
@@ -56,8 +54,6 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessSecret:
-    """The Secret with the registry's tokens."""
-
     tokens: Mapping[str, str] = field(default_factory=dict)
     """By role; empty if there is no such Secret yet."""
     redis_url: str = ""

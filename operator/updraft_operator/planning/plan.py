@@ -36,8 +36,6 @@ _ONCE = ("Job", "PersistentVolumeClaim")
 
 
 class RegistryVerb(StrEnum):
-    """Calls to a registry."""
-
     SET_POLICY = "SetPolicy"
     PIN = "Pin"
     UNPIN = "Unpin"
@@ -51,8 +49,6 @@ class RegistryVerb(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegistryCall:
-    """A call to the registry."""
-
     verb: RegistryVerb
     version: int = 0
     policy: str = ""
@@ -60,7 +56,6 @@ class RegistryCall:
 
     @property
     def ref(self) -> Ref:
-        """The key of its refusal."""
         return Ref("Registry", f"{self.verb}-{self.version}")
 
     @property
@@ -171,17 +166,14 @@ def _standing(observed: Observed) -> tuple[Refusal, ...]:
 
 
 def _refused(observed: Observed) -> set[tuple[Ref, str]]:
-    """Writes that are not repeated; Secrets and mirrors have no hash."""
     return {(refusal.ref, refusal.digest) for refusal in observed.refusals}
 
 
 def ref(content: Manifest) -> Ref:
-    """The object that a manifest describes."""
     return Ref(content["kind"], content["metadata"]["name"])
 
 
 def hash_of(content: Manifest) -> str:
-    """The hash in a marked manifest."""
     return str(content["metadata"]["annotations"][names.APPLIED])
 
 

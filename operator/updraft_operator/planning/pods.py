@@ -25,8 +25,6 @@ _RESTARTED = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodProblem:
-    """Why a pod is not ready."""
-
     reason: str
     message: str
 

@@ -69,7 +69,6 @@ def mirrors(observed: Observed) -> Iterator[Manifest]:
 
 
 def _may_be(version: pb.Version, draft: DraftVersion) -> bool:
-    """Whether a running import may have created this version."""
     since = draft.metadata.creation_timestamp
     is_since = since is None or version.published_unix_ms >= since.timestamp() * 1000
     is_same = draft.spec.digest in (None, version.manifest.digest)
@@ -77,7 +76,6 @@ def _may_be(version: pb.Version, draft: DraftVersion) -> bool:
 
 
 def outdated(observed: Observed) -> Iterator[str]:
-    """Names of DraftVersions whose version the registry no longer keeps."""
     if not observed.registry.is_connected:
         return
     kept = {version.version for version in observed.registry.versions}
@@ -99,7 +97,6 @@ def job_name(draft: DraftVersion) -> str:
 
 
 def statuses(observed: Observed, now: datetime) -> Iterator[tuple[DraftVersion, DraftVersionStatus]]:
-    """The status that every DraftVersion should have."""
     by_number = {version.version: version for version in observed.registry.versions}
     for draft in observed.drafts:
         draft_import = _import(observed, draft) if is_import(draft) else None

@@ -8,8 +8,6 @@ from updraft_operator.manifests.manifest import Manifest
 
 
 class Resource(NamedTuple):
-    """Where the API serves a kind."""
-
     prefix: str
     plural: str
 
@@ -66,9 +64,7 @@ class Cluster(Protocol):
         """Forced server-side apply. Returns the resulting object."""
         ...
 
-    async def merge(self, kind: str, namespace: str, name: str, patch: Mapping[str, Any]) -> Manifest:
-        """A JSON merge patch."""
-        ...
+    async def merge(self, kind: str, namespace: str, name: str, patch: Mapping[str, Any]) -> Manifest: ...
 
     async def delete(self, kind: str, namespace: str, name: str) -> None:
         """Delete; an object that does not exist counts as deleted."""

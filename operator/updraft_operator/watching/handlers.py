@@ -115,7 +115,6 @@ async def _watch(handlers: kopf.OperatorRegistry, namespaces: tuple[str, ...], s
 
 
 def registry(on_event: OnEvent) -> kopf.OperatorRegistry:
-    """Handlers that call `on_event`."""
     handlers = kopf.OperatorRegistry()
     for kind, resource in KINDS.items():
         kopf.on.event(

@@ -121,7 +121,6 @@ class Lease:
             self._on_change(self.is_held)
 
     async def _release(self) -> None:
-        """Release the Lease so that the next replica need not wait; otherwise it expires."""
         if not self.is_held:
             return
         self._valid_until_s = float("-inf")

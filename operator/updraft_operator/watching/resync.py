@@ -43,7 +43,6 @@ class Difference:
 
     @property
     def may_be_stale(self) -> bool:
-        """The cache and the listing disagree."""
         return bool(self.gone or self.news)
 
     def __and__(self, other: "Difference") -> "Difference":
@@ -101,7 +100,6 @@ class Resync:
         self.synced_s = started_s
 
     async def _missed(self) -> list[Difference]:
-        """Differences that persist."""
         suspects = _suspects([await self._compare(kind) for kind in KINDS])
         until_s = self._clock.monotonic() + (FIRST_S if self.synced_s is None else GRACE_S)
         while suspects and self._clock.monotonic() < until_s:

@@ -61,11 +61,9 @@ class Secrets:
         return snapshot
 
     def forget(self, key: Key) -> None:
-        """Read again the next time."""
         self._snapshots.pop(key, None)
 
     async def entry(self, namespace: str, name: str, entry: str) -> str:
-        """One value; empty if it does not exist."""
         return (await self._get(namespace, name) or {}).get(entry, "")
 
     async def _has(self, namespace: str, name: str, entry: str) -> bool:

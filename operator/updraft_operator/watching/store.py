@@ -25,8 +25,6 @@ _MAX_GONE = 4096
 
 @dataclass(slots=True)
 class _Entry:
-    """All cached objects of one key."""
-
     speculator: bytes = b""
     version: str = ""
     children: dict[Ref, Child] = field(default_factory=dict)
@@ -34,7 +32,6 @@ class _Entry:
     drafts: dict[str, tuple[str, bytes]] = field(default_factory=dict)
 
     def version_of(self, kind: str, name: str) -> str:
-        """Resource version of an object; empty if it is not cached."""
         if kind == "AdaptiveSpeculator":
             return self.version
         if kind == "DraftVersion":
@@ -129,11 +126,9 @@ class Store:
         )
 
     def all_keys(self) -> list[Key]:
-        """All keys with a cached object."""
         return sorted(self._entries)
 
     def speculators(self) -> list[Key]:
-        """Keys whose AdaptiveSpeculator exists."""
         return [key for key, entry in self._entries.items() if entry.speculator]
 
     def versions(self, kind: str) -> dict[tuple[str, str], str]:
@@ -141,7 +136,6 @@ class Store:
         return {(key.namespace, name): version for key, name, version in self._of_kind(kind)}
 
     def owner(self, kind: str, namespace: str, name: str) -> Key | None:
-        """The speculator that a cached object belongs to."""
         return next(
             (key for key, candidate, _ in self._of_kind(kind) if (key.namespace, candidate) == (namespace, name)), None
         )

@@ -32,7 +32,6 @@ class WorkQueue:
         return len(self._ready)
 
     def add(self, key: Key) -> None:
-        """Queue the key now."""
         if key in self._running:
             self._again.setdefault(key, self._now())
         elif key not in self._ready:
@@ -74,7 +73,6 @@ class WorkQueue:
                 continue
 
     def done(self, key: Key) -> None:
-        """Processing of the key has ended."""
         self._running.discard(key)
         if key in self._again:
             self._ready[key] = self._again.pop(key)
