@@ -31,9 +31,9 @@ from updraft_inference.engine import (
     FinishReason,
     GenerationRequest,
 )
-from updraft_inference.sglang_engine.draft_swap import LOADER
 from updraft_inference.sglang_engine.engine import SglangEngine
 from updraft_inference.sglang_engine.server import SglangServer, StreamEvent
+from updraft_sglang.weights import LOADER
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.lasts(300)]
 
@@ -280,7 +280,7 @@ async def test_somebodys_own_pause_holds_up_a_swap_and_nothing_else(
             await engine.swap(drafts[0])
         await somebody.begin_update()
         await somebody.resume()
-        with pytest.raises(Unavailable, match="another update"):
+        with pytest.raises(Unavailable, match="another weight update"):
             await engine.swap(drafts[0])
         await somebody.end_update()
 

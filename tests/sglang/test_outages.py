@@ -226,7 +226,7 @@ async def test_a_draft_for_another_tokenizer_is_refused_by_the_pod_and_the_next_
             await until(partial(is_connected, running), what="the connection")
             await publish(setting, registry, 1.0, tokenizer_fingerprint=OTHER)
             await running.counts('updraft_inference_swaps_total{outcome="refused"}', 1)
-            assert told(caplog, f"the draft was made for the tokenizer {OTHER}, this pod serves sha256:")
+            assert told(caplog, f"the draft was trained for the tokenizer {OTHER}, but this pod serves sha256:")
             await answered(running, version=0)
             await pin(registry.address, await publish(setting, registry, 0.5))
             await until(partial(serves, running, 2), what="a draft for this one")
@@ -324,10 +324,10 @@ async def test_a_failed_health_check_that_the_server_remembers_is_told_from_some
         attached(setting, [], hello_s=0.0) as engine,
     ):
         await somebody.pause()
-        with pytest.raises(Unavailable, match="the SGLang server is paused by somebody else"):
+        with pytest.raises(Unavailable, match="the SGLang server was paused by someone else"):
             await engine.swap(draft)
         assert (await asyncio.to_thread(http.get, "/health")).status_code == 503
-        with pytest.raises(Unavailable, match="not healthy and takes nothing in for 3 s"):
+        with pytest.raises(Unavailable, match="unhealthy and generated no token for 3 s"):
             await engine.swap(draft)
         await somebody.resume()
 
@@ -355,7 +355,7 @@ async def test_a_second_server_on_the_socket_is_refused_with_a_sentence_and_the_
     async with attached(setting, heard) as engine:
         second.start()
         try:
-            sentence = f"another SGLang server (process {setting.server.scheduler().pid} there) is connected"
+            sentence = f"another SGLang server (process {setting.server.scheduler().pid}) is already connected"
             await until(lambda: any(sentence in record.getMessage() for record in caplog.records), what="the refusal")
             await whole(engine, asking("a"))
         finally:

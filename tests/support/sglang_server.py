@@ -22,8 +22,8 @@ from tests.support.wait import until
 from updraft_draft import checkpoint
 from updraft_inference.engine import DraftCheckpoint
 from updraft_inference.sglang_engine import checksums
-from updraft_inference.sglang_engine.draft_swap import LOADER
 from updraft_inference.sglang_engine.server import DRAFT
+from updraft_sglang.weights import LOADER
 
 ADMIN = "the admin key"
 
@@ -77,7 +77,7 @@ class FakeSglang:
 
         config, tensors = checkpoint.load(folder)
         weights = {name: tensor for name, tensor in tensors.items() if name not in checkpoint.VOCABULARY}
-        self.held = checksums.expected(config, weights, dtype=torch.float32, device="cpu", tp=(0, 1))
+        self.held = checksums.expected_hashes(config, weights, dtype=torch.float32, device="cpu", tp=(0, 1))
         self.held[f"{DRAFT}.model.embed_tokens.weight"] = "the target's"
 
     async def answer(self, request: Request) -> Response:

@@ -22,7 +22,7 @@ Hook = Callable[..., Any]
 
 
 class ScheduleBatch(Protocol):
-    """What we use of SGLang's ScheduleBatch."""
+    """The fields of SGLang's ScheduleBatch that are used here."""
 
     reqs: Any
     seq_lens: Tensor
@@ -32,7 +32,7 @@ class ScheduleBatch(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class _Forward:
-    """A forward of the worker under way."""
+    """A forward of the worker in progress."""
 
     batch: ScheduleBatch
     captured: CapturedRequests
@@ -71,7 +71,7 @@ class _PrefillItem:
 
 
 class CaptureHooks:
-    """The hooks' bodies. Each calls `original` once, with what it was given."""
+    """The hook bodies. Each calls `original` once with its own arguments."""
 
     def __init__(self, *, channel: Channel, served: ServedVersion, top_k: int) -> None:
         self._channel = channel
@@ -81,41 +81,41 @@ class CaptureHooks:
         self._streams: dict[torch.device, torch.cuda.Stream | None] = {}
 
     def forward(self, original: Hook, worker: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
-        """AROUND EAGLEWorkerV2.forward_batch_generation: a prefill, or drafts, their verification and what follows it."""
+        """AROUND EAGLEWorkerV2.forward_batch_generation: a prefill, or drafting, verification and what follows."""
         if not self._channel.is_open:
             return original(worker, batch, *args, **kwargs)
-        forward = self._forward = self._tried(self._begin, batch)
+        forward = self._forward = self._guarded(self._begin, batch)
         try:
             result = original(worker, batch, *args, **kwargs)
         finally:
             self._forward = None
         if forward is not None and forward.staged is not None:
-            self._tried(self._finish, forward)
+            self._guarded(self._finish, forward)
         return result
 
     def verify(
         self, original: Hook, verify_input: Any, batch: Any, logits_output: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        """AROUND eagle_sample, which decides what is accepted, and changes the logits."""
+        """AROUND eagle_sample, which decides what is accepted and changes the logits."""
         forward = self._forward
         if forward is None or batch is not forward.batch:
             return original(verify_input, batch, logits_output, *args, **kwargs)
-        taken = self._tried(self._look, forward, verify_input, logits_output)
+        rows = self._guarded(self._collect, forward, verify_input, logits_output)
         result = original(verify_input, batch, logits_output, *args, **kwargs)
-        if taken is not None:
-            self._tried(self._accepted, forward, taken, result)
+        if rows is not None:
+            self._guarded(self._stage, forward, rows, result)
         return result
 
     def prefill(self, original: Hook, runner: Any, logits_output: Any, *args: Any, **kwargs: Any) -> Any:
-        """AROUND ModelRunner.sample, which changes the logits; within a forward it is of the target's prefill."""
+        """AROUND ModelRunner.sample, which changes the logits. Within a forward it belongs to the target's prefill."""
         if self._forward is not None:
-            self._tried(self._prefilled, self._forward, runner, logits_output)
+            self._guarded(self._prefilled, self._forward, runner, logits_output)
         return original(runner, logits_output, *args, **kwargs)
 
-    def _tried(self, ours: Callable[..., Any], *args: Any) -> Any:
+    def _guarded(self, ours: Callable[..., Any], *args: Any) -> Any:
         try:
             return ours(*args)
-        except Exception as error:  # noqa: BLE001  (it would end the server)
+        except Exception as error:  # noqa: BLE001  (it would crash the server)
             self._channel.failed(error)
             return None
 
@@ -131,7 +131,7 @@ class CaptureHooks:
             self._streams[device] = copy_stream(device)
         return self._streams[device]
 
-    def _look(self, forward: _Forward, verify_input: Any, logits_output: Any) -> dict[str, Tensor]:
+    def _collect(self, forward: _Forward, verify_input: Any, logits_output: Any) -> dict[str, Tensor]:
         batch_size = len(forward.batch.seq_lens)
         return steps.collect_step_rows(
             forward.captured,
@@ -142,10 +142,10 @@ class CaptureHooks:
             top_k=self._top_k,
         )
 
-    def _accepted(self, forward: _Forward, taken: dict[str, Tensor], result: Any) -> None:
+    def _stage(self, forward: _Forward, rows: dict[str, Tensor], result: Any) -> None:
         _, accept_lens_B, _ = result
         lens_S = chosen(accept_lens_B, forward.captured.places, forward.captured.batch_size).clone()
-        forward.staged = Staged({**taken, "accept_lens": lens_S}, forward.stream)
+        forward.staged = Staged({**rows, "accept_lens": lens_S}, forward.stream)
 
     def _finish(self, forward: _Forward) -> None:
         assert forward.staged is not None
@@ -158,28 +158,28 @@ class CaptureHooks:
         batch = forward.batch
         spans = prefills.captured_spans(
             forward.captured,
-            [_part(*one) for one in zip(batch.reqs, batch.prefix_lens, batch.extend_lens, strict=True)],
+            [_chunk(*chunk) for chunk in zip(batch.reqs, batch.prefix_lens, batch.extend_lens, strict=True)],
         )
         if not spans:
             return
-        taken = prefills.collect_prefill_rows(
+        rows = prefills.collect_prefill_rows(
             spans,
             logits_BV=logits_output.next_token_logits,
             aux_NH=_states(logits_output),
             batch_size=len(batch.reqs),
             top_k=self._top_k,
         )
-        self._channel.offer(_PrefillItem(spans=spans, staged=Staged(taken, forward.stream)))
+        self._channel.offer(_PrefillItem(spans=spans, staged=Staged(rows, forward.stream)))
 
 
 def _states(logits_output: Any) -> Tensor:
     if logits_output.hidden_states_token_indices is not None:
-        raise ValueError("SGLang keeps the states of some rows only for this model")
+        raise ValueError("SGLang keeps only some hidden states of this model")
     states: Tensor = logits_output.hidden_states
     return states
 
 
-def _part(request: Any, prefix_len: int, extend_len: int) -> prefills.PromptChunk:
+def _chunk(request: Any, prefix_len: int, extend_len: int) -> prefills.PromptChunk:
     prompt_tokens = len(request.origin_input_ids)
     return prefills.PromptChunk(
         start=prefix_len,

@@ -1,8 +1,9 @@
-"""The way to the agent: a thread, a Unix socket that the agent listens on, and a bounded queue.
+"""Sends messages to the agent: a thread, a Unix socket that the agent listens on, and a bounded queue.
 
-The scheduler offers and goes on: a full queue drops and counts. Encoding, waiting for the GPU and sending happen on the
-thread. While nobody is connected `is_open` is false, and the hooks do nothing at all. The thread is a daemon: nothing is
-worth delaying the server's end. An agent that another server is connected to refuses our hello; then we come again slowly.
+The scheduler never waits: a full queue drops and counts. Encoding, waiting for the GPU and sending happen on the
+thread. While no agent is connected `is_open` is false and the hooks do nothing. The thread is a daemon, so it never
+delays the server's exit. An agent that is already connected to another server refuses this one, which then retries
+slowly.
 """
 
 import logging
@@ -23,20 +24,18 @@ log = logging.getLogger(__name__)
 _MAX_MESSAGES = 1024
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.1, 5.0
 _IDLE_S = 1.0
-"""How often an idle thread looks whether the agent has hung up."""
+"""How often an idle thread checks whether the agent has disconnected."""
 _STUCK_S = 60.0
-"""A reader that takes nothing for so long is gone."""
+"""An agent that reads nothing for this long is considered gone."""
 _FAILURES = 10
-"""So many failures of ours in a row, and capture ends for this process."""
+"""After this many consecutive failures, capture ends for this process."""
 
 
 class PendingMessage(Protocol):
-    """Something to send."""
+    """A message that may still be on the device."""
 
     @property
-    def num_bytes(self) -> int:
-        """Memory that it holds."""
-        ...
+    def num_bytes(self) -> int: ...
 
     def message(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Header and tensors, on the CPU; may wait for the device."""
@@ -44,7 +43,7 @@ class PendingMessage(Protocol):
 
 
 class Channel:
-    """Sends what it is offered, if somebody listens. `hello` is called at the start of each connection."""
+    """Sends queued messages while an agent is connected. `hello` is called at the start of each connection."""
 
     def __init__(
         self, *, path: str, queue_bytes: int, hello: Callable[[], Mapping[str, Any]], problem: str = ""
@@ -56,7 +55,8 @@ class Channel:
         self._queue_bytes = queue_bytes
         self._hello = hello
         self._id = ""
-        """Tells the process that starts this from every other: pids are given again, and two containers have the same ones."""
+        """Identifies the process that starts this channel. Process ids are reused, and two containers may have equal
+        ones."""
         self._queue: deque[PendingMessage] = deque()
         self._held_bytes = 0
         self._number = 0
@@ -66,19 +66,19 @@ class Channel:
         self._thread = threading.Thread(target=self._run, name="updraft-capture", daemon=True)
 
     def start(self) -> None:
-        """Begin to connect."""
+        """Start connecting."""
         self._id = uuid.uuid4().hex
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread; what is queued is lost."""
+        """End the thread; queued messages are lost."""
         self._stopping.set()
         with self._change:
             self._change.notify()
         self._thread.join()
 
     def offer(self, item: PendingMessage) -> None:
-        """Queue it, or drop it. Never waits for the agent."""
+        """Queue the message, or drop it. Never waits for the agent."""
         with self._change:
             is_full = len(self._queue) >= _MAX_MESSAGES or self._held_bytes + item.num_bytes > self._queue_bytes
             if is_full or not self.is_open:
@@ -89,7 +89,8 @@ class Channel:
             self._change.notify()
 
     def failed(self, error: Exception) -> None:
-        """Count a failure of capture. The first one of a row is logged; too many in a row end capture, and hello says so."""
+        """Count a failure of capture. The first of a series is logged; too many in a row end capture, which hello
+        reports."""
         with self._change:
             self.dropped += 1
             self._failures += 1
@@ -102,22 +103,23 @@ class Channel:
             self._change.notify()
 
     def _run(self) -> None:
-        delay_s, told = _FIRST_DELAY_S, ""
+        delay_s, logged = _FIRST_DELAY_S, ""
         while not self._stopping.wait(delay_s):
             try:
                 refusal = self._connect()
-                if refusal and refusal != told:
-                    log.error("Updraft's agent refuses this server, which captures nothing: %s", refusal)
-                told = refusal
+                if refusal and refusal != logged:
+                    log.error("Updraft's agent refuses this server, so nothing is captured: %s", refusal)
+                logged = refusal
                 delay_s = _LONGEST_DELAY_S if refusal else _FIRST_DELAY_S
             except OSError as error:
-                log.debug("Updraft's agent is not there: %s", error)
+                log.debug("Updraft's agent is unreachable: %s", error)
                 delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
             finally:
                 self._close()
 
     def _connect(self) -> str:
-        """One connection, to its end: why it was refused, or "". OSError where nobody listens, or one who broke off."""
+        """Run one connection to its end. Returns why it was refused, or "". Raises OSError if no agent listens or it
+        disconnects."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as agent:
             agent.settimeout(_STUCK_S)
             agent.connect(self._path)
@@ -130,7 +132,7 @@ class Channel:
             return refusal
 
     def _talk(self, agent: socket.socket, problem: str) -> None:
-        """Until the agent hangs up (OSError, or it is seen), we stop, or capture comes to an end."""
+        """Send until the agent disconnects, this channel stops, or capture ends."""
         log.info("Updraft %s", f"captures nothing: {problem}" if problem else "captures")
         self.is_open = not problem
         while not self._stopping.is_set() and self.problem == problem:
@@ -150,7 +152,7 @@ class Channel:
         try:
             header, tensors = item.message()
             frame = wire.encode({**header, "number": self._number + 1, "dropped": self.dropped}, tensors)
-        except Exception as error:  # noqa: BLE001  (ours, whatever it is, must not end the thread)
+        except Exception as error:  # noqa: BLE001  (no error of ours may end the thread)
             self.failed(error)
             return
         finally:
@@ -170,18 +172,18 @@ class Channel:
 
 
 def _answer(agent: socket.socket) -> str:
-    """Why our hello is refused; "" if it is not. OSError if the agent hangs up, or says what is no answer."""
-    with agent.makefile("rb") as said:
+    """Why the agent refused our hello; "" if it did not. Raises OSError if it disconnects or sends no valid answer."""
+    with agent.makefile("rb") as stream:
         try:
-            head_size, body_size = wire.lengths(said.read(wire.PREFIX_SIZE))
-            answer, _ = wire.decode(said.read(head_size), said.read(body_size))
+            head_size, body_size = wire.lengths(stream.read(wire.PREFIX_SIZE))
+            answer, _ = wire.decode(stream.read(head_size), stream.read(body_size))
             return str(answer["refusal"])
         except (wire.FrameError, KeyError) as error:
-            raise ConnectionError(f"no answer: {error!r}") from error
+            raise ConnectionError(f"invalid answer: {error!r}") from error
 
 
 def _has_hung_up(agent: socket.socket) -> bool:
-    """It has nothing more to say, so what can be read is the end."""
-    poll = select.poll()  # select() knows no file descriptor above 1023
+    """The agent sends nothing more, so readable data is the end of the stream."""
+    poll = select.poll()  # select() does not support file descriptors above 1023
     poll.register(agent, select.POLLIN)
     return bool(poll.poll(0))

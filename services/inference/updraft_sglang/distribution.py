@@ -1,9 +1,9 @@
 """The target's own distribution at temperature 1, as far as it is sent: its k likeliest tokens and the log-sum-exp.
 
-Always taken before SGLang samples: sampling changes the logits in place (temperature, penalties, grammar, soft-max).
-Nothing here waits for a device.
+Always computed before SGLang samples, because sampling changes the logits in place (temperature, penalties, grammar,
+soft-max). Nothing here waits for a device.
 
-Tensors: N rows, V vocabulary, K tokens, B requests of a batch, P of them chosen.
+Tensors: N rows, V vocabulary, K tokens, B requests of a batch, P chosen ones.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 _BLOCK = 256
-"""Rows whose log-sum-exp is computed at once: what bounds the memory that it takes besides the logits."""
+"""Rows per block of the log-sum-exp, which bounds its memory besides the logits."""
 
 
 class Teacher(NamedTuple):
@@ -37,7 +37,7 @@ def teacher(logits_NV: Tensor, log_sum_exp_N: Tensor, top_k: int) -> Teacher:
 
 
 def log_probs(logits_NV: Tensor, log_sum_exp_N: Tensor, ids_N: Tensor) -> Tensor:
-    """float32 [N]: of one token in each row."""
+    """float32 [N]: the log-probability of one token per row."""
     return logits_NV.gather(-1, ids_N[:, None].long())[:, 0].float() - log_sum_exp_N
 
 

@@ -1,6 +1,6 @@
-"""Where the plugin hooks into SGLang, and whether each hook really is where it must be.
+"""The functions of SGLang that the plugin hooks, and a check that each hook is in place.
 
-SGLang logs a hook that does not fit and goes on without it, so after the start `problems` looks at what will be called.
+SGLang logs a hook that does not fit and continues without it, so after startup `problems` checks what will be called.
 """
 
 import inspect
@@ -21,7 +21,7 @@ UPDATE = "sglang.srt.model_executor.model_runner_components.weight_updater.Weigh
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Binding:
-    """A hook, the function that it goes around, the names by which that one is called, and its first parameters."""
+    """A hook, the function that it wraps, the names under which that function is called, and its first parameters."""
 
     target: str
     hook: Hook
@@ -30,7 +30,7 @@ class Binding:
 
 
 def resolved(name: str) -> Any:
-    """What a dotted name stands for now."""
+    """The object that a dotted name refers to now."""
     return pkgutil.resolve_name(name)
 
 
@@ -48,23 +48,23 @@ def _problem(name: str, binding: Binding) -> str:
     try:
         function = resolved(name)
     except (ImportError, AttributeError) as error:
-        return f"{name} is not there: {error}"
+        return f"{name} does not exist: {error}"
     layers = list(_layers(function))
-    found = tuple(inspect.signature(layers[-1]).parameters)[: len(binding.parameters)]
-    if found != binding.parameters:
-        return f"{name} takes {', '.join(found)}; expected was {', '.join(binding.parameters)}"
+    parameters = tuple(inspect.signature(layers[-1]).parameters)[: len(binding.parameters)]
+    if parameters != binding.parameters:
+        return f"{name} takes {', '.join(parameters)}; expected {', '.join(binding.parameters)}"
     if not any(_holds(layer, binding.hook) for layer in layers):
-        return f"{name} was not hooked"
+        return f"{name} is not hooked"
     return ""
 
 
 def _layers(function: Any) -> Iterator[Any]:
-    """The function and all that it wraps, outermost first."""
+    """The function and all functions that it wraps, outermost first."""
     while function is not None:
         yield function
         function = getattr(function, "__wrapped__", None)
 
 
 def _holds(layer: Any, hook: Hook) -> bool:
-    """Whether SGLang's wrapper calls our hook: it keeps it in its closure."""
+    """Whether SGLang's wrapper calls our hook, which is in its closure."""
     return any(cell.cell_contents is hook for cell in getattr(layer, "__closure__", None) or ())

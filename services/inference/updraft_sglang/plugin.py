@@ -1,7 +1,8 @@
-"""The entry point that SGLang calls in each of its processes: registers the hooks, and starts where a scheduler starts.
+"""The entry point that SGLang calls in each of its processes: registers the hooks, and starts capture with the
+scheduler.
 
 Without UPDRAFT_SGLANG_SOCKET nothing is registered. One process sends: rank 0 of the tensor-parallel group in the last
-pipeline stage. No source of SGLang is changed: hooks are its own way for plugins.
+pipeline stage. SGLang is not patched; hooks are its own mechanism for plugins.
 """
 
 import logging
@@ -25,17 +26,15 @@ def register() -> None:
     """Called by SGLang."""
     settings = Settings.from_environment(os.environ)
     if settings is None:
-        log.info("Updraft is not active: UPDRAFT_SGLANG_SOCKET is not set")
+        log.info("Updraft is inactive because UPDRAFT_SGLANG_SOCKET is not set")
         return
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType  # noqa: PLC0415  (only where it is active)
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType  # noqa: PLC0415  (only if active)
 
     for binding in Plugin(settings).bindings:
         HookRegistry.register(binding.target, binding.hook, HookType.AROUND)
 
 
 class Plugin:
-    """The hooks of one process."""
-
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._facts: dict[str, Any] = {"steps": 0, "aux_size": 0, "vocab_size": 0, "dtype": ""}
@@ -57,18 +56,18 @@ class Plugin:
             *self._of_capture,
             self._of_swap,
         )
-        """All that is to be registered."""
+        """All hooks to register."""
 
     def start(self, original: Hook, scheduler: Any, *args: Any, **kwargs: Any) -> None:
-        """AROUND Scheduler.__init__: once its workers are there, see whether all is in place, and connect."""
+        """AROUND Scheduler.__init__: once its workers exist, check the hooks and connect."""
         original(scheduler, *args, **kwargs)
         try:
             for problem in hooks.problems((self._of_swap,)):
-                log.error("Updraft: drafts that are refused cannot be reported (SGLang %s): %s", _sglang(), problem)
+                log.error("Updraft cannot report refused drafts (SGLang %s): %s", _sglang(), problem)
             if not _is_sender():
                 return
             self.channel.problem = self._problem(scheduler)
-        except Exception as error:  # noqa: BLE001  (it would end the server)
+        except Exception as error:  # noqa: BLE001  (it would crash the server)
             self.channel.problem = f"the plugin could not start: {type(error).__name__}: {error}"
         self.channel.start()
 
@@ -76,18 +75,18 @@ class Plugin:
         """Why nothing can be captured; "" if it can."""
         unbound = list(hooks.problems(self._of_capture))
         if unbound:
-            return f"hooks do not fit SGLang {_sglang()} (made for {KNOWN_VERSION}): {'; '.join(unbound)}"
+            return f"hooks do not fit SGLang {_sglang()} (tested with {KNOWN_VERSION}): {'; '.join(unbound)}"
         replicas = _replicas()
         if replicas:
             return replicas
         worker = scheduler.draft_worker
         own = getattr(type(worker), "forward_batch_generation", None)
         if own is not hooks.resolved(hooks.FORWARD):
-            return f"only EAGLE3 shows what there is to learn from; this server speculates with {type(worker).__name__}"
+            return f"capture requires EAGLE3, but this server speculates with {type(worker).__name__}"
         if not worker.speculative_algorithm.is_eagle3():
-            return "only --speculative-algorithm EAGLE3 gives auxiliary hidden states"
+            return "capture requires --speculative-algorithm EAGLE3, for its auxiliary hidden states"
         if worker.topk != 1:
-            return f"only chains of drafts are captured: --speculative-eagle-topk must be 1, it is {worker.topk}"
+            return f"capture requires --speculative-eagle-topk 1, but it is {worker.topk}"
         self._facts = _facts(worker)
         return ""
 
@@ -118,7 +117,7 @@ def _sglang() -> str:
     try:
         return metadata.version("sglang")
     except metadata.PackageNotFoundError:
-        return "of a version that nobody says"
+        return "of unknown version"
 
 
 def _is_sender() -> bool:
@@ -128,12 +127,12 @@ def _is_sender() -> bool:
 
 
 def _replicas() -> str:
-    """Why several replicas in one server are not captured; "" if there is one."""
+    """Why a server with several replicas is not captured; "" for one replica."""
     parallel = _parallel()
     if parallel.attn_dp_size > 1:
-        return "with data-parallel attention (--enable-dp-attention) nothing is captured"
+        return "capture does not support data-parallel attention (--enable-dp-attention)"
     if parallel.dp_size > 1:
-        return f"one server of {parallel.dp_size} replicas (--dp-size) is not captured: start one server for each"
+        return f"capture does not support {parallel.dp_size} replicas in one server (--dp-size): start one server per replica"
     return ""
 
 

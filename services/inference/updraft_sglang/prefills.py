@@ -1,7 +1,7 @@
-"""A forward over prompts, or chunks of them: which rows are wanted, and the message that they become. Pure.
+"""A forward over prompts, or chunks of them: the rows to capture, and their message. Pure.
 
-Rows stand in the order of the batch, one request after the other. What came from a cache was not forwarded and has no row.
-A preempted request is forwarded again with its output behind its prompt: those rows are wanted too.
+Rows are in batch order, one request after the other. Positions from a cache were not computed and have no row. A
+preempted request is computed again with its output after its prompt; those rows are captured too.
 
 Tensors: N rows of the forward, B requests, V vocabulary, H width of the auxiliary states, K tokens of the teacher.
 """
@@ -31,7 +31,7 @@ class PromptChunk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """The rows of one request that are wanted: `rows` from `position` on, which is row `first_row` of the forward."""
+    """The captured rows of one request: `rows` from `position` on, which is row `first_row` of the forward."""
 
     place: int
     rid: str
@@ -43,7 +43,7 @@ class Span:
 
     @property
     def header(self) -> dict[str, Any]:
-        """The request in the message."""
+        """The entry of the request in the message."""
         return {name: getattr(self, name) for name in ("rid", "position", "cached", "rows", "teacher_rows")}
 
 
@@ -75,16 +75,16 @@ def _span(place: int, rid: str, options: CaptureOptions, part: PromptChunk, firs
 def collect_prefill_rows(
     spans: Sequence[Span], *, logits_BV: Tensor, aux_NH: Tensor, batch_size: int, top_k: int
 ) -> dict[str, Tensor]:
-    """Fresh tensors of the wanted rows: aux, and ids, log_probs, log_sum_exp of those that have a teacher."""
+    """Copies of the captured rows: aux [rows, H], and ids, log_probs, log_sum_exp of those that have a teacher."""
     places = [span.place for span in spans if span.teacher_rows]
     if spans and (len(logits_BV) < batch_size or max(s.first_row + s.rows for s in spans) > len(aux_NH)):
         raise ValueError(f"{batch_size} requests do not fit {len(logits_BV)} rows of logits and {len(aux_NH)} states")
     logits_MV = chosen(logits_BV[:batch_size], places, batch_size)
-    shown = teacher(logits_MV, log_sum_exp(logits_MV), top_k)
-    pieces = [aux_NH[span.first_row : span.first_row + span.rows] for span in spans]
+    top = teacher(logits_MV, log_sum_exp(logits_MV), top_k)
+    blocks = [aux_NH[span.first_row : span.first_row + span.rows] for span in spans]
     return {
-        "aux": torch.cat(pieces) if pieces else aux_NH[:0].clone(),
-        **{name: values.clone() for name, values in zip(TEACHER, shown, strict=True)},
+        "aux": torch.cat(blocks) if blocks else aux_NH[:0].clone(),
+        **{name: values.clone() for name, values in zip(TEACHER, top, strict=True)},
     }
 
 

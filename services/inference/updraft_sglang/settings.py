@@ -1,4 +1,4 @@
-"""What the plugin is told by its environment: SGLang gives its plugins no arguments."""
+"""Settings from the environment, because SGLang passes no arguments to plugins."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,18 +8,18 @@ PREFIX = "UPDRAFT_SGLANG_"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Where to send what is captured, and how much of it."""
+    """Where to send captured rows, and how many."""
 
-    socket: str = field(metadata={"meaning": "the agent's Unix socket; without it the plugin does nothing"})
-    top_k: int = field(default=64, metadata={"meaning": "how many of the target's likeliest tokens a captured row has"})
+    socket: str = field(metadata={"meaning": "Unix socket of the agent; without it the plugin does nothing"})
+    top_k: int = field(default=64, metadata={"meaning": "Number of the target's likeliest tokens per captured row"})
     queue_bytes: int = field(
         default=64 << 20,
-        metadata={"meaning": "what waits for the agent in memory at most; what is more is dropped, counted"},
+        metadata={"meaning": "Memory for messages that wait for the agent; further messages are dropped and counted"},
     )
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Settings | None":
-        """None without UPDRAFT_SGLANG_SOCKET: nothing is wanted. ValueError with a sentence if a number is absurd."""
+        """None without UPDRAFT_SGLANG_SOCKET, which disables the plugin. Raises ValueError if a number is out of range."""
         socket = environment.get(f"{PREFIX}SOCKET", "")
         if not socket:
             return None
@@ -33,5 +33,5 @@ class Settings:
 def _number(environment: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
     text = environment.get(f"{PREFIX}{name}", str(default))
     if not text.isdecimal() or not least <= int(text) <= most:
-        raise ValueError(f"{PREFIX}{name} is {text!r}; it must be a whole number from {least} to {most}")
+        raise ValueError(f"{PREFIX}{name} is {text!r}, but must be a whole number from {least} to {most}")
     return int(text)

@@ -1,7 +1,7 @@
-"""Tensors on their way from the device to the channel's thread, without making the scheduler wait.
+"""Copies tensors from the device to the channel's thread without delaying the scheduler.
 
-On CUDA they are copied into pinned memory on a stream of their own, and the thread waits for an event. PyTorch keeps the
-pinned blocks and gives them out again. On a CPU they are handed over as they are: they are ours already.
+On CUDA they are copied into pinned memory on their own stream, and the thread waits for an event. PyTorch reuses the
+pinned blocks. On a CPU they are passed on as they are, because they are already copies.
 """
 
 import time
@@ -14,7 +14,7 @@ Mark = float | torch.cuda.Event
 
 
 class Staged:
-    """Tensors that will be on the CPU."""
+    """Tensors on their way to the CPU."""
 
     def __init__(self, tensors: Mapping[str, Tensor], stream: torch.cuda.Stream | None) -> None:
         self._event: torch.cuda.Event | None = None
@@ -35,23 +35,23 @@ class Staged:
             self._event.record(stream)
 
     def wait(self) -> dict[str, Tensor]:
-        """The tensors, once they are there."""
+        """The tensors, once they have arrived."""
         if self._event is not None:
             self._event.synchronize()
         return self._tensors
 
 
 def copy_stream(device: torch.device) -> torch.cuda.Stream | None:
-    """A stream for the copies; None where they need none. ValueError for a device of which we cannot copy."""
+    """A stream for the copies; None if none is needed. Raises ValueError for other devices."""
     if device.type == "cuda":
         return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch
     if device.type == "cpu":
         return None
-    raise ValueError(f"capture copies from a CPU or a CUDA device, not from {device.type}")
+    raise ValueError(f"capture supports CPU and CUDA devices, not {device.type}")
 
 
 def mark(stream: torch.cuda.Stream | None) -> Mark:
-    """This moment: of the work that was given to the GPU so far, or of the clock."""
+    """This moment, either in the work submitted to the GPU so far or on the clock."""
     if stream is None:
         return time.perf_counter()
     event = _event(enable_timing=True)
@@ -60,7 +60,7 @@ def mark(stream: torch.cuda.Stream | None) -> Mark:
 
 
 def elapsed_us(start: Mark, end: Mark) -> int:
-    """Microseconds between two marks. Between two of a GPU: from when it came to the first one."""
+    """Microseconds between two marks. On a GPU the time begins when it reaches the first one."""
     if isinstance(start, float) and isinstance(end, float):
         return round(1e6 * (end - start))
     assert isinstance(start, torch.cuda.Event)

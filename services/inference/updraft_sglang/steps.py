@@ -24,7 +24,7 @@ TEACHER = ("ids", "log_probs", "log_sum_exp")
 def collect_step_rows(
     captured: CapturedRequests, *, tokens_BW: Tensor, seq_lens_B: Tensor, logits_NV: Tensor, aux_NH: Tensor, top_k: int
 ) -> dict[str, Tensor]:
-    """Fresh tensors: tokens [S, W], seq_lens [S], log_p [S, W - 1]; of P, W rows each: aux, ids, log_probs, log_sum_exp."""
+    """Copies: tokens [S, W], seq_lens [S], log_p [S, W - 1]; for P, W rows each: aux, ids, log_probs, log_sum_exp."""
     batch_size, width = tokens_BW.shape
     if batch_size != captured.batch_size or logits_NV.shape[0] < batch_size * width:
         raise ValueError(f"{batch_size} requests of {width} rows do not fit {logits_NV.shape[0]} rows of logits")
@@ -44,26 +44,27 @@ def collect_step_rows(
         logits_SWV[:, :-1].flatten(0, 1), lse_SW[:, :-1].flatten(), tokens_SW[:, 1:].flatten()
     ).view(len(tokens_SW), width - 1)
     if payload:
-        shown = teacher(
+        top = teacher(
             chosen(logits_SWV, payload, len(captured.places)).flatten(0, 1),
             chosen(lse_SW, payload, len(captured.places)).flatten(),
             top_k,
         )
         aux_BWH = aux_NH[:num_rows].view(batch_size, width, -1)
         taken["aux"] = chosen(aux_BWH, captured.payload_places, batch_size).flatten(0, 1).clone()
-        taken |= {name: values.clone() for name, values in zip(TEACHER, shown, strict=True)}
+        taken |= {name: values.clone() for name, values in zip(TEACHER, top, strict=True)}
     return taken
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepMessage:
-    """What does not come from the device."""
+    """The part of the message that does not come from the device."""
 
     captured: CapturedRequests
     version: int
 
     def message(self, taken: Mapping[str, Tensor], duration_us: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Header and tensors of the `steps` message. `taken`: what `collect_step_rows` gave and accept_lens [S], on the CPU."""
+        """Header and tensors of the `steps` message, from the rows of `collect_step_rows` and accept_lens [S], on the
+        CPU."""
         requests: list[dict[str, Any]] = []
         rows: list[int] = []
         for request, first_row in self._requests(taken):
@@ -80,7 +81,7 @@ class StepMessage:
         return header, {name: taken[name][rows] for name in ("aux", *TEACHER) if name in taken}
 
     def _requests(self, taken: Mapping[str, Tensor]) -> Iterator[tuple[dict[str, Any], int | None]]:
-        """Each request of the header, and where its rows begin in the tensors of P."""
+        """The header entry of each request, and the start of its rows in the tensors of P."""
         width, first_row = taken["tokens"].shape[1], 0
         columns = [taken[name].tolist() for name in ("tokens", "seq_lens", "accept_lens", "log_p")]
         for rid, options, tokens, position, accept_len, log_p in zip(
@@ -88,7 +89,7 @@ class StepMessage:
         ):
             accepted = accept_len - 1
             if not 0 <= accepted < width:
-                raise ValueError(f"{accepted} drafts of {width - 1} were accepted")
+                raise ValueError(f"{accepted} of {width - 1} draft tokens were accepted")
             request = {
                 "rid": rid,
                 "position": position,

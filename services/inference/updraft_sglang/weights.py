@@ -1,9 +1,10 @@
-"""The custom weight loader: puts a checkpoint folder into the served draft. SGLang calls `load` by its dotted name.
+"""The custom weight loader, which loads a checkpoint folder into the served draft. SGLang calls `load` by its dotted
+name.
 
-Everything is checked before the first write. The embedding is the target's own parameter and is never written; the
-vocabulary (d2t) is read by SGLang once, at its start, so another one is refused.
-SGLang does not catch what a loader raises: the scheduler would end, and the server with it. `answered` goes around its
-caller and turns it into the answer of the request; without that hook `load` logs a refusal and leaves the draft alone.
+Everything is checked before the first write. The embedding is the target's own parameter and is never written. SGLang
+reads the vocabulary (d2t) only at startup, so another one is refused. SGLang does not catch exceptions of a loader, so
+they would end the scheduler, and the server with it. The hook `answered` wraps its caller and turns them into an error
+response; without that hook, `load` logs a refusal and changes nothing.
 """
 
 import json
@@ -35,9 +36,9 @@ _JOINED = {
 
 
 class RefusedError(Exception):
-    """The draft cannot be served; the one before stays, unless the message says otherwise.
+    """The draft cannot be served. The previous one stays, unless the message says otherwise.
 
-    It does not say for good: the agent has read the folder before, and found it sound.
+    The refusal may be temporary, because the agent has already validated the folder.
     """
 
 
@@ -48,23 +49,24 @@ class ServedVersion:
         self.version = 0
         self.digest = ""
         self.is_answered = False
-        """A caller up the stack turns exceptions into answers."""
+        """A caller up the stack turns exceptions into error responses."""
 
 
 served = ServedVersion()
-"""One a process: SGLang gives a loader no state of its own."""
+"""One per process, because SGLang gives a loader no state of its own."""
 
 
 def answered(original: Callable[..., Any], updater: Any, *args: Any, **kwargs: Any) -> Any:
-    """AROUND WeightUpdater.update_weights_from_tensor(named_tensors, load_format): (False, why) instead of an exception."""
+    """AROUND WeightUpdater.update_weights_from_tensor(named_tensors, load_format): (False, reason) instead of an
+    exception."""
     load_format = kwargs.get("load_format", args[1] if len(args) > 1 else None)
     if load_format != LOADER:
         return original(updater, *args, **kwargs)
     served.is_answered = True
     try:
         return original(updater, *args, **kwargs)
-    except Exception as error:  # noqa: BLE001  (whatever it is, it would end the server)
-        log.error("Updraft did not load a draft: %s", error)
+    except Exception as error:  # noqa: BLE001  (any error would crash the server)
+        log.error("Updraft refused a draft: %s", error)
         return False, str(error) or type(error).__name__
     finally:
         served.is_answered = False
@@ -73,17 +75,17 @@ def answered(original: Callable[..., Any], updater: Any, *args: Any, **kwargs: A
 def load(model: Any, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Serve the draft in `folder` (its path, uint8) as `version` (int64) with `digest` (of its tensors, uint8).
 
-    Raises RefusedError, where that becomes an answer.
+    Raises RefusedError if a caller turns it into an error response.
     """
     try:
         payload = _payload(named_tensors)
         folder, version, digest = Path(_text(payload["folder"])), int(payload["version"]), _text(payload["digest"])
         tensors = checked(model, folder)
         _write(model, tensors, folder)
-    except Exception:  # whatever it is, it would end the server
+    except Exception:  # any error would crash the server
         if served.is_answered:
             raise
-        log.exception("Updraft does not load a draft, and cannot say so in the answer")
+        log.exception("Updraft refused a draft, and cannot report it in the response")
         return
     served.version, served.digest = version, digest
 
@@ -95,20 +97,20 @@ def checked(model: Any, folder: Path) -> dict[str, Tensor]:
         config = json.loads((folder / "config.json").read_text())
         tensors = load_file(folder / "model.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
-        raise RefusedError(f"the draft in {folder} cannot be read: {error}") from error
+        raise RefusedError(f"cannot read the draft in {folder}: {error}") from error
     _check_config(model.config, config)
     _check_names_and_shapes(model, tensors)
     _check_vocabulary(model, tensors["d2t"])
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not _is_finite(tensor):
-            raise RefusedError(f"{name} holds values that are not finite")
+            raise RefusedError(f"{name} has values that are not finite")
     return {name: tensor for name, tensor in tensors.items() if name not in _SKIPPED}
 
 
 def _payload(named_tensors: Iterable[tuple[str, Tensor]]) -> Mapping[str, Tensor]:
     payload = dict(named_tensors)
     if sorted(payload) != sorted(PAYLOAD):
-        raise RefusedError(f"the payload has {sorted(payload)}, it must have {sorted(PAYLOAD)}")
+        raise RefusedError(f"the payload has {sorted(payload)}, expected {sorted(PAYLOAD)}")
     return payload
 
 
@@ -119,11 +121,11 @@ def _text(values: Tensor) -> str:
 def _check_is_draft(model: Any) -> None:
     if getattr(model, "hot_token_id", None) is None or not hasattr(getattr(model, "model", None), "fc"):
         raise RefusedError(
-            f"{type(model).__name__} is no EAGLE-3 draft with a vocabulary of its own; send selector=draft"
+            f"{type(model).__name__} is not an EAGLE-3 draft with its own vocabulary; send selector=draft"
         )
     if getattr(model, "load_lm_head_from_target", False):
         raise RefusedError(
-            "the served draft shares its head with the target; start the server with a draft that has its own"
+            "the served draft shares its head with the target; start the server with a draft that has its own head"
         )
 
 
@@ -131,7 +133,7 @@ def _check_config(serving: Any, config: Mapping[str, Any]) -> None:
     for key in (*_SHAPE_KEYS, *_HEAD_KEYS):
         now, then = getattr(serving, key, None), config.get(key)
         if now is not None and then is not None and now != then:
-            raise RefusedError(f"{key} is {then} in the draft's config.json, the served draft has {now}")
+            raise RefusedError(f"{key} is {then} in the draft's config.json, but {now} in the served draft")
 
 
 def _check_names_and_shapes(model: Any, tensors: Mapping[str, Tensor]) -> None:
@@ -141,18 +143,17 @@ def _check_names_and_shapes(model: Any, tensors: Mapping[str, Tensor]) -> None:
         raise RefusedError(f"the draft lacks {missing} and has unknown {unknown}")
     for name, shape in expected.items():
         if tuple(tensors[name].shape) != shape:
-            found = tuple(tensors[name].shape)
-            raise RefusedError(f"{name} has shape {found}, the served draft needs {shape}")
+            raise RefusedError(f"{name} has shape {tuple(tensors[name].shape)}, but the served draft needs {shape}")
     serving = {name.removeprefix("model.") for name, _ in model.named_parameters()} - {"embed_tokens.weight"}
     written = {_served_name(name) for name in tensors.keys() - set(_SKIPPED)}
     if serving != written:
         raise RefusedError(
-            f"the served draft has the parameters {sorted(serving)}, the checkpoint is for {sorted(written)}"
+            f"the served draft has the parameters {sorted(serving)}, but the checkpoint has {sorted(written)}"
         )
 
 
 def expected_shapes(config: Any, aux: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a checkpoint as Updraft writes it, from the served draft's config and its input's width."""
+    """Names and shapes of a checkpoint of Updraft, from the served draft's config and input width."""
     hidden, inner, vocab = config.hidden_size, config.intermediate_size, config.draft_vocab_size
     head_dim = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
     heads, kv = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
@@ -179,7 +180,7 @@ def expected_shapes(config: Any, aux: int) -> dict[str, tuple[int, ...]]:
 
 
 def _served_name(name: str) -> str:
-    """The parameter of SGLang's draft that a tensor of the checkpoint becomes (a part of)."""
+    """The parameter of SGLang's draft that contains a tensor of the checkpoint."""
     parts = name.replace("midlayer.", "layers.0.").split(".")
     return ".".join(_JOINED.get(part, part) for part in parts)
 
@@ -188,13 +189,13 @@ def _check_vocabulary(model: Any, d2t: Tensor) -> None:
     serving = model.hot_token_id.cpu() - torch.arange(len(model.hot_token_id))
     if not torch.equal(serving, d2t):
         raise RefusedError(
-            "the draft is for other tokens (d2t) than the served one, and SGLang reads those once, at its start; "
-            "start the server again with this draft as --speculative-draft-model-path",
+            "the draft has another vocabulary (d2t) than the served one, and SGLang reads it only at startup; "
+            "restart the server with this draft as --speculative-draft-model-path",
         )
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    least, most = tensor.aminmax()  # one pass, no copy; a NaN comes through
+    least, most = tensor.aminmax()  # one pass, no copy; NaN propagates
     return math.isfinite(least) and math.isfinite(most)
 
 
@@ -203,4 +204,4 @@ def _write(model: Any, tensors: Mapping[str, Tensor], folder: Path) -> None:
         model.load_weights(tensors.items())
     except Exception as error:
         served.digest = ""
-        raise RefusedError(f"the draft in {folder} was written in part only, load another: {error}") from error
+        raise RefusedError(f"the draft in {folder} was loaded only in part; load another one: {error}") from error

@@ -1,21 +1,22 @@
-"""Messages from the plugin to the agent over a Unix socket: a JSON header and the bytes of some tensors. Pure.
+"""Messages from the plugin to the agent over a Unix socket: a JSON header and the bytes of tensors. Pure.
 
-    frame   = length of header (u32, little endian), length of the rest (u64), header, tensors one after the other
+    frame   = length of header (u32, little endian), length of the rest (u64), header, tensors in order
     header  = {"kind": ..., "tensors": [[name, dtype, shape], ...], ...}
 
-hello    Once per connection: protocol, id (of this process, drawn at its start), plugin, sglang, pid, steps (drafts a verify
-         step), aux_size, vocab_size, dtype, version and digest (of the draft loaded last; 0 and ""), problem (why nothing is
-         captured; "" if it is).
-answer   The agent's only message, to a hello: refusal, a sentence; "" if it is welcome. A refusal ends the connection.
+hello    Once per connection: protocol, id (random per process), plugin, sglang, pid, steps (draft tokens per verify step),
+         aux_size, vocab_size, dtype, version and digest (of the draft loaded last; 0 and ""), problem (why nothing is
+         captured; "" if it works).
+answer   The agent's only message, in reply to a hello: refusal, a sentence, or "". A refusal ends the connection.
 steps    One verify step of a batch: number (of the message), dropped (messages so far), version (that drafted), batch_size,
-         duration_us, requests: [{rid, position, accepted, drafts, log_p, rows, counterfactual_rows}]. `position` is where the
-         first row stands in prompt ++ output; `rows` + `counterfactual_rows` of the tensors belong to the request, in order.
-prefill  A forward over (a chunk of) prompts: number, dropped, requests: [{rid, position, cached, rows, teacher_rows}]. Of the
-         request's `rows` (0: none was wanted) the last `teacher_rows` (0 or 1) have a teacher. `cached` positions before the
-         first chunk came from a cache; 0 in later chunks. A preempted request comes again, with its output behind its prompt.
+         duration_us, requests: [{rid, position, accepted, drafts, log_p, rows, counterfactual_rows}]. `position` is that of the
+         first row in prompt ++ output; `rows` + `counterfactual_rows` of the tensors belong to the request, in order.
+prefill  A forward over (a chunk of) prompts: number, dropped, requests: [{rid, position, cached, rows, teacher_rows}]. The
+         last `teacher_rows` (0 or 1) of the request's `rows` (0: none were requested) have a teacher. `cached` positions
+         before the first chunk came from a cache; 0 in later chunks. A preempted request is sent again, with its output
+         after its prompt.
 
 Tensors of steps and prefill: aux [N, aux_size], and the teacher of rows that have one: ids int32 [M, k], log_probs float32
-[M, k], log_sum_exp float32 [M]. In steps M = N. Protobuf was refused: its runtime in SGLang's image is not ours to choose.
+[M, k], log_sum_exp float32 [M]. In steps M = N. Not Protobuf, because SGLang's image determines its runtime version.
 """
 
 import json
@@ -34,11 +35,11 @@ NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 class FrameError(Exception):
-    """What came is no message of this protocol."""
+    """The data is not a valid message of this protocol."""
 
 
 def encode(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor] | None = None) -> list[bytes | memoryview]:
-    """The frame in pieces, without a copy of the tensors, which must lie on the CPU."""
+    """The frame in parts, without copying the tensors, which must be on the CPU."""
     flat = {name: tensor.contiguous() for name, tensor in (tensors or {}).items()}
     described = [[name, NAMES[tensor.dtype], list(tensor.shape)] for name, tensor in flat.items()]
     head = json.dumps({**header, "tensors": described}, separators=(",", ":")).encode()
@@ -55,17 +56,18 @@ PREFIX_SIZE = _LENGTHS.size
 
 
 def lengths(prefix: bytes) -> tuple[int, int]:
-    """Bytes of the header and of the tensors that follow these PREFIX_SIZE bytes. FrameError if fewer, or absurd."""
+    """Bytes of the header and of the tensors after these PREFIX_SIZE bytes. Raises FrameError if there are fewer or the
+    sizes are absurd."""
     if len(prefix) < PREFIX_SIZE:
         raise FrameError("the stream ends before a frame")
     head, body = _LENGTHS.unpack(prefix)
     if head + body > MAX_FRAME:
-        raise FrameError(f"a frame of {head + body} bytes")
+        raise FrameError(f"the frame is too large: {head + body} bytes")
     return head, body
 
 
 def decode(head: bytes, body: bytes) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Header and tensors (they share one copy of `body`). FrameError if they do not fit each other."""
+    """Header and tensors, which share one copy of `body`. Raises FrameError if they do not match."""
     try:
         header = json.loads(head)
         memory, tensors, at = bytearray(body), {}, 0

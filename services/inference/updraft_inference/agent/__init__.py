@@ -1,1 +1,1 @@
-"""What runs beside any engine: capture, fleet, swap."""
+"""The engine-independent agent of a pod: trace capture, the fleet stream, draft swaps."""

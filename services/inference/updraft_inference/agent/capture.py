@@ -1,8 +1,8 @@
-"""Ended requests to the trainer's stream, without ever holding up a request.
+"""Sends traces of finished requests to the stream of the trainer, without ever delaying a request.
 
-`offer` puts into a queue of bounded entries and bytes, or counts a drop; encoding runs in a thread of its own;
-sending waits for Redis with backoff. While Redis is away the queue keeps the oldest, so a short outage costs
-nothing. What was asked to stay private is never even queued.
+`offer` puts a request into a queue with limits on entries and bytes, or counts a drop. Encoding runs in its own thread,
+and sending waits for Redis with backoff. While Redis is away the queue keeps the oldest traces, so a short outage loses
+nothing. Opted-out requests are never queued.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class Drop(StrEnum):
-    """Why a trace was not kept."""
+    """Why a trace was dropped."""
 
     QUEUE_FULL = "queue_full"
     REDIS_UNAVAILABLE = "redis_unavailable"
@@ -39,13 +39,13 @@ class Stream(Protocol):
     """Where entries go: updraft_chassis.streams.Producer."""
 
     async def append(self, entry: bytes) -> int:
-        """Add an entry. InvalidInput: too large. Any other UpdraftError: not now."""
+        """Add an entry. Raises InvalidInput if it is too large, and any other UpdraftError if it cannot be stored now."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sink:
-    """Where traces go, and in what form."""
+    """Where traces go, and how they are encoded."""
 
     stream: Stream
     origin: Origin
@@ -54,14 +54,14 @@ class Sink:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """What may wait: entries, and bytes of memory."""
+    """Limits on queued traces: entries, and bytes of memory."""
 
     max_entries: int
     max_bytes: int
 
 
 class Capture:
-    """Decides, queues and sends. Everything but encoding happens on the event loop."""
+    """Selects, queues and sends traces. Everything but encoding happens on the event loop."""
 
     def __init__(self, rates: CaptureRates, sink: Sink, bounds: Bounds, *, metrics: Metrics, clock: Clock) -> None:
         self._own_rates = self._rates = rates
@@ -83,15 +83,14 @@ class Capture:
         return fleet_pb2.CaptureCounters(captured=self._captured, payloads=self._payloads, dropped=dict(self._dropped))
 
     def follow(self, policy: fleet_pb2.CapturePolicy | None) -> None:
-        """Capture as the registry wants it; None: as this pod was set up."""
+        """Apply the registry's policy; None: the settings of this pod."""
         self._rates = self._own_rates if policy is None else self._own_rates.under(policy)
 
     def plan(self, trace_id: bytes, *, is_opted_out: bool, domain: str) -> CapturePlan:
-        """Decide for one request before it starts."""
         return selection.plan(self._rates, trace_id, is_opted_out=is_opted_out, domain=domain)
 
     def offer(self, finished: FinishedRequest, plan: CapturePlan, *, draft_vocabulary_fingerprint: str = "") -> None:
-        """Queue an ended request if its plan says so. Returns at once."""
+        """Queue a finished request if its plan says so. Returns immediately."""
         if not finished.output_ids:
             return
         if plan.is_opted_out:
@@ -107,7 +106,7 @@ class Capture:
             )
 
     async def run(self) -> None:
-        """Send what is queued, for ever."""
+        """Send queued traces until cancelled."""
         while True:
             ended = await self._queue.get()
             try:
@@ -120,7 +119,7 @@ class Capture:
                 self._queue.task_done()
 
     async def flush(self, timeout_s: float) -> None:
-        """Wait until all that is queued was sent; what is left after `timeout_s` counts as dropped."""
+        """Wait until the queue is sent; the traces left after `timeout_s` count as dropped."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._queue.join()
@@ -157,7 +156,7 @@ class Capture:
 
     def _note_sent(self, ended: Ended) -> None:
         if self._is_away:
-            logger.info("Traces are kept again")
+            logger.info("Traces are stored again")
         self._is_away = False
         self._backoff.reset()
         self._captured += 1
@@ -166,7 +165,7 @@ class Capture:
 
     def _note_away(self, error: UpdraftError) -> None:
         if not self._is_away:
-            logger.warning("Traces wait; once the queue is full they are dropped", extra={"reason": str(error)})
+            logger.warning("Traces wait for Redis; a full queue drops them", extra={"reason": str(error)})
         self._is_away = True
 
     def _drop(self, reason: Drop) -> None:

@@ -1,6 +1,7 @@
-"""From the engine's thread to the event loop: every ended request is told once to all who count or keep it.
+"""Passes every finished request from the engine thread to the event loop, once to each listener.
 
-The engine knows nothing of stop strings: such a request looks cancelled to it, and gets its true reason here.
+The engine does not know stop strings. It reports a request that one ended as cancelled, and the true reason is set
+here.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ _ENGINE_ANSWERS_S = 5.0
 
 
 class PendingCompletion:
-    """The end of one request, before and after it came."""
+    """A request that has not finished, or whose statistics are awaited."""
 
     def __init__(self, plan: CapturePlan) -> None:
         self.plan = plan
@@ -26,18 +27,18 @@ class PendingCompletion:
         self._finished: asyncio.Future[FinishedRequest] = asyncio.get_running_loop().create_future()
 
     def stop(self) -> None:
-        """A stop string was found: what the engine calls cancelled ended as it should."""
+        """A stop string was found, so the engine reports a cancellation that was a regular end."""
         self._is_stopped = True
 
     async def finished(self) -> FinishedRequest | None:
-        """What the engine says of it; None if it does not answer in time."""
+        """The record of the finished request; None if the engine does not report it in time."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_ENGINE_ANSWERS_S):
                 return await asyncio.shield(self._finished)
         return None
 
     def resolve(self, finished: FinishedRequest) -> FinishedRequest:
-        """The engine ended it: the record with its true reason."""
+        """Take the record of the engine and return it with its true finish reason."""
         if self._is_stopped and finished.reason is FinishReason.CANCELLED:
             finished = replace(finished, reason=FinishReason.STOP)
         if not self._finished.done():
@@ -46,7 +47,7 @@ class PendingCompletion:
 
 
 class CompletionListeners:
-    """Expected ends by request id. `sink` is for the engine's thread, everything else for the event loop."""
+    """Pending completions by request id. `sink` is called on the engine thread, everything else on the event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -54,29 +55,29 @@ class CompletionListeners:
         self._expected: dict[str, PendingCompletion] = {}
 
     def subscribe(self, *listeners: Listener) -> None:
-        """Call these, in order, for every request that ends from now on."""
+        """Call these, in order, for every request that finishes from now on."""
         self._listeners += listeners
 
     @property
     def expected(self) -> Iterable[str]:
-        """Ids of the requests that have not ended."""
+        """Ids of the requests that have not finished."""
         return self._expected.keys()
 
     def expect(self, request_id: str, plan: CapturePlan) -> PendingCompletion:
-        """Announce a request before the engine gets it."""
+        """Announce a request before the engine receives it."""
         completion = self._expected[request_id] = PendingCompletion(plan)
         return completion
 
     def forget(self, request_id: str) -> None:
-        """The engine refused it: no end will come."""
+        """The engine rejected the request and will not report it."""
         self._expected.pop(request_id, None)
 
     def sink(self, finished: FinishedRequest) -> None:
         """The engine's FinishedSink."""
-        with suppress(RuntimeError):  # the loop is closed: the process is ending, and nobody counts any more
-            self._loop.call_soon_threadsafe(self._deliver, finished)
+        with suppress(RuntimeError):  # the event loop is closed because the process is ending
+            self._loop.call_soon_threadsafe(self._notify, finished)
 
-    def _deliver(self, finished: FinishedRequest) -> None:
+    def _notify(self, finished: FinishedRequest) -> None:
         completion = self._expected.pop(finished.request.request_id, None)
         if completion is None:
             return

@@ -1,8 +1,7 @@
-"""What ended requests add up to, by the draft version that served them. Pure.
+"""Totals of finished requests by draft version. Pure.
 
-Steps count for the version that drafted them, also when a swap came in mid-request. Statistics with the
-request as the unit (acceptance length) count only requests that one version served alone: a mixed one says
-nothing about either.
+A step counts for the version that drafted it, also after a swap within a request. Statistics per request (acceptance
+length) count only requests that a single version served, because a mixed request says nothing about either version.
 """
 
 from bisect import bisect_left
@@ -32,12 +31,13 @@ LATENCY_BOUNDS_S = (
     1.6,
     5.0,
 )
-"""Upper bounds of the inter-token latency histogram: a GPU's milliseconds to a loaded laptop's seconds."""
+"""Upper bounds of the inter-token latency histogram, from the milliseconds of a GPU to the seconds of a loaded laptop.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """How one request was served."""
+    """Draft statistics of one request."""
 
     drafter: Drafter
     draft_version: int
@@ -47,12 +47,12 @@ class Usage:
 
     @property
     def acceptance_length(self) -> float | None:
-        """Tokens a verify step (1 = no draft helped): mean of accepted + 1; None without a step."""
+        """Tokens per verify step (1: no draft token was accepted); None without a step."""
         return 1 + self.accepted / self.verify_steps if self.verify_steps else None
 
 
 def usage(finished: FinishedRequest) -> Usage:
-    """`drafter` is who proposed most tokens, `draft_version` the last one that drafted."""
+    """`drafter` is the one that proposed most tokens, `draft_version` the last one that drafted."""
     proposed_by: Counter[Drafter] = Counter()
     for step in finished.steps:
         proposed_by[step.drafter] += len(step.draft_ids)
@@ -71,36 +71,37 @@ def usage(finished: FinishedRequest) -> Usage:
 
 
 def total(usages: Sequence[Usage]) -> Usage:
-    """Of the choices of one answer, at least one; who drafted is said of the one with most proposals."""
-    most = max(usages, key=lambda one: one.proposed)
+    """The sum over the choices of one answer, at least one. Drafter and version are those of the choice with most
+    proposals."""
+    most = max(usages, key=lambda choice: choice.proposed)
     return Usage(
         drafter=most.drafter,
         draft_version=most.draft_version,
-        verify_steps=sum(one.verify_steps for one in usages),
-        proposed=sum(one.proposed for one in usages),
-        accepted=sum(one.accepted for one in usages),
+        verify_steps=sum(choice.verify_steps for choice in usages),
+        proposed=sum(choice.proposed for choice in usages),
+        accepted=sum(choice.accepted for choice in usages),
     )
 
 
 def emitted(finished: FinishedRequest) -> Iterator[tuple[VerifyStep, int]]:
-    """Each step with the tokens that it really gave: a limit or an end token may have cut the last one."""
+    """Each step with the number of tokens that it added: a limit or an end token may have cut the last one."""
     for step in finished.steps:
         yield step, max(0, min(step.emitted, len(finished.output_ids) - step.start))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionTally:
-    """Sums of one version since the process started; see updraft.fleet.v1.VersionCounters."""
+    """Totals of one version since the process started; see updraft.fleet.v1.VersionCounters."""
 
     requests: int = 0
-    """Served by this version alone."""
+    """Requests that only this version served."""
     requests_served: int = 0
-    """With a verify step of this version, alone or not."""
+    """Requests with at least one verify step of this version."""
     errors: int = 0
     verify_steps: int = 0
     tokens: int = 0
     proposed: tuple[int, ...] = ()
-    """By position in the chain."""
+    """By position in the draft."""
     accepted: tuple[int, ...] = ()
     latency_counts: tuple[int, ...] = (0,) * (len(LATENCY_BOUNDS_S) + 1)
     latency_sum_s: float = 0.0
@@ -108,7 +109,7 @@ class VersionTally:
     acceptance_length_square_sum: float = 0.0
 
     def with_step(self, step: VerifyStep, num_tokens: int) -> "VersionTally":
-        """Plus one step that gave `num_tokens` tokens."""
+        """Add one step that gave `num_tokens` tokens."""
         per_token_s = step.duration_s / max(1, num_tokens)
         bucket = bisect_left(LATENCY_BOUNDS_S, per_token_s)
         return replace(
@@ -121,22 +122,22 @@ class VersionTally:
             latency_sum_s=self.latency_sum_s + per_token_s * num_tokens,
         )
 
-    def with_sums(self, sums: UncapturedSteps) -> "VersionTally":
-        """Plus steps that are known by their sums; their tokens took equally long."""
-        per_token_s = sums.duration_s / max(1, sums.tokens)
+    def with_totals(self, totals: UncapturedSteps) -> "VersionTally":
+        """Add steps of which only totals are known. Their tokens count as equally fast."""
+        per_token_s = totals.duration_s / max(1, totals.tokens)
         bucket = bisect_left(LATENCY_BOUNDS_S, per_token_s)
         return replace(
             self,
-            verify_steps=self.verify_steps + sums.verify_steps,
-            tokens=self.tokens + sums.tokens,
-            proposed=_sums(self.proposed, sums.proposed),
-            accepted=_sums(self.accepted, sums.accepted),
-            latency_counts=_plus(self.latency_counts, bucket, sums.tokens),
-            latency_sum_s=self.latency_sum_s + sums.duration_s,
+            verify_steps=self.verify_steps + totals.verify_steps,
+            tokens=self.tokens + totals.tokens,
+            proposed=_sums(self.proposed, totals.proposed),
+            accepted=_sums(self.accepted, totals.accepted),
+            latency_counts=_plus(self.latency_counts, bucket, totals.tokens),
+            latency_sum_s=self.latency_sum_s + totals.duration_s,
         )
 
     def with_request(self, acceptance_length: float) -> "VersionTally":
-        """Plus one request that this version served alone."""
+        """Add one request that only this version served."""
         return replace(
             self,
             requests=self.requests + 1,
@@ -145,7 +146,6 @@ class VersionTally:
         )
 
     def counters(self, version: int) -> fleet_pb2.VersionCounters:
-        """As the fleet protocol carries it."""
         return fleet_pb2.VersionCounters(
             version=version,
             requests=self.requests,
@@ -165,33 +165,33 @@ class VersionTally:
 
 
 Tallies = Mapping[int, VersionTally]
-"""By version, the last served last; 0 holds what was served without one."""
+"""By version, the last served one last; 0 is for steps without a draft."""
 
 MAX_VERSIONS = 16
-"""A pod that runs for months serves thousands; a report must stay small."""
+"""Keeps reports small on pods that serve thousands of versions over months."""
 
 
 def folded(tallies: Tallies, finished: FinishedRequest) -> dict[int, VersionTally]:
-    """The tallies with one more request; beyond MAX_VERSIONS, the longest unserved are forgotten."""
+    """Add one request. Beyond MAX_VERSIONS, those that were not served for longest are dropped."""
     result = dict(tallies)
     for step, num_tokens in emitted(finished):
         tally = result.pop(step.draft_version, VersionTally())
         result[step.draft_version] = tally.with_step(step, num_tokens)
     rest = finished.uncaptured
     if rest is not None:
-        result[rest.draft_version] = result.pop(rest.draft_version, VersionTally()).with_sums(rest)
+        result[rest.draft_version] = result.pop(rest.draft_version, VersionTally()).with_totals(rest)
     served = {step.draft_version for step in finished.steps} | ({rest.draft_version} if rest is not None else set())
-    for number in served:
-        result[number] = replace(result[number], requests_served=result[number].requests_served + 1)
-    version = sole_version(finished)
+    for version in served:
+        result[version] = replace(result[version], requests_served=result[version].requests_served + 1)
+    sole = sole_version(finished)
     acceptance_length = usage(finished).acceptance_length
-    if version is not None and acceptance_length is not None:
-        result[version] = result[version].with_request(acceptance_length)
+    if sole is not None and acceptance_length is not None:
+        result[sole] = result[sole].with_request(acceptance_length)
     return _newest(result)
 
 
 def with_errors(tallies: Tallies, version: int, num: int) -> dict[int, VersionTally]:
-    """The tallies with `num` more faults of the engine during steps of `version`."""
+    """Add `num` engine faults during steps of `version`."""
     result = dict(tallies)
     tally = result.pop(version, VersionTally())
     result[version] = replace(tally, errors=tally.errors + num)
@@ -199,7 +199,7 @@ def with_errors(tallies: Tallies, version: int, num: int) -> dict[int, VersionTa
 
 
 def sole_version(finished: FinishedRequest) -> int | None:
-    """The version behind all proposals of a request (0: none); None if there were several."""
+    """The version that made all proposals of a request (0: none); None if there were several."""
     versions = {step.draft_version for step in finished.steps if step.draft_ids}
     if finished.uncaptured is not None and any(finished.uncaptured.proposed):
         versions.add(finished.uncaptured.draft_version)
@@ -212,13 +212,13 @@ def _newest(tallies: Tallies) -> dict[int, VersionTally]:
 
 
 def _plus_ones(counts: tuple[int, ...], num: int) -> tuple[int, ...]:
-    """One more in each of the first `num` positions."""
+    """Add one to each of the first `num` positions."""
     longer = counts + (0,) * (num - len(counts))
     return tuple(count + (position < num) for position, count in enumerate(longer))
 
 
 def _sums(counts: tuple[int, ...], more: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(one + other for one, other in zip_longest(counts, more, fillvalue=0))
+    return tuple(a + b for a, b in zip_longest(counts, more, fillvalue=0))
 
 
 def _plus(counts: tuple[int, ...], position: int, num: int) -> tuple[int, ...]:

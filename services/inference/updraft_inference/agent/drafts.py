@@ -1,8 +1,8 @@
-"""The drafts on this pod's disk: a bounded cache, and a note of the one that served last.
+"""The drafts on the disk of this pod: a bounded cache, and a record of the version that served last.
 
-The note lets a pod that restarts while the registry is down serve with what it had. It is written after the
-engine holds the draft, by rename, so a crash leaves the old note or the new one; what it names is verified
-before it is used again.
+With the record, a pod that restarts while the registry is down serves its last draft. It is written by rename after the
+engine has loaded the draft, so a crash leaves either the old or the new record. The draft is verified before it is used
+again.
 """
 
 import json
@@ -24,11 +24,11 @@ logger = logging.getLogger(__name__)
 _NOTE = "serving.json"
 
 NUM_KEPT = 2
-"""Versions kept beyond what is wanted: going back to the one before must not need the network."""
+"""Versions kept beyond the needed ones, so that going back to the previous version needs no network."""
 
 
 class DraftFolder:
-    """`folder`/<version>/ for each version of one speculator."""
+    """The cache of one speculator: `folder`/<version>/ for each version."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -36,22 +36,21 @@ class DraftFolder:
 
     @property
     def path(self) -> Path:
-        """Where versions are downloaded to."""
         return self._folder
 
     @property
     def versions(self) -> list[int]:
-        """Versions that are whole, ascending. A download in progress has another name."""
+        """Complete versions, ascending. A download in progress has another name."""
         if not self._folder.is_dir():
             return []
         return sorted(int(entry.name) for entry in self._folder.iterdir() if entry.name.isdecimal() and entry.is_dir())
 
     def holds(self, version: int, digest: str | None) -> bool:
-        """Whether a version is here, and its weights hash to `digest` where that is known; reads the whole file then."""
+        """Whether a version is cached. With `digest`, its weights file is read and must match."""
         return version in self.versions if digest is None else transfer.is_complete(self._folder / str(version), digest)
 
     def remember(self, version: int) -> None:
-        """Note that the engine serves `version` (0: none)."""
+        """Record that the engine serves `version` (0: none)."""
         self._recent = [*(v for v in self._recent if v != version), version][-NUM_KEPT:]
         self._folder.mkdir(parents=True, exist_ok=True)
         draft = self._folder / f"{_NOTE}.new"
@@ -62,38 +61,38 @@ class DraftFolder:
         draft.replace(self._folder / _NOTE)
 
     def remembered(self) -> int:
-        """The version that served last; 0 if none did or the note is unreadable."""
+        """The version that served last; 0 if none did or the record is unreadable."""
         try:
             version = json.loads((self._folder / _NOTE).read_text())["version"]
         except FileNotFoundError:
             return 0
         except (ValueError, KeyError, TypeError) as error:
-            logger.warning("The note of the last draft is unreadable", extra={"reason": str(error)})
+            logger.warning("The record of the last draft is unreadable", extra={"reason": str(error)})
             return 0
         return version if isinstance(version, int) else 0
 
     def prune(self, wanted: Collection[int]) -> None:
-        """Delete versions neither wanted nor among the last that served, and their broken downloads."""
+        """Delete versions and unfinished downloads that are neither in `wanted` nor among the last that served."""
         kept = {*wanted, *self._recent}
         for version in self.versions:
             if version not in kept:
                 shutil.rmtree(self._folder / str(version))
         for part in self._folder.glob("*-*.part"):
             number = part.name.partition("-")[0]
-            if number.isdecimal() and int(number) not in kept and part.is_dir():  # what is not ours stays
+            if number.isdecimal() and int(number) not in kept and part.is_dir():  # leave other files alone
                 shutil.rmtree(part)
 
 
 def verified(folder: Path, version: int) -> DraftCheckpoint:
-    """A version on disk whose weights are those of its manifest; reads the whole file. Corrupt if not."""
+    """A cached version whose weights match its manifest; reads the whole file. Raises Corrupt if they do not."""
     manifest = read_manifest(folder)
     if manifest is None or not transfer.is_complete(folder, manifest.digest):
-        raise Corrupt(f"{folder} does not hold what its manifest says")
+        raise Corrupt(f"{folder} does not match its manifest")
     return DraftCheckpoint(version=version, folder=folder, tensors_digest=manifest.tensors_digest)
 
 
 def read_manifest(folder: Path) -> registry_pb2.Manifest | None:
-    """`folder`/manifest.json; None if there is none. Corrupt if it is unreadable."""
+    """Read manifest.json in `folder`; None if there is none. Raises Corrupt if it is unreadable."""
     path = folder / transfer.MANIFEST
     if not path.is_file():
         return None
@@ -104,11 +103,11 @@ def read_manifest(folder: Path) -> registry_pb2.Manifest | None:
 
 
 def check_target(manifest: registry_pb2.Manifest, info: EngineInfo) -> None:
-    """InvalidInput for a draft of another target or tokenizer; an empty fingerprint claims nothing."""
+    """Raises InvalidInput for a draft of another target or tokenizer. An empty fingerprint is not checked."""
     pairs = {
         "target": (manifest.target_fingerprint, info.target_fingerprint),
         "tokenizer": (manifest.tokenizer_fingerprint, info.tokenizer_fingerprint),
     }
-    for what, (wanted, served) in pairs.items():
-        if wanted and wanted != served:
-            raise InvalidInput(f"the draft was made for the {what} {wanted}, this pod serves {served}")
+    for part, (expected, actual) in pairs.items():
+        if expected and expected != actual:
+            raise InvalidInput(f"the draft was trained for the {part} {expected}, but this pod serves {actual}")

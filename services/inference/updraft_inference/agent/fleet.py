@@ -1,8 +1,8 @@
-"""The pod's one stream to the registry: whole reports up, whole directives down, for as long as the process
-lives.
+"""The pod's stream to the registry: complete reports up, complete directives down, for the life of the process.
 
-A lost stream costs time, not truth: the next one begins with a whole report and is answered with a whole
-directive. Serving goes on whether the registry is away or refuses the pod; the second is for a person to mend, and said so.
+A lost stream loses no information, because the next one begins with a complete report and is answered with a complete
+directive. Serving continues while the registry is away or refuses the pod. A refusal needs an operator and is logged as
+an error.
 """
 
 import asyncio
@@ -29,19 +29,19 @@ logger = logging.getLogger(__name__)
 
 
 class LinkState(StrEnum):
-    """How the stream is."""
+    """State of the stream."""
 
     UP = "up"
     AWAY = "away"
     DENIED = "denied"
-    """The registry is there, and the pod's token, its role or what it serves does not do."""
+    """The registry rejects the pod's token, role or target."""
 
 
 class FleetLink:
-    """Keeps the stream. `report` gives the pod's state each time it is sent, `on_directive` gets each answer.
+    """Keeps the stream connected. `report` returns the state of the pod, `on_directive` receives each answer.
 
-    `changed` is set by whoever changes what the registry waits for: it is reported at once. `on_link` hears of every
-    directive (UP) and of every end of a stream.
+    Set `changed` to report a change immediately. `on_link` is called for every directive (UP) and for every end of a
+    stream.
     """
 
     def __init__(
@@ -61,17 +61,17 @@ class FleetLink:
         self._report_s = report_s
         self._changed = changed
         self._backoffs = {LinkState.AWAY: Backoff(cap_s=5.0), LinkState.DENIED: Backoff(initial_s=1.0, cap_s=60.0)}
-        self._told = (LinkState.UP, "")
+        self._logged = (LinkState.UP, "")
         self._is_broken_off = False
-        """The last stream broke off, and why is not known: a registry that refused it says so again to the next one."""
+        """The last stream broke off for an unknown reason. A registry that refused it will refuse the next one too."""
 
     async def run(self) -> None:
-        """Stay connected, for ever."""
+        """Stay connected until cancelled."""
         while True:
             is_known = True
             try:
                 with rpc.errors():
-                    await self._converse()
+                    await self._exchange()
                 link, reason = LinkState.AWAY, "the registry closed the stream"
             except (Unauthenticated, Forbidden, InvalidInput) as error:
                 link, reason = LinkState.DENIED, str(error)
@@ -84,7 +84,7 @@ class FleetLink:
                 self._note(link, reason)
             await asyncio.sleep(next(self._backoffs[link]))
 
-    async def _converse(self) -> None:
+    async def _exchange(self) -> None:
         call = self._stub.Connect()
         try:
             await run_unless_cancelled_by(self._send(call), self._receive(call))
@@ -97,33 +97,33 @@ class FleetLink:
             self._on_directive(response.directive)
 
     async def _send(self, call: "Call") -> None:
-        """Report until this is cancelled. In a task of ours: grpc's own, for an iterator of requests, waits for ever in a call
-        that failed before it began, and `call.cancel()` does not reach it."""
+        """Report until cancelled. In our own task, because grpc's task for an iterator of requests hangs in a call that
+        failed before it started, and `call.cancel()` does not reach it."""
         while True:
             self._changed.clear()
             try:
                 await call.write(fleet_pb2.ConnectRequest(report=self._report()))
-            except asyncio.InvalidStateError:  # it is over, and who receives hears why
+            except asyncio.InvalidStateError:  # the call has ended; the receiver gets the reason
                 await asyncio.Event().wait()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._report_s):
                     await self._changed.wait()
 
     def _note_connected(self) -> None:
-        if self._told[0] is not LinkState.UP:
+        if self._logged[0] is not LinkState.UP:
             logger.info("The registry is back")
-        self._told = (LinkState.UP, "")
+        self._logged = (LinkState.UP, "")
         for backoff in self._backoffs.values():
             backoff.reset()
         self._on_link(LinkState.UP)
 
     def _note(self, link: LinkState, reason: str) -> None:
-        """Tell once, until it is another trouble. One who is away is so in many words."""
+        """Log a failure once. An unreachable registry has many error messages, so its reason is not compared."""
         self._on_link(link)
-        trouble = (link, reason if link is LinkState.DENIED else "")
-        if trouble == self._told:
+        failure = (link, reason if link is LinkState.DENIED else "")
+        if failure == self._logged:
             return
-        self._told = trouble
+        self._logged = failure
         if link is LinkState.DENIED:
             logger.error("The registry refuses this pod; serving goes on", extra={"reason": reason})
         else:

@@ -1,4 +1,4 @@
-"""What the pod tells the registry: its whole state, gathered when it is sent."""
+"""Builds the report of the pod for the registry: its complete state at the time of sending."""
 
 import uuid
 from collections import Counter
@@ -15,7 +15,7 @@ from updraft_inference.engine import Engine, FinishedRequest
 
 
 class PodState:
-    """Counts ended requests, and gathers a PodReport; `capture` is None where nothing is captured."""
+    """Counts finished requests and builds PodReports. `capture` is None if nothing is captured."""
 
     def __init__(
         self,
@@ -38,11 +38,9 @@ class PodState:
         self._faults: Counter[int] = Counter()
 
     def count(self, finished: FinishedRequest, _: CapturePlan) -> None:
-        """Add one ended request."""
         self._tallies = folded(self._tallies, finished)
 
     def report(self) -> fleet_pb2.PodReport:
-        """The state now."""
         self._count_faults()
         return fleet_pb2.PodReport(
             identity=self._identity(),

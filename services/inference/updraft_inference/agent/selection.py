@@ -1,8 +1,7 @@
-"""Which requests are captured, and how much of each: decided before a request starts, from its trace id
-alone.
+"""Selects which requests are captured, and how much of each, before a request starts and only by its trace id. Pure.
 
-The evaluation slice is chosen by hash, uniformly: not by what the traffic is or how the draft did, so that it
-estimates what users get. It always carries the payload, and the trainer never trains on it. Pure.
+The evaluation slice is a uniform sample by hash, independent of the traffic and of how well the draft does, so it
+estimates what users get. It always includes hidden states, and the trainer never trains on it.
 """
 
 import hashlib
@@ -23,7 +22,7 @@ class CaptureRates:
     counterfactual_rows: int = 0
 
     def under(self, policy: fleet_pb2.CapturePolicy) -> "CaptureRates":
-        """These rates as the registry wants them; how many rows stays the pod's business."""
+        """These rates with the registry's policy applied; the number of rows stays the pod's own setting."""
         return replace(
             self,
             is_enabled=policy.enabled,
@@ -35,7 +34,7 @@ class CaptureRates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CapturePlan:
-    """What happens with one request when it ends. `payload_probability` is how likely its payload was."""
+    """What to capture of one request. `payload_probability` is the probability with which its payload was selected."""
 
     trace_id: bytes
     is_captured: bool = False
@@ -49,7 +48,7 @@ class CapturePlan:
 
     @property
     def wish(self) -> CaptureParams:
-        """What to ask of the engine. Counterfactuals only teach, so held-out requests have none."""
+        """What the engine should capture. Counterfactual rows are for training only, so held-out requests have none."""
         if not self.has_payload:
             return CaptureParams()
         return CaptureParams(
@@ -78,6 +77,6 @@ def plan(rates: CaptureRates, trace_id: bytes, *, is_opted_out: bool = False, do
 
 
 def _uniform(purpose: bytes, trace_id: bytes) -> float:
-    """A number in [0, 1) that is the same on every pod and independent between purposes."""
+    """A number in [0, 1) that is equal on every pod and independent between purposes."""
     digest = hashlib.sha256(purpose + trace_id).digest()
     return int.from_bytes(digest[:6]) / 2**48  # 48 bits: exact in a float, so never rounded up to 1

@@ -1,8 +1,8 @@
-"""Follows the registry's directives: prefetch, verify, swap, say how it went.
+"""Follows the registry's directives: download, verify, swap, report the outcome.
 
-Only the newest directive counts, and it is the whole wish: following it twice changes nothing. A newer one
-interrupts a download or a switchback, but never a swap. What the engine refuses is told with its reason, and the old
-draft serves on. At the start the registry has a moment to say what serves; then what served last does.
+Only the newest directive counts. It is the complete desired state, so following it twice changes nothing. A newer one
+interrupts a download or a switchback, but never a swap. If the engine refuses a draft, the refusal is reported with its
+reason and the old draft keeps serving. At startup the pod waits briefly for the registry, then serves the last draft.
 """
 
 import asyncio
@@ -26,24 +26,24 @@ from updraft_inference.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 VERIFY_S = 300.0
-"""How often the engine hashes what it holds: a second of one core, and most pods live for days."""
+"""Interval at which the engine rehashes its draft. It takes a second of one core, and most pods live for days."""
 
 _PASSING = (OSError, Unavailable, Exhausted)
-"""Troubles of this pod, which say nothing about a version."""
+"""Failures of this pod, which say nothing about a version."""
 
 _DAMNING = (InvalidInput, Corrupt)
-"""What speaks against a version that cannot be fetched. All else is a trouble of the pod, its network, its token, or the
-registry: one that orders what it does not have, or fails, may have it again; a better order, or its next life, ends it."""
+"""Failures that count against a version that cannot be downloaded. All others are failures of the pod, its network, its
+token or the registry, and may pass."""
 
 Fetch = Callable[[int, str | None], Coroutine[Any, Any, Path]]
 """(version, digest of its weights file if known) -> its folder: updraft_artifacts.transfer.download."""
 
 _Drafts = Mapping[int, DraftCheckpoint | None]
-"""Verified, by version; None for version 0."""
+"""Verified drafts by version; None for version 0."""
 
 
 class Swapper:
-    """Keeps the engine's draft what the newest directive wants. One `run` at a time."""
+    """Keeps the engine's draft at what the newest directive asks for. One `run` at a time."""
 
     def __init__(
         self,
@@ -65,26 +65,26 @@ class Swapper:
         self._rng = random.Random()
         self._directive: fleet_pb2.Directive | None = None
         self._version = 0
-        """What is being worked on: what fails now fails for this version."""
+        """The version that is being processed; failures are reported for it."""
         self._due_s: dict[int, float] = {}
-        """When downloads may begin, on the monotonic clock: a newer directive must not draw lots again."""
+        """When downloads may begin, on the monotonic clock, so that a newer directive does not draw a new delay."""
         self._heard = asyncio.Event()
         self._arrived = asyncio.Event()
         self._status = fleet_pb2.DirectiveStatus()
         self._counters = fleet_pb2.SwapCounters()
         self._since_s = clock.now()
         self.retry_s = 5.0
-        """Until a directive that failed for the pod's own reasons is followed again."""
+        """Delay before a directive that failed for reasons of the pod is followed again."""
         self.contact_s = 3.0
-        """How long a start waits for the registry's word; one that is away is mostly known to be at once."""
+        """How long startup waits for the first directive."""
         self.look_s = 0.5
-        """How often a switchback looks at the clock: it may have been set."""
+        """How often a switchback checks the clock, which may have been set."""
         self.settled = asyncio.Event()
-        """Set once what can serve at the start does; a download takes longer, and is not waited for."""
+        """Set once the draft that is available at startup serves; a download is not waited for."""
 
     @property
     def status(self) -> fleet_pb2.DirectiveStatus:
-        """How the newest directive is doing."""
+        """Status of the newest directive."""
         return self._status
 
     @property
@@ -94,7 +94,7 @@ class Swapper:
 
     @property
     def loaded(self) -> fleet_pb2.Loaded:
-        """What the engine says it holds, and since when."""
+        """The draft that the engine holds, and since when."""
         loaded = self._engine.loaded
         return fleet_pb2.Loaded(
             version=loaded.version,
@@ -104,11 +104,11 @@ class Swapper:
 
     @property
     def prefetched(self) -> list[int]:
-        """Versions that could be served without the network."""
+        """Versions that can be served without the network."""
         return self._drafts.versions
 
     def accept(self, directive: fleet_pb2.Directive) -> None:
-        """Follow this one from now on. One that is known already is not started again."""
+        """Follow this directive from now on. One that is already being followed is not restarted."""
         if self._directive is not None and _without_spread(directive) == _without_spread(self._directive):
             return
         self._directive = directive
@@ -116,11 +116,11 @@ class Swapper:
         self._arrived.set()
 
     def go_alone(self) -> None:
-        """The registry cannot be reached: do not wait for its word."""
+        """The registry is unreachable; do not wait for a directive."""
         self._heard.set()
 
     async def restore(self) -> None:
-        """Serve with what served before the process started, if it is still whole; needs no registry."""
+        """Serve the draft of the previous process if it is intact. Needs no registry."""
         version = self._drafts.remembered()
         try:
             draft = None if version == 0 else await asyncio.to_thread(self._verified, version)
@@ -128,10 +128,10 @@ class Swapper:
                 await self._install(draft)
         except (OSError, UpdraftError) as error:
             extra = {"version": version, "reason": str(error)}
-            logger.warning("The last draft cannot be restored; serving without", extra=extra)
+            logger.warning("The last draft cannot be restored; serving without a draft", extra=extra)
 
     async def run(self) -> None:
-        """Follow directives, for ever; until the first one, serve what served last."""
+        """Follow directives until cancelled; serve the last draft until the first one arrives."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self.contact_s):
                 await self._heard.wait()
@@ -140,36 +140,36 @@ class Swapper:
             await self._arrived.wait()
             self._arrived.clear()
             try:
-                await self._do(self._directive)
+                await self._run_once(self._directive)
             except Interrupted:
-                logger.info("Going on with the newest directive")
+                logger.info("Switching to the newest directive")
 
     async def watch(self) -> None:
-        """From time to time look whether the engine still holds what it loaded, for ever."""
+        """Check at intervals, until cancelled, that the engine still holds what it loaded."""
         while True:
             await asyncio.sleep(VERIFY_S)
             await self.verify()
 
     async def verify(self) -> None:
-        """Look once. What has changed in memory is told to the registry, and loaded again from disk.
+        """Rehash the draft once. If it has changed in memory, report that and load it again from disk.
 
-        A server that does not answer now is asked the next time: it serves on.
+        An engine that does not answer is checked again at the next interval.
         """
         before = self._engine.loaded
         try:
             after = await self._engine.rehash()
         except UpdraftError as error:
             extra = {"version": before.version, "reason": str(error)}
-            logger.warning("What the engine holds could not be verified now", extra=extra)
+            logger.warning("The engine's draft cannot be verified now", extra=extra)
             return
         if after.version == before.version and after.tensors_digest != before.tensors_digest:
             self._metrics.draft_mismatches.inc()
             extra = {"version": before.version, "loaded": before.tensors_digest, "held": after.tensors_digest}
-            logger.error("The engine's draft has changed in memory; it is loaded again", extra=extra)
+            logger.error("The engine's draft has changed in memory and is loaded again", extra=extra)
             self._on_change()
             self._arrived.set()
 
-    async def _do(self, directive: fleet_pb2.Directive | None) -> None:
+    async def _run_once(self, directive: fleet_pb2.Directive | None) -> None:
         if directive is not None:
             await self._follow(directive)
         else:
@@ -178,55 +178,58 @@ class Swapper:
 
     async def _follow(self, directive: fleet_pb2.Directive) -> None:
         self._version = directive.serve_version
-        self._tell(directive, fleet_pb2.OUTCOME_PENDING)
+        self._set_status(directive, fleet_pb2.OUTCOME_PENDING)
         try:
-            both = await self._take_over(directive)
-            self._tell(directive, fleet_pb2.OUTCOME_ACK)
+            drafts = await self._apply(directive)
+            self._set_status(directive, fleet_pb2.OUTCOME_ACK)
             await self._prune(directive)
-            if both:
-                await self._alternate(directive.switchback, both)
+            if drafts:
+                await self._alternate(directive.switchback, drafts)
         except _PASSING as error:
             await self._postpone(directive, error)
         except UpdraftError as error:
             self._refuse(directive, error)
             await self._prune(directive)
 
-    async def _take_over(self, directive: fleet_pb2.Directive) -> _Drafts:
-        """Serve what is ordered and hold the rest ready. The two drafts of a switchback; none without one."""
+    async def _apply(self, directive: fleet_pb2.Directive) -> _Drafts:
+        """Serve the ordered version and prefetch the others. Returns the two drafts of a switchback, or nothing without
+        one."""
         plan = directive.switchback
         has_plan = directive.HasField("switchback")
         if not has_plan or self._engine.loaded.version not in (plan.version_a, plan.version_b):
             await self._serve(directive)
-        both = {}
+        drafts = {}
         if has_plan:
             for version, digest in ((plan.version_a, plan.digest_a), (plan.version_b, plan.digest_b)):
-                both[version] = await self._ready(directive, version, digest)
+                drafts[version] = await self._ready(directive, version, digest)
         for version in sorted(set(directive.prefetch_versions).difference(self._drafts.versions)):
-            await self._hold(directive, version, None)
-        return both
+            await self._fetch_version(directive, version, None)
+        return drafts
 
     async def _serve(self, directive: fleet_pb2.Directive) -> None:
         if not await asyncio.to_thread(self._serves, directive):
             await self._install(await self._ready(directive, directive.serve_version, directive.serve_digest))
         await self._remember(directive.serve_version)
 
-    async def _alternate(self, plan: fleet_pb2.Switchback, both: _Drafts) -> None:
-        """Serve each slice's version until a newer directive comes. Where one fails the other one serves on."""
+    async def _alternate(self, plan: fleet_pb2.Switchback, drafts: _Drafts) -> None:
+        """Serve the version of each slice until a newer directive arrives. If one version fails, the other one keeps
+        serving."""
         versions = {"a": plan.version_a, "b": plan.version_b}
         logger.info("A switchback begins", extra=versions)
         try:
             while True:
                 now = switchback.current(plan, self._clock.now())
                 self._version = now.version
-                if not self._holds(both[now.version]):
-                    await self._install(both[now.version], level=logging.DEBUG)
+                if not self._holds(drafts[now.version]):
+                    await self._install(drafts[now.version], level=logging.DEBUG)
                     self._on_change()
                 await run_unless_cancelled_by(self._arrived.wait(), asyncio.sleep(min(now.left_s, self.look_s)))
         finally:
-            logger.info("The switchback is over", extra=versions)
+            logger.info("The switchback has ended", extra=versions)
 
     def _serves(self, directive: fleet_pb2.Directive) -> bool:
-        """The engine holds what is wanted, by digest too: a registry set up anew counts from 1 again."""
+        """Whether the engine holds the ordered draft, compared by digest too, because a rebuilt registry counts from 1
+        again."""
         loaded = self._engine.loaded
         if loaded.version != directive.serve_version:
             return False
@@ -241,23 +244,23 @@ class Swapper:
 
     def _holds(self, draft: DraftCheckpoint | None) -> bool:
         loaded = self._engine.loaded
-        wanted = (0, "") if draft is None else (draft.version, draft.tensors_digest)
-        return (loaded.version, loaded.tensors_digest) == wanted
+        expected = (0, "") if draft is None else (draft.version, draft.tensors_digest)
+        return (loaded.version, loaded.tensors_digest) == expected
 
     async def _ready(self, directive: fleet_pb2.Directive, version: int, digest: str) -> DraftCheckpoint | None:
-        """A version on disk, verified; None for version 0."""
+        """A verified version on disk; None for version 0."""
         if version == 0:
             return None
-        await self._hold(directive, version, digest or None)
+        await self._fetch_version(directive, version, digest or None)
         return await asyncio.to_thread(self._verified, version)
 
-    async def _hold(self, directive: fleet_pb2.Directive, version: int, digest: str | None) -> None:
-        """Have a version on disk, however long it takes; Interrupted when a newer directive came."""
+    async def _fetch_version(self, directive: fleet_pb2.Directive, version: int, digest: str | None) -> None:
+        """Download a version if necessary, retrying without limit. Raises Interrupted when a newer directive arrives."""
         self._version = version
         if await asyncio.to_thread(self._drafts.holds, version, digest):
             return
         self.settled.set()
-        await self._await_turn(directive, version)
+        await self._wait_for_turn(directive, version)
         self._backoff.reset()
         for delay_s in self._backoff:
             try:
@@ -265,14 +268,14 @@ class Swapper:
             except _DAMNING:
                 raise
             except UpdraftError as error:
-                self._tell(directive, fleet_pb2.OUTCOME_PENDING, f"cannot fetch yet: {error}")
-                logger.warning("A draft cannot be fetched yet", extra={"version": version, "reason": str(error)})
+                self._set_status(directive, fleet_pb2.OUTCOME_PENDING, f"cannot download yet: {error}")
+                logger.warning("A draft cannot be downloaded yet", extra={"version": version, "reason": str(error)})
                 await run_unless_cancelled_by(self._arrived.wait(), asyncio.sleep(delay_s))
             else:
                 return
 
-    async def _await_turn(self, directive: fleet_pb2.Directive, version: int) -> None:
-        """A fleet that is told at once does not come at once."""
+    async def _wait_for_turn(self, directive: fleet_pb2.Directive, version: int) -> None:
+        """Spread the downloads of a fleet that gets a directive at the same time."""
         now_s = self._clock.monotonic()
         wait_s = self._rng.uniform(0.0, directive.prefetch_spread_ms / 1000)
         due_s = min(now_s + wait_s, self._due_s.get(version, now_s + wait_s))
@@ -284,7 +287,7 @@ class Swapper:
         draft = verified(folder, version)
         manifest = read_manifest(folder)
         if manifest is None:
-            raise Corrupt(f"{folder} lost its manifest")
+            raise Corrupt(f"{folder} has no manifest")
         check_target(manifest, self._engine.info)
         return draft
 
@@ -298,8 +301,8 @@ class Swapper:
     async def _remember(self, version: int) -> None:
         try:
             await asyncio.to_thread(self._drafts.remember, version)
-        except OSError as error:  # a full disk costs the next start its draft, not this one
-            logger.warning("The draft in use cannot be noted", extra={"version": version, "reason": str(error)})
+        except OSError as error:  # with a full disk, the next start has no draft; this one goes on
+            logger.warning("The served draft cannot be recorded", extra={"version": version, "reason": str(error)})
 
     async def _prune(self, directive: fleet_pb2.Directive) -> None:
         plan = directive.switchback
@@ -319,11 +322,11 @@ class Swapper:
         self._metrics.draft_version.set(self._engine.loaded.version)
 
     async def _postpone(self, directive: fleet_pb2.Directive, error: Exception) -> None:
-        """A fault of this pod says nothing about the version: no refusal, the same directive again a little later."""
-        self._tell(directive, fleet_pb2.OUTCOME_PENDING, f"not yet: {error}")
+        """Follow the same directive again later: a failure of this pod is no reason to refuse the version."""
+        self._set_status(directive, fleet_pb2.OUTCOME_PENDING, f"not yet: {error}")
         self.settled.set()
         extra = {"version": self._version, "reason": str(error)}
-        logger.warning("A draft cannot be taken over yet", extra=extra)
+        logger.warning("A draft cannot be loaded yet", extra=extra)
         await run_unless_cancelled_by(self._arrived.wait(), asyncio.sleep(self.retry_s))
         self._arrived.set()
 
@@ -331,11 +334,13 @@ class Swapper:
         self._counters.failures += 1
         self._metrics.swaps.labels(outcome="refused").inc()
         extra = {"version": self._version, "reason": str(error)}
-        logger.error("A draft is refused; the old one serves on", extra=extra)
-        self._tell(directive, fleet_pb2.OUTCOME_NACK, str(error))
+        logger.error("A draft was refused; the old one keeps serving", extra=extra)
+        self._set_status(directive, fleet_pb2.OUTCOME_NACK, str(error))
 
-    def _tell(self, directive: fleet_pb2.Directive, outcome: fleet_pb2.Outcome.ValueType, reason: str = "") -> None:
-        """Say how it goes; what goes wrong is of the version that is worked on."""
+    def _set_status(
+        self, directive: fleet_pb2.Directive, outcome: fleet_pb2.Outcome.ValueType, reason: str = ""
+    ) -> None:
+        """Report the status; a reason refers to the version that is being processed."""
         self._status = fleet_pb2.DirectiveStatus(
             nonce=directive.nonce, outcome=outcome, version=self._version if reason else 0, reason=reason
         )
@@ -345,8 +350,8 @@ class Swapper:
 
 
 def _without_spread(directive: fleet_pb2.Directive) -> fleet_pb2.Directive:
-    """Without how it may be spread, which depends on how large the fleet is just now."""
-    wish = fleet_pb2.Directive()
-    wish.CopyFrom(directive)
-    wish.ClearField("prefetch_spread_ms")
-    return wish
+    """The directive without its download delay, which depends on the current size of the fleet."""
+    copy = fleet_pb2.Directive()
+    copy.CopyFrom(directive)
+    copy.ClearField("prefetch_spread_ms")
+    return copy

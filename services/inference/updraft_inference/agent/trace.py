@@ -1,4 +1,4 @@
-"""An ended request as the message that the trainer reads. Pure; how tensors are encoded is passed in."""
+"""Builds the trace message of a finished request. Pure; the tensor encoding is passed in."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     import torch
 
 SCHEMA = 1
-"""Version of the message's layout; readers refuse what they do not know."""
+"""Version of the message format; readers reject unknown versions."""
 
 _LIGHT_BYTES_PER_TOKEN = 64
-"""About what a token costs in memory without its hidden states: ids, steps, log-probabilities."""
+"""Approximate memory per token without hidden states: ids, steps, log-probabilities."""
 
 Encode = Callable[["torch.Tensor"], trace_pb2.Tensor]
 
@@ -34,7 +34,7 @@ _MAX_UINT32 = 2**32 - 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Where traces come from: what their samples are valid for."""
+    """The source of traces, for which their samples are valid."""
 
     speculator: str
     pod: str
@@ -45,7 +45,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """A request to be kept. `finished_s` is its end in seconds since 1970."""
+    """A finished request to be stored. `finished_s` is in Unix seconds."""
 
     finished: FinishedRequest
     plan: CapturePlan
@@ -54,12 +54,11 @@ class Ended:
 
     @property
     def has_payload(self) -> bool:
-        """It carries hidden states."""
         return self.finished.hidden is not None
 
     @property
     def num_bytes(self) -> int:
-        """Memory that waiting costs, about."""
+        """Approximate memory while queued."""
         hidden = self.finished.hidden
         payload = 0 if hidden is None else hidden.num_bytes
         tokens = len(self.finished.request.prompt_ids) + len(self.finished.output_ids)
@@ -67,7 +66,7 @@ class Ended:
 
     @property
     def lighter(self) -> "Ended | None":
-        """Without its counterfactuals, else without its payload; None if it has neither."""
+        """The same without counterfactual rows, else without hidden states; None if it has neither."""
         hidden = self.finished.hidden
         if hidden is None:
             return None
@@ -76,7 +75,6 @@ class Ended:
 
 
 def trace(ended: Ended, origin: Origin, encode: Encode) -> trace_pb2.Trace:
-    """The whole message."""
     finished, plan, request = ended.finished, ended.plan, ended.finished.request
     message = trace_pb2.Trace(
         header=trace_pb2.Header(
@@ -137,14 +135,14 @@ def _payload(hidden: HiddenStates, encode: Encode) -> trace_pb2.Payload:
         first_teacher_row=hidden.first_teacher_row,
         missing_rows=hidden.missing_rows,
     )
-    _teach(message, hidden.teacher, encode)
+    _add_teacher(message, hidden.teacher, encode)
     for rows in hidden.counterfactuals:
-        one = message.counterfactuals.add(step=rows.step, aux_hidden=encode(rows.aux))
-        _teach(one, rows.teacher, encode)
+        counterfactual = message.counterfactuals.add(step=rows.step, aux_hidden=encode(rows.aux))
+        _add_teacher(counterfactual, rows.teacher, encode)
     return message
 
 
-def _teach(message: trace_pb2.Payload | trace_pb2.Counterfactual, teacher: Teacher, encode: Encode) -> None:
+def _add_teacher(message: trace_pb2.Payload | trace_pb2.Counterfactual, teacher: Teacher, encode: Encode) -> None:
     if not isinstance(teacher, TopK):
         message.last_hidden.CopyFrom(encode(teacher))
         return

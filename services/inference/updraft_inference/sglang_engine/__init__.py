@@ -1,1 +1,2 @@
-"""The engine port over a stock SGLang server: HTTP to it, and a Unix socket that Updraft's plugin inside it writes to."""
+"""The engine port over a stock SGLang server: HTTP requests to it, and a Unix socket to which its Updraft plugin
+connects."""

@@ -1,8 +1,9 @@
-"""The hashes that SGLang's weights_checker must show for a draft, computed from its checkpoint.
+"""The checksums that SGLang's weights_checker must report for a draft, computed from its checkpoint.
 
-They cover every parameter of the draft, after SGLang joined q, k, v and gate, up, in the dtype that it serves in. On a CPU a
-hash is the head of a SHA-256; on a GPU it is SGLang's own `gpu_tensor_hash`, here in numpy. `d2t` is no parameter: the plugin's
-loader compares it, and so does the agent. Each rank of a tensor-parallel group has its own part of each tensor.
+They cover every parameter of the draft, after SGLang has fused q, k, v and gate, up, in the dtype that it serves in. On
+a CPU a checksum is the beginning of a SHA-256; on a GPU it is SGLang's own `gpu_tensor_hash`, reimplemented here in
+numpy. `d2t` is not a parameter, so the plugin's loader and the agent compare it. Each rank of a tensor-parallel group
+has its own part of each tensor.
 """
 
 import hashlib
@@ -24,32 +25,32 @@ _DTYPES = {
     "float": torch.float32,
 }
 _PADDING = 64
-"""SGLang pads the rows of a head to a multiple of it, with zeros."""
+"""SGLang pads the rows of a head to a multiple of this, with zeros."""
 
 _LAYER = "model.layers.0"
 
 
-def candidate_dtypes(said: str) -> tuple[torch.dtype, ...]:
-    """In which dtypes a server may hold its draft that says `said`, likeliest first; "auto" mostly means the file's own."""
-    return (_DTYPES[said],) if said in _DTYPES else (torch.bfloat16, torch.float16, torch.float32)
+def candidate_dtypes(dtype: str) -> tuple[torch.dtype, ...]:
+    """Dtypes in which a server may hold its draft, likeliest first; "auto" usually means that of the file."""
+    return (_DTYPES[dtype],) if dtype in _DTYPES else (torch.bfloat16, torch.float16, torch.float32)
 
 
-def expected(
+def expected_hashes(
     config: DraftConfig, tensors: Mapping[str, Tensor], *, dtype: torch.dtype, device: str, tp: tuple[int, int]
 ) -> dict[str, str]:
-    """Hashes by the server's names, for rank `tp[0]` of `tp[1]`; `device` is "cpu" or anything else."""
-    hashed = _cpu_hash if device == "cpu" else gpu_hash
+    """Hashes by the server's tensor names, for rank `tp[0]` of `tp[1]`; `device` is "cpu" or anything else."""
+    compute_hash = _cpu_hash if device == "cpu" else gpu_hash
     parts = served_tensors(config, {name: tensor.to(dtype) for name, tensor in tensors.items()}, tp=tp)
-    return {f"{DRAFT}.{name}": f"{hashed(tensor):016x}" for name, tensor in parts.items()}
+    return {f"{DRAFT}.{name}": f"{compute_hash(tensor):016x}" for name, tensor in parts.items()}
 
 
-def differing(wanted: Mapping[str, str], served: RankChecksums) -> list[str]:
-    """Names of tensors that are not as wanted; what the server has beyond them (the target's embedding) does not count."""
-    return sorted(name for name, hashed in wanted.items() if served.hashes.get(name) != hashed)
+def differing(expected: Mapping[str, str], served: RankChecksums) -> list[str]:
+    """Names of tensors that differ. The server's other tensors (the target's embedding) are ignored."""
+    return sorted(name for name, hashed in expected.items() if served.hashes.get(name) != hashed)
 
 
 def served_tensors(config: DraftConfig, tensors: Mapping[str, Tensor], *, tp: tuple[int, int]) -> dict[str, Tensor]:
-    """A checkpoint's tensors as one rank of SGLang's LlamaForCausalLMEagle3 holds them."""
+    """The tensors of a checkpoint as one rank of SGLang's LlamaForCausalLMEagle3 holds them."""
     rank, size = tp
 
     def rows(name: str) -> Tensor:
@@ -59,7 +60,7 @@ def served_tensors(config: DraftConfig, tensors: Mapping[str, Tensor], *, tp: tu
         return tensors[f"midlayer.{name}.weight"].chunk(size, 1)[rank]
 
     def heads(name: str) -> Tensor:
-        """Key-value heads, which several ranks share where there are fewer of them."""
+        """Key-value heads; several ranks share one if there are fewer heads than ranks."""
         whole = tensors[f"midlayer.{name}.weight"]
         return whole.chunk(min(size, config.num_kv_heads), 0)[rank * min(size, config.num_kv_heads) // size]
 
@@ -84,7 +85,7 @@ def _padded(head: Tensor) -> Tensor:
 
 
 def summary(served: Iterable[RankChecksums]) -> str:
-    """One digest of all that is served, for weights that are nobody's."""
+    """One digest of all served weights, for weights that match no known draft."""
     digest = hashlib.sha256()
     for rank in served:
         for name, hashed in sorted(rank.hashes.items()):
@@ -100,20 +101,18 @@ def _cpu_hash(tensor: Tensor) -> int:
     return int.from_bytes(hashlib.sha256(_bytes(tensor).data).digest()[:8])
 
 
-# -- SGLang's hash of a tensor on a GPU -----------------------------------------------------------------------------------
-
 _SEEDS = (0x243F6A88, ((0x243F6A88 * 0x9E3779B1) ^ 0xDEADBEEF) & 0xFFFFFFFF)
 _POSITION = ((0x27D4EB2D, 15), (0x165667B1, 13))
-"""How a word's index is mixed into each half of the hash: a factor, and a rotation."""
+"""How the index of a word is mixed into each half of the hash: a factor and a rotation."""
 _TILE = 8192
 _TILES_AT_ONCE = 32
-"""So that what is worked on fits a core's cache."""
+"""Keeps the working set within a core's cache."""
 
 _Words = NDArray[np.uint32]
 
 
 def gpu_hash(tensor: Tensor) -> int:
-    """`sglang.kernels.ops.memory.gpu_tensor_hash` of a tensor: each word with its index, mixed and summed by tiles."""
+    """`sglang.kernels.ops.memory.gpu_tensor_hash` of a tensor: each word is mixed with its index, then summed by tiles."""
     data = _bytes(tensor)
     words = (
         np.concatenate([data, np.zeros(-len(data) % 4, np.uint8)]).view(np.uint32)
@@ -132,7 +131,7 @@ def gpu_hash(tensor: Tensor) -> int:
 
 
 def _tile_sums(block: _Words, start: int, half: int) -> _Words:
-    """A sum for each tile of the words from number `start` on, mixed with their numbers. Sums wrap."""
+    """A sum for each tile of words, mixed with their indices, which begin at `start`. Sums wrap."""
     factor, turn = _POSITION[half]
     index = np.arange(start, start + len(block), dtype=np.uint32)
     place = index * np.uint32(factor) + np.uint32(_SEEDS[half])

@@ -1,8 +1,8 @@
-"""Listens for the plugin inside SGLang, and gives each request's builder what is said of it.
+"""Receives the messages of the plugin inside SGLang, and passes each one to the trace builder of its request.
 
-The agent listens and the plugin connects, so either may start first and come back. One server at a time: two that took turns
-would both be captured in part. What nobody expects is counted and dropped; rows beyond the memory that they may take are
-dropped too, and the light record of the step is kept.
+The agent listens and the plugin connects, so either may start first or restart. Only one server may connect, because
+with two both would be captured in part. Messages of unexpected requests are counted and dropped. Rows beyond the memory
+limit are dropped too, and the light record of their step is kept.
 """
 
 import asyncio
@@ -26,24 +26,24 @@ from updraft_sglang import wire
 logger = logging.getLogger(__name__)
 
 _PATIENCE_S = 20.0
-"""How long the plugin may be away before that is said: a server restarts, a scheduler is slow to start."""
+"""How long the plugin may be away before it is reported: servers restart, and schedulers start slowly."""
 
 _MAX_PATH = 107
-"""Of a Unix socket on Linux, in bytes."""
+"""Length limit of a Unix socket path on Linux, in bytes."""
 
 _DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hello:
-    """What the plugin says of itself when it connects."""
+    """How the plugin introduces itself when it connects."""
 
     id: str
-    """Of the scheduler's process, and of no other."""
+    """Unique to the scheduler's process."""
     plugin: str
     sglang: str
     pid: int
-    """Of that process, as it is called where it runs."""
+    """Process id within its own container."""
     num_steps: int
     aux_size: int
     version: int
@@ -52,11 +52,11 @@ class Hello:
 
     @classmethod
     def of(cls, header: Mapping[str, Any]) -> "Hello":
-        """Read the header. FrameError if it is none of a plugin that we understand."""
+        """Parse the header. Raises FrameError if the plugin speaks another protocol or the header is malformed."""
         if header.get("protocol") != wire.PROTOCOL:
             raise wire.FrameError(
-                f"Updraft's plugin {header.get('plugin')} in the SGLang server speaks protocol {header.get('protocol')},"
-                f" this agent speaks {wire.PROTOCOL}: write its folder anew (updraft-inference prepare-sglang)"
+                f"Updraft's plugin {header.get('plugin')} in the SGLang server uses protocol {header.get('protocol')}, but this"
+                f" agent uses {wire.PROTOCOL}: run `updraft-inference prepare-sglang` and restart the server"
             )
         try:
             return cls(
@@ -71,11 +71,11 @@ class Hello:
                 problem=str(header["problem"]),
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise wire.FrameError(f"the plugin's hello is malformed: {error!r}") from error
+            raise wire.FrameError(f"malformed hello from the plugin: {error!r}") from error
 
 
 class Collector:
-    """Assemblies by request id. Everything happens on the event loop."""
+    """Trace builders by request id. Everything happens on the event loop."""
 
     def __init__(self, path: Path, *, max_bytes: int, clock: Clock | None = None) -> None:
         self.path = path
@@ -87,26 +87,26 @@ class Collector:
         self._away_since_s = self._clock.monotonic()
         self._problem = ""
         self._num_dropped: int | None = None
-        """By the plugin, at the last message of this connection: what it dropped before is nobody's loss."""
+        """Dropped by the plugin, as of the last message of this connection. Earlier drops are not counted as losses."""
         self._max_bytes = max_bytes
         self._expected: dict[str, TraceBuilder] = {}
         self._changed: dict[str, asyncio.Event] = {}
         self._connection: asyncio.StreamWriter | None = None
         self._misunderstood = ""
-        """What was said last of a server that is not understood: it comes again."""
+        """The last protocol error that was logged; the server reconnects and repeats it."""
         self._refused: deque[str] = deque(maxlen=16)
-        """Servers that this was said of last: they come again."""
+        """Ids of the servers whose refusal was logged last; they reconnect."""
         self.last_lookahead = 0
-        """Drafts in the last step that was told of."""
+        """Draft tokens in the last reported step."""
 
     @property
     def is_connected(self) -> bool:
-        """Whether a plugin that we understand is there."""
+        """Whether a compatible plugin is connected."""
         return self.greeted.is_set()
 
     @property
     def problem(self) -> str:
-        """Why nothing is captured, one sentence; empty if it is."""
+        """Why nothing is captured, in one sentence; empty if capture works."""
         if self._problem:
             return self._problem
         if self.is_connected:
@@ -115,13 +115,13 @@ class Collector:
         if away_s < _PATIENCE_S:
             return ""
         return (
-            f"Updraft's plugin in the SGLang server has not connected to {self.path} for {away_s:.0f} s: its folder must be"
-            " on the server's PYTHONPATH, and UPDRAFT_SGLANG_SOCKET must name this socket"
+            f"Updraft's plugin in the SGLang server has not connected to {self.path} for {away_s:.0f} s. Check that its"
+            " folder is on the server's PYTHONPATH and that UPDRAFT_SGLANG_SOCKET names this socket"
         )
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
-        """Take connections for the length of the block. InvalidInput where the socket cannot be made."""
+        """Accept connections for the duration of the block. Raises InvalidInput if the socket cannot be created."""
         if len(str(self.path).encode()) > _MAX_PATH:
             raise InvalidInput(
                 f"{self.path} is too long for a Unix socket ({_MAX_PATH} bytes): set UPDRAFT_INFERENCE_SGLANG_SOCKET"
@@ -136,7 +136,7 @@ class Collector:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 server = await asyncio.start_unix_server(accept, self.path)
-                self.path.chmod(0o660)  # the server's container may run as another user of the volume's group
+                self.path.chmod(0o660)  # the server may run as another user of the volume's group
                 ours = self.path.stat().st_ino
             except OSError as error:
                 raise InvalidInput(
@@ -146,25 +146,25 @@ class Collector:
                 yield
             finally:
                 server.close()
-                for connection in list(connections):  # those too that said nothing yet
+                for connection in list(connections):  # including those without a hello
                     connection.cancel()
                 with suppress(FileNotFoundError):
-                    if self.path.stat().st_ino == ours:  # or it is of an agent that came after
+                    if self.path.stat().st_ino == ours:  # else it belongs to a newer agent
                         self.path.unlink()
 
     def expect(self, rid: str, num_prompt: int, wish: CaptureParams) -> TraceBuilder:
-        """Begin to take what is said of this request."""
+        """Begin to collect messages about this request."""
         builder = self._expected[rid] = TraceBuilder(num_prompt, wish)
         self._changed[rid] = asyncio.Event()
         return builder
 
     def forget(self, rid: str) -> None:
-        """It is over, or never began."""
+        """Stop collecting messages about this request."""
         self._expected.pop(rid, None)
         self._changed.pop(rid, None)
 
     async def complete(self, rid: str, num_output: int, timeout_s: float) -> None:
-        """Wait until all of `num_output` tokens has come, for at most `timeout_s`; not at all without a plugin."""
+        """Wait at most `timeout_s` until all of `num_output` tokens are covered; return at once without a plugin."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 while self.is_connected and not self.problem and not self._expected[rid].covers(num_output):
@@ -178,11 +178,11 @@ class Collector:
         return sum(builder.nbytes for builder in self._expected.values())
 
     async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection: of a server that is welcome, or is told why not."""
+        """Serve one connection: of the only server, or of one that is told why it is refused."""
         try:
             header, _ = await _frame(reader)
             refusal = self._take_hello(header, writer)
-            writer.write(wire.answer(refusal))  # short enough to be gone before the connection ends
+            writer.write(wire.answer(refusal))  # short enough to be sent before the connection closes
             while not refusal:
                 header, tensors = await _frame(reader)
                 self.take(header, tensors)
@@ -192,7 +192,7 @@ class Collector:
             self._note_misunderstood(error, writer)
         finally:
             writer.transport.abort()
-            self._part(writer)
+            self._disconnect(writer)
 
     def _take_hello(self, header: Mapping[str, Any], writer: asyncio.StreamWriter) -> str:
         """Listen to this connection from now on, also where its server's last one is not seen to have ended; or say why not."""
@@ -205,7 +205,7 @@ class Collector:
             return str(error)
         if self._connection is not None:
             self._connection.transport.abort()
-            self._part(self._connection)
+            self._disconnect(self._connection)
         self._greet(hello, writer)
         return ""
 
@@ -214,29 +214,29 @@ class Collector:
         self._problem = self._misunderstood = ""
         self.greeted.set()
         extra = {"plugin": hello.plugin, "sglang": hello.sglang, "draft_version": hello.version}
-        logger.info("SGLang's plugin is connected", extra=extra)
+        logger.info("The SGLang plugin is connected", extra=extra)
         if hello.problem:
-            logger.error("SGLang's plugin captures nothing", extra={"reason": hello.problem})
+            logger.error("The SGLang plugin captures nothing", extra={"reason": hello.problem})
 
     def _note_misunderstood(self, error: wire.FrameError, writer: asyncio.StreamWriter) -> None:
-        if self._connection in (None, writer):  # else it is a second one, and no trouble of the first
+        if self._connection in (None, writer):  # a second server must not affect the first one
             self._problem = str(error)
         if str(error) != self._misunderstood:
-            logger.error("The SGLang plugin cannot be understood", extra={"reason": str(error)})
+            logger.error("The SGLang plugin is incompatible", extra={"reason": str(error)})
         self._misunderstood = str(error)
 
     def _refusal(self, second: Mapping[str, Any], first: Hello) -> str:
         reason = (
-            f"another SGLang server (process {first.pid} there) is connected to {self.path} already: start each server with an"
-            " UPDRAFT_SGLANG_SOCKET and an agent of its own"
+            f"another SGLang server (process {first.pid}) is already connected to {self.path}: give each server its own"
+            " UPDRAFT_SGLANG_SOCKET and agent"
         )
         identity = str(second.get("id"))[:64]
         if identity not in self._refused:
             self._refused.append(identity)
-            logger.error("A second SGLang server is refused", extra={"pid": second.get("pid"), "reason": reason})
+            logger.error("Refused a second SGLang server", extra={"pid": second.get("pid"), "reason": reason})
         return reason
 
-    def _part(self, writer: asyncio.StreamWriter) -> None:
+    def _disconnect(self, writer: asyncio.StreamWriter) -> None:
         if self._connection is not writer:
             return
         self._connection = None
@@ -246,7 +246,7 @@ class Collector:
             changed.set()
 
     def take(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Act on one message. FrameError if it is none."""
+        """Process one message. Raises FrameError if it is malformed."""
         try:
             self._count_dropped(int(header["dropped"]))
             kind = header["kind"]
@@ -256,7 +256,7 @@ class Collector:
                 self._take_prefill(header, tensors)
         except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             self.losses[CaptureLoss.MALFORMED] += 1
-            raise wire.FrameError(f"a message of the plugin is malformed: {error!r}") from error
+            raise wire.FrameError(f"malformed message from the plugin: {error!r}") from error
 
     def _count_dropped(self, num: int) -> None:
         if self._num_dropped is not None:
@@ -288,25 +288,25 @@ class Collector:
     def _take_prefill(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         at = taught = 0
         for request in header["requests"]:
-            num, num_taught = int(request["rows"]), int(request["teacher_rows"])
-            rows = _rows(tensors, int(request["position"]), at, taught, num, num_taught)
-            at, taught = at + num, taught + num_taught
+            num, num_teacher = int(request["rows"]), int(request["teacher_rows"])
+            rows = _rows(tensors, int(request["position"]), at, taught, num, num_teacher)
+            at, taught = at + num, taught + num_teacher
             self._give_rows(str(request["rid"]), rows)
 
     def _give_step(self, rid: str, step: StepPart) -> None:
-        builder = self._known(rid)
+        builder = self._builder(rid)
         if builder is not None:
             builder.add_step(step if self._has_room(step.nbytes) else step.without_rows)
             self._changed[rid].set()
 
     def _give_rows(self, rid: str, rows: Rows) -> None:
-        builder = self._known(rid)
+        builder = self._builder(rid)
         if builder is not None:
             if self._has_room(rows.nbytes):
                 builder.add_rows(rows)
             self._changed[rid].set()
 
-    def _known(self, rid: str) -> TraceBuilder | None:
+    def _builder(self, rid: str) -> TraceBuilder | None:
         builder = self._expected.get(rid)
         self.losses[CaptureLoss.UNKNOWN] += builder is None
         return builder
@@ -323,15 +323,16 @@ async def _frame(reader: asyncio.StreamReader) -> tuple[dict[str, Any], dict[str
     return wire.decode(head, await reader.readexactly(body_size))
 
 
-def _rows(tensors: Mapping[str, Tensor], position: int, at: int, taught_at: int, num: int, num_taught: int) -> Rows:
-    """Copies, so that a request does not keep the whole batch's message. ValueError if the message has fewer."""
+def _rows(tensors: Mapping[str, Tensor], position: int, at: int, teacher_at: int, num: int, num_teacher: int) -> Rows:
+    """Copy rows, so that a request does not keep the whole batch's message in memory. Raises ValueError if there are
+    too few."""
     aux = tensors["aux"][at : at + num].clone()
-    taught = slice(taught_at, taught_at + num_taught)
+    taught = slice(teacher_at, teacher_at + num_teacher)
     teacher = TopK(
         ids=tensors["ids"][taught].clone(),
         log_probs=tensors["log_probs"][taught].clone(),
         log_sum_exp=tensors["log_sum_exp"][taught].clone(),
     )
-    if len(aux) != num or len(teacher) != num_taught or len(teacher.log_sum_exp) != num_taught:
-        raise ValueError("fewer rows than it says")
+    if len(aux) != num or len(teacher) != num_teacher or len(teacher.log_sum_exp) != num_teacher:
+        raise ValueError("fewer rows than announced")
     return Rows(position=position, aux=aux, teacher=teacher)

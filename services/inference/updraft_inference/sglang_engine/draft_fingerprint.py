@@ -1,4 +1,4 @@
-"""A draft on disk, checked against the server that shall serve it: everything that can be wrong is found before a pause."""
+"""Checks a draft on disk against the server that will serve it, so that every error is found before a pause."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,12 @@ INITIAL_VERSION = 0
 
 
 class OtherVocabularyError(InvalidInput):
-    """A sound draft that only a new start of the server can serve."""
+    """The draft is valid, but the server must restart to serve it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftFingerprint:
-    """A draft that the server could hold, and what it must show then, by rank, for each dtype that it may serve in."""
+    """A draft that the server can hold, and the checksums that prove it: by rank, for each dtype that it may serve in."""
 
     version: int
     folder: Path
@@ -32,8 +32,8 @@ class DraftFingerprint:
     hashes: dict[torch.dtype, list[dict[str, str]]]
 
     def difference(self, served: list[RankChecksums]) -> str:
-        """Why `served` is not this draft, in words; empty if it is. May read the folder again, and takes as long."""
-        shown = ""
+        """Why `served` is not this draft; empty if it is. May read the folder again, which takes as long."""
+        first_difference = ""
         for dtype in checksums.candidate_dtypes(self.info.dtype):
             if dtype not in self.hashes:
                 try:
@@ -41,20 +41,20 @@ class DraftFingerprint:
                 except (UpdraftError, OSError):
                     continue
                 self.hashes[dtype] = _hashes(config, tensors, dtype, self.info)
-            found = _difference(self.hashes[dtype], served)
-            if not found:
+            difference = _difference(self.hashes[dtype], served)
+            if not difference:
                 return ""
-            shown = shown or found
-        return shown
+            first_difference = first_difference or difference
+        return first_difference
 
 
-def _difference(wanted: list[dict[str, str]], served: list[RankChecksums]) -> str:
-    if len(served) != len(wanted):
-        return f"{len(served)} ranks show checksums, {len(wanted)} are expected"
+def _difference(expected: list[dict[str, str]], served: list[RankChecksums]) -> str:
+    if len(served) != len(expected):
+        return f"{len(served)} ranks report checksums, expected {len(expected)}"
     for rank in served:
-        names = checksums.differing(wanted[rank.tp_rank], rank)
+        names = checksums.differing(expected[rank.tp_rank], rank)
         if names:
-            return f"rank {rank.tp_rank} holds other values in {', '.join(names)}"
+            return f"rank {rank.tp_rank} has different values in {', '.join(names)}"
     return ""
 
 
@@ -63,48 +63,48 @@ def _hashes(
 ) -> list[dict[str, str]]:
     weights = {name: tensor for name, tensor in tensors.items() if name not in checkpoint.VOCABULARY}
     return [
-        checksums.expected(config, weights, dtype=dtype, device=info.device, tp=(rank, info.tp_size))
+        checksums.expected_hashes(config, weights, dtype=dtype, device=info.device, tp=(rank, info.tp_size))
         for rank in range(info.tp_size)
     ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vocabulary:
-    """What all drafts of one server share: their shape and their tokens, read once, at its start."""
+    """Shape and vocabulary, which all drafts of one server share because SGLang reads them once at startup."""
 
     config: DraftConfig
     d2t: torch.Tensor
 
 
 def read_initial_draft(folder: Path, info: ServerInfo) -> tuple[Vocabulary, DraftFingerprint]:
-    """The draft that the server started with. InvalidInput if it is not in a layout of ours."""
+    """The draft that the server started with. Raises InvalidInput if its layout is not supported."""
     try:
         config, tensors = checkpoint.load(folder)
     except UpdraftError as error:
         raise InvalidInput(
-            f"the draft that the SGLang server started with cannot be used: {error}. Start the server with"
-            " --speculative-draft-model-path on a folder that `updraft-inference prepare-sglang` wrote, which the agent"
-            " sees under the same path"
+            f"the draft that the SGLang server started with is not supported: {error}. Start the server with a"
+            " --speculative-draft-model-path written by `updraft-inference prepare-sglang`, and make it visible to the"
+            " agent under the same path"
         ) from error
-    if config.norm_before_residual:  # others differ from this one then, and are refused for their shape
-        raise InvalidInput(f"the draft in {folder} norms its state before the residual, which SGLang's drafts do not")
+    if config.norm_before_residual:  # other drafts then differ in shape and are refused
+        raise InvalidInput(f"the draft in {folder} has norm_before_residual, which SGLang does not support")
     vocabulary = Vocabulary(config=config, d2t=tensors["d2t"])
     return vocabulary, _fingerprint(INITIAL_VERSION, folder, "", config, tensors, info)
 
 
 def read_draft(draft: DraftCheckpoint, vocabulary: Vocabulary, info: ServerInfo) -> DraftFingerprint:
-    """A checked version. InvalidInput (another shape or vocabulary) or Corrupt (damaged, another digest)."""
+    """A validated version. Raises InvalidInput (another shape or vocabulary) or Corrupt (damaged, another digest)."""
     config, tensors = checkpoint.load(draft.folder)
     digest = tensors_digest(checkpoint.tensor_specs(sorted(tensors.items())))
     if digest != draft.tensors_digest:
-        raise Corrupt(f"version {draft.version} holds {digest}, its manifest says {draft.tensors_digest}")
+        raise Corrupt(f"version {draft.version} has digest {digest}, but its manifest has {draft.tensors_digest}")
     if not torch.equal(tensors["d2t"], vocabulary.d2t):
         raise OtherVocabularyError(
-            f"version {draft.version} has another vocabulary than the draft that the SGLang server started with, which"
-            f" reads it once: start the server anew with --speculative-draft-model-path {draft.folder}"
+            f"version {draft.version} has another vocabulary than the draft that the SGLang server started with, and"
+            f" SGLang reads it only at startup: restart the server with --speculative-draft-model-path {draft.folder}"
         )
     if config != vocabulary.config:
-        raise InvalidInput(f"version {draft.version} has another shape than the draft that serves")
+        raise InvalidInput(f"version {draft.version} has another shape than the served draft")
     return _fingerprint(draft.version, draft.folder, digest, config, tensors, info)
 
 

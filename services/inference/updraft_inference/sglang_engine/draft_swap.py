@@ -1,9 +1,9 @@
-"""Which draft the server serves: change it between two steps, prove it, undo what failed.
+"""The draft that an SGLang server serves: swaps it between two steps, proves it, and undoes what failed.
 
-A swap pauses the server in place, opens a session for the draft, lets the plugin's loader read the folder, and goes on; the
-proof comes after, for hashing takes longer than loading. The server is never left paused, nor a session of ours open:
-whatever happens to the caller, `swap` runs to its end (see `engine`). Somebody else's pause is not touched, nor a session,
-unless one of ours may have been left.
+A swap pauses the server in place, opens an update session for the draft, lets the plugin's loader read the folder, and
+resumes. The proof comes afterwards, because hashing takes longer than loading. The server is never left paused, nor our
+session open: `swap` runs to its end even if the caller is cancelled (see `engine`). A pause by someone else is not
+touched. A session of someone else is not either, unless one of ours may have been left open.
 """
 
 import asyncio
@@ -28,67 +28,65 @@ from updraft_inference.sglang_engine.draft_fingerprint import (
 )
 from updraft_inference.sglang_engine.server import Named, RankChecksums, ServerInfo, SglangServer
 from updraft_inference.sglang_engine.server_stats import label
+from updraft_sglang.weights import LOADER
 
 logger = logging.getLogger(__name__)
 
-LOADER = "updraft_sglang.weights.load"
-"""By this name SGLang finds the plugin's loader, if it was started with it as a custom weight loader."""
-
 _RESUMED = "resumed"
-"""In the note of a swap whose pause is over, and whose session may not be."""
+"""Content of the note when the pause is over but the session may still be open."""
 _RESUMES = 5
 _RESUME_WAIT_S = 1.0
 
 
 class ServedDraft:
-    """Swaps one at a time; callers see to that."""
+    """Callers must swap one at a time."""
 
     def __init__(
-        self, server: SglangServer, info: ServerInfo, vocabulary: Vocabulary, seed: DraftFingerprint, note: Path
+        self, server: SglangServer, info: ServerInfo, vocabulary: Vocabulary, initial: DraftFingerprint, note: Path
     ) -> None:
         self._server = server
         self._info = info
         self._vocabulary = vocabulary
-        self._seed = seed
+        self._initial = initial
         self._note = note
-        self._good = seed
-        """What was proved last, or what the server started with."""
-        self._loaded = _loaded(seed)
+        self._good = initial
+        """The last draft that was proved, or the one that the server started with."""
+        self._loaded = _loaded(initial)
         self._may_have_session = False
-        """A session of ours may be open at the server."""
+        """A session of ours may still be open at the server."""
 
     @classmethod
     async def open(cls, server: SglangServer, info: ServerInfo, note: Path) -> Self:
-        """Read the seed that the server started with. InvalidInput if it cannot be used, Forbidden without the admin key.
+        """Read the draft that the server started with. Raises InvalidInput if it is not supported, Forbidden without
+        the admin key.
 
-        `note` is a file that exists during a swap: where it is left, an agent died in one, and its pause is ended. Its folder
-        may not exist yet; InvalidInput if it cannot be made.
+        The file `note` exists during a swap. If it is left over, an agent died during a swap, and its pause is ended.
+        Its folder is created if needed; InvalidInput if that fails.
         """
         try:
             note.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InvalidInput(f"cannot write {note} ({error.strerror}); set UPDRAFT_INFERENCE_DATA_DIR") from error
-        vocabulary, seed = await asyncio.to_thread(read_initial_draft, Path(info.draft_path), info)
-        served_draft = cls(server, info, vocabulary, seed, note)
+        vocabulary, initial = await asyncio.to_thread(read_initial_draft, Path(info.draft_path), info)
+        served_draft = cls(server, info, vocabulary, initial, note)
         if served_draft.was_cut_off:
-            logger.warning("An agent before this one ended within a swap; the server goes on")
-            await served_draft._go_on()
+            logger.warning("A previous agent ended during a swap; resuming the server")
+            await served_draft._finish_interrupted_swap()
         await server.checksums()
         return served_draft
 
     @property
     def was_cut_off(self) -> bool:
-        """A swap began and did not end."""
+        """Whether a swap began and did not end."""
         return self._note.exists()
 
     @property
     def start_folder(self) -> Path:
-        """The draft that the server started with."""
-        return self._seed.folder
+        return self._initial.folder
 
     @property
     def good(self) -> DraftCheckpoint | None:
-        """What was proved last; None for the draft that the server started with."""
+        """The last draft that was proved; None for the one that the server started with."""
         fingerprint = self._good
         if fingerprint.version == INITIAL_VERSION:
             return None
@@ -98,42 +96,41 @@ class ServedDraft:
 
     @property
     def loaded(self) -> LoadedDraft:
-        """What serves, by the server's own hashes."""
+        """The served draft, by the server's own checksums."""
         return self._loaded
 
-    async def adopt(self, said: LoadedDraft, drafts: Path | None) -> None:
-        """Begin with what the server holds, if it is what it says and we can prove it; else with the seed."""
+    async def adopt(self, reported: LoadedDraft, drafts: Path | None) -> None:
+        """Keep the draft that the server reports if checksums prove it; else load the initial one."""
         served = await self._server.checksums()
-        if said.version and drafts is not None:
+        if reported.version and drafts is not None:
             draft = DraftCheckpoint(
-                version=said.version, folder=drafts / str(said.version), tensors_digest=said.tensors_digest
+                version=reported.version, folder=drafts / str(reported.version), tensors_digest=reported.tensors_digest
             )
             try:
                 fingerprint = await asyncio.to_thread(read_draft, draft, self._vocabulary, self._info)
             except (UpdraftError, OSError) as error:
-                logger.info("The server's draft is not known here", extra={"reason": str(error)})
+                logger.info("The server's draft is unknown", extra={"reason": str(error)})
             else:
                 if not await _difference(fingerprint, served):
                     self._good, self._loaded = fingerprint, _loaded(fingerprint)
-                    logger.info("The server holds a draft already", extra={"version": fingerprint.version})
+                    logger.info("The server already holds a draft", extra={"version": fingerprint.version})
                     return
-        if said.version or await _difference(self._seed, served):
+        if reported.version or await _difference(self._initial, served):
             try:
-                await self._change(self._seed)
+                await self._change(self._initial)
             except _HinderedError as error:
-                logger.warning("Which draft the server holds is not known yet", extra={"reason": str(error)})
-                self._loaded = _unproved(self._seed)
+                logger.warning("The served draft is not known yet", extra={"reason": str(error)})
+                self._loaded = _unproved(self._initial)
 
     async def swap(self, draft: DraftCheckpoint | None) -> SwapResult:
-        """See the port. Unavailable for troubles of the server, which say nothing about the draft: also where the loader in it
-        refuses a folder that is sound and fits as it is read here.
-        """
-        fingerprint = self._seed if draft is None else await self._read(draft)
+        """See the port. Raises Unavailable for failures of the server, which say nothing about the draft, including a
+        loader that refuses a folder that is valid here."""
+        fingerprint = self._initial if draft is None else await self._read(draft)
         try:
             pause_s = await self._change(fingerprint)
         except _NotLoadedError:
-            if draft is not None and draft.folder.exists():  # one that is gone is fetched anew
-                await self._read(draft)  # it may have become unsound meanwhile
+            if draft is not None and draft.folder.exists():  # a missing one is downloaded again
+                await self._read(draft)  # it may have been damaged meanwhile
             raise
         return SwapResult(loaded=self._loaded, pause_s=pause_s)
 
@@ -141,7 +138,6 @@ class ServedDraft:
         return await asyncio.to_thread(read_draft, draft, self._vocabulary, self._info)
 
     async def rehash(self) -> LoadedDraft:
-        """Hash again what is served."""
         served = await self._server.checksums()
         if await _difference(self._good, served):
             self._loaded = replace(_loaded(self._good), tensors_digest=checksums.summary(served))
@@ -150,21 +146,23 @@ class ServedDraft:
         return self._loaded
 
     async def _change(self, fingerprint: DraftFingerprint) -> float:
-        """Serve `fingerprint`, proved; else what served before, and the error."""
-        if self.was_cut_off:  # the server did not go on when the swap before asked it to
-            await self._go_on()
+        """Serve `fingerprint` and prove it. On an error, restore the previous draft."""
+        if self.was_cut_off:  # the server did not resume after the previous swap
+            await self._finish_interrupted_swap()
         reason = await self._server.why_unhealthy()
         if reason:
-            raise _HinderedError(f"the SGLang server {reason}; the draft is changed when it goes on")
+            raise _HinderedError(f"the SGLang server {reason}; the draft is swapped when it resumes")
         is_touched = False
         try:
             pause_s = await self._load(fingerprint)
             is_touched = True
             difference = await _difference(fingerprint, await self._server.checksums())
             if difference:
-                raise Corrupt(f"after loading version {fingerprint.version} the server does not hold it: {difference}")
+                raise Corrupt(
+                    f"after loading version {fingerprint.version} the server holds something else: {difference}"
+                )
         except _NotBegun as error:
-            raise Unavailable(f"another update of weights is under way at the SGLang server: {error}") from error
+            raise Unavailable(f"another weight update is in progress at the SGLang server: {error}") from error
         except UpdraftError as error:
             await self._undo(fingerprint, is_touched=is_touched)
             if isinstance(error, Conflict | Forbidden):
@@ -174,7 +172,7 @@ class ServedDraft:
         return pause_s
 
     async def _undo(self, failed: DraftFingerprint, *, is_touched: bool) -> None:
-        """Serve the last good draft again, unless it never stopped to serve. `loaded` says what is found."""
+        """Serve the last good draft again unless it is still being served, and update `loaded`."""
         try:
             if not is_touched and not await _difference(self._good, await self._server.checksums()):
                 return
@@ -182,11 +180,14 @@ class ServedDraft:
             await self.rehash()
         except UpdraftError as error:
             extra = {"failed": failed.version, "wanted": self._good.version, "reason": str(error)}
-            logger.error("The draft before cannot be loaded again; output stays exact, drafts may be poor", extra=extra)
+            logger.error(
+                "The previous draft cannot be restored; output stays exact, but acceptance may drop", extra=extra
+            )
             self._loaded = _unproved(self._good)
 
     async def _load(self, fingerprint: DraftFingerprint) -> float:
-        """Seconds from the wish to pause to going on: no less than the server stood still, for a step may have run on."""
+        """Seconds between the pause request and the resumption, an upper bound on the actual pause because a step may
+        have continued."""
         started = time.perf_counter()
         self._note.write_text("")
         try:
@@ -203,9 +204,7 @@ class ServedDraft:
                 _named(fingerprint), load_format=LOADER, label=label(fingerprint.version), tp_size=self._info.tp_size
             )
         except BaseException:
-            with suppress(
-                UpdraftError
-            ):  # what failed first says more, and the next swap ends what is left of the session
+            with suppress(UpdraftError):  # the first error says more, and the next swap ends a left-over session
                 await self._end_session()
             raise
         await self._end_session()
@@ -229,30 +228,30 @@ class ServedDraft:
         self._may_have_session = False
 
     async def _end_left_session(self) -> None:
-        with suppress(Conflict):  # there is none
+        with suppress(Conflict):  # no session is open
             await self._server.end_update()
         self._may_have_session = False
 
-    async def _go_on(self) -> None:
-        """End the session and the pause of a swap that did not. A session without a pause is ended within the next one: to end
-        it, the server waits for all that runs."""
+    async def _finish_interrupted_swap(self) -> None:
+        """End the session and the pause of an interrupted swap. A session without a pause is left to the next swap,
+        because to end it the server waits for all running requests."""
         self._may_have_session = True
         if self._note.read_text() != _RESUMED:
             await self._end_left_session()
             await self._resume()
 
     async def _resume(self) -> None:
-        """A server that stays paused serves nobody, so this alone is tried again."""
+        """Resume, with retries, because a paused server serves nobody."""
         for left in reversed(range(_RESUMES)):
             try:
                 await self._server.resume()
             except UpdraftError as error:
                 if not left:
                     raise
-                logger.warning("The server does not go on yet", extra={"reason": str(error)})
+                logger.warning("The server does not resume yet", extra={"reason": str(error)})
                 await asyncio.sleep(_RESUME_WAIT_S)
             else:
-                if self._may_have_session:  # which the next swap, or the next agent, ends
+                if self._may_have_session:  # the next swap or agent ends it
                     self._note.write_text(_RESUMED)
                 else:
                     self._note.unlink(missing_ok=True)
@@ -260,15 +259,15 @@ class ServedDraft:
 
 
 class _NotBegun(Conflict):
-    """A session of somebody else is open."""
+    """Someone else has an open session."""
 
 
 class _NotLoadedError(Unavailable):
-    """The server, or the loader in it, refuses."""
+    """The server or its loader refused."""
 
 
 class _HinderedError(Unavailable):
-    """This is no time to change weights."""
+    """The server cannot change weights now."""
 
 
 async def _difference(fingerprint: DraftFingerprint, served: list[RankChecksums]) -> str:
@@ -288,7 +287,7 @@ def _unproved(fingerprint: DraftFingerprint) -> LoadedDraft:
 
 
 def _named(fingerprint: DraftFingerprint) -> Named:
-    """What the plugin's loader takes: see updraft_sglang.weights."""
+    """The payload for the plugin's loader; see updraft_sglang.weights."""
     return [
         ("folder", _text(str(fingerprint.folder.resolve()))),
         ("version", torch.tensor([fingerprint.version], dtype=torch.int64)),

@@ -1,7 +1,8 @@
-"""The engine port over a stock SGLang server that runs already.
+"""The engine port over a running stock SGLang server.
 
-Tokens come over HTTP, steps and hidden states over the plugin's socket, and the server's own sums and hashes have the last
-word on both. What SGLang fixes for all requests (who drafts, how many) is refused when a request asks for something else.
+Tokens arrive over HTTP, steps and hidden states over the socket of the plugin. Where they disagree, the totals and
+checksums of the server are right. A request for something that SGLang fixes for the whole server (drafter, lookahead)
+is rejected.
 """
 
 import asyncio
@@ -33,16 +34,17 @@ from updraft_inference.sglang_engine import request as requests
 from updraft_inference.sglang_engine import versions
 from updraft_inference.sglang_engine.collector import Collector
 from updraft_inference.sglang_engine.draft_fingerprint import OtherVocabularyError
-from updraft_inference.sglang_engine.draft_swap import LOADER, ServedDraft
+from updraft_inference.sglang_engine.draft_swap import ServedDraft
 from updraft_inference.sglang_engine.request_session import RequestSession
 from updraft_inference.sglang_engine.server import ServerInfo, SglangServer
+from updraft_sglang.weights import LOADER
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 Restart = Callable[[Path], Awaitable[None]]
-"""Ends the server and starts it with the draft in this folder; returns once it is up."""
+"""Stops the server and starts it with the draft in this folder; returns when it is up."""
 
 _PROBE_TIMEOUT_S = 5.0
 _MAX_SILENT_PROBES = 3
@@ -51,35 +53,39 @@ _RETRY_S = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SglangOptions:
-    """How to serve with a server. `max_context`: a limit below the server's own; None: that one."""
+    """How to use a server. `max_context` is a limit below the server's own; None: the server's."""
 
     model: Path
     socket: Path
     note: Path
-    """Exists during a swap; see `served_draft`."""
+    """Exists during a swap; see `ServedDraft.open`."""
     drafts: Path | None = None
-    """Where versions lie, to recognise what a server holds already."""
+    """Folder of versions, used to recognise a draft that the server already holds."""
     max_context: int | None = None
     max_queued: int = 256
     max_captured_bytes: int = 1 << 30
-    """Memory of the rows of running requests."""
+    """Memory for the rows of running requests."""
     hello_s: float = 10.0
-    """How long a start waits for the plugin, to learn which draft the server holds. It connects in the server's own start."""
+    """How long startup waits for the plugin, which reports the draft that the server holds. It connects while the
+    server starts."""
     probe_s: float = 2.0
-    """How often to see whether the server answers."""
+    """Interval of checks that the server answers."""
 
 
 class SglangEngine:
-    """Made by `opened`."""
-
     def __init__(
-        self, server: SglangServer, served_draft: ServedDraft, collector: Collector, info: EngineInfo, said: ServerInfo
+        self,
+        server: SglangServer,
+        served_draft: ServedDraft,
+        collector: Collector,
+        info: EngineInfo,
+        server_info: ServerInfo,
     ) -> None:
         self._server = server
         self._served_draft = served_draft
         self._collector = collector
         self._info = info
-        self._drafts = requests.Speculation(num_steps=said.num_steps, is_adaptive=said.is_adaptive)
+        self._drafts = requests.Speculation(num_steps=server_info.num_steps, is_adaptive=server_info.is_adaptive)
         self._sessions: dict[str, RequestSession] = {}
         self._swap_lock = asyncio.Lock()
         self._is_gone = False
@@ -94,17 +100,15 @@ class SglangEngine:
 
     @property
     def info(self) -> EngineInfo:
-        """Identity and limits."""
         return self._info
 
     @property
     def loaded(self) -> LoadedDraft:
-        """The draft in use, by the server's own hashes."""
         return self._served_draft.loaded
 
     @property
     def load(self) -> EngineLoad:
-        """How busy it is, by what went through here."""
+        """The load through this agent; requests to the server's own port are not included."""
         num = len(self._sessions)
         return EngineLoad(
             running=min(num, self._info.num_slots),
@@ -115,40 +119,36 @@ class SglangEngine:
 
     @property
     def lookahead_estimates(self) -> None:
-        """SGLang chooses, and does not say by what."""
+        """SGLang chooses the lookahead and does not report its estimates."""
         return None
 
     @property
     def faults(self) -> Mapping[int, int]:
-        """SGLang does not draft in a way that could fail on its own."""
+        """SGLang reports no failures of drafting alone."""
         return {}
 
     @property
     def capture_problem(self) -> str:
-        """See the port."""
         return self._collector.problem
 
     @property
     def capture_losses(self) -> Mapping[CaptureLoss, int]:
-        """See the port."""
         return self._collector.losses
 
     @property
     def is_alive(self) -> bool:
-        """The server answers."""
         return not self._is_gone
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
-        """See the port."""
         requests.check(request, self._info, self._drafts)
         requests.check_sampling(request, self._info)
         if self._is_gone:
-            raise Unavailable("the SGLang server has gone")
+            raise Unavailable("the SGLang server is gone")
         if self._is_restarting:
-            raise Unavailable("the SGLang server starts anew with another draft", retry_after_s=_RETRY_S)
+            raise Unavailable("the SGLang server is restarting with another draft", retry_after_s=_RETRY_S)
         requests.check_room(len(self._sessions), self._info, self._max_queued)
         if request.request_id in self._sessions:
-            raise InvalidInput(f"a request {request.request_id} is running")
+            raise InvalidInput(f"request {request.request_id} is already running")
         rid = f"{request.request_id}-{uuid.uuid4().hex[:8]}"
         session = self._sessions[request.request_id] = RequestSession(request=request, rid=rid)
         self._tasks.create_task(self._run_session(session))
@@ -165,12 +165,11 @@ class SglangEngine:
                 self._cancel(session)
 
     async def swap(self, draft: DraftCheckpoint | None) -> SwapResult:
-        """See the port. One swap at a time, to its end also when the caller is cancelled."""
+        """See the port. Runs to its end even if the caller is cancelled."""
         async with self._swap_lock:
             return await self._to_its_end(self._swap(draft))
 
     async def rehash(self) -> LoadedDraft:
-        """See the port."""
         async with self._swap_lock:
             return await self._served_draft.rehash()
 
@@ -180,12 +179,13 @@ class SglangEngine:
         except OtherVocabularyError:
             if self._restart is None or draft is None:
                 raise
-            return await self._start_anew(self._restart, draft)
+            return await self._restart_with(self._restart, draft)
 
-    async def _start_anew(self, restart: Restart, draft: DraftCheckpoint) -> SwapResult:
-        """For a draft with another vocabulary: take no new requests, let the server end those that run, start it with it.
+    async def _restart_with(self, restart: Restart, draft: DraftCheckpoint) -> SwapResult:
+        """Restart the server for a draft with another vocabulary, after running requests have finished.
 
-        InvalidInput if the server does not start with it for the second time, and does with the draft before; else Unavailable.
+        Raises InvalidInput if the server fails to start with it for the second time but starts with the previous draft;
+        Unavailable the first time.
         """
         started_s = time.monotonic()
         before, served = self._served_draft.start_folder, self._served_draft.good
@@ -194,25 +194,24 @@ class SglangEngine:
             try:
                 await restart(draft.folder)
             except UpdraftError as error:
-                logger.error("SGLang does not start with another draft", extra={"reason": str(error)})
-                await restart(before)  # which fails too if we are told to stop
-                await self._serve_anew(served)
+                logger.error("SGLang does not start with the new draft", extra={"reason": str(error)})
+                await restart(before)  # also fails if this process is stopping
+                await self._reopen(served)
                 self._failed_starts[draft.tensors_digest] += 1
                 is_second = self._failed_starts[draft.tensors_digest] > 1
-                sentence = f"the SGLang server does not start with version {draft.version}: {error}"
-                raise (InvalidInput if is_second else Unavailable)(sentence) from error
-            await self._serve_anew(draft)
+                message = f"the SGLang server does not start with version {draft.version}: {error}"
+                raise (InvalidInput if is_second else Unavailable)(message) from error
+            await self._reopen(draft)
         finally:
             self._is_restarting = False
         return SwapResult(loaded=self.loaded, pause_s=time.monotonic() - started_s)
 
-    async def _serve_anew(self, draft: DraftCheckpoint | None) -> None:
-        """After the server's start."""
+    async def _reopen(self, draft: DraftCheckpoint | None) -> None:
         self._served_draft = await ServedDraft.open(self._server, await self._server.info(), self._note)
         await self._served_draft.swap(draft)
 
     async def _run_session(self, session: RequestSession) -> None:
-        """A request's whole session; what it raises is its reader's."""
+        """Run a request to its end; its reader gets the errors."""
         builder = self._collector.expect(session.rid, len(session.request.prompt_ids), session.request.capture)
         try:
             await session.run(self._server, self._drafts.num_steps)
@@ -234,7 +233,7 @@ class SglangEngine:
             self._tasks.create_task(session.abort(self._server))
 
     async def _to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do it in a task of the engine's: whoever waits for it may be cancelled, it may not."""
+        """Run it in a task of the engine, so that it survives the caller's cancellation."""
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
         async def act() -> None:
@@ -255,19 +254,19 @@ class SglangEngine:
             raise
 
     async def _watch(self, has_ended: Callable[[], bool], probe_s: float) -> None:
-        """Notice that the server has gone. A pause is no reason, nor is a busy server: any answer will do."""
+        """Notice that the server has gone. Any answer counts, also of a paused or busy server."""
         silent = 0
         while not self._is_gone:
             await asyncio.sleep(probe_s)
             responds = await self._server.responds(_PROBE_TIMEOUT_S)
-            if responds or self._is_restarting:  # which may have begun while it was asked
+            if responds or self._is_restarting:  # a restart may have begun meanwhile
                 silent = 0
                 continue
             silent += 1
             self._is_gone = silent >= _MAX_SILENT_PROBES or has_ended()
-        logger.critical("The SGLang server has gone", extra={"url": self._server.url})
+        logger.critical("The SGLang server is gone", extra={"url": self._server.url})
         for session in self._sessions.values():
-            session.deltas.put_nowait(Unavailable("the SGLang server has gone"))
+            session.deltas.put_nowait(Unavailable("the SGLang server is gone"))
 
     @asynccontextmanager
     async def running(
@@ -277,7 +276,7 @@ class SglangEngine:
         has_ended: Callable[[], bool],
         restart: Restart | None,
     ) -> AsyncIterator[None]:
-        """Watch the server for the length of the block; then cancel what runs."""
+        """Watch the server for the duration of the block, then cancel all requests."""
         self._max_queued, self._on_finished = options.max_queued, on_finished
         self._restart, self._note = restart, options.note
         async with self._tasks:
@@ -299,14 +298,15 @@ async def opened(
     has_ended: Callable[[], bool] = lambda: False,
     restart: Restart | None = None,
 ) -> AsyncIterator[SglangEngine]:
-    """An engine over a server that is up, for the length of the block. InvalidInput if it cannot be served with.
+    """An engine over a server that is up, for the duration of the block. Raises InvalidInput if the server is
+    unsuitable.
 
-    `has_ended`: whoever started the server knows that it is over, and can `restart` it.
+    `has_ended` and `restart` are from the caller that started the server.
     """
-    said = await server.info()
-    check_server(said)
-    info = await asyncio.to_thread(engine_info, options, said)
-    served_draft = await ServedDraft.open(server, said, options.note)
+    server_info = await server.info()
+    check_server(server_info)
+    info = await asyncio.to_thread(engine_info, options, server_info)
+    served_draft = await ServedDraft.open(server, server_info, options.note)
     collector = Collector(options.socket, max_bytes=options.max_captured_bytes)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(collector.listening())
@@ -316,32 +316,42 @@ async def opened(
         hello = collector.hello
         reported = LoadedDraft() if hello is None else LoadedDraft(version=hello.version, tensors_digest=hello.digest)
         await served_draft.adopt(reported, options.drafts)
-        engine = SglangEngine(server, served_draft, collector, info, said)
+        engine = SglangEngine(server, served_draft, collector, info, server_info)
         await stack.enter_async_context(engine.running(options, on_finished, has_ended, restart))
         yield engine
 
 
-def check_server(said: ServerInfo) -> None:
-    """InvalidInput, with what to change, if this server cannot be served with."""
-    support = versions.support(said.version)
-    if not support.is_tested:
-        extra = {"version": said.version}
+def check_server(server_info: ServerInfo) -> None:
+    """Raises InvalidInput with the arguments to change if this server is unsuitable."""
+    if not versions.is_tested(server_info.version):
+        extra = {"version": server_info.version}
         logger.warning(
-            "This release of SGLang was not tested; swaps are proved and the plugin checks itself", extra=extra
+            "This release of SGLang is untested; checksums prove each swap, and the plugin checks its hooks",
+            extra=extra,
         )
-    wishes = [
-        (said.algorithm == "EAGLE3", f"--speculative-algorithm EAGLE3 (it has {said.algorithm or 'none'})"),
-        (said.num_branches == 1, "--speculative-eagle-topk 1: Updraft learns from chains, not trees"),
-        (LOADER in said.weight_loaders, f"--custom-weight-loader {LOADER}, and the plugin's folder on its PYTHONPATH"),
-        (said.dp_size == 1, "--dp-size 1: SGLang updates weights of one replica only; run a pod for each"),
+    requirements = [
+        (
+            server_info.algorithm == "EAGLE3",
+            f"--speculative-algorithm EAGLE3 (it has {server_info.algorithm or 'none'})",
+        ),
+        (server_info.num_branches == 1, "--speculative-eagle-topk 1: Updraft supports chains, not trees"),
+        (
+            LOADER in server_info.weight_loaders,
+            f"--custom-weight-loader {LOADER}, with the plugin's folder on its PYTHONPATH",
+        ),
+        (
+            server_info.dp_size == 1,
+            "--dp-size 1: SGLang updates the weights of one replica only; run one pod per replica",
+        ),
     ]
-    missing = [wish for is_met, wish in wishes if not is_met]
+    missing = [argument for is_met, argument in requirements if not is_met]
     if missing:
         raise InvalidInput(f"start the SGLang server with {'; and with '.join(missing)}")
 
 
-def engine_info(options: SglangOptions, said: ServerInfo) -> EngineInfo:
-    """Identity, of the local model folder. InvalidInput if the server serves another one, or the model knows too little."""
+def engine_info(options: SglangOptions, server_info: ServerInfo) -> EngineInfo:
+    """Identity of the local model folder. Raises InvalidInput if the server serves another model, or the context is too
+    long."""
     config = TargetConfig.from_folder(options.model)
     if options.max_context is not None and options.max_context > config.max_position:
         raise InvalidInput(
@@ -349,24 +359,24 @@ def engine_info(options: SglangOptions, said: ServerInfo) -> EngineInfo:
             " set UPDRAFT_INFERENCE_MAX_CONTEXT to at most that"
         )
     fingerprint = target_fingerprint(options.model)
-    served = Path(said.model_path)
+    served = Path(server_info.model_path)
     if served.resolve() != options.model.resolve():
         if not served.is_dir():
             raise InvalidInput(
-                f"the SGLang server serves {said.model_path}, which is not to be seen from here;"
+                f"the SGLang server serves {server_info.model_path}, which is not visible here;"
                 f" start it with --model-path {options.model.resolve()}"
             )
         if target_fingerprint(served) != fingerprint:
             raise InvalidInput(
-                f"the SGLang server serves {said.model_path}, which is another model than {options.model}"
+                f"the SGLang server serves {server_info.model_path}, which is not the same model as {options.model}"
             )
-    limit = min(options.max_context or config.max_position, config.max_position, said.max_context)
+    limit = min(options.max_context or config.max_position, config.max_position, server_info.max_context)
     return EngineInfo(
-        engine=f"sglang/{said.version}",
+        engine=f"sglang/{server_info.version}",
         target_fingerprint=fingerprint,
         tokenizer_fingerprint=tokenizer_fingerprint(options.model),
         max_context=limit,
-        num_slots=said.num_slots,
+        num_slots=server_info.num_slots,
         vocab_size=config.vocab_size,
         eos_token_ids=config.eos_token_ids,
     )

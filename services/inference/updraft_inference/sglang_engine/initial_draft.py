@@ -1,8 +1,8 @@
-"""The draft that a server starts with when none was trained yet: new weights over the lowest token ids.
+"""The draft that a server starts with before one is trained: new weights over the lowest token ids.
 
-It is the draft that a trainer with the same UPDRAFT_TRAINER_DRAFT_VOCAB_SIZE, and UPDRAFT_TRAINER_FIRST_SAMPLES=0, begins
-with, so whatever is trained from it has the same vocabulary, which SGLang reads once. It proposes poorly and costs no more
-than a good one.
+A trainer with the same UPDRAFT_TRAINER_DRAFT_VOCAB_SIZE and UPDRAFT_TRAINER_FIRST_SAMPLES=0 begins with the same draft,
+so every draft trained from it has the same vocabulary, which SGLang reads only once. Its proposals are poor, and it
+costs no more than a good draft.
 """
 
 import tempfile
@@ -19,9 +19,9 @@ from updraft_draft.target_weights import read_head
 
 
 def write(model: Path, folder: Path, *, draft_vocab_size: int) -> Path:
-    """Write the seed for `model` into `folder`, whole or not at all; one that is there and fits is left alone.
+    """Write the initial draft for `model` into `folder`, atomically. An existing one that matches is kept.
 
-    Conflict if another draft is there: a server may have started with it.
+    Raises Conflict if `folder` holds another draft, because a server may have started with it.
     """
     head = read_head(model)
     config = head.config.draft(draft_vocab_size=min(draft_vocab_size, head.config.vocab_size))
@@ -38,15 +38,16 @@ def write(model: Path, folder: Path, *, draft_vocab_size: int) -> Path:
 
 def _check_same(folder: Path, config: DraftConfig, token_ids: Tensor) -> None:
     try:
-        found, tensors = checkpoint.load(folder)
+        existing, tensors = checkpoint.load(folder)
     except UpdraftError as error:
-        raise Conflict(f"{folder} holds what is no draft of ours ({error}); empty it first") from error
-    if found != config or not torch.equal(tensors["d2t"] + torch.arange(found.draft_vocab_size), token_ids):
-        raise Conflict(f"{folder} holds a draft of another shape or vocabulary; empty it first")
+        raise Conflict(f"{folder} does not contain a draft of Updraft ({error}); empty it first") from error
+    if existing != config or not torch.equal(tensors["d2t"] + torch.arange(existing.draft_vocab_size), token_ids):
+        raise Conflict(f"{folder} contains a draft with another shape or vocabulary; empty it first")
 
 
 def _place(network: DraftNetwork, folder: Path) -> None:
-    """The config comes last, and says that the rest is there. `folder` may be a volume: no other place is written to."""
+    """The config is written last, which marks the folder complete. `folder` may be a volume, so nothing is written
+    outside it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
@@ -54,4 +55,4 @@ def _place(network: DraftNetwork, folder: Path) -> None:
             for name in (checkpoint.WEIGHTS, checkpoint.CONFIG):
                 (Path(part) / name).replace(folder / name)
     except OSError as error:
-        raise InvalidInput(f"the first draft cannot be written to {folder}: {error.strerror}") from error
+        raise InvalidInput(f"cannot write the initial draft to {folder}: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""One request from the port's words to SGLang's, and its end back. Pure."""
+"""Translates a request of the port to SGLang's /generate, and its finish reason back. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,24 +8,24 @@ from updraft_chassis.errors import Exhausted, InvalidInput
 from updraft_inference.engine import Drafter, EngineInfo, FinishReason, GenerationRequest
 
 _ALL = -1
-"""SGLang's `top_k` that filters nothing."""
+"""SGLang's `top_k` that disables filtering."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speculation:
-    """What is fixed for the whole server."""
+    """Settings that are fixed for the whole server."""
 
     num_steps: int
     is_adaptive: bool
 
 
 def check(request: GenerationRequest, info: EngineInfo, drafts: Speculation) -> None:
-    """InvalidInput for what this server cannot serve. An unknown token would end it, not only the request."""
+    """Raises InvalidInput for a request that this server cannot serve. An unknown token would crash the server."""
     num_prompt, limit = len(request.prompt_ids), info.max_context
     if not num_prompt:
         raise InvalidInput("the prompt is empty")
     if request.max_tokens < 1:
-        raise InvalidInput(f"max_tokens is {request.max_tokens}; it must be at least 1")
+        raise InvalidInput(f"max_tokens is {request.max_tokens}, but must be at least 1")
     if num_prompt + request.max_tokens > limit:
         raise InvalidInput(
             f"{num_prompt} prompt tokens and {request.max_tokens} new ones exceed the context of {limit} tokens"
@@ -33,35 +33,35 @@ def check(request: GenerationRequest, info: EngineInfo, drafts: Speculation) -> 
     if not all(0 <= token < info.vocab_size for token in request.prompt_ids):
         raise InvalidInput(f"a prompt token is outside the vocabulary of {info.vocab_size}")
     if request.drafter not in {None, Drafter.EAGLE3}:
-        raise InvalidInput(f"drafter {request.drafter} is not to be had: SGLang drafts with eagle3 for all requests")
+        raise InvalidInput(f"drafter {request.drafter} is not available: SGLang uses eagle3 for all requests")
     if request.lookahead is not None and request.lookahead < drafts.num_steps:
         raise InvalidInput(
-            f"lookahead {request.lookahead} is not to be had: SGLang drafts"
-            f" {'up to ' if drafts.is_adaptive else ''}{drafts.num_steps} tokens a step for all requests"
+            f"lookahead {request.lookahead} is not available: SGLang drafts"
+            f" {'up to ' if drafts.is_adaptive else ''}{drafts.num_steps} tokens per step for all requests"
         )
 
 
 def check_sampling(request: GenerationRequest, info: EngineInfo) -> None:
-    """InvalidInput for what the server would leave out without a word, or could not index."""
+    """Raises InvalidInput for options that the server would ignore silently or could not index."""
     if request.sampling.min_p:
-        raise InvalidInput("min_p is not to be had: SGLang leaves it out where it verifies drafts")
+        raise InvalidInput("min_p is not available: SGLang ignores it when it verifies drafts")
     if request.top_logprobs is not None:
-        raise InvalidInput("logprobs are not to be had from an SGLang server through Updraft")
+        raise InvalidInput("logprobs are not available with SGLang")
     if not all(0 <= token < info.vocab_size for token, _ in request.sampling.logit_bias):
         raise InvalidInput(f"logit_bias names a token outside the vocabulary of {info.vocab_size}")
 
 
 def check_room(num_submitted: int, info: EngineInfo, max_queued: int) -> None:
-    """Exhausted if too many wait already."""
+    """Raises Exhausted if too many requests are queued."""
     if num_submitted >= info.num_slots + max_queued:
-        raise Exhausted(f"{max_queued} requests wait already")
+        raise Exhausted(f"the queue is full: {max_queued} requests are waiting")
 
 
 def body(request: GenerationRequest, rid: str) -> dict[str, Any]:
-    """What POST /generate takes; `rid` is its name at the server.
+    """The body of POST /generate; `rid` is the id of the request at the server.
 
-    A seed means something only to a server with --enable-deterministic-inference. SGLang counts penalties up to
-    the start of a verify step, not the drafts within it. `extra_key` keeps the prefixes of clients apart.
+    A seed only has an effect with --enable-deterministic-inference. SGLang applies penalties up to the start of a
+    verify step, not within it. `extra_key` separates the prefix caches of clients.
     """
     sampling, wish = request.sampling, request.capture
     params: dict[str, Any] = {
@@ -89,12 +89,12 @@ def body(request: GenerationRequest, rid: str) -> dict[str, Any]:
         params["json_schema"] = request.json_schema
     if sampling.seed is not None:
         params["sampling_seed"] = sampling.seed % 2**31
-    wanted = {"rid": rid, "input_ids": list(request.prompt_ids), "sampling_params": params}
-    return {**wanted, "extra_key": request.client} if request.client else wanted
+    content = {"rid": rid, "input_ids": list(request.prompt_ids), "sampling_params": params}
+    return {**content, "extra_key": request.client} if request.client else content
 
 
 def reason(finish: Mapping[str, Any]) -> FinishReason:
-    """Why the server ended it."""
+    """The finish reason."""
     return {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}.get(
         str(finish.get("type")), FinishReason.CANCELLED
     )

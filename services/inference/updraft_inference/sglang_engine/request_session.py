@@ -1,12 +1,11 @@
-"""One request at the server, from its start to the record of its end.
+"""Runs one request at the server, from its start to its record.
 
-It runs in a task of its own, so that a slow reader holds up nothing and a reader who leaves does not cut off the record.
+It runs in its own task, so a slow reader delays nothing, and a reader who leaves does not lose the record.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -21,51 +20,50 @@ from updraft_inference.sglang_engine.trace_builder import TraceBuilder
 logger = logging.getLogger(__name__)
 
 COMPLETE_S = 1.0
-"""How long an ended request waits for what the plugin has still to say of it."""
+"""How long a finished request waits for outstanding messages of the plugin."""
 
 _ABORT_S = 5.0
-"""How long the server may take to end an aborted request; then we hang up, and it notices in its own time."""
+"""How long the server may take to end an aborted request before we disconnect."""
 
 _ABORT_AGAIN_S = 0.5
-"""The server forgets the abort of a request that it has not taken in yet."""
+"""The server forgets the abort of a request that it has not scheduled yet."""
 
 
 @dataclass(slots=True, kw_only=True)
 class RequestSession:
-    """A request in flight. `deltas` ends with a Delta that has `finished`, or with an error."""
+    """A request in progress. `deltas` ends with a Delta that has `finished`, or with an error."""
 
     request: GenerationRequest
     rid: str
-    """Its name at the server, never given again: two seconds after an answer SGLang aborts what has its name by then, and
-    an abort ends all whose names begin with that name."""
+    """Its id at the server, never reused: two seconds after an answer SGLang aborts any request with that id, and an
+    abort ends all requests whose ids start with it."""
     deltas: asyncio.Queue[Delta | UpdraftError] = field(default_factory=asyncio.Queue)
     output: list[int] = field(default_factory=list)
     is_cancelled: bool = False
     submitted_s: float = field(default_factory=time.monotonic)
     first_token_s: float | None = None
-    meta: ServerStats | None = None
+    stats: ServerStats | None = None
     reason: FinishReason | None = None
     _limit: asyncio.Timeout | None = None
 
     @property
     def num_tokens(self) -> int:
-        """Prompt and output so far."""
         return len(self.request.prompt_ids) + len(self.output)
 
     @property
     def is_over(self) -> bool:
-        """The server has ended it."""
+        """Whether the server has ended it."""
         return self.reason is not None
 
     def cancel(self) -> None:
-        """End it soon: nobody reads it any more."""
+        """End it soon, because nobody reads it any more."""
         self.is_cancelled = True
         if self._limit is not None:
             self._limit.reschedule(asyncio.get_running_loop().time() + _ABORT_S)
 
     async def run(self, server: SglangServer, lookahead: int) -> None:
-        """Generate to the end, or to what `cancel` leaves of it. UpdraftError where the server refuses or fails."""
-        with suppress(TimeoutError):  # an abort that is not answered: hang up
+        """Generate to the end or to the abort. Raises UpdraftError if the server rejects it or fails."""
+        with suppress(TimeoutError):  # the abort was not answered: disconnect
             async with asyncio.timeout(None) as self._limit:
                 if self.is_cancelled:
                     return
@@ -74,7 +72,7 @@ class RequestSession:
                         self._take(event, lookahead)
         self._limit = None
         if not self.is_over and not self.is_cancelled:
-            raise Unavailable("the SGLang server broke off an answer")
+            raise Unavailable("the SGLang server broke off the answer")
 
     def _take(self, event: StreamEvent, lookahead: int) -> None:
         tokens = event.new_ids(len(self.output))
@@ -85,12 +83,12 @@ class RequestSession:
         if event.finish is not None:
             self.reason = requests.reason(event.finish)
             try:
-                self.meta = ServerStats.of(event.meta, lookahead)
-            except (KeyError, TypeError, ValueError) as error:  # of a release that says it otherwise
-                logger.warning("The sums of SGLang cannot be read; steps are counted by the plugin alone: %r", error)
+                self.stats = ServerStats.of(event.meta, lookahead)
+            except (KeyError, TypeError, ValueError) as error:  # another release may have another format
+                logger.warning("The totals of SGLang cannot be read; only captured steps are counted: %r", error)
 
     async def abort(self, server: SglangServer) -> None:
-        """Tell the server until it has ended the request."""
+        """Tell the server, repeatedly, until it has ended the request."""
         loop = asyncio.get_running_loop()
         end_s = loop.time() + _ABORT_S
         while not self.is_over and loop.time() < end_s:
@@ -104,7 +102,6 @@ class RequestSession:
             await asyncio.sleep(_ABORT_AGAIN_S)
 
     async def finished(self, collector: Collector, builder: TraceBuilder) -> FinishedRequest:
-        """The record of the end."""
         ended_s = time.monotonic()
         first_s = self.first_token_s or ended_s
         num_output = len(self.output)
@@ -118,8 +115,5 @@ class RequestSession:
             time_to_first_token_s=first_s - self.submitted_s,
             duration_s=ended_s - self.submitted_s,
             hidden=builder.hidden(num_output) if num_output else None,
-            uncaptured=None if self.meta is None else uncaptured(self.meta, steps, num_output, ended_s - first_s),
+            uncaptured=None if self.stats is None else uncaptured(self.stats, steps, num_output, ended_s - first_s),
         )
-
-
-Ended = Callable[[FinishedRequest], None]

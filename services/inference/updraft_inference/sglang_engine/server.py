@@ -1,7 +1,7 @@
-"""A stock SGLang server over HTTP: its own routes, with deadlines, and its refusals as sentences.
+"""HTTP client of a stock SGLang server: its native routes, with deadlines, and its errors as texts.
 
-Nothing is tried again here. Refused: its OpenAI routes, which neither take nor give token ids, and its gRPC, which has no
-update of a draft alone.
+Nothing is retried here. Not used: its OpenAI routes, which neither accept nor return token ids, and its gRPC API, which
+cannot update a draft alone.
 """
 
 import asyncio
@@ -22,14 +22,14 @@ from updraft_chassis.errors import Conflict, Exhausted, Forbidden, InvalidInput,
 
 _CONNECT_S = 5.0
 _KEEP_S = 2.0
-"""An idle connection. The server closes it after 5 s, and a question that is sent just then is lost."""
+"""How long an idle connection is reused. The server closes it after 5 s, and a request sent at that moment is lost."""
 _ASK_S = 20.0
-"""For questions; the first one at a server that has just started is slow."""
+"""For queries; the first one to a server that has just started is slow."""
 _PAUSE_S = 20.0
 _TAKEN_S = 3.0
-"""So long may a server that says it is not healthy take to give one token, and may be paused for all we know."""
+"""How long a server that reports itself unhealthy may take to generate one token before it counts as paused."""
 _UPDATE_S = 120.0
-"""A session waits for running requests if somebody ends our pause; weights are read from a disk."""
+"""A session waits for running requests if someone ends our pause, and weights are read from disk."""
 _CHECKSUM_S = 120.0
 
 DRAFT = "draft"
@@ -39,7 +39,7 @@ Named = list[tuple[str, Tensor]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerInfo:
-    """What a running server says of itself."""
+    """What a running server reports about itself."""
 
     version: str
     model_path: str
@@ -49,7 +49,7 @@ class ServerInfo:
     dp_size: int
     num_slots: int
     max_context: int
-    """Most tokens of a request, prompt and output together."""
+    """Maximum tokens per request, prompt and output together."""
     algorithm: str
     draft_path: str
     num_steps: int
@@ -58,39 +58,42 @@ class ServerInfo:
     weight_loaders: tuple[str, ...]
 
     @classmethod
-    def of(cls, said: Mapping[str, Any], model: Mapping[str, Any]) -> "ServerInfo":
-        """Read /server_info and /model_info. InvalidInput where something that we need is absent."""
+    def of(cls, server_info: Mapping[str, Any], model: Mapping[str, Any]) -> "ServerInfo":
+        """Parse /server_info and /model_info. Raises InvalidInput if a required field is missing."""
         try:
-            steps, width = int(said["speculative_num_steps"] or 0), int(said["speculative_num_draft_tokens"] or 0)
-            is_adaptive = bool(said.get("speculative_adaptive"))
+            steps, width = (
+                int(server_info["speculative_num_steps"] or 0),
+                int(server_info["speculative_num_draft_tokens"] or 0),
+            )
+            is_adaptive = bool(server_info.get("speculative_adaptive"))
             return cls(
-                version=str(said["version"]),
+                version=str(server_info["version"]),
                 model_path=str(model["model_path"]),
-                device=str(said["device"]).partition(":")[0],
-                dtype=str(said["dtype"]),
-                tp_size=int(said["tp_size"]),
-                dp_size=int(said["dp_size"]),
-                num_slots=int(said["max_running_requests"] or _slots(said)),
-                max_context=_max_context(said, max(steps, width, _ADAPTIVE_WIDTH if is_adaptive else 0)),
-                algorithm=str(said["speculative_algorithm"] or ""),
-                draft_path=str(said["speculative_draft_model_path"] or ""),
+                device=str(server_info["device"]).partition(":")[0],
+                dtype=str(server_info["dtype"]),
+                tp_size=int(server_info["tp_size"]),
+                dp_size=int(server_info["dp_size"]),
+                num_slots=int(server_info["max_running_requests"] or _slots(server_info)),
+                max_context=_max_context(server_info, max(steps, width, _ADAPTIVE_WIDTH if is_adaptive else 0)),
+                algorithm=str(server_info["speculative_algorithm"] or ""),
+                draft_path=str(server_info["speculative_draft_model_path"] or ""),
                 num_steps=steps,
-                num_branches=int(said["speculative_eagle_topk"] or 0),
+                num_branches=int(server_info["speculative_eagle_topk"] or 0),
                 is_adaptive=is_adaptive,
-                weight_loaders=tuple(said.get("custom_weight_loader") or ()),
+                weight_loaders=tuple(server_info.get("custom_weight_loader") or ()),
             )
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise InvalidInput(f"the SGLang server does not say what is needed of it: {error!r}") from error
+            raise InvalidInput(f"SGLang server info is missing required fields: {error!r}") from error
 
 
-def _slots(said: Mapping[str, Any]) -> int:
-    return int(said["internal_states"][0]["effective_max_running_requests_per_dp"])
+def _slots(server_info: Mapping[str, Any]) -> int:
+    return int(server_info["internal_states"][0]["effective_max_running_requests_per_dp"])
 
 
-def _max_context(said: Mapping[str, Any], reserved: int) -> int:
-    """The server takes prompts shorter than max_req_input_len, which is its context less _KEPT, and keeps `reserved` more
-    slots for drafts in its count of a request's tokens."""
-    return int(said["max_req_input_len"]) - max(0, reserved - _KEPT)
+def _max_context(server_info: Mapping[str, Any], reserved: int) -> int:
+    """The server accepts prompts shorter than max_req_input_len, which is its context minus _KEPT, and reserves
+    `reserved` tokens per request for drafts."""
+    return int(server_info["max_req_input_len"]) - max(0, reserved - _KEPT)
 
 
 _KEPT = 6
@@ -101,34 +104,34 @@ _ADAPTIVE_WIDTH = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamEvent:
-    """One event of a generation. `output_ids` are those that the server shows: all so far, or only new ones."""
+    """One event of a generation. `output_ids` are all ids so far or only the new ones, depending on the server."""
 
     output_ids: tuple[int, ...]
     meta: Mapping[str, Any]
 
     @property
     def finish(self) -> Mapping[str, Any] | None:
-        """Why it ended; None while it goes on."""
+        """The finish reason; None before the end."""
         finish: Mapping[str, Any] | None = self.meta.get("finish_reason")
         return finish
 
     @property
     def gives_tokens(self) -> bool:
-        """It was sent for new tokens. The end of a request that is aborted is told without, also by a server that is paused."""
+        """Whether it reports new tokens. The end of an aborted request is sent without, also by a paused server."""
         return bool(self.output_ids) and (self.finish is None or self.finish.get("type") != "abort")
 
     def new_ids(self, num_known: int) -> tuple[int, ...]:
-        """Tokens beyond the `num_known` first, whichever way the server streams."""
+        """Tokens after the first `num_known`, whichever way the server streams."""
         total = int(self.meta.get("completion_tokens") or num_known)
         num_new = max(0, total - num_known)
         if num_new > len(self.output_ids):
-            raise Unavailable(f"the SGLang server shows {len(self.output_ids)} tokens of {num_new} new ones")
+            raise Unavailable(f"the SGLang server sent {len(self.output_ids)} of {num_new} new tokens")
         return self.output_ids[-num_new:] if num_new else ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankChecksums:
-    """Hashes of what one process of the server holds, by name, and which part of each tensor that is."""
+    """Checksums by tensor name of one process of the server, and its place in the tensor-parallel group."""
 
     tp_rank: int
     tp_size: int
@@ -136,12 +139,12 @@ class RankChecksums:
 
 
 class SglangServer:
-    """The client. Use as an async context manager."""
+    """Use as an async context manager."""
 
     def __init__(self, url: str, *, admin_key: str = "") -> None:
         self.url = url.rstrip("/")
         self._num_given = 0
-        """Events with new tokens."""
+        """Events with new tokens so far."""
         self._headers = {"Authorization": f"Bearer {admin_key}"} if admin_key else {}
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=32, keepalive_expiry=_KEEP_S)
         timeout = httpx.Timeout(_ASK_S, connect=_CONNECT_S)
@@ -154,11 +157,10 @@ class SglangServer:
         await self._http.aclose()
 
     async def info(self) -> ServerInfo:
-        """Identity and limits."""
         return ServerInfo.of(await self._get("/server_info"), await self._get("/model_info"))
 
     async def responds(self, timeout_s: float) -> bool:
-        """Whether it answers at all, paused or not."""
+        """Whether it answers, paused or not."""
         try:
             await self._http.get("/ping", timeout=timeout_s)
         except httpx.HTTPError:
@@ -174,36 +176,37 @@ class SglangServer:
         return answer.status_code == HTTPStatus.OK
 
     async def why_unhealthy(self) -> str:
-        """Why this is no time to change weights, in words; empty if it is one.
+        """Why weights cannot be changed now; empty if they can.
 
-        A healthy server that is not ready is paused. One that remembers a failed health check says no more than that: while
-        paused it gives no token, and else nothing is in the way.
+        A healthy server that is not ready is paused. A server that remembers a failed health check does not report
+        whether it is paused, but a paused one generates no tokens.
         """
         if await self._status("/ready") == HTTPStatus.OK:
             return ""
         if await self._status("/ping") == HTTPStatus.OK:
-            return "is paused by somebody else"
+            return "was paused by someone else"
         if await self.gives_tokens():
             return ""
-        return f"says that it is not healthy and takes nothing in for {_TAKEN_S:g} s: it hangs, or is paused by somebody else"
+        return f"is unhealthy and generated no token for {_TAKEN_S:g} s: it hangs, or was paused by someone else"
 
     async def gives_tokens(self) -> bool:
-        """Whether a request of ours, or any that runs through here, gets a token soon."""
+        """Whether a probe request, or any request through this client, gets a token soon."""
         num_given = self._num_given
         body = {"rid": f"updraft-{uuid.uuid4().hex}", "input_ids": [0], "sampling_params": {"max_new_tokens": 1}}
         try:
             async with asyncio.timeout(_TAKEN_S), self.generate(body) as events:
                 async for _ in events:
                     pass
-        except (TimeoutError, UpdraftError):  # a full queue says nothing
+        except (TimeoutError, UpdraftError):  # a full queue proves nothing
             pass
         return self._num_given > num_given
 
     @asynccontextmanager
     async def generate(self, body: Mapping[str, Any]) -> AsyncIterator[AsyncIterator[StreamEvent]]:
-        """Events of a new request, without a deadline between two: it may wait in a queue for long.
+        """Events of a new request, with no deadline between two because it may be queued for long.
 
-        Raises InvalidInput, Exhausted or Unavailable in the block. Leaving it early hangs up, which aborts in seconds.
+        Raises InvalidInput, Exhausted or Unavailable in the block. Leaving it early disconnects, which aborts the
+        request within seconds.
         """
         timeout = httpx.Timeout(_ASK_S, connect=_CONNECT_S, read=None)
         headers = self._headers
@@ -224,44 +227,42 @@ class SglangServer:
             yield event
 
     async def abort(self, rid: str) -> None:
-        """End a request; one that the server does not know yet is not remembered."""
+        """End a request. The server ignores ids that it does not know yet."""
         await self._admin("/abort_request", {"rid": rid}, _ASK_S)
 
     async def pause(self) -> None:
-        """Stop between two steps; what runs keeps its place and its cache."""
+        """Stop between two steps; running requests keep their slot and cache."""
         await self._admin("/pause_generation", {"mode": "in_place"}, _PAUSE_S)
 
     async def resume(self) -> None:
-        """Go on."""
         await self._admin("/continue_generation", {}, _PAUSE_S)
 
     async def begin_update(self) -> None:
-        """Open a session for the draft's weights. Conflict if one is open."""
+        """Open an update session for the draft. Raises Conflict if one is open."""
         await self._admin("/begin_weight_update", {"selector": DRAFT}, _UPDATE_S)
 
     async def end_update(self) -> None:
-        """Close the session."""
         await self._admin("/end_weight_update", {}, _UPDATE_S)
 
     async def update(self, named: Named, *, load_format: str, label: str, tp_size: int) -> None:
-        """Give these tensors to the draft's loader `load_format`, on each of `tp_size` ranks. Conflict if it refuses."""
+        """Pass these tensors to the draft's loader `load_format` on each of `tp_size` ranks. Raises Conflict if it
+        refuses."""
         packed = base64.b64encode(pickle.dumps(named)).decode()
         body = {
             "serialized_named_tensors": [packed] * tp_size,
             "load_format": load_format,
             "selector": DRAFT,
-            "flush_cache": False,  # the target's cache stays valid; the draft's only costs acceptance
+            "flush_cache": False,  # the target's cache stays valid; stale draft entries only cost acceptance
             "weight_version": label,
         }
         await self._admin("/update_weights_from_tensor", body, _UPDATE_S)
 
     async def checksums(self, selector: str = DRAFT) -> list[RankChecksums]:
-        """Hash what it holds, rank by rank."""
         answer = await self._admin("/weights_checker", {"action": "checksum", "selector": selector}, _CHECKSUM_S)
         try:
             return [_rank(rank) for rank in answer["ranks"]]
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise Unavailable(f"the SGLang server at {self.url} shows no checksums: {error!r}") from error
+            raise Unavailable(f"the SGLang server at {self.url} reports no checksums: {error!r}") from error
 
     async def _status(self, path: str) -> int:
         try:
@@ -292,8 +293,7 @@ class SglangServer:
     def _object(self, path: str, answer: httpx.Response) -> dict[str, Any]:
         if answer.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             raise Forbidden(
-                f"the SGLang server at {self.url} refuses {path}: give the agent its admin key"
-                " (UPDRAFT_INFERENCE_SGLANG_ADMIN_KEY)"
+                f"the SGLang server at {self.url} refuses {path}: set UPDRAFT_INFERENCE_SGLANG_ADMIN_KEY to its admin key"
             )
         if answer.status_code == HTTPStatus.BAD_REQUEST:
             raise Conflict(f"SGLang refuses {path}: {_message(answer.text)}")
@@ -316,7 +316,7 @@ async def _events(answer: httpx.Response) -> AsyncIterator[StreamEvent]:
         try:
             yield _event(json.loads(line[len("data: ") :]))
         except (ValueError, TypeError, AttributeError) as error:
-            raise Unavailable(f"the SGLang server streams what is no event: {line[:100]!r}") from error
+            raise Unavailable(f"the SGLang server sent an invalid event: {line[:100]!r}") from error
 
 
 def _event(content: Mapping[str, Any]) -> StreamEvent:
@@ -332,16 +332,16 @@ def _event(content: Mapping[str, Any]) -> StreamEvent:
 
 
 def _refusal(status: int, message: object) -> UpdraftError:
-    sentence = f"SGLang refuses the request: {message}"
+    text = f"SGLang refuses the request: {message}"
     if status == HTTPStatus.BAD_REQUEST:
-        return InvalidInput(sentence)
+        return InvalidInput(text)
     if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
-        return Exhausted(sentence)
-    return Unavailable(sentence)
+        return Exhausted(text)
+    return Unavailable(text)
 
 
 def _message(text: str) -> str:
-    """The sentence in an error's body, whichever of its forms it has."""
+    """The message in the body of an error, in any of its formats."""
     try:
         content = json.loads(text)
     except ValueError:
@@ -349,8 +349,8 @@ def _message(text: str) -> str:
     if not isinstance(content, dict):
         return text[:500]
     error = content.get("error")
-    found = error.get("message") if isinstance(error, dict) else error or content.get("message")
-    return str(found or text[:500])
+    message = error.get("message") if isinstance(error, dict) else error or content.get("message")
+    return str(message or text[:500])
 
 
 def _rank(content: Mapping[str, Any]) -> RankChecksums:

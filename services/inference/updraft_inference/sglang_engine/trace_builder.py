@@ -1,8 +1,8 @@
-"""What the plugin says of one request, put together. Pure.
+"""Assembles the messages of the plugin about one request. Pure.
 
-Rows go by their position in prompt ++ output, so a message that never came leaves a hole and shifts nothing. A preempted
-request is forwarded again: rows that are known already are not taken twice, and steps whose tokens the server threw away
-are forgotten.
+Rows are placed by position in prompt ++ output, so a lost message leaves a hole and shifts nothing. A preempted request
+is computed again: rows that are already known are not replaced, and steps whose tokens the server discarded are
+removed.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from updraft_inference.engine import CaptureParams, Counterfactual, Drafter, Hid
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """States of consecutive positions, [rows, A], and what the target said at the last `len(teacher)` of them."""
+    """Hidden states of consecutive positions, [rows, A], with the teacher of the last `len(teacher)` of them."""
 
     position: int
     aux: Tensor
@@ -24,12 +24,11 @@ class Rows:
 
     @property
     def end(self) -> int:
-        """The position behind them."""
+        """The position after the last row."""
         return self.position + len(self.aux)
 
     @property
     def nbytes(self) -> int:
-        """Memory of the tensors."""
         return self.aux.nbytes + self.teacher.nbytes
 
 
@@ -46,34 +45,33 @@ class StepPart:
     version: int
     rows: Rows | None = None
     rejected: Rows | None = None
-    """Rows that read the rejected draft and those after it."""
+    """Rows that read the rejected draft token and those after it."""
 
     @property
     def nbytes(self) -> int:
-        """Memory of the tensors."""
         return sum(rows.nbytes for rows in (self.rows, self.rejected) if rows is not None)
 
     @property
     def without_rows(self) -> "StepPart":
-        """The light part alone."""
+        """The light record only."""
         return replace(self, rows=None, rejected=None)
 
 
 class TraceBuilder:
-    """Takes a request's parts as they come; says at its end what they add up to."""
+    """Collects the parts of a request as they arrive, and returns its steps and hidden states at the end."""
 
-    def __init__(self, num_prompt: int, wish: CaptureParams) -> None:
+    def __init__(self, num_prompt: int, params: CaptureParams) -> None:
         self._num_prompt = num_prompt
-        self._wish = wish
+        self._params = params
         self._steps: list[StepPart] = []
         self._prefilled: list[Rows] = []
         self._again_to = 0
-        """The position behind a second forward over the output, until the next step comes."""
-        self._reached = num_prompt if wish.payload else num_prompt + 1
+        """The position after a repeated forward over the output, until the next step arrives."""
+        self._reached = num_prompt if params.payload else num_prompt + 1
         self.nbytes = 0
 
     def add_step(self, step: StepPart) -> None:
-        """Take a verify step. One that no request could have is ignored."""
+        """Add a verify step. An impossible one is ignored."""
         if step.position < self._num_prompt or not 0 <= step.accepted <= len(step.draft_ids):
             return
         self._forget_from(step.position - 1 if self._again_to else step.position)
@@ -83,7 +81,7 @@ class TraceBuilder:
         self._reached = step.position + step.accepted + 2
 
     def add_rows(self, rows: Rows) -> None:
-        """Take the rows of a forward over the prompt, or over prompt and output of a preempted request."""
+        """Add the rows of a forward over the prompt, or over prompt and output of a preempted request."""
         self._prefilled.append(rows)
         self.nbytes += rows.nbytes
         if rows.end > self._num_prompt:
@@ -91,18 +89,18 @@ class TraceBuilder:
         self._reached = max(self._reached, rows.end + 1)
 
     def covers(self, num_output: int) -> bool:
-        """Whether the last of all parts of `num_output` tokens is here: parts come in order."""
+        """Whether the last part of `num_output` tokens has arrived; parts arrive in order."""
         return self._reached >= self._num_prompt + num_output
 
     def steps(self, num_output: int) -> tuple[VerifyStep, ...]:
-        """The steps that gave the first `num_output` tokens, those that came."""
+        """The captured steps that gave the first `num_output` tokens."""
         return tuple(self._verify_step(step) for step in self._kept(num_output))
 
     def hidden(self, num_output: int) -> HiddenStates | None:
-        """The rows that read prompt ++ output up to its last token but one; None if nothing came to learn from."""
-        if not self._wish.payload:
+        """The rows that read prompt ++ output except its last token; None without any row with a teacher."""
+        if not self._params.payload:
             return None
-        first = max(0, self._num_prompt - self._wish.prompt_rows)
+        first = max(0, self._num_prompt - self._params.prompt_rows)
         kept = self._kept(num_output)
         pieces = [*(step.rows for step in kept if step.rows is not None), *self._prefilled]
         end = self._num_prompt + num_output - 1
@@ -123,7 +121,7 @@ class TraceBuilder:
         return [step for step in self._steps if step.position + 1 < end]
 
     def _forget_from(self, position: int) -> None:
-        """Drop steps that gave a token behind `position`: it was thrown away, for it is made again."""
+        """Remove steps that gave a token after `position`, because it was discarded and is generated again."""
         while self._steps and self._steps[-1].position + self._steps[-1].accepted + 1 > position:
             self.nbytes -= self._steps.pop().nbytes
 
@@ -142,9 +140,9 @@ class TraceBuilder:
         )
 
     def _counterfactuals(self, kept: list[StepPart], num_output: int) -> Iterator[Counterfactual]:
-        """Of the steps whose rejected draft stood before the end."""
+        """Rows of the steps whose rejected draft token stood before the end."""
         for index, step in enumerate(kept):
-            rejected, limit = step.rejected, self._wish.counterfactual_rows
+            rejected, limit = step.rejected, self._params.counterfactual_rows
             start = step.position - self._num_prompt + 1
             if rejected is None or not limit or not len(rejected.aux) or start + step.accepted >= num_output:
                 continue
@@ -152,7 +150,7 @@ class TraceBuilder:
 
 
 class _Canvas:
-    """Positions `first` to `end`, filled once each."""
+    """Positions `first` to `end`, each filled once."""
 
     def __init__(self, first: int, end: int, like: Rows) -> None:
         num, k = end - first, like.teacher.ids.shape[1]
@@ -164,37 +162,40 @@ class _Canvas:
             log_sum_exp=torch.zeros(num),
         )
         self._is_seen = torch.zeros(num, dtype=torch.bool)
-        self._is_taught = torch.zeros(num, dtype=torch.bool)
+        self._has_teacher = torch.zeros(num, dtype=torch.bool)
 
     def paint(self, rows: Rows) -> None:
-        """Fill in what is not known yet. A teacher that comes later is taken with its own row's states or none."""
+        """Fill in unknown positions. A teacher that arrives later belongs to the states of its own row."""
         start, stop = max(rows.position, self._first), min(rows.end, self._end)
-        untaught = len(rows.aux) - len(rows.teacher)
+        num_without_teacher = len(rows.aux) - len(rows.teacher)
         here, there = slice(start - rows.position, stop - rows.position), slice(start - self._first, stop - self._first)
         is_new = ~self._is_seen[there]
         self._aux[there][is_new] = rows.aux[here][is_new]
         self._is_seen[there] = True
-        start = max(start, rows.position + untaught)
+        start = max(start, rows.position + num_without_teacher)
         if start >= stop:
             return
-        shown = _slice(rows.teacher, start - rows.position - untaught, stop - rows.position - untaught)
+        teacher = _slice(
+            rows.teacher, start - rows.position - num_without_teacher, stop - rows.position - num_without_teacher
+        )
         there = slice(start - self._first, stop - self._first)
-        is_new = ~self._is_taught[there]
-        self._teacher.ids[there][is_new] = shown.ids[is_new].long()
-        self._teacher.log_probs[there][is_new] = shown.log_probs[is_new]
-        self._teacher.log_sum_exp[there][is_new] = shown.log_sum_exp[is_new]
-        self._is_taught[there] = True
+        is_new = ~self._has_teacher[there]
+        self._teacher.ids[there][is_new] = teacher.ids[is_new].long()
+        self._teacher.log_probs[there][is_new] = teacher.log_probs[is_new]
+        self._teacher.log_sum_exp[there][is_new] = teacher.log_sum_exp[is_new]
+        self._has_teacher[there] = True
 
     def hidden(self, counterfactuals: tuple[Counterfactual, ...]) -> HiddenStates:
-        """All of it. Behind the first row with a teacher, one without does not exist: nothing could be learnt at it."""
-        first_taught = int(self._is_taught.nonzero()[0]) if bool(self._is_taught.any()) else len(self._is_taught)
+        """All rows. After the first row with a teacher, rows without one count as missing, because nothing can be
+        learned from them."""
+        first_teacher = int(self._has_teacher.nonzero()[0]) if bool(self._has_teacher.any()) else len(self._has_teacher)
         exists = self._is_seen.clone()
-        exists[first_taught:] &= self._is_taught[first_taught:]
+        exists[first_teacher:] &= self._has_teacher[first_teacher:]
         return HiddenStates(
             first_position=self._first,
             aux=self._aux,
-            teacher=_slice(self._teacher, first_taught, len(self._is_taught)),
-            first_teacher_row=first_taught,
+            teacher=_slice(self._teacher, first_teacher, len(self._has_teacher)),
+            first_teacher_row=first_teacher,
             missing_rows=tuple((~exists).nonzero().flatten().tolist()),
             counterfactuals=counterfactuals,
         )

@@ -104,7 +104,7 @@ async def test_what_is_refused_is_told_with_its_reason_and_the_old_draft_serves_
 async def test_a_version_that_cannot_be_prefetched_is_named_and_the_other_serves(pod: Pod) -> None:
     async with running(pod):
         nonce = pod.serve(1, 9)
-        await until(lambda: pod.swapper.status.reason == "cannot fetch yet: no version 9")
+        await until(lambda: pod.swapper.status.reason == "cannot download yet: no version 9")
 
     assert (pod.swapper.status.nonce, pod.swapper.status.version) == (nonce, 9)
     assert pod.engine.loaded.version == 1
@@ -123,7 +123,7 @@ async def test_a_registry_that_is_away_is_waited_for(pod: Pod) -> None:
     pod.registry.is_away = True
     async with running(pod):
         nonce = pod.serve(2)
-        await until(lambda: "cannot fetch yet" in pod.swapper.status.reason)
+        await until(lambda: "cannot download yet" in pod.swapper.status.reason)
         assert pod.swapper.status.outcome == PENDING
 
         pod.registry.is_away = False
@@ -176,7 +176,7 @@ async def test_a_registry_that_does_not_give_a_version_says_nothing_about_it(pod
     pod.registry.fails = failure
     async with running(pod):
         nonce = pod.serve(2)
-        await until(lambda: f"cannot fetch yet: {failure}" in pod.swapper.status.reason)
+        await until(lambda: f"cannot download yet: {failure}" in pod.swapper.status.reason)
         assert pod.swapper.status.outcome == PENDING
 
         pod.registry.fails = None

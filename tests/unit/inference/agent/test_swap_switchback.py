@@ -110,7 +110,7 @@ async def test_a_version_that_is_not_there_is_waited_for_and_the_other_serves_on
     async with running(pod):
         await pod.answered(pod.serve(1))
         pod.alternate(1, 2)
-        await until(lambda: pod.swapper.status.reason == "cannot fetch yet: no version 2")
+        await until(lambda: pod.swapper.status.reason == "cannot download yet: no version 2")
         assert (pod.swapper.status.outcome, pod.swapper.status.version) == (PENDING, 2)
 
     assert pod.engine.loaded.version == 1
@@ -172,7 +172,7 @@ async def test_an_engine_that_cannot_be_asked_now_serves_on(pod: Pod, caplog: py
         pod.engine.rot()
         await pod.swapper.verify()
 
-    assert "could not be verified now" in caplog.text
+    assert "cannot be verified now" in caplog.text
     assert pod.metrics.draft_mismatches._value.get() == 1
 
 

@@ -97,10 +97,10 @@ def test_a_head_is_padded_with_zeros(draft: Draft) -> None:
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_one_changed_weight_is_named(draft: Draft, device: str) -> None:
     config, tensors = draft
-    wanted = checksums.expected(config, tensors, dtype=torch.float32, device=device, tp=(0, 1))
+    wanted = checksums.expected_hashes(config, tensors, dtype=torch.float32, device=device, tp=(0, 1))
     changed = {name: tensor.clone() for name, tensor in tensors.items()}
     changed["midlayer.mlp.up_proj.weight"][0, 0] += 1
-    shown = checksums.expected(config, changed, dtype=torch.float32, device=device, tp=(0, 1))
+    shown = checksums.expected_hashes(config, changed, dtype=torch.float32, device=device, tp=(0, 1))
     served = RankChecksums(tp_rank=0, tp_size=1, hashes=shown | {"draft.model.embed_tokens.weight": "any"})
 
     assert checksums.differing(wanted, served) == ["draft.model.layers.0.mlp.gate_up_proj.weight"]

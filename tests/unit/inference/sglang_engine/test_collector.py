@@ -124,8 +124,8 @@ async def test_what_the_plugin_cannot_do_is_the_problem(collector: Collector) ->
 
 async def test_another_protocol_is_a_problem_and_is_not_listened_to(collector: Collector) -> None:
     async with plugin(collector, protocol=99) as one:
-        assert "speaks protocol 99" in await asyncio.wait_for(one.refusal(), 30)
-    assert "speaks protocol 99" in collector.problem
+        assert "uses protocol 99" in await asyncio.wait_for(one.refusal(), 30)
+    assert "uses protocol 99" in collector.problem
 
     assert not collector.is_connected
     async with plugin(collector):
@@ -166,16 +166,14 @@ async def test_a_second_server_is_refused_with_a_sentence_and_the_first_one_is_h
         for _ in range(2):
             async with plugin(collector, id="another", version=8) as second:
                 said = await asyncio.wait_for(second.refusal(), 30)
-                assert said.startswith(
-                    f"another SGLang server (process 1 there) is connected to {collector.path} already"
-                )
+                assert said.startswith(f"another SGLang server (process 1) is already connected to {collector.path}: ")
                 assert "UPDRAFT_SGLANG_SOCKET" in said
         await first.step(4)
         await until(lambda: assembly.covers(2), what="the step")
 
         assert collector.hello is not None
         assert (collector.hello.version, collector.problem) == (7, "")
-    assert [record.message for record in caplog.records].count("A second SGLang server is refused") == 1
+    assert [record.message for record in caplog.records].count("Refused a second SGLang server") == 1
     async with plugin(collector, id="another", version=8):
         await until(lambda: collector.hello is not None and collector.hello.version == 8, what="its turn")
 

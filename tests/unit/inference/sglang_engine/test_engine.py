@@ -43,7 +43,7 @@ class TestSwaps:
         held = dict(fake.held)
         fake.is_lying = True
 
-        with pytest.raises(Corrupt, match="does not hold it"):
+        with pytest.raises(Corrupt, match="holds something else"):
             await engine.swap(drafts[1])
 
         assert engine.loaded.version == 1
@@ -157,7 +157,7 @@ class TestSwaps:
             await engine.swap(drafts[0])
         fake.is_paused = True
 
-        with pytest.raises(Unavailable, match="paused by somebody else"):
+        with pytest.raises(Unavailable, match="paused by someone else"):
             await engine.swap(drafts[0])
 
         assert fake.is_paused
@@ -186,7 +186,7 @@ class TestSwaps:
         fake.is_paused = True
         fake.calls.clear()
 
-        with pytest.raises(Unavailable, match="paused by somebody else"):
+        with pytest.raises(Unavailable, match="paused by someone else"):
             await engine.swap(drafts[0])
 
         assert fake.is_paused
@@ -234,7 +234,7 @@ class TestSwaps:
 
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(leave())
-            with pytest.raises(Unavailable, match="not healthy and takes nothing in"):
+            with pytest.raises(Unavailable, match="unhealthy and generated no token"):
                 await engine.swap(drafts[0])
 
         assert fake.aborted
@@ -247,7 +247,7 @@ class TestSwaps:
     ) -> None:
         fake.has_session = True
 
-        with pytest.raises(Unavailable, match="another update"):
+        with pytest.raises(Unavailable, match="another weight update"):
             await engine.swap(drafts[0])
 
         assert fake.has_session
@@ -288,7 +288,7 @@ class TestSwaps:
     ) -> None:
         other = saved_draft(models, 8, token_ids=arange(DRAFT_VOCAB) + 1)
 
-        with pytest.raises(InvalidInput, match="start the server anew with --speculative-draft-model-path"):
+        with pytest.raises(InvalidInput, match="restart the server with --speculative-draft-model-path"):
             await engine.swap(other)
 
     async def test_a_draft_that_is_not_what_its_manifest_says_is_refused_before_any_pause(
@@ -313,14 +313,14 @@ class TestStart:
         ("info", "sentence"),
         [
             ({"version": "0.5.20"}, "SGLang 0.5.20 is too old"),
-            ({"version": "dev"}, "no release of SGLang"),
+            ({"version": "dev"}, "not a release of SGLang"),
             ({"speculative_algorithm": None}, "--speculative-algorithm EAGLE3 (it has none)"),
             ({"speculative_eagle_topk": 4}, "--speculative-eagle-topk 1"),
             ({"custom_weight_loader": None}, "--custom-weight-loader updraft_sglang.weights.load"),
             ({"dp_size": 2}, "--dp-size 1"),
             ({"speculative_draft_model_path": "/nowhere"}, "prepare-sglang"),
-            ({"model_path": "/nowhere"}, "is not to be seen from here"),
-            ({"tp_size": None}, "does not say what is needed"),
+            ({"model_path": "/nowhere"}, "is not visible here"),
+            ({"tp_size": None}, "missing required fields"),
         ],
     )
     async def test_a_server_that_cannot_be_served_with_is_refused_with_what_to_change(
@@ -335,7 +335,7 @@ class TestStart:
     ) -> None:
         fake.info = {"model_path": str(make_tiny_target(tmp_path / "other", seed=5))}
 
-        assert "another model" in await self.refused(fake, options)
+        assert "not the same model" in await self.refused(fake, options)
 
     async def test_a_wrong_admin_key_is_told_at_the_start(self, fake: FakeSglang, options: SglangOptions) -> None:
         assert "UPDRAFT_INFERENCE_SGLANG_ADMIN_KEY" in await self.refused(fake, options, key="another")
@@ -419,7 +419,7 @@ class TestStart:
                 pass
 
         assert not engine.is_alive
-        with pytest.raises(Unavailable, match="has gone"):
+        with pytest.raises(Unavailable, match="is gone"):
             await anext(engine.generate(asking("b")))
         fake.may_step.set()
 

@@ -97,8 +97,8 @@ class TestRequests:
     @pytest.mark.parametrize(
         ("more", "words"),
         [
-            ({"sampling": SamplingParams(min_p=0.1)}, "min_p is not to be had"),
-            ({"top_logprobs": 0}, "logprobs are not to be had"),
+            ({"sampling": SamplingParams(min_p=0.1)}, "min_p is not available"),
+            ({"top_logprobs": 0}, "logprobs are not available"),
             ({"sampling": SamplingParams(logit_bias=((10**6, 1.0),))}, "outside the vocabulary"),
         ],
     )
@@ -214,7 +214,7 @@ class TestRequests:
         tokens, finished = await whole(engine, asking("a"))
 
         assert (tokens, finished.uncaptured) == ([3, 4], None)
-        assert "sums of SGLang cannot be read" in caplog.text
+        assert "totals of SGLang cannot be read" in caplog.text
         fake.last_event = None
         await whole(engine, asking("b"))
 

@@ -48,23 +48,23 @@ def test_a_hook_in_place_is_no_problem_also_below_another_plugins(engine: Any) -
 def test_a_hook_that_was_not_applied_is_named(engine: Any) -> None:
     engine.sample = around(sample, lambda original, *args: original(*args))
 
-    assert list(problems([binding()])) == ["an_engine.sample was not hooked"]
+    assert list(problems([binding()])) == ["an_engine.sample is not hooked"]
 
 
 def test_a_hook_that_another_name_bypasses_is_named(engine: Any) -> None:
     engine.sample, engine.imported = around(sample, ours), sample
 
-    assert list(problems([binding("an_engine.sample", "an_engine.imported")])) == ["an_engine.imported was not hooked"]
+    assert list(problems([binding("an_engine.sample", "an_engine.imported")])) == ["an_engine.imported is not hooked"]
 
 
 def test_other_parameters_are_named(engine: Any) -> None:
     engine.sample = around(lambda logits, batch: (logits, batch), ours)
 
-    assert list(problems([binding()])) == ["an_engine.sample takes logits, batch; expected was verify_input, batch"]
+    assert list(problems([binding()])) == ["an_engine.sample takes logits, batch; expected verify_input, batch"]
 
 
 @pytest.mark.parametrize("target", ["an_engine.missing", "no_such_engine.sample"])
 def test_what_is_not_there_is_named(engine: Any, target: str) -> None:
     assert engine
     (problem,) = problems([binding(target)])
-    assert problem.startswith(f"{target} is not there")
+    assert problem.startswith(f"{target} does not exist")

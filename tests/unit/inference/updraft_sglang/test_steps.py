@@ -126,5 +126,5 @@ def test_absurd_acceptance_is_refused() -> None:
     block = Block(1, 3, 0)
     block.accept_lens[0] = 4
 
-    with pytest.raises(ValueError, match="3 drafts of 2 were accepted"):
+    with pytest.raises(ValueError, match="3 of 2 draft tokens were accepted"):
         block.captured(interest_of([CaptureOptions()]))

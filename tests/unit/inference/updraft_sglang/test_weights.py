@@ -132,9 +132,9 @@ Change = Callable[[dict[str, Tensor]], Any]
         (lambda t: t.pop("fc.weight"), r"lacks \['fc.weight'\]"),
         (lambda t: t.update({"embed_tokens.weight": torch.zeros(24, 8)}), r"unknown \['embed_tokens.weight'\]"),
         (lambda t: t.update({"fc.weight": torch.zeros(8, 16)}), r"fc.weight has shape \(8, 16\)"),
-        (lambda t: t["norm.weight"].fill_(float("nan")), "norm.weight holds values that are not finite"),
-        (lambda t: t["lm_head.weight"][3].fill_(-torch.inf), "lm_head.weight holds values that are not finite"),
-        (lambda t: t["d2t"].add_(1), "other tokens"),
+        (lambda t: t["norm.weight"].fill_(float("nan")), "norm.weight has values that are not finite"),
+        (lambda t: t["lm_head.weight"][3].fill_(-torch.inf), "lm_head.weight has values that are not finite"),
+        (lambda t: t["d2t"].add_(1), "another vocabulary"),
     ],
 )
 def test_an_unsound_draft_is_refused_before_anything_is_written(folder: Path, change: Change, said: str) -> None:
@@ -166,14 +166,14 @@ def test_a_file_that_was_cut_off_is_refused(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
 
-    with pytest.raises(RefusedError, match="cannot be read"):
+    with pytest.raises(RefusedError, match="cannot read"):
         checked(Served(), folder)
 
 
 def test_a_file_that_is_not_to_be_seen_is_refused(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
-    with pytest.raises(RefusedError, match="cannot be read"):
+    with pytest.raises(RefusedError, match="cannot read"):
         checked(Served(), folder)
 
 
@@ -181,7 +181,7 @@ def test_the_target_is_never_written(folder: Path) -> None:
     target = Served()
     target.hot_token_id = None  # type: ignore[assignment]  # as a target has none
 
-    with pytest.raises(RefusedError, match="no EAGLE-3 draft"):
+    with pytest.raises(RefusedError, match="not an EAGLE-3 draft"):
         checked(target, folder)
 
 
@@ -206,7 +206,7 @@ def test_another_payload_is_refused(folder: Path) -> None:
 
     assert (success, message) == (
         False,
-        "the payload has ['folder', 'version'], it must have ['digest', 'folder', 'version']",
+        "the payload has ['folder', 'version'], expected ['digest', 'folder', 'version']",
     )
 
 
@@ -223,7 +223,7 @@ def test_a_write_that_fails_in_the_middle_says_so_and_forgets_the_digest(
     success, message = update(model, payload(folder, version=8))
 
     assert (success, served.version, served.digest) == (False, 7, "")
-    assert "written in part only" in message
+    assert "loaded only in part" in message
 
 
 def test_without_the_hook_a_refusal_does_not_end_the_server(folder: Path) -> None:

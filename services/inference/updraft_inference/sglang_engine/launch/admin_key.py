@@ -1,6 +1,6 @@
-"""The key that a server and its agent share in a pod: whoever has it may pause the server and change its weights.
+"""The admin key that a server and its agent share: its holder can pause the server and change its weights.
 
-It is written as a file for the server's own `--config`, for an argument can be read in any list of processes. JSON is YAML.
+It is a file for the server's own `--config`, because arguments are visible in process lists. JSON is valid YAML.
 """
 
 import json
@@ -11,11 +11,11 @@ from updraft_chassis.credentials import check_token, read_text
 from updraft_chassis.errors import InvalidInput
 
 _ARGUMENT = "admin-api-key"
-_MODE = 0o640  # a server under another user shares the pod's group
+_MODE = 0o640  # the server may run as another user of the pod's group
 
 
 def write(file: Path) -> None:
-    """A new random key, whole or not at all; one that is there is left alone. InvalidInput if it cannot be written."""
+    """Write a new random key atomically. An existing file is kept. Raises InvalidInput if it cannot be written."""
     if file.exists():
         return
     part = file.with_suffix(".part")
@@ -26,15 +26,15 @@ def write(file: Path) -> None:
         part.write_text(json.dumps({_ARGUMENT: secrets.token_hex(32)}))
         part.replace(file)
     except OSError as error:
-        raise InvalidInput(f"the admin key cannot be written to {file}: {error.strerror}") from error
+        raise InvalidInput(f"cannot write the admin key to {file}: {error.strerror}") from error
 
 
 def read(file: Path) -> str:
-    """The key of a file that `write` made. InvalidInput, which never tells what it holds."""
+    """The key in a file that `write` made. Raises InvalidInput, which never contains the key."""
     try:
         key: str = json.loads(read_text(file, "SGLang admin key"))[_ARGUMENT]
         return check_token(key, f"the {_ARGUMENT} in {file}")
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InvalidInput(
-            f"{file} holds no {_ARGUMENT}: `updraft-inference prepare-sglang` writes such a file"
+            f"{file} has no {_ARGUMENT}; create the file with `updraft-inference prepare-sglang --admin-key-file`"
         ) from None

@@ -1,4 +1,4 @@
-"""From settings to a running engine: over a server that is attached to, or one that is started and ended here."""
+"""Opens an engine over an SGLang server, either attached or started for the duration of the block."""
 
 import asyncio
 import logging
@@ -12,7 +12,7 @@ from pathlib import Path
 from updraft_artifacts.model_folder import target_fingerprint
 from updraft_chassis.errors import InvalidInput, Unavailable
 from updraft_inference.engine import FinishedSink
-from updraft_inference.sglang_engine import initial_draft as seeds
+from updraft_inference.sglang_engine import initial_draft
 from updraft_inference.sglang_engine.engine import SglangEngine, SglangOptions, opened
 from updraft_inference.sglang_engine.launch import admin_key as admin_keys
 from updraft_inference.sglang_engine.launch import arguments, plugin_folder
@@ -32,7 +32,7 @@ _STARTED_WITH = "started-with-"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchOptions:
-    """How to start a server. `folder` gets the plugin and the first draft; `extra` are arguments as in a shell."""
+    """How to start a server. `folder` receives the plugin and the initial draft; `extra` are arguments in shell syntax."""
 
     python: Path
     folder: Path
@@ -48,9 +48,9 @@ class LaunchOptions:
 
 
 def prepare(model: Path, *, plugin: Path, seed: Path, draft_vocab_size: int, key_file: Path | None = None) -> None:
-    """Write what a server starts with. Doing it twice changes nothing."""
+    """Write the files that a server starts with. Repeating it changes nothing."""
     plugin_folder.write(plugin)
-    seeds.write(model, seed, draft_vocab_size=draft_vocab_size)
+    initial_draft.write(model, seed, draft_vocab_size=draft_vocab_size)
     if key_file is not None:
         admin_keys.write(key_file)
     logger.info("Prepared for SGLang", extra={"plugin": str(plugin), "seed": str(seed)})
@@ -69,30 +69,30 @@ async def attached(
 
 @asynccontextmanager
 async def started(
-    plan: LaunchOptions,
+    launch: LaunchOptions,
     options: SglangOptions,
     environ: Mapping[str, str],
     on_finished: FinishedSink,
     is_stopped: Callable[[], bool],
 ) -> AsyncIterator[SglangEngine]:
-    """A server for the length of the block, and an engine over it."""
-    plugin, seed = await asyncio.to_thread(_prepared, plan, options.model)
+    """A server for the duration of the block, and an engine over it."""
+    plugin, seed = await asyncio.to_thread(_prepared, launch, options.model)
     port = free_port()
-    launch = ServerCommand(
-        python=plan.python,
-        arguments=_arguments(plan, options, seed, port),
+    command = ServerCommand(
+        python=launch.python,
+        arguments=_arguments(launch, options, seed, port),
         environment=environment(environ, plugin=plugin, collector=options.socket.resolve()),
-        drain_s=plan.drain_s,
+        drain_s=launch.drain_s,
     )
     async with (
-        SglangServer(f"http://127.0.0.1:{port}", admin_key=plan.admin_key) as server,
-        supervised(launch) as supervisor,
+        SglangServer(f"http://127.0.0.1:{port}", admin_key=launch.admin_key) as server,
+        supervised(command) as supervisor,
     ):
         await supervisor.ready(server, is_stopped)
 
         async def restart(draft: Path) -> None:
-            kept = await asyncio.to_thread(_kept, draft, plan.folder)
-            await supervisor.restart(_arguments(plan, options, kept, port))
+            kept = await asyncio.to_thread(_kept, draft, launch.folder)
+            await supervisor.restart(_arguments(launch, options, kept, port))
             await supervisor.ready(server, is_stopped)
             await asyncio.to_thread(_remove_others, kept)
 
@@ -101,21 +101,21 @@ async def started(
             server,
             on_finished,
             has_ended=lambda: supervisor.has_ended,
-            restart=restart if plan.may_restart else None,
+            restart=restart if launch.may_restart else None,
         ) as engine:
             yield engine
 
 
-def _prepared(plan: LaunchOptions, model: Path) -> tuple[Path, Path]:
-    """Plugin and seed, each model and vocabulary its own."""
-    name = f"seed-{target_fingerprint(model).removeprefix('sha256:')[:12]}-{plan.draft_vocab_size}"
-    plugin, seed = (plan.folder / part for part in ("plugin", name))
-    prepare(model, plugin=plugin, seed=seed, draft_vocab_size=plan.draft_vocab_size)
+def _prepared(launch: LaunchOptions, model: Path) -> tuple[Path, Path]:
+    """The plugin, and an initial draft per model and vocabulary size."""
+    name = f"seed-{target_fingerprint(model).removeprefix('sha256:')[:12]}-{launch.draft_vocab_size}"
+    plugin, seed = (launch.folder / part for part in ("plugin", name))
+    prepare(model, plugin=plugin, seed=seed, draft_vocab_size=launch.draft_vocab_size)
     return plugin.resolve(), seed.resolve()
 
 
 def _kept(draft: Path, folder: Path) -> Path:
-    """A draft to start with that nobody removes: versions are pruned, and this one is gone back to."""
+    """A copy of a draft to start with that pruning does not remove; the server may return to it."""
     if draft.resolve().is_relative_to(folder.resolve()):
         return draft
     kept = (folder / f"{_STARTED_WITH}{draft.name}").resolve()
@@ -123,30 +123,30 @@ def _kept(draft: Path, folder: Path) -> Path:
     try:
         shutil.copytree(draft, kept)
     except (OSError, shutil.Error) as error:
-        raise Unavailable(f"the draft in {draft} cannot be kept for a start: {error}") from error
+        raise Unavailable(f"cannot copy the draft in {draft}: {error}") from error
     return kept
 
 
 def _remove_others(kept: Path) -> None:
-    """Drafts that servers before this one were started with."""
+    """Remove the drafts of earlier starts."""
     for other in set(kept.parent.glob(f"{_STARTED_WITH}*")) - {kept}:
         shutil.rmtree(other, ignore_errors=True)
 
 
-def _arguments(plan: LaunchOptions, options: SglangOptions, draft: Path, port: int) -> list[str]:
+def _arguments(launch: LaunchOptions, options: SglangOptions, draft: Path, port: int) -> list[str]:
     try:
-        extra = shlex.split(plan.extra)
+        extra = shlex.split(launch.extra)
     except ValueError as error:
-        raise InvalidInput(f"UPDRAFT_INFERENCE_SGLANG_ARGS cannot be read: {error}") from error
+        raise InvalidInput(f"UPDRAFT_INFERENCE_SGLANG_ARGS is not valid shell syntax: {error}") from error
     return arguments.serving(
         options.model.resolve(),
         port=port,
-        num_slots=plan.num_slots,
-        dtype=plan.dtype,
+        num_slots=launch.num_slots,
+        dtype=launch.dtype,
         extra=[
-            *arguments.speculation(draft, plan.num_steps),
-            *(("--admin-api-key", plan.admin_key) if plan.admin_key else ()),
-            *(arguments.context(options.model, plan.max_context, plan.num_steps) if plan.max_context else ()),
+            *arguments.speculation(draft, launch.num_steps),
+            *(("--admin-api-key", launch.admin_key) if launch.admin_key else ()),
+            *(arguments.context(options.model, launch.max_context, launch.num_steps) if launch.max_context else ()),
             *extra,
         ],
     )

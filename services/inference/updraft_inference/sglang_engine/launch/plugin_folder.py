@@ -1,7 +1,8 @@
-"""The folder that puts Updraft's plugin into a stock SGLang: on its PYTHONPATH, with what pip would have written.
+"""Writes the folder that adds Updraft's plugin to a stock SGLang: a PYTHONPATH entry with the metadata that pip would
+write.
 
-SGLang finds plugins by entry point, so the package alone would not do. Nothing is installed into the server's image or
-environment, which stay as they came.
+SGLang finds plugins by entry point, so the package alone is not enough. Nothing is installed into the server's image or
+environment.
 """
 
 import shutil
@@ -18,7 +19,7 @@ _METADATA = f"Metadata-Version: 2.1\nName: {_NAME}\nVersion: {__version__}\n"
 
 
 def write(folder: Path) -> Path:
-    """Make `folder` hold the plugin; one that is right stays as it is. It may be a volume: no other place is written to."""
+    """Write the plugin to `folder` unless it is up to date. It may be a volume, so nothing is written outside it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
@@ -30,21 +31,21 @@ def write(folder: Path) -> Path:
                 for new in fresh.iterdir():
                     new.rename(folder / new.name)
     except OSError as error:
-        raise InvalidInput(f"the plugin for SGLang cannot be written to {folder}: {error}") from error
+        raise InvalidInput(f"cannot write the SGLang plugin to {folder}: {error}") from error
     return folder
 
 
 def _fill(folder: Path) -> None:
     with as_file(files(_NAME)) as package:
         shutil.copytree(package, folder / _NAME, ignore=shutil.ignore_patterns("__pycache__"))
-    about = folder / f"{_NAME}-{__version__}.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text(_METADATA)
-    (about / "entry_points.txt").write_text(_ENTRY_POINTS)
+    dist_info = folder / f"{_NAME}-{__version__}.dist-info"
+    dist_info.mkdir()
+    (dist_info / "METADATA").write_text(_METADATA)
+    (dist_info / "entry_points.txt").write_text(_ENTRY_POINTS)
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
-    """What the plugin's files hold, by their names below `folder`."""
+    """Contents of the plugin's files by relative path."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for part in folder.glob(f"{_NAME}*")

@@ -1,7 +1,8 @@
-"""A stock SGLang server as a child: started, waited for, its log passed on, ended as it wants to be.
+"""Runs a stock SGLang server as a child process: starts it, waits until it is up, forwards its log, and stops it
+gracefully.
 
-SIGTERM goes to its main process alone: it lets requests end and stops the others, which a signal to all of them would kill.
-What is left after a deadline is killed as a group. If this process dies, the kernel sends the child its SIGTERM.
+SIGTERM goes only to its main process, which lets requests finish and stops the others; a SIGTERM to those would kill
+them. After a deadline the whole process group is killed. If this process dies, the kernel sends the child a SIGTERM.
 """
 
 import asyncio
@@ -22,8 +23,8 @@ from updraft_inference.sglang_engine.server import SglangServer
 
 logger = logging.getLogger(__name__)
 
-_TELL_S = 15.0
-_LOOK_S = 0.5
+_LOG_S = 15.0
+_POLL_S = 0.5
 _MAX_LINE = 1 << 20
 _NUM_LAST_LINES = 15
 _PORTS = range(20_000, 32_000)
@@ -35,24 +36,25 @@ if os.getppid() != int(sys.argv[1]):
     sys.exit("the parent has gone")
 os.execv(sys.executable, [sys.executable, "-m", "sglang.launch_server", *sys.argv[2:]])
 """
-"""Run by the server's interpreter: asks for a SIGTERM when the parent dies (PR_SET_PDEATHSIG), then becomes the server."""
+"""Run by the server's interpreter: requests a SIGTERM when the parent dies (PR_SET_PDEATHSIG), then becomes the server.
+"""
 
 _SERIOUS = re.compile(r"\bERROR\b|\bCRITICAL\b|Traceback|Error:|Exception:")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerCommand:
-    """What to start. `environment` is all that the server gets of it."""
+    """The command to run. `environment` is complete."""
 
     python: Path
     arguments: Sequence[str]
     environment: Mapping[str, str]
     drain_s: float
-    """How long its requests may take to end."""
+    """How long running requests may take to finish."""
 
 
 def environment(inherited: Mapping[str, str], *, plugin: Path, collector: Path) -> dict[str, str]:
-    """Of the server: ours without our settings, which hold secrets, and with the plugin's."""
+    """The server's environment: ours without our settings, which contain secrets, plus the plugin's."""
     passed = {name: value for name, value in inherited.items() if not name.startswith("UPDRAFT_INFERENCE_")}
     paths = [str(plugin), *filter(None, [passed.get("PYTHONPATH")])]
     allowed = passed.get("SGLANG_PLUGINS")
@@ -64,7 +66,7 @@ def environment(inherited: Mapping[str, str], *, plugin: Path, collector: Path) 
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on now, below those that the kernel gives to outgoing connections."""
+    """A free local port, below the range that the kernel uses for outgoing connections."""
     choice = random.SystemRandom()
     while True:
         port = choice.choice(_PORTS)
@@ -77,8 +79,6 @@ def free_port() -> int:
 
 
 class Supervisor:
-    """One server's process. Made by `supervised`."""
-
     def __init__(self, launch: ServerCommand, tasks: asyncio.TaskGroup) -> None:
         self._launch = launch
         self._tasks = tasks
@@ -87,16 +87,14 @@ class Supervisor:
 
     @property
     def has_ended(self) -> bool:
-        """The process is over."""
         return self._process is None or self._process.returncode is not None
 
     @property
     def pid(self) -> int | None:
-        """Of the main process."""
         return None if self._process is None else self._process.pid
 
     async def start(self) -> None:
-        """Start it; its log is passed on by a task. InvalidInput where there is no such interpreter."""
+        """Start it and forward its log. Raises InvalidInput if the interpreter cannot be started."""
         launch = self._launch
         try:
             self._process = await asyncio.create_subprocess_exec(
@@ -115,12 +113,13 @@ class Supervisor:
         except OSError as error:
             raise InvalidInput(
                 f"cannot start {launch.python} ({error.strerror}); UPDRAFT_INFERENCE_SGLANG_PYTHON must be the"
-                " interpreter of an environment with SGLang"
+                " Python interpreter of an environment with SGLang"
             ) from error
         self._tasks.create_task(self._pass_on(self._process.stdout))
 
     async def ready(self, server: SglangServer, is_stopped: Callable[[], bool]) -> None:
-        """Wait until it serves. Unavailable, with its last words, if it ends before, or if we are told to stop."""
+        """Wait until it serves. Raises Unavailable, with its last log lines, if it ends first, or if this process is
+        stopping."""
         await until_up(server, is_stopped=is_stopped, has_ended=lambda: self.has_ended)
         if self.has_ended:
             status = None if self._process is None else self._process.returncode
@@ -131,7 +130,7 @@ class Supervisor:
         return "\n".join(self._last_lines)
 
     async def stop(self) -> None:
-        """End it: let it drain, and kill what is left of its group in the end."""
+        """Let it drain, then kill the rest of its process group."""
         process = self._process
         if process is None:
             return
@@ -142,24 +141,24 @@ class Supervisor:
                 async with asyncio.timeout(self._launch.drain_s):
                     await process.wait()
         if process.returncode is None:
-            logger.warning("The SGLang server does not end in time and is killed", extra={"pid": process.pid})
+            logger.warning("The SGLang server did not stop in time and is killed", extra={"pid": process.pid})
         with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)  # its session is its own
+            os.killpg(process.pid, signal.SIGKILL)  # it has its own session
         await process.wait()
 
     async def restart(self, arguments: Sequence[str]) -> None:
-        """End it and start it with other arguments."""
+        """Stop it and start it with other arguments."""
         await self.stop()
         self._launch = replace(self._launch, arguments=arguments)
         await self.start()
 
     async def _pass_on(self, output: asyncio.StreamReader | None) -> None:
-        """Its lines are ours, under its name; what looks serious is a warning."""
+        """Forward its log lines; those that look serious become warnings."""
         assert output is not None
         while True:
             try:
                 line = await output.readline()
-            except ValueError:  # a line without end
+            except ValueError:  # the line is too long
                 continue
             if not line:
                 return
@@ -171,7 +170,6 @@ class Supervisor:
 
 @asynccontextmanager
 async def supervised(launch: ServerCommand) -> AsyncIterator[Supervisor]:
-    """A started server for the length of the block."""
     async with asyncio.TaskGroup() as tasks:
         supervisor = Supervisor(launch, tasks)
         await supervisor.start()
@@ -184,20 +182,22 @@ async def supervised(launch: ServerCommand) -> AsyncIterator[Supervisor]:
 async def until_up(
     server: SglangServer, *, is_stopped: Callable[[], bool], has_ended: Callable[[], bool] = lambda: False
 ) -> None:
-    """Return once the server serves, or has ended; say now and then that it is waited for. Unavailable if told to stop.
+    """Return when the server serves or has ended, logging progress. Raises Unavailable if this process is stopping.
 
-    Without a limit: a large model from a slow disk takes as long as it takes, and probes of the pod see that it waits.
+    There is no time limit, because a large model may load slowly, and the probes of the pod report that it is starting.
     """
     loop = asyncio.get_running_loop()
-    started_s = told_s = loop.time()
+    started_s = logged_s = loop.time()
     while not has_ended():
-        is_late = loop.time() - told_s > _TELL_S
-        if await server.is_up(_LOOK_S * 4) or (is_late and await server.gives_tokens()):  # it may be up and not say so
+        is_late = loop.time() - logged_s > _LOG_S
+        if await server.is_up(_POLL_S * 4) or (
+            is_late and await server.gives_tokens()
+        ):  # it may serve although /ping fails
             logger.info("The SGLang server is up", extra={"url": server.url, "after_s": round(loop.time() - started_s)})
             return
         if is_stopped():
-            raise Unavailable("told to stop before the SGLang server was up")
+            raise Unavailable("stopped before the SGLang server was up")
         if is_late:
-            told_s = loop.time()
-            logger.info("Waiting for SGLang", extra={"url": server.url, "for_s": round(told_s - started_s)})
-        await asyncio.sleep(_LOOK_S)
+            logged_s = loop.time()
+            logger.info("Waiting for SGLang", extra={"url": server.url, "for_s": round(logged_s - started_s)})
+        await asyncio.sleep(_POLL_S)
