@@ -1,6 +1,6 @@
 """How good are lookups, by where and how they were found? `python -m bench.serving.lookups`: greedy answers to held-out
 requests of each domain, what would have been proposed before each of their tokens, and how many tokens a step that would
-give if verification cost nothing: no choice of drafts makes lookups faster. See `torch_engine/lookups.py`, ADR 0020, ADR 0022.
+give if verification cost nothing: no choice of drafts makes lookups faster. See ADR 0025.
 """
 
 import argparse

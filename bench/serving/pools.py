@@ -1,5 +1,5 @@
 """What do torch's threads cost each other? `python -m bench.serving.pools`: steps of plain decoding with eight streams on a
-thread of their own, alone on the machine and beside a busy process. See `torch_engine/worker.py`, `openmp.py`, ADR 0017.
+thread of their own, alone on the machine and beside a busy process. See `torch_engine/worker.py`, `openmp.py`, ADR 0025.
 
 Each arm is a process, for a pool ends with its thread and never before. They take turns.
 """

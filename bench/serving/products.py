@@ -1,5 +1,5 @@
 """What do the matrix products of a forward take, by the engine's own kernel and by oneDNN? `python -m bench.serving.products`:
-all of SmolLM2's, one after the other as a step has them, for each number of rows. See `torch_engine/linear.py`, ADR 0021.
+all of SmolLM2's, one after the other as a step has them, for each number of rows. See `torch_engine/model/linear.py`, ADR 0025.
 """
 
 import argparse
