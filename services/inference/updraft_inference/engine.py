@@ -1,7 +1,7 @@
-"""What the edges (HTTP, capture, fleet) need of an engine, whatever runs inside it.
+"""The engine port: what HTTP, capture and the fleet link need from any engine.
 
-The engine's own word is the truth: `loaded` is what it holds, not what it was asked for. Everything here is data or a
-small protocol; no torch, so that an adapter for another engine needs none.
+The engine is the source of truth: `loaded` is the draft that it holds, not the one it was told to load. Everything here is
+data or a small protocol. It imports no torch, so an adapter for another engine needs none.
 """
 
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 class Drafter(StrEnum):
-    """Who proposes tokens."""
+    """The proposer of draft tokens."""
 
     NONE = "none"
     NGRAM = "ngram"
     EAGLE3 = "eagle3"
     HYBRID = "hybrid"
-    """Of a request or an engine, never of a step: whichever of the two promises more, step by step."""
+    """N-gram lookup or the draft model, whichever promises more in each step. A step itself never has this value."""
 
 
 class FinishReason(StrEnum):
@@ -34,36 +34,35 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How tokens are chosen. `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 filter nothing.
+    """How tokens are sampled. `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 filter nothing.
 
-    Presence and frequency penalties are subtracted from the logits of tokens of the output, once and per occurrence; the
-    repetition penalty divides (or, below 0, multiplies) those of prompt and output. `logit_bias` adds to single tokens.
+    The presence penalty is subtracted once from the logit of each token of the output, the frequency penalty per occurrence.
+    The repetition penalty divides the logits of tokens of prompt and output (it multiplies those below 0).
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
-    """Least probability, as a fraction of the likeliest token's."""
+    """Minimum probability, as a fraction of the likeliest token's."""
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
-    """Token ids, each once, and what is added."""
+    """Token ids, each once, and the value added to their logits."""
     seed: int | None = None
 
     @property
     def has_penalties(self) -> bool:
-        """What was said changes what is likely."""
         return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptureParams:
-    """What the caller wants to see of a request when it ends.
+    """What is captured of a request.
 
-    `payload` asks for hidden states of the last `prompt_rows` prompt positions and of all output positions, and of up to
-    `counterfactual_rows` rows after the rejection of a draft's token in each verify step.
+    `payload`: the hidden states of the last `prompt_rows` prompt positions and of all output positions, and of up to
+    `counterfactual_rows` rows after the rejected draft in each verify step.
     """
 
     payload: bool = False
@@ -79,17 +78,17 @@ class GenerationRequest:
     prompt_ids: tuple[int, ...]
     max_tokens: int
     client: str = ""
-    """Who asks: what an engine keeps of a request, so that later ones are faster, is of use to the same client only."""
+    """The client. State that an engine keeps to speed up later requests serves the same client only."""
     sampling: SamplingParams = SamplingParams()
     ignore_eos: bool = False
     drafter: Drafter | None = None
     """None: the engine's own choice."""
     lookahead: int | None = None
-    """Largest number of drafts a step; None: the engine's own choice."""
+    """Number of drafts per step, at most; None: the engine's own choice."""
     json_schema: str | None = None
-    """A JSON schema, as JSON: the output is a text that it allows, or the beginning of one."""
+    """A JSON schema, as JSON text. The output follows it, or is the beginning of a text that does."""
     top_logprobs: int | None = None
-    """Likeliest tokens to tell with each output token, beside its own log-probability; None: tell neither."""
+    """Number of likeliest tokens to return with each output token and its log-probability; None: return neither."""
     capture: CaptureParams = CaptureParams()
 
 
@@ -109,7 +108,7 @@ class VerifyStep:
 
     @property
     def emitted(self) -> int:
-        """Tokens that the step gave, at most (a stop token may have cut it)."""
+        """Tokens that the step yielded, at most; a stop token may have cut it."""
         return self.accepted + 1
 
 
@@ -124,7 +123,6 @@ class TopK:
 
     @property
     def nbytes(self) -> int:
-        """Memory of the tensors."""
         return self.ids.nbytes + self.log_probs.nbytes + self.log_sum_exp.nbytes
 
     def __len__(self) -> int:
@@ -132,15 +130,15 @@ class TopK:
 
 
 Teacher: TypeAlias = "torch.Tensor | TopK"
-"""What the target said: its last hidden states [rows, hidden] after the final norm, from which logits can be computed
-exactly, or its likeliest tokens, where an engine shows no more."""
+"""The target's prediction: its last hidden states [rows, hidden] after the final norm, from which logits can be computed
+exactly, or its likeliest tokens where an engine exposes no more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counterfactual:
-    """What the target said after tokens that it did not choose; as in `HiddenStates`.
+    """The target's states after draft tokens that it rejected; shapes as in `HiddenStates`.
 
-    Row i read draft `accepted + i` of the request's verify step `step`: the first one is of the draft that was rejected.
+    Row i has read draft `accepted + i` of verify step `step`; row 0 has read the rejected draft itself.
     """
 
     step: int
@@ -149,16 +147,15 @@ class Counterfactual:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the tensors."""
         return self.aux.nbytes + self.teacher.nbytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HiddenStates:
-    """Rows of the target for the positions `first_position` and on of prompt ++ output.
+    """The target's rows for the positions of prompt ++ output from `first_position` on.
 
-    aux: [rows, num_aux * hidden]; the teacher's rows are those from `first_teacher_row` on. Tensors are in the engine's
-    dtype, on the CPU. `missing_rows` (offsets, ascending) do not exist; what stands in their place means nothing.
+    aux: [rows, num_aux * hidden]. The teacher has the rows from `first_teacher_row` on. Tensors are in the engine's dtype, on
+    the CPU. Rows in `missing_rows` (offsets, ascending) were lost, and their content is arbitrary.
     """
 
     first_position: int
@@ -170,15 +167,14 @@ class HiddenStates:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the tensors."""
-        return self.aux.nbytes + self.teacher.nbytes + sum(one.num_bytes for one in self.counterfactuals)
+        return self.aux.nbytes + self.teacher.nbytes + sum(rows.num_bytes for rows in self.counterfactuals)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UncapturedSteps:
-    """Verify steps of one request of which an engine knows sums alone. They count, and no trace has them.
+    """Verify steps of a request of which an engine knows only sums. They count in metrics and are in no trace.
 
-    proposed and accepted: steps by position in the chain.
+    `proposed`, `accepted`: number of steps by draft position.
     """
 
     draft_version: int
@@ -192,7 +188,7 @@ class UncapturedSteps:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedRequest:
-    """The whole of an ended request."""
+    """The result of a request."""
 
     request: GenerationRequest
     output_ids: tuple[int, ...]
@@ -202,13 +198,13 @@ class FinishedRequest:
     duration_s: float
     hidden: HiddenStates | None = None
     uncaptured: UncapturedSteps | None = None
-    """Steps beside `steps`."""
+    """Steps that are not in `steps`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenLogprob:
-    """What the model itself thought of one output token: log p at temperature 1 of its raw logits (natural logarithm),
-    before penalties, bias, grammar and filters, as vLLM gives them. `top`: ids and log p, likeliest first."""
+    """Log-probability of an output token: natural logarithm, temperature 1, raw logits before penalties, bias, grammar and
+    filters, as in vLLM. `top`: ids and log-probabilities of the likeliest tokens, likeliest first."""
 
     token_id: int
     log_prob: float
@@ -217,7 +213,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delta:
-    """New tokens of one request; the last delta carries `finished`. `logprobs`: one a token, if the request wants them."""
+    """New tokens of one request; the last delta carries `finished`. `logprobs`: one per token, if requested."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
@@ -226,7 +222,7 @@ class Delta:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:
-    """What does not change while the engine runs. Fingerprints are "sha256:..."."""
+    """Constants of a running engine. Fingerprints are "sha256:..."."""
 
     engine: str
     target_fingerprint: str
@@ -259,7 +255,7 @@ class LoadedDraft:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwapResult:
-    """Outcome of a swap. `pause_s` is how long the decode loop stood still for it."""
+    """Result of a swap. `pause_s`: how long decoding paused for it."""
 
     loaded: LoadedDraft
     pause_s: float
@@ -273,101 +269,95 @@ class EngineLoad:
     queued: int = 0
     used_tokens: int = 0
     lookahead: int = 0
-    """Drafts a step that the engine chose last."""
+    """Drafts per step that the engine chose last."""
     cached_tokens: int = 0
-    """Prompt tokens so far that were not read, since another request had read them."""
+    """Prompt tokens so far that came from the prefix cache."""
 
 
 class LookaheadEstimates(Protocol):
-    """What an engine that chooses its own lookahead goes by, now."""
+    """The estimates by which an engine chooses its lookahead."""
 
     def survival(self, drafter: Drafter, length: int) -> float:
-        """Probability that the first `length` drafts of a chain are kept; NaN while none was seen."""
+        """Probability that the first `length` drafts of a proposal are accepted; NaN while there was none."""
         ...
 
     def step_seconds(self, rows: int) -> float:
-        """What it costs to verify so many rows, all sequences together."""
+        """Seconds to verify so many rows, all sequences together."""
         ...
 
 
 class CaptureLoss(StrEnum):
-    """Why a part of a trace is missing."""
+    """Why part of a trace is missing."""
 
     QUEUE = "queue"
-    """The server's own queue to us was full: a message."""
+    """The server's queue to the agent was full; a message was lost."""
     MEMORY = "memory"
-    """Running requests held too many rows already: those of one step, or of one forward over a prompt."""
+    """Running requests held too many rows already; those of a step, or of a forward over a prompt, were dropped."""
     UNKNOWN = "unknown_request"
-    """It is of a request that has ended, or of another agent."""
+    """The message belongs to a request that has ended, or to another agent."""
     MALFORMED = "malformed"
-    """A message cannot be understood."""
+    """The message cannot be parsed."""
 
 
 class Engine(Protocol):
-    """Continues prompts, and swaps its draft between two decode steps."""
+    """Continues prompts, and swaps its draft between two decode steps. Errors are those of `updraft_chassis.errors`."""
 
     @property
-    def info(self) -> EngineInfo:
-        """Identity and limits."""
-        ...
+    def info(self) -> EngineInfo: ...
 
     @property
-    def loaded(self) -> LoadedDraft:
-        """The draft in use."""
-        ...
+    def loaded(self) -> LoadedDraft: ...
 
     @property
-    def load(self) -> EngineLoad:
-        """How busy it is."""
-        ...
+    def load(self) -> EngineLoad: ...
 
     @property
     def lookahead_estimates(self) -> LookaheadEstimates | None:
-        """What lookahead is chosen by; None where the engine does not choose."""
+        """None where the engine does not choose its lookahead."""
         ...
 
     @property
     def faults(self) -> Mapping[int, int]:
-        """Steps so far in which drafting failed, by the version that drafted: it costs drafts, never a request."""
+        """Steps so far in which drafting failed, by draft version. A fault costs drafts, never a request."""
         ...
 
     @property
     def capture_problem(self) -> str:
-        """Why it shows nothing to learn from, one sentence; empty if it does."""
+        """Why nothing can be captured, in one sentence; empty if capture works."""
         ...
 
     @property
     def capture_losses(self) -> Mapping[CaptureLoss, int]:
-        """What so far did not come out of it, or could not be kept; nothing else is wrong with those requests."""
+        """Parts of traces lost so far. The requests themselves are not affected."""
         ...
 
     @property
     def is_alive(self) -> bool:
-        """False: it has failed for good, and the process should end."""
+        """False: the engine has failed permanently, and the process should end."""
         ...
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
-        """Yield tokens as they come. Closing the generator early cancels the request and frees its slot.
+        """Yield tokens as they are generated. Closing the generator early cancels the request and frees its slot.
 
-        It never waits for its reader: what is not read yet is kept, at most max_tokens tokens.
+        The engine never waits for the reader; it buffers up to max_tokens tokens.
 
-        Raises InvalidInput (prompt too long, absurd limits, a schema that cannot be followed, what this engine cannot do),
-        Exhausted (queue full), Unavailable (stopping). Nothing of a request is silently left out.
+        Raises InvalidInput (prompt too long, limits out of range, a schema or a parameter that this engine does not support),
+        Exhausted (queue full), Unavailable (stopping). No parameter is silently ignored.
         """
         ...
 
     async def swap(self, draft: DraftCheckpoint | None) -> SwapResult:
-        """Serve with this draft from the next step on; None: without. Requests in flight go on.
+        """Use this draft from the next step on; None: no draft. Running requests continue.
 
-        Raises Corrupt (not finite, digest differs) or InvalidInput (another target, another shape or vocabulary); the
-        old draft then stays.
+        Raises Corrupt (weights not finite, or another digest) or InvalidInput (another target, shape or vocabulary); the old
+        draft then stays in use.
         """
         ...
 
     async def rehash(self) -> LoadedDraft:
-        """Hash again what is held, beside the decode loop; from now on `loaded` says what was found."""
+        """Hash the draft that the engine holds again, without pausing it, and update `loaded`."""
         ...
 
 
 FinishedSink = Callable[[FinishedRequest], None]
-"""Called on the engine's thread for every ended request: must return at once and never raise."""
+"""Called on the engine's thread for every request that ended. It must return at once and never raise."""

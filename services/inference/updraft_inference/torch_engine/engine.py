@@ -1,8 +1,8 @@
-"""The engine port over a decoder on a thread of its own.
+"""Implements the engine port over a scheduler that runs on a thread of its own.
 
-All that reaches the decoder is sent to its worker, and done between two steps; tokens go back by call_soon_threadsafe. A swap
-is such a message, so it happens between two steps and no request ends for it. Reading, checking and hashing a checkpoint
-happen outside the thread: the loop stands still only for the copy.
+The worker executes messages to the scheduler between two steps, and tokens go back by call_soon_threadsafe. A swap is such a
+message, so it ends no request. Reading, checking and hashing a checkpoint happen outside that thread, so decoding pauses only
+for the copy.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ ENGINE = "torch/0.1.0"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
-    """How to serve. `dtype` is of weights, cache and states; greedy output is exact in float32 only."""
+    """`dtype`: of weights, cache and states. Greedy output equals plain decoding exactly in float32 only."""
 
     limits: Limits
     dtype: torch.dtype = torch.bfloat16
@@ -86,13 +86,13 @@ class TorchEngine:
         self._worker = Worker(self._scheduler, self._abandon_all)
         self._submitted = 0
         self._live: dict[str, Callable[[], object]] = {}
-        """How to tell each running request that the engine has failed."""
+        """Tells each running request that the engine has failed."""
         self._swap_lock = asyncio.Lock()
         self._is_closing = False
 
     @classmethod
     def open(cls, folder: Path, options: EngineOptions, on_finished: FinishedSink = lambda _: None) -> Self:
-        """Load the target from a Hugging Face folder. InvalidInput where the engine cannot serve it."""
+        """Load the target from a Hugging Face folder. InvalidInput if the engine cannot serve it."""
         return on_passing_thread(lambda: cls._open(folder, options, on_finished))
 
     @classmethod
@@ -133,17 +133,14 @@ class TorchEngine:
 
     @property
     def info(self) -> EngineInfo:
-        """Identity and limits."""
         return self._info
 
     @property
     def loaded(self) -> LoadedDraft:
-        """The draft in use, by the engine's own tensors."""
         return self._loaded
 
     @property
     def load(self) -> EngineLoad:
-        """How busy it is."""
         d = self._scheduler
         return EngineLoad(
             running=d.num_running,
@@ -155,31 +152,25 @@ class TorchEngine:
 
     @property
     def lookahead_estimates(self) -> LookaheadEstimates:
-        """See the port."""
         return self._scheduler.planner
 
     @property
     def faults(self) -> Mapping[int, int]:
-        """See the port."""
         return self._scheduler.speculator.faults.copy()
 
     @property
     def capture_problem(self) -> str:
-        """It shows everything."""
         return ""
 
     @property
     def capture_losses(self) -> Mapping[CaptureLoss, int]:
-        """None: it hands over what it computed."""
         return {}
 
     @property
     def is_alive(self) -> bool:
-        """The engine's thread runs; false means that the process should end."""
         return self._worker.failure is None
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
-        """See the port."""
         self._check(request)
         loop = asyncio.get_running_loop()
         deltas: asyncio.Queue[Delta | None] = asyncio.Queue()
@@ -200,7 +191,7 @@ class TorchEngine:
         try:
             sequence.grammar = await self._grammar(sequence)
             self._live[request.request_id] = lambda: loop.call_soon_threadsafe(deltas.put_nowait, None)
-            self._check_running()  # it may have stopped while the schema was read, and would never answer
+            self._check_running()  # the engine may have stopped while the schema was compiled
             self._worker.send(lambda: self._scheduler.add(sequence))
             while not is_over:
                 delta = await deltas.get()
@@ -217,7 +208,6 @@ class TorchEngine:
                 self._worker.send(lambda: self._scheduler.cancel(request.request_id))
 
     async def swap(self, draft: DraftCheckpoint | None) -> SwapResult:
-        """See the port. One swap at a time."""
         async with self._swap_lock:
             if draft is None:
                 pause_s = await self._worker.between_steps(self._unload)
@@ -225,7 +215,7 @@ class TorchEngine:
                 return SwapResult(loaded=self._loaded, pause_s=pause_s)
             config, tensors = await asyncio.to_thread(self._read, draft)
             eagle = self._scheduler.speculator.eagle
-            previous = await asyncio.to_thread(self._held)  # only a swap writes them, and the lock is ours
+            previous = await asyncio.to_thread(self._held)  # only a swap writes these tensors, and it holds the lock
             if eagle is None:
                 fresh = await asyncio.to_thread(self._build, config, tensors)
                 pause_s = await self._worker.between_steps(lambda: self._scheduler.install(fresh, draft.version))
@@ -245,14 +235,13 @@ class TorchEngine:
             return SwapResult(loaded=self._loaded, pause_s=pause_s)
 
     async def rehash(self) -> LoadedDraft:
-        """See the port. Only a swap writes what is hashed, and the lock keeps it away."""
         async with self._swap_lock:
             if self._scheduler.speculator.eagle is not None:
                 self._loaded = replace(self._loaded, tensors_digest=await asyncio.to_thread(self._digest))
             return self._loaded
 
     async def exchange_ngram(self, proposer: NgramProposer) -> NgramProposer:
-        """Look up in these earlier answers from now on; returns those until now. (For measurements that begin alike.)"""
+        """Use another n-gram proposer, with the answers it remembers, and return the current one. (For measurements.)"""
         before = self._scheduler.speculator.ngram
 
         def exchange() -> None:
@@ -278,38 +267,37 @@ class TorchEngine:
         check_sampling(request, self._info.vocab_size)
         self._check_running()
         if self._submitted >= self._limits.num_slots + self._options.max_queued:
-            raise Exhausted(f"{self._options.max_queued} requests wait already")
+            raise Exhausted(f"{self._options.max_queued} requests are waiting already")
 
     def _check_running(self) -> None:
         if self._is_closing or not self._worker.is_running:
             raise Unavailable("the engine has stopped")
 
     async def _grammar(self, sequence: Sequence) -> Grammar | None:
-        """That the request wants its output to follow."""
         schema = sequence.request.json_schema
         if schema is None:
             return None
         try:
             return await asyncio.to_thread(self._grammars.of_json_schema, schema)
         except asyncio.CancelledError:
-            self._on_finished(sequence.finished(FinishReason.CANCELLED))  # every request has one end
+            self._on_finished(sequence.finished(FinishReason.CANCELLED))  # every request ends exactly once
             raise
 
     def _read(self, draft: DraftCheckpoint) -> tuple[DraftConfig, dict[str, Tensor]]:
-        """Everything about a checkpoint that can be wrong is found here, before the decode loop notices."""
+        """Read and check a checkpoint. Every error is raised here, before the decode loop is involved."""
         config, tensors = checkpoint.load(draft.folder)
         reason = check_fits(config, self._scheduler.target.config)
         if reason is not None:
             raise InvalidInput(reason)
         digest = tensors_digest(checkpoint.tensor_specs(sorted(tensors.items())))
         if digest != draft.tensors_digest:
-            raise Corrupt(f"version {draft.version} holds {digest}, its manifest says {draft.tensors_digest}")
+            raise Corrupt(f"version {draft.version} has digest {digest}, but its manifest has {draft.tensors_digest}")
         eagle = self._scheduler.speculator.eagle
         if eagle is not None:
             if eagle.network.config != config:
-                raise InvalidInput(f"version {draft.version} has another shape than the draft that serves")
+                raise InvalidInput(f"version {draft.version} has another shape than the current draft")
             if not torch.equal(eagle.network.d2t.cpu(), tensors["d2t"]):
-                raise InvalidInput(f"version {draft.version} has another vocabulary than the draft that serves")
+                raise InvalidInput(f"version {draft.version} has another vocabulary than the current draft")
         return config, tensors
 
     def _build(self, config: DraftConfig, tensors: Mapping[str, Tensor]) -> EagleProposer:
@@ -327,7 +315,7 @@ class TorchEngine:
         }
 
     async def _overwrite(self, version: int, tensors: Mapping[str, Tensor]) -> float:
-        """Seconds of the pause."""
+        """Copy the weights between two steps. Returns the seconds of the pause."""
         like, library = self._network.lm_head.weight, self._scheduler.target.library
         packed = await asyncio.to_thread(pack, tensors, like=like, library=library)
         return await self._worker.between_steps(lambda: self._write(version, tensors, packed))
@@ -340,7 +328,7 @@ class TorchEngine:
             await self._overwrite(version, tensors)
 
     def _digest(self) -> str:
-        """Of what the network holds, if that is what drafts."""
+        """Digest of the weights that draft."""
         eagle = self._scheduler.speculator.eagle
         if eagle is not None and not eagle.is_current():
             return "sha256:unproved"
@@ -372,7 +360,7 @@ class TorchEngine:
 
 
 def _generator(request: GenerationRequest) -> torch.Generator | None:
-    """Of a sampled request; None for a greedy one."""
+    """None for a greedy request."""
     if request.sampling.temperature <= 0:
         return None
     generator = torch.Generator()

@@ -1,15 +1,15 @@
-"""How long a thread of OpenMP that waits for work looks for it before it sleeps: said before torch, which reads it once."""
+"""How long OpenMP threads spin for work before they sleep. It must be set before torch is imported, which reads it once."""
 
 from collections.abc import MutableMapping
 
 VARIABLE = "GOMP_SPINCOUNT"
 SPINS = 4000
-"""Some 80 microseconds: longer than the gaps between most operations of a step. What OpenMP does by itself, 300,000, is a
-little faster on cores that nobody else uses; where somebody does, threads that look for work keep off those that have it, and
-a step may last several times as long (`python -m bench.serving.pools`)."""
+"""About 80 microseconds, longer than the gaps between most operations of a step. OpenMP's default of 300,000 is a little faster
+on idle cores. On busy ones, spinning threads keep working threads off the cores, and a step may take several times as long
+(`python -m bench.serving.pools`)."""
 
 
 def wait_briefly(environ: MutableMapping[str, str]) -> None:
-    """Unless the user has said how to wait."""
+    """Set the spin count, unless the user has set it."""
     if not environ.keys() & {VARIABLE, "OMP_WAIT_POLICY"}:
         environ[VARIABLE] = str(SPINS)

@@ -1,9 +1,9 @@
-"""The engine's thread: it steps, and between two steps it does what it is sent.
+"""The engine's thread: it steps the scheduler and executes messages between two steps.
 
 Torch keeps a pool of threads for each thread that computed with it. Once all pools together have more threads than there are
-cores, idle ones no longer spin (libgomp's throttled spin count), and each operation of a step waits until the kernel wakes
-one: a step of eight streams then lasts a third longer. So while this thread runs it alone has a pool, and everything else in
-the process computes with one thread.
+cores, idle ones no longer spin (libgomp's throttled spin count), and each operation waits until the kernel wakes one; a step
+of eight streams then takes a third longer. So while this thread runs, it alone has a pool, and everything else in the process
+computes with one thread.
 """
 
 import asyncio
@@ -28,14 +28,14 @@ T = TypeVar("T")
 
 
 def on_passing_thread(function: Callable[[], T]) -> T:
-    """Its result, computed on a thread that ends with it, and whose pool so does."""
+    """Run a function on a thread of its own, whose pool ends with it."""
     with ThreadPoolExecutor(max_workers=1) as executor:
         return executor.submit(function).result()
 
 
 class Worker:
-    """Owns the decoder while it runs. Start it once and stop it once; a decoder that fails ends it. One in a process at a time:
-    a second one would have one thread."""
+    """Owns the scheduler while it runs. Start and stop it once; a scheduler that fails ends it. One per process at a time,
+    because a second one would compute with one thread."""
 
     def __init__(self, scheduler: Scheduler, on_failure: Callable[[], None]) -> None:
         """`on_failure` is called on the thread, after which it ends."""
@@ -52,37 +52,36 @@ class Worker:
 
     @property
     def is_running(self) -> bool:
-        """What is sent will be done."""
+        """Messages will be executed."""
         return self.failure is None and self._thread.is_alive()
 
     async def start(self) -> None:
-        """Begin to step, with as many threads as whoever made this had; everybody else has one until `stop`."""
+        """Begin to step, with as many threads as the creator had; every other thread has one until `stop`."""
         self._thread.start()
         await asyncio.to_thread(self._has_pool.wait)
         torch.set_num_threads(1)
 
     async def stop(self) -> None:
-        """End all requests, and the thread."""
+        """Cancel all requests and end the thread."""
         self._inbox.put(None)
         await asyncio.to_thread(self._thread.join)
         torch.set_num_threads(self._num_threads)
 
     def send(self, message: Callable[[], None]) -> None:
-        """Do this between two steps."""
+        """Execute a message between two steps."""
         self._inbox.put(message)
 
     async def between_steps(self, effect: Callable[[], None]) -> float:
-        """Do this between two steps, and return the seconds that it took; what it raises is the caller's. Unavailable if there
-        are no more steps."""
+        """Run `effect` between two steps; returns its seconds. Raises its error, or Unavailable if the engine stops."""
         done: Future[float] = Future()
 
         def act() -> None:
             if not done.set_running_or_notify_cancel():
-                return  # the caller has gone: change nothing
+                return  # the caller is gone: change nothing
             started = time.perf_counter()
             try:
                 effect()
-            except Exception as error:  # noqa: BLE001 - the caller's to handle; the decode loop goes on
+            except Exception as error:  # noqa: BLE001 - the caller handles it, and the decode loop continues
                 done.set_exception(error)
             else:
                 done.set_result(time.perf_counter() - started)
@@ -98,7 +97,7 @@ class Worker:
 
     def _run(self) -> None:
         torch.set_num_threads(self._num_threads)
-        torch.get_num_threads()  # the number is taken up at the first look at it, and others will change it
+        torch.get_num_threads()  # torch adopts the number when it is first read, and other threads will change it
         self._has_pool.set()
         try:
             while self._receive():
@@ -107,21 +106,21 @@ class Worker:
             self.delta_queue.deliver()
         except BaseException as error:
             self.failure = error
-            logger.critical("the engine's thread failed", exc_info=error)
+            logger.critical("The engine's thread failed", exc_info=error)
             self.delta_queue.deliver()
             self._on_failure()
             raise
         finally:
-            self._has_ended = True  # before those that wait are refused: who comes later refuses itself
+            self._has_ended = True  # set before waiting callers are refused: a later caller refuses itself
             self._refuse_pending()
 
     def _refuse_pending(self) -> None:
         for waiting in list(self._pending):
-            with suppress(InvalidStateError):  # its caller has gone
+            with suppress(InvalidStateError):  # its caller is gone
                 waiting.set_exception(Unavailable("the engine has stopped"))
 
     def _receive(self) -> bool:
-        """Act on all that came in; wait for something while there is nothing to do. False: stop."""
+        """Execute all messages, and wait for one while idle. Returns False to stop."""
         while True:
             self.delta_queue.deliver()
             try:

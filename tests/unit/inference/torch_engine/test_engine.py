@@ -278,7 +278,7 @@ async def test_a_draft_that_must_not_serve_is_refused_and_the_old_one_goes_on(
     digest = save_draft(other, folder)
     with pytest.raises(InvalidInput, match="vocabulary"):
         await engine.swap(DraftCheckpoint(version=3, folder=folder, tensors_digest=digest))
-    with pytest.raises(Corrupt, match="manifest says"):
+    with pytest.raises(Corrupt, match="its manifest has"):
         await engine.swap(DraftCheckpoint(version=3, folder=drafts[1].folder, tensors_digest=drafts[0].tensors_digest))
     damaged = tmp_path / "damaged"
     save_draft(make_draft(target), damaged)

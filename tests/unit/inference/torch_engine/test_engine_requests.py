@@ -167,7 +167,7 @@ async def test_what_ends_by_itself_is_json_that_the_schema_allows(engine: TorchE
         ({"json_schema": '{"type": "nonsense"}'}, "schema cannot be followed: .*nonsense"),
         ({"json_schema": '{"not": {}}'}, "Unimplemented keys"),
         ({"json_schema": "{"}, "cannot be followed"),
-        ({"json_schema": '{"$ref": "#"}'}, "cannot be followed: no text goes on"),  # found out at the first token
+        ({"json_schema": '{"$ref": "#"}'}, "cannot be followed: no text continues"),  # found out at the first token
         ({"sampling": SamplingParams(logit_bias=((VOCAB, 1.0),))}, "outside the vocabulary of 512"),
         ({"top_logprobs": VOCAB + 1}, "top_logprobs is 513"),
     ],

@@ -1,7 +1,7 @@
-"""The forward of a draft network as it serves: flat rows of many sequences, projections joined, weights as kernels read them.
+"""The forward of a draft network as it serves: flat rows of many sequences, joined projections, weights as kernels read them.
 
-The network (`updraft_draft.network`) stays the truth: swaps write its tensors, and the proof hashes them. What is joined or
-packed here is a copy of them, made beside the engine's thread, so that a pause exchanges a reference.
+The network (`updraft_draft.network`) stays the source of truth: swaps write its tensors, and the digest covers them. The joined
+and packed weights are a copy, made outside the engine's thread, so that a swap pauses only to exchange a reference.
 
 Tensors: R rows, A auxiliary, D hidden, H heads, K key-value heads, E head size, V draft vocabulary.
 """
@@ -43,14 +43,14 @@ _NAMES = (
     (f"{_MLP}.down_proj",),
     ("lm_head",),
 )
-"""What each field of `PackedWeights` is joined of, in their order."""
+"""The tensors that each field of `PackedWeights` joins, in the order of the fields."""
 
 
 def pack(tensors: Mapping[str, Tensor], *, like: Tensor, library: Kernels | None) -> PackedWeights:
-    """Copies of a checkpoint's weights, in dtype and on the device of `like`. Exhausted where there is no memory for them."""
+    """Copies of a checkpoint's weights, in dtype and on the device of `like`. Exhausted if there is no memory for them."""
     try:
         return PackedWeights(*(linear(weight.to(like), library=library) for weight in _weights(tensors)))
-    except RuntimeError as error:  # torch's word for it
+    except RuntimeError as error:  # torch raises it when there is no memory
         raise Exhausted(f"there is no memory for a copy of the draft's weights: {error}") from error
 
 
@@ -59,7 +59,7 @@ def _weights(tensors: Mapping[str, Tensor]) -> list[Tensor]:
 
 
 class ServedDraft:
-    """Of one network. Not thread-safe: the engine thread owns it."""
+    """Serves one network. Not thread-safe: the engine thread owns it."""
 
     def __init__(self, network: DraftNetwork, library: Kernels | None = None) -> None:
         c = network.config
@@ -70,24 +70,23 @@ class ServedDraft:
 
     @property
     def pads(self) -> bool:
-        """See `TorchOps`."""
         return self._operations.pads
 
     def exchange(self, weights: PackedWeights) -> None:
-        """Serve these from now on: those that the network was given."""
+        """Serve these weights, which the network holds by now."""
         self._weights = weights
 
     def is_current(self) -> bool:
-        """What serves is what the network holds, value by value."""
+        """Whether the weights that serve equal those of the network, value by value."""
         return all(map(torch.equal, (each.weight for each in self._weights), _weights(self._network.state_dict())))
 
     def fuse(self, aux_RA: Tensor) -> Tensor:
-        """The target's auxiliary states as the draft's first input, [R, D]."""
+        """The draft's first input [R, D], from the target's auxiliary states."""
         return self._weights.fc(aux_RA)
 
     def forward(self, x_RD: Tensor, ids_R: Tensor, batches: Sequence[Batch], cache: SlotCache) -> Tensor:
-        """The states [R, D] that the next draft step reads, of states and the tokens after them. Keys and values go to the
-        one layer of `cache`."""
+        """The states [R, D] for the next draft step, from states and the tokens after them. Writes keys and values to the only
+        layer of `cache`."""
         c, layer, ops = self._network.config, self._network.midlayer, self._operations
         cos, sin = (each.squeeze(-2) for each in self._network.rotary(joined([batch.positions_R for batch in batches])))
         _, of_tokens = self._normed(F.embedding(ids_R, self._network.embedding), None, layer.input_layernorm)

@@ -1,7 +1,7 @@
-"""Keys and values in slots: slot s owns row s of one preallocated tensor a layer, so nothing is ever moved or copied.
+"""Keys and values in slots: slot s owns row s of one preallocated tensor per layer, so nothing is moved while it runs.
 
-Sequences of different lengths share a forward through a mask; a row beyond a sequence's length holds rejected or old tokens
-and is overwritten by the next forward, which is why rejection needs no clean-up.
+Sequences of different lengths share a forward through a mask. A position beyond a sequence's length holds rejected or old
+tokens and is overwritten by the next forward, so a rejection needs no clean-up.
 
 Tensors: N slots, S positions, K key-value heads, E head size, B sequences, R new rows of all of them, T of the one with most.
 """
@@ -22,33 +22,33 @@ _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Where the new rows of B sequences go that attend together. `slots` ascend; `span` is how many positions they look at.
+    """Where the new rows of B sequences go that attend together. `slots` ascend; `span`: number of positions they attend to.
 
-    Rows are flat, those of a sequence together. Where attention wants them as [B, T], short sequences repeat their last
-    row; so what is much longer than others belongs in a batch of its own, and a forward takes several.
+    Rows are flat, sequence by sequence. Where attention needs them as [B, T], short sequences repeat their last row, so a much
+    longer sequence belongs in a batch of its own. A forward takes several batches.
     """
 
     slots: tuple[int, ...]
     plan_3B: Tensor
-    """int64, not on a device: slots, first positions and numbers of new rows."""
+    """int64 [3, B] on the CPU: slots, first positions and numbers of new rows."""
     positions_R: Tensor
-    """int64, position of each row."""
+    """int64 [R]: the position of each row."""
     rows_R: Tensor
-    """int64, slot * S + position: where keys and values are written."""
+    """int64 [R]: slot * S + position, where keys and values are written."""
     span: int
     width: int
-    """Rows of the sequence with most of them."""
+    """T."""
     dtype: torch.dtype
 
     @cached_property
     def gather(self) -> Tensor | None:
-        """int64 [B]: slots to read; None when they follow one another, and their keys are read in place."""
+        """int64 [B]: slots to read; None if they are consecutive, and keys are read in place."""
         are_dense = self.slots[-1] - self.slots[0] == len(self.slots) - 1
         return None if are_dense else self.plan_3B[0].to(self.rows_R.device)
 
     @cached_property
     def mask_BTS(self) -> Tensor | None:
-        """Additive, span columns; None for one sequence whose single new token sees everything."""
+        """Additive [B, T, span]; None for a sequence whose single new token attends to everything."""
         if len(self.slots) == self.width == 1:
             return None
         hidden = torch.arange(self.span) > (self.plan_3B[1][:, None] + self._offset_BT)[..., None]
@@ -56,7 +56,7 @@ class Batch:
 
     @cached_property
     def spread_BT(self) -> Tensor | None:
-        """int64: the row at each place; None if all sequences have T rows."""
+        """int64 [B, T]: the row at each place; None if all sequences have T rows."""
         count_B = self.plan_3B[2]
         if int(count_B.min()) == self.width:
             return None
@@ -64,7 +64,7 @@ class Batch:
 
     @cached_property
     def collect_R(self) -> Tensor | None:
-        """int64: the place of each row, in [B * T]; None likewise."""
+        """int64 [R]: the place of each row in [B * T]; None likewise."""
         if self.spread_BT is None:
             return None
         is_row_BT = torch.arange(self.width) < self.plan_3B[2][:, None]
@@ -72,7 +72,7 @@ class Batch:
 
     @property
     def _offset_BT(self) -> Tensor:
-        """int64: of each place, the number of its row."""
+        """int64 [B, T]: the row of its sequence at each place."""
         return torch.minimum(torch.arange(self.width), self.plan_3B[2][:, None] - 1)
 
     def spread(self, x_R: Tensor) -> Tensor:
@@ -89,8 +89,6 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheShape:
-    """Sizes of a slot cache."""
-
     num_layers: int
     num_slots: int
     num_positions: int
@@ -99,22 +97,22 @@ class CacheShape:
 
 
 class SlotCache:
-    """[layers, N, S, K, E] keys and as many values, in the dtype and on the device of `like`."""
+    """Keys and values, [layers, N, S, K, E] each, in the dtype and on the device of `like`."""
 
     def __init__(self, shape: CacheShape, *, like: Tensor) -> None:
-        """InvalidInput where there is not so much memory."""
+        """InvalidInput if there is not enough memory."""
         size = (shape.num_layers, shape.num_slots, shape.num_positions, shape.num_kv_heads, shape.head_dim)
         needed_bytes = 2 * math.prod(size) * like.element_size()
         refusal = InvalidInput(
             f"{shape.num_slots} slots of {shape.num_positions} positions need {needed_bytes / 2**30:.1f} GiB for keys and "
             "values, and there is not so much memory: take fewer slots or a shorter context"
         )
-        # A CPU's memory is handed out when it is first touched: what is too much would end the process while it serves.
+        # A CPU's memory is allocated on first use, so too much would kill the process while it serves.
         if like.device.type == "cpu" and needed_bytes > _memory_bytes():
             raise refusal
         try:
             self._keys, self._values = like.new_zeros(size), like.new_zeros(size)
-        except RuntimeError as error:  # torch's words for no memory left, and its OutOfMemoryError
+        except RuntimeError as error:  # torch raises it, or its subclass OutOfMemoryError, when no memory is left
             raise refusal from error
         self.num_slots, self.num_positions = shape.num_slots, shape.num_positions
 

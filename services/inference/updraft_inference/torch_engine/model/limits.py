@@ -1,15 +1,12 @@
-"""How much the engine may hold at once."""
+"""Sizes that are fixed while the engine runs."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Sizes that are fixed while the engine runs. `max_context` counts prompt and output tokens of a request.
-
-    `max_lookahead` is of the draft model's chains, `max_lookup` of what was looked up, which costs nothing to draft.
-    `num_remembered` tokens of earlier answers to each client are looked up too.
-    """
+    """`max_context` counts prompt and output tokens of a request. `max_lookahead` bounds the draft model's chains, `max_lookup`
+    n-gram proposals. `num_remembered`: tokens of earlier answers per client that n-gram lookup searches too."""
 
     num_slots: int
     max_context: int
@@ -19,5 +16,5 @@ class Limits:
 
     @property
     def num_positions(self) -> int:
-        """Cache positions a slot: drafts may reach beyond the context."""
+        """Cache positions per slot; drafts may reach beyond the context."""
         return self.max_context + self.max_lookahead + 1

@@ -1,8 +1,8 @@
-"""A linear map of target or draft, its weight kept as the machine reads it fastest.
+"""A linear map of target or draft, with its weight in the layout that the machine reads fastest.
 
-A decode step reads every weight once for a handful of rows, so it lasts as long as that reading. In bfloat16 on a CPU torch's
-plain operation brings the weight into oneDNN's blocked order anew for each call. Here that is done once; and where the
-processor has tiles, the product is one of our own (`matmul_amx.cpp`), which reads as fast as the memory gives.
+A decode step reads every weight once for a handful of rows, so it takes as long as that reading. In bfloat16 on a CPU, torch's
+plain operation reorders the weight for oneDNN in every call; here that happens once. With AMX the product is the C++ kernel's
+(`matmul_amx.cpp`), which reads at the speed of the memory.
 """
 
 import torch
@@ -16,41 +16,38 @@ SIDE, DEPTH = 16, 32
 
 
 class Linear:
-    """y [R, out] = x [R, in] W^T + b, by torch's operation."""
+    """y [R, out] = x [R, in] W^T + b, by torch."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self._weight, self._bias = weight, bias
 
     @property
     def weight(self) -> Tensor:
-        """[out, in], brought back into this order where it is kept in another."""
+        """[out, in], whatever the layout in memory."""
         return self._weight
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Apply it."""
         return F.linear(x, self._weight, self._bias)
 
 
 class OneDnnLinear(Linear):
-    """By oneDNN, of a weight in its order. The operators are those that torch's own compiler emits."""
+    """By oneDNN, with a weight in oneDNN's layout. The operators are those that torch's own compiler emits."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__(torch.ops.mkldnn._reorder_linear_weight(weight), bias)  # noqa: SLF001
 
     @property
     def weight(self) -> Tensor:
-        """See `Linear`."""
         return self._weight.to_dense()
 
     def __call__(self, x: Tensor) -> Tensor:
-        """See `Linear`."""
         packed: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")  # noqa: SLF001
         return packed
 
 
 class AmxLinear(Linear):
-    """By our own product, of a weight in tiles [out / 16, in / 32, 16 pairs, 16 outputs, 2]. A row's result is the same
-    whatever rows are beside it."""
+    """By the C++ kernel, with a weight in tiles [out / 16, in / 32, 16 pairs, 16 outputs, 2]. The result of a row does not
+    depend on the rows next to it."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, library: Kernels) -> None:
         assert library.has_amx
@@ -62,11 +59,9 @@ class AmxLinear(Linear):
 
     @property
     def weight(self) -> Tensor:
-        """See `Linear`."""
         return self._weight.permute(0, 3, 1, 2, 4).reshape(self._shape)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """See `Linear`."""
         x, (out, of) = x.contiguous(), self._shape
         assert x.dtype == self._weight.dtype
         assert x.shape[1:] == (of,)
@@ -77,7 +72,7 @@ class AmxLinear(Linear):
 
 
 def linear(weight: Tensor, bias: Tensor | None = None, *, library: Kernels | None = None) -> Linear:
-    """The fastest for this weight on this machine."""
+    """The fastest implementation for this weight on this machine."""
     if weight.dtype != torch.bfloat16 or weight.device.type != "cpu":
         return Linear(weight, bias)
     out, of = weight.shape

@@ -1,7 +1,7 @@
-"""What a step does beside its matrix products, by kernels of ours: each a call where torch needs a dozen.
+"""The operations of a step other than matrix products, by the C++ kernels: one call each where torch needs a dozen.
 
-A decode step of a small model is a thousand operations of microseconds, and torch's way to each of them costs as much as the
-operation. Attention also pads no sequence to another, and reads keys and values where they are.
+A decode step of a small model is a thousand operations of microseconds, and torch's overhead per operation is as large as the
+operation. Attention also pads no sequence to another, and reads keys and values in place.
 """
 
 from collections.abc import Sequence
@@ -14,19 +14,19 @@ from updraft_inference.torch_engine.model.ops import AttentionContext, Heads, To
 from updraft_kernels.loader import Kernels
 
 LANES = 16
-"""Heads are multiples of it in size."""
+"""Head sizes must be multiples of it."""
 NARROW, WIDEST = 24, 64
-"""Most rows of a sequence that attend here, whatever they look at, and if that is `SHORT`: those of more are a prompt's, and
-matrix products are faster."""
+"""Most rows of a sequence that attend here: in any case, and over at most `SHORT` positions. Longer chunks are prompts, for
+which matrix products are faster."""
 SHORT = 4096
-"""Positions: what a thread keeps of scores grows with rows and positions."""
+"""Positions. A thread's buffer of scores grows with rows and positions."""
 
 
 class NativeOps(TorchOps):
     """For weights and states of one dtype on a CPU, and heads whose size is a multiple of `LANES`."""
 
     def __init__(self, library: Kernels, dtype: torch.dtype, *, attends: bool = True) -> None:
-        """`attends`: and torch does not."""
+        """`attends`: attention uses the kernel, not torch."""
         self.pads = not attends
         self._dtype = dtype
         name = str(dtype).removeprefix("torch.")
@@ -36,7 +36,6 @@ class NativeOps(TorchOps):
         self._choices = getattr(library, f"top_scores_{name}")
 
     def add_norm(self, x_RD: Tensor, y_RD: Tensor | None, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """See `TorchOps`."""
         normed = torch.empty_like(x_RD)
         total = x_RD if y_RD is None else torch.empty_like(x_RD)
         self._add_norm(
@@ -51,14 +50,12 @@ class NativeOps(TorchOps):
         return total, normed
 
     def gate(self, gate_up_R2I: Tensor) -> Tensor:
-        """See `TorchOps`."""
         rows, both = gate_up_R2I.shape
         out = gate_up_R2I.new_empty(rows, both // 2)
         self._gate(gate_up_R2I.data_ptr(), out.data_ptr(), rows, both // 2)
         return out
 
     def top_scores(self, logits_RV: Tensor, is_summed: Sequence[bool]) -> TopScores:
-        """See `TorchOps`."""
         logits_RV = logits_RV.contiguous()
         assert logits_RV.dtype == self._dtype
         rows, vocab = logits_RV.shape
@@ -77,7 +74,6 @@ class NativeOps(TorchOps):
         return TopScores(best_R, choice_R, log_sum_R)
 
     def attend(self, qkv: Tensor, heads: Heads, sight: AttentionContext, cache: SlotCache, layer: int) -> Tensor:
-        """See `TorchOps`."""
         if self.pads:
             return super().attend(qkv, heads, sight, cache, layer)
         out = qkv.new_empty(len(qkv), heads.num * heads.size)
@@ -118,11 +114,11 @@ class NativeOps(TorchOps):
             heads.eps,
         )
         if not has_memory:
-            raise RuntimeError("no memory for attention")  # as torch says it
+            raise RuntimeError("no memory for attention")  # the type that torch raises
 
 
 def operations(library: Kernels | None, *, like: Tensor, head_dim: int) -> TorchOps:
-    """The fastest that there are for such tensors and heads."""
+    """The fastest operations for such tensors and heads."""
     is_fit = like.device.type == "cpu" and like.dtype in (torch.float32, torch.bfloat16) and head_dim % LANES == 0
     if library is None or not is_fit:
         return TorchOps()

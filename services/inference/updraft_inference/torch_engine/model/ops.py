@@ -1,4 +1,4 @@
-"""What a step does beside its matrix products, by torch's operations. `fused` does the same by kernels of ours.
+"""The operations of a step other than matrix products, by torch. `native_ops` does the same by the C++ kernels.
 
 Tensors: R rows of all sequences, D hidden, I intermediate, H heads, K key-value heads, E head size, S positions, V vocabulary.
 """
@@ -18,7 +18,7 @@ from updraft_inference.torch_engine.model.kv_cache import Batch, SlotCache
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heads:
-    """Of the attention of one layer. `scale` of the scores; norms are of single heads, [E], None where there are none."""
+    """The attention heads of one layer. `scale` multiplies the scores. Norms apply per head, [E]; None: no norm."""
 
     num: int
     num_kv: int
@@ -31,8 +31,8 @@ class Heads:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionContext:
-    """Where the new rows of batches are, and what they see. `cos` and `sin` are [R, E]; `window`: positions that a row sees,
-    its own included, 0 for all."""
+    """Where the new rows of batches are, and what they attend to. `cos` and `sin` are [R, E]; `window`: number of positions
+    that a row attends to, its own included, 0 for all."""
 
     batches: Sequence[Batch]
     cos: Tensor
@@ -41,7 +41,7 @@ class AttentionContext:
 
     @cached_property
     def parts(self) -> "list[AttentionContext]":
-        """One for each batch."""
+        """One context per batch."""
         if len(self.batches) == 1:
             return [self]
         sizes = [len(batch.rows_R) for batch in self.batches]
@@ -53,12 +53,12 @@ class AttentionContext:
 
     @cached_property
     def masks(self) -> list[Tensor | None]:
-        """Additive, of each batch."""
+        """The additive mask of each batch."""
         return [self._mask(batch) for batch in self.batches]
 
     def _mask(self, batch: Batch) -> Tensor | None:
         mask = batch.mask_BTS
-        if not self.window or batch.span <= self.window:  # everything is within reach
+        if not self.window or batch.span <= self.window:  # no position is outside of the window
             return mask
         key_positions = torch.arange(batch.span, device=batch.positions_R.device)
         lost = key_positions <= (batch.spread(batch.positions_R) - self.window)[..., None]
@@ -67,8 +67,8 @@ class AttentionContext:
 
 
 class TopScores(NamedTuple):
-    """Of rows of logits: the greatest, not finite if any is no number; the first token that has it; and the logarithm of the
-    sum of all their exponentials, float32, of the rows for which it was wanted."""
+    """Per row of logits: the maximum (not finite if any logit is NaN), the first token that has it, and the log-sum-exp,
+    float32, where it was requested."""
 
     best_R: Tensor
     choice_R: Tensor
@@ -79,10 +79,10 @@ class TorchOps:
     """Torch's operations, on any device."""
 
     pads: bool = True
-    """Rows of a batch that attend together cost as many as the sequence with most of them has."""
+    """Rows of a batch that attend together are padded to the longest sequence."""
 
     def add_norm(self, x_RD: Tensor, y_RD: Tensor | None, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """x + y, or x where there is no y, and the root-mean-square norm of that."""
+        """x + y (x if there is no y), and its root-mean-square norm."""
         total = x_RD if y_RD is None else x_RD + y_RD
         return total, rms_norm(total, weight_D, eps)
 
@@ -92,7 +92,7 @@ class TorchOps:
         return F.silu(gate) * up
 
     def top_scores(self, logits_RV: Tensor, is_summed: Sequence[bool]) -> TopScores:
-        """What verification asks of logits; `is_summed`: the rows whose `log_sum_R` is wanted."""
+        """Maximum, argmax and log-sum-exp of rows; `is_summed`: the rows that need `log_sum_R`."""
         best_R, choice_R = logits_RV.max(-1)
         log_sum_R = torch.zeros_like(best_R, dtype=torch.float32)
         if any(is_summed):
@@ -101,7 +101,7 @@ class TorchOps:
         return TopScores(best_R, choice_R, log_sum_R)
 
     def attend(self, qkv: Tensor, heads: Heads, sight: AttentionContext, cache: SlotCache, layer: int) -> Tensor:
-        """Write keys and values of new rows, `qkv` [R, (H + 2K) * E], to the cache; let them attend, [R, H * E]."""
+        """Write keys and values of the new rows, `qkv` [R, (H + 2K) * E], to the cache, and attend. Returns [R, H * E]."""
         of_keys = heads.num_kv * heads.size
         q, k, v = torch.split(qkv, [heads.num * heads.size, of_keys, of_keys], -1)
         q, k = q.view(-1, heads.num, heads.size), k.view(-1, heads.num_kv, heads.size)
@@ -120,5 +120,5 @@ class TorchOps:
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
-    """One after the other, without a copy of a single one."""
+    """Concatenate; a single part is not copied."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))

@@ -1,9 +1,9 @@
-"""A target over a slot KV cache: one forward for any mix of sequences and of new tokens of each.
+"""The target over a slot KV cache: one forward for any mix of sequences and numbers of new tokens.
 
-The forward is Llama's. Where another family does more, its layers hold a tensor that Llama's do not, so that nobody pays for
-what only others need. A sliding window is a mask over the whole cache: exact, and no smaller cache.
+The forward is Llama's. Layers of other families hold tensors that Llama's do not, so no family pays for what only others need.
+A sliding window is a mask over the whole cache, which is exact and saves no memory.
 
-Every forward also yields what learning needs: the auxiliary states and the last hidden state of each row.
+Every forward also returns the rows that training needs: the auxiliary states and the last hidden state of each row.
 
 Tensors: R new rows of all sequences, D hidden, H heads, K key-value heads, E head size, A auxiliary, V vocabulary.
 """
@@ -38,7 +38,7 @@ class ForwardOutput(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Layer:
-    """Weights of one decoder layer; projections that read the same input are joined. None: this family has none."""
+    """Weights of one decoder layer, with projections of the same input joined. None: the family has no such weight."""
 
     is_sliding: bool
     input_norm: Tensor
@@ -46,12 +46,12 @@ class _Layer:
     heads: Heads
     o: Linear
     attention_norm: Tensor | None
-    """Of what attention gives."""
+    """Norm of the output of attention."""
     mlp_input_norm: Tensor
     gate_up: Linear
     down: Linear
     mlp_norm: Tensor | None
-    """Of what the MLP gives."""
+    """Norm of the output of the MLP."""
 
 
 class Target:
@@ -67,8 +67,8 @@ class Target:
         num_positions: int | None = None,
         library: Kernels | None = None,
     ) -> None:
-        """`num_positions`: as many will be used, which may be some more than the model knows, for drafts beyond a request's
-        end are not kept; None: as many as it knows, which may be a million."""
+        """`num_positions`: positions in use. It may exceed the model's by a few, because drafts beyond a request's end are
+        never accepted. None: the model's own number, which may be a million."""
         weights = _Weights(tensors, config.family, dtype, device, library)
         of_tokens = (config.vocab_size, config.hidden_size)
         self.config = config
@@ -83,7 +83,7 @@ class Target:
         ropes = {False: config.rope, True: config.sliding_rope}
         tables = {rope: self._table(num_positions or config.max_position, rope) for rope in set(ropes.values())}
         self._tables = {layer.is_sliding: tables[ropes[layer.is_sliding]] for layer in self._layers}
-        """Cosines and sines by `is_sliding`, for the kinds of layers that there are."""
+        """Cosines and sines by `is_sliding`, for the kinds of layers that the model has."""
 
     @property
     def kernels(self) -> str:
@@ -104,7 +104,7 @@ class Target:
         num_positions: int | None = None,
         library: Kernels | None = None,
     ) -> Self:
-        """Read a Hugging Face folder. InvalidInput if it is none, or of no family that runs here, Corrupt if it is damaged."""
+        """Read a Hugging Face folder. InvalidInput for another folder or an unsupported family, Corrupt for a damaged file."""
         config, tensors = TargetConfig.from_folder(folder), read_tensors(folder)
         try:
             return cls(config, tensors, dtype=dtype, device=device, num_positions=num_positions, library=library)
@@ -115,7 +115,7 @@ class Target:
 
     @torch.inference_mode()
     def forward(self, ids_R: Tensor, batches: Sequence[Batch], cache: SlotCache) -> ForwardOutput:
-        """Run the new tokens `ids_R` of all batches, one after the other, writing their keys and values into `cache`."""
+        """Run the new tokens `ids_R` of all batches, in their order, and write keys and values to `cache`."""
         c, ops = self.config, self.operations
         eps = c.rms_norm_eps
         positions_R = joined([batch.positions_R for batch in batches])
@@ -156,7 +156,7 @@ def _gelu_gate(gate_up: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _Weights:
-    """A model's file as the engine wants it. Copies: `tensors` is a mapped file that is let go, and never in memory twice."""
+    """A model's weights as the engine needs them. They are copies, because `tensors` is a mapped file that is closed later."""
 
     tensors: Mapping[str, Tensor]
     family: Family
@@ -177,7 +177,7 @@ class _Weights:
     def _checked(self, name: str, shape: tuple[int, ...]) -> Tensor:
         tensor = self.tensors[name]
         if tuple(tensor.shape) != shape:
-            raise InvalidInput(f"{name} has shape {list(tensor.shape)}, its config.json says {list(shape)}")
+            raise InvalidInput(f"{name} has shape {list(tensor.shape)}, config.json requires {list(shape)}")
         if not tensor.is_floating_point():
             raise InvalidInput(f"{name} is {tensor.dtype}, and quantised weights are not supported")
         return tensor
@@ -187,7 +187,7 @@ def _layer(weights: _Weights, config: TargetConfig, index: int) -> _Layer:
     c, family, p = config, config.family, f"model.layers.{index}."
     heads, kv_heads = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
     has_qkv_bias = family.has_qkv_bias or config.has_attention_bias
-    # Llama names the norm before its MLP after what comes before it; where that has a norm of its own, the name is taken.
+    # Llama names the norm before its MLP after attention. In families with a norm of the attention output, that name is taken.
     mlp_input_norm = "pre_feedforward_layernorm" if family.has_output_norms else "post_attention_layernorm"
 
     def projection(num_columns: int, num_rows: Mapping[str, int], *, has_bias: bool = False) -> Linear:

@@ -1,9 +1,9 @@
-"""Output that follows a JSON schema: which tokens each row of a verify forward may be. The grammar itself is llguidance's.
+"""Output that follows a JSON schema: which tokens each row of a verify forward allows. llguidance provides the grammar.
 
-A row's mask is the one after the drafts before it; the matcher then goes back to where the output is. A draft that the
-grammar forbids is not cut but verified: its probability is 0, so it is refused, and that its drafter might have proposed
-it stays part of the rule that makes the output exact (cutting it and drawing from p instead would not be exact).
-End tokens are the grammar's end: allowed where the text may end, and never read by the matcher.
+A row's mask is the one after the drafts before it; afterwards the matcher is rolled back to the end of the output. A draft
+that the grammar forbids is verified, not cut off. Its probability is 0, so it is rejected by the same rule that makes the
+output exact; cutting it off and sampling from p instead would not be exact. End tokens are allowed where the text may end,
+and the matcher never reads them.
 """
 
 import threading
@@ -17,11 +17,11 @@ from torch import Tensor
 from updraft_chassis.errors import InvalidInput
 
 _WHITESPACE = r"[\x20\x0A\x0D\x09]{1,24}"
-"""Bounded, or a model that says nothing but blanks would never end. Room for a line break and a deep indentation."""
+"""Bounded, or a model that emits nothing but blanks would never end. Room for a line break and a deep indentation."""
 
 
 class _FailureError(Exception):
-    """The matcher cannot go on."""
+    """The matcher cannot continue."""
 
 
 class Grammar:
@@ -29,17 +29,17 @@ class Grammar:
 
     def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int, eos: frozenset[int]) -> None:
         self.failure: InvalidInput | None = None
-        """The grammar has no text, or is beyond what llguidance computes in a step: the request has to end."""
+        """The grammar allows no text, or exceeds what llguidance computes per step. The request then ends."""
         self._matcher = matcher
         self._vocab_size = vocab_size
         self._eos = eos
         self._num_read = 0
 
     def allowed(self, output_ids: Sequence[int], draft_ids: Sequence[int]) -> Tensor:
-        """Tokens that may stand at each row, bool [len(draft_ids) + 1, V], on the CPU; at least one in every row.
+        """Tokens allowed at each row, bool [len(draft_ids) + 1, V], on the CPU; at least one per row.
 
-        `output_ids` is what it was at the last call, and more. Rows after a draft that ends the output, or that is not
-        allowed, are never reached, and allow everything.
+        `output_ids` extends that of the last call. Rows after a draft that ends the output, or that is not allowed, are
+        never reached and allow everything.
         """
         rows = torch.ones(len(draft_ids) + 1, self._vocab_size, dtype=torch.bool)
         try:
@@ -61,26 +61,26 @@ class Grammar:
             raise _FailureError(self._matcher.get_error())
 
     def _read(self, output_ids: Sequence[int]) -> None:
-        """Follow the output. What was chosen was allowed."""
+        """Follow the output, which was allowed."""
         new = [token for token in output_ids[self._num_read :] if token not in self._eos]
         self._num_read = len(output_ids)
         if self._matcher.try_consume_tokens(new) != len(new):
             raise _FailureError(self._matcher.get_error() or "the output has left the grammar")
 
     def _mask(self) -> Tensor:
-        """Bool [V]: one bit a token in the matcher's words."""
+        """Bool [V], unpacked from the matcher's bit mask."""
         bits = torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.uint8)
         mask = ((bits[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1).flatten()[: self._vocab_size].bool()
         error = self._matcher.get_error() if self._matcher.is_error() else ""
         if error.startswith("NoExtension") or not (error or mask.any()):
-            raise _FailureError("no text goes on from here")
+            raise _FailureError("no text continues from here")
         if error:
             raise _FailureError(error)
         return mask
 
 
 class Grammars:
-    """Makes grammars over one model's tokens. The vocabulary is read when the first is asked for: few requests need it."""
+    """Compiles grammars for one model's tokens. The vocabulary is read on first use, because few requests need it."""
 
     def __init__(self, model: Path, vocab_size: int, eos: frozenset[int]) -> None:
         self._path = model / "tokenizer.json"
@@ -90,7 +90,7 @@ class Grammars:
         self._tokens: llguidance.LLTokenizer | None = None
 
     def of_json_schema(self, schema: str) -> Grammar:
-        """The grammar of a schema's texts; takes up to a second. InvalidInput, with the reason, if it cannot be followed."""
+        """Compile a JSON schema, which takes up to a second. InvalidInput, with the reason, if that is not possible."""
         tokens = self._vocabulary()
         try:
             grammar = llguidance.LLMatcher.grammar_from_json_schema(
@@ -119,7 +119,7 @@ class Grammars:
 
 
 def _refusal(reason: object) -> InvalidInput:
-    """In one line: the first, and the last of what a regular expression's parser says, which is the reason."""
+    """In one line: the first line of the reason, and the last, which is where a regular expression's parser explains."""
     lines = str(reason).partition("<state>")[0].strip().splitlines() or ["no reason given"]
-    told = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
-    return InvalidInput(f"response_format: this JSON schema cannot be followed: {told[:300]}")
+    reason_line = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
+    return InvalidInput(f"response_format: this JSON schema cannot be followed: {reason_line[:300]}")

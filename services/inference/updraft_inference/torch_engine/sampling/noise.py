@@ -1,9 +1,9 @@
-"""Sampling with a seed, such that the output is the seed's alone: no draft, lookahead or batch neighbour has a say in it.
+"""Seeded sampling: the output depends on the seed alone, not on drafts, lookahead or other requests in the batch.
 
-Each position has noise of its own, which seed and position fix, and the token is the first to arrive in a race of
-exponential clocks with rates p (the Gumbel-max rule): distributed as p, and the same one whether a draft guessed it or
-not. A draft is kept where it is that token; one that is drawn by the same noise often is. Refused: speculative sampling
-from a seeded generator, for how much randomness it uses depends on the drafts, and their number on the machine's speed.
+Seed and position determine the noise of each position. The token is the one with the largest p / noise (the Gumbel-max rule
+with exponential noise). It is distributed as p, and it is the same whether or not a draft guessed it. A draft is accepted
+where it is that token; drafts drawn by the same noise often are. Speculative sampling from a seeded generator was refused,
+because how many random numbers it uses depends on the number of drafts, and that on the machine's speed.
 """
 
 import hashlib
@@ -18,17 +18,17 @@ def draw(p_V: Tensor, seed: int, position: int) -> int:
     return first(p_V, exponential_noise(seed, position, len(p_V)))
 
 
-def first(p: Tensor, times: Tensor) -> int:
-    """The token that wins: both [V], the times are those of clocks with rate 1. RuntimeError for NaN."""
-    speed, winner = (p / times).max(-1)
-    if speed.isnan():
+def first(p: Tensor, noise_V: Tensor) -> int:
+    """The token with the largest p / noise, both float32 [V]. RuntimeError for NaN."""
+    score, winner = (p / noise_V).max(-1)
+    if score.isnan():
         raise RuntimeError("probability tensor contains nan")
     return int(winner)
 
 
 def exponential_noise(seed: int, position: int, num: int) -> Tensor:
-    """Exponential(1) variates, float32 [num]: those of a position are independent of all others."""
+    """Exponential(1) variates, float32 [num], independent between positions."""
     digest = hashlib.blake2b(struct.pack("<QQ", seed % 2**64, position), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-    # Tensor.exponential_ takes four times as long. In float64, for what is next to 1 is what arrives first.
+    # Tensor.exponential_ takes four times as long. In float64, because the values closest to 1 decide.
     return torch.rand(num, generator=generator, dtype=torch.float64).log_().neg_().float()

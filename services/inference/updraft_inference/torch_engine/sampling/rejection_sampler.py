@@ -1,6 +1,6 @@
-"""From the target's logits of a verify forward to the tokens each sequence gains.
+"""Rejection sampling: from the target's logits of a verify forward to the new tokens of each sequence.
 
-Requests that change nothing share one argmax; one with bias, penalties or a grammar is judged by its own processed rows.
+Requests that leave the logits unchanged share one argmax. Those with bias, penalties or a grammar use processed rows.
 """
 
 from collections.abc import Callable
@@ -20,10 +20,10 @@ from updraft_inference.torch_engine.sequence import Sequence
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyResult:
-    """Of one sequence: how many drafts were kept, the target's token after them, log p of every draft.
+    """The result for one sequence: the number of accepted drafts, the target's token after them, and log p of every draft.
 
-    `logprobs`: of the tokens that the sequence gains, if its request wants them. Not sound: the target's logits are not
-    finite in one of its rows. A row after a refused draft counts too, for what it left in the cache would reach later ones.
+    `logprobs`: of the new tokens, if requested. `is_finite`: the target's logits are finite in all rows, also in those after a
+    rejected draft, because their keys and values would reach later rows.
     """
 
     accepted: int
@@ -41,33 +41,33 @@ NOT_FINITE = VerifyResult(accepted=0, bonus_id=0, target_log_probs=[], is_finite
 def verify(
     sequences: list[Sequence], proposals: list[Proposal], logits_RV: Tensor, operations: TorchOps
 ) -> list[VerifyResult]:
-    """Verify every sequence's drafts. A sequence has one row more than drafts; row i is the target's word on draft i."""
+    """Verify every sequence's drafts. A sequence has one more row than drafts; row i predicts draft i."""
     is_of_draft = [n < len(proposal.ids) for proposal in proposals for n in range(len(proposal.ids) + 1)]
     top_scores = operations.top_scores(logits_RV, is_of_draft)
     choices, is_finite = top_scores.choice_R.tolist(), top_scores.best_R.isfinite().tolist()
     log_probs = _draft_log_probs(proposals, is_of_draft, logits_RV, top_scores)
-    verdicts, start = [], 0
+    results, start = [], 0
     for i, (sequence, proposal) in enumerate(zip(sequences, proposals, strict=True)):
         rows = slice(start, start + len(proposal.ids) + 1)
         start = rows.stop
         if not all(is_finite[rows]):
-            verdicts.append(NOT_FINITE)
+            results.append(NOT_FINITE)
             continue
         if sequence.changes_logits:
             accepted, bonus_id = _choose(sequence, proposal, _processed(sequence, proposal, logits_RV[rows]), None)
         else:
             accepted, bonus_id = _choose(sequence, proposal, logits_RV[rows], choices[rows])
-        gained = [*proposal.ids[:accepted], bonus_id]
-        seen = logits_RV[rows.start : rows.start + accepted + 1]
-        logprobs = _logprobs(seen, gained, sequence.request.top_logprobs)
-        verdicts.append(
+        token_ids = [*proposal.ids[:accepted], bonus_id]
+        token_rows = logits_RV[rows.start : rows.start + accepted + 1]
+        logprobs = _logprobs(token_rows, token_ids, sequence.request.top_logprobs)
+        results.append(
             VerifyResult(accepted=accepted, bonus_id=bonus_id, target_log_probs=log_probs[i], logprobs=logprobs)
         )
-    return verdicts
+    return results
 
 
 def _choose(sequence: Sequence, proposal: Proposal, rows_TV: Tensor, likeliest: list[int] | None) -> tuple[int, int]:
-    """Drafts kept, and the token after them. `likeliest`: of each row, if known."""
+    """Number of accepted drafts, and the token after them. `likeliest`: the argmax of each row, if known."""
     if sequence.generator is None:
         choices = rows_TV.argmax(-1).tolist() if likeliest is None else likeliest
         return _matching(choices.__getitem__, proposal.ids)
@@ -80,22 +80,23 @@ def _choose(sequence: Sequence, proposal: Proposal, rows_TV: Tensor, likeliest: 
 
 
 class _Filtered:
-    """What is sampled from, row by row. Each costs as much as a plain step's: those after a refusal are never computed."""
+    """The distribution of each row, computed on access. Rows after a rejection are never computed; each is as expensive as all
+    the sampling of a plain step."""
 
     def __init__(self, rows_TV: Tensor, sampling: SamplingParams) -> None:
         self._rows_TV = rows_TV
         self._sampling = sampling
 
     def __getitem__(self, row: int) -> Tensor:
-        wish = self._sampling
+        sampling = self._sampling
         probs = filtered_probs(
             self._rows_TV[row : row + 1],
-            temperature=wish.temperature,
-            top_k=wish.top_k,
-            top_p=wish.top_p,
-            min_p=wish.min_p,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
         )
-        return probs[0].cpu()  # where the request's generator is
+        return probs[0].cpu()  # the request's generator is there
 
 
 def _processed(sequence: Sequence, proposal: Proposal, rows_TV: Tensor) -> Tensor:
@@ -114,12 +115,12 @@ def _processed(sequence: Sequence, proposal: Proposal, rows_TV: Tensor) -> Tenso
 
 
 def _logprobs(rows_TV: Tensor, token_ids: list[int], num_top: int | None) -> tuple[TokenLogprob, ...]:
-    """Of the raw logits, one row a token."""
+    """From the raw logits, one row per token."""
     if num_top is None:
         return ()
     log_probs = rows_TV.float().log_softmax(-1)
     own = log_probs.gather(-1, torch.tensor(token_ids, device=rows_TV.device)[:, None])[:, 0].tolist()
-    values, ids = (found.tolist() for found in log_probs.topk(num_top, -1))
+    values, ids = (top.tolist() for top in log_probs.topk(num_top, -1))
     return tuple(
         TokenLogprob(token_id=token, log_prob=log_prob, top=tuple(zip(top_ids, top, strict=True)))
         for token, log_prob, top_ids, top in zip(token_ids, own, ids, values, strict=True)
@@ -127,7 +128,7 @@ def _logprobs(rows_TV: Tensor, token_ids: list[int], num_top: int | None) -> tup
 
 
 def _matching(choose: Callable[[int], int], drafts: list[int]) -> tuple[int, int]:
-    """How many drafts are the target's choices of their rows, and its choice after them; no row after that is asked for."""
+    """Number of drafts that equal the target's choices, and its next choice. No later row is evaluated."""
     for row, draft in enumerate(drafts):
         choice = choose(row)
         if choice != draft:
