@@ -123,14 +123,14 @@ async def test_an_interpreter_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 async def test_who_is_told_to_stop_does_not_wait_for_a_server() -> None:
     async with SglangServer(f"http://127.0.0.1:{free_port()}") as server:
-        with pytest.raises(Unavailable, match="told to stop"):
+        with pytest.raises(Unavailable, match="stopped before"):
             await until_up(server, is_stopped=lambda: True)
 
 
 async def test_a_server_that_remembers_a_failed_health_check_is_up_once_it_gives_a_token(
     short_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "_TELL_S", 0.0)
+    monkeypatch.setattr(supervisor, "_LOG_S", 0.0)
     target = make_tiny_target(short_tmp_path / "target")
     seed = saved_draft(short_tmp_path, 1).folder
     async with (
