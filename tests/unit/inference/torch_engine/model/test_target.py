@@ -268,7 +268,7 @@ def test_what_the_engine_does_not_run_is_refused_with_the_reason(
     [
         pytest.param(_set(vocab_size=VOCAB + 1), r"embed_tokens\.weight has shape \[\d+, \d+\]", id="vocabulary"),
         pytest.param(_set(intermediate_size=2), r"layers\.0\.mlp\.gate_proj\.weight has shape", id="width of the MLP"),
-        pytest.param(_set(num_key_value_heads=1), r"k_proj\.weight has shape .* its config\.json says", id="heads"),
+        pytest.param(_set(num_key_value_heads=1), r"k_proj\.weight has shape .* config\.json requires", id="heads"),
         pytest.param(_set(num_key_value_heads=3), "do not divide into 3 key-value heads", id="groups of heads"),
         pytest.param(_set(head_dim=5), "its head_dim is 5", id="odd heads"),
         pytest.param(_set(num_hidden_layers=0), "num_layers is 0", id="no layers"),
