@@ -1,7 +1,7 @@
-"""The reference pages, written from the code by `make gen` (tools/generated.py).
+"""The reference pages, generated from the code by `make gen` (tools/generated.py).
 
-The code is the one source: settings from the pydantic classes, metrics from each process's metrics page, the report from
-its models. What depends on the machine (host name, home folder) is never written, so the pages are the same everywhere.
+Settings come from the pydantic classes, metrics from the processes' registries, the report from its models. Values that
+depend on the machine (host name, home folder) are never written, so the pages are the same everywhere.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -71,32 +71,31 @@ _BOUNDS: dict[type, tuple[str, str]] = {
 }
 
 _SETTINGS_INTRO = (
-    "Each process reads its environment once, at the start. A variable with its prefix that is not listed here, or a"
-    " value that is wrong, ends the process with exit code 2 and one line a problem. `updraft up` sets the ones that"
-    " the parts have to agree on; `updraft up --set NAME=VALUE` sets any other.\n"
+    "Each process reads its environment once, at start. An unknown variable with its prefix or an invalid value ends the"
+    " process with exit code 2 and one line per problem. `updraft up` sets the variables that all parts must agree on;"
+    " `updraft up --set NAME=VALUE` sets any other.\n"
 )
 
 _METRICS_INTRO = (
-    "Prometheus text format at `/metrics`: of inference on its HTTP port, of the others on their metrics ports."
-    " A histogram `x` has the samples `x_bucket`, `x_sum` and `x_count`. A draft version is the value of a"
-    " gauge, never a label.\n"
+    "Every process serves Prometheus metrics at `/metrics`: inference on its HTTP port, the others on their metrics"
+    " ports. A histogram `x` has the samples `x_bucket`, `x_sum` and `x_count`. A draft version is the value of a gauge,"
+    " never a label.\n"
 )
 
 _RESULTS_INTRO = (
     "`make demo` writes `report.json`, a [`Report`](#report); each benchmark writes a [`Result`](#result) under"
-    " `bench/results/`. `null` means: not measured.\n"
+    " `bench/results/`. `null` means not measured.\n"
 )
 
 
 def write(folder: Path) -> None:
-    """Write every page into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in pages().items():
         (folder / name).write_text(text, encoding="utf-8")
 
 
 def pages() -> dict[str, str]:
-    """The text of every page, by file name."""
+    """Text by file name."""
     return {
         "cli.md": "\n".join([HEAD, *cli_reference.sections()]),
         "settings.md": settings_page(),
@@ -112,7 +111,7 @@ def pages() -> dict[str, str]:
 
 
 def settings_page() -> str:
-    """Every variable that a process or the command line reads."""
+    """Every environment variable of a process or of the command line."""
     parts = [
         HEAD,
         "# Settings\n",
@@ -123,10 +122,10 @@ def settings_page() -> str:
         parts.append(_table(("variable", "type", "default", "meaning"), _settings_rows(cls)))
     parts += [
         "## SGLang's plugin\n",
-        "Read inside a stock SGLang server that stands beside an agent with `--engine sglang` ([SGLang](../sglang.md)).\n",
+        "The plugin reads these inside a stock SGLang server next to an agent with `--engine sglang` ([SGLang](../sglang.md)).\n",
         _table(("variable", "default", "meaning"), _plugin_rows()),
         "## The `updraft` command\n",
-        "Options that can also be set by the environment.\n",
+        "Options that environment variables can set too.\n",
         _table(("variable", "option", "meaning"), sorted({row[0]: row for row in _option_rows(cli)}.values())),
     ]
     return "\n".join(parts)
@@ -190,7 +189,7 @@ def _option_rows(command: click.Command) -> Iterator[tuple[str, str, str]]:
 
 
 class _Recorder(CollectorRegistry):
-    """A registry that can be asked what was registered, in that order."""
+    """Records the metrics that are registered, in order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -230,7 +229,7 @@ def metric_names() -> set[str]:
 
 
 def metric_name(metric: MetricWrapperBase) -> str:
-    """As it is scraped: a counter ends in `_total`."""
+    """The name as scraped: counters end in `_total`."""
     name = _described(metric).name
     return f"{name}_total" if _kind(metric) == "counter" else name
 
@@ -265,14 +264,14 @@ def _help(metric: MetricWrapperBase) -> str:
 
 
 def _labels(metric: MetricWrapperBase) -> tuple[str, ...]:
-    return tuple(metric._labelnames)  # noqa: SLF001 - samples would tell, but there are none before something is counted
+    return tuple(metric._labelnames)  # noqa: SLF001 - there are no samples before something is counted
 
 
 # -- results -----------------------------------------------------------------------------------------------------------
 
 
 def report_page() -> str:
-    """The schema of the demo's report.json and of what benchmarks write."""
+    """The schema of the demo's report.json and of benchmark results."""
     parts = [
         HEAD,
         "# Results as JSON\n",
@@ -291,14 +290,14 @@ def report_page() -> str:
 
 
 def _models(roots: Iterable[type[BaseModel]]) -> list[type[BaseModel]]:
-    """The roots and all that they are made of, each once, in the order in which a reader meets them."""
-    found: dict[type[BaseModel], None] = {}
+    """The roots and the models in them, each once, in reading order."""
+    models: dict[type[BaseModel], None] = {}
     for root in roots:
-        if root not in found:
-            found[root] = None
+        if root not in models:
+            models[root] = None
             parts = (part for field in root.model_fields.values() for part in _parts(field.annotation))
-            found |= dict.fromkeys(model for model in _models(parts) if model not in found)
-    return list(found)
+            models |= dict.fromkeys(model for model in _models(parts) if model not in models)
+    return list(models)
 
 
 def _parts(annotation: object) -> Iterator[type[BaseModel]]:

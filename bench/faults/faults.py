@@ -1,4 +1,4 @@
-"""Does an operator end where it should when everything around it misbehaves? See README.md beside this file."""
+"""Whether the operator converges despite faults of the API server, kills and edits. See README.md in this folder."""
 
 import argparse
 import secrets
@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from tests.cluster import crds
 from tests.cluster.control_plane import ControlPlane, control_plane
-from tests.cluster.operator.fault_storm import CONVERGED_S, SUBJECTS, Seen, storm
+from tests.cluster.operator.fault_storm import CONVERGED_S, SUBJECTS, StormOutcome, storm
 from tests.cluster.operator.leader_kills import kill_leaders
 from tests.cluster.operator.replicas import replicas
 from tests.cluster.operator.subject import Subject
@@ -24,48 +24,52 @@ LEASE_S = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Led:
-    """Two replicas, of which the leader was killed again and again."""
+class LeaderKills:
+    """Two replicas whose leader was killed repeatedly."""
 
     kills: int
     num_terms: int
-    """How often the Lease was somebody else's."""
+    """How often the Lease changed its holder."""
     num_writes: int
     strays: list[str]
-    """Writes of one that did not hold the Lease; this must not be."""
+    """Writes by a replica that did not hold the Lease; must be empty."""
 
 
-def lead(cluster: ControlPlane, folder: Path, kills: int) -> Led:
-    """Kill leaders, as the test does; TimeoutError when the last change stays undone."""
+def lead(cluster: ControlPlane, folder: Path, kills: int) -> LeaderKills:
+    """Kill leaders as the test does; TimeoutError if the last change is not applied."""
     with cluster.api() as api:
-        home, watched = (f"{what}-{secrets.token_hex(3)}" for what in ("leaders", "led"))
+        home, watched = (f"{prefix}-{secrets.token_hex(3)}" for prefix in ("leaders", "led"))
         for name in (home, watched):
             api.create("/api/v1/namespaces", {"metadata": {"name": name}})
         with replicas(cluster, api, folder, home, [watched], lease_seconds=LEASE_S) as running:
             kill_leaders(running, Subject(api, watched, "led"), kills)
-            strays = [f"{each.verb} {each.resource} {each.name} {each.user} {each.time}" for each in running.strays()]
+            strays = [
+                f"{write.verb} {write.resource} {write.name} {write.user} {write.time}" for write in running.strays()
+            ]
             num_writes = len(running.writes())
-            return Led(kills=kills, num_terms=len(running.terms()), num_writes=num_writes, strays=strays)
+            return LeaderKills(kills=kills, num_terms=len(running.terms()), num_writes=num_writes, strays=strays)
 
 
-def bars(seen: Seen, led: Led) -> tuple[results.Bar, ...]:
-    """What has to hold."""
+def bars(outcome: StormOutcome, leader_kills: LeaderKills) -> tuple[results.Bar, ...]:
+    """Conditions that must hold."""
     return (
-        results.at_most("differences at the end", len(seen.different), 0),
-        results.at_most("time to the same objects", seen.converged_s, CONVERGED_S, "s"),
-        results.at_most("operators that ended by themselves", len(seen.ended), 0),
-        results.at_most("requests that its rights forbid", len(seen.denied), 0),
-        results.at_most("writes once all is well", len(seen.writes), 0),
-        results.at_most("writes without the Lease", len(led.strays), 0),
-        results.at_least("times that another led", led.num_terms - 1, led.kills // 2),
+        results.at_most("differences at the end", len(outcome.different), 0),
+        results.at_most("time to convergence", outcome.converged_s, CONVERGED_S, "s"),
+        results.at_most("operators that exited by themselves", len(outcome.ended), 0),
+        results.at_most("requests without permission", len(outcome.denied), 0),
+        results.at_most("writes after convergence", len(outcome.writes), 0),
+        results.at_most("writes without the Lease", len(leader_kills.strays), 0),
+        results.at_least("changes of leader", leader_kills.num_terms - 1, leader_kills.kills // 2),
     )
 
 
 def main() -> None:
-    """Run the storm, show what was seen, write it down."""
+    """Run the storm, print the outcome, write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--leader-kills", type=int, default=20, help="of two replicas, after the storm")
+    parser.add_argument(
+        "--leader-kills", type=int, default=20, help="kills of the leader of two replicas, after the storm"
+    )
     parser.add_argument("--seed", type=int, default=SEED)
     arguments = parser.parse_args()
     started = datetime.now(UTC)
@@ -74,17 +78,19 @@ def main() -> None:
             crds.install(api)
         folder = Path(name)
         with RedisServer(folder) as redis:
-            seen = storm(cluster, folder, redis.url, seconds=60.0 * arguments.minutes, seed=arguments.seed)
-        led = lead(cluster, folder, arguments.leader_kills)
+            outcome = storm(cluster, folder, redis.url, seconds=60.0 * arguments.minutes, seed=arguments.seed)
+        leader_kills = lead(cluster, folder, arguments.leader_kills)
     console = Console()
     console.print(
-        f"{_listed(seen.changes)} on {len(SUBJECTS)} resources; {seen.kills} kills; "
-        f"faults: {_listed(seen.faults)}; {seen.num_compared} objects were compared"
+        f"{_listed(outcome.changes)} on {len(SUBJECTS)} resources; {outcome.kills} kills; "
+        f"faults: {_listed(outcome.faults)}; {outcome.num_compared} objects compared"
     )
-    console.print(f"{led.kills} leaders were killed, {led.num_terms} led, {led.num_writes} writes")
-    for problem in (*seen.different, *seen.ended, *seen.denied, *seen.writes, *led.strays):
+    console.print(
+        f"{leader_kills.kills} leaders killed, {leader_kills.num_terms} terms, {leader_kills.num_writes} writes"
+    )
+    for problem in (*outcome.different, *outcome.ended, *outcome.denied, *outcome.writes, *leader_kills.strays):
         console.print(problem, style="red", markup=False)
-    results.show_bars(console, bars(seen, led))
+    results.show_bars(console, bars(outcome, leader_kills))
     result = results.Result(
         name="faults",
         command=(
@@ -95,10 +101,10 @@ def main() -> None:
         commit=results.commit(),
         seed=arguments.seed,
         machine=results.machine(),
-        bars=bars(seen, led),
+        bars=bars(outcome, leader_kills),
         samples=[
-            asdict(seen) | {"changes": dict(seen.changes), "faults": dict(seen.faults)},
-            asdict(led),
+            asdict(outcome) | {"changes": dict(outcome.changes), "faults": dict(outcome.faults)},
+            asdict(leader_kills),
         ],
     )
     console.print(f"written to {results.write(result, Path('bench/results'))}")

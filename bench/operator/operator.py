@@ -1,4 +1,4 @@
-"""What do a thousand resources cost one operator? See README.md beside this file."""
+"""Benchmark of one operator with a thousand resources. See README.md in this folder."""
 
 import argparse
 import random
@@ -38,37 +38,34 @@ _AGENT = "updraft-operator"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What was measured."""
-
     speculators: int
     pods: int
     making_s: float
-    """The operator made all objects of all resources."""
+    """Until the operator had created all objects of all resources."""
     listing_s: float
-    """Started again, with everything there: until it had looked at all."""
+    """After a restart with everything in place: until it had reconciled every resource."""
     memory_bytes: int
-    """Resident, after all of that; of the process that started again."""
+    """Resident memory of the restarted process at the end."""
     peak_bytes: int
-    """The most of the process that made everything."""
+    """Peak of the process that created everything."""
     idle_writes: int
     idle_s: float
     idle_cpu_percent: float
     delays_s: tuple[float, ...]
-    """From a change of a spec to the write of the object that it changes, as the API server received both."""
+    """From a change of a spec to the write of the changed object, by the API server's audit log."""
 
     @property
     def p99_s(self) -> float:
-        """Of the delays; infinite if a change led to nothing."""
+        """99th percentile of the delays; infinite if a change had no effect."""
         return sorted(self.delays_s)[int(0.99 * len(self.delays_s))]
 
     @property
     def idle_writes_per_minute(self) -> float:
-        """While nothing changes."""
         return 60 * self.idle_writes / self.idle_s
 
 
 def run(speculators: int) -> Run:
-    """Measure with this many resources, on a control plane of one's own."""
+    """Measure with this many resources, on a separate control plane."""
     with tempfile.TemporaryDirectory(prefix="updraft-") as folder, control_plane(has_controllers=False) as cluster:
         with cluster.api() as api:
             crds.install(api)
@@ -77,22 +74,22 @@ def run(speculators: int) -> Run:
                 api.create("/api/v1/namespaces", {"metadata": {"name": namespace}})
                 accounts = f"/api/v1/namespaces/{namespace}/serviceaccounts"
                 api.create(accounts, {"metadata": {"name": "default"}})  # as the controller manager would
-        _tell(f"Making {speculators} resources and {speculators * PODS_EACH} pods ...")
+        _progress(f"Creating {speculators} resources and {speculators * PODS_EACH} pods ...")
         _at_once(cluster, keys, _make)
-        _tell("The operator makes their objects ...")
+        _progress("The operator makes their objects ...")
         with OperatorProcess(cluster.kubeconfig, Path(folder) / "first.log", resync_seconds=300) as first:
             making_s = _until_done(first, speculators)
             peak_bytes = _memory(first)
-        _tell("It starts again ...")
+        _progress("It starts again ...")
         with OperatorProcess(cluster.kubeconfig, Path(folder) / "second.log", resync_seconds=300) as second:
             listing_s = _until_done(second, speculators)
-            _tell(f"Nothing changes for {IDLE_S:.0f} s ...")
+            _progress(f"Nothing changes for {IDLE_S:.0f} s ...")
             process = psutil.Process(second.pid)
             process.cpu_percent()
             before = _writes(cluster)
             time.sleep(IDLE_S)
             idle_writes, idle_percent = _writes(cluster) - before, process.cpu_percent()
-            _tell(f"{CHANGES_PER_S:.0f} changes a second for {CHANGES_S:.0f} s ...")
+            _progress(f"{CHANGES_PER_S:.0f} changes per second for {CHANGES_S:.0f} s ...")
             delays = _change(cluster, keys)
             return Run(
                 speculators=speculators,
@@ -141,25 +138,25 @@ def _at_once(
 
 
 def _until_done(operator: OperatorProcess, speculators: int) -> float:
-    """Seconds from now, right after its start, until each was looked at and nothing waits or is worked on any more.
+    """Seconds from now, right after its start, until every resource was reconciled and the queue is empty.
 
-    Looks are counted, and some resources are looked at twice: so it is done when for a while nothing more happened.
+    Some resources are reconciled twice, so it is done when nothing more happens for a while.
     """
-    began, last, last_looks = time.monotonic(), time.monotonic(), -1.0
+    began, last, last_count = time.monotonic(), time.monotonic(), -1.0
 
     def is_done() -> bool:
-        nonlocal last, last_looks
-        looks = operator.metric('updraft_operator_reconcile_duration_seconds_count{result="done"}')
-        if looks != last_looks or operator.metric("updraft_operator_queue_depth"):
-            last, last_looks = time.monotonic(), looks
-        return looks >= speculators and time.monotonic() - last > _QUIET_S
+        nonlocal last, last_count
+        count = operator.metric('updraft_operator_reconcile_duration_seconds_count{result="done"}')
+        if count != last_count or operator.metric("updraft_operator_queue_depth"):
+            last, last_count = time.monotonic(), count
+        return count >= speculators and time.monotonic() - last > _QUIET_S
 
-    wait_until(is_done, timeout_s=_LONG_S, what="all resources to be looked at")
+    wait_until(is_done, timeout_s=_LONG_S, what="all resources to be reconciled")
     return last - began
 
 
 def _change(cluster: ControlPlane, keys: list[tuple[str, str]]) -> tuple[float, ...]:
-    """Change how many pods serve, of one after the other; how long each change took to its Deployment."""
+    """Change serving.replicas of one resource after another. Returns how long each change took to reach its Deployment."""
     chosen = random.Random(SEED).sample(keys, min(len(keys), int(CHANGES_PER_S * CHANGES_S)))
     began = time.monotonic()
     started = datetime.now(UTC).isoformat()
@@ -169,21 +166,21 @@ def _change(cluster: ControlPlane, keys: list[tuple[str, str]]) -> tuple[float, 
             path = KINDS["AdaptiveSpeculator"].path(namespace, name)
             api.patch(path, {"spec": {"serving": {"replicas": 3}}})
     time.sleep(5.0)
-    wished: dict[tuple[str, str], datetime] = {}
+    changed: dict[tuple[str, str], datetime] = {}
     written: dict[tuple[str, str], datetime] = {}
     for entry in audited(cluster.audit_log):
         if entry.time < started or entry.verb != "patch":
             continue
         at = datetime.fromisoformat(entry.time)
         if entry.resource == names.SPECULATORS and not entry.agent.startswith(_AGENT):
-            wished[entry.namespace, entry.name] = at
+            changed[entry.namespace, entry.name] = at
         elif entry.resource == "deployments" and entry.agent.startswith(_AGENT):
             written.setdefault((entry.namespace, entry.name.removesuffix(f"-{names.SERVING}")), at)
-    return tuple((written[key] - at).total_seconds() if key in written else float("inf") for key, at in wished.items())
+    return tuple((written[key] - at).total_seconds() if key in written else float("inf") for key, at in changed.items())
 
 
 def _writes(cluster: ControlPlane) -> int:
-    """Of the operator so far, but for its Lease."""
+    """Number of the operator's writes so far, except those of its Lease."""
     return sum(
         entry.verb in _WRITES and entry.agent.startswith(_AGENT) and entry.resource != "leases"
         for entry in audited(cluster.audit_log)
@@ -195,35 +192,31 @@ def _memory(operator: OperatorProcess) -> int:
 
 
 def bars(measured: Run | None) -> tuple[results.Bar, ...]:
-    """What has to hold for a thousand."""
+    """Bars for a thousand resources."""
     at_all = measured if measured is not None and measured.speculators == SPECULATORS else None
     memory = max(at_all.memory_bytes, at_all.peak_bytes) / MB if at_all else None
     return (
-        results.at_most(
-            "from nothing until all objects of 1,000 resources are made", at_all.making_s if at_all else None, 120, "s"
-        ),
-        results.at_most("started again: all listed and looked at", at_all.listing_s if at_all else None, 120, "s"),
+        results.at_most("creation of all objects of 1,000 resources", at_all.making_s if at_all else None, 120, "s"),
+        results.at_most("restart: all resources listed and reconciled", at_all.listing_s if at_all else None, 120, "s"),
         results.at_most("operator's memory", memory, 250, "MB"),
-        results.at_most("writes a minute when nothing changes", at_all.idle_writes_per_minute if at_all else None, 0),
-        results.at_most(
-            "a change of a spec until its Deployment is written, p99", at_all.p99_s if at_all else None, 1.0, "s"
-        ),
+        results.at_most("writes per minute when nothing changes", at_all.idle_writes_per_minute if at_all else None, 0),
+        results.at_most("change of a spec to write of its Deployment, p99", at_all.p99_s if at_all else None, 1.0, "s"),
     )
 
 
 def show(measured: Run) -> None:
-    """Print what was measured."""
-    table = output.table("what", ">measured")
+    """Print the figures."""
+    table = output.table("figure", ">measured")
     rows = (
         ("resources", measured.speculators, ""),
         ("pods", measured.pods, ""),
-        ("all objects made, from nothing", measured.making_s, "s"),
-        ("started again: all listed and looked at", measured.listing_s, "s"),
-        ("memory after making everything", measured.peak_bytes / MB, "MB"),
-        ("memory of the one that started again", measured.memory_bytes / MB, "MB"),
-        ("writes a minute when nothing changes", measured.idle_writes_per_minute, ""),
-        ("time on a core when nothing changes", measured.idle_cpu_percent, "%"),
-        ("a change until its Deployment is written, median", statistics.median(measured.delays_s), "s"),
+        ("creation of all objects", measured.making_s, "s"),
+        ("restart: all resources listed and reconciled", measured.listing_s, "s"),
+        ("peak memory during creation", measured.peak_bytes / MB, "MB"),
+        ("memory after the restart", measured.memory_bytes / MB, "MB"),
+        ("writes per minute when nothing changes", measured.idle_writes_per_minute, ""),
+        ("CPU time when nothing changes", measured.idle_cpu_percent, "%"),
+        ("change of a spec to write of its Deployment, median", statistics.median(measured.delays_s), "s"),
         ("  p99", measured.p99_s, "s"),
     )
     for name, figure, unit in rows:
@@ -231,12 +224,12 @@ def show(measured: Run) -> None:
     output.console().print(table)
 
 
-def _tell(line: str) -> None:
+def _progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
 def main() -> None:
-    """Measure, print one table and the bars, write bench/results/; exit 1 where a bar is missed."""
+    """Measure, print a table and the bars, write bench/results/; exit 1 if a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--speculators", type=int, default=SPECULATORS, help=f"resources (default {SPECULATORS})")
     speculators = parser.parse_args().speculators

@@ -109,7 +109,7 @@ def _torch(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount
             serving,
             ports=[{"name": "http", "containerPort": PORT}],
             **_agent(owner, config, target),
-            # The server answers these beside decoding, so a swap, which stands between two steps, fails none.
+            # The server answers probes concurrently with decoding, so a swap between two steps fails none.
             startupProbe=pod.http_probe("/healthz", "http", period_s=5, failures=_LOAD_S // 5),
             readinessProbe=pod.http_probe("/readyz", "http", period_s=5, failures=2),
             livenessProbe=pod.http_probe("/healthz", "http", period_s=10, failures=6),
@@ -119,7 +119,7 @@ def _torch(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount
 
 
 def _agent(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount) -> dict[str, Any]:
-    """What the process that speaks to registry and Redis needs, whichever engine it has."""
+    """Content of the container that talks to the registry and Redis, for both engines."""
     return {
         "envFrom": pod.from_settings(owner, names.SERVING),
         "env": [

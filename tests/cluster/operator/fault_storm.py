@@ -82,7 +82,7 @@ _DELETED = sorted({(kind, end) for kind, end, _ in EDITS} | {("PersistentVolumeC
 
 
 @dataclass(slots=True)
-class Seen:
+class StormOutcome:
     """What happened. The last four are what must not be."""
 
     changes: Counter[str] = field(default_factory=Counter)
@@ -123,7 +123,7 @@ class FaultStorm:
             self._delete_pod: 2.0,
             self._tell_pod: 6.0,
         }
-        self.seen = Seen()
+        self.outcome = StormOutcome()
 
     def rage(self, seconds: float, lives_s: Sequence[float]) -> None:
         """Change things, and kill the operator now and then; on a slow machine longer, until all of it was done."""
@@ -139,7 +139,7 @@ class FaultStorm:
                 is_down = not is_down
                 if is_down:
                     self._process.kill()
-                    self.seen.kills += 1
+                    self.outcome.kills += 1
                     turn_s = time.monotonic() + self._rng.uniform(0.0, 2.0)
                 else:
                     self._start()
@@ -152,7 +152,7 @@ class FaultStorm:
     def look_alive(self) -> None:
         """Note an end that nobody asked for, and start again."""
         if not self._process.is_running:
-            self.seen.ended.append(self._process.log()[-3000:])
+            self.outcome.ended.append(self._process.log()[-3000:])
             self._process.start()
 
     def _life_s(self, lives_s: Sequence[float]) -> float:
@@ -161,7 +161,7 @@ class FaultStorm:
     def _start(self) -> None:
         """As itself, which still has the Lease, or as another pod, which has to wait for it."""
         if self._rng.random() < 0.5:
-            identity = {"UPDRAFT_OPERATOR_IDENTITY": f"operator-{self.seen.kills}"}
+            identity = {"UPDRAFT_OPERATOR_IDENTITY": f"operator-{self.outcome.kills}"}
             self._process.variables = {**self._process.variables, **identity}
         self._process.start()
 
@@ -173,12 +173,12 @@ class FaultStorm:
         except ApiError as error:
             if error.code not in (404, 409):
                 raise
-            self.seen.changes["impossible"] += 1
+            self.outcome.changes["impossible"] += 1
         else:
-            self.seen.changes[_name(action)] += 1
+            self.outcome.changes[_name(action)] += 1
 
     def _did_all(self) -> bool:
-        return self.seen.kills >= _LEAST_KILLS and all(self.seen.changes[_name(each)] for each in self._actions)
+        return self.outcome.kills >= _LEAST_KILLS and all(self.outcome.changes[_name(each)] for each in self._actions)
 
     def _create(self, subject: Subject) -> None:
         subject.create(**wish(self._rng))
@@ -230,7 +230,7 @@ class FaultStorm:
         owners, copies = (agreement.speculators(self._api, each) for each in (self._namespace, self._reference))
         reference = agreement.made(self._api, self._reference, SUBJECTS)
         live = agreement.without_kept_claims(agreement.made(self._api, self._namespace, SUBJECTS), owners, reference)
-        self.seen.num_compared = len(live)
+        self.outcome.num_compared = len(live)
         pods = [str(each["metadata"]["name"]) for each in Subject(self._api, self._namespace, "any").all_of("Pod")]
         return [
             *(f"{name} is still there" for name in owners.keys() - copies.keys()),
@@ -307,7 +307,7 @@ def storm(
     seed: int,
     lives_s: Sequence[float] = LIVES_S,
     converged_s: float = CONVERGED_S,
-) -> Seen:
+) -> StormOutcome:
     """Let it rage for so long, then wait until all is well, for `converged_s` at most; return what was seen."""
     with cluster.api() as api, _namespaces(api) as (home, namespace, reference):
         who = account(cluster, api, folder, home, "operator", watched=(namespace, reference))
@@ -331,10 +331,10 @@ def storm(
                     raging.settle()
                     proxy.calm()
                     _converge(raging, around, converged_s)
-                    _rest(raging.seen, cluster, who)
+                    _rest(raging.outcome, cluster, who)
                 raging.look_alive()
-            raging.seen.faults = proxy.done
-        return raging.seen
+            raging.outcome.faults = proxy.done
+        return raging.outcome
 
 
 @contextmanager
@@ -349,22 +349,22 @@ def _namespaces(api: Api) -> Iterator[tuple[str, ...]]:
 
 
 def _converge(raging: FaultStorm, around: OperatorConfig, timeout_s: float) -> None:
-    seen, since_s = raging.seen, time.monotonic()
+    outcome, since_s = raging.outcome, time.monotonic()
 
     def is_well() -> bool:
         raging.look_alive()
-        seen.different = raging.look(around)
-        return not seen.different
+        outcome.different = raging.look(around)
+        return not outcome.different
 
     with suppress(TimeoutError):  # what is different is told
         wait_until(is_well, timeout_s=timeout_s)
-        seen.converged_s = time.monotonic() - since_s
+        outcome.converged_s = time.monotonic() - since_s
 
 
-def _rest(seen: Seen, cluster: ControlPlane, who: Account) -> None:
+def _rest(outcome: StormOutcome, cluster: ControlPlane, who: Account) -> None:
     """Nothing is written any more, in either namespace, and nothing was ever forbidden."""
     since = requests.now()
     wait_until(lambda: requests.num_listings(cluster, who.user, since) >= 2 * _LOOKS, what="listings of everything")
     written = requests.writes(cluster, who.user, since)
-    seen.writes = [f"{each.verb} {each.resource} {each.namespace}/{each.name} {each.code}" for each in written]
-    seen.denied = requests.denied(cluster, who.user)
+    outcome.writes = [f"{each.verb} {each.resource} {each.namespace}/{each.name} {each.code}" for each in written]
+    outcome.denied = requests.denied(cluster, who.user)

@@ -25,7 +25,7 @@ HISTORY_IS_GONE = Faults(delayed=0, unanswered=0, lost=0, conflict=0, busy=0, br
 def test_faults_and_kills_change_when_things_are_done_and_nothing_else(
     kubernetes: ControlPlane, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    seen = storm(
+    outcome = storm(
         kubernetes,
         tmp_path,
         redis_server.url,
@@ -35,16 +35,16 @@ def test_faults_and_kills_change_when_things_are_done_and_nothing_else(
         converged_s=CONVERGED_S,
     )
 
-    assert seen.different == []
-    assert seen.ended == []
-    assert seen.denied == []
-    assert seen.writes == []
-    assert seen.converged_s is not None
-    assert seen.kills >= 2
-    assert min(seen.changes[each] for each in ("create", "change", "delete", "edit child", "delete child")) > 0
-    assert {"delayed", "unanswered", "lost"} < seen.faults.keys()
-    assert {"watch cut", "watch ended", "watch expired", "watch silent"} < seen.faults.keys()
-    assert sum(seen.faults[each] for each in ("409", "410", "429", "500", "503")) > 0
+    assert outcome.different == []
+    assert outcome.ended == []
+    assert outcome.denied == []
+    assert outcome.writes == []
+    assert outcome.converged_s is not None
+    assert outcome.kills >= 2
+    assert min(outcome.changes[each] for each in ("create", "change", "delete", "edit child", "delete child")) > 0
+    assert {"delayed", "unanswered", "lost"} < outcome.faults.keys()
+    assert {"watch cut", "watch ended", "watch expired", "watch silent"} < outcome.faults.keys()
+    assert sum(outcome.faults[each] for each in ("409", "410", "429", "500", "503")) > 0
 
 
 def test_what_ends_the_watches_does_not_end_the_operator(
