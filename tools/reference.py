@@ -122,7 +122,7 @@ def settings_page() -> str:
         parts.append(_table(("variable", "type", "default", "meaning"), _settings_rows(cls)))
     parts += [
         "## SGLang's plugin\n",
-        "The plugin reads these inside a stock SGLang server next to an agent with `--engine sglang` ([SGLang](../sglang.md)).\n",
+        "The plugin reads these inside a stock SGLang server with an agent with `--engine sglang` ([SGLang](../sglang.md)).\n",
         _table(("variable", "default", "meaning"), _plugin_rows()),
         "## The `updraft` command\n",
         "Options that environment variables can set too.\n",

@@ -1,4 +1,4 @@
-"""Speculators as the operator reads them, and a look into what it builds from them."""
+"""Speculators as the operator reads them, and access to the manifests that it builds from them."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -16,7 +16,7 @@ IMAGES = Images(
 )
 CONFIG = OperatorConfig(images=IMAGES, namespace="updraft-system", has_redis=True)
 CONFIG_WITHOUT_REDIS = OperatorConfig(images=IMAGES, namespace="updraft-system", has_redis=False)
-"""Without a Redis of the operator's own."""
+"""The operator has no Redis."""
 
 UID = "0e6f3a52-0000-4000-8000-000000000001"
 PARTS = ("serving", "trainer", "registry")
@@ -29,12 +29,12 @@ def speculator(
     status: Mapping[str, Any] | None = None,
     **metadata: Any,
 ) -> AdaptiveSpeculator:
-    """One of name qwen in namespace team; `spec` is written as in YAML, and its target comes from `uri`."""
-    said = {**(spec or {})}
-    said["targetModel"] = {"uri": uri, **said.get("targetModel", {})}
+    """Speculator team/qwen; `spec` is written as in YAML, and its target comes from `uri`."""
+    spec_fields = {**(spec or {})}
+    spec_fields["targetModel"] = {"uri": uri, **spec_fields.get("targetModel", {})}
     named = {"name": "qwen", "namespace": "team", "uid": UID, "generation": 1, "resourceVersion": "1"}
     return AdaptiveSpeculator.model_validate(
-        {"metadata": {**named, **metadata}, "spec": said, "status": dict(status or {})}
+        {"metadata": {**named, **metadata}, "spec": spec_fields, "status": dict(status or {})}
     )
 
 
@@ -63,19 +63,19 @@ def pod_spec(owner: AdaptiveSpeculator, part: str, config: OperatorConfig = CONF
 
 
 def container(pod: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A container of a pod, or one of those that run before."""
+    """A container or init container of a pod."""
     (found,) = (each for each in containers(pod) if each["name"] == name)
     return found
 
 
 def containers(pod: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """All of a pod."""
+    """All containers of a pod, init containers first."""
     yield from pod.get("initContainers", ())
     yield from pod["containers"]
 
 
 def named(entries: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Named things by name."""
+
     return {each["name"]: each for each in entries}
 
 
@@ -93,7 +93,7 @@ _RESTRICTED_VOLUMES = {
 
 
 def breaches(pod: Mapping[str, Any]) -> list[str]:
-    """What of a pod the restricted Pod Security standard forbids."""
+    """Violations of the restricted Pod Security standard."""
     found = [field for field in ("hostNetwork", "hostPID", "hostIPC") if pod.get(field)]
     whole = pod.get("securityContext", {})
     volumes = pod.get("volumes", ())

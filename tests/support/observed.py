@@ -1,4 +1,4 @@
-"""Looks at the world around one speculator, for the pure decisions of the operator."""
+"""Observations of one speculator, as input for the operator's plans."""
 
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
@@ -23,20 +23,20 @@ ACCESS = AccessSecret(tokens=TOKENS, redis_url="redis://own", exists=True)
 
 
 def observed(spec: Mapping[str, Any] | None = None, **more: Any) -> Observed:
-    """A look at a speculator of this spec; the rest is as given, else as after an installation with a Redis."""
+    """An observation of a speculator with this spec, by default after an installation with a Redis."""
     given = {"speculator": speculator(spec), "config": CONFIG, "access": ACCESS, "redis_url": "redis://own", **more}
     return Observed(**given)
 
 
 def settled(spec: Mapping[str, Any] | None = None, **more: Any) -> Observed:
-    """The same, with all its objects as they were applied."""
+    """The same, with all its objects as applied."""
     seen = observed(spec, **more)
-    made = {child.ref: child for child in map(as_child, objects(seen))}
-    return observed(spec, **{**more, "children": {**made, **more.get("children", {})}})
+    children = {child.ref: child for child in map(as_child, objects(seen))}
+    return observed(spec, **{**more, "children": {**children, **more.get("children", {})}})
 
 
 def as_child(content: Manifest, *, uid: str = "", version: str = "10", **more: Any) -> Child:
-    """A manifest as the API server holds it; `more` is merged in: status, or further metadata."""
+    """A manifest as the API server stores it; `more` adds a status or metadata."""
     body = deepcopy(content)
     body["metadata"] |= {"uid": uid or f"uid-of-{body['metadata']['name']}", "resourceVersion": version}
     body["metadata"] |= more.pop("metadata", {})
@@ -51,18 +51,18 @@ def pod(
     problem: tuple[str, str] | None = None,
     **more: Any,
 ) -> PodState:
-    """A pod that decisions are made on."""
-    said = PodProblem(reason=problem[0], message=problem[1]) if problem else None
-    return PodState(name=name, part=part, **{"is_ready": is_ready, "is_ending": False, "problem": said, **more})
+
+    fields = PodProblem(reason=problem[0], message=problem[1]) if problem else None
+    return PodState(name=name, part=part, **{"is_ready": is_ready, "is_ending": False, "problem": fields, **more})
 
 
 def ready_pods() -> tuple[PodState, ...]:
-    """One of each part."""
+    """One pod per part."""
     return tuple(pod(f"qwen-{part}-1", part, is_ready=True) for part in ("serving", "trainer", "registry"))
 
 
 def version(number: int, phase: "pb.Phase.ValueType" = pb.PHASE_STABLE, **more: Any) -> pb.Version:
-    """A version of the registry, from the trainer unless told otherwise."""
+    """A version in the registry, by default from the trainer."""
     learned = pb.Provenance(samples=1000, first_trace_id="first", last_trace_id="last")
     manifest = pb.Manifest(
         digest=f"sha256:{number:064x}",
@@ -78,12 +78,12 @@ def version(number: int, phase: "pb.Phase.ValueType" = pb.PHASE_STABLE, **more: 
 def connected(
     versions: Iterable[pb.Version] = (), transitions: Iterable[pb.Transition] = (), **state: Any
 ) -> RegistryView:
-    """A registry that answers, and has these versions; it follows the default policy unless `state` says another."""
+    """A connected registry with these versions; it follows the default policy unless `state` has another."""
     from updraft_operator.planning.policy import policy
 
     kept = tuple(versions)
     stable = max((each.version for each in kept if each.phase == pb.PHASE_STABLE), default=0)
-    said = {
+    fields = {
         "speculator": "qwen",
         "stable": stable,
         "candidate": max((each.version for each in kept if each.phase == pb.PHASE_CANARY), default=0),
@@ -94,25 +94,25 @@ def connected(
     }
     return RegistryView(
         connection=ConnectionState.CONNECTED,
-        state=pb.SpeculatorState(**said),
+        state=pb.SpeculatorState(**fields),
         versions=kept,
         transitions=tuple(transitions),
     )
 
 
 def traffic(number: int, length: float, steps: int = 1000) -> pb.VersionTraffic:
-    """What pods served with a version."""
+    """The traffic that pods served with a version."""
     return pb.VersionTraffic(version=number, verify_steps=steps, tokens=round(length * steps))
 
 
 def transition(number: int, to: "pb.Phase.ValueType", *, at_s: int = 100, **more: Any) -> pb.Transition:
-    """A line of the registry's history."""
+    """An entry of the registry's history."""
     return pb.Transition(version=number, to_phase=to, unix_ms=at_s * 1000, actor="registry", reason="because", **more)
 
 
 def draft(number: int | None, *, name: str = "", status: Mapping[str, Any] | None = None, **spec: Any) -> DraftVersion:
-    """A DraftVersion: the mirror of a version, or (without a number) an import of a person's."""
-    said = (
+    """A DraftVersion: the mirror of a version, or (without a number) a user's import."""
+    fields = (
         {"source": "Trainer", "version": number, "digest": f"sha256:{number:064x}"} if number else {"uri": "hf://a/b"}
     )
     metadata = {
@@ -125,7 +125,7 @@ def draft(number: int | None, *, name: str = "", status: Mapping[str, Any] | Non
     return DraftVersion.model_validate(
         {
             "metadata": metadata,
-            "spec": {"speculatorRef": {"name": "qwen"}, **said, **spec},
+            "spec": {"speculatorRef": {"name": "qwen"}, **fields, **spec},
             "status": dict(status or {}),
         }
     )

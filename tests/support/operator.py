@@ -1,4 +1,4 @@
-"""The operator as its own process against a control plane, and what it says of itself over HTTP."""
+"""The operator as its own process against a control plane, and access to its HTTP endpoints."""
 
 import urllib.error
 import urllib.request
@@ -12,7 +12,7 @@ _HTTP_S = 5.0
 
 
 class OperatorProcess(Process):
-    """`python -m updraft_operator` as whoever the kubeconfig says; `settings` by the names of its settings."""
+    """`python -m updraft_operator` with the kubeconfig's identity; `settings` by field name."""
 
     def __init__(self, kubeconfig: Path, log: Path, **settings: object) -> None:
         self.port = free_port()
@@ -44,14 +44,14 @@ class OperatorProcess(Process):
 
     @property
     def is_leader(self) -> bool:
-        """Whether it says that it may write."""
+        """Whether its leader metric is 1."""
         return self.metric("updraft_operator_leader") == 1.0
 
     def wait_until_ready(self, *, timeout_s: float = LONG_S) -> None:
-        """Return once it has listed everything; fail at once if it ended."""
+        """Return once it has listed everything; fail at once if it exited."""
 
         def is_ready() -> bool:
-            assert self.is_running, f"the operator ended:\n{self.log()[-3000:]}"
+            assert self.is_running, f"the operator exited:\n{self.log()[-3000:]}"
             return self.status("/readyz") == 200
 
         wait_until(is_ready, timeout_s=timeout_s, what="a ready operator")

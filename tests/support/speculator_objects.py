@@ -1,4 +1,4 @@
-"""AdaptiveSpeculators and DraftVersions as the API server holds them, small and whole."""
+"""Small but complete AdaptiveSpeculators and DraftVersions as the API server stores them."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ SINCE = "2026-11-24T11:55:00Z"
 
 
 def speculator(name: str = "qwen", *, rollout: Json | None = None, status: Json | None = None, **spec: Any) -> Json:
-    """One that is ready and serves version 2; `rollout` and `spec` are merged in, `status` by its fields."""
+    """A speculator that is ready and serves version 2; `rollout`, `spec` and the fields of `status` are merged in."""
     return {
         "apiVersion": API_VERSION,
         "kind": "AdaptiveSpeculator",
@@ -26,7 +26,7 @@ def speculator(name: str = "qwen", *, rollout: Json | None = None, status: Json 
 
 
 def ready(*conditions: Json) -> Json:
-    """A status; these conditions stand for those of their types."""
+    """A status of a ready speculator, with these conditions instead of those of the same types."""
     by_type = {each["type"]: each for each in (*_TRUE, *conditions)}
     return {
         "observedGeneration": 3,

@@ -64,7 +64,7 @@ def without_kept_claims(live: World, owners: dict[str, Json], reference: World) 
 
 def against_plan(owners: dict[str, Json], live: World, config: OperatorConfig) -> Iterator[str]:
     """What differs from what the plan says of these resources; nothing else may be there."""
-    wished = set()
+    desired = set()
     for owner in owners.values():
         secret = _entries(live.get(("Secret", names.child(owner["metadata"]["name"], "access")), {}))
         seen = Observed(
@@ -75,10 +75,10 @@ def against_plan(owners: dict[str, Json], live: World, config: OperatorConfig) -
             redis_url=secret.get(KEY, ""),
         )
         name = owner["metadata"]["name"]
-        wished.add(("Secret", f"{name}-access"))
+        desired.add(("Secret", f"{name}-access"))
         for content in objects(seen):
             where = ref(content)
-            wished.add((where.kind, where.name))
+            desired.add((where.kind, where.name))
             child = seen.children.get(where)
             if child is None:
                 yield f"{'/'.join(where)} is missing"
@@ -86,8 +86,8 @@ def against_plan(owners: dict[str, Json], live: World, config: OperatorConfig) -
                 yield f"{'/'.join(where)} is not what was applied last"
             elif path := difference(content, child.live()):
                 yield f"{'/'.join(where)} differs from the plan in {path}"
-    yield from (f"{'/'.join(where)} is there" for where in sorted(live.keys() - wished))
-    yield from (f"{'/'.join(where)} is missing" for where in sorted(wished - live.keys()) if where[0] == "Secret")
+    yield from (f"{'/'.join(where)} is there" for where in sorted(live.keys() - desired))
+    yield from (f"{'/'.join(where)} is missing" for where in sorted(desired - live.keys()) if where[0] == "Secret")
 
 
 def against_reference(live: World, reference: World) -> Iterator[str]:

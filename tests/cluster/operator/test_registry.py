@@ -58,11 +58,11 @@ def phases(subject: Subject) -> dict[str, str]:
     }
 
 
-def wait_for_phases(subject: Subject, **wished: str) -> None:
+def wait_for_phases(subject: Subject, **desired: str) -> None:
     try:
-        wait_until(lambda: phases(subject) == wished, timeout_s=30)
+        wait_until(lambda: phases(subject) == desired, timeout_s=30)
     except TimeoutError:
-        raise AssertionError(f"the phases are {phases(subject)}, not {wished}") from None
+        raise AssertionError(f"the phases are {phases(subject)}, not {desired}") from None
 
 
 def publish(subject: Subject, shelf: Shelf, number: int) -> None:

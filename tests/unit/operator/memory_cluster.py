@@ -44,12 +44,12 @@ class MemoryCluster:
         live = self.objects.get(where)
         if is_status and live is None:
             raise NotFound(f"there is no {where}")
-        wished = _stored(content)
+        desired = _stored(content)
         before = self._applied.get((where, is_status), {})
-        merged = applied(live or {"metadata": {}}, before, wished)
+        merged = applied(live or {"metadata": {}}, before, desired)
         if live is not None:
             _check(where[0], live, merged)
-        self._applied[where, is_status] = deepcopy(wished)
+        self._applied[where, is_status] = deepcopy(desired)
         self.writes.append(("apply", where[0], where[2]))
         return self._put(where, merged)
 
@@ -168,22 +168,22 @@ def place(content: Manifest) -> Where:
     return content["kind"], content["metadata"]["namespace"], content["metadata"]["name"]
 
 
-def applied(live: Manifest, before: Manifest, wished: Manifest) -> Manifest:
+def applied(live: Manifest, before: Manifest, desired: Manifest) -> Manifest:
     """Server-side apply by one manager: what it said before and says no longer goes, what it says is so."""
-    left = _without(deepcopy(live), before, wished)
-    result: Manifest = _over_lists(left, wished)
+    left = _without(deepcopy(live), before, desired)
+    result: Manifest = _over_lists(left, desired)
     return result
 
 
-def _without(live: Any, before: Any, wished: Any) -> Any:
+def _without(live: Any, before: Any, desired: Any) -> Any:
     if isinstance(before, dict) and isinstance(live, dict):
         for name, value in before.items():
-            if not isinstance(wished, dict) or name not in wished:
+            if not isinstance(desired, dict) or name not in desired:
                 live.pop(name, None)
             elif name in live:
-                live[name] = _without(live[name], value, wished[name])
+                live[name] = _without(live[name], value, desired[name])
     elif isinstance(before, list) and isinstance(live, list) and (key := _key(before, live)):
-        still = {each[key]: each for each in wished if isinstance(each, dict) and key in each}
+        still = {each[key]: each for each in desired if isinstance(each, dict) and key in each}
         old = {each[key]: each for each in before}
         return [
             _without(each, old.get(each[key], {}), still[each[key]]) if each[key] in still else each
@@ -193,15 +193,15 @@ def _without(live: Any, before: Any, wished: Any) -> Any:
     return live
 
 
-def _over_lists(live: Any, wished: Any) -> Any:
-    if isinstance(wished, dict):
+def _over_lists(live: Any, desired: Any) -> Any:
+    if isinstance(desired, dict):
         found = live if isinstance(live, dict) else {}
-        return {**found, **{name: _over_lists(found.get(name), value) for name, value in wished.items()}}
-    if isinstance(wished, list) and isinstance(live, list) and (key := _key(wished, live)):
+        return {**found, **{name: _over_lists(found.get(name), value) for name, value in desired.items()}}
+    if isinstance(desired, list) and isinstance(live, list) and (key := _key(desired, live)):
         by_key = {each[key]: each for each in live}
-        by_key |= {each[key]: _over_lists(by_key.get(each[key]), each) for each in wished}
+        by_key |= {each[key]: _over_lists(by_key.get(each[key]), each) for each in desired}
         return list(by_key.values())
-    return deepcopy(wished)
+    return deepcopy(desired)
 
 
 def _key(*lists: list[Any]) -> str:

@@ -289,9 +289,9 @@ class Speculators(RuleBasedStateMachine):
 
     @invariant()
     def every_object_is_as_it_is_wished(self) -> None:
-        seen = self.world.observe()
-        assert seen is not None
-        for each in objects(seen):
+        observation = self.world.observe()
+        assert observation is not None
+        for each in objects(observation):
             if place(each) not in self.foreign and each["kind"] not in _HANDS_OFF:
                 assert self.world.cluster.holds(each), place(each)
 
@@ -319,7 +319,7 @@ class Speculators(RuleBasedStateMachine):
         registry, owner = self.world.registry, self.world.store.cached(KEY).speculator
         assert owner is not None
         rollout = owner.spec.rollout
-        assert is_followed(self.world.wished(), registry.policy)
+        assert is_followed(self.world.desired(), registry.policy)
         assert registry.is_paused == rollout.paused or not registry.versions
         if rollout.pinned_version is None:
             assert registry.pinned is None
@@ -339,8 +339,8 @@ class Speculators(RuleBasedStateMachine):
 
     @property
     def _is_connected(self) -> bool:
-        seen = self.world.observe()
-        return seen is not None and seen.registry.is_connected
+        observation = self.world.observe()
+        return observation is not None and observation.registry.is_connected
 
     def _can_be_served(self, number: int) -> bool:
         kept = self.world.registry.versions

@@ -81,7 +81,7 @@ class FakeRegistry:
                 each.phase = pb.PHASE_SUPERSEDED if phase == pb.PHASE_STABLE else pb.PHASE_HELD
         self.versions[number].phase = phase
 
-    def call(self, call: RegistryCall, wished: pb.RolloutPolicy) -> None:
+    def call(self, call: RegistryCall, desired: pb.RolloutPolicy) -> None:
         """As the real one answers."""
         if self.is_away:
             raise Unavailable("no answer")
@@ -89,7 +89,7 @@ class FakeRegistry:
         if call.version:
             self._on_version(call)
         elif call.verb is RegistryVerb.SET_POLICY:
-            self.policy = RolloutPolicy.from_proto(wished, RolloutPolicy()).to_proto()
+            self.policy = RolloutPolicy.from_proto(desired, RolloutPolicy()).to_proto()
         elif call.verb in (RegistryVerb.PIN, RegistryVerb.UNPIN):
             self.pinned = 0 if call.verb is RegistryVerb.PIN else None
         else:
@@ -142,8 +142,8 @@ class FakeRegistries:
         self._last = RegistryView(connection=ConnectionState.CONNECTED, state=self._registry.state(), versions=kept)
         return self._last
 
-    async def call(self, _key: Key, call: RegistryCall, wished: pb.RolloutPolicy) -> None:
-        self._registry.call(call, wished)
+    async def call(self, _key: Key, call: RegistryCall, desired: pb.RolloutPolicy) -> None:
+        self._registry.call(call, desired)
 
 
 class World:
@@ -198,10 +198,10 @@ class World:
 
     def plan(self) -> Plan:
         """What the operator would do now."""
-        seen = self.observe()
-        if seen is None:
+        observation = self.observe()
+        if observation is None:
             return Plan()
-        return make_plan(seen, now_unix_s=self.clock.now(), now_s=self.clock.monotonic())
+        return make_plan(observation, now_unix_s=self.clock.now(), now_s=self.clock.monotonic())
 
     def spec(self, **more: Any) -> None:
         """Somebody changes the spec; parts are merged in."""
@@ -227,7 +227,7 @@ class World:
         """All DraftVersions by name."""
         return {each["metadata"]["name"]: each for each in self.cluster.of("DraftVersion")}
 
-    def wished(self) -> pb.RolloutPolicy:
+    def desired(self) -> pb.RolloutPolicy:
         """The policy that the spec asks for."""
         owner = self.store.cached(KEY).speculator
         assert owner is not None

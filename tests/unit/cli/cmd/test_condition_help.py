@@ -18,7 +18,7 @@ from updraft_operator.planning import conditions, pods
 from updraft_operator.planning.observed import ConnectionState
 
 IMAGES = Images(inference="i", trainer="t", registry="r", operator="o", sglang="s")
-AROUND = OperatorConfig(images=IMAGES, namespace="updraft", has_redis=True)
+CONFIG = OperatorConfig(images=IMAGES, namespace="updraft", has_redis=True)
 
 BUILDS = {"serving": serving.objects, "trainer": trainer.objects, "registry": registry.objects}
 
@@ -74,7 +74,7 @@ def _spec(field: str, *value: Any) -> AdaptiveSpeculator:
 
 
 def _template(part: str, owner: AdaptiveSpeculator) -> Any:
-    workloads = [built for built in BUILDS[part](owner, AROUND) if built["kind"] in {"Deployment", "StatefulSet"}]
+    workloads = [built for built in BUILDS[part](owner, CONFIG) if built["kind"] in {"Deployment", "StatefulSet"}]
     return workloads[0]["spec"]["template"] if workloads else None
 
 

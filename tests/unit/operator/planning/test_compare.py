@@ -73,8 +73,8 @@ def _wished(spec: Any) -> Manifest:
         pytest.param({"a": "x"}, {"a": "y"}, "spec.a", id="words are no amounts"),
     ],
 )
-def test_all_that_we_say_must_be_there(wished: Any, live: Any, path: str) -> None:
-    assert difference(_wished(wished), {"spec": live}) == path
+def test_all_that_we_say_must_be_there(desired: Any, live: Any, path: str) -> None:
+    assert difference(_wished(desired), {"spec": live}) == path
 
 
 def _objects() -> list[Manifest]:
@@ -113,9 +113,9 @@ def test_every_object_is_current_as_it_was_applied(number: int) -> None:
 def test_a_field_that_is_no_longer_wished_shows_in_the_hash() -> None:
     spec = {"serving": {"podTemplate": {"spec": {"hostname": "x"}}}}
     before = as_child(one(objects(observed(spec)), "Deployment", "qwen-serving"))
-    wished = one(objects(observed()), "Deployment", "qwen-serving")
-    assert difference(wished, before.live()) == ""
-    assert not is_current(wished, before)
+    desired = one(objects(observed()), "Deployment", "qwen-serving")
+    assert difference(desired, before.live()) == ""
+    assert not is_current(desired, before)
 
 
 def test_the_mark_alone_does_not_make_an_object_current() -> None:

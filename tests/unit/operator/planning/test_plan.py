@@ -29,18 +29,18 @@ UNTOLD = 500.0
 """A moment of the clock that only runs forward."""
 
 
-def _plan(seen: Observed, *, now_s: float = UNTOLD) -> Plan:
-    return make_plan(seen, now_unix_s=NOW_S, now_s=now_s)
+def _plan(observation: Observed, *, now_s: float = UNTOLD) -> Plan:
+    return make_plan(observation, now_unix_s=NOW_S, now_s=now_s)
 
 
-def _told(seen: Observed) -> Observed:
+def _told(observation: Observed) -> Observed:
     """The same world, once its status was written."""
-    owner = seen.speculator.model_copy(update={"status": status(seen, NOW)})
-    return replace(seen, speculator=owner)
+    owner = observation.speculator.model_copy(update={"status": status(observation, NOW)})
+    return replace(observation, speculator=owner)
 
 
-def _applied(seen: Observed) -> set[Ref]:
-    return {ref(each) for each in _plan(seen).apply}
+def _applied(observation: Observed) -> set[Ref]:
+    return {ref(each) for each in _plan(observation).apply}
 
 
 # Objects
@@ -61,41 +61,43 @@ def test_in_a_settled_world_there_is_nothing_to_do(spec: dict[str, Any]) -> None
 
 
 def test_only_what_differs_is_applied() -> None:
-    seen = settled()
-    lost = {where: child for where, child in seen.children.items() if where != ("Service", "qwen")}
-    assert _applied(replace(seen, children=lost)) == {("Service", "qwen")}
+    observation = settled()
+    lost = {where: child for where, child in observation.children.items() if where != ("Service", "qwen")}
+    assert _applied(replace(observation, children=lost)) == {("Service", "qwen")}
 
 
 def test_an_object_that_somebody_turned_is_set_right() -> None:
-    seen = settled()
+    observation = settled()
     where = Ref("PodDisruptionBudget", "qwen-serving")
-    content = next(each for each in objects(seen) if ref(each) == where)
+    content = next(each for each in objects(observation) if ref(each) == where)
     turned = as_child({**content, "spec": {**content["spec"], "maxUnavailable": 0}})
-    assert _applied(replace(seen, children={**seen.children, where: turned})) == {where}
+    assert _applied(replace(observation, children={**observation.children, where: turned})) == {where}
 
 
 def test_what_the_api_server_made_of_it_is_what_it_is() -> None:
     """Even if it looks different: it was applied as it is, and nobody has changed it since."""
-    seen = settled()
+    observation = settled()
     where = Ref("Service", "qwen")
-    content = next(each for each in objects(seen) if ref(each) == where)
+    content = next(each for each in objects(observation) if ref(each) == where)
     other = as_child({**content, "spec": {}}, version="77")
-    seen = replace(seen, children={**seen.children, where: other})
-    assert _applied(replace(seen, settled={where: (hash_of(content), "77")})) == set()
-    assert _applied(replace(seen, settled={where: (hash_of(content), "76")})) == {where}
+    observation = replace(observation, children={**observation.children, where: other})
+    assert _applied(replace(observation, settled={where: (hash_of(content), "77")})) == set()
+    assert _applied(replace(observation, settled={where: (hash_of(content), "76")})) == {where}
 
 
 def test_an_object_that_is_going_is_made_again_once_it_is_gone() -> None:
-    seen = settled()
+    observation = settled()
     where = Ref("Service", "qwen")
-    content = next(each for each in objects(seen) if ref(each) == where)
+    content = next(each for each in objects(observation) if ref(each) == where)
     going = as_child({**content, "spec": {}}, metadata={"deletionTimestamp": "2026-11-25T12:00:00Z"})
-    assert _applied(replace(seen, children={**seen.children, where: going})) == set()
+    assert _applied(replace(observation, children={**observation.children, where: going})) == set()
 
 
 def test_what_is_wished_no_longer_is_deleted_but_for_data() -> None:
-    seen = settled()
-    later = replace(seen, config=CONFIG_WITHOUT_REDIS, access=AccessSecret(tokens=TOKENS, exists=True), redis_url="")
+    observation = settled()
+    later = replace(
+        observation, config=CONFIG_WITHOUT_REDIS, access=AccessSecret(tokens=TOKENS, exists=True), redis_url=""
+    )
     assert _plan(later).delete == (
         ("ConfigMap", "qwen-trainer"),
         ("Deployment", "qwen-trainer"),
@@ -109,26 +111,26 @@ def test_what_belongs_to_somebody_else_is_never_deleted() -> None:
 
 
 def test_a_claim_that_somebody_grew_stays_grown() -> None:
-    seen = settled()
+    observation = settled()
     where = Ref("PersistentVolumeClaim", "qwen-trainer")
-    content = next(each for each in objects(seen) if ref(each) == where)
+    content = next(each for each in objects(observation) if ref(each) == where)
     spec = {**content["spec"], "resources": {"requests": {"storage": "50Gi"}}}
     grown = as_child({**content, "spec": spec})
-    assert _applied(replace(seen, children={**seen.children, where: grown})) == set()
+    assert _applied(replace(observation, children={**observation.children, where: grown})) == set()
 
 
 def test_the_job_of_an_import_runs_once_even_if_a_new_operator_would_write_another() -> None:
-    brought = draft(None)
-    seen = settled(registry=connected(), drafts=(brought,))
-    (job,) = (each for each in _plan(seen).apply if each["kind"] == "Job")
+    draft_import = draft(None)
+    observation = settled(registry=connected(), drafts=(draft_import,))
+    (job,) = (each for each in _plan(observation).apply if each["kind"] == "Job")
     child = as_child(job)
-    newer = replace(seen.config, images=replace(seen.config.images, operator="operator:2"))
-    kept = replace(seen, children={**seen.children, child.ref: child}, config=newer)
+    newer = replace(observation.config, images=replace(observation.config.images, operator="operator:2"))
+    kept = replace(observation, children={**observation.children, child.ref: child}, config=newer)
     assert not any(each["kind"] == "Job" for each in _plan(kept).apply)
 
 
 @pytest.mark.parametrize(
-    ("brought", "is_made"),
+    ("draft_import", "is_made"),
     [
         pytest.param(draft(None), True, id="new"),
         pytest.param(draft(None, status={"version": 4}), False, id="numbered"),
@@ -136,9 +138,9 @@ def test_the_job_of_an_import_runs_once_even_if_a_new_operator_would_write_anoth
         pytest.param(draft(4), False, id="a mirror"),
     ],
 )
-def test_an_import_is_done_once(brought: Any, *, is_made: bool) -> None:
-    seen = settled(registry=connected([version(4)]), drafts=(brought,))
-    assert any(each["kind"] == "Job" for each in _plan(seen).apply) is is_made
+def test_an_import_is_done_once(draft_import: Any, *, is_made: bool) -> None:
+    observation = settled(registry=connected([version(4)]), drafts=(draft_import,))
+    assert any(each["kind"] == "Job" for each in _plan(observation).apply) is is_made
 
 
 def test_an_import_waits_for_the_registry() -> None:
@@ -146,9 +148,12 @@ def test_an_import_waits_for_the_registry() -> None:
 
 
 def test_the_number_of_pods_is_left_to_an_autoscaler() -> None:
-    seen = settled()
+    observation = settled()
     where = Ref("Deployment", "qwen-serving")
-    scaled = replace(seen, children={**seen.children, where: replace(seen.children[where], is_scaled_by_others=True)})
+    scaled = replace(
+        observation,
+        children={**observation.children, where: replace(observation.children[where], is_scaled_by_others=True)},
+    )
     (applied,) = _plan(scaled).apply
     assert "replicas" not in applied["spec"]
 
@@ -161,24 +166,24 @@ def _refusal(where: Ref, digest: str = "", reason: str = "NameConflict") -> Refu
 
 
 def test_what_was_refused_is_not_asked_for_again_until_it_is_another() -> None:
-    seen = settled()
+    observation = settled()
     where = Ref("Service", "qwen")
-    content = next(each for each in objects(seen) if ref(each) == where)
-    lost = replace(seen, children={each: child for each, child in seen.children.items() if each != where})
+    content = next(each for each in objects(observation) if ref(each) == where)
+    lost = replace(observation, children={each: child for each, child in observation.children.items() if each != where})
     assert _applied(replace(lost, refusals=(_refusal(where, hash_of(content)),))) == set()
     assert _applied(replace(lost, refusals=(_refusal(where, "another"),))) == {where}
 
 
 @pytest.mark.parametrize(
-    ("seen", "where"),
+    ("observation", "where"),
     [
         pytest.param(settled(access=AccessSecret()), Ref("Secret", "qwen-access"), id="Secret"),
         pytest.param(settled(registry=connected([version(4)])), Ref("DraftVersion", "qwen-v4"), id="mirror"),
     ],
 )
-def test_what_has_no_mark_is_not_asked_for_again_either(seen: Observed, where: Ref) -> None:
-    assert _applied(seen) == {where}
-    assert _applied(replace(seen, refusals=(_refusal(where),))) == set()
+def test_what_has_no_mark_is_not_asked_for_again_either(observation: Observed, where: Ref) -> None:
+    assert _applied(observation) == {where}
+    assert _applied(replace(observation, refusals=(_refusal(where),))) == set()
 
 
 def test_a_call_that_the_registry_refused_is_not_repeated_until_it_is_another() -> None:

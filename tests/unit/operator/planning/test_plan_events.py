@@ -30,14 +30,14 @@ UNTOLD = 500.0
 """A moment of the clock that only runs forward."""
 
 
-def _plan(seen: Observed, *, now_s: float = UNTOLD) -> Plan:
-    return make_plan(seen, now_unix_s=NOW_S, now_s=now_s)
+def _plan(observation: Observed, *, now_s: float = UNTOLD) -> Plan:
+    return make_plan(observation, now_unix_s=NOW_S, now_s=now_s)
 
 
-def _told(seen: Observed) -> Observed:
+def _told(observation: Observed) -> Observed:
     """The same world, once its status was written."""
-    owner = seen.speculator.model_copy(update={"status": status(seen, NOW)})
-    return replace(seen, speculator=owner)
+    owner = observation.speculator.model_copy(update={"status": status(observation, NOW)})
+    return replace(observation, speculator=owner)
 
 
 # Status and events
@@ -48,23 +48,23 @@ def _measured(length: float) -> RegistryView:
 
 
 def test_measurements_are_told_at_their_own_pace() -> None:
-    seen = replace(_told(settled(registry=_measured(2.0))), registry=_measured(3.0))
-    early = _plan(replace(seen, status_due_s=UNTOLD + 10.0))
+    observation = replace(_told(settled(registry=_measured(2.0))), registry=_measured(3.0))
+    early = _plan(replace(observation, status_due_s=UNTOLD + 10.0))
     assert (early.status, early.again_s) == (None, 10.0)
-    late = _plan(replace(seen, status_due_s=UNTOLD))
+    late = _plan(replace(observation, status_due_s=UNTOLD))
     assert late.status is not None
     assert late.status["acceptance"]["stable"] == "3.00"
     assert (late.events, late.again_s) == ((), None)
 
 
 def test_news_are_told_at_once() -> None:
-    seen = replace(_told(settled(registry=_measured(2.0))), pods=ready_pods(), status_due_s=UNTOLD + 10.0)
-    assert _plan(seen).status is not None
+    observation = replace(_told(settled(registry=_measured(2.0))), pods=ready_pods(), status_due_s=UNTOLD + 10.0)
+    assert _plan(observation).status is not None
 
 
 def test_a_status_that_was_told_is_not_told_again() -> None:
-    seen = _told(settled(registry=_measured(2.0), pods=ready_pods()))
-    assert (_plan(seen).status, _plan(seen).again_s) == (None, None)
+    observation = _told(settled(registry=_measured(2.0), pods=ready_pods()))
+    assert (_plan(observation).status, _plan(observation).again_s) == (None, None)
 
 
 def test_the_first_conditions_are_no_events() -> None:
@@ -91,29 +91,31 @@ def test_another_message_alone_is_no_event() -> None:
 
 
 def test_suspension_is_no_warning() -> None:
-    seen = _told(settled(registry=connected(), pods=ready_pods()))
-    suspended = replace(seen, speculator=speculator({"suspend": True}, status=written(seen.speculator.status)))
+    observation = _told(settled(registry=connected(), pods=ready_pods()))
+    suspended = replace(
+        observation, speculator=speculator({"suspend": True}, status=written(observation.speculator.status))
+    )
     events = {each.reason: each.is_warning for each in _plan(suspended).events}
     assert events["Suspended"] is False
 
 
 def test_a_version_that_changes_its_phase_is_one_event() -> None:
-    seen = settled(registry=connected([version(3)]), drafts=(draft(3),))
-    made = _plan(seen)
+    observation = settled(registry=connected([version(3)]), drafts=(draft(3),))
+    made = _plan(observation)
     ((name, told),) = made.draft_statuses
     (event,) = made.events
     assert (name, event.name, event.reason, event.is_warning) == ("qwen-v3", "qwen-v3", "Stable", False)
-    again = replace(seen, drafts=(draft(3, status=told),))
+    again = replace(observation, drafts=(draft(3, status=told),))
     assert (_plan(again).draft_statuses, _plan(again).events) == ((), ())
     lost = replace(again, registry=connected([version(3, pb.PHASE_ROLLED_BACK)]))
     assert [(each.reason, each.is_warning) for each in _plan(lost).events] == [("RolledBack", True)]
 
 
 def test_the_acceptance_of_a_version_is_told_with_the_speculators_own() -> None:
-    seen = _told(settled(registry=_measured(2.0), drafts=(draft(3),)))
-    told = {each.metadata.name: written(new) for each, new in versions.statuses(seen, NOW)}
-    seen = replace(seen, drafts=(draft(3, status=told["qwen-v3"]),), registry=_measured(3.0))
-    waiting = replace(seen, status_due_s=UNTOLD + 10.0)
+    observation = _told(settled(registry=_measured(2.0), drafts=(draft(3),)))
+    told = {each.metadata.name: written(new) for each, new in versions.statuses(observation, NOW)}
+    observation = replace(observation, drafts=(draft(3, status=told["qwen-v3"]),), registry=_measured(3.0))
+    waiting = replace(observation, status_due_s=UNTOLD + 10.0)
     assert _plan(waiting).draft_statuses == ()
     ((_, new),) = _plan(_told(waiting)).draft_statuses
     assert new["acceptance"] == {"length": "3.00"}

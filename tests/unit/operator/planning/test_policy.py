@@ -46,26 +46,26 @@ def rollouts(draw: st.DrawFn) -> Rollout:
     return Rollout.model_validate(said)
 
 
-def _effective(wished: pb.RolloutPolicy, defaults: RolloutPolicy | None = None) -> pb.RolloutPolicy:
+def _effective(desired: pb.RolloutPolicy, defaults: RolloutPolicy | None = None) -> pb.RolloutPolicy:
     """What a registry that was told so says that it follows."""
-    return RolloutPolicy.from_proto(wished, defaults or RolloutPolicy()).to_proto()
+    return RolloutPolicy.from_proto(desired, defaults or RolloutPolicy()).to_proto()
 
 
 @settings(deadline=None)
 @given(rollout=rollouts())
 def test_what_the_crd_lets_in_the_registry_can_follow(rollout: Rollout) -> None:
-    wished = policy(rollout)
-    assert is_followed(wished, _effective(wished))
+    desired = policy(rollout)
+    assert is_followed(desired, _effective(desired))
 
 
 @settings(deadline=None)
 @given(rollout=rollouts(), other=rollouts())
 def test_another_policy_is_told_until_the_registry_follows_it(rollout: Rollout, other: Rollout) -> None:
-    wished, before = policy(rollout), _effective(policy(other))
-    if not is_followed(wished, before):
-        assert is_followed(wished, _effective(wished))
+    desired, before = policy(rollout), _effective(policy(other))
+    if not is_followed(desired, before):
+        assert is_followed(desired, _effective(desired))
     elif rollout.steps:
-        assert _effective(wished) == before
+        assert _effective(desired) == before
 
 
 @pytest.mark.parametrize(
@@ -97,5 +97,5 @@ def test_the_registrys_own_choices_are_left_to_it() -> None:
 
 
 def test_no_steps_leave_the_registrys_own() -> None:
-    wished = policy(Rollout.model_validate({"strategy": "Immediate", "steps": []}))
-    assert is_followed(wished, _effective(wished))
+    desired = policy(Rollout.model_validate({"strategy": "Immediate", "steps": []}))
+    assert is_followed(desired, _effective(desired))

@@ -28,12 +28,12 @@ from updraft_operator.planning.times import moment
 from updraft_rollouts.terms import Phase
 
 
-def _statuses(seen: Observed) -> dict[str, DraftVersionStatus]:
-    return {each.metadata.name: told for each, told in versions.statuses(seen, NOW)}
+def _statuses(observation: Observed) -> dict[str, DraftVersionStatus]:
+    return {each.metadata.name: told for each, told in versions.statuses(observation, NOW)}
 
 
-def _mirrors(seen: Observed) -> dict[str, dict[str, Any]]:
-    return {each["metadata"]["name"]: each for each in versions.mirrors(seen)}
+def _mirrors(observation: Observed) -> dict[str, dict[str, Any]]:
+    return {each["metadata"]["name"]: each for each in versions.mirrors(observation)}
 
 
 def _conditions(told: DraftVersionStatus) -> dict[str, tuple[str, str]]:
@@ -66,8 +66,8 @@ def test_a_retained_version_is_mirrored_as_one() -> None:
 
 
 def test_a_version_that_a_person_brought_is_not_mirrored() -> None:
-    brought = draft(None, status={"version": 2})
-    assert _mirrors(observed(registry=connected([version(2)]), drafts=(brought,))) == {}
+    draft_import = draft(None, status={"version": 2})
+    assert _mirrors(observed(registry=connected([version(2)]), drafts=(draft_import,))) == {}
 
 
 @pytest.mark.parametrize("connection", [ConnectionState.STARTING, ConnectionState.UNREACHABLE, ConnectionState.DENIED])
@@ -80,8 +80,8 @@ def test_nothing_is_made_or_deleted_while_the_registry_is_away(connection: Conne
 
 def test_an_object_whose_version_is_gone_goes_too() -> None:
     drafts = (draft(1), draft(2), draft(None, name="mine", status={"version": 1}))
-    seen = observed(registry=connected([version(2)]), drafts=drafts)
-    assert list(versions.outdated(seen)) == ["qwen-v1"]
+    observation = observed(registry=connected([version(2)]), drafts=drafts)
+    assert list(versions.outdated(observation)) == ["qwen-v1"]
 
 
 @pytest.mark.parametrize(
@@ -179,8 +179,8 @@ def test_acceptance_that_was_measured_is_kept_when_nobody_serves_any_more() -> N
 # Imports
 
 
-def _job(brought: DraftVersion, **status: Any) -> dict[Ref, Child]:
-    content = importing.job(speculator(), brought, versions.job_name(brought), CONFIG, is_first=False)
+def _job(draft_import: DraftVersion, **status: Any) -> dict[Ref, Child]:
+    content = importing.job(speculator(), draft_import, versions.job_name(draft_import), CONFIG, is_first=False)
     child = as_child(content, status=status)
     return {child.ref: child}
 
@@ -196,21 +196,23 @@ def test_an_import_waits_for_its_number() -> None:
 
 
 def test_an_import_takes_the_number_that_its_pod_left_as_its_last_word() -> None:
-    brought = draft(None)
-    worker = pod(f"{versions.job_name(brought)}-x", "import", result=json.dumps({"version": 4}))
-    seen = observed(registry=connected([version(4)]), drafts=(brought,), pods=(worker,), children=_job(brought))
-    told = _statuses(seen)["mine"]
+    draft_import = draft(None)
+    worker = pod(f"{versions.job_name(draft_import)}-x", "import", result=json.dumps({"version": 4}))
+    observation = observed(
+        registry=connected([version(4)]), drafts=(draft_import,), pods=(worker,), children=_job(draft_import)
+    )
+    told = _statuses(observation)["mine"]
     assert (told.version, told.phase) == (4, Phase.STABLE)
-    assert _mirrors(seen) == {}
+    assert _mirrors(observation) == {}
 
 
 @pytest.mark.parametrize(
     "result", ["", "x", "{}", "[]", "null", '{"version": null}', '{"version": "four"}', '{"version": []}']
 )
 def test_other_last_words_are_no_number(result: str) -> None:
-    brought = draft(None)
-    worker = pod(f"{versions.job_name(brought)}-x", "import", result=result)
-    (found,) = versions.imports(observed(registry=connected(), drafts=(brought,), pods=(worker,)))
+    draft_import = draft(None)
+    worker = pod(f"{versions.job_name(draft_import)}-x", "import", result=result)
+    (found,) = versions.imports(observed(registry=connected(), drafts=(draft_import,), pods=(worker,)))
     assert found.number is None
 
 
@@ -226,17 +228,17 @@ def test_other_last_words_are_no_number(result: str) -> None:
     ],
 )
 def test_a_failed_import_says_why(pods: Any, said: str) -> None:
-    brought = draft(None)
-    told = _statuses(observed(registry=connected(), drafts=(brought,), pods=pods, children=_job(brought, **_failed())))[
-        "mine"
-    ]
+    draft_import = draft(None)
+    told = _statuses(
+        observed(registry=connected(), drafts=(draft_import,), pods=pods, children=_job(draft_import, **_failed()))
+    )["mine"]
     assert (told.phase, told.reason) == (Phase.FAILED, said)
     assert _conditions(told)["Verified"] == ("False", "ImportFailed")
 
 
 def test_a_failed_import_stays_one_when_its_job_is_gone() -> None:
-    brought = draft(None, status={"phase": "Failed", "reason": "404 Not Found"})
-    (found,) = versions.imports(observed(registry=connected(), drafts=(brought,)))
+    draft_import = draft(None, status={"phase": "Failed", "reason": "404 Not Found"})
+    (found,) = versions.imports(observed(registry=connected(), drafts=(draft_import,)))
     assert found.failure == "404 Not Found"
 
 
@@ -264,8 +266,8 @@ def test_the_number_of_an_import_is_good_in_the_registry_that_gave_it(
 def test_a_number_of_another_registry_keeps_no_version_from_its_object() -> None:
     verified = {"type": "Verified", "status": "True", "reason": "DigestMatches", "message": "sha256:other"}
     status = {"version": 4, "conditions": [{**verified, "lastTransitionTime": "2026-11-25T11:00:00Z"}]}
-    seen = observed(registry=connected([version(4)]), drafts=(draft(None, status=status),))
-    assert _mirrors(seen).keys() == {"qwen-v4"}
+    observation = observed(registry=connected([version(4)]), drafts=(draft(None, status=status),))
+    assert _mirrors(observation).keys() == {"qwen-v4"}
 
 
 def test_what_an_import_may_have_brought_is_not_mirrored_before_it_has_told() -> None:

@@ -79,12 +79,12 @@ def test_what_is_known_around_a_key_is_all_together() -> None:
     for kind, name in (("AdaptiveSpeculator", "qwen"), ("DraftVersion", "d"), ("Pod", "p"), ("ConfigMap", "c")):
         store.put(kind, _body(kind, name, 1))
     store.put("ConfigMap", _body("ConfigMap", "another", 1, owner="other"))
-    known = store.cached(QWEN)
-    assert known.speculator is not None
-    assert known.speculator.metadata.name == "qwen"
-    assert [each.metadata.name for each in known.drafts] == ["d"]
-    assert [each.name for each in known.pods] == ["p"]
-    assert known.children.keys() == {Ref("ConfigMap", "c")}
+    cached = store.cached(QWEN)
+    assert cached.speculator is not None
+    assert cached.speculator.metadata.name == "qwen"
+    assert [each.metadata.name for each in cached.drafts] == ["d"]
+    assert [each.name for each in cached.pods] == ["p"]
+    assert cached.children.keys() == {Ref("ConfigMap", "c")}
     assert store.speculators() == [QWEN]
     assert store.all_keys() == [Key("team", "other"), QWEN]
 
@@ -101,8 +101,8 @@ def test_what_only_a_newer_operator_can_read_is_one_resources_trouble(kind: str)
 
 
 def test_nothing_is_known_around_an_unknown_key() -> None:
-    known = Store().cached(QWEN)
-    assert (known.speculator, known.children, known.pods, known.drafts) == (None, {}, (), ())
+    cached = Store().cached(QWEN)
+    assert (cached.speculator, cached.children, cached.pods, cached.drafts) == (None, {}, (), ())
 
 
 @pytest.mark.parametrize(
@@ -156,8 +156,8 @@ def test_an_autoscaler_is_told_from_a_person(fields: list[dict[str, str]], *, ex
     ("version", "known", "expected"),
     [("9", "10", True), ("10", "9", False), ("9", "9", False), ("", "9", False), ("x", "9", False), ("9", "x", False)],
 )
-def test_versions_are_numbers_or_cannot_be_compared(version: str, known: str, *, expected: bool) -> None:
-    assert is_older(version, known) is expected
+def test_versions_are_numbers_or_cannot_be_compared(version: str, cached: str, *, expected: bool) -> None:
+    assert is_older(version, cached) is expected
 
 
 events = st.lists(st.tuples(st.sampled_from(["put", "drop"]), st.integers(1, 9)), max_size=12)
