@@ -58,7 +58,7 @@ def test_promote_makes_a_waiting_version_stable_and_later_ones_are_tried_as_usua
 def test_a_rejected_version_is_never_served_again(ask: Run, name: str) -> None:
     assert ask("draft", "reject", "stable", "--yes", "--reason", "bad").output == (
         f"Version 2 is rejected for {name}: version 1 is stable; version 3 is held:"
-        " it comes without an evaluation: promote it to serve it\n"
+        " it has no evaluation: promote it to serve it\n"
     )
     for decision in ("pin", "promote"):
         refused = ask("draft", decision, "2")
@@ -131,7 +131,7 @@ def test_a_policy_is_changed_by_flags_and_the_rest_of_it_stays(ask: Run) -> None
         "strategy: immediate -> canary",
         "steps: 10:120s 50:120s -> 10:120s",
         "analysis.confidence: 0.95 -> 0.9",
-        "Version 2 is stable; version 3 is held: it comes without an evaluation: promote it to serve it.",
+        "Version 2 is stable; version 3 is held: it has no evaluation: promote it to serve it.",
     ]
     assert ask("rollout", "policy", "-o", "name").output == "canary\n"
     assert "is unchanged" in ask("rollout", "policy", "set", "--confidence", "0.9").output

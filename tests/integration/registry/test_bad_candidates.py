@@ -42,7 +42,7 @@ async def test_a_draft_ten_percent_worse_is_rolled_back_with_no_request_failed(t
     ):
         seen = await _try(stub, fleet)
         ended = await _version(stub, BAD)
-        assert ended.reason.startswith("acceptance is surely down by more than 2 %")
+        assert ended.reason.startswith("acceptance is down by more than 2 %")
         assert max(now.rollout.failures for now in seen) == 0
         assert sum(pod.num_failed for pod in fleet) == 0
         assert len(_touched(fleet)) <= ONE_CANARY
@@ -58,7 +58,7 @@ async def test_a_draft_that_kills_the_engine_that_loads_it_is_rolled_back_after_
     ):
         await _try(stub, fleet)
         ended = await _version(stub, BAD)
-        assert ended.reason.startswith("3 errors or crashes with the candidate, 2 are tolerated")
+        assert ended.reason.startswith("3 errors or crashes with the candidate, limit 2 tolerated")
         assert sum(pod.num_crashes for pod in fleet) == 3
         assert len(_touched(fleet)) <= ONE_CANARY
 

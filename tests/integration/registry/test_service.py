@@ -107,7 +107,7 @@ async def test_pin_and_unpin_are_told_and_remembered(stub: "RegistryAsyncStub") 
     assert (free.state.stable, free.state.HasField("pinned")) == (1, False), "version 2 was pinned, and never won"
     history = await stub.History(pb.HistoryRequest(speculator="default"), timeout=CALL_S)
     told = [(t.version, t.reason) for t in history.transitions]
-    assert told[0] == (3, "compared with no draft but version 1 serves: to be evaluated again")
+    assert told[0] == (3, "compared with no draft but version 1 serves; the trainer evaluates again")
     assert (2, "version 2 is pinned: try it") in told
     assert (1, "the first version skips the gate") in told
 
@@ -135,10 +135,10 @@ async def test_a_rejection_goes_back_and_lasts(stub: "RegistryAsyncStub") -> Non
     assert rejected.state.stable == 1
     again = await publish(stub, draft(2))
     assert (again.version.phase, again.version.reason) == (pb.PHASE_REJECTED, "rejected: it stutters")
-    with pytest.raises(Conflict, match="version 2 of default is Rejected and never served again"), rpc.errors():
+    with pytest.raises(Conflict, match="version 2 of default is Rejected and never serves again"), rpc.errors():
         await stub.Promote(pb.PromoteRequest(speculator="default", version=2), timeout=CALL_S)
     history = await stub.History(pb.HistoryRequest(speculator="default", version=1, limit=1), timeout=CALL_S)
-    assert history.transitions[0].reason == "version 2 was rejected: the version that won last serves"
+    assert history.transitions[0].reason == "version 2 was rejected: the last winner serves"
 
 
 async def test_a_pause_holds_and_a_resume_tries_the_newest(stub: "RegistryAsyncStub") -> None:
@@ -184,7 +184,7 @@ async def test_a_rejected_digest_is_never_tried_again(stub: "RegistryAsyncStub")
     again = await publish(stub, draft(1), source=pb.SOURCE_IMPORTED)
     assert again.existed
     assert again.version == rejected.version
-    with pytest.raises(Conflict, match="version 1 of default is Rejected and never served again"), rpc.errors():
+    with pytest.raises(Conflict, match="version 1 of default is Rejected and never serves again"), rpc.errors():
         await stub.Pin(pb.PinRequest(speculator="default", version=1), timeout=CALL_S)
 
 

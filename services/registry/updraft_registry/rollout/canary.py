@@ -1,8 +1,7 @@
-"""A canary, from one look at the fleet to the next: what has been seen, how long it has run, what comes next.
+"""One observation of a canary: its evidence, its running time, and the next action.
 
-Pure. What comes next is a list of questions in the order of their weight; the first that has an answer decides,
-and where the answer is to wait it is the sentence that a person reads. Time counts from look to look, only
-while pods are there and nothing is paused.
+Pure. `decide_next` tries its rules in order of importance, and the first that applies decides. If that is to wait, its
+reason is the sentence that a person reads. Time counts only while pods are connected and nothing is paused.
 """
 
 import math
@@ -20,26 +19,24 @@ from updraft_rollouts.policy import Analysis, RolloutPolicy
 from updraft_rollouts.terms import Comparison, OnInconclusive
 
 MAX_SWITCHBACK_PODS = 2
-"""Up to here a pod is its own control: half a fleet of two says nothing about the other half."""
+"""In smaller fleets each pod is its own control, because one pod says little about another."""
 
 _MAX_GAP_MS = 60_000
-"""What counts at most of the time between two looks. There is one every second, so a longer gap is a registry
-that was away or a clock that was set."""
+"""Longest interval between two observations that counts. There is one every second, so a longer gap means that the
+registry was down or the clock was set."""
 
 
 class CanaryAction(Enum):
-    """What a canary comes to."""
-
     WAIT = auto()
     ADVANCE = auto()
-    """To the next step."""
+    """Go to the next step."""
     PROMOTE = auto()
     ROLL_BACK = auto()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CanaryDecision:
-    """What comes next, and why, in words for a person."""
+    """The next action, and the reason that a person reads."""
 
     action: CanaryAction
     reason: str
@@ -47,43 +44,42 @@ class CanaryDecision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CanaryState:
-    """A canary among the pods."""
+    """A canary and its pods."""
 
     rollout: Rollout
     policy: RolloutPolicy
     judgement: LiveJudgement
     pods: Collection[str]
-    """Those that are here and to serve the candidate."""
+    """Known pods that should serve the candidate."""
     num_serving: int
-    """Those of them that serve it."""
+    """How many of these serve it."""
     num_missing: int
-    """Those that do not yet; one that refused it, drains, or has troubles of its own is not waited for."""
+    """How many do not yet, without those that refused it, are draining, or report trouble."""
     num_away: int
-    """Others that were to serve it, went away, and may come back; nor are these waited for."""
+    """Pods that should serve it, disconnected and may come back. They are not waited for."""
     num_pods: int
-    """All that are known and do not drain."""
+    """All known pods that are not draining."""
     is_settled: bool
     hold: str
     """Why the rollout is paused; empty if it is not."""
 
     @property
     def step(self) -> int:
-        """The step that runs, from 0."""
+        """Index of the current step, from 0."""
         return _step(self.rollout, self.policy)
 
     @property
     def is_in_place(self) -> bool:
-        """This step is on all its pods."""
+        """All pods of this step serve the candidate."""
         return self.num_serving > 0 and self.num_missing == 0
 
     @property
     def has_won(self) -> bool:
-        """The candidate may serve everyone."""
+        """The candidate may become stable."""
         return self.policy.analysis.dry_run or self.judgement.verdict is Verdict.PASS
 
 
 def begin(candidate: Version, baseline: Version, analysis: Analysis, view: FleetView, now_ms: int) -> Rollout:
-    """A canary with nothing seen yet."""
     comparison = analysis.comparison
     if comparison is Comparison.AUTO:
         is_small = view.num_staying <= MAX_SWITCHBACK_PODS
@@ -100,22 +96,19 @@ def begin(candidate: Version, baseline: Version, analysis: Analysis, view: Fleet
 
 
 def can_continue(rollout: Rollout, candidate: Version, baseline: Version, analysis: Analysis, view: FleetView) -> bool:
-    """Whether a canary can go on; else it has to begin again, for the evidence is about something else."""
+    """Whether a canary can continue. Otherwise it begins again, because its evidence is about another comparison."""
     if (rollout.candidate, rollout.baseline) != (candidate.number, baseline.number):
         return False
     if analysis.comparison is not Comparison.AUTO:
         return rollout.comparison is analysis.comparison
-    # A single pod that is left cannot be compared with another one.
+    # A single remaining pod cannot be compared with another one.
     return rollout.comparison is Comparison.SWITCHBACK or placement.size(rollout, view) != 1 or not view.is_settled
 
 
 def run(
     rollout: Rollout, candidate: Version, baseline: Version, desired: DesiredState, view: FleetView, now_ms: int
 ) -> tuple[CanaryState, CanaryDecision]:
-    """Look once: where the canary is now and what it comes to, WAIT, PROMOTE or ROLL_BACK.
-
-    Again at once, it is where it was.
-    """
+    """Observe once and decide: WAIT, PROMOTE or ROLL_BACK. Repeating it at once changes nothing."""
     directed = _directed(rollout, view)
     state = observe(rollout, candidate, baseline, desired, view)
     state = observe(_with_reports(state, directed, view, now_ms), candidate, baseline, desired, view)
@@ -128,7 +121,7 @@ def run(
 def observe(
     rollout: Rollout, candidate: Version, baseline: Version, desired: DesiredState, view: FleetView
 ) -> CanaryState:
-    """See where a canary stands. It takes no new pods while it is paused or may not see all that are there."""
+    """The state of a canary. It takes no new pods while it is paused or pods are still reconnecting."""
     policy = desired.policy
     if view.is_settled:
         percent = policy.steps[_step(rollout, policy)].pods_percent
@@ -156,7 +149,6 @@ def observe(
 
 
 def decide_next(state: CanaryState) -> CanaryDecision:
-    """Decide what comes next."""
     has_failed = state.judgement.verdict is Verdict.FAIL and not state.policy.analysis.dry_run
     if has_failed and state.policy.auto_rollback:
         return CanaryDecision(action=CanaryAction.ROLL_BACK, reason=state.judgement.reason)
@@ -171,7 +163,7 @@ def decide_next(state: CanaryState) -> CanaryDecision:
 
 
 def describe(state: CanaryState) -> str:
-    """Where the canary stands and what it waits for."""
+    """One sentence: the state of the canary, its evidence, and the next action."""
     rollout, policy = state.rollout, state.policy
     how = "in canary by switchback" if rollout.comparison is Comparison.SWITCHBACK else "in canary"
     where = f"on {len(state.pods)} of {state.num_pods} pods (step {state.step + 1} of {len(policy.steps)})"
@@ -179,18 +171,18 @@ def describe(state: CanaryState) -> str:
 
 
 def _blocked_by(state: CanaryState, *, has_failed: bool) -> str:
-    """Why no time leads any further; empty if it does."""
+    """Why waiting does not help; empty if it does."""
     if has_failed:
-        return "it failed, and automatic rollback is off: promote or reject it"
+        return "it failed, and auto rollback is off: promote or reject it"
     if state.hold:
         return state.hold
     if not state.num_pods:
         return "no pod is connected"
-    return "" if state.is_settled else "waiting for all pods to report to the registry, which has just started"
+    return "" if state.is_settled else "waiting for pods to reconnect after a registry restart"
 
 
 def _on_schedule(state: CanaryState) -> CanaryDecision:
-    """All pods serve it: hold, then the next step, and after the last one a verdict."""
+    """All pods serve it: hold, advance, and after the last step wait for the verdict."""
     rollout, policy, step = state.rollout, state.policy, state.step
     hold_ms, is_last = 1000 * policy.steps[step].hold_seconds, step == len(policy.steps) - 1
     if rollout.held_ms < hold_ms:
@@ -198,7 +190,7 @@ def _on_schedule(state: CanaryState) -> CanaryDecision:
         return _wait(f"the last step holds for another {left}" if is_last else f"step {step + 2} in {left}")
     if not is_last and not (state.judgement.is_tolerable or policy.analysis.dry_run):
         return _wait(
-            f"step {step + 2} once it seems no worse than is allowed, {_duration(_remaining_ms(state))} until the deadline"
+            f"step {step + 2} once its estimates are within the limits, {_duration(_remaining_ms(state))} until the deadline"
         )
     if not is_last:
         return CanaryDecision(action=CanaryAction.ADVANCE, reason=f"step {step + 1} is over")
@@ -208,14 +200,14 @@ def _on_schedule(state: CanaryState) -> CanaryDecision:
 
 
 def _at_deadline(state: CanaryState) -> CanaryDecision:
-    """What has won is promoted; what no pod could load is not, whatever the policy says of no verdict."""
+    """Promote a winner. Roll back a candidate that no pod could load, whatever `on_inconclusive` is."""
     within = _duration(1000 * state.policy.progress_deadline_seconds)
     on_inconclusive = state.policy.analysis.on_inconclusive
     if state.num_serving and state.has_won:
         return CanaryDecision(action=CanaryAction.PROMOTE, reason=_win_reason(state))
     if not state.num_serving:
         return CanaryDecision(
-            action=CanaryAction.ROLL_BACK, reason=f"within {within} it was still waiting for {_missing(state)}"
+            action=CanaryAction.ROLL_BACK, reason=f"after {within} it was still waiting for {_missing(state)}"
         )
     if on_inconclusive is OnInconclusive.PAUSE:
         return _wait(f"no verdict within {within}: promote or reject it")
@@ -227,18 +219,18 @@ def _at_deadline(state: CanaryState) -> CanaryDecision:
 
 
 def _directed(rollout: Rollout, view: FleetView) -> Collection[str]:
-    """Pods that were ordered to serve the candidate and nothing else; one that waited for its turn to swap was not."""
+    """Pods that were directed to serve only the candidate. A pod that waits for its turn to swap was not."""
     if rollout.comparison is Comparison.SWITCHBACK:
         return ()
     return {name for name in rollout.trying if view.directed.get(name, rollout.candidate) == rollout.candidate}
 
 
 def _with_reports(state: CanaryState, directed: Collection[str], view: FleetView, now_ms: int) -> Rollout:
-    """Count the time since the last look, and take in what the pods report."""
+    """Add the time since the last observation, and the reports of the pods."""
     rollout, evidence = state.rollout, _updated_evidence(state, directed, view, now_ms)
     passed_ms = min(max(0, now_ms - rollout.last_decision_ms), _MAX_GAP_MS) if rollout.last_decision_ms else 0
     run_ms = passed_ms if state.num_pods and not state.hold else 0
-    held_ms = rollout.held_ms if evidence.crashes == rollout.evidence.crashes else 0  # a crash begins the hold anew
+    held_ms = rollout.held_ms if evidence.crashes == rollout.evidence.crashes else 0  # a crash restarts the hold
     return replace(
         rollout,
         last_decision_ms=now_ms,
@@ -265,10 +257,10 @@ def _updated_evidence(state: CanaryState, directed: Collection[str], view: Fleet
 
 
 def _whole_cycles_ms(rollout: Rollout, analysis: Analysis, now_ms: int) -> float:
-    """How long a slice of a switchback lasts at least if it ends now.
+    """Minimum length of a switchback slice that ends now; infinite if none may end now.
 
-    It ends at the first look of a cycle only, so that both versions had the same number of turns; a look may come
-    a little late, which is why a tenth of a cycle may be missing.
+    A slice ends only at the first observation of a cycle, so that both versions had the same number of turns. A tenth of a
+    cycle may be missing, because an observation may come a little late.
     """
     cycle_ms = 2000 * analysis.switchback_seconds
     is_new_cycle = (now_ms - rollout.started_ms) // cycle_ms > (
@@ -284,9 +276,9 @@ def _pod_traffic(pod: Pod, rollout: Rollout, analysis: Analysis, now_ms: int) ->
 
 
 def _active_version(pod: Pod, rollout: Rollout, analysis: Analysis, now_ms: int) -> int:
-    """Whose turn it is on a pod of a switchback or, once its stream is broken, whose it was then.
+    """Version whose turn it is on a pod of a switchback, or whose turn it was when its stream broke.
 
-    One that dies in a swap has not said that it swaps: it is directed by the clock.
+    The clock decides, because a pod that crashes during a swap has not reported the swap.
     """
     if pod.loaded == rollout.candidate or rollout.candidate not in pod.prefetched:
         return pod.loaded
@@ -298,7 +290,7 @@ def _active_version(pod: Pod, rollout: Rollout, analysis: Analysis, now_ms: int)
 
 
 def _serves(pod: Pod, rollout: Rollout, candidate: Version, baseline: Version) -> bool:
-    """Whether a pod does what the canary asks of it; in a switchback both versions have their turns."""
+    """Whether a pod serves the candidate or, in a switchback, alternates with it."""
     if pod.holds(candidate):
         return True
     is_alternating = rollout.comparison is Comparison.SWITCHBACK and candidate.number in pod.prefetched
@@ -306,7 +298,7 @@ def _serves(pod: Pod, rollout: Rollout, candidate: Version, baseline: Version) -
 
 
 def _step(rollout: Rollout, policy: RolloutPolicy) -> int:
-    """The step that runs: the last one if a new policy has fewer."""
+    """Index of the current step: the last one if a new policy has fewer."""
     return min(rollout.step, len(policy.steps) - 1)
 
 

@@ -1,10 +1,9 @@
-"""Candidate against stable on the same live traffic, as independent observations.
+"""Candidate against stable version on the same live traffic, as independent observations.
 
-The unit is the slice: a stretch of time in which both versions served, whose traffic is summed over the pods
-and becomes one observation, log(candidate / stable). Tokens of a request, requests of a conversation and pods
-in a burst hang together as they like: all that is inside a slice. Both versions serve at the same time, so
-what the traffic does to both of them cancels. Counters never fall, so a lost report costs nothing; what is
-not known, such as a pod met for the first time, is left out rather than guessed. Pure.
+The unit is the slice: an interval in which both versions served. Its traffic is summed over the pods and becomes one
+observation, log(candidate / stable). Tokens of a request, requests of a conversation and pods in a burst are correlated,
+but only within a slice. Both versions serve at the same time, so effects of the traffic on both cancel. Counters never
+decrease, so a lost report costs nothing. Unknown traffic, such as that of a new pod, is left out. Pure.
 """
 
 import json
@@ -16,19 +15,19 @@ from typing import Self
 from updraft_registry.rollout.gate.sequence import NONE, Moments
 
 MIN_REQUESTS = 8
-"""Of each version in a slice; it stays open until then. The mean of a few requests is far from normal."""
+"""Minimum per version in a slice, which stays open until then: the mean of a few requests is far from normal."""
 
 MAX_AWAY_MS = 600_000
-"""A pod that is back later than this was not restarted but replaced; until then it is remembered for its crash. Longer
-than Kubernetes lets a container that crashes wait (5 minutes), and an engine needs to start."""
+"""How long a missing pod is expected back. It is longer than the longest crash back-off of Kubernetes (5 minutes) and the
+start of an engine together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
-    """What one version served in one life of one pod, or the sum over several; every field only grows."""
+    """Traffic of one version since a pod's process started, or a sum over pods. No field decreases."""
 
     requests: int = 0
-    """Ended requests that it had a part in."""
+    """Finished requests in which the version had a verify step."""
     verify_steps: int = 0
     tokens: int = 0
     latency_s: float = 0.0
@@ -58,13 +57,13 @@ class Traffic:
 
     @property
     def is_sum(self) -> bool:
-        """No field is negative: what a difference shows when counters began anew."""
+        """No field is negative. A difference has negative fields if the counters were reset."""
         counts = (self.requests, self.verify_steps, self.tokens, self.latency_s, self.latency_tokens, self.errors)
         return min(counts) >= 0
 
     @property
     def acceptance_length(self) -> float | None:
-        """Tokens a verify step."""
+        """Tokens per verify step."""
         return self.tokens / self.verify_steps if self.verify_steps and self.tokens else None
 
     @property
@@ -78,19 +77,19 @@ NOTHING = Traffic()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodTraffic:
-    """A pod's last report: its life, its version, and its traffic by version."""
+    """A pod's last report: its boot, its version, and its traffic by version."""
 
     pod: str
     boot: str
     version: int
-    """The one that it holds or, in a switchback, whose turn it is: to blame for a crash."""
+    """Version that it holds or, in a switchback, whose turn it is. A crash counts against it."""
     traffic: Mapping[int, Traffic]
     is_draining: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slice:
-    """The slice that is open."""
+    """The open slice."""
 
     since_ms: int
     candidate: Traffic = NOTHING
@@ -99,19 +98,19 @@ class Slice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
-    """One quantity over the closed slices, each of which counts the same.
+    """One quantity over the closed slices, which all have the same weight.
 
-    Levels are geometric means over slices, never sums over all traffic: when the traffic shifts while the share
-    of the candidate grows, sums tell of a change that is none (Simpson's paradox).
+    Levels are geometric means over slices, never sums over all traffic. If traffic shifts while the share of the candidate
+    grows, sums show a change where there is none (Simpson's paradox).
     """
 
     change: Moments = NONE
-    """Of log(candidate / baseline)."""
+    """Moments of log(candidate / baseline)."""
     baseline: Moments = NONE
-    """Of log(baseline)."""
+    """Moments of log(baseline)."""
 
     def plus(self, candidate: float | None, baseline: float | None) -> Self:
-        """With one slice more, unless the quantity is not known in it."""
+        """Add a slice, unless the quantity is unknown in it."""
         if candidate is None or baseline is None:
             return self
         level = math.log(baseline)
@@ -123,41 +122,40 @@ UNKNOWN = Ratio()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """All that was seen of a candidate beside its baseline. Kept over a restart but for the open slice."""
+    """Everything observed of a candidate and its baseline. A restart loses only the open slice."""
 
     acceptance: Ratio = UNKNOWN
-    """Of acceptance lengths, tokens a verify step."""
+    """Acceptance length, in tokens per verify step."""
     latency: Ratio = UNKNOWN
-    """Of inter-token latencies, seconds."""
+    """Inter-token latency, in seconds."""
     slices: int = 0
-    """Closed ones."""
+    """Number of closed slices."""
     candidate_requests: int = 0
-    """In closed slices; so are `baseline_requests`."""
+    """In closed slices, like `baseline_requests`."""
     baseline_requests: int = 0
     failures: int = 0
-    """Errors of the candidate, and crashes of pods that held it or were directed to."""
+    """Errors of the candidate, and crashes of pods that held it or were directed to load it."""
     baseline_failures: int = 0
-    """The same of the baseline."""
+    """The same for the baseline."""
     crashes: Mapping[str, int] = field(default_factory=dict)
-    """How often which pods crashed with the candidate."""
+    """Crashes with the candidate, by pod."""
     open: Slice
     last_reports: Mapping[str, PodTraffic] = field(default_factory=dict)
-    """Pods as they were seen last."""
+    """Last report by pod."""
     away: Mapping[str, int] = field(default_factory=dict)
-    """Those of them that were missing the last time, and since when, milliseconds since 1970."""
+    """Missing pods, and since when in milliseconds since 1970."""
 
     @classmethod
     def begin(cls, now_ms: int) -> Self:
-        """Nothing seen yet."""
         return cls(open=Slice(since_ms=now_ms))
 
     def may_return(self, pod: str) -> bool:
-        """Whether one that is away may only have crashed: it did not drain, and it is not too long ago."""
+        """Whether a missing pod may have crashed only: it was not draining, and it has not been away too long."""
         seen = self.last_reports.get(pod)
         return seen is not None and not seen.is_draining
 
     def to_json(self) -> str:
-        """What outlives a restart; equal texts mean that nothing worth writing changed."""
+        """State to restore after a restart. Equal texts mean that nothing needs to be written."""
         return json.dumps(
             {
                 "acceptance": asdict(self.acceptance),
@@ -173,14 +171,14 @@ class Evidence:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """As it was written, with a slice that opens at the next look."""
+        """Restore it. A new slice opens at the next observation."""
         kept = json.loads(text)
         return cls(
             acceptance=_ratio(kept["acceptance"]),
             latency=_ratio(kept["latency"]),
             slices=kept["slices"],
             candidate_requests=kept["candidate_requests"],
-            baseline_requests=kept.get("baseline_requests", 0),  # not counted by older registries, as the failures
+            baseline_requests=kept.get("baseline_requests", 0),  # older registries did not count these two
             failures=kept["failures"],
             baseline_failures=kept.get("baseline_failures", 0),
             crashes=kept.get("crashes", {}),
@@ -190,22 +188,22 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """What is compared."""
+    """The versions that are compared."""
 
     candidate: int
     baseline: int
     directed: Collection[str] = ()
-    """Pods that had been ordered to serve the candidate and nothing else: whatever one of them said last, it may have
-    crashed in loading it."""
+    """Pods that were directed to serve only the candidate. One of them may have crashed while loading it, whatever it
+    reported last."""
 
 
 def add_reports(
     evidence: Evidence, pods: Sequence[PodTraffic], trial: Trial, *, slice_ms: float, now_ms: int
 ) -> Evidence:
-    """Add what the pods served since the last look, and close the slice if it is over.
+    """Add the traffic since the last observation, and close the slice if it is over.
 
-    A pod counts from the second look on, and again so after it was away. `slice_ms` is the least length of a
-    slice; a switchback needs whole cycles. Looking twice at the same reports adds nothing.
+    A pod counts from its second report on, also after an absence. `slice_ms` is the minimum length of a slice. Adding the
+    same reports twice changes nothing.
     """
     served_candidate = served_baseline = NOTHING
     met = [(evidence.last_reports[pod.pod], pod) for pod in pods if pod.pod in evidence.last_reports]
@@ -237,13 +235,13 @@ def add_reports(
 
 
 def _since(before: PodTraffic, pod: PodTraffic, version: int) -> Traffic:
-    """What a pod served with a version since the last look."""
+    """Traffic of a version on a pod since its last report."""
     served = pod.traffic.get(version, NOTHING) - before.traffic.get(version, NOTHING)
     return served if served.is_sum else NOTHING
 
 
 def _close(evidence: Evidence, now_ms: int) -> Evidence:
-    """End a slice that has lasted: an observation, or nothing if a version was silent all along."""
+    """End a slice. It becomes an observation unless one version had no traffic."""
     candidate, baseline = evidence.open.candidate, evidence.open.baseline
     fewest = min(candidate.requests, baseline.requests)
     if 0 < fewest < MIN_REQUESTS:

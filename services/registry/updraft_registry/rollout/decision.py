@@ -1,11 +1,11 @@
-"""Who serves what: a pure function of the operator's desired, the versions, what the pods report, and the time.
+"""Which version each pod serves: a pure function of desired state, versions, pod reports and time.
 
     Pending -> Held | Canary -> Stable -> Superseded      or      Rejected | RolledBack | Failed
 
-Level-triggered: it looks at whole states, never at events, so deciding again on its own outcome changes
-nothing, and a restart or a lost report costs time only. Who is stable, and who is in canary, is said by the
-phases alone; a rollout only adds how far the canary is. A pin makes a version stable; without one the version
-that won last is. What is condemned is never served, pinned or not. docs/rollout.md has the rules in words.
+Decisions are level-based: they read whole states, never events. Deciding again on the result changes nothing, and a
+restart or a lost report costs only time. The phases alone determine which version is stable and which is in canary; a
+rollout adds the progress of the canary. A pin makes a version stable; otherwise the version that won last is. A
+condemned version is never served, pinned or not. docs/rollout.md explains the rules.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ _NEW = "nothing is published yet"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """The versions as they are now and how they got there, the canary that runs, one order a pod, what is awaited."""
+    """The new state of the versions, the transitions to it, the running canary, and one directive per pod."""
 
     versions: tuple[Version, ...]
     rollout: Rollout | None
@@ -55,7 +55,7 @@ def decide(
     directed: Mapping[str, int] | None = None,
     is_settled: bool = True,
 ) -> Decision:
-    """Decide once. `pods` are those that reported lately; `directed` and `is_settled` are explained at `FleetView`."""
+    """Decide once. `pods` are those that reported recently; see `FleetView` for `directed` and `is_settled`."""
     view = FleetView(pods=tuple(pods), directed=directed or {}, is_settled=is_settled)
     transitions = Transitions(speculator.versions, now_ms)
     _fail_refused(transitions, speculator.rollout, view)
@@ -74,7 +74,7 @@ def decide(
 
 
 def explain(speculator: Speculator, pods: Sequence[Pod], *, is_settled: bool = True) -> tuple[str, CanaryState | None]:
-    """What was decided last, seen with the pods of now: one sentence on what serves and what is awaited; the canary."""
+    """The last decision in one sentence, with the state of the canary, as the pods are now."""
     view = FleetView(pods=tuple(pods), directed={}, is_settled=is_settled)
     candidate, baseline, canary_state = in_canary(speculator.versions), stable(speculator.versions), None
     if speculator.rollout is not None and candidate is not None and baseline is not None:
@@ -83,9 +83,9 @@ def explain(speculator: Speculator, pods: Sequence[Pod], *, is_settled: bool = T
 
 
 def promote(speculator: Speculator, version: Version, reason: str, now_ms: int) -> tuple[Transition, ...]:
-    """Make a version stable now, whatever the gates say; unlike a pin it then counts as one that has won.
+    """Make a version stable now, whatever the gates decide. Unlike a pin, this counts as a win.
 
-    Conflict for a condemned version, one whose weights are gone, or while another one is pinned.
+    Conflict if the version is condemned, its weights are gone, or another version is pinned.
     """
     check_servable(speculator.name, version)
     if speculator.desired.pinned not in (None, version.number):
@@ -101,7 +101,7 @@ def promote(speculator: Speculator, version: Version, reason: str, now_ms: int) 
 
 
 def reject(speculator: Speculator, version: Version, reason: str, now_ms: int) -> tuple[Transition, ...]:
-    """Never serve a version again; if it serves now, what won before it takes over."""
+    """Never serve a version again. If it serves now, the previous winner takes over."""
     if version.phase.is_condemned:
         return ()
     transitions = Transitions(speculator.versions, now_ms)
@@ -111,16 +111,16 @@ def reject(speculator: Speculator, version: Version, reason: str, now_ms: int) -
 
 
 def check_servable(speculator: str, version: Version) -> None:
-    """Conflict unless a version may be served, by whatever way."""
+    """Conflict unless a version may be served."""
     what = f"version {version.number} of {speculator} is {version.phase}"
     if version.phase.is_condemned:
-        raise Conflict(f"{what} and never served again: {version.reason}")
+        raise Conflict(f"{what} and never serves again: {version.reason}")
     if not version.is_kept:
         raise Conflict(f"{what}; its weights are no longer kept")
 
 
 class Transitions:
-    """Working copy of the versions, local to one decision; every change is also a transition."""
+    """Working copy of the versions within one decision. Every change is recorded as a transition."""
 
     def __init__(self, versions: Sequence[Version], now_ms: int) -> None:
         self._versions = {version.number: version for version in sorted(versions, key=lambda v: v.number)}
@@ -151,13 +151,12 @@ class Transitions:
         )
 
     def promote(self, version: Version, reason: str, actor: Actor) -> None:
-        """Let it win: make it the stable one."""
         self.set_stable(version, reason, actor, is_win=True)
 
     def set_stable(self, version: Version | None, reason: str, actor: Actor, *, is_win: bool = False) -> None:
-        """Make it the stable one, or leave none; whoever was stable steps down first.
+        """Make a version stable, or none. The previous stable version steps down first.
 
-        One that only a pin had made stable waits again to be tried.
+        A version that was stable only because of a pin waits for its canary again.
         """
         current = stable(self.versions)
         if current is not None:
@@ -168,17 +167,16 @@ class Transitions:
             self.move(version, Phase.STABLE, reason, actor, is_win=is_win)
 
     def hold(self, version: Version, reason: str, actor: Actor) -> None:
-        """Let it wait for something."""
         if version.phase is not Phase.HELD or version.reason != reason:
             self.move(version, Phase.HELD, reason, actor)
 
 
 def _fail_refused(transitions: Transitions, rollout: Rollout | None, view: FleetView) -> None:
-    """A version that serves or is tried fails once more pods refuse it than hold it or were directed to and have not said.
+    """Fail a stable or canary version once more pods refuse it than hold it or still have to answer.
 
-    So neither one broken disk nor the pod that is first to answer fails a fleet; the only pod that was directed does.
+    So one broken disk does not fail a version for the fleet, nor does the first pod that answers, unless it is the only one.
     """
-    if not view.is_settled:  # those that hold it may just not have reported yet
+    if not view.is_settled:  # pods that hold it may not have reported yet
         return
     for version in filter(None, (stable(transitions.versions), in_canary(transitions.versions))):
         refusals = [pod for pod in view.pods if pod.refused == version.number]
@@ -190,7 +188,7 @@ def _fail_refused(transitions: Transitions, rollout: Rollout | None, view: Fleet
 
 
 def _asked(version: Version, rollout: Rollout | None, view: FleetView) -> set[str]:
-    """Pods that hold a version or are directed to serve it, all the time or in turn."""
+    """Pods that hold a version or were directed to serve it, always or in turn."""
     asked = {pod.name for pod in view.pods if pod.holds(version) or view.directed.get(pod.name) == version.number}
     if rollout is not None and rollout.candidate == version.number and rollout.comparison is Comparison.SWITCHBACK:
         asked |= {pod.name for pod in view.pods if pod.name in rollout.trying}
@@ -198,7 +196,7 @@ def _asked(version: Version, rollout: Rollout | None, view: FleetView) -> set[st
 
 
 def _set_stable(transitions: Transitions, desired: DesiredState) -> None:
-    """Make stable what has to be: the pinned version, else the one that won last."""
+    """Make the pinned version stable, or else the one that won last."""
     wanted, current = _pinned(transitions.versions, desired), stable(transitions.versions)
     is_pinned = wanted is not None or desired.pinned == NO_DRAFT
     if not is_pinned:
@@ -208,14 +206,14 @@ def _set_stable(transitions: Transitions, desired: DesiredState) -> None:
     if is_pinned:
         transitions.set_stable(wanted, _hold(desired), Actor.OPERATOR)
     elif current is not None:
-        # The pin is gone, or the weights of what won last are back.
-        transitions.set_stable(wanted, "nothing is pinned: the version that won last serves", Actor.OPERATOR)
+        # The pin was removed, or the weights of the last winner are back.
+        transitions.set_stable(wanted, "unpinned: the last winner serves", Actor.OPERATOR)
     else:
-        transitions.set_stable(wanted, f"{_gone(transitions)}the version that won last serves", Actor.REGISTRY)
+        transitions.set_stable(wanted, f"{_gone(transitions)}the last winner serves", Actor.REGISTRY)
 
 
 def _gone(transitions: Transitions) -> str:
-    """Why there is no stable version any more, if that came with this decision."""
+    """Why this decision removed the stable version; empty if it did not."""
     gone = next((t for t in transitions.made if t.before is Phase.STABLE), None)
     if gone is None:
         return ""
@@ -223,12 +221,12 @@ def _gone(transitions: Transitions) -> str:
 
 
 def _pinned(versions: Sequence[Version], desired: DesiredState) -> Version | None:
-    """The pinned version if it may serve; one that failed since, or was never kept, may not."""
+    """The pinned version if it may serve: it may have failed since."""
     return next((v for v in versions if v.number == desired.pinned and not v.phase.is_condemned), None)
 
 
 def _run_canary(transitions: Transitions, speculator: Speculator, view: FleetView) -> CanaryState | None:
-    """Bring the version in canary further; None if none is, or is any more."""
+    """Advance the version in canary; None if there is none afterwards."""
     desired, candidate, baseline = speculator.desired, in_canary(transitions.versions), stable(transitions.versions)
     if candidate is None or _called_off(transitions, candidate, desired) or baseline is None:
         return None
@@ -245,25 +243,25 @@ def _run_canary(transitions: Transitions, speculator: Speculator, view: FleetVie
 
 
 def _called_off(transitions: Transitions, candidate: Version, desired: DesiredState) -> bool:
-    """End a canary for another reason than its evidence, if there is one."""
+    """End a canary for a reason other than its evidence."""
     strategy = desired.policy.strategy
     if desired.pinned is not None:
         transitions.hold(candidate, _hold(desired), Actor.OPERATOR)
     elif stable(transitions.versions) is None:
-        transitions.hold(candidate, "there is nothing any more to compare it with", Actor.REGISTRY)
+        transitions.hold(candidate, "there is no stable version to compare it with", Actor.REGISTRY)
     elif strategy is Strategy.CANARY or desired.is_paused:
         return False
     elif strategy is Strategy.IMMEDIATE:
-        transitions.promote(candidate, f"{candidate.reason}; the strategy is Immediate now", Actor.OPERATOR)
+        transitions.promote(candidate, f"{candidate.reason}; the strategy changed to Immediate", Actor.OPERATOR)
     else:
         transitions.hold(
-            candidate, f"{candidate.reason}; the strategy is Manual now: promote it to serve it", Actor.OPERATOR
+            candidate, f"{candidate.reason}; the strategy changed to Manual: promote it to serve it", Actor.OPERATOR
         )
     return True
 
 
 def _try_newest(transitions: Transitions, desired: DesiredState, view: FleetView) -> None:
-    """Only the newest waiting version is tried: not under a pin or a pause, and not before a running canary ended."""
+    """Try the newest waiting version, unless a pin, a pause or a running canary prevents it."""
     waiting = [version for version in transitions.versions if version.phase.is_waiting]
     if not waiting:
         return
@@ -282,14 +280,14 @@ def _try_newest(transitions: Transitions, desired: DesiredState, view: FleetView
 
 
 def _try(transitions: Transitions, version: Version, desired: DesiredState, view: FleetView) -> None:
-    """Ask the offline gate, then do what the strategy says."""
+    """Apply the offline gate and the strategy."""
     is_first = stable(transitions.versions) is None and newest_proven(transitions.versions) is None
     judgement = _judge(transitions, version, desired, is_first=is_first)
     strategy = Strategy.IMMEDIATE if is_first else desired.policy.strategy
     if judgement.verdict is not Verdict.PASS:
-        # A trainer will bring a better one; what a person brought waits for that person.
+        # The trainer publishes another one; an imported version waits for a person.
         if judgement.is_outdated and version.source is Source.TRAINER:
-            why = f"{judgement.reason}: to be evaluated again"
+            why = f"{judgement.reason}; the trainer evaluates again"
             transitions.move(version, Phase.SUPERSEDED, why, Actor.GATE)
         elif judgement.verdict is Verdict.FAIL or version.source is Source.TRAINER:
             transitions.move(version, Phase.REJECTED, judgement.reason, Actor.GATE)
@@ -302,7 +300,7 @@ def _try(transitions: Transitions, version: Version, desired: DesiredState, view
     elif view.num_staying and view.is_settled:
         transitions.move(version, Phase.CANARY, judgement.reason, Actor.GATE)
     else:
-        transitions.hold(version, f"{judgement.reason}; waiting for pods to try it on", Actor.GATE)
+        transitions.hold(version, f"{judgement.reason}; waiting for pods", Actor.GATE)
 
 
 def _judge(transitions: Transitions, version: Version, desired: DesiredState, *, is_first: bool) -> OfflineJudgement:
@@ -316,7 +314,7 @@ def _judge(transitions: Transitions, version: Version, desired: DesiredState, *,
 
 
 def _hold(desired: DesiredState) -> str:
-    """Why no waiting version may be tried; empty when they may."""
+    """Why no waiting version may be tried; empty if one may."""
     if desired.pinned is not None:
         return with_reason(f"{name_of(desired.pinned)} is pinned", desired.pin_reason)
     return with_reason("the rollout is paused", desired.pause_reason) if desired.is_paused else ""

@@ -1,8 +1,8 @@
-"""Which pod gets which order: a pure function of who serves what and of what the pods hold.
+"""One directive per pod: a pure function of the versions' phases and of what the pods hold.
 
-Every order is a whole state, and follows from what the engines report, so a lost one is simply given again.
-Two promises are kept here: a canary is on no more pods than its share, and no more pods than the policy allows
-are between two versions. A pod that stays behind for that is ordered to serve what it holds.
+Every directive is a whole state and follows from pod reports, so a lost one is sent again. Two limits hold: a canary is
+on at most its share of the pods, and at most `max_pods_swapping` pods change versions at the same time. A pod that has to
+wait keeps the version that it holds.
 """
 
 import hashlib
@@ -25,36 +25,36 @@ from updraft_rollouts.terms import Comparison, Phase
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pod:
-    """What a decision reads of a pod's last report. `refused` is the version that it nacked, 0 = none."""
+    """Facts from a pod's last report that decisions need. `refused` is the version that it refused; 0: none."""
 
     name: str
     boot: str = ""
-    """Another one after each start of its process."""
+    """Changes whenever the process of the pod starts."""
     loaded: int = NO_DRAFT
     tensors_digest: str = ""
     prefetched: frozenset[int] = frozenset()
     refused: int = NO_DRAFT
     refusal: str = ""
     is_draining: bool = False
-    """It will go away."""
+    """It takes no new requests and will stop."""
     is_connected: bool = True
-    """It can be directed something; otherwise its stream is broken, and it may have crashed."""
+    """It has a stream. Without one it may have crashed."""
     trouble: str = ""
-    """Why it cannot do yet what it is directed, a full disk say; that tells nothing of any version."""
+    """Why it cannot follow its directive yet, for example a full disk. This is not the fault of a version."""
     traffic: Mapping[int, Traffic] = field(default_factory=dict, compare=False)
-    """By version. It grows with every report and is no reason to decide anew."""
+    """By version. It grows with every report and triggers no decision."""
 
     def holds(self, version: Version) -> bool:
-        """Whether the engine itself says that it holds this version, by number and by content."""
+        """Whether the engine reports this version, by number and by content."""
         return self.loaded == version.number and self.tensors_digest == version.tensors_digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetView:
-    """What a decision sees of the fleet.
+    """The fleet as a decision sees it.
 
-    `directed` is the version that each was ordered to serve last, as far as this registry remembers. Without
-    `is_settled` it has only just started, or lost all pods: more may be there than have reported.
+    `directed` is the version that each pod was last directed to serve, as far as this process remembers. `is_settled` is
+    False after a start or when all pods were lost: pods may exist that have not reported yet.
     """
 
     pods: tuple[Pod, ...]
@@ -63,7 +63,7 @@ class FleetView:
 
     @property
     def num_staying(self) -> int:
-        """Pods that do not drain; of these a canary has its share."""
+        """Pods that are not draining. A canary gets its share of these."""
         return sum(not pod.is_draining for pod in self.pods)
 
 
@@ -79,9 +79,9 @@ class Switchback:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Directive:
-    """What a pod is directed: the version to serve (0 = no draft), and those to hold ready.
+    """The version that a pod should serve (0: no draft), and the versions to keep ready.
 
-    Nothing in it changes while the order stays the same, for its content is what pods acknowledge.
+    Equal directives have equal content, because pods acknowledge the content.
     """
 
     serve: int = NO_DRAFT
@@ -93,29 +93,29 @@ class Directive:
 
 
 def share(percent: int, num_pods: int, comparison: Comparison) -> int:
-    """On how many pods a step puts the candidate.
+    """Number of pods that serve the candidate in a step.
 
-    At least one; and where pods are compared with pods, one at least is left to the stable version.
+    At least one. If pods are compared with pods, at least one keeps the stable version.
     """
     wanted = max(1, -(-num_pods * percent // 100))
     return min(wanted, num_pods) if comparison is Comparison.SWITCHBACK else max(0, min(wanted, num_pods - 1))
 
 
 def size(rollout: Rollout, view: FleetView) -> int:
-    """Of how many pods a canary has its share: of those that do not drain, and of its own that may come back."""
+    """Number of pods that a canary gets a share of: those that are not draining, and its own that may come back."""
     known = {pod.name for pod in view.pods}
     return view.num_staying + sum(name not in known and rollout.evidence.may_return(name) for name in rollout.pods)
 
 
 def choose(rollout: Rollout, pods: Sequence[Pod], count: int, *, is_open: bool) -> tuple[str, ...]:
-    """Up to `count` pods for the candidate: those that have a place already, then others if the canary `is_open` to them.
+    """Up to `count` pods for the candidate: first its current ones, then others if the canary `is_open`.
 
-    One that went away and may come back keeps its place: a candidate that kills pods must not be fed with others. Others
-    come by a hash, so that it is not always the same pods that try what is new.
+    A pod that may come back keeps its place, so that a candidate that crashes pods is not given more of them. Other pods
+    are chosen by a hash, so that different pods try different candidates.
     """
     known = {pod.name for pod in pods}
     placed = [name for name in rollout.pods if name in known or rollout.evidence.may_return(name)]
-    kept = set(sorted(placed, key=lambda name: name not in known)[:count])  # who is away gives way
+    kept = set(sorted(placed, key=lambda name: name not in known)[:count])  # absent pods lose their place first
     chosen = [name for name in placed if name in kept]
     if is_open and len(chosen) < count:
         others = [pod.name for pod in pods if pod.is_connected and not pod.is_draining and pod.name not in kept]
@@ -139,14 +139,14 @@ def _lot(candidate: int, pod: str) -> bytes:
 
 
 def _everyone(speculator: Speculator, serving: Version | None, candidate: Version | None) -> Directive:
-    """The order of all pods that are in no canary."""
+    """Directive for pods outside the canary."""
     desired, rollout = speculator.desired, speculator.rollout
     if serving is None:
         is_pinned = desired.pinned == NO_DRAFT
         return Directive(
             reason=with_reason("no draft is pinned", desired.pin_reason) if is_pinned else "no version serves yet"
         )
-    # A candidate that has come through its first step will probably be everyone's.
+    # A candidate that passed its first step will probably become stable.
     is_near = rollout is not None and rollout.step > 0 and candidate is not None
     return Directive(
         serve=serving.number,
@@ -179,11 +179,10 @@ def _on_canary(speculator: Speculator, rollout: Rollout, serving: Version, candi
 
 
 def _paced(speculator: Speculator, view: FleetView, targets: Mapping[str, Directive]) -> dict[str, Directive]:
-    """The targets, but for pods that have to wait for their turn.
+    """The targets, except for pods that have to wait to swap.
 
-    Those that were directed already go first: they may be in the middle of it. Those with troubles of their own go last:
-    they may have them for ever. No turn is needed by a pod that holds nothing that may be served, nor by one that
-    refused and so does not move.
+    Pods that were directed already go first, because they may be swapping now. Pods in trouble go last, because they may
+    stay so. A pod that holds no servable version, or refuses its target, does not count.
     """
     limit = speculator.desired.policy.max_pods_swapping
     if not limit:
@@ -207,7 +206,7 @@ def _paced(speculator: Speculator, view: FleetView, targets: Mapping[str, Direct
 
 
 def _is_there(pod: Pod, target: Directive) -> bool:
-    """Whether a pod serves already what it is directed to; it holds a version that may be served."""
+    """Whether a pod with a servable version serves its target already."""
     return pod.loaded in (target.switchback.versions if target.switchback else (target.serve,))
 
 
@@ -217,5 +216,5 @@ def _stay(held: Version, target: Directive) -> Directive:
         digest=held.digest,
         prefetch=(held.number, target.serve) if target.serve else (held.number,),
         phase=held.phase,
-        reason=f"{name_of(target.serve)} takes over a few pods at a time",
+        reason=f"{name_of(target.serve)} takes over on a few pods at a time",
     )

@@ -1,7 +1,4 @@
-"""Whose weights are kept: everything that may be served again soon, and some history.
-
-The rest is only remembered.
-"""
+"""Which weights are kept: those of all versions that may serve soon, and of some history."""
 
 from collections.abc import Collection
 
@@ -9,7 +6,7 @@ from updraft_registry.rollout.version import NO_DRAFT, Speculator, in_canary, ne
 
 
 def versions_to_keep(speculator: Speculator, in_use: Collection[int]) -> frozenset[int]:
-    """Numbers of the versions to keep; `in_use` are those that a pod holds or was told to hold.
+    """Numbers of the versions whose weights are kept; `in_use` are those that a pod holds or was told to hold.
 
     Stable, previous, pinned, retained, waiting and canary versions stay, and the newest `revision_history_limit` that may
     still be served.

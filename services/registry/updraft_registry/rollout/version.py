@@ -1,9 +1,8 @@
-"""The registry's domain: versions and their phases, the evaluation behind them, and what an operator wishes.
+"""The registry's domain: versions, the evaluation of each, and the desired state of a speculator.
 
-Pure data. The manifest stays the document that was published (bytes in, the same bytes out); only the facts
-that a decision needs are lifted out of it here. Times are integer milliseconds since 1970, so that what was
-written and read back is equal. Version 0 is the absence of a draft; real versions count from 1 within a
-speculator.
+Pure data. A manifest is stored as it was published; only the facts that a decision needs are copied here. Times are
+integer milliseconds since 1970, so that they survive a round trip. Version 0 means no draft; versions of a speculator
+count from 1.
 """
 
 import json
@@ -29,7 +28,7 @@ class Actor(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationSample:
-    """One held-out request: the verify steps that candidate and baseline needed for the same tokens."""
+    """One held-out request: the verify steps that candidate and baseline need for the same tokens."""
 
     trace_id: str
     tokens: int
@@ -39,7 +38,7 @@ class EvaluationSample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """The trainer's offline comparison. `lookahead` is the most drafts a step could propose; 0 = not said."""
+    """The trainer's offline comparison. `lookahead` is the maximum of drafted tokens per step; 0: unknown."""
 
     baseline_version: int
     samples: tuple[EvaluationSample, ...]
@@ -48,7 +47,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DesiredState:
-    """What an operator wants. Its reasons are for people; `pinned` None means that nothing is pinned."""
+    """Policy, pin and pause of a speculator. `pinned` is None if nothing is pinned, 0 if no draft may serve."""
 
     policy: RolloutPolicy = DEFAULT
     pinned: int | None = None
@@ -71,7 +70,7 @@ class Version:
     since_ms: int
     evaluation: Evaluation | None = None
     proven_ms: int = 0
-    """When it last won, later than all that won before; a pin is no win. 0: it never has."""
+    """When it last won, always later than all earlier wins; 0: never. A pin does not count as a win."""
     is_retained: bool = False
     is_kept: bool = True
     """Its weights are in the store."""
@@ -79,10 +78,7 @@ class Version:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transition:
-    """A version changed its phase, and why.
-
-    Without phases: something else happened (a pause; then `number` is 0).
-    """
+    """A phase change of a version, or, without phases, another event such as a pause (`number` is then 0)."""
 
     number: int
     before: Phase | None
@@ -91,15 +87,15 @@ class Transition:
     actor: Actor
     at_ms: int
     proven_ms: int = 0
-    """The version's, if it won by this."""
+    """New value of `Version.proven_ms` if the version won; otherwise 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """A canary that runs.
+    """A running canary.
 
-    Its time is counted from one decision to the next: a clock that jumps, or a registry that was away, costs a
-    minute at most.
+    Its time adds up the intervals between decisions. Each counts for at most one minute, so that a clock that jumps or a
+    registry that was down does not use up the deadline.
     """
 
     candidate: int
@@ -110,26 +106,26 @@ class Rollout:
     step_since_ms: int
     step: int = 0
     last_decision_ms: int = 0
-    """When it was last decided on; 0: not since the registry started."""
+    """Time of the last decision; 0: none since the registry started."""
     run_ms: int = 0
-    """Since it began, without pauses."""
+    """Time since it began, without pauses."""
     held_ms: int = 0
-    """Since all pods of this step served the candidate for the first time, without pauses."""
+    """Time since all pods of this step first served the candidate, without pauses."""
     paused_ms: int = 0
     pods: tuple[str, ...] = ()
-    """Those that have a place in it, in the order in which they were chosen."""
+    """Pods that belong to the canary, in the order in which they were chosen."""
     evidence: Evidence
 
     @property
     def trying(self) -> tuple[str, ...]:
-        """Those of its pods that are to serve the candidate: one that crashed with it sits out while there are others.
+        """Pods that should serve the candidate. A pod that crashed with it is left out while there are others.
 
-        So a candidate that kills whoever loads it is loaded once by each, and then by one at a time.
+        So a candidate that crashes every pod is loaded once by each, and then by one pod at a time.
         """
         return tuple(name for name in self.pods if name not in self.evidence.crashes) or self.pods[:1]
 
     def to_json(self) -> str:
-        """What outlives a restart; equal texts mean that nothing worth writing changed."""
+        """State to restore after a restart. Equal texts mean that nothing needs to be written."""
         return json.dumps(
             {
                 "candidate": self.candidate,
@@ -146,7 +142,6 @@ class Rollout:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """As it was written."""
         kept = json.loads(text)
         return cls(
             **kept
@@ -159,12 +154,13 @@ class Rollout:
 
 
 _CLOCK_MS = 10_000
-"""How exactly the clocks of a rollout are written: not with every decision."""
+"""Resolution of the stored clocks, so that not every decision is a write."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lineage:
-    """What all versions of a speculator share, set by the first: engines cannot swap across it."""
+    """Fingerprints that all versions of a speculator share. The first version sets them, because engines cannot swap
+    between different ones."""
 
     target_fingerprint: str
     draft_vocabulary_fingerprint: str
@@ -172,41 +168,39 @@ class Lineage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speculator:
-    """The whole state of one speculator. `versions` are those whose weights are kept, ascending."""
+    """State of one speculator. `versions` are those whose weights are kept, in ascending order."""
 
     name: str
     desired: DesiredState
     lineage: Lineage | None = None
     versions: tuple[Version, ...] = ()
     rollout: Rollout | None = None
-    """Of the version in canary; one of another version is over."""
+    """The rollout of the version in canary. One of another version is over."""
     latest: int = NO_DRAFT
-    """The highest number ever given, kept or not."""
+    """Highest number ever assigned."""
     is_known: bool = True
-    """Something was published or wished."""
+    """A version was published or a desired state was set."""
 
 
 def stable(versions: tuple[Version, ...]) -> Version | None:
-    """The version that serves everyone, if one does; there is never more than one."""
+    """The stable version, if there is one. There is never more than one."""
     return next((version for version in versions if version.phase is Phase.STABLE), None)
 
 
 def in_canary(versions: tuple[Version, ...]) -> Version | None:
-    """The version that is tried on some pods, if one is; there is never more than one."""
+    """The version in canary, if there is one. There is never more than one."""
     return next((version for version in versions if version.phase is Phase.CANARY), None)
 
 
 def newest_proven(versions: tuple[Version, ...], *, other_than: int = NO_DRAFT) -> Version | None:
-    """The version that won last and was never condemned: what a failure falls back to."""
+    """The version that won last and is not condemned. It takes over after a failure."""
     proven = (v for v in versions if v.proven_ms and not v.phase.is_condemned and v.number != other_than)
     return max(proven, key=lambda version: (version.proven_ms, version.number), default=None)
 
 
 def name_of(number: int) -> str:
-    """How a sentence calls a version."""
     return "no draft" if number == NO_DRAFT else f"version {number}"
 
 
 def with_reason(what: str, why: str) -> str:
-    """Add a reason that a person gave, if one was."""
     return f"{what}: {why}" if why else what

@@ -47,32 +47,32 @@ def compared(
 @pytest.mark.parametrize(
     ("evidence", "verdict", "why"),
     [
-        pytest.param(compared(1.1), Verdict.PASS, "acceptance is surely up: 2.20 against 2.00", id="better"),
-        pytest.param(compared(0.9), Verdict.FAIL, "acceptance is surely down by more than 2 %: 1.80", id="worse"),
-        pytest.param(compared(1.0), Verdict.HOLD, "acceptance is not surely up or down yet: ", id="the same"),
-        pytest.param(compared(0.99), Verdict.HOLD, "acceptance is not surely up or down yet: ", id="a little worse"),
-        pytest.param(compared(1.1, 1.2), Verdict.FAIL, "latency is surely up by more than 5 %: ", id="slower"),
+        pytest.param(compared(1.1), Verdict.PASS, "acceptance is up: 2.20 against 2.00", id="better"),
+        pytest.param(compared(0.9), Verdict.FAIL, "acceptance is down by more than 2 %: 1.80", id="worse"),
+        pytest.param(compared(1.0), Verdict.HOLD, "no confident change of acceptance yet: ", id="the same"),
+        pytest.param(compared(0.99), Verdict.HOLD, "no confident change of acceptance yet: ", id="a little worse"),
+        pytest.param(compared(1.1, 1.2), Verdict.FAIL, "latency is up by more than 5 %: ", id="slower"),
         pytest.param(
-            compared(1.1, 1.055), Verdict.HOLD, "acceptance is surely up, but latency by more", id="perhaps slower"
+            compared(1.1, 1.055), Verdict.HOLD, "acceptance is up, but latency is up by more", id="perhaps slower"
         ),
-        pytest.param(compared(1.1, None), Verdict.HOLD, "acceptance is surely up, but no latency", id="no latency"),
+        pytest.param(compared(1.1, None), Verdict.HOLD, "acceptance is up, but latency is unknown", id="no latency"),
         pytest.param(
-            compared(1.1, requests=199), Verdict.HOLD, "acceptance is surely up, but 200 requests", id="few requests"
+            compared(1.1, requests=199), Verdict.HOLD, "acceptance is up, but 200 requests", id="few requests"
         ),
-        pytest.param(compared(1.1, slices=3), Verdict.HOLD, "acceptance is not surely up or down yet", id="few slices"),
-        pytest.param(compared(1.0, slices=0), Verdict.HOLD, "waiting for both versions to serve", id="nothing yet"),
+        pytest.param(compared(1.1, slices=3), Verdict.HOLD, "no confident change of acceptance yet", id="few slices"),
+        pytest.param(compared(1.0, slices=0), Verdict.HOLD, "waiting for traffic on both versions", id="nothing yet"),
         pytest.param(
             compared(1.1, failures=(3, 0)), Verdict.FAIL, "3 errors or crashes with the candidate", id="failing"
         ),
         pytest.param(
             compared(1.1, failures=(5, 24)),
             Verdict.FAIL,
-            "5 errors or crashes with the candidate against 24 with the stable version, 2 are tolerated: ",
+            "5 errors or crashes with the candidate against 24 with the stable version, limit 2: ",
             id="failing more often",
         ),
         pytest.param(compared(1.1, failures=(5, 25)), Verdict.PASS, "acc", id="what befalls both"),
-        pytest.param(compared(1.1, failures=(2, 0)), Verdict.PASS, "acceptance is surely up", id="tolerated failures"),
-        pytest.param(compared(0.5, requests=40), Verdict.FAIL, "acceptance is surely down", id="disaster at once"),
+        pytest.param(compared(1.1, failures=(2, 0)), Verdict.PASS, "acceptance is up", id="tolerated failures"),
+        pytest.param(compared(0.5, requests=40), Verdict.FAIL, "acceptance is down", id="disaster at once"),
     ],
 )
 def test_a_candidate_is_judged_by_what_is_sure(evidence: Evidence, verdict: Verdict, why: str) -> None:
@@ -98,14 +98,14 @@ def test_what_seems_worse_than_allowed_is_not_tried_on_more_pods(evidence: Evide
 
 def test_the_sentence_has_the_numbers_their_bounds_and_how_much_was_seen() -> None:
     assert judge(compared(1.1, 0.95), ANALYSIS).reason == (
-        "acceptance is surely up: 2.20 against 2.00 tokens a step, +10.0 % (+8.0 to +12.0 % at 95 %); "
-        "19 against 20 ms a token, -5.0 % (-6.7 to -3.3 % at 95 %); 500 requests in 8 slices"
+        "acceptance is up: 2.20 against 2.00 tokens per step, +10.0 % (+8.0 to +12.0 % at 95 %); "
+        "19 against 20 ms per token, -5.0 % (-6.7 to -3.3 % at 95 %); 500 requests in 8 slices"
     )
 
 
 def test_until_there_are_bounds_the_estimate_is_told_without() -> None:
     judgement = judge(compared(1.1, slices=1, requests=1), ANALYSIS)
-    assert "2.22 against 2.00 tokens a step, +11.1 % (no bounds yet)" in judgement.reason
+    assert "2.22 against 2.00 tokens per step, +11.1 % (no bounds yet)" in judgement.reason
     assert judgement.reason.endswith("1 request in 1 slice")
     assert judgement.acceptance is not None
     assert judgement.acceptance.low_percent == -100.0

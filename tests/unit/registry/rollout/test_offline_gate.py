@@ -33,7 +33,7 @@ def test_a_gain_that_only_one_request_shows_is_held() -> None:
     lucky = replace(same.samples[0], candidate_steps=10)
     judgement = judge(replace(same, samples=(lucky, *same.samples[1:])), serving=4, policy=POLICY)
     assert judgement.verdict is Verdict.HOLD
-    assert "not surely above the 1 %" in judgement.reason
+    assert "not enough evidence for the required gain 1 %" in judgement.reason
 
 
 def test_a_comparison_with_a_version_that_no_longer_serves_is_held() -> None:
@@ -58,13 +58,13 @@ def test_against_no_draft_the_gain_must_pay_for_drafting() -> None:
 def test_too_few_requests_are_held_with_both_numbers() -> None:
     judgement = judge(evaluation(3.0, against=4, num_samples=7), serving=4, policy=POLICY)
     assert judgement.verdict is Verdict.HOLD
-    assert judgement.reason == "evaluated on 7 requests, at least 8 are needed"
+    assert judgement.reason == "evaluated on 7 requests, at least 8 are required"
 
 
 def test_a_candidate_without_an_evaluation_is_held() -> None:
     judgement = judge(None, serving=4, policy=POLICY)
     assert judgement.verdict is Verdict.HOLD
-    assert judgement.reason == "it comes without an evaluation"
+    assert judgement.reason == "it has no evaluation"
 
 
 def sample(**values: int | str) -> EvaluationSample:

@@ -52,7 +52,7 @@ def test_a_pod_that_waits_for_its_turn_serves_what_it_holds_and_fetches_what_com
     world = promoting(4, limit=1)
     order = world.decision.directives["pod-03"]
     assert (order.serve, order.prefetch) == (1, (1, 2))
-    assert order.reason == "version 2 takes over a few pods at a time"
+    assert order.reason == "version 2 takes over on a few pods at a time"
 
 
 def test_without_a_limit_all_move_at_once() -> None:

@@ -89,14 +89,14 @@ def test_a_candidate_that_does_not_beat_the_serving_version_is_rejected_with_the
 def test_a_trainers_candidate_that_was_compared_with_another_version_is_superseded_and_not_condemned() -> None:
     decision = run([version(1, Phase.SUPERSEDED), version(2, Phase.STABLE), candidate(3, BETTER, against=1)])
     assert phases(decision)[3] is Phase.SUPERSEDED
-    assert decision.transitions[0].reason == "compared with version 1 but version 2 serves: to be evaluated again"
+    assert decision.transitions[0].reason == "compared with version 1 but version 2 serves; the trainer evaluates again"
     assert promote(speculator(decision.versions), decision.versions[2], "", NOW_MS)
 
 
 def test_what_a_person_brought_without_an_evaluation_waits_for_that_person() -> None:
     decision = run([version(1, Phase.STABLE), version(2, source=Source.IMPORTED)])
     assert phases(decision) == {1: Phase.STABLE, 2: Phase.HELD}
-    assert decision.transitions[0].reason == "it comes without an evaluation: promote it to serve it"
+    assert decision.transitions[0].reason == "it has no evaluation: promote it to serve it"
 
 
 def test_only_the_newest_waiting_version_is_tried() -> None:
@@ -175,7 +175,7 @@ def test_a_version_that_a_pod_could_not_load_fails_and_the_one_before_serves() -
     assert phases(decision) == {1: Phase.STABLE, 2: Phase.FAILED}
     failed, resumed = decision.transitions
     assert failed.reason == "pod pod-0 could not load it: fc.weight holds values that are not finite"
-    assert (failed.actor, resumed.reason) == (Actor.FLEET, "version 2 failed: the version that won last serves")
+    assert (failed.actor, resumed.reason) == (Actor.FLEET, "version 2 failed: the last winner serves")
     assert decision.directives["pod-0"].serve == 1
 
 
@@ -204,7 +204,7 @@ def test_a_refusal_that_is_left_of_a_version_that_serves_no_more_condemns_nothin
 
 def test_what_won_last_serves_again_once_its_weights_are_back() -> None:
     back = run([version(1, Phase.STABLE), version(2, Phase.SUPERSEDED)])
-    assert back.transitions[1].reason == "nothing is pinned: the version that won last serves"
+    assert back.transitions[1].reason == "unpinned: the last winner serves"
 
 
 def test_a_pinned_version_that_fails_does_not_serve() -> None:
@@ -251,7 +251,7 @@ def test_a_pod_that_refuses_fails_nothing_before_the_others_had_time_to_report()
 
 def test_a_held_version_is_told_with_its_reason() -> None:
     decision = run([version(1, Phase.STABLE), version(2, source=Source.IMPORTED)], pods=[holding("pod-0", version(1))])
-    told = "version 1 is stable; version 2 is held: it comes without an evaluation: promote it to serve it"
+    told = "version 1 is stable; version 2 is held: it has no evaluation: promote it to serve it"
     assert decision.message == told
 
 
@@ -285,7 +285,7 @@ def test_promoting_what_serves_already_does_nothing() -> None:
 @pytest.mark.parametrize(
     ("changed", "desired", "why"),
     [
-        pytest.param({"phase": Phase.ROLLED_BACK}, FREE, "is RolledBack and never served again", id="condemned"),
+        pytest.param({"phase": Phase.ROLLED_BACK}, FREE, "is RolledBack and never serves again", id="condemned"),
         pytest.param({"is_kept": False}, FREE, "its weights are no longer kept", id="swept"),
         pytest.param({}, free(pinned=1), "version 1 is pinned in default; unpin it first", id="another is pinned"),
         pytest.param({}, free(pinned=0), "no draft is pinned in default; unpin it first", id="no draft is pinned"),
@@ -302,7 +302,7 @@ def test_rejecting_what_serves_goes_back_to_the_version_that_won_before() -> Non
     transitions = reject(speculator(versions), versions[1], "it stutters", NOW_MS)
     assert [(t.number, t.after, t.reason) for t in transitions] == [
         (2, Phase.REJECTED, "rejected: it stutters"),
-        (1, Phase.STABLE, "version 2 was rejected: the version that won last serves"),
+        (1, Phase.STABLE, "version 2 was rejected: the last winner serves"),
     ]
     assert run(after(versions, transitions)).transitions == ()
 

@@ -114,7 +114,7 @@ class Process:
         self.boot, self.loaded, self.refused, self.trouble, self.traffic = self.boot + 1, NO_DRAFT, NO_DRAFT, "", {}
 
     def serve(self, rates: Mapping[int, float]) -> None:
-        """Requests for what it serves; `rates` are tokens a step by version."""
+        """Requests for what it serves; `rates` are tokens per step by version."""
         served = {self.loaded}
         if self.directive is not None and self.directive.switchback is not None:
             served = set(self.directive.switchback.versions)
@@ -465,7 +465,7 @@ class Rollouts(RuleBasedStateMachine):
         policy = before.desired.policy
         for moved in decision.transitions:
             if (moved.before, moved.after, moved.actor) == (Phase.CANARY, Phase.STABLE, Actor.GATE):
-                why = {"acceptance is surely up": True, "dry run": policy.analysis.dry_run}
+                why = {"acceptance is up": True, "dry run": policy.analysis.dry_run}
                 why["promoted without a verdict"] = policy.analysis.on_inconclusive is OnInconclusive.PROMOTE
                 assert any(allowed and moved.reason.startswith(text) for text, allowed in why.items()), "(4)"
             if moved.after is Phase.STABLE and moved.before in WAITING and moved.actor is Actor.GATE:

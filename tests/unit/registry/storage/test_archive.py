@@ -346,7 +346,7 @@ def test_weights_that_were_swept_come_back_with_the_same_content(opened: Opened)
 def test_a_condemned_version_cannot_be_pinned(opened: Opened) -> None:
     opened.publish(draft(1), source=registry_pb2.SOURCE_TRAINER)
     opened.settle()
-    with pytest.raises(Conflict, match="version 1 of default is Rejected and never served again: it comes without"):
+    with pytest.raises(Conflict, match="version 1 of default is Rejected and never serves again: it has no evaluation"):
         opened.archive.pin("default", 1, "", NOW_MS)
 
 

@@ -221,7 +221,7 @@ def test_a_candidate_that_kills_pods_is_rolled_back_after_few_crashes_on_the_pod
     fleet = CrashLoop(World(16), lives_s=lives_s, start_s=start_s)
     fleet.run(900)
     assert fleet.world.phases == {1: Phase.STABLE, 2: Phase.ROLLED_BACK}
-    assert fleet.world.speculator.versions[-1].reason.startswith("3 errors or crashes with the candidate, 2 are")
+    assert fleet.world.speculator.versions[-1].reason.startswith("3 errors or crashes with the candidate, limit 2")
     assert fleet.num_crashes == RolloutPolicy().analysis.failure_limit + 1
     assert len(fleet.touched) == 2
 

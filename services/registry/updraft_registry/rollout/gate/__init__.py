@@ -1,12 +1,12 @@
-"""Is a candidate better? `offline` asks the held-out requests in its manifest, once; `live` asks the traffic,
-as often as it likes, with the confidence sequence of `sequence`. Either way there are three answers.
+"""Whether a candidate is better: `offline` decides once on the held-out requests of its manifest, `live` at any time on
+traffic, with the confidence sequence of `sequence`. Both give one of three verdicts.
 """
 
 from enum import StrEnum
 
 
 class Verdict(StrEnum):
-    """What the evidence says; HOLD is that it does not say."""
+    """Result of a gate. HOLD: the evidence is not sufficient."""
 
     PASS = "pass"  # noqa: S105 - a verdict
     FAIL = "fail"

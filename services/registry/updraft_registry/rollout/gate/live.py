@@ -1,10 +1,9 @@
-"""The live gate: is the candidate surely better than what serves, or surely worse, on the traffic of now?
+"""The live gate: with the required confidence, is the candidate better or worse than the stable version on live traffic?
 
-Every bound is wrong with probability at most alpha = 1 - confidence over the whole life of a canary, so it
-may be asked at any moment and acted on at once. Promoting asks one question (is acceptance surely up?), so a
-candidate that is not better is promoted with probability at most alpha. Latency has no say in that but a veto
-by its estimate, which can only make it rarer. Refused: promoting what is merely not worse; a draft that gains
-nothing is not worth a swap of the whole fleet.
+Every bound is wrong with probability at most alpha = 1 - confidence over the whole life of a canary, so it can be read
+at any time and acted on at once. A promotion depends on one bound (acceptance is up), so a candidate that is not better
+is promoted with probability at most alpha. The latency estimate can only veto, which makes promotions rarer. Promoting a
+candidate that is merely not worse was refused: without a gain, it is not worth a swap of the whole fleet.
 """
 
 import math
@@ -18,7 +17,7 @@ from updraft_rollouts.policy import Analysis
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """Candidate against stable; the change in percent with its bounds, -100 and infinity while there are none."""
+    """Candidate against stable: the change in percent and its bounds, which are -100 and infinity until they exist."""
 
     candidate: float
     stable: float
@@ -29,20 +28,20 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveJudgement:
-    """A verdict, the sentence that a person reads, and the estimates; None before there is an observation."""
+    """A verdict, the sentence that a person reads, and the estimates; None before the first observation."""
 
     verdict: Verdict
     reason: str
     acceptance: Estimate | None = None
-    """Tokens a verify step."""
+    """Tokens per verify step."""
     latency: Estimate | None = None
     """Seconds between tokens."""
     is_tolerable: bool = True
-    """No estimate is worse than what is allowed, sure or not: nothing speaks against trying it on more pods."""
+    """No estimate is beyond its limit, with or without confidence, so the candidate may go to more pods."""
 
 
 def judge(evidence: Evidence, analysis: Analysis) -> LiveJudgement:
-    """Decide with what has been seen so far; asking again and again costs no certainty."""
+    """Decide on the evidence so far. Deciding often does not weaken the guarantee."""
     alpha = 1.0 - analysis.confidence
     acceptance, latency = _estimate(evidence.acceptance, alpha), _estimate(evidence.latency, alpha)
     failed = _failed(evidence, analysis, acceptance, latency)
@@ -52,11 +51,11 @@ def judge(evidence: Evidence, analysis: Analysis) -> LiveJudgement:
     elif missing:
         verdict, why = Verdict.HOLD, missing
     else:
-        verdict, why = Verdict.PASS, "acceptance is surely up"
-    told = _told(evidence, analysis, acceptance, latency)
+        verdict, why = Verdict.PASS, "acceptance is up"
+    summary = _summary(evidence, analysis, acceptance, latency)
     return LiveJudgement(
         verdict=verdict,
-        reason=f"{why}: {told}",
+        reason=f"{why}: {summary}",
         acceptance=acceptance,
         latency=latency,
         is_tolerable=_is_tolerable(analysis, acceptance, latency),
@@ -64,38 +63,38 @@ def judge(evidence: Evidence, analysis: Analysis) -> LiveJudgement:
 
 
 def _failed(evidence: Evidence, analysis: Analysis, acceptance: Estimate | None, latency: Estimate | None) -> str:
-    """Why the candidate must not go on; empty if it may."""
+    """Why the candidate fails; empty if it does not."""
     if evidence.failures > analysis.failure_limit and _fails_more_often(evidence):
         against = f" against {evidence.baseline_failures} with the stable version" if evidence.baseline_failures else ""
         failures = f"{evidence.failures} errors or crashes with the candidate{against}"
-        return f"{failures}, {analysis.failure_limit} are tolerated"
+        return f"{failures}, limit {analysis.failure_limit}"
     allowed = analysis.max_acceptance_regression_percent
     if acceptance is not None and acceptance.high_percent < -allowed:
-        return f"acceptance is surely down by more than {allowed:g} %"
+        return f"acceptance is down by more than {allowed:g} %"
     allowed = analysis.max_latency_regression_percent
     if latency is not None and latency.low_percent > allowed:
-        return f"latency is surely up by more than {allowed:g} %"
+        return f"latency is up by more than {allowed:g} %"
     return ""
 
 
 def _fails_more_often(evidence: Evidence) -> bool:
-    """More than twice as often a request as the stable version: what befalls both is no fault of the candidate."""
+    """More than twice as often per request as the stable version: a failure of both is not the candidate's fault."""
     candidate_requests, baseline_requests = max(1, evidence.candidate_requests), max(1, evidence.baseline_requests)
     return evidence.failures * baseline_requests > 2 * evidence.baseline_failures * candidate_requests
 
 
 def _missing(evidence: Evidence, analysis: Analysis, acceptance: Estimate | None, latency: Estimate | None) -> str:
-    """What keeps the candidate from being promoted; empty if nothing does."""
+    """Why the candidate cannot be promoted yet; empty if it can."""
     if acceptance is None:
-        return "waiting for both versions to serve beside each other"
+        return "waiting for traffic on both versions"
     if acceptance.low_percent <= 0.0:
-        return "acceptance is not surely up or down yet"
+        return "no confident change of acceptance yet"
     if latency is None:
-        return "acceptance is surely up, but no latency is known"
+        return "acceptance is up, but latency is unknown"
     if latency.change_percent > analysis.max_latency_regression_percent:
-        return f"acceptance is surely up, but latency by more than {analysis.max_latency_regression_percent:g} %"
+        return f"acceptance is up, but latency is up by more than {analysis.max_latency_regression_percent:g} %"
     if evidence.candidate_requests < analysis.min_samples:
-        return f"acceptance is surely up, but {analysis.min_samples} requests are asked for"
+        return f"acceptance is up, but {analysis.min_samples} requests are required"
     return ""
 
 
@@ -105,14 +104,13 @@ def _is_tolerable(analysis: Analysis, acceptance: Estimate | None, latency: Esti
     return not (is_slow or is_worse)
 
 
-def _told(evidence: Evidence, analysis: Analysis, acceptance: Estimate | None, latency: Estimate | None) -> str:
-    """The evidence."""
+def _summary(evidence: Evidence, analysis: Analysis, acceptance: Estimate | None, latency: Estimate | None) -> str:
     parts = []
     if acceptance is not None:
-        lengths = f"{acceptance.candidate:.2f} against {acceptance.stable:.2f} tokens a step"
+        lengths = f"{acceptance.candidate:.2f} against {acceptance.stable:.2f} tokens per step"
         parts.append(f"{lengths}, {_change(acceptance, analysis)}")
     if latency is not None:
-        times = f"{1000 * latency.candidate:.3g} against {1000 * latency.stable:.3g} ms a token"
+        times = f"{1000 * latency.candidate:.3g} against {1000 * latency.stable:.3g} ms per token"
         parts.append(f"{times}, {_change(latency, analysis)}")
     requests, slices = _count(evidence.candidate_requests, "request"), _count(evidence.slices, "slice")
     return "; ".join((*parts, f"{requests} in {slices}"))
@@ -147,7 +145,7 @@ def _percent(log_ratio: float) -> float:
 
 
 def _exp(logarithm: float) -> float:
-    """Infinity where no float is large enough: slices that contradict each other know no bounds."""
+    """Infinity on overflow, which slices that contradict each other cause."""
     try:
         return math.exp(logarithm)
     except OverflowError:
