@@ -41,7 +41,6 @@ for _command in (up, status, draft.group(is_registry=True), rollout, registry, o
 
 
 def main() -> None:
-    """Run the command line; exits the process."""
     cli(prog_name="updraft")
 
 

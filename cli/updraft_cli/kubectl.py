@@ -57,7 +57,6 @@ for _name, _command in _SHORT.items():
 
 
 def main() -> None:
-    """Run the command line; exits the process."""
     plugin(prog_name="kubectl updraft")
 
 

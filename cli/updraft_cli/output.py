@@ -151,17 +151,14 @@ def speculator_name(name: str, namespace: str) -> str:
 
 
 def size(num_bytes: int) -> str:
-    """Return a size in MB or kB."""
     return f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 1_000_000 else f"{num_bytes / 1e3:.1f} kB"
 
 
 def percents(shares: tuple[float, ...]) -> str:
-    """Return shares as `62 % 41 % 20 %`."""
     return " ".join(f"{100 * share:.0f} %" for share in shares) or "-"
 
 
 def count(number: int, noun: str) -> str:
-    """Return `1 pod`, `2 pods`."""
     return f"{number} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 

@@ -1,7 +1,6 @@
-"""What every measurement of ours says besides its numbers: machine, commit, and bars with their verdicts.
+"""The common parts of benchmark results and of the demo's report: machine, commit, and bars.
 
-A bar is met or it is not; one that could not be measured is not met. Benchmarks write a `Result` as JSON and print its
-bars as one table; the demo's report uses the same parts.
+A bar that could not be measured is not met. Benchmarks write a `Result` as JSON and print its bars as a table.
 """
 
 import os
@@ -26,16 +25,16 @@ _GIT_TIMEOUT_S = 5.0
 
 
 class Row(BaseModel):
-    """A part of a result file: never changed once made; the docstrings are its reference."""
+    """A part of a result file: immutable; the docstrings are its reference."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
 
 class Machine(Row):
-    """Where it was measured."""
+    """The machine of the measurement."""
 
     processor: str
-    """Name of the processor, as Linux gives it."""
+    """Name of the processor, from Linux."""
     cores: int
     """Logical cores that this process may use."""
     memory_gb: float
@@ -45,49 +44,49 @@ class Machine(Row):
     python: str
     """Version of Python."""
     torch: str
-    """Version of torch; empty where it is not installed."""
+    """Version of torch; empty if not installed."""
 
 
 class Bar(Row):
-    """Something that has to hold, and whether it does."""
+    """A requirement, and whether it is met."""
 
     name: str
-    """What is compared."""
+    """Name of the measurement."""
     measured: float | None
-    """The number found; null where the run did not get that far."""
+    """Measured number; null if the run ended before."""
     target: float
-    """The number it is held against."""
+    """Number to compare with."""
     relation: Literal["at least", "at most", "above"]
-    """How `measured` has to stand to `target`."""
+    """Required relation of `measured` to `target`."""
     unit: str
-    """Of both numbers; may be empty."""
+    """Unit of both numbers; may be empty."""
     met: bool
-    """The verdict; not measured is not met."""
+    """Whether the requirement is met; not measured means not met."""
 
 
 class Result(Row):
-    """What a benchmark writes."""
+    """Result file of a benchmark."""
 
     name: str
-    """The question; also the name of the file."""
+    """Name of the benchmark, and of the file."""
     command: str
-    """How to run it again."""
+    """Command to run it again."""
     started: datetime
-    """When it began, UTC."""
+    """Start, UTC."""
     commit: str
-    """Commit of the code, with + where files differ from it; empty outside a repository."""
+    """Commit of the code, with + if files differ from it; empty outside a repository."""
     seed: int
-    """Of everything that was drawn."""
+    """Seed of all random choices."""
     machine: Machine
-    """Where it ran."""
+    """The machine."""
     bars: tuple[Bar, ...]
-    """What had to hold."""
+    """The requirements."""
     samples: list[dict[str, Any]]
     """Raw measurements, one row each."""
 
 
 def at_least(name: str, measured: float | None, target: float, unit: str = "") -> Bar:
-    """Return a bar that is met from `target` on upwards."""
+    """Return a bar that is met from `target` upwards."""
     met = measured is not None and measured >= target
     return Bar(name=name, measured=measured, target=target, relation="at least", unit=unit, met=met)
 
@@ -99,13 +98,12 @@ def at_most(name: str, measured: float | None, target: float, unit: str = "") ->
 
 
 def above(name: str, measured: float | None, target: float, unit: str = "") -> Bar:
-    """Return a bar that is met beyond `target`, not by reaching it."""
+    """Return a bar that is met above `target`, not at it."""
     met = measured is not None and measured > target
     return Bar(name=name, measured=measured, target=target, relation="above", unit=unit, met=met)
 
 
 def machine() -> Machine:
-    """Return this machine."""
     try:
         torch = version("torch")
     except PackageNotFoundError:
@@ -121,7 +119,7 @@ def machine() -> Machine:
 
 
 def commit(folder: Path = Path(__file__).parent) -> str:
-    """Return the commit that `folder` is at, with + where tracked files differ from it; empty outside a repository."""
+    """Return the commit of `folder`, with + if tracked files differ from it; empty outside a repository."""
     found = _git(folder, "rev-parse", "--short=12", "HEAD")
     is_changed = bool(found) and bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))
     return f"{found}+" if is_changed else found
@@ -136,7 +134,6 @@ def write(result: Result, folder: Path) -> Path:
 
 
 def show_bars(console: Console, bars: Sequence[Bar]) -> None:
-    """Print the bars as a table."""
     table = output.table("", "bar", ">measured", ">target")
     for bar in bars:
         mark = Text(MARKS[bar.met], "bold green" if bar.met else "bold red")
@@ -145,17 +142,17 @@ def show_bars(console: Console, bars: Sequence[Bar]) -> None:
 
 
 def missed(bars: Sequence[Bar]) -> str | None:
-    """Return a sentence on the bars that are not met, for `sys.exit`; None, and so success, if all are."""
-    told = [
+    """Return a sentence about the missed bars for `sys.exit`; None, and so success, if all are met."""
+    texts = [
         f"{bar.name} is {number(bar.measured, bar.unit)}, not {bar.relation} {number(bar.target, bar.unit)}"
         for bar in bars
         if not bar.met
     ]
-    return f"missed: {'; '.join(told)}" if told else None
+    return f"missed: {'; '.join(texts)}" if texts else None
 
 
 def number(value: float | None, unit: str = "") -> str:
-    """Return a number with three significant digits or more, and its unit; a dash for none."""
+    """Return a number with at least three significant digits, and its unit; a dash for None."""
     if value is None:
         return "-"
     digits = 0 if abs(value) >= 100 or value == int(value) else 1 if abs(value) >= 10 else 2

@@ -78,7 +78,6 @@ class ClusterClient:
 
     @property
     def namespace(self) -> str:
-        """The namespace that it is about; empty for all."""
         return self._namespace or ""
 
     def speculators(self, name: str = "") -> ObjectList:
@@ -86,7 +85,7 @@ class ClusterClient:
         return self._list(SPECULATORS, _selector("metadata.name", name))
 
     def speculator(self, name: str) -> Json:
-        """Return the AdaptiveSpeculator of that name; NotFound says which there are."""
+        """Return the AdaptiveSpeculator of that name; NotFound lists the existing ones."""
         try:
             with _sentences(self._host):
                 found: Any = self._objects.get_namespaced_custom_object(
@@ -170,7 +169,7 @@ class ClusterClient:
 
 @contextmanager
 def connected(context: KubeContext) -> Iterator[ClusterClient]:
-    """Yield the cluster for the length of a block."""
+    """Yield a client for the length of a block."""
     from kubernetes import client  # noqa: PLC0415 - see above
 
     configuration = client.Configuration()
@@ -192,7 +191,7 @@ def contexts(kubeconfig: Path | None) -> tuple[str, ...]:
 
 
 def _configure(configuration: "Configuration", context: KubeContext) -> str:
-    """Load the kubeconfig, else what a pod is given; return the namespace that it names."""
+    """Load the kubeconfig, else the configuration of a pod; return its namespace."""
     config = _config()
     file = str(context.kubeconfig) if context.kubeconfig else None
     try:
@@ -212,7 +211,7 @@ def _configure(configuration: "Configuration", context: KubeContext) -> str:
 
 
 def _check_user(file: str | None, name: str) -> None:
-    """Refuse a user that acts as another: the client would act as the first, who may do more."""
+    """Refuse a user that impersonates another: the client would act as the first user, who may have more rights."""
     from kubernetes.config import kube_config  # noqa: PLC0415 - see above
 
     merged = kube_config.KubeConfigMerger(file or kube_config.KUBE_CONFIG_DEFAULT_LOCATION).config.value
@@ -222,7 +221,7 @@ def _check_user(file: str | None, name: str) -> None:
 
 
 def _config() -> Any:
-    """The client's loading of kubeconfigs, which it leaves without types."""
+    """Import the loader of kubeconfigs, which has no types."""
     from kubernetes import config  # noqa: PLC0415 - see above
 
     return config
@@ -230,7 +229,7 @@ def _config() -> Any:
 
 @contextmanager
 def _complaints() -> Iterator[list[str]]:
-    """Collect what is logged in the block: a credential plugin that fails is only logged by the client."""
+    """Collect log messages of the block: the client only logs the failure of a credential plugin."""
     collected: list[str] = []
 
     class Collector(logging.Handler):
@@ -247,7 +246,7 @@ def _complaints() -> Iterator[list[str]]:
 
 @contextmanager
 def _sentences(host: str) -> Iterator[None]:
-    """Raise what the API server or the network says as UpdraftErrors."""
+    """Raise errors of the API server and of the network as UpdraftErrors."""
     from kubernetes.client import ApiException  # noqa: PLC0415 - see above
     from urllib3.exceptions import HTTPError  # noqa: PLC0415 - comes with kubernetes
 
@@ -260,7 +259,7 @@ def _sentences(host: str) -> Iterator[None]:
 
 
 def _refusal(error: "ApiException", host: str) -> UpdraftError:
-    """What the API server says is a sentence already; without one, the path is not served at all."""
+    """Use the API server's own sentence; without one, the path is not served at all."""
     status = error.status or 0
     kind = _ERRORS.get(status, Unavailable)
     message = _line(_message(error.body))
@@ -282,12 +281,12 @@ def _message(body: str | bytes | None) -> str:
 
 
 def _cause(error: Exception) -> str:
-    """The end of what urllib3 says: the rest is addresses of its objects."""
+    """Return the end of urllib3's message: the rest is addresses of its objects."""
     return _line(str(error)).rpartition(": ")[2].partition("] ")[2] or _line(str(error)).rpartition(": ")[2]
 
 
 def _line(text: str) -> str:
-    """In one line, for it becomes part of a sentence."""
+    """Join lines, because the text becomes part of a sentence."""
     return " ".join(text.split())
 
 

@@ -29,14 +29,12 @@ class _Part(BaseModel):
 
 
 class Step(_Part):
-    """On how many of the pods, and how long at least."""
-
     pods_percent: _Count
     hold_seconds: _Count
 
 
 class Analysis(_Part):
-    """What the live gate asks of a canary."""
+    """Settings of the live gate."""
 
     interval_seconds: _Count | None = None
     min_samples: _Count | None = None
@@ -51,7 +49,7 @@ class Analysis(_Part):
 
 
 class OfflineGate(_Part):
-    """What the gate on held-out requests asks."""
+    """Settings of the gate on held-out requests."""
 
     min_samples: _Count | None = None
     min_gain_percent: float | None = None
@@ -59,7 +57,7 @@ class OfflineGate(_Part):
 
 
 class Policy(_Part):
-    """All of it; see registry.proto for what each means."""
+    """See registry.proto for the meaning of each field."""
 
     strategy: Annotated[Literal["canary", "immediate", "manual"], _Lower] | None = None
     steps: tuple[Step, ...] | None = None
@@ -72,18 +70,17 @@ class Policy(_Part):
 
     @classmethod
     def from_proto(cls, message: pb.RolloutPolicy) -> Self:
-        """Return what the registry says is in force."""
+        """Return the policy that a registry has in force."""
         content = json_format.MessageToDict(
             message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
         )
         return cls.model_validate(_words(content))
 
     def to_proto(self) -> pb.RolloutPolicy:
-        """Return it for SetPolicy."""
+        """Return it as a message for SetPolicy."""
         return json_format.ParseDict(_constants(self.plain()), pb.RolloutPolicy())
 
     def plain(self) -> dict[str, Any]:
-        """Return what it says, as a file would."""
         return self.model_dump(exclude_none=True, mode="json")
 
     def kubernetes_fields(self, *, is_whole: bool = False) -> dict[str, Any]:
@@ -95,7 +92,7 @@ class Policy(_Part):
         return fields
 
     def with_changes(self, changes: Mapping[str, Any]) -> "Policy":
-        """Return it with other values, by path: {"analysis.confidence": 0.9}."""
+        """Return a copy with other values, by path: {"analysis.confidence": 0.9}."""
         content = self.plain()
         for path, value in changes.items():
             *parts, name = path.split(".")
@@ -106,7 +103,7 @@ class Policy(_Part):
         return Policy.model_validate(content)
 
     def changes(self, before: "Policy") -> Iterator[tuple[str, Any, Any]]:
-        """Yield path, value before and value now of everything that differs."""
+        """Yield the path, old value and new value of each difference."""
         old, new = dict(_flat(before.plain())), dict(_flat(self.plain()))
         for path in dict.fromkeys((*old, *new)):
             if old.get(path) != new.get(path):
@@ -114,7 +111,7 @@ class Policy(_Part):
 
 
 def read(text: str, where: str) -> Policy:
-    """Return the policy that a file holds; InvalidInput names everything that is wrong with it."""
+    """Return the policy in a file; InvalidInput names every mistake in it."""
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -139,7 +136,7 @@ def _problems(error: ValidationError) -> Iterator[str]:
 
 
 def _words(content: dict[str, Any]) -> dict[str, Any]:
-    """Turn STRATEGY_CANARY into canary. An enum that says nothing is left out; of a comparison it means `auto`."""
+    """Turn STRATEGY_CANARY into canary. An unspecified enum is left out; for a comparison it means `auto`."""
     worded: dict[str, Any] = {}
     for name, value in content.items():
         if name in _ENUMS:

@@ -51,7 +51,7 @@ async def connected(address: str, credentials: Credentials | None = None) -> Asy
 
 
 async def listing(registry: "RegistryAsyncStub", speculator: str) -> pb.ListResponse:
-    """Return all versions of `speculator` ("": of all), newest first, and the speculators' states."""
+    """Return all versions of `speculator` (empty: of all), newest first, and the speculators' states."""
     request = pb.ListRequest(speculator=speculator, page_size=_PAGE_SIZE)
     whole = await registry.List(request, timeout=TIMEOUT_S)
     request.page_token = whole.next_page_token
@@ -63,14 +63,13 @@ async def listing(registry: "RegistryAsyncStub", speculator: str) -> pb.ListResp
 
 
 async def newest(registry: "RegistryAsyncStub", speculator: str) -> tuple[pb.SpeculatorState, pb.Version | None]:
-    """Return the state of a speculator, and its newest version (without tensors and config) if it has any."""
+    """Return the state of a speculator, and its newest version (without tensors and config), if any."""
     request = pb.ListRequest(speculator=speculator, page_size=1)
     answer = await registry.List(request, timeout=TIMEOUT_S)
     return answer.speculators[0], answer.versions[0] if answer.versions else None
 
 
 async def version(registry: "RegistryAsyncStub", speculator: str, number: int) -> pb.Version:
-    """Return one version, whole."""
     request = pb.GetRequest(speculator=speculator, version=number)
     return (await registry.Get(request, timeout=TIMEOUT_S)).version
 
@@ -78,14 +77,14 @@ async def version(registry: "RegistryAsyncStub", speculator: str, number: int) -
 async def history(
     registry: "RegistryAsyncStub", speculator: str, number: int = 0, *, limit: int = _HISTORY_LIMIT
 ) -> list[pb.Transition]:
-    """Return the last things that happened to one version (0: to all), oldest first."""
+    """Return the last changes of one version (0: of all), oldest first."""
     request = pb.HistoryRequest(speculator=speculator, version=number, limit=limit)
     response = await registry.History(request, timeout=TIMEOUT_S)
     return list(reversed(response.transitions))
 
 
 async def resolve(registry: "RegistryAsyncStub", speculator: str, said: int | str) -> int:
-    """Return the number of a version that was named by number or by one of `ROLES`; Conflict if there is none."""
+    """Return the number of a version named by number or by role; Conflict if no version has the role."""
     if isinstance(said, int):
         return said
     state, _ = await newest(registry, speculator)
@@ -96,7 +95,7 @@ async def resolve(registry: "RegistryAsyncStub", speculator: str, said: int | st
 
 
 def _away(address: str, error: Unavailable) -> str:
-    """Tell who did not answer; what the registry or we ourselves said stays as it is."""
+    """Name the address that did not answer; messages of the registry or of ours stay unchanged."""
     cause = error.__cause__
     if not isinstance(cause, grpc.aio.AioRpcError):
         return str(error)

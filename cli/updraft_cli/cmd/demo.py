@@ -15,8 +15,8 @@ from updraft_cli.models.smollm2 import SMOLLM2
 
 @click.command(short_help="Watch a draft learn, and get a report.")
 @click.option("--minutes", type=click.FloatRange(0.5, 120), default=9.0, show_default=True, help="Length of the run.")
-@click.option("--streams", type=click.IntRange(1, 8), default=4, show_default=True, help="Live requests at a time.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the choice and the order of the prompts.")
+@click.option("--streams", type=click.IntRange(1, 8), default=4, show_default=True, help="Concurrent live requests.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the choice and order of the prompts.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -27,18 +27,18 @@ from updraft_cli.models.smollm2 import SMOLLM2
 @click.option(
     "--data",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Empty folder for versions, samples and logs, to look at them later.  [default: a temporary one]",
+    help="Empty folder that keeps versions, samples and logs.  [default: a temporary one]",
 )
-@click.option("--check", is_flag=True, help="Exit with 1 when a bar is missed, for a machine to read.")
+@click.option("--check", is_flag=True, help="Exit with 1 if a bar is missed.")
 @click.option(
     "--started", type=float, envvar="UPDRAFT_DEMO_STARTED", hidden=True, help="Start of the set-up, Unix time."
 )
 def demo(*, out: Path, data: Path | None, check: bool, started: float | None, **plan: Any) -> None:
-    """Watch a draft learn: real prompts, a shift of the traffic and back, and a report of what it gained.
+    """Watch a draft learn from real prompts while the traffic shifts and returns, and get a report of the gain.
 
-    Starts the whole loop on this machine without any draft, sends code questions, then mathematics, then code again,
-    and measures the learning draft against no speculation, n-gram lookup and the draft frozen at the shift, all in the
-    same run. Ctrl-C stops it; the report is written of what has been measured.
+    Starts the whole loop on this machine without any draft, and sends code prompts, then mathematics, then code again. In the
+    same run, it measures the learning draft against no speculation, n-gram lookup, and the draft frozen at the shift. Ctrl-C
+    stops it; the report then has the measurements so far.
     """
     # matplotlib and the prompts take a second to import, which no other command should pay for.
     from updraft_cli.demo import outcome, run  # noqa: PLC0415

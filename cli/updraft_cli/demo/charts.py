@@ -1,5 +1,4 @@
-"""The three pictures of the report, drawn from its data. Colours are Okabe and Ito's, and every arm has its own marker and
-dash too: nothing is told by colour alone.
+"""The charts of the report. Colours are Okabe and Ito's, and every arm also has its own marker and dash.
 
 Figures are made without pyplot: no display, no global state.
 """
@@ -40,7 +39,7 @@ _RIGHT_MARGIN = 1.012
 """Room for a marker at the end of the last segment."""
 
 _MAX_NUMBERED_SWAPS = 25
-"""More of them would write over each other."""
+"""The numbers of more would overlap."""
 
 _STYLE: dict[RcKeyType, Any] = {
     "font.size": 10,
@@ -77,7 +76,7 @@ def run_chart(report: Report) -> Figure:
 
 
 def speed_chart(report: Report) -> Figure:
-    """Tokens a second at the end of each segment, by arm."""
+    """Tokens per second at the end of each segment, by arm."""
     figure, axes = _canvas(3.6)
     speeds = report.summary.tokens_per_second
     width = 0.8 / len(Arm)
@@ -95,13 +94,13 @@ def speed_chart(report: Report) -> Figure:
 
 
 def learning_chart(report: Report) -> Figure:
-    """What the trainer thought of its candidates over time, and what the registry made of them."""
+    """The trainer's estimates of its candidates over time, and the registry's decisions."""
     figure, axes = _canvas(3.6)
     _segments(axes, report, is_time=True)
     minutes = [estimate.at_s / 60 for estimate in report.estimates]
     baseline = [estimate.baseline_length for estimate in report.estimates]
     candidate = [estimate.candidate_length for estimate in report.estimates]
-    axes.step(minutes, baseline, where="post", color=_FAINT, linestyle="--", label="what serves, on held-out requests")
+    axes.step(minutes, baseline, where="post", color=_FAINT, linestyle="--", label="served draft, on held-out requests")
     axes.plot(minutes, candidate, color=_COLOURS[Arm.ADAPTIVE], marker="o", markersize=3.5, label="candidate")
     low = [e.baseline_length * (1 + e.gain_low_percent / 100) for e in report.estimates]
     high = [e.baseline_length * (1 + e.gain_high_percent / 100) for e in report.estimates]
@@ -115,7 +114,7 @@ def learning_chart(report: Report) -> Figure:
 
 
 def svg(figure: Figure, name: str) -> str:
-    """Return the figure as an `<svg>` element to put into a page; `name` keeps its ids apart from those of others."""
+    """Return the figure as an `<svg>` element for a page; `name` keeps its ids apart from those of other figures."""
     text = io.StringIO()
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
@@ -168,7 +167,7 @@ def _requests(report: Report, part: Part) -> tuple[float, float]:
 
 
 def _swaps(axes: Axes, report: Report) -> None:
-    """A thin line for each, with the version that it brought."""
+    """Draw a thin line for each, with the version that it loaded."""
     colour = _COLOURS[Arm.ADAPTIVE]
     for number, swap in enumerate(report.swaps):
         label = "hot swap, to this version" if number == 0 else None
@@ -208,7 +207,7 @@ def _windows(requests: Sequence[Request]) -> list[Sequence[Request]]:
 
 
 def _line(axes: Axes, report: Report, arm: Arm) -> None:
-    """One line a segment: between segments the prompts differ, and a line would claim a way from one to the other."""
+    """Draw one line per segment: prompts differ between segments, so a line across them would mean nothing."""
     label: str | None = LABELS[arm]
     for part in report.parts:
         points = [point for point in report.points if point.segment is part.name and _length(point, arm) is not None]
@@ -216,7 +215,7 @@ def _line(axes: Axes, report: Report, arm: Arm) -> None:
         numbers = [float(point.after_requests) for point in points]
         lengths = [_length(point, arm) for point in points]
         marks = list(range(len(points)))
-        if arm is Arm.NGRAM and len(points) == 1:  # it does not learn: what it is at the end it was all along
+        if arm is Arm.NGRAM and len(points) == 1:  # it does not learn, so one value holds for the whole segment
             numbers, lengths = list(_requests(report, part)), lengths * 2
             marks = [1]
         axes.plot(
@@ -252,13 +251,13 @@ def _candidate_at(report: Report, at_s: float) -> float:
 
 
 def _headroom(axes: Axes, low: float) -> None:
-    """Begin the axis just below `low`, and leave room for the names of the segments above the highest line."""
+    """Start the axis just below `low`, and leave room for the names of the segments."""
     high = max(1.4, axes.get_ylim()[1])
     axes.set_ylim(low - 0.08 * (high - low), high + 0.1 * (high - low))
 
 
 def _legend(axes: Axes, *, columns: int, is_reversed: bool = False) -> None:
-    """Put the legend above the axes; reversed, what was drawn last and lies on top comes first."""
+    """Put the legend above the axes; reversed, the topmost line comes first."""
     handles, labels = axes.get_legend_handles_labels()
     turn = -1 if is_reversed else 1
     axes.legend(

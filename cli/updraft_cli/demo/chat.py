@@ -1,4 +1,4 @@
-"""One greedy chat request over the OpenAI API, streamed, and what its client can say about it afterwards."""
+"""One greedy chat request over the OpenAI API, streamed, and the client's measurements."""
 
 import asyncio
 import json
@@ -14,18 +14,18 @@ import httpx
 from updraft_cli.demo.report import Answer
 
 _WITHIN_S = 120.0
-"""A request of a hundred tokens that takes longer than this has failed, whatever it waits for."""
+"""A request of a hundred tokens that takes longer has failed."""
 
 _NO_CAPTURE = {"X-Updraft-Capture": "off"}
 
 
 class ChatError(Exception):
-    """The server's answer is no answer; the message says what it was instead."""
+    """The server's response is no answer; the message has the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What to ask. `options` is the body's `updraft` field."""
+    """A request; `options` is the body's `updraft` field."""
 
     prompt: int
     text: str
@@ -36,14 +36,12 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatServer:
-    """Where to ask."""
-
     http: httpx.AsyncClient
     url: str
     model: str
 
     async def ask(self, question: Question) -> Answer:
-        """Return the answer; one with an error when there was none."""
+        """Return the answer; a failure is an answer with an error."""
         start_s = time.perf_counter()
         arrivals_s: list[float] = []
         usage: dict[str, Any] = {}
@@ -87,7 +85,7 @@ class ChatServer:
 
 
 def has_text(event: dict[str, Any]) -> bool:
-    """Whether a chunk carries text, and not only a role or the end."""
+    """Whether a chunk has text, and not only a role or the end."""
     return any(choice["delta"].get("content") for choice in event.get("choices", ()))
 
 

@@ -1,4 +1,4 @@
-"""The draft of the shift, kept as it was: pulled from the registry and served by a process of its own, that never swaps."""
+"""The draft at the shift, unchanged: pulled from the registry and served by a separate process that never swaps."""
 
 import asyncio
 import sys
@@ -24,13 +24,13 @@ _POLL_S = 0.1
 
 
 async def pull(registry_address: str, version: int, folder: Path) -> Path:
-    """Copy a version out of the registry, verified."""
+    """Copy a version from the registry, verified."""
     async with registry.connected(registry_address) as stub:
         return await transfer.download(stub, SPECULATOR, version, folder)
 
 
 def frozen_process(config: StackConfig, draft: Path, data: Path, port: int) -> Process:
-    """Return an inference process like the stack's, with a fixed draft and neither registry nor capture."""
+    """Return an inference process like the stack's, with a fixed draft, and without registry or capture."""
     url = f"http://{HOST}:{port}"
     values = {
         "MODEL": config.model,
@@ -72,7 +72,7 @@ async def running(process: Process, *, logs: Path, listener: Listener, like: Cha
 async def _ready(child: Child) -> None:
     try:
         async with asyncio.timeout(child.process.start_within_s):
-            while child.state is not State.READY:  # its thread knows no event loop to tell
+            while child.state is not State.READY:  # its thread has no event loop to notify
                 if child.state is State.FAILED:
                     raise Unavailable(f"the frozen draft's process {child.reason}; its log is {child.log_path}")
                 await asyncio.sleep(_POLL_S)
@@ -81,7 +81,6 @@ async def _ready(child: Child) -> None:
 
 
 def free_port() -> int:
-    """Return a port for it."""
     return Ports().claim(0, option="--port")
 
 

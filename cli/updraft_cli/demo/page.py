@@ -29,7 +29,6 @@ def write(report: Report, folder: Path) -> Path:
 
 
 def render(report: Report) -> str:
-    """Return the page."""
     loader = jinja2.FileSystemLoader(_FOLDER)
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -1,7 +1,7 @@
-"""What the demo does when: three segments of live traffic, report points between stretches of it. Pure.
+"""Schedule of the demo: three segments of live traffic, with report points between stretches of it. Pure.
 
-The budget is wall time: a stretch of traffic lasts what the segment has left once the report points still to come are
-paid for at the price measured so far. So a slow machine serves fewer requests and not for longer.
+The budget is wall time: the remaining report points are paid for at the cost measured so far, and traffic gets the rest of
+the segment. A slow machine therefore serves fewer requests, and does not take longer.
 """
 
 from collections.abc import Mapping
@@ -10,38 +10,36 @@ from enum import StrEnum
 from types import MappingProxyType
 
 LOOKAHEAD = 3
-"""Drafts a verify step of the acceptance probes: as many as serving makes at most, and the same for every draft."""
+"""Drafted tokens per verify step of the acceptance probes: the maximum of serving, and the same for every draft."""
 
 MAX_TOKENS = 80
 """Output tokens of a live request."""
 
 MIN_STRETCH_S = 4.0
-"""Live traffic between two report points, whatever the budget says: without any, nothing could be learnt between them."""
+"""Minimum live traffic between two report points: without any, nothing could be learned between them."""
 
 ALONE_COST = 3
 """A request that runs alone costs about three times its share of eight that run together."""
 
 _SHORT_MINUTES = 5.0
-"""Below it, report points are fewer and smaller: a look at the loop, not a measurement."""
+"""Below it, report points are fewer and smaller: a demonstration, not a measurement."""
 
 SETTINGS: Mapping[str, str] = MappingProxyType(
     {
-        # A quarter and not a tenth, and six requests and not eight: on two cores a first draft should win in about a minute.
+        # More held-out requests, and fewer needed: on two cores a first draft should win in about a minute.
         "UPDRAFT_INFERENCE_CAPTURE_EVALUATION_FRACTION": "0.25",
         "UPDRAFT_TRAINER_MIN_SAMPLES": "6",
         "UPDRAFT_REGISTRY_GATE_MIN_SAMPLES": "6",
-        # Some hundred requests a domain are all there is to learn from, and a core is free to repeat them.
+        # A domain has only some hundred requests to learn from, and a core is free to repeat them.
         "UPDRAFT_TRAINER_MAX_USES": "16",
-        # Every report point asks the same questions: lookups would find their own answers to them.
+        # Every report point sends the same prompts: n-gram lookup would find its own answers to them.
         "UPDRAFT_INFERENCE_REMEMBERED_TOKENS": "0",
     }
 )
-"""What the demo sets differently from `updraft up`."""
+"""Settings of the demo that differ from those of `updraft up`."""
 
 
 class Arm(StrEnum):
-    """What is compared."""
-
     NONE = "none"
     NGRAM = "ngram"
     FROZEN = "frozen"
@@ -49,8 +47,6 @@ class Arm(StrEnum):
 
 
 class SegmentName(StrEnum):
-    """The three parts of the traffic."""
-
     FIRST = "first"
     SHIFTED = "shifted"
     RETURNED = "returned"
@@ -58,7 +54,7 @@ class SegmentName(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """A part of the run with traffic of one domain; its first report point is at its start, its last one at its end."""
+    """A part of the run with traffic of one domain; report points are at its start, in between, and at its end."""
 
     name: SegmentName
     domain: str
@@ -79,7 +75,7 @@ class Probing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One run, less the set-up."""
+    """One run, without the set-up."""
 
     minutes: float
     streams: int
@@ -89,16 +85,14 @@ class Plan:
 
     @property
     def total_s(self) -> float:
-        """The whole budget."""
         return self.minutes * 60
 
     @property
     def num_points(self) -> int:
-        """Report points of all segments."""
         return sum(segment.num_points for segment in self.segments)
 
     def end_s(self, name: SegmentName) -> float:
-        """When a segment should end, in seconds from the start of the run."""
+        """Return the planned end of a segment, in seconds from the start of the run."""
         share = 0.0
         for segment in self.segments:
             share += segment.share
@@ -138,7 +132,7 @@ def timed_arms(segment: SegmentName) -> tuple[Arm, ...]:
 
 
 def probe_requests(plan: Plan, segment: Segment, point: int) -> int:
-    """Return what report point `point` (from 0) of a segment costs, in requests of an acceptance probe."""
+    """Return the cost of report point `point` (from 0) of a segment, in requests of an acceptance probe."""
     is_end = is_last(segment, point)
     requests = len(fixed_arms(segment.name, is_end=is_end)) * plan.probing.num_prompts
     if is_end:
@@ -147,14 +141,14 @@ def probe_requests(plan: Plan, segment: Segment, point: int) -> int:
 
 
 def is_last(segment: Segment, point: int) -> bool:
-    """Whether report point `point` (from 0) ends the segment; only there speed is measured."""
+    """Whether report point `point` (from 0) ends the segment; speed is measured only there."""
     return point == segment.num_points - 1
 
 
 def stretch_s(plan: Plan, segment: Segment, point: int, *, now_s: float, probe_request_s: float) -> float:
-    """Return how long traffic should flow before report point `point` (from 0; none before the first).
+    """Return the length of traffic before report point `point` (from 0; none before the first).
 
-    `probe_request_s` is what one request of an acceptance probe has cost so far.
+    `probe_request_s` is the cost of a request of an acceptance probe so far.
     """
     if point == 0:
         return 0.0

@@ -1,9 +1,9 @@
 """A report point: the same held-out prompts through every arm, one arm at a time.
 
-Two questions, asked separately. Acceptance: every draft gets the same number of drafts a step, all prompts at once, since
-time does not matter. Speed: one request at a time, as one person waits for an answer, and the engine chooses as it would for
-anyone; the arms take turns after every prompt, in an order that rotates, so that a slow moment of the machine hits all of them.
-Nothing is captured: what is measured on is never learnt from.
+Acceptance and speed are measured separately. Acceptance: every draft proposes the same number of tokens per step, and all
+prompts run at once, because time does not matter. Speed: one request at a time, with the engine's own choice; the arms take
+turns after every prompt, in rotating order, so that a slow moment of the machine affects all of them. Nothing is captured,
+so the draft never learns from these prompts.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from updraft_cli.prompts import domain_prompts
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
-    """How an arm is asked: where, and with what in the body's `updraft` field."""
+    """Where requests of an arm go, and their `updraft` field."""
 
     server: ChatServer
     fixed: Mapping[str, Any]
@@ -28,7 +28,7 @@ class Way:
 
 
 def ways(serving: ChatServer, frozen: ChatServer | None) -> dict[Arm, Way]:
-    """Return how each arm is asked. Without a process for it, the frozen draft is no draft: none served at the shift."""
+    """Return the way of each arm. If no draft served at the shift, the frozen arm has no draft."""
     none = {"drafter": "none"}
     draft = {"drafter": "eagle3", "lookahead": LOOKAHEAD}
     return {
@@ -49,7 +49,7 @@ class Probe:
         self._recording = recording
 
     async def measure(self, segment: Segment, point: int) -> None:
-        """Measure report point `point` (from 0) of a segment. Live traffic must not flow."""
+        """Measure report point `point` (from 0) of a segment, while there is no live traffic."""
         plan, started_s = self._recording.plan, self._recording.now_s
         questions = probe_questions(plan, segment.domain)
         is_end = is_last(segment, point)
@@ -80,7 +80,7 @@ class Probe:
     async def _together(
         self, server: ChatServer, questions: Sequence[Question], options: Mapping[str, Any]
     ) -> tuple[list[Answer], float]:
-        """Ask all at once; return the answers and the time until the last one ended."""
+        """Send all at once; return the answers and the time until the last one."""
         start_s = self._recording.clock.monotonic()
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(server.ask(_with(question, options))) for question in questions]
@@ -88,7 +88,7 @@ class Probe:
 
 
 def probe_questions(plan: Plan, domain: str) -> list[Question]:
-    """Return the held-out prompts that every report point of a domain asks."""
+    """Return the held-out prompts of every report point of a domain."""
     prompts = domain_prompts(domain, plan.probing.num_prompts, plan.seed, held_out=True)
     return [
         Question(prompt=number, text=text, max_tokens=plan.probing.max_tokens, is_captured=False)
@@ -97,7 +97,7 @@ def probe_questions(plan: Plan, domain: str) -> list[Question]:
 
 
 def rotated(arms: Sequence[Arm], turns: int) -> list[Arm]:
-    """Return the arms, beginning with another one at every turn."""
+    """Return the arms, with another first one at every turn."""
     first = turns % len(arms)
     return [*arms[first:], *arms[:first]]
 

@@ -1,4 +1,4 @@
-"""What a person sees while the demo runs: a line for each segment, redrawn; into a pipe, a plain line now and then."""
+"""Progress of the demo: a redrawn line for each segment; in a pipe, a plain line every few seconds."""
 
 import asyncio
 from collections.abc import Sequence
@@ -18,21 +18,19 @@ _PLAIN_EVERY_S = 10.0
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _NUM_RECENT = 10
-"""Requests behind the number that is shown: some 500 verify steps."""
+"""Requests behind the displayed number: some 500 verify steps."""
 _SPARK_WIDTH = 24
 _SPARK_HIGH = 2.5
-"""Tokens a verify step at a full block; few requests get beyond."""
+"""Tokens per verify step at a full block; few requests exceed it."""
 
 
 class Progress:
-    """Shows a recording on a console."""
-
     def __init__(self, console: Console, recording: Recording) -> None:
         self._console = console
         self._recording = recording
 
     def listen(self, event: Event) -> None:
-        """Tell of processes that are ready, and note those that had to be started again."""
+        """Report processes that are ready, and record those that had to be restarted."""
         if not isinstance(event, Changed):
             return
         name = event.process.name
@@ -40,7 +38,7 @@ class Progress:
             self._console.print(f"  {name} ready in {event.after_s:.1f} s", style="dim")
         if event.state is State.RESTARTING:
             self._recording.restarts.append(f"{name} {event.reason}")
-            self._console.print(f"  {name} {event.reason}; it is started again", style="bold yellow")
+            self._console.print(f"  {name} {event.reason}; it is restarted", style="bold yellow")
 
     async def run(self) -> None:
         """Show it until cancelled."""
@@ -55,9 +53,9 @@ class Progress:
 
 
 def progress_view(recording: Recording) -> Group:
-    """Return a line for each segment, and one for what happens now."""
+    """Return a line for each segment, and one for the current activity."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for column in ("segment", "traffic", "tokens a verify step", "", "tokens/s", "requests"):
+    for column in ("segment", "traffic", "tokens per verify step", "", "tokens/s", "requests"):
         table.add_column(column, justify="right" if column in {"", "tokens/s", "requests"} else "left", no_wrap=True)
     for segment in recording.plan.segments:
         table.add_row(*_row(recording, segment))
@@ -65,11 +63,10 @@ def progress_view(recording: Recording) -> Group:
 
 
 def progress_line(recording: Recording) -> str:
-    """Return the state in one line."""
     segment = recording.segment
     part = None if segment is None else recording.part(segment)
-    told = [_minutes(recording.now_s), *(_told(recording, part) if part else ()), _now(recording).plain]
-    return "  ".join(told)
+    texts = [_minutes(recording.now_s), *(_segment_text(recording, part) if part else ()), _now(recording).plain]
+    return "  ".join(texts)
 
 
 def sparkline(values: Sequence[float], *, low: float, high: float) -> str:
@@ -78,12 +75,12 @@ def sparkline(values: Sequence[float], *, low: float, high: float) -> str:
     return "".join(_BLOCKS[min(steps, max(0, round(steps * (value - low) / (high - low))))] for value in values)
 
 
-def _told(recording: Recording, part: Part) -> list[str]:
+def _segment_text(recording: Recording, part: Part) -> list[str]:
     length, rate = _recent(recording, part), part.tokens_per_second
-    told = [f"{part.name} ({part.domain}): {part.requests} requests"]
-    told += [] if length is None else [f"{length:.2f} tokens a step"]
-    told += [] if rate is None else [f"{rate:.0f} tokens/s"]
-    return [", ".join(told) + ";"]
+    texts = [f"{part.name} ({part.domain}): {part.requests} requests"]
+    texts += [] if length is None else [f"{length:.2f} tokens per step"]
+    texts += [] if rate is None else [f"{rate:.0f} tokens/s"]
+    return [", ".join(texts) + ";"]
 
 
 def _row(recording: Recording, segment: Segment) -> tuple[str | Text, ...]:

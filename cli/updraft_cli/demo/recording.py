@@ -1,6 +1,6 @@
-"""Everything that a run has found so far: the one place that traffic, probes and watch write to.
+"""All measurements of a run so far: traffic, probes and watch write here.
 
-Whatever ends the run, the report is made of what is here.
+However the run ends, the report is made from it.
 """
 
 from dataclasses import dataclass, field, replace
@@ -26,7 +26,7 @@ _FIRST_PROBE_REQUEST_S = 0.6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """The trainer's state when it was last looked at."""
+    """Last known state of the trainer."""
 
     optimizer_steps: int = 0
     loss: float | None = None
@@ -34,21 +34,19 @@ class Training:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pauses:
-    """Swaps of the serving process by its own count."""
+    """Swaps as the serving process counts them."""
 
     num: int = 0
     sum_s: float = 0.0
 
     @property
     def mean_s(self) -> float | None:
-        """The mean pause; None before the first swap."""
+        """None before the first swap."""
         return self.sum_s / self.num if self.num else None
 
 
 @dataclass(slots=True)
 class _Span:
-    """A segment in progress."""
-
     segment: SegmentName
     domain: str
     started_s: float
@@ -63,7 +61,7 @@ class Recording:
     plan: Plan
     clock: Clock
     doing: str = "starting"
-    """What happens now, for a person."""
+    """Current activity, for a person."""
     requests: list[Request] = field(default_factory=list)
     points: list[Point] = field(default_factory=list)
     swaps: list[Swap] = field(default_factory=list)
@@ -85,7 +83,6 @@ class Recording:
         self.start()
 
     def start(self) -> None:
-        """Make this moment the start of the run."""
         self.start_s, self.start_unix_s = self.clock.monotonic(), self.clock.now()
 
     @property
@@ -95,28 +92,23 @@ class Recording:
 
     @property
     def segment(self) -> SegmentName | None:
-        """The segment in progress."""
         return self._spans[-1].segment if self._spans and self._spans[-1].ended_s is None else None
 
     @property
     def probe_request_s(self) -> float:
-        """What a request of an acceptance probe costs, on average so far; one that runs alone counts as `ALONE_COST`."""
+        """Mean cost of a request of an acceptance probe so far; one that runs alone counts as `ALONE_COST`."""
         return self._probed_s / self._probe_requests if self._probe_requests else _FIRST_PROBE_REQUEST_S
 
     def begin(self, segment: SegmentName, domain: str) -> None:
-        """Begin a segment."""
         self._spans.append(_Span(segment, domain, self.now_s))
 
     def end(self) -> None:
-        """End the segment in progress."""
         self._spans[-1].ended_s = self.now_s
 
     def add_live_s(self, seconds: float) -> None:
-        """Note that live traffic flowed for so long."""
         self._spans[-1].live_s += seconds
 
     def add_request(self, answer: Answer, *, started_s: float) -> None:
-        """Note a live request of the segment in progress."""
         span = self._spans[-1]
         self.requests.append(
             Request(
@@ -137,7 +129,7 @@ class Recording:
         is_end: bool,
         started_s: float,
     ) -> None:
-        """Note a report point. Before the shift, the frozen draft is the adaptive one."""
+        """Add a report point. Before the shift, the frozen draft is the adaptive one."""
         span = self._spans[-1]
         arms = {arm: ArmResult.of(fixed.get(arm), timed.get(arm)) for arm in Arm if arm in fixed or arm in timed}
         if span.segment is SegmentName.FIRST and Arm.ADAPTIVE in arms:
@@ -160,13 +152,13 @@ class Recording:
         )
 
     def note_served(self, version: int) -> None:
-        """Note the version that the engine says it holds."""
+        """Record the version that the engine reports."""
         if version != self.served_version:
             self.served_version = version
             self.swaps.append(Swap(at_s=self.now_s, after_requests=len(self.requests), version=version))
 
     def note_estimate(self, estimate: Estimate) -> None:
-        """Note what the trainer thinks of its candidate, if it is news."""
+        """Record the trainer's estimate of its candidate, if it changed."""
         self.training = replace(self.training, optimizer_steps=estimate.optimizer_steps, loss=estimate.loss)
         last = self.estimates[-1] if self.estimates else None
         if last is None or _opinion(last) != _opinion(estimate):
@@ -174,11 +166,11 @@ class Recording:
 
     @property
     def parts(self) -> list[Part]:
-        """The segments that have begun, as they are by now."""
+        """The segments so far."""
         return [_part(self, span) for span in self._spans]
 
     def part(self, segment: SegmentName) -> Part | None:
-        """Return one of them; None if it has not begun."""
+        """Return one segment; None if it has not begun."""
         return next((_part(self, span) for span in self._spans if span.segment is segment), None)
 
 

@@ -1,7 +1,7 @@
-"""The report as data: what `report.json` holds. docs/reference/report.md is generated from these classes.
+"""The report as data: the content of `report.json`. docs/reference/report.md is generated from these classes.
 
-Raw answers are kept next to every number that was made of them. Times are seconds from the start of the run (after the
-set-up), unless they say otherwise.
+Raw answers are kept next to every number derived from them. Times are seconds from the start of the run (after the set-up),
+unless stated otherwise.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,74 +21,73 @@ ByArm = dict[Arm, BySegment]
 
 
 class Answer(Row):
-    """One request as its client saw it, with what the server said in `usage.updraft`."""
+    """One request as its client saw it, with the server's `usage.updraft`."""
 
     prompt: int
-    """Number of the prompt in the order of the run's seed."""
+    """Number of the prompt, in the order of the run's seed."""
     output_tokens: int
     """Tokens of the answer."""
     verify_steps: int
     """Forward passes of the target after the first token."""
     proposed: int
-    """Drafts that the target looked at."""
+    """Drafted tokens that the target verified."""
     accepted: int
-    """Drafts that it kept."""
+    """Drafted tokens that it accepted."""
     drafter: str
-    """Who made most of them: none, ngram or eagle3."""
+    """Drafter of most of them: none, ngram or eagle3."""
     draft_version: int
-    """The registry's number of the last draft that was used; 0 = none."""
+    """Version of the last draft that was used; 0 = none."""
     first_token_s: float
     """From sending the request to the first text."""
     duration_s: float
     """From sending the request to the end."""
     gaps_s: tuple[float, ...]
-    """Times between arrivals of text: one a verify step, since several tokens may arrive together."""
+    """Times between arrivals of text: one per verify step, because several tokens may arrive together."""
     error: str = ""
-    """Why it failed; empty if it did not."""
+    """Reason of a failure; empty if it succeeded."""
 
 
 class Request(Answer):
     """One request of the live traffic."""
 
     number: int
-    """From 1, in the order in which they ended."""
+    """From 1, in the order of their ends."""
     segment: SegmentName
-    """Which part of the traffic it belongs to."""
+    """Segment of the traffic."""
     domain: str
-    """Which prompts."""
+    """Domain of the prompts."""
     started_s: float
-    """When it was sent."""
+    """Time of sending."""
 
 
 class Measured(Row):
     """Several answers of one arm together."""
 
     requests: int
-    """How many were sent."""
+    """Number of requests."""
     failed: int
-    """How many of them failed; the numbers below are of the others."""
+    """Number of failed requests; the fields below cover the others."""
     output_tokens: int
     """Tokens of all answers."""
     verify_steps: int
     """Forward passes of the target after the first token of each answer."""
     acceptance_length: float | None
-    """Tokens a verify step: (output tokens - 1 for each request) / verify steps. The first token costs no such step."""
+    """Tokens per verify step: (output tokens - 1 per request) / verify steps. The first token needs no verify step."""
     acceptance_error_percent: float | None
     """Standard error of the acceptance length in percent of it, from its spread over requests; null below two requests."""
     wall_s: float
-    """Time that the arm had the machine's serving to itself."""
+    """Time in which only this arm was served."""
     tokens_per_second: float | None
-    """Output tokens / wall_s; prompts are read in that time too."""
+    """Output tokens / wall_s, which includes the prompts."""
     median_gap_s: float | None
-    """Between arrivals of text."""
+    """Median time between arrivals of text."""
     max_gap_s: float | None
-    """The longest of them."""
+    """Longest time between arrivals of text."""
     answers: tuple[Answer, ...]
     """The raw answers."""
 
     @classmethod
     def of(cls, answers: Sequence[Answer], wall_s: float) -> Self:
-        """Sum up."""
         good = [answer for answer in answers if not answer.error]
         gaps = list(chain.from_iterable(answer.gaps_s for answer in good))
         output_tokens = sum(answer.output_tokens for answer in good)
@@ -111,21 +110,20 @@ class ArmResult(Row):
     """One arm at one report point."""
 
     draft_version: int
-    """The draft that was measured; 0 = none, and for arms without drafts of their own."""
+    """Version that was measured; 0 = none, also for arms that use no learned draft."""
     acceptance_length: float | None
-    """From `fixed` where it is there, else from `timed`."""
+    """From `fixed` if measured, else from `timed`."""
     tokens_per_second: float | None
     """From `timed`."""
     fixed: Measured | None
-    """All prompts at once with the same number of drafts for every draft: for the acceptance length."""
+    """All prompts at once, with the same number of drafted tokens for every draft: for the acceptance length."""
     timed: Measured | None
-    """One prompt at a time, and as many drafts as the engine likes: for the speed."""
+    """One prompt at a time, with the number of drafted tokens that the engine chooses: for the speed."""
     is_copy: bool = False
-    """Not measured, but by definition the same as `adaptive`: the frozen draft before the shift."""
+    """True for the frozen draft before the shift: not measured, because it is `adaptive` by definition."""
 
     @classmethod
     def of(cls, fixed: Measured | None, timed: Measured | None) -> Self:
-        """Put together what was measured of an arm."""
         measured = fixed or timed
         answers = measured.answers if measured else ()
         return cls(
@@ -143,49 +141,49 @@ class Point(Row):
     number: int
     """From 1."""
     segment: SegmentName
-    """Which part of the traffic it belongs to."""
+    """Segment of the traffic."""
     domain: str
-    """Whose held-out prompts it asks."""
+    """Domain of its held-out prompts."""
     is_start: bool
-    """The first one of its segment."""
+    """Whether it is the first of its segment."""
     is_end: bool
-    """The last one of its segment: speed is measured too."""
+    """Whether it is the last of its segment, which also measures speed."""
     at_s: float
-    """When it began."""
+    """Start."""
     duration_s: float
-    """How long live traffic waited for it."""
+    """Time that live traffic waited for it."""
     after_requests: int
-    """Live requests that had ended by then."""
+    """Live requests that had ended before."""
     arms: dict[Arm, ArmResult]
-    """What was measured, by arm; an arm that was not measured is absent."""
+    """Results by arm; an arm that was not measured is absent."""
 
 
 class Swap(Row):
-    """Another draft took over in the serving process."""
+    """The serving process loaded another draft."""
 
     at_s: float
-    """When it was seen: up to a second later than it was."""
+    """Time at which it was observed, up to a second after it happened."""
     after_requests: int
-    """Live requests that had ended by then."""
+    """Live requests that had ended before."""
     version: int
-    """The draft that took over; 0 = none."""
+    """Version that was loaded; 0 = none."""
 
 
 class Estimate(Row):
-    """What the trainer thought of its candidate, on captured requests that are never trained on."""
+    """The trainer's estimate of its candidate, on captured requests that it never trains on."""
 
     at_s: float
-    """When it was seen: up to a second later than it was made."""
+    """Time at which it was observed, up to a second after it was made."""
     optimizer_steps: int
-    """Steps of training behind the candidate."""
+    """Training steps of the candidate."""
     loss: float | None
-    """Loss of the last of them."""
+    """Loss of the last step."""
     candidate_length: float
     """Acceptance length of the candidate."""
     baseline_length: float
-    """Acceptance length of what served."""
+    """Acceptance length of the served draft."""
     gain_percent: float
-    """Of the candidate over what served."""
+    """Gain of the candidate over the served draft."""
     gain_low_percent: float
     """Lower bound of the gain; it decides whether the candidate is published."""
     gain_high_percent: float
@@ -193,43 +191,43 @@ class Estimate(Row):
 
 
 class Transition(Row):
-    """What the registry decided on a version."""
+    """A decision of the registry about a version."""
 
     at_s: float
-    """When it was decided."""
+    """Time of the decision."""
     version: int
-    """The draft that it was about."""
+    """The version concerned."""
     phase: str
-    """What it became: stable, superseded, rejected, ..."""
+    """New phase: stable, superseded, rejected, ..."""
     reason: str
-    """Why, in a sentence."""
+    """Reason, in a sentence."""
     actor: str
-    """Who decided."""
+    """Actor of the decision: gate, operator, ..."""
 
 
 class Part(Row):
-    """One segment as it went."""
+    """One segment."""
 
     name: SegmentName
-    """Which part of the traffic."""
+    """Segment of the traffic."""
     domain: str
-    """Which prompts."""
+    """Domain of the prompts."""
     started_s: float
-    """When it began; the report point at its start is part of it."""
+    """Start, including the report point there."""
     ended_s: float
-    """When it ended."""
+    """End."""
     live_s: float
-    """Of that, with live traffic."""
+    """Time with live traffic."""
     requests: int
     """Live requests."""
     acceptance_length: float | None
-    """Of the live requests, with as many drafts as the engine liked."""
+    """Acceptance length of the live requests, with the number of drafted tokens that the engine chose."""
     tokens_per_second: float | None
     """Output tokens of the live requests / live_s."""
 
 
 class Summary(Row):
-    """The numbers to quote. null: not measured."""
+    """The main numbers. null: not measured."""
 
     acceptance_length: ByArm
     """At the last report point of each segment, by arm."""
@@ -242,72 +240,72 @@ class Summary(Row):
     acceptance_error_percent: float | None
     """Largest standard error of an acceptance length of the adaptive draft at a report point, in percent."""
     swaps: int
-    """Times that the serving process took another draft."""
+    """Swaps of the serving process."""
     swap_pause_mean_s: float | None
-    """How long its decode loop stood still for one, on average, by its own clock."""
+    """Mean pause of its decode loop per swap, by its own clock."""
     requests: int
     """Live requests."""
     probe_requests: int
     """Requests of the report points."""
     failed_requests: int
-    """Of both."""
+    """Failed requests, of both kinds."""
     restarts: int
-    """Processes that ended by themselves and were started again."""
+    """Processes that ended by themselves and were restarted."""
     set_up_s: float
-    """From the start of `make demo` (or of the command) until everything could serve."""
+    """Time from the start of `make demo` (or of the command) until everything was ready."""
     total_s: float
-    """From the same moment to the finished report."""
+    """Time from the same start to the finished report."""
 
 
 class Report(Row):
     """One run of the demo."""
 
     schema_version: int = SCHEMA
-    """Raised when a field changes its meaning."""
+    """Increased when a field changes its meaning."""
     updraft_version: str
-    """Of the installed package."""
+    """Version of the installed package."""
     commit: str
-    """Commit of the code, with + where files differ from it; empty outside a repository."""
+    """Commit of the code, with + if files differ from it; empty outside a repository."""
     started: datetime
     """When the run began, UTC."""
     is_complete: bool
-    """Whether it went to its end; false after Ctrl-C or a failure."""
+    """Whether the run was complete; false after Ctrl-C or a failure."""
     stopped_by: str
-    """Why it did not go to its end; empty if it did."""
+    """Reason if it was not complete; else empty."""
     machine: Machine
-    """Where it ran."""
+    """The machine."""
     model: str
     """The target model."""
     minutes: float
     """Planned length of the run."""
     streams: int
-    """Requests that live traffic keeps running at once."""
+    """Concurrent live requests."""
     seed: int
-    """Of the choice and the order of the prompts."""
+    """Seed of the choice and the order of the prompts."""
     settings: dict[str, str]
-    """What was set differently from `updraft up`."""
+    """Settings that differ from those of `updraft up`."""
     frozen_version: int
-    """The draft that served at the shift and was frozen; 0 = none served, and frozen is no draft."""
+    """Version that served at the shift and was frozen; 0 = none, and the frozen arm has no draft."""
     summary: Summary
-    """The numbers to quote."""
+    """The main numbers."""
     bars: tuple[Bar, ...]
-    """What had to hold, and whether it did."""
+    """The requirements, and whether each is met."""
     parts: tuple[Part, ...]
-    """The segments as they went."""
+    """The segments."""
     points: tuple[Point, ...]
     """The report points: every arm on the same held-out prompts."""
     requests: tuple[Request, ...]
     """The live requests."""
     swaps: tuple[Swap, ...]
-    """When another draft took over."""
+    """The swaps."""
     estimates: tuple[Estimate, ...]
-    """What the trainer thought of its candidates."""
+    """The trainer's estimates of its candidates."""
     transitions: tuple[Transition, ...]
-    """What the registry decided, oldest first."""
+    """Decisions of the registry, oldest first."""
 
 
 def acceptance_length(answers: Iterable[Answer]) -> float | None:
-    """Return tokens a verify step over all answers that had one; None if none had."""
+    """Return tokens per verify step over all answers that had a step; None if none had."""
     stepped = [answer for answer in answers if answer.verify_steps]
     if not stepped:
         return None

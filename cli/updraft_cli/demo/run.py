@@ -1,4 +1,4 @@
-"""The demo from its first process to its report. Whatever ends it, what has been measured becomes a report."""
+"""The demo from its first process to its report. However it ends, the measurements so far become a report."""
 
 import asyncio
 import shutil
@@ -33,15 +33,13 @@ from updraft_cli.local.stack import Stack
 
 _SLOTS = 8
 _THREADS = 1
-"""For serving and for learning: a core each, on the smallest machine that the demo is for."""
+"""One core each for serving and learning, on the smallest machine that the demo supports."""
 
 _STOPPED = "it was stopped by hand."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What the command line chose."""
-
     plan: Plan
     model: Path
     model_name: str
@@ -55,7 +53,7 @@ class Options:
 def run(options: Options, console: Console) -> tuple[Report, Path]:
     """Run the demo; return the report and where its page is.
 
-    Raises what keeps it from starting. What ends it later is told in the report.
+    Raises errors of the start. A later error is in the report.
     """
     _make_folder(options.out)
     recording = Recording(plan=options.plan, clock=SystemClock())
@@ -80,7 +78,7 @@ def run(options: Options, console: Console) -> tuple[Report, Path]:
                 recording.start()
                 stopped_by = _measure(stack, recording, progress)
                 console.print("Stopping the processes ...", style="dim")
-        except KeyboardInterrupt:  # once more, or before there was anything to stop
+        except KeyboardInterrupt:  # a second one, or one during the start
             stack.kill()
             if not recording.parts:
                 raise
@@ -92,7 +90,7 @@ def run(options: Options, console: Console) -> tuple[Report, Path]:
 
 
 def _measure(stack: Stack, recording: Recording, progress: Progress) -> str:
-    """Run all segments; return why it ended early, or nothing."""
+    """Run all segments; return the reason if it ended early."""
     try:
         asyncio.run(_Run(stack, recording, progress).main())
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -111,7 +109,7 @@ class _Run:
         self._progress = progress
 
     async def main(self) -> None:
-        """Run all segments while watch and progress look on."""
+        """Run all segments while watch and progress run in the background."""
         task = asyncio.current_task()
         assert task is not None
         # As Ctrl-C, which asyncio.run turns into a cancellation itself.
@@ -132,7 +130,7 @@ class _Run:
             raise failure
 
     async def _segments(self, serving: ChatServer, watch: Watch) -> UpdraftError | None:
-        """Run the segments one after the other; an error ends them and is returned, past the task group."""
+        """Run the segments; an error ends them and is returned instead of raised into the task group."""
         try:
             async with AsyncExitStack() as resources:
                 traffic = Traffic(serving, self._recording)
@@ -162,7 +160,7 @@ class _Run:
             await probe.measure(segment, point)
 
     async def _freeze(self, serving: ChatServer, resources: AsyncExitStack) -> ChatServer | None:
-        """Start a process with the draft that serves now; None if none does."""
+        """Start a process with the draft that serves now; None if no draft serves."""
         recording, stack = self._recording, self._stack
         recording.frozen_version = recording.served_version
         if not recording.frozen_version:
@@ -204,7 +202,7 @@ def make_report(recording: Recording, summary: Summary, *, model: str, stopped_b
 
 @contextmanager
 def _data_folder(chosen: Path | None) -> Iterator[Path]:
-    """Yield an empty folder: the one chosen, kept, or a temporary one."""
+    """Yield an empty folder: the chosen one, which is kept, or a temporary one."""
     if chosen is None:
         folder = Path(tempfile.mkdtemp(prefix="updraft-demo-"))
         try:

@@ -1,4 +1,4 @@
-"""From a recording to the report: the numbers to quote, the bars, and the one sentence that says how it went. Pure."""
+"""From a recording to the report: the main numbers, the bars, and a sentence with the result. Pure."""
 
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
@@ -19,7 +19,6 @@ MAX_SET_UP_MINUTES = 6.0
 
 
 def summarise(recording: Recording, *, set_up_s: float, total_s: float) -> Summary:
-    """Return the numbers to quote."""
     points = recording.points
     probed = [measured for point in points for arm in point.arms.values() for measured in _measured(arm)]
     failed_probes = sum(measured.failed for measured in probed)
@@ -41,7 +40,7 @@ def summarise(recording: Recording, *, set_up_s: float, total_s: float) -> Summa
 
 
 def bars(summary: Summary, points: Sequence[Point], swaps: Sequence[Swap]) -> tuple[Bar, ...]:
-    """Return what has to hold, with verdicts."""
+    """Return the requirements, and whether each is met."""
     shifted, returned = SegmentName.SHIFTED, SegmentName.RETURNED
     lengths, speeds = summary.acceptance_length, summary.tokens_per_second
     gain = _percent_above(lengths[Arm.ADAPTIVE][shifted], lengths[Arm.FROZEN][shifted])
@@ -81,7 +80,7 @@ def bars(summary: Summary, points: Sequence[Point], swaps: Sequence[Swap]) -> tu
 
 
 def lowest(points: Sequence[Point], swaps: Sequence[Swap]) -> float | None:
-    """Return the lowest gain of adaptive over frozen, in percent, from the first swap after the shift on."""
+    """Return the lowest gain of adaptive over frozen in percent, from the first swap after the shift."""
     shift = _start(points, SegmentName.SHIFTED)
     if shift is None:
         return None
@@ -97,7 +96,7 @@ def lowest(points: Sequence[Point], swaps: Sequence[Swap]) -> float | None:
 
 
 def kept_percent(points: Sequence[Point]) -> float | None:
-    """Return what adaptive has when the first domain returns, in percent of its best there; None without a draft then."""
+    """Return adaptive's value when the first domain returns, in percent of its best value there; None without a draft."""
     back = _start(points, SegmentName.RETURNED)
     first = [point.arms[Arm.ADAPTIVE] for point in points if point.segment is SegmentName.FIRST]
     lengths = [arm.acceptance_length for arm in first if arm.draft_version and arm.acceptance_length]
@@ -126,27 +125,23 @@ def headline(report: Report) -> str:
 
 
 def acceptance(arm: ArmResult) -> float | None:
-    """Return an arm's acceptance length."""
     return arm.acceptance_length
 
 
 def speed(arm: ArmResult) -> float | None:
-    """Return an arm's tokens a second."""
     return arm.tokens_per_second
 
 
 def last(values: Sequence[float]) -> float:
-    """Return the last of some values."""
     return values[-1]
 
 
 def mean(values: Sequence[float]) -> float:
-    """Return the mean of some values."""
     return round(fmean(values), 4)
 
 
 def ratio(report: Report, segment: SegmentName, arm: Arm, to: Arm) -> float | None:
-    """Return how much faster `arm` was than `to` at the end of a segment."""
+    """Return the speed of `arm` over that of `to` at the end of a segment."""
     speeds = report.summary.tokens_per_second
     return _ratio(speeds[arm][segment], speeds[to][segment])
 
@@ -188,7 +183,7 @@ def _values(points: Iterable[Point], arm: Arm, value: Value) -> list[float]:
 
 
 def _measured(arm: ArmResult) -> list[Measured]:
-    """Return what was really sent for an arm."""
+    """Return the measurements that were really sent for an arm."""
     return [] if arm.is_copy else [measured for measured in (arm.fixed, arm.timed) if measured is not None]
 
 

@@ -1,4 +1,4 @@
-"""Live traffic: a closed loop of a few streams, each of which sends its next request when its last one has ended."""
+"""Live traffic: a few streams, each of which sends its next request when the last one has ended."""
 
 import asyncio
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ from updraft_cli.demo.recording import Recording
 from updraft_cli.prompts import domain_prompts, num_prompts
 
 _AFTER_FAILURE_S = 1.0
-"""A server that is away is asked again once a second, not in a tight loop."""
+"""A server that is away gets one request per second, not a tight loop."""
 
 
 class Traffic:
-    """Sends requests of one domain after the other; a domain that comes back goes on where it was left."""
+    """Sends requests of one domain after another; a domain that returns continues where it stopped."""
 
     def __init__(self, server: ChatServer, recording: Recording) -> None:
         self._server = server
@@ -22,7 +22,7 @@ class Traffic:
         self._prompts: dict[str, Iterator[tuple[int, str]]] = {}
 
     async def flow(self, domain: str, for_s: float) -> None:
-        """Let requests flow for so long; returns when the last one has ended."""
+        """Send requests for so long; return when the last one has ended."""
         prompts = self._prompts.setdefault(domain, endless_prompts(domain, self._recording.plan.seed))
         start_s = self._recording.now_s
         async with asyncio.TaskGroup() as streams:
@@ -41,6 +41,6 @@ class Traffic:
 
 
 def endless_prompts(domain: str, seed: int) -> Iterator[tuple[int, str]]:
-    """Yield all prompts of a domain that are not held out, numbered, and again from the first one when they end."""
+    """Yield all prompts of a domain that are not held out, numbered, and then start again."""
     prompts = list(enumerate(domain_prompts(domain, num_prompts(domain), seed)))
     return chain.from_iterable(repeat(prompts))

@@ -1,6 +1,6 @@
-"""What the processes say of themselves while the run goes on: the served version, the trainer's estimate, decisions.
+"""The served version, the trainer's estimate and the registry's decisions, read from the processes during the run.
 
-A process that does not answer is asked again a second later: a demo of serving that never stops must not stop for that.
+A process that does not answer is read again a second later, because a demo of uninterrupted serving must not stop for that.
 """
 
 import asyncio
@@ -22,20 +22,19 @@ _HISTORY_LIMIT = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watch:
-    """Looks at the processes of a stack and notes what is new."""
+    """Reads the processes of a stack and records changes."""
 
     http: httpx.AsyncClient
     addresses: Addresses
     recording: Recording
 
     async def run(self) -> None:
-        """Look once a second, for ever."""
+        """Read once per second, endlessly."""
         while True:
             await self.look()
             await asyncio.sleep(_EVERY_S)
 
     async def look(self) -> None:
-        """Look once."""
         urls = self.addresses.metrics_urls
         if (inference := await self._scrape(urls["inference"])) is not None:
             note_serving(self.recording, inference)
@@ -43,7 +42,7 @@ class Watch:
             note_training(self.recording, trainer)
 
     async def read_history(self) -> None:
-        """Note all that the registry has decided since the start of the run."""
+        """Record all decisions of the registry since the start of the run."""
         async with registry.connected(self.addresses.registry) as stub:
             request = pb.HistoryRequest(speculator=SPECULATOR, limit=_HISTORY_LIMIT)
             answer = await stub.History(request, timeout=registry.TIMEOUT_S)
@@ -59,7 +58,6 @@ class Watch:
 
 
 def note_serving(recording: Recording, metrics: Scrape) -> None:
-    """Note what the serving process says."""
     prefix = "updraft_inference"
     recording.note_served(int(metrics.total(f"{prefix}_draft_version") or 0))
     recording.pauses = Pauses(
@@ -69,7 +67,6 @@ def note_serving(recording: Recording, metrics: Scrape) -> None:
 
 
 def note_training(recording: Recording, metrics: Scrape) -> None:
-    """Note what the trainer says."""
     prefix = "updraft_trainer"
     steps = int(metrics.total(f"{prefix}_optimizer_steps_total") or 0)
     loss = metrics.total(f"{prefix}_loss") if steps else None
@@ -92,7 +89,7 @@ def note_training(recording: Recording, metrics: Scrape) -> None:
 
 
 def transition(entry: pb.Transition, start_unix_s: float) -> Transition:
-    """Return a registry's decision on the clock of the run."""
+    """Return a registry's decision, timed from the start of the run."""
     return Transition(
         at_s=round(entry.unix_ms / 1000 - start_unix_s, 3),
         version=entry.version,

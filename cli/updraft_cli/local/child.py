@@ -58,7 +58,6 @@ class Child:
         return self._log.path
 
     def start(self) -> None:
-        """Start it (once), in the background."""
         self._thread.start()
 
     def terminate(self) -> None:
@@ -66,7 +65,6 @@ class Child:
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it at once, for good (SIGKILL)."""
         self._end(signal.SIGKILL)
 
     def crash(self, signum: signal.Signals = signal.SIGKILL) -> None:

@@ -52,8 +52,6 @@ class StackState(BaseModel):
 
 
 class DataFolder:
-    """Paths and files below `path`."""
-
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
         self.logs = self.path / "logs"

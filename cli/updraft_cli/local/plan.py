@@ -84,7 +84,6 @@ class Addresses:
 
     @property
     def registry(self) -> str:
-        """The registry's gRPC address."""
         return f"{HOST}:{self.registry_port}"
 
     @property

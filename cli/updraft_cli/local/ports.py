@@ -15,8 +15,6 @@ _ENDING_S = 2.0
 
 
 class Ports:
-    """Hands out ports, each once."""
-
     def __init__(self, *, ending_s: float = _ENDING_S) -> None:
         self._given: set[int] = set()
         self._ending_s = ending_s

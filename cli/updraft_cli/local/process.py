@@ -7,8 +7,6 @@ from enum import StrEnum
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Process:
-    """One program of the stack."""
-
     name: str
     command: tuple[str, ...]
     is_ready: Callable[[], bool]
@@ -34,8 +32,6 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changed:
-    """A child changed its state."""
-
     process: Process
     state: State
     pid: int | None = None
@@ -47,8 +43,6 @@ class Changed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """A child wrote a line."""
-
     process: Process
     text: str
 

@@ -10,16 +10,12 @@ _TIMEOUT_S = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One line of the exposition."""
-
     name: str
     labels: dict[str, str]
     value: float
 
 
 class Scrape:
-    """The samples of one process at one time."""
-
     def __init__(self, samples: list[Sample]) -> None:
         self._samples = samples
 
@@ -51,7 +47,6 @@ def scrape(url: str) -> Scrape | None:
 
 
 def parse(text: str) -> Scrape:
-    """Return the samples of a text exposition."""
     return Scrape(
         [
             Sample(name=sample.name, labels=sample.labels, value=sample.value)

@@ -59,7 +59,6 @@ class Stack:
 
     @property
     def addresses(self) -> Addresses:
-        """Addresses of the running stack."""
         if self._addresses is None:
             raise RuntimeError("the stack was not started")
         return self._addresses
@@ -70,7 +69,6 @@ class Stack:
         return [] if self._supervisor is None else self._supervisor.children
 
     def child(self, name: str) -> Child:
-        """Return the process `redis`, `registry`, `trainer` or `inference`."""
         return self._running.child(name)
 
     def crash(self, name: str) -> None:

@@ -47,11 +47,9 @@ class Supervisor:
 
     @property
     def children(self) -> list[Child]:
-        """All children, in the order of their start."""
         return [child for stage in self._stages for child in stage]
 
     def child(self, name: str) -> Child:
-        """Return the child that runs the process `name`."""
         for child in self.children:
             if child.process.name == name:
                 return child
@@ -79,7 +77,6 @@ class Supervisor:
                     child.join(_KILLED_WITHIN_S)
 
     def kill(self) -> None:
-        """Kill everything at once."""
         for child in self.children:
             child.kill()
 

@@ -60,7 +60,6 @@ class Terminal:
         )
 
     def print(self, sentence: str) -> None:
-        """Print a sentence."""
         self._print(Text(sentence, "bold"))
 
     def _print(self, text: Text) -> None:

@@ -47,8 +47,6 @@ _GEMMA_27B_LAYERS = 62
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """One family."""
-
     name: str
     """Hugging Face's, of the class."""
     model_type: str
@@ -59,7 +57,7 @@ class Architecture:
     norm_offset: float = 0.0
 
     def hugging_face_name(self, name: str) -> str:
-        """`model.layers.3.mlp.up_proj.weight` for `blk.3.ffn_up.weight`; InvalidInput for a tensor that is not known."""
+        """`model.layers.3.mlp.up_proj.weight` for `blk.3.ffn_up.weight`; InvalidInput for an unknown tensor."""
         match name.split("."):
             case ["blk", layer, part, kind] if part in self.layer_names:
                 return f"model.layers.{layer}.{self.layer_names[part]}.{kind}"
@@ -68,7 +66,7 @@ class Architecture:
         raise InvalidInput(f"the GGUF file has a tensor {name}, which is not known in a {self.name}")
 
     def published(self, name: str, values: NDArray[np.float32], config: Mapping[str, Any]) -> NDArray[np.float32]:
-        """Return a tensor's values as they were before llama.cpp's converter."""
+        """Return a tensor's values as they were before llama.cpp's conversion."""
         part = name.split(".")[-2]
         if part.endswith("_norm") and self.norm_offset:
             return values - np.float32(self.norm_offset)
@@ -105,7 +103,7 @@ ARCHITECTURES = {
 
 
 def architecture(reader: gguf.GGUFReader) -> Architecture:
-    """Return the family of a file; InvalidInput for one that is not known."""
+    """Return the family of a file; InvalidInput for an unknown one."""
     said = value(reader, "general.architecture")
     if said not in ARCHITECTURES:
         raise InvalidInput(f"the GGUF file holds a {said}; known are {', '.join(ARCHITECTURES)}")
@@ -113,7 +111,7 @@ def architecture(reader: gguf.GGUFReader) -> Architecture:
 
 
 def model_config(reader: gguf.GGUFReader) -> dict[str, Any]:
-    """Return `config.json` of the model, with the names of transformers."""
+    """Return the model's `config.json`, with the names of transformers."""
     family, said = architecture(reader), value(reader, "general.architecture")
     hidden_size, num_heads = (
         int(value(reader, f"{said}.embedding_length")),
@@ -150,7 +148,7 @@ def model_config(reader: gguf.GGUFReader) -> dict[str, Any]:
 
 
 def value(reader: gguf.GGUFReader, name: str, default: Any = None) -> Any:
-    """Return what the file says under a name; InvalidInput where it says nothing and there is no default."""
+    """Return the value of a field; InvalidInput if it is missing and there is no default."""
     found = reader.get_field(name)
     if found is not None:
         return found.contents()
@@ -182,7 +180,7 @@ def _rope_scaling(reader: gguf.GGUFReader, said: str, config: Mapping[str, Any])
 
 
 def _llama3_scaling(table: NDArray[np.float32], config: Mapping[str, Any]) -> dict[str, Any]:
-    """The published numbers behind a table. Only the factor differs between models; the table proves the others."""
+    """Return the published numbers behind a table. Only the factor differs between models; the table confirms the others."""
     factor, low, high = round(float(table.max()), 3), 1.0, 4.0
     frequencies = config["rope_theta"] ** (-np.arange(0, config["head_dim"], 2) / config["head_dim"])
     turns = _LLAMA3_ORIGINAL_CONTEXT * frequencies / (2 * math.pi)

@@ -15,5 +15,5 @@ def bits(values: NDArray[np.floating[Any]]) -> NDArray[np.uint16]:
 
 
 def values(bits_: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """The numbers that bits stand for, exactly."""
+    """Return the exact numbers that bits stand for."""
     return (bits_.astype(np.uint32) << np.uint32(16)).view(np.float32)

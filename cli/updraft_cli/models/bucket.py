@@ -43,14 +43,14 @@ class BucketSource:
             )
 
     def listing(self, revision: str) -> Listing:
-        """The objects below the prefix; a bucket has no revisions."""
+        """List the objects below the prefix; a bucket has no revisions."""
         with self._errors():
             found = obstore.list_with_delimiter(self._objects)["objects"]
         files = [File(name=meta["path"], size_bytes=meta["size"], tag=meta["e_tag"] or "") for meta in found]
         return Listing(revision=revision, files=taken(self._uri, files))
 
     def fetch(self, listing: Listing, files: Iterable[File], folder: Path, done: Callable[[File], None]) -> None:
-        """Bring files one after the other, each in several ranges at a time."""
+        """Fetch files one after another, each in several ranges at a time."""
         for file in files:
             part = folder / f".{uuid.uuid4().hex}{PART}"  # its own: others may bring the same file
             try:
@@ -101,7 +101,7 @@ class BucketSource:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of what may be a page, without the query of an address: it may hold a signature."""
+    """Return the first line of what may be a page, without the query of a URL, which may hold a signature."""
     text = str(error)
     told = re.search(r"<Code>(.*?)</Code>\s*<Message>(.*?)</Message>", text, re.DOTALL)
     if told:

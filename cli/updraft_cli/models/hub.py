@@ -45,7 +45,7 @@ class HubSource:
         self._uri = f"{HUB}://{name}"
 
     def listing(self, revision: str) -> Listing:
-        """The files of the commit that the revision names now."""
+        """List the files of the commit that the revision names now."""
         with self._errors(revision):
             found = huggingface_hub.HfApi().model_info(self._name, revision=revision or None, files_metadata=True)
         files = [
@@ -55,7 +55,7 @@ class HubSource:
         return Listing(revision=found.sha or revision, files=taken(self._uri, files))
 
     def fetch(self, listing: Listing, files: Iterable[File], folder: Path, done: Callable[[File], None]) -> None:
-        """Bring files, some at a time."""
+        """Fetch several files at a time."""
         huggingface_hub.utils.disable_progress_bars()  # type: ignore[attr-defined]  # stderr has ours
         with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
             running = {pool.submit(self._fetch, listing, file, folder): file for file in files}
@@ -103,5 +103,5 @@ class HubSource:
 
 
 def _first_line(error: Exception) -> str:
-    """Without the query of an address: it may hold a signature."""
+    """Without the query of a URL, which may hold a signature."""
     return str(error).strip().partition("\n")[0].partition("?")[0].rstrip(".") or type(error).__name__

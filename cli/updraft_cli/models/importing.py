@@ -36,7 +36,7 @@ _INTEGERS = {"I64": ("q", 8), "I32": ("i", 4)}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Imported:
-    """What a folder became."""
+    """Result of an import."""
 
     speculator: str
     existed: bool
@@ -48,7 +48,7 @@ class Imported:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """What somebody says that a draft is for; empty where they do not say."""
+    """One source's claim about the target of a draft; unknown fields are empty."""
 
     where: str
     target: str = ""
@@ -79,7 +79,7 @@ async def publish(stub: "RegistryAsyncStub", speculator: str, folder: Path, mode
 
 
 def claim_of_model(folder: Path) -> Claim:
-    """Return what a draft for the model in a folder has to be for."""
+    """Return the claim of the model in a folder."""
     return Claim(
         where=f"the model in {folder}",
         target=model_folder.target_fingerprint(folder),
@@ -129,7 +129,7 @@ def _opened(folder: Path) -> BinaryIO:
 
 
 def _config(folder: Path) -> str:
-    """The text itself, for a manifest keeps it byte by byte."""
+    """Return the text itself, because a manifest keeps it byte by byte."""
     model_folder.read_json(folder / transfer.CONFIG)
     return (folder / transfer.CONFIG).read_text()
 
@@ -155,7 +155,7 @@ def _digests(file: BinaryIO, tensors: list[TensorSpan]) -> tuple[str, list[pb.Te
 
 
 def _vocabulary(folder: Path, file: BinaryIO, tensors: list[TensorSpan]) -> str:
-    """The fingerprint of the target's tokens that the draft proposes: d2t holds each one's distance from its own index."""
+    """Return the fingerprint of the target tokens that the draft proposes: d2t holds each one's distance from its own index."""
     place = next((tensor for tensor in tensors if tensor.name == _VOCABULARY), None)
     if place is None or place.dtype not in _INTEGERS or len(place.shape) != 1:
         found = "has no such tensor" if place is None else f"has it as {place.dtype} {list(place.shape)}"
@@ -170,7 +170,7 @@ def _vocabulary(folder: Path, file: BinaryIO, tensors: list[TensorSpan]) -> str:
 
 
 def _kept(folder: Path, digest: str) -> pb.Manifest:
-    """The folder's own manifest, e.g. of `updraft draft pull`; an empty one without."""
+    """Return the folder's own manifest, e.g. from `updraft draft pull`, or an empty one."""
     path = folder / transfer.MANIFEST
     if not path.exists():
         return pb.Manifest()
@@ -203,7 +203,7 @@ def _target(folder: Path, speculator: str, claims: Iterable[Claim]) -> str:
 
 
 def _agreed(what: str, said: dict[str, str]) -> str:
-    """What all who say something say; empty if nobody does."""
+    """Return the value that all claims agree on; empty if there is none."""
     saying = {where: value for where, value in said.items() if value}
     if len(set(saying.values())) > 1:
         told = ", ".join(f"{where} says {value[:19]}..." for where, value in saying.items())

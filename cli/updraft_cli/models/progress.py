@@ -20,7 +20,7 @@ _LINE_S = 15.0
 
 @contextmanager
 def shown(what: str, folder: Path) -> Iterator[Told]:
-    """Show what is told of a download into a folder, and how it grows in between."""
+    """Show the progress of a download into a folder, and its growth in between."""
     console = Console(stderr=True, highlight=False)
     with _bar(what, console) if console.is_terminal else _lines(what, console) as (told, look_s):
         ended = threading.Event()
@@ -73,7 +73,7 @@ def _lines(what: str, console: Console) -> Iterator[tuple[Told, float]]:
 
 
 def _bytes(folder: Path) -> int:
-    """Of all files in it; one that is renamed meanwhile may be missed, or counted twice."""
+    """Count all files in it; one that is renamed meanwhile may be missed or counted twice."""
     total = 0
     for path in folder.rglob("*"):
         try:

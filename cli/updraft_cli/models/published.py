@@ -47,7 +47,7 @@ _FLOATS = ("BF16", "F16", "F32")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """What the shapes of a draft's tensors follow from."""
+    """The numbers that determine the shapes of a draft's tensors."""
 
     vocab: int
     draft_vocab: int
@@ -145,7 +145,7 @@ def our_config(content: Mapping[str, Any], target: Mapping[str, Any]) -> dict[st
 
 
 def our_name(name: str) -> str:
-    """Return what a published tensor is called here."""
+    """Return our name of a published tensor."""
     name = name.removeprefix("model.")
     return f"midlayer.{name.removeprefix('layers.0.')}" if name.startswith("layers.0.") else name
 
@@ -155,7 +155,7 @@ def _is_speculators(content: Mapping[str, Any]) -> bool:
 
 
 def _flat(content: Mapping[str, Any]) -> dict[str, Any]:
-    """All that describes the network, side by side, as EAGLE's own layout has it."""
+    """Return all settings of the network in one dictionary, as in EAGLE's own layout."""
     if not _is_speculators(content):
         return dict(content)
     kind = content["speculators_model_type"]
@@ -196,7 +196,7 @@ def _check_sizes(config: Mapping[str, Any]) -> None:
 
 
 def _aux_layers(content: Mapping[str, Any], num_layers: int) -> list[int]:
-    """Layers of the target whose inputs the draft reads; engines show it three, and no others."""
+    """Return the target layers whose inputs the draft reads; engines provide exactly three."""
     shown = [2, num_layers // 2, num_layers - 3]
     eagle = content.get("eagle_config") or {}
     if not eagle.get("use_aux_hidden_state", True):
@@ -254,7 +254,7 @@ def _check_tensors(places: Mapping[str, TensorSpan], shapes: Mapping[str, tuple[
 
 
 def _check_embedding(file: "_File", model: Path) -> None:
-    """A draft's copy of the target's embedding is left behind, for engines share the target's; another one cannot be."""
+    """Drop a draft's copy of the target's embedding, because engines share the target's; refuse a different one."""
     files = (_File.open(path, str) for path in model_folder.weight_files(model))
     theirs = next((one for one in files if _TARGET_EMBEDDING in one.places), None)
     if theirs is None:
@@ -269,7 +269,7 @@ def _check_embedding(file: "_File", model: Path) -> None:
 
 
 def _vocabulary(file: "_File", sizes: Sizes) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """d2t and t2d; without them a draft proposes every token."""
+    """Return d2t and t2d; without them a draft proposes every token."""
     d2t = np.zeros(sizes.draft_vocab, dtype=np.int64)
     if "d2t" in file.places:
         d2t = file.integers("d2t")
@@ -288,7 +288,7 @@ def _vocabulary(file: "_File", sizes: Sizes) -> tuple[NDArray[np.int64], NDArray
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _File:
-    """A safetensors file, mapped; its tensors by the names that they get here."""
+    """A safetensors file, mapped, with its tensors by our names."""
 
     path: Path
     data: NDArray[np.uint8]
@@ -305,7 +305,7 @@ class _File:
         )
 
     def blocks(self, name: str) -> Iterator[NDArray[np.float32]]:
-        """A float tensor's values in order; blocks of all tensors have the same number of values."""
+        """Yield a float tensor's values in order, in blocks of the same size for all tensors."""
         place = self.places[name]
         item = safetensors_header.ITEM_BYTES[place.dtype]
         for begin in range(place.begin, place.end, _BLOCK_VALUES * item):
@@ -318,7 +318,7 @@ class _File:
                 raise InvalidInput(f"{place.name} in {self.path} is {place.dtype}; supported are {', '.join(_FLOATS)}")
 
     def integers(self, name: str) -> NDArray[np.int64]:
-        """A whole tensor of integers or truth values, flat."""
+        """Return a whole tensor of integers or booleans, flat."""
         place = self.places[name]
         numpy_dtype = {"I64": "<i8", "I32": "<i4", "BOOL": "u1"}.get(place.dtype)
         if numpy_dtype is None:

@@ -30,7 +30,7 @@ Told = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """What a folder is for."""
+    """What a folder was pulled for."""
 
     uri: str
     asked: str
@@ -42,23 +42,22 @@ class Record:
     is_whole: bool = False
 
     def is_for(self, address: Address) -> bool:
-        """Whether it is a record of this address."""
+        """Whether it is the record of this address."""
         return (self.uri, self.asked) == (address.uri, address.revision)
 
     def has(self, file: File, folder: Path) -> bool:
-        """Whether the folder has this very file."""
         path = folder / file.name
         is_same = self.files.get(file.name) == (file.size_bytes, file.tag)
         return is_same and path.is_file() and path.stat().st_size == file.size_bytes
 
     def is_kept(self, folder: Path) -> bool:
-        """Whether the folder is whole, and nobody took a file of it away."""
+        """Whether the folder is complete, and no file was removed."""
         files = (File(name=name, size_bytes=size, tag=tag) for name, (size, tag) in self.files.items())
         return self.is_whole and all(self.has(file, folder) for file in files)
 
 
 def open_source(address: Address) -> Source:
-    """The source of an address; NotFound where the package that reads it is not installed."""
+    """Return the source of an address; NotFound if the package that reads it is not installed."""
     # Each takes long to import.
     try:
         if address.scheme == HUB:
@@ -130,7 +129,7 @@ def _fetch(source: Source, listing: Listing, missing: list[File], folder: Path, 
 
 
 def _clean(folder: Path) -> None:
-    """Remove what those left who were cut off, and what the hub's library notes of each file."""
+    """Remove files of interrupted pulls, and the notes of the hub's library."""
     for left in (*folder.glob(f".*{PART}"), *(folder / _OWN).glob(f"*{PART}")):
         left.unlink(missing_ok=True)
     rmtree(folder / ".cache" / "huggingface", ignore_errors=True)
@@ -147,7 +146,7 @@ def _check_room(folder: Path, missing: list[File]) -> None:
 
 
 def _read(folder: Path, address: Address) -> Record:
-    """The folder's record; a new one for an empty folder. Conflict if it holds anything else."""
+    """Return the folder's record, or a new one for an empty folder. Conflict if it holds anything else."""
     try:
         said = json.loads((folder / _OWN / _RECORD).read_text())
         files = {str(name): (int(size), str(tag)) for name, (size, tag) in said.pop("files").items()}
@@ -177,7 +176,7 @@ def _write(folder: Path, record: Record) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Put it on the disk: a power cut must not leave a whole folder of empty files."""
+    """Flush to disk, so that a power cut does not leave a complete folder of empty files."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -187,7 +186,7 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path, told: Told) -> Iterator[bool]:
-    """Hold the folder's lock, which the kernel releases even when the process is killed; False where there are no locks."""
+    """Hold the folder's lock, which the kernel releases even after a kill; False where locks are not supported."""
     with (folder / _OWN / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -40,7 +40,7 @@ class PackagedModel:
 
     @property
     def folder_name(self) -> str:
-        """Name of the converted folder: changes with the source and with the converter."""
+        """Name of the converted folder, which changes with the source and with the converter."""
         key = hashlib.sha256(f"{self.sha256}/{CONVERTER_VERSION}".encode()).hexdigest()
         return f"{self.name}-{key[:12]}"
 
@@ -137,7 +137,7 @@ def _convert(source: Path, folder: Path, progress: Progress, tokenizer_from: Pat
 
 
 def _flush(folder: Path) -> None:
-    """Put the files on the disk before the rename: a power cut must not leave a folder of empty files."""
+    """Flush the files before the rename, so that a power cut does not leave a folder of empty files."""
     for path in (*folder.iterdir(), folder):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -148,7 +148,7 @@ def _flush(folder: Path) -> None:
 
 @contextmanager
 def _lock(path: Path, progress: Progress) -> Iterator[None]:
-    """Hold the file lock at `path`, which the kernel releases even when the process is killed."""
+    """Hold the file lock at `path`, which the kernel releases even after a kill."""
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -160,7 +160,7 @@ def _lock(path: Path, progress: Progress) -> Iterator[None]:
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Tell a disk that is full or closed to us in one sentence."""
+    """Report a full or read-only disk in one sentence."""
     try:
         yield
     except OSError as error:

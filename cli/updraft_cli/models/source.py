@@ -28,7 +28,7 @@ _NOT_TAKEN = ("*.bin.index.json", "consolidated*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
-    """What is asked for. `revision` is empty for the newest, and of a bucket."""
+    """An address to download from. `revision` is empty for the newest, and for a bucket."""
 
     uri: str
     scheme: str
@@ -38,7 +38,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class File:
-    """One file of a source; another tag means other bytes."""
+    """One file of a source; another tag means other content."""
 
     name: str
     size_bytes: int
@@ -47,26 +47,25 @@ class File:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """The files to take, all of one state of the source: `revision`, where it has such a thing."""
+    """The files to download, all of one state of the source: its `revision`, if it has revisions."""
 
     revision: str
     files: tuple[File, ...]
 
     @property
     def size_bytes(self) -> int:
-        """Of all files together."""
         return sum(file.size_bytes for file in self.files)
 
 
 class Source(Protocol):
-    """A place that has files. Calls raise an UpdraftError for whatever is wrong with the place, OSError for the disk."""
+    """A place that has files. Calls raise an UpdraftError for any problem of the place, and OSError for the disk."""
 
     def listing(self, revision: str) -> Listing:
-        """The files to take, at a revision or (empty) at the newest."""
+        """Return the files to download, at a revision or (empty) at the newest."""
         ...
 
     def fetch(self, listing: Listing, files: Iterable[File], folder: Path, done: Callable[[File], None]) -> None:
-        """Bring files of a listing into a folder; each appears there whole, and is then told to `done`."""
+        """Fetch files into a folder; each appears there complete, and is then reported to `done`."""
         ...
 
 
@@ -76,7 +75,7 @@ def is_uri(text: str) -> bool:
 
 
 def address(uri: str, revision: str = "") -> Address:
-    """What a URI names, in `revision` or in that after its @; InvalidInput if nothing can be downloaded from there."""
+    """Parse a URI; the revision is `revision` or the one after its @. InvalidInput if it cannot be downloaded."""
     scheme, separator, rest = uri.partition("://")
     if not separator or scheme in _MOUNTED:
         raise InvalidInput(f"{uri} is mounted, not downloaded: name hf://ORG/NAME, s3://, gs:// or az://BUCKET/PREFIX")
@@ -99,7 +98,7 @@ def address(uri: str, revision: str = "") -> Address:
 
 
 def taken(where: str, files: Iterable[File]) -> tuple[File, ...]:
-    """Those of the top level that serving reads; NotFound if there is no model among them."""
+    """Return the top-level files that serving reads; NotFound if they hold no model."""
     top = sorted((file for file in files if "/" not in file.name), key=lambda file: file.name)
     chosen = [file for file in top if _matches(file, _BESIDE) and not _matches(file, _NOT_TAKEN)]
     weights = [file for file in top if _matches(file, (_WEIGHTS,)) and not _matches(file, _NOT_TAKEN)]

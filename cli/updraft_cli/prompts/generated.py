@@ -24,7 +24,6 @@ class Table:
 
     @property
     def statement(self) -> str:
-        """The CREATE TABLE statement."""
         return (
             f"CREATE TABLE {self.name} (id INTEGER PRIMARY KEY, {self.label} TEXT, {self.group} TEXT,"
             f" {self.measure} REAL, {self.day} DATE);"
@@ -147,7 +146,7 @@ def chat() -> list[str]:
 
 
 def _shuffled(prompts: Iterable[str]) -> list[str]:
-    """Mix the combinations, so that any part of the catalogue holds all kinds."""
+    """Shuffle the combinations, so that any part of the catalogue has all kinds."""
     found = list(prompts)
     random.Random(0).shuffle(found)
     return found[:_MAX_PROMPTS]
