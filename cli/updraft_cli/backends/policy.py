@@ -1,7 +1,6 @@
-"""How versions of a speculator roll out, as a file: the words of registry.proto, in YAML or JSON.
+"""The rollout policy as a file: the names of registry.proto, in YAML or JSON, or in camelCase as in Kubernetes.
 
-What a file leaves out is the registry's own default; whether the values make sense is the registry's to say. The names
-may also be written in camelCase, as in Kubernetes.
+Fields that a file leaves out get the registry's defaults, and the registry validates the values.
 """
 
 from collections.abc import Iterator, Mapping
@@ -115,9 +114,9 @@ def read(text: str, where: str) -> Policy:
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InvalidInput(f"{where} is no YAML: {' '.join(str(error).split())}") from None
+        raise InvalidInput(f"{where} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise InvalidInput(f"{where} is no policy: expected names and values, e.g. `strategy: canary`")
+        raise InvalidInput(f"{where} is not a policy: expected names and values, e.g. `strategy: canary`")
     try:
         return Policy.model_validate(content)
     except ValidationError as error:
@@ -152,15 +151,15 @@ def _words(content: dict[str, Any]) -> dict[str, Any]:
 
 def _constants(content: dict[str, Any]) -> dict[str, Any]:
     """Undo `_words`."""
-    said: dict[str, Any] = {}
+    constants: dict[str, Any] = {}
     for name, value in content.items():
         if isinstance(value, dict):
-            said[name] = _constants(value)
+            constants[name] = _constants(value)
         elif name in _ENUMS:
-            said[name] = f"{_ENUMS[name]}_{'UNSPECIFIED' if value == _AUTO else value.upper()}"
+            constants[name] = f"{_ENUMS[name]}_{'UNSPECIFIED' if value == _AUTO else value.upper()}"
         else:
-            said[name] = value
-    return said
+            constants[name] = value
+    return constants
 
 
 def _absent(part: type[_Part]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The registry as the command line uses it: short calls with deadlines, one sentence when nobody answers."""
+"""Calls to a registry, with deadlines, and a clear sentence when it does not answer."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,19 +19,18 @@ if TYPE_CHECKING:
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
 TIMEOUT_S = 5.0
-"""A person waits at the other end; every call but a transfer is a look into a small database."""
+"""A person waits for the answer, and every call except a transfer reads a small database."""
 
 _PAGE_SIZE = 200
 _HISTORY_LIMIT = 1000
 
-# What gRPC says when no connection comes about, and what that means to a person. The registry itself answers in
-# sentences of its own.
+# Messages of gRPC for failed connections, and their meaning for a person. The registry itself answers in sentences.
 _NO_CONNECTION = {
     "WRONG_VERSION_NUMBER": "it does not speak TLS there; leave out --ca-file",
-    "CERTIFICATE_VERIFY_FAILED": "its certificate is not one of the CA that --ca-file names",
+    "CERTIFICATE_VERIFY_FAILED": "its certificate is not from the CA in --ca-file",
     "Hostname Verification": "its certificate is for another host name than this address",
-    "Socket closed": "it hung up before it said anything; it may ask for TLS (--ca-file) or for a certificate of ours",
-    "Connection reset": "it hung up before it said anything; it may ask for TLS (--ca-file) or for a certificate of ours",
+    "Socket closed": "it closed the connection; it may require TLS (--ca-file) or a client certificate",
+    "Connection reset": "it closed the connection; it may require TLS (--ca-file) or a client certificate",
     "failed to connect": "",
     "errors resolving": "",
 }
@@ -83,14 +82,14 @@ async def history(
     return list(reversed(response.transitions))
 
 
-async def resolve(registry: "RegistryAsyncStub", speculator: str, said: int | str) -> int:
+async def resolve(registry: "RegistryAsyncStub", speculator: str, version: int | str) -> int:
     """Return the number of a version named by number or by role; Conflict if no version has the role."""
-    if isinstance(said, int):
-        return said
+    if isinstance(version, int):
+        return version
     state, _ = await newest(registry, speculator)
-    number: int = getattr(state, said)
+    number: int = getattr(state, version)
     if not number:
-        raise Conflict(f"{speculator} has no {said} version now")
+        raise Conflict(f"{speculator} has no {version} version now")
     return number
 
 
@@ -102,11 +101,11 @@ def _away(address: str, error: Unavailable) -> str:
     if cause.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return f"the registry at {address} did not answer in time"
     details = cause.details() or ""
-    for said, hint in _NO_CONNECTION.items():
-        if said in details:
+    for message, hint in _NO_CONNECTION.items():
+        if message in details:
             return f"no connection to the registry at {address}: {hint}" if hint else _nobody(address)
     return details or _nobody(address)
 
 
 def _nobody(address: str) -> str:
-    return f"no registry answers at {address}: start one with `updraft up`, or name another with --registry"
+    return f"no registry answers at {address}: start one with `updraft up`, or name another one with --registry"

@@ -1,8 +1,8 @@
-"""What a GGUF file calls the sizes and tensors of each family of models, and what Hugging Face calls them.
+"""Names of sizes and tensors in GGUF files and in Hugging Face's layout, by family of models.
 
-llama.cpp stores some tensors otherwise than they were published: it interleaves the rows of Llama's queries and keys, adds
-one to the weights of Gemma's norms, and makes a table of Llama 3's stretched rotary embedding. A Mistral is a "llama" there
-and has lost its sliding window, which llama.cpp does not apply either.
+llama.cpp stores some tensors differently from the published ones: it interleaves the rows of Llama's queries and keys, adds
+one to the weights of Gemma's norms, and stores Llama 3's scaled rotary embedding as a table. A Mistral is a "llama" there,
+without its sliding window, which llama.cpp does not apply either.
 """
 
 import math
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from updraft_chassis.errors import InvalidInput
 
 ROPE_TABLE = "rope_freqs.weight"
-"""By how much each frequency is slowed down."""
+"""Factors by which the frequencies are divided."""
 
 _OUTER_NAMES = {
     "token_embd": "model.embed_tokens",
@@ -48,11 +48,11 @@ _GEMMA_27B_LAYERS = 62
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
     name: str
-    """Hugging Face's, of the class."""
+    """Name of Hugging Face's class."""
     model_type: str
     layer_names: Mapping[str, str]
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    """What its config.json says of every model."""
+    """Fields that are the same in every config.json."""
     is_interleaved: bool = False
     norm_offset: float = 0.0
 
@@ -63,7 +63,7 @@ class Architecture:
                 return f"model.layers.{layer}.{self.layer_names[part]}.{kind}"
             case [part, "weight"] if part in _OUTER_NAMES:
                 return f"{_OUTER_NAMES[part]}.weight"
-        raise InvalidInput(f"the GGUF file has a tensor {name}, which is not known in a {self.name}")
+        raise InvalidInput(f"the GGUF file has a tensor {name}, which is unknown for a {self.name}")
 
     def published(self, name: str, values: NDArray[np.float32], config: Mapping[str, Any]) -> NDArray[np.float32]:
         """Return a tensor's values as they were before llama.cpp's conversion."""
@@ -104,18 +104,18 @@ ARCHITECTURES = {
 
 def architecture(reader: gguf.GGUFReader) -> Architecture:
     """Return the family of a file; InvalidInput for an unknown one."""
-    said = value(reader, "general.architecture")
-    if said not in ARCHITECTURES:
-        raise InvalidInput(f"the GGUF file holds a {said}; known are {', '.join(ARCHITECTURES)}")
-    return ARCHITECTURES[said]
+    family_name = value(reader, "general.architecture")
+    if family_name not in ARCHITECTURES:
+        raise InvalidInput(f"the GGUF file holds a {family_name}; supported are {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[family_name]
 
 
 def model_config(reader: gguf.GGUFReader) -> dict[str, Any]:
     """Return the model's `config.json`, with the names of transformers."""
-    family, said = architecture(reader), value(reader, "general.architecture")
+    family, family_name = architecture(reader), value(reader, "general.architecture")
     hidden_size, num_heads = (
-        int(value(reader, f"{said}.embedding_length")),
-        int(value(reader, f"{said}.attention.head_count")),
+        int(value(reader, f"{family_name}.embedding_length")),
+        int(value(reader, f"{family_name}.attention.head_count")),
     )
     embedding = next(tensor for tensor in reader.tensors if tensor.name == "token_embd.weight")
     config: dict[str, Any] = {
@@ -125,26 +125,26 @@ def model_config(reader: gguf.GGUFReader) -> dict[str, Any]:
         "bos_token_id": int(value(reader, "tokenizer.ggml.bos_token_id", 1)),
         "dtype": "bfloat16",
         "eos_token_id": int(value(reader, "tokenizer.ggml.eos_token_id")),
-        "head_dim": int(value(reader, f"{said}.attention.key_length", hidden_size // num_heads)),
+        "head_dim": int(value(reader, f"{family_name}.attention.key_length", hidden_size // num_heads)),
         "hidden_act": "silu",
         "hidden_size": hidden_size,
-        "intermediate_size": int(value(reader, f"{said}.feed_forward_length")),
-        "max_position_embeddings": int(value(reader, f"{said}.context_length")),
+        "intermediate_size": int(value(reader, f"{family_name}.feed_forward_length")),
+        "max_position_embeddings": int(value(reader, f"{family_name}.context_length")),
         "num_attention_heads": num_heads,
-        "num_hidden_layers": int(value(reader, f"{said}.block_count")),
-        "num_key_value_heads": int(value(reader, f"{said}.attention.head_count_kv", num_heads)),
+        "num_hidden_layers": int(value(reader, f"{family_name}.block_count")),
+        "num_key_value_heads": int(value(reader, f"{family_name}.attention.head_count_kv", num_heads)),
         "pad_token_id": int(value(reader, "tokenizer.ggml.padding_token_id", 0)),
         # Stored as float32; its shortest decimal is what the author wrote: 1e-05.
-        "rms_norm_eps": float(str(np.float32(value(reader, f"{said}.attention.layer_norm_rms_epsilon")))),
-        "rope_theta": float(value(reader, f"{said}.rope.freq_base", 10_000.0)),
+        "rms_norm_eps": float(str(np.float32(value(reader, f"{family_name}.attention.layer_norm_rms_epsilon")))),
+        "rope_theta": float(value(reader, f"{family_name}.rope.freq_base", 10_000.0)),
         "tie_word_embeddings": not any(tensor.name == "output.weight" for tensor in reader.tensors),
         "vocab_size": int(embedding.shape[1]),
         **family.fixed,
     }
-    scaling = _rope_scaling(reader, said, config)
+    scaling = _rope_scaling(reader, family_name, config)
     if scaling is not None:
         config["rope_scaling"] = scaling
-    return config | (_gemma(reader, config) if said == "gemma3" else {})
+    return config | (_gemma(reader, config) if family_name == "gemma3" else {})
 
 
 def value(reader: gguf.GGUFReader, name: str, default: Any = None) -> Any:
@@ -167,16 +167,16 @@ def _gemma(reader: gguf.GGUFReader, config: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def _rope_scaling(reader: gguf.GGUFReader, said: str, config: Mapping[str, Any]) -> dict[str, Any] | None:
+def _rope_scaling(reader: gguf.GGUFReader, family_name: str, config: Mapping[str, Any]) -> dict[str, Any] | None:
     table = next((tensor for tensor in reader.tensors if tensor.name == ROPE_TABLE), None)
     if table is not None:
         return _llama3_scaling(gguf.dequantize(table.data, table.tensor_type).ravel(), config)
-    kind = value(reader, f"{said}.rope.scaling.type", "none")
+    kind = value(reader, f"{family_name}.rope.scaling.type", "none")
     if kind == "none":
         return None
     if kind != "linear":
-        raise InvalidInput(f"the GGUF file scales its rotary embedding by {kind}; known are linear and Llama 3's")
-    return {"rope_type": "linear", "factor": float(value(reader, f"{said}.rope.scaling.factor"))}
+        raise InvalidInput(f"the GGUF file scales its rotary embedding by {kind}; supported are linear and Llama 3's")
+    return {"rope_type": "linear", "factor": float(value(reader, f"{family_name}.rope.scaling.factor"))}
 
 
 def _llama3_scaling(table: NDArray[np.float32], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def _llama3_scaling(table: NDArray[np.float32], config: Mapping[str, Any]) -> di
     expected = 1 / ((1 - share) / factor + share)
     if table.shape != expected.shape or not np.allclose(table, expected, rtol=1e-3):
         raise InvalidInput(
-            f"{ROPE_TABLE} of the GGUF file is not Llama 3's: the model's own numbers cannot be told from it"
+            f"{ROPE_TABLE} of the GGUF file is not Llama 3's, so the model's own numbers cannot be derived from it"
         )
     return {
         "rope_type": "llama3",

@@ -1,6 +1,6 @@
-"""Files below a prefix of a bucket of S3, GCS or Azure; credentials and endpoint come from the environment, as AWS_... .
+"""Files below a prefix in a bucket of S3, GCS or Azure; credentials and endpoint come from the environment, e.g. AWS_... .
 
-An object is read in ranges, each with a time limit of its own, and only while it is the one that was listed.
+An object is read in ranges, each with its own time limit, and only as long as it is the object that was listed.
 """
 
 import re
@@ -21,7 +21,7 @@ from updraft_chassis.errors import Conflict, Forbidden, NotFound, Unauthenticate
 from updraft_cli.models.source import PART, File, Listing, taken
 
 _RANGE_BYTES = 16 * 1024 * 1024
-"""Of one request: small enough for its time limit on a slow link."""
+"""Size of one request: small enough for its time limit on a slow link."""
 
 _PARALLEL_RANGES = 8
 _TIMEOUT_S = 60
@@ -37,7 +37,7 @@ class BucketSource:
         with self._errors():
             self._objects: ObjectStore = from_url(
                 uri.rstrip("/"),
-                # Plain http only where the environment names such an endpoint.
+                # Plain http is used only if the environment names such an endpoint.
                 client_options={"timeout": f"{_TIMEOUT_S}s", "connect_timeout": "5s", "allow_http": True},
                 retry_config={"max_retries": 4, "retry_timeout": timedelta(seconds=_TIMEOUT_S)},
             )
@@ -52,7 +52,7 @@ class BucketSource:
     def fetch(self, listing: Listing, files: Iterable[File], folder: Path, done: Callable[[File], None]) -> None:
         """Fetch files one after another, each in several ranges at a time."""
         for file in files:
-            part = folder / f".{uuid.uuid4().hex}{PART}"  # its own: others may bring the same file
+            part = folder / f".{uuid.uuid4().hex}{PART}"  # a name of its own: others may fetch the same file
             try:
                 self._bring(file, part)
                 part.replace(folder / file.name)
@@ -90,7 +90,7 @@ class BucketSource:
         reason = _reason(error)
         match error:
             case PreconditionError():
-                return Conflict(f"{self._uri} changed while it was read; pull again")
+                return Conflict(f"{self._uri} changed during the download; pull again")
             case FileNotFoundError():
                 return NotFound(f"cannot read {self._uri}: {reason}; {_ADVICE}")
             case UnauthenticatedError():

@@ -1,11 +1,10 @@
-"""A model in one GGUF file, rewritten as the Hugging Face folder that every other part reads.
+"""Converts a model in one GGUF file to the Hugging Face folder that every other part reads.
 
-Weights are dequantised tensor by tensor and streamed into `model.safetensors` as bfloat16, so memory stays at one tensor.
-The file is written here and not by the safetensors package, which wants all tensors at once. No torch: the CLI must work
-where torch is absent.
+Weights are dequantised tensor by tensor and streamed into `model.safetensors` as bfloat16, so memory holds one tensor at a
+time. The safetensors package would need all tensors at once. No torch, because the CLI must work without it.
 
-A tokenizer is rebuilt where the file has SmolLM's. Each other way to cut text up is a program of its own, known to a GGUF
-file only by name; those models bring the tokenizer and the chat template of the folder that they were published in.
+Only SmolLM's tokenizer is rebuilt. A GGUF file has only the name of other pre-tokenizers, so other models need the tokenizer
+and the chat template of the folder in which they were published.
 """
 
 import json
@@ -25,7 +24,7 @@ from updraft_cli.models import bfloat16
 from updraft_cli.models.architectures import ROPE_TABLE, architecture, model_config, value
 
 _CONTROL_TOKEN = 3
-"""`tokenizer.ggml.token_type` of tokens that are never produced by merging text."""
+"""`tokenizer.ggml.token_type` of tokens that text never produces."""
 
 _SMOLLM = "smollm"
 """`tokenizer.ggml.pre` of digits one by one, then GPT-2's pattern."""
@@ -33,13 +32,13 @@ _SMOLLM = "smollm"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 
 Progress = Callable[[int, int], None]
-"""Called with tensors done and tensors in all."""
+"""Called with the number of converted tensors, and of all tensors."""
 
 
 def convert(source: Path, folder: Path, progress: Progress, *, tokenizer_from: Path | None = None) -> None:
     """Write config, weights and tokenizer of the GGUF `source` into the existing `folder`.
 
-    `tokenizer_from` is a folder whose tokenizer and chat template are taken. InvalidInput for a model that is not known.
+    `tokenizer_from` is a folder whose tokenizer and chat template are copied. InvalidInput for an unknown model.
     """
     reader = _reader(source)
     config = model_config(reader)
@@ -56,8 +55,8 @@ def convert(source: Path, folder: Path, progress: Progress, *, tokenizer_from: P
 def _reader(source: Path) -> gguf.GGUFReader:
     try:
         return gguf.GGUFReader(source)
-    except (ValueError, IndexError) as error:  # its words for a file that is none, or is cut off
-        raise InvalidInput(f"{source} is no whole GGUF file: {error}") from error
+    except (ValueError, IndexError) as error:  # not a GGUF file, or a truncated one
+        raise InvalidInput(f"{source} is not a complete GGUF file: {error}") from error
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> None:
@@ -73,8 +72,8 @@ def tokenizer(reader: gguf.GGUFReader) -> Tokenizer:
     kind = (value(reader, "tokenizer.ggml.model"), value(reader, "tokenizer.ggml.pre", "default"))
     if kind != ("gpt2", _SMOLLM):
         raise InvalidInput(
-            f"the tokenizer of this GGUF file ({' '.join(kind)}) cannot be rebuilt from it; name a folder that has the"
-            " model's tokenizer.json with --tokenizer"
+            f"the tokenizer of this GGUF file ({' '.join(kind)}) cannot be rebuilt from it; use --tokenizer to name a folder"
+            " with the model's tokenizer.json"
         )
     tokens: list[str] = value(reader, "tokenizer.ggml.tokens")
     kinds: list[int] = value(reader, "tokenizer.ggml.token_type")
@@ -98,7 +97,7 @@ def weights(reader: gguf.GGUFReader, config: dict[str, Any]) -> Iterator[NDArray
             values = gguf.dequantize(tensor.data, tensor.tensor_type)
         except NotImplementedError as error:
             raise InvalidInput(
-                f"{tensor.name} of the GGUF file is {tensor.tensor_type.name}, which is not read"
+                f"{tensor.name} of the GGUF file is {tensor.tensor_type.name}, which is not supported"
             ) from error
         yield family.published(tensor.name, values, config)
 

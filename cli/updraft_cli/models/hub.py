@@ -1,7 +1,7 @@
-"""Files of a repository on the Hugging Face hub, or on what HF_ENDPOINT names; HF_TOKEN opens what is closed.
+"""Files of a repository on the Hugging Face hub, or on the server in HF_ENDPOINT; private ones need HF_TOKEN.
 
-The commit is settled before the first file, so that all are of one commit however long it takes. The hub's own library
-does the transfer. Refused: its `snapshot_download`, which takes a folder for whole when the hub does not answer.
+The commit is resolved before the first file, so that all files are of one commit. The hub's own library does the transfer,
+but not with `snapshot_download`, which considers a folder complete when the hub does not answer.
 """
 
 import errno
@@ -27,7 +27,7 @@ from updraft_cli.models.source import HUB, File, Listing, taken
 _PARALLEL_FILES = 4
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPERM)
-"""What the library's own errors are not, though they are OSErrors too."""
+"""Errors of the disk; the library's own errors are OSErrors too."""
 
 _ERRORS = (
     OSError,
@@ -73,7 +73,9 @@ class HubSource:
             )
         if path.stat().st_size != file.size_bytes:
             path.unlink()
-            raise Corrupt(f"{file.name} of {self._uri} came with another size than {file.size_bytes} bytes; pull again")
+            raise Corrupt(
+                f"{file.name} of {self._uri} does not have the expected size of {file.size_bytes} bytes; pull again"
+            )
 
     @contextmanager
     def _errors(self, revision: str) -> Iterator[None]:
@@ -89,16 +91,16 @@ class HubSource:
         match error:
             case errors.GatedRepoError():
                 return Forbidden(
-                    f"{self._uri} is gated: accept its terms with an account, and give a token of it as HF_TOKEN"
+                    f"{self._uri} is gated: accept its terms with an account, and set HF_TOKEN to a token of that account"
                 )
             case errors.RepositoryNotFoundError():
-                return NotFound(f"there is no {self._uri}, or it is private: check the name, and HF_TOKEN")
+                return NotFound(f"{self._uri} does not exist or is private: check the name, and HF_TOKEN")
             case errors.RevisionNotFoundError():
                 return NotFound(f"{self._uri} has no revision {revision}")
             case errors.HFValidationError():
-                return InvalidInput(f"{self._uri} is no name of a repository: {reason}")
+                return InvalidInput(f"{self._uri} is not a valid repository name: {reason}")
             case errors.HfHubHTTPError() if error.response.status_code == 401:
-                return Unauthenticated(f"{self._uri} lets nobody in with this HF_TOKEN; it may have expired")
+                return Unauthenticated(f"{self._uri} refuses this HF_TOKEN; it may have expired")
         return Unavailable(f"cannot read {self._uri}: {reason}; check HF_ENDPOINT, and try again")
 
 

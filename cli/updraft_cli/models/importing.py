@@ -1,7 +1,7 @@
-"""An EAGLE-3 checkpoint folder becomes a version, without torch: what a manifest says is read from the file's bytes.
+"""Publishes an EAGLE-3 checkpoint folder as a version, without torch: the manifest is computed from the file's bytes.
 
-What the draft is for is never guessed. It is said by a manifest in the folder, read from a model that is named, or known
-from the versions before it; and what several of them say has to agree.
+The target of the draft is never guessed. It comes from a manifest in the folder, from a model that is named, or from earlier
+versions. If several of these name it, they must agree.
 """
 
 import asyncio
@@ -40,9 +40,9 @@ class Imported:
 
     speculator: str
     existed: bool
-    """The registry had these weights already, under this version."""
+    """The registry has these weights already, as this version."""
     message: str
-    """What the rollout waits for now."""
+    """What the rollout waits for."""
     draft: Draft
 
 
@@ -59,8 +59,8 @@ class Claim:
 async def publish(stub: "RegistryAsyncStub", speculator: str, folder: Path, model: Path | None) -> Imported:
     """Publish a folder for the target in `model`, or (None) the one that its manifest or the registry knows.
 
-    A draft in a layout of others is rewritten first. InvalidInput for a folder that is no draft, or whose target is unknown
-    or another one; Corrupt if its manifest is of other weights.
+    A draft in another layout is converted first. InvalidInput for a folder that is not a draft, or whose target is unknown or
+    different; Corrupt if its manifest is of other weights.
     """
     state, newest = await registry.newest(stub, speculator)
     known = Claim(
@@ -88,9 +88,9 @@ def claim_of_model(folder: Path) -> Claim:
 
 
 def read(folder: Path, speculator: str, claims: Iterable[Claim] = ()) -> pb.Manifest:
-    """Return the manifest of a folder's weights; `claims` say what they are for, beside the folder's own manifest.
+    """Return the manifest of a folder's weights; `claims` name their target, in addition to the folder's own manifest.
 
-    Parent and evaluation of that one are left behind: their version numbers are those of another registry.
+    Parent and evaluation of the manifest are dropped: their version numbers are those of another registry.
     """
     with _opened(folder) as file:
         tensors = safetensors_header.read(file)
@@ -123,7 +123,7 @@ def _opened(folder: Path) -> BinaryIO:
     except FileNotFoundError:
         others = sorted(file.name for file in (*folder.glob("*.safetensors"), *folder.glob("*.bin")))
         holds = f"it holds {', '.join(others[:3])}" if others else "it holds no weights"
-        raise InvalidInput(f"{folder} has no {transfer.WEIGHTS}, the one file of a draft's weights; {holds}") from None
+        raise InvalidInput(f"{folder} has no {transfer.WEIGHTS}, which holds a draft's weights; {holds}") from None
     except OSError as error:
         raise InvalidInput(f"cannot read {path}: {error.strerror}") from error
 
@@ -145,7 +145,7 @@ def _digests(file: BinaryIO, tensors: list[TensorSpan]) -> tuple[str, list[pb.Te
         while left:
             block = file.read(min(left, _BLOCK_BYTES))
             if not block:
-                raise InvalidInput("the file became shorter while it was read")
+                raise InvalidInput("the file became shorter during the import")
             whole.update(block)
             part.update(block)
             left -= len(block)
@@ -160,7 +160,7 @@ def _vocabulary(folder: Path, file: BinaryIO, tensors: list[TensorSpan]) -> str:
     if place is None or place.dtype not in _INTEGERS or len(place.shape) != 1:
         found = "has no such tensor" if place is None else f"has it as {place.dtype} {list(place.shape)}"
         raise InvalidInput(
-            f"{folder} is no EAGLE-3 draft: its vocabulary, the integers {_VOCABULARY}, is not there (the file {found})"
+            f"{folder} is not an EAGLE-3 draft: it lacks its vocabulary, the integer tensor {_VOCABULARY} (the file {found})"
         )
     letter, num_bytes = _INTEGERS[place.dtype]
     file.seek(place.begin)
@@ -177,9 +177,9 @@ def _kept(folder: Path, digest: str) -> pb.Manifest:
     try:
         kept = json_format.Parse(path.read_text(), pb.Manifest(), ignore_unknown_fields=True)
     except (json_format.ParseError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{path} is no manifest of a draft: {' '.join(str(error).split())}") from None
+        raise InvalidInput(f"{path} is not a manifest of a draft: {' '.join(str(error).split())}") from None
     if kept.digest != digest:
-        raise Corrupt(f"{path} is of other weights: it says {kept.digest or 'nothing'}, the file is {digest}")
+        raise Corrupt(f"{path} belongs to other weights: it has {kept.digest or 'no digest'}, and the file {digest}")
     return kept
 
 
@@ -196,19 +196,19 @@ def _target(folder: Path, speculator: str, claims: Iterable[Claim]) -> str:
     found = _agreed("target", {claim.where: claim.target for claim in claims})
     if not found:
         raise InvalidInput(
-            f"nobody knows the model that {folder} drafts for: it has no {transfer.MANIFEST}, and {speculator} no"
+            f"the target model of {folder} is unknown: it has no {transfer.MANIFEST}, and {speculator} has no"
             " version yet; name the model's folder with --target"
         )
     return found
 
 
-def _agreed(what: str, said: dict[str, str]) -> str:
+def _agreed(kind: str, claims: dict[str, str]) -> str:
     """Return the value that all claims agree on; empty if there is none."""
-    saying = {where: value for where, value in said.items() if value}
-    if len(set(saying.values())) > 1:
-        told = ", ".join(f"{where} says {value[:19]}..." for where, value in saying.items())
-        raise InvalidInput(f"this draft is for another {what}: {told}")
-    return next(iter(saying.values()), "")
+    named = {where: value for where, value in claims.items() if value}
+    if len(set(named.values())) > 1:
+        texts = ", ".join(f"{where} has {value[:19]}..." for where, value in named.items())
+        raise InvalidInput(f"this draft is for another {kind}: {texts}")
+    return next(iter(named.values()), "")
 
 
 def _provenance(kept: pb.Manifest) -> pb.Provenance:

@@ -1,9 +1,9 @@
-"""A model or a draft comes from its address into a folder, whole or not at all.
+"""Downloads a model or a draft into a folder, completely or not at all.
 
-The folder keeps a record of what it is for. It is written before the first file and marked whole after the last one, so
-that a folder which is whole is left as it is, one that was cut off goes on at its first missing file, and one that is
-for something else is refused. Several may pull into one folder: who comes second waits, and where a volume knows no
-locks both download, for each file appears by a rename.
+The folder keeps a record of its address. The record is written before the first file and marked complete after the last one.
+A complete folder is left unchanged, an interrupted download continues with its first missing file, and a folder with
+another address is refused. Several processes may pull into one folder: the second one waits. On a volume without locks
+both download, which is safe because each file appears by a rename.
 """
 
 import errno
@@ -24,8 +24,8 @@ _OWN = ".updraft"
 _RECORD = "pull.json"
 _LEFT_ALONE = (_OWN, ".cache", "lost+found")
 
-Told = Callable[[str, int, int], None]
-"""Called with what is done now, and how many bytes of how many are here."""
+Report = Callable[[str, int, int], None]
+"""Called with the current activity, and the bytes that are here and in all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,9 +34,9 @@ class Record:
 
     uri: str
     asked: str
-    """The revision that was asked for; empty: the newest, at the time."""
+    """The requested revision; empty: the newest at the time."""
     revision: str = ""
-    """What that was then."""
+    """The revision that it resolved to."""
     files: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Size and tag by name."""
     is_whole: bool = False
@@ -66,36 +66,36 @@ def open_source(address: Address) -> Source:
             return HubSource(address.place)
         from updraft_cli.models.bucket import BucketSource  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        raise NotFound(f"{address.uri} takes the package {error.name}: pip install 'updraft[cli]'") from error
+        raise NotFound(f"{address.uri} needs the package {error.name}: pip install 'updraft[cli]'") from error
     return BucketSource(address.uri)
 
 
 def pull(
     address: Address,
     folder: Path,
-    told: Told = lambda _what, _done, _total: None,
+    report: Report = lambda _what, _done, _total: None,
     opened: Callable[[Address], Source] = open_source,
 ) -> Record:
-    """Bring what an address names into a folder, and return what is there.
+    """Download an address into a folder, and return its record.
 
-    Conflict for a folder that holds something else, Exhausted when the disk is full, and whatever is wrong with the source.
+    Conflict for a folder that holds something else, Exhausted for a full disk, and the errors of the source.
     """
     with _writing(folder):
         record = _read(folder, address)
         if record.is_kept(folder):
             return record
         (folder / _OWN).mkdir(parents=True, exist_ok=True)
-        with _locked(folder, told) as is_alone:
+        with _locked(folder, report) as is_alone:
             record = _read(folder, address)
             if not record.is_kept(folder):
-                record = _bring(opened(address), record, folder, told)
+                record = _bring(opened(address), record, folder, report)
             if is_alone:
                 _clean(folder)
     return record
 
 
-def _bring(source: Source, before: Record, folder: Path, told: Told) -> Record:
-    told("listing", 0, 0)
+def _bring(source: Source, before: Record, folder: Path, report: Report) -> Record:
+    report("listing", 0, 0)
     listing = source.listing(before.revision or before.asked)
     missing = [file for file in listing.files if not before.has(file, folder)]
     _check_room(folder, missing)
@@ -107,24 +107,24 @@ def _bring(source: Source, before: Record, folder: Path, told: Told) -> Record:
     )
     for name, was in before.files.items():
         if record.files.get(name) != was:
-            (folder / name).unlink(missing_ok=True)  # of another state of the source
+            (folder / name).unlink(missing_ok=True)  # from another state of the source
     _write(folder, record)
-    _fetch(source, listing, missing, folder, told)
+    _fetch(source, listing, missing, folder, report)
     whole = Record(**{**asdict(record), "is_whole": True})
     _write(folder, whole)
     return whole
 
 
-def _fetch(source: Source, listing: Listing, missing: list[File], folder: Path, told: Told) -> None:
+def _fetch(source: Source, listing: Listing, missing: list[File], folder: Path, report: Report) -> None:
     arrived = listing.size_bytes - sum(file.size_bytes for file in missing)
 
     def done(file: File) -> None:
         nonlocal arrived
         arrived += file.size_bytes
         _sync(folder / file.name)
-        told(file.name, arrived, listing.size_bytes)
+        report(file.name, arrived, listing.size_bytes)
 
-    told("downloading", arrived, listing.size_bytes)
+    report("downloading", arrived, listing.size_bytes)
     source.fetch(listing, missing, folder, done)
 
 
@@ -141,7 +141,7 @@ def _check_room(folder: Path, missing: list[File]) -> None:
     needed, free = sum(file.size_bytes for file in missing), disk_usage(folder).free
     if needed > free:
         raise Exhausted(
-            f"{folder} has {free:,} bytes left, {needed:,} are needed: free some space or name another folder"
+            f"{folder} has {free:,} bytes left and needs {needed:,}: free some space, or name another folder"
         )
 
 
@@ -156,14 +156,14 @@ def _read(folder: Path, address: Address) -> Record:
             found := sorted(entry.name for entry in folder.iterdir() if entry.name not in _LEFT_ALONE)
         ):
             raise Conflict(
-                f"{folder} holds files that no pull brought, such as {found[0]}: name another folder, or empty it"
+                f"{folder} holds files that were not pulled, such as {found[0]}: name another folder, or empty it"
             ) from None
         return Record(uri=address.uri, asked=address.revision)
     except (ValueError, TypeError, KeyError) as error:
         raise InvalidInput(f"{folder / _OWN / _RECORD} is damaged: remove {folder}, and pull again") from error
     if not record.is_for(address):
         other = f"{record.uri}{f' at {record.asked}' if record.asked else ''}"
-        raise Conflict(f"{folder} is for {other}: name another folder, or remove it")
+        raise Conflict(f"{folder} holds {other}: name another folder, or remove it")
     return record
 
 
@@ -185,13 +185,13 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _locked(folder: Path, told: Told) -> Iterator[bool]:
+def _locked(folder: Path, report: Report) -> Iterator[bool]:
     """Hold the folder's lock, which the kernel releases even after a kill; False where locks are not supported."""
     with (folder / _OWN / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            told("waiting for another process that pulls it", 0, 0)
+            report("waiting for another process that downloads it", 0, 0)
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
@@ -208,6 +208,6 @@ def _writing(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise Exhausted(
-                f"the disk of {folder} is full: free some space and pull again, it goes on where it stopped"
+                f"the disk of {folder} is full: free some space and pull again; the download continues where it stopped"
             ) from error
         raise InvalidInput(f"cannot write to {folder}: {error.strerror or error}") from error

@@ -1,9 +1,8 @@
-"""The demo's target model as a Hugging Face folder, made once from an installed package and then reused.
+"""The default target model as a Hugging Face folder, converted once from an installed package and then reused.
 
-The package is found and never imported, for importing it would load llama.cpp. Its file must have the digest
-below, so the folder's name (digest and converter version) says exactly what is inside. The folder appears
-as a whole: it is written beside its place under a lock and renamed. Two processes convert once, and a kill
-leaves nothing half done.
+The package is found but never imported, because importing it would load llama.cpp. Its file must have the digest below, so
+the folder's name (digest and converter version) identifies its content. The folder is written under a temporary name, under
+a lock, and then renamed: two processes convert it once, and a kill leaves nothing half done.
 """
 
 import fcntl
@@ -19,13 +18,13 @@ from pathlib import Path
 from updraft_chassis.errors import Conflict, Corrupt, Exhausted, NotFound
 
 CONVERTER_VERSION = 1
-"""Raise it when the converter writes something else: it is part of the folder's name."""
+"""Increase it when the converter's output changes: it is part of the folder's name."""
 
 _OUTPUT_BYTES = 280_000_000
-"""What the converted folder needs, with some air: 269 MB of weights and 4 MB of tokenizer."""
+"""Size of the converted folder, with some margin: 269 MB of weights and 4 MB of tokenizer."""
 
 Progress = Callable[[str, float], None]
-"""Called with what is done now, and the fraction (0..1) of it that is done."""
+"""Called with the current activity, and the fraction (0..1) that is done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +59,7 @@ def model_folder(
 ) -> Path:
     """Return the folder of `model` under `cache`; the first call converts the package's file (5 to 10 s).
 
-    Raises NotFound when the package is not installed, Corrupt when its file is another one, Exhausted when
-    the disk cannot take the result.
+    Raises NotFound if the package is not installed, Corrupt if its file has another digest, Exhausted if the disk is full.
     """
     models = cache / "models"
     folder = models / model.folder_name
@@ -81,7 +79,7 @@ def packaged_file(model: PackagedModel) -> Path:
     """Return the path of the model's file in its installed package."""
     spec = importlib.util.find_spec(model.package)
     if spec is None or spec.origin is None:
-        raise NotFound(f"{model.name} comes in the package {model.package}, not installed here: run `{model.install}`")
+        raise NotFound(f"{model.name} is in the package {model.package}, which is not installed: run `{model.install}`")
     path = Path(spec.origin).parent / model.file
     if not path.is_file():
         raise NotFound(f"the package {model.package} has no {model.file}: run `{model.install}`")
@@ -89,18 +87,18 @@ def packaged_file(model: PackagedModel) -> Path:
 
 
 def convert_file(source: Path, folder: Path, tokenizer_from: Path | None, progress: Progress) -> None:
-    """Make a new `folder` of a GGUF file, whole or not at all; `tokenizer_from` as in `conversion.convert`.
+    """Convert a GGUF file to a new `folder`, completely or not at all; `tokenizer_from` as in `conversion.convert`.
 
-    Conflict if the folder exists, NotFound where the package that reads GGUF is not installed, InvalidInput for a model that
-    is not known, Exhausted when the disk cannot take the result.
+    Conflict if the folder exists, NotFound if the package that reads GGUF is not installed, InvalidInput for an unknown
+    model, Exhausted if the disk is full.
     """
     if folder.exists():
-        raise Conflict(f"{folder} exists; name one that does not")
+        raise Conflict(f"{folder} exists already; name a new folder")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _convert(source, folder, progress, tokenizer_from)
     except ModuleNotFoundError as error:
-        raise NotFound(f"reading GGUF takes the package {error.name}: pip install 'updraft[local]'") from error
+        raise NotFound(f"reading GGUF needs the package {error.name}: pip install 'updraft[local]'") from error
     except OSError as error:
         raise Exhausted(f"cannot write the converted model to {folder}: {error.strerror or error}") from error
 
@@ -117,11 +115,11 @@ def _check_digest(source: Path, model: PackagedModel, progress: Progress) -> Non
 
 
 def _convert(source: Path, folder: Path, progress: Progress, tokenizer_from: Path | None = None) -> None:
-    # Only this one run needs gguf and numpy: every other command starts without them.
+    # Only the conversion needs gguf and numpy; other commands start without them.
     from updraft_cli.models import conversion  # noqa: PLC0415
 
     partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed: we hold the lock
+    shutil.rmtree(partial, ignore_errors=True)  # from a process that was killed: we hold the lock
     partial.mkdir()
     try:
         conversion.convert(
@@ -166,5 +164,5 @@ def _writing(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise Exhausted(
             f"cannot write the converted model to {folder}: {error.strerror or error};"
-            f" it needs {_OUTPUT_BYTES // 1_000_000} MB (XDG_CACHE_HOME names another place)"
+            f" it needs {_OUTPUT_BYTES // 1_000_000} MB (XDG_CACHE_HOME selects another folder)"
         ) from error

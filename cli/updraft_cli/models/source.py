@@ -1,7 +1,7 @@
-"""Where a model or a draft can be downloaded from, and which of the files there are taken.
+"""Addresses of models and drafts, and which of the files there are downloaded.
 
-Taken is what serving reads: sizes, weights in safetensors, the tokenizer. Not taken are the same weights in other formats,
-and code.
+Serving reads configuration, weights in safetensors, and the tokenizer. The same weights in other formats, and code, are not
+downloaded.
 """
 
 import re
@@ -17,7 +17,7 @@ BUCKETS = ("s3", "gs", "az")
 HUB = "hf"
 
 PART = ".part"
-"""How the name of a file ends that is not whole yet."""
+"""Suffix of a file that is not complete yet."""
 
 _MOUNTED = ("pvc", "oci", "file")
 
@@ -78,14 +78,14 @@ def address(uri: str, revision: str = "") -> Address:
     """Parse a URI; the revision is `revision` or the one after its @. InvalidInput if it cannot be downloaded."""
     scheme, separator, rest = uri.partition("://")
     if not separator or scheme in _MOUNTED:
-        raise InvalidInput(f"{uri} is mounted, not downloaded: name hf://ORG/NAME, s3://, gs:// or az://BUCKET/PREFIX")
+        raise InvalidInput(
+            f"{uri} is a mounted volume or a local path, which needs no download: use hf://ORG/NAME, s3://, gs:// or az://BUCKET/PREFIX"
+        )
     if scheme in BUCKETS:
         if not rest.strip("/"):
             raise InvalidInput(f"{uri} names no bucket: expected {scheme}://BUCKET/PREFIX")
         if revision:
-            raise InvalidInput(
-                f"{uri} has no revision {revision}: only hf:// has revisions, a bucket has other prefixes"
-            )
+            raise InvalidInput(f"{uri} cannot have the revision {revision}: only hf:// has revisions")
         return Address(uri=uri, scheme=scheme, place=rest)
     if scheme != HUB:
         raise InvalidInput(f"{uri} cannot be downloaded: expected hf://ORG/NAME, s3://, gs:// or az://BUCKET/PREFIX")
@@ -93,7 +93,7 @@ def address(uri: str, revision: str = "") -> Address:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise InvalidInput(f"{uri} names no repository: expected hf://ORG/NAME or hf://ORG/NAME@REVISION")
     if revision and after and revision != after:
-        raise InvalidInput(f"{uri} names the revision {after}, and {revision} was asked for")
+        raise InvalidInput(f"{uri} names the revision {after}, but {revision} was requested")
     return Address(uri=f"{HUB}://{name}", scheme=HUB, place=name, revision=revision or after)
 
 
@@ -105,7 +105,7 @@ def taken(where: str, files: Iterable[File]) -> tuple[File, ...]:
     if not weights or all(file.name != "config.json" for file in chosen):
         missing = "config.json" if weights else _WEIGHTS
         held = f"it holds {', '.join(file.name for file in top[:5])}" if top else "it holds no file"
-        raise NotFound(f"{where} is no model: it has no {missing} at its top level; {held}")
+        raise NotFound(f"{where} is not a model: it has no {missing} at its top level; {held}")
     return (*chosen, *weights)
 
 

@@ -240,8 +240,8 @@ def test_a_registry_that_speaks_tls_is_reached_with_its_authority(run: Run, tmp_
     with RegistryProcess(tmp_path, tls_cert_file=tls.cert_file, tls_key_file=tls.key_file) as process:
         ask = ["draft", "list", "--registry", process.address]
         assert run(*ask, "--ca-file", ours.file).exit_code == 0
-        assert "is not one of the CA that --ca-file names" in run(*ask, "--ca-file", others.file).output
-        assert "it may ask for TLS (--ca-file)" in run(*ask).output
+        assert "is not from the CA in --ca-file" in run(*ask, "--ca-file", others.file).output
+        assert "it may require TLS (--ca-file)" in run(*ask).output
 
 
 def test_a_registry_in_plaintext_is_not_reached_by_tls(ask: Run, tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_a_speculator_without_drafts_has_an_empty_list(run: Run, address: str) -
 def test_a_registry_that_is_away_is_one_sentence(run: Run) -> None:
     result = run("draft", "list", "--registry", f"127.0.0.1:{free_port()}")
     assert result.exit_code == 1
-    assert "start one with `updraft up`, or name another with --registry" in result.output
+    assert "start one with `updraft up`, or name another one with --registry" in result.output
 
 
 def test_status_of_a_registry_alone_tells_what_does_not_answer(run: Run, address: str) -> None:

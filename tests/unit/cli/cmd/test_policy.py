@@ -63,8 +63,8 @@ def test_the_names_of_kubernetes_are_understood_too() -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        pytest.param("strategy: [", "policy.yaml is no YAML: ", id="no yaml"),
-        pytest.param("canary", "policy.yaml is no policy: expected names and values", id="no mapping"),
+        pytest.param("strategy: [", "policy.yaml is not YAML: ", id="no yaml"),
+        pytest.param("canary", "policy.yaml is not a policy: expected names and values", id="no mapping"),
         pytest.param("stratgy: canary", "policy.yaml: there is no stratgy", id="misspelt"),
         pytest.param(
             "strategy: blue", "policy.yaml: strategy: input should be 'canary', 'immediate' or 'manual'", id="enum"

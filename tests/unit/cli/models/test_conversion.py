@@ -118,7 +118,7 @@ def test_a_family_that_is_not_known_is_refused_and_leaves_nothing(tmp_path: Path
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(InvalidInput, match="holds a mamba; known are llama, qwen2, qwen3, gemma3"):
+    with pytest.raises(InvalidInput, match="holds a mamba; supported are llama, qwen2, qwen3, gemma3"):
         convert_file(tmp_path / "model.gguf", tmp_path / "converted", None, _no_progress)
     assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
 
@@ -142,7 +142,7 @@ def test_an_existing_folder_and_a_file_that_is_no_gguf_are_refused(tmp_path: Pat
     (tmp_path / "model.gguf").write_bytes(b"no model at all, and long enough to be looked at")
     with pytest.raises(Conflict, match="exists"):
         convert_file(tmp_path / "model.gguf", tokenizer, None, _no_progress)
-    with pytest.raises(InvalidInput, match="is no whole GGUF file"):
+    with pytest.raises(InvalidInput, match="is not a complete GGUF file"):
         convert_file(tmp_path / "model.gguf", tmp_path / "new", None, _no_progress)
 
 

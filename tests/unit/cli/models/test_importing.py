@@ -58,13 +58,13 @@ def test_a_folder_of_another_registry_keeps_its_origin_and_leaves_numbers_behind
 
 
 def test_without_anybody_who_knows_the_target_a_folder_is_refused(folder: Path) -> None:
-    with pytest.raises(InvalidInput, match=r"nobody knows the model .* name the model's folder with --target"):
+    with pytest.raises(InvalidInput, match=r"is unknown: .* name the model's folder with --target"):
         read(folder, "default", [Claim(where="the lineage of default")])
 
 
 def test_what_is_said_of_the_target_has_to_agree(folder: Path) -> None:
     with pytest.raises(
-        InvalidInput, match=r"for another target: .*manifest\.json says sha256:a.*default says sha256:b"
+        InvalidInput, match=r"for another target: .*manifest\.json has sha256:a.*default has sha256:b"
     ):
         read(with_manifest(folder), "default", [Claim(where="the lineage of default", target=OTHER_TARGET)])
 
@@ -77,13 +77,13 @@ def test_a_draft_of_another_vocabulary_is_refused(folder: Path) -> None:
 
 def test_a_manifest_of_other_weights_is_refused(folder: Path) -> None:
     with_manifest(folder, digest=OTHER_TARGET)
-    with pytest.raises(Corrupt, match="is of other weights"):
+    with pytest.raises(Corrupt, match="belongs to other weights"):
         read(folder, "default", [KNOWN])
 
 
 def test_a_manifest_that_is_none_is_refused(folder: Path) -> None:
     (folder / "manifest.json").write_text("{")
-    with pytest.raises(InvalidInput, match="is no manifest of a draft"):
+    with pytest.raises(InvalidInput, match="is not a manifest of a draft"):
         read(folder, "default", [KNOWN])
 
 
@@ -95,7 +95,7 @@ def test_a_folder_with_other_files_is_refused_by_their_names(tmp_path: Path) -> 
 
 def test_weights_without_a_vocabulary_are_no_draft(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(checkpoint({"fc.weight": ("F32", (1,), bytes(4))}).data)
-    with pytest.raises(InvalidInput, match="is no EAGLE-3 draft: its vocabulary, the integers d2t, is not there"):
+    with pytest.raises(InvalidInput, match="is not an EAGLE-3 draft: it lacks its vocabulary, the integer tensor d2t"):
         read(folder, "default", [KNOWN])
 
 

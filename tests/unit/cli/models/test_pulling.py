@@ -115,16 +115,16 @@ def test_a_file_that_somebody_took_away_is_brought_again(source: FolderSource, t
 
 def test_a_folder_for_something_else_is_refused(source: FolderSource, tmp_path: Path) -> None:
     pull(MODEL, tmp_path / "one", opened=source.opened)
-    with pytest.raises(Conflict, match="is for hf://org/name: name another folder"):
+    with pytest.raises(Conflict, match="holds hf://org/name: name another folder"):
         pull(address("hf://org/other"), tmp_path / "one", opened=source.opened)
-    with pytest.raises(Conflict, match="is for hf://org/name"):
+    with pytest.raises(Conflict, match="holds hf://org/name"):
         pull(address("hf://org/name", "v2"), tmp_path / "one", opened=source.opened)
 
 
 def test_files_that_no_pull_brought_are_not_touched(source: FolderSource, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.json").write_text("my own")
-    with pytest.raises(Conflict, match=r"holds files that no pull brought, such as config\.json"):
+    with pytest.raises(Conflict, match=r"holds files that were not pulled, such as config\.json"):
         pull(MODEL, tmp_path / "mine", opened=source.opened)
     assert (tmp_path / "mine" / "config.json").read_text() == "my own"
 

@@ -20,15 +20,15 @@ def test_a_bucket_is_named_by_its_whole_address(uri: str) -> None:
 @pytest.mark.parametrize(
     ("uri", "revision", "sentence"),
     [
-        pytest.param("pvc://claim/folder", "", "is mounted, not downloaded", id="volume"),
-        pytest.param("/models/one", "", "is mounted, not downloaded", id="path"),
-        pytest.param("oci://registry/image:1", "", "is mounted, not downloaded", id="image"),
+        pytest.param("pvc://claim/folder", "", "a mounted volume or a local path", id="volume"),
+        pytest.param("/models/one", "", "a mounted volume or a local path", id="path"),
+        pytest.param("oci://registry/image:1", "", "a mounted volume or a local path", id="image"),
         pytest.param("https://somewhere/model", "", "cannot be downloaded: expected hf://ORG/NAME", id="web"),
         pytest.param("hf://name", "", "names no repository", id="no organisation"),
         pytest.param("hf://org/name/folder", "", "names no repository", id="folder of a repository"),
-        pytest.param("hf://org/name@a", "b", "names the revision a, and b was asked for", id="two revisions"),
+        pytest.param("hf://org/name@a", "b", "names the revision a, but b was requested", id="two revisions"),
         pytest.param("s3://", "", "names no bucket", id="no bucket"),
-        pytest.param("s3://bucket/x", "main", "has no revision main", id="revision of a bucket"),
+        pytest.param("s3://bucket/x", "main", "cannot have the revision main", id="revision of a bucket"),
     ],
 )
 def test_what_cannot_be_downloaded_is_refused_with_what_can(uri: str, revision: str, sentence: str) -> None:
