@@ -88,14 +88,14 @@ class ClusterClient:
         """Return the AdaptiveSpeculator of that name; NotFound lists the existing ones."""
         try:
             with _sentences(self._host):
-                found: Any = self._objects.get_namespaced_custom_object(
+                content: Any = self._objects.get_namespaced_custom_object(
                     GROUP, _VERSION, self.namespace, SPECULATORS, name, _request_timeout=_TIMEOUT_S
                 )
-                return dict(found)
+                return dict(content)
         except NotFound as error:
             known = ", ".join(item["metadata"]["name"] for item in self.speculators().items) or "none"
-            told = f"namespace {self.namespace} has no AdaptiveSpeculator {name}; it has {known}"
-            raise NotFound(told) from error
+            message = f"namespace {self.namespace} has no AdaptiveSpeculator {name}; it has {known}"
+            raise NotFound(message) from error
 
     def versions(self, speculator: str = "") -> tuple[Json, ...]:
         """List DraftVersions; with a name, those of that speculator."""
@@ -184,10 +184,10 @@ def contexts(kubeconfig: Path | None) -> tuple[str, ...]:
     """Return the names of the kubeconfig's contexts."""
     config = _config()
     try:
-        found, _ = config.list_kube_config_contexts(str(kubeconfig) if kubeconfig else None)
+        entries, _ = config.list_kube_config_contexts(str(kubeconfig) if kubeconfig else None)
     except config.ConfigException:
         return ()
-    return tuple(context["name"] for context in found)
+    return tuple(context["name"] for context in entries)
 
 
 def _configure(configuration: "Configuration", context: KubeContext) -> str:

@@ -78,9 +78,9 @@ class RegistryBackend:
     def draft(self, version: Version) -> DraftDetails:
         async def ask(stub: "RegistryAsyncStub") -> DraftDetails:
             number = await client.resolve(stub, self.speculator, version)
-            found = await client.version(stub, self.speculator, number)
+            message = await client.version(stub, self.speculator, number)
             state, _ = await client.newest(stub, self.speculator)
-            return wire.draft_details(found, state, await client.history(stub, self.speculator, number))
+            return wire.draft_details(message, state, await client.history(stub, self.speculator, number))
 
         return self.call(ask)
 

@@ -19,8 +19,8 @@ class DurationType(click.ParamType[int]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
-        found = _PATTERN.fullmatch(str(value).strip().lower())
-        seconds = int(found[1]) * _UNITS_S[found[2]] if found else _MAX_S + 1
+        match = _PATTERN.fullmatch(str(value).strip().lower())
+        seconds = int(match[1]) * _UNITS_S[match[2]] if match else _MAX_S + 1
         if seconds > _MAX_S:
             self.fail(f"{value!r} is not a duration; expected something like 90s, 15m or 1h", param, ctx)
         return seconds

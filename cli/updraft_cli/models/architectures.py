@@ -149,9 +149,9 @@ def model_config(reader: gguf.GGUFReader) -> dict[str, Any]:
 
 def value(reader: gguf.GGUFReader, name: str, default: Any = None) -> Any:
     """Return the value of a field; InvalidInput if it is missing and there is no default."""
-    found = reader.get_field(name)
-    if found is not None:
-        return found.contents()
+    field_ = reader.get_field(name)
+    if field_ is not None:
+        return field_.contents()
     if default is None:
         raise InvalidInput(f"the GGUF file has no {name}")
     return default

@@ -45,8 +45,8 @@ class BucketSource:
     def listing(self, revision: str) -> Listing:
         """List the objects below the prefix; a bucket has no revisions."""
         with self._errors():
-            found = obstore.list_with_delimiter(self._objects)["objects"]
-        files = [File(name=meta["path"], size_bytes=meta["size"], tag=meta["e_tag"] or "") for meta in found]
+            objects = obstore.list_with_delimiter(self._objects)["objects"]
+        files = [File(name=meta["path"], size_bytes=meta["size"], tag=meta["e_tag"] or "") for meta in objects]
         return Listing(revision=revision, files=taken(self._uri, files))
 
     def fetch(self, listing: Listing, files: Iterable[File], folder: Path, done: Callable[[File], None]) -> None:
@@ -71,10 +71,10 @@ class BucketSource:
 
     def _copy(self, file: File, output: int, start: int) -> None:
         end = min(start + _RANGE_BYTES, file.size_bytes)
-        found = obstore.get(
+        content = obstore.get(
             self._objects, file.name, options={"range": (start, end), "if_match": file.tag or None}
         ).bytes()
-        data = memoryview(found)
+        data = memoryview(content)
         while data:
             written = pwrite(output, data, start)
             start, data = start + written, data[written:]
@@ -84,9 +84,9 @@ class BucketSource:
         try:
             yield
         except (BaseError, FileNotFoundError) as error:
-            raise self._told(error) from error
+            raise self._translated(error) from error
 
-    def _told(self, error: Exception) -> UpdraftError:
+    def _translated(self, error: Exception) -> UpdraftError:
         reason = _reason(error)
         match error:
             case PreconditionError():
@@ -103,7 +103,7 @@ class BucketSource:
 def _reason(error: Exception) -> str:
     """Return the first line of what may be a page, without the query of a URL, which may hold a signature."""
     text = str(error)
-    told = re.search(r"<Code>(.*?)</Code>\s*<Message>(.*?)</Message>", text, re.DOTALL)
-    if told:
-        return f"{told[1]}, {told[2]}".rstrip(".")
+    match = re.search(r"<Code>(.*?)</Code>\s*<Message>(.*?)</Message>", text, re.DOTALL)
+    if match:
+        return f"{match[1]}, {match[2]}".rstrip(".")
     return re.sub(r"\?\S+", "", text.partition("\n")[0]).rstrip(".")

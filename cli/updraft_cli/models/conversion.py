@@ -119,10 +119,10 @@ def _write_weights(path: Path, reader: gguf.GGUFReader, config: dict[str, Any], 
 
 
 def _generation_config(reader: gguf.GGUFReader, config: dict[str, Any]) -> dict[str, Any]:
-    said = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    token_ids = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     end_of_turn = int(value(reader, "tokenizer.ggml.eot_token_id", config["eos_token_id"]))
-    return said | (
-        {"eos_token_id": [config["eos_token_id"], end_of_turn]} if end_of_turn != said["eos_token_id"] else {}
+    return token_ids | (
+        {"eos_token_id": [config["eos_token_id"], end_of_turn]} if end_of_turn != token_ids["eos_token_id"] else {}
     )
 
 

@@ -47,12 +47,11 @@ class HubSource:
     def listing(self, revision: str) -> Listing:
         """List the files of the commit that the revision names now."""
         with self._errors(revision):
-            found = huggingface_hub.HfApi().model_info(self._name, revision=revision or None, files_metadata=True)
+            info = huggingface_hub.HfApi().model_info(self._name, revision=revision or None, files_metadata=True)
         files = [
-            File(name=file.rfilename, size_bytes=file.size or 0, tag=file.blob_id or "")
-            for file in found.siblings or []
+            File(name=file.rfilename, size_bytes=file.size or 0, tag=file.blob_id or "") for file in info.siblings or []
         ]
-        return Listing(revision=found.sha or revision, files=taken(self._uri, files))
+        return Listing(revision=info.sha or revision, files=taken(self._uri, files))
 
     def fetch(self, listing: Listing, files: Iterable[File], folder: Path, done: Callable[[File], None]) -> None:
         """Fetch several files at a time."""
@@ -84,9 +83,9 @@ class HubSource:
         except _ERRORS as error:
             if isinstance(error, OSError) and error.errno in _DISK:
                 raise
-            raise self._told(error, revision) from error
+            raise self._translated(error, revision) from error
 
-    def _told(self, error: Exception, revision: str) -> UpdraftError:
+    def _translated(self, error: Exception, revision: str) -> UpdraftError:
         reason = _first_line(error)
         match error:
             case errors.GatedRepoError():

@@ -158,9 +158,9 @@ def _vocabulary(folder: Path, file: BinaryIO, tensors: list[TensorSpan]) -> str:
     """Return the fingerprint of the target tokens that the draft proposes: d2t holds each one's distance from its own index."""
     place = next((tensor for tensor in tensors if tensor.name == _VOCABULARY), None)
     if place is None or place.dtype not in _INTEGERS or len(place.shape) != 1:
-        found = "has no such tensor" if place is None else f"has it as {place.dtype} {list(place.shape)}"
+        state = "has no such tensor" if place is None else f"has it as {place.dtype} {list(place.shape)}"
         raise InvalidInput(
-            f"{folder} is not an EAGLE-3 draft: it lacks its vocabulary, the integer tensor {_VOCABULARY} (the file {found})"
+            f"{folder} is not an EAGLE-3 draft: it lacks its vocabulary, the integer tensor {_VOCABULARY} (the file {state})"
         )
     letter, num_bytes = _INTEGERS[place.dtype]
     file.seek(place.begin)
@@ -193,13 +193,13 @@ def _claim_of_manifest(folder: Path, kept: pb.Manifest) -> Claim:
 
 
 def _target(folder: Path, speculator: str, claims: Iterable[Claim]) -> str:
-    found = _agreed("target", {claim.where: claim.target for claim in claims})
-    if not found:
+    target = _agreed("target", {claim.where: claim.target for claim in claims})
+    if not target:
         raise InvalidInput(
             f"the target model of {folder} is unknown: it has no {transfer.MANIFEST}, and {speculator} has no"
             " version yet; name the model's folder with --target"
         )
-    return found
+    return target
 
 
 def _agreed(kind: str, claims: dict[str, str]) -> str:

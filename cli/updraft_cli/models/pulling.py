@@ -148,15 +148,15 @@ def _check_room(folder: Path, missing: list[File]) -> None:
 def _read(folder: Path, address: Address) -> Record:
     """Return the folder's record, or a new one for an empty folder. Conflict if it holds anything else."""
     try:
-        said = json.loads((folder / _OWN / _RECORD).read_text())
-        files = {str(name): (int(size), str(tag)) for name, (size, tag) in said.pop("files").items()}
-        record = Record(**said, files=files)
+        content = json.loads((folder / _OWN / _RECORD).read_text())
+        files = {str(name): (int(size), str(tag)) for name, (size, tag) in content.pop("files").items()}
+        record = Record(**content, files=files)
     except FileNotFoundError:
         if folder.is_dir() and (
-            found := sorted(entry.name for entry in folder.iterdir() if entry.name not in _LEFT_ALONE)
+            others := sorted(entry.name for entry in folder.iterdir() if entry.name not in _LEFT_ALONE)
         ):
             raise Conflict(
-                f"{folder} holds files that were not pulled, such as {found[0]}: name another folder, or empty it"
+                f"{folder} holds files that were not pulled, such as {others[0]}: name another folder, or empty it"
             ) from None
         return Record(uri=address.uri, asked=address.revision)
     except (ValueError, TypeError, KeyError) as error:

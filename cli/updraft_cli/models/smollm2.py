@@ -106,10 +106,10 @@ def convert_file(source: Path, folder: Path, tokenizer_from: Path | None, progre
 def _check_digest(source: Path, model: PackagedModel, progress: Progress) -> None:
     progress(f"checking {model.file}", 0.0)
     with source.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != model.sha256:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != model.sha256:
         raise Corrupt(
-            f"{source} has sha256 {found[:12]}..., expected {model.sha256[:12]}...:"
+            f"{source} has sha256 {digest[:12]}..., expected {model.sha256[:12]}...:"
             f" run `{model.install} --force-reinstall`"
         )
 

@@ -225,7 +225,7 @@ def test_who_brings_no_token_or_a_wrong_one_is_told_how_to_bring_one(run: Run, t
             return run(*arguments, "--registry", process.address, *brought)
 
         assert ask("draft", "list").output.endswith("the call has none (--token-file, UPDRAFT_TOKEN_FILE)\n")
-        assert "one that is not known here (--token-file" in ask("draft", "list", brings="wrong").output
+        assert "the call's token is unknown (--token-file" in ask("draft", "list", brings="wrong").output
         assert ask("draft", "list", brings="reader").exit_code == 0
         refused = ask("rollout", "pause", brings="reader")
         assert (refused.exit_code, refused.output.count("\n")) == (1, 1)

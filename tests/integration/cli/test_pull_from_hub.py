@@ -86,7 +86,7 @@ def test_a_gated_model_opens_with_a_token_only(hub: HubServer, tmp_path: Path) -
 
 def test_a_model_that_is_not_there_and_a_hub_that_is_away_are_one_sentence(hub: HubServer, tmp_path: Path) -> None:
     unknown = pull(hub.url, "hf://org/unknown", tmp_path / "model")
-    assert (unknown.returncode, last(unknown)[:45]) == (1, "Error: there is no hf://org/unknown, or it is")
+    assert (unknown.returncode, last(unknown)[:50]) == (1, "Error: hf://org/unknown does not exist or is private"[:50])
     away = pull(f"http://127.0.0.1:{free_port()}", "hf://org/public", tmp_path / "model")
     assert (away.returncode, last(away)[:41]) == (1, "Error: cannot read hf://org/public: [Errn")
     assert away.stderr.count("Error") == 1

@@ -64,10 +64,10 @@ def diff(backend: Backend, old: Version, new: Version, form: Format) -> None:
     For example `draft diff stable candidate`. wide, json and yaml include what is equal; name prints the names of
     the differences.
     """
-    found = difference(backend.draft(old), backend.draft(new))
-    fields = [field.name for field in found.fields if not field.is_equal]
-    tensors = [pair.name for pair in found.tensors if not pair.is_equal]
-    output.show(found, form, names=[*fields, *tensors], rendered=partial(differences_view.rendered, found))
+    comparison = difference(backend.draft(old), backend.draft(new))
+    fields = [field.name for field in comparison.fields if not field.is_equal]
+    tensors = [pair.name for pair in comparison.tensors if not pair.is_equal]
+    output.show(comparison, form, names=[*fields, *tensors], rendered=partial(differences_view.rendered, comparison))
 
 
 def _name(draft: Draft | HistoryEntry) -> object:

@@ -134,8 +134,8 @@ def policy() -> None:
 @options.output()
 def show(backend: Backend, form: Format) -> None:
     """Show the policy in force. `-o yaml` is a file for `rollout policy set --file`; name is the strategy alone."""
-    found = backend.rollout(None).policy
-    output.show(found, form, names=[found.strategy], rendered=partial(view.rendered, found))
+    policy_ = backend.rollout(None).policy
+    output.show(policy_, form, names=[policy_.strategy], rendered=partial(view.rendered, policy_))
 
 
 @policy.command("set", needs=("set policy", "connection"))

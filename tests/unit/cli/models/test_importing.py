@@ -63,9 +63,7 @@ def test_without_anybody_who_knows_the_target_a_folder_is_refused(folder: Path) 
 
 
 def test_what_is_said_of_the_target_has_to_agree(folder: Path) -> None:
-    with pytest.raises(
-        InvalidInput, match=r"for another target: .*manifest\.json has sha256:a.*default has sha256:b"
-    ):
+    with pytest.raises(InvalidInput, match=r"for another target: .*manifest\.json has sha256:a.*default has sha256:b"):
         read(with_manifest(folder), "default", [Claim(where="the lineage of default", target=OTHER_TARGET)])
 
 
