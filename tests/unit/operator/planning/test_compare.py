@@ -22,7 +22,7 @@ def _wished(spec: Any) -> Manifest:
 
 
 @pytest.mark.parametrize(
-    ("wished", "live", "path"),
+    ("desired", "live", "path"),
     [
         pytest.param({"a": 1}, {"a": 1, "b": 2}, "", id="what others add is theirs"),
         pytest.param({"a": 1}, {"a": 2}, "spec.a", id="another value"),

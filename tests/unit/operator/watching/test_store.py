@@ -153,7 +153,7 @@ def test_an_autoscaler_is_told_from_a_person(fields: list[dict[str, str]], *, ex
 
 
 @pytest.mark.parametrize(
-    ("version", "known", "expected"),
+    ("version", "cached", "expected"),
     [("9", "10", True), ("10", "9", False), ("9", "9", False), ("", "9", False), ("x", "9", False), ("9", "x", False)],
 )
 def test_versions_are_numbers_or_cannot_be_compared(version: str, cached: str, *, expected: bool) -> None:
