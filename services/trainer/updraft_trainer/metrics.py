@@ -1,125 +1,73 @@
 """All metrics of the trainer. A version is the value of a gauge, never a label."""
 
-from dataclasses import dataclass, field
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 
-@dataclass(frozen=True, slots=True)
 class Metrics:
-    """Built once in `__main__`, and passed to who counts."""
+    """Built once per process and passed to each component."""
 
-    registry: CollectorRegistry
-    admitted: Counter = field(init=False)
-    refused: Counter = field(init=False)
-    traffic: Counter = field(init=False)
-    stream_lag: Gauge = field(init=False)
-    stream_up: Gauge = field(init=False)
-    replay_samples: Gauge = field(init=False)
-    replay_bytes: Gauge = field(init=False)
-    steps: Counter = field(init=False)
-    skipped_steps: Counter = field(init=False)
-    trained_rows: Counter = field(init=False)
-    step_seconds: Histogram = field(init=False)
-    loss: Gauge = field(init=False)
-    grad_norm: Gauge = field(init=False)
-    acceptance_length: Gauge = field(init=False)
-    gain: Gauge = field(init=False)
-    evaluation_seconds: Histogram = field(init=False)
-    publishes: Counter = field(init=False)
-    serving_version: Gauge = field(init=False)
-    registry_up: Gauge = field(init=False)
-    checkpoint_seconds: Histogram = field(init=False)
-    checkpoint_failures: Counter = field(init=False)
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+        histogram = partial(Histogram, registry=registry)
 
-    def __post_init__(self) -> None:
-        for name, metric in (_intake(self.registry) | _learning(self.registry) | _publishing(self.registry)).items():
-            object.__setattr__(self, name, metric)
-
-
-_Metric = Counter | Gauge | Histogram
-
-
-def _intake(r: CollectorRegistry) -> dict[str, _Metric]:
-    return {
-        "admitted": Counter(
-            "updraft_trainer_samples_admitted_total", "New samples stored, by split", ["split"], registry=r
-        ),
-        "refused": Counter(
+        self.admitted = counter("updraft_trainer_samples_admitted_total", "New samples stored, by split", ["split"])
+        self.refused = counter(
             "updraft_trainer_samples_refused_total",
-            "Traces that were not stored, by reason (duplicate: stored already; malformed, schema: dead letters)",
+            "Traces not stored, by reason (duplicate: already stored; malformed and schema: moved to the dead letters)",
             ["reason"],
-            registry=r,
-        ),
-        "traffic": Counter(
+        )
+        self.traffic = counter(
             "updraft_trainer_traffic_total",
-            "Output tokens, verify steps, and drafts proposed and accepted, of all traces, light ones too",
+            "Output tokens, verify steps, and proposed and accepted drafts of all traces, with or without a payload",
             ["what"],
-            registry=r,
-        ),
-        "stream_lag": Gauge(
-            "updraft_trainer_stream_lag_seconds", "Age of the last entry when it was stored", registry=r
-        ),
-        "stream_up": Gauge("updraft_trainer_stream_up", "1 while traces can be read and stored", registry=r),
-        "replay_samples": Gauge("updraft_trainer_replay_samples", "Samples kept, by place", ["place"], registry=r),
-        "replay_bytes": Gauge("updraft_trainer_replay_bytes", "Bytes of kept traces, by place", ["place"], registry=r),
-    }
+        )
+        self.stream_lag = gauge("updraft_trainer_stream_lag_seconds", "Age of the last entry when it was stored")
+        self.stream_up = gauge("updraft_trainer_stream_up", "1 while traces can be read and stored")
+        self.replay_samples = gauge("updraft_trainer_replay_samples", "Stored samples, by pool", ["place"])
+        self.replay_bytes = gauge("updraft_trainer_replay_bytes", "Bytes of stored traces, by pool", ["place"])
 
-
-def _learning(r: CollectorRegistry) -> dict[str, _Metric]:
-    return {
-        "steps": Counter("updraft_trainer_optimizer_steps_total", "Optimizer steps since the start", registry=r),
-        "skipped_steps": Counter(
+        self.steps = counter("updraft_trainer_optimizer_steps_total", "Optimizer steps since the process started")
+        self.skipped_steps = counter(
             "updraft_trainer_optimizer_steps_skipped_total",
-            "Steps that changed nothing, for the loss or its gradient was not finite",
-            registry=r,
-        ),
-        "trained_rows": Counter("updraft_trainer_trained_rows_total", "Tokens trained on, repeats counted", registry=r),
-        "step_seconds": Histogram(
-            "updraft_trainer_step_seconds",
-            "One optimizer step",
-            buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10),
-            registry=r,
-        ),
-        "loss": Gauge("updraft_trainer_loss", "Loss of the last step", registry=r),
-        "grad_norm": Gauge("updraft_trainer_grad_norm", "Gradient norm of the last step, before clipping", registry=r),
-        "checkpoint_seconds": Histogram(
+            "Optimizer steps skipped because the loss or its gradient was not finite",
+        )
+        self.trained_rows = counter(
+            "updraft_trainer_trained_rows_total", "Tokens trained on; a repeated token counts each time"
+        )
+        self.step_seconds = histogram(
+            "updraft_trainer_step_seconds", "Duration of an optimizer step", buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10)
+        )
+        self.loss = gauge("updraft_trainer_loss", "Loss of the last step")
+        self.grad_norm = gauge("updraft_trainer_grad_norm", "Gradient norm of the last step, before clipping")
+        self.checkpoint_seconds = histogram(
             "updraft_trainer_checkpoint_seconds",
-            "Saving the whole state",
+            "Duration of saving the training state",
             buckets=(0.03, 0.1, 0.3, 1, 3, 10, 30),
-            registry=r,
-        ),
-        "checkpoint_failures": Counter(
-            "updraft_trainer_checkpoint_failures_total", "States that could not be saved", registry=r
-        ),
-    }
+        )
+        self.checkpoint_failures = counter(
+            "updraft_trainer_checkpoint_failures_total", "Training states that could not be saved"
+        )
 
-
-def _publishing(r: CollectorRegistry) -> dict[str, _Metric]:
-    return {
-        "acceptance_length": Gauge(
+        self.acceptance_length = gauge(
             "updraft_trainer_acceptance_length_tokens",
-            "Tokens a verify step on held-out requests, of the last estimate",
+            "Tokens per verify step on held-out requests, from the last estimate",
             ["role"],
-            registry=r,
-        ),
-        "gain": Gauge(
-            "updraft_trainer_gain_ratio", "Candidate over baseline acceptance length, minus one", ["bound"], registry=r
-        ),
-        "evaluation_seconds": Histogram(
-            "updraft_trainer_evaluation_seconds",
-            "One estimate",
-            buckets=(0.03, 0.1, 0.3, 1, 3, 10, 30),
-            registry=r,
-        ),
-        "publishes": Counter(
+        )
+        self.gain = gauge(
+            "updraft_trainer_gain_ratio", "Acceptance length of the candidate over the baseline's, minus one", ["bound"]
+        )
+        self.evaluation_seconds = histogram(
+            "updraft_trainer_evaluation_seconds", "Duration of an estimate", buckets=(0.03, 0.1, 0.3, 1, 3, 10, 30)
+        )
+        self.publishes = counter(
             "updraft_trainer_publishes_total",
-            "Candidates by what became of them: a phase of the registry, unavailable, or refused (or the disk is full)",
+            "Candidates by outcome: the version's phase, withheld, unavailable, or refused (also for a full disk)",
             ["outcome"],
-            registry=r,
-        ),
-        "serving_version": Gauge(
-            "updraft_trainer_serving_version", "Version that serves, as the registry says; 0 = no draft", registry=r
-        ),
-        "registry_up": Gauge("updraft_trainer_registry_up", "1 while the registry answers", registry=r),
-    }
+        )
+        self.serving_version = gauge(
+            "updraft_trainer_serving_version", "Stable version according to the registry; 0: no draft"
+        )
+        self.registry_up = gauge("updraft_trainer_registry_up", "1 while the registry responds")

@@ -1,4 +1,4 @@
-"""Yield to whoever shares the machine: nice value and scheduling policy, before any thread exists to inherit them."""
+"""Lowers the priority of the process, because serving may share its machine."""
 
 import os
 
@@ -6,6 +6,6 @@ _POLICIES = {"normal": os.SCHED_OTHER, "batch": os.SCHED_BATCH, "idle": os.SCHED
 
 
 def yield_to_others(*, niceness: int, scheduling: str) -> None:
-    """Lower this process's priority. Neither needs a right; Linux applies both to the threads started from here on."""
+    """Set nice value and scheduling policy. Neither needs privileges. Threads inherit both, so call it before any starts."""
     os.nice(niceness)
     os.sched_setscheduler(0, _POLICIES[scheduling], os.sched_param(0))

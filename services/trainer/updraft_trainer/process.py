@@ -1,4 +1,4 @@
-"""The trainer process: everything is built here, once, and taken down in reverse."""
+"""The trainer process: builds every component once and closes them in reverse order."""
 
 import asyncio
 import logging
@@ -19,7 +19,7 @@ from updraft_trainer.data.intake import Intake
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.retention import ReplayLimits
 from updraft_trainer.data.sample import ExpectedTarget
-from updraft_trainer.learning.initial_state import InitialState, TrainerSpec, begin, resume
+from updraft_trainer.initial_state import InitialState, TrainerSpec, resume, start
 from updraft_trainer.learning.state import Identity, States
 from updraft_trainer.loop import Components, Trainer, TrainingOptions
 from updraft_trainer.metrics import Metrics
@@ -32,12 +32,11 @@ from updraft_trainer.settings import TrainerSettings
 logger = logging.getLogger(__name__)
 
 _CLAIM_IDLE = timedelta(seconds=30)
-"""Until entries of a trainer that is gone are taken over. Intake reads every second or so, also while a step runs, and
-waits for ten at most when something is away."""
+"""Idle time after which another trainer's entries are taken over. Intake reads about every second, also during a training
+step, and backs off for at most ten seconds while Redis is unavailable."""
 
 
 def main() -> None:
-    """Run until SIGTERM or SIGINT."""
     config = settings.load(TrainerSettings)
     logs.configure(process="trainer", level=config.log_level, format=config.log_format)
     yield_to_others(niceness=config.niceness, scheduling=config.scheduling)
@@ -46,15 +45,15 @@ def main() -> None:
 
 
 async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
-    """Train until `stop`; UpdraftError if the start fails."""
+    """Train until `stop`. UpdraftError if a component cannot start."""
     identity = Identity(
         speculator=config.speculator,
         target_fingerprint=target_fingerprint(config.model),
         tokenizer_fingerprint=tokenizer_fingerprint(config.model),
     )
     target = read_head(config.model)
-    expected = _expectation(identity, target)
-    measures, clock = Metrics(CollectorRegistry()), SystemClock()
+    expected = _expected_target(identity, target)
+    counters, clock = Metrics(CollectorRegistry()), SystemClock()
     async with AsyncExitStack() as stack:
         data = stack.enter_context(folder.exclusive(config.data_dir, setting="UPDRAFT_TRAINER_DATA_DIR"))
         states = States(data / "states")
@@ -67,12 +66,12 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
                 cache_bytes=config.cache_max_bytes,
             )
         )
-        design = _design(config, identity, target)
-        origin = resume(state, design) if state else None
-        del state  # its copy of the weights
+        spec = _trainer_spec(config, identity, target)
+        initial = resume(state, spec) if state else None
+        del state  # frees its copy of the weights
         port = stack.enter_context(
             metrics.serve(
-                measures.registry,
+                counters.registry,
                 host=config.metrics_host,
                 port=config.metrics_port,
                 ready=lambda: True,
@@ -82,50 +81,53 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
         client = await stack.enter_async_context(streams.connect(config.redis_url.get_secret_value()))
         channel = await stack.enter_async_context(rpc.channel(config.registry_address, config.registry_credentials))
         stub = registry_pb2_grpc.RegistryStub(channel)
-        drafts = RegistryView(stub, config.speculator, data / "drafts", measures)
+        registry = RegistryView(stub, config.speculator, data / "drafts", counters)
         consumer = streams.Consumer(
             client, config.stream_key, group="trainer", name=config.pod_name, claim_idle=_CLAIM_IDLE
         )
-        around = Components(
+        components = Components(
             replay=replay,
-            drafts=drafts,
-            evaluator=Evaluator(replay, drafts, num_samples=config.evaluation_samples, lookahead=config.lookahead),
+            registry=registry,
+            evaluator=Evaluator(replay, registry, num_samples=config.evaluation_samples, lookahead=config.lookahead),
             publisher=Publisher(
                 stub,
                 identity=identity,
-                config_digest=design.config_digest,
+                config_digest=spec.config_digest,
                 folder=data / "candidate",
                 clock=clock,
             ),
             states=states,
-            metrics=measures,
+            metrics=counters,
             clock=clock,
         )
-        logger.info("Trainer starts", extra={"metrics_port": port, "stream": config.stream_key})
+        logger.info("Trainer started", extra={"metrics_port": port, "stream": config.stream_key})
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(Intake(consumer, replay, expected, metrics=measures, clock=clock).run(stop))
-            tasks.create_task(drafts.follow(stop))
-            tasks.create_task(_train(config, design, origin, around, identity, stop))
+            tasks.create_task(Intake(consumer, replay, expected, metrics=counters, clock=clock).run(stop))
+            tasks.create_task(registry.run(stop))
+            tasks.create_task(_train(config, spec, initial, components, identity, stop))
 
 
 async def _train(
     config: TrainerSettings,
-    design: TrainerSpec,
-    origin: InitialState | None,
-    around: Components,
+    spec: TrainerSpec,
+    initial: InitialState | None,
+    components: Components,
     identity: Identity,
     stop: lifecycle.Stop,
 ) -> None:
-    origin = origin or await begin(design, around.drafts, around.replay, stop)
-    if origin is not None:
-        plan = TrainingOptions(
-            batch_samples=config.batch_samples, max_uses=config.max_uses, pace=config.pace, bar=config.bar
+    initial = initial or await start(spec, components.registry, components.replay, stop)
+    if initial is not None:
+        options = TrainingOptions(
+            batch_samples=config.batch_samples,
+            max_uses=config.max_uses,
+            schedule=config.schedule,
+            thresholds=config.thresholds,
         )
-        trainer = Trainer(origin, around, plan, identity=identity, config_digest=design.config_digest)
+        trainer = Trainer(initial, components, options, identity=identity, config_digest=spec.config_digest)
         await trainer.run(stop)
 
 
-def _expectation(identity: Identity, target: TargetHead) -> ExpectedTarget:
+def _expected_target(identity: Identity, target: TargetHead) -> ExpectedTarget:
     return ExpectedTarget(
         target_fingerprint=identity.target_fingerprint,
         tokenizer_fingerprint=identity.tokenizer_fingerprint,
@@ -135,7 +137,7 @@ def _expectation(identity: Identity, target: TargetHead) -> ExpectedTarget:
     )
 
 
-def _design(config: TrainerSettings, identity: Identity, target: TargetHead) -> TrainerSpec:
+def _trainer_spec(config: TrainerSettings, identity: Identity, target: TargetHead) -> TrainerSpec:
     return TrainerSpec(
         target=target,
         target_fingerprint=identity.target_fingerprint,

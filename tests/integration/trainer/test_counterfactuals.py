@@ -79,9 +79,9 @@ def in_their_text(finished: FinishedRequest, sample: Sample) -> bool:
     everything = (*finished.request.prompt_ids, *finished.output_ids)
     first = len(finished.request.prompt_ids) - sample.first_output
     return len(steps) == len(sample.counterfactuals) and all(
-        first + one.place == len(finished.request.prompt_ids) + step.start + step.accepted
+        first + one.start == len(finished.request.prompt_ids) + step.start + step.accepted
         and one.ids.tolist() == list(step.draft_ids[step.accepted :][:2])
-        and one.ids[0] != everything[first + one.place]
+        and one.ids[0] != everything[first + one.start]
         for one, step in zip(sample.counterfactuals, steps, strict=True)
     )
 

@@ -178,7 +178,7 @@ async def test_redis_absent_at_the_start_and_killed_later_costs_no_trace(
 ) -> None:
     server = RedisServer(short_tmp_path, durable=True)
     async with streams.connect(server.url) as client, running(client, replay, traces, metrics):
-        await until(lambda: "No traces come in" in caplog.text)
+        await until(lambda: "Cannot read or store traces" in caplog.text)
         with server:
             for start in (0, 20, 40):
                 await send(client, *(traces.data(seed) for seed in range(start, start + 20)))

@@ -35,7 +35,7 @@ from updraft_draft.target_weights import read_head
 from updraft_trainer.data.replay import IncomingTrace, Replay
 from updraft_trainer.data.retention import ReplayLimits
 from updraft_trainer.data.sample import read_sample
-from updraft_trainer.learning.initial_state import InitialState, TrainerSpec, begin, resume
+from updraft_trainer.initial_state import InitialState, TrainerSpec, resume, start
 from updraft_trainer.learning.learner import Hyper
 from updraft_trainer.learning.state import Identity, States
 from updraft_trainer.loop import Components, Trainer, TrainingOptions
@@ -51,11 +51,11 @@ pytestmark = pytest.mark.lasts(120)
 if TYPE_CHECKING:
     from updraft.registry.v1.registry_pb2_grpc import RegistryAsyncStub
 
-PLAN = TrainingOptions(
+OPTIONS = TrainingOptions(
     batch_samples=4,
     max_uses=6,
-    pace=TrainingSchedule(evaluate_steps=10, evaluate_seconds=15.0, checkpoint_seconds=60.0),
-    bar=PublishThresholds(min_samples=8, min_gain_percent=1.0, min_first_gain_percent=15.0, confidence=0.9),
+    schedule=TrainingSchedule(evaluate_steps=10, evaluate_seconds=15.0, checkpoint_seconds=60.0),
+    thresholds=PublishThresholds(min_samples=8, min_gain_percent=1.0, min_first_gain_percent=15.0, confidence=0.9),
 )
 
 
@@ -66,9 +66,9 @@ class Bench:
     folder: Path
     traces: TraceMaker
     replay: Replay
-    design: TrainerSpec
+    spec: TrainerSpec
     identity: Identity
-    around: Components
+    components: Components
     clock: ManualClock
     metrics: Metrics
     stub: "RegistryAsyncStub"
@@ -81,37 +81,37 @@ class Bench:
         expected = self.traces.expected
         self.replay.admit([IncomingTrace(sample=read_sample(one, expected), data=one) for one in data])
 
-    def trainer(self, origin: InitialState, *, plan: TrainingOptions = PLAN) -> Trainer:
-        return Trainer(origin, self.around, plan, identity=self.identity, config_digest=self.design.config_digest)
+    def trainer(self, initial: InitialState, *, options: TrainingOptions = OPTIONS) -> Trainer:
+        return Trainer(initial, self.components, options, identity=self.identity, config_digest=self.spec.config_digest)
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         """Ask the registry, once it can be reached (a channel takes its time to come back)."""
 
         async def has_looked() -> bool:
             try:
-                await self.around.drafts.look()
+                await self.components.registry.refresh()
             except Unavailable:
                 return False
             return True
 
         await until(has_looked, what="the registry's answer")
 
-    async def origin(self) -> InitialState:
-        await self.look()
-        origin = await begin(self.design, self.around.drafts, self.replay, Stop())
-        assert origin is not None
-        return origin
+    async def initial(self) -> InitialState:
+        await self.refresh()
+        initial = await start(self.spec, self.components.registry, self.replay, Stop())
+        assert initial is not None
+        return initial
 
     async def started(self) -> Trainer:
         """A trainer on 40 traces of the first rule, 12 more held out."""
         self.admit(0, 32)
         self.admit(1000, 1012, evaluation=True)
-        return self.trainer(await self.origin())
+        return self.trainer(await self.initial())
 
     async def train(self, trainer: Trainer) -> None:
         """Learn until all is learnt, estimating and publishing on the way, as the loop does."""
-        while trainer.learn():
-            await self.look()
+        while trainer.train():
+            await self.refresh()
             if candidate := await trainer.evaluate():
                 await trainer.publish(candidate)
 
@@ -166,7 +166,7 @@ async def bench(
         target_fingerprint=traces.target_fingerprint,
         tokenizer_fingerprint=traces.tokenizer_fingerprint,
     )
-    design = TrainerSpec(
+    spec = TrainerSpec(
         target=read_head(target),
         target_fingerprint=traces.target_fingerprint,
         hyper=Hyper(),
@@ -186,11 +186,11 @@ async def bench(
         )
         channel = await stack.enter_async_context(rpc.channel(f"127.0.0.1:{port}"))
         stub = registry_pb2_grpc.RegistryStub(channel)
-        drafts = RegistryView(stub, speculator, folder / "drafts", metrics)
-        around = Components(
+        registry_view = RegistryView(stub, speculator, folder / "drafts", metrics)
+        components = Components(
             replay=replay,
-            drafts=drafts,
-            evaluator=Evaluator(replay, drafts, num_samples=32, lookahead=3),
+            registry=registry_view,
+            evaluator=Evaluator(replay, registry_view, num_samples=32, lookahead=3),
             publisher=Publisher(
                 stub, identity=identity, config_digest="sha256:c", folder=folder / "candidate", clock=clock
             ),
@@ -202,9 +202,9 @@ async def bench(
             folder=folder,
             traces=traces,
             replay=replay,
-            design=design,
+            spec=spec,
             identity=identity,
-            around=around,
+            components=components,
             clock=clock,
             metrics=metrics,
             stub=stub,
@@ -251,7 +251,7 @@ async def test_the_first_draft_is_published_once_it_beats_no_draft(whole: Bench)
     assert all(s.baseline_steps == s.tokens == 23 for s in manifest.evaluation.samples)
     assert manifest.source == pb.SOURCE_TRAINER
     assert manifest.provenance.samples > 0
-    assert manifest.provenance.step >= PLAN.pace.evaluate_steps
+    assert manifest.provenance.step >= OPTIONS.schedule.evaluate_steps
     assert manifest.provenance.first_trace_id in whole.replay.training_ids()
     assert manifest.target_fingerprint == whole.traces.target_fingerprint
     assert whole.published("stable") >= 1
@@ -260,7 +260,7 @@ async def test_the_first_draft_is_published_once_it_beats_no_draft(whole: Bench)
 async def test_what_is_published_is_what_the_engine_will_hold(whole: Bench) -> None:
     await whole.train(await whole.started())
     version = (await whole.versions())[-1]
-    folder = await whole.around.drafts.fetch(version.version)
+    folder = await whole.components.registry.fetch(version.version)
     _, tensors = checkpoint.load(folder)
     specs = checkpoint.tensor_specs(sorted(tensors.items()))
     assert tensors_digest(specs) == version.manifest.tensors_digest
@@ -290,7 +290,7 @@ async def test_the_next_engine_shows_the_likeliest_tokens_and_its_traffic_is_lea
     """A speculator whose engine was changed: the same draft goes on, on traces of both engines."""
     trainer = await whole.started()
     await whole.train(trainer)
-    before, head = await whole.versions(), whole.design.target.head
+    before, head = await whole.versions(), whole.spec.target.head
     shifted = [
         whole.traces.trace(seed, rule=1, evaluation=seed >= 3000) for seed in (*range(2000, 2040), *range(3000, 3016))
     ]
@@ -324,8 +324,8 @@ async def test_a_rejected_candidate_is_not_sent_again_and_training_goes_on(whole
 async def test_the_same_tensors_are_sent_only_once(whole: Bench) -> None:
     trainer = await whole.started()
     for _ in range(40):
-        trainer.learn()
-    await whole.look()
+        trainer.train()
+    await whole.refresh()
     candidate = await trainer.evaluate()
     assert candidate is not None
     await trainer.publish(candidate)
@@ -361,11 +361,11 @@ async def test_the_baseline_follows_a_pin_to_an_older_version(whole: Bench) -> N
     await whole.train(trainer)
     assert len(await whole.versions()) >= 2
     await whole.pin(1)
-    await whole.look()
+    await whole.refresh()
     whole.clock.advance(15.0)
     whole.admit(3016, 3017, rule=1, evaluation=True)
     assert await trainer.evaluate() is None
-    assert whole.around.evaluator.baseline.version == 1
+    assert whole.components.evaluator.baseline.version == 1
     assert [path.name for path in (whole.folder / "drafts").iterdir()] == ["1"]
 
 
@@ -376,7 +376,7 @@ async def test_learning_goes_on_without_a_registry_and_publishes_when_it_is_back
     trainer = await alone.started()
     registry.kill()
     for _ in range(25):
-        assert trainer.learn()
+        assert trainer.train()
     candidate = await trainer.evaluate()
     assert candidate is not None
     await trainer.publish(candidate)
@@ -392,7 +392,7 @@ async def test_a_registry_killed_in_the_middle_of_a_publication_gets_a_fresh_can
     registry.start()
     trainer = await alone.started()
     for _ in range(25):
-        trainer.learn()
+        trainer.train()
     candidate = await trainer.evaluate()
     assert candidate is not None
     registry.freeze()  # it takes bytes in and answers nothing
@@ -414,8 +414,8 @@ async def test_a_disk_without_room_for_a_candidate_costs_that_candidate_only(
 ) -> None:
     trainer = await whole.started()
     for _ in range(25):
-        trainer.learn()
-    await whole.look()
+        trainer.train()
+    await whole.refresh()
     candidate = await trainer.evaluate()
     assert candidate is not None
     with file_size_limit(10_000):
@@ -491,18 +491,18 @@ async def test_a_registry_whose_vocabulary_is_another_ends_the_trainer(whole: Be
 async def test_training_resumes_where_it_was_saved(whole: Bench) -> None:
     trainer = await whole.started()
     for _ in range(15):
-        trainer.learn()
+        trainer.train()
     trainer.save()
     weights = {k: v.clone() for k, v in trainer.learner.network.state_dict().items()}
     for _ in range(5):
-        trainer.learn()
-    state = whole.around.states.load(whole.identity)
+        trainer.train()
+    state = whole.components.states.load(whole.identity)
     assert state is not None
-    resumed = whole.trainer(resume(state, whole.design))
+    resumed = whole.trainer(resume(state, whole.spec))
     assert resumed.learner.step == 15
     assert all(resumed.learner.network.state_dict()[name].equal(tensor) for name, tensor in weights.items())
     for _ in range(5):
-        resumed.learn()
+        resumed.train()
     for name, tensor in trainer.learner.network.state_dict().items():
         assert resumed.learner.network.state_dict()[name].equal(tensor), f"{name} differs after the same steps"
 
@@ -526,17 +526,17 @@ async def test_the_loop_rests_when_all_is_learnt_and_saves_when_it_stops(whole: 
     trainer = await whole.started()
     stop = Stop()
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(whole.around.drafts.follow(stop))
+        tasks.create_task(whole.components.registry.run(stop))
         tasks.create_task(trainer.run(stop))
         await until(
-            lambda: len(trainer.progress.uses) == 32 and min(trainer.progress.uses.values()) == PLAN.max_uses,
+            lambda: len(trainer.history.uses) == 32 and min(trainer.history.uses.values()) == OPTIONS.max_uses,
             what="the end of what there is to learn",
         )
         step = trainer.learner.step
         whole.admit(100, 108)
         await until(lambda: trainer.learner.step > step, what="learning from new samples")
         stop.request()
-    state = whole.around.states.load(whole.identity)
+    state = whole.components.states.load(whole.identity)
     assert state is not None
     assert state.learner["step"] == trainer.learner.step
 
@@ -552,8 +552,8 @@ async def test_a_trainer_whose_role_may_not_publish_says_so_and_learns_on(
     token_file.write_text("0123456789abcdef")
     trainer = await whole.started()
     for _ in range(25):
-        trainer.learn()
-    await whole.look()
+        trainer.train()
+    await whole.refresh()
     candidate = await trainer.evaluate()
     assert candidate is not None
     registry = service(pb.DESCRIPTOR.services_by_name["Registry"], Publish=never)
@@ -565,8 +565,8 @@ async def test_a_trainer_whose_role_may_not_publish_says_so_and_learns_on(
         publisher = Publisher(
             stub, identity=whole.identity, config_digest="", folder=whole.folder / "refused", clock=whole.clock
         )
-        origin = InitialState(learner=trainer.learner, progress=trainer.progress, rng=random.Random(0))
-        denied = replace(whole, around=replace(whole.around, publisher=publisher)).trainer(origin)
+        initial = InitialState(learner=trainer.learner, history=trainer.history, rng=random.Random(0))
+        denied = replace(whole, components=replace(whole.components, publisher=publisher)).trainer(initial)
         await denied.publish(candidate)
 
     assert "role read may not call Registry.Publish, which requires role publish or operate" in caplog.text

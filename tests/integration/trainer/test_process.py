@@ -117,9 +117,9 @@ async def test_a_trainer_killed_at_any_moment_loses_no_trace_admits_none_twice_a
             has_come = partial(moments[moment], part * 50, num_saved)
             await until(has_come, timeout_s=120, what=f"the moment {moment}")
             trainer.kill()
-            num_lives = trainer.log().count("Trainer starts")
+            num_lives = trainer.log().count("Trainer started")
             trainer.start()
-        await until(lambda: trainer.log().count("Trainer starts") > num_lives, what="the last life")
+        await until(lambda: trainer.log().count("Trainer started") > num_lives, what="the last life")
         await until(lambda: is_settled(redis), what="an empty stream")
         assert trainer.terminate() == 0
     admitted = admissions(trainer.data_dir)
@@ -181,9 +181,9 @@ async def test_a_disk_that_is_full_at_the_stop_costs_what_was_learnt_since_the_l
         trainer.wait_for_log("Could not save, trying again later: cannot save to ")
         assert trainer.terminate() == 0
     saved = steps(trainer.log(), "Saved")[-1]
-    (told,) = (line for line in trainer.log().splitlines() if "Could not save, the next start goes on" in line)
+    (told,) = (line for line in trainer.log().splitlines() if "Could not save, the next start resumes" in line)
     assert "ERROR" in told
-    assert "from the last state that was saved: cannot save to" in told
+    assert "from the last saved state: cannot save to" in told
     assert f"saved_step={saved}" in told
     assert "Traceback" not in trainer.log()
     with trainer:
@@ -218,7 +218,7 @@ def test_a_state_of_another_target_ends_the_start_in_one_sentence(
     other = Trainer(tmp_path, stranger, redis_url, registry_port)
     with other:
         assert other.wait() == 1
-    assert "is of the target fingerprint sha256:" in other.log()
+    assert "has the target fingerprint sha256:" in other.log()
     assert "set UPDRAFT_TRAINER_DATA_DIR to another folder" in other.log()
     assert "Traceback" not in other.log()
 
@@ -227,7 +227,7 @@ def test_two_trainers_do_not_share_a_folder(
     redis_url: str, tmp_path: Path, tiny_target: Path, registry_port: int
 ) -> None:
     with Trainer(tmp_path, tiny_target, redis_url, registry_port) as first:
-        first.wait_for_log("Trainer starts")
+        first.wait_for_log("Trainer started")
         with Trainer(tmp_path, tiny_target, redis_url, registry_port) as second:
             assert second.wait() == 1
     assert second.log().splitlines() == [
@@ -237,6 +237,6 @@ def test_two_trainers_do_not_share_a_folder(
 
 def test_a_trainer_lives_without_redis_and_registry(tmp_path: Path, tiny_target: Path) -> None:
     with Trainer(tmp_path, tiny_target, f"redis://127.0.0.1:{free_port()}", free_port()) as trainer:
-        trainer.wait_for_log("No traces come in")
-        trainer.wait_for_log("The registry is away")
+        trainer.wait_for_log("Cannot read or store traces")
+        trainer.wait_for_log("The registry is unavailable")
         assert trainer.terminate() == 0

@@ -33,8 +33,8 @@ def test_the_parts_get_what_was_set() -> None:
     assert settings.hyper.learning_rate == 0.01
     assert settings.hyper.loss == "acceptance"
     assert settings.hyper.discard_weight == 0.1
-    assert settings.bar.min_samples == 20
-    assert settings.pace.evaluate_seconds == 3.0
+    assert settings.thresholds.min_samples == 20
+    assert settings.schedule.evaluate_seconds == 3.0
     assert settings.stream_key.startswith("updraft:team-a:")
 
 

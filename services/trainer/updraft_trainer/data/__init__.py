@@ -1,1 +1,1 @@
-"""Traces become samples: intake, durable replay, selection."""
+"""From traces to samples: intake, durable replay, selection."""

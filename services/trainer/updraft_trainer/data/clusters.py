@@ -1,9 +1,9 @@
-"""Which kind of traffic a sample is: the caller's own name for it, or what its tokens look like.
+"""Assigns each sample to a cluster of traffic: the domain that its caller named, or a cluster of similar token counts.
 
-Leader clustering (Hartigan, "Clustering Algorithms", 1975, ch. 3) over hashed token histograms, so that replay keeps
-old traffic apart from new even where nobody names a domain. Square roots of the counts: a few frequent tokens must not
-be all that is compared (Hellinger distance). Refused: hidden states as features, whose large common part makes
-everything similar; k-means with restarts, for a sample's cluster must not change after it was stored.
+Leader clustering (Hartigan, "Clustering Algorithms", 1975, ch. 3) over hashed token histograms lets replay separate old from
+new traffic even if callers name no domains. It compares square roots of counts (Hellinger distance), so that a few frequent
+tokens do not dominate. Rejected: hidden states as features, because their large common component makes everything similar;
+k-means with restarts, because a sample's cluster must not change after it was stored.
 """
 
 from collections.abc import Iterable
@@ -17,11 +17,11 @@ Feature = npt.NDArray[np.float32]
 FEATURE_SIZE = 256
 
 MAX_CLUSTERS = 16
-"""Of each kind, named and found: replay is shared out among them, and callers may send any name."""
+"""Limit for named clusters and for content clusters: they share replay, and callers may send any name."""
 
 MIN_SIMILARITY = 0.5
-"""Cosine to a cluster's mean below which a sample opens another. HumanEval and five reasoning-gym tasks, with answers,
-have 0.74 to 0.93 to their own mean and 0.56 or less to others; 0.45 to 0.55 keep them apart, 0.6 splits HumanEval."""
+"""A sample whose cosine to every cluster's mean is lower opens a new cluster. HumanEval and five reasoning-gym tasks, with
+answers, have 0.74 to 0.93 to their own mean and at most 0.56 to others; 0.45 to 0.55 separates them, 0.6 splits HumanEval."""
 
 MAX_NAME_CHARS = 64
 
@@ -39,36 +39,37 @@ def feature(ids: Iterable[int]) -> Feature:
 
 
 class Clusters:
-    """Names of the clusters and, of those that were found by content, the sum of their samples' features."""
+    """`named` clusters come from domains; `by_content` holds the sum of the samples' features per content cluster."""
 
-    def __init__(self, named: Iterable[str] = (), found: dict[str, Feature] | None = None) -> None:
+    def __init__(self, named: Iterable[str] = (), by_content: dict[str, Feature] | None = None) -> None:
         self.named = set(named)
-        self.found = dict(found or {})
+        self.by_content = dict(by_content or {})
 
     def assign(self, domain: str, ids: Iterable[int]) -> str:
-        """The cluster of a sample, opened if need be; a content cluster's mean moves towards the sample."""
+        """The sample's cluster, created if necessary. The mean of a content cluster moves towards the sample."""
         name = f"domain:{domain[:MAX_NAME_CHARS]}"
         if domain and (name in self.named or len(self.named) < MAX_CLUSTERS):
             self.named.add(name)
             return name
         return self._assign_by_content(feature(ids))
 
-    def forget(self, kept: Iterable[str]) -> None:
-        """Drop the clusters that hold no sample any more, which makes room for new ones."""
-        kept = set(kept)
-        self.named &= kept
-        self.found = {name: total for name, total in self.found.items() if name in kept}
+    def keep_only(self, names: Iterable[str]) -> None:
+        """Remove clusters without samples, to make room for new ones."""
+        names = set(names)
+        self.named &= names
+        self.by_content = {name: total for name, total in self.by_content.items() if name in names}
 
-    def _assign_by_content(self, seen: Feature) -> str:
+    def _assign_by_content(self, sample: Feature) -> str:
         similarity = {
-            name: float(total @ seen) / max(float(np.linalg.norm(total)), 1e-12) for name, total in self.found.items()
+            name: float(total @ sample) / max(float(np.linalg.norm(total)), 1e-12)
+            for name, total in self.by_content.items()
         }
         nearest = max(similarity, key=lambda name: similarity[name], default=None)
-        if nearest is None or (similarity[nearest] < MIN_SIMILARITY and len(self.found) < MAX_CLUSTERS):
+        if nearest is None or (similarity[nearest] < MIN_SIMILARITY and len(self.by_content) < MAX_CLUSTERS):
             nearest = self._free_name()
-            self.found[nearest] = np.zeros(FEATURE_SIZE, dtype=np.float32)
-        self.found[nearest] = self.found[nearest] + seen
+            self.by_content[nearest] = np.zeros(FEATURE_SIZE, dtype=np.float32)
+        self.by_content[nearest] = self.by_content[nearest] + sample
         return nearest
 
     def _free_name(self) -> str:
-        return next(name for n in range(len(self.found) + 1) if (name := f"content:{n}") not in self.found)
+        return next(name for n in range(len(self.by_content) + 1) if (name := f"content:{n}") not in self.by_content)

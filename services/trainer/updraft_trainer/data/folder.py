@@ -1,4 +1,4 @@
-"""The trainer's data folder: one trainer at a time, writable, and known to be both before anything is learnt."""
+"""Locks the trainer's data folder and checks that it is writable, before training starts."""
 
 import fcntl
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from updraft_chassis.errors import Conflict
 
 @contextmanager
 def exclusive(folder: Path, *, setting: str) -> Iterator[Path]:
-    """Create and lock the folder until the block ends or the process dies. Conflict names `setting`."""
+    """Create and lock the folder until the block ends or the process dies. Conflict, with the name of `setting`, on failure."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("ab")

@@ -1,7 +1,7 @@
-"""From the stream into replay: read, check, store, and only then acknowledge.
+"""Moves traces from the stream into replay: read, check, store, and only then acknowledge.
 
-An entry is settled when its effect is durable: stored, known already, or refused and counted. What nobody could ever
-read goes to the dead letters. With Redis away or the disk full, entries stay where they are and learning goes on.
+An entry is settled when its effect is durable: it was stored, is a duplicate, or was rejected and counted. Unreadable entries
+go to the dead letters. While Redis is unavailable or the disk is full, entries stay in the stream and training continues.
 """
 
 import asyncio
@@ -26,17 +26,17 @@ from updraft_trainer.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 BATCH_ENTRIES = 8
-"""Decoded together in memory; an entry has at most 32 MiB, and most have less than one."""
+"""Entries decoded in memory at a time; an entry has at most 32 MiB, most have less than 1 MiB."""
 
 _BLOCK = timedelta(seconds=1)
 
-# Refusals that say that the bytes are wrong, rather than that a sound trace is not for us.
+# Labels of rejections for invalid bytes, as opposed to valid traces that this trainer cannot use.
 _UNREADABLE = frozenset({"malformed", "schema"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceCounts:
-    """What one trace says of its request, with or without a payload."""
+    """Counts of one trace, with or without a payload."""
 
     tokens: int
     steps: int
@@ -46,7 +46,7 @@ class TraceCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedEntry:
-    """An entry with either its sample or the reason that it is none."""
+    """An entry with either its sample or the reason why it has none."""
 
     entry: Entry
     sample: Sample | None = None
@@ -55,12 +55,10 @@ class CheckedEntry:
 
     @property
     def is_unreadable(self) -> bool:
-        """Whether a person should look at it."""
         return self.refusal is not None and self.refusal.label in _UNREADABLE
 
 
 def check(entry: Entry, expected: ExpectedTarget) -> CheckedEntry:
-    """Decode one entry."""
     try:
         sample = read_sample(entry.data, expected)
     except RefusedTrace as refusal:
@@ -69,7 +67,7 @@ def check(entry: Entry, expected: ExpectedTarget) -> CheckedEntry:
 
 
 def read_traffic(data: bytes) -> TraceCounts | None:
-    """Count tokens and steps of a trace; None if it is none."""
+    """None if the bytes are not a trace."""
     try:
         trace = trace_pb2.Trace.FromString(data)
     except DecodeError:
@@ -83,7 +81,7 @@ def read_traffic(data: bytes) -> TraceCounts | None:
 
 
 class Intake:
-    """The one task that uses the consumer."""
+    """Not for concurrent use: one task runs it."""
 
     def __init__(
         self, consumer: Consumer, replay: Replay, expected: ExpectedTarget, *, metrics: Metrics, clock: Clock
@@ -97,22 +95,22 @@ class Intake:
         self._is_up: bool | None = None
 
     async def run(self, stop: Stop) -> None:
-        """Take entries in until `stop`, through whatever outage."""
+        """Store entries until `stop`; retries after every `UpdraftError`."""
         backoff = Backoff()
         while not stop.requested:
             try:
                 if not self._is_up:
                     await self._consumer.open()
-                await self.turn()
+                await self.store_batch()
             except UpdraftError as error:
-                self._note(is_up=False, why=str(error))
+                self._set_up(is_up=False, reason=str(error))
                 await stop.wait(next(backoff))
             else:
-                self._note(is_up=True)
+                self._set_up(is_up=True)
                 backoff.reset()
 
-    async def turn(self) -> None:
-        """Settle a batch: the one that could not be settled before, else what can be read within a second."""
+    async def store_batch(self) -> None:
+        """Settle one batch: the previous one if it could not be settled, otherwise what can be read within a second."""
         if not self._unsettled:
             entries = await self._consumer.read(count=BATCH_ENTRIES, block=_BLOCK)
             self._unsettled = await asyncio.to_thread(self._check_all, entries)
@@ -123,13 +121,13 @@ class Intake:
         return [check(entry, self._expected) for entry in entries]
 
     async def _settle(self) -> None:
-        arrivals = [
+        traces = [
             IncomingTrace(sample=checked.sample, data=checked.entry.data)
             for checked in self._unsettled
             if checked.sample is not None
         ]
-        admitted = await asyncio.to_thread(self._replay.admit, arrivals)
-        self._count_stored(admitted, num_duplicates=len(arrivals) - len(admitted))
+        admitted = await asyncio.to_thread(self._replay.admit, traces)
+        self._count_stored(admitted, num_duplicates=len(traces) - len(admitted))
         await self._consumer.ack(c.entry.id for c in self._unsettled if not c.is_unreadable)
         self._count_settled(self._unsettled)
         self._unsettled = [checked for checked in self._unsettled if checked.is_unreadable]
@@ -142,9 +140,9 @@ class Intake:
         for sample in admitted:
             self._metrics.admitted.labels("evaluation" if sample.is_evaluation else "train").inc()
         self._metrics.refused.labels("duplicate").inc(num_duplicates)
-        for place in Pool:
-            self._metrics.replay_samples.labels(place).set(self._replay.num_samples(place))
-            self._metrics.replay_bytes.labels(place).set(self._replay.num_bytes(place))
+        for pool in Pool:
+            self._metrics.replay_samples.labels(pool).set(self._replay.num_samples(pool))
+            self._metrics.replay_bytes.labels(pool).set(self._replay.num_bytes(pool))
 
     def _count_settled(self, settled: Sequence[CheckedEntry]) -> None:
         for checked in settled:
@@ -153,16 +151,16 @@ class Intake:
             if checked.traffic is not None:
                 for what in ("tokens", "steps", "proposed", "accepted"):
                     self._metrics.traffic.labels(what).inc(getattr(checked.traffic, what))
-        # An entry's id starts with the milliseconds at which Redis took it.
+        # An entry's id starts with the time in milliseconds at which Redis received it.
         newest_ms = int(settled[-1].entry.id.split("-")[0])
         self._metrics.stream_lag.set(max(0.0, self._clock.now() - newest_ms / 1000))
 
-    def _note(self, *, is_up: bool, why: str = "") -> None:
-        """Say once that traces stopped or go on coming in."""
+    def _set_up(self, *, is_up: bool, reason: str = "") -> None:
+        """Log each change once."""
         if is_up is not self._is_up:
             self._metrics.stream_up.set(is_up)
             if not is_up:
-                logger.warning("No traces come in; learning goes on from replay", extra={"why": why})
+                logger.warning("Cannot read or store traces; training continues from replay", extra={"reason": reason})
             elif self._is_up is not None:
-                logger.info("Traces come in again")
+                logger.info("Receiving traces again")
         self._is_up = is_up

@@ -1,10 +1,10 @@
-"""What replay keeps within its bytes: a window of the newest, a sample of everything older, and what is held out.
+"""Keeps replay within its size: a window of the newest samples, a sample of everything older, and held-out samples.
 
-A sample that leaves the window joins the reservoir of its cluster, which is a uniform sample of all that ever left:
-each trace has a rank, the hash of its id, and the lowest ranks stay. That is reservoir sampling by random keys
-(Efraimidis and Spirakis 2006, with equal weights), the form of Vitter's algorithm R (1985) whose capacity may shrink:
-bytes are shared among clusters, and a new cluster takes from the largest. It needs no counter, nor luck after a restart.
-Pure: it says what to move and drop, and knows neither files nor tensors.
+A sample that leaves the window joins its cluster's reservoir, which is a uniform sample of everything that ever left. Each
+trace has a rank, the hash of its id, and the lowest ranks are kept. This is reservoir sampling by random keys (Efraimidis and
+Spirakis 2006, with equal weights), the variant of Vitter's algorithm R (1985) whose capacity may shrink: clusters share the
+bytes, and a new cluster takes from the largest one. It needs no counter and survives restarts.
+Pure: it returns what to move and drop, and uses neither files nor tensors.
 """
 
 import hashlib
@@ -15,8 +15,6 @@ from enum import StrEnum
 
 
 class Pool(StrEnum):
-    """Where a sample is kept."""
-
     WINDOW = "window"
     RESERVOIR = "reservoir"
     EVALUATION = "evaluation"
@@ -24,18 +22,28 @@ class Pool(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class SampleEntry:
-    """A sample as far as keeping and choosing need it. `order` counts admissions."""
+    """Metadata of a stored sample. `order` counts admissions."""
 
     trace_id: str
     order: int
     cluster: str
-    place: Pool
+    pool: Pool
     num_bytes: int
+
+    @property
+    def group(self) -> str:
+        """Samples of one group compete for space: the whole window, or else a cluster."""
+        return "" if self.pool is Pool.WINDOW else self.cluster
+
+    @property
+    def priority(self) -> int:
+        """The lowest leaves first: the oldest, or in a reservoir the highest rank."""
+        return -rank(self.trace_id) if self.pool is Pool.RESERVOIR else self.order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayLimits:
-    """Bytes of serialized traces, by place."""
+    """Bytes of serialized traces per pool."""
 
     window_bytes: int
     reservoir_bytes: int
@@ -43,7 +51,7 @@ class ReplayLimits:
 
     @classmethod
     def of(cls, max_bytes: int) -> "ReplayLimits":
-        """Half for what is new, a tenth held out, the rest for what is old."""
+        """Half for the window, a tenth for held-out samples, the rest for the reservoirs."""
         window_bytes, evaluation_bytes = max_bytes // 2, max_bytes // 10
         return cls(
             window_bytes=window_bytes,
@@ -54,19 +62,19 @@ class ReplayLimits:
 
 @dataclass(slots=True)
 class RetentionChanges:
-    """Trace ids of the samples that moved to their reservoir, and of those that are gone."""
+    """Trace ids of samples that moved to a reservoir, and of those that were dropped."""
 
     moved: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
 
 
 def rank(trace_id: str) -> int:
-    """A number that is uniform over trace ids whatever rule made them; lower ones stay in a reservoir."""
+    """A number that is uniform over trace ids, however they were generated."""
     return int.from_bytes(hashlib.blake2b(trace_id.encode(), digest_size=8).digest())
 
 
 class _Heap:
-    """The samples of one group in one place; the one that has to go first is in front."""
+    """The samples of one group in one pool, by priority."""
 
     def __init__(self) -> None:
         self.num_bytes = 0
@@ -75,91 +83,78 @@ class _Heap:
     def __len__(self) -> int:
         return len(self._heap)
 
-    def put(self, one: SampleEntry) -> None:
-        self.num_bytes += one.num_bytes
-        heapq.heappush(self._heap, (_turn_to_go(one), one))
+    def push(self, entry: SampleEntry) -> None:
+        self.num_bytes += entry.num_bytes
+        heapq.heappush(self._heap, (entry.priority, entry))
 
     def pop(self) -> SampleEntry:
-        _, one = heapq.heappop(self._heap)
-        self.num_bytes -= one.num_bytes
-        return one
+        _, entry = heapq.heappop(self._heap)
+        self.num_bytes -= entry.num_bytes
+        return entry
 
-    def discard(self, one: SampleEntry) -> None:
-        self._heap.remove((_turn_to_go(one), one))
+    def remove(self, entry: SampleEntry) -> None:
+        self._heap.remove((entry.priority, entry))
         heapq.heapify(self._heap)
-        self.num_bytes -= one.num_bytes
+        self.num_bytes -= entry.num_bytes
 
 
 class Retention:
-    """The index of what is kept. `add` and `enforce` bring it within `limits`."""
+    """The index of stored samples. `add` and `enforce` bring it within `limits`."""
 
-    def __init__(self, limits: ReplayLimits, kept: Iterable[SampleEntry] = ()) -> None:
+    def __init__(self, limits: ReplayLimits, entries: Iterable[SampleEntry] = ()) -> None:
         self._limits = {
             Pool.WINDOW: limits.window_bytes,
             Pool.RESERVOIR: limits.reservoir_bytes,
             Pool.EVALUATION: limits.evaluation_bytes,
         }
-        self._kept: dict[str, SampleEntry] = {}
-        # One shelf for the whole window; elsewhere one a cluster, for clusters share the bytes.
-        self._shelves: dict[Pool, dict[str, _Heap]] = {place: {} for place in Pool}
-        for one in kept:
-            self._put(one)
+        self._entries: dict[str, SampleEntry] = {}
+        self._heaps: dict[Pool, dict[str, _Heap]] = {pool: {} for pool in Pool}
+        for entry in entries:
+            self._put(entry)
 
     def __iter__(self) -> Iterator[SampleEntry]:
-        return iter(self._kept.values())
+        return iter(self._entries.values())
 
     def __contains__(self, trace_id: object) -> bool:
-        return trace_id in self._kept
+        return trace_id in self._entries
 
-    def num_samples(self, place: Pool) -> int:
-        """Samples in a place."""
-        return sum(map(len, self._shelves[place].values()))
+    def num_samples(self, pool: Pool) -> int:
+        return sum(map(len, self._heaps[pool].values()))
 
-    def num_bytes(self, place: Pool) -> int:
-        """Bytes of the samples in a place."""
-        return sum(shelf.num_bytes for shelf in self._shelves[place].values())
+    def num_bytes(self, pool: Pool) -> int:
+        return sum(heap.num_bytes for heap in self._heaps[pool].values())
 
-    def add(self, one: SampleEntry) -> RetentionChanges:
-        """Keep one more sample and make room for it; it may itself be among the dropped."""
-        self._put(one)
+    def add(self, entry: SampleEntry) -> RetentionChanges:
+        """Add a sample and make room for it; it may be dropped itself."""
+        self._put(entry)
         return self.enforce()
 
     def discard(self, trace_id: str) -> None:
-        """Forget a sample, if it is there."""
-        if one := self._kept.pop(trace_id, None):
-            self._shelves[one.place][_group(one)].discard(one)
+        if entry := self._entries.pop(trace_id, None):
+            self._heaps[entry.pool][entry.group].remove(entry)
 
     def enforce(self) -> RetentionChanges:
-        """Bring every place within its limit; the group with the most bytes gives first."""
+        """Bring every pool within its limit; the group with the most bytes shrinks first."""
         changes = RetentionChanges()
-        for place, limit in self._limits.items():  # the window first: what leaves it joins a reservoir
-            while self.num_bytes(place) > limit:
-                one = self._take_first(place)
-                if place is Pool.WINDOW:
-                    self._put(replace(one, place=Pool.RESERVOIR))
-                    changes.moved.append(one.trace_id)
+        for pool, limit in self._limits.items():  # the window first, because its samples move to a reservoir
+            while self.num_bytes(pool) > limit:
+                entry = self._pop(pool)
+                if pool is Pool.WINDOW:
+                    self._put(replace(entry, pool=Pool.RESERVOIR))
+                    changes.moved.append(entry.trace_id)
                 else:
-                    changes.dropped.append(one.trace_id)
+                    changes.dropped.append(entry.trace_id)
         return changes
 
-    def _take_first(self, place: Pool) -> SampleEntry:
-        shelves = self._shelves[place]
-        group = max(shelves, key=lambda group: shelves[group].num_bytes)
-        one = shelves[group].pop()
-        if not shelves[group]:
-            del shelves[group]
-        del self._kept[one.trace_id]
-        return one
+    def _pop(self, pool: Pool) -> SampleEntry:
+        heaps = self._heaps[pool]
+        group = max(heaps, key=lambda group: heaps[group].num_bytes)
+        entry = heaps[group].pop()
+        if not heaps[group]:
+            del heaps[group]
+        del self._entries[entry.trace_id]
+        return entry
 
-    def _put(self, one: SampleEntry) -> None:
-        self._kept[one.trace_id] = one
-        self._shelves[one.place].setdefault(_group(one), _Heap()).put(one)
-
-
-def _group(one: SampleEntry) -> str:
-    return "" if one.place is Pool.WINDOW else one.cluster
-
-
-def _turn_to_go(one: SampleEntry) -> int:
-    """Lower goes first: the oldest, or in a reservoir the highest rank."""
-    return -rank(one.trace_id) if one.place is Pool.RESERVOIR else one.order
+    def _put(self, entry: SampleEntry) -> None:
+        self._entries[entry.trace_id] = entry
+        self._heaps[entry.pool].setdefault(entry.group, _Heap()).push(entry)

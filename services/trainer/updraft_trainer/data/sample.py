@@ -1,8 +1,7 @@
-"""A trace as the learner sees it: rows of hidden states, the tokens around them, and which of them were corrections.
+"""Converts a trace to a sample: rows of hidden states, their tokens, and which tokens were corrections.
 
-Whatever cannot be learnt from is refused here, with a reason that becomes a metric's label. Of a trace with gaps the one
-stretch between them that has the most lessons is used: rows are never moved together, for the draft would see a text that
-nobody wrote.
+Traces that cannot be trained on are rejected here, with a label for the metric. If rows are missing, only the stretch without
+gaps that has the most trainable tokens is used: joining stretches would train the draft on text that never existed.
 """
 
 from collections.abc import Sequence
@@ -21,20 +20,20 @@ from updraft_trainer.data.teacher import Teacher, read_teacher
 SCHEMA = 1
 
 FIRST_TAUGHT = 2
-"""Index of the first token that can be learnt: the draft predicts it from row 0 and the token after that."""
+"""Index of the first token that can be trained: the draft predicts it from row 0 and the token after row 0."""
 
 
 class RefusedTrace(InvalidInput):
-    """A trace that is not learnt from. `label` is short and from a fixed set, for metrics."""
+    """A trace that cannot be trained on. `label` is short and from a fixed set, for metrics."""
 
-    def __init__(self, label: str, sentence: str) -> None:
-        super().__init__(sentence)
+    def __init__(self, label: str, message: str) -> None:
+        super().__init__(message)
         self.label = label
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpectedTarget:
-    """What the hidden states must come from."""
+    """The model and tokenizer that traces must come from."""
 
     target_fingerprint: str
     tokenizer_fingerprint: str
@@ -45,29 +44,28 @@ class ExpectedTarget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counterfactual:
-    """Text that might have been: from `place` on (an index into the sample's ids) it goes on with rejected drafts.
+    """A rejected continuation: from `start` on (an index into the sample's ids) rejected drafts replace the text.
 
     Row n of the target has read the drafts up to ids[n]: ids int64 [N], aux [N, A], a teacher of N rows.
     """
 
-    place: int
+    start: int
     ids: Tensor
     aux: Tensor
     teacher: Teacher
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the tensors."""
         return self.ids.nbytes + self.aux.nbytes + self.teacher.num_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """Rows r of the target for tokens ids[r]: aux [R, A]; ids int64 [R + 1] has one token more.
+    """Row r belongs to token ids[r]: aux [R, A]; ids int64 [R + 1] has one more token.
 
-    The teacher's rows are those from `first_teacher_row` on; rows before it are context and never a lesson. `first_output`
-    indexes ids, and is at least 1; `corrections` bool [R + 1] marks tokens that replaced a rejected draft.
-    `counterfactuals` are in order of their verify steps, and only there when the pod was asked for them.
+    The teacher starts at row `first_teacher_row`; rows before it are context only. `first_output` indexes ids and is at least
+    1. `corrections` bool [R + 1] marks tokens that replaced a rejected draft. `counterfactuals` are ordered by verify step, and
+    present only if the pod captures them.
     """
 
     trace_id: str
@@ -88,8 +86,8 @@ class Sample:
         return len(self.aux)
 
     def taught(self, known: Tensor) -> tuple[Tensor, Teacher]:
-        """Indices of the output tokens that can be learnt, int64 [N], and their teacher, of N rows. `known` bool [vocab]:
-        tokens that the draft can propose."""
+        """Indices of trainable output tokens, int64 [N], and their teacher of N rows. `known` bool [vocab]: tokens that the
+        draft can propose."""
         first = max(self.first_output, self.first_teacher_row + 1, FIRST_TAUGHT)
         teacher = self.teacher.at(slice(first - 1 - self.first_teacher_row, None))
         is_lesson = known[self.ids[first:]] & teacher.has_lesson(known)
@@ -97,9 +95,8 @@ class Sample:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the tensors."""
         text = self.aux.nbytes + self.teacher.num_bytes + self.ids.nbytes + self.corrections.nbytes
-        return text + sum(one.num_bytes for one in self.counterfactuals)
+        return text + sum(branch.num_bytes for branch in self.counterfactuals)
 
 
 def read_sample(data: bytes, expected: ExpectedTarget) -> Sample:
@@ -132,7 +129,7 @@ def _check_header(header: trace_pb2.Header, expected: ExpectedTarget) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Block:
-    """The payload's rows as they were sent, gaps included; `first_output` counts in them and may be negative."""
+    """The payload's rows as sent, including gaps. `first_output` is relative to the first row and may be negative."""
 
     ids: Tensor
     aux: Tensor
@@ -142,11 +139,11 @@ class _Block:
 
     @property
     def num_rows(self) -> int:
-        """Rows whose next token is known."""
+        """Rows with a next token."""
         return len(self.ids) - 1
 
     def num_lessons(self, stretch: range) -> int:
-        """How many tokens can be learnt when only these rows exist."""
+        """Trainable tokens if only these rows are used."""
         first = max(self.first_output, self.first_teacher_row + 1, stretch.start + FIRST_TAUGHT)
         return max(0, stretch.stop - first + 1)
 
@@ -161,9 +158,9 @@ def _sample(trace: trace_pb2.Trace, expected: ExpectedTarget) -> Sample:
         raise RefusedTrace("malformed", problem)
     corrections = torch.zeros(len(ids), dtype=torch.bool)
     for step in trace.steps:
-        place = block.first_output + step.start + step.accepted - stretch.start
-        if step.accepted < len(step.draft_ids) and 0 < place < len(ids):
-            corrections[place] = True
+        index = block.first_output + step.start + step.accepted - stretch.start
+        if step.accepted < len(step.draft_ids) and 0 < index < len(ids):
+            corrections[index] = True
     return Sample(
         trace_id=trace.header.trace_id.hex(),
         aux=aux,
@@ -183,14 +180,14 @@ def _block(trace: trace_pb2.Trace, expected: ExpectedTarget) -> _Block:
     payload = trace.payload
     aux, teacher = _decoded(payload, expected)
     if len(teacher) != len(aux) - payload.first_teacher_row:
-        what = f"a teacher of {len(teacher)} rows from row {payload.first_teacher_row} on"
-        raise RefusedTrace("malformed", f"{what} does not belong to {len(aux)} rows of hidden states")
-    everything = [*trace.prompt_ids, *trace.output_ids]
-    rows = min(len(aux), len(everything) - payload.first_position - 1)
-    if rows < 1:
-        raise RefusedTrace("malformed", f"{rows} rows from position {payload.first_position} on are too few")
+        rows = f"{len(teacher)} rows from row {payload.first_teacher_row} on"
+        raise RefusedTrace("malformed", f"a teacher of {rows} does not match {len(aux)} rows of hidden states")
+    all_ids = [*trace.prompt_ids, *trace.output_ids]
+    num_rows = min(len(aux), len(all_ids) - payload.first_position - 1)
+    if num_rows < 1:
+        raise RefusedTrace("malformed", f"{num_rows} rows from position {payload.first_position} on are too few")
     return _Block(
-        ids=torch.tensor(everything[payload.first_position : payload.first_position + rows + 1], dtype=torch.int64),
+        ids=torch.tensor(all_ids[payload.first_position : payload.first_position + num_rows + 1], dtype=torch.int64),
         aux=aux,
         teacher=teacher,
         first_teacher_row=payload.first_teacher_row,
@@ -199,61 +196,59 @@ def _block(trace: trace_pb2.Trace, expected: ExpectedTarget) -> _Block:
 
 
 def _stretch(block: _Block, missing: Sequence[int]) -> range:
-    """The rows between two gaps that have the most lessons, the later ones of equals."""
+    """The rows between two gaps that have the most trainable tokens; the later ones if equal."""
     edges = [-1, *missing]
-    if any(one >= other for one, other in pairwise([*edges, len(block.aux)])):
+    if any(edge >= following for edge, following in pairwise([*edges, len(block.aux)])):
         raise RefusedTrace("malformed", f"missing rows do not ascend within the {len(block.aux)} rows")
     edges = [*(edge for edge in edges if edge < block.num_rows), block.num_rows]
-    stretches = [range(one + 1, other) for one, other in pairwise(edges)]
+    stretches = [range(edge + 1, following) for edge, following in pairwise(edges)]
     best = max(reversed(stretches), key=block.num_lessons)
     if block.num_lessons(best) == 0:
         gaps = f" between {len(missing)} missing ones" if missing else ""
-        raise RefusedTrace("too_few_rows", f"{block.num_rows} rows{gaps} have no token that could be learnt")
+        raise RefusedTrace("too_few_rows", f"{block.num_rows} rows{gaps} have no trainable token")
     return best
 
 
 def _counterfactuals(
     trace: trace_pb2.Trace, block: _Block, stretch: range, expected: ExpectedTarget
 ) -> tuple[Counterfactual, ...]:
-    """Those after rows of the stretch, at most one a verify step."""
-    found, previous = [], -1
+    """Counterfactuals after rows of the stretch, at most one per verify step."""
+    counterfactuals, previous = [], -1
     for message in trace.payload.counterfactuals:
         if not previous < message.step < len(trace.steps):
-            raise RefusedTrace(
-                "malformed", f"a counterfactual of step {message.step} of {len(trace.steps)}, after {previous}"
-            )
+            order = f"step {message.step} of {len(trace.steps)}, after step {previous}"
+            raise RefusedTrace("malformed", f"a counterfactual of {order}")
         previous = message.step
         step = trace.steps[message.step]
         aux, teacher = _decoded(message, expected)
         rejected = step.draft_ids[step.accepted :]
-        place = block.first_output + step.start + step.accepted
-        if not 0 < len(aux) <= len(rejected) or place > block.num_rows:
-            what = f"{len(aux)} counterfactual rows at {place} of {block.num_rows}"
-            raise RefusedTrace("malformed", f"{what} where {len(rejected)} drafts were rejected")
+        start = block.first_output + step.start + step.accepted
+        if not 0 < len(aux) <= len(rejected) or start > block.num_rows:
+            rows = f"{len(aux)} counterfactual rows at {start} of {block.num_rows}"
+            raise RefusedTrace("malformed", f"{rows} where {len(rejected)} drafts were rejected")
         ids = torch.tensor(rejected[: len(aux)], dtype=torch.int64)
         problem = "" if len(teacher) == len(aux) else f"a teacher of {len(teacher)} rows for {len(aux)}"
         if problem := problem or _problem(aux, teacher, ids, expected):
             raise RefusedTrace("malformed", f"counterfactual of step {message.step}: {problem}")
-        if stretch.start < place <= stretch.stop:
-            found.append(Counterfactual(place=place - stretch.start, ids=ids, aux=aux, teacher=teacher))
-    return tuple(found)
+        if stretch.start < start <= stretch.stop:
+            counterfactuals.append(Counterfactual(start=start - stretch.start, ids=ids, aux=aux, teacher=teacher))
+    return tuple(counterfactuals)
 
 
 def _decoded(message: trace_pb2.Payload | trace_pb2.Counterfactual, expected: ExpectedTarget) -> tuple[Tensor, Teacher]:
-    """Auxiliary hidden states and the teacher."""
     try:
         aux, teacher = decode(message.aux_hidden), read_teacher(message, vocab_size=expected.vocab_size)
     except InvalidInput as error:
         raise RefusedTrace("malformed", str(error)) from None
     if teacher is None:
-        raise RefusedTrace("no_teacher", "the trace carries hidden states, and nothing of what the target predicted")
+        raise RefusedTrace("no_teacher", "the trace has hidden states but no predictions of the target")
     return aux, teacher
 
 
 def _problem(aux: Tensor, teacher: Teacher, ids: Tensor, expected: ExpectedTarget) -> str:
-    """The first thing wrong with the values; empty if nothing is."""
+    """The first problem with the values, or an empty string."""
     if aux.shape[1] != expected.aux_size:
-        return f"auxiliary hidden states of width {aux.shape[1]} where the target's are {expected.aux_size}"
+        return f"auxiliary hidden states of width {aux.shape[1]}, expected {expected.aux_size}"
     if not bool(torch.isfinite(aux).all()):
         return "auxiliary hidden states are not finite"
     if bool(((ids < 0) | (ids >= expected.vocab_size)).any()):

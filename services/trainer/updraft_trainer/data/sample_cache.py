@@ -1,4 +1,4 @@
-"""Decoded samples in memory, the least recently used going first: a sample is used often, and decoding costs."""
+"""Decoded samples in memory, because a sample is used often and decoding it is expensive. Evicts the least recently used."""
 
 from collections import OrderedDict
 
@@ -6,7 +6,7 @@ from updraft_trainer.data.sample import Sample
 
 
 class SampleCache:
-    """A cache of samples of at most `max_bytes` of tensors. Not thread-safe."""
+    """At most `max_bytes` of tensors. Not thread-safe."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -14,13 +14,12 @@ class SampleCache:
         self.num_bytes = 0
 
     def get(self, trace_id: str) -> Sample | None:
-        """The sample, if it is here."""
         if trace_id in self._samples:
             self._samples.move_to_end(trace_id)
         return self._samples.get(trace_id)
 
     def put(self, sample: Sample) -> None:
-        """Remember a sample; one that is larger than the cache is not kept."""
+        """Add a sample, unless it is larger than the cache."""
         self.discard(sample.trace_id)
         self._samples[sample.trace_id] = sample
         self.num_bytes += sample.num_bytes
@@ -29,6 +28,5 @@ class SampleCache:
             self.num_bytes -= oldest.num_bytes
 
     def discard(self, trace_id: str) -> None:
-        """Forget a sample, if it is here."""
         if sample := self._samples.pop(trace_id, None):
             self.num_bytes -= sample.num_bytes

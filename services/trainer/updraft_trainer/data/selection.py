@@ -1,9 +1,9 @@
-"""Which samples to train and to evaluate on next. Pure: the randomness is an argument.
+"""Chooses the next samples to train and to evaluate on. Pure: randomness is an argument.
 
-Half of a batch is fresh: the least used first, of those the newest, each at most `max_uses` times, so that nothing is
-learnt by heart. The other half is rehearsal over all clusters alike, so that a shift does not cost what was learnt
-before (experience replay: Rolnick et al. 2019, arXiv 1811.11682). Rehearsal has no bound of its own: it only ever
-accompanies fresh samples, so its uses grow with new traffic and not with time.
+Half of a batch is fresh: the least used samples first, among those the newest, each at most `max_uses` times so that the draft
+does not overfit them. The other half rehearses all clusters equally, so that a shift of the traffic does not erase what was
+learned before (experience replay: Rolnick et al. 2019, arXiv 1811.11682). Rehearsal needs no limit of its own: it only
+accompanies fresh samples, so it grows with new traffic and not with time.
 """
 
 import heapq
@@ -14,41 +14,45 @@ from updraft_trainer.data.retention import SampleEntry
 
 
 def training_batch(
-    kept: Sequence[SampleEntry], uses: Mapping[str, int], *, count: int, max_uses: int, rng: random.Random
+    entries: Sequence[SampleEntry], uses: Mapping[str, int], *, count: int, max_uses: int, rng: random.Random
 ) -> list[SampleEntry]:
-    """Up to `count` distinct samples, empty without a fresh one. `kept` holds no evaluation samples."""
+    """Up to `count` distinct samples; empty without a fresh one. `entries` must not contain evaluation samples."""
 
-    def num_uses(one: SampleEntry) -> int:
-        return uses.get(one.trace_id, 0)
+    def num_uses(entry: SampleEntry) -> int:
+        return uses.get(entry.trace_id, 0)
 
-    fresh = [one for one in kept if num_uses(one) < max_uses]
+    fresh = [entry for entry in entries if num_uses(entry) < max_uses]
     if not fresh:
         return []
-    batch = heapq.nsmallest((count + 1) // 2, fresh, key=lambda one: (num_uses(one), -one.order))
-    taken = {one.trace_id for one in batch}
-    rest = [one for one in kept if one.trace_id not in taken]
-    rng.shuffle(rest)  # before a stable sort: ties are drawn, not aged
+    batch = heapq.nsmallest((count + 1) // 2, fresh, key=lambda entry: (num_uses(entry), -entry.order))
+    chosen = {entry.trace_id for entry in batch}
+    rest = [entry for entry in entries if entry.trace_id not in chosen]
+    rng.shuffle(rest)  # before a stable sort, so that ties are broken at random and not by age
     return batch + _round_robin(rest, count - len(batch), key=num_uses, rng=rng)
 
 
-def evaluation_batch(kept: Sequence[SampleEntry], *, count: int) -> list[SampleEntry]:
+def evaluation_batch(entries: Sequence[SampleEntry], *, count: int) -> list[SampleEntry]:
     """Up to `count` held-out samples: half are the newest, half the newest of each cluster in turn."""
-    newest_first = sorted(kept, key=lambda one: -one.order)
+    newest_first = sorted(entries, key=lambda entry: -entry.order)
     batch = newest_first[: (count + 1) // 2]
     rest = newest_first[len(batch) :]
-    return batch + _round_robin(rest, count - len(batch), key=lambda one: -one.order)
+    return batch + _round_robin(rest, count - len(batch), key=lambda entry: -entry.order)
 
 
 def _round_robin(
-    kept: Iterable[SampleEntry], count: int, *, key: Callable[[SampleEntry], int], rng: random.Random | None = None
+    entries: Iterable[SampleEntry],
+    count: int,
+    *,
+    key: Callable[[SampleEntry], int],
+    rng: random.Random | None = None,
 ) -> list[SampleEntry]:
-    """Up to `count` samples, one a cluster in turn, in order of `key` within the cluster."""
+    """Up to `count` samples, one per cluster in turn, in order of `key` within a cluster."""
     clusters: dict[str, list[SampleEntry]] = {}
-    for one in sorted(kept, key=key):
-        clusters.setdefault(one.cluster, []).append(one)
+    for entry in sorted(entries, key=key):
+        clusters.setdefault(entry.cluster, []).append(entry)
     queues = list(clusters.values())
     if rng is not None:
-        rng.shuffle(queues)  # an odd batch must not always favour the same cluster
+        rng.shuffle(queues)  # otherwise an odd batch would always favour the same cluster
     longest = max(map(len, queues), default=0)
     turns = (queue[turn] for turn in range(longest) for queue in queues if turn < len(queue))
-    return [one for one, _ in zip(turns, range(count), strict=False)]
+    return [entry for entry, _ in zip(turns, range(count), strict=False)]

@@ -1,8 +1,8 @@
-"""What the target thought at each row: its last hidden states, or its likeliest tokens where an engine shows no more.
+"""The target's prediction at each row: its last hidden states, or its most likely tokens if the engine exposes no more.
 
-Either becomes log p over the draft vocabulary, renormalised there. From hidden states that is exact. Of a top-k teacher
-the target's other tokens are unknown and count as impossible: their log p is `IMPOSSIBLE`, whose exponential is 0 and which
-is finite, so that no loss meets 0 * inf. A teacher that knows no token of the draft vocabulary at some row has no lesson there.
+Both become log p over the draft vocabulary, renormalised. From hidden states that is exact. A top-k teacher does not include
+the target's other tokens, which count as impossible: their log p is `IMPOSSIBLE`, whose exponential is 0 and which is finite,
+so that no loss computes 0 * inf. A row whose top-k has no token of the draft vocabulary cannot be trained.
 """
 
 from collections.abc import Sequence
@@ -20,26 +20,26 @@ from updraft_chassis.errors import InvalidInput
 from updraft_draft.tensors import decode
 
 IMPOSSIBLE = -110.0
-"""Below ln of the least positive float32, -103.3: its exponential is exactly 0."""
+"""Below the logarithm of the smallest positive float32, -103.3, so its exponential is exactly 0."""
 
 _MAX_LOG_SUM = 0.05
-"""Log of the sum of a row's probabilities: 0 at most, and somewhat above it where an engine rounds to bfloat16."""
+"""Maximum log of the sum of a row's probabilities: 0, plus a margin for engines that round to bfloat16."""
 
 
 @dataclass(frozen=True, slots=True)
 class DraftVocabulary:
-    """The target's tokens that the draft can propose: the target's head for them [V, D], and the place of each of the
-    target's tokens among them, int64 [vocab], -1 for one that is not there."""
+    """The target's head for the tokens that the draft can propose, [V, D], and the draft index of each of the target's tokens,
+    int64 [vocab], -1 if it has none."""
 
     head: Tensor
-    places: Tensor
+    indices: Tensor
 
     @classmethod
     def of(cls, head: Tensor, token_ids: Tensor) -> Self:
         """`head` [vocab, D] of the target; `token_ids` int64 [V], ascending."""
-        places = torch.full((len(head),), -1)
-        places[token_ids] = torch.arange(len(token_ids))
-        return cls(head[token_ids].bfloat16(), places)
+        indices = torch.full((len(head),), -1)
+        indices[token_ids] = torch.arange(len(token_ids))
+        return cls(head[token_ids].bfloat16(), indices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +53,13 @@ class LastHidden:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the tensors."""
         return self.states.nbytes
 
     def at(self, rows: Tensor | slice) -> "LastHidden":
-        """Some of the rows."""
         return LastHidden(self.states[rows])
 
     def has_lesson(self, known: Tensor) -> Tensor:
-        """bool [R]: rows that say something of the tokens in `known`, bool [vocab]. All do."""
+        """bool [R]: rows with a prediction over the tokens in `known`, bool [vocab]. All rows have one."""
         return known.new_ones(len(self))
 
     def log_p(self, vocabulary: DraftVocabulary) -> Tensor:
@@ -69,15 +67,15 @@ class LastHidden:
         return F.linear(self.states, vocabulary.head).float().log_softmax(-1)
 
     def problem(self, *, hidden_size: int, vocab_size: int) -> str:
-        """The first thing wrong with the values; empty if nothing is."""
+        """The first problem with the values, or an empty string."""
         if self.states.shape[1] != hidden_size:
-            return f"last hidden states of width {self.states.shape[1]} where the target has {hidden_size}"
+            return f"last hidden states of width {self.states.shape[1]}, expected {hidden_size}"
         return "" if bool(torch.isfinite(self.states).all()) else "last hidden states are not finite"
 
 
 @dataclass(frozen=True, slots=True)
 class TopK:
-    """The k likeliest tokens of each row: ids int64 [R, k], and log_probs float32 [R, k] over the whole vocabulary."""
+    """The k most likely tokens per row: ids int64 [R, k], and log_probs float32 [R, k] over the whole vocabulary."""
 
     ids: Tensor
     log_probs: Tensor
@@ -87,36 +85,34 @@ class TopK:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the tensors."""
         return self.ids.nbytes + self.log_probs.nbytes
 
     def at(self, rows: Tensor | slice) -> "TopK":
-        """Some of the rows."""
         return TopK(self.ids[rows], self.log_probs[rows])
 
     def has_lesson(self, known: Tensor) -> Tensor:
-        """bool [R]: rows that name at least one of the tokens in `known`, bool [vocab]."""
+        """bool [R]: rows with at least one token in `known`, bool [vocab]."""
         return known[self.ids].any(-1)
 
     def log_p(self, vocabulary: DraftVocabulary) -> Tensor:
-        """float32 [R, V]. Rows without a lesson give no distribution."""
-        places = vocabulary.places[self.ids]
-        named = self.log_probs.masked_fill(places < 0, float("-inf")).log_softmax(-1)
+        """float32 [R, V]. Not a distribution in rows without a known token."""
+        indices = vocabulary.indices[self.ids]
+        renormalised = self.log_probs.masked_fill(indices < 0, float("-inf")).log_softmax(-1)
         log_p = torch.full((len(self), len(vocabulary.head)), IMPOSSIBLE)
-        rows, columns = torch.nonzero(places >= 0, as_tuple=True)
-        log_p[rows, places[rows, columns]] = named[rows, columns]
+        rows, columns = torch.nonzero(indices >= 0, as_tuple=True)
+        log_p[rows, indices[rows, columns]] = renormalised[rows, columns]
         return log_p
 
     def problem(self, *, hidden_size: int, vocab_size: int) -> str:
-        """The first thing wrong with the values; empty if nothing is."""
+        """The first problem with the values, or an empty string."""
         if bool(((self.ids < 0) | (self.ids >= vocab_size)).any()):
-            return f"one of the likeliest tokens is outside the vocabulary of {vocab_size}"
+            return f"a top-k token is outside the vocabulary of {vocab_size}"
         if bool((self.ids.sort(-1).values.diff(dim=-1) == 0).any()):
-            return "a row names one of its likeliest tokens twice"
+            return "a row has the same top-k token twice"
         if not bool(torch.isfinite(self.log_probs).all()):
-            return "log-probabilities of the likeliest tokens are not finite"
+            return "top-k log-probabilities are not finite"
         if bool((self.log_probs.logsumexp(-1) > _MAX_LOG_SUM).any()):
-            return "probabilities of a row's likeliest tokens add up to more than 1"
+            return "top-k probabilities of a row add up to more than 1"
         return ""
 
 
@@ -124,12 +120,12 @@ Teacher: TypeAlias = LastHidden | TopK
 
 
 def joined(teachers: Sequence[Teacher]) -> tuple[Teacher, ...]:
-    """The same rows in the same order, in as few teachers as their forms allow."""
+    """The same rows in the same order, with adjacent teachers of the same form merged."""
     return tuple(_joined_alike(list(alike)) for _, alike in groupby(teachers, key=_form))
 
 
 def read_teacher(message: trace_pb2.Payload | trace_pb2.Counterfactual, *, vocab_size: int) -> Teacher | None:
-    """The teacher as it was sent, None if there is none. InvalidInput where its sizes disagree; see `problem` too."""
+    """The teacher, or None if there is none. InvalidInput if its sizes do not match; `problem` checks its values."""
     form = message.WhichOneof("teacher")
     if form == "last_hidden":
         return LastHidden(decode(message.last_hidden))
@@ -141,11 +137,11 @@ def _form(teacher: Teacher) -> tuple[type, int]:
 
 
 def _joined_alike(alike: list[Teacher]) -> Teacher:
-    hidden = [one.states for one in alike if isinstance(one, LastHidden)]
+    hidden = [teacher.states for teacher in alike if isinstance(teacher, LastHidden)]
     if hidden:
         return LastHidden(torch.cat(hidden))
-    named = [one for one in alike if isinstance(one, TopK)]
-    return TopK(torch.cat([one.ids for one in named]), torch.cat([one.log_probs for one in named]))
+    top_k = [teacher for teacher in alike if isinstance(teacher, TopK)]
+    return TopK(torch.cat([teacher.ids for teacher in top_k]), torch.cat([teacher.log_probs for teacher in top_k]))
 
 
 def _read_top_k(message: trace_pb2.TopK, vocab_size: int) -> TopK:

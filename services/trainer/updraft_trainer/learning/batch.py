@@ -132,11 +132,11 @@ class _Branch:
 
 
 def _branch(sample: Sample, one: Counterfactual, num_steps: int) -> _Branch:
-    first = max(0, one.place - num_steps)  # the first row whose last step predicts what follows the rejected draft
-    ids = torch.cat([sample.ids[first + 1 : one.place], one.ids, one.ids.new_zeros(num_steps - 1)])
+    first = max(0, one.start - num_steps)  # the first row whose last step predicts what follows the rejected draft
+    ids = torch.cat([sample.ids[first + 1 : one.start], one.ids, one.ids.new_zeros(num_steps - 1)])
     return _Branch(
         first=first,
-        aux=torch.cat([sample.aux[first : one.place], one.aux[:-1]]),
+        aux=torch.cat([sample.aux[first : one.start], one.aux[:-1]]),
         ids=ids.unfold(0, num_steps, 1),
         teacher=one.teacher,
     )

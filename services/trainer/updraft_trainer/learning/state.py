@@ -1,9 +1,9 @@
-"""Where training goes on after a kill: one file with everything that replay and registry do not already hold.
+"""The saved training state: one file with everything that replay and registry do not already hold.
 
-A save writes beside its place, syncs, and renames; the name carries the content's sha256, so that a damaged file shows,
-and the one before it stays for that day. A folder that belongs to another target is refused: silently starting anew
-would lose days of learning. What was trained after the last save is trained again after a kill; since uses and weights
-come from the same file, no weights have seen it twice.
+A save writes a temporary file, syncs and renames it. The name contains the sha256 of the content, so that damage is detected;
+the previous state is kept for that case. A folder of another target is rejected, because silently starting over would lose
+days of training. After a kill the steps since the last save are repeated; use counts and weights come from the same file, so
+no sample is used more often than intended.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import logging
 import os
 import pickle
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,14 @@ FORMAT = "updraft-trainer-state/1"
 NUM_KEPT = 2
 
 MAX_SENT = 256
-"""Digests that are remembered; weights only ever come back to a recent value."""
+"""Number of digests kept; weights only ever return to a recent value."""
 
 _DIGEST_CHARS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """What a state can only be continued with."""
+    """A state can be continued only with the same identity."""
 
     speculator: str
     target_fingerprint: str
@@ -45,19 +45,16 @@ class Identity:
 
 @dataclass(slots=True, kw_only=True)
 class TrainingHistory:
-    """What the loop knows besides the weights."""
-
     uses: dict[str, int] = field(default_factory=dict)
-    """Times that a sample was trained on, by trace id."""
+    """How often each sample was trained on, by trace id."""
     num_samples: int = 0
-    """Distinct samples that were ever trained on."""
+    """Distinct samples trained on so far."""
     first_trace_id: str = ""
     last_trace_id: str = ""
     sent_digests: list[str] = field(default_factory=list)
-    """Tensors digests that were sent to the registry, newest last."""
+    """Tensor digests sent to the registry, newest last."""
 
     def count_use(self, trace_id: str) -> None:
-        """A sample was part of an optimizer step."""
         uses = self.uses.get(trace_id, 0)
         self.uses[trace_id] = uses + 1
         if uses == 0:
@@ -65,22 +62,22 @@ class TrainingHistory:
             self.first_trace_id = self.first_trace_id or trace_id
             self.last_trace_id = trace_id
 
-    def note_sent(self, tensors_digest: str) -> None:
-        """A candidate was answered by the registry: it is not sent again."""
+    def add_sent(self, tensors_digest: str) -> None:
+        """Record a candidate that the registry has responded to, so that it is not sent again."""
         self.sent_digests = [*self.sent_digests, tensors_digest][-MAX_SENT:]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """Everything to go on from. `token_ids` int64 [V]: the draft vocabulary. `rng`: the state of a `random.Random`.
+    """`token_ids` int64 [V]: the draft vocabulary. `rng`: the state of a `random.Random`.
 
-    `draft_config` is None in a state of an earlier version, whose drafts all had the shape of a layer of their target.
+    `draft_config` is None in states of earlier versions, whose drafts always had the shape of a target layer.
     """
 
     identity: Identity
     token_ids: Tensor
     learner: dict[str, Any]
-    progress: TrainingHistory
+    history: TrainingHistory
     rng: tuple[Any, ...]
     config_digest: str
     draft_config: DraftConfig | None = None
@@ -93,17 +90,14 @@ class States:
         self._folder = folder
 
     def save(self, state: State) -> Path:
-        """Write a state durably and forget all but the last two.
-
-        Exhausted, with folder and cause, when the disk does not take it; what was saved before stays whole.
-        """
+        """Write a state durably and delete all but the last two. Exhausted if it cannot be written; older states are kept."""
         part = self._folder / "state.part"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             path = self._write(part, state)
             for old in self._paths()[NUM_KEPT:]:
                 old.unlink()
-        except (OSError, RuntimeError) as error:  # torch reports a short write as a RuntimeError
+        except (OSError, RuntimeError) as error:  # torch reports an incomplete write as RuntimeError
             with suppress(OSError):
                 part.unlink(missing_ok=True)
             raise Exhausted(f"cannot save to {self._folder}: {error}") from error
@@ -121,21 +115,21 @@ class States:
         return path
 
     def load(self, identity: Identity) -> State | None:
-        """The newest state that is whole; None in an empty folder.
+        """The newest intact state; None if the folder is empty.
 
-        Conflict if it belongs to another identity, Corrupt if there are states and none of them is whole.
+        Conflict if it has another identity, Corrupt if no state is intact.
         """
         paths = self._paths()
         for path in paths:
             try:
                 state = _read(path)
             except Corrupt as error:
-                logger.warning("A saved state is damaged; trying the one before it: %s", error)
+                logger.warning("A saved state is damaged; trying the previous one: %s", error)
                 continue
             _check(path, state.identity, identity)
             return state
         if paths:
-            raise Corrupt(f"no saved state in {self._folder} is whole; move them away to start training anew")
+            raise Corrupt(f"no saved state in {self._folder} is intact; move them away to start over")
         return None
 
     def _paths(self) -> list[Path]:
@@ -143,12 +137,12 @@ class States:
         return sorted(self._folder.glob("state-*.pt"), key=_number, reverse=True)
 
 
-def _check(path: Path, found: Identity, expected: Identity) -> None:
-    for one in fields(Identity):
-        mine, its = getattr(expected, one.name), getattr(found, one.name)
-        if mine != its:
+def _check(path: Path, saved: Identity, expected: Identity) -> None:
+    for field_ in fields(Identity):
+        ours, theirs = getattr(expected, field_.name), getattr(saved, field_.name)
+        if ours != theirs:
             raise Conflict(
-                f"{path} is of the {one.name.replace('_', ' ')} {its}, this trainer's is {mine};"
+                f"{path} has the {field_.name.replace('_', ' ')} {theirs}, this trainer's is {ours};"
                 " set UPDRAFT_TRAINER_DATA_DIR to another folder"
             )
 
@@ -166,7 +160,7 @@ def _read(path: Path) -> State:
         identity=Identity(**content["identity"]),
         token_ids=content["token_ids"],
         learner=content["learner"],
-        progress=TrainingHistory(**content["progress"]),
+        history=TrainingHistory(**content["progress"]),
         rng=content["rng"],
         config_digest=content["config_digest"],
         draft_config=DraftConfig.from_dict(json.loads(content["draft_config"])) if "draft_config" in content else None,
@@ -174,14 +168,13 @@ def _read(path: Path) -> State:
 
 
 def _to_dict(state: State) -> dict[str, Any]:
-    """Plain types only: what `torch.load(weights_only=True)` reads back, running no code."""
-    progress, identity = state.progress, state.identity
+    """Plain types only, so that `torch.load(weights_only=True)` can read them."""
     return {
         "format": FORMAT,
-        "identity": {one.name: getattr(identity, one.name) for one in fields(Identity)},
+        "identity": asdict(state.identity),
         "token_ids": state.token_ids,
         "learner": state.learner,
-        "progress": {one.name: getattr(progress, one.name) for one in fields(TrainingHistory)},
+        "progress": asdict(state.history),
         "rng": state.rng,
         "config_digest": state.config_digest,
         **({"draft_config": state.draft_config.to_json()} if state.draft_config else {}),

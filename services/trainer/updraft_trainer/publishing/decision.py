@@ -1,7 +1,7 @@
-"""Is a candidate worth publishing? A pure function of the estimate: a verdict, and the sentence that a person reads.
+"""Decides whether a candidate is worth publishing: a pure function of its estimate, with a reason for the log.
 
-The registry's gate asks the same question of the same evidence (`updraft_rollouts.evidence`); asking it here first keeps
-drafts that would be rejected off the wire.
+The registry's gate decides by the same evidence (`updraft_rollouts.evidence`). Deciding here first avoids uploading drafts
+that the gate would reject.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ NO_DRAFT = 0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishThresholds:
-    """What a candidate has to reach; see the settings of the same names."""
+    """See the settings of the same names."""
 
     min_samples: int
     min_gain_percent: float
@@ -23,24 +23,25 @@ class PublishThresholds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishDecision:
-    """Whether to publish, and why."""
-
-    is_better: bool
+    should_publish: bool
     reason: str
 
 
-def decide(estimate: GainEstimate, *, baseline_version: int, bar: PublishThresholds) -> PublishDecision:
-    """Publish what surely gains over what serves; against no draft, the gain must also pay for drafting."""
+def decide(estimate: GainEstimate, *, baseline_version: int, thresholds: PublishThresholds) -> PublishDecision:
+    """Publish if the gain over the serving draft is certain. A first draft must also gain enough to pay for drafting."""
     num_samples = len(estimate.pairs)
-    gain = estimate.gain(bar.confidence)
-    if gain is None or num_samples < bar.min_samples:
-        return PublishDecision(is_better=False, reason=f"{num_samples} held-out requests of {bar.min_samples} needed")
-    told = (
+    gain = estimate.gain(thresholds.confidence)
+    if gain is None or num_samples < thresholds.min_samples:
+        reason = f"{num_samples} held-out requests of {thresholds.min_samples} needed"
+        return PublishDecision(should_publish=False, reason=reason)
+    evidence = (
         f"acceptance length {gain.candidate:.2f} against {gain.baseline:.2f}, "
         f"gain {gain.percent:+.1f} % ({gain.low_percent:+.1f} to {gain.high_percent:+.1f} %)"
     )
-    if gain.low_percent < bar.min_gain_percent:
-        return PublishDecision(is_better=False, reason=f"{told}: not surely {bar.min_gain_percent:g} %")
-    if baseline_version == NO_DRAFT and gain.percent < bar.min_first_gain_percent:
-        return PublishDecision(is_better=False, reason=f"{told}: a first draft needs {bar.min_first_gain_percent:g} %")
-    return PublishDecision(is_better=True, reason=told)
+    if gain.low_percent < thresholds.min_gain_percent:
+        reason = f"{evidence}: the lower bound is below {thresholds.min_gain_percent:g} %"
+        return PublishDecision(should_publish=False, reason=reason)
+    if baseline_version == NO_DRAFT and gain.percent < thresholds.min_first_gain_percent:
+        reason = f"{evidence}: a first draft needs {thresholds.min_first_gain_percent:g} %"
+        return PublishDecision(should_publish=False, reason=reason)
+    return PublishDecision(should_publish=True, reason=evidence)

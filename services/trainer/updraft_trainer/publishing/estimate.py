@@ -1,6 +1,6 @@
-"""How many verify steps a draft would have needed for a held-out output: the exact walk of greedy chain decoding.
+"""Counts the verify steps that a draft would have needed for a held-out output, by an exact walk of greedy chain decoding.
 
-Averaging over positions was refused: a long predictable run would count at every position though decoding jumps over it.
+Rejected: an average over positions, where a long predictable run would count at every position although decoding skips it.
 """
 
 from collections.abc import Sequence
@@ -16,20 +16,20 @@ from updraft_trainer.data.sample import Sample
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GainEstimate:
-    """A candidate against a baseline on the same held-out requests, in their order."""
+    """A candidate compared with a baseline on the same held-out requests, in their order."""
 
     trace_ids: tuple[str, ...]
     domains: tuple[str, ...]
     pairs: tuple[Paired, ...]
 
     def gain(self, confidence: float) -> Gain | None:
-        """None with fewer than two requests: nothing can be said."""
+        """None for fewer than two requests."""
         return gain(self.pairs, confidence) if len(self.pairs) > 1 else None
 
 
 @torch.no_grad()
 def verify_steps(network: DraftNetwork, samples: Sequence[Sample], *, lookahead: int) -> list[int]:
-    """Verify steps that greedy decoding with chains of `lookahead` needs for each sample's output after its first token."""
+    """Verify steps per sample that greedy decoding with `lookahead` drafts needs for the output after its first token."""
     steps = []
     for sample in samples:
         with torch.autocast("cpu", torch.bfloat16):
@@ -39,12 +39,12 @@ def verify_steps(network: DraftNetwork, samples: Sequence[Sample], *, lookahead:
 
 
 def num_tokens(sample: Sample) -> int:
-    """Output tokens that verify steps produced: all but the first, which prefill gives."""
+    """Output tokens from verify steps: all but the first, which comes from prefill."""
     return sample.num_rows - sample.first_output
 
 
 def compare(samples: Sequence[Sample], candidate: Sequence[int], baseline: Sequence[int] | None) -> GainEstimate:
-    """Pair the steps of both; baseline None is decoding without a draft, one token a step."""
+    """Pair the steps of both. Without `baseline`, decoding runs without a draft: one token per step."""
     tokens = [num_tokens(sample) for sample in samples]
     pairs = zip(tokens, candidate, baseline or tokens, strict=True)
     return GainEstimate(
@@ -55,7 +55,7 @@ def compare(samples: Sequence[Sample], candidate: Sequence[int], baseline: Seque
 
 
 def _hits(network: DraftNetwork, sample: Sample, lookahead: int) -> Tensor:
-    """bool [R + 1, lookahead]: would draft j made when token c is the newest be the token c + 1 + j? Row c, token order."""
+    """bool [R + 1, lookahead]: whether draft j, proposed when token c (the row) is the newest, is the token c + 1 + j."""
     rows = sample.num_rows
     first_row = max(0, sample.first_output - 1)
     ids = torch.cat([sample.ids[1:], torch.zeros(lookahead, dtype=torch.long)])[None, : rows + lookahead - 1]
@@ -63,17 +63,17 @@ def _hits(network: DraftNetwork, sample: Sample, lookahead: int) -> Tensor:
     hits = torch.zeros(rows + 1, lookahead, dtype=torch.bool)
     for j, state in enumerate(states):
         drafts = network.token_ids[network.logits(state[0]).argmax(-1)]
-        wanted = sample.ids[first_row + 2 + j :]
-        count = min(len(wanted), len(drafts))
-        hits[first_row + 1 : first_row + 1 + count, j] = drafts[:count] == wanted[:count]
+        actual = sample.ids[first_row + 2 + j :]
+        count = min(len(actual), len(drafts))
+        hits[first_row + 1 : first_row + 1 + count, j] = drafts[:count] == actual[:count]
     return hits
 
 
 def _walk(hits: Tensor, *, first: int, last: int) -> int:
-    """Verify steps from token `first` to token `last`, which the walk may not draft beyond."""
-    kept = hits.long().cumprod(-1).sum(-1).tolist()
-    at, steps = first, 0
-    while at < last:
-        at += 1 + min(kept[at], last - at - 1)
+    """Verify steps from token `first` to token `last`, without drafting beyond `last`."""
+    num_accepted = hits.long().cumprod(-1).sum(-1).tolist()
+    token, steps = first, 0
+    while token < last:
+        token += 1 + min(num_accepted[token], last - token - 1)
         steps += 1
     return steps

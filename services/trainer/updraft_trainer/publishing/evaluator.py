@@ -1,7 +1,7 @@
-"""The draft in training against the one that serves, on held-out requests that neither was trained on.
+"""Compares the draft in training with the serving draft, on held-out requests that neither was trained on.
 
-What is estimated is a snapshot with a checkpoint's values, so that what is published is what was measured. The steps
-that the baseline needs are remembered: it does not change, and only new requests cost it a pass.
+The candidate is a snapshot with the values of a checkpoint, so the published draft is the measured one. The baseline's steps
+are cached per request, so only new requests cost a forward pass of it.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from updraft_trainer.publishing.registry_view import RegistryView
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:
-    """What serves; without a network for no draft. `steps` by trace id, as far as they are known."""
+    """The serving draft; `network` is None if there is none. `steps` caches verify steps by trace id."""
 
     version: int = NO_DRAFT
     network: DraftNetwork | None = None
@@ -30,28 +30,28 @@ class Baseline:
 
 
 class Evaluator:
-    """Compares drafts on up to `num_samples` held-out requests, with chains of `lookahead` drafts."""
+    """Compares drafts on up to `num_samples` held-out requests, with `lookahead` drafts per verify step."""
 
-    def __init__(self, replay: Replay, drafts: RegistryView, *, num_samples: int, lookahead: int) -> None:
+    def __init__(self, replay: Replay, registry: RegistryView, *, num_samples: int, lookahead: int) -> None:
         self._replay = replay
-        self._drafts = drafts
+        self._registry = registry
         self._num_samples = num_samples
         self._lookahead = lookahead
         self.baseline = Baseline()
 
-    async def follow(self, version: int, embedding: Tensor) -> bool:
-        """Make `version` the baseline; whether that changed it. Raises what fetching it raises."""
+    async def set_baseline(self, version: int, embedding: Tensor) -> bool:
+        """Make `version` the baseline; true if it changed. Raises the errors of `RegistryView.fetch`."""
         if version == self.baseline.version:
             return False
         network = None
         if version != NO_DRAFT:
-            folder = await self._drafts.fetch(version)
+            folder = await self._registry.fetch(version)
             network = await asyncio.to_thread(_load, folder, embedding)
         self.baseline = Baseline(version=version, network=network)
         return True
 
     def estimate(self, network: DraftNetwork, *, step: int) -> Candidate:
-        """A snapshot of `network` with its estimate; without held-out requests an empty one."""
+        """A snapshot of `network` with its estimate, which is empty without held-out requests."""
         candidate = snapshot(network)
         samples = [
             sample for sample in self._replay.evaluation_batch(count=self._num_samples) if num_tokens(sample) > 0
@@ -66,16 +66,16 @@ class Evaluator:
         )
 
     def _baseline_steps(self, samples: list[Sample]) -> list[int] | None:
-        """In the samples' order; None without a draft. Forgets samples that are no longer looked at."""
-        network, known = self.baseline.network, self.baseline.steps
+        """In the samples' order; None without a draft. Drops cached steps of other samples."""
+        network, cache = self.baseline.network, self.baseline.steps
         if network is None:
             return None
-        new = [sample for sample in samples if sample.trace_id not in known]
-        fresh = verify_steps(network, new, lookahead=self._lookahead)
-        steps = known | {sample.trace_id: n for sample, n in zip(new, fresh, strict=True)}
-        known.clear()
-        known.update({sample.trace_id: steps[sample.trace_id] for sample in samples})
-        return [known[sample.trace_id] for sample in samples]
+        new = [sample for sample in samples if sample.trace_id not in cache]
+        new_steps = verify_steps(network, new, lookahead=self._lookahead)
+        steps = cache | {sample.trace_id: n for sample, n in zip(new, new_steps, strict=True)}
+        cache.clear()
+        cache.update({sample.trace_id: steps[sample.trace_id] for sample in samples})
+        return [cache[sample.trace_id] for sample in samples]
 
 
 def _load(folder: Path, embedding: Tensor) -> DraftNetwork:

@@ -1,6 +1,7 @@
-"""A candidate becomes a version: checkpoint folder, manifest, upload. What is uploaded is what was estimated.
+"""Publishes a candidate as a version: writes a checkpoint folder, builds the manifest, uploads.
 
-The registry decides what becomes of it; its answer is the outcome, and nothing is assumed without one.
+The uploaded weights are those that were estimated. The registry decides their phase; without its response the outcome is
+unknown, and nothing is assumed.
 """
 
 import asyncio
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A draft as it would be served, and the estimate that speaks for it. `baseline_version` 0 = no draft."""
+    """A draft as it would be served, and its estimate. `baseline_version` 0: no draft."""
 
     network: DraftNetwork
     step: int
@@ -38,12 +39,12 @@ class Candidate:
 
 
 def snapshot(network: DraftNetwork) -> DraftNetwork:
-    """A copy with the values that a checkpoint would hold, in the embedding's dtype; training does not change it."""
+    """A copy with the values of a checkpoint, in the embedding's dtype; further training does not change it."""
     return checkpoint.build(network.config, dict(checkpoint.checkpoint_tensors(network)), network.embedding)
 
 
 def evaluation(candidate: Candidate) -> registry_pb2.Evaluation:
-    """The estimate as the registry's gate reads it."""
+    """The estimate in the form that the registry's gate reads."""
     estimate = candidate.estimate
     return registry_pb2.Evaluation(
         baseline_version=candidate.baseline_version,
@@ -62,7 +63,7 @@ def evaluation(candidate: Candidate) -> registry_pb2.Evaluation:
 
 
 class Publisher:
-    """Sends candidates of one speculator. `folder` is scratch space of its own."""
+    """Uploads candidates of one speculator. `folder` is private scratch space."""
 
     def __init__(
         self,
@@ -79,20 +80,20 @@ class Publisher:
         self._folder = folder
         self._clock = clock
 
-    async def publish(self, candidate: Candidate, progress: TrainingHistory) -> registry_pb2.PublishResponse | None:
-        """Upload; None if these very tensors were sent before.
+    async def publish(self, candidate: Candidate, history: TrainingHistory) -> registry_pb2.PublishResponse | None:
+        """Upload; None if the same tensors were sent before.
 
-        Raises what the registry answers, Unavailable if it does not, Exhausted if the disk does not take the draft.
+        Raises the registry's error, Unavailable without a response, Exhausted if the draft cannot be written to disk.
         """
-        manifest = await asyncio.to_thread(self._prepare, candidate, progress)
-        if manifest.tensors_digest in progress.sent_digests:
+        manifest = await asyncio.to_thread(self._prepare, candidate, history)
+        if manifest.tensors_digest in history.sent_digests:
             return None
         response = await transfer.upload(self._stub, manifest, self._folder / checkpoint.WEIGHTS)
-        progress.note_sent(manifest.tensors_digest)
+        history.add_sent(manifest.tensors_digest)
         return response
 
-    def _prepare(self, candidate: Candidate, progress: TrainingHistory) -> registry_pb2.Manifest:
-        shutil.rmtree(self._folder, ignore_errors=True)  # what a killed process left
+    def _prepare(self, candidate: Candidate, history: TrainingHistory) -> registry_pb2.Manifest:
+        shutil.rmtree(self._folder, ignore_errors=True)  # left by a killed process
         checkpoint.save(candidate.network, self._folder)
         weights = self._folder / checkpoint.WEIGHTS
         specs = checkpoint.tensor_specs(checkpoint.checkpoint_tensors(candidate.network))
@@ -109,9 +110,9 @@ class Publisher:
             parent_version=candidate.baseline_version,
             source=registry_pb2.SOURCE_TRAINER,
             provenance=registry_pb2.Provenance(
-                samples=progress.num_samples,
-                first_trace_id=progress.first_trace_id,
-                last_trace_id=progress.last_trace_id,
+                samples=history.num_samples,
+                first_trace_id=history.first_trace_id,
+                last_trace_id=history.last_trace_id,
                 step=candidate.step,
                 config_digest=self._config_digest,
                 code_version=f"updraft/{installed_version('updraft')}",

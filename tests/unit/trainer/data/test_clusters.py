@@ -34,7 +34,7 @@ def test_a_cluster_without_samples_makes_room() -> None:
     clusters = Clusters()
     first = clusters.assign("", text(0, 300, 1))
     second = clusters.assign("", text(5000, 5300, 1))
-    clusters.forget({second})
+    clusters.keep_only({second})
     assert clusters.assign("", text(9000, 9300, 1)) == first
     assert clusters.assign("", text(5000, 5300, 2)) == second
 

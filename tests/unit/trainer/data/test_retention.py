@@ -9,12 +9,12 @@ from updraft_trainer.data.retention import Pool, ReplayLimits, Retention, Sample
 LIMITS = ReplayLimits(window_bytes=50, reservoir_bytes=40, evaluation_bytes=20)
 
 
-def kept(order: int, *, cluster: str = "a", place: Pool = Pool.WINDOW, num_bytes: int = 10) -> SampleEntry:
+def kept(order: int, *, cluster: str = "a", pool: Pool = Pool.WINDOW, num_bytes: int = 10) -> SampleEntry:
     return SampleEntry(
         trace_id=uuid.UUID(int=order * 2**64 + 1).hex,
         order=order,
         cluster=cluster,
-        place=place,
+        pool=pool,
         num_bytes=num_bytes,
     )
 
@@ -28,51 +28,51 @@ ARRIVALS = st.lists(
 @given(ARRIVALS)
 def test_no_place_ever_exceeds_its_bytes(arrivals: list[tuple[str, Pool, int]]) -> None:
     retention = Retention(LIMITS)
-    for order, (cluster, place, num_bytes) in enumerate(arrivals):
-        retention.add(kept(order, cluster=cluster, place=place, num_bytes=num_bytes))
+    for order, (cluster, pool, num_bytes) in enumerate(arrivals):
+        retention.add(kept(order, cluster=cluster, pool=pool, num_bytes=num_bytes))
         assert retention.num_bytes(Pool.WINDOW) <= 50
         assert retention.num_bytes(Pool.RESERVOIR) <= 40
         assert retention.num_bytes(Pool.EVALUATION) <= 20
-    for place in Pool:
-        assert retention.num_bytes(place) == sum(one.num_bytes for one in retention if one.place is place)
+    for pool in Pool:
+        assert retention.num_bytes(pool) == sum(one.num_bytes for one in retention if one.pool is pool)
 
 
 @given(ARRIVALS)
 def test_what_changes_say_is_what_the_index_does(arrivals: list[tuple[str, Pool, int]]) -> None:
     retention, mirror = Retention(LIMITS), dict[str, Pool]()
-    for order, (cluster, place, num_bytes) in enumerate(arrivals):
-        one = kept(order, cluster=cluster, place=place, num_bytes=num_bytes)
-        mirror[one.trace_id] = place
+    for order, (cluster, pool, num_bytes) in enumerate(arrivals):
+        one = kept(order, cluster=cluster, pool=pool, num_bytes=num_bytes)
+        mirror[one.trace_id] = pool
         changes = retention.add(one)
         mirror |= dict.fromkeys(changes.moved, Pool.RESERVOIR)
         for trace_id in changes.dropped:
             del mirror[trace_id]
-        assert mirror == {one.trace_id: one.place for one in retention}
+        assert mirror == {one.trace_id: one.pool for one in retention}
 
 
 @given(ARRIVALS)
 def test_held_out_samples_never_become_others(arrivals: list[tuple[str, Pool, int]]) -> None:
     retention, held_out = Retention(LIMITS), set[str]()
-    for order, (cluster, place, num_bytes) in enumerate(arrivals):
-        one = kept(order, cluster=cluster, place=place, num_bytes=num_bytes)
-        held_out |= {one.trace_id} if place is Pool.EVALUATION else set()
+    for order, (cluster, pool, num_bytes) in enumerate(arrivals):
+        one = kept(order, cluster=cluster, pool=pool, num_bytes=num_bytes)
+        held_out |= {one.trace_id} if pool is Pool.EVALUATION else set()
         retention.add(one)
-        assert all((one.place is Pool.EVALUATION) == (one.trace_id in held_out) for one in retention)
+        assert all((one.pool is Pool.EVALUATION) == (one.trace_id in held_out) for one in retention)
 
 
 def test_the_newest_stay_in_the_window() -> None:
     retention = Retention(LIMITS)
     for order in range(20):
         retention.add(kept(order))
-    assert sorted(one.order for one in retention if one.place is Pool.WINDOW) == [15, 16, 17, 18, 19]
+    assert sorted(one.order for one in retention if one.pool is Pool.WINDOW) == [15, 16, 17, 18, 19]
 
 
 def test_the_newest_of_each_cluster_stay_held_out() -> None:
     retention = Retention(LIMITS)
     for order in range(10):
-        retention.add(kept(order, cluster="old", place=Pool.EVALUATION))
+        retention.add(kept(order, cluster="old", pool=Pool.EVALUATION))
     for order in range(10, 20):
-        retention.add(kept(order, cluster="new", place=Pool.EVALUATION))
+        retention.add(kept(order, cluster="new", pool=Pool.EVALUATION))
     assert sorted(one.order for one in retention) == [9, 19]
 
 
@@ -82,7 +82,7 @@ def test_a_flood_of_new_traffic_leaves_old_traffic_its_share() -> None:
         retention.add(kept(order, cluster="old"))
     for order in range(100, 5000):
         retention.add(kept(order, cluster="new"))
-    shares = [one.cluster for one in retention if one.place is Pool.RESERVOIR]
+    shares = [one.cluster for one in retention if one.pool is Pool.RESERVOIR]
     assert shares.count("old") == shares.count("new") == 20
 
 

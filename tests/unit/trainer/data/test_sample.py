@@ -34,10 +34,10 @@ def test_rows_and_tokens_line_up(maker: TraceMaker) -> None:
 def test_rows_after_a_rejection_stand_where_the_rejected_draft_did(maker: TraceMaker) -> None:
     trace = maker.trace(1, num_prompt=4, num_output=10, counterfactual_rows=2)
     sample = read_sample(trace.SerializeToString(), maker.expected)
-    assert [one.place for one in sample.counterfactuals] == list(range(5, 14))
+    assert [one.start for one in sample.counterfactuals] == list(range(5, 14))
     for one, step in zip(sample.counterfactuals, trace.steps, strict=True):
         assert one.ids.tolist() == list(step.draft_ids)
-        assert one.ids[0] != sample.ids[one.place], "the correction stands in the text"
+        assert one.ids[0] != sample.ids[one.start], "the correction stands in the text"
         assert len(one.aux) == len(one.teacher) == 2
     (second, message) = (sample.counterfactuals[1], trace.payload.counterfactuals[1])
     assert torch.equal(second.aux, decode(message.aux_hidden))
@@ -286,8 +286,8 @@ def test_of_a_trace_with_gaps_the_stretch_with_the_most_lessons_is_used(
     assert isinstance(all_teachers, LastHidden)
     places = [of_whole.tolist().index(token + first) for token in taught.tolist()]
     assert torch.equal(teacher.states, all_teachers.states[places])
-    inside = [one for one in whole.counterfactuals if first < one.place <= last + 1]
-    assert [one.place + first for one in sample.counterfactuals] == [one.place for one in inside]
+    inside = [one for one in whole.counterfactuals if first < one.start <= last + 1]
+    assert [one.start + first for one in sample.counterfactuals] == [one.start for one in inside]
 
 
 def test_gaps_and_likeliest_tokens_go_together(maker: TraceMaker, head: Tensor) -> None:

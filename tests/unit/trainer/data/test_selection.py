@@ -9,7 +9,7 @@ from updraft_trainer.data.selection import evaluation_batch, training_batch
 
 
 def kept(order: int, *, cluster: str = "a") -> SampleEntry:
-    return SampleEntry(trace_id=str(order), order=order, cluster=cluster, place=Pool.WINDOW, num_bytes=1)
+    return SampleEntry(trace_id=str(order), order=order, cluster=cluster, pool=Pool.WINDOW, num_bytes=1)
 
 
 @given(

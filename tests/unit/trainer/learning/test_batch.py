@@ -51,9 +51,9 @@ def test_a_branch_has_the_states_that_its_text_alone_has(
         for b, column, lesson in zip(*(field.tolist() for field in batch.discarded.at(j)), strict=True):
             (sample, one), n = _owner(branches, hidden(batch.discarded)[lesson])
             assert sample is samples[b]
-            aux = torch.cat([sample.aux[: one.place], one.aux]).float()[None]
-            ids = torch.cat([sample.ids[1 : one.place], one.ids, torch.zeros(num_steps, dtype=torch.long)])[None]
-            alone = draft.unroll(aux, ids, num_steps=num_steps)[j][0, one.place + n - 1 - j]
+            aux = torch.cat([sample.aux[: one.start], one.aux]).float()[None]
+            ids = torch.cat([sample.ids[1 : one.start], one.ids, torch.zeros(num_steps, dtype=torch.long)])[None]
+            alone = draft.unroll(aux, ids, num_steps=num_steps)[j][0, one.start + n - 1 - j]
             torch.testing.assert_close(state[b, column], alone, rtol=1e-4, atol=1e-5)
             compared.add((j, n))
     assert compared == {(j, n) for j in range(num_steps) for n in range(2)}

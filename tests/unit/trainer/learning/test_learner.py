@@ -134,7 +134,7 @@ def test_the_discard_loss_is_the_divergence_along_the_rejected_drafts(target: Pa
     sample = replace(rejected[0], counterfactuals=(one,))
     hyper = {"ttt_steps": 2, "step_decay": 0.5}
     weighted, plain = make_learner(target, discard_weight=3.0, **hyper), make_learner(target, **hyper)
-    network, place = make_learner(target).network, one.place
+    network, place = make_learner(target).network, one.start
 
     ids = torch.cat([sample.ids[1:place], one.ids, torch.tensor([0, 0])])[None]
     aux = torch.cat([sample.aux[:place], one.aux])[None]

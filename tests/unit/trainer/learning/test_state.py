@@ -38,7 +38,7 @@ def state(step: int, *, identity: Identity = IDENTITY) -> State:
         identity=identity,
         token_ids=torch.arange(16),
         learner={"network": {"w": torch.full((4, 4), float(step))}, "step": step},
-        progress=TrainingHistory(uses={"a": step}, num_samples=step, first_trace_id="a", sent_digests=["sha256:x"]),
+        history=TrainingHistory(uses={"a": step}, num_samples=step, first_trace_id="a", sent_digests=["sha256:x"]),
         rng=rng.getstate(),
         config_digest="sha256:c",
         draft_config=DRAFT,
@@ -53,7 +53,7 @@ def test_everything_that_was_saved_comes_back(tmp_path: Path) -> None:
     assert found.learner["step"] == 7
     assert found.learner["network"]["w"].equal(saved.learner["network"]["w"])
     assert found.token_ids.equal(saved.token_ids)
-    assert found.progress == saved.progress
+    assert found.history == saved.history
     assert found.draft_config == DRAFT
     rng = random.Random()
     rng.setstate(found.rng)
@@ -146,7 +146,7 @@ def test_progress_counts_samples_once_and_remembers_the_first_and_the_last() -> 
 def test_sent_digests_are_bounded() -> None:
     progress = TrainingHistory()
     for n in range(MAX_SENT + 5):
-        progress.note_sent(str(n))
+        progress.add_sent(str(n))
     assert len(progress.sent_digests) == MAX_SENT
     assert progress.sent_digests[-1] == str(MAX_SENT + 4)
 

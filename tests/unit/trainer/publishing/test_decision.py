@@ -4,7 +4,7 @@ from updraft_rollouts.evidence import Paired
 from updraft_trainer.publishing.decision import PublishThresholds, decide
 from updraft_trainer.publishing.estimate import GainEstimate
 
-BAR = PublishThresholds(min_samples=8, min_gain_percent=1.0, min_first_gain_percent=15.0, confidence=0.9)
+THRESHOLDS = PublishThresholds(min_samples=8, min_gain_percent=1.0, min_first_gain_percent=15.0, confidence=0.9)
 
 
 def estimate(*, num: int, candidate: int, baseline: int, spread: int = 0) -> GainEstimate:
@@ -25,8 +25,10 @@ def estimate(*, num: int, candidate: int, baseline: int, spread: int = 0) -> Gai
         pytest.param(estimate(num=12, candidate=50, baseline=60), 3, True, "gain +20.0 %", id="better"),
         pytest.param(estimate(num=7, candidate=50, baseline=60), 3, False, "7 held-out", id="few requests"),
         pytest.param(estimate(num=0, candidate=1, baseline=1), 3, False, "0 held-out", id="none"),
-        pytest.param(estimate(num=12, candidate=58, baseline=60, spread=20), 3, False, "not surely", id="noise"),
-        pytest.param(estimate(num=12, candidate=61, baseline=60), 3, False, "not surely", id="worse"),
+        pytest.param(
+            estimate(num=12, candidate=58, baseline=60, spread=20), 3, False, "the lower bound is below", id="noise"
+        ),
+        pytest.param(estimate(num=12, candidate=61, baseline=60), 3, False, "the lower bound is below", id="worse"),
         pytest.param(estimate(num=12, candidate=90, baseline=100), 0, False, "first draft", id="small first"),
         pytest.param(estimate(num=12, candidate=80, baseline=100), 0, True, "gain +25.0 %", id="first"),
     ],
@@ -34,6 +36,6 @@ def estimate(*, num: int, candidate: int, baseline: int, spread: int = 0) -> Gai
 def test_a_draft_is_published_when_the_evidence_says_so(
     evidence: GainEstimate, version: int, *, expected: bool, words: str
 ) -> None:
-    decision = decide(evidence, baseline_version=version, bar=BAR)
-    assert decision.is_better is expected
+    decision = decide(evidence, baseline_version=version, thresholds=THRESHOLDS)
+    assert decision.should_publish is expected
     assert words in decision.reason

@@ -32,7 +32,7 @@ def test_an_estimate_is_due_when_enough_has_changed(now: Progress, *, expected: 
 def test_refusals_are_followed_by_ever_longer_waits() -> None:
     holdoff = PublishBackoff(15.0)
     assert holdoff.is_over(0.0)
-    waits = [holdoff.refused(0.0) for _ in range(10)]
+    waits = [holdoff.rejected(0.0) for _ in range(10)]
     assert waits[0] == 15.0
     assert all(b == min(2 * a, MAX_BACKOFF_S) for a, b in pairwise(waits))
     assert not holdoff.is_over(MAX_BACKOFF_S - 1)
@@ -41,7 +41,7 @@ def test_refusals_are_followed_by_ever_longer_waits() -> None:
 
 def test_a_success_ends_the_waiting() -> None:
     holdoff = PublishBackoff(15.0)
-    holdoff.refused(0.0)
+    holdoff.rejected(0.0)
     holdoff.reset()
     assert holdoff.is_over(0.0)
-    assert holdoff.refused(0.0) == 15.0
+    assert holdoff.rejected(0.0) == 15.0

@@ -19,7 +19,7 @@ from updraft_inference.sglang_engine import draft_fingerprint, initial_draft
 from updraft_inference.sglang_engine.launch import admin_key, arguments, plugin_folder, supervisor
 from updraft_inference.sglang_engine.server import ServerInfo
 from updraft_sglang import weights
-from updraft_trainer.learning.initial_state import TrainerSpec
+from updraft_trainer.initial_state import TrainerSpec
 from updraft_trainer.learning.learner import Hyper
 
 

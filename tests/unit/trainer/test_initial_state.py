@@ -20,7 +20,7 @@ from updraft_draft.target_weights import TargetHead, read_head
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.retention import ReplayLimits
 from updraft_trainer.data.sample import read_sample
-from updraft_trainer.learning.initial_state import InitialState, TrainerSpec, begin, resume
+from updraft_trainer.initial_state import InitialState, TrainerSpec, resume, start
 from updraft_trainer.learning.learner import Hyper
 from updraft_trainer.learning.state import Identity, State, States, TrainingHistory
 from updraft_trainer.publishing.registry_view import RegistryView, RolloutState
@@ -33,8 +33,8 @@ class OneDraft(RegistryView):
 
     def __init__(self, folder: Path) -> None:
         self._draft = folder
-        self.outlook = RolloutState(
-            serving=1, basis=1, hold="", target_fingerprint="sha256:t", draft_vocabulary_fingerprint=""
+        self.state = RolloutState(
+            stable=1, start_version=1, hold_reason="", target_fingerprint="sha256:t", draft_vocabulary_fingerprint=""
         )
 
     async def fetch(self, version: int) -> Path:
@@ -49,7 +49,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def design(head: TargetHead) -> TrainerSpec:
+def spec(head: TargetHead) -> TrainerSpec:
     return TrainerSpec(
         target=head,
         target_fingerprint="sha256:t",
@@ -85,9 +85,9 @@ def save(head: TargetHead, config: DraftConfig, folder: Path) -> Path:
 async def begun(target: Path, head: TargetHead, draft: Path, tmp_path: Path) -> InitialState:
     expected, limits = TraceMaker(target).expected, ReplayLimits.of(1 << 20)
     with Replay.open(tmp_path / "replay.sqlite", limits=limits, expected=expected, cache_bytes=1 << 20) as replay:
-        origin = await begin(design(head), OneDraft(draft), replay, Stop())
-    assert origin is not None
-    return origin
+        initial = await start(spec(head), OneDraft(draft), replay, Stop())
+    assert initial is not None
+    return initial
 
 
 async def test_an_imported_draft_of_its_own_shape_is_trained_and_resumed(target: Path, tmp_path: Path) -> None:
@@ -105,15 +105,15 @@ async def test_an_imported_draft_of_its_own_shape_is_trained_and_resumed(target:
         identity=IDENTITY,
         token_ids=learner.network.token_ids,
         learner=learner.state_dict(),
-        progress=TrainingHistory(),
+        history=TrainingHistory(),
         rng=random.Random(1).getstate(),
-        config_digest=design(head).config_digest,
+        config_digest=spec(head).config_digest,
         draft_config=learner.network.config,
     )
     States(tmp_path / "states").save(state)
     found = States(tmp_path / "states").load(IDENTITY)
     assert found is not None
-    again = resume(found, design(head)).learner
+    again = resume(found, spec(head)).learner
     assert again.network.config == config
     assert torch.equal(again.network.fc.weight, learner.network.fc.weight)
 

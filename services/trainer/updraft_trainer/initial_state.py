@@ -1,0 +1,145 @@
+"""Where training starts: from the saved state, or else the registry's draft, or else new weights.
+
+An existing lineage is continued, because engines cannot swap to another draft vocabulary. A trainer without a saved state
+therefore waits for the registry's response before it starts a new one. Drafts that were all rejected do not form a lineage:
+no pod ever served them, and their weights may have been deleted.
+"""
+
+import asyncio
+import dataclasses
+import hashlib
+import json
+import logging
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from updraft_chassis.errors import Conflict, Exhausted, Forbidden, NotFound, Unauthenticated, Unavailable
+from updraft_chassis.lifecycle import Stop
+from updraft_draft import checkpoint, vocabulary
+from updraft_draft.config import DraftConfig, check_fits
+from updraft_draft.target_weights import TargetHead
+from updraft_trainer.data.replay import Replay
+from updraft_trainer.learning.learner import Hyper, Learner
+from updraft_trainer.learning.state import State, TrainingHistory
+from updraft_trainer.publishing.registry_view import RegistryView
+
+logger = logging.getLogger(__name__)
+
+_WAIT_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerSpec:
+    """How a new draft is created, and how it is trained."""
+
+    target: TargetHead
+    target_fingerprint: str
+    hyper: Hyper
+    draft_vocab_size: int
+    first_samples: int
+    seed: int
+
+    @property
+    def config_digest(self) -> str:
+        """ "sha256:..." of all settings that influence training."""
+        content = dataclasses.asdict(self.hyper) | {"draft_vocab_size": self.draft_vocab_size, "seed": self.seed}
+        return f"sha256:{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}"
+
+    def learner(self, token_ids: Tensor, config: DraftConfig | None = None) -> Learner:
+        """A learner with initial weights over this vocabulary. `config` defaults to the shape of a target layer."""
+        config = config or self.target.config.draft(draft_vocab_size=len(token_ids))
+        return Learner(self.target, config, token_ids, self.hyper, seed=self.seed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InitialState:
+    learner: Learner
+    history: TrainingHistory
+    rng: random.Random
+
+
+def resume(state: State, spec: TrainerSpec) -> InitialState:
+    """Continue from a saved state with the current settings. Conflict if they do not fit it."""
+    if state.config_digest != spec.config_digest:
+        logger.warning("Training settings have changed since the state was saved; the new ones apply from now on")
+    learner = spec.learner(state.token_ids, state.draft_config)
+    try:
+        learner.load_state_dict(state.learner)
+    except (ValueError, RuntimeError) as error:  # torch's errors for different parameter groups or shapes
+        raise Conflict(
+            f"the saved state does not fit these settings ({error});"
+            " restore UPDRAFT_TRAINER_TRAINS_HEAD or set UPDRAFT_TRAINER_DATA_DIR to another folder"
+        ) from error
+    rng = random.Random()
+    rng.setstate(state.rng)
+    logger.info("Resumed", extra={"step": learner.step, "samples": state.history.num_samples})
+    return InitialState(learner=learner, history=state.history, rng=rng)
+
+
+async def start(spec: TrainerSpec, registry: RegistryView, replay: Replay, stop: Stop) -> InitialState | None:
+    """Start from the registry's draft, or from new weights once there is some traffic; None if `stop` came first.
+
+    `registry.run` and intake must run at the same time. Conflict if the registry's drafts are for another target.
+    """
+    while registry.state is None:
+        if await stop.wait(_WAIT_S):
+            return None
+    registry.state.check_target(spec.target_fingerprint)
+    version = registry.state.start_version
+    learner = await (_continue_draft(spec, registry, version, stop) if version else _new_draft(spec, replay, stop))
+    if learner is None:
+        return None
+    return InitialState(learner=learner, history=TrainingHistory(), rng=random.Random(spec.seed))
+
+
+async def _continue_draft(spec: TrainerSpec, registry: RegistryView, version: int, stop: Stop) -> Learner | None:
+    while not stop.requested:
+        try:
+            folder = await registry.fetch(version)
+        except NotFound as error:
+            raise Conflict(
+                f"this speculator has no draft left to start from ({error});"
+                " publish one that serves, or set UPDRAFT_TRAINER_SPECULATOR to a new name"
+            ) from error
+        except (Unavailable, Unauthenticated, Forbidden, Exhausted, OSError) as error:
+            logger.warning("Waiting for the draft to start from: %s", error, extra={"version": version})
+            await stop.wait(_WAIT_S)
+        else:
+            learner = await asyncio.to_thread(_load, spec, folder)
+            logger.info("Started from a published draft", extra={"version": version})
+            return learner
+    return None
+
+
+def _load(spec: TrainerSpec, folder: Path) -> Learner:
+    config, tensors = checkpoint.load(folder)
+    reason = check_fits(config, spec.target.config)
+    if reason is not None:
+        raise Conflict(f"the draft in {folder} is not for this trainer's target: {reason}")
+    learner = spec.learner(tensors["d2t"] + torch.arange(config.draft_vocab_size), config)
+    learner.network.load_state_dict(tensors)
+    learner.mark_good()
+    return learner
+
+
+async def _new_draft(spec: TrainerSpec, replay: Replay, stop: Stop) -> Learner | None:
+    """A learner with new weights and a vocabulary chosen by the first samples."""
+    while len(replay.training_ids()) < spec.first_samples:
+        if await stop.wait(_WAIT_S):
+            return None
+    count = max(1, spec.first_samples)
+    samples = replay.training_batch({}, count=count, max_uses=1, rng=random.Random(spec.seed))
+    target = spec.target.config
+    token_ids = vocabulary.choose(
+        (sample.ids for sample in samples),
+        always=target.eos_token_ids,
+        vocab_size=target.vocab_size,
+        size=spec.draft_vocab_size,
+    )
+    learner = await asyncio.to_thread(spec.learner, token_ids)
+    logger.info("Started a new draft", extra={"draft_vocab_size": len(token_ids)})
+    return learner
