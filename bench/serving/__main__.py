@@ -1,4 +1,4 @@
-"""`python -m bench.serving`: what serves is set up before torch is loaded, as in a pod."""
+"""`python -m bench.serving`. OpenMP is configured before torch is loaded, as in a pod."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Who continues prompts without a server: our engine, and transformers' generate. Both give streams with their times."""
+"""Arms without a server: our engine, and transformers' generate. Both return streams with their times."""
 
 import asyncio
 import itertools
@@ -23,7 +23,7 @@ _names = itertools.count()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class RunSpec:
     """How a run generates. `lookahead` None: the engine's choice."""
 
     batch: int
@@ -34,42 +34,42 @@ class Wish:
 
 
 async def run(
-    engine: TorchEngine, prompts: Sequence[tuple[int, ...]], wish: Wish
+    engine: TorchEngine, prompts: Sequence[tuple[int, ...]], spec: RunSpec
 ) -> tuple[list[Stream], list[tuple[int, ...]]]:
-    """Continue all prompts, `wish.batch` at a time: each place takes the next one when it is free. Streams and outputs."""
+    """Continue all prompts, `spec.batch` at a time. Returns streams and outputs."""
     streams: dict[int, Stream] = {}
     outputs: dict[int, tuple[int, ...]] = {}
     todo = iter(enumerate(prompts))
 
     async def place() -> None:
         for n, prompt in todo:
-            streams[n], outputs[n] = await _stream(engine, prompt, wish, seed=n)
+            streams[n], outputs[n] = await _stream(engine, prompt, spec, seed=n)
 
     async with asyncio.TaskGroup() as tasks:
-        for _ in range(wish.batch):
+        for _ in range(spec.batch):
             tasks.create_task(place())
     return [streams[n] for n in sorted(streams)], [outputs[n] for n in sorted(outputs)]
 
 
-def request(prompt: tuple[int, ...], wish: Wish, *, seed: int = 0) -> GenerationRequest:
-    """One that goes on past end tokens."""
+def request(prompt: tuple[int, ...], spec: RunSpec, *, seed: int = 0) -> GenerationRequest:
+    """A request that continues past end tokens."""
     return GenerationRequest(
         request_id=f"bench-{next(_names)}",
         prompt_ids=prompt,
-        max_tokens=wish.tokens,
-        sampling=SamplingParams(temperature=wish.temperature, seed=seed),
+        max_tokens=spec.tokens,
+        sampling=SamplingParams(temperature=spec.temperature, seed=seed),
         ignore_eos=True,
-        drafter=wish.drafter,
-        lookahead=wish.lookahead,
+        drafter=spec.drafter,
+        lookahead=spec.lookahead,
     )
 
 
 async def _stream(
-    engine: TorchEngine, prompt: tuple[int, ...], wish: Wish, *, seed: int
+    engine: TorchEngine, prompt: tuple[int, ...], spec: RunSpec, *, seed: int
 ) -> tuple[Stream, tuple[int, ...]]:
     tokens: list[int] = []
     first_s = last_s = 0.0
-    async with aclosing(engine.generate(request(prompt, wish, seed=seed))) as deltas:
+    async with aclosing(engine.generate(request(prompt, spec, seed=seed))) as deltas:
         async for delta in deltas:
             last_s = time.perf_counter()
             first_s = first_s or last_s
@@ -78,9 +78,9 @@ async def _stream(
 
 
 class Transformers:
-    """`generate` as it comes: its own attention and cache, greedy, prompts padded on the left.
+    """`generate` with its defaults: its own attention and cache, greedy, prompts padded on the left.
 
-    In a process of its own: pools of threads in one process slow each other (see torch_engine/worker.py).
+    It runs in a process of its own, because pools of threads in one process slow each other (see torch_engine/worker.py).
     """
 
     def __init__(self, process: Executor) -> None:
@@ -89,7 +89,7 @@ class Transformers:
     @classmethod
     @contextmanager
     def opened(cls, folder: Path, *, threads: int) -> Iterator[Self]:
-        """The same folder as the engine's, in bfloat16."""
+        """Open the engine's model folder, in bfloat16."""
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=context, initializer=_open, initargs=(folder, threads)) as process:
             own = os.environ.pop(openmp.VARIABLE, None)  # what our engine says of itself is not for others
@@ -104,7 +104,7 @@ class Transformers:
 
 
 _model: Any = None
-"""Of the process that runs transformers."""
+"""The model in the process that runs transformers."""
 
 
 def _open(folder: Path, threads: int) -> None:

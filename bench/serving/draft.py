@@ -1,7 +1,7 @@
-"""An EAGLE-3 draft for the bench: trained by the project's own learner on answers of the target, once for a recipe.
+"""An EAGLE-3 draft for the bench, trained by the project's own learner on answers of the target, once per recipe.
 
-What it learns from is served by our engine, as in bench/teacher, from requests that no part of the bench measures on. The
-folder's name holds all that decides what is in it; it appears as a whole.
+Our engine serves the training data, as in bench/teacher, for requests that no part of the bench measures. The folder's name
+is a digest of everything that determines its content, and the folder appears only when it is complete.
 """
 
 import asyncio
@@ -27,14 +27,14 @@ from updraft_trainer.learning.learner import Hyper, Learner
 DRAFT_VOCAB = 8192
 BATCH_SAMPLES = 4
 _VERSION = 1
-"""Raise it when training here changes in what neither recipe nor prompts show."""
+"""Raise it when training changes in a way that neither recipe nor prompts show."""
 
 Tell = Callable[[str, int, int], None]
-"""What is done now, how much of it is done, and of how much."""
+"""The current task, how much of it is done, and out of how much."""
 
 
 def trained(cache: Path, model: Path, words: workloads.Words, recipe: Recipe, tell: Tell) -> DraftCheckpoint:
-    """The draft of a recipe; the first call serves and trains (about 5 minutes for the whole one on two cores)."""
+    """The draft of a recipe. The first call serves and trains (about 5 minutes for the full recipe on two cores)."""
     prompts = _prompts(words, recipe)
     key = hashlib.sha256(repr((_VERSION, model.name, recipe, DRAFT_VOCAB, sorted(prompts.items()))).encode())
     folder = cache / "bench" / f"draft-{key.hexdigest()[:16]}"

@@ -1,4 +1,4 @@
-"""From samples to lines of the table: pairs within one round, medians with quartiles, and the bars. Pure."""
+"""From samples to lines of the table: ratios within a round, medians with quartiles, and bars. Pure."""
 
 import statistics
 from collections import defaultdict
@@ -10,39 +10,39 @@ from typing import Any, NamedTuple
 from updraft_cli import results
 
 PLAIN, NGRAM, EAGLE3, HYBRID = "plain", "ngram", "eagle3", "hybrid"
-"""Arms in our engine: without drafts, and by the name of the drafter."""
+"""Arms of our engine: without drafts, and by name of the drafter."""
 OWN_TEXT = "own text"
-"""Adaptive n-gram of a server that has answered nothing before: it knows the text of each request alone."""
+"""Adaptive n-gram on a server that has answered nothing yet: it searches only each request's own text."""
 AGAIN = "ngram again"
-"""The same arm as `NGRAM`: how far its median ratio is from 1 is what the measure itself may err by."""
+"""The same arm as `NGRAM`. The distance of its median ratio from 1 shows the error of the measurement."""
 TRANSFORMERS, VLLM = "transformers", "vllm"
 
 REPEATING = ("code", "sql", "json", "math")
-"""Domains in which a lookup has to pay."""
+"""Domains in which lookup must pay."""
 VLLM_DOMAINS = ("code", "sql", "math")
 SLACK = 0.98
-"""No cell may fall below this part of plain."""
+"""No cell may be slower than this share of plain."""
 
 
 class Part(NamedTuple):
-    """A part of the run, by which it is chosen, and what it measures."""
+    """A part of the run: its name on the command line, and what it measures."""
 
     name: str
     what: str
 
 
-PEERS = Part("peers", "plain decode beside transformers")
-CELLS = Part("cells", "adaptive n-gram beside plain")
+PEERS = Part("peers", "plain decoding and transformers")
+CELLS = Part("cells", "adaptive n-gram and plain decoding")
 HYBRIDS = Part("hybrid", "n-gram, EAGLE-3 and the hybrid")
 GAP = Part("gap", "token gaps while a long prompt is read")
-OVERHEAD = Part("overhead", "what of a step is not the model")
-LOSSLESS = Part("lossless", "float32 outputs beside plain ones")
-HTTP = Part("http", "beside vLLM, over HTTP")
+OVERHEAD = Part("overhead", "the share of a step outside of the model")
+LOSSLESS = Part("lossless", "float32 outputs and plain ones")
+HTTP = Part("http", "our server and vLLM, over HTTP")
 PARTS = (PEERS, CELLS, HYBRIDS, GAP, OVERHEAD, LOSSLESS, HTTP)
 
 
 class Stream(NamedTuple):
-    """One request's first and last token, in seconds, and how many it got."""
+    """The times of the first and the last token of a request, and its number of tokens."""
 
     first_s: float
     last_s: float
@@ -62,8 +62,6 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
-    """Quartiles of so many values."""
-
     low: float
     median: float
     high: float
@@ -72,7 +70,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rate:
-    """Tokens a second of one arm in one round."""
+    """Tokens per second of one arm in one round."""
 
     part: str
     cell: Cell
@@ -83,7 +81,7 @@ class Rate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stall:
-    """Token gaps of running streams: the longest while a long prompt was read, and the median of those before."""
+    """Token gaps of running streams: the longest while a long prompt was read, and the median before."""
 
     round: int
     longest_ms: float
@@ -92,7 +90,7 @@ class Stall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """One step, and what of it the model took (forward and logits)."""
+    """Seconds of one step, and of the model in it (forward and logits)."""
 
     arm: str
     batch: int
@@ -102,7 +100,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Equality:
-    """Whether greedy float32 outputs were those of plain decoding, one request at a time. `lookahead` None: adaptive."""
+    """Whether greedy float32 outputs equal those of plain decoding of one request at a time. `lookahead` None: adaptive."""
 
     arm: str
     batch: int
@@ -112,7 +110,7 @@ class Equality:
 
 @dataclass(slots=True, kw_only=True)
 class Measured:
-    """Everything so far; grows while the bench runs, and is whole at any time."""
+    """All samples so far. It grows while the bench runs and is consistent at any time."""
 
     rates: list[Rate] = field(default_factory=list)
     stalls: list[Stall] = field(default_factory=list)
@@ -120,7 +118,6 @@ class Measured:
     equalities: list[Equality] = field(default_factory=list)
 
     def rows(self) -> list[dict[str, Any]]:
-        """For the result file."""
         rates = [{**asdict(one), "cell": None, **one.cell._asdict()} for one in self.rates]
         for row in rates:
             del row["cell"]
@@ -134,7 +131,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """A bar, how its figure spreads, and what it was made of."""
+    """A bar, the quartiles of its figure, and the rates behind it."""
 
     bar: results.Bar
     spread: Spread | None = None
@@ -162,7 +159,7 @@ def stall(times: Sequence[Sequence[float]], *, sent_s: float, read_s: float, rou
 
 
 def spread(values: Iterable[float]) -> Spread | None:
-    """Quartiles; None of nothing."""
+    """Quartiles; None if there are no values."""
     found = sorted(values)
     if not found:
         return None
@@ -175,7 +172,7 @@ def _median(found: Spread | None) -> float | None:
 
 
 def ratios(rates: Iterable[Rate], arm: str, base: str) -> dict[Cell, list[float]]:
-    """`arm` by `base` in each round of each cell in which both were measured."""
+    """Ratios of `arm` to `base`, in each round of each cell in which both were measured."""
     pairs: dict[tuple[Cell, int], dict[str, float]] = defaultdict(dict)
     for one in rates:
         pairs[one.cell, one.round][one.arm] = one.tokens_per_s
@@ -192,14 +189,14 @@ def lowest(found: dict[Cell, list[float]]) -> Cell | None:
 
 
 def better(rates: Sequence[Rate], arms: Sequence[str]) -> str | None:
-    """The arm with the highest median rate; None where none of them was measured."""
+    """The arm with the highest median rate; None if none was measured."""
     by_arm = {arm: [one.tokens_per_s for one in rates if one.arm == arm] for arm in arms}
     found = {arm: statistics.median(values) for arm, values in by_arm.items() if values}
     return max(found, key=found.__getitem__, default=None)
 
 
 def lines(measured: Measured, parts: Sequence[Part], cells: Sequence[Cell], *, has_vllm: bool) -> list[Line]:
-    """The bars of the chosen parts, on the (greedy) cells of comparisons; what was not reached is not met."""
+    """The bars of the chosen parts, on the greedy cells. A bar that was not measured is missed."""
     makers: dict[Part, Callable[[Measured, Sequence[Cell]], list[Line]]] = {
         PEERS: _peers,
         CELLS: _cells,

@@ -1,6 +1,6 @@
-"""The decoder on the caller's own thread, a step at a time: how long a step took, and how much of it the target.
+"""The scheduler on the caller's thread, one step at a time: seconds per step, and how many of them the target took.
 
-Nothing else runs on the thread, so what is neither forward nor logits is the engine's own overhead.
+Nothing else runs on the thread, so the rest is the engine's own overhead.
 """
 
 import itertools
@@ -26,7 +26,7 @@ from updraft_kernels.loader import load_kernels
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spent:
-    """Seconds of one step, and those of them in the target."""
+    """Seconds of one step, and of the target in it."""
 
     step_s: float
     forward_s: float
@@ -34,7 +34,7 @@ class Spent:
 
 
 class TimedTarget(Target):
-    """A target that adds up how long it computes."""
+    """A target that adds up its computing time."""
 
     forward_s = 0.0
     logits_s = 0.0
@@ -55,7 +55,7 @@ class TimedTarget(Target):
 
 
 class Inline:
-    """A decoder to be stepped by hand; `num_tokens` counts what its sequences gained."""
+    """A scheduler that is stepped by hand; `num_tokens` counts the new tokens of its sequences."""
 
     def __init__(self, target: TimedTarget, limits: Limits) -> None:
         self.limits = limits
@@ -68,17 +68,17 @@ class Inline:
     def open(
         cls, model: Path, *, num_slots: int, max_context: int, dtype: torch.dtype, has_kernels: bool = True
     ) -> Self:
-        """Load the model on the CPU, with the engine's own kernels or with torch's operations alone."""
+        """Load the model on the CPU, with the C++ kernels or with torch's operations only."""
         library = load_kernels() if has_kernels else None
         target = TimedTarget.open(model, dtype=dtype, device=torch.device("cpu"), library=library)
         return cls(target, Limits(num_slots=num_slots, max_context=max_context, max_lookahead=LOOKAHEAD))
 
     def look_up_in(self, lookups: NgramProposer) -> None:
-        """These know earlier answers."""
+        """Use an n-gram proposer that remembers earlier answers."""
         self._scheduler.speculator.ngram = lookups
 
     def start(self, prompts: SequenceOf[tuple[int, ...]], *, max_tokens: int, drafter: Drafter) -> None:
-        """Add greedy requests that do not stop by themselves, and read all their prompts."""
+        """Add greedy requests that ignore end tokens, and read all their prompts."""
         unread = set()
         for prompt in prompts:
             name = str(next(self._names))
@@ -101,7 +101,6 @@ class Inline:
             self._scheduler.step()
 
     def step(self) -> Spent:
-        """One step of all that run."""
         target = self._target
         forward_s, logits_s, started = target.forward_s, target.logits_s, time.perf_counter()
         self._scheduler.step()
@@ -112,5 +111,4 @@ class Inline:
         )
 
     def stop(self) -> None:
-        """End all requests."""
         self._scheduler.cancel_all()

@@ -1,6 +1,6 @@
-"""How good are lookups, by where and how they were found? `python -m bench.serving.lookups`: greedy answers to held-out
-requests of each domain, what would have been proposed before each of their tokens, and how many tokens a step that would
-give if verification cost nothing: no choice of drafts makes lookups faster. See ADR 0025.
+"""How good are n-gram proposals, by source? `python -m bench.serving.lookups` takes greedy answers to held-out requests of each
+domain, the proposal before each of their tokens, and the tokens per step that they would give if verification were free, which
+bounds every choice of drafts. See ADR 0025.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from bench.serving.arms import Wish, request, run
+from bench.serving.arms import RunSpec, request, run
 from bench.serving.plan import NUM_REMEMBERED, SEED
 from bench.serving.workloads import MAX_PROMPT_TOKENS, Words, mixed, prompts
 from rich.console import Console
@@ -34,19 +34,18 @@ MOST = 10
 BATCH = 8
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]
-"""A prompt, and its answer."""
+"""A prompt and its answer."""
 
 
 @dataclass(slots=True)
 class Tally:
-    """Of proposals of one kind: how many, of how many the first token came, and tokens that came."""
+    """Proposals of one source: their number, how many had a right first token, and the number of right tokens."""
 
     num: int = 0
     right: int = 0
     kept: int = 0
 
     def add(self, ids: Sequence[int], came: Sequence[int]) -> None:
-        """Count a proposal."""
         kept = num_kept(ids, came)
         self.num += 1
         self.right += kept > 0
@@ -55,26 +54,26 @@ class Tally:
 
 @dataclass(slots=True)
 class Tallies:
-    """By kind; matched 0: nothing was found."""
+    """By source; num_matched 0: nothing matched."""
 
     own: dict[ProposalSource, Tally] = field(default_factory=lambda: defaultdict(Tally))
     earlier: dict[ProposalSource, Tally] = field(default_factory=lambda: defaultdict(Tally))
-    """In answers to other requests, whatever there was in the request's own text."""
+    """Matches in answers to other requests, whether or not the request's own text had one."""
 
 
 def num_kept(ids: Sequence[int], came: Sequence[int]) -> int:
-    """Tokens of a proposal before the first one that did not come."""
+    """Tokens of a proposal before the first wrong one."""
     return next((i for i, (a, b) in enumerate(zip(ids, came, strict=False)) if a != b), len(ids))
 
 
 def running(prompt: Sequence[int], said: Sequence[int]) -> Running:
-    """A request that got so far."""
-    wish = Wish(batch=1, tokens=1 + MOST, drafter=Drafter.NGRAM)
-    return Running(request=request(tuple(prompt), wish), emit=lambda _: None, ids=[*prompt, *said])
+    """A request with a part of its answer."""
+    spec = RunSpec(batch=1, tokens=1 + MOST, drafter=Drafter.NGRAM)
+    return Running(request=request(tuple(prompt), spec), emit=lambda _: None, ids=[*prompt, *said])
 
 
 def tally(pair: Pair, history: AnswerCache, into: Tallies) -> None:
-    """Count what is found before each token of an answer but the first."""
+    """Count the proposals before each token of an answer except the first."""
     prompt, answer = pair
     for done in range(1, len(answer)):
         ids, rest = [*prompt, *answer[:done]], answer[done:]
@@ -84,7 +83,7 @@ def tally(pair: Pair, history: AnswerCache, into: Tallies) -> None:
 
 
 def num_steps(pair: Pair, lookups: NgramProposer) -> int:
-    """Steps after the first token, each with the lookup that there is."""
+    """Steps after the first token, each with its proposal."""
     prompt, answer = pair
     done, steps = 1, 0
     while done < len(answer):
@@ -96,12 +95,12 @@ def num_steps(pair: Pair, lookups: NgramProposer) -> int:
 
 
 def bound(pairs: Sequence[Pair], lookups: NgramProposer) -> float:
-    """Tokens a step of requests that run one after the other."""
+    """Tokens per step of requests that run one after the other."""
     return sum(len(answer) - 1 for _, answer in pairs) / sum(num_steps(pair, lookups) for pair in pairs)
 
 
 def remembering(pairs: Iterable[Pair]) -> tuple[AnswerCache, NgramProposer]:
-    """What is known after these."""
+    """A cache and a proposer that remember these answers."""
     history, lookups = AnswerCache(NUM_REMEMBERED), NgramProposer(NUM_REMEMBERED)
     for prompt, answer in pairs:
         history.add([*prompt, *answer], len(prompt), len(prompt) + len(answer))
@@ -111,17 +110,17 @@ def remembering(pairs: Iterable[Pair]) -> tuple[AnswerCache, NgramProposer]:
 
 
 async def answered(engine: TorchEngine, asked: list[tuple[int, ...]], tokens: int, progress: Progress) -> list[Pair]:
-    """All of them, with their greedy answers."""
+    """All prompts with their greedy answers."""
     pairs: list[Pair] = []
     for start in progress.track(range(0, len(asked), BATCH), description="answering"):
         some = asked[start : start + BATCH]
-        _, answers = await run(engine, some, Wish(batch=BATCH, tokens=tokens, drafter=Drafter.NONE))
+        _, answers = await run(engine, some, RunSpec(batch=BATCH, tokens=tokens, drafter=Drafter.NONE))
         pairs += zip(some, answers, strict=True)
     return pairs
 
 
 async def collect(num: int, tokens: int, num_earlier: int) -> tuple[dict[str, list[Pair]], list[Pair]]:
-    """Held-out requests of each domain with their answers; and others of all domains, in turn."""
+    """Held-out requests per domain with their answers, and others of all domains in turn."""
     model = model_folder(cache_folder(os.environ))
     words = Words.open(model)
     held = {domain: prompts(words, domain, num, seed=SEED, is_held_out=True) for domain in DOMAINS}

@@ -1,7 +1,7 @@
-"""The parts of a run. Each adds to `Bench.measured` as it goes, so that a run that is cut off has what it reached.
+"""The parts of a run. Each adds to `Bench.measured` while it runs, so that an interrupted run keeps its samples.
 
-Arms take turns within a round, and prompts are read once before it, so that no arm finds in a prefix cache what another one
-had to read.
+Arms take turns within a round. Prompts are read once before it, so that no arm finds in the prefix cache what another one had
+to read.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from bench.serving import figures, servers, workloads
-from bench.serving.arms import Transformers, Wish, request, run
+from bench.serving.arms import RunSpec, Transformers, request, run
 from bench.serving.figures import AGAIN, EAGLE3, HYBRID, NGRAM, OWN_TEXT, PLAIN, TRANSFORMERS, VLLM, Cell
 from bench.serving.inline import Inline
 from bench.serving.plan import LOOKAHEAD, NUM_REMEMBERED, SEED, Plan, in_turn, take
@@ -34,7 +34,7 @@ RUNNING_STREAMS = 7
 _PAST_AT_ONCE = 16
 _GAP_CONTEXT = 3072
 _GAP_TOKENS = 600
-"""Of the running streams: more than they get while the long prompt is read."""
+"""Tokens of the running streams, more than they get while the long prompt is read."""
 _NORMAL_STEPS = 16
 
 DRAFTED = (NGRAM, EAGLE3, HYBRID)
@@ -43,7 +43,7 @@ DRAFTED = (NGRAM, EAGLE3, HYBRID)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
-    """What all parts share. `tell` shows what is done now, and how much of the part is done."""
+    """Shared by all parts. `tell` shows the current task and how much of the part is done."""
 
     model: Path
     words: workloads.Words
@@ -53,7 +53,7 @@ class Bench:
     measured: figures.Measured = field(default_factory=figures.Measured)
     _pools: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
     _past: list[NgramProposer] = field(default_factory=list)
-    """Of a server that has answered other requests; filled once."""
+    """The proposer of a server that has answered other requests; filled once."""
 
     def prompts(self, domain: str) -> list[tuple[int, ...]]:
         """The domain's held-out prompts."""
@@ -63,28 +63,27 @@ class Bench:
         return self._pools[domain]
 
     def mixed(self) -> list[tuple[int, ...]]:
-        """Those of all domains, in turn."""
+        """The prompts of all domains, in turn."""
         return workloads.mixed({domain: self.prompts(domain) for domain in self.plan.domains})
 
     async def past(self, engine: TorchEngine) -> NgramProposer:
-        """What lookups remember of answers to other requests: those of all domains from which the draft learns."""
+        """A proposer that remembers answers to other requests of all domains, those on which the draft is trained."""
         if not self._past:
             self._past.append(await remembered(self, engine))
         return copy.deepcopy(self._past[0])
 
     def note(self, part: figures.Part, cell: Cell, arm: str, round_: int, streams: Sequence[figures.Stream]) -> None:
-        """Keep what an arm reached in a round."""
+        """Record the rate of an arm in a round."""
         rate = figures.tokens_per_s(streams, cell.batch)
         self.measured.rates.append(figures.Rate(part=part.name, cell=cell, arm=arm, round=round_, tokens_per_s=rate))
 
 
 def drafter_of(arm: str) -> Drafter:
-    """Who drafts in an arm of ours."""
     return {PLAIN: Drafter.NONE, OWN_TEXT: Drafter.NGRAM, AGAIN: Drafter.NGRAM}.get(arm) or Drafter(arm)
 
 
 async def remembered(bench: Bench, engine: TorchEngine) -> NgramProposer:
-    """Answer requests that no part measures on; leaves the engine's own lookups as they were."""
+    """Answer requests that no part measures; the engine's own proposer stays as it was."""
     recipe, domains = bench.plan.recipe, bench.plan.domains
     asked = workloads.mixed(
         {d: workloads.prompts(bench.words, d, recipe.requests, seed=SEED, is_held_out=False) for d in domains}
@@ -93,7 +92,7 @@ async def remembered(bench: Bench, engine: TorchEngine) -> NgramProposer:
     for done in range(0, len(asked), _PAST_AT_ONCE):
         bench.tell("answering other requests first", done, len(asked))
         batch = asked[done : done + _PAST_AT_ONCE]
-        await run(engine, batch, Wish(batch=len(batch), tokens=recipe.tokens, drafter=Drafter.NGRAM))
+        await run(engine, batch, RunSpec(batch=len(batch), tokens=recipe.tokens, drafter=Drafter.NGRAM))
     past = await engine.exchange_ngram(before)
     past.index_all()
     return past
@@ -103,12 +102,12 @@ async def remembered(bench: Bench, engine: TorchEngine) -> NgramProposer:
 async def opened(
     bench: Bench, *, num_slots: int, dtype: torch.dtype = torch.bfloat16, max_context: int = MAX_CONTEXT
 ) -> AsyncIterator[TorchEngine]:
-    """An engine of ours without a draft, after a short request."""
+    """Our engine without a draft, after a short request."""
     limits = Limits(
         num_slots=num_slots, max_context=max_context, max_lookahead=LOOKAHEAD, num_remembered=NUM_REMEMBERED
     )
     async with TorchEngine.open(bench.model, EngineOptions(limits=limits, dtype=dtype)) as engine:
-        await run(engine, [bench.words.prompt("Hello")], Wish(batch=1, tokens=8, drafter=Drafter.NONE))
+        await run(engine, [bench.words.prompt("Hello")], RunSpec(batch=1, tokens=8, drafter=Drafter.NONE))
         yield engine
 
 
@@ -132,7 +131,7 @@ async def peers(bench: Bench, engine: TorchEngine) -> None:
 
 
 async def cells(bench: Bench, engine: TorchEngine) -> None:
-    """Adaptive n-gram beside plain in every cell; then again in the one that is the worst so far, for a while."""
+    """Adaptive n-gram and plain in every cell, and then again in the cell that is worst so far, for a while."""
     plan, schedule = bench.plan, bench.plan.cell_schedule
     rounds: Counter[Cell] = Counter()
     for done, (round_, cell) in enumerate(schedule):
@@ -163,7 +162,7 @@ async def hybrids(bench: Bench, engine: TorchEngine, draft: DraftCheckpoint) -> 
 
 
 async def gap(bench: Bench) -> None:
-    """Seven plain streams run, and an eighth sends a long prompt, another one each round."""
+    """Seven plain streams run, and an eighth sends a long prompt, a new one per round."""
     async with opened(bench, num_slots=RUNNING_STREAMS + 1, max_context=_GAP_CONTEXT) as engine:
         for round_ in range(bench.plan.gap_rounds):
             bench.tell("a prompt of 2,000 tokens", round_, bench.plan.gap_rounds)
@@ -171,7 +170,7 @@ async def gap(bench: Bench) -> None:
 
 
 def overhead(bench: Bench) -> None:
-    """Steps of plain and of n-gram decoding at batch 8, on a thread where nothing else runs."""
+    """Steps of plain and n-gram decoding at batch 8, on a thread that does nothing else."""
     batch, steps, pool = 8, bench.plan.overhead_steps, bench.mixed()
     past = asyncio.run(_past(bench))
     for n, arm in enumerate((PLAIN, NGRAM)):
@@ -194,26 +193,26 @@ def overhead(bench: Bench) -> None:
 
 
 async def lossless(bench: Bench, draft: DraftCheckpoint) -> None:
-    """Greedy float32 outputs of every drafter, batch size and lookahead, beside those of plain decoding one by one."""
+    """Greedy float32 outputs of every drafter, batch size and lookahead, compared with plain decoding one by one."""
     plan = bench.plan
     prompts = take(bench.mixed(), 0, max(plan.exact_batches))
     async with opened(bench, num_slots=max(plan.exact_batches), dtype=torch.float32) as engine:
         bench.tell("plain, one request at a time", 0, 1)
-        _, plain = await run(engine, prompts, Wish(batch=1, tokens=plan.exact_tokens, drafter=Drafter.NONE))
+        _, plain = await run(engine, prompts, RunSpec(batch=1, tokens=plan.exact_tokens, drafter=Drafter.NONE))
         await engine.swap(draft)
         todo = [(a, b, k) for b in plan.exact_batches for a in DRAFTED for k in plan.exact_lookaheads]
         for done, (arm, batch, lookahead) in enumerate(todo):
             bench.tell(f"{arm}, batch {batch}, lookahead {lookahead or 'adaptive'}", done, len(todo))
-            wish = Wish(batch=batch, tokens=plan.exact_tokens, drafter=drafter_of(arm), lookahead=lookahead)
+            spec = RunSpec(batch=batch, tokens=plan.exact_tokens, drafter=drafter_of(arm), lookahead=lookahead)
             count = plan.num_requests(batch)
-            _, outputs = await run(engine, prompts[:count], wish)
+            _, outputs = await run(engine, prompts[:count], spec)
             bench.measured.equalities.append(
                 figures.Equality(arm=arm, batch=batch, lookahead=lookahead, is_equal=outputs == plain[:count])
             )
 
 
 async def http(bench: Bench, *, has_vllm: bool) -> None:
-    """Our server plain and with adaptive n-gram, and vLLM; who has no turn is stopped."""
+    """Our server, plain and with adaptive n-gram, and vLLM. Servers without a turn are stopped."""
     plan = bench.plan
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="updraft-")))
@@ -260,12 +259,12 @@ async def _round(
         bench.note(part, cell, arm, round_, streams)
 
 
-def _wish(bench: Bench, cell: Cell, arm: str) -> Wish:
-    return Wish(batch=cell.batch, tokens=bench.plan.tokens, drafter=drafter_of(arm), temperature=cell.temperature)
+def _wish(bench: Bench, cell: Cell, arm: str) -> RunSpec:
+    return RunSpec(batch=cell.batch, tokens=bench.plan.tokens, drafter=drafter_of(arm), temperature=cell.temperature)
 
 
 async def _read(engine: TorchEngine, prompts: Sequence[tuple[int, ...]], drafter: Drafter = Drafter.NONE) -> None:
-    await run(engine, prompts, Wish(batch=len(prompts), tokens=1, drafter=drafter))
+    await run(engine, prompts, RunSpec(batch=len(prompts), tokens=1, drafter=drafter))
 
 
 async def _stall(bench: Bench, engine: TorchEngine, round_: int) -> figures.Stall:
@@ -274,8 +273,8 @@ async def _stall(bench: Bench, engine: TorchEngine, round_: int) -> figures.Stal
     has_begun = asyncio.Event()
 
     async def stream(n: int, prompt: tuple[int, ...]) -> None:
-        wish = Wish(batch=1, tokens=_GAP_TOKENS, drafter=Drafter.NONE)
-        async with aclosing(engine.generate(request(prompt, wish))) as deltas:
+        spec = RunSpec(batch=1, tokens=_GAP_TOKENS, drafter=Drafter.NONE)
+        async with aclosing(engine.generate(request(prompt, spec))) as deltas:
             async for _ in deltas:
                 times[n].append(time.perf_counter())
                 if min(map(len, times)) > _NORMAL_STEPS:
@@ -286,7 +285,7 @@ async def _stall(bench: Bench, engine: TorchEngine, round_: int) -> figures.Stal
         streams = [tasks.create_task(stream(n, prompt)) for n, prompt in enumerate(chosen)]
         await has_begun.wait()
         sent_s = time.perf_counter()
-        await run(engine, [_long_prompt(bench, round_)], Wish(batch=1, tokens=1, drafter=Drafter.NONE))
+        await run(engine, [_long_prompt(bench, round_)], RunSpec(batch=1, tokens=1, drafter=Drafter.NONE))
         read_s = time.perf_counter()
         assert not any(task.done() for task in streams), "a stream ended while the long prompt was read"
         for task in streams:
@@ -295,7 +294,7 @@ async def _stall(bench: Bench, engine: TorchEngine, round_: int) -> figures.Stal
 
 
 def _long_prompt(bench: Bench, round_: int) -> tuple[int, ...]:
-    """Messages of all kinds in an order by round: no two begin alike."""
+    """Messages of all kinds, in an order by round, so that no two begin alike."""
     messages = [message for d in bench.plan.domains for message in workloads.requests(d, seed=SEED, is_held_out=True)]
     random.Random(round_).shuffle(messages)
     ids = bench.words.prompt("\n\n".join(messages[:60]))

@@ -1,4 +1,4 @@
-"""How much is measured, and which prompts a round takes. Pure."""
+"""Sizes of a run, and the prompts of a round. Pure."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ T = TypeVar("T")
 
 SEED = 7
 LOOKAHEAD = 5
-"""Most drafts a step, in every arm of ours."""
+"""Drafts per step at most, in every arm of ours."""
 NUM_REMEMBERED = 65536
-"""Tokens of earlier answers, as a server remembers unless it is told otherwise."""
+"""Tokens of earlier answers that are remembered: the server's default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How the draft is trained: requests of each domain, tokens of each answer, optimizer steps."""
+    """How the draft is trained: requests per domain, tokens per answer, optimizer steps."""
 
     requests: int
     tokens: int
@@ -35,19 +35,19 @@ class Plan:
     batches: tuple[int, ...]
     temperatures: tuple[float, ...]
     peer_batches: tuple[int, ...] = (1, 8)
-    """Of every comparison with others, and of the hybrid's."""
+    """Batch sizes of the comparisons with others, and of the hybrid."""
     tokens: int
-    """Output of each request."""
+    """Output tokens per request."""
     min_requests: int
-    """A run of a smaller batch takes so many, one after the other: one prompt is not a domain."""
+    """Requests of a run with a smaller batch, because one prompt does not represent a domain."""
     pool: int
-    """Held-out prompts of each domain."""
+    """Held-out prompts per domain."""
     peer_rounds: int
     cell_rounds: int
     peer_cell_rounds: int
-    """Of the cells that have a bar of their own."""
+    """Rounds of the cells that have a bar of their own."""
     worst_s: float
-    """Then so long the cell that is the worst so far is measured again, each time."""
+    """Seconds in which the cell that is worst so far is measured again."""
     hybrid_rounds: int
     gap_rounds: int
     http_rounds: int
@@ -77,7 +77,6 @@ class Plan:
         ]
 
     def num_requests(self, batch: int) -> int:
-        """Of one run."""
         return max(batch, self.min_requests)
 
 
@@ -122,14 +121,14 @@ QUICK = Plan(
     exact_lookaheads=(3, None),
     recipe=Recipe(requests=4, tokens=24, steps=8),
 )
-"""Sees that everything runs, in three to five minutes."""
+"""Checks in three to five minutes that everything runs."""
 
 
 def take(pool: Sequence[T], round_: int, count: int) -> list[T]:
-    """The prompts of a round: the next `count` of the pool, from its beginning again after its end."""
+    """The prompts of a round: the next `count` of the pool, which repeats."""
     return [pool[(round_ * count + n) % len(pool)] for n in range(count)]
 
 
 def in_turn(arms: Sequence[T], round_: int) -> Iterator[T]:
-    """The arms of a round, each round another one first: what else the machine does then falls on all of them."""
+    """The arms of a round, starting with another one each round, so that disturbances fall on all of them."""
     return (arms[(round_ + n) % len(arms)] for n in range(len(arms)))

@@ -1,5 +1,5 @@
-"""What do torch's threads cost each other? `python -m bench.serving.pools`: steps of plain decoding with eight streams on a
-thread of their own, alone on the machine and beside a busy process. See `torch_engine/worker.py`, `openmp.py`, ADR 0025.
+"""What do torch's threads cost each other? `python -m bench.serving.pools` times plain steps of eight streams on a thread of
+their own, alone on the machine and next to a busy process. See `torch_engine/worker.py`, `openmp.py`, ADR 0025.
 
 Each arm is a process, for a pool ends with its thread and never before. They take turns.
 """
@@ -36,7 +36,7 @@ _BATCH, _WARM_UP_STEPS = 8, 8
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """How threads wait (None: as OpenMP does by itself), and if another thread has a pool as well."""
+    """The spin count (None: OpenMP's default), and whether another thread has a pool too."""
 
     name: str
     spins: int | None
@@ -46,12 +46,12 @@ class Arm:
 ARMS = (
     Arm("one pool, which waits briefly", SPINS),
     Arm("one pool, which waits as OpenMP does", None),
-    Arm("beside another pool", None, has_second_pool=True),
+    Arm("next to another pool", None, has_second_pool=True),
 )
 
 
 def step_ms(model: Path, threads: int, steps: int, arm: Arm) -> float:
-    """Median of the steps, on a thread of their own."""
+    """Median seconds of the steps, on a thread of their own."""
     torch.set_num_threads(threads)
     if arm.has_second_pool:
         torch.ones(1 << 20).add_(1)  # large enough for several threads, on this thread, which stays
@@ -71,7 +71,7 @@ def step_ms(model: Path, threads: int, steps: int, arm: Arm) -> float:
 
 @contextmanager
 def waiting(spins: int | None) -> Iterator[None]:
-    """Of the processes that start in this block; the variable is read when torch is loaded."""
+    """Set the variable for processes that start in this block; it is read when torch is loaded."""
     os.environ.pop(VARIABLE, None)
     if spins is not None:
         os.environ[VARIABLE] = str(spins)
@@ -81,7 +81,7 @@ def waiting(spins: int | None) -> Iterator[None]:
 
 @contextmanager
 def neighbour() -> Iterator[None]:
-    """A process that never rests."""
+    """A process that is always busy."""
     with Popen([sys.executable, "-c", "while True: pass"]) as process:
         try:
             yield
@@ -97,16 +97,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     model, context = model_folder(cache_folder(os.environ)), multiprocessing.get_context("spawn")
-    found: defaultdict[tuple[Arm, bool], list[float]] = defaultdict(list)
+    times: defaultdict[tuple[Arm, bool], list[float]] = defaultdict(list)
     for round_ in range(arguments.rounds):
-        for is_beside, arm in product((False, True), in_turn(ARMS, round_)):
-            beside = neighbour() if is_beside else nullcontext()
-            with waiting(arm.spins), beside, ProcessPoolExecutor(1, mp_context=context) as process:
+        for is_busy, arm in product((False, True), in_turn(ARMS, round_)):
+            busy = neighbour() if is_busy else nullcontext()
+            with waiting(arm.spins), busy, ProcessPoolExecutor(1, mp_context=context) as process:
                 ms = process.submit(step_ms, model, arguments.threads, arguments.steps, arm).result()
-            found[arm, is_beside].append(ms)
-    table = output.table("torch's threads", *(f">{where}, ms a step" for where in ("alone", "beside a busy process")))
+            times[arm, is_busy].append(ms)
+    table = output.table("torch's threads", *(f">{where}, ms per step" for where in ("alone", "next to a busy process")))
     for arm in ARMS:
-        spreads = [figures.spread(found[arm, is_beside]) for is_beside in (False, True)]
+        spreads = [figures.spread(times[arm, is_busy]) for is_busy in (False, True)]
         table.add_row(arm.name, *(f"{one.median:.1f} ({one.low:.1f} to {one.high:.1f})" for one in spreads if one))
     output.console().print(table)
 

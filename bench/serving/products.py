@@ -1,5 +1,5 @@
-"""What do the matrix products of a forward take, by the engine's own kernel and by oneDNN? `python -m bench.serving.products`:
-all of SmolLM2's, one after the other as a step has them, for each number of rows. See `torch_engine/model/linear.py`, ADR 0025.
+"""How long do the matrix products of a forward take, by the AMX kernel and by oneDNN? `python -m bench.serving.products` runs
+all of SmolLM2's in the order of a step, for each number of rows. See `torch_engine/model/linear.py`, ADR 0025.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def shapes(config: TargetConfig) -> list[tuple[int, int]]:
 
 
 def seconds(products: Sequence[Linear], inputs: dict[int, Tensor], sizes: Sequence[tuple[int, int]]) -> float:
-    """Of all of them."""
+    """Seconds of all products."""
     started = time.perf_counter()
     for each, (_, of) in zip(products, sizes, strict=True):
         each(inputs[of])
@@ -40,7 +40,6 @@ def seconds(products: Sequence[Linear], inputs: dict[int, Tensor], sizes: Sequen
 
 
 def main() -> None:
-    """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)

@@ -31,7 +31,7 @@ _NO_OPERATION = "(no operation of torch: Python, and the C++ kernels)"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """What all calls of one operation with one set of input shapes take in themselves, a step."""
+    """Time per step of all calls of an operation with the same input shapes, without the operations it calls."""
 
     name: str
     shapes: str
@@ -41,11 +41,11 @@ class Operation:
 
 @dataclass(slots=True, kw_only=True)
 class Profile:
-    """Of steps with one batch size."""
+    """The profile of steps with one batch size."""
 
     batch: int
     step_ms: list[float] = field(default_factory=list)
-    """Without the profiler."""
+    """Seconds per step without the profiler."""
     forward_ms: list[float] = field(default_factory=list)
     logits_ms: list[float] = field(default_factory=list)
     tokens_a_step: float = 0.0
@@ -78,7 +78,7 @@ def _shapes(event: Any) -> str:
 
 
 def measure(inline: Inline, asked: SequenceOf[tuple[int, ...]], *, steps: int, drafter: Drafter) -> Profile:
-    """Decode all prompts together, so many steps without the profiler and as many with it."""
+    """Decode all prompts together, for so many steps without the profiler and as many with it."""
     found = Profile(batch=len(asked))
     inline.start(asked, max_tokens=inline.limits.max_context - max(map(len, asked)), drafter=drafter)
     for _ in range(WARM_UP_STEPS):

@@ -1,6 +1,6 @@
-"""Servers of the OpenAI API beside this process, one of which computes at a time: the others are stopped by the kernel.
+"""Servers of the OpenAI API in processes of their own, of which one computes at a time.
 
-An idle server still wakes up, and threads of OpenMP spin a while after their work, so whoever has no turn gets SIGSTOP.
+An idle server still wakes up, and OpenMP threads spin for a while after their work, so SIGSTOP stops servers without a turn.
 """
 
 import asyncio
@@ -34,14 +34,14 @@ _END_S = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """A process group that answers at `http`."""
+    """A process group that serves at `http`."""
 
     http: httpx.AsyncClient
     process: subprocess.Popen[bytes]
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Let it run for the length of the block."""
+        """Continue the process for the length of the block."""
         os.killpg(self.process.pid, signal.SIGCONT)
         try:
             yield
@@ -110,7 +110,7 @@ async def updraft(model: Path, folder: Path, *, threads: int, lookahead: int) ->
 
 @asynccontextmanager
 async def vllm(model: Path, folder: Path, *, threads: int) -> AsyncIterator[Server]:
-    """Stock vLLM as it comes, without a draft. It compiles first: about two minutes."""
+    """Stock vLLM with its defaults, without a draft. It first compiles for about two minutes."""
     port = free_port()
     command = [
         *(str(build.python()), "-m", "vllm.entrypoints.openai.api_server"),
@@ -133,7 +133,7 @@ async def vllm(model: Path, folder: Path, *, threads: int) -> AsyncIterator[Serv
 async def _serving(
     command: Sequence[str], variables: Mapping[str, str], port: int, ready: str, log: Path
 ) -> AsyncIterator[Server]:
-    """Start it, wait until it is ready, and leave it stopped, for turns; nothing of it runs after the block."""
+    """Start a server, wait until it is ready, and stop it until its turn. It is gone after the block."""
     process = _start(command, variables, log)
     try:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=_ANSWER_S) as http:
@@ -153,7 +153,7 @@ async def _serving(
 
 
 def _start(command: Sequence[str], variables: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
-    """In a group of its own, with nothing of ours or of Python's from this process's environment."""
+    """Start a group of its own, without our variables and Python's in the environment."""
     ours = ("UPDRAFT_", "PYTHON", openmp.VARIABLE)
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     with log.open("wb") as said:
@@ -167,7 +167,7 @@ def _tail(log: Path) -> str:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask the group to end, and kill what of it is left."""
+    """Terminate the group, and kill what remains."""
     for signum in (signal.SIGCONT, signal.SIGTERM):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signum)

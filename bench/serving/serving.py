@@ -1,4 +1,4 @@
-"""Is the built-in engine faster than what people would use instead, and never slower than itself? See README.md here."""
+"""Is the built-in engine faster than its peers, and never slower than itself? See README.md here."""
 
 import argparse
 import asyncio
@@ -32,7 +32,7 @@ _IN_ONE_ENGINE = (figures.PEERS, figures.CELLS, figures.HYBRIDS)
 
 
 class Shown:
-    """Progress on stderr: a bar for each part on a terminal, else a line now and then."""
+    """Progress on stderr: a bar per part on a terminal, otherwise a line every 15 seconds."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -40,14 +40,12 @@ class Shown:
         self._last_s = 0.0
 
     def begin(self, what: str) -> None:
-        """A part begins."""
         self._end()
         self._task = self._progress.add_task(what, total=None, now="")
         if not self._progress.console.is_terminal:
             self._progress.console.print(what)
 
     def tell(self, now: str, done: int, total: int) -> None:
-        """It does this now."""
         self._progress.update(self._task, completed=done, total=total, now=now)
         is_due = done == 0 or time.monotonic() - self._last_s > _LINE_S
         if is_due and not self._progress.console.is_terminal:
@@ -75,7 +73,7 @@ def shown() -> Iterator[Shown]:
 
 
 def measure(bench: parts.Bench, chosen: Sequence[Part], show: Shown, *, has_vllm: bool) -> None:
-    """All chosen parts. What needs torch's threads ends before servers start."""
+    """Run the chosen parts. Those in this process end before servers start, because they use torch's threads."""
     trained = None
     if any(part in _WITH_DRAFT for part in chosen):
         show.begin("a draft for this bench (5 minutes, once)")
@@ -117,7 +115,7 @@ async def _in_one_engine(
 
 
 def show_cells(console: Console, measured: figures.Measured, arm: str, title: str) -> None:
-    """An arm by plain: a row for each domain and temperature, a column for each batch size."""
+    """Ratios of an arm to plain: a row per domain and temperature, a column per batch size."""
     rates = [one for one in measured.rates if one.part == figures.CELLS.name]
     found = figures.ratios(rates, arm, PLAIN)
     batches = sorted({cell.batch for cell in found})
@@ -130,7 +128,7 @@ def show_cells(console: Console, measured: figures.Measured, arm: str, title: st
 
 
 def show_lines(console: Console, lines: Sequence[Line]) -> None:
-    """The table of bars: each figure with its quartiles and what it was made of."""
+    """The table of bars: each figure with its quartiles and rates."""
     table = output.table("", "~bar", ">measured", "~quartiles (rounds)", ">target", "median of")
     for line in lines:
         bar, spread = line.bar, line.spread
@@ -146,7 +144,7 @@ def show_lines(console: Console, lines: Sequence[Line]) -> None:
 
 
 def main() -> None:
-    """Measure, print one table, write bench/results/; exit 1 where a bar is missed."""
+    """Measure, print one table, write bench/results/, and exit 1 if a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="only see that everything runs; its figures mean nothing")
     parser.add_argument("--with-vllm", action="store_true", help="fail where vLLM is not built; with --quick: use it")
@@ -163,7 +161,7 @@ def main() -> None:
     plan = QUICK if arguments.quick else FULL
     if figures.HTTP in chosen and not has_vllm:
         console.print(
-            "Not beside vLLM: " + ("--quick leaves it out." if build.is_built() else "run `make vllm-build`.")
+            "Not compared with vLLM: " + ("--quick leaves it out." if build.is_built() else "run `make vllm-build`.")
         )
     measured = figures.Measured()
     try:
@@ -189,7 +187,7 @@ def main() -> None:
 
 
 def _result(started: datetime, measured: figures.Measured, lines: Sequence[Line]) -> results.Result:
-    """Print the tables, and return what the file says."""
+    """Print the tables, and return the content of the result file."""
     console = output.console()
     show_cells(console, measured, NGRAM, "adaptive n-gram, of plain")
     show_cells(console, measured, OWN_TEXT, "the same, in each request's own text alone")

@@ -22,7 +22,7 @@ from updraft_inference.text.chat_template import ChatTemplate
 from updraft_inference.text.tokenization import Tokenizer
 
 MAX_PROMPT_TOKENS = 384
-"""Longer requests are left out: half of them would still be most of the time of 64 output tokens."""
+"""Longer requests are left out, because reading them would take most of the time of 64 output tokens."""
 
 _HELD_OUT_EVERY = 5
 _MAX_CODE_CHARS = 1100
@@ -39,7 +39,6 @@ class Words:
 
     @classmethod
     def open(cls, model: Path) -> "Words":
-        """Those of a model's folder."""
         template = ChatTemplate.open(model)
         assert template is not None, f"{model} has no chat template"
         return cls(Tokenizer.open(model), template)
@@ -62,7 +61,7 @@ def requests(domain: str, *, seed: int, is_held_out: bool) -> list[str]:
 
 
 def prompts(words: Words, domain: str, count: int, *, seed: int, is_held_out: bool) -> list[tuple[int, ...]]:
-    """The first `count` of them that are not too long, as token ids."""
+    """The first `count` messages that are not too long, as token ids."""
     encoded = map(words.prompt, requests(domain, seed=seed, is_held_out=is_held_out))
     found = list(islice((ids for ids in encoded if len(ids) <= MAX_PROMPT_TOKENS), count))
     assert len(found) == count, f"{domain} has {len(found)} requests, {count} are needed"
@@ -124,7 +123,7 @@ def _json() -> Iterator[str]:
 
 
 def _chat() -> Iterator[str]:
-    """Passages of a book without copyright, which comes with reasoning-gym."""
+    """Passages of a book in the public domain, which comes with reasoning-gym."""
     spec = importlib.util.find_spec("reasoning_gym")
     assert spec is not None
     assert spec.origin is not None

@@ -58,7 +58,7 @@ def _weights(tensors: Mapping[str, Tensor]) -> list[Tensor]:
     return [torch.cat([tensors[f"{name}.weight"] for name in names]) for names in _NAMES]
 
 
-class ServedDraft:
+class PackedDraft:
     """Serves one network. Not thread-safe: the engine thread owns it."""
 
     def __init__(self, network: DraftNetwork, library: Kernels | None = None) -> None:
@@ -78,7 +78,7 @@ class ServedDraft:
 
     def is_current(self) -> bool:
         """Whether the weights that serve equal those of the network, value by value."""
-        return all(map(torch.equal, (each.weight for each in self._weights), _weights(self._network.state_dict())))
+        return all(map(torch.equal, (linear.weight for linear in self._weights), _weights(self._network.state_dict())))
 
     def fuse(self, aux_RA: Tensor) -> Tensor:
         """The draft's first input [R, D], from the target's auxiliary states."""
@@ -88,7 +88,9 @@ class ServedDraft:
         """The states [R, D] for the next draft step, from states and the tokens after them. Writes keys and values to the only
         layer of `cache`."""
         c, layer, ops = self._network.config, self._network.midlayer, self._operations
-        cos, sin = (each.squeeze(-2) for each in self._network.rotary(joined([batch.positions_R for batch in batches])))
+        cos, sin = (
+            table.squeeze(-2) for table in self._network.rotary(joined([batch.positions_R for batch in batches]))
+        )
         _, of_tokens = self._normed(F.embedding(ids_R, self._network.embedding), None, layer.input_layernorm)
         _, of_states = self._normed(x_RD, None, layer.hidden_norm)
         qkv = self._weights.qkv(torch.cat([of_tokens, of_states], -1))

@@ -120,15 +120,17 @@ class SlotCache:
         """Plan a forward of `counts[i]` rows for each of `slots` (ascending), beginning at position `starts[i]`."""
         assert slots == sorted(slots)
         spans = [range(start, start + count) for start, count in zip(starts, counts, strict=True)]
-        span = max(each.stop for each in spans)
+        span = max(positions.stop for positions in spans)
         if span > self.num_positions:
             raise IndexError(f"positions up to {span} do not fit a slot of {self.num_positions}")
-        rows = [slot * self.num_positions + at for slot, each in zip(slots, spans, strict=True) for at in each]
+        rows = [
+            slot * self.num_positions + at for slot, positions in zip(slots, spans, strict=True) for at in positions
+        ]
         device = self._keys.device
         return Batch(
             slots=tuple(slots),
             plan_3B=torch.tensor([slots, starts, counts]),
-            positions_R=torch.tensor([at for each in spans for at in each], device=device),
+            positions_R=torch.tensor([at for positions in spans for at in positions], device=device),
             rows_R=torch.tensor(rows, device=device),
             span=span,
             width=max(counts),

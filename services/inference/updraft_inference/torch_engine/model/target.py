@@ -168,8 +168,7 @@ class _Weights:
         return linear(weight, bias, library=self.library)
 
     def joined(self, shapes: Mapping[str, tuple[int, ...]]) -> Tensor:
-        found = [self._checked(name, shape).to(self.device, self.dtype) for name, shape in shapes.items()]
-        return torch.cat(found)
+        return torch.cat([self._checked(name, shape).to(self.device, self.dtype) for name, shape in shapes.items()])
 
     def norm(self, name: str, size: int) -> Tensor:
         return norm_weight(self._checked(name, (size,)), self.family).to(self.device, self.dtype, copy=True)

@@ -19,7 +19,7 @@ from updraft_inference.torch_engine.drafting.eagle import (
     EagleProposer,
     NotFiniteError,
 )
-from updraft_inference.torch_engine.model.draft import ServedDraft, pack
+from updraft_inference.torch_engine.model.draft import PackedDraft, pack
 from updraft_inference.torch_engine.model.kv_cache import CacheShape, SlotCache
 from updraft_inference.torch_engine.proposal import Proposal
 from updraft_inference.torch_engine.sequence import Sequence
@@ -37,7 +37,7 @@ def network(request: pytest.FixtureRequest, tmp_path: Path) -> DraftNetwork:
 def test_the_served_forward_is_the_networks_and_follows_its_weights_when_told(
     network: DraftNetwork, library: Kernels | None
 ) -> None:
-    served, generator = ServedDraft(network, library), torch.Generator().manual_seed(3)
+    served, generator = PackedDraft(network, library), torch.Generator().manual_seed(3)
     c, dtype = network.config, network.embedding.dtype
     shape = CacheShape(num_layers=1, num_slots=3, num_positions=9, num_kv_heads=c.num_kv_heads, head_dim=c.head_dim)
     cache = SlotCache(shape, like=network.embedding)
@@ -72,7 +72,7 @@ def assert_near(found: Tensor, expected: Tensor) -> None:
         assert (found - expected).float().norm() < 0.02 * expected.float().norm()
 
 
-class Counting(ServedDraft):
+class Counting(PackedDraft):
     num_forwards = 0
 
     def forward(self, *args: Any) -> Tensor:

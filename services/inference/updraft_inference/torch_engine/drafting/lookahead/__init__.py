@@ -1,1 +1,1 @@
-"""Who drafts, and how many tokens: chosen for each sequence at each step, from what was measured."""
+"""The choice of proposer and number of drafts per sequence and step, from measured costs and acceptance."""

@@ -1,4 +1,4 @@
-"""The lookahead of a running engine: asked before each step, informed after it."""
+"""The state behind the choice: a running engine asks for a plan before each step and reports results after it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ class LookaheadPlanner:
         self._probed: SequenceStats | None = None
         self._probe_expected = 0.0
         self._token_s = self._chain_saved_s = 0.0
-        """What a token takes without chains, and what each chain of the last step should save."""
+        """Seconds per token without chains, and seconds that each chain of the last step should save."""
 
     def reset_model(self) -> None:
         """Another draft model is served: it begins with full chains."""

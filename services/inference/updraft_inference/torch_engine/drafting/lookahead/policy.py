@@ -27,7 +27,7 @@ class DraftChoice:
 
 @dataclass(frozen=True, slots=True)
 class DraftOptions:
-    """What each proposer could do for one sequence: entry i is the probability that its first i + 1 drafts are accepted."""
+    """The proposals that are possible for one sequence; entry i is the probability that the first i + 1 drafts are accepted."""
 
     ngram: Sequence[float] = ()
     chain: Sequence[float] = ()
