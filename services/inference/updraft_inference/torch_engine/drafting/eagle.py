@@ -14,7 +14,7 @@ from updraft_draft.acceptance import draw
 from updraft_draft.network import DraftNetwork
 from updraft_inference.engine import Drafter
 from updraft_inference.torch_engine.drafting.proposer import Proposer
-from updraft_inference.torch_engine.model.draft import PackedWeights, PackedDraft
+from updraft_inference.torch_engine.model.draft import PackedDraft, PackedWeights
 from updraft_inference.torch_engine.model.kv_cache import CacheShape, SlotCache
 from updraft_inference.torch_engine.proposal import CHAIN_ALONE, Proposal
 from updraft_inference.torch_engine.sampling import noise
