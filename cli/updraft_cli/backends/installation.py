@@ -21,6 +21,8 @@ class ProcessStatus:
 class Serving:
     """Counts of the inference process, since its start."""
 
+    kernels: str
+    """Variant of the C++ kernels that the built-in engine uses; "torch" if it uses none, empty for other engines."""
     draft_version: int
     swaps: int
     running_requests: int

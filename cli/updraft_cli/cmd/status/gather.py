@@ -28,6 +28,7 @@ def serving(metrics: Scrape) -> Serving:
     tokens = metrics.by(f"{prefix}_acceptance_length_tokens_sum", "drafter")
     requests = metrics.by(f"{prefix}_acceptance_length_tokens_count", "drafter")
     return Serving(
+        kernels=next(iter(metrics.by(f"{prefix}_own_kernels", "variant")), ""),
         draft_version=_count(metrics, f"{prefix}_draft_version"),
         swaps=_count(metrics, f"{prefix}_swaps_total", outcome="swapped"),
         running_requests=_count(metrics, f"{prefix}_running_requests"),

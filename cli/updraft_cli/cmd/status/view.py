@@ -216,8 +216,16 @@ def _serving(serving: Serving | None) -> list[str]:
         f"{output.count(serving.output_tokens, 'token')} so far",
         f"tokens per verify step, mean over requests: {_lengths(serving.acceptance_length)}",
         *_lookahead(serving),
+        *_kernels(serving.kernels),
         f"{output.count(serving.captured, 'trace')} captured, {f'dropped: {dropped}' if dropped else 'none lost'}",
     ]
+
+
+def _kernels(variant: str) -> Iterator[str]:
+    if variant == "torch":
+        yield "no C++ kernels: the engine uses torch's operations, which are slower on a CPU; its log has the reason"
+    elif variant:
+        yield f"C++ kernels: {variant}"
 
 
 def _lookahead(serving: Serving) -> Iterator[str]:

@@ -2,11 +2,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
+from rich.console import Console
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_cli import output
+from updraft_cli.backends.installation import Installation, LocalProcesses
 from updraft_cli.backends.wire import acceptance_of, phase, speculator
 from updraft_cli.cmd.status.gather import serving, training
+from updraft_cli.cmd.status.view import rendered
 from updraft_cli.local.scrape import parse
 from updraft_inference.metrics import Metrics as InferenceMetrics
 from updraft_trainer.metrics import Metrics as TrainerMetrics
@@ -28,6 +31,28 @@ def test_serving_is_read_from_the_metrics_that_inference_really_has() -> None:
     assert (found.output_tokens, found.draft_version, found.swaps, found.captured) == (12, 3, 2, 5)
     assert found.capture_dropped == {"queue_full": 7}
     assert found.acceptance_length == {"eagle3": 2.5}
+
+
+@pytest.mark.parametrize(
+    ("variant", "line"),
+    [
+        ("avx512", "C++ kernels: avx512"),
+        (
+            "torch",
+            "no C++ kernels: the engine uses torch's operations, which are slower on a CPU; its log has the reason",
+        ),
+        ("", None),
+    ],
+)
+def test_status_shows_which_kernels_the_engine_uses(variant: str, line: str | None) -> None:
+    registry = CollectorRegistry()
+    InferenceMetrics.on(registry).observe_kernels(variant)
+    local = LocalProcesses(processes=(), serving=serving(parse(generate_latest(registry).decode())), training=None)
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(rendered(Installation(speculators=(), local=local), datetime.now(UTC), is_wide=False))
+    shown = [shown.strip() for shown in capture.get().splitlines() if "kernels" in shown]
+    assert shown == ([] if line is None else [line])
 
 
 def test_training_is_read_from_the_metrics_that_the_trainer_really_has() -> None:
