@@ -1,7 +1,6 @@
-"""Everything that is generated: `make gen` writes it into the checkout, `make gen-check` (`--check`) only compares.
+"""Generated files: `make gen` writes them into the checkout, `make gen-check` (`--check`) only compares.
 
-The comparison is with files, not with git: it writes nothing into the checkout, and finds what is not committed yet and
-what is left of a source that has gone.
+It compares with the files in the checkout, not with git, so it also finds uncommitted files and those whose source was removed.
 """
 
 import subprocess
@@ -20,7 +19,7 @@ PROTO_SUFFIXES = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py", "_pb2_grpc.pyi")
 
 
 def main() -> None:
-    """Write, or with `--check` name what differs and exit 1."""
+    """Write the files, or with `--check` print those that differ and exit with 1."""
     checkout = Path()
     if "--check" not in sys.argv[1:]:
         generate(checkout, checkout)
@@ -33,7 +32,7 @@ def main() -> None:
 
 
 def generate(checkout: Path, into: Path) -> None:
-    """Write every generated file below `into`, where it has its place below the checkout."""
+    """Write every generated file below `into`, at the same path as in the checkout."""
     protos = checkout / "proto"
     out = into / "proto"
     out.mkdir(parents=True, exist_ok=True)
@@ -43,7 +42,7 @@ def generate(checkout: Path, into: Path) -> None:
         *(f"--mypy_out=quiet:{out}", f"--mypy_grpc_out=quiet:{out}"),
         *(str(path) for path in sorted(protos.rglob("*.proto"))),
     ]
-    subprocess.run(command, check=True)  # noqa: S603 - our own words and paths
+    subprocess.run(command, check=True)  # noqa: S603 - fixed words and our own paths
     reference.write(into / "docs" / "reference")
     (into / CHART).mkdir(parents=True, exist_ok=True)
     (into / CHART / "README.md").write_text(chart_reference.readme(checkout / CHART), encoding="utf-8")
@@ -54,7 +53,7 @@ def generate(checkout: Path, into: Path) -> None:
 
 
 def differences(fresh: Path, checkout: Path) -> list[str]:
-    """Generated files that are not the same in both, or are in one of them only."""
+    """Generated files that differ or exist in only one of the folders."""
     made, held = _generated(fresh), _generated(checkout)
     return sorted(name for name in made.keys() | held.keys() if made.get(name) != held.get(name))
 
@@ -70,7 +69,7 @@ def _generated(root: Path) -> dict[str, bytes]:
 
 
 def _plugin(name: str) -> str:
-    """Where pip put the script: not on the PATH, for packages are installed outside the checkout's own .venv."""
+    """The path of an installed script, which is not on PATH because packages are installed outside the checkout's .venv."""
     files = metadata.files("mypy-protobuf") or []
     return str(next(file.locate() for file in files if file.name == name))
 

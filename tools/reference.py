@@ -149,7 +149,7 @@ def _settings_rows(cls: type[Settings]) -> Iterator[Sequence[str]]:
 
 
 def _type(field: FieldInfo) -> str:
-    kind = _type_name(field.annotation).removesuffix(" or null")  # in an environment that is "not set"
+    kind = _type_name(field.annotation).removesuffix(" or null")  # an unset variable
     bounds = ", ".join(words for part in field.metadata if (words := _bound(part)))
     return f"{kind}, {bounds}" if bounds else kind
 
@@ -237,7 +237,7 @@ def metric_name(metric: MetricWrapperBase) -> str:
 def _metrics() -> dict[str, list[MetricWrapperBase]]:
     inference, registry, trainer, operator = _Recorder(), _Recorder(), _Recorder(), _Recorder()
     updraft_inference.metrics.Metrics.on(inference)
-    # Its gauges read the engine when they are scraped; here they are only described.
+    # These gauges read the engine when they are scraped; here they are only described.
     updraft_inference.metrics.watch_engine(inference, cast("Engine", None))
     updraft_inference.metrics.watch_lookahead(inference, Mock())
     updraft_registry.metrics.Metrics.on(registry)
@@ -341,6 +341,6 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _text(words: str) -> str:
-    """One line that can stand in a table, with a full stop."""
+    """One line for a table cell, ending with a full stop."""
     line = " ".join(words.split()).replace("|", "\\|")
     return line if not line or line.endswith((".", "]")) else f"{line}."
