@@ -1,6 +1,7 @@
 """From a recording to the report: the main numbers, the bars, and a sentence with the result. Pure."""
 
 from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter, itemgetter
 from statistics import fmean
 
 from updraft_cli import results
@@ -10,6 +11,11 @@ from updraft_cli.demo.report import ArmResult, ByArm, Measured, Point, Report, S
 from updraft_cli.results import Bar
 
 Value = Callable[[ArmResult], float | None]
+Choice = Callable[[Sequence[float]], float]
+
+_acceptance: Value = attrgetter("acceptance_length")
+_speed: Value = attrgetter("tokens_per_second")
+_last: Choice = itemgetter(-1)
 
 MIN_GAIN_PERCENT = 25.0
 MIN_KEPT_PERCENT = 90.0
@@ -23,10 +29,10 @@ def summarise(recording: Recording, *, set_up_s: float, total_s: float) -> Summa
     probed = [measured for point in points for arm in point.arms.values() for measured in _measured(arm)]
     failed_probes = sum(measured.failed for measured in probed)
     return Summary(
-        acceptance_length=_table(points, acceptance, last),
-        acceptance_length_mean=_table(points, acceptance, mean),
-        tokens_per_second=_table(points, speed, last),
-        tokens_per_second_mean=_table(points, speed, mean),
+        acceptance_length=_table(points, _acceptance, _last),
+        acceptance_length_mean=_table(points, _acceptance, _mean),
+        tokens_per_second=_table(points, _speed, _last),
+        tokens_per_second_mean=_table(points, _speed, _mean),
         acceptance_error_percent=_largest_error(points),
         swaps=len(recording.swaps),
         swap_pause_mean_s=recording.pauses.mean_s,
@@ -88,7 +94,7 @@ def lowest(points: Sequence[Point], swaps: Sequence[Swap]) -> float | None:
     if swapped_s is None:
         return None
     gains = (
-        _percent_above(acceptance(point.arms[Arm.ADAPTIVE]), acceptance(point.arms[Arm.FROZEN]))
+        _percent_above(_acceptance(point.arms[Arm.ADAPTIVE]), _acceptance(point.arms[Arm.FROZEN]))
         for point in points
         if point.at_s > swapped_s
     )
@@ -100,7 +106,7 @@ def kept_percent(points: Sequence[Point]) -> float | None:
     back = _start(points, SegmentName.RETURNED)
     first = [point.arms[Arm.ADAPTIVE] for point in points if point.segment is SegmentName.FIRST]
     lengths = [arm.acceptance_length for arm in first if arm.draft_version and arm.acceptance_length]
-    kept = _ratio(acceptance(back.arms[Arm.ADAPTIVE]), max(lengths)) if back and lengths else None
+    kept = _ratio(_acceptance(back.arms[Arm.ADAPTIVE]), max(lengths)) if back and lengths else None
     return None if kept is None else 100 * kept
 
 
@@ -122,22 +128,6 @@ def headline(report: Report) -> str:
         f" step: {abs(gain):.0f} % {how} than the same draft frozen at the shift ({frozen:.2f}). It was swapped"
         f" {summary.swaps} time{'s' * (summary.swaps != 1)} while serving, {outcome}."
     )
-
-
-def acceptance(arm: ArmResult) -> float | None:
-    return arm.acceptance_length
-
-
-def speed(arm: ArmResult) -> float | None:
-    return arm.tokens_per_second
-
-
-def last(values: Sequence[float]) -> float:
-    return values[-1]
-
-
-def mean(values: Sequence[float]) -> float:
-    return round(fmean(values), 4)
 
 
 def ratio(report: Report, segment: SegmentName, arm: Arm, to: Arm) -> float | None:
@@ -169,7 +159,11 @@ def _largest_error(points: Sequence[Point]) -> float | None:
     return max((error for error in errors if error is not None), default=None)
 
 
-def _table(points: Sequence[Point], value: Value, choose: Callable[[Sequence[float]], float]) -> ByArm:
+def _mean(values: Sequence[float]) -> float:
+    return round(fmean(values), 4)
+
+
+def _table(points: Sequence[Point], value: Value, choose: Choice) -> ByArm:
     def cell(arm: Arm, segment: SegmentName) -> float | None:
         values = _values((point for point in points if point.segment is segment), arm, value)
         return choose(values) if values else None

@@ -7,17 +7,16 @@ both download, which is safe because each file appears by a rename.
 """
 
 import errno
-import fcntl
 import json
-import os
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from shutil import disk_usage, rmtree
 
 from updraft_chassis.errors import Conflict, Exhausted, InvalidInput, NotFound
+from updraft_cli.models.files import locked, sync
 from updraft_cli.models.source import HUB, PART, Address, File, Listing, Source
 
 _OWN = ".updraft"
@@ -121,7 +120,7 @@ def _fetch(source: Source, listing: Listing, missing: list[File], folder: Path, 
     def done(file: File) -> None:
         nonlocal arrived
         arrived += file.size_bytes
-        _sync(folder / file.name)
+        sync(folder / file.name)
         report(file.name, arrived, listing.size_bytes)
 
     report("downloading", arrived, listing.size_bytes)
@@ -170,29 +169,19 @@ def _read(folder: Path, address: Address) -> Record:
 def _write(folder: Path, record: Record) -> None:
     part = folder / _OWN / f"{uuid.uuid4().hex}{PART}"
     part.write_text(json.dumps(asdict(record), indent=1))
-    _sync(part)
+    sync(part)
     part.replace(folder / _OWN / _RECORD)
-    _sync(folder / _OWN)
-
-
-def _sync(path: Path) -> None:
-    """Flush to disk, so that a power cut does not leave a complete folder of empty files."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(folder / _OWN)
 
 
 @contextmanager
 def _locked(folder: Path, report: Report) -> Iterator[bool]:
-    """Hold the folder's lock, which the kernel releases even after a kill; False where locks are not supported."""
-    with (folder / _OWN / "lock").open("w") as file:
+    """Hold the folder's lock; False where locks are not supported."""
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report("waiting for another process that downloads it", 0, 0)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            stack.enter_context(
+                locked(folder / _OWN / "lock", lambda: report("waiting for another process that downloads it", 0, 0))
+            )
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                 raise

@@ -5,10 +5,8 @@ the folder's name (digest and converter version) identifies its content. The fol
 a lock, and then renamed: two processes convert it once, and a kill leaves nothing half done.
 """
 
-import fcntl
 import hashlib
 import importlib.util
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,12 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from updraft_chassis.errors import Conflict, Corrupt, Exhausted, NotFound
+from updraft_cli.models.files import locked, sync
 
 CONVERTER_VERSION = 1
 """Increase it when the converter's output changes: it is part of the folder's name."""
 
 _OUTPUT_BYTES = 280_000_000
 """Size of the converted folder, with some margin: 269 MB of weights and 4 MB of tokenizer."""
+
+_WAITING = "another process is converting the model; waiting for it"
 
 Progress = Callable[[str, float], None]
 """Called with the current activity, and the fraction (0..1) that is done."""
@@ -69,7 +70,7 @@ def model_folder(
     _check_digest(source, model, progress)
     with _writing(models):
         models.mkdir(parents=True, exist_ok=True)
-        with _lock(models / f".{model.folder_name}.lock", progress):
+        with locked(models / f".{model.folder_name}.lock", lambda: progress(_WAITING, 0.0)):
             if not folder.is_dir():
                 _convert(source, folder, progress)
     return folder
@@ -128,32 +129,11 @@ def _convert(source: Path, folder: Path, progress: Progress, tokenizer_from: Pat
             lambda done, total: progress("converting the model", done / total),
             tokenizer_from=tokenizer_from,
         )
-        _flush(partial)
+        for path in (*partial.iterdir(), partial):
+            sync(path)
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _flush(folder: Path) -> None:
-    """Flush the files before the rename, so that a power cut does not leave a folder of empty files."""
-    for path in (*folder.iterdir(), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-@contextmanager
-def _lock(path: Path, progress: Progress) -> Iterator[None]:
-    """Hold the file lock at `path`, which the kernel releases even after a kill."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress("another process is converting the model; waiting for it", 0.0)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextmanager
