@@ -6,8 +6,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import httpx
-
 from updraft_artifacts import transfer
 from updraft_chassis.errors import Unavailable
 from updraft_chassis.retry import Backoff
@@ -15,11 +13,10 @@ from updraft_cli.backends import registry_client as registry
 from updraft_cli.demo.chat import ChatServer
 from updraft_cli.local.child import Child
 from updraft_cli.local.log_file import LogFile
-from updraft_cli.local.plan import SPECULATOR, StackConfig
-from updraft_cli.local.ports import HOST, Ports
+from updraft_cli.local.plan import SPECULATOR, StackConfig, answers
+from updraft_cli.local.ports import HOST
 from updraft_cli.local.process import Listener, Process, State
 
-_PROBE_TIMEOUT_S = 1.0
 _POLL_S = 0.1
 
 
@@ -50,7 +47,7 @@ def frozen_process(config: StackConfig, draft: Path, data: Path, port: int) -> P
         name="frozen",
         command=(sys.executable, "-m", "updraft_inference"),
         environment={**config.settings, **environment, "PYTHONUNBUFFERED": "1"},
-        is_ready=lambda: _answers(f"{url}/readyz"),
+        is_ready=lambda: answers(f"{url}/readyz"),
         address=url,
     )
 
@@ -78,14 +75,3 @@ async def _ready(child: Child) -> None:
                 await asyncio.sleep(_POLL_S)
     except TimeoutError:
         raise Unavailable(f"the frozen draft's process is not ready; its log is {child.log_path}") from None
-
-
-def free_port() -> int:
-    return Ports().claim(0, option="--port")
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=_PROBE_TIMEOUT_S, trust_env=False).is_success
-    except httpx.HTTPError:
-        return False

@@ -139,7 +139,7 @@ def stages(
             name=name,
             command=(sys.executable, "-m", f"updraft_{name}"),
             environment={**soft, **ours, **config.settings},
-            is_ready=lambda: _answers(ready),
+            is_ready=lambda: answers(ready),
             address=address,
             **times,
         )
@@ -213,7 +213,8 @@ def is_redis_ready(url: str) -> bool:
         return False
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
+    """Whether the URL returns a success."""
     try:
         return httpx.get(url, timeout=_PROBE_TIMEOUT_S, trust_env=False).is_success
     except httpx.HTTPError:
