@@ -207,7 +207,7 @@ def watch_lookahead(registry: CollectorRegistry, estimates: LookaheadEstimates) 
     )
     seconds = Gauge(
         f"{_PREFIX}_verify_seconds",
-        "What it costs to verify so many rows at once, as measured when the engine started.",
+        "Seconds to verify so many rows at once, measured when the engine starts and corrected by every step.",
         ("rows",),
         registry=registry,
     )
