@@ -4,7 +4,7 @@ Labels have few, bounded values: a drafter, a position, a reason. A draft versio
 label.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -13,7 +13,7 @@ from typing import Self
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from updraft_inference.agent.counters import LATENCY_BOUNDS_S, emitted, usage
-from updraft_inference.engine import CaptureLoss, Drafter, Engine, FinishedRequest, LookaheadEstimates, UncapturedSteps
+from updraft_inference.engine import CaptureLoss, Drafter, Engine, FinishedRequest, LookaheadEstimates
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _LENGTHS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
@@ -106,9 +106,7 @@ class Metrics:
             swaps=counter("swaps", "Draft swaps by outcome (swapped, refused).", "outcome"),
             swap_pause=histogram("swap_pause_seconds", "How long the decode loop was paused for a swap.", _PAUSES_S),
             draft_version=gauge("draft_version", "Draft version that the engine serves; 0: none."),
-            draft_mismatches=counter(
-                "draft_mismatches", "Times that the draft in the engine's memory was found to have changed."
-            ),
+            draft_mismatches=counter("draft_mismatches", "Times that the draft in the engine's memory had changed."),
             registry_connected=gauge("registry_connected", "1 while the stream to the registry is connected."),
             registry_denials=counter(
                 "registry_denials",
@@ -135,33 +133,40 @@ class Metrics:
         served = usage(finished)
         if served.acceptance_length is not None:
             self.acceptance_length.labels(drafter=served.drafter.value).observe(served.acceptance_length)
-        self._observe_steps(finished)
+        for step, num_tokens in emitted(finished):
+            proposed, accepted = (1,) * len(step.draft_ids), (1,) * step.accepted
+            self._observe_steps(step.drafter, 1, proposed, accepted, tokens=num_tokens, duration_s=step.duration_s)
         if finished.hidden is not None:
             self.missing_rows.inc(len(finished.hidden.missing_rows))
-        if finished.uncaptured is not None:
-            self._observe_totals(finished.uncaptured)
+        rest = finished.uncaptured
+        if rest is not None:
+            self.uncaptured_steps.inc(rest.verify_steps)
+            self._observe_steps(
+                rest.drafter,
+                rest.verify_steps,
+                rest.proposed,
+                rest.accepted,
+                tokens=rest.tokens,
+                duration_s=rest.duration_s,
+            )
 
-    def _observe_totals(self, totals: UncapturedSteps) -> None:
-        drafter = totals.drafter.value
-        self.uncaptured_steps.inc(totals.verify_steps)
-        self.verify_steps.labels(drafter=drafter).inc(totals.verify_steps)
-        for position, num in enumerate(totals.proposed):
-            self.proposed.labels(drafter=drafter, position=str(position + 1)).inc(num)
-        for position, num in enumerate(totals.accepted):
-            self.accepted.labels(drafter=drafter, position=str(position + 1)).inc(num)
-        for _ in range(totals.tokens):
-            self.inter_token_latency.observe(totals.duration_s / totals.tokens)
-
-    def _observe_steps(self, finished: FinishedRequest) -> None:
-        for step, num_tokens in emitted(finished):
-            drafter = step.drafter.value
-            self.verify_steps.labels(drafter=drafter).inc()
-            for position in range(len(step.draft_ids)):
-                self.proposed.labels(drafter=drafter, position=str(position + 1)).inc()
-            for position in range(step.accepted):
-                self.accepted.labels(drafter=drafter, position=str(position + 1)).inc()
-            for _ in range(num_tokens):
-                self.inter_token_latency.observe(step.duration_s / num_tokens)
+    def _observe_steps(
+        self,
+        drafter: Drafter,
+        num_steps: int,
+        proposed: Sequence[int],
+        accepted: Sequence[int],
+        *,
+        tokens: int,
+        duration_s: float,
+    ) -> None:
+        """Count steps; `proposed` and `accepted` are the number of steps by position in the draft."""
+        self.verify_steps.labels(drafter=drafter.value).inc(num_steps)
+        for counter, by_position in ((self.proposed, proposed), (self.accepted, accepted)):
+            for position, num in enumerate(by_position, start=1):
+                counter.labels(drafter=drafter.value, position=str(position)).inc(num)
+        for _ in range(tokens):
+            self.inter_token_latency.observe(duration_s / tokens)
 
 
 def watch_engine(registry: CollectorRegistry, engine: Engine) -> None:

@@ -66,7 +66,6 @@ class Channel:
         self._thread = threading.Thread(target=self._run, name="updraft-capture", daemon=True)
 
     def start(self) -> None:
-        """Start connecting."""
         self._id = uuid.uuid4().hex
         self._thread.start()
 

@@ -23,7 +23,6 @@ KNOWN_VERSION = "0.5.23"
 
 
 def register() -> None:
-    """Called by SGLang."""
     settings = Settings.from_environment(os.environ)
     if settings is None:
         log.info("Updraft is inactive because UPDRAFT_SGLANG_SOCKET is not set")
@@ -127,7 +126,6 @@ def _is_sender() -> bool:
 
 
 def _replicas() -> str:
-    """Why a server with several replicas is not captured; "" for one replica."""
     parallel = _parallel()
     if parallel.attn_dp_size > 1:
         return "capture does not support data-parallel attention (--enable-dp-attention)"

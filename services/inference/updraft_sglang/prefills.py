@@ -43,7 +43,6 @@ class Span:
 
     @property
     def header(self) -> dict[str, Any]:
-        """The entry of the request in the message."""
         return {name: getattr(self, name) for name in ("rid", "position", "cached", "rows", "teacher_rows")}
 
 
@@ -89,5 +88,4 @@ def collect_prefill_rows(
 
 
 def header(spans: Sequence[Span]) -> dict[str, Any]:
-    """Header of the `prefill` message."""
     return {"kind": "prefill", "requests": [span.header for span in spans]}

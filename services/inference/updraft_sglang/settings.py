@@ -8,8 +8,6 @@ PREFIX = "UPDRAFT_SGLANG_"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Where to send captured rows, and how many."""
-
     socket: str = field(metadata={"meaning": "Unix socket of the agent; without it the plugin does nothing"})
     top_k: int = field(default=64, metadata={"meaning": "Number of the target's likeliest tokens per captured row"})
     queue_bytes: int = field(

@@ -14,8 +14,6 @@ Mark = float | torch.cuda.Event
 
 
 class Staged:
-    """Tensors on their way to the CPU."""
-
     def __init__(self, tensors: Mapping[str, Tensor], stream: torch.cuda.Stream | None) -> None:
         self._event: torch.cuda.Event | None = None
         self._tensors = dict(tensors)
@@ -35,7 +33,6 @@ class Staged:
             self._event.record(stream)
 
     def wait(self) -> dict[str, Tensor]:
-        """The tensors, once they have arrived."""
         if self._event is not None:
             self._event.synchronize()
         return self._tensors

@@ -57,8 +57,6 @@ def collect_step_rows(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepMessage:
-    """The part of the message that does not come from the device."""
-
     captured: CapturedRequests
     version: int
 

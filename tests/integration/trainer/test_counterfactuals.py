@@ -42,7 +42,7 @@ async def served(target: Path, folder: Path, count: int) -> list[FinishedRequest
                 ignore_eos=True,
                 drafter=Drafter.EAGLE3,
                 lookahead=3,
-                capture=plan(RATES, trace_id(n)).wish,
+                capture=plan(RATES, trace_id(n)).params,
             )
             async for _ in engine.generate(request):
                 pass

@@ -60,7 +60,6 @@ class CompletionListeners:
 
     @property
     def expected(self) -> Iterable[str]:
-        """Ids of the requests that have not finished."""
         return self._expected.keys()
 
     def expect(self, request_id: str, plan: CapturePlan) -> PendingCompletion:
@@ -73,7 +72,6 @@ class CompletionListeners:
         self._expected.pop(request_id, None)
 
     def sink(self, finished: FinishedRequest) -> None:
-        """The engine's FinishedSink."""
         with suppress(RuntimeError):  # the event loop is closed because the process is ending
             self._loop.call_soon_threadsafe(self._notify, finished)
 

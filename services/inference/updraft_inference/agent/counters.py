@@ -37,8 +37,6 @@ LATENCY_BOUNDS_S = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Draft statistics of one request."""
-
     drafter: Drafter
     draft_version: int
     verify_steps: int
@@ -110,30 +108,26 @@ class VersionTally:
 
     def with_step(self, step: VerifyStep, num_tokens: int) -> "VersionTally":
         """Add one step that gave `num_tokens` tokens."""
-        per_token_s = step.duration_s / max(1, num_tokens)
-        bucket = bisect_left(LATENCY_BOUNDS_S, per_token_s)
-        return replace(
-            self,
-            verify_steps=self.verify_steps + 1,
-            tokens=self.tokens + num_tokens,
-            proposed=_plus_ones(self.proposed, len(step.draft_ids)),
-            accepted=_plus_ones(self.accepted, step.accepted),
-            latency_counts=_plus(self.latency_counts, bucket, num_tokens),
-            latency_sum_s=self.latency_sum_s + per_token_s * num_tokens,
-        )
+        proposed, accepted = (1,) * len(step.draft_ids), (1,) * step.accepted
+        return self._plus(1, num_tokens, proposed, accepted, step.duration_s)
 
     def with_totals(self, totals: UncapturedSteps) -> "VersionTally":
         """Add steps of which only totals are known. Their tokens count as equally fast."""
-        per_token_s = totals.duration_s / max(1, totals.tokens)
+        return self._plus(totals.verify_steps, totals.tokens, totals.proposed, totals.accepted, totals.duration_s)
+
+    def _plus(
+        self, verify_steps: int, tokens: int, proposed: Sequence[int], accepted: Sequence[int], duration_s: float
+    ) -> "VersionTally":
+        per_token_s = duration_s / max(1, tokens)
         bucket = bisect_left(LATENCY_BOUNDS_S, per_token_s)
         return replace(
             self,
-            verify_steps=self.verify_steps + totals.verify_steps,
-            tokens=self.tokens + totals.tokens,
-            proposed=_sums(self.proposed, totals.proposed),
-            accepted=_sums(self.accepted, totals.accepted),
-            latency_counts=_plus(self.latency_counts, bucket, totals.tokens),
-            latency_sum_s=self.latency_sum_s + totals.duration_s,
+            verify_steps=self.verify_steps + verify_steps,
+            tokens=self.tokens + tokens,
+            proposed=_sums(self.proposed, proposed),
+            accepted=_sums(self.accepted, accepted),
+            latency_counts=_sums(self.latency_counts, (*(0,) * bucket, tokens)),
+            latency_sum_s=self.latency_sum_s + per_token_s * tokens,
         )
 
     def with_request(self, acceptance_length: float) -> "VersionTally":
@@ -191,7 +185,6 @@ def folded(tallies: Tallies, finished: FinishedRequest) -> dict[int, VersionTall
 
 
 def with_errors(tallies: Tallies, version: int, num: int) -> dict[int, VersionTally]:
-    """Add `num` engine faults during steps of `version`."""
     result = dict(tallies)
     tally = result.pop(version, VersionTally())
     result[version] = replace(tally, errors=tally.errors + num)
@@ -211,15 +204,5 @@ def _newest(tallies: Tallies) -> dict[int, VersionTally]:
     return dict(list(tallies.items())[-MAX_VERSIONS:])
 
 
-def _plus_ones(counts: tuple[int, ...], num: int) -> tuple[int, ...]:
-    """Add one to each of the first `num` positions."""
-    longer = counts + (0,) * (num - len(counts))
-    return tuple(count + (position < num) for position, count in enumerate(longer))
-
-
-def _sums(counts: tuple[int, ...], more: tuple[int, ...]) -> tuple[int, ...]:
+def _sums(counts: Sequence[int], more: Sequence[int]) -> tuple[int, ...]:
     return tuple(a + b for a, b in zip_longest(counts, more, fillvalue=0))
-
-
-def _plus(counts: tuple[int, ...], position: int, num: int) -> tuple[int, ...]:
-    return (*counts[:position], counts[position] + num, *counts[position + 1 :])

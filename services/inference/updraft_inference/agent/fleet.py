@@ -29,8 +29,6 @@ logger = logging.getLogger(__name__)
 
 
 class LinkState(StrEnum):
-    """State of the stream."""
-
     UP = "up"
     AWAY = "away"
     DENIED = "denied"

@@ -56,7 +56,6 @@ class PodState:
         )
 
     def _count_faults(self) -> None:
-        """Add the engine's faults since the last report."""
         faults = Counter(self._engine.faults)
         for version, num in (faults - self._faults).items():
             self._tallies = with_errors(self._tallies, version, num)

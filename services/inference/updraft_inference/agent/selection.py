@@ -47,7 +47,7 @@ class CapturePlan:
     domain: str = ""
 
     @property
-    def wish(self) -> CaptureParams:
+    def params(self) -> CaptureParams:
         """What the engine should capture. Counterfactual rows are for training only, so held-out requests have none."""
         if not self.has_payload:
             return CaptureParams()
@@ -59,7 +59,6 @@ class CapturePlan:
 
 
 def plan(rates: CaptureRates, trace_id: bytes, *, is_opted_out: bool = False, domain: str = "") -> CapturePlan:
-    """Decide for one request."""
     if is_opted_out or not rates.is_enabled:
         return CapturePlan(trace_id=trace_id, is_opted_out=is_opted_out)
     is_evaluation = _uniform(b"evaluation", trace_id) < rates.evaluation_fraction

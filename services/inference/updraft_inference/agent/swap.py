@@ -84,12 +84,10 @@ class Swapper:
 
     @property
     def status(self) -> fleet_pb2.DirectiveStatus:
-        """Status of the newest directive."""
         return self._status
 
     @property
     def counters(self) -> fleet_pb2.SwapCounters:
-        """Since the process started."""
         return self._counters
 
     @property
@@ -104,7 +102,6 @@ class Swapper:
 
     @property
     def prefetched(self) -> list[int]:
-        """Versions that can be served without the network."""
         return self._drafts.versions
 
     def accept(self, directive: fleet_pb2.Directive) -> None:

@@ -15,8 +15,6 @@ _DISCARD_BYTES = 256 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BodyLimits:
-    """Limits on one body."""
-
     max_bytes: int
     timeout_s: float
 

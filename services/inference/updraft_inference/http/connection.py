@@ -35,8 +35,6 @@ _GRACE_S = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientLimits:
-    """Limits on clients."""
-
     max_connections: int
     stall_s: float
     """Limit on the time to receive the head of a request, and on the time for which written data stays unread."""

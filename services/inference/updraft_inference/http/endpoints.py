@@ -23,8 +23,6 @@ B = TypeVar("B", bound=GenerationBody)
 
 
 class Language(Protocol):
-    """Turns a body into prompt tokens."""
-
     @property
     def tokenizer(self) -> Tokenizer: ...
 

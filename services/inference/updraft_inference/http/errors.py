@@ -48,7 +48,6 @@ def invalid(message: str, *, param: str | None = None, code: str | None = None) 
 
 
 def api_error(error: UpdraftError) -> ApiError:
-    """The HTTP error for an error that the engine raised."""
     match error:
         case InvalidInput():
             return invalid(str(error))

@@ -43,8 +43,6 @@ class CapturePlanner(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
-    """Everything that is needed to serve requests."""
-
     model: str
     engine: Engine
     tokenizer: Tokenizer
@@ -63,7 +61,7 @@ class Choice:
     stops: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class TextChunk:
     """Some text; the last chunk has a finish reason. `num_tokens` counts all output so far, `logprobs` are of the new
     tokens."""
@@ -71,7 +69,7 @@ class TextChunk:
     text: str
     num_tokens: int
     logprobs: tuple[TokenLogprob, ...] = ()
-    finish_reason: str | None = None
+    finish_reason: FinishReason | None = None
     finished: FinishedRequest | None = None
 
 
@@ -102,7 +100,7 @@ async def prepare_choices(
             lookahead=body.updraft.lookahead,
             json_schema=body.response_format,
             top_logprobs=body.num_top_logprobs,
-            capture=plan.wish,
+            capture=plan.params,
         )
         return Choice(id=request.request_id, request=request, plan=plan, stops=tuple(body.stop))
 
@@ -127,30 +125,14 @@ async def generate(served: ServedModel, choice: Choice) -> AsyncGenerator[TextCh
                         raise Unavailable("the engine cancelled this request")
                     if reason is FinishReason.STOP:
                         logprobs = logprobs[:-1]  # the end token
-                    yield _last(shown + text.flush(), text, logprobs, delta.finished, reason)
+                    yield TextChunk(shown + text.flush(), text.num_tokens, logprobs, reason, delta.finished)
                     return
-                yield TextChunk(text=shown, num_tokens=text.num_tokens, logprobs=logprobs)
+                yield TextChunk(shown, text.num_tokens, logprobs)
             completion.stop()
     except UpdraftError as error:
         served.completions.forget(choice.id)
         raise api_error(error) from error
-    yield _last(shown, text, logprobs, await completion.finished(), FinishReason.STOP)
-
-
-def _last(
-    shown: str,
-    text: TextStream,
-    logprobs: tuple[TokenLogprob, ...],
-    finished: FinishedRequest | None,
-    reason: FinishReason,
-) -> TextChunk:
-    return TextChunk(
-        text=shown,
-        num_tokens=text.num_tokens,
-        logprobs=logprobs,
-        finish_reason=reason.value,
-        finished=finished,
-    )
+    yield TextChunk(shown, text.num_tokens, logprobs, FinishReason.STOP, await completion.finished())
 
 
 async def _prompt_ids(served: ServedModel, endpoint: Endpoint[B], body: B) -> tuple[int, ...]:

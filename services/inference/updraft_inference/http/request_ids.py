@@ -16,8 +16,6 @@ _ACCEPTED = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class RequestIds:
-    """ASGI middleware."""
-
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 

@@ -121,8 +121,6 @@ class _Handler(Generic[B]):
 
 
 class _Writer(Generic[B]):
-    """Writes the JSON of one answer."""
-
     def __init__(self, endpoint: Endpoint[B], served: ServedModel, choices: list[Choice], created_s: int) -> None:
         self.endpoint = endpoint
         self.streams = [generate(served, choice) for choice in choices]
@@ -146,7 +144,6 @@ class _Writer(Generic[B]):
         return {**self._head(self.endpoint.answer_object), "choices": choices, "usage": self._usage()}
 
     def openings(self, **more: object) -> list[str]:
-        """The events before any text."""
         opening = self.endpoint.opening
         if opening is None:
             return []
@@ -157,11 +154,10 @@ class _Writer(Generic[B]):
         return self._chunk([self._choice(index, content, chunk.logprobs, chunk.finish_reason)], **more)
 
     def usage_chunk(self) -> str:
-        """The event after the last text, if requested."""
         return self._chunk([], usage=self._usage())
 
-    def _choice(self, index: int, content: Json, said: Sequence[TokenLogprob], finish_reason: str | None) -> Json:
-        logprobs = self.endpoint.logprobs(self._transcripts[index], said) if said else None
+    def _choice(self, index: int, content: Json, tokens: Sequence[TokenLogprob], finish_reason: str | None) -> Json:
+        logprobs = self.endpoint.logprobs(self._transcripts[index], tokens) if tokens else None
         return {"index": index, **content, "logprobs": logprobs, "finish_reason": finish_reason}
 
     def _chunk(self, choices: list[Json], **more: object) -> str:

@@ -97,7 +97,6 @@ def _absent_is(*, default: object) -> BeforeValidator:
 
 
 def _biases(value: object) -> object:
-    """Pairs of token id and bias."""
     if not isinstance(value, dict):
         return () if value is None else value
     if not all(isinstance(key, str) and re.fullmatch("0|[1-9][0-9]{0,9}", key) for key in value):
@@ -134,8 +133,6 @@ Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
 class GenerationBody(_Body):
-    """Fields of completions and chat completions."""
-
     unsupported: ClassVar[Mapping[str, tuple[object, ...]]] = _UNSUPPORTED
 
     model: str
@@ -180,7 +177,6 @@ class GenerationBody(_Body):
 
     @property
     def most_tokens(self) -> int | None:
-        """Requested limit on output tokens."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
@@ -245,8 +241,6 @@ class Message(_Body):
 
 
 class ChatBody(GenerationBody):
-    """POST /v1/chat/completions."""
-
     messages: Annotated[list[Message], Field(min_length=1), FailFast()]  # a mebibyte can hold 350,000 invalid ones
     logprobs: Annotated[bool, _absent_is(default=False)] = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS), _absent_is(default=0)] = 0

@@ -101,7 +101,6 @@ class Collector:
 
     @property
     def is_connected(self) -> bool:
-        """Whether a compatible plugin is connected."""
         return self.greeted.is_set()
 
     @property
@@ -152,14 +151,12 @@ class Collector:
                     if self.path.stat().st_ino == ours:  # else it belongs to a newer agent
                         self.path.unlink()
 
-    def expect(self, rid: str, num_prompt: int, wish: CaptureParams) -> TraceBuilder:
-        """Begin to collect messages about this request."""
-        builder = self._expected[rid] = TraceBuilder(num_prompt, wish)
+    def expect(self, rid: str, num_prompt: int, params: CaptureParams) -> TraceBuilder:
+        builder = self._expected[rid] = TraceBuilder(num_prompt, params)
         self._changed[rid] = asyncio.Event()
         return builder
 
     def forget(self, rid: str) -> None:
-        """Stop collecting messages about this request."""
         self._expected.pop(rid, None)
         self._changed.pop(rid, None)
 
@@ -174,11 +171,10 @@ class Collector:
 
     @property
     def nbytes(self) -> int:
-        """Memory of all rows."""
         return sum(builder.nbytes for builder in self._expected.values())
 
     async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one connection: of the only server, or of one that is told why it is refused."""
+        """Serve one connection: of the only server, or of one that is refused."""
         try:
             header, _ = await _frame(reader)
             refusal = self._take_hello(header, writer)
@@ -195,7 +191,7 @@ class Collector:
             self._disconnect(writer)
 
     def _take_hello(self, header: Mapping[str, Any], writer: asyncio.StreamWriter) -> str:
-        """Listen to this connection from now on, also where its server's last one is not seen to have ended; or say why not."""
+        """Accept this connection, replacing an earlier one of the same server; or return why it is refused."""
         if self._connection is not None and self.hello is not None and header.get("id") != self.hello.id:
             return self._refusal(header, self.hello)
         try:

@@ -77,7 +77,6 @@ class ServedDraft:
 
     @property
     def was_cut_off(self) -> bool:
-        """Whether a swap began and did not end."""
         return self._note.exists()
 
     @property
@@ -241,7 +240,6 @@ class ServedDraft:
             await self._resume()
 
     async def _resume(self) -> None:
-        """Resume, with retries, because a paused server serves nobody."""
         for left in reversed(range(_RESUMES)):
             try:
                 await self._server.resume()
@@ -287,7 +285,6 @@ def _unproved(fingerprint: DraftFingerprint) -> LoadedDraft:
 
 
 def _named(fingerprint: DraftFingerprint) -> Named:
-    """The payload for the plugin's loader; see updraft_sglang.weights."""
     return [
         ("folder", _text(str(fingerprint.folder.resolve()))),
         ("version", torch.tensor([fingerprint.version], dtype=torch.int64)),

@@ -52,7 +52,6 @@ def check_sampling(request: GenerationRequest, info: EngineInfo) -> None:
 
 
 def check_room(num_submitted: int, info: EngineInfo, max_queued: int) -> None:
-    """Raises Exhausted if too many requests are queued."""
     if num_submitted >= info.num_slots + max_queued:
         raise Exhausted(f"the queue is full: {max_queued} requests are waiting")
 
@@ -63,7 +62,7 @@ def body(request: GenerationRequest, rid: str) -> dict[str, Any]:
     A seed only has an effect with --enable-deterministic-inference. SGLang applies penalties up to the start of a
     verify step, not within it. `extra_key` separates the prefix caches of clients.
     """
-    sampling, wish = request.sampling, request.capture
+    sampling, capture = request.sampling, request.capture
     params: dict[str, Any] = {
         "max_new_tokens": request.max_tokens,
         "ignore_eos": request.ignore_eos,
@@ -73,9 +72,9 @@ def body(request: GenerationRequest, rid: str) -> dict[str, Any]:
         "skip_special_tokens": False,
         "custom_params": {
             "updraft": {
-                "payload": wish.payload,
-                "prompt_rows": wish.prompt_rows,
-                "counterfactual_rows": wish.counterfactual_rows,
+                "payload": capture.payload,
+                "prompt_rows": capture.prompt_rows,
+                "counterfactual_rows": capture.counterfactual_rows,
             }
         },
     }
@@ -94,7 +93,6 @@ def body(request: GenerationRequest, rid: str) -> dict[str, Any]:
 
 
 def reason(finish: Mapping[str, Any]) -> FinishReason:
-    """The finish reason."""
     return {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}.get(
         str(finish.get("type")), FinishReason.CANCELLED
     )

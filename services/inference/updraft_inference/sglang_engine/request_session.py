@@ -52,7 +52,6 @@ class RequestSession:
 
     @property
     def is_over(self) -> bool:
-        """Whether the server has ended it."""
         return self.reason is not None
 
     def cancel(self) -> None:

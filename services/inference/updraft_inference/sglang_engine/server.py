@@ -39,8 +39,6 @@ Named = list[tuple[str, Tensor]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerInfo:
-    """What a running server reports about itself."""
-
     version: str
     model_path: str
     device: str
@@ -111,7 +109,6 @@ class StreamEvent:
 
     @property
     def finish(self) -> Mapping[str, Any] | None:
-        """The finish reason; None before the end."""
         finish: Mapping[str, Any] | None = self.meta.get("finish_reason")
         return finish
 

@@ -17,7 +17,6 @@ _LABEL = re.compile(r"v(\d+)")
 
 
 def label(version: int) -> str:
-    """Our `weight_version` label for a version."""
     return f"v{version}"
 
 

@@ -24,7 +24,6 @@ class Rows:
 
     @property
     def end(self) -> int:
-        """The position after the last row."""
         return self.position + len(self.aux)
 
     @property
@@ -53,7 +52,6 @@ class StepPart:
 
     @property
     def without_rows(self) -> "StepPart":
-        """The light record only."""
         return replace(self, rows=None, rejected=None)
 
 

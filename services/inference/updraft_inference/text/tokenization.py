@@ -25,8 +25,6 @@ _MAX_HELD_TOKENS = 8
 
 
 class Tokenizer:
-    """The tokenizer of a model folder (tokenizer.json)."""
-
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -73,7 +71,6 @@ class Detokenizer:
         self._num_shown = len(self._ids)
 
     def push(self, token_ids: Iterable[int]) -> str:
-        """The text that these tokens complete."""
         return "".join([self._push(token_id) for token_id in token_ids])
 
     def flush(self) -> str:
@@ -147,8 +144,6 @@ class StopStrings:
 
 
 class TextStream:
-    """Converts the tokens of one request to text for the client."""
-
     def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int], stops: Sequence[str]) -> None:
         self._detokenizer = Detokenizer(tokenizer, prompt_ids)
         self._stops = StopStrings(stops)
@@ -156,7 +151,6 @@ class TextStream:
 
     @property
     def is_stopped(self) -> bool:
-        """Whether a stop string was found; no more text follows."""
         return self._stops.is_found
 
     def push(self, token_ids: Iterable[int]) -> str:
@@ -170,7 +164,6 @@ class TextStream:
         return shown
 
     def flush(self) -> str:
-        """The remaining text, at the end of the request."""
         if self.is_stopped:
             return ""
         return self._stops.push(self._detokenizer.flush()) + self._stops.flush()

@@ -39,8 +39,8 @@ def test_hidden_states_are_asked_of_the_engine_only_for_a_payload() -> None:
     with_payload = plan(CaptureRates(payload_fraction=1, prompt_rows=7), IDS[0])
     without = plan(CaptureRates(payload_fraction=0, evaluation_fraction=0, prompt_rows=7), IDS[0])
 
-    assert with_payload.wish == CaptureParams(payload=True, prompt_rows=7)
-    assert without.wish == CaptureParams()
+    assert with_payload.params == CaptureParams(payload=True, prompt_rows=7)
+    assert without.params == CaptureParams()
 
 
 def test_rows_after_rejections_are_asked_for_only_where_they_may_be_learnt_from() -> None:
@@ -48,7 +48,7 @@ def test_rows_after_rejections_are_asked_for_only_where_they_may_be_learnt_from(
 
     plans = [plan(rates, trace_id) for trace_id in IDS]
 
-    assert {(p.has_payload and not p.is_evaluation, p.wish.counterfactual_rows) for p in plans} == {
+    assert {(p.has_payload and not p.is_evaluation, p.params.counterfactual_rows) for p in plans} == {
         (True, 2),
         (False, 0),
     }
@@ -68,7 +68,7 @@ def test_a_request_that_opts_out_is_neither_captured_nor_asked_for() -> None:
 
     assert opted_out.is_opted_out
     assert not opted_out.is_captured
-    assert opted_out.wish == CaptureParams()
+    assert opted_out.params == CaptureParams()
     assert opted_out.domain == ""
 
 

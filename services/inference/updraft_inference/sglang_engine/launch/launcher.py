@@ -48,7 +48,6 @@ class LaunchOptions:
 
 
 def prepare(model: Path, *, plugin: Path, seed: Path, draft_vocab_size: int, key_file: Path | None = None) -> None:
-    """Write the files that a server starts with. Repeating it changes nothing."""
     plugin_folder.write(plugin)
     initial_draft.write(model, seed, draft_vocab_size=draft_vocab_size)
     if key_file is not None:
@@ -60,7 +59,6 @@ def prepare(model: Path, *, plugin: Path, seed: Path, draft_vocab_size: int, key
 async def attached(
     options: SglangOptions, url: str, admin_key: str, on_finished: FinishedSink, is_stopped: Callable[[], bool]
 ) -> AsyncIterator[SglangEngine]:
-    """An engine over the server at `url`, once it is up."""
     async with SglangServer(url, admin_key=admin_key) as server:
         await until_up(server, is_stopped=is_stopped)
         async with opened(options, server, on_finished) as engine:
@@ -75,7 +73,6 @@ async def started(
     on_finished: FinishedSink,
     is_stopped: Callable[[], bool],
 ) -> AsyncIterator[SglangEngine]:
-    """A server for the duration of the block, and an engine over it."""
     plugin, seed = await asyncio.to_thread(_prepared, launch, options.model)
     port = free_port()
     command = ServerCommand(

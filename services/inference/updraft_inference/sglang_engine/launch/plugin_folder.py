@@ -45,7 +45,6 @@ def _fill(folder: Path) -> None:
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
-    """Contents of the plugin's files by relative path."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for part in folder.glob(f"{_NAME}*")

@@ -147,7 +147,6 @@ class Supervisor:
         await process.wait()
 
     async def restart(self, arguments: Sequence[str]) -> None:
-        """Stop it and start it with other arguments."""
         await self.stop()
         self._launch = replace(self._launch, arguments=arguments)
         await self.start()
