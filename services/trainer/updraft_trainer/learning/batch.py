@@ -1,4 +1,4 @@
-"""Samples as the tensors of one optimizer step: padded texts, the branches that were discarded there, what is learnt of both.
+"""Samples as the tensors of one forward: padded texts, the branches that were discarded there, what is learnt of both.
 
 A branch is text that might have been: a sample's tokens, then a rejected draft and those after it. It is learnt like any
 text: draft steps start from the target's states, those after rejected tokens included, and read these tokens. Its first rows
@@ -9,7 +9,7 @@ Tensors: B samples, T rows of the longest text, M rows of the most branches, J s
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,6 +25,8 @@ from updraft_trainer.data.teacher import DraftVocabulary, Teacher, joined
 class Lessons:
     """What the target said at N places: teachers of N rows together; the others int64 [N].
 
+    `corrections` bool [N]: the token there replaced a rejected draft.
+
     Step j says the same in column `column - j` of `sample`'s unrolled states, if that is not before the column `first`.
     """
 
@@ -32,6 +34,7 @@ class Lessons:
     sample: Tensor
     column: Tensor
     first: Tensor
+    corrections: Tensor
 
     @classmethod
     def joined(cls, lessons: Sequence["Lessons"]) -> "Lessons":
@@ -41,10 +44,21 @@ class Lessons:
             torch.cat([one.sample for one in lessons]),
             torch.cat([one.column for one in lessons]),
             torch.cat([one.first for one in lessons]),
+            torch.cat([one.corrections for one in lessons]),
         )
 
     def __len__(self) -> int:
         return len(self.sample)
+
+    def split(self, num_rows: int) -> Iterator["Lessons"]:
+        """The same lessons in order, at most `num_rows` at a time."""
+        end = 0
+        for teacher in self.teachers:
+            for first in range(0, len(teacher), num_rows):
+                part = teacher.at(slice(first, first + num_rows))
+                start, end = end, end + len(part)
+                rest = (field[start:end] for field in (self.sample, self.column, self.first, self.corrections))
+                yield Lessons((part,), *rest)
 
     def log_p(self, vocabulary: DraftVocabulary) -> Tensor:
         """What was said, over the draft vocabulary: float32 [N, V]."""
@@ -58,13 +72,12 @@ class Lessons:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """aux [B, T + M, A] and the tree of its rows, unrolled from `first_row` on; corrections float [N] go with `text`."""
+    """aux [B, T + M, A] and the tree of its rows, unrolled from `first_row` on."""
 
     aux: Tensor
     tree: Tree
     first_row: int
     text: Lessons
-    corrections: Tensor
     discarded: Lessons | None = None
 
     @classmethod
@@ -74,17 +87,17 @@ class Batch:
         aux = torch.zeros(len(samples), T, samples[0].aux.shape[1], dtype=samples[0].aux.dtype)
         ids = torch.zeros(len(samples), T + num_steps - 1, dtype=torch.long)
         first_row = max(0, min(s.first_output for s in samples) - 1 - num_steps)
-        lessons, corrections = [], []
+        lessons = []
         for b, sample in enumerate(samples):
             rows = sample.num_rows - 1
             aux[b, :rows] = sample.aux[:rows]
             tokens = sample.ids[1 : 1 + ids.shape[1]]
             ids[b, : len(tokens)] = tokens
             learnt, teacher = sample.taught(known)
-            corrections.append(sample.corrections[learnt].float())
             column = learnt - 2 - first_row
-            lessons.append(Lessons((teacher,), torch.full_like(column, b), column, torch.zeros_like(column)))
-        return cls(aux, Tree.chain(ids, num_steps), first_row, Lessons.joined(lessons), torch.cat(corrections))
+            places = (torch.full_like(column, b), column, torch.zeros_like(column))
+            lessons.append(Lessons((teacher,), *places, sample.corrections[learnt]))
+        return cls(aux, Tree.chain(ids, num_steps), first_row, Lessons.joined(lessons))
 
     def with_branches(self, samples: Sequence[Sample], *, turn: int, known: Tensor) -> "Batch":
         """Also what was discarded in the samples: of each, those branches whose turn it is. No token followed that would
@@ -128,7 +141,8 @@ class _Branch:
         is_lesson = self.teacher.has_lesson(known)
         last = torch.arange(len(self.aux) - len(self.teacher), len(self.aux))[is_lesson] + start
         teacher = self.teacher.at(is_lesson)
-        return Lessons((teacher,), torch.full_like(last, sample), last, torch.full_like(last, start))
+        places = (torch.full_like(last, sample), last, torch.full_like(last, start))
+        return Lessons((teacher,), *places, torch.zeros_like(last, dtype=torch.bool))
 
 
 def _branch(sample: Sample, one: Counterfactual, num_steps: int) -> _Branch:

@@ -9,7 +9,6 @@ Weights and optimizer are float32; forward and backward run in bfloat16 where th
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,13 @@ from updraft_draft.target_weights import TargetHead
 from updraft_trainer.data.sample import Sample
 from updraft_trainer.data.teacher import DraftVocabulary
 from updraft_trainer.learning.batch import Batch, Lessons
-from updraft_trainer.learning.losses import LOSSES, forward_kl
+from updraft_trainer.learning.losses import LOSSES, Loss, forward_kl
+
+FORWARD_ROWS = 1024
+"""Rows of padded samples in one forward pass; a longer sample goes alone."""
+
+LOGIT_ROWS = 256
+"""Rows of logits in memory at a time: 8 MB per float32 tensor over 8,192 tokens."""
 
 MAX_BAD_STEPS = 3
 """Steps in a row with a loss or gradient that is not finite before the last good weights are restored."""
@@ -81,19 +86,17 @@ class Learner:
         for group in self._optimizer.param_groups:
             group["lr"] = self.hyper.learning_rate * min(1.0, (self.step + 1) / max(1, self.hyper.warmup_steps))
         self._optimizer.zero_grad(set_to_none=True)
-        loss, num_rows = self._loss(samples)
+        loss, num_rows = self._accumulate(samples)
         if num_rows == 0:
             return StepReport(loss=0.0, grad_norm=0.0, num_rows=0)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.hyper.clip_norm))
-        value = loss.item()
-        if not math.isfinite(value) or not math.isfinite(norm):
+        if not math.isfinite(loss) or not math.isfinite(norm):
             self._refuse()
-            return StepReport(loss=value, grad_norm=norm, num_rows=num_rows, is_skipped=True)
+            return StepReport(loss=loss, grad_norm=norm, num_rows=num_rows, is_skipped=True)
         self._optimizer.step()
         self.step += 1
         self._num_bad = 0
-        return StepReport(loss=value, grad_norm=norm, num_rows=num_rows)
+        return StepReport(loss=loss, grad_norm=norm, num_rows=num_rows)
 
     def mark_good(self) -> None:
         """Remember these weights as the ones to return to when training diverges."""
@@ -125,34 +128,81 @@ class Learner:
             self._optimizer.state.clear()
             self._num_bad = 0
 
-    def _loss(self, samples: list[Sample]) -> tuple[Tensor, int]:
-        hyper = self.hyper
-        batch = Batch.of(samples, num_steps=hyper.ttt_steps, known=self.network.t2d)
-        if len(batch.text) == 0:
-            return torch.zeros(()), 0
-        if hyper.discard_weight:
-            batch = batch.with_branches(samples, turn=self.step, known=self.network.t2d)
-        with torch.autocast("cpu", torch.bfloat16):
-            states = self.network.unroll_tree(batch.aux, batch.tree, first_row=batch.first_row)
-            total = torch.zeros(())
-            for decay, known, log_q, log_p in self._compared(states, batch.text):
-                loss = LOSSES[hyper.loss](log_q, log_p)
-                if hyper.acceptance_weight:
-                    loss = loss + hyper.acceptance_weight * LOSSES["acceptance"](log_q, log_p)
-                weight = 1.0 + hyper.correction_weight * batch.corrections[known]
-                total = total + decay * (loss * weight).sum() / weight.sum()
-            if batch.discarded is None:
-                return total, len(batch.text)
-            for decay, _, log_q, log_p in self._compared(states, batch.discarded):
-                total = total + hyper.discard_weight * decay * forward_kl(log_q, log_p).mean()
-        return total, len(batch.text) + len(batch.discarded)
+    def _accumulate(self, samples: list[Sample]) -> tuple[float, int]:
+        """Add the gradients of the loss over all samples; return that loss and its number of rows.
 
-    def _compared(self, states: list[Tensor], lessons: Lessons) -> Iterator[tuple[float, Tensor, Tensor, Tensor]]:
-        """For each step that has lessons: its weight, their indices, and log q and log p of them [rows, V]."""
-        with torch.no_grad():
-            log_p = lessons.log_p(self._vocabulary)
-        for j, state in enumerate(states):
-            sample, column, known = lessons.at(j)
-            if len(known):
-                log_q = self.network.logits(state[sample, column]).float().log_softmax(-1)
-                yield self.hyper.step_decay**j, known, log_q, log_p[known]
+        At most `FORWARD_ROWS` rows go through the layer together and `LOGIT_ROWS` of them through the head, each part with
+        its backward pass: autograd keeps several copies of everything between, which takes gigabytes for long answers.
+        """
+        hyper = self.hyper
+        batches = [self._batch(group) for group in _groups(samples)]
+        texts = [batch.text for batch in batches]
+        discards = [batch.discarded for batch in batches if batch.discarded is not None]
+        if not any(map(len, texts)):
+            return 0.0, 0
+        text_scales, discard_scales = self._scales(texts, 1.0), self._scales(discards, hyper.discard_weight)
+        loss = 0.0
+        for batch in batches:
+            with torch.autocast("cpu", torch.bfloat16):
+                states = self.network.unroll_tree(batch.aux, batch.tree, first_row=batch.first_row)
+            leaves = [state.detach().requires_grad_() for state in states]
+            loss += self._backward(leaves, batch.text, self._text_loss, text_scales)
+            if batch.discarded is not None:
+                loss += self._backward(leaves, batch.discarded, forward_kl, discard_scales)
+            learnt = [j for j, leaf in enumerate(leaves) if leaf.grad is not None]
+            if learnt:
+                torch.autograd.backward([states[j] for j in learnt], [leaves[j].grad for j in learnt])
+        return loss, sum(map(len, [*texts, *discards]))
+
+    def _batch(self, samples: list[Sample]) -> Batch:
+        batch = Batch.of(samples, num_steps=self.hyper.ttt_steps, known=self.network.t2d)
+        if not self.hyper.discard_weight:
+            return batch
+        return batch.with_branches(samples, turn=self.step, known=self.network.t2d)
+
+    def _scales(self, lessons: list[Lessons], weight: float) -> list[float]:
+        """For each step, what a weighted sum of its losses is multiplied by, so that all lessons together give a mean."""
+        sums = [
+            sum(float(self._weights_of(one.corrections[one.at(j)[2]]).sum()) for one in lessons)
+            for j in range(self.hyper.ttt_steps)
+        ]
+        return [weight * self.hyper.step_decay**j / total if total else 0.0 for j, total in enumerate(sums)]
+
+    def _weights_of(self, corrections: Tensor) -> Tensor:
+        return 1.0 + self.hyper.correction_weight * corrections.float()
+
+    def _text_loss(self, log_q: Tensor, log_p: Tensor) -> Tensor:
+        hyper = self.hyper
+        loss = LOSSES[hyper.loss](log_q, log_p)
+        if hyper.acceptance_weight:
+            loss = loss + hyper.acceptance_weight * LOSSES["acceptance"](log_q, log_p)
+        return loss
+
+    def _backward(self, states: list[Tensor], lessons: Lessons, loss: Loss, scales: list[float]) -> float:
+        """Add the gradients of states [B, T, D] and of the head; return the loss."""
+        total = 0.0
+        for chunk in lessons.split(LOGIT_ROWS):
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                log_p = chunk.log_p(self._vocabulary)
+            for j, (state, scale) in enumerate(zip(states, scales, strict=True)):
+                sample, column, known = chunk.at(j)
+                if not len(known):
+                    continue
+                with torch.autocast("cpu", torch.bfloat16):
+                    log_q = self.network.logits(state[sample, column]).float().log_softmax(-1)
+                    losses = loss(log_q, log_p if len(known) == len(chunk) else log_p[known])
+                    part = scale * (losses * self._weights_of(chunk.corrections[known])).sum()
+                part.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+                total += part.item()
+        return total
+
+
+def _groups(samples: list[Sample]) -> list[list[Sample]]:
+    """Samples of similar lengths together, as many as `FORWARD_ROWS` allows."""
+    groups: list[list[Sample]] = []
+    for sample in sorted(samples, key=lambda one: one.num_rows):
+        if groups and (len(groups[-1]) + 1) * sample.num_rows <= FORWARD_ROWS:
+            groups[-1].append(sample)
+        else:
+            groups.append([sample])
+    return groups

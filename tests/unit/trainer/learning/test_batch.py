@@ -99,3 +99,13 @@ def test_a_step_takes_branches_of_about_half_the_texts_rows_and_all_have_their_t
 def test_a_batch_without_rejections_is_as_it_was(samples: list[Sample]) -> None:
     batch = Batch.of(samples[2:], num_steps=3, known=KNOWN)
     assert batch.with_branches(samples[2:], turn=0, known=KNOWN) is batch
+
+
+def test_lessons_are_split_in_order_and_without_loss(samples: list[Sample]) -> None:
+    lessons = Batch.of(samples, num_steps=3, known=KNOWN).text
+    parts = list(lessons.split(5))
+    assert [len(part) for part in parts[:-1]] == [5] * (len(parts) - 1)
+    again = Lessons.joined(parts)
+    assert torch.equal(hidden(again), hidden(lessons))
+    for field in ("sample", "column", "first", "corrections"):
+        assert torch.equal(getattr(again, field), getattr(lessons, field))

@@ -13,7 +13,10 @@ from tests.support.traces import TraceMaker
 from updraft_draft.target_weights import read_head
 from updraft_trainer.data.sample import Sample, read_sample
 from updraft_trainer.data.teacher import LastHidden, TopK
+from updraft_trainer.learning import learner as learner_module
+from updraft_trainer.learning.batch import Batch
 from updraft_trainer.learning.learner import MAX_BAD_STEPS, Hyper, Learner
+from updraft_trainer.learning.losses import forward_kl
 from updraft_trainer.publishing.estimate import num_tokens, verify_steps
 
 
@@ -258,3 +261,52 @@ def test_an_estimate_does_not_depend_on_the_form_of_the_teacher(target: Path, sa
     assert list(map(num_tokens, held_out)) == list(map(num_tokens, samples[8:]))
     steps = verify_steps(learner.network, samples[8:], lookahead=3)
     assert verify_steps(learner.network, held_out, lookahead=3) == steps
+
+
+@pytest.mark.parametrize("forward_rows", [1, 1024])
+def test_a_step_in_parts_has_the_gradients_of_the_loss_over_the_whole_batch(
+    target: Path, rejected: list[Sample], monkeypatch: pytest.MonkeyPatch, forward_rows: int
+) -> None:
+    """Against the formula, with all samples in one forward and all rows of logits at once."""
+    monkeypatch.setattr(learner_module, "FORWARD_ROWS", forward_rows)
+    monkeypatch.setattr(learner_module, "LOGIT_ROWS", 5)
+    samples = [rejected[0], replace(rejected[1], counterfactuals=()), *rejected[2:]]
+    whole, parts = (make_learner(target, discard_weight=0.5, clip_norm=1e9) for _ in range(2))
+    hyper, network, vocabulary = whole.hyper, whole.network, whole._vocabulary
+    batch = Batch.of(samples, num_steps=hyper.ttt_steps, known=network.t2d)
+    batch = batch.with_branches(samples, turn=0, known=network.t2d)
+    assert batch.discarded is not None
+    with torch.autocast("cpu", torch.bfloat16):
+        states = network.unroll_tree(batch.aux, batch.tree, first_row=batch.first_row)
+        expected = torch.zeros(())
+        for lessons, scale in ((batch.text, 1.0), (batch.discarded, 0.5)):
+            for j, state in enumerate(states):
+                sample, column, known = lessons.at(j)
+                log_q = network.logits(state[sample, column]).float().log_softmax(-1)
+                loss = forward_kl(log_q, lessons.log_p(vocabulary)[known])
+                weight = 1.0 + hyper.correction_weight * lessons.corrections[known].float()
+                expected = expected + scale * hyper.step_decay**j * (loss * weight).sum() / weight.sum()
+    expected.backward()  # type: ignore[no-untyped-call]
+
+    assert parts.train(samples).loss == pytest.approx(expected.item(), rel=1e-4)
+    for mine, other in zip(network.parameters(), parts.network.parameters(), strict=True):
+        assert (mine.grad is None) == (other.grad is None)
+        if mine.grad is not None and other.grad is not None:
+            scale = float(mine.grad.abs().max())
+            torch.testing.assert_close(other.grad, mine.grad, rtol=0.02, atol=0.01 * scale)
+
+
+def test_a_step_holds_few_rows_at_a_time_however_long_the_samples_are(
+    target: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learner_module, "FORWARD_ROWS", 2 * samples[0].num_rows)
+    monkeypatch.setattr(learner_module, "LOGIT_ROWS", 7)
+    learner = make_learner(target)
+    network, logit_rows, forward_rows = learner.network, list[int](), list[int]()
+    network.norm.register_forward_pre_hook(lambda _, states: logit_rows.append(len(states[0])))
+    network.fc.register_forward_pre_hook(lambda _, aux: forward_rows.append(aux[0].shape[0] * aux[0].shape[1]))
+    report = learner.train(samples[:4])
+    assert sum(logit_rows) >= report.num_rows
+    assert max(logit_rows) <= 7
+    assert max(forward_rows) <= max(2 * samples[0].num_rows, *(sample.num_rows for sample in samples))
+    assert len(forward_rows) > 1
