@@ -7,6 +7,7 @@ Tensors: N slots, S positions, K key-value heads, E head size, B sequences, R ne
 """
 
 import math
+import mmap
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -111,8 +112,8 @@ class SlotCache:
         if like.device.type == "cpu" and needed_bytes > _memory_bytes():
             raise refusal
         try:
-            self._keys, self._values = like.new_zeros(size), like.new_zeros(size)
-        except RuntimeError as error:  # torch raises it, or its subclass OutOfMemoryError, when no memory is left
+            self._keys, self._values = _zeros(size, like), _zeros(size, like)
+        except (RuntimeError, OSError) as error:  # torch's errors for no memory left, and the mapping's
             raise refusal from error
         self.num_slots, self.num_positions = shape.num_slots, shape.num_positions
 
@@ -160,6 +161,15 @@ class SlotCache:
         """All keys and values of the batch's sequences, each [B, span, K, E]."""
         slots = slice(batch.slots[0], batch.slots[-1] + 1) if batch.gather is None else batch.gather
         return self._keys[layer][slots, : batch.span], self._values[layer][slots, : batch.span]
+
+
+def _zeros(size: tuple[int, ...], like: Tensor) -> Tensor:
+    """On a CPU, pages that take no memory before they are written: most requests are shorter than their slot."""
+    if like.device.type != "cpu":
+        return like.new_zeros(size)
+    num_bytes = math.prod(size) * like.element_size()
+    pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=like.dtype).view(size)
 
 
 def _memory_bytes() -> int:
