@@ -9,11 +9,15 @@ from functools import partial
 from pathlib import Path
 
 from updraft_chassis import lifecycle, logs, settings
+from updraft_draft import memory
 from updraft_inference.engine import Drafter, Engine, FinishedSink
 from updraft_inference.settings import InferenceSettings
 from updraft_inference.torch_engine.openmp import wait_briefly
 
 PROCESS = "updraft-inference"
+
+_NUM_KERNELS = 128
+"""For the numbers of rows that most decode steps have."""
 
 
 def main(environ: Mapping[str, str]) -> None:
@@ -21,6 +25,7 @@ def main(environ: Mapping[str, str]) -> None:
     logs.configure(process="inference", level=loaded.log_level, format=loaded.log_format)
     if loaded.engine == "torch":
         wait_briefly(os.environ)
+        memory.limit(os.environ, num_kernels=_NUM_KERNELS)
     from updraft_inference import composition  # noqa: PLC0415 - torch: bad settings first
 
     async def serve(stop: lifecycle.Stop) -> None:

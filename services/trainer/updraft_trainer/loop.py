@@ -22,7 +22,7 @@ from updraft_chassis.errors import (
     Unavailable,
 )
 from updraft_chassis.lifecycle import Stop
-from updraft_draft import checkpoint
+from updraft_draft import checkpoint, memory
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.initial_state import InitialState
 from updraft_trainer.learning.state import Identity, State, States
@@ -109,6 +109,7 @@ class Trainer:
             return False
         step = self.learner.step
         report = self.learner.train(samples)
+        memory.release()  # samples that arrive during a step lie between its tensors and leave gaps in the heap
         for sample in samples:  # also after a skipped step, so that a sample that breaks training is not used endlessly
             self.history.count_use(sample.trace_id)
         metrics.step_seconds.observe(clock.monotonic() - start_s)
