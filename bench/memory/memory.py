@@ -1,103 +1,207 @@
-"""How much memory do serving and training hold? See README.md beside this file."""
+"""How much memory do serving and training need? See README.md in this folder."""
 
+import argparse
 import asyncio
+import contextlib
 import os
+import random
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import cycle
 from pathlib import Path
 
 import httpx
 import psutil
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from updraft_cli import results
 from updraft_cli.local.folders import cache_folder
 from updraft_cli.local.plan import StackConfig
+from updraft_cli.local.scrape import scrape
 from updraft_cli.local.stack import Stack
 from updraft_cli.models.smollm2 import model_folder
-from updraft_cli.prompts import domain_prompts
+from updraft_cli.prompts import DOMAINS, domain_prompts, num_prompts
 
+REQUESTS = 1000
+STREAMS = 8
 SEED = 7
-SLOTS = 8
-CONTEXT = 2048
-TRAIN_REQUESTS = 40
+SHORTEST, LONGEST = 100, 1000
+"""Tokens of a request, prompt and output together."""
+CHARS_PER_TOKEN = 3.8
+"""Of the packaged prompts, on average: lengths need not be exact."""
+REST_S = 60
+"""Training after the last request."""
+SAMPLE_S = 0.5
+KEPT_EVERY = 20
+"""Samples between two that stand in the result."""
 
 
-async def load(url: str) -> None:
-    """Learnable traffic first, so that the trainer trains, then all slots filled to the end of their context."""
-    async with httpx.AsyncClient(base_url=url, timeout=600) as client:
+@dataclass(frozen=True, slots=True)
+class Length:
+    """Characters of a prompt and tokens of its output."""
+
+    prompt_chars: int
+    output_tokens: int
+
+
+def lengths(num_requests: int) -> Iterator[Length]:
+    """Total lengths are uniform, and a fifth to four fifths of each is prompt."""
+    rng = random.Random(SEED)
+    for _ in range(num_requests):
+        total, share = rng.randint(SHORTEST, LONGEST), rng.uniform(0.2, 0.8)
+        yield Length(prompt_chars=int(CHARS_PER_TOKEN * total * share), output_tokens=int(total * (1 - share)))
+
+
+def texts() -> Iterator[str]:
+    """Prompts of all domains in turn, in the same order every time."""
+    for prompts in zip(*(cycle(domain_prompts(one, num_prompts(one), seed=SEED)) for one in DOMAINS), strict=True):
+        yield from prompts
+
+
+def prompt(source: Iterator[str], num_chars: int) -> str:
+    """As many texts as it takes, the last one cut."""
+    text = next(source)
+    while len(text) < num_chars:
+        text += "\n\n" + next(source)
+    return text[:num_chars]
+
+
+@dataclass(slots=True)
+class Load:
+    """What was sent and answered so far."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+
+
+async def send(url: str, num_requests: int, load: Load) -> None:
+    """Keep `STREAMS` requests running until all are answered."""
+    source = texts()
+    bodies = iter([(prompt(source, one.prompt_chars), one.output_tokens) for one in lengths(num_requests)])
+    async with httpx.AsyncClient(base_url=url, timeout=900, trust_env=False) as client:
         model = (await client.get("/v1/models")).raise_for_status().json()["data"][0]["id"]
-        prompts = domain_prompts("math", TRAIN_REQUESTS, seed=SEED)
-        limit = asyncio.Semaphore(SLOTS)
 
-        async def chat(text: str) -> None:
-            body = {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": 64, "temperature": 0}
-            async with limit:
-                (await client.post("/v1/chat/completions", json=body)).raise_for_status()
+        async def stream() -> None:
+            for text, output_tokens in bodies:
+                body = {
+                    "model": model,
+                    "messages": [{"role": "user", "content": text}],
+                    "max_tokens": output_tokens,
+                    "ignore_eos": True,
+                    "temperature": 0,
+                }
+                answer = (await client.post("/v1/chat/completions", json=body)).raise_for_status().json()
+                load.requests += 1
+                load.prompt_tokens += answer["usage"]["prompt_tokens"]
+                load.output_tokens += answer["usage"]["completion_tokens"]
 
-        async def fill(text: str) -> None:
-            body = {"model": model, "prompt": (text + " ") * 40, "max_tokens": 1, "temperature": 0}
-            # The longest prompt that fits: cut by what the server says it counted.
-            while (answer := await client.post("/v1/completions", json=body)).status_code == httpx.codes.BAD_REQUEST:
-                body["prompt"] = str(body["prompt"])[: int(len(str(body["prompt"])) * 0.9)]
-            answer.raise_for_status()
-
-        await asyncio.gather(*(chat(text) for text in prompts))
-        await asyncio.gather(*(fill(text) for text in prompts[:SLOTS]))
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(STREAMS):
+                tasks.create_task(stream())
 
 
-async def sample(stack: Stack, done: asyncio.Event) -> dict[str, int]:
-    """Peak resident bytes of each process, twice a second."""
-    peaks: dict[str, int] = {}
-    while not done.is_set():
-        for child in stack.children:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """Resident bytes of each process at one time."""
+
+    seconds: float
+    requests: int
+    resident: dict[str, int]
+
+
+def resident(stack: Stack) -> dict[str, int]:
+    """Resident bytes by process, as `ps` and a container's limit count them; without one that is being restarted."""
+    sizes = {}
+    for child in stack.children:
+        with contextlib.suppress(psutil.Error):
             if child.pid is not None:
-                resident = psutil.Process(child.pid).memory_info().rss
-                peaks[child.process.name] = max(resident, peaks.get(child.process.name, 0))
-        await asyncio.sleep(0.5)
-    return peaks
+                sizes[child.process.name] = psutil.Process(child.pid).memory_info().rss
+    return sizes
 
 
-async def measure(stack: Stack) -> dict[str, int]:
-    """Peaks under load, and for a minute of training after it."""
-    done = asyncio.Event()
+async def watch(stack: Stack, load: Load, progress: Progress, num_requests: int) -> list[Sample]:
+    """Samples until `REST_S` after the last answer."""
+    bar = progress.add_task("", total=num_requests)
+    samples: list[Sample] = []
+    started, ends = time.monotonic(), float("inf")
+    while time.monotonic() < ends:
+        sizes = resident(stack)
+        samples.append(Sample(seconds=round(time.monotonic() - started, 1), requests=load.requests, resident=sizes))
+        shown = ", ".join(f"{name} {sizes[name] / 1e9:.2f} GB" for name in ("inference", "trainer") if name in sizes)
+        progress.update(bar, completed=load.requests, description=shown)
+        if load.requests == num_requests and ends == float("inf"):
+            ends = time.monotonic() + REST_S
+        await asyncio.sleep(SAMPLE_S)
+    return samples
 
-    async def run() -> None:
-        await load(stack.addresses.inference_url)
-        await asyncio.sleep(60)
-        done.set()
 
-    peaks, _ = await asyncio.gather(sample(stack, done), run())
-    return peaks
+async def measure(stack: Stack, num_requests: int, console: Console) -> tuple[list[Sample], Load]:
+    """All requests, and training for a while after them."""
+    load = Load()
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(send(stack.addresses.inference_url, num_requests, load))
+            watching = tasks.create_task(watch(stack, load, progress, num_requests))
+    return watching.result(), load
+
+
+def counted(stack: Stack) -> dict[str, float | None]:
+    """Optimizer steps and swaps since the start: without them, memory was not measured as it is used."""
+    urls = stack.addresses.metrics_urls
+    trainer, inference = scrape(urls["trainer"]), scrape(urls["inference"])
+    return {
+        "optimizer_steps": trainer.total("updraft_trainer_optimizer_steps_total") if trainer else None,
+        "swaps": inference.total("updraft_inference_swaps_total", outcome="swapped") if inference else None,
+    }
 
 
 def main() -> None:
     """Measure, print one table, write bench/results/; exit 1 where a bar is missed."""
-    started = datetime.now(UTC)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=REQUESTS, metavar="N", help=f"requests to send ({REQUESTS})")
+    num_requests = parser.parse_args().requests
+    started, console = datetime.now(UTC), Console()
     with tempfile.TemporaryDirectory() as folder:
         config = StackConfig(
-            model=model_folder(cache_folder(os.environ)), data=Path(folder), port=0, registry_port=0, slots=SLOTS
+            model=model_folder(cache_folder(os.environ)), data=Path(folder), port=0, registry_port=0, slots=STREAMS
         )
         with Stack(config) as stack:
-            peaks = asyncio.run(measure(stack))
-    gigabytes = {name: value / 1e9 for name, value in peaks.items()}
+            samples, load = asyncio.run(measure(stack, num_requests, console))
+            counts = counted(stack)
+    peaks = {name: max(sample.resident.get(name, 0) for sample in samples) / 1e9 for name in ("inference", "trainer")}
     result = results.Result(
         name="memory",
-        command="make bench-memory",
+        command=f"make bench-memory{'' if num_requests == REQUESTS else f' ARGS=--requests={num_requests}'}",
         started=started,
         commit=results.commit(),
         seed=SEED,
         machine=results.machine(),
         bars=(
-            results.at_most("serving, peak resident", gigabytes.get("inference"), 1.5, "GB"),
-            results.at_most("trainer, peak resident", gigabytes.get("trainer"), 2.0, "GB"),
+            results.at_most("inference, peak resident", peaks["inference"], 1.5, "GB"),
+            results.at_most("trainer, peak resident", peaks["trainer"], 2.0, "GB"),
+            results.at_least("optimizer steps", counts["optimizer_steps"], 1),
+            results.at_least("swaps", counts["swaps"], 1),
         ),
-        samples=[{"process": name, "peak_resident_bytes": value} for name, value in sorted(peaks.items())],
+        samples=[asdict(load), *map(asdict, samples[::KEPT_EVERY]), asdict(samples[-1])],
     )
-    console = Console()
     results.show_bars(console, result.bars)
-    console.print(", ".join(f"{name} {value:.2f} GB" for name, value in sorted(gigabytes.items())))
+    for name, size in sorted(samples[-1].resident.items()):
+        peak = max(sample.resident.get(name, 0) for sample in samples)
+        console.print(f"{name}: {peak / 1e9:.2f} GB at peak, {size / 1e9:.2f} GB at the end")
+    console.print(f"{load.requests} requests, {load.prompt_tokens} prompt tokens, {load.output_tokens} output tokens")
     console.print(results.write(result, Path("bench/results")))
     sys.exit(results.missed(result.bars))
 
