@@ -65,14 +65,14 @@ class StoreContract:
     def test_a_truncated_upload_is_refused_with_both_sizes(self, store: Store) -> None:
         upload = store.begin(len(DATA))
         upload.write(0, DATA[:-1])
-        with pytest.raises(InvalidInput, match="ended after 999 bytes, its manifest says 1000"):
+        with pytest.raises(InvalidInput, match="ended after 999 bytes, but its manifest states 1000"):
             upload.seal(DIGEST)
         upload.discard()
 
     def test_a_flipped_bit_is_corrupt(self, store: Store) -> None:
         upload = store.begin(len(DATA))
         upload.write(0, bytes([DATA[0] ^ 1]) + DATA[1:])
-        with pytest.raises(Corrupt, match=f"its manifest says {DIGEST}"):
+        with pytest.raises(Corrupt, match=f"its manifest states {DIGEST}"):
             upload.seal(DIGEST)
         upload.discard()
 

@@ -214,7 +214,7 @@ async def test_a_draft_for_another_target_is_refused_with_a_sentence_and_the_ser
         async with pod(setting, tmp_path / "data", registry_address=registry.address) as running:
             await until(partial(is_connected, running), what="the connection")
             await publish(setting, registry, 1.0, target_fingerprint=OTHER)
-            await until(lambda: told(caplog, f"the drafts here are for {OTHER}"), what="the registry's sentence")
+            await until(lambda: told(caplog, f"but the drafts are for {OTHER}"), what="the registry's sentence")
             await answered(running, version=0)
 
 

@@ -31,7 +31,7 @@ CONFIG = json.dumps(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A weights file in memory, and what its manifest says of it."""
+    """A weights file in memory, and what but its manifest states of it."""
 
     data: bytes
     tensors: tuple[registry_pb2.TensorSpec, ...]

@@ -1,9 +1,9 @@
-"""The level-triggered loop: whatever changed, inputs at everything, decide, write, and only then tell the pods.
+"""The level-based loop: after any change, read the whole state, decide, write, and then direct the pods.
 
-One task decides for all speculators, so decisions never race; calls write their desired, mark the speculator and
-wait until it was decided on. Blocking work runs on one thread (the archive's) or, where it is long and
-touches no state, on any. What cannot be written (a full disk) is not directed either: the pods keep their directives,
-and the decision is tried again. Its desired stands all the same, so the call that brought it has succeeded.
+One task decides for all speculators, so decisions never race. A call writes the desired state, wakes the loop and waits
+for the decision. Blocking work runs on the archive's thread or, if it is long and touches no state, on others. A decision
+that cannot be written (a full disk) is not sent: pods keep their directives, and the decision is retried. The desired
+state is stored by then, so the call that changed it succeeds.
 """
 
 import asyncio
@@ -35,38 +35,37 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 TICK_S = 1.0
-"""How often silent pods are looked for, failed decisions are tried again, canaries are judged, and watchers hear of
-traffic."""
+"""Interval for expiring silent pods, retrying failed decisions, judging canaries, and updating watchers."""
 
 BEAT_S = 0.1
-"""Least time between two decisions that only reports ask for: a thousand pods that answer at once cost ten, not a
-thousand of them. Beyond a thousand it grows with the fleet, as what a decision costs does."""
+"""Minimum time between decisions that reports trigger, so that a thousand reports at once cause few decisions. Beyond a
+thousand pods it grows with the fleet, because the cost of a decision does."""
 
 SETTLE_S = 15.0
-"""From the first pod that comes (back) until the fleet is taken for whole: pods try to connect every five seconds."""
+"""Time from the first pod that (re)connects until the fleet counts as complete. Pods try every five seconds."""
 
 DOCUMENTS_RETRY_S = 30.0
-"""How often documents are written that could not be (a full disk, a bucket that was away) when their rows changed."""
+"""Interval for retrying documents that could not be written (a full disk, an unavailable bucket)."""
 
 SWEEP_GRACE_S = 60.0
-"""After a start no weights are deleted for this long: the pods have not yet said what they hold."""
+"""No weights are deleted for this long after a start, because pods have not reported yet what they hold."""
 
 SWEEP_RETRY_S = 60.0
-"""After weights could not be deleted: the one thread has better things to do than to wait for a bucket that is away."""
+"""Pause after a failed deletion, so that the archive's thread does not keep waiting for an unavailable bucket."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Decided:
-    """One speculator after its last decision."""
+    """A speculator after its last decision."""
 
     speculator: Speculator
     directed: Mapping[str, int]
-    """The version that each pod was ordered to serve."""
+    """Version that each pod was directed to serve."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Inputs:
-    """What a decision is about to be made with."""
+    """Inputs of a decision, besides the speculator."""
 
     pods: tuple[Pod, ...]
     is_settled: bool
@@ -74,10 +73,7 @@ class _Inputs:
 
 
 class Control:
-    """Owns the state in memory: what the catalogue said last, and the fleet.
-
-    Everything but `run` may be called at any time.
-    """
+    """Owns the state in memory: the last decisions and the fleet."""
 
     def __init__(
         self, archive: Archive, fleet: Fleet, clock: Clock, metrics: Metrics, *, settle_s: float = SETTLE_S
@@ -90,16 +86,16 @@ class Control:
         self._next_documents_s = clock.monotonic() + DOCUMENTS_RETRY_S
         self._next_sweep_s = clock.monotonic() + SWEEP_GRACE_S
         self._is_swept = False
-        """Blobs that are nobody's may be there until a whole sweep: left by a dead registry, or by a sweep that failed."""
+        """A full sweep succeeded. Before it there may be orphaned blobs of an earlier process or a failed sweep."""
         self._settles_s: dict[str, float] = {}
-        """When a fleet will be whole that was there before; infinite until its first pod comes."""
+        """When a returning fleet counts as complete, by speculator; infinite until its first pod reports."""
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="archive")
         self._decided: dict[str, _Decided] = {}
         self._due: set[str] = set()
         self._due_soon: set[str] = set()
-        """Marked by a pod: at the next beat will do."""
+        """Woken by reports: decided on at the next beat."""
         self._failed: dict[str, str] = {}
-        """Why a decision could not be written, until it is."""
+        """Why the last decision could not be written, by speculator."""
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
         self._awake = asyncio.Event()
         self._changed = asyncio.Event()
@@ -132,25 +128,24 @@ class Control:
                 await self._decide(name)
 
     def join(self) -> None:
-        """Wait for the archive's thread; nothing may be called afterwards."""
+        """Wait for the archive's thread. Call nothing afterwards."""
         self._thread.shutdown()
 
     def close(self) -> None:
-        """End all streams and watches; what else runs goes on to its end."""
+        """End all streams and watches. Other calls complete."""
         self.is_closed = True
         self.is_ready = False
         self._fleet.close()
         self._announce()
 
     async def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run something of the archive on its thread."""
+        """Run a function of the archive on its thread."""
         return await asyncio.wrap_future(self._thread.submit(function, *args, **kwargs))
 
     async def change(self, name: str, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run a change on the archive's thread, then decide on the speculator; returns once that is done.
+        """Run a change on the archive's thread, and return once the speculator was decided on.
 
-        A caller that goes away in between does not stop the decision. A decision that cannot be written yet is no
-        failure of the change, which is: `state` says what is waited for.
+        Cancelling the call does not stop the decision. The change succeeds even if the decision cannot be written yet.
         """
         loop = asyncio.get_running_loop()
         job = self._thread.submit(function, *args, **kwargs)
@@ -162,12 +157,12 @@ class Control:
     async def act(
         self, name: str, function: Callable[[str, int, str, int], Sequence[Transition]], number: int, why: str
     ) -> None:
-        """Do something to one version that moves it, then decide on its speculator."""
+        """Change the phase of a version, then decide on its speculator."""
         for transition in await self.change(name, function, name, number, why, self.now_ms()):
             self._log(name, transition)
 
     def report(self, session: Session, report: Report) -> None:
-        """Take a pod's report; InvalidInput for one of another pod than the stream's."""
+        """Take a pod's report; InvalidInput if the stream belongs to another pod."""
         effect = self._fleet.report(session, report, self._clock.monotonic())
         self._metrics.count_report(effect, lag_s=self._clock.now() - report.sent_ms / 1000 if report.sent_ms else None)
         self._is_reported = True
@@ -188,14 +183,11 @@ class Control:
 
     @property
     def changed(self) -> asyncio.Event:
-        """Set at the next change of any state; take it before reading the state."""
+        """Set at the next change of any state. Get it before you read the state."""
         return self._changed
 
     async def state(self, name: str) -> registry_pb2.SpeculatorState:
-        """The whole state of a speculator; of one that nobody knows, an empty one.
-
-        What was decided last, with what the pods report now: neither is older than the other.
-        """
+        """The state of a speculator, empty if it is unknown: the last decision with the latest reports."""
         known = self._decided.get(name)
         speculator = known.speculator if known else await self.call(self._archive.catalogue.speculator, name)
         message, canary_state = explain(speculator, self._fleet.pods(name), is_settled=self._is_settled(name))
@@ -204,7 +196,7 @@ class Control:
         state = wire.state_to_proto(
             speculator,
             canary_state,
-            f"{message}; what comes next is not decided yet: {why}" if why else message,
+            f"{message}; the next decision could not be written: {why}" if why else message,
             pods=self._fleet.count(name, serving, candidate),
             traffic=self._fleet.traffic(name),
         )
@@ -224,7 +216,7 @@ class Control:
         self._due_soon.add(name)
 
     async def _until_decided(self, name: str) -> None:
-        """Wait until the speculator has been decided on, with everything that is known now."""
+        """Wait for a decision that includes everything known now."""
         decided: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(name, []).append(decided)
         self._wake(name)
@@ -238,7 +230,7 @@ class Control:
         try:
             decided, decision = await self.call(self._decide_and_record, name, known, inputs)
         except UpdraftError as error:
-            logger.warning("Decision not written; the old state holds", extra={"speculator": name, "error": str(error)})
+            logger.warning("Decision not written; will retry", extra={"speculator": name, "error": str(error)})
             self._metrics.failed_decisions.inc()
             self._failed[name] = str(error)
             self._announce()
@@ -250,22 +242,24 @@ class Control:
                 future.set_result(None)
 
     def _decide_and_record(self, name: str, known: _Decided | None, inputs: _Inputs) -> tuple[_Decided, Decision]:
-        """Read, decide, write: one job of the archive's thread, so that no desired changes in between."""
+        """Read, decide and write in one job of the archive's thread, so that nothing changes in between."""
         stored = self._archive.catalogue.speculator(name)
-        # In memory a canary knows more than was written of it: what the pods had counted at the last inputs.
+        # The canary in memory has more than the stored one: the last reports of the pods.
         speculator = replace(stored, rollout=known.speculator.rollout) if known else stored
         directed = known.directed if known else {}
         decision = decide(speculator, inputs.pods, inputs.now_ms, directed=directed, is_settled=inputs.is_settled)
         if decision.transitions or _text(decision.rollout) != _text(stored.rollout):
             self._archive.record(name, decision.transitions, decision.rollout)
-        lineage = self._archive.catalogue.speculator(name).lineage  # what was rejected just now is none
+        lineage = self._archive.catalogue.speculator(
+            name
+        ).lineage  # a version that was just rejected does not define it
         speculator = replace(stored, versions=decision.versions, rollout=decision.rollout, lineage=lineage)
         return _Decided(
             speculator=speculator, directed={pod: directive.serve for pod, directive in decision.directives.items()}
         ), decision
 
     def _apply(self, known: _Decided, decision: Decision, inputs: _Inputs) -> None:
-        """The decision is written: tell everyone."""
+        """Publish a written decision to pods, metrics and watchers."""
         speculator = known.speculator
         name, before = speculator.name, self._decided.get(speculator.name)
         self._fleet.refuse_foreign(name, speculator.lineage)
@@ -313,7 +307,7 @@ class Control:
             self._wake(name)
 
     def _delete(self, name: str, in_use: Collection[int]) -> int:
-        """Read, choose, delete: one job, so that no pin falls in between."""
+        """Read, choose and delete in one job, so that no pin comes in between."""
         speculator = self._archive.catalogue.speculator(name)
         return self._archive.sweep(speculator, versions_to_keep(speculator, in_use))
 
@@ -349,7 +343,7 @@ class Control:
 
 
 def _roles(speculator: Speculator) -> tuple[int, int]:
-    """The stable version and the one in canary; 0 = none."""
+    """Numbers of the stable version and the candidate; 0: none."""
     serving, candidate = stable(speculator.versions), in_canary(speculator.versions)
     return serving.number if serving else NO_DRAFT, candidate.number if candidate else NO_DRAFT
 

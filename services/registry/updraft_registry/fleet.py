@@ -1,9 +1,8 @@
-"""What the pods said last, and the streams to say something back. In memory only: pods repeat themselves.
+"""The last report of every pod, and the streams for directives. In memory only, because pods repeat their reports.
 
-A pod is known by its name within a speculator; its newest stream replaces an older one. A pod that has not
-reported for `expiry_s` is forgotten with everything it said; until then a broken stream loses nothing.
-Counters of a pod are monotonic per boot, and only those of its present boot count: whole states need no
-adding up over time.
+Pods are identified by name within a speculator, and a pod's newest stream replaces an older one. A pod that has not
+reported for `expiry_s` is forgotten; until then a broken stream loses nothing. Counters of a pod are monotonic per boot,
+and only the current boot counts, so nothing is accumulated over time.
 """
 
 import asyncio
@@ -20,38 +19,35 @@ from updraft_registry.rollout.placement import Directive, Pod
 from updraft_registry.rollout.version import NO_DRAFT, Lineage
 
 DEFAULT_EXPIRY_S = 45.0
-"""Four reports of a pod that reports every ten seconds, and longer than gRPC needs to notice a dead peer."""
+"""Four report intervals, and longer than gRPC takes to detect a dead peer."""
 
 
 class Session:
-    """One stream to a pod: the newest directive that it has not been sent yet.
-
-    A slow reader skips what is outdated.
-    """
+    """One stream to a pod, with its newest unsent directive. A slow reader skips outdated ones."""
 
     def __init__(self) -> None:
         self.owner: tuple[str, str] | None = None
-        """Speculator and pod, from the first report on."""
+        """Speculator and pod, set by the first report."""
         self._directive: fleet_pb2.Directive | None = None
         self.is_due = False
-        """A directive waits to be sent."""
+        """A directive has to be sent."""
         self.is_closed = False
         self._error: UpdraftError | None = None
         self._changed = asyncio.Event()
 
     @property
     def nonce(self) -> str:
-        """Of the directive in force; empty before the first."""
+        """Nonce of the current directive; empty before the first."""
         return self._directive.nonce if self._directive else ""
 
     def offer(self, directive: fleet_pb2.Directive) -> None:
-        """Send this, unless it is what this stream was sent last: the first one tells the pod that it is heard."""
+        """Send a directive, unless this stream was sent it last."""
         if directive.nonce != self.nonce:
             self._directive = directive
             self.repeat()
 
     def repeat(self) -> None:
-        """Send the directive in force again."""
+        """Send the current directive again."""
         self.is_due = True
         self._changed.set()
 
@@ -62,12 +58,12 @@ class Session:
         self._changed.set()
 
     def check(self) -> None:
-        """Raise the error that the stream was ended with, if there was one."""
+        """Raise the error that ended the stream, if any."""
         if self._error is not None:
             raise self._error
 
     async def directives(self) -> AsyncIterator[fleet_pb2.Directive]:
-        """What to send, as it comes, until the session is closed."""
+        """Directives to send, until the session is closed."""
         while True:
             await self._changed.wait()
             self._changed.clear()
@@ -80,7 +76,7 @@ class Session:
 
 @dataclass(slots=True)
 class _Entry:
-    """One pod, its last report, and its stream if it has one. `lineage` is the last one that it was found to fit."""
+    """A pod, its last report, and its stream. `lineage` is the last one that was checked to fit."""
 
     report: Report
     last_report_s: float
@@ -98,12 +94,12 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportEffect:
-    """What a report brought."""
+    """Effect of a report."""
 
     is_change: bool
-    """It changes what a decision reads; counters alone do not."""
+    """It changes the input of decisions. Counters alone do not."""
     swaps: Swaps
-    """Since the report before; nothing for a pod that is new here."""
+    """Swaps since the previous report; none for a new pod."""
 
 
 class Fleet:
@@ -115,16 +111,15 @@ class Fleet:
         self._totals: dict[str, Totals] = {}
 
     def __len__(self) -> int:
-        """How many pods are known."""
+        """Number of known pods."""
         return sum(map(len, self._pods.values()))
 
     def report(self, session: Session, report: Report, now_s: float) -> ReportEffect:
-        """Take a report; InvalidInput for one of another pod than the stream's. One that a stream has left behind, which has
-        been ended since, says nothing new."""
+        """Take a report; InvalidInput if the stream belongs to another pod. Reports on a closed stream are ignored."""
         if session.is_closed:
             return ReportEffect(is_change=False, swaps=Swaps())
         if session.owner not in (None, report.owner):
-            raise InvalidInput(f"this stream is of pod {session.owner}, a report on it is of {report.owner}")
+            raise InvalidInput(f"this stream belongs to pod {session.owner}, but the report is from {report.owner}")
         session.owner = report.owner
         known = self._pods.get(report.speculator, {}).get(report.pod.name)
         self._keep(_Entry(report=report, last_report_s=now_s, session=session), known)
@@ -141,14 +136,14 @@ class Fleet:
         )
 
     def disconnect(self, session: Session) -> None:
-        """Note that a stream ended; the pod stays known until it expires."""
+        """Note that a stream ended. The pod stays known until it expires."""
         speculator, pod = session.owner or ("", "")
         entry = self._pods.get(speculator, {}).get(pod)
         if entry is not None and entry.session is session:
             entry.session = None
 
     def expire(self, now_s: float) -> frozenset[str]:
-        """Forget the pods that have been silent for too long; returns the speculators they were of."""
+        """Forget pods that have been silent for too long; return their speculators."""
         changed = set()
         for name, pods in list(self._pods.items()):
             silent = [pod for pod, entry in pods.items() if now_s - entry.last_report_s > self._expiry_s]
@@ -158,7 +153,7 @@ class Fleet:
         return frozenset(changed)
 
     def refuse_foreign(self, speculator: str, lineage: Lineage | None) -> None:
-        """End the streams of pods that serve another target: no draft here is for them."""
+        """End the streams of pods that serve another target, because no draft here fits them."""
         if lineage is None:
             return
         for entry in list(self._entries(speculator)):
@@ -190,20 +185,20 @@ class Fleet:
             entry.session.offer(message)
 
     def pods(self, speculator: str) -> tuple[Pod, ...]:
-        """What decisions read, by name."""
+        """Pods as decisions see them, sorted by name."""
         entries = self._pods.get(speculator, {})
         return tuple(entries[name].pod for name in sorted(entries))
 
     def in_use(self, speculator: str) -> frozenset[int]:
-        """Versions that some pod holds, in its engine or ready."""
+        """Versions that some pod holds in its engine or keeps ready."""
         return frozenset(number for entry in self._entries(speculator) for number in entry.report.held)
 
     def connected(self, speculator: str) -> list[Pod]:
-        """The pods that have a stream now."""
+        """Pods with a stream."""
         return [entry.report.pod for entry in self._entries(speculator) if entry.session is not None]
 
     def count(self, speculator: str, serving: int, candidate: int = NO_DRAFT) -> registry_pb2.Pods:
-        """How many pods serve the stable version or the candidate (0: none), or refuse one; without those that drain."""
+        """Pods that serve the stable version or the candidate (0: none), or refuse one, without draining pods."""
         pods = [pod for pod in self.connected(speculator) if not pod.is_draining]
         return registry_pb2.Pods(
             connected=len(pods),
@@ -213,7 +208,7 @@ class Fleet:
         )
 
     def capture_problem(self, speculator: str) -> str:
-        """Why the first connected pod that captures nothing does not; empty if all do."""
+        """Why the first connected pod that cannot capture cannot; empty if all can."""
         for entry in self._entries(speculator):
             if entry.session is not None and entry.report.capture_problem:
                 return f"{entry.report.pod.name}: {entry.report.capture_problem}"
@@ -225,10 +220,10 @@ class Fleet:
         return totals.traffic() if totals else []
 
     def close(self) -> None:
-        """End all streams: their pods come back to whoever serves next."""
+        """End all streams. The pods reconnect to the next process."""
         for name in self._pods:
             for entry in self._entries(name):
-                entry.close(Unavailable("the registry stops"))
+                entry.close(Unavailable("the registry is shutting down"))
 
     def _entries(self, speculator: str) -> Iterator[_Entry]:
         return iter(self._pods.get(speculator, {}).values())

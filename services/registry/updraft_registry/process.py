@@ -1,4 +1,4 @@
-"""The registry process: everything is built here, once, and taken down in reverse."""
+"""The registry process: builds all parts, and takes them down in reverse order."""
 
 import asyncio
 import logging
@@ -30,7 +30,7 @@ from updraft_registry.storage.stores.choice import store_of
 logger = logging.getLogger(__name__)
 
 _GRACE_S = 5.0
-"""Streams end at once when asked; this is for fetches that run. Clients resume what is cut."""
+"""Time for running fetches to finish on shutdown. Clients resume the rest."""
 
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
@@ -94,17 +94,17 @@ async def serve(config: RegistrySettings, stop: lifecycle.Stop) -> None:
 
 
 def _allow_many_files() -> None:
-    """Every pod is a connection, and a process may have 1,024 files on most systems unless it asks for more."""
+    """Raise the limit of open files, which is often 1,024, because every pod is a connection."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _access(config: RegistrySettings, measures: Metrics) -> Access | None:
-    """Who may call what; None: whoever connects may call everything. Says at the start what is left open."""
+    """Access rules; None: every client may call everything. Logs what is not protected."""
     level = logging.INFO if config.host in _LOOPBACK else logging.WARNING
     if config.tokens_file is None:
-        logger.log(level, "No UPDRAFT_REGISTRY_TOKENS_FILE is set: whoever connects may do everything")
+        logger.log(level, "UPDRAFT_REGISTRY_TOKENS_FILE is not set: every client may call everything")
         return None
     if config.tls is None:
-        logger.log(level, "No UPDRAFT_REGISTRY_TLS_CERT_FILE is set: tokens travel in plaintext")
+        logger.log(level, "UPDRAFT_REGISTRY_TLS_CERT_FILE is not set: tokens are sent in plaintext")
     return Access(config.tokens_file, on_denied=lambda status: measures.denied.labels(status).inc())

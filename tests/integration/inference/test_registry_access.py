@@ -125,7 +125,7 @@ async def test_a_registry_says_at_its_start_what_it_leaves_open(
     caplog.set_level(logging.INFO)
     async with running(tmp_path / "open"):
         pass
-    assert "whoever connects may do everything" in caplog.text
+    assert "every client may call everything" in caplog.text
 
     caplog.clear()
     async with running(tmp_path / "plain", tokens_file=guarded.tokens_file):

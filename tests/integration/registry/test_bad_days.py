@@ -45,7 +45,7 @@ NAN = draft(fc=bytes(1000) + BF16_NAN + bytes(22))
         pytest.param(
             lambda: parts(draft(2).manifest(), draft(2).data[:-1]),
             InvalidInput,
-            f"the upload ended after {SIZE - 1} bytes, its manifest says {SIZE}",
+            f"the upload ended after {SIZE - 1} bytes, but its manifest states {SIZE}",
             id="truncated",
         ),
         pytest.param(
@@ -54,7 +54,9 @@ NAN = draft(fc=bytes(1000) + BF16_NAN + bytes(22))
             f"more than the {SIZE} bytes of the manifest arrived",
             id="too long",
         ),
-        pytest.param(lambda: parts(draft(2).manifest(), FLIPPED), Corrupt, "it changed on the way", id="flipped bit"),
+        pytest.param(
+            lambda: parts(draft(2).manifest(), FLIPPED), Corrupt, "it was corrupted in transit", id="flipped bit"
+        ),
         pytest.param(
             lambda: parts(NAN.manifest(), NAN.data),
             InvalidInput,
@@ -64,13 +66,13 @@ NAN = draft(fc=bytes(1000) + BF16_NAN + bytes(22))
         pytest.param(
             lambda: parts(draft(2).manifest(target_fingerprint=OTHER_TARGET), draft(2).data),
             InvalidInput,
-            f"the target of this draft is {OTHER_TARGET}, default is for {TARGET}",
+            f"the target of this draft is {OTHER_TARGET}, but default is for {TARGET}",
             id="another target",
         ),
         pytest.param(
             lambda: parts(draft(2).manifest(draft_vocabulary_fingerprint=TARGET), draft(2).data),
             InvalidInput,
-            f"the draft vocabulary of this draft is {TARGET}, default is for {VOCABULARY}",
+            f"the draft vocabulary of this draft is {TARGET}, but default is for {VOCABULARY}",
             id="another vocabulary",
         ),
         pytest.param(
@@ -91,17 +93,19 @@ NAN = draft(fc=bytes(1000) + BF16_NAN + bytes(22))
             "tensor fc.weight is sha256:",
             id="another manifest",
         ),
-        pytest.param(lambda: iter(()), InvalidInput, "the first message of an upload is its manifest", id="nothing"),
+        pytest.param(
+            lambda: iter(()), InvalidInput, "the first message of an upload must be its manifest", id="nothing"
+        ),
         pytest.param(
             lambda: list(parts(draft(2).manifest(), draft(2).data))[1:],
             InvalidInput,
-            "the first message of an upload is its manifest",
+            "the first message of an upload must be its manifest",
             id="no manifest",
         ),
         pytest.param(
             lambda: [pb.PublishRequest(manifest=draft(2).manifest())] * 2,
             InvalidInput,
-            "after the manifest of an upload come its chunks",
+            "after its manifest, an upload consists of chunks",
             id="two manifests",
         ),
         pytest.param(
@@ -271,7 +275,7 @@ async def test_a_stop_ends_streams_and_watches_at_once(process: RegistryProcess)
         await pod.receive()
         await anext(aiter(watch))
         assert await asyncio.to_thread(process.stop) == 0
-        with pytest.raises(UpdraftError, match="the registry stops"):
+        with pytest.raises(UpdraftError, match="the registry is shutting down"):
             await pod.receive()
         async for _ in watch:
             pass
@@ -310,8 +314,7 @@ def test_a_second_registry_on_the_same_folder_is_one_sentence(process: RegistryP
     second.spawn()
     assert second.wait() == 1
     assert second.log == (
-        f"updraft-registry: another registry works in {process.data}; "
-        "stop it or set another UPDRAFT_REGISTRY_DATA_DIR\n"
+        f"updraft-registry: another registry uses {process.data}; stop it or set another UPDRAFT_REGISTRY_DATA_DIR\n"
     )
 
 
@@ -335,11 +338,11 @@ def test_a_damaged_catalogue_is_one_sentence_and_rebuilt_by_the_command_that_it_
     command = [sys.executable, "-m", "updraft_registry", "rebuild", "--data-dir", str(process.data)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "1 version; all is sound" in done.stdout
+    assert "1 version; no damage" in done.stdout
     process.start()
     busy = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (busy.returncode, busy.stdout) == (1, "")
-    assert busy.stderr.startswith("updraft-registry rebuild: another registry works in")
+    assert busy.stderr.startswith("updraft-registry rebuild: another registry uses")
     assert asyncio.run(look()).stable == 1
 
 

@@ -125,7 +125,7 @@ def test_a_bucket_that_is_away_is_unavailable_and_works_again_when_it_is_back(se
             call()
     assert read(store) == DATA, "its copy is here"
     server.start()
-    with pytest.raises(Unavailable, match="was away a moment ago"):
+    with pytest.raises(Unavailable, match="was unavailable a moment ago"):
         store.digests()
     clock.advance(15.0)
     assert store.digests() == {DIGEST}
@@ -222,7 +222,7 @@ async def test_documents_that_the_bucket_missed_follow_once_it_is_back(server: S
         archive.set_policy("default", pb.RolloutPolicy(), NOW_MS)
         server.start()
         archive.write_stale_documents()
-        assert server.objects() == set(), "a bucket that was away a moment ago is left alone"
+        assert server.objects() == set(), "a bucket that was unavailable a moment ago is left alone"
         control = Control(archive, Fleet(), clock, Metrics.on(CollectorRegistry()))
         clock.advance(DOCUMENTS_RETRY_S)
         async with asyncio.TaskGroup() as tasks:

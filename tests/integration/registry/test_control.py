@@ -165,7 +165,7 @@ async def test_a_wish_that_is_written_has_succeeded_though_its_decision_has_to_w
         await running.control.change("default", pin_and_fill)
         state = await running.control.state("default")
         assert state.stable == 1
-        assert "what comes next is not decided yet: the disk of" in state.message
+        assert "the next decision could not be written: the disk of" in state.message
     await until(lambda: _stable(running, 2), what="the wish is followed once there is room")
     assert "not decided" not in (await running.control.state("default")).message
 

@@ -62,7 +62,7 @@ async def told(stub: "RegistryAsyncStub") -> tuple[pb.SpeculatorState, pb.Histor
 async def test_a_name_that_is_none_is_refused_everywhere(stub: "RegistryAsyncStub", name: str) -> None:
     for method, call in ON_NAME.items():
         if name or method != "List":  # without a name it lists all
-            with pytest.raises(InvalidInput, match="is no name of a speculator"), rpc.errors():
+            with pytest.raises(InvalidInput, match="is not a valid speculator name"), rpc.errors():
                 await call(stub, {"speculator": name, "version": 1})
 
 
@@ -109,7 +109,7 @@ async def test_what_is_larger_than_a_message_may_be_is_refused_before_it_is_read
 
 @pytest.mark.parametrize("token", ["x", "/", "default/", "default/-1", "default/" + "9" * 40, "\x00/x"])
 async def test_a_page_token_of_another_kind_is_refused(stub: "RegistryAsyncStub", token: str) -> None:
-    with pytest.raises(InvalidInput, match="is no page token of this registry"), rpc.errors():
+    with pytest.raises(InvalidInput, match="is not a page token of this registry"), rpc.errors():
         await stub.List(pb.ListRequest(page_token=token), timeout=CALL_S)
 
 
@@ -125,7 +125,7 @@ async def test_limits_without_bounds_are_bounded(stub: "RegistryAsyncStub") -> N
 @pytest.mark.parametrize("offset", [2**63 - 1, 2**64 - 1])
 async def test_an_offset_behind_the_end_is_refused(stub: "RegistryAsyncStub", offset: int) -> None:
     await publish(stub, draft(1))
-    with pytest.raises(InvalidInput, match="is behind the end"):
+    with pytest.raises(InvalidInput, match="is beyond the end"):
         await fetch(stub, 1, offset=offset)
 
 

@@ -39,7 +39,7 @@ async def test_a_version_is_fetched_as_it_was_published_and_from_any_offset(stub
     assert await fetch(stub, 1) == large.data
     assert await fetch(stub, 1, offset=1_500_000) == large.data[1_500_000:]
     assert await fetch(stub, 1, offset=len(large.data)) == b""
-    with pytest.raises(InvalidInput, match="is behind the end"):
+    with pytest.raises(InvalidInput, match="is beyond the end"):
         await fetch(stub, 1, offset=len(large.data) + 1)
     with pytest.raises(NotFound, match="default has no version 2; its newest is 1"):
         await fetch(stub, 2)
@@ -219,7 +219,7 @@ async def test_a_name_that_is_none_is_refused_everywhere(stub: "RegistryAsyncStu
         lambda: publish(stub, draft(1), speculator=name),
     ]
     for call in calls:
-        with pytest.raises(InvalidInput, match="is no name of a speculator"), rpc.errors():
+        with pytest.raises(InvalidInput, match="is not a valid speculator name"), rpc.errors():
             await call()
 
 

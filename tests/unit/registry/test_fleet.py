@@ -164,7 +164,7 @@ def test_what_an_ended_stream_has_left_unread_is_not_heard_over_what_the_newer_o
 def test_a_stream_belongs_to_one_pod(fleet: Fleet) -> None:
     session = Session()
     fleet.report(session, report("pod-0"), 0.0)
-    with pytest.raises(InvalidInput, match="this stream is of pod"):
+    with pytest.raises(InvalidInput, match="this stream belongs to pod"):
         fleet.report(session, report("pod-1"), 1.0)
 
 
@@ -230,5 +230,5 @@ def test_closing_the_fleet_ends_every_stream(fleet: Fleet) -> None:
     session = Session()
     fleet.report(session, report(), 0.0)
     fleet.close()
-    with pytest.raises(Unavailable, match="the registry stops"):
+    with pytest.raises(Unavailable, match="the registry is shutting down"):
         session.check()

@@ -1,8 +1,8 @@
-"""Deltas between versions that readers hold and versions that they want: made once, kept in a bounded folder.
+"""Deltas from versions that readers hold to versions that they need, computed once and kept in a bounded folder.
 
-All readers of a new version ask for the same one at the same time; the first makes them all wait for it. One is made at a
-time, on a thread of its own, so a fleet costs the CPU and memory of one. What cannot be made, or is no smaller than the
-weights themselves, is not asked for again.
+All readers of a new version need the same delta at the same time, and wait for one computation. Deltas are computed one
+at a time on their own thread, so a fleet costs the CPU and memory of one. A delta that failed, or is no smaller than the
+weights, is not tried again.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class Deltas:
-    """Deltas between blobs of `store`, in `folder`. Without `max_bytes` there are none."""
+    """Deltas between blobs of `store`, in `folder`. If `max_bytes` is 0 there are none."""
 
     def __init__(self, folder: Path, store: Store, *, max_bytes: int, metrics: Metrics) -> None:
         self._cache = Cache(folder, max_bytes=max_bytes)
@@ -33,7 +33,7 @@ class Deltas:
         self._useless: set[str] = set()
 
     def make(self, base: str, result: str) -> "asyncio.Future[None]":
-        """Done as soon as `open` can tell; both digests are of blobs. Whoever waits may go away."""
+        """Compute the delta between two blobs. The future completes once `open` has the answer, and may be cancelled."""
         name = _name(base, result)
         if not self._is_on or name in self._useless:
             return _done()
@@ -44,11 +44,11 @@ class Deltas:
         return asyncio.shield(asyncio.wrap_future(making))
 
     def open(self, base: str, result: str) -> BinaryIO | None:
-        """A delta to read, and to be closed by the caller; None if there is none worth it."""
+        """Open a delta; None if there is no useful one. The caller closes it."""
         return self._cache.open(_name(base, result))
 
     def close(self) -> None:
-        """Wait for what is being made."""
+        """Wait for the delta in progress."""
         self._thread.shutdown(cancel_futures=True)
 
     def _make(self, name: str, base: str, result: str) -> None:
@@ -65,7 +65,7 @@ class Deltas:
             if not isinstance(error, Unavailable):
                 self._useless.add(name)
             self._metrics.deltas.labels("failed").inc()
-            logger.warning("A delta cannot be made; the version is sent whole", extra={"error": str(error)})
+            logger.warning("Delta failed; sending the version whole", extra={"error": str(error)})
         else:
             self._metrics.deltas.labels("made").inc()
 
@@ -79,7 +79,7 @@ class Deltas:
                 raise _NotSmallerError
 
     def _clean(self) -> None:
-        """Delete deltas from or to weights that retention deleted."""
+        """Delete deltas whose weights were deleted."""
         stored = {_short(digest) for digest in self._store.digests()}
         self._cache.delete(lambda name: not stored.issuperset(name.split("-")))
 

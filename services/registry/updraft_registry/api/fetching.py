@@ -1,8 +1,8 @@
-"""The way of weights to a reader: whole or as a delta, from any offset, one chunk in memory, or by an address elsewhere.
+"""Fetches of weights: whole or as a delta, from any offset, or by redirect to a bucket.
 
-However many readers there are, few send at once (`max_fetches`) and each has one chunk in flight, so memory is bounded.
-The others queue in the order in which they came, and hear an empty chunk now and then, so that none takes the wait for
-silence. A reader that takes nothing for long loses its place. What a reader cannot be given as a delta it is given whole.
+At most `max_fetches` readers are served at the same time, each with one chunk in flight, so memory is bounded. The others
+queue in order of arrival and get an empty chunk now and then as a keepalive. A reader that makes no progress loses its
+place. If there is no delta, a reader gets the whole weights.
 """
 
 import asyncio
@@ -28,14 +28,14 @@ from updraft_registry.storage.archive import Archive
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _OPENERS = 4
-"""Threads that may wait for a bucket; what they bring is brought once for all that want it."""
+"""Threads that may wait for a bucket. A blob is downloaded once for all its readers."""
 
 _LABELS = {pb.ENCODING_IDENTITY: "identity", pb.ENCODING_DELTA_ZSTD: "delta"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How many readers are sent to at once, and how long one may take nothing.
+    """How many readers are served at the same time, and how long one may make no progress.
 
     A waiting reader gets an empty chunk every `keepalive_s`; readers wait for a multiple of it (`fetch.SILENCE_S`).
     """
@@ -47,7 +47,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Payload:
-    """Bytes that a reader gets: a blob, or the delta to it from the blob `base`."""
+    """The bytes to send: a blob, or the delta to it from the blob `base`."""
 
     encoding: pb.Encoding.ValueType
     size_bytes: int
@@ -69,17 +69,17 @@ class Fetching:
         metrics.waiting_fetches.set_function(lambda: self._queue.num_waiting)
 
     async def serve(self, request: pb.FetchRequest, context: Context) -> None:
-        """Send what was asked for. Unavailable for a reader that takes nothing for too long."""
+        """Answer a request; Unavailable if the reader makes no progress for too long."""
         async with aclosing(self._answer(request)) as responses:
             async for response in responses:
                 try:
                     async with asyncio.timeout(self._limits.stall_s):
                         await context.write(response)
                 except TimeoutError:
-                    raise Unavailable(f"the reader took nothing for {self._limits.stall_s:g} s") from None
+                    raise Unavailable(f"the reader made no progress for {self._limits.stall_s:g} s") from None
 
     def close(self) -> None:
-        """Let go of the threads; what they do they do to its end."""
+        """Shut down the threads without waiting for their work."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _answer(self, request: pb.FetchRequest) -> AsyncGenerator[pb.FetchResponse, None]:
@@ -89,15 +89,15 @@ class Fetching:
             self._metrics.fetches.labels("redirect").inc()
             yield _start(whole, address)
             return
-        found: _Payload | None = None
+        delta: _Payload | None = None
         if base:
             making = self._deltas.make(base, manifest.digest)
             while not await self._finishes_in_time(making):
                 yield _chunk(request.offset)
-            found = await asyncio.to_thread(self._delta, base, manifest)
-        payload = found or whole
+            delta = await asyncio.to_thread(self._delta, base, manifest)
+        payload = delta or whole
         if request.offset > payload.size_bytes:
-            raise InvalidInput(f"offset {request.offset} is behind the end, {payload.size_bytes}")
+            raise InvalidInput(f"offset {request.offset} is beyond the end, {payload.size_bytes}")
         self._metrics.fetches.labels(_LABELS[payload.encoding]).inc()
         yield _start(payload)
         async with aclosing(self._send(payload, request)) as responses:
@@ -116,7 +116,7 @@ class Fetching:
                 file, offset = opening.result(), request.offset
                 while data := await asyncio.to_thread(os.pread, file.fileno(), CHUNK_BYTES, offset):
                     self._metrics.fetched_bytes.labels(_LABELS[payload.encoding]).inc(len(data))
-                    yield _chunk(offset, data)  # who has all may hang up at once
+                    yield _chunk(offset, data)  # a reader that has everything may disconnect at once
                     offset += len(data)
             finally:
                 opening.add_done_callback(_close)
@@ -124,12 +124,12 @@ class Fetching:
             self._queue.release(place)
 
     async def _finishes_in_time(self, waiting: "asyncio.Future[Any]") -> bool:
-        """Whether a future is done before the reader should hear something; what comes of it is for the caller to see."""
-        waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # also when nobody is left to see
+        """Whether a future completes before the next keepalive is due."""
+        waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # mark the exception as retrieved
         return bool((await asyncio.wait({waiting}, timeout=self._limits.keepalive_s))[0])
 
     def _find(self, request: pb.FetchRequest) -> tuple[pb.Manifest, str]:
-        """What is asked for, and the digest of the weights that the reader holds if they are ours; on the archive's thread."""
+        """The requested manifest, and the digest of the delta base if it is stored here. Runs on the archive's thread."""
         name = check_name(request.speculator)
         manifest = self._archive.weights(name, request.version)
         if not request.HasField("delta_base_version"):
@@ -154,7 +154,7 @@ class Fetching:
             return self._archive.store.open(payload.digest)
         file = self._deltas.open(payload.base, payload.digest)
         if file is None:
-            raise Unavailable("the delta had to make room for others; ask again")
+            raise Unavailable("the delta was evicted from the cache; fetch again")
         return file
 
 

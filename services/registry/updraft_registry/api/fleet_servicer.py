@@ -1,7 +1,7 @@
-"""The Fleet service: one stream a pod, reports in, directives out.
+"""The Fleet service: one stream per pod, with reports in and directives out.
 
-Pods are many and not all of them well: one that reports faster than is useful is read slower (its own writes
-then wait), and one that says nothing, or does not read, is hung up on. None of that reaches another pod.
+Misbehaving pods do not affect others. A pod that reports too often is read more slowly, so its own writes wait. A pod
+that sends nothing, or does not read, is disconnected.
 """
 # ruff: noqa: N802 - gRPC names the method
 
@@ -24,16 +24,16 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamTimeouts:
-    """What a pod may do with its stream."""
+    """Limits of a pod's stream."""
 
     first_report_s: float = 30.0
-    """A pod reports at once when it connects; later silence is the fleet's business (`expiry_s`)."""
+    """A pod reports at once when it connects. `Fleet` handles later silence (`expiry_s`)."""
     write_s: float = 30.0
-    """A directive is small: what it waits for is a reader whose window is full of others, unread."""
+    """A directive is small, so a blocked write means that the pod is not reading."""
     burst: int = 40
-    """Reports that may come at once: a swap is told in about four."""
+    """Reports that may arrive at once. A swap takes about four."""
     interval_s: float = 0.05
-    """Least time between reports in the long run; a pod needs one every ten seconds."""
+    """Minimum average time between reports. A pod needs one every ten seconds."""
 
 
 STREAM_TIMEOUTS = StreamTimeouts()
@@ -97,7 +97,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
 
 
 class Throttle:
-    """How long to wait after each of many things, so that a burst passes and the rest comes evenly."""
+    """Spaces events evenly, after a burst that passes at once."""
 
     def __init__(self, *, burst: int, interval_s: float) -> None:
         self._slack_s = burst * interval_s
@@ -105,6 +105,6 @@ class Throttle:
         self._due_s = 0.0
 
     def wait_s(self, now_s: float) -> float:
-        """The wait before the next one, in seconds; 0 within a burst."""
+        """Seconds to wait before the next event; 0 within a burst."""
         self._due_s = max(self._due_s, now_s - self._slack_s) + self._interval_s
         return max(0.0, self._due_s - now_s)

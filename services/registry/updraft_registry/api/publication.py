@@ -1,7 +1,7 @@
-"""The way of one upload: manifest first, then chunks to a file beside the blobs, then checks, then a version.
+"""One upload: first the manifest, then chunks into a temporary file, then checks, then the version.
 
-Memory is one chunk; the disk is asked before the first one. Every wait for the sender has a limit, so that a
-sender that fell silent does not hold its file for ever.
+One chunk is in memory, and free disk space is checked before the first. Every wait for the sender has a timeout, so that a
+silent sender does not keep its file.
 """
 
 import asyncio
@@ -17,14 +17,13 @@ from updraft_registry.storage.stores.port import Upload
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadTimeouts:
-    """How long a sender may take: between two messages, and for all of them at a rate that any link has."""
+    """Time limits of an upload: between two messages, and in total, at a rate that any link has."""
 
     silence_s: float = 60.0
-    """A sender on a bad link needs seconds for a chunk of a mebibyte; one silent for a minute has gone."""
+    """A sender on a bad link needs seconds per 1 MiB chunk. One that is silent for a minute is gone."""
     bytes_per_s: float = 64 * 1024
 
     def total_s(self, num_bytes: int) -> float:
-        """For an upload of this size."""
         return self.silence_s + num_bytes / self.bytes_per_s
 
 
@@ -33,7 +32,7 @@ UPLOAD_TIMEOUTS = UploadTimeouts()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """The version that an upload became, or had been already (`existed`)."""
+    """Version of an upload. `existed`: the registry had the content already."""
 
     speculator: str
     number: int
@@ -47,17 +46,14 @@ async def publish(
     control: Control,
     timeouts: UploadTimeouts = UPLOAD_TIMEOUTS,
 ) -> Published:
-    """Receive, check, publish; returns once the version was decided on.
-
-    Whatever fails leaves nothing behind.
-    """
+    """Receive, check and publish; return once the version was decided on. A failure leaves nothing behind."""
     first = await _next(parts, timeouts)
     if first is None or first.WhichOneof("part") != "manifest":
-        raise InvalidInput("the first message of an upload is its manifest")
+        raise InvalidInput("the first message of an upload must be its manifest")
     manifest = first.manifest
-    known = await control.call(archive.admit, manifest)
-    if known is not None:
-        return Published(speculator=manifest.speculator, number=known, existed=True, num_bytes=0)
+    existing = await control.call(archive.admit, manifest)
+    if existing is not None:
+        return Published(speculator=manifest.speculator, number=existing, existed=True, num_bytes=0)
     upload = await asyncio.to_thread(archive.begin, manifest)
     try:
         await _receive(parts, upload, timeouts, timeouts.total_s(manifest.size_bytes))
@@ -75,7 +71,7 @@ async def _receive(
         async with asyncio.timeout(within_s):
             while (part := await _next(parts, timeouts)) is not None:
                 if part.WhichOneof("part") != "chunk":
-                    raise InvalidInput("after the manifest of an upload come its chunks")
+                    raise InvalidInput("after its manifest, an upload consists of chunks")
                 await asyncio.to_thread(upload.write, part.chunk.offset, part.chunk.data)
     except TimeoutError:
         raise Unavailable(f"the upload took longer than {within_s:g} s; send it again") from None

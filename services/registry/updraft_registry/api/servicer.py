@@ -1,4 +1,4 @@
-"""The Registry service: protobuf in, one call of the core, protobuf out."""
+"""The Registry service: each call converts its request, calls the core, and converts the result."""
 # ruff: noqa: N802 - gRPC names the methods
 
 import asyncio
@@ -26,15 +26,15 @@ Context = grpc.aio.ServicerContext[Any, Any]
 _DEFAULT_PAGE = 100
 _MAX_PAGE = 1000
 _PAGE_BYTES = rpc.MAX_MESSAGE_BYTES // 2
-"""Of the versions in a page that has more than one; the rest of the message is for the states of speculators."""
+"""Maximum size of the versions in a page, unless it has only one. The rest is for the states of speculators."""
 
 _MAX_REASON = 500
 _MAX_DIGITS = 10
-"""Of a version in a page token: more than any has."""
+"""Maximum digits of a version in a page token."""
 
 
 class RegistryServicer(registry_pb2_grpc.RegistryServicer):
-    """See registry.proto for what each call promises."""
+    """See registry.proto for the contract of each call."""
 
     def __init__(self, archive: Archive, control: Control, fetching: Fetching, metrics: Metrics) -> None:
         self._archive = archive
@@ -43,7 +43,6 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
         self._metrics = metrics
 
     async def Publish(self, request_iterator: AsyncIterator[pb.PublishRequest], context: Context) -> pb.PublishResponse:
-        """Take an upload."""
         with self._refusals():
             published = await publish(request_iterator, self._archive, self._control)
         result = "existed" if published.existed else "new"
@@ -53,11 +52,9 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
         return pb.PublishResponse(version=version, existed=published.existed)
 
     async def Get(self, request: pb.GetRequest, context: Context) -> pb.GetResponse:
-        """One version, whole."""
         return pb.GetResponse(version=await self._version(check_name(request.speculator), request.version))
 
     async def List(self, request: pb.ListRequest, context: Context) -> pb.ListResponse:
-        """Versions by speculator, newest first, and with the first page the state of each speculator."""
         name = check_name(request.speculator) if request.speculator else ""
         size = min(request.page_size or _DEFAULT_PAGE, _MAX_PAGE)
         after = _parse_token(request.page_token)
@@ -74,11 +71,9 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
     async def Fetch(  # type: ignore[override] # the generated base knows generators only; grpc.aio takes coroutines too
         self, request: pb.FetchRequest, context: Context
     ) -> None:
-        """Weights from an offset: whole, as a delta, or by an address in the bucket."""
         await self._fetching.serve(request, context)
 
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:
-        """The state of a speculator at once, and again whenever it is another."""
         name, last = check_name(request.speculator), None
         while not self._control.is_closed:
             changed = self._control.changed
@@ -89,54 +84,45 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
             await changed.wait()
 
     async def Pin(self, request: pb.PinRequest, context: Context) -> pb.PinResponse:
-        """Serve exactly this version."""
         name, reason = check_name(request.speculator), _reason(request.reason)
         await self._control.change(name, self._archive.pin, name, request.version, reason, self._control.now_ms())
         return pb.PinResponse(state=await self._control.state(name))
 
     async def Unpin(self, request: pb.UnpinRequest, context: Context) -> pb.UnpinResponse:
-        """Serve the version that won last again."""
         name, reason = check_name(request.speculator), _reason(request.reason)
         await self._control.change(name, self._archive.pin, name, None, reason, self._control.now_ms())
         return pb.UnpinResponse(state=await self._control.state(name))
 
     async def Pause(self, request: pb.PauseRequest, context: Context) -> pb.PauseResponse:
-        """Try no new version until Resume."""
         await self._pause(request.speculator, request.reason, is_paused=True)
         return pb.PauseResponse(state=await self._control.state(request.speculator))
 
     async def Resume(self, request: pb.ResumeRequest, context: Context) -> pb.ResumeResponse:
-        """Try new versions again."""
         await self._pause(request.speculator, request.reason, is_paused=False)
         return pb.ResumeResponse(state=await self._control.state(request.speculator))
 
     async def Promote(self, request: pb.PromoteRequest, context: Context) -> pb.PromoteResponse:
-        """Make a version stable now."""
         name, reason = check_name(request.speculator), _reason(request.reason)
         await self._control.act(name, self._archive.promote, request.version, reason)
         return pb.PromoteResponse(state=await self._control.state(name))
 
     async def Reject(self, request: pb.RejectRequest, context: Context) -> pb.RejectResponse:
-        """Never serve a version again."""
         name, reason = check_name(request.speculator), _reason(request.reason)
         await self._control.act(name, self._archive.reject, request.version, reason)
         return pb.RejectResponse(state=await self._control.state(name))
 
     async def Retain(self, request: pb.RetainRequest, context: Context) -> pb.RetainResponse:
-        """Keep the weights of a version whatever retention says, or no longer."""
         name, now_ms = check_name(request.speculator), self._control.now_ms()
         retain = request.retain
         await self._control.change(name, self._archive.retain, name, request.version, is_retained=retain, now_ms=now_ms)
         return pb.RetainResponse(version=await self._version(name, request.version))
 
     async def SetPolicy(self, request: pb.SetPolicyRequest, context: Context) -> pb.SetPolicyResponse:
-        """Set how versions roll out, also before the first is published."""
         name = check_name(request.speculator)
         await self._control.change(name, self._archive.set_policy, name, request.policy, self._control.now_ms())
         return pb.SetPolicyResponse(state=await self._control.state(name))
 
     async def History(self, request: pb.HistoryRequest, context: Context) -> pb.HistoryResponse:
-        """The newest transitions, newest first."""
         name, limit = check_name(request.speculator), min(request.limit or _DEFAULT_PAGE, _MAX_PAGE)
         history = await self._control.call(self._archive.catalogue.history, name, limit, number=request.version or None)
         return pb.HistoryResponse(transitions=[wire.transition_to_proto(event) for event in history.values()])
@@ -153,7 +139,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
 
     @contextmanager
     def _refusals(self) -> Iterator[None]:
-        """Count what ends an upload early, by the status that the sender hears."""
+        """Count failed uploads by gRPC status."""
         try:
             yield
         except UpdraftError as error:
@@ -167,13 +153,13 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
 def _reason(text: str) -> str:
     if len(text) > _MAX_REASON:
         raise InvalidInput(f"a reason of {len(text)} characters; at most {_MAX_REASON}")
-    if not text.isprintable():  # it is shown on terminals
+    if not text.isprintable():  # terminals show it
         raise InvalidInput("a reason is one line of text, without control characters")
     return text
 
 
 def _fitting(versions: Sequence[pb.Version]) -> Sequence[pb.Version]:
-    """The first ones, as many as one message has room for."""
+    """The first versions, as many as fit into one message."""
     totals = accumulate(version.ByteSize() for version in versions)
     return versions[: max(1, sum(total <= _PAGE_BYTES for total in totals))]
 
@@ -183,5 +169,5 @@ def _parse_token(token: str) -> tuple[str, int] | None:
         return None
     name, _, number = token.partition("/")
     if not number.isdecimal() or len(number) > _MAX_DIGITS:
-        raise InvalidInput(f"{token[:80]!r} is no page token of this registry")
+        raise InvalidInput(f"{token[:80]!r} is not a page token of this registry")
     return name, int(number)

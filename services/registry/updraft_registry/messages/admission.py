@@ -1,7 +1,4 @@
-"""What a manifest must say before a byte of its weights is taken.
-
-Pure: what a file really holds is `checkpoint`'s business.
-"""
+"""Checks of a manifest before its weights are received. Pure; `checkpoint` checks the weights themselves."""
 
 import json
 import re
@@ -11,10 +8,10 @@ from updraft_chassis.errors import InvalidInput, NotFound
 from updraft_registry.rollout.version import Lineage, Speculator
 
 _FLOATS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-"""As configs call them, and as safetensors does."""
+"""Dtypes by their names in config.json, with their names in safetensors."""
 
 MAX_MANIFEST_BYTES = 1024 * 1024
-"""A manifest travels whole in one message, with what else is said of its version."""
+"""A manifest has to fit into one message with the rest of its version."""
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -23,17 +20,17 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 
 
 def check_name(speculator: str) -> str:
-    """Return the speculator's name; InvalidInput if it is none."""
+    """Return the name; InvalidInput if it is not valid."""
     if not _NAME.fullmatch(speculator):
         raise InvalidInput(
-            f"{speculator[:80]!r} is no name of a speculator: 1 to 63 of a-z, 0-9, '-', '.', '_', "
+            f"{speculator[:80]!r} is not a valid speculator name: 1 to 63 of a-z, 0-9, '-', '.', '_', "
             "starting and ending with a letter or digit"
         )
     return speculator
 
 
 def check_length(manifest: registry_pb2.Manifest) -> None:
-    """Raise InvalidInput for a manifest that answers would have no room for."""
+    """Raise InvalidInput for a manifest that does not fit into a response."""
     if manifest.ByteSize() > MAX_MANIFEST_BYTES:
         raise InvalidInput(
             f"a manifest of {manifest.ByteSize()} bytes, {manifest.evaluation.ByteSize()} of them the evaluation; "
@@ -50,12 +47,12 @@ def check_manifest(manifest: registry_pb2.Manifest, *, max_bytes: int) -> None:
             raise InvalidInput(f"{field} must be 'sha256:' and 64 hexadecimal digits, got {value[:80]!r}")
     for field in ("target_fingerprint", "draft_vocabulary_fingerprint"):
         if not getattr(manifest, field):
-            raise InvalidInput(f"{field} is empty: a draft is only good for the target it was made for")
+            raise InvalidInput(f"{field} is empty: a draft works only with its target")
     if manifest.source not in registry_pb2.Source.values() or manifest.source == registry_pb2.SOURCE_UNSPECIFIED:
-        raise InvalidInput(f"source is {manifest.source}; say INITIAL, TRAINER or IMPORTED")
+        raise InvalidInput(f"source is {manifest.source}; expected INITIAL, TRAINER or IMPORTED")
     if not 0 < manifest.size_bytes <= max_bytes:
         raise InvalidInput(
-            f"a draft of {manifest.size_bytes} bytes; this registry takes 1 to {max_bytes} "
+            f"a draft of {manifest.size_bytes} bytes; this registry accepts 1 to {max_bytes} "
             "(UPDRAFT_REGISTRY_MAX_DRAFT_BYTES)"
         )
     _check_config(manifest.config_json)
@@ -63,8 +60,8 @@ def check_manifest(manifest: registry_pb2.Manifest, *, max_bytes: int) -> None:
 
 
 def check_lineage(manifest: registry_pb2.Manifest, speculator: Speculator) -> None:
-    """Raise InvalidInput if the draft cannot follow the speculator's first one, NotFound if its parent was never published."""
-    if manifest.parent_version > speculator.latest:  # numbers are given without gaps
+    """Raise InvalidInput unless the draft has the lineage of the speculator, NotFound for an unknown parent."""
+    if manifest.parent_version > speculator.latest:  # numbers have no gaps
         raise NotFound(f"the parent, version {manifest.parent_version}, does not exist in {speculator.name}")
     if speculator.lineage is None:
         return
@@ -78,22 +75,19 @@ def check_lineage(manifest: registry_pb2.Manifest, speculator: Speculator) -> No
 
 
 def foreign(lineage: Lineage, *, target: str, draft_vocabulary: str) -> str:
-    """Why a pod cannot serve this lineage, or empty.
-
-    An empty fingerprint is not known yet and contradicts nothing.
-    """
-    for what, found, expected in (
+    """Why a pod cannot serve this lineage; empty if it can. An empty fingerprint is unknown and fits."""
+    for what, actual, expected in (
         ("target", target, lineage.target_fingerprint),
         ("draft vocabulary", draft_vocabulary, lineage.draft_vocabulary_fingerprint),
     ):
-        if found and found != expected:
-            return f"its {what} is {found}, the drafts here are for {expected}"
+        if actual and actual != expected:
+            return f"its {what} is {actual}, but the drafts are for {expected}"
     return ""
 
 
-def _check_same(what: str, found: str, expected: str, speculator: str) -> None:
-    if found != expected:
-        raise InvalidInput(f"the {what} of this draft is {found}, {speculator} is for {expected}")
+def _check_same(what: str, actual: str, expected: str, speculator: str) -> None:
+    if actual != expected:
+        raise InvalidInput(f"the {what} of this draft is {actual}, but {speculator} is for {expected}")
 
 
 def _check_config(config_json: str) -> None:
@@ -102,15 +96,13 @@ def _check_config(config_json: str) -> None:
     except (ValueError, RecursionError):
         is_object = False
     if not is_object:
-        raise InvalidInput(
-            "config_json is no JSON object; engines load the weights together with the draft's config.json"
-        )
+        raise InvalidInput("config_json is not a JSON object; engines need the draft's config.json to load the weights")
 
 
 def _check_dtypes(manifest: registry_pb2.Manifest) -> None:
-    """Engines convert weights to the dtype of the config without a word: then they would not serve what was published.
+    """Refuse weights in another dtype than the config states, because engines would silently convert them.
 
-    Quantised weights are stored in another dtype than the config's on purpose, and say so.
+    Quantised weights differ on purpose, and their config says so.
     """
     config = json.loads(manifest.config_json)
     stated = config.get("dtype") or config.get("torch_dtype")
@@ -120,6 +112,6 @@ def _check_dtypes(manifest: registry_pb2.Manifest) -> None:
     for tensor in manifest.tensors:
         if tensor.dtype in _FLOATS.values() and tensor.dtype != stored:
             raise InvalidInput(
-                f"tensor {tensor.name} is {tensor.dtype}, config.json says {stated}: engines would convert it; "
-                "publish what is to be served"
+                f"tensor {tensor.name} is {tensor.dtype}, but config.json states {stated}: engines would convert it; "
+                "publish the weights in the dtype to serve"
             )

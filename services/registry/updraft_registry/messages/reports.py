@@ -1,7 +1,6 @@
-"""What the registry reads of a pod's report: checked, and as little as is needed, for a thousand pods at once.
+"""Pod reports: checked, and reduced to what the registry needs, so that it can keep a thousand of them.
 
-A report comes from outside: what is summed or kept is bounded here, and no number in it may be one that cannot
-be. Pure.
+A report is untrusted input, so everything that is summed or kept is bounded here. Pure.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from updraft_registry.rollout.placement import Pod
 from updraft_registry.rollout.version import NO_DRAFT
 
 MAX_REPORT_BYTES = 64 * 1024
-"""A pod that serves sixteen versions (the most it remembers) with eight drafts a step says less than 8 KiB."""
+"""A pod that served sixteen versions (the most it remembers) with eight drafts per step sends less than 8 KiB."""
 
 _MAX_VERSIONS = 64
 _MAX_POSITIONS = 64
@@ -24,13 +23,13 @@ _MAX_BUCKETS = 256
 _MAX_COUNT = 2**48
 """Sums over tens of thousands of pods stay within 64 bits."""
 _TOKEN_S = (1e-9, 3600.0)
-"""Mean seconds between tokens that can be; quotients and logarithms of such numbers can be, too."""
+"""Plausible mean seconds between tokens. Ratios and logarithms of such values are finite."""
 _MAX_TEXT = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drafted:
-    """Drafts of one version, proposed and accepted, also by position in the chain; only grows within a boot."""
+    """Draft tokens of one version, proposed and accepted, by position; monotonic per boot."""
 
     proposed: int
     proposed_by_position: tuple[int, ...]
@@ -39,14 +38,14 @@ class Drafted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Swaps:
-    """How often a pod changed its draft, and how long its decoding stood still for it; only grows within a boot."""
+    """Draft swaps of a pod, and how long decoding paused for them; monotonic per boot."""
 
     swapped: int = 0
     refused: int = 0
     pause_s: float = 0.0
 
     def since(self, earlier: "Swaps") -> "Swaps":
-        """What came since; nothing where counters fell."""
+        """Difference to an earlier value; zero where counters were reset."""
         return Swaps(
             swapped=max(0, self.swapped - earlier.swapped),
             refused=max(0, self.refused - earlier.refused),
@@ -56,24 +55,24 @@ class Swaps:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """One report."""
+    """One checked report."""
 
     speculator: str
     pod: Pod
     target: str
-    """Fingerprint; so is `draft_vocabulary`, which is empty until a draft is loaded."""
+    """Fingerprint, like `draft_vocabulary`, which is empty until a draft is loaded."""
     draft_vocabulary: str
     drafted: Mapping[int, Drafted]
     swaps: Swaps
     nonce: str
-    """Of the directive that the pod follows."""
+    """Nonce of the directive that the pod follows."""
     sent_ms: int
     capture_problem: str = ""
-    """Why the pod captures nothing."""
+    """Why the pod cannot capture; empty if it can."""
 
     @property
     def owner(self) -> tuple[str, str]:
-        """Speculator and pod: whose stream this is."""
+        """Speculator and pod."""
         return self.speculator, self.pod.name
 
     @property
@@ -84,16 +83,18 @@ class Report:
 
 
 def read(report: fleet_pb2.PodReport) -> Report:
-    """A report that can be; InvalidInput otherwise."""
+    """Check and convert a report; InvalidInput for one that is not plausible."""
     if report.ByteSize() > MAX_REPORT_BYTES:
         raise InvalidInput(f"a report of {report.ByteSize()} bytes; at most {MAX_REPORT_BYTES}")
     identity, status, swaps = report.identity, report.status, report.swaps
     check_name(identity.speculator)
-    if not 1 <= len(identity.pod) <= 253 or not identity.pod.isprintable():  # it is shown on terminals
+    if not 1 <= len(identity.pod) <= 253 or not identity.pod.isprintable():  # terminals show it
         raise InvalidInput(f"a pod's name has 1 to 253 printable characters, got {identity.pod[:80]!r}")
     if max(len(report.versions), len(report.prefetched_versions)) > _MAX_VERSIONS:
         raise InvalidInput(f"a report on more than {_MAX_VERSIONS} versions")
-    is_refusal, is_pending = (status.outcome == each for each in (fleet_pb2.OUTCOME_NACK, fleet_pb2.OUTCOME_PENDING))
+    is_refusal, is_pending = (
+        status.outcome == outcome for outcome in (fleet_pb2.OUTCOME_NACK, fleet_pb2.OUTCOME_PENDING)
+    )
     return Report(
         speculator=identity.speculator,
         pod=Pod(
@@ -119,18 +120,17 @@ def read(report: fleet_pb2.PodReport) -> Report:
 
 
 class Totals:
-    """Counters by version, summed over the last report of every pod; a report that is replaced is taken out again."""
+    """Counters by version, summed over the last report of every pod. A replaced report is subtracted."""
 
     def __init__(self) -> None:
         self._versions: dict[int, _Total] = {}
 
     def add(self, report: Report) -> None:
-        """Count a report."""
         for number, traffic in report.pod.traffic.items():
             self._versions.setdefault(number, _Total()).add(traffic, report.drafted[number], 1)
 
     def take_out(self, report: Report) -> None:
-        """Count a report no longer."""
+        """Subtract a report."""
         for number, traffic in report.pod.traffic.items():
             total = self._versions[number]
             total.add(traffic, report.drafted[number], -1)
@@ -177,8 +177,8 @@ def _traffic(counters: fleet_pb2.VersionCounters) -> Traffic:
     latency_tokens = sum(latency.counts)
     shortest_s, longest_s = (latency_tokens * token_s for token_s in _TOKEN_S)
     if latency.sum != 0.0 and not shortest_s <= latency.sum <= longest_s:
-        told = f"the latencies of {latency_tokens} tokens of version {counters.version} sum up to {latency.sum:g} s"
-        raise InvalidInput(f"{told}; it takes {_TOKEN_S[0]:g} to {_TOKEN_S[1]:g} s for each")
+        total = f"the latencies of {latency_tokens} tokens of version {counters.version} sum up to {latency.sum:g} s"
+        raise InvalidInput(f"{total}; expected {_TOKEN_S[0]:g} to {_TOKEN_S[1]:g} s per token")
     _bound(
         counters.version,
         counters.requests_served,
@@ -206,13 +206,13 @@ def _drafted(counters: fleet_pb2.VersionCounters) -> Drafted:
 
 
 def _line(text: str) -> str:
-    """What a pod says, fit to be shown: it ends up in histories and on terminals."""
+    """One printable line, because histories and terminals show it."""
     return "".join(char if char.isprintable() else " " for char in text[:_MAX_TEXT])
 
 
 def _bound(version: int, *counts: int) -> None:
     if max(counts) > _MAX_COUNT:
-        raise InvalidInput(f"a counter of version {version} is {max(counts)}; the most is {_MAX_COUNT}")
+        raise InvalidInput(f"a counter of version {version} is {max(counts)}; at most {_MAX_COUNT}")
 
 
 def _add(sums: list[int], counts: tuple[int, ...], sign: int) -> None:

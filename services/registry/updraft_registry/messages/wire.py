@@ -1,4 +1,4 @@
-"""Protobuf to domain and back: the one place that knows both."""
+"""Conversion between protobuf messages and domain objects."""
 
 import hashlib
 import math
@@ -25,7 +25,7 @@ from updraft_rollouts.terms import Phase, Source
 
 
 def pending(manifest: registry_pb2.Manifest, number: int, now_ms: int) -> Version:
-    """The version that a manifest becomes when it is published."""
+    """The pending version of a newly published manifest."""
     source = Source.from_proto(manifest.source)
     if source is None:
         raise InvalidInput(f"source is {manifest.source}, expected one of {', '.join(term.name for term in Source)}")
@@ -44,7 +44,7 @@ def pending(manifest: registry_pb2.Manifest, number: int, now_ms: int) -> Versio
 
 
 def version_from_proto(message: registry_pb2.Version) -> Version:
-    """The domain's view of a stored document."""
+    """Version from a stored document."""
     phase = Phase.from_proto(message.phase) or Phase.PENDING
     return replace(
         pending(message.manifest, message.version, message.published_unix_ms),
@@ -56,7 +56,7 @@ def version_from_proto(message: registry_pb2.Version) -> Version:
 
 
 def told_to_proto(version: Version, manifest: registry_pb2.Manifest, *, is_full: bool = True) -> registry_pb2.Version:
-    """The version as callers are told it: also whether its weights are gone, which no document says."""
+    """Version for responses. Unlike a document, it states whether the weights were deleted."""
     message = version_to_proto(version, manifest, is_full=is_full)
     message.pruned = not version.is_kept
     return message
@@ -65,7 +65,7 @@ def told_to_proto(version: Version, manifest: registry_pb2.Manifest, *, is_full:
 def version_to_proto(
     version: Version, manifest: registry_pb2.Manifest, *, is_full: bool = True
 ) -> registry_pb2.Version:
-    """The wire's version; without `is_full` the manifest comes without tensors, samples and config."""
+    """Version message. Without `is_full` its manifest lacks tensors, samples and config."""
     message = registry_pb2.Version(
         version=version.number,
         manifest=manifest,
@@ -90,7 +90,6 @@ def state_to_proto(
     pods: registry_pb2.Pods,
     traffic: Sequence[registry_pb2.VersionTraffic],
 ) -> registry_pb2.SpeculatorState:
-    """The whole state of a speculator."""
     serving, lineage, desired = stable(speculator.versions), speculator.lineage, speculator.desired
     number = serving.number if serving else NO_DRAFT
     previous = newest_proven(speculator.versions, other_than=number)
@@ -118,7 +117,6 @@ def state_to_proto(
 
 
 def _rollout(canary_state: CanaryState) -> registry_pb2.Rollout:
-    """The canary that runs."""
     rollout, judgement, step = canary_state.rollout, canary_state.judgement, canary_state.step
     return registry_pb2.Rollout(
         candidate=rollout.candidate,
@@ -141,7 +139,6 @@ def _rollout(canary_state: CanaryState) -> registry_pb2.Rollout:
 
 
 def transition_to_proto(transition: Transition) -> registry_pb2.Transition:
-    """One line of the history."""
     return registry_pb2.Transition(
         unix_ms=transition.at_ms,
         version=transition.number,
@@ -153,9 +150,9 @@ def transition_to_proto(transition: Transition) -> registry_pb2.Transition:
 
 
 def directive_to_proto(directive: Directive, *, num_pods: int = 1) -> fleet_pb2.Directive:
-    """The message of an order, which `num_pods` may be given at the same time.
+    """The message of a directive that up to `num_pods` pods get at the same time.
 
-    Its nonce is its content: a restarted registry repeats it, and no pod moves.
+    Its nonce is a hash of its content, so a restarted registry repeats it and no pod swaps.
     """
     message = fleet_pb2.Directive(
         serve_version=directive.serve,
@@ -172,7 +169,7 @@ def directive_to_proto(directive: Directive, *, num_pods: int = 1) -> fleet_pb2.
 
 
 PREFETCH_SPREAD_MS = 5
-"""A pod: a thousand come within five seconds, which is two hundred a second, and one comes at once."""
+"""Per pod: a thousand pods start to fetch within five seconds, and a single pod starts at once."""
 
 
 def _phase(phase: Phase | None) -> registry_pb2.Phase.ValueType:
@@ -191,7 +188,7 @@ def _switchback(plan: Switchback) -> fleet_pb2.Switchback:
 
 
 def _estimate(estimate: Estimate | None) -> registry_pb2.Estimate | None:
-    """An estimate; None, so absent, before it has bounds."""
+    """Estimate message; absent until the estimate has bounds."""
     if estimate is None or math.isinf(estimate.high_percent):
         return None
     return registry_pb2.Estimate(

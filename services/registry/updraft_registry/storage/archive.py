@@ -1,9 +1,9 @@
-"""Versions at rest: weights in the store, facts in the catalogue, brought in together.
+"""Stored versions: weights in the store and facts in the catalogue, kept consistent.
 
-Order makes a publication atomic: blob, then document, then row; each appears whole, and the row is the
-publication. What a crash leaves of one is harmless (a blob without a row) or finished at the next start (a
-document without a row). Documents follow the rows (the catalogue knows which are due), so that a lost catalogue
-is rebuilt with phases, pins, policies and history, and what was rejected stays rejected.
+The order blob, document, row makes a publication atomic: each appears whole, and the row completes it. After a crash, a
+blob without a row is harmless, and a document without a row gets its row at the next start. Documents follow the rows, and
+the catalogue lists the stale ones. So a lost catalogue can be rebuilt with phases, pins, policies and history, and rejected
+versions stay rejected.
 """
 
 import fcntl
@@ -36,18 +36,18 @@ from updraft_rollouts.terms import Phase
 logger = logging.getLogger(__name__)
 
 _EXCLUSIVE_PHASES = (Phase.STABLE, Phase.CANARY)
-"""No two versions of a speculator are in one of these."""
+"""Phases that only one version of a speculator can have."""
 
 Act = Callable[[Speculator, Version, str, int], tuple[Transition, ...]]
-"""What a person does to a version, with a reason and at a time."""
+"""Action of a person on a version, with a reason and a time."""
 
 CATALOGUE = "catalogue.sqlite3"
-"""Its file in the data folder."""
+"""File name of the catalogue in the data folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovered:
-    """What a start found to mend: interrupted uploads deleted, versions added again, versions whose weights are gone."""
+    """Repairs at start: uploads deleted, versions added from documents, versions that lost their weights."""
 
     uploads: int
     added: int
@@ -55,7 +55,7 @@ class Recovered:
 
 
 class Archive:
-    """Synchronous; all calls but `begin` and `verify` come from one thread, and so one after the other."""
+    """Synchronous. All calls except `begin` and `verify` come from one thread."""
 
     def __init__(self, store: Store, catalogue: Catalogue, *, max_draft_bytes: int) -> None:
         self.store = store
@@ -64,7 +64,7 @@ class Archive:
         self.catalogue = catalogue
 
     def recover(self, now_ms: int) -> Recovered:
-        """Bring store and catalogue together after whatever ended the last run."""
+        """Make store and catalogue consistent after a crash."""
         uploads, stored, lost = self.store.clean(), self.store.digests(), 0
         added = self._add_missing(stored)
         for name in self.catalogue.names():
@@ -76,9 +76,9 @@ class Archive:
         return Recovered(uploads=uploads, added=added, lost=lost)
 
     def admit(self, manifest: registry_pb2.Manifest) -> int | None:
-        """Check a manifest before its weights come; return the number of the version with the same content, if any.
+        """Check a manifest; return the number of the version with the same content, if any.
 
-        InvalidInput or NotFound if it cannot be a version of its speculator.
+        InvalidInput or NotFound if it does not fit its speculator.
         """
         admission.check_length(manifest)
         admission.check_manifest(manifest, max_bytes=self._max_draft_bytes)
@@ -91,14 +91,14 @@ class Archive:
         return self.store.begin(manifest.size_bytes)
 
     def verify(self, upload: Upload, manifest: registry_pb2.Manifest) -> None:
-        """Raise Corrupt or InvalidInput unless the whole upload arrived and is what the manifest says."""
+        """Raise Corrupt or InvalidInput unless the upload is complete and matches its manifest."""
         upload.seal(manifest.digest)
         checkpoint.verify(upload.path, manifest)
         self.store.prepare(upload, manifest.digest)
 
     def publish(self, upload: Upload, manifest: registry_pb2.Manifest, now_ms: int) -> tuple[int, bool]:
-        """Make a verified upload a version; return its number, and whether it had been one already."""
-        number = self.admit(manifest)  # again: another upload may have been faster
+        """Make a verified upload a version; return its number, and whether it existed already."""
+        number = self.admit(manifest)  # again, because another upload may have been faster
         if number is not None:
             return number, True
         known = self.catalogue.find(manifest.speculator, manifest.tensors_digest)
@@ -113,7 +113,7 @@ class Archive:
             raise
 
     def pin(self, name: str, number: int | None, reason: str, now_ms: int) -> None:
-        """Pin a kept version that was never condemned (0: no draft), or unpin with None; NotFound or Conflict otherwise."""
+        """Pin a version (0: no draft), or unpin with None; Conflict unless the version is servable."""
         self.require(name)
         if number:
             version, _ = self.catalogue.version(name, number)
@@ -122,22 +122,19 @@ class Archive:
         self.write_stale_documents()
 
     def pause(self, name: str, *, is_paused: bool, reason: str, now_ms: int) -> None:
-        """Pause or resume the rollout; NotFound for a speculator that nobody knows."""
+        """Pause or resume the rollout; NotFound for an unknown speculator."""
         self.require(name)
         self.catalogue.pause(name, is_paused=is_paused, reason=reason, now_ms=now_ms)
         self.write_stale_documents()
 
     def set_policy(self, name: str, policy: registry_pb2.RolloutPolicy, now_ms: int) -> None:
-        """Set the policy of a speculator, known or not; InvalidInput for one that this registry cannot follow."""
+        """Set the policy of a speculator, which may be new; InvalidInput if it breaks a bound."""
         RolloutPolicy.from_proto(policy, self.catalogue.defaults)
         self.catalogue.set_policy(name, policy, now_ms)
         self.write_stale_documents()
 
     def retain(self, name: str, number: int, *, is_retained: bool, now_ms: int) -> None:
-        """Keep the weights of a version whatever retention says, or no longer.
-
-        NotFound for one that was never published, Conflict for one whose weights are gone already.
-        """
+        """Exempt the weights of a version from retention, or no longer; Conflict if they are gone already."""
         version, _ = self.catalogue.version(name, number)
         if is_retained and not version.is_kept:
             raise Conflict(f"version {number} of {name} is {version.phase}; its weights are no longer kept")
@@ -146,21 +143,21 @@ class Archive:
             self.write_stale_documents()
 
     def require(self, name: str) -> None:
-        """Raise NotFound unless something was published to the speculator or wished of it."""
+        """Raise NotFound for an unknown speculator."""
         names = self.catalogue.names()
         if name not in names:
-            raise NotFound(f"there is no speculator {name!r}; known are {', '.join(names) or 'none yet'}")
+            raise NotFound(f"there is no speculator {name!r}; known speculators: {', '.join(names) or 'none yet'}")
 
     def promote(self, name: str, number: int, reason: str, now_ms: int) -> tuple[Transition, ...]:
-        """Make a version stable now, whatever the gates say; NotFound or Conflict if it may not be."""
+        """Make a version stable now, whatever the gates decide; NotFound or Conflict if that is not allowed."""
         return self._act(decision.promote, name, number, reason, now_ms)
 
     def reject(self, name: str, number: int, reason: str, now_ms: int) -> tuple[Transition, ...]:
-        """Never serve a version again; NotFound for one that was never published."""
+        """Never serve a version again; NotFound if it does not exist."""
         return self._act(decision.reject, name, number, reason, now_ms)
 
     def record(self, name: str, transitions: Sequence[Transition], running: Rollout | None) -> None:
-        """Apply transitions and note the canary that runs then, all or nothing; the documents follow."""
+        """Store transitions and the running canary atomically, then update the documents."""
         self.catalogue.record(name, transitions, running)
         self.write_stale_documents()
 
@@ -177,7 +174,7 @@ class Archive:
         return version.number
 
     def _drop(self, digest: str) -> None:
-        """Delete the blob of a publication that failed, unless somebody needs it; a sweep deletes what is left."""
+        """Delete the blob of a failed publication unless it is needed. If that fails, a sweep deletes it later."""
         if not self._has_unreadable_documents and digest not in self.catalogue.kept_digests():
             with suppress(Unavailable):
                 self.store.delete(digest)
@@ -190,7 +187,7 @@ class Archive:
         return transitions
 
     def write_stale_documents(self) -> None:
-        """Let documents say what their rows say; one that cannot be written now follows when this is called again."""
+        """Write the stale documents. One that cannot be written now stays stale."""
         due = self.catalogue.stale_documents()
         written = []
         try:
@@ -198,23 +195,25 @@ class Archive:
                 self.store.write_document(name, number, self.document(name, number))
                 written.append((name, number))
         except (Exhausted, Unavailable) as error:
-            logger.warning("Documents left behind", extra={"documents": len(due) - len(written), "error": str(error)})
+            logger.warning(
+                "Documents not written; will retry", extra={"documents": len(due) - len(written), "error": str(error)}
+            )
         try:
             if written:
                 self.catalogue.mark_written(written)
         except Exhausted as error:
-            logger.warning("Documents are written again", extra={"documents": len(written), "error": str(error)})
+            logger.warning(
+                "Documents written, but still listed as stale", extra={"documents": len(written), "error": str(error)}
+            )
 
     def check_documents(self) -> None:
-        """Read all documents, and write those anew that do not say what their rows say."""
+        """Compare all documents with their rows, and rewrite those that differ."""
         expected = self.catalogue.documents()
-        self.catalogue.mark_stale(
-            [each for each in expected if self.store.read_document(*each) != self.document(*each)]
-        )
+        self.catalogue.mark_stale([key for key in expected if self.store.read_document(*key) != self.document(*key)])
         self.write_stale_documents()
 
     def document(self, name: str, number: int) -> bytes:
-        """What the document of a version, or the speculator's own, has to say."""
+        """Expected content of the document of a version, or of the speculator's own."""
         history = self.catalogue.history(name, MAX_EVENTS, number=number)
         if number == SPECULATOR:
             return speculator_document(
@@ -224,30 +223,28 @@ class Archive:
         return version_document(version, manifest, history)
 
     def weights(self, name: str, number: int) -> registry_pb2.Manifest:
-        """The manifest of a version whose weights are in the store; NotFound if they are not kept."""
+        """The manifest of a version; NotFound if its weights are not kept."""
         version, manifest = self.catalogue.version(name, number)
         if not version.is_kept:
             raise NotFound(f"version {number} of {name} is {version.phase}; its weights are no longer kept")
         return manifest
 
     def sweep(self, speculator: Speculator, keep: Collection[int]) -> int:
-        """Delete the weights of versions that are not in `keep`, and blobs that no version needs; return how many blobs."""
+        """Delete the weights of versions not in `keep`, and unused blobs; return the number of deleted blobs."""
         swept = [version for version in speculator.versions if version.number not in keep]
         for version in swept:
             self.catalogue.keep(speculator.name, version.number, is_kept=False)
         unneeded = self.store.digests() - self.catalogue.kept_digests()
-        if (
-            self._has_unreadable_documents
-        ):  # a document that could not be read may be of a blob that seems to be nobody's
+        if self._has_unreadable_documents:  # an unreadable document may belong to a blob that seems unused
             unneeded &= {version.digest for version in swept}
         for digest in unneeded:
             self.store.delete(digest)
         return len(unneeded)
 
     def _add_missing(self, stored: frozenset[str]) -> int:
-        """Give documents without a row their row back, and rows without a document theirs; return how many rows.
+        """Restore rows from documents, and mark missing documents as stale; return the number of restored rows.
 
-        The speculator's own comes first, then the newest: of versions that say stable only the newest stays so.
+        The speculator's own document comes first, then the newest version, so that only the newest stable one stays stable.
         """
         known = set(self.catalogue.names())
         documents = sorted(self.store.documents(), key=lambda entry: (entry[1] != SPECULATOR, entry[0], -entry[1]))
@@ -275,7 +272,7 @@ class Archive:
         others = self.catalogue.speculator(name).versions
         if version.phase in _EXCLUSIVE_PHASES and any(other.phase is version.phase for other in others):
             version = replace(version, phase=Phase.SUPERSEDED, reason=f"a newer version was {version.phase}")
-        # What was to serve, or might have been, is lost in a transition of its own if its weights are gone.
+        # A version that might still serve gets a transition of its own if its weights are gone.
         is_kept = version.digest in stored or not (version.phase.is_condemned or version.phase is Phase.SUPERSEDED)
         self.catalogue.add(replace(version, is_kept=is_kept), document.manifest, document.history)
         return True
@@ -285,14 +282,14 @@ class Archive:
         self.catalogue.restore(document.desired, document.history)
 
     def _mark_lost(self, name: str, version: Version, now_ms: int) -> None:
-        """Weights that vanished from the store cannot be served before they are published, or put back, again."""
-        logger.warning("Weights are gone from the store", extra={"speculator": name, "version": version.number})
+        """Supersede a version whose weights disappeared from the store. It returns if they are published or restored."""
+        logger.warning("Weights are missing in the store", extra={"speculator": name, "version": version.number})
         if not version.phase.is_condemned and version.phase is not Phase.SUPERSEDED:
             gone = Transition(
                 number=version.number,
                 before=version.phase,
                 after=Phase.SUPERSEDED,
-                reason="its weights are gone from the store",
+                reason="its weights are missing in the store",
                 actor=Actor.REGISTRY,
                 at_ms=now_ms,
             )
@@ -304,9 +301,9 @@ class Archive:
 def open_archive(
     folder: Path, *, defaults: RolloutPolicy, max_draft_bytes: int, store: Callable[[Path], Store] = FolderStore
 ) -> Iterator[Archive]:
-    """The archive in a folder, created if need be, and this process's alone until the block ends.
+    """Open the archive in a folder, which is created if necessary and locked until the block ends.
 
-    `store` opens its store, which may be elsewhere and use the folder as scratch space.
+    `store` opens the store, which may be elsewhere and use the folder as scratch space.
     """
     with locked(folder):
         try:
@@ -323,10 +320,7 @@ def _unusable(folder: Path, error: OSError) -> InvalidInput:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder for one process: two registries would delete each other's uploads.
-
-    The kernel frees it.
-    """
+    """Lock the folder, because two registries would delete each other's uploads. The kernel releases the lock."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / "lock").open("w")
@@ -337,11 +331,11 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Conflict(
-                f"another registry works in {folder}; stop it or set another UPDRAFT_REGISTRY_DATA_DIR"
+                f"another registry uses {folder}; stop it or set another UPDRAFT_REGISTRY_DATA_DIR"
             ) from None
         yield
 
 
 def _may_return(known: Version, manifest: registry_pb2.Manifest) -> bool:
-    """Whether an upload brings back the weights of a version that is remembered but no longer kept."""
+    """Whether an upload restores the weights of a known version."""
     return not known.is_kept and not known.phase.is_condemned and known.digest == manifest.digest

@@ -1,9 +1,8 @@
-"""What is known about versions: a SQLite database in WAL mode, one transaction per change of state.
+"""The catalogue of versions: a SQLite database in WAL mode, with one transaction per change of state.
 
-The truth about phases, wishes and history; rows of versions outlive their weights, so that a digest that lost
-is known for good. SQLite itself holds the strongest invariant: one stable version per speculator at most.
-Synchronous, and used from one thread at a time; an ORM was refused, the statements are the schema's
-documentation.
+It is authoritative for phases, desired state and history. Rows outlive weights, so that rejected content stays known.
+SQLite enforces the strongest invariant: at most one stable version per speculator. Synchronous, for one thread at a time.
+An ORM was refused, because the statements document the schema.
 """
 
 import logging
@@ -37,17 +36,16 @@ from updraft_rollouts.terms import Phase, Strategy
 logger = logging.getLogger(__name__)
 
 _DISK_FULL = ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE")
-"""The last one: no room for the index of the write-ahead log, which every start makes."""
+"""SHMSIZE: no room for the index of the write-ahead log, which is created at every start."""
 
 History = Mapping[int, Transition]
-"""Transitions by their number, which grows with time; 0: not numbered yet."""
+"""Transitions by number, in order of time; 0: not numbered yet."""
 
 
 class Catalogue:
-    """The database at `path`, created or migrated when opened. `defaults` fills what a policy leaves open.
+    """The database at `path`, created or migrated when opened. `defaults` fills unset fields of policies.
 
-    Exhausted on a full disk: the state then is what it was. Corrupt if the file is damaged, Conflict if a
-    newer registry wrote it.
+    Exhausted on a full disk, without a change. Corrupt if the file is damaged, Conflict if a newer registry wrote it.
     """
 
     def __init__(self, path: Path, *, defaults: RolloutPolicy) -> None:
@@ -56,7 +54,7 @@ class Catalogue:
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._db.row_factory = sqlite3.Row
         self._speculators: dict[str, Speculator] = {}
-        """As they were read last; during a canary one is read every second and seldom written."""
+        """Cache, because a canary reads its speculator every second and seldom writes it."""
         try:
             with self._errors():
                 self._open()
@@ -73,7 +71,7 @@ class Catalogue:
         return tuple(row["name"] for row in self._rows("SELECT name FROM speculators ORDER BY name"))
 
     def speculator(self, name: str) -> Speculator:
-        """The whole state of one; of an unknown one, that nothing is published and nothing wished."""
+        """State of one speculator; empty if it is unknown."""
         known = self._speculators.get(name)
         if known is None:
             known = self._read(name)
@@ -96,21 +94,21 @@ class Catalogue:
         )
 
     def policy(self, name: str) -> registry_pb2.RolloutPolicy:
-        """The policy as it was set; empty if none was."""
+        """The policy as it was set; empty if none was set."""
         row = self._row("SELECT policy FROM speculators WHERE name = ?", name)
         return registry_pb2.RolloutPolicy.FromString(row["policy"] if row else b"")
 
     def find(self, name: str, tensors_digest: str) -> Version | None:
-        """The version with this content, kept or not."""
+        """The version with this content, whether its weights are kept or not."""
         row = self._row("SELECT * FROM versions WHERE speculator = ? AND tensors_digest = ?", name, tensors_digest)
         return None if row is None else _version(row)
 
     def has(self, name: str, number: int) -> bool:
-        """Whether a version was ever published."""
+        """Whether a version exists."""
         return self._row("SELECT 1 FROM versions WHERE speculator = ? AND number = ?", name, number) is not None
 
     def version(self, name: str, number: int) -> tuple[Version, registry_pb2.Manifest]:
-        """One version with its manifest, kept or not; NotFound if it was never published."""
+        """A version with its manifest; NotFound if it does not exist."""
         row = self._row("SELECT * FROM versions WHERE speculator = ? AND number = ?", name, number)
         if row is None:
             raise NotFound(f"{name} has no version {number}; its newest is {self._latest(name) or 'none yet'}")
@@ -119,7 +117,7 @@ class Catalogue:
     def page(
         self, name: str, *, after: tuple[str, int] | None, size: int
     ) -> list[tuple[Version, registry_pb2.Manifest]]:
-        """Up to `size` versions of one speculator (empty: of all), by name and newest first, from behind `after` on."""
+        """Up to `size` versions of a speculator (empty: all), by name and newest first, after `after`."""
         after_name, after_number = after or ("", 0)
         rows = self._rows(
             "SELECT * FROM versions WHERE (? = '' OR speculator = ?) "
@@ -130,7 +128,7 @@ class Catalogue:
         return [(_version(row), registry_pb2.Manifest.FromString(row["manifest"])) for row in rows]
 
     def history(self, name: str, limit: int, *, number: int | None = None) -> History:
-        """The newest `limit` transitions, newest first; with `number` only those of one version (0: of the speculator)."""
+        """The newest `limit` transitions, newest first; with `number` only those of a version (0: the speculator)."""
         rows = self._rows(
             "SELECT * FROM transitions WHERE speculator = ?1 AND (?2 IS NULL OR number = ?2) ORDER BY id DESC LIMIT ?3",
             *(name, number, limit),
@@ -138,11 +136,11 @@ class Catalogue:
         return {row["id"]: parse_transition(row) for row in rows}
 
     def stale_documents(self) -> list[tuple[str, int]]:
-        """Documents that do not say yet what their rows say, by speculator and version (0: the speculator's own)."""
+        """Documents that are older than their rows, by speculator and version (0: the speculator's own)."""
         return [(row["speculator"], row["number"]) for row in self._rows("SELECT * FROM due ORDER BY 1, 2")]
 
     def documents(self) -> frozenset[tuple[str, int]]:
-        """All documents that there have to be; a speculator has one of its own once something was wished of it."""
+        """All documents that must exist. A speculator has its own once its desired state was set."""
         rows = self._rows(
             "SELECT speculator, number FROM versions "
             "UNION SELECT speculator, 0 FROM transitions WHERE number = 0 "
@@ -151,14 +149,14 @@ class Catalogue:
         return frozenset((row["speculator"], row["number"]) for row in rows)
 
     def mark_stale(self, documents: Collection[tuple[str, int]]) -> None:
-        """Note that these documents have to be written."""
+        """Note that documents have to be written."""
         if documents:
             with self._transaction():
                 for name, number in documents:
                     self._mark_stale(name, number)
 
     def mark_written(self, written: Sequence[tuple[str, int]]) -> None:
-        """Note that these documents have been written."""
+        """Note that documents were written."""
         with self._transaction():
             self._db.executemany("DELETE FROM due WHERE speculator = ? AND number = ?", written)
 
@@ -167,7 +165,7 @@ class Catalogue:
         return frozenset(row["digest"] for row in self._rows("SELECT DISTINCT digest FROM versions WHERE is_kept"))
 
     def add(self, version: Version, manifest: registry_pb2.Manifest, history: History | None = None) -> None:
-        """Add a version; one that is restored brings its history."""
+        """Add a version. A restored one has a history."""
         name = manifest.speculator
         with self._transaction():
             self._ensure_speculator(name)
@@ -183,7 +181,7 @@ class Catalogue:
             self._add_history(name, history or {0: published(version)})
 
     def restore(self, desired: registry_pb2.SpeculatorState, history: History) -> None:
-        """Add what was wished of a speculator, with its history."""
+        """Restore the desired state of a speculator, with its history."""
         name, pinned = desired.speculator, desired.pinned if desired.HasField("pinned") else None
         with self._transaction():
             self._ensure_speculator(name)
@@ -201,7 +199,7 @@ class Catalogue:
             self._add_history(name, history)
 
     def record(self, name: str, transitions: Sequence[Transition], rollout: Rollout | None) -> None:
-        """Apply transitions in their order, and note the canary that runs then; all or nothing."""
+        """Apply transitions in order and store the running canary, atomically."""
         with self._transaction():
             for transition in transitions:
                 self._db.execute(
@@ -237,14 +235,14 @@ class Catalogue:
             self._add_transition(name, _event(with_reason(what, reason), now_ms))
 
     def set_policy(self, name: str, policy: registry_pb2.RolloutPolicy, now_ms: int) -> None:
-        """Set the policy, of a speculator that may not exist yet."""
+        """Set the policy of a speculator, which may be new."""
         with self._transaction():
             self._ensure_speculator(name)
             self._db.execute("UPDATE speculators SET policy = ? WHERE name = ?", (policy.SerializeToString(), name))
             self._add_transition(name, _event("the policy was set", now_ms))
 
     def retain(self, name: str, number: int, *, is_retained: bool, now_ms: int) -> None:
-        """Keep the weights of a version whatever retention says, or no longer."""
+        """Exempt the weights of a version from retention, or no longer."""
         what = "retained: its weights are kept" if is_retained else "no longer retained"
         with self._transaction():
             self._db.execute(
@@ -266,7 +264,9 @@ class Catalogue:
         self._db.execute("PRAGMA foreign_keys = ON")
         (schema,) = self._db.execute("PRAGMA user_version").fetchone()
         if schema > SCHEMA:
-            raise Conflict(f"{self._path} has schema {schema}, this registry knows {SCHEMA}: use a newer one")
+            raise Conflict(
+                f"{self._path} has schema {schema}, this registry supports up to {SCHEMA}: use a newer registry"
+            )
         for number, migration in enumerate(MIGRATIONS[schema:], start=schema + 1):
             self._db.executescript(f"BEGIN; {migration} PRAGMA user_version = {number}; COMMIT;")
 
@@ -277,7 +277,7 @@ class Catalogue:
         self._add_history(name, {0: transition})
 
     def _add_history(self, name: str, history: History) -> None:
-        """Add transitions, under the number that they had if it is free, and let the documents say it."""
+        """Add transitions, with their former number if it is free, and mark their documents as stale."""
         for number, transition in sorted(history.items()):
             self._db.execute(
                 "INSERT INTO transitions VALUES "
@@ -291,7 +291,7 @@ class Catalogue:
         self._db.execute("INSERT OR IGNORE INTO due VALUES (?, ?)", (name, number))
 
     def _lineage(self, name: str) -> Lineage | None:
-        """That of the oldest version that was not rejected: what may never serve binds nobody."""
+        """Lineage of the oldest version that was not rejected."""
         row = self._row(
             "SELECT manifest FROM versions WHERE speculator = ? AND phase <> 'Rejected' ORDER BY number LIMIT 1", name
         )
@@ -326,7 +326,7 @@ class Catalogue:
                 yield
                 self._db.execute("COMMIT")
             except BaseException:
-                if self._db.in_transaction:  # some errors (a full disk) have rolled back already
+                if self._db.in_transaction:  # some errors, such as a full disk, roll back by themselves
                     self._db.execute("ROLLBACK")
                 raise
             finally:
@@ -344,7 +344,7 @@ class Catalogue:
             if error.sqlite_errorname in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):
                 raise Corrupt(
                     f"{self._path} is damaged ({error}): stop the registry and run `updraft registry rebuild`, "
-                    "which makes it anew from the documents beside it"
+                    "which rebuilds it from the documents"
                 ) from error
             raise
 
@@ -363,15 +363,12 @@ def _version(row: sqlite3.Row) -> Version:
 
 
 def _policy(row: sqlite3.Row, defaults: RolloutPolicy) -> RolloutPolicy:
-    """The policy that was set.
-
-    One that cannot be followed any more, with other defaults than when it was set, leaves everything to a person.
-    """
+    """The policy that was set, or Manual if it has become invalid because the defaults changed."""
     try:
         return RolloutPolicy.from_proto(registry_pb2.RolloutPolicy.FromString(row["policy"]), defaults)
     except InvalidInput as error:
         facts = {"speculator": row["name"], "error": str(error)}
-        logger.warning("A policy cannot be followed; versions wait for a person until another is set", extra=facts)
+        logger.warning("Policy is invalid; new versions wait for a person until it is replaced", extra=facts)
         return replace(defaults, strategy=Strategy.MANUAL)
 
 
@@ -386,7 +383,7 @@ def _desired_state(row: sqlite3.Row, defaults: RolloutPolicy) -> DesiredState:
 
 
 def published(version: Version) -> Transition:
-    """How the history of a version begins."""
+    """First transition of a version."""
     return _event(version.reason, version.published_ms, number=version.number, after=version.phase)
 
 
@@ -395,7 +392,7 @@ def _event(reason: str, at_ms: int, *, number: int = NO_DRAFT, after: Phase | No
 
 
 def parse_transition(row: Mapping[str, Any] | sqlite3.Row) -> Transition:
-    """A transition as it is stored, here and in documents; ValueError or KeyError for what is none."""
+    """Parse a stored transition, of a row or a document; ValueError or KeyError if it is invalid."""
     return Transition(
         number=int(row["number"]),
         before=None if row["before"] is None else Phase(row["before"]),

@@ -1,8 +1,7 @@
-"""Is a weights file what its manifest says, and sound? Read from the safetensors bytes themselves; no torch.
+"""Checks a weights file against its manifest, from the safetensors bytes, without torch.
 
-The whole file was hashed while it arrived; here every tensor is hashed again on its own and scanned for
-values that are not finite, in one pass over the file, one block at a time: memory does not grow with the
-draft.
+The file was hashed during its upload. Here every tensor is hashed and scanned for values that are not finite, in one pass
+and block by block, so that memory does not grow with the draft.
 """
 
 import hashlib
@@ -42,9 +41,11 @@ def verify(path: Path, manifest: registry_pb2.Manifest) -> None:
             raise InvalidInput(_different_names(declared, tensors))
         for tensor in tensors:
             _verify_tensor(file, tensor, declared[tensor.name])
-    found = tensors_digest(manifest.tensors)
-    if found != manifest.tensors_digest:
-        raise InvalidInput(f"the tensors' digest is {found}, the manifest says {manifest.tensors_digest or 'none'}")
+    actual = tensors_digest(manifest.tensors)
+    if actual != manifest.tensors_digest:
+        raise InvalidInput(
+            f"the tensors' digest is {actual}, but the manifest states {manifest.tensors_digest or 'none'}"
+        )
 
 
 def _different_names(declared: Iterable[str], tensors: Iterable[TensorSpan]) -> str:
@@ -52,14 +53,14 @@ def _different_names(declared: Iterable[str], tensors: Iterable[TensorSpan]) -> 
     missing, unknown = sorted(set(declared) - found), sorted(found - set(declared))
     if not missing and not unknown:
         return "the manifest names a tensor twice"
-    return f"the file lacks the tensors {missing[:5]} of its manifest and holds {unknown[:5]} besides"
+    return f"the file lacks the tensors {missing[:5]} of its manifest, and has {unknown[:5]} in addition"
 
 
 def _verify_tensor(file: BinaryIO, tensor: TensorSpan, declared: registry_pb2.TensorSpec) -> None:
-    found = f"{tensor.dtype} {list(tensor.shape)}"
+    actual = f"{tensor.dtype} {list(tensor.shape)}"
     expected = f"{declared.dtype} {list(declared.shape)}"
-    if found != expected:
-        raise InvalidInput(f"tensor {tensor.name} is {found} in the file, the manifest says {expected}")
+    if actual != expected:
+        raise InvalidInput(f"tensor {tensor.name} is {actual} in the file, but {expected} in the manifest")
     digest = hashlib.sha256()
     num_bad = 0
     file.seek(tensor.begin)
@@ -69,14 +70,16 @@ def _verify_tensor(file: BinaryIO, tensor: TensorSpan, declared: registry_pb2.Te
     if num_bad:
         raise InvalidInput(f"tensor {tensor.name} holds {num_bad} values that are not finite")
     if f"sha256:{digest.hexdigest()}" != declared.digest:
-        raise InvalidInput(f"tensor {tensor.name} is sha256:{digest.hexdigest()}, the manifest says {declared.digest}")
+        raise InvalidInput(
+            f"tensor {tensor.name} is sha256:{digest.hexdigest()}, but the manifest states {declared.digest}"
+        )
 
 
 def _blocks(file: BinaryIO, num_bytes: int) -> Iterator[bytes]:
     while num_bytes:
         block = file.read(min(num_bytes, _BLOCK_BYTES))  # a multiple of every item size, so that no value is cut
         if not block:
-            raise InvalidInput("the file became shorter while it was read")
+            raise InvalidInput("the file was truncated while it was read")
         yield block
         num_bytes -= len(block)
 

@@ -1,8 +1,8 @@
-"""What the store keeps of the catalogue, so that a lost one is rebuilt: a document a version, and one a speculator.
+"""Copies of the catalogue in the store, to rebuild it from: one document per version, and one per speculator.
 
-A document is the wire's message as JSON with the history of its subject beside it, under the numbers of the
-catalogue, so that the order of events survives too. What may be recomputed (whether weights are kept) or
-measured again (a canary's evidence) is in none.
+A document is a protobuf message as JSON, with the history of its subject. Transitions keep their numbers from the
+catalogue, so that their order survives. Facts that can be recomputed (whether weights are kept) or measured again (the
+evidence of a canary) are left out.
 """
 
 import json
@@ -20,15 +20,15 @@ from updraft_registry.storage.catalogue import History, parse_transition
 from updraft_rollouts.terms import Phase
 
 SPECULATOR = NO_DRAFT
-"""The number of a speculator's own document among those of its versions."""
+"""Number of the speculator's own document."""
 
 MAX_EVENTS = 1000
-"""The newest events of one version that its document keeps: a document is rewritten with each of them."""
+"""Maximum of events in a document, which is rewritten for each event."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionDocument:
-    """What a version's document says."""
+    """Content of a version's document."""
 
     version: Version
     manifest: registry_pb2.Manifest
@@ -37,7 +37,7 @@ class VersionDocument:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeculatorDocument:
-    """What a speculator's document says: pin, pause, policy and their reasons."""
+    """Content of a speculator's document: pin, pause, policy and reasons."""
 
     desired: registry_pb2.SpeculatorState
     history: History
@@ -64,25 +64,25 @@ def speculator_document(
 
 
 def read_version(content: bytes, name: str, number: int) -> VersionDocument:
-    """A version's document that is whole and in its place; InvalidInput otherwise."""
+    """Parse the document of a version; InvalidInput if it is damaged or misplaced."""
     message = registry_pb2.Version()
     history, facts = _read(content, message, number)
     if (message.manifest.speculator, message.version) != (name, number):
-        raise InvalidInput(f"it is of version {message.version} of {message.manifest.speculator!r}")
+        raise InvalidInput(f"it belongs to version {message.version} of {message.manifest.speculator!r}")
     admission.check_manifest(message.manifest, max_bytes=message.manifest.size_bytes)
     version = wire.version_from_proto(message)
-    # Documents of the first registry did not say it; what serves has won, as far as they know.
+    # Documents of the first release lack it. A stable version counts as a winner then.
     told = version.since_ms if version.phase is Phase.STABLE else 0
     version = replace(version, proven_ms=facts.get("proven_ms", told))
     return VersionDocument(version=version, manifest=message.manifest, history=history)
 
 
 def read_speculator(content: bytes, name: str) -> SpeculatorDocument:
-    """A speculator's document that is whole and in its place; InvalidInput otherwise."""
+    """Parse the document of a speculator; InvalidInput if it is damaged or misplaced."""
     desired = registry_pb2.SpeculatorState()
     history, _ = _read(content, desired, SPECULATOR)
     if desired.speculator != admission.check_name(name):
-        raise InvalidInput(f"it is of {desired.speculator!r}")
+        raise InvalidInput(f"it belongs to {desired.speculator!r}")
     return SpeculatorDocument(desired=desired, history=history)
 
 
@@ -93,24 +93,24 @@ def _write(message: Message, history: History, **facts: int) -> bytes:
 
 
 def _read(content: bytes, message: Message, number: int) -> tuple[History, dict[str, int]]:
-    """Fill the message; return the history, and the facts that the message has no field for."""
+    """Fill the message; return the history, and facts without a field in the message."""
     try:
         parsed = json.loads(content)
-        json.dumps(parsed, ensure_ascii=False).encode()  # JSON can hold halves of characters, which nothing else takes
+        json.dumps(parsed, ensure_ascii=False).encode()  # lone surrogates are valid in JSON only
         events = {_integer(event["id"]): parse_transition(event) for event in parsed.pop("history", [])}
         facts = {name: _integer(parsed.pop(name)) for name in ("proven_ms",) if name in parsed}
         json_format.ParseDict(parsed, message, ignore_unknown_fields=True)
         for event in events.values():
             _integer(event.at_ms)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, json_format.ParseError) as error:
-        raise InvalidInput(f"it is no document of the registry: {error}") from None
+        raise InvalidInput(f"it is not a document of the registry: {error}") from None
     if any(event.number != number for event in events.values()):
-        raise InvalidInput("its history is of another version")
+        raise InvalidInput("its history belongs to another version")
     return events, facts
 
 
 def _integer(value: Any) -> int:
-    """What the catalogue can hold; ValueError otherwise."""
+    """An integer that fits into the catalogue; ValueError otherwise."""
     number = int(value)
     if not 0 <= number < 2**62:
         raise ValueError(f"{value} is out of range")

@@ -1,9 +1,8 @@
-"""Is all that the registry keeps what it was? `check` finds by reading, `mend` puts right what can be.
+"""Integrity checks of stored data, and repairs.
 
-Blobs are hashed again, rows are read, documents are compared with their rows. Mending is mostly what every start
-does (`Archive.recover`), after what a start has no time to look for: a blob that hashes to something else is
-deleted, a document that says something else is written anew. Weights cannot be made up; their version steps back
-until somebody publishes it again, or puts the file back and mends once more.
+Blobs are hashed, rows are read, and documents are compared with their rows. A repair deletes corrupt blobs and rewrites
+wrong documents, and then does what every start does (`Archive.recover`). Lost weights cannot be restored: their version is
+superseded until it is published again, or the file is put back and repaired again.
 """
 
 import hashlib
@@ -30,11 +29,11 @@ _BLOCK_BYTES = 4 * 1024 * 1024
 _PAGE = 100
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes hashed so far, and those that there are."""
+"""Called with the bytes hashed so far, and the total."""
 
 
 class Kind(StrEnum):
-    """What can be wrong; the last two are no damage."""
+    """Kinds of findings. The last two are not damage."""
 
     CATALOGUE = "catalogue"
     FLIPPED = "flipped blob"
@@ -48,7 +47,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that is not as it should be."""
+    """One finding of a check."""
 
     kind: Kind
     subject: str
@@ -57,15 +56,12 @@ class Finding:
 
     @property
     def is_damage(self) -> bool:
-        """Whether anything is wrong: a stray blob is what a crash or retention leaves, and goes by itself."""
+        """Whether data is damaged. A stray blob is not: crashes and retention leave some, and the registry deletes them."""
         return self.kind not in (Kind.STRAY, Kind.RETURNED)
 
 
 def check_catalogue(path: Path, store: Store, *, may_migrate: bool) -> list[Finding]:
-    """What makes the catalogue unfit to read; nothing else can be checked before it is rebuilt.
-
-    Conflict if it is of another release, which is no damage.
-    """
+    """Damage that makes the catalogue unreadable, so that it must be rebuilt first; Conflict for another schema."""
     if not path.exists():
         is_empty = not any(store.documents())
         return [] if is_empty else [Finding(kind=Kind.CATALOGUE, subject=str(path), why="it is missing")]
@@ -84,7 +80,7 @@ def check_catalogue(path: Path, store: Store, *, may_migrate: bool) -> list[Find
 
 
 def check_rows(catalogue: Catalogue, path: Path) -> list[Finding]:
-    """Rows that cannot be read, or contradict themselves: a damaged page that SQLite does not notice."""
+    """Unreadable or contradictory rows: damage that SQLite does not detect."""
     subject = str(path)
     try:
         for name in catalogue.names():
@@ -102,7 +98,7 @@ def check_rows(catalogue: Catalogue, path: Path) -> list[Finding]:
 
 
 class Check:
-    """Looks at a store and its catalogue; changes nothing."""
+    """Checks of a store and its catalogue. Nothing is changed."""
 
     def __init__(self, store: Store, archive: Archive, uploads: Sequence[Path]) -> None:
         self._store = store
@@ -110,7 +106,7 @@ class Check:
         self._uploads = uploads
 
     def findings(self, flipped: Iterable[Finding]) -> list[Finding]:
-        """Everything; `flipped` are the blobs that are known to be no good."""
+        """All findings; `flipped` are the corrupt blobs."""
         bad = list(flipped)
         sound = self._store.digests() - {finding.subject for finding in bad}
         found = [*bad, *self._weights(sound), *self._documents()]
@@ -129,7 +125,7 @@ class Check:
                 needed.add(version.digest)
                 yield Finding(kind=Kind.RETURNED, subject=subject, why=f"blob {version.digest} is there again")
         for digest in sorted(stored - needed):
-            yield Finding(kind=Kind.STRAY, subject=digest, why="no version needs it; the registry deletes it in time")
+            yield Finding(kind=Kind.STRAY, subject=digest, why="no version needs it; the registry will delete it")
 
     def _documents(self) -> Iterator[Finding]:
         catalogue = self._archive.catalogue
@@ -142,7 +138,7 @@ class Check:
             elif not content:
                 yield Finding(kind=Kind.DOCUMENT, subject=subject, why="it is missing")
             elif content != self._archive.document(name, number):
-                yield Finding(kind=Kind.DOCUMENT, subject=subject, why="it does not say what its row says")
+                yield Finding(kind=Kind.DOCUMENT, subject=subject, why="it differs from its row")
 
     def _without_row(self, name: str, number: int, content: bytes) -> Iterator[Finding]:
         subject = f"{name}/{number}"
@@ -159,7 +155,7 @@ class Check:
 
 
 def find_flipped(store: Store, catalogue: Catalogue, progress: Progress) -> Iterator[Finding]:
-    """Hash all blobs. One that fails is read twice: a failing machine must not condemn what is sound."""
+    """Hash all blobs. One that fails is read again, in case the machine is failing."""
     digests = sorted(store.digests())
     sizes = {manifest.digest: manifest.size_bytes for _, manifest in versions(catalogue)}
     total, done = sum(sizes.get(digest, 0) for digest in digests), 0
@@ -173,7 +169,7 @@ def find_flipped(store: Store, catalogue: Catalogue, progress: Progress) -> Iter
 
 
 def repair(findings: Iterable[Finding], store: Store, archive: Archive, now_ms: int) -> None:
-    """Put right what can be; what is left, another check tells."""
+    """Repair what can be repaired. Check again for the rest."""
     documents = []
     for finding in findings:
         name, _, number = finding.subject.rpartition("/")
@@ -201,12 +197,12 @@ def _may_return(version: Version) -> bool:
 
 
 def _fault(store: Store, digest: str) -> str:
-    """Why a blob is no good; empty if it is."""
-    found = hashlib.sha256()
+    """Why a blob is corrupt; empty if it is not."""
+    sha256 = hashlib.sha256()
     try:
         with store.open(digest) as file:
             while block := file.read(_BLOCK_BYTES):
-                found.update(block)
+                sha256.update(block)
     except (OSError, Corrupt, NotFound) as error:
         return str(error)
-    return "" if f"sha256:{found.hexdigest()}" == digest else f"it hashes to sha256:{found.hexdigest()}"
+    return "" if f"sha256:{sha256.hexdigest()}" == digest else f"it hashes to sha256:{sha256.hexdigest()}"

@@ -1,10 +1,9 @@
-"""`updraft-registry fsck` and `rebuild`: for a person, or a script, beside a registry that is stopped.
+"""`updraft-registry fsck` and `rebuild`, to run while the registry is stopped.
 
-    0  all is sound, or all that was not is mended      1  it could not be checked (a registry runs, a full disk)
-    3  damage is left                                   2  a wrong argument or environment
+    0  no damage, or all of it repaired       1  the check failed (a registry is running, a full disk)
+    3  damage is left                         2  wrong arguments or environment
 
-Both hold the registry's lock on the data folder while they work. A rebuild makes a new catalogue beside the old one
-and then puts it in its place; the old one is kept.
+Both lock the data folder. A rebuild writes a new catalogue and then replaces the old one, which is kept.
 """
 
 import argparse
@@ -45,17 +44,17 @@ _PROGRESS_S = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckResult:
-    """What a check found, and what of it is left after mending."""
+    """Findings of a check, and those left after a repair."""
 
     found: tuple[Finding, ...]
     left: tuple[Finding, ...]
     versions: int = 0
     set_aside: str = ""
-    """Where the old catalogue is, if a new one took its place."""
+    """Path of the old catalogue, if it was replaced."""
 
     @property
     def is_sound(self) -> bool:
-        """Nothing is wrong any more."""
+        """No damage is left."""
         return not any(finding.is_damage for finding in self.left)
 
 
@@ -80,12 +79,12 @@ class Folder:
             yield Archive(self.store, catalogue, max_draft_bytes=self.config.max_draft_bytes)
 
     def check(self, archive: Archive) -> Check:
-        """What looks at it."""
+        """A check of this folder."""
         return Check(self.store, archive, [self.path / "uploads", self.path / "bucket" / "uploads"])
 
     @contextmanager
     def originals(self) -> Iterator[Store]:
-        """The store without the copies that this machine has of a bucket's weights."""
+        """The store without the local cache of a bucket."""
         if not self.config.store_url:
             yield self.store
             return
@@ -103,13 +102,13 @@ def open_folder(config: RegistrySettings, clock: Clock) -> Iterator[Folder]:
     path = config.data_dir
     is_known = any((path / name).exists() for name in ("versions", CATALOGUE))
     if not is_known and not config.store_url:  # with a bucket, a new machine begins with nothing
-        raise InvalidInput(f"{path} is no data folder of a registry; set UPDRAFT_REGISTRY_DATA_DIR")
+        raise InvalidInput(f"{path} is not a data folder of a registry; set UPDRAFT_REGISTRY_DATA_DIR")
     with locked(path):
         yield Folder(path=path, store=store_of(config)(path), config=config, clock=clock)
 
 
 def fsck(folder: Folder, *, is_repairing: bool, is_hashing: bool, progress: Progress) -> CheckResult:
-    """Check everything, and mend what can be if asked to."""
+    """Check everything, and repair if `is_repairing`."""
     damage, set_aside = _unreadable(folder, may_migrate=is_repairing), ""
     if damage and not is_repairing:
         return CheckResult(found=tuple(damage), left=tuple(damage))
@@ -130,18 +129,18 @@ def fsck(folder: Folder, *, is_repairing: bool, is_hashing: bool, progress: Prog
 
 
 def rebuild(folder: Folder) -> str:
-    """Make the catalogue anew from the documents; return where the old one is, or nothing if there was none.
+    """Rebuild the catalogue from the documents; return the path of the old one, or nothing if there was none.
 
-    Killed at any point, it leaves the old catalogue, the new one, or none: then the next start rebuilds it.
+    If it is killed, the old catalogue, the new one or none is left. If none is, the next start rebuilds it.
     """
     if not _unreadable(folder, may_migrate=True):
-        with folder.archive() as archive:  # what the documents do not say would be lost
+        with folder.archive() as archive:  # facts that are missing in documents would be lost
             archive.check_documents()
             stale = archive.catalogue.stale_documents()
         if stale:
             raise Unavailable(
-                f"documents that do not say yet what the catalogue does ({len(stale)}) cannot be written now; nothing was "
-                "changed: free some space, or see that the bucket answers"
+                f"{len(stale)} documents are older than the catalogue and cannot be written now; nothing was changed: "
+                "free some space, or check that the bucket is available"
             )
     new = folder.path / f"{CATALOGUE}.new"
     for left in _files(new):
@@ -152,7 +151,7 @@ def rebuild(folder: Folder) -> str:
     if folder.catalogue.exists():
         stamp = datetime.fromtimestamp(folder.clock.now(), UTC).strftime("%Y%m%dT%H%M%S%fZ")
         set_aside = f"{folder.catalogue}.{stamp}"
-        # The database first: SQLite throws away a log without one, but would replay it into another one.
+        # The database first: SQLite discards a log without a database, but would replay it into another database.
         for old, aside in zip(_files(folder.catalogue), _files(Path(set_aside)), strict=True):
             with suppress(FileNotFoundError):
                 old.replace(aside)
@@ -178,18 +177,18 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="updraft-registry", description="Without a command it serves, as its environment says."
+        prog="updraft-registry", description="Without a command, serve as configured by the environment."
     )
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--data-dir", metavar="FOLDER", help="instead of UPDRAFT_REGISTRY_DATA_DIR")
     shared.add_argument("-o", "--output", choices=("text", "json"), default="text")
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("fsck", parents=[shared], help="check the data folder of a stopped registry")
-    check.add_argument("--repair", action="store_true", help="mend what can be mended")
+    check.add_argument("--repair", action="store_true", help="repair what can be repaired")
     check.add_argument("--no-hash", action="store_true", help="do not read the weights (they may be many gigabytes)")
     check.set_defaults(run=_fsck)
-    anew = commands.add_parser("rebuild", parents=[shared], help="make the catalogue anew from the documents")
-    anew.set_defaults(run=_rebuild)
+    rebuilding = commands.add_parser("rebuild", parents=[shared], help="rebuild the catalogue from the documents")
+    rebuilding.set_defaults(run=_rebuild)
     return parser
 
 
@@ -236,17 +235,17 @@ def _report(outcome: CheckResult) -> Mapping[str, object]:
 
 def _sentences(outcome: CheckResult, *, is_repairing: bool) -> Iterator[str]:
     for finding in outcome.found:
-        mark = "note" if not finding.is_damage else "left" if finding in outcome.left else "mended"
-        yield f"{mark:7} {finding.kind:16} {finding.subject}: {finding.why}"
+        mark = "note" if not finding.is_damage else "left" if finding in outcome.left else "repaired"
+        yield f"{mark:8} {finding.kind:16} {finding.subject}: {finding.why}"
     if outcome.set_aside:
         yield f"The old catalogue is {outcome.set_aside}"
     known = "1 version" if outcome.versions == 1 else f"{outcome.versions} versions"
     if outcome.is_sound:
-        yield f"{known}; all is sound"
+        yield f"{known}; no damage"
     elif is_repairing:
-        yield f"{known}; what is left cannot be mended here: docs/operations.md says what to do"
+        yield f"{known}; the rest cannot be repaired automatically: see docs/operations.md"
     else:
-        yield f"{known}; `updraft registry fsck --repair` mends what can be mended"
+        yield f"{known}; run `updraft registry fsck --repair` to repair"
 
 
 def _tell(folder: Folder, output: str, report: Mapping[str, object], sentences: Iterator[str]) -> None:
@@ -257,7 +256,7 @@ def _tell(folder: Folder, output: str, report: Mapping[str, object], sentences: 
 
 
 def _progress(clock: Clock) -> Progress:
-    """Tells a terminal every second how far it is, on one line that is gone at the end."""
+    """Show progress on a terminal, in one line that disappears at the end."""
     told_s = clock.monotonic()
 
     def progress(done: int, total: int) -> None:
@@ -275,5 +274,5 @@ def _progress(clock: Clock) -> Progress:
 
 
 def _files(database: Path) -> tuple[Path, ...]:
-    """A database, and what SQLite keeps beside it."""
+    """A database with its log and index files."""
     return database, database.with_name(f"{database.name}-wal"), database.with_name(f"{database.name}-shm")

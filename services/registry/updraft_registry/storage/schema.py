@@ -1,7 +1,4 @@
-"""The catalogue's schema as it grew, one migration after the other.
-
-`PRAGMA user_version` says how many a database has had. One that was released is never edited; the next is added.
-"""
+"""Migrations of the catalogue's schema. `PRAGMA user_version` counts those that a database has had."""
 
 MIGRATIONS = (
     """
@@ -76,6 +73,6 @@ MIGRATIONS = (
     ) STRICT;
     """,
 )
-"""Each brings the schema one number further (`PRAGMA user_version`); never edited, only added to."""
+"""Released migrations are never edited; new ones are appended."""
 
 SCHEMA = len(MIGRATIONS)

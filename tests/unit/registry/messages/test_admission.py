@@ -29,7 +29,7 @@ def test_a_name_is_a_label(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "A", "a b", "-a", "a-", "a" * 64, "a\n", "é"])
 def test_a_name_that_could_be_a_path_or_no_label_is_refused(name: str) -> None:
-    with pytest.raises(InvalidInput, match="is no name of a speculator"):
+    with pytest.raises(InvalidInput, match="is not a valid speculator name"):
         check_name(name)
 
 
@@ -44,11 +44,11 @@ def test_a_name_that_could_be_a_path_or_no_label_is_refused(name: str) -> None:
         pytest.param({"source": registry_pb2.SOURCE_UNSPECIFIED}, "source is 0", id="no source"),
         pytest.param({"source": 77}, "source is 77", id="unknown source"),
         pytest.param({"size_bytes": 0}, "a draft of 0 bytes", id="empty"),
-        pytest.param({"size_bytes": 1001}, "takes 1 to 1000", id="too large"),
-        pytest.param({"config_json": ""}, "config_json is no JSON object", id="no config"),
-        pytest.param({"config_json": "[1]"}, "config_json is no JSON object", id="array"),
-        pytest.param({"config_json": "[" * 50_000}, "config_json is no JSON object", id="nesting"),
-        pytest.param({"speculator": "../etc"}, "is no name", id="path"),
+        pytest.param({"size_bytes": 1001}, "accepts 1 to 1000", id="too large"),
+        pytest.param({"config_json": ""}, "config_json is not a JSON object", id="no config"),
+        pytest.param({"config_json": "[1]"}, "config_json is not a JSON object", id="array"),
+        pytest.param({"config_json": "[" * 50_000}, "config_json is not a JSON object", id="nesting"),
+        pytest.param({"speculator": "../etc"}, "is not a valid speculator name", id="path"),
     ],
 )
 def test_a_manifest_that_is_incomplete_or_out_of_bounds_is_refused(fields: dict[str, Any], why: str) -> None:
@@ -71,11 +71,13 @@ def test_a_complete_manifest_is_admitted() -> None:
 def test_a_draft_for_another_target_is_refused_with_both() -> None:
     with pytest.raises(InvalidInput) as refused:
         check_lineage(draft().manifest(target_fingerprint=OTHER_TARGET), SPECULATOR)
-    assert str(refused.value) == f"the target of this draft is {OTHER_TARGET}, default is for {TARGET}"
+    assert str(refused.value) == f"the target of this draft is {OTHER_TARGET}, but default is for {TARGET}"
 
 
 def test_a_draft_with_another_vocabulary_is_refused_with_both() -> None:
-    with pytest.raises(InvalidInput, match=f"vocabulary of this draft is {OTHER_TARGET}, default is for {VOCABULARY}"):
+    with pytest.raises(
+        InvalidInput, match=f"vocabulary of this draft is {OTHER_TARGET}, but default is for {VOCABULARY}"
+    ):
         check_lineage(draft().manifest(draft_vocabulary_fingerprint=OTHER_TARGET), SPECULATOR)
 
 
@@ -104,7 +106,7 @@ def test_a_pod_of_another_target_is_foreign_and_one_that_has_no_draft_yet_is_not
     ],
 )
 def test_weights_that_engines_would_convert_are_refused(config: dict[str, Any]) -> None:
-    with pytest.raises(InvalidInput, match=r"tensor norm.weight is F32, config.json says (torch\.)?bfloat16"):
+    with pytest.raises(InvalidInput, match=r"tensor norm.weight is F32, but config.json states (torch\.)?bfloat16"):
         check_manifest(draft().manifest(config_json=json.dumps(config)), max_bytes=10**6)
 
 

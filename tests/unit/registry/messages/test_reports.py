@@ -77,7 +77,11 @@ def latencies(sum_s: float, tokens: int) -> fleet_pb2.VersionCounters:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        pytest.param({"identity": fleet_pb2.PodIdentity(speculator="../x", pod="p")}, "no name", id="speculator"),
+        pytest.param(
+            {"identity": fleet_pb2.PodIdentity(speculator="../x", pod="p")},
+            "not a valid speculator name",
+            id="speculator",
+        ),
         pytest.param({"identity": fleet_pb2.PodIdentity(speculator="default")}, "1 to 253", id="no pod"),
         pytest.param(
             {"identity": fleet_pb2.PodIdentity(speculator="default", pod="p\x1b[2J")}, "1 to 253", id="escape"
@@ -89,7 +93,9 @@ def latencies(sum_s: float, tokens: int) -> fleet_pb2.VersionCounters:
         pytest.param({"versions": [COUNTERS(version=3, requests_served=2**49)]}, "of version 3", id="requests"),
         pytest.param({"versions": [COUNTERS(proposed_by_position=[2**60])]}, "of version 0", id="position"),
         pytest.param({"versions": [latencies(1e306, 100)]}, "100 tokens of version 3 sum up to 1e\\+306", id="ages"),
-        pytest.param({"versions": [latencies(360_001, 100)]}, "takes 1e-09 to 3600 s for each", id="more than an hour"),
+        pytest.param(
+            {"versions": [latencies(360_001, 100)]}, "expected 1e-09 to 3600 s per token", id="more than an hour"
+        ),
         pytest.param({"versions": [latencies(5e-324, 18)]}, "18 tokens of version 3 sum up to", id="no time"),
         pytest.param({"versions": [latencies(1.0, 0)]}, "0 tokens of version 3 sum up to 1 s", id="of no tokens"),
         pytest.param(

@@ -201,7 +201,7 @@ def test_a_rebuilt_catalogue_does_not_let_serve_what_has_no_weights(opened: Open
     opened.reopen()
     assert opened.recovered == Recovered(uploads=0, added=2, lost=1)
     assert opened.phases() == {1: Phase.SUPERSEDED, 2: Phase.HELD}
-    assert next(event.reason for event in opened.history(1).values()) == "its weights are gone from the store"
+    assert next(event.reason for event in opened.history(1).values()) == "its weights are missing in the store"
 
 
 def test_a_document_that_is_lost_is_written_again(opened: Opened) -> None:
@@ -317,7 +317,7 @@ def test_weights_that_vanished_serve_no_more_until_they_are_published_again(open
     opened.reopen()
     assert opened.recovered == Recovered(uploads=0, added=0, lost=1)
     version, _ = opened.archive.catalogue.version("default", 1)
-    assert (version.phase, version.reason) == (Phase.SUPERSEDED, "its weights are gone from the store")
+    assert (version.phase, version.reason) == (Phase.SUPERSEDED, "its weights are missing in the store")
     with pytest.raises(NotFound, match="version 1 of default is Superseded; its weights are no longer kept"):
         opened.archive.weights("default", 1)
     assert opened.publish(draft(1)) == (1, True)
@@ -351,14 +351,14 @@ def test_a_condemned_version_cannot_be_pinned(opened: Opened) -> None:
 
 
 def test_an_unknown_speculator_cannot_be_pinned_or_paused(opened: Opened) -> None:
-    with pytest.raises(NotFound, match="there is no speculator 'default'; known are none yet"):
+    with pytest.raises(NotFound, match="there is no speculator 'default'; known speculators: none yet"):
         opened.archive.pin("default", 0, "", NOW_MS)
     with pytest.raises(NotFound, match="there is no speculator"):
         opened.archive.pause("default", is_paused=True, reason="", now_ms=NOW_MS)
 
 
 def test_one_folder_is_one_registrys(opened: Opened) -> None:
-    with pytest.raises(Conflict, match="another registry works in"):
+    with pytest.raises(Conflict, match="another registry uses"):
         Opened(opened.folder)
 
 

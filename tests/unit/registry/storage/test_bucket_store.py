@@ -86,7 +86,7 @@ def test_objects_of_others_are_no_documents(objects: MemoryStore, store: BucketS
 
 @pytest.mark.parametrize("url", ["memory://", "file:///tmp/x", "https://bucket", "bucket", "s3://", "s3:/bucket"])
 def test_what_is_no_bucket_is_refused_with_what_would_be(url: str) -> None:
-    with pytest.raises(InvalidInput, match="names no bucket: expected s3://"):
+    with pytest.raises(InvalidInput, match="is not a bucket URL: expected s3://"):
         open_bucket(url)
 
 

@@ -208,7 +208,7 @@ def test_a_damaged_file_is_told_with_what_to_do(path: Path) -> None:
 def test_a_file_of_a_newer_registry_is_left_alone(path: Path) -> None:
     with closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA user_version = 99")
-    with pytest.raises(Conflict, match=r"has schema 99, this registry knows \d"):
+    with pytest.raises(Conflict, match=r"has schema 99, this registry supports up to \d"):
         Catalogue(path, defaults=DEFAULTS)
 
 

@@ -86,7 +86,7 @@ def test_a_manifest_with_other_tensors_is_refused_with_their_names(tmp_path: Pat
     manifest.tensors[0].name = "lm_head.weight"
     told = refusal(tmp_path, sound.data, manifest)
     assert "lacks the tensors ['lm_head.weight']" in told
-    assert "holds ['d2t'] besides" in told
+    assert "has ['d2t'] in addition" in told
 
 
 def test_a_manifest_that_names_a_tensor_twice_is_refused(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_another_shape_is_refused_with_both(tmp_path: Path) -> None:
     manifest = sound.manifest()
     manifest.tensors[1].shape[:] = [4, 64]
     told = refusal(tmp_path, sound.data, manifest)
-    assert told == "tensor fc.weight is BF16 [8, 32] in the file, the manifest says BF16 [4, 64]"
+    assert told == "tensor fc.weight is BF16 [8, 32] in the file, but BF16 [4, 64] in the manifest"
 
 
 def test_another_digest_of_a_tensor_is_refused_with_both(tmp_path: Path) -> None:
@@ -108,12 +108,12 @@ def test_another_digest_of_a_tensor_is_refused_with_both(tmp_path: Path) -> None
     manifest = sound.manifest()
     manifest.tensors[1].digest = sha256(b"")
     told = refusal(tmp_path, sound.data, manifest)
-    assert told == f"tensor fc.weight is {sound.tensors[1].digest}, the manifest says {sha256(b'')}"
+    assert told == f"tensor fc.weight is {sound.tensors[1].digest}, but the manifest states {sha256(b'')}"
 
 
 def test_another_digest_over_the_tensors_is_refused(tmp_path: Path) -> None:
     told = refusal(tmp_path, draft().data, draft().manifest(tensors_digest=sha256(b"")))
-    assert f"the manifest says {sha256(b'')}" in told
+    assert f"but the manifest states {sha256(b'')}" in told
 
 
 ENTRY = {"dtype": "BF16", "shape": [4], "data_offsets": [0, 8]}

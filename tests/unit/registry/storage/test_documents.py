@@ -55,15 +55,17 @@ def test_wishes_are_read_back() -> None:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        pytest.param({"version": 2}, "it is of version 2", id="another place"),
-        pytest.param({"history": [{"id": 1}]}, "no document", id="half an event"),
+        pytest.param({"version": 2}, "it belongs to version 2", id="another place"),
+        pytest.param({"history": [{"id": 1}]}, "not a document", id="half an event"),
         pytest.param({"proven_ms": 2**70}, "out of range", id="number"),
-        pytest.param({"history": [DOCUMENT["history"][0] | {"number": 9}]}, "of another version", id="another history"),
+        pytest.param(
+            {"history": [DOCUMENT["history"][0] | {"number": 9}]}, "belongs to another version", id="another history"
+        ),
         pytest.param({"history": [DOCUMENT["history"][0] | {"id": 2**63}]}, "out of range", id="event number"),
         pytest.param(
-            {"history": [DOCUMENT["history"][0] | {"reason": "\ud800"}]}, "no document", id="half a character"
+            {"history": [DOCUMENT["history"][0] | {"reason": "\ud800"}]}, "not a document", id="half a character"
         ),
-        pytest.param({"history": [DOCUMENT["history"][0] | {"actor": "nobody"}]}, "no document", id="actor"),
+        pytest.param({"history": [DOCUMENT["history"][0] | {"actor": "nobody"}]}, "not a document", id="actor"),
     ],
 )
 def test_what_cannot_be_is_refused(change: dict[str, Any], why: str) -> None:

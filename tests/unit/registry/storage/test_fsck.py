@@ -67,7 +67,7 @@ def command(opened: Opened, capsys: pytest.CaptureFixture[str]) -> Command:
 def test_a_folder_that_is_as_it_should_be_is_sound_and_stays_so(opened: Opened, command: Command) -> None:
     before = contents(opened.folder)
     assert command("fsck") == SOUND
-    assert command.out == "3 versions; all is sound\n"
+    assert command.out == "3 versions; no damage\n"
     assert command("fsck", "--repair") == SOUND
     assert command("rebuild") == SOUND
     after = contents(opened.folder)
@@ -80,7 +80,7 @@ def test_a_flipped_bit_is_found_and_its_version_steps_back(opened: Opened, comma
     assert command.status == DAMAGED
     assert command.kinds("--no-hash") == {}
     assert command("fsck", "--repair") == SOUND
-    assert "mended  flipped blob" in command.out
+    assert "repaired flipped blob" in command.out
     opened.reopen()
     opened.settle()
     assert opened.phases()[2] is Phase.SUPERSEDED
@@ -98,7 +98,7 @@ def test_weights_that_are_put_back_are_kept_again(opened: Opened, command: Comma
     assert command("fsck", "--repair") == SOUND
     blob.write_bytes(whole)
     assert command("fsck") == SOUND
-    assert "note    returned weights default/2" in command.out
+    assert "note     returned weights default/2" in command.out
     assert command("fsck", "--repair") == SOUND
     opened.reopen()
     opened.settle()
@@ -135,8 +135,8 @@ def test_a_document_without_a_row_gets_it_and_rubbish_without_one_is_told(opened
         database.commit()
     assert command.kinds() == {"missing row": ["default/3"], "document": ["default/9"]}
     assert command("fsck", "--repair") == DAMAGED
-    assert "mended  missing row" in command.out
-    assert "left    document         default/9: it has no row and cannot be read" in command.out
+    assert "repaired missing row" in command.out
+    assert "left     document         default/9: it has no row and cannot be read" in command.out
     (documents / "9.json").unlink()
     assert command("fsck") == SOUND
     opened.reopen()
@@ -150,7 +150,7 @@ def test_leftovers_are_deleted_and_strays_are_no_damage(opened: Opened, command:
     stray.write_bytes(b"stray")
     assert command.kinds() == {"leftover": [str(opened.folder / "uploads" / "a.part")]}
     assert command("fsck", "--repair") == SOUND
-    assert "note    stray blob" in command.out
+    assert "note     stray blob" in command.out
     assert stray.exists()
     assert list((opened.folder / "uploads").iterdir()) == []
 
@@ -192,7 +192,7 @@ def test_a_rebuild_of_a_sound_catalogue_loses_nothing_that_no_document_says_yet(
     opened.archive.catalogue.pause("default", is_paused=True, reason="lunch", now_ms=1)
     before = opened.archive.catalogue.speculator("default"), list(opened.history().items())
     assert command("rebuild") == SOUND
-    assert "3 versions; all is sound" in command.out
+    assert "3 versions; no damage" in command.out
     opened.reopen()
     assert (opened.archive.catalogue.speculator("default"), list(opened.history().items())) == before
 
@@ -219,7 +219,7 @@ def test_a_rebuild_does_not_begin_while_a_document_cannot_be_brought_up_to_date(
     before = opened.archive.catalogue.speculator("default"), list(opened.history().items())
     with file_size_limit(64 * 1024):
         assert command("rebuild") == FAILED
-    assert "documents that do not say yet what the catalogue does (1) cannot be written" in command.err
+    assert "documents are older than the catalogue and cannot be written" in command.err
     assert command("rebuild") == SOUND
     opened.reopen()
     assert (opened.archive.catalogue.speculator("default"), list(opened.history().items())) == before
@@ -260,12 +260,12 @@ def test_nothing_is_touched_while_a_registry_works_in_the_folder(
 ) -> None:
     for name in ("fsck", "rebuild"):
         assert main([name, "--data-dir", str(opened.folder)]) == FAILED
-        assert "another registry works in" in capsys.readouterr().err
+        assert "another registry uses" in capsys.readouterr().err
 
 
 def test_a_folder_without_a_registry_is_told_and_left_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fsck", "--data-dir", str(tmp_path)]) == FAILED
-    assert "is no data folder of a registry" in capsys.readouterr().err
+    assert "is not a data folder of a registry" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -3,9 +3,9 @@
     blobs/sha256/<hex>                    whole and verified, or not there
     versions/<speculator>/<number>.json   what the catalogue can be rebuilt from
 
-An object appears whole when its upload ends, so a crash leaves the old or the new state here too. Uploads are received
-and checked on the local disk first, and blobs that are read stay there in a bounded cache. The catalogue never comes
-here: SQLite needs a disk. One registry a prefix; a bucket has no lock that a crash would free.
+An object appears whole when its upload ends, so a crash leaves the old or the new state. Uploads are received and checked
+on the local disk first, and blobs that are read stay there in a bounded cache. The catalogue stays local, because SQLite
+needs a disk. Use one prefix per registry: a bucket has no lock that is released by a crash.
 """
 
 import hashlib
@@ -36,20 +36,20 @@ _VERSIONS = "versions"
 _SCHEMES = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss")
 
 _PART_BYTES = 8 * 1024 * 1024
-"""Of one request: small enough for its time limit on a slow link, large enough for 10,000 of them to hold any draft."""
+"""Size of one request: small enough for its timeout on a slow link, and large enough that 10,000 parts hold any draft."""
 
 _PARALLEL_PARTS = 4
 
 _HINT = "; check UPDRAFT_REGISTRY_STORE_URL, and endpoint and credentials in the environment (such as AWS_...)"
 
 _RETRY_AFTER_S = 15.0
-"""After the bucket was away whatever the archive asks of it fails at once for this long: it asks on the one thread that
-also decides, which has better things to do than to wait."""
+"""Calls of the archive fail at once for this long after the bucket was unavailable, so that the thread that also decides
+rollouts does not wait for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bucket:
-    """A place in an object store. `url` names it in sentences; `quick` is the same place with short time limits."""
+    """A location in an object store. `url` is for messages; `quick` is the same location with short timeouts."""
 
     url: str
     objects: ObjectStore
@@ -57,13 +57,13 @@ class Bucket:
 
 
 def open_bucket(url: str) -> Bucket:
-    """Find a bucket by its URL, with the credentials of the environment.
+    """Connect to a bucket, with credentials from the environment.
 
-    InvalidInput for another kind of URL, Unavailable if it does not answer or lets nobody in.
+    InvalidInput for another kind of URL, Unavailable if the bucket does not answer or denies access.
     """
     scheme, separator, rest = url.partition("://")
     if scheme not in _SCHEMES or not separator or not rest:
-        raise InvalidInput(f"{url!r} names no bucket: expected s3://, gs:// or az://, then bucket and prefix")
+        raise InvalidInput(f"{url!r} is not a bucket URL: expected s3://, gs:// or az://, then bucket and prefix")
     with _errors(url, "reach", _HINT):
         bucket = Bucket(url=url, objects=_connect(url, timeout_s=30), quick=_connect(url, timeout_s=5))
         obstore.list_with_delimiter(bucket.quick)
@@ -82,8 +82,7 @@ def _connect(url: str, *, timeout_s: int) -> ObjectStore:
 class BucketStore:
     """A `Store` in a bucket; see `port.Store` for what each call promises.
 
-    `folder` is local scratch space. With `link_for`, readers are sent to the bucket with addresses that are good for
-    that long.
+    `folder` is local scratch space. With `link_for`, readers are redirected to signed URLs with that lifetime.
     """
 
     def __init__(
@@ -106,7 +105,7 @@ class BucketStore:
         self._unavailable_until_s = 0.0
 
     def clean(self) -> int:
-        """Delete what interrupted uploads left here; return how many. The bucket's own rules end those that it knows of."""
+        """Delete local files of interrupted uploads; return how many. Lifecycle rules of the bucket handle its own."""
         left = list(self._uploads.iterdir())
         for path in left:
             path.unlink()
@@ -117,16 +116,16 @@ class BucketStore:
         return begin_upload(self._uploads, size_bytes)
 
     def prepare(self, upload: Upload, digest: str) -> None:
-        """Put the blob into the bucket. Until it is committed or discarded it is not counted among `digests`."""
+        """Upload the blob to the bucket. `digests` excludes it until it is committed."""
         self._uncommitted[upload.path] = digest
         with self._errors("write"):
             self._put(upload, digest)
-        self._unavailable_until_s = 0.0  # it is back
+        self._unavailable_until_s = 0.0  # the bucket is available
 
     def commit(self, upload: Upload, digest: str) -> None:
-        """Keep the local file: the pods will ask for it next.
+        """Keep the local file in the cache, because pods will fetch it next.
 
-        A sweep that had listed the blob of a version before may have deleted what was prepared meanwhile.
+        Upload the blob again if a concurrent sweep deleted it.
         """
         with self._fail_fast("write"):
             try:
@@ -136,34 +135,34 @@ class BucketStore:
         self._cache.adopt(_name(digest), upload.path)
 
     def open(self, digest: str) -> BinaryIO:
-        """Open the local copy of a blob, which is fetched and verified if need be."""
+        """Open the local copy of a blob, which is downloaded and verified if necessary."""
         with self._download_locks.setdefault(digest, threading.Lock()):
             while (file := self._cache.open(_name(digest))) is None:
                 self._download(digest)
             return file
 
     def link(self, digest: str) -> str | None:
-        """A signed address of a blob; None if readers are not sent there, or the credentials cannot sign."""
+        """A signed URL of a blob; None if redirects are off or the credentials cannot sign."""
         if self._link_for is None or not isinstance(self._bucket.objects, S3Store | GCSStore | AzureStore):
             return None
         try:
-            with self._errors("sign an address in"):
+            with self._errors("sign a URL of"):
                 return obstore.sign(self._bucket.objects, "GET", _blob(digest), self._link_for)
         except Unavailable as error:
-            logger.warning("Readers are not sent to the bucket", extra={"error": str(error)})
+            logger.warning("Cannot redirect readers to the bucket", extra={"error": str(error)})
             return None
 
     def digests(self) -> frozenset[str]:
-        """All blobs but those that are still on their way to a commit."""
+        """All committed blobs."""
         names = {path.rpartition("/")[2] for path in self._list(_BLOBS)}
-        for path in list(self._uncommitted):  # looked at second: what was listed has been noted before
+        for path in list(self._uncommitted):  # checked after the listing, so that every prepared blob in it is noted
             if not path.exists():
                 self._uncommitted.pop(path, None)
         arriving = {_name(digest) for digest in self._uncommitted.values()}
         return frozenset(f"sha256:{name}" for name in names - arriving)
 
     def delete(self, digest: str) -> None:
-        """Delete a blob, here and there."""
+        """Delete a blob in the bucket and in the cache."""
         with self._fail_fast("delete in"), suppress(FileNotFoundError):
             obstore.delete(self._bucket.quick, _blob(digest))
         self._cache.delete(lambda name: name == _name(digest))
@@ -199,8 +198,8 @@ class BucketStore:
         )
 
     def _download(self, digest: str) -> None:
-        """Fetch a blob into the cache, in ranges: each of them has its own time limit."""
-        found = hashlib.sha256()
+        """Download a blob into the cache, in ranges that have their own timeouts."""
+        sha256 = hashlib.sha256()
         with self._cache.create(_name(digest)) as file, self._errors("read"):
             try:
                 size = obstore.head(self._bucket.quick, _blob(digest))["size"]
@@ -209,10 +208,10 @@ class BucketStore:
             for start in range(0, size, _PART_BYTES):
                 end = min(start + _PART_BYTES, size)
                 part = bytes(obstore.get_range(self._bucket.objects, _blob(digest), start=start, end=end))
-                found.update(part)
+                sha256.update(part)
                 file.write(part)
-            if f"sha256:{found.hexdigest()}" != digest:
-                raise Corrupt(f"the blob {digest} in {self._bucket.url} hashes to sha256:{found.hexdigest()}")
+            if f"sha256:{sha256.hexdigest()}" != digest:
+                raise Corrupt(f"the blob {digest} in {self._bucket.url} hashes to sha256:{sha256.hexdigest()}")
 
     def _list(self, prefix: str) -> Iterator[str]:
         with self._fail_fast("list"):
@@ -226,9 +225,9 @@ class BucketStore:
 
     @contextmanager
     def _fail_fast(self, doing: str) -> Iterator[None]:
-        """Around what the archive's thread asks: not while the bucket rests, and a failure lets it rest."""
+        """For calls of the archive's thread: after a failure, fail at once for a while."""
         if self._clock.monotonic() < self._unavailable_until_s:
-            raise Unavailable(f"{self._bucket.url} was away a moment ago", retry_after_s=_RETRY_AFTER_S)
+            raise Unavailable(f"{self._bucket.url} was unavailable a moment ago", retry_after_s=_RETRY_AFTER_S)
         try:
             with self._errors(doing):
                 yield
@@ -251,7 +250,7 @@ def _document(speculator: str, number: int) -> str:
 
 @contextmanager
 def _errors(url: str, doing: str, hint: str = "") -> Iterator[None]:
-    """Around calls of the bucket: whatever is wrong with it may be mended, and what we do is tried again then."""
+    """Turn errors of the bucket into Unavailable, because they may be fixed and the call retried."""
     try:
         yield
     except (BaseError, FileNotFoundError) as error:
@@ -259,9 +258,9 @@ def _errors(url: str, doing: str, hint: str = "") -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of what may be a page, without the query of an address: it may hold a signature."""
+    """First line of an error, without the query of a URL, which may contain a signature."""
     text = str(error)
-    told = re.search(r"<Code>(.*?)</Code>\s*<Message>(.*?)</Message>", text, re.DOTALL)
-    if told:
-        return f"{told[1]}, {told[2]}"
+    code = re.search(r"<Code>(.*?)</Code>\s*<Message>(.*?)</Message>", text, re.DOTALL)
+    if code:
+        return f"{code[1]}, {code[2]}"
     return re.sub(r"\?\S+", "", text.partition("\n")[0])

@@ -1,6 +1,6 @@
-"""Files that can be had again, by name in a folder: the least recently used go first when they are too many.
+"""A folder of files that can be recreated. The least recently used are deleted first.
 
-A file appears by rename, whole. Nothing is synced and nothing depends on it: a crash may take any of them.
+A file appears by rename, so it is always complete. Nothing is synced, because any file may be lost.
 """
 
 import os
@@ -17,7 +17,7 @@ _PART = ".part"
 
 
 class Cache:
-    """A folder of at most `max_bytes`, and of at least the file that came last. For any thread."""
+    """A folder of at most `max_bytes`, except that the newest file always stays. Thread-safe."""
 
     def __init__(self, folder: Path, *, max_bytes: int) -> None:
         self._folder = folder
@@ -29,18 +29,18 @@ class Cache:
             left.unlink()
 
     def open(self, name: str) -> BinaryIO | None:
-        """A file to read, and to be closed by the caller; None if it is not here."""
+        """Open a file; None if it is not cached. The caller closes it."""
         try:
             file = (self._folder / name).open("rb")
         except FileNotFoundError:
             return None
-        with suppress(FileNotFoundError):  # evicted by another thread; it can be read all the same
+        with suppress(FileNotFoundError):  # evicted by another thread, but still readable
             os.utime(self._folder / name)
         return file
 
     @contextmanager
     def create(self, name: str) -> Iterator[BinaryIO]:
-        """Write a new file; it is here if the block ends well. Exhausted when the disk is full."""
+        """Write a new file, which appears if the block succeeds. Exhausted on a full disk."""
         part = self._folder / f"{uuid.uuid4().hex}{_PART}"
         try:
             with disk_errors(self._folder):
@@ -51,17 +51,17 @@ class Cache:
             part.unlink(missing_ok=True)
 
     def adopt(self, name: str, path: Path) -> None:
-        """Take over a file from the same disk."""
+        """Move a file on the same disk into the cache."""
         with self._lock:
             path.replace(self._folder / name)
             self._evict(keep=name)
 
     def names(self) -> list[str]:
-        """All files that are here."""
+        """Names of all files."""
         return [path.name for path in self._folder.iterdir() if path.suffix != _PART]
 
     def delete(self, is_unwanted: Callable[[str], bool]) -> None:
-        """Delete files by name. Who reads one now reads it to its end."""
+        """Delete files by name. Open files stay readable."""
         for name in filter(is_unwanted, self.names()):
             (self._folder / name).unlink(missing_ok=True)
 

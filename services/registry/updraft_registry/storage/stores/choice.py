@@ -1,4 +1,4 @@
-"""Which store the settings ask for."""
+"""The store that the settings select."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -11,13 +11,13 @@ from updraft_registry.storage.stores.port import Store
 
 
 def store_of(config: RegistrySettings) -> Callable[[Path], Store]:
-    """What opens the store of these settings, given the data folder; that may raise InvalidInput or Unavailable."""
+    """A function that opens the store, given the data folder. It may raise InvalidInput or Unavailable."""
     if not config.store_url:
         return FolderStore
 
     def open_store(folder: Path) -> Store:
         link_for = timedelta(seconds=config.store_redirect_seconds) if config.store_redirect else None
-        scratch = folder / "bucket"  # beside the blobs of a store that was a folder before: those are no copies
+        scratch = folder / "bucket"  # apart from blobs of an earlier folder store, which are not copies
         return BucketStore(
             open_bucket(config.store_url), scratch, cache_bytes=config.store_cache_bytes, link_for=link_for
         )

@@ -4,9 +4,8 @@
     blobs/sha256/<hex>                    whole and verified, or not there
     versions/<speculator>/<number>.json   what the catalogue can be rebuilt from
 
-A name appears by rename, after its bytes are on disk, and the folder is synced after it: a crash or a full
-disk at any point leaves the old or the new state. What the network file systems do that promise no atomic
-rename is their business.
+A name appears by rename, once its bytes are on disk, and the folder is synced afterwards, so a crash or a full disk leaves
+the old or the new state. Network file systems without atomic rename are not supported.
 """
 
 import errno
@@ -50,10 +49,10 @@ class FolderStore:
         return begin_upload(self._uploads, size_bytes)
 
     def prepare(self, upload: Upload, digest: str) -> None:
-        """Nothing: a rename takes no time."""
+        """Nothing to do: a rename is fast."""
 
     def commit(self, upload: Upload, digest: str) -> None:
-        """Let a sealed upload appear as the blob `digest`."""
+        """Make a sealed upload visible as the blob `digest`."""
         with disk_errors(self._root):
             upload.path.replace(self._blob(digest))
             sync_folder(self._blobs)
@@ -66,14 +65,14 @@ class FolderStore:
             raise NotFound(f"no blob {digest} is stored") from None
 
     def link(self, digest: str) -> str | None:
-        """None: only the registry reads this folder."""
+        """None, because only the registry reads this folder."""
 
     def digests(self) -> frozenset[str]:
         """All blobs."""
         return frozenset(f"{_ALGORITHM}:{path.name}" for path in self._blobs.iterdir())
 
     def delete(self, digest: str) -> None:
-        """Delete a blob; deleting what is not there is no error."""
+        """Delete a blob, if it exists."""
         self._blob(digest).unlink(missing_ok=True)
 
     def documents(self) -> Iterator[tuple[str, int]]:
@@ -105,7 +104,7 @@ class FolderStore:
                 part.unlink(missing_ok=True)
 
     def delete_document(self, speculator: str, number: int) -> None:
-        """Delete one document; deleting what is not there is no error."""
+        """Delete one document, if it exists."""
         self._document(speculator, number).unlink(missing_ok=True)
 
     def _blob(self, digest: str) -> Path:
@@ -127,9 +126,9 @@ def begin_upload(folder: Path, size_bytes: int) -> "FolderUpload":
 
 
 class FolderUpload:
-    """An `Upload` to a file beside the blobs, hashed while it is written.
+    """An `Upload` to a temporary file, hashed while it is written.
 
-    The lock is for a sender that goes away: `discard` may then overtake a write that still runs on its thread.
+    The lock is for disconnects: `discard` may then run while a write is still running on its thread.
     """
 
     def __init__(self, path: Path, size_bytes: int) -> None:
@@ -149,7 +148,7 @@ class FolderUpload:
     def write(self, offset: int, data: bytes) -> None:
         """Append; InvalidInput unless it starts where the last write ended and stays within the announced size."""
         if offset != self._size_bytes:
-            raise InvalidInput(f"a chunk at byte {offset}, expected byte {self._size_bytes}")
+            raise InvalidInput(f"got a chunk at byte {offset}, expected byte {self._size_bytes}")
         if offset + len(data) > self._expected_bytes:
             raise InvalidInput(f"more than the {self._expected_bytes} bytes of the manifest arrived")
         with self._lock, disk_errors(self._path.parent):
@@ -164,28 +163,28 @@ class FolderUpload:
         """
         if self._size_bytes != self._expected_bytes:
             raise InvalidInput(
-                f"the upload ended after {self._size_bytes} bytes, its manifest says {self._expected_bytes}"
+                f"the upload ended after {self._size_bytes} bytes, but its manifest states {self._expected_bytes}"
             )
-        found = f"{_ALGORITHM}:{self._hash.hexdigest()}"
-        if found != digest:
+        actual = f"{_ALGORITHM}:{self._hash.hexdigest()}"
+        if actual != digest:
             raise Corrupt(
-                f"the upload hashes to {found}, its manifest says {digest}: it changed on the way, send it again"
+                f"the upload hashes to {actual}, but its manifest states {digest}: it was corrupted in transit, send it again"
             )
         with self._lock, disk_errors(self._path.parent), self._opened() as file:
             _sync(file)
 
     def discard(self) -> None:
-        """Forget the file; nothing happens once it is committed, or the second time."""
+        """Delete the file. Has no effect after a commit, or the second time."""
         with self._lock:
             self._is_discarded = True
-            with suppress(OSError):  # a full disk refuses the last buffer, which nobody wants any more
+            with suppress(OSError):  # flushing to a full disk fails, which does not matter here
                 if self._file is not None:
                     self._file.close()
             self._path.unlink(missing_ok=True)
 
     def _opened(self) -> BinaryIO:
         if self._is_discarded:
-            raise Unavailable("the sender of this upload went away")
+            raise Unavailable("the sender of this upload disconnected")
         if self._file is None:
             self._file = self._path.open("xb")
         return self._file
@@ -193,7 +192,7 @@ class FolderUpload:
 
 @contextmanager
 def disk_errors(where: Path) -> Iterator[None]:
-    """Around writes: a full disk is a condition that a person can act on."""
+    """Turn a full disk into Exhausted, with a message that a person can act on."""
     try:
         yield
     except OSError as error:
@@ -203,7 +202,7 @@ def disk_errors(where: Path) -> Iterator[None]:
 
 
 def disk_full(where: Path) -> Exhausted:
-    """The error to raise when the disk that holds `where` has no room left."""
+    """Error for a full disk."""
     return Exhausted(
         f"the disk of {where} is full; nothing was changed: free some space or move UPDRAFT_REGISTRY_DATA_DIR"
     )

@@ -1,6 +1,6 @@
-"""What the archive needs of a place for blobs. Synchronous: every call is made from a worker thread.
+"""Interface of a store. Synchronous: every call comes from a worker thread.
 
-Any call may raise Unavailable where the place is far away; nothing is lost then, and trying again is right.
+A remote store may raise Unavailable from any call. Nothing is lost then, and the call can be retried.
 """
 
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from typing import BinaryIO, Protocol
 
 
 class Upload(Protocol):
-    """A file on its way in: nobody sees it before it is committed."""
+    """An incoming file, invisible until it is committed."""
 
     @property
     def path(self) -> Path:
@@ -28,15 +28,12 @@ class Upload(Protocol):
         ...
 
     def discard(self) -> None:
-        """Forget the file; nothing happens once it is committed, or the second time."""
+        """Delete the file. Has no effect after a commit, or the second time."""
         ...
 
 
 class Store(Protocol):
-    """Blobs by digest ("sha256:<hex>"), and one small document per version.
-
-    Each appears whole or not at all.
-    """
+    """Blobs by digest ("sha256:<hex>"), and small documents. Each appears whole or not at all."""
 
     def clean(self) -> int:
         """Delete what interrupted uploads left; return how many."""
@@ -47,19 +44,19 @@ class Store(Protocol):
         ...
 
     def prepare(self, upload: Upload, digest: str) -> None:
-        """Do what may take long of a commit; from any thread, and `digests` stays what it was."""
+        """Do the slow part of a commit, on any thread. `digests` does not change yet."""
         ...
 
     def commit(self, upload: Upload, digest: str) -> None:
-        """Let a sealed and prepared upload appear as the blob `digest`."""
+        """Make a sealed and prepared upload visible as the blob `digest`."""
         ...
 
     def open(self, digest: str) -> BinaryIO:
-        """Open a blob on a local disk; NotFound if there is none. Takes as long as bringing it there, if it is not."""
+        """Open a blob; NotFound if there is none. This may have to download it first."""
         ...
 
     def link(self, digest: str) -> str | None:
-        """An address where anyone may GET a blob for a while, if readers are to be sent there."""
+        """A temporary URL of a blob, if readers should be redirected there."""
         ...
 
     def digests(self) -> frozenset[str]:
@@ -67,7 +64,7 @@ class Store(Protocol):
         ...
 
     def delete(self, digest: str) -> None:
-        """Delete a blob; deleting what is not there is no error. Who reads it now reads it to its end."""
+        """Delete a blob, if it exists. Open files stay readable."""
         ...
 
     def documents(self) -> Iterable[tuple[str, int]]:
@@ -83,5 +80,5 @@ class Store(Protocol):
         ...
 
     def delete_document(self, speculator: str, number: int) -> None:
-        """Delete one document; deleting what is not there is no error."""
+        """Delete one document, if it exists."""
         ...
