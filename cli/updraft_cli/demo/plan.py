@@ -21,6 +21,12 @@ MIN_STRETCH_S = 4.0
 ALONE_COST = 3
 """A request that runs alone costs about three times its share of eight that run together."""
 
+ENOUGH_ERROR_PERCENT = 4.0
+"""Standard error of an acceptance length at which a report point asks no more prompts: below the bar of 5."""
+
+_PROBE_SHARE = 0.25
+"""Most of a segment's time that its acceptance probes may take: on a slow machine, learning goes before precision."""
+
 _SHORT_MINUTES = 5.0
 """Below it, report points are fewer and smaller: a demonstration, not a measurement."""
 
@@ -67,7 +73,9 @@ class Probing:
     """Size of a report point. Acceptance varies between prompts, so its error falls with their number; speed hardly does."""
 
     num_prompts: int
-    """Held-out prompts of the domain on which acceptance is measured."""
+    """Held-out prompts of the domain on which acceptance is measured, at most."""
+    batch: int
+    """Prompts that are asked before the error is looked at again."""
     num_timed: int
     """The first few of them, on which speed is measured."""
     max_tokens: int
@@ -114,9 +122,9 @@ def make_plan(*, minutes: float, streams: int, seed: int) -> Plan:
             Segment(name=SegmentName.SHIFTED, domain="math", share=0.40, num_points=points[1]),
             Segment(name=SegmentName.RETURNED, domain="code", share=0.25, num_points=points[2]),
         ),
-        probing=Probing(num_prompts=8, num_timed=2, max_tokens=32)
+        probing=Probing(num_prompts=8, batch=8, num_timed=2, max_tokens=32)
         if is_short
-        else Probing(num_prompts=32, num_timed=4, max_tokens=40),
+        else Probing(num_prompts=40, batch=8, num_timed=4, max_tokens=40),
     )
 
 
@@ -131,13 +139,19 @@ def timed_arms(segment: SegmentName) -> tuple[Arm, ...]:
     return (Arm.NONE, Arm.NGRAM, *fixed_arms(segment))
 
 
-def probe_requests(plan: Plan, segment: Segment, point: int) -> int:
-    """Return the cost of report point `point` (from 0) of a segment, in requests of an acceptance probe."""
-    is_end = is_last(segment, point)
-    requests = len(fixed_arms(segment.name, is_end=is_end)) * plan.probing.num_prompts
-    if is_end:
-        requests += ALONE_COST * len(timed_arms(segment.name)) * plan.probing.num_timed
-    return requests
+def fixed_requests(plan: Plan, segment: Segment, point: int) -> int:
+    """Return the requests of the acceptance probe of report point `point` (from 0), at most."""
+    return len(fixed_arms(segment.name, is_end=is_last(segment, point))) * plan.probing.num_prompts
+
+
+def timed_requests(plan: Plan, segment: Segment, point: int) -> int:
+    """Return the cost of the speed probe of report point `point` (from 0), in requests of an acceptance probe."""
+    return ALONE_COST * len(timed_arms(segment.name)) * plan.probing.num_timed if is_last(segment, point) else 0
+
+
+def probe_limit_s(plan: Plan, segment: Segment) -> float:
+    """Return the time after which the acceptance probe of a report point asks no further batch."""
+    return _PROBE_SHARE * segment.share * plan.total_s / segment.num_points
 
 
 def is_last(segment: Segment, point: int) -> bool:
@@ -153,5 +167,7 @@ def stretch_s(plan: Plan, segment: Segment, point: int, *, now_s: float, probe_r
     if point == 0:
         return 0.0
     ahead = range(point, segment.num_points)
-    cost_s = probe_request_s * sum(probe_requests(plan, segment, later) for later in ahead)
+    limit_s = probe_limit_s(plan, segment)
+    fixed_s = sum(min(limit_s, probe_request_s * fixed_requests(plan, segment, later)) for later in ahead)
+    cost_s = fixed_s + probe_request_s * sum(timed_requests(plan, segment, later) for later in ahead)
     return max(MIN_STRETCH_S, (plan.end_s(segment.name) - now_s - cost_s) / len(ahead))

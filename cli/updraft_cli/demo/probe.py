@@ -1,9 +1,9 @@
 """A report point: the same held-out prompts through every arm, one arm at a time.
 
-Acceptance and speed are measured separately. Acceptance: every draft proposes the same number of tokens per step, and all
-prompts run at once, because time does not matter. Speed: one request at a time, with the engine's own choice; the arms take
-turns after every prompt, in rotating order, so that a slow moment of the machine affects all of them. Nothing is captured,
-so the draft never learns from these prompts.
+Acceptance and speed are measured separately. Acceptance: every draft proposes the same number of tokens per step, and prompts
+run in batches until the error is small enough. Speed: one request at a time, with the engine's own choice; the arms take turns
+after every prompt, in rotating order, so that a slow moment of the machine affects all of them. Nothing is captured, so the
+draft never learns from these prompts.
 """
 
 import asyncio
@@ -12,9 +12,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from updraft_cli.demo.chat import ChatServer, Question
-from updraft_cli.demo.plan import LOOKAHEAD, Arm, Plan, Segment, fixed_arms, is_last, timed_arms
+from updraft_cli.demo.plan import (
+    ENOUGH_ERROR_PERCENT,
+    LOOKAHEAD,
+    Arm,
+    Plan,
+    Segment,
+    fixed_arms,
+    is_last,
+    probe_limit_s,
+    timed_arms,
+)
 from updraft_cli.demo.recording import Recording
-from updraft_cli.demo.report import Answer, Measured
+from updraft_cli.demo.report import Answer, Measured, acceptance_error_percent
 from updraft_cli.prompts import domain_prompts
 
 
@@ -53,18 +63,30 @@ class Probe:
         plan, started_s = self._recording.plan, self._recording.now_s
         questions = probe_questions(plan, segment.domain)
         is_end = is_last(segment, point)
-        fixed = await self._acceptance(fixed_arms(segment.name, is_end=is_end), questions)
+        until_s = started_s + probe_limit_s(plan, segment)
+        fixed = await self._acceptance(fixed_arms(segment.name, is_end=is_end), questions, until_s)
         alone = questions[: plan.probing.num_timed]
         timed = await self._speed(timed_arms(segment.name), alone) if is_end else {}
         self._recording.add_point(fixed, timed, is_start=point == 0, is_end=is_end, started_s=started_s)
 
-    async def _acceptance(self, arms: Sequence[Arm], questions: Sequence[Question]) -> dict[Arm, Measured]:
-        results = {}
-        for arm in rotated(arms, len(self._recording.points)):
-            way = self._ways[arm]
-            answers, wall_s = await self._together(way.server, questions, way.fixed)
-            results[arm] = Measured.of(answers, wall_s)
-        return results
+    async def _acceptance(
+        self, arms: Sequence[Arm], questions: Sequence[Question], until_s: float
+    ) -> dict[Arm, Measured]:
+        """Ask batch by batch, until the error of every draft is small enough or the time is up."""
+        answers: dict[Arm, list[Answer]] = {arm: [] for arm in arms}
+        walls_s = dict.fromkeys(arms, 0.0)
+        size = self._recording.plan.probing.batch
+        for start in range(0, len(questions), size):
+            for arm in rotated(arms, len(self._recording.points) + start // size):
+                way = self._ways[arm]
+                some, wall_s = await self._together(way.server, questions[start : start + size], way.fixed)
+                answers[arm] += some
+                walls_s[arm] += wall_s
+            drafts = [acceptance_error_percent(answers[arm]) for arm in arms if arm is not Arm.NGRAM]
+            is_enough = all(error is not None and error <= ENOUGH_ERROR_PERCENT for error in drafts)
+            if is_enough or self._recording.now_s >= until_s:
+                break
+        return {arm: Measured.of(answers[arm], walls_s[arm]) for arm in arms}
 
     async def _speed(self, arms: Sequence[Arm], questions: Sequence[Question]) -> dict[Arm, Measured]:
         answers: dict[Arm, list[Answer]] = {arm: [] for arm in arms}

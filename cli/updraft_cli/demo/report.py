@@ -116,7 +116,7 @@ class ArmResult(Row):
     tokens_per_second: float | None
     """From `timed`."""
     fixed: Measured | None
-    """All prompts at once, with the same number of drafted tokens for every draft: for the acceptance length."""
+    """Prompts in batches, with the same number of drafted tokens for every draft: for the acceptance length."""
     timed: Measured | None
     """One prompt at a time, with the number of drafted tokens that the engine chooses: for the speed."""
     is_copy: bool = False

@@ -52,7 +52,7 @@ def server(pod: RunningPod, http: httpx.AsyncClient) -> ChatServer:
     return ChatServer(http=http, url=pod.url, model=MODEL)
 
 
-SMALL = Probing(num_prompts=6, num_timed=4, max_tokens=64)
+SMALL = Probing(num_prompts=6, batch=6, num_timed=4, max_tokens=64)
 
 
 @pytest.fixture
@@ -159,6 +159,19 @@ async def test_a_frozen_draft_is_asked_in_its_own_process(
     assert adaptive is not None
     assert (frozen.failed, adaptive.failed) == (SMALL.num_prompts, 0)
     assert arms[Arm.FROZEN].acceptance_length is None
+
+
+async def test_a_report_point_asks_further_prompts_only_while_the_error_is_too_large(
+    server: ChatServer, recording: Recording
+) -> None:
+    recording.plan = replace(recording.plan, probing=replace(SMALL, num_prompts=8, batch=2))
+    segment = recording.plan.segments[0]
+    await Probe(ways(server, None), recording).measure(segment, 0)
+    exact = recording.points[0].arms[Arm.ADAPTIVE].fixed
+    assert exact is not None
+    assert (exact.requests, exact.acceptance_error_percent) == (2, 0.0), (
+        "the fake engine accepts the same of every prompt"
+    )
 
 
 def test_a_draft_frozen_before_there_was_one_is_no_draft(http: httpx.AsyncClient) -> None:

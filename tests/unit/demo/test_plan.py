@@ -8,11 +8,13 @@ from updraft_cli.demo.plan import (
     Segment,
     SegmentName,
     fixed_arms,
+    fixed_requests,
     is_last,
     make_plan,
-    probe_requests,
+    probe_limit_s,
     stretch_s,
     timed_arms,
+    timed_requests,
 )
 
 
@@ -46,12 +48,13 @@ def test_nothing_is_frozen_before_the_shift() -> None:
 def test_only_the_last_point_of_a_segment_measures_speed(plan: Plan) -> None:
     shifted = segment(plan, SegmentName.SHIFTED)
     assert [is_last(shifted, point) for point in range(4)] == [False] * 3 + [True]
-    assert probe_requests(plan, shifted, 0) == 2 * 32
+    assert fixed_requests(plan, shifted, 0) == 2 * 40
+    assert timed_requests(plan, shifted, 0) == 0
 
 
 def test_a_request_that_runs_alone_costs_more_than_one_among_others(plan: Plan) -> None:
     assert ALONE_COST > 1
-    assert probe_requests(plan, segment(plan, SegmentName.SHIFTED), 3) == 3 * 32 + 4 * ALONE_COST * 4
+    assert timed_requests(plan, segment(plan, SegmentName.SHIFTED), 3) == 4 * ALONE_COST * 4
 
 
 def test_a_report_point_measures_enough_held_out_tokens_for_an_error_below_5_percent(plan: Plan) -> None:
@@ -59,6 +62,16 @@ def test_a_report_point_measures_enough_held_out_tokens_for_an_error_below_5_per
     spread = 28
     assert spread / plan.probing.num_prompts**0.5 < 5
     assert plan.probing.num_prompts * plan.probing.max_tokens >= 1_000
+
+
+def test_a_slow_machine_keeps_most_of_a_segment_for_live_traffic(plan: Plan) -> None:
+    first = segment(plan, SegmentName.FIRST)
+    now_s, live_s = 0.0, 0.0
+    for point in range(first.num_points):
+        stretch = stretch_s(plan, first, point, now_s=now_s, probe_request_s=1.0)
+        live_s += stretch
+        now_s += stretch + min(1.0 * fixed_requests(plan, first, point), probe_limit_s(plan, first))
+    assert live_s > plan.end_s(first.name) / 3
 
 
 def test_a_segment_begins_with_a_report_point(plan: Plan) -> None:
@@ -71,7 +84,8 @@ def test_stretches_and_report_points_fill_the_segment(plan: Plan) -> None:
     now_s, cost_s = plan.end_s(SegmentName.FIRST), 0.3
     for point in range(shifted.num_points):
         now_s += stretch_s(plan, shifted, point, now_s=now_s, probe_request_s=cost_s)
-        now_s += cost_s * probe_requests(plan, shifted, point)
+        now_s += min(cost_s * fixed_requests(plan, shifted, point), probe_limit_s(plan, shifted))
+        now_s += cost_s * timed_requests(plan, shifted, point)
     assert now_s == pytest.approx(plan.end_s(SegmentName.SHIFTED))
 
 

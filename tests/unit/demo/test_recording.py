@@ -2,7 +2,7 @@ import pytest
 from tests.support.clock import ManualClock
 from tests.support.demo_run import answer, measured, recorded
 
-from updraft_cli.demo.plan import Arm, SegmentName, fixed_arms, make_plan, probe_requests, timed_arms
+from updraft_cli.demo.plan import Arm, SegmentName, fixed_arms, fixed_requests, make_plan, timed_arms, timed_requests
 from updraft_cli.demo.recording import Recording
 from updraft_cli.demo.report import Estimate, Measured
 
@@ -87,7 +87,8 @@ def test_the_plan_reckons_with_report_points_as_they_are_measured(recording: Rec
     timed = {arm: measured(1.0, num=probing.num_timed) for arm in timed_arms(first.name)}
     clock.advance(56.0)
     recording.add_point(fixed, timed, is_start=False, is_end=True, started_s=0.0)
-    planned = probe_requests(recording.plan, first, first.num_points - 1)
+    last = first.num_points - 1
+    planned = fixed_requests(recording.plan, first, last) + timed_requests(recording.plan, first, last)
     assert recording.probe_request_s * planned == pytest.approx(56.0)
 
 
