@@ -98,7 +98,7 @@ async def storm(folder: Path, *, kills: int, seed: int) -> Seen:
                     process.spawn()
                 await until(lambda: process.fetch("/readyz") == "ready\n", what="the registry is ready")
             await _look_at_the_living(process, fleet, seen)
-        process.stop()
+        process.terminate()
         seen.torn += [f"at the end: {finding}" for finding in _damage(process)]
     return seen
 

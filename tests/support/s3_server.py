@@ -1,12 +1,10 @@
 """A real S3 server over a folder, built by `make bucket-server`."""
 
-import signal
-import subprocess
 from pathlib import Path
-from typing import Self
 
 import httpx
 from tests.support.ports import free_port
+from tests.support.processes import ServerProcess
 from tests.support.wait import wait_until
 from tools.s3_server import BINARY, GO
 
@@ -18,13 +16,13 @@ MISSING = (
 """Why tests against a real bucket are skipped, in one line; empty if they are not."""
 
 
-class S3Server:
+class S3Server(ServerProcess):
     """A server over `folder`, with one bucket, `drafts`; killed when the block ends, and it may be started again."""
 
     def __init__(self, folder: Path) -> None:
+        super().__init__()
         self._folder = folder
         self._port = free_port()
-        self._process: subprocess.Popen[bytes] | None = None
         self.bucket = folder / "data" / "drafts"
         self.url = "s3://drafts/fleet"
         self.environ = {
@@ -38,7 +36,7 @@ class S3Server:
         self.bucket.mkdir(parents=True, exist_ok=True)
         (self._folder / "meta").mkdir(exist_ok=True)
         with (self._folder / "s3.log").open("ab") as log:
-            self._process = subprocess.Popen(
+            self._spawn(
                 [
                     BINARY,
                     *("--access", self.environ["AWS_ACCESS_KEY_ID"], "--secret", self.environ["AWS_SECRET_ACCESS_KEY"]),
@@ -50,38 +48,12 @@ class S3Server:
             )
         wait_until(self._answers, what="the S3 server's first answer")
 
-    def kill(self) -> None:
-        """It is gone, and connections are refused."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def pause(self) -> None:
-        """It accepts connections and answers nothing."""
-        self._signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        self._signal(signal.SIGCONT)
-
     def objects(self) -> set[str]:
         """The names of all objects in the bucket."""
         return {str(path.relative_to(self.bucket)) for path in self.bucket.rglob("*") if path.is_file()}
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
-
-    def _signal(self, signum: signal.Signals) -> None:
-        assert self._process is not None
-        self._process.send_signal(signum)
-
     def _answers(self) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, (self._folder / "s3.log").read_text()
+        assert self.is_running, (self._folder / "s3.log").read_text()
         try:
             return bool(httpx.get(self.environ["AWS_ENDPOINT_URL"]).status_code)
         except httpx.TransportError:

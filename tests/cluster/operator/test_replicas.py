@@ -88,7 +88,7 @@ def test_a_leader_that_was_frozen_writes_nothing_when_it_wakes(hasty: Replicas, 
     leader = hasty.leader()
     subject.create()
     wait_until(lambda: image(subject) != "", what="the Deployment")
-    leader.process.freeze()
+    leader.process.pause()
     subject.change(serving={"image": "frozen:1"})
     hasty.leader(other_than=leader)
     wait_until(lambda: image(subject) == "frozen:1", what="the change by the other one")

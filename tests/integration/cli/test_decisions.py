@@ -253,7 +253,7 @@ def test_the_data_folder_of_a_stopped_registry_is_checked_and_rebuilt(run: Run, 
     with RegistryProcess(tmp_path) as process:
         folder = ["--data-dir", process.data]
         assert run("registry", "fsck", *folder).exit_code == 1, "it runs"
-        process.stop()
+        process.terminate()
     assert run("registry", "fsck", *folder).exit_code == 0
     assert run("registry", "rebuild", *folder, "-o", "json").exit_code == 0
 

@@ -274,7 +274,7 @@ async def test_a_stop_ends_streams_and_watches_at_once(process: RegistryProcess)
         await pod.report()
         await pod.receive()
         await anext(aiter(watch))
-        assert await asyncio.to_thread(process.stop) == 0
+        assert await asyncio.to_thread(process.terminate) == 0
         with pytest.raises(UpdraftError, match="the registry is shutting down"):
             await pod.receive()
         async for _ in watch:

@@ -133,7 +133,7 @@ async def test_a_start_on_a_full_disk_serves_what_is_there_or_is_one_sentence(tm
             assert (await state(stub)).stable == 1
             assert await fetch(stub, 1) == draft(1).data
             filler.unlink()
-            assert process.stop() == 0
+            assert process.terminate() == 0
             filler = fill(small_disk)
             process.spawn()  # after a clean end SQLite has to make its files anew
             assert process.wait() == 1
@@ -169,7 +169,7 @@ async def test_whatever_a_person_decides_on_a_full_disk_is_refused_or_done_and_n
             with rpc.errors():
                 await stub.Promote(pb.PromoteRequest(speculator="default", version=2), timeout=CALL_S)
             assert (await state(stub)).stable == 2
-        assert process.stop() == 0
+        assert process.terminate() == 0
         with open_folder(RegistrySettings(data_dir=process.data), SystemClock()) as folder:
             outcome = fsck(folder, is_repairing=False, is_hashing=True, progress=lambda _done, _total: None)
         assert outcome.found == (), "and the documents say it too"

@@ -395,7 +395,7 @@ async def test_a_registry_killed_in_the_middle_of_a_publication_gets_a_fresh_can
         trainer.train()
     candidate = await trainer.evaluate()
     assert candidate is not None
-    registry.freeze()  # it takes bytes in and answers nothing
+    registry.pause()  # it takes bytes in and answers nothing
     async with asyncio.TaskGroup() as tasks:
         publication = tasks.create_task(trainer.publish(candidate))
         await until((alone.folder / "candidate" / checkpoint.WEIGHTS).exists)

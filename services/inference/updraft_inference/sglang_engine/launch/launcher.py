@@ -11,6 +11,7 @@ from pathlib import Path
 
 from updraft_artifacts.model_folder import target_fingerprint
 from updraft_chassis.errors import InvalidInput, Unavailable
+from updraft_chassis.ports import free_port
 from updraft_inference.engine import FinishedSink
 from updraft_inference.sglang_engine import initial_draft
 from updraft_inference.sglang_engine.engine import SglangEngine, SglangOptions, opened
@@ -19,7 +20,6 @@ from updraft_inference.sglang_engine.launch import arguments, plugin_folder
 from updraft_inference.sglang_engine.launch.supervisor import (
     ServerCommand,
     environment,
-    free_port,
     supervised,
     until_up,
 )

@@ -8,10 +8,8 @@ them. After a deadline the whole process group is killed. If this process dies, 
 import asyncio
 import logging
 import os
-import random
 import re
 import signal
-import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
@@ -27,7 +25,6 @@ _LOG_S = 15.0
 _POLL_S = 0.5
 _MAX_LINE = 1 << 20
 _NUM_LAST_LINES = 15
-_PORTS = range(20_000, 32_000)
 
 _LAUNCH = """
 import ctypes, os, signal, sys
@@ -63,19 +60,6 @@ def environment(inherited: Mapping[str, str], *, plugin: Path, collector: Path) 
         arguments.SOCKET_VARIABLE: str(collector),
         **({} if not allowed else {"SGLANG_PLUGINS": f"{allowed},updraft"}),
     }
-
-
-def free_port() -> int:
-    """A free local port, below the range that the kernel uses for outgoing connections."""
-    choice = random.SystemRandom()
-    while True:
-        port = choice.choice(_PORTS)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
 
 
 class Supervisor:
