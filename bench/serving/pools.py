@@ -104,7 +104,9 @@ def main() -> None:
             with waiting(arm.spins), busy, ProcessPoolExecutor(1, mp_context=context) as process:
                 ms = process.submit(step_ms, model, arguments.threads, arguments.steps, arm).result()
             times[arm, is_busy].append(ms)
-    table = output.table("torch's threads", *(f">{where}, ms per step" for where in ("alone", "next to a busy process")))
+    table = output.table(
+        "torch's threads", *(f">{where}, ms per step" for where in ("alone", "next to a busy process"))
+    )
     for arm in ARMS:
         spreads = [figures.spread(times[arm, is_busy]) for is_busy in (False, True)]
         table.add_row(arm.name, *(f"{one.median:.1f} ({one.low:.1f} to {one.high:.1f})" for one in spreads if one))

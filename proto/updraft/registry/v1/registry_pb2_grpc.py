@@ -130,8 +130,8 @@ class RegistryServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Fetch(self, request, context):
-        """A start, then the bytes that it announces, from `offset` on; the reader verifies the digest of the whole. Empty chunks, also
-        before the start, say that the reader still waits: for a delta that is made, or for its turn.
+        """A start, then the announced bytes from `offset` on; the reader verifies the digest of the whole. Empty chunks, also before the
+        start, are keepalives while the reader waits for a delta or for its place in the queue.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
