@@ -10,8 +10,8 @@ from updraft_cli.backends.policy import Policy, read
 from updraft_cli.backends.protocol import Backend
 from updraft_cli.cmd import arguments, options
 from updraft_cli.cmd.decisions import warn
-from updraft_cli.cmd.durations import DURATION
 from updraft_cli.cmd.policy import view
+from updraft_cli.cmd.policy.durations import DURATION
 from updraft_cli.cmd.program import Group
 from updraft_cli.output import Format
 

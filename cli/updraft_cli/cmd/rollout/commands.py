@@ -10,9 +10,9 @@ from updraft_cli import output
 from updraft_cli.backends.protocol import Backend, Version
 from updraft_cli.backends.speculators import Outcome
 from updraft_cli.cmd import arguments, decisions, options
-from updraft_cli.cmd.durations import DURATION
 from updraft_cli.cmd.follow import View, follow
 from updraft_cli.cmd.policy.commands import policy
+from updraft_cli.cmd.policy.durations import DURATION
 from updraft_cli.cmd.program import Command, Group
 from updraft_cli.cmd.rollout import view
 from updraft_cli.output import Format

@@ -11,9 +11,9 @@ from updraft.registry.v1 import registry_pb2 as pb
 from updraft_chassis.errors import InvalidInput
 from updraft_cli import output
 from updraft_cli.backends.policy import Analysis, OfflineGate, Policy, Step, read
-from updraft_cli.cmd.durations import DURATION
 from updraft_cli.cmd.policy import view
 from updraft_cli.cmd.policy.commands import FLAGS, StepType
+from updraft_cli.cmd.policy.durations import DURATION
 
 FILE = """
 strategy: canary
