@@ -51,11 +51,11 @@ class Speculator:
         self.draft_version = version
         self.planner.reset_model()
 
-    def wants_model(self, sequence: Sequence, *, num_at_once: int) -> bool:
-        """Whether the draft model reads a request that begins now, as one of `num_at_once`."""
+    def wants_model(self, sequence: Sequence) -> bool:
+        """Whether the draft model reads a request that begins now."""
         if self.eagle is None or self._drafter(sequence) not in _BY_MODEL:
             return False
-        return not self._is_hybrid(sequence) or self.planner.gate.admits(num_at_once)
+        return not self._is_hybrid(sequence) or self.planner.gate.is_open
 
     def propose(self, sequences: list[Sequence]) -> list[Proposal]:
         """Drafts for each sequence, ordered by slot; all chains of the draft model are made in one batch."""
@@ -142,7 +142,6 @@ class Speculator:
             length=longest,
             behind=behind,
             seconds=time.perf_counter() - started,
-            is_hybrid=any(map(self._is_hybrid, sequences)),
         )
         return {s: chain.first(choices[s].length) for s, chain in zip(sequences, chains, strict=True)}
 
@@ -150,7 +149,6 @@ class Speculator:
         """Let the draft read accepted positions."""
         if self.eagle is None or not sequences:
             return
-        started = time.perf_counter()
         try:
             if is_finished:
                 self.eagle.finish(sequences[0])
@@ -158,8 +156,6 @@ class Speculator:
                 self.eagle.keep_up(sequences)
         except RuntimeError as error:
             self._give_up(self.eagle, sequences, error)
-        if any(map(self._is_hybrid, sequences)):
-            self.planner.gate.add(started - time.perf_counter())
 
     def _give_up(self, eagle: EagleProposer, sequences: list[Sequence], error: RuntimeError) -> None:
         """Draft no more for these, or for those that the error names, because each may have read half of its rows."""

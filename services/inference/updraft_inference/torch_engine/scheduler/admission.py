@@ -30,8 +30,7 @@ class Admission:
         return admitted
 
     def _begin(self, sequence: Sequence, running: list[CachedPrefix]) -> None:
-        num_at_once = 1 + len(running) + len(self.waiting)
-        sequence.is_draftable = self._speculator.wants_model(sequence, num_at_once=num_at_once)
+        sequence.is_draftable = self._speculator.wants_model(sequence)
         capture = sequence.request.capture
         match = self._slots.find(
             sequence.ids,

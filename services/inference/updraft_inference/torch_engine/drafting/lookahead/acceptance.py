@@ -111,8 +111,6 @@ class SequenceStats:
 
     chain: ProposalSource = CHAIN_ALONE
     """Source of the last step's chain, if it had one."""
-    expected: float | None = None
-    """Drafts of that chain that should be accepted, if it was chosen over n-gram lookup."""
     pending: PendingMatch = field(default_factory=PendingMatch)
     estimators: defaultdict[ProposalSource, AcceptanceEstimator] = field(
         default_factory=lambda: defaultdict(lambda: AcceptanceEstimator(_OWN_MEMORY))

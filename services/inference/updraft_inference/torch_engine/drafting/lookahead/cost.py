@@ -151,8 +151,8 @@ class CostTable:
 class ChainCost:
     """Seconds per token of the draft model's chains, all chains of a step together.
 
-    Before it drafts, the model reads the rows that it left out while n-gram lookup served a sequence. That reading is no
-    cost of drafting, because those rows are read sooner or later anyway.
+    Chains do not count if the model first had to read rows that it left out while n-gram lookup served a sequence. That reading
+    is no cost of drafting, because those rows are read sooner or later anyway.
     """
 
     table: CostTable
@@ -167,15 +167,8 @@ class ChainCost:
             return _CHAIN_SHARE * curve.at(sequences)
         return self._per_token[nearest].value * curve.at(sequences) / curve.at(nearest)
 
-    def observe(self, *, sequences: int, length: int, behind: int, seconds: float) -> float:
-        """Chains of `length` tokens took `seconds`, after the model had read `behind` rows of all sequences together.
-
-        Returns the seconds spent on rows that drafting alone would not have read, estimated by the target's costs.
-        """
-        alone, more = self.table.curve.at(sequences), max(0, behind - sequences * (length + 1))
-        drafting = length * alone
-        share = drafting / (drafting + self.table.curve.at(sequences + more) - alone)
-        expected = self.token(sequences)
-        mean = self._per_token.setdefault(sequences, _Mean(expected))
-        mean.add(min(share * seconds / length, OUTLIER * expected))
-        return (1 - share) * seconds
+    def observe(self, *, sequences: int, length: int, behind: int, seconds: float) -> None:
+        """Chains of `length` tokens took `seconds`, after the model had read `behind` rows of all sequences together."""
+        if behind <= sequences * (length + 1):
+            expected = self.token(sequences)
+            self._per_token.setdefault(sequences, _Mean()).add(min(seconds / length, OUTLIER * expected))

@@ -55,8 +55,6 @@ class LookaheadPlanner:
         self._num_probed = 0
         self._probed: SequenceStats | None = None
         self._probe_expected = 0.0
-        self._token_s = self._chain_saved_s = 0.0
-        """Seconds per token without chains, and seconds that each chain of the last step should save."""
 
     def reset_model(self) -> None:
         """Another draft model is served: it begins with full chains."""
@@ -78,8 +76,6 @@ class LookaheadPlanner:
 
     def observe_chain(self, stats: SequenceStats, accepted: int, *, is_rejected: bool) -> None:
         """The result of the draft model's chain in the last step."""
-        if stats.expected is not None:
-            self.gate.add(self._chain_saved_s + (accepted - stats.expected) * self._token_s)
         if stats is self._probed and accepted > self._probe_expected:
             self._probe.reset()
         self.acceptance.observe(stats, stats.chain, accepted, is_rejected=is_rejected)
@@ -97,11 +93,9 @@ class LookaheadPlanner:
         elif batch:
             self.cost.observe_mixed(rows, seconds)
 
-    def observe_chains(self, *, sequences: int, length: int, behind: int, seconds: float, is_hybrid: bool) -> None:
+    def observe_chains(self, *, sequences: int, length: int, behind: int, seconds: float) -> None:
         """The draft model drafted for so many sequences that were `behind` rows behind all together."""
-        read_s = self._chains.observe(sequences=sequences, length=length, behind=behind, seconds=seconds)
-        if is_hybrid:
-            self.gate.add(-read_s)
+        self._chains.observe(sequences=sequences, length=length, behind=behind, seconds=seconds)
 
     def survival(self, drafter: Drafter, length: int) -> float:
         """See `LookaheadEstimates`. Called by other threads."""
@@ -150,23 +144,20 @@ class LookaheadPlanner:
         return StepCosts(self.cost.up_to(batch, most), lambda num, length: length * token_s(num))
 
     def _record(self, requests: Sequence[DraftRequest], options: Sequence[DraftOptions], plan: StepPlan) -> None:
-        if any(request.is_hybrid for request in requests):
-            self.gate.count_step()
-        chains: list[DraftRequest] = []
+        num_possible = num_chosen = 0
         can_chain = any(request.chain for request in requests)
         for request, option, choice in zip(requests, options, plan.choices, strict=True):
-            stats, is_chain, is_free = request.stats, choice.drafter is Drafter.EAGLE3, option.forced is None
-            stats.chain, stats.expected = chain_source(request.match), None
+            is_chain, is_free = choice.drafter is Drafter.EAGLE3, option.forced is None
+            request.stats.chain = chain_source(request.match)
             if choice.length:
-                self.acceptance.count(choice.drafter, stats.chain if is_chain else request.match or NO_MATCH)
+                source = request.stats.chain if is_chain else request.match or NO_MATCH
+                self.acceptance.count(choice.drafter, source)
             if choice.length and is_free and (is_chain or not can_chain):
                 self._probe.defer()
-            if is_chain and is_free:
-                chains.append(request)
-                if request.is_hybrid:
-                    stats.expected = sum(option.chain[: choice.length])
-        if chains:
-            self._token_s, self._chain_saved_s = plan.token_s or 0.0, plan.saved_s / len(chains)
+            num_possible += request.is_hybrid and is_free
+            num_chosen += request.is_hybrid and is_free and is_chain
+        if any(request.match is not None for request in requests) and self.gate.observe(num_possible, num_chosen):
+            self.acceptance.reset_chains()
 
 
 def _limited(drafter: Drafter, length: int) -> DraftChoice:

@@ -7,7 +7,7 @@ as the step yields more tokens per second; survival never rises along a proposal
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from updraft_inference.engine import Drafter
@@ -46,22 +46,10 @@ class StepCosts:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """A choice per sequence, the tokens that the step should yield, and the seconds that it should take."""
+    """A choice per sequence, and the tokens per second that the step should yield."""
 
     choices: list[DraftChoice]
-    tokens: float
-    seconds: float
-    token_s: float | None = None
-    """With chains that were chosen: seconds per token of the best plan without them."""
-
-    @property
-    def speed(self) -> float:
-        return self.tokens / self.seconds
-
-    @property
-    def saved_s(self) -> float:
-        """Seconds that the chosen chains should save."""
-        return 0.0 if self.token_s is None else self.tokens * self.token_s - self.seconds
+    speed: float
 
 
 def choose(options: Sequence[DraftOptions], costs: StepCosts) -> StepPlan:
@@ -76,9 +64,7 @@ def choose(options: Sequence[DraftOptions], costs: StepCosts) -> StepPlan:
     longest = max(len(o.chain) for o in options if o.forced is None) if any(o.forced is None for o in options) else 0
     chained = [_plan(options, costs, row_tokens=row_tokens, max_chain=n) for n in range(1, longest + 1)]
     fastest = max(chained, key=lambda plan: plan.speed, default=best)
-    if fastest.speed > MARGIN * best.speed:
-        return replace(fastest, token_s=1 / best.speed)
-    return best
+    return fastest if fastest.speed > MARGIN * best.speed else best
 
 
 class _Draft(NamedTuple):
@@ -112,7 +98,7 @@ def _plan(
         lengths[i] += 1
     choices = [DraftChoice(d.drafter, n) if n else DraftChoice() for d, n in zip(drafts, lengths, strict=True)]
     # A sequence that got no draft after all needs no chain.
-    return StepPlan(choices, most_tokens, costs.verify[rows + num_taken] + _chain_s(drafts, lengths, costs))
+    return StepPlan(choices, most_tokens / (costs.verify[rows + num_taken] + _chain_s(drafts, lengths, costs)))
 
 
 def _draft(option: DraftOptions, row_tokens: float, max_chain: int) -> _Draft:

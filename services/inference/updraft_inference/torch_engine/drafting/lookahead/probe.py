@@ -34,36 +34,44 @@ class ProbeSchedule:
 
 
 class DraftModelGate:
-    """Turns the draft model off engine-wide while it does not pay next to n-gram lookup.
+    """Turns the draft model off engine-wide while n-gram lookup leaves it too little to do.
 
-    Its balance is the seconds that its chains saved minus the seconds that it read. While that is negative, new requests are
-    left to lookup, except for probes of as many requests as run at once (a single chain costs nearly as much as all of them).
+    The model reads every token of a request in case it drafts later, which costs 4 to 10 % of a step. While fewer than
+    `MIN_SHARE` of the proposals that it could make are chosen, new requests are left to lookup. Now and then a probe opens the
+    gate for `MIN_STEPS` steps.
     """
 
+    MIN_SHARE = 0.25
     MIN_STEPS, MEMORY = 64, 256
-    """Steps before the balance counts, and steps that it remembers."""
+    """Steps before the share counts, and steps that it remembers."""
 
     def __init__(self) -> None:
         self.reset()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the draft model reads requests that begin now."""
+        return self._num_steps < self.MIN_STEPS or self._num_chosen >= self.MIN_SHARE * self._num_possible
+
     def reset(self) -> None:
-        """Another draft model is served: begin without an opinion."""
-        self._balance_s = 0.0
-        self._num_steps = 0
+        """Another draft model is served."""
         self._probe = ProbeSchedule()
+        self._num_steps = 0
+        self._num_possible = self._num_chosen = 0.0
 
-    def count_step(self) -> None:
-        """The model could have drafted in a step."""
-        self._balance_s *= 1.0 - 1.0 / self.MEMORY
+    def observe(self, num_possible: int, num_chosen: int) -> bool:
+        """Count a step with lookup, in which the model could draft for so many sequences and was chosen for so many.
+
+        Returns whether a probe begins: the model is then to be treated as if it were new.
+        """
+        fade = 1.0 - 1.0 / self.MEMORY
         self._num_steps += 1
-
-    def add(self, saved_s: float) -> None:
-        """The model saved so many seconds against lookup alone; negative: it spent them."""
-        self._balance_s += saved_s
-
-    def admits(self, num_at_once: int) -> bool:
-        """Whether the draft model reads a request that begins now, as one of `num_at_once` that run at once."""
-        if self._num_steps < self.MIN_STEPS or self._balance_s >= 0:
-            self._probe = ProbeSchedule()
-            return True
-        return self._probe.next(num_at_once)
+        self._num_possible = self._num_possible * fade + num_possible
+        self._num_chosen = self._num_chosen * fade + num_chosen
+        if self.is_open and self._num_steps > self.MIN_STEPS:
+            self._probe.reset()
+        is_probe = not self.is_open and self._num_steps % self.MIN_STEPS == 0 and self._probe.next(1)
+        if is_probe:
+            self._num_steps = 0
+            self._num_possible = self._num_chosen = 0.0
+        return is_probe

@@ -1,6 +1,6 @@
 """A proposer that is not in use is tried ever more rarely, and the draft model is off while it does not pay."""
 
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,38 +51,36 @@ def test_a_probe_is_as_large_as_the_most_that_were_asked_for(sizes: list[int]) -
 def closed() -> DraftModelGate:
     gate = DraftModelGate()
     for _ in range(DraftModelGate.MIN_STEPS):
-        gate.count_step()
-    gate.add(-1.0)
+        gate.observe(8, 1)
     return gate
 
 
 def test_the_gate_is_open_until_enough_steps_are_known() -> None:
     gate = DraftModelGate()
-    gate.add(-1.0)
-    assert gate.admits(1)
     for _ in range(DraftModelGate.MIN_STEPS):
-        gate.count_step()
-    assert not gate.admits(1)
+        assert gate.is_open
+        gate.observe(1, 0)
+    assert not gate.is_open
 
 
-def test_a_closed_gate_admits_as_many_requests_as_run_at_once_now_and_then() -> None:
+def test_a_probe_opens_the_gate_for_as_many_steps_as_a_new_model_gets_ever_more_rarely() -> None:
     gate = closed()
-    admitted = [gate.admits(4) for _ in range(4 * FIRST_GAP + 4)]
-    assert admitted == [False] * 4 * FIRST_GAP + [True] * 4
+    is_open = []
+    for _ in range(200 * DraftModelGate.MIN_STEPS):
+        gate.observe(8 * gate.is_open, 0)
+        is_open.append(gate.is_open)
+    runs = [len(list(run)) for is_run_open, run in groupby(is_open) if is_run_open]
+    assert set(runs) == {DraftModelGate.MIN_STEPS}
+    gaps = [len(list(run)) for is_run_open, run in groupby(is_open) if not is_run_open]
+    assert gaps[0] >= FIRST_GAP * DraftModelGate.MIN_STEPS - 1
+    assert gaps[1] > 1.9 * gaps[0]
 
 
-def test_savings_and_another_draft_model_open_the_gate() -> None:
+def test_use_and_another_draft_model_open_the_gate() -> None:
     gate = closed()
-    gate.add(1.1)
-    assert gate.admits(1)
+    for _ in range(DraftModelGate.MEMORY):
+        gate.observe(8, 8)
+    assert gate.is_open
     gate = closed()
     gate.reset()
-    assert gate.admits(1)
-
-
-def test_what_was_read_long_ago_is_forgotten() -> None:
-    gate = closed()
-    for _ in range(10 * DraftModelGate.MEMORY):
-        gate.count_step()
-    gate.add(0.001)
-    assert gate.admits(1)
+    assert gate.is_open
