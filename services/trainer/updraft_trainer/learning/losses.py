@@ -1,10 +1,10 @@
 """Losses per row of the draft. All take log q and log p over the draft vocabulary, [rows, V], and return [rows].
 
-Forward KL is the default (EAGLE-3, Aurora). The acceptance loss is the objective itself, because a draft drawn from q is accepted
-with probability sum of min(p, q) (Leviathan et al. 2023, theorem 3.5). They are combined as in Aurora (arXiv 2602.06932):
-E over accepted rows of loss(p, q) + lambda * E over discarded rows of KL(p || q). A discarded row follows a rejected draft, which
-both p and q have read (see `batch`). Expect little gain when drafts are short: the row at the rejection point is already in the
-training set and holds the correct token.
+Forward KL is the default (EAGLE-3, Aurora). The acceptance loss is the objective itself, because a draft drawn from q is
+accepted with probability sum of min(p, q) (Leviathan et al. 2023, theorem 3.5). They are combined as in Aurora
+(arXiv 2602.06932): E over accepted rows of loss(p, q) + lambda * E over discarded rows of KL(p || q). A discarded row follows a
+rejected draft, which both p and q have read (see `batch`). Expect little gain when drafts are short: the row at the rejection
+point is already in the training set and holds the correct token.
 """
 
 from collections.abc import Callable
@@ -16,8 +16,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 LEAST_LOG_P = -20.0
 """Lower bound of log p in reverse KL: a probability of 2e-9. For a top-k teacher all other tokens are impossible (-110, see
-`teacher`), and so large a penalty for each of them dominates training. On a rule of 64 tokens, with k = 4, the acceptance length
-after 80 steps was 1.26 without this bound and 2.04 with it; from last hidden states it was 2.09 either way."""
+`teacher`), and so large a penalty for each of them dominates training. On a rule of 64 tokens, with k = 4, the acceptance
+length after 80 steps was 1.26 without this bound and 2.04 with it; from last hidden states it was 2.09 either way."""
 
 
 def forward_kl(log_q: Tensor, log_p: Tensor) -> Tensor:
