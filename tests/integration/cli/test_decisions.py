@@ -63,7 +63,7 @@ def test_a_rejected_version_is_never_served_again(ask: Run, name: str) -> None:
     for decision in ("pin", "promote"):
         refused = ask("draft", decision, "2")
         assert refused.exit_code == 1
-        assert "never served again: rejected: bad" in refused.output
+        assert "never serves again: rejected: bad" in refused.output
         assert refused.output.count("\n") == 1
 
 
@@ -150,7 +150,7 @@ def test_a_policy_that_is_shown_can_be_edited_and_set_again(ask: Run, tmp_path: 
 def test_a_policy_that_cannot_be_followed_is_refused_in_the_registrys_words(ask: Run) -> None:
     refused = ask("rollout", "policy", "set", "--step", "50:10s", "--step", "10:10s")
     assert refused.exit_code == 1
-    assert refused.output == "Error: pods_percent of the steps must not decrease, got 50 and then 10\n"
+    assert refused.output == "Error: pods_percent must not decrease from step to step, got 50 and then 10\n"
 
 
 def test_a_pulled_version_can_be_imported_into_another_speculator(

@@ -58,7 +58,7 @@ async def test_a_draft_that_kills_the_engine_that_loads_it_is_rolled_back_after_
     ):
         await _try(stub, fleet)
         ended = await _version(stub, BAD)
-        assert ended.reason.startswith("3 errors or crashes with the candidate, limit 2 tolerated")
+        assert ended.reason.startswith("3 errors or crashes with the candidate, limit 2")
         assert sum(pod.num_crashes for pod in fleet) == 3
         assert len(_touched(fleet)) <= ONE_CANARY
 

@@ -130,7 +130,7 @@ async def test_a_delta_is_read_from_any_offset(tmp_path: Path) -> None:
         rest = [response async for response in stub.Fetch(asking(2, base=weights(1), offset=1000), timeout=CALL_S)]
         assert rest[0] == whole[0]
         assert rest[1].chunk.data == whole[1].chunk.data[1000:]
-        with pytest.raises(InvalidInput, match="behind the end"):
+        with pytest.raises(InvalidInput, match="beyond the end"):
             await start(stub, asking(2, base=weights(1), offset=whole[0].start.size_bytes + 1))
 
 

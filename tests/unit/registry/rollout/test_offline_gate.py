@@ -33,7 +33,7 @@ def test_a_gain_that_only_one_request_shows_is_held() -> None:
     lucky = replace(same.samples[0], candidate_steps=10)
     judgement = judge(replace(same, samples=(lucky, *same.samples[1:])), serving=4, policy=POLICY)
     assert judgement.verdict is Verdict.HOLD
-    assert "not enough evidence for the required gain 1 %" in judgement.reason
+    assert "not enough evidence for the required gain of 1 %" in judgement.reason
 
 
 def test_a_comparison_with_a_version_that_no_longer_serves_is_held() -> None:

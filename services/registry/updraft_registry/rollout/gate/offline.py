@@ -52,7 +52,7 @@ def _weigh(gain: Gain, num_samples: int, serving: int, policy: OfflineGate) -> O
         f"gain {gain.percent:+.1f} % ({gain.low_percent:+.1f} to {gain.high_percent:+.1f} % "
         f"at {policy.confidence * 100:g} % confidence) over {num_samples} requests"
     )
-    required = f"required gain {policy.min_gain_percent:g} %"
+    required = f"required gain of {policy.min_gain_percent:g} %"
     if gain.low_percent >= policy.min_gain_percent:
         return OfflineJudgement(verdict=Verdict.PASS, reason=comparison)
     if gain.high_percent < policy.min_gain_percent:
