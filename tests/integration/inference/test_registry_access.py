@@ -130,7 +130,7 @@ async def test_a_registry_says_at_its_start_what_it_leaves_open(
     caplog.clear()
     async with running(tmp_path / "plain", tokens_file=guarded.tokens_file):
         pass
-    assert "tokens travel in plaintext" in caplog.text
+    assert "tokens are sent in plaintext" in caplog.text
 
     caplog.clear()
     async with running(tmp_path / "guarded", **guarded.settings):
