@@ -9,7 +9,7 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-from tools import chart_reference, reference
+from tools import chart_reference, markdown, reference
 
 from updraft_operator.api import crd
 
@@ -45,7 +45,9 @@ def generate(checkout: Path, into: Path) -> None:
     subprocess.run(command, check=True)  # noqa: S603 - fixed words and our own paths
     reference.write(into / "docs" / "reference")
     (into / CHART).mkdir(parents=True, exist_ok=True)
-    (into / CHART / "README.md").write_text(chart_reference.readme(checkout / CHART), encoding="utf-8")
+    (into / CHART / "README.md").write_text(
+        markdown.wrapped(chart_reference.readme(checkout / CHART)), encoding="utf-8"
+    )
     crds = into / CRDS
     crds.mkdir(parents=True, exist_ok=True)
     for name, text in crd.files().items():

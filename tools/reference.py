@@ -20,7 +20,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
-from tools import cli_reference, conditions_reference
+from tools import cli_reference, conditions_reference, markdown
 
 import updraft_inference.metrics
 import updraft_operator.api.reference
@@ -91,7 +91,7 @@ _RESULTS_INTRO = (
 def write(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in pages().items():
-        (folder / name).write_text(text, encoding="utf-8")
+        (folder / name).write_text(markdown.wrapped(text), encoding="utf-8")
 
 
 def pages() -> dict[str, str]:

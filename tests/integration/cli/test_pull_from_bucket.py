@@ -102,7 +102,9 @@ def test_a_server_that_is_away_is_one_sentence(run: Run, server: S3Server, tmp_p
 def test_what_is_mounted_is_refused_with_what_can_be_pulled(run: Run, tmp_path: Path) -> None:
     result = run("model", "pull", "pvc://models/one", tmp_path / "model")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.startswith("Error: pvc://models/one is mounted, not downloaded: name hf://ORG/NAME")
+    assert result.stderr.startswith(
+        "Error: pvc://models/one is a mounted volume or a local path, which needs no download: use hf://ORG"
+    )
 
 
 def test_a_draft_is_imported_from_its_address_as_a_version_that_is_told(run: Run, draft: str, address: str) -> None:

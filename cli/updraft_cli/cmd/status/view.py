@@ -180,8 +180,8 @@ def _key(speculator: Speculator) -> object:
     """A registry counts traffic, and during a canary the seconds of its message: neither is worth a line."""
     if speculator.resource is not None:
         return speculator
-    told = "" if speculator.candidate else speculator.message
-    return speculator.stable, speculator.candidate, speculator.pinned, speculator.paused, speculator.pods, told
+    message = "" if speculator.candidate else speculator.message
+    return speculator.stable, speculator.candidate, speculator.pinned, speculator.paused, speculator.pods, message
 
 
 def _state(resource: Resource | None) -> Text:

@@ -72,8 +72,8 @@ def read_version(content: bytes, name: str, number: int) -> VersionDocument:
     admission.check_manifest(message.manifest, max_bytes=message.manifest.size_bytes)
     version = wire.version_from_proto(message)
     # Documents of the first release lack it. A stable version counts as a winner then.
-    told = version.since_ms if version.phase is Phase.STABLE else 0
-    version = replace(version, proven_ms=facts.get("proven_ms", told))
+    stable_since_ms = version.since_ms if version.phase is Phase.STABLE else 0
+    version = replace(version, proven_ms=facts.get("proven_ms", stable_since_ms))
     return VersionDocument(version=version, manifest=message.manifest, history=history)
 
 
