@@ -105,8 +105,8 @@ def build(
 ) -> DraftNetwork:
     """A network with these tensors in the embedding's dtype and device. `num_positions` defaults to the draft's maximum."""
     token_ids = tensors["d2t"] + torch.arange(config.draft_vocab_size)
-    network = DraftNetwork(config, embedding, token_ids, num_positions=num_positions)
-    network.to(device=embedding.device, dtype=embedding.dtype)
+    network = DraftNetwork(config, embedding, token_ids, num_positions=num_positions, dtype=embedding.dtype)
+    network.to(embedding.device)
     network.load_state_dict(dict(tensors))
     return network.requires_grad_(requires_grad=False)
 

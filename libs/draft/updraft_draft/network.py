@@ -49,21 +49,21 @@ class Tree(NamedTuple):
 
 
 class _Attention(nn.Module):
-    def __init__(self, c: DraftConfig) -> None:
+    def __init__(self, c: DraftConfig, dtype: torch.dtype | None) -> None:
         super().__init__()
         kv = c.num_kv_heads * c.head_dim
-        self.q_proj = nn.Linear(2 * c.hidden_size, c.num_heads * c.head_dim, bias=False)
-        self.k_proj = nn.Linear(2 * c.hidden_size, kv, bias=False)
-        self.v_proj = nn.Linear(2 * c.hidden_size, kv, bias=False)
-        self.o_proj = nn.Linear(c.num_heads * c.head_dim, c.hidden_size, bias=False)
+        self.q_proj = nn.Linear(2 * c.hidden_size, c.num_heads * c.head_dim, bias=False, dtype=dtype)
+        self.k_proj = nn.Linear(2 * c.hidden_size, kv, bias=False, dtype=dtype)
+        self.v_proj = nn.Linear(2 * c.hidden_size, kv, bias=False, dtype=dtype)
+        self.o_proj = nn.Linear(c.num_heads * c.head_dim, c.hidden_size, bias=False, dtype=dtype)
 
 
 class _Mlp(nn.Module):
-    def __init__(self, c: DraftConfig) -> None:
+    def __init__(self, c: DraftConfig, dtype: torch.dtype | None) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(c.intermediate_size, c.hidden_size, bias=False)
+        self.gate_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False, dtype=dtype)
+        self.up_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False, dtype=dtype)
+        self.down_proj = nn.Linear(c.intermediate_size, c.hidden_size, bias=False, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         gated: Tensor = F.silu(self.gate_proj(x)) * self.up_proj(x)
@@ -71,9 +71,9 @@ class _Mlp(nn.Module):
 
 
 class Norm(nn.Module):
-    def __init__(self, size: int, eps: float) -> None:
+    def __init__(self, size: int, eps: float, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
+        self.weight = nn.Parameter(torch.ones(size, dtype=dtype))
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,13 +81,13 @@ class Norm(nn.Module):
 
 
 class _Layer(nn.Module):
-    def __init__(self, c: DraftConfig) -> None:
+    def __init__(self, c: DraftConfig, dtype: torch.dtype | None) -> None:
         super().__init__()
-        self.hidden_norm = Norm(c.hidden_size, c.rms_norm_eps)
-        self.input_layernorm = Norm(c.hidden_size, c.rms_norm_eps)
-        self.post_attention_layernorm = Norm(c.hidden_size, c.rms_norm_eps)
-        self.self_attn = _Attention(c)
-        self.mlp = _Mlp(c)
+        self.hidden_norm = Norm(c.hidden_size, c.rms_norm_eps, dtype)
+        self.input_layernorm = Norm(c.hidden_size, c.rms_norm_eps, dtype)
+        self.post_attention_layernorm = Norm(c.hidden_size, c.rms_norm_eps, dtype)
+        self.self_attn = _Attention(c, dtype)
+        self.mlp = _Mlp(c, dtype)
 
 
 class DraftNetwork(nn.Module):
@@ -97,16 +97,22 @@ class DraftNetwork(nn.Module):
     t2d: Tensor
 
     def __init__(
-        self, config: DraftConfig, embedding: Tensor, token_ids: Tensor, *, num_positions: int | None = None
+        self,
+        config: DraftConfig,
+        embedding: Tensor,
+        token_ids: Tensor,
+        *,
+        num_positions: int | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """`token_ids` int64 [V], ascending: the target's tokens that the draft can propose. `num_positions` that will be used
-        may exceed the draft's maximum by some; None: the maximum."""
+        may exceed the draft's maximum by some; None: the maximum. `dtype` of the weights; None: torch's default."""
         super().__init__()
         self.config = config
-        self.fc = nn.Linear(config.aux_size, config.hidden_size, bias=False)
-        self.midlayer = _Layer(config)
-        self.norm = Norm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
+        self.fc = nn.Linear(config.aux_size, config.hidden_size, bias=False, dtype=dtype)
+        self.midlayer = _Layer(config, dtype)
+        self.norm = Norm(config.hidden_size, config.rms_norm_eps, dtype)
+        self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False, dtype=dtype)
         self.register_buffer("d2t", token_ids - torch.arange(len(token_ids)))
         known = torch.zeros(config.vocab_size, dtype=torch.bool)
         known[token_ids] = True

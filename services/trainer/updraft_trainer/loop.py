@@ -138,6 +138,7 @@ class Trainer:
             return None
         start_s = components.clock.monotonic()
         candidate = await asyncio.to_thread(components.evaluator.estimate, self.learner.network, step=self.learner.step)
+        await asyncio.to_thread(memory.release)
         components.metrics.evaluation_seconds.observe(components.clock.monotonic() - start_s)
         return candidate if self._should_publish(candidate, state) else None
 
