@@ -88,10 +88,27 @@ def _stored_dtype(name: str) -> torch.dtype:
     return {"d2t": torch.int64, "t2d": torch.bool}.get(name, torch.bfloat16)
 
 
-def expected_shapes(config: DraftConfig) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        network = DraftNetwork(config, torch.empty(0), torch.empty(config.draft_vocab_size, dtype=torch.long))
-    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+def expected_shapes(c: DraftConfig) -> dict[str, tuple[int, ...]]:
+    """Written down, because a network on the meta device makes torch import its compiler, which takes 130 MB."""
+    layer, both = "midlayer", 2 * c.hidden_size
+    heads, kv_heads = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+    return {
+        "d2t": (c.draft_vocab_size,),
+        "t2d": (c.vocab_size,),
+        "fc.weight": (c.hidden_size, c.aux_size),
+        f"{layer}.hidden_norm.weight": (c.hidden_size,),
+        f"{layer}.input_layernorm.weight": (c.hidden_size,),
+        f"{layer}.post_attention_layernorm.weight": (c.hidden_size,),
+        f"{layer}.self_attn.q_proj.weight": (heads, both),
+        f"{layer}.self_attn.k_proj.weight": (kv_heads, both),
+        f"{layer}.self_attn.v_proj.weight": (kv_heads, both),
+        f"{layer}.self_attn.o_proj.weight": (c.hidden_size, heads),
+        f"{layer}.mlp.gate_proj.weight": (c.intermediate_size, c.hidden_size),
+        f"{layer}.mlp.up_proj.weight": (c.intermediate_size, c.hidden_size),
+        f"{layer}.mlp.down_proj.weight": (c.hidden_size, c.intermediate_size),
+        "norm.weight": (c.hidden_size,),
+        "lm_head.weight": (c.draft_vocab_size, c.hidden_size),
+    }
 
 
 def checkpoint_tensors(network: DraftNetwork) -> Iterable[tuple[str, Tensor]]:

@@ -1,6 +1,8 @@
 """A checkpoint folder says exactly what it holds, and nothing else is loaded from it."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +29,24 @@ def test_a_saved_draft_comes_back_equal(draft: DraftNetwork, tmp_path: Path) -> 
     assert config == draft.config
     again = checkpoint.build(config, tensors, draft.embedding)
     assert tensors_digest(checkpoint.tensor_specs(checkpoint.checkpoint_tensors(again))) == digest
+
+
+def test_the_expected_shapes_are_those_of_a_network(draft: DraftNetwork) -> None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in draft.state_dict().items()}
+    assert checkpoint.expected_shapes(draft.config) == shapes
+
+
+def test_a_draft_is_loaded_without_the_compiler_of_torch(draft: DraftNetwork, tmp_path: Path) -> None:
+    """In a process of its own, where no other test has imported it. It would take 130 MB for good."""
+    save_draft(draft, tmp_path / "draft")
+    script = (
+        "import sys, pathlib, torch; from updraft_draft import checkpoint; "
+        f"config, tensors = checkpoint.load(pathlib.Path({str(tmp_path / 'draft')!r})); "
+        "checkpoint.build(config, tensors, torch.zeros(config.vocab_size, config.hidden_size)); "
+        "print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_one_changed_value_changes_the_digest(draft: DraftNetwork) -> None:
