@@ -14,8 +14,10 @@ def noted(data: Path, environ: Mapping[str, str]) -> Iterator[None]:
     """Keep the note for the length of a block. A kill leaves it behind; readers then find that nothing runs there."""
     note = state_folder(environ) / "running" / str(os.getpid())
     with suppress(OSError):  # without the note, --data finds the stack
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(str(data.absolute()))
+        note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        unfinished = note.with_suffix(".new")
+        unfinished.write_text(str(data.absolute()))
+        unfinished.replace(note)
     try:
         yield
     finally:
@@ -30,7 +32,12 @@ def find_stack(data: Path | None, environ: Mapping[str, str]) -> StackState | No
 
 
 def _noted(environ: Mapping[str, str]) -> Iterator[Path]:
-    notes = (state_folder(environ) / "running").glob("*")
-    with suppress(OSError):  # a stack may end at any moment
-        for note in sorted(notes, key=lambda note: note.stat().st_mtime, reverse=True):
-            yield Path(note.read_text())
+    """The folders that the notes name, newest first; only our own, because their registry gets our token."""
+    folders: list[tuple[float, Path]] = []
+    for note in (state_folder(environ) / "running").glob("[0-9]*"):
+        with suppress(OSError, ValueError):  # its stack has just ended, or the note is damaged
+            folder = Path(note.read_text())
+            if note.suffix == "" and folder.is_absolute() and folder.stat().st_uid == os.geteuid():
+                folders.append((note.stat().st_mtime, folder))
+    for _, folder in sorted(folders, reverse=True):
+        yield folder

@@ -38,12 +38,11 @@ class Scrape:
 
 
 def scrape(url: str) -> Scrape | None:
-    """Read the metrics at `url`; None when there is no answer."""
+    """Read the metrics at `url`; None when there is no answer, or another program's."""
     try:
-        response = httpx.get(url, timeout=_TIMEOUT_S, trust_env=False).raise_for_status()
-    except httpx.HTTPError:
+        return parse(httpx.get(url, timeout=_TIMEOUT_S, trust_env=False).raise_for_status().text)
+    except (httpx.HTTPError, ValueError):
         return None
-    return parse(response.text)
 
 
 def parse(text: str) -> Scrape:

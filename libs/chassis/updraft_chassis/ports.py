@@ -4,6 +4,8 @@ import random
 import socket
 from collections.abc import Iterable
 
+from updraft_chassis.errors import Unavailable
+
 PORTS = range(20_000, 32_000)
 """Below the ports that Linux uses for outgoing connections (from 32768), so that none of them takes a port meanwhile."""
 
@@ -20,7 +22,10 @@ def is_free(port: int) -> bool:
 
 
 def free_port(candidates: Iterable[int] | None = None) -> int:
-    """The first free candidate; by default the candidates are all of PORTS in random order."""
+    """The first free candidate; by default the candidates are all of PORTS in random order. Unavailable if none is free."""
     if candidates is None:
         candidates = random.SystemRandom().sample(PORTS, len(PORTS))
-    return next(port for port in candidates if is_free(port))
+    port = next(filter(is_free, candidates), None)
+    if port is None:
+        raise Unavailable("no free port on 127.0.0.1")
+    return port

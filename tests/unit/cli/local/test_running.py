@@ -59,3 +59,12 @@ def test_a_note_that_a_kill_left_behind_is_no_stack(tmp_path: Path, environ: dic
     (tmp_path / "state/updraft/running").mkdir(parents=True)
     (tmp_path / "state/updraft/running/1").write_text(str(tmp_path / "gone"))
     assert found(None, environ) is None
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe", b"/tmp/\0", b"relative"], ids=["empty", "no text", "NUL", "relative"]
+)
+def test_a_damaged_note_hides_no_other_stack(tmp_path: Path, environ: dict[str, str], content: bytes) -> None:
+    with noted(start(tmp_path / "other"), environ):
+        (tmp_path / "state/updraft/running/1").write_bytes(content)
+        assert found(None, environ) == "other"

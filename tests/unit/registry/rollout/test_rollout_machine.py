@@ -484,7 +484,7 @@ class Rollouts(RuleBasedStateMachine):
                 after.rollout.baseline,
                 after.rollout.comparison,
             )
-            assert begins_again or before.rollout.step == after.rollout.step
+            assert after.rollout.step == (0 if begins_again else before.rollout.step)
             assert set(after.rollout.pods) <= set(before.rollout.pods)
 
     def _check_crashes(self, before: Rollout | None, decision: Decision) -> None:
