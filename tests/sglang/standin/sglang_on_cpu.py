@@ -14,7 +14,7 @@ _FALLBACK = "sglang.srt.arg_groups.overrides._attention_backend_platform_fallbac
 
 def register() -> None:
     """Called by SGLang in each of its processes."""
-    HookRegistry.register(_FALLBACK, _keep_backend, HookType.CONFIG)
+    HookRegistry.register(_FALLBACK, _keep_backend, HookType.AROUND)
 
 
 def _keep_backend(original: Callable[[Any], Mapping[str, Any]], arguments: Any) -> Mapping[str, Any]:
