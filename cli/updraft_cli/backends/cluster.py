@@ -7,7 +7,7 @@ the operator's code: they share only the API server.
 import time
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from updraft_chassis.errors import Conflict, Forbidden, InvalidInput, NotFound, Unavailable
@@ -19,7 +19,7 @@ from updraft_cli.backends.installation import Installation
 from updraft_cli.backends.objects import Json
 from updraft_cli.backends.policy import Policy
 from updraft_cli.backends.protocol import Decision, PolicyChange, Verb, Version, with_outages
-from updraft_cli.backends.speculators import RolloutStatus, Speculator, has_served
+from updraft_cli.backends.speculators import Outcome, RolloutStatus, Speculator, has_served, outcome_of_role
 
 _BY_HAND = (MANAGER, "kubectl-patch", "kubectl-edit")
 """Field managers that do not apply a file again."""
@@ -79,7 +79,7 @@ class ClusterBackend:
             draft=objects.draft(content, owner), speculator=owner.name, history=tuple(objects.history(content))
         )
 
-    def history(self, version: Version | None, *, limit: int, has_kubernetes_events: bool) -> History:
+    def history(self, version: Version | None, *, limit: int | None, has_kubernetes_events: bool) -> History:
         with self._connected() as client:
             owner, versions = self._one(client)
             if version is not None:
@@ -94,7 +94,7 @@ class ClusterBackend:
         return History(
             speculator=owner.name,
             namespace=owner.namespace,
-            events=_history(versions)[-limit:],
+            events=_history(versions)[-(limit or 0) :],
             kubernetes_events=kubernetes_events,
             events_problem=problem,
         )
@@ -102,7 +102,7 @@ class ClusterBackend:
     def rollout(self, version: Version | None) -> RolloutStatus:
         with self._connected() as client:
             owner, versions = self._one(client)
-        return _rollout(owner, versions, version)
+        return _rollout(owner, versions, _asked(owner, version))
 
     def watch_rollout(
         self, version: Version | None, *, is_endless: bool, deadline_s: float | None
@@ -116,12 +116,17 @@ class ClusterBackend:
                 for contents in self._changing(client, name, _shortened(_ROLLOUT_WATCH_S, deadline_s)):
                     if not contents:
                         raise NotFound(f"{client.namespace}/{name} is gone")
-                    status = _rollout(objects.speculator(contents[0]), client.versions(name), followed)
-                    if not is_endless and status.version is not None and status.version.version is not None:
-                        followed = status.version.version
-                    yield status
+                    owner = objects.speculator(contents[0])
+                    number = _asked(owner, followed)
+                    if not is_endless:
+                        followed = number or None
+                    yield _rollout(owner, client.versions(name), number, is_endless=is_endless)
 
         return with_outages(states, deadline_s=deadline_s)
+
+    def policy(self) -> Policy:
+        with self._connected() as client:
+            return objects.speculator(self._chosen(client)).policy
 
     def set_policy(self, whole: Policy | None, changes: dict[str, Any]) -> PolicyChange:
         with self._connected() as client:
@@ -222,15 +227,32 @@ def _installation(client: ClusterClient, contents: tuple[Json, ...]) -> Installa
     return Installation(namespace=client.namespace, speculators=tuple(speculators))
 
 
-def _rollout(owner: Speculator, versions: tuple[Json, ...], version: Version | None) -> RolloutStatus:
-    number = _number(owner, version) if version is not None else owner.candidate or owner.latest
-    by_number = {objects.draft(content, None).version: content for content in versions}
-    if version is None and number not in by_number:
+def _asked(owner: Speculator, version: Version | None) -> int:
+    """Return the number of the version that a question is about; 0: there is none."""
+    return _number(owner, version) if version is not None else owner.candidate or owner.latest
+
+
+def _rollout(owner: Speculator, versions: tuple[Json, ...], number: int, *, is_endless: bool = False) -> RolloutStatus:
+    """Return the rollout of a version; NotFound if nothing tells its outcome, unless the watch goes on anyway."""
+    if not number:
         return RolloutStatus.of(owner, None)
-    content = _numbered(owner, versions, number)
+    try:
+        content = _numbered(owner, versions, number)
+    except NotFound:  # the DraftVersion does not exist yet, or is gone
+        outcome = _outcome_without_object(owner, number)
+        if outcome is None and not is_endless:
+            raise
+        return replace(RolloutStatus.of(owner, None), outcome=outcome or Outcome.UNDER_WAY)
     return RolloutStatus.of(
         owner, objects.draft(content, owner), has_served=has_served(tuple(objects.history(content)))
     )
+
+
+def _outcome_without_object(owner: Speculator, number: int) -> Outcome | None:
+    failure = owner.resource.last_failure if owner.resource else None
+    if (current := outcome_of_role(owner, number)) is not None:
+        return current
+    return Outcome.LOST if failure is not None and failure.version == number else None
 
 
 def _number(owner: Speculator, version: Version) -> int:

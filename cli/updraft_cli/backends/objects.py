@@ -24,9 +24,6 @@ GROUP = "updraft.dev"
 SPECULATORS = "adaptivespeculators"
 DRAFT_VERSIONS = "draftversions"
 
-_DECISIONS = ("paused", "pinnedVersion", "promotedVersion")
-"""Fields of spec.rollout that are no part of the policy."""
-
 
 def speculator(content: Json) -> Speculator:
     """Read an AdaptiveSpeculator."""
@@ -59,7 +56,7 @@ def speculator(content: Json) -> Speculator:
 
 def policy(rollout: Json) -> Policy:
     """Read the policy in spec.rollout."""
-    return Policy.model_validate({name: value for name, value in rollout.items() if name not in _DECISIONS})
+    return Policy.from_kubernetes(rollout)
 
 
 def draft(content: Json, owner: Speculator | None) -> Draft:

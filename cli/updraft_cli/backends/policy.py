@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from google.protobuf import json_format
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 from pydantic.alias_generators import to_camel, to_snake
 
 from updraft.registry.v1 import registry_pb2 as pb
@@ -19,12 +19,20 @@ _Lower = BeforeValidator(lambda value: value.lower() if isinstance(value, str) e
 
 _ENUMS = {"strategy": "STRATEGY", "on_inconclusive": "ON_INCONCLUSIVE", "comparison": "COMPARISON"}
 _AUTO = "auto"
+_IGNORES_UNKNOWN = "ignores_unknown"
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", alias_generator=to_camel, validate_by_name=True, validate_by_alias=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_unknown(cls, content: Any, info: ValidationInfo) -> Any:
+        if not (info.context or {}).get(_IGNORES_UNKNOWN) or not isinstance(content, Mapping):
+            return content
+        return {name: value for name, value in content.items() if to_snake(name) in cls.model_fields}
 
 
 class Step(_Part):
@@ -74,6 +82,11 @@ class Policy(_Part):
             message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
         )
         return cls.model_validate(_words(content))
+
+    @classmethod
+    def from_kubernetes(cls, fields: Mapping[str, Any]) -> Self:
+        """Return the policy in spec.rollout; fields of a newer CRD are ignored."""
+        return cls.model_validate(fields, context={_IGNORES_UNKNOWN: True})
 
     def to_proto(self) -> pb.RolloutPolicy:
         """Return it as a message for SetPolicy."""

@@ -77,8 +77,8 @@ class Backend(Protocol):
     def draft(self, version: Version) -> DraftDetails:
         """Return all facts about one version."""
 
-    def history(self, version: Version | None, *, limit: int, has_kubernetes_events: bool) -> History:
-        """Return the last changes of one version or of all, oldest first."""
+    def history(self, version: Version | None, *, limit: int | None, has_kubernetes_events: bool) -> History:
+        """Return the last changes of one version or of all, oldest first; without a limit, the backend's default."""
 
     def rollout(self, version: Version | None) -> RolloutStatus:
         """Return the rollout of a version; None: of the candidate, else of the newest."""
@@ -90,6 +90,9 @@ class Backend(Protocol):
 
         Endless, it always follows the version in canary, else the newest.
         """
+
+    def policy(self) -> Policy:
+        """Return the policy in force."""
 
     def set_policy(self, whole: Policy | None, changes: dict[str, Any]) -> PolicyChange:
         """Set `whole` (None: the policy in force) with `changes`, by path."""

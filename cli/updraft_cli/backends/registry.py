@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 _COMPLETION_S = 0.7
 """Somebody has pressed a key and waits: late suggestions are worse than none."""
 
+_HISTORY_LIMIT = 50
+"""Default number of changes in a history."""
+
 _REFRESH_S = 2.0
 """Between two looks at everything that runs."""
 
@@ -38,7 +41,7 @@ class RegistryBackend:
     address: str
     speculator: str = "default"
     is_one: bool = False
-    """`speculator` was named: show no others."""
+    """The NAME argument names `speculator`: `status` shows no others."""
     credentials: Credentials
     reason: str = ""
     """Of decisions, for the history."""
@@ -84,12 +87,12 @@ class RegistryBackend:
 
         return self.call(ask)
 
-    def history(self, version: Version | None, *, limit: int, has_kubernetes_events: bool) -> History:
+    def history(self, version: Version | None, *, limit: int | None, has_kubernetes_events: bool) -> History:
         async def ask(stub: "RegistryAsyncStub") -> list[pb.Transition]:
             number = 0 if version is None else await client.resolve(stub, self.speculator, version)
             if number:
                 await client.version(stub, self.speculator, number)  # NotFound rather than an empty history
-            return await client.history(stub, self.speculator, number, limit=limit)
+            return await client.history(stub, self.speculator, number, limit=limit or _HISTORY_LIMIT)
 
         return History(speculator=self.speculator, events=tuple(map(wire.history_entry, self.call(ask))))
 
@@ -109,6 +112,9 @@ class RegistryBackend:
             number = self.call(lambda stub: client.resolve(stub, self.speculator, version))
         followed = _Followed(number=number, is_fixed=not is_endless)
         return with_outages(partial(self._states, followed, deadline_s), deadline_s=deadline_s)
+
+    def policy(self) -> Policy:
+        return self.rollout(None).policy
 
     def set_policy(self, whole: Policy | None, changes: dict[str, Any]) -> PolicyChange:
         async def ask(stub: "RegistryAsyncStub") -> PolicyChange:

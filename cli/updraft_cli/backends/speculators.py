@@ -193,16 +193,23 @@ def outcome(speculator: Speculator, draft: Draft | None, *, has_served: bool = F
     """Return the result of a version's rollout. It is promoted once every pod that can serve it does."""
     if draft is None:
         return Outcome.NOTHING
-    if draft.version == speculator.candidate:
-        return Outcome.UNDER_WAY
-    if draft.version == speculator.stable:
-        pods = speculator.pods
-        return Outcome.PROMOTED if (pods.serving_stable or 0) + pods.failed >= pods.ready else Outcome.UNDER_WAY
+    if (current := outcome_of_role(speculator, draft.version)) is not None:
+        return current
     if draft.phase in LOST:
         return Outcome.LOST
     if draft.phase == "superseded":
         return Outcome.PROMOTED if has_served else Outcome.LOST
     return Outcome.UNDER_WAY
+
+
+def outcome_of_role(speculator: Speculator, number: int | None) -> Outcome | None:
+    """Return the outcome of the candidate or of the stable version; None for any other."""
+    if number == speculator.candidate:
+        return Outcome.UNDER_WAY
+    if number == speculator.stable:
+        pods = speculator.pods
+        return Outcome.PROMOTED if (pods.serving_stable or 0) + pods.failed >= pods.ready else Outcome.UNDER_WAY
+    return None
 
 
 def has_served(history: Iterable[HistoryEntry]) -> bool:

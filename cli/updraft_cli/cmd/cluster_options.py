@@ -42,6 +42,12 @@ _DRY_RUN = click.Option(
 CLUSTER = BackendOptions(
     title="Cluster",
     connect=connect,
+    left_out=frozenset(
+        {  # the CRD has no such fields
+            "analysis_confidence",
+            *("offline_gate_min_samples", "offline_gate_min_gain_percent", "offline_gate_confidence"),
+        }
+    ),
     by_need={
         "connection": (
             click.Option(

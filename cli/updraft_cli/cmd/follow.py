@@ -42,7 +42,8 @@ class Item:
 class View(Generic[State]):
     """How a state looks."""
 
-    items: Callable[[State], Sequence[Item]]
+    items: Callable[[State], Sequence[Item] | None]
+    """None: the state does not have them, because the registry does not answer."""
     rendered: Callable[..., RenderableType]
     """Called with the state, the time, and `is_wide`."""
 
@@ -95,6 +96,9 @@ class Lines(Generic[State]):
 
     def show(self, state: State) -> None:
         items = self._view.items(state)
+        if items is None:
+            self.lost("the registry does not answer")
+            return
         keys = {item.name: item.key for item in items}
         for item in items:
             if self._is_away or item.name not in self._keys or self._keys[item.name] != item.key:

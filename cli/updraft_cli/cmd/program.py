@@ -29,6 +29,8 @@ class BackendOptions:
     """Heading of the options in the help."""
     by_need: Mapping[str, Sequence[click.Option]]
     connect: Connect
+    left_out: frozenset[str] = frozenset()
+    """Parameters of commands that this backend cannot carry out."""
 
 
 class Command(click.Command):
@@ -44,6 +46,9 @@ class Command(click.Command):
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         *own, help_option = super().get_params(ctx)
+        if self.needs:
+            left_out = program(ctx).backend_options.left_out
+            own = [parameter for parameter in own if parameter.name not in left_out]
         return [*own, *self.backend_options(ctx), help_option]
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -25,11 +25,10 @@ _FILES = {
 
 def connect(given: Mapping[str, Any], speculator: str | None) -> RegistryBackend:
     stack = find_stack(given.get("data"), os.environ)
-    named = speculator or given.get("speculator")
     return RegistryBackend(
         address=given.get("registry") or (stack.registry_address if stack else DEFAULT_ADDRESS),
-        speculator=named or "default",
-        is_one=bool(named),
+        speculator=speculator or given.get("speculator") or "default",
+        is_one=bool(speculator),
         credentials=Credentials(**{name: given.get(name) for name in _FILES}),
         reason=given.get("reason") or "",
         local=partial(gather, stack, given.get("inference")),

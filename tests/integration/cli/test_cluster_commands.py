@@ -120,6 +120,47 @@ def test_a_watch_ends_with_the_outcome(run: Run, api: ApiServer) -> None:
     assert out.endswith(" version 2 is stable\n")
 
 
+LOST = {"version": 5, "reason": "Rejected", "message": "too slow", "time": objects.SINCE}
+
+
+@pytest.mark.parametrize(
+    ("versions", "failure", "code"),
+    [
+        ({}, None, 0),
+        ({"stable": 2, "candidate": 5, "latest": 5}, None, 4),
+        ({"stable": 5, "latest": 5}, None, 0),
+        ({"stable": 2, "latest": 5}, LOST, 3),
+        ({"stable": 2, "latest": 5}, LOST | {"version": 3}, 1),
+        ({"stable": 2, "latest": 5}, None, 1),
+    ],
+)
+def test_a_version_without_an_object_has_the_outcome_that_the_speculator_reports(
+    run: Run, api: ApiServer, versions: dict[str, int], failure: dict[str, Any] | None, code: int
+) -> None:
+    api.put(SPECULATORS, speculator(versions=versions, lastFailure=failure))
+    assert run("rollout", "status", "--exit-code").exit_code == code
+    watched = run("rollout", "watch", "--timeout", "1s")
+    assert watched.exit_code == code
+    assert run("rollout", "policy").exit_code == 0
+    if code == 1:
+        assert watched.output == "Error: qwen has no DraftVersion with the number 5\n"
+
+
+def test_unknown_fields_of_a_newer_crd_are_ignored(run: Run, api: ApiServer) -> None:
+    rollout = {"canaryColour": "green", "analysis": {"minSamples": 50, "window": 3}}
+    api.put(SPECULATORS, objects.speculator(rollout=rollout))
+    assert run("status").exit_code == 0
+    policy = yaml.safe_load(run("rollout", "policy", "-o", "yaml").output)
+    assert policy == {"strategy": "canary", "analysis": {"min_samples": 50}}
+
+
+def test_a_history_has_no_limit_by_default(run: Run, api: ApiServer) -> None:
+    for number in range(5, 65):
+        api.put(VERSIONS, objects.version(number, "Rejected", history=[moment(1, "Rejected")]))
+    assert len(run("history").output.splitlines()) > 60
+    assert len(run("history", "--limit", "7").output.splitlines()) == 8
+
+
 def test_a_status_watch_writes_changes_until_it_is_interrupted(api: ApiServer) -> None:
     environ = {**os.environ, "KUBECONFIG": str(api.kubeconfig)}
     command = [sys.executable, "-m", "updraft_cli.kubectl", "status", "--watch", "-o", "json"]

@@ -55,6 +55,15 @@ def test_both_programs_have_the_same_commands() -> None:
     assert plugin.commands["status"] is cli.commands["status"]
 
 
+def test_policy_flags_without_a_field_in_the_crd_are_left_out() -> None:
+    words = ("rollout", "policy", "set", "--help")
+    registry = CliRunner().invoke(cli, words).stdout
+    _, cluster, _ = run(*words)
+    for flag in ("--confidence", "--gate-min-samples", "--gate-min-gain", "--gate-confidence"):
+        assert (flag in registry, flag in cluster) == (True, False)
+    assert "--comparison" in cluster
+
+
 def test_the_older_spellings_are_the_same_commands_and_not_listed() -> None:
     draft, rollout = plugin.commands["draft"], plugin.commands["rollout"]
     assert isinstance(draft, click.Group)

@@ -41,9 +41,13 @@ def show(backend: Backend, version: Version, form: Format) -> None:
 
 @click.command(cls=Command, needs=("connection",))
 @arguments.version(is_required=False)
-@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="Show the last N entries.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 1000),
+    help="Show the last N entries.  [default: 50 of a registry, all of a cluster]",
+)
 @options.output()
-def history(backend: Backend, version: Version | None, limit: int, form: Format) -> None:
+def history(backend: Backend, version: Version | None, limit: int | None, form: Format) -> None:
     """Show the changes of all versions or of one, and their reasons; oldest first.
 
     In a cluster, DraftVersions keep their last 20 changes of phase, and wide adds the Events that the API server still has.

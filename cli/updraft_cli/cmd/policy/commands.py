@@ -134,7 +134,7 @@ def policy() -> None:
 @options.output()
 def show(backend: Backend, form: Format) -> None:
     """Show the policy in force. `-o yaml` is a file for `rollout policy set --file`; name is the strategy alone."""
-    policy_ = backend.rollout(None).policy
+    policy_ = backend.policy()
     output.show(policy_, form, names=[policy_.strategy], rendered=partial(view.rendered, policy_))
 
 
@@ -158,7 +158,7 @@ def set_(
     A file is the whole policy: fields that it leaves out get their defaults. Without a file, flags change the policy in
     force. With both, the file applies first.
     """
-    changes = {path: flags[_parameter(path)] for path in FLAGS if flags[_parameter(path)] is not None}
+    changes = {path: value for path in FLAGS if (value := flags.get(_parameter(path))) is not None}
     if steps:
         changes["steps"] = list(steps)
     if file is not None and is_reset:

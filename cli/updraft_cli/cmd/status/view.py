@@ -27,10 +27,12 @@ def rendered(installation: Installation, now: datetime, *, is_wide: bool) -> Ren
     return Group(*lines)
 
 
-def items(installation: Installation) -> Sequence[Item]:
+def items(installation: Installation) -> Sequence[Item] | None:
+    if installation.speculators is None:
+        return None
     return tuple(
         Item(name=_title(speculator), key=_key(speculator), value=speculator, line=line(speculator))
-        for speculator in installation.speculators or ()
+        for speculator in installation.speculators
     )
 
 

@@ -9,9 +9,11 @@ from tests.support.registry_answers import NOW, canary, rollout, state, version
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_cli.backends import wire
+from updraft_cli.backends.installation import Installation
 from updraft_cli.backends.speculators import RolloutStatus
 from updraft_cli.cmd.follow import Lines, Screen, View
 from updraft_cli.cmd.rollout import view
+from updraft_cli.cmd.status import view as status_view
 
 VIEW = View(items=view.items, rendered=view.rendered)
 
@@ -69,6 +71,18 @@ def test_an_outage_is_reported_once_on_stderr_and_its_end_by_the_state(
     lines.show(over())
     assert capsys.readouterr().err == "2026-11-24 12:00:00 the registry is away; trying again\n"
     assert out.getvalue().splitlines() == ["2026-11-24 12:00:00 version 2 is stable"] * 2
+
+
+def test_a_status_watch_reports_a_registry_that_does_not_answer_as_an_outage(
+    out: io.StringIO, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = View(items=status_view.items, rendered=status_view.rendered)
+    lines = Lines(Console(file=out, width=1000, highlight=False), now, status)
+    for speculators in ((wire.speculator(state()),), None, None, (wire.speculator(state()),)):
+        lines.show(Installation(speculators=speculators))
+    assert capsys.readouterr().err == "2026-11-24 12:00:00 the registry does not answer; trying again\n"
+    before, after = out.getvalue().splitlines()
+    assert before == after
 
 
 def test_a_terminal_keeps_the_last_picture_and_shows_that_the_registry_is_away(out: io.StringIO) -> None:
