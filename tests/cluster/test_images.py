@@ -168,7 +168,7 @@ def test_the_operator_image_downloads_models_and_imports_drafts(images: Images) 
         assert container.run("updraft", "--version") == (0, f"updraft {updraft_images.VERSION}")
         code, output = container.run("updraft", "model", "pull", "pvc://claim/model", "/tmp/model")
         assert code == 1
-        assert output.startswith("Error: pvc://claim/model is mounted, not downloaded")
+        assert output.startswith("Error: pvc://claim/model is a mounted volume or a local path")
         assert container.run("updraft", "draft", "import", "--help")[0] == 0
 
 

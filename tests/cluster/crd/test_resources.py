@@ -261,15 +261,15 @@ def test_kubectl_wait_sees_a_condition(kubernetes: ControlPlane, api: Api, names
 @pytest.mark.parametrize(
     ("field", "words"),
     [
-        ("asp", "A target model whose draft keeps learning from the traffic that it serves."),
-        ("asp.spec.targetModel.uri", "Where the model is, in Hugging Face layout: hf://ORG/NAME"),
+        ("asp", "A target model, served with a draft model that is trained continuously on its traffic."),
+        ("asp.spec.targetModel.uri", "Location of the model in Hugging Face layout: hf://ORG/NAME"),
         ("asp.spec.engine", "ENUM: torch sglang"),
-        ("asp.spec.deletionPolicy", "outlive this resource, and one of the same name goes on with them"),
+        ("asp.spec.deletionPolicy", "the traces outlive this resource; a new one of the same name continues with them"),
         ("asp.spec.rollout.pinnedVersion", "Serve exactly this version now, without analysis"),
-        ("asp.spec.rollout.steps.holdSeconds", "Least time before the next step."),
-        ("asp.spec.serving.podTemplate", "merged over ours, lists of named things by name"),
-        ("asp.status.serving.updatedReplicas", "Pods that serve the stable version, as their engines say."),
-        ("dver.spec.retain", "Keep the weights whatever revisionHistoryLimit says."),
+        ("asp.spec.rollout.steps.holdSeconds", "Minimum time before the next step."),
+        ("asp.spec.serving.podTemplate", "merged over the operator's template"),
+        ("asp.status.serving.updatedReplicas", "Pods whose engines report the stable version."),
+        ("dver.spec.retain", "Keep the weights regardless of revisionHistoryLimit."),
         ("dver.status.phase", "ENUM: Importing Pending Held Canary"),
     ],
 )

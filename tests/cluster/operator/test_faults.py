@@ -57,7 +57,7 @@ def test_what_ends_the_watches_does_not_end_the_operator(
     with FaultProxy(kubernetes.kubeconfig, HISTORY_IS_GONE, SEED) as proxy:
         config = proxy.kubeconfig(who.kubeconfig, tmp_path)
         with OperatorProcess(config, tmp_path / "operator.log", **chosen) as process:
-            process.wait_for_log("The watches ended and are started again")
+            process.wait_for_log("Watches ended; restarting")
             proxy.calm()
             subject.create()
             subject.wait_until_built()

@@ -232,7 +232,7 @@ def test_a_deletion_waits_for_a_redis_that_is_away(operator: Running, subject: S
     wait_until(lambda: "finalizers" in subject.get()["metadata"], what="the finalizer")
 
     subject.delete()
-    operator.process.wait_for_log("the traces cannot be deleted yet")
+    operator.process.wait_for_log("cannot delete the traces in Redis")
     assert subject.get()["metadata"]["finalizers"] == [names.FINALIZER]
 
     with redis_server:
