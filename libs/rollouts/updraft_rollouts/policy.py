@@ -55,6 +55,20 @@ class Analysis:
     """Length of one turn of a switchback."""
 
 
+ACCEPTANCE_IS_HIGHER = "acceptance is significantly higher"
+"""When the live gate passes a candidate: the words of a verdict, and of whoever explains a policy, like the two below."""
+
+
+def acceptance_is_lower(percent: float) -> str:
+    """When the live gate fails a candidate, by `max_acceptance_regression_percent`."""
+    return f"acceptance is significantly lower by more than {percent:g} %"
+
+
+def latency_is_higher(percent: float) -> str:
+    """When the live gate fails a candidate, by `max_latency_regression_percent`."""
+    return f"latency is significantly higher by more than {percent:g} %"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OfflineGate:
     """What the offline gate requires of an evaluation. `confidence` is two-sided, in (0, 1)."""

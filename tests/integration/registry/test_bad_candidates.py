@@ -42,7 +42,7 @@ async def test_a_draft_ten_percent_worse_is_rolled_back_with_no_request_failed(t
     ):
         seen = await _try(stub, fleet)
         ended = await _version(stub, BAD)
-        assert ended.reason.startswith("acceptance is down by more than 2 %")
+        assert ended.reason.startswith("acceptance is significantly lower by more than 2 %")
         assert max(now.rollout.failures for now in seen) == 0
         assert sum(pod.num_failed for pod in fleet) == 0
         assert len(_touched(fleet)) <= ONE_CANARY

@@ -34,7 +34,10 @@ def test_a_candidate_ten_percent_worse_is_rolled_back_and_touches_one_canary_of_
     found = outcomes(Truth(pods=PODS, effect=-0.10), 30)
     assert count(found, "rolled back") == len(found)
     assert max(outcome.pods_touched for outcome in found) == ONE_CANARY
-    assert all(outcome.reason.startswith(("acceptance is down", "latency is up")) for outcome in found)
+    assert all(
+        outcome.reason.startswith(("acceptance is significantly lower", "latency is significantly higher"))
+        for outcome in found
+    )
 
 
 def test_a_candidate_ten_percent_better_is_promoted() -> None:

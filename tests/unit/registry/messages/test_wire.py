@@ -182,7 +182,7 @@ def test_the_state_tells_how_far_a_canary_is() -> None:
     )
     assert rollout.acceptance_length.change_percent == pytest.approx(5.0)
     assert rollout.acceptance_length.low_percent < 5.0 < rollout.acceptance_length.high_percent
-    assert rollout.evidence.startswith("acceptance is up")
+    assert rollout.evidence.startswith("acceptance is significantly higher")
 
 
 def test_the_state_has_no_estimate_without_bounds_and_no_rollout_without_a_canary() -> None:

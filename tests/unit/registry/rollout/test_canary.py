@@ -87,9 +87,9 @@ def test_its_promotion_has_the_evidence_as_its_reason() -> None:
     world = World(16, steps=(RolloutStep(pods_percent=10, hold_seconds=0),))
     world.canary(gain_percent=10)
     stepped_down, promoted = world.decide().transitions
-    assert promoted.reason.startswith("acceptance is up: 1.10 against 1.00 tokens per step, +10.0 %")
+    assert promoted.reason.startswith("acceptance is significantly higher: 1.10 against 1.00 tokens per step, +10.0 %")
     assert (promoted.actor, promoted.before) == (Actor.GATE, Phase.CANARY)
-    assert stepped_down.reason.startswith("version 2 took over: acceptance is up")
+    assert stepped_down.reason.startswith("version 2 took over: acceptance is significantly higher")
 
 
 @pytest.mark.parametrize("is_paused", [False, True])
@@ -136,7 +136,7 @@ def test_a_dry_run_only_tells_and_ends_in_a_promotion() -> None:
     world = World(16, steps=STEPS, analysis=Analysis(dry_run=True))
     candidate = world.canary(gain_percent=-10)
     world.run(110)
-    assert "acceptance is down" in world.message
+    assert "acceptance is significantly lower" in world.message
     world.run(20)
     assert world.phases[candidate] is Phase.STABLE
 
@@ -192,7 +192,7 @@ def test_what_won_is_promoted_at_the_deadline_although_one_pod_could_not_load_it
     for _ in range(91):
         world.decide(after_s=10)
     assert world.phases[candidate] is Phase.STABLE
-    assert world.speculator.versions[-1].reason.startswith("acceptance is up")
+    assert world.speculator.versions[-1].reason.startswith("acceptance is significantly higher")
 
 
 def test_a_pod_with_troubles_of_its_own_is_not_waited_for() -> None:
@@ -564,7 +564,7 @@ def test_the_sentence_says_where_it_stands_and_what_it_waits_for() -> None:
     world.canary(gain_percent=0.1)
     world.run(420, step_s=10)
     assert world.message == (
-        "version 2 is in canary on 8 of 16 pods (step 2 of 2): no confident change of acceptance yet: "
+        "version 2 is in canary on 8 of 16 pods (step 2 of 2): acceptance is not significantly higher yet: "
         "1.00 against 1.00 tokens per step, +0.1 % (-0.9 to +1.1 % at 95 %); "
         "1e+03 against 1e+03 ms per token, +0.0 % (-1.0 to +1.0 % at 95 %); 600 requests in 12 slices; "
         "waiting for evidence, 8 min until the deadline"

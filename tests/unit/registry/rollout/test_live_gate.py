@@ -47,19 +47,36 @@ def compared(
 @pytest.mark.parametrize(
     ("evidence", "verdict", "why"),
     [
-        pytest.param(compared(1.1), Verdict.PASS, "acceptance is up: 2.20 against 2.00", id="better"),
-        pytest.param(compared(0.9), Verdict.FAIL, "acceptance is down by more than 2 %: 1.80", id="worse"),
-        pytest.param(compared(1.0), Verdict.HOLD, "no confident change of acceptance yet: ", id="the same"),
-        pytest.param(compared(0.99), Verdict.HOLD, "no confident change of acceptance yet: ", id="a little worse"),
-        pytest.param(compared(1.1, 1.2), Verdict.FAIL, "latency is up by more than 5 %: ", id="slower"),
+        pytest.param(compared(1.1), Verdict.PASS, "acceptance is significantly higher: 2.20 against 2.00", id="better"),
         pytest.param(
-            compared(1.1, 1.055), Verdict.HOLD, "acceptance is up, but latency is up by more", id="perhaps slower"
+            compared(0.9), Verdict.FAIL, "acceptance is significantly lower by more than 2 %: 1.80", id="worse"
         ),
-        pytest.param(compared(1.1, None), Verdict.HOLD, "acceptance is up, but latency is unknown", id="no latency"),
+        pytest.param(compared(1.0), Verdict.HOLD, "acceptance is not significantly higher yet: ", id="the same"),
+        pytest.param(compared(0.99), Verdict.HOLD, "acceptance is not significantly higher yet: ", id="a little worse"),
         pytest.param(
-            compared(1.1, requests=199), Verdict.HOLD, "acceptance is up, but 200 requests", id="few requests"
+            compared(1.1, 1.2), Verdict.FAIL, "latency is significantly higher by more than 5 %: ", id="slower"
         ),
-        pytest.param(compared(1.1, slices=3), Verdict.HOLD, "no confident change of acceptance yet", id="few slices"),
+        pytest.param(
+            compared(1.1, 1.055),
+            Verdict.HOLD,
+            "acceptance is significantly higher, but latency is higher by more",
+            id="perhaps slower",
+        ),
+        pytest.param(
+            compared(1.1, None),
+            Verdict.HOLD,
+            "acceptance is significantly higher, but latency is unknown",
+            id="no latency",
+        ),
+        pytest.param(
+            compared(1.1, requests=199),
+            Verdict.HOLD,
+            "acceptance is significantly higher, but 200 requests",
+            id="few requests",
+        ),
+        pytest.param(
+            compared(1.1, slices=3), Verdict.HOLD, "acceptance is not significantly higher yet", id="few slices"
+        ),
         pytest.param(compared(1.0, slices=0), Verdict.HOLD, "waiting for traffic on both versions", id="nothing yet"),
         pytest.param(
             compared(1.1, failures=(3, 0)), Verdict.FAIL, "3 errors or crashes with the candidate", id="failing"
@@ -71,8 +88,12 @@ def compared(
             id="failing more often",
         ),
         pytest.param(compared(1.1, failures=(5, 25)), Verdict.PASS, "acc", id="what befalls both"),
-        pytest.param(compared(1.1, failures=(2, 0)), Verdict.PASS, "acceptance is up", id="tolerated failures"),
-        pytest.param(compared(0.5, requests=40), Verdict.FAIL, "acceptance is down", id="disaster at once"),
+        pytest.param(
+            compared(1.1, failures=(2, 0)), Verdict.PASS, "acceptance is significantly higher", id="tolerated failures"
+        ),
+        pytest.param(
+            compared(0.5, requests=40), Verdict.FAIL, "acceptance is significantly lower", id="disaster at once"
+        ),
     ],
 )
 def test_a_candidate_is_judged_by_what_is_sure(evidence: Evidence, verdict: Verdict, why: str) -> None:
@@ -98,7 +119,7 @@ def test_what_seems_worse_than_allowed_is_not_tried_on_more_pods(evidence: Evide
 
 def test_the_sentence_has_the_numbers_their_bounds_and_how_much_was_seen() -> None:
     assert judge(compared(1.1, 0.95), ANALYSIS).reason == (
-        "acceptance is up: 2.20 against 2.00 tokens per step, +10.0 % (+8.0 to +12.0 % at 95 %); "
+        "acceptance is significantly higher: 2.20 against 2.00 tokens per step, +10.0 % (+8.0 to +12.0 % at 95 %); "
         "19 against 20 ms per token, -5.0 % (-6.7 to -3.3 % at 95 %); 500 requests in 8 slices"
     )
 

@@ -465,7 +465,7 @@ class Rollouts(RuleBasedStateMachine):
         policy = before.desired.policy
         for moved in decision.transitions:
             if (moved.before, moved.after, moved.actor) == (Phase.CANARY, Phase.STABLE, Actor.GATE):
-                why = {"acceptance is up": True, "dry run": policy.analysis.dry_run}
+                why = {"acceptance is significantly higher": True, "dry run": policy.analysis.dry_run}
                 why["promoted without a verdict"] = policy.analysis.on_inconclusive is OnInconclusive.PROMOTE
                 assert any(allowed and moved.reason.startswith(text) for text, allowed in why.items()), "(4)"
             if moved.after is Phase.STABLE and moved.before in WAITING and moved.actor is Actor.GATE:

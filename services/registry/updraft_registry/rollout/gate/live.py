@@ -1,7 +1,7 @@
 """The live gate: with the required confidence, is the candidate better or worse than the stable version on live traffic?
 
 Every bound is wrong with probability at most alpha = 1 - confidence over the whole life of a canary, so it can be read
-at any time and acted on at once. A promotion depends on one bound (acceptance is up), so a candidate that is not better
+at any time and acted on at once. A promotion depends on one bound (acceptance is higher), so a candidate that is not better
 is promoted with probability at most alpha. The latency estimate can only veto, which makes promotions rarer. Promoting a
 candidate that is merely not worse was refused: without a gain, it is not worth a swap of the whole fleet.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from updraft_registry.rollout.comparison import Evidence, Ratio
 from updraft_registry.rollout.gate import Verdict
 from updraft_registry.rollout.gate.sequence import lower, upper
-from updraft_rollouts.policy import Analysis
+from updraft_rollouts.policy import ACCEPTANCE_IS_HIGHER, Analysis, acceptance_is_lower, latency_is_higher
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ def judge(evidence: Evidence, analysis: Analysis) -> LiveJudgement:
     elif missing:
         verdict, why = Verdict.HOLD, missing
     else:
-        verdict, why = Verdict.PASS, "acceptance is up"
+        verdict, why = Verdict.PASS, ACCEPTANCE_IS_HIGHER
     summary = _summary(evidence, analysis, acceptance, latency)
     return LiveJudgement(
         verdict=verdict,
@@ -70,10 +70,10 @@ def _failed(evidence: Evidence, analysis: Analysis, acceptance: Estimate | None,
         return f"{failures}, limit {analysis.failure_limit}"
     allowed = analysis.max_acceptance_regression_percent
     if acceptance is not None and acceptance.high_percent < -allowed:
-        return f"acceptance is down by more than {allowed:g} %"
+        return acceptance_is_lower(allowed)
     allowed = analysis.max_latency_regression_percent
     if latency is not None and latency.low_percent > allowed:
-        return f"latency is up by more than {allowed:g} %"
+        return latency_is_higher(allowed)
     return ""
 
 
@@ -88,13 +88,15 @@ def _missing(evidence: Evidence, analysis: Analysis, acceptance: Estimate | None
     if acceptance is None:
         return "waiting for traffic on both versions"
     if acceptance.low_percent <= 0.0:
-        return "no confident change of acceptance yet"
+        return "acceptance is not significantly higher yet"
     if latency is None:
-        return "acceptance is up, but latency is unknown"
+        return f"{ACCEPTANCE_IS_HIGHER}, but latency is unknown"
     if latency.change_percent > analysis.max_latency_regression_percent:
-        return f"acceptance is up, but latency is up by more than {analysis.max_latency_regression_percent:g} %"
+        return (
+            f"{ACCEPTANCE_IS_HIGHER}, but latency is higher by more than {analysis.max_latency_regression_percent:g} %"
+        )
     if evidence.candidate_requests < analysis.min_samples:
-        return f"acceptance is up, but {analysis.min_samples} requests are required"
+        return f"{ACCEPTANCE_IS_HIGHER}, but {analysis.min_samples} requests are required"
     return ""
 
 
