@@ -79,7 +79,7 @@ lint: install ## ruff, buf, unused or undeclared dependencies
 
 .PHONY: type
 type: install ## mypy --strict over packages and tests
-	$(PY) -m mypy && $(PY) -m mypy tests tools bench hatch_build.py
+	$(PY) -m mypy
 
 .PHONY: arch
 arch: install ## The layers of pyproject.toml hold
