@@ -22,7 +22,7 @@ from updraft_draft import checkpoint, vocabulary
 from updraft_draft.target_weights import read_head
 from updraft_inference.engine import DraftCheckpoint
 from updraft_trainer.data.sample import ExpectedTarget, Sample, read_sample
-from updraft_trainer.learning.learner import Hyper, Learner
+from updraft_trainer.learning.learner import Hyperparameters, Learner
 
 DRAFT_VOCAB = 8192
 BATCH_SAMPLES = 4
@@ -67,7 +67,7 @@ def _train(model: Path, prompts: dict[str, tuple[int, ...]], recipe: Recipe, tel
         size=DRAFT_VOCAB,
     )
     config = target.config.draft(draft_vocab_size=len(token_ids))
-    learner, rng = Learner(target, config, token_ids, Hyper(), seed=SEED), random.Random(SEED)
+    learner, rng = Learner(target, config, token_ids, Hyperparameters(), seed=SEED), random.Random(SEED)
     for step in range(recipe.steps):
         tell("training a draft", step, recipe.steps)
         learner.train(rng.sample(samples, BATCH_SAMPLES))

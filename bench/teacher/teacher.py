@@ -26,7 +26,7 @@ from updraft_draft.target_weights import TargetHead, read_head
 from updraft_trainer.data.sample import ExpectedTarget, Sample, read_sample
 from updraft_trainer.data.teacher import DraftVocabulary, TopK
 from updraft_trainer.learning.batch import Batch
-from updraft_trainer.learning.learner import Hyper, Learner
+from updraft_trainer.learning.learner import Hyperparameters, Learner
 from updraft_trainer.publishing.estimate import num_tokens, verify_steps
 
 KS = (8, 16, 64, 128)
@@ -97,7 +97,7 @@ def train(
         (), always=target.config.eos_token_ids, vocab_size=target.config.vocab_size, size=DRAFT_VOCAB
     )
     config = target.config.draft(draft_vocab_size=len(token_ids))
-    learners = [Learner(target, config, token_ids, Hyper(), seed=seed) for _ in found]
+    learners = [Learner(target, config, token_ids, Hyperparameters(), seed=seed) for _ in found]
     seconds: list[list[float]] = [[] for _ in found]
     rng, order = random.Random(seed), list(range(len(found)))
     for _ in range(steps):
@@ -121,7 +121,7 @@ def acceptance(network: DraftNetwork, target: TargetHead, samples: Sequence[Samp
         batch = Batch.of([sample], num_steps=1, known=everything)
         with torch.autocast("cpu", torch.bfloat16):
             (state,) = network.unroll_tree(batch.aux, batch.tree, first_row=batch.first_row)
-            of, column, _ = batch.text.at(0)
+            of, column, _ = batch.text.of_step(0)
             q = F.softmax(network.logits(state[of, column]).float(), -1)
         p = batch.text.log_p(vocabulary_).exp()[:, network.token_ids]
         total += float(p.minimum(q).sum())

@@ -19,7 +19,7 @@ from updraft_draft import vocabulary
 from updraft_draft.target_weights import read_head
 from updraft_draft.tensors import encode
 from updraft_trainer.data.sample import SCHEMA, ExpectedTarget, Sample, read_sample
-from updraft_trainer.learning.learner import Hyper, Learner
+from updraft_trainer.learning.learner import Hyperparameters, Learner
 
 NUM_STEPS = 40
 """Enough to learn a few answers by heart."""
@@ -59,7 +59,7 @@ def new_learner(model: Path, traffic: Iterable[Sequence[int]]) -> Learner:
         vocab_size=head.config.vocab_size,
         size=_DRAFT_VOCAB,
     )
-    return Learner(head, head.config.draft(draft_vocab_size=len(token_ids)), token_ids, Hyper())
+    return Learner(head, head.config.draft(draft_vocab_size=len(token_ids)), token_ids, Hyperparameters())
 
 
 def read_answers(model: Path, said: Iterable[tuple[list[int], list[int]]]) -> list[Lesson]:

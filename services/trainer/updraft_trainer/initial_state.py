@@ -23,7 +23,7 @@ from updraft_draft import checkpoint, vocabulary
 from updraft_draft.config import DraftConfig, check_fits
 from updraft_draft.target_weights import TargetHead
 from updraft_trainer.data.replay import Replay
-from updraft_trainer.learning.learner import Hyper, Learner
+from updraft_trainer.learning.learner import Hyperparameters, Learner
 from updraft_trainer.learning.state import State, TrainingHistory
 from updraft_trainer.publishing.registry_view import RegistryView
 
@@ -38,7 +38,7 @@ class TrainerSpec:
 
     target: TargetHead
     target_fingerprint: str
-    hyper: Hyper
+    hyper: Hyperparameters
     draft_vocab_size: int
     first_samples: int
     seed: int

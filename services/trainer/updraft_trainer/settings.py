@@ -11,7 +11,7 @@ from pydantic_settings import SettingsConfigDict
 from updraft_chassis import streams
 from updraft_chassis.credentials import Credentials
 from updraft_chassis.settings import Name, Settings
-from updraft_trainer.learning.learner import Hyper
+from updraft_trainer.learning.learner import Hyperparameters
 from updraft_trainer.publishing.decision import PublishThresholds
 from updraft_trainer.publishing.schedule import TrainingSchedule
 
@@ -132,8 +132,8 @@ class TrainerSettings(Settings):
         return streams.key(self.namespace, self.speculator)
 
     @property
-    def hyper(self) -> Hyper:
-        return _subset(self, Hyper)
+    def hyper(self) -> Hyperparameters:
+        return _subset(self, Hyperparameters)
 
     @property
     def thresholds(self) -> PublishThresholds:

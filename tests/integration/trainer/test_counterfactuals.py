@@ -20,7 +20,7 @@ from updraft_inference.engine import DraftCheckpoint, Drafter, FinishedRequest, 
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
 from updraft_inference.torch_engine.model.limits import Limits
 from updraft_trainer.data.sample import Sample, read_sample
-from updraft_trainer.learning.learner import Hyper, Learner
+from updraft_trainer.learning.learner import Hyperparameters, Learner
 
 RATES = CaptureRates(evaluation_fraction=0, prompt_rows=4, counterfactual_rows=2)
 
@@ -69,7 +69,7 @@ def sent(finished: FinishedRequest, traces: TraceMaker, encoding: trace_pb2.Tens
 def learner(target: Path, *, discard_weight: float) -> Learner:
     head = read_head(target)
     config = head.config.draft(draft_vocab_size=DRAFT_VOCAB)
-    hyper = Hyper(learning_rate=3e-3, discard_weight=discard_weight)
+    hyper = Hyperparameters(learning_rate=3e-3, discard_weight=discard_weight)
     return Learner(head, config, torch.arange(DRAFT_VOCAB), hyper)
 
 

@@ -36,7 +36,7 @@ from updraft_trainer.data.replay import IncomingTrace, Replay
 from updraft_trainer.data.retention import ReplayLimits
 from updraft_trainer.data.sample import read_sample
 from updraft_trainer.initial_state import InitialState, TrainerSpec, resume, start
-from updraft_trainer.learning.learner import Hyper
+from updraft_trainer.learning.learner import Hyperparameters
 from updraft_trainer.learning.state import Identity, States
 from updraft_trainer.loop import Components, Trainer, TrainingOptions
 from updraft_trainer.metrics import Metrics
@@ -169,7 +169,7 @@ async def bench(
     spec = TrainerSpec(
         target=read_head(target),
         target_fingerprint=traces.target_fingerprint,
-        hyper=Hyper(),
+        hyper=Hyperparameters(),
         draft_vocab_size=vocab_size,
         first_samples=8,
         seed=0,

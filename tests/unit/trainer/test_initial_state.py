@@ -21,7 +21,7 @@ from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.retention import ReplayLimits
 from updraft_trainer.data.sample import read_sample
 from updraft_trainer.initial_state import InitialState, TrainerSpec, resume, start
-from updraft_trainer.learning.learner import Hyper
+from updraft_trainer.learning.learner import Hyperparameters
 from updraft_trainer.learning.state import Identity, State, States, TrainingHistory
 from updraft_trainer.publishing.registry_view import RegistryView, RolloutState
 
@@ -53,7 +53,7 @@ def spec(head: TargetHead) -> TrainerSpec:
     return TrainerSpec(
         target=head,
         target_fingerprint="sha256:t",
-        hyper=Hyper(learning_rate=3e-3),
+        hyper=Hyperparameters(learning_rate=3e-3),
         draft_vocab_size=DRAFT_VOCAB,
         first_samples=1,
         seed=0,

@@ -19,7 +19,7 @@ from updraft_trainer.data.teacher import Teacher, read_teacher
 
 SCHEMA = 1
 
-FIRST_TAUGHT = 2
+FIRST_TRAINABLE = 2
 """Index of the first token that can be trained: the draft predicts it from row 0 and the token after row 0."""
 
 
@@ -85,13 +85,13 @@ class Sample:
         """R."""
         return len(self.aux)
 
-    def taught(self, known: Tensor) -> tuple[Tensor, Teacher]:
+    def trainable(self, known: Tensor) -> tuple[Tensor, Teacher]:
         """Indices of trainable output tokens, int64 [N], and their teacher of N rows. `known` bool [vocab]: tokens that the
         draft can propose."""
-        first = max(self.first_output, self.first_teacher_row + 1, FIRST_TAUGHT)
+        first = max(self.first_output, self.first_teacher_row + 1, FIRST_TRAINABLE)
         teacher = self.teacher.at(slice(first - 1 - self.first_teacher_row, None))
-        is_lesson = known[self.ids[first:]] & teacher.has_lesson(known)
-        return torch.nonzero(is_lesson)[:, 0] + first, teacher.at(is_lesson)
+        is_trainable = known[self.ids[first:]] & teacher.is_trainable(known)
+        return torch.nonzero(is_trainable)[:, 0] + first, teacher.at(is_trainable)
 
     @property
     def num_bytes(self) -> int:
@@ -142,9 +142,9 @@ class _Block:
         """Rows with a next token."""
         return len(self.ids) - 1
 
-    def num_lessons(self, stretch: range) -> int:
+    def num_trainable(self, stretch: range) -> int:
         """Trainable tokens if only these rows are used."""
-        first = max(self.first_output, self.first_teacher_row + 1, stretch.start + FIRST_TAUGHT)
+        first = max(self.first_output, self.first_teacher_row + 1, stretch.start + FIRST_TRAINABLE)
         return max(0, stretch.stop - first + 1)
 
 
@@ -202,8 +202,8 @@ def _stretch(block: _Block, missing: Sequence[int]) -> range:
         raise RefusedTrace("malformed", f"missing rows do not ascend within the {len(block.aux)} rows")
     edges = [*(edge for edge in edges if edge < block.num_rows), block.num_rows]
     stretches = [range(edge + 1, following) for edge, following in pairwise(edges)]
-    best = max(reversed(stretches), key=block.num_lessons)
-    if block.num_lessons(best) == 0:
+    best = max(reversed(stretches), key=block.num_trainable)
+    if block.num_trainable(best) == 0:
         gaps = f" between {len(missing)} missing ones" if missing else ""
         raise RefusedTrace("too_few_rows", f"{block.num_rows} rows{gaps} have no trainable token")
     return best

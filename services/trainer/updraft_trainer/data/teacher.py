@@ -58,7 +58,7 @@ class LastHidden:
     def at(self, rows: Tensor | slice) -> "LastHidden":
         return LastHidden(self.states[rows])
 
-    def has_lesson(self, known: Tensor) -> Tensor:
+    def is_trainable(self, known: Tensor) -> Tensor:
         """bool [R]: rows with a prediction over the tokens in `known`, bool [vocab]. All rows have one."""
         return known.new_ones(len(self))
 
@@ -90,7 +90,7 @@ class TopK:
     def at(self, rows: Tensor | slice) -> "TopK":
         return TopK(self.ids[rows], self.log_probs[rows])
 
-    def has_lesson(self, known: Tensor) -> Tensor:
+    def is_trainable(self, known: Tensor) -> Tensor:
         """bool [R]: rows with at least one token in `known`, bool [vocab]."""
         return known[self.ids].any(-1)
 

@@ -1,11 +1,11 @@
 """One optimizer step of EAGLE-3 training-time test (arXiv 2503.01840, section 3.2) on a batch of samples.
 
-Step j of the unrolled draft at row t predicts the token at t + 2 + j; its teacher is what the target said at row t + 1 + j
-(its last hidden state through the frozen head, or its likeliest tokens), restricted to the draft vocabulary and renormalised.
-Step j weighs decay^j. Rows whose token replaced a rejected draft weigh more: there the draft was wrong, and the target's
-distribution is known.
+Step j of the unrolled draft at row t predicts the token at t + 2 + j. Its teacher is the target's prediction at row t + 1 + j
+(the last hidden state through the frozen head, or the most likely tokens), restricted to the draft vocabulary and
+renormalised. Step j has the weight decay^j. Rows whose token replaced a rejected draft have a higher weight, because the
+draft was wrong there.
 
-Weights and optimizer are float32; forward and backward run in bfloat16 where the hardware has it.
+Weights and optimizer state are float32; forward and backward passes run in bfloat16 where the hardware supports it.
 """
 
 import math
@@ -20,22 +20,22 @@ from updraft_draft.network import initial_network
 from updraft_draft.target_weights import TargetHead
 from updraft_trainer.data.sample import Sample
 from updraft_trainer.data.teacher import DraftVocabulary
-from updraft_trainer.learning.batch import Batch, Lessons
+from updraft_trainer.learning.batch import Batch, TrainingRows
 from updraft_trainer.learning.losses import LOSSES, Loss, forward_kl
 
 FORWARD_ROWS = 1024
-"""Rows of padded samples in one forward pass; a longer sample goes alone."""
+"""Maximum rows of padded samples in one forward pass; a longer sample has a pass of its own."""
 
 LOGIT_ROWS = 256
 """Rows of logits in memory at a time: 8 MB per float32 tensor over 8,192 tokens."""
 
 MAX_BAD_STEPS = 3
-"""Steps in a row with a loss or gradient that is not finite before the last good weights are restored."""
+"""Consecutive steps with a non-finite loss or gradient after which the last good weights are restored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hyper:
-    """How to learn."""
+class Hyperparameters:
+    """See the settings of the same names."""
 
     learning_rate: float = 1e-3
     warmup_steps: int = 20
@@ -44,18 +44,15 @@ class Hyper:
     step_decay: float = 0.8
     loss: str = "forward_kl"
     acceptance_weight: float = 0.0
-    """Weight of the acceptance loss, added to `loss`."""
     correction_weight: float = 1.0
-    """Extra weight of rows whose draft was rejected."""
     discard_weight: float = 0.0
-    """Weight of the divergence after rejected drafts, lambda in `losses`; samples without counterfactuals have none."""
+    """Lambda in `losses`. Samples without counterfactuals are not affected."""
     trains_head: bool = False
-    """The draft's head starts as the target's and is already right for it; training it doubles the cost of a step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
-    """What one optimizer step did. `is_skipped`: loss or gradient was not finite and nothing changed."""
+    """The result of one optimizer step. `is_skipped`: loss or gradient was not finite, so nothing changed."""
 
     loss: float
     grad_norm: float
@@ -67,7 +64,7 @@ class Learner:
     """The draft in training. Not thread-safe."""
 
     def __init__(
-        self, target: TargetHead, config: DraftConfig, token_ids: Tensor, hyper: Hyper, *, seed: int = 0
+        self, target: TargetHead, config: DraftConfig, token_ids: Tensor, hyper: Hyperparameters, *, seed: int = 0
     ) -> None:
         self.hyper = hyper
         self.step = 0
@@ -91,7 +88,7 @@ class Learner:
             return StepReport(loss=0.0, grad_norm=0.0, num_rows=0)
         norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.hyper.clip_norm))
         if not math.isfinite(loss) or not math.isfinite(norm):
-            self._refuse()
+            self._skip()
             return StepReport(loss=loss, grad_norm=norm, num_rows=num_rows, is_skipped=True)
         self._optimizer.step()
         self.step += 1
@@ -99,19 +96,15 @@ class Learner:
         return StepReport(loss=loss, grad_norm=norm, num_rows=num_rows)
 
     def mark_good(self) -> None:
-        """Remember these weights as the ones to return to when training diverges."""
+        """Keep these weights, to restore them if training diverges."""
         self._good = self._weights()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that training goes on from."""
-        return {
-            "network": self.network.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "step": self.step,
-        }
+        """Everything that is needed to continue training."""
+        return {"network": self.network.state_dict(), "optimizer": self._optimizer.state_dict(), "step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict()` of a learner of the same shape."""
+        """Continue from `state_dict()` of a learner of the same shape."""
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.step = int(state["step"])
@@ -120,8 +113,8 @@ class Learner:
     def _weights(self) -> dict[str, Tensor]:
         return {name: p.detach().clone() for name, p in self.network.named_parameters() if p.requires_grad}
 
-    def _refuse(self) -> None:
-        """Change nothing; after several such steps go back to the last good weights with a fresh optimizer state."""
+    def _skip(self) -> None:
+        """Count a skipped step. After several in a row, restore the last good weights and reset the optimizer."""
         self._num_bad += 1
         if self._num_bad >= MAX_BAD_STEPS:
             self.network.load_state_dict(self._good, strict=False)
@@ -129,10 +122,10 @@ class Learner:
             self._num_bad = 0
 
     def _accumulate(self, samples: list[Sample]) -> tuple[float, int]:
-        """Add the gradients of the loss over all samples; return that loss and its number of rows.
+        """Add the gradients of the loss over all samples; return the loss and its number of rows.
 
-        At most `FORWARD_ROWS` rows go through the layer together and `LOGIT_ROWS` of them through the head, each part with
-        its backward pass: autograd keeps several copies of everything between, which takes gigabytes for long answers.
+        At most `FORWARD_ROWS` rows pass through the layer at once and `LOGIT_ROWS` through the head, each part with its own
+        backward pass, because autograd keeps several copies of all intermediate values: gigabytes for long answers.
         """
         hyper = self.hyper
         batches = [self._batch(group) for group in _groups(samples)]
@@ -149,9 +142,9 @@ class Learner:
             loss += self._backward(leaves, batch.text, self._text_loss, text_scales)
             if batch.discarded is not None:
                 loss += self._backward(leaves, batch.discarded, forward_kl, discard_scales)
-            learnt = [j for j, leaf in enumerate(leaves) if leaf.grad is not None]
-            if learnt:
-                torch.autograd.backward([states[j] for j in learnt], [leaves[j].grad for j in learnt])
+            trained = [j for j, leaf in enumerate(leaves) if leaf.grad is not None]
+            if trained:
+                torch.autograd.backward([states[j] for j in trained], [leaves[j].grad for j in trained])
         return loss, sum(map(len, [*texts, *discards]))
 
     def _batch(self, samples: list[Sample]) -> Batch:
@@ -160,10 +153,10 @@ class Learner:
             return batch
         return batch.with_branches(samples, turn=self.step, known=self.network.t2d)
 
-    def _scales(self, lessons: list[Lessons], weight: float) -> list[float]:
-        """For each step, what a weighted sum of its losses is multiplied by, so that all lessons together give a mean."""
+    def _scales(self, parts: list[TrainingRows], weight: float) -> list[float]:
+        """The factor per step that turns the weighted sum of the losses of all rows into a weighted mean."""
         sums = [
-            sum(float(self._weights_of(one.corrections[one.at(j)[2]]).sum()) for one in lessons)
+            sum(float(self._weights_of(rows.corrections[rows.of_step(j)[2]]).sum()) for rows in parts)
             for j in range(self.hyper.ttt_steps)
         ]
         return [weight * self.hyper.step_decay**j / total if total else 0.0 for j, total in enumerate(sums)]
@@ -178,27 +171,27 @@ class Learner:
             loss = loss + hyper.acceptance_weight * LOSSES["acceptance"](log_q, log_p)
         return loss
 
-    def _backward(self, states: list[Tensor], lessons: Lessons, loss: Loss, scales: list[float]) -> float:
+    def _backward(self, states: list[Tensor], rows: TrainingRows, loss: Loss, scales: list[float]) -> float:
         """Add the gradients of states [B, T, D] and of the head; return the loss."""
         total = 0.0
-        for chunk in lessons.split(LOGIT_ROWS):
+        for chunk in rows.split(LOGIT_ROWS):
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
                 log_p = chunk.log_p(self._vocabulary)
             for j, (state, scale) in enumerate(zip(states, scales, strict=True)):
-                sample, column, known = chunk.at(j)
-                if not len(known):
+                sample, column, indices = chunk.of_step(j)
+                if not len(indices):
                     continue
                 with torch.autocast("cpu", torch.bfloat16):
                     log_q = self.network.logits(state[sample, column]).float().log_softmax(-1)
-                    losses = loss(log_q, log_p if len(known) == len(chunk) else log_p[known])
-                    part = scale * (losses * self._weights_of(chunk.corrections[known])).sum()
+                    losses = loss(log_q, log_p if len(indices) == len(chunk) else log_p[indices])
+                    part = scale * (losses * self._weights_of(chunk.corrections[indices])).sum()
                 part.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
                 total += part.item()
         return total
 
 
 def _groups(samples: list[Sample]) -> list[list[Sample]]:
-    """Samples of similar lengths together, as many as `FORWARD_ROWS` allows."""
+    """Groups of samples of similar length, each as large as `FORWARD_ROWS` allows."""
     groups: list[list[Sample]] = []
     for sample in sorted(samples, key=lambda one: one.num_rows):
         if groups and (len(groups[-1]) + 1) * sample.num_rows <= FORWARD_ROWS:

@@ -211,16 +211,16 @@ def test_the_likeliest_tokens_belong_to_the_rows_from_the_prompts_last_one_on(ma
     assert isinstance(sample.teacher, TopK)
     assert (sample.num_rows, sample.first_output, sample.first_teacher_row, len(sample.teacher)) == (13, 4, 3, 10)
     known = torch.ones(VOCAB, dtype=torch.bool)
-    taught, teacher = sample.taught(known)
-    assert taught.tolist() == list(range(4, 14))
+    tokens, teacher = sample.trainable(known)
+    assert tokens.tolist() == list(range(4, 14))
     assert isinstance(teacher, TopK)
-    assert teacher.ids[:, 0].tolist() == sample.ids[taught].tolist(), "the teacher of a token is the row before it"
+    assert teacher.ids[:, 0].tolist() == sample.ids[tokens].tolist(), "the teacher of a token is the row before it"
     assert teacher.log_probs.flatten().tolist() == list(trace.payload.top_k.log_probs)
     assert all(isinstance(one.teacher, TopK) for one in sample.counterfactuals)
     assert sample.num_bytes > sum(one.num_bytes for one in sample.counterfactuals) + teacher.num_bytes
 
 
-def test_rows_without_a_teacher_are_context_and_never_a_lesson(maker: TraceMaker, head: Tensor) -> None:
+def test_rows_without_a_teacher_are_context_and_are_not_trained(maker: TraceMaker, head: Tensor) -> None:
     trace = show_likeliest(maker.trace(1, num_prompt=4, num_output=10), head, k=5)
     trace.payload.first_teacher_row += 4
     for field in (trace.payload.top_k.ids, trace.payload.top_k.log_probs):
@@ -228,21 +228,21 @@ def test_rows_without_a_teacher_are_context_and_never_a_lesson(maker: TraceMaker
     del trace.payload.top_k.log_sum_exp[:4]
     sample = read_sample(trace.SerializeToString(), maker.expected)
     assert (sample.num_rows, sample.first_output) == (13, 4), "an estimate needs no teacher"
-    taught, teacher = sample.taught(torch.ones(VOCAB, dtype=torch.bool))
-    assert taught.tolist() == list(range(8, 14))
+    tokens, teacher = sample.trainable(torch.ones(VOCAB, dtype=torch.bool))
+    assert tokens.tolist() == list(range(8, 14))
     assert isinstance(teacher, TopK)
-    assert teacher.ids[:, 0].tolist() == sample.ids[taught].tolist()
+    assert teacher.ids[:, 0].tolist() == sample.ids[tokens].tolist()
 
 
-def test_a_row_none_of_whose_likeliest_tokens_the_draft_can_propose_is_no_lesson(
+def test_a_row_none_of_whose_likeliest_tokens_the_draft_can_propose_is_not_trained(
     maker: TraceMaker, head: Tensor
 ) -> None:
     trace = show_likeliest(maker.trace(1, num_prompt=4, num_output=10), head, k=1)
     trace.payload.top_k.ids[2] = 400  # of the third output token, which was drawn from the tail then
     sample = read_sample(trace.SerializeToString(), maker.expected)
     known = torch.arange(VOCAB) < 256
-    taught, teacher = sample.taught(known)
-    assert taught.tolist() == [4, 5, *range(7, 14)]
+    tokens, teacher = sample.trainable(known)
+    assert tokens.tolist() == [4, 5, *range(7, 14)]
     assert len(teacher) == 9
 
 
@@ -262,12 +262,12 @@ def _missing(trace: trace_pb2.Trace, *rows: int) -> trace_pb2.Trace:
     [
         pytest.param([0, 1], 2, 12, 2, id="a cached prefix"),
         pytest.param([12], 0, 11, 4, id="the last row"),
-        pytest.param([6], 7, 12, 1, id="the later half has more lessons"),
+        pytest.param([6], 7, 12, 1, id="the later half has more trainable tokens"),
         pytest.param([10], 0, 9, 4, id="the earlier part has more"),
         pytest.param([1, 7, 8], 2, 6, 2, id="between two gaps"),
     ],
 )
-def test_of_a_trace_with_gaps_the_stretch_with_the_most_lessons_is_used(
+def test_of_a_trace_with_gaps_the_stretch_with_the_most_trainable_tokens_is_used(
     maker: TraceMaker, rows: list[int], first: int, last: int, first_output: int
 ) -> None:
     whole = read_sample(
@@ -280,11 +280,11 @@ def test_of_a_trace_with_gaps_the_stretch_with_the_most_lessons_is_used(
     assert sample.ids.tolist() == whole.ids[first : last + 2].tolist()
     assert sample.corrections.tolist() == [False, *whole.corrections[first + 1 : last + 2].tolist()]
     known = torch.ones(VOCAB, dtype=torch.bool)
-    taught, teacher = sample.taught(known)
-    of_whole, all_teachers = whole.taught(known)
+    tokens, teacher = sample.trainable(known)
+    of_whole, all_teachers = whole.trainable(known)
     assert isinstance(teacher, LastHidden)
     assert isinstance(all_teachers, LastHidden)
-    places = [of_whole.tolist().index(token + first) for token in taught.tolist()]
+    places = [of_whole.tolist().index(token + first) for token in tokens.tolist()]
     assert torch.equal(teacher.states, all_teachers.states[places])
     inside = [one for one in whole.counterfactuals if first < one.start <= last + 1]
     assert [one.start + first for one in sample.counterfactuals] == [one.start for one in inside]
@@ -296,9 +296,9 @@ def test_gaps_and_likeliest_tokens_go_together(maker: TraceMaker, head: Tensor) 
     trace.payload.top_k.ids[2 * 5] = 2**31  # row 5 of the text, the third that has a teacher
     sample = read_sample(trace.SerializeToString(), maker.expected)
     assert (sample.num_rows, sample.first_teacher_row) == (7, 0)
-    taught, teacher = sample.taught(torch.ones(VOCAB, dtype=torch.bool))
+    tokens, teacher = sample.trainable(torch.ones(VOCAB, dtype=torch.bool))
     assert isinstance(teacher, TopK)
-    assert teacher.ids[:, 0].tolist() == sample.ids[taught].tolist()
+    assert teacher.ids[:, 0].tolist() == sample.ids[tokens].tolist()
 
 
 def _k(trace: trace_pb2.Trace, k: int) -> None:

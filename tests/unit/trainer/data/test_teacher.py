@@ -49,11 +49,11 @@ def test_what_the_likeliest_tokens_say_is_renormalised_over_the_draft_vocabulary
     logits = torch.nn.functional.linear(states, head).float()
     teacher, known = of_logits(logits, k), torch.zeros(VOCAB, dtype=torch.bool)
     known[token_ids] = True
-    lessons = teacher.has_lesson(known)
-    log_p = teacher.at(lessons).log_p(vocabulary(head, token_ids))
+    is_trainable = teacher.is_trainable(known)
+    log_p = teacher.at(is_trainable).log_p(vocabulary(head, token_ids))
     assert bool(torch.isfinite(log_p).all())
-    torch.testing.assert_close(log_p.exp().sum(-1), torch.ones(int(lessons.sum())))
-    for row, p in zip(torch.nonzero(lessons)[:, 0].tolist(), log_p.exp(), strict=True):
+    torch.testing.assert_close(log_p.exp().sum(-1), torch.ones(int(is_trainable.sum())))
+    for row, p in zip(torch.nonzero(is_trainable)[:, 0].tolist(), log_p.exp(), strict=True):
         named = set(teacher.ids[row].tolist()) & set(token_ids)
         true = logits[row].softmax(-1)
         total = sum(float(true[token]) for token in named)
@@ -63,12 +63,12 @@ def test_what_the_likeliest_tokens_say_is_renormalised_over_the_draft_vocabulary
     torch.testing.assert_close(log_p.softmax(-1), log_p.exp(), rtol=1e-6, atol=0)
 
 
-def test_a_row_that_names_no_token_of_the_draft_has_no_lesson() -> None:
+def test_a_row_that_names_no_token_of_the_draft_cannot_be_trained() -> None:
     teacher = TopK(torch.tensor([[3, 4], [4, 5], [5, 6]]), torch.full((3, 2), -1.0))
     known = torch.zeros(VOCAB, dtype=torch.bool)
     known[[4, 9]] = True
-    assert teacher.has_lesson(known).tolist() == [True, True, False]
-    assert LastHidden(torch.zeros(3, HIDDEN)).has_lesson(known).tolist() == [True, True, True]
+    assert teacher.is_trainable(known).tolist() == [True, True, False]
+    assert LastHidden(torch.zeros(3, HIDDEN)).is_trainable(known).tolist() == [True, True, True]
 
 
 @pytest.mark.parametrize("name", list(LOSSES))

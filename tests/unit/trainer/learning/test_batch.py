@@ -12,7 +12,7 @@ from torch import Tensor
 from updraft_draft.network import DraftNetwork
 from updraft_trainer.data.sample import Counterfactual, Sample, read_sample
 from updraft_trainer.data.teacher import LastHidden, Teacher
-from updraft_trainer.learning.batch import Batch, Lessons
+from updraft_trainer.learning.batch import Batch, TrainingRows
 
 KNOWN = torch.ones(512, dtype=torch.bool)
 
@@ -21,7 +21,7 @@ KNOWN = torch.ones(512, dtype=torch.bool)
 def samples(traces: TraceMaker) -> list[Sample]:
     """Of unequal lengths, each with two rows after every rejection; the last one without any. No teacher comes twice."""
     generator = torch.Generator().manual_seed(0)
-    found = []
+    made = []
     for seed in range(3):
         data = traces.data(seed, num_prompt=3 + seed, num_output=12 + 9 * seed, counterfactual_rows=2)
         sample = read_sample(data, traces.expected)
@@ -29,8 +29,8 @@ def samples(traces: TraceMaker) -> list[Sample]:
             replace(one, teacher=LastHidden(torch.randn(2, HIDDEN, generator=generator)))
             for one in sample.counterfactuals
         ]
-        found.append(replace(sample, counterfactuals=tuple(branches) if seed < 2 else ()))
-    return found
+        made.append(replace(sample, counterfactuals=tuple(branches) if seed < 2 else ()))
+    return made
 
 
 @pytest.fixture
@@ -48,8 +48,8 @@ def test_a_branch_has_the_states_that_its_text_alone_has(
     branches = [(sample, one) for sample in samples for one in sample.counterfactuals]
     compared = set()
     for j, state in enumerate(states):
-        for b, column, lesson in zip(*(field.tolist() for field in batch.discarded.at(j)), strict=True):
-            (sample, one), n = _owner(branches, hidden(batch.discarded)[lesson])
+        for b, column, index in zip(*(field.tolist() for field in batch.discarded.of_step(j)), strict=True):
+            (sample, one), n = _owner(branches, hidden(batch.discarded)[index])
             assert sample is samples[b]
             aux = torch.cat([sample.aux[: one.start], one.aux]).float()[None]
             ids = torch.cat([sample.ids[1 : one.start], one.ids, torch.zeros(num_steps, dtype=torch.long)])[None]
@@ -59,10 +59,10 @@ def test_a_branch_has_the_states_that_its_text_alone_has(
     assert compared == {(j, n) for j in range(num_steps) for n in range(2)}
 
 
-def hidden(of: Lessons | Counterfactual) -> Tensor:
-    """Last hidden states of lessons that all have some, or of a branch."""
+def hidden(of: TrainingRows | Counterfactual) -> Tensor:
+    """Last hidden states of rows that all have some, or of a branch."""
     teacher: Teacher
-    (teacher,) = of.teachers if isinstance(of, Lessons) else (of.teacher,)
+    (teacher,) = of.teachers if isinstance(of, TrainingRows) else (of.teacher,)
     assert isinstance(teacher, LastHidden)
     return teacher.states
 
@@ -101,11 +101,11 @@ def test_a_batch_without_rejections_is_as_it_was(samples: list[Sample]) -> None:
     assert batch.with_branches(samples[2:], turn=0, known=KNOWN) is batch
 
 
-def test_lessons_are_split_in_order_and_without_loss(samples: list[Sample]) -> None:
-    lessons = Batch.of(samples, num_steps=3, known=KNOWN).text
-    parts = list(lessons.split(5))
+def test_training_rows_are_split_in_order_and_without_loss(samples: list[Sample]) -> None:
+    rows = Batch.of(samples, num_steps=3, known=KNOWN).text
+    parts = list(rows.split(5))
     assert [len(part) for part in parts[:-1]] == [5] * (len(parts) - 1)
-    again = Lessons.joined(parts)
-    assert torch.equal(hidden(again), hidden(lessons))
+    again = TrainingRows.joined(parts)
+    assert torch.equal(hidden(again), hidden(rows))
     for field in ("sample", "column", "first", "corrections"):
-        assert torch.equal(getattr(again, field), getattr(lessons, field))
+        assert torch.equal(getattr(again, field), getattr(rows, field))

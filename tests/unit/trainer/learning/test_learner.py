@@ -15,7 +15,7 @@ from updraft_trainer.data.sample import Sample, read_sample
 from updraft_trainer.data.teacher import LastHidden, TopK
 from updraft_trainer.learning import learner as learner_module
 from updraft_trainer.learning.batch import Batch
-from updraft_trainer.learning.learner import MAX_BAD_STEPS, Hyper, Learner
+from updraft_trainer.learning.learner import MAX_BAD_STEPS, Hyperparameters, Learner
 from updraft_trainer.learning.losses import forward_kl
 from updraft_trainer.publishing.estimate import num_tokens, verify_steps
 
@@ -48,7 +48,7 @@ def likeliest(target: Path, k: int, seeds: range, *, counterfactual_rows: int = 
 def make_learner(target: Path, **hyper: float | str | bool) -> Learner:
     head = read_head(target)
     config = head.config.draft(draft_vocab_size=DRAFT_VOCAB)
-    return Learner(head, config, torch.arange(DRAFT_VOCAB), Hyper(learning_rate=3e-3, **hyper))  # type: ignore[arg-type]
+    return Learner(head, config, torch.arange(DRAFT_VOCAB), Hyperparameters(learning_rate=3e-3, **hyper))  # type: ignore[arg-type]
 
 
 def acceptance_length(learner: Learner, samples: list[Sample]) -> float:
@@ -279,12 +279,12 @@ def test_a_step_in_parts_has_the_gradients_of_the_loss_over_the_whole_batch(
     with torch.autocast("cpu", torch.bfloat16):
         states = network.unroll_tree(batch.aux, batch.tree, first_row=batch.first_row)
         expected = torch.zeros(())
-        for lessons, scale in ((batch.text, 1.0), (batch.discarded, 0.5)):
+        for rows, scale in ((batch.text, 1.0), (batch.discarded, 0.5)):
             for j, state in enumerate(states):
-                sample, column, known = lessons.at(j)
+                sample, column, indices = rows.of_step(j)
                 log_q = network.logits(state[sample, column]).float().log_softmax(-1)
-                loss = forward_kl(log_q, lessons.log_p(vocabulary)[known])
-                weight = 1.0 + hyper.correction_weight * lessons.corrections[known].float()
+                loss = forward_kl(log_q, rows.log_p(vocabulary)[indices])
+                weight = 1.0 + hyper.correction_weight * rows.corrections[indices].float()
                 expected = expected + scale * hyper.step_decay**j * (loss * weight).sum() / weight.sum()
     expected.backward()  # type: ignore[no-untyped-call]
 

@@ -20,7 +20,7 @@ from updraft_inference.sglang_engine.launch import admin_key, arguments, plugin_
 from updraft_inference.sglang_engine.server import ServerInfo
 from updraft_sglang import weights
 from updraft_trainer.initial_state import TrainerSpec
-from updraft_trainer.learning.learner import Hyper
+from updraft_trainer.learning.learner import Hyperparameters
 
 
 def test_the_folder_is_what_pip_would_have_installed(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_the_first_draft_is_the_one_that_a_trainer_begins_with(target: Path, tmp
     head = read_head(target)
     ids = vocabulary.choose((), always=head.config.eos_token_ids, vocab_size=VOCAB, size=64)
     design = TrainerSpec(
-        target=head, target_fingerprint="", hyper=Hyper(), draft_vocab_size=64, first_samples=0, seed=0
+        target=head, target_fingerprint="", hyper=Hyperparameters(), draft_vocab_size=64, first_samples=0, seed=0
     )
     network = design.learner(ids).network
 
