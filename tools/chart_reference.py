@@ -6,9 +6,12 @@ The comment lines directly above a value describe it. A comment above a map beco
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import yaml
+from tools import markdown
 
 CHART = Path("charts") / "updraft"
 _BEGIN, _END = "<!-- values -->\n", "<!-- end of values -->\n"
@@ -42,10 +45,9 @@ def table(path: Path) -> str:
     values = list(documented(path))
     maps = {value.path[:length] for value in values for length in range(1, len(value.path))}
     rows = [
-        f"| `{value.name}` | {'' if value.path in maps else _default(value.default)} | {value.meaning} |"
-        for value in values
+        (f"`{value.name}`", "" if value.path in maps else _default(value.default), value.meaning) for value in values
     ]
-    return "\n".join(("| value | default | meaning |", "| --- | --- | --- |", *rows)) + "\n"
+    return markdown.table(("value", "default", "meaning"), rows)
 
 
 def documented(path: Path) -> Iterator[Value]:
@@ -63,15 +65,8 @@ def documented(path: Path) -> Iterator[Value]:
             parents = [*(parent for parent in parents if parent[0] < indent), (indent, match["key"])]
             keys = tuple(key for _, key in parents)
             if comment:
-                yield Value(path=keys, meaning=" ".join(comment), default=_at(values, keys))
+                yield Value(path=keys, meaning=" ".join(comment), default=reduce(getitem, keys, values))
         comment = []
-
-
-def _at(values: object, path: tuple[str, ...]) -> object:
-    for key in path:
-        assert isinstance(values, dict), path
-        values = values[key]
-    return values
 
 
 def _default(value: object) -> str:

@@ -1,29 +1,16 @@
 """The reference page of a command line, from its own help: a section per command, and once the options that many share."""
 
 import inspect
-import re
 from collections.abc import Iterable, Iterator
 
 import click
+from tools import markdown
 
-from updraft_cli.__main__ import cli
 from updraft_cli.cmd.program import SHARED, Command, Program
-from updraft_cli.kubectl import plugin
 
 
-def sections() -> Iterator[str]:
-    """The page of the `updraft` command below its head, as Markdown."""
-    yield "# The `updraft` command\n"
-    yield from _program(cli, "updraft")
-
-
-def plugin_sections() -> Iterator[str]:
-    """The page of the kubectl plugin, below its head."""
-    yield "# The `kubectl updraft` plugin\n"
-    yield from _program(plugin, "kubectl updraft")
-
-
-def _program(program: Program, name: str) -> Iterator[str]:
+def sections(program: Program, name: str) -> Iterator[str]:
+    """The page of a program below its title."""
     context = click.Context(program, info_name=name)
     title = program.backend_options.title
     yield _prose(program)
@@ -65,8 +52,7 @@ def _section(context: click.Context) -> Iterator[str]:
 
 def _options(context: click.Context, parameters: Iterable[click.Parameter]) -> str:
     records = (parameter.get_help_record(context) for parameter in parameters if isinstance(parameter, click.Option))
-    rows = (f"| `{_cell(names)}` | {_cell(meaning)} |" for names, meaning in filter(None, records))
-    return "\n".join(("| option | meaning |", "| --- | --- |", *rows)) + "\n"
+    return markdown.table(("option", "meaning"), [(f"`{names}`", meaning) for names, meaning in filter(None, records)])
 
 
 def _prose(command: click.Command) -> str:
@@ -80,7 +66,3 @@ def _paragraph(text: str) -> str:
         return " ".join(text.split())
     lines = text.removeprefix("\b").strip("\n")
     return f"```text\n{lines}\n```"
-
-
-def _cell(text: str) -> str:
-    return re.sub(r"\s+", " ", text).replace("|", "\\|")

@@ -1,10 +1,17 @@
-"""Wraps the prose of generated Markdown pages, so that sources do not have to be written to a width."""
+"""Tables, and wrapped prose, so that the sources of generated Markdown pages do not have to be written to a width."""
 
 import re
 import textwrap
+from collections.abc import Iterable, Sequence
 
 WIDTH = 126
 _MARKER = re.compile(r"\s*(?:[-*]|\d+\.)\s+")
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table. Each cell is written on one line, with its `|` escaped."""
+    cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *cells)) + "\n"
 
 
 def wrapped(page: str) -> str:

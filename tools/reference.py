@@ -20,17 +20,18 @@ from prometheus_client.metrics import MetricWrapperBase
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
-from tools import cli_reference, conditions_reference, markdown
+from tools import api_reference, cli_reference, markdown
 
 import updraft_inference.metrics
-import updraft_operator.api.reference
 import updraft_operator.metrics
 import updraft_registry.metrics
 import updraft_trainer.metrics
 from updraft_chassis.settings import Settings, variable
 from updraft_cli.__main__ import cli
+from updraft_cli.cmd.explain.condition_help import CONDITION_HELP, PARTS, READY, RESTARTS
 from updraft_cli.cmd.program import Program
 from updraft_cli.demo.report import Report
+from updraft_cli.kubectl import plugin
 from updraft_cli.results import Result
 from updraft_inference.engine import Engine
 from updraft_inference.settings import InferenceSettings
@@ -82,6 +83,14 @@ _METRICS_INTRO = (
     " never a label.\n"
 )
 
+_CONDITIONS_INTRO = """\
+`kubectl describe asp NAME` shows the conditions of a resource. `kubectl updraft explain NAME` explains them with the names of
+that resource filled in. A condition is True, False or Unknown. Its reason is one of those below, and its message gives details.
+
+`Ready` is True if `Accepted`, `ServingReady` and `RegistryReady` are True. Otherwise it has the reason of the first one that
+is not. The other conditions do not affect `Ready`, because serving continues without them.
+"""
+
 _RESULTS_INTRO = (
     "`make demo` writes `report.json`, a [`Report`](#report); each benchmark writes a [`Result`](#result) under"
     " `bench/results/`. `null` means not measured.\n"
@@ -97,38 +106,36 @@ def write(folder: Path) -> None:
 def pages() -> dict[str, str]:
     """Text by file name."""
     return {
-        "cli.md": "\n".join([HEAD, *cli_reference.sections()]),
-        "settings.md": settings_page(),
-        "metrics.md": metrics_page(),
-        "report.md": report_page(),
-        "kubectl.md": "\n".join([HEAD, *cli_reference.plugin_sections()]),
-        "conditions.md": "\n".join([HEAD, *conditions_reference.sections()]),
-        "api.md": updraft_operator.api.reference.page(),
+        "cli.md": _page("The `updraft` command", *cli_reference.sections(cli, "updraft")),
+        "settings.md": _page("Settings", _SETTINGS_INTRO, *_settings_sections()),
+        "metrics.md": _page("Metrics", _METRICS_INTRO, *_metrics_sections()),
+        "report.md": _page("Results as JSON", _RESULTS_INTRO, *_results_sections()),
+        "kubectl.md": _page("The `kubectl updraft` plugin", *cli_reference.sections(plugin, "kubectl updraft")),
+        "conditions.md": _page("Conditions", _CONDITIONS_INTRO, *_conditions_sections()),
+        "api.md": api_reference.page(),
     }
+
+
+def _page(title: str, *sections: str) -> str:
+    return "\n".join([HEAD, f"# {title}\n", *sections])
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------
 
 
-def settings_page() -> str:
+def _settings_sections() -> Iterator[str]:
     """Every environment variable of a process or of the command line."""
-    parts = [
-        HEAD,
-        "# Settings\n",
-        _SETTINGS_INTRO,
-    ]
     for part, cls in SETTINGS.items():
-        parts += [f"## {part}\n", f"`updraft-{part.lower()}`, variables `{variable(cls, '')}*`.\n"]
-        parts.append(_table(("variable", "type", "default", "meaning"), _settings_rows(cls)))
-    parts += [
-        "## SGLang's plugin\n",
-        "The plugin reads these inside a stock SGLang server with an agent with `--engine sglang` ([SGLang](../sglang.md)).\n",
-        _table(("variable", "default", "meaning"), _plugin_rows()),
-        "## The `updraft` command\n",
-        "Options that environment variables can set too.\n",
-        _table(("variable", "option", "meaning"), sorted({row[0]: row for row in _option_rows(cli)}.values())),
-    ]
-    return "\n".join(parts)
+        yield f"## {part}\n"
+        yield f"`updraft-{part.lower()}`, variables `{variable(cls, '')}*`.\n"
+        yield markdown.table(("variable", "type", "default", "meaning"), _settings_rows(cls))
+    yield "## SGLang's plugin\n"
+    yield "The plugin reads these inside a stock SGLang server with an agent with `--engine sglang` ([SGLang](../sglang.md)).\n"
+    yield markdown.table(("variable", "default", "meaning"), _plugin_rows())
+    yield "## The `updraft` command\n"
+    yield "Options that environment variables can set too.\n"
+    options = {row[0]: row for row in _option_rows(cli)}
+    yield markdown.table(("variable", "option", "meaning"), sorted(options.values()))
 
 
 def variables() -> set[str]:
@@ -188,37 +195,17 @@ def _option_rows(command: click.Command) -> Iterator[tuple[str, str, str]]:
 # -- metrics -----------------------------------------------------------------------------------------------------------
 
 
-class _Recorder(CollectorRegistry):
-    """Records the metrics that are registered, in order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.metrics: list[MetricWrapperBase] = []
-
-    def register(self, collector: Any) -> None:
-        super().register(collector)
-        self.metrics.append(collector)
-
-
-def metrics_page() -> str:
+def _metrics_sections() -> Iterator[str]:
     """Every metric of every process."""
-    parts = [
-        HEAD,
-        "# Metrics\n",
-        _METRICS_INTRO,
-    ]
     for part, metrics in _metrics().items():
-        rows = [
-            (
-                f"`{metric_name(metric)}`",
-                _kind(metric),
-                ", ".join(f"`{name}`" for name in _labels(metric)),
-                _help(metric),
-            )
-            for metric in metrics
-        ]
-        parts += [f"## {part}\n", _table(("metric", "type", "labels", "meaning"), rows)]
-    return "\n".join(parts)
+        yield f"## {part}\n"
+        yield markdown.table(("metric", "type", "labels", "meaning"), map(_metric_row, metrics))
+
+
+def _metric_row(metric: MetricWrapperBase) -> Sequence[str]:
+    labels = metric._labelnames  # noqa: SLF001 - there are no samples before something is counted
+    listed = ", ".join(f"`{name}`" for name in labels)
+    return f"`{metric_name(metric)}`", _kind(metric), listed, _text(_described(metric).documentation)
 
 
 def metric_names() -> set[str]:
@@ -235,20 +222,16 @@ def metric_name(metric: MetricWrapperBase) -> str:
 
 
 def _metrics() -> dict[str, list[MetricWrapperBase]]:
-    inference, registry, trainer, operator = _Recorder(), _Recorder(), _Recorder(), _Recorder()
-    updraft_inference.metrics.Metrics.on(inference)
+    registries = {part: CollectorRegistry() for part in SETTINGS}
+    updraft_inference.metrics.Metrics.on(registries["Inference"])
     # These gauges read the engine when they are scraped; here they are only described.
-    updraft_inference.metrics.watch_engine(inference, cast("Engine", None))
-    updraft_inference.metrics.watch_lookahead(inference, Mock())
-    updraft_registry.metrics.Metrics.on(registry)
-    updraft_trainer.metrics.Metrics(trainer)
-    updraft_operator.metrics.Metrics.on(operator)
-    return {
-        "Inference": inference.metrics,
-        "Registry": registry.metrics,
-        "Trainer": trainer.metrics,
-        "Operator": operator.metrics,
-    }
+    updraft_inference.metrics.watch_engine(registries["Inference"], cast("Engine", None))
+    updraft_inference.metrics.watch_lookahead(registries["Inference"], Mock())
+    updraft_registry.metrics.Metrics.on(registries["Registry"])
+    updraft_trainer.metrics.Metrics(registries["Trainer"])
+    updraft_operator.metrics.Metrics.on(registries["Operator"])
+    metrics = {part: list(registry._collector_to_names) for part, registry in registries.items()}  # noqa: SLF001 - in order
+    return cast("dict[str, list[MetricWrapperBase]]", metrics)
 
 
 def _described(metric: MetricWrapperBase) -> Any:
@@ -259,34 +242,20 @@ def _kind(metric: MetricWrapperBase) -> str:
     return str(_described(metric).type)
 
 
-def _help(metric: MetricWrapperBase) -> str:
-    return _text(_described(metric).documentation)
-
-
-def _labels(metric: MetricWrapperBase) -> tuple[str, ...]:
-    return tuple(metric._labelnames)  # noqa: SLF001 - there are no samples before something is counted
-
-
 # -- results -----------------------------------------------------------------------------------------------------------
 
 
-def report_page() -> str:
+def _results_sections() -> Iterator[str]:
     """The schema of the demo's report.json and of benchmark results."""
-    parts = [
-        HEAD,
-        "# Results as JSON\n",
-        _RESULTS_INTRO,
-    ]
     for model in _models([Report, Result]):
-        parts.append(f"## {model.__name__}\n")
+        yield f"## {model.__name__}\n"
         if model.__doc__:
-            parts.append(f"{_text(model.__doc__)}\n")
+            yield f"{_text(model.__doc__)}\n"
         rows = [
             (f"`{name}`", _type_name(field.annotation), _text(field.description or ""))
             for name, field in model.model_fields.items()
         ]
-        parts.append(_table(("field", "type", "meaning"), rows))
-    return "\n".join(parts)
+        yield markdown.table(("field", "type", "meaning"), rows)
 
 
 def _models(roots: Iterable[type[BaseModel]]) -> list[type[BaseModel]]:
@@ -332,15 +301,27 @@ def _class_name(annotation: object) -> str:
     return _TYPES[annotation]
 
 
-# -- Markdown ----------------------------------------------------------------------------------------------------------
+# -- conditions --------------------------------------------------------------------------------------------------------
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+def _conditions_sections() -> Iterator[str]:
+    """The table that `kubectl updraft explain` uses."""
+    for condition, reasons in CONDITION_HELP.items():
+        yield f"## {condition}\n"
+        if condition == "Ready":
+            yield f"See {', '.join(f'[{part}](#{part.lower()})' for part in READY)}.\n"
+        words = {"name": "NAME", "namespace": "NAMESPACE", "part": PARTS.get(condition, "serving")}
+        rows = [
+            (reason, help_.meaning.format(**words), help_.action.format(**words)) for reason, help_ in reasons.items()
+        ]
+        yield markdown.table(("reason", "what it means", "what to do"), rows)
+    yield "## What restarts pods\n"
+    yield "A new draft never restarts pods. These fields are part of a pod template, so a change replaces the pods:\n"
+    restarts = (f"- {part}: {', '.join(f'`{field}`' for field in fields)}\n" for part, fields in RESTARTS.items())
+    yield "".join(restarts)
 
 
 def _text(words: str) -> str:
-    """One line for a table cell, ending with a full stop."""
-    line = " ".join(words.split()).replace("|", "\\|")
+    """One line that ends with a full stop."""
+    line = " ".join(words.split())
     return line if not line or line.endswith((".", "]")) else f"{line}."

@@ -10,10 +10,10 @@ from tests.cluster.control_plane import ControlPlane
 from tests.cluster.crd.resources import DIGEST, Json, apply, create, over, resource
 from tests.cluster.crds import collection
 from tests.support.wait import wait_until
+from tools.api_reference import EXAMPLES
 
 from updraft_operator.api import names
 from updraft_operator.api.draft_version import DraftVersion
-from updraft_operator.api.reference import EXAMPLES
 from updraft_operator.api.speculator import AdaptiveSpeculator
 
 _LONG_AGO = "2020-01-01T00:00:00Z"

@@ -1,5 +1,6 @@
 """What the docs name exists: files, headings, verbs, commands, settings, metrics. So they cannot go stale unseen."""
 
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,9 @@ PAGES = sorted(
         *ROOT.glob("bench/**/*.md"),
     ]
 )
+
+_variables = functools.cache(reference.variables)
+_metric_names = functools.cache(reference.metric_names)
 
 _COMMAND = r"\b(kubectl )?updraft((?: [a-z]+)+)"
 """The command line's words, and whether the plugin's."""
@@ -49,7 +53,7 @@ def test_the_command_line_has_every_command(page: Path) -> None:
 
 @each_page
 def test_every_variable_is_a_setting(page: Path) -> None:
-    known = reference.variables()
+    known = _variables()
     used = set(re.findall(r"\bUPDRAFT_[A-Z_]*[A-Z]\b", page.read_text()))
     assert {name for name in used if name not in known} == set()
 
@@ -66,7 +70,7 @@ def test_every_metric_is_one_of_ours(page: Path) -> None:
         for code in _code(page)
         for name in re.findall(r"\bupdraft_(?:inference|operator|registry|trainer)_[a-z_]+", code)
     }
-    assert used <= reference.metric_names()
+    assert used <= _metric_names()
 
 
 def test_the_reference_names_nothing_of_this_machine() -> None:

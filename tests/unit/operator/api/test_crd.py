@@ -8,8 +8,9 @@ import yaml
 from tests.cluster.crd.limits import LIMITS
 from tests.cluster.crd.resources import SPECULATOR, resource
 from tests.cluster.crd.rules import RULES
+from tools import api_reference
 
-from updraft_operator.api import crd, reference
+from updraft_operator.api import crd
 from updraft_operator.api.crd import Schema
 from updraft_operator.api.draft_version import DraftVersion
 from updraft_operator.api.speculator import AdaptiveSpeculator
@@ -131,7 +132,7 @@ def test_every_limit_of_a_spec_has_a_case(kind: str) -> None:
 
 
 def test_the_reference_has_every_field_once_in_its_place() -> None:
-    page = reference.page()
+    page = api_reference.page()
     for kind in KINDS.values():
         rest = page.partition(f"\n## {kind.__name__}\n")[2].partition("\n## ")[0]
         fields = [line.split("`")[1].rpartition(".")[2] for line in rest.splitlines() if line.startswith("| `")]
@@ -144,7 +145,7 @@ def test_the_reference_has_every_field_once_in_its_place() -> None:
 
 
 def test_the_reference_tells_defaults_limits_and_rules() -> None:
-    page = reference.page()
+    page = api_reference.page()
     assert "| `draft.lookahead` | integer, 0 to 16 | `3` | Maximum number of tokens drafted per verify step" in page
     assert "| `size` | " not in page
     assert "| `storage.size` | text, a quantity such as `10Gi` | `5Gi` | Size of the new claim. |" in page
@@ -156,8 +157,8 @@ def test_the_reference_tells_defaults_limits_and_rules() -> None:
 
 
 def test_the_examples_are_the_least_resources() -> None:
-    speculator = AdaptiveSpeculator.model_validate(reference.EXAMPLES["AdaptiveSpeculator"])
-    version = DraftVersion.model_validate(reference.EXAMPLES["DraftVersion"])
+    speculator = AdaptiveSpeculator.model_validate(api_reference.EXAMPLES["AdaptiveSpeculator"])
+    version = DraftVersion.model_validate(api_reference.EXAMPLES["DraftVersion"])
     assert speculator.spec.model_dump(exclude_defaults=True, by_alias=True).keys() == SPECULATOR.keys()
     assert version.spec.speculator_ref.name == speculator.metadata.name
 

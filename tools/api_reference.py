@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import yaml
+from tools import markdown
 
 from updraft_operator.api import names
 from updraft_operator.api.crd import Schema, schema
@@ -46,7 +47,6 @@ _PATTERNS = {NAME: "a Kubernetes name", QUANTITY: "a quantity such as `10Gi`"}
 
 
 def page() -> str:
-
     parts = [HEAD, "# API reference\n", _INTRO]
     for kind, short in ((AdaptiveSpeculator, "asp"), (DraftVersion, "dver")):
         name, root = kind.__name__, schema(kind)
@@ -65,7 +65,7 @@ def _sections(kind: str, path: str, node: Schema) -> Iterator[str]:
         yield f"{about}\n"
     fields = list(_fields(_inside(node) or {}))
     rows = [_row(kind, path, field, part, is_required) for field, part, is_required in fields]
-    yield "\n".join(["| field | type | default | meaning |", "| --- | --- | --- | --- |", *rows, ""])
+    yield markdown.table(("field", "type", "default", "meaning"), rows)
     yield from _rules(("", node), *((field, part) for field, part, _ in fields if not _is_table(part)))
     for field, part, _ in fields:
         if _is_table(part):
@@ -81,16 +81,12 @@ def _fields(node: Schema, prefix: str = "") -> Iterator[tuple[str, Schema, bool]
             yield from _fields(inside, f"{field}[]." if "items" in part else f"{field}.")
 
 
-def _row(kind: str, path: str, field: str, node: Schema, is_required: bool) -> str:  # noqa: FBT001 - of a row
+def _row(kind: str, path: str, field: str, node: Schema, is_required: bool) -> tuple[str, ...]:  # noqa: FBT001 - of a row
     shown = _type(node)
     if _is_table(node):
         shown = f"[{shown}](#{_anchor(_heading(kind, f'{path}.{field}', node))})"
     default = "required" if is_required else _default(node.get("default"))
-    cells = (f"`{field}`", shown, default, _description(node))
-    return f"| {' | '.join(cell.replace('|', _BAR) for cell in cells)} |"
-
-
-_BAR = "\\|"
+    return f"`{field}`", shown, default, _description(node)
 
 
 def _rules(*ruled: tuple[str, Schema]) -> Iterator[str]:
@@ -168,8 +164,7 @@ def _default(value: object) -> str:
 
 
 def _description(node: Schema) -> str:
-    words: str = node.get("description") or node.get("items", {}).get("description", "")
-    return words
+    return str(node.get("description") or node.get("items", {}).get("description", ""))
 
 
 def _heading(kind: str, path: str, node: Schema) -> str:
