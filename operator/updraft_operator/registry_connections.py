@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,9 +72,8 @@ class RegistryConnections:
             del self._connections[key]
         if address is not None:
             task = self._tasks.create_task(self._follow(key, address), name=f"registry of {key}")
-            self._connections[key] = _Connection(
-                address=address, task=task, view=RegistryView(connection=ConnectionState.CONNECTING)
-            )
+            view = RegistryView(connection=ConnectionState.CONNECTING)
+            self._connections[key] = _Connection(address=address, task=task, view=view)
 
     def view(self, key: Key) -> RegistryView:
         connection = self._connections.get(key)
@@ -127,9 +126,8 @@ class RegistryConnections:
             except UpdraftError as error:
                 is_denied = isinstance(error, Unauthenticated | Forbidden)
                 state = ConnectionState.DENIED if is_denied else ConnectionState.UNREACHABLE
-                self._set(
-                    key, replace(self.view(key), connection=state, problem=f"{address.address}: {error}"), is_news=True
-                )
+                problem = f"{address.address}: {error}"
+                self._set(key, replace(self.view(key), connection=state, problem=problem), is_news=True)
             await asyncio.sleep(next(backoff))
 
     async def _list(self, key: Key, stub: "RegistryAsyncStub") -> None:
@@ -143,15 +141,14 @@ class RegistryConnections:
                 async with connection.lists:
                     with rpc.errors():
                         versions, transitions = await _listing(stub, key.name)
-                    is_news = versions != connection.view.versions
-                    self._set(
-                        key, replace(connection.view, versions=versions, transitions=transitions), is_news=is_news
-                    )
+                    view = replace(connection.view, versions=versions, transitions=transitions)
+                    self._set(key, view, is_news=versions != connection.view.versions)
             except UpdraftError as error:  # if it lasts, the stream reports it too
                 logger.info("Listing versions failed", extra={"speculator": str(key), "error": str(error)})
 
     async def _listen(self, key: Key, stub: "RegistryAsyncStub", backoff: Backoff) -> None:
-        before, notified_s, connection = b"", float("-inf"), self._connections[key]
+        notified_s, connection = float("-inf"), self._connections[key]
+        before: pb.SpeculatorState | None = None
         async for answer in stub.Watch(pb.WatchRequest(speculator=key.name)):
             backoff.reset()
             now_s = self._clock.monotonic()
@@ -176,22 +173,17 @@ class RegistryConnections:
             self._on_change(key)
 
 
-def _without_measurements(state: pb.SpeculatorState) -> bytes:
+def _without_measurements(state: pb.SpeculatorState) -> pb.SpeculatorState:
+    """The state without the fields that change with traffic."""
     still = pb.SpeculatorState()
     still.CopyFrom(state)
     still.ClearField("traffic")
     still.message = ASKS_A_PERSON if ASKS_A_PERSON in state.message else ""
-    if still.HasField("rollout"):
-        for name in (
-            "acceptance_length",
-            "inter_token_latency",
-            "candidate_requests",
-            "slices",
-            "evidence",
-            "paused_ms",
-        ):
-            still.rollout.ClearField(name)
-    return still.SerializeToString(deterministic=True)
+    if not state.HasField("rollout"):
+        return still
+    for name in ("acceptance_length", "inter_token_latency", "candidate_requests", "slices", "evidence", "paused_ms"):
+        still.rollout.ClearField(name)
+    return still
 
 
 async def _listing(stub: "RegistryAsyncStub", name: str) -> tuple[tuple[pb.Version, ...], tuple[pb.Transition, ...]]:
@@ -208,26 +200,14 @@ async def _listing(stub: "RegistryAsyncStub", name: str) -> tuple[tuple[pb.Versi
 
 
 async def _request(stub: "RegistryAsyncStub", name: str, call: RegistryCall, policy: pb.RolloutPolicy) -> None:
-    number = call.version
-    why = "spec.rollout of the AdaptiveSpeculator"
-    calls: dict[RegistryVerb, Callable[[], Awaitable[Any]]] = {
-        RegistryVerb.SET_POLICY: lambda: stub.SetPolicy(
-            pb.SetPolicyRequest(speculator=name, policy=policy), timeout=TIMEOUT_S
-        ),
-        RegistryVerb.PIN: lambda: stub.Pin(
-            pb.PinRequest(speculator=name, version=number, reason=why), timeout=TIMEOUT_S
-        ),
-        RegistryVerb.UNPIN: lambda: stub.Unpin(pb.UnpinRequest(speculator=name, reason=why), timeout=TIMEOUT_S),
-        RegistryVerb.PAUSE: lambda: stub.Pause(pb.PauseRequest(speculator=name, reason=why), timeout=TIMEOUT_S),
-        RegistryVerb.RESUME: lambda: stub.Resume(pb.ResumeRequest(speculator=name, reason=why), timeout=TIMEOUT_S),
-        RegistryVerb.PROMOTE: lambda: stub.Promote(
-            pb.PromoteRequest(speculator=name, version=number, reason=why), timeout=TIMEOUT_S
-        ),
-        RegistryVerb.RETAIN: lambda: stub.Retain(
-            pb.RetainRequest(speculator=name, version=number, retain=True), timeout=TIMEOUT_S
-        ),
-        RegistryVerb.RELEASE: lambda: stub.Retain(
-            pb.RetainRequest(speculator=name, version=number, retain=False), timeout=TIMEOUT_S
-        ),
-    }
-    await calls[call.verb]()
+    method = "Retain" if call.verb is RegistryVerb.RELEASE else call.verb.value
+    fields: dict[str, Any] = {"speculator": name}
+    if call.verb is RegistryVerb.SET_POLICY:
+        fields["policy"] = policy
+    elif method == "Retain":
+        fields["retain"] = call.verb is RegistryVerb.RETAIN
+    else:
+        fields["reason"] = "spec.rollout of the AdaptiveSpeculator"
+    if call.version:
+        fields["version"] = call.version
+    await getattr(stub, method)(getattr(pb, f"{method}Request")(**fields), timeout=TIMEOUT_S)

@@ -4,8 +4,8 @@ from updraft_operator.api import names
 from updraft_operator.api.draft_version import DraftVersion
 from updraft_operator.api.speculator import AdaptiveSpeculator, Workload
 from updraft_operator.manifests import network, pod
-from updraft_operator.manifests.manifest import Manifest, OperatorConfig, manifest
-from updraft_operator.manifests.model import model
+from updraft_operator.manifests.manifest import Manifest, OperatorConfig, manifest, owner_reference
+from updraft_operator.manifests.model import ModelMount, model
 
 _MOUNT = "/drafts"
 _HOUR_S = 3600
@@ -25,15 +25,9 @@ def job(
         volumes.append({"name": "draft", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}})
         mounts.append({"name": "draft", "mountPath": _MOUNT, "readOnly": True})
         uri = f"{_MOUNT}/{folder}".rstrip("/")
-    secret = draft.spec.secret_ref
-    target = (
-        model(owner.spec.target_model, owner.spec.serving.model_cache, config.images, pod.RESTRICTED)
-        if is_first
-        else None
-    )
-    if target is not None:
-        volumes += target.volumes
-        mounts += target.mounts
+    secret, target = draft.spec.secret_ref, ModelMount(path="")
+    if is_first:
+        target = model(owner.spec.target_model, owner.spec.serving.model_cache, config.images)
     container = pod.container(
         "import",
         config.images.operator,
@@ -44,35 +38,20 @@ def job(
             *("--registry", f"{names.child(owner.metadata.name, names.REGISTRY)}:{network.GRPC_PORT}"),
             *("--speculator", owner.metadata.name, "--token-file", f"{pod.ACCESS}/operate"),
             *(("--digest", draft.spec.digest) if draft.spec.digest else ()),
-            *(("--target", target.path) if target is not None else ()),
+            *(("--target", target.path) if is_first else ()),
         ],
         env=[{"name": "HF_HOME", "value": "/tmp/hf"}, {"name": "HOME", "value": "/tmp"}],  # noqa: S108 - of the container
-        volumeMounts=mounts,
+        volumeMounts=[*mounts, *target.mounts],
         **({"envFrom": [{"secretRef": {"name": secret.name}}]} if secret else {}),
     )
     parts = pod.PodParts(
         containers=[container],
-        init_containers=target.init_containers if target is not None else (),
-        volumes=volumes,
+        init_containers=target.init_containers,
+        volumes=[*volumes, *target.volumes],
         more={"restartPolicy": "Never"},
     )
     template = pod.template(owner, names.IMPORT, parts, Workload(), config.images)
-    built = manifest(
-        owner,
-        "batch/v1",
-        "Job",
-        name,
-        names.IMPORT,
-        spec={"backoffLimit": 3, "ttlSecondsAfterFinished": 24 * _HOUR_S, "template": template},
-    )
-    built["metadata"]["ownerReferences"] = [
-        {
-            "apiVersion": names.API_VERSION,
-            "kind": "DraftVersion",
-            "name": draft.metadata.name,
-            "uid": draft.metadata.uid,
-            "controller": True,
-            "blockOwnerDeletion": True,
-        }
-    ]
+    spec = {"backoffLimit": 3, "ttlSecondsAfterFinished": 24 * _HOUR_S, "template": template}
+    built = manifest(owner, "batch/v1", "Job", name, names.IMPORT, spec=spec)
+    built["metadata"]["ownerReferences"] = [owner_reference("DraftVersion", draft.metadata)]
     return built

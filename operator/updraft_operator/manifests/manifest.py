@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from updraft_operator.api import names
-from updraft_operator.api.speculator import AdaptiveSpeculator
+from updraft_operator.api.speculator import AdaptiveSpeculator, Metadata
 
 Manifest = dict[str, Any]
 
@@ -48,19 +48,19 @@ def manifest(owner: AdaptiveSpeculator, api_version: str, kind: str, name: str, 
             "name": name,
             "namespace": owner.metadata.namespace,
             "labels": names.labels(owner.metadata.name, part),
-            "ownerReferences": [owner_reference(owner)],
+            "ownerReferences": [owner_reference("AdaptiveSpeculator", owner.metadata)],
         },
         **content,
     }
 
 
-def owner_reference(owner: AdaptiveSpeculator) -> dict[str, Any]:
+def owner_reference(kind: str, owner: Metadata) -> dict[str, Any]:
     """Makes Kubernetes delete the object with the resource, and keeps other controllers from adopting it."""
     return {
         "apiVersion": names.API_VERSION,
-        "kind": "AdaptiveSpeculator",
-        "name": owner.metadata.name,
-        "uid": owner.metadata.uid,
+        "kind": kind,
+        "name": owner.name,
+        "uid": owner.uid,
         "controller": True,
         "blockOwnerDeletion": True,
     }

@@ -5,6 +5,7 @@ from typing import Any
 
 from updraft_operator.api.speculator import ModelCache, TargetModel
 from updraft_operator.manifests.manifest import Images
+from updraft_operator.manifests.pod import RESTRICTED
 
 FOLDER = "/models"
 _VOLUME = "model"
@@ -20,8 +21,7 @@ class ModelMount:
     init_containers: tuple[dict[str, Any], ...] = ()
 
 
-def model(target: TargetModel, cache: ModelCache | None, images: Images, security: dict[str, Any]) -> ModelMount:
-
+def model(target: TargetModel, cache: ModelCache | None, images: Images) -> ModelMount:
     scheme, _, rest = target.uri.rpartition("://")
     if not scheme:
         return ModelMount(path=target.uri)
@@ -30,7 +30,7 @@ def model(target: TargetModel, cache: ModelCache | None, images: Images, securit
         return _mounted(folder, {"persistentVolumeClaim": {"claimName": claim, "readOnly": True}})
     if scheme == "oci":
         return _mounted("", {"image": {"reference": rest, "pullPolicy": images.pull_policy}})
-    return _downloaded(target, cache, images, security)
+    return _downloaded(target, cache, images)
 
 
 def served_name(target: TargetModel) -> str:
@@ -45,7 +45,7 @@ def _mounted(folder: str, source: dict[str, Any]) -> ModelMount:
     return ModelMount(path=path, volumes=({"name": _VOLUME, **source},), mounts=(mount,))
 
 
-def _downloaded(target: TargetModel, cache: ModelCache | None, images: Images, security: dict[str, Any]) -> ModelMount:
+def _downloaded(target: TargetModel, cache: ModelCache | None, images: Images) -> ModelMount:
     """Downloaded by an init container, which leaves a complete folder unchanged."""
     folder = f"{FOLDER}/{_folder(target)}"
     revision = ["--revision", target.revision] if target.revision else []
@@ -54,7 +54,7 @@ def _downloaded(target: TargetModel, cache: ModelCache | None, images: Images, s
         "image": images.operator,
         "imagePullPolicy": images.pull_policy,
         "command": ["updraft", "model", "pull", target.uri, folder, *revision],
-        "securityContext": security,
+        "securityContext": RESTRICTED,
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "env": [{"name": "HF_HOME", "value": "/tmp/hf"}],  # noqa: S108 - of the container
         "volumeMounts": [{"name": _VOLUME, "mountPath": FOLDER}, {"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from updraft_operator.api import names
-from updraft_operator.api.speculator import AdaptiveSpeculator, Workload
+from updraft_operator.api.speculator import AdaptiveSpeculator, Storage, Workload
 from updraft_operator.manifests.manifest import Images, Manifest, digest, manifest
 from updraft_operator.manifests.merge import merged
 
@@ -89,7 +89,6 @@ def container(name: str, image: str, images: Images, workload: Workload, **conte
 
 
 def settings(owner: AdaptiveSpeculator, part: str, values: Mapping[str, str]) -> Manifest:
-
     return manifest(owner, "v1", "ConfigMap", names.child(owner.metadata.name, part), part, data=dict(values))
 
 
@@ -108,13 +107,16 @@ TOKEN_MOUNT = {"name": "access", "mountPath": ACCESS, "readOnly": True}
 
 
 def secret_variable(name: str, secret: str, key: str) -> dict[str, Any]:
-
     return {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
 
 
-def field_variable(name: str, path: str) -> dict[str, Any]:
-
-    return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+def probes(port: str, *, start_s: int, start_period_s: int = 5, live_period_s: int = 10) -> dict[str, Any]:
+    """Probes of a container that serves /healthz and /readyz, and may take `start_s` seconds to start."""
+    return {
+        "startupProbe": http_probe("/healthz", port, period_s=start_period_s, failures=start_s // start_period_s),
+        "readinessProbe": http_probe("/readyz", port, period_s=5, failures=2),
+        "livenessProbe": http_probe("/healthz", port, period_s=live_period_s, failures=6),
+    }
 
 
 def http_probe(path: str, port: str, *, period_s: int, failures: int) -> dict[str, Any]:
@@ -125,3 +127,13 @@ def http_probe(path: str, port: str, *, period_s: int, failures: int) -> dict[st
         "timeoutSeconds": 5,
         "failureThreshold": failures,
     }
+
+
+def claim_spec(storage: Storage) -> dict[str, Any]:
+    spec: dict[str, Any] = {
+        "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": storage.size}},
+    }
+    if storage.storage_class_name is not None:
+        spec["storageClassName"] = storage.storage_class_name
+    return spec

@@ -7,7 +7,6 @@ from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests import network, pod
 from updraft_operator.manifests.manifest import Manifest, OperatorConfig, manifest
-from updraft_operator.manifests.storage import claim_spec
 
 METRICS_PORT = 9091
 ROLES = ("serve", "publish", "operate")
@@ -17,10 +16,7 @@ _DATA = {"name": "data", "mountPath": "/var/lib/updraft"}
 def objects(owner: AdaptiveSpeculator, config: OperatorConfig) -> list[Manifest]:
     """All objects of the part except the Secret."""
     values = _settings(owner)
-    ingress = [
-        network.from_own(owner, config.namespace, network.GRPC_PORT),
-        network.from_anyone(METRICS_PORT),
-    ]
+    ingress = [network.from_own(owner, config.namespace, network.GRPC_PORT), network.from_anyone(METRICS_PORT)]
     return [
         pod.settings(owner, names.REGISTRY, values),
         _stateful_set(owner, config, values),
@@ -68,9 +64,7 @@ def _stateful_set(owner: AdaptiveSpeculator, config: OperatorConfig, values: dic
         ],
         envFrom=[*variables, *([{"secretRef": {"name": bucket.name}}] if bucket else [])],
         volumeMounts=[_DATA, pod.TOKEN_MOUNT],
-        startupProbe=pod.http_probe("/healthz", "metrics", period_s=2, failures=150),
-        readinessProbe=pod.http_probe("/readyz", "metrics", period_s=5, failures=2),
-        livenessProbe=pod.http_probe("/healthz", "metrics", period_s=10, failures=6),
+        **pod.probes("metrics", start_s=300, start_period_s=2),
     )
     volumes = [pod.token_volume(owner, "tokens")]
     if spec.storage.claim_name is not None:
@@ -93,7 +87,7 @@ def _stateful_set(owner: AdaptiveSpeculator, config: OperatorConfig, values: dic
                 "apiVersion": "v1",
                 "kind": "PersistentVolumeClaim",
                 "metadata": {"name": "data", "labels": names.selector(name, names.REGISTRY)},
-                "spec": claim_spec(spec.storage),
+                "spec": pod.claim_spec(spec.storage),
             }
         ]
     return manifest(owner, "apps/v1", "StatefulSet", names.child(name, names.REGISTRY), names.REGISTRY, spec=content)

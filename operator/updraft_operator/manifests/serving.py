@@ -2,17 +2,19 @@
 
 from typing import Any
 
+from kubernetes.utils.quantity import parse_quantity
+
 from updraft_operator.api import names
-from updraft_operator.api.speculator import AdaptiveSpeculator, Engine, Serving
+from updraft_operator.api.speculator import AdaptiveSpeculator, Engine, Serving, Workload
 from updraft_operator.manifests import network, pod, sglang
 from updraft_operator.manifests.manifest import Manifest, OperatorConfig, manifest
 from updraft_operator.manifests.model import ModelMount, model, served_name
-from updraft_operator.manifests.quantity import mebibytes
 from updraft_operator.manifests.redis import redis_marks, redis_variables
 
 PORT = 8000
 _DATA = {"name": "data", "mountPath": "/var/lib/updraft"}
 
+_MIB = 1024 * 1024
 _NONE = (0, "0%")
 
 _PULL_S = 5
@@ -29,7 +31,7 @@ def objects(owner: AdaptiveSpeculator, config: OperatorConfig, *, sets_replicas:
     """All objects of the part. Without `sets_replicas`, an autoscaler of the Deployment owns the number of pods."""
     name, spec = owner.metadata.name, owner.spec
     values = _settings(owner)
-    target = model(spec.target_model, spec.serving.model_cache, config.images, pod.RESTRICTED)
+    target = model(spec.target_model, spec.serving.model_cache, config.images)
     is_torch = spec.engine is Engine.TORCH
     containers = _torch(owner, config, target) if is_torch else _sglang(owner, config, target)
     template = pod.template(
@@ -37,15 +39,12 @@ def objects(owner: AdaptiveSpeculator, config: OperatorConfig, *, sets_replicas:
         names.SERVING,
         pod.PodParts(
             containers=containers,
-            init_containers=[
-                *target.init_containers,
-                *([] if is_torch else [sglang.prepare(config, target, _DATA)]),
-            ],
+            init_containers=[*target.init_containers, *([] if is_torch else [sglang.prepare(config, target, _DATA)])],
             volumes=[
                 *target.volumes,
                 {"name": "data", "emptyDir": {}},
                 pod.token_volume(owner, "serve"),
-                *_shared(spec.engine),
+                *([] if is_torch else [sglang.SHM]),
             ],
             settings={**values, **redis_marks(owner, config)},
             more={
@@ -92,7 +91,7 @@ def _settings(owner: AdaptiveSpeculator) -> dict[str, str]:
         "UPDRAFT_INFERENCE_DATA_DIR": _DATA["mountPath"],
         "UPDRAFT_INFERENCE_CAPTURE_PAYLOAD_FRACTION": f"{spec.traces.payload_percent / 100:g}",
         "UPDRAFT_INFERENCE_CAPTURE_EVALUATION_FRACTION": f"{spec.traces.evaluation_percent / 100:g}",
-        "UPDRAFT_INFERENCE_CAPTURE_MAX_BYTES": str(mebibytes(spec.traces.max_size) * 1024 * 1024),
+        "UPDRAFT_INFERENCE_CAPTURE_MAX_BYTES": str(max(1, int(parse_quantity(spec.traces.max_size)) // _MIB) * _MIB),
     }
     if spec.draft.lookahead == 0:
         values["UPDRAFT_INFERENCE_DRAFTER"] = "none"
@@ -101,58 +100,38 @@ def _settings(owner: AdaptiveSpeculator) -> dict[str, str]:
 
 def _torch(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount) -> list[dict[str, Any]]:
     serving = owner.spec.serving
-    return [
-        pod.container(
-            "inference",
-            serving.image or config.images.inference,
-            config.images,
-            serving,
-            ports=[{"name": "http", "containerPort": PORT}],
-            **_agent(owner, config, target),
-            # The server answers probes concurrently with decoding, so a swap between two steps fails none.
-            startupProbe=pod.http_probe("/healthz", "http", period_s=5, failures=_LOAD_S // 5),
-            readinessProbe=pod.http_probe("/readyz", "http", period_s=5, failures=2),
-            livenessProbe=pod.http_probe("/healthz", "http", period_s=10, failures=6),
-            lifecycle={"preStop": {"sleep": {"seconds": _PULL_S}}},
-        )
-    ]
-
-
-def _agent(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount) -> dict[str, Any]:
-    """Content of the container that talks to the registry and Redis, for both engines."""
-    return {
-        "envFrom": pod.from_settings(owner, names.SERVING),
-        "env": [
-            {"name": "UPDRAFT_INFERENCE_MODEL", "value": target.path},
-            pod.field_variable("UPDRAFT_INFERENCE_POD_NAME", "metadata.name"),
-            *redis_variables(owner, "UPDRAFT_INFERENCE_REDIS_URL", config),
-        ],
-        "volumeMounts": [_DATA, pod.TOKEN_MOUNT, *target.mounts],
-    }
+    return [_inference(owner, config, target, serving.image, serving)]
 
 
 def _sglang(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount) -> list[dict[str, Any]]:
     """A stock SGLang server, and the agent container that clients reach it through."""
-    agent_content = _agent(owner, config, target)
-    agent_content["env"] += sglang.admin_key_variables(owner.spec.serving, _DATA)
-    agent = pod.container(
-        "inference",
-        config.images.inference,
-        config.images,
-        Serving(),
-        args=["--engine", "sglang", "--attach", f"http://127.0.0.1:{sglang.PORT}"],
-        ports=[{"name": "http", "containerPort": PORT}],
-        **agent_content,
-        startupProbe=pod.http_probe("/healthz", "http", period_s=5, failures=_LOAD_S // 5),
-        readinessProbe=pod.http_probe("/readyz", "http", period_s=5, failures=2),
-        livenessProbe=pod.http_probe("/healthz", "http", period_s=10, failures=6),
-        lifecycle={"preStop": {"sleep": {"seconds": _PULL_S}}},
-    )
+    agent = _inference(owner, config, target, None, Serving())
+    agent["args"] = ["--engine", "sglang", "--attach", f"http://127.0.0.1:{sglang.PORT}"]
+    agent["env"] += sglang.admin_key_variables(owner.spec.serving, _DATA)
     return [sglang.engine(owner, config, target, _DATA, load_s=_LOAD_S, stop_s=_PULL_S + _REFUSE_S), agent]
 
 
-def _shared(engine: Engine) -> list[dict[str, Any]]:
-    return [] if engine is Engine.TORCH else [sglang.SHM]
+def _inference(
+    owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount, image: str | None, workload: Workload
+) -> dict[str, Any]:
+    """The container that clients, the registry and Redis talk to, for both engines."""
+    return pod.container(
+        "inference",
+        image or config.images.inference,
+        config.images,
+        workload,
+        ports=[{"name": "http", "containerPort": PORT}],
+        envFrom=pod.from_settings(owner, names.SERVING),
+        env=[
+            {"name": "UPDRAFT_INFERENCE_MODEL", "value": target.path},
+            {"name": "UPDRAFT_INFERENCE_POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+            *redis_variables(owner, "UPDRAFT_INFERENCE_REDIS_URL", config),
+        ],
+        volumeMounts=[_DATA, pod.TOKEN_MOUNT, *target.mounts],
+        # The server answers probes concurrently with decoding, so a swap between two steps fails none.
+        **pod.probes("http", start_s=_LOAD_S),
+        lifecycle={"preStop": {"sleep": {"seconds": _PULL_S}}},
+    )
 
 
 def _rolling_update(engine: Engine, serving: Serving) -> dict[str, Any]:

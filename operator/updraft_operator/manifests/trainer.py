@@ -8,7 +8,6 @@ from updraft_operator.manifests import network, pod
 from updraft_operator.manifests.manifest import Manifest, OperatorConfig, manifest
 from updraft_operator.manifests.model import model
 from updraft_operator.manifests.redis import has_redis, redis_marks, redis_variables
-from updraft_operator.manifests.storage import claim_spec
 
 METRICS_PORT = 9092
 _DATA = {"name": "data", "mountPath": "/var/lib/updraft"}
@@ -32,14 +31,14 @@ def objects(owner: AdaptiveSpeculator, config: OperatorConfig) -> list[Manifest]
         network.policy(owner, names.TRAINER, [network.from_anyone(METRICS_PORT)]),
     ]
     if spec.storage.claim_name is None:
-        volume = claim_spec(spec.storage)
+        volume = pod.claim_spec(spec.storage)
         built.append(manifest(owner, "v1", "PersistentVolumeClaim", claim, names.TRAINER, spec=volume))
     return built
 
 
 def _template(owner: AdaptiveSpeculator, config: OperatorConfig, values: dict[str, str], claim: str) -> dict[str, Any]:
     spec = owner.spec.trainer
-    target = model(owner.spec.target_model, owner.spec.serving.model_cache, config.images, pod.RESTRICTED)
+    target = model(owner.spec.target_model, owner.spec.serving.model_cache, config.images)
     trainer = pod.container(
         "trainer",
         spec.image or config.images.trainer,
@@ -52,9 +51,7 @@ def _template(owner: AdaptiveSpeculator, config: OperatorConfig, values: dict[st
             *redis_variables(owner, "UPDRAFT_TRAINER_REDIS_URL", config),
         ],
         volumeMounts=[_DATA, pod.TOKEN_MOUNT, *target.mounts],
-        startupProbe=pod.http_probe("/healthz", "metrics", period_s=5, failures=120),
-        readinessProbe=pod.http_probe("/readyz", "metrics", period_s=5, failures=2),
-        livenessProbe=pod.http_probe("/healthz", "metrics", period_s=20, failures=6),
+        **pod.probes("metrics", start_s=600, live_period_s=20),
     )
     parts = pod.PodParts(
         containers=[trainer],

@@ -1,7 +1,8 @@
-"""The input of a plan: the desired state, the observed objects, and the registry's state. Data only."""
+"""The input of a plan: the desired state, the observed objects, and the registry's state, with functions to read the latter."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 
 from updraft.registry.v1 import registry_pb2 as pb
@@ -11,6 +12,7 @@ from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.manifest import OperatorConfig
 from updraft_operator.planning.objects import Child, Ref
 from updraft_operator.planning.pods import PodState
+from updraft_rollouts.terms import Phase
 
 
 class ConnectionState(StrEnum):
@@ -51,6 +53,11 @@ class Refusal:
     """NameConflict, InvalidPodTemplate, QuotaExceeded, Forbidden, InvalidRollout."""
     message: str
 
+    @property
+    def write(self) -> tuple[Ref, str]:
+        """The refused write: its object and digest."""
+        return self.ref, self.digest
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessSecret:
@@ -90,13 +97,32 @@ class Observed:
 
     @property
     def name(self) -> str:
-
         return self.speculator.metadata.name
 
     def pods_of(self, part: str) -> tuple[PodState, ...]:
-
         return tuple(pod for pod in self.pods if pod.part == part)
 
     def child(self, kind: str, part: str) -> Child | None:
-
         return self.children.get(Ref(kind, names.child(self.name, part)))
+
+
+def phase_name(number: pb.Phase.ValueType) -> Phase:
+    return Phase.from_proto(number) or Phase.PENDING
+
+
+def acceptance_length(state: pb.SpeculatorState, version: int) -> tuple[float | None, int]:
+    """Acceptance length and verify steps of a version over the traffic of all connected pods; None without traffic."""
+    for traffic in state.traffic:
+        if traffic.version == version and traffic.verify_steps:
+            return traffic.tokens / traffic.verify_steps, traffic.verify_steps
+    return None, 0
+
+
+def moment(unix_s: float) -> datetime:
+    """A time as the API writes it, to the second."""
+    return datetime.fromtimestamp(int(unix_s), UTC)
+
+
+def moment_ms(unix_ms: int) -> datetime | None:
+    """A time from the registry; None for 0, which means no time."""
+    return moment(unix_ms / 1000) if unix_ms else None

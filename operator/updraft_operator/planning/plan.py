@@ -10,32 +10,35 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from updraft_operator.api import names
-from updraft_operator.api.draft_version import DraftVersionStatus
+from updraft_operator.api.draft_version import DraftVersion, DraftVersionStatus
 from updraft_operator.api.schema import Model
-from updraft_operator.api.speculator import DeletionPolicy
-from updraft_operator.api.status import Condition, Status
+from updraft_operator.api.speculator import AdaptiveSpeculator, DeletionPolicy
+from updraft_operator.api.status import Status
 from updraft_operator.manifests import importing, registry, serving, trainer
 from updraft_operator.manifests.manifest import Manifest, manifest, marked
 from updraft_operator.manifests.redis import has_redis, mark
 from updraft_operator.planning import versions
 from updraft_operator.planning.compare import is_current
 from updraft_operator.planning.objects import Child, Ref
-from updraft_operator.planning.observed import Observed, Refusal
+from updraft_operator.planning.observed import Observed, Refusal, moment, phase_name
 from updraft_operator.planning.policy import is_followed, policy
 from updraft_operator.planning.status import status, without_measurements
-from updraft_operator.planning.times import moment
 from updraft_rollouts.terms import Phase
 
 _POLL_S = 1.0
 
 _OWN_ROLE = "operate"
 
+_REQUIRED = ("Accepted", "Ready", "ServingReady", "RegistryReady")
+"""Conditions whose failure is a warning."""
 
 _ONCE = ("Job", "PersistentVolumeClaim")
 """Created once: their specs are immutable, and a claim that someone expanded stays expanded."""
 
 
 class RegistryVerb(StrEnum):
+    """Names of the registry's methods, except Release."""
+
     SET_POLICY = "SetPolicy"
     PIN = "Pin"
     UNPIN = "Unpin"
@@ -51,17 +54,12 @@ class RegistryVerb(StrEnum):
 class RegistryCall:
     verb: RegistryVerb
     version: int = 0
-    policy: str = ""
-    """Digest of the policy to set."""
+    digest: str = ""
+    """Digest of the policy to set: after a refusal, a different policy is tried."""
 
     @property
     def ref(self) -> Ref:
         return Ref("Registry", f"{self.verb}-{self.version}")
-
-    @property
-    def digest(self) -> str:
-        """The digest of its refusal: a different policy is tried."""
-        return self.policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,8 +128,9 @@ def objects(observed: Observed) -> tuple[Manifest, ...]:
     owner, config = observed.speculator, replace(observed.config, redis_mark=_redis_mark(observed))
     deployment = observed.child("Deployment", names.SERVING)
     is_scaled = deployment is not None and deployment.is_scaled_by_others
+    account = {"automountServiceAccountToken": False}
     built = [
-        _account(observed),
+        manifest(owner, "v1", "ServiceAccount", observed.name, "account", **account),
         *registry.objects(owner, config),
         *trainer.objects(owner, config),
         *serving.objects(owner, config, sets_replicas=not is_scaled),
@@ -160,13 +159,11 @@ def _standing(observed: Observed) -> tuple[Refusal, ...]:
         return ()
     needed = {(ref(content), hash_of(content)) for content in _desired(observed) if not _is_done(content, observed)}
     needed |= {(call.ref, call.digest) for call in _calls(observed)}
-    return tuple(
-        refusal for refusal in observed.refusals if not refusal.digest or (refusal.ref, refusal.digest) in needed
-    )
+    return tuple(refusal for refusal in observed.refusals if not refusal.digest or refusal.write in needed)
 
 
 def _refused(observed: Observed) -> set[tuple[Ref, str]]:
-    return {(refusal.ref, refusal.digest) for refusal in observed.refusals}
+    return {refusal.write for refusal in observed.refusals}
 
 
 def ref(content: Manifest) -> Ref:
@@ -196,11 +193,6 @@ def _is_obsolete(child: Child, keep: set[Ref], observed: Observed) -> bool:
     return is_ours and child.ref.kind not in _ONCE and child.ref not in keep and not child.is_ending
 
 
-def _account(observed: Observed) -> Manifest:
-    content = {"automountServiceAccountToken": False}
-    return manifest(observed.speculator, "v1", "ServiceAccount", observed.name, "account", **content)
-
-
 def _secret(observed: Observed) -> tuple[Manifest, ...]:
     """The access Secret if an entry is missing: changed entries are respected, deleted ones are created again."""
     access, redis_url = observed.access, observed.redis_url if _uses_own_redis(observed) else ""
@@ -224,15 +216,11 @@ def _uses_own_redis(observed: Observed) -> bool:
 def _jobs(observed: Observed) -> Iterator[Manifest]:
     if not observed.registry.is_connected:
         return
+    is_first = not observed.registry.versions
     for entry in versions.imports(observed):
         if entry.number is None and not entry.failure and entry.draft.metadata.deletion_timestamp is None:
-            yield importing.job(
-                observed.speculator,
-                entry.draft,
-                versions.job_name(entry.draft),
-                observed.config,
-                is_first=not observed.registry.versions,
-            )
+            name = versions.job_name(entry.draft)
+            yield importing.job(observed.speculator, entry.draft, name, observed.config, is_first=is_first)
 
 
 def _calls(observed: Observed) -> Iterator[RegistryCall]:
@@ -241,8 +229,8 @@ def _calls(observed: Observed) -> Iterator[RegistryCall]:
         return
     if not is_followed(policy(rollout), state.policy):
         serialized = policy(rollout).SerializeToString(deterministic=True)
-        yield RegistryCall(verb=RegistryVerb.SET_POLICY, policy=hashlib.sha256(serialized).hexdigest())
-    known = {version.version: versions.phase_name(version.phase) for version in view.versions}
+        yield RegistryCall(verb=RegistryVerb.SET_POLICY, digest=hashlib.sha256(serialized).hexdigest())
+    known = {version.version: phase_name(version.phase) for version in view.versions}
     pinned = state.pinned if state.HasField("pinned") else None
     to_pin = rollout.pinned_version
     if to_pin is None and pinned is not None:
@@ -251,17 +239,14 @@ def _calls(observed: Observed) -> Iterator[RegistryCall]:
         yield RegistryCall(verb=RegistryVerb.PIN, version=to_pin)
     if rollout.paused != state.paused and known:
         yield RegistryCall(verb=RegistryVerb.PAUSE if rollout.paused else RegistryVerb.RESUME)
-    waiting = (Phase.PENDING, Phase.HELD, Phase.CANARY)
-    promoted = rollout.promoted_version
+    promoted, waiting = rollout.promoted_version, (Phase.PENDING, Phase.HELD, Phase.CANARY)
     if promoted is not None and to_pin is None and known.get(promoted) in waiting:
         yield RegistryCall(verb=RegistryVerb.PROMOTE, version=promoted)
     yield from _retentions(observed)
 
 
 def _can_pin(version: int, known: Mapping[int, Phase]) -> bool:
-    if version == 0:
-        return bool(known)
-    return version in known and not known[version].is_condemned
+    return bool(known) if version == 0 else version in known and not known[version].is_condemned
 
 
 def _retentions(observed: Observed) -> Iterator[RegistryCall]:
@@ -294,19 +279,19 @@ def _transitions(observed: Observed, before: Status, new: Status) -> Iterator[Ev
     for condition in new.conditions:
         last = old.get(condition.type)
         if last is not None and (last.status, last.reason) != (condition.status, condition.reason):
-            yield _event(observed, condition)
+            is_bad = condition.status == "False" and condition.type in _REQUIRED and condition.reason != "Suspended"
+            message = f"{condition.type} is {condition.status}: {condition.message}"
+            yield _event(observed.speculator, condition.reason, message, is_warning=is_bad)
 
 
-def _event(observed: Observed, condition: Condition) -> Event:
-    metadata = observed.speculator.metadata
-    is_bad = condition.status == "False" and condition.type in ("Accepted", "Ready", "ServingReady", "RegistryReady")
+def _event(about: AdaptiveSpeculator | DraftVersion, reason: str, message: str, *, is_warning: bool) -> Event:
     return Event(
-        kind="AdaptiveSpeculator",
-        name=metadata.name,
-        uid=metadata.uid,
-        reason=condition.reason,
-        message=f"{condition.type} is {condition.status}: {condition.message}"[:1000],
-        is_warning=is_bad and condition.reason != "Suspended",
+        kind=type(about).__name__,
+        name=about.metadata.name,
+        uid=about.metadata.uid,
+        reason=reason,
+        message=message[:1000],
+        is_warning=is_warning,
     )
 
 
@@ -317,14 +302,8 @@ def _draft_statuses(observed: Observed, now: datetime) -> Iterator[tuple[str, Dr
             continue
         event = None
         if new.phase != before.phase and new.phase is not None:
-            event = Event(
-                kind="DraftVersion",
-                name=draft.metadata.name,
-                uid=draft.metadata.uid,
-                reason=str(new.phase),
-                message=(new.reason or "")[:1000],
-                is_warning=isinstance(new.phase, Phase) and new.phase.is_condemned,
-            )
+            is_bad = isinstance(new.phase, Phase) and new.phase.is_condemned
+            event = _event(draft, str(new.phase), new.reason or "", is_warning=is_bad)
         yield draft.metadata.name, new, event
 
 
@@ -362,14 +341,8 @@ def _ending(observed: Observed, now_s: float) -> Plan:
     waited_s = now_s - (now_s if observed.ending_s is None else observed.ending_s)
     grace_s = spec.serving.termination_grace_period_seconds
     if waited_s > grace_s + observed.cleanup_s:
-        event = Event(
-            kind="AdaptiveSpeculator",
-            name=metadata.name,
-            uid=metadata.uid,
-            reason="CleanupGivenUp",
-            message=f"could not delete the traces within {waited_s:.0f} s; they remain in Redis",
-            is_warning=True,
-        )
+        problem = f"could not delete the traces within {waited_s:.0f} s; they remain in Redis"
+        event = _event(observed.speculator, "CleanupGivenUp", problem, is_warning=True)
         return Plan(finalizer="remove", events=(event,))
     if waited_s < grace_s and any(pod.part in (names.SERVING, names.TRAINER) for pod in observed.pods):
         return Plan(again_s=_POLL_S)

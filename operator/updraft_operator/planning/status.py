@@ -13,19 +13,15 @@ from updraft_operator.api.status import (
     TrainerStatus,
     VersionsStatus,
 )
-from updraft_operator.planning.acceptance import acceptance_length, decimal
-from updraft_operator.planning.conditions import UndatedCondition, conditions
-from updraft_operator.planning.observed import Observed
-from updraft_operator.planning.times import dated, moment_ms
-from updraft_operator.planning.versions import phase_name
+from updraft_operator.planning.conditions import Assessment, conditions, dated
+from updraft_operator.planning.observed import Observed, acceptance_length, moment_ms, phase_name
 
-_TRAINER_STATES = {"Training": "Training", "Starting": "Starting", "Suspended": "Suspended", "Disabled": "Disabled"}
+_TRAINER_STATES = ("Training", "Starting", "Suspended", "Disabled")
 
 
 def status(observed: Observed, now: datetime) -> Status:
-
     before, generation = observed.speculator.status, observed.speculator.metadata.generation
-    undated = conditions(observed)
+    assessments = conditions(observed)
     state = observed.registry.state
     return Status(
         observed_generation=generation,
@@ -33,9 +29,9 @@ def status(observed: Observed, now: datetime) -> Status:
         rollout=_rollout(observed, state) if state is not None else before.rollout,
         serving=_serving(observed),
         acceptance=_acceptance(state) or before.acceptance,
-        trainer=_trainer(observed, undated),
+        trainer=_trainer(observed, assessments["TrainerReady"]),
         last_failure=_last_failure(observed) or before.last_failure,
-        conditions=dated(undated, before.conditions, generation, now),
+        conditions=dated(assessments, before.conditions, generation, now),
     )
 
 
@@ -56,12 +52,10 @@ def _versions(state: pb.SpeculatorState) -> VersionsStatus:
 
 def _rollout(observed: Observed, state: pb.SpeculatorState) -> RolloutStatus:
     number = state.candidate or state.latest
-    phase = next(
-        (phase_name(version.phase) for version in observed.registry.versions if version.version == number), None
-    )
+    phases = {version.version: phase_name(version.phase).value for version in observed.registry.versions}
     running = state.rollout if state.HasField("rollout") else None
     return RolloutStatus(
-        phase=phase.value if phase else None,
+        phase=phases.get(number),
         version=number or None,
         baseline=running.baseline if running else None,
         step=running.step + 1 if running else None,
@@ -97,28 +91,25 @@ def _acceptance(state: pb.SpeculatorState | None) -> AcceptanceStatus | None:
     return AcceptanceStatus(stable=decimal(stable), candidate=decimal(candidate), verify_steps=steps // 1000 * 1000)
 
 
-def _trainer(observed: Observed, undated: list[UndatedCondition]) -> TrainerStatus:
-    ready = next(condition for condition in undated if condition.type == "TrainerReady")
-    published = [
-        version.published_unix_ms
-        for version in observed.registry.versions
-        if version.manifest.source == pb.SOURCE_TRAINER
-    ]
+def _trainer(observed: Observed, ready: Assessment) -> TrainerStatus:
+    trained = [version for version in observed.registry.versions if version.manifest.source == pb.SOURCE_TRAINER]
     before = observed.speculator.status.trainer
-    last = moment_ms(max(published, default=0))
+    last = moment_ms(max((version.published_unix_ms for version in trained), default=0))
     return TrainerStatus(
-        state=_TRAINER_STATES.get(ready.reason, "Failing"),
+        state=ready.reason if ready.reason in _TRAINER_STATES else "Failing",
         last_publish_time=last or (before.last_publish_time if before else None),
     )
 
 
 def _last_failure(observed: Observed) -> LastFailure | None:
     lost = [version for version in observed.registry.versions if phase_name(version.phase).is_condemned]
-    if not lost:
-        return None
-    last = max(lost, key=lambda version: (version.phase_since_unix_ms, version.version))
-    at = moment_ms(last.phase_since_unix_ms)
-    if at is None:
+    last = max(lost, key=lambda version: (version.phase_since_unix_ms, version.version), default=None)
+    at = moment_ms(last.phase_since_unix_ms) if last is not None else None
+    if last is None or at is None:
         return None
     reason = phase_name(last.phase).value
     return LastFailure(version=last.version, reason=reason, message=last.reason[:1024], time=at)
+
+
+def decimal(length: float | None) -> str | None:
+    return None if length is None else f"{length:.2f}"

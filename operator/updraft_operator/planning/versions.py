@@ -19,11 +19,9 @@ from updraft_operator.api.draft_version import (
     PodsStatus,
 )
 from updraft_operator.manifests.manifest import Manifest, manifest
-from updraft_operator.planning.acceptance import acceptance_length, decimal
-from updraft_operator.planning.conditions import UndatedCondition
+from updraft_operator.planning.conditions import Assessment, dated
 from updraft_operator.planning.objects import Child, Ref
-from updraft_operator.planning.observed import Observed
-from updraft_operator.planning.times import dated, moment, moment_ms
+from updraft_operator.planning.observed import Observed, acceptance_length, moment, moment_ms, phase_name
 from updraft_rollouts.terms import Phase, Source
 
 _MAX_HISTORY = 20
@@ -39,11 +37,6 @@ class DraftImport:
     """Its version in the registry, once known."""
     failure: str
     """Why the import failed; empty otherwise."""
-
-
-def phase_name(number: pb.Phase.ValueType) -> Phase:
-
-    return Phase.from_proto(number) or Phase.PENDING
 
 
 def is_import(draft: DraftVersion) -> bool:
@@ -85,7 +78,6 @@ def outdated(observed: Observed) -> Iterator[str]:
 
 
 def imports(observed: Observed) -> Iterator[DraftImport]:
-
     for draft in observed.drafts:
         if is_import(draft):
             yield _import(observed, draft)
@@ -186,11 +178,14 @@ def _status(observed: Observed, draft: DraftVersion, version: pb.Version, now: d
         phase=phase,
         reason=version.reason[:1024],
         pods=_pods(state, number),
-        acceptance=DraftAcceptance(length=decimal(length)) if length is not None else before.acceptance,
+        acceptance=DraftAcceptance(length=f"{length:.2f}") if length is not None else before.acceptance,
         promoted_time=promoted,
         history=_history(transitions) or before.history,
         conditions=dated(
-            _conditions(observed, version, phase, promoted), before.conditions, draft.metadata.generation, now
+            _conditions(state, version, is_promoted=promoted is not None),
+            before.conditions,
+            draft.metadata.generation,
+            now,
         ),
     )
 
@@ -222,52 +217,34 @@ def _promoted(transitions: list[pb.Transition]) -> datetime | None:
     return moment_ms(promotions[-1].unix_ms) if promotions else None
 
 
-def _conditions(
-    observed: Observed, version: pb.Version, phase: Phase, promoted: datetime | None
-) -> list[UndatedCondition]:
-    state = observed.registry.state
-    assert state is not None
-    number, evaluated = version.version, version.manifest.evaluation
-    has_evidence = bool(evaluated.baseline_version or evaluated.lookahead)
-    is_live = number in (state.stable, state.candidate)
-    loaded = _pods(state, number).loaded or 0
-    has_won = phase is Phase.STABLE or (phase is Phase.SUPERSEDED and promoted is not None)
-    return [
-        UndatedCondition(type="Verified", status="True", reason="DigestMatches", message=version.manifest.digest),
-        UndatedCondition(
-            type="Evaluated",
-            status="True" if has_evidence else "Unknown",
-            reason="HeldOutTraces" if has_evidence else "NotEvaluated",
-            message="evaluated on held-out requests" if has_evidence else "published without an evaluation",
-        ),
-        UndatedCondition(
-            type="Loaded",
-            status="True" if is_live and loaded else "False",
-            reason="Loaded" if is_live and loaded else "NotServing",
-            message=f"{loaded} pods have loaded it" if is_live else "no pod should serve it",
-        ),
-        UndatedCondition(
-            type="Promoted",
-            status="True" if has_won else "False",
-            reason="Promoted" if has_won else phase.value,
-            message=version.reason[:1024],
-        ),
-    ]
+def _conditions(state: pb.SpeculatorState, version: pb.Version, *, is_promoted: bool) -> dict[str, Assessment]:
+    phase, evaluation = phase_name(version.phase), version.manifest.evaluation
+    is_live, loaded = version.version in (state.stable, state.candidate), _pods(state, version.version).loaded or 0
+    evaluated = Assessment("Unknown", "NotEvaluated", "published without an evaluation")
+    if evaluation.baseline_version or evaluation.lookahead:
+        evaluated = Assessment("True", "HeldOutTraces", "evaluated on held-out requests")
+    message = f"{loaded} pods have loaded it" if is_live else "no pod should serve it"
+    is_winner = phase is Phase.STABLE or (phase is Phase.SUPERSEDED and is_promoted)
+    return {
+        "Verified": Assessment("True", "DigestMatches", version.manifest.digest),
+        "Evaluated": evaluated,
+        "Loaded": Assessment("True", "Loaded", message)
+        if is_live and loaded
+        else Assessment("False", "NotServing", message),
+        "Promoted": Assessment("True", "Promoted", version.reason[:1024])
+        if is_winner
+        else Assessment("False", phase.value, version.reason[:1024]),
+    }
 
 
 def _import_status(draft_import: DraftImport, now: datetime) -> DraftVersionStatus:
-    draft = draft_import.draft
-    phase = Phase.FAILED if draft_import.failure else IMPORTING
-    reason = draft_import.failure or "importing the draft into the registry"
-    verdict = UndatedCondition(
-        type="Verified",
-        status="False" if draft_import.failure else "Unknown",
-        reason="ImportFailed" if draft_import.failure else "Importing",
-        message=reason[:1024],
-    )
+    draft, failure = draft_import.draft, draft_import.failure[:1024]
+    verified = Assessment("Unknown", "Importing", "importing the draft into the registry")
+    if failure:
+        verified = Assessment("False", "ImportFailed", failure)
     return DraftVersionStatus(
         observed_generation=draft.metadata.generation,
-        phase=phase,
-        reason=reason[:1024],
-        conditions=dated([verdict], draft.status.conditions, draft.metadata.generation, now),
+        phase=Phase.FAILED if failure else IMPORTING,
+        reason=verified.message,
+        conditions=dated({"Verified": verified}, draft.status.conditions, draft.metadata.generation, now),
     )

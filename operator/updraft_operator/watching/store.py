@@ -3,8 +3,8 @@
 Refused: kopf's own indexes, which keep an object that was deleted while its watch was interrupted.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -18,32 +18,15 @@ from updraft_operator.planning.pods import PodState
 
 M = TypeVar("M", bound=BaseModel)
 
-
 _MAX_GONE = 4096
 """Deletions that are remembered: far more than can happen while an answer is in transit."""
 
 
-@dataclass(slots=True)
-class _Entry:
-    speculator: bytes = b""
-    version: str = ""
-    children: dict[Ref, Child] = field(default_factory=dict)
-    pods: dict[str, tuple[str, PodState]] = field(default_factory=dict)
-    drafts: dict[str, tuple[str, bytes]] = field(default_factory=dict)
-
-    def version_of(self, kind: str, name: str) -> str:
-        if kind == "AdaptiveSpeculator":
-            return self.version
-        if kind == "DraftVersion":
-            return self.drafts.get(name, ("", b""))[0]
-        if kind == "Pod":
-            return self.pods[name][0] if name in self.pods else ""
-        child = self.children.get(Ref(kind, name))
-        return child.resource_version if child else ""
-
-    @property
-    def is_empty(self) -> bool:
-        return not (self.speculator or self.children or self.pods or self.drafts)
+@dataclass(frozen=True, slots=True)
+class _CachedObject:
+    version: str
+    content: Child | PodState | bytes
+    """Packed for our own kinds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +45,7 @@ class Store:
     """
 
     def __init__(self) -> None:
-        self._entries: dict[Key, _Entry] = {}
+        self._objects: dict[Key, dict[Ref, _CachedObject]] = {}
         self._gone: dict[tuple[str, str, str], str] = {}
         """Resource versions at which objects were recently deleted."""
 
@@ -74,17 +57,15 @@ class Store:
         name, version = body["metadata"]["name"], body["metadata"]["resourceVersion"]
         if is_older(version, self._gone.get((kind, key.namespace, name), "")):
             return key
-        entry = self._entries.setdefault(key, _Entry())
-        if is_older(version, entry.version_of(kind, name)):
+        objects, ref = self._objects.setdefault(key, {}), Ref(kind, name)
+        if ref in objects and is_older(version, objects[ref].version):
             return key
-        if kind == "AdaptiveSpeculator":
-            entry.speculator, entry.version = pack(_lean(body)), version
-        elif kind == "DraftVersion":
-            entry.drafts[name] = (version, pack(_lean(body)))
-        elif kind == "Pod":
-            entry.pods[name] = (version, PodState.of(body))
+        content: Child | PodState | bytes
+        if kind in ("AdaptiveSpeculator", "DraftVersion"):
+            content = pack(_lean(body))
         else:
-            entry.children[Ref(kind, name)] = Child.of(kind, body)
+            content = PodState.of(body) if kind == "Pod" else Child.of(kind, body)
+        objects[ref] = _CachedObject(version, content)
         return key
 
     def _drop_unowned(self, kind: str, metadata: Mapping[str, Any]) -> Key | None:
@@ -100,59 +81,49 @@ class Store:
             self._gone[kind, key.namespace, name] = version
             if len(self._gone) > _MAX_GONE:
                 del self._gone[next(iter(self._gone))]
-        entry = self._entries.get(key)
-        if entry is None or is_older(version, entry.version_of(kind, name)):
+        objects, ref = self._objects.get(key, {}), Ref(kind, name)
+        if ref not in objects or is_older(version, objects[ref].version):
             return
-        if kind == "AdaptiveSpeculator":
-            entry.speculator, entry.version = b"", ""
-        elif kind == "DraftVersion":
-            entry.drafts.pop(name, None)
-        elif kind == "Pod":
-            entry.pods.pop(name, None)
-        else:
-            entry.children.pop(Ref(kind, name), None)
-        if entry.is_empty:
-            del self._entries[key]
+        del objects[ref]
+        if not objects:
+            del self._objects[key]
 
     def cached(self, key: Key) -> CachedObjects:
         """The objects of a key. InvalidInput for an object that a newer CRD admits and this operator cannot read."""
-        entry = self._entries.get(key, _Entry())
-        speculator = _read(AdaptiveSpeculator, entry.speculator) if entry.speculator else None
+        contents = {ref: cached.content for ref, cached in self._objects.get(key, {}).items()}
+        packed = contents.get(_speculator(key))
+        drafts = [content for ref, content in contents.items() if ref.kind == "DraftVersion"]
         return CachedObjects(
-            speculator=speculator,
-            children=dict(entry.children),
-            pods=tuple(state for _, state in entry.pods.values()),
-            drafts=tuple(_read(DraftVersion, packed) for _, packed in entry.drafts.values()),
+            speculator=_read(AdaptiveSpeculator, packed) if isinstance(packed, bytes) else None,
+            children={ref: content for ref, content in contents.items() if isinstance(content, Child)},
+            pods=tuple(content for content in contents.values() if isinstance(content, PodState)),
+            drafts=tuple(_read(DraftVersion, draft) for draft in drafts if isinstance(draft, bytes)),
         )
 
     def all_keys(self) -> list[Key]:
-        return sorted(self._entries)
+        return sorted(self._objects)
 
     def speculators(self) -> list[Key]:
-        return [key for key, entry in self._entries.items() if entry.speculator]
+        return [key for key, objects in self._objects.items() if _speculator(key) in objects]
 
     def versions(self, kind: str) -> dict[tuple[str, str], str]:
         """Resource versions of all objects of a kind, by namespace and name."""
-        return {(key.namespace, name): version for key, name, version in self._of_kind(kind)}
+        return {
+            (key.namespace, ref.name): cached.version
+            for key, objects in self._objects.items()
+            for ref, cached in objects.items()
+            if ref.kind == kind
+        }
 
     def owner(self, kind: str, namespace: str, name: str) -> Key | None:
+        ref = Ref(kind, name)
         return next(
-            (key for key, candidate, _ in self._of_kind(kind) if (key.namespace, candidate) == (namespace, name)), None
+            (key for key, cached in self._objects.items() if key.namespace == namespace and ref in cached), None
         )
 
-    def _of_kind(self, kind: str) -> Iterator[tuple[Key, str, str]]:
-        for key, entry in self._entries.items():
-            if kind == "AdaptiveSpeculator":
-                if entry.speculator:
-                    yield key, key.name, entry.version
-            elif kind in ("DraftVersion", "Pod"):
-                versions = entry.drafts if kind == "DraftVersion" else entry.pods
-                for name, (version, _) in versions.items():
-                    yield key, name, version
-            else:
-                for ref, child in entry.children.items():
-                    if ref.kind == kind:
-                        yield key, ref.name, child.resource_version
+
+def _speculator(key: Key) -> Ref:
+    return Ref("AdaptiveSpeculator", key.name)
 
 
 def _read(model: type[M], packed: bytes) -> M:

@@ -4,13 +4,14 @@ from typing import Any
 
 import pytest
 from tests.support.manifests import CONFIG_WITHOUT_REDIS, speculator
-from tests.support.observed import connected, observed, pod, ready_pods, traffic, version, workload
+from tests.support.observed import NOW, connected, observed, pod, ready_pods, traffic, version, workload
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_cli.cmd.explain.condition_help import CONDITION_HELP
-from updraft_operator.planning.conditions import UndatedCondition, conditions
+from updraft_operator.planning.conditions import Assessment, conditions
 from updraft_operator.planning.objects import Ref
 from updraft_operator.planning.observed import ConnectionState, Refusal, RegistryView
+from updraft_operator.planning.status import status
 
 STABLE = version(3)
 TRIED = version(4, pb.PHASE_CANARY)
@@ -194,8 +195,8 @@ READY: list[Case] = [("Ready", "True", "Ready", {"pods": ready_pods(), "registry
 CASES = [*READY, *ACCEPTED, *SERVING, *REGISTRY, *TRAINER, *ADAPTING, *SPECULATION, *PROGRESSING]
 
 
-def _verdicts(spec: dict[str, Any] | None = None, **more: Any) -> dict[str, UndatedCondition]:
-    return {each.type: each for each in conditions(observed(spec, **more))}
+def _verdicts(spec: dict[str, Any] | None = None, **more: Any) -> dict[str, Assessment]:
+    return conditions(observed(spec, **more))
 
 
 @pytest.mark.parametrize(
@@ -209,13 +210,13 @@ def test_every_reason_has_a_world(kind: str, status: str, reason: str, world: di
 
 
 def test_every_reason_that_is_given_is_explained_to_people() -> None:
-    given = {(verdict.type, verdict.reason) for *_, world in CASES for verdict in _verdicts(**world).values()}
-    told = {(kind, reason) for kind, reasons in CONDITION_HELP.items() for reason in reasons}
-    assert {pair for pair in given if pair[0] != "Ready"} - told == set()
+    given = {(kind, verdict.reason) for *_, world in CASES for kind, verdict in _verdicts(**world).items()}
+    explained = {(kind, reason) for kind, reasons in CONDITION_HELP.items() for reason in reasons}
+    assert {pair for pair in given if pair[0] != "Ready"} - explained == set()
 
 
 def test_conditions_come_in_the_order_in_which_a_person_asks() -> None:
-    assert [each.type for each in conditions(observed())] == list(CONDITION_HELP)
+    assert list(conditions(observed())) == list(CONDITION_HELP)
 
 
 @pytest.mark.parametrize(
@@ -245,13 +246,13 @@ def test_pods_of_a_changed_template_may_be_in_trouble_while_the_old_ones_serve()
 
 def test_a_pod_that_goes_counts_for_nothing() -> None:
     pods = (pod("a", is_ready=True, is_ending=True), pod("b", is_ready=True))
-    said = _verdicts({"serving": {"replicas": 3}}, pods=pods)["ServingReady"]
-    assert said.message == "1 of 3 pods are ready"
+    verdict = _verdicts({"serving": {"replicas": 3}}, pods=pods)["ServingReady"]
+    assert verdict.message == "1 of 3 pods are ready"
 
 
 def test_the_message_names_the_pod_and_its_trouble() -> None:
-    said = _verdicts(pods=(pod("qwen-serving-x", problem=("OOMKilled", "too much")),))["ServingReady"].message
-    assert said == "0 of 1 pods are ready; qwen-serving-x: too much"
+    message = _verdicts(pods=(pod("qwen-serving-x", problem=("OOMKilled", "too much")),))["ServingReady"].message
+    assert message == "0 of 1 pods are ready; qwen-serving-x: too much"
 
 
 def test_the_wish_of_an_autoscaler_counts_for_readiness() -> None:
@@ -270,8 +271,8 @@ def test_an_old_promotion_of_a_version_that_is_gone_is_no_mistake() -> None:
 
 
 def test_a_version_that_is_not_there_is_told_with_those_that_are() -> None:
-    said = _verdicts({"rollout": {"pinnedVersion": 9}}, registry=connected([STABLE, TRIED]))["Accepted"].message
-    assert said == "spec.rollout.pinnedVersion is 9, but the registry has no such version: it has 3, 4"
+    message = _verdicts({"rollout": {"pinnedVersion": 9}}, registry=connected([STABLE, TRIED]))["Accepted"].message
+    assert message == "spec.rollout.pinnedVersion is 9, but the registry has no such version: it has 3, 4"
 
 
 def test_a_registry_with_one_ready_pod_is_not_in_trouble_over_another() -> None:
@@ -285,11 +286,11 @@ def _told(*conditions: tuple[str, str, str]) -> dict[str, Any]:
 
 def _status(*conditions: tuple[str, str, str]) -> dict[str, Any]:
     """As it was an hour ago."""
-    said = [
+    written = [
         {"type": kind, "status": status, "reason": reason, "message": "x", "lastTransitionTime": "2026-11-25T11:00:00Z"}
         for kind, status, reason in conditions
     ]
-    return {"conditions": said}
+    return {"conditions": written}
 
 
 @pytest.mark.parametrize(
@@ -325,5 +326,5 @@ def test_a_registry_that_is_asked_for_the_first_time_starts() -> None:
 
 
 def test_a_long_message_is_cut() -> None:
-    verdict = _verdicts(pods=(pod(problem=("OOMKilled", "x" * 9999)),))["ServingReady"]
-    assert len(verdict.message) == 2000
+    long = status(observed(pods=(pod(problem=("OOMKilled", "x" * 9999)),)), NOW).conditions
+    assert [len(condition.message) for condition in long if condition.type == "ServingReady"] == [2000]

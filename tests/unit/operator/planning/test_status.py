@@ -11,21 +11,20 @@ from tests.support.observed import NOW, connected, observed, pod, ready_pods, tr
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api.status import Condition, Status
-from updraft_operator.planning.conditions import UndatedCondition
-from updraft_operator.planning.observed import ConnectionState, RegistryView
+from updraft_operator.planning.conditions import Assessment, dated
+from updraft_operator.planning.observed import ConnectionState, RegistryView, moment, moment_ms
 from updraft_operator.planning.plan import written
 from updraft_operator.planning.status import status, without_measurements
-from updraft_operator.planning.times import dated, moment, moment_ms
 
 BEFORE = NOW - timedelta(hours=1)
 
 
-def _verdict(status: Any = "True", reason: str = "Ready") -> UndatedCondition:
-    return UndatedCondition(type="Ready", status=status, reason=reason, message="x")
+def _verdict(status: Any = "True", reason: str = "Ready") -> Assessment:
+    return Assessment(status, reason, "x")
 
 
-def _condition(verdict: UndatedCondition, **more: Any) -> Condition:
-    (made,) = dated([verdict], [], 1, BEFORE)
+def _condition(verdict: Assessment, **more: Any) -> Condition:
+    (made,) = dated({"Ready": verdict}, [], 1, BEFORE)
     return made.model_copy(update=more)
 
 
@@ -40,8 +39,8 @@ def _condition(verdict: UndatedCondition, **more: Any) -> Condition:
         pytest.param([_condition(_verdict(), type="Other")], _verdict(), NOW, id="one of another type"),
     ],
 )
-def test_the_time_of_a_condition_changes_with_its_status_only(before: Any, now: UndatedCondition, at: Any) -> None:
-    (made,) = dated([now], before, 7, NOW)
+def test_the_time_of_a_condition_changes_with_its_status_only(before: Any, now: Assessment, at: Any) -> None:
+    (made,) = dated({"Ready": now}, before, 7, NOW)
     assert made.last_transition_time == at
     assert (made.reason, made.observed_generation) == (now.reason, 7)
 

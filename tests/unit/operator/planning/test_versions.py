@@ -22,9 +22,8 @@ from updraft_operator.api.draft_version import IMPORTING, DraftVersion, DraftVer
 from updraft_operator.manifests import importing
 from updraft_operator.planning import versions
 from updraft_operator.planning.objects import Child, Ref
-from updraft_operator.planning.observed import ConnectionState, Observed, RegistryView
+from updraft_operator.planning.observed import ConnectionState, Observed, RegistryView, moment, phase_name
 from updraft_operator.planning.plan import written
-from updraft_operator.planning.times import moment
 from updraft_rollouts.terms import Phase
 
 
@@ -42,11 +41,11 @@ def _conditions(told: DraftVersionStatus) -> dict[str, tuple[str, str]]:
 
 @pytest.mark.parametrize("number", pb.Phase.values()[1:])
 def test_every_phase_of_the_wire_has_a_name(number: "pb.Phase.ValueType") -> None:
-    assert pb.Phase.Name(number) == f"PHASE_{versions.phase_name(number).name}"
+    assert pb.Phase.Name(number) == f"PHASE_{phase_name(number).name}"
 
 
 def test_an_unknown_phase_is_pending() -> None:
-    assert versions.phase_name(pb.PHASE_UNSPECIFIED) is Phase.PENDING
+    assert phase_name(pb.PHASE_UNSPECIFIED) is Phase.PENDING
 
 
 def test_every_kept_version_without_an_object_gets_one() -> None:
