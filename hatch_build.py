@@ -1,7 +1,7 @@
 """Compiles the C++ kernels when a wheel is built, including the editable one of `make install`.
 
 A wheel runs on many machines, so it carries one library per set of CPU features, and `updraft_kernels.loader` chooses one.
-Without g++ the wheel carries none and is a pure one; the engine then uses torch's operations.
+Without a g++ that compiles and links, the wheel carries none and is a pure one; the engine then uses torch's operations.
 """
 
 import hashlib
@@ -43,15 +43,31 @@ class KernelsHook(BuildHookInterface[Any]):
         if not sources.is_dir():  # the Dockerfile's wheel of requirements alone
             return
         compiler = shutil.which("g++")
-        for stale in sources.glob("*.so"):
-            stale.unlink()
-        libraries = compile_kernels(sources, sources, compiler) if compiler else []
+        problem = why_unusable(compiler) if compiler else "there is no g++"
+        with tempfile.TemporaryDirectory(dir=sources) as folder:
+            built = [] if problem or compiler is None else compile_kernels(sources, Path(folder), compiler)
+            libraries = [library.rename(sources / library.name) for library in built]
+        for old in set(sources.glob("*.so")) - set(libraries):
+            old.unlink()
         if not libraries:
-            self.app.display_warning("No g++ that can compile the C++ kernels: the engine will use torch's operations")
+            reason = problem or f"g++ has no flags for the kernels of {platform.machine()}"
+            self.app.display_warning(f"No C++ kernels, so the engine will use torch's operations: {reason}")
             return
         build_data["artifacts"] += [f"{KERNELS}/{library.name}" for library in libraries]
         build_data["pure_python"] = False  # ctypes loads them, so any Python will do
         build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
+
+
+def why_unusable(compiler: str) -> str:
+    """Why a compiler can make no library whatever the source is: without headers or libstdc++, for example. Empty if it can."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.cpp")
+        source.write_text("#include <omp.h>\n#include <vector>\nstd::vector<int> probe() { return {omp_get_max_threads()}; }\n")
+        try:
+            _run(compiler, "-std=c++17", "-fPIC", "-shared", source, "-o", source.with_suffix(".so"))
+        except (RuntimeError, OSError) as error:
+            return str(error)
+    return ""
 
 
 def compile_kernels(sources: Path, output: Path, compiler: str) -> list[Path]:

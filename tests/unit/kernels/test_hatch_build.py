@@ -1,5 +1,6 @@
 """Wheels carry the kernels that the compiler could make, and the platform that they were made for."""
 
+import os
 import platform
 import shutil
 import subprocess
@@ -39,23 +40,27 @@ def checkout(tmp_path: Path) -> Path:
 
 def build(checkout: Path, build_: str = "build_wheel") -> tuple[str, list[str]]:
     """The name of the wheel and of the kernels' files in it."""
-    script = f"import hatchling.build as b; print(b.{build_}({str(checkout.parent)!r}))"
-    result = subprocess.run([sys.executable, "-c", script], cwd=checkout, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    wheel = result.stdout.split()[-1]
+    wheel = run_build(checkout, build_).stdout.split()[-1]
     with zipfile.ZipFile(checkout.parent / wheel) as archive:
         names = [Path(name) for name in archive.namelist()]
     return wheel, sorted(name.name for name in names if name.parent.name == "updraft_kernels")
+
+
+def run_build(checkout: Path, build_: str = "build_wheel") -> subprocess.CompletedProcess[str]:
+    script = f"import hatchling.build as b; print(b.{build_}({str(checkout.parent)!r}))"
+    result = subprocess.run([sys.executable, "-c", script], cwd=checkout, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result
 
 
 def variants(files: list[str]) -> set[str]:
     return {name.partition("-")[0] for name in files if name.endswith(".so")}
 
 
-def fake_compiler(folder: Path, script: str) -> str:
+def fake_compiler(folder: Path, script: str, *, shell: str = "sh") -> str:
     folder.mkdir()
     compiler = folder / "g++"
-    compiler.write_text(f"#!/bin/sh\n{script}\n")
+    compiler.write_text(f"#!/bin/{shell}\n{script}\n")
     compiler.chmod(0o755)
     return str(compiler)
 
@@ -94,6 +99,27 @@ def test_without_a_compiler_the_wheel_is_pure_and_old_libraries_are_gone(
     name, files = build(checkout)
     assert name == "updraft-1-py3-none-any.whl"
     assert files == ["__init__.py"]
+
+
+def test_with_a_compiler_that_cannot_link_the_wheel_is_pure_and_the_reason_is_printed(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = 'case "$*" in *-shared*) echo "cannot find -lstdc++" >&2; exit 1;; esac; touch "${@: -1}"'
+    fake_compiler(tmp_path / "bin", script, shell="bash")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    built = run_build(checkout)
+    assert "cannot find -lstdc++" in built.stdout + built.stderr
+    assert "updraft-1-py3-none-any.whl" in built.stdout
+
+
+@needs_compiler
+def test_a_build_that_fails_leaves_the_old_libraries(checkout: Path) -> None:
+    build(checkout)
+    before = set((checkout / KERNELS).iterdir())
+    (checkout / KERNELS / "one.cpp").write_text("int one( {\n")
+    with pytest.raises(AssertionError, match=r"one\.cpp:1"):
+        build(checkout)
+    assert set((checkout / KERNELS).iterdir()) == before
 
 
 def test_a_wheel_without_the_package_of_kernels_is_pure(checkout: Path) -> None:
