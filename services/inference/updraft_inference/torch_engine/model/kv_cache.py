@@ -116,6 +116,8 @@ class SlotCache:
         except (RuntimeError, OSError) as error:  # torch's errors for no memory left, and the mapping's
             raise refusal from error
         self.num_slots, self.num_positions = shape.num_slots, shape.num_positions
+        self._num_written = [0] * shape.num_slots
+        """Positions of each slot that were ever planned to be written, so no others are touched to wipe it."""
 
     def batch(self, slots: list[int], starts: list[int], counts: list[int]) -> Batch:
         """Plan a forward of `counts[i]` rows for each of `slots` (ascending), beginning at position `starts[i]`."""
@@ -124,6 +126,8 @@ class SlotCache:
         span = max(positions.stop for positions in spans)
         if span > self.num_positions:
             raise IndexError(f"positions up to {span} do not fit a slot of {self.num_positions}")
+        for slot, positions in zip(slots, spans, strict=True):
+            self._num_written[slot] = max(self._num_written[slot], positions.stop)
         rows = [
             slot * self.num_positions + at for slot, positions in zip(slots, spans, strict=True) for at in positions
         ]
@@ -142,11 +146,13 @@ class SlotCache:
         """Copy what one slot holds of the first `length` positions into another one."""
         for held in (self._keys, self._values):
             held[:, slot, :length] = held[:, source, :length]
+        self._num_written[slot] = max(self._num_written[slot], length)
 
     def wipe(self, slot: int) -> None:
         """Let a slot hold zeros, as at the start."""
         for held in (self._keys, self._values):
-            held[:, slot] = 0
+            held[:, slot, : self._num_written[slot]] = 0
+        self._num_written[slot] = 0
 
     def write(self, layer: int, rows_R: Tensor, k_RKE: Tensor, v_RKE: Tensor) -> None:
         """Store new keys and values where batches say (`rows_R`)."""
