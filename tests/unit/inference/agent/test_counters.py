@@ -89,6 +89,14 @@ def test_latency_is_a_steps_time_shared_by_its_tokens() -> None:
     assert tally.latency_sum_s == pytest.approx(0.02)
 
 
+def test_a_step_whose_tokens_were_all_cut_has_no_latency() -> None:
+    cut = step(1, 0, duration_s=0.02)
+    tally = VersionTally().with_step(cut, 0)
+
+    assert tally.verify_steps == 1
+    assert (sum(tally.latency_counts), tally.latency_sum_s) == (0, 0.0)
+
+
 def test_versions_not_served_for_long_are_forgotten() -> None:
     tallies = folded({}, ended(step(1, 0, version=1)))
     for version in range(2, MAX_VERSIONS + 1):
