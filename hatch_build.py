@@ -62,7 +62,9 @@ def why_unusable(compiler: str) -> str:
     """Why a compiler can make no library whatever the source is: without headers or libstdc++, for example. Empty if it can."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "probe.cpp")
-        source.write_text("#include <omp.h>\n#include <vector>\nstd::vector<int> probe() { return {omp_get_max_threads()}; }\n")
+        source.write_text(
+            "#include <omp.h>\n#include <vector>\nstd::vector<int> probe() { return {omp_get_max_threads()}; }\n"
+        )
         try:
             _run(compiler, "-std=c++17", "-fPIC", "-shared", source, "-o", source.with_suffix(".so"))
         except (RuntimeError, OSError) as error:

@@ -75,7 +75,7 @@ class Inline:
 
     def look_up_in(self, lookups: NgramProposer) -> None:
         """Use an n-gram proposer that remembers earlier answers."""
-        self._scheduler.speculator.ngram = lookups
+        self._scheduler.speculation.ngram = lookups
 
     def start(self, prompts: SequenceOf[tuple[int, ...]], *, max_tokens: int, drafter: Drafter) -> None:
         """Add greedy requests that ignore end tokens, and read all their prompts."""

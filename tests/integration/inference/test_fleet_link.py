@@ -107,12 +107,12 @@ async def test_a_pod_whose_role_does_not_do_says_why_once_and_connects_once_its_
         bearing(tmp_path, POD)
         await until(lambda: LinkState.UP in heard, what="the connection")
 
-    told = [record for record in caplog.records if record.name == "updraft_inference.agent.fleet"]
-    assert [record.message for record in told] == [
+    records = [record for record in caplog.records if record.name == "updraft_inference.agent.fleet"]
+    assert [record.message for record in records] == [
         "The registry refuses this pod; serving goes on",
         "The registry is back",
     ]
-    assert "role read may not call Fleet.Connect, which requires role serve or operate" in str(vars(told[0]))
+    assert "role read may not call Fleet.Connect, which requires role serve or operate" in str(vars(records[0]))
     assert not any(token in str(vars(record)) for record in caplog.records for token in (READER, POD))
 
 
@@ -127,15 +127,15 @@ async def test_a_pod_that_serves_another_target_is_refused_and_not_told_that_the
         await until(lambda: len(heard) >= 2, what="two refusals")
 
     assert set(heard) == {LinkState.UP, LinkState.DENIED}
-    told = [record for record in caplog.records if record.name == "updraft_inference.agent.fleet"]
-    assert told[0].message == "The registry refuses this pod; serving goes on"
-    assert "it has another target" in str(vars(told[0]))
+    records = [record for record in caplog.records if record.name == "updraft_inference.agent.fleet"]
+    assert records[0].message == "The registry refuses this pod; serving goes on"
+    assert "it has another target" in str(vars(records[0]))
 
 
 @pytest.mark.parametrize(
-    ("times", "said"), [(1, {LinkState.UP, LinkState.DENIED}), (2, {LinkState.AWAY, LinkState.UP, LinkState.DENIED})]
+    ("times", "links"), [(1, {LinkState.UP, LinkState.DENIED}), (2, {LinkState.AWAY, LinkState.UP, LinkState.DENIED})]
 )
-async def test_a_refusal_that_is_lost_once_is_heard_before_anything_is_said(times: int, said: set[LinkState]) -> None:
+async def test_a_refusal_that_is_lost_once_is_heard_before_anything_is_said(times: int, links: set[LinkState]) -> None:
     async with (
         listening(service(FLEET, Connect=refuse)) as address,
         rpc.channel(address) as channel,
@@ -143,7 +143,7 @@ async def test_a_refusal_that_is_lost_once_is_heard_before_anything_is_said(time
     ):
         await until(lambda: LinkState.DENIED in heard, what="the refusal")
 
-    assert set(heard) == said
+    assert set(heard) == links
 
 
 async def test_a_registry_that_is_away_is_told_once_and_so_is_its_return(caplog: pytest.LogCaptureFixture) -> None:
@@ -159,6 +159,6 @@ async def test_a_registry_that_is_away_is_told_once_and_so_is_its_return(caplog:
         await server.stop(grace=None)
         await until(lambda: heard[-1] is LinkState.AWAY, what="the end of the stream")
 
-    told = [record.message for record in caplog.records if record.name == "updraft_inference.agent.fleet"]
+    records = [record.message for record in caplog.records if record.name == "updraft_inference.agent.fleet"]
     away = "The registry is away; serving goes on"
-    assert told == [away, "The registry is back", away]
+    assert records == [away, "The registry is back", away]

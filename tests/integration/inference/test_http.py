@@ -151,10 +151,10 @@ async def test_token_ids_are_a_prompt(client: AsyncOpenAI) -> None:
 
 
 async def test_sampling_reaches_the_engine(client: AsyncOpenAI, pod: RunningPod) -> None:
-    seen: list[GenerationRequest] = []
+    requests: list[GenerationRequest] = []
 
     def script(request: GenerationRequest) -> Iterator[int]:
-        seen.append(request)
+        requests.append(request)
         return alphabet(request)
 
     pod.engine.script = script
@@ -165,16 +165,16 @@ async def test_sampling_reaches_the_engine(client: AsyncOpenAI, pod: RunningPod)
     await client.completions.create(model=MODEL, prompt="p", temperature=1e-9)
     await pod.complete(updraft={"drafter": "none", "lookahead": 0})
 
-    sampling = seen[0].sampling
+    sampling = requests[0].sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed) == (0.5, 0.9, 5, 2**64 - 1)
-    assert seen[0].ignore_eos
-    assert seen[0].drafter is None
-    assert seen[1].sampling.temperature == 0
-    assert (seen[2].drafter, seen[2].lookahead) == (Drafter.NONE, 0)
+    assert requests[0].ignore_eos
+    assert requests[0].drafter is None
+    assert requests[1].sampling.temperature == 0
+    assert (requests[2].drafter, requests[2].lookahead) == (Drafter.NONE, 0)
 
 
 @pytest.mark.parametrize(
-    ("path", "fields", "status", "told"),
+    ("path", "fields", "status", "parts"),
     [
         pytest.param("completions", {"model": "other"}, 404, ["'other'", "'tiny'"], id="unknown model"),
         pytest.param(
@@ -190,7 +190,7 @@ async def test_sampling_reaches_the_engine(client: AsyncOpenAI, pod: RunningPod)
     ],
 )
 async def test_refusals_are_openai_shaped_and_tell_the_numbers(
-    pod: RunningPod, path: str, fields: dict[str, object], status: int, told: list[str]
+    pod: RunningPod, path: str, fields: dict[str, object], status: int, parts: list[str]
 ) -> None:
     prompt = {"prompt": "p"} if path == "completions" else {"messages": [{"role": "user", "content": "x"}]}
     answer = await pod.http.post(f"/v1/{path}", json={"model": MODEL, **prompt, **fields})
@@ -199,7 +199,7 @@ async def test_refusals_are_openai_shaped_and_tell_the_numbers(
     assert answer.status_code == status
     assert set(error) == {"message", "type", "param", "code"}
     assert error["type"] == "invalid_request_error"
-    assert all(part in error["message"] for part in told)
+    assert all(part in error["message"] for part in parts)
     assert await pod.metric(f'updraft_inference_refusals_total{{status="{status}"}}') == 1
 
 

@@ -32,30 +32,30 @@ async def pod(tmp_path: Path) -> AsyncIterator[RunningPod]:
 
 def each_says(pod: RunningPod, *texts: str) -> list[GenerationRequest]:
     """The choices say these, in the order in which the engine gets them; -> the requests."""
-    seen: list[GenerationRequest] = []
+    requests: list[GenerationRequest] = []
 
     def script(request: GenerationRequest) -> Iterator[int]:
-        seen.append(request)
-        return saying(texts[len(seen) - 1])(request)
+        requests.append(request)
+        return saying(texts[len(requests) - 1])(request)
 
     pod.engine.script = script
-    return seen
+    return requests
 
 
 async def test_several_choices_are_requests_with_seeds_of_their_own(pod: RunningPod) -> None:
-    seen = each_says(pod, "one", "two", "three")
+    requests = each_says(pod, "one", "two", "three")
 
     answer = await pod.openai.chat.completions.create(model=MODEL, messages=HI, n=3, seed=5)
 
     assert [choice.index for choice in answer.choices] == [0, 1, 2]
     assert sorted(choice.message.content or "" for choice in answer.choices) == ["one", "three", "two"]
     assert {choice.finish_reason for choice in answer.choices} == {"stop"}
-    assert sorted(request.sampling.seed or 0 for request in seen) == [5, 6, 7]
-    assert len({request.request_id for request in seen}) == 3
+    assert sorted(request.sampling.seed or 0 for request in requests) == [5, 6, 7]
+    assert len({request.request_id for request in requests}) == 3
     usage = answer.usage
     assert usage is not None
     assert usage.completion_tokens == len("onetwothree") + 3
-    assert usage.prompt_tokens == len(seen[0].prompt_ids)
+    assert usage.prompt_tokens == len(requests[0].prompt_ids)
     assert await pod.metric('updraft_inference_requests_total{finish="stop"}') == 3
 
 
@@ -128,12 +128,12 @@ async def test_a_completions_log_probabilities_have_the_official_shape(pod: Runn
     plain = await pod.openai.completions.create(model=MODEL, prompt="abc", max_tokens=4)
 
     for choice in whole.choices:
-        said = choice.logprobs
-        assert said is not None
-        assert said.tokens == list(choice.text)
-        assert said.text_offset == [0, 1, 2, 3]
-        assert said.token_logprobs == [-0.25] * 4
-        assert said.top_logprobs == [{char: -0.25} for char in choice.text]
+        logprobs = choice.logprobs
+        assert logprobs is not None
+        assert logprobs.tokens == list(choice.text)
+        assert logprobs.text_offset == [0, 1, 2, 3]
+        assert logprobs.token_logprobs == [-0.25] * 4
+        assert logprobs.top_logprobs == [{char: -0.25} for char in choice.text]
     assert plain.choices[0].logprobs is None
 
 
@@ -150,7 +150,7 @@ async def test_a_stop_strings_own_tokens_are_counted_in_log_probabilities_and_us
 
 
 async def test_what_changes_the_answer_reaches_the_engine(pod: RunningPod) -> None:
-    seen = each_says(pod, "x")
+    requests = each_says(pod, "x")
     schema: dict[str, object] = {"type": "object", "properties": {"a": {"type": "integer"}}}
 
     await pod.openai.chat.completions.create(
@@ -163,7 +163,7 @@ async def test_what_changes_the_answer_reaches_the_engine(pod: RunningPod) -> No
         extra_body={"min_p": 0.1, "repetition_penalty": 1.2},
     )
 
-    (request,) = seen
+    (request,) = requests
     sampling = request.sampling
     assert (sampling.presence_penalty, sampling.frequency_penalty) == (0.5, -0.5)
     assert (sampling.min_p, sampling.repetition_penalty, sampling.logit_bias) == (0.1, 1.2, ((65, -100),))
@@ -214,9 +214,9 @@ async def test_a_real_model_answers_with_json(tmp_path: Path, *, stream: bool) -
         for choice in part["choices"]:
             texts[choice["index"]] += (choice.get("message") or choice["delta"]).get("content", "")
     for text in texts.values():
-        said = json.loads(text)
-        assert set(said) == {"ok", "who"}
-        assert said["who"] in {"ann", "bob"}
+        document = json.loads(text)
+        assert set(document) == {"ok", "who"}
+        assert document["who"] in {"ann", "bob"}
     assert refused.status_code == 400
     assert "Unimplemented keys" in refused.json()["error"]["message"]
 
@@ -255,11 +255,11 @@ async def test_with_keys_only_who_shows_one_is_answered(tmp_path: Path) -> None:
 async def test_the_engine_hears_which_requests_are_of_the_same_key_and_not_the_key(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(f"{KEY}\n{KEY}-other\n")
     async with running_pod(tmp_path, api_keys_file=tmp_path / "keys") as pod:
-        seen = each_says(pod, "one", "one again", "other")
+        requests = each_says(pod, "one", "one again", "other")
         for key in (KEY, KEY, f"{KEY}-other"):
             await pod.openai.with_options(api_key=key).completions.create(model=MODEL, prompt="p")
 
-    one, again, other = (request.client for request in seen)
+    one, again, other = (request.client for request in requests)
     assert one == again != other
     assert KEY not in one
 

@@ -74,36 +74,36 @@ def test_a_taken_port_is_a_sentence(model: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with process(tmp_path, model=model, port=port) as running:
-            _, told = running.communicate(timeout=LONG_S)
+            _, stderr = running.communicate(timeout=LONG_S)
 
     assert running.returncode == 1
-    assert told.splitlines()[-1].startswith(f"updraft-inference: port {port} on 127.0.0.1 is taken")
-    assert "UPDRAFT_INFERENCE_PORT" in told
+    assert stderr.splitlines()[-1].startswith(f"updraft-inference: port {port} on 127.0.0.1 is taken")
+    assert "UPDRAFT_INFERENCE_PORT" in stderr
 
 
 def test_a_missing_model_is_a_sentence(tmp_path: Path) -> None:
     with process(tmp_path, model=tmp_path / "absent") as running:
-        _, told = running.communicate(timeout=LONG_S)
+        _, stderr = running.communicate(timeout=LONG_S)
 
     assert running.returncode == 1
-    assert told.splitlines() == [f"updraft-inference: the model folder {tmp_path / 'absent'} has no tokenizer.json"]
+    assert stderr.splitlines() == [f"updraft-inference: the model folder {tmp_path / 'absent'} has no tokenizer.json"]
 
 
 def test_a_model_that_is_none_is_a_sentence(tmp_path: Path) -> None:
     with process(tmp_path, model=write_tokenizer(tmp_path / "half"), port=free_port(), log_format="text") as running:
-        _, told = running.communicate(timeout=LONG_S)
+        _, stderr = running.communicate(timeout=LONG_S)
 
     assert running.returncode == 1
-    assert "config.json does not exist" in told.splitlines()[-1]
-    assert "Traceback" not in told
+    assert "config.json does not exist" in stderr.splitlines()[-1]
+    assert "Traceback" not in stderr
 
 
 def test_bad_settings_are_all_told_before_anything_is_loaded(tmp_path: Path) -> None:
     with process(tmp_path, port="http", num_slots=0) as running:
-        _, told = running.communicate(timeout=LONG_S)
+        _, stderr = running.communicate(timeout=LONG_S)
 
     assert running.returncode == 2
-    assert {line.partition(":")[0] for line in told.splitlines()} == {
+    assert {line.partition(":")[0] for line in stderr.splitlines()} == {
         "UPDRAFT_INFERENCE_MODEL",
         "UPDRAFT_INFERENCE_PORT",
         "UPDRAFT_INFERENCE_NUM_SLOTS",

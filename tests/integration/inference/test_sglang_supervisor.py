@@ -79,9 +79,9 @@ async def test_it_is_waited_for_told_of_drained_and_ended(tmp_path: Path, caplog
 
     assert (tmp_path / "drained").exists()
     assert not psutil.wait_procs(family, timeout=30)[1]
-    told = {record.message: record.levelname for record in caplog.records if record.name == "sglang"}
-    assert told["serving"] == "INFO"
-    assert told["ValueError: not so good"] == "WARNING"
+    levels = {record.message: record.levelname for record in caplog.records if record.name == "sglang"}
+    assert levels["serving"] == "INFO"
+    assert levels["ValueError: not so good"] == "WARNING"
 
 
 async def test_one_that_does_not_end_is_killed_with_all_its_processes(tmp_path: Path) -> None:
@@ -147,12 +147,12 @@ async def test_a_server_that_remembers_a_failed_health_check_is_up_once_it_gives
 def test_the_server_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     port = free_port()
     plan = launch(tmp_path, OBEDIENT, port)
-    said = (str(plan.python), plan.arguments, dict(plan.environment))
+    command = (str(plan.python), plan.arguments, dict(plan.environment))
     program = f"""
 import asyncio
 from pathlib import Path
 from updraft_inference.sglang_engine.launch.supervisor import ServerCommand, supervised
-python, arguments, environment = {said!r}
+python, arguments, environment = {command!r}
 async def main():
     launch = ServerCommand(python=Path(python), arguments=arguments, environment=environment, drain_s=5)
     async with supervised(launch) as supervisor:

@@ -19,7 +19,7 @@ def test_a_model_is_all_that_is_needed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "message"),
     [
         pytest.param({}, "UPDRAFT_INFERENCE_MODEL: required", id="no model"),
         pytest.param({"model": "m", "port": "70000"}, "UPDRAFT_INFERENCE_PORT", id="port"),
@@ -33,10 +33,10 @@ def test_a_model_is_all_that_is_needed() -> None:
     ],
 )
 def test_a_bad_environment_is_told_in_a_sentence(
-    values: dict[str, str], told: str, capsys: pytest.CaptureFixture[str]
+    values: dict[str, str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         load(**values)
 
     assert caught.value.code == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err

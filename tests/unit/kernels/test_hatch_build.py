@@ -57,10 +57,10 @@ def variants(files: list[str]) -> set[str]:
     return {name.partition("-")[0] for name in files if name.endswith(".so")}
 
 
-def fake_compiler(folder: Path, script: str, *, shell: str = "sh") -> str:
+def fake_compiler(folder: Path, script: str) -> str:
     folder.mkdir()
     compiler = folder / "g++"
-    compiler.write_text(f"#!/bin/{shell}\n{script}\n")
+    compiler.write_text(f"#!/bin/bash\n{script}\n")
     compiler.chmod(0o755)
     return str(compiler)
 
@@ -105,7 +105,7 @@ def test_with_a_compiler_that_cannot_link_the_wheel_is_pure_and_the_reason_is_pr
     checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = 'case "$*" in *-shared*) echo "cannot find -lstdc++" >&2; exit 1;; esac; touch "${@: -1}"'
-    fake_compiler(tmp_path / "bin", script, shell="bash")
+    fake_compiler(tmp_path / "bin", script)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
     built = run_build(checkout)
     assert "cannot find -lstdc++" in built.stdout + built.stderr

@@ -85,7 +85,7 @@ class SglangEngine:
         self._served_draft = served_draft
         self._collector = collector
         self._info = info
-        self._drafts = requests.Speculation(num_steps=server_info.num_steps, is_adaptive=server_info.is_adaptive)
+        self._server_info = server_info
         self._sessions: dict[str, RequestSession] = {}
         self._swap_lock = asyncio.Lock()
         self._is_gone = False
@@ -140,7 +140,7 @@ class SglangEngine:
         return not self._is_gone
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
-        requests.check(request, self._info, self._drafts)
+        requests.check(request, self._info, self._server_info)
         requests.check_sampling(request, self._info)
         if self._is_gone:
             raise Unavailable("the SGLang server is gone")
@@ -214,7 +214,7 @@ class SglangEngine:
         """Run a request to its end; its reader gets the errors."""
         builder = self._collector.expect(session.rid, len(session.request.prompt_ids), session.request.capture)
         try:
-            await session.run(self._server, self._drafts.num_steps)
+            await session.run(self._server, self._server_info.num_steps)
             finished = await session.finished(self._collector, builder)
         except UpdraftError as error:
             session.deltas.put_nowait(error)

@@ -1,25 +1,17 @@
 """Translates a request of the port to SGLang's /generate, and its finish reason back. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from updraft_chassis.errors import Exhausted, InvalidInput
 from updraft_inference.engine import Drafter, EngineInfo, FinishReason, GenerationRequest
+from updraft_inference.sglang_engine.server import ServerInfo
 
 _ALL = -1
 """SGLang's `top_k` that disables filtering."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Speculation:
-    """Settings that are fixed for the whole server."""
-
-    num_steps: int
-    is_adaptive: bool
-
-
-def check(request: GenerationRequest, info: EngineInfo, drafts: Speculation) -> None:
+def check(request: GenerationRequest, info: EngineInfo, server: ServerInfo) -> None:
     """Raises InvalidInput for a request that this server cannot serve. An unknown token would crash the server."""
     num_prompt, limit = len(request.prompt_ids), info.max_context
     if not num_prompt:
@@ -34,10 +26,10 @@ def check(request: GenerationRequest, info: EngineInfo, drafts: Speculation) -> 
         raise InvalidInput(f"a prompt token is outside the vocabulary of {info.vocab_size}")
     if request.drafter not in {None, Drafter.EAGLE3}:
         raise InvalidInput(f"drafter {request.drafter} is not available: SGLang uses eagle3 for all requests")
-    if request.lookahead is not None and request.lookahead < drafts.num_steps:
+    if request.lookahead is not None and request.lookahead < server.num_steps:
         raise InvalidInput(
             f"lookahead {request.lookahead} is not available: SGLang drafts"
-            f" {'up to ' if drafts.is_adaptive else ''}{drafts.num_steps} tokens per step for all requests"
+            f" {'up to ' if server.is_adaptive else ''}{server.num_steps} tokens per step for all requests"
         )
 
 

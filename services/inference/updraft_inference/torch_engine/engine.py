@@ -156,7 +156,7 @@ class TorchEngine:
 
     @property
     def faults(self) -> Mapping[int, int]:
-        return self._scheduler.speculator.faults.copy()
+        return self._scheduler.speculation.faults.copy()
 
     @property
     def capture_problem(self) -> str:
@@ -214,7 +214,7 @@ class TorchEngine:
                 self._loaded = LoadedDraft()
                 return SwapResult(loaded=self._loaded, pause_s=pause_s)
             config, tensors = await asyncio.to_thread(self._read, draft)
-            eagle = self._scheduler.speculator.eagle
+            eagle = self._scheduler.speculation.eagle
             previous = await asyncio.to_thread(self._held)  # only a swap writes these tensors, and it holds the lock
             if eagle is None:
                 fresh = await asyncio.to_thread(self._build, config, tensors)
@@ -236,16 +236,16 @@ class TorchEngine:
 
     async def rehash(self) -> LoadedDraft:
         async with self._swap_lock:
-            if self._scheduler.speculator.eagle is not None:
+            if self._scheduler.speculation.eagle is not None:
                 self._loaded = replace(self._loaded, tensors_digest=await asyncio.to_thread(self._digest))
             return self._loaded
 
     async def exchange_ngram(self, proposer: NgramProposer) -> NgramProposer:
         """Use another n-gram proposer, with the answers it remembers, and return the current one. (For measurements.)"""
-        before = self._scheduler.speculator.ngram
+        before = self._scheduler.speculation.ngram
 
         def exchange() -> None:
-            self._scheduler.speculator.ngram = proposer
+            self._scheduler.speculation.ngram = proposer
 
         await self._worker.between_steps(exchange)
         return before
@@ -292,7 +292,7 @@ class TorchEngine:
         digest = tensors_digest(checkpoint.tensor_specs(sorted(tensors.items())))
         if digest != draft.tensors_digest:
             raise Corrupt(f"version {draft.version} has digest {digest}, but its manifest has {draft.tensors_digest}")
-        eagle = self._scheduler.speculator.eagle
+        eagle = self._scheduler.speculation.eagle
         if eagle is not None:
             if eagle.network.config != config:
                 raise InvalidInput(f"version {draft.version} has another shape than the current draft")
@@ -307,10 +307,10 @@ class TorchEngine:
         return EagleProposer(network, num_slots=num_slots, num_positions=num_positions, library=library)
 
     def _held(self) -> tuple[int, dict[str, Tensor] | None]:
-        eagle = self._scheduler.speculator.eagle
+        eagle = self._scheduler.speculation.eagle
         if eagle is None:
             return 0, None
-        return self._scheduler.speculator.draft_version, {
+        return self._scheduler.speculation.draft_version, {
             name: t.clone() for name, t in eagle.network.state_dict().items()
         }
 
@@ -329,14 +329,14 @@ class TorchEngine:
 
     def _digest(self) -> str:
         """Digest of the weights that draft."""
-        eagle = self._scheduler.speculator.eagle
+        eagle = self._scheduler.speculation.eagle
         if eagle is not None and not eagle.is_current():
             return "sha256:unproved"
         return tensors_digest(checkpoint.tensor_specs(checkpoint.checkpoint_tensors(self._network)))
 
     @property
     def _network(self) -> DraftNetwork:
-        eagle = self._scheduler.speculator.eagle
+        eagle = self._scheduler.speculation.eagle
         assert eagle is not None
         return eagle.network
 
@@ -347,8 +347,8 @@ class TorchEngine:
         held = self._network.state_dict()
         for name, tensor in tensors.items():
             held[name].copy_(tensor)
-        assert self._scheduler.speculator.eagle is not None
-        self._scheduler.speculator.eagle.exchange(packed)
+        assert self._scheduler.speculation.eagle is not None
+        self._scheduler.speculation.eagle.exchange(packed)
         self._scheduler.renew(version)
 
     def _unload(self) -> None:

@@ -77,14 +77,14 @@ async def test_a_newer_directive_interrupts_a_download(pod: Pod) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "target", "told"),
+    ("content", "target", "reason"),
     [
         pytest.param(b"nan", "sha256:target", "not finite", id="a draft that is not finite"),
         pytest.param(b"weights", "sha256:other", "sha256:other", id="a draft for another target"),
     ],
 )
 async def test_what_is_refused_is_told_with_its_reason_and_the_old_draft_serves_on(
-    pod: Pod, content: bytes, target: str, told: str
+    pod: Pod, content: bytes, target: str, reason: str
 ) -> None:
     async with running(pod):
         await pod.answered(pod.serve(1))
@@ -92,7 +92,7 @@ async def test_what_is_refused_is_told_with_its_reason_and_the_old_draft_serves_
         pod.registry.versions[2] = content
         status = await pod.answered(pod.serve(2))
         assert (status.outcome, status.version) == (NACK, 2)
-        assert told in status.reason
+        assert reason in status.reason
         assert pod.engine.loaded.version == 1
         assert pod.drafts.remembered() == 1
         assert pod.swapper.counters.failures == 1

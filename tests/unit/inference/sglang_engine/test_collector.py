@@ -52,10 +52,10 @@ class Plugin:
 
     async def refusal(self) -> str:
         """What the agent answered; it has hung up."""
-        said = await self._reader.read()
-        head, body = wire.lengths(said[: wire.PREFIX_SIZE])
-        assert len(said) == wire.PREFIX_SIZE + head + body
-        return str(wire.decode(said[wire.PREFIX_SIZE :], b"")[0]["refusal"])
+        answer = await self._reader.read()
+        head, body = wire.lengths(answer[: wire.PREFIX_SIZE])
+        assert len(answer) == wire.PREFIX_SIZE + head + body
+        return str(wire.decode(answer[wire.PREFIX_SIZE :], b"")[0]["refusal"])
 
     async def say(self, header: dict[str, Any], tensors: dict[str, torch.Tensor] | None = None) -> None:
         for piece in wire.encode(header, tensors or {}):
@@ -165,9 +165,11 @@ async def test_a_second_server_is_refused_with_a_sentence_and_the_first_one_is_h
         await until(lambda: collector.is_connected, what="the first")
         for _ in range(2):
             async with plugin(collector, id="another", version=8) as second:
-                said = await asyncio.wait_for(second.refusal(), 30)
-                assert said.startswith(f"another SGLang server (process 1) is already connected to {collector.path}: ")
-                assert "UPDRAFT_SGLANG_SOCKET" in said
+                refusal = await asyncio.wait_for(second.refusal(), 30)
+                assert refusal.startswith(
+                    f"another SGLang server (process 1) is already connected to {collector.path}: "
+                )
+                assert "UPDRAFT_SGLANG_SOCKET" in refusal
         await first.step(4)
         await until(lambda: assembly.covers(2), what="the step")
 

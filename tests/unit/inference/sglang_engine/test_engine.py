@@ -277,11 +277,11 @@ class TestSwaps:
         assert await engine.rehash() == held
         fake.held["draft.lm_head.weight"] = "0" * 16
 
-        found = await engine.rehash()
+        rehashed = await engine.rehash()
 
-        assert found.version == 1
-        assert found.tensors_digest != held.tensors_digest
-        assert engine.loaded == found
+        assert rehashed.version == 1
+        assert rehashed.tensors_digest != held.tensors_digest
+        assert engine.loaded == rehashed
 
     async def test_a_draft_of_another_vocabulary_is_refused_with_what_to_do(
         self, models: Path, engine: SglangEngine

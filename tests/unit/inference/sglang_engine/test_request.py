@@ -38,10 +38,10 @@ class TestRequests:
         assert heard == [finished]
 
     async def test_a_request_is_told_to_the_server_as_it_is(self, fake: FakeSglang, engine: SglangEngine) -> None:
-        wish = CaptureParams(payload=True, prompt_rows=3, counterfactual_rows=2)
+        capture = CaptureParams(payload=True, prompt_rows=3, counterfactual_rows=2)
         sampling = SamplingParams(temperature=0.7, top_p=0.9, top_k=0, seed=5)
 
-        await whole(engine, asking("a", sampling=sampling, capture=wish, ignore_eos=False))
+        await whole(engine, asking("a", sampling=sampling, capture=capture, ignore_eos=False))
 
         (body,) = fake.bodies
         params = body["sampling_params"]
@@ -84,15 +84,15 @@ class TestRequests:
         await whole(engine, asking("b"))
 
         changed, plain = (body["sampling_params"] for body in fake.bodies)
-        told = {
+        fields = {
             "repetition_penalty": 1.2,
             "presence_penalty": 0.5,
             "frequency_penalty": -0.5,
             "logit_bias": {"7": -100.0},
             "json_schema": '{"type":"object"}',
         }
-        assert told.items() <= changed.items()
-        assert not told.keys() & plain.keys()
+        assert fields.items() <= changed.items()
+        assert not fields.keys() & plain.keys()
 
     @pytest.mark.parametrize(
         ("more", "words"),

@@ -20,10 +20,10 @@ def sums(histogram: Sequence[int], *spans: tuple[int, int, int], lookahead: int 
 
 
 @pytest.mark.parametrize(
-    ("said", "version"), [("v7", 7), ("v0", 0), ("default", 0), ("v7b", 0), (None, 0), ("t1/d7", 0)]
+    ("label", "version"), [("v7", 7), ("v0", 0), ("default", 0), ("v7b", 0), (None, 0), ("t1/d7", 0)]
 )
-def test_only_our_own_labels_name_a_version(said: object, version: int) -> None:
-    assert version_of(said) == version
+def test_only_our_own_labels_name_a_version(label: object, version: int) -> None:
+    assert version_of(label) == version
 
 
 def test_nothing_is_left_where_every_step_came() -> None:
@@ -55,11 +55,11 @@ def test_seen_and_unseen_steps_always_add_up_to_the_servers_sums(accepted: list[
     for number in accepted:
         steps.append(step(start, number, k=3))
         start += number + 1
-    seen = [one for index, one in enumerate(steps) if index not in lost]
+    captured = [one for index, one in enumerate(steps) if index not in lost]
     histogram = [accepted.count(num) for num in range(4)]
 
-    rest = uncaptured(sums(histogram, (1, 0, start)), seen, start, 1.0)
+    rest = uncaptured(sums(histogram, (1, 0, start)), captured, start, 1.0)
 
-    assert len(seen) + (rest.verify_steps if rest else 0) == len(accepted)
-    assert sum(one.accepted for one in seen) + (sum(rest.accepted) if rest else 0) == sum(accepted)
-    assert sum(one.emitted for one in seen) + (rest.tokens if rest else 0) == start - 1
+    assert len(captured) + (rest.verify_steps if rest else 0) == len(accepted)
+    assert sum(one.accepted for one in captured) + (sum(rest.accepted) if rest else 0) == sum(accepted)
+    assert sum(one.emitted for one in captured) + (rest.tokens if rest else 0) == start - 1

@@ -41,7 +41,7 @@ class Run:
     num_output: int
     cached: int
     chunk: int
-    wish: CaptureParams
+    capture: CaptureParams
     accepted: list[int]
     preempted_after: int = -1
     """Steps until it is preempted and forwarded again, once."""
@@ -70,17 +70,17 @@ class Run:
     def _prefill(self, start: int, end: int) -> None:
         while start < end:
             stop = min(end, start + self.chunk)
-            first = min(stop, max(start, self.num_prompt - self.wish.prompt_rows))
-            rows = tuple(map(float, range(first, stop))) if self.wish.payload else ()
+            first = min(stop, max(start, self.num_prompt - self.capture.prompt_rows))
+            rows = tuple(map(float, range(first, stop))) if self.capture.payload else ()
             taught = rows[-1:] if stop == end else ()
             header = {"rid": self.rid, "position": first, "cached": 0, "rows": len(rows), "teacher_rows": len(taught)}
-            if self.wish.payload:
+            if self.capture.payload:
                 self.parts.append(Part(kind="prefill", header=header, rows=rows, taught=taught))
             start = stop
 
     def _step(self, position: int, accepted: int, version: int = 7) -> None:
-        limit = min(self.wish.counterfactual_rows, WIDTH - accepted) if self.wish.payload else 0
-        real = tuple(float(position + i) for i in range(accepted + 1)) if self.wish.payload else ()
+        limit = min(self.capture.counterfactual_rows, WIDTH - accepted) if self.capture.payload else 0
+        real = tuple(float(position + i) for i in range(accepted + 1)) if self.capture.payload else ()
         rejected = tuple(1000.0 + position for _ in range(limit))
         header = {
             "rid": self.rid,
@@ -92,8 +92,10 @@ class Run:
             "counterfactual_rows": len(rejected),
             "version": version,
         }
-        told = tuple(range(position + 1, position + accepted + 2))
-        self.parts.append(Part(kind="steps", header=header, rows=real + rejected, taught=real + rejected, tokens=told))
+        tokens = tuple(range(position + 1, position + accepted + 2))
+        self.parts.append(
+            Part(kind="steps", header=header, rows=real + rejected, taught=real + rejected, tokens=tokens)
+        )
 
 
 def frame(kind: str, parts: list[Part]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -150,7 +152,7 @@ runs = st.builds(
     num_output=st.integers(1, 14),
     cached=st.just(0),
     chunk=st.integers(1, 12),
-    wish=st.builds(
+    capture=st.builds(
         CaptureParams,
         payload=st.booleans(),
         prompt_rows=st.sampled_from([0, 2, 100]),
@@ -180,7 +182,7 @@ def test_any_split_and_any_loss_leaves_rows_at_their_positions(
     rng = random.Random(seed)
     collector = Collector(Path("unused.sock"), max_bytes=1 << 20)
     whole = [played(run, f"r{index}", cached) for index, run in enumerate(some)]
-    assemblies = {run.rid: collector.expect(run.rid, run.num_prompt, run.wish) for run in whole}
+    assemblies = {run.rid: collector.expect(run.rid, run.num_prompt, run.capture) for run in whole}
     for kind, parts in batches(whole, rng):
         if rng.random() >= loss:
             collector.take(*frame(kind, parts))
@@ -207,15 +209,15 @@ def check_whole(run: Run, hidden: HiddenStates | None, assembly: TraceBuilder) -
     for step in assembly.steps(run.num_output):
         covered |= set(range(step.start, step.start + step.emitted))
     assert len(set(range(run.num_output)) - covered) <= 1
-    if not run.wish.payload:
+    if not run.capture.payload:
         assert hidden is None
         return
     if hidden is None:  # a first token alone, whose row nobody asked for
-        assert run.wish.prompt_rows == 0
+        assert run.capture.prompt_rows == 0
         assert run.num_output == 1
         return
     assert not hidden.missing_rows
-    wanted = max(0, run.num_prompt - run.wish.prompt_rows)
+    wanted = max(0, run.num_prompt - run.capture.prompt_rows)
     assert hidden.first_position in {wanted, max(wanted, run.cached)}, "a second forward may show what was cached"
 
 
@@ -227,7 +229,7 @@ def test_a_cache_hit_only_moves_the_first_position() -> None:
             num_output=5,
             cached=6,
             chunk=8,
-            wish=CaptureParams(payload=True, prompt_rows=4),
+            capture=CaptureParams(payload=True, prompt_rows=4),
             accepted=[1, 1, 1],
         ),
         "a",
@@ -240,8 +242,8 @@ def test_a_cache_hit_only_moves_the_first_position() -> None:
 
 
 def test_a_lost_message_leaves_a_hole_that_is_marked() -> None:
-    wish = CaptureParams(payload=True, prompt_rows=100, counterfactual_rows=2)
-    run = Run(rid="a", num_prompt=4, num_output=7, cached=0, chunk=4, wish=wish, accepted=[1, 1, 1]).play()
+    capture = CaptureParams(payload=True, prompt_rows=100, counterfactual_rows=2)
+    run = Run(rid="a", num_prompt=4, num_output=7, cached=0, chunk=4, capture=capture, accepted=[1, 1, 1]).play()
     del run.parts[2]  # the second step: rows of positions 6 and 7
 
     hidden = assembled(run).hidden(7)
@@ -252,7 +254,7 @@ def test_a_lost_message_leaves_a_hole_that_is_marked() -> None:
 
 
 def test_steps_without_drafts_are_nobodys() -> None:
-    run = Run(rid="a", num_prompt=4, num_output=3, cached=0, chunk=4, wish=CaptureParams(), accepted=[]).play()
+    run = Run(rid="a", num_prompt=4, num_output=3, cached=0, chunk=4, capture=CaptureParams(), accepted=[]).play()
     for part in run.parts:
         part.header["drafts"], part.header["log_p"] = [], []
 
@@ -263,7 +265,7 @@ def test_steps_without_drafts_are_nobodys() -> None:
 
 def test_steps_behind_the_end_are_not_the_requests() -> None:
     run = Run(
-        rid="a", num_prompt=4, num_output=9, cached=0, chunk=4, wish=CaptureParams(), accepted=[1, 1, 1, 1]
+        rid="a", num_prompt=4, num_output=9, cached=0, chunk=4, capture=CaptureParams(), accepted=[1, 1, 1, 1]
     ).play()
 
     assert [step.start for step in assembled(run).steps(5)] == [1, 3]
@@ -271,7 +273,7 @@ def test_steps_behind_the_end_are_not_the_requests() -> None:
 
 def assembled(run: Run) -> TraceBuilder:
     collector = Collector(Path("unused.sock"), max_bytes=1 << 20)
-    assembly = collector.expect(run.rid, run.num_prompt, run.wish)
+    assembly = collector.expect(run.rid, run.num_prompt, run.capture)
     for part in run.parts:
         collector.take(*frame(part.kind, [part]))
     return assembly

@@ -9,7 +9,7 @@ from updraft_inference.text.tokenization import Tokenizer
 BYTES_OF = Tokenizer(byte_level()).bytes_of
 
 
-def told(text: bytes) -> list[TokenLogprob]:
+def scored(text: bytes) -> list[TokenLogprob]:
     return [TokenLogprob(token_id=byte, log_prob=-0.5) for byte in text]
 
 
@@ -45,7 +45,7 @@ def test_a_completion_tells_the_likelier_of_two_tokens_that_look_alike() -> None
 
 @given(text=st.text(max_size=20), cut=st.integers(0, 40))
 def test_offsets_are_where_each_tokens_character_begins_however_tokens_are_grouped(text: str, cut: int) -> None:
-    tokens = told(text.encode())
+    tokens = scored(text.encode())
     transcript = Transcript(BYTES_OF)
 
     offsets = [
@@ -59,6 +59,6 @@ def test_offsets_are_where_each_tokens_character_begins_however_tokens_are_group
 
 @given(text=st.text(max_size=20))
 def test_a_chats_bytes_are_the_text(text: str) -> None:
-    content = Transcript(BYTES_OF).chat(told(text.encode()))["content"]
+    content = Transcript(BYTES_OF).chat(scored(text.encode()))["content"]
 
     assert bytes(byte for entry in content for byte in entry["bytes"]).decode() == text  # type: ignore[attr-defined]

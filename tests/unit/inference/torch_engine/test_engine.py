@@ -164,12 +164,12 @@ async def test_rows_after_a_rejection_are_those_of_a_fresh_forward_over_the_reje
     target: Path, engine: TorchEngine, drafts: list[DraftCheckpoint]
 ) -> None:
     await engine.swap(drafts[0])
-    wish = CaptureParams(payload=True, prompt_rows=5, counterfactual_rows=2)
+    capture = CaptureParams(payload=True, prompt_rows=5, counterfactual_rows=2)
     # Together, so that rows of other requests and padding stand beside theirs.
     wanted = [
-        request(PROMPTS[0], lookahead=4, capture=wish),
-        request(PROMPTS[1], lookahead=2, capture=wish),
-        request(PROMPTS[3], lookahead=3, capture=wish, sampling=SamplingParams(temperature=1.0, seed=1)),
+        request(PROMPTS[0], lookahead=4, capture=capture),
+        request(PROMPTS[1], lookahead=2, capture=capture),
+        request(PROMPTS[3], lookahead=3, capture=capture, sampling=SamplingParams(temperature=1.0, seed=1)),
     ]
     model = LlamaForCausalLM.from_pretrained(target, dtype=torch.float32)
     for finished in await asyncio.gather(*(run(engine, w) for w in wanted)):
@@ -188,8 +188,8 @@ async def test_rows_after_a_rejection_are_those_of_a_fresh_forward_over_the_reje
 
 
 async def test_a_lookups_rejections_are_not_captured(engine: TorchEngine) -> None:
-    wish = CaptureParams(payload=True, counterfactual_rows=2)
-    finished = await run(engine, request(PROMPTS[0], lookahead=3, capture=wish, drafter=Drafter.NGRAM))
+    capture = CaptureParams(payload=True, counterfactual_rows=2)
+    finished = await run(engine, request(PROMPTS[0], lookahead=3, capture=capture, drafter=Drafter.NGRAM))
     assert any(step.accepted < len(step.draft_ids) for step in finished.steps)
     assert finished.hidden is not None
     assert not finished.hidden.counterfactuals

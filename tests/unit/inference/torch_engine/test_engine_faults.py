@@ -138,7 +138,7 @@ def change_what_is_held(engine: TorchEngine) -> None:
 
 
 def change_what_drafts(engine: TorchEngine) -> None:
-    eagle = engine._scheduler.speculator.eagle
+    eagle = engine._scheduler.speculation.eagle
     assert eagle is not None
     eagle._served._weights.qkv.weight[0, 0] += 1
 
@@ -161,11 +161,11 @@ async def test_a_draft_that_changed_in_memory_is_found(
     with torch.inference_mode():
         change(engine)
 
-    found = await engine.rehash()
+    rehashed = await engine.rehash()
 
-    assert found == engine.loaded
-    assert found.version == 1
-    assert found.tensors_digest != held.tensors_digest
+    assert rehashed == engine.loaded
+    assert rehashed.version == 1
+    assert rehashed.tensors_digest != held.tensors_digest
 
     await engine.swap(draft(target, 1))
     assert engine.loaded == held

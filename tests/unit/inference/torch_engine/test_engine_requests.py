@@ -122,15 +122,17 @@ async def test_log_probabilities_are_the_models_own_for_each_token(
     engine: TorchEngine, target: Path, drafter: Drafter
 ) -> None:
     sampling = SamplingParams(temperature=0.7, top_k=3, seed=1, presence_penalty=1.0)
-    finished, told = await run(engine, PROMPTS[3], sampling=sampling, drafter=drafter, top_logprobs=3, max_tokens=20)
+    finished, logprobs = await run(
+        engine, PROMPTS[3], sampling=sampling, drafter=drafter, top_logprobs=3, max_tokens=20
+    )
 
     model = LlamaForCausalLM.from_pretrained(target, dtype=torch.float32)
     with torch.no_grad():
         logits = model(torch.tensor([[*PROMPTS[3], *finished.output_ids]])).logits[0]
     log_probs = logits.log_softmax(-1)[len(PROMPTS[3]) - 1 : -1]
-    assert [token.token_id for token in told] == list(finished.output_ids)
-    assert len(told) == 20
-    for token, row in zip(told, log_probs, strict=True):
+    assert [token.token_id for token in logprobs] == list(finished.output_ids)
+    assert len(logprobs) == 20
+    for token, row in zip(logprobs, log_probs, strict=True):
         values, ids = row.topk(3)
         assert token.log_prob == pytest.approx(float(row[token.token_id]), abs=1e-3)
         assert [token_id for token_id, _ in token.top] == ids.tolist()

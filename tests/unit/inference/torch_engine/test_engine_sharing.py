@@ -76,10 +76,10 @@ async def test_prompts_that_begin_alike_are_read_once_and_answered_alike(
 ) -> None:
     start = tuple(range(60, 120))
     prompts = [(*start, *end) for end in ((5, 6), (5, 7, 8), (), (9,))]
-    wish = CaptureParams(payload=True, prompt_rows=4)
+    capture = CaptureParams(payload=True, prompt_rows=4)
 
     async def answers(engine: TorchEngine, *, together: bool) -> list[FinishedRequest]:
-        wanted = [request(prompt, drafter=drafter, capture=wish) for prompt in prompts]
+        wanted = [request(prompt, drafter=drafter, capture=capture) for prompt in prompts]
         if together:
             return list(await asyncio.gather(*(run(engine, one) for one in wanted)))
         return [await run(engine, one) for one in wanted]
@@ -93,16 +93,16 @@ async def test_prompts_that_begin_alike_are_read_once_and_answered_alike(
     for prompt in prompts:
         async with open_engine(target) as engine:
             await engine.swap(drafts[0])
-            alone.append(await run(engine, request(prompt, drafter=drafter, capture=wish)))
+            alone.append(await run(engine, request(prompt, drafter=drafter, capture=capture)))
             assert engine.load.cached_tokens == 0
     assert num_cached > 2 * (len(start) - 6)
     for one, other, fresh in zip(first, again, alone, strict=True):
         assert one.output_ids == other.output_ids == fresh.output_ids
-        for found in (one, other):
-            assert found.hidden is not None
+        for finished in (one, other):
+            assert finished.hidden is not None
             assert fresh.hidden is not None
-            assert found.hidden.first_position == fresh.hidden.first_position
-            torch.testing.assert_close(found.hidden.aux, fresh.hidden.aux, rtol=1e-4, atol=1e-4)
+            assert finished.hidden.first_position == fresh.hidden.first_position
+            torch.testing.assert_close(finished.hidden.aux, fresh.hidden.aux, rtol=1e-4, atol=1e-4)
 
 
 async def test_a_request_that_ends_at_once_leaves_its_prompt_to_those_that_draft_too(
@@ -122,8 +122,8 @@ async def test_conversations_that_take_turns_find_what_each_has_left(engine: Tor
         for i, text in enumerate(texts):
             before = engine.load.cached_tokens
             finished = await run(engine, request((*text, 5), max_tokens=3))
-            found = engine.load.cached_tokens - before
-            assert found == (0 if round_ == 0 else len(text)), f"turn {round_} of conversation {i}"
+            num_cached = engine.load.cached_tokens - before
+            assert num_cached == (0 if round_ == 0 else len(text)), f"turn {round_} of conversation {i}"
             texts[i] = (*text, 5, *finished.output_ids[:-1])
 
 
@@ -183,8 +183,8 @@ async def test_a_new_draft_takes_over_nothing_from_a_request_that_the_old_one_be
     await anext(old)
     await engine.swap(drafts[1])
     for _ in range(2):
-        found = await run(engine, request(PROMPT, **wanted))
-        for step, expected in zip(found.steps, fresh.steps, strict=True):
+        finished = await run(engine, request(PROMPT, **wanted))
+        for step, expected in zip(finished.steps, fresh.steps, strict=True):
             assert step.draft_log_probs == pytest.approx(expected.draft_log_probs, abs=1e-4)
         async for _ in old:
             pass
@@ -227,13 +227,13 @@ START = tuple(range(10, 310))
 
 def mixture(sampling: SamplingParams) -> list[GenerationRequest]:
     """Long prompts that begin alike, short ones; schemas and penalties; every drafter, lookahead, and capture or not."""
-    wish = CaptureParams(payload=True, prompt_rows=4, counterfactual_rows=2)
+    capture = CaptureParams(payload=True, prompt_rows=4, counterfactual_rows=2)
     penalised = replace(sampling, frequency_penalty=0.4)
     schema: dict[str, object] = {"json_schema": SCHEMA, "ignore_eos": False}
     return [
-        request((*START, 5, 6), sampling=sampling, drafter=Drafter.EAGLE3, lookahead=7, capture=wish),
+        request((*START, 5, 6), sampling=sampling, drafter=Drafter.EAGLE3, lookahead=7, capture=capture),
         request((*START, 9), sampling=sampling, drafter=Drafter.EAGLE3, lookahead=2, **schema),
-        request((*START[:290], 7), sampling=sampling, drafter=Drafter.HYBRID, capture=wish, **schema),
+        request((*START[:290], 7), sampling=sampling, drafter=Drafter.HYBRID, capture=capture, **schema),
         request((7,) * 40, sampling=sampling, drafter=Drafter.NGRAM, lookahead=5),
         request((7,) * 40, sampling=penalised, drafter=Drafter.HYBRID),
         request((91, 44, 91, 44), sampling=sampling, drafter=Drafter.NGRAM, lookahead=4, **schema),

@@ -11,8 +11,8 @@ def test_idle_threads_wait_briefly() -> None:
     assert 0 < int(environ["GOMP_SPINCOUNT"]) < 300_000
 
 
-@pytest.mark.parametrize("said", [{"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "ACTIVE"}])
-def test_what_the_user_said_stands(said: dict[str, str]) -> None:
-    environ = said.copy()
+@pytest.mark.parametrize("variables", [{"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "ACTIVE"}])
+def test_what_the_user_said_stands(variables: dict[str, str]) -> None:
+    environ = variables.copy()
     wait_briefly(environ)
-    assert environ == said
+    assert environ == variables

@@ -34,11 +34,11 @@ def scheduler(tmp_path: Path) -> Scheduler:
 
 @pytest.mark.usefixtures("_two_threads")
 async def test_while_it_runs_it_alone_computes_with_several_threads(scheduler: Scheduler) -> None:
-    seen: list[int] = []
+    num_threads: list[int] = []
     worker = Worker(scheduler, on_failure=lambda: None)
     await worker.start()
-    await worker.between_steps(lambda: seen.append(torch.get_num_threads()))
-    assert (seen, torch.get_num_threads()) == ([2], 1)
+    await worker.between_steps(lambda: num_threads.append(torch.get_num_threads()))
+    assert (num_threads, torch.get_num_threads()) == ([2], 1)
     await worker.stop()
     assert torch.get_num_threads() == 2
 

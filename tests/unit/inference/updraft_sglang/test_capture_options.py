@@ -11,8 +11,8 @@ def request(rid: str, custom_params: object) -> Any:
 
 
 def test_a_wish_is_read() -> None:
-    said = {"payload": True, "prompt_rows": 3, "counterfactual_rows": 2}
-    assert read_options({"updraft": said, "thinking_budget": 5}) == CaptureOptions(
+    fields = {"payload": True, "prompt_rows": 3, "counterfactual_rows": 2}
+    assert read_options({"updraft": fields, "thinking_budget": 5}) == CaptureOptions(
         payload=True, prompt_rows=3, counterfactual_rows=2
     )
 

@@ -147,8 +147,8 @@ def test_a_refusal_is_logged_once_and_tried_again_slowly_and_nothing_is_captured
         assert not channel.is_open
 
     open_to(agent, channel)
-    said = [record.message.rpartition(": ")[2] for record in caplog.records]
-    assert said == ["another server is connected", "Updraft captures"]
+    reasons = [record.message.rpartition(": ")[2] for record in caplog.records]
+    assert reasons == ["another server is connected", "Updraft captures"]
 
 
 def test_nothing_is_captured_before_the_agent_answers(agent: Agent, channel: Channel) -> None:

@@ -65,10 +65,10 @@ def taken(device: torch.device) -> dict[str, torch.Tensor]:
 @pytest.mark.gpu
 @needs_a_gpu
 def test_on_a_gpu_the_same_comes_into_pinned_memory_and_nothing_waits() -> None:
-    expected, found = taken(torch.device("cpu")), taken(torch.device("cuda"))
+    expected, on_gpu = taken(torch.device("cpu")), taken(torch.device("cuda"))
 
-    assert found.keys() == expected.keys()
-    for name, value in found.items():
+    assert on_gpu.keys() == expected.keys()
+    for name, value in on_gpu.items():
         assert value.is_pinned()
         torch.testing.assert_close(value, expected[name])
 

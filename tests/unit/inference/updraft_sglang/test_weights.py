@@ -127,7 +127,7 @@ Change = Callable[[dict[str, Tensor]], Any]
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "reason"),
     [
         (lambda t: t.pop("fc.weight"), r"lacks \['fc.weight'\]"),
         (lambda t: t.update({"embed_tokens.weight": torch.zeros(24, 8)}), r"unknown \['embed_tokens.weight'\]"),
@@ -137,18 +137,18 @@ Change = Callable[[dict[str, Tensor]], Any]
         (lambda t: t["d2t"].add_(1), "another vocabulary"),
     ],
 )
-def test_an_unsound_draft_is_refused_before_anything_is_written(folder: Path, change: Change, said: str) -> None:
+def test_an_unsound_draft_is_refused_before_anything_is_written(folder: Path, change: Change, reason: str) -> None:
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors")
     model = Served()
 
-    with pytest.raises(RefusedError, match=said):
+    with pytest.raises(RefusedError, match=reason):
         checked(model, folder)
     success, message = update(model, payload(folder))
 
     assert (success, model.loaded, served.version) == (False, {}, 0)
-    assert re.search(said, message)
+    assert re.search(reason, message)
 
 
 @pytest.mark.parametrize(

@@ -22,19 +22,19 @@ def framed(header: dict[str, object], tensors: dict[str, torch.Tensor]) -> tuple
 def test_what_is_sent_arrives(each: list[tuple[torch.dtype, int, int]]) -> None:
     tensors = {f"t{i}": torch.randint(99, (rows, width)).to(dtype) for i, (dtype, rows, width) in enumerate(each)}
 
-    header, found = wire.decode(*framed({"kind": "steps", "number": 3}, tensors))
+    header, decoded = wire.decode(*framed({"kind": "steps", "number": 3}, tensors))
 
     assert (header["kind"], header["number"]) == ("steps", 3)
-    assert found.keys() == tensors.keys()
+    assert decoded.keys() == tensors.keys()
     for name, tensor in tensors.items():
-        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
-        assert torch.equal(found[name], tensor)
+        assert (decoded[name].dtype, decoded[name].shape) == (tensor.dtype, tensor.shape)
+        assert torch.equal(decoded[name], tensor)
 
 
 def test_a_slice_of_a_larger_tensor_is_sent_alone() -> None:
-    _, found = wire.decode(*framed({}, {"aux": torch.arange(12.0).view(3, 4)[1:, :2]}))
+    _, decoded = wire.decode(*framed({}, {"aux": torch.arange(12.0).view(3, 4)[1:, :2]}))
 
-    assert found["aux"].tolist() == [[4, 5], [8, 9]]
+    assert decoded["aux"].tolist() == [[4, 5], [8, 9]]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The interface of a proposer. A new one implements it and is added to `Speculator` and to `lookahead/policy.py`.
+"""The interface of a proposer. A new one implements it and is added to `Speculation` and to `lookahead/policy.py`.
 
 `ngram.py` and `eagle.py` are the two there are. The engine's thread makes all calls.
 """

@@ -2,7 +2,7 @@
 
 from collections import deque
 
-from updraft_inference.torch_engine.drafting.speculator import Speculator
+from updraft_inference.torch_engine.drafting.speculation import Speculation
 from updraft_inference.torch_engine.model.kv_cache import SlotCache
 from updraft_inference.torch_engine.scheduler.prefix_cache import CachedPrefix, cached_prefix
 from updraft_inference.torch_engine.scheduler.slots import Slots
@@ -12,13 +12,13 @@ from updraft_inference.torch_engine.sequence import Sequence
 class Admission:
     """The queue of requests without a slot, first come, first served; no running request is preempted."""
 
-    def __init__(self, slots: Slots, cache: SlotCache, speculator: Speculator) -> None:
+    def __init__(self, slots: Slots, cache: SlotCache, speculation: Speculation) -> None:
         self.waiting: deque[Sequence] = deque()
         self.num_cached_tokens = 0
         """Prompt tokens so far that were copied instead of computed; read by other threads."""
         self._slots = slots
         self._cache = cache
-        self._speculator = speculator
+        self._speculation = speculation
 
     def admit(self, running: list[Sequence]) -> list[Sequence]:
         """Move as many requests into slots as there are, next to those that run."""
@@ -30,7 +30,7 @@ class Admission:
         return admitted
 
     def _begin(self, sequence: Sequence, running: list[CachedPrefix]) -> None:
-        sequence.is_draftable = self._speculator.wants_model(sequence)
+        sequence.is_draftable = self._speculation.wants_model(sequence)
         capture = sequence.request.capture
         match = self._slots.find(
             sequence.ids,
@@ -45,7 +45,7 @@ class Admission:
             self._cache.copy_prefix(match.slot, sequence.slot, match.length)
         sequence.num_computed_tokens = match.length
         self.num_cached_tokens += match.length
-        eagle = self._speculator.eagle
+        eagle = self._speculation.eagle
         if eagle is not None and sequence.is_draftable and match.length:
             if match.slot != sequence.slot:
                 eagle.copy_prefix(match.slot, sequence.slot, match.length)

@@ -15,7 +15,7 @@ from updraft_inference.engine import Delta, Drafter, FinishReason, TokenLogprob,
 from updraft_inference.torch_engine.drafting.eagle import EagleProposer
 from updraft_inference.torch_engine.drafting.lookahead.cost import CostTable
 from updraft_inference.torch_engine.drafting.lookahead.planner import LookaheadPlanner
-from updraft_inference.torch_engine.drafting.speculator import Speculator
+from updraft_inference.torch_engine.drafting.speculation import Speculation
 from updraft_inference.torch_engine.model.kv_cache import CacheShape, SlotCache
 from updraft_inference.torch_engine.model.limits import Limits
 from updraft_inference.torch_engine.model.target import ForwardOutput, Target
@@ -49,9 +49,9 @@ class Scheduler:
         drafted = 1 + max(limits.max_lookup, limits.max_lookahead)
         curve = cost_curve(target, self._cache, most=max(MAX_TOKENS, limits.num_slots * drafted), drafted=drafted)
         self.planner = LookaheadPlanner(CostTable(curve), is_fixed=is_lookahead_fixed)
-        self.speculator = Speculator(limits, self.planner, default=default)
+        self.speculation = Speculation(limits, self.planner, default=default)
         self._slots = Slots(limits.num_slots)
-        self._admission = Admission(self._slots, self._cache, self.speculator)
+        self._admission = Admission(self._slots, self._cache, self.speculation)
         self._num_steps = 0
         self._prefilling: deque[Sequence] = deque()
         self._decoding: dict[int, Sequence] = {}
@@ -81,12 +81,12 @@ class Scheduler:
 
     def install(self, eagle: EagleProposer | None, version: int) -> None:
         """Draft with another network from now on, or with none."""
-        self.speculator.install(eagle, version, self._all())
+        self.speculation.install(eagle, version, self._all())
         self._forget_draft_rows()
 
     def renew(self, version: int) -> None:
         """The draft has other weights. Running requests go on over the rows of the old ones, which no other request gets."""
-        self.speculator.renew(version)
+        self.speculation.renew(version)
         self._forget_draft_rows()
 
     def add(self, sequence: Sequence) -> None:
@@ -107,11 +107,11 @@ class Scheduler:
         self._prefilling += self._admission.admit(self._running())
         self._num_steps += 1
         started = time.perf_counter()
-        self.speculator.keep_up(self._running())
+        self.speculation.keep_up(self._running())
         decoding = [self._decoding[slot] for slot in sorted(self._decoding)]
         drafts = [
             ForwardChunk(sequence=sequence, ids=[sequence.ids[-1], *proposal.ids], proposal=proposal)
-            for sequence, proposal in zip(decoding, self.speculator.propose(decoding), strict=True)
+            for sequence, proposal in zip(decoding, self.speculation.propose(decoding), strict=True)
         ]
         cost, num_drafts = self.planner.cost, num_rows(drafts)
         budget = prefill_budget(self._num_steps, batch=len(decoding), num_drafts=num_drafts, cost=cost)
@@ -160,7 +160,7 @@ class Scheduler:
         self, chunk: ForwardChunk, rows: ForwardOutput, result: VerifyResult, *, batch: int, duration_s: float
     ) -> None:
         sequence, proposal, num = chunk.sequence, chunk.proposal, result.accepted + 1
-        self.speculator.observe_verification(sequence, proposal, result.accepted)
+        self.speculation.observe_verification(sequence, proposal, result.accepted)
         sequence.steps.append(
             VerifyStep(
                 start=sequence.num_output,
@@ -171,7 +171,7 @@ class Scheduler:
                 batch_size=batch,
                 duration_s=duration_s,
                 drafter=proposal.drafter,
-                draft_version=self.speculator.draft_version if proposal.drafter is Drafter.EAGLE3 else 0,
+                draft_version=self.speculation.draft_version if proposal.drafter is Drafter.EAGLE3 else 0,
             )
         )
         self._accept(sequence, rows.aux[:num], rows.last[:num])
@@ -184,12 +184,12 @@ class Scheduler:
         """The next rows of the sequence are final: hand them to the payload and to the draft."""
         sequence.keep(sequence.num_computed_tokens, aux_RA, last_RD)
         sequence.num_computed_tokens += len(aux_RA)
-        self.speculator.observe(sequence, aux_RA)
+        self.speculation.observe(sequence, aux_RA)
 
     def _append(self, sequence: Sequence, token_ids: list[int], logprobs: tuple[TokenLogprob, ...]) -> None:
         """Append new tokens, and end the request if they end it."""
         before = len(sequence.ids)
-        self.speculator.observe_tokens(sequence, token_ids)
+        self.speculation.observe_tokens(sequence, token_ids)
         if sequence.first_token_s is None:
             sequence.first_token_s = time.monotonic()
         reason = sequence.extend(token_ids, self.target.config.eos_token_ids)
@@ -204,7 +204,7 @@ class Scheduler:
         sequence.failure = Corrupt("the model's logits for this request are not finite")
         logger.error("The target's logits are not finite", extra={"position": sequence.num_computed_tokens})
         self._cache.wipe(sequence.slot)
-        self.speculator.forget(sequence)
+        self.speculation.forget(sequence)
         self._end(sequence, FinishReason.CANCELLED, [])
         self._slots.forget(sequence.slot)
 
@@ -221,6 +221,6 @@ class Scheduler:
                 queue.remove(sequence)
         self._decoding.pop(sequence.slot, None)
         sequence.emit(Delta(token_ids=tuple(token_ids), logprobs=logprobs, finished=sequence.finished(reason)))
-        self.speculator.finish(sequence, is_cancelled=reason is FinishReason.CANCELLED)
+        self.speculation.finish(sequence, is_cancelled=reason is FinishReason.CANCELLED)
         if sequence.slot >= 0:
             self._slots.release(cached_prefix(sequence))

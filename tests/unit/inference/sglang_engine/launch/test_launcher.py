@@ -26,9 +26,9 @@ from updraft_trainer.learning.learner import Hyperparameters
 def test_the_folder_is_what_pip_would_have_installed(tmp_path: Path) -> None:
     folder = plugin_folder.write(tmp_path / "deep" / "plugin")
 
-    (found,) = importlib.metadata.distributions(path=[str(folder)])
-    assert (found.name, found.version) == ("updraft_sglang", updraft_sglang.__version__)
-    (point,) = found.entry_points
+    (distribution,) = importlib.metadata.distributions(path=[str(folder)])
+    assert (distribution.name, distribution.version) == ("updraft_sglang", updraft_sglang.__version__)
+    (point,) = distribution.entry_points
     assert (point.group, point.name, point.value) == ("sglang.srt.plugins", "updraft", "updraft_sglang.plugin:register")
     ours = Path(updraft_sglang.__file__).parent
     assert {path.name for path in (folder / "updraft_sglang").iterdir()} == {path.name for path in ours.glob("*.py")}

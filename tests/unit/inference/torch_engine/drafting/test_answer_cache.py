@@ -92,12 +92,12 @@ def test_whatever_is_proposed_followed_the_same_tokens_in_an_answer(
     for text, num_before in texts:
         cache.add(text, min(num_before, len(text)), len(text))
 
-    found = cache.propose(ids, k)
+    match = cache.propose(ids, k)
 
-    n = found.source.num_matched
-    assert (n in LENGTHS and 1 <= len(found.ids) <= k) if found.ids else n == 0
-    assert not found.ids or any(
-        text[end - n : end] == ids[-n:] and text[end : end + len(found.ids)] == found.ids
+    n = match.source.num_matched
+    assert (n in LENGTHS and 1 <= len(match.ids) <= k) if match.ids else n == 0
+    assert not match.ids or any(
+        text[end - n : end] == ids[-n:] and text[end : end + len(match.ids)] == match.ids
         for text, num_before in texts
         for end in range(max(n, num_before), len(text))
     )

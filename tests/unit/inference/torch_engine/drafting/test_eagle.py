@@ -64,12 +64,12 @@ def by_network(network: DraftNetwork, x: Tensor, ids: Tensor) -> Tensor:
     return network.finish(x, grouped_attention(rows.q, rows.k, rows.v, mask)[0])
 
 
-def assert_near(found: Tensor, expected: Tensor) -> None:
+def assert_near(actual: Tensor, expected: Tensor) -> None:
     """bfloat16 rounds at other places where operations are joined."""
-    if found.dtype == torch.float32:
-        assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    if actual.dtype == torch.float32:
+        assert_close(actual, expected, rtol=1e-4, atol=1e-5)
     else:
-        assert (found - expected).float().norm() < 0.02 * expected.float().norm()
+        assert (actual - expected).float().norm() < 0.02 * expected.float().norm()
 
 
 class Counting(PackedDraft):

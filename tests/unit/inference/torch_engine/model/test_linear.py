@@ -41,9 +41,9 @@ def test_it_is_the_product_with_the_weight(
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     map_ = linear(weight, bias, library=library)
     with torch.inference_mode():
-        found = map_(x)
-    assert found.dtype == dtype
-    torch.testing.assert_close(found.double(), exact(x, weight, bias), rtol=tolerance, atol=tolerance * 5)
+        actual = map_(x)
+    assert actual.dtype == dtype
+    torch.testing.assert_close(actual.double(), exact(x, weight, bias), rtol=tolerance, atol=tolerance * 5)
     assert torch.equal(map_.weight, weight)
 
 
@@ -54,8 +54,8 @@ def test_tiles_give_the_product_rounded_once_for_any_sizes(
 ) -> None:
     weight, x = random(16 * out, 32 * of, seed=rows), random(rows, 32 * of, seed=out)
     bias = random(16 * out, seed=of) if has_bias else None
-    found = AmxLinear(weight, bias, tiled)(x)
-    torch.testing.assert_close(found.double(), exact(x, weight, bias), rtol=2**-8, atol=1e-4 * of)
+    actual = AmxLinear(weight, bias, tiled)(x)
+    torch.testing.assert_close(actual.double(), exact(x, weight, bias), rtol=2**-8, atol=1e-4 * of)
 
 
 @settings(max_examples=40, deadline=None)

@@ -41,10 +41,10 @@ def random(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def assert_near(found: Tensor, expected: Tensor) -> None:
+def assert_near(actual: Tensor, expected: Tensor) -> None:
     """To float32's precision, or to a few of bfloat16's roundings, which operations of torch do more of."""
-    rtol, atol = (1e-4, 1e-5) if found.dtype == torch.float32 else (2e-2, 4e-2)
-    torch.testing.assert_close(found, expected, rtol=rtol, atol=atol)
+    rtol, atol = (1e-4, 1e-5) if actual.dtype == torch.float32 else (2e-2, 4e-2)
+    torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
 
 
 @settings(max_examples=30, deadline=None)
@@ -55,12 +55,12 @@ def test_norms_and_gates_are_those_of_torch(
     fused = NativeOps(compiled, dtype)
     x, y = (random(rows, size, seed=seed + n, dtype=dtype) for n in range(2))
     before, weight = x.clone(), random(size, seed=seed + 2, dtype=dtype)
-    for found, expected in zip(
+    for actual, expected in zip(
         fused.add_norm(x, y if has_y else None, weight, 1e-5),
         TorchOps().add_norm(x, y if has_y else None, weight, 1e-5),
         strict=True,
     ):
-        assert_near(found, expected)
+        assert_near(actual, expected)
     assert torch.equal(x, before), "what is read is not written"
     both = 30 * random(rows, 2 * size, seed=seed + 3, dtype=dtype)  # where e^-x leaves float32 too
     assert_near(fused.gate(both), TorchOps().gate(both))

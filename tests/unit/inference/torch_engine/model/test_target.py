@@ -80,8 +80,8 @@ def states(model: PreTrainedModel, text: list[int]) -> tuple[Tensor, Tensor, Ten
     return out.logits[0], torch.cat([out.hidden_states[i][0] for i in layers], -1), out.hidden_states[-1][0]
 
 
-def assert_close(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-4)
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=2e-4, atol=2e-4)
 
 
 def test_every_row_of_prompts_and_decode_steps_is_that_of_transformers(
@@ -168,7 +168,7 @@ async def test_greedy_output_of_the_engine_is_that_of_transformers_generate(
     async with TorchEngine.open(folder, EngineOptions(limits=limits, dtype=torch.float32)) as engine:
         await engine.swap(draft)
         for drafter in Drafter:
-            found = []
+            actual = []
             for n, text in enumerate(TEXTS):
                 wanted = GenerationRequest(
                     request_id=f"{drafter}-{n}",
@@ -180,8 +180,8 @@ async def test_greedy_output_of_the_engine_is_that_of_transformers_generate(
                     lookahead=4,
                 )
                 deltas = [delta async for delta in engine.generate(wanted)]
-                found.append(tuple(token for delta in deltas for token in delta.token_ids))
-            assert found == expected
+                actual.append(tuple(token for delta in deltas for token in delta.token_ids))
+            assert actual == expected
 
 
 def test_the_head_that_the_trainer_reads_says_what_the_model_says(family: tuple[Path, PreTrainedModel]) -> None:

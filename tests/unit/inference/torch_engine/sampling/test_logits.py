@@ -66,10 +66,10 @@ def test_every_row_is_what_plain_decoding_has_after_the_drafts_before_it(
     rows = processed(logits, sampling, prompt_ids=prompt, output_ids=output, draft_ids=drafts)
 
     for i, row in enumerate(rows):
-        said = [*output, *drafts[:i]]
-        expected = torch.tensor(plainly(logits[i].tolist(), sampling, prompt, said))
+        so_far = [*output, *drafts[:i]]
+        expected = torch.tensor(plainly(logits[i].tolist(), sampling, prompt, so_far))
         torch.testing.assert_close(row, expected)
-        alone = processed(logits[i : i + 1], sampling, prompt_ids=prompt, output_ids=said, draft_ids=[])
+        alone = processed(logits[i : i + 1], sampling, prompt_ids=prompt, output_ids=so_far, draft_ids=[])
         assert torch.equal(row, alone[0]), "not even rounding tells a drafted row from a plain one"
 
 
@@ -151,8 +151,8 @@ class Toy:
         return Sequence(request=request, emit=lambda _: None, ids=list(PROMPT), generator=generator, grammar=grammar)
 
     def step(self, sequence: Sequence, proposal: Proposal) -> VerifyResult:
-        said = [(*sequence.ids, *proposal.ids[:i]) for i in range(len(proposal.ids) + 1)]
-        logits = torch.stack([toy_logits(context, self.vocab) for context in said])
+        contexts = [(*sequence.ids, *proposal.ids[:i]) for i in range(len(proposal.ids) + 1)]
+        logits = torch.stack([toy_logits(context, self.vocab) for context in contexts])
         (verdict,) = verify([sequence], [proposal], logits, TorchOps())
         assert sequence.grammar is None or sequence.grammar.failure is None
         sequence.extend([*proposal.ids[: verdict.accepted], verdict.bonus_id], frozenset({self.eos}))
@@ -170,17 +170,17 @@ class Toy:
 
     def exactly(self, sampling: SamplingParams) -> dict[tuple[int, ...], float]:
         """The probability of every beginning of an output, NUM_COMPARED tokens or up to its end."""
-        found: dict[tuple[int, ...], float] = {}
+        ended: dict[tuple[int, ...], float] = {}
         alive: dict[tuple[int, ...], float] = {(): 1.0}
         for _ in range(NUM_COMPARED):
             grown: dict[tuple[int, ...], float] = {}
             for output, probability in alive.items():
                 for token, p in enumerate(self.plain_probs(sampling, output).tolist()):
                     if p > 0:
-                        place = found if token == self.eos else grown
+                        place = ended if token == self.eos else grown
                         place[*output, token] = probability * p
             alive = grown
-        return {**found, **alive}
+        return {**ended, **alive}
 
 
 def draft(toy: Toy, sequence: Sequence, kind: Drafter, generator: torch.Generator) -> Proposal:

@@ -80,11 +80,11 @@ def test_every_piece_gets_the_rows_and_the_verdict_that_it_gets_alone(
     pieces = [*drafts, *parts]
     together = run_forward(target, cache, pieces)
     alone = [run_forward(target, cache, [piece]) for piece in pieces]
-    for found, (expected,) in zip(together, alone, strict=True):
-        torch.testing.assert_close(found.rows.aux, expected.rows.aux, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(found.rows.last, expected.rows.last, rtol=1e-4, atol=1e-4)
-        assert (found.result.accepted, found.result.bonus_id) == (
+    for actual, (expected,) in zip(together, alone, strict=True):
+        torch.testing.assert_close(actual.rows.aux, expected.rows.aux, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(actual.rows.last, expected.rows.last, rtol=1e-4, atol=1e-4)
+        assert (actual.result.accepted, actual.result.bonus_id) == (
             expected.result.accepted,
             expected.result.bonus_id,
         )
-        assert found.result.target_log_probs == pytest.approx(expected.result.target_log_probs, abs=1e-3)
+        assert actual.result.target_log_probs == pytest.approx(expected.result.target_log_probs, abs=1e-3)

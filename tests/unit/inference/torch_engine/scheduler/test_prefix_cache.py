@@ -31,19 +31,19 @@ def test_the_common_length_is_where_two_texts_part(a: list[int], b: list[int]) -
 def test_what_is_taken_over_was_read_of_the_same_tokens(
     prompt: list[int], held: list[CachedPrefix], most: int, *, with_draft: bool
 ) -> None:
-    found = longest(prompt, held, most=most, with_draft=with_draft)
-    assert found.length <= max(0, most)
-    if found.length:
-        tenant = held[found.slot]
-        assert prompt[: found.length] == tenant.ids[: found.length]
-        assert found.length <= tenant.num_computed_tokens
+    match = longest(prompt, held, most=most, with_draft=with_draft)
+    assert match.length <= max(0, most)
+    if match.length:
+        tenant = held[match.slot]
+        assert prompt[: match.length] == tenant.ids[: match.length]
+        assert match.length <= tenant.num_computed_tokens
         if with_draft:  # the draft's last row read the token after it
-            assert found.length <= tenant.num_computed_draft_tokens
-            assert prompt[: found.length + 1] == tenant.ids[: found.length + 1]
+            assert match.length <= tenant.num_computed_draft_tokens
+            assert prompt[: match.length + 1] == tenant.ids[: match.length + 1]
 
 
 @given(texts, tenants)
 def test_no_longer_one_is_held(prompt: list[int], held: list[CachedPrefix]) -> None:
-    found = longest(prompt, held, most=24, with_draft=False)
-    assert found.length == max((min(t.num_computed_tokens, common_length(prompt, t.ids)) for t in held), default=0)
-    assert (found == PrefixMatch()) == (found.length == 0)
+    match = longest(prompt, held, most=24, with_draft=False)
+    assert match.length == max((min(t.num_computed_tokens, common_length(prompt, t.ids)) for t in held), default=0)
+    assert (match == PrefixMatch()) == (match.length == 0)

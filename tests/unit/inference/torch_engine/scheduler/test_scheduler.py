@@ -71,15 +71,15 @@ def scheduler(target: Target, monkeypatch: pytest.MonkeyPatch) -> Scheduler:
 @pytest.fixture
 def reads(target: Target, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of each forward."""
-    found: list[int] = []
+    num_rows: list[int] = []
     forward = target.forward
 
     def counted(ids_R: torch.Tensor, *rest: object) -> object:  # noqa: N803 - the target's own name
-        found.append(len(ids_R))
+        num_rows.append(len(ids_R))
         return forward(ids_R, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(target, "forward", counted)
-    return found
+    return num_rows
 
 
 def test_one_forward_reads_all_prompts_that_come_together(scheduler: Scheduler, reads: list[int]) -> None:

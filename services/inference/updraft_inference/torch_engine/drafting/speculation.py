@@ -24,7 +24,7 @@ _BY_MODEL = frozenset({Drafter.EAGLE3, Drafter.HYBRID})
 _BY_NGRAM = frozenset({Drafter.NGRAM, Drafter.HYBRID})
 
 
-class Speculator:
+class Speculation:
     """Owns the proposers and the planner. Not thread-safe; the engine thread owns it."""
 
     def __init__(self, limits: Limits, planner: LookaheadPlanner, *, default: Drafter) -> None:
