@@ -6,7 +6,7 @@ VARIABLE = "GOMP_SPINCOUNT"
 SPINS = 4000
 """About 80 microseconds, longer than the gaps between most operations of a step. OpenMP's default of 300,000 is a little faster
 on idle cores. On busy ones, spinning threads keep working threads off the cores, and a step may take several times as long
-(`python -m bench.serving.pools`)."""
+(ADR 0025)."""
 
 
 def wait_briefly(environ: MutableMapping[str, str]) -> None:

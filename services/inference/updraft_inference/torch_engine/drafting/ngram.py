@@ -1,8 +1,7 @@
 """The n-gram proposer: what followed the same tokens the last time, in the request's own text or in earlier answers.
 
-The longer match wins, and of two equally long ones the request's own (`python -m bench.serving.lookups` prints how good both
-are). Clients are kept apart: an answer that comes fast was predicted, and a client must not learn that way what others were
-answered.
+The longer match wins, and of two equally long ones the request's own. Clients are kept apart: an answer that comes fast was
+predicted, and a client must not learn that way what others were answered.
 """
 
 from collections import OrderedDict, deque

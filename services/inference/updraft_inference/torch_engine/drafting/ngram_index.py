@@ -10,7 +10,7 @@ LENGTHS = (8, 5, 3, 2, 1)
 
 
 class NgramMatch(NamedTuple):
-    """Tokens that followed a match. `python -m bench.serving.lookups` prints how good each source is."""
+    """Tokens that followed a match."""
 
     ids: list[int]
     source: ProposalSource
