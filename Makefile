@@ -109,7 +109,7 @@ bucket-server: install ## Build the S3 server that tests start (once, with Go; 2
 test-integration: install bucket-server ## Real Redis, real gRPC, a real bucket, the real model, whole processes
 	$(PYTEST) tests/contract tests/integration tests/e2e $(ARGS)
 
-.PHONY: bench-swap bench-capture bench-memory bench-gate bench-fleet bench-delta bench-kill bench-operator bench-faults bench-teacher bench-serving bench-sglang
+.PHONY: bench-swap bench-capture bench-memory bench-gate bench-fleet bench-delta bench-kill bench-operator bench-faults bench-serving bench-sglang
 bench-swap: install ## Measure what a hot swap costs (3 minutes)
 	$(PY) -W ignore bench/swap/swap.py $(ARGS)
 bench-capture: install ## Measure what capture costs (5 minutes)
@@ -124,9 +124,6 @@ bench-delta: install ## Measure how many bytes a new version costs (12 minutes)
 	$(PY) bench/delta/delta.py $(ARGS)
 bench-kill: install ## Kill the registry 200 times under pods and a publisher (10 minutes)
 	$(PY) -m bench.kill.kill $(ARGS)
-
-bench-teacher: install ## Compare what a draft learns from top-k teachers and from hidden states (10 minutes)
-	$(PY) -m bench.teacher.teacher $(ARGS)
 
 bench-serving: install ## Compare the built-in engine with transformers, vLLM and itself (1 hour; ARGS=--quick: 5)
 	$(PY) -W ignore -m bench.serving $(ARGS)
