@@ -111,17 +111,17 @@ test-integration: install bucket-server ## Real Redis, real gRPC, a real bucket,
 
 .PHONY: bench-swap bench-capture bench-memory bench-gate bench-fleet bench-delta bench-kill bench-operator bench-faults bench-serving bench-sglang
 bench-swap: install ## Measure what a hot swap costs (3 minutes)
-	$(PY) -W ignore bench/swap/swap.py $(ARGS)
+	$(PY) -W ignore -m bench.swap.swap $(ARGS)
 bench-capture: install ## Measure what capture costs (5 minutes)
-	$(PY) bench/capture/capture.py $(ARGS)
+	$(PY) -m bench.capture.capture $(ARGS)
 bench-memory: install ## Measure resident memory over 1,000 requests (40 minutes; ARGS=--requests=100: 5)
-	$(PY) bench/memory/memory.py $(ARGS)
+	$(PY) -m bench.memory.memory $(ARGS)
 bench-gate: install ## Simulate how often the live gate errs (12 minutes; ARGS=--quick: one)
 	$(PY) -m bench.gate.gate $(ARGS)
 bench-fleet: install ## Measure what 10, 100 and 1,000 pods cost a registry (6 minutes)
 	$(PY) -m bench.fleet.fleet $(ARGS)
 bench-delta: install ## Measure how many bytes a new version costs (12 minutes)
-	$(PY) bench/delta/delta.py $(ARGS)
+	$(PY) -m bench.delta.delta $(ARGS)
 bench-kill: install ## Kill the registry 200 times under pods and a publisher (10 minutes)
 	$(PY) -m bench.kill.kill $(ARGS)
 

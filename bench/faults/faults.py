@@ -2,13 +2,13 @@
 
 import argparse
 import secrets
-import sys
 import tempfile
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
-from rich.console import Console
+from bench import harness
+from bench.harness import Line, Measurements
+from rich.text import Text
 from tests.cluster import crds
 from tests.cluster.control_plane import ControlPlane, control_plane
 from tests.cluster.operator.fault_storm import CONVERGED_S, SUBJECTS, StormOutcome, storm
@@ -63,16 +63,7 @@ def bars(outcome: StormOutcome, leader_kills: LeaderKills) -> tuple[results.Bar,
     )
 
 
-def main() -> None:
-    """Run the storm, print the outcome, write the result."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument(
-        "--leader-kills", type=int, default=20, help="kills of the leader of two replicas, after the storm"
-    )
-    parser.add_argument("--seed", type=int, default=SEED)
-    arguments = parser.parse_args()
-    started = datetime.now(UTC)
+def measure(arguments: argparse.Namespace) -> Measurements:
     with tempfile.TemporaryDirectory(prefix="updraft-faults-") as name, control_plane() as cluster:
         with cluster.api() as api:
             crds.install(api)
@@ -80,39 +71,36 @@ def main() -> None:
         with RedisServer(folder) as redis:
             outcome = storm(cluster, folder, redis.url, seconds=60.0 * arguments.minutes, seed=arguments.seed)
         leader_kills = lead(cluster, folder, arguments.leader_kills)
-    console = Console()
-    console.print(
+    storm_summary = (
         f"{_listed(outcome.changes)} on {len(SUBJECTS)} resources; {outcome.kills} kills; "
         f"faults: {_listed(outcome.faults)}; {outcome.num_compared} objects compared"
     )
-    console.print(
-        f"{leader_kills.kills} leaders killed, {leader_kills.num_terms} terms, {leader_kills.num_writes} writes"
-    )
-    for problem in (*outcome.different, *outcome.ended, *outcome.denied, *outcome.writes, *leader_kills.strays):
-        console.print(problem, style="red", markup=False)
-    results.show_bars(console, bars(outcome, leader_kills))
-    result = results.Result(
-        name="faults",
-        command=(
-            f"make bench-faults ARGS='--minutes {arguments.minutes:g} --leader-kills {arguments.leader_kills}"
-            f" --seed {arguments.seed}'"
-        ),
-        started=started,
-        commit=results.commit(),
+    problems = (*outcome.different, *outcome.ended, *outcome.denied, *outcome.writes, *leader_kills.strays)
+    return Measurements(
         seed=arguments.seed,
-        machine=results.machine(),
-        bars=bars(outcome, leader_kills),
+        lines=[Line(bar) for bar in bars(outcome, leader_kills)],
         samples=[
             asdict(outcome) | {"changes": dict(outcome.changes), "faults": dict(outcome.faults)},
             asdict(leader_kills),
         ],
+        figures=[
+            storm_summary,
+            f"{leader_kills.kills} leaders killed, {leader_kills.num_terms} terms, {leader_kills.num_writes} writes",
+            *(Text(problem, "red") for problem in problems),
+        ],
     )
-    console.print(f"written to {results.write(result, Path('bench/results'))}")
-    sys.exit(results.missed(result.bars))
 
 
-def _listed(counted: dict[str, int]) -> str:
-    return ", ".join(f"{number} {name}" for name, number in sorted(counted.items()))
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{number} {name}" for name, number in sorted(counts.items()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10.0, help="duration of the faults (default 10)")
+    parser.add_argument("--leader-kills", type=int, default=20, help="kills of leaders, after the faults (default 20)")
+    parser.add_argument("--seed", type=int, default=SEED, help=f"seed of the actions (default {SEED})")
+    harness.run("faults", parser, measure)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How large a fleet can one registry lead? See README.md beside this file."""
+"""The cost of a fleet for one registry. See README.md in this folder."""
 
 import argparse
 import asyncio
@@ -6,12 +6,12 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 
+from bench import harness
 from bench.fleet.run import FleetRun, run
 from bench.fleet.usage import allow_files
-from rich.console import Console
+from bench.harness import Line, Measurements
+from rich.table import Table
 
 from updraft_chassis.errors import Exhausted
 from updraft_cli import output, results
@@ -23,7 +23,7 @@ PROJECTED_PODS = 10_000
 DELTAS = 3
 STEADY_S = 60.0
 SHORT_STEADY_S = 20.0
-"""For fleets smaller than the one that the bars are about: they tell what a pod costs."""
+"""For fleets smaller than that of the bars, which only show the cost of a pod."""
 
 MB = 1e6
 
@@ -31,8 +31,8 @@ Figure = Callable[[FleetRun], float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
-    """A row of the table. What is `linear` in the number of pods is projected from smallest and largest fleet."""
+class Row:
+    """A row of the table. A linear figure is projected from the smallest and the largest fleet."""
 
     name: str
     unit: str
@@ -40,7 +40,7 @@ class Line:
     is_linear: bool = True
 
     def projected(self, fleets: Sequence[FleetRun]) -> float | None:
-        """For `PROJECTED_PODS`; None where that cannot be told."""
+        """The figure for `PROJECTED_PODS`; None if it is not linear or there is only one fleet."""
         small, large = fleets[0], fleets[-1]
         if not self.is_linear or small is large:
             return None
@@ -49,17 +49,14 @@ class Line:
 
 
 def median_s(fleet: FleetRun) -> float:
-    """How long a new version takes."""
     return statistics.median(rollout.usage.seconds for rollout in fleet.deltas)
 
 
 def slowest_s(fleet: FleetRun) -> float:
-    """How long the slowest of the new versions took."""
     return max(rollout.usage.seconds for rollout in fleet.deltas)
 
 
 def rollout_cpu_s(fleet: FleetRun) -> float:
-    """What a new version takes of a core."""
     return statistics.median(rollout.usage.registry_cpu_s for rollout in fleet.deltas)
 
 
@@ -70,32 +67,35 @@ def share_percent(fleet: FleetRun) -> float:
 
 
 def peak_bytes(fleet: FleetRun) -> int:
-    """Most memory in any rollout, the first one included."""
+    """Peak memory over all rollouts, including the first."""
     return max(rollout.usage.peak_bytes for rollout in (fleet.whole, *fleet.deltas))
 
 
-LINES = (
-    Line(name="all connected", unit="s", figure=lambda fleet: fleet.connecting.seconds),
-    Line(name="first version, sent whole: all serve it", unit="s", figure=lambda fleet: fleet.whole.usage.seconds),
-    Line(name=f"new version: all serve it, median of {DELTAS}", unit="s", figure=median_s),
-    Line(name="  slowest", unit="s", figure=slowest_s),
-    Line(name="  sent", unit="MB", figure=lambda fleet: fleet.deltas[-1].received_bytes / MB),
-    Line(name="  against whole weights for all", unit="%", figure=share_percent, is_linear=False),
-    Line(name="  pods that were sent a delta", unit="", figure=lambda fleet: fleet.deltas[-1].deltas),
-    Line(name="  registry's time on a core", unit="s", figure=rollout_cpu_s),
-    Line(name="registry's memory, most in rollouts", unit="MB", figure=lambda fleet: peak_bytes(fleet) / MB),
-    Line(name="  steady", unit="MB", figure=lambda fleet: fleet.steady.peak_bytes / MB),
-    Line(name="registry's time on a core, steady", unit="%", figure=lambda fleet: fleet.steady.cpu_percent),
-    Line(name="  reports", unit="/s", figure=lambda fleet: fleet.reports_per_s),
-    Line(
-        name="killed, and started again: all back", unit="s", figure=lambda fleet: fleet.restart.back_s, is_linear=False
+ROWS = (
+    Row(name="all connected", unit="s", figure=lambda fleet: fleet.connecting.seconds),
+    Row(name="first version, sent whole: all serve it", unit="s", figure=lambda fleet: fleet.whole.usage.seconds),
+    Row(name=f"new version: all serve it, median of {DELTAS}", unit="s", figure=median_s),
+    Row(name="  slowest", unit="s", figure=slowest_s),
+    Row(name="  sent", unit="MB", figure=lambda fleet: fleet.deltas[-1].received_bytes / MB),
+    Row(name="  against whole weights for all", unit="%", figure=share_percent, is_linear=False),
+    Row(name="  pods that received a delta", unit="", figure=lambda fleet: fleet.deltas[-1].deltas),
+    Row(name="  registry's CPU time", unit="s", figure=rollout_cpu_s),
+    Row(name="registry's memory, peak in rollouts", unit="MB", figure=lambda fleet: peak_bytes(fleet) / MB),
+    Row(name="  steady", unit="MB", figure=lambda fleet: fleet.steady.peak_bytes / MB),
+    Row(name="registry's CPU time, steady", unit="%", figure=lambda fleet: fleet.steady.cpu_percent),
+    Row(name="  reports", unit="/s", figure=lambda fleet: fleet.reports_per_s),
+    Row(
+        name="killed and restarted: all connected again",
+        unit="s",
+        figure=lambda fleet: fleet.restart.back_s,
+        is_linear=False,
     ),
-    Line(name="  registry's time on a core", unit="s", figure=lambda fleet: fleet.restart.usage.registry_cpu_s),
+    Row(name="  registry's CPU time", unit="s", figure=lambda fleet: fleet.restart.usage.registry_cpu_s),
 )
 
 
 def bars(fleet: FleetRun | None) -> tuple[results.Bar, ...]:
-    """What has to hold for a fleet of 1,000; nothing is measured without one."""
+    """The bars of a fleet of 1,000 pods; nothing is measured without one."""
     figures = None
     if fleet is not None:
         figures = (slowest_s(fleet), fleet.steady.peak_bytes / MB, fleet.steady.cpu_percent, fleet.restart.moved)
@@ -103,18 +103,35 @@ def bars(fleet: FleetRun | None) -> tuple[results.Bar, ...]:
     return (
         results.at_most(f"publish until all {BAR_PODS:,} pods have reported it, slowest of {DELTAS}", slowest, 30, "s"),
         results.at_most("registry's memory, steady", steady_mb, 300, "MB"),
-        results.at_most("registry's time on a core, steady", steady_percent, 25, "%"),
+        results.at_most("registry's CPU time, steady", steady_percent, 25, "%"),
         results.at_most("pods that changed their version because the registry was killed", moved, 0),
     )
 
 
-def show(console: Console, fleets: Sequence[FleetRun]) -> None:
-    """Print the curve: a column for each fleet, and one for what follows from it."""
+def fleets_table(fleets: Sequence[FleetRun]) -> Table:
+    """A column per fleet, and one for the projection."""
     table = output.table("pods", *(f">{fleet.pods:,}" for fleet in fleets), f">{PROJECTED_PODS:,}, projected")
-    for line in LINES:
-        figures = [*(line.figure(fleet) for fleet in fleets), line.projected(fleets)]
-        table.add_row(line.name, *(results.number(figure, line.unit) for figure in figures))
-    console.print(table)
+    for row in ROWS:
+        figures = [*(row.figure(fleet) for fleet in fleets), row.projected(fleets)]
+        table.add_row(row.name, *(results.number(figure, row.unit) for figure in figures))
+    return table
+
+
+def measure(arguments: argparse.Namespace) -> Measurements:
+    fleets = []
+    try:
+        allow_files(max(arguments.pods))
+        for size in arguments.pods:
+            steady_s = STEADY_S if size >= BAR_PODS else SHORT_STEADY_S
+            fleets.append(asyncio.run(run(size, seed=SEED, num_deltas=DELTAS, steady_s=steady_s)))
+    except Exhausted as error:
+        sys.exit(f"fleet: {error}")
+    return Measurements(
+        seed=SEED,
+        lines=[Line(bar) for bar in bars(next((fleet for fleet in fleets if fleet.pods == BAR_PODS), None))],
+        samples=[asdict(fleet) for fleet in fleets],
+        figures=[fleets_table(fleets)],
+    )
 
 
 def _sizes(text: str) -> tuple[int, ...]:
@@ -122,33 +139,9 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 
 def main() -> None:
-    """Measure, print one table and the bars, write bench/results/; exit 1 where a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pods", type=_sizes, default=PODS, help="sizes of the fleets (default 10,100,1000)")
-    sizes = parser.parse_args().pods
-    started, fleets = datetime.now(UTC), []
-    try:
-        allow_files(max(sizes))
-        for size in sizes:
-            steady_s = STEADY_S if size >= BAR_PODS else SHORT_STEADY_S
-            fleets.append(asyncio.run(run(size, seed=SEED, num_deltas=DELTAS, steady_s=steady_s)))
-    except Exhausted as error:
-        sys.exit(f"fleet: {error}")
-    result = results.Result(
-        name="fleet",
-        command="make bench-fleet" + ("" if sizes == PODS else f" ARGS='--pods {','.join(map(str, sizes))}'"),
-        started=started,
-        commit=results.commit(),
-        seed=SEED,
-        machine=results.machine(),
-        bars=bars(next((fleet for fleet in fleets if fleet.pods == BAR_PODS), None)),
-        samples=[asdict(fleet) for fleet in fleets],
-    )
-    console = output.console()
-    show(console, fleets)
-    results.show_bars(console, result.bars)
-    console.print(results.write(result, Path("bench/results")))
-    sys.exit(results.missed(result.bars))
+    harness.run("fleet", parser, measure)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""A fleet from its first version to a registry that was killed: the real process, and pods with a connection each.
+"""One fleet from its first version to a killed registry: the real registry, and simulated pods with a connection each.
 
-What counts is what the registry itself says, on a stream of its own, that the pods have reported.
+The clock stops when the registry's own `Watch` stream shows that all pods have reported.
 """
 
 import asyncio
@@ -28,74 +28,74 @@ from updraft_chassis.errors import Unavailable
 
 REPORT_S = 10.0
 BEHAVIOUR = Behaviour(target=TARGET, report_s=REPORT_S, requests_per_s=2.0)
-"""With traffic, so that reports have the counters of an engine that works."""
+"""With traffic, so that reports contain the counters of a busy engine."""
 
-PATIENCE_S = 60.0
-PATIENCE_OF_POD_S = 0.2
-"""For whatever is waited for: about ten times what it should take."""
+TIMEOUT_S = 60.0
+TIMEOUT_PER_POD_S = 0.2
+"""About ten times as long as anything should take."""
 
 PAUSE_S = 3.0
-"""Between two versions, until the last acknowledgement has come."""
+"""Between two versions, for the last acknowledgements."""
 
 DOWN_S = 10.0
-"""How long a killed registry is away: until the pods knock at their slowest rate."""
+"""Downtime of a killed registry; after it, the pods reconnect at their slowest rate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rollout:
-    """One version on its way: from before its upload until the registry has heard from every pod that it serves it."""
+class MeasuredRollout:
+    """One version, from the start of its upload until all pods have reported that they serve it."""
 
     usage: Usage
     upload_s: float
-    """Until the registry had it: received, checked, on its disk, decided on."""
+    """Until the registry had received, checked, stored and accepted it."""
     decode_s: float
-    """What a pod takes to decode and hash it: measured in one, waited for by the others."""
+    """Time of a pod to decode and hash it: measured in one pod, a wait in the others."""
     weights_bytes: int
     received_bytes: int
-    """Of weights or deltas, by all pods; not the messages around them."""
+    """Weights and deltas that all pods received, without the messages around them."""
     deltas: int
-    """Pods that were sent a delta; the others were sent all."""
+    """Pods that received a delta; the others received whole weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restart:
-    """After a kill: seconds since the start until the registry serves, and until the last pod has reported again."""
+    """After a kill: seconds from the start until the registry serves, and until the last pod has reported again."""
 
     ready_s: float
     back_s: float
     usage: Usage
     moved: int
-    """Pods that loaded anything meanwhile."""
+    """Pods that loaded a draft meanwhile."""
     received_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetRun:
-    """All that was measured with a fleet of one size."""
+    """All measurements of a fleet of one size."""
 
     pods: int
     load: float
-    """Processes that ran or waited for a core before it began; above 0, something else took part."""
+    """Load average before the run; above 0, other processes took CPU time."""
     empty_bytes: int
     """Resident memory of the registry before the first pod."""
     connecting: Usage
-    whole: Rollout
-    """The first version: nobody has anything that a delta could be to."""
-    deltas: list[Rollout]
+    whole: MeasuredRollout
+    """The first version, which no pod can receive as a delta."""
+    deltas: list[MeasuredRollout]
     steady: Usage
     reports_per_s: float
-    """That came in that time."""
+    """During `steady`."""
     restart: Restart
 
 
-class Fleet:
-    """Pods, their registry, and somebody who watches it."""
+class RunningFleet:
+    """Pods, their registry, and a `Watch` stream."""
 
     def __init__(
-        self, process: RegistryProcess, made: list[SimPod], library: Library, channel: grpc.aio.Channel
+        self, process: RegistryProcess, fleet_pods: list[SimPod], library: Library, channel: grpc.aio.Channel
     ) -> None:
         self._process = process
-        self._pods = made
+        self._pods = fleet_pods
         self._library = library
         self._channel = channel
         self._stub = registry_stub(channel)
@@ -104,7 +104,6 @@ class Fleet:
 
     @property
     def registry(self) -> psutil.Process:
-        """Its process now."""
         return psutil.Process(self._process.pid)
 
     async def connect(self) -> Usage:
@@ -113,8 +112,8 @@ class Fleet:
             await self._until(lambda state: state.pods.connected == len(self._pods), "every pod is connected")
         return usage
 
-    async def roll_out(self, weights: Checkpoint) -> Rollout:
-        """Publish a version as a trainer does, until everyone serves it."""
+    async def roll_out(self, weights: Checkpoint) -> MeasuredRollout:
+        """Publish a version as a trainer does, and wait until all pods serve it."""
         received, deltas = self._library.received.total(), self._library.fetches["delta"]
         with measured(self.registry) as usage:
             began_s = time.perf_counter()
@@ -122,7 +121,7 @@ class Fleet:
             upload_s = time.perf_counter() - began_s
             await self._until(self._is_everywhere, f"every pod serves version {self._number}")
         self.check()
-        return Rollout(
+        return MeasuredRollout(
             usage=usage,
             upload_s=upload_s,
             decode_s=self._library.verify_s,
@@ -132,14 +131,14 @@ class Fleet:
         )
 
     async def stay(self, seconds: float) -> tuple[Usage, float]:
-        """Let nothing happen; return what that takes, and how many reports a second came."""
+        """Wait without publishing. Return the usage, and the reports per second."""
         reports = await self._num_reports()
         with measured(self.registry) as usage:
             await asyncio.sleep(seconds)
         return usage, (await self._num_reports() - reports) / usage.seconds
 
     async def restart(self) -> Restart:
-        """Kill the registry, and start it again on what it had written."""
+        """Kill the registry, and restart it on its data."""
         loads, received = [len(pod.served) for pod in self._pods], self._library.received.total()
         self._process.kill()
         await asyncio.sleep(DOWN_S)
@@ -151,7 +150,7 @@ class Fleet:
             await found_again(self._channel)
             await self._until(self._is_everywhere, "every pod is back")
             back_s = time.perf_counter() - began_s
-            await asyncio.sleep(REPORT_S)  # whoever was told something else has said so by now
+            await asyncio.sleep(REPORT_S)  # by now, pods with another directive would have reported it
         self.check()
         return Restart(
             ready_s=ready_s,
@@ -162,7 +161,7 @@ class Fleet:
         )
 
     def check(self) -> None:
-        """Every pod serves the bytes that were published last, whatever the registry says of it."""
+        """Assert that every pod serves the bytes that were published last, whatever the registry reports."""
         wrong = [
             pod.name for pod in self._pods if (pod.loaded.version, pod.loaded.digest) != (self._number, self._digest)
         ]
@@ -170,8 +169,8 @@ class Fleet:
 
     async def _publish(self, weights: Checkpoint) -> None:
         source = pb.SOURCE_TRAINER if self._number else pb.SOURCE_INITIAL
-        shown = evaluation(baseline=self._number) if self._number else None
-        manifest = weights.manifest(source=source, parent_version=self._number, evaluation=shown)
+        evidence = evaluation(baseline=self._number) if self._number else None
+        manifest = weights.manifest(source=source, parent_version=self._number, evaluation=evidence)
         answer = await send(self._stub, parts(manifest, weights.data, chunk_bytes=rpc.CHUNK_BYTES))
         self._number, self._digest = answer.version.version, weights.digest
 
@@ -179,34 +178,34 @@ class Fleet:
         return (state.stable, state.pods.serving_stable) == (self._number, len(self._pods))
 
     async def _until(self, condition: Callable[[pb.SpeculatorState], bool], what: str) -> None:
-        """Watch the registry's state until it is so; TimeoutError if that never comes."""
-        patience_s = PATIENCE_S + PATIENCE_OF_POD_S * len(self._pods)
+        """Watch the registry's state until the condition holds, or raise TimeoutError."""
+        timeout_s = TIMEOUT_S + TIMEOUT_PER_POD_S * len(self._pods)
         try:
             with rpc.errors():
-                async for response in self._stub.Watch(pb.WatchRequest(speculator="default"), timeout=patience_s):
+                async for response in self._stub.Watch(pb.WatchRequest(speculator="default"), timeout=timeout_s):
                     if condition(response.state):
                         return
         except Unavailable as error:
-            raise TimeoutError(f"with {len(self._pods)} pods, {what}: not within {patience_s:g} s") from error
+            raise TimeoutError(f"with {len(self._pods)} pods, {what}: not within {timeout_s:g} s") from error
 
     async def _num_reports(self) -> float:
         return await asyncio.to_thread(self._process.metric, "updraft_registry_report_lag_seconds_count")
 
 
 @asynccontextmanager
-async def running(num_pods: int) -> AsyncIterator[Fleet]:
-    """A registry of its own and a fleet that begins to connect."""
+async def running(num_pods: int) -> AsyncIterator[RunningFleet]:
+    """A new registry, and a fleet that begins to connect."""
     library = Library()
     with tempfile.TemporaryDirectory() as folder, RegistryProcess(Path(folder)) as process:
         async with (
             rpc.channel(process.address) as channel,
-            pods(process.address, num_pods, BEHAVIOUR, library=library) as made,
+            pods(process.address, num_pods, BEHAVIOUR, library=library) as fleet_pods,
         ):
-            yield Fleet(process, made, library, channel)
+            yield RunningFleet(process, fleet_pods, library, channel)
 
 
 async def run(num_pods: int, *, seed: int, num_deltas: int, steady_s: float) -> FleetRun:
-    """Measure a fleet of this size; TimeoutError when it does not get through."""
+    """Measure a fleet of this size; TimeoutError if it does not get through."""
     load, (first, *others) = os.getloadavg()[0], islice(versions(seed), 1 + num_deltas)
     async with running(num_pods) as fleet:
         empty_bytes = fleet.registry.memory_info().rss

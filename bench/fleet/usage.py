@@ -1,4 +1,4 @@
-"""What the registry's process and this one, which holds the pods, take: processor time, memory, open files."""
+"""CPU time, memory and open files of the registry's process, and of this one, which runs the pods."""
 
 import resource
 import time
@@ -13,28 +13,28 @@ from updraft_chassis.errors import Exhausted
 
 _RESET_PEAK = "5"
 _OTHER_FILES = 256
-"""Of an interpreter, its libraries, a catalogue, and the readers that are sent to at once."""
+"""For the interpreter, its libraries, the catalogue, and concurrent readers."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Usage:
-    """Of a stretch of time; known when its block ends."""
+    """Usage during a block; complete when the block ends."""
 
     seconds: float = 0.0
     registry_cpu_s: float = 0.0
     pods_cpu_s: float = 0.0
     peak_bytes: int = 0
-    """Most resident memory of the registry in that time, as the kernel noted it."""
+    """Peak resident memory of the registry, from the kernel."""
 
     @property
     def cpu_percent(self) -> float:
-        """Of one core, by the registry."""
+        """CPU time of the registry, as a share of one core."""
         return 100 * self.registry_cpu_s / self.seconds
 
 
 @contextmanager
 def measured(registry: psutil.Process) -> Iterator[Usage]:
-    """Measure what runs in the block."""
+    """Measure the block."""
     usage, mine, began_s = Usage(), psutil.Process(), time.perf_counter()
     registry_s, pods_s = _cpu_s(registry), _cpu_s(mine)
     Path(f"/proc/{registry.pid}/clear_refs").write_text(_RESET_PEAK)
@@ -45,17 +45,14 @@ def measured(registry: psutil.Process) -> Iterator[Usage]:
 
 
 def allow_files(num_pods: int) -> None:
-    """Let this process, and those that it starts, open a connection for each of so many pods.
-
-    Exhausted where the limit of open files may not be raised that far.
-    """
+    """Allow this process and its children a connection per pod. Exhausted if the limit of open files is too low."""
     needed, (_, hard) = num_pods + _OTHER_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise Exhausted(
-            f"{num_pods} pods are as many connections, which takes {needed} open files in each process; at most {hard} are "
-            f"allowed here: raise that (ulimit -Hn, or --ulimit nofile= of a container), or ask for fewer with --pods"
+            f"{num_pods} pods need {needed} open files in each process, and the limit is {hard}:"
+            " raise it (ulimit -Hn, or --ulimit nofile= of a container), or use fewer --pods"
         )
-    # All that is allowed: a connection that is tried again has two for a while.
+    # As many as possible, because a pod that reconnects has two connections for a while.
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 

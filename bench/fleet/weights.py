@@ -1,8 +1,8 @@
-"""Drafts of 10 MB in a row, each a training step or so away from the one before, as a trainer publishes them.
+"""A sequence of drafts of 10 MB that differ like consecutive versions of a trainer.
 
-Half of the bytes are a head that is not trained, as in the demo's drafts; the other half are bfloat16 weights of standard
-deviation 0.02 whose float32 master moves by a normal update from version to version. Its size is chosen such that a delta has
-about the share of the whole that it has between the demo's versions: 27 to 34 % (bench/delta).
+Half of the bytes are a head that is not trained, as in the demo's drafts. The other half are bfloat16 weights with standard
+deviation 0.02, whose float32 master gets a normal update per version. The size of the update is chosen so that a delta has
+about the same share of the weights as between the demo's versions: 27 to 34 % (bench/delta).
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ UPDATE_STD = 0.008
 
 
 def versions(seed: int) -> Iterator[Checkpoint]:
-    """A first version, and what it becomes: without end."""
+    """The first version and its successors, without end."""
     rng = np.random.default_rng(seed)
     head = _bfloat16(_normal(rng, (VOCABULARY, HIDDEN), WEIGHT_STD))
     master = _normal(rng, TRAINED, WEIGHT_STD)

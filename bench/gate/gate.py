@@ -1,18 +1,17 @@
-"""How often does the live gate err, and how long does it take? See README.md beside this file."""
+"""The errors and the duration of the live gate. See README.md in this folder."""
 
 import argparse
 import math
 import statistics
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
+from bench import harness
 from bench.gate.rollouts import Outcome, roll_out
 from bench.gate.traffic import Truth
-from rich.console import Console
+from bench.harness import Line, Measurements
+from rich.table import Table
 
 from updraft_cli import output, results
 from updraft_rollouts.policy import RolloutPolicy, RolloutStep
@@ -20,17 +19,17 @@ from updraft_rollouts.terms import Comparison
 
 SEED = 11
 POLICY = RolloutPolicy()
-"""What a registry does unless told otherwise."""
+"""The default of a registry."""
 SWITCHBACK = replace(POLICY, analysis=replace(POLICY.analysis, comparison=Comparison.SWITCHBACK))
 EFFECTS = (-0.20, -0.10, -0.05, -0.02, 0.0, 0.02, 0.05, 0.10)
 FLEETS = {2: 300, 16: 200, 100: 50, 1000: 10}
-"""Rollouts of each effect by number of pods: large fleets cost more to simulate and vary less."""
+"""Rollouts per effect by number of pods. Large fleets cost more to simulate and vary less."""
 EQUAL_ROLLOUTS = 2000
-"""Of the fleet of 16 at equal quality, where the rate of false promotions is the question."""
+"""For the fleet of 16 at equal quality, which measures the rate of false promotions."""
 FLEET = 16
 SMALL = replace(POLICY, steps=(RolloutStep(pods_percent=10, hold_seconds=240),))
-"""Two pods from the beginning to the end, for as long as both steps of the default policy together."""
-HASTY = replace(SMALL, analysis=replace(SMALL.analysis, interval_seconds=10))
+"""Two pods all the time, for as long as both steps of the default policy together."""
+SHORT_SLICES = replace(SMALL, analysis=replace(SMALL.analysis, interval_seconds=10))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +50,7 @@ class Scenario:
 
 
 def scenarios() -> Iterator[Scenario]:
-    """Everything that is simulated, in the order of the table."""
+    """All scenarios, in the order of the table."""
     for pods, rollouts in FLEETS.items():
         for effect in EFFECTS:
             number = EQUAL_ROLLOUTS if (pods, effect) == (FLEET, 0.0) else rollouts
@@ -70,7 +69,7 @@ def scenarios() -> Iterator[Scenario]:
             yield Scenario(traffic="sticky, 5 % by pod", truth=truth, policy=policy, rollouts=200)
     equal = Truth(pods=FLEET, effect=0.0)
     yield Scenario(traffic="always 2 pods", truth=equal, policy=SMALL, rollouts=1000)
-    yield Scenario(traffic="the same, slices of 10 s", truth=equal, policy=HASTY, rollouts=1000)
+    yield Scenario(traffic="the same, slices of 10 s", truth=equal, policy=SHORT_SLICES, rollouts=1000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +94,7 @@ class Tally:
 
     @property
     def verdict_minutes(self) -> list[float]:
-        """How long it took where there was a verdict, ascending."""
+        """Durations of the rollouts with a verdict, ascending."""
         return sorted(outcome.minutes for outcome in self.outcomes if outcome.end != "no verdict")
 
     @property
@@ -103,14 +102,14 @@ class Tally:
         return max(outcome.pods_touched for outcome in self.outcomes)
 
     def row(self) -> dict[str, object]:
-        """As the result file has it."""
-        told = {"traffic": self.scenario.traffic, "comparison": self.scenario.comparison}
+        """For the result file."""
+        names = {"traffic": self.scenario.traffic, "comparison": self.scenario.comparison}
         ends = [(outcome.end, round(outcome.minutes, 2), outcome.pods_touched) for outcome in self.outcomes]
-        return told | asdict(self.scenario.truth) | {"outcomes": ends}
+        return names | asdict(self.scenario.truth) | {"outcomes": ends}
 
 
 def simulate(scenario: Scenario, number: int, rollouts: int) -> Tally:
-    """Roll out again and again, each time with other traffic."""
+    """Roll out many times, each with other traffic."""
     outcomes = []
     for n in range(rollouts):
         truth = scenario.truth
@@ -121,7 +120,7 @@ def simulate(scenario: Scenario, number: int, rollouts: int) -> Tally:
 
 
 def bars(tallies: Sequence[Tally]) -> tuple[results.Bar, ...]:
-    """What the gate has to keep in a fleet of 16."""
+    """The bars of the gate in a fleet of 16."""
     by_effect = {
         tally.scenario.truth.effect: tally
         for tally in tallies
@@ -140,8 +139,8 @@ def bars(tallies: Sequence[Tally]) -> tuple[results.Bar, ...]:
     )
 
 
-def show(console: Console, tallies: Sequence[Tally]) -> None:
-    """Print what came out, one row a scenario."""
+def scenarios_table(tallies: Sequence[Tally]) -> Table:
+    """One row per scenario."""
     columns = (">promoted", ">rolled back", ">no verdict", ">minutes", ">9 of 10", ">most pods")
     table = output.table("traffic", ">pods", "compared by", ">effect", ">rollouts", *columns)
     for tally in tallies:
@@ -158,7 +157,7 @@ def show(console: Console, tallies: Sequence[Tally]) -> None:
             f"{minutes[math.ceil(0.9 * len(minutes)) - 1]:.1f}" if minutes else "-",
             str(tally.most_pods_touched),
         )
-    console.print(table)
+    return table
 
 
 def _share(tally: Tally, end: str) -> str:
@@ -166,31 +165,23 @@ def _share(tally: Tally, end: str) -> str:
     return f"{tally.percent(end):.1f} % ({low:.1f}-{high:.1f})"
 
 
-def main() -> None:
-    """Simulate, print one table, write bench/results/; exit 1 where a bar is missed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a twentieth of the rollouts: a look, not a measurement")
-    is_quick = parser.parse_args().quick
-    started = datetime.now(UTC)
+def measure(arguments: argparse.Namespace) -> Measurements:
     tallies = [
-        simulate(s, number, max(5, s.rollouts // 20) if is_quick else s.rollouts)
-        for number, s in enumerate(scenarios())
+        simulate(one, number, max(5, one.rollouts // 20) if arguments.quick else one.rollouts)
+        for number, one in enumerate(scenarios())
     ]
-    result = results.Result(
-        name="gate",
-        command="make bench-gate" + (" ARGS=--quick" if is_quick else ""),
-        started=started,
-        commit=results.commit(),
+    return Measurements(
         seed=SEED,
-        machine=results.machine(),
-        bars=bars(tallies),
+        lines=[Line(bar) for bar in bars(tallies)],
         samples=[tally.row() for tally in tallies],
+        figures=[scenarios_table(tallies)],
     )
-    console = Console()
-    show(console, tallies)
-    results.show_bars(console, result.bars)
-    console.print(results.write(result, Path("bench/results")))
-    sys.exit(results.missed(result.bars))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="run a twentieth of the rollouts; the figures mean little")
+    harness.run("gate", parser, measure)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Whole rollouts on a simulated fleet and clock, decided by the registry's own code: publish, canary, outcome."""
+"""Whole rollouts on a simulated fleet and clock, from publication to outcome, decided by the registry's own code."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from bench.gate.traffic import Fleet, Truth
+from bench.gate.traffic import SimulatedFleet, Truth
 
 from updraft_registry.rollout.comparison import Traffic
 from updraft_registry.rollout.decision import decide
@@ -20,39 +20,39 @@ START_MS = 1_700_000_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a rollout ended."""
+    """The end of a rollout."""
 
     end: Literal["promoted", "rolled back", "no verdict"]
     minutes: float
-    """Of simulated time, from the candidate's publication on."""
+    """Simulated time since the candidate's publication."""
     pods_touched: int
-    """Pods that were ever told to serve the candidate before it was stable."""
+    """Pods that were directed to serve the candidate before it was stable."""
     reason: str
 
 
 def roll_out(truth: Truth, policy: RolloutPolicy, seed: Sequence[int]) -> Outcome:
-    """Publish a candidate to a fleet that serves version 1, and let the registry decide until it has."""
-    fleet = Fleet(truth, np.random.default_rng(seed))
+    """Publish a candidate to a fleet that serves version 1, and let the registry decide on it."""
+    fleet = SimulatedFleet(truth, np.random.default_rng(seed))
     speculator = Speculator(
         name="simulated",
         desired=DesiredState(policy=policy),
         versions=(_version(STABLE, Phase.STABLE), _version(CANDIDATE, Phase.PENDING)),
         latest=CANDIDATE,
     )
-    orders: Mapping[str, Directive] = {}
+    directives: Mapping[str, Directive] = {}
     names = [f"pod-{number}" for number in range(truth.pods)]
     touched: set[str] = set()
     while True:
         now_ms = START_MS + round(1000 * fleet.now_s)
-        serving = np.array([_serves(orders.get(name), now_ms) for name in names])
-        decision = decide(speculator, _pods(names, serving, fleet, orders), now_ms)
+        serving = np.array([_serves(directives.get(name), now_ms) for name in names])
+        decision = decide(speculator, _pods(names, serving, fleet, directives), now_ms)
         speculator = replace(speculator, versions=decision.versions, rollout=decision.rollout)
         candidate = speculator.versions[-1]
         if candidate.phase is not Phase.CANARY:
             return _outcome(candidate, minutes=fleet.now_s / 60, pods_touched=len(touched))
         touched |= set(decision.rollout.pods if decision.rollout else ())
         fleet.serve(serving == CANDIDATE)
-        orders = decision.directives
+        directives = decision.directives
 
 
 def _outcome(candidate: Version, *, minutes: float, pods_touched: int) -> Outcome:
@@ -64,17 +64,19 @@ def _outcome(candidate: Version, *, minutes: float, pods_touched: int) -> Outcom
     return Outcome(end=end, minutes=minutes, pods_touched=pods_touched, reason=candidate.reason)
 
 
-def _serves(order: Directive | None, now_ms: int) -> int:
-    """The version that a pod serves until the next report; what it was ordered in the last one it has loaded by now."""
-    if order is None:
+def _serves(directive: Directive | None, now_ms: int) -> int:
+    """The version that a pod serves until the next report. It has loaded the version of its last directive."""
+    if directive is None:
         return STABLE
-    if order.switchback is None:
-        return order.serve
-    turn = (now_ms - order.switchback.start_ms) // (1000 * order.switchback.slice_s)
-    return order.switchback.versions[turn % 2]
+    if directive.switchback is None:
+        return directive.serve
+    turn = (now_ms - directive.switchback.start_ms) // (1000 * directive.switchback.slice_s)
+    return directive.switchback.versions[turn % 2]
 
 
-def _pods(names: Sequence[str], serving: np.ndarray, fleet: Fleet, orders: Mapping[str, Directive]) -> list[Pod]:
+def _pods(
+    names: Sequence[str], serving: np.ndarray, fleet: SimulatedFleet, directives: Mapping[str, Directive]
+) -> list[Pod]:
     stable, candidate = fleet.totals.transpose(0, 2, 1).tolist()
     return [
         Pod(
@@ -82,7 +84,7 @@ def _pods(names: Sequence[str], serving: np.ndarray, fleet: Fleet, orders: Mappi
             boot="1",
             loaded=version,
             tensors_digest=_digest(version),
-            prefetched=frozenset(orders[name].prefetch) if orders else frozenset({STABLE}),
+            prefetched=frozenset(directives[name].prefetch) if directives else frozenset({STABLE}),
             traffic={STABLE: _traffic(stable[number]), CANDIDATE: _traffic(candidate[number])},
         )
         for number, (name, version) in enumerate(zip(names, serving.tolist(), strict=True))
@@ -101,7 +103,7 @@ def _traffic(totals: Sequence[float]) -> Traffic:
 
 
 def _version(number: int, phase: Phase) -> Version:
-    """A version whose evaluation passes the offline gate; how good it really is only the traffic tells."""
+    """A version whose evaluation passes the offline gate. Its real quality shows only in the traffic."""
     samples = (
         EvaluationSample(trace_id=f"trace-{i}", tokens=120, candidate_steps=40, baseline_steps=60) for i in range(8)
     )

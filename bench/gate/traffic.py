@@ -1,8 +1,8 @@
 """Simulated traffic of a fleet, request by request, with a known truth about two drafts.
 
-Requests come in bursts (Pareto gaps of infinite variance), have lognormal lengths, and each is as predictable as
-it is: its acceptance length is drawn once, and a candidate multiplies it. A request counts when it ends, for the
-versions that its pod served meanwhile, as in the engine. Time runs in reports of ten seconds.
+Requests come in bursts (Pareto gaps of infinite variance) and have lognormal lengths. The acceptance length of each is drawn
+once, and a candidate multiplies it. A request counts when it ends, for the versions that its pod served meanwhile, as in the
+engine. Time advances by reports of ten seconds.
 """
 
 from dataclasses import dataclass
@@ -25,34 +25,34 @@ MOST_ACCEPTED = 3.0
 ACCEPTED = (3.7, 4.2)
 """Beta distribution of a request's share of accepted drafts: mean 0.47, acceptance length 2.4 on average."""
 SHIFTED = (2.0, 5.5)
-"""The same after the traffic has shifted: acceptance length 1.8."""
+"""The same after a shift of the traffic: acceptance length 1.8."""
 STEP_NOISE = 0.42
-"""Standard deviation of the number of steps of a request, in square roots of it."""
+"""Standard deviation of a request's number of steps, divided by the square root of that number."""
 
 COLUMNS = ("requests", "verify_steps", "tokens", "latency_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Truth:
-    """What a simulated fleet is like."""
+    """The true properties of a simulated fleet."""
 
     pods: int
     effect: float
-    """Acceptance length of the candidate against the stable version: 0.1 is ten percent better."""
+    """Relative acceptance length of the candidate: 0.1 is ten percent above the stable version."""
     requests_per_s: float = 2.0
-    """Of each pod."""
+    """Per pod."""
     median_tokens: int = 128
-    """Of an output; their mean is 1.6 times as long."""
+    """Length of an output; the mean is 1.6 times as long."""
     slowdown: float = 0.0
-    """Of a verify step with the candidate against one with the stable version."""
+    """Relative duration of the candidate's verify steps: 0.1 is ten percent slower."""
     pod_sigma: float = 0.0
-    """Lasting differences of acceptance between pods, as sticky sessions bring them: sigma of their logarithm."""
+    """Lasting differences of acceptance between pods, as with sticky sessions: sigma of the logarithm."""
     shift_s: float = float("inf")
     """When the traffic changes for all pods."""
 
 
-class Fleet:
-    """What the pods' counters say, report by report: `totals[version, column, pod]`, version 0 stable, 1 candidate."""
+class SimulatedFleet:
+    """The pods' counters, report by report: `totals[version, column, pod]`, where version 0 is stable and 1 the candidate."""
 
     def __init__(self, truth: Truth, rng: np.random.Generator) -> None:
         self.truth = truth
@@ -71,7 +71,7 @@ class Fleet:
         return REPORT_S * (len(self._candidate_s) - 1)
 
     def serve(self, is_candidate: NDArray[np.bool_]) -> None:
-        """Serve until the next report, each pod with one version."""
+        """Serve until the next report, with one version per pod."""
         self._candidate_s = np.vstack((self._candidate_s, self._candidate_s[-1] + REPORT_S * is_candidate))
         while float(self._last_s.min()) < self.now_s:
             self._running = np.hstack((self._running, self._arrivals()))
@@ -80,7 +80,7 @@ class Fleet:
         self._running = self._running[:, ~is_ended]
 
     def _arrivals(self) -> Floats:
-        """The next requests of every pod, about a minute of them."""
+        """The next requests of every pod, for about a minute."""
         rate, rng, num_pods = self.truth.requests_per_s, self._rng, self.truth.pods
         smallest = (GAP_SHAPE - 1.0) / GAP_SHAPE / rate
         gaps = smallest * (1.0 + rng.pareto(GAP_SHAPE, (int(60 * rate), num_pods)))

@@ -1,30 +1,26 @@
-"""How much memory do serving and training need? See README.md in this folder."""
+"""The memory of serving and training. See README.md in this folder."""
 
 import argparse
 import asyncio
 import contextlib
-import os
 import random
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from itertools import cycle
 from pathlib import Path
 
-import httpx
 import psutil
-from rich.console import Console
+from bench import harness
+from bench.chat import chat_client
+from bench.harness import Line, Measurements
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from updraft_cli import results
-from updraft_cli.local.folders import cache_folder
 from updraft_cli.local.plan import StackConfig
 from updraft_cli.local.scrape import scrape
 from updraft_cli.local.stack import Stack
-from updraft_cli.models.smollm2 import model_folder
 from updraft_cli.prompts import DOMAINS, domain_prompts, num_prompts
 
 REQUESTS = 1000
@@ -33,12 +29,12 @@ SEED = 7
 SHORTEST, LONGEST = 100, 1000
 """Tokens of a request, prompt and output together."""
 CHARS_PER_TOKEN = 3.8
-"""Of the packaged prompts, on average: lengths need not be exact."""
+"""Average of the packaged prompts; lengths need not be exact."""
 REST_S = 60
-"""Training after the last request."""
+"""Seconds of training after the last request."""
 SAMPLE_S = 0.5
 KEPT_EVERY = 20
-"""Samples between two that stand in the result."""
+"""One of so many samples is kept in the result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +46,7 @@ class Length:
 
 
 def lengths(num_requests: int) -> Iterator[Length]:
-    """Total lengths are uniform, and a fifth to four fifths of each is prompt."""
+    """Total lengths are uniform; a fifth to four fifths of each is prompt."""
     rng = random.Random(SEED)
     for _ in range(num_requests):
         total, share = rng.randint(SHORTEST, LONGEST), rng.uniform(0.2, 0.8)
@@ -64,7 +60,7 @@ def texts() -> Iterator[str]:
 
 
 def prompt(source: Iterator[str], num_chars: int) -> str:
-    """As many texts as it takes, the last one cut."""
+    """Join texts, and cut the last one."""
     text = next(source)
     while len(text) < num_chars:
         text += "\n\n" + next(source)
@@ -73,7 +69,7 @@ def prompt(source: Iterator[str], num_chars: int) -> str:
 
 @dataclass(slots=True)
 class Load:
-    """What was sent and answered so far."""
+    """Totals of the answered requests."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -83,27 +79,18 @@ class Load:
 async def send(url: str, num_requests: int, load: Load) -> None:
     """Keep `STREAMS` requests running until all are answered."""
     source = texts()
-    bodies = iter([(prompt(source, one.prompt_chars), one.output_tokens) for one in lengths(num_requests)])
-    async with httpx.AsyncClient(base_url=url, timeout=900, trust_env=False) as client:
-        model = (await client.get("/v1/models")).raise_for_status().json()["data"][0]["id"]
+    requests = iter([(prompt(source, one.prompt_chars), one.output_tokens) for one in lengths(num_requests)])
+    async with chat_client(url) as client, asyncio.TaskGroup() as tasks:
 
         async def stream() -> None:
-            for text, output_tokens in bodies:
-                body = {
-                    "model": model,
-                    "messages": [{"role": "user", "content": text}],
-                    "max_tokens": output_tokens,
-                    "ignore_eos": True,
-                    "temperature": 0,
-                }
-                answer = (await client.post("/v1/chat/completions", json=body)).raise_for_status().json()
+            for text, output_tokens in requests:
+                usage = await client.complete(text, output_tokens)
                 load.requests += 1
-                load.prompt_tokens += answer["usage"]["prompt_tokens"]
-                load.output_tokens += answer["usage"]["completion_tokens"]
+                load.prompt_tokens += usage["prompt_tokens"]
+                load.output_tokens += usage["completion_tokens"]
 
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(STREAMS):
-                tasks.create_task(stream())
+        for _ in range(STREAMS):
+            tasks.create_task(stream())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +103,7 @@ class Sample:
 
 
 def resident(stack: Stack) -> dict[str, int]:
-    """Resident bytes by process, as `ps` and a container's limit count them; without one that is being restarted."""
+    """Resident bytes by process, as `ps` and a container's limit count them. Processes that restart are left out."""
     sizes = {}
     for child in stack.children:
         with contextlib.suppress(psutil.Error):
@@ -141,8 +128,8 @@ async def watch(stack: Stack, load: Load, progress: Progress, num_requests: int)
     return samples
 
 
-async def measure(stack: Stack, num_requests: int, console: Console) -> tuple[list[Sample], Load]:
-    """All requests, and training for a while after them."""
+async def serve(stack: Stack, num_requests: int) -> tuple[list[Sample], Load]:
+    """Send all requests, and let the trainer train for a while after them."""
     load = Load()
     columns = (
         BarColumn(),
@@ -151,15 +138,15 @@ async def measure(stack: Stack, num_requests: int, console: Console) -> tuple[li
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns) as progress:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(send(stack.addresses.inference_url, num_requests, load))
             watching = tasks.create_task(watch(stack, load, progress, num_requests))
     return watching.result(), load
 
 
-def counted(stack: Stack) -> dict[str, float | None]:
-    """Optimizer steps and swaps since the start: without them, memory was not measured as it is used."""
+def counters(stack: Stack) -> dict[str, float | None]:
+    """Optimizer steps and swaps since the start. Without them, the run does not show the memory of real use."""
     urls = stack.addresses.metrics_urls
     trainer, inference = scrape(urls["trainer"]), scrape(urls["inference"])
     return {
@@ -168,42 +155,39 @@ def counted(stack: Stack) -> dict[str, float | None]:
     }
 
 
-def main() -> None:
-    """Measure, print one table, write bench/results/; exit 1 where a bar is missed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--requests", type=int, default=REQUESTS, metavar="N", help=f"requests to send ({REQUESTS})")
-    num_requests = parser.parse_args().requests
-    started, console = datetime.now(UTC), Console()
+def measure(arguments: argparse.Namespace) -> Measurements:
     with tempfile.TemporaryDirectory() as folder:
-        config = StackConfig(
-            model=model_folder(cache_folder(os.environ)), data=Path(folder), port=0, registry_port=0, slots=STREAMS
-        )
+        config = StackConfig(model=harness.model(), data=Path(folder), port=0, registry_port=0, slots=STREAMS)
         with Stack(config) as stack:
-            samples, load = asyncio.run(measure(stack, num_requests, console))
-            counts = counted(stack)
-    peaks = {name: max(sample.resident.get(name, 0) for sample in samples) / 1e9 for name in ("inference", "trainer")}
-    result = results.Result(
-        name="memory",
-        command=f"make bench-memory{'' if num_requests == REQUESTS else f' ARGS=--requests={num_requests}'}",
-        started=started,
-        commit=results.commit(),
+            samples, load = asyncio.run(serve(stack, arguments.requests))
+            counts = counters(stack)
+    peaks = {
+        name: max(sample.resident.get(name, 0) for sample in samples) / 1e9 for name in sorted(samples[-1].resident)
+    }
+    sizes = [
+        f"{name}: {peak:.2f} GB at peak, {samples[-1].resident[name] / 1e9:.2f} GB at the end"
+        for name, peak in peaks.items()
+    ]
+    return Measurements(
         seed=SEED,
-        machine=results.machine(),
-        bars=(
-            results.at_most("inference, peak resident", peaks["inference"], 1.5, "GB"),
-            results.at_most("trainer, peak resident", peaks["trainer"], 2.0, "GB"),
-            results.at_least("optimizer steps", counts["optimizer_steps"], 1),
-            results.at_least("swaps", counts["swaps"], 1),
+        lines=(
+            Line(results.at_most("inference, peak resident", peaks.get("inference"), 1.5, "GB")),
+            Line(results.at_most("trainer, peak resident", peaks.get("trainer"), 2.0, "GB")),
+            Line(results.at_least("optimizer steps", counts["optimizer_steps"], 1)),
+            Line(results.at_least("swaps", counts["swaps"], 1)),
         ),
         samples=[asdict(load), *map(asdict, samples[::KEPT_EVERY]), asdict(samples[-1])],
+        figures=[
+            *sizes,
+            f"{load.requests} requests, {load.prompt_tokens} prompt tokens, {load.output_tokens} output tokens",
+        ],
     )
-    results.show_bars(console, result.bars)
-    for name, size in sorted(samples[-1].resident.items()):
-        peak = max(sample.resident.get(name, 0) for sample in samples)
-        console.print(f"{name}: {peak / 1e9:.2f} GB at peak, {size / 1e9:.2f} GB at the end")
-    console.print(f"{load.requests} requests, {load.prompt_tokens} prompt tokens, {load.output_tokens} output tokens")
-    console.print(results.write(result, Path("bench/results")))
-    sys.exit(results.missed(result.bars))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=REQUESTS, metavar="N", help=f"requests to send ({REQUESTS})")
+    harness.run("memory", parser, measure)
 
 
 if __name__ == "__main__":

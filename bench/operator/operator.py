@@ -1,4 +1,4 @@
-"""Benchmark of one operator with a thousand resources. See README.md in this folder."""
+"""The cost of a thousand resources for one operator. See README.md in this folder."""
 
 import argparse
 import random
@@ -11,9 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import psutil
+from bench import harness
+from bench.harness import Line, Measurements
+from rich.table import Table
 from tests.cluster import crds
 from tests.cluster.access import Api, audited
 from tests.cluster.control_plane import ControlPlane, control_plane
@@ -37,7 +39,7 @@ _AGENT = "updraft-operator"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class OperatorRun:
     speculators: int
     pods: int
     making_s: float
@@ -64,7 +66,7 @@ class Run:
         return 60 * self.idle_writes / self.idle_s
 
 
-def run(speculators: int) -> Run:
+def run_operator(speculators: int) -> OperatorRun:
     """Measure with this many resources, on a separate control plane."""
     with tempfile.TemporaryDirectory(prefix="updraft-") as folder, control_plane(has_controllers=False) as cluster:
         with cluster.api() as api:
@@ -91,7 +93,7 @@ def run(speculators: int) -> Run:
             idle_writes, idle_percent = _writes(cluster) - before, process.cpu_percent()
             _progress(f"{CHANGES_PER_S:.0f} changes per second for {CHANGES_S:.0f} s ...")
             delays = _change(cluster, keys)
-            return Run(
+            return OperatorRun(
                 speculators=speculators,
                 pods=speculators * PODS_EACH,
                 making_s=making_s,
@@ -191,66 +193,58 @@ def _memory(operator: OperatorProcess) -> int:
     return int(psutil.Process(operator.pid).memory_info().rss)
 
 
-def bars(measured: Run | None) -> tuple[results.Bar, ...]:
-    """Bars for a thousand resources."""
-    at_all = measured if measured is not None and measured.speculators == SPECULATORS else None
-    memory = max(at_all.memory_bytes, at_all.peak_bytes) / MB if at_all else None
+def bars(run: OperatorRun) -> tuple[results.Bar, ...]:
+    """The bars for a thousand resources; nothing is measured with fewer."""
+
+    def at_most(name: str, measured: float, target: float, unit: str = "") -> results.Bar:
+        return results.at_most(name, measured if run.speculators == SPECULATORS else None, target, unit)
+
     return (
-        results.at_most("creation of all objects of 1,000 resources", at_all.making_s if at_all else None, 120, "s"),
-        results.at_most("restart: all resources listed and reconciled", at_all.listing_s if at_all else None, 120, "s"),
-        results.at_most("operator's memory", memory, 250, "MB"),
-        results.at_most("writes per minute when nothing changes", at_all.idle_writes_per_minute if at_all else None, 0),
-        results.at_most("change of a spec to write of its Deployment, p99", at_all.p99_s if at_all else None, 1.0, "s"),
+        at_most("creation of all objects of 1,000 resources", run.making_s, 120, "s"),
+        at_most("restart: all resources listed and reconciled", run.listing_s, 120, "s"),
+        at_most("operator's memory", max(run.memory_bytes, run.peak_bytes) / MB, 250, "MB"),
+        at_most("writes per minute when nothing changes", run.idle_writes_per_minute, 0),
+        at_most("change of a spec to write of its Deployment, p99", run.p99_s, 1.0, "s"),
     )
 
 
-def show(measured: Run) -> None:
-    """Print the figures."""
+def figures_table(run: OperatorRun) -> Table:
     table = output.table("figure", ">measured")
     rows = (
-        ("resources", measured.speculators, ""),
-        ("pods", measured.pods, ""),
-        ("creation of all objects", measured.making_s, "s"),
-        ("restart: all resources listed and reconciled", measured.listing_s, "s"),
-        ("peak memory during creation", measured.peak_bytes / MB, "MB"),
-        ("memory after the restart", measured.memory_bytes / MB, "MB"),
-        ("writes per minute when nothing changes", measured.idle_writes_per_minute, ""),
-        ("CPU time when nothing changes", measured.idle_cpu_percent, "%"),
-        ("change of a spec to write of its Deployment, median", statistics.median(measured.delays_s), "s"),
-        ("  p99", measured.p99_s, "s"),
+        ("resources", run.speculators, ""),
+        ("pods", run.pods, ""),
+        ("creation of all objects", run.making_s, "s"),
+        ("restart: all resources listed and reconciled", run.listing_s, "s"),
+        ("peak memory during creation", run.peak_bytes / MB, "MB"),
+        ("memory after the restart", run.memory_bytes / MB, "MB"),
+        ("writes per minute when nothing changes", run.idle_writes_per_minute, ""),
+        ("CPU time when nothing changes", run.idle_cpu_percent, "%"),
+        ("change of a spec to write of its Deployment, median", statistics.median(run.delays_s), "s"),
+        ("  p99", run.p99_s, "s"),
     )
     for name, figure, unit in rows:
         table.add_row(name, results.number(figure, unit))
-    output.console().print(table)
+    return table
 
 
 def _progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def measure(arguments: argparse.Namespace) -> Measurements:
+    run = run_operator(arguments.speculators)
+    return Measurements(
+        seed=SEED,
+        lines=[Line(bar) for bar in bars(run)],
+        samples=[asdict(run)],
+        figures=[figures_table(run)],
+    )
+
+
 def main() -> None:
-    """Measure, print a table and the bars, write bench/results/; exit 1 if a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--speculators", type=int, default=SPECULATORS, help=f"resources (default {SPECULATORS})")
-    speculators = parser.parse_args().speculators
-    started = datetime.now(UTC)
-    measured = run(speculators)
-    sample: dict[str, Any] = asdict(measured)
-    result = results.Result(
-        name="operator",
-        command="make bench-operator",
-        started=started,
-        commit=results.commit(),
-        seed=SEED,
-        machine=results.machine(),
-        bars=bars(measured),
-        samples=[sample],
-    )
-    show(measured)
-    console = output.console()
-    results.show_bars(console, result.bars)
-    console.print(results.write(result, Path("bench/results")))
-    sys.exit(results.missed(result.bars))
+    harness.run("operator", parser, measure)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from bench.harness import Line, Spread, spread
+
 from updraft_cli import results
 
 PLAIN, NGRAM, EAGLE3, HYBRID = "plain", "ngram", "eagle3", "hybrid"
@@ -61,14 +63,6 @@ class Cell(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Spread:
-    low: float
-    median: float
-    high: float
-    count: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Rate:
     """Tokens per second of one arm in one round."""
 
@@ -118,24 +112,13 @@ class Measured:
     equalities: list[Equality] = field(default_factory=list)
 
     def rows(self) -> list[dict[str, Any]]:
-        rates = [{**asdict(one), "cell": None, **one.cell._asdict()} for one in self.rates]
-        for row in rates:
-            del row["cell"]
+        rates = [asdict(one) | one.cell._asdict() for one in self.rates]
         return [
-            *rates,
+            *({name: value for name, value in row.items() if name != "cell"} for row in rates),
             *({"part": GAP.name, **asdict(one)} for one in self.stalls),
             *({"part": OVERHEAD.name, **asdict(one)} for one in self.shares),
             *({"part": LOSSLESS.name, **asdict(one)} for one in self.equalities),
         ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
-    """A bar, the quartiles of its figure, and the rates behind it."""
-
-    bar: results.Bar
-    spread: Spread | None = None
-    note: str = ""
 
 
 def tokens_per_s(streams: Sequence[Stream], batch: int) -> float:
@@ -156,15 +139,6 @@ def stall(times: Sequence[Sequence[float]], *, sent_s: float, read_s: float, rou
     reading = [end - start for start, end in gaps if end > sent_s and start < read_s]
     normal = [end - start for start, end in gaps if start >= all_run_s and end <= sent_s]
     return Stall(round=round_, longest_ms=1e3 * max(reading), normal_ms=1e3 * statistics.median(normal))
-
-
-def spread(values: Iterable[float]) -> Spread | None:
-    """Quartiles; None if there are no values."""
-    found = sorted(values)
-    if not found:
-        return None
-    low, median, high = statistics.quantiles(found, n=4, method="inclusive") if len(found) > 1 else found * 3
-    return Spread(low=low, median=median, high=high, count=len(found))
 
 
 def _median(found: Spread | None) -> float | None:

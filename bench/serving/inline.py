@@ -1,6 +1,6 @@
-"""The scheduler on the caller's thread, one step at a time: seconds per step, and how many of them the target took.
+"""The scheduler on the caller's thread, one step at a time: seconds per step, and the share of the target in them.
 
-Nothing else runs on the thread, so the rest is the engine's own overhead.
+Nothing else runs on the thread, so the rest is the overhead of the engine.
 """
 
 import itertools

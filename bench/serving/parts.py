@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from bench.harness import in_turn
 from bench.serving import figures, servers, workloads
 from bench.serving.arms import RunSpec, Transformers, request, run
 from bench.serving.figures import AGAIN, EAGLE3, HYBRID, NGRAM, OWN_TEXT, PLAIN, TRANSFORMERS, VLLM, Cell
 from bench.serving.inline import Inline
-from bench.serving.plan import LOOKAHEAD, NUM_REMEMBERED, SEED, Plan, in_turn, take
+from bench.serving.plan import LOOKAHEAD, NUM_REMEMBERED, SEED, Plan, take
 
 from updraft_inference.engine import DraftCheckpoint, Drafter
 from updraft_inference.torch_engine.drafting.ngram import NgramProposer
@@ -126,7 +127,7 @@ async def peers(bench: Bench, engine: TorchEngine) -> None:
                     if arm == TRANSFORMERS:
                         streams = await theirs.run(chosen, batch=batch, tokens=plan.tokens)
                     else:
-                        streams, _ = await run(engine, chosen, _wish(bench, cell, arm))
+                        streams, _ = await run(engine, chosen, _spec(bench, cell, arm))
                     bench.note(figures.PEERS, cell, arm, round_, streams)
 
 
@@ -250,16 +251,16 @@ async def _round(
 ) -> None:
     chosen = take(bench.prompts(cell.domain), round_, bench.plan.num_requests(cell.batch))
     for arm in in_turn(arms, round_):
-        # The prompts of a domain come again and again: who remembered their own answers would look them up.
+        # Prompts repeat between rounds, so a proposer that remembered its answers would look them up.
         past = await bench.past(engine)
-        # A draft reads prompts too, and an arm without one leaves none of it.
+        # The draft model reads prompts too, but only in arms that use it.
         await _read(engine, chosen, drafter_of(arm))
         await engine.exchange_ngram(NgramProposer(0) if arm == OWN_TEXT else past)
-        streams, _ = await run(engine, chosen, _wish(bench, cell, arm))
+        streams, _ = await run(engine, chosen, _spec(bench, cell, arm))
         bench.note(part, cell, arm, round_, streams)
 
 
-def _wish(bench: Bench, cell: Cell, arm: str) -> RunSpec:
+def _spec(bench: Bench, cell: Cell, arm: str) -> RunSpec:
     return RunSpec(batch=cell.batch, tokens=bench.plan.tokens, drafter=drafter_of(arm), temperature=cell.temperature)
 
 

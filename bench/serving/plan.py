@@ -1,6 +1,6 @@
 """Sizes of a run, and the prompts of a round. Pure."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TypeVar
@@ -127,8 +127,3 @@ QUICK = Plan(
 def take(pool: Sequence[T], round_: int, count: int) -> list[T]:
     """The prompts of a round: the next `count` of the pool, which repeats."""
     return [pool[(round_ * count + n) % len(pool)] for n in range(count)]
-
-
-def in_turn(arms: Sequence[T], round_: int) -> Iterator[T]:
-    """The arms of a round, starting with another one each round, so that disturbances fall on all of them."""
-    return (arms[(round_ + n) % len(arms)] for n in range(len(arms)))

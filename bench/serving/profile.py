@@ -1,11 +1,10 @@
-"""Where does the time of a decode step go? `python -m bench.serving.profile`: by span, and by operation with its shapes.
+"""The time of a decode step by span, and by operation with its shapes: `python -m bench.serving.profile`.
 
-The decoder runs on this thread, without HTTP and without the engine's inbox. Steps are timed without the profiler, which
-makes small operations look dear; the profiler then says how the operations share them.
+The scheduler runs on this thread, without HTTP and without the engine's inbox. Steps are timed without the profiler, which
+makes small operations look expensive; the profiler then shows the share of each operation.
 """
 
 import argparse
-import os
 import time
 from collections import Counter
 from collections.abc import Sequence as SequenceOf
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from bench import harness
 from bench.serving.inline import Inline
 from bench.serving.plan import LOOKAHEAD, SEED
 from bench.serving.workloads import Words, prompts
@@ -20,8 +20,6 @@ from rich.console import Console
 from torch.profiler import ProfilerActivity, profile
 
 from updraft_cli import output
-from updraft_cli.local.folders import cache_folder
-from updraft_cli.models.smollm2 import model_folder
 from updraft_inference.engine import Drafter
 
 WARM_UP_STEPS = 8
@@ -45,7 +43,7 @@ class Profile:
 
     batch: int
     step_ms: list[float] = field(default_factory=list)
-    """Seconds per step without the profiler."""
+    """Milliseconds of each step without the profiler."""
     forward_ms: list[float] = field(default_factory=list)
     logits_ms: list[float] = field(default_factory=list)
     tokens_a_step: float = 0.0
@@ -54,9 +52,9 @@ class Profile:
 
 
 def operations(events: SequenceOf[Any], *, steps: int, step_ms: float) -> list[Operation]:
-    """A profiler's averages as operations, dearest first; and what of the profiled step no operation explains.
+    """Operations of a profiler's averages by falling cost, and the rest of the profiled step.
 
-    Matrix products are told apart by their shapes. Other shapes change with the length of the context.
+    Matrix products are distinguished by their shapes. Other shapes change with the length of the context.
     """
     calls: Counter[tuple[str, str]] = Counter()
     ms: Counter[tuple[str, str]] = Counter()
@@ -78,28 +76,27 @@ def _shapes(event: Any) -> str:
 
 
 def measure(inline: Inline, asked: SequenceOf[tuple[int, ...]], *, steps: int, drafter: Drafter) -> Profile:
-    """Decode all prompts together, for so many steps without the profiler and as many with it."""
-    found = Profile(batch=len(asked))
+    """Decode all prompts together, for `steps` without the profiler and as many with it."""
+    result = Profile(batch=len(asked))
     inline.start(asked, max_tokens=inline.limits.max_context - max(map(len, asked)), drafter=drafter)
     for _ in range(WARM_UP_STEPS):
         inline.step()
     tokens = inline.num_tokens
     for _ in range(steps):
         spent = inline.step()
-        found.step_ms.append(1e3 * spent.step_s)
-        found.forward_ms.append(1e3 * spent.forward_s)
-        found.logits_ms.append(1e3 * spent.logits_s)
-    found.tokens_a_step = (inline.num_tokens - tokens) / steps
-    started = time.perf_counter()
+        result.step_ms.append(1e3 * spent.step_s)
+        result.forward_ms.append(1e3 * spent.forward_s)
+        result.logits_ms.append(1e3 * spent.logits_s)
+    result.tokens_a_step = (inline.num_tokens - tokens) / steps
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
         started = time.perf_counter()
         for _ in range(steps):
             inline.step()
-        found.profiled_step_ms = 1e3 * (time.perf_counter() - started) / steps
+        result.profiled_step_ms = 1e3 * (time.perf_counter() - started) / steps
     averages = profiler.key_averages(group_by_input_shape=True)
-    found.operations = operations(averages, steps=steps, step_ms=found.profiled_step_ms)
+    result.operations = operations(averages, steps=steps, step_ms=result.profiled_step_ms)
     inline.stop()
-    return found
+    return result
 
 
 def show(console: Console, found: Profile) -> None:
@@ -135,14 +132,14 @@ def main() -> None:
     parser.add_argument("--drafter", type=Drafter, choices=[Drafter.NONE, Drafter.NGRAM], default=Drafter.NONE)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    model = model_folder(cache_folder(os.environ))
+    model = harness.model()
     words = Words.open(model)
     console = output.console()
     for batch in arguments.batch:
         found = prompts(words, arguments.domain, batch, seed=SEED, is_held_out=True)
         longest = max(map(len, found))
         tokens_a_step = 1 if arguments.drafter is Drafter.NONE else LOOKAHEAD + 1
-        # The first requests decode while the others are read, in some steps each.
+        # The first requests decode while the others are prefilled, for a few steps each.
         context = longest + (8 * batch + WARM_UP_STEPS + 2 * arguments.steps) * tokens_a_step
         inline = Inline.open(
             model,

@@ -1,4 +1,4 @@
-"""Servers of the OpenAI API in processes of their own, of which one computes at a time.
+"""Servers of the OpenAI API in separate processes, of which one computes at a time.
 
 An idle server still wakes up, and OpenMP threads spin for a while after their work, so SIGSTOP stops servers without a turn.
 """
@@ -17,10 +17,11 @@ from pathlib import Path
 
 import httpx
 from bench.serving.figures import Stream
-from tests.support.ports import free_port
+from tests.support.processes import process_group
 from tests.support.wait import until
 from tests.vllm import build
 
+from updraft_chassis.ports import free_port
 from updraft_inference.torch_engine import openmp
 
 MODEL = "target"
@@ -29,7 +30,6 @@ MAX_CONTEXT = 1024
 
 _START_S = 600.0
 _ANSWER_S = 300.0
-_END_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,9 +82,9 @@ class Server:
                 if line.startswith("data: {"):  # only the last one is parsed: the client must not cost the server time
                     last_s, last = time.perf_counter(), line
                     first_s = first_s or last_s
-        found = int(json.loads(last.removeprefix("data: "))["usage"]["completion_tokens"])
-        assert found == tokens, f"{found} tokens came of {tokens}"
-        return Stream(first_s, last_s, found)
+        num_tokens = int(json.loads(last.removeprefix("data: "))["usage"]["completion_tokens"])
+        assert num_tokens == tokens, f"{num_tokens} of {tokens} tokens came"
+        return Stream(first_s, last_s, num_tokens)
 
 
 @asynccontextmanager
@@ -99,7 +99,7 @@ async def updraft(model: Path, folder: Path, *, threads: int, lookahead: int) ->
         "NUM_SLOTS": str(NUM_SLOTS),
         "MAX_CONTEXT": str(MAX_CONTEXT),
         "LOOKAHEAD": str(lookahead),
-        "REMEMBERED_TOKENS": "0",  # the same prompts come in each round: it would look up their own answers
+        "REMEMBERED_TOKENS": "0",  # prompts repeat between rounds, so it would look up its own answers
         "DATA_DIR": str(folder / "updraft"),
     }
     named = {f"UPDRAFT_INFERENCE_{name}": value for name, value in variables.items()}
@@ -134,8 +134,9 @@ async def _serving(
     command: Sequence[str], variables: Mapping[str, str], port: int, ready: str, log: Path
 ) -> AsyncIterator[Server]:
     """Start a server, wait until it is ready, and stop it until its turn. It is gone after the block."""
-    process = _start(command, variables, log)
-    try:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("UPDRAFT_", "PYTHON"))}
+    inherited.pop(openmp.VARIABLE, None)  # our engine sets it for itself
+    with process_group(command, log, environment={**inherited, **variables}) as process:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=_ANSWER_S) as http:
 
             async def is_settled() -> bool:
@@ -148,31 +149,7 @@ async def _serving(
             assert process.poll() is None, f"{command[2]} ended:\n{_tail(log)}"
             os.killpg(process.pid, signal.SIGSTOP)
             yield Server(http=http, process=process)
-    finally:
-        _end(process)
-
-
-def _start(command: Sequence[str], variables: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
-    """Start a group of its own, without our variables and Python's in the environment."""
-    ours = ("UPDRAFT_", "PYTHON", openmp.VARIABLE)
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    with log.open("wb") as said:
-        return subprocess.Popen(
-            command, cwd=log.parent, env={**inherited, **variables}, stdout=said, stderr=said, start_new_session=True
-        )
 
 
 def _tail(log: Path) -> str:
     return log.read_text(errors="replace")[-3000:]
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Terminate the group, and kill what remains."""
-    for signum in (signal.SIGCONT, signal.SIGTERM):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signum)
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(_END_S)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()

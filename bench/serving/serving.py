@@ -1,4 +1,4 @@
-"""Is the built-in engine faster than its peers, and never slower than itself? See README.md here."""
+"""The speed of the built-in engine against its peers and against itself. See README.md in this folder."""
 
 import argparse
 import asyncio
@@ -8,21 +8,21 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 
 import torch
+from bench import harness
+from bench.harness import spread
 from bench.serving import draft, figures, parts
-from bench.serving.figures import NGRAM, OWN_TEXT, PARTS, PLAIN, Line, Part
-from bench.serving.plan import FULL, QUICK, SEED
+from bench.serving.figures import NGRAM, OWN_TEXT, PARTS, PLAIN, Part
+from bench.serving.plan import FULL, QUICK, SEED, Plan
 from bench.serving.workloads import Words
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.text import Text
+from rich.table import Table
 from tests.vllm import build
 
-from updraft_cli import output, results
+from updraft_cli import output
 from updraft_cli.local.folders import cache_folder
-from updraft_cli.models.smollm2 import model_folder
 from updraft_inference.engine import DraftCheckpoint
 from updraft_inference.torch_engine.worker import on_passing_thread
 
@@ -114,42 +114,27 @@ async def _in_one_engine(
                 await parts.hybrids(bench, engine, trained)
 
 
-def show_cells(console: Console, measured: figures.Measured, arm: str, title: str) -> None:
+def cells_table(measured: figures.Measured, arm: str, title: str) -> Table:
     """Ratios of an arm to plain: a row per domain and temperature, a column per batch size."""
     rates = [one for one in measured.rates if one.part == figures.CELLS.name]
-    found = figures.ratios(rates, arm, PLAIN)
-    batches = sorted({cell.batch for cell in found})
+    ratios = figures.ratios(rates, arm, PLAIN)
+    batches = sorted({cell.batch for cell in ratios})
     table = output.table(title, ">temperature", *(f">batch {batch}" for batch in batches))
-    for domain, temperature in dict.fromkeys((cell.domain, cell.temperature) for cell in found):
-        medians = [figures.spread(found.get(figures.Cell(domain, batch, temperature), [])) for batch in batches]
+    for domain, temperature in dict.fromkeys((cell.domain, cell.temperature) for cell in ratios):
+        medians = [spread(ratios.get(figures.Cell(domain, batch, temperature), [])) for batch in batches]
         table.add_row(domain, f"{temperature:g}", *(f"{one.median:.2f}x" if one else "-" for one in medians))
-    if found:
-        console.print(table)
-
-
-def show_lines(console: Console, lines: Sequence[Line]) -> None:
-    """The table of bars: each figure with its quartiles and rates."""
-    table = output.table("", "~bar", ">measured", "~quartiles (rounds)", ">target", "median of")
-    for line in lines:
-        bar, spread = line.bar, line.spread
-        table.add_row(
-            Text(results.MARKS[bar.met], "bold green" if bar.met else "bold red"),
-            bar.name,
-            results.number(bar.measured, bar.unit),
-            f"{results.number(spread.low)} to {results.number(spread.high)} ({spread.count})" if spread else "",
-            f"{bar.relation} {results.number(bar.target, bar.unit)}",
-            line.note,
-        )
-    console.print(table)
+    return table
 
 
 def main() -> None:
-    """Measure, print one table, write bench/results/, and exit 1 if a bar is missed."""
+    """Measure all parts. Unlike other benchmarks, an interrupted run reports what it has measured."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="only see that everything runs; its figures mean nothing")
-    parser.add_argument("--with-vllm", action="store_true", help="fail where vLLM is not built; with --quick: use it")
-    parser.add_argument("--only", nargs="+", choices=[part.name for part in PARTS], help="these parts alone")
-    parser.add_argument("--threads", type=int, default=2, help="of each engine")
+    parser.add_argument(
+        "--quick", action="store_true", help="only check that everything runs; its figures mean nothing"
+    )
+    parser.add_argument("--with-vllm", action="store_true", help="fail if vLLM is not built; with --quick: use it")
+    parser.add_argument("--only", nargs="+", choices=[part.name for part in PARTS], help="run only these parts")
+    parser.add_argument("--threads", type=int, default=2, help="threads of each engine (default 2)")
     arguments = parser.parse_args()
     if arguments.with_vllm and not build.is_built():
         parser.error("vLLM is not built: run `make vllm-build` first")
@@ -157,13 +142,11 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     started, console = datetime.now(UTC), output.console()
     chosen = [part for part in PARTS if not arguments.only or part.name in arguments.only]
-    model = model_folder(cache_folder(os.environ))
-    plan = QUICK if arguments.quick else FULL
+    model, plan, measured = harness.model(), QUICK if arguments.quick else FULL, figures.Measured()
     if figures.HTTP in chosen and not has_vllm:
         console.print(
             "Not compared with vLLM: " + ("--quick leaves it out." if build.is_built() else "run `make vllm-build`.")
         )
-    measured = figures.Measured()
     try:
         with shown() as show:
             bench = parts.Bench(
@@ -176,30 +159,25 @@ def main() -> None:
             )
             measure(bench, chosen, show, has_vllm=has_vllm)
     except KeyboardInterrupt:
-        console.print("Stopped: what follows was measured until then.")
-    finally:  # also where a part failed: half an hour of the others is not lost
-        result = _result(started, measured, figures.lines(measured, chosen, plan.peer_cells, has_vllm=has_vllm))
-        console.print(results.write(result, Path("bench/results")))
+        console.print("Stopped. These are the measurements until then:")
+    finally:  # also if a part failed, because half an hour of the others is not lost
+        missed = harness.report("serving", started, measurements(measured, chosen, plan, has_vllm=has_vllm))
     if arguments.quick:
-        console.print("These figures mean nothing: --quick only sees that everything runs.")
+        console.print("These figures mean nothing: --quick only checks that everything runs.")
         return
-    sys.exit(results.missed(result.bars))
+    sys.exit(missed)
 
 
-def _result(started: datetime, measured: figures.Measured, lines: Sequence[Line]) -> results.Result:
-    """Print the tables, and return the content of the result file."""
-    console = output.console()
-    show_cells(console, measured, NGRAM, "adaptive n-gram, of plain")
-    show_cells(console, measured, OWN_TEXT, "the same, in each request's own text alone")
-    show_lines(console, lines)
-    arguments = f" ARGS='{' '.join(sys.argv[1:])}'" if sys.argv[1:] else ""
-    return results.Result(
-        name="serving",
-        command=f"make bench-serving{arguments}",
-        started=started,
-        commit=results.commit(),
+def measurements(
+    measured: figures.Measured, chosen: Sequence[Part], plan: Plan, *, has_vllm: bool
+) -> harness.Measurements:
+    tables = (
+        cells_table(measured, NGRAM, "adaptive n-gram, of plain"),
+        cells_table(measured, OWN_TEXT, "the same, in each request's own text alone"),
+    )
+    return harness.Measurements(
         seed=SEED,
-        machine=results.machine(),
-        bars=tuple(line.bar for line in lines),
+        lines=figures.lines(measured, chosen, plan.peer_cells, has_vllm=has_vllm),
         samples=measured.rows(),
+        figures=[table for table in tables if table.row_count],
     )

@@ -1,8 +1,8 @@
-"""A plugin of SGLang for the bench: the scheduler writes down when it has paused and when it goes on.
+"""A SGLang plugin for the bench: the scheduler writes down when it has paused and when it continues.
 
-It runs inside the server, which has nothing of ours, so its file is copied into a folder for PYTHONPATH. `time.monotonic` is
-the machine's clock and the same in all its processes. The answers of the HTTP calls would not do: a pause is answered before
-the scheduler hears of it, while the step before it still runs.
+It runs inside the server, which has none of our packages, so this file is copied into a folder on PYTHONPATH.
+`time.monotonic` is the same clock in all processes of a machine. The answers to the HTTP calls are not enough, because SGLang
+answers a pause before the scheduler gets it, while the step before it still runs.
 """
 
 import os
@@ -19,15 +19,15 @@ _ENTRY_POINTS = f"[sglang.srt.plugins]\nupdraft_pause_clock = {Path(__file__).st
 
 
 def register() -> None:
-    """Called by SGLang."""
+    """SGLang calls this."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType  # noqa: PLC0415 - in the server only
 
     path = Path(os.environ[VARIABLE])
     for method in ("pause_generation", "continue_generation"):
-        HookRegistry.register(f"{_SCHEDULER}.{method}", _noted(path), HookType.AROUND)
+        HookRegistry.register(f"{_SCHEDULER}.{method}", _writing_to(path), HookType.AROUND)
 
 
-def _noted(path: Path) -> Callable[..., Any]:
+def _writing_to(path: Path) -> Callable[..., Any]:
     def hook(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
         with path.open("a") as file:
@@ -38,7 +38,7 @@ def _noted(path: Path) -> Callable[..., Any]:
 
 
 def write(folder: Path) -> Path:
-    """Make `folder` hold the plugin, as an installed one."""
+    """Write the plugin to `folder` as an installed package."""
     about = folder / "updraft_pause_clock-0.dist-info"
     about.mkdir(parents=True)
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: updraft_pause_clock\nVersion: 0\n")
@@ -48,6 +48,6 @@ def write(folder: Path) -> Path:
 
 
 def read(path: Path) -> list[tuple[float, float]]:
-    """When the scheduler had paused and when it went on, of each pause."""
+    """When the scheduler had paused and when it continued, per pause."""
     times = [float(line) for line in path.read_text().splitlines()]
     return list(zip(times[::2], times[1::2], strict=True))

@@ -1,40 +1,34 @@
-"""What do capture and a swap cost a stock SGLang server? See README.md beside this file."""
+"""The cost of capture and of a swap for a stock SGLang server. See README.md in this folder."""
 
 import argparse
 import asyncio
-import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 
 import torch
+from bench import harness
+from bench.engine_inputs import code_prompts, untrained_drafts
+from bench.harness import Line, Measurements, spread
 from bench.sglang import pause_clock
 from rich.console import Console
 from tests.contract.engine_contract import whole
 from tests.sglang.devices import GPU, PYTHON_VARIABLE
 from tests.sglang.server import CPU, Device, Server
 
-from updraft_artifacts.digests import tensors_digest
 from updraft_cli import results
-from updraft_cli.local.folders import cache_folder
-from updraft_cli.models.smollm2 import model_folder
-from updraft_cli.prompts import domain_prompts
 from updraft_draft import checkpoint
-from updraft_draft.network import initial_network
-from updraft_draft.target_weights import read_head
 from updraft_inference.engine import CaptureParams, DraftCheckpoint, GenerationRequest, SamplingParams
 from updraft_inference.sglang_engine import initial_draft
 from updraft_inference.sglang_engine.engine import SglangEngine, SglangOptions, opened
-from updraft_inference.sglang_engine.launch import arguments, plugin_folder
+from updraft_inference.sglang_engine.launch import arguments as launch_arguments
+from updraft_inference.sglang_engine.launch import plugin_folder
 from updraft_inference.sglang_engine.server import SglangServer
-from updraft_inference.text.tokenization import Tokenizer
 
 STREAMS = 8
 TOKENS = 48
@@ -47,22 +41,21 @@ PAUSES = "pauses"
 DRAFT_VOCAB = 8192
 PAYLOAD = CaptureParams(payload=True, prompt_rows=512, counterfactual_rows=2)
 
-console = Console()
+_progress = Console(stderr=True, style="dim")
 
 ARMS = {"stock": 0, "light": 0, "payload": 1}
-"""How many requests of a round are captured with hidden states; one of eight is a little more than 10 %."""
+"""Requests of a round that are captured with hidden states; one of eight is a little more than 10 %."""
 
 
-class Clocked(SglangServer):
-    """When each pause was wished, on the clock of the scheduler."""
+class TimedServer(SglangServer):
+    """Notes when each pause was requested, on the clock of the scheduler."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
-        self.wishes_s: list[float] = []
+        self.requested_s: list[float] = []
 
     async def pause(self) -> None:
-        """See SglangServer."""
-        self.wishes_s.append(time.monotonic())
+        self.requested_s.append(time.monotonic())
         await super().pause()
 
 
@@ -72,7 +65,7 @@ class Serving:
 
     server: Server
     engine: SglangEngine
-    client: Clocked
+    client: TimedServer
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,50 +76,55 @@ class Round:
     arm: str
     tokens_per_s: float
     cpu_ms: float
-    """Processor time of the process that runs the models, a token."""
+    """CPU time per token of the process that runs the models."""
 
 
 @dataclass(frozen=True, slots=True)
 class Swaps:
-    """What the swaps of one server cost the requests that ran."""
+    """The cost of the swaps of one server for the running requests."""
 
     pauses_ms: list[float]
-    """From the wish to pause to the answer to the wish to go on."""
+    """From the request to pause to the answer to the request to continue."""
     steps_ms: list[float]
-    """Of that, until the scheduler had paused: the rest of the step that ran."""
+    """Part of it until the scheduler had paused: the rest of the running step."""
     stands_ms: list[float]
-    """Of that, from then until the scheduler went on."""
+    """Part of it from then until the scheduler continued."""
     requests: int
     changed: int
 
 
 @contextmanager
 def server(folder: Path, model: Path, draft: Path, device: Device, *, socket: Path | None) -> Iterator[Server]:
-    """SGLang; without `socket` the plugin hooks nothing."""
+    """A SGLang server. Without `socket`, the plugin installs no hooks."""
     variables = {}
-    wanted = [*arguments.speculation(draft, STEPS), "--max-running-requests", str(STREAMS), "--disable-radix-cache"]
+    options = [
+        *launch_arguments.speculation(draft, STEPS),
+        "--max-running-requests",
+        str(STREAMS),
+        "--disable-radix-cache",
+    ]
     plugins = [plugin_folder.write(folder / "plugin")]
     if socket is not None:
-        variables = {arguments.SOCKET_VARIABLE: str(socket), pause_clock.VARIABLE: str(folder / PAUSES)}
+        variables = {launch_arguments.SOCKET_VARIABLE: str(socket), pause_clock.VARIABLE: str(folder / PAUSES)}
         plugins.append(pause_clock.write(folder / "clock"))
     log = folder / f"server-{len(variables)}.log"
-    with Server(model, log, arguments=wanted, plugins=plugins, variables=variables, device=device) as running:
+    with Server(model, log, arguments=options, plugins=plugins, variables=variables, device=device) as running:
         yield running
 
 
 @asynccontextmanager
 async def serving(model: Path, running: Server, socket: Path) -> AsyncIterator[Serving]:
-    """The adapter over a server."""
+    """The adapter of a server."""
     options = SglangOptions(model=model, socket=socket, note=socket.with_suffix(".note"), hello_s=5)
     async with (
-        Clocked(running.url) as client,
+        TimedServer(running.url) as client,
         opened(options, client, lambda _: None) as engine,
     ):
         yield Serving(running, engine, client)
 
 
 def request(name: str, prompt: Sequence[int], capture: CaptureParams) -> GenerationRequest:
-    """A greedy one of fixed length."""
+    """A greedy request of fixed length."""
     return GenerationRequest(
         request_id=name,
         prompt_ids=tuple(prompt),
@@ -138,34 +136,34 @@ def request(name: str, prompt: Sequence[int], capture: CaptureParams) -> Generat
 
 
 def cpu_s(running: Server) -> float:
-    """Processor seconds of the process that runs the models."""
+    """CPU seconds of the process that runs the models."""
     times = running.scheduler().cpu_times()
     return times.user + times.system
 
 
 async def round_of(on: Serving, number: int, arm: str, prompts: list[tuple[int, ...]]) -> Round:
-    """All prompts at once."""
-    console.print(f"round {number}: {arm}", style="dim")
-    wishes = [PAYLOAD] * ARMS[arm] + [CaptureParams()] * (STREAMS - ARMS[arm])
-    asked = [request(f"{arm}-{number}-{n}", *one) for n, one in enumerate(zip(prompts, wishes, strict=True))]
+    """Send all prompts at once."""
+    _progress.print(f"round {number}: {arm}")
+    capture_params = [PAYLOAD] * ARMS[arm] + [CaptureParams()] * (STREAMS - ARMS[arm])
+    requests = [request(f"{arm}-{number}-{n}", *one) for n, one in enumerate(zip(prompts, capture_params, strict=True))]
     before_s, started_s = cpu_s(on.server), time.perf_counter()
-    await asyncio.gather(*(whole(on.engine, one) for one in asked))
+    await asyncio.gather(*(whole(on.engine, one) for one in requests))
     wall_s, tokens = time.perf_counter() - started_s, TOKENS * len(prompts)
     return Round(number, arm, tokens / wall_s, 1e3 * (cpu_s(on.server) - before_s) / tokens)
 
 
 async def captures(servings: dict[bool, Serving], prompts: list[tuple[int, ...]], rounds: int) -> list[Round]:
-    """Rounds of the same prompts by each arm; the order changes from round to round."""
+    """Rounds of the same prompts by each arm."""
     rows = [
         await round_of(servings[arm != "stock"], number, arm, prompts)
         for number in range(-1, rounds)
-        for arm in sorted(ARMS, reverse=bool(number % 2))
+        for arm in harness.in_turn(tuple(ARMS), number)
     ]
     return [row for row in rows if row.number >= 0]  # the first round warms up
 
 
 async def swaps(on: Serving, prompts: list[tuple[int, ...]], drafts: list[DraftCheckpoint], noted: Path) -> Swaps:
-    """Swaps while every slot is busy, from the first end of a request of each stream on. `noted`: see pause_clock."""
+    """Swap while every slot is busy, after each stream has ended its first request. `noted` is the file of pause_clock."""
     engine = on.engine
     alone = [
         (await whole(engine, request(f"alone-{n}", prompt, CaptureParams())))[0] for n, prompt in enumerate(prompts)
@@ -178,7 +176,7 @@ async def swaps(on: Serving, prompts: list[tuple[int, ...]], drafts: list[DraftC
         for turn in count():
             tokens, _ = await whole(engine, request(f"swap-{number}-{turn}", prompts[number], CaptureParams()))
             are_equal.append(tokens == alone[number])
-            if not turn:  # the first ones wait for what SGLang compiles, swap or not
+            if not turn:  # the first requests also wait for SGLang to compile
                 await all_run.wait()
             if is_over.is_set():
                 return
@@ -187,107 +185,95 @@ async def swaps(on: Serving, prompts: list[tuple[int, ...]], drafts: list[DraftC
         for number in range(STREAMS):
             tasks.create_task(stream(number))
         await all_run.wait()
-        console.print(f"{SWAPS} swaps under {STREAMS} streams", style="dim")
+        _progress.print(f"{SWAPS} swaps under {STREAMS} streams")
         for swap in range(SWAPS):
             await asyncio.sleep(BETWEEN_SWAPS_S)
             pauses_ms.append(1e3 * (await engine.swap(drafts[swap % 2])).pause_s)
         is_over.set()
-    stood = list(zip(on.client.wishes_s, pause_clock.read(noted), strict=True))[-SWAPS:]  # a start may swap as well
+    pauses = list(zip(on.client.requested_s, pause_clock.read(noted), strict=True))[-SWAPS:]  # the start may swap too
     return Swaps(
         pauses_ms=pauses_ms,
-        steps_ms=[1e3 * (paused - wished) for wished, (paused, _) in stood],
-        stands_ms=[1e3 * (went_on - paused) for _, (paused, went_on) in stood],
+        steps_ms=[1e3 * (paused - requested) for requested, (paused, _) in pauses],
+        stands_ms=[1e3 * (continued - paused) for _, (paused, continued) in pauses],
         requests=len(are_equal),
         changed=are_equal.count(False),
     )
 
 
-async def measure(rounds: int, device: Device, folder: Path) -> tuple[list[Round], Swaps]:
+async def serve(rounds: int, device: Device, folder: Path) -> tuple[list[Round], Swaps]:
     """Both parts, on SmolLM2: rounds of each arm, and the swaps."""
-    model = model_folder(cache_folder(os.environ))
-    tokenizer = Tokenizer.open(model)
-    prompts = [
-        tokenizer.encode(text, add_special_tokens=False)[:200] for text in domain_prompts("code", STREAMS, seed=SEED)
-    ]
+    model = harness.model()
+    prompts = code_prompts(model, STREAMS, seed=SEED)
     draft = initial_draft.write(model, folder / "seed", draft_vocab_size=DRAFT_VOCAB)
     async with AsyncExitStack() as stack:
         servings = {}
         for is_hooked, name in ((False, "unused"), (True, "socket")):
             socket = folder / name if is_hooked else None
             running = stack.enter_context(server(folder, model, draft, device, socket=socket))
-            console.print(f"a server {'with' if is_hooked else 'without'} hooks is up", style="dim")
+            _progress.print(f"a server {'with' if is_hooked else 'without'} hooks is up")
             servings[is_hooked] = await stack.enter_async_context(serving(model, running, folder / name))
         rows = await captures(servings, prompts, rounds)
-        swapped = await swaps(servings[True], prompts, make_drafts(model, draft, folder), folder / PAUSES)
+        _, tensors = checkpoint.load(draft)
+        drafts = untrained_drafts(model, folder, torch.arange(DRAFT_VOCAB) + tensors["d2t"])
+        swapped = await swaps(servings[True], prompts, drafts, folder / PAUSES)
     return rows, swapped
 
 
-def make_drafts(model: Path, first: Path, folder: Path) -> list[DraftCheckpoint]:
-    """Two untrained drafts with the vocabulary of the server's first one: what they guess does not matter here."""
-    head, (_, tensors) = read_head(model), checkpoint.load(first)
-    token_ids = torch.arange(DRAFT_VOCAB) + tensors["d2t"]
-    drafts = []
-    for version in (1, 2):
-        config = head.config.draft(draft_vocab_size=DRAFT_VOCAB)
-        network = initial_network(config, head.embedding.float(), head.head, head.final_norm, token_ids, seed=version)
-        checkpoint.save(network, folder / str(version))
-        digest = tensors_digest(checkpoint.tensor_specs(checkpoint.checkpoint_tensors(network)))
-        drafts.append(DraftCheckpoint(version=version, folder=folder / str(version), tensors_digest=digest))
-    return drafts
-
-
-def costs(rows: list[Round], arm: str) -> tuple[list[float], list[float]]:
-    """What an arm costs against the stock server in each round, in percent: of tokens a second, and of processor time."""
-    stock = {row.number: row for row in rows if row.arm == "stock"}
-    pairs = [(row, stock[row.number]) for row in rows if row.arm == arm]
+def costs(rounds: list[Round], arm: str) -> tuple[list[float], list[float]]:
+    """The cost of an arm against the stock server of each round in percent: of tokens per second, and of CPU time."""
+    stock = {one.number: one for one in rounds if one.arm == "stock"}
+    pairs = [(one, stock[one.number]) for one in rounds if one.arm == arm]
     slower = [100 * (1 - ours.tokens_per_s / theirs.tokens_per_s) for ours, theirs in pairs]
-    return sorted(slower), sorted(100 * (ours.cpu_ms / theirs.cpu_ms - 1) for ours, theirs in pairs)
+    return slower, [100 * (ours.cpu_ms / theirs.cpu_ms - 1) for ours, theirs in pairs]
 
 
-def spread(times_ms: list[float]) -> str:
-    """In words."""
-    p95 = statistics.quantiles(times_ms, n=20)[-1]
-    return f"median {statistics.median(times_ms):.0f} ms, 95th percentile {p95:.0f} ms, longest {max(times_ms):.0f} ms"
+def describe(times_ms: list[float]) -> str:
+    median, longest = statistics.median(times_ms), max(times_ms)
+    return f"median {median:.0f} ms, 95th percentile {p95(times_ms):.0f} ms, longest {longest:.0f} ms"
+
+
+def p95(times_ms: list[float]) -> float:
+    return statistics.quantiles(times_ms, n=20)[-1]
+
+
+def measure(arguments: argparse.Namespace) -> Measurements:
+    device, most = (GPU, 1) if arguments.gpu else (CPU, 5)
+    with tempfile.TemporaryDirectory(prefix="updraft-") as folder:  # short enough for a Unix socket
+        rounds, swapped = asyncio.run(serve(arguments.rounds, device, Path(folder)))
+    figures = []
+    for arm in ("light", "payload"):
+        slower, busier = costs(rounds, arm)
+        figures.append(
+            f"{arm:8} costs {statistics.median(slower):.1f} % of the tokens per second (rounds from {min(slower):.1f} to"
+            f" {max(slower):.1f}), {statistics.median(busier):.1f} % more CPU time of SGLang's scheduler"
+        )
+    figures += [
+        f"swap pause: {describe(swapped.pauses_ms)}, {swapped.requests} requests",
+        f"    until the running step ended: {describe(swapped.steps_ms)}",
+        f"    while the server stood still: {describe(swapped.stands_ms)}",
+    ]
+    slower, _ = costs(rounds, "payload")
+    name = "cost of capture, payload of one request in eight"
+    return Measurements(
+        seed=SEED,
+        lines=(
+            Line(results.at_most(name, statistics.median(slower), most, "%"), spread(slower)),
+            Line(results.at_most(f"changed or failed requests over {SWAPS} swaps", swapped.changed, 0)),
+            Line(
+                results.at_most("swap pause, 95th percentile", p95(swapped.pauses_ms), 100, "ms"),
+                spread(swapped.pauses_ms),
+            ),
+        ),
+        samples=[*(asdict(one) for one in rounds), asdict(swapped)],
+        figures=figures,
+    )
 
 
 def main() -> None:
-    """Measure, print one table, write bench/results/; exit 1 where a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--gpu", action="store_true", help=f"with the SGLang of the interpreter {PYTHON_VARIABLE}")
-    asked = parser.parse_args()
-    device, most = (GPU, 1) if asked.gpu else (CPU, 5)
-    started = datetime.now(UTC)
-    with tempfile.TemporaryDirectory(prefix="updraft-") as folder:  # short enough for a Unix socket
-        rows, swapped = asyncio.run(measure(asked.rounds, device, Path(folder)))
-    slower, _ = costs(rows, "payload")
-    pauses = swapped.pauses_ms
-    result = results.Result(
-        name="sglang",
-        command="make bench-sglang",
-        started=started,
-        commit=results.commit(),
-        seed=SEED,
-        machine=results.machine(),
-        bars=(
-            results.at_most("cost of capture, payload of one request in eight", statistics.median(slower), most, "%"),
-            results.at_most("changed or failed requests over 20 swaps", swapped.changed, 0),
-            results.at_most("swap pause, 95th percentile", statistics.quantiles(pauses, n=20)[-1], 100, "ms"),
-        ),
-        samples=[*(asdict(row) for row in rows), asdict(swapped)],
-    )
-    results.show_bars(console, result.bars)
-    for arm in ("light", "payload"):
-        slower, busier = costs(rows, arm)
-        console.print(
-            f"{arm:8} costs {statistics.median(slower):.1f} % of the tokens a second (rounds from {slower[0]:.1f} to"
-            f" {slower[-1]:.1f}), {statistics.median(busier):.1f} % more processor time of SGLang's scheduler"
-        )
-    console.print(f"swap pause: {spread(pauses)}, of {swapped.requests} requests")
-    console.print(f"    of it the rest of the step that ran: {spread(swapped.steps_ms)}")
-    console.print(f"    of it the server stood still: {spread(swapped.stands_ms)}")
-    console.print(results.write(result, Path("bench/results")))
-    sys.exit(results.missed(result.bars))
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"counted rounds (default {ROUNDS})")
+    parser.add_argument("--gpu", action="store_true", help=f"use the SGLang of the interpreter {PYTHON_VARIABLE}")
+    harness.run("sglang", parser, measure)
 
 
 if __name__ == "__main__":

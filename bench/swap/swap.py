@@ -1,29 +1,21 @@
-"""What does a hot swap cost the streams that run? See README.md beside this file."""
+"""The cost of a hot swap for running streams. See README.md in this folder."""
 
 import argparse
 import asyncio
-import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
+from bench import harness
+from bench.engine_inputs import code_prompts, untrained_drafts
+from bench.harness import Line, Measurements, spread
 
-from updraft_artifacts.digests import tensors_digest
 from updraft_cli import results
-from updraft_cli.local.folders import cache_folder
-from updraft_cli.models.smollm2 import model_folder
-from updraft_cli.prompts import domain_prompts
-from updraft_draft import checkpoint
-from updraft_draft.network import initial_network
-from updraft_draft.target_weights import read_head
 from updraft_inference.engine import DraftCheckpoint, Drafter, GenerationRequest, SamplingParams
-from updraft_inference.text.tokenization import Tokenizer
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
 from updraft_inference.torch_engine.model.limits import Limits
 
@@ -32,27 +24,32 @@ TOKENS = 160
 SWAPS = 20
 ROUNDS = 4
 SEED = 7
+DRAFT_VOCAB = 8192
 
 Run = tuple[list[tuple[int, ...]], float, list[float]]
 
 
-def make_drafts(model: Path, folder: Path) -> list[DraftCheckpoint]:
-    """Two untrained drafts of the size that the trainer publishes (19.7 MB): what they guess does not matter here."""
-    head = read_head(model)
-    drafts = []
-    for version in (1, 2):
-        network = initial_network(
-            head.config.draft(draft_vocab_size=8192),
-            head.embedding.float(),
-            head.head,
-            head.final_norm,
-            torch.arange(8192),
-            seed=version,
-        )
-        checkpoint.save(network, folder / str(version))
-        digest = tensors_digest(checkpoint.tensor_specs(checkpoint.checkpoint_tensors(network)))
-        drafts.append(DraftCheckpoint(version=version, folder=folder / str(version), tensors_digest=digest))
-    return drafts
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """The same streams without and with swaps."""
+
+    dtype: str
+    round: int
+    longest_gap_s: float
+    longest_gap_with_swaps_s: float
+    swaps: int
+    pauses_s: list[float]
+    is_output_equal: bool
+    ended_early: int
+
+    @property
+    def added_ms(self) -> float:
+        """The part of the longest token gap that comes with swaps."""
+        return 1e3 * (self.longest_gap_with_swaps_s - self.longest_gap_s)
+
+    def __str__(self) -> str:
+        gaps = f"{1e3 * self.longest_gap_s:.0f} ms, with swaps {1e3 * self.longest_gap_with_swaps_s:.0f} ms"
+        return f"{self.dtype} round {self.round}: longest gap {gaps}"
 
 
 async def stream(engine: TorchEngine, name: str, prompt: tuple[int, ...]) -> tuple[tuple[int, ...], list[float]]:
@@ -81,14 +78,14 @@ async def stream(engine: TorchEngine, name: str, prompt: tuple[int, ...]) -> tup
 async def run(
     engine: TorchEngine, prompts: Sequence[tuple[int, ...]], drafts: list[DraftCheckpoint], swaps: int
 ) -> Run:
-    """All streams at once, with `swaps` swaps spread over them; their outputs, the longest gap, the swaps' pauses."""
+    """Run all streams at once, with swaps. Return their outputs, the longest gap, and the pause of each swap."""
     pauses: list[float] = []
 
     async def swap() -> None:
-        await asyncio.sleep(4.0)  # past the prefills, whose gaps would hide a swap's
+        await asyncio.sleep(4.0)  # after the prefills, whose gaps would hide those of swaps
         for n in range(swaps):
             pause_s = (await engine.swap(drafts[n % 2])).pause_s
-            if engine.load.running == len(prompts):  # only swaps that every stream lived through count
+            if engine.load.running == len(prompts):  # only swaps during which all streams ran count
                 pauses.append(pause_s)
             await asyncio.sleep(0.25)
 
@@ -97,86 +94,75 @@ async def run(
         streams = [tasks.create_task(stream(engine, *one)) for one in zip(names, prompts, strict=True)]
         tasks.create_task(swap())
     outcomes = [task.result() for task in streams]
-    # A stream's first third holds the prefills of the others; the swaps come after it.
+    # The other streams are prefilled during the first third of a stream; the swaps come later.
     longest = max(max(gaps[len(gaps) // 3 :]) for _, gaps in outcomes)
     return [tokens for tokens, _ in outcomes], longest, pauses
 
 
-async def measure(dtype: torch.dtype, rounds: int) -> list[dict[str, object]]:
+async def measure_rounds(dtype: torch.dtype, num_rounds: int) -> list[Round]:
     """Rounds of the same streams without and with swaps, interleaved."""
-    model = model_folder(cache_folder(os.environ))
-    tokenizer = Tokenizer.open(model)
-    prompts = [
-        tokenizer.encode(text, add_special_tokens=False)[:200] for text in domain_prompts("code", STREAMS, seed=SEED)
-    ]
-    rows: list[dict[str, object]] = []
+    model = harness.model()
+    prompts = code_prompts(model, STREAMS, seed=SEED)
+    rounds: list[Round] = []
     with tempfile.TemporaryDirectory() as folder:
-        drafts = make_drafts(model, Path(folder))
+        drafts = untrained_drafts(model, Path(folder), torch.arange(DRAFT_VOCAB))
         options = EngineOptions(limits=Limits(num_slots=STREAMS, max_context=512, max_lookahead=3), dtype=dtype)
         async with TorchEngine.open(model, options) as engine:
             await engine.swap(drafts[0])
             await run(engine, prompts[:2], drafts, 0)  # warm up
-            for n in range(rounds):
-                plain, plain_gap, _ = await run(engine, prompts, drafts, 0)
-                swapped, swap_gap, pauses = await run(engine, prompts, drafts, SWAPS)
-                rows.append(
-                    {
-                        "dtype": str(dtype).removeprefix("torch."),
-                        "round": n,
-                        "longest_gap_s": plain_gap,
-                        "longest_gap_with_swaps_s": swap_gap,
-                        "swaps": len(pauses),
-                        "pauses_s": pauses,
-                        "is_output_equal": plain == swapped,
-                        "ended_early": sum(len(tokens) < TOKENS for tokens in swapped),
-                    }
+            for n in range(num_rounds):
+                plain, plain_gap_s, _ = await run(engine, prompts, drafts, 0)
+                swapped, swap_gap_s, pauses_s = await run(engine, prompts, drafts, SWAPS)
+                rounds.append(
+                    Round(
+                        dtype=str(dtype).removeprefix("torch."),
+                        round=n,
+                        longest_gap_s=plain_gap_s,
+                        longest_gap_with_swaps_s=swap_gap_s,
+                        swaps=len(pauses_s),
+                        pauses_s=pauses_s,
+                        is_output_equal=plain == swapped,
+                        ended_early=sum(len(tokens) < TOKENS for tokens in swapped),
+                    )
                 )
-    return rows
+    return rounds
 
 
-def bars(rows: list[dict[str, object]]) -> tuple[results.Bar, ...]:
-    """The bars of the issue."""
-    fast = [row for row in rows if row["dtype"] == "bfloat16"]
-    exact = [row for row in rows if row["dtype"] == "float32"]
-    added = [float(str(r["longest_gap_with_swaps_s"])) - float(str(r["longest_gap_s"])) for r in fast]
+def lines(rounds: Sequence[Round]) -> tuple[Line, ...]:
+    added_ms = [one.added_ms for one in rounds if one.dtype == "bfloat16"]
+    exact = [one for one in rounds if one.dtype == "float32"]
+    name = "added to the longest token gap, median over rounds"
     return (
-        results.at_most("added to the longest token gap, median over rounds", 1e3 * statistics.median(added), 30, "ms"),
-        results.at_least("swaps under load a round", min(int(str(r["swaps"])) for r in rows), SWAPS),
-        results.at_most("streams that ended early", sum(int(str(r["ended_early"])) for r in rows), 0),
-        results.at_least(
-            "float32 rounds with equal output", sum(bool(r["is_output_equal"]) for r in exact), len(exact)
+        Line(results.at_most(name, statistics.median(added_ms), 30, "ms"), spread(added_ms)),
+        Line(results.at_least("swaps under load per round", min(one.swaps for one in rounds), SWAPS)),
+        Line(results.at_most("streams that ended early", sum(one.ended_early for one in rounds), 0)),
+        Line(
+            results.at_least("float32 rounds with equal output", sum(one.is_output_equal for one in exact), len(exact))
         ),
     )
 
 
-def main() -> None:
-    """Measure, print one table, write bench/results/; exit 1 where a bar is missed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
+def measure(arguments: argparse.Namespace) -> Measurements:
     torch.set_num_threads(arguments.threads)
-    started = datetime.now(UTC)
-    rows = asyncio.run(measure(torch.bfloat16, arguments.rounds)) + asyncio.run(measure(torch.float32, 1))
-    result = results.Result(
-        name="swap",
-        command="make bench-swap",
-        started=started,
-        commit=results.commit(),
+    rounds = [
+        *asyncio.run(measure_rounds(torch.bfloat16, arguments.rounds)),
+        *asyncio.run(measure_rounds(torch.float32, 1)),
+    ]
+    pauses_ms = [1e3 * pause_s for one in rounds for pause_s in one.pauses_s]
+    pauses = f"pause of a swap: median {statistics.median(pauses_ms):.1f} ms, longest {max(pauses_ms):.1f} ms"
+    return Measurements(
         seed=SEED,
-        machine=results.machine(),
-        bars=bars(rows),
-        samples=rows,
+        lines=lines(rounds),
+        samples=[asdict(one) for one in rounds],
+        figures=[*map(str, rounds), pauses],
     )
-    console = Console()
-    results.show_bars(console, result.bars)
-    for row in rows:
-        gaps = [1e3 * float(str(row[key])) for key in ("longest_gap_s", "longest_gap_with_swaps_s")]
-        console.print(f"{row['dtype']} round {row['round']}: longest gap {gaps[0]:.0f} ms, with swaps {gaps[1]:.0f} ms")
-    pauses = sorted(1e3 * p for row in rows if isinstance(row["pauses_s"], list) for p in row["pauses_s"])
-    console.print(f"pause of a swap: median {statistics.median(pauses):.1f} ms, longest {pauses[-1]:.1f} ms")
-    console.print(results.write(result, Path("bench/results")))
-    sys.exit(results.missed(result.bars))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"rounds in bfloat16 (default {ROUNDS})")
+    parser.add_argument("--threads", type=int, default=2, help="threads of the engine (default 2)")
+    harness.run("swap", parser, measure)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -108,6 +109,28 @@ class Process(ServerProcess):
             return False
 
         wait_until(is_logged, timeout_s=timeout_s, what=f"{text!r} in the log of {self._module}")
+
+
+@contextmanager
+def process_group(
+    command: Sequence[str], log: Path, *, environment: Mapping[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A program in a session of its own, in the folder of its log. Its whole group is gone after the block."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=log.parent, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        for signum in (signal.SIGCONT, signal.SIGTERM):
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signum)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(LONG_S)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def scrape(port: int) -> dict[str, float]:

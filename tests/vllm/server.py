@@ -6,16 +6,15 @@ It runs in float32, where greedy tokens do not depend on how many are verified a
 import json
 import os
 import re
-import signal
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 from tests.support.ports import free_port
+from tests.support.processes import process_group
 from tests.support.wait import wait_until
 from tests.vllm import build
 
@@ -24,7 +23,6 @@ START_S = 600.0
 LOOKAHEAD = 3
 
 _ANSWER_S = 180.0
-_END_S = 30.0
 _MODEL = "target"
 
 
@@ -114,23 +112,12 @@ def serving(
         *("--speculative-config", json.dumps(speculation)),
         *options,
     ]
-    with log.open("wb") as said:
-        process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env={**_environment(), **(variables or {})},
-            stdout=said,
-            stderr=said,
-            start_new_session=True,
-        )
+    environment = {**_environment(), **(variables or {})}
     server = Server(f"http://127.0.0.1:{port}", log)
-    try:
+    with process_group(command, log, environment=environment) as process, closing(server):
         wait_until(lambda: server.is_ready or process.poll() is not None, timeout_s=START_S, what="vLLM is ready")
         assert process.poll() is None, f"vLLM ended with status {process.returncode}:\n{server.log[-5000:]}"
         yield server
-    finally:
-        server.close()
-        _end(process)
 
 
 def _environment() -> dict[str, str]:
@@ -144,13 +131,3 @@ def _environment() -> dict[str, str]:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_NO_USAGE_STATS": "1",
     }
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask it to end; what is left of its session (its engine is a process of its own) is killed."""
-    process.send_signal(signal.SIGTERM)
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(_END_S)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()

@@ -1,6 +1,7 @@
 """From samples to the lines of `make bench-serving`'s table."""
 
 import pytest
+from bench.harness import Line
 from bench.serving import figures
 from bench.serving.figures import (
     AGAIN,
@@ -42,7 +43,7 @@ def rates(part: Part, cell: Cell, by_arm: dict[str, list[float]]) -> list[Rate]:
     ]
 
 
-def lines_of(measured: Measured, part: Part, *, has_vllm: bool = True) -> dict[str, figures.Line]:
+def lines_of(measured: Measured, part: Part, *, has_vllm: bool = True) -> dict[str, Line]:
     found = figures.lines(measured, [part], CELLS_OF_PLAN, has_vllm=has_vllm)
     return {line.bar.name: line for line in found}
 
@@ -58,18 +59,6 @@ def test_when_its_prompts_were_read_does_not_change_a_rate(spans: list[tuple[flo
     apart = [Stream(n * later_s, n * later_s + length_s, count) for n, (length_s, count) in enumerate(spans)]
     batch = len(spans)
     assert figures.tokens_per_s(apart, batch) == pytest.approx(figures.tokens_per_s(at_once, batch), rel=1e-3)
-
-
-@given(st.lists(st.floats(0.1, 10), min_size=1))
-def test_quartiles_are_in_order_and_within_the_values(values: list[float]) -> None:
-    found = figures.spread(values)
-    assert found is not None
-    assert min(values) <= found.low <= found.median <= found.high <= max(values)
-    assert found.count == len(values)
-
-
-def test_nothing_has_no_quartiles() -> None:
-    assert figures.spread([]) is None
 
 
 def test_a_ratio_is_of_one_round_of_one_cell() -> None:

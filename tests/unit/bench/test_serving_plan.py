@@ -32,10 +32,6 @@ def test_a_round_takes_the_next_prompts_and_begins_again_after_the_last() -> Non
     assert plan.take("ab", 0, 5) == ["a", "b", "a", "b", "a"]
 
 
-def test_each_arm_is_first_in_its_turn() -> None:
-    assert [tuple(plan.in_turn("xyz", n)) for n in range(3)] == [("x", "y", "z"), ("y", "z", "x"), ("z", "x", "y")]
-
-
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_no_request_is_both_learnt_from_and_measured_on(domain: str) -> None:
     held_out = workloads.requests(domain, seed=7, is_held_out=True)
