@@ -1,11 +1,12 @@
-"""Shared by all benchmarks: the entry point, the result file, the printed tables, and arms in turn."""
+"""Shared by all benchmarks: the entry point, the result file, the printed tables, arms in turn, and concurrent requests."""
 
 import argparse
+import asyncio
 import os
 import shlex
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from updraft_cli.local.folders import cache_folder
 from updraft_cli.models.smollm2 import model_folder
 from updraft_kernels.loader import supported_variants
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 FOLDER = Path("bench/results")
@@ -98,7 +100,8 @@ def _title(result: results.Result) -> str:
 
 
 def _bars(lines: Sequence[Line]) -> RenderableType:
-    table = output.table("", "bar", ">measured", ">quartiles", ">target", "")
+    quartiles = ">quartiles" if any(line.spread for line in lines) else ""
+    table = output.table("", "~bar", ">measured", quartiles, ">target", "")
     for line in lines:
         bar = line.bar
         table.add_row(
@@ -124,6 +127,21 @@ def spread(values: Iterable[float]) -> Spread | None:
 def in_turn(arms: Sequence[T], round_: int) -> Iterator[T]:
     """The arms of a round. Each round starts with another one, so that disturbances fall on all of them."""
     return (arms[(round_ + n) % len(arms)] for n in range(len(arms)))
+
+
+async def concurrently(items: Iterable[S], limit: int, act: Callable[[int, S], Awaitable[T]]) -> list[T]:
+    """Call `act` with the number and the value of each item, `limit` at a time. Returns the outcomes in the items' order."""
+    outcomes: dict[int, T] = {}
+    remaining = iter(enumerate(items))
+
+    async def stream() -> None:
+        for number, item in remaining:
+            outcomes[number] = await act(number, item)
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(limit):
+            tasks.create_task(stream())
+    return [outcomes[number] for number in sorted(outcomes)]
 
 
 def model() -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 from bench import harness
 from bench.chat import chat_client
-from bench.harness import Line, Measurements
+from bench.harness import Line, Measurements, concurrently
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from updraft_cli import results
@@ -79,18 +79,15 @@ class Load:
 async def send(url: str, num_requests: int, load: Load) -> None:
     """Keep `STREAMS` requests running until all are answered."""
     source = texts()
-    requests = iter([(prompt(source, one.prompt_chars), one.output_tokens) for one in lengths(num_requests)])
-    async with chat_client(url) as client, asyncio.TaskGroup() as tasks:
+    async with chat_client(url) as client:
 
-        async def stream() -> None:
-            for text, output_tokens in requests:
-                usage = await client.complete(text, output_tokens)
-                load.requests += 1
-                load.prompt_tokens += usage["prompt_tokens"]
-                load.output_tokens += usage["completion_tokens"]
+        async def complete(_: int, length: Length) -> None:
+            usage = await client.complete(prompt(source, length.prompt_chars), length.output_tokens)
+            load.requests += 1
+            load.prompt_tokens += usage["prompt_tokens"]
+            load.output_tokens += usage["completion_tokens"]
 
-        for _ in range(STREAMS):
-            tasks.create_task(stream())
+        await concurrently(lengths(num_requests), STREAMS, complete)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from bench.harness import concurrently
 from bench.serving.figures import Stream
 
 from updraft_inference.engine import Drafter, GenerationRequest, SamplingParams
@@ -37,18 +38,8 @@ async def run(
     engine: TorchEngine, prompts: Sequence[tuple[int, ...]], spec: RunSpec
 ) -> tuple[list[Stream], list[tuple[int, ...]]]:
     """Continue all prompts, `spec.batch` at a time. Returns streams and outputs."""
-    streams: dict[int, Stream] = {}
-    outputs: dict[int, tuple[int, ...]] = {}
-    todo = iter(enumerate(prompts))
-
-    async def place() -> None:
-        for n, prompt in todo:
-            streams[n], outputs[n] = await _stream(engine, prompt, spec, seed=n)
-
-    async with asyncio.TaskGroup() as tasks:
-        for _ in range(spec.batch):
-            tasks.create_task(place())
-    return [streams[n] for n in sorted(streams)], [outputs[n] for n in sorted(outputs)]
+    answers = await concurrently(prompts, spec.batch, lambda n, prompt: _stream(engine, prompt, spec, seed=n))
+    return [stream for stream, _ in answers], [output for _, output in answers]
 
 
 def request(prompt: tuple[int, ...], spec: RunSpec, *, seed: int = 0) -> GenerationRequest:
@@ -80,7 +71,7 @@ async def _stream(
 class Transformers:
     """`generate` with its defaults: its own attention and cache, greedy, prompts padded on the left.
 
-    It runs in a process of its own, because pools of threads in one process slow each other (see torch_engine/worker.py).
+    It runs in a separate process, because pools of threads in one process slow each other (see torch_engine/worker.py).
     """
 
     def __init__(self, process: Executor) -> None:
@@ -92,7 +83,7 @@ class Transformers:
         """Open the engine's model folder, in bfloat16."""
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=context, initializer=_open, initargs=(folder, threads)) as process:
-            own = os.environ.pop(openmp.VARIABLE, None)  # what our engine says of itself is not for others
+            own = os.environ.pop(openmp.VARIABLE, None)  # our engine sets it for itself
             process.submit(os.getpid).result()  # it starts
             os.environ |= {openmp.VARIABLE: own} if own else {}
             yield cls(process)
@@ -127,9 +118,9 @@ def _together(prompts: Sequence[tuple[int, ...]], tokens: int) -> list[Stream]:
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     times: list[float] = []
 
-    def note(found: torch.Tensor, _scores: object, **_: object) -> torch.Tensor:
+    def note(ids: torch.Tensor, _scores: object, **_: object) -> torch.Tensor:
         times.append(time.perf_counter())
-        return torch.zeros(len(found), dtype=torch.bool)
+        return torch.zeros(len(ids), dtype=torch.bool)
 
     _model.generate(
         ids,

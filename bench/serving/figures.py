@@ -2,7 +2,7 @@
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -122,18 +122,18 @@ class Measured:
 
 
 def tokens_per_s(streams: Sequence[Stream], batch: int) -> float:
-    """What `batch` streams that always run together give: tokens after the first one of each, by the time since that.
+    """The rate of `batch` streams that run together: their tokens after the first, by the time since the first.
 
-    With every place always taken, a server gives tokens by stream-seconds, times its places. So neither the reading of
-    prompts nor the last streams of a run, which have the machine for themselves, count as decoding at this batch size.
+    This is tokens per stream-second, times the batch size. So neither prefill nor the last streams of a run, which run alone,
+    count as decoding at this batch size.
     """
     tokens = sum(one.num_tokens - 1 for one in streams)
     return batch * tokens / sum(one.last_s - one.first_s for one in streams)
 
 
 def stall(times: Sequence[Sequence[float]], *, sent_s: float, read_s: float, round_: int) -> Stall:
-    """From the times of each stream's tokens. A gap counts as of the reading if it overlaps it; as normal, if it lies
-    before it and after the first token of the last stream."""
+    """From the times of each stream's tokens. A gap that overlaps the reading of the prompt belongs to it. A gap before it is
+    normal if all streams run."""
     all_run_s = max(of_one[0] for of_one in times)
     gaps = [pair for of_one in times for pair in pairwise(of_one)]
     reading = [end - start for start, end in gaps if end > sent_s and start < read_s]
@@ -141,8 +141,8 @@ def stall(times: Sequence[Sequence[float]], *, sent_s: float, read_s: float, rou
     return Stall(round=round_, longest_ms=1e3 * max(reading), normal_ms=1e3 * statistics.median(normal))
 
 
-def _median(found: Spread | None) -> float | None:
-    return None if found is None else found.median
+def _median(quartiles: Spread | None) -> float | None:
+    return None if quartiles is None else quartiles.median
 
 
 def ratios(rates: Iterable[Rate], arm: str, base: str) -> dict[Cell, list[float]]:
@@ -150,35 +150,35 @@ def ratios(rates: Iterable[Rate], arm: str, base: str) -> dict[Cell, list[float]
     pairs: dict[tuple[Cell, int], dict[str, float]] = defaultdict(dict)
     for one in rates:
         pairs[one.cell, one.round][one.arm] = one.tokens_per_s
-    found: dict[Cell, list[float]] = defaultdict(list)
+    by_cell: dict[Cell, list[float]] = defaultdict(list)
     for (cell, _), by_arm in pairs.items():
         if arm in by_arm and base in by_arm:
-            found[cell].append(by_arm[arm] / by_arm[base])
-    return dict(found)
+            by_cell[cell].append(by_arm[arm] / by_arm[base])
+    return dict(by_cell)
 
 
-def lowest(found: dict[Cell, list[float]]) -> Cell | None:
+def lowest(by_cell: dict[Cell, list[float]]) -> Cell | None:
     """The cell with the lowest median ratio."""
-    return min(found, key=lambda cell: statistics.median(found[cell]), default=None)
+    return min(by_cell, key=lambda cell: statistics.median(by_cell[cell]), default=None)
 
 
 def better(rates: Sequence[Rate], arms: Sequence[str]) -> str | None:
     """The arm with the highest median rate; None if none was measured."""
     by_arm = {arm: [one.tokens_per_s for one in rates if one.arm == arm] for arm in arms}
-    found = {arm: statistics.median(values) for arm, values in by_arm.items() if values}
-    return max(found, key=found.__getitem__, default=None)
+    medians = {arm: statistics.median(values) for arm, values in by_arm.items() if values}
+    return max(medians, key=medians.__getitem__, default=None)
 
 
 def lines(measured: Measured, parts: Sequence[Part], cells: Sequence[Cell], *, has_vllm: bool) -> list[Line]:
     """The bars of the chosen parts, on the greedy cells. A bar that was not measured is missed."""
-    makers: dict[Part, Callable[[Measured, Sequence[Cell]], list[Line]]] = {
+    makers: dict[Part, Callable[[Measured, Sequence[Cell]], Iterable[Line]]] = {
         PEERS: _peers,
         CELLS: _cells,
         HYBRIDS: _hybrid,
         GAP: _gap,
         OVERHEAD: _overhead,
         LOSSLESS: _lossless,
-        HTTP: _http if has_vllm else lambda *_: [],
+        HTTP: _http if has_vllm else lambda *_: (),
     }
     return [line for part in parts for line in makers[part](measured, cells)]
 
@@ -193,67 +193,60 @@ def _of(measured: Measured, part: Part, *, batch: int | None = None) -> list[Rat
 
 def _compared(name: str, rates: Sequence[Rate], arm: str, base: str, target: float) -> Line:
     """A bar on the median of all paired ratios of two arms."""
-    found = spread(ratio for of_cell in ratios(rates, arm, base).values() for ratio in of_cell)
+    quartiles = spread(ratio for of_cell in ratios(rates, arm, base).values() for ratio in of_cell)
     medians = [spread(one.tokens_per_s for one in rates if one.arm == which) for which in (arm, base)]
     note = " and ".join(f"{which} {one.median:.0f}" for which, one in zip((arm, base), medians, strict=True) if one)
-    bar = results.at_least(name, _median(found), target, "x")
-    return Line(bar=bar, spread=found, note=f"tokens/s: {note}" if note else "")
+    bar = results.at_least(name, _median(quartiles), target, "x")
+    return Line(bar=bar, spread=quartiles, note=f"tokens/s: {note}" if note else "")
 
 
-def _peers(measured: Measured, cells: Sequence[Cell]) -> list[Line]:
-    found = []
+def _peers(measured: Measured, cells: Sequence[Cell]) -> Iterator[Line]:
     for batch in _batches(cells):
         rates = _of(measured, PEERS, batch=batch)
         name = f"plain, of transformers' generate, batch {batch}"
-        found.append(_compared(name, rates, PLAIN, TRANSFORMERS, 1.5 if batch == 1 else 2.5))
-    return found
+        yield _compared(name, rates, PLAIN, TRANSFORMERS, 1.5 if batch == 1 else 2.5)
 
 
-def _cells(measured: Measured, cells: Sequence[Cell]) -> list[Line]:
-    found = []
+def _cells(measured: Measured, cells: Sequence[Cell]) -> Iterator[Line]:
     for cell in cells:
         of_cell = [one for one in _of(measured, CELLS) if one.cell == cell]
         target = 1.1 if cell.domain not in REPEATING else 1.4 if cell.batch == 1 else 1.15
         name = f"adaptive n-gram, of plain: {cell.domain}, batch {cell.batch}"
-        found.append(_compared(name, of_cell, NGRAM, PLAIN, target))
+        yield _compared(name, of_cell, NGRAM, PLAIN, target)
     every = ratios(_of(measured, CELLS), NGRAM, PLAIN)
     worst = lowest(every)
     of_worst = spread(every[worst]) if worst else None
     bar = results.at_least("adaptive n-gram, of plain: worst cell", _median(of_worst), SLACK, "x")
-    return [*found, Line(bar=bar, spread=of_worst, note=f"{worst}; of {len(every)} cells" if worst else "")]
+    yield Line(bar=bar, spread=of_worst, note=f"{worst}; of {len(every)} cells" if worst else "")
 
 
-def _hybrid(measured: Measured, cells: Sequence[Cell]) -> list[Line]:
-    found = []
+def _hybrid(measured: Measured, cells: Sequence[Cell]) -> Iterator[Line]:
     for cell in cells:
         of_cell = [one for one in _of(measured, HYBRIDS) if one.cell == cell]
         base = better(of_cell, (NGRAM, EAGLE3)) or EAGLE3
         name = f"hybrid, of the better of n-gram and EAGLE-3: {cell.domain}, batch {cell.batch}"
         line, itself = _compared(name, of_cell, HYBRID, base, 1.0), spread(ratios(of_cell, AGAIN, NGRAM).get(cell, ()))
-        found.append(replace(line, note=f"{line.note}; ngram of itself {itself.median:.2f} x") if itself else line)
-    return found
+        yield replace(line, note=f"{line.note}; ngram of itself {itself.median:.2f} x") if itself else line
 
 
-def _gap(measured: Measured, _: Sequence[Cell]) -> list[Line]:
-    found = spread(one.longest_ms / one.normal_ms for one in measured.stalls)
+def _gap(measured: Measured, _: Sequence[Cell]) -> Iterator[Line]:
+    quartiles = spread(one.longest_ms / one.normal_ms for one in measured.stalls)
     longest, normal = (spread(getattr(one, name) for one in measured.stalls) for name in ("longest_ms", "normal_ms"))
     note = f"{longest.median:.0f} ms, normal {normal.median:.0f} ms" if longest and normal else ""
     name = "longest token gap while a long prompt is read, in normal steps"
-    return [Line(bar=results.at_most(name, _median(found), 3), spread=found, note=note)]
+    yield Line(bar=results.at_most(name, _median(quartiles), 3), spread=quartiles, note=note)
 
 
-def _overhead(measured: Measured, _: Sequence[Cell]) -> list[Line]:
-    found = []
+def _overhead(measured: Measured, _: Sequence[Cell]) -> Iterator[Line]:
     for arm in (PLAIN, NGRAM):
         shares = [one for one in measured.shares if one.arm == arm]
         rest = spread(100 * (1 - one.model_ms / one.step_ms) for one in shares)
         step = spread(one.step_ms for one in shares)
         bar = results.at_most(f"share of a step that is not the model, {arm}, batch 8", _median(rest), 10, "%")
-        found.append(Line(bar=bar, spread=rest, note=f"a step takes {step.median:.1f} ms" if step else ""))
-    return found
+        yield Line(bar=bar, spread=rest, note=f"a step takes {step.median:.1f} ms" if step else "")
 
 
-def _lossless(measured: Measured, _: Sequence[Cell]) -> list[Line]:
+def _lossless(measured: Measured, _: Sequence[Cell]) -> Iterator[Line]:
     total = len(measured.equalities)
     different = [one for one in measured.equalities if not one.is_equal]
     bar = results.at_most("float32 runs whose output differs from plain", len(different) if total else None, 0)
@@ -261,17 +254,15 @@ def _lossless(measured: Measured, _: Sequence[Cell]) -> list[Line]:
     if different:
         first = different[0]
         note += f"; first: {first.arm}, batch {first.batch}, lookahead {first.lookahead or 'adaptive'}"
-    return [Line(bar=bar, note=note)]
+    yield Line(bar=bar, note=note)
 
 
-def _http(measured: Measured, cells: Sequence[Cell]) -> list[Line]:
-    found = []
+def _http(measured: Measured, cells: Sequence[Cell]) -> Iterator[Line]:
     for batch in _batches(cells):
         rates = _of(measured, HTTP, batch=batch)
-        found.append(_compared(f"plain, of vLLM without a draft, batch {batch}", rates, PLAIN, VLLM, 1.0))
+        yield _compared(f"plain, of vLLM without a draft, batch {batch}", rates, PLAIN, VLLM, 1.0)
     for cell in cells:
         if cell.domain in VLLM_DOMAINS:
             of_cell = [one for one in _of(measured, HTTP) if one.cell == cell]
             name = f"adaptive n-gram, of vLLM without a draft: {cell.domain}, batch {cell.batch}"
-            found.append(_compared(name, of_cell, NGRAM, VLLM, 1.3))
-    return found
+            yield _compared(name, of_cell, NGRAM, VLLM, 1.3)

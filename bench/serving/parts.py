@@ -59,8 +59,8 @@ class Bench:
     def prompts(self, domain: str) -> list[tuple[int, ...]]:
         """The domain's held-out prompts."""
         if domain not in self._pools:
-            found = workloads.prompts(self.words, domain, self.plan.pool, seed=SEED, is_held_out=True)
-            self._pools[domain] = found
+            held_out = workloads.prompts(self.words, domain, self.plan.pool, seed=SEED, is_held_out=True)
+            self._pools[domain] = held_out
         return self._pools[domain]
 
     def mixed(self) -> list[tuple[int, ...]]:
@@ -86,13 +86,13 @@ def drafter_of(arm: str) -> Drafter:
 async def remembered(bench: Bench, engine: TorchEngine) -> NgramProposer:
     """Answer requests that no part measures; the engine's own proposer stays as it was."""
     recipe, domains = bench.plan.recipe, bench.plan.domains
-    asked = workloads.mixed(
+    requests = workloads.mixed(
         {d: workloads.prompts(bench.words, d, recipe.requests, seed=SEED, is_held_out=False) for d in domains}
     )
     before = await engine.exchange_ngram(NgramProposer(NUM_REMEMBERED))
-    for done in range(0, len(asked), _PAST_AT_ONCE):
-        bench.tell("answering other requests first", done, len(asked))
-        batch = asked[done : done + _PAST_AT_ONCE]
+    for done in range(0, len(requests), _PAST_AT_ONCE):
+        bench.tell("answering other requests first", done, len(requests))
+        batch = requests[done : done + _PAST_AT_ONCE]
         await run(engine, batch, RunSpec(batch=len(batch), tokens=recipe.tokens, drafter=Drafter.NGRAM))
     past = await engine.exchange_ngram(before)
     past.index_all()

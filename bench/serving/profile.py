@@ -17,7 +17,8 @@ from bench.serving.inline import Inline
 from bench.serving.plan import LOOKAHEAD, SEED
 from bench.serving.workloads import Words, prompts
 from rich.console import Console
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity
+from torch.profiler import profile as torch_profile
 
 from updraft_cli import output
 from updraft_inference.engine import Drafter
@@ -46,7 +47,7 @@ class Profile:
     """Milliseconds of each step without the profiler."""
     forward_ms: list[float] = field(default_factory=list)
     logits_ms: list[float] = field(default_factory=list)
-    tokens_a_step: float = 0.0
+    tokens_per_step: float = 0.0
     profiled_step_ms: float = 0.0
     operations: list[Operation] = field(default_factory=list)
 
@@ -62,9 +63,9 @@ def operations(events: SequenceOf[Any], *, steps: int, step_ms: float) -> list[O
         key = (event.key, _shapes(event) if _is_product(event.key) else "")
         calls[key] += event.count / steps
         ms[key] += event.self_cpu_time_total / 1e3 / steps
-    found = [Operation(name=key[0], shapes=key[1], calls=calls[key], ms=ms[key]) for key in calls]
-    found.append(Operation(name=_NO_OPERATION, shapes="", calls=0, ms=step_ms - sum(one.ms for one in found)))
-    return sorted(found, key=lambda one: -one.ms)
+    rows = [Operation(name=key[0], shapes=key[1], calls=calls[key], ms=ms[key]) for key in calls]
+    rows.append(Operation(name=_NO_OPERATION, shapes="", calls=0, ms=step_ms - sum(one.ms for one in rows)))
+    return sorted(rows, key=lambda one: -one.ms)
 
 
 def _is_product(name: str) -> bool:
@@ -75,10 +76,10 @@ def _shapes(event: Any) -> str:
     return " ".join("x".join(map(str, shape)) for shape in event.input_shapes if shape)
 
 
-def measure(inline: Inline, asked: SequenceOf[tuple[int, ...]], *, steps: int, drafter: Drafter) -> Profile:
+def measure(inline: Inline, requests: SequenceOf[tuple[int, ...]], *, steps: int, drafter: Drafter) -> Profile:
     """Decode all prompts together, for `steps` without the profiler and as many with it."""
-    result = Profile(batch=len(asked))
-    inline.start(asked, max_tokens=inline.limits.max_context - max(map(len, asked)), drafter=drafter)
+    result = Profile(batch=len(requests))
+    inline.start(requests, max_tokens=inline.limits.max_context - max(map(len, requests)), drafter=drafter)
     for _ in range(WARM_UP_STEPS):
         inline.step()
     tokens = inline.num_tokens
@@ -87,8 +88,8 @@ def measure(inline: Inline, asked: SequenceOf[tuple[int, ...]], *, steps: int, d
         result.step_ms.append(1e3 * spent.step_s)
         result.forward_ms.append(1e3 * spent.forward_s)
         result.logits_ms.append(1e3 * spent.logits_s)
-    result.tokens_a_step = (inline.num_tokens - tokens) / steps
-    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
+    result.tokens_per_step = (inline.num_tokens - tokens) / steps
+    with torch_profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
         started = time.perf_counter()
         for _ in range(steps):
             inline.step()
@@ -99,23 +100,23 @@ def measure(inline: Inline, asked: SequenceOf[tuple[int, ...]], *, steps: int, d
     return result
 
 
-def show(console: Console, found: Profile) -> None:
+def show(console: Console, result: Profile) -> None:
     """The spans of a step, then its operations."""
-    middle = sorted(range(len(found.step_ms)), key=found.step_ms.__getitem__)[len(found.step_ms) // 2]
-    step, forward, logits = found.step_ms[middle], found.forward_ms[middle], found.logits_ms[middle]
+    middle = sorted(range(len(result.step_ms)), key=result.step_ms.__getitem__)[len(result.step_ms) // 2]
+    step, forward, logits = result.step_ms[middle], result.forward_ms[middle], result.logits_ms[middle]
     console.print(
-        f"\nbatch {found.batch}: a step takes {step:.2f} ms (median of {len(found.step_ms)}; fastest"
-        f" {min(found.step_ms):.2f}), {found.profiled_step_ms:.2f} ms under the profiler;"
-        f" {found.tokens_a_step:.2f} tokens a step"
+        f"\nbatch {result.batch}: a step takes {step:.2f} ms (median of {len(result.step_ms)}; fastest"
+        f" {min(result.step_ms):.2f}), {result.profiled_step_ms:.2f} ms under the profiler;"
+        f" {result.tokens_per_step:.2f} tokens per step"
     )
     spans = output.table("span of the median step", ">ms", ">share")
     for name, ms in (("forward", forward), ("logits", logits), ("all else", step - forward - logits)):
         spans.add_row(name, f"{ms:.2f}", f"{100 * ms / step:.1f} %")
     console.print(spans)
     table = output.table("operation", ">calls/step", ">ms/step", ">share", "shapes")
-    for one in found.operations[:NUM_ROWS]:
+    for one in result.operations[:NUM_ROWS]:
         table.add_row(
-            one.name, f"{one.calls:.0f}", f"{one.ms:.3f}", f"{100 * one.ms / found.profiled_step_ms:.1f} %", one.shapes
+            one.name, f"{one.calls:.0f}", f"{one.ms:.3f}", f"{100 * one.ms / result.profiled_step_ms:.1f} %", one.shapes
         )
     console.print(table)
 
@@ -136,11 +137,11 @@ def main() -> None:
     words = Words.open(model)
     console = output.console()
     for batch in arguments.batch:
-        found = prompts(words, arguments.domain, batch, seed=SEED, is_held_out=True)
-        longest = max(map(len, found))
-        tokens_a_step = 1 if arguments.drafter is Drafter.NONE else LOOKAHEAD + 1
+        requests = prompts(words, arguments.domain, batch, seed=SEED, is_held_out=True)
+        longest = max(map(len, requests))
+        tokens_per_step = 1 if arguments.drafter is Drafter.NONE else LOOKAHEAD + 1
         # The first requests decode while the others are prefilled, for a few steps each.
-        context = longest + (8 * batch + WARM_UP_STEPS + 2 * arguments.steps) * tokens_a_step
+        context = longest + (8 * batch + WARM_UP_STEPS + 2 * arguments.steps) * tokens_per_step
         inline = Inline.open(
             model,
             num_slots=batch,
@@ -148,7 +149,7 @@ def main() -> None:
             dtype=getattr(torch, arguments.dtype),
             has_kernels=not arguments.no_kernels,
         )
-        show(console, measure(inline, found, steps=arguments.steps, drafter=arguments.drafter))
+        show(console, measure(inline, requests, steps=arguments.steps, drafter=arguments.drafter))
 
 
 if __name__ == "__main__":

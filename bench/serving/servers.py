@@ -3,7 +3,6 @@
 An idle server still wakes up, and OpenMP threads spin for a while after their work, so SIGSTOP stops servers without a turn.
 """
 
-import asyncio
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+from bench.harness import concurrently
 from bench.serving.figures import Stream
 from tests.support.processes import process_group
 from tests.support.wait import until
@@ -52,17 +52,7 @@ class Server:
         self, prompts: Sequence[tuple[int, ...]], *, batch: int, tokens: int, more: Mapping[str, object]
     ) -> list[Stream]:
         """Continue all prompts greedily, `batch` at a time; `more` goes into each request's body."""
-        streams: dict[int, Stream] = {}
-        todo = iter(enumerate(prompts))
-
-        async def place() -> None:
-            for n, prompt in todo:
-                streams[n] = await self._stream(prompt, tokens, more)
-
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(batch):
-                tasks.create_task(place())
-        return [streams[n] for n in sorted(streams)]
+        return await concurrently(prompts, batch, lambda _, prompt: self._stream(prompt, tokens, more))
 
     async def _stream(self, prompt: tuple[int, ...], tokens: int, more: Mapping[str, object]) -> Stream:
         body = {

@@ -1,8 +1,8 @@
-"""What is asked in the five domains: half new text, half changes to a text that is given.
+"""The requests of the five domains: half ask for new text, half for changes to a given text.
 
-New text is the catalogue of `updraft_cli.prompts`. Changes are what people ask of a model most where a lookup can help, for
-the answer repeats the request: functions of HumanEval to rename in, schemas and statements to extend, records to rewrite,
-passages of a book to correct. Mathematics has stories alone. Every fifth request is held out: drafts learn from the others.
+New text is the catalogue of `updraft_cli.prompts`. Changes are requests where a lookup can help, because the answer repeats
+the request: functions of HumanEval to rename in, schemas and statements to extend, records to rewrite, passages of a book to
+correct. Mathematics has only stories. Every fifth request is held out; drafts learn from the others.
 """
 
 import importlib.util
@@ -63,9 +63,9 @@ def requests(domain: str, *, seed: int, is_held_out: bool) -> list[str]:
 def prompts(words: Words, domain: str, count: int, *, seed: int, is_held_out: bool) -> list[tuple[int, ...]]:
     """The first `count` messages that are not too long, as token ids."""
     encoded = map(words.prompt, requests(domain, seed=seed, is_held_out=is_held_out))
-    found = list(islice((ids for ids in encoded if len(ids) <= MAX_PROMPT_TOKENS), count))
-    assert len(found) == count, f"{domain} has {len(found)} requests, {count} are needed"
-    return found
+    chosen = list(islice((ids for ids in encoded if len(ids) <= MAX_PROMPT_TOKENS), count))
+    assert len(chosen) == count, f"{domain} has {len(chosen)} requests, {count} are needed"
+    return chosen
 
 
 def mixed(by_domain: dict[str, list[tuple[int, ...]]]) -> list[tuple[int, ...]]:
@@ -93,7 +93,9 @@ def _code() -> Iterator[str]:
 
 
 def _sql() -> Iterator[str]:
-    statements = sorted({found for text in domain_prompts("sql", num_prompts("sql")) for found in _statements(text)})
+    statements = sorted(
+        {statement for text in domain_prompts("sql", num_prompts("sql")) for statement in _statements(text)}
+    )
     columns = ("created_at TIMESTAMP", "updated_by TEXT", "is_deleted BOOLEAN", "version INTEGER")
     for n, first in enumerate(statements):
         for column in columns:
