@@ -51,7 +51,10 @@ class Bench:
     plan: Plan
     threads: int
     tell: Callable[[str, int, int], None]
-    measured: figures.Measured = field(default_factory=figures.Measured)
+    measured: figures.Measured
+    has_vllm: bool
+    draft: DraftCheckpoint | None = None
+    """For the parts that use a trained draft."""
     _pools: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
     _past: list[NgramProposer] = field(default_factory=list)
     """The proposer of a server that has answered other requests; filled once."""
@@ -150,10 +153,10 @@ async def cells(bench: Bench, engine: TorchEngine) -> None:
         rounds[worst] += 1
 
 
-async def hybrids(bench: Bench, engine: TorchEngine, draft: DraftCheckpoint) -> None:
+async def hybrids(bench: Bench, engine: TorchEngine) -> None:
     """Every drafter with a trained draft, and one of them twice."""
     plan, done = bench.plan, 0
-    await engine.swap(draft)
+    await engine.swap(bench.draft)
     for round_ in range(plan.hybrid_rounds):
         for cell in plan.peer_cells:
             bench.tell(str(cell), done, plan.hybrid_rounds * len(plan.peer_cells))
@@ -170,10 +173,11 @@ async def gap(bench: Bench) -> None:
             bench.measured.stalls.append(await _stall(bench, engine, round_))
 
 
-def overhead(bench: Bench) -> None:
+async def overhead(bench: Bench) -> None:
     """Steps of plain and n-gram decoding at batch 8, on a thread that does nothing else."""
     batch, steps, pool = 8, bench.plan.overhead_steps, bench.mixed()
-    past = asyncio.run(_past(bench))
+    async with opened(bench, num_slots=_PAST_AT_ONCE) as engine:
+        past = await bench.past(engine)
     for n, arm in enumerate((PLAIN, NGRAM)):
         bench.tell(f"{arm}, batch {batch}", n, 2)
         tokens = (2 * batch + steps) * (LOOKAHEAD + 1)
@@ -193,14 +197,14 @@ def overhead(bench: Bench) -> None:
             )
 
 
-async def lossless(bench: Bench, draft: DraftCheckpoint) -> None:
+async def lossless(bench: Bench) -> None:
     """Greedy float32 outputs of every drafter, batch size and lookahead, compared with plain decoding one by one."""
     plan = bench.plan
     prompts = take(bench.mixed(), 0, max(plan.exact_batches))
     async with opened(bench, num_slots=max(plan.exact_batches), dtype=torch.float32) as engine:
         bench.tell("plain, one request at a time", 0, 1)
         _, plain = await run(engine, prompts, RunSpec(batch=1, tokens=plan.exact_tokens, drafter=Drafter.NONE))
-        await engine.swap(draft)
+        await engine.swap(bench.draft)
         todo = [(a, b, k) for b in plan.exact_batches for a in DRAFTED for k in plan.exact_lookaheads]
         for done, (arm, batch, lookahead) in enumerate(todo):
             bench.tell(f"{arm}, batch {batch}, lookahead {lookahead or 'adaptive'}", done, len(todo))
@@ -212,7 +216,7 @@ async def lossless(bench: Bench, draft: DraftCheckpoint) -> None:
             )
 
 
-async def http(bench: Bench, *, has_vllm: bool) -> None:
+async def http(bench: Bench) -> None:
     """Our server, plain and with adaptive n-gram, and vLLM. Servers without a turn are stopped."""
     plan = bench.plan
     async with AsyncExitStack() as stack:
@@ -223,7 +227,7 @@ async def http(bench: Bench, *, has_vllm: bool) -> None:
             servers.updraft(bench.model, folder, threads=bench.threads, lookahead=LOOKAHEAD)
         )
         arms = {arm: (ours, {"updraft": {"drafter": drafter_of(arm)}}) for arm in (PLAIN, NGRAM)}
-        if has_vllm:
+        if bench.has_vllm:
             bench.tell("vLLM starts and compiles (2 minutes)", 0, len(todo))
             theirs = await stack.enter_async_context(servers.vllm(bench.model, folder, threads=bench.threads))
             arms[VLLM] = (theirs, {})
@@ -239,11 +243,6 @@ async def http(bench: Bench, *, has_vllm: bool) -> None:
                     await server.run(chosen, batch=servers.NUM_SLOTS, tokens=1, more=more)
                     streams = await server.run(chosen, batch=cell.batch, tokens=plan.tokens, more=more)
                 bench.note(figures.HTTP, cell, arm, round_, streams)
-
-
-async def _past(bench: Bench) -> NgramProposer:
-    async with opened(bench, num_slots=_PAST_AT_ONCE) as engine:
-        return await bench.past(engine)
 
 
 async def _round(

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import torch
@@ -23,12 +24,17 @@ from tests.vllm import build
 
 from updraft_cli import output
 from updraft_cli.local.folders import cache_folder
-from updraft_inference.engine import DraftCheckpoint
 from updraft_inference.torch_engine.worker import on_passing_thread
 
 _LINE_S = 15.0
 _WITH_DRAFT = (figures.HYBRIDS, figures.LOSSLESS)
-_IN_ONE_ENGINE = (figures.PEERS, figures.CELLS, figures.HYBRIDS)
+_IN_ONE_ENGINE = {figures.PEERS: parts.peers, figures.CELLS: parts.cells, figures.HYBRIDS: parts.hybrids}
+_ALONE = {
+    figures.GAP: parts.gap,
+    figures.OVERHEAD: parts.overhead,
+    figures.LOSSLESS: parts.lossless,
+    figures.HTTP: parts.http,
+}
 
 
 class Shown:
@@ -72,46 +78,29 @@ def shown() -> Iterator[Shown]:
         yield Shown(progress)
 
 
-def measure(bench: parts.Bench, chosen: Sequence[Part], show: Shown, *, has_vllm: bool) -> None:
+def measure(bench: parts.Bench, chosen: Sequence[Part], show: Shown) -> None:
     """Run the chosen parts. Those in this process end before servers start, because they use torch's threads."""
-    trained = None
     if any(part in _WITH_DRAFT for part in chosen):
         show.begin("a draft for this bench (5 minutes, once)")
+        cache = cache_folder(os.environ)
         trained = on_passing_thread(
-            lambda: draft.trained(cache_folder(os.environ), bench.model, bench.words, bench.plan.recipe, show.tell)
+            lambda: draft.trained(cache, bench.model, bench.words, bench.plan.recipe, bench.tell)
         )
+        bench = replace(bench, draft=trained)
     if any(part in _IN_ONE_ENGINE for part in chosen):
-        asyncio.run(_in_one_engine(bench, chosen, show, trained))
+        asyncio.run(_in_one_engine(bench, chosen, show))
     for part in chosen:
-        if part in _IN_ONE_ENGINE:
-            continue
-        show.begin(part.what)
-        if part == figures.GAP:
-            asyncio.run(parts.gap(bench))
-        elif part == figures.OVERHEAD:
-            parts.overhead(bench)
-        elif part == figures.LOSSLESS:
-            assert trained is not None
-            asyncio.run(parts.lossless(bench, trained))
-        else:
-            asyncio.run(parts.http(bench, has_vllm=has_vllm))
+        if part in _ALONE:
+            show.begin(part.what)
+            asyncio.run(_ALONE[part](bench))
 
 
-async def _in_one_engine(
-    bench: parts.Bench, chosen: Sequence[Part], show: Shown, trained: DraftCheckpoint | None
-) -> None:
+async def _in_one_engine(bench: parts.Bench, chosen: Sequence[Part], show: Shown) -> None:
     async with parts.opened(bench, num_slots=max(*bench.plan.batches, *bench.plan.peer_batches)) as engine:
         for part in chosen:
-            if part not in _IN_ONE_ENGINE:
-                continue
-            show.begin(part.what)
-            if part == figures.PEERS:
-                await parts.peers(bench, engine)
-            elif part == figures.CELLS:
-                await parts.cells(bench, engine)
-            else:
-                assert trained is not None
-                await parts.hybrids(bench, engine, trained)
+            if part in _IN_ONE_ENGINE:
+                show.begin(part.what)
+                await _IN_ONE_ENGINE[part](bench, engine)
 
 
 def cells_table(measured: figures.Measured, arm: str, title: str) -> Table:
@@ -156,8 +145,9 @@ def main() -> None:
                 threads=arguments.threads,
                 tell=show.tell,
                 measured=measured,
+                has_vllm=has_vllm,
             )
-            measure(bench, chosen, show, has_vllm=has_vllm)
+            measure(bench, chosen, show)
     except KeyboardInterrupt:
         console.print("Stopped. These are the measurements until then:")
     finally:  # also if a part failed, because half an hour of the others is not lost
