@@ -9,18 +9,13 @@ Only digests of tokens are kept in memory, and all of them are compared in const
 `ROLES` requires the role operate. Removing a token from the file rejects the next call, but does not end a running one.
 """
 
-import asyncio
 import hashlib
 import hmac
 import re
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, NoReturn
-
-import grpc
-import grpc.aio
+from typing import Any
 
 from updraft_chassis.credentials import AUTHORIZATION, SCHEME, ReloadingFile, check_token, read_text
 from updraft_chassis.errors import Forbidden, InvalidInput, Unauthenticated, UpdraftError
@@ -29,8 +24,6 @@ MIN_TOKEN_CHARACTERS = 16
 """Shorter tokens can be guessed; `openssl rand -hex 32` makes 64 characters."""
 
 _LINE = re.compile(r"(?P<role>[a-z]+)(\s*:\s*|\s+)(?P<token>\S+)")
-
-_FIRST_MESSAGE_S = 5.0
 
 
 class Role(StrEnum):
@@ -57,39 +50,19 @@ ROLES: Mapping[str, Role] = {
 """The minimum role for each method."""
 
 
-def with_behaviour(handler: Any, behaviour: Callable[..., Any]) -> Any:
-    """A gRPC method handler of the same kind as `handler` that runs `behaviour`."""
-    return getattr(grpc, f"{kind_of(handler)}_rpc_method_handler")(
-        behaviour, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
-    )
-
-
-def kind_of(handler: Any) -> str:
-    """For example "unary_stream"."""
-    request = "stream" if handler.request_streaming else "unary"
-    return f"{request}_{'stream' if handler.response_streaming else 'unary'}"
-
-
-class Access(grpc.aio.ServerInterceptor):
-    """Rejects calls whose token does not have a sufficient role. `on_denied` receives the gRPC status name."""
+class Access:
+    """Who may call what, by the roles of tokens. `on_denied` receives the gRPC status name of each denial."""
 
     def __init__(self, tokens_file: Path, on_denied: Callable[[str], None] = lambda _: None) -> None:
         self._tokens = ReloadingFile([tokens_file], lambda: _read(tokens_file), what="tokens file")
         self._on_denied = on_denied
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        """Return the method's own handler, or one that rejects the call."""
-        handler = await continuation(handler_call_details)
-        method = str(handler_call_details.method)
-        denial = self._denial(method, handler_call_details.invocation_metadata)
-        if handler is None or denial is None:
-            return handler
-        self._on_denied(denial.status)
-        return _rejecting(handler, denial)
+    def denial(self, method: str, metadata: Any) -> UpdraftError | None:
+        """Why a call is denied; None if its token has a sufficient role."""
+        denial = self._denial(method, metadata)
+        if denial is not None:
+            self._on_denied(denial.status)
+        return denial
 
     def _denial(self, method: str, metadata: Any) -> UpdraftError | None:
         required = ROLES.get(method, Role.OPERATE)
@@ -151,19 +124,3 @@ def _parse(line: str, where: str) -> tuple[Role, str]:
     if len(token) < MIN_TOKEN_CHARACTERS:
         raise InvalidInput(f"the token in {where} has {len(token)} characters, expected {MIN_TOKEN_CHARACTERS} or more")
     return Role(match["role"]), token
-
-
-def _rejecting(handler: Any, error: UpdraftError) -> Any:
-    async def reject(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> NoReturn:
-        if handler.request_streaming and handler.response_streaming:
-            await _take_one(request)
-        raise error
-
-    return with_behaviour(handler, reject)
-
-
-async def _take_one(requests: Any) -> None:
-    """Read one message first: a pod that is still writing its first report would miss the status (grpc#36066)."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(_FIRST_MESSAGE_S):
-            await anext(aiter(requests), None)

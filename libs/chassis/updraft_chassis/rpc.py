@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import grpc
 import grpc.aio
 
-from updraft_chassis.access import Access, kind_of, with_behaviour
+from updraft_chassis.access import Access
 from updraft_chassis.credentials import Credentials, ServerTls, TokenChannel
 from updraft_chassis.errors import (
     Conflict,
@@ -40,6 +40,8 @@ _RETRY_AFTER = "updraft-retry-after-s"
 
 _DENIED_DRAIN_S = 1.0
 """Limits the effort spent on callers without a valid token or role."""
+
+_FIRST_MESSAGE_S = 5.0
 
 # Characters. Details travel in HTTP/2 trailers, where a character takes up to 12 bytes (UTF-8, percent-encoded) and peers
 # reject more than 8 KiB: a longer text would lose the status.
@@ -80,20 +82,15 @@ _SERVER_OPTIONS = [
 # instead of waiting in a hidden queue.
 _MAX_CONCURRENT_RPCS = 20_000
 
+_KINDS = (NotFound, Conflict, InvalidInput, Unauthenticated, Forbidden, Unavailable, Exhausted, Corrupt)
+
 _BY_STATUS: dict[grpc.StatusCode, type[UpdraftError]] = {
-    grpc.StatusCode.NOT_FOUND: NotFound,
-    grpc.StatusCode.FAILED_PRECONDITION: Conflict,
+    **{grpc.StatusCode[kind.status]: kind for kind in _KINDS},
     grpc.StatusCode.ALREADY_EXISTS: Conflict,
     grpc.StatusCode.ABORTED: Conflict,
-    grpc.StatusCode.INVALID_ARGUMENT: InvalidInput,
     grpc.StatusCode.OUT_OF_RANGE: InvalidInput,
-    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
-    grpc.StatusCode.PERMISSION_DENIED: Forbidden,
-    grpc.StatusCode.UNAVAILABLE: Unavailable,
     grpc.StatusCode.DEADLINE_EXCEEDED: Unavailable,
     grpc.StatusCode.CANCELLED: Unavailable,  # cancelled by the peer; a local cancellation is CancelledError
-    grpc.StatusCode.RESOURCE_EXHAUSTED: Exhausted,
-    grpc.StatusCode.DATA_LOSS: Corrupt,
 }
 
 
@@ -102,9 +99,8 @@ def server(access: Access | None = None) -> grpc.aio.Server:
 
     Without `access` every client may call every method.
     """
-    interceptors: list[grpc.aio.ServerInterceptor] = [ErrorsToStatus()]  # the first one is the outermost
     return grpc.aio.server(
-        interceptors=interceptors if access is None else [*interceptors, access],
+        interceptors=[ErrorsToStatus(access)],
         options=_SERVER_OPTIONS,
         maximum_concurrent_rpcs=_MAX_CONCURRENT_RPCS,
     )
@@ -169,9 +165,10 @@ def _retry_after_s(error: grpc.aio.AioRpcError) -> float | None:
 
 
 class ErrorsToStatus(grpc.aio.ServerInterceptor):
-    """Maps a servicer's exceptions to gRPC statuses, for all four kinds of method."""
+    """Maps denials and a servicer's exceptions to gRPC statuses, for all four kinds of method."""
 
-    def __init__(self, *, drain_s: float = 30.0) -> None:
+    def __init__(self, access: Access | None = None, *, drain_s: float = 30.0) -> None:
+        self._access = access
         self._drain_s = drain_s
         """How long a rejected client may still send, so that it gets its status; see `_drain`."""
 
@@ -184,13 +181,31 @@ class ErrorsToStatus(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        behaviour = getattr(handler, kind_of(handler))
+        request = "stream" if handler.request_streaming else "unary"
+        kind = f"{request}_{'stream' if handler.response_streaming else 'unary'}"
         method = str(handler_call_details.method)
+        denial = self._access.denial(method, handler_call_details.invocation_metadata) if self._access else None
+        behaviour = getattr(handler, kind) if denial is None else _rejecting(handler, denial)
         if inspect.isasyncgenfunction(behaviour):
             wrapped: Callable[[Any, Any], Any] = _iterating(behaviour, method)
         else:
             wrapped = _awaiting(behaviour, method, drain_s=None if handler.response_streaming else self._drain_s)
-        return with_behaviour(handler, wrapped)
+        with_behaviour = getattr(grpc, f"{kind}_rpc_method_handler")
+        return with_behaviour(
+            wrapped, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
+        )
+
+
+def _rejecting(handler: Any, error: UpdraftError) -> Callable[[Any, Any], Awaitable[NoReturn]]:
+    async def reject(request: Any, _: grpc.aio.ServicerContext[Any, Any]) -> NoReturn:
+        if handler.request_streaming and handler.response_streaming:
+            # Read one message first: a pod that is still writing its first report would miss the status (grpc#36066).
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_FIRST_MESSAGE_S):
+                    await anext(aiter(request), None)
+        raise error
+
+    return reject
 
 
 def _awaiting(
