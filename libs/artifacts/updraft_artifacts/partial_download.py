@@ -4,7 +4,6 @@
 <version>-<digest>.part/<base>.delta         or the delta so far, to a local version
 """
 
-import errno
 import fcntl
 import logging
 import os
@@ -20,7 +19,7 @@ from google.protobuf import json_format
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_artifacts import delta
 from updraft_artifacts.digests import file_digest
-from updraft_chassis.errors import Corrupt, Exhausted, Unavailable
+from updraft_chassis.errors import Corrupt, Unavailable, full_disk_as_exhausted
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +75,6 @@ class PartialDownload:
         self.weights.truncate()
 
     def forget_delta(self, base: DeltaBase) -> None:
-        """Discard the delta downloaded so far."""
         (self._part / f"{base.version}.delta").unlink(missing_ok=True)
 
     def is_whole(self) -> bool:
@@ -109,7 +107,8 @@ def open_partial(folder: Path, version: int, manifest: pb.Manifest, prefer: int 
     A version in `folder` becomes the base of a delta: `prefer`, the parent or the newest, in this order of preference.
     """
     part = folder / f"{version}-{manifest.digest.removeprefix('sha256:')[:12]}.part"
-    with _disk_errors(part), _exclusive(part / WEIGHTS) as weights:
+    full = f"no space left for {part}: free some; the next attempt resumes the download"
+    with full_disk_as_exhausted(full), _exclusive(part / WEIGHTS) as weights:
         base = _base(folder, manifest, prefer) if not weights.tell() else None  # finish a started full download
         try:
             yield PartialDownload(part, manifest, weights, base)
@@ -153,13 +152,3 @@ def _exclusive(path: Path) -> Iterator[BinaryIO]:
         except BlockingIOError as error:
             raise Unavailable(f"{path} is being downloaded by another process") from error
         yield file
-
-
-@contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-            raise
-        raise Exhausted(f"no space left for {path}: free some; the next attempt resumes the download") from error

@@ -8,7 +8,7 @@ Rejected: secrets in environment variables, which child processes and crash repo
 import logging
 import ssl
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -39,6 +39,11 @@ class Credentials:
     ca_file: Path | None = None
     cert_file: Path | None = None
     key_file: Path | None = None
+
+    @classmethod
+    def of(cls, settings: object) -> Self:
+        """From the settings `registry_token_file`, `registry_ca_file`, `registry_cert_file` and `registry_key_file`."""
+        return cls(**{field.name: getattr(settings, f"registry_{field.name}") for field in fields(cls)})
 
     def tls(self) -> grpc.ChannelCredentials | None:
         """None for plaintext. InvalidInput if a file is missing or has the wrong content."""

@@ -13,6 +13,9 @@
 `status` names a gRPC status: `rpc.ErrorsToStatus` maps the tree to statuses and `rpc.errors` maps statuses back.
 """
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -56,3 +59,14 @@ class Exhausted(UpdraftError):  # noqa: N818 - see NotFound
 
 class Corrupt(UpdraftError):  # noqa: N818 - see NotFound
     status: ClassVar[str] = "DATA_LOSS"
+
+
+@contextmanager
+def full_disk_as_exhausted(message: str) -> Iterator[None]:
+    """Raise Exhausted with this message where a disk or a quota is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise Exhausted(message) from error

@@ -33,12 +33,14 @@ def _is_relevant(record: logging.LogRecord) -> bool:
     return not (record.name.startswith("grpc.") and isinstance(error, asyncio.CancelledError))
 
 
-class JsonFormatter(logging.Formatter):
-    """One JSON object per line: time, level, process, logger, message, extras, traceback. Extras cannot override these."""
-
+class _Formatter(logging.Formatter):
     def __init__(self, process: str) -> None:
         super().__init__()
         self._process = process
+
+
+class JsonFormatter(_Formatter):
+    """One JSON object per line: time, level, process, logger, message, extras, traceback. Extras cannot override these."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = _extras(record) | {
@@ -54,12 +56,8 @@ class JsonFormatter(logging.Formatter):
         return json.dumps({name: line[name] for name in order} | line, default=str, ensure_ascii=False)
 
 
-class TextFormatter(logging.Formatter):
+class TextFormatter(_Formatter):
     """`12:30:05 INFO  trainer: message  key=value`, and the traceback below it."""
-
-    def __init__(self, process: str) -> None:
-        super().__init__()
-        self._process = process
 
     def format(self, record: logging.LogRecord) -> str:
         extras = "".join(f"  {name}={value}" for name, value in _extras(record).items())

@@ -146,18 +146,14 @@ class Consumer:
         self._name = name
         self._claim_idle_ms = int(claim_idle.total_seconds() * 1000)
         self._max_deliveries = max_deliveries
-        self._in_hand: set[str] = set()
+        self.in_hand: set[str] = set()
+        """Ids that were read and are not settled yet."""
         self._next_takeover_s = 0.0
         # Entries may be pending under our name without being in hand: after a crash, or after an interrupted read.
         self._may_own_more = True
         self.lost_total = 0
         self.dead_letters_total = 0
         self.lost_letters_total = 0
-
-    @property
-    def in_hand(self) -> frozenset[str]:
-        """Ids that were read and are not settled yet."""
-        return frozenset(self._in_hand)
 
     async def open(self) -> None:
         """Create the group, starting at the stream's first entry, unless it exists."""
@@ -196,7 +192,7 @@ class Consumer:
                 pipe.xdel(self._key, *ids)
                 pipe.xack(self._key, self._group, *ids)
                 await pipe.execute()
-        self._in_hand.difference_update(ids)
+        self.in_hand.difference_update(ids)
 
     async def dead_letter(self, entry: Entry, reason: str) -> None:
         """Settle an entry that can never be handled; `<key>:dead` keeps it for a while, with the reason.
@@ -248,8 +244,8 @@ class Consumer:
 
     async def _renew(self) -> None:
         """Reset the idle time of the entries in hand; JUSTID does not count as a delivery."""
-        if self._in_hand:
-            await self._client.xclaim(self._key, self._group, self._name, 0, [*self._in_hand], justid=True)
+        if self.in_hand:
+            await self._client.xclaim(self._key, self._group, self._name, 0, [*self.in_hand], justid=True)
 
     async def _claim(self, count: int, *, min_idle_ms: int, **which: Any) -> list[Entry]:
         """Claim pending entries and return them, after settling those that are lost or were delivered too often."""
@@ -263,7 +259,7 @@ class Consumer:
                 if entry.deliveries > self._max_deliveries:
                     await self.dead_letter(entry, f"not handled in {self._max_deliveries} deliveries")
             if entries:
-                self._in_hand.update(entry.id for entry in entries)
+                self.in_hand.update(entry.id for entry in entries)
                 return entries
         return []
 
@@ -275,7 +271,7 @@ class Consumer:
                 self._key, self._group, min=start, max="+", count=_PAGE, **which
             )
             deliveries = {row["message_id"].decode(): int(row["times_delivered"]) for row in rows}
-            wanted = [id_ for id_ in deliveries if id_ not in self._in_hand]
+            wanted = [id_ for id_ in deliveries if id_ not in self.in_hand]
             if wanted or len(rows) < _PAGE:
                 return {id_: deliveries[id_] for id_ in wanted[:count]}
             start = f"({[*deliveries][-1]}"
@@ -298,8 +294,8 @@ class Consumer:
             )
         rows = reply[0][1] if reply else []
         # A group that was lost and created again redelivers everything, including entries that are still in hand.
-        entries = [entry for row in rows if (entry := self._entry(row, {})).id not in self._in_hand]
-        self._in_hand.update(entry.id for entry in entries)
+        entries = [entry for row in rows if (entry := self._entry(row, {})).id not in self.in_hand]
+        self.in_hand.update(entry.id for entry in entries)
         return entries
 
     @contextmanager

@@ -188,12 +188,7 @@ class InferenceSettings(settings.Settings):
 
     @property
     def registry_credentials(self) -> Credentials:
-        return Credentials(
-            token_file=self.registry_token_file,
-            ca_file=self.registry_ca_file,
-            cert_file=self.registry_cert_file,
-            key_file=self.registry_key_file,
-        )
+        return Credentials.of(self)
 
     @property
     def model_name(self) -> str:
