@@ -223,13 +223,13 @@ def metric_name(metric: MetricWrapperBase) -> str:
 
 def _metrics() -> dict[str, list[MetricWrapperBase]]:
     registries = {part: CollectorRegistry() for part in SETTINGS}
-    updraft_inference.metrics.Metrics.on(registries["Inference"])
+    updraft_inference.metrics.Metrics(registries["Inference"])
     # These gauges read the engine when they are scraped; here they are only described.
     updraft_inference.metrics.watch_engine(registries["Inference"], cast("Engine", None))
     updraft_inference.metrics.watch_lookahead(registries["Inference"], Mock())
-    updraft_registry.metrics.Metrics.on(registries["Registry"])
+    updraft_registry.metrics.Metrics(registries["Registry"])
     updraft_trainer.metrics.Metrics(registries["Trainer"])
-    updraft_operator.metrics.Metrics.on(registries["Operator"])
+    updraft_operator.metrics.Metrics(registries["Operator"])
     metrics = {part: list(registry._collector_to_names) for part, registry in registries.items()}  # noqa: SLF001 - in order
     return cast("dict[str, list[MetricWrapperBase]]", metrics)
 

@@ -7,10 +7,11 @@ from typing import Literal
 import numpy as np
 from bench.gate.traffic import SimulatedFleet, Truth
 
+from updraft.registry.v1.registry_pb2 import Evaluation, EvaluationSample
 from updraft_registry.rollout.comparison import Traffic
 from updraft_registry.rollout.decision import decide
 from updraft_registry.rollout.placement import Directive, Pod
-from updraft_registry.rollout.version import DesiredState, Evaluation, EvaluationSample, Speculator, Version
+from updraft_registry.rollout.version import DesiredState, Speculator, Version
 from updraft_rollouts.policy import RolloutPolicy
 from updraft_rollouts.terms import Phase, Source
 
@@ -116,7 +117,7 @@ def _version(number: int, phase: Phase) -> Version:
         reason="simulated",
         published_ms=START_MS,
         since_ms=START_MS,
-        evaluation=Evaluation(baseline_version=STABLE, samples=tuple(samples)),
+        evaluation=Evaluation(baseline_version=STABLE, samples=samples),
         proven_ms=START_MS if phase is Phase.STABLE else 0,
     )
 

@@ -1,71 +1,48 @@
 """Every metric of the operator. Labels have few values: a kind, a verb, a result; only conditions name the resource."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Self
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry
 
+from updraft_chassis.metrics import Collectors
 from updraft_operator.api.status import Condition
 from updraft_operator.planning.objects import Key
 
-_PREFIX = "updraft_operator"
 _RECONCILE_S = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
-    reconcile: Histogram
-    delay: Histogram
-    errors: Counter
-    queue: Gauge
-    speculators: Gauge
-    condition: Gauge
-    writes: Counter
-    leader: Gauge
-    watch_age: Gauge
-    connections: Gauge
-    drift: Counter
-    stale: Counter
-    _shown: dict[Key, dict[str, tuple[str, str]]] = field(default_factory=dict)
-    """Exported status and reason of every condition: one sample per condition, not one per status."""
-
-    @classmethod
-    def on(cls, registry: CollectorRegistry) -> Self:
-
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"{_PREFIX}_{name}", text, labels, registry=registry)
-
-        def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(f"{_PREFIX}_{name}", text, labels, registry=registry)
-
-        def histogram(name: str, text: str, *labels: str) -> Histogram:
-            return Histogram(f"{_PREFIX}_{name}", text, labels, buckets=_RECONCILE_S, registry=registry)
-
-        return cls(
-            reconcile=histogram(
-                "reconcile_duration_seconds",
-                "Duration of one reconcile of a speculator, by result (done, failed).",
-                "result",
-            ),
-            delay=histogram("queue_delay_seconds", "Time from the first event of a speculator to its reconcile."),
-            errors=counter("reconcile_errors", "Reconciles that failed and are retried, by kind of error.", "error"),
-            queue=gauge("queue_depth", "Speculators waiting to be reconciled."),
-            speculators=gauge("speculators", "AdaptiveSpeculators that the operator manages."),
-            condition=gauge(
-                "condition",
-                "1 for the current status (True, False, Unknown) and reason of a condition; other combinations have no sample.",
-                *("namespace", "speculator", "type", "status", "reason"),
-            ),
-            writes=counter("writes", "Writes to the API server.", "kind", "verb"),
-            leader=gauge("leader", "1 while this replica is the leader and may write."),
-            watch_age=gauge(
-                "watch_age_seconds", "Time since a full listing last agreed with the cache that the watches fill."
-            ),
-            connections=gauge("registry_connections", "Registries that the operator is connected to."),
-            drift=counter("drift", "Objects that someone else changed and the operator reverted.", "kind"),
-            stale=counter("stale_objects", "Objects whose change a watch missed and a listing found.", "kind"),
+    def __init__(self, registry: CollectorRegistry) -> None:
+        create = Collectors(registry, "updraft_operator")
+        self.reconcile = create.histogram(
+            "reconcile_duration_seconds",
+            "Duration of one reconcile of a speculator, by result (done, failed).",
+            _RECONCILE_S,
+            "result",
         )
+        self.delay = create.histogram(
+            "queue_delay_seconds", "Time from the first event of a speculator to its reconcile.", _RECONCILE_S
+        )
+        self.errors = create.counter(
+            "reconcile_errors", "Reconciles that failed and are retried, by kind of error.", "error"
+        )
+        self.queue = create.gauge("queue_depth", "Speculators waiting to be reconciled.")
+        self.speculators = create.gauge("speculators", "AdaptiveSpeculators that the operator manages.")
+        self.condition = create.gauge(
+            "condition",
+            "1 for the current status (True, False, Unknown) and reason of a condition; other combinations have no sample.",
+            *("namespace", "speculator", "type", "status", "reason"),
+        )
+        self.writes = create.counter("writes", "Writes to the API server.", "kind", "verb")
+        self.leader = create.gauge("leader", "1 while this replica is the leader and may write.")
+        self.watch_age = create.gauge(
+            "watch_age_seconds", "Time since a full listing last agreed with the cache that the watches fill."
+        )
+        self.connections = create.gauge("registry_connections", "Registries that the operator is connected to.")
+        self.drift = create.counter("drift", "Objects that someone else changed and the operator reverted.", "kind")
+        self.stale = create.counter("stale_objects", "Objects whose change a watch missed and a listing found.", "kind")
+        self._shown: dict[Key, dict[str, tuple[str, str]]] = {}
+        """Exported status and reason of every condition: one sample per condition, not one per status."""
 
     def show(self, key: Key, conditions: Iterable[Condition]) -> None:
         shown = self._shown.setdefault(key, {})

@@ -51,7 +51,7 @@ def run(settings: OperatorSettings) -> None:
 async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
     """Watch, and work while leading, until `stop`."""
     clock, collectors = SystemClock(), CollectorRegistry()
-    measures = Metrics.on(collectors)
+    measures = Metrics(collectors)
     async with AsyncExitStack() as stack:
         store, work = Store(), WorkQueue(clock.monotonic)
         lease_cluster = await stack.enter_async_context(connected())

@@ -18,6 +18,7 @@ from tests.support.clock import ManualClock
 from tests.support.versions import NOW_MS, holding
 
 from updraft.registry.v1 import registry_pb2
+from updraft_registry.rollout import decision
 from updraft_registry.rollout.decision import decide
 from updraft_registry.rollout.retention import versions_to_keep
 from updraft_registry.settings import RegistrySettings
@@ -88,23 +89,23 @@ def _wishes(folder: Path) -> None:
         opened.pin(NAME, None, "again", NOW_MS)
         settle(opened)
         opened.retain(NAME, 1, is_retained=True, now_ms=NOW_MS)
-        opened.pause(NAME, is_paused=True, reason="lunch", now_ms=NOW_MS)
+        opened.pause(NAME, "lunch", is_paused=True, now_ms=NOW_MS)
 
 
 def _canary(folder: Path) -> None:
     with archive.open_archive(folder, defaults=_policy(Strategy.CANARY), max_draft_bytes=10**6) as opened:
         publish(opened, 2)
         settle(opened, num_pods=4)
-        opened.promote(NAME, 2, "good enough", NOW_MS)
+        opened.act(decision.promote, NAME, 2, "good enough", NOW_MS)
         settle(opened)
-        opened.reject(NAME, 2, "it was not", NOW_MS)
+        opened.act(decision.reject, NAME, 2, "it was not", NOW_MS)
         settle(opened)
 
 
 def _sweep(folder: Path) -> None:
     with archive.open_archive(folder, defaults=_policy(), max_draft_bytes=10**6) as opened:
         publish(opened, 2)
-        opened.reject(NAME, 2, "slow", NOW_MS)
+        opened.act(decision.reject, NAME, 2, "slow", NOW_MS)
         speculator = opened.catalogue.speculator(NAME)
         opened.sweep(speculator, versions_to_keep(speculator, ()))
 

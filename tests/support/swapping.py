@@ -62,7 +62,7 @@ class Pod:
         self.registry = FakeRegistry(folder)
         self.drafts = DraftFolder(folder)
         self.changes = 0
-        self.metrics = Metrics.on(CollectorRegistry())
+        self.metrics = Metrics(CollectorRegistry())
         self.clock = ManualClock()
         self.swapper = Swapper(
             self.engine,

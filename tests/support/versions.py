@@ -1,7 +1,8 @@
 """Versions, evaluations and pods in one line each, for the registry's pure core."""
 
+from updraft.registry.v1.registry_pb2 import Evaluation, EvaluationSample
 from updraft_registry.rollout.placement import Pod
-from updraft_registry.rollout.version import Evaluation, EvaluationSample, Version
+from updraft_registry.rollout.version import Version
 from updraft_rollouts.terms import Phase, Source
 
 NOW_MS = 1_700_000_000_000
@@ -49,7 +50,7 @@ def evaluation(
                 baseline_steps=tokens if against == 0 else round(tokens / baseline),
             )
         )
-    return Evaluation(baseline_version=against, samples=tuple(samples), lookahead=lookahead)
+    return Evaluation(baseline_version=against, samples=samples, lookahead=lookahead)
 
 
 def holding(name: str, held: Version) -> Pod:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import zstandard
 
 from updraft_artifacts import safetensors_header
+from updraft_artifacts.digests import digest_of
 from updraft_chassis.errors import Corrupt, InvalidInput
 
 BLOCK_BYTES = 1024 * 1024
@@ -114,7 +115,7 @@ def decode(delta: BinaryIO, base: BinaryIO, result: BinaryIO, expected: Header) 
 
 def _digest(file: BinaryIO) -> str:
     file.seek(0)
-    return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"  # type: ignore[arg-type]  # typeshed asks for readinto
+    return digest_of(file)
 
 
 def _runs(old: BinaryIO, new: BinaryIO, header: Header) -> Iterator[_Run]:

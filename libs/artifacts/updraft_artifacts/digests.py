@@ -4,6 +4,7 @@ import hashlib
 import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from updraft.registry.v1 import registry_pb2 as pb
 
@@ -11,7 +12,12 @@ from updraft.registry.v1 import registry_pb2 as pb
 def file_digest(path: Path) -> str:
     """ "sha256:<hex>" of a file's bytes."""
     with path.open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        return digest_of(file)
+
+
+def digest_of(file: BinaryIO) -> str:
+    """ "sha256:<hex>" of an open file, from its position on."""
+    return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"  # type: ignore[arg-type]  # typeshed asks for readinto
 
 
 def tensors_digest(specs: Iterable[pb.TensorSpec]) -> str:

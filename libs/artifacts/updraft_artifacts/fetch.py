@@ -41,7 +41,6 @@ _BUCKET_TIMEOUT = httpx.Timeout(10.0, connect=5.0)
 
 
 def deadline_s(size_bytes: int) -> float:
-    """Time limit for a transfer of that size."""
     return GRACE_S + size_bytes / _MIN_BYTES_PER_S
 
 

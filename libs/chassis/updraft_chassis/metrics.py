@@ -1,17 +1,18 @@
-"""HTTP for machines: /metrics for Prometheus, /healthz and /readyz for Kubernetes.
+"""A process's metrics, and HTTP for machines: /metrics for Prometheus, /healthz and /readyz for Kubernetes.
 
-It runs in a daemon thread of its own, so a scrape is answered while the event loop is busy and never delays a request.
+The server runs in a daemon thread of its own, so a scrape is answered while the event loop is busy and never delays a request.
 """
 
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
 
 from updraft_chassis.errors import Conflict
 
@@ -19,6 +20,23 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Collectors:
+    """Creates the metrics of one process, all of them named `<prefix>_<name>`."""
+
+    registry: CollectorRegistry
+    prefix: str
+
+    def counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"{self.prefix}_{name}", text, labels, registry=self.registry)
+
+    def gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"{self.prefix}_{name}", text, labels, registry=self.registry)
+
+    def histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(f"{self.prefix}_{name}", text, labels, buckets=buckets, registry=self.registry)
 
 
 @contextmanager

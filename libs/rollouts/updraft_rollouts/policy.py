@@ -7,12 +7,15 @@ takes the registry's default.
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
+
+from google.protobuf.message import Message
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_chassis.errors import InvalidInput
 from updraft_rollouts.terms import Comparison, OnInconclusive, Strategy, Term
 
+D = TypeVar("D")
 T = TypeVar("T", bound=Term)
 
 MAX_STEPS = 20
@@ -108,30 +111,7 @@ class RolloutPolicy:
         if message.steps:
             merged.ClearField("steps")
         merged.MergeFrom(message)
-        analysis, gate = merged.analysis, merged.offline_gate
-        policy = cls(
-            strategy=_term(Strategy, merged.strategy, "strategy"),
-            steps=tuple(RolloutStep(pods_percent=s.pods_percent, hold_seconds=s.hold_seconds) for s in merged.steps),
-            analysis=Analysis(
-                interval_seconds=analysis.interval_seconds,
-                min_samples=analysis.min_samples,
-                failure_limit=analysis.failure_limit,
-                max_acceptance_regression_percent=analysis.max_acceptance_regression_percent,
-                max_latency_regression_percent=analysis.max_latency_regression_percent,
-                on_inconclusive=_term(OnInconclusive, analysis.on_inconclusive, "analysis.on_inconclusive"),
-                dry_run=analysis.dry_run,
-                confidence=analysis.confidence,
-                comparison=_term(Comparison, analysis.comparison, "analysis.comparison"),
-                switchback_seconds=analysis.switchback_seconds,
-            ),
-            auto_rollback=merged.auto_rollback,
-            progress_deadline_seconds=merged.progress_deadline_seconds,
-            max_pods_swapping=merged.max_pods_swapping,
-            revision_history_limit=merged.revision_history_limit,
-            offline_gate=OfflineGate(
-                min_samples=gate.min_samples, min_gain_percent=gate.min_gain_percent, confidence=gate.confidence
-            ),
-        )
+        policy = _read(cls, merged)
         if reason := problem(policy):
             raise InvalidInput(reason)
         return policy
@@ -192,6 +172,20 @@ def _gate_problems(gate: OfflineGate) -> Iterator[str]:
         yield f"offline_gate.confidence is {gate.confidence:g}, expected more than 0 and less than 1"
     if not -100.0 < gate.min_gain_percent < 1000.0:
         yield f"offline_gate.min_gain_percent is {gate.min_gain_percent:g}, expected -100 to 1000"
+
+
+def _read(kind: type[D], message: Message, prefix: str = "") -> D:
+    """A dataclass from the message that has the same fields."""
+    types = get_type_hints(kind)
+    return kind(**{name: _value(types[name], getattr(message, name), prefix + name) for name in types})
+
+
+def _value(kind: Any, value: Any, field: str) -> Any:
+    if kind == tuple[RolloutStep, ...]:
+        return tuple(_read(RolloutStep, step) for step in value)
+    if issubclass(kind, Term):
+        return _term(kind, value, field)
+    return _read(kind, value, f"{field}.") if isinstance(value, Message) else value
 
 
 def _term(kind: type[T], number: int, field: str) -> T:

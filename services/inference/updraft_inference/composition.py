@@ -86,7 +86,7 @@ async def serve(settings: InferenceSettings, stop: Stop, open_engine: OpenEngine
     registry = CollectorRegistry()
     base = _Base(
         settings=settings,
-        metrics=Metrics.on(registry),
+        metrics=Metrics(registry),
         clock=SystemClock(),
         readiness=Readiness(max_inside=settings.max_connections),
         completions=CompletionListeners(asyncio.get_running_loop()),

@@ -5,13 +5,12 @@ label.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Self
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry
 
+from updraft_chassis.metrics import Collectors
 from updraft_inference.agent.counters import LATENCY_BOUNDS_S, emitted, usage
 from updraft_inference.engine import CaptureLoss, Drafter, Engine, FinishedRequest, LookaheadEstimates
 
@@ -23,100 +22,72 @@ _PREFIX = "updraft_inference"
 _POSITIONS, _ROWS = (1, 2, 3, 4, 6, 8), (1, 2, 4, 8, 16, 32, 64)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
-    requests: Counter
-    refusals: Counter
-    hang_ups: Counter
-    prompt_tokens: Counter
-    output_tokens: Counter
-    verify_steps: Counter
-    proposed: Counter
-    accepted: Counter
-    uncaptured_steps: Counter
-    missing_rows: Counter
-    acceptance_length: Histogram
-    time_to_first_token: Histogram
-    inter_token_latency: Histogram
-    request_duration: Histogram
-    captured: Counter
-    capture_dropped: Counter
-    swaps: Counter
-    swap_pause: Histogram
-    draft_version: Gauge
-    draft_mismatches: Counter
-    registry_connected: Gauge
-    registry_denials: Counter
-    own_kernels: Gauge
-
-    @classmethod
-    def on(cls, registry: CollectorRegistry) -> Self:
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"{_PREFIX}_{name}", text, labels, registry=registry)
-
-        def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(f"{_PREFIX}_{name}", text, labels, registry=registry)
-
-        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-            return Histogram(f"{_PREFIX}_{name}", text, labels, buckets=buckets, registry=registry)
-
-        return cls(
-            requests=counter("requests", "Finished requests by finish reason (stop, length, cancelled).", "finish"),
-            refusals=counter("refusals", "Requests rejected with an error, by HTTP status.", "status"),
-            hang_ups=counter("hang_ups", "Clients that disconnected before the answer was complete."),
-            prompt_tokens=counter("prompt_tokens", "Prompt tokens of finished requests."),
-            output_tokens=counter("output_tokens", "Generated tokens of finished requests."),
-            verify_steps=counter("verify_steps", "Verify steps, by drafter.", "drafter"),
-            proposed=counter(
-                "proposed_tokens", "Draft tokens proposed, by position in the draft.", "drafter", "position"
-            ),
-            accepted=counter(
-                "accepted_tokens", "Draft tokens accepted, by position in the draft.", "drafter", "position"
-            ),
-            uncaptured_steps=counter(
-                "uncaptured_steps",
-                "Verify steps for which the engine reported only totals; they are included in verify_steps.",
-            ),
-            missing_rows=counter(
-                "missing_rows", "Rows that are missing from captured hidden states; traces mark them as missing."
-            ),
-            acceptance_length=histogram(
-                "acceptance_length_tokens",
-                "Tokens per verify step, one observation per request.",
-                _LENGTHS,
-                "drafter",
-            ),
-            time_to_first_token=histogram(
-                "time_to_first_token_seconds", "Time from arrival to the first token.", _SECONDS
-            ),
-            inter_token_latency=histogram(
-                "inter_token_latency_seconds",
-                "Step duration divided by its tokens, one observation per token.",
-                LATENCY_BOUNDS_S,
-            ),
-            request_duration=histogram(
-                "request_duration_seconds", "Time from arrival to the end of the answer.", _SECONDS
-            ),
-            captured=counter(
-                "captured_traces",
-                "Traces written to the stream, by kind: payload (with hidden states) or light.",
-                "kind",
-            ),
-            capture_dropped=counter("capture_dropped_traces", "Traces that were dropped, by reason.", "reason"),
-            swaps=counter("swaps", "Draft swaps by outcome (swapped, refused).", "outcome"),
-            swap_pause=histogram("swap_pause_seconds", "How long the decode loop was paused for a swap.", _PAUSES_S),
-            draft_version=gauge("draft_version", "Draft version that the engine serves; 0: none."),
-            draft_mismatches=counter("draft_mismatches", "Times that the draft in the engine's memory had changed."),
-            registry_connected=gauge("registry_connected", "1 while the stream to the registry is connected."),
-            registry_denials=counter(
-                "registry_denials",
-                "Times that the registry rejected this pod because of its token, its role or its target.",
-            ),
-            own_kernels=gauge(
-                "own_kernels",
-                "1 if the built-in engine uses C++ kernels (amx, avx512, avx2, neon), 0 if it uses torch's operations (torch).",
-                "variant",
-            ),
+    def __init__(self, registry: CollectorRegistry) -> None:
+        create = Collectors(registry, _PREFIX)
+        self.requests = create.counter(
+            "requests", "Finished requests by finish reason (stop, length, cancelled).", "finish"
+        )
+        self.refusals = create.counter("refusals", "Requests rejected with an error, by HTTP status.", "status")
+        self.hang_ups = create.counter("hang_ups", "Clients that disconnected before the answer was complete.")
+        self.prompt_tokens = create.counter("prompt_tokens", "Prompt tokens of finished requests.")
+        self.output_tokens = create.counter("output_tokens", "Generated tokens of finished requests.")
+        self.verify_steps = create.counter("verify_steps", "Verify steps, by drafter.", "drafter")
+        self.proposed = create.counter(
+            "proposed_tokens", "Draft tokens proposed, by position in the draft.", "drafter", "position"
+        )
+        self.accepted = create.counter(
+            "accepted_tokens", "Draft tokens accepted, by position in the draft.", "drafter", "position"
+        )
+        self.uncaptured_steps = create.counter(
+            "uncaptured_steps",
+            "Verify steps for which the engine reported only totals; they are included in verify_steps.",
+        )
+        self.missing_rows = create.counter(
+            "missing_rows", "Rows that are missing from captured hidden states; traces mark them as missing."
+        )
+        self.acceptance_length = create.histogram(
+            "acceptance_length_tokens",
+            "Tokens per verify step, one observation per request.",
+            _LENGTHS,
+            "drafter",
+        )
+        self.time_to_first_token = create.histogram(
+            "time_to_first_token_seconds", "Time from arrival to the first token.", _SECONDS
+        )
+        self.inter_token_latency = create.histogram(
+            "inter_token_latency_seconds",
+            "Step duration divided by its tokens, one observation per token.",
+            LATENCY_BOUNDS_S,
+        )
+        self.request_duration = create.histogram(
+            "request_duration_seconds", "Time from arrival to the end of the answer.", _SECONDS
+        )
+        self.captured = create.counter(
+            "captured_traces",
+            "Traces written to the stream, by kind: payload (with hidden states) or light.",
+            "kind",
+        )
+        self.capture_dropped = create.counter(
+            "capture_dropped_traces", "Traces that were dropped, by reason.", "reason"
+        )
+        self.swaps = create.counter("swaps", "Draft swaps by outcome (swapped, refused).", "outcome")
+        self.swap_pause = create.histogram(
+            "swap_pause_seconds", "How long the decode loop was paused for a swap.", _PAUSES_S
+        )
+        self.draft_version = create.gauge("draft_version", "Draft version that the engine serves; 0: none.")
+        self.draft_mismatches = create.counter(
+            "draft_mismatches", "Times that the draft in the engine's memory had changed."
+        )
+        self.registry_connected = create.gauge("registry_connected", "1 while the stream to the registry is connected.")
+        self.registry_denials = create.counter(
+            "registry_denials",
+            "Times that the registry rejected this pod because of its token, its role or its target.",
+        )
+        self.own_kernels = create.gauge(
+            "own_kernels",
+            "1 if the built-in engine uses C++ kernels (amx, avx512, avx2, neon), 0 if it uses torch's operations (torch).",
+            "variant",
         )
 
     def observe_kernels(self, variant: str) -> None:
@@ -186,13 +157,11 @@ def watch_engine(registry: CollectorRegistry, engine: Engine) -> None:
             lambda: engine.load.cached_tokens,
         ),
     }
+    create = Collectors(registry, _PREFIX)
     for name, (text, read) in gauges.items():
-        Gauge(f"{_PREFIX}_{name}", text, registry=registry).set_function(read)
-    losses = Gauge(
-        f"{_PREFIX}_capture_lost_parts",
-        "Parts of traces that were lost between the engine and capture, by reason.",
-        ("reason",),
-        registry=registry,
+        create.gauge(name, text).set_function(read)
+    losses = create.gauge(
+        "capture_lost_parts", "Parts of traces that were lost between the engine and capture, by reason.", "reason"
     )
     for loss in CaptureLoss:
         losses.labels(reason=loss.value).set_function(partial(_lost, engine, loss))
@@ -204,17 +173,16 @@ def _lost(engine: Engine, loss: CaptureLoss) -> int:
 
 def watch_lookahead(registry: CollectorRegistry, estimates: LookaheadEstimates) -> None:
     """Register gauges of the inputs to the lookahead choice that are read at each scrape."""
-    survival = Gauge(
-        f"{_PREFIX}_expected_survival_ratio",
+    create = Collectors(registry, _PREFIX)
+    survival = create.gauge(
+        "expected_survival_ratio",
         "Estimated probability that the draft tokens up to a position are accepted, from recent steps.",
-        ("drafter", "position"),
-        registry=registry,
+        *("drafter", "position"),
     )
-    seconds = Gauge(
-        f"{_PREFIX}_verify_seconds",
+    seconds = create.gauge(
+        "verify_seconds",
         "Seconds to verify so many rows at once, measured when the engine starts and corrected by every step.",
-        ("rows",),
-        registry=registry,
+        "rows",
     )
     for drafter, position in product((Drafter.NGRAM, Drafter.EAGLE3), _POSITIONS):
         labelled = survival.labels(drafter=drafter.value, position=str(position))

@@ -9,7 +9,7 @@ state is stored by then, so the call that changed it succeeds.
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -21,12 +21,12 @@ from updraft_chassis.errors import UpdraftError
 from updraft_registry.fleet import Fleet, Session
 from updraft_registry.messages import wire
 from updraft_registry.messages.reports import Report
-from updraft_registry.metrics import FleetTraffic, Metrics
+from updraft_registry.metrics import Metrics
 from updraft_registry.rollout.decision import Decision, decide, explain
-from updraft_registry.rollout.placement import Pod
+from updraft_registry.rollout.placement import FleetView, Pod
 from updraft_registry.rollout.retention import versions_to_keep
-from updraft_registry.rollout.version import NO_DRAFT, Rollout, Speculator, Transition, in_canary, stable
-from updraft_registry.storage.archive import Archive
+from updraft_registry.rollout.version import Rollout, Speculator, Transition, in_canary, number_of, roles_of
+from updraft_registry.storage.archive import Action, Archive
 from updraft_rollouts.terms import Phase
 
 logger = logging.getLogger(__name__)
@@ -61,15 +61,6 @@ class _Decided:
     speculator: Speculator
     directed: Mapping[str, int]
     """Version that each pod was directed to serve."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Inputs:
-    """Inputs of a decision, besides the speculator."""
-
-    pods: tuple[Pod, ...]
-    is_settled: bool
-    now_ms: int
 
 
 class Control:
@@ -154,11 +145,9 @@ class Control:
         await self._until_decided(name)
         return result
 
-    async def act(
-        self, name: str, function: Callable[[str, int, str, int], Sequence[Transition]], number: int, why: str
-    ) -> None:
-        """Change the phase of a version, then decide on its speculator."""
-        for transition in await self.change(name, function, name, number, why, self.now_ms()):
+    async def act(self, name: str, action: Action, number: int, why: str) -> None:
+        """Promote or reject a version, then decide on its speculator."""
+        for transition in await self.change(name, self._archive.act, action, name, number, why, self.now_ms()):
             self._log(name, transition)
 
     def report(self, session: Session, report: Report) -> None:
@@ -172,13 +161,11 @@ class Control:
             self._wake_soon(report.speculator)
 
     def disconnect(self, session: Session) -> None:
-        """Note that a pod's stream ended."""
         self._fleet.disconnect(session)
         if session.owner is not None:
             self._wake_soon(session.owner[0])
 
     def now_ms(self) -> int:
-        """Milliseconds since 1970."""
         return int(self._clock.now() * 1000)
 
     @property
@@ -191,13 +178,13 @@ class Control:
         known = self._decided.get(name)
         speculator = known.speculator if known else await self.call(self._archive.catalogue.speculator, name)
         message, canary_state = explain(speculator, self._fleet.pods(name), is_settled=self._is_settled(name))
-        serving, candidate = _roles(speculator)
+        roles = roles_of(speculator)
         why = self._failed.get(name)
         state = wire.state_to_proto(
             speculator,
             canary_state,
             f"{message}; the next decision could not be written: {why}" if why else message,
-            pods=self._fleet.count(name, serving, candidate),
+            pods=self._fleet.count(name, roles["stable"], roles["candidate"]),
             traffic=self._fleet.traffic(name),
         )
         state.capture_problem = self._fleet.capture_problem(name)
@@ -226,9 +213,11 @@ class Control:
         waiting = [future for future in self._waiting.pop(name, []) if not future.done()]
         known = self._decided.get(name)
         self._fleet.refuse_foreign(name, known.speculator.lineage if known else None)
-        inputs = _Inputs(pods=self._fleet.pods(name), is_settled=self._is_settled(name), now_ms=self.now_ms())
+        view = FleetView(
+            pods=self._fleet.pods(name), directed=known.directed if known else {}, is_settled=self._is_settled(name)
+        )
         try:
-            decided, decision = await self.call(self._decide_and_record, name, known, inputs)
+            decided, decision = await self.call(self._decide_and_record, name, known, view)
         except UpdraftError as error:
             logger.warning("Decision not written; will retry", extra={"speculator": name, "error": str(error)})
             self._metrics.failed_decisions.inc()
@@ -236,34 +225,30 @@ class Control:
             self._announce()
         else:
             self._failed.pop(name, None)
-            self._apply(decided, decision, inputs)
+            self._apply(decided, decision, view.pods)
         for future in waiting:
             if not future.done():
                 future.set_result(None)
 
-    def _decide_and_record(self, name: str, known: _Decided | None, inputs: _Inputs) -> tuple[_Decided, Decision]:
+    def _decide_and_record(self, name: str, known: _Decided | None, view: FleetView) -> tuple[_Decided, Decision]:
         """Read, decide and write in one job of the archive's thread, so that nothing changes in between."""
         stored = self._archive.catalogue.speculator(name)
         # The canary in memory has more than the stored one: the last reports of the pods.
         speculator = replace(stored, rollout=known.speculator.rollout) if known else stored
-        directed = known.directed if known else {}
-        decision = decide(speculator, inputs.pods, inputs.now_ms, directed=directed, is_settled=inputs.is_settled)
+        decision = decide(speculator, view.pods, self.now_ms(), directed=view.directed, is_settled=view.is_settled)
         if decision.transitions or _text(decision.rollout) != _text(stored.rollout):
             self._archive.record(name, decision.transitions, decision.rollout)
-        lineage = self._archive.catalogue.speculator(
-            name
-        ).lineage  # a version that was just rejected does not define it
+        lineage = self._archive.catalogue.speculator(name).lineage  # one that was just rejected does not define it
         speculator = replace(stored, versions=decision.versions, rollout=decision.rollout, lineage=lineage)
-        return _Decided(
-            speculator=speculator, directed={pod: directive.serve for pod, directive in decision.directives.items()}
-        ), decision
+        directed = {pod: directive.serve for pod, directive in decision.directives.items()}
+        return _Decided(speculator=speculator, directed=directed), decision
 
-    def _apply(self, known: _Decided, decision: Decision, inputs: _Inputs) -> None:
+    def _apply(self, known: _Decided, decision: Decision, pods: Collection[Pod]) -> None:
         """Publish a written decision to pods, metrics and watchers."""
         speculator = known.speculator
         name, before = speculator.name, self._decided.get(speculator.name)
         self._fleet.refuse_foreign(name, speculator.lineage)
-        self._fleet.send(name, decision.directives, inputs.pods)
+        self._fleet.send(name, decision.directives, pods)
         if speculator.is_known:
             self._decided[name] = known
             self._measure(speculator)
@@ -316,15 +301,14 @@ class Control:
         changed.set()
 
     def _measure(self, speculator: Speculator) -> None:
-        name, (_, candidate) = speculator.name, _roles(speculator)
-        seen = FleetTraffic(pods=self._fleet.connected(name), traffic=self._fleet.traffic(name))
-        self._metrics.update(speculator, seen, candidate=candidate)
+        name = speculator.name
+        self._metrics.update(speculator, self._fleet.connected(name), self._fleet.traffic(name))
         _, canary_state = explain(speculator, self._fleet.pods(name), is_settled=self._is_settled(name))
         self._metrics.set_verdict(name, canary_state.judgement.verdict if canary_state else None)
 
     def _measure_end(self, speculator: Speculator, before: Rollout | None) -> None:
-        name, (_, candidate) = speculator.name, _roles(speculator)
-        if before is not None and before.candidate != candidate:
+        name = speculator.name
+        if before is not None and before.candidate != number_of(in_canary(speculator.versions)):
             phase = next((v.phase for v in speculator.versions if v.number == before.candidate), Phase.SUPERSEDED)
             self._metrics.count_rollout(name, before, phase)
 
@@ -340,12 +324,6 @@ class Control:
                 "actor": transition.actor,
             },
         )
-
-
-def _roles(speculator: Speculator) -> tuple[int, int]:
-    """Numbers of the stable version and the candidate; 0: none."""
-    serving, candidate = stable(speculator.versions), in_canary(speculator.versions)
-    return serving.number if serving else NO_DRAFT, candidate.number if candidate else NO_DRAFT
 
 
 def _text(running: Rollout | None) -> str:

@@ -13,7 +13,7 @@ from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import InvalidInput, Unavailable, UpdraftError
 from updraft_registry.messages import wire
-from updraft_registry.messages.admission import foreign
+from updraft_registry.messages.admission import difference_from
 from updraft_registry.messages.reports import Report, Swaps, Totals
 from updraft_registry.rollout.placement import Directive, Pod
 from updraft_registry.rollout.version import NO_DRAFT, Lineage
@@ -47,7 +47,6 @@ class Session:
             self.repeat()
 
     def repeat(self) -> None:
-        """Send the current directive again."""
         self.is_due = True
         self._changed.set()
 
@@ -58,7 +57,6 @@ class Session:
         self._changed.set()
 
     def check(self) -> None:
-        """Raise the error that ended the stream, if any."""
         if self._error is not None:
             raise self._error
 
@@ -94,8 +92,6 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportEffect:
-    """Effect of a report."""
-
     is_change: bool
     """It changes the input of decisions. Counters alone do not."""
     swaps: Swaps
@@ -111,7 +107,6 @@ class Fleet:
         self._totals: dict[str, Totals] = {}
 
     def __len__(self) -> int:
-        """Number of known pods."""
         return sum(map(len, self._pods.values()))
 
     def report(self, session: Session, report: Report, now_s: float) -> ReportEffect:
@@ -160,11 +155,13 @@ class Fleet:
             report = entry.report
             if entry.lineage is lineage or entry.lineage == lineage:
                 continue
-            why = foreign(lineage, target=report.target, draft_vocabulary=report.draft_vocabulary)
-            if why:
-                self._forget(entry, InvalidInput(f"pod {report.pod.name} cannot serve {speculator}: {why}"))
-            else:
+            difference = difference_from(lineage, report.target, report.draft_vocabulary)
+            if difference is None:
                 entry.lineage = lineage
+                continue
+            what, actual, expected = difference
+            why = f"its {what} is {actual}, but the drafts are for {expected}"
+            self._forget(entry, InvalidInput(f"pod {report.pod.name} cannot serve {speculator}: {why}"))
 
     def send(self, speculator: str, directives: Mapping[str, Directive], observed_pods: Iterable[Pod]) -> None:
         """Send each pod its directive, unless it was sent last.

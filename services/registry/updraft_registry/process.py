@@ -48,7 +48,7 @@ def main() -> None:
 async def serve(config: RegistrySettings, stop: lifecycle.Stop) -> None:
     """Serve until `stop`; UpdraftError if the start fails."""
     collectors = CollectorRegistry()
-    measures = Metrics.on(collectors)
+    measures = Metrics(collectors)
     clock = SystemClock()
     with ExitStack() as stack:
         archive = stack.enter_context(

@@ -103,7 +103,7 @@ def client() -> httpx.AsyncClient:
     )
     registry = CollectorRegistry()
     bodies = BodyLimits(max_bytes=100_000, timeout_s=5.0)
-    application = app(readiness, Metrics.on(registry), registry, bodies, Keys())
+    application = app(readiness, Metrics(registry), registry, bodies, Keys())
     return httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://pod")
 
 

@@ -223,7 +223,7 @@ async def test_documents_that_the_bucket_missed_follow_once_it_is_back(server: S
         server.start()
         archive.write_stale_documents()
         assert server.objects() == set(), "a bucket that was unavailable a moment ago is left alone"
-        control = Control(archive, Fleet(), clock, Metrics.on(CollectorRegistry()))
+        control = Control(archive, Fleet(), clock, Metrics(CollectorRegistry()))
         clock.advance(DOCUMENTS_RETRY_S)
         async with asyncio.TaskGroup() as tasks:
             deciding = tasks.create_task(control.run())

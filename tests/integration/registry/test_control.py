@@ -67,7 +67,7 @@ async def controlled(folder: Path, store: Callable[[Path], Store] = FolderStore)
     defaults = RolloutPolicy(strategy=Strategy.IMMEDIATE, revision_history_limit=1)
     with open_archive(folder, defaults=defaults, max_draft_bytes=10**6, store=store) as archive:
         clock = ManualClock()
-        control = Control(archive, Fleet(expiry_s=45.0), clock, Metrics.on(CollectorRegistry()))
+        control = Control(archive, Fleet(expiry_s=45.0), clock, Metrics(CollectorRegistry()))
         async with asyncio.TaskGroup() as tasks:
             deciding = tasks.create_task(control.run())
             yield Running(archive=archive, control=control, clock=clock, folder=folder)

@@ -167,7 +167,7 @@ async def test_a_reader_that_goes_away_leaves_the_queue(tmp_path: Path) -> None:
 async def test_a_reader_hears_while_it_waits(tmp_path: Path) -> None:
     opened = Opened(tmp_path)
     opened.publish(weights(1))
-    metrics = Metrics.on(CollectorRegistry())
+    metrics = Metrics(CollectorRegistry())
     control = Control(opened.archive, Fleet(), SystemClock(), metrics)
     deltas = Deltas(tmp_path / "deltas", opened.archive.store, max_bytes=0, metrics=metrics)
     fetching = Fetching(

@@ -42,7 +42,7 @@ class Running:
 
 @asynccontextmanager
 async def running(folder: Path, timeouts: fleet_servicer.StreamTimeouts) -> AsyncIterator[Running]:
-    metrics = Metrics.on(CollectorRegistry())
+    metrics = Metrics(CollectorRegistry())
     with open_archive(folder, defaults=RolloutPolicy(), max_draft_bytes=10**6) as archive:
         control = Control(archive, Fleet(), SystemClock(), metrics)
         server = rpc.server()

@@ -26,7 +26,7 @@ def _shown(counted: CollectorRegistry, name: str) -> set[tuple[str, str, str]]:
 
 def test_a_condition_is_shown_with_the_reason_that_it_has_now_and_no_other() -> None:
     counted = CollectorRegistry()
-    metrics = Metrics.on(counted)
+    metrics = Metrics(counted)
     metrics.show(QWEN, [_condition("Ready", "False", "Suspended"), _condition("Adapting", "False", "Suspended")])
     metrics.show(LLAMA, [_condition("Ready", "True", "Ready")])
     assert _shown(counted, "qwen") == {("Ready", "False", "Suspended"), ("Adapting", "False", "Suspended")}

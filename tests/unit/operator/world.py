@@ -171,7 +171,7 @@ class World:
                 cluster=self.cluster,
                 secrets=Secrets(self.cluster, self.clock),
                 registries=cast("RegistryConnections", FakeRegistries(self.registry)),
-                metrics=Metrics.on(CollectorRegistry()),
+                metrics=Metrics(CollectorRegistry()),
                 clock=self.clock,
                 config=CONFIG,
                 redis_url="redis://own",

@@ -24,8 +24,6 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamTimeouts:
-    """Limits of a pod's stream."""
-
     first_report_s: float = 30.0
     """A pod reports at once when it connects. `Fleet` handles later silence (`expiry_s`)."""
     write_s: float = 30.0

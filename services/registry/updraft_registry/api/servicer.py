@@ -2,8 +2,9 @@
 # ruff: noqa: N802 - gRPC names the methods
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -19,7 +20,8 @@ from updraft_registry.control import Control
 from updraft_registry.messages import wire
 from updraft_registry.messages.admission import check_name
 from updraft_registry.metrics import Metrics
-from updraft_registry.storage.archive import Archive
+from updraft_registry.rollout import decision
+from updraft_registry.storage.archive import Action, Archive
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -60,7 +62,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
         after = _parse_token(request.page_token)
         rows = await self._control.call(self._archive.catalogue.page, name, after=after, size=size)
         names = () if after else (name,) if name else await self._control.call(self._archive.catalogue.names)
-        versions = _fitting([wire.told_to_proto(*row, is_full=request.full) for row in rows])
+        versions = _fitting([wire.version_to_proto(*row, is_full=request.full) for row in rows])
         is_last = len(versions) == len(rows) < size
         return pb.ListResponse(
             versions=versions,
@@ -84,43 +86,35 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
             await changed.wait()
 
     async def Pin(self, request: pb.PinRequest, context: Context) -> pb.PinResponse:
-        name, reason = check_name(request.speculator), _reason(request.reason)
-        await self._control.change(name, self._archive.pin, name, request.version, reason, self._control.now_ms())
-        return pb.PinResponse(state=await self._control.state(name))
+        reason = _reason(request.reason)
+        return pb.PinResponse(state=await self._change(request.speculator, self._archive.pin, request.version, reason))
 
     async def Unpin(self, request: pb.UnpinRequest, context: Context) -> pb.UnpinResponse:
-        name, reason = check_name(request.speculator), _reason(request.reason)
-        await self._control.change(name, self._archive.pin, name, None, reason, self._control.now_ms())
-        return pb.UnpinResponse(state=await self._control.state(name))
+        reason = _reason(request.reason)
+        return pb.UnpinResponse(state=await self._change(request.speculator, self._archive.pin, None, reason))
 
     async def Pause(self, request: pb.PauseRequest, context: Context) -> pb.PauseResponse:
-        await self._pause(request.speculator, request.reason, is_paused=True)
-        return pb.PauseResponse(state=await self._control.state(request.speculator))
+        pause, reason = partial(self._archive.pause, is_paused=True), _reason(request.reason)
+        return pb.PauseResponse(state=await self._change(request.speculator, pause, reason))
 
     async def Resume(self, request: pb.ResumeRequest, context: Context) -> pb.ResumeResponse:
-        await self._pause(request.speculator, request.reason, is_paused=False)
-        return pb.ResumeResponse(state=await self._control.state(request.speculator))
+        resume, reason = partial(self._archive.pause, is_paused=False), _reason(request.reason)
+        return pb.ResumeResponse(state=await self._change(request.speculator, resume, reason))
 
     async def Promote(self, request: pb.PromoteRequest, context: Context) -> pb.PromoteResponse:
-        name, reason = check_name(request.speculator), _reason(request.reason)
-        await self._control.act(name, self._archive.promote, request.version, reason)
-        return pb.PromoteResponse(state=await self._control.state(name))
+        return pb.PromoteResponse(state=await self._act(decision.promote, request))
 
     async def Reject(self, request: pb.RejectRequest, context: Context) -> pb.RejectResponse:
-        name, reason = check_name(request.speculator), _reason(request.reason)
-        await self._control.act(name, self._archive.reject, request.version, reason)
-        return pb.RejectResponse(state=await self._control.state(name))
+        return pb.RejectResponse(state=await self._act(decision.reject, request))
 
     async def Retain(self, request: pb.RetainRequest, context: Context) -> pb.RetainResponse:
-        name, now_ms = check_name(request.speculator), self._control.now_ms()
-        retain = request.retain
-        await self._control.change(name, self._archive.retain, name, request.version, is_retained=retain, now_ms=now_ms)
-        return pb.RetainResponse(version=await self._version(name, request.version))
+        retain = partial(self._archive.retain, is_retained=request.retain)
+        await self._change(request.speculator, retain, request.version)
+        return pb.RetainResponse(version=await self._version(request.speculator, request.version))
 
     async def SetPolicy(self, request: pb.SetPolicyRequest, context: Context) -> pb.SetPolicyResponse:
-        name = check_name(request.speculator)
-        await self._control.change(name, self._archive.set_policy, name, request.policy, self._control.now_ms())
-        return pb.SetPolicyResponse(state=await self._control.state(name))
+        state = await self._change(request.speculator, self._archive.set_policy, request.policy)
+        return pb.SetPolicyResponse(state=state)
 
     async def History(self, request: pb.HistoryRequest, context: Context) -> pb.HistoryResponse:
         name, limit = check_name(request.speculator), min(request.limit or _DEFAULT_PAGE, _MAX_PAGE)
@@ -129,17 +123,20 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
 
     async def _version(self, name: str, number: int) -> pb.Version:
         version, manifest = await self._control.call(self._archive.catalogue.version, name, number)
-        return wire.told_to_proto(version, manifest)
+        return wire.version_to_proto(version, manifest)
 
-    async def _pause(self, speculator: str, reason: str, *, is_paused: bool) -> None:
-        name, now_ms = check_name(speculator), self._control.now_ms()
-        await self._control.change(
-            name, self._archive.pause, name, is_paused=is_paused, reason=_reason(reason), now_ms=now_ms
-        )
+    async def _change(self, name: str, change: Callable[..., None], *args: Any) -> pb.SpeculatorState:
+        """Change a speculator now; return its state after the decision that follows."""
+        await self._control.change(check_name(name), change, name, *args, now_ms=self._control.now_ms())
+        return await self._control.state(name)
+
+    async def _act(self, action: Action, request: pb.PromoteRequest | pb.RejectRequest) -> pb.SpeculatorState:
+        name = check_name(request.speculator)
+        await self._control.act(name, action, request.version, _reason(request.reason))
+        return await self._control.state(name)
 
     @contextmanager
     def _refusals(self) -> Iterator[None]:
-        """Count failed uploads by gRPC status."""
         try:
             yield
         except UpdraftError as error:

@@ -55,56 +55,43 @@ def check_manifest(manifest: registry_pb2.Manifest, *, max_bytes: int) -> None:
             f"a draft of {manifest.size_bytes} bytes; this registry accepts 1 to {max_bytes} "
             "(UPDRAFT_REGISTRY_MAX_DRAFT_BYTES)"
         )
-    _check_config(manifest.config_json)
-    _check_dtypes(manifest)
+    _check_config(manifest)
 
 
 def check_lineage(manifest: registry_pb2.Manifest, speculator: Speculator) -> None:
     """Raise InvalidInput unless the draft has the lineage of the speculator, NotFound for an unknown parent."""
     if manifest.parent_version > speculator.latest:  # numbers have no gaps
         raise NotFound(f"the parent, version {manifest.parent_version}, does not exist in {speculator.name}")
-    if speculator.lineage is None:
-        return
-    _check_same("target", manifest.target_fingerprint, speculator.lineage.target_fingerprint, speculator.name)
-    _check_same(
-        "draft vocabulary",
-        manifest.draft_vocabulary_fingerprint,
-        speculator.lineage.draft_vocabulary_fingerprint,
-        speculator.name,
+    difference = speculator.lineage and difference_from(
+        speculator.lineage, manifest.target_fingerprint, manifest.draft_vocabulary_fingerprint
     )
+    if difference:
+        what, actual, expected = difference
+        raise InvalidInput(f"the {what} of this draft is {actual}, but {speculator.name} is for {expected}")
 
 
-def foreign(lineage: Lineage, *, target: str, draft_vocabulary: str) -> str:
-    """Why a pod cannot serve this lineage; empty if it can. An empty fingerprint is unknown and fits."""
+def difference_from(lineage: Lineage, target: str, draft_vocabulary: str) -> tuple[str, str, str] | None:
+    """The first fingerprint that differs: its name, its value, and the lineage's. An empty one is unknown and fits."""
     for what, actual, expected in (
         ("target", target, lineage.target_fingerprint),
         ("draft vocabulary", draft_vocabulary, lineage.draft_vocabulary_fingerprint),
     ):
         if actual and actual != expected:
-            return f"its {what} is {actual}, but the drafts are for {expected}"
-    return ""
+            return what, actual, expected
+    return None
 
 
-def _check_same(what: str, actual: str, expected: str, speculator: str) -> None:
-    if actual != expected:
-        raise InvalidInput(f"the {what} of this draft is {actual}, but {speculator} is for {expected}")
-
-
-def _check_config(config_json: str) -> None:
-    try:
-        is_object = isinstance(json.loads(config_json), dict)
-    except (ValueError, RecursionError):
-        is_object = False
-    if not is_object:
-        raise InvalidInput("config_json is not a JSON object; engines need the draft's config.json to load the weights")
-
-
-def _check_dtypes(manifest: registry_pb2.Manifest) -> None:
+def _check_config(manifest: registry_pb2.Manifest) -> None:
     """Refuse weights in another dtype than the config states, because engines would silently convert them.
 
     Quantised weights differ on purpose, and their config says so.
     """
-    config = json.loads(manifest.config_json)
+    try:
+        config = json.loads(manifest.config_json)
+    except (ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        raise InvalidInput("config_json is not a JSON object; engines need the draft's config.json to load the weights")
     stated = config.get("dtype") or config.get("torch_dtype")
     if not isinstance(stated, str) or "quantization_config" in config:
         return

@@ -55,8 +55,6 @@ class Swaps:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """One checked report."""
-
     speculator: str
     pod: Pod
     target: str
@@ -72,7 +70,6 @@ class Report:
 
     @property
     def owner(self) -> tuple[str, str]:
-        """Speculator and pod."""
         return self.speculator, self.pod.name
 
     @property
@@ -130,7 +127,6 @@ class Totals:
             self._versions.setdefault(number, _Total()).add(traffic, report.drafted[number], 1)
 
     def take_out(self, report: Report) -> None:
-        """Subtract a report."""
         for number, traffic in report.pod.traffic.items():
             total = self._versions[number]
             total.add(traffic, report.drafted[number], -1)

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2
@@ -13,19 +13,15 @@ from updraft_registry.rollout.gate.live import Estimate
 from updraft_registry.rollout.placement import Directive, Switchback
 from updraft_registry.rollout.version import (
     NO_DRAFT,
-    Evaluation,
-    EvaluationSample,
     Speculator,
     Transition,
     Version,
-    newest_proven,
-    stable,
+    roles_of,
 )
 from updraft_rollouts.terms import Phase, Source
 
 
 def pending(manifest: registry_pb2.Manifest, number: int, now_ms: int) -> Version:
-    """The pending version of a newly published manifest."""
     source = Source.from_proto(manifest.source)
     if source is None:
         raise InvalidInput(f"source is {manifest.source}, expected one of {', '.join(term.name for term in Source)}")
@@ -39,7 +35,7 @@ def pending(manifest: registry_pb2.Manifest, number: int, now_ms: int) -> Versio
         reason=f"published ({source}{parent})",
         published_ms=now_ms,
         since_ms=now_ms,
-        evaluation=_evaluation(manifest),
+        evaluation=manifest.evaluation if manifest.HasField("evaluation") else None,
     )
 
 
@@ -55,13 +51,6 @@ def version_from_proto(message: registry_pb2.Version) -> Version:
     )
 
 
-def told_to_proto(version: Version, manifest: registry_pb2.Manifest, *, is_full: bool = True) -> registry_pb2.Version:
-    """Version for responses. Unlike a document, it states whether the weights were deleted."""
-    message = version_to_proto(version, manifest, is_full=is_full)
-    message.pruned = not version.is_kept
-    return message
-
-
 def version_to_proto(
     version: Version, manifest: registry_pb2.Manifest, *, is_full: bool = True
 ) -> registry_pb2.Version:
@@ -74,6 +63,7 @@ def version_to_proto(
         published_unix_ms=version.published_ms,
         phase_since_unix_ms=version.since_ms,
         retain=version.is_retained,
+        pruned=not version.is_kept,
     )
     if not is_full:
         message.manifest.ClearField("tensors")
@@ -90,15 +80,14 @@ def state_to_proto(
     pods: registry_pb2.Pods,
     traffic: Sequence[registry_pb2.VersionTraffic],
 ) -> registry_pb2.SpeculatorState:
-    serving, lineage, desired = stable(speculator.versions), speculator.lineage, speculator.desired
-    number = serving.number if serving else NO_DRAFT
-    previous = newest_proven(speculator.versions, other_than=number)
+    lineage, desired = speculator.lineage, speculator.desired
+    roles = roles_of(speculator)
     state = registry_pb2.SpeculatorState(
         speculator=speculator.name,
-        stable=number,
+        stable=roles["stable"],
         candidate=canary_state.rollout.candidate if canary_state else NO_DRAFT,
-        previous=previous.number if previous else NO_DRAFT,
-        latest=speculator.latest,
+        previous=roles["previous"],
+        latest=roles["latest"],
         pinned=desired.pinned,
         pin_reason=desired.pin_reason,
         paused=desired.is_paused,
@@ -191,28 +180,4 @@ def _estimate(estimate: Estimate | None) -> registry_pb2.Estimate | None:
     """Estimate message; absent until the estimate has bounds."""
     if estimate is None or math.isinf(estimate.high_percent):
         return None
-    return registry_pb2.Estimate(
-        candidate=estimate.candidate,
-        stable=estimate.stable,
-        change_percent=estimate.change_percent,
-        low_percent=estimate.low_percent,
-        high_percent=estimate.high_percent,
-    )
-
-
-def _evaluation(manifest: registry_pb2.Manifest) -> Evaluation | None:
-    if not manifest.HasField("evaluation"):
-        return None
-    return Evaluation(
-        baseline_version=manifest.evaluation.baseline_version,
-        lookahead=manifest.evaluation.lookahead,
-        samples=tuple(
-            EvaluationSample(
-                trace_id=sample.trace_id,
-                tokens=sample.tokens,
-                candidate_steps=sample.candidate_steps,
-                baseline_steps=sample.baseline_steps,
-            )
-            for sample in manifest.evaluation.samples
-        ),
-    )
+    return registry_pb2.Estimate(**asdict(estimate))

@@ -44,8 +44,6 @@ class CanaryDecision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CanaryState:
-    """A canary and its pods."""
-
     rollout: Rollout
     policy: RolloutPolicy
     judgement: LiveJudgement

@@ -8,9 +8,10 @@ decrease, so a lost report costs nothing. Unknown traffic, such as that of a new
 
 import json
 import math
+import operator
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Self
+from typing import Any, Self
 
 from updraft_registry.rollout.gate.sequence import NONE, Moments
 
@@ -22,7 +23,7 @@ MAX_AWAY_MS = 600_000
 start of an engine together."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Traffic:
     """Traffic of one version since a pod's process started, or a sum over pods. No field decreases."""
 
@@ -36,30 +37,20 @@ class Traffic:
     errors: int = 0
 
     def __add__(self, other: Self) -> Self:
-        return type(self)(
-            requests=self.requests + other.requests,
-            verify_steps=self.verify_steps + other.verify_steps,
-            tokens=self.tokens + other.tokens,
-            latency_s=self.latency_s + other.latency_s,
-            latency_tokens=self.latency_tokens + other.latency_tokens,
-            errors=self.errors + other.errors,
-        )
+        return type(self)(*map(operator.add, self._counts, other._counts))
 
     def __sub__(self, other: Self) -> Self:
-        return type(self)(
-            requests=self.requests - other.requests,
-            verify_steps=self.verify_steps - other.verify_steps,
-            tokens=self.tokens - other.tokens,
-            latency_s=self.latency_s - other.latency_s,
-            latency_tokens=self.latency_tokens - other.latency_tokens,
-            errors=self.errors - other.errors,
-        )
+        return type(self)(*map(operator.sub, self._counts, other._counts))
+
+    @property
+    def _counts(self) -> tuple[Any, ...]:
+        """All fields, in order."""
+        return self.requests, self.verify_steps, self.tokens, self.latency_s, self.latency_tokens, self.errors
 
     @property
     def is_sum(self) -> bool:
         """No field is negative. A difference has negative fields if the counters were reset."""
-        counts = (self.requests, self.verify_steps, self.tokens, self.latency_s, self.latency_tokens, self.errors)
-        return min(counts) >= 0
+        return all(count >= 0 for count in self._counts)
 
     @property
     def acceptance_length(self) -> float | None:
@@ -89,8 +80,6 @@ class PodTraffic:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slice:
-    """The open slice."""
-
     since_ms: int
     candidate: Traffic = NOTHING
     baseline: Traffic = NOTHING
@@ -156,40 +145,27 @@ class Evidence:
 
     def to_json(self) -> str:
         """State to restore after a restart. Equal texts mean that nothing needs to be written."""
-        return json.dumps(
-            {
-                "acceptance": asdict(self.acceptance),
-                "latency": asdict(self.latency),
-                "slices": self.slices,
-                "candidate_requests": self.candidate_requests,
-                "baseline_requests": self.baseline_requests,
-                "failures": self.failures,
-                "baseline_failures": self.baseline_failures,
-                "crashes": self.crashes,
-            }
-        )
+        return json.dumps({name: getattr(self, name) for name in _STORED}, default=asdict)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Restore it. A new slice opens at the next observation."""
-        kept = json.loads(text)
-        return cls(
-            acceptance=_ratio(kept["acceptance"]),
-            latency=_ratio(kept["latency"]),
-            slices=kept["slices"],
-            candidate_requests=kept["candidate_requests"],
-            baseline_requests=kept.get("baseline_requests", 0),  # older registries did not count these two
-            failures=kept["failures"],
-            baseline_failures=kept.get("baseline_failures", 0),
-            crashes=kept.get("crashes", {}),
-            open=Slice(since_ms=0),
-        )
+        """Restore it, also from older registries, which stored fewer fields. A new slice opens at the next observation."""
+        stored = json.loads(text)
+        ratios = {
+            name: Ratio(**{part: Moments(**moments) for part, moments in stored[name].items()})
+            for name in ("acceptance", "latency")
+        }
+        return cls(**{name: stored[name] for name in _STORED if name in stored} | ratios, open=Slice(since_ms=0))
+
+
+_STORED = (
+    *("acceptance", "latency", "slices", "candidate_requests", "baseline_requests"),
+    *("failures", "baseline_failures", "crashes"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """The versions that are compared."""
-
     candidate: int
     baseline: int
     directed: Collection[str] = ()
@@ -257,11 +233,3 @@ def _close(evidence: Evidence, now_ms: int) -> Evidence:
         baseline_requests=evidence.baseline_requests + baseline.requests,
         open=Slice(since_ms=now_ms),
     )
-
-
-def _ratio(kept: Mapping[str, Mapping[str, float]]) -> Ratio:
-    return Ratio(change=_moments(kept["change"]), baseline=_moments(kept["baseline"]))
-
-
-def _moments(kept: Mapping[str, float]) -> Moments:
-    return Moments(count=int(kept["count"]), mean=kept["mean"], squares=kept["squares"])

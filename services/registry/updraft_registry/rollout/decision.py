@@ -28,6 +28,7 @@ from updraft_registry.rollout.version import (
     in_canary,
     name_of,
     newest_proven,
+    number_of,
     stable,
     with_reason,
 )
@@ -160,7 +161,7 @@ class Transitions:
         """
         current = stable(self.versions)
         if current is not None:
-            took_over = f"{name_of(version.number if version else NO_DRAFT)} took over: {reason}"
+            took_over = f"{name_of(number_of(version))} took over: {reason}"
             phase = Phase.SUPERSEDED if is_win or current.proven_ms else Phase.HELD
             self.move(current, phase, took_over, actor)
         if version is not None:
@@ -307,10 +308,8 @@ def _judge(transitions: Transitions, version: Version, desired: DesiredState, *,
     brought = version.source in (Source.INITIAL, Source.IMPORTED)
     if is_first and brought and version.evaluation is None:
         return OfflineJudgement(verdict=Verdict.PASS, reason="the first version skips the gate")
-    serving = stable(transitions.versions)
-    return judge(
-        version.evaluation, serving=serving.number if serving else NO_DRAFT, policy=desired.policy.offline_gate
-    )
+    serving = number_of(stable(transitions.versions))
+    return judge(version.evaluation, serving=serving, policy=desired.policy.offline_gate)
 
 
 def _hold(desired: DesiredState) -> str:

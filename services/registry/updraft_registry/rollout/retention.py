@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from updraft_registry.rollout.version import NO_DRAFT, Speculator, in_canary, newest_proven, stable
+from updraft_registry.rollout.version import NO_DRAFT, Speculator, in_canary, newest_proven, number_of, stable
 
 
 def versions_to_keep(speculator: Speculator, in_use: Collection[int]) -> frozenset[int]:
@@ -13,7 +13,7 @@ def versions_to_keep(speculator: Speculator, in_use: Collection[int]) -> frozens
     """
     versions = speculator.versions
     serving = stable(versions)
-    previous = newest_proven(versions, other_than=serving.number if serving else NO_DRAFT)
+    previous = newest_proven(versions, other_than=number_of(serving))
     servable = [version.number for version in versions if not version.phase.is_condemned]
     history = servable[-speculator.desired.policy.revision_history_limit :]
     kept = {version.number for version in versions if version.is_retained or version.phase.is_waiting}

@@ -1,4 +1,4 @@
-"""The registry's domain: versions, the evaluation of each, and the desired state of a speculator.
+"""The registry's domain: versions and the desired state of a speculator.
 
 Pure data. A manifest is stored as it was published; only the facts that a decision needs are copied here. Times are
 integer milliseconds since 1970, so that they survive a round trip. Version 0 means no draft; versions of a speculator
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
 
+from updraft.registry.v1 import registry_pb2
 from updraft_registry.rollout.comparison import Evidence
 from updraft_rollouts.policy import DEFAULT, RolloutPolicy
 from updraft_rollouts.terms import Comparison, Phase, Source
@@ -18,31 +19,10 @@ NO_DRAFT = 0
 
 
 class Actor(StrEnum):
-    """Who caused a transition."""
-
     GATE = "gate"
     OPERATOR = "operator"
     FLEET = "fleet"
     REGISTRY = "registry"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluationSample:
-    """One held-out request: the verify steps that candidate and baseline need for the same tokens."""
-
-    trace_id: str
-    tokens: int
-    candidate_steps: int
-    baseline_steps: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """The trainer's offline comparison. `lookahead` is the maximum of drafted tokens per step; 0: unknown."""
-
-    baseline_version: int
-    samples: tuple[EvaluationSample, ...]
-    lookahead: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +48,7 @@ class Version:
     reason: str
     published_ms: int
     since_ms: int
-    evaluation: Evaluation | None = None
+    evaluation: registry_pb2.Evaluation | None = None
     proven_ms: int = 0
     """When it last won, always later than all earlier wins; 0: never. A pin does not count as a win."""
     is_retained: bool = False
@@ -196,6 +176,21 @@ def newest_proven(versions: tuple[Version, ...], *, other_than: int = NO_DRAFT) 
     """The version that won last and is not condemned. It takes over after a failure."""
     proven = (v for v in versions if v.proven_ms and not v.phase.is_condemned and v.number != other_than)
     return max(proven, key=lambda version: (version.proven_ms, version.number), default=None)
+
+
+def roles_of(speculator: Speculator) -> dict[str, int]:
+    """The version in each role; 0: none."""
+    serving = number_of(stable(speculator.versions))
+    return {
+        "stable": serving,
+        "candidate": number_of(in_canary(speculator.versions)),
+        "previous": number_of(newest_proven(speculator.versions, other_than=serving)),
+        "latest": speculator.latest,
+    }
+
+
+def number_of(version: Version | None) -> int:
+    return version.number if version else NO_DRAFT
 
 
 def name_of(number: int) -> str:

@@ -38,8 +38,8 @@ logger = logging.getLogger(__name__)
 _EXCLUSIVE_PHASES = (Phase.STABLE, Phase.CANARY)
 """Phases that only one version of a speculator can have."""
 
-Act = Callable[[Speculator, Version, str, int], tuple[Transition, ...]]
-"""Action of a person on a version, with a reason and a time."""
+Action = Callable[[Speculator, Version, str, int], tuple[Transition, ...]]
+"""What a person does to a version, `decision.promote` or `reject`, with a reason and a time."""
 
 CATALOGUE = "catalogue.sqlite3"
 """File name of the catalogue in the data folder."""
@@ -121,7 +121,7 @@ class Archive:
         self.catalogue.pin(name, number, reason, now_ms)
         self.write_stale_documents()
 
-    def pause(self, name: str, *, is_paused: bool, reason: str, now_ms: int) -> None:
+    def pause(self, name: str, reason: str, *, is_paused: bool, now_ms: int) -> None:
         """Pause or resume the rollout; NotFound for an unknown speculator."""
         self.require(name)
         self.catalogue.pause(name, is_paused=is_paused, reason=reason, now_ms=now_ms)
@@ -148,13 +148,13 @@ class Archive:
         if name not in names:
             raise NotFound(f"there is no speculator {name!r}; known speculators: {', '.join(names) or 'none yet'}")
 
-    def promote(self, name: str, number: int, reason: str, now_ms: int) -> tuple[Transition, ...]:
-        """Make a version stable now, whatever the gates decide; NotFound or Conflict if that is not allowed."""
-        return self._act(decision.promote, name, number, reason, now_ms)
-
-    def reject(self, name: str, number: int, reason: str, now_ms: int) -> tuple[Transition, ...]:
-        """Never serve a version again; NotFound if it does not exist."""
-        return self._act(decision.reject, name, number, reason, now_ms)
+    def act(self, action: Action, name: str, number: int, reason: str, now_ms: int) -> tuple[Transition, ...]:
+        """Promote or reject a version; NotFound if it does not exist, Conflict if that is not allowed."""
+        version, _ = self.catalogue.version(name, number)
+        speculator = self.catalogue.speculator(name)
+        transitions = action(speculator, version, reason, now_ms)
+        self.record(name, transitions, speculator.rollout)
+        return transitions
 
     def record(self, name: str, transitions: Sequence[Transition], running: Rollout | None) -> None:
         """Store transitions and the running canary atomically, then update the documents."""
@@ -178,13 +178,6 @@ class Archive:
         if not self._has_unreadable_documents and digest not in self.catalogue.kept_digests():
             with suppress(Unavailable):
                 self.store.delete(digest)
-
-    def _act(self, act: Act, name: str, number: int, reason: str, now_ms: int) -> tuple[Transition, ...]:
-        version, _ = self.catalogue.version(name, number)
-        speculator = self.catalogue.speculator(name)
-        transitions = act(speculator, version, reason, now_ms)
-        self.record(name, transitions, speculator.rollout)
-        return transitions
 
     def write_stale_documents(self) -> None:
         """Write the stale documents. One that cannot be written now stays stale."""
@@ -254,7 +247,7 @@ class Archive:
                 if number != SPECULATOR:
                     added += self._add_version(name, number, stored)
                 elif name not in known:
-                    self._add_desired_state(name)
+                    self.catalogue.restore(*read_speculator(self.store.read_document(name, SPECULATOR), name))
             except InvalidInput as error:
                 self._has_unreadable_documents = True
                 logger.warning("Document ignored", extra={"speculator": name, "version": number, "error": str(error)})
@@ -264,8 +257,7 @@ class Archive:
     def _add_version(self, name: str, number: int, stored: frozenset[str]) -> bool:
         if self.catalogue.has(name, number):
             return False
-        document = read_version(self.store.read_document(name, number), name, number)
-        version = document.version
+        version, manifest, history = read_version(self.store.read_document(name, number), name, number)
         same = self.catalogue.find(name, version.tensors_digest)
         if same is not None:
             raise InvalidInput(f"version {same.number} has the same content")
@@ -274,12 +266,8 @@ class Archive:
             version = replace(version, phase=Phase.SUPERSEDED, reason=f"a newer version was {version.phase}")
         # A version that might still serve gets a transition of its own if its weights are gone.
         is_kept = version.digest in stored or not (version.phase.is_condemned or version.phase is Phase.SUPERSEDED)
-        self.catalogue.add(replace(version, is_kept=is_kept), document.manifest, document.history)
+        self.catalogue.add(replace(version, is_kept=is_kept), manifest, history)
         return True
-
-    def _add_desired_state(self, name: str) -> None:
-        document = read_speculator(self.store.read_document(name, SPECULATOR), name)
-        self.catalogue.restore(document.desired, document.history)
 
     def _mark_lost(self, name: str, version: Version, now_ms: int) -> None:
         """Supersede a version whose weights disappeared from the store. It returns if they are published or restored."""

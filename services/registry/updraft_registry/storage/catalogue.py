@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from updraft.registry.v1 import registry_pb2
-from updraft_chassis.errors import Conflict, Corrupt, InvalidInput, NotFound
+from updraft_chassis.errors import Conflict, Corrupt, Exhausted, InvalidInput, NotFound
 from updraft_registry.messages import wire
 from updraft_registry.rollout.version import (
     NO_DRAFT,
@@ -63,7 +63,6 @@ class Catalogue:
             raise
 
     def close(self) -> None:
-        """Close the database."""
         self._db.close()
 
     def names(self) -> tuple[str, ...]:
@@ -104,7 +103,6 @@ class Catalogue:
         return None if row is None else _version(row)
 
     def has(self, name: str, number: int) -> bool:
-        """Whether a version exists."""
         return self._row("SELECT 1 FROM versions WHERE speculator = ? AND number = ?", name, number) is not None
 
     def version(self, name: str, number: int) -> tuple[Version, registry_pb2.Manifest]:
@@ -149,14 +147,12 @@ class Catalogue:
         return frozenset((row["speculator"], row["number"]) for row in rows)
 
     def mark_stale(self, documents: Collection[tuple[str, int]]) -> None:
-        """Note that documents have to be written."""
         if documents:
             with self._transaction():
                 for name, number in documents:
                     self._mark_stale(name, number)
 
     def mark_written(self, written: Sequence[tuple[str, int]]) -> None:
-        """Note that documents were written."""
         with self._transaction():
             self._db.executemany("DELETE FROM due WHERE speculator = ? AND number = ?", written)
 
@@ -182,21 +178,15 @@ class Catalogue:
 
     def restore(self, desired: registry_pb2.SpeculatorState, history: History) -> None:
         """Restore the desired state of a speculator, with its history."""
-        name, pinned = desired.speculator, desired.pinned if desired.HasField("pinned") else None
-        with self._transaction():
-            self._ensure_speculator(name)
-            self._db.execute(
-                "UPDATE speculators SET policy = ?, pinned = ?, pin_reason = ?, is_paused = ?, pause_reason = ? WHERE name = ?",
-                (
-                    desired.policy.SerializeToString(),
-                    pinned,
-                    desired.pin_reason,
-                    desired.paused,
-                    desired.pause_reason,
-                    name,
-                ),
-            )
-            self._add_history(name, history)
+        self._set(
+            desired.speculator,
+            history,
+            policy=desired.policy.SerializeToString(),
+            pinned=desired.pinned if desired.HasField("pinned") else None,
+            pin_reason=desired.pin_reason,
+            is_paused=desired.paused,
+            pause_reason=desired.pause_reason,
+        )
 
     def record(self, name: str, transitions: Sequence[Transition], rollout: Rollout | None) -> None:
         """Apply transitions in order and store the running canary, atomically."""
@@ -208,7 +198,7 @@ class Catalogue:
                     "WHERE speculator = :name AND number = :number",
                     {"name": name} | asdict(transition),
                 )
-                self._add_transition(name, transition)
+                self._add_history(name, {0: transition})
             self._db.execute("DELETE FROM rollouts WHERE speculator = ?", (name,))
             if rollout is not None:
                 self._db.execute("INSERT INTO rollouts VALUES (?, ?)", (name, rollout.to_json()))
@@ -216,30 +206,16 @@ class Catalogue:
     def pin(self, name: str, number: int | None, reason: str, now_ms: int) -> None:
         """Pin a version (0: no draft), or unpin with None."""
         what = "unpinned" if number is None else f"pinned to {name_of(number)}"
-        with self._transaction():
-            holding = "" if number is None else reason
-            self._db.execute(
-                "UPDATE speculators SET pinned = ?, pin_reason = ? WHERE name = ?", (number, holding, name)
-            )
-            self._add_transition(name, _event(with_reason(what, reason), now_ms, number=number or NO_DRAFT))
-            self._mark_stale(name, NO_DRAFT)
+        event = _event(with_reason(what, reason), now_ms, number=number or NO_DRAFT)
+        self._set(name, {0: event}, pinned=number, pin_reason="" if number is None else reason)
 
     def pause(self, name: str, *, is_paused: bool, reason: str, now_ms: int) -> None:
-        """Pause or resume the rollout."""
-        what = "paused" if is_paused else "resumed"
-        with self._transaction():
-            self._db.execute(
-                "UPDATE speculators SET is_paused = ?, pause_reason = ? WHERE name = ?",
-                (is_paused, reason if is_paused else "", name),
-            )
-            self._add_transition(name, _event(with_reason(what, reason), now_ms))
+        event = _event(with_reason("paused" if is_paused else "resumed", reason), now_ms)
+        self._set(name, {0: event}, is_paused=is_paused, pause_reason=reason if is_paused else "")
 
     def set_policy(self, name: str, policy: registry_pb2.RolloutPolicy, now_ms: int) -> None:
         """Set the policy of a speculator, which may be new."""
-        with self._transaction():
-            self._ensure_speculator(name)
-            self._db.execute("UPDATE speculators SET policy = ? WHERE name = ?", (policy.SerializeToString(), name))
-            self._add_transition(name, _event("the policy was set", now_ms))
+        self._set(name, {0: _event("the policy was set", now_ms)}, policy=policy.SerializeToString())
 
     def retain(self, name: str, number: int, *, is_retained: bool, now_ms: int) -> None:
         """Exempt the weights of a version from retention, or no longer."""
@@ -248,7 +224,7 @@ class Catalogue:
             self._db.execute(
                 "UPDATE versions SET is_retained = ? WHERE speculator = ? AND number = ?", (is_retained, name, number)
             )
-            self._add_transition(name, _event(what, now_ms, number=number))
+            self._add_history(name, {0: _event(what, now_ms, number=number)})
 
     def keep(self, name: str, number: int, *, is_kept: bool) -> None:
         """Note whether the weights of a version are in the store."""
@@ -270,11 +246,20 @@ class Catalogue:
         for number, migration in enumerate(MIGRATIONS[schema:], start=schema + 1):
             self._db.executescript(f"BEGIN; {migration} PRAGMA user_version = {number}; COMMIT;")
 
+    def _set(self, name: str, history: History, **columns: object) -> None:
+        """Change the desired state of a speculator, which may be new."""
+        assignments = ", ".join(f"{column} = ?" for column in columns)
+        with self._transaction():
+            self._ensure_speculator(name)
+            self._db.execute(
+                f"UPDATE speculators SET {assignments} WHERE name = ?",  # noqa: S608 - columns are named in this file
+                (*columns.values(), name),
+            )
+            self._add_history(name, history)
+            self._mark_stale(name, NO_DRAFT)
+
     def _ensure_speculator(self, name: str) -> None:
         self._db.execute("INSERT OR IGNORE INTO speculators (name) VALUES (?)", (name,))
-
-    def _add_transition(self, name: str, transition: Transition) -> None:
-        self._add_history(name, {0: transition})
 
     def _add_history(self, name: str, history: History) -> None:
         """Add transitions, with their former number if it is free, and mark their documents as stale."""
@@ -338,7 +323,7 @@ class Catalogue:
             yield
         except sqlite3.OperationalError as error:
             if error.sqlite_errorname in _DISK_FULL:
-                raise disk_full(self._path) from error
+                raise Exhausted(disk_full(self._path)) from error
             raise
         except sqlite3.DatabaseError as error:
             if error.sqlite_errorname in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):

@@ -6,7 +6,7 @@ evidence of a canary) are left out.
 """
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from google.protobuf import json_format
@@ -26,26 +26,10 @@ MAX_EVENTS = 1000
 """Maximum of events in a document, which is rewritten for each event."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VersionDocument:
-    """Content of a version's document."""
-
-    version: Version
-    manifest: registry_pb2.Manifest
-    history: History
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpeculatorDocument:
-    """Content of a speculator's document: pin, pause, policy and reasons."""
-
-    desired: registry_pb2.SpeculatorState
-    history: History
-
-
 def version_document(version: Version, manifest: registry_pb2.Manifest, history: History) -> bytes:
-    """The document of a version."""
-    return _write(wire.version_to_proto(version, manifest), history, proven_ms=version.proven_ms)
+    message = wire.version_to_proto(version, manifest)
+    message.ClearField("pruned")
+    return _write(message, history, proven_ms=version.proven_ms)
 
 
 def speculator_document(
@@ -63,7 +47,7 @@ def speculator_document(
     return _write(message, history)
 
 
-def read_version(content: bytes, name: str, number: int) -> VersionDocument:
+def read_version(content: bytes, name: str, number: int) -> tuple[Version, registry_pb2.Manifest, History]:
     """Parse the document of a version; InvalidInput if it is damaged or misplaced."""
     message = registry_pb2.Version()
     history, facts = _read(content, message, number)
@@ -74,16 +58,16 @@ def read_version(content: bytes, name: str, number: int) -> VersionDocument:
     # Documents of the first release lack it. A stable version counts as a winner then.
     stable_since_ms = version.since_ms if version.phase is Phase.STABLE else 0
     version = replace(version, proven_ms=facts.get("proven_ms", stable_since_ms))
-    return VersionDocument(version=version, manifest=message.manifest, history=history)
+    return version, message.manifest, history
 
 
-def read_speculator(content: bytes, name: str) -> SpeculatorDocument:
-    """Parse the document of a speculator; InvalidInput if it is damaged or misplaced."""
+def read_speculator(content: bytes, name: str) -> tuple[registry_pb2.SpeculatorState, History]:
+    """Parse the document of a speculator: pin, pause, policy and reasons. InvalidInput if it is damaged or misplaced."""
     desired = registry_pb2.SpeculatorState()
     history, _ = _read(content, desired, SPECULATOR)
     if desired.speculator != admission.check_name(name):
         raise InvalidInput(f"it belongs to {desired.speculator!r}")
-    return SpeculatorDocument(desired=desired, history=history)
+    return desired, history
 
 
 def _write(message: Message, history: History, **facts: int) -> bytes:

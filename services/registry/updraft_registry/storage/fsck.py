@@ -5,7 +5,6 @@ wrong documents, and then does what every start does (`Archive.recover`). Lost w
 superseded until it is published again, or the file is put back and repaired again.
 """
 
-import hashlib
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -16,7 +15,7 @@ from pathlib import Path
 from google.protobuf.message import DecodeError
 
 from updraft.registry.v1 import registry_pb2
-from updraft_artifacts.digests import tensors_digest
+from updraft_artifacts.digests import digest_of, tensors_digest
 from updraft_chassis.errors import Conflict, Corrupt, InvalidInput, NotFound
 from updraft_registry.rollout.version import Version
 from updraft_registry.storage.archive import Archive
@@ -25,7 +24,6 @@ from updraft_registry.storage.documents import SPECULATOR, read_speculator, read
 from updraft_registry.storage.schema import SCHEMA
 from updraft_registry.storage.stores.port import Store
 
-_BLOCK_BYTES = 4 * 1024 * 1024
 _PAGE = 100
 
 Progress = Callable[[int, int], None]
@@ -47,8 +45,6 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One finding of a check."""
-
     kind: Kind
     subject: str
     """A blob's digest, "<speculator>/<number>" of a version or its document, or a file."""
@@ -97,61 +93,54 @@ def check_rows(catalogue: Catalogue, path: Path) -> list[Finding]:
     return []
 
 
-class Check:
-    """Checks of a store and its catalogue. Nothing is changed."""
+def check_archive(archive: Archive, uploads: Sequence[Path], flipped: Sequence[Finding]) -> list[Finding]:
+    """All findings in store and catalogue; `flipped` are the corrupt blobs. Nothing is changed."""
+    sound = archive.store.digests() - {finding.subject for finding in flipped}
+    left = [path for folder in uploads if folder.is_dir() for path in sorted(folder.iterdir())]
+    leftovers = [Finding(kind=Kind.LEFTOVER, subject=str(path), why="an upload ended early") for path in left]
+    return [*flipped, *_check_weights(archive.catalogue, sound), *_check_documents(archive), *leftovers]
 
-    def __init__(self, store: Store, archive: Archive, uploads: Sequence[Path]) -> None:
-        self._store = store
-        self._archive = archive
-        self._uploads = uploads
 
-    def findings(self, flipped: Iterable[Finding]) -> list[Finding]:
-        """All findings; `flipped` are the corrupt blobs."""
-        bad = list(flipped)
-        sound = self._store.digests() - {finding.subject for finding in bad}
-        found = [*bad, *self._weights(sound), *self._documents()]
-        left = [path for uploads in self._uploads if uploads.is_dir() for path in sorted(uploads.iterdir())]
-        return found + [Finding(kind=Kind.LEFTOVER, subject=str(path), why="an upload ended early") for path in left]
+def _check_weights(catalogue: Catalogue, stored: frozenset[str]) -> Iterator[Finding]:
+    needed = set()
+    for version, manifest in versions(catalogue):
+        subject = f"{manifest.speculator}/{version.number}"
+        if version.is_kept:
+            needed.add(version.digest)
+        if version.is_kept and version.digest not in stored:
+            yield Finding(kind=Kind.LOST, subject=subject, why=f"blob {version.digest} is gone")
+        elif not version.is_kept and not version.phase.is_condemned and version.digest in stored:
+            needed.add(version.digest)
+            yield Finding(kind=Kind.RETURNED, subject=subject, why=f"blob {version.digest} is there again")
+    for digest in sorted(stored - needed):
+        yield Finding(kind=Kind.STRAY, subject=digest, why="no version needs it; the registry will delete it")
 
-    def _weights(self, stored: frozenset[str]) -> Iterator[Finding]:
-        needed = set()
-        for version, manifest in versions(self._archive.catalogue):
-            subject = f"{manifest.speculator}/{version.number}"
-            if version.is_kept:
-                needed.add(version.digest)
-            if version.is_kept and version.digest not in stored:
-                yield Finding(kind=Kind.LOST, subject=subject, why=f"blob {version.digest} is gone")
-            elif _may_return(version) and version.digest in stored:
-                needed.add(version.digest)
-                yield Finding(kind=Kind.RETURNED, subject=subject, why=f"blob {version.digest} is there again")
-        for digest in sorted(stored - needed):
-            yield Finding(kind=Kind.STRAY, subject=digest, why="no version needs it; the registry will delete it")
 
-    def _documents(self) -> Iterator[Finding]:
-        catalogue = self._archive.catalogue
-        expected, found = catalogue.documents(), set(self._store.documents())
-        for name, number in sorted(expected | found):
-            subject = f"{name}/{number}"
-            content = self._store.read_document(name, number)
-            if (name, number) not in expected:
-                yield from self._without_row(name, number, content)
-            elif not content:
-                yield Finding(kind=Kind.DOCUMENT, subject=subject, why="it is missing")
-            elif content != self._archive.document(name, number):
-                yield Finding(kind=Kind.DOCUMENT, subject=subject, why="it differs from its row")
-
-    def _without_row(self, name: str, number: int, content: bytes) -> Iterator[Finding]:
+def _check_documents(archive: Archive) -> Iterator[Finding]:
+    expected = archive.catalogue.documents()
+    for name, number in sorted(expected.union(archive.store.documents())):
         subject = f"{name}/{number}"
-        try:
-            if number != SPECULATOR:
-                read_version(content, name, number)
-                yield Finding(kind=Kind.ROW, subject=subject, why="its document has no row")
-            else:
-                read_speculator(content, name)
-                if name not in self._archive.catalogue.names():
-                    yield Finding(kind=Kind.ROW, subject=subject, why="its document has no row")
-        except InvalidInput as error:
-            yield Finding(kind=Kind.DOCUMENT, subject=subject, why=f"it has no row and cannot be read: {error}")
+        content = archive.store.read_document(name, number)
+        if (name, number) not in expected:
+            yield from _check_without_row(archive.catalogue, name, number, content)
+        elif not content:
+            yield Finding(kind=Kind.DOCUMENT, subject=subject, why="it is missing")
+        elif content != archive.document(name, number):
+            yield Finding(kind=Kind.DOCUMENT, subject=subject, why="it differs from its row")
+
+
+def _check_without_row(catalogue: Catalogue, name: str, number: int, content: bytes) -> Iterator[Finding]:
+    subject = f"{name}/{number}"
+    try:
+        if number == SPECULATOR:
+            read_speculator(content, name)
+        else:
+            read_version(content, name, number)
+    except InvalidInput as error:
+        yield Finding(kind=Kind.DOCUMENT, subject=subject, why=f"it has no row and cannot be read: {error}")
+    else:
+        if number != SPECULATOR or name not in catalogue.names():
+            yield Finding(kind=Kind.ROW, subject=subject, why="its document has no row")
 
 
 def find_flipped(store: Store, catalogue: Catalogue, progress: Progress) -> Iterator[Finding]:
@@ -168,13 +157,12 @@ def find_flipped(store: Store, catalogue: Catalogue, progress: Progress) -> Iter
     progress(total, total)
 
 
-def repair(findings: Iterable[Finding], store: Store, archive: Archive, now_ms: int) -> None:
-    """Repair what can be repaired. Check again for the rest."""
+def repair(findings: Iterable[Finding], archive: Archive, now_ms: int) -> None:
     documents = []
     for finding in findings:
         name, _, number = finding.subject.rpartition("/")
         if finding.kind is Kind.FLIPPED:
-            store.delete(finding.subject)
+            archive.store.delete(finding.subject)
         elif finding.kind is Kind.DOCUMENT:
             documents.append((name, int(number)))
         elif finding.kind is Kind.RETURNED:
@@ -192,17 +180,11 @@ def versions(catalogue: Catalogue) -> Iterator[tuple[Version, registry_pb2.Manif
         after = (manifest.speculator, version.number)
 
 
-def _may_return(version: Version) -> bool:
-    return not version.is_kept and not version.phase.is_condemned
-
-
 def _fault(store: Store, digest: str) -> str:
     """Why a blob is corrupt; empty if it is not."""
-    sha256 = hashlib.sha256()
     try:
         with store.open(digest) as file:
-            while block := file.read(_BLOCK_BYTES):
-                sha256.update(block)
+            actual = digest_of(file)
     except (OSError, Corrupt, NotFound) as error:
         return str(error)
-    return "" if f"sha256:{sha256.hexdigest()}" == digest else f"it hashes to sha256:{sha256.hexdigest()}"
+    return "" if actual == digest else f"it hashes to {actual}"

@@ -24,9 +24,9 @@ from updraft_registry.settings import RegistrySettings
 from updraft_registry.storage.archive import CATALOGUE, Archive, locked
 from updraft_registry.storage.catalogue import Catalogue
 from updraft_registry.storage.fsck import (
-    Check,
     Finding,
     Progress,
+    check_archive,
     check_catalogue,
     check_rows,
     find_flipped,
@@ -54,7 +54,6 @@ class CheckResult:
 
     @property
     def is_sound(self) -> bool:
-        """No damage is left."""
         return not any(finding.is_damage for finding in self.left)
 
 
@@ -69,7 +68,6 @@ class Folder:
 
     @property
     def catalogue(self) -> Path:
-        """Where the catalogue is, or will be."""
         return self.path / CATALOGUE
 
     @contextmanager
@@ -78,9 +76,8 @@ class Folder:
         with closing(Catalogue(path or self.catalogue, defaults=self.config.policy)) as catalogue:
             yield Archive(self.store, catalogue, max_draft_bytes=self.config.max_draft_bytes)
 
-    def check(self, archive: Archive) -> Check:
-        """A check of this folder."""
-        return Check(self.store, archive, [self.path / "uploads", self.path / "bucket" / "uploads"])
+    def check(self, archive: Archive, flipped: Sequence[Finding] = ()) -> list[Finding]:
+        return check_archive(archive, [self.path / "uploads", self.path / "bucket" / "uploads"], flipped)
 
     @contextmanager
     def originals(self) -> Iterator[Store]:
@@ -92,7 +89,6 @@ class Folder:
             yield store_of(self.config.model_copy(update={"store_cache_bytes": 0}))(Path(scratch))
 
     def now_ms(self) -> int:
-        """Milliseconds since 1970."""
         return int(self.clock.now() * 1000)
 
 
@@ -115,15 +111,13 @@ def fsck(folder: Folder, *, is_repairing: bool, is_hashing: bool, progress: Prog
     if damage:
         set_aside = rebuild(folder)
     with folder.archive() as archive:
-        check = folder.check(archive)
         with folder.originals() as store:
             flipped = list(find_flipped(store, archive.catalogue, progress)) if is_hashing else []
-        found = check.findings(flipped)
-        left = found
+        found = left = folder.check(archive, flipped)
         if is_repairing:
-            repair(found, folder.store, archive, folder.now_ms())
+            repair(found, archive, folder.now_ms())
             stored = folder.store.digests()
-            left = check.findings(finding for finding in flipped if finding.subject in stored)
+            left = folder.check(archive, [finding for finding in flipped if finding.subject in stored])
         num_versions = sum(1 for _ in versions(archive.catalogue))
     return CheckResult(found=(*damage, *found), left=tuple(left), versions=num_versions, set_aside=set_aside)
 
@@ -169,7 +163,16 @@ def main(arguments: Sequence[str]) -> int:
     config = settings.load(RegistrySettings, environ)
     try:
         with open_folder(config, SystemClock()) as folder:
-            return int(parsed.run(folder, parsed))
+            if parsed.command == "rebuild":
+                result = _check_rebuilt(folder, rebuild(folder))
+            else:
+                progress = _progress(folder.clock)
+                result = fsck(folder, is_repairing=parsed.repair, is_hashing=not parsed.no_hash, progress=progress)
+            if parsed.output == "json":
+                sys.stdout.write(json.dumps(_report(folder, result), indent=1) + "\n")
+            else:
+                sys.stdout.writelines(f"{sentence}\n" for sentence in _sentences(result, is_repairing=parsed.repair))
+            return SOUND if result.is_sound else DAMAGED
     except UpdraftError as error:
         sys.stderr.write(f"updraft-registry {parsed.command}: {error}\n")
         return FAILED
@@ -186,31 +189,16 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("fsck", parents=[shared], help="check the data folder of a stopped registry")
     check.add_argument("--repair", action="store_true", help="repair what can be repaired")
     check.add_argument("--no-hash", action="store_true", help="do not read the weights (they may be many gigabytes)")
-    check.set_defaults(run=_fsck)
     rebuilding = commands.add_parser("rebuild", parents=[shared], help="rebuild the catalogue from the documents")
-    rebuilding.set_defaults(run=_rebuild)
+    rebuilding.set_defaults(repair=True)
     return parser
 
 
-def _fsck(folder: Folder, parsed: argparse.Namespace) -> int:
-    progress = _progress(folder.clock)
-    outcome = fsck(folder, is_repairing=parsed.repair, is_hashing=not parsed.no_hash, progress=progress)
-    _tell(folder, parsed.output, _report(outcome), _sentences(outcome, is_repairing=parsed.repair))
-    return SOUND if outcome.is_sound else DAMAGED
-
-
-def _rebuild(folder: Folder, parsed: argparse.Namespace) -> int:
-    set_aside = rebuild(folder)
+def _check_rebuilt(folder: Folder, set_aside: str) -> CheckResult:
     with folder.archive() as archive:
-        left = [finding for finding in folder.check(archive).findings(()) if finding.is_damage]
-        outcome = CheckResult(
-            found=tuple(left),
-            left=tuple(left),
-            versions=sum(1 for _ in versions(archive.catalogue)),
-            set_aside=set_aside,
-        )
-    _tell(folder, parsed.output, _report(outcome), _sentences(outcome, is_repairing=True))
-    return SOUND if outcome.is_sound else DAMAGED
+        left = tuple(finding for finding in folder.check(archive) if finding.is_damage)
+        num_versions = sum(1 for _ in versions(archive.catalogue))
+    return CheckResult(found=left, left=left, versions=num_versions, set_aside=set_aside)
 
 
 def _unreadable(folder: Folder, *, may_migrate: bool) -> list[Finding]:
@@ -221,26 +209,27 @@ def _unreadable(folder: Folder, *, may_migrate: bool) -> list[Finding]:
         return check_rows(archive.catalogue, folder.catalogue)
 
 
-def _report(outcome: CheckResult) -> Mapping[str, object]:
+def _report(folder: Folder, result: CheckResult) -> Mapping[str, object]:
     return {
-        "is_sound": outcome.is_sound,
-        "versions": outcome.versions,
-        "set_aside": outcome.set_aside,
+        "folder": str(folder.path),
+        "is_sound": result.is_sound,
+        "versions": result.versions,
+        "set_aside": result.set_aside,
         "findings": [
-            asdict(finding) | {"is_damage": finding.is_damage, "is_mended": finding not in outcome.left}
-            for finding in outcome.found
+            asdict(finding) | {"is_damage": finding.is_damage, "is_mended": finding not in result.left}
+            for finding in result.found
         ],
     }
 
 
-def _sentences(outcome: CheckResult, *, is_repairing: bool) -> Iterator[str]:
-    for finding in outcome.found:
-        mark = "note" if not finding.is_damage else "left" if finding in outcome.left else "repaired"
+def _sentences(result: CheckResult, *, is_repairing: bool) -> Iterator[str]:
+    for finding in result.found:
+        mark = "note" if not finding.is_damage else "left" if finding in result.left else "repaired"
         yield f"{mark:8} {finding.kind:16} {finding.subject}: {finding.why}"
-    if outcome.set_aside:
-        yield f"The old catalogue is {outcome.set_aside}"
-    known = "1 version" if outcome.versions == 1 else f"{outcome.versions} versions"
-    if outcome.is_sound:
+    if result.set_aside:
+        yield f"The old catalogue is {result.set_aside}"
+    known = "1 version" if result.versions == 1 else f"{result.versions} versions"
+    if result.is_sound:
         yield f"{known}; no damage"
     elif is_repairing:
         yield f"{known}; the rest cannot be repaired automatically: see docs/operations.md"
@@ -248,25 +237,18 @@ def _sentences(outcome: CheckResult, *, is_repairing: bool) -> Iterator[str]:
         yield f"{known}; run `updraft registry fsck --repair` to repair"
 
 
-def _tell(folder: Folder, output: str, report: Mapping[str, object], sentences: Iterator[str]) -> None:
-    if output == "json":
-        sys.stdout.write(json.dumps({"folder": str(folder.path), **report}, indent=1) + "\n")
-    else:
-        sys.stdout.write("".join(f"{sentence}\n" for sentence in sentences))
-
-
 def _progress(clock: Clock) -> Progress:
     """Show progress on a terminal, in one line that disappears at the end."""
-    told_s = clock.monotonic()
+    shown_s = clock.monotonic()
 
     def progress(done: int, total: int) -> None:
-        nonlocal told_s
+        nonlocal shown_s
         if not sys.stderr.isatty():
             return
         if done == total:
             sys.stderr.write("\r\x1b[K")
-        elif clock.monotonic() - told_s >= _PROGRESS_S:
-            told_s = clock.monotonic()
+        elif clock.monotonic() - shown_s >= _PROGRESS_S:
+            shown_s = clock.monotonic()
             sys.stderr.write(f"\rhashed {done / 1e9:.1f} of {total / 1e9:.1f} GB ")
             sys.stderr.flush()
 

@@ -17,7 +17,7 @@ from updraft_trainer.metrics import Metrics as TrainerMetrics
 
 def test_serving_is_read_from_the_metrics_that_inference_really_has() -> None:
     registry = CollectorRegistry()
-    metrics = InferenceMetrics.on(registry)
+    metrics = InferenceMetrics(registry)
     metrics.output_tokens.inc(12)
     metrics.draft_version.set(3)
     metrics.swaps.labels(outcome="swapped").inc(2)
@@ -46,7 +46,7 @@ def test_serving_is_read_from_the_metrics_that_inference_really_has() -> None:
 )
 def test_status_shows_which_kernels_the_engine_uses(variant: str, line: str | None) -> None:
     registry = CollectorRegistry()
-    InferenceMetrics.on(registry).observe_kernels(variant)
+    InferenceMetrics(registry).observe_kernels(variant)
     local = LocalProcesses(processes=(), serving=serving(parse(generate_latest(registry).decode())), training=None)
     console = Console(width=200)
     with console.capture() as capture:
@@ -73,7 +73,7 @@ def test_training_is_read_from_the_metrics_that_the_trainer_really_has() -> None
 
 def test_metrics_of_a_process_that_did_nothing_yet_are_zeros() -> None:
     registry = CollectorRegistry()
-    InferenceMetrics.on(registry)
+    InferenceMetrics(registry)
     found = serving(parse(generate_latest(registry).decode()))
     assert (found.output_tokens, found.acceptance_length, found.capture_dropped) == (0, {}, {})
 

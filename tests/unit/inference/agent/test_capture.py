@@ -52,7 +52,7 @@ def stream() -> FakeStream:
 
 @pytest.fixture
 def metrics() -> Metrics:
-    return Metrics.on(CollectorRegistry())
+    return Metrics(CollectorRegistry())
 
 
 @pytest.fixture

@@ -125,7 +125,7 @@ class TestRequests:
         assert (tally.verify_steps, tally.tokens, tally.proposed, tally.accepted) == (6, 9, (6, 6, 6), (3,))
         assert (tally.requests, tally.requests_served) == (1, 1)
         registry = CollectorRegistry()
-        Metrics.on(registry).observe(finished)
+        Metrics(registry).observe(finished)
         assert registry.get_sample_value("updraft_inference_uncaptured_steps_total") == 6
         of_drafter = {"drafter": "eagle3"}
         assert registry.get_sample_value("updraft_inference_verify_steps_total", of_drafter) == 6

@@ -26,7 +26,7 @@ class World:
     def __init__(self, *namespaces: str) -> None:
         self.cluster, self.store, self.added = MemoryCluster(), Store(), list[Key]()
         self.counted = CollectorRegistry()
-        self.resync = Resync(self.store, self.cluster, LoopClock(), Metrics.on(self.counted), namespaces)
+        self.resync = Resync(self.store, self.cluster, LoopClock(), Metrics(self.counted), namespaces)
         self.is_watching = True
         self.cluster.watchers.append(self._watch)
 
@@ -109,7 +109,7 @@ def test_what_was_missed_and_cannot_be_read_is_no_listing() -> None:
     async def main() -> None:
         cluster = Halfway()
         cluster.set(_config_map())
-        resync = Resync(Store(), cluster, LoopClock(), Metrics.on(CollectorRegistry()), ())
+        resync = Resync(Store(), cluster, LoopClock(), Metrics(CollectorRegistry()), ())
         with pytest.raises(Unavailable, match="a watch missed a change of ConfigMap team/qwen-serving"):
             await resync.run_once(lambda _: None)
         assert resync.synced_s is None
@@ -286,7 +286,7 @@ def test_a_listing_that_fails_is_none() -> None:
             raise Unavailable(f"{kind} of {namespace} cannot be listed")
 
     async def main() -> None:
-        resync = Resync(Store(), Away(), LoopClock(), Metrics.on(CollectorRegistry()), ())
+        resync = Resync(Store(), Away(), LoopClock(), Metrics(CollectorRegistry()), ())
         with pytest.raises(Unavailable):
             await resync.run_once(lambda _: None)
         assert resync.synced_s is None

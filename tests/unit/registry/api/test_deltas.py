@@ -26,7 +26,7 @@ def collectors() -> CollectorRegistry:
 
 @pytest.fixture
 def metrics(collectors: CollectorRegistry) -> Metrics:
-    return Metrics.on(collectors)
+    return Metrics(collectors)
 
 
 @pytest.fixture

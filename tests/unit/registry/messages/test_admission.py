@@ -14,7 +14,7 @@ from updraft_registry.messages.admission import (
     check_lineage,
     check_manifest,
     check_name,
-    foreign,
+    difference_from,
 )
 from updraft_registry.rollout.version import DesiredState, Lineage, Speculator
 
@@ -92,10 +92,10 @@ def test_the_first_draft_may_be_for_any_target() -> None:
 
 
 def test_a_pod_of_another_target_is_foreign_and_one_that_has_no_draft_yet_is_not() -> None:
-    assert foreign(LINEAGE, target=TARGET, draft_vocabulary="") == ""
-    assert foreign(LINEAGE, target=TARGET, draft_vocabulary=VOCABULARY) == ""
-    assert f"its target is {OTHER_TARGET}" in foreign(LINEAGE, target=OTHER_TARGET, draft_vocabulary="")
-    assert "its draft vocabulary is" in foreign(LINEAGE, target=TARGET, draft_vocabulary=OTHER_TARGET)
+    assert difference_from(LINEAGE, TARGET, "") is None
+    assert difference_from(LINEAGE, TARGET, VOCABULARY) is None
+    assert difference_from(LINEAGE, OTHER_TARGET, "") == ("target", OTHER_TARGET, TARGET)
+    assert difference_from(LINEAGE, TARGET, OTHER_TARGET) == ("draft vocabulary", OTHER_TARGET, VOCABULARY)
 
 
 @pytest.mark.parametrize(

@@ -73,8 +73,8 @@ DEFAULTS = RolloutPolicy(
 def test_a_version_whose_weights_are_gone_says_so() -> None:
     manifest = draft().manifest()
     kept = wire.pending(manifest, 3, NOW_MS)
-    assert not wire.told_to_proto(kept, manifest).pruned
-    assert wire.told_to_proto(replace(kept, is_kept=False), manifest).pruned
+    assert not wire.version_to_proto(kept, manifest).pruned
+    assert wire.version_to_proto(replace(kept, is_kept=False), manifest).pruned
 
 
 def test_a_policy_left_open_is_the_registrys_own() -> None:

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 from tests.support.versions import evaluation
 
+from updraft.registry.v1.registry_pb2 import Evaluation, EvaluationSample
 from updraft_registry.rollout.gate import Verdict
 from updraft_registry.rollout.gate.offline import judge
-from updraft_registry.rollout.version import Evaluation, EvaluationSample
 from updraft_rollouts.policy import OfflineGate
 
 POLICY = OfflineGate(min_samples=8, min_gain_percent=1.0, confidence=0.8)
@@ -29,9 +29,9 @@ def test_a_candidate_is_judged_by_its_acceptance_length(candidate: float, verdic
 
 
 def test_a_gain_that_only_one_request_shows_is_held() -> None:
-    same = evaluation(2.0, against=4)
-    lucky = replace(same.samples[0], candidate_steps=10)
-    judgement = judge(replace(same, samples=(lucky, *same.samples[1:])), serving=4, policy=POLICY)
+    one_lucky = evaluation(2.0, against=4)
+    one_lucky.samples[0].candidate_steps = 10
+    judgement = judge(one_lucky, serving=4, policy=POLICY)
     assert judgement.verdict is Verdict.HOLD
     assert "not enough evidence for the required gain of 1 %" in judgement.reason
 
@@ -112,8 +112,8 @@ def sample(**values: int | str) -> EvaluationSample:
 def test_an_evaluation_that_cannot_be_true_is_held_with_the_reason(
     samples: list[EvaluationSample], baseline: int, lookahead: int, problem: str
 ) -> None:
-    told = Evaluation(baseline_version=baseline, samples=tuple(samples), lookahead=lookahead)
-    judgement = judge(told, serving=baseline, policy=POLICY)
+    evaluation = Evaluation(baseline_version=baseline, samples=samples, lookahead=lookahead)
+    judgement = judge(evaluation, serving=baseline, policy=POLICY)
     assert judgement.verdict is Verdict.HOLD
     assert judgement.reason.startswith("its evaluation is malformed: ")
     assert problem in judgement.reason

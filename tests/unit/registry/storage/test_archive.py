@@ -106,7 +106,7 @@ def test_a_rebuilt_catalogue_remembers_pins_pauses_policies_and_every_reason(ope
         opened.settle()
     opened.pin(2, "the third is slow")
     opened.archive.retain("default", 3, is_retained=True, now_ms=NOW_MS)
-    opened.archive.pause("default", is_paused=True, reason="lunch", now_ms=NOW_MS)
+    opened.archive.pause("default", "lunch", is_paused=True, now_ms=NOW_MS)
     opened.publish(draft(4), speculator="other")
     speculator, history = opened.archive.catalogue.speculator("default"), opened.history()
     assert [event.reason for event in history.values()][:2] == ["paused: lunch", "retained: its weights are kept"]
@@ -125,7 +125,7 @@ def test_a_rebuild_with_other_defaults_keeps_the_wishes_beside_a_policy_that_no_
     opened.archive.set_policy("default", policy, NOW_MS)
     opened.publish(draft(1))
     opened.pin(1, "it is good")
-    opened.archive.pause("default", is_paused=True, reason="lunch", now_ms=NOW_MS)
+    opened.archive.pause("default", "lunch", is_paused=True, now_ms=NOW_MS)
     opened.close()
     opened.lose_catalogue()
     shorter = replace(POLICY, progress_deadline_seconds=step.hold_seconds - 1)
@@ -354,7 +354,7 @@ def test_an_unknown_speculator_cannot_be_pinned_or_paused(opened: Opened) -> Non
     with pytest.raises(NotFound, match="there is no speculator 'default'; known speculators: none yet"):
         opened.archive.pin("default", 0, "", NOW_MS)
     with pytest.raises(NotFound, match="there is no speculator"):
-        opened.archive.pause("default", is_paused=True, reason="", now_ms=NOW_MS)
+        opened.archive.pause("default", "", is_paused=True, now_ms=NOW_MS)
 
 
 def test_one_folder_is_one_registrys(opened: Opened) -> None:

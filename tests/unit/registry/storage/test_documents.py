@@ -36,20 +36,20 @@ JSON = st.recursive(
 
 
 def test_a_version_is_read_back_with_its_history() -> None:
-    document = read_version(json.dumps(DOCUMENT).encode(), "default", 1)
-    assert (document.version, document.manifest, document.history) == (VERSION, MANIFEST, {7: published(VERSION)})
+    read = read_version(json.dumps(DOCUMENT).encode(), "default", 1)
+    assert read == (VERSION, MANIFEST, {7: published(VERSION)})
 
 
-def test_wishes_are_read_back() -> None:
+def test_the_desired_state_is_read_back() -> None:
     desired = DesiredState(pinned=0, pin_reason="slow", is_paused=True, pause_reason="lunch")
     policy = registry_pb2.RolloutPolicy(revision_history_limit=3, auto_rollback=False)
-    document = read_speculator(speculator_document("default", desired, policy, {}), "default")
-    assert document.desired.HasField("pinned")
-    assert (document.desired.pinned, document.desired.pin_reason) == (0, "slow")
-    assert (document.desired.paused, document.desired.pause_reason) == (True, "lunch")
-    assert document.desired.policy == policy
-    free = read_speculator(speculator_document("default", DesiredState(), policy, {}), "default")
-    assert not free.desired.HasField("pinned")
+    read, _ = read_speculator(speculator_document("default", desired, policy, {}), "default")
+    assert read.HasField("pinned")
+    assert (read.pinned, read.pin_reason) == (0, "slow")
+    assert (read.paused, read.pause_reason) == (True, "lunch")
+    assert read.policy == policy
+    unpinned, _ = read_speculator(speculator_document("default", DesiredState(), policy, {}), "default")
+    assert not unpinned.HasField("pinned")
 
 
 @pytest.mark.parametrize(
@@ -85,10 +85,10 @@ def test_whatever_is_in_a_document_it_is_refused_or_makes_a_row(
     holder[field] = value
     path: Path = tmp_path_factory.mktemp("catalogue") / "catalogue.sqlite3"
     with suppress(InvalidInput):
-        document = read_version(json.dumps(content).encode(), "default", 1)
+        version, manifest, history = read_version(json.dumps(content).encode(), "default", 1)
         with closing(Catalogue(path, defaults=POLICY)) as catalogue:
-            catalogue.add(document.version, document.manifest, document.history)
-            assert catalogue.speculator("default").versions == (document.version,)
+            catalogue.add(version, manifest, history)
+            assert catalogue.speculator("default").versions == (version,)
 
 
 @given(st.binary(max_size=200))

@@ -6,8 +6,9 @@ judged once, so no correction for repeated decisions is needed.
 
 from dataclasses import dataclass
 
+from updraft.registry.v1.registry_pb2 import Evaluation, EvaluationSample
 from updraft_registry.rollout.gate import Verdict
-from updraft_registry.rollout.version import NO_DRAFT, Evaluation, EvaluationSample, name_of
+from updraft_registry.rollout.version import NO_DRAFT, name_of
 from updraft_rollouts.evidence import Gain, Paired, gain
 from updraft_rollouts.policy import OfflineGate
 

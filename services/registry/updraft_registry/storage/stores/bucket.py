@@ -112,13 +112,12 @@ class BucketStore:
         return len(left)
 
     def begin(self, size_bytes: int) -> Upload:
-        """Start an upload; Exhausted when there is no room for it on the local disk."""
         return begin_upload(self._uploads, size_bytes)
 
     def prepare(self, upload: Upload, digest: str) -> None:
         """Upload the blob to the bucket. `digests` excludes it until it is committed."""
         self._uncommitted[upload.path] = digest
-        with self._errors("write"):
+        with _errors(self._bucket.url, "write"):
             self._put(upload, digest)
         self._unavailable_until_s = 0.0  # the bucket is available
 
@@ -146,14 +145,13 @@ class BucketStore:
         if self._link_for is None or not isinstance(self._bucket.objects, S3Store | GCSStore | AzureStore):
             return None
         try:
-            with self._errors("sign a URL of"):
+            with _errors(self._bucket.url, "sign a URL of"):
                 return obstore.sign(self._bucket.objects, "GET", _blob(digest), self._link_for)
         except Unavailable as error:
             logger.warning("Cannot redirect readers to the bucket", extra={"error": str(error)})
             return None
 
     def digests(self) -> frozenset[str]:
-        """All committed blobs."""
         names = {path.rpartition("/")[2] for path in self._list(_BLOBS)}
         for path in list(self._uncommitted):  # checked after the listing, so that every prepared blob in it is noted
             if not path.exists():
@@ -162,33 +160,28 @@ class BucketStore:
         return frozenset(f"sha256:{name}" for name in names - arriving)
 
     def delete(self, digest: str) -> None:
-        """Delete a blob in the bucket and in the cache."""
         with self._fail_fast("delete in"), suppress(FileNotFoundError):
             obstore.delete(self._bucket.quick, _blob(digest))
         self._cache.delete(lambda name: name == _name(digest))
 
     def documents(self) -> Iterator[tuple[str, int]]:
-        """All documents, by speculator and version."""
         for path in sorted(self._list(_VERSIONS)):
             match = re.fullmatch(rf"{_VERSIONS}/([^/]+)/([0-9]+)\.json", path)
             if match:
                 yield match[1], int(match[2])
 
     def read_document(self, speculator: str, number: int) -> bytes:
-        """Read one document; empty if there is none."""
-        with self._errors("read"):
+        with _errors(self._bucket.url, "read"):
             try:
                 return bytes(obstore.get(self._bucket.quick, _document(speculator, number)).bytes())
             except FileNotFoundError:
                 return b""
 
     def write_document(self, speculator: str, number: int, content: bytes) -> None:
-        """Write or replace one document."""
         with self._fail_fast("write"):
             obstore.put(self._bucket.quick, _document(speculator, number), content)
 
     def delete_document(self, speculator: str, number: int) -> None:
-        """Delete one document."""
         with self._fail_fast("delete in"), suppress(FileNotFoundError):
             obstore.delete(self._bucket.quick, _document(speculator, number))
 
@@ -200,7 +193,7 @@ class BucketStore:
     def _download(self, digest: str) -> None:
         """Download a blob into the cache, in ranges that have their own timeouts."""
         sha256 = hashlib.sha256()
-        with self._cache.create(_name(digest)) as file, self._errors("read"):
+        with self._cache.create(_name(digest)) as file, _errors(self._bucket.url, "read"):
             try:
                 size = obstore.head(self._bucket.quick, _blob(digest))["size"]
             except FileNotFoundError:
@@ -219,17 +212,12 @@ class BucketStore:
                 yield from (entry["path"] for entry in page)
 
     @contextmanager
-    def _errors(self, doing: str) -> Iterator[None]:
-        with _errors(self._bucket.url, doing):
-            yield
-
-    @contextmanager
     def _fail_fast(self, doing: str) -> Iterator[None]:
         """For calls of the archive's thread: after a failure, fail at once for a while."""
         if self._clock.monotonic() < self._unavailable_until_s:
             raise Unavailable(f"{self._bucket.url} was unavailable a moment ago", retry_after_s=_RETRY_AFTER_S)
         try:
-            with self._errors(doing):
+            with _errors(self._bucket.url, doing):
                 yield
         except Unavailable:
             self._unavailable_until_s = self._clock.monotonic() + _RETRY_AFTER_S

@@ -8,18 +8,17 @@ A name appears by rename, once its bytes are on disk, and the folder is synced a
 the old or the new state. Network file systems without atomic rename are not supported.
 """
 
-import errno
 import hashlib
 import os
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from shutil import disk_usage
 from typing import BinaryIO
 
-from updraft_chassis.errors import Corrupt, Exhausted, InvalidInput, NotFound, Unavailable
+from updraft_chassis.errors import Corrupt, Exhausted, InvalidInput, NotFound, Unavailable, full_disk_as_exhausted
 from updraft_registry.storage.stores.port import Upload
 
 _ALGORITHM = "sha256"
@@ -38,27 +37,23 @@ class FolderStore:
                 folder.mkdir(parents=True, exist_ok=True)
 
     def clean(self) -> int:
-        """Delete what interrupted uploads left; return how many."""
         left = list(self._uploads.iterdir())
         for path in left:
             path.unlink()
         return len(left)
 
     def begin(self, size_bytes: int) -> "FolderUpload":
-        """Start an upload; Exhausted when there is no room for it."""
         return begin_upload(self._uploads, size_bytes)
 
     def prepare(self, upload: Upload, digest: str) -> None:
         """Nothing to do: a rename is fast."""
 
     def commit(self, upload: Upload, digest: str) -> None:
-        """Make a sealed upload visible as the blob `digest`."""
         with disk_errors(self._root):
             upload.path.replace(self._blob(digest))
             sync_folder(self._blobs)
 
     def open(self, digest: str) -> BinaryIO:
-        """Open a blob to read it; NotFound if there is none."""
         try:
             return self._blob(digest).open("rb")
         except FileNotFoundError:
@@ -68,28 +63,23 @@ class FolderStore:
         """None, because only the registry reads this folder."""
 
     def digests(self) -> frozenset[str]:
-        """All blobs."""
         return frozenset(f"{_ALGORITHM}:{path.name}" for path in self._blobs.iterdir())
 
     def delete(self, digest: str) -> None:
-        """Delete a blob, if it exists."""
         self._blob(digest).unlink(missing_ok=True)
 
     def documents(self) -> Iterator[tuple[str, int]]:
-        """All documents, by speculator and version."""
         for path in sorted(self._versions.glob("*/*.json")):
             if path.stem.isdecimal():
                 yield path.parent.name, int(path.stem)
 
     def read_document(self, speculator: str, number: int) -> bytes:
-        """Read one document; empty if there is none."""
         try:
             return self._document(speculator, number).read_bytes()
         except FileNotFoundError:
             return b""
 
     def write_document(self, speculator: str, number: int, content: bytes) -> None:
-        """Write or replace one document."""
         path = self._document(speculator, number)
         part = self._uploads / f"{uuid.uuid4().hex}.part"
         with disk_errors(self._root):
@@ -104,7 +94,6 @@ class FolderStore:
                 part.unlink(missing_ok=True)
 
     def delete_document(self, speculator: str, number: int) -> None:
-        """Delete one document, if it exists."""
         self._document(speculator, number).unlink(missing_ok=True)
 
     def _blob(self, digest: str) -> Path:
@@ -126,7 +115,7 @@ def begin_upload(folder: Path, size_bytes: int) -> "FolderUpload":
 
 
 class FolderUpload:
-    """An `Upload` to a temporary file, hashed while it is written.
+    """An `Upload` to a temporary file, hashed while it is written; see `port.Upload` for what each call promises.
 
     The lock is for disconnects: `discard` may then run while a write is still running on its thread.
     """
@@ -142,11 +131,9 @@ class FolderUpload:
 
     @property
     def path(self) -> Path:
-        """Where the bytes are now."""
         return self._path
 
     def write(self, offset: int, data: bytes) -> None:
-        """Append; InvalidInput unless it starts where the last write ended and stays within the announced size."""
         if offset != self._size_bytes:
             raise InvalidInput(f"got a chunk at byte {offset}, expected byte {self._size_bytes}")
         if offset + len(data) > self._expected_bytes:
@@ -157,10 +144,6 @@ class FolderUpload:
         self._size_bytes += len(data)
 
     def seal(self, digest: str) -> None:
-        """Make the bytes durable.
-
-        InvalidInput if they are fewer than announced, Corrupt if their digest differs.
-        """
         if self._size_bytes != self._expected_bytes:
             raise InvalidInput(
                 f"the upload ended after {self._size_bytes} bytes, but its manifest states {self._expected_bytes}"
@@ -174,7 +157,6 @@ class FolderUpload:
             _sync(file)
 
     def discard(self) -> None:
-        """Delete the file. Has no effect after a commit, or the second time."""
         with self._lock:
             self._is_discarded = True
             with suppress(OSError):  # flushing to a full disk fails, which does not matter here
@@ -190,22 +172,13 @@ class FolderUpload:
         return self._file
 
 
-@contextmanager
-def disk_errors(where: Path) -> Iterator[None]:
+def disk_errors(where: Path) -> AbstractContextManager[None]:
     """Turn a full disk into Exhausted, with a message that a person can act on."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise disk_full(where) from error
-        raise
+    return full_disk_as_exhausted(disk_full(where))
 
 
-def disk_full(where: Path) -> Exhausted:
-    """Error for a full disk."""
-    return Exhausted(
-        f"the disk of {where} is full; nothing was changed: free some space or move UPDRAFT_REGISTRY_DATA_DIR"
-    )
+def disk_full(where: Path) -> str:
+    return f"the disk of {where} is full; nothing was changed: free some space or move UPDRAFT_REGISTRY_DATA_DIR"
 
 
 def _sync(file: BinaryIO) -> None:
