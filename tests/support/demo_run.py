@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from tests.support.clock import ManualClock
 
 from updraft_cli.demo.plan import Arm, SegmentName, fixed_arms, is_last, make_plan, timed_arms
-from updraft_cli.demo.recording import Pauses, Recording
+from updraft_cli.demo.recording import Recording
 from updraft_cli.demo.report import Answer, Estimate, Measured, Report, Transition
 from updraft_cli.demo.run import make_report
 from updraft_cli.demo.summary import summarise
@@ -56,7 +56,7 @@ def recorded(*, segments: int = 3, minutes: float = 9.0) -> Recording:
                 _stretch(recording, clock, segment.name, progress)
             _point(recording, clock, segment.name, progress, is_end=is_last(segment, point))
         recording.end()
-    recording.pauses = Pauses(num=len(recording.swaps), sum_s=0.003 * len(recording.swaps))
+    recording.swap_pause_mean_s = 0.003 if recording.swaps else None
     recording.is_complete = segments == len(recording.plan.segments)
     return recording
 

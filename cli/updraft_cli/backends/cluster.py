@@ -67,6 +67,7 @@ class ClusterBackend:
             namespace=client.namespace,
             stable=only.stable if only else 0,
             candidate=only.candidate if only else 0,
+            pinned=only.pinned if only else None,
             message=only.message if only else "",
             drafts=objects.newest_first(drafts),
         )
@@ -157,11 +158,12 @@ class ClusterBackend:
                 client.patch(owner.name, {patch.field: patch.value}, is_dry_run=self.is_dry_run)
         prefix = "Dry run, nothing was kept: " if self.is_dry_run and patch.is_change else ""
         return Decision(
-            speculator=owner.name,
             namespace=owner.namespace,
+            name=owner.name,
             verb=verb,
             version=None if version is None else number,
             field=f"spec.rollout.{patch.field}",
+            value=patch.value,
             changed=patch.is_change and not self.is_dry_run,
             dry_run=self.is_dry_run,
             message=f"{prefix}{patch.message}",

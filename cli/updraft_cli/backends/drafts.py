@@ -71,6 +71,8 @@ class DraftList:
     """Served version; 0: none. Like `candidate`, 0 in a list of several speculators."""
     candidate: int = 0
     """Version in canary; 0: none."""
+    pinned: int | None = None
+    """0: pinned to no draft. None: not pinned, or several speculators."""
     message: str = ""
     """What the rollout waits for."""
     drafts: tuple[Draft, ...]

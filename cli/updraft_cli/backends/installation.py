@@ -3,18 +3,7 @@
 from dataclasses import dataclass
 
 from updraft_cli.backends.speculators import Speculator
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProcessStatus:
-    """One process of `updraft up`."""
-
-    name: str
-    state: str
-    pid: int | None
-    restarts: int
-    address: str
-    log: str
+from updraft_cli.local.process import ProcessState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,21 +44,15 @@ class Training:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LocalProcesses:
-    """The processes on this machine, besides the registry's state; None: it does not answer."""
-
-    processes: tuple[ProcessStatus, ...]
-    serving: Serving | None
-    training: Training | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Installation:
     """One look at everything that runs."""
 
     namespace: str = ""
     """Empty: of all namespaces, or of a registry."""
+    processes: tuple[ProcessState, ...] | None = None
+    """None: it runs in a cluster."""
     speculators: tuple[Speculator, ...] | None
     """None: the registry does not answer."""
-    local: LocalProcesses | None = None
-    """None: it runs in a cluster."""
+    serving: Serving | None = None
+    """None, like `training`: it does not answer, or it runs in a cluster."""
+    training: Training | None = None

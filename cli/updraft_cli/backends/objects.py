@@ -45,7 +45,7 @@ def speculator(content: Json) -> Speculator:
             ready=serving.get("readyReplicas", 0),
             wanted=0 if spec.get("suspend") else _part(spec, "serving").get("replicas"),
             serving_stable=serving.get("updatedReplicas"),
-            not_ready=serving.get("failedReplicas", 0),
+            failed=serving.get("failedReplicas", 0),
         ),
         acceptance=_acceptance(acceptance.get("stable"), acceptance.get("verifySteps")),
         trial=_trial(roles, _part(status, "rollout"), acceptance) if roles["candidate"] else None,

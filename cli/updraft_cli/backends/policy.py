@@ -4,22 +4,58 @@ Fields that a file leaves out get the registry's defaults, and the registry vali
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import yaml
 from google.protobuf import json_format
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SerializationInfo,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel, to_snake
+from pydantic_core import PydanticCustomError
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_chassis.errors import InvalidInput
+from updraft_rollouts.terms import Comparison, OnInconclusive, Strategy, Term
 
 _Count = Annotated[int, Field(ge=0, le=2**32 - 1)]
-_Lower = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
 
-_ENUMS = {"strategy": "STRATEGY", "on_inconclusive": "ON_INCONCLUSIVE", "comparison": "COMPARISON"}
-_AUTO = "auto"
-_IGNORES_UNKNOWN = "ignores_unknown"
+_PROTO, _KUBERNETES = "proto", "kubernetes"
+"""Where a policy is read from or written to; without one, a file or JSON."""
+
+
+def _term(kind: type[Term]) -> BeforeValidator:
+    """Read a term from a word in any case, or from its number on the wire."""
+
+    def read_term(value: Any, info: ValidationInfo) -> Term | None:
+        if info.context == _PROTO:
+            return kind.from_proto(value)
+        if value is None:
+            return None
+        for term in kind:
+            if str(value).lower() == term.lower():
+                return term
+        *words, last = (f"'{term.lower()}'" for term in kind)
+        raise PydanticCustomError("enum", f"input should be {', '.join(words)} or {last}")
+
+    return BeforeValidator(read_term)
+
+
+def _written(term: Term, info: SerializationInfo) -> str | int:
+    if info.context == _PROTO:
+        return term.to_proto()
+    return term.value if info.context == _KUBERNETES else term.lower()
+
+
+_Term = PlainSerializer(_written, when_used="unless-none")
 
 
 class _Part(BaseModel):
@@ -30,7 +66,7 @@ class _Part(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_unknown(cls, content: Any, info: ValidationInfo) -> Any:
-        if not (info.context or {}).get(_IGNORES_UNKNOWN) or not isinstance(content, Mapping):
+        if info.context != _KUBERNETES or not isinstance(content, Mapping):
             return content
         return {name: value for name, value in content.items() if to_snake(name) in cls.model_fields}
 
@@ -48,10 +84,10 @@ class Analysis(_Part):
     failure_limit: _Count | None = None
     max_acceptance_regression_percent: _Count | None = None
     max_latency_regression_percent: _Count | None = None
-    on_inconclusive: Annotated[Literal["pause", "rollback", "promote"], _Lower] | None = None
+    on_inconclusive: Annotated[OnInconclusive | None, _term(OnInconclusive), _Term] = None
     dry_run: bool | None = None
     confidence: float | None = None
-    comparison: Annotated[Literal["auto", "pods", "switchback"], _Lower] | None = None
+    comparison: Annotated[Comparison | None, _term(Comparison), _Term] = None
     switchback_seconds: _Count | None = None
 
 
@@ -66,7 +102,7 @@ class OfflineGate(_Part):
 class Policy(_Part):
     """See registry.proto for the meaning of each field."""
 
-    strategy: Annotated[Literal["canary", "immediate", "manual"], _Lower] | None = None
+    strategy: Annotated[Strategy | None, _term(Strategy), _Term] = None
     steps: tuple[Step, ...] | None = None
     analysis: Analysis | None = None
     auto_rollback: bool | None = None
@@ -79,29 +115,39 @@ class Policy(_Part):
     def from_proto(cls, message: pb.RolloutPolicy) -> Self:
         """Return the policy that a registry has in force."""
         content = json_format.MessageToDict(
-            message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+            message,
+            preserving_proto_field_name=True,
+            always_print_fields_with_no_presence=True,
+            use_integers_for_enums=True,
         )
-        return cls.model_validate(_words(content))
+        return cls.model_validate(content, context=_PROTO)
 
     @classmethod
     def from_kubernetes(cls, fields: Mapping[str, Any]) -> Self:
-        """Return the policy in spec.rollout; fields of a newer CRD are ignored."""
-        return cls.model_validate(fields, context={_IGNORES_UNKNOWN: True})
+        """Return the policy in spec.rollout; fields of a newer CRD are ignored, and InvalidInput names its new values."""
+        try:
+            return cls.model_validate(fields, context=_KUBERNETES)
+        except ValidationError as error:
+            problems = "; ".join(_problems(error))
+            raise InvalidInput(f"spec.rollout is of another version of Updraft: {problems}") from None
 
     def to_proto(self) -> pb.RolloutPolicy:
         """Return it as a message for SetPolicy."""
-        return json_format.ParseDict(_constants(self.plain()), pb.RolloutPolicy())
+        return json_format.ParseDict(self._dump(_PROTO), pb.RolloutPolicy())
 
     def plain(self) -> dict[str, Any]:
-        return self.model_dump(exclude_none=True, mode="json")
+        return self._dump()
 
     def kubernetes_fields(self, *, is_whole: bool = False) -> dict[str, Any]:
         """Return it as a merge patch of spec.rollout; a whole one removes the fields that it leaves out."""
-        fields = _capitalised(self.model_dump(exclude_none=True, mode="json", by_alias=True))
+        fields = self._dump(_KUBERNETES, by_alias=True)
         if is_whole:
             analysis = _absent(Analysis) | fields.get("analysis", {})
             fields = _absent(Policy) | fields | {"analysis": analysis}
         return fields
+
+    def _dump(self, context: str | None = None, *, by_alias: bool = False) -> dict[str, Any]:
+        return self.model_dump(exclude_none=True, mode="json", context=context, by_alias=by_alias)
 
     def with_changes(self, changes: Mapping[str, Any]) -> "Policy":
         """Return a copy with other values, by path: {"analysis.confidence": 0.9}."""
@@ -147,48 +193,8 @@ def _problems(error: ValidationError) -> Iterator[str]:
             yield f"{path}: {problem['msg'][:1].lower()}{problem['msg'][1:]}, got {problem['input']!r}"
 
 
-def _words(content: dict[str, Any]) -> dict[str, Any]:
-    """Turn STRATEGY_CANARY into canary. An unspecified enum is left out; for a comparison it means `auto`."""
-    worded: dict[str, Any] = {}
-    for name, value in content.items():
-        if name in _ENUMS:
-            word = value.removeprefix(f"{_ENUMS[name]}_").lower()
-            if word != "unspecified":
-                worded[name] = word
-            elif name == "comparison":
-                worded[name] = _AUTO
-        else:
-            worded[name] = _words(value) if isinstance(value, dict) else value
-    return worded
-
-
-def _constants(content: dict[str, Any]) -> dict[str, Any]:
-    """Undo `_words`."""
-    constants: dict[str, Any] = {}
-    for name, value in content.items():
-        if isinstance(value, dict):
-            constants[name] = _constants(value)
-        elif name in _ENUMS:
-            constants[name] = f"{_ENUMS[name]}_{'UNSPECIFIED' if value == _AUTO else value.upper()}"
-        else:
-            constants[name] = value
-    return constants
-
-
 def _absent(part: type[_Part]) -> dict[str, Any]:
     return {to_camel(name): None for name in part.model_fields if name not in {"offline_gate", "confidence"}}
-
-
-def _capitalised(content: dict[str, Any]) -> dict[str, Any]:
-    """Turn canary into Canary, as the API server spells enums."""
-    return {
-        name: _capitalised(value)
-        if isinstance(value, dict)
-        else value.capitalize()
-        if to_snake(name) in _ENUMS
-        else value
-        for name, value in content.items()
-    }
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -37,12 +37,15 @@ class Verb(StrEnum):
 class Decision:
     """Result of a decision."""
 
-    speculator: str
     namespace: str = ""
+    name: str
+    """Of the speculator."""
     verb: Verb
     version: int | None
     field: str = ""
     """Field of the AdaptiveSpeculator that carries it."""
+    value: Any = None
+    """Value of that field; None: removed from the spec."""
     changed: bool
     """False: it was so already, or this was a dry run."""
     dry_run: bool = False

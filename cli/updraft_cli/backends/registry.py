@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,7 +13,7 @@ from updraft_chassis.errors import Unavailable
 from updraft_cli.backends import registry_client as client
 from updraft_cli.backends import wire
 from updraft_cli.backends.drafts import DraftDetails, DraftList, History
-from updraft_cli.backends.installation import Installation, LocalProcesses
+from updraft_cli.backends.installation import Installation
 from updraft_cli.backends.policy import Policy
 from updraft_cli.backends.protocol import Decision, PolicyChange, Verb, Version, decided, with_outages
 from updraft_cli.backends.registry_client import TIMEOUT_S
@@ -45,7 +45,7 @@ class RegistryBackend:
     credentials: Credentials
     reason: str = ""
     """Of decisions, for the history."""
-    local: Callable[[], LocalProcesses]
+    local: Callable[[], Installation]
     """Look at the processes on this machine."""
 
     def call(self, ask: "Callable[[RegistryAsyncStub], Awaitable[Answer]]") -> Answer:
@@ -58,14 +58,13 @@ class RegistryBackend:
         return asyncio.run(connected())
 
     def installation(self) -> Installation:
-        local = self.local()
-        speculators = self._speculators()
-        if not local.processes and speculators is None and local.serving is None:
+        installation = replace(self.local(), speculators=self._speculators())
+        if not installation.processes and installation.speculators is None and installation.serving is None:
             raise Unavailable(
                 f"nothing runs: no registry at {self.address}, no inference, and no `updraft up`;"
                 " start everything with `updraft up`, or name a registry with --registry"
             )
-        return Installation(speculators=speculators, local=local)
+        return installation
 
     def watch_installation(self) -> Generator[Installation | Unavailable]:
         def states() -> Generator[Installation]:
@@ -133,7 +132,7 @@ class RegistryBackend:
             number = 0 if version is None else await client.resolve(stub, self.speculator, version)
             state = await self._decide(stub, verb, number)
             return Decision(
-                speculator=self.speculator,
+                name=self.speculator,
                 verb=verb,
                 version=None if version is None else number,
                 changed=True,

@@ -78,15 +78,26 @@ class Trial:
 class Pods:
     """Inference pods, counted."""
 
-    ready: int
-    """Connected to the registry, or ready in Kubernetes."""
+    connected: int | None = None
+    """Connected to the registry; None in a cluster."""
+    ready: int | None = None
+    """Ready in Kubernetes; None for a registry."""
     wanted: int | None = None
     serving_stable: int | None = None
     serving_candidate: int | None = None
     failed: int = 0
-    """Ready, but cannot load the version they should serve."""
-    not_ready: int = 0
-    """Not ready, for a reason that may not pass by itself."""
+    """Connected, but cannot load the version they should serve; in a cluster: not ready, for a reason that may last."""
+
+    @property
+    def num(self) -> int:
+        """Pods that are connected or ready."""
+        return self.connected or self.ready or 0
+
+    @property
+    def is_stable_everywhere(self) -> bool:
+        """Whether every pod that can serve the stable version does."""
+        unable = 0 if self.connected is None else self.failed
+        return (self.serving_stable or 0) + unable >= self.num
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +188,8 @@ class Speculator:
 class RolloutStatus(Speculator):
     """A speculator, and the version that the question is about."""
 
+    speculator: str
+    """Its name, like `name`."""
     version: Draft | None
     """The version asked for, else the candidate, else the newest."""
     outcome: Outcome
@@ -186,7 +199,12 @@ class RolloutStatus(Speculator):
     def of(cls, speculator: Speculator, draft: Draft | None, *, has_served: bool = False) -> Self:
         """Add a version; `has_served` is for a superseded one, see `has_served`."""
         values = {entry.name: getattr(speculator, entry.name) for entry in fields(Speculator)}
-        return cls(**values, version=draft, outcome=outcome(speculator, draft, has_served=has_served))
+        return cls(
+            **values,
+            speculator=speculator.name,
+            version=draft,
+            outcome=outcome(speculator, draft, has_served=has_served),
+        )
 
 
 def outcome(speculator: Speculator, draft: Draft | None, *, has_served: bool = False) -> Outcome:
@@ -207,8 +225,7 @@ def outcome_of_role(speculator: Speculator, number: int | None) -> Outcome | Non
     if number == speculator.candidate:
         return Outcome.UNDER_WAY
     if number == speculator.stable:
-        pods = speculator.pods
-        return Outcome.PROMOTED if (pods.serving_stable or 0) + pods.failed >= pods.ready else Outcome.UNDER_WAY
+        return Outcome.PROMOTED if speculator.pods.is_stable_everywhere else Outcome.UNDER_WAY
     return None
 
 

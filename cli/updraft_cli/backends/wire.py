@@ -26,6 +26,7 @@ def draft_list(speculator: str, response: pb.ListResponse) -> DraftList:
         speculator=speculator,
         stable=state.stable,
         candidate=state.candidate,
+        pinned=pinned(state),
         message=state.message,
         drafts=tuple(draft(version, state) for version in response.versions),
     )
@@ -108,7 +109,7 @@ def speculator(state: pb.SpeculatorState, versions: Sequence[pb.Version] = ()) -
         paused=state.paused,
         pause_reason=state.pause_reason,
         pods=Pods(
-            ready=state.pods.connected,
+            connected=state.pods.connected,
             serving_stable=state.pods.serving_stable,
             serving_candidate=state.pods.serving_candidate,
             failed=state.pods.failed,

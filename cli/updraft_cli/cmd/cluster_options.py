@@ -12,7 +12,7 @@ from updraft_cli.backends.cluster_client import KubeContext, contexts
 from updraft_cli.cmd.program import BackendOptions
 
 
-def connect(given: Mapping[str, Any], speculator: str | None) -> ClusterBackend:
+def connect(given: Mapping[str, Any], speculator: str | None, **_: bool) -> ClusterBackend:
     context = KubeContext(
         kubeconfig=given.get("kubeconfig"),
         context=given.get("context"),
@@ -74,7 +74,7 @@ CLUSTER = BackendOptions(
             ),
         ),
         "decision": (_DRY_RUN,),
-        "set policy": (_DRY_RUN,),
+        "change": (_DRY_RUN,),
         "listing": (click.Option(["-A", "--all-namespaces"], is_flag=True, help="In all namespaces."),),
     },
 )

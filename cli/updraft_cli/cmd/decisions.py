@@ -69,5 +69,5 @@ def warn(warning: str) -> None:
 def _decide(backend: Backend, verb: Verb, version: Version | None, form: Format) -> None:
     decision = backend.decide(verb, version)
     warn(decision.warning)
-    names = [output.speculator_name(decision.speculator, decision.namespace)]
+    names = [output.speculator_name(decision.name, decision.namespace)]
     output.show(decision, form, names=names, rendered=lambda *, is_wide: Text(decision.message))

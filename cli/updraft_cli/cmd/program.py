@@ -14,11 +14,17 @@ CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 
 _SPECULATOR = "updraft.speculator"
 """Key of the NAME argument in a context's `meta`."""
 
+_CHANGES = frozenset({"decision", "change"})
+"""Needs of commands that change something."""
+
 
 class Connect(Protocol):
-    """Makes a backend from a program's options, by parameter name; while a shell completes, some are missing."""
+    """Makes a backend from a program's options, by parameter name; while a shell completes, some are missing.
 
-    def __call__(self, given: Mapping[str, Any], speculator: str | None) -> Backend: ...
+    Before a change it must be clear which backend is meant.
+    """
+
+    def __call__(self, given: Mapping[str, Any], speculator: str | None, *, is_change: bool = False) -> Backend: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +61,9 @@ class Command(click.Command):
         if self.needs:
             names = {option.name for option in self.backend_options(ctx)}
             given = {name: ctx.params.pop(name) for name in names}
-            ctx.params["backend"] = program(ctx).backend_options.connect(given, ctx.meta.get(_SPECULATOR))
+            ctx.params["backend"] = program(ctx).backend_options.connect(
+                given, ctx.meta.get(_SPECULATOR), is_change=not _CHANGES.isdisjoint(self.needs)
+            )
         return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

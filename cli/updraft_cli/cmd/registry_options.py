@@ -23,8 +23,8 @@ _FILES = {
 }
 
 
-def connect(given: Mapping[str, Any], speculator: str | None) -> RegistryBackend:
-    stack = find_stack(given.get("data"), os.environ)
+def connect(given: Mapping[str, Any], speculator: str | None, *, is_change: bool = False) -> RegistryBackend:
+    stack = find_stack(given.get("data"), os.environ, is_only=is_change and not given.get("registry"))
     return RegistryBackend(
         address=given.get("registry") or (stack.registry_address if stack else DEFAULT_ADDRESS),
         speculator=speculator or given.get("speculator") or "default",

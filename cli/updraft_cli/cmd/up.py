@@ -13,6 +13,7 @@ from updraft_cli.local.folders import cache_folder, data_folder
 from updraft_cli.local.plan import StackConfig
 from updraft_cli.local.terminal import Terminal
 from updraft_cli.models.smollm2 import SMOLLM2
+from updraft_rollouts.terms import Strategy
 
 
 def _settings(_: click.Context, __: click.Parameter, pairs: tuple[str, ...]) -> dict[str, str]:
@@ -48,7 +49,7 @@ PORT = click.IntRange(0, 65535)
 @click.option("--trainer/--no-trainer", default=True, help="Learn from the traffic, or only serve.  [default: learn]")
 @click.option(
     "--strategy",
-    type=click.Choice(["Canary", "Immediate", "Manual"], case_sensitive=False),
+    type=click.Choice([term.value for term in Strategy], case_sensitive=False),
     help="How a new draft that passed the offline gate comes to serve.  [default: Immediate]",
 )
 @click.option(

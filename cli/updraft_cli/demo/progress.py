@@ -103,7 +103,7 @@ def _now(recording: Recording) -> Text:
 
 
 def _trainer(recording: Recording) -> str:
-    steps = f"trainer at step {recording.training.optimizer_steps}"
+    steps = f"trainer at step {recording.optimizer_steps}"
     if not recording.estimates:
         return steps
     estimate = recording.estimates[-1]

@@ -3,7 +3,7 @@
 However the run ends, the report is made from it.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from updraft_chassis.clock import Clock
 from updraft_cli.demo.plan import ALONE_COST, Arm, Plan, SegmentName
@@ -22,27 +22,6 @@ from updraft_cli.demo.report import (
 
 _FIRST_PROBE_REQUEST_S = 0.6
 """A guess until the first is measured: some 50 tokens at 80 tokens per second, of eight requests together."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Training:
-    """Last known state of the trainer."""
-
-    optimizer_steps: int = 0
-    loss: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pauses:
-    """Swaps as the serving process counts them."""
-
-    num: int = 0
-    sum_s: float = 0.0
-
-    @property
-    def mean_s(self) -> float | None:
-        """None before the first swap."""
-        return self.sum_s / self.num if self.num else None
 
 
 @dataclass(slots=True)
@@ -70,8 +49,10 @@ class Recording:
     restarts: list[str] = field(default_factory=list)
     served_version: int = 0
     frozen_version: int = 0
-    training: Training = Training()
-    pauses: Pauses = Pauses()
+    optimizer_steps: int = 0
+    """Of the trainer, as last read."""
+    swap_pause_mean_s: float | None = None
+    """By the serving process's clock; None before the first swap."""
     is_complete: bool = False
     start_s: float = field(init=False)
     start_unix_s: float = field(init=False)
@@ -159,7 +140,7 @@ class Recording:
 
     def note_estimate(self, estimate: Estimate) -> None:
         """Record the trainer's estimate of its candidate, if it changed."""
-        self.training = replace(self.training, optimizer_steps=estimate.optimizer_steps, loss=estimate.loss)
+        self.optimizer_steps = estimate.optimizer_steps
         last = self.estimates[-1] if self.estimates else None
         if last is None or _opinion(last) != _opinion(estimate):
             self.estimates.append(estimate)

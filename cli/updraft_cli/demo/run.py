@@ -29,7 +29,6 @@ from updraft_cli.demo.summary import bars, summarise
 from updraft_cli.demo.traffic import Traffic
 from updraft_cli.demo.watch import Watch
 from updraft_cli.local.plan import StackConfig
-from updraft_cli.local.ports import Ports
 from updraft_cli.local.stack import Stack
 
 _SLOTS = 8
@@ -169,7 +168,7 @@ class _Run:
         recording.doing = f"starting a process that keeps draft {recording.frozen_version}"
         folder = stack.folder.path.parent / "frozen"
         draft = await frozen.pull(stack.addresses.registry, recording.frozen_version, folder)
-        process = frozen.frozen_process(stack.config, draft, folder / "data", Ports().claim(0, option="--port"))
+        process = frozen.frozen_process(stack.child("inference").process, draft, folder / "data")
         return await resources.enter_async_context(
             frozen.running(process, logs=stack.folder.logs, listener=self._progress.listen, like=serving)
         )

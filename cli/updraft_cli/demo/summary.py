@@ -35,7 +35,7 @@ def summarise(recording: Recording, *, set_up_s: float, total_s: float) -> Summa
         tokens_per_second_mean=_table(points, _speed, _mean),
         acceptance_error_percent=_largest_error(points),
         swaps=len(recording.swaps),
-        swap_pause_mean_s=recording.pauses.mean_s,
+        swap_pause_mean_s=recording.swap_pause_mean_s,
         requests=len(recording.requests),
         probe_requests=sum(measured.requests for measured in probed),
         failed_requests=sum(bool(request.error) for request in recording.requests) + failed_probes,

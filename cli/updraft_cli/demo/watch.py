@@ -11,7 +11,7 @@ import httpx
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_cli.backends import registry_client as registry
 from updraft_cli.backends.wire import phase
-from updraft_cli.demo.recording import Pauses, Recording, Training
+from updraft_cli.demo.recording import Recording
 from updraft_cli.demo.report import Estimate, Transition
 from updraft_cli.local.plan import SPECULATOR, Addresses
 from updraft_cli.local.scrape import Scrape, parse
@@ -60,17 +60,15 @@ class Watch:
 def note_serving(recording: Recording, metrics: Scrape) -> None:
     prefix = "updraft_inference"
     recording.note_served(int(metrics.total(f"{prefix}_draft_version") or 0))
-    recording.pauses = Pauses(
-        num=int(metrics.total(f"{prefix}_swap_pause_seconds_count") or 0),
-        sum_s=metrics.total(f"{prefix}_swap_pause_seconds_sum") or 0.0,
-    )
+    if num_pauses := metrics.total(f"{prefix}_swap_pause_seconds_count"):
+        recording.swap_pause_mean_s = (metrics.total(f"{prefix}_swap_pause_seconds_sum") or 0.0) / num_pauses
 
 
 def note_training(recording: Recording, metrics: Scrape) -> None:
     prefix = "updraft_trainer"
     steps = int(metrics.total(f"{prefix}_optimizer_steps_total") or 0)
     loss = metrics.total(f"{prefix}_loss") if steps else None
-    recording.training = Training(optimizer_steps=steps, loss=loss)
+    recording.optimizer_steps = steps
     lengths = metrics.by(f"{prefix}_acceptance_length_tokens", "role")
     gains = metrics.by(f"{prefix}_gain_ratio", "bound")
     if {"candidate", "baseline"} <= lengths.keys() and {"mean", "low", "high"} <= gains.keys():

@@ -16,21 +16,9 @@ import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from updraft_chassis.errors import Conflict, Exhausted, InvalidInput
+from updraft_cli.local.process import ProcessState
 
 _MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un, less the final zero
-
-
-class ProcessState(BaseModel):
-    """One process in `state.json`."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    state: str
-    pid: int | None
-    restarts: int
-    address: str
-    log: str
 
 
 class StackState(BaseModel):
@@ -48,7 +36,7 @@ class StackState(BaseModel):
     registry_address: str
     redis_url: str
     metrics_urls: dict[str, str]
-    processes: list[ProcessState]
+    processes: tuple[ProcessState, ...]
 
 
 class DataFolder:

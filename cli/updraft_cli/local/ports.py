@@ -1,12 +1,12 @@
 """TCP ports of this machine: requested or free ones, checked before anything starts."""
 
-import socket
 import time
 from contextlib import suppress
 
 import psutil
 
 from updraft_chassis.errors import Conflict
+from updraft_chassis.ports import free_port, is_free
 
 HOST = "127.0.0.1"
 
@@ -33,38 +33,24 @@ class Ports:
 
     def prefer(self, port: int) -> int:
         """Return `port`, or a free one if it is taken: for ports that nobody types."""
-        if port in self._given or not _is_free(port):
+        if port in self._given or not is_free(port):
             return self._free()
         self._given.add(port)
         return port
 
     def _free(self) -> int:
-        while True:
-            with socket.socket() as probe:
-                probe.bind((HOST, 0))
-                port = int(probe.getsockname()[1])
-            if port not in self._given:
-                self._given.add(port)
-                return port
+        while (port := free_port()) in self._given:
+            pass
+        self._given.add(port)
+        return port
 
 
 def _becomes_free(port: int, within_s: float) -> bool:
     end_s = time.monotonic() + within_s
-    while not _is_free(port):
+    while not is_free(port):
         if time.monotonic() > end_s:
             return False
         time.sleep(0.05)
-    return True
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        # As servers do: listeners count, connections that are still closing do not.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
     return True
 
 

@@ -47,6 +47,18 @@ class Line:
     text: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessState:
+    """One process of a stack, for other programs."""
+
+    name: str
+    state: str
+    pid: int | None
+    restarts: int
+    address: str
+    log: str
+
+
 Event = Changed | Line
 Listener = Callable[[Event], None]
 """Called from several threads at once; must not raise."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from updraft_chassis.errors import Conflict
 from updraft_cli.local.data_folder import DataFolder, StackState
 from updraft_cli.local.folders import data_folder, state_folder
 
@@ -25,10 +26,18 @@ def noted(data: Path, environ: Mapping[str, str]) -> Iterator[None]:
             note.unlink(missing_ok=True)
 
 
-def find_stack(data: Path | None, environ: Mapping[str, str]) -> StackState | None:
-    """Return the stack on `data`; None: the one on the default data folder, else the one that started last."""
+def find_stack(data: Path | None, environ: Mapping[str, str], *, is_only: bool = False) -> StackState | None:
+    """Return the stack on `data`; None: the one on the default data folder, else the one that started last.
+
+    Conflict if it has to be the only one, and others run too.
+    """
     folders = [data] if data is not None else [data_folder(environ), *_noted(environ)]
-    return next(filter(None, (DataFolder(folder).read_state() for folder in folders)), None)
+    stacks = {folder.resolve(): state for folder in folders if (state := DataFolder(folder).read_state())}
+    if is_only and len(stacks) > 1:
+        raise Conflict(
+            f"{len(stacks)} stacks run on this machine; choose one with --data: {', '.join(map(str, stacks))}"
+        )
+    return next(iter(stacks.values()), None)
 
 
 def _noted(environ: Mapping[str, str]) -> Iterator[Path]:

@@ -14,9 +14,9 @@ import psutil
 from updraft_chassis.errors import Unavailable
 from updraft_cli.local import plan
 from updraft_cli.local.child import Child
-from updraft_cli.local.data_folder import DataFolder, ProcessState, StackState
+from updraft_cli.local.data_folder import DataFolder, StackState
 from updraft_cli.local.plan import Addresses, StackConfig
-from updraft_cli.local.process import Changed, Event, Listener
+from updraft_cli.local.process import Changed, Event, Listener, ProcessState
 from updraft_cli.local.supervisor import Supervisor
 
 
@@ -98,7 +98,7 @@ class Stack:
 
     def _state(self) -> StackState:
         where = self.addresses
-        processes = [
+        processes = tuple(
             ProcessState(
                 name=child.process.name,
                 state=child.state,
@@ -108,7 +108,7 @@ class Stack:
                 log=str(child.log_path),
             )
             for child in self.children
-        ]
+        )
         return StackState(
             pid=os.getpid(),
             created_unix_s=psutil.Process().create_time(),

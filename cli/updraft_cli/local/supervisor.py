@@ -32,6 +32,7 @@ class Supervisor:
         rng = random.Random(seed)
         self._listener = listener
         self._changed = threading.Condition()
+        self._is_stopping = False
         self._stages = [
             [
                 Child(
@@ -67,7 +68,10 @@ class Supervisor:
             raise
 
     def stop(self) -> None:
-        """Stop the stages, last first; a child that does not end in its time is killed."""
+        """Stop the stages, last first; a child that does not end in its time is killed. A `start` that waits gives up."""
+        with self._changed:
+            self._is_stopping = True
+            self._changed.notify_all()
         for stage in reversed(self._stages):
             for child in stage:
                 child.terminate()
@@ -105,7 +109,8 @@ class Supervisor:
         with self._changed:
             self._changed.wait_for(
                 lambda: (
-                    any(child.state is State.FAILED for child in stage)
+                    self._is_stopping
+                    or any(child.state is State.FAILED for child in stage)
                     or all(child.state is State.READY for child in stage)
                 ),
                 limit_s,

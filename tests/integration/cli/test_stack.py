@@ -44,13 +44,13 @@ def test_a_ready_stack_answers(stack: Stack) -> None:
 def test_status_shows_every_process_and_what_was_served(stack: Stack, run: Run) -> None:
     answer(stack)
     status = json.loads(run("status", "-o", "json", "--data", stack.folder.path).output)
-    processes = {process["name"]: process for process in status["local"]["processes"]}
+    processes = {process["name"]: process for process in status["processes"]}
     assert {name: process["state"] for name, process in processes.items()} == dict.fromkeys(
         ("redis", "registry", "trainer", "inference"), "ready"
     )
     assert processes["inference"]["pid"] == stack.child("inference").pid
-    assert status["local"]["serving"]["output_tokens"] >= 8
-    assert status["local"]["training"]["optimizer_steps"] >= 0
+    assert status["serving"]["output_tokens"] >= 8
+    assert status["training"]["optimizer_steps"] >= 0
     table = run("status", "--data", stack.folder.path).output
     assert re.search(r"inference +ready +\d+ +http://127\.0\.0\.1:\d+", table)
 

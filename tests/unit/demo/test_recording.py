@@ -104,7 +104,7 @@ def test_an_estimate_that_says_nothing_new_only_moves_the_step(recording: Record
     recording.note_estimate(estimate(at_s=1.0, steps=12))
     recording.note_estimate(estimate(at_s=2.0, steps=20, candidate=1.3))
     assert [e.candidate_length for e in recording.estimates] == [1.2, 1.3]
-    assert recording.training.optimizer_steps == 20
+    assert recording.optimizer_steps == 20
 
 
 def test_a_segment_tells_its_own_requests_and_speed() -> None:

@@ -33,7 +33,7 @@ def test_another_version_in_the_engine_is_a_swap(recording: Recording) -> None:
     note_serving(recording, parse(SERVING))
     note_serving(recording, parse(SERVING))
     assert [swap.version for swap in recording.swaps] == [3]
-    assert recording.pauses.mean_s == pytest.approx(0.003)
+    assert recording.swap_pause_mean_s == pytest.approx(0.003)
 
 
 def test_the_trainers_estimate_is_noted_with_its_interval(recording: Recording) -> None:
@@ -47,7 +47,7 @@ def test_the_trainers_estimate_is_noted_with_its_interval(recording: Recording) 
 def test_a_trainer_that_has_not_estimated_yet_has_no_estimate(recording: Recording) -> None:
     note_training(recording, parse("updraft_trainer_optimizer_steps_total 3\nupdraft_trainer_loss 2.0\n"))
     assert recording.estimates == []
-    assert (recording.training.optimizer_steps, recording.training.loss) == (3, 2.0)
+    assert recording.optimizer_steps == 3
 
 
 def test_decisions_of_the_registry_are_told_on_the_clock_of_the_run() -> None:

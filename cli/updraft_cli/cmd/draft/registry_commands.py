@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from updraft.registry.v1.registry_pb2_grpc import RegistryAsyncStub
     from updraft_cli.models.importing import Imported
 
-_command = partial(click.command, cls=Command, needs=("connection",))
+_changing = partial(click.command, cls=Command, needs=("change", "connection"))
 
 
-@_command()
+@click.command(cls=Command, needs=("connection",))
 @click.argument("version", type=VERSION)
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 def pull(backend: RegistryBackend, version: Version, folder: Path) -> None:
@@ -54,7 +54,7 @@ def pull(backend: RegistryBackend, version: Version, folder: Path) -> None:
     click.echo(path)
 
 
-@_command("import")
+@_changing("import")
 @click.argument("place", metavar="FOLDER|URI")
 @click.option(
     "--target",
@@ -119,7 +119,7 @@ def reject(backend: RegistryBackend, version: Version, yes: bool) -> None:  # no
     click.echo(f"Version {number} is rejected for {backend.speculator}: {backend.call(ask).message}")
 
 
-@_command()
+@_changing()
 @arguments.version()
 @click.option("--off", is_flag=True, help="Let the retention policy delete them again.")
 def retain(backend: RegistryBackend, version: Version, off: bool) -> None:  # noqa: FBT001 - a flag

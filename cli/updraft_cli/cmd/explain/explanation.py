@@ -8,6 +8,7 @@ from updraft_cli.backends.drafts import Draft
 from updraft_cli.backends.speculators import Condition, Resource, Speculator
 from updraft_cli.cmd.explain.condition_help import READY, RESTARTS, condition_help
 from updraft_cli.output import ago, count, sentence
+from updraft_rollouts.terms import Strategy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,17 +68,17 @@ def _serving(speculator: Speculator, resource: Resource) -> Iterator[str]:
         yield "It is suspended: no pod serves or learns; versions and status stay."
         return
     pods = speculator.pods
-    wanted = count(pods.ready, "pod") if pods.wanted is None else f"{pods.ready} of {count(pods.wanted, 'pod')}"
-    where = f" at {resource.url}" if resource.url and pods.ready else ""
+    wanted = count(pods.num, "pod") if pods.wanted is None else f"{pods.num} of {count(pods.wanted, 'pod')}"
+    where = f" at {resource.url}" if resource.url and pods.num else ""
     yield f"It serves {resource.target}{where}; {wanted} ready."
     if not speculator.stable:
         yield "No draft serves: answers are right, and no faster than without speculation."
     else:
         yield f"Version {speculator.stable} of the draft serves{_acceptance(speculator)}."
-        if pods.serving_stable is not None and pods.serving_stable < pods.ready:
-            yield f"{pods.serving_stable} of {count(pods.ready, 'ready pod')} have loaded it."
-    if pods.not_ready:
-        yield f"{count(pods.not_ready, 'pod')} with a problem; see the conditions."
+        if pods.serving_stable is not None and pods.serving_stable < pods.num:
+            yield f"{pods.serving_stable} of {count(pods.num, 'ready pod')} have loaded it."
+    if pods.failed:
+        yield f"{count(pods.failed, 'pod')} with a problem; see the conditions."
 
 
 def _acceptance(speculator: Speculator) -> str:
@@ -119,7 +120,7 @@ def _rollout(speculator: Speculator, resource: Resource, drafts: tuple[Draft, ..
     if speculator.paused:
         yield "It is paused (spec.rollout.paused): no new version is tried until it is resumed."
     waiting = [draft for draft in drafts if draft.phase in {"pending", "held"}]
-    if waiting and speculator.policy.strategy == "manual":
+    if waiting and speculator.policy.strategy is Strategy.MANUAL:
         yield f"With strategy Manual it waits for a person: {_numbers(waiting)} can be promoted."
     importing = [draft.object for draft in drafts if draft.phase == "importing" or draft.version is None]
     if importing:

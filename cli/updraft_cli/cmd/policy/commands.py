@@ -14,6 +14,7 @@ from updraft_cli.cmd.policy import view
 from updraft_cli.cmd.policy.durations import DURATION
 from updraft_cli.cmd.program import Group
 from updraft_cli.output import Format
+from updraft_rollouts.terms import Comparison, OnInconclusive, Strategy, Term
 
 
 class StepType(click.ParamType[dict[str, int]]):
@@ -38,6 +39,10 @@ class PolicyGroup(Group):
         return super().parse_args(ctx, ["show", *args] if names_none and is_run else args)
 
 
+def _words(kind: type[Term]) -> click.Choice[str]:
+    return click.Choice([term.lower() for term in kind])
+
+
 _PERCENT = click.IntRange(0, 100)
 _COUNT = click.IntRange(1)
 _SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
@@ -46,7 +51,7 @@ _SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
 FLAGS: dict[str, tuple[str, Any, str]] = {
     "strategy": (
         "--strategy",
-        click.Choice(["canary", "immediate", "manual"]),
+        _words(Strategy),
         "Try a version on some pods first, serve it at once, or wait for `updraft draft promote`.",
     ),
     "analysis.interval_seconds": ("--interval", DURATION, "Minimum length of one observation, e.g. 30s."),
@@ -68,7 +73,7 @@ FLAGS: dict[str, tuple[str, Any, str]] = {
     ),
     "analysis.on_inconclusive": (
         "--on-inconclusive",
-        click.Choice(["pause", "rollback", "promote"]),
+        _words(OnInconclusive),
         "Action at the deadline for a canary without a verdict.",
     ),
     "analysis.dry_run": (
@@ -83,7 +88,7 @@ FLAGS: dict[str, tuple[str, Any, str]] = {
     ),
     "analysis.comparison": (
         "--comparison",
-        click.Choice(["auto", "pods", "switchback"]),
+        _words(Comparison),
         "pods: some pods against the others; switchback: each pod alternates; auto: switchback up to two pods.",
     ),
     "analysis.switchback_seconds": ("--switchback", DURATION, "Length of a switchback turn, e.g. 20s."),
@@ -135,10 +140,11 @@ def policy() -> None:
 def show(backend: Backend, form: Format) -> None:
     """Show the policy in force. `-o yaml` is a file for `rollout policy set --file`; name is the strategy alone."""
     policy_ = backend.policy()
-    output.show(policy_, form, names=[policy_.strategy], rendered=partial(view.rendered, policy_))
+    names = [policy_.strategy.lower() if policy_.strategy else None]
+    output.show(policy_, form, names=names, rendered=partial(view.rendered, policy_))
 
 
-@policy.command("set", needs=("set policy", "connection"))
+@policy.command("set", needs=("change", "connection"))
 @arguments.speculator
 @click.option("-f", "--file", type=click.File(), metavar="FILE", help="The whole policy, in YAML or JSON; - is stdin.")
 @click.option("--default", "is_reset", is_flag=True, help="Reset to the default policy.")

@@ -7,12 +7,29 @@ from rich.text import Text
 
 from updraft_cli import output
 from updraft_cli.backends.policy import Analysis, Policy
+from updraft_rollouts.policy import ACCEPTANCE_IS_HIGHER, acceptance_is_lower, latency_is_higher
+from updraft_rollouts.terms import Comparison, OnInconclusive, Strategy
+
+_DEFAULT = "the registry's default"
 
 _AT_DEADLINE = {
-    "pause": "it waits for a person",
-    "rollback": "it is rolled back",
-    "promote": "it is promoted anyway",
-    None: "the registry's default applies",
+    OnInconclusive.PAUSE: "it waits for a person",
+    OnInconclusive.ROLLBACK: "it is rolled back",
+    OnInconclusive.PROMOTE: "it is promoted anyway",
+    None: f"{_DEFAULT} applies",
+}
+
+_MEANING = {
+    Strategy.CANARY: ": a version that passes the offline gate is tried on some pods first",
+    Strategy.IMMEDIATE: ": a version that passes the offline gate serves on all pods at once",
+    Strategy.MANUAL: ": a version that passes the offline gate waits for `draft promote`",
+    None: "",
+}
+
+_COMPARED = {
+    Comparison.AUTO: "by pods; up to two pods, by switchback with turns of {turn}",
+    Comparison.PODS: "by pods: some serve the candidate, the others the stable version",
+    Comparison.SWITCHBACK: "by switchback: each pod alternates between both versions, in turns of {turn}",
 }
 
 
@@ -25,7 +42,7 @@ def steps(policy: Policy) -> str:
     """Return `10 % of the pods for 2 min, then 50 % for 2 min`."""
     texts = [f"{step.pods_percent} % for {output.span(step.hold_seconds)}" for step in policy.steps or ()]
     if not texts:
-        return "the registry's default"
+        return _DEFAULT
     return ", then ".join((texts[0].replace(" %", " % of the pods", 1), *texts[1:]))
 
 
@@ -35,9 +52,9 @@ def at_deadline(policy: Policy) -> str:
 
 
 def _facts(policy: Policy, *, is_wide: bool) -> Iterator[tuple[str, str | Text]]:
-    strategy = policy.strategy or "the registry's default"
-    yield "strategy", Text(strategy, "bold") + _MEANING.get(strategy, "")
-    if is_wide or policy.strategy == "canary":
+    strategy = policy.strategy
+    yield "strategy", Text(strategy.lower() if strategy else _DEFAULT, "bold") + _MEANING[strategy]
+    if is_wide or strategy is Strategy.CANARY:
         yield from _canary(policy)
     swapping = output.count(policy.max_pods_swapping, "pod") if policy.max_pods_swapping else "all pods"
     yield "swaps", f"{swapping} at the same time"
@@ -58,35 +75,22 @@ def _canary(policy: Policy) -> Iterator[tuple[str, str | Text]]:
         yield "deadline", f"without a verdict within {within}, {at_deadline(policy)}"
 
 
-_MEANING = {
-    "canary": ": a version that passes the offline gate is tried on some pods first",
-    "immediate": ": a version that passes the offline gate serves on all pods at once",
-    "manual": ": a version that passes the offline gate waits for `draft promote`",
-}
-
-_COMPARED = {
-    "auto": "by pods; up to two pods, by switchback with turns of {turn}",
-    "pods": "by pods: some serve the candidate, the others the stable version",
-    "switchback": "by switchback: each pod alternates between both versions, in turns of {turn}",
-}
-
-
 def _analysis(analysis: Analysis) -> Iterator[tuple[str, str | Text]]:
     turn = output.span(analysis.switchback_seconds or 0)
-    yield "compared", _COMPARED[analysis.comparison or "auto"].format(turn=turn)
+    yield "compared", _COMPARED[analysis.comparison or Comparison.AUTO].format(turn=turn)
     asked = f"{100 * (analysis.confidence or 0):g} % confidence, one observation every"
     yield (
         "promoted",
         (
-            f"when acceptance is significantly higher ({asked} {output.span(analysis.interval_seconds or 0)}),"
+            f"when {ACCEPTANCE_IS_HIGHER} ({asked} {output.span(analysis.interval_seconds or 0)}),"
             f" after {output.count(analysis.min_samples or 0, 'request')} or more"
         ),
     )
     yield (
         "rolled back",
         (
-            f"when acceptance is significantly lower by more than {analysis.max_acceptance_regression_percent or 0} %,"
-            f" latency significantly higher by more than {analysis.max_latency_regression_percent or 0} %,"
+            f"when {acceptance_is_lower(analysis.max_acceptance_regression_percent or 0)},"
+            f" {latency_is_higher(analysis.max_latency_regression_percent or 0)},"
             f" or after more than {output.count(analysis.failure_limit or 0, 'failure')}"
         ),
     )

@@ -15,6 +15,7 @@ from updraft_cli.cmd.draft.view import length, phase
 from updraft_cli.cmd.follow import Item
 from updraft_cli.cmd.policy import view as policies
 from updraft_cli.output import ago, count
+from updraft_rollouts.terms import Strategy
 
 Fact = tuple[str, str | Text]
 
@@ -62,22 +63,20 @@ def stable(speculator: Speculator) -> str:
 
 def pods(speculator: Speculator) -> str:
     """Return how many pods there are, and with which version."""
-    counted, is_cluster = speculator.pods, speculator.resource is not None
-    if not counted.ready and not is_cluster:
+    counted, is_cluster = speculator.pods, speculator.pods.connected is None
+    if not counted.num and not is_cluster:
         return "none is connected"
     texts = [f"{num_pods(speculator)} {'ready' if is_cluster else 'connected'}"]
     if speculator.stable and counted.serving_stable is not None:
         texts.append(f"{counted.serving_stable} with version {speculator.stable}")
     if counted.failed:
-        texts.append(f"{counted.failed} unable to load their version")
-    if counted.not_ready:
-        texts.append(f"{counted.not_ready} with a problem")
+        texts.append(f"{counted.failed} {'with a problem' if is_cluster else 'unable to load their version'}")
     return ", ".join(texts)
 
 
 def num_pods(speculator: Speculator) -> str:
     wanted = speculator.pods.wanted
-    return str(speculator.pods.ready) if wanted is None else f"{speculator.pods.ready}/{wanted}"
+    return str(speculator.pods.num) if wanted is None else f"{speculator.pods.num}/{wanted}"
 
 
 def held(speculator: Speculator) -> Iterator[Fact]:
@@ -173,8 +172,9 @@ def _rest(status: RolloutStatus, now: datetime) -> Iterator[Fact]:
     if status.previous and status.stable:
         yield "previous", f"version {status.previous}: the fallback after a failure"
     yield "pods", pods(status)
-    strategy = status.policy.strategy or ""
-    yield "policy", f"{strategy}: {policies.steps(status.policy)}" if strategy == "canary" else strategy
+    strategy = status.policy.strategy
+    steps = f": {policies.steps(status.policy)}" if strategy is Strategy.CANARY else ""
+    yield "policy", f"{(strategy or '').lower()}{steps}"
     yield from held(status)
 
 

@@ -2,7 +2,7 @@
 
 import math
 
-from updraft_cli.backends.installation import LocalProcesses, ProcessStatus, Serving, Training
+from updraft_cli.backends.installation import Installation, Serving, Training
 from updraft_cli.local.data_folder import StackState
 from updraft_cli.local.scrape import Scrape, scrape
 
@@ -11,13 +11,14 @@ TRAINER_METRICS_URL = "http://127.0.0.1:9092/metrics"
 """Where `updraft up` starts them unless the ports are taken."""
 
 
-def gather(state: StackState | None, inference_url: str | None) -> LocalProcesses:
-    """Look at the processes of a stack; without one, at the default addresses."""
+def gather(state: StackState | None, inference_url: str | None) -> Installation:
+    """Look at the processes of a stack; without one, at the default addresses. Speculators are not read here."""
     inference_url = inference_url or (state.inference_url if state else INFERENCE_URL)
     inference = scrape(f"{inference_url}/metrics")
     trainer = scrape(state.metrics_urls["trainer"] if state else TRAINER_METRICS_URL)
-    return LocalProcesses(
-        processes=tuple(ProcessStatus(**process.model_dump()) for process in state.processes) if state else (),
+    return Installation(
+        processes=state.processes if state else (),
+        speculators=None,
         serving=serving(inference) if inference and inference.has("updraft_inference_") else None,
         training=training(trainer) if trainer and trainer.has("updraft_trainer_") else None,
     )

@@ -8,11 +8,12 @@ from rich.table import Table
 from rich.text import Text
 
 from updraft_cli import output
-from updraft_cli.backends.installation import Installation, LocalProcesses, ProcessStatus, Serving, Training
+from updraft_cli.backends.installation import Installation, Serving, Training
 from updraft_cli.backends.speculators import Condition, Resource, ServedVersion, Speculator
 from updraft_cli.cmd.draft.view import length, phase
 from updraft_cli.cmd.follow import Item
 from updraft_cli.cmd.rollout.view import Fact, held, message, num_pods, pods, stable
+from updraft_cli.local.process import ProcessState
 from updraft_cli.output import ago
 
 _STATE_STYLES = {"ready": "green", "starting": "yellow", "restarting": "yellow", "failed": "red"}
@@ -46,31 +47,27 @@ def line(speculator: Speculator) -> str:
 
 
 def _parts(installation: Installation, now: datetime, *, is_wide: bool) -> Iterator[list[RenderableType]]:
-    local, speculators = installation.local, installation.speculators
-    if local is not None and local.processes:
-        yield [_processes(local.processes, is_wide=is_wide)]
+    is_local, speculators = installation.processes is not None, installation.speculators
+    if installation.processes:
+        yield [_processes(installation.processes, is_wide=is_wide)]
     if speculators is None:
         yield [Text("The registry does not answer.", "yellow")]
-    elif not speculators and local is not None:
+    elif not speculators and is_local:
         yield ["The registry has no drafts yet."]
     elif not speculators:
         where = f"namespace {installation.namespace}" if installation.namespace else "any namespace"
         yield [f"There is no AdaptiveSpeculator in {where}."]
-    elif len(speculators) > 1 and local is None and not is_wide:
+    elif len(speculators) > 1 and not is_local and not is_wide:
         yield [_rows(installation.namespace, speculators)]
     else:
         for speculator in speculators:
             yield _block(speculator, now, is_wide=is_wide)
-    if local is not None:
-        yield from _local(local)
+    if is_local:
+        yield [Text("inference", "bold"), *(f"  {fact}" for fact in _serving(installation.serving))]
+        yield [Text("trainer", "bold"), *(f"  {fact}" for fact in _training(installation.training))]
 
 
-def _local(local: LocalProcesses) -> Iterator[list[RenderableType]]:
-    for part, facts in (("inference", _serving(local.serving)), ("trainer", _training(local.training))):
-        yield [Text(part, "bold"), *(f"  {fact}" for fact in facts)]
-
-
-def _processes(processes: tuple[ProcessStatus, ...], *, is_wide: bool) -> Table:
+def _processes(processes: tuple[ProcessState, ...], *, is_wide: bool) -> Table:
     more = (">pid", "log") if is_wide else ()
     table = output.table("process", "state", ">restarts", "address", *more)
     for process in processes:
@@ -225,7 +222,7 @@ def _serving(serving: Serving | None) -> list[str]:
 
 def _kernels(variant: str) -> Iterator[str]:
     if variant == "torch":
-        yield "no C++ kernels: the engine uses torch's operations, which are slower on a CPU; its log has the reason"
+        yield "no C++ kernels: torch computes, as on a GPU and with UPDRAFT_INFERENCE_KERNELS=off; else the log has the reason"
     elif variant:
         yield f"C++ kernels: {variant}"
 

@@ -19,7 +19,7 @@ def parsed(*words: str, least: int = 1, is_required: bool = True) -> tuple[Any, 
     def show(backend: Any, version: Any) -> None:
         got.append((backend, version))
 
-    connect: Any = lambda given, speculator: speculator  # noqa: E731
+    connect: Any = lambda given, speculator, is_change: speculator  # noqa: E731
     options = BackendOptions(title="", by_need={}, connect=connect)
     program = Program("program", commands=[show], backend_options=options)
     CliRunner().invoke(program, ["show", *words], catch_exceptions=False)

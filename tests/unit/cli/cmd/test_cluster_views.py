@@ -292,3 +292,15 @@ def test_an_outage_and_a_deletion_are_reported_on_stderr(
         "2026-11-24 12:00:00 no API server answers; trying again",
         "2026-11-24 12:00:00 team/a is gone",
     ]
+
+
+def test_the_json_of_a_cluster_keeps_its_names_of_pods() -> None:
+    serving = {"serving": {"readyReplicas": 1, "updatedReplicas": 1, "failedReplicas": 1}}
+    (content,) = json.loads(output.as_json(of(objects.speculator(status=serving))))["speculators"]
+    assert {name: content["pods"][name] for name in ("ready", "wanted", "serving_stable", "failed", "connected")} == {
+        "ready": 1,
+        "wanted": 2,
+        "serving_stable": 1,
+        "failed": 1,
+        "connected": None,
+    }

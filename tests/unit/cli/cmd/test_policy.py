@@ -14,6 +14,7 @@ from updraft_cli.backends.policy import Analysis, OfflineGate, Policy, Step, rea
 from updraft_cli.cmd.policy import view
 from updraft_cli.cmd.policy.commands import FLAGS, StepType
 from updraft_cli.cmd.policy.durations import DURATION
+from updraft_rollouts.terms import OnInconclusive, Strategy
 
 FILE = """
 strategy: canary
@@ -57,7 +58,22 @@ def test_the_names_of_kubernetes_are_understood_too() -> None:
     file = "{strategy: Canary, steps: [{podsPercent: 10, holdSeconds: 60}], analysis: {onInconclusive: Rollback}}"
     policy = read(file, "spec")
     assert policy.steps == (Step(pods_percent=10, hold_seconds=60),)
-    assert (policy.strategy, policy.analysis and policy.analysis.on_inconclusive) == ("canary", "rollback")
+    assert (policy.strategy, policy.analysis and policy.analysis.on_inconclusive) == (
+        Strategy.CANARY,
+        OnInconclusive.ROLLBACK,
+    )
+
+
+def test_what_a_newer_crd_allows_is_ignored_as_a_field_and_named_as_a_value() -> None:
+    assert Policy.from_kubernetes({"strategy": "Manual", "blueGreen": {}}).strategy is Strategy.MANUAL
+    with pytest.raises(
+        InvalidInput, match=r"^spec\.rollout is of another version of Updraft: strategy: .* 'BlueGreen'$"
+    ):
+        Policy.from_kubernetes({"strategy": "BlueGreen"})
+
+
+def test_a_strategy_of_a_newer_registry_is_none_that_is_known() -> None:
+    assert Policy.from_proto(pb.RolloutPolicy(strategy=9)).strategy is None  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +125,7 @@ def test_a_policy_is_shown_in_words() -> None:
         promoted      when acceptance is significantly higher (95 % confidence, one
                       observation every 30 s), after 200 requests or more
         rolled back   when acceptance is significantly lower by more than 2 %, latency
-                      significantly higher by more than 5 %, or after more than 2
+                      is significantly higher by more than 5 %, or after more than 2
                       failures
         deadline      without a verdict within 15 min, it is rolled back
         swaps         all pods at the same time

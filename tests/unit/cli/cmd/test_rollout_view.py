@@ -161,3 +161,14 @@ def test_bounds_that_are_not_known_are_null_for_a_program() -> None:
     assert found["trial"]["step"] == 1
     assert found["trial"]["acceptance_length"]["low_percent"] is None
     assert found["trial"]["inter_token_latency_s"]["high_percent"] == 1.1
+
+
+def test_the_json_of_a_rollout_keeps_its_names() -> None:
+    content = json.loads(output.as_json(status(state(pods=pb.Pods(connected=3, serving_stable=2, failed=1)))))
+    assert content["speculator"] == content["name"] == "default"
+    assert {name: content["pods"][name] for name in ("connected", "serving_stable", "serving_candidate", "failed")} == {
+        "connected": 3,
+        "serving_stable": 2,
+        "serving_candidate": 0,
+        "failed": 1,
+    }

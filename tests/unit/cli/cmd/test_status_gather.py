@@ -6,7 +6,7 @@ from rich.console import Console
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_cli import output
-from updraft_cli.backends.installation import Installation, LocalProcesses
+from updraft_cli.backends.installation import Installation
 from updraft_cli.backends.wire import acceptance_of, phase, speculator
 from updraft_cli.cmd.status.gather import serving, training
 from updraft_cli.cmd.status.view import rendered
@@ -39,7 +39,7 @@ def test_serving_is_read_from_the_metrics_that_inference_really_has() -> None:
         ("avx512", "C++ kernels: avx512"),
         (
             "torch",
-            "no C++ kernels: the engine uses torch's operations, which are slower on a CPU; its log has the reason",
+            "no C++ kernels: torch computes, as on a GPU and with UPDRAFT_INFERENCE_KERNELS=off; else the log has the reason",
         ),
         ("", None),
     ],
@@ -47,10 +47,12 @@ def test_serving_is_read_from_the_metrics_that_inference_really_has() -> None:
 def test_status_shows_which_kernels_the_engine_uses(variant: str, line: str | None) -> None:
     registry = CollectorRegistry()
     InferenceMetrics(registry).observe_kernels(variant)
-    local = LocalProcesses(processes=(), serving=serving(parse(generate_latest(registry).decode())), training=None)
+    found = serving(parse(generate_latest(registry).decode()))
     console = Console(width=200)
     with console.capture() as capture:
-        console.print(rendered(Installation(speculators=(), local=local), datetime.now(UTC), is_wide=False))
+        console.print(
+            rendered(Installation(processes=(), speculators=(), serving=found), datetime.now(UTC), is_wide=False)
+        )
     shown = [shown.strip() for shown in capture.get().splitlines() if "kernels" in shown]
     assert shown == ([] if line is None else [line])
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from updraft_chassis.errors import Conflict
 from updraft_cli.local.data_folder import DataFolder, StackState
 from updraft_cli.local.folders import data_folder
 from updraft_cli.local.running import find_stack, noted
@@ -53,6 +54,18 @@ def test_the_default_data_folder_and_a_named_one_come_first(tmp_path: Path, envi
         start(data_folder(environ))
         assert found(None, environ) == "updraft"
         assert found(tmp_path / "nothing", environ) is None
+
+
+def test_a_change_is_refused_while_several_stacks_run(tmp_path: Path, environ: dict[str, str]) -> None:
+    with noted(start(tmp_path / "other"), environ):
+        assert find_stack(None, environ, is_only=True) == find_stack(tmp_path / "other", environ)
+        default = start(data_folder(environ))
+        with pytest.raises(Conflict) as refused:
+            find_stack(None, environ, is_only=True)
+        assert str(refused.value) == (
+            f"2 stacks run on this machine; choose one with --data: {default}, {tmp_path / 'other'}"
+        )
+        assert find_stack(default, environ, is_only=True) is not None
 
 
 def test_a_note_that_a_kill_left_behind_is_no_stack(tmp_path: Path, environ: dict[str, str]) -> None:
