@@ -311,9 +311,8 @@ def _conditions_sections() -> Iterator[str]:
         if condition == "Ready":
             yield f"See {', '.join(f'[{part}](#{part.lower()})' for part in READY)}.\n"
         words = {"name": "NAME", "namespace": "NAMESPACE", "part": PARTS.get(condition, "serving")}
-        rows = [
-            (reason, help_.meaning.format(**words), help_.action.format(**words)) for reason, help_ in reasons.items()
-        ]
+        helps = [(reason, help_.about(**words)) for reason, help_ in reasons.items()]
+        rows = [(reason, help_.meaning, help_.action) for reason, help_ in helps]
         yield markdown.table(("reason", "what it means", "what to do"), rows)
     yield "## What restarts pods\n"
     yield "A new draft never restarts pods. These fields are part of a pod template, so a change replaces the pods:\n"

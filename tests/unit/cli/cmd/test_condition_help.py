@@ -9,7 +9,7 @@ from typing import Any
 import click
 import pytest
 
-from updraft_cli.cmd.explain.condition_help import CONDITION_HELP, PODS, READY, RESTARTS, condition_help
+from updraft_cli.cmd.explain.condition_help import CONDITION_HELP, READY, RESTARTS, condition_help
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests import registry, serving, trainer
@@ -168,7 +168,7 @@ def test_help_about_pods_names_the_pods_of_the_right_part() -> None:
 def test_help_leads_only_to_commands_that_exist() -> None:
     from updraft_cli.kubectl import plugin
 
-    texts = [known.action for reasons in (*CONDITION_HELP.values(), PODS) for known in reasons.values()]
+    texts = [known.action for reasons in CONDITION_HELP.values() for known in reasons.values()]
     named = [" ".join(text.split()) for all_of in texts for text in all_of.split("`kubectl updraft ")[1:]]
     assert len(named) > 10
     for command in named:

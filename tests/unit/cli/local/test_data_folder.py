@@ -6,7 +6,8 @@ import psutil
 import pytest
 
 from updraft_chassis.errors import Conflict, Exhausted, InvalidInput
-from updraft_cli.local.data_folder import DataFolder, ProcessState, StackState
+from updraft_cli.local.data_folder import DataFolder, StackState
+from updraft_cli.local.process import ProcessState
 
 
 def test_a_second_owner_is_refused_with_the_pid_of_the_first(tmp_path: Path) -> None:
