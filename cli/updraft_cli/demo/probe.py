@@ -7,8 +7,8 @@ draft never learns from these prompts.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from updraft_cli.demo.chat import ChatServer, Question
@@ -27,26 +27,26 @@ from updraft_cli.demo.recording import Recording
 from updraft_cli.demo.report import Answer, Measured, acceptance_error_percent
 from updraft_cli.prompts import domain_prompts
 
+Answers = dict[Arm, list[Answer]]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
     """Where requests of an arm go, and their `updraft` field."""
 
     server: ChatServer
-    fixed: Mapping[str, Any]
-    timed: Mapping[str, Any]
+    fixed: dict[str, Any]
+    timed: dict[str, Any]
 
 
 def ways(serving: ChatServer, frozen: ChatServer | None) -> dict[Arm, Way]:
     """Return the way of each arm. If no draft served at the shift, the frozen arm has no draft."""
-    none = {"drafter": "none"}
+    undrafted = Way(server=serving, fixed={"drafter": "none"}, timed={"drafter": "none"})
     draft = {"drafter": "eagle3", "lookahead": LOOKAHEAD}
     return {
-        Arm.NONE: Way(server=serving, fixed=none, timed=none),
+        Arm.NONE: undrafted,
         Arm.NGRAM: Way(server=serving, fixed={"drafter": "ngram"}, timed={"drafter": "ngram"}),
-        Arm.FROZEN: Way(server=frozen, fixed=draft, timed={})
-        if frozen
-        else Way(server=serving, fixed=none, timed=none),
+        Arm.FROZEN: Way(server=frozen, fixed=draft, timed={}) if frozen else undrafted,
         Arm.ADAPTIVE: Way(server=serving, fixed=draft, timed={}),
     }
 
@@ -64,49 +64,43 @@ class Probe:
         questions = probe_questions(plan, segment.domain)
         is_end = is_last(segment, point)
         until_s = started_s + probe_limit_s(plan, segment)
-        fixed = await self._acceptance(fixed_arms(segment.name, is_end=is_end), questions, until_s)
-        alone = questions[: plan.probing.num_timed]
-        timed = await self._speed(timed_arms(segment.name), alone) if is_end else {}
+
+        def is_exact(answers: Answers) -> bool:
+            drafts = [acceptance_error_percent(some) for arm, some in answers.items() if arm is not Arm.NGRAM]
+            is_enough = all(error is not None and error <= ENOUGH_ERROR_PERCENT for error in drafts)
+            return is_enough or self._recording.now_s >= until_s
+
+        arms = fixed_arms(segment.name, is_end=is_end)
+        fixed = await self._ask(arms, questions, lambda way: way.fixed, batch=plan.probing.batch, is_enough=is_exact)
+        timed: dict[Arm, Measured] = {}
+        if is_end:
+            alone = questions[: plan.probing.num_timed]
+            timed = await self._ask(timed_arms(segment.name), alone, lambda way: way.timed, batch=1)
         self._recording.add_point(fixed, timed, is_start=point == 0, is_end=is_end, started_s=started_s)
 
-    async def _acceptance(
-        self, arms: Sequence[Arm], questions: Sequence[Question], until_s: float
+    async def _ask(
+        self,
+        arms: Sequence[Arm],
+        questions: Sequence[Question],
+        options: Callable[[Way], dict[str, Any]],
+        *,
+        batch: int,
+        is_enough: Callable[[Answers], bool] = lambda _: False,
     ) -> dict[Arm, Measured]:
-        """Ask batch by batch, until the error of every draft is small enough or the time is up."""
-        answers: dict[Arm, list[Answer]] = {arm: [] for arm in arms}
+        """Ask batch by batch, all of a batch at once, until it is enough."""
+        answers: Answers = {arm: [] for arm in arms}
         walls_s = dict.fromkeys(arms, 0.0)
-        size = self._recording.plan.probing.batch
-        for start in range(0, len(questions), size):
-            for arm in rotated(arms, len(self._recording.points) + start // size):
-                way = self._ways[arm]
-                some, wall_s = await self._together(way.server, questions[start : start + size], way.fixed)
-                answers[arm] += some
-                walls_s[arm] += wall_s
-            drafts = [acceptance_error_percent(answers[arm]) for arm in arms if arm is not Arm.NGRAM]
-            is_enough = all(error is not None and error <= ENOUGH_ERROR_PERCENT for error in drafts)
-            if is_enough or self._recording.now_s >= until_s:
+        for start in range(0, len(questions), batch):
+            for arm in rotated(arms, len(self._recording.points) + start // batch):
+                way, start_s = self._ways[arm], self._recording.clock.monotonic()
+                asked = [replace(question, options=options(way)) for question in questions[start : start + batch]]
+                async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(way.server.ask(question)) for question in asked]
+                answers[arm] += [task.result() for task in tasks]
+                walls_s[arm] += self._recording.clock.monotonic() - start_s
+            if is_enough(answers):
                 break
         return {arm: Measured.of(answers[arm], walls_s[arm]) for arm in arms}
-
-    async def _speed(self, arms: Sequence[Arm], questions: Sequence[Question]) -> dict[Arm, Measured]:
-        answers: dict[Arm, list[Answer]] = {arm: [] for arm in arms}
-        walls_s = dict.fromkeys(arms, 0.0)
-        for turn, question in enumerate(questions):
-            for arm in rotated(arms, len(self._recording.points) + turn):
-                way = self._ways[arm]
-                some, wall_s = await self._together(way.server, [question], way.timed)
-                answers[arm] += some
-                walls_s[arm] += wall_s
-        return {arm: Measured.of(answers[arm], walls_s[arm]) for arm in arms}
-
-    async def _together(
-        self, server: ChatServer, questions: Sequence[Question], options: Mapping[str, Any]
-    ) -> tuple[list[Answer], float]:
-        """Send all at once; return the answers and the time until the last one."""
-        start_s = self._recording.clock.monotonic()
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(server.ask(_with(question, options))) for question in questions]
-        return [task.result() for task in tasks], self._recording.clock.monotonic() - start_s
 
 
 def probe_questions(plan: Plan, domain: str) -> list[Question]:
@@ -122,13 +116,3 @@ def rotated(arms: Sequence[Arm], turns: int) -> list[Arm]:
     """Return the arms, with another first one at every turn."""
     first = turns % len(arms)
     return [*arms[first:], *arms[:first]]
-
-
-def _with(question: Question, options: Mapping[str, Any]) -> Question:
-    return Question(
-        prompt=question.prompt,
-        text=question.text,
-        max_tokens=question.max_tokens,
-        options=dict(options),
-        is_captured=question.is_captured,
-    )

@@ -45,40 +45,6 @@ _BLOCK_VALUES = 4 * 1024 * 1024
 _FLOATS = ("BF16", "F16", "F32")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sizes:
-    """The numbers that determine the shapes of a draft's tensors."""
-
-    vocab: int
-    draft_vocab: int
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The float tensors of a draft in our layout."""
-        heads, kv_heads = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        layer = {
-            "self_attn.q_proj": (heads, 2 * self.hidden),
-            "self_attn.k_proj": (kv_heads, 2 * self.hidden),
-            "self_attn.v_proj": (kv_heads, 2 * self.hidden),
-            "self_attn.o_proj": (self.hidden, heads),
-            "mlp.gate_proj": (self.intermediate, self.hidden),
-            "mlp.up_proj": (self.intermediate, self.hidden),
-            "mlp.down_proj": (self.hidden, self.intermediate),
-            "hidden_norm": (self.hidden,),
-            "input_layernorm": (self.hidden,),
-            "post_attention_layernorm": (self.hidden,),
-        }
-        return {f"midlayer.{name}.weight": shape for name, shape in layer.items()} | {
-            "fc.weight": (self.hidden, 3 * self.hidden),
-            "norm.weight": (self.hidden,),
-            "lm_head.weight": (self.draft_vocab, self.hidden),
-        }
-
-
 def ours(folder: Path, model: Path | None, scratch: Path) -> Path:
     """Return `folder` if its draft is in our layout, else `scratch`, where it is then.
 
@@ -142,6 +108,29 @@ def our_config(content: Mapping[str, Any], target: Mapping[str, Any]) -> dict[st
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise InvalidInput(f"a config.json has a bad value: {error}") from None
     return config
+
+
+def our_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the float tensors of a draft in our layout."""
+    hidden, intermediate, head_dim = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    heads, kv_heads = config["num_attention_heads"] * head_dim, config["num_key_value_heads"] * head_dim
+    layer = {
+        "self_attn.q_proj": (heads, 2 * hidden),
+        "self_attn.k_proj": (kv_heads, 2 * hidden),
+        "self_attn.v_proj": (kv_heads, 2 * hidden),
+        "self_attn.o_proj": (hidden, heads),
+        "mlp.gate_proj": (intermediate, hidden),
+        "mlp.up_proj": (intermediate, hidden),
+        "mlp.down_proj": (hidden, intermediate),
+        "hidden_norm": (hidden,),
+        "input_layernorm": (hidden,),
+        "post_attention_layernorm": (hidden,),
+    }
+    return {f"midlayer.{name}.weight": shape for name, shape in layer.items()} | {
+        "fc.weight": (hidden, 3 * hidden),
+        "norm.weight": (hidden,),
+        "lm_head.weight": (config["draft_vocab_size"], hidden),
+    }
 
 
 def our_name(name: str) -> str:
@@ -212,21 +201,12 @@ def _aux_layers(content: Mapping[str, Any], num_layers: int) -> list[int]:
 
 
 def _rewrite(source: Path, config: Mapping[str, Any], model: Path, destination: Path) -> None:
-    sizes = Sizes(
-        vocab=config["vocab_size"],
-        draft_vocab=config["draft_vocab_size"],
-        hidden=config["hidden_size"],
-        intermediate=config["intermediate_size"],
-        heads=config["num_attention_heads"],
-        kv_heads=config["num_key_value_heads"],
-        head_dim=config["head_dim"],
-    )
     file = _File.open(source)
-    shapes = sizes.shapes()
+    shapes = our_shapes(config)
     _check_tensors(file.places, shapes)
     if _EMBEDDING in file.places:
         _check_embedding(file, model)
-    d2t, t2d = _vocabulary(file, sizes)
+    d2t, t2d = _vocabulary(file, config["draft_vocab_size"], config["vocab_size"])
     ends = [("d2t", "I64", d2t.shape), *((name, "BF16", shape) for name, shape in sorted(shapes.items()))]
     with destination.open("wb") as written:
         written.write(safetensors_header.header([*ends, ("t2d", "BOOL", t2d.shape)]))
@@ -268,18 +248,18 @@ def _check_embedding(file: "_File", model: Path) -> None:
             raise InvalidInput("its embedding is not the target's, which it would share here")
 
 
-def _vocabulary(file: "_File", sizes: Sizes) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def _vocabulary(file: "_File", draft_vocab: int, vocab: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Return d2t and t2d; without them a draft proposes every token."""
-    d2t = np.zeros(sizes.draft_vocab, dtype=np.int64)
+    d2t = np.zeros(draft_vocab, dtype=np.int64)
     if "d2t" in file.places:
         d2t = file.integers("d2t")
-    elif sizes.draft_vocab != sizes.vocab:
-        raise InvalidInput(f"it lacks d2t, which says what its {sizes.draft_vocab} tokens of {sizes.vocab} are")
+    elif draft_vocab != vocab:
+        raise InvalidInput(f"it lacks d2t, which says what its {draft_vocab} tokens of {vocab} are")
     tokens = d2t + np.arange(len(d2t))
-    is_sound = len(tokens) == sizes.draft_vocab and tokens[0] >= 0 and tokens[-1] < sizes.vocab
+    is_sound = len(tokens) == draft_vocab and tokens[0] >= 0 and tokens[-1] < vocab
     if not is_sound or not (np.diff(tokens) > 0).all():
         raise InvalidInput("d2t does not map its tokens to distinct tokens of the target, in their order")
-    t2d = np.zeros(sizes.vocab, dtype=np.bool_)
+    t2d = np.zeros(vocab, dtype=np.bool_)
     t2d[tokens] = True
     if "t2d" in file.places and not np.array_equal(file.integers("t2d").astype(np.bool_), t2d):
         raise InvalidInput("t2d and d2t disagree about the tokens that it proposes")

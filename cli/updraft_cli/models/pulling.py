@@ -11,7 +11,7 @@ import json
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from shutil import disk_usage, rmtree
 
@@ -109,7 +109,7 @@ def _bring(source: Source, before: Record, folder: Path, report: Report) -> Reco
             (folder / name).unlink(missing_ok=True)  # from another state of the source
     _write(folder, record)
     _fetch(source, listing, missing, folder, report)
-    whole = Record(**{**asdict(record), "is_whole": True})
+    whole = replace(record, is_whole=True)
     _write(folder, whole)
     return whole
 

@@ -105,34 +105,23 @@ def shape(tensor: Tensor) -> str:
 
 
 def _columns(drafts: DraftList, now: datetime, *, is_wide: bool) -> dict[str, Callable[[Draft], str | Text]]:
-    cells = _wide_cells() if is_wide else _narrow_cells(now)
-    optional = {
-        "namespace": not drafts.namespace and any(draft.namespace for draft in drafts.drafts),
+    some, is_narrow = drafts.drafts, not is_wide
+    shown = {
+        "namespace": not drafts.namespace and any(draft.namespace for draft in some),
         "speculator": not drafts.speculator,
-        "by position": any(draft.acceptance and draft.acceptance.by_position for draft in drafts.drafts),
-        ">loaded": any(draft.pods_loaded is not None for draft in drafts.drafts),
-        ">step": any(draft.step is not None for draft in drafts.drafts),
-        ">size": any(draft.size_bytes is not None for draft in drafts.drafts),
-        "object": any(draft.object for draft in drafts.drafts),
+        "by position": is_wide and any(draft.acceptance and draft.acceptance.by_position for draft in some),
+        ">loaded": any(draft.pods_loaded is not None for draft in some),
+        ">parent": is_wide,
+        ">samples": is_wide,
+        ">step": is_wide and any(draft.step is not None for draft in some),
+        ">size": is_wide and any(draft.size_bytes is not None for draft in some),
+        "source": is_wide,
+        "digest": is_wide,
+        "object": is_wide and any(draft.object for draft in some),
+        "published": is_narrow,
+        "published (UTC)": is_wide,
     }
-    return {name: cell for name, cell in cells.items() if optional.get(name, True)}
-
-
-def _narrow_cells(now: datetime) -> dict[str, Callable[[Draft], str | Text]]:
-    return {
-        "namespace": lambda draft: draft.namespace,
-        "speculator": lambda draft: draft.speculator,
-        ">version": lambda draft: _number(draft.version),
-        "phase": _phase,
-        ">accepted": lambda draft: length(draft.acceptance),
-        ">loaded": lambda draft: f"{_number(draft.pods_loaded)}/{_number(draft.pods_wanted)}",
-        "published": lambda draft: output.ago(draft.published, now) if draft.published else "-",
-        "reason": lambda draft: output.cut(draft.reason),
-    }
-
-
-def _wide_cells() -> dict[str, Callable[[Draft], str | Text]]:
-    return {
+    cells: dict[str, Callable[[Draft], str | Text]] = {
         "namespace": lambda draft: draft.namespace,
         "speculator": lambda draft: draft.speculator,
         ">version": lambda draft: _number(draft.version),
@@ -147,9 +136,11 @@ def _wide_cells() -> dict[str, Callable[[Draft], str | Text]]:
         "source": lambda draft: draft.source,
         "digest": lambda draft: output.short(draft.digest) or "-",
         "object": lambda draft: draft.object,
+        "published": lambda draft: output.ago(draft.published, now) if draft.published else "-",
         "published (UTC)": lambda draft: output.timestamp(draft.published) if draft.published else "-",
-        "reason": lambda draft: draft.reason,
+        "reason": lambda draft: draft.reason if is_wide else output.cut(draft.reason),
     }
+    return {name: cell for name, cell in cells.items() if shown.get(name, True)}
 
 
 def _number(number: int | None) -> str:
