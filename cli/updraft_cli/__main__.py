@@ -3,17 +3,16 @@
 from importlib.metadata import version
 
 import click
+from click.shell_completion import get_completion_class
 
 from updraft_cli.cmd import draft
-from updraft_cli.cmd.completion import completion
 from updraft_cli.cmd.demo import demo
 from updraft_cli.cmd.model import model
-from updraft_cli.cmd.operator import operator
 from updraft_cli.cmd.program import CONTEXT_SETTINGS, Program
-from updraft_cli.cmd.registry import registry
 from updraft_cli.cmd.registry_options import REGISTRY
 from updraft_cli.cmd.rollout.commands import rollout
 from updraft_cli.cmd.status.command import status
+from updraft_cli.cmd.subprograms import operator, registry
 from updraft_cli.cmd.up import up
 
 
@@ -34,6 +33,25 @@ def cli() -> None:
     only, and NO_COLOR turns them off. Shell completion: `updraft completion --help`. The same verbs work on a cluster as
     `kubectl updraft`.
     """
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(("bash", "zsh", "fish")))
+@click.pass_context
+def completion(ctx: click.Context, shell: str) -> None:
+    """Print the completion script of a shell.
+
+    \b
+    bash   echo 'eval "$(updraft completion bash)"' >> ~/.bashrc
+    zsh    echo 'eval "$(updraft completion zsh)"' >> ~/.zshrc
+    fish   updraft completion fish > ~/.config/fish/completions/updraft.fish
+
+    Names and version numbers come from the registry. If it does not answer at once, they are not offered.
+    """
+    script = get_completion_class(shell)
+    if script is None:
+        raise AssertionError(f"click knows no {shell}")
+    click.echo(script(ctx.find_root().command, {}, "updraft", "_UPDRAFT_COMPLETE").source())
 
 
 for _command in (up, status, draft.group(is_registry=True), rollout, registry, operator, demo, model, completion):

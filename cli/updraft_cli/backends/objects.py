@@ -35,10 +35,7 @@ def speculator(content: Json) -> Speculator:
         name=metadata["name"],
         namespace=metadata.get("namespace", ""),
         message=_part(status, "rollout").get("message", ""),
-        stable=roles["stable"],
-        candidate=roles["candidate"],
-        previous=roles["previous"],
-        latest=roles["latest"],
+        **roles,
         pinned=rollout.get("pinnedVersion"),
         paused=rollout.get("paused", False),
         pods=Pods(
@@ -49,14 +46,9 @@ def speculator(content: Json) -> Speculator:
         ),
         acceptance=_acceptance(acceptance.get("stable"), acceptance.get("verifySteps")),
         trial=_trial(roles, _part(status, "rollout"), acceptance) if roles["candidate"] else None,
-        policy=policy(rollout),
+        policy=Policy.from_kubernetes(rollout),
         resource=_resource(content),
     )
-
-
-def policy(rollout: Json) -> Policy:
-    """Read the policy in spec.rollout."""
-    return Policy.from_kubernetes(rollout)
 
 
 def draft(content: Json, owner: Speculator | None) -> Draft:

@@ -17,7 +17,6 @@ from pydantic import (
     SerializationInfo,
     ValidationError,
     ValidationInfo,
-    model_validator,
 )
 from pydantic.alias_generators import to_camel, to_snake
 from pydantic_core import PydanticCustomError
@@ -62,13 +61,6 @@ class _Part(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", alias_generator=to_camel, validate_by_name=True, validate_by_alias=True
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_unknown(cls, content: Any, info: ValidationInfo) -> Any:
-        if info.context != _KUBERNETES or not isinstance(content, Mapping):
-            return content
-        return {name: value for name, value in content.items() if to_snake(name) in cls.model_fields}
 
 
 class Step(_Part):
@@ -126,7 +118,7 @@ class Policy(_Part):
     def from_kubernetes(cls, fields: Mapping[str, Any]) -> Self:
         """Return the policy in spec.rollout; fields of a newer CRD are ignored, and InvalidInput names its new values."""
         try:
-            return cls.model_validate(fields, context=_KUBERNETES)
+            return cls.model_validate(fields, extra="ignore")
         except ValidationError as error:
             problems = "; ".join(_problems(error))
             raise InvalidInput(f"spec.rollout is of another version of Updraft: {problems}") from None

@@ -16,7 +16,7 @@ from updraft_cli.backends.drafts import (
     Tensor,
 )
 from updraft_cli.backends.policy import Policy
-from updraft_cli.backends.speculators import MetricChange, Pods, ServedVersion, Speculator, Trial
+from updraft_cli.backends.speculators import ROLES, MetricChange, Pods, ServedVersion, Speculator, Trial
 
 
 def draft_list(speculator: str, response: pb.ListResponse) -> DraftList:
@@ -100,10 +100,7 @@ def speculator(state: pb.SpeculatorState, versions: Sequence[pb.Version] = ()) -
     return Speculator(
         name=state.speculator,
         message=state.message,
-        stable=state.stable,
-        candidate=state.candidate,
-        previous=state.previous,
-        latest=state.latest,
+        **{role: getattr(state, role) for role in ROLES},
         pinned=pinned(state),
         pin_reason=state.pin_reason,
         paused=state.paused,

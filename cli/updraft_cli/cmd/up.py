@@ -1,16 +1,22 @@
-"""`updraft up`."""
+"""`updraft up`: a stack in the foreground until a signal: the first signal stops it in order, the second at once."""
 
 import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
 from rich.console import Console
 
 from updraft_cli.cmd.model import fetched
-from updraft_cli.local import foreground
 from updraft_cli.local.folders import cache_folder, data_folder
 from updraft_cli.local.plan import StackConfig
+from updraft_cli.local.running import noted
+from updraft_cli.local.stack import Stack
 from updraft_cli.local.terminal import Terminal
 from updraft_cli.models.smollm2 import SMOLLM2
 from updraft_rollouts.terms import Strategy
@@ -24,6 +30,9 @@ def _settings(_: click.Context, __: click.Parameter, pairs: tuple[str, ...]) -> 
 
 
 PORT = click.IntRange(0, 65535)
+
+# SIGHUP: the terminal was closed. Under nohup it is ignored, and we leave it so.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @click.command()
@@ -90,4 +99,37 @@ def up(model: Path | None, trainer: bool, **options: Any) -> None:  # noqa: FBT0
         trainer=trainer,
         **options,
     )
-    foreground.run(config, Terminal(Console()))
+    terminal = Terminal(Console())
+    stack = Stack(config, listener=terminal.listen)
+    try:
+        with _interrupted_by_signals(terminal, stack.kill), stack, noted(config.data, os.environ):
+            terminal.welcome(stack)
+            threading.Event().wait()
+    except KeyboardInterrupt:
+        terminal.print("Everything has stopped. The data is kept.")
+
+
+@contextmanager
+def _interrupted_by_signals(terminal: Terminal, kill: Callable[[], None]) -> Iterator[None]:
+    """Raise KeyboardInterrupt in the block at the first signal; call `kill` at every further one."""
+    num_signals = 0
+
+    def on_signal(_signum: int, _frame: FrameType | None) -> None:
+        nonlocal num_signals
+        num_signals += 1
+        if num_signals == 1:
+            terminal.print("Stopping: requests finish, and the trainer saves. Ctrl-C again stops at once.")
+            raise KeyboardInterrupt
+        # In a thread: this handler may have interrupted code that holds a lock which killing needs.
+        threading.Thread(target=kill, name="kill").start()
+
+    replaced = {
+        signum: signal.signal(signum, on_signal)
+        for signum in _SIGNALS
+        if signal.getsignal(signum) is not signal.SIG_IGN
+    }
+    try:
+        yield
+    finally:
+        for signum, handler in replaced.items():
+            signal.signal(signum, handler)

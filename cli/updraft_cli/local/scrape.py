@@ -1,18 +1,10 @@
 """The metrics of a process at one time: sums over samples, by name and labels."""
 
-from dataclasses import dataclass
-
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 _TIMEOUT_S = 2.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    name: str
-    labels: dict[str, str]
-    value: float
 
 
 class Scrape:
@@ -46,10 +38,4 @@ def scrape(url: str) -> Scrape | None:
 
 
 def parse(text: str) -> Scrape:
-    return Scrape(
-        [
-            Sample(name=sample.name, labels=sample.labels, value=sample.value)
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-        ]
-    )
+    return Scrape([sample for family in text_string_to_metric_families(text) for sample in family.samples])

@@ -38,17 +38,18 @@ class Stack:
         self._listener = listener
         self._exit = ExitStack()
         self._writing = threading.Lock()
-        self._addresses: Addresses | None = None
-        self._supervisor: Supervisor | None = None
+        self._supervisor = Supervisor([], logs=self.folder.logs, listener=self._on_event)
+        self.addresses: Addresses
+        """Known once the stack starts."""
 
     def __enter__(self) -> Self:
         plan.check(self.config)
         with ExitStack() as starting:
             starting.enter_context(self.folder.hold())
-            self._addresses = plan.addresses(self.config, self.folder)
+            self.addresses = plan.addresses(self.config, self.folder)
             if self.config.redis_url and not plan.is_redis_ready(self.config.redis_url):
                 raise Unavailable("no Redis answers at the address of --redis-url; start it, or leave the option out")
-            stages = plan.stages(self.config, self._addresses, self.folder, os.environ)
+            stages = plan.stages(self.config, self.addresses, self.folder, os.environ)
             self._supervisor = Supervisor(stages, logs=self.folder.logs, listener=self._on_event)
             starting.enter_context(self._supervisor)
             self._exit = starting.pop_all()
@@ -58,33 +59,20 @@ class Stack:
         self._exit.close()
 
     @property
-    def addresses(self) -> Addresses:
-        if self._addresses is None:
-            raise RuntimeError("the stack was not started")
-        return self._addresses
-
-    @property
     def children(self) -> list[Child]:
         """The processes; empty before the start."""
-        return [] if self._supervisor is None else self._supervisor.children
+        return self._supervisor.children
 
     def child(self, name: str) -> Child:
-        return self._running.child(name)
+        return self._supervisor.child(name)
 
     def crash(self, name: str) -> None:
         """Kill a process as a crash would, and return when it is ready again."""
-        self._running.crash(name)
+        self._supervisor.crash(name)
 
     def kill(self) -> None:
         """End every process at once; `__exit__` then returns soon."""
-        for child in self.children:
-            child.kill()
-
-    @property
-    def _running(self) -> Supervisor:
-        if self._supervisor is None:
-            raise RuntimeError("the stack was not started")
-        return self._supervisor
+        self._supervisor.kill()
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, Changed):

@@ -13,8 +13,7 @@ from typing import Self
 
 from updraft_chassis.errors import NotFound, Unavailable
 from updraft_chassis.retry import Backoff
-from updraft_cli.local.child import Child
-from updraft_cli.local.log_file import LogFile
+from updraft_cli.local.child import Child, LogFile
 from updraft_cli.local.process import Changed, Event, Listener, Process, State
 
 _NUM_LAST_LINES = 5

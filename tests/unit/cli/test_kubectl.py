@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from tests.support.ports import free_port
 
 from updraft_cli.__main__ import cli
-from updraft_cli.cmd.operator import operator
+from updraft_cli.cmd.subprograms import operator
 from updraft_cli.kubectl import candidates, plugin
 
 
@@ -167,7 +167,7 @@ def test_a_plan_is_the_operators_own_program_and_ends_with_its_exit_code(tmp_pat
     path = tmp_path / "speculator.yaml"
     path.write_text("kind: Nothing\n")
     direct = [sys.executable, "-m", "updraft_operator", "plan", "-f", str(path), "--output", "text", "--offline"]
-    code = "from updraft_cli.cmd.operator import operator; operator()"
+    code = "from updraft_cli.cmd.subprograms import operator; operator()"
     ours = [sys.executable, "-c", code, "plan", "-f", str(path), "--offline"]
     expected, got = (subprocess.run(command, capture_output=True, text=True, check=False) for command in (direct, ours))
     assert (got.returncode, got.stdout, got.stderr) == (expected.returncode, expected.stdout, expected.stderr)

@@ -51,11 +51,6 @@ class Difference:
     fields: tuple[Field, ...]
     tensors: tuple[TensorPair, ...]
 
-    @property
-    def are_weights_equal(self) -> bool:
-        """Whether both have the same tensors."""
-        return all(pair.is_equal for pair in self.tensors)
-
 
 def difference(old: DraftDetails, new: DraftDetails) -> Difference:
     """Compare two versions of a speculator."""

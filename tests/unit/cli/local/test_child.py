@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from updraft_cli.local.log_file import LogFile
+from updraft_cli.local.child import LogFile
 
 
 def test_lines_are_appended_to_what_is_there(tmp_path: Path) -> None:
