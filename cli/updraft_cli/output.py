@@ -6,7 +6,7 @@ Colours and width follow the terminal; in a pipe, a row is one line.
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
@@ -69,6 +69,15 @@ def as_json(value: "DataclassInstance | BaseModel", *, indent: int | None = 2) -
 def as_yaml(value: Any) -> str:
     """Return plain values as YAML, in their own order."""
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=_WIDE)
+
+
+def flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values in nested dicts, with their paths: `analysis.confidence`."""
+    for name, value in content.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 @contextmanager

@@ -51,16 +51,15 @@ def _pin(speculator: Speculator, drafts: Iterable[Draft], number: int) -> PatchF
         follows = "all pods load it now, without analysis and without a restart."
     else:
         follows = "all pods continue without a draft: the same answers, more slowly."
-    message = decided(Verb.PIN, speculator.name, number, f"{follows} Newer versions are held until {undo}.")
-    return PatchFields(field="pinnedVersion", value=number, message=_later(speculator, message))
+    follows = f"{follows} Newer versions are held until {undo}."
+    return _change(Verb.PIN, speculator, "pinnedVersion", follows, value=number, number=number)
 
 
 def _unpin(speculator: Speculator) -> PatchFields:
     if speculator.pinned is None:
         return _unchanged("pinnedVersion", f"{speculator.name} is not pinned.")
     follows = "the last promoted version serves, and newer ones are tried again. No pod restarts."
-    message = decided(Verb.UNPIN, speculator.name, None, follows)
-    return PatchFields(field="pinnedVersion", value=None, message=_later(speculator, message))
+    return _change(Verb.UNPIN, speculator, "pinnedVersion", follows, value=None)
 
 
 def _pause(speculator: Speculator) -> PatchFields:
@@ -70,8 +69,7 @@ def _pause(speculator: Speculator) -> PatchFields:
     candidate = speculator.candidate
     stays = f"version {candidate} stays in canary on its pods" if candidate else "the stable version keeps serving"
     follows = f"{stays}, and no new version is tried until {undo}. A canary that fails is still rolled back."
-    message = decided(Verb.PAUSE, speculator.name, None, follows)
-    return PatchFields(field="paused", value=True, message=_later(speculator, message))
+    return _change(Verb.PAUSE, speculator, "paused", follows, value=True)
 
 
 def _resume(speculator: Speculator) -> PatchFields:
@@ -80,8 +78,7 @@ def _resume(speculator: Speculator) -> PatchFields:
     candidate = speculator.candidate
     follows = f"the canary of version {candidate} continues." if candidate else "new versions are tried again."
     # Removed rather than set to false, which is the default: the field then belongs to nobody.
-    message = decided(Verb.RESUME, speculator.name, None, follows)
-    return PatchFields(field="paused", value=None, message=_later(speculator, message))
+    return _change(Verb.RESUME, speculator, "paused", follows, value=None)
 
 
 def _promote(speculator: Speculator, drafts: Iterable[Draft], number: int) -> PatchFields:
@@ -100,8 +97,7 @@ def _promote(speculator: Speculator, drafts: Iterable[Draft], number: int) -> Pa
             "promotedVersion", f"Version {number} of {name} is being promoted already; it is {draft.phase}."
         )
     follows = "all pods load it now, without further analysis and without a restart. Later versions are tried as usual."
-    message = decided(Verb.PROMOTE, name, number, follows)
-    return PatchFields(field="promotedVersion", value=number, message=_later(speculator, message))
+    return _change(Verb.PROMOTE, speculator, "promotedVersion", follows, value=number, number=number)
 
 
 def _check_servable(speculator: Speculator, drafts: Iterable[Draft], number: int) -> Draft:
@@ -135,9 +131,13 @@ def _unchanged(field: str, message: str) -> PatchFields:
     return PatchFields(field=field, value=None, message=message, is_change=False)
 
 
-def _later(speculator: Speculator, message: str) -> str:
-    is_suspended = speculator.resource is not None and speculator.resource.is_suspended
-    return f"{message} It is suspended: this takes effect once spec.suspend is false." if is_suspended else message
+def _change(
+    verb: Verb, speculator: Speculator, field: str, follows: str, *, value: Any, number: int | None = None
+) -> PatchFields:
+    message = decided(verb, speculator.name, number, follows)
+    if speculator.resource is not None and speculator.resource.is_suspended:
+        message = f"{message} It is suspended: this takes effect once spec.suspend is false."
+    return PatchFields(field=field, value=value, message=message)
 
 
 def _command(verb: str, speculator: Speculator, *words: object) -> str:

@@ -29,7 +29,7 @@ def speculator(content: Json) -> Speculator:
     """Read an AdaptiveSpeculator."""
     metadata, spec, status = content["metadata"], _part(content, "spec"), _part(content, "status")
     serving, rollout = _part(status, "serving"), _part(spec, "rollout")
-    roles: dict[str, int] = {role: _part(status, "versions").get(role) or 0 for role in ROLES}
+    roles: dict[str, Any] = {role: _part(status, "versions").get(role) or 0 for role in ROLES}
     acceptance = _part(status, "acceptance")
     return Speculator(
         name=metadata["name"],

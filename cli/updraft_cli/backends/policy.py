@@ -23,6 +23,7 @@ from pydantic_core import PydanticCustomError
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_chassis.errors import InvalidInput
+from updraft_cli.output import flat
 from updraft_rollouts.terms import Comparison, OnInconclusive, Strategy, Term
 
 _Count = Annotated[int, Field(ge=0, le=2**32 - 1)]
@@ -154,7 +155,7 @@ class Policy(_Part):
 
     def changes(self, before: "Policy") -> Iterator[tuple[str, Any, Any]]:
         """Yield the path, old value and new value of each difference."""
-        old, new = dict(_flat(before.plain())), dict(_flat(self.plain()))
+        old, new = dict(flat(before.plain())), dict(flat(self.plain()))
         for path in dict.fromkeys((*old, *new)):
             if old.get(path) != new.get(path):
                 yield path, old.get(path), new.get(path)
@@ -187,11 +188,3 @@ def _problems(error: ValidationError) -> Iterator[str]:
 
 def _absent(part: type[_Part]) -> dict[str, Any]:
     return {to_camel(name): None for name in part.model_fields if name not in {"offline_gate", "confidence"}}
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in content.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

@@ -58,16 +58,11 @@ def render(report: Report) -> str:
 
 def remarks(report: Report) -> list[str]:
     """Return the speeds in words, also where something simpler was faster."""
-    over_none = _ratios(report, Arm.NONE)
-    if not over_none:
+    ratios = {part: ratio(report, part.name, Arm.ADAPTIVE, Arm.NONE) for part in report.parts}
+    texts = [f"{value:.2f} times in {part.name} ({part.domain})" for part, value in ratios.items() if value is not None]
+    if not texts:
         return []
-    text = ", ".join(f"{value:.2f} times in {name}" for name, value in over_none.items())
-    return [f"Speed of the adaptive draft against no speculation: {text}.", *drafter_remarks(report)]
-
-
-def _ratios(report: Report, to: Arm) -> dict[str, float]:
-    found = {part: ratio(report, part.name, Arm.ADAPTIVE, to) for part in report.parts}
-    return {f"{part.name} ({part.domain})": value for part, value in found.items() if value is not None}
+    return [f"Speed of the adaptive draft against no speculation: {', '.join(texts)}.", *drafter_remarks(report)]
 
 
 def _num_prompts(report: Report) -> int:

@@ -1,7 +1,6 @@
 """The demo from its first process to its report. However it ends, the measurements so far become a report."""
 
 import asyncio
-import shutil
 import signal
 import tempfile
 import time
@@ -116,7 +115,8 @@ class _Run:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         async with httpx.AsyncClient(timeout=None, trust_env=False) as http:  # noqa: S113 - chat and watch set deadlines
             watch = Watch(http=http, addresses=self._stack.addresses, recording=self._recording)
-            serving = ChatServer(http=http, url=self._stack.addresses.inference_url, model=_model(self._stack.config))
+            model = self._stack.config.model_name or ""
+            serving = ChatServer(http=http, url=self._stack.addresses.inference_url, model=model)
             try:
                 async with asyncio.TaskGroup() as background:
                     looking = [background.create_task(job) for job in (watch.run(), self._progress.run())]
@@ -204,11 +204,8 @@ def make_report(recording: Recording, summary: Summary, *, model: str, stopped_b
 def _data_folder(chosen: Path | None) -> Iterator[Path]:
     """Yield an empty folder: the chosen one, which is kept, or a temporary one."""
     if chosen is None:
-        folder = Path(tempfile.mkdtemp(prefix="updraft-demo-"))
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix="updraft-demo-", ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
         return
     _make_folder(chosen)
     if any(chosen.iterdir()):
@@ -221,7 +218,3 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Exhausted(f"cannot write to {folder}: {error.strerror}; choose another folder") from error
-
-
-def _model(config: StackConfig) -> str:
-    return config.model_name or config.model.name

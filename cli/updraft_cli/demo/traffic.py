@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
-from itertools import chain, repeat
+from itertools import cycle
 
 from updraft_cli.demo.chat import ChatServer, Question
 from updraft_cli.demo.plan import MAX_TOKENS
@@ -42,5 +42,4 @@ class Traffic:
 
 def endless_prompts(domain: str, seed: int) -> Iterator[tuple[int, str]]:
     """Yield all prompts of a domain that are not held out, numbered, and then start again."""
-    prompts = list(enumerate(domain_prompts(domain, num_prompts(domain), seed)))
-    return chain.from_iterable(repeat(prompts))
+    return cycle(enumerate(domain_prompts(domain, num_prompts(domain), seed)))

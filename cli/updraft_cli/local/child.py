@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -159,11 +160,13 @@ class Child:
         reader = threading.Thread(target=self._read, args=(running.stdout,), daemon=True)
         reader.start()
         start_s = time.monotonic()
-        while not _has_ended(running, _POLL_S):
+        while running.poll() is None:
             if not self._stopping.is_set() and self.process.is_ready():
                 self._was_ready = True
                 self._change(State.READY, after_s=time.monotonic() - start_s)
                 running.wait()
+            with suppress(subprocess.TimeoutExpired):
+                running.wait(timeout=_POLL_S)
         # A grandchild that holds the pipe open must not keep us waiting: its later output is dropped.
         reader.join(timeout=1.0)
         self._running = None
@@ -188,14 +191,6 @@ class Child:
         self.state = state
         event = Changed(process=self.process, state=state, pid=self.pid, after_s=after_s, reason=self.reason)
         self._listener(event)
-
-
-def _has_ended(running: subprocess.Popen[bytes], within_s: float) -> bool:
-    try:
-        running.wait(timeout=within_s)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
 
 
 def _ending(returncode: int) -> str:

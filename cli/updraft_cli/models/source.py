@@ -69,11 +69,6 @@ class Source(Protocol):
         ...
 
 
-def is_uri(text: str) -> bool:
-    """Whether this is an address rather than a path."""
-    return "://" in text
-
-
 def address(uri: str, revision: str = "") -> Address:
     """Parse a URI; the revision is `revision` or the one after its @. InvalidInput if it cannot be downloaded."""
     scheme, separator, rest = uri.partition("://")

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from updraft_cli import output
 from updraft_cli.backends.drafts import DraftDetails, Tensor
@@ -96,21 +95,13 @@ def _facts(details: DraftDetails) -> Iterator[tuple[tuple[str, str], str]]:
         yield ("traffic", "tokens per step"), f"{draft.acceptance.length:.2f}"
         if draft.acceptance.by_position:
             yield ("traffic", "accepted by position"), output.percents(draft.acceptance.by_position)
-    for name, value in _flat(json.loads(details.config or "{}")):
-        yield ("config", name), value
+    for name, value in output.flat(json.loads(details.config or "{}")):
+        yield ("config", name), json.dumps(value)
 
 
 def _ordered(before: dict[tuple[str, str], str], after: dict[tuple[str, str], str]) -> list[tuple[str, str]]:
     """All keys, part by part, in their order of appearance."""
     return sorted(dict.fromkeys((*before, *after)), key=lambda key: _PARTS.index(key[0]))
-
-
-def _flat(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in content.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", json.dumps(value)
 
 
 def _pairs(old: tuple[Tensor, ...], new: tuple[Tensor, ...]) -> tuple[TensorPair, ...]:

@@ -104,14 +104,11 @@ def reject(backend: RegistryBackend, version: Version, yes: bool) -> None:  # no
     If it serves now, the previous version takes over. This cannot be undone.
     """
 
-    async def resolve(stub: "RegistryAsyncStub") -> int:
-        return await client.resolve(stub, backend.speculator, version)
-
     async def ask(stub: "RegistryAsyncStub") -> pb.SpeculatorState:
         request = pb.RejectRequest(speculator=backend.speculator, version=number, reason=backend.reason)
         return (await stub.Reject(request, timeout=TIMEOUT_S)).state
 
-    number = backend.call(resolve)
+    number = backend.call(lambda stub: client.resolve(stub, backend.speculator, version))
     if not yes and sys.stdin.isatty():
         draft = backend.draft(number).draft
         click.echo(f"Version {number} of {backend.speculator} is {draft.phase}: {draft.reason}")
@@ -139,7 +136,7 @@ def retain(backend: RegistryBackend, version: Version, off: bool) -> None:  # no
 @contextmanager
 def _draft_in(place: str) -> Iterator[Path]:
     """Yield the folder itself, or a temporary one with what a URI names."""
-    if source.is_uri(place):
+    if "://" in place:
         address = source.address(place)
         with (
             tempfile.TemporaryDirectory(prefix="updraft-") as folder,
