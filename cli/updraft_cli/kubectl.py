@@ -69,7 +69,6 @@ def complete() -> None:
 
 
 def candidates(typed: list[str], incomplete: str) -> list[CompletionItem]:
-    """Return the candidates for `incomplete` after the words before it."""
     return ShellComplete(plugin, {}, "kubectl updraft", "").get_completions(typed, incomplete)
 
 

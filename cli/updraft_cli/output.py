@@ -62,7 +62,6 @@ def plain(value: "DataclassInstance | BaseModel") -> Any:
 
 
 def as_json(value: "DataclassInstance | BaseModel", *, indent: int | None = 2) -> str:
-    """Return a value as JSON; times in ISO 8601."""
     return json.dumps(value, indent=indent, default=_plain, allow_nan=False, ensure_ascii=False)
 
 
@@ -145,7 +144,6 @@ def span(seconds: float) -> str:
 
 
 def timestamp(time: datetime) -> str:
-    """Return a time to the second, UTC."""
     return f"{time:%Y-%m-%d %H:%M:%S}"
 
 

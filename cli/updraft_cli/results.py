@@ -3,11 +3,13 @@
 A bar that could not be measured is not met. Benchmarks write a `Result` as JSON and print its bars as a table.
 """
 
+import operator
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +22,13 @@ from rich.text import Text
 from updraft_cli import output
 
 MARKS = {True: "\N{CHECK MARK}", False: "\N{BALLOT X}"}
+
+Relation = Literal["at least", "at most", "above"]
+_MEETS: dict[Relation, Callable[[float, float], bool]] = {
+    "at least": operator.ge,
+    "at most": operator.le,
+    "above": operator.gt,
+}
 
 _GIT_TIMEOUT_S = 5.0
 
@@ -56,7 +65,7 @@ class Bar(Row):
     """Measured number; null if the run ended before."""
     target: float
     """Number to compare with."""
-    relation: Literal["at least", "at most", "above"]
+    relation: Relation
     """Required relation of `measured` to `target`."""
     unit: str
     """Unit of both numbers; may be empty."""
@@ -85,22 +94,14 @@ class Result(Row):
     """Raw measurements, one row each."""
 
 
-def at_least(name: str, measured: float | None, target: float, unit: str = "") -> Bar:
-    """Return a bar that is met from `target` upwards."""
-    met = measured is not None and measured >= target
-    return Bar(name=name, measured=measured, target=target, relation="at least", unit=unit, met=met)
+def _bar(relation: Relation, name: str, measured: float | None, target: float, unit: str = "") -> Bar:
+    met = measured is not None and _MEETS[relation](measured, target)
+    return Bar(name=name, measured=measured, target=target, relation=relation, unit=unit, met=met)
 
 
-def at_most(name: str, measured: float | None, target: float, unit: str = "") -> Bar:
-    """Return a bar that is met up to `target`."""
-    met = measured is not None and measured <= target
-    return Bar(name=name, measured=measured, target=target, relation="at most", unit=unit, met=met)
-
-
-def above(name: str, measured: float | None, target: float, unit: str = "") -> Bar:
-    """Return a bar that is met above `target`, not at it."""
-    met = measured is not None and measured > target
-    return Bar(name=name, measured=measured, target=target, relation="above", unit=unit, met=met)
+at_least = partial(_bar, "at least")
+at_most = partial(_bar, "at most")
+above = partial(_bar, "above")
 
 
 def machine() -> Machine:

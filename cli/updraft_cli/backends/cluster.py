@@ -198,7 +198,6 @@ class ClusterBackend:
         return contents
 
     def _chosen(self, client: ClusterClient) -> Json:
-        """Return the named AdaptiveSpeculator, or the only one of the namespace."""
         contents = self._owners(client)
         if not contents:
             raise NotFound(f"namespace {client.namespace} has no AdaptiveSpeculator")

@@ -169,7 +169,6 @@ class ClusterClient:
 
 @contextmanager
 def connected(context: KubeContext) -> Iterator[ClusterClient]:
-    """Yield a client for the length of a block."""
     from kubernetes import client  # noqa: PLC0415 - see above
 
     configuration = client.Configuration()
@@ -181,7 +180,6 @@ def connected(context: KubeContext) -> Iterator[ClusterClient]:
 
 
 def contexts(kubeconfig: Path | None) -> tuple[str, ...]:
-    """Return the names of the kubeconfig's contexts."""
     config = _config()
     try:
         entries, _ = config.list_kube_config_contexts(str(kubeconfig) if kubeconfig else None)

@@ -6,8 +6,6 @@ from datetime import datetime
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Acceptance:
-    """Acceptance of one version in live traffic."""
-
     length: float
     """Tokens per verify step."""
     verify_steps: int | None = None
@@ -29,8 +27,6 @@ class OfflineEvaluation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """One version."""
-
     speculator: str
     namespace: str = ""
     object: str = ""
@@ -80,8 +76,6 @@ class DraftList:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tensor:
-    """One tensor of a version's weights file."""
-
     name: str
     dtype: str
     shape: tuple[int, ...]

@@ -45,8 +45,6 @@ class Training:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Installation:
-    """One look at everything that runs."""
-
     namespace: str = ""
     """Empty: of all namespaces, or of a registry."""
     processes: tuple[ProcessState, ...] | None = None

@@ -7,16 +7,7 @@ from typing import Any
 
 from updraft_cli.backends.drafts import Acceptance, Draft, HistoryEntry, KubernetesEvent
 from updraft_cli.backends.policy import Policy
-from updraft_cli.backends.speculators import (
-    ROLES,
-    Condition,
-    Failure,
-    MetricChange,
-    Pods,
-    Resource,
-    Speculator,
-    Trial,
-)
+from updraft_cli.backends.speculators import ROLES, Condition, Failure, MetricChange, Pods, Resource, Speculator, Trial
 
 Json = Mapping[str, Any]
 
@@ -26,7 +17,6 @@ DRAFT_VERSIONS = "draftversions"
 
 
 def speculator(content: Json) -> Speculator:
-    """Read an AdaptiveSpeculator."""
     metadata, spec, status = content["metadata"], _part(content, "spec"), _part(content, "status")
     serving, rollout = _part(status, "serving"), _part(spec, "rollout")
     roles: dict[str, Any] = {role: _part(status, "versions").get(role) or 0 for role in ROLES}

@@ -125,7 +125,6 @@ class Policy(_Part):
             raise InvalidInput(f"spec.rollout is of another version of Updraft: {problems}") from None
 
     def to_proto(self) -> pb.RolloutPolicy:
-        """Return it as a message for SetPolicy."""
         return json_format.ParseDict(self._dump(_PROTO), pb.RolloutPolicy())
 
     def plain(self) -> dict[str, Any]:

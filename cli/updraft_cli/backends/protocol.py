@@ -24,8 +24,6 @@ Version = int | str
 
 
 class Verb(StrEnum):
-    """A decision that a person makes."""
-
     PIN = "pin"
     UNPIN = "unpin"
     PROMOTE = "promote"
@@ -35,8 +33,6 @@ class Verb(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """Result of a decision."""
-
     namespace: str = ""
     name: str
     """Of the speculator."""
@@ -115,7 +111,8 @@ def with_outages(
 ) -> Generator[Value | Unavailable]:
     """Yield the states of `states()`, called again whenever it ends; Unavailable is yielded too.
 
-    Only the first state has to come: a wrong address should fail at once.
+    TimeoutError once `deadline_s` (monotonic) has passed. Only the first state has to come: a wrong address should fail
+    at once.
     """
     backoff, has_begun = Backoff(initial_s=0.5, cap_s=5.0), False
     while True:
@@ -130,17 +127,11 @@ def with_outages(
                 raise
             yield error
             time.sleep(next(backoff))
-        check_deadline(deadline_s)
-
-
-def check_deadline(deadline_s: float | None) -> None:
-    """Raise TimeoutError once `deadline_s` (monotonic) has passed."""
-    if deadline_s is not None and time.monotonic() >= deadline_s:
-        raise TimeoutError
+        if deadline_s is not None and time.monotonic() >= deadline_s:
+            raise TimeoutError
 
 
 def decided(verb: Verb, speculator: str, version: int | None, follows: str) -> str:
-    """Return the sentence that answers a decision."""
     done = {
         Verb.PIN: f"Version {version} is pinned" if version else "Pinned to no draft",
         Verb.UNPIN: "Nothing is pinned",

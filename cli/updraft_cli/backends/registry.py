@@ -99,7 +99,7 @@ class RegistryBackend:
         async def ask(stub: "RegistryAsyncStub") -> RolloutStatus:
             number = 0 if version is None else await client.resolve(stub, self.speculator, version)
             state, _ = await client.newest(stub, self.speculator)
-            return await _status(stub, state, number or state.candidate or state.latest)
+            return _of(state, *await _version(stub, state.speculator, number or state.candidate or state.latest))
 
         return self.call(ask)
 
@@ -237,10 +237,6 @@ class _Followed:
             self._last = await _version(stub, state.speculator, number)
             self._key = key
         return _of(state, *self._last)
-
-
-async def _status(stub: "RegistryAsyncStub", state: pb.SpeculatorState, number: int) -> RolloutStatus:
-    return _of(state, *await _version(stub, state.speculator, number))
 
 
 def _of(state: pb.SpeculatorState, version: pb.Version | None, has_served: bool) -> RolloutStatus:  # noqa: FBT001 - unpacked

@@ -38,7 +38,6 @@ _NO_CONNECTION = {
 
 @asynccontextmanager
 async def connected(address: str, credentials: Credentials | None = None) -> AsyncIterator["RegistryAsyncStub"]:
-    """Yield the registry at `address`; calls in the block raise `UpdraftError`s."""
     try:
         async with rpc.channel(address, credentials) as channel:
             with rpc.errors():

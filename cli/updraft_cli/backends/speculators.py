@@ -49,8 +49,6 @@ class MetricChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """A running rollout."""
-
     candidate: int
     baseline: int
     comparison: str = ""
@@ -123,8 +121,6 @@ class Condition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """The version that failed last."""
-
     version: int
     reason: str
     message: str

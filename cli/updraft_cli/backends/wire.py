@@ -20,7 +20,6 @@ from updraft_cli.backends.speculators import ROLES, MetricChange, Pods, ServedVe
 
 
 def draft_list(speculator: str, response: pb.ListResponse) -> DraftList:
-    """Return the answer to a List call for one speculator."""
     state = next((s for s in response.speculators if s.speculator == speculator), pb.SpeculatorState())
     return DraftList(
         speculator=speculator,

@@ -102,13 +102,7 @@ class Recording:
         )
 
     def add_point(
-        self,
-        fixed: dict[Arm, Measured],
-        timed: dict[Arm, Measured],
-        *,
-        is_start: bool,
-        is_end: bool,
-        started_s: float,
+        self, fixed: dict[Arm, Measured], timed: dict[Arm, Measured], *, is_start: bool, is_end: bool, started_s: float
     ) -> None:
         """Add a report point. Before the shift, the frozen draft is the adaptive one."""
         span = self._spans[-1]

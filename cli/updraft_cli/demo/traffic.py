@@ -22,7 +22,6 @@ class Traffic:
         self._prompts: dict[str, Iterator[tuple[int, str]]] = {}
 
     async def flow(self, domain: str, for_s: float) -> None:
-        """Send requests for so long; return when the last one has ended."""
         prompts = self._prompts.setdefault(domain, endless_prompts(domain, self._recording.plan.seed))
         start_s = self._recording.now_s
         async with asyncio.TaskGroup() as streams:

@@ -22,14 +22,11 @@ _HISTORY_LIMIT = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watch:
-    """Reads the processes of a stack and records changes."""
-
     http: httpx.AsyncClient
     addresses: Addresses
     recording: Recording
 
     async def run(self) -> None:
-        """Read once per second, endlessly."""
         while True:
             await self.look()
             await asyncio.sleep(_EVERY_S)

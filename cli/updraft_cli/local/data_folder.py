@@ -22,8 +22,6 @@ _MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un, less the final zero
 
 
 class StackState(BaseModel):
-    """Content of `state.json`."""
-
     model_config = ConfigDict(frozen=True)
 
     pid: int

@@ -69,8 +69,6 @@ class StackConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Addresses:
-    """Addresses at which the parts of one stack reach each other."""
-
     port: int
     registry_port: int
     registry_metrics_port: int
@@ -88,7 +86,6 @@ class Addresses:
 
     @property
     def metrics_urls(self) -> dict[str, str]:
-        """URL of each process's metrics."""
         return {
             "registry": f"http://{HOST}:{self.registry_metrics_port}/metrics",
             "trainer": f"http://{HOST}:{self.trainer_metrics_port}/metrics",
@@ -204,7 +201,6 @@ def stages(
 
 
 def is_redis_ready(url: str) -> bool:
-    """Whether a Redis answers at `url`."""
     timeout_s = _PROBE_TIMEOUT_S
     try:
         with redis.Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s) as client:
@@ -214,7 +210,6 @@ def is_redis_ready(url: str) -> bool:
 
 
 def answers(url: str) -> bool:
-    """Whether the URL returns a success."""
     try:
         return httpx.get(url, timeout=_PROBE_TIMEOUT_S, trust_env=False).is_success
     except httpx.HTTPError:

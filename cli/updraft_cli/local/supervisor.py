@@ -90,8 +90,7 @@ class Supervisor:
         child.crash(signum)
         with self._changed:
             is_back = self._changed.wait_for(
-                lambda: child.num_restarts > restarts and child.state is State.READY,
-                child.process.start_within_s,
+                lambda: child.num_restarts > restarts and child.state is State.READY, child.process.start_within_s
             )
         if not is_back:
             raise Unavailable(_failure(child))

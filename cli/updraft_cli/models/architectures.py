@@ -19,11 +19,7 @@ from updraft_chassis.errors import InvalidInput
 ROPE_TABLE = "rope_freqs.weight"
 """Factors by which the frequencies are divided."""
 
-_OUTER_NAMES = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-}
+_OUTER_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -103,7 +99,6 @@ ARCHITECTURES = {
 
 
 def architecture(reader: gguf.GGUFReader) -> Architecture:
-    """Return the family of a file; InvalidInput for an unknown one."""
     family_name = value(reader, "general.architecture")
     if family_name not in ARCHITECTURES:
         raise InvalidInput(f"the GGUF file holds a {family_name}; supported are {', '.join(ARCHITECTURES)}")

@@ -54,7 +54,6 @@ class HubSource:
         return Listing(revision=info.sha or revision, files=taken(self._uri, files))
 
     def fetch(self, listing: Listing, files: Iterable[File], folder: Path, done: Callable[[File], None]) -> None:
-        """Fetch several files at a time."""
         huggingface_hub.utils.disable_progress_bars()  # type: ignore[attr-defined]  # stderr has ours
         with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
             running = {pool.submit(self._fetch, listing, file, folder): file for file in files}

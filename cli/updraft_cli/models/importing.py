@@ -36,8 +36,6 @@ _INTEGERS = {"I64": ("q", 8), "I32": ("i", 4)}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Imported:
-    """Result of an import."""
-
     speculator: str
     existed: bool
     """The registry has these weights already, as this version."""
@@ -79,7 +77,6 @@ async def publish(stub: "RegistryAsyncStub", speculator: str, folder: Path, mode
 
 
 def claim_of_model(folder: Path) -> Claim:
-    """Return the claim of the model in a folder."""
     return Claim(
         where=f"the model in {folder}",
         target=model_folder.target_fingerprint(folder),

@@ -134,7 +134,6 @@ def our_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def our_name(name: str) -> str:
-    """Return our name of a published tensor."""
     name = name.removeprefix("model.")
     return f"midlayer.{name.removeprefix('layers.0.')}" if name.startswith("layers.0.") else name
 

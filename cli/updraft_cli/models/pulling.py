@@ -41,7 +41,6 @@ class Record:
     is_whole: bool = False
 
     def is_for(self, address: Address) -> bool:
-        """Whether it is the record of this address."""
         return (self.uri, self.asked) == (address.uri, address.revision)
 
     def has(self, file: File, folder: Path) -> bool:

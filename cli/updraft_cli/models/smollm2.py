@@ -30,8 +30,6 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackagedModel:
-    """A model inside an installed Python package."""
-
     name: str
     package: str
     file: str
@@ -77,7 +75,6 @@ def model_folder(
 
 
 def packaged_file(model: PackagedModel) -> Path:
-    """Return the path of the model's file in its installed package."""
     spec = importlib.util.find_spec(model.package)
     if spec is None or spec.origin is None:
         raise NotFound(f"{model.name} is in the package {model.package}, which is not installed: run `{model.install}`")

@@ -39,7 +39,6 @@ def domain_prompts(domain: str, count: int, seed: int = 0, *, held_out: bool = F
 
 
 def num_prompts(domain: str, *, held_out: bool = False) -> int:
-    """Return how many different prompts `domain_prompts` can give."""
     return len(_split(domain, held_out))
 
 

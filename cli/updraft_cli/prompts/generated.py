@@ -37,7 +37,6 @@ def json() -> list[str]:
 
 
 def chat() -> list[str]:
-    """Return open questions on everyday topics."""
     return _shuffled(question.format(topic=topic) for question, topic in product(_PARTS["questions"], _PARTS["topics"]))
 
 

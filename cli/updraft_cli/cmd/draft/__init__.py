@@ -13,12 +13,7 @@ SHARED = (
     decisions.unpin,
     decisions.promote,
 )
-REGISTRY_ONLY = (
-    registry_commands.pull,
-    registry_commands.import_,
-    registry_commands.reject,
-    registry_commands.retain,
-)
+REGISTRY_ONLY = (registry_commands.pull, registry_commands.import_, registry_commands.reject, registry_commands.retain)
 
 HELP = """Draft versions: look at them, decide on them, copy them.
 
@@ -27,6 +22,5 @@ VERSION is a number, or a role: stable, candidate, previous, latest.
 
 
 def group(*, is_registry: bool) -> Group:
-    """Return the group for one kind of backend."""
     commands = (*SHARED, *REGISTRY_ONLY) if is_registry else SHARED
     return Group("draft", commands=list(commands), help=HELP)

@@ -22,7 +22,6 @@ class Field:
 
     @property
     def is_equal(self) -> bool:
-        """Whether both are the same."""
         return self.old == self.new
 
 
@@ -36,7 +35,6 @@ class TensorPair:
 
     @property
     def is_equal(self) -> bool:
-        """Whether both hold the same bytes."""
         return self.old == self.new
 
 
@@ -52,7 +50,6 @@ class Difference:
 
 
 def difference(old: DraftDetails, new: DraftDetails) -> Difference:
-    """Compare two versions of a speculator."""
     before, after = dict(_facts(old)), dict(_facts(new))
     return Difference(
         speculator=new.speculator,

@@ -80,7 +80,6 @@ def rendered_import(imported: "Imported", *, is_wide: bool) -> RenderableType:
 
 
 def phase(name: str, *remarks: str) -> Text:
-    """Return a phase in its colour, and remarks."""
     return Text(", ".join((name, *filter(None, remarks))), _PHASE_STYLES.get(name, ""))
 
 

@@ -13,8 +13,6 @@ from updraft_rollouts.terms import Strategy
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """A condition that is not True."""
-
     condition: str
     status: str
     reason: str

@@ -56,11 +56,7 @@ FLAGS: dict[str, tuple[str, Any, str]] = {
     ),
     "analysis.interval_seconds": ("--interval", DURATION, "Minimum length of one observation, e.g. 30s."),
     "analysis.min_samples": ("--min-samples", _COUNT, "Requests that a candidate must serve before it can win."),
-    "analysis.failure_limit": (
-        "--failure-limit",
-        click.IntRange(0),
-        "Tolerated errors and crashes of the candidate.",
-    ),
+    "analysis.failure_limit": ("--failure-limit", click.IntRange(0), "Tolerated errors and crashes of the candidate."),
     "analysis.max_acceptance_regression_percent": (
         "--max-acceptance-regression",
         _PERCENT,
