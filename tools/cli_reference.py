@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 import click
 from tools import markdown
 
-from updraft_cli.cmd.program import SHARED, Command, Program
+from updraft_cli.cmd.program import Command, Program
 
 
 def sections(program: Program, name: str) -> Iterator[str]:
@@ -39,11 +39,11 @@ def _section(context: click.Context) -> Iterator[str]:
     if isinstance(command, click.Group):
         return
     yield f"```text\n{' '.join([context.command_path, *command.collect_usage_pieces(context)])}\n```\n"
-    needs = command.needs if isinstance(command, Command) else ()
-    own = [p for p in command.get_params(context) if p.name != "help" and not (needs and p.name in SHARED)]
+    shared = command.shared_options(context) if isinstance(command, Command) else ()
+    own = [p for p in command.get_params(context) if p.name != "help" and p not in shared]
     if any(isinstance(parameter, click.Option) for parameter in own):
         yield _options(context, own)
-    if needs:
+    if shared:
         root = context.find_root().command
         assert isinstance(root, Program)
         title = root.backend_options.title.lower()

@@ -14,7 +14,7 @@ from updraft_chassis.errors import Conflict, Forbidden, InvalidInput, NotFound, 
 from updraft_cli.backends import objects
 from updraft_cli.backends.cluster_client import MANAGER, ClusterClient, KubeContext, connected
 from updraft_cli.backends.decisions import patch_fields
-from updraft_cli.backends.drafts import Draft, DraftDetails, DraftList, History, HistoryEntry
+from updraft_cli.backends.drafts import Draft, DraftDetails, DraftList, History
 from updraft_cli.backends.installation import Installation
 from updraft_cli.backends.objects import Json
 from updraft_cli.backends.policy import Policy
@@ -92,10 +92,11 @@ class ClusterBackend:
                     kubernetes_events = objects.events_of(client.events(), owner.name, named)
                 except Forbidden as error:  # the rest does not depend on them
                     problem = str(error)
+        entries = [entry for content in versions for entry in objects.history(content)]
         return History(
             speculator=owner.name,
             namespace=owner.namespace,
-            events=_history(versions)[-(limit or 0) :],
+            events=tuple(sorted(entries, key=lambda entry: entry.time)[-(limit or 0) :]),
             kubernetes_events=kubernetes_events,
             events_problem=problem,
         )
@@ -272,10 +273,6 @@ def _numbered(owner: Speculator, versions: tuple[Json, ...], version: Version) -
         if objects.draft(content, None).version == number:
             return content
     raise NotFound(f"{owner.name} has no DraftVersion with the number {number}")
-
-
-def _history(versions: tuple[Json, ...]) -> tuple[HistoryEntry, ...]:
-    return tuple(sorted((entry for version in versions for entry in objects.history(version)), key=lambda e: e.time))
 
 
 def _key(content: Json) -> tuple[str, str]:

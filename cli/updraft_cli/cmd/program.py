@@ -50,6 +50,10 @@ class Command(click.Command):
         by_need = program(ctx).backend_options.by_need if self.needs else {}
         return [option for need in self.needs for option in by_need.get(need, ())]
 
+    def shared_options(self, ctx: click.Context) -> Sequence[click.Option]:
+        """Return those that reach the backend, which most commands take."""
+        return program(ctx).backend_options.by_need.get("connection", ()) if "connection" in self.needs else ()
+
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         *own, help_option = super().get_params(ctx)
         if self.needs:
@@ -68,7 +72,7 @@ class Command(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options that many commands share in a section of their own."""
-        shared = [parameter for parameter in self.backend_options(ctx) if parameter.name in SHARED]
+        shared = self.shared_options(ctx)
         own = [parameter for parameter in self.get_params(ctx) if parameter not in shared]
         title = program(ctx).backend_options.title if self.needs else ""
         for heading, parameters in (("Options", own), (title, shared)):
@@ -97,15 +101,6 @@ class Program(Group):
             return super().invoke(ctx)
         except UpdraftError as error:
             raise click.ClickException(str(error)) from error
-
-
-SHARED = frozenset(
-    {
-        *("registry", "speculator", "data", "token_file", "ca_file", "cert_file", "key_file"),
-        *("namespace", "context", "kubeconfig"),
-    }
-)
-"""Parameters that many commands share."""
 
 
 def program(ctx: click.Context) -> Program:

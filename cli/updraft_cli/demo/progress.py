@@ -91,8 +91,9 @@ def _row(recording: Recording, segment: Segment) -> tuple[str | Text, ...]:
         return name, domain, "", "", "", ""
     lengths = [length for request in _requests(recording, part) if (length := acceptance_length([request]))]
     rate = f"{part.tokens_per_second:.0f}" if part.tokens_per_second else ""
+    recent = _recent(recording, part)
     spark = Text(sparkline(lengths[-_SPARK_WIDTH:], low=1.0, high=_SPARK_HIGH), "blue")
-    return name, domain, spark, _length(_recent(recording, part)), rate, str(part.requests)
+    return name, domain, spark, "" if recent is None else f"{recent:.2f}", rate, str(part.requests)
 
 
 def _now(recording: Recording) -> Text:
@@ -116,10 +117,6 @@ def _requests(recording: Recording, part: Part) -> list[Request]:
 
 def _recent(recording: Recording, part: Part) -> float | None:
     return acceptance_length(_requests(recording, part)[-_NUM_RECENT:])
-
-
-def _length(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
 
 
 def _minutes(seconds: float) -> str:

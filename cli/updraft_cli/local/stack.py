@@ -20,10 +20,6 @@ from updraft_cli.local.process import Changed, Event, Listener, ProcessState
 from updraft_cli.local.supervisor import Supervisor
 
 
-def _ignore(_: Event) -> None:
-    pass
-
-
 class Stack:
     """Redis, registry, trainer and inference, from `__enter__` (returns when all are ready) to `__exit__`.
 
@@ -32,7 +28,7 @@ class Stack:
     last lines). A data folder that was used before continues where it was.
     """
 
-    def __init__(self, config: StackConfig, *, listener: Listener = _ignore) -> None:
+    def __init__(self, config: StackConfig, *, listener: Listener = lambda _: None) -> None:
         self.config = config
         self.folder = DataFolder(config.data)
         self._listener = listener

@@ -9,7 +9,6 @@ from rich.text import Text
 
 from updraft_cli import output
 from updraft_cli.backends.drafts import Draft
-from updraft_cli.backends.policy import Step
 from updraft_cli.backends.speculators import MetricChange, RolloutStatus, Speculator, Trial
 from updraft_cli.cmd.draft.view import length, phase
 from updraft_cli.cmd.follow import Item
@@ -143,17 +142,13 @@ def _trial(status: Speculator, trial: Trial, now: datetime) -> Iterator[Fact]:
 
 
 def _step(status: Speculator, trial: Trial, now: datetime) -> str:
-    step = _policy_step(status, trial)
+    steps = status.policy.steps or ()
+    step = steps[trial.step - 1] if trial.step and trial.step <= len(steps) else None
     percent = trial.pods_percent or (step.pods_percent if step else None)
     pods = f": {percent} % of the pods" if percent else ""
     held = f" for {output.span(step.hold_seconds)}" if step else ""
     since = f", since {output.span((now - trial.step_since).total_seconds())}" if trial.step_since else ""
     return f"{trial.step} of {trial.steps}{pods}{held}{since}"
-
-
-def _policy_step(status: Speculator, trial: Trial) -> Step | None:
-    steps = status.policy.steps or ()
-    return steps[trial.step - 1] if trial.step and trial.step <= len(steps) else None
 
 
 def _deadline(status: Speculator, within_s: int, started: datetime, paused_s: float, now: datetime) -> str:
