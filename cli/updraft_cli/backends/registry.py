@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from updraft.registry.v1 import registry_pb2 as pb
@@ -99,18 +98,53 @@ class RegistryBackend:
         async def ask(stub: "RegistryAsyncStub") -> RolloutStatus:
             number = 0 if version is None else await client.resolve(stub, self.speculator, version)
             state, _ = await client.newest(stub, self.speculator)
-            return _of(state, *await _version(stub, state.speculator, number or state.candidate or state.latest))
+            return await _status(stub, state, number or state.candidate or state.latest)
 
         return self.call(ask)
 
     def watch_rollout(
         self, version: Version | None, *, is_endless: bool, deadline_s: float | None
     ) -> Generator[RolloutStatus | Unavailable]:
-        number = 0
+        # The registry sends whole states, so nothing but the number has to be remembered over a lost connection.
+        followed = 0
         if version is not None:
-            number = self.call(lambda stub: client.resolve(stub, self.speculator, version))
-        followed = _Followed(number=number, is_fixed=not is_endless)
-        return with_outages(partial(self._states, followed, deadline_s), deadline_s=deadline_s)
+            followed = self.call(lambda stub: client.resolve(stub, self.speculator, version))
+        has_begun = False
+        away = Unavailable(f"the registry at {self.address} is away")
+
+        async def watched() -> AsyncGenerator[RolloutStatus, None]:
+            nonlocal followed, has_begun
+            async with client.connected(self.address, self.credentials) as stub:
+                call = stub.Watch(pb.WatchRequest(speculator=self.speculator))
+                try:
+                    async for response in call:
+                        number = followed or response.state.candidate or response.state.latest
+                        followed = followed if is_endless else number
+                        status = await _status(stub, response.state, number)
+                        has_begun = True
+                        yield status
+                finally:
+                    call.cancel()
+            raise away
+
+        def states() -> Generator[RolloutStatus]:
+            """Run an event loop for the length of one connection."""
+            with asyncio.Runner() as runner:
+                connection = watched()
+
+                async def following() -> RolloutStatus:
+                    async with asyncio.timeout_at(deadline_s):
+                        return await anext(connection)
+
+                try:
+                    while True:
+                        yield runner.run(following())
+                except Unavailable as error:
+                    raise (away if has_begun else error) from error
+                finally:
+                    runner.run(connection.aclose())
+
+        return with_outages(states, deadline_s=deadline_s)
 
     def policy(self) -> Policy:
         return self.rollout(None).policy
@@ -180,75 +214,13 @@ class RegistryBackend:
 
         return self.call(ask)
 
-    def _states(self, followed: "_Followed", deadline_s: float | None) -> Generator[RolloutStatus]:
-        """Run an event loop for the length of one connection."""
-        away = Unavailable(f"the registry at {self.address} is away")
-        with asyncio.Runner() as runner:
-            states = self._watched(followed)
 
-            async def following() -> RolloutStatus:
-                async with asyncio.timeout_at(deadline_s):
-                    async for status in states:
-                        return status
-                raise away
-
-            try:
-                while True:
-                    yield runner.run(following())
-            except Unavailable as error:
-                raise (away if followed.has_begun else error) from error
-            finally:
-                runner.run(states.aclose())
-
-    async def _watched(self, followed: "_Followed") -> AsyncGenerator[RolloutStatus, None]:
-        async with client.connected(self.address, self.credentials) as stub:
-            call = stub.Watch(pb.WatchRequest(speculator=self.speculator))
-            try:
-                async for response in call:
-                    yield await followed.status(stub, response.state)
-            finally:
-                call.cancel()
-
-
-class _Followed:
-    """The version that is followed, read again when its phase may have changed.
-
-    The registry sends whole states, so nothing but the number has to be remembered over a lost connection.
-    """
-
-    def __init__(self, *, number: int, is_fixed: bool) -> None:
-        self._number = number
-        self._is_fixed = is_fixed
-        self._last: tuple[pb.Version | None, bool] = (None, False)
-        self._key: tuple[object, ...] | None = None
-
-    @property
-    def has_begun(self) -> bool:
-        return self._key is not None
-
-    async def status(self, stub: "RegistryAsyncStub", state: pb.SpeculatorState) -> RolloutStatus:
-        number = self._number or state.candidate or state.latest
-        if self._is_fixed:
-            self._number = number
-        # During a canary the message counts seconds, and the phase is known.
-        message = "" if number == state.candidate else state.message
-        key = (number, state.stable, state.candidate, message)
-        if key != self._key:
-            self._last = await _version(stub, state.speculator, number)
-            self._key = key
-        return _of(state, *self._last)
-
-
-def _of(state: pb.SpeculatorState, version: pb.Version | None, has_served: bool) -> RolloutStatus:  # noqa: FBT001 - unpacked
-    draft = wire.draft(version, state) if version else None
-    return RolloutStatus.of(wire.speculator(state, [version] if version else []), draft, has_served=has_served)
-
-
-async def _version(stub: "RegistryAsyncStub", speculator: str, number: int) -> tuple[pb.Version | None, bool]:
-    """Return a version (None for 0), and whether it was stable before it was superseded."""
+async def _status(stub: "RegistryAsyncStub", state: pb.SpeculatorState, number: int) -> RolloutStatus:
+    """Return the rollout of a version; 0: of none."""
     if not number:
-        return None, False
-    version = await client.version(stub, speculator, number)
-    if version.phase != pb.PHASE_SUPERSEDED:
-        return version, False
-    return version, has_served(map(wire.history_entry, await client.history(stub, speculator, number)))
+        return RolloutStatus.of(wire.speculator(state), None)
+    version = await client.version(stub, state.speculator, number)
+    was_stable = version.phase == pb.PHASE_SUPERSEDED and has_served(
+        map(wire.history_entry, await client.history(stub, state.speculator, number))
+    )
+    return RolloutStatus.of(wire.speculator(state, [version]), wire.draft(version, state), has_served=was_stable)
