@@ -158,13 +158,10 @@ def measure(arguments: argparse.Namespace) -> Measurements:
         with Stack(config) as stack:
             samples, load = asyncio.run(serve(stack, arguments.requests))
             counts = counters(stack)
-    peaks = {
-        name: max(sample.resident.get(name, 0) for sample in samples) / 1e9 for name in sorted(samples[-1].resident)
-    }
-    sizes = [
-        f"{name}: {peak:.2f} GB at peak, {samples[-1].resident[name] / 1e9:.2f} GB at the end"
-        for name, peak in peaks.items()
-    ]
+    last = samples[-1].resident
+    names = sorted({name for sample in samples for name in sample.resident})
+    peaks = {name: max(sample.resident.get(name, 0) for sample in samples) / 1e9 for name in names}
+    sizes = [f"{name}: {peaks[name]:.2f} GB at peak, {last.get(name, 0) / 1e9:.2f} GB at the end" for name in names]
     return Measurements(
         seed=SEED,
         lines=(
