@@ -7,6 +7,7 @@ remains as a fallback. An interrupted transfer resumes where it stopped.
 import asyncio
 import logging
 from contextlib import nullcontext
+from copy import deepcopy
 from enum import Enum
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -54,7 +55,7 @@ async def fetch(stub: "RegistryAsyncStub", request: pb.FetchRequest, partial: Pa
 
     Each iteration either completes or rules out a route, so there are at most three.
     """
-    request, base = _copy(request), partial.base
+    request, base = deepcopy(request), partial.base
     while partial.weights.tell() < partial.manifest.size_bytes:
         if partial.weights.tell():
             base = None  # an interrupted bucket download has saved more than a delta would
@@ -69,17 +70,11 @@ async def fetch(stub: "RegistryAsyncStub", request: pb.FetchRequest, partial: Pa
 
 def _resuming(request: pb.FetchRequest, base: DeltaBase | None, file: BinaryIO) -> pb.FetchRequest:
     """The request for the rest of `file`."""
-    request = _copy(request)
+    request = deepcopy(request)
     request.offset = file.tell()
     if base is not None:
         request.delta_base_version, request.delta_base_digest = base.version, base.digest
     return request
-
-
-def _copy(request: pb.FetchRequest) -> pb.FetchRequest:
-    copy = pb.FetchRequest()
-    copy.CopyFrom(request)
-    return copy
 
 
 async def _attempt(
@@ -147,11 +142,8 @@ async def _take(call: Call, file: BinaryIO, size_bytes: int) -> None:
 
 async def _next(call: Call) -> pb.FetchResponse | None:
     """The next message, or None at the end."""
-    try:
-        async with asyncio.timeout(SILENCE_S):
-            response = await call.read()
-    except TimeoutError:
-        raise Unavailable(f"the registry was silent for {SILENCE_S:g} s") from None
+    async with rpc.unavailable_after(SILENCE_S, f"the registry was silent for {SILENCE_S:g} s"):
+        response = await call.read()
     return response if isinstance(response, pb.FetchResponse) else None
 
 

@@ -8,7 +8,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from typing import Any, NoReturn
 
 import grpc
@@ -29,6 +29,8 @@ from updraft_chassis.errors import (
 )
 
 logger = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 """gRPC's default, stated explicitly: a message is metadata or one chunk, never a whole weights file."""
@@ -157,6 +159,16 @@ def errors() -> Iterator[None]:
         raise kind(message) from error
 
 
+@asynccontextmanager
+async def unavailable_after(seconds: float, message: str) -> AsyncIterator[None]:
+    """Raise Unavailable with this message if the block takes longer."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise Unavailable(message) from None
+
+
 def _retry_after_s(error: grpc.aio.AioRpcError) -> float | None:
     for name, value in error.trailing_metadata() or ():
         if name == _RETRY_AFTER:
@@ -197,7 +209,7 @@ class ErrorsToStatus(grpc.aio.ServerInterceptor):
 
 
 def _rejecting(handler: Any, error: UpdraftError) -> Callable[[Any, Any], Awaitable[NoReturn]]:
-    async def reject(request: Any, _: grpc.aio.ServicerContext[Any, Any]) -> NoReturn:
+    async def reject(request: Any, _: Context) -> NoReturn:
         if handler.request_streaming and handler.response_streaming:
             # Read one message first: a pod that is still writing its first report would miss the status (grpc#36066).
             with suppress(TimeoutError):
@@ -216,7 +228,7 @@ def _awaiting(
     A client of the latter reads while it writes and may never end its side, so it gets the status without draining.
     """
 
-    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+    async def call(request: Any, context: Context) -> Any:
         try:
             response = await behaviour(request, context)
         except Exception as error:  # noqa: BLE001 - every exception becomes a status
@@ -241,7 +253,7 @@ async def _drain(request: Any, within_s: float | None) -> None:
 def _iterating(
     behaviour: Callable[[Any, Any], AsyncGenerator[Any, None]], method: str
 ) -> Callable[[Any, Any], AsyncIterator[Any]]:
-    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+    async def call(request: Any, context: Context) -> AsyncIterator[Any]:
         try:
             async with aclosing(behaviour(request, context)) as responses:  # its `finally` runs when the call ends
                 async for response in responses:
@@ -252,7 +264,7 @@ def _iterating(
     return call
 
 
-async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception, method: str) -> NoReturn:
+async def _abort(context: Context, error: Exception, method: str) -> NoReturn:
     if isinstance(error, grpc.aio.AbortError):  # the servicer chose the status itself
         raise error
     if not isinstance(error, UpdraftError):

@@ -13,19 +13,15 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-import grpc
-
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_chassis.errors import InvalidInput, NotFound, Unavailable
-from updraft_chassis.rpc import CHUNK_BYTES
+from updraft_chassis.rpc import CHUNK_BYTES, Context, unavailable_after
 from updraft_registry.api.deltas import Deltas
 from updraft_registry.api.fair_queue import FairQueue
 from updraft_registry.control import Control
 from updraft_registry.messages.admission import check_name
 from updraft_registry.metrics import Metrics
 from updraft_registry.storage.archive import Archive
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 _OPENERS = 4
 """Threads that may wait for a bucket. A blob is downloaded once for all its readers."""
@@ -70,13 +66,11 @@ class Fetching:
 
     async def serve(self, request: pb.FetchRequest, context: Context) -> None:
         """Answer a request; Unavailable if the reader makes no progress for too long."""
+        stall_s = self._limits.stall_s
         async with aclosing(self._answer(request)) as responses:
             async for response in responses:
-                try:
-                    async with asyncio.timeout(self._limits.stall_s):
-                        await context.write(response)
-                except TimeoutError:
-                    raise Unavailable(f"the reader made no progress for {self._limits.stall_s:g} s") from None
+                async with unavailable_after(stall_s, f"the reader made no progress for {stall_s:g} s"):
+                    await context.write(response)
 
     def close(self) -> None:
         """Shut down the threads without waiting for their work."""

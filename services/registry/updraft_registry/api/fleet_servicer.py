@@ -8,18 +8,14 @@ that sends nothing, or does not read, is disconnected.
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
-
-import grpc
 
 from updraft.fleet.v1 import fleet_pb2, fleet_pb2_grpc
 from updraft_chassis.errors import Unavailable, UpdraftError
+from updraft_chassis.rpc import Context, unavailable_after
 from updraft_registry.control import Control
 from updraft_registry.fleet import Session
 from updraft_registry.messages import reports
 from updraft_registry.metrics import Metrics
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +62,10 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
 
     async def _read(self, session: Session, requests: AsyncIterator[fleet_pb2.ConnectRequest]) -> None:
         throttle = Throttle(burst=self._timeouts.burst, interval_s=self._timeouts.interval_s)
+        first_report_s = self._timeouts.first_report_s
         try:
-            request = await self._first(requests)
+            async with unavailable_after(first_report_s, f"no report for {first_report_s:g} s"):
+                request = await anext(requests, None)
             while request is not None:
                 self._control.report(session, reports.read(request.report))
                 await asyncio.sleep(throttle.wait_s(asyncio.get_running_loop().time()))
@@ -76,14 +74,6 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
             session.close(error)
         else:
             session.close()
-
-    async def _first(self, requests: AsyncIterator[fleet_pb2.ConnectRequest]) -> fleet_pb2.ConnectRequest | None:
-        within_s = self._timeouts.first_report_s
-        try:
-            async with asyncio.timeout(within_s):
-                return await anext(requests, None)
-        except TimeoutError:
-            raise Unavailable(f"no report for {within_s:g} s") from None
 
     async def _write(self, session: Session, context: Context, directive: fleet_pb2.Directive) -> None:
         within_s = self._timeouts.write_s

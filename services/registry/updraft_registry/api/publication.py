@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from updraft.registry.v1 import registry_pb2
-from updraft_chassis.errors import InvalidInput, Unavailable
+from updraft_chassis.errors import InvalidInput
+from updraft_chassis.rpc import unavailable_after
 from updraft_registry.control import Control
 from updraft_registry.storage.archive import Archive
 from updraft_registry.storage.stores.port import Upload
@@ -67,22 +68,17 @@ async def publish(
 async def _receive(
     parts: AsyncIterator[registry_pb2.PublishRequest], upload: Upload, timeouts: UploadTimeouts, within_s: float
 ) -> None:
-    try:
-        async with asyncio.timeout(within_s):
-            while (part := await _next(parts, timeouts)) is not None:
-                if part.WhichOneof("part") != "chunk":
-                    raise InvalidInput("after its manifest, an upload consists of chunks")
-                await asyncio.to_thread(upload.write, part.chunk.offset, part.chunk.data)
-    except TimeoutError:
-        raise Unavailable(f"the upload took longer than {within_s:g} s; send it again") from None
+    async with unavailable_after(within_s, f"the upload took longer than {within_s:g} s; send it again"):
+        while (part := await _next(parts, timeouts)) is not None:
+            if part.WhichOneof("part") != "chunk":
+                raise InvalidInput("after its manifest, an upload consists of chunks")
+            await asyncio.to_thread(upload.write, part.chunk.offset, part.chunk.data)
 
 
 async def _next(
     parts: AsyncIterator[registry_pb2.PublishRequest], timeouts: UploadTimeouts
 ) -> registry_pb2.PublishRequest | None:
     """The next message, or None at the end."""
-    try:
-        async with asyncio.timeout(timeouts.silence_s):
-            return await anext(parts, None)
-    except TimeoutError:
-        raise Unavailable(f"the sender was silent for {timeouts.silence_s:g} s; send it again") from None
+    silence_s = timeouts.silence_s
+    async with unavailable_after(silence_s, f"the sender was silent for {silence_s:g} s; send it again"):
+        return await anext(parts, None)

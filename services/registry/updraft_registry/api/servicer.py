@@ -8,12 +8,11 @@ from functools import partial
 from itertools import accumulate
 from typing import Any
 
-import grpc
-
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft.registry.v1 import registry_pb2_grpc
 from updraft_chassis import rpc
 from updraft_chassis.errors import InvalidInput, UpdraftError
+from updraft_chassis.rpc import Context
 from updraft_registry.api.fetching import Fetching
 from updraft_registry.api.publication import publish
 from updraft_registry.control import Control
@@ -22,8 +21,6 @@ from updraft_registry.messages.admission import check_name
 from updraft_registry.metrics import Metrics
 from updraft_registry.rollout import decision
 from updraft_registry.storage.archive import Action, Archive
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 _DEFAULT_PAGE = 100
 _MAX_PAGE = 1000
