@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.support.versions import NOW_MS, evaluation, holding, version
 
-from updraft_registry.rollout.comparison import NOTHING, UNKNOWN, Evidence, Ratio, Slice
+from updraft_registry.rollout.comparison import NOTHING, Evidence, Ratio, Slice
 from updraft_registry.rollout.decision import Decision, decide
 from updraft_registry.rollout.placement import Directive, Pod
 from updraft_registry.rollout.version import DesiredState, Rollout, Speculator, Version
@@ -19,7 +19,7 @@ BETTER, WORSE = 3.0, 1.5
 
 def seen(gain_percent: float = 0.0, *, slices: int = 12, latency_percent: float = 0.0, failures: int = 0) -> Evidence:
     """Evidence of this change in acceptance and latency, with a noise of 1 % between slices of 50 requests."""
-    acceptance = latency = UNKNOWN
+    acceptance = latency = Ratio()
     for i in range(slices):
         noise = 1.01 if i % 2 else 1 / 1.01
         acceptance = _plus(acceptance, gain_percent, noise)

@@ -149,15 +149,17 @@ class Metrics:
         self.refusing_pods.labels(name).set(sum(pod.refused != NO_DRAFT for pod in staying))
         self.draining_pods.labels(name).set(len(pods) - len(staying))
         lengths = {
-            each.version: each.tokens / each.verify_steps for each in traffic if each.version and each.verify_steps
+            counted.version: counted.tokens / counted.verify_steps
+            for counted in traffic
+            if counted.version and counted.verify_steps
         }
         for role in ("stable", "candidate"):
             self.acceptance_length.labels(name, role).set(lengths.get(roles[role], math.nan))
 
     def set_verdict(self, name: str, verdict: Verdict | None) -> None:
         """Set the live gate's verdict; None: no canary runs."""
-        for each in Verdict:
-            self.verdict.labels(name, each).set(each is verdict)
+        for possible in Verdict:
+            self.verdict.labels(name, possible).set(possible is verdict)
 
     def count_rollout(self, name: str, rollout: Rollout, phase: Phase) -> None:
         """Count a canary that ended with its version in this phase."""

@@ -5,6 +5,7 @@ import re
 
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import InvalidInput, NotFound
+from updraft_chassis.settings import NAME
 from updraft_registry.rollout.version import Lineage, Speculator
 
 _FLOATS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -15,13 +16,10 @@ MAX_MANIFEST_BYTES = 1024 * 1024
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
-# A folder, a label value and part of a Kubernetes name: no separators, no capitals, never only dots.
-_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
-
 
 def check_name(speculator: str) -> str:
     """Return the name; InvalidInput if it is not valid."""
-    if not _NAME.fullmatch(speculator):
+    if not re.fullmatch(NAME, speculator):
         raise InvalidInput(
             f"{speculator[:80]!r} is not a valid speculator name: 1 to 63 of a-z, 0-9, '-', '.', '_', "
             "starting and ending with a letter or digit"

@@ -143,15 +143,15 @@ def directive_to_proto(directive: Directive, *, num_pods: int = 1) -> fleet_pb2.
 
     Its nonce is a hash of its content, so a restarted registry repeats it and no pod swaps.
     """
+    plan = directive.switchback
     message = fleet_pb2.Directive(
         serve_version=directive.serve,
         serve_digest=directive.digest,
         prefetch_versions=directive.prefetch,
         serve_phase=_phase(directive.phase),
         reason=directive.reason,
+        switchback=_switchback(plan) if plan else None,
     )
-    if directive.switchback is not None:
-        message.switchback.CopyFrom(_switchback(directive.switchback))
     message.nonce = hashlib.sha256(message.SerializeToString(deterministic=True)).hexdigest()[:16]
     message.prefetch_spread_ms = PREFETCH_SPREAD_MS * num_pods
     return message

@@ -8,6 +8,7 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from typing import NamedTuple
 
 from updraft_registry.rollout import placement
 from updraft_registry.rollout.comparison import Evidence, PodTraffic, Trial, add_reports
@@ -34,8 +35,7 @@ class CanaryAction(Enum):
     ROLL_BACK = auto()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CanaryDecision:
+class CanaryDecision(NamedTuple):
     """The next action, and the reason that a person reads."""
 
     action: CanaryAction
@@ -149,7 +149,7 @@ def observe(
 def decide_next(state: CanaryState) -> CanaryDecision:
     has_failed = state.judgement.verdict is Verdict.FAIL and not state.policy.analysis.dry_run
     if has_failed and state.policy.auto_rollback:
-        return CanaryDecision(action=CanaryAction.ROLL_BACK, reason=state.judgement.reason)
+        return CanaryDecision(CanaryAction.ROLL_BACK, state.judgement.reason)
     standstill = _blocked_by(state, has_failed=has_failed)
     if standstill:
         return _wait(standstill)
@@ -191,9 +191,9 @@ def _on_schedule(state: CanaryState) -> CanaryDecision:
             f"step {step + 2} once its estimates are within the limits, {_duration(_remaining_ms(state))} until the deadline"
         )
     if not is_last:
-        return CanaryDecision(action=CanaryAction.ADVANCE, reason=f"step {step + 1} is over")
+        return CanaryDecision(CanaryAction.ADVANCE, f"step {step + 1} is over")
     if state.has_won:
-        return CanaryDecision(action=CanaryAction.PROMOTE, reason=_win_reason(state))
+        return CanaryDecision(CanaryAction.PROMOTE, _win_reason(state))
     return _wait(f"waiting for evidence, {_duration(_remaining_ms(state))} until the deadline")
 
 
@@ -202,18 +202,16 @@ def _at_deadline(state: CanaryState) -> CanaryDecision:
     within = _duration(1000 * state.policy.progress_deadline_seconds)
     on_inconclusive = state.policy.analysis.on_inconclusive
     if state.num_serving and state.has_won:
-        return CanaryDecision(action=CanaryAction.PROMOTE, reason=_win_reason(state))
+        return CanaryDecision(CanaryAction.PROMOTE, _win_reason(state))
     if not state.num_serving:
-        return CanaryDecision(
-            action=CanaryAction.ROLL_BACK, reason=f"after {within} it was still waiting for {_missing(state)}"
-        )
+        return CanaryDecision(CanaryAction.ROLL_BACK, f"after {within} it was still waiting for {_missing(state)}")
     if on_inconclusive is OnInconclusive.PAUSE:
         return _wait(f"no verdict within {within}: promote or reject it")
     if on_inconclusive is OnInconclusive.PROMOTE:
         return CanaryDecision(
-            action=CanaryAction.PROMOTE, reason=f"promoted without a verdict after {within}: {state.judgement.reason}"
+            CanaryAction.PROMOTE, f"promoted without a verdict after {within}: {state.judgement.reason}"
         )
-    return CanaryDecision(action=CanaryAction.ROLL_BACK, reason=f"no verdict within {within}: {state.judgement.reason}")
+    return CanaryDecision(CanaryAction.ROLL_BACK, f"no verdict within {within}: {state.judgement.reason}")
 
 
 def _directed(rollout: Rollout, view: FleetView) -> Collection[str]:
@@ -305,7 +303,7 @@ def _win_reason(state: CanaryState) -> str:
 
 
 def _wait(why: str) -> CanaryDecision:
-    return CanaryDecision(action=CanaryAction.WAIT, reason=why)
+    return CanaryDecision(CanaryAction.WAIT, why)
 
 
 def _missing(state: CanaryState) -> str:

@@ -10,10 +10,10 @@ import json
 import math
 import operator
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
-from updraft_registry.rollout.gate.sequence import NONE, Moments
+from updraft_registry.rollout.gate.sequence import Moments
 
 MIN_REQUESTS = 8
 """Minimum per version in a slice, which stays open until then: the mean of a few requests is far from normal."""
@@ -93,9 +93,9 @@ class Ratio:
     grows, sums show a change where there is none (Simpson's paradox).
     """
 
-    change: Moments = NONE
+    change: Moments = field(default_factory=Moments)
     """Moments of log(candidate / baseline)."""
-    baseline: Moments = NONE
+    baseline: Moments = field(default_factory=Moments)
     """Moments of log(baseline)."""
 
     def plus(self, candidate: float | None, baseline: float | None) -> Self:
@@ -106,16 +106,13 @@ class Ratio:
         return type(self)(change=self.change.plus(math.log(candidate) - level), baseline=self.baseline.plus(level))
 
 
-UNKNOWN = Ratio()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
     """Everything observed of a candidate and its baseline. A restart loses only the open slice."""
 
-    acceptance: Ratio = UNKNOWN
+    acceptance: Ratio = field(default_factory=Ratio)
     """Acceptance length, in tokens per verify step."""
-    latency: Ratio = UNKNOWN
+    latency: Ratio = field(default_factory=Ratio)
     """Inter-token latency, in seconds."""
     slices: int = 0
     """Number of closed slices."""
@@ -140,12 +137,13 @@ class Evidence:
 
     def may_return(self, pod: str) -> bool:
         """Whether a missing pod may have crashed only: it was not draining, and it has not been away too long."""
-        seen = self.last_reports.get(pod)
-        return seen is not None and not seen.is_draining
+        last = self.last_reports.get(pod)
+        return last is not None and not last.is_draining
 
     def to_json(self) -> str:
         """State to restore after a restart. Equal texts mean that nothing needs to be written."""
-        return json.dumps({name: getattr(self, name) for name in _STORED}, default=asdict)
+        stored = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _TRANSIENT}
+        return json.dumps(stored, default=asdict)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -155,13 +153,10 @@ class Evidence:
             name: Ratio(**{part: Moments(**moments) for part, moments in stored[name].items()})
             for name in ("acceptance", "latency")
         }
-        return cls(**{name: stored[name] for name in _STORED if name in stored} | ratios, open=Slice(since_ms=0))
+        return cls(**stored | ratios, open=Slice(since_ms=0))
 
 
-_STORED = (
-    *("acceptance", "latency", "slices", "candidate_requests", "baseline_requests"),
-    *("failures", "baseline_failures", "crashes"),
-)
+_TRANSIENT = ("open", "last_reports", "away")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +189,7 @@ def add_reports(
     since_ms = min(evidence.open.since_ms, now_ms) if evidence.last_reports else now_ms
     away = {name: evidence.away.get(name, now_ms) for name in evidence.last_reports.keys() - present.keys()}
     away = {name: missed_ms for name, missed_ms in away.items() if now_ms - missed_ms < MAX_AWAY_MS}
-    looked = replace(
+    updated = replace(
         evidence,
         failures=evidence.failures + served_candidate.errors + len(killed),
         baseline_failures=evidence.baseline_failures + served_baseline.errors + len(others),
@@ -207,7 +202,7 @@ def add_reports(
         last_reports={name: evidence.last_reports[name] for name in away} | present,
         away=away,
     )
-    return _close(looked, now_ms) if now_ms - since_ms >= slice_ms else looked
+    return _close(updated, now_ms) if now_ms - since_ms >= slice_ms else updated
 
 
 def _since(before: PodTraffic, pod: PodTraffic, version: int) -> Traffic:

@@ -307,7 +307,7 @@ def _try(transitions: Transitions, version: Version, desired: DesiredState, view
 def _judge(transitions: Transitions, version: Version, desired: DesiredState, *, is_first: bool) -> OfflineJudgement:
     brought = version.source in (Source.INITIAL, Source.IMPORTED)
     if is_first and brought and version.evaluation is None:
-        return OfflineJudgement(verdict=Verdict.PASS, reason="the first version skips the gate")
+        return OfflineJudgement(Verdict.PASS, "the first version skips the gate")
     serving = number_of(stable(transitions.versions))
     return judge(version.evaluation, serving=serving, policy=desired.policy.offline_gate)
 

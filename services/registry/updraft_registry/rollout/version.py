@@ -6,7 +6,7 @@ count from 1.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Self
 
@@ -106,31 +106,17 @@ class Rollout:
 
     def to_json(self) -> str:
         """State to restore after a restart. Equal texts mean that nothing needs to be written."""
-        return json.dumps(
-            {
-                "candidate": self.candidate,
-                "baseline": self.baseline,
-                "comparison": self.comparison,
-                "started_ms": self.started_ms,
-                "step_since_ms": self.step_since_ms,
-                "step": self.step,
-                "pods": self.pods,
-                "evidence": self.evidence.to_json(),
-                **{name: getattr(self, name) // _CLOCK_MS * _CLOCK_MS for name in ("run_ms", "held_ms", "paused_ms")},
-            }
-        )
+        stored = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "last_decision_ms"}
+        stored |= {name: stored[name] // _CLOCK_MS * _CLOCK_MS for name in ("run_ms", "held_ms", "paused_ms")}
+        return json.dumps(stored | {"evidence": self.evidence.to_json()})
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        kept = json.loads(text)
-        return cls(
-            **kept
-            | {
-                "comparison": Comparison(kept["comparison"]),
-                "pods": tuple(kept["pods"]),
-                "evidence": Evidence.from_json(kept["evidence"]),
-            }
-        )
+        stored = json.loads(text)
+        stored["comparison"] = Comparison(stored["comparison"])
+        stored["pods"] = tuple(stored["pods"])
+        stored["evidence"] = Evidence.from_json(stored["evidence"])
+        return cls(**stored)
 
 
 _CLOCK_MS = 10_000

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from updraft_registry.rollout.comparison import UNKNOWN, Evidence, Ratio
+from updraft_registry.rollout.comparison import Evidence, Ratio
 from updraft_registry.rollout.gate import Verdict
 from updraft_registry.rollout.gate.live import judge
 from updraft_rollouts.policy import Analysis
@@ -27,7 +27,7 @@ def compared(
 
     The stable version has served ten times as many requests. `failures` are of both.
     """
-    lengths = times = UNKNOWN
+    lengths = times = Ratio()
     for number in range(slices):
         noise = 1 + NOISE[number % len(NOISE)]
         lengths = lengths.plus(2.0 * acceptance * noise, 2.0)
@@ -148,7 +148,7 @@ def test_slices_that_contradict_each_other_are_judged_all_the_same(
     ratios: list[tuple[float, float]], confidence: float
 ) -> None:
     """Whatever pods report, a verdict comes of it: also of what was written before such reports were refused."""
-    latency = UNKNOWN
+    latency = Ratio()
     for candidate, stable in ratios:
         latency = latency.plus(candidate, stable)
     evidence = replace(compared(1.1), latency=latency, acceptance=latency)
@@ -157,4 +157,4 @@ def test_slices_that_contradict_each_other_are_judged_all_the_same(
 
 
 def test_a_ratio_without_observations_is_not_known() -> None:
-    assert UNKNOWN.plus(2.0, None) == UNKNOWN == Ratio()
+    assert Ratio().plus(2.0, None) == Ratio()

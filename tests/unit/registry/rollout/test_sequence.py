@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updraft_registry.rollout.gate.sequence import NONE, G, Moments, lower, margin, upper
+from updraft_registry.rollout.gate.sequence import G, Moments, lower, margin, upper
 
 observations = st.lists(st.floats(-5.0, 5.0), min_size=4, max_size=30).filter(lambda x: float(np.ptp(x)) > 1e-3)
 alphas = st.floats(0.001, 0.3)
 
 
 def moments(observed: list[float]) -> Moments:
-    result = NONE
+    result = Moments()
     for observation in observed:
         result = result.plus(observation)
     return result
@@ -37,10 +37,10 @@ def bayes_factors(observed: np.ndarray, mean: float) -> tuple[float, float]:
 
 @given(observed=observations)
 def test_moments_are_those_of_all_observations_at_once(observed: list[float]) -> None:
-    found = moments(observed)
-    assert found.count == len(observed)
-    assert found.mean == pytest.approx(float(np.mean(observed)), abs=1e-9)
-    assert found.squares == pytest.approx(float(np.var(observed)) * len(observed), rel=1e-6, abs=1e-9)
+    summary = moments(observed)
+    assert summary.count == len(observed)
+    assert summary.mean == pytest.approx(float(np.mean(observed)), abs=1e-9)
+    assert summary.squares == pytest.approx(float(np.var(observed)) * len(observed), rel=1e-6, abs=1e-9)
 
 
 @pytest.mark.parametrize("alpha", [0.01, 0.05, 0.2])
@@ -64,9 +64,9 @@ def test_bounds_move_with_the_unit_and_the_origin(
 
 @given(observed=observations, alpha=alphas)
 def test_less_certainty_gives_a_narrower_interval_around_the_mean(observed: list[float], alpha: float) -> None:
-    found = moments(observed)
-    assert lower(found, alpha) <= found.mean <= upper(found, alpha)
-    assert margin(found, alpha) <= margin(found, alpha / 2)
+    summary = moments(observed)
+    assert lower(summary, alpha) <= summary.mean <= upper(summary, alpha)
+    assert margin(summary, alpha) <= margin(summary, alpha / 2)
 
 
 @pytest.mark.parametrize("observed", [[], [0.1], [0.1, 0.1], [0.1, 0.2, 0.1]])

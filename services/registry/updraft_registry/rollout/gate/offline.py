@@ -4,7 +4,7 @@
 judged once, so no correction for repeated decisions is needed.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from updraft.registry.v1.registry_pb2 import Evaluation, EvaluationSample
 from updraft_registry.rollout.gate import Verdict
@@ -13,8 +13,7 @@ from updraft_rollouts.evidence import Gain, Paired, gain
 from updraft_rollouts.policy import OfflineGate
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OfflineJudgement:
+class OfflineJudgement(NamedTuple):
     """A verdict, and the sentence that a person reads."""
 
     verdict: Verdict
@@ -29,17 +28,17 @@ def judge(evaluation: Evaluation | None, *, serving: int, policy: OfflineGate) -
     Without a serving version, `min_gain_percent` has to cover the cost of drafting.
     """
     if evaluation is None:
-        return OfflineJudgement(verdict=Verdict.HOLD, reason="it has no evaluation")
+        return OfflineJudgement(Verdict.HOLD, "it has no evaluation")
     problem = _malformed(evaluation)
     if problem:
-        return OfflineJudgement(verdict=Verdict.HOLD, reason=f"its evaluation is malformed: {problem}")
+        return OfflineJudgement(Verdict.HOLD, f"its evaluation is malformed: {problem}")
     if evaluation.baseline_version != serving:
         reason = f"compared with {name_of(evaluation.baseline_version)} but {name_of(serving)} serves"
-        return OfflineJudgement(verdict=Verdict.HOLD, reason=reason, is_outdated=True)
+        return OfflineJudgement(Verdict.HOLD, reason, is_outdated=True)
     num_samples = len(evaluation.samples)
     if num_samples < policy.min_samples:
         reason = f"evaluated on {num_samples} requests, at least {policy.min_samples} are required"
-        return OfflineJudgement(verdict=Verdict.HOLD, reason=reason)
+        return OfflineJudgement(Verdict.HOLD, reason)
     pairs = [
         Paired(tokens=s.tokens, candidate_steps=s.candidate_steps, baseline_steps=s.baseline_steps)
         for s in evaluation.samples
@@ -55,22 +54,22 @@ def _weigh(gain: Gain, num_samples: int, serving: int, policy: OfflineGate) -> O
     )
     required = f"required gain of {policy.min_gain_percent:g} %"
     if gain.low_percent >= policy.min_gain_percent:
-        return OfflineJudgement(verdict=Verdict.PASS, reason=comparison)
+        return OfflineJudgement(Verdict.PASS, comparison)
     if gain.high_percent < policy.min_gain_percent:
-        return OfflineJudgement(verdict=Verdict.FAIL, reason=f"{comparison}: below the {required}")
-    return OfflineJudgement(verdict=Verdict.HOLD, reason=f"{comparison}: not enough evidence for the {required}")
+        return OfflineJudgement(Verdict.FAIL, f"{comparison}: below the {required}")
+    return OfflineJudgement(Verdict.HOLD, f"{comparison}: not enough evidence for the {required}")
 
 
 def _malformed(evaluation: Evaluation) -> str:
     """First contradiction in the evaluation; empty if there is none."""
-    seen: set[str] = set()
+    trace_ids: set[str] = set()
     for sample in evaluation.samples:
         problem = _impossible(sample, evaluation)
         if problem:
             return f"{_name(sample)} {problem}"
-        if sample.trace_id in seen:
+        if sample.trace_id in trace_ids:
             return f"{_name(sample)} is counted twice"
-        seen.add(sample.trace_id)
+        trace_ids.add(sample.trace_id)
     return ""
 
 

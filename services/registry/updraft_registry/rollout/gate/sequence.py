@@ -33,10 +33,6 @@ class Moments:
         return type(self)(count=count, mean=mean, squares=self.squares + distance * (observation - mean))
 
 
-NONE = Moments()
-"""Of no observations."""
-
-
 def lower(moments: Moments, alpha: float) -> float:
     """A bound that the true mean is ever below, at this or any other look, with probability at most `alpha`."""
     return moments.mean - margin(moments, alpha)
