@@ -18,8 +18,11 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 S = TypeVar("S", bound="Settings")
 
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$")]
-"""Name of a speculator or a namespace. It becomes part of stream keys, folders and Kubernetes names."""
+NAME = r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?"
+"""Pattern of names that become part of stream keys, folders, label values and Kubernetes names."""
+
+Name = Annotated[str, Field(pattern=f"^{NAME}$")]
+"""Name of a speculator or a namespace."""
 
 
 class Settings(BaseSettings):

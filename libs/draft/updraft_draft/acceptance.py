@@ -72,11 +72,6 @@ def accept_sampled(
     return Acceptance(count=k, bonus_id=draw(p_TV[k], generator))
 
 
-def expected_acceptance(p: Tensor, q: Tensor) -> Tensor:
-    """Probability that a draft from q is accepted: the sum of min(p, q) over the last dimension."""
-    return torch.minimum(p, q).sum(-1)
-
-
 def _residual(p_V: Tensor, draft: int, q_V: Tensor | None) -> Tensor:
     """max(p - q, 0), normalised: the distribution of the token that replaces a rejected draft."""
     if q_V is None:

@@ -12,7 +12,6 @@ from updraft_draft.acceptance import (
     Acceptance,
     accept_sampled,
     draw,
-    expected_acceptance,
     filtered_probs,
     token_at,
 )
@@ -97,7 +96,7 @@ def test_drafts_are_kept_as_often_as_the_overlap_says() -> None:
         accept_sampled(p, [int(torch.multinomial(q[0], 1, generator=generator))], q, generator).count
         for _ in range(rounds)
     )
-    overlap = float(expected_acceptance(p[0], q[0]))
+    overlap = float(torch.minimum(p[0], q[0]).sum())
     assert abs(kept / rounds - overlap) < 4 * math.sqrt(overlap * (1 - overlap) / rounds)
 
 
