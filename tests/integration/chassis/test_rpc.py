@@ -79,9 +79,9 @@ async def test_an_error_of_the_tree_arrives_as_itself_from_all_four_kinds_of_met
     kind: type[errors.UpdraftError], caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serving(*failing(kind("version 7 is away: try 6"))) as channel:
-        told = await call_all_kinds(channel)
-    assert [type(error) for error in told] == [kind] * 4
-    assert {str(error) for error in told} == {"version 7 is away: try 6"}
+        statuses = await call_all_kinds(channel)
+    assert [type(error) for error in statuses] == [kind] * 4
+    assert {str(error) for error in statuses} == {"version 7 is away: try 6"}
     assert [record for record in caplog.records if record.name == "updraft_chassis.rpc"] == []
 
 
@@ -89,9 +89,9 @@ async def test_the_text_of_an_unknown_error_stays_in_the_servers_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with serving(*failing(KeyError("password"))) as channel:
-        told = await call_all_kinds(channel)
-    assert [type(error) for error in told] == [errors.UpdraftError] * 4
-    assert not any("password" in str(error) for error in told)
+        statuses = await call_all_kinds(channel)
+    assert [type(error) for error in statuses] == [errors.UpdraftError] * 4
+    assert not any("password" in str(error) for error in statuses)
     logged = [record for record in caplog.records if record.name == "updraft_chassis.rpc"]
     assert len(logged) == 4
     assert all(record.levelno == logging.ERROR and record.exc_info for record in logged)
@@ -99,8 +99,8 @@ async def test_the_text_of_an_unknown_error_stays_in_the_servers_log(
 
 async def test_the_servers_wish_when_to_try_again_arrives() -> None:
     async with serving(*failing(errors.Unavailable("busy", retry_after_s=1.5))) as channel:
-        told = await call_all_kinds(channel)
-    assert [error.retry_after_s for error in told if isinstance(error, errors.Unavailable)] == [1.5] * 4
+        statuses = await call_all_kinds(channel)
+    assert [error.retry_after_s for error in statuses if isinstance(error, errors.Unavailable)] == [1.5] * 4
 
 
 async def test_a_status_that_the_servicer_chose_itself_is_kept() -> None:
@@ -115,8 +115,8 @@ async def test_a_status_that_the_servicer_chose_itself_is_kept() -> None:
 
 async def test_a_sentence_of_any_length_and_script_arrives() -> None:
     async with serving(*failing(errors.Conflict("\u00e9" * 100_000))) as channel:
-        told = await call_all_kinds(channel)
-    assert [type(error) for error in told] == [errors.Conflict] * 4
+        statuses = await call_all_kinds(channel)
+    assert [type(error) for error in statuses] == [errors.Conflict] * 4
 
 
 async def test_an_unknown_method_is_unimplemented_and_no_crash() -> None:
@@ -194,12 +194,12 @@ async def test_a_sender_that_does_not_end_hears_its_refusal_within_a_limit(
         has_heard.clear()
         async with rpc.channel(f"127.0.0.1:{port}") as channel:
             stub: registry_pb2_grpc.RegistryAsyncStub = registry_pb2_grpc.RegistryStub(channel)
-            told = await seen(stub.Publish(sent(), timeout=20))
+            status = await seen(stub.Publish(sent(), timeout=20))
             has_heard.set()
-        if "Internal error from Core" not in str(told):
+        if "Internal error from Core" not in str(status):
             break
     await server.stop(grace=None)
-    assert type(told) is type(refusal)
+    assert type(status) is type(refusal)
 
 
 async def test_a_channel_finds_a_server_that_comes_back() -> None:

@@ -96,10 +96,10 @@ async def test_a_restart_brings_back_more_than_fits_one_page_or_one_read(redis: 
     await append(redis, *wanted)
     assert len(await read(await consumer(redis), count=700)) == 700
     life = await consumer(redis)
-    found: list[bytes] = []
+    received: list[bytes] = []
     while entries := await read(life, count=99):
-        found += data(entries)
-    assert found == wanted
+        received += data(entries)
+    assert received == wanted
     await settle_all(life)
 
 

@@ -167,9 +167,9 @@ async def test_a_redis_that_cannot_save_is_exhausted_until_it_can(volatile: Redi
 async def test_a_redis_that_takes_no_writes_for_now_is_unavailable(short_tmp_path: Path, state: dict[str, str]) -> None:
     with RedisServer(short_tmp_path, settings=state) as server:
         async with streams.connect(server.url) as client:
-            with pytest.raises(Unavailable) as told:
+            with pytest.raises(Unavailable) as raised:
                 await Producer(client, KEY, max_bytes=1 << 20).append(b"private")
-    assert "private" not in str(told.value)
+    assert "private" not in str(raised.value)
 
 
 @pytest.mark.parametrize("url", ["http://:secret@host", "redis://:sec/ret@host", "secret"])

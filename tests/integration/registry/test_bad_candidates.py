@@ -40,10 +40,10 @@ async def test_a_draft_ten_percent_worse_is_rolled_back_with_no_request_failed(t
         client(registry.address) as stub,
         pods(registry.address, PODS, worse) as fleet,
     ):
-        seen = await _try(stub, fleet)
+        states = await _try(stub, fleet)
         ended = await _version(stub, BAD)
         assert ended.reason.startswith("acceptance is significantly lower by more than 2 %")
-        assert max(now.rollout.failures for now in seen) == 0
+        assert max(now.rollout.failures for now in states) == 0
         assert sum(pod.num_failed for pod in fleet) == 0
         assert len(_touched(fleet)) <= ONE_CANARY
         await until(lambda: all(pod.loaded.version == GOOD for pod in fleet), what="all pods serve the good one again")
@@ -69,15 +69,15 @@ async def _try(stub: "RegistryAsyncStub", fleet: Sequence[SimPod]) -> list[pb.Sp
     await until(lambda: all(pod.loaded.version == GOOD for pod in fleet), what="all pods serve the good one")
     await stub.SetPolicy(pb.SetPolicyRequest(speculator="default", policy=POLICY), timeout=CALL_S)
     await publish(stub, draft(BAD), source=pb.SOURCE_TRAINER, evaluation=evaluation(baseline=GOOD))
-    seen: list[pb.SpeculatorState] = []
+    states: list[pb.SpeculatorState] = []
 
     async def is_over() -> bool:
-        seen.append(await state(stub))
-        return not seen[-1].candidate
+        states.append(await state(stub))
+        return not states[-1].candidate
 
     await until(is_over, what="the canary is over")
     assert (await _version(stub, BAD)).phase == pb.PHASE_ROLLED_BACK
-    return seen
+    return states
 
 
 async def _version(stub: "RegistryAsyncStub", number: int) -> pb.Version:

@@ -96,11 +96,11 @@ def test_a_bucket_that_cannot_be_used_is_told_at_the_start_with_what_to_check(
 ) -> None:
     for name, value in change.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(Unavailable) as told:
+    with pytest.raises(Unavailable) as raised:
         open_bucket(server.url)
-    assert f"cannot reach {server.url}: " in str(told.value)
-    assert why in str(told.value)
-    assert "check UPDRAFT_REGISTRY_STORE_URL" in str(told.value)
+    assert f"cannot reach {server.url}: " in str(raised.value)
+    assert why in str(raised.value)
+    assert "check UPDRAFT_REGISTRY_STORE_URL" in str(raised.value)
 
 
 def test_a_bucket_that_does_not_exist_is_told_at_the_start(server: S3Server) -> None:

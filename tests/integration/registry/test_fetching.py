@@ -98,8 +98,8 @@ async def test_who_holds_nothing_that_helps_is_sent_the_whole(
     async with serving(tmp_path) as (_, stub):
         for seed in (1, 2):
             await publish(stub, weights(seed))
-        told = await start(stub, asking(2, base=base, base_version=base_version))
-        assert (told.encoding, told.size_bytes) == (pb.ENCODING_IDENTITY, len(weights(2).data))
+        started = await start(stub, asking(2, base=base, base_version=base_version))
+        assert (started.encoding, started.size_bytes) == (pb.ENCODING_IDENTITY, len(weights(2).data))
 
 
 async def test_a_registry_may_keep_no_deltas(tmp_path: Path) -> None:

@@ -25,36 +25,36 @@ def count(found: list[Outcome], end: str) -> int:
 
 def test_a_candidate_that_is_no_better_is_promoted_in_at_most_one_case_in_twenty() -> None:
     impatient = RolloutPolicy(progress_deadline_seconds=480)
-    found = outcomes(Truth(pods=PODS, effect=0.0), 200, impatient)
-    assert count(found, "promoted") <= 0.05 * len(found)
-    assert count(found, "rolled back") <= 0.05 * len(found)
+    results = outcomes(Truth(pods=PODS, effect=0.0), 200, impatient)
+    assert count(results, "promoted") <= 0.05 * len(results)
+    assert count(results, "rolled back") <= 0.05 * len(results)
 
 
 def test_a_candidate_ten_percent_worse_is_rolled_back_and_touches_one_canary_of_pods() -> None:
-    found = outcomes(Truth(pods=PODS, effect=-0.10), 30)
-    assert count(found, "rolled back") == len(found)
-    assert max(outcome.pods_touched for outcome in found) == ONE_CANARY
+    results = outcomes(Truth(pods=PODS, effect=-0.10), 30)
+    assert count(results, "rolled back") == len(results)
+    assert max(outcome.pods_touched for outcome in results) == ONE_CANARY
     assert all(
         outcome.reason.startswith(("acceptance is significantly lower", "latency is significantly higher"))
-        for outcome in found
+        for outcome in results
     )
 
 
 def test_a_candidate_ten_percent_better_is_promoted() -> None:
-    found = outcomes(Truth(pods=PODS, effect=0.10), 30)
-    assert count(found, "promoted") == len(found)
+    results = outcomes(Truth(pods=PODS, effect=0.10), 30)
+    assert count(results, "promoted") == len(results)
 
 
 @pytest.mark.parametrize("effect", [-0.10, 0.10])
 def test_a_shift_of_the_traffic_midway_does_not_turn_a_verdict_around(effect: float) -> None:
-    found = outcomes(Truth(pods=PODS, effect=effect, shift_s=100.0), 10)
-    assert count(found, "rolled back" if effect < 0 else "promoted") == len(found)
+    results = outcomes(Truth(pods=PODS, effect=effect, shift_s=100.0), 10)
+    assert count(results, "rolled back" if effect < 0 else "promoted") == len(results)
 
 
 def test_a_candidate_that_accepts_more_but_is_slower_is_rolled_back() -> None:
-    found = outcomes(Truth(pods=PODS, effect=0.05, slowdown=0.2), 10)
-    assert count(found, "rolled back") == len(found)
-    assert all("latency" in outcome.reason for outcome in found)
+    results = outcomes(Truth(pods=PODS, effect=0.05, slowdown=0.2), 10)
+    assert count(results, "rolled back") == len(results)
+    assert all("latency" in outcome.reason for outcome in results)
 
 
 def test_where_pods_differ_for_good_only_a_switchback_keeps_the_promise() -> None:

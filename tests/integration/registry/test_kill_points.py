@@ -88,8 +88,8 @@ def _start(folder: Path) -> Left:
         rows = opened.catalogue.page(NAME, after=None, size=100)
         for version, manifest in rows:
             assert manifest.digest == draft(version.number).digest
-            told = [event.after for event in history if event.number == version.number and event.after is not None]
-            assert version.phase is told[-1], "a phase is what the history came to"
+            phases = [event.after for event in history if event.number == version.number and event.after is not None]
+            assert version.phase is phases[-1], "a phase is what the history came to"
             if version.is_kept:
                 with opened.store.open(version.digest) as file:
                     assert file.read() == draft(version.number).data

@@ -106,10 +106,10 @@ async def test_pin_and_unpin_are_told_and_remembered(stub: "RegistryAsyncStub") 
     free = await stub.Unpin(pb.UnpinRequest(speculator="default"), timeout=CALL_S)
     assert (free.state.stable, free.state.HasField("pinned")) == (1, False), "version 2 was pinned, and never won"
     history = await stub.History(pb.HistoryRequest(speculator="default"), timeout=CALL_S)
-    told = [(t.version, t.reason) for t in history.transitions]
-    assert told[0] == (3, "compared with no draft but version 1 serves; the trainer evaluates again")
-    assert (2, "version 2 is pinned: try it") in told
-    assert (1, "the first version skips the gate") in told
+    events = [(t.version, t.reason) for t in history.transitions]
+    assert events[0] == (3, "compared with no draft but version 1 serves; the trainer evaluates again")
+    assert (2, "version 2 is pinned: try it") in events
+    assert (1, "the first version skips the gate") in events
 
 
 async def test_a_promotion_goes_on_where_a_pin_would_hold(stub: "RegistryAsyncStub") -> None:
@@ -156,10 +156,10 @@ async def test_a_policy_is_followed_and_told_back(stub: "RegistryAsyncStub") -> 
     strict = pb.RolloutPolicy(
         offline_gate=pb.OfflineGate(min_samples=50, min_gain_percent=1.0, confidence=0.8), progress_deadline_seconds=60
     )
-    told = await stub.SetPolicy(pb.SetPolicyRequest(speculator="default", policy=strict), timeout=CALL_S)
-    assert told.state.policy.offline_gate == strict.offline_gate
-    assert told.state.policy.progress_deadline_seconds == 60
-    assert told.state.policy.strategy == pb.STRATEGY_IMMEDIATE
+    answer = await stub.SetPolicy(pb.SetPolicyRequest(speculator="default", policy=strict), timeout=CALL_S)
+    assert answer.state.policy.offline_gate == strict.offline_gate
+    assert answer.state.policy.progress_deadline_seconds == 60
+    assert answer.state.policy.strategy == pb.STRATEGY_IMMEDIATE
     rejected = await publish(stub, draft(1), source=TRAINER, evaluation=evaluation())
     assert rejected.version.reason == "evaluated on 12 requests, at least 50 are required"
     canary = pb.RolloutPolicy(strategy=pb.STRATEGY_CANARY, progress_deadline_seconds=60)
@@ -169,14 +169,14 @@ async def test_a_policy_is_followed_and_told_back(stub: "RegistryAsyncStub") -> 
 
 async def test_a_watch_tells_the_state_at_once_and_at_every_change(stub: "RegistryAsyncStub") -> None:
     call = stub.Watch(pb.WatchRequest(speculator="default"), timeout=CALL_S)
-    seen = [(await anext(aiter(call))).state.stable]
+    states = [(await anext(aiter(call))).state.stable]
     await publish(stub, draft(1))
     async for response in call:
-        seen.append(response.state.stable)
+        states.append(response.state.stable)
         if response.state.stable == 1:
             break
     call.cancel()
-    assert seen[0] == 0
+    assert states[0] == 0
 
 
 async def test_a_rejected_digest_is_never_tried_again(stub: "RegistryAsyncStub") -> None:

@@ -117,8 +117,8 @@ async def test_a_pod_that_reads_nothing_is_hung_up_on(tmp_path: Path) -> None:
         pod = PodStream(registry.channel)
         await pod.report()
         for i in range(5000):  # two orders in turn, of half a kibibyte, until the window is full
-            wish = ("default", 0 if i % 2 else None, "x" * 480, i)
-            await registry.control.change("default", registry.archive.catalogue.pin, *wish)
+            pin = ("default", 0 if i % 2 else None, "x" * 480, i)
+            await registry.control.change("default", registry.archive.catalogue.pin, *pin)
             if (await registry.control.state("default")).pods.connected == 0:
                 break
         assert (await registry.control.state("default")).pods.connected == 0

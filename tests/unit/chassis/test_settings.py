@@ -67,7 +67,7 @@ def test_settings_cannot_be_changed() -> None:
 
 
 def test_all_problems_are_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
-    told = problems(
+    printed = problems(
         {
             "UPDRAFT_ROUTER_PORT": "high",
             "UPDRAFT_ROUTER_LOG_FORMAT": "xml",
@@ -75,7 +75,7 @@ def test_all_problems_are_told_at_once(capsys: pytest.CaptureFixture[str]) -> No
         },
         capsys,
     )
-    assert told == [
+    assert printed == [
         "UPDRAFT_ROUTER_TARGET: required, but not set",
         "UPDRAFT_ROUTER_PORT: Input should be a valid integer, unable to parse string as an integer; got 'high'",
         "UPDRAFT_ROUTER_LOG_FORMAT: Input should be 'json' or 'text'; got 'xml'",
@@ -84,8 +84,8 @@ def test_all_problems_are_told_at_once(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_an_unknown_variable_alone_is_a_problem(capsys: pytest.CaptureFixture[str]) -> None:
-    told = problems({"UPDRAFT_ROUTER_TARGET": "smol", "UPDRAFT_ROUTER_PROT": "1"}, capsys)
-    assert told == ["UPDRAFT_ROUTER_PROT: no such setting; the closest is UPDRAFT_ROUTER_PORT"]
+    printed = problems({"UPDRAFT_ROUTER_TARGET": "smol", "UPDRAFT_ROUTER_PROT": "1"}, capsys)
+    assert printed == ["UPDRAFT_ROUTER_PROT: no such setting; the closest is UPDRAFT_ROUTER_PORT"]
 
 
 def test_a_secret_is_never_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,10 +107,10 @@ class SecretSettings(Settings):
 def test_a_secret_that_is_wrong_is_not_printed_either(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         load(SecretSettings, {"UPDRAFT_VAULT_TOKEN": "hunter2"})
-    told = capsys.readouterr().err
-    assert told.startswith("UPDRAFT_VAULT_TOKEN: ")
-    assert "the value is secret" in told
-    assert "hunter2" not in told
+    printed = capsys.readouterr().err
+    assert printed.startswith("UPDRAFT_VAULT_TOKEN: ")
+    assert "the value is secret" in printed
+    assert "hunter2" not in printed
 
 
 def test_a_problem_of_several_fields_does_not_print_the_environment(

@@ -53,8 +53,8 @@ def test_yarn_turns_as_in_transformers(config: type[LlamaConfig | Qwen3Config], 
     }
     expected = theirs(config(**sizes, rope_parameters=dict(parameters)), 128)
     rope = Rope.of_config({"rope_parameters": parameters, "max_position_embeddings": 16384})
-    for found, wanted in zip(rotary_table(NUM_POSITIONS, 128, rope), expected, strict=True):
-        assert_equal(found, wanted)
+    for actual, wanted in zip(rotary_table(NUM_POSITIONS, 128, rope), expected, strict=True):
+        assert_equal(actual, wanted)
 
 
 @pytest.mark.parametrize("said", list(_STRETCHES))
@@ -77,5 +77,5 @@ def test_a_draft_turns_in_other_engines_as_it_does_here(said: str) -> None:
     )
     written = json.loads(config.to_json())
     assert DraftConfig.from_dict(written) == config
-    for found, wanted in zip(rotary_table(NUM_POSITIONS, 128, rope), theirs(LlamaConfig(**written), 128), strict=True):
-        assert_equal(found, wanted)
+    for actual, wanted in zip(rotary_table(NUM_POSITIONS, 128, rope), theirs(LlamaConfig(**written), 128), strict=True):
+        assert_equal(actual, wanted)

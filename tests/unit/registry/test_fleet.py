@@ -92,8 +92,8 @@ def test_swaps_and_their_pauses_are_told_once(fleet: Fleet) -> None:
     counted = fleet_pb2.SwapCounters(swaps=3, failures=1, pause_us_sum=9_000)
     assert fleet.report(session, report(swaps=counted), 0.0).swaps == Swaps(), "what was before is not known"
     counted.swaps, counted.pause_us_sum = 4, 11_000
-    told = fleet.report(session, report(swaps=counted), 1.0).swaps
-    assert (told.swapped, told.refused, round(told.pause_s, 6)) == (1, 0, 0.002)
+    swaps = fleet.report(session, report(swaps=counted), 1.0).swaps
+    assert (swaps.swapped, swaps.refused, round(swaps.pause_s, 6)) == (1, 0, 0.002)
     assert fleet.report(session, report(swaps=counted), 2.0).swaps == Swaps()
     anew = fleet_pb2.SwapCounters(swaps=1, pause_us_sum=500)
     assert fleet.report(session, report(swaps=anew, boot="2"), 3.0).swaps == Swaps(swapped=1, pause_s=0.0005)

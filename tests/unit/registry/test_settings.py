@@ -73,6 +73,6 @@ def test_every_problem_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit) as exit_:
         load(RegistrySettings, environ)
     assert exit_.value.code == 2
-    told = capsys.readouterr().err
+    printed = capsys.readouterr().err
     for name in ("UPDRAFT_REGISTRY_DATA_DIR", *environ):
-        assert name in told
+        assert name in printed

@@ -13,16 +13,16 @@ def test_the_gain_is_the_ratio_of_summed_steps_so_that_long_requests_weigh_more(
         Paired(tokens=90, candidate_steps=30, baseline_steps=45),
         Paired(tokens=10, candidate_steps=10, baseline_steps=5),
     ]
-    found = gain(pairs, 0.8)
-    assert (found.candidate, found.baseline) == (2.5, 2.0)
-    assert found.percent == pytest.approx(25.0)
-    assert found.low_percent < 25.0 < found.high_percent
+    estimate = gain(pairs, 0.8)
+    assert (estimate.candidate, estimate.baseline) == (2.5, 2.0)
+    assert estimate.percent == pytest.approx(25.0)
+    assert estimate.low_percent < 25.0 < estimate.high_percent
 
 
 def test_requests_that_agree_leave_no_doubt() -> None:
-    found = gain([Paired(tokens=20, candidate_steps=5, baseline_steps=10)] * 8, 0.8)
-    assert found.low_percent == pytest.approx(100.0)
-    assert found.high_percent == pytest.approx(100.0)
+    estimate = gain([Paired(tokens=20, candidate_steps=5, baseline_steps=10)] * 8, 0.8)
+    assert estimate.low_percent == pytest.approx(100.0)
+    assert estimate.high_percent == pytest.approx(100.0)
 
 
 def test_a_few_long_requests_among_many_short_ones_count_as_a_few() -> None:
@@ -67,5 +67,5 @@ def _request(rng: random.Random, tokens: int) -> Paired:
 
 
 def _width(pairs: Sequence[Paired]) -> float:
-    found = gain(pairs, 0.8)
-    return found.high_percent - found.low_percent
+    estimate = gain(pairs, 0.8)
+    return estimate.high_percent - estimate.low_percent

@@ -20,8 +20,8 @@ COUNTERS = fleet_pb2.VersionCounters
 
 def test_traffic_is_read_as_sums() -> None:
     latency = fleet_pb2.Histogram(bounds=[0.1], counts=[7, 3], sum=1.5)
-    said = COUNTERS(version=2, requests_served=4, verify_steps=5, tokens=10, errors=1, inter_token_latency=latency)
-    report = read(fleet_pb2.PodReport(identity=IDENTITY, versions=[said]))
+    counters = COUNTERS(version=2, requests_served=4, verify_steps=5, tokens=10, errors=1, inter_token_latency=latency)
+    report = read(fleet_pb2.PodReport(identity=IDENTITY, versions=[counters]))
     assert report.pod.traffic == {
         2: Traffic(requests=4, verify_steps=5, tokens=10, latency_s=1.5, latency_tokens=10, errors=1)
     }

@@ -167,10 +167,10 @@ def test_the_state_tells_how_far_a_canary_is() -> None:
     world = World(16, steps=STEPS)
     world.canary(gain_percent=5, failures=1)
     world.run(90)
-    told = state(world)
-    assert (told.stable, told.candidate, told.latest, told.step) == (1, 2, 2, 1)
-    assert told.message == world.message
-    rollout = told.rollout
+    message = state(world)
+    assert (message.stable, message.candidate, message.latest, message.step) == (1, 2, 2, 1)
+    assert message.message == world.message
+    rollout = message.rollout
     assert (rollout.candidate, rollout.baseline, rollout.comparison) == (2, 1, pb.COMPARISON_PODS)
     assert (rollout.step, rollout.steps, rollout.pods_percent) == (1, 2, 50)
     assert (rollout.started_unix_ms, rollout.step_since_unix_ms) == (NOW_MS, NOW_MS + 60_000)
@@ -195,5 +195,5 @@ def test_the_state_has_no_estimate_without_bounds_and_no_rollout_without_a_canar
 def test_the_state_tells_pins_and_pauses_with_their_reasons() -> None:
     world = World(16)
     world.desired(pinned=1, pin_reason="quiet", is_paused=True, pause_reason="lunch")
-    told = state(world)
-    assert (told.pinned, told.pin_reason, told.paused, told.pause_reason) == (1, "quiet", True, "lunch")
+    message = state(world)
+    assert (message.pinned, message.pin_reason, message.paused, message.pause_reason) == (1, "quiet", True, "lunch")

@@ -190,10 +190,10 @@ def test_one_pod_of_many_that_cannot_load_a_version_fails_no_fleet() -> None:
 def test_the_first_of_many_pods_to_answer_fails_no_version() -> None:
     before, stable = version(1, Phase.SUPERSEDED), version(2, Phase.STABLE)
     fleet = [holding(f"pod-{i}", before) for i in range(10)]
-    told = dict.fromkeys((pod.name for pod in fleet), 2)
+    directed = dict.fromkeys((pod.name for pod in fleet), 2)
     for refused in range(1, 7):
         fleet[refused] = refusing(f"pod-{refused}", 2, loaded=before)
-        decision = decide(speculator([before, stable]), fleet, NOW_MS, directed=told)
+        decision = decide(speculator([before, stable]), fleet, NOW_MS, directed=directed)
         assert phases(decision)[2] is (Phase.FAILED if refused > 5 else Phase.STABLE)
 
 
@@ -251,8 +251,8 @@ def test_a_pod_that_refuses_fails_nothing_before_the_others_had_time_to_report()
 
 def test_a_held_version_is_told_with_its_reason() -> None:
     decision = run([version(1, Phase.STABLE), version(2, source=Source.IMPORTED)], pods=[holding("pod-0", version(1))])
-    told = "version 1 is stable; version 2 is held: it has no evaluation: promote it to serve it"
-    assert decision.message == told
+    message = "version 1 is stable; version 2 is held: it has no evaluation: promote it to serve it"
+    assert decision.message == message
 
 
 def test_a_pin_keeps_only_the_newest_version_waiting() -> None:

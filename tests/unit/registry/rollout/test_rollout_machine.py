@@ -344,8 +344,8 @@ class Rollouts(RuleBasedStateMachine):
 
     def _add(self, quality: float | None, source: Source, *, is_retained: bool = False) -> None:
         serving, number = stable(self.speculator.versions), self.speculator.latest + 1
-        told = evaluation(quality, against=serving.number if serving else NO_DRAFT) if quality else None
-        made = version(number, evaluation=told, source=source, is_retained=is_retained)
+        evaluated = evaluation(quality, against=serving.number if serving else NO_DRAFT) if quality else None
+        made = version(number, evaluation=evaluated, source=source, is_retained=is_retained)
         self.published[number] = made
         self.speculator = replace(self.speculator, versions=(*self.speculator.versions, made), latest=number)
 
@@ -491,9 +491,11 @@ class Rollouts(RuleBasedStateMachine):
         """(12) Whoever was told the candidate and crashed is a failure of the candidate, whatever it had reported."""
         after, at_risk = decision.rollout, self.at_risk
         candidate = after.candidate if after and after.comparison is Comparison.PODS else NO_DRAFT
-        told = {name for name, directive in decision.directives.items() if candidate and directive.serve == candidate}
+        directed = {
+            name for name, directive in decision.directives.items() if candidate and directive.serve == candidate
+        }
         away = {name: boot for name, boot in at_risk.items() if after and name in after.pods and name not in self.view}
-        here = {name: pod.boot for name, pod in self.view.items() if name in told and not pod.is_draining}
+        here = {name: pod.boot for name, pod in self.view.items() if name in directed and not pod.is_draining}
         self.at_risk = away | here
         if before is None or after is None or not candidate:
             return
@@ -507,7 +509,7 @@ class Rollouts(RuleBasedStateMachine):
         crashes, crashes_before = after.evidence.crashes, before.evidence.crashes
         assert all(crashes[name] == 1 + crashes_before.get(name, 0) for name in killed)
         assert after.evidence.failures >= before.evidence.failures + len(killed)
-        assert len(told & crashes.keys()) <= 1, "(7) of those that crashed one tries again"
+        assert len(directed & crashes.keys()) <= 1, "(7) of those that crashed one tries again"
         given_up = (set(before.pods) - set(after.pods) - self.view.keys()) & self.lost_ms.keys()
         may_return = any(self.now_ms - self.lost_ms[name] < MAX_AWAY_MS for name in given_up)
         assert not may_return or before.step < after.step or set(after.pods) <= set(before.pods), (

@@ -190,12 +190,12 @@ def test_pages_follow_one_another_without_a_gap(catalogue: Catalogue) -> None:
     for speculator in ("a", "b"):
         for number in (1, 2, 3):
             add(catalogue, number, speculator=speculator)
-    seen: list[tuple[str, int]] = []
+    listed: list[tuple[str, int]] = []
     after = None
     while page := catalogue.page("", after=after, size=2):
-        seen += [(manifest.speculator, version.number) for version, manifest in page]
-        after = seen[-1]
-    assert seen == [(speculator, number) for speculator in ("a", "b") for number in (3, 2, 1)]
+        listed += [(manifest.speculator, version.number) for version, manifest in page]
+        after = listed[-1]
+    assert listed == [(speculator, number) for speculator in ("a", "b") for number in (3, 2, 1)]
     assert [v.number for v, _ in catalogue.page("b", after=None, size=9)] == [3, 2, 1]
 
 

@@ -84,9 +84,9 @@ def test_a_manifest_with_other_tensors_is_refused_with_their_names(tmp_path: Pat
     sound = draft()
     manifest = sound.manifest()
     manifest.tensors[0].name = "lm_head.weight"
-    told = refusal(tmp_path, sound.data, manifest)
-    assert "lacks the tensors ['lm_head.weight']" in told
-    assert "has ['d2t'] in addition" in told
+    reason = refusal(tmp_path, sound.data, manifest)
+    assert "lacks the tensors ['lm_head.weight']" in reason
+    assert "has ['d2t'] in addition" in reason
 
 
 def test_a_manifest_that_names_a_tensor_twice_is_refused(tmp_path: Path) -> None:
@@ -99,21 +99,21 @@ def test_another_shape_is_refused_with_both(tmp_path: Path) -> None:
     sound = draft()
     manifest = sound.manifest()
     manifest.tensors[1].shape[:] = [4, 64]
-    told = refusal(tmp_path, sound.data, manifest)
-    assert told == "tensor fc.weight is BF16 [8, 32] in the file, but BF16 [4, 64] in the manifest"
+    reason = refusal(tmp_path, sound.data, manifest)
+    assert reason == "tensor fc.weight is BF16 [8, 32] in the file, but BF16 [4, 64] in the manifest"
 
 
 def test_another_digest_of_a_tensor_is_refused_with_both(tmp_path: Path) -> None:
     sound = draft()
     manifest = sound.manifest()
     manifest.tensors[1].digest = sha256(b"")
-    told = refusal(tmp_path, sound.data, manifest)
-    assert told == f"tensor fc.weight is {sound.tensors[1].digest}, but the manifest states {sha256(b'')}"
+    reason = refusal(tmp_path, sound.data, manifest)
+    assert reason == f"tensor fc.weight is {sound.tensors[1].digest}, but the manifest states {sha256(b'')}"
 
 
 def test_another_digest_over_the_tensors_is_refused(tmp_path: Path) -> None:
-    told = refusal(tmp_path, draft().data, draft().manifest(tensors_digest=sha256(b"")))
-    assert f"but the manifest states {sha256(b'')}" in told
+    reason = refusal(tmp_path, draft().data, draft().manifest(tensors_digest=sha256(b"")))
+    assert f"but the manifest states {sha256(b'')}" in reason
 
 
 ENTRY = {"dtype": "BF16", "shape": [4], "data_offsets": [0, 8]}

@@ -51,9 +51,9 @@ class Command:
     def kinds(self, *arguments: str) -> dict[str, list[str]]:
         """What is found, by kind; damage only."""
         self("fsck", "--output", "json", *arguments)
-        found = json.loads(self.out)["findings"]
+        findings = json.loads(self.out)["findings"]
         kinds: dict[str, list[str]] = {}
-        for finding in found:
+        for finding in findings:
             if finding["is_damage"]:
                 kinds.setdefault(finding["kind"], []).append(finding["subject"])
         return kinds
