@@ -99,13 +99,13 @@ def _measure(stack: Stack, recording: Recording, progress: Progress) -> str:
     return ""
 
 
+@dataclass(frozen=True, slots=True)
 class _Run:
     """The part of the demo that happens in an event loop."""
 
-    def __init__(self, stack: Stack, recording: Recording, progress: Progress) -> None:
-        self._stack = stack
-        self._recording = recording
-        self._progress = progress
+    stack: Stack
+    recording: Recording
+    progress: Progress
 
     async def main(self) -> None:
         """Run all segments while watch and progress run in the background."""
@@ -114,12 +114,12 @@ class _Run:
         # As Ctrl-C, which asyncio.run turns into a cancellation itself.
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         async with httpx.AsyncClient(timeout=None, trust_env=False) as http:  # noqa: S113 - chat and watch set deadlines
-            watch = Watch(http=http, addresses=self._stack.addresses, recording=self._recording)
-            model = self._stack.config.model_name or ""
-            serving = ChatServer(http=http, url=self._stack.addresses.inference_url, model=model)
+            watch = Watch(http=http, addresses=self.stack.addresses, recording=self.recording)
+            model = self.stack.config.model_name or ""
+            serving = ChatServer(http=http, url=self.stack.addresses.inference_url, model=model)
             try:
                 async with asyncio.TaskGroup() as background:
-                    looking = [background.create_task(job) for job in (watch.run(), self._progress.run())]
+                    looking = [background.create_task(job) for job in (watch.run(), self.progress.run())]
                     failure = await self._segments(serving, watch)
                     for look in looking:
                         look.cancel()
@@ -133,22 +133,22 @@ class _Run:
         """Run the segments; an error ends them and is returned instead of raised into the task group."""
         try:
             async with AsyncExitStack() as resources:
-                traffic = Traffic(serving, self._recording)
-                probe = Probe(ways(serving, None), self._recording)
-                for segment in self._recording.plan.segments:
-                    self._recording.begin(segment.name, segment.domain)
+                traffic = Traffic(serving, self.recording)
+                probe = Probe(ways(serving, None), self.recording)
+                for segment in self.recording.plan.segments:
+                    self.recording.begin(segment.name, segment.domain)
                     if segment.name is SegmentName.SHIFTED:
                         await watch.look()
-                        probe = Probe(ways(serving, await self._freeze(serving, resources)), self._recording)
+                        probe = Probe(ways(serving, await self._freeze(serving, resources)), self.recording)
                     await self._segment(segment, traffic, probe)
-                    self._recording.end()
+                    self.recording.end()
         except UpdraftError as error:
             return error
-        self._recording.is_complete = True
+        self.recording.is_complete = True
         return None
 
     async def _segment(self, segment: Segment, traffic: Traffic, probe: Probe) -> None:
-        recording = self._recording
+        recording = self.recording
         for point in range(segment.num_points):
             for_s = stretch_s(
                 recording.plan, segment, point, now_s=recording.now_s, probe_request_s=recording.probe_request_s
@@ -161,7 +161,7 @@ class _Run:
 
     async def _freeze(self, serving: ChatServer, resources: AsyncExitStack) -> ChatServer | None:
         """Start a process with the draft that serves now; None if no draft serves."""
-        recording, stack = self._recording, self._stack
+        recording, stack = self.recording, self.stack
         recording.frozen_version = recording.served_version
         if not recording.frozen_version:
             return None
@@ -170,7 +170,7 @@ class _Run:
         draft = await frozen.pull(stack.addresses.registry, recording.frozen_version, folder)
         process = frozen.frozen_process(stack.child("inference").process, draft, folder / "data")
         return await resources.enter_async_context(
-            frozen.running(process, logs=stack.folder.logs, listener=self._progress.listen, like=serving)
+            frozen.running(process, logs=stack.folder.logs, listener=self.progress.listen, like=serving)
         )
 
 

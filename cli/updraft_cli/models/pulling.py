@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from shutil import disk_usage, rmtree
 
-from updraft_chassis.errors import Conflict, Exhausted, InvalidInput, NotFound
+from updraft_chassis.errors import Conflict, Exhausted, InvalidInput, NotFound, full_disk_as_exhausted
 from updraft_cli.models.files import locked, sync
 from updraft_cli.models.source import HUB, PART, Address, File, Listing, Source
 
@@ -78,7 +78,7 @@ def pull(
 
     Conflict for a folder that holds something else, Exhausted for a full disk, and the errors of the source.
     """
-    with _writing(folder):
+    with writing(folder):
         record = _read(folder, address)
         if record.is_kept(folder):
             return record
@@ -190,12 +190,11 @@ def _locked(folder: Path, report: Report) -> Iterator[bool]:
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def writing(folder: Path) -> Iterator[None]:
+    """Report errors of a folder's disk in one sentence."""
+    full = f"the disk of {folder} is full: free some space and pull again; the download continues where it stopped"
     try:
-        yield
+        with full_disk_as_exhausted(full):
+            yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise Exhausted(
-                f"the disk of {folder} is full: free some space and pull again; the download continues where it stopped"
-            ) from error
         raise InvalidInput(f"cannot write to {folder}: {error.strerror or error}") from error

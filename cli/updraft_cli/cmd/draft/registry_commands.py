@@ -13,7 +13,7 @@ import click
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_artifacts.digests import file_digest
-from updraft_chassis.errors import Corrupt, InvalidInput
+from updraft_chassis.errors import Corrupt
 from updraft_cli import output
 from updraft_cli.backends import registry_client as client
 from updraft_cli.backends.protocol import Version
@@ -49,7 +49,7 @@ def pull(backend: RegistryBackend, version: Version, folder: Path) -> None:
         number = await client.resolve(stub, backend.speculator, version)
         return await transfer.download(stub, backend.speculator, number, folder)
 
-    with output.waiting(f"Copying version {version} of {backend.speculator} ..."), _writing(folder):
+    with output.waiting(f"Copying version {version} of {backend.speculator} ..."), pulling.writing(folder):
         path = backend.call(download)
     click.echo(path)
 
@@ -157,11 +157,3 @@ def _check_digest(place: str, folder: Path, expected: str) -> None:
     digest = file_digest(weights) if weights.is_file() else "no file"
     if digest != expected:
         raise Corrupt(f"{weights.name} of {place} is {digest}, expected {expected}")
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InvalidInput(f"cannot write to {folder}: {error.strerror}") from error
