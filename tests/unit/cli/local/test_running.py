@@ -1,13 +1,11 @@
 """Stacks that run are found wherever their data is."""
 
-import os
 from pathlib import Path
 
-import psutil
 import pytest
+from tests.support.stacks import start
 
 from updraft_chassis.errors import Conflict
-from updraft_cli.local.data_folder import DataFolder, StackState
 from updraft_cli.local.folders import data_folder
 from updraft_cli.local.running import find_stack, noted
 
@@ -15,25 +13,6 @@ from updraft_cli.local.running import find_stack, noted
 @pytest.fixture
 def environ(tmp_path: Path) -> dict[str, str]:
     return {"XDG_DATA_HOME": str(tmp_path / "share"), "XDG_STATE_HOME": str(tmp_path / "state")}
-
-
-def start(folder: Path) -> Path:
-    """Leave the note of a stack that this process runs."""
-    folder.mkdir(parents=True)
-    state = StackState(
-        pid=os.getpid(),
-        created_unix_s=psutil.Process().create_time(),
-        updraft_version="1",
-        model=folder.name,
-        speculator="default",
-        inference_url="",
-        registry_address="",
-        redis_url="",
-        metrics_urls={},
-        processes=[],
-    )
-    DataFolder(folder).write_state(state)
-    return folder
 
 
 def found(data: Path | None, environ: dict[str, str]) -> str | None:
