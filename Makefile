@@ -1,11 +1,11 @@
-# The only list of verbs: `make help`.
+# `make help` lists all verbs.
 #
-# Dependencies (torch is 4.7 GB) live outside the checkout, in one virtual environment per content of constraints.txt
-# and Python version; the checkout's own .venv only points to it, so that clones share the download.
+# Dependencies (torch alone takes 4.7 GB) are installed outside the checkout, into one virtual environment per Python version
+# and content of constraints.txt. The .venv of the checkout only points there, so clones share the download.
 
 SHELL := /bin/bash -o pipefail
 .DEFAULT_GOAL := help
-# The newest Python that runs; a command may be there and fail, as pyenv's do for versions that are not selected.
+# The newest Python that works. A command may exist and fail: pyenv has one for every version, also for unselected ones.
 ifndef PYTHON
 PYTHON := $(shell for name in python3.13 python3.12 python3.11; do $$name -c "import ensurepip" 2>/dev/null && echo $$name && break; done)
 endif
@@ -13,7 +13,7 @@ CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/updraft
 KEY := $(shell { cat constraints.txt; $(PYTHON) -c 'import sys; print(sys.version, sys.prefix)' 2>/dev/null; } | sha256sum | cut -c1-16)
 DEPS := $(CACHE)/deps-$(KEY)
 PY := .venv/bin/python
-# Tests run on so many workers, a file on one of them, with a thread for each worker's torch; ARGS="-n 0" is for a debugger.
+# Tests run on two workers: each file on one of them, and one torch thread per worker. Use ARGS="-n 0" with a debugger.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest --dist loadfile --no-loadscope-reorder -n 2
 SOURCES := proto libs services operator cli tests tools bench hatch_build.py
 KERNELS := hatch_build.py $(wildcard services/inference/updraft_kernels/*.cpp services/inference/updraft_kernels/*.h)
@@ -44,7 +44,7 @@ $(DEPS)/ready: constraints.txt
 	@touch $@
 
 .venv/ready: .venv/$(KEY) pyproject.toml $(KERNELS)
-	@command -v g++ >/dev/null || echo "There is no g++, so the engine will have no C++ kernels and run slower on a CPU."
+	@command -v g++ >/dev/null || echo "g++ is not installed, so the engine will have no C++ kernels and be slower on a CPU."
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -58,10 +58,12 @@ up: install ## Start Redis, registry, trainer and inference here; Ctrl-C stops t
 	$(PY) -m updraft_cli up $(ARGS)
 
 .PHONY: test
-test: check test-integration test-cluster ## All tests but those on a real SGLang server, which CI runs after them
+test: check test-integration test-cluster ## All tests except those on a real SGLang server, which CI runs afterwards
 
 .PHONY: check
-check: fmt-check lint type arch gen-check test-unit ## Format, lint, types, architecture, generated files, unit tests
+check: install ## Format, lint, types, architecture, generated files, unit tests
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync fmt-check lint type arch gen-check
+	@$(MAKE) --no-print-directory test-unit
 
 .PHONY: fmt
 fmt: install ## Format the code and the protos
@@ -72,17 +74,17 @@ fmt-check: install
 	$(PY) -m ruff format -q --check $(SOURCES) && $(DEPS)/bin/buf format --diff --exit-code proto
 
 .PHONY: lint
-lint: install ## ruff, buf, unused or undeclared dependencies
+lint: install ## Run ruff and buf, find unused or undeclared dependencies
 	$(PY) -m ruff check -q $(SOURCES)
 	$(DEPS)/bin/buf lint
 	$(PY) -m deptry . 2>&1 | { grep -v -e "^Scanning" -e Success || true; }
 
 .PHONY: type
-type: install ## mypy --strict over packages and tests
+type: install ## Run mypy --strict on packages and tests
 	$(PY) -m mypy
 
 .PHONY: arch
-arch: install ## The layers of pyproject.toml hold
+arch: install ## Check the import rules in pyproject.toml
 	$(PY) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()' | tail -n 4
 
 .PHONY: gen
@@ -90,7 +92,7 @@ gen: install ## Regenerate protobuf code and reference pages
 	$(PY) -m tools.generated
 
 .PHONY: gen-check
-gen-check: install ## Generated files are up to date
+gen-check: install ## Check that generated files are up to date
 	@$(PY) -m tools.generated --check
 
 .PHONY: test-unit
@@ -98,7 +100,7 @@ test-unit: install ## Fast tests
 	$(PYTEST) tests/unit $(ARGS)
 
 .PHONY: fuzz
-fuzz: install ## Look for new counterexamples to the property tests (15 minutes; other tests take the same ones every time)
+fuzz: install ## Run the property tests with new examples (15 minutes; other runs always use the same ones)
 	$(PY) -m pytest tests/unit tests/integration/inference --hypothesis-profile=explore --timeout=3600 -m hypothesis $(ARGS)
 
 .PHONY: bucket-server
@@ -134,7 +136,7 @@ bench-sglang: sglang-build ## Measure what capture and swaps cost a stock SGLang
 bench-operator: cluster-build ## Measure the operator with 1,000 resources and 4,000 pods (10 minutes)
 	$(PY) -m bench.operator.operator $(ARGS)
 
-bench-faults: cluster-build ## Let the operator work through faults for ten minutes (12 minutes)
+bench-faults: cluster-build ## Run the operator through ten minutes of faults (12 minutes)
 	$(PY) -m bench.faults.faults $(ARGS)
 
 .PHONY: cluster-build cluster-up cluster-down
@@ -143,11 +145,11 @@ cluster-build: install ## Build a real Kubernetes for tests into the cache (once
 	$(PY) -m tests.chart.promtool.build
 cluster-up: cluster-build ## Start a node of it here (needs root) and print how to reach it
 	$(PY) -m tests.cluster up
-cluster-down: install ## End that node; nothing of it is left
+cluster-down: install ## Stop that node and remove its files
 	$(PY) -m tests.cluster down
 
 .PHONY: test-cluster
-test-cluster: cluster-build ## CRDs, operator, chart, images and the tour on a real Kubernetes (without root: what needs no node)
+test-cluster: cluster-build ## CRDs, operator, chart, images and the tour on a real Kubernetes (without root: only tests that need no node)
 	$(PYTEST) tests/chart tests/cluster $(ARGS)
 
 .PHONY: sglang-build test-sglang
@@ -163,5 +165,5 @@ test-vllm: vllm-build ## Published drafts load in stock vLLM, and swap (about 5 
 	OMP_NUM_THREADS=1 $(PY) -m pytest tests/vllm $(ARGS)
 
 .PHONY: clean
-clean: ## Remove what builds left in the checkout (not the cache)
+clean: ## Remove build output from the checkout, but not the cache
 	rm -rf services/inference/updraft_kernels/*.so .venv .mypy_cache .ruff_cache .pytest_cache bench/results
