@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from redis.asyncio import Redis
 from tests.support.redis_server import RedisServer
 from tests.support.wait import until
@@ -23,7 +23,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples every time, so that a red run is about the change and not about luck; `make fuzz` looks for new ones.
-settings.register_profile("same", derandomize=True)
+# Without limits of time, so that a busy machine fails no test.
+settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("explore", print_blob=True)
 settings.load_profile("same")
 

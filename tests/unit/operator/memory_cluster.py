@@ -5,14 +5,16 @@ Refused: schemas, and controllers that start pods; a test says itself what those
 """
 
 import base64
+import pickle
 from collections.abc import Callable, Iterator, Mapping
-from copy import deepcopy
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
 from updraft_chassis.errors import Conflict, InvalidInput, NotFound
 from updraft_operator.api import names
 from updraft_operator.manifests.manifest import Manifest
+
+T = TypeVar("T")
 
 Where = tuple[str, str, str]
 """Kind, namespace, name."""
@@ -37,7 +39,7 @@ class MemoryCluster:
         self._versions, self._uids = count(100), count(1)
 
     async def get(self, kind: str, namespace: str, name: str) -> Manifest:
-        return deepcopy(self._at((kind, namespace, name)))
+        return _copied(self._at((kind, namespace, name)))
 
     async def apply(self, content: Manifest, *, is_status: bool = False) -> Manifest:
         where = place(content)
@@ -49,18 +51,18 @@ class MemoryCluster:
         merged = applied(live or {"metadata": {}}, before, desired)
         if live is not None:
             _check(where[0], live, merged)
-        self._applied[where, is_status] = deepcopy(desired)
+        self._applied[where, is_status] = _copied(desired)
         self.writes.append(("apply", where[0], where[2]))
         return self._put(where, merged)
 
     async def merge(self, kind: str, namespace: str, name: str, patch: Mapping[str, Any]) -> Manifest:
         where = (kind, namespace, name)
         live = self._at(where)
-        said = patch.get("metadata", {}).get("resourceVersion")
-        if said not in (None, live["metadata"]["resourceVersion"]):
+        version = patch.get("metadata", {}).get("resourceVersion")
+        if version not in (None, live["metadata"]["resourceVersion"]):
             raise Conflict(f"{name} is another one by now")
         self.writes.append(("merge", kind, name))
-        return self._put(where, _over(deepcopy(live), patch))
+        return self._put(where, _over(_copied(live), patch))
 
     async def delete(self, kind: str, namespace: str, name: str) -> None:
         self.writes.append(("delete", kind, name))
@@ -86,7 +88,7 @@ class MemoryCluster:
         self.num_listings += 1
         is_ours = kind in ("AdaptiveSpeculator", "DraftVersion")
         return [
-            {"metadata": deepcopy(each["metadata"])}
+            {"metadata": _copied(each["metadata"])}
             for each in self.of(kind, namespace)
             if is_ours or each["metadata"].get("labels", {}).get(names.MANAGED_BY) == names.MANAGER
         ]
@@ -106,20 +108,20 @@ class MemoryCluster:
 
     def edit(self, where: Where, change: Callable[[Manifest], object]) -> None:
         """Somebody changes an object."""
-        content = deepcopy(self._at(where))
+        content = _copied(self._at(where))
         change(content)
         self._put(where, content)
 
     def set(self, content: Manifest) -> None:
         """Somebody makes or replaces an object."""
-        self._put(place(content), deepcopy(content))
+        self._put(place(content), _copied(content))
 
     def remove(self, where: Where) -> None:
         """Somebody deletes an object; what it owns goes with it."""
         live = self._at(where)
         if live["metadata"].get("finalizers"):
             stamp = {"metadata": {"deletionTimestamp": "2026-11-25T12:00:00Z"}}
-            self._put(where, _over(deepcopy(live), stamp))
+            self._put(where, _over(_copied(live), stamp))
             return
         del self.objects[where]
         for is_status in (False, True):
@@ -141,13 +143,13 @@ class MemoryCluster:
 
     def _put(self, where: Where, content: Manifest) -> Manifest:
         live = self.objects.get(where)
-        new = _defaulted(deepcopy(content))
+        new = _defaulted(_copied(content))
         metadata = new["metadata"]
         metadata |= {"name": where[2], "namespace": where[1]}
         if live is None:
             metadata |= {"uid": f"uid-{next(self._uids):08}", "generation": 1}
         elif _bare(new) == _bare(live):
-            return deepcopy(live)
+            return _copied(live)
         elif new.get("spec") != live.get("spec"):
             metadata["generation"] = live["metadata"]["generation"] + 1
         metadata["resourceVersion"] = str(next(self._versions))
@@ -156,11 +158,17 @@ class MemoryCluster:
             self.remove(where)
         else:
             self._tell(where[0], new, is_deleted=False)
-        return deepcopy(new)
+        return _copied(new)
 
     def _tell(self, kind: str, content: Manifest, *, is_deleted: bool) -> None:
         for watcher in self.watchers:
-            watcher(kind, deepcopy(content), is_deleted)
+            watcher(kind, _copied(content), is_deleted)
+
+
+def _copied(content: T) -> T:
+    """A deep copy, several times as fast as `copy.deepcopy`."""
+    copy: T = pickle.loads(pickle.dumps(content))  # noqa: S301 - our own
+    return copy
 
 
 def place(content: Manifest) -> Where:
@@ -170,7 +178,7 @@ def place(content: Manifest) -> Where:
 
 def applied(live: Manifest, before: Manifest, desired: Manifest) -> Manifest:
     """Server-side apply by one manager: what it said before and says no longer goes, what it says is so."""
-    left = _without(deepcopy(live), before, desired)
+    left = _without(_copied(live), before, desired)
     result: Manifest = _over_lists(left, desired)
     return result
 
@@ -195,13 +203,13 @@ def _without(live: Any, before: Any, desired: Any) -> Any:
 
 def _over_lists(live: Any, desired: Any) -> Any:
     if isinstance(desired, dict):
-        found = live if isinstance(live, dict) else {}
-        return {**found, **{name: _over_lists(found.get(name), value) for name, value in desired.items()}}
+        before = live if isinstance(live, dict) else {}
+        return {**before, **{name: _over_lists(before.get(name), value) for name, value in desired.items()}}
     if isinstance(desired, list) and isinstance(live, list) and (key := _key(desired, live)):
         by_key = {each[key]: each for each in live}
         by_key |= {each[key]: _over_lists(by_key.get(each[key]), each) for each in desired}
         return list(by_key.values())
-    return deepcopy(desired)
+    return _copied(desired) if isinstance(desired, list) else desired
 
 
 def _key(*lists: list[Any]) -> str:
@@ -218,15 +226,15 @@ def _over(live: Any, patch: Mapping[str, Any]) -> Any:
         elif isinstance(value, Mapping):
             live[name] = _over(live.get(name) or {}, value)
         else:
-            live[name] = deepcopy(value)
+            live[name] = _copied(value)
     return live
 
 
 def _stored(content: Manifest) -> Manifest:
-    new = deepcopy(content)
+    new = _copied(content)
     if "stringData" in new:
-        said = new.pop("stringData")
-        new["data"] = {name: base64.b64encode(value.encode()).decode() for name, value in said.items()}
+        entries = new.pop("stringData")
+        new["data"] = {name: base64.b64encode(value.encode()).decode() for name, value in entries.items()}
     return new
 
 
@@ -237,7 +245,7 @@ def _bare(content: Manifest) -> Manifest:
 
 def _check(kind: str, live: Manifest, new: Manifest) -> None:
     for field in _FINAL.get(kind, ()):
-        if _defaulted(deepcopy(new))["spec"].get(field) != live["spec"].get(field):
+        if _defaulted(_copied(new))["spec"].get(field) != live["spec"].get(field):
             raise InvalidInput(f"{kind}: spec.{field} is immutable")
     if kind == "PersistentVolumeClaim" and new["spec"] != live["spec"]:
         raise InvalidInput("a claim can only grow, by its user's hand")
