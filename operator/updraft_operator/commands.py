@@ -8,7 +8,6 @@ import argparse
 import asyncio
 import json
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from updraft_chassis.clock import SystemClock
 from updraft_chassis.errors import InvalidInput, NotFound, Unavailable, UpdraftError
 from updraft_chassis.settings import load
 from updraft_operator.api import names
@@ -25,9 +25,9 @@ from updraft_operator.planning.objects import Key
 from updraft_operator.planning.observed import Observed
 from updraft_operator.planning.plan import Plan, make_plan
 from updraft_operator.settings import OperatorSettings
-from updraft_operator.watching.cluster import CHILDREN, KINDS
+from updraft_operator.watching.cluster import KINDS
 from updraft_operator.watching.kubernetes_cluster import KubernetesCluster, connected
-from updraft_operator.watching.secrets import Secrets, fresh_tokens
+from updraft_operator.watching.secrets import NO_SECRETS, Secrets, fresh_tokens
 from updraft_operator.watching.store import Store, key_of
 
 _UNCHANGED, _FAILED, _CHANGED = 0, 1, 3
@@ -37,24 +37,18 @@ _HIDDEN = "<hidden>"
 
 def main(argv: list[str]) -> None:
     arguments = _parser().parse_args(argv)
-    if arguments.command is None:
-        settings = load(OperatorSettings)
-        if not arguments.dry_run:
-            from updraft_operator import process  # noqa: PLC0415 - kopf takes a second
-
-            process.run(settings)
-            return
-        raise SystemExit(_run(_plan_all(settings, arguments)))
     if arguments.command == "check":
         raise SystemExit(_run(_check(arguments.url)))
     settings = load(OperatorSettings)
-    raise SystemExit(
-        _run(
-            _release(settings, arguments.deployment)
-            if arguments.command == "release"
-            else _plan_file(settings, arguments)
-        )
-    )
+    if arguments.command == "release":
+        raise SystemExit(_run(_release(settings, arguments.deployment)))
+    if arguments.command == "plan":
+        raise SystemExit(_run(_plan_file(settings, arguments)))
+    if arguments.dry_run:
+        raise SystemExit(_run(_plan_all(settings, arguments)))
+    from updraft_operator import process  # noqa: PLC0415 - kopf takes a second
+
+    process.run(settings)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,14 +65,10 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--offline", action="store_true", help="do not contact a cluster; show everything as new")
     check = commands.add_parser("check", help="check that both kinds are served and that an operator is ready")
     check.add_argument("--url", default="", help="URL of the operator's /readyz")
-    release = commands.add_parser(
-        "release", help="remove the operator's finalizer from all resources, before an uninstall"
-    )
-    release.add_argument(
-        "--deployment",
-        default="",
-        help="the operator's Deployment, scaled to 0 first so that it does not restore the finalizers",
-    )
+    text = "remove the operator's finalizer from all resources, before an uninstall"
+    release = commands.add_parser("release", help=text)
+    text = "the operator's Deployment, scaled to 0 first so that it does not restore the finalizers"
+    release.add_argument("--deployment", default="", help=text)
     return parser
 
 
@@ -93,11 +83,11 @@ def _run(work: Any) -> int:
 async def _plan_file(settings: OperatorSettings, arguments: argparse.Namespace) -> int:
     owner = _read(arguments.file)
     if arguments.offline:
-        return _show([(owner, _planned(settings, owner, Store()))], arguments.output)
+        return _show([(owner, await _planned(None, settings, owner, Store()))], arguments.output)
     async with connected(_no_writes) as cluster:
         owner = await _served(cluster, owner)
         store = await _listed(cluster, owner.metadata.namespace, Key(owner.metadata.namespace, owner.metadata.name))
-        return _show([(owner, await _planned_with(cluster, settings, owner, store))], arguments.output)
+        return _show([(owner, await _planned(cluster, settings, owner, store))], arguments.output)
 
 
 async def _plan_all(settings: OperatorSettings, arguments: argparse.Namespace) -> int:
@@ -108,7 +98,7 @@ async def _plan_all(settings: OperatorSettings, arguments: argparse.Namespace) -
             for key in sorted(store.speculators()):
                 owner = store.cached(key).speculator
                 if owner is not None:
-                    planned.append((owner, await _planned_with(cluster, settings, owner, store)))
+                    planned.append((owner, await _planned(cluster, settings, owner, store)))
     return _show(planned, arguments.output)
 
 
@@ -147,7 +137,7 @@ async def _served(cluster: KubernetesCluster, owner: AdaptiveSpeculator) -> Adap
 
 async def _listed(cluster: KubernetesCluster, namespace: str, only: Key | None) -> Store:
     store = Store()
-    for kind in ("AdaptiveSpeculator", "DraftVersion", *CHILDREN, "Pod"):
+    for kind in KINDS:
         for listed in await cluster.metadata(kind, namespace):
             key = key_of(kind, listed) if kind != "DraftVersion" else None
             if only is None or kind == "DraftVersion" or key == only:
@@ -156,17 +146,12 @@ async def _listed(cluster: KubernetesCluster, namespace: str, only: Key | None) 
     return store
 
 
-async def _planned_with(
-    cluster: KubernetesCluster, settings: OperatorSettings, owner: AdaptiveSpeculator, store: Store
+async def _planned(
+    cluster: KubernetesCluster | None, settings: OperatorSettings, owner: AdaptiveSpeculator, store: Store
 ) -> Plan:
-    from updraft_chassis.clock import SystemClock  # noqa: PLC0415
-
-    secrets = await Secrets(cluster, SystemClock()).read(Key(owner.metadata.namespace, owner.metadata.name), owner)
-    return _planned(settings, owner, store, access=secrets.access, missing_secrets=secrets.missing)
-
-
-def _planned(settings: OperatorSettings, owner: AdaptiveSpeculator, store: Store, **more: Any) -> Plan:
-    cached = store.cached(Key(owner.metadata.namespace, owner.metadata.name))
+    key, clock = Key(owner.metadata.namespace, owner.metadata.name), SystemClock()
+    secrets = await Secrets(cluster, clock).read(key, owner) if cluster is not None else NO_SECRETS
+    cached = store.cached(key)
     observed = Observed(
         speculator=owner,
         config=settings.config,
@@ -175,9 +160,10 @@ def _planned(settings: OperatorSettings, owner: AdaptiveSpeculator, store: Store
         drafts=cached.drafts,
         redis_url=settings.redis_url.get_secret_value(),
         fresh_tokens=fresh_tokens(),
-        **more,
+        access=secrets.access,
+        missing_secrets=secrets.missing,
     )
-    return make_plan(observed, now_unix_s=time.time(), now_s=time.monotonic())
+    return make_plan(observed, now_unix_s=clock.now(), now_s=clock.monotonic())
 
 
 def _show(planned: list[tuple[AdaptiveSpeculator, Plan]], form: str) -> int:

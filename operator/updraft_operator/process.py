@@ -57,9 +57,7 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
         lease_cluster = await stack.enter_async_context(connected())
         lease = _lease(settings, lease_cluster, clock, partial(_on_change, store, work, measures))
         cluster = await stack.enter_async_context(
-            connected(
-                lease.check, lambda kind, verb: measures.writes.labels(kind, verb).inc(), write_s=_write_s(settings)
-            )
+            connected(lease.check, lambda *labels: measures.writes.labels(*labels).inc(), write_s=_write_s(settings))
         )
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="updraft-operator-")))
         resync = Resync(store, cluster, clock, measures, settings.namespaces)
@@ -109,13 +107,8 @@ def _lease(
     if not settings.leader_election:
         on_change(True)  # noqa: FBT003 - it leads
         return AlwaysLeader()
-    name = LeaseName(
-        namespace=settings.namespace,
-        name=settings.lease_name,
-        identity=settings.identity,
-        seconds=settings.lease_seconds,
-    )
-    return Lease(cluster, name, clock, on_change)
+    named = {"namespace": settings.namespace, "name": settings.lease_name, "identity": settings.identity}
+    return Lease(cluster, LeaseName(**named, seconds=settings.lease_seconds), clock, on_change)
 
 
 def _on_change(store: Store, work: WorkQueue, measures: Metrics, is_leader: bool) -> None:  # noqa: FBT001 - what changed
@@ -140,17 +133,16 @@ async def _work(
     watching = tasks.create_task(watches.run())
     background = [tasks.create_task(_resync(machinery.resync, wiring.store, work, reconciler, settings.resync_seconds))]
     workers = (_worker(machinery, reconciler, wiring.metrics) for _ in range(settings.workers))
-    background += [tasks.create_task(worker) for worker in workers]
+    background += map(tasks.create_task, workers)
     stop_leading = lifecycle.Stop()
-    leading = tasks.create_task(lease.run(stop_leading)) if isinstance(lease, Lease) else None
+    leading = tasks.create_task(lease.run(stop_leading))
     await stop.wait()
     for task in background:
         task.cancel()
     wiring.registries.close()
     await asyncio.wait(background)
     stop_leading.request()
-    if leading is not None:
-        await leading
+    await leading
     watches.end()
     await watching
 
@@ -215,22 +207,19 @@ async def _worker(machinery: _Machinery, reconciler: Reconciler, measures: Metri
 
 
 async def _reconcile(key: Key, work: WorkQueue, reconciler: Reconciler, measures: Metrics) -> None:
-    started_s = time.monotonic()
+    started_s, result = time.monotonic(), "failed"
     try:
         again_s = await reconciler.reconcile(key)
+        result = "done"
+        work.forget(key)
+        if again_s is not None:
+            work.add_after(key, again_s)
     except UpdraftError as error:
-        measures.reconcile.labels("failed").observe(time.monotonic() - started_s)
         measures.errors.labels(type(error).__name__).inc()
         logger.warning("Reconcile failed; will retry", extra={"speculator": str(key), "error": str(error)})
         work.retry(key, getattr(error, "retry_after_s", None) or 0.0)
-        return
     except Exception:  # a bug that one resource triggers must not stop the work on the others
-        measures.reconcile.labels("failed").observe(time.monotonic() - started_s)
         measures.errors.labels("bug").inc()
         logger.exception("Reconcile failed with an unexpected error", extra={"speculator": str(key)})
         work.retry(key)
-        return
-    measures.reconcile.labels("done").observe(time.monotonic() - started_s)
-    work.forget(key)
-    if again_s is not None:
-        work.add_after(key, again_s)
+    measures.reconcile.labels(result).observe(time.monotonic() - started_s)

@@ -25,8 +25,6 @@ from updraft_operator.watching.traces import delete_traces
 
 logger = logging.getLogger(__name__)
 
-_REPORTER = names.MANAGER
-
 _FORBIDDEN = {"exceeded quota": "QuotaExceeded", "because it is being terminated": "NamespaceTerminating"}
 """Reasons for which the API server forbids a write to everyone, by the text of its message."""
 
@@ -102,7 +100,6 @@ class Reconciler:
             state.refusals.clear()
 
     async def observe(self, key: Key, cached: CachedObjects) -> Observed:
-
         wiring, state = self._wiring, self._state(key)
         assert cached.speculator is not None
         state.settled = {target: result for target, result in state.settled.items() if target in cached.children}
@@ -179,9 +176,8 @@ class Reconciler:
             answer = await wiring.cluster.apply(content)
         except (InvalidInput, Conflict, Forbidden) as error:
             state.refusals[target] = _refused(target, mark, error)
-            logger.warning(
-                "Apply refused", extra={"speculator": str(key), "object": "/".join(target), "error": str(error)}
-            )
+            facts = {"speculator": str(key), "object": "/".join(target), "error": str(error)}
+            logger.warning("Apply refused", extra=facts)
             return
         state.refusals.pop(target, None)
         version = answer["metadata"]["resourceVersion"]
@@ -219,9 +215,8 @@ class Reconciler:
         except (InvalidInput, Conflict, NotFound) as error:
             refusal = Refusal(ref=call.ref, digest=call.digest, reason="InvalidRollout", message=str(error))
             self._state(key).refusals[call.ref] = refusal
-            logger.warning(
-                "Registry call refused", extra={"speculator": str(key), "call": call.verb, "error": str(error)}
-            )
+            facts = {"speculator": str(key), "call": call.verb, "error": str(error)}
+            logger.warning("Registry call refused", extra=facts)
             return
         self._state(key).refusals.pop(call.ref, None)
         logger.info("Called the registry", extra={"speculator": str(key), "call": call.verb, "version": call.version})
@@ -259,22 +254,17 @@ class Reconciler:
         """Create an Event. A failure is logged, because no work depends on Events."""
         now = datetime.fromtimestamp(self._wiring.clock.now(), UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         name = f"{event.name}.{digest({'reason': event.reason, 'message': event.message, 'uid': event.uid, 'at': now})}"
+        about = {"kind": event.kind, "name": event.name, "uid": event.uid}
         content = {
             "apiVersion": "v1",
             "kind": "Event",
             "metadata": {"name": name, "namespace": key.namespace},
-            "involvedObject": {
-                "apiVersion": names.API_VERSION,
-                "kind": event.kind,
-                "name": event.name,
-                "namespace": key.namespace,
-                "uid": event.uid,
-            },
+            "involvedObject": {"apiVersion": names.API_VERSION, "namespace": key.namespace, **about},
             "reason": event.reason,
             "message": event.message,
             "type": "Warning" if event.is_warning else "Normal",
-            "source": {"component": _REPORTER},
-            "reportingComponent": _REPORTER,
+            "source": {"component": names.MANAGER},
+            "reportingComponent": names.MANAGER,
             "firstTimestamp": now,
             "lastTimestamp": now,
             "count": 1,
@@ -282,9 +272,8 @@ class Reconciler:
         try:
             await self._wiring.cluster.create(content)
         except UpdraftError as error:
-            logger.info(
-                "Event not created", extra={"speculator": str(key), "reason": event.reason, "error": str(error)}
-            )
+            facts = {"speculator": str(key), "reason": event.reason, "error": str(error)}
+            logger.info("Event not created", extra=facts)
 
     def _forget(self, key: Key) -> None:
         self._wiring.registries.set_address(key, None)
@@ -297,13 +286,9 @@ class Reconciler:
 
 
 def _refused(target: Ref, mark: str, error: UpdraftError) -> Refusal:
-    text = str(error)
-    if isinstance(error, Conflict):
-        reason = "NameConflict"
-    elif isinstance(error, Forbidden):
+    text, reason = str(error), "NameConflict" if isinstance(error, Conflict) else "InvalidPodTemplate"
+    if isinstance(error, Forbidden):
         reason = next((reason for part, reason in _FORBIDDEN.items() if part in text), "Forbidden")
-    else:
-        reason = "InvalidPodTemplate"
     return Refusal(ref=target, digest=mark, reason=reason, message=text[:1500])
 
 

@@ -83,7 +83,6 @@ def definitions() -> list[Schema]:
 
 
 def schema(kind: type[AdaptiveSpeculator | DraftVersion]) -> Schema:
-
     raw = kind.model_json_schema()
     definitions = raw["$defs"]
     parts = {name: _structural(raw["properties"][name], definitions) for name in ("spec", "status")}

@@ -23,7 +23,6 @@ SERVING, TRAINER, REGISTRY, IMPORT = "serving", "trainer", "registry", "import"
 
 
 def child(speculator: str, part: str) -> str:
-
     return f"{speculator}-{part}"
 
 
@@ -33,7 +32,6 @@ def selector(speculator: str, part: str) -> dict[str, str]:
 
 
 def labels(speculator: str, part: str) -> dict[str, str]:
-
     return {
         **selector(speculator, part),
         MANAGED_BY: MANAGER,
@@ -43,5 +41,4 @@ def labels(speculator: str, part: str) -> dict[str, str]:
 
 
 def draft_version(speculator: str, number: int) -> str:
-
     return f"{speculator}-v{number}"

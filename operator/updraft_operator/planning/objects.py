@@ -43,7 +43,6 @@ class Child:
 
     @classmethod
     def of(cls, kind: str, body: Mapping[str, Any]) -> "Child":
-
         metadata = body["metadata"]
         kept = {
             "metadata": {name: metadata.get(name) for name in ("labels", "annotations", "ownerReferences")},
@@ -69,16 +68,7 @@ class Child:
 
 
 _NOT_KEPT = {"metadata", "status", "apiVersion", "kind"}
-_STATUS = (
-    "replicas",
-    "readyReplicas",
-    "updatedReplicas",
-    "observedGeneration",
-    "conditions",
-    "succeeded",
-    "failed",
-    "phase",
-)
+_STATUS = ("replicas", "readyReplicas", "updatedReplicas", "conditions")
 _AUTOSCALERS = ("kube-controller-manager", "horizontal-pod-autoscaler", "vpa", "keda")
 
 
@@ -91,11 +81,9 @@ def _is_scaled_by_others(fields: Iterable[Mapping[str, Any]]) -> bool:
 
 
 def pack(content: Mapping[str, Any]) -> bytes:
-
     return zlib.compress(json.dumps(content, separators=(",", ":")).encode(), level=1)
 
 
 def unpack(packed: bytes) -> dict[str, Any]:
-
     content: dict[str, Any] = json.loads(zlib.decompress(packed))
     return content

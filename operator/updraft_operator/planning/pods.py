@@ -44,7 +44,6 @@ class PodState:
 
     @classmethod
     def of(cls, body: Mapping[str, Any]) -> "PodState":
-
         metadata, status = body["metadata"], body.get("status", {})
         conditions = {entry["type"]: entry for entry in status.get("conditions", ())}
         return cls(
@@ -74,24 +73,20 @@ def _troubles(status: Mapping[str, Any], conditions: Mapping[str, Any]) -> Itera
     for container in status.get("containerStatuses", ()):
         yield from _of_container(container, is_init=False)
     if status.get("phase") == "Failed" and status.get("reason"):  # evicted, preempted, node lost
-        yield PodProblem(
-            reason="CrashLoopBackOff", message=f"{status['reason']}: {status.get('message', '')}".strip(": ")
-        )
+        message = f"{status['reason']}: {status.get('message', '')}".strip(": ")
+        yield PodProblem(reason="CrashLoopBackOff", message=message)
 
 
 def _unscheduled(message: str) -> PodProblem:
     is_gpu = "Insufficient" in message and "gpu" in message.lower()
-    return PodProblem(
-        reason="InsufficientGPU" if is_gpu else "Unschedulable", message=message or "no node fits the pod yet"
-    )
+    reason = "InsufficientGPU" if is_gpu else "Unschedulable"
+    return PodProblem(reason=reason, message=message or "no node fits the pod yet")
 
 
 def _of_container(container: Mapping[str, Any], *, is_init: bool) -> Iterator[PodProblem]:
     state, name = container.get("state", {}), container["name"]
-    waiting, ended = (
-        state.get("waiting", {}),
-        state.get("terminated") or container.get("lastState", {}).get("terminated"),
-    )
+    ended = state.get("terminated") or container.get("lastState", {}).get("terminated")
+    waiting = state.get("waiting", {})
     reason, text = waiting.get("reason", ""), waiting.get("message", "")
     if reason in _PULL:
         yield PodProblem(reason="ImagePullBackOff", message=f"{container.get('image', '')}: {text or reason}")

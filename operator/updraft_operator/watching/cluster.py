@@ -12,7 +12,6 @@ class Resource(NamedTuple):
     plural: str
 
     def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
-
         parts = [self.prefix, *(["namespaces", namespace] if namespace else []), self.plural, name, subresource]
         return "/".join(part for part in parts if part)
 
@@ -24,7 +23,6 @@ class Resource(NamedTuple):
 
     @property
     def version(self) -> str:
-
         return self.prefix.rpartition("/")[2]
 
 
@@ -46,7 +44,8 @@ KINDS: Mapping[str, Resource] = {
 }
 """Kinds that are watched. Secrets are not, because that would require permission to list them."""
 
-OTHERS: Mapping[str, Resource] = {
+RESOURCES: Mapping[str, Resource] = {
+    **KINDS,
     "Secret": Resource("/api/v1", "secrets"),
     "Event": Resource("/api/v1", "events"),
     "Lease": Resource("/apis/coordination.k8s.io/v1", "leases"),

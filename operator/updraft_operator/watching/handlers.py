@@ -52,7 +52,6 @@ class Watches:
         self._end = asyncio.Event()
 
     def end(self) -> None:
-
         self._end.set()
         self._stop.set()
 
@@ -127,7 +126,6 @@ def registry(on_event: OnEvent) -> kopf.OperatorRegistry:
 
 
 def settings() -> kopf.OperatorSettings:
-
     chosen = kopf.OperatorSettings()
     chosen.posting.enabled = False  # the operator emits its own Events, on transitions only
     chosen.scanning.disabled = True  # needs no permission to list CRDs or namespaces

@@ -23,7 +23,7 @@ from updraft_chassis.errors import (
 )
 from updraft_operator.api import names
 from updraft_operator.manifests.manifest import Manifest
-from updraft_operator.watching.cluster import KINDS, OTHERS, Resource
+from updraft_operator.watching.cluster import RESOURCES
 
 TIMEOUT_S = 20.0
 _PAGE = 500
@@ -84,11 +84,11 @@ class KubernetesCluster:
         self._write_s = write_s
 
     async def get(self, kind: str, namespace: str, name: str) -> Manifest:
-        return await self._call("GET", _resource(kind).path(namespace, name))
+        return await self._call("GET", RESOURCES[kind].path(namespace, name))
 
     async def apply(self, content: Manifest, *, is_status: bool = False) -> Manifest:
         kind, metadata = content["kind"], content["metadata"]
-        path = _resource(kind).path(metadata["namespace"], metadata["name"], "status" if is_status else "")
+        path = RESOURCES[kind].path(metadata["namespace"], metadata["name"], "status" if is_status else "")
         query = {"fieldManager": names.MANAGER, "force": "true"}
         try:
             return await self._write("PATCH", kind, path, content, form="application/apply-patch+yaml", query=query)
@@ -101,29 +101,29 @@ class KubernetesCluster:
 
     async def scale(self, kind: str, namespace: str, name: str, replicas: int) -> None:
 
-        path, patch = _resource(kind).path(namespace, name, "scale"), {"spec": {"replicas": replicas}}
+        path, patch = RESOURCES[kind].path(namespace, name, "scale"), {"spec": {"replicas": replicas}}
         await self._write("PATCH", kind, path, patch, form="application/merge-patch+json")
 
     async def merge(self, kind: str, namespace: str, name: str, patch: Mapping[str, Any]) -> Manifest:
-        path = _resource(kind).path(namespace, name)
+        path = RESOURCES[kind].path(namespace, name)
         query = {"fieldManager": names.MANAGER}
         return await self._write("PATCH", kind, path, patch, form="application/merge-patch+json", query=query)
 
     async def delete(self, kind: str, namespace: str, name: str) -> None:
         try:
             body = {"propagationPolicy": "Background"}
-            await self._write("DELETE", kind, _resource(kind).path(namespace, name), body)
+            await self._write("DELETE", kind, RESOURCES[kind].path(namespace, name), body)
         except NotFound:
             return
 
     async def create(self, content: Manifest) -> Manifest:
         kind = content["kind"]
-        path = _resource(kind).path(content["metadata"]["namespace"])
+        path = RESOURCES[kind].path(content["metadata"]["namespace"])
         return await self._write("POST", kind, path, content, query={"fieldManager": names.MANAGER})
 
     async def replace(self, content: Manifest) -> Manifest:
         kind, metadata = content["kind"], content["metadata"]
-        return await self._write("PUT", kind, _resource(kind).path(metadata["namespace"], metadata["name"]), content)
+        return await self._write("PUT", kind, RESOURCES[kind].path(metadata["namespace"], metadata["name"]), content)
 
     async def metadata(self, kind: str, namespace: str) -> list[Manifest]:
         query = {"limit": str(_PAGE), "resourceVersion": ""}
@@ -131,7 +131,7 @@ class KubernetesCluster:
             query["labelSelector"] = f"{names.MANAGED_BY}={names.MANAGER}"
         objects: list[Manifest] = []
         while True:
-            page = await self._call("GET", _resource(kind).path(namespace), query=query, accept=_METADATA)
+            page = await self._call("GET", RESOURCES[kind].path(namespace), query=query, accept=_METADATA)
             objects += [_lean(entry) for entry in page.get("items") or ()]
             query["continue"] = (page.get("metadata") or {}).get("continue", "")
             if not query["continue"]:
@@ -186,10 +186,6 @@ class KubernetesCluster:
 def _lean(listed: Manifest) -> Manifest:
     """Drop managed fields, which make up most of an object's metadata."""
     return {"metadata": {name: listed["metadata"][name] for name in _READ if name in listed["metadata"]}}
-
-
-def _resource(kind: str) -> Resource:
-    return KINDS[kind] if kind in KINDS else OTHERS[kind]
 
 
 def _error(status: int, content: bytes, headers: Mapping[str, str]) -> UpdraftError:

@@ -52,7 +52,6 @@ class Lease:
 
     @property
     def is_held(self) -> bool:
-
         return self._clock.monotonic() < self._valid_until_s
 
     def check(self) -> None:
@@ -143,3 +142,6 @@ class AlwaysLeader:
 
     def check(self) -> None:
         """Allow every write."""
+
+    async def run(self, stop: Stop) -> None:
+        """Nothing to renew."""

@@ -78,13 +78,15 @@ class Resync:
     @property
     def age_s(self) -> float:
         """Seconds since the last completed resync, or since `begin`."""
-        since_s = self.synced_s if self.synced_s is not None else self._began_s
-        return 0.0 if since_s is None else self._clock.monotonic() - since_s
+        return self._seconds_since(self.synced_s)
 
     @property
     def agreed_age_s(self) -> float:
         """Seconds since a listing last agreed with the cache, or since `begin`."""
-        since_s = self._agreed_s if self._agreed_s is not None else self._began_s
+        return self._seconds_since(self._agreed_s)
+
+    def _seconds_since(self, at_s: float | None) -> float:
+        since_s = self._began_s if at_s is None else at_s
         return 0.0 if since_s is None else self._clock.monotonic() - since_s
 
     async def run_once(self, add: Callable[[Key], None]) -> None:
@@ -156,7 +158,6 @@ class Resync:
 
 
 def _is_news(kind: str, listed: Manifest, known: str | None) -> bool:
-
     if kind not in ("AdaptiveSpeculator", "DraftVersion") and key_of(kind, listed) is None:
         return False
     return _is_newer(listed["metadata"]["resourceVersion"], known)

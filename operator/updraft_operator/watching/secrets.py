@@ -32,6 +32,9 @@ class SecretsSnapshot:
     generation: int
 
 
+NO_SECRETS = SecretsSnapshot(access=AccessSecret(), missing=(), at_s=0.0, generation=0)
+
+
 class Secrets:
     """Reads Secrets and caches them for `fresh_s` seconds."""
 
@@ -44,11 +47,8 @@ class Secrets:
     async def read(self, key: Key, owner: AdaptiveSpeculator) -> SecretsSnapshot:
         """The speculator's own Secret, and the names of Secrets that its spec names and that do not exist."""
         snapshot, now_s = self._snapshots.get(key), self._clock.monotonic()
-        if (
-            snapshot is not None
-            and snapshot.generation == owner.metadata.generation
-            and now_s - snapshot.at_s < self._fresh_s
-        ):
+        is_same = snapshot is not None and snapshot.generation == owner.metadata.generation
+        if snapshot is not None and is_same and now_s - snapshot.at_s < self._fresh_s:
             return snapshot
         missing = [name for name, entry in named(owner) if not await self._has(key.namespace, name, entry)]
         snapshot = SecretsSnapshot(
@@ -78,7 +78,10 @@ class Secrets:
             secret = await self._cluster.get("Secret", namespace, name)
         except NotFound:
             return None
-        return {entry: _text(value) for entry, value in (secret.get("data") or {}).items()}
+        return {
+            entry: base64.b64decode(value).decode(errors="replace")
+            for entry, value in (secret.get("data") or {}).items()
+        }
 
 
 def named(owner: AdaptiveSpeculator) -> Iterator[tuple[str, str]]:
@@ -93,7 +96,6 @@ def named(owner: AdaptiveSpeculator) -> Iterator[tuple[str, str]]:
 
 
 def fresh_tokens(roles: Iterable[str] = ROLES) -> dict[str, str]:
-
     return {role: secrets.token_hex(_TOKEN_BYTES) for role in roles}
 
 
@@ -102,7 +104,3 @@ def _access(secret: Mapping[str, Any] | None) -> AccessSecret:
         return AccessSecret()
     tokens = {role: str(secret[role]) for role in ROLES if secret.get(role)}
     return AccessSecret(tokens=tokens, redis_url=str(secret.get(KEY, "")), exists=True)
-
-
-def _text(value: str) -> str:
-    return base64.b64decode(value).decode(errors="replace")

@@ -198,19 +198,21 @@ class Trainer:
 
     def _should_publish(self, candidate: Candidate, state: RolloutState) -> bool:
         thresholds, components = self._options.thresholds, self._components
-        decision = decide(candidate.estimate, baseline_version=candidate.baseline_version, thresholds=thresholds)
+        is_better, reason = decide(
+            candidate.estimate, baseline_version=candidate.baseline_version, thresholds=thresholds
+        )
         self._record_gain(candidate)
         facts = {"step": candidate.step, "baseline_version": candidate.baseline_version}
-        if not decision.should_publish:
-            logger.debug("Not published: %s", decision.reason, extra=facts)
+        if not is_better:
+            logger.debug("Not published: %s", reason, extra=facts)
             return False
         if state.hold_reason:
             components.metrics.publishes.labels("withheld").inc()
-            logger.debug("Not published while %s: %s", state.hold_reason, decision.reason, extra=facts)
+            logger.debug("Not published while %s: %s", state.hold_reason, reason, extra=facts)
             return False
         if not self._backoff.is_over(components.clock.monotonic()):
             return False
-        logger.info("Publishing: %s", decision.reason, extra=facts)
+        logger.info("Publishing: %s", reason, extra=facts)
         return True
 
     def _record_gain(self, candidate: Candidate) -> None:

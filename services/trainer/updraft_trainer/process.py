@@ -66,7 +66,14 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
                 cache_bytes=config.cache_max_bytes,
             )
         )
-        spec = _trainer_spec(config, identity, target)
+        spec = TrainerSpec(
+            target=target,
+            target_fingerprint=identity.target_fingerprint,
+            hyper=config.hyper,
+            draft_vocab_size=config.draft_vocab_size,
+            first_samples=config.first_samples,
+            seed=config.seed,
+        )
         initial = resume(state, spec) if state else None
         del state  # frees its copy of the weights
         port = stack.enter_context(
@@ -134,15 +141,4 @@ def _expected_target(identity: Identity, target: TargetHead) -> ExpectedTarget:
         aux_size=len(target.config.aux_layers) * target.config.hidden_size,
         hidden_size=target.config.hidden_size,
         vocab_size=target.config.vocab_size,
-    )
-
-
-def _trainer_spec(config: TrainerSettings, identity: Identity, target: TargetHead) -> TrainerSpec:
-    return TrainerSpec(
-        target=target,
-        target_fingerprint=identity.target_fingerprint,
-        hyper=config.hyper,
-        draft_vocab_size=config.draft_vocab_size,
-        first_samples=config.first_samples,
-        seed=config.seed,
     )

@@ -20,7 +20,7 @@ from updraft_operator.planning.compare import difference
 from updraft_operator.planning.objects import Child, Ref
 from updraft_operator.planning.observed import AccessSecret, Observed
 from updraft_operator.planning.plan import hash_of, objects, ref
-from updraft_operator.watching.cluster import CHILDREN, KINDS, OTHERS
+from updraft_operator.watching.cluster import CHILDREN, KINDS, RESOURCES
 
 _MADE = (*CHILDREN, "Secret", "DraftVersion")
 _ANEW = ("uid", "resourceVersion", "creationTimestamp", "generation", "managedFields")
@@ -44,7 +44,7 @@ def made(api: Api, namespace: str, subjects: tuple[str, ...]) -> World:
     """Objects whose names begin with one of the subjects', whatever their labels are."""
     found = {}
     for kind in _MADE:
-        resource = KINDS[kind] if kind in KINDS else OTHERS[kind]
+        resource = RESOURCES[kind]
         for each in api.get(resource.path(namespace))["items"]:
             if each["metadata"]["name"].partition("-")[0] in subjects:
                 found[kind, each["metadata"]["name"]] = each

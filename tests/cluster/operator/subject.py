@@ -8,7 +8,7 @@ from tests.cluster.access import Api, ApiError, Json
 from tests.support.wait import LONG_S, wait_until
 
 from updraft_operator.api import names
-from updraft_operator.watching.cluster import CHILDREN, KINDS, OTHERS
+from updraft_operator.watching.cluster import CHILDREN, KINDS, RESOURCES
 
 MODEL = "/models/target"
 
@@ -40,7 +40,7 @@ class Subject:
 
     def path(self, kind: str = "AdaptiveSpeculator", name: str = "", subresource: str = "") -> str:
         """Of the resource, or of an object of its namespace."""
-        resource = KINDS[kind] if kind in KINDS else OTHERS[kind]
+        resource = RESOURCES[kind]
         return resource.path(self.namespace, name or self.name, subresource)
 
     def get(self, kind: str = "AdaptiveSpeculator", name: str = "") -> Json:
@@ -60,7 +60,7 @@ class Subject:
 
     def all_of(self, kind: str, **labels: str) -> list[Json]:
         """All of a kind in the namespace with these labels."""
-        resource = KINDS[kind] if kind in KINDS else OTHERS[kind]
+        resource = RESOURCES[kind]
         query = {"labelSelector": ",".join(f"{name}={value}" for name, value in labels.items())} if labels else {}
         return list(self.api.get(resource.path(self.namespace), **query)["items"])
 

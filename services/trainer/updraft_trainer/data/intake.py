@@ -34,50 +34,38 @@ _BLOCK = timedelta(seconds=1)
 _UNREADABLE = frozenset({"malformed", "schema"})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TraceCounts:
-    """Counts of one trace, with or without a payload."""
-
-    tokens: int
-    steps: int
-    proposed: int
-    accepted: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class CheckedEntry:
-    """An entry with either its sample or the reason why it has none."""
+    """An entry, its sample or the reason why it has none, and counts of its trace; see the metric `traffic`."""
 
     entry: Entry
-    sample: Sample | None = None
-    refusal: RefusedTrace | None = None
-    traffic: TraceCounts | None = None
+    result: Sample | RefusedTrace
+    traffic: dict[str, int]
 
     @property
     def is_unreadable(self) -> bool:
-        return self.refusal is not None and self.refusal.label in _UNREADABLE
+        return isinstance(self.result, RefusedTrace) and self.result.label in _UNREADABLE
 
 
 def check(entry: Entry, expected: ExpectedTarget) -> CheckedEntry:
     try:
-        sample = read_sample(entry.data, expected)
+        return CheckedEntry(entry, read_sample(entry.data, expected), read_traffic(entry.data))
     except RefusedTrace as refusal:
-        return CheckedEntry(entry=entry, refusal=refusal, traffic=read_traffic(entry.data))
-    return CheckedEntry(entry=entry, sample=sample, traffic=read_traffic(entry.data))
+        return CheckedEntry(entry, refusal, read_traffic(entry.data))
 
 
-def read_traffic(data: bytes) -> TraceCounts | None:
-    """None if the bytes are not a trace."""
+def read_traffic(data: bytes) -> dict[str, int]:
+    """Counts of a trace, with or without a payload. Empty if the bytes are not a trace."""
     try:
         trace = trace_pb2.Trace.FromString(data)
     except DecodeError:
-        return None
-    return TraceCounts(
-        tokens=len(trace.output_ids),
-        steps=len(trace.steps),
-        proposed=sum(len(step.draft_ids) for step in trace.steps),
-        accepted=sum(step.accepted for step in trace.steps),
-    )
+        return {}
+    return {
+        "tokens": len(trace.output_ids),
+        "steps": len(trace.steps),
+        "proposed": sum(len(step.draft_ids) for step in trace.steps),
+        "accepted": sum(step.accepted for step in trace.steps),
+    }
 
 
 class Intake:
@@ -113,18 +101,15 @@ class Intake:
         """Settle one batch: the previous one if it could not be settled, otherwise what can be read within a second."""
         if not self._unsettled:
             entries = await self._consumer.read(count=BATCH_ENTRIES, block=_BLOCK)
-            self._unsettled = await asyncio.to_thread(self._check_all, entries)
+            self._unsettled = await asyncio.to_thread(lambda: [check(entry, self._expected) for entry in entries])
         if self._unsettled:
             await self._settle()
 
-    def _check_all(self, entries: Sequence[Entry]) -> list[CheckedEntry]:
-        return [check(entry, self._expected) for entry in entries]
-
     async def _settle(self) -> None:
         traces = [
-            IncomingTrace(sample=checked.sample, data=checked.entry.data)
+            IncomingTrace(sample=checked.result, data=checked.entry.data)
             for checked in self._unsettled
-            if checked.sample is not None
+            if isinstance(checked.result, Sample)
         ]
         admitted = await asyncio.to_thread(self._replay.admit, traces)
         self._count_stored(admitted, num_duplicates=len(traces) - len(admitted))
@@ -133,7 +118,7 @@ class Intake:
         self._unsettled = [checked for checked in self._unsettled if checked.is_unreadable]
         while self._unsettled:
             unreadable = self._unsettled[0]
-            await self._consumer.dead_letter(unreadable.entry, str(unreadable.refusal))
+            await self._consumer.dead_letter(unreadable.entry, str(unreadable.result))
             self._unsettled.pop(0)
 
     def _count_stored(self, admitted: Sequence[Sample], *, num_duplicates: int) -> None:
@@ -146,11 +131,10 @@ class Intake:
 
     def _count_settled(self, settled: Sequence[CheckedEntry]) -> None:
         for checked in settled:
-            if checked.refusal is not None:
-                self._metrics.refused.labels(checked.refusal.label).inc()
-            if checked.traffic is not None:
-                for what in ("tokens", "steps", "proposed", "accepted"):
-                    self._metrics.traffic.labels(what).inc(getattr(checked.traffic, what))
+            if isinstance(checked.result, RefusedTrace):
+                self._metrics.refused.labels(checked.result.label).inc()
+            for what, count in checked.traffic.items():
+                self._metrics.traffic.labels(what).inc(count)
         # An entry's id starts with the time in milliseconds at which Redis received it.
         newest_ms = int(settled[-1].entry.id.split("-")[0])
         self._metrics.stream_lag.set(max(0.0, self._clock.now() - newest_ms / 1000))

@@ -21,27 +21,19 @@ class PublishThresholds:
     confidence: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PublishDecision:
-    should_publish: bool
-    reason: str
-
-
-def decide(estimate: GainEstimate, *, baseline_version: int, thresholds: PublishThresholds) -> PublishDecision:
-    """Publish if the gain over the serving draft is certain. A first draft must also gain enough to pay for drafting."""
+def decide(estimate: GainEstimate, *, baseline_version: int, thresholds: PublishThresholds) -> tuple[bool, str]:
+    """Whether to publish, and why: the gain over the serving draft must be certain. A first draft must also gain enough to
+    pay for drafting."""
     num_samples = len(estimate.pairs)
     gain = estimate.gain(thresholds.confidence)
     if gain is None or num_samples < thresholds.min_samples:
-        reason = f"{num_samples} held-out requests of {thresholds.min_samples} needed"
-        return PublishDecision(should_publish=False, reason=reason)
+        return False, f"{num_samples} held-out requests of {thresholds.min_samples} needed"
     evidence = (
         f"acceptance length {gain.candidate:.2f} against {gain.baseline:.2f}, "
         f"gain {gain.percent:+.1f} % ({gain.low_percent:+.1f} to {gain.high_percent:+.1f} %)"
     )
     if gain.low_percent < thresholds.min_gain_percent:
-        reason = f"{evidence}: the lower bound is below {thresholds.min_gain_percent:g} %"
-        return PublishDecision(should_publish=False, reason=reason)
+        return False, f"{evidence}: the lower bound is below {thresholds.min_gain_percent:g} %"
     if baseline_version == NO_DRAFT and gain.percent < thresholds.min_first_gain_percent:
-        reason = f"{evidence}: a first draft needs {thresholds.min_first_gain_percent:g} %"
-        return PublishDecision(should_publish=False, reason=reason)
-    return PublishDecision(should_publish=True, reason=evidence)
+        return False, f"{evidence}: a first draft needs {thresholds.min_first_gain_percent:g} %"
+    return True, evidence
