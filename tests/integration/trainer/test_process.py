@@ -181,10 +181,10 @@ async def test_a_disk_that_is_full_at_the_stop_costs_what_was_learnt_since_the_l
         trainer.wait_for_log("Could not save, trying again later: cannot save to ")
         assert trainer.terminate() == 0
     saved = steps(trainer.log(), "Saved")[-1]
-    (told,) = (line for line in trainer.log().splitlines() if "Could not save, the next start resumes" in line)
-    assert "ERROR" in told
-    assert "from the last saved state: cannot save to" in told
-    assert f"saved_step={saved}" in told
+    (message,) = (line for line in trainer.log().splitlines() if "Could not save, the next start resumes" in line)
+    assert "ERROR" in message
+    assert "from the last saved state: cannot save to" in message
+    assert f"saved_step={saved}" in message
     assert "Traceback" not in trainer.log()
     with trainer:
         trainer.wait_for_log("Resumed")

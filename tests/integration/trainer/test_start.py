@@ -34,27 +34,27 @@ async def refusal(config: TrainerSettings, kind: type[UpdraftError]) -> str:
 
 
 async def test_an_absent_model_is_named(tmp_path: Path, tiny_target: Path) -> None:
-    told = await refusal(config(tmp_path, tiny_target, model=Path("/nowhere")), InvalidInput)
-    assert told == "/nowhere/config.json does not exist"
+    message = await refusal(config(tmp_path, tiny_target, model=Path("/nowhere")), InvalidInput)
+    assert message == "/nowhere/config.json does not exist"
 
 
 async def test_a_folder_that_cannot_be_written_is_named_with_its_setting(tmp_path: Path, tiny_target: Path) -> None:
-    told = await refusal(config(tmp_path, tiny_target, data_dir=Path("/proc/trainer")), Conflict)
-    assert told.startswith("cannot write to /proc/trainer")
-    assert "set UPDRAFT_TRAINER_DATA_DIR" in told
+    message = await refusal(config(tmp_path, tiny_target, data_dir=Path("/proc/trainer")), Conflict)
+    assert message.startswith("cannot write to /proc/trainer")
+    assert "set UPDRAFT_TRAINER_DATA_DIR" in message
 
 
 async def test_a_port_that_is_taken_is_named_with_its_setting(
     tmp_path: Path, tiny_target: Path, taken_port: int
 ) -> None:
-    told = await refusal(config(tmp_path, tiny_target, metrics_port=taken_port), Conflict)
-    assert f"127.0.0.1:{taken_port}" in told
-    assert "UPDRAFT_TRAINER_METRICS_PORT" in told
+    message = await refusal(config(tmp_path, tiny_target, metrics_port=taken_port), Conflict)
+    assert f"127.0.0.1:{taken_port}" in message
+    assert "UPDRAFT_TRAINER_METRICS_PORT" in message
 
 
 async def test_a_damaged_replay_is_named_and_not_replaced(tmp_path: Path, tiny_target: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "replay.sqlite").write_bytes(b"damaged " * 1000)
-    told = await refusal(config(tmp_path, tiny_target), UpdraftError)
-    assert "replay.sqlite is damaged" in told
+    message = await refusal(config(tmp_path, tiny_target), UpdraftError)
+    assert "replay.sqlite is damaged" in message
     assert (tmp_path / "data" / "replay.sqlite").read_bytes() == b"damaged " * 1000

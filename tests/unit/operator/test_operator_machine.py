@@ -62,7 +62,7 @@ workload = st.sampled_from(
     ]
 )
 specs = st.one_of(
-    st.builds(lambda part, said: {part: said}, st.sampled_from(["serving", "trainer", "registry"]), workload),
+    st.builds(lambda part, spec: {part: spec}, st.sampled_from(["serving", "trainer", "registry"]), workload),
     st.builds(lambda n: {"serving": {"replicas": n}}, st.integers(0, 3)),
     st.builds(lambda n: {"rollout": {"promotedVersion": n}}, st.none() | numbers),
     st.builds(lambda is_on: {"rollout": {"paused": is_on}}, st.booleans()),

@@ -32,8 +32,8 @@ def world() -> World:
 
 def _condition(world: World, kind: str) -> tuple[str, str]:
     conditions = world.cluster.objects[OWNER]["status"]["conditions"]
-    (found,) = (each for each in conditions if each["type"] == kind)
-    return found["status"], found["reason"]
+    (condition,) = (each for each in conditions if each["type"] == kind)
+    return condition["status"], condition["reason"]
 
 
 def test_a_resource_alone_makes_its_objects_and_then_nothing_more() -> None:
@@ -67,8 +67,8 @@ def test_an_object_that_vanishes_keeps_the_others_from_nothing(world: World) -> 
     run_now(world.reconciler.reconcile(KEY))
 
     assert world.drafts()["qwen-v3"]["status"]["phase"] == "Rejected"
-    told = [each["involvedObject"]["name"] for each in world.cluster.of("Event") if each["reason"] == "Rejected"]
-    assert told == ["qwen-v3"]
+    rejected = [each["involvedObject"]["name"] for each in world.cluster.of("Event") if each["reason"] == "Rejected"]
+    assert rejected == ["qwen-v3"]
 
 
 def test_a_secret_that_is_refused_changes_no_pod_template_again_and_again() -> None:

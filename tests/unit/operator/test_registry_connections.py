@@ -11,8 +11,8 @@ from updraft_registry.rollout import canary
 
 def _state(**more: Any) -> pb.SpeculatorState:
     running = pb.Rollout(candidate=4, baseline=3, step=0, steps=2, started_unix_ms=1)
-    said = {"stable": 3, "candidate": 4, "latest": 4, "message": "10 requests", "rollout": running}
-    return pb.SpeculatorState(**{**said, **more})
+    fields = {"stable": 3, "candidate": 4, "latest": 4, "message": "10 requests", "rollout": running}
+    return pb.SpeculatorState(**{**fields, **more})
 
 
 def _with_rollout(**more: Any) -> pb.SpeculatorState:

@@ -123,9 +123,9 @@ def test_every_file_that_is_named_is_mounted() -> None:
 
 def test_the_agent_of_sglang_takes_its_arguments() -> None:
     owner = speculator({"engine": "sglang"})
-    said = container(pod_spec(owner, "serving", CONFIG), "inference")["args"]
+    arguments = container(pod_spec(owner, "serving", CONFIG), "inference")["args"]
     fields = {f"--{field.replace('_', '-')}" for field in InferenceSettings.model_fields}
-    assert {each for each in said if each.startswith("--")} <= fields
+    assert {each for each in arguments if each.startswith("--")} <= fields
 
 
 @given(num_steps=st.integers(1, 16))
@@ -136,17 +136,17 @@ def test_the_operator_starts_sglang_with_what_the_agent_asks_of_it(num_steps: in
 def test_sglang_and_its_agent_meet_in_one_folder_that_is_prepared_before_either_starts() -> None:
     pod = pod_spec(speculator({"engine": "sglang"}), "serving")
     engine, agent, prepare = container(pod, "engine"), container(pod, "inference"), pod["initContainers"][-1]
-    said = load(InferenceSettings, environment(speculator({"engine": "sglang"}), "serving"))
+    settings = load(InferenceSettings, environment(speculator({"engine": "sglang"}), "serving"))
     variables = {each["name"]: each.get("value") for each in engine["env"]}
 
-    assert variables["UPDRAFT_SGLANG_SOCKET"] == str(said.sglang_socket_path)
+    assert variables["UPDRAFT_SGLANG_SOCKET"] == str(settings.sglang_socket_path)
     assert prepare["args"] == [
         *("prepare-sglang", "--plugin-dir", variables["PYTHONPATH"], "--seed", _seed(engine)),
-        *("--admin-key-file", str(said.sglang_admin_key_file)),
+        *("--admin-key-file", str(settings.sglang_admin_key_file)),
     ]
-    assert _after(engine, "--config") == str(said.sglang_admin_key_file)
-    assert all(path.startswith(f"{said.data_dir}/") for path in (variables["PYTHONPATH"], _seed(engine)))
-    assert _mounted(prepare, "data") == _mounted(engine, "data") == _mounted(agent, "data") == str(said.data_dir)
+    assert _after(engine, "--config") == str(settings.sglang_admin_key_file)
+    assert all(path.startswith(f"{settings.data_dir}/") for path in (variables["PYTHONPATH"], _seed(engine)))
+    assert _mounted(prepare, "data") == _mounted(engine, "data") == _mounted(agent, "data") == str(settings.data_dir)
 
 
 def test_with_sglang_the_trainer_takes_the_vocabulary_of_the_first_draft() -> None:
@@ -169,8 +169,8 @@ def _seed(engine: dict[str, Any]) -> str:
 
 
 def _after(engine: dict[str, Any], name: str) -> str:
-    said = engine["args"]
-    return str(said[said.index(name) + 1])
+    arguments = engine["args"]
+    return str(arguments[arguments.index(name) + 1])
 
 
 def _mounted(container: dict[str, Any], volume: str) -> str:

@@ -111,9 +111,9 @@ async def test_an_imported_draft_of_its_own_shape_is_trained_and_resumed(target:
         draft_config=learner.network.config,
     )
     States(tmp_path / "states").save(state)
-    found = States(tmp_path / "states").load(IDENTITY)
-    assert found is not None
-    again = resume(found, spec(head)).learner
+    loaded = States(tmp_path / "states").load(IDENTITY)
+    assert loaded is not None
+    again = resume(loaded, spec(head)).learner
     assert again.network.config == config
     assert torch.equal(again.network.fc.weight, learner.network.fc.weight)
 

@@ -43,9 +43,9 @@ def test_everything_that_is_missing_or_wrong_is_told_at_once(capsys: pytest.Capt
     with pytest.raises(SystemExit) as exit_:
         load(TrainerSettings, wrong)
     assert exit_.value.code == 2
-    told = capsys.readouterr().err
+    errors = capsys.readouterr().err
     for name in (*NEEDED, *wrong, "UPDRAFT_TRAINER_BATCH_SAMPLES"):
-        assert name in told
+        assert name in errors
 
 
 def test_the_password_of_redis_is_never_printed(capsys: pytest.CaptureFixture[str]) -> None:

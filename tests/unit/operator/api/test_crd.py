@@ -110,16 +110,16 @@ def test_columns_and_subresources_lead_to_fields_that_exist() -> None:
 
 @each_kind
 def test_every_rule_has_a_case(kind: str) -> None:
-    said = {rule["message"] for _, node in _nodes(crd.schema(KINDS[kind])) for rule in node.get(_VALIDATIONS, [])}
-    told = [rule.message for rule in RULES if rule.kind == kind]
-    assert {message for message in said if not message.startswith(tuple(told))} == set()
-    assert [message for message in told if not any(words.startswith(message) for words in said)] == []
+    messages = {rule["message"] for _, node in _nodes(crd.schema(KINDS[kind])) for rule in node.get(_VALIDATIONS, [])}
+    tested = [rule.message for rule in RULES if rule.kind == kind]
+    assert {message for message in messages if not message.startswith(tuple(tested))} == set()
+    assert [message for message in tested if not any(words.startswith(message) for words in messages)] == []
 
 
 @each_kind
 def test_every_limit_of_a_spec_has_a_case(kind: str) -> None:
     spec = crd.schema(KINDS[kind])["properties"]["spec"]
-    told = {
+    described = {
         (limit.path, words)
         for limit in LIMITS
         if limit.kind == kind
@@ -128,7 +128,7 @@ def test_every_limit_of_a_spec_has_a_case(kind: str) -> None:
     }
     limits = {(path.partition("[]")[0], word) for path, node in _nodes(spec) for word in _SAID if word in node}
     # Of what is required, targetModel.uri stands for all, and that a list's key is required is part of the list.
-    assert {(path, word) for path, word in limits - told if word != "required"} == set()
+    assert {(path, word) for path, word in limits - described if word != "required"} == set()
 
 
 def test_the_reference_has_every_field_once_in_its_place() -> None:

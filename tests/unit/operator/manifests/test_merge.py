@@ -96,10 +96,10 @@ pod_templates = st.fixed_dictionaries({}, optional={"metadata": json | metadata,
 
 
 @settings(deadline=None, max_examples=50)
-@given(said=pod_templates)
-def test_whatever_a_template_says_the_labels_of_selectors_stay(said: dict[str, Any]) -> None:
+@given(template=pod_templates)
+def test_whatever_a_template_says_the_labels_of_selectors_stay(template: dict[str, Any]) -> None:
     """The API server may refuse what comes out; building it never fails."""
-    made = serving.objects(speculator({"serving": {"podTemplate": said}}), CONFIG)
+    made = serving.objects(speculator({"serving": {"podTemplate": template}}), CONFIG)
     labels = templates(made)["qwen-serving"]["metadata"]["labels"]
     assert labels.items() >= names.labels("qwen", names.SERVING).items()
 

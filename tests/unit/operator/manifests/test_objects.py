@@ -121,8 +121,8 @@ def test_selectors_find_the_pods_of_their_part(spec: dict[str, Any]) -> None:
         assert one(made, kind, name)["spec"]["selector"]["matchLabels"].items() <= labels
         assert one(made, "NetworkPolicy", name)["spec"]["podSelector"]["matchLabels"].items() <= labels
     for service, part in (("qwen", "serving"), ("qwen-registry", "registry")):
-        found = one(made, "Service", service)["spec"]["selector"].items()
-        assert found <= templates(made)[f"qwen-{part}"]["metadata"]["labels"].items()
+        selector = one(made, "Service", service)["spec"]["selector"].items()
+        assert selector <= templates(made)[f"qwen-{part}"]["metadata"]["labels"].items()
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -80,8 +80,8 @@ def test_a_claim_that_is_there_is_used_as_it_is(part: str) -> None:
 
 @pytest.mark.parametrize(("policy", "expected"), [("Retain", "Retain"), ("Delete", "Delete")])
 def test_the_registrys_volume_goes_or_stays_as_the_deletion_policy_says(policy: str, expected: str) -> None:
-    said = one(built(speculator({"deletionPolicy": policy})), "StatefulSet", "qwen-registry")["spec"]
-    assert said["persistentVolumeClaimRetentionPolicy"] == {"whenDeleted": expected, "whenScaled": "Retain"}
+    content = one(built(speculator({"deletionPolicy": policy})), "StatefulSet", "qwen-registry")["spec"]
+    assert content["persistentVolumeClaimRetentionPolicy"] == {"whenDeleted": expected, "whenScaled": "Retain"}
 
 
 def test_the_registry_has_its_bucket_and_its_credentials() -> None:
@@ -122,14 +122,14 @@ def test_only_the_speculators_own_pods_and_the_operator_call_its_registry() -> N
 
 @pytest.mark.parametrize(("part", "name"), [("serving", "inference"), ("trainer", "trainer"), ("registry", "registry")])
 def test_image_resources_and_variables_of_a_part_are_the_users(part: str, name: str) -> None:
-    said = {
+    spec = {
         "image": "mine:3",
         "resources": {"limits": {"memory": "3Gi"}},
         "env": [{"name": "EXTRA", "value": "1"}],
     }
-    made = container(pod_spec(speculator({part: said}), part), name)
+    made = container(pod_spec(speculator({part: spec}), part), name)
     assert made["image"] == "mine:3"
-    assert made["resources"] == said["resources"]
+    assert made["resources"] == spec["resources"]
     assert named(made["env"])["EXTRA"] == {"name": "EXTRA", "value": "1"}
 
 

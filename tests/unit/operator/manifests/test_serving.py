@@ -19,8 +19,8 @@ def _deployment(spec: dict[str, Any], *, sets_replicas: bool = True) -> Manifest
 
 
 def _strategy(spec: dict[str, Any]) -> tuple[Any, Any]:
-    said = _deployment(spec)["spec"]["strategy"]["rollingUpdate"]
-    return said["maxSurge"], said["maxUnavailable"]
+    strategy = _deployment(spec)["spec"]["strategy"]["rollingUpdate"]
+    return strategy["maxSurge"], strategy["maxUnavailable"]
 
 
 def _argument(made: dict[str, Any], name: str) -> str:
@@ -35,9 +35,11 @@ def test_engine_torch_is_one_container() -> None:
 
 @pytest.mark.parametrize("engine", ["torch", "sglang"])
 def test_the_documented_way_to_api_keys_mounts_them_beside_what_is_ours(engine: str) -> None:
-    (told,) = re.findall(r"```yaml\n(.*?)```", Path("docs/openai.md").read_text(), re.DOTALL)
-    said = {"engine": engine, **yaml.safe_load(told)["spec"]}
-    pod, before = (pod_spec(speculator(spec, uri="hf://org/qwen"), "serving") for spec in (said, {"engine": engine}))
+    (example,) = re.findall(r"```yaml\n(.*?)```", Path("docs/openai.md").read_text(), re.DOTALL)
+    documented = {"engine": engine, **yaml.safe_load(example)["spec"]}
+    pod, before = (
+        pod_spec(speculator(spec, uri="hf://org/qwen"), "serving") for spec in (documented, {"engine": engine})
+    )
     ours, made = container(before, "inference"), container(pod, "inference")
     assert {volume["name"] for volume in pod["volumes"]} == {volume["name"] for volume in before["volumes"]} | {
         "api-keys"
@@ -63,9 +65,9 @@ def test_engine_sglang_is_a_stock_server_with_the_agent_beside_it() -> None:
 
 
 def test_resources_and_variables_of_sglang_are_the_engines() -> None:
-    said = {"resources": {"limits": {"nvidia.com/gpu": 1}}, "env": [{"name": "NCCL_DEBUG", "value": "INFO"}]}
-    pod = pod_spec(speculator({"engine": "sglang", "serving": said}), "serving")
-    assert container(pod, "engine")["resources"] == said["resources"]
+    serving = {"resources": {"limits": {"nvidia.com/gpu": 1}}, "env": [{"name": "NCCL_DEBUG", "value": "INFO"}]}
+    pod = pod_spec(speculator({"engine": "sglang", "serving": serving}), "serving")
+    assert container(pod, "engine")["resources"] == serving["resources"]
     assert named(container(pod, "engine")["env"])["NCCL_DEBUG"]["value"] == "INFO"
     assert "resources" not in container(pod, "inference")
     assert "NCCL_DEBUG" not in named(container(pod, "inference")["env"])
@@ -111,8 +113,8 @@ amounts = st.none() | st.integers(0, 3) | st.sampled_from(["0%", "25%", "100%"])
 
 @given(engine=st.sampled_from(["torch", "sglang"]), surge=amounts, unavailable=amounts)
 def test_one_of_surge_and_unavailable_is_always_more_than_none(engine: str, surge: Any, unavailable: Any) -> None:
-    said = {"maxSurge": surge, "maxUnavailable": unavailable}
-    given_ = {name: value for name, value in said.items() if value is not None}
+    limits = {"maxSurge": surge, "maxUnavailable": unavailable}
+    given_ = {name: value for name, value in limits.items() if value is not None}
     chosen = _strategy({"engine": engine, "serving": {"rollingUpdate": given_}})
     is_refused = surge in (0, "0%") and unavailable in (0, "0%")  # by a rule of the CRD
     assert is_refused or not set(chosen) <= {0, "0%"}

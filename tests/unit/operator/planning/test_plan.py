@@ -216,9 +216,9 @@ def test_a_refusal_is_over_once_something_else_is_wished(image: str, reason: str
     where, children = Ref("Deployment", "qwen-serving"), settled().children
     bad = next(each for each in objects(observed({"serving": {"image": "bad"}})) if ref(each) == where)
     refusals = (_refusal(where, hash_of(bad), "InvalidPodTemplate"),)
-    told = _plan(observed({"serving": {"image": image}}, children=children, refusals=refusals)).status
-    assert told is not None
-    (accepted,) = (each for each in told["conditions"] if each["type"] == "Accepted")
+    new_status = _plan(observed({"serving": {"image": image}}, children=children, refusals=refusals)).status
+    assert new_status is not None
+    (accepted,) = (each for each in new_status["conditions"] if each["type"] == "Accepted")
     assert accepted["reason"] == reason
 
 
@@ -236,8 +236,8 @@ def test_tokens_are_made_once_and_missing_ones_anew() -> None:
         ).apply
         if each["kind"] == "Secret"
     )
-    said = secret["stringData"]
-    assert (said["serve"], said["publish"], said["operate"]) == ("old", "fresh-publish", "fresh-operate")
+    entries = secret["stringData"]
+    assert (entries["serve"], entries["publish"], entries["operate"]) == ("old", "fresh-publish", "fresh-operate")
     assert _applied(settled(access=ACCESS, fresh_tokens=fresh)) == set()
 
 

@@ -113,8 +113,8 @@ def test_a_version_that_changes_its_phase_is_one_event() -> None:
 
 def test_the_acceptance_of_a_version_is_told_with_the_speculators_own() -> None:
     observation = _told(settled(registry=_measured(2.0), drafts=(draft(3),)))
-    told = {each.metadata.name: written(new) for each, new in versions.statuses(observation, NOW)}
-    observation = replace(observation, drafts=(draft(3, status=told["qwen-v3"]),), registry=_measured(3.0))
+    statuses = {each.metadata.name: written(new) for each, new in versions.statuses(observation, NOW)}
+    observation = replace(observation, drafts=(draft(3, status=statuses["qwen-v3"]),), registry=_measured(3.0))
     waiting = replace(observation, status_due_s=UNTOLD + 10.0)
     assert _plan(waiting).draft_statuses == ()
     ((_, new),) = _plan(_told(waiting)).draft_statuses

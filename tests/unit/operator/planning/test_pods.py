@@ -178,10 +178,10 @@ def test_the_worst_of_pods_is_the_first_by_name_that_stays() -> None:
         pod("b", problem=("CrashLoopBackOff", "b")),
         pod("0", is_ready=True),
     ]
-    found = worst(pods)
-    assert found is not None
-    assert found[0].name == "b"
-    assert worst(reversed(pods)) == found
+    failing = worst(pods)
+    assert failing is not None
+    assert failing[0].name == "b"
+    assert worst(reversed(pods)) == failing
     assert worst([]) is None
 
 

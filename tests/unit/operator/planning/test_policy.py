@@ -34,7 +34,7 @@ def rollouts(draw: st.DrawFn) -> Rollout:
     percents = sorted(draw(st.lists(st.integers(1, 100), min_size=strategy == "Canary", max_size=10)))
     steps = [{"podsPercent": percent, "holdSeconds": draw(st.integers(0, 5000))} for percent in percents]
     least_s = sum(step["holdSeconds"] for step in steps) if strategy == "Canary" else 30
-    said: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "strategy": strategy,
         "steps": steps,
         "analysis": draw(analyses),
@@ -43,7 +43,7 @@ def rollouts(draw: st.DrawFn) -> Rollout:
         "maxPodsSwapping": draw(st.integers(0, 1_000_000)),
         "revisionHistoryLimit": draw(st.integers(1, 50)),
     }
-    return Rollout.model_validate(said)
+    return Rollout.model_validate(fields)
 
 
 def _effective(desired: pb.RolloutPolicy, defaults: RolloutPolicy | None = None) -> pb.RolloutPolicy:

@@ -54,14 +54,14 @@ def test_moments_are_whole_seconds_and_zero_is_none() -> None:
 def test_versions_and_rollout_are_the_registrys() -> None:
     running = pb.Rollout(candidate=4, baseline=3, step=1, steps=2, started_unix_ms=5000, step_since_unix_ms=9000)
     view = connected([version(3), version(4, pb.PHASE_CANARY)], rollout=running, message="it is tried", previous=2)
-    told = status(observed(registry=view), NOW)
-    assert told.versions is not None
-    assert told.rollout is not None
-    assert (told.versions.stable, told.versions.candidate, told.versions.previous, told.versions.latest) == (3, 4, 2, 4)
-    assert (told.rollout.phase, told.rollout.version, told.rollout.baseline) == ("Canary", 4, 3)
-    assert (told.rollout.step, told.rollout.steps) == (2, 2)
-    assert (told.rollout.start_time, told.rollout.step_start_time) == (moment(5), moment(9))
-    assert told.rollout.message == "it is tried"
+    new = status(observed(registry=view), NOW)
+    assert new.versions is not None
+    assert new.rollout is not None
+    assert (new.versions.stable, new.versions.candidate, new.versions.previous, new.versions.latest) == (3, 4, 2, 4)
+    assert (new.rollout.phase, new.rollout.version, new.rollout.baseline) == ("Canary", 4, 3)
+    assert (new.rollout.step, new.rollout.steps) == (2, 2)
+    assert (new.rollout.start_time, new.rollout.step_start_time) == (moment(5), moment(9))
+    assert new.rollout.message == "it is tried"
 
 
 def test_a_registry_that_is_away_leaves_what_it_said_last() -> None:
@@ -83,18 +83,18 @@ def test_pods_are_counted_as_they_are() -> None:
         pod("t", "trainer", is_ready=True),
     )
     children = workload("Deployment", "serving", {"replicas": 3})
-    told = status(observed(pods=pods, children=children), NOW).serving
-    assert told is not None
-    assert (told.replicas, told.ready_replicas, told.failed_replicas) == (3, 1, 1)
-    assert told.selector == "app.kubernetes.io/component=serving,updraft.dev/speculator=qwen"
-    assert told.url == "http://qwen.team.svc/v1"
+    serving = status(observed(pods=pods, children=children), NOW).serving
+    assert serving is not None
+    assert (serving.replicas, serving.ready_replicas, serving.failed_replicas) == (3, 1, 1)
+    assert serving.selector == "app.kubernetes.io/component=serving,updraft.dev/speculator=qwen"
+    assert serving.url == "http://qwen.team.svc/v1"
 
 
 def test_acceptance_is_told_in_decimals_and_thousands_of_steps() -> None:
     view = connected([version(3), version(4, pb.PHASE_CANARY)], traffic=[traffic(3, 2.5, 12_999), traffic(4, 2.75, 10)])
-    told = status(observed(registry=view), NOW).acceptance
-    assert told is not None
-    assert (told.stable, told.candidate, told.verify_steps) == ("2.50", "2.80", 12_000)
+    acceptance = status(observed(registry=view), NOW).acceptance
+    assert acceptance is not None
+    assert (acceptance.stable, acceptance.candidate, acceptance.verify_steps) == ("2.50", "2.80", 12_000)
 
 
 @pytest.mark.parametrize(
@@ -108,9 +108,9 @@ def test_acceptance_is_told_in_decimals_and_thousands_of_steps() -> None:
     ],
 )
 def test_the_trainers_state_is_one_word(spec: dict[str, Any], world: dict[str, Any], state: str) -> None:
-    told = status(observed(spec, **world), NOW).trainer
-    assert told is not None
-    assert told.state == state
+    trainer = status(observed(spec, **world), NOW).trainer
+    assert trainer is not None
+    assert trainer.state == state
 
 
 def test_the_last_publication_of_the_trainer_outlives_its_version() -> None:
@@ -140,9 +140,9 @@ def test_the_last_failure_is_the_newest_and_is_remembered() -> None:
 )
 def test_a_status_that_was_written_reads_back_as_it_was(length: float, steps: int, message: str) -> None:
     view = connected([version(3), version(2, pb.PHASE_REJECTED)], traffic=[traffic(3, length, steps)], message=message)
-    told = status(observed(registry=view, pods=ready_pods()), NOW)
-    assert Status.model_validate(written(told)) == told
-    assert status(observed(speculator=speculator(status=written(told)), registry=view, pods=ready_pods()), NOW) == told
+    new = status(observed(registry=view, pods=ready_pods()), NOW)
+    assert Status.model_validate(written(new)) == new
+    assert status(observed(speculator=speculator(status=written(new)), registry=view, pods=ready_pods()), NOW) == new
 
 
 def test_measurements_are_what_changes_with_every_request() -> None:

@@ -28,15 +28,15 @@ from updraft_rollouts.terms import Phase
 
 
 def _statuses(observation: Observed) -> dict[str, DraftVersionStatus]:
-    return {each.metadata.name: told for each, told in versions.statuses(observation, NOW)}
+    return {each.metadata.name: new for each, new in versions.statuses(observation, NOW)}
 
 
 def _mirrors(observation: Observed) -> dict[str, dict[str, Any]]:
     return {each["metadata"]["name"]: each for each in versions.mirrors(observation)}
 
 
-def _conditions(told: DraftVersionStatus) -> dict[str, tuple[str, str]]:
-    return {each.type: (each.status, each.reason) for each in told.conditions}
+def _conditions(status: DraftVersionStatus) -> dict[str, tuple[str, str]]:
+    return {each.type: (each.status, each.reason) for each in status.conditions}
 
 
 @pytest.mark.parametrize("number", pb.Phase.values()[1:])
@@ -110,11 +110,11 @@ def test_an_object_whose_version_is_gone_goes_too() -> None:
     ],
 )
 def test_conditions_of_a_version_follow_its_phase(phase: Any, more: Any, expected: dict[str, Any]) -> None:
-    told = _statuses(observed(registry=connected([version(3, phase)], **more), drafts=(draft(3),)))["qwen-v3"]
-    said = _conditions(told)
-    assert said.items() >= expected.items()
-    assert said["Verified"] == ("True", "DigestMatches")
-    assert said["Evaluated"] == ("True", "HeldOutTraces")
+    status = _statuses(observed(registry=connected([version(3, phase)], **more), drafts=(draft(3),)))["qwen-v3"]
+    conditions = _conditions(status)
+    assert conditions.items() >= expected.items()
+    assert conditions["Verified"] == ("True", "DigestMatches")
+    assert conditions["Evaluated"] == ("True", "HeldOutTraces")
 
 
 def test_who_won_once_has_won_however_short_the_registrys_history_is() -> None:
@@ -132,8 +132,8 @@ def test_who_won_once_has_won_however_short_the_registrys_history_is() -> None:
 def test_a_version_without_an_evaluation_says_so() -> None:
     plain = version(3)
     plain.manifest.ClearField("evaluation")
-    told = _statuses(observed(registry=connected([plain]), drafts=(draft(3),)))["qwen-v3"]
-    assert _conditions(told)["Evaluated"] == ("Unknown", "NotEvaluated")
+    status = _statuses(observed(registry=connected([plain]), drafts=(draft(3),)))["qwen-v3"]
+    assert _conditions(status)["Evaluated"] == ("Unknown", "NotEvaluated")
 
 
 def test_the_history_of_a_version_is_its_changes_of_phase() -> None:
@@ -143,25 +143,25 @@ def test_the_history_of_a_version_is_its_changes_of_phase() -> None:
         transition(2, pb.PHASE_STABLE, at_s=3),
         transition(3, pb.PHASE_STABLE, at_s=4),
     ]
-    told = _statuses(observed(registry=connected([version(3)], moves), drafts=(draft(3),)))["qwen-v3"]
-    assert [(each.phase, each.time) for each in told.history] == [
+    status = _statuses(observed(registry=connected([version(3)], moves), drafts=(draft(3),)))["qwen-v3"]
+    assert [(each.phase, each.time) for each in status.history] == [
         (Phase.PENDING, moment(1)),
         (Phase.STABLE, moment(4)),
     ]
-    assert told.promoted_time == moment(4)
+    assert status.promoted_time == moment(4)
 
 
 def test_only_the_last_twenty_changes_are_told() -> None:
     moves = [transition(3, pb.PHASE_HELD if n % 2 else pb.PHASE_CANARY, at_s=n) for n in range(1, 31)]
-    told = _statuses(observed(registry=connected([version(3)], moves), drafts=(draft(3),)))["qwen-v3"]
-    assert [each.time for each in told.history] == [moment(n) for n in range(11, 31)]
+    status = _statuses(observed(registry=connected([version(3)], moves), drafts=(draft(3),)))["qwen-v3"]
+    assert [each.time for each in status.history] == [moment(n) for n in range(11, 31)]
 
 
 def test_pods_of_a_version_are_those_that_serve_it() -> None:
     pods = pb.Pods(connected=5, serving_stable=3, serving_candidate=1)
     kept = [version(2, pb.PHASE_SUPERSEDED), version(3), version(4, pb.PHASE_CANARY)]
-    told = _statuses(observed(registry=connected(kept, pods=pods), drafts=(draft(2), draft(3), draft(4))))
-    counted = {name: (each.pods.loaded, each.pods.target) for name, each in told.items() if each.pods}
+    statuses = _statuses(observed(registry=connected(kept, pods=pods), drafts=(draft(2), draft(3), draft(4))))
+    counted = {name: (each.pods.loaded, each.pods.target) for name, each in statuses.items() if each.pods}
     assert counted == {"qwen-v2": (0, 0), "qwen-v3": (3, 4), "qwen-v4": (1, None)}
 
 
@@ -189,9 +189,9 @@ def _failed(message: str = "it had no more tries") -> dict[str, Any]:
 
 
 def test_an_import_waits_for_its_number() -> None:
-    told = _statuses(observed(registry=connected(), drafts=(draft(None),)))["mine"]
-    assert (told.phase, told.version) == (IMPORTING, None)
-    assert _conditions(told)["Verified"] == ("Unknown", "Importing")
+    status = _statuses(observed(registry=connected(), drafts=(draft(None),)))["mine"]
+    assert (status.phase, status.version) == (IMPORTING, None)
+    assert _conditions(status)["Verified"] == ("Unknown", "Importing")
 
 
 def test_an_import_takes_the_number_that_its_pod_left_as_its_last_word() -> None:
@@ -200,8 +200,8 @@ def test_an_import_takes_the_number_that_its_pod_left_as_its_last_word() -> None
     observation = observed(
         registry=connected([version(4)]), drafts=(draft_import,), pods=(worker,), children=_job(draft_import)
     )
-    told = _statuses(observation)["mine"]
-    assert (told.version, told.phase) == (4, Phase.STABLE)
+    status = _statuses(observation)["mine"]
+    assert (status.version, status.phase) == (4, Phase.STABLE)
     assert _mirrors(observation) == {}
 
 
@@ -211,8 +211,8 @@ def test_an_import_takes_the_number_that_its_pod_left_as_its_last_word() -> None
 def test_other_last_words_are_no_number(result: str) -> None:
     draft_import = draft(None)
     worker = pod(f"{versions.job_name(draft_import)}-x", "import", result=result)
-    (found,) = versions.imports(observed(registry=connected(), drafts=(draft_import,), pods=(worker,)))
-    assert found.number is None
+    (entry,) = versions.imports(observed(registry=connected(), drafts=(draft_import,), pods=(worker,)))
+    assert entry.number is None
 
 
 @pytest.mark.parametrize(
@@ -228,17 +228,17 @@ def test_other_last_words_are_no_number(result: str) -> None:
 )
 def test_a_failed_import_says_why(pods: Any, said: str) -> None:
     draft_import = draft(None)
-    told = _statuses(
+    status = _statuses(
         observed(registry=connected(), drafts=(draft_import,), pods=pods, children=_job(draft_import, **_failed()))
     )["mine"]
-    assert (told.phase, told.reason) == (Phase.FAILED, said)
-    assert _conditions(told)["Verified"] == ("False", "ImportFailed")
+    assert (status.phase, status.reason) == (Phase.FAILED, said)
+    assert _conditions(status)["Verified"] == ("False", "ImportFailed")
 
 
 def test_a_failed_import_stays_one_when_its_job_is_gone() -> None:
     draft_import = draft(None, status={"phase": "Failed", "reason": "404 Not Found"})
-    (found,) = versions.imports(observed(registry=connected(), drafts=(draft_import,)))
-    assert found.failure == "404 Not Found"
+    (entry,) = versions.imports(observed(registry=connected(), drafts=(draft_import,)))
+    assert entry.failure == "404 Not Found"
 
 
 @pytest.mark.parametrize(
@@ -258,8 +258,8 @@ def test_the_number_of_an_import_is_good_in_the_registry_that_gave_it(
 ) -> None:
     verified = {"type": "Verified", "status": "True", "reason": "DigestMatches", "message": known}
     status = {"version": 4, "conditions": [{**verified, "lastTransitionTime": "2026-11-25T11:00:00Z"}]}
-    (found,) = versions.imports(observed(registry=view, drafts=(draft(None, status=status),)))
-    assert found.number == number
+    (entry,) = versions.imports(observed(registry=view, drafts=(draft(None, status=status),)))
+    assert entry.number == number
 
 
 def test_a_number_of_another_registry_keeps_no_version_from_its_object() -> None:

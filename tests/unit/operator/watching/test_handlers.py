@@ -41,14 +41,14 @@ async def server() -> AsyncIterator[Server]:
 
 
 async def test_no_page_is_asked_for_while_much_of_the_last_ones_is_left_to_see(server: Server) -> None:
-    seen = asyncio.Event()
+    listed = asyncio.Event()
     async with aiohttp.ClientSession(middlewares=(paced,)) as session, asyncio.TaskGroup() as tasks:
         for _ in range(MAX_TASKS):
-            tasks.create_task(seen.wait())
+            tasks.create_task(listed.wait())
         pages = [tasks.create_task(_get(session, server, query)) for query in (LIST, NEXT)]
         await _get(session, server, WATCH)
         assert server.asked == [WATCH], "a watch waits for nothing"
-        seen.set()
+        listed.set()
         await asyncio.wait(pages)
         assert sorted(server.asked[1:]) == [LIST, NEXT]
 
@@ -68,10 +68,10 @@ async def test_kopf_lists_in_pages_and_through_the_paced_session(
 ) -> None:
     _say_credentials(monkeypatch, tmp_path, server, "first")
     assert settings().watching.chunk_size
-    found = await login(settings=settings())
-    assert found is not None
-    async with found.aiohttp_session as session:
-        assert found.server == server.url
+    credentials = await login(settings=settings())
+    assert credentials is not None
+    async with credentials.aiohttp_session as session:
+        assert credentials.server == server.url
         await _get(session, server, LIST)
 
 
@@ -81,10 +81,10 @@ async def test_credentials_that_were_refused_are_known_again(
     logins = []
     for token in ("first", "first", "second"):
         _say_credentials(monkeypatch, tmp_path, server, token)
-        found = await login(settings=settings())
-        assert found is not None
-        await found.aiohttp_session.close()
-        logins.append(found)
+        credentials = await login(settings=settings())
+        assert credentials is not None
+        await credentials.aiohttp_session.close()
+        logins.append(credentials)
     assert logins[0] == logins[1] != logins[2]
 
 

@@ -228,14 +228,14 @@ def test_other_differences_meanwhile_are_no_lasting_ones() -> None:
         world = World()
         await world.once()
         world.is_watching = False
-        told: list[Manifest] = []
+        reported: list[Manifest] = []
 
         async def busy() -> None:
             for number in range(10):
                 world.cluster.set(_config_map(f"c-{number}"))
-                told.append(await world.cluster.get("ConfigMap", "team", f"c-{number}"))
+                reported.append(await world.cluster.get("ConfigMap", "team", f"c-{number}"))
                 await asyncio.sleep(0.5)
-                world.tell("ConfigMap", told[-1])
+                world.tell("ConfigMap", reported[-1])
 
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(busy())

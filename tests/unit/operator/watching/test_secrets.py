@@ -42,21 +42,21 @@ def _secret(cluster: MemoryCluster, name: str, content: Mapping[str, str]) -> No
 async def test_what_the_own_secret_says_is_read() -> None:
     cluster = MemoryCluster()
     _secret(cluster, "qwen-access", {**TOKENS, "tokens": "x", "redis-url": "redis://own"})
-    found = await Secrets(cluster, ManualClock()).read(QWEN, speculator())
-    assert (found.access.tokens, found.access.redis_url, found.access.exists) == (TOKENS, "redis://own", True)
-    assert found.missing == ()
+    snapshot = await Secrets(cluster, ManualClock()).read(QWEN, speculator())
+    assert (snapshot.access.tokens, snapshot.access.redis_url, snapshot.access.exists) == (TOKENS, "redis://own", True)
+    assert snapshot.missing == ()
 
 
 async def test_a_secret_that_is_not_there_yet_says_nothing() -> None:
-    found = await Secrets(MemoryCluster(), ManualClock()).read(QWEN, speculator())
-    assert (found.access.tokens, found.access.exists) == ({}, False)
+    snapshot = await Secrets(MemoryCluster(), ManualClock()).read(QWEN, speculator())
+    assert (snapshot.access.tokens, snapshot.access.exists) == ({}, False)
 
 
 async def test_a_token_that_somebody_took_away_is_missed() -> None:
     cluster = MemoryCluster()
     _secret(cluster, "qwen-access", {"serve": "a", "publish": ""})
-    found = await Secrets(cluster, ManualClock()).read(QWEN, speculator())
-    assert (found.access.tokens, found.access.exists) == ({"serve": "a"}, True)
+    snapshot = await Secrets(cluster, ManualClock()).read(QWEN, speculator())
+    assert (snapshot.access.tokens, snapshot.access.exists) == ({"serve": "a"}, True)
 
 
 @pytest.mark.parametrize(
@@ -93,8 +93,8 @@ async def test_what_a_spec_names_is_missed_by_name(content: dict[str, str] | Non
 
 
 async def test_a_secret_that_may_not_be_read_may_be_there() -> None:
-    found = await Secrets(Guarded("mine"), ManualClock()).read(QWEN, speculator(OWN_REDIS))
-    assert found.missing == ()
+    snapshot = await Secrets(Guarded("mine"), ManualClock()).read(QWEN, speculator(OWN_REDIS))
+    assert snapshot.missing == ()
 
 
 async def test_without_the_right_to_its_own_secret_no_new_tokens_are_made_up() -> None:

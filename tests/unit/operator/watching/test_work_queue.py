@@ -179,9 +179,9 @@ mentions = st.lists(
 
 
 @settings(deadline=None, max_examples=60)
-@given(said=mentions, num_workers=st.integers(1, 4), work_s=st.floats(0.0, 2.0))
+@given(additions=mentions, num_workers=st.integers(1, 4), work_s=st.floats(0.0, 2.0))
 def test_every_mention_is_followed_by_a_look_and_no_key_is_looked_at_twice_at_once(
-    said: list[tuple[Key, str, float]], num_workers: int, work_s: float
+    additions: list[tuple[Key, str, float]], num_workers: int, work_s: float
 ) -> None:
     async def main() -> None:
         work, running = _work(), set[Key]()
@@ -205,11 +205,11 @@ def test_every_mention_is_followed_by_a_look_and_no_key_is_looked_at_twice_at_on
 
         async with asyncio.TaskGroup() as tasks:
             workers = [tasks.create_task(worker()) for _ in range(num_workers)]
-            for key, how, after_s in said:
+            for key, how, after_s in additions:
                 await asyncio.sleep(after_s)
                 mentioned[key] = LoopClock().monotonic()
                 ways[how](key)
-            await asyncio.sleep(100.0 + 10 * work_s * len(said))
+            await asyncio.sleep(100.0 + 10 * work_s * len(additions))
             for each in workers:
                 each.cancel()
         assert started.keys() == mentioned.keys()

@@ -47,10 +47,10 @@ def test_an_admitted_trace_comes_back_as_it_was(path: Path, traces: TraceMaker) 
     with opened(path, traces) as replay:
         assert replay.admit([one]) == [one.sample]
     with opened(path, traces) as replay:
-        (found,) = replay.training_batch({}, count=4, max_uses=6, rng=random.Random(0))
-    assert found.trace_id == one.sample.trace_id
-    assert found.ids.equal(one.sample.ids)
-    assert found.aux.equal(one.sample.aux)
+        (sample,) = replay.training_batch({}, count=4, max_uses=6, rng=random.Random(0))
+    assert sample.trace_id == one.sample.trace_id
+    assert sample.ids.equal(one.sample.ids)
+    assert sample.aux.equal(one.sample.aux)
 
 
 def test_a_file_holds_both_forms_of_the_teacher(path: Path, traces: TraceMaker, tiny_target: Path) -> None:
@@ -63,14 +63,14 @@ def test_a_file_holds_both_forms_of_the_teacher(path: Path, traces: TraceMaker, 
     with opened(path, traces) as replay:
         replay.admit([new])
     with opened(path, traces, cache_bytes=0) as replay:
-        found = {
+        ids = {
             sample.trace_id: sample for sample in replay.training_batch({}, count=4, max_uses=6, rng=random.Random(0))
         }
-    hidden, likeliest = found[old.sample.trace_id].teacher, found[new.sample.trace_id].teacher
+    hidden, likeliest = ids[old.sample.trace_id].teacher, ids[new.sample.trace_id].teacher
     assert isinstance(hidden, LastHidden)
     assert isinstance(likeliest, TopK)
     assert likeliest.ids.shape == (24, 6)
-    assert found[new.sample.trace_id].first_teacher_row == 3
+    assert ids[new.sample.trace_id].first_teacher_row == 3
 
 
 def test_a_redelivered_trace_is_not_admitted_again(path: Path, traces: TraceMaker) -> None:
@@ -101,9 +101,9 @@ def test_held_out_samples_are_evaluated_on_and_never_drawn(path: Path, traces: T
         while batch := draw(replay, uses):
             uses.update(batch)
         assert set(uses) == set(replay.training_ids())
-        found = {sample.trace_id for sample in replay.evaluation_batch(count=32)}
-    assert found == {one.sample.trace_id for one in held_out}
-    assert not found & set(uses)
+        chosen = {sample.trace_id for sample in replay.evaluation_batch(count=32)}
+    assert chosen == {one.sample.trace_id for one in held_out}
+    assert not chosen & set(uses)
 
 
 @settings(max_examples=15, deadline=None)

@@ -48,15 +48,15 @@ def state(step: int, *, identity: Identity = IDENTITY) -> State:
 def test_everything_that_was_saved_comes_back(tmp_path: Path) -> None:
     saved = state(7)
     States(tmp_path).save(saved)
-    found = States(tmp_path).load(IDENTITY)
-    assert found is not None
-    assert found.learner["step"] == 7
-    assert found.learner["network"]["w"].equal(saved.learner["network"]["w"])
-    assert found.token_ids.equal(saved.token_ids)
-    assert found.history == saved.history
-    assert found.draft_config == DRAFT
+    loaded = States(tmp_path).load(IDENTITY)
+    assert loaded is not None
+    assert loaded.learner["step"] == 7
+    assert loaded.learner["network"]["w"].equal(saved.learner["network"]["w"])
+    assert loaded.token_ids.equal(saved.token_ids)
+    assert loaded.history == saved.history
+    assert loaded.draft_config == DRAFT
     rng = random.Random()
-    rng.setstate(found.rng)
+    rng.setstate(loaded.rng)
     expected = random.Random(7)
     expected.random()
     assert rng.random() == expected.random()
@@ -71,9 +71,9 @@ def test_the_newest_of_two_kept_states_is_loaded(tmp_path: Path) -> None:
     for step in range(1, 13):
         states.save(state(step))
     assert len(list(tmp_path.iterdir())) == 2
-    found = states.load(IDENTITY)
-    assert found is not None
-    assert found.learner["step"] == 12
+    loaded = states.load(IDENTITY)
+    assert loaded is not None
+    assert loaded.learner["step"] == 12
 
 
 def test_a_flipped_bit_costs_one_save(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -83,9 +83,9 @@ def test_a_flipped_bit_costs_one_save(tmp_path: Path, caplog: pytest.LogCaptureF
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
-    found = states.load(IDENTITY)
-    assert found is not None
-    assert found.learner["step"] == 1
+    loaded = states.load(IDENTITY)
+    assert loaded is not None
+    assert loaded.learner["step"] == 1
     assert "damaged" in caplog.text
 
 
@@ -102,9 +102,9 @@ def test_a_save_that_was_cut_off_is_no_state(tmp_path: Path) -> None:
     states = States(tmp_path)
     states.save(state(1))
     (tmp_path / "state.part").write_bytes(b"half")
-    found = states.load(IDENTITY)
-    assert found is not None
-    assert found.learner["step"] == 1
+    loaded = states.load(IDENTITY)
+    assert loaded is not None
+    assert loaded.learner["step"] == 1
     states.save(state(2))
     assert not (tmp_path / "state.part").exists()
 
@@ -115,9 +115,9 @@ def test_a_full_disk_costs_one_save_and_nothing_that_was_saved_before(tmp_path: 
     with file_size_limit(100), pytest.raises(Exhausted, match=f"cannot save to {tmp_path}: .+"):
         states.save(state(2))
     assert len(list(tmp_path.iterdir())) == 1
-    found = states.load(IDENTITY)
-    assert found is not None
-    assert found.learner["step"] == 1
+    loaded = states.load(IDENTITY)
+    assert loaded is not None
+    assert loaded.learner["step"] == 1
 
 
 def test_a_folder_that_cannot_be_made_is_told_with_its_cause(tmp_path: Path) -> None:
@@ -153,6 +153,6 @@ def test_sent_digests_are_bounded() -> None:
 
 def test_a_state_of_a_version_that_kept_no_shape_is_read(tmp_path: Path) -> None:
     States(tmp_path).save(replace(state(1), draft_config=None))
-    found = States(tmp_path).load(IDENTITY)
-    assert found is not None
-    assert found.draft_config is None
+    loaded = States(tmp_path).load(IDENTITY)
+    assert loaded is not None
+    assert loaded.draft_config is None
