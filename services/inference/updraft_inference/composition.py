@@ -28,10 +28,9 @@ from updraft_chassis.errors import InvalidInput, Unavailable
 from updraft_chassis.lifecycle import Stop
 from updraft_chassis.settings import variable
 from updraft_draft import checkpoint, memory, tensors
-from updraft_inference.agent import selection
 from updraft_inference.agent.capture import Bounds, Capture, Sink
 from updraft_inference.agent.completions import CompletionListeners
-from updraft_inference.agent.drafts import DraftFolder, check_target, read_manifest, verified
+from updraft_inference.agent.drafts import DraftFolder, verified
 from updraft_inference.agent.fleet import FleetLink, LinkState
 from updraft_inference.agent.report import PodState
 from updraft_inference.agent.selection import CapturePlan, CaptureRates
@@ -66,8 +65,6 @@ _RELEASE_S = 30.0
 """Between two releases of free memory. One takes some 20 ms of a core."""
 
 _ENCODINGS = {"fp8": trace_pb2.TENSOR_ENCODING_FP8_E4M3, "bf16": trace_pb2.TENSOR_ENCODING_BF16}
-
-_NO_CAPTURE = CaptureRates(is_enabled=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +144,7 @@ class _Agent:
 
     def plan(self, trace_id: bytes, *, is_opted_out: bool, domain: str) -> CapturePlan:
         if self.capture is None:
-            return selection.plan(_NO_CAPTURE, trace_id, is_opted_out=is_opted_out, domain=domain)
+            return CapturePlan(trace_id=trace_id, is_opted_out=is_opted_out)
         return self.capture.plan(trace_id, is_opted_out=is_opted_out, domain=domain)
 
     async def flush(self) -> None:
@@ -275,10 +272,8 @@ def _fixed_draft(folder: Path, info: EngineInfo) -> DraftCheckpoint:
     The version is the folder name if that is a number, as in the stores of registries and pods; otherwise 1.
     """
     version = int(folder.name) if folder.name.isdecimal() else 1
-    manifest = read_manifest(folder)
-    if manifest is not None:
-        check_target(manifest, info)
-        return verified(folder, version)
+    if (folder / transfer.MANIFEST).is_file():
+        return verified(folder, version, info)
     _, weights = checkpoint.load(folder)
     digest = tensors_digest(checkpoint.tensor_specs(sorted(weights.items())))
     return DraftCheckpoint(version=version, folder=folder, tensors_digest=digest)

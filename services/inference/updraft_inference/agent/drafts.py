@@ -83,11 +83,13 @@ class DraftFolder:
                 shutil.rmtree(part)
 
 
-def verified(folder: Path, version: int) -> DraftCheckpoint:
-    """A cached version whose weights match its manifest; reads the whole file. Raises Corrupt if they do not."""
+def verified(folder: Path, version: int, info: EngineInfo) -> DraftCheckpoint:
+    """A cached version whose weights match its manifest; reads the whole file. Raises Corrupt if they do not, InvalidInput
+    for a draft of another target."""
     manifest = read_manifest(folder)
     if manifest is None or not transfer.is_complete(folder, manifest.digest):
         raise Corrupt(f"{folder} does not match its manifest")
+    check_target(manifest, info)
     return DraftCheckpoint(version=version, folder=folder, tensors_digest=manifest.tensors_digest)
 
 

@@ -5,7 +5,7 @@ estimates what users get. It always includes hidden states, and the trainer neve
 """
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from updraft.fleet.v1 import fleet_pb2
 from updraft_inference.engine import CaptureParams
@@ -34,28 +34,16 @@ class CaptureRates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CapturePlan:
-    """What to capture of one request. `payload_probability` is the probability with which its payload was selected."""
+    """What to capture of one request, and `params` for the engine. `payload_probability` is the probability with which its
+    payload was selected."""
 
     trace_id: bytes
     is_captured: bool = False
     is_opted_out: bool = False
     is_evaluation: bool = False
-    has_payload: bool = False
     payload_probability: float = 0.0
-    prompt_rows: int = 0
-    counterfactual_rows: int = 0
+    params: CaptureParams = field(default_factory=CaptureParams)
     domain: str = ""
-
-    @property
-    def params(self) -> CaptureParams:
-        """What the engine should capture. Counterfactual rows are for training only, so held-out requests have none."""
-        if not self.has_payload:
-            return CaptureParams()
-        return CaptureParams(
-            payload=True,
-            prompt_rows=self.prompt_rows,
-            counterfactual_rows=0 if self.is_evaluation else self.counterfactual_rows,
-        )
 
 
 def plan(rates: CaptureRates, trace_id: bytes, *, is_opted_out: bool = False, domain: str = "") -> CapturePlan:
@@ -63,14 +51,17 @@ def plan(rates: CaptureRates, trace_id: bytes, *, is_opted_out: bool = False, do
         return CapturePlan(trace_id=trace_id, is_opted_out=is_opted_out)
     is_evaluation = _uniform(b"evaluation", trace_id) < rates.evaluation_fraction
     probability = 1.0 if is_evaluation else rates.payload_fraction
+    params = CaptureParams()
+    if _uniform(b"payload", trace_id) < probability:
+        # Counterfactual rows are for training only, so held-out requests have none.
+        counterfactual_rows = 0 if is_evaluation else rates.counterfactual_rows
+        params = CaptureParams(payload=True, prompt_rows=rates.prompt_rows, counterfactual_rows=counterfactual_rows)
     return CapturePlan(
         trace_id=trace_id,
         is_captured=True,
         is_evaluation=is_evaluation,
-        has_payload=_uniform(b"payload", trace_id) < probability,
         payload_probability=probability,
-        prompt_rows=rates.prompt_rows,
-        counterfactual_rows=rates.counterfactual_rows,
+        params=params,
         domain=domain,
     )
 

@@ -18,7 +18,7 @@ from updraft_chassis.clock import Clock
 from updraft_chassis.errors import Corrupt, Exhausted, InvalidInput, Unavailable, UpdraftError
 from updraft_chassis.retry import Backoff
 from updraft_inference.agent import switchback
-from updraft_inference.agent.drafts import DraftFolder, check_target, read_manifest, verified
+from updraft_inference.agent.drafts import DraftFolder, read_manifest, verified
 from updraft_inference.cancellation import Interrupted, run_unless_cancelled_by
 from updraft_inference.engine import DraftCheckpoint, Engine
 from updraft_inference.metrics import Metrics
@@ -280,13 +280,7 @@ class Swapper:
         await run_unless_cancelled_by(self._arrived.wait(), asyncio.sleep(max(0.0, due_s - now_s)))
 
     def _verified(self, version: int) -> DraftCheckpoint:
-        folder = self._drafts.path / str(version)
-        draft = verified(folder, version)
-        manifest = read_manifest(folder)
-        if manifest is None:
-            raise Corrupt(f"{folder} has no manifest")
-        check_target(manifest, self._engine.info)
-        return draft
+        return verified(self._drafts.path / str(version), version, self._engine.info)
 
     async def _install(self, draft: DraftCheckpoint | None, *, level: int = logging.INFO) -> None:
         swapped = await self._engine.swap(draft)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from updraft.trace.v1 import trace_pb2
 from updraft_inference.agent.selection import CapturePlan
-from updraft_inference.engine import Drafter, FinishedRequest, FinishReason, HiddenStates, Teacher, TopK, VerifyStep
+from updraft_inference.engine import FinishedRequest, HiddenStates, Teacher, TopK, VerifyStep
 
 if TYPE_CHECKING:
     import torch
@@ -19,16 +19,6 @@ _LIGHT_BYTES_PER_TOKEN = 64
 
 Encode = Callable[["torch.Tensor"], trace_pb2.Tensor]
 
-_REASONS = {
-    FinishReason.STOP: trace_pb2.FINISH_REASON_STOP,
-    FinishReason.LENGTH: trace_pb2.FINISH_REASON_LENGTH,
-    FinishReason.CANCELLED: trace_pb2.FINISH_REASON_CANCELLED,
-}
-_DRAFTERS = {
-    Drafter.NONE: trace_pb2.DRAFTER_NONE,
-    Drafter.NGRAM: trace_pb2.DRAFTER_NGRAM,
-    Drafter.EAGLE3: trace_pb2.DRAFTER_EAGLE3,
-}
 _MAX_UINT32 = 2**32 - 1
 
 
@@ -90,7 +80,7 @@ def trace(ended: Ended, origin: Origin, encode: Encode) -> trace_pb2.Trace:
             draft_vocabulary_fingerprint=ended.draft_vocabulary_fingerprint,
             engine=origin.engine,
             sampling=_sampling(finished),
-            finish_reason=_REASONS[finished.reason],
+            finish_reason=trace_pb2.FinishReason.Value(f"FINISH_REASON_{finished.reason.name}"),
             finished_unix_ms=int(ended.finished_s * 1000),
             time_to_first_token_us=_microseconds(finished.time_to_first_token_s),
             duration_us=_microseconds(finished.duration_s),
@@ -124,7 +114,7 @@ def _step(step: VerifyStep) -> trace_pb2.Step:
         batch_size=step.batch_size,
         duration_us=_microseconds(step.duration_s),
         draft_version=step.draft_version,
-        drafter=_DRAFTERS[step.drafter],
+        drafter=trace_pb2.Drafter.Value(f"DRAFTER_{step.drafter.name}"),
     )
 
 

@@ -59,11 +59,11 @@ def test_the_cache_keeps_what_is_wanted_and_the_last_two_that_served(tmp_path: P
 
 def test_a_flipped_bit_on_disk_is_noticed(tmp_path: Path) -> None:
     folder = write_version(tmp_path, 1, b"weights")
-    assert verified(folder, 1).tensors_digest == manifest(b"weights").tensors_digest
+    assert verified(folder, 1, INFO).tensors_digest == manifest(b"weights").tensors_digest
 
     (folder / "model.safetensors").write_bytes(b"weighty")
     with pytest.raises(Corrupt):
-        verified(folder, 1)
+        verified(folder, 1, INFO)
 
 
 @pytest.mark.parametrize("broken", ["", "{", '{"digest": 5}'])
@@ -72,7 +72,7 @@ def test_a_broken_manifest_is_noticed(tmp_path: Path, broken: str) -> None:
     (folder / "manifest.json").write_text(broken)
 
     with pytest.raises(Corrupt):
-        verified(folder, 1)
+        verified(folder, 1, INFO)
 
 
 def test_a_draft_for_another_target_is_refused_with_both() -> None:

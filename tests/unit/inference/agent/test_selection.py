@@ -23,8 +23,8 @@ def test_evaluation_always_carries_the_payload_and_the_rest_a_fraction() -> None
 
     held_out = [p for p in plans if p.is_evaluation]
     rest = [p for p in plans if not p.is_evaluation]
-    assert all(p.has_payload and p.payload_probability == 1.0 for p in held_out)
-    assert sum(p.has_payload for p in rest) / len(rest) == pytest.approx(0.25, abs=0.03)
+    assert all(p.params.payload and p.payload_probability == 1.0 for p in held_out)
+    assert sum(p.params.payload for p in rest) / len(rest) == pytest.approx(0.25, abs=0.03)
     assert {p.payload_probability for p in rest} == {0.25}
 
 
@@ -32,7 +32,7 @@ def test_evaluation_always_carries_the_payload_and_the_rest_a_fraction() -> None
 def test_none_and_all_mean_what_they_say(fraction: float) -> None:
     rates = CaptureRates(payload_fraction=fraction, evaluation_fraction=0)
 
-    assert {plan(rates, trace_id).has_payload for trace_id in IDS} == {fraction == 1.0}
+    assert {plan(rates, trace_id).params.payload for trace_id in IDS} == {fraction == 1.0}
 
 
 def test_hidden_states_are_asked_of_the_engine_only_for_a_payload() -> None:
@@ -48,7 +48,7 @@ def test_rows_after_rejections_are_asked_for_only_where_they_may_be_learnt_from(
 
     plans = [plan(rates, trace_id) for trace_id in IDS]
 
-    assert {(p.has_payload and not p.is_evaluation, p.params.counterfactual_rows) for p in plans} == {
+    assert {(p.params.payload and not p.is_evaluation, p.params.counterfactual_rows) for p in plans} == {
         (True, 2),
         (False, 0),
     }
