@@ -33,6 +33,7 @@ from updraft_inference.engine import (
     LoadedDraft,
     LookaheadEstimates,
     SwapResult,
+    check_limits,
 )
 from updraft_inference.torch_engine.drafting.eagle import EagleProposer
 from updraft_inference.torch_engine.drafting.ngram import NgramProposer
@@ -141,14 +142,7 @@ class TorchEngine:
 
     @property
     def load(self) -> EngineLoad:
-        d = self._scheduler
-        return EngineLoad(
-            running=d.num_running,
-            queued=d.num_waiting,
-            used_tokens=d.num_used_tokens,
-            lookahead=d.planner.last,
-            cached_tokens=d.num_cached_tokens,
-        )
+        return self._scheduler.load
 
     @property
     def lookahead_estimates(self) -> LookaheadEstimates:
@@ -253,17 +247,7 @@ class TorchEngine:
     # -- outside the engine's thread ----------------------------------------------------------------------------------
 
     def _check(self, request: GenerationRequest) -> None:
-        num_prompt, limit = len(request.prompt_ids), self._limits.max_context
-        if not num_prompt:
-            raise InvalidInput("the prompt is empty")
-        if request.max_tokens < 1:
-            raise InvalidInput(f"max_tokens is {request.max_tokens}; it must be at least 1")
-        if num_prompt + request.max_tokens > limit:
-            raise InvalidInput(
-                f"{num_prompt} prompt tokens and {request.max_tokens} new ones exceed the context of {limit} tokens"
-            )
-        if not all(0 <= token < self._info.vocab_size for token in request.prompt_ids):
-            raise InvalidInput(f"a prompt token is outside the vocabulary of {self._info.vocab_size}")
+        check_limits(request, self._info)
         check_sampling(request, self._info.vocab_size)
         self._check_running()
         if self._submitted >= self._limits.num_slots + self._options.max_queued:

@@ -13,7 +13,6 @@ from torch import Tensor
 from updraft_draft.acceptance import draw
 from updraft_draft.network import DraftNetwork
 from updraft_inference.engine import Drafter
-from updraft_inference.torch_engine.drafting.proposer import Proposer
 from updraft_inference.torch_engine.model.draft import PackedDraft, PackedWeights
 from updraft_inference.torch_engine.model.kv_cache import CacheShape, SlotCache
 from updraft_inference.torch_engine.proposal import CHAIN_ALONE, Proposal
@@ -37,7 +36,7 @@ class NotFiniteError(RuntimeError):
         self.sequences = sequences
 
 
-class EagleProposer(Proposer):
+class EagleProposer:
     """A draft network with the cache of its one layer. Not thread-safe: the engine thread owns it."""
 
     def __init__(
@@ -68,6 +67,7 @@ class EagleProposer(Proposer):
         self._cache.copy_prefix(source, slot, length)
 
     def forget(self, sequence: Sequence) -> None:
+        """Drop all state of a sequence that will not draft again."""
         # The slot is wiped because a mask hides by a weight of 0, and 0 times a number that is not finite is not 0.
         self._cache.wipe(sequence.slot)
         sequence.num_computed_draft_tokens = 0
@@ -93,7 +93,10 @@ class EagleProposer(Proposer):
 
     @torch.inference_mode()
     def propose(self, sequences: list[Sequence], k: int) -> list[Proposal]:
-        """Draft `k` tokens for each sequence."""
+        """Draft `k` tokens for each sequence, ordered by slot.
+
+        RuntimeError: drafting failed. The sequences then go on without the draft model and are to be forgotten.
+        """
         state_BD = self._read(sequences, [sequence.num_pending for sequence in sequences])
         slots = [s.slot for s in sequences]
         chains: list[_Chain] = [_Chain() for _ in sequences]

@@ -7,12 +7,9 @@ predicted, and a client must not learn that way what others were answered.
 from collections import OrderedDict, deque
 from weakref import WeakKeyDictionary
 
-from torch import Tensor
-
 from updraft_inference.engine import Drafter
 from updraft_inference.torch_engine.drafting.answer_cache import AnswerCache
 from updraft_inference.torch_engine.drafting.ngram_index import NgramIndex
-from updraft_inference.torch_engine.drafting.proposer import Proposer
 from updraft_inference.torch_engine.proposal import Proposal
 from updraft_inference.torch_engine.sequence import Sequence
 
@@ -24,7 +21,7 @@ MOST_UNREAD = 64
 """Answers that wait to be indexed; beyond it the oldest is dropped."""
 
 
-class NgramProposer(Proposer):
+class NgramProposer:
     """Remembers `num_tokens` tokens of answers per client; 0: none."""
 
     def __init__(self, num_tokens: int) -> None:
@@ -34,10 +31,8 @@ class NgramProposer(Proposer):
         self._unread: deque[tuple[str, list[int], int]] = deque(maxlen=MOST_UNREAD)
         """Client, tokens, and the first of them that is not indexed yet."""
 
-    def propose(self, sequences: list[Sequence], k: int) -> list[Proposal]:
-        return [self._propose(sequence, k) for sequence in sequences]
-
-    def _propose(self, sequence: Sequence, k: int) -> Proposal:
+    def propose(self, sequence: Sequence, k: int) -> Proposal:
+        """At most `k` tokens."""
         match = self._indexes.setdefault(sequence, NgramIndex()).propose(sequence.ids, k)
         cache = self._caches.get(sequence.request.client)
         if cache is not None:
@@ -48,15 +43,8 @@ class NgramProposer(Proposer):
             return Proposal(source=match.source)
         return Proposal(drafter=Drafter.NGRAM, ids=match.ids, log_probs=[0.0] * len(match.ids), source=match.source)
 
-    def observe(self, sequence: Sequence, aux_RA: Tensor) -> None:
-        """Lookup needs no states."""
-
-    def forget(self, sequence: Sequence) -> None:
-        self._indexes.pop(sequence, None)
-
-    def keep_up(self, sequences: list[Sequence]) -> None:
+    def keep_up(self) -> None:
         """Index a portion of an answer that has ended: a long one at once would keep other streams waiting."""
-        del sequences
         if not self._unread:
             return
         client, ids, first = self._unread.popleft()
@@ -74,7 +62,7 @@ class NgramProposer(Proposer):
     def index_all(self) -> None:
         """Index everything that waits. (For measurements.)"""
         while self._unread:
-            self.keep_up([])
+            self.keep_up()
 
     def _cache(self, client: str) -> AnswerCache:
         if client not in self._caches:

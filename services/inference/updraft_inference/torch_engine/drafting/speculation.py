@@ -72,7 +72,7 @@ class Speculation:
 
     def keep_up(self, sequences: list[Sequence]) -> None:
         """Background work of a step."""
-        self.ngram.keep_up(sequences)
+        self.ngram.keep_up()
         self._update_draft_cache([sequence for sequence in sequences if sequence.is_draftable])
 
     def observe(self, sequence: Sequence, aux_RA: Tensor) -> None:
@@ -106,11 +106,11 @@ class Speculation:
 
     def _match(self, sequences: list[Sequence]) -> dict[Sequence, Proposal]:
         """N-gram proposals of the sequences that want them. They cost nothing before they are verified."""
-        wanting = [sequence for sequence in sequences if self._drafter(sequence) in _BY_NGRAM]
         most = self._limits.max_lookup if self._limits.max_lookahead else 0
         matches = {
-            sequence: proposal.first(min(most, sequence.num_useful))
-            for sequence, proposal in zip(wanting, self.ngram.propose(wanting, most), strict=True)
+            sequence: self.ngram.propose(sequence, most).first(min(most, sequence.num_useful))
+            for sequence in sequences
+            if self._drafter(sequence) in _BY_NGRAM
         }
         for sequence, match in matches.items():
             self._stats_of(sequence).pending.watch(match.ids, match.source)

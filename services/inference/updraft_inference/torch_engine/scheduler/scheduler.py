@@ -11,7 +11,7 @@ from collections import deque
 from torch import Tensor
 
 from updraft_chassis.errors import Corrupt
-from updraft_inference.engine import Delta, Drafter, FinishReason, TokenLogprob, VerifyStep
+from updraft_inference.engine import Delta, Drafter, EngineLoad, FinishReason, TokenLogprob, VerifyStep
 from updraft_inference.torch_engine.drafting.eagle import EagleProposer
 from updraft_inference.torch_engine.drafting.lookahead.cost import CostTable
 from updraft_inference.torch_engine.drafting.lookahead.planner import LookaheadPlanner
@@ -61,23 +61,16 @@ class Scheduler:
         return not (self._admission.waiting or self._prefilling or self._decoding)
 
     @property
-    def num_running(self) -> int:
-        """Requests that hold a slot."""
-        return len(self._prefilling) + len(self._decoding)
-
-    @property
-    def num_waiting(self) -> int:
-        return len(self._admission.waiting)
-
-    @property
-    def num_used_tokens(self) -> int:
-        """Cache positions in use."""
-        return sum(sequence.num_computed_tokens for sequence in self._running())
-
-    @property
-    def num_cached_tokens(self) -> int:
-        """Prompt tokens so far that were copied instead of computed."""
-        return self._admission.num_cached_tokens
+    def load(self) -> EngineLoad:
+        """Any thread may read it."""
+        running = self._running()
+        return EngineLoad(
+            running=len(running),
+            queued=len(self._admission.waiting),
+            used_tokens=sum(sequence.num_computed_tokens for sequence in running),
+            lookahead=self.planner.last,
+            cached_tokens=self._admission.num_cached_tokens,
+        )
 
     def install(self, eagle: EagleProposer | None, version: int) -> None:
         """Draft with another network from now on, or with none."""

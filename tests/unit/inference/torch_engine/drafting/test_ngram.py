@@ -20,12 +20,12 @@ def remembering(*sequences: Sequence, num_tokens: int = 1024) -> NgramProposer:
     lookups = NgramProposer(num_tokens)
     for each in sequences:
         lookups.finish(each)
-        lookups.keep_up([])
+        lookups.keep_up()
     return lookups
 
 
 def proposed(lookups: NgramProposer, one: Sequence, k: int) -> NgramMatch:
-    (proposal,) = lookups.propose([one], k)
+    proposal = lookups.propose(one, k)
     assert proposal.drafter is (Drafter.NGRAM if proposal.ids else Drafter.NONE)
     assert len(proposal.log_probs) == len(proposal.ids)
     return NgramMatch(proposal.ids, proposal.source)
@@ -53,7 +53,7 @@ def test_who_asked_nothing_for_longest_is_forgotten_for_a_new_client() -> None:
     lookups = remembering(*(sequence([1], [2, 3], str(n)) for n in range(MOST_CLIENTS)))
     assert proposed(lookups, sequence([1], [2], "0"), 1).ids == [3]
     lookups.finish(sequence([1], [2, 3], "new"))
-    lookups.keep_up([])
+    lookups.keep_up()
 
     known = [
         client
@@ -78,7 +78,7 @@ def test_a_long_answer_is_read_in_portions_and_known_as_a_whole_in_the_end() -> 
     assert proposed(lookups, sequence([1], answer[: PORTION + 5]), 16).ids == []
 
     for _ in range(2):
-        lookups.keep_up([])
+        lookups.keep_up()
     for end in range(1, len(answer)):
         assert proposed(lookups, sequence([1], answer[:end]), 16).ids == answer[end : end + 16]
 
@@ -88,7 +88,7 @@ def test_of_too_many_answers_that_end_at_once_the_latest_are_remembered() -> Non
     for token in range(100, 100 + 2 * MOST_UNREAD):
         lookups.finish(sequence([1], [token, token + 1000]))
     for _ in range(2 * MOST_UNREAD):
-        lookups.keep_up([])
+        lookups.keep_up()
 
     assert proposed(lookups, sequence([1], [99 + 2 * MOST_UNREAD]), 1).ids == [1099 + 2 * MOST_UNREAD]
     assert proposed(lookups, sequence([2], [100]), 1).ids == []

@@ -154,7 +154,7 @@ def test_a_request_that_is_cancelled_in_mid_prompt_leaves_its_slot(scheduler: Sc
     scheduler.step()
     assert 0 < long.sequence.num_computed_tokens < 220
     scheduler.cancel(long.sequence.request.request_id)
-    assert scheduler.num_running == 1
+    assert scheduler.load.running == 1
     before = len(stream.gained)
     scheduler.step()
     assert len(stream.gained) == before + 1
@@ -171,7 +171,7 @@ def test_a_few_words_in_common_do_not_cost_another_conversation_its_slot(schedul
     scheduler.add(newcomer.sequence)
     scheduler.step()
     assert newcomer.sequence.slot != earlier.sequence.slot
-    assert scheduler.num_cached_tokens == 0
+    assert scheduler.load.cached_tokens == 0
 
 
 def turn_off(scheduler: Scheduler) -> None:

@@ -17,7 +17,8 @@ from updraft_inference.torch_engine.proposal import CHAIN_ALONE, NO_MATCH, Propo
 
 POSITIONS = 5
 """Positions with a rate of their own. Later ones share the last rate, because proposals that got so far go on much alike."""
-_SHARED_MEMORY, _OWN_MEMORY, _OWN_WEIGHT = 100.0, 40.0, 4.0
+_SHARED_MEMORY, _OWN_MEMORY = 100.0, 40.0
+_PRIOR_WEIGHT, _OWN_WEIGHT = 2.0, 4.0
 _NUM_RECENT = 200
 """Proposals that `AcceptanceTable.recent` averages."""
 
@@ -56,17 +57,11 @@ class AcceptanceEstimator:
         self._observed[i] = self._observed[i] * fade + 1.0
 
 
-class _Prior(NamedTuple):
-    """A rate assumed before anything was observed, worth `weight` observations."""
-
-    rate: float
-    weight: float = 2.0
-
-
-def _prior(source: ProposalSource) -> _Prior:
+def _prior(source: ProposalSource) -> float:
+    """The rate assumed before anything was observed."""
     if source.is_chain:
-        return _Prior(0.5)
-    return _Prior(0.1) if source.is_weak else _Prior(0.3)
+        return 0.5
+    return 0.1 if source.is_weak else 0.3
 
 
 class Score(NamedTuple):
@@ -163,7 +158,6 @@ class AcceptanceTable:
 def _survival(
     own: AcceptanceEstimator, shared: AcceptanceEstimator, source: ProposalSource, length: int
 ) -> list[float]:
-    prior = _prior(source)
-    rates = own.rates(shared.rates([prior.rate] * POSITIONS, prior.weight), _OWN_WEIGHT)
+    rates = own.rates(shared.rates([_prior(source)] * POSITIONS, _PRIOR_WEIGHT), _OWN_WEIGHT)
     rates += rates[-1:] * (length - POSITIONS)
     return list(accumulate(rates[:length], mul))

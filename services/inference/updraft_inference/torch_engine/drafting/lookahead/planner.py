@@ -51,7 +51,7 @@ class LookaheadPlanner:
         """The longest drafts of the last step."""
         self._is_fixed = is_fixed
         self._chains = ChainCost(cost)
-        self._probe = ProbeSchedule()
+        self._probe = ProbeSchedule(PROBE_STEPS)
         self._num_probed = 0
         self._probed: SequenceStats | None = None
         self._probe_expected = 0.0
@@ -60,7 +60,7 @@ class LookaheadPlanner:
         """Another draft model is served: it begins with full chains."""
         self.acceptance.reset_chains()
         self.gate.reset()
-        self._probe = ProbeSchedule()
+        self._probe = ProbeSchedule(PROBE_STEPS)
 
     def plan(self, requests: Sequence[DraftRequest]) -> list[DraftChoice]:
         """Choose as if no prompt were read in the same step: next to one, drafts would look cheap."""
@@ -122,7 +122,7 @@ class LookaheadPlanner:
         able = [i for i, r in enumerate(requests) if forced[i] is None and (r.chain or r.ngram)]
         able = [i for i in able if requests[i].chain] or able
         self._probed = None
-        if not able or not self._probe.next(PROBE_STEPS):
+        if not able or not self._probe.next():
             return
         i = able[self._num_probed // PROBE_STEPS % len(able)]
         self._num_probed += 1

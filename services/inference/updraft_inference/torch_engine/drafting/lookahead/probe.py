@@ -7,10 +7,9 @@ FIRST_GAP, LONGEST_GAP = 16, 128
 class ProbeSchedule:
     """Probes of `size` events each, with at least `gap * size` events between them."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
+        self._size = size
         self._gap = FIRST_GAP
-        self._size = 0
-        """Largest size asked for since the last probe."""
         self._num_events = 0
         """Since the last probe."""
 
@@ -20,12 +19,11 @@ class ProbeSchedule:
 
     def defer(self) -> None:
         """Begin the gap again: the proposer is in use, which shows as much as a probe."""
-        self._num_events = self._size = 0
+        self._num_events = 0
 
-    def next(self, size: int) -> bool:
+    def next(self) -> bool:
         """Count an event, and return whether it belongs to a probe."""
         self._num_events += 1
-        self._size = max(self._size, size)
         num_probed = self._num_events - self._gap * self._size
         if num_probed >= self._size:
             self.defer()
@@ -55,7 +53,7 @@ class DraftModelGate:
 
     def reset(self) -> None:
         """Another draft model is served."""
-        self._probe = ProbeSchedule()
+        self._probe = ProbeSchedule(1)
         self._num_steps = 0
         self._num_possible = self._num_chosen = 0.0
 
@@ -70,7 +68,7 @@ class DraftModelGate:
         self._num_chosen = self._num_chosen * fade + num_chosen
         if self.is_open and self._num_steps > self.MIN_STEPS:
             self._probe.reset()
-        is_probe = not self.is_open and self._num_steps % self.MIN_STEPS == 0 and self._probe.next(1)
+        is_probe = not self.is_open and self._num_steps % self.MIN_STEPS == 0 and self._probe.next()
         if is_probe:
             self._num_steps = 0
             self._num_possible = self._num_chosen = 0.0
