@@ -1,7 +1,7 @@
 """The engine port: what HTTP, capture and the fleet link need from any engine.
 
 The engine is the source of truth: `loaded` is the draft that it holds, not the one it was told to load. Everything here is
-data or a small protocol. It imports no torch, so an adapter for another engine needs none.
+data, a check of it, or a small protocol. It imports no torch, so an adapter for another engine needs none.
 """
 
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from updraft_chassis.errors import InvalidInput
 
 if TYPE_CHECKING:
     import torch
@@ -128,6 +130,9 @@ class TopK:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __getitem__(self, rows: slice) -> "TopK":
+        return TopK(ids=self.ids[rows], log_probs=self.log_probs[rows], log_sum_exp=self.log_sum_exp[rows])
+
 
 Teacher: TypeAlias = "torch.Tensor | TopK"
 """The target's prediction: its last hidden states [rows, hidden] after the final norm, from which logits can be computed
@@ -233,6 +238,21 @@ class EngineInfo:
     eos_token_ids: frozenset[int]
     kernels: str = ""
     """Which of its C++ kernels the built-in engine uses: amx, avx512, avx2, neon; "torch" if none, "" for other engines."""
+
+
+def check_limits(request: GenerationRequest, info: EngineInfo) -> None:
+    """Raises InvalidInput for a request that no engine with this context and vocabulary can serve."""
+    num_prompt, limit = len(request.prompt_ids), info.max_context
+    if not num_prompt:
+        raise InvalidInput("the prompt is empty")
+    if request.max_tokens < 1:
+        raise InvalidInput(f"max_tokens is {request.max_tokens}; it must be at least 1")
+    if num_prompt + request.max_tokens > limit:
+        raise InvalidInput(
+            f"{num_prompt} prompt tokens and {request.max_tokens} new ones exceed the context of {limit} tokens"
+        )
+    if not all(0 <= token < info.vocab_size for token in request.prompt_ids):
+        raise InvalidInput(f"a prompt token is outside the vocabulary of {info.vocab_size}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

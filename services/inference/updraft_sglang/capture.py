@@ -42,32 +42,19 @@ class _Forward:
     staged: Staged | None = field(default=None)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _StepItem:
-    step: steps.StepMessage
+@dataclass(frozen=True, slots=True)
+class _StagedMessage:
+    """Rows on their way from the device. `build` makes the message of them, on the channel's thread."""
+
     staged: Staged
-    start: Mark
-    end: Mark
+    build: Callable[[dict[str, Tensor]], tuple[dict[str, Any], dict[str, Tensor]]]
 
     @property
     def num_bytes(self) -> int:
         return self.staged.num_bytes
 
     def message(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        return self.step.message(self.staged.wait(), elapsed_us(self.start, self.end))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _PrefillItem:
-    spans: tuple[prefills.Span, ...]
-    staged: Staged
-
-    @property
-    def num_bytes(self) -> int:
-        return self.staged.num_bytes
-
-    def message(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        return prefills.header(self.spans), self.staged.wait()
+        return self.build(self.staged.wait())
 
 
 class CaptureHooks:
@@ -149,8 +136,10 @@ class CaptureHooks:
 
     def _finish(self, forward: _Forward) -> None:
         assert forward.staged is not None
-        step = steps.StepMessage(captured=forward.captured, version=forward.version)
-        self._channel.offer(_StepItem(step=step, staged=forward.staged, start=forward.start, end=mark(forward.stream)))
+        step, end = steps.StepMessage(captured=forward.captured, version=forward.version), mark(forward.stream)
+        self._channel.offer(
+            _StagedMessage(forward.staged, lambda rows: step.message(rows, elapsed_us(forward.start, end)))
+        )
 
     def _prefilled(self, forward: _Forward, runner: Any, logits_output: Any) -> None:
         if runner.is_draft_worker:
@@ -169,7 +158,7 @@ class CaptureHooks:
             batch_size=len(batch.reqs),
             top_k=self._top_k,
         )
-        self._channel.offer(_PrefillItem(spans=spans, staged=Staged(rows, forward.stream)))
+        self._channel.offer(_StagedMessage(Staged(rows, forward.stream), lambda rows: (prefills.header(spans), rows)))
 
 
 def _states(logits_output: Any) -> Tensor:

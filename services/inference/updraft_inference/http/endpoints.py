@@ -5,7 +5,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from updraft_inference.agent.counters import total
 from updraft_inference.agent.counters import usage as usage_of
@@ -22,14 +22,6 @@ DEFAULT_COMPLETION_TOKENS = 16
 B = TypeVar("B", bound=GenerationBody)
 
 
-class Language(Protocol):
-    @property
-    def tokenizer(self) -> Tokenizer: ...
-
-    @property
-    def chat_template(self) -> ChatTemplate | None: ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint(Generic[B]):
     """One endpoint: its body, its prompt, its choices."""
@@ -38,7 +30,7 @@ class Endpoint(Generic[B]):
     body: type[B]
     id_prefix: str
     prompt_param: str
-    prompt: Callable[[B, Language], tuple[int, ...]]
+    prompt: Callable[[B, Tokenizer, ChatTemplate | None], tuple[int, ...]]
     default_max_tokens: int | None
     """Limit if the body has none; None: the rest of the context."""
     answer_object: str
@@ -51,29 +43,17 @@ class Endpoint(Generic[B]):
     logprobs: Callable[[Transcript, Sequence[TokenLogprob]], Json]
 
 
-def _completion_prompt(body: CompletionBody, language: Language) -> tuple[int, ...]:
+def _completion_prompt(body: CompletionBody, tokenizer: Tokenizer, _: ChatTemplate | None) -> tuple[int, ...]:
     if isinstance(body.prompt, str):
-        return language.tokenizer.encode(body.prompt, add_special_tokens=True)
+        return tokenizer.encode(body.prompt, add_special_tokens=True)
     return tuple(body.prompt)
 
 
-def _chat_prompt(body: ChatBody, language: Language) -> tuple[int, ...]:
-    if language.chat_template is None:
+def _chat_prompt(body: ChatBody, tokenizer: Tokenizer, chat_template: ChatTemplate | None) -> tuple[int, ...]:
+    if chat_template is None:
         raise invalid("This model has no chat template; use /v1/completions", param="messages")
-    prompt = language.chat_template.render([message.turn for message in body.messages])
-    return language.tokenizer.encode(prompt, add_special_tokens=False)
-
-
-def _text_choice(text: str) -> Json:
-    return {"text": text}
-
-
-def _message_choice(text: str) -> Json:
-    return {"message": {"role": "assistant", "content": text, "refusal": None}}
-
-
-def _delta_choice(text: str) -> Json:
-    return {"delta": {"content": text} if text else {}}
+    prompt = chat_template.render([message.turn for message in body.messages])
+    return tokenizer.encode(prompt, add_special_tokens=False)
 
 
 COMPLETIONS: Endpoint[CompletionBody] = Endpoint(
@@ -85,9 +65,9 @@ COMPLETIONS: Endpoint[CompletionBody] = Endpoint(
     default_max_tokens=DEFAULT_COMPLETION_TOKENS,
     answer_object="text_completion",
     chunk_object="text_completion",
-    choice=_text_choice,
+    choice=lambda text: {"text": text},
     opening=None,
-    chunk_choice=_text_choice,
+    chunk_choice=lambda text: {"text": text},
     logprobs=Transcript.completion,
 )
 
@@ -100,9 +80,9 @@ CHAT: Endpoint[ChatBody] = Endpoint(
     default_max_tokens=None,
     answer_object="chat.completion",
     chunk_object="chat.completion.chunk",
-    choice=_message_choice,
+    choice=lambda text: {"message": {"role": "assistant", "content": text, "refusal": None}},
     opening={"delta": {"role": "assistant", "content": ""}},
-    chunk_choice=_delta_choice,
+    chunk_choice=lambda text: {"delta": {"content": text} if text else {}},
     logprobs=Transcript.chat,
 )
 

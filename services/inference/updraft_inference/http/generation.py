@@ -138,7 +138,7 @@ async def generate(served: ServedModel, choice: Choice) -> AsyncGenerator[TextCh
 async def _prompt_ids(served: ServedModel, endpoint: Endpoint[B], body: B) -> tuple[int, ...]:
     try:
         # In a thread, because tokenizing a mebibyte takes a second.
-        prompt_ids = await asyncio.to_thread(endpoint.prompt, body, served)
+        prompt_ids = await asyncio.to_thread(endpoint.prompt, body, served.tokenizer, served.chat_template)
     except InvalidInput as error:
         raise invalid(str(error), param=endpoint.prompt_param) from None
     if not prompt_ids:

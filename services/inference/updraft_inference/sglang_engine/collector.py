@@ -10,11 +10,10 @@ import logging
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from updraft_chassis.clock import Clock, SystemClock
@@ -31,11 +30,8 @@ _PATIENCE_S = 20.0
 _MAX_PATH = 107
 """Length limit of a Unix socket path on Linux, in bytes."""
 
-_DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hello:
+class Hello(BaseModel):
     """How the plugin introduces itself when it connects."""
 
     id: str
@@ -44,8 +40,6 @@ class Hello:
     sglang: str
     pid: int
     """Process id within its own container."""
-    num_steps: int
-    aux_size: int
     version: int
     digest: str
     problem: str
@@ -59,18 +53,8 @@ class Hello:
                 f" agent uses {wire.PROTOCOL}: run `updraft-inference prepare-sglang` and restart the server"
             )
         try:
-            return cls(
-                id=str(header["id"]),
-                plugin=str(header["plugin"]),
-                sglang=str(header["sglang"]),
-                pid=int(header["pid"]),
-                num_steps=int(header["steps"]),
-                aux_size=int(header["aux_size"]),
-                version=int(header["version"]),
-                digest=str(header["digest"]),
-                problem=str(header["problem"]),
-            )
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            return cls.model_validate(header)
+        except ValidationError as error:
             raise wire.FrameError(f"malformed hello from the plugin: {error!r}") from error
 
 

@@ -27,9 +27,14 @@ class DraftFingerprint:
     version: int
     folder: Path
     tensors_digest: str
-    vocabulary_fingerprint: str
+    config: DraftConfig
+    d2t: torch.Tensor
     info: ServerInfo
     hashes: dict[torch.dtype, list[dict[str, str]]]
+
+    @property
+    def vocabulary_fingerprint(self) -> str:
+        return checkpoint.vocabulary_fingerprint(self.d2t + torch.arange(self.config.draft_vocab_size))
 
     def difference(self, served: list[RankChecksums]) -> str:
         """Why `served` is not this draft; empty if it is. May read the folder again, which takes as long."""
@@ -68,15 +73,7 @@ def _hashes(
     ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Vocabulary:
-    """Shape and vocabulary, which all drafts of one server share because SGLang reads them once at startup."""
-
-    config: DraftConfig
-    d2t: torch.Tensor
-
-
-def read_initial_draft(folder: Path, info: ServerInfo) -> tuple[Vocabulary, DraftFingerprint]:
+def read_initial_draft(folder: Path, info: ServerInfo) -> DraftFingerprint:
     """The draft that the server started with. Raises InvalidInput if its layout is not supported."""
     try:
         config, tensors = checkpoint.load(folder)
@@ -88,24 +85,24 @@ def read_initial_draft(folder: Path, info: ServerInfo) -> tuple[Vocabulary, Draf
         ) from error
     if config.norm_before_residual:  # other drafts then differ in shape and are refused
         raise InvalidInput(f"the draft in {folder} has norm_before_residual, which SGLang does not support")
-    vocabulary = Vocabulary(config=config, d2t=tensors["d2t"])
-    return vocabulary, _fingerprint(INITIAL_VERSION, folder, "", config, tensors, info)
+    return _fingerprint(INITIAL_VERSION, folder, "", config, tensors, info)
 
 
-def read_draft(draft: DraftCheckpoint, vocabulary: Vocabulary, info: ServerInfo) -> DraftFingerprint:
-    """A validated version. Raises InvalidInput (another shape or vocabulary) or Corrupt (damaged, another digest)."""
+def read_draft(draft: DraftCheckpoint, initial: DraftFingerprint) -> DraftFingerprint:
+    """A validated version. Raises InvalidInput (another shape or vocabulary than the initial draft, because SGLang reads
+    both only at startup) or Corrupt (damaged, another digest)."""
     config, tensors = checkpoint.load(draft.folder)
     digest = tensors_digest(checkpoint.tensor_specs(sorted(tensors.items())))
     if digest != draft.tensors_digest:
         raise Corrupt(f"version {draft.version} has digest {digest}, but its manifest has {draft.tensors_digest}")
-    if not torch.equal(tensors["d2t"], vocabulary.d2t):
+    if not torch.equal(tensors["d2t"], initial.d2t):
         raise OtherVocabularyError(
             f"version {draft.version} has another vocabulary than the draft that the SGLang server started with, and"
             f" SGLang reads it only at startup: restart the server with --speculative-draft-model-path {draft.folder}"
         )
-    if config != vocabulary.config:
+    if config != initial.config:
         raise InvalidInput(f"version {draft.version} has another shape than the served draft")
-    return _fingerprint(draft.version, draft.folder, digest, config, tensors, info)
+    return _fingerprint(draft.version, draft.folder, digest, config, tensors, initial.info)
 
 
 def _fingerprint(
@@ -121,9 +118,8 @@ def _fingerprint(
         version=version,
         folder=folder,
         tensors_digest=digest,
-        vocabulary_fingerprint=checkpoint.vocabulary_fingerprint(
-            tensors["d2t"] + torch.arange(config.draft_vocab_size)
-        ),
+        config=config,
+        d2t=tensors["d2t"],
         info=info,
         hashes={likeliest: _hashes(config, tensors, likeliest, info)},
     )

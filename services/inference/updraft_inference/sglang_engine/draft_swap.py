@@ -22,7 +22,6 @@ from updraft_inference.sglang_engine import checksums
 from updraft_inference.sglang_engine.draft_fingerprint import (
     INITIAL_VERSION,
     DraftFingerprint,
-    Vocabulary,
     read_draft,
     read_initial_draft,
 )
@@ -41,12 +40,8 @@ _RESUME_WAIT_S = 1.0
 class ServedDraft:
     """Callers must swap one at a time."""
 
-    def __init__(
-        self, server: SglangServer, info: ServerInfo, vocabulary: Vocabulary, initial: DraftFingerprint, note: Path
-    ) -> None:
+    def __init__(self, server: SglangServer, initial: DraftFingerprint, note: Path) -> None:
         self._server = server
-        self._info = info
-        self._vocabulary = vocabulary
         self._initial = initial
         self._note = note
         self._good = initial
@@ -67,8 +62,8 @@ class ServedDraft:
             note.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InvalidInput(f"cannot write {note} ({error.strerror}); set UPDRAFT_INFERENCE_DATA_DIR") from error
-        vocabulary, initial = await asyncio.to_thread(read_initial_draft, Path(info.draft_path), info)
-        served_draft = cls(server, info, vocabulary, initial, note)
+        initial = await asyncio.to_thread(read_initial_draft, Path(info.draft_path), info)
+        served_draft = cls(server, initial, note)
         if served_draft.was_cut_off:
             logger.warning("A previous agent ended during a swap; resuming the server")
             await served_draft._finish_interrupted_swap()
@@ -106,7 +101,7 @@ class ServedDraft:
                 version=reported.version, folder=drafts / str(reported.version), tensors_digest=reported.tensors_digest
             )
             try:
-                fingerprint = await asyncio.to_thread(read_draft, draft, self._vocabulary, self._info)
+                fingerprint = await self._read(draft)
             except (UpdraftError, OSError) as error:
                 logger.info("The server's draft is unknown", extra={"reason": str(error)})
             else:
@@ -134,7 +129,7 @@ class ServedDraft:
         return SwapResult(loaded=self._loaded, pause_s=pause_s)
 
     async def _read(self, draft: DraftCheckpoint) -> DraftFingerprint:
-        return await asyncio.to_thread(read_draft, draft, self._vocabulary, self._info)
+        return await asyncio.to_thread(read_draft, draft, self._initial)
 
     async def rehash(self) -> LoadedDraft:
         served = await self._server.checksums()
@@ -200,7 +195,10 @@ class ServedDraft:
         await self._begin_session()
         try:
             await self._server.update(
-                _named(fingerprint), load_format=LOADER, label=label(fingerprint.version), tp_size=self._info.tp_size
+                _named(fingerprint),
+                load_format=LOADER,
+                label=label(fingerprint.version),
+                tp_size=fingerprint.info.tp_size,
             )
         except BaseException:
             with suppress(UpdraftError):  # the first error says more, and the next swap ends a left-over session

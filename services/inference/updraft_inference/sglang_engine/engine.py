@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from updraft_artifacts.model_folder import target_fingerprint, tokenizer_fingerprint
-from updraft_chassis.errors import InvalidInput, Unavailable, UpdraftError
+from updraft_chassis.errors import Exhausted, InvalidInput, Unavailable, UpdraftError
 from updraft_draft.config import TargetConfig
 from updraft_inference.engine import (
     CaptureLoss,
@@ -80,6 +80,7 @@ class SglangEngine:
         collector: Collector,
         info: EngineInfo,
         server_info: ServerInfo,
+        options: SglangOptions,
     ) -> None:
         self._server = server
         self._served_draft = served_draft
@@ -93,8 +94,7 @@ class SglangEngine:
         self._restart: Restart | None = None
         self._failed_starts: Counter[str] = Counter()
         """By digest of the draft."""
-        self._note = Path()
-        self._max_queued = 0
+        self._options = options
         self._on_finished: FinishedSink = lambda _: None
         self._tasks = asyncio.TaskGroup()
 
@@ -141,12 +141,12 @@ class SglangEngine:
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         requests.check(request, self._info, self._server_info)
-        requests.check_sampling(request, self._info)
         if self._is_gone:
             raise Unavailable("the SGLang server is gone")
         if self._is_restarting:
             raise Unavailable("the SGLang server is restarting with another draft", retry_after_s=_RETRY_S)
-        requests.check_room(len(self._sessions), self._info, self._max_queued)
+        if len(self._sessions) >= self._info.num_slots + self._options.max_queued:
+            raise Exhausted(f"the queue is full: {self._options.max_queued} requests are waiting")
         if request.request_id in self._sessions:
             raise InvalidInput(f"request {request.request_id} is already running")
         rid = f"{request.request_id}-{uuid.uuid4().hex[:8]}"
@@ -207,7 +207,7 @@ class SglangEngine:
         return SwapResult(loaded=self.loaded, pause_s=time.monotonic() - started_s)
 
     async def _reopen(self, draft: DraftCheckpoint | None) -> None:
-        self._served_draft = await ServedDraft.open(self._server, await self._server.info(), self._note)
+        self._served_draft = await ServedDraft.open(self._server, await self._server.info(), self._options.note)
         await self._served_draft.swap(draft)
 
     async def _run_session(self, session: RequestSession) -> None:
@@ -253,11 +253,11 @@ class SglangEngine:
             await asyncio.shield(task)
             raise
 
-    async def _watch(self, has_ended: Callable[[], bool], probe_s: float) -> None:
+    async def _watch(self, has_ended: Callable[[], bool]) -> None:
         """Notice that the server has gone. Any answer counts, also of a paused or busy server."""
         silent = 0
         while not self._is_gone:
-            await asyncio.sleep(probe_s)
+            await asyncio.sleep(self._options.probe_s)
             responds = await self._server.responds(_PROBE_TIMEOUT_S)
             if responds or self._is_restarting:  # a restart may have begun meanwhile
                 silent = 0
@@ -270,17 +270,12 @@ class SglangEngine:
 
     @asynccontextmanager
     async def running(
-        self,
-        options: SglangOptions,
-        on_finished: FinishedSink,
-        has_ended: Callable[[], bool],
-        restart: Restart | None,
+        self, on_finished: FinishedSink, has_ended: Callable[[], bool], restart: Restart | None
     ) -> AsyncIterator[None]:
         """Watch the server for the duration of the block, then cancel all requests."""
-        self._max_queued, self._on_finished = options.max_queued, on_finished
-        self._restart, self._note = restart, options.note
+        self._on_finished, self._restart = on_finished, restart
         async with self._tasks:
-            watch = self._tasks.create_task(self._watch(has_ended, options.probe_s))
+            watch = self._tasks.create_task(self._watch(has_ended))
             try:
                 yield
             finally:
@@ -316,8 +311,8 @@ async def opened(
         hello = collector.hello
         reported = LoadedDraft() if hello is None else LoadedDraft(version=hello.version, tensors_digest=hello.digest)
         await served_draft.adopt(reported, options.drafts)
-        engine = SglangEngine(server, served_draft, collector, info, server_info)
-        await stack.enter_async_context(engine.running(options, on_finished, has_ended, restart))
+        engine = SglangEngine(server, served_draft, collector, info, server_info, options)
+        await stack.enter_async_context(engine.running(on_finished, has_ended, restart))
         yield engine
 
 

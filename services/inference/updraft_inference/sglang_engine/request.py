@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from updraft_chassis.errors import Exhausted, InvalidInput
-from updraft_inference.engine import Drafter, EngineInfo, FinishReason, GenerationRequest
+from updraft_chassis.errors import InvalidInput
+from updraft_inference.engine import Drafter, EngineInfo, FinishReason, GenerationRequest, check_limits
 from updraft_inference.sglang_engine.server import ServerInfo
 
 _ALL = -1
@@ -12,18 +12,9 @@ _ALL = -1
 
 
 def check(request: GenerationRequest, info: EngineInfo, server: ServerInfo) -> None:
-    """Raises InvalidInput for a request that this server cannot serve. An unknown token would crash the server."""
-    num_prompt, limit = len(request.prompt_ids), info.max_context
-    if not num_prompt:
-        raise InvalidInput("the prompt is empty")
-    if request.max_tokens < 1:
-        raise InvalidInput(f"max_tokens is {request.max_tokens}, but must be at least 1")
-    if num_prompt + request.max_tokens > limit:
-        raise InvalidInput(
-            f"{num_prompt} prompt tokens and {request.max_tokens} new ones exceed the context of {limit} tokens"
-        )
-    if not all(0 <= token < info.vocab_size for token in request.prompt_ids):
-        raise InvalidInput(f"a prompt token is outside the vocabulary of {info.vocab_size}")
+    """Raises InvalidInput for a request that this server cannot serve: options that it would ignore silently, or tokens that
+    would crash it."""
+    check_limits(request, info)
     if request.drafter not in {None, Drafter.EAGLE3}:
         raise InvalidInput(f"drafter {request.drafter} is not available: SGLang uses eagle3 for all requests")
     if request.lookahead is not None and request.lookahead < server.num_steps:
@@ -31,21 +22,12 @@ def check(request: GenerationRequest, info: EngineInfo, server: ServerInfo) -> N
             f"lookahead {request.lookahead} is not available: SGLang drafts"
             f" {'up to ' if server.is_adaptive else ''}{server.num_steps} tokens per step for all requests"
         )
-
-
-def check_sampling(request: GenerationRequest, info: EngineInfo) -> None:
-    """Raises InvalidInput for options that the server would ignore silently or could not index."""
     if request.sampling.min_p:
         raise InvalidInput("min_p is not available: SGLang ignores it when it verifies drafts")
     if request.top_logprobs is not None:
         raise InvalidInput("logprobs are not available with SGLang")
     if not all(0 <= token < info.vocab_size for token, _ in request.sampling.logit_bias):
         raise InvalidInput(f"logit_bias names a token outside the vocabulary of {info.vocab_size}")
-
-
-def check_room(num_submitted: int, info: EngineInfo, max_queued: int) -> None:
-    if num_submitted >= info.num_slots + max_queued:
-        raise Exhausted(f"the queue is full: {max_queued} requests are waiting")
 
 
 def body(request: GenerationRequest, rid: str) -> dict[str, Any]:

@@ -59,10 +59,8 @@ class ServerInfo:
     def of(cls, server_info: Mapping[str, Any], model: Mapping[str, Any]) -> "ServerInfo":
         """Parse /server_info and /model_info. Raises InvalidInput if a required field is missing."""
         try:
-            steps, width = (
-                int(server_info["speculative_num_steps"] or 0),
-                int(server_info["speculative_num_draft_tokens"] or 0),
-            )
+            steps = int(server_info["speculative_num_steps"] or 0)
+            width = int(server_info["speculative_num_draft_tokens"] or 0)
             is_adaptive = bool(server_info.get("speculative_adaptive"))
             return cls(
                 version=str(server_info["version"]),
@@ -144,8 +142,7 @@ class SglangServer:
         """Events with new tokens so far."""
         self._headers = {"Authorization": f"Bearer {admin_key}"} if admin_key else {}
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=32, keepalive_expiry=_KEEP_S)
-        timeout = httpx.Timeout(_ASK_S, connect=_CONNECT_S)
-        self._http = httpx.AsyncClient(base_url=self.url, limits=limits, timeout=timeout, trust_env=False)
+        self._http = httpx.AsyncClient(base_url=self.url, limits=limits, trust_env=False)
 
     async def __aenter__(self) -> Self:
         return self
@@ -158,19 +155,18 @@ class SglangServer:
 
     async def responds(self, timeout_s: float) -> bool:
         """Whether it answers, paused or not."""
-        try:
-            await self._http.get("/ping", timeout=timeout_s)
-        except httpx.HTTPError:
-            return False
-        return True
+        return await self._ping(timeout_s) is not None
 
     async def is_up(self, timeout_s: float) -> bool:
         """Whether it has loaded and serves, paused or not, and has failed no health check since."""
+        return await self._ping(timeout_s) == HTTPStatus.OK
+
+    async def _ping(self, timeout_s: float) -> int | None:
+        """The status; None if it does not answer."""
         try:
-            answer = await self._http.get("/ping", timeout=timeout_s)
-        except httpx.HTTPError:
-            return False
-        return answer.status_code == HTTPStatus.OK
+            return (await self._send("GET", "/ping", timeout_s)).status_code
+        except Unavailable:
+            return None
 
     async def why_unhealthy(self) -> str:
         """Why weights cannot be changed now; empty if they can.
@@ -178,9 +174,9 @@ class SglangServer:
         A healthy server that is not ready is paused. A server that remembers a failed health check does not report
         whether it is paused, but a paused one generates no tokens.
         """
-        if await self._status("/ready") == HTTPStatus.OK:
+        if (await self._send("GET", "/ready")).status_code == HTTPStatus.OK:
             return ""
-        if await self._status("/ping") == HTTPStatus.OK:
+        if (await self._send("GET", "/ping")).status_code == HTTPStatus.OK:
             return "was paused by someone else"
         if await self.gives_tokens():
             return ""
@@ -261,25 +257,20 @@ class SglangServer:
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise Unavailable(f"the SGLang server at {self.url} reports no checksums: {error!r}") from error
 
-    async def _status(self, path: str) -> int:
+    async def _send(
+        self, method: str, path: str, timeout_s: float = _ASK_S, body: Mapping[str, Any] | None = None
+    ) -> httpx.Response:
+        timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_S))
         try:
-            return (await self._http.get(path)).status_code
+            return await self._http.request(method, path, json=body, headers=self._headers, timeout=timeout)
         except httpx.HTTPError as error:
             raise self._away(error) from error
 
     async def _get(self, path: str) -> dict[str, Any]:
-        try:
-            answer = await self._http.get(path, headers=self._headers)
-        except httpx.HTTPError as error:
-            raise self._away(error) from error
-        return self._object(path, answer)
+        return self._object(path, await self._send("GET", path))
 
     async def _admin(self, path: str, body: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
-        timeout = httpx.Timeout(timeout_s, connect=_CONNECT_S)
-        try:
-            answer = await self._http.post(path, json=body, headers=self._headers, timeout=timeout)
-        except httpx.HTTPError as error:
-            raise self._away(error) from error
+        answer = await self._send("POST", path, timeout_s, body)
         if not answer.content and answer.status_code == HTTPStatus.OK:
             return {}
         content = self._object(path, answer)

@@ -144,7 +144,7 @@ class TraceBuilder:
             start = step.position - self._num_prompt + 1
             if rejected is None or not limit or not len(rejected.aux) or start + step.accepted >= num_output:
                 continue
-            yield Counterfactual(step=index, aux=rejected.aux[:limit], teacher=_slice(rejected.teacher, 0, limit))
+            yield Counterfactual(step=index, aux=rejected.aux[:limit], teacher=rejected.teacher[:limit])
 
 
 class _Canvas:
@@ -165,19 +165,17 @@ class _Canvas:
     def paint(self, rows: Rows) -> None:
         """Fill in unknown positions. A teacher that arrives later belongs to the states of its own row."""
         start, stop = max(rows.position, self._first), min(rows.end, self._end)
-        num_without_teacher = len(rows.aux) - len(rows.teacher)
-        here, there = slice(start - rows.position, stop - rows.position), slice(start - self._first, stop - self._first)
+        there = slice(start - self._first, stop - self._first)
         is_new = ~self._is_seen[there]
-        self._aux[there][is_new] = rows.aux[here][is_new]
+        self._aux[there][is_new] = rows.aux[start - rows.position : stop - rows.position][is_new]
         self._is_seen[there] = True
-        start = max(start, rows.position + num_without_teacher)
+        first_taught = rows.end - len(rows.teacher)
+        start = max(start, first_taught)
         if start >= stop:
             return
-        teacher = _slice(
-            rows.teacher, start - rows.position - num_without_teacher, stop - rows.position - num_without_teacher
-        )
         there = slice(start - self._first, stop - self._first)
         is_new = ~self._has_teacher[there]
+        teacher = rows.teacher[start - first_taught : stop - first_taught]
         self._teacher.ids[there][is_new] = teacher.ids[is_new].long()
         self._teacher.log_probs[there][is_new] = teacher.log_probs[is_new]
         self._teacher.log_sum_exp[there][is_new] = teacher.log_sum_exp[is_new]
@@ -192,16 +190,8 @@ class _Canvas:
         return HiddenStates(
             first_position=self._first,
             aux=self._aux,
-            teacher=_slice(self._teacher, first_teacher, len(self._has_teacher)),
+            teacher=self._teacher[first_teacher:],
             first_teacher_row=first_teacher,
             missing_rows=tuple((~exists).nonzero().flatten().tolist()),
             counterfactuals=counterfactuals,
         )
-
-
-def _slice(teacher: TopK, start: int, stop: int) -> TopK:
-    return TopK(
-        ids=teacher.ids[start:stop],
-        log_probs=teacher.log_probs[start:stop],
-        log_sum_exp=teacher.log_sum_exp[start:stop],
-    )
