@@ -132,7 +132,7 @@ async def _served(model: Path, prompts: dict[str, tuple[int, ...]], *, tokens: i
 def _trace(finished: FinishedRequest, origin: Origin) -> trace_pb2.Trace:
     """Auxiliary states in float8, as a server sends them by default; exact last hidden states."""
     trace_id = hashlib.sha256(finished.request.request_id.encode()).digest()[:16]
-    plan = CapturePlan(trace_id=trace_id, is_captured=True, has_payload=True, payload_probability=1.0)
+    plan = CapturePlan(trace_id=trace_id, is_captured=True, payload_probability=1.0)
     encode = partial(tensors.encode, encoding=trace_pb2.TENSOR_ENCODING_BF16)
     message = trace(Ended(finished=finished, plan=plan, finished_s=0.0), origin, encode)
     aux = tensors.decode(message.payload.aux_hidden)

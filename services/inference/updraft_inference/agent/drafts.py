@@ -28,42 +28,38 @@ NUM_KEPT = 2
 
 
 class DraftFolder:
-    """The cache of one speculator: `folder`/<version>/ for each version."""
+    """The cache of one speculator: `path`/<version>/ for each version."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self._recent: list[int] = []
-
-    @property
-    def path(self) -> Path:
-        return self._folder
 
     @property
     def versions(self) -> list[int]:
         """Complete versions, ascending. A download in progress has another name."""
-        if not self._folder.is_dir():
+        if not self.path.is_dir():
             return []
-        return sorted(int(entry.name) for entry in self._folder.iterdir() if entry.name.isdecimal() and entry.is_dir())
+        return sorted(int(entry.name) for entry in self.path.iterdir() if entry.name.isdecimal() and entry.is_dir())
 
     def holds(self, version: int, digest: str | None) -> bool:
         """Whether a version is cached. With `digest`, its weights file is read and must match."""
-        return version in self.versions if digest is None else transfer.is_complete(self._folder / str(version), digest)
+        return version in self.versions if digest is None else transfer.is_complete(self.path / str(version), digest)
 
     def remember(self, version: int) -> None:
         """Record that the engine serves `version` (0: none)."""
         self._recent = [*(v for v in self._recent if v != version), version][-NUM_KEPT:]
-        self._folder.mkdir(parents=True, exist_ok=True)
-        draft = self._folder / f"{_NOTE}.new"
+        self.path.mkdir(parents=True, exist_ok=True)
+        draft = self.path / f"{_NOTE}.new"
         with draft.open("w") as file:
             json.dump({"version": version}, file)
             file.flush()
             os.fsync(file.fileno())
-        draft.replace(self._folder / _NOTE)
+        draft.replace(self.path / _NOTE)
 
     def remembered(self) -> int:
         """The version that served last; 0 if none did or the record is unreadable."""
         try:
-            version = json.loads((self._folder / _NOTE).read_text())["version"]
+            version = json.loads((self.path / _NOTE).read_text())["version"]
         except FileNotFoundError:
             return 0
         except (ValueError, KeyError, TypeError) as error:
@@ -76,8 +72,8 @@ class DraftFolder:
         kept = {*wanted, *self._recent}
         for version in self.versions:
             if version not in kept:
-                shutil.rmtree(self._folder / str(version))
-        for part in self._folder.glob("*-*.part"):
+                shutil.rmtree(self.path / str(version))
+        for part in self.path.glob("*-*.part"):
             number = part.name.partition("-")[0]
             if number.isdecimal() and int(number) not in kept and part.is_dir():  # leave other files alone
                 shutil.rmtree(part)

@@ -70,8 +70,8 @@ class Swapper:
         """When downloads may begin, on the monotonic clock, so that a newer directive does not draw a new delay."""
         self._heard = asyncio.Event()
         self._arrived = asyncio.Event()
-        self._status = fleet_pb2.DirectiveStatus()
-        self._counters = fleet_pb2.SwapCounters()
+        self.status = fleet_pb2.DirectiveStatus()
+        self.counters = fleet_pb2.SwapCounters()
         self._since_s = clock.now()
         self.retry_s = 5.0
         """Delay before a directive that failed for reasons of the pod is followed again."""
@@ -81,14 +81,6 @@ class Swapper:
         """How often a switchback checks the clock, which may have been set."""
         self.settled = asyncio.Event()
         """Set once the draft that is available at startup serves; a download is not waited for."""
-
-    @property
-    def status(self) -> fleet_pb2.DirectiveStatus:
-        return self._status
-
-    @property
-    def counters(self) -> fleet_pb2.SwapCounters:
-        return self._counters
 
     @property
     def loaded(self) -> fleet_pb2.Loaded:
@@ -305,9 +297,9 @@ class Swapper:
 
     def _count(self, pause_s: float) -> None:
         pause_us = round(1e6 * pause_s)
-        self._counters.swaps += 1
-        self._counters.pause_us_sum += pause_us
-        self._counters.pause_us_max = max(self._counters.pause_us_max, pause_us)
+        self.counters.swaps += 1
+        self.counters.pause_us_sum += pause_us
+        self.counters.pause_us_max = max(self.counters.pause_us_max, pause_us)
         self._metrics.swaps.labels(outcome="swapped").inc()
         self._metrics.swap_pause.observe(pause_s)
         self._metrics.draft_version.set(self._engine.loaded.version)
@@ -322,7 +314,7 @@ class Swapper:
         self._arrived.set()
 
     def _refuse(self, directive: fleet_pb2.Directive, error: UpdraftError) -> None:
-        self._counters.failures += 1
+        self.counters.failures += 1
         self._metrics.swaps.labels(outcome="refused").inc()
         extra = {"version": self._version, "reason": str(error)}
         logger.error("A draft was refused; the old one keeps serving", extra=extra)
@@ -332,7 +324,7 @@ class Swapper:
         self, directive: fleet_pb2.Directive, outcome: fleet_pb2.Outcome.ValueType, reason: str = ""
     ) -> None:
         """Report the status; a reason refers to the version that is being processed."""
-        self._status = fleet_pb2.DirectiveStatus(
+        self.status = fleet_pb2.DirectiveStatus(
             nonce=directive.nonce, outcome=outcome, version=self._version if reason else 0, reason=reason
         )
         if outcome != fleet_pb2.OUTCOME_PENDING:

@@ -28,9 +28,11 @@ class Readiness(Generic[T]):
 
     def __init__(self, *, max_inside: int) -> None:
         self._max_inside = max_inside
-        self._served: T | None = None
+        self.served: T | None = None
+        """None until the process is ready for the first time."""
         self._is_draining = False
-        self._num_inside = 0
+        self.num_inside = 0
+        """Admitted requests that are not answered yet."""
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -38,20 +40,10 @@ class Readiness(Generic[T]):
     def phase(self) -> ServingPhase:
         if self._is_draining:
             return ServingPhase.DRAINING
-        return ServingPhase.STARTING if self._served is None else ServingPhase.READY
-
-    @property
-    def served(self) -> T | None:
-        """None until the process is ready for the first time."""
-        return self._served
-
-    @property
-    def num_inside(self) -> int:
-        """Admitted requests that are not answered yet."""
-        return self._num_inside
+        return ServingPhase.STARTING if self.served is None else ServingPhase.READY
 
     def open(self, served: T) -> None:
-        self._served = served
+        self.served = served
 
     def drain(self) -> None:
         """Accept no more requests, permanently."""
@@ -66,15 +58,15 @@ class Readiness(Generic[T]):
         while full."""
         if self._is_draining:
             raise Unavailable("the server is shutting down; try another one")
-        if self._served is None:
+        if self.served is None:
             raise Unavailable("the server is starting and still loading the model", _START_RETRY_S)
-        if self._num_inside >= self._max_inside:
+        if self.num_inside >= self._max_inside:
             raise Exhausted(f"the server already has its maximum of {self._max_inside} requests in progress")
-        self._num_inside += 1
+        self.num_inside += 1
         self._empty.clear()
         try:
-            yield self._served
+            yield self.served
         finally:
-            self._num_inside -= 1
-            if not self._num_inside:
+            self.num_inside -= 1
+            if not self.num_inside:
                 self._empty.set()

@@ -46,7 +46,8 @@ class ServedDraft:
         self._note = note
         self._good = initial
         """The last draft that was proved, or the one that the server started with."""
-        self._loaded = _loaded(initial)
+        self.loaded = _loaded(initial)
+        """The served draft, by the server's own checksums."""
         self._may_have_session = False
         """A session of ours may still be open at the server."""
 
@@ -88,11 +89,6 @@ class ServedDraft:
             version=fingerprint.version, folder=fingerprint.folder, tensors_digest=fingerprint.tensors_digest
         )
 
-    @property
-    def loaded(self) -> LoadedDraft:
-        """The served draft, by the server's own checksums."""
-        return self._loaded
-
     async def adopt(self, reported: LoadedDraft, drafts: Path | None) -> None:
         """Keep the draft that the server reports if checksums prove it; else load the initial one."""
         served = await self._server.checksums()
@@ -106,7 +102,7 @@ class ServedDraft:
                 logger.info("The server's draft is unknown", extra={"reason": str(error)})
             else:
                 if not await _difference(fingerprint, served):
-                    self._good, self._loaded = fingerprint, _loaded(fingerprint)
+                    self._good, self.loaded = fingerprint, _loaded(fingerprint)
                     logger.info("The server already holds a draft", extra={"version": fingerprint.version})
                     return
         if reported.version or await _difference(self._initial, served):
@@ -114,7 +110,7 @@ class ServedDraft:
                 await self._change(self._initial)
             except _HinderedError as error:
                 logger.warning("The served draft is not known yet", extra={"reason": str(error)})
-                self._loaded = _unproved(self._initial)
+                self.loaded = _unproved(self._initial)
 
     async def swap(self, draft: DraftCheckpoint | None) -> SwapResult:
         """See the port. Raises Unavailable for failures of the server, which say nothing about the draft, including a
@@ -126,7 +122,7 @@ class ServedDraft:
             if draft is not None and draft.folder.exists():  # a missing one is downloaded again
                 await self._read(draft)  # it may have been damaged meanwhile
             raise
-        return SwapResult(loaded=self._loaded, pause_s=pause_s)
+        return SwapResult(loaded=self.loaded, pause_s=pause_s)
 
     async def _read(self, draft: DraftCheckpoint) -> DraftFingerprint:
         return await asyncio.to_thread(read_draft, draft, self._initial)
@@ -134,10 +130,10 @@ class ServedDraft:
     async def rehash(self) -> LoadedDraft:
         served = await self._server.checksums()
         if await _difference(self._good, served):
-            self._loaded = replace(_loaded(self._good), tensors_digest=checksums.summary(served))
+            self.loaded = replace(_loaded(self._good), tensors_digest=checksums.summary(served))
         else:
-            self._loaded = _loaded(self._good)
-        return self._loaded
+            self.loaded = _loaded(self._good)
+        return self.loaded
 
     async def _change(self, fingerprint: DraftFingerprint) -> float:
         """Serve `fingerprint` and prove it. On an error, restore the previous draft."""
@@ -162,7 +158,7 @@ class ServedDraft:
             if isinstance(error, Conflict | Forbidden):
                 raise _NotLoadedError(str(error)) from error
             raise
-        self._good, self._loaded = fingerprint, _loaded(fingerprint)
+        self._good, self.loaded = fingerprint, _loaded(fingerprint)
         return pause_s
 
     async def _undo(self, failed: DraftFingerprint, *, is_touched: bool) -> None:
@@ -177,7 +173,7 @@ class ServedDraft:
             logger.error(
                 "The previous draft cannot be restored; output stays exact, but acceptance may drop", extra=extra
             )
-            self._loaded = _unproved(self._good)
+            self.loaded = _unproved(self._good)
 
     async def _load(self, fingerprint: DraftFingerprint) -> float:
         """Seconds between the pause request and the resumption, an upper bound on the actual pause because a step may

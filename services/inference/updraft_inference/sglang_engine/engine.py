@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from updraft_artifacts.model_folder import target_fingerprint, tokenizer_fingerprint
@@ -73,6 +74,11 @@ class SglangOptions:
 
 
 class SglangEngine:
+    lookahead_estimates = None
+    """SGLang chooses the lookahead and does not report its estimates."""
+    faults: Mapping[int, int] = MappingProxyType({})
+    """SGLang reports no failures of drafting alone."""
+
     def __init__(
         self,
         server: SglangServer,
@@ -85,7 +91,7 @@ class SglangEngine:
         self._server = server
         self._served_draft = served_draft
         self._collector = collector
-        self._info = info
+        self.info = info
         self._server_info = server_info
         self._sessions: dict[str, RequestSession] = {}
         self._swap_lock = asyncio.Lock()
@@ -99,10 +105,6 @@ class SglangEngine:
         self._tasks = asyncio.TaskGroup()
 
     @property
-    def info(self) -> EngineInfo:
-        return self._info
-
-    @property
     def loaded(self) -> LoadedDraft:
         return self._served_draft.loaded
 
@@ -111,21 +113,11 @@ class SglangEngine:
         """The load through this agent; requests to the server's own port are not included."""
         num = len(self._sessions)
         return EngineLoad(
-            running=min(num, self._info.num_slots),
-            queued=max(0, num - self._info.num_slots),
+            running=min(num, self.info.num_slots),
+            queued=max(0, num - self.info.num_slots),
             used_tokens=sum(session.num_tokens for session in self._sessions.values()),
             lookahead=self._collector.last_lookahead,
         )
-
-    @property
-    def lookahead_estimates(self) -> None:
-        """SGLang chooses the lookahead and does not report its estimates."""
-        return None
-
-    @property
-    def faults(self) -> Mapping[int, int]:
-        """SGLang reports no failures of drafting alone."""
-        return {}
 
     @property
     def capture_problem(self) -> str:
@@ -140,12 +132,12 @@ class SglangEngine:
         return not self._is_gone
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
-        requests.check(request, self._info, self._server_info)
+        requests.check(request, self.info, self._server_info)
         if self._is_gone:
             raise Unavailable("the SGLang server is gone")
         if self._is_restarting:
             raise Unavailable("the SGLang server is restarting with another draft", retry_after_s=_RETRY_S)
-        if len(self._sessions) >= self._info.num_slots + self._options.max_queued:
+        if len(self._sessions) >= self.info.num_slots + self._options.max_queued:
             raise Exhausted(f"the queue is full: {self._options.max_queued} requests are waiting")
         if request.request_id in self._sessions:
             raise InvalidInput(f"request {request.request_id} is already running")

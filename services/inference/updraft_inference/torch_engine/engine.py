@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Self
 
 import torch
@@ -67,6 +68,9 @@ class EngineOptions:
 class TorchEngine:
     """Serves one target. Use as an async context manager: entering starts the thread, leaving cancels what runs."""
 
+    capture_problem = ""
+    capture_losses: Mapping[CaptureLoss, int] = MappingProxyType({})
+
     def __init__(
         self,
         target: Target,
@@ -80,8 +84,8 @@ class TorchEngine:
         self._scheduler = Scheduler(
             target, options.limits, default=options.drafter, is_lookahead_fixed=options.is_lookahead_fixed
         )
-        self._info = info
-        self._loaded = LoadedDraft()
+        self.info = info
+        self.loaded = LoadedDraft()
         self._on_finished = on_finished
         self._grammars = grammars
         self._worker = Worker(self._scheduler, self._abandon_all)
@@ -133,14 +137,6 @@ class TorchEngine:
         await self._worker.stop()
 
     @property
-    def info(self) -> EngineInfo:
-        return self._info
-
-    @property
-    def loaded(self) -> LoadedDraft:
-        return self._loaded
-
-    @property
     def load(self) -> EngineLoad:
         return self._scheduler.load
 
@@ -151,14 +147,6 @@ class TorchEngine:
     @property
     def faults(self) -> Mapping[int, int]:
         return self._scheduler.speculation.faults.copy()
-
-    @property
-    def capture_problem(self) -> str:
-        return ""
-
-    @property
-    def capture_losses(self) -> Mapping[CaptureLoss, int]:
-        return {}
 
     @property
     def is_alive(self) -> bool:
@@ -205,8 +193,8 @@ class TorchEngine:
         async with self._swap_lock:
             if draft is None:
                 pause_s = await self._worker.between_steps(self._unload)
-                self._loaded = LoadedDraft()
-                return SwapResult(loaded=self._loaded, pause_s=pause_s)
+                self.loaded = LoadedDraft()
+                return SwapResult(loaded=self.loaded, pause_s=pause_s)
             config, tensors = await asyncio.to_thread(self._read, draft)
             eagle = self._scheduler.speculation.eagle
             previous = await asyncio.to_thread(self._held)  # only a swap writes these tensors, and it holds the lock
@@ -221,18 +209,18 @@ class TorchEngine:
                 raise Corrupt(
                     f"the engine holds {digest} after loading version {draft.version}, not {draft.tensors_digest}"
                 )
-            self._loaded = LoadedDraft(
+            self.loaded = LoadedDraft(
                 version=draft.version,
                 tensors_digest=digest,
                 draft_vocabulary_fingerprint=checkpoint.vocabulary_fingerprint(self._network.token_ids),
             )
-            return SwapResult(loaded=self._loaded, pause_s=pause_s)
+            return SwapResult(loaded=self.loaded, pause_s=pause_s)
 
     async def rehash(self) -> LoadedDraft:
         async with self._swap_lock:
             if self._scheduler.speculation.eagle is not None:
-                self._loaded = replace(self._loaded, tensors_digest=await asyncio.to_thread(self._digest))
-            return self._loaded
+                self.loaded = replace(self.loaded, tensors_digest=await asyncio.to_thread(self._digest))
+            return self.loaded
 
     async def exchange_ngram(self, proposer: NgramProposer) -> NgramProposer:
         """Use another n-gram proposer, with the answers it remembers, and return the current one. (For measurements.)"""
@@ -247,8 +235,8 @@ class TorchEngine:
     # -- outside the engine's thread ----------------------------------------------------------------------------------
 
     def _check(self, request: GenerationRequest) -> None:
-        check_limits(request, self._info)
-        check_sampling(request, self._info.vocab_size)
+        check_limits(request, self.info)
+        check_sampling(request, self.info.vocab_size)
         self._check_running()
         if self._submitted >= self._limits.num_slots + self._options.max_queued:
             raise Exhausted(f"{self._options.max_queued} requests are waiting already")
