@@ -28,7 +28,7 @@ from updraft_chassis.errors import InvalidInput, Unavailable
 from updraft_chassis.lifecycle import Stop
 from updraft_chassis.settings import variable
 from updraft_draft import checkpoint, memory, tensors
-from updraft_inference.agent.capture import Bounds, Capture, Sink
+from updraft_inference.agent.capture import Capture, Sink
 from updraft_inference.agent.completions import CompletionListeners
 from updraft_inference.agent.drafts import DraftFolder, verified
 from updraft_inference.agent.fleet import FleetLink, LinkState
@@ -189,7 +189,8 @@ async def _capture(base: _Base, engine: Engine, stack: AsyncExitStack) -> Captur
             origin=_origin(settings, engine),
             encode=partial(tensors.encode, encoding=_ENCODINGS[settings.capture_encoding]),
         ),
-        Bounds(max_entries=settings.capture_queue_entries, max_bytes=settings.capture_queue_bytes),
+        max_entries=settings.capture_queue_entries,
+        max_bytes=settings.capture_queue_bytes,
         metrics=base.metrics,
         clock=base.clock,
     )

@@ -52,24 +52,19 @@ class Sink:
     encode: Encode
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bounds:
-    """Limits on queued traces: entries, and bytes of memory."""
-
-    max_entries: int
-    max_bytes: int
-
-
 class Capture:
-    """Selects, queues and sends traces. Everything but encoding happens on the event loop."""
+    """Selects, queues and sends traces: at most `max_entries` of `max_bytes` wait in memory. Everything but encoding happens on
+    the event loop."""
 
-    def __init__(self, rates: CaptureRates, sink: Sink, bounds: Bounds, *, metrics: Metrics, clock: Clock) -> None:
+    def __init__(
+        self, rates: CaptureRates, sink: Sink, *, max_entries: int, max_bytes: int, metrics: Metrics, clock: Clock
+    ) -> None:
         self._own_rates = self._rates = rates
         self._sink = sink
-        self._bounds = bounds
+        self._max_bytes = max_bytes
         self._metrics = metrics
         self._clock = clock
-        self._queue: asyncio.Queue[Ended] = asyncio.Queue(bounds.max_entries)
+        self._queue: asyncio.Queue[Ended] = asyncio.Queue(max_entries)
         self._num_bytes = 0
         self._backoff = Backoff(cap_s=5.0)
         self._is_away = False
@@ -128,7 +123,7 @@ class Capture:
             self._drop(Drop.REDIS_UNAVAILABLE)
 
     def _put(self, ended: Ended) -> None:
-        if self._queue.full() or self._num_bytes + ended.num_bytes > self._bounds.max_bytes:
+        if self._queue.full() or self._num_bytes + ended.num_bytes > self._max_bytes:
             self._drop(Drop.REDIS_UNAVAILABLE if self._is_away else Drop.QUEUE_FULL)
             return
         self._num_bytes += ended.num_bytes

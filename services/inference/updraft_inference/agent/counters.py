@@ -6,12 +6,12 @@ length) count only requests that a single version served, because a mixed reques
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 
 from updraft.fleet.v1 import fleet_pb2
-from updraft_inference.engine import Drafter, FinishedRequest, UncapturedSteps, VerifyStep
+from updraft_inference.engine import Drafter, FinishedRequest, VerifyStep
 
 LATENCY_BOUNDS_S = (
     0.001,
@@ -87,108 +87,78 @@ def emitted(finished: FinishedRequest) -> Iterator[tuple[VerifyStep, int]]:
         yield step, max(0, min(step.emitted, len(finished.output_ids) - step.start))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VersionTally:
-    """Totals of one version since the process started; see updraft.fleet.v1.VersionCounters."""
-
-    requests: int = 0
-    """Requests that only this version served."""
-    requests_served: int = 0
-    """Requests with at least one verify step of this version."""
-    errors: int = 0
-    verify_steps: int = 0
-    tokens: int = 0
-    proposed: tuple[int, ...] = ()
-    """By position in the draft."""
-    accepted: tuple[int, ...] = ()
-    latency_counts: tuple[int, ...] = (0,) * (len(LATENCY_BOUNDS_S) + 1)
-    latency_sum_s: float = 0.0
-    acceptance_length_sum: float = 0.0
-    acceptance_length_square_sum: float = 0.0
-
-    def with_step(self, step: VerifyStep, num_tokens: int) -> "VersionTally":
-        """Add one step that gave `num_tokens` tokens."""
-        proposed, accepted = (1,) * len(step.draft_ids), (1,) * step.accepted
-        return self._plus(1, num_tokens, proposed, accepted, step.duration_s)
-
-    def with_totals(self, totals: UncapturedSteps) -> "VersionTally":
-        """Add steps of which only totals are known. Their tokens count as equally fast."""
-        return self._plus(totals.verify_steps, totals.tokens, totals.proposed, totals.accepted, totals.duration_s)
-
-    def _plus(
-        self, verify_steps: int, tokens: int, proposed: Sequence[int], accepted: Sequence[int], duration_s: float
-    ) -> "VersionTally":
-        per_token_s = duration_s / max(1, tokens)
-        bucket = bisect_left(LATENCY_BOUNDS_S, per_token_s)
-        return replace(
-            self,
-            verify_steps=self.verify_steps + verify_steps,
-            tokens=self.tokens + tokens,
-            proposed=_sums(self.proposed, proposed),
-            accepted=_sums(self.accepted, accepted),
-            latency_counts=_sums(self.latency_counts, (*(0,) * bucket, tokens)),
-            latency_sum_s=self.latency_sum_s + per_token_s * tokens,
-        )
-
-    def with_request(self, acceptance_length: float) -> "VersionTally":
-        """Add one request that only this version served."""
-        return replace(
-            self,
-            requests=self.requests + 1,
-            acceptance_length_sum=self.acceptance_length_sum + acceptance_length,
-            acceptance_length_square_sum=self.acceptance_length_square_sum + acceptance_length**2,
-        )
-
-    def counters(self, version: int) -> fleet_pb2.VersionCounters:
-        return fleet_pb2.VersionCounters(
-            version=version,
-            requests=self.requests,
-            requests_served=self.requests_served,
-            errors=self.errors,
-            verify_steps=self.verify_steps,
-            tokens=self.tokens,
-            proposed=sum(self.proposed),
-            proposed_by_position=self.proposed,
-            accepted_by_position=self.accepted,
-            inter_token_latency=fleet_pb2.Histogram(
-                bounds=LATENCY_BOUNDS_S, counts=self.latency_counts, sum=self.latency_sum_s
-            ),
-            acceptance_length_sum=self.acceptance_length_sum,
-            acceptance_length_square_sum=self.acceptance_length_square_sum,
-        )
-
-
-Tallies = Mapping[int, VersionTally]
-"""By version, the last served one last; 0 is for steps without a draft."""
+Tallies = Mapping[int, fleet_pb2.VersionCounters]
+"""Totals since the process started, by version, the last served one last; 0 is for steps without a draft. `requests` are those
+that only this version served."""
 
 MAX_VERSIONS = 16
 """Keeps reports small on pods that serve thousands of versions over months."""
 
 
-def folded(tallies: Tallies, finished: FinishedRequest) -> dict[int, VersionTally]:
+def folded(tallies: Tallies, finished: FinishedRequest) -> dict[int, fleet_pb2.VersionCounters]:
     """Add one request. Beyond MAX_VERSIONS, those that were not served for longest are dropped."""
-    result = dict(tallies)
+    result = _copied(tallies)
+    served = set()
     for step, num_tokens in emitted(finished):
-        tally = result.pop(step.draft_version, VersionTally())
-        result[step.draft_version] = tally.with_step(step, num_tokens)
+        proposed, accepted = (1,) * len(step.draft_ids), (1,) * step.accepted
+        _add_steps(_served(result, step.draft_version), 1, num_tokens, proposed, accepted, step.duration_s)
+        served.add(step.draft_version)
     rest = finished.uncaptured
-    if rest is not None:
-        result[rest.draft_version] = result.pop(rest.draft_version, VersionTally()).with_totals(rest)
-    served = {step.draft_version for step in finished.steps} | ({rest.draft_version} if rest is not None else set())
+    if rest is not None:  # its tokens count as equally fast
+        counters = _served(result, rest.draft_version)
+        _add_steps(counters, rest.verify_steps, rest.tokens, rest.proposed, rest.accepted, rest.duration_s)
+        served.add(rest.draft_version)
     for version in served:
-        result[version] = replace(result[version], requests_served=result[version].requests_served + 1)
+        result[version].requests_served += 1
     sole = sole_version(finished)
     acceptance_length = usage(finished).acceptance_length
     if sole is not None and acceptance_length is not None:
-        result[sole] = result[sole].with_request(acceptance_length)
+        result[sole].requests += 1
+        result[sole].acceptance_length_sum += acceptance_length
+        result[sole].acceptance_length_square_sum += acceptance_length**2
     return _newest(result)
 
 
-def with_errors(tallies: Tallies, version: int, num: int) -> dict[int, VersionTally]:
-    result = dict(tallies)
-    tally = result.pop(version, VersionTally())
-    result[version] = replace(tally, errors=tally.errors + num)
+def with_errors(tallies: Tallies, version: int, num: int) -> dict[int, fleet_pb2.VersionCounters]:
+    result = _copied(tallies)
+    _served(result, version).errors += num
     return _newest(result)
+
+
+def _copied(tallies: Tallies) -> dict[int, fleet_pb2.VersionCounters]:
+    copies = {}
+    for version, counters in tallies.items():
+        copies[version] = fleet_pb2.VersionCounters()
+        copies[version].CopyFrom(counters)
+    return copies
+
+
+def _served(tallies: dict[int, fleet_pb2.VersionCounters], version: int) -> fleet_pb2.VersionCounters:
+    """The counters of a version, which is now the last served one."""
+    counters = tallies.pop(version, None)
+    if counters is None:
+        latency = fleet_pb2.Histogram(bounds=LATENCY_BOUNDS_S, counts=[0] * (len(LATENCY_BOUNDS_S) + 1))
+        counters = fleet_pb2.VersionCounters(version=version, inter_token_latency=latency)
+    tallies[version] = counters
+    return counters
+
+
+def _add_steps(
+    counters: fleet_pb2.VersionCounters,
+    verify_steps: int,
+    tokens: int,
+    proposed: Sequence[int],
+    accepted: Sequence[int],
+    duration_s: float,
+) -> None:
+    per_token_s = duration_s / max(1, tokens)
+    counters.verify_steps += verify_steps
+    counters.tokens += tokens
+    counters.proposed += sum(proposed)
+    counters.proposed_by_position[:] = _sums(counters.proposed_by_position, proposed)
+    counters.accepted_by_position[:] = _sums(counters.accepted_by_position, accepted)
+    counters.inter_token_latency.counts[bisect_left(LATENCY_BOUNDS_S, per_token_s)] += tokens
+    counters.inter_token_latency.sum += per_token_s * tokens
 
 
 def sole_version(finished: FinishedRequest) -> int | None:
@@ -200,9 +170,9 @@ def sole_version(finished: FinishedRequest) -> int | None:
     return versions.pop() if len(versions) == 1 else None
 
 
-def _newest(tallies: Tallies) -> dict[int, VersionTally]:
+def _newest(tallies: Tallies) -> dict[int, fleet_pb2.VersionCounters]:
     return dict(list(tallies.items())[-MAX_VERSIONS:])
 
 
-def _sums(counts: Sequence[int], more: Sequence[int]) -> tuple[int, ...]:
-    return tuple(a + b for a, b in zip_longest(counts, more, fillvalue=0))
+def _sums(counts: Iterable[int], more: Iterable[int]) -> list[int]:
+    return [a + b for a, b in zip_longest(counts, more, fillvalue=0)]

@@ -3,6 +3,7 @@
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from updraft.fleet.v1 import fleet_pb2
 from updraft_chassis.clock import Clock
@@ -14,28 +15,19 @@ from updraft_inference.agent.trace import Origin
 from updraft_inference.engine import Engine, FinishedRequest
 
 
+@dataclass(slots=True, kw_only=True)
 class PodState:
     """Counts finished requests and builds PodReports. `capture` is None if nothing is captured."""
 
-    def __init__(
-        self,
-        *,
-        origin: Origin,
-        engine: Engine,
-        swapper: Swapper,
-        capture: Capture | None,
-        is_draining: Callable[[], bool],
-        clock: Clock,
-    ) -> None:
-        self._origin = origin
-        self._engine = engine
-        self._swapper = swapper
-        self._capture = capture
-        self._is_draining = is_draining
-        self._clock = clock
-        self._boot_id = uuid.uuid4().hex
-        self._tallies: Tallies = {}
-        self._faults: Counter[int] = Counter()
+    origin: Origin
+    engine: Engine
+    swapper: Swapper
+    capture: Capture | None
+    is_draining: Callable[[], bool]
+    clock: Clock
+    _boot_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    _tallies: Tallies = field(default_factory=dict)
+    _faults: Counter[int] = field(default_factory=Counter)
 
     def count(self, finished: FinishedRequest, _: CapturePlan) -> None:
         self._tallies = folded(self._tallies, finished)
@@ -44,37 +36,37 @@ class PodState:
         self._count_faults()
         return fleet_pb2.PodReport(
             identity=self._identity(),
-            loaded=self._swapper.loaded,
-            prefetched_versions=self._swapper.prefetched,
-            versions=[tally.counters(version) for version, tally in self._tallies.items()],
-            swaps=self._swapper.counters,
-            status=self._swapper.status,
+            loaded=self.swapper.loaded,
+            prefetched_versions=self.swapper.prefetched,
+            versions=self._tallies.values(),
+            swaps=self.swapper.counters,
+            status=self.swapper.status,
             capture=self._capture_counters(),
-            draining=self._is_draining(),
-            running_requests=self._engine.load.running,
-            sent_unix_ms=int(self._clock.now() * 1000),
+            draining=self.is_draining(),
+            running_requests=self.engine.load.running,
+            sent_unix_ms=int(self.clock.now() * 1000),
         )
 
     def _count_faults(self) -> None:
-        faults = Counter(self._engine.faults)
+        faults = Counter(self.engine.faults)
         for version, num in (faults - self._faults).items():
             self._tallies = with_errors(self._tallies, version, num)
         self._faults = faults
 
     def _capture_counters(self) -> fleet_pb2.CaptureCounters | None:
-        if self._capture is None:
+        if self.capture is None:
             return None
-        counters = self._capture.counters
-        counters.problem = self._engine.capture_problem
+        counters = self.capture.counters
+        counters.problem = self.engine.capture_problem
         return counters
 
     def _identity(self) -> fleet_pb2.PodIdentity:
         return fleet_pb2.PodIdentity(
-            speculator=self._origin.speculator,
-            pod=self._origin.pod,
-            engine=self._origin.engine,
-            target_fingerprint=self._origin.target_fingerprint,
-            tokenizer_fingerprint=self._origin.tokenizer_fingerprint,
-            draft_vocabulary_fingerprint=self._engine.loaded.draft_vocabulary_fingerprint,
+            speculator=self.origin.speculator,
+            pod=self.origin.pod,
+            engine=self.origin.engine,
+            target_fingerprint=self.origin.target_fingerprint,
+            tokenizer_fingerprint=self.origin.tokenizer_fingerprint,
+            draft_vocabulary_fingerprint=self.engine.loaded.draft_vocabulary_fingerprint,
             boot_id=self._boot_id,
         )

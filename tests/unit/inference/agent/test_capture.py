@@ -14,7 +14,7 @@ from updraft.fleet.v1 import fleet_pb2
 from updraft.trace.v1 import trace_pb2
 from updraft_chassis.errors import InvalidInput, Unavailable
 from updraft_draft import tensors
-from updraft_inference.agent.capture import Bounds, Capture, Sink
+from updraft_inference.agent.capture import Capture, Sink
 from updraft_inference.agent.selection import CapturePlan, CaptureRates
 from updraft_inference.agent.trace import Origin
 from updraft_inference.metrics import Metrics
@@ -60,7 +60,8 @@ async def capture(stream: FakeStream, metrics: Metrics) -> Capture:
     return Capture(
         CaptureRates(),
         Sink(stream=stream, origin=ORIGIN, encode=ENCODE),
-        Bounds(max_entries=3, max_bytes=10_000),
+        max_entries=3,
+        max_bytes=10_000,
         metrics=metrics,
         clock=ManualClock(),
     )

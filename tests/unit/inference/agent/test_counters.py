@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.requests import ended, step
 
-from updraft_inference.agent.counters import LATENCY_BOUNDS_S, MAX_VERSIONS, VersionTally, folded, usage, with_errors
+from updraft_inference.agent.counters import LATENCY_BOUNDS_S, MAX_VERSIONS, Tallies, folded, usage, with_errors
 from updraft_inference.engine import Drafter, VerifyStep
 
 
@@ -39,8 +39,8 @@ def test_the_drafter_is_who_proposed_most_also_when_the_last_step_had_none() -> 
 def test_counts_are_kept_by_version_and_position() -> None:
     tallies = folded({}, ended(*steps(0, 2, 1), step(7, 0, version=2)))
 
-    assert tallies[1].accepted == (2, 1)
-    assert tallies[1].proposed == (3, 3)
+    assert tallies[1].accepted_by_position == [2, 1]
+    assert tallies[1].proposed_by_position == [3, 3]
     assert (tallies[1].verify_steps, tallies[1].tokens) == (3, 6)
     assert tallies[2].verify_steps == 1
 
@@ -63,14 +63,13 @@ def test_a_request_is_served_by_every_version_that_had_a_step_of_it() -> None:
 
     served = {version: (tally.requests_served, tally.requests) for version, tally in tallies.items()}
     assert served == {1: (1, 0), 2: (2, 1)}
-    assert tallies[2].counters(2).requests_served == 2
 
 
 def test_faults_are_counted_for_the_version_that_drafted_also_before_a_request_of_it_ended() -> None:
     tallies = with_errors(folded({}, ended(*steps(1, version=1))), 1, 2)
     tallies = with_errors(tallies, 7, 1)
 
-    assert {version: tally.counters(version).errors for version, tally in tallies.items()} == {1: 2, 7: 1}
+    assert {version: tally.errors for version, tally in tallies.items()} == {1: 2, 7: 1}
     assert tallies[1].tokens == 2
 
 
@@ -85,16 +84,15 @@ def test_steps_without_drafts_do_not_make_a_request_mixed() -> None:
 def test_latency_is_a_steps_time_shared_by_its_tokens() -> None:
     tally = folded({}, ended(step(1, 1, duration_s=0.02)))[1]
 
-    assert tally.latency_counts[LATENCY_BOUNDS_S.index(0.01)] == 2
-    assert tally.latency_sum_s == pytest.approx(0.02)
+    assert tally.inter_token_latency.counts[LATENCY_BOUNDS_S.index(0.01)] == 2
+    assert tally.inter_token_latency.sum == pytest.approx(0.02)
 
 
 def test_a_step_whose_tokens_were_all_cut_has_no_latency() -> None:
-    cut = step(1, 0, duration_s=0.02)
-    tally = VersionTally().with_step(cut, 0)
+    tally = folded({}, ended(step(1, 0, duration_s=0.02), num_output=1))[1]
 
     assert tally.verify_steps == 1
-    assert (sum(tally.latency_counts), tally.latency_sum_s) == (0, 0.0)
+    assert (sum(tally.inter_token_latency.counts), tally.inter_token_latency.sum) == (0, 0.0)
 
 
 def test_versions_not_served_for_long_are_forgotten() -> None:
@@ -110,12 +108,11 @@ def test_versions_not_served_for_long_are_forgotten() -> None:
 
 @given(st.lists(st.lists(st.integers(0, 2), max_size=5), max_size=6))
 def test_the_wire_carries_consistent_and_growing_sums(requests: list[list[int]]) -> None:
-    history: list[dict[int, VersionTally]] = [{}]
+    history: list[Tallies] = [{}]
     for accepted in requests:
         history.append(folded(history[-1], ended(*steps(*accepted))))
 
-    for tally in history[-1].values():
-        counters = tally.counters(1)
+    for counters in history[-1].values():
         assert sum(counters.inter_token_latency.counts) == counters.tokens
         assert counters.proposed == sum(counters.proposed_by_position)
         assert len(counters.inter_token_latency.counts) == len(counters.inter_token_latency.bounds) + 1
