@@ -24,9 +24,7 @@ class OtherVocabularyError(InvalidInput):
 class DraftFingerprint:
     """A draft that the server can hold, and the checksums that prove it: by rank, for each dtype that it may serve in."""
 
-    version: int
-    folder: Path
-    tensors_digest: str
+    draft: DraftCheckpoint
     config: DraftConfig
     d2t: torch.Tensor
     info: ServerInfo
@@ -42,7 +40,7 @@ class DraftFingerprint:
         for dtype in checksums.candidate_dtypes(self.info.dtype):
             if dtype not in self.hashes:
                 try:
-                    config, tensors = checkpoint.load(self.folder)
+                    config, tensors = checkpoint.load(self.draft.folder)
                 except (UpdraftError, OSError):
                     continue
                 self.hashes[dtype] = _hashes(config, tensors, dtype, self.info)
@@ -85,7 +83,9 @@ def read_initial_draft(folder: Path, info: ServerInfo) -> DraftFingerprint:
         ) from error
     if config.norm_before_residual:  # other drafts then differ in shape and are refused
         raise InvalidInput(f"the draft in {folder} has norm_before_residual, which SGLang does not support")
-    return _fingerprint(INITIAL_VERSION, folder, "", config, tensors, info)
+    return _fingerprint(
+        DraftCheckpoint(version=INITIAL_VERSION, folder=folder, tensors_digest=""), config, tensors, info
+    )
 
 
 def read_draft(draft: DraftCheckpoint, initial: DraftFingerprint) -> DraftFingerprint:
@@ -102,22 +102,15 @@ def read_draft(draft: DraftCheckpoint, initial: DraftFingerprint) -> DraftFinger
         )
     if config != initial.config:
         raise InvalidInput(f"version {draft.version} has another shape than the served draft")
-    return _fingerprint(draft.version, draft.folder, digest, config, tensors, initial.info)
+    return _fingerprint(draft, config, tensors, initial.info)
 
 
 def _fingerprint(
-    version: int,
-    folder: Path,
-    digest: str,
-    config: DraftConfig,
-    tensors: dict[str, torch.Tensor],
-    info: ServerInfo,
+    draft: DraftCheckpoint, config: DraftConfig, tensors: dict[str, torch.Tensor], info: ServerInfo
 ) -> DraftFingerprint:
     likeliest = checksums.candidate_dtypes(info.dtype)[0]
     return DraftFingerprint(
-        version=version,
-        folder=folder,
-        tensors_digest=digest,
+        draft=draft,
         config=config,
         d2t=tensors["d2t"],
         info=info,

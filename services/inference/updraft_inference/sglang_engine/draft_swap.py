@@ -77,17 +77,12 @@ class ServedDraft:
 
     @property
     def start_folder(self) -> Path:
-        return self._initial.folder
+        return self._initial.draft.folder
 
     @property
     def good(self) -> DraftCheckpoint | None:
         """The last draft that was proved; None for the one that the server started with."""
-        fingerprint = self._good
-        if fingerprint.version == INITIAL_VERSION:
-            return None
-        return DraftCheckpoint(
-            version=fingerprint.version, folder=fingerprint.folder, tensors_digest=fingerprint.tensors_digest
-        )
+        return None if self._good.draft.version == INITIAL_VERSION else self._good.draft
 
     async def adopt(self, reported: LoadedDraft, drafts: Path | None) -> None:
         """Keep the draft that the server reports if checksums prove it; else load the initial one."""
@@ -103,7 +98,7 @@ class ServedDraft:
             else:
                 if not await _difference(fingerprint, served):
                     self._good, self.loaded = fingerprint, _loaded(fingerprint)
-                    logger.info("The server already holds a draft", extra={"version": fingerprint.version})
+                    logger.info("The server already holds a draft", extra={"version": draft.version})
                     return
         if reported.version or await _difference(self._initial, served):
             try:
@@ -149,7 +144,7 @@ class ServedDraft:
             difference = await _difference(fingerprint, await self._server.checksums())
             if difference:
                 raise Corrupt(
-                    f"after loading version {fingerprint.version} the server holds something else: {difference}"
+                    f"after loading version {fingerprint.draft.version} the server holds something else: {difference}"
                 )
         except _NotBegun as error:
             raise Unavailable(f"another weight update is in progress at the SGLang server: {error}") from error
@@ -169,7 +164,7 @@ class ServedDraft:
             await self._load(self._good)
             await self.rehash()
         except UpdraftError as error:
-            extra = {"failed": failed.version, "wanted": self._good.version, "reason": str(error)}
+            extra = {"failed": failed.draft.version, "wanted": self._good.draft.version, "reason": str(error)}
             logger.error(
                 "The previous draft cannot be restored; output stays exact, but acceptance may drop", extra=extra
             )
@@ -193,7 +188,7 @@ class ServedDraft:
             await self._server.update(
                 _named(fingerprint),
                 load_format=LOADER,
-                label=label(fingerprint.version),
+                label=label(fingerprint.draft.version),
                 tp_size=fingerprint.info.tp_size,
             )
         except BaseException:
@@ -268,8 +263,8 @@ async def _difference(fingerprint: DraftFingerprint, served: list[RankChecksums]
 
 def _loaded(fingerprint: DraftFingerprint) -> LoadedDraft:
     return LoadedDraft(
-        version=fingerprint.version,
-        tensors_digest=fingerprint.tensors_digest,
+        version=fingerprint.draft.version,
+        tensors_digest=fingerprint.draft.tensors_digest,
         draft_vocabulary_fingerprint=fingerprint.vocabulary_fingerprint,
     )
 
@@ -280,9 +275,9 @@ def _unproved(fingerprint: DraftFingerprint) -> LoadedDraft:
 
 def _named(fingerprint: DraftFingerprint) -> Named:
     return [
-        ("folder", _text(str(fingerprint.folder.resolve()))),
-        ("version", torch.tensor([fingerprint.version], dtype=torch.int64)),
-        ("digest", _text(fingerprint.tensors_digest)),
+        ("folder", _text(str(fingerprint.draft.folder.resolve()))),
+        ("version", torch.tensor([fingerprint.draft.version], dtype=torch.int64)),
+        ("digest", _text(fingerprint.draft.tensors_digest)),
     ]
 
 
