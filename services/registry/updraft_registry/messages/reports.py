@@ -3,8 +3,10 @@
 A report is untrusted input, so everything that is summed or kept is bounded here. Pure.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Mapping, MutableSequence
+from copy import deepcopy
+from dataclasses import dataclass
 
 from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2
@@ -89,9 +91,7 @@ def read(report: fleet_pb2.PodReport) -> Report:
         raise InvalidInput(f"a pod's name has 1 to 253 printable characters, got {identity.pod[:80]!r}")
     if max(len(report.versions), len(report.prefetched_versions)) > _MAX_VERSIONS:
         raise InvalidInput(f"a report on more than {_MAX_VERSIONS} versions")
-    is_refusal, is_pending = (
-        status.outcome == outcome for outcome in (fleet_pb2.OUTCOME_NACK, fleet_pb2.OUTCOME_PENDING)
-    )
+    is_refusal, is_pending = status.outcome == fleet_pb2.OUTCOME_NACK, status.outcome == fleet_pb2.OUTCOME_PENDING
     return Report(
         speculator=identity.speculator,
         pod=Pod(
@@ -120,50 +120,31 @@ class Totals:
     """Counters by version, summed over the last report of every pod. A replaced report is subtracted."""
 
     def __init__(self) -> None:
-        self._versions: dict[int, _Total] = {}
+        self._sums: dict[int, registry_pb2.VersionTraffic] = {}
+        self._num_pods: Counter[int] = Counter()
 
     def add(self, report: Report) -> None:
-        for number, traffic in report.pod.traffic.items():
-            self._versions.setdefault(number, _Total()).add(traffic, report.drafted[number], 1)
+        self._add(report, 1)
 
     def take_out(self, report: Report) -> None:
-        for number, traffic in report.pod.traffic.items():
-            total = self._versions[number]
-            total.add(traffic, report.drafted[number], -1)
-            if not total.pods:
-                del self._versions[number]
+        self._add(report, -1)
 
     def traffic(self) -> list[registry_pb2.VersionTraffic]:
         """The sums, newest version first."""
-        return [total.traffic(number) for number, total in sorted(self._versions.items(), reverse=True)]
+        return [deepcopy(sums) for _, sums in sorted(self._sums.items(), reverse=True)]
 
-
-@dataclass(slots=True)
-class _Total:
-    pods: int = 0
-    verify_steps: int = 0
-    tokens: int = 0
-    proposed: int = 0
-    proposed_by_position: list[int] = field(default_factory=list)
-    accepted_by_position: list[int] = field(default_factory=list)
-
-    def add(self, traffic: Traffic, drafted: Drafted, sign: int) -> None:
-        self.pods += sign
-        self.verify_steps += sign * traffic.verify_steps
-        self.tokens += sign * traffic.tokens
-        self.proposed += sign * drafted.proposed
-        _add(self.proposed_by_position, drafted.proposed_by_position, sign)
-        _add(self.accepted_by_position, drafted.accepted_by_position, sign)
-
-    def traffic(self, number: int) -> registry_pb2.VersionTraffic:
-        return registry_pb2.VersionTraffic(
-            version=number,
-            verify_steps=self.verify_steps,
-            tokens=self.tokens,
-            proposed=self.proposed,
-            proposed_by_position=self.proposed_by_position,
-            accepted_by_position=self.accepted_by_position,
-        )
+    def _add(self, report: Report, sign: int) -> None:
+        for number, traffic in report.pod.traffic.items():
+            sums = self._sums.setdefault(number, registry_pb2.VersionTraffic(version=number))
+            drafted = report.drafted[number]
+            sums.verify_steps += sign * traffic.verify_steps
+            sums.tokens += sign * traffic.tokens
+            sums.proposed += sign * drafted.proposed
+            _add(sums.proposed_by_position, drafted.proposed_by_position, sign)
+            _add(sums.accepted_by_position, drafted.accepted_by_position, sign)
+            self._num_pods[number] += sign
+            if not self._num_pods[number]:
+                del self._sums[number], self._num_pods[number]
 
 
 def _traffic(counters: fleet_pb2.VersionCounters) -> Traffic:
@@ -211,7 +192,7 @@ def _bound(version: int, *counts: int) -> None:
         raise InvalidInput(f"a counter of version {version} is {max(counts)}; at most {_MAX_COUNT}")
 
 
-def _add(sums: list[int], counts: tuple[int, ...], sign: int) -> None:
+def _add(sums: MutableSequence[int], counts: tuple[int, ...], sign: int) -> None:
     if len(counts) > len(sums):
         sums.extend([0] * (len(counts) - len(sums)))
     for position, count in enumerate(counts):

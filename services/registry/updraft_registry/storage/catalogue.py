@@ -87,7 +87,7 @@ class Catalogue:
             name=name,
             desired=_desired_state(row, self.defaults),
             lineage=self._lineage(name),
-            versions=tuple(_version(version) for version in versions),
+            versions=tuple(_parse_version(row)[0] for row in versions),
             rollout=self._rollout(name),
             latest=self._latest(name),
         )
@@ -100,7 +100,7 @@ class Catalogue:
     def find(self, name: str, tensors_digest: str) -> Version | None:
         """The version with this content, whether its weights are kept or not."""
         row = self._row("SELECT * FROM versions WHERE speculator = ? AND tensors_digest = ?", name, tensors_digest)
-        return None if row is None else _version(row)
+        return None if row is None else _parse_version(row)[0]
 
     def has(self, name: str, number: int) -> bool:
         return self._row("SELECT 1 FROM versions WHERE speculator = ? AND number = ?", name, number) is not None
@@ -110,7 +110,7 @@ class Catalogue:
         row = self._row("SELECT * FROM versions WHERE speculator = ? AND number = ?", name, number)
         if row is None:
             raise NotFound(f"{name} has no version {number}; its newest is {self._latest(name) or 'none yet'}")
-        return _version(row), registry_pb2.Manifest.FromString(row["manifest"])
+        return _parse_version(row)
 
     def page(
         self, name: str, *, after: tuple[str, int] | None, size: int
@@ -123,7 +123,7 @@ class Catalogue:
             "ORDER BY speculator, number DESC LIMIT ?",
             *(name, name, after_name, after_name, after_number, size),
         )
-        return [(_version(row), registry_pb2.Manifest.FromString(row["manifest"])) for row in rows]
+        return [_parse_version(row) for row in rows]
 
     def history(self, name: str, limit: int, *, number: int | None = None) -> History:
         """The newest `limit` transitions, newest first; with `number` only those of a version (0: the speculator)."""
@@ -334,9 +334,9 @@ class Catalogue:
             raise
 
 
-def _version(row: sqlite3.Row) -> Version:
+def _parse_version(row: sqlite3.Row) -> tuple[Version, registry_pb2.Manifest]:
     manifest = registry_pb2.Manifest.FromString(row["manifest"])
-    return replace(
+    version = replace(
         wire.pending(manifest, row["number"], row["published_ms"]),
         phase=Phase(row["phase"]),
         reason=row["reason"],
@@ -345,6 +345,7 @@ def _version(row: sqlite3.Row) -> Version:
         is_retained=bool(row["is_retained"]),
         is_kept=bool(row["is_kept"]),
     )
+    return version, manifest
 
 
 def _policy(row: sqlite3.Row, defaults: RolloutPolicy) -> RolloutPolicy:

@@ -26,7 +26,7 @@ from obstore.store import AzureStore, GCSStore, ObjectStore, S3Store, from_url
 from updraft_chassis.clock import Clock, SystemClock
 from updraft_chassis.errors import Corrupt, InvalidInput, NotFound, Unavailable
 from updraft_registry.storage.stores.cache import Cache
-from updraft_registry.storage.stores.folder import begin_upload
+from updraft_registry.storage.stores.folder import begin_upload, clean_uploads
 from updraft_registry.storage.stores.port import Upload
 
 logger = logging.getLogger(__name__)
@@ -106,10 +106,7 @@ class BucketStore:
 
     def clean(self) -> int:
         """Delete local files of interrupted uploads; return how many. Lifecycle rules of the bucket handle its own."""
-        left = list(self._uploads.iterdir())
-        for path in left:
-            path.unlink()
-        return len(left)
+        return clean_uploads(self._uploads)
 
     def begin(self, size_bytes: int) -> Upload:
         return begin_upload(self._uploads, size_bytes)

@@ -37,10 +37,7 @@ class FolderStore:
                 folder.mkdir(parents=True, exist_ok=True)
 
     def clean(self) -> int:
-        left = list(self._uploads.iterdir())
-        for path in left:
-            path.unlink()
-        return len(left)
+        return clean_uploads(self._uploads)
 
     def begin(self, size_bytes: int) -> "FolderUpload":
         return begin_upload(self._uploads, size_bytes)
@@ -101,6 +98,14 @@ class FolderStore:
 
     def _document(self, speculator: str, number: int) -> Path:
         return self._versions / speculator / f"{number}.json"
+
+
+def clean_uploads(folder: Path) -> int:
+    """Delete what interrupted uploads left in `folder`; return how many."""
+    left = list(folder.iterdir())
+    for path in left:
+        path.unlink()
+    return len(left)
 
 
 def begin_upload(folder: Path, size_bytes: int) -> "FolderUpload":
