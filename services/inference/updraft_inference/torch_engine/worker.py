@@ -11,6 +11,7 @@ import logging
 import queue
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
@@ -19,18 +20,45 @@ from typing import TypeVar
 import torch
 
 from updraft_chassis.errors import Unavailable
-from updraft_inference.torch_engine.delta_queue import DeltaQueue
+from updraft_inference.engine import Delta
 from updraft_inference.torch_engine.scheduler.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+Reader = asyncio.Queue[Delta | None]
+
 
 def on_passing_thread(function: Callable[[], T]) -> T:
     """Run a function on a thread of its own, whose pool ends with it."""
     with ThreadPoolExecutor(max_workers=1) as executor:
         return executor.submit(function).result()
+
+
+class DeltaQueue:
+    """Deltas on their way from the engine's thread, which alone uses this, to event loops.
+
+    An event loop that wakes takes the interpreter's lock and a core from the running step, so it is woken once per step, not
+    once per request.
+    """
+
+    def __init__(self) -> None:
+        self._held: defaultdict[asyncio.AbstractEventLoop, list[tuple[Reader, Delta]]] = defaultdict(list)
+
+    def put(self, loop: asyncio.AbstractEventLoop, reader: Reader, delta: Delta) -> None:
+        self._held[loop].append((reader, delta))
+
+    def deliver(self) -> None:
+        for loop, deltas in self._held.items():
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(_put_all, deltas)
+        self._held.clear()
+
+
+def _put_all(deltas: list[tuple[Reader, Delta]]) -> None:
+    for reader, delta in deltas:
+        reader.put_nowait(delta)
 
 
 class Worker:

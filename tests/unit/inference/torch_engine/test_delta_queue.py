@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from updraft_inference.engine import Delta
-from updraft_inference.torch_engine.delta_queue import DeltaQueue, Reader
+from updraft_inference.torch_engine.worker import DeltaQueue, Reader
 
 
 async def test_a_loop_is_woken_once_for_all_that_was_put(monkeypatch: pytest.MonkeyPatch) -> None:
