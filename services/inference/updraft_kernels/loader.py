@@ -76,7 +76,7 @@ def load_kernels(folder: Path = FOLDER) -> Kernels | None:
             logger.log(level, "Loaded the C++ kernels", extra={"variant": variant, "skipped": problems})
             return kernels
     if not any(folder.glob("*.so")):
-        problems = ["the package was built without a C++ compiler"]
+        problems = ["the package was built without a working C++ compiler"]
     reason = "; ".join(problems) or "this CPU lacks the features that they need"
     logger.warning("No C++ kernels: the engine uses torch's operations, which are slower", extra={"reason": reason})
     return None

@@ -132,7 +132,7 @@ def test_without_amx_from_the_operating_system_the_next_variant_is_loaded(
 @pytest.mark.parametrize(
     ("files", "flags", "reason"),
     [
-        ([], X86["amx"], "the package was built without a C++ compiler"),
+        ([], X86["amx"], "the package was built without a working C++ compiler"),
         (["avx2-0123456789abcdef.so"], {"sse4_2"}, "this CPU lacks the features that they need"),
         (["avx2-0123456789abcdef.so"], X86["avx2"], "avx2: avx2-0123456789abcdef.so is damaged"),
     ],
