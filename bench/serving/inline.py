@@ -3,7 +3,6 @@
 Nothing else runs on the thread, so the rest is the overhead of the engine.
 """
 
-import itertools
 import time
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
@@ -11,10 +10,11 @@ from pathlib import Path
 from typing import Self
 
 import torch
+from bench.serving.arms import RunSpec, request
 from bench.serving.plan import LOOKAHEAD
 from torch import Tensor
 
-from updraft_inference.engine import Delta, Drafter, GenerationRequest, SamplingParams
+from updraft_inference.engine import Delta, Drafter
 from updraft_inference.torch_engine.drafting.ngram import NgramProposer
 from updraft_inference.torch_engine.model.kv_cache import Batch, SlotCache
 from updraft_inference.torch_engine.model.limits import Limits
@@ -62,7 +62,6 @@ class Inline:
         self.num_tokens = 0
         self._target = target
         self._scheduler = Scheduler(target, limits, default=Drafter.NONE)
-        self._names = itertools.count()
 
     @classmethod
     def open(
@@ -80,23 +79,17 @@ class Inline:
     def start(self, prompts: SequenceOf[tuple[int, ...]], *, max_tokens: int, drafter: Drafter) -> None:
         """Add greedy requests that ignore end tokens, and read all their prompts."""
         unread = set()
+        spec = RunSpec(batch=len(prompts), tokens=max_tokens, drafter=drafter)
         for prompt in prompts:
-            name = str(next(self._names))
-            request = GenerationRequest(
-                request_id=name,
-                prompt_ids=prompt,
-                max_tokens=max_tokens,
-                sampling=SamplingParams(temperature=0),
-                ignore_eos=True,
-                drafter=drafter,
-            )
+            generation = request(prompt, spec)
+            name = generation.request_id
             unread.add(name)
 
             def take(delta: Delta, name: str = name) -> None:
                 unread.discard(name)
                 self.num_tokens += len(delta.token_ids)
 
-            self._scheduler.add(Sequence(request=request, emit=take, ids=list(prompt)))
+            self._scheduler.add(Sequence(request=generation, emit=take, ids=list(prompt)))
         while unread:
             self._scheduler.step()
 

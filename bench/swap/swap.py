@@ -7,15 +7,17 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from bench import harness
 from bench.engine_inputs import code_prompts, untrained_drafts
 from bench.harness import Line, Measurements, spread
+from bench.serving.arms import RunSpec, request
 
 from updraft_cli import results
-from updraft_inference.engine import DraftCheckpoint, Drafter, GenerationRequest, SamplingParams
+from updraft_inference.engine import DraftCheckpoint, Drafter
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
 from updraft_inference.torch_engine.model.limits import Limits
 
@@ -52,27 +54,15 @@ class Round:
         return f"{self.dtype} round {self.round}: longest gap {gaps}"
 
 
-async def stream(engine: TorchEngine, name: str, prompt: tuple[int, ...]) -> tuple[tuple[int, ...], list[float]]:
-    """Run one stream; return its tokens and the gaps between its deltas in seconds, without the first."""
+async def stream(engine: TorchEngine, prompt: tuple[int, ...]) -> tuple[tuple[int, ...], list[float]]:
+    """Run one stream; return its tokens and the gaps between its deltas in seconds."""
     tokens: list[int] = []
-    gaps: list[float] = []
-    last: float | None = None
-    request = GenerationRequest(
-        request_id=name,
-        prompt_ids=prompt,
-        max_tokens=TOKENS,
-        sampling=SamplingParams(temperature=0),
-        ignore_eos=True,
-        drafter=Drafter.EAGLE3,
-        lookahead=2,
-    )
-    async for delta in engine.generate(request):
-        now = time.perf_counter()
-        if last is not None:
-            gaps.append(now - last)
-        last = now
+    times_s: list[float] = []
+    spec = RunSpec(batch=STREAMS, tokens=TOKENS, drafter=Drafter.EAGLE3, lookahead=2)
+    async for delta in engine.generate(request(prompt, spec)):
+        times_s.append(time.perf_counter())
         tokens += delta.token_ids
-    return tuple(tokens), gaps
+    return tuple(tokens), [end_s - start_s for start_s, end_s in pairwise(times_s)]
 
 
 async def run(
@@ -89,9 +79,8 @@ async def run(
                 pauses.append(pause_s)
             await asyncio.sleep(0.25)
 
-    names = [f"{time.monotonic_ns()}-{index}" for index in range(len(prompts))]
     async with asyncio.TaskGroup() as tasks:
-        streams = [tasks.create_task(stream(engine, *one)) for one in zip(names, prompts, strict=True)]
+        streams = [tasks.create_task(stream(engine, prompt)) for prompt in prompts]
         tasks.create_task(swap())
     outcomes = [task.result() for task in streams]
     # The other streams are prefilled during the first third of a stream; the swaps come later.
