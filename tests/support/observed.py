@@ -13,7 +13,7 @@ from updraft_operator.api.draft_version import DraftVersion
 from updraft_operator.manifests.manifest import Manifest
 from updraft_operator.planning.objects import Child, Ref
 from updraft_operator.planning.observed import AccessSecret, ConnectionState, Observed, RegistryView
-from updraft_operator.planning.plan import objects
+from updraft_operator.planning.plan import Plan, objects
 from updraft_operator.planning.pods import PodProblem, PodState
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
@@ -145,3 +145,8 @@ def workload(kind: str, part: str, status: Mapping[str, Any], **spec: Any) -> di
     }
     child = as_child(content, status=dict(status))
     return {child.ref: child}
+
+
+def is_empty(plan: Plan) -> bool:
+    """Whether the observed state matches the desired state."""
+    return plan == Plan(again_s=plan.again_s)

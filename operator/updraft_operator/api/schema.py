@@ -67,9 +67,9 @@ class Model(BaseModel):
     )
 
 
-def rules(*rules: tuple[str, str], **more: Any) -> dict[str, Any]:
-    """`json_schema_extra` with CEL rules and their messages; `more` is additional schema."""
-    return {"x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in rules], **more}
+def rules(*rules: tuple[str, str]) -> dict[str, Any]:
+    """`json_schema_extra` with CEL rules and their messages."""
+    return {"x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in rules]}
 
 
 def immutable(field: str, why: str) -> dict[str, Any]:

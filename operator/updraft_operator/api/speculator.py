@@ -6,7 +6,7 @@ the status. Neither has floats, as Kubernetes' API conventions require.
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -290,9 +290,6 @@ class Metadata(Model):
     creation_timestamp: datetime | None = None
     deletion_timestamp: datetime | None = None
     finalizers: list[str] = []
-    labels: dict[str, str] = {}
-    annotations: dict[str, str] = {}
-    owner_references: list[dict[str, Any]] = []
 
 
 class AdaptiveSpeculator(Model):

@@ -90,11 +90,6 @@ class Plan:
     again_s: float | None = None
     """Reconcile again after this time."""
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether the observed state matches the desired state."""
-        return self == Plan(again_s=self.again_s)
-
 
 def make_plan(observed: Observed, *, now_unix_s: float, now_s: float) -> Plan:
     """Decide. `now_s` is on a monotonic clock."""

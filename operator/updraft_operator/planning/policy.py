@@ -6,28 +6,11 @@ from updraft_operator.api.rollout import Rollout
 
 def policy(rollout: Rollout) -> pb.RolloutPolicy:
     """The policy that the registry should follow; the offline gate and the confidence stay the registry's own."""
-    analysis = rollout.analysis
-    return pb.RolloutPolicy(
-        strategy=rollout.strategy.to_proto(),
-        steps=[
-            pb.RolloutStep(pods_percent=step.pods_percent, hold_seconds=step.hold_seconds) for step in rollout.steps
-        ],
-        analysis=pb.Analysis(
-            interval_seconds=analysis.interval_seconds,
-            min_samples=analysis.min_samples,
-            failure_limit=analysis.failure_limit,
-            max_acceptance_regression_percent=analysis.max_acceptance_regression_percent,
-            max_latency_regression_percent=analysis.max_latency_regression_percent,
-            on_inconclusive=analysis.on_inconclusive.to_proto(),
-            dry_run=analysis.dry_run,
-            comparison=analysis.comparison.to_proto(),
-            switchback_seconds=analysis.switchback_seconds,
-        ),
-        auto_rollback=rollout.auto_rollback,
-        progress_deadline_seconds=rollout.progress_deadline_seconds,
-        max_pods_swapping=rollout.max_pods_swapping,
-        revision_history_limit=rollout.revision_history_limit,
-    )
+    fields = rollout.model_dump(exclude={"paused", "pinned_version", "promoted_version"})
+    fields["strategy"] = rollout.strategy.to_proto()
+    fields["analysis"]["on_inconclusive"] = rollout.analysis.on_inconclusive.to_proto()
+    fields["analysis"]["comparison"] = rollout.analysis.comparison.to_proto()
+    return pb.RolloutPolicy(**fields)
 
 
 def is_followed(desired: pb.RolloutPolicy, effective: pb.RolloutPolicy) -> bool:

@@ -1,7 +1,6 @@
 """Deletion of a speculator's traces in Redis."""
 
 import asyncio
-import logging
 
 import redis.exceptions
 
@@ -9,8 +8,6 @@ from updraft_chassis import streams
 from updraft_chassis.errors import Unavailable
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.watching.secrets import Secrets
-
-logger = logging.getLogger(__name__)
 
 _TIMEOUT_S = 5.0
 _AGAIN_S = 2.0

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
@@ -23,13 +24,14 @@ from updraft_trainer.initial_state import InitialState, TrainerSpec, resume, sta
 from updraft_trainer.learning.state import Identity, States
 from updraft_trainer.loop import Components, Trainer, TrainingOptions
 from updraft_trainer.metrics import Metrics
-from updraft_trainer.priority import yield_to_others
 from updraft_trainer.publishing.evaluator import Evaluator
 from updraft_trainer.publishing.publish import Publisher
 from updraft_trainer.publishing.registry_view import RegistryView
 from updraft_trainer.settings import TrainerSettings
 
 logger = logging.getLogger(__name__)
+
+_POLICIES = {"normal": os.SCHED_OTHER, "batch": os.SCHED_BATCH, "idle": os.SCHED_IDLE}
 
 _CLAIM_IDLE = timedelta(seconds=30)
 """Idle time after which another trainer's entries are taken over. Intake reads about every second, also during a training
@@ -39,7 +41,9 @@ step, and backs off for at most ten seconds while Redis is unavailable."""
 def main() -> None:
     config = settings.load(TrainerSettings)
     logs.configure(process="trainer", level=config.log_level, format=config.log_format)
-    yield_to_others(niceness=config.niceness, scheduling=config.scheduling)
+    # Serving may share this machine. Threads inherit both, and neither needs privileges.
+    os.nice(config.niceness)
+    os.sched_setscheduler(0, _POLICIES[config.scheduling], os.sched_param(0))
     torch.set_num_threads(config.num_threads)
     lifecycle.run("updraft-trainer", partial(serve, config))
 

@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from tests.support.observed import traffic
+from tests.support.observed import is_empty, traffic
 from tests.unit.operator.memory_cluster import Where, place
 from tests.unit.operator.world import CONDEMNED, KEY, OWNER, WAITING, World
 
@@ -285,7 +285,7 @@ class Speculators(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_left_to_do(self) -> None:
-        assert self.world.plan().is_empty
+        assert is_empty(self.world.plan())
 
     @invariant()
     def every_object_is_as_it_is_wished(self) -> None:

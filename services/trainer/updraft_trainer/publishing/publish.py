@@ -5,7 +5,6 @@ unknown, and nothing is assumed.
 """
 
 import asyncio
-import logging
 import shutil
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
@@ -23,8 +22,6 @@ from updraft_trainer.publishing.estimate import GainEstimate
 
 if TYPE_CHECKING:
     from updraft.registry.v1.registry_pb2_grpc import RegistryAsyncStub
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

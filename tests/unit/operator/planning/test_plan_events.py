@@ -10,6 +10,7 @@ from tests.support.observed import (
     NOW_S,
     connected,
     draft,
+    is_empty,
     observed,
     pod,
     ready_pods,
@@ -161,7 +162,7 @@ def test_who_writes_traces_goes_before_the_traces() -> None:
 
 
 def test_a_deletion_without_our_finalizer_is_kubernetes_own_affair() -> None:
-    assert _plan(_deleted("Delete", finalizers=())).is_empty
+    assert is_empty(_plan(_deleted("Delete", finalizers=())))
 
 
 def test_a_deletion_never_hangs_on_what_cannot_be_reached() -> None:
