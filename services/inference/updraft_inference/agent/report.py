@@ -3,7 +3,7 @@
 import uuid
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from updraft.fleet.v1 import fleet_pb2
 from updraft_chassis.clock import Clock
@@ -62,11 +62,7 @@ class PodState:
 
     def _identity(self) -> fleet_pb2.PodIdentity:
         return fleet_pb2.PodIdentity(
-            speculator=self.origin.speculator,
-            pod=self.origin.pod,
-            engine=self.origin.engine,
-            target_fingerprint=self.origin.target_fingerprint,
-            tokenizer_fingerprint=self.origin.tokenizer_fingerprint,
+            **asdict(self.origin),
             draft_vocabulary_fingerprint=self.engine.loaded.draft_vocabulary_fingerprint,
             boot_id=self._boot_id,
         )

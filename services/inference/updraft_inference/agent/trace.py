@@ -1,7 +1,7 @@
 """Builds the trace message of a finished request. Pure; the tensor encoding is passed in."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from updraft.trace.v1 import trace_pb2
@@ -24,7 +24,8 @@ _MAX_UINT32 = 2**32 - 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """The source of traces, for which their samples are valid."""
+    """The source of traces, for which their samples are valid. The fields are those of `trace_pb2.Header` and
+    `fleet_pb2.PodIdentity`."""
 
     speculator: str
     pod: str
@@ -72,13 +73,9 @@ def trace(ended: Ended, origin: Origin, encode: Encode) -> trace_pb2.Trace:
             trace_id=plan.trace_id,
             request_id=request.request_id,
             last_chunk=True,
-            speculator=origin.speculator,
-            pod=origin.pod,
             policy=trace_pb2.Policy(train=True, retain=True),
-            target_fingerprint=origin.target_fingerprint,
-            tokenizer_fingerprint=origin.tokenizer_fingerprint,
             draft_vocabulary_fingerprint=ended.draft_vocabulary_fingerprint,
-            engine=origin.engine,
+            **asdict(origin),
             sampling=_sampling(finished),
             finish_reason=trace_pb2.FinishReason.Value(f"FINISH_REASON_{finished.reason.name}"),
             finished_unix_ms=int(ended.finished_s * 1000),

@@ -1,6 +1,7 @@
 """Translates a request of the port to SGLang's /generate, and its finish reason back. Pure."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from updraft_chassis.errors import InvalidInput
@@ -36,7 +37,7 @@ def body(request: GenerationRequest, rid: str) -> dict[str, Any]:
     A seed only has an effect with --enable-deterministic-inference. SGLang applies penalties up to the start of a
     verify step, not within it. `extra_key` separates the prefix caches of clients.
     """
-    sampling, capture = request.sampling, request.capture
+    sampling = request.sampling
     params: dict[str, Any] = {
         "max_new_tokens": request.max_tokens,
         "ignore_eos": request.ignore_eos,
@@ -44,13 +45,7 @@ def body(request: GenerationRequest, rid: str) -> dict[str, Any]:
         "top_p": sampling.top_p,
         "top_k": sampling.top_k or _ALL,
         "skip_special_tokens": False,
-        "custom_params": {
-            "updraft": {
-                "payload": capture.payload,
-                "prompt_rows": capture.prompt_rows,
-                "counterfactual_rows": capture.counterfactual_rows,
-            }
-        },
+        "custom_params": {"updraft": asdict(request.capture)},
     }
     if sampling.has_penalties:
         params["repetition_penalty"] = sampling.repetition_penalty
