@@ -26,11 +26,6 @@ class Value:
     meaning: str
     default: object
 
-    @property
-    def name(self) -> str:
-        """The path for `helm --set`."""
-        return ".".join(self.path)
-
 
 def readme(chart: Path) -> str:
     """The chart's README with its current table of values."""
@@ -45,7 +40,8 @@ def table(path: Path) -> str:
     values = list(documented(path))
     maps = {value.path[:length] for value in values for length in range(1, len(value.path))}
     rows = [
-        (f"`{value.name}`", "" if value.path in maps else _default(value.default), value.meaning) for value in values
+        (f"`{'.'.join(value.path)}`", "" if value.path in maps else _default(value.default), value.meaning)
+        for value in values
     ]
     return markdown.table(("value", "default", "meaning"), rows)
 

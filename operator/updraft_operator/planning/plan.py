@@ -213,7 +213,7 @@ def _jobs(observed: Observed) -> Iterator[Manifest]:
         return
     is_first = not observed.registry.versions
     for entry in versions.imports(observed):
-        if entry.number is None and not entry.failure and entry.draft.metadata.deletion_timestamp is None:
+        if entry.is_running and entry.draft.metadata.deletion_timestamp is None:
             name = versions.job_name(entry.draft)
             yield importing.job(observed.speculator, entry.draft, name, observed.config, is_first=is_first)
 

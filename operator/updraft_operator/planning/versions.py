@@ -20,7 +20,7 @@ from updraft_operator.api.draft_version import (
 )
 from updraft_operator.manifests.manifest import Manifest, manifest
 from updraft_operator.planning.conditions import Assessment, dated
-from updraft_operator.planning.objects import Child, Ref
+from updraft_operator.planning.objects import Ref
 from updraft_operator.planning.observed import Observed, acceptance_length, moment, moment_ms, phase_name
 from updraft_rollouts.terms import Phase, Source
 
@@ -32,11 +32,14 @@ class DraftImport:
     """A DraftVersion that a user applied, and the state of its import."""
 
     draft: DraftVersion
-    job: Child | None
     number: int | None
     """Its version in the registry, once known."""
     failure: str
     """Why the import failed; empty otherwise."""
+
+    @property
+    def is_running(self) -> bool:
+        return self.number is None and not self.failure
 
 
 def is_import(draft: DraftVersion) -> bool:
@@ -53,9 +56,8 @@ def mirrors(observed: Observed) -> Iterator[Manifest]:
     """New DraftVersions for versions without one, except those that a running import may be about to report."""
     if not observed.registry.is_connected:
         return
-    all_imports = list(imports(observed))
     mirrored = {number_of(observed, draft) for draft in observed.drafts}
-    running = [entry.draft for entry in all_imports if entry.number is None and not entry.failure]
+    running = [entry.draft for entry in imports(observed) if entry.is_running]
     for version in observed.registry.versions:
         if version.version not in mirrored and not any(_may_be(version, draft) for draft in running):
             yield _mirror(observed, version)
@@ -113,7 +115,7 @@ def _import(observed: Observed, draft: DraftVersion) -> DraftImport:
                 failure = message or "the import failed"
     if number is None and not failure and draft.status.phase is Phase.FAILED:
         failure = draft.status.reason or "the import failed"  # its Job has been deleted
-    return DraftImport(draft=draft, job=job, number=number, failure=failure)
+    return DraftImport(draft=draft, number=number, failure=failure)
 
 
 def _known_number(observed: Observed, draft: DraftVersion) -> int | None:
