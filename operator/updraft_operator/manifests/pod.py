@@ -13,6 +13,7 @@ USER = 65532
 """User `nonroot` of most images, including ours."""
 
 ACCESS = "/etc/updraft/access"
+DATA = {"name": "data", "mountPath": "/var/lib/updraft"}
 TMP = {"name": "tmp", "emptyDir": {}}
 _TMP_MOUNT = {"name": "tmp", "mountPath": "/tmp"}  # noqa: S108 - of the container, whose root is read-only
 

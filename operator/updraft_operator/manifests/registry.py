@@ -10,7 +10,6 @@ from updraft_operator.manifests.manifest import Manifest, OperatorConfig, manife
 
 METRICS_PORT = 9091
 ROLES = ("serve", "publish", "operate")
-_DATA = {"name": "data", "mountPath": "/var/lib/updraft"}
 
 
 def objects(owner: AdaptiveSpeculator, config: OperatorConfig) -> list[Manifest]:
@@ -41,7 +40,7 @@ def _settings(owner: AdaptiveSpeculator) -> dict[str, str]:
         "UPDRAFT_REGISTRY_HOST": "0.0.0.0",  # noqa: S104 - of a pod, behind a NetworkPolicy
         "UPDRAFT_REGISTRY_PORT": str(network.GRPC_PORT),
         "UPDRAFT_REGISTRY_METRICS_PORT": str(METRICS_PORT),
-        "UPDRAFT_REGISTRY_DATA_DIR": _DATA["mountPath"],
+        "UPDRAFT_REGISTRY_DATA_DIR": pod.DATA["mountPath"],
         "UPDRAFT_REGISTRY_TOKENS_FILE": f"{pod.ACCESS}/tokens",
     }
     if owner.spec.registry.bucket is not None:
@@ -63,7 +62,7 @@ def _stateful_set(owner: AdaptiveSpeculator, config: OperatorConfig, values: dic
             {"name": "metrics", "containerPort": METRICS_PORT},
         ],
         envFrom=[*variables, *([{"secretRef": {"name": bucket.name}}] if bucket else [])],
-        volumeMounts=[_DATA, pod.TOKEN_MOUNT],
+        volumeMounts=[pod.DATA, pod.TOKEN_MOUNT],
         **pod.probes("metrics", start_s=300, start_period_s=2),
     )
     volumes = [pod.token_volume(owner, "tokens")]

@@ -12,7 +12,6 @@ from updraft_operator.manifests.model import ModelMount, model, served_name
 from updraft_operator.manifests.redis import redis_marks, redis_variables
 
 PORT = 8000
-_DATA = {"name": "data", "mountPath": "/var/lib/updraft"}
 
 _MIB = 1024 * 1024
 _NONE = (0, "0%")
@@ -39,7 +38,7 @@ def objects(owner: AdaptiveSpeculator, config: OperatorConfig, *, sets_replicas:
         names.SERVING,
         pod.PodParts(
             containers=containers,
-            init_containers=[*target.init_containers, *([] if is_torch else [sglang.prepare(config, target, _DATA)])],
+            init_containers=[*target.init_containers, *([] if is_torch else [sglang.prepare(config, target)])],
             volumes=[
                 *target.volumes,
                 {"name": "data", "emptyDir": {}},
@@ -88,7 +87,7 @@ def _settings(owner: AdaptiveSpeculator) -> dict[str, str]:
         "UPDRAFT_INFERENCE_REGISTRY_TOKEN_FILE": f"{pod.ACCESS}/serve",
         "UPDRAFT_INFERENCE_SPECULATOR": name,
         "UPDRAFT_INFERENCE_NAMESPACE": owner.metadata.namespace,
-        "UPDRAFT_INFERENCE_DATA_DIR": _DATA["mountPath"],
+        "UPDRAFT_INFERENCE_DATA_DIR": pod.DATA["mountPath"],
         "UPDRAFT_INFERENCE_CAPTURE_PAYLOAD_FRACTION": f"{spec.traces.payload_percent / 100:g}",
         "UPDRAFT_INFERENCE_CAPTURE_EVALUATION_FRACTION": f"{spec.traces.evaluation_percent / 100:g}",
         "UPDRAFT_INFERENCE_CAPTURE_MAX_BYTES": str(max(1, int(parse_quantity(spec.traces.max_size)) // _MIB) * _MIB),
@@ -107,8 +106,8 @@ def _sglang(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMoun
     """A stock SGLang server, and the agent container that clients reach it through."""
     agent = _inference(owner, config, target, None, Serving())
     agent["args"] = ["--engine", "sglang", "--attach", f"http://127.0.0.1:{sglang.PORT}"]
-    agent["env"] += sglang.admin_key_variables(owner.spec.serving, _DATA)
-    return [sglang.engine(owner, config, target, _DATA, load_s=_LOAD_S, stop_s=_PULL_S + _REFUSE_S), agent]
+    agent["env"] += sglang.admin_key_variables(owner.spec.serving)
+    return [sglang.engine(owner, config, target, load_s=_LOAD_S, stop_s=_PULL_S + _REFUSE_S), agent]
 
 
 def _inference(
@@ -127,7 +126,7 @@ def _inference(
             {"name": "UPDRAFT_INFERENCE_POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
             *redis_variables(owner, "UPDRAFT_INFERENCE_REDIS_URL", config),
         ],
-        volumeMounts=[_DATA, pod.TOKEN_MOUNT, *target.mounts],
+        volumeMounts=[pod.DATA, pod.TOKEN_MOUNT, *target.mounts],
         # The server answers probes concurrently with decoding, so a swap between two steps fails none.
         **pod.probes("http", start_s=_LOAD_S),
         lifecycle={"preStop": {"sleep": {"seconds": _PULL_S}}},

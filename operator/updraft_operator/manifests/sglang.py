@@ -15,6 +15,9 @@ PORT = 30000
 SHM = {"name": "shm", "emptyDir": {"medium": "Memory"}}
 _SHM_MOUNT = {"name": "shm", "mountPath": "/dev/shm"}  # noqa: S108 - SGLang's processes share tensors there
 
+_FOLDER = pod.DATA["mountPath"]
+_PLUGIN, _SEED, _ADMIN_KEY = (f"{_FOLDER}/sglang/{name}" for name in ("plugin", "seed", "server.yaml"))
+
 _MARGIN = 8
 """Context tokens that the server reserves, in addition to those for drafts."""
 
@@ -29,20 +32,19 @@ def speculation(seed: str, num_steps: int) -> list[str]:
     ]
 
 
-def prepare(config: OperatorConfig, target: ModelMount, data: dict[str, Any]) -> dict[str, Any]:
+def prepare(config: OperatorConfig, target: ModelMount) -> dict[str, Any]:
     """The init container that writes the plugin's folder and the initial draft; existing files are kept."""
-    folder = data["mountPath"]
     return pod.container(
         "prepare",
         config.images.inference,
         config.images,
         Serving(),
         args=[
-            *("prepare-sglang", "--plugin-dir", _plugin(folder), "--seed", _seed(folder)),
-            *("--admin-key-file", _admin_key(folder)),
+            *("prepare-sglang", "--plugin-dir", _PLUGIN, "--seed", _SEED),
+            *("--admin-key-file", _ADMIN_KEY),
         ],
         env=[{"name": "UPDRAFT_INFERENCE_MODEL", "value": target.path}],
-        volumeMounts=[data, *target.mounts],
+        volumeMounts=[pod.DATA, *target.mounts],
     )
 
 
@@ -50,13 +52,12 @@ def engine(
     owner: AdaptiveSpeculator,
     config: OperatorConfig,
     target: ModelMount,
-    data: dict[str, Any],
     *,
     load_s: int,
     stop_s: int,
 ) -> dict[str, Any]:
     """The server. It may take `load_s` seconds to answer, and gets its SIGTERM `stop_s` seconds after the pod's deletion."""
-    serving, spec, folder = owner.spec.serving, owner.spec, data["mountPath"]
+    serving, spec = owner.spec.serving, owner.spec
     num_steps = spec.draft.lookahead
     container = pod.container(
         "engine",
@@ -70,19 +71,19 @@ def engine(
             *("--tp-size", str(serving.tensor_parallel_size)),
             *("--context-length", str(serving.max_context_tokens + num_steps + 1 + _MARGIN)),
             *("--max-running-requests", str(serving.max_running_requests), "--incremental-streaming-output"),
-            *speculation(_seed(folder), num_steps),
-            *([] if has_own_config(serving) else ["--config", _admin_key(folder)]),
+            *speculation(_SEED, num_steps),
+            *([] if has_own_config(serving) else ["--config", _ADMIN_KEY]),
             *serving.args,
         ],
         ports=[{"name": "engine", "containerPort": PORT}],
         env=[
-            {"name": "PYTHONPATH", "value": _plugin(folder)},
-            {"name": "UPDRAFT_SGLANG_SOCKET", "value": f"{folder}/sglang.sock"},
+            {"name": "PYTHONPATH", "value": _PLUGIN},
+            {"name": "UPDRAFT_SGLANG_SOCKET", "value": f"{_FOLDER}/sglang.sock"},
             # The reserve for drafts may exceed the model's positions; requests cannot, because the agent checks them.
             {"name": "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN", "value": "1"},
             {"name": "HOME", "value": "/tmp"},  # noqa: S108 - of the container: kernels are compiled into caches below it
         ],
-        volumeMounts=[data, _SHM_MOUNT, *target.mounts],
+        volumeMounts=[pod.DATA, _SHM_MOUNT, *target.mounts],
         # /health generates a token and waits while paused: a liveness probe on it would kill a pod during a swap.
         startupProbe=pod.http_probe("/ping", "engine", period_s=10, failures=load_s // 10),
         livenessProbe=pod.http_probe("/ping", "engine", period_s=10, failures=6),
@@ -98,19 +99,7 @@ def has_own_config(serving: Serving) -> bool:
     return "--config" in serving.args
 
 
-def admin_key_variables(serving: Serving, data: dict[str, Any]) -> list[dict[str, Any]]:
+def admin_key_variables(serving: Serving) -> list[dict[str, Any]]:
     if has_own_config(serving):
         return []
-    return [{"name": "UPDRAFT_INFERENCE_SGLANG_ADMIN_KEY_FILE", "value": _admin_key(data["mountPath"])}]
-
-
-def _admin_key(folder: str) -> str:
-    return f"{folder}/sglang/server.yaml"
-
-
-def _plugin(folder: str) -> str:
-    return f"{folder}/sglang/plugin"
-
-
-def _seed(folder: str) -> str:
-    return f"{folder}/sglang/seed"
+    return [{"name": "UPDRAFT_INFERENCE_SGLANG_ADMIN_KEY_FILE", "value": _ADMIN_KEY}]

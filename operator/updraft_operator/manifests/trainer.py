@@ -10,7 +10,6 @@ from updraft_operator.manifests.model import model
 from updraft_operator.manifests.redis import has_redis, redis_marks, redis_variables
 
 METRICS_PORT = 9092
-_DATA = {"name": "data", "mountPath": "/var/lib/updraft"}
 
 
 def objects(owner: AdaptiveSpeculator, config: OperatorConfig) -> list[Manifest]:
@@ -50,7 +49,7 @@ def _template(owner: AdaptiveSpeculator, config: OperatorConfig, values: dict[st
             {"name": "UPDRAFT_TRAINER_MODEL", "value": target.path},
             *redis_variables(owner, "UPDRAFT_TRAINER_REDIS_URL", config),
         ],
-        volumeMounts=[_DATA, pod.TOKEN_MOUNT, *target.mounts],
+        volumeMounts=[pod.DATA, pod.TOKEN_MOUNT, *target.mounts],
         **pod.probes("metrics", start_s=600, live_period_s=20),
     )
     parts = pod.PodParts(
@@ -73,7 +72,7 @@ def _settings(owner: AdaptiveSpeculator) -> dict[str, str]:
     return vocabulary | {
         "UPDRAFT_TRAINER_METRICS_HOST": "0.0.0.0",  # noqa: S104 - of a pod, behind a NetworkPolicy
         "UPDRAFT_TRAINER_METRICS_PORT": str(METRICS_PORT),
-        "UPDRAFT_TRAINER_DATA_DIR": _DATA["mountPath"],
+        "UPDRAFT_TRAINER_DATA_DIR": pod.DATA["mountPath"],
         "UPDRAFT_TRAINER_REGISTRY_ADDRESS": f"{names.child(name, names.REGISTRY)}:{network.GRPC_PORT}",
         "UPDRAFT_TRAINER_REGISTRY_TOKEN_FILE": f"{pod.ACCESS}/publish",
         "UPDRAFT_TRAINER_SPECULATOR": name,

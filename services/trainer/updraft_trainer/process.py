@@ -1,11 +1,14 @@
 """The trainer process: builds every component once and closes them in reverse order."""
 
 import asyncio
+import fcntl
 import logging
 import os
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 
 import torch
 from prometheus_client import CollectorRegistry
@@ -14,8 +17,8 @@ from updraft.registry.v1 import registry_pb2_grpc
 from updraft_artifacts.model_folder import target_fingerprint, tokenizer_fingerprint
 from updraft_chassis import lifecycle, logs, metrics, rpc, settings, streams
 from updraft_chassis.clock import SystemClock
+from updraft_chassis.errors import Conflict
 from updraft_draft.target_weights import TargetHead, read_head
-from updraft_trainer.data import folder
 from updraft_trainer.data.intake import Intake
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.retention import ReplayLimits
@@ -59,7 +62,7 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
     expected = _expected_target(identity, target)
     counters, clock = Metrics(CollectorRegistry()), SystemClock()
     async with AsyncExitStack() as stack:
-        data = stack.enter_context(folder.exclusive(config.data_dir, setting="UPDRAFT_TRAINER_DATA_DIR"))
+        data = stack.enter_context(_exclusive(config.data_dir))
         states = States(data / "states")
         state = states.load(identity)
         replay = stack.enter_context(
@@ -146,3 +149,20 @@ def _expected_target(identity: Identity, target: TargetHead) -> ExpectedTarget:
         hidden_size=target.config.hidden_size,
         vocab_size=target.config.vocab_size,
     )
+
+
+@contextmanager
+def _exclusive(folder: Path) -> Iterator[Path]:
+    """Create and lock the data folder until the block ends or the process dies. Conflict if that is impossible."""
+    advice = "set UPDRAFT_TRAINER_DATA_DIR to another folder"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("ab")
+    except OSError as error:
+        raise Conflict(f"cannot write to {folder} ({error.strerror}); {advice}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(f"another trainer uses {folder}; stop it or {advice}") from None
+        yield folder
