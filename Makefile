@@ -62,8 +62,7 @@ test: check test-integration test-cluster ## All tests except those on a real SG
 
 .PHONY: check
 check: install ## Format, lint, types, architecture, generated files, unit tests
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync fmt-check lint type arch gen-check
-	@$(MAKE) --no-print-directory test-unit
+	@$(MAKE) --no-print-directory --jobs=2 test-unit fmt-check lint type arch gen-check
 
 .PHONY: fmt
 fmt: install ## Format the code and the protos
