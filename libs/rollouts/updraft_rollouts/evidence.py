@@ -1,13 +1,12 @@
 """How sure we are that one draft needs fewer verify steps than another for the same held-out tokens.
 
-The unit is the request: tokens of one request are anything but independent. Acceptance length is tokens per
-verify step, so over the same tokens the ratio of the two lengths is (sum of baseline steps) / (sum of
-candidate steps), a ratio of paired means. Its logarithm gets a jackknife variance (Quenouille 1956; Cochran,
-"Sampling Techniques", 3rd ed. 1977, ch. 6) and a Student t interval whose degrees of freedom are those of the
-effective number of requests, (sum t)^2 / sum t^2 over their tokens t (Kish, "Survey Sampling", 1965): a few
-long requests count as a few. Measured on equally good drafts and lognormal lengths (sigma 0.8), 8 requests,
-80 %: the interval lies above zero in 10.7 % of cases, where linearisation (the delta method), which was
-refused, has 13.9 %.
+The unit is the request: tokens of one request are anything but independent. Acceptance length is tokens per verify step, so
+over the same tokens the ratio of the two lengths is (sum of baseline steps) / (sum of candidate steps), a ratio of paired
+means. Its logarithm gets a jackknife variance (Quenouille 1956; Cochran, "Sampling Techniques", 3rd ed. 1977, ch. 6) and a
+Student t interval whose degrees of freedom are those of the effective number of requests, (sum t)^2 / sum t^2 over their
+tokens t (Kish, "Survey Sampling", 1965): a few long requests count as a few. Measured on equally good drafts and lognormal
+lengths (sigma 0.8), 8 requests, 80 %: the interval lies above zero in 10.7 % of cases, where linearisation (the delta
+method), which was refused, has 13.9 %.
 """
 
 import math
@@ -27,9 +26,7 @@ class Paired:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gain:
-    """Acceptance lengths in tokens per verify step, and the relative gain between them in percent with its
-    interval.
-    """
+    """Acceptance lengths in tokens per verify step, and the relative gain between them in percent with its interval."""
 
     candidate: float
     baseline: float
@@ -39,9 +36,7 @@ class Gain:
 
 
 def gain(samples: Sequence[Paired], confidence: float) -> Gain:
-    """Relative gain in acceptance length over at least two samples, with its two-sided interval at
-    `confidence`.
-    """
+    """Relative gain in acceptance length over at least two samples, with its two-sided interval at `confidence`."""
     num_samples = len(samples)
     tokens = sum(s.tokens for s in samples)
     candidate_steps = sum(s.candidate_steps for s in samples)

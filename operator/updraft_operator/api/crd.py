@@ -1,10 +1,9 @@
 """The two CustomResourceDefinitions, generated from the models.
 
-A structural schema allows less than pydantic writes: no references, no alternatives, no null. A field that may be absent
-is neither required nor defaulted. Empty defaults are left out, except for an object that contains a default: it is always
-present, so rules and readers can rely on it.
-Refused: CRDs written by hand (a second source of truth), and the full schema of pods (a megabyte, too large for
-`kubectl apply`).
+A structural schema allows less than pydantic writes: no references, no alternatives, no null. A field that may be absent is
+neither required nor defaulted. Empty defaults are left out, except for an object that contains a default: it is always
+present, so rules and readers can rely on it. Refused: CRDs written by hand (a second source of truth), and the full schema of
+pods (a megabyte, too large for `kubectl apply`).
 """
 
 from typing import Any

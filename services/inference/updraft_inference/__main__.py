@@ -1,6 +1,4 @@
-"""`updraft-inference`: one pod of a speculator. UPDRAFT_INFERENCE_* variables configure it; two of them are also
-arguments.
-"""
+"""`updraft-inference`: one pod of a speculator. UPDRAFT_INFERENCE_* variables configure it; two of them are also arguments."""
 
 import argparse
 import os

@@ -32,9 +32,7 @@ async def run_unless_cancelled_by(interruption: Coroutine[Any, Any, object], wor
 
 
 def raise_if_cancelled() -> None:
-    """Raise a cancellation of this task that a library swallowed, as grpc.aio does for a call that fails at that
-    moment.
-    """
+    """Raise a cancellation of this task that a library swallowed, as grpc.aio does for a call that fails at that moment."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError

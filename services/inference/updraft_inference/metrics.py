@@ -1,7 +1,6 @@
 """All metrics of the inference process.
 
-Labels have few, bounded values: a drafter, a position, a reason. A draft version is the value of a gauge, never a
-label.
+Labels have few, bounded values: a drafter, a position, a reason. A draft version is the value of a gauge, never a label.
 """
 
 from collections.abc import Callable, Sequence

@@ -86,9 +86,7 @@ async def open_engine(settings: InferenceSettings, on_finished: FinishedSink) ->
 async def open_sglang(
     settings: InferenceSettings, on_finished: FinishedSink, *, environ: Mapping[str, str], stop: lifecycle.Stop
 ) -> AsyncIterator[Engine]:
-    """Run an engine over the SGLang server that the settings attach to, or start a server for the duration of the
-    block.
-    """
+    """Run an engine over the SGLang server that the settings attach to, or start a server for the duration of the block."""
     from updraft_inference.sglang_engine.engine import SglangOptions  # noqa: PLC0415
     from updraft_inference.sglang_engine.launch import admin_key as admin_keys  # noqa: PLC0415 - see main
     from updraft_inference.sglang_engine.launch import launcher  # noqa: PLC0415

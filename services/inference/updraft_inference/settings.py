@@ -90,16 +90,14 @@ class InferenceSettings(settings.Settings):
     """File with the API keys of clients, one per line; read again when it changes. Without it, no key is required."""
 
     max_requests_per_key: Annotated[int, Field(ge=0)] = 0
-    """Maximum concurrent requests per API key; each choice of `n` counts. Further requests get status 429. 0: no limit.
-    """
+    """Maximum concurrent requests per API key; each choice of `n` counts. Further requests get status 429. 0: no limit."""
 
     max_body_bytes: Bytes = 1024 * 1024
     """Maximum size of a request body."""
 
     max_connections: Count = 512
-    """Maximum requests that are read or answered concurrently; further requests get status 429, idle connections are
-    closed, and probes are still answered. Keep it above num_slots + max_queued_requests and below the limit of open
-    files."""
+    """Maximum requests that are read or answered concurrently; further requests get status 429, idle connections are closed,
+    and probes are still answered. Keep it above num_slots + max_queued_requests and below the limit of open files."""
 
     stall_seconds: Annotated[float, Field(gt=0)] = 30.0
     """How long a client may take to send its request, or leave its answer unread, before it is disconnected and its

@@ -1,9 +1,8 @@
 """Sends messages to the agent: a thread, a Unix socket that the agent listens on, and a bounded queue.
 
-The scheduler never waits: a full queue drops and counts. Encoding, waiting for the GPU and sending happen on the
-thread. While no agent is connected `is_open` is false and the hooks do nothing. The thread is a daemon, so it never
-delays the server's exit. An agent that is already connected to another server refuses this one, which then retries
-slowly.
+The scheduler never waits: a full queue drops and counts. Encoding, waiting for the GPU and sending happen on the thread.
+While no agent is connected `is_open` is false and the hooks do nothing. The thread is a daemon, so it never delays the
+server's exit. An agent that is already connected to another server refuses this one, which then retries slowly.
 """
 
 import logging
@@ -55,8 +54,7 @@ class Channel:
         self._queue_bytes = queue_bytes
         self._hello = hello
         self._id = ""
-        """Identifies the process that starts this channel. Process ids are reused, and two containers may have equal
-        ones."""
+        """Identifies the process that starts this channel. Process ids are reused, and two containers may have equal ones."""
         self._queue: deque[PendingMessage] = deque()
         self._held_bytes = 0
         self._number = 0
@@ -88,8 +86,7 @@ class Channel:
             self._change.notify()
 
     def failed(self, error: Exception) -> None:
-        """Count a failure of capture. The first of a series is logged; too many in a row end capture, which hello
-        reports."""
+        """Count a failure of capture. The first of a series is logged; too many in a row end capture, which hello reports."""
         with self._change:
             self.dropped += 1
             self._failures += 1

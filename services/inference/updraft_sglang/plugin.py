@@ -1,5 +1,4 @@
-"""The entry point that SGLang calls in each of its processes: registers the hooks, and starts capture with the
-scheduler.
+"""The entry point that SGLang calls in each of its processes: registers the hooks, and starts capture with the scheduler.
 
 Without UPDRAFT_SGLANG_SOCKET nothing is registered. One process sends: rank 0 of the tensor-parallel group in the last
 pipeline stage. SGLang is not patched; hooks are its own mechanism for plugins.

@@ -61,8 +61,7 @@ class StepMessage:
     version: int
 
     def message(self, taken: Mapping[str, Tensor], duration_us: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Header and tensors of the `steps` message, from the rows of `collect_step_rows` and accept_lens [S], on the
-        CPU."""
+        """Header and tensors of the `steps` message, from the rows of `collect_step_rows` and accept_lens [S], on the CPU."""
         requests: list[dict[str, Any]] = []
         rows: list[int] = []
         for request, first_row in self._requests(taken):

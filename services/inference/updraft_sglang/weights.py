@@ -1,10 +1,9 @@
-"""The custom weight loader, which loads a checkpoint folder into the served draft. SGLang calls `load` by its dotted
-name.
+"""The custom weight loader, which loads a checkpoint folder into the served draft. SGLang calls `load` by its dotted name.
 
-Everything is checked before the first write. The embedding is the target's own parameter and is never written. SGLang
-reads the vocabulary (d2t) only at startup, so another one is refused. SGLang does not catch exceptions of a loader, so
-they would end the scheduler, and the server with it. The hook `answered` wraps its caller and turns them into an error
-response; without that hook, `load` logs a refusal and changes nothing.
+Everything is checked before the first write. The embedding is the target's own parameter and is never written. SGLang reads
+the vocabulary (d2t) only at startup, so another one is refused. SGLang does not catch exceptions of a loader, so they would
+end the scheduler, and the server with it. The hook `answered` wraps its caller and turns them into an error response; without
+that hook, `load` logs a refusal and changes nothing.
 """
 
 import json
@@ -57,8 +56,7 @@ served = ServedVersion()
 
 
 def answered(original: Callable[..., Any], updater: Any, *args: Any, **kwargs: Any) -> Any:
-    """AROUND WeightUpdater.update_weights_from_tensor(named_tensors, load_format): (False, reason) instead of an
-    exception."""
+    """AROUND WeightUpdater.update_weights_from_tensor(named_tensors, load_format): (False, reason) instead of an exception."""
     load_format = kwargs.get("load_format", args[1] if len(args) > 1 else None)
     if load_format != LOADER:
         return original(updater, *args, **kwargs)

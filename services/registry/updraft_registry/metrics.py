@@ -1,7 +1,6 @@
 """Every metric of the registry, on one page.
 
-Labels are few and bounded: a speculator, a phase, a role, a reason. A version is the value of a gauge, never a
-label.
+Labels are few and bounded: a speculator, a phase, a role, a reason. A version is the value of a gauge, never a label.
 """
 
 import math

@@ -1,7 +1,6 @@
 """Passes every finished request from the engine thread to the event loop, once to each listener.
 
-The engine does not know stop strings. It reports a request that one ended as cancelled, and the true reason is set
-here.
+The engine does not know stop strings. It reports a request that one ended as cancelled, and the true reason is set here.
 """
 
 import asyncio

@@ -31,8 +31,7 @@ LATENCY_BOUNDS_S = (
     1.6,
     5.0,
 )
-"""Upper bounds of the inter-token latency histogram, from the milliseconds of a GPU to the seconds of a loaded laptop.
-"""
+"""Upper bounds of the inter-token latency histogram, from the milliseconds of a GPU to the seconds of a loaded laptop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +68,7 @@ def usage(finished: FinishedRequest) -> Usage:
 
 
 def total(usages: Sequence[Usage]) -> Usage:
-    """The sum over the choices of one answer, at least one. Drafter and version are those of the choice with most
-    proposals."""
+    """The sum over the choices of one answer, at least one. Drafter and version are those of the choice with most proposals."""
     most = max(usages, key=lambda choice: choice.proposed)
     return Usage(
         drafter=most.drafter,

@@ -38,8 +38,7 @@ class LinkState(StrEnum):
 class FleetLink:
     """Keeps the stream connected. `report` returns the state of the pod, `on_directive` receives each answer.
 
-    Set `changed` to report a change immediately. `on_link` is called for every directive (UP) and for every end of a
-    stream.
+    Set `changed` to report a change immediately. `on_link` is called for every directive (UP) and for every end of a stream.
     """
 
     def __init__(

@@ -181,8 +181,7 @@ class Swapper:
             await self._prune(directive)
 
     async def _apply(self, directive: fleet_pb2.Directive) -> _Drafts:
-        """Serve the ordered version and prefetch the others. Returns the two drafts of a switchback, or nothing without
-        one."""
+        """Serve the ordered version and prefetch the others. Returns the two drafts of a switchback, or nothing without one."""
         plan = directive.switchback
         has_plan = directive.HasField("switchback")
         if not has_plan or self._engine.loaded.version not in (plan.version_a, plan.version_b):

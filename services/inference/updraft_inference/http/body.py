@@ -20,8 +20,7 @@ class BodyLimits:
 
 
 async def read_body(request: Request, limits: BodyLimits) -> bytes:
-    """Return the body. Raises ApiError 413 if it is too large, 408 if it is too slow, and Interrupted if the client
-    leaves."""
+    """Return the body. Raises ApiError 413 if it is too large, 408 if it is too slow, and Interrupted if the client leaves."""
     declared = int(request.headers.get("content-length", 0))  # uvicorn has validated the number
     is_waiting = "expect" in request.headers  # the client sends nothing before "100 Continue"
     if declared > limits.max_bytes and (is_waiting or declared > _DISCARD_BYTES):

@@ -22,8 +22,7 @@ MIN_KEY_CHARACTERS = 16
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """The client behind an admitted request. `id` is the same for all requests of one key, and empty if no key is
-    required.
+    """The client behind an admitted request. `id` is the same for all requests of one key, and empty if no key is required.
 
     `reserve` sets how many requests this one counts as.
     """
@@ -33,8 +32,7 @@ class Client:
 
 
 class Keys:
-    """Admits requests by their key. `max_at_once` limits concurrent requests per key, counting each choice; 0: no
-    limit."""
+    """Admits requests by their key. `max_at_once` limits concurrent requests per key, counting each choice; 0: no limit."""
 
     def __init__(self, file: Path | None = None, *, max_at_once: int = 0) -> None:
         self._digests = None if file is None else ReloadingFile([file], lambda: _read(file), what="API keys file")

@@ -1,8 +1,7 @@
 """The HTTP routes: OpenAI's completions, and the probes and metrics of a pod (/healthz, /readyz, /metrics).
 
-A client that disconnects cancels its request, streaming or not. Memory is bounded: a body by its limit, an unread
-answer by one event in this process (see connection.py) and max_tokens tokens in the engine. Every error has OpenAI's
-shape.
+A client that disconnects cancels its request, streaming or not. Memory is bounded: a body by its limit, an unread answer by
+one event in this process (see connection.py) and max_tokens tokens in the engine. Every error has OpenAI's shape.
 """
 
 import json

@@ -1,8 +1,7 @@
 """The engine port over a running stock SGLang server.
 
-Tokens arrive over HTTP, steps and hidden states over the socket of the plugin. Where they disagree, the totals and
-checksums of the server are right. A request for something that SGLang fixes for the whole server (drafter, lookahead)
-is rejected.
+Tokens arrive over HTTP, steps and hidden states over the socket of the plugin. Where they disagree, the totals and checksums
+of the server are right. A request for something that SGLang fixes for the whole server (drafter, lookahead) is rejected.
 """
 
 import asyncio
@@ -285,8 +284,7 @@ async def opened(
     has_ended: Callable[[], bool] = lambda: False,
     restart: Restart | None = None,
 ) -> AsyncIterator[SglangEngine]:
-    """An engine over a server that is up, for the duration of the block. Raises InvalidInput if the server is
-    unsuitable.
+    """An engine over a server that is up, for the duration of the block. Raises InvalidInput if the server is unsuitable.
 
     `has_ended` and `restart` are from the caller that started the server.
     """

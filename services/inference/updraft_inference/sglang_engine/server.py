@@ -238,8 +238,7 @@ class SglangServer:
         await self._admin("/end_weight_update", {}, _UPDATE_S)
 
     async def update(self, named: Named, *, load_format: str, label: str, tp_size: int) -> None:
-        """Pass these tensors to the draft's loader `load_format` on each of `tp_size` ranks. Raises Conflict if it
-        refuses."""
+        """Pass these tensors to the draft's loader `load_format` on each of `tp_size` ranks. Raises Conflict if it refuses."""
         packed = base64.b64encode(pickle.dumps(named)).decode()
         body = {
             "serialized_named_tensors": [packed] * tp_size,

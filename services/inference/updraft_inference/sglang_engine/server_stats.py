@@ -1,8 +1,7 @@
-"""Combines the server's totals of a request with the captured steps, so that counters are exact whatever was captured.
-Pure.
+"""Combines the server's totals of a request with the captured steps, so that counters are exact whatever was captured. Pure.
 
-Exception: with --speculative-adaptive the server does not report the draft length of a step, so uncaptured steps count
-with the length that it was started with.
+Exception: with --speculative-adaptive the server does not report the draft length of a step, so uncaptured steps count with
+the length that it was started with.
 """
 
 import re

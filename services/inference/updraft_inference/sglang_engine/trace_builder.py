@@ -1,8 +1,7 @@
 """Assembles the messages of the plugin about one request. Pure.
 
-Rows are placed by position in prompt ++ output, so a lost message leaves a hole and shifts nothing. A preempted request
-is computed again: rows that are already known are not replaced, and steps whose tokens the server discarded are
-removed.
+Rows are placed by position in prompt ++ output, so a lost message leaves a hole and shifts nothing. A preempted request is
+computed again: rows that are already known are not replaced, and steps whose tokens the server discarded are removed.
 """
 
 from collections.abc import Iterator

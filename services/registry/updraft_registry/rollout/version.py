@@ -1,8 +1,7 @@
 """The registry's domain: versions and the desired state of a speculator.
 
-Pure data. A manifest is stored as it was published; only the facts that a decision needs are copied here. Times are
-integer milliseconds since 1970, so that they survive a round trip. Version 0 means no draft; versions of a speculator
-count from 1.
+Pure data. A manifest is stored as it was published; only the facts that a decision needs are copied here. Times are integer
+milliseconds since 1970, so that they survive a round trip. Version 0 means no draft; versions of a speculator count from 1.
 """
 
 import json

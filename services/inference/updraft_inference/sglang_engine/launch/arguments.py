@@ -18,8 +18,7 @@ SOCKET_VARIABLE = "UPDRAFT_SGLANG_SOCKET"
 
 
 def speculation(initial_draft: Path, num_steps: int) -> list[str]:
-    """The initial draft, `num_steps` draft tokens per step, and the loader for swaps. Raises InvalidInput without
-    steps."""
+    """The initial draft, `num_steps` draft tokens per step, and the loader for swaps. Raises InvalidInput without steps."""
     if num_steps < 1:
         raise InvalidInput(
             "SGLang needs a lookahead of at least 1, because hidden states are captured when drafts are verified;"

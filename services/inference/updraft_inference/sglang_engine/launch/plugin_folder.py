@@ -1,5 +1,4 @@
-"""Writes the folder that adds Updraft's plugin to a stock SGLang: a PYTHONPATH entry with the metadata that pip would
-write.
+"""Writes the folder that adds Updraft's plugin to a stock SGLang: a PYTHONPATH entry with the metadata that pip would write.
 
 SGLang finds plugins by entry point, so the package alone is not enough. Nothing is installed into the server's image or
 environment.

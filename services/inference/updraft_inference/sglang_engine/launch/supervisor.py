@@ -1,8 +1,7 @@
-"""Runs a stock SGLang server as a child process: starts it, waits until it is up, forwards its log, and stops it
-gracefully.
+"""Runs a stock SGLang server as a child process: starts it, waits until it is up, forwards its log, and stops it gracefully.
 
-SIGTERM goes only to its main process, which lets requests finish and stops the others; a SIGTERM to those would kill
-them. After a deadline the whole process group is killed. If this process dies, the kernel sends the child a SIGTERM.
+SIGTERM goes only to its main process, which lets requests finish and stops the others; a SIGTERM to those would kill them.
+After a deadline the whole process group is killed. If this process dies, the kernel sends the child a SIGTERM.
 """
 
 import asyncio
@@ -33,8 +32,7 @@ if os.getppid() != int(sys.argv[1]):
     sys.exit("the parent has gone")
 os.execv(sys.executable, [sys.executable, "-m", "sglang.launch_server", *sys.argv[2:]])
 """
-"""Run by the server's interpreter: requests a SIGTERM when the parent dies (PR_SET_PDEATHSIG), then becomes the server.
-"""
+"""Run by the server's interpreter: requests a SIGTERM when the parent dies (PR_SET_PDEATHSIG), then becomes the server."""
 
 _SERIOUS = re.compile(r"\bERROR\b|\bCRITICAL\b|Traceback|Error:|Exception:")
 
