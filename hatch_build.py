@@ -50,7 +50,7 @@ class KernelsHook(BuildHookInterface[Any]):
         for old in set(sources.glob("*.so")) - set(libraries):
             old.unlink()
         if not libraries:
-            reason = problem or f"g++ has no flags for the kernels of {platform.machine()}"
+            reason = problem or f"there are no kernels for {platform.machine()} that this g++ can compile"
             self.app.display_warning(f"No C++ kernels, so the engine will use torch's operations: {reason}")
             return
         build_data["artifacts"] += [f"{KERNELS}/{library.name}" for library in libraries]

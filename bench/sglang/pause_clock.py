@@ -1,4 +1,4 @@
-"""A SGLang plugin for the bench: the scheduler writes down when it has paused and when it continues.
+"""An SGLang plugin for the bench: the scheduler writes down when it has paused and when it continues.
 
 It runs inside the server, which has none of our packages, so this file is copied into a folder on PYTHONPATH.
 `time.monotonic` is the same clock in all processes of a machine. The answers to the HTTP calls are not enough, because SGLang

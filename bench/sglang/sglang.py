@@ -95,7 +95,7 @@ class Swaps:
 
 @contextmanager
 def server(folder: Path, model: Path, draft: Path, device: Device, *, socket: Path | None) -> Iterator[Server]:
-    """A SGLang server. Without `socket`, the plugin installs no hooks."""
+    """An SGLang server. Without `socket`, the plugin installs no hooks."""
     variables = {}
     options = [
         *launch_arguments.speculation(draft, STEPS),

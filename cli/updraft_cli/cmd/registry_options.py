@@ -70,7 +70,7 @@ REGISTRY = BackendOptions(
                 type=click.Path(path_type=Path, file_okay=False),
                 envvar="UPDRAFT_DATA",
                 show_envvar=True,
-                help="Data folder of `updraft up`.  [default: that of the one that runs]",
+                help="Data folder of `updraft up`.  [default: the one that runs; required for changes if several run]",
             ),
         ),
         "decision": (click.Option(["--reason"], metavar="TEXT", default="", help="Recorded in the history."),),

@@ -35,7 +35,7 @@ def find_stack(data: Path | None, environ: Mapping[str, str], *, is_only: bool =
     stacks = {folder.resolve(): state for folder in folders if (state := DataFolder(folder).read_state())}
     if is_only and len(stacks) > 1:
         raise Conflict(
-            f"{len(stacks)} stacks run on this machine; choose one with --data: {', '.join(map(str, stacks))}"
+            f"{len(stacks)} stacks run on this machine; choose one with --data or --registry: {', '.join(map(str, stacks))}"
         )
     return next(iter(stacks.values()), None)
 

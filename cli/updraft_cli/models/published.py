@@ -91,7 +91,7 @@ def our_config(content: Mapping[str, Any], target: Mapping[str, Any]) -> dict[st
             "hidden_act": "silu",
             "rms_norm_eps": float(flat["rms_norm_eps"]),
             **Rope.of_config(flat, theta=10_000.0).to_dict(),
-            # Positions are computed, not learnt, and published drafts state how long their lessons were.
+            # Positions are computed, not learned; published configs state the training length here.
             "max_position_embeddings": target["max_position_embeddings"],
             **({"norm_before_residual": True} if flat.get("norm_before_residual") else {}),
             "attention_bias": False,

@@ -59,7 +59,8 @@ class Analysis:
 
 
 ACCEPTANCE_IS_HIGHER = "acceptance is significantly higher"
-"""When the live gate passes a candidate: the words of a verdict, and of whoever explains a policy, like the two below."""
+"""The live gate's condition for a pass. Verdicts and `updraft rollout policy` use these words, and those of the functions
+below."""
 
 
 def acceptance_is_lower(percent: float) -> str:

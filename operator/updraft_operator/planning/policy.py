@@ -6,7 +6,7 @@ from updraft_operator.api.rollout import Rollout
 
 def policy(rollout: Rollout) -> pb.RolloutPolicy:
     """The policy that the registry should follow; the offline gate and the confidence stay the registry's own."""
-    fields = rollout.model_dump(exclude={"paused", "pinned_version", "promoted_version"})
+    fields = rollout.model_dump(include=set(pb.RolloutPolicy.DESCRIPTOR.fields_by_name))
     fields["strategy"] = rollout.strategy.to_proto()
     fields["analysis"]["on_inconclusive"] = rollout.analysis.on_inconclusive.to_proto()
     fields["analysis"]["comparison"] = rollout.analysis.comparison.to_proto()

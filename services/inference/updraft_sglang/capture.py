@@ -136,10 +136,12 @@ class CaptureHooks:
 
     def _finish(self, forward: _Forward) -> None:
         assert forward.staged is not None
-        step, end = steps.StepMessage(captured=forward.captured, version=forward.version), mark(forward.stream)
-        self._channel.offer(
-            _StagedMessage(forward.staged, lambda rows: step.message(rows, elapsed_us(forward.start, end)))
-        )
+        step = steps.StepMessage(captured=forward.captured, version=forward.version)
+        start, end = (
+            forward.start,
+            mark(forward.stream),
+        )  # not `forward`: a queued message must not keep its batch alive
+        self._channel.offer(_StagedMessage(forward.staged, lambda rows: step.message(rows, elapsed_us(start, end))))
 
     def _prefilled(self, forward: _Forward, runner: Any, logits_output: Any) -> None:
         if runner.is_draft_worker:

@@ -217,7 +217,7 @@ class Control:
             pods=self._fleet.pods(name), directed=known.directed if known else {}, is_settled=self._is_settled(name)
         )
         try:
-            decided, decision = await self.call(self._decide_and_record, name, known, view)
+            decided, decision = await self.call(self._decide_and_record, name, known, view, self.now_ms())
         except UpdraftError as error:
             logger.warning("Decision not written; will retry", extra={"speculator": name, "error": str(error)})
             self._metrics.failed_decisions.inc()
@@ -230,12 +230,17 @@ class Control:
             if not future.done():
                 future.set_result(None)
 
-    def _decide_and_record(self, name: str, known: _Decided | None, view: FleetView) -> tuple[_Decided, Decision]:
-        """Read, decide and write in one job of the archive's thread, so that nothing changes in between."""
+    def _decide_and_record(
+        self, name: str, known: _Decided | None, view: FleetView, now_ms: int
+    ) -> tuple[_Decided, Decision]:
+        """Read, decide and write in one job of the archive's thread, so that nothing changes in between.
+
+        `now_ms` is the time of `view`: the job may wait, and by then a switchback may direct pods to the other version.
+        """
         stored = self._archive.catalogue.speculator(name)
         # The canary in memory has more than the stored one: the last reports of the pods.
         speculator = replace(stored, rollout=known.speculator.rollout) if known else stored
-        decision = decide(speculator, view.pods, self.now_ms(), directed=view.directed, is_settled=view.is_settled)
+        decision = decide(speculator, view.pods, now_ms, directed=view.directed, is_settled=view.is_settled)
         if decision.transitions or _text(decision.rollout) != _text(stored.rollout):
             self._archive.record(name, decision.transitions, decision.rollout)
         lineage = self._archive.catalogue.speculator(name).lineage  # one that was just rejected does not define it

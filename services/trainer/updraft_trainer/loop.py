@@ -198,12 +198,12 @@ class Trainer:
 
     def _should_publish(self, candidate: Candidate, state: RolloutState) -> bool:
         thresholds, components = self._options.thresholds, self._components
-        is_better, reason = decide(
+        should_publish, reason = decide(
             candidate.estimate, baseline_version=candidate.baseline_version, thresholds=thresholds
         )
         self._record_gain(candidate)
         facts = {"step": candidate.step, "baseline_version": candidate.baseline_version}
-        if not is_better:
+        if not should_publish:
             logger.debug("Not published: %s", reason, extra=facts)
             return False
         if state.hold_reason:

@@ -222,7 +222,10 @@ def _serving(serving: Serving | None) -> list[str]:
 
 def _kernels(variant: str) -> Iterator[str]:
     if variant == "torch":
-        yield "no C++ kernels: torch computes, as on a GPU and with UPDRAFT_INFERENCE_KERNELS=off; else the log has the reason"
+        yield (
+            "no C++ kernels: the engine uses torch's operations, which are slower on a CPU."
+            " Expected on a GPU and with UPDRAFT_INFERENCE_KERNELS=off; otherwise, the inference log has the reason"
+        )
     elif variant:
         yield f"C++ kernels: {variant}"
 

@@ -31,7 +31,7 @@ _MAX_PATH = 107
 """Length limit of a Unix socket path on Linux, in bytes."""
 
 
-class Hello(BaseModel):
+class Hello(BaseModel, frozen=True):
     """How the plugin introduces itself when it connects."""
 
     id: str
@@ -55,7 +55,8 @@ class Hello(BaseModel):
         try:
             return cls.model_validate(header)
         except ValidationError as error:
-            raise wire.FrameError(f"malformed hello from the plugin: {error!r}") from error
+            problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+            raise wire.FrameError(f"malformed hello from the plugin: {problems}") from error
 
 
 class Collector:

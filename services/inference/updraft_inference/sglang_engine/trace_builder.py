@@ -168,13 +168,13 @@ class _Canvas:
         is_new = ~self._is_seen[there]
         self._aux[there][is_new] = rows.aux[start - rows.position : stop - rows.position][is_new]
         self._is_seen[there] = True
-        first_taught = rows.end - len(rows.teacher)
-        start = max(start, first_taught)
+        first_teacher_position = rows.end - len(rows.teacher)
+        start = max(start, first_teacher_position)
         if start >= stop:
             return
         there = slice(start - self._first, stop - self._first)
         is_new = ~self._has_teacher[there]
-        teacher = rows.teacher[start - first_taught : stop - first_taught]
+        teacher = rows.teacher[start - first_teacher_position : stop - first_teacher_position]
         self._teacher.ids[there][is_new] = teacher.ids[is_new].long()
         self._teacher.log_probs[there][is_new] = teacher.log_probs[is_new]
         self._teacher.log_sum_exp[there][is_new] = teacher.log_sum_exp[is_new]

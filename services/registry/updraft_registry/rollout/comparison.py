@@ -147,8 +147,8 @@ class Evidence:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Restore it, also from older registries, which stored fewer fields. A new slice opens at the next observation."""
-        stored = json.loads(text)
+        """Restore it, also from older and newer registries. A new slice opens at the next observation."""
+        stored = {name: value for name, value in json.loads(text).items() if name in cls.__dataclass_fields__}
         ratios = {
             name: Ratio(**{part: Moments(**moments) for part, moments in stored[name].items()})
             for name in ("acceptance", "latency")

@@ -100,8 +100,8 @@ class Batch:
         return cls(aux, Tree.chain(ids, num_steps), first_row, TrainingRows.joined(rows))
 
     def with_branches(self, samples: Sequence[Sample], *, turn: int, known: Tensor) -> "Batch":
-        """The batch with some branches of each sample; `turn` selects which. A branch has no next token that the draft might be
-        unable to propose, so every row is trained whose teacher has a token that the draft can propose."""
+        """The batch with some branches of each sample; `turn` selects which. Rows of a branch have no next token to check, so a
+        row is trained if the teacher predicts any token that the draft can propose."""
         T, num_steps = self.aux.shape[1], self.tree.ids.shape[-1]
         branches = [[_branch(s, one, num_steps) for one in _selected(s, num_steps, turn)] for s in samples]
         M = max(sum(len(branch.aux) for branch in of_sample) for of_sample in branches)
@@ -156,7 +156,7 @@ def _branch(sample: Sample, one: Counterfactual, num_steps: int) -> _Branch:
 
 
 def _selected(sample: Sample, num_steps: int, turn: int) -> tuple[Counterfactual, ...]:
-    """Counterfactuals with about half as many rows as the text, which costs about half the time again. Consecutive turns
+    """Counterfactuals with about half as many rows as the text, which makes a step about 50 % slower. Consecutive turns
     select all of them."""
     counterfactuals = sample.counterfactuals
     num_rows = sum(num_steps - 1 + len(one.ids) for one in counterfactuals)

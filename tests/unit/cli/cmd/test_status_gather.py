@@ -39,7 +39,10 @@ def test_serving_is_read_from_the_metrics_that_inference_really_has() -> None:
         ("avx512", "C++ kernels: avx512"),
         (
             "torch",
-            "no C++ kernels: torch computes, as on a GPU and with UPDRAFT_INFERENCE_KERNELS=off; else the log has the reason",
+            (
+                "no C++ kernels: the engine uses torch's operations, which are slower on a CPU."
+                " Expected on a GPU and with UPDRAFT_INFERENCE_KERNELS=off; otherwise, the inference log has the reason"
+            ),
         ),
         ("", None),
     ],

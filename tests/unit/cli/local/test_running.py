@@ -42,7 +42,7 @@ def test_a_change_is_refused_while_several_stacks_run(tmp_path: Path, environ: d
         with pytest.raises(Conflict) as refused:
             find_stack(None, environ, is_only=True)
         assert str(refused.value) == (
-            f"2 stacks run on this machine; choose one with --data: {default}, {tmp_path / 'other'}"
+            f"2 stacks run on this machine; choose one with --data or --registry: {default}, {tmp_path / 'other'}"
         )
         assert find_stack(default, environ, is_only=True) is not None
 

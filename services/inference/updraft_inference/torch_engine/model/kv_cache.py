@@ -117,7 +117,7 @@ class SlotCache:
             raise refusal from error
         self.num_slots, self.num_positions = shape.num_slots, shape.num_positions
         self._num_written = [0] * shape.num_slots
-        """Positions of each slot that were ever planned to be written, so no others are touched to wipe it."""
+        """Per slot, the end of the positions planned since the last wipe, which are all that `wipe` has to clear."""
 
     def batch(self, slots: list[int], starts: list[int], counts: list[int]) -> Batch:
         """Plan a forward of `counts[i]` rows for each of `slots` (ascending), beginning at position `starts[i]`."""
