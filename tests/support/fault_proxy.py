@@ -30,6 +30,8 @@ _PASSED_BACK = ("Content-Type", "Retry-After", "Warning")
 _REASONS = {409: "Conflict", 410: "Expired", 429: "TooManyRequests", 500: "InternalError", 503: "ServiceUnavailable"}
 _WRITES = ("POST", "PUT", "PATCH", "DELETE")
 _START_S = 10.0
+_TLS_CLOSES_S = 0.25
+"""aiohttp closes TLS connections only after a session's `close` has returned ("Graceful shutdown" in its documentation)."""
 
 _Ending = Callable[[web.BaseRequest, web.StreamResponse, aiohttp.ClientResponse], Awaitable[None]]
 
@@ -123,6 +125,7 @@ class FaultProxy:
         assert self._session is not None
         await self._runner.cleanup()
         await self._session.close()
+        await asyncio.sleep(_TLS_CLOSES_S)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         body = await request.read()
