@@ -132,6 +132,14 @@ async def test_another_protocol_is_a_problem_and_is_not_listened_to(collector: C
         await until(lambda: collector.problem == "" and collector.is_connected, what="the right plugin")
 
 
+async def test_a_hello_with_wrong_fields_is_a_problem_in_one_sentence(collector: Collector) -> None:
+    async with plugin(collector, pid="many") as one:
+        refusal = await asyncio.wait_for(one.refusal(), 30)
+    assert refusal.startswith("malformed hello from the plugin: pid: ")
+    assert "\n" not in refusal
+    assert "http" not in refusal
+
+
 async def test_a_scheduler_that_came_anew_takes_the_place_of_the_old_one(collector: Collector) -> None:
     async with plugin(collector):
         await until(lambda: collector.is_connected, what="the first")

@@ -1,3 +1,4 @@
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -105,6 +106,21 @@ def test_a_decode_step_becomes_one_message() -> None:
     assert (request["rid"], request["position"], request["accepted"], request["drafts"]) == ("r1", 4, 1, [4, 5])
     assert (request["rows"], request["counterfactual_rows"], len(tensors["aux"])) == (2, 1, 3)
     assert channel.errors == []
+
+
+@pytest.mark.parametrize("step", [Sglang.decode, Sglang.prefill])
+def test_a_message_that_waits_does_not_keep_sglangs_batch_in_memory(step: Callable[[Sglang, Any], Any]) -> None:
+    class Batch(SimpleNamespace):
+        """Other than its base, it can be referred to weakly."""
+
+    channel, batch = Collected(), Batch(**vars(batch_of(WISH)))
+    reference = weakref.ref(batch)
+    step(Sglang(channel), batch)
+
+    del batch
+
+    assert len(channel.items) == 1
+    assert reference() is None
 
 
 def test_the_logits_are_seen_before_sampling_changes_them() -> None:

@@ -1,5 +1,6 @@
 """From pods' counters to observations: what counts, what does not, and when a slice ends."""
 
+import json
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
@@ -181,6 +182,12 @@ def test_a_restart_keeps_the_closed_slices_and_opens_one_anew() -> None:
     assert after == replace(before, open=Slice(since_ms=0), last_reports={})
     after = report(after, [pod_traffic("a", served(80), served(80))], 55)
     assert after.open == Slice(since_ms=55_000)
+
+
+def test_evidence_of_a_newer_registry_is_restored_without_what_this_one_does_not_know() -> None:
+    before = report(begun(pod_traffic("a")), [pod_traffic("a", served(9, 2.5), served(9))], 30)
+    newer = json.dumps(json.loads(before.to_json()) | {"a_later_field": [1, 2]})
+    assert Evidence.from_json(newer) == Evidence.from_json(before.to_json())
 
 
 def test_what_is_written_is_the_same_until_a_slice_ends_or_something_fails() -> None:
