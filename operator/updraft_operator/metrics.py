@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry
 
-from updraft_chassis.metrics import Collectors
+from updraft_chassis.metrics import MetricFactory
 from updraft_operator.api.status import Condition
 from updraft_operator.planning.objects import Key
 
@@ -13,34 +13,34 @@ _RECONCILE_S = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
 class Metrics:
     def __init__(self, registry: CollectorRegistry) -> None:
-        create = Collectors(registry, "updraft_operator")
-        self.reconcile = create.histogram(
+        new = MetricFactory(registry, "updraft_operator")
+        self.reconcile = new.histogram(
             "reconcile_duration_seconds",
             "Duration of one reconcile of a speculator, by result (done, failed).",
             _RECONCILE_S,
             "result",
         )
-        self.delay = create.histogram(
+        self.delay = new.histogram(
             "queue_delay_seconds", "Time from the first event of a speculator to its reconcile.", _RECONCILE_S
         )
-        self.errors = create.counter(
+        self.errors = new.counter(
             "reconcile_errors", "Reconciles that failed and are retried, by kind of error.", "error"
         )
-        self.queue = create.gauge("queue_depth", "Speculators waiting to be reconciled.")
-        self.speculators = create.gauge("speculators", "AdaptiveSpeculators that the operator manages.")
-        self.condition = create.gauge(
+        self.queue = new.gauge("queue_depth", "Speculators waiting to be reconciled.")
+        self.speculators = new.gauge("speculators", "AdaptiveSpeculators that the operator manages.")
+        self.condition = new.gauge(
             "condition",
             "1 for the current status (True, False, Unknown) and reason of a condition; other combinations have no sample.",
             *("namespace", "speculator", "type", "status", "reason"),
         )
-        self.writes = create.counter("writes", "Writes to the API server.", "kind", "verb")
-        self.leader = create.gauge("leader", "1 while this replica is the leader and may write.")
-        self.watch_age = create.gauge(
+        self.writes = new.counter("writes", "Writes to the API server.", "kind", "verb")
+        self.leader = new.gauge("leader", "1 while this replica is the leader and may write.")
+        self.watch_age = new.gauge(
             "watch_age_seconds", "Time since a full listing last agreed with the cache that the watches fill."
         )
-        self.connections = create.gauge("registry_connections", "Registries that the operator is connected to.")
-        self.drift = create.counter("drift", "Objects that someone else changed and the operator reverted.", "kind")
-        self.stale = create.counter("stale_objects", "Objects whose change a watch missed and a listing found.", "kind")
+        self.connections = new.gauge("registry_connections", "Registries that the operator is connected to.")
+        self.drift = new.counter("drift", "Objects that someone else changed and the operator reverted.", "kind")
+        self.stale = new.counter("stale_objects", "Objects whose change a watch missed and a listing found.", "kind")
         self._shown: dict[Key, dict[str, tuple[str, str]]] = {}
         """Exported status and reason of every condition: one sample per condition, not one per status."""
 

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Collectors:
+class MetricFactory:
     """Creates the metrics of one process, all of them named `<prefix>_<name>`."""
 
     registry: CollectorRegistry

@@ -9,7 +9,7 @@ from itertools import product
 
 from prometheus_client import CollectorRegistry
 
-from updraft_chassis.metrics import Collectors
+from updraft_chassis.metrics import MetricFactory
 from updraft_inference.agent.counters import LATENCY_BOUNDS_S, emitted, usage
 from updraft_inference.engine import CaptureLoss, Drafter, Engine, FinishedRequest, LookaheadEstimates
 
@@ -23,67 +23,65 @@ _POSITIONS, _ROWS = (1, 2, 3, 4, 6, 8), (1, 2, 4, 8, 16, 32, 64)
 
 class Metrics:
     def __init__(self, registry: CollectorRegistry) -> None:
-        create = Collectors(registry, _PREFIX)
-        self.requests = create.counter(
+        new = MetricFactory(registry, _PREFIX)
+        self.requests = new.counter(
             "requests", "Finished requests by finish reason (stop, length, cancelled).", "finish"
         )
-        self.refusals = create.counter("refusals", "Requests rejected with an error, by HTTP status.", "status")
-        self.hang_ups = create.counter("hang_ups", "Clients that disconnected before the answer was complete.")
-        self.prompt_tokens = create.counter("prompt_tokens", "Prompt tokens of finished requests.")
-        self.output_tokens = create.counter("output_tokens", "Generated tokens of finished requests.")
-        self.verify_steps = create.counter("verify_steps", "Verify steps, by drafter.", "drafter")
-        self.proposed = create.counter(
+        self.refusals = new.counter("refusals", "Requests rejected with an error, by HTTP status.", "status")
+        self.hang_ups = new.counter("hang_ups", "Clients that disconnected before the answer was complete.")
+        self.prompt_tokens = new.counter("prompt_tokens", "Prompt tokens of finished requests.")
+        self.output_tokens = new.counter("output_tokens", "Generated tokens of finished requests.")
+        self.verify_steps = new.counter("verify_steps", "Verify steps, by drafter.", "drafter")
+        self.proposed = new.counter(
             "proposed_tokens", "Draft tokens proposed, by position in the draft.", "drafter", "position"
         )
-        self.accepted = create.counter(
+        self.accepted = new.counter(
             "accepted_tokens", "Draft tokens accepted, by position in the draft.", "drafter", "position"
         )
-        self.uncaptured_steps = create.counter(
+        self.uncaptured_steps = new.counter(
             "uncaptured_steps",
             "Verify steps for which the engine reported only totals; they are included in verify_steps.",
         )
-        self.missing_rows = create.counter(
+        self.missing_rows = new.counter(
             "missing_rows", "Rows that are missing from captured hidden states; traces mark them as missing."
         )
-        self.acceptance_length = create.histogram(
+        self.acceptance_length = new.histogram(
             "acceptance_length_tokens",
             "Tokens per verify step, one observation per request.",
             _LENGTHS,
             "drafter",
         )
-        self.time_to_first_token = create.histogram(
+        self.time_to_first_token = new.histogram(
             "time_to_first_token_seconds", "Time from arrival to the first token.", _SECONDS
         )
-        self.inter_token_latency = create.histogram(
+        self.inter_token_latency = new.histogram(
             "inter_token_latency_seconds",
             "Step duration divided by its tokens, one observation per token.",
             LATENCY_BOUNDS_S,
         )
-        self.request_duration = create.histogram(
+        self.request_duration = new.histogram(
             "request_duration_seconds", "Time from arrival to the end of the answer.", _SECONDS
         )
-        self.captured = create.counter(
+        self.captured = new.counter(
             "captured_traces",
             "Traces written to the stream, by kind: payload (with hidden states) or light.",
             "kind",
         )
-        self.capture_dropped = create.counter(
-            "capture_dropped_traces", "Traces that were dropped, by reason.", "reason"
-        )
-        self.swaps = create.counter("swaps", "Draft swaps by outcome (swapped, refused).", "outcome")
-        self.swap_pause = create.histogram(
+        self.capture_dropped = new.counter("capture_dropped_traces", "Traces that were dropped, by reason.", "reason")
+        self.swaps = new.counter("swaps", "Draft swaps by outcome (swapped, refused).", "outcome")
+        self.swap_pause = new.histogram(
             "swap_pause_seconds", "How long the decode loop was paused for a swap.", _PAUSES_S
         )
-        self.draft_version = create.gauge("draft_version", "Draft version that the engine serves; 0: none.")
-        self.draft_mismatches = create.counter(
+        self.draft_version = new.gauge("draft_version", "Draft version that the engine serves; 0: none.")
+        self.draft_mismatches = new.counter(
             "draft_mismatches", "Times that the draft in the engine's memory had changed."
         )
-        self.registry_connected = create.gauge("registry_connected", "1 while the stream to the registry is connected.")
-        self.registry_denials = create.counter(
+        self.registry_connected = new.gauge("registry_connected", "1 while the stream to the registry is connected.")
+        self.registry_denials = new.counter(
             "registry_denials",
             "Times that the registry rejected this pod because of its token, its role or its target.",
         )
-        self.own_kernels = create.gauge(
+        self.own_kernels = new.gauge(
             "own_kernels",
             "1 if the built-in engine uses C++ kernels (amx, avx512, avx2, neon), 0 if it uses torch's operations (torch).",
             "variant",
@@ -156,10 +154,10 @@ def watch_engine(registry: CollectorRegistry, engine: Engine) -> None:
             lambda: engine.load.cached_tokens,
         ),
     }
-    create = Collectors(registry, _PREFIX)
+    new = MetricFactory(registry, _PREFIX)
     for name, (text, read) in gauges.items():
-        create.gauge(name, text).set_function(read)
-    losses = create.gauge(
+        new.gauge(name, text).set_function(read)
+    losses = new.gauge(
         "capture_lost_parts", "Parts of traces that were lost between the engine and capture, by reason.", "reason"
     )
     for loss in CaptureLoss:
@@ -172,13 +170,13 @@ def _lost(engine: Engine, loss: CaptureLoss) -> int:
 
 def watch_lookahead(registry: CollectorRegistry, estimates: LookaheadEstimates) -> None:
     """Register gauges of the inputs to the lookahead choice that are read at each scrape."""
-    create = Collectors(registry, _PREFIX)
-    survival = create.gauge(
+    new = MetricFactory(registry, _PREFIX)
+    survival = new.gauge(
         "expected_survival_ratio",
         "Estimated probability that the draft tokens up to a position are accepted, from recent steps.",
         *("drafter", "position"),
     )
-    seconds = create.gauge(
+    seconds = new.gauge(
         "verify_seconds",
         "Seconds to verify so many rows at once, measured when the engine starts and corrected by every step.",
         "rows",

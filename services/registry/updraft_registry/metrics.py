@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from prometheus_client import CollectorRegistry
 
 from updraft.registry.v1.registry_pb2 import VersionTraffic
-from updraft_chassis.metrics import Collectors
+from updraft_chassis.metrics import MetricFactory
 from updraft_registry.fleet import ReportEffect
 from updraft_registry.rollout.gate import Verdict
 from updraft_registry.rollout.placement import Pod
@@ -33,93 +33,93 @@ OUTCOMES = {
 
 class Metrics:
     def __init__(self, registry: CollectorRegistry) -> None:
-        create = Collectors(registry, "updraft_registry")
-        self.denied = create.counter(
+        new = MetricFactory(registry, "updraft_registry")
+        self.denied = new.counter(
             "denied_calls", "Calls refused because of their credentials, by gRPC status.", "status"
         )
-        self.published = create.counter(
+        self.published = new.counter(
             "published_versions",
             "Successful uploads, by whether the registry had the content already (new, existed).",
             *("speculator", "result"),
         )
-        self.refused = create.counter(
+        self.refused = new.counter(
             "refused_uploads",
             "Refused uploads, by gRPC status. CANCELLED: the sender disconnected.",
             "reason",
         )
-        self.published_bytes = create.counter("published_bytes", "Bytes of published weights.")
-        self.fetched_bytes = create.counter(
+        self.published_bytes = new.counter("published_bytes", "Bytes of published weights.")
+        self.fetched_bytes = new.counter(
             "fetched_bytes", "Bytes of weights sent, by encoding (identity, delta).", "encoding"
         )
-        self.fetches = create.counter(
+        self.fetches = new.counter(
             "fetches",
             "Fetches of weights, by answer (identity, delta, redirect to the bucket).",
             "answer",
         )
-        self.waiting_fetches = create.gauge("waiting_fetches", "Fetches of weights that wait in the queue.")
-        self.deltas = create.counter(
+        self.waiting_fetches = new.gauge("waiting_fetches", "Fetches of weights that wait in the queue.")
+        self.deltas = new.counter(
             "deltas",
             "Deltas between versions, by result (made, useless: no smaller than the weights, failed).",
             "result",
         )
-        self.transitions = create.counter(
+        self.transitions = new.counter(
             "transitions",
             "Phase changes of versions, by new phase and by who caused them.",
             *("speculator", "phase", "actor"),
         )
-        self.version = create.gauge(
+        self.version = new.gauge(
             "version",
             "Version in a role (stable, candidate, previous, latest); 0: no draft.",
             *("speculator", "role"),
         )
-        self.versions = create.gauge("versions", "Versions whose weights are kept, by phase.", "speculator", "phase")
-        self.rollouts = create.counter(
+        self.versions = new.gauge("versions", "Versions whose weights are kept, by phase.", "speculator", "phase")
+        self.rollouts = new.counter(
             "rollouts",
             "Canaries that ended, by outcome (promoted, rolled_back, ...).",
             "speculator",
             "outcome",
         )
-        self.rollout_duration = create.histogram(
+        self.rollout_duration = new.histogram(
             "rollout_duration_seconds",
             "Time from the first step of a canary to its end, without pauses.",
             _ROLLOUT_S,
             *("speculator", "outcome"),
         )
-        self.rollout_pause = create.histogram(
+        self.rollout_pause = new.histogram(
             "rollout_pause_seconds", "Time for which a canary was paused.", _ROLLOUT_S, "speculator", "outcome"
         )
-        self.verdict = create.gauge(
+        self.verdict = new.gauge(
             "verdict",
             "1 for the live gate's current verdict on the canary (pass, fail, hold).",
             "speculator",
             "verdict",
         )
-        self.acceptance_length = create.gauge(
+        self.acceptance_length = new.gauge(
             "acceptance_length_tokens",
             "Tokens per verify step over all traffic of the version on the current pods; NaN: no traffic.",
             *("speculator", "role"),
         )
-        self.streams = create.gauge("streams", "Open fleet streams of pods.")
-        self.pods = create.gauge(
+        self.streams = new.gauge("streams", "Open fleet streams of pods.")
+        self.pods = new.gauge(
             "pods",
             "Connected pods that are not draining, by the role of the version they hold "
             "(stable, candidate, other, none).",
             *("speculator", "role"),
         )
-        self.refusing_pods = create.gauge("refusing_pods", "Connected pods that refuse a version.", "speculator")
-        self.draining_pods = create.gauge(
+        self.refusing_pods = new.gauge("refusing_pods", "Connected pods that refuse a version.", "speculator")
+        self.draining_pods = new.gauge(
             "draining_pods", "Pods that are draining: they take no new requests and will stop.", "speculator"
         )
-        self.reports = create.counter("reports", "Reports received from pods.")
-        self.report_lag = create.histogram(
+        self.reports = new.counter("reports", "Reports received from pods.")
+        self.report_lag = new.histogram(
             "report_lag_seconds",
             "Time from sending a report to its arrival, by the clocks of pod and registry.",
             _LAG_S,
         )
-        self.swaps = create.counter("swaps", "Draft swaps reported by pods, by result (swapped, refused).", "result")
-        self.swap_pause = create.counter("swap_pause_seconds", "Time for which decoding paused in pods to swap drafts.")
-        self.deleted_blobs = create.counter("deleted_blobs", "Weights files deleted by retention.")
-        self.failed_decisions = create.counter(
+        self.swaps = new.counter("swaps", "Draft swaps reported by pods, by result (swapped, refused).", "result")
+        self.swap_pause = new.counter("swap_pause_seconds", "Time for which decoding paused in pods to swap drafts.")
+        self.deleted_blobs = new.counter("deleted_blobs", "Weights files deleted by retention.")
+        self.failed_decisions = new.counter(
             "failed_decisions",
             "Decisions that could not be written, for example on a full disk. They are retried.",
         )

@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry
 
-from updraft_chassis.metrics import Collectors
+from updraft_chassis.metrics import MetricFactory
 
 
 class Metrics:
@@ -10,57 +10,57 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
-        create = Collectors(registry, "updraft_trainer")
+        new = MetricFactory(registry, "updraft_trainer")
 
-        self.admitted = create.counter("samples_admitted", "New samples stored, by split", "split")
-        self.refused = create.counter(
+        self.admitted = new.counter("samples_admitted", "New samples stored, by split", "split")
+        self.refused = new.counter(
             "samples_refused",
             "Traces not stored, by reason (duplicate: already stored; malformed and schema: moved to the dead letters)",
             "reason",
         )
-        self.traffic = create.counter(
+        self.traffic = new.counter(
             "traffic",
             "Output tokens, verify steps, and proposed and accepted drafts of all traces, with or without a payload",
             "what",
         )
-        self.stream_lag = create.gauge("stream_lag_seconds", "Age of the last entry when it was stored")
-        self.stream_up = create.gauge("stream_up", "1 while traces can be read and stored")
-        self.replay_samples = create.gauge("replay_samples", "Stored samples, by pool", "place")
-        self.replay_bytes = create.gauge("replay_bytes", "Bytes of stored traces, by pool", "place")
+        self.stream_lag = new.gauge("stream_lag_seconds", "Age of the last entry when it was stored")
+        self.stream_up = new.gauge("stream_up", "1 while traces can be read and stored")
+        self.replay_samples = new.gauge("replay_samples", "Stored samples, by pool", "place")
+        self.replay_bytes = new.gauge("replay_bytes", "Bytes of stored traces, by pool", "place")
 
-        self.steps = create.counter("optimizer_steps", "Optimizer steps since the process started")
-        self.skipped_steps = create.counter(
+        self.steps = new.counter("optimizer_steps", "Optimizer steps since the process started")
+        self.skipped_steps = new.counter(
             "optimizer_steps_skipped",
             "Optimizer steps skipped because the loss or its gradient was not finite",
         )
-        self.trained_rows = create.counter("trained_rows", "Tokens trained on; a repeated token counts each time")
-        self.step_seconds = create.histogram(
+        self.trained_rows = new.counter("trained_rows", "Tokens trained on; a repeated token counts each time")
+        self.step_seconds = new.histogram(
             "step_seconds", "Duration of an optimizer step", (0.01, 0.03, 0.1, 0.3, 1, 3, 10)
         )
-        self.loss = create.gauge("loss", "Loss of the last step")
-        self.grad_norm = create.gauge("grad_norm", "Gradient norm of the last step, before clipping")
-        self.checkpoint_seconds = create.histogram(
+        self.loss = new.gauge("loss", "Loss of the last step")
+        self.grad_norm = new.gauge("grad_norm", "Gradient norm of the last step, before clipping")
+        self.checkpoint_seconds = new.histogram(
             "checkpoint_seconds",
             "Duration of saving the training state",
             (0.03, 0.1, 0.3, 1, 3, 10, 30),
         )
-        self.checkpoint_failures = create.counter("checkpoint_failures", "Training states that could not be saved")
+        self.checkpoint_failures = new.counter("checkpoint_failures", "Training states that could not be saved")
 
-        self.acceptance_length = create.gauge(
+        self.acceptance_length = new.gauge(
             "acceptance_length_tokens",
             "Tokens per verify step on held-out requests, from the last estimate",
             "role",
         )
-        self.gain = create.gauge(
+        self.gain = new.gauge(
             "gain_ratio", "Acceptance length of the candidate over the baseline's, minus one", "bound"
         )
-        self.evaluation_seconds = create.histogram(
+        self.evaluation_seconds = new.histogram(
             "evaluation_seconds", "Duration of an estimate", (0.03, 0.1, 0.3, 1, 3, 10, 30)
         )
-        self.publishes = create.counter(
+        self.publishes = new.counter(
             "publishes",
             "Candidates by outcome: the version's phase, withheld, unavailable, or refused (also for a full disk)",
             "outcome",
         )
-        self.serving_version = create.gauge("serving_version", "Stable version according to the registry; 0: no draft")
-        self.registry_up = create.gauge("registry_up", "1 while the registry responds")
+        self.serving_version = new.gauge("serving_version", "Stable version according to the registry; 0: no draft")
+        self.registry_up = new.gauge("registry_up", "1 while the registry responds")
