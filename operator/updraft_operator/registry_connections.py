@@ -200,14 +200,20 @@ async def _listing(stub: "RegistryAsyncStub", name: str) -> tuple[tuple[pb.Versi
 
 
 async def _request(stub: "RegistryAsyncStub", name: str, call: RegistryCall, policy: pb.RolloutPolicy) -> None:
-    method = "Retain" if call.verb is RegistryVerb.RELEASE else call.verb.value
-    fields: dict[str, Any] = {"speculator": name}
-    if call.verb is RegistryVerb.SET_POLICY:
-        fields["policy"] = policy
-    elif method == "Retain":
-        fields["retain"] = call.verb is RegistryVerb.RETAIN
-    else:
-        fields["reason"] = "spec.rollout of the AdaptiveSpeculator"
-    if call.version:
-        fields["version"] = call.version
-    await getattr(stub, method)(getattr(pb, f"{method}Request")(**fields), timeout=TIMEOUT_S)
+    number, why = call.version, "spec.rollout of the AdaptiveSpeculator"
+    match call.verb:
+        case RegistryVerb.SET_POLICY:
+            await stub.SetPolicy(pb.SetPolicyRequest(speculator=name, policy=policy), timeout=TIMEOUT_S)
+        case RegistryVerb.PIN:
+            await stub.Pin(pb.PinRequest(speculator=name, version=number, reason=why), timeout=TIMEOUT_S)
+        case RegistryVerb.UNPIN:
+            await stub.Unpin(pb.UnpinRequest(speculator=name, reason=why), timeout=TIMEOUT_S)
+        case RegistryVerb.PAUSE:
+            await stub.Pause(pb.PauseRequest(speculator=name, reason=why), timeout=TIMEOUT_S)
+        case RegistryVerb.RESUME:
+            await stub.Resume(pb.ResumeRequest(speculator=name, reason=why), timeout=TIMEOUT_S)
+        case RegistryVerb.PROMOTE:
+            await stub.Promote(pb.PromoteRequest(speculator=name, version=number, reason=why), timeout=TIMEOUT_S)
+        case RegistryVerb.RETAIN | RegistryVerb.RELEASE:
+            retain = call.verb is RegistryVerb.RETAIN
+            await stub.Retain(pb.RetainRequest(speculator=name, version=number, retain=retain), timeout=TIMEOUT_S)

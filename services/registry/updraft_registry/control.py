@@ -184,7 +184,7 @@ class Control:
             speculator,
             canary_state,
             f"{message}; the next decision could not be written: {why}" if why else message,
-            pods=self._fleet.count(name, roles["stable"], roles["candidate"]),
+            pods=self._fleet.count(name, roles.stable, roles.candidate),
             traffic=self._fleet.traffic(name),
         )
         state.capture_problem = self._fleet.capture_problem(name)

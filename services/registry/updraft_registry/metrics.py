@@ -6,6 +6,7 @@ Labels are few and bounded: a speculator, a phase, a role, a reason. A version i
 import math
 from collections import Counter as Tally
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict
 
 from prometheus_client import CollectorRegistry
 
@@ -135,7 +136,7 @@ class Metrics:
 
     def update(self, speculator: Speculator, pods: Collection[Pod], traffic: Iterable[VersionTraffic]) -> None:
         """Set the gauges. `pods` are the connected ones, draining ones included; `traffic` is that of all pods."""
-        name, roles = speculator.name, roles_of(speculator)
+        name, roles = speculator.name, asdict(roles_of(speculator))
         for role, number in roles.items():
             self.version.labels(name, role).set(number)
         phases = Tally(version.phase for version in speculator.versions)

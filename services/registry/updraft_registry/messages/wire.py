@@ -84,10 +84,10 @@ def state_to_proto(
     roles = roles_of(speculator)
     state = registry_pb2.SpeculatorState(
         speculator=speculator.name,
-        stable=roles["stable"],
+        stable=roles.stable,
         candidate=canary_state.rollout.candidate if canary_state else NO_DRAFT,
-        previous=roles["previous"],
-        latest=roles["latest"],
+        previous=roles.previous,
+        latest=roles.latest,
         pinned=desired.pinned,
         pin_reason=desired.pin_reason,
         paused=desired.is_paused,

@@ -11,7 +11,7 @@ import math
 import operator
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Self
+from typing import Self
 
 from updraft_registry.rollout.gate.sequence import Moments
 
@@ -37,20 +37,15 @@ class Traffic:
     errors: int = 0
 
     def __add__(self, other: Self) -> Self:
-        return type(self)(*map(operator.add, self._counts, other._counts))
+        return type(self)(*map(operator.add, _counts(self), _counts(other)))
 
     def __sub__(self, other: Self) -> Self:
-        return type(self)(*map(operator.sub, self._counts, other._counts))
-
-    @property
-    def _counts(self) -> tuple[Any, ...]:
-        """All fields, in order."""
-        return self.requests, self.verify_steps, self.tokens, self.latency_s, self.latency_tokens, self.errors
+        return type(self)(*map(operator.sub, _counts(self), _counts(other)))
 
     @property
     def is_sum(self) -> bool:
         """No field is negative. A difference has negative fields if the counters were reset."""
-        return all(count >= 0 for count in self._counts)
+        return all(count >= 0 for count in _counts(self))
 
     @property
     def acceptance_length(self) -> float | None:
@@ -62,6 +57,9 @@ class Traffic:
         """Mean seconds between tokens."""
         return self.latency_s / self.latency_tokens if self.latency_tokens and self.latency_s > 0 else None
 
+
+_counts = operator.attrgetter(*Traffic.__dataclass_fields__)
+"""All fields, in order."""
 
 NOTHING = Traffic()
 

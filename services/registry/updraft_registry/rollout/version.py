@@ -147,6 +147,16 @@ class Speculator:
     """A version was published or a desired state was set."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roles:
+    """The version in each role; 0: none."""
+
+    stable: int
+    candidate: int
+    previous: int
+    latest: int
+
+
 def stable(versions: tuple[Version, ...]) -> Version | None:
     """The stable version, if there is one. There is never more than one."""
     return next((version for version in versions if version.phase is Phase.STABLE), None)
@@ -163,15 +173,14 @@ def newest_proven(versions: tuple[Version, ...], *, other_than: int = NO_DRAFT) 
     return max(proven, key=lambda version: (version.proven_ms, version.number), default=None)
 
 
-def roles_of(speculator: Speculator) -> dict[str, int]:
-    """The version in each role; 0: none."""
+def roles_of(speculator: Speculator) -> Roles:
     serving = number_of(stable(speculator.versions))
-    return {
-        "stable": serving,
-        "candidate": number_of(in_canary(speculator.versions)),
-        "previous": number_of(newest_proven(speculator.versions, other_than=serving)),
-        "latest": speculator.latest,
-    }
+    return Roles(
+        stable=serving,
+        candidate=number_of(in_canary(speculator.versions)),
+        previous=number_of(newest_proven(speculator.versions, other_than=serving)),
+        latest=speculator.latest,
+    )
 
 
 def number_of(version: Version | None) -> int:
