@@ -34,7 +34,7 @@ _QUESTIONS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lesson:
+class ReferenceAnswer:
     """What transformers makes of one answer."""
 
     picks: list[int]
@@ -62,22 +62,22 @@ def new_learner(model: Path, traffic: Iterable[Sequence[int]]) -> Learner:
     return Learner(head, head.config.draft(draft_vocab_size=len(token_ids)), token_ids, Hyperparameters())
 
 
-def read_answers(model: Path, said: Iterable[tuple[list[int], list[int]]]) -> list[Lesson]:
-    """A lesson of each prompt and answer."""
+def read_answers(model: Path, said: Iterable[tuple[list[int], list[int]]]) -> list[ReferenceAnswer]:
+    """Compute the reference of each prompt and answer."""
     expected = TraceMaker(model).expected
     aux_layers = read_head(model).config.aux_layers
     target = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    lessons: list[Lesson] = []
+    answers: list[ReferenceAnswer] = []
     for prompt, answer in said:
         with torch.no_grad():
             result = target(torch.tensor([prompt + answer])[:, :-1], output_hidden_states=True)
         aux = torch.cat([result.hidden_states[layer][0] for layer in aux_layers], -1)
-        trace = _trace(len(lessons), prompt, answer, expected)
+        trace = _trace(len(answers), prompt, answer, expected)
         trace.payload.aux_hidden.CopyFrom(_encoded(aux))
         trace.payload.last_hidden.CopyFrom(_encoded(result.hidden_states[-1][0]))
         picks = result.logits[0, len(prompt) - 1 :].argmax(-1).tolist()
-        lessons.append(Lesson(picks=picks, sample=read_sample(trace.SerializeToString(), expected)))
-    return lessons
+        answers.append(ReferenceAnswer(picks=picks, sample=read_sample(trace.SerializeToString(), expected)))
+    return answers
 
 
 def _trace(number: int, prompt: list[int], answer: list[int], expected: ExpectedTarget) -> trace_pb2.Trace:

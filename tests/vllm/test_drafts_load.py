@@ -61,9 +61,9 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
         model, folder / "untrained", folder / "first", options=swapping.OPTIONS, variables=variables
     ) as server:
         untrained = _ask(server, prompts)
-        lessons = drafts.read_answers(model, zip(prompts, untrained.answers, strict=True))
+        answers = drafts.read_answers(model, zip(prompts, untrained.answers, strict=True))
         for _ in range(drafts.NUM_STEPS):
-            learner.train([lesson.sample for lesson in lessons])
+            learner.train([answer.sample for answer in answers])
         checkpoint.save(learner.network, folder / "trained")
         pulled = _publish_and_pull(folder / "trained", model, folder)
         target_before = swapping.target_checksums(server)
@@ -73,7 +73,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     with serving(model, pulled, folder / "second") as server:
         published = _ask(server, prompts)
     return Story(
-        picks=[lesson.picks for lesson in lessons],
+        picks=[answer.picks for answer in answers],
         untrained=untrained,
         swapped=swapped,
         published=published,

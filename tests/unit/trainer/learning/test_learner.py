@@ -227,7 +227,7 @@ def test_both_forms_of_the_teacher_meet_in_one_step(target: Path, rejected: list
     assert report.num_rows == other.num_rows
 
 
-def test_rows_after_a_rejection_that_name_no_token_of_the_draft_are_no_lessons(target: Path) -> None:
+def test_rows_after_a_rejection_that_name_no_token_of_the_draft_are_not_trained_on(target: Path) -> None:
     (sample,) = likeliest(target, 1, range(1), counterfactual_rows=2)
     foreign = TopK(torch.tensor([[DRAFT_VOCAB + 1], [5]]), torch.zeros(2, 1))
     kept = tuple(replace(one, teacher=foreign) for one in sample.counterfactuals[:3])
