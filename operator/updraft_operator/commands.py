@@ -11,6 +11,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> None:
     if arguments.command == "release":
         raise SystemExit(_run(_release(settings, arguments.deployment)))
     if arguments.command == "plan":
-        raise SystemExit(_run(_plan_file(settings, arguments)))
+        raise SystemExit(_run(_plan_files(settings, arguments)))
     if arguments.dry_run:
         raise SystemExit(_run(_plan_all(settings, arguments)))
     from updraft_operator import process  # noqa: PLC0415 - kopf takes a second
@@ -59,10 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="print what the operator would do now, then exit")
     parser.add_argument("--output", choices=("text", "yaml", "json"), default="text", help="output format of --dry-run")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    one = commands.add_parser("plan", help="show the objects that one AdaptiveSpeculator would create or change")
-    one.add_argument("-f", "--file", required=True, help="the resource in YAML or JSON; - reads standard input")
-    one.add_argument("--output", choices=("text", "yaml", "json"), default="text")
-    one.add_argument("--offline", action="store_true", help="do not contact a cluster; show everything as new")
+    plan = commands.add_parser("plan", help="show the objects that AdaptiveSpeculators would create or change")
+    text = "YAML or JSON with AdaptiveSpeculators; - reads standard input; repeatable"
+    plan.add_argument("-f", "--file", action="append", required=True, help=text)
+    plan.add_argument("--output", choices=("text", "yaml", "json"), default="text")
+    plan.add_argument("--offline", action="store_true", help="do not contact a cluster; show everything as new")
     check = commands.add_parser("check", help="check that both kinds are served and that an operator is ready")
     check.add_argument("--url", default="", help="URL of the operator's /readyz")
     text = "remove the operator's finalizer from all resources, before an uninstall"
@@ -80,14 +82,16 @@ def _run(work: Any) -> int:
         return _FAILED
 
 
-async def _plan_file(settings: OperatorSettings, arguments: argparse.Namespace) -> int:
-    owner = _read(arguments.file)
+async def _plan_files(settings: OperatorSettings, arguments: argparse.Namespace) -> int:
+    owners = [owner for file in arguments.file for owner in _read(file)]
     if arguments.offline:
-        return _show([(owner, await _planned(None, settings, owner, Store()))], arguments.output)
+        return _show([(owner, await _planned(None, settings, owner, Store())) for owner in owners], arguments.output)
+    planned = []
     async with connected(_no_writes) as cluster:
-        owner = await _served(cluster, owner)
-        store = await _listed(cluster, owner.metadata.namespace, Key(owner.metadata.namespace, owner.metadata.name))
-        return _show([(owner, await _planned(cluster, settings, owner, store))], arguments.output)
+        for owner in [await _served(cluster, owner) for owner in owners]:
+            store = await _listed(cluster, owner.metadata.namespace, Key(owner.metadata.namespace, owner.metadata.name))
+            planned.append((owner, await _planned(cluster, settings, owner, store)))
+    return _show(planned, arguments.output)
 
 
 async def _plan_all(settings: OperatorSettings, arguments: argparse.Namespace) -> int:
@@ -106,20 +110,21 @@ def _no_writes() -> None:
     raise Unavailable("nothing is written in a dry run")
 
 
-def _read(file: str) -> AdaptiveSpeculator:
+def _read(file: str) -> list[AdaptiveSpeculator]:
     try:
-        text = sys.stdin.read() if file == "-" else open(file, encoding="utf-8").read()  # noqa: PTH123, SIM115
+        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
         documents = [document for document in yaml.safe_load_all(text) if document]
     except OSError as error:
         raise InvalidInput(f"{file} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InvalidInput(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
-    speculators = [body for body in documents if isinstance(body, dict) and body.get("kind") == "AdaptiveSpeculator"]
-    if len(speculators) != 1:
-        raise InvalidInput(f"{file} contains {len(speculators)} AdaptiveSpeculators; expected one")
-    body = {**speculators[0], "metadata": {"namespace": "default", "uid": "", **speculators[0].get("metadata", {})}}
+    bodies = [body for body in documents if isinstance(body, dict) and body.get("kind") == "AdaptiveSpeculator"]
+    if not bodies:
+        raise InvalidInput(f"{file} contains no AdaptiveSpeculator")
+    for body in bodies:
+        body["metadata"] = {"namespace": "default", "uid": "", **body.get("metadata", {})}
     try:
-        return AdaptiveSpeculator.model_validate(body)
+        return [AdaptiveSpeculator.model_validate(body) for body in bodies]
     except ValueError as error:
         problems = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]  # type: ignore[attr-defined]
         raise InvalidInput(f"{file}: {'; '.join(problems)}") from error

@@ -92,7 +92,7 @@ def operator() -> None:
 @click.option("--offline", is_flag=True, help="Ask no cluster: assume an empty one.")
 @options.output("table", "json", "yaml")
 def plan(files: tuple[str, ...], form: str, offline: bool) -> None:  # noqa: FBT001 - a flag
-    """Print what the operator would create or change for a resource, and change nothing.
+    """Print what the operator would create or change for AdaptiveSpeculators, and change nothing.
 
     \b
     updraft operator plan -f speculator.yaml            against the cluster of the kubeconfig
@@ -111,6 +111,6 @@ def _run_on(command: str, folder: Path, form: str, *flags: str) -> None:
 def _run(part: str, *arguments: str) -> NoReturn:
     """Run `python -m updraft_<part>`, and exit with its exit code."""
     if importlib.util.find_spec(f"updraft_{part}") is None:
-        raise NotFound(f"the {part} is not installed here: run this where it runs, or `pip install updraft[{part}]`")
+        raise NotFound(f"the {part} is not installed here; in a checkout, run pip install '.[{part}]'")
     command = [sys.executable, "-m", f"updraft_{part}", *arguments]
     raise SystemExit(subprocess.run(command, check=False).returncode)  # noqa: S603 - our own program

@@ -64,7 +64,7 @@ def open_source(address: Address) -> Source:
             return HubSource(address.place)
         from updraft_cli.models.bucket import BucketSource  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        raise NotFound(f"{address.uri} needs the package {error.name}: pip install 'updraft[cli]'") from error
+        raise NotFound(f"{address.uri} needs the package {error.name}: pip install '.[cli]' in a checkout") from error
     return BucketSource(address.uri)
 
 

@@ -96,7 +96,7 @@ def convert_file(source: Path, folder: Path, tokenizer_from: Path | None, progre
         folder.parent.mkdir(parents=True, exist_ok=True)
         _convert(source, folder, progress, tokenizer_from)
     except ModuleNotFoundError as error:
-        raise NotFound(f"reading GGUF needs the package {error.name}: pip install 'updraft[local]'") from error
+        raise NotFound(f"GGUF needs the package {error.name}: pip install '.[local]' in a checkout") from error
     except OSError as error:
         raise Exhausted(f"cannot write the converted model to {folder}: {error.strerror or error}") from error
 

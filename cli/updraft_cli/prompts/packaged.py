@@ -10,7 +10,7 @@ from typing import Any
 
 from updraft_chassis.errors import NotFound
 
-_INSTALL = "pip install 'updraft[local]'"
+_INSTALL = "pip install '.[local]'"
 
 _NUM_MATH = 2000
 """From 100 templates: more would repeat stories with other numbers."""
@@ -65,5 +65,5 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 def _folder(package: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise NotFound(f"these prompts come from the package {package}, not installed here: run `{_INSTALL}`")
+        raise NotFound(f"these prompts need the package {package}: run `{_INSTALL}` in a checkout")
     return Path(spec.origin).parent

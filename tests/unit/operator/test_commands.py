@@ -1,0 +1,33 @@
+"""The plan of several AdaptiveSpeculators, without a cluster."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from updraft_operator import commands
+
+SPECULATOR = """apiVersion: updraft.dev/v1alpha1
+kind: AdaptiveSpeculator
+metadata: {name: %s}
+spec: {targetModel: {uri: "hf://org/model"}}
+"""
+
+
+def test_a_plan_covers_every_document_of_every_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "two.yaml").write_text("---\n".join(SPECULATOR % name for name in ("one", "two")))
+    (tmp_path / "three.yaml").write_text(SPECULATOR % "three" + "---\nkind: Secret\n")
+    files = [word for name in ("two.yaml", "three.yaml") for word in ("-f", str(tmp_path / name))]
+    with pytest.raises(SystemExit) as ended:
+        commands.main(["plan", *files, "--offline", "--output", "json"])
+    assert ended.value.code == 3
+    planned = {each["metadata"]["name"] for each in json.loads(capsys.readouterr().out)}
+    assert {"one-serving", "two-serving", "three-serving"} <= planned
+
+
+def test_a_plan_of_no_speculator_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "other.yaml").write_text("kind: Secret\n")
+    with pytest.raises(SystemExit) as ended:
+        commands.main(["plan", "-f", str(tmp_path / "other.yaml"), "--offline"])
+    assert ended.value.code == 1
+    assert "other.yaml contains no AdaptiveSpeculator" in capsys.readouterr().err
