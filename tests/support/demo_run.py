@@ -108,7 +108,7 @@ def _publish(recording: Recording, segment: SegmentName, progress: float) -> Non
             at_s=recording.now_s,
             version=version,
             phase="stable" if is_taken else "rejected",
-            reason=f"{told}: better" if is_taken else f"{told}: not surely 1 %",
+            reason=f"{told}: better" if is_taken else f"{told}: not significantly 1 %",
             actor="gate",
         )
     )

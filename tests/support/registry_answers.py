@@ -30,7 +30,7 @@ POLICY = pb.RolloutPolicy(
     offline_gate=pb.OfflineGate(min_samples=8, min_gain_percent=1, confidence=0.8),
 )
 
-EVIDENCE = "acceptance is surely up: 1.67 against 1.55 tokens a step, +7.5 % (+1.2 to +14.1 % at 95 %)"
+EVIDENCE = "acceptance is significantly higher: 1.67 against 1.55 tokens per step, +7.5 % (+1.2 to +14.1 % at 95 %)"
 
 
 def screen(picture: RenderableType, width: int = 80) -> str:

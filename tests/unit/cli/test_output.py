@@ -58,13 +58,13 @@ def test_into_a_pipe_go_neither_colours_nor_folds_nor_padding(capsys: pytest.Cap
 
 def test_on_a_narrow_terminal_only_the_last_column_gives_way() -> None:
     table = output.table(">version", "phase", "reason")
-    table.add_row("12", "rolled back", output.cut("acceptance is surely down by more than 2 %"))
-    table.add_row("11", "stable", "acceptance is surely up by more than 2 %")
+    table.add_row("12", "rolled back", output.cut("acceptance is significantly lower by more than 2 %"))
+    table.add_row("11", "stable", "acceptance is significantly higher")
     assert screen(table, 42).splitlines() == [
         "version  phase        reason",
-        "     12  rolled back  acceptance is surel…",
-        "     11  stable       acceptance is surely",
-        "                      up by more than 2 %",
+        "     12  rolled back  acceptance is signi…",
+        "     11  stable       acceptance is",
+        "                      significantly higher",
     ]
 
 

@@ -23,4 +23,4 @@ VERSION is a number, or a role: stable, candidate, previous, latest.
 
 def group(*, is_registry: bool) -> Group:
     commands = (*SHARED, *REGISTRY_ONLY) if is_registry else SHARED
-    return Group("draft", commands=list(commands), help=HELP)
+    return Group("draft", commands=list(commands), help=HELP if is_registry else HELP.replace(", copy them", ""))

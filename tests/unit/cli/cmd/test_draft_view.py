@@ -14,7 +14,10 @@ from updraft_cli.cmd.draft import view
 from updraft_cli.cmd.draft.differences import difference
 from updraft_cli.models.importing import Imported
 
-LONG = "acceptance is surely down by more than 2 %: 1.21 against 1.30 tokens a step, -7.0 % (-9.6 to -4.3 % at 95 %)"
+LONG = (
+    "acceptance is significantly lower by more than 2 %: "
+    "1.21 against 1.30 tokens per step, -7.0 % (-9.6 to -4.3 % at 95 %)"
+)
 
 TRANSITIONS = [
     pb.Transition(
@@ -48,7 +51,7 @@ def golden(text: str) -> str:
 def test_the_list_fits_a_terminal_of_80_columns() -> None:
     assert screen(view.rendered_list(listing(), NOW, is_wide=False)) == golden("""
         version  phase                     accepted  published  reason
-              3  rolled back                      -  2 h ago    acceptance is surely do…
+              3  rolled back                      -  2 h ago    acceptance is significa…
               2  stable, pinned, retained      1.55  3 h ago    why
               1  superseded                       -  4 h ago    version 2 took over
     """)

@@ -88,8 +88,8 @@ def test_a_superseded_version_has_served_if_it_was_stable_before(
 def test_a_canary_is_a_sentence_and_a_table() -> None:
     now = status(canary(), version(3, pb.PHASE_CANARY))
     assert screen(view.rendered(now, NOW, is_wide=False)) == golden("""
-        Version 3 is in canary on 2 of 16 pods (step 1 of 2): acceptance is surely up;
-        step 2 in 48 s.
+        Version 3 is in canary on 2 of 16 pods (step 1 of 2): acceptance is
+        significantly higher; step 2 in 48 s.
 
                            candidate  stable  change
         version            3          2
@@ -116,8 +116,8 @@ def test_a_canary_that_has_just_begun_says_so_and_has_no_numbers() -> None:
     young.inter_token_latency.high_percent = float("inf")
     now = status(canary(rollout=young, paused=True, pause_reason="lunch"), version(3, pb.PHASE_CANARY))
     assert screen(view.rendered(now, NOW, is_wide=False), 100) == golden("""
-        Version 3 is in canary on 2 of 16 pods (step 1 of 2): acceptance is surely up: 1.67 against 1.55
-        tokens a step, +7.5 % (+1.2 to +14.1 % at 95 %); step 2 in 48 s.
+        Version 3 is in canary on 2 of 16 pods (step 1 of 2): acceptance is significantly higher: 1.67
+        against 1.55 tokens per step, +7.5 % (+1.2 to +14.1 % at 95 %); step 2 in 48 s.
 
                            candidate  stable  change
         version            3          2
