@@ -23,7 +23,7 @@ STEP_SIGMA = 0.1
 MOST_ACCEPTED = 3.0
 """Lookahead: acceptance lengths are between 1 and 4."""
 ACCEPTED = (3.7, 4.2)
-"""Beta distribution of a request's share of accepted drafts: mean 0.47, acceptance length 2.4 on average."""
+"""Beta distribution of a request's share of accepted draft tokens: mean 0.47, acceptance length 2.4 on average."""
 SHIFTED = (2.0, 5.5)
 """The same after a shift of the traffic: acceptance length 1.8."""
 STEP_NOISE = 0.42

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 SEED = 7
 LOOKAHEAD = 5
-"""Drafts per step at most, in every arm of ours."""
+"""Draft tokens per step at most, in every arm of ours."""
 NUM_REMEMBERED = 65536
 """Tokens of earlier answers that are remembered: the server's default."""
 

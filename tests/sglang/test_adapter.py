@@ -145,7 +145,7 @@ class Tapped(SglangServer):
 
 
 def counted(finished: FinishedRequest) -> tuple[int, int]:
-    """Verify steps and accepted drafts, by our count."""
+    """Verify steps and accepted draft tokens, by our count."""
     rest = finished.uncaptured
     steps = len(finished.steps) + (0 if rest is None else rest.verify_steps)
     accepted = sum(step.accepted for step in finished.steps) + (0 if rest is None else sum(rest.accepted))

@@ -225,7 +225,7 @@ def check_step(
     step: dict[str, Any],
     rejected: list[tuple[Tensor, Teacher]],
 ) -> None:
-    """The drafts' log-probabilities, and the rows that read rejected drafts."""
+    """The drafts' log-probabilities, and the rows that read rejected draft tokens."""
     position, accepted, drafts = step["position"], step["accepted"], step["drafts"]
     branch = reference
     if accepted < len(drafts):

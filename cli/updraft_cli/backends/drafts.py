@@ -11,7 +11,7 @@ class Acceptance:
     verify_steps: int | None = None
     tokens: int | None = None
     by_position: tuple[float, ...] = ()
-    """Share of the drafts proposed as the 1st, 2nd, ... of a verify step that was accepted."""
+    """Share of the draft tokens proposed as the 1st, 2nd, ... of a verify step that was accepted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,7 +66,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     type=click.Choice(["auto", "none", "ngram", "eagle3", "hybrid"]),
     help="Drafter of requests that do not choose one.  [default: auto]",
 )
-@click.option("--lookahead", type=click.IntRange(0, 16), help="Maximum drafts per step.  [default: 3]")
+@click.option("--lookahead", type=click.IntRange(0, 16), help="Maximum draft tokens per step.  [default: 3]")
 @click.option("--engine", type=click.Choice(["torch", "sglang"]), help="Engine that runs the model.  [default: torch]")
 @click.option(
     "--sglang-python",

@@ -10,7 +10,7 @@ from enum import StrEnum
 from types import MappingProxyType
 
 LOOKAHEAD = 3
-"""Drafted tokens per verify step of the acceptance probes: the maximum of serving, and the same for every draft."""
+"""Draft tokens per verify step of the acceptance probes: the maximum of serving, and the same for every draft."""
 
 MAX_TOKENS = 80
 """Output tokens of a live request."""

@@ -30,9 +30,9 @@ class Answer(Row):
     verify_steps: int
     """Forward passes of the target after the first token."""
     proposed: int
-    """Drafted tokens that the target verified."""
+    """Draft tokens that the target verified."""
     accepted: int
-    """Drafted tokens that it accepted."""
+    """Draft tokens that it accepted."""
     drafter: str
     """Drafter of most of them: none, ngram or eagle3."""
     draft_version: int
@@ -116,9 +116,9 @@ class ArmResult(Row):
     tokens_per_second: float | None
     """From `timed`."""
     fixed: Measured | None
-    """Prompts in batches, with the same number of drafted tokens for every draft: for the acceptance length."""
+    """Prompts in batches, with the same number of draft tokens for every draft: for the acceptance length."""
     timed: Measured | None
-    """One prompt at a time, with the number of drafted tokens that the engine chooses: for the speed."""
+    """One prompt at a time, with the number of draft tokens that the engine chooses: for the speed."""
     is_copy: bool = False
     """True for the frozen draft before the shift: not measured, because it is `adaptive` by definition."""
 
@@ -221,7 +221,7 @@ class Part(Row):
     requests: int
     """Live requests."""
     acceptance_length: float | None
-    """Acceptance length of the live requests, with the number of drafted tokens that the engine chose."""
+    """Acceptance length of the live requests, with the number of draft tokens that the engine chose."""
     tokens_per_second: float | None
     """Output tokens of the live requests / live_s."""
 

@@ -1,7 +1,7 @@
-"""Speculative sampling: accepts or rejects drafted tokens so that the output has the target's distribution.
+"""Speculative sampling: accepts or rejects draft tokens so that the output has the target's distribution.
 
 Leviathan et al. 2023 (arXiv 2211.17192, theorem 1): accept draft d with probability min(1, p(d) / q(d)); at the first
-rejection draw from max(p - q, 0), normalised; after k accepted drafts draw one more token from p. A proposer without a
+rejection draw from max(p - q, 0), normalised; after k accepted draft tokens draw one more token from p. A proposer without a
 distribution (n-gram lookup, greedy drafting) is a point mass: q(d) = 1. Randomness is an argument.
 
 Tensors: k drafts, T = k + 1 verified rows, V vocabulary.
@@ -17,7 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Acceptance:
-    """For one sequence: the number of accepted drafts, and the target's token after them."""
+    """For one sequence: the number of accepted draft tokens, and the target's token after them."""
 
     count: int
     bonus_id: int
@@ -73,7 +73,7 @@ def accept_sampled(
 
 
 def _residual(p_V: Tensor, draft: int, q_V: Tensor | None) -> Tensor:
-    """max(p - q, 0), normalised: the distribution of the token that replaces a rejected draft."""
+    """max(p - q, 0), normalised: the distribution of the token that replaces a rejected draft token."""
     if q_V is None:
         residual = p_V.clone()
         residual[draft] = 0.0

@@ -64,7 +64,7 @@ class CaptureParams:
     """What is captured of a request.
 
     `payload`: the hidden states of the last `prompt_rows` prompt positions and of all output positions, and of up to
-    `counterfactual_rows` rows after the rejected draft in each verify step.
+    `counterfactual_rows` rows after the rejected draft token in each verify step.
     """
 
     payload: bool = False
@@ -86,7 +86,7 @@ class GenerationRequest:
     drafter: Drafter | None = None
     """None: the engine's own choice."""
     lookahead: int | None = None
-    """Number of drafts per step, at most; None: the engine's own choice."""
+    """Number of draft tokens per step, at most; None: the engine's own choice."""
     json_schema: str | None = None
     """A JSON schema, as JSON text. The output follows it, or is the beginning of a text that does."""
     top_logprobs: int | None = None
@@ -143,7 +143,7 @@ exactly, or its likeliest tokens where an engine exposes no more."""
 class Counterfactual:
     """The target's states after draft tokens that it rejected; shapes as in `HiddenStates`.
 
-    Row i has read draft `accepted + i` of verify step `step`; row 0 has read the rejected draft itself.
+    Row i has read draft `accepted + i` of verify step `step`; row 0 has read the rejected draft token itself.
     """
 
     step: int
@@ -289,7 +289,7 @@ class EngineLoad:
     queued: int = 0
     used_tokens: int = 0
     lookahead: int = 0
-    """Drafts per step that the engine chose last."""
+    """Draft tokens per step that the engine chose last."""
     cached_tokens: int = 0
     """Prompt tokens so far that came from the prefix cache."""
 

@@ -1,7 +1,7 @@
 """One verify step of a batch: the rows that are copied on the device, and the message that they become. Pure.
 
 `collect_step_rows` runs before sampling, on tensors that SGLang changes or reuses afterwards, and returns copies. The number of
-accepted drafts is known only after sampling, and reading it would make the GPU wait. So all rows of a request are copied,
+accepted draft tokens is known only after sampling, and reading it would make the GPU wait. So all rows of a request are copied,
 and `StepMessage.message` drops the unneeded ones on the channel's thread.
 
 Tensors: B requests of the batch, S of them with capture options, P with payload; W rows a request (its root, then its drafts),

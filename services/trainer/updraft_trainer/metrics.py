@@ -20,7 +20,7 @@ class Metrics:
         )
         self.traffic = new.counter(
             "traffic",
-            "Output tokens, verify steps, and proposed and accepted drafts of all traces, with or without a payload",
+            "Output tokens, verify steps, and proposed and accepted draft tokens of all traces, with or without a payload",
             "what",
         )
         self.stream_lag = new.gauge("stream_lag_seconds", "Age of the last entry when it was stored")

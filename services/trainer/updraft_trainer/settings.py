@@ -76,9 +76,9 @@ class TrainerSettings(Settings):
     acceptance_weight: float = Field(default=0.0, ge=0)
     """Weight of an additional acceptance loss: 1 - sum of min(p, q), the probability that a draft is rejected."""
     correction_weight: float = Field(default=1.0, ge=0)
-    """Additional weight of tokens that replaced a rejected draft."""
+    """Additional weight of tokens that replaced a rejected draft token."""
     discard_weight: float = Field(default=0.0, ge=0)
-    """Weight of an additional loss after rejected drafts (lambda of Aurora's discard loss). Pods must capture these rows
+    """Weight of an additional loss after rejected draft tokens (lambda of Aurora's discard loss). Pods must capture these rows
     (UPDRAFT_INFERENCE_CAPTURE_COUNTERFACTUAL_ROWS). 0 ignores them."""
     trains_head: bool = False
     """Also train the draft's output head, which doubles the cost of a step. It is initialised with the target's head."""

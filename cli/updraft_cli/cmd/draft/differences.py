@@ -87,7 +87,7 @@ def _facts(details: DraftDetails) -> Iterator[tuple[tuple[str, str], str]]:
         yield ("evaluation", "tokens per step"), f"{evaluation.candidate_length:.2f}"
         baseline = f"version {evaluation.baseline_version}" if evaluation.baseline_version else "no draft"
         yield ("evaluation", "baseline"), f"{evaluation.baseline_length:.2f} with {baseline}"
-        yield ("evaluation", "drafts per step"), f"up to {evaluation.lookahead}"
+        yield ("evaluation", "draft tokens per step"), f"up to {evaluation.lookahead}"
     if draft.acceptance is not None:
         yield ("traffic", "tokens per step"), f"{draft.acceptance.length:.2f}"
         if draft.acceptance.by_position:

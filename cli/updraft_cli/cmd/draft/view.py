@@ -94,7 +94,7 @@ def offline(evaluation: OfflineEvaluation | None) -> str:
     baseline = f"version {evaluation.baseline_version}" if evaluation.baseline_version else "no draft"
     return (
         f"{evaluation.candidate_length:.2f} tokens per step, {evaluation.baseline_length:.2f} with {baseline}"
-        f" ({evaluation.requests} held-out requests, up to {evaluation.lookahead} drafts)"
+        f" ({evaluation.requests} held-out requests, up to {evaluation.lookahead} draft tokens)"
     )
 
 

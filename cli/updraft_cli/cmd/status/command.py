@@ -22,7 +22,7 @@ def status(backend: Backend, form: Format, is_watched: bool) -> None:  # noqa: F
     """Show what runs, which draft serves, and how well.
 
     Without NAME, all speculators. Acceptance is counted since the start of the pods that serve now: "accepted" is tokens
-    per verify step; "by position" is the share of the drafts proposed as the 1st, 2nd, ... of a verify step that was
+    per verify step; "by position" is the share of the draft tokens proposed as the 1st, 2nd, ... of a verify step that was
     accepted. wide adds process ids and logs, and in a cluster every condition. With --watch, a terminal is redrawn in
     place, and in a pipe each change is one line (-o json: one object per line).
     """

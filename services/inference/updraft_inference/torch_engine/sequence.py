@@ -118,7 +118,7 @@ class Sequence:
         self._last.append(last_RD[skip:].clone())
 
     def keep_rejected(self, aux_RA: Tensor, last_RD: Tensor) -> None:
-        """Keep rows that read the last step's rejected drafts, as many as the request captures."""
+        """Keep rows that read the last step's rejected draft tokens, as many as the request captures."""
         n = self.request.capture.counterfactual_rows
         if self.request.capture.payload and len(aux_RA):
             self._rejected.append((len(self.steps) - 1, aux_RA[:n].clone(), last_RD[:n].clone()))
@@ -158,7 +158,7 @@ class Sequence:
         )
 
     def _counterfactuals(self) -> tuple[Counterfactual, ...]:
-        """On the CPU, except those of a step whose accepted drafts ended the request before its rejected one."""
+        """On the CPU, except those of a step whose accepted draft tokens ended the request before its rejected one."""
         ends = [step.start + step.accepted for step in self.steps]
         kept = [rows for rows in self._rejected if ends[rows[0]] < self.num_output]
         if not kept:

@@ -17,7 +17,7 @@ from updraft_registry.rollout.placement import Pod
 from updraft_registry.rollout.version import NO_DRAFT
 
 MAX_REPORT_BYTES = 64 * 1024
-"""A pod that served sixteen versions (the most it remembers) with eight drafts per step sends less than 8 KiB."""
+"""A pod that served sixteen versions (the most it remembers) with eight draft tokens per step sends less than 8 KiB."""
 
 _MAX_VERSIONS = 64
 _MAX_POSITIONS = 64

@@ -44,7 +44,7 @@ class ExpectedTarget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counterfactual:
-    """A rejected continuation: from `start` on (an index into the sample's ids) rejected drafts replace the text.
+    """A rejected continuation: from `start` on (an index into the sample's ids) rejected draft tokens replace the text.
 
     Row n of the target has read the drafts up to ids[n]: ids int64 [N], aux [N, A], a teacher of N rows.
     """
@@ -64,8 +64,8 @@ class Sample:
     """Row r belongs to token ids[r]: aux [R, A]; ids int64 [R + 1] has one more token.
 
     The teacher starts at row `first_teacher_row`; rows before it are context only. `first_output` indexes ids and is at least
-    1. `corrections` bool [R + 1] marks tokens that replaced a rejected draft. `counterfactuals` are ordered by verify step, and
-    present only if the pod captures them.
+    1. `corrections` bool [R + 1] marks tokens that replaced a rejected draft token. `counterfactuals` are ordered by verify
+    step, and present only if the pod captures them.
     """
 
     trace_id: str

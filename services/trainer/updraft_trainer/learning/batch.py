@@ -26,8 +26,8 @@ from updraft_trainer.data.teacher import DraftVocabulary, Teacher, joined
 class TrainingRows:
     """N rows with a prediction of the target: teachers of N rows together; the other fields are int64 [N].
 
-    `corrections` bool [N] marks rows whose token replaced a rejected draft. Step j is trained on a row at column `column - j`
-    of the unrolled states of `sample`, unless that column is before `first`.
+    `corrections` bool [N] marks rows whose token replaced a rejected draft token. Step j is trained on a row at column
+    `column - j` of the unrolled states of `sample`, unless that column is before `first`.
     """
 
     teachers: tuple[Teacher, ...]
@@ -79,7 +79,7 @@ class Batch:
     first_row: int
     text: TrainingRows
     discarded: TrainingRows | None = None
-    """Rows of the branches, after rejected drafts; None without branches."""
+    """Rows of the branches, after rejected draft tokens; None without branches."""
 
     @classmethod
     def of(cls, samples: Sequence[Sample], *, num_steps: int, known: Tensor) -> "Batch":
@@ -145,7 +145,9 @@ class _Branch:
 
 
 def _branch(sample: Sample, one: Counterfactual, num_steps: int) -> _Branch:
-    first = max(0, one.start - num_steps)  # the first row whose last step predicts what follows the rejected draft
+    first = max(
+        0, one.start - num_steps
+    )  # the first row whose last step predicts what follows the rejected draft token
     ids = torch.cat([sample.ids[first + 1 : one.start], one.ids, one.ids.new_zeros(num_steps - 1)])
     return _Branch(
         first=first,

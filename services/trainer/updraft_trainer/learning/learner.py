@@ -2,7 +2,7 @@
 
 Step j of the unrolled draft at row t predicts the token at t + 2 + j. Its teacher is the target's prediction at row t + 1 + j
 (the last hidden state through the frozen head, or the most likely tokens), restricted to the draft vocabulary and
-renormalised. Step j has the weight decay^j. Rows whose token replaced a rejected draft have a higher weight, because the
+renormalised. Step j has the weight decay^j. Rows whose token replaced a rejected draft token have a higher weight, because the
 draft was wrong there.
 
 Weights and optimizer state are float32; forward and backward passes run in bfloat16 where the hardware supports it.

@@ -3,8 +3,8 @@
 Forward KL is the default (EAGLE-3, Aurora). The acceptance loss is the objective itself, because a draft drawn from q is
 accepted with probability sum of min(p, q) (Leviathan et al. 2023, theorem 3.5). They are combined as in Aurora
 (arXiv 2602.06932): E over accepted rows of loss(p, q) + lambda * E over discarded rows of KL(p || q). A discarded row follows a
-rejected draft, which both p and q have read (see `batch`). Expect little gain when drafts are short: the row at the rejection
-point is already in the training set and holds the correct token.
+rejected draft token, which both p and q have read (see `batch`). Expect little gain when drafts are short: the row at the
+rejection point is already in the training set and holds the correct token.
 """
 
 from collections.abc import Callable

@@ -50,7 +50,7 @@ def verify_tree_greedy_cpu(
 ) -> None:
     """Go down from row 0 while a child is what the target would say. (SGLang spells these names so.)
 
-    Along the way `predicts` gets the target's tokens, which are the accepted drafts and the bonus; elsewhere it stays.
+    Along the way `predicts` gets the target's tokens, which are the accepted draft tokens and the bonus; elsewhere it stays.
     """
     for request in range(len(candidates)):
         drafts, said = candidates[request].tolist(), target_predict[request].tolist()

@@ -83,7 +83,7 @@ def test_one_version_is_told_from_its_phase_to_its_tensors() -> None:
                     updraft/0.1.0
         trained     from version 1, 40 samples, step 14
         offline     3.00 tokens per step, 1.99 with version 1 (12 held-out requests, up
-                    to 3 drafts)
+                    to 3 draft tokens)
         live        1.55 tokens per step over 33,212 steps; accepted by position: 36 %
                     25 % 11 %
         weights     1.1 kB, 963fe937e6d1

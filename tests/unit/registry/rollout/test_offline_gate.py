@@ -97,7 +97,7 @@ def sample(**values: int | str) -> EvaluationSample:
             [sample(candidate_steps=2)],
             4,
             3,
-            "has 10 tokens in 2 candidate steps of at most 3 drafts",
+            "has 10 tokens in 2 candidate steps of at most 3 draft tokens",
             id="magic",
         ),
         pytest.param(

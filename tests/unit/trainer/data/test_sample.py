@@ -147,7 +147,7 @@ def _empty_teacher_aside(trace: trace_pb2.Trace) -> None:
     [
         pytest.param(_no_step, "malformed", id="of no step"),
         pytest.param(_same_step, "malformed", id="twice of a step"),
-        pytest.param(_more_rows, "malformed", id="more rows than rejected drafts"),
+        pytest.param(_more_rows, "malformed", id="more rows than rejected draft tokens"),
         pytest.param(_all_accepted, "malformed", id="of a step that rejected nothing"),
         pytest.param(_no_rows, "malformed", id="no rows"),
         pytest.param(_beyond, "malformed", id="beyond the text"),

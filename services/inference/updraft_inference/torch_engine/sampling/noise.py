@@ -3,7 +3,7 @@
 Seed and position determine the noise of each position. The token is the one with the largest p / noise (the Gumbel-max rule
 with exponential noise). It is distributed as p, and it is the same whether or not a draft guessed it. A draft is accepted
 where it is that token; drafts drawn by the same noise often are. Speculative sampling from a seeded generator was refused,
-because how many random numbers it uses depends on the number of drafts, and that on the machine's speed.
+because how many random numbers it uses depends on the number of draft tokens, and that on the machine's speed.
 """
 
 import hashlib

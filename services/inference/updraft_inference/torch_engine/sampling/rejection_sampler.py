@@ -20,10 +20,10 @@ from updraft_inference.torch_engine.sequence import Sequence
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyResult:
-    """The result for one sequence: the number of accepted drafts, the target's token after them, and log p of every draft.
+    """The result for one sequence: the number of accepted draft tokens, the target's token after them, and log p of each.
 
     `logprobs`: of the new tokens, if requested. `is_finite`: the target's logits are finite in all rows, also in those after a
-    rejected draft, because their keys and values would reach later rows.
+    rejected draft token, because their keys and values would reach later rows.
     """
 
     accepted: int
@@ -67,7 +67,7 @@ def verify(
 
 
 def _choose(sequence: Sequence, proposal: Proposal, rows_TV: Tensor, likeliest: list[int] | None) -> tuple[int, int]:
-    """Number of accepted drafts, and the token after them. `likeliest`: the argmax of each row, if known."""
+    """Number of accepted draft tokens, and the token after them. `likeliest`: the argmax of each row, if known."""
     if sequence.generator is None:
         choices = rows_TV.argmax(-1).tolist() if likeliest is None else likeliest
         return _matching(choices.__getitem__, proposal.ids)
@@ -128,7 +128,7 @@ def _logprobs(rows_TV: Tensor, token_ids: list[int], num_top: int | None) -> tup
 
 
 def _matching(choose: Callable[[int], int], drafts: list[int]) -> tuple[int, int]:
-    """Number of drafts that equal the target's choices, and its next choice. No later row is evaluated."""
+    """Number of draft tokens that equal the target's choices, and its next choice. No later row is evaluated."""
     for row, draft in enumerate(drafts):
         choice = choose(row)
         if choice != draft:

@@ -89,6 +89,6 @@ def _impossible(sample: EvaluationSample, evaluation: Evaluation) -> str:
         if not 1 <= num_steps <= sample.tokens:
             return f"has {num_steps} {role} steps for {sample.tokens} tokens"
         if evaluation.lookahead and num_steps * (evaluation.lookahead + 1) < sample.tokens:
-            most = f"at most {evaluation.lookahead} drafts"
+            most = f"at most {evaluation.lookahead} draft tokens"
             return f"has {sample.tokens} tokens in {num_steps} {role} steps of {most}"
     return ""

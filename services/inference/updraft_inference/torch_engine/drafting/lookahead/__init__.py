@@ -1,1 +1,1 @@
-"""The choice of proposer and number of drafts per sequence and step, from measured costs and acceptance."""
+"""The choice of proposer and number of draft tokens per sequence and step, from measured costs and acceptance."""

@@ -130,7 +130,7 @@ class AcceptanceTable:
             estimator.observe(accepted, is_rejected=is_rejected)
 
     def survival(self, stats: SequenceStats, source: ProposalSource, length: int) -> list[float]:
-        """Probability that all of the first i + 1 drafts are accepted, for i below `length`; it never rises."""
+        """Probability that all of the first i + 1 draft tokens are accepted, for i below `length`; it never rises."""
         return _survival(stats.estimators[source], self._shared[source], source, length)
 
     @property

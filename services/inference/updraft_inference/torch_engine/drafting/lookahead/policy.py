@@ -27,7 +27,7 @@ class DraftChoice:
 
 @dataclass(frozen=True, slots=True)
 class DraftOptions:
-    """The proposals that are possible for one sequence; entry i is the probability that the first i + 1 drafts are accepted."""
+    """The possible proposals for one sequence; entry i is the probability that the first i + 1 draft tokens are accepted."""
 
     ngram: Sequence[float] = ()
     chain: Sequence[float] = ()
