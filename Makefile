@@ -126,7 +126,7 @@ bench-delta: install ## Measure how many bytes a new version costs (12 minutes)
 bench-kill: install ## Kill the registry 200 times under pods and a publisher (10 minutes)
 	$(PY) -m bench.kill.kill $(ARGS)
 
-bench-serving: install ## Compare the built-in engine with transformers, vLLM and itself (1 hour; ARGS=--quick: 5)
+bench-serving: install ## Compare the built-in engine with transformers, vLLM and itself without drafts (1 hour; ARGS=--quick: 5)
 	$(PY) -W ignore -m bench.serving $(ARGS)
 
 bench-sglang: sglang-build ## Measure what capture and swaps cost a stock SGLang server on this CPU (10 minutes)

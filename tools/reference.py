@@ -51,7 +51,7 @@ SETTINGS: dict[str, type[Settings]] = {
 }
 
 _TYPES: dict[object, str] = {
-    bool: "yes or no",
+    bool: "`true` or `false`",
     int: "integer",
     float: "number",
     str: "text",
@@ -68,7 +68,7 @@ _BOUNDS: dict[type, tuple[str, str]] = {
     annotated_types.Le: ("at most {}", "le"),
     annotated_types.Lt: ("below {}", "lt"),
     annotated_types.MaxLen: ("at most {} characters", "max_length"),
-    annotated_types.MinLen: ("at least {} characters", "min_length"),
+    annotated_types.MinLen: ("not empty", "min_length"),
 }
 
 _SETTINGS_INTRO = (
@@ -130,7 +130,7 @@ def _settings_sections() -> Iterator[str]:
         yield f"`updraft-{part.lower()}`, variables `{variable(cls, '')}*`.\n"
         yield markdown.table(("variable", "type", "default", "meaning"), _settings_rows(cls))
     yield "## SGLang's plugin\n"
-    yield "The plugin reads these inside a stock SGLang server with an agent with `--engine sglang` ([SGLang](../sglang.md)).\n"
+    yield "Updraft's plugin, which runs inside the SGLang server ([SGLang](../sglang.md)), reads these variables.\n"
     yield markdown.table(("variable", "default", "meaning"), _plugin_rows())
     yield "## The `updraft` command\n"
     yield "Options that environment variables can set too.\n"

@@ -16,7 +16,7 @@ class OperatorSettings(Settings):
     model_config = SettingsConfigDict(env_prefix="UPDRAFT_OPERATOR_")
 
     namespace: str = "updraft-system"
-    """The operator's own namespace: that of its Lease, and the only one whose operator pods registries admit."""
+    """The operator's own namespace: that of its Lease. Registries accept the operator only from this namespace."""
     watch_namespaces: str = ""
     """Namespaces to watch, separated by commas; empty means all."""
     identity: str = Field(default_factory=socket.gethostname, min_length=1)
