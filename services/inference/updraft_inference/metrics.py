@@ -46,10 +46,7 @@ class Metrics:
             "missing_rows", "Rows that are missing from captured hidden states; traces mark them as missing."
         )
         self.acceptance_length = new.histogram(
-            "acceptance_length_tokens",
-            "Tokens per verify step, one observation per request.",
-            _LENGTHS,
-            "drafter",
+            "acceptance_length_tokens", "Tokens per verify step, one observation per request.", _LENGTHS, "drafter"
         )
         self.time_to_first_token = new.histogram(
             "time_to_first_token_seconds", "Time from arrival to the first token.", _SECONDS
@@ -63,9 +60,7 @@ class Metrics:
             "request_duration_seconds", "Time from arrival to the end of the answer.", _SECONDS
         )
         self.captured = new.counter(
-            "captured_traces",
-            "Traces written to the stream, by kind: payload (with hidden states) or light.",
-            "kind",
+            "captured_traces", "Traces written to the stream, by kind: payload (with hidden states) or light.", "kind"
         )
         self.capture_dropped = new.counter("capture_dropped_traces", "Traces that were dropped, by reason.", "reason")
         self.swaps = new.counter("swaps", "Draft swaps by outcome (swapped, refused).", "outcome")

@@ -44,18 +44,14 @@ class Metrics:
             *("speculator", "result"),
         )
         self.refused = new.counter(
-            "refused_uploads",
-            "Refused uploads, by gRPC status. CANCELLED: the sender disconnected.",
-            "reason",
+            "refused_uploads", "Refused uploads, by gRPC status. CANCELLED: the sender disconnected.", "reason"
         )
         self.published_bytes = new.counter("published_bytes", "Bytes of published weights.")
         self.fetched_bytes = new.counter(
             "fetched_bytes", "Bytes of weights sent, by encoding (identity, delta).", "encoding"
         )
         self.fetches = new.counter(
-            "fetches",
-            "Fetches of weights, by answer (identity, delta, redirect to the bucket).",
-            "answer",
+            "fetches", "Fetches of weights, by answer (identity, delta, redirect to the bucket).", "answer"
         )
         self.waiting_fetches = new.gauge("waiting_fetches", "Fetches of weights that wait in the queue.")
         self.deltas = new.counter(
@@ -69,16 +65,11 @@ class Metrics:
             *("speculator", "phase", "actor"),
         )
         self.version = new.gauge(
-            "version",
-            "Version in a role (stable, candidate, previous, latest); 0: no draft.",
-            *("speculator", "role"),
+            "version", "Version in a role (stable, candidate, previous, latest); 0: no draft.", *("speculator", "role")
         )
         self.versions = new.gauge("versions", "Versions whose weights are kept, by phase.", "speculator", "phase")
         self.rollouts = new.counter(
-            "rollouts",
-            "Canaries that ended, by outcome (promoted, rolled_back, ...).",
-            "speculator",
-            "outcome",
+            "rollouts", "Canaries that ended, by outcome (promoted, rolled_back, ...).", "speculator", "outcome"
         )
         self.rollout_duration = new.histogram(
             "rollout_duration_seconds",
@@ -121,8 +112,7 @@ class Metrics:
         self.swap_pause = new.counter("swap_pause_seconds", "Time for which decoding paused in pods to swap drafts.")
         self.deleted_blobs = new.counter("deleted_blobs", "Weights files deleted by retention.")
         self.failed_decisions = new.counter(
-            "failed_decisions",
-            "Decisions that could not be written, for example on a full disk. They are retried.",
+            "failed_decisions", "Decisions that could not be written, for example on a full disk. They are retried."
         )
 
     def count_report(self, effect: ReportEffect, *, lag_s: float | None) -> None:

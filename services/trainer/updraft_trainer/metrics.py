@@ -30,8 +30,7 @@ class Metrics:
 
         self.steps = new.counter("optimizer_steps", "Optimizer steps since the process started")
         self.skipped_steps = new.counter(
-            "optimizer_steps_skipped",
-            "Optimizer steps skipped because the loss or its gradient was not finite",
+            "optimizer_steps_skipped", "Optimizer steps skipped because the loss or its gradient was not finite"
         )
         self.trained_rows = new.counter("trained_rows", "Tokens trained on; a repeated token counts each time")
         self.step_seconds = new.histogram(
@@ -40,16 +39,12 @@ class Metrics:
         self.loss = new.gauge("loss", "Loss of the last step")
         self.grad_norm = new.gauge("grad_norm", "Gradient norm of the last step, before clipping")
         self.checkpoint_seconds = new.histogram(
-            "checkpoint_seconds",
-            "Duration of saving the training state",
-            (0.03, 0.1, 0.3, 1, 3, 10, 30),
+            "checkpoint_seconds", "Duration of saving the training state", (0.03, 0.1, 0.3, 1, 3, 10, 30)
         )
         self.checkpoint_failures = new.counter("checkpoint_failures", "Training states that could not be saved")
 
         self.acceptance_length = new.gauge(
-            "acceptance_length_tokens",
-            "Tokens per verify step on held-out requests, from the last estimate",
-            "role",
+            "acceptance_length_tokens", "Tokens per verify step on held-out requests, from the last estimate", "role"
         )
         self.gain = new.gauge(
             "gain_ratio", "Acceptance length of the candidate over the baseline's, minus one", "bound"
