@@ -39,7 +39,9 @@ def _table(condition: str, reasons: Mapping[str, Any]) -> dict[str, ConditionHel
     of_pods = _CONTENT["pods"] if part else {}
     of_model = _CONTENT["model_pods"] if part in {"serving", "trainer"} else {}
     of_serving = _CONTENT["serving_pods"] if part == "serving" else {}
-    return {reason: ConditionHelp(**texts) for reason, texts in (reasons | of_pods | of_model | of_serving).items()}
+    return {
+        reason: ConditionHelp(**texts) for reason, texts in {**reasons, **of_pods, **of_model, **of_serving}.items()
+    }
 
 
 CONDITION_HELP: Mapping[str, Mapping[str, ConditionHelp]] = {
