@@ -111,7 +111,7 @@ test-integration: install bucket-server ## Real Redis, real gRPC, a real bucket,
 	$(PYTEST) tests/contract tests/integration tests/e2e $(ARGS)
 
 .PHONY: bench-swap bench-capture bench-memory bench-gate bench-fleet bench-delta bench-kill bench-operator bench-faults bench-serving bench-sglang
-bench-swap: install ## Measure what a hot swap costs (3 minutes)
+bench-swap: install ## Measure what a hot swap costs (5 minutes)
 	$(PY) -W ignore -m bench.swap.swap $(ARGS)
 bench-capture: install ## Measure what capture costs (5 minutes)
 	$(PY) -m bench.capture.capture $(ARGS)

@@ -22,7 +22,7 @@ from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
 from updraft_inference.torch_engine.model.limits import Limits
 
 STREAMS = 8
-TOKENS = 160
+TOKENS = 288
 SWAPS = 20
 ROUNDS = 4
 SEED = 7
