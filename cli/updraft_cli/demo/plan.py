@@ -24,7 +24,7 @@ ALONE_COST = 3
 ENOUGH_ERROR_PERCENT = 4.0
 """Standard error of an acceptance length at which a report point asks no more prompts: below the bar of 5."""
 
-_PROBE_SHARE = 0.25
+_PROBE_SHARE = 0.4
 """Most of a segment's time that its acceptance probes may take: on a slow machine, learning goes before precision."""
 
 _SHORT_MINUTES = 5.0
