@@ -137,10 +137,8 @@ class CaptureHooks:
     def _finish(self, forward: _Forward) -> None:
         assert forward.staged is not None
         step = steps.StepMessage(captured=forward.captured, version=forward.version)
-        start, end = (
-            forward.start,
-            mark(forward.stream),
-        )  # not `forward`: a queued message must not keep its batch alive
+        # Not `forward` itself: a queued message must not keep its batch alive.
+        start, end = forward.start, mark(forward.stream)
         self._channel.offer(_StagedMessage(forward.staged, lambda rows: step.message(rows, elapsed_us(start, end))))
 
     def _prefilled(self, forward: _Forward, runner: Any, logits_output: Any) -> None:

@@ -145,9 +145,8 @@ class _Branch:
 
 
 def _branch(sample: Sample, one: Counterfactual, num_steps: int) -> _Branch:
-    first = max(
-        0, one.start - num_steps
-    )  # the first row whose last step predicts what follows the rejected draft token
+    # The first row whose last step predicts what follows the rejected draft token.
+    first = max(0, one.start - num_steps)
     ids = torch.cat([sample.ids[first + 1 : one.start], one.ids, one.ids.new_zeros(num_steps - 1)])
     return _Branch(
         first=first,
