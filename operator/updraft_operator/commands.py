@@ -122,7 +122,10 @@ def _read(file: str) -> list[AdaptiveSpeculator]:
     if not bodies:
         raise InvalidInput(f"{file} contains no AdaptiveSpeculator")
     for body in bodies:
-        body["metadata"] = {"namespace": "default", "uid": "", **body.get("metadata", {})}
+        metadata = body.get("metadata") or {}
+        if not isinstance(metadata, dict):
+            raise InvalidInput(f"{file}: metadata is not an object")
+        body["metadata"] = {"namespace": "default", "uid": "", **metadata}
     try:
         return [AdaptiveSpeculator.model_validate(body) for body in bodies]
     except ValueError as error:

@@ -31,3 +31,24 @@ def test_a_plan_of_no_speculator_fails(tmp_path: Path, capsys: pytest.CaptureFix
         commands.main(["plan", "-f", str(tmp_path / "other.yaml"), "--offline"])
     assert ended.value.code == 1
     assert "other.yaml contains no AdaptiveSpeculator" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("metadata", ["[chat]", "chat"])
+def test_a_plan_of_metadata_that_is_no_object_fails_in_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], metadata: str
+) -> None:
+    (tmp_path / "bad.yaml").write_text(f"kind: AdaptiveSpeculator\nmetadata: {metadata}\n")
+    with pytest.raises(SystemExit) as ended:
+        commands.main(["plan", "-f", str(tmp_path / "bad.yaml"), "--offline"])
+    assert ended.value.code == 1
+    assert "bad.yaml: metadata is not an object" in capsys.readouterr().err
+
+
+def test_a_plan_of_a_speculator_without_a_name_names_the_field(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.yaml").write_text("kind: AdaptiveSpeculator\nmetadata:\n")
+    with pytest.raises(SystemExit) as ended:
+        commands.main(["plan", "-f", str(tmp_path / "bad.yaml"), "--offline"])
+    assert ended.value.code == 1
+    assert "metadata.name" in capsys.readouterr().err
