@@ -92,11 +92,11 @@ class ClusterBackend:
                     kubernetes_events = objects.events_of(client.events(), owner.name, named)
                 except Forbidden as error:  # the rest does not depend on them
                     problem = str(error)
-        entries = [entry for content in versions for entry in objects.history(content)]
+        entries = sorted((entry for content in versions for entry in objects.history(content)), key=lambda e: e.time)
         return History(
             speculator=owner.name,
             namespace=owner.namespace,
-            events=tuple(sorted(entries, key=lambda entry: entry.time)[-(limit or 0) :]),
+            events=tuple(entries[-limit:] if limit else entries),
             kubernetes_events=kubernetes_events,
             events_problem=problem,
         )
