@@ -41,6 +41,11 @@ def asking(name: str, *, max_tokens: int = 12, num_prompt: int = 9, **more: obje
     return replace(request, **more)  # type: ignore[arg-type]  # the names are the request's own
 
 
+def lasting(engine: Engine, name: str) -> GenerationRequest:
+    """One that fills the context: it still runs when a slow reader has read its first token."""
+    return asking(name, max_tokens=engine.info.max_context - len(asking(name).prompt_ids))
+
+
 async def whole(engine: Engine, request: GenerationRequest) -> tuple[list[int], FinishedRequest]:
     """All tokens, and the end."""
     tokens: list[int] = []
@@ -105,7 +110,7 @@ class EngineContract:
 
     async def test_closing_early_cancels_and_frees_the_slot(self, engine: Engine, heard: list[FinishedRequest]) -> None:
         for name in map(str, range(2 * NUM_SLOTS)):
-            async with aclosing(engine.generate(asking(name, max_tokens=100))) as deltas:
+            async with aclosing(engine.generate(lasting(engine, name))) as deltas:
                 await anext(deltas)
 
         await until(lambda: len(heard) == 2 * NUM_SLOTS, what="the cancelled requests' ends")
@@ -123,7 +128,7 @@ class EngineContract:
     async def test_a_full_queue_refuses(self, engine: Engine) -> None:
         async with AsyncExitStack() as stack:
             for name in map(str, range(NUM_SLOTS)):
-                running = await stack.enter_async_context(aclosing(engine.generate(asking(name, max_tokens=110))))
+                running = await stack.enter_async_context(aclosing(engine.generate(lasting(engine, name))))
                 await anext(running)
             waiting = [engine.generate(asking(f"waits-{i}")) for i in range(MAX_QUEUED)]
             await _crowded(stack, waiting)
@@ -136,7 +141,6 @@ class EngineContract:
         [
             pytest.param(asking("a", num_prompt=0), id="empty prompt"),
             pytest.param(asking("a", max_tokens=0), id="nothing to generate"),
-            pytest.param(asking("a", num_prompt=100, max_tokens=29), id="longer than the context"),
             pytest.param(asking("a", prompt_ids=(10**6,)), id="unknown token"),
             pytest.param(asking("a", prompt_ids=(-1,)), id="negative token"),
         ],
@@ -148,10 +152,14 @@ class EngineContract:
             await anext(engine.generate(request_))
         assert not heard
 
-    async def test_a_request_may_fill_the_context(self, engine: Engine) -> None:
-        tokens, _ = await whole(engine, asking("a", num_prompt=100, max_tokens=28))
+    async def test_a_request_may_fill_the_context_and_not_more(self, engine: Engine) -> None:
+        filling = asking("a", prompt_ids=(3,) * (engine.info.max_context - 28), max_tokens=28)
+
+        tokens, _ = await whole(engine, filling)
 
         assert len(tokens) == 28
+        with pytest.raises(InvalidInput):
+            await anext(engine.generate(replace(filling, max_tokens=29)))
 
     @pytest.mark.parametrize("prompt_rows", [0, 4, 64])
     async def test_a_payload_has_a_row_for_each_position_that_predicted(self, engine: Engine, prompt_rows: int) -> None:

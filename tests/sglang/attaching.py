@@ -20,7 +20,7 @@ from updraft_inference.sglang_engine.launch import admin_key, arguments, plugin_
 from updraft_inference.sglang_engine.server import SglangServer
 
 NUM_STEPS = 2
-CONTEXT = 128
+CONTEXT = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
