@@ -27,7 +27,7 @@ from updraft_registry.storage.archive import Archive, open_archive
 from updraft_registry.storage.stores.folder import FolderStore
 from updraft_registry.storage.stores.port import Store
 from updraft_rollouts.policy import RolloutPolicy
-from updraft_rollouts.terms import Strategy
+from updraft_rollouts.terms import Phase, Strategy
 
 
 @dataclass
@@ -268,6 +268,30 @@ async def test_one_pod_that_comes_back_first_and_refuses_fails_nothing(tmp_path:
         assert (await running.control.state("default")).stable == 1
         running.clock.advance(SETTLE_S)
         await until(lambda: _stable(running, 0), what="nobody else came, so it fails")
+
+
+async def test_a_decision_that_waits_for_the_archive_is_of_the_time_at_which_the_pods_were_seen(
+    running: Running,
+) -> None:
+    """By then a switchback may direct the pods to the other version."""
+
+    async def failed_ms() -> list[int]:
+        speculator = await running.control.call(running.archive.catalogue.speculator, "default")
+        return [version.since_ms for version in speculator.versions if version.phase is Phase.FAILED]
+
+    async def has_failed() -> bool:
+        return bool(await failed_ms())
+
+    await running.publish(1)
+    seen_ms, busy = running.control.now_ms(), threading.Event()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(running.control.call(busy.wait, LONG_S))
+        running.control.report(Session(), report(refused=1))
+        await until(lambda: running.control._thread._work_queue.qsize() > 0, what="a decision waits")
+        running.clock.advance(3600.0)
+        busy.set()
+    await until(has_failed, what="the version has failed")
+    assert await failed_ms() == [seen_ms]
 
 
 async def test_names_that_somebody_asked_for_are_not_remembered(running: Running) -> None:
