@@ -143,8 +143,8 @@ class StatusLost(Unavailable):
 
 def _is_status_lost(error: grpc.aio.AioRpcError) -> bool:
     """gRPC's client reports INTERNAL if the connection broke while it was sending (grpc#36066); no server sent that."""
-    said = f"{error.details()} {error.debug_error_string()}"  # which of them says it depends on when the connection broke
-    return error.code() is grpc.StatusCode.INTERNAL and "execute_batch" in said
+    texts = f"{error.details()} {error.debug_error_string()}"  # it depends on the moment which of them has it
+    return error.code() is grpc.StatusCode.INTERNAL and "execute_batch" in texts
 
 
 @contextmanager
