@@ -145,14 +145,14 @@ def _check_room(folder: Path, missing: list[File]) -> None:
 
 def _read(folder: Path, address: Address) -> Record:
     """Return the folder's record, or a new one for an empty folder. Conflict if it holds anything else."""
+    # Before the record is read: another process may pull right now, and it writes the record before the files.
+    entries = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
     try:
         content = json.loads((folder / _OWN / _RECORD).read_text())
         files = {str(name): (int(size), str(tag)) for name, (size, tag) in content.pop("files").items()}
         record = Record(**content, files=files)
     except FileNotFoundError:
-        if folder.is_dir() and (
-            others := sorted(entry.name for entry in folder.iterdir() if entry.name not in _LEFT_ALONE)
-        ):
+        if others := [name for name in entries if name not in _LEFT_ALONE]:
             raise Conflict(
                 f"{folder} holds files that were not pulled, such as {others[0]}: name another folder, or empty it"
             ) from None
