@@ -152,14 +152,17 @@ class EngineContract:
             await anext(engine.generate(request_))
         assert not heard
 
-    async def test_a_request_may_fill_the_context_and_not_more(self, engine: Engine) -> None:
-        filling = asking("a", prompt_ids=(3,) * (engine.info.max_context - 28), max_tokens=28)
+    async def test_a_request_longer_than_the_context_is_refused(
+        self, engine: Engine, heard: list[FinishedRequest]
+    ) -> None:
+        with pytest.raises(InvalidInput):
+            await anext(engine.generate(_with_prompt(engine.info.max_context - 28, max_tokens=29)))
+        assert not heard
 
-        tokens, _ = await whole(engine, filling)
+    async def test_a_request_may_fill_the_context(self, engine: Engine) -> None:
+        tokens, _ = await whole(engine, _with_prompt(engine.info.max_context - 28, max_tokens=28))
 
         assert len(tokens) == 28
-        with pytest.raises(InvalidInput):
-            await anext(engine.generate(replace(filling, max_tokens=29)))
 
     @pytest.mark.parametrize("prompt_rows", [0, 4, 64])
     async def test_a_payload_has_a_row_for_each_position_that_predicted(self, engine: Engine, prompt_rows: int) -> None:
@@ -248,6 +251,11 @@ class EngineContract:
             tokens += delta.token_ids
 
         assert tokens == plain
+
+
+def _with_prompt(num_tokens: int, *, max_tokens: int) -> GenerationRequest:
+    """The prompt repeats one token, so it may be longer than the vocabulary."""
+    return asking("a", prompt_ids=(3,) * num_tokens, max_tokens=max_tokens)
 
 
 async def _crowded(stack: AsyncExitStack, waiting: list[AsyncGenerator[Delta, None]]) -> None:
