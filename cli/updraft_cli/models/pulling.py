@@ -145,7 +145,7 @@ def _check_room(folder: Path, missing: list[File]) -> None:
 
 def _read(folder: Path, address: Address) -> Record:
     """Return the folder's record, or a new one for an empty folder. Conflict if it holds anything else."""
-    # Before the record is read: another process may pull right now, and it writes the record before the files.
+    # List the folder first: a process that pulls at the same time writes the record before any other file.
     entries = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
     try:
         content = json.loads((folder / _OWN / _RECORD).read_text())

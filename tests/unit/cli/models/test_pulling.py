@@ -160,3 +160,18 @@ def test_a_damaged_record_is_one_sentence(source: FolderSource, tmp_path: Path) 
     (tmp_path / "one" / ".updraft" / "pull.json").write_text("[")
     with pytest.raises(InvalidInput, match=r"pull.json is damaged: remove"):
         pull(MODEL, tmp_path / "one", opened=source.opened)
+
+
+def test_a_pull_that_begins_while_another_one_ends_finds_its_record(
+    source: FolderSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_text = Path.read_text
+
+    def read_too_early(path: Path) -> str:
+        monkeypatch.setattr(Path, "read_text", read_text)
+        pull(MODEL, tmp_path / "one", opened=source.opened)
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_text", read_too_early)
+    assert pull(MODEL, tmp_path / "one", opened=source.opened).is_whole
+    assert sorted(source.fetched) == ["config.json", "model-1.safetensors", "model-2.safetensors"]
