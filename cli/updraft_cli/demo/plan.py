@@ -25,7 +25,7 @@ ENOUGH_ERROR_PERCENT = 4.0
 """Standard error of an acceptance length at which a report point asks no more prompts: below the bar of 5."""
 
 _PROBE_SHARE = 0.4
-"""Most of a segment's time that its acceptance probes may take: on a slow machine, learning goes before precision."""
+"""Maximum share of a segment's time for acceptance probes: on a slow machine, learning matters more than precision."""
 
 _SHORT_MINUTES = 5.0
 """Below it, report points are fewer and smaller: a demonstration, not a measurement."""

@@ -143,7 +143,7 @@ class StatusLost(Unavailable):
 
 def _is_status_lost(error: grpc.aio.AioRpcError) -> bool:
     """gRPC's client reports INTERNAL if the connection broke while it was sending (grpc#36066); no server sent that."""
-    texts = f"{error.details()} {error.debug_error_string()}"  # it depends on the moment which of them has it
+    texts = f"{error.details()} {error.debug_error_string()}"  # gRPC names the operation in one of them
     return error.code() is grpc.StatusCode.INTERNAL and "execute_batch" in texts
 
 

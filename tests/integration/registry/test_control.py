@@ -270,10 +270,10 @@ async def test_one_pod_that_comes_back_first_and_refuses_fails_nothing(tmp_path:
         await until(lambda: _stable(running, 0), what="nobody else came, so it fails")
 
 
-async def test_a_decision_that_waits_for_the_archive_is_of_the_time_at_which_the_pods_were_seen(
+async def test_a_decision_that_waits_for_the_archive_uses_the_time_of_its_view_of_the_pods(
     running: Running,
 ) -> None:
-    """By then a switchback may direct the pods to the other version."""
+    """At a later time, a switchback would direct the pods to the other version."""
 
     async def failed_ms() -> list[int]:
         speculator = await running.control.call(running.archive.catalogue.speculator, "default")
