@@ -53,7 +53,8 @@ def pod(
 ) -> PodState:
 
     fields = PodProblem(reason=problem[0], message=problem[1]) if problem else None
-    return PodState(name=name, part=part, **{"is_ready": is_ready, "is_ending": False, "problem": fields, **more})
+    state = {"is_ready": is_ready, "is_ending": False, "is_finished": False, "problem": fields, **more}
+    return PodState(name=name, part=part, **state)
 
 
 def ready_pods() -> tuple[PodState, ...]:

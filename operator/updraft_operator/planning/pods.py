@@ -37,6 +37,8 @@ class PodState:
     part: str
     is_ready: bool
     is_ending: bool
+    is_finished: bool
+    """Its containers have ended for good, for example after an eviction; its controller counts it no longer."""
     problem: PodProblem | None
     """None while the pod is starting normally, too."""
     result: str = ""
@@ -51,6 +53,7 @@ class PodState:
             part=metadata.get("labels", {}).get(names.COMPONENT, ""),
             is_ready=conditions.get("Ready", {}).get("status") == "True",
             is_ending="deletionTimestamp" in metadata,
+            is_finished=status.get("phase") in ("Failed", "Succeeded"),
             problem=next(_troubles(status, conditions), None),
             result=_result(status),
         )

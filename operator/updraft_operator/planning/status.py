@@ -67,12 +67,13 @@ def _rollout(observed: Observed, state: pb.SpeculatorState) -> RolloutStatus:
 
 
 def _serving(observed: Observed) -> ServingStatus:
-    deployment, state = observed.child("Deployment", names.SERVING), observed.registry.state
+    """All pods are counted from one watch: the Deployment's own numbers may be older than its pods."""
+    state = observed.registry.state
     pods = [pod for pod in observed.pods_of(names.SERVING) if not pod.is_ending]
     selector, before = names.selector(observed.name, names.SERVING), observed.speculator.status.serving
     updated = before.updated_replicas if before is not None else None
     return ServingStatus(
-        replicas=int(deployment.status.get("replicas", 0)) if deployment else 0,
+        replicas=sum(not pod.is_finished for pod in pods),
         ready_replicas=sum(pod.is_ready for pod in pods),
         updated_replicas=state.pods.serving_stable if state is not None else updated,
         failed_replicas=sum(pod.problem is not None for pod in pods),

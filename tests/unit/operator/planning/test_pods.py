@@ -165,6 +165,12 @@ def test_a_pod_that_is_told_to_go_is_ending() -> None:
     assert PodState.of(_body({}, deletionTimestamp="2026-11-25T12:00:00Z")).is_ending
 
 
+def test_a_pod_whose_containers_ended_for_good_is_finished() -> None:
+    phases = ("Pending", "Running", "Failed", "Succeeded")
+    finished = [phase for phase in phases if PodState.of(_body({"phase": phase})).is_finished]
+    assert finished == ["Failed", "Succeeded"]
+
+
 def test_the_last_word_of_a_pod_that_ended_well_is_its_result() -> None:
     well = PodState.of(_body({"containerStatuses": [_container(_ended(0, "Completed", '{"x": 1}'))]}))
     badly = PodState.of(_body({"containerStatuses": [_container(_ended(1, message='{"x": 1}'))]}))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.manifests import speculator
-from tests.support.observed import NOW, connected, observed, pod, ready_pods, traffic, version, workload
+from tests.support.observed import NOW, connected, observed, pod, ready_pods, traffic, version
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api.status import Condition, Status
@@ -80,12 +80,12 @@ def test_pods_are_counted_as_they_are() -> None:
         pod("a", is_ready=True),
         pod("b", problem=("OOMKilled", "x")),
         pod("c", is_ready=True, is_ending=True),
+        pod("d", is_finished=True, problem=("CrashLoopBackOff", "Evicted")),
         pod("t", "trainer", is_ready=True),
     )
-    children = workload("Deployment", "serving", {"replicas": 3})
-    serving = status(observed(pods=pods, children=children), NOW).serving
+    serving = status(observed(pods=pods), NOW).serving
     assert serving is not None
-    assert (serving.replicas, serving.ready_replicas, serving.failed_replicas) == (3, 1, 1)
+    assert (serving.replicas, serving.ready_replicas, serving.failed_replicas) == (2, 1, 2)
     assert serving.selector == "app.kubernetes.io/component=serving,updraft.dev/speculator=qwen"
     assert serving.url == "http://qwen.team.svc/v1"
 
