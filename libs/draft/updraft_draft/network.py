@@ -8,6 +8,7 @@ is neither trained nor stored. Parameter names are those of the checkpoint, so a
 Tensors: B sequences, T rows, A auxiliary width, D hidden, V draft vocabulary, H heads, K key-value heads, E head size.
 """
 
+import copy
 from typing import NamedTuple, Self
 
 import torch
@@ -130,6 +131,11 @@ class DraftNetwork(nn.Module):
     def embedding(self) -> Tensor:
         """The target's embedding, [vocab, D]."""
         return self._embedding[0]
+
+    def copy(self) -> Self:
+        """A copy that further training does not change; embedding and frozen parameters are shared."""
+        shared = [self._embedding, self._rotary, *(p for p in self.parameters() if not p.requires_grad)]
+        return copy.deepcopy(self, {id(one): one for one in shared})
 
     def share(self, embedding: Tensor) -> None:
         """Replace the embedding, which may have another dtype or device."""

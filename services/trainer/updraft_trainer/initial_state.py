@@ -121,13 +121,12 @@ def _load(spec: TrainerSpec, folder: Path) -> Learner:
     if reason is not None:
         raise Conflict(f"the draft in {folder} is not for this trainer's target: {reason}")
     learner = spec.learner(tensors["d2t"] + torch.arange(config.draft_vocab_size), config)
-    learner.network.load_state_dict(tensors)
-    learner.mark_good()
+    learner.start_from(tensors)
     return learner
 
 
 async def _new_draft(spec: TrainerSpec, replay: Replay, stop: Stop) -> Learner | None:
-    """A learner with new weights and a vocabulary chosen by the first samples."""
+    """A learner whose vocabulary and weights come from the first samples; random weights if they have no hidden states."""
     while len(replay.training_ids()) < spec.first_samples:
         if await stop.wait(_WAIT_S):
             return None
@@ -141,5 +140,8 @@ async def _new_draft(spec: TrainerSpec, replay: Replay, stop: Stop) -> Learner |
         size=spec.draft_vocab_size,
     )
     learner = await asyncio.to_thread(spec.learner, token_ids)
-    logger.info("Started a new draft", extra={"draft_vocab_size": len(token_ids)})
+    draft = await asyncio.to_thread(learner.closed_form, samples)
+    if draft is not None:
+        learner.start_from(draft.state_dict())
+    logger.info("Started a new draft", extra={"draft_vocab_size": len(token_ids), "is_closed_form": draft is not None})
     return learner

@@ -7,6 +7,7 @@ and the next candidate has a new estimate.
 
 import asyncio
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from updraft.registry.v1 import registry_pb2
@@ -23,7 +24,9 @@ from updraft_chassis.errors import (
 )
 from updraft_chassis.lifecycle import Stop
 from updraft_draft import checkpoint, memory
+from updraft_draft.network import DraftNetwork
 from updraft_trainer.data.replay import Replay
+from updraft_trainer.data.sample import Sample
 from updraft_trainer.initial_state import InitialState
 from updraft_trainer.learning.state import Identity, State, States
 from updraft_trainer.metrics import Metrics
@@ -31,12 +34,16 @@ from updraft_trainer.publishing.decision import PublishThresholds, decide
 from updraft_trainer.publishing.evaluator import Evaluator
 from updraft_trainer.publishing.publish import Candidate, Publisher
 from updraft_trainer.publishing.registry_view import RegistryView, RolloutState
-from updraft_trainer.publishing.schedule import Progress, PublishBackoff, TrainingSchedule, is_estimate_due
+from updraft_trainer.publishing.schedule import Progress, PublishBackoff, TrainingSchedule, is_estimate_due, is_fit_due
 
 logger = logging.getLogger(__name__)
 
 _IDLE_S = 0.5
 """Pause before looking for new samples when there is nothing to train on."""
+
+
+_FITTED_SAMPLES = 128
+"""Of a draft in closed form: half a minute of one core, after which acceptance length hardly rises."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,15 +91,16 @@ class Trainer:
         self._backoff = PublishBackoff(options.schedule.evaluate_seconds)
         self._estimated = self._progress()
         self._saved = self._estimated
+        self._fitted: Mapping[str, int] = {}
         self._vocabulary_fingerprint = checkpoint.vocabulary_fingerprint(initial.learner.network.token_ids)
 
     async def run(self, stop: Stop) -> None:
         """Train, evaluate, publish and save until `stop`, then save once more."""
         while not stop.requested:
             has_trained = await asyncio.to_thread(self.train)
-            candidate = await self.evaluate()
-            if candidate is not None:
-                await self.publish(candidate)
+            for propose in (self.evaluate, self.fit):
+                if (candidate := await propose()) is not None:
+                    await self.publish(candidate)
             await self.save_if_due()
             if not has_trained:
                 await stop.wait(_IDLE_S)
@@ -124,23 +132,71 @@ class Trainer:
 
     async def evaluate(self) -> Candidate | None:
         """Estimate if it is due; return a candidate if it should be published now."""
+        if not is_estimate_due(self._progress(), self._estimated, self._options.schedule):
+            return None
+        state = await self._set_baseline()
+        if state is None:
+            return None
+        self._estimated = self._progress()
+        candidate = await self._candidate(self.learner.average)
+        self._restart_if_worse(candidate)
+        return candidate if self._should_publish(candidate, state) else None
+
+    async def fit(self) -> Candidate | None:
+        """A draft in closed form if one is due; return it as a candidate if it should be published now.
+
+        It competes with the draft in training and does not replace it. The newest requests judge it, so the first version
+        waits for no held-out ones.
+        """
+        replay, num_judges = self._components.replay, self._options.thresholds.min_samples
+        sizes = replay.cluster_sizes()
+        if not is_fit_due(sizes, self._fitted, first=2 * num_judges):
+            return None
+        state = await self._set_baseline()
+        if state is None:
+            return None
+        self._fitted = sizes
+        samples, unseen = replay.closed_form_batch(count=_FITTED_SAMPLES, num_held_out=num_judges)
+        draft = await asyncio.to_thread(self.learner.closed_form, samples)
+        if draft is None:
+            return None
+        candidate = await self._candidate(draft, unseen)
+        return candidate if self._should_publish(candidate, state) else None
+
+    async def _set_baseline(self) -> RolloutState | None:
+        """The registry's state, after its serving draft became the baseline; None if that is not possible now."""
         components, state = self._components, self._components.registry.state
-        if state is None or not is_estimate_due(self._progress(), self._estimated, self._options.schedule):
+        if state is None:
             return None
         state.check_target(self._identity.target_fingerprint)
         state.check_vocabulary(self._vocabulary_fingerprint)
-        self._estimated = self._progress()
         try:
             if await components.evaluator.set_baseline(state.stable, self.learner.network.embedding):
                 self._backoff.reset()
         except (Unavailable, Unauthenticated, Forbidden, NotFound, Corrupt, Exhausted, OSError) as error:
             logger.warning("Cannot fetch the serving draft: %s", error, extra={"version": state.stable})
             return None
+        return state
+
+    async def _candidate(self, network: DraftNetwork, unseen: Sequence[Sample] = ()) -> Candidate:
+        components = self._components
         start_s = components.clock.monotonic()
-        candidate = await asyncio.to_thread(components.evaluator.estimate, self.learner.network, step=self.learner.step)
+        candidate = await asyncio.to_thread(
+            components.evaluator.estimate, network, step=self.learner.step, unseen=unseen
+        )
         await asyncio.to_thread(memory.release)
         components.metrics.evaluation_seconds.observe(components.clock.monotonic() - start_s)
-        return candidate if self._should_publish(candidate, state) else None
+        return candidate
+
+    def _restart_if_worse(self, candidate: Candidate) -> None:
+        """Training goes on from the serving draft if that is certainly better, as after a shift of traffic."""
+        gain = candidate.estimate.gain(self._options.thresholds.confidence)
+        serving = self._components.evaluator.baseline
+        if gain is None or gain.high_percent >= 0 or serving.network is None:
+            return
+        if serving.network.config == self.learner.network.config:  # an imported draft may have another shape
+            self.learner.start_from(serving.network.state_dict())
+            logger.info("Restarted from the serving draft", extra={"version": serving.version, "gain": gain.percent})
 
     async def publish(self, candidate: Candidate) -> None:
         """Upload a candidate and apply the registry's response."""

@@ -60,9 +60,12 @@ class TrainerSettings(Settings):
     draft_vocab_size: int = Field(default=8192, ge=16)
     """Number of tokens that a new draft can propose. An existing lineage keeps its vocabulary."""
     first_samples: int = Field(default=8, ge=0)
-    """Samples to wait for before the vocabulary of a new lineage is chosen. 0 chooses the lowest token ids."""
+    """Samples to wait for before a new lineage starts: its vocabulary and first weights come from them. 0 chooses the lowest
+    token ids and random weights."""
     learning_rate: float = Field(default=1e-3, gt=0)
-    """AdamW learning rate after warmup."""
+    """AdamW learning rate after warmup, of a draft that starts from random weights."""
+    adaptation_rate: float = Field(default=3e-4, gt=0)
+    """AdamW learning rate after warmup, of a draft that starts in closed form or from a published draft."""
     warmup_steps: int = Field(default=20, ge=0)
     """Optimizer steps over which the learning rate increases."""
     clip_norm: float = Field(default=1.0, gt=0)

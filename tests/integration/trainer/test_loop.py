@@ -169,7 +169,7 @@ async def bench(
     spec = TrainerSpec(
         target=read_head(target),
         target_fingerprint=traces.target_fingerprint,
-        hyper=Hyperparameters(),
+        hyper=Hyperparameters(adaptation_rate=1e-3),  # the draft is small
         draft_vocab_size=vocab_size,
         first_samples=8,
         seed=0,
@@ -255,6 +255,38 @@ async def test_the_first_draft_is_published_once_it_beats_no_draft(whole: Bench)
     assert manifest.provenance.first_trace_id in whole.replay.training_ids()
     assert manifest.target_fingerprint == whole.traces.target_fingerprint
     assert whole.published("stable") >= 1
+
+
+async def test_the_first_version_comes_from_sixteen_requests_without_an_optimizer_step(whole: Bench) -> None:
+    whole.admit(0, 15)
+    trainer = whole.trainer(await whole.initial())
+    assert await trainer.fit() is None
+    whole.admit(15, 16)
+    candidate = await trainer.fit()
+    assert candidate is not None
+    await trainer.publish(candidate)
+    (first,) = await whole.versions()
+    assert first.phase == pb.PHASE_STABLE
+    assert first.manifest.provenance.step == 0
+    assert len(first.manifest.evaluation.samples) == 8
+    assert await trainer.fit() is None, "nothing new to fit"
+
+
+async def test_after_a_shift_training_goes_on_from_a_closed_form_that_serves(whole: Bench) -> None:
+    trainer = await whole.started()
+    await whole.train(trainer)
+    whole.admit(2000, 2040, rule=1)
+    whole.admit(3000, 3016, rule=1, evaluation=True)
+    candidate = await trainer.fit()
+    assert candidate is not None
+    await trainer.publish(candidate)
+    await whole.refresh()
+    for _ in range(OPTIONS.schedule.evaluate_steps):
+        trainer.train()
+    before = trainer.learner.average
+    await trainer.evaluate()
+    assert trainer.learner.average is not before
+    assert whole.components.evaluator.baseline.version == (await whole.versions())[-1].version
 
 
 async def test_what_is_published_is_what_the_engine_will_hold(whole: Bench) -> None:

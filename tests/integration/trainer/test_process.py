@@ -143,6 +143,7 @@ async def test_a_draft_learnt_from_the_stream_is_published_and_a_stop_saves_it(
             what="the first version",
         )
         await until(lambda: is_settled(redis), what="an empty stream")
+        await until(lambda: trainer.metric("optimizer_steps_total") > 10, what="training after the closed form")
         assert trainer.metric("serving_version") >= 1
         assert trainer.metric('acceptance_length_tokens{role="candidate"}') > 1.15
         assert trainer.metric('replay_samples{place="window"}') == 60

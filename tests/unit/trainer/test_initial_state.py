@@ -53,7 +53,7 @@ def spec(head: TargetHead) -> TrainerSpec:
     return TrainerSpec(
         target=head,
         target_fingerprint="sha256:t",
-        hyper=Hyperparameters(learning_rate=3e-3),
+        hyper=Hyperparameters(adaptation_rate=3e-3),
         draft_vocab_size=DRAFT_VOCAB,
         first_samples=1,
         seed=0,

@@ -9,9 +9,11 @@ import logging
 import random
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Self
 
@@ -28,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 MAX_SEEN = 200_000
 """Trace ids that are remembered after eviction (about 20 MB): hours of traffic, whereas a redelivery comes within minutes."""
+
+_DECODED_BYTES = 2
+"""In memory for each byte of a trace: hidden states are sent in float8 by default and used in bfloat16."""
 
 _BUSY_TIMEOUT_S = 5.0
 """Only a person's sqlite3 shell can hold the lock; wait for it instead of failing."""
@@ -126,6 +131,20 @@ class Replay:
         with self._lock:
             held_out = [entry for entry in self._retention if entry.pool is Pool.EVALUATION]
             return self._read(selection.evaluation_batch(held_out, count=count))
+
+    def closed_form_batch(self, *, count: int, num_held_out: int) -> tuple[list[Sample], list[Sample]]:
+        """Samples to fit a draft to, and newer ones to judge it by; see `selection`. More than `num_held_out` are fitted only
+        while they take at most half as much memory as the cache."""
+        with self._lock:
+            fitted, held_out = selection.closed_form_batch(self._training(), count=count, num_held_out=num_held_out)
+            sizes = accumulate(_DECODED_BYTES * entry.num_bytes for entry in fitted)
+            num_fitted = sum(size <= self._cache.max_bytes // 2 for size in sizes)
+            return self._read(fitted[: max(num_held_out, num_fitted)]), self._read(held_out)
+
+    def cluster_sizes(self) -> dict[str, int]:
+        """Number of samples to train on in each cluster."""
+        with self._lock:
+            return Counter(entry.cluster for entry in self._training())
 
     def num_samples(self, pool: Pool) -> int:
         with self._lock:

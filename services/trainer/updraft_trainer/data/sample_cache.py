@@ -9,7 +9,7 @@ class SampleCache:
     """At most `max_bytes` of tensors. Not thread-safe."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._samples: OrderedDict[str, Sample] = OrderedDict()
         self.num_bytes = 0
 
@@ -23,7 +23,7 @@ class SampleCache:
         self.discard(sample.trace_id)
         self._samples[sample.trace_id] = sample
         self.num_bytes += sample.num_bytes
-        while self.num_bytes > self._max_bytes:
+        while self.num_bytes > self.max_bytes:
             _, oldest = self._samples.popitem(last=False)
             self.num_bytes -= oldest.num_bytes
 

@@ -31,6 +31,15 @@ def training_batch(
     return batch + _round_robin(rest, count - len(batch), key=num_uses, rng=rng)
 
 
+def closed_form_batch(
+    entries: Sequence[SampleEntry], *, count: int, num_held_out: int
+) -> tuple[list[SampleEntry], list[SampleEntry]]:
+    """Up to `count` samples to fit, the newest of each cluster in turn, and the `num_held_out` newest of all to judge by."""
+    newest_first = sorted(entries, key=lambda entry: -entry.order)
+    fitted = _round_robin(newest_first[num_held_out:], count, key=lambda entry: -entry.order)
+    return fitted, newest_first[:num_held_out]
+
+
 def evaluation_batch(entries: Sequence[SampleEntry], *, count: int) -> list[SampleEntry]:
     """Up to `count` held-out samples: half are the newest, half the newest of each cluster in turn."""
     newest_first = sorted(entries, key=lambda entry: -entry.order)

@@ -9,17 +9,20 @@ Weights and optimizer state are float32; forward and backward passes run in bflo
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from updraft_draft.config import DraftConfig
-from updraft_draft.network import initial_network
+from updraft_draft.network import DraftNetwork, initial_network
 from updraft_draft.target_weights import TargetHead
 from updraft_trainer.data.sample import Sample
 from updraft_trainer.data.teacher import DraftVocabulary
+from updraft_trainer.learning import closed_form
 from updraft_trainer.learning.batch import Batch, TrainingRows
 from updraft_trainer.learning.losses import LOSSES, Loss, forward_kl
 
@@ -28,6 +31,9 @@ FORWARD_ROWS = 1024
 
 LOGIT_ROWS = 256
 """Rows of logits in memory at a time: 8 MB per float32 tensor over 8,192 tokens."""
+
+MAX_DECAY = 0.98
+"""Of the averaged weights: a horizon of 50 steps, so that after a shift of traffic they follow soon."""
 
 MAX_BAD_STEPS = 3
 """Consecutive steps with a non-finite loss or gradient after which the last good weights are restored."""
@@ -38,6 +44,7 @@ class Hyperparameters:
     """See the settings of the same names."""
 
     learning_rate: float = 1e-3
+    adaptation_rate: float = 3e-4
     warmup_steps: int = 20
     clip_norm: float = 1.0
     ttt_steps: int = 3
@@ -68,6 +75,7 @@ class Learner:
     ) -> None:
         self.hyper = hyper
         self.step = 0
+        self._target = target
         self._vocabulary = DraftVocabulary.of(target.head, token_ids)
         self.network = initial_network(config, target.embedding, target.head, target.final_norm, token_ids, seed=seed)
         self.network.lm_head.requires_grad_(requires_grad=hyper.trains_head)
@@ -76,12 +84,26 @@ class Learner:
             trained, lr=hyper.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
         )
         self._num_bad = 0
-        self._good = self._weights()
+        self._start_step = 0
+        self._is_adapting = False
+        self.average = self.network.copy()
+        self._good = self._averaged_weights()
+
+    def start_from(self, tensors: Mapping[str, Tensor]) -> None:
+        """Start from weights that know something already, and change them gently."""
+        self._start_step = self.step
+        self._is_adapting = True
+        self._optimizer.state.clear()
+        self._optimizer.zero_grad(set_to_none=True)  # a copy of the network would copy its gradients
+        self.network.load_state_dict(tensors)
+        self.average = self.network.copy()
+        self._good = self._averaged_weights()
 
     def train(self, samples: list[Sample]) -> StepReport:
         """One optimizer step on these samples."""
+        rate = self.hyper.adaptation_rate if self._is_adapting else self.hyper.learning_rate
         for group in self._optimizer.param_groups:
-            group["lr"] = self.hyper.learning_rate * min(1.0, (self.step + 1) / max(1, self.hyper.warmup_steps))
+            group["lr"] = rate * min(1.0, (self._num_steps + 1) / max(1, self.hyper.warmup_steps))
         self._optimizer.zero_grad(set_to_none=True)
         loss, num_rows = self._accumulate(samples)
         if num_rows == 0:
@@ -91,33 +113,64 @@ class Learner:
             self._skip()
             return StepReport(loss=loss, grad_norm=norm, num_rows=num_rows, is_skipped=True)
         self._optimizer.step()
+        self._update_average()
         self.step += 1
         self._num_bad = 0
         return StepReport(loss=loss, grad_norm=norm, num_rows=num_rows)
 
+    def closed_form(self, samples: Sequence[Sample]) -> DraftNetwork | None:
+        """A draft of the same shape and vocabulary without a gradient step; None if no sample has hidden states to fit."""
+        target, network = self._target, self.network
+        draft = initial_network(
+            network.config, target.embedding, target.head, target.final_norm, network.token_ids, seed=self.step
+        )
+        return draft if closed_form.fit(draft, samples, num_steps=self.hyper.ttt_steps) else None
+
     def mark_good(self) -> None:
-        """Keep these weights, to restore them if training diverges."""
-        self._good = self._weights()
+        """Keep the averaged weights, to restore them if training diverges."""
+        self._good = self._averaged_weights()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that is needed to continue training."""
-        return {"network": self.network.state_dict(), "optimizer": self._optimizer.state_dict(), "step": self.step}
+        return {
+            "network": self.network.state_dict(),
+            "average": self._averaged_weights(),
+            "optimizer": self._optimizer.state_dict(),
+            "step": self.step,
+            "start_step": self._start_step,
+            "is_adapting": self._is_adapting,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()` of a learner of the same shape."""
-        self.network.load_state_dict(state["network"])
+        """Continue from `state_dict()` of a learner of the same shape. States of earlier versions have no average."""
+        self.start_from(state["network"])
+        self._start_step = int(state.get("start_step", 0))
+        self._is_adapting = bool(state.get("is_adapting"))
+        self.average.load_state_dict(state.get("average", {}), strict=False)
         self._optimizer.load_state_dict(state["optimizer"])
         self.step = int(state["step"])
-        self._good = self._weights()
+        self.mark_good()
 
-    def _weights(self) -> dict[str, Tensor]:
-        return {name: p.detach().clone() for name, p in self.network.named_parameters() if p.requires_grad}
+    @property
+    def _num_steps(self) -> int:
+        """Since the start from these weights."""
+        return self.step - self._start_step
+
+    def _averaged_weights(self) -> dict[str, Tensor]:
+        return {name: p.detach().clone() for name, p in self.average.named_parameters() if p.requires_grad}
+
+    def _update_average(self) -> None:
+        """An exponential average. Its horizon is a tenth of the steps so far, at most as long as was measured."""
+        average, network = ([p for p in one.parameters() if p.requires_grad] for one in (self.average, self.network))
+        decay = min(MAX_DECAY, (1 + self._num_steps) / (10 + self._num_steps))
+        get_ema_multi_avg_fn(decay)(average, network, None)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
     def _skip(self) -> None:
         """Count a skipped step. After several in a row, restore the last good weights and reset the optimizer."""
         self._num_bad += 1
         if self._num_bad >= MAX_BAD_STEPS:
             self.network.load_state_dict(self._good, strict=False)
+            self.average.load_state_dict(self._good, strict=False)
             self._optimizer.state.clear()
             self._num_bad = 0
 

@@ -27,9 +27,14 @@ class GainEstimate:
         return gain(self.pairs, confidence) if len(self.pairs) > 1 else None
 
 
-@torch.no_grad()
 def verify_steps(network: DraftNetwork, samples: Sequence[Sample], *, lookahead: int) -> list[int]:
     """Verify steps per sample that greedy decoding with `lookahead` drafts needs for the output after its first token."""
+    return [len(steps) for steps in walk(network, samples, lookahead=lookahead)]
+
+
+@torch.no_grad()
+def walk(network: DraftNetwork, samples: Sequence[Sample], *, lookahead: int) -> list[list[int]]:
+    """Accepted drafts of each of those verify steps, per sample."""
     steps = []
     for sample in samples:
         with torch.autocast("cpu", torch.bfloat16):
@@ -69,11 +74,11 @@ def _hits(network: DraftNetwork, sample: Sample, lookahead: int) -> Tensor:
     return hits
 
 
-def _walk(hits: Tensor, *, first: int, last: int) -> int:
-    """Verify steps from token `first` to token `last`, without drafting beyond `last`."""
+def _walk(hits: Tensor, *, first: int, last: int) -> list[int]:
+    """Accepted drafts of each verify step from token `first` to token `last`, without drafting beyond `last`."""
     num_accepted = hits.long().cumprod(-1).sum(-1).tolist()
-    token, steps = first, 0
+    token, accepted = first, []
     while token < last:
-        token += 1 + min(num_accepted[token], last - token - 1)
-        steps += 1
-    return steps
+        accepted.append(min(num_accepted[token], last - token - 1))
+        token += 1 + accepted[-1]
+    return accepted

@@ -5,6 +5,7 @@ are cached per request, so only new requests cost a forward pass of it.
 """
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,12 +51,14 @@ class Evaluator:
         self.baseline = Baseline(version=version, network=network)
         return True
 
-    def estimate(self, network: DraftNetwork, *, step: int) -> Candidate:
-        """A snapshot of `network` with its estimate, which is empty without held-out requests."""
+    def estimate(self, network: DraftNetwork, *, step: int, unseen: Sequence[Sample] = ()) -> Candidate:
+        """A snapshot of `network` with its estimate, which is empty without held-out requests.
+
+        `unseen` are requests that may be trained on, and that this network was not trained on.
+        """
         candidate = snapshot(network)
-        samples = [
-            sample for sample in self._replay.evaluation_batch(count=self._num_samples) if num_tokens(sample) > 0
-        ]
+        held_out = self._replay.evaluation_batch(count=self._num_samples)
+        samples = [sample for sample in (*held_out, *unseen) if num_tokens(sample) > 0]
         steps = verify_steps(candidate, samples, lookahead=self._lookahead)
         return Candidate(
             network=candidate,

@@ -1,5 +1,6 @@
 """When to estimate, save and publish. These are pure functions of counts and times."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 MAX_BACKOFF_S = 600.0
@@ -29,6 +30,13 @@ def is_estimate_due(now: Progress, last: Progress, schedule: TrainingSchedule) -
     has_changed = now.step > last.step or now.num_held_out > last.num_held_out
     is_late = now.at_s - last.at_s >= schedule.evaluate_seconds
     return now.step - last.step >= schedule.evaluate_steps or (has_changed and is_late)
+
+
+def is_fit_due(sizes: Mapping[str, int], fitted: Mapping[str, int], *, first: int) -> bool:
+    """True when all traffic or a cluster of it reaches `first` samples, and when it has twice as many as at the last fit."""
+    now_and_then = [(size, fitted.get(cluster, 0)) for cluster, size in sizes.items()]
+    now_and_then.append((sum(sizes.values()), sum(fitted.values())))
+    return any(now >= max(first, 2 * then) for now, then in now_and_then)
 
 
 class PublishBackoff:

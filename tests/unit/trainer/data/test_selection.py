@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from updraft_trainer.data.retention import Pool, SampleEntry
-from updraft_trainer.data.selection import evaluation_batch, training_batch
+from updraft_trainer.data.selection import closed_form_batch, evaluation_batch, training_batch
 
 
 def kept(order: int, *, cluster: str = "a") -> SampleEntry:
@@ -79,3 +79,10 @@ def test_an_evaluation_of_few_samples_takes_them_all() -> None:
     samples = [kept(n, cluster="ab"[n % 2]) for n in range(5)]
     assert {one.order for one in evaluation_batch(samples, count=8)} == set(range(5))
     assert evaluation_batch([], count=8) == []
+
+
+def test_a_closed_form_is_judged_by_the_newest_samples_and_fitted_to_all_clusters() -> None:
+    samples = [kept(n, cluster="old" if n < 30 else "new") for n in range(40)]
+    fitted, held_out = closed_form_batch(samples, count=8, num_held_out=4)
+    assert [one.order for one in held_out] == [39, 38, 37, 36]
+    assert sorted(one.order for one in fitted) == [26, 27, 28, 29, 32, 33, 34, 35]

@@ -75,6 +75,18 @@ def test_a_step_on_hidden_states_that_are_not_finite_changes_nothing(target: Pat
     assert all(torch.equal(p, before[name]) for name, p in learner.network.named_parameters())
 
 
+def test_the_average_follows_the_weights_and_needs_no_more_steps(target: Path, samples: list[Sample]) -> None:
+    learner = make_learner(target)
+    first = learner.average.fc.weight.detach().clone()
+    for _ in range(40):
+        learner.train(samples[:8])
+    assert not torch.equal(learner.average.fc.weight, first)
+    assert not torch.equal(learner.average.fc.weight, learner.network.fc.weight)
+    assert learner.average.lm_head.weight is learner.network.lm_head.weight
+    averaged = sum(verify_steps(learner.average, samples[8:], lookahead=3))
+    assert averaged <= 1.05 * sum(verify_steps(learner.network, samples[8:], lookahead=3))
+
+
 def test_after_several_bad_steps_the_last_good_weights_return(target: Path, samples: list[Sample]) -> None:
     learner = make_learner(target)
     learner.mark_good()
@@ -84,6 +96,7 @@ def test_after_several_bad_steps_the_last_good_weights_return(target: Path, samp
     for _ in range(MAX_BAD_STEPS):
         assert learner.train([bad]).is_skipped
     assert torch.equal(learner.network.fc.weight, good)
+    assert torch.equal(learner.average.fc.weight, good)
     assert not learner.train(samples[:4]).is_skipped
 
 
@@ -95,6 +108,16 @@ def test_a_resumed_learner_takes_the_same_next_step(target: Path, samples: list[
     first, second = one.train(samples[4:8]), other.train(samples[4:8])
     assert first == second
     assert torch.equal(one.network.fc.weight, other.network.fc.weight)
+    assert torch.equal(one.average.fc.weight, other.average.fc.weight)
+
+
+def test_a_state_without_an_average_starts_a_new_one(target: Path, samples: list[Sample]) -> None:
+    one, other = make_learner(target), make_learner(target)
+    one.train(samples[:4])
+    state = deepcopy(one.state_dict())
+    del state["average"]
+    other.load_state_dict(state)
+    assert torch.equal(other.average.fc.weight, one.network.fc.weight)
 
 
 def test_only_what_is_asked_for_is_trained(target: Path, samples: list[Sample]) -> None:

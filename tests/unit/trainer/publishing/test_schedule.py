@@ -8,6 +8,7 @@ from updraft_trainer.publishing.schedule import (
     PublishBackoff,
     TrainingSchedule,
     is_estimate_due,
+    is_fit_due,
 )
 
 PACE = TrainingSchedule(evaluate_steps=20, evaluate_seconds=15.0, checkpoint_seconds=60.0)
@@ -27,6 +28,21 @@ LAST = Progress(step=100, num_held_out=10, at_s=1000.0)
 )
 def test_an_estimate_is_due_when_enough_has_changed(now: Progress, *, expected: bool) -> None:
     assert is_estimate_due(now, LAST, PACE) is expected
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        pytest.param({"a": 31}, False, id="less than twice as many"),
+        pytest.param({"a": 32}, True, id="twice as many"),
+        pytest.param({"a": 16, "b": 15}, False, id="little of a new cluster"),
+        pytest.param({"a": 10, "b": 16}, True, id="enough of a new cluster"),
+        pytest.param({"a": 20, "b": 6, "c": 6}, True, id="twice as many in all"),
+        pytest.param({}, False, id="everything evicted"),
+    ],
+)
+def test_a_fit_is_due_when_traffic_or_a_cluster_of_it_has_grown(sizes: dict[str, int], *, expected: bool) -> None:
+    assert is_fit_due(sizes, {"a": 16}, first=16) is expected
 
 
 def test_refusals_are_followed_by_ever_longer_waits() -> None:

@@ -1,0 +1,85 @@
+"""A draft in closed form knows a rule that a few samples show, without an optimizer step."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests.support.likeliest import show_likeliest
+from tests.support.tiny_target import DRAFT_VOCAB, make_tiny_target
+from tests.support.traces import TraceMaker
+
+from updraft_draft.network import DraftNetwork, initial_network
+from updraft_draft.target_weights import read_head
+from updraft_trainer.data.sample import Sample, read_sample
+from updraft_trainer.learning import closed_form
+from updraft_trainer.publishing.estimate import num_tokens, verify_steps
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_target(tmp_path_factory.mktemp("models") / "target")
+
+
+@pytest.fixture(scope="module")
+def samples(target: Path) -> list[Sample]:
+    maker = TraceMaker(target)
+    return [read_sample(maker.data(seed), maker.expected) for seed in range(24)]
+
+
+def untrained(target: Path, *, norm_before_residual: bool = False) -> DraftNetwork:
+    head = read_head(target)
+    config = replace(head.config.draft(draft_vocab_size=DRAFT_VOCAB), norm_before_residual=norm_before_residual)
+    return initial_network(config, head.embedding, head.head, head.final_norm, torch.arange(DRAFT_VOCAB))
+
+
+def acceptance_length(network: DraftNetwork, samples: list[Sample]) -> float:
+    return sum(map(num_tokens, samples)) / sum(verify_steps(network, samples, lookahead=3))
+
+
+@pytest.mark.parametrize("norm_before_residual", [False, True])
+def test_it_needs_fewer_steps_for_text_that_it_never_saw(
+    target: Path, samples: list[Sample], *, norm_before_residual: bool
+) -> None:
+    network = untrained(target, norm_before_residual=norm_before_residual)
+    before = acceptance_length(network, samples[16:])
+
+    assert closed_form.fit(network, samples[:16], num_steps=3)
+
+    assert acceptance_length(network, samples[16:]) > before + 0.5
+
+
+def test_it_attends_to_its_own_row(target: Path, samples: list[Sample]) -> None:
+    network = untrained(target)
+    closed_form.fit(network, samples[:8], num_steps=3)
+    sample = samples[20]
+    whole = network.unroll(sample.aux[None].float(), sample.ids[None, 1:], num_steps=1)[0][0, -1]
+    alone = network.unroll(sample.aux[None, -1:].float(), sample.ids[None, -1:], num_steps=1)[0][0, -1]
+    assert torch.cosine_similarity(whole, alone, dim=0) > 0.9
+
+
+def test_samples_without_hidden_states_change_nothing(target: Path) -> None:
+    maker, head = TraceMaker(target), read_head(target).head
+    data = show_likeliest(maker.trace(1), head, k=4).SerializeToString()
+    network = untrained(target)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+    assert not closed_form.fit(network, [read_sample(data, maker.expected)], num_steps=3)
+
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize("value", [3e38, float("nan")])
+def test_a_sample_of_another_scale_costs_nothing(target: Path, samples: list[Sample], value: float) -> None:
+    bad = replace(samples[0], aux=torch.full_like(samples[0].aux, value))
+    network, other = untrained(target), untrained(target)
+
+    assert closed_form.fit(network, [bad, *samples[1:9]], num_steps=3)
+    assert closed_form.fit(other, samples[1:9], num_steps=3)
+
+    assert torch.equal(network.fc.weight, other.fc.weight)
+
+
+def test_values_that_overflow_are_not_fitted(target: Path, samples: list[Sample]) -> None:
+    bad = [replace(sample, aux=torch.full_like(sample.aux, 3e38)) for sample in samples[:4]]
+    assert not closed_form.fit(untrained(target), bad, num_steps=3)
