@@ -1,0 +1,55 @@
+"""Acceptance lengths of runs, with intervals over the held-out requests."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from bench.learning.replay import Run
+
+CONFIDENCE = 0.9
+RESAMPLES = 2000
+FIRST_GAIN = 0.05
+"""Acceptance length above 1 from which on a draft is said to gain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Acceptance length in tokens per verify step, with a bootstrap interval over requests."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+def acceptance_length(tokens: Sequence[int], steps: Sequence[Sequence[int]]) -> Estimate:
+    """Of several seeds on the same requests: `tokens` [N]; `steps` [seeds, N] are averaged over seeds."""
+    lengths, mean = np.asarray(tokens, float), np.asarray(steps, float).mean(0)
+    chosen = _resamples(len(lengths))
+    ratios = lengths[chosen].sum(1) / mean[chosen].sum(1)
+    low, high = np.quantile(ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Estimate(float(lengths.sum() / mean.sum()), float(low), float(high))
+
+
+def relative(steps: Sequence[Sequence[int]], baseline: Sequence[Sequence[int]]) -> Estimate:
+    """Acceptance length over that of a baseline, paired by request."""
+    mine, other = np.asarray(steps, float).mean(0), np.asarray(baseline, float).mean(0)
+    chosen = _resamples(len(mine))
+    ratios = other[chosen].sum(1) / mine[chosen].sum(1)
+    low, high = np.quantile(ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Estimate(float(other.sum() / mine.sum()), float(low), float(high))
+
+
+def first_gain(run: Run, kind: str, tokens: Sequence[int]) -> tuple[int, float] | None:
+    """Requests and processor seconds until the served draft gains on a kind; None if it never does."""
+    for checkpoint in run.checkpoints:
+        if sum(tokens) / sum(checkpoint.steps[kind]) >= 1.0 + FIRST_GAIN:
+            return checkpoint.requests, checkpoint.seconds
+    return None
+
+
+def _resamples(number: int) -> npt.NDArray[np.int64]:
+    return np.random.default_rng(0).integers(0, number, (RESAMPLES, number))

@@ -1,0 +1,224 @@
+"""How fast does a draft learn from traffic, and what is each part of the algorithm worth? See README.md in this folder."""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench import harness
+from bench.learning import figures, streams
+from bench.learning.arms import ARMS
+from bench.learning.kinds import KEPT_OUT, KINDS, TUNED
+from bench.learning.recorder import NUM_HELD_OUT, NUM_TRAINING, Recorder
+from bench.learning.replay import Checkpoint, Replay, Run, traffic
+from bench.learning.static import converged
+from bench.learning.streams import Stream
+from rich.progress import Progress
+
+from updraft_cli import output, results
+from updraft_cli.local.folders import cache_folder
+from updraft_draft.target_weights import read_head
+from updraft_trainer.publishing.estimate import num_tokens
+
+SEED = 7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One run, and how much was recorded for it."""
+
+    arm: str
+    stream: Stream
+    seed: int
+    num_training: int
+    num_held_out: int
+
+    @property
+    def key(self) -> str:
+        """Of all that the outcome depends on, code aside."""
+        content = [repr(ARMS[self.arm]), repr(self.stream), self.seed, self.num_training, self.num_held_out]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def measure(arguments: argparse.Namespace) -> harness.Measurements:
+    """Record what is missing, and run all jobs."""
+    jobs = [
+        Job(arm=arm, stream=stream, seed=SEED + n, num_training=arguments.training, num_held_out=arguments.held_out)
+        for n in range(arguments.seeds)
+        for stream in chosen_streams(arguments.streams, arguments.training)
+        for arm in arguments.arms
+    ]
+    recorder = open_recorder()
+    kinds = sorted({kind for job in jobs for kind in job.stream.kinds})
+    recorder.record(kinds, arguments.training, arguments.held_out)
+    prepare_static_drafts(recorder, jobs)
+    runs = run_all(jobs, arguments.processes)
+    tokens = {
+        kind: [num_tokens(one) for one in recorder.samples(kind, arguments.held_out, held_out=True)] for kind in kinds
+    }
+    return harness.Measurements(
+        seed=SEED,
+        lines=(),
+        samples=[
+            {"arm": job.arm, "stream": job.stream.name, "seed": job.seed, **dataclasses.asdict(outcome)}
+            for job, outcome in runs.items()
+        ],
+        figures=[
+            table(stream, {job: runs[job] for job in jobs if job.stream == stream}, tokens)
+            for stream in dict.fromkeys(job.stream for job in jobs)
+        ],
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["ours", "shipped", "aurora", "osd"])
+    parser.add_argument(
+        "--streams",
+        nargs="+",
+        default=[f"scratch-{kind}" for kind in TUNED],
+        metavar="STREAM",
+        help=f"scratch-KIND, shift-KIND, ordered or drift; kinds: {', '.join(KINDS)}",
+    )
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--training", type=int, default=NUM_TRAINING, help="recorded requests of each kind to learn from"
+    )
+    parser.add_argument(
+        "--held-out", type=int, default=NUM_HELD_OUT, help="recorded requests of each kind to measure on"
+    )
+    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time")
+    harness.run("learning", parser, measure)
+
+
+def chosen_streams(names: Iterable[str], length: int) -> list[Stream]:
+    """The streams of these names."""
+    made = []
+    for name in names:
+        form, _, kind = name.partition("-")
+        if form in {"scratch", "shift"} and kind in KINDS:
+            made.append(streams.scratch(kind, length) if form == "scratch" else streams.shift(kind, length))
+        elif name == "ordered":
+            made.append(streams.ordered(TUNED, length * len(TUNED)))
+        elif name == "drift":
+            made.append(streams.drift(TUNED, length * 2, SEED))
+        else:
+            sys.exit(f"there is no stream {name}; there are scratch-KIND, shift-KIND, ordered and drift")
+    return made
+
+
+def recordings() -> Path:
+    """Where recorded answers are kept."""
+    return cache_folder(os.environ) / "learning"
+
+
+def open_recorder() -> Recorder:
+    model = harness.model()
+    return Recorder(model, recordings(), read_head(model))
+
+
+def static_folder(without: str, num_training: int) -> Path:
+    """Where the draft of all kinds but one is kept."""
+    return recordings() / f"static-without-{without}-{num_training}"
+
+
+def prepare_static_drafts(recorder: Recorder, jobs: Sequence[Job]) -> None:
+    """Train those that are missing."""
+    target = read_head(harness.model())
+    for without in sorted({job.stream.static_without for job in jobs} - {""}):
+        num_training = jobs[0].num_training
+        others = [kind for kind in TUNED if kind != without]
+        recorder.record(others, num_training, jobs[0].num_held_out)
+        samples = [sample for kind in others for sample in recorder.samples(kind, num_training, held_out=False)]
+        with Progress() as progress:
+            bar = progress.add_task(f"static draft without {without}")
+            converged(
+                samples,
+                target,
+                static_folder(without, num_training),
+                lambda done, total, bar=bar: progress.update(bar, completed=done, total=total),  # type: ignore[misc]
+            )
+
+
+def run_all(jobs: Sequence[Job], processes: int) -> dict[Job, Run]:
+    """Each job once; those that this commit has already run are read from bench/results/learning."""
+    with (
+        Progress() as progress,
+        ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool,
+    ):
+        bar = progress.add_task("runs", total=len(jobs))
+        futures = {pool.submit(run, job, results.commit()): job for job in jobs}
+        runs = {}
+        for future in as_completed(futures):
+            runs[futures[future]] = future.result()
+            progress.advance(bar)
+    return {job: runs[job] for job in jobs}
+
+
+def run(job: Job, commit: str) -> Run:
+    """In a process of its own, on one thread."""
+    path = harness.FOLDER / "learning" / commit / f"{job.key}.json"
+    if path.exists() and not commit.endswith("+"):
+        return read(path)
+    torch.set_num_threads(1)
+    recorder, target = open_recorder(), read_head(harness.model())
+    training = {kind: recorder.samples(kind, job.num_training, held_out=False) for kind in set(job.stream.order)}
+    held_out = {kind: recorder.samples(kind, job.num_held_out, held_out=True) for kind in job.stream.kinds}
+    replay = Replay(ARMS[job.arm], target, held_out, seed=job.seed)
+    if job.stream.static_without:
+        folder = static_folder(job.stream.static_without, job.num_training)
+        replay.start_from(converged([], target, folder, lambda *_: None))
+    outcome = replay.run(traffic(job.stream, training, job.seed), lambda _: None)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(dataclasses.asdict(outcome)))
+    return outcome
+
+
+def read(path: Path) -> Run:
+    """A run that was written before."""
+    data: dict[str, Any] = json.loads(path.read_text())
+    return Run(
+        checkpoints=tuple(Checkpoint(**checkpoint) for checkpoint in data["checkpoints"]),
+        published=tuple(data["published"]),
+        online=tuple(data["online"]),
+    )
+
+
+def table(stream: Stream, runs: Mapping[Job, Run], tokens: Mapping[str, Sequence[int]]) -> Any:
+    """Acceptance length of each arm and kind at each checkpoint, over all seeds."""
+    by_arm: dict[str, list[Run]] = {}
+    for job, outcome in runs.items():
+        by_arm.setdefault(job.arm, []).append(outcome)
+    first = next(iter(runs.values()))
+    rows = output.table("arm", "kind", *(f">{one.requests}" for one in first.checkpoints), ">first gain", ">seconds")
+    rows.title = (
+        f"{stream.name}: tokens per verify step after so many requests ({len(by_arm[next(iter(by_arm))])} seeds)"
+    )
+    for kind in stream.kinds:
+        for arm, outcomes in by_arm.items():
+            lengths = [
+                figures.acceptance_length(tokens[kind], [one.checkpoints[n].steps[kind] for one in outcomes])
+                for n in range(len(first.checkpoints))
+            ]
+            gains = [gain for one in outcomes if (gain := figures.first_gain(one, kind, tokens[kind]))]
+            rows.add_row(
+                arm,
+                f"{kind}{'*' if kind in KEPT_OUT else ''}",
+                *map(str, lengths),
+                str(max(gain[0] for gain in gains)) if len(gains) == len(outcomes) else "-",
+                f"{sum(one.checkpoints[-1].seconds for one in outcomes) / len(outcomes):.0f}",
+            )
+    return rows
+
+
+if __name__ == "__main__":
+    main()

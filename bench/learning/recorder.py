@@ -1,0 +1,152 @@
+"""Records the target's real answers once, as traces with the hidden states that serving captures by default.
+
+Three of four requests are greedy, the fourth is sampled; the first of sixteen may have a long answer. Files hold `CHUNK`
+requests, appear whole, and are not made again, so an interrupted recording goes on where it stopped.
+"""
+
+import asyncio
+import hashlib
+import struct
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from bench.learning.kinds import requests
+from rich.progress import Progress
+
+from updraft.trace.v1 import trace_pb2
+from updraft_draft import tensors
+from updraft_draft.target_weights import TargetHead
+from updraft_inference.agent.selection import CapturePlan
+from updraft_inference.agent.trace import Ended, Origin, trace
+from updraft_inference.engine import CaptureParams, Drafter, FinishedRequest, GenerationRequest, SamplingParams
+from updraft_inference.text.chat_template import ChatTemplate
+from updraft_inference.text.tokenization import Tokenizer
+from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
+from updraft_inference.torch_engine.model.limits import Limits
+from updraft_trainer.data.sample import ExpectedTarget, Sample, read_sample
+
+NUM_TRAINING = 400
+NUM_HELD_OUT = 48
+"""Requests of each kind."""
+CHUNK = 16
+STREAMS = 16
+MAX_PROMPT_TOKENS = 256
+PROMPT_ROWS = 64
+TOKENS, LONG_TOKENS = 128, 512
+LONG_EVERY = 16
+SAMPLED_EVERY = 4
+TEMPERATURE = 0.8
+
+
+class Recorder:
+    """Recorded answers of one target in a folder of the cache."""
+
+    def __init__(self, model: Path, folder: Path, target: TargetHead) -> None:
+        self._model = model
+        self._folder = folder
+        self._target = target
+
+    def record(self, kinds: Sequence[str], num_training: int, num_held_out: int) -> None:
+        """Make the files that are missing, and show the progress."""
+        missing = [
+            (path, texts)
+            for kind in kinds
+            for held_out, number in ((False, num_training), (True, num_held_out))
+            for path, texts in self._chunks(kind, number, held_out=held_out)
+            if not path.exists()
+        ]
+        if missing:
+            asyncio.run(self._serve(missing))
+
+    def samples(self, kind: str, number: int, *, held_out: bool) -> list[Sample]:
+        """Recorded requests of a kind, in the order of recording."""
+        paths = [path for path, _ in self._chunks(kind, number, held_out=held_out)]
+        return [sample for path in paths for sample in _read(path, self._target, kind)][:number]
+
+    def _chunks(self, kind: str, number: int, *, held_out: bool) -> Iterator[tuple[Path, list[str]]]:
+        whole = -(-number // CHUNK) * CHUNK
+        texts = requests(kind, whole, held_out=held_out)
+        name = "held-out" if held_out else "training"
+        for n in range(0, whole, CHUNK):
+            yield self._folder / kind / f"{name}-{n:04}.traces", texts[n : n + CHUNK]
+
+    async def _serve(self, missing: Sequence[tuple[Path, list[str]]]) -> None:
+        """Keep `STREAMS` requests running; write each file when its requests are answered."""
+        tokenizer, template = Tokenizer.open(self._model), ChatTemplate.open(self._model)
+        assert template is not None, "the demo's model has a chat template"
+        slots = asyncio.Semaphore(STREAMS)
+        limits = Limits(num_slots=STREAMS, max_context=MAX_PROMPT_TOKENS + LONG_TOKENS, max_lookahead=3)
+        with Progress() as progress:
+            bar = progress.add_task("recording answers", total=sum(len(texts) for _, texts in missing))
+            async with TorchEngine.open(self._model, EngineOptions(limits=limits), lambda _: None) as engine:
+                origin = Origin(
+                    speculator="bench",
+                    pod="bench",
+                    engine=engine.info.engine,
+                    target_fingerprint=engine.info.target_fingerprint,
+                    tokenizer_fingerprint=engine.info.tokenizer_fingerprint,
+                )
+
+                async def answer(request: GenerationRequest) -> FinishedRequest:
+                    async with slots:
+                        deltas = [delta async for delta in engine.generate(request)]
+                    progress.advance(bar)
+                    finished = deltas[-1].finished
+                    assert finished is not None, "the last one says how the request ended"
+                    return finished
+
+                async def record(path: Path, texts: Sequence[str]) -> None:
+                    prompts = [
+                        tokenizer.encode(template.render([{"role": "user", "content": text}]), add_special_tokens=False)
+                        for text in texts
+                    ]
+                    requests = [_request(path, n, prompt[-MAX_PROMPT_TOKENS:]) for n, prompt in enumerate(prompts)]
+                    _write(path, await asyncio.gather(*map(answer, requests)), origin)
+
+                async with asyncio.TaskGroup() as tasks:
+                    for path, texts in missing:
+                        tasks.create_task(record(path, texts))
+
+
+def _request(path: Path, n: int, prompt: tuple[int, ...]) -> GenerationRequest:
+    is_sampled = n % SAMPLED_EVERY == SAMPLED_EVERY - 1
+    return GenerationRequest(
+        request_id=f"{path.parent.name}/{path.stem}/{n:02}",
+        prompt_ids=prompt,
+        max_tokens=LONG_TOKENS if n % LONG_EVERY == 0 else TOKENS,
+        sampling=SamplingParams(temperature=TEMPERATURE if is_sampled else 0.0, seed=n),
+        drafter=Drafter.NGRAM,
+        capture=CaptureParams(payload=True, prompt_rows=PROMPT_ROWS),
+    )
+
+
+def _write(path: Path, finished: Sequence[FinishedRequest], origin: Origin) -> None:
+    """One file, whole or not there."""
+    encode = partial(tensors.encode, encoding=trace_pb2.TENSOR_ENCODING_FP8_E4M3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        for one in finished:
+            trace_id = hashlib.sha256(one.request.request_id.encode()).digest()[:16]
+            plan = CapturePlan(trace_id=trace_id, is_captured=True, payload_probability=1.0, params=one.request.capture)
+            data = trace(Ended(finished=one, plan=plan, finished_s=0.0), origin, encode).SerializeToString()
+            file.write(struct.pack("<I", len(data)) + data)
+    part.rename(path)
+
+
+def _read(path: Path, target: TargetHead, kind: str) -> Iterator[Sample]:
+    data = memoryview(path.read_bytes())
+    while data:
+        (size,) = struct.unpack_from("<I", data)
+        message = trace_pb2.Trace.FromString(bytes(data[4 : 4 + size]))
+        message.header.domain = kind
+        data = data[4 + size :]
+        expected = ExpectedTarget(
+            target_fingerprint=message.header.target_fingerprint,
+            tokenizer_fingerprint=message.header.tokenizer_fingerprint,
+            aux_size=len(target.config.aux_layers) * target.config.hidden_size,
+            hidden_size=target.config.hidden_size,
+            vocab_size=target.config.vocab_size,
+        )
+        yield read_sample(message.SerializeToString(), expected)

@@ -1,0 +1,270 @@
+"""Feeds one arm with one stream, as serving and training would meet, without a clock: training keeps a set ratio to traffic.
+
+Each request is decoded by the draft that serves when it comes: the exact walk over the recorded answer gives its verify steps,
+and the tokens that replaced rejected drafts. Then the arm learns from it, or holds it out, and may publish.
+"""
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from bench.learning.arms import Arm
+from bench.learning.streams import Stream
+
+from updraft_draft import vocabulary
+from updraft_draft.network import DraftNetwork
+from updraft_draft.target_weights import TargetHead
+from updraft_trainer.data import selection
+from updraft_trainer.data.clusters import Clusters
+from updraft_trainer.data.retention import Pool, SampleEntry
+from updraft_trainer.data.sample import Sample
+from updraft_trainer.learning.learner import Learner
+from updraft_trainer.publishing.decision import NO_DRAFT, decide
+from updraft_trainer.publishing.estimate import GainEstimate, compare, num_tokens, verify_steps, walk
+from updraft_trainer.publishing.publish import snapshot
+from updraft_trainer.publishing.schedule import is_fit_due
+
+LOOKAHEAD = 3
+DRAFT_VOCAB = 8192
+FIRST_SAMPLES = 8
+EVALUATION_SAMPLES = 32
+FITTED_SAMPLES = 128
+CHECKPOINTS = (8, 16, 25, 50, 100, 200, 400, 600, 800, 1200, 1600)
+
+HeldOut = Mapping[str, Sequence[Sample]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """After `requests` of the stream: verify steps of the served draft for each held-out request, by kind; none without a
+    draft. `seconds` of one core went to the arm so far; `unknown` is the share of the kind's tokens that the draft cannot
+    propose."""
+
+    requests: int
+    seconds: float
+    version: int
+    steps: dict[str, list[int]]
+    unknown: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One arm on one stream with one seed. `published` are the requests after which a new version served."""
+
+    checkpoints: tuple[Checkpoint, ...]
+    published: tuple[int, ...]
+    online: tuple[int, ...]
+    """Verify steps of each request of the stream as it came."""
+
+
+@dataclass(slots=True)
+class Memory:
+    """The samples that an arm keeps, and how often each was used."""
+
+    samples: dict[str, Sample] = field(default_factory=dict)
+    entries: list[SampleEntry] = field(default_factory=list)
+    uses: dict[str, int] = field(default_factory=dict)
+    clusters: Clusters = field(default_factory=Clusters)
+
+    def add(self, sample: Sample, *, is_evaluation: bool) -> None:
+        self.samples[sample.trace_id] = sample
+        entry = SampleEntry(
+            trace_id=sample.trace_id,
+            order=len(self.entries),
+            cluster=self.clusters.assign("", sample.ids.tolist()),
+            pool=Pool.EVALUATION if is_evaluation else Pool.WINDOW,
+            num_bytes=0,
+        )
+        self.entries.append(entry)
+
+    def batch(self, arm: Arm, rng: random.Random) -> list[Sample]:
+        training = self._training()
+        if arm.is_fifo:
+            unused = [entry for entry in training if entry.trace_id not in self.uses]
+            chosen = unused[: arm.batch_samples] if len(unused) >= arm.batch_samples else []
+        else:
+            chosen = selection.training_batch(
+                training, self.uses, count=arm.batch_samples, max_uses=arm.max_uses, rng=rng
+            )
+        for entry in chosen:
+            self.uses[entry.trace_id] = self.uses.get(entry.trace_id, 0) + 1
+        return [self.samples[entry.trace_id] for entry in chosen]
+
+    def sizes(self) -> Counter[str]:
+        """Samples to train on in each cluster."""
+        return Counter(entry.cluster for entry in self._training())
+
+    def closed_form(self, num_held_out: int) -> tuple[list[Sample], list[Sample]]:
+        """Samples to fit, and newer ones to judge by."""
+        fitted, held_out = selection.closed_form_batch(
+            self._training(), count=FITTED_SAMPLES, num_held_out=num_held_out
+        )
+        return [self.samples[entry.trace_id] for entry in fitted], self._with_tokens(held_out)
+
+    def evaluation(self) -> list[Sample]:
+        held_out = [entry for entry in self.entries if entry.pool is Pool.EVALUATION]
+        return self._with_tokens(selection.evaluation_batch(held_out, count=EVALUATION_SAMPLES))
+
+    def _training(self) -> list[SampleEntry]:
+        return [entry for entry in self.entries if entry.pool is not Pool.EVALUATION]
+
+    def _with_tokens(self, entries: Sequence[SampleEntry]) -> list[Sample]:
+        return [sample for sample in (self.samples[entry.trace_id] for entry in entries) if num_tokens(sample) > 0]
+
+
+class Replay:
+    """An arm at work on a stream."""
+
+    def __init__(self, arm: Arm, target: TargetHead, held_out: HeldOut, *, seed: int) -> None:
+        self._arm = arm
+        self._target = target
+        self._held_out = held_out
+        self._seed = seed
+        self._rng = random.Random(seed)
+        self._memory = Memory()
+        self._learner: Learner | None = None
+        self._served: DraftNetwork | None = None
+        self._version = NO_DRAFT
+        self._due = 0.0
+        self._estimated = 0
+        self._fitted = Counter[str]()
+        self._seconds = 0.0
+
+    def start_from(self, draft: DraftNetwork) -> None:
+        """Serve and go on learning from this draft."""
+        self._learner = Learner(self._target, draft.config, draft.token_ids, self._arm.hyper, seed=self._seed)
+        self._learner.start_from(draft.state_dict())
+        self._served, self._version = draft, 1
+
+    def run(self, traffic: Sequence[Sample], report: Callable[[int], None]) -> Run:
+        """All requests in order; `report` hears how many are done."""
+        checkpoints, published, online = [self._checkpoint(0)], [], []
+        for n, sample in enumerate(traffic, 1):
+            online.append(self._serve(sample, n))
+            started, version = time.thread_time(), self._version
+            self._learn(n)
+            self._seconds += time.thread_time() - started
+            if self._version != version:
+                published.append(n)
+            if n in CHECKPOINTS or n == len(traffic):
+                checkpoints.append(self._checkpoint(n))
+            report(n)
+        return Run(checkpoints=tuple(checkpoints), published=tuple(published), online=tuple(online))
+
+    def _serve(self, sample: Sample, n: int) -> int:
+        """Decode it with the served draft; keep it with the corrections of this decoding."""
+        corrections = torch.zeros_like(sample.corrections)
+        num_steps = num_tokens(sample)
+        if self._served is not None and num_steps:
+            (accepted,) = walk(self._served, [sample], lookahead=LOOKAHEAD)
+            token = sample.first_output
+            for count in accepted:
+                num_drafted = min(LOOKAHEAD, sample.num_rows - token - 1)
+                token += count + 1
+                corrections[token] = count < num_drafted
+            num_steps = len(accepted)
+        every = self._arm.evaluation_every
+        self._memory.add(replace(sample, corrections=corrections), is_evaluation=bool(every) and n % every == every - 1)
+        return num_steps
+
+    def _learn(self, n: int) -> None:
+        arm = self._arm
+        if self._learner is None:
+            if n < FIRST_SAMPLES:
+                return
+            self._learner = self._new_learner()
+        self._due += arm.steps_per_request
+        while self._due >= 1.0:
+            batch = self._memory.batch(arm, self._rng)
+            if not batch:
+                break
+            self._due -= 1.0
+            self._learner.train(batch)
+            if not arm.publish_every and self._learner.step - self._estimated >= arm.evaluate_steps:
+                self._estimate(self._learner)
+        if arm.publish_every and n % arm.publish_every == 0:
+            self._publish(snapshot(self._weights(self._learner)))
+        if arm.has_closed_form:
+            self._fit(self._learner)
+
+    def _weights(self, learner: Learner) -> DraftNetwork:
+        return learner.average if self._arm.is_averaged else learner.network
+
+    def _new_learner(self) -> Learner:
+        config = self._target.config
+        token_ids = vocabulary.choose(
+            (sample.ids for sample in self._memory.samples.values()),
+            always=config.eos_token_ids,
+            vocab_size=config.vocab_size,
+            size=DRAFT_VOCAB,
+        )
+        draft = config.draft(draft_vocab_size=len(token_ids))
+        learner = Learner(self._target, draft, token_ids, self._arm.hyper, seed=self._seed)
+        first = learner.closed_form(list(self._memory.samples.values())) if self._arm.has_closed_form else None
+        if first is not None:
+            learner.start_from(first.state_dict())
+        return learner
+
+    def _estimate(self, learner: Learner) -> None:
+        """Publish what the trainer would: a candidate that is surely better than what serves."""
+        self._estimated = learner.step
+        estimate = self._judge(snapshot(self._weights(learner)), self._memory.evaluation())
+        gain = estimate.gain(self._arm.thresholds.confidence)
+        if self._arm.has_closed_form and gain is not None and gain.high_percent < 0 and self._served is not None:
+            learner.start_from(self._served.state_dict())
+
+    def _fit(self, learner: Learner) -> None:
+        num_judges, sizes = self._arm.thresholds.min_samples, self._memory.sizes()
+        if not is_fit_due(sizes, self._fitted, first=2 * num_judges):
+            return
+        self._fitted = sizes
+        samples, unseen = self._memory.closed_form(num_judges)
+        draft = learner.closed_form(samples)
+        if draft is not None:
+            self._judge(snapshot(draft), [*self._memory.evaluation(), *unseen])
+
+    def _judge(self, candidate: DraftNetwork, samples: Sequence[Sample]) -> GainEstimate:
+        """Compare with what serves, and publish a candidate that passes."""
+        baseline = None if self._served is None else verify_steps(self._served, samples, lookahead=LOOKAHEAD)
+        estimate = compare(samples, verify_steps(candidate, samples, lookahead=LOOKAHEAD), baseline)
+        should_publish, _ = decide(estimate, baseline_version=self._version, thresholds=self._arm.thresholds)
+        if should_publish:
+            self._publish(candidate)
+        return estimate
+
+    def _publish(self, draft: DraftNetwork) -> None:
+        self._served, self._version = draft, self._version + 1
+
+    def _checkpoint(self, n: int) -> Checkpoint:
+        draft = self._served
+        return Checkpoint(
+            requests=n,
+            seconds=self._seconds,
+            version=self._version,
+            steps={
+                kind: [num_tokens(one) for one in samples]
+                if draft is None
+                else verify_steps(draft, samples, lookahead=LOOKAHEAD)
+                for kind, samples in self._held_out.items()
+            },
+            unknown={
+                kind: 1.0 if draft is None else _unknown(draft, samples) for kind, samples in self._held_out.items()
+            },
+        )
+
+
+def traffic(stream: Stream, training: Mapping[str, Sequence[Sample]], seed: int) -> list[Sample]:
+    """The stream's requests: of each kind a different order for each seed."""
+    shuffled = {
+        kind: random.Random(f"{kind}/{seed}").sample(samples, len(samples)) for kind, samples in training.items()
+    }
+    turns = {kind: iter(samples) for kind, samples in shuffled.items()}
+    return [next(turns[kind]) for kind in stream.order]
+
+
+def _unknown(draft: DraftNetwork, samples: Sequence[Sample]) -> float:
+    tokens = torch.cat([sample.ids[sample.first_output :] for sample in samples])
+    return 1.0 - float(draft.t2d[tokens].float().mean())
