@@ -24,6 +24,8 @@ class Arm:
     """Averaged weights are evaluated and published, not those of the last step."""
     has_closed_form: bool = True
     """Start in closed form, and let drafts in closed form compete when traffic has doubled or a new kind came."""
+    follows_vocabulary: bool = True
+    """Choose the draft vocabulary anew with each draft in closed form, not only before the first."""
     is_fifo: bool = False
     """Each sample once, in order, instead of fresh ones beside rehearsal."""
     thresholds: PublishThresholds = field(
@@ -38,9 +40,10 @@ OURS = Arm(name="ours")
 
 NO_AVERAGE = replace(OURS, name="no-average", is_averaged=False)
 NO_CLOSED_FORM = replace(OURS, name="no-closed-form", has_closed_form=False)
+FIXED_VOCABULARY = replace(OURS, name="fixed-vocabulary", follows_vocabulary=False)
 HIGH_RATE = replace(OURS, name="high-rate", hyper=Hyperparameters(adaptation_rate=1e-3))
 
-SHIPPED = replace(OURS, name="shipped", is_averaged=False, has_closed_form=False)
+SHIPPED = replace(OURS, name="shipped", is_averaged=False, has_closed_form=False, follows_vocabulary=False)
 """As Updraft trained before this benchmark: random first weights, and the weights of the last step."""
 
 AURORA = Arm(
@@ -60,6 +63,7 @@ AURORA = Arm(
     publish_every=400,
     is_averaged=False,
     has_closed_form=False,
+    follows_vocabulary=False,
     is_fifo=True,
 )
 """As Together's released code trains: forward KL, first in first out, each sample once, a swap every 400 requests."""
@@ -70,4 +74,4 @@ ONLY_CORRECTIONS = 1e6
 OSD = replace(SHIPPED, name="osd", hyper=Hyperparameters(correction_weight=ONLY_CORRECTIONS))
 """Online Speculative Decoding (arXiv 2310.07177): only tokens that replaced a rejected draft are learnt."""
 
-ARMS = {arm.name: arm for arm in (OURS, NO_AVERAGE, NO_CLOSED_FORM, HIGH_RATE, SHIPPED, AURORA, OSD)}
+ARMS = {arm.name: arm for arm in (OURS, NO_AVERAGE, NO_CLOSED_FORM, FIXED_VOCABULARY, HIGH_RATE, SHIPPED, AURORA, OSD)}

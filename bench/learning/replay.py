@@ -131,6 +131,7 @@ class Replay:
         self._due = 0.0
         self._estimated = 0
         self._fitted = Counter[str]()
+        self._restarted_from = NO_DRAFT
         self._seconds = 0.0
 
     def start_from(self, draft: DraftNetwork) -> None:
@@ -213,7 +214,9 @@ class Replay:
         self._estimated = learner.step
         estimate = self._judge(snapshot(self._weights(learner)), self._memory.evaluation())
         gain = estimate.gain(self._arm.thresholds.confidence)
-        if self._arm.has_closed_form and gain is not None and gain.high_percent < 0 and self._served is not None:
+        is_worse = gain is not None and gain.high_percent < 0 and self._version != self._restarted_from
+        if self._arm.has_closed_form and is_worse and self._served is not None:
+            self._restarted_from = self._version
             learner.start_from(self._served.state_dict())
 
     def _fit(self, learner: Learner) -> None:
@@ -222,6 +225,8 @@ class Replay:
             return
         self._fitted = sizes
         samples, unseen = self._memory.closed_form(num_judges)
+        if self._arm.follows_vocabulary:
+            learner.update_vocabulary(samples)
         draft = learner.closed_form(samples)
         if draft is not None:
             self._judge(snapshot(draft), [*self._memory.evaluation(), *unseen])

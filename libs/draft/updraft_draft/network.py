@@ -142,6 +142,20 @@ class DraftNetwork(nn.Module):
         self._embedding = [embedding.detach()]
         self._rotary = [table.to(embedding) for table in self._rotary]
 
+    @torch.no_grad()
+    def change_vocabulary(self, token_ids: Tensor, head: Tensor) -> None:
+        """Propose these tokens of the target, int64 [V], ascending, as many as before.
+
+        Tokens that stay keep their rows of the draft's head. New ones have their row of `head`, the target's, [vocab, D].
+        """
+        rows = head[token_ids].to(self.lm_head.weight)
+        stays = self.t2d[token_ids]
+        rows[stays] = self.lm_head.weight[torch.searchsorted(self.token_ids, token_ids[stays])]
+        self.lm_head.weight.copy_(rows)
+        self.d2t.copy_(token_ids - torch.arange(len(token_ids)))
+        self.t2d.zero_()
+        self.t2d[token_ids] = True
+
     def fuse(self, aux_BTA: Tensor) -> Tensor:
         """Map the target's auxiliary states to the draft's first input, [B, T, D]."""
         return self.fc(aux_BTA)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped

@@ -1,24 +1,29 @@
-"""Chooses the target's tokens that a new draft can propose. A small draft vocabulary makes drafting cheap.
+"""Chooses the target's tokens that a draft can propose. A small draft vocabulary makes drafting cheap.
 
-It is chosen once per lineage, because engines cannot swap it: the tokens of the first traffic, then the lowest ids. Byte-pair
-encoding numbers its tokens by the frequency of their merges, so low ids are common in any traffic. Rejected: waiting until the
-traffic covers the whole vocabulary, which would delay the first draft and tie it to the first domain.
+It is chosen from recent traffic of all kinds and then the lowest ids: byte-pair encoding numbers its tokens by the frequency of
+their merges, so low ids are common in any traffic. The head's rows are the target's, so another choice needs no training.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-MAX_FROM_TRAFFIC = 0.25
-"""Share of the vocabulary that is chosen by the first traffic, which may be a single domain."""
+MAX_FROM_TRAFFIC = 0.5
+"""Share of the vocabulary that traffic chooses. The rest serves kinds of traffic that have not been seen."""
 
 
-def choose(first_traffic: Iterable[Tensor], *, always: Iterable[int], vocab_size: int, size: int) -> Tensor:
+def choose(traffic: Iterable[Tensor], *, always: Iterable[int], vocab_size: int, size: int) -> Tensor:
     """int64 [min(size, vocab_size)], ascending, including `always` (the end tokens)."""
     size = min(size, vocab_size)
-    counts = Counter(token for ids in first_traffic for token in ids.tolist())
+    counts = Counter(token for ids in traffic for token in ids.tolist())
     common = [token for token, _ in counts.most_common(int(size * MAX_FROM_TRAFFIC))]
     chosen = dict.fromkeys([*(token for token in always if token < vocab_size), *common, *range(size)])
     return torch.tensor(sorted(list(chosen)[:size]), dtype=torch.int64)
+
+
+def unknown_share(texts: Sequence[Tensor], token_ids: Tensor) -> float:
+    """Share of the tokens of `texts` that a draft with this vocabulary cannot propose."""
+    tokens = torch.cat([*texts, token_ids[:0]])
+    return 1.0 - float(torch.isin(tokens, token_ids).float().mean()) if len(tokens) else 0.0

@@ -30,7 +30,7 @@ from updraft_trainer.data.sample import Sample
 from updraft_trainer.initial_state import InitialState
 from updraft_trainer.learning.state import Identity, State, States
 from updraft_trainer.metrics import Metrics
-from updraft_trainer.publishing.decision import PublishThresholds, decide
+from updraft_trainer.publishing.decision import NO_DRAFT, PublishThresholds, decide
 from updraft_trainer.publishing.evaluator import Evaluator
 from updraft_trainer.publishing.publish import Candidate, Publisher
 from updraft_trainer.publishing.registry_view import RegistryView, RolloutState
@@ -40,7 +40,6 @@ logger = logging.getLogger(__name__)
 
 _IDLE_S = 0.5
 """Pause before looking for new samples when there is nothing to train on."""
-
 
 _FITTED_SAMPLES = 128
 """Of a draft in closed form: half a minute of one core, after which acceptance length hardly rises."""
@@ -92,6 +91,7 @@ class Trainer:
         self._estimated = self._progress()
         self._saved = self._estimated
         self._fitted: Mapping[str, int] = {}
+        self._restarted_from = NO_DRAFT
         self._vocabulary_fingerprint = checkpoint.vocabulary_fingerprint(initial.learner.network.token_ids)
 
     async def run(self, stop: Stop) -> None:
@@ -157,6 +157,8 @@ class Trainer:
             return None
         self._fitted = sizes
         samples, unseen = replay.closed_form_batch(count=_FITTED_SAMPLES, num_held_out=num_judges)
+        if await asyncio.to_thread(self.learner.update_vocabulary, samples):
+            logger.info("Changed the draft's vocabulary", extra={"step": self.learner.step})
         draft = await asyncio.to_thread(self.learner.closed_form, samples)
         if draft is None:
             return None
@@ -189,12 +191,18 @@ class Trainer:
         return candidate
 
     def _restart_if_worse(self, candidate: Candidate) -> None:
-        """Training goes on from the serving draft if that is certainly better, as after a shift of traffic."""
+        """Training goes on from the serving draft if that is certainly better, as after a shift of traffic.
+
+        Once per version, because acceptance may fall during the first steps from it too.
+        """
         gain = candidate.estimate.gain(self._options.thresholds.confidence)
         serving = self._components.evaluator.baseline
         if gain is None or gain.high_percent >= 0 or serving.network is None:
             return
+        if serving.version == self._restarted_from:
+            return
         if serving.network.config == self.learner.network.config:  # an imported draft may have another shape
+            self._restarted_from = serving.version
             self.learner.start_from(serving.network.state_dict())
             logger.info("Restarted from the serving draft", extra={"version": serving.version, "gain": gain.percent})
 

@@ -285,8 +285,14 @@ async def test_after_a_shift_training_goes_on_from_a_closed_form_that_serves(who
         trainer.train()
     before = trainer.learner.average
     await trainer.evaluate()
-    assert trainer.learner.average is not before
+    started = trainer.learner.average
+    assert started is not before
     assert whole.components.evaluator.baseline.version == (await whole.versions())[-1].version
+
+    for _ in range(OPTIONS.schedule.evaluate_steps):
+        trainer.train()
+    await trainer.evaluate()
+    assert trainer.learner.average is started, "it does not start from the same version again"
 
 
 async def test_what_is_published_is_what_the_engine_will_hold(whole: Bench) -> None:

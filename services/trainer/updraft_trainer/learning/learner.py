@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from updraft_draft import vocabulary
 from updraft_draft.config import DraftConfig
 from updraft_draft.network import DraftNetwork, initial_network
 from updraft_draft.target_weights import TargetHead
@@ -32,8 +33,12 @@ FORWARD_ROWS = 1024
 LOGIT_ROWS = 256
 """Rows of logits in memory at a time: 8 MB per float32 tensor over 8,192 tokens."""
 
-MAX_DECAY = 0.98
-"""Of the averaged weights: a horizon of 50 steps, so that after a shift of traffic they follow soon."""
+MIN_DECAY, MAX_DECAY = 0.95, 0.98
+"""Of the averaged weights. At most a horizon of 50 steps, so that they follow a shift of traffic. At least one of 20 after a
+start from a good draft, whose acceptance falls during the first steps."""
+
+MIN_MORE_TOKENS = 0.01
+"""Share of the traffic's tokens that another vocabulary must add. Each change makes the next version larger to download."""
 
 MAX_BAD_STEPS = 3
 """Consecutive steps with a non-finite loss or gradient after which the last good weights are restored."""
@@ -96,6 +101,7 @@ class Learner:
         self._optimizer.state.clear()
         self._optimizer.zero_grad(set_to_none=True)  # a copy of the network would copy its gradients
         self.network.load_state_dict(tensors)
+        self._vocabulary = DraftVocabulary.of(self._target.head, self.network.token_ids)
         self.average = self.network.copy()
         self._good = self._averaged_weights()
 
@@ -126,6 +132,24 @@ class Learner:
         )
         return draft if closed_form.fit(draft, samples, num_steps=self.hyper.ttt_steps) else None
 
+    def update_vocabulary(self, samples: Sequence[Sample]) -> bool:
+        """Choose the vocabulary anew if the draft can then propose more of the output of `samples`. Returns whether it did."""
+        target, c = self._target.config, self.network.config
+        if c.hidden_size != c.target_hidden_size:
+            return False  # the target's head has no rows for this draft
+        token_ids = vocabulary.choose(
+            (sample.ids for sample in samples),
+            always=target.eos_token_ids,
+            vocab_size=target.vocab_size,
+            size=c.draft_vocab_size,
+        )
+        outputs = [sample.ids[sample.first_output :] for sample in samples]
+        before, after = (vocabulary.unknown_share(outputs, ids) for ids in (self.network.token_ids, token_ids))
+        if before - after < MIN_MORE_TOKENS:
+            return False
+        self._change_vocabulary(token_ids)
+        return True
+
     def mark_good(self) -> None:
         """Keep the averaged weights, to restore them if training diverges."""
         self._good = self._averaged_weights()
@@ -153,16 +177,28 @@ class Learner:
 
     @property
     def _num_steps(self) -> int:
-        """Since the start from these weights."""
+        """Steps since the start from random weights or from another draft."""
         return self.step - self._start_step
+
+    def _change_vocabulary(self, token_ids: Tensor) -> None:
+        """Keep all weights but the head's rows of tokens that leave."""
+        averaged = {name: w for name, w in self._averaged_weights().items() if not name.startswith("lm_head.")}
+        self._optimizer.zero_grad(set_to_none=True)  # a copy of the network would copy its gradients
+        self._optimizer.state.pop(self.network.lm_head.weight, None)
+        self.network.change_vocabulary(token_ids, self._target.head)
+        self._vocabulary = DraftVocabulary.of(self._target.head, token_ids)
+        self.average = self.network.copy()
+        self.average.load_state_dict(averaged, strict=False)
+        self.mark_good()
 
     def _averaged_weights(self) -> dict[str, Tensor]:
         return {name: p.detach().clone() for name, p in self.average.named_parameters() if p.requires_grad}
 
     def _update_average(self) -> None:
-        """An exponential average. Its horizon is a tenth of the steps so far, at most as long as was measured."""
+        """An exponential average. Its horizon is a tenth of the steps since the start, within bounds."""
         average, network = ([p for p in one.parameters() if p.requires_grad] for one in (self.average, self.network))
-        decay = min(MAX_DECAY, (1 + self._num_steps) / (10 + self._num_steps))
+        least = MIN_DECAY if self._is_adapting else 0.0
+        decay = min(MAX_DECAY, max(least, (1 + self._num_steps) / (10 + self._num_steps)))
         get_ema_multi_avg_fn(decay)(average, network, None)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
     def _skip(self) -> None:

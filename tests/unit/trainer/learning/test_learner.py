@@ -10,12 +10,13 @@ from tests.support.likeliest import show_likeliest
 from tests.support.tiny_target import DRAFT_VOCAB, HIDDEN, VOCAB, make_tiny_target
 from tests.support.traces import TraceMaker
 
+from updraft_draft import vocabulary
 from updraft_draft.target_weights import read_head
 from updraft_trainer.data.sample import Sample, read_sample
 from updraft_trainer.data.teacher import LastHidden, TopK
 from updraft_trainer.learning import learner as learner_module
 from updraft_trainer.learning.batch import Batch
-from updraft_trainer.learning.learner import MAX_BAD_STEPS, Hyperparameters, Learner
+from updraft_trainer.learning.learner import MAX_BAD_STEPS, MIN_DECAY, Hyperparameters, Learner
 from updraft_trainer.learning.losses import forward_kl
 from updraft_trainer.publishing.estimate import num_tokens, verify_steps
 
@@ -85,6 +86,53 @@ def test_the_average_follows_the_weights_and_needs_no_more_steps(target: Path, s
     assert learner.average.lm_head.weight is learner.network.lm_head.weight
     averaged = sum(verify_steps(learner.average, samples[8:], lookahead=3))
     assert averaged <= 1.05 * sum(verify_steps(learner.network, samples[8:], lookahead=3))
+
+
+def test_after_a_start_from_a_good_draft_the_average_moves_slowly(target: Path, samples: list[Sample]) -> None:
+    learner = make_learner(target)
+    for _ in range(60):
+        learner.train(samples[:4])
+    learner.start_from(learner.average.state_dict())
+    first = learner.average.fc.weight.detach().clone()
+    learner.train(samples[:4])
+    moved, step = learner.average.fc.weight - first, learner.network.fc.weight - first
+    assert torch.allclose(moved, step * (1 - MIN_DECAY), rtol=1e-2, atol=1e-8)
+
+
+def test_another_vocabulary_keeps_what_the_draft_knows_of_tokens_that_stay(target: Path, samples: list[Sample]) -> None:
+    head = read_head(target)
+    config, rare = head.config.draft(draft_vocab_size=DRAFT_VOCAB // 2), torch.arange(VOCAB - DRAFT_VOCAB // 2, VOCAB)
+    learner = Learner(head, config, rare, Hyperparameters(learning_rate=3e-3, trains_head=True))
+    for _ in range(5):
+        learner.train(samples[:4])
+    assert not make_learner(target).update_vocabulary(samples)  # it can propose all tokens already
+
+    before, fc = learner.network.copy(), learner.network.fc.weight.clone()
+    learner.network.zero_grad(set_to_none=True)
+    assert learner.update_vocabulary(samples)
+    new = set(learner.network.token_ids.tolist()) - set(before.token_ids.tolist())
+    assert new
+    rows = dict(zip(learner.network.token_ids.tolist(), learner.network.lm_head.weight, strict=True))
+    for token, row in zip(before.token_ids.tolist(), before.lm_head.weight, strict=True):
+        assert token not in rows or torch.equal(rows[token], row)
+    assert all(torch.equal(rows[token], head.head[token].float()) for token in new)
+    assert torch.equal(learner.network.fc.weight, fc)
+    assert torch.equal(learner.average.token_ids, learner.network.token_ids)
+
+    texts = [sample.ids[sample.first_output :] for sample in samples]
+    unknown = [vocabulary.unknown_share(texts, ids) for ids in (before.token_ids, learner.network.token_ids)]
+    assert unknown[1] < unknown[0]
+    assert not learner.train(samples[:4]).is_skipped
+    assert not learner.update_vocabulary(samples)
+
+
+def test_a_start_from_a_draft_takes_its_vocabulary(target: Path, samples: list[Sample]) -> None:
+    head = read_head(target)
+    config = head.config.draft(draft_vocab_size=DRAFT_VOCAB // 2)
+    low, high = (torch.arange(DRAFT_VOCAB // 2) + first for first in (0, DRAFT_VOCAB // 2))
+    started, other = (Learner(head, config, ids, Hyperparameters()) for ids in (low, high))
+    started.start_from(other.network.state_dict())
+    assert started.train(samples[:4]) == other.train(samples[:4])
 
 
 def test_after_several_bad_steps_the_last_good_weights_return(target: Path, samples: list[Sample]) -> None:
