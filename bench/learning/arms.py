@@ -41,6 +41,10 @@ OURS = Arm(name="ours")
 NO_AVERAGE = replace(OURS, name="no-average", is_averaged=False)
 NO_CLOSED_FORM = replace(OURS, name="no-closed-form", has_closed_form=False)
 FIXED_VOCABULARY = replace(OURS, name="fixed-vocabulary", follows_vocabulary=False)
+NO_CORRECTIONS = replace(OURS, name="no-corrections", hyper=Hyperparameters(correction_weight=0.0))
+ACCEPTANCE = replace(OURS, name="acceptance", hyper=Hyperparameters(correction_weight=0.0, acceptance_weight=1.0))
+REVERSE_KL = replace(OURS, name="reverse-kl", hyper=Hyperparameters(loss="reverse_kl"))
+MORE_STEPS = replace(OURS, name="more-steps", steps_per_request=3.0, max_uses=12)
 HIGH_RATE = replace(OURS, name="high-rate", hyper=Hyperparameters(adaptation_rate=1e-3))
 
 SHIPPED = replace(OURS, name="shipped", is_averaged=False, has_closed_form=False, follows_vocabulary=False)
@@ -74,4 +78,20 @@ ONLY_CORRECTIONS = 1e6
 OSD = replace(SHIPPED, name="osd", hyper=Hyperparameters(correction_weight=ONLY_CORRECTIONS))
 """Online Speculative Decoding (arXiv 2310.07177): only tokens that replaced a rejected draft are learnt."""
 
-ARMS = {arm.name: arm for arm in (OURS, NO_AVERAGE, NO_CLOSED_FORM, FIXED_VOCABULARY, HIGH_RATE, SHIPPED, AURORA, OSD)}
+ARMS = {
+    arm.name: arm
+    for arm in (
+        OURS,
+        NO_AVERAGE,
+        NO_CLOSED_FORM,
+        FIXED_VOCABULARY,
+        NO_CORRECTIONS,
+        ACCEPTANCE,
+        REVERSE_KL,
+        MORE_STEPS,
+        HIGH_RATE,
+        SHIPPED,
+        AURORA,
+        OSD,
+    )
+}
