@@ -251,11 +251,17 @@ class EvaluationSample(_message.Message):
     CANDIDATE_STEPS_FIELD_NUMBER: _builtins.int
     BASELINE_STEPS_FIELD_NUMBER: _builtins.int
     DOMAIN_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
     trace_id: _builtins.str
     tokens: _builtins.int
     candidate_steps: _builtins.int
     baseline_steps: _builtins.int
     domain: _builtins.str
+    kind: _builtins.str
+    """Kind of traffic: "domain:..." as its caller named it, or "content:..." by its tokens."""
+    weight: _builtins.float
+    """What it counts for in today's traffic; 0: its kind is not part of that. Without any weight, all count the same."""
     def __init__(
         self,
         *,
@@ -264,10 +270,12 @@ class EvaluationSample(_message.Message):
         candidate_steps: _builtins.int = ...,
         baseline_steps: _builtins.int = ...,
         domain: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        weight: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline_steps", b"baseline_steps", "candidate_steps", b"candidate_steps", "domain", b"domain", "tokens", b"tokens", "trace_id", b"trace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline_steps", b"baseline_steps", "candidate_steps", b"candidate_steps", "domain", b"domain", "kind", b"kind", "tokens", b"tokens", "trace_id", b"trace_id", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -783,6 +791,7 @@ class SpeculatorState(_message.Message):
     PIN_REASON_FIELD_NUMBER: _builtins.int
     PAUSE_REASON_FIELD_NUMBER: _builtins.int
     CAPTURE_PROBLEM_FIELD_NUMBER: _builtins.int
+    TRAINER_MESSAGE_FIELD_NUMBER: _builtins.int
     speculator: _builtins.str
     stable: _builtins.int
     """0 = none."""
@@ -802,6 +811,8 @@ class SpeculatorState(_message.Message):
     pause_reason: _builtins.str
     capture_problem: _builtins.str
     """Why a connected pod cannot capture; empty if all can."""
+    trainer_message: _builtins.str
+    """One sentence of the trainer: what it published last, or why it publishes nothing. Empty while no trainer reports."""
     @_builtins.property
     def policy(self) -> Global___RolloutPolicy: ...
     @_builtins.property
@@ -834,10 +845,11 @@ class SpeculatorState(_message.Message):
         pin_reason: _builtins.str = ...,
         pause_reason: _builtins.str = ...,
         capture_problem: _builtins.str = ...,
+        trainer_message: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_pinned", b"_pinned", "pinned", b"pinned", "pods", b"pods", "policy", b"policy", "rollout", b"rollout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pinned", b"_pinned", "candidate", b"candidate", "capture_problem", b"capture_problem", "draft_vocabulary_fingerprint", b"draft_vocabulary_fingerprint", "latest", b"latest", "message", b"message", "pause_reason", b"pause_reason", "paused", b"paused", "pin_reason", b"pin_reason", "pinned", b"pinned", "pods", b"pods", "policy", b"policy", "previous", b"previous", "rollout", b"rollout", "speculator", b"speculator", "stable", b"stable", "step", b"step", "step_since_unix_ms", b"step_since_unix_ms", "target_fingerprint", b"target_fingerprint", "traffic", b"traffic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pinned", b"_pinned", "candidate", b"candidate", "capture_problem", b"capture_problem", "draft_vocabulary_fingerprint", b"draft_vocabulary_fingerprint", "latest", b"latest", "message", b"message", "pause_reason", b"pause_reason", "paused", b"paused", "pin_reason", b"pin_reason", "pinned", b"pinned", "pods", b"pods", "policy", b"policy", "previous", b"previous", "rollout", b"rollout", "speculator", b"speculator", "stable", b"stable", "step", b"step", "step_since_unix_ms", b"step_since_unix_ms", "target_fingerprint", b"target_fingerprint", "traffic", b"traffic", "trainer_message", b"trainer_message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__pinned: _TypeAlias = _typing.Literal["pinned"]  # noqa: Y015
     _WhichOneofArgType__pinned: _TypeAlias = _typing.Literal["_pinned", b"_pinned"]  # noqa: Y015
@@ -1581,3 +1593,41 @@ class HistoryResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HistoryResponse: _TypeAlias = HistoryResponse  # noqa: Y015
+
+@_typing.final
+class ReportTrainingRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPECULATOR_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    speculator: _builtins.str
+    message: _builtins.str
+    """One sentence: what was published last, or why nothing is."""
+    def __init__(
+        self,
+        *,
+        speculator: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "speculator", b"speculator"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportTrainingRequest: _TypeAlias = ReportTrainingRequest  # noqa: Y015
+
+@_typing.final
+class ReportTrainingResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportTrainingResponse: _TypeAlias = ReportTrainingResponse  # noqa: Y015

@@ -56,6 +56,8 @@ class RegistryStub:
     """Keep the weights of a version whatever retention says, or no longer."""
     SetPolicy: _grpc.UnaryUnaryMultiCallable[_registry_pb2.SetPolicyRequest, _registry_pb2.SetPolicyResponse]
     History: _grpc.UnaryUnaryMultiCallable[_registry_pb2.HistoryRequest, _registry_pb2.HistoryResponse]
+    ReportTraining: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ReportTrainingRequest, _registry_pb2.ReportTrainingResponse]
+    """A trainer's sentence for the speculator's state. It is kept in memory and expires, so a trainer repeats it."""
 
 @_typing.type_check_only
 class RegistryAsyncStub(RegistryStub):
@@ -85,6 +87,8 @@ class RegistryAsyncStub(RegistryStub):
     """Keep the weights of a version whatever retention says, or no longer."""
     SetPolicy: _aio.UnaryUnaryMultiCallable[_registry_pb2.SetPolicyRequest, _registry_pb2.SetPolicyResponse]  # type: ignore[assignment]
     History: _aio.UnaryUnaryMultiCallable[_registry_pb2.HistoryRequest, _registry_pb2.HistoryResponse]  # type: ignore[assignment]
+    ReportTraining: _aio.UnaryUnaryMultiCallable[_registry_pb2.ReportTrainingRequest, _registry_pb2.ReportTrainingResponse]  # type: ignore[assignment]
+    """A trainer's sentence for the speculator's state. It is kept in memory and expires, so a trainer repeats it."""
 
 class RegistryServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -195,5 +199,13 @@ class RegistryServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.HistoryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.HistoryResponse, _abc.Awaitable[_registry_pb2.HistoryResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ReportTraining(
+        self,
+        request: _registry_pb2.ReportTrainingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.ReportTrainingResponse, _abc.Awaitable[_registry_pb2.ReportTrainingResponse]]:
+        """A trainer's sentence for the speculator's state. It is kept in memory and expires, so a trainer repeats it."""
 
 def add_RegistryServicer_to_server(servicer: RegistryServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
