@@ -121,6 +121,7 @@ def speculator(state: pb.SpeculatorState, versions: Sequence[pb.Version] = ()) -
             if acceptance is not None
         ),
         capture_problem=state.capture_problem,
+        trainer_message=state.trainer_message,
     )
 
 
@@ -163,14 +164,17 @@ def _rates(accepted: Sequence[int], proposed: Sequence[int]) -> tuple[float, ...
 
 
 def _evaluation(manifest: pb.Manifest) -> OfflineEvaluation | None:
+    """For the traffic of its time, as the gate saw it; earlier trainers gave no weights."""
     samples = manifest.evaluation.samples
-    candidate_steps = sum(sample.candidate_steps for sample in samples)
-    baseline_steps = sum(sample.baseline_steps for sample in samples)
+    has_weights = any(sample.weight for sample in samples)
+    weighed = [(sample, sample.weight if has_weights else 1.0) for sample in samples]
+    candidate_steps = sum(weight * sample.candidate_steps for sample, weight in weighed)
+    baseline_steps = sum(weight * sample.baseline_steps for sample, weight in weighed)
     if not candidate_steps or not baseline_steps:
         return None
-    tokens = sum(sample.tokens for sample in samples)
+    tokens = sum(weight * sample.tokens for sample, weight in weighed)
     return OfflineEvaluation(
-        requests=len(samples),
+        requests=sum(weight > 0 for _, weight in weighed),
         lookahead=manifest.evaluation.lookahead,
         baseline_version=manifest.evaluation.baseline_version,
         baseline_length=tokens / baseline_steps,

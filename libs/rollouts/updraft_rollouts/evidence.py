@@ -7,21 +7,46 @@ Student t interval whose degrees of freedom are those of the effective number of
 tokens t (Kish, "Survey Sampling", 1965): a few long requests count as a few. Measured on equally good drafts and lognormal
 lengths (sigma 0.8), 8 requests, 80 %: the interval lies above zero in 10.7 % of cases, where linearisation (the delta
 method), which was refused, has 13.9 %.
+
+Held-out requests are not a sample of today's traffic: they are kept for every kind of it. Weights turn them into one, as in
+post-stratification (Cochran, ch. 5A): a request weighs its kind's share of today's traffic over the kind's requests here.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
+
+MIN_KIND_SAMPLES = 4
+"""Requests of a kind from which on it has a verdict of its own; with fewer, Student's t has hardly a quantile."""
+
+KIND_CONFIDENCE = 0.9
+"""Two-sided confidence of all these verdicts together: an equal draft is called worse somewhere in at most 5 % of cases."""
+
+ALL_OLD = "old"
+"""The kinds that are not part of today's traffic, together. Kinds have a colon in their names."""
+
+MAX_SHOWN_CHARS = 40
+
+MAX_LOSS_PERCENT = 1.0
+"""Loss in a kind of today's traffic that is tolerated for a gain in its mix."""
+
+MAX_OLD_LOSS_PERCENT = 5.0
+"""The same for a kind that today's traffic does not contain."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paired:
-    """One held-out request: its tokens, and the verify steps that each of the two drafts needs for them."""
+    """One held-out request: its tokens, and the verify steps that each of the two drafts needs for them.
+
+    `kind` is its kind of traffic, and `weight` what it counts for in today's: 0 if its kind is not part of that.
+    """
 
     tokens: int
     candidate_steps: int
     baseline_steps: int
+    kind: str = ""
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,18 +60,48 @@ class Gain:
     high_percent: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KindLoss:
+    """A kind of traffic in which a candidate is surely worse: the change in acceptance length, and the requests behind it."""
+
+    kind: str
+    percent: float
+    num_samples: int
+
+    def __str__(self) -> str:
+        label, _, name = self.kind.partition(":")
+        if self.kind == ALL_OLD:
+            kind = "older traffic"
+        elif label == "domain":
+            kind = repr(name[:MAX_SHOWN_CHARS])  # quoted, because callers choose it and terminals show it
+        else:
+            kind = f"unnamed kind {name[:MAX_SHOWN_CHARS]!r}"
+        return f"surely worse for {kind} ({self.percent:+.1f} %, {self.num_samples} requests)"
+
+
 def gain(samples: Sequence[Paired], confidence: float) -> Gain:
-    """Relative gain in acceptance length over at least two samples, with its two-sided interval at `confidence`."""
+    """Relative gain in acceptance length over the weighted samples, with its two-sided interval at `confidence`.
+
+    At least two samples need a weight above 0.
+    """
+    samples = weighted(samples)
     num_samples = len(samples)
-    tokens = sum(s.tokens for s in samples)
-    candidate_steps = sum(s.candidate_steps for s in samples)
-    baseline_steps = sum(s.baseline_steps for s in samples)
+    tokens = sum(s.weight * s.tokens for s in samples)
+    candidate_steps = sum(s.weight * s.candidate_steps for s in samples)
+    baseline_steps = sum(s.weight * s.baseline_steps for s in samples)
     log_ratio = math.log(baseline_steps / candidate_steps)
+    least = min(s.weight for s in samples)  # of the others' steps, also if rounding says that they have none
     # The estimate without each request in turn.
-    left_out = [math.log((baseline_steps - s.baseline_steps) / (candidate_steps - s.candidate_steps)) for s in samples]
+    left_out = [
+        math.log(
+            max(least, baseline_steps - s.weight * s.baseline_steps)
+            / max(least, candidate_steps - s.weight * s.candidate_steps)
+        )
+        for s in samples
+    ]
     mean = sum(left_out) / num_samples
     variance = (num_samples - 1) / num_samples * sum((x - mean) ** 2 for x in left_out)
-    effective_samples = tokens**2 / sum(s.tokens**2 for s in samples)
+    effective_samples = tokens**2 / sum((s.weight * s.tokens) ** 2 for s in samples)
     degrees = max(1.0, effective_samples - 1.0)
     margin = student_t(0.5 + confidence / 2, degrees) * math.sqrt(variance)
     return Gain(
@@ -56,6 +111,39 @@ def gain(samples: Sequence[Paired], confidence: float) -> Gain:
         low_percent=_percent(log_ratio - margin),
         high_percent=_percent(log_ratio + margin),
     )
+
+
+def weighted(samples: Sequence[Paired]) -> list[Paired]:
+    """The samples that stand for some of today's traffic."""
+    return [sample for sample in samples if sample.weight > 0]
+
+
+def effective_size(samples: Sequence[Paired]) -> float:
+    """How many equally weighted requests say as much about today's traffic (Kish); 0 if none stands for any of it."""
+    total = sum(sample.weight for sample in samples)
+    return total**2 / sum(sample.weight**2 for sample in samples) if total else 0.0
+
+
+def worse_kinds(samples: Sequence[Paired]) -> list[KindLoss]:
+    """Kinds of traffic in which the candidate is surely worse by more than is tolerated, the worst first.
+
+    All kinds that today's traffic does not contain are also judged together, because each has few requests. All verdicts share
+    the probability of an error (Bonferroni), so that many kinds do not block a draft by chance.
+    """
+    kinds: dict[str, list[Paired]] = {}
+    for sample in samples:
+        kinds.setdefault(sample.kind, []).append(sample)
+    old = [sample for sample in samples if not sample.weight]
+    if len({sample.kind for sample in old}) > 1:
+        kinds[ALL_OLD] = old
+    judged = {kind: members for kind, members in kinds.items() if len(members) >= MIN_KIND_SAMPLES}
+    losses = []
+    for kind, members in judged.items():
+        found = gain([replace(one, weight=1.0) for one in members], 1.0 - (1.0 - KIND_CONFIDENCE) / len(judged))
+        tolerated = MAX_LOSS_PERCENT if weighted(members) else MAX_OLD_LOSS_PERCENT
+        if found.high_percent < -tolerated:
+            losses.append(KindLoss(kind=kind, percent=found.percent, num_samples=len(members)))
+    return sorted(losses, key=lambda loss: loss.percent)
 
 
 def student_t(probability: float, degrees: float) -> float:

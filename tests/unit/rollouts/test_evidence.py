@@ -2,10 +2,13 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
-from updraft_rollouts.evidence import Paired, gain, student_t
+from updraft_rollouts.evidence import KindLoss, Paired, effective_size, gain, student_t, weighted, worse_kinds
 
 
 def test_the_gain_is_the_ratio_of_summed_steps_so_that_long_requests_weigh_more() -> None:
@@ -53,6 +56,105 @@ def test_equal_drafts_look_better_no_more_often_than_the_confidence_allows(num_r
     rounds = 1500
     fooled = sum(gain(_equal_drafts(rng, num_requests), 0.8).low_percent > 0.0 for _ in range(rounds))
     assert 0.075 < fooled / rounds < 0.13
+
+
+counts = st.integers(1, 100)
+requests = st.builds(
+    Paired,
+    tokens=st.integers(100, 300),
+    candidate_steps=counts,
+    baseline_steps=counts,
+    kind=st.sampled_from(["domain:a", "domain:b", "content:0"]),
+    weight=st.sampled_from([0.0, 0.5, 1.0, 3.0]),
+)
+
+
+@given(samples=st.lists(requests, max_size=20), factor=st.sampled_from([0.25, 2.0, 64.0]))
+def test_only_requests_of_todays_traffic_count_and_only_their_weights_relative_to_each_other(
+    samples: list[Paired], factor: float
+) -> None:
+    todays = weighted(samples)
+    assume(len(todays) > 1)
+    estimate = gain(samples, 0.9)
+    assert gain(todays, 0.9) == estimate
+    scaled = gain([replace(one, weight=factor * one.weight) for one in todays], 0.9)
+    assert scaled.percent == pytest.approx(estimate.percent)
+    assert scaled.low_percent == pytest.approx(estimate.low_percent)
+
+
+@given(samples=st.lists(requests, min_size=1, max_size=20))
+def test_weights_count_as_requests_at_most_as_often_as_there_are_requests(samples: list[Paired]) -> None:
+    assert 0.0 <= effective_size(samples) <= len(weighted(samples)) * (1 + 1e-9)
+    assert effective_size([replace(one, weight=2.0) for one in samples]) == pytest.approx(len(samples))
+
+
+def test_a_request_of_weight_two_counts_as_two_for_the_gain() -> None:
+    one, other = (Paired(tokens=90, candidate_steps=c, baseline_steps=45) for c in (30, 40))
+    assert gain([replace(one, weight=2.0), other], 0.8).percent == pytest.approx(gain([one, one, other], 0.8).percent)
+
+
+@given(samples=st.lists(requests, max_size=30))
+def test_a_draft_that_needs_no_more_steps_for_any_request_is_worse_in_no_kind(samples: list[Paired]) -> None:
+    better = [replace(one, candidate_steps=min(one.candidate_steps, one.baseline_steps)) for one in samples]
+    assert worse_kinds(better) == []
+
+
+@pytest.mark.parametrize(
+    ("num_requests", "loss", "weight", "is_worse"),
+    [
+        pytest.param(4, 10, 1.0, True, id="today's"),
+        pytest.param(3, 10, 1.0, False, id="too few requests"),
+        pytest.param(4, 2, 1.0, True, id="a small loss of today's"),
+        pytest.param(4, 2, 0.0, False, id="a small loss of an old kind"),
+        pytest.param(4, 10, 0.0, True, id="an old kind"),
+    ],
+)
+def test_a_kind_is_worse_when_its_own_requests_say_so(
+    num_requests: int, loss: int, weight: float, *, is_worse: bool
+) -> None:
+    good = [Paired(tokens=300, candidate_steps=50, baseline_steps=100, kind="domain:prose")] * 8
+    bad = Paired(tokens=300, candidate_steps=100 + loss, baseline_steps=100, kind="domain:code", weight=weight)
+    losses = worse_kinds([*good, *[bad] * num_requests])
+    assert [loss.kind for loss in losses] == ["domain:code"] * is_worse
+
+
+def test_old_kinds_with_few_requests_each_are_judged_together() -> None:
+    old = [
+        Paired(tokens=300, candidate_steps=110, baseline_steps=100, kind=f"domain:{n // 2}", weight=0.0)
+        for n in range(8)
+    ]
+    (loss,) = worse_kinds(old)
+    assert str(loss) == "surely worse for older traffic (-9.1 %, 8 requests)"
+
+
+def test_a_name_that_a_caller_chose_is_quoted() -> None:
+    loss = KindLoss(kind="domain:\x1b[2J" + 60 * "x", percent=-6.0, num_samples=12)
+    assert str(loss) == "surely worse for '\\x1b[2J" + 36 * "x" + "' (-6.0 %, 12 requests)"
+
+
+@pytest.mark.parametrize(("num_kinds", "num_requests"), [(1, 4), (4, 4), (16, 4), (1, 16), (8, 16)])
+def test_many_kinds_block_an_equal_draft_no_more_often_than_one(num_kinds: int, num_requests: int) -> None:
+    """At most one in twenty, whatever the number of kinds, also where a kind has the fewest requests."""
+    rng, rounds = random.Random(11), 600
+    blocked = sum(
+        bool(worse_kinds([_request_of(rng, str(k)) for k in range(num_kinds) for _ in range(num_requests)]))
+        for _ in range(rounds)
+    )
+    assert blocked / rounds < 0.06
+
+
+def test_a_draft_that_is_equal_for_todays_mix_passes_no_more_often_when_its_requests_weigh_unevenly() -> None:
+    rng, rounds = random.Random(12), 1500
+    fooled = 0
+    for _ in range(rounds):
+        rare = [replace(one, weight=0.25 / 12) for one in _equal_drafts(rng, 12)]
+        frequent = [replace(one, weight=0.75 / 4) for one in _equal_drafts(rng, 4)]
+        fooled += gain([*rare, *frequent], 0.9).low_percent > 0.0
+    assert 0.03 < fooled / rounds < 0.07
+
+
+def _request_of(rng: random.Random, kind: str) -> Paired:
+    return replace(_request(rng, int(rng.lognormvariate(5.0, 0.8)) + 20), kind=kind)
 
 
 def _equal_drafts(rng: random.Random, num_requests: int) -> list[Paired]:

@@ -105,6 +105,16 @@ def test_one_version_is_told_from_its_phase_to_its_tensors() -> None:
     """)
 
 
+def test_the_offline_estimate_is_that_for_the_traffic_of_its_time() -> None:
+    one = version(2)
+    for n, sample in enumerate(one.manifest.evaluation.samples):
+        sample.weight = 2.0 if n % 2 else 0.0
+        sample.tokens, sample.candidate_steps, sample.baseline_steps = (60, 20, 30) if n % 2 else (60, 60, 60)
+    evaluation = wire.draft_details(one).evaluation
+    assert evaluation is not None
+    assert (evaluation.requests, evaluation.candidate_length, evaluation.baseline_length) == (6, 3.0, 2.0)
+
+
 def test_wide_a_version_has_its_digests_whole() -> None:
     details = wire.draft_details(version(2))
     assert details.draft.digest in screen(view.rendered_details(details, NOW, is_wide=True), 200)

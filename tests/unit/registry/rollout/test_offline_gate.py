@@ -36,6 +36,40 @@ def test_a_gain_that_only_one_request_shows_is_held() -> None:
     assert "not enough evidence for the required gain of 1 %" in judgement.reason
 
 
+def _of_kinds(*kinds: tuple[str, float, float, int]) -> Evaluation:
+    """Requests of kinds: name, acceptance length against 2.0, weight and number."""
+    whole = Evaluation(baseline_version=4)
+    for kind, length, weight, num_samples in kinds:
+        for one in evaluation(length, against=4, num_samples=num_samples).samples:
+            one.trace_id, one.kind, one.weight = f"{kind}-{one.trace_id}", kind, weight
+            whole.samples.append(one)
+    return whole
+
+
+def test_the_gain_is_that_for_todays_mix_of_traffic() -> None:
+    judgement = judge(_of_kinds(("domain:old", 1.95, 0.0, 24), ("domain:new", 2.4, 4.0, 8)), serving=4, policy=POLICY)
+    assert judgement.verdict is Verdict.PASS
+    assert "acceptance length 2.40 against 2.00 of version 4" in judgement.reason
+    assert "over 8 requests" in judgement.reason
+
+
+def test_a_candidate_that_is_surely_worse_in_one_kind_fails_however_good_its_mean() -> None:
+    judgement = judge(_of_kinds(("domain:prose", 2.8, 1.0, 24), ("domain:code", 1.8, 1.0, 8)), serving=4, policy=POLICY)
+    assert judgement.verdict is Verdict.FAIL
+    assert judgement.reason.endswith(", but surely worse for 'code' (-10.0 %, 8 requests)")
+
+
+def test_weights_at_their_limits_give_a_verdict() -> None:
+    whole = _of_kinds(("domain:a", 2.4, 1e6, 1), ("domain:b", 2.4, 1e-6, 8))
+    whole.samples[0].tokens, whole.samples[0].candidate_steps, whole.samples[0].baseline_steps = (2**32 - 1,) * 3
+    assert judge(whole, serving=4, policy=POLICY).verdict is Verdict.FAIL
+
+
+def test_requests_that_are_not_of_todays_traffic_do_not_make_evidence_enough() -> None:
+    judgement = judge(_of_kinds(("domain:old", 2.4, 0.0, 24), ("domain:new", 2.4, 4.0, 7)), serving=4, policy=POLICY)
+    assert judgement.reason == "evaluated on 7 requests, at least 8 are required"
+
+
 def test_a_comparison_with_a_version_that_no_longer_serves_is_held() -> None:
     judgement = judge(evaluation(3.0, against=3), serving=4, policy=POLICY)
     assert judgement.verdict is Verdict.HOLD
@@ -67,7 +101,7 @@ def test_a_candidate_without_an_evaluation_is_held() -> None:
     assert judgement.reason == "it has no evaluation"
 
 
-def sample(**values: int | str) -> EvaluationSample:
+def sample(**values: float | str) -> EvaluationSample:
     fields = {"trace_id": "t", "tokens": 10, "candidate_steps": 5, "baseline_steps": 6} | values
     return EvaluationSample(**fields)  # type: ignore[arg-type] # keyword by keyword, on purpose
 
@@ -84,6 +118,10 @@ def sample(**values: int | str) -> EvaluationSample:
             "request '\\x1b[2J\\n" + "x" * 75 + "' has 5 candidate steps for 0 tokens",
             id="an id that is no id",
         ),
+        pytest.param(
+            [sample(weight=-1.0)], 4, 0, "has the weight -1, expected 0 or 1e-06 to 1e+06", id="a weight below 0"
+        ),
+        pytest.param([sample(weight=float("nan"))], 4, 0, "has the weight nan, expected 0", id="a weight that is none"),
         pytest.param([sample(tokens=0)], 4, 0, "has 5 candidate steps for 0 tokens", id="no tokens"),
         pytest.param([sample(candidate_steps=0)], 4, 0, "has 0 candidate steps for 10 tokens", id="no candidate steps"),
         pytest.param(

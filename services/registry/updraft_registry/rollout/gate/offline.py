@@ -1,5 +1,6 @@
 """The offline gate: does a candidate need fewer verify steps than the serving version for the same held-out tokens?
 
+The gain is that for today's mix of traffic, and no kind of traffic may be surely worse.
 `updraft_rollouts.evidence` estimates the gain; the trainer uses the same estimate before it publishes. Each candidate is
 judged once, so no correction for repeated decisions is needed.
 """
@@ -9,8 +10,11 @@ from typing import NamedTuple
 from updraft.registry.v1.registry_pb2 import Evaluation, EvaluationSample
 from updraft_registry.rollout.gate import Verdict
 from updraft_registry.rollout.version import NO_DRAFT, name_of
-from updraft_rollouts.evidence import Gain, Paired, gain
+from updraft_rollouts.evidence import Gain, Paired, gain, weighted, worse_kinds
 from updraft_rollouts.policy import OfflineGate
+
+MIN_WEIGHT, MAX_WEIGHT = 1e-6, 1e6
+"""Of a request. Beyond, rounding would decide."""
 
 
 class OfflineJudgement(NamedTuple):
@@ -35,15 +39,31 @@ def judge(evaluation: Evaluation | None, *, serving: int, policy: OfflineGate) -
     if evaluation.baseline_version != serving:
         reason = f"compared with {name_of(evaluation.baseline_version)} but {name_of(serving)} serves"
         return OfflineJudgement(Verdict.HOLD, reason, is_outdated=True)
-    num_samples = len(evaluation.samples)
+    pairs = _pairs(evaluation)
+    num_samples = len(weighted(pairs))
     if num_samples < policy.min_samples:
         reason = f"evaluated on {num_samples} requests, at least {policy.min_samples} are required"
         return OfflineJudgement(Verdict.HOLD, reason)
-    pairs = [
-        Paired(tokens=s.tokens, candidate_steps=s.candidate_steps, baseline_steps=s.baseline_steps)
-        for s in evaluation.samples
+    judgement = _weigh(gain(pairs, policy.confidence), num_samples, serving, policy)
+    losses = worse_kinds(pairs)
+    if judgement.verdict is Verdict.PASS and losses:
+        return OfflineJudgement(Verdict.FAIL, f"{judgement.reason}, but {losses[0]}")
+    return judgement
+
+
+def _pairs(evaluation: Evaluation) -> list[Paired]:
+    """The requests; equal weights if the publisher gave none."""
+    has_weights = any(sample.weight for sample in evaluation.samples)
+    return [
+        Paired(
+            tokens=sample.tokens,
+            candidate_steps=sample.candidate_steps,
+            baseline_steps=sample.baseline_steps,
+            kind=sample.kind,
+            weight=sample.weight if has_weights else 1.0,
+        )
+        for sample in evaluation.samples
     ]
-    return _weigh(gain(pairs, policy.confidence), num_samples, serving, policy)
 
 
 def _weigh(gain: Gain, num_samples: int, serving: int, policy: OfflineGate) -> OfflineJudgement:
@@ -81,6 +101,8 @@ def _name(sample: EvaluationSample) -> str:
 def _impossible(sample: EvaluationSample, evaluation: Evaluation) -> str:
     if not sample.trace_id:
         return "has no trace id"
+    if sample.weight and not MIN_WEIGHT <= sample.weight <= MAX_WEIGHT:
+        return f"has the weight {sample.weight:g}, expected 0 or {MIN_WEIGHT:g} to {MAX_WEIGHT:g}"
     if evaluation.baseline_version == NO_DRAFT and sample.baseline_steps != sample.tokens:
         return f"has {sample.baseline_steps} steps without a draft for {sample.tokens} tokens"
     steps = {"candidate": sample.candidate_steps, "baseline": sample.baseline_steps}
