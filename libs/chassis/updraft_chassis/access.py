@@ -2,7 +2,7 @@
 
     read      Get, List, Fetch, Watch, History      dashboards, `updraft status`
     serve     read, and Fleet.Connect               a pod
-    publish   read, and Publish                     a trainer
+    publish   read, and Publish, ReportTraining     a trainer
     operate   everything                            a person, or automation on behalf of one
 
 Only digests of tokens are kept in memory, and all of them are compared in constant time. A method that is missing from
@@ -44,7 +44,7 @@ _ACTS = ("Pin", "Unpin", "Pause", "Resume", "Promote", "Reject", "Retain", "SetP
 ROLES: Mapping[str, Role] = {
     **{f"{_REGISTRY}{name}": Role.READ for name in _READS},
     **{f"{_REGISTRY}{name}": Role.OPERATE for name in _ACTS},
-    f"{_REGISTRY}Publish": Role.PUBLISH,
+    **{f"{_REGISTRY}{name}": Role.PUBLISH for name in ("Publish", "ReportTraining")},
     "/updraft.fleet.v1.Fleet/Connect": Role.SERVE,
 }
 """The minimum role for each method."""

@@ -27,6 +27,7 @@ from updraft_registry.rollout.placement import FleetView, Pod
 from updraft_registry.rollout.retention import versions_to_keep
 from updraft_registry.rollout.version import Rollout, Speculator, Transition, in_canary, number_of, roles_of
 from updraft_registry.storage.archive import Action, Archive
+from updraft_registry.trainers import Trainers
 from updraft_rollouts.terms import Phase
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ class Control:
         self._archive = archive
         self._settle_s = settle_s
         self._fleet = fleet
+        self._trainers = Trainers()
         self._clock = clock
         self._metrics = metrics
         self._next_documents_s = clock.monotonic() + DOCUMENTS_RETRY_S
@@ -160,6 +162,10 @@ class Control:
         if effect.is_change:
             self._wake_soon(report.speculator)
 
+    def report_training(self, name: str, message: str) -> None:
+        """Take a trainer's sentence; watchers see it at the next tick."""
+        self._is_reported |= self._trainers.report(name, message, self._clock.monotonic())
+
     def disconnect(self, session: Session) -> None:
         self._fleet.disconnect(session)
         if session.owner is not None:
@@ -188,7 +194,12 @@ class Control:
             traffic=self._fleet.traffic(name),
         )
         state.capture_problem = self._fleet.capture_problem(name)
+        state.trainer_message = self._trainers.message(name)
         return state
+
+    async def names(self) -> list[str]:
+        """All speculators of the catalogue, and those that a trainer prepares the first version of."""
+        return sorted({*await self.call(self._archive.catalogue.names), *self._trainers.speculators})
 
     def _is_settled(self, name: str) -> bool:
         return name not in self._settles_s
@@ -268,6 +279,7 @@ class Control:
             self._next_documents_s = now_s + DOCUMENTS_RETRY_S
             await self.call(self._archive.write_stale_documents)
         expired = self._fleet.expire(now_s)
+        self._is_reported |= self._trainers.expire(now_s)
         settled = {name for name, at_s in self._settles_s.items() if at_s <= now_s}
         self._settles_s = {name: at_s for name, at_s in self._settles_s.items() if name not in settled}
         self._settles_s |= {name: math.inf for name in expired & self._decided.keys() if not self._fleet.pods(name)}

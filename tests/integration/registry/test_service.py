@@ -33,6 +33,25 @@ async def test_a_published_version_is_decided_on_before_the_answer(stub: "Regist
     assert (now.stable, now.previous, now.latest) == (2, 1, 3)
 
 
+async def test_a_trainers_sentence_is_part_of_the_state_and_of_the_watch_before_any_version_exists(
+    stub: "RegistryAsyncStub",
+) -> None:
+    async def say(message: str) -> None:
+        await stub.ReportTraining(pb.ReportTrainingRequest(speculator="default", message=message), timeout=CALL_S)
+
+    await say("the draft waits for 8 held-out requests, has 3")
+    listed = await stub.List(pb.ListRequest(), timeout=CALL_S)
+    assert [(one.speculator, one.trainer_message) for one in listed.speculators] == [
+        ("default", "the draft waits for 8 held-out requests, has 3")
+    ]
+    watched = aiter(stub.Watch(pb.WatchRequest(speculator="default"), timeout=CALL_S))
+    assert (await anext(watched)).state.trainer_message == "the draft waits for 8 held-out requests, has 3"
+    await say("version 1 was published")
+    assert (await anext(watched)).state.trainer_message == "version 1 was published"
+    with pytest.raises(InvalidInput, match="a message is one line of text"), rpc.errors():
+        await say("two\nlines")
+
+
 async def test_a_version_is_fetched_as_it_was_published_and_from_any_offset(stub: "RegistryAsyncStub") -> None:
     large = draft(fc=bytes(3_200_000))
     await publish(stub, large)

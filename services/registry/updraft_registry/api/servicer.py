@@ -27,7 +27,7 @@ _MAX_PAGE = 1000
 _PAGE_BYTES = rpc.MAX_MESSAGE_BYTES // 2
 """Maximum size of the versions in a page, unless it has only one. The rest is for the states of speculators."""
 
-_MAX_REASON = 500
+_MAX_LINE = 500
 _MAX_DIGITS = 10
 """Maximum digits of a version in a page token."""
 
@@ -58,7 +58,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
         size = min(request.page_size or _DEFAULT_PAGE, _MAX_PAGE)
         after = _parse_token(request.page_token)
         rows = await self._control.call(self._archive.catalogue.page, name, after=after, size=size)
-        names = () if after else (name,) if name else await self._control.call(self._archive.catalogue.names)
+        names = () if after else (name,) if name else await self._control.names()
         versions = _fitting([wire.version_to_proto(*row, is_full=request.full) for row in rows])
         is_last = len(versions) == len(rows) < size
         return pb.ListResponse(
@@ -118,6 +118,10 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
         history = await self._control.call(self._archive.catalogue.history, name, limit, number=request.version or None)
         return pb.HistoryResponse(transitions=[wire.transition_to_proto(event) for event in history.values()])
 
+    async def ReportTraining(self, request: pb.ReportTrainingRequest, context: Context) -> pb.ReportTrainingResponse:
+        self._control.report_training(check_name(request.speculator), _line(request.message, "message"))
+        return pb.ReportTrainingResponse()
+
     async def _version(self, name: str, number: int) -> pb.Version:
         version, manifest = await self._control.call(self._archive.catalogue.version, name, number)
         return wire.version_to_proto(version, manifest)
@@ -145,10 +149,14 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
 
 
 def _reason(text: str) -> str:
-    if len(text) > _MAX_REASON:
-        raise InvalidInput(f"a reason of {len(text)} characters; at most {_MAX_REASON}")
+    return _line(text, "reason")
+
+
+def _line(text: str, what: str) -> str:
+    if len(text) > _MAX_LINE:
+        raise InvalidInput(f"a {what} of {len(text)} characters; at most {_MAX_LINE}")
     if not text.isprintable():  # terminals show it
-        raise InvalidInput("a reason is one line of text, without control characters")
+        raise InvalidInput(f"a {what} is one line of text, without control characters")
     return text
 
 
