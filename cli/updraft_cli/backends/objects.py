@@ -37,6 +37,7 @@ def speculator(content: Json) -> Speculator:
         acceptance=_acceptance(acceptance.get("stable"), acceptance.get("verifySteps")),
         trial=_trial(roles, _part(status, "rollout"), acceptance) if roles["candidate"] else None,
         policy=Policy.from_kubernetes(rollout),
+        trainer_message=_part(status, "trainer").get("message", ""),
         resource=_resource(content),
     )
 

@@ -176,6 +176,8 @@ class Speculator:
     traffic: tuple[ServedVersion, ...] = ()
     capture_problem: str = ""
     """Which pod captures nothing, and why."""
+    trainer_message: str = ""
+    """What the trainer published last, or why it publishes nothing, in one sentence."""
     resource: Resource | None = None
     """None: it comes from a registry."""
 

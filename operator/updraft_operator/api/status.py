@@ -81,6 +81,8 @@ class TrainerStatus(Model):
     state: Text | None = None
     """One of Training, Starting, Suspended, Disabled, Failing."""
     last_publish_time: datetime | None = None
+    message: Text | None = None
+    """What it published last, or why it publishes nothing."""
 
 
 class LastFailure(Model):

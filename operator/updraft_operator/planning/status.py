@@ -38,7 +38,8 @@ def status(observed: Observed, now: datetime) -> Status:
 def without_measurements(current: Status) -> Status:
     """The status without the values that change with every request."""
     rollout = current.rollout.model_copy(update={"message": None}) if current.rollout else None
-    return current.model_copy(update={"acceptance": None, "rollout": rollout})
+    trainer = current.trainer.model_copy(update={"message": None}) if current.trainer else None
+    return current.model_copy(update={"acceptance": None, "rollout": rollout, "trainer": trainer})
 
 
 def _versions(state: pb.SpeculatorState) -> VersionsStatus:
@@ -95,10 +96,11 @@ def _acceptance(state: pb.SpeculatorState | None) -> AcceptanceStatus | None:
 def _trainer(observed: Observed, ready: Assessment) -> TrainerStatus:
     trained = [version for version in observed.registry.versions if version.manifest.source == pb.SOURCE_TRAINER]
     before = observed.speculator.status.trainer
-    last = moment_ms(max((version.published_unix_ms for version in trained), default=0))
+    last, state = moment_ms(max((version.published_unix_ms for version in trained), default=0)), observed.registry.state
     return TrainerStatus(
         state=ready.reason if ready.reason in _TRAINER_STATES else "Failing",
         last_publish_time=last or (before.last_publish_time if before else None),
+        message=(state.trainer_message[:1024] or None) if state is not None else before.message if before else None,
     )
 
 

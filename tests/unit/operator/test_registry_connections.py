@@ -25,6 +25,7 @@ def _with_rollout(**more: Any) -> pb.SpeculatorState:
     "state",
     [
         pytest.param(_state(message="11 requests"), id="its sentence"),
+        pytest.param(_state(trainer_message="not sure yet"), id="the trainer's sentence"),
         pytest.param(_state(traffic=[pb.VersionTraffic(version=3, tokens=5)]), id="traffic"),
         pytest.param(_with_rollout(acceptance_length=pb.Estimate(candidate=2.0)), id="acceptance"),
         pytest.param(_with_rollout(inter_token_latency=pb.Estimate(candidate=0.1)), id="latency"),

@@ -58,7 +58,8 @@ def _does(speculator: Speculator, resource: Resource, now: datetime) -> Iterator
     yield from _serving(speculator, resource)
     if resource.trainer_state and not resource.is_suspended:
         published = f"; it last published {ago(resource.last_published, now)}" if resource.last_published else ""
-        yield f"The trainer is {resource.trainer_state.lower()}{published}."
+        why = f": {speculator.trainer_message}" if speculator.trainer_message else ""
+        yield f"The trainer is {resource.trainer_state.lower()}{published}{why}."
 
 
 def _serving(speculator: Speculator, resource: Resource) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Everything that runs, on a terminal."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from rich.console import Group, RenderableType
@@ -122,18 +123,26 @@ def _facts(speculator: Speculator, now: datetime, *, is_wide: bool) -> Iterator[
         yield "rollout", message(speculator)
     yield from held(speculator)
     yield "pods", pods(speculator)
-    if speculator.capture_problem:
-        yield "capture", Text(f"nothing is captured by {speculator.capture_problem}", "yellow")
+    yield from _learning(speculator, now)
     if resource is None:
         return
-    published = f", published {ago(resource.last_published, now)}" if resource.last_published else ""
-    yield "trainer", f"{resource.trainer_state.lower() or '-'}{published}"
     if (failure := resource.last_failure) is not None:
         when = f" {ago(failure.time, now)}" if failure.time else ""
         yield "last failure", Text(f"version {failure.version}{when}: {failure.message or failure.reason}", "red")
     if is_wide:
         yield "target", f"{resource.target}, engine {resource.engine}"
         yield "clients", resource.url or "-"
+
+
+def _learning(speculator: Speculator, now: datetime) -> Iterator[Fact]:
+    if speculator.capture_problem:
+        yield "capture", Text(f"nothing is captured by {speculator.capture_problem}", "yellow")
+    resource, message = speculator.resource, speculator.trainer_message
+    if resource is not None:
+        published = f", published {ago(resource.last_published, now)}" if resource.last_published else ""
+        yield "trainer", f"{resource.trainer_state.lower() or '-'}{published}{f': {message}' if message else ''}"
+    elif message:
+        yield "trainer", message
 
 
 def _candidate(speculator: Speculator) -> str:
@@ -176,9 +185,10 @@ def _title(speculator: Speculator) -> str:
 
 
 def _key(speculator: Speculator) -> object:
-    """A registry counts traffic, and during a canary the seconds of its message: neither is worth a line."""
+    """A registry counts traffic, and during a canary the seconds of its message, and trainers estimate often: none of this is
+    worth a line."""
     if speculator.resource is not None:
-        return speculator
+        return replace(speculator, trainer_message="")
     message = "" if speculator.candidate else speculator.message
     return speculator.stable, speculator.candidate, speculator.pinned, speculator.paused, speculator.pods, message
 

@@ -11,7 +11,9 @@ from rich.console import Console, RenderableType
 from tests.support import speculator_objects as objects
 from tests.support.speculator_objects import condition, moment, ready
 
+from updraft.registry.v1 import registry_pb2 as pb
 from updraft_cli import output
+from updraft_cli.backends import wire
 from updraft_cli.backends.drafts import DraftList, History
 from updraft_cli.backends.installation import Installation
 from updraft_cli.backends.objects import draft, event, events_of, history, newest_first, speculator
@@ -57,6 +59,23 @@ def test_one_speculator_is_told_in_facts() -> None:
         "pods     2/2 ready, 2 with version 2",
         "trainer  training, published 5 min ago",
     ]
+
+
+WHY = "the draft of 340 samples waits for 8 held-out requests of today's traffic, has 5"
+
+
+def test_why_nothing_is_published_is_told_next_to_the_trainer() -> None:
+    content = objects.speculator(status={"trainer": {"state": "Training", "message": WHY}})
+    assert f"trainer  training: {WHY}" in status(content).splitlines()
+    assert f"The trainer is training: {WHY}." in explained(content)
+
+
+def test_a_local_registry_tells_it_too_and_nothing_while_no_trainer_reports() -> None:
+    for message, shown in ((WHY, [f"trainer  {WHY}"]), ("", [])):
+        state = pb.SpeculatorState(speculator="default", trainer_message=message)
+        installation = Installation(namespace="", speculators=(wire.speculator(state),))
+        lines = text(status_view.rendered(installation, NOW, is_wide=False)).splitlines()
+        assert [line for line in lines if line.startswith("trainer")] == shown
 
 
 def test_what_is_tried_and_what_holds_it_is_told() -> None:

@@ -93,3 +93,11 @@ def test_a_terminal_keeps_the_last_picture_and_shows_that_the_registry_is_away(o
     last = out.getvalue().rpartition("\x1b[2K")[2]
     assert "Version 2 is stable." in last
     assert "The registry is away. Trying again." in last
+
+
+def test_a_line_of_a_status_is_not_written_for_what_the_trainer_estimated_meanwhile(out: io.StringIO) -> None:
+    view_of_all = View(items=status_view.items, rendered=lambda *_, **__: "")
+    lines: Lines[Installation] = Lines(Console(file=out, width=1000, highlight=False), now, view_of_all)
+    for why in ("not sure yet", "surely worse"):
+        lines.show(Installation(speculators=(wire.speculator(state(trainer_message=why)),)))
+    assert len(out.getvalue().splitlines()) == 1

@@ -124,6 +124,19 @@ def test_the_last_publication_of_the_trainer_outlives_its_version() -> None:
     assert later.last_publish_time == moment(3)
 
 
+def test_why_the_trainer_publishes_nothing_is_in_its_status_and_is_kept_while_the_registry_is_away() -> None:
+    why = "the draft of 340 samples waits for 8 held-out requests of today's traffic, has 5"
+    first = status(observed(registry=connected([version(3)], trainer_message=why)), NOW)
+    assert first.trainer is not None
+    assert first.trainer.message == why
+    later = status(observed(speculator=speculator(status=written(first))), NOW).trainer
+    assert later is not None
+    assert later.message == why
+    silent = status(observed(speculator=speculator(status=written(first)), registry=connected([version(3)])), NOW)
+    assert silent.trainer is not None
+    assert silent.trainer.message is None
+
+
 def test_the_last_failure_is_the_newest_and_is_remembered() -> None:
     lost = [version(1, pb.PHASE_REJECTED), version(2, pb.PHASE_ROLLED_BACK), version(3)]
     first = status(observed(registry=connected(lost)), NOW)
@@ -146,7 +159,10 @@ def test_a_status_that_was_written_reads_back_as_it_was(length: float, steps: in
 
 
 def test_measurements_are_what_changes_with_every_request() -> None:
-    views = [connected([version(3)], traffic=[traffic(3, length)], message=f"{length}") for length in (2.0, 3.0)]
+    views = [
+        connected([version(3)], traffic=[traffic(3, length)], message=f"{length}", trainer_message=f"{length}")
+        for length in (2.0, 3.0)
+    ]
     first, second = (status(observed(registry=view), NOW) for view in views)
     assert first != second
     assert without_measurements(first) == without_measurements(second)
