@@ -23,7 +23,7 @@ from updraft_trainer.data.retention import Pool, SampleEntry
 from updraft_trainer.data.sample import Sample
 from updraft_trainer.learning.learner import Learner
 from updraft_trainer.publishing.decision import NO_DRAFT, decide
-from updraft_trainer.publishing.estimate import GainEstimate, compare, num_tokens, verify_steps, walk
+from updraft_trainer.publishing.estimate import BestDrafts, GainEstimate, compare, num_tokens, verify_steps, walk
 from updraft_trainer.publishing.publish import snapshot
 from updraft_trainer.publishing.schedule import is_fit_due
 
@@ -108,6 +108,9 @@ class Memory:
         held_out = [entry for entry in self.entries if entry.pool is Pool.EVALUATION]
         return self._with_tokens(selection.evaluation_batch(held_out, count=EVALUATION_SAMPLES))
 
+    def mix(self) -> selection.TrafficMix:
+        return selection.traffic_mix(self.entries)
+
     def _training(self) -> list[SampleEntry]:
         return [entry for entry in self.entries if entry.pool is not Pool.EVALUATION]
 
@@ -125,6 +128,7 @@ class Replay:
         self._seed = seed
         self._rng = random.Random(seed)
         self._memory = Memory()
+        self._best = BestDrafts()
         self._learner: Learner | None = None
         self._served: DraftNetwork | None = None
         self._version = NO_DRAFT
@@ -234,9 +238,12 @@ class Replay:
     def _judge(self, candidate: DraftNetwork, samples: Sequence[Sample]) -> GainEstimate:
         """Compare with what serves, and publish a candidate that passes."""
         baseline = None if self._served is None else verify_steps(self._served, samples, lookahead=LOOKAHEAD)
-        estimate = compare(samples, verify_steps(candidate, samples, lookahead=LOOKAHEAD), baseline)
-        should_publish, _ = decide(estimate, baseline_version=self._version, thresholds=self._arm.thresholds)
-        if should_publish:
+        estimate = compare(samples, verify_steps(candidate, samples, lookahead=LOOKAHEAD), baseline, self._memory.mix())
+        estimate = replace(estimate, best_steps=self._best.update(estimate))
+        decision = decide(
+            estimate, subject="the draft", baseline_version=self._version, thresholds=self._arm.thresholds
+        )
+        if decision.should_publish:
             self._publish(candidate)
         return estimate
 

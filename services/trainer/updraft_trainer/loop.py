@@ -34,6 +34,7 @@ from updraft_trainer.publishing.decision import NO_DRAFT, PublishThresholds, dec
 from updraft_trainer.publishing.evaluator import Evaluator
 from updraft_trainer.publishing.publish import Candidate, Publisher
 from updraft_trainer.publishing.registry_view import RegistryView, RolloutState
+from updraft_trainer.publishing.report import TrainingReport
 from updraft_trainer.publishing.schedule import Progress, PublishBackoff, TrainingSchedule, is_estimate_due, is_fit_due
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ class Trainer:
         self._backoff = PublishBackoff(options.schedule.evaluate_seconds)
         self._estimated = self._progress()
         self._saved = self._estimated
+        self._report = TrainingReport(components.registry.set_message)
         self._fitted: Mapping[str, int] = {}
         self._restarted_from = NO_DRAFT
         self._vocabulary_fingerprint = checkpoint.vocabulary_fingerprint(initial.learner.network.token_ids)
@@ -103,6 +105,7 @@ class Trainer:
                     await self.publish(candidate)
             await self.save_if_due()
             if not has_trained:
+                self._report.idle(self.learner.step)
                 await stop.wait(_IDLE_S)
         await self._try_to_save(otherwise="the next start resumes from the last saved state")
 
@@ -139,8 +142,10 @@ class Trainer:
             return None
         self._estimated = self._progress()
         candidate = await self._candidate(self.learner.average)
+        await self._compare_with_trained(candidate)
         self._restart_if_worse(candidate)
-        return candidate if self._should_publish(candidate, state) else None
+        subject = f"the draft of {self.history.num_samples:,} samples"
+        return candidate if self._should_publish(candidate, state, subject=subject) else None
 
     async def fit(self) -> Candidate | None:
         """A draft in closed form if one is due; return it as a candidate if it should be published now.
@@ -163,7 +168,7 @@ class Trainer:
         if draft is None:
             return None
         candidate = await self._candidate(draft, unseen)
-        return candidate if self._should_publish(candidate, state) else None
+        return candidate if self._should_publish(candidate, state, subject="a draft in closed form") else None
 
     async def _set_baseline(self) -> RolloutState | None:
         """The registry's state, after its serving draft became the baseline; None if that is not possible now."""
@@ -189,6 +194,15 @@ class Trainer:
         await asyncio.to_thread(memory.release)
         components.metrics.evaluation_seconds.observe(components.clock.monotonic() - start_s)
         return candidate
+
+    async def _compare_with_trained(self, candidate: Candidate) -> None:
+        """How much of what it accepts was learned by heart."""
+        components, gain = self._components, candidate.estimate.gain(self._options.thresholds.confidence)
+        trained = await asyncio.to_thread(components.evaluator.trained_length, candidate.network, self.history.uses)
+        if trained is not None:
+            components.metrics.trained_length.set(trained)
+        if trained is not None and gain is not None:
+            self._report.learned(trained, gain.candidate)
 
     def _restart_if_worse(self, candidate: Candidate) -> None:
         """Training goes on from the serving draft if that is certainly better, as after a shift of traffic.
@@ -218,10 +232,12 @@ class Trainer:
         except (Conflict, Corrupt, Exhausted, Forbidden, InvalidInput, NotFound, Unauthenticated) as error:
             metrics.publishes.labels("refused").inc()
             wait_s = self._backoff.rejected(self._components.clock.monotonic())
+            self._report.refused(error)
             logger.error("A candidate was refused: %s", error, extra={"wait_s": wait_s})
             return
         if response is not None:
             self._apply_phase(response.version)
+            self._report.published(response.version, candidate.step)
             await self._try_to_save()  # the registry has this lineage now, so it must not be lost with this process
 
     async def save_if_due(self) -> None:
@@ -260,24 +276,28 @@ class Trainer:
             self._saved = replace(self._saved, at_s=self._components.clock.monotonic())
             logger.error("Could not save, %s: %s", otherwise, error, extra=facts)
 
-    def _should_publish(self, candidate: Candidate, state: RolloutState) -> bool:
-        thresholds, components = self._options.thresholds, self._components
-        should_publish, reason = decide(
-            candidate.estimate, baseline_version=candidate.baseline_version, thresholds=thresholds
+    def _should_publish(self, candidate: Candidate, state: RolloutState, *, subject: str) -> bool:
+        components = self._components
+        should_publish, sentence = decide(
+            candidate.estimate,
+            subject=subject,
+            baseline_version=candidate.baseline_version,
+            thresholds=self._options.thresholds,
         )
         self._record_gain(candidate)
         facts = {"step": candidate.step, "baseline_version": candidate.baseline_version}
         if not should_publish:
-            logger.debug("Not published: %s", reason, extra=facts)
-            return False
-        if state.hold_reason:
+            self._report.decided(sentence)
+        elif state.hold_reason:
             components.metrics.publishes.labels("withheld").inc()
-            logger.debug("Not published while %s: %s", state.hold_reason, reason, extra=facts)
-            return False
-        if not self._backoff.is_over(components.clock.monotonic()):
-            return False
-        logger.info("Publishing: %s", reason, extra=facts)
-        return True
+            self._report.withheld(sentence, state.hold_reason)
+        elif not self._backoff.is_over(components.clock.monotonic()):
+            self._report.backed_off(sentence)
+        else:
+            logger.info("Publishing: %s", sentence, extra=facts)
+            return True
+        logger.debug("Not published: %s", sentence, extra=facts | {"hold_reason": state.hold_reason})
+        return False
 
     def _record_gain(self, candidate: Candidate) -> None:
         gain, metrics = candidate.estimate.gain(self._options.thresholds.confidence), self._components.metrics

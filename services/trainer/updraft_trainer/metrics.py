@@ -46,6 +46,11 @@ class Metrics:
         self.acceptance_length = new.gauge(
             "acceptance_length_tokens", "Tokens per verify step on held-out requests, from the last estimate", "role"
         )
+        self.trained_length = new.gauge(
+            "trained_acceptance_length_tokens",
+            "Tokens per verify step of the candidate on requests that it was trained on. Far more than on held-out ones: it has"
+            " learned them by heart, and needs new requests instead of more steps",
+        )
         self.gain = new.gauge(
             "gain_ratio", "Acceptance length of the candidate over the baseline's, minus one", "bound"
         )

@@ -100,13 +100,13 @@ class TrainerSettings(Settings):
     lookahead: int = Field(default=3, ge=1, le=8)
     """Drafts per verify step that estimates assume. Use the lookahead of serving."""
     evaluation_samples: int = Field(default=32, ge=2)
-    """Held-out requests per estimate."""
+    """Held-out requests per estimate. More are used if a kind of traffic would otherwise have fewer than four."""
     evaluate_steps: int = Field(default=20, ge=1)
     """Optimizer steps between estimates."""
     evaluate_seconds: float = Field(default=15.0, gt=0)
     """Seconds after which an estimate is due earlier, if weights or held-out requests have changed."""
     min_samples: int = Field(default=8, ge=2)
-    """Minimum number of held-out requests for publishing. The registry's gate requires the same number."""
+    """Minimum number of held-out requests of today's traffic for publishing. The registry's gate requires the same number."""
     min_gain_percent: float = Field(default=1.0, ge=0)
     """Minimum gain in acceptance length over the serving draft, at the lower bound of the confidence interval."""
     min_first_gain_percent: float = Field(default=15.0, ge=0)

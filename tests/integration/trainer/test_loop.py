@@ -73,9 +73,18 @@ class Bench:
     metrics: Metrics
     stub: "RegistryAsyncStub"
 
-    def admit(self, start: int, end: int, *, rule: int = 0, evaluation: bool = False, num_output: int = 24) -> None:
+    def admit(
+        self,
+        start: int,
+        end: int,
+        *,
+        rule: int = 0,
+        evaluation: bool = False,
+        num_output: int = 24,
+        domain: str = "",
+    ) -> None:
         data = [
-            self.traces.data(seed, rule=rule, evaluation=evaluation, num_output=num_output)
+            self.traces.data(seed, rule=rule, evaluation=evaluation, num_output=num_output, domain=domain)
             for seed in range(start, end)
         ]
         expected = self.traces.expected
@@ -114,6 +123,13 @@ class Bench:
             await self.refresh()
             if candidate := await trainer.evaluate():
                 await trainer.publish(candidate)
+
+    async def trainer_message(self) -> str:
+        """As the registry has it."""
+        await self.components.registry.report()
+        with rpc.errors():
+            answer = await self.stub.List(pb.ListRequest(speculator=self.identity.speculator), timeout=LONG_S)
+        return answer.speculators[0].trainer_message
 
     async def versions(self) -> list[pb.Version]:
         """Oldest first, whole."""
@@ -273,14 +289,15 @@ async def test_the_first_version_comes_from_sixteen_requests_without_an_optimize
 
 
 async def test_after_a_shift_training_goes_on_from_a_closed_form_that_serves(whole: Bench) -> None:
-    trainer = await whole.started()
-    await whole.train(trainer)
-    whole.admit(2000, 2040, rule=1)
-    whole.admit(3000, 3016, rule=1, evaluation=True)
-    candidate = await trainer.fit()
-    assert candidate is not None
-    await trainer.publish(candidate)
-    await whole.refresh()
+    whole.admit(0, 32)  # and nothing held out that a draft for the new traffic is worse for
+    trainer = whole.trainer(await whole.initial())
+    for first in (2000, 2040):
+        candidate = await trainer.fit()
+        assert candidate is not None
+        await trainer.publish(candidate)
+        await whole.refresh()
+        whole.admit(first, first + 40, rule=1)
+        whole.admit(first + 1000, first + 1008, rule=1, evaluation=True)
     for _ in range(OPTIONS.schedule.evaluate_steps):
         trainer.train()
     before = trainer.learner.average
@@ -322,6 +339,60 @@ async def test_after_a_shift_the_next_version_beats_the_one_that_serves(whole: B
     assert sum(s.candidate_steps for s in newest.evaluation.samples) < sum(
         s.baseline_steps for s in newest.evaluation.samples
     )
+
+
+async def test_a_draft_for_todays_traffic_is_published_though_requests_of_older_traffic_are_still_held_out(
+    whole: Bench,
+) -> None:
+    whole.admit(0, 32, domain="old")
+    whole.admit(1000, 1016, evaluation=True, domain="old")
+    trainer = whole.trainer(await whole.initial())
+    await whole.train(trainer)
+    before = await whole.versions()
+    whole.admit(2000, 2072, rule=1, domain="new")
+    whole.admit(3000, 3008, rule=1, evaluation=True, domain="new")
+    await whole.train(trainer)
+    after = await whole.versions()
+    assert len(after) > len(before)
+    newest = after[len(before)].manifest.evaluation
+    weights = {
+        kind: [one.weight for one in newest.samples if one.kind == kind] for kind in ("domain:old", "domain:new")
+    }
+    assert weights == {"domain:old": [0.0] * 16, "domain:new": [3.0] * 8}
+    assert after[len(before)].reason.endswith("over 8 requests")
+
+
+async def test_acceptance_on_learned_requests_is_measured_beside_that_on_held_out_ones(whole: Bench) -> None:
+    await whole.train(await whole.started())
+    trained = whole.metrics.registry.get_sample_value("updraft_trainer_trained_acceptance_length_tokens")
+    held_out = whole.metrics.registry.get_sample_value(
+        "updraft_trainer_acceptance_length_tokens", {"role": "candidate"}
+    )
+    assert trained is not None
+    assert held_out is not None
+    assert 1.0 < held_out <= trained <= 4.0
+
+
+async def test_why_a_draft_is_not_published_is_known_to_the_registry(whole: Bench) -> None:
+    assert await whole.trainer_message() == "the trainer waits for the first requests"
+    whole.admit(0, 32, domain="old")
+    whole.admit(1000, 1005, evaluation=True, domain="old")
+    trainer = whole.trainer(await whole.initial())
+    await whole.train(trainer)
+    assert "waits for 8 held-out requests of today's traffic, has 5" in await whole.trainer_message()
+    whole.admit(1005, 1008, evaluation=True, domain="old")
+    whole.clock.advance(15.0)
+    candidate = await trainer.evaluate()
+    assert candidate is not None
+    await trainer.publish(candidate)
+    assert (await whole.trainer_message()).startswith("version 1 was published and serves: acceptance length ")
+    whole.admit(2000, 2040, rule=1, domain="new")
+    whole.admit(3000, 3016, rule=1, evaluation=True, domain="new")
+    assert await trainer.fit() is None
+    message = await whole.trainer_message()
+    assert message.startswith("a draft in closed form is ")
+    assert " % better than version 1 for today's traffic (" in message
+    assert ", but surely worse for 'old' (" in message
 
 
 async def test_the_next_engine_shows_the_likeliest_tokens_and_its_traffic_is_learnt_too(whole: Bench) -> None:
@@ -384,7 +455,7 @@ async def test_while_a_version_is_pinned_nothing_is_published(whole: Bench) -> N
     assert whole.published("withheld") >= 1
     with rpc.errors():
         await whole.stub.Unpin(pb.UnpinRequest(speculator=whole.identity.speculator), timeout=LONG_S)
-    whole.admit(2040, 2050, rule=1)
+    whole.admit(2040, 2080, rule=1)
     await whole.train(trainer)
     after = await whole.versions()
     assert len(after) > len(before)

@@ -127,10 +127,16 @@ class Replay:
             return self._read(chosen)
 
     def evaluation_batch(self, *, count: int) -> list[Sample]:
-        """Up to `count` held-out samples; see `selection`."""
+        """About `count` held-out samples of kinds that are not forgotten; see `selection`."""
         with self._lock:
-            held_out = [entry for entry in self._retention if entry.pool is Pool.EVALUATION]
+            known = selection.remembered(list(self._retention))
+            held_out = [entry for entry in known if entry.pool is Pool.EVALUATION]
             return self._read(selection.evaluation_batch(held_out, count=count))
+
+    def trained_batch(self, uses: Mapping[str, int], *, count: int) -> list[Sample]:
+        """The newest samples that were trained on."""
+        with self._lock:
+            return self._read(selection.trained_batch(self._training(), uses, count=count))
 
     def closed_form_batch(self, *, count: int, num_held_out: int) -> tuple[list[Sample], list[Sample]]:
         """Samples to fit a draft to, and newer ones to judge it by; see `selection`. More than `num_held_out` are fitted only
@@ -140,6 +146,11 @@ class Replay:
             sizes = accumulate(_DECODED_BYTES * entry.num_bytes for entry in fitted)
             num_fitted = sum(size <= self._cache.max_bytes // 2 for size in sizes)
             return self._read(fitted[: max(num_held_out, num_fitted)]), self._read(held_out)
+
+    def traffic_mix(self) -> selection.TrafficMix:
+        """The kinds of all stored requests, and their shares of today's."""
+        with self._lock:
+            return selection.traffic_mix(self._retention)
 
     def cluster_sizes(self) -> dict[str, int]:
         """Number of samples to train on in each cluster."""

@@ -8,9 +8,43 @@ accompanies fresh samples, so it grows with new traffic and not with time.
 
 import heapq
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
+from updraft_rollouts.evidence import MIN_KIND_SAMPLES
 from updraft_trainer.data.retention import SampleEntry
+
+NUM_RECENT = 64
+"""Requests that are today's traffic: few enough to follow a shift soon, enough to know shares to a few percent."""
+
+NUM_REMEMBERED = 5_000
+"""Requests without a kind of traffic after which it is not judged any more: a draft may then forget it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrafficMix:
+    """Kinds of traffic: of each stored request, by trace id, and each kind's share of today's requests.
+
+    A kind is a cluster. Held-out requests are one in ten, so shares come from all requests.
+    """
+
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    shares: Mapping[str, float] = field(default_factory=dict)
+
+    def weights(self, trace_ids: Sequence[str]) -> list[float]:
+        """What each of these requests counts for in today's traffic: 1 on average, if they are of all of today's kinds."""
+        counts = Counter(self.kinds.get(trace_id, "") for trace_id in trace_ids)
+        kinds = (self.kinds.get(trace_id, "") for trace_id in trace_ids)
+        return [len(trace_ids) * self.shares.get(kind, 0.0) / counts[kind] for kind in kinds]
+
+
+def traffic_mix(entries: Iterable[SampleEntry]) -> TrafficMix:
+    """The mix of all stored requests, of which the newest are today's traffic."""
+    entries = list(entries)
+    recent = heapq.nlargest(NUM_RECENT, entries, key=lambda entry: entry.order)
+    shares = {kind: count / len(recent) for kind, count in Counter(entry.cluster for entry in recent).items()}
+    return TrafficMix(kinds={entry.trace_id: entry.cluster for entry in entries}, shares=shares)
 
 
 def training_batch(
@@ -40,12 +74,35 @@ def closed_form_batch(
     return fitted, newest_first[:num_held_out]
 
 
+def trained_batch(entries: Sequence[SampleEntry], uses: Mapping[str, int], *, count: int) -> list[SampleEntry]:
+    """The newest samples that were trained on."""
+    trained = [entry for entry in entries if uses.get(entry.trace_id)]
+    return heapq.nlargest(count, trained, key=lambda entry: entry.order)
+
+
+def remembered(entries: Sequence[SampleEntry]) -> list[SampleEntry]:
+    """The samples of kinds that have been seen among the last `NUM_REMEMBERED` requests."""
+    last = {entry.cluster: entry.order for entry in sorted(entries, key=lambda entry: entry.order)}
+    newest = max(last.values(), default=0)
+    return [entry for entry in entries if newest - last[entry.cluster] < NUM_REMEMBERED]
+
+
 def evaluation_batch(entries: Sequence[SampleEntry], *, count: int) -> list[SampleEntry]:
-    """Up to `count` held-out samples: half are the newest, half the newest of each cluster in turn."""
+    """About `count` held-out samples: half are the newest, half the newest of each cluster in turn.
+
+    There are more than `count` if a cluster would otherwise have fewer than its own verdict needs.
+    """
     newest_first = sorted(entries, key=lambda entry: -entry.order)
     batch = newest_first[: (count + 1) // 2]
     rest = newest_first[len(batch) :]
-    return batch + _round_robin(rest, count - len(batch), key=lambda entry: -entry.order)
+    batch += _round_robin(rest, count - len(batch), key=lambda entry: -entry.order)
+    taken = Counter(entry.cluster for entry in batch)
+    chosen = {entry.trace_id for entry in batch}
+    for entry in rest:
+        if entry.trace_id not in chosen and taken[entry.cluster] < MIN_KIND_SAMPLES:
+            taken[entry.cluster] += 1
+            batch.append(entry)
+    return batch
 
 
 def _round_robin(

@@ -3,15 +3,16 @@
 Rejected: an average over positions, where a long predictable run would count at every position although decoding skips it.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from updraft_draft.network import DraftNetwork
-from updraft_rollouts.evidence import Gain, Paired, gain
+from updraft_rollouts.evidence import Gain, KindLoss, Paired, gain, weighted, worse_kinds
 from updraft_trainer.data.sample import Sample
+from updraft_trainer.data.selection import TrafficMix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,10 +22,46 @@ class GainEstimate:
     trace_ids: tuple[str, ...]
     domains: tuple[str, ...]
     pairs: tuple[Paired, ...]
+    best_steps: Mapping[str, int] = field(default_factory=dict)
+    """Of the draft that was best for a request's kind so far, by trace id; see `BestDrafts`."""
+
+    @property
+    def covered(self) -> float:
+        """Share of today's traffic whose kinds are among the requests."""
+        return sum(pair.weight for pair in self.pairs) / max(1, len(self.pairs))
+
+    def losses(self) -> list[KindLoss]:
+        """Kinds of traffic in which the candidate is surely worse: in today's than the baseline, in others than the best
+        draft so far, so that they do not get worse little by little."""
+        return worse_kinds(
+            [
+                pair if pair.weight else replace(pair, baseline_steps=self.best_steps.get(id_, pair.baseline_steps))
+                for id_, pair in zip(self.trace_ids, self.pairs, strict=True)
+            ]
+        )
 
     def gain(self, confidence: float) -> Gain | None:
-        """None for fewer than two requests."""
-        return gain(self.pairs, confidence) if len(self.pairs) > 1 else None
+        """For today's mix of traffic; None for fewer than two of its requests."""
+        return gain(self.pairs, confidence) if len(weighted(self.pairs)) > 1 else None
+
+
+class BestDrafts:
+    """Verify steps of the baseline that was best for each kind of traffic so far, since this process started."""
+
+    def __init__(self) -> None:
+        self._steps: dict[str, dict[str, int]] = {}
+
+    def update(self, estimate: GainEstimate) -> Mapping[str, int]:
+        """Compare the baseline with the best of each kind, on the requests that both have walked; return the steps of the
+        best by trace id."""
+        kinds: dict[str, dict[str, int]] = {}
+        for trace_id, pair in zip(estimate.trace_ids, estimate.pairs, strict=True):
+            kinds.setdefault(pair.kind, {})[trace_id] = pair.baseline_steps
+        for kind, steps in kinds.items():
+            best = {id_: n for id_, n in self._steps.get(kind, {}).items() if id_ in steps}
+            is_best = sum(steps[id_] for id_ in best) <= sum(best.values())
+            self._steps[kind] = steps if is_best else best
+        return {id_: n for steps in self._steps.values() for id_, n in steps.items()}
 
 
 def verify_steps(network: DraftNetwork, samples: Sequence[Sample], *, lookahead: int) -> list[int]:
@@ -48,14 +85,20 @@ def num_tokens(sample: Sample) -> int:
     return sample.num_rows - sample.first_output
 
 
-def compare(samples: Sequence[Sample], candidate: Sequence[int], baseline: Sequence[int] | None) -> GainEstimate:
+def compare(
+    samples: Sequence[Sample], candidate: Sequence[int], baseline: Sequence[int] | None, mix: TrafficMix
+) -> GainEstimate:
     """Pair the steps of both. Without `baseline`, decoding runs without a draft: one token per step."""
+    trace_ids = tuple(sample.trace_id for sample in samples)
     tokens = [num_tokens(sample) for sample in samples]
-    pairs = zip(tokens, candidate, baseline or tokens, strict=True)
+    rows = zip(trace_ids, mix.weights(trace_ids), tokens, candidate, baseline or tokens, strict=True)
     return GainEstimate(
-        trace_ids=tuple(sample.trace_id for sample in samples),
+        trace_ids=trace_ids,
         domains=tuple(sample.domain for sample in samples),
-        pairs=tuple(Paired(tokens=t, candidate_steps=c, baseline_steps=b) for t, c, b in pairs),
+        pairs=tuple(
+            Paired(tokens=num, candidate_steps=steps, baseline_steps=before, kind=mix.kinds.get(id_, ""), weight=weight)
+            for id_, weight, num, steps, before in rows
+        ),
     )
 
 

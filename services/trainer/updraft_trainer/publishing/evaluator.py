@@ -5,8 +5,8 @@ are cached per request, so only new requests cost a forward pass of it.
 """
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -16,9 +16,12 @@ from updraft_draft.network import DraftNetwork
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.sample import Sample
 from updraft_trainer.publishing.decision import NO_DRAFT
-from updraft_trainer.publishing.estimate import compare, num_tokens, verify_steps
+from updraft_trainer.publishing.estimate import BestDrafts, compare, num_tokens, verify_steps
 from updraft_trainer.publishing.publish import Candidate, snapshot
 from updraft_trainer.publishing.registry_view import RegistryView
+
+NUM_TRAINED = 8
+"""Requests that were trained on, to see how much of them was learned by heart: a quarter of an estimate's time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,13 +34,14 @@ class Baseline:
 
 
 class Evaluator:
-    """Compares drafts on up to `num_samples` held-out requests, with `lookahead` drafts per verify step."""
+    """Compares drafts on about `num_samples` held-out requests, with `lookahead` drafts per verify step."""
 
     def __init__(self, replay: Replay, registry: RegistryView, *, num_samples: int, lookahead: int) -> None:
         self._replay = replay
         self._registry = registry
         self._num_samples = num_samples
         self._lookahead = lookahead
+        self._best = BestDrafts()
         self.baseline = Baseline()
 
     async def set_baseline(self, version: int, embedding: Tensor) -> bool:
@@ -60,13 +64,22 @@ class Evaluator:
         held_out = self._replay.evaluation_batch(count=self._num_samples)
         samples = [sample for sample in (*held_out, *unseen) if num_tokens(sample) > 0]
         steps = verify_steps(candidate, samples, lookahead=self._lookahead)
+        estimate = compare(samples, steps, self._baseline_steps(samples), self._replay.traffic_mix())
         return Candidate(
             network=candidate,
             step=step,
-            estimate=compare(samples, steps, self._baseline_steps(samples)),
+            estimate=replace(estimate, best_steps=self._best.update(estimate)),
             baseline_version=self.baseline.version,
             lookahead=self._lookahead,
         )
+
+    def trained_length(self, network: DraftNetwork, uses: Mapping[str, int]) -> float | None:
+        """Acceptance length on requests that the draft was trained on, weighted as held-out ones; None without any."""
+        trained = self._replay.trained_batch(uses, count=NUM_TRAINED)
+        samples = [sample for sample in trained if num_tokens(sample) > 0]
+        mix = self._replay.traffic_mix()
+        found = compare(samples, verify_steps(network, samples, lookahead=self._lookahead), None, mix).gain(0.9)
+        return found.candidate if found else None
 
     def _baseline_steps(self, samples: list[Sample]) -> list[int] | None:
         """In the samples' order; None without a draft. Drops cached steps of other samples."""

@@ -53,6 +53,8 @@ def evaluation(candidate: Candidate) -> registry_pb2.Evaluation:
                 candidate_steps=pair.candidate_steps,
                 baseline_steps=pair.baseline_steps,
                 domain=domain,
+                kind=pair.kind,
+                weight=pair.weight,
             )
             for trace_id, domain, pair in zip(estimate.trace_ids, estimate.domains, estimate.pairs, strict=True)
         ],

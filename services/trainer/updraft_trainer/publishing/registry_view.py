@@ -26,6 +26,12 @@ logger = logging.getLogger(__name__)
 POLL_S = 2.0
 """Maximum age of the rollout state. Listing one version is cheap for the registry."""
 
+REPEAT_S = 10.0
+"""Interval for repeating a message, which the registry forgets."""
+
+MAX_MESSAGE = 500
+"""Characters that the registry takes."""
+
 _TIMEOUT_S = 5.0
 
 
@@ -50,7 +56,7 @@ class RolloutState:
 
 
 class RegistryView:
-    """Reads from the registry. `state` is None until the first response."""
+    """Reads from the registry, and tells it what the trainer does. `state` is None until the first response."""
 
     def __init__(self, stub: "RegistryAsyncStub", speculator: str, folder: Path, metrics: Metrics) -> None:
         self._stub = stub
@@ -58,7 +64,9 @@ class RegistryView:
         self._folder = folder
         self._metrics = metrics
         self._is_up: bool | None = None
+        self._reported, self._next_report_s = "", float("-inf")
         self.state: RolloutState | None = None
+        self._message = "the trainer waits for the first requests"
 
     async def run(self, stop: Stop) -> None:
         """Refresh the state until `stop`."""
@@ -72,6 +80,7 @@ class RegistryView:
                 self._set_up(is_up=False, reason=str(error))
                 await stop.wait(next(backoff))
             else:
+                await self.report()
                 backoff.reset()
                 await stop.wait(POLL_S)
 
@@ -91,6 +100,23 @@ class RegistryView:
             draft_vocabulary_fingerprint=speculator.draft_vocabulary_fingerprint,
         )
         return self.state
+
+    def set_message(self, message: str) -> None:
+        """One line for the speculator's state: what was published last, or why nothing is."""
+        self._message = "".join(char if char.isprintable() else " " for char in message)[:MAX_MESSAGE]
+
+    async def report(self) -> None:
+        """Send a new message, and repeat an old one from time to time. A registry of an earlier version takes none."""
+        now_s = asyncio.get_running_loop().time()
+        if self._message == self._reported and now_s < self._next_report_s:
+            return
+        self._reported, self._next_report_s = self._message, now_s + REPEAT_S
+        request = registry_pb2.ReportTrainingRequest(speculator=self._speculator, message=self._message)
+        try:
+            with rpc.errors():
+                await self._stub.ReportTraining(request, timeout=_TIMEOUT_S)
+        except UpdraftError as error:
+            logger.debug("The registry does not take the trainer's message: %s", error)
 
     async def fetch(self, version: int) -> Path:
         """The folder of a version, downloaded if necessary. Deletes other versions."""

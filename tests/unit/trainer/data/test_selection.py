@@ -1,11 +1,22 @@
 import random
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from updraft_rollouts.evidence import MIN_KIND_SAMPLES
 from updraft_trainer.data.retention import Pool, SampleEntry
-from updraft_trainer.data.selection import closed_form_batch, evaluation_batch, training_batch
+from updraft_trainer.data.selection import (
+    NUM_RECENT,
+    NUM_REMEMBERED,
+    closed_form_batch,
+    evaluation_batch,
+    remembered,
+    traffic_mix,
+    trained_batch,
+    training_batch,
+)
 
 
 def kept(order: int, *, cluster: str = "a") -> SampleEntry:
@@ -71,8 +82,48 @@ def test_an_odd_batch_favours_no_cluster() -> None:
 def test_half_an_evaluation_is_the_newest_and_half_is_spread_over_clusters() -> None:
     old = [kept(n, cluster="old") for n in range(10)]
     new = [kept(n, cluster="new") for n in range(10, 30)]
-    batch = evaluation_batch(old + new, count=8)
-    assert [one.order for one in batch] == [29, 28, 27, 26, 25, 9, 24, 8]
+    batch = evaluation_batch(old + new, count=16)
+    assert [one.order for one in batch] == [29, 28, 27, 26, 25, 24, 23, 22, 21, 9, 20, 8, 19, 7, 18, 6]
+
+
+def test_an_evaluation_has_enough_requests_of_every_kind_for_a_verdict_of_its_own() -> None:
+    samples = [kept(n, cluster=f"old {n // 6}") for n in range(30)] + [kept(n, cluster="new") for n in range(30, 50)]
+    batch = evaluation_batch(samples, count=8)
+    assert Counter(one.cluster for one in batch) == {"new": 5} | {f"old {n}": MIN_KIND_SAMPLES for n in range(5)}
+    assert len({one.trace_id for one in batch}) == len(batch)
+
+
+def test_the_newest_samples_that_were_trained_on_show_what_was_learned_by_heart() -> None:
+    samples = [kept(n) for n in range(10)]
+    batch = trained_batch(samples, {"2": 1, "5": 3, "7": 1, "9": 0}, count=2)
+    assert [one.order for one in batch] == [7, 5]
+
+
+def test_a_kind_that_has_not_come_for_thousands_of_requests_is_forgotten() -> None:
+    old, new = [kept(1, cluster="old"), kept(3, cluster="old")], kept(2 + NUM_REMEMBERED, cluster="new")
+    assert remembered([*old, new]) == [*old, new]
+    assert remembered([*old, new, kept(3 + NUM_REMEMBERED, cluster="new")])[0] == new
+    assert remembered([]) == []
+
+
+@given(clusters=st.lists(st.sampled_from("abc"), min_size=1, max_size=150), num_judges=st.integers(1, 20))
+def test_the_weights_of_a_kinds_requests_add_up_to_its_share_of_todays_traffic(
+    clusters: list[str], num_judges: int
+) -> None:
+    samples = [kept(n, cluster=cluster) for n, cluster in enumerate(clusters)]
+    mix = traffic_mix(random.Random(0).sample(samples, len(samples)))
+    judges = [one.trace_id for one in samples[-num_judges:]]
+    weights = mix.weights(judges)
+    recent = Counter(clusters[-NUM_RECENT:])
+    for cluster in {mix.kinds[id_] for id_ in judges}:
+        of_cluster = sum(w for id_, w in zip(judges, weights, strict=True) if mix.kinds[id_] == cluster)
+        assert of_cluster / len(judges) == pytest.approx(recent[cluster] / min(NUM_RECENT, len(clusters)))
+
+
+def test_a_kind_that_is_not_among_the_newest_requests_has_no_weight() -> None:
+    mix = traffic_mix(kept(n, cluster="old" if n < 10 else "new") for n in range(10 + NUM_RECENT))
+    assert mix.weights(["0", "1", "10", "11"]) == [0.0, 0.0, 2.0, 2.0]
+    assert mix.weights(["unknown"]) == [0.0]
 
 
 def test_an_evaluation_of_few_samples_takes_them_all() -> None:

@@ -1,0 +1,25 @@
+from updraft_rollouts.evidence import Paired
+from updraft_trainer.publishing.estimate import BestDrafts, GainEstimate
+
+
+def walked(**steps: int) -> GainEstimate:
+    """Requests, named by kind and number, with the baseline's steps."""
+    return GainEstimate(
+        trace_ids=tuple(steps),
+        domains=("",) * len(steps),
+        pairs=tuple(Paired(tokens=50, candidate_steps=9, baseline_steps=n, kind=id_[0]) for id_, n in steps.items()),
+    )
+
+
+def test_the_best_draft_of_each_kind_is_remembered_when_a_worse_one_serves() -> None:
+    best = BestDrafts()
+    assert best.update(walked(a1=10, a2=12, b1=20)) == {"a1": 10, "a2": 12, "b1": 20}
+    assert best.update(walked(a1=11, a2=13, b1=15)) == {"a1": 10, "a2": 12, "b1": 15}
+    assert best.update(walked(a1=9, a2=11, b1=16)) == {"a1": 9, "a2": 11, "b1": 15}
+
+
+def test_drafts_are_compared_on_the_requests_that_both_have_walked() -> None:
+    best = BestDrafts()
+    best.update(walked(a1=10, a2=12))
+    assert best.update(walked(a2=13, a3=1)) == {"a2": 12}
+    assert best.update(walked(a4=30)) == {"a4": 30}, "of the best draft no request is left"
