@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.contract.engine_contract import MAX_QUEUED, NUM_SLOTS, EngineContract
-from tests.support.tiny_target import make_draft, make_tiny_target, save_draft
+from tests.support.tiny_target import every_second_token, make_draft, make_tiny_target, save_draft
 
 from updraft_inference.engine import DraftCheckpoint, FinishedRequest
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
@@ -46,5 +46,5 @@ class TestTorchEngine(EngineContract):
 
 def _draft(target: Path, folder: Path, version: int) -> DraftCheckpoint:
     path = folder / str(version)
-    digest = save_draft(make_draft(target, seed=version), path)
+    digest = save_draft(make_draft(target, seed=version, token_ids=every_second_token(version)), path)
     return DraftCheckpoint(version=version, folder=path, tensors_digest=digest)

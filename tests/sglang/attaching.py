@@ -25,7 +25,7 @@ CONTEXT = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """A server, what it was started with, and drafts of its lineage."""
+    """A server, what it was started with, and drafts of its vocabulary."""
 
     server: Server
     folder: Path

@@ -137,9 +137,7 @@ class FakeEngine:
         if b"nan" in content:
             raise Corrupt(f"version {draft.version} holds values that are not finite")
         self._rot = ""
-        self._loaded = LoadedDraft(
-            version=draft.version, tensors_digest=digest, draft_vocabulary_fingerprint="sha256:d2t"
-        )
+        self._loaded = LoadedDraft(version=draft.version, tensors_digest=digest)
         return SwapResult(loaded=self._loaded, pause_s=0.001)
 
     def rot(self) -> None:

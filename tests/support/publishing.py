@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.support.tiny_target import make_draft, save_draft
+from tests.support.tiny_target import every_second_token, make_draft, save_draft
 from tests.support.wait import LONG_S
 
 from updraft.registry.v1 import registry_pb2
@@ -23,9 +23,9 @@ async def publish(
     evaluation: registry_pb2.Evaluation | None = None,
     credentials: Credentials | None = None,
 ) -> int:
-    """Publish an untrained draft; return its version."""
+    """Publish an untrained draft, whose vocabulary depends on the seed, too; return its version."""
     folder = target.parent / f"draft-{seed}"
-    network = make_draft(target, seed=seed)
+    network = make_draft(target, seed=seed, token_ids=every_second_token(seed))
     tensors_digest = save_draft(network, folder)
     weights = folder / checkpoint.WEIGHTS
     manifest = registry_pb2.Manifest(

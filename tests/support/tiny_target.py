@@ -80,6 +80,11 @@ def make_draft(target: Path, *, seed: int = 0, token_ids: Tensor | None = None) 
     return initial_network(config, head.embedding.float(), head.head, head.final_norm, ids, seed=seed)
 
 
+def every_second_token(first: int) -> Tensor:
+    """A vocabulary of DRAFT_VOCAB tokens: the even ones or the odd ones."""
+    return torch.arange(first % 2, VOCAB, 2)
+
+
 def save_draft(network: DraftNetwork, folder: Path) -> str:
     """Write the checkpoint; return its tensors digest."""
     checkpoint.save(network, folder)

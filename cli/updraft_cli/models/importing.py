@@ -51,7 +51,6 @@ class Claim:
     where: str
     target: str = ""
     tokenizer: str = ""
-    vocabulary: str = ""
 
 
 async def publish(stub: "RegistryAsyncStub", speculator: str, folder: Path, model: Path | None) -> Imported:
@@ -62,10 +61,9 @@ async def publish(stub: "RegistryAsyncStub", speculator: str, folder: Path, mode
     """
     state, newest = await registry.newest(stub, speculator)
     known = Claim(
-        where=f"the lineage of {speculator}",
+        where=f"the versions of {speculator}",
         target=state.target_fingerprint,
         tokenizer=newest.manifest.tokenizer_fingerprint if newest else "",
-        vocabulary=state.draft_vocabulary_fingerprint,
     )
     claims = [known] if model is None else [await asyncio.to_thread(claim_of_model, model), known]
     with tempfile.TemporaryDirectory(prefix="updraft-") as scratch:
@@ -91,11 +89,11 @@ def read(folder: Path, speculator: str, claims: Iterable[Claim] = ()) -> pb.Mani
     """
     with _opened(folder) as file:
         tensors = safetensors_header.read(file)
-        own = Claim(where=f"{_VOCABULARY} in {folder}", vocabulary=_vocabulary(folder, file, tensors))
+        vocabulary = _vocabulary(folder, file, tensors)
         digest, specs = _digests(file, tensors)
         size_bytes = file.tell()
     kept = _kept(folder, digest)
-    all_claims = (_claim_of_manifest(folder, kept), own, *claims)
+    all_claims = (_claim_of_manifest(folder, kept), *claims)
     return pb.Manifest(
         speculator=speculator,
         digest=digest,
@@ -105,9 +103,7 @@ def read(folder: Path, speculator: str, claims: Iterable[Claim] = ()) -> pb.Mani
         config_json=_config(folder),
         target_fingerprint=_target(folder, speculator, all_claims),
         tokenizer_fingerprint=_agreed("tokenizer", {claim.where: claim.tokenizer for claim in all_claims}),
-        draft_vocabulary_fingerprint=_agreed(
-            "draft vocabulary", {claim.where: claim.vocabulary for claim in all_claims}
-        ),
+        draft_vocabulary_fingerprint=vocabulary,
         source=pb.SOURCE_IMPORTED,
         provenance=_provenance(kept),
     )
@@ -185,7 +181,6 @@ def _claim_of_manifest(folder: Path, kept: pb.Manifest) -> Claim:
         where=f"{folder / transfer.MANIFEST}",
         target=kept.target_fingerprint,
         tokenizer=kept.tokenizer_fingerprint,
-        vocabulary=kept.draft_vocabulary_fingerprint,
     )
 
 

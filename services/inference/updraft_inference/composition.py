@@ -36,7 +36,7 @@ from updraft_inference.agent.report import PodState
 from updraft_inference.agent.selection import CapturePlan, CaptureRates
 from updraft_inference.agent.swap import Swapper
 from updraft_inference.agent.trace import Origin
-from updraft_inference.engine import DraftCheckpoint, Engine, EngineInfo, FinishedRequest, FinishedSink
+from updraft_inference.engine import DraftCheckpoint, Engine, EngineInfo, FinishedSink
 from updraft_inference.http.body import BodyLimits
 from updraft_inference.http.connection import ClientLimits
 from updraft_inference.http.generation import ServedModel
@@ -195,11 +195,7 @@ async def _capture(base: _Base, engine: Engine, stack: AsyncExitStack) -> Captur
         clock=base.clock,
     )
 
-    def offer(finished: FinishedRequest, plan: CapturePlan) -> None:
-        vocabulary = engine.loaded.draft_vocabulary_fingerprint
-        capture.offer(finished, plan, draft_vocabulary_fingerprint=vocabulary)
-
-    base.completions.subscribe(offer)
+    base.completions.subscribe(capture.offer)
     return capture
 
 

@@ -270,7 +270,6 @@ class LoadedDraft:
 
     version: int = 0
     tensors_digest: str = ""
-    draft_vocabulary_fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -369,8 +368,10 @@ class Engine(Protocol):
     async def swap(self, draft: DraftCheckpoint | None) -> SwapResult:
         """Use this draft from the next step on; None: no draft. Running requests continue.
 
-        Raises Corrupt (weights not finite, or another digest) or InvalidInput (another target, shape or vocabulary); the old
-        draft then stays in use.
+        Its vocabulary may be another one, if the engine can exchange it.
+
+        Raises Corrupt (weights not finite, or another digest) or InvalidInput (another target or shape, or a vocabulary that
+        the engine cannot exchange); the old draft then stays in use.
         """
         ...
 

@@ -223,7 +223,7 @@ class Control:
     async def _decide(self, name: str) -> None:
         waiting = [future for future in self._waiting.pop(name, []) if not future.done()]
         known = self._decided.get(name)
-        self._fleet.refuse_foreign(name, known.speculator.lineage if known else None)
+        self._fleet.refuse_foreign(name, known.speculator.target if known else "")
         view = FleetView(
             pods=self._fleet.pods(name), directed=known.directed if known else {}, is_settled=self._is_settled(name)
         )
@@ -254,8 +254,8 @@ class Control:
         decision = decide(speculator, view.pods, now_ms, directed=view.directed, is_settled=view.is_settled)
         if decision.transitions or _text(decision.rollout) != _text(stored.rollout):
             self._archive.record(name, decision.transitions, decision.rollout)
-        lineage = self._archive.catalogue.speculator(name).lineage  # one that was just rejected does not define it
-        speculator = replace(stored, versions=decision.versions, rollout=decision.rollout, lineage=lineage)
+        target = self._archive.catalogue.speculator(name).target  # one that was just rejected does not define it
+        speculator = replace(stored, versions=decision.versions, rollout=decision.rollout, target=target)
         directed = {pod: directive.serve for pod, directive in decision.directives.items()}
         return _Decided(speculator=speculator, directed=directed), decision
 
@@ -263,7 +263,7 @@ class Control:
         """Publish a written decision to pods, metrics and watchers."""
         speculator = known.speculator
         name, before = speculator.name, self._decided.get(speculator.name)
-        self._fleet.refuse_foreign(name, speculator.lineage)
+        self._fleet.refuse_foreign(name, speculator.target)
         self._fleet.send(name, decision.directives, pods)
         if speculator.is_known:
             self._decided[name] = known

@@ -13,10 +13,9 @@ from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import InvalidInput, Unavailable, UpdraftError
 from updraft_registry.messages import wire
-from updraft_registry.messages.admission import difference_from
 from updraft_registry.messages.reports import Report, Swaps, Totals
 from updraft_registry.rollout.placement import Directive, Pod
-from updraft_registry.rollout.version import NO_DRAFT, Lineage
+from updraft_registry.rollout.version import NO_DRAFT
 
 DEFAULT_EXPIRY_S = 45.0
 """Four report intervals, and longer than gRPC takes to detect a dead peer."""
@@ -74,12 +73,11 @@ class Session:
 
 @dataclass(slots=True)
 class _Entry:
-    """A pod, its last report, and its stream. `lineage` is the last one that was checked to fit."""
+    """A pod, its last report, and its stream."""
 
     report: Report
     last_report_s: float
     session: Session | None
-    lineage: Lineage | None = None
 
     @property
     def pod(self) -> Pod:
@@ -147,21 +145,13 @@ class Fleet:
                 changed.add(name)
         return frozenset(changed)
 
-    def refuse_foreign(self, speculator: str, lineage: Lineage | None) -> None:
-        """End the streams of pods that serve another target, because no draft here fits them."""
-        if lineage is None:
-            return
-        for entry in list(self._entries(speculator)):
+    def refuse_foreign(self, speculator: str, target: str) -> None:
+        """End the streams of pods that serve another target, because no draft here fits them. Empty: no target yet."""
+        for entry in list(self._entries(speculator)) if target else ():
             report = entry.report
-            if entry.lineage is lineage or entry.lineage == lineage:
-                continue
-            difference = difference_from(lineage, report.target, report.draft_vocabulary)
-            if difference is None:
-                entry.lineage = lineage
-                continue
-            what, actual, expected = difference
-            why = f"its {what} is {actual}, but the drafts are for {expected}"
-            self._forget(entry, InvalidInput(f"pod {report.pod.name} cannot serve {speculator}: {why}"))
+            if report.target and report.target != target:
+                why = f"its target is {report.target}, but the drafts are for {target}"
+                self._forget(entry, InvalidInput(f"pod {report.pod.name} cannot serve {speculator}: {why}"))
 
     def send(self, speculator: str, directives: Mapping[str, Directive], observed_pods: Iterable[Pod]) -> None:
         """Send each pod its directive, unless it was sent last.
@@ -231,8 +221,6 @@ class Fleet:
         totals.add(report)
         if known is not None:
             totals.take_out(known.report)
-            if (known.report.target, known.report.draft_vocabulary) == (report.target, report.draft_vocabulary):
-                entry.lineage = known.lineage
         self._pods.setdefault(name, {})[report.pod.name] = entry
 
     def _forget(self, entry: _Entry, error: UpdraftError) -> None:

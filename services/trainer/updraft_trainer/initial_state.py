@@ -1,8 +1,8 @@
 """Where training starts: from the saved state, or else the registry's draft, or else new weights.
 
-An existing lineage is continued, because engines cannot swap to another draft vocabulary. A trainer without a saved state
-therefore waits for the registry's response before it starts a new one. Drafts that were all rejected do not form a lineage:
-no pod ever served them, and their weights may have been deleted.
+Published drafts are continued, because they know more than a new one, and engines cannot swap between shapes. A trainer
+without a saved state therefore waits for the registry's response before it starts a new draft. Drafts that were all rejected
+do not count: no pod ever served them, and their weights may have been deleted.
 """
 
 import asyncio
@@ -40,6 +40,7 @@ class TrainerSpec:
     target_fingerprint: str
     hyper: Hyperparameters
     draft_vocab_size: int
+    is_vocabulary_fixed: bool = False
     first_samples: int
     seed: int
 
@@ -126,7 +127,10 @@ def _load(spec: TrainerSpec, folder: Path) -> Learner:
 
 
 async def _new_draft(spec: TrainerSpec, replay: Replay, stop: Stop) -> Learner | None:
-    """A learner whose vocabulary and weights come from the first samples; random weights if they have no hidden states."""
+    """A learner whose weights come from the first samples, or are random if these have no hidden states.
+
+    So does its vocabulary, unless that is fixed.
+    """
     while len(replay.training_ids()) < spec.first_samples:
         if await stop.wait(_WAIT_S):
             return None
@@ -134,7 +138,7 @@ async def _new_draft(spec: TrainerSpec, replay: Replay, stop: Stop) -> Learner |
     samples = replay.training_batch({}, count=count, max_uses=1, rng=random.Random(spec.seed))
     target = spec.target.config
     token_ids = vocabulary.choose(
-        (sample.ids for sample in samples),
+        () if spec.is_vocabulary_fixed else (sample.ids for sample in samples),
         always=target.eos_token_ids,
         vocab_size=target.vocab_size,
         size=spec.draft_vocab_size,

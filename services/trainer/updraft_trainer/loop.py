@@ -10,6 +10,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.clock import Clock
 from updraft_chassis.errors import (
@@ -23,7 +25,7 @@ from updraft_chassis.errors import (
     Unavailable,
 )
 from updraft_chassis.lifecycle import Stop
-from updraft_draft import checkpoint, memory
+from updraft_draft import memory
 from updraft_draft.network import DraftNetwork
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.sample import Sample
@@ -52,6 +54,7 @@ class TrainingOptions:
 
     batch_samples: int
     max_uses: int
+    is_vocabulary_fixed: bool = False
     schedule: TrainingSchedule
     thresholds: PublishThresholds
 
@@ -94,7 +97,6 @@ class Trainer:
         self._report = TrainingReport(components.registry.set_message)
         self._fitted: Mapping[str, int] = {}
         self._restarted_from = NO_DRAFT
-        self._vocabulary_fingerprint = checkpoint.vocabulary_fingerprint(initial.learner.network.token_ids)
 
     async def run(self, stop: Stop) -> None:
         """Train, evaluate, publish and save until `stop`, then save once more."""
@@ -162,7 +164,8 @@ class Trainer:
             return None
         self._fitted = sizes
         samples, unseen = replay.closed_form_batch(count=_FITTED_SAMPLES, num_held_out=num_judges)
-        if await asyncio.to_thread(self.learner.update_vocabulary, samples):
+        is_fixed = self._options.is_vocabulary_fixed
+        if not is_fixed and await asyncio.to_thread(self.learner.update_vocabulary, samples):
             logger.info("Changed the draft's vocabulary", extra={"step": self.learner.step})
         draft = await asyncio.to_thread(self.learner.closed_form, samples)
         if draft is None:
@@ -176,14 +179,25 @@ class Trainer:
         if state is None:
             return None
         state.check_target(self._identity.target_fingerprint)
-        state.check_vocabulary(self._vocabulary_fingerprint)
         try:
             if await components.evaluator.set_baseline(state.stable, self.learner.network.embedding):
                 self._backoff.reset()
         except (Unavailable, Unauthenticated, Forbidden, NotFound, Corrupt, Exhausted, OSError) as error:
             logger.warning("Cannot fetch the serving draft: %s", error, extra={"version": state.stable})
             return None
+        self._check_vocabulary()
         return state
+
+    def _check_vocabulary(self) -> None:
+        """Raise Conflict if engines could not swap between the serving draft and ours, because ours could never serve."""
+        serving, token_ids = self._components.evaluator.baseline, self.learner.network.token_ids
+        if serving.network is None or torch.equal(serving.network.token_ids, token_ids):
+            return
+        if self._options.is_vocabulary_fixed or len(serving.network.token_ids) != len(token_ids):
+            raise Conflict(
+                f"version {serving.version}, which serves, has another draft vocabulary than the draft in training, and engines"
+                " cannot exchange them; set UPDRAFT_TRAINER_DATA_DIR to another folder to start from that version"
+            )
 
     async def _candidate(self, network: DraftNetwork, unseen: Sequence[Sample] = ()) -> Candidate:
         components = self._components
@@ -238,7 +252,7 @@ class Trainer:
         if response is not None:
             self._apply_phase(response.version)
             self._report.published(response.version, candidate.step)
-            await self._try_to_save()  # the registry has this lineage now, so it must not be lost with this process
+            await self._try_to_save()  # the registry has this draft now, so it must not be lost with this process
 
     async def save_if_due(self) -> None:
         progress, schedule = self._progress(), self._options.schedule

@@ -3,13 +3,14 @@
 import asyncio
 import json
 from collections import Counter
-from itertools import count, product
+from itertools import count, cycle, product
 from pathlib import Path
 
 import pytest
 import torch
 from tests.support.tiny_target import make_draft, make_tiny_target, save_draft
 from tests.support.tiny_tokenizer import write_tokenizer
+from torch import Tensor
 
 from updraft_inference.engine import (
     DraftCheckpoint,
@@ -55,12 +56,15 @@ async def outputs(engine: TorchEngine, wanted: list[GenerationRequest]) -> tuple
     return [finished.output_ids for finished in ended], [step for finished in ended for step in finished.steps]
 
 
-async def load_draft(engine: TorchEngine, target: Path, without: Outputs) -> None:
+def tokens_of(outputs: Outputs) -> Tensor:
+    return torch.tensor(sorted({token for output in outputs for token in output}))
+
+
+def draft_over(tokens: Tensor, target: Path, *, version: int = 1) -> DraftCheckpoint:
     """A draft over just the tokens that occur, so that many of its random guesses are kept."""
-    tokens = torch.tensor(sorted({token for output in without for token in output}))
-    folder = target.parent / "draft"
-    digest = save_draft(make_draft(target, token_ids=tokens), folder)
-    await engine.swap(DraftCheckpoint(version=1, folder=folder, tensors_digest=digest))
+    folder = target.parent / str(version)
+    digest = save_draft(make_draft(target, token_ids=tokens, seed=version), folder)
+    return DraftCheckpoint(version=version, folder=folder, tensors_digest=digest)
 
 
 @pytest.mark.parametrize("is_seeded", [pytest.param(True, id="seeds"), pytest.param(False, id="no seed")])
@@ -77,10 +81,37 @@ async def test_sampled_output_has_the_targets_distribution_with_any_draft(tmp_pa
 
     async with TorchEngine.open(target, OPTIONS) as engine:
         without, _ = await outputs(engine, wanted(Drafter.NONE, range(NUM_SAMPLES)))
-        await load_draft(engine, target, without)
+        await engine.swap(draft_over(tokens_of(without), target))
         with_draft, steps = await outputs(engine, wanted(Drafter.EAGLE3, range(NUM_SAMPLES, 2 * NUM_SAMPLES)))
     assert sum(step.accepted for step in steps) > 50, "kept drafts are what the test is about"
     assert_same_distribution(with_draft, without)
+
+
+async def test_it_has_it_while_drafts_that_share_no_token_take_turns(tmp_path: Path) -> None:
+    """As above, without seeds."""
+    target = make_tiny_target(tmp_path / "target", seed=3)
+
+    def wanted(drafter: Drafter) -> list[GenerationRequest]:
+        return [request(drafter=drafter, lookahead=2) for _ in range(NUM_SAMPLES)]
+
+    async with TorchEngine.open(target, OPTIONS) as engine:
+        without, _ = await outputs(engine, wanted(Drafter.NONE))
+        tokens = tokens_of(without)
+        halves = [tokens[first::2][: len(tokens) // 2] for first in (0, 1)]
+        drafts = [draft_over(half, target, version=version) for version, half in enumerate(halves, start=1)]
+        await engine.swap(drafts[0])
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(outputs(engine, wanted(Drafter.EAGLE3)))
+            for draft in cycle(drafts):
+                if running.done():
+                    break
+                await engine.swap(draft)
+        with_drafts, steps = running.result()
+    assert sum(step.accepted for step in steps) > 50
+    assert {step.draft_version for step in steps if step.accepted} == {1, 2}
+    for step in steps:
+        assert set(step.draft_ids) <= set(halves[step.draft_version - 1].tolist())
+    assert_same_distribution(with_drafts, without)
 
 
 async def test_it_has_it_in_batches_of_shared_prefixes_chunks_grammars_and_unequal_lengths(tmp_path: Path) -> None:
@@ -101,7 +132,7 @@ async def test_it_has_it_in_batches_of_shared_prefixes_chunks_grammars_and_unequ
 
     async with TorchEngine.open(target, OPTIONS) as engine:
         without, _ = await outputs(engine, wanted({"drafter": Drafter.NONE, "lookahead": None}))
-        await load_draft(engine, target, without)
+        await engine.swap(draft_over(tokens_of(without), target))
         drafted, steps = await outputs(engine, wanted({}))
         assert engine.load.cached_tokens > NUM_MIXED * len(LONG)
     assert sum(step.accepted for step in steps) > 50

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 import pytest
-from tests.support.checkpoints import BF16_NAN, OTHER_TARGET, TARGET, VOCABULARY, draft, evaluation
+from tests.support.checkpoints import BF16_NAN, OTHER_TARGET, TARGET, draft, evaluation
 from tests.support.registry import (
     CALL_S,
     PodStream,
@@ -68,12 +68,6 @@ NAN = draft(fc=bytes(1000) + BF16_NAN + bytes(22))
             InvalidInput,
             f"the target of this draft is {OTHER_TARGET}, but default is for {TARGET}",
             id="another target",
-        ),
-        pytest.param(
-            lambda: parts(draft(2).manifest(draft_vocabulary_fingerprint=TARGET), draft(2).data),
-            InvalidInput,
-            f"the draft vocabulary of this draft is {TARGET}, but default is for {VOCABULARY}",
-            id="another vocabulary",
         ),
         pytest.param(
             lambda: parts(draft(2).manifest(size_bytes=2**40), draft(2).data),

@@ -20,6 +20,7 @@ from tests.support.rpc import listening, service
 from tests.support.tiny_target import make_draft
 from tests.support.traces import TraceMaker
 from tests.support.wait import LONG_S, until, wait_until
+from torch import Tensor
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft.registry.v1 import registry_pb2_grpc
@@ -537,9 +538,9 @@ async def test_a_disk_without_room_for_a_candidate_costs_that_candidate_only(
     assert (await whole.versions())[-1].phase == pb.PHASE_STABLE
 
 
-async def publish_elsewhere(made: Bench, target: Path, *, vocabulary: int, is_target: bool = True) -> None:
+async def publish_elsewhere(made: Bench, target: Path, token_ids: Tensor, *, is_target: bool = True) -> None:
     """Somebody else's draft becomes the registry's first version."""
-    network = make_draft(target, token_ids=torch.arange(vocabulary))
+    network = make_draft(target, token_ids=token_ids)
     checkpoint.save(network, made.folder / "elsewhere")
     weights = made.folder / "elsewhere" / checkpoint.WEIGHTS
     specs = checkpoint.tensor_specs(checkpoint.checkpoint_tensors(network))
@@ -559,7 +560,7 @@ async def publish_elsewhere(made: Bench, target: Path, *, vocabulary: int, is_ta
 
 
 async def test_a_new_trainer_goes_on_from_the_draft_that_serves(whole: Bench, tiny_target: Path) -> None:
-    await publish_elsewhere(whole, tiny_target, vocabulary=100)
+    await publish_elsewhere(whole, tiny_target, torch.arange(100))
     trainer = await whole.started()
     await whole.train(trainer)
     versions = await whole.versions()
@@ -585,16 +586,48 @@ async def test_drafts_that_were_all_rejected_bind_no_new_trainer(
 
 
 async def test_a_registry_with_drafts_of_another_target_ends_the_trainer(whole: Bench, tiny_target: Path) -> None:
-    await publish_elsewhere(whole, tiny_target, vocabulary=100, is_target=False)
+    await publish_elsewhere(whole, tiny_target, torch.arange(100), is_target=False)
     with pytest.raises(Conflict, match="target sha256:other"):
         await whole.started()
 
 
-async def test_a_registry_whose_vocabulary_is_another_ends_the_trainer(whole: Bench, tiny_target: Path) -> None:
-    trainer = await whole.started()
-    await publish_elsewhere(whole, tiny_target, vocabulary=100)
-    with pytest.raises(Conflict, match="draft vocabulary"):
+@pytest.mark.parametrize(
+    ("num_tokens", "is_fixed"), [pytest.param(100, False, id="another size"), pytest.param(128, True, id="fixed")]
+)
+async def test_a_serving_draft_whose_vocabulary_engines_cannot_exchange_for_ours_ends_the_trainer(
+    whole: Bench, tiny_target: Path, num_tokens: int, *, is_fixed: bool
+) -> None:
+    whole.admit(0, 32)
+    whole.admit(1000, 1012, evaluation=True)
+    trainer = whole.trainer(await whole.initial(), options=replace(OPTIONS, is_vocabulary_fixed=is_fixed))
+    await publish_elsewhere(whole, tiny_target, 200 + torch.arange(num_tokens))
+    with pytest.raises(Conflict, match="version 1, which serves, has another draft vocabulary"):
         await whole.train(trainer)
+
+
+async def test_a_draft_of_another_vocabulary_and_the_same_size_is_a_baseline_like_any_other(
+    whole: Bench, tiny_target: Path
+) -> None:
+    trainer = await whole.started()
+    await publish_elsewhere(whole, tiny_target, 200 + torch.arange(128))
+    await whole.train(trainer)
+    first, *ours = await whole.versions()
+    assert ours[0].manifest.parent_version == 1
+    assert ours[-1].phase == pb.PHASE_STABLE
+    assert ours[-1].manifest.draft_vocabulary_fingerprint != first.manifest.draft_vocabulary_fingerprint
+
+
+@pytest.mark.parametrize("is_fixed", [False, True])
+async def test_a_vocabulary_follows_the_traffic_unless_it_is_fixed(
+    whole: Bench, tiny_target: Path, *, is_fixed: bool
+) -> None:
+    rare = 200 + torch.arange(128)
+    await publish_elsewhere(whole, tiny_target, rare)
+    whole.admit(0, 32)
+    trainer = whole.trainer(await whole.initial(), options=replace(OPTIONS, is_vocabulary_fixed=is_fixed))
+    assert torch.equal(trainer.learner.network.token_ids, rare)
+    await trainer.fit()
+    assert torch.equal(trainer.learner.network.token_ids, rare) is is_fixed
 
 
 async def test_training_resumes_where_it_was_saved(whole: Bench) -> None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from tests.support.checkpoints import OTHER_TARGET, TARGET, VOCABULARY
+from tests.support.checkpoints import OTHER_TARGET, TARGET
 
 from updraft.fleet.v1 import fleet_pb2
 from updraft_chassis.errors import InvalidInput, Unavailable
@@ -11,7 +11,6 @@ from updraft_registry.fleet import Fleet, Session
 from updraft_registry.messages import reports, wire
 from updraft_registry.messages.reports import Report, Swaps
 from updraft_registry.rollout.placement import Directive, Pod
-from updraft_registry.rollout.version import Lineage
 from updraft_rollouts.terms import Phase
 
 ORDER = Directive(serve=2, digest="sha256:2", prefetch=(2,), phase=Phase.STABLE, reason="it won")
@@ -191,8 +190,8 @@ def test_a_pod_of_another_target_is_refused(fleet: Fleet) -> None:
     ours, theirs = Session(), Session()
     fleet.report(ours, report("ours"), 0.0)
     fleet.report(theirs, report("theirs", target=OTHER_TARGET), 0.0)
-    fleet.refuse_foreign("default", None)
-    fleet.refuse_foreign("default", Lineage(target_fingerprint=TARGET, draft_vocabulary_fingerprint=VOCABULARY))
+    fleet.refuse_foreign("default", "")
+    fleet.refuse_foreign("default", TARGET)
     ours.check()
     with pytest.raises(InvalidInput, match=f"pod theirs cannot serve default: its target is {OTHER_TARGET}"):
         theirs.check()

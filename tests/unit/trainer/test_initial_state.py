@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.support import families
-from tests.support.tiny_target import DRAFT_VOCAB
+from tests.support.tiny_target import DRAFT_VOCAB, VOCAB
 from tests.support.traces import TraceMaker
 
 from updraft_artifacts.rope import Rope
@@ -17,7 +17,7 @@ from updraft_draft import checkpoint
 from updraft_draft.config import DraftConfig
 from updraft_draft.network import initial_network
 from updraft_draft.target_weights import TargetHead, read_head
-from updraft_trainer.data.replay import Replay
+from updraft_trainer.data.replay import IncomingTrace, Replay
 from updraft_trainer.data.retention import ReplayLimits
 from updraft_trainer.data.sample import read_sample
 from updraft_trainer.initial_state import InitialState, TrainerSpec, resume, start
@@ -29,16 +29,16 @@ IDENTITY = Identity(speculator="default", target_fingerprint="sha256:t", tokeniz
 
 
 class OneDraft(RegistryView):
-    """A registry whose only version lies in a folder."""
+    """A registry whose only version lies in a folder; without a folder it has none."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | None) -> None:
         self._draft = folder
-        self.state = RolloutState(
-            stable=1, start_version=1, hold_reason="", target_fingerprint="sha256:t", draft_vocabulary_fingerprint=""
-        )
+        version = 0 if folder is None else 1
+        self.state = RolloutState(stable=version, start_version=version, hold_reason="", target_fingerprint="sha256:t")
 
     async def fetch(self, version: int) -> Path:
         assert version == 1
+        assert self._draft is not None
         return self._draft
 
 
@@ -82,18 +82,33 @@ def save(head: TargetHead, config: DraftConfig, folder: Path) -> Path:
     return folder
 
 
-async def begun(target: Path, head: TargetHead, draft: Path, tmp_path: Path) -> InitialState:
-    expected, limits = TraceMaker(target).expected, ReplayLimits.of(1 << 20)
+async def begun(spec: TrainerSpec, target: Path, draft: Path | None, tmp_path: Path) -> InitialState:
+    """After one request whose tokens are not among the lowest ids."""
+    maker, limits = TraceMaker(target), ReplayLimits.of(1 << 20)
+    expected, trace = maker.expected, maker.trace(1)
+    trace.output_ids[:] = [VOCAB - 1] * len(trace.output_ids)
+    data = trace.SerializeToString()
     with Replay.open(tmp_path / "replay.sqlite", limits=limits, expected=expected, cache_bytes=1 << 20) as replay:
-        initial = await start(spec(head), OneDraft(draft), replay, Stop())
+        replay.admit([IncomingTrace(sample=read_sample(data, expected), data=data)])
+        initial = await start(spec, OneDraft(draft), replay, Stop())
     assert initial is not None
     return initial
+
+
+@pytest.mark.parametrize("is_fixed", [False, True])
+async def test_a_new_draft_has_the_tokens_of_the_traffic_unless_its_vocabulary_is_fixed(
+    target: Path, tmp_path: Path, *, is_fixed: bool
+) -> None:
+    wanted = replace(spec(read_head(target)), is_vocabulary_fixed=is_fixed)
+    learner = (await begun(wanted, target, None, tmp_path)).learner
+    assert bool(learner.network.t2d[VOCAB - 1]) is not is_fixed
+    assert len(learner.network.token_ids) == DRAFT_VOCAB
 
 
 async def test_an_imported_draft_of_its_own_shape_is_trained_and_resumed(target: Path, tmp_path: Path) -> None:
     head = read_head(target)
     config = imported_config(head)
-    learner = (await begun(target, head, save(head, config, tmp_path / "draft"), tmp_path)).learner
+    learner = (await begun(spec(head), target, save(head, config, tmp_path / "draft"), tmp_path)).learner
     _, tensors = checkpoint.load(tmp_path / "draft")
     assert learner.network.config == config
     assert torch.equal(learner.network.fc.weight.bfloat16(), tensors["fc.weight"])
@@ -122,4 +137,4 @@ async def test_a_draft_that_reads_other_layers_is_refused(target: Path, tmp_path
     head = read_head(target)
     config = replace(imported_config(head), aux_layers=(1, 2, 3))
     with pytest.raises(Conflict, match=r"is not for this trainer's target: the draft reads layers \[1, 2, 3\]"):
-        await begun(target, head, save(head, config, tmp_path / "draft"), tmp_path)
+        await begun(spec(head), target, save(head, config, tmp_path / "draft"), tmp_path)

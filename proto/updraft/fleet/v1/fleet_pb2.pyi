@@ -90,7 +90,6 @@ class PodIdentity(_message.Message):
     ENGINE_FIELD_NUMBER: _builtins.int
     TARGET_FINGERPRINT_FIELD_NUMBER: _builtins.int
     TOKENIZER_FINGERPRINT_FIELD_NUMBER: _builtins.int
-    DRAFT_VOCABULARY_FINGERPRINT_FIELD_NUMBER: _builtins.int
     BOOT_ID_FIELD_NUMBER: _builtins.int
     speculator: _builtins.str
     pod: _builtins.str
@@ -99,8 +98,6 @@ class PodIdentity(_message.Message):
     """"torch/0.1.0" """
     target_fingerprint: _builtins.str
     tokenizer_fingerprint: _builtins.str
-    draft_vocabulary_fingerprint: _builtins.str
-    """Empty until a draft is loaded."""
     boot_id: _builtins.str
     """Changes at each start of the process."""
     def __init__(
@@ -111,12 +108,11 @@ class PodIdentity(_message.Message):
         engine: _builtins.str = ...,
         target_fingerprint: _builtins.str = ...,
         tokenizer_fingerprint: _builtins.str = ...,
-        draft_vocabulary_fingerprint: _builtins.str = ...,
         boot_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "draft_vocabulary_fingerprint", b"draft_vocabulary_fingerprint", "engine", b"engine", "pod", b"pod", "speculator", b"speculator", "target_fingerprint", b"target_fingerprint", "tokenizer_fingerprint", b"tokenizer_fingerprint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "engine", b"engine", "pod", b"pod", "speculator", b"speculator", "target_fingerprint", b"target_fingerprint", "tokenizer_fingerprint", b"tokenizer_fingerprint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

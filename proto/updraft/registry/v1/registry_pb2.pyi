@@ -336,7 +336,7 @@ class Manifest(_message.Message):
     target_fingerprint: _builtins.str
     tokenizer_fingerprint: _builtins.str
     draft_vocabulary_fingerprint: _builtins.str
-    """Fingerprint of d2t: fixed for a lineage, since engines cannot swap it."""
+    """Fingerprint of the target's tokens that the draft can propose; versions may differ in it."""
     parent_version: _builtins.int
     source: Global___Source.ValueType
     tensors_digest: _builtins.str
@@ -786,7 +786,6 @@ class SpeculatorState(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     STEP_SINCE_UNIX_MS_FIELD_NUMBER: _builtins.int
     TARGET_FINGERPRINT_FIELD_NUMBER: _builtins.int
-    DRAFT_VOCABULARY_FINGERPRINT_FIELD_NUMBER: _builtins.int
     ROLLOUT_FIELD_NUMBER: _builtins.int
     PIN_REASON_FIELD_NUMBER: _builtins.int
     PAUSE_REASON_FIELD_NUMBER: _builtins.int
@@ -806,7 +805,7 @@ class SpeculatorState(_message.Message):
     """Which step of the policy runs, and since when."""
     step_since_unix_ms: _builtins.int
     target_fingerprint: _builtins.str
-    draft_vocabulary_fingerprint: _builtins.str
+    """Of all its versions; empty before the first."""
     pin_reason: _builtins.str
     pause_reason: _builtins.str
     capture_problem: _builtins.str
@@ -840,7 +839,6 @@ class SpeculatorState(_message.Message):
         step: _builtins.int = ...,
         step_since_unix_ms: _builtins.int = ...,
         target_fingerprint: _builtins.str = ...,
-        draft_vocabulary_fingerprint: _builtins.str = ...,
         rollout: Global___Rollout | None = ...,
         pin_reason: _builtins.str = ...,
         pause_reason: _builtins.str = ...,
@@ -849,7 +847,7 @@ class SpeculatorState(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_pinned", b"_pinned", "pinned", b"pinned", "pods", b"pods", "policy", b"policy", "rollout", b"rollout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pinned", b"_pinned", "candidate", b"candidate", "capture_problem", b"capture_problem", "draft_vocabulary_fingerprint", b"draft_vocabulary_fingerprint", "latest", b"latest", "message", b"message", "pause_reason", b"pause_reason", "paused", b"paused", "pin_reason", b"pin_reason", "pinned", b"pinned", "pods", b"pods", "policy", b"policy", "previous", b"previous", "rollout", b"rollout", "speculator", b"speculator", "stable", b"stable", "step", b"step", "step_since_unix_ms", b"step_since_unix_ms", "target_fingerprint", b"target_fingerprint", "traffic", b"traffic", "trainer_message", b"trainer_message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pinned", b"_pinned", "candidate", b"candidate", "capture_problem", b"capture_problem", "latest", b"latest", "message", b"message", "pause_reason", b"pause_reason", "paused", b"paused", "pin_reason", b"pin_reason", "pinned", b"pinned", "pods", b"pods", "policy", b"policy", "previous", b"previous", "rollout", b"rollout", "speculator", b"speculator", "stable", b"stable", "step", b"step", "step_since_unix_ms", b"step_since_unix_ms", "target_fingerprint", b"target_fingerprint", "traffic", b"traffic", "trainer_message", b"trainer_message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__pinned: _TypeAlias = _typing.Literal["pinned"]  # noqa: Y015
     _WhichOneofArgType__pinned: _TypeAlias = _typing.Literal["_pinned", b"_pinned"]  # noqa: Y015

@@ -195,7 +195,6 @@ class Header(_message.Message):
     POLICY_FIELD_NUMBER: _builtins.int
     TARGET_FINGERPRINT_FIELD_NUMBER: _builtins.int
     TOKENIZER_FINGERPRINT_FIELD_NUMBER: _builtins.int
-    DRAFT_VOCABULARY_FINGERPRINT_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
     QUANTIZATION_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
@@ -222,7 +221,6 @@ class Header(_message.Message):
     target_fingerprint: _builtins.str
     """"sha256:..." of what the samples are only valid for."""
     tokenizer_fingerprint: _builtins.str
-    draft_vocabulary_fingerprint: _builtins.str
     engine: _builtins.str
     """"torch/0.1.0", "sglang/0.5.23"."""
     quantization: _builtins.str
@@ -256,7 +254,6 @@ class Header(_message.Message):
         policy: Global___Policy | None = ...,
         target_fingerprint: _builtins.str = ...,
         tokenizer_fingerprint: _builtins.str = ...,
-        draft_vocabulary_fingerprint: _builtins.str = ...,
         engine: _builtins.str = ...,
         quantization: _builtins.str = ...,
         sampling: Global___Sampling | None = ...,
@@ -271,7 +268,7 @@ class Header(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_prefix_tokens", b"cached_prefix_tokens", "chunk", b"chunk", "domain", b"domain", "draft_vocabulary_fingerprint", b"draft_vocabulary_fingerprint", "duration_us", b"duration_us", "engine", b"engine", "evaluation", b"evaluation", "finish_reason", b"finish_reason", "finished_unix_ms", b"finished_unix_ms", "last_chunk", b"last_chunk", "payload_probability", b"payload_probability", "pod", b"pod", "policy", b"policy", "quantization", b"quantization", "request_id", b"request_id", "sampling", b"sampling", "schema", b"schema", "speculator", b"speculator", "target_fingerprint", b"target_fingerprint", "tenant_hash", b"tenant_hash", "time_to_first_token_us", b"time_to_first_token_us", "tokenizer_fingerprint", b"tokenizer_fingerprint", "trace_id", b"trace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_prefix_tokens", b"cached_prefix_tokens", "chunk", b"chunk", "domain", b"domain", "duration_us", b"duration_us", "engine", b"engine", "evaluation", b"evaluation", "finish_reason", b"finish_reason", "finished_unix_ms", b"finished_unix_ms", "last_chunk", b"last_chunk", "payload_probability", b"payload_probability", "pod", b"pod", "policy", b"policy", "quantization", b"quantization", "request_id", b"request_id", "sampling", b"sampling", "schema", b"schema", "speculator", b"speculator", "target_fingerprint", b"target_fingerprint", "tenant_hash", b"tenant_hash", "time_to_first_token_us", b"time_to_first_token_us", "tokenizer_fingerprint", b"tokenizer_fingerprint", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -84,21 +84,14 @@ class Capture:
     def plan(self, trace_id: bytes, *, is_opted_out: bool, domain: str) -> CapturePlan:
         return selection.plan(self._rates, trace_id, is_opted_out=is_opted_out, domain=domain)
 
-    def offer(self, finished: FinishedRequest, plan: CapturePlan, *, draft_vocabulary_fingerprint: str = "") -> None:
+    def offer(self, finished: FinishedRequest, plan: CapturePlan) -> None:
         """Queue a finished request if its plan says so. Returns immediately."""
         if not finished.output_ids:
             return
         if plan.is_opted_out:
             self._drop(Drop.OPTED_OUT)
         elif plan.is_captured:
-            self._put(
-                Ended(
-                    finished=finished,
-                    plan=plan,
-                    finished_s=self._clock.now(),
-                    draft_vocabulary_fingerprint=draft_vocabulary_fingerprint,
-                )
-            )
+            self._put(Ended(finished=finished, plan=plan, finished_s=self._clock.now()))
 
     async def run(self) -> None:
         """Send queued traces until cancelled."""

@@ -61,8 +61,4 @@ class PodState:
         return counters
 
     def _identity(self) -> fleet_pb2.PodIdentity:
-        return fleet_pb2.PodIdentity(
-            **asdict(self.origin),
-            draft_vocabulary_fingerprint=self.engine.loaded.draft_vocabulary_fingerprint,
-            boot_id=self._boot_id,
-        )
+        return fleet_pb2.PodIdentity(**asdict(self.origin), boot_id=self._boot_id)

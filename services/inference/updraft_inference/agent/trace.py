@@ -41,7 +41,6 @@ class Ended:
     finished: FinishedRequest
     plan: CapturePlan
     finished_s: float
-    draft_vocabulary_fingerprint: str = ""
 
     @property
     def has_payload(self) -> bool:
@@ -74,7 +73,6 @@ def trace(ended: Ended, origin: Origin, encode: Encode) -> trace_pb2.Trace:
             request_id=request.request_id,
             last_chunk=True,
             policy=trace_pb2.Policy(train=True, retain=True),
-            draft_vocabulary_fingerprint=ended.draft_vocabulary_fingerprint,
             **asdict(origin),
             sampling=_sampling(finished),
             finish_reason=trace_pb2.FinishReason.Value(f"FINISH_REASON_{finished.reason.name}"),

@@ -30,10 +30,6 @@ class DraftFingerprint:
     info: ServerInfo
     hashes: dict[torch.dtype, list[dict[str, str]]]
 
-    @property
-    def vocabulary_fingerprint(self) -> str:
-        return checkpoint.vocabulary_fingerprint(self.d2t + torch.arange(self.config.draft_vocab_size))
-
     def difference(self, served: list[RankChecksums]) -> str:
         """Why `served` is not this draft; empty if it is. May read the folder again, which takes as long."""
         first_difference = ""

@@ -262,11 +262,7 @@ async def _difference(fingerprint: DraftFingerprint, served: list[RankChecksums]
 
 
 def _loaded(fingerprint: DraftFingerprint) -> LoadedDraft:
-    return LoadedDraft(
-        version=fingerprint.draft.version,
-        tensors_digest=fingerprint.draft.tensors_digest,
-        draft_vocabulary_fingerprint=fingerprint.vocabulary_fingerprint,
-    )
+    return LoadedDraft(version=fingerprint.draft.version, tensors_digest=fingerprint.draft.tensors_digest)
 
 
 def _unproved(fingerprint: DraftFingerprint) -> LoadedDraft:

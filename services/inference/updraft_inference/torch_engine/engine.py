@@ -209,11 +209,7 @@ class TorchEngine:
                 raise Corrupt(
                     f"the engine holds {digest} after loading version {draft.version}, not {draft.tensors_digest}"
                 )
-            self.loaded = LoadedDraft(
-                version=draft.version,
-                tensors_digest=digest,
-                draft_vocabulary_fingerprint=checkpoint.vocabulary_fingerprint(self._network.token_ids),
-            )
+            self.loaded = LoadedDraft(version=draft.version, tensors_digest=digest)
             return SwapResult(loaded=self.loaded, pause_s=pause_s)
 
     async def rehash(self) -> LoadedDraft:
@@ -265,11 +261,8 @@ class TorchEngine:
         if digest != draft.tensors_digest:
             raise Corrupt(f"version {draft.version} has digest {digest}, but its manifest has {draft.tensors_digest}")
         eagle = self._scheduler.speculation.eagle
-        if eagle is not None:
-            if eagle.network.config != config:
-                raise InvalidInput(f"version {draft.version} has another shape than the current draft")
-            if not torch.equal(eagle.network.d2t.cpu(), tensors["d2t"]):
-                raise InvalidInput(f"version {draft.version} has another vocabulary than the current draft")
+        if eagle is not None and eagle.network.config != config:
+            raise InvalidInput(f"version {draft.version} has another shape than the current draft")
         return config, tensors
 
     def _build(self, config: DraftConfig, tensors: Mapping[str, Tensor]) -> EagleProposer:
@@ -287,7 +280,7 @@ class TorchEngine:
         }
 
     async def _overwrite(self, version: int, tensors: Mapping[str, Tensor]) -> float:
-        """Copy the weights between two steps. Returns the seconds of the pause."""
+        """Copy weights and vocabulary between two steps. Returns the seconds of the pause."""
         like, library = self._network.lm_head.weight, self._scheduler.target.library
         packed = await asyncio.to_thread(pack, tensors, like=like, library=library)
         return await self._worker.between_steps(lambda: self._write(version, tensors, packed))

@@ -6,7 +6,7 @@ import re
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import InvalidInput, NotFound
 from updraft_chassis.settings import NAME
-from updraft_registry.rollout.version import Lineage, Speculator
+from updraft_registry.rollout.version import Speculator
 
 _FLOATS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """Dtypes by their names in config.json, with their names in safetensors."""
@@ -56,27 +56,13 @@ def check_manifest(manifest: registry_pb2.Manifest, *, max_bytes: int) -> None:
     _check_config(manifest)
 
 
-def check_lineage(manifest: registry_pb2.Manifest, speculator: Speculator) -> None:
-    """Raise InvalidInput unless the draft has the lineage of the speculator, NotFound for an unknown parent."""
+def check_speculator(manifest: registry_pb2.Manifest, speculator: Speculator) -> None:
+    """Raise InvalidInput unless the draft is for the speculator's target, NotFound for an unknown parent."""
     if manifest.parent_version > speculator.latest:  # numbers have no gaps
         raise NotFound(f"the parent, version {manifest.parent_version}, does not exist in {speculator.name}")
-    difference = speculator.lineage and difference_from(
-        speculator.lineage, manifest.target_fingerprint, manifest.draft_vocabulary_fingerprint
-    )
-    if difference:
-        what, actual, expected = difference
-        raise InvalidInput(f"the {what} of this draft is {actual}, but {speculator.name} is for {expected}")
-
-
-def difference_from(lineage: Lineage, target: str, draft_vocabulary: str) -> tuple[str, str, str] | None:
-    """The first fingerprint that differs: its name, its value, and the lineage's. An empty one is unknown and fits."""
-    for what, actual, expected in (
-        ("target", target, lineage.target_fingerprint),
-        ("draft vocabulary", draft_vocabulary, lineage.draft_vocabulary_fingerprint),
-    ):
-        if actual and actual != expected:
-            return what, actual, expected
-    return None
+    target = manifest.target_fingerprint
+    if speculator.target and target != speculator.target:
+        raise InvalidInput(f"the target of this draft is {target}, but {speculator.name} is for {speculator.target}")
 
 
 def _check_config(manifest: registry_pb2.Manifest) -> None:

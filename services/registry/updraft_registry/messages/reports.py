@@ -60,8 +60,7 @@ class Report:
     speculator: str
     pod: Pod
     target: str
-    """Fingerprint, like `draft_vocabulary`, which is empty until a draft is loaded."""
-    draft_vocabulary: str
+    """Fingerprint."""
     drafted: Mapping[int, Drafted]
     swaps: Swaps
     nonce: str
@@ -107,7 +106,6 @@ def read(report: fleet_pb2.PodReport) -> Report:
             traffic={counters.version: _traffic(counters) for counters in report.versions},
         ),
         target=identity.target_fingerprint,
-        draft_vocabulary=identity.draft_vocabulary_fingerprint,
         drafted={counters.version: _drafted(counters) for counters in report.versions},
         swaps=Swaps(swapped=swaps.swaps, refused=swaps.failures, pause_s=swaps.pause_us_sum / 1e6),
         nonce=status.nonce,

@@ -80,7 +80,7 @@ def state_to_proto(
     pods: registry_pb2.Pods,
     traffic: Sequence[registry_pb2.VersionTraffic],
 ) -> registry_pb2.SpeculatorState:
-    lineage, desired = speculator.lineage, speculator.desired
+    desired = speculator.desired
     roles = roles_of(speculator)
     state = registry_pb2.SpeculatorState(
         speculator=speculator.name,
@@ -96,8 +96,7 @@ def state_to_proto(
         pods=pods,
         traffic=traffic,
         message=message,
-        target_fingerprint=lineage.target_fingerprint if lineage else "",
-        draft_vocabulary_fingerprint=lineage.draft_vocabulary_fingerprint if lineage else "",
+        target_fingerprint=speculator.target,
     )
     if canary_state is not None:
         state.rollout.CopyFrom(_rollout(canary_state))

@@ -123,21 +123,13 @@ _CLOCK_MS = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lineage:
-    """Fingerprints that all versions of a speculator share. The first version sets them, because engines cannot swap
-    between different ones."""
-
-    target_fingerprint: str
-    draft_vocabulary_fingerprint: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Speculator:
     """State of one speculator. `versions` are those whose weights are kept, in ascending order."""
 
     name: str
     desired: DesiredState
-    lineage: Lineage | None = None
+    target: str = ""
+    """Fingerprint of the target of all versions. The first one sets it; empty before."""
     versions: tuple[Version, ...] = ()
     rollout: Rollout | None = None
     """The rollout of the version in canary. One of another version is over."""

@@ -82,7 +82,7 @@ class Archive:
         """
         admission.check_length(manifest)
         admission.check_manifest(manifest, max_bytes=self._max_draft_bytes)
-        admission.check_lineage(manifest, self.catalogue.speculator(manifest.speculator))
+        admission.check_speculator(manifest, self.catalogue.speculator(manifest.speculator))
         known = self.catalogue.find(manifest.speculator, manifest.tensors_digest)
         return known.number if known is not None and not _may_return(known, manifest) else None
 

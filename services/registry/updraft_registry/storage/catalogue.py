@@ -20,7 +20,6 @@ from updraft_registry.rollout.version import (
     NO_DRAFT,
     Actor,
     DesiredState,
-    Lineage,
     Rollout,
     Speculator,
     Transition,
@@ -86,7 +85,7 @@ class Catalogue:
         return Speculator(
             name=name,
             desired=_desired_state(row, self.defaults),
-            lineage=self._lineage(name),
+            target=self._target(name),
             versions=tuple(_parse_version(row)[0] for row in versions),
             rollout=self._rollout(name),
             latest=self._latest(name),
@@ -275,18 +274,12 @@ class Catalogue:
     def _mark_stale(self, name: str, number: int) -> None:
         self._db.execute("INSERT OR IGNORE INTO due VALUES (?, ?)", (name, number))
 
-    def _lineage(self, name: str) -> Lineage | None:
-        """Lineage of the oldest version that was not rejected."""
+    def _target(self, name: str) -> str:
+        """That of the oldest version that was not rejected; empty without one."""
         row = self._row(
             "SELECT manifest FROM versions WHERE speculator = ? AND phase <> 'Rejected' ORDER BY number LIMIT 1", name
         )
-        if row is None:
-            return None
-        manifest = registry_pb2.Manifest.FromString(row["manifest"])
-        return Lineage(
-            target_fingerprint=manifest.target_fingerprint,
-            draft_vocabulary_fingerprint=manifest.draft_vocabulary_fingerprint,
-        )
+        return registry_pb2.Manifest.FromString(row["manifest"]).target_fingerprint if row else ""
 
     def _latest(self, name: str) -> int:
         row = self._row("SELECT coalesce(max(number), 0) AS latest FROM versions WHERE speculator = ?", name)

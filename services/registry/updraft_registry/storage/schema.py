@@ -72,6 +72,10 @@ MIGRATIONS = (
         state TEXT NOT NULL
     ) STRICT;
     """,
+    """
+    ALTER TABLE speculators DROP COLUMN target_fingerprint;
+    ALTER TABLE speculators DROP COLUMN draft_vocabulary_fingerprint;
+    """,
 )
 """Released migrations are never edited; new ones are appended."""
 

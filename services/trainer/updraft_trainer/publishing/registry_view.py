@@ -44,15 +44,15 @@ class RolloutState:
     hold_reason: str
     """Why the registry would not try a new version; empty if it would."""
     target_fingerprint: str
-    draft_vocabulary_fingerprint: str
 
     def check_target(self, fingerprint: str) -> None:
         """Raise Conflict if the registry's drafts are for another target, because ours could never serve."""
-        _check("target", self.target_fingerprint, fingerprint)
-
-    def check_vocabulary(self, fingerprint: str) -> None:
-        """Raise Conflict if the registry's drafts have another draft vocabulary."""
-        _check("draft vocabulary", self.draft_vocabulary_fingerprint, fingerprint)
+        theirs = self.target_fingerprint
+        if theirs and theirs != fingerprint:
+            raise Conflict(
+                f"the registry's drafts are for the target {theirs}, this trainer's is {fingerprint};"
+                " set UPDRAFT_TRAINER_SPECULATOR or UPDRAFT_TRAINER_DATA_DIR to another"
+            )
 
 
 class RegistryView:
@@ -97,7 +97,6 @@ class RegistryView:
             start_version=_start_version(speculator),
             hold_reason=_hold_reason(speculator),
             target_fingerprint=speculator.target_fingerprint,
-            draft_vocabulary_fingerprint=speculator.draft_vocabulary_fingerprint,
         )
         return self.state
 
@@ -141,18 +140,9 @@ class RegistryView:
         self._is_up = is_up
 
 
-def _check(name: str, theirs: str, ours: str) -> None:
-    if theirs and theirs != ours:
-        raise Conflict(
-            f"the registry's drafts have the {name} {theirs}, this trainer's is {ours};"
-            " set UPDRAFT_TRAINER_SPECULATOR or UPDRAFT_TRAINER_DATA_DIR to another"
-        )
-
-
 def _start_version(state: registry_pb2.SpeculatorState) -> int:
-    """The best version of the lineage. The registry reports a draft vocabulary once there is a lineage."""
-    has_lineage = bool(state.draft_vocabulary_fingerprint)
-    return (state.stable or state.candidate or state.previous or state.latest) if has_lineage else 0
+    """The best version; 0 if all were rejected, for which the registry names no target."""
+    return (state.stable or state.candidate or state.previous or state.latest) if state.target_fingerprint else 0
 
 
 def _hold_reason(state: registry_pb2.SpeculatorState) -> str:

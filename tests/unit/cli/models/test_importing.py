@@ -15,7 +15,7 @@ from updraft_chassis.errors import Corrupt, InvalidInput
 from updraft_cli.models.importing import Claim, claim_of_model, read
 from updraft_draft import checkpoint as drafts
 
-KNOWN = Claim(where="the lineage of default", target=TARGET)
+KNOWN = Claim(where="the versions of default", target=TARGET)
 
 
 @pytest.fixture
@@ -59,18 +59,17 @@ def test_a_folder_of_another_registry_keeps_its_origin_and_leaves_numbers_behind
 
 def test_without_anybody_who_knows_the_target_a_folder_is_refused(folder: Path) -> None:
     with pytest.raises(InvalidInput, match=r"is unknown: .* name the model's folder with --target"):
-        read(folder, "default", [Claim(where="the lineage of default")])
+        read(folder, "default", [Claim(where="the versions of default")])
 
 
 def test_what_is_said_of_the_target_has_to_agree(folder: Path) -> None:
     with pytest.raises(InvalidInput, match=r"for another target: .*manifest\.json has sha256:a.*default has sha256:b"):
-        read(with_manifest(folder), "default", [Claim(where="the lineage of default", target=OTHER_TARGET)])
+        read(with_manifest(folder), "default", [Claim(where="the versions of default", target=OTHER_TARGET)])
 
 
-def test_a_draft_of_another_vocabulary_is_refused(folder: Path) -> None:
+def test_the_vocabulary_is_that_of_the_weights(folder: Path) -> None:
+    with_manifest(folder, draft_vocabulary_fingerprint="sha256:other")
     assert read(folder, "default", [KNOWN]).draft_vocabulary_fingerprint == VOCABULARY
-    with pytest.raises(InvalidInput, match="for another draft vocabulary"):
-        read(folder, "default", [KNOWN, Claim(where="the lineage", vocabulary=OTHER_TARGET)])
 
 
 def test_a_manifest_of_other_weights_is_refused(folder: Path) -> None:

@@ -81,13 +81,12 @@ def dropped(capture: Capture) -> dict[str, int]:
 
 async def test_a_trace_tells_all_that_a_trainer_needs(capture: Capture, stream: FakeStream) -> None:
     async with running(capture):
-        capture.offer(ended(step(1, 2), rows=5), PLAN, draft_vocabulary_fingerprint="sha256:v")
+        capture.offer(ended(step(1, 2), rows=5), PLAN)
         await until(lambda: bool(stream.entries))
 
     trace = stream.entries[0]
     assert trace.header.trace_id == PLAN.trace_id
     assert (trace.header.speculator, trace.header.pod, trace.header.engine) == ("s", "p", "fake/1")
-    assert trace.header.draft_vocabulary_fingerprint == "sha256:v"
     assert (trace.header.domain, trace.header.payload_probability) == ("sql", 0.5)
     assert trace.header.policy.train
     assert trace.header.last_chunk

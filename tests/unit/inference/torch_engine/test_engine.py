@@ -5,13 +5,13 @@ import shutil
 import threading
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from itertools import count
+from itertools import count, cycle
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.support.tiny_target import make_draft, make_tiny_target, save_draft
+from tests.support.tiny_target import every_second_token, make_draft, make_tiny_target, save_draft
 from transformers import LlamaForCausalLM
 
 from updraft_artifacts.digests import tensors_digest
@@ -41,12 +41,13 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def drafts(target: Path, tmp_path_factory: pytest.TempPathFactory) -> list[DraftCheckpoint]:
+    """They have no token in common."""
     folders = tmp_path_factory.mktemp("drafts")
     return [
         DraftCheckpoint(
             version=n,
             folder=folders / str(n),
-            tensors_digest=save_draft(make_draft(target, seed=n), folders / str(n)),
+            tensors_digest=save_draft(make_draft(target, seed=n, token_ids=every_second_token(n)), folders / str(n)),
         )
         for n in (1, 2)
     ]
@@ -134,6 +135,41 @@ async def test_a_request_is_served_by_the_version_that_each_step_says(
             versions = [step.draft_version for step in delta.finished.steps if step.draft_ids]
     assert versions == sorted(versions)
     assert versions[-1] == 2
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingParams(temperature=1), SamplingParams(temperature=1, seed=3)])
+async def test_a_swap_exchanges_the_vocabulary_with_the_weights_and_no_step_mixes_them(
+    engine: TorchEngine, drafts: list[DraftCheckpoint], sampling: SamplingParams
+) -> None:
+    """Version 1 can only propose odd tokens, version 2 only even ones."""
+
+    await engine.swap(drafts[1])
+    wanted = [request(p, max_tokens=100, sampling=sampling, drafter=Drafter.EAGLE3, lookahead=3) for p in PROMPTS]
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(run(engine, one)) for one in wanted]
+        for draft in cycle(drafts):
+            if all(task.done() for task in running):
+                break
+            await engine.swap(draft)
+    steps = [step for task in running for step in task.result().steps]
+    assert {(step.draft_version, token % 2) for step in steps for token in step.draft_ids} == {(1, 1), (2, 0)}
+    assert not engine.faults
+
+
+async def test_a_swap_that_fails_its_proof_restores_the_vocabulary_with_the_weights(
+    target: Path, drafts: list[DraftCheckpoint]
+) -> None:
+    class Misread(TorchEngine):
+        def _digest(self) -> str:
+            return super()._digest() if self._scheduler.speculation.draft_version != 2 else "sha256:other"
+
+    async with open_engine(target, kind=Misread) as engine:
+        held = (await engine.swap(drafts[0])).loaded
+        with pytest.raises(Corrupt, match="the engine holds sha256:other after loading version 2"):
+            await engine.swap(drafts[1])
+        assert await engine.rehash() == held
+        steps = (await run(engine, request(PROMPTS[0], drafter=Drafter.EAGLE3, lookahead=3))).steps
+    assert {(step.draft_version, token % 2) for step in steps for token in step.draft_ids} == {(1, 1)}
 
 
 async def test_a_seed_gives_the_same_sample_again(engine: TorchEngine) -> None:
@@ -273,10 +309,10 @@ async def test_a_draft_that_must_not_serve_is_refused_and_the_old_one_goes_on(
 ) -> None:
     await engine.swap(drafts[0])
     stranger = make_tiny_target(tmp_path / "stranger", seed=9)
-    other = make_draft(stranger, token_ids=torch.arange(10, 266))
+    other = make_draft(stranger, token_ids=torch.arange(255))
     folder = tmp_path / "other"
     digest = save_draft(other, folder)
-    with pytest.raises(InvalidInput, match="vocabulary"):
+    with pytest.raises(InvalidInput, match="another shape"):
         await engine.swap(DraftCheckpoint(version=3, folder=folder, tensors_digest=digest))
     with pytest.raises(Corrupt, match="its manifest has"):
         await engine.swap(DraftCheckpoint(version=3, folder=drafts[1].folder, tensors_digest=drafts[0].tensors_digest))

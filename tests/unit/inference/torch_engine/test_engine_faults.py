@@ -143,6 +143,12 @@ def change_what_drafts(engine: TorchEngine) -> None:
     eagle._served._weights.qkv.weight[0, 0] += 1
 
 
+def change_what_is_proposed(engine: TorchEngine) -> None:
+    eagle = engine._scheduler.speculation.eagle
+    assert eagle is not None
+    eagle._token_ids[0] += 1
+
+
 async def test_swaps_are_proved_with_weights_as_the_kernels_of_a_cpu_read_them(target: Path) -> None:
     limits = Limits(num_slots=2, max_context=128, max_lookahead=3)
     async with TorchEngine.open(target, EngineOptions(limits=limits, dtype=torch.bfloat16)) as engine:
@@ -153,7 +159,7 @@ async def test_swaps_are_proved_with_weights_as_the_kernels_of_a_cpu_read_them(t
         assert engine.faults == {}
 
 
-@pytest.mark.parametrize("change", [change_what_is_held, change_what_drafts])
+@pytest.mark.parametrize("change", [change_what_is_held, change_what_drafts, change_what_is_proposed])
 async def test_a_draft_that_changed_in_memory_is_found(
     engine: TorchEngine, target: Path, change: Callable[[TorchEngine], None]
 ) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support.tiny_target import make_draft, make_tiny_target, save_draft
+from tests.support.tiny_target import every_second_token, make_draft, make_tiny_target, save_draft
 from tests.support.tiny_tokenizer import write_tokenizer
 from tests.support.wait import until
 
@@ -38,12 +38,13 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def drafts(target: Path, tmp_path_factory: pytest.TempPathFactory) -> list[DraftCheckpoint]:
+    """They have no token in common."""
     folders = tmp_path_factory.mktemp("drafts")
     return [
         DraftCheckpoint(
             version=n,
             folder=folders / str(n),
-            tensors_digest=save_draft(make_draft(target, seed=n), folders / str(n)),
+            tensors_digest=save_draft(make_draft(target, seed=n, token_ids=every_second_token(n)), folders / str(n)),
         )
         for n in (1, 2)
     ]

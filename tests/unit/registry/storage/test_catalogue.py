@@ -67,16 +67,15 @@ def test_a_version_is_read_back_as_it_was_added(catalogue: Catalogue) -> None:
     assert catalogue.version("default", 1) == (version, manifest)
     speculator = catalogue.speculator("default")
     assert (speculator.versions, speculator.latest) == ((version,), 1)
-    assert speculator.lineage is not None
-    assert speculator.lineage.target_fingerprint == TARGET
+    assert speculator.target == TARGET
 
 
-def test_versions_that_were_all_rejected_are_no_lineage(catalogue: Catalogue) -> None:
+def test_versions_that_were_all_rejected_set_no_target(catalogue: Catalogue) -> None:
     add(catalogue, 1)
     catalogue.record("default", [move(1, Phase.PENDING, Phase.REJECTED)], None)
-    assert catalogue.speculator("default").lineage is None
+    assert not catalogue.speculator("default").target
     add(catalogue, 2)
-    assert catalogue.speculator("default").lineage is not None
+    assert catalogue.speculator("default").target == TARGET
 
 
 def test_everything_survives_closing_and_opening(path: Path) -> None:

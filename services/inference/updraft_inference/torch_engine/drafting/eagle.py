@@ -55,12 +55,13 @@ class EagleProposer:
         self._served = PackedDraft(network, library)
 
     def exchange(self, weights: PackedWeights) -> None:
-        """Serve these weights, which the network holds by now."""
+        """Serve these weights and the network's vocabulary, which belong together. The network holds both by now."""
         self._served.exchange(weights)
+        self._token_ids = self.network.token_ids
 
     def is_current(self) -> bool:
-        """Whether the weights that draft are those of the network."""
-        return self._served.is_current()
+        """Whether the weights that draft, and the tokens that they stand for, are those of the network."""
+        return torch.equal(self._token_ids, self.network.token_ids) and self._served.is_current()
 
     def copy_prefix(self, source: int, slot: int, length: int) -> None:
         """Copy the draft's rows of the first `length` positions of one slot into another."""
