@@ -68,7 +68,7 @@ def _template(owner: AdaptiveSpeculator, config: OperatorConfig, values: dict[st
 def _settings(owner: AdaptiveSpeculator) -> dict[str, str]:
     name = owner.metadata.name
     # SGLang cannot change a draft's vocabulary at run time: both sides use the one that needs no traffic.
-    vocabulary = {"UPDRAFT_TRAINER_FIRST_SAMPLES": "0"} if owner.spec.engine is Engine.SGLANG else {}
+    vocabulary = {"UPDRAFT_TRAINER_VOCABULARY": "fixed"} if owner.spec.engine is Engine.SGLANG else {}
     return vocabulary | {
         "UPDRAFT_TRAINER_METRICS_HOST": "0.0.0.0",  # noqa: S104 - of a pod, behind a NetworkPolicy
         "UPDRAFT_TRAINER_METRICS_PORT": str(METRICS_PORT),

@@ -58,10 +58,13 @@ class TrainerSettings(Settings):
     """Linux scheduling policy. batch never preempts serving when it wakes up; idle runs only on otherwise idle cores."""
 
     draft_vocab_size: int = Field(default=8192, ge=16)
-    """Number of tokens that a new draft can propose. An existing lineage keeps its vocabulary."""
+    """Number of tokens that a new draft can propose. A draft that starts from a published one has that one's number."""
+    vocabulary: Literal["adaptive", "fixed"] = "adaptive"
+    """Which tokens a draft can propose. adaptive: chosen from recent traffic, anew when that changes. fixed: never changed, and
+    the lowest token ids in a new draft, for engines that read them only at startup (SGLang)."""
     first_samples: int = Field(default=8, ge=0)
-    """Samples to wait for before a new lineage starts: its vocabulary and first weights come from them. 0 chooses the lowest
-    token ids and random weights."""
+    """Samples to wait for before a new draft starts: its first weights and an adaptive vocabulary come from them. 0 does not
+    wait."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """AdamW learning rate after warmup, of a draft that starts from random weights."""
     adaptation_rate: float = Field(default=3e-4, gt=0)
@@ -128,6 +131,10 @@ class TrainerSettings(Settings):
     @property
     def stream_key(self) -> str:
         return streams.key(self.namespace, self.speculator)
+
+    @property
+    def is_vocabulary_fixed(self) -> bool:
+        return self.vocabulary == "fixed"
 
     @property
     def hyper(self) -> Hyperparameters:

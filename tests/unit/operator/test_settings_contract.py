@@ -153,7 +153,7 @@ def test_with_sglang_the_trainer_takes_the_vocabulary_of_the_first_draft() -> No
     owner = speculator({"engine": "sglang"})
     trainer = load(TrainerSettings, environment(owner, "trainer"))
     inference = load(InferenceSettings, environment(owner, "serving"))
-    assert trainer.first_samples == 0
+    assert trainer.is_vocabulary_fixed
     assert trainer.draft_vocab_size == inference.draft_vocab_size
 
 

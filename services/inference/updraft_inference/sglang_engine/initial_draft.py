@@ -1,8 +1,8 @@
 """The draft that a server starts with before one is trained: new weights over the lowest token ids.
 
-A trainer with the same UPDRAFT_TRAINER_DRAFT_VOCAB_SIZE and UPDRAFT_TRAINER_FIRST_SAMPLES=0 begins with the same draft,
-so every draft trained from it has the same vocabulary, which SGLang reads only once. Its proposals are poor, and it
-costs no more than a good draft.
+A trainer with the same UPDRAFT_TRAINER_DRAFT_VOCAB_SIZE and UPDRAFT_TRAINER_VOCABULARY=fixed begins with the same
+vocabulary and keeps it, because SGLang reads it only once. The proposals of this draft are poor, and it costs no more
+than a good one.
 """
 
 import tempfile
