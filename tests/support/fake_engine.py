@@ -25,6 +25,7 @@ from updraft_inference.engine import (
     GenerationRequest,
     HiddenStates,
     LoadedDraft,
+    Speedup,
     SwapResult,
     TokenLogprob,
     VerifyStep,
@@ -70,6 +71,7 @@ class FakeEngine:
         self.capture_problem = ""
         self.capture_losses: Counter[CaptureLoss] = Counter()
         self.lookahead_estimates = None
+        self.speedups: dict[int, Speedup] = {}
         self.faults: Counter[int] = Counter()
         self._slots = asyncio.Semaphore(num_slots)
         self._capacity = num_slots + max_queued

@@ -7,7 +7,17 @@ from typing import Any
 
 from updraft_cli.backends.drafts import Acceptance, Draft, HistoryEntry, KubernetesEvent
 from updraft_cli.backends.policy import Policy
-from updraft_cli.backends.speculators import ROLES, Condition, Failure, MetricChange, Pods, Resource, Speculator, Trial
+from updraft_cli.backends.speculators import (
+    ROLES,
+    Condition,
+    Failure,
+    MetricChange,
+    Pods,
+    Resource,
+    Speculator,
+    Speedup,
+    Trial,
+)
 
 Json = Mapping[str, Any]
 
@@ -35,6 +45,7 @@ def speculator(content: Json) -> Speculator:
             failed=serving.get("failedReplicas", 0),
         ),
         acceptance=_acceptance(acceptance.get("stable"), acceptance.get("verifySteps")),
+        speedup=_speedup(acceptance),
         trial=_trial(roles, _part(status, "rollout"), acceptance) if roles["candidate"] else None,
         policy=Policy.from_kubernetes(rollout),
         trainer_message=_part(status, "trainer").get("message", ""),
@@ -150,6 +161,11 @@ def _is_version(event: KubernetesEvent, speculator: str) -> bool:
 
 def _acceptance(length: str | None, verify_steps: int | None = None) -> Acceptance | None:
     return Acceptance(length=float(length), verify_steps=verify_steps) if length else None
+
+
+def _speedup(acceptance: Json) -> Speedup | None:
+    ratio, low, high = (acceptance.get(name) for name in ("speedup", "speedupLow", "speedupHigh"))
+    return Speedup(ratio=float(ratio), low=float(low), high=float(high)) if ratio and low and high else None
 
 
 def _trial(roles: Mapping[str, int], rollout: Json, acceptance: Json) -> Trial:

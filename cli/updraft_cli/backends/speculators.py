@@ -48,6 +48,15 @@ class MetricChange:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Speedup:
+    """Speed of decoding over that without speculation; the bounds are those of the 90 % interval."""
+
+    ratio: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
     candidate: int
     baseline: int
@@ -171,6 +180,8 @@ class Speculator:
     pods: Pods
     acceptance: Acceptance | None
     """Of the stable version, on the pods that are connected now."""
+    speedup: Speedup | None = None
+    """What speculation is worth on the connected pods, measured by them."""
     trial: Trial | None
     policy: Policy = field(default_factory=Policy)
     traffic: tuple[ServedVersion, ...] = ()

@@ -16,7 +16,7 @@ from updraft_cli.backends.drafts import (
     Tensor,
 )
 from updraft_cli.backends.policy import Policy
-from updraft_cli.backends.speculators import ROLES, MetricChange, Pods, ServedVersion, Speculator, Trial
+from updraft_cli.backends.speculators import ROLES, MetricChange, Pods, ServedVersion, Speculator, Speedup, Trial
 
 
 def draft_list(speculator: str, response: pb.ListResponse) -> DraftList:
@@ -111,6 +111,7 @@ def speculator(state: pb.SpeculatorState, versions: Sequence[pb.Version] = ()) -
             failed=state.pods.failed,
         ),
         acceptance=acceptance_of(state.stable, state.traffic),
+        speedup=_speedup(state.speedup) if state.HasField("speedup") else None,
         trial=_trial(state.rollout) if state.HasField("rollout") else None,
         policy=Policy.from_proto(state.policy),
         traffic=tuple(
@@ -123,6 +124,10 @@ def speculator(state: pb.SpeculatorState, versions: Sequence[pb.Version] = ()) -
         capture_problem=state.capture_problem,
         trainer_message=state.trainer_message,
     )
+
+
+def _speedup(measured: pb.Speedup) -> Speedup:
+    return Speedup(ratio=measured.ratio, low=measured.low, high=measured.high)
 
 
 def acceptance_of(version: int, traffic: Sequence[pb.VersionTraffic]) -> Acceptance | None:

@@ -67,12 +67,18 @@ class ServingStatus(Model):
 
 
 class AcceptanceStatus(Model):
-    """Tokens per verify step, as decimal strings."""
+    """Tokens per verify step and what they are worth, as decimal strings."""
 
     stable: Text | None = None
     candidate: Text | None = None
     verify_steps: int | None = None
     """Verify steps behind the stable version's value, rounded down to thousands."""
+    speedup: Text | None = None
+    """Speed of decoding over that without speculation, measured by the pods on their traffic."""
+    speedup_low: Text | None = None
+    """Lower bound of its 90 % interval."""
+    speedup_high: Text | None = None
+    """Upper bound of its 90 % interval."""
 
 
 class TrainerStatus(Model):

@@ -25,6 +25,8 @@ _COLLAPSED = 1.05
 
 _COLLAPSED_MESSAGE = "almost no token of the stable draft is accepted; wait for the trainer, or pin another version"
 
+_SLOWER_MESSAGE = "speculation would slow decoding down on this traffic, so the pods do without most of it"
+
 ASKS_A_PERSON = "promote or reject it"
 """Part of the registry's message about a canary that waits for a person's decision."""
 
@@ -235,12 +237,19 @@ def _speculation(observed: Observed) -> Iterator[Assessment]:
     if num_without > 0:
         of_all = f"{num_without} of {state.pods.connected} pods"
         yield _false("DraftNotLoaded", f"{of_all} have not loaded version {state.stable} yet")
+    yield _worth(state)
+
+
+def _worth(state: pb.SpeculatorState) -> Assessment:
+    """Of what serves."""
     length, steps = acceptance_length(state, state.stable)
     if length is None or steps < _ENOUGH_STEPS:
-        yield _unknown("TooFewSamples", "not enough traffic yet to measure acceptance")
-    elif length < _COLLAPSED:
-        yield _false("AcceptanceCollapsed", _COLLAPSED_MESSAGE)
-    yield _true("Effective", "drafts are accepted")
+        return _unknown("TooFewSamples", "not enough traffic yet to measure acceptance")
+    if state.HasField("speedup") and state.speedup.high < 1.0:
+        return _false("SlowerThanNone", _SLOWER_MESSAGE)
+    if length < _COLLAPSED:
+        return _false("AcceptanceCollapsed", _COLLAPSED_MESSAGE)
+    return _true("Effective", "drafts are accepted")
 
 
 def _progressing(observed: Observed) -> Iterator[Assessment]:

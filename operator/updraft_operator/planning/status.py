@@ -88,9 +88,17 @@ def _acceptance(state: pb.SpeculatorState | None) -> AcceptanceStatus | None:
         return None
     stable, steps = acceptance_length(state, state.stable)
     candidate, _ = acceptance_length(state, state.candidate)
-    if stable is None and candidate is None:
+    speedup = state.speedup if state.HasField("speedup") else None
+    if stable is None and candidate is None and speedup is None:
         return None
-    return AcceptanceStatus(stable=decimal(stable), candidate=decimal(candidate), verify_steps=steps // 1000 * 1000)
+    return AcceptanceStatus(
+        stable=decimal(stable),
+        candidate=decimal(candidate),
+        verify_steps=steps // 1000 * 1000,
+        speedup=decimal(speedup and speedup.ratio),
+        speedup_low=decimal(speedup and speedup.low),
+        speedup_high=decimal(speedup and speedup.high),
+    )
 
 
 def _trainer(observed: Observed, ready: Assessment) -> TrainerStatus:

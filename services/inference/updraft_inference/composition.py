@@ -44,7 +44,7 @@ from updraft_inference.http.keys import Keys
 from updraft_inference.http.readiness import Readiness, ServingPhase
 from updraft_inference.http.routes import app
 from updraft_inference.http.server import Server, listen
-from updraft_inference.metrics import Metrics, watch_engine, watch_lookahead
+from updraft_inference.metrics import Metrics, watch_engine, watch_lookahead, watch_speedups
 from updraft_inference.settings import InferenceSettings
 from updraft_inference.text.chat_template import ChatTemplate
 from updraft_inference.text.tokenization import Tokenizer
@@ -107,6 +107,7 @@ async def serve(settings: InferenceSettings, stop: Stop, open_engine: OpenEngine
             base.metrics.observe_kernels(engine.info.kernels)
             if engine.lookahead_estimates is not None:
                 watch_lookahead(registry, engine.lookahead_estimates)
+                watch_speedups(registry, engine)
             jobs = (_watch(engine, base.readiness), _release_memory(), *agent.jobs)
             running = [background.create_task(job) for job in jobs]
             await agent.settled.wait()

@@ -305,6 +305,15 @@ class LookaheadEstimates(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Speedup:
+    """Speed of decoding over that without speculation, measured on live traffic, with its 90 % interval."""
+
+    ratio: float
+    low: float
+    high: float
+
+
 class CaptureLoss(StrEnum):
     """Why part of a trace is missing."""
 
@@ -333,6 +342,11 @@ class Engine(Protocol):
     @property
     def lookahead_estimates(self) -> LookaheadEstimates | None:
         """None where the engine does not choose its lookahead."""
+        ...
+
+    @property
+    def speedups(self) -> Mapping[int, Speedup]:
+        """By batch size: that of the smallest batch of a load, 0 for all traffic together. Empty while nothing is known."""
         ...
 
     @property

@@ -3,6 +3,7 @@
 Labels have few, bounded values: a drafter, a position, a reason. A draft version is the value of a gauge, never a label.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
@@ -19,6 +20,7 @@ _PAUSES_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 1.0
 
 _PREFIX = "updraft_inference"
 _POSITIONS, _ROWS = (1, 2, 3, 4, 6, 8), (1, 2, 4, 8, 16, 32, 64)
+_LOADS = (0, 1, 2, 4, 8, 16, 32)
 
 
 class Metrics:
@@ -157,6 +159,24 @@ def watch_engine(registry: CollectorRegistry, engine: Engine) -> None:
     )
     for loss in CaptureLoss:
         losses.labels(reason=loss.value).set_function(partial(_lost, engine, loss))
+
+
+def watch_speedups(registry: CollectorRegistry, engine: Engine) -> None:
+    """Register gauges of what speculation is worth, read at each scrape; NaN while it is not known."""
+    new = MetricFactory(registry, _PREFIX)
+    speedup = new.gauge(
+        "speedup_ratio",
+        "Speed of decoding over that without drafts, measured in random slices of steps: the mean and the 90 % interval."
+        " `batch` is the smallest batch size of a load, 0 is all traffic.",
+        *("batch", "bound"),
+    )
+    for batch, bound in product(_LOADS, ("mean", "low", "high")):
+        speedup.labels(batch=str(batch), bound=bound).set_function(partial(_speedup, engine, batch, bound))
+
+
+def _speedup(engine: Engine, batch: int, bound: str) -> float:
+    measured = engine.speedups.get(batch)
+    return math.nan if measured is None else float(getattr(measured, "ratio" if bound == "mean" else bound))
 
 
 def _lost(engine: Engine, loss: CaptureLoss) -> int:

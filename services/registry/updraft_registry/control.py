@@ -195,6 +195,8 @@ class Control:
         )
         state.capture_problem = self._fleet.capture_problem(name)
         state.trainer_message = self._trainers.message(name)
+        if (speedup := self._fleet.speedup(name)) is not None:
+            state.speedup.CopyFrom(speedup)
         return state
 
     async def names(self) -> list[str]:

@@ -13,7 +13,7 @@ from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import InvalidInput, Unavailable, UpdraftError
 from updraft_registry.messages import wire
-from updraft_registry.messages.reports import Report, Swaps, Totals
+from updraft_registry.messages.reports import Report, Swaps, Totals, mean_speedup
 from updraft_registry.rollout.placement import Directive, Pod
 from updraft_registry.rollout.version import NO_DRAFT
 
@@ -200,6 +200,11 @@ class Fleet:
             if entry.session is not None and entry.report.capture_problem:
                 return f"{entry.report.pod.name}: {entry.report.capture_problem}"
         return ""
+
+    def speedup(self, speculator: str) -> registry_pb2.Speedup | None:
+        """What speculation is worth on the connected pods; None while none knows."""
+        reports = (entry.report for entry in self._entries(speculator) if entry.session is not None)
+        return mean_speedup([report.speedup for report in reports if report.speedup is not None])
 
     def traffic(self, speculator: str) -> list[registry_pb2.VersionTraffic]:
         """Counters by version, summed over the pods."""

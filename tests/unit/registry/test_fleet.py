@@ -6,6 +6,7 @@ import pytest
 from tests.support.checkpoints import OTHER_TARGET, TARGET
 
 from updraft.fleet.v1 import fleet_pb2
+from updraft.registry.v1 import registry_pb2 as pb
 from updraft_chassis.errors import InvalidInput, Unavailable
 from updraft_registry.fleet import Fleet, Session
 from updraft_registry.messages import reports, wire
@@ -84,6 +85,31 @@ def test_a_pod_that_captures_nothing_says_why_for_as_long_as_it_is_there(fleet: 
     assert fleet.capture_problem("default") == "pod-1: the hook did not bind "
     fleet.disconnect(session)
     assert fleet.capture_problem("default") == ""
+
+
+def test_what_speculation_is_worth_is_the_mean_of_the_connected_pods_that_know(fleet: Fleet) -> None:
+    sessions = [Session(), Session(), Session()]
+    reports_of = [pod_report(f"pod-{n}") for n in range(3)]
+    reports_of[0].speedup.CopyFrom(pb.Speedup(ratio=1.2, low=1.1, high=1.3))
+    reports_of[1].speedup.CopyFrom(pb.Speedup(ratio=1.4, low=1.3, high=1.5))
+    assert fleet.speedup("default") is None
+    for session, one in zip(sessions, reports_of, strict=True):
+        fleet.report(session, reports.read(one), 0.0)
+    speedup = fleet.speedup("default")
+    assert speedup is not None
+    assert (speedup.ratio, speedup.low, speedup.high) == pytest.approx((1.3, 1.3 - 0.05 * 2**0.5, 1.3 + 0.05 * 2**0.5))
+    fleet.disconnect(sessions[0])
+    speedup = fleet.speedup("default")
+    assert speedup is not None
+    assert (speedup.ratio, speedup.low, speedup.high) == pytest.approx((1.4, 1.3, 1.5))
+
+
+@pytest.mark.parametrize("ratio", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_speedup_that_cannot_be_is_refused(ratio: float) -> None:
+    broken = pod_report()
+    broken.speedup.ratio = ratio
+    with pytest.raises(InvalidInput, match="a speedup of"):
+        reports.read(broken)
 
 
 def test_swaps_and_their_pauses_are_told_once(fleet: Fleet) -> None:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from updraft_cli import output
 from updraft_cli.backends.installation import Installation, Serving, Training
-from updraft_cli.backends.speculators import Condition, Resource, ServedVersion, Speculator
+from updraft_cli.backends.speculators import Condition, Resource, ServedVersion, Speculator, Speedup
 from updraft_cli.cmd.draft.view import length, phase
 from updraft_cli.cmd.follow import Item
 from updraft_cli.cmd.rollout.view import Fact, held, message, num_pods, pods, stable
@@ -123,6 +123,8 @@ def _facts(speculator: Speculator, now: datetime, *, is_wide: bool) -> Iterator[
         yield "rollout", message(speculator)
     yield from held(speculator)
     yield "pods", pods(speculator)
+    if speculator.speedup is not None:
+        yield "speed", _speed(speculator.speedup)
     yield from _learning(speculator, now)
     if resource is None:
         return
@@ -143,6 +145,11 @@ def _learning(speculator: Speculator, now: datetime) -> Iterator[Fact]:
         yield "trainer", f"{resource.trainer_state.lower() or '-'}{published}{f': {message}' if message else ''}"
     elif message:
         yield "trainer", message
+
+
+def _speed(speedup: Speedup) -> Text:
+    text = f"{speedup.ratio:.2f} times that of decoding without drafts ({speedup.low:.2f} to {speedup.high:.2f})"
+    return Text(text, "yellow" if speedup.high < 1.0 else "")
 
 
 def _candidate(speculator: Speculator) -> str:

@@ -360,6 +360,7 @@ class PodReport(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     RUNNING_REQUESTS_FIELD_NUMBER: _builtins.int
     SENT_UNIX_MS_FIELD_NUMBER: _builtins.int
+    SPEEDUP_FIELD_NUMBER: _builtins.int
     draining: _builtins.bool
     """The pod refuses new requests and will stop."""
     running_requests: _builtins.int
@@ -378,6 +379,10 @@ class PodReport(_message.Message):
     def status(self) -> Global___DirectiveStatus: ...
     @_builtins.property
     def capture(self) -> Global___CaptureCounters: ...
+    @_builtins.property
+    def speedup(self) -> _registry_pb2.Speedup:
+        """Absent while it is not known."""
+
     def __init__(
         self,
         *,
@@ -391,10 +396,11 @@ class PodReport(_message.Message):
         draining: _builtins.bool = ...,
         running_requests: _builtins.int = ...,
         sent_unix_ms: _builtins.int = ...,
+        speedup: _registry_pb2.Speedup | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "identity", b"identity", "loaded", b"loaded", "status", b"status", "swaps", b"swaps"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "identity", b"identity", "loaded", b"loaded", "speedup", b"speedup", "status", b"status", "swaps", b"swaps"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "draining", b"draining", "identity", b"identity", "loaded", b"loaded", "prefetched_versions", b"prefetched_versions", "running_requests", b"running_requests", "sent_unix_ms", b"sent_unix_ms", "status", b"status", "swaps", b"swaps", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "draining", b"draining", "identity", b"identity", "loaded", b"loaded", "prefetched_versions", b"prefetched_versions", "running_requests", b"running_requests", "sent_unix_ms", b"sent_unix_ms", "speedup", b"speedup", "status", b"status", "swaps", b"swaps", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 from updraft.fleet.v1 import fleet_pb2
+from updraft.registry.v1 import registry_pb2
 from updraft_chassis.clock import Clock
 from updraft_inference.agent.capture import Capture
 from updraft_inference.agent.counters import Tallies, folded, with_errors
@@ -44,6 +45,7 @@ class PodState:
             capture=self._capture_counters(),
             draining=self.is_draining(),
             running_requests=self.engine.load.running,
+            speedup=self._speedup(),
             sent_unix_ms=int(self.clock.now() * 1000),
         )
 
@@ -59,6 +61,10 @@ class PodState:
         counters = self.capture.counters
         counters.problem = self.engine.capture_problem
         return counters
+
+    def _speedup(self) -> registry_pb2.Speedup | None:
+        overall = self.engine.speedups.get(0)
+        return None if overall is None else registry_pb2.Speedup(**asdict(overall))
 
     def _identity(self) -> fleet_pb2.PodIdentity:
         return fleet_pb2.PodIdentity(**asdict(self.origin), boot_id=self._boot_id)

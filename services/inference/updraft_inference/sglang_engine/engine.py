@@ -28,6 +28,7 @@ from updraft_inference.engine import (
     FinishedSink,
     GenerationRequest,
     LoadedDraft,
+    Speedup,
     SwapResult,
 )
 from updraft_inference.sglang_engine import request as requests
@@ -74,6 +75,7 @@ class SglangOptions:
 
 class SglangEngine:
     lookahead_estimates = None
+    speedups: Mapping[int, Speedup] = MappingProxyType({})
     """SGLang chooses the lookahead and does not report its estimates."""
     faults: Mapping[int, int] = MappingProxyType({})
     """SGLang reports no failures of drafting alone."""

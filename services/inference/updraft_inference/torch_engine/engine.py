@@ -33,6 +33,7 @@ from updraft_inference.engine import (
     GenerationRequest,
     LoadedDraft,
     LookaheadEstimates,
+    Speedup,
     SwapResult,
     check_limits,
 )
@@ -143,6 +144,10 @@ class TorchEngine:
     @property
     def lookahead_estimates(self) -> LookaheadEstimates:
         return self._scheduler.planner
+
+    @property
+    def speedups(self) -> Mapping[int, Speedup]:
+        return self._scheduler.speedup.speedups
 
     @property
     def faults(self) -> Mapping[int, int]:

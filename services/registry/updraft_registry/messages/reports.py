@@ -3,10 +3,12 @@
 A report is untrusted input, so everything that is summed or kept is bounded here. Pure.
 """
 
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, MutableSequence
+from collections.abc import Iterator, Mapping, MutableSequence, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2
@@ -55,6 +57,14 @@ class Swaps:
         )
 
 
+class Speedup(NamedTuple):
+    """See the message of the same name."""
+
+    ratio: float
+    low: float
+    high: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     speculator: str
@@ -68,6 +78,7 @@ class Report:
     sent_ms: int
     capture_problem: str = ""
     """Why the pod cannot capture; empty if it can."""
+    speedup: Speedup | None = None
 
     @property
     def owner(self) -> tuple[str, str]:
@@ -111,7 +122,24 @@ def read(report: fleet_pb2.PodReport) -> Report:
         nonce=status.nonce,
         sent_ms=report.sent_unix_ms,
         capture_problem=_line(report.capture.problem),
+        speedup=_speedup(report.speedup) if report.HasField("speedup") else None,
     )
+
+
+def _speedup(reported: registry_pb2.Speedup) -> Speedup:
+    speedup = Speedup(reported.ratio, reported.low, reported.high)
+    if not all(map(math.isfinite, speedup)) or reported.ratio <= 0:
+        raise InvalidInput(f"a speedup of {reported.ratio} ({reported.low} to {reported.high})")
+    return speedup
+
+
+def mean_speedup(speedups: Sequence[Speedup]) -> registry_pb2.Speedup | None:
+    """Mean over independent pods, with its interval; None without any."""
+    if not speedups:
+        return None
+    ratio = sum(one.ratio for one in speedups) / len(speedups)
+    width = math.hypot(*((one.high - one.low) / 2 for one in speedups)) / len(speedups)
+    return registry_pb2.Speedup(ratio=ratio, low=ratio - width, high=ratio + width)
 
 
 class Totals:

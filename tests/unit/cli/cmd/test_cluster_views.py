@@ -50,6 +50,12 @@ def explained(content: Any, *versions: Any, is_wide: bool = False) -> str:
     return text(explain_view.rendered(explanation, NOW, is_wide=is_wide))
 
 
+def test_what_speculation_is_worth_is_told_with_its_interval() -> None:
+    content = objects.speculator()
+    content["status"]["acceptance"] |= {"speedup": "0.91", "speedupLow": "0.88", "speedupHigh": "0.94"}
+    assert "speed    0.91 times that of decoding without drafts (0.88 to 0.94)" in status(content).splitlines()
+
+
 def test_one_speculator_is_told_in_facts() -> None:
     assert status(objects.speculator()).splitlines() == [
         "qwen in namespace team: ready",

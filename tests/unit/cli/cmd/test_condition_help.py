@@ -124,8 +124,8 @@ REASONS = {
     "TrainerReady": "Training Suspended Disabled Starting NoRedis Unschedulable ImagePullBackOff OOMKilled"
     " CrashLoopBackOff CreateContainerConfigError ModelDownloadFailed",
     "Adapting": "Adapting TrainerNotReady RegistryNotReady CaptureUnavailable Suspended",
-    "SpeculationEffective": "Effective NoDraft TooFewSamples AcceptanceCollapsed DraftNotLoaded SpeculationDisabled"
-    " Suspended",
+    "SpeculationEffective": "Effective NoDraft TooFewSamples SlowerThanNone AcceptanceCollapsed DraftNotLoaded"
+    " SpeculationDisabled Suspended",
     "Progressing": "Complete Canary Waiting Paused Pinned Inconclusive CanaryFailed ProgressDeadlineExceeded NoVersion",
 }
 

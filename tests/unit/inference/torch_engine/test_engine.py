@@ -26,6 +26,7 @@ from updraft_inference.engine import (
     GenerationRequest,
     SamplingParams,
 )
+from updraft_inference.torch_engine.drafting.lookahead import speedup
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
 from updraft_inference.torch_engine.model.limits import Limits
 
@@ -98,6 +99,25 @@ def reference(target: Path) -> list[tuple[int, ...]]:
         )
         outputs.append(tuple(full[0, len(prompt) :].tolist()))
     return outputs
+
+
+async def test_what_speculation_is_worth_is_measured_where_the_engine_may_choose(
+    engine: TorchEngine,
+    drafts: list[DraftCheckpoint],
+    reference: list[tuple[int, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(speedup, "MIN_BLOCKS", 2)
+    await engine.swap(drafts[0])
+    for choice in ({"lookahead": 1}, {"drafter": Drafter.NONE}):
+        await run(engine, request(PROMPTS[0], max_tokens=150, **choice))
+    assert not engine.speedups, "the requests left no choice"
+    for _ in range(2):
+        assert (await run(engine, request(PROMPTS[0], max_tokens=100))).output_ids[:40] == reference[0]
+    assert {0, 1} == set(engine.speedups)
+    assert engine.speedups[0].low <= engine.speedups[0].ratio <= engine.speedups[0].high
+    await engine.swap(drafts[1])
+    assert not engine.speedups, "another draft is worth something else"
 
 
 @pytest.mark.parametrize("drafter", list(Drafter))

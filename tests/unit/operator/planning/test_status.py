@@ -97,6 +97,13 @@ def test_acceptance_is_told_in_decimals_and_thousands_of_steps() -> None:
     assert (acceptance.stable, acceptance.candidate, acceptance.verify_steps) == ("2.50", "2.80", 12_000)
 
 
+def test_what_speculation_is_worth_is_told_in_decimals() -> None:
+    view = connected([version(3)], speedup=pb.Speedup(ratio=1.234, low=1.2, high=1.268))
+    acceptance = status(observed(registry=view), NOW).acceptance
+    assert acceptance is not None
+    assert (acceptance.speedup, acceptance.speedup_low, acceptance.speedup_high) == ("1.23", "1.20", "1.27")
+
+
 @pytest.mark.parametrize(
     ("spec", "world", "state"),
     [

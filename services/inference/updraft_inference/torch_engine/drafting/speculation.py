@@ -57,6 +57,15 @@ class Speculation:
             return False
         return not self._is_hybrid(sequence) or self.planner.gate.is_open
 
+    def is_free(self, sequences: list[Sequence]) -> bool:
+        """Whether it is left to the engine if these requests speculate, and at least one can."""
+        is_asked = any(sequence.request.lookahead is not None for sequence in sequences)
+        drafters = {self._drafter(sequence) for sequence in sequences} - {Drafter.NONE}
+        can_draft = self._limits.max_lookahead > 0 and bool(
+            drafters - ({Drafter.EAGLE3} if self.eagle is None else set())
+        )
+        return can_draft and not is_asked and not self.planner.is_fixed
+
     def propose(self, sequences: list[Sequence]) -> list[Proposal]:
         """Drafts for each sequence, ordered by slot; all chains of the draft model are made in one batch."""
         if not sequences:

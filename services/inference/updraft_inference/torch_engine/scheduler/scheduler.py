@@ -5,6 +5,7 @@ reads parts of new prompts, for as long as it does not keep the running streams 
 """
 
 import logging
+import random
 import time
 from collections import deque
 
@@ -15,10 +16,12 @@ from updraft_inference.engine import Delta, Drafter, EngineLoad, FinishReason, T
 from updraft_inference.torch_engine.drafting.eagle import EagleProposer
 from updraft_inference.torch_engine.drafting.lookahead.cost import CostTable
 from updraft_inference.torch_engine.drafting.lookahead.planner import LookaheadPlanner
+from updraft_inference.torch_engine.drafting.lookahead.speedup import SpeedupMeter
 from updraft_inference.torch_engine.drafting.speculation import Speculation
 from updraft_inference.torch_engine.model.kv_cache import CacheShape, SlotCache
 from updraft_inference.torch_engine.model.limits import Limits
 from updraft_inference.torch_engine.model.target import ForwardOutput, Target
+from updraft_inference.torch_engine.proposal import Proposal
 from updraft_inference.torch_engine.sampling.rejection_sampler import VerifyResult
 from updraft_inference.torch_engine.scheduler.admission import Admission
 from updraft_inference.torch_engine.scheduler.forward import ForwardChunk, num_rows, run_forward
@@ -50,6 +53,7 @@ class Scheduler:
         curve = cost_curve(target, self._cache, most=max(MAX_TOKENS, limits.num_slots * drafted), drafted=drafted)
         self.planner = LookaheadPlanner(CostTable(curve), is_fixed=is_lookahead_fixed)
         self.speculation = Speculation(limits, self.planner, default=default)
+        self.speedup = SpeedupMeter(random.Random(0))
         self._slots = Slots(limits.num_slots)
         self._admission = Admission(self._slots, self._cache, self.speculation)
         self._num_steps = 0
@@ -75,11 +79,13 @@ class Scheduler:
     def install(self, eagle: EagleProposer | None, version: int) -> None:
         """Draft with another network from now on, or with none."""
         self.speculation.install(eagle, version, self._all())
+        self.speedup.reset()
         self._forget_draft_rows()
 
     def renew(self, version: int) -> None:
         """The draft has other weights. Running requests go on over the rows of the old ones, which no other request gets."""
         self.speculation.renew(version)
+        self.speedup.reset()
         self._forget_draft_rows()
 
     def add(self, sequence: Sequence) -> None:
@@ -102,16 +108,22 @@ class Scheduler:
         started = time.perf_counter()
         self.speculation.keep_up(self._running())
         decoding = [self._decoding[slot] for slot in sorted(self._decoding)]
+        is_free = self.speculation.is_free(decoding)
+        is_plain = is_free and not self.speedup.allows_drafts(len(decoding))
+        proposals = [Proposal()] * len(decoding) if is_plain else self.speculation.propose(decoding)
         drafts = [
             ForwardChunk(sequence=sequence, ids=[sequence.ids[-1], *proposal.ids], proposal=proposal)
-            for sequence, proposal in zip(decoding, self.speculation.propose(decoding), strict=True)
+            for sequence, proposal in zip(decoding, proposals, strict=True)
         ]
         cost, num_drafts = self.planner.cost, num_rows(drafts)
         budget = prefill_budget(self._num_steps, batch=len(decoding), num_drafts=num_drafts, cost=cost)
-        self._compute(drafts, prompt_chunks(self._prefilling, budget), started)
+        prompts = prompt_chunks(self._prefilling, budget)
+        num_tokens = self._compute(drafts, prompts, started)
+        if is_free and not prompts:
+            self.speedup.observe(len(decoding), num_tokens, time.perf_counter() - started)
 
-    def _compute(self, drafts: list[ForwardChunk], prompts: list[ForwardChunk], started: float) -> None:
-        """Run one forward over all chunks and apply its results."""
+    def _compute(self, drafts: list[ForwardChunk], prompts: list[ForwardChunk], started: float) -> int:
+        """Run one forward over all chunks and apply its results. Returns the number of tokens that running requests got."""
         drafted = time.perf_counter()
         results = run_forward(self.target, self._cache, [*drafts, *prompts])
         now = time.perf_counter()
@@ -128,6 +140,7 @@ class Scheduler:
                 self._finish_prefill(chunk, rows, result)
             else:
                 self._apply_verification(chunk, rows, result, batch=len(drafts), duration_s=now - started)
+        return sum(result.accepted + 1 for chunk, _, result in results if not chunk.is_prompt)
 
     def _running(self) -> list[Sequence]:
         return [*self._prefilling, *self._decoding.values()]

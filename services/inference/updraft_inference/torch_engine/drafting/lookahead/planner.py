@@ -49,7 +49,7 @@ class LookaheadPlanner:
         self.acceptance = AcceptanceTable()
         self.last = 0
         """The longest drafts of the last step."""
-        self._is_fixed = is_fixed
+        self.is_fixed = is_fixed
         self._chains = ChainCost(cost)
         self._probe = ProbeSchedule(PROBE_STEPS)
         self._num_probed = 0
@@ -108,7 +108,7 @@ class LookaheadPlanner:
     def _forced(self, request: DraftRequest) -> DraftChoice | None:
         is_unknown = request.chain > 0 and self.acceptance.num_chains < UNKNOWN
         length = request.forced
-        if length is None and (self._is_fixed or is_unknown):
+        if length is None and (self.is_fixed or is_unknown):
             length = max(request.ngram, request.chain)
         if length is None:
             return None

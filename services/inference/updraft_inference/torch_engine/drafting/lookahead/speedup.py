@@ -1,0 +1,125 @@
+"""What speculation is worth here and now: the speed of steps that may speculate over the speed of steps that may not.
+
+Steps come in blocks of a few seconds. One slice of each block, at a random place, runs the other way: without drafts while
+speculation is in use, with drafts while it is off. So both kinds of steps meet the same requests and the same neighbours on
+the machine, and only steps of one block are compared. Under a load where speculation is surely slower it is turned off. No
+model of costs decides this: what is compared is time on the wall.
+"""
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+from updraft_inference.engine import Speedup
+
+SLICE = 8
+"""Steps. That is long enough to contain what a slice leaves to later steps, such as states that the draft has not read yet."""
+FIRST_BLOCK, BLOCK, OFF_BLOCK = 32, 256, 128
+"""Steps of a block: before anything is known, while speculation is in use, and while it is off."""
+MIN_BLOCKS = 6
+"""Blocks before anything is concluded."""
+MEMORY = 24
+"""Blocks that are remembered: two to three minutes at 30 steps a second."""
+DEVIATIONS = 1.645
+"""Half of a 90 % interval, in standard deviations."""
+LOADS = (1, 2, 4, 8, 16, 32)
+"""Smallest batch size of each load that is measured by itself."""
+
+Pair = tuple[float, float]
+"""Of a block: seconds that its speculating steps would have taken without, and seconds that they took."""
+
+
+@dataclass(slots=True)
+class _Sum:
+    """Tokens and seconds of the steps of one kind in a block."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class _Load:
+    """One load: its running block, and the pairs of the newest finished ones."""
+
+    rng: random.Random
+    is_on: bool = True
+    pairs: list[Pair] = field(default_factory=list)
+    _sums: dict[bool, _Sum] = field(default_factory=dict)
+    _length: int = 0
+    _start: int = 0
+    _num_steps: int = 0
+
+    def __post_init__(self) -> None:
+        self._begin()
+
+    def allows_drafts(self) -> bool:
+        is_other = self._start <= self._num_steps < self._start + SLICE
+        return self.is_on is not is_other
+
+    def observe(self, tokens: int, seconds: float) -> None:
+        of_kind = self._sums[self.allows_drafts()]
+        of_kind.tokens += tokens
+        of_kind.seconds += seconds
+        self._num_steps += 1
+        if self._num_steps == self._length:
+            with_drafts, without = self._sums[True], self._sums[False]
+            pair = (with_drafts.tokens * without.seconds / without.tokens, with_drafts.seconds)
+            self.pairs = [*self.pairs[1 - MEMORY :], pair]
+            self._turn()
+            self._begin()
+
+    def _turn(self) -> None:
+        """Off where speculation is surely slower, and on again where it is not slower."""
+        speedup = _speedup(self.pairs)
+        if speedup is not None:
+            self.is_on = speedup.high >= 1.0 if self.is_on else speedup.ratio > 1.0
+
+    def _begin(self) -> None:
+        self._length = FIRST_BLOCK if len(self.pairs) < MIN_BLOCKS else BLOCK if self.is_on else OFF_BLOCK
+        self._start = self.rng.randrange(self._length - SLICE + 1)
+        self._num_steps = 0
+        self._sums = {True: _Sum(), False: _Sum()}
+
+
+class SpeedupMeter:
+    """Says before each step whether it may speculate, and learns from its speed. Not thread-safe, except `speedups`."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._loads: dict[int, _Load] = {}
+        self.reset()
+
+    @property
+    def speedups(self) -> Mapping[int, Speedup]:
+        """What is known, by the smallest batch size of the load; 0: of all loads. Any thread may call it."""
+        pairs = {size: load.pairs for size, load in self._loads.items()}
+        known = {size: _speedup(of_load) for size, of_load in ({0: list(chain(*pairs.values()))} | pairs).items()}
+        return {size: speedup for size, speedup in known.items() if speedup is not None}
+
+    def allows_drafts(self, batch: int) -> bool:
+        """Whether the next step, of so many sequences, may speculate."""
+        return self._at(batch).allows_drafts()
+
+    def observe(self, batch: int, tokens: int, seconds: float) -> None:
+        """A step of so many sequences, in which no prompt was read, yielded these tokens, all sequences together."""
+        self._at(batch).observe(tokens, seconds)
+
+    def reset(self) -> None:
+        """Another draft is served: what the last one was worth says nothing about it."""
+        self._loads = {size: _Load(self._rng) for size in LOADS}
+
+    def _at(self, batch: int) -> _Load:
+        return self._loads[max(size for size in LOADS if size <= max(1, batch))]
+
+
+def _speedup(pairs: Sequence[Pair]) -> Speedup | None:
+    """None while too little is known."""
+    taken = sum(seconds for _, seconds in pairs)
+    if len(pairs) < MIN_BLOCKS or not taken:
+        return None
+    ratio = sum(without for without, _ in pairs) / taken
+    variance = sum((without - ratio * seconds) ** 2 for without, seconds in pairs) * len(pairs) / (len(pairs) - 1)
+    width = DEVIATIONS * math.sqrt(variance) / taken
+    return Speedup(ratio, ratio - width, ratio + width)

@@ -1,0 +1,93 @@
+"""What speculation is worth is measured on the traffic itself, and where it is slower it is turned off."""
+
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from updraft_inference.torch_engine.drafting.lookahead.speedup import BLOCK, LOADS, MIN_BLOCKS, SLICE, SpeedupMeter
+
+PLAIN_S = 0.03
+
+
+def run(
+    meter: SpeedupMeter,
+    steps: int,
+    gain: float | Callable[[int], float],
+    *,
+    batch: int = 1,
+    neighbour: Callable[[int], float] = lambda _: 1.0,
+    rng: random.Random | None = None,
+) -> list[bool]:
+    """Steps whose drafts decode `gain` times as fast as none, beside a neighbour that slows all by a factor."""
+    rng = rng or random.Random(0)
+    allowed = []
+    for n in range(steps):
+        allows = meter.allows_drafts(batch)
+        allowed.append(allows)
+        tokens = batch * (rng.choice((1, 2, 3)) if allows else 1)
+        worth = (gain(n) if callable(gain) else gain) if allows else 1.0
+        seconds = PLAIN_S * (2.0 if allows else 1.0) / worth  # two tokens a step on average
+        meter.observe(batch, tokens, seconds * neighbour(n) * rng.uniform(0.9, 1.1))
+    return allowed
+
+
+@pytest.mark.parametrize("gain", [0.8, 1.0, 1.5])
+def test_the_speedup_is_what_speculation_is_worth(gain: float) -> None:
+    meter = SpeedupMeter(random.Random(1))
+    run(meter, 60 * BLOCK, gain)
+    speedup = meter.speedups[1]
+    assert speedup.ratio == pytest.approx(gain, rel=0.05)
+    assert speedup.low <= speedup.ratio <= speedup.high
+    assert meter.speedups[0] == speedup
+
+
+def test_a_neighbour_that_comes_and_goes_changes_the_speed_and_not_the_speedup() -> None:
+    meter = SpeedupMeter(random.Random(1))
+    run(meter, 60 * BLOCK, 1.4, neighbour=lambda n: 3.0 if n // 1500 % 2 else 1.0)
+    assert meter.speedups[1].ratio == pytest.approx(1.4, rel=0.1)
+
+
+def test_where_speculation_pays_few_steps_go_without() -> None:
+    allowed = run(SpeedupMeter(random.Random(1)), 40 * BLOCK, 1.4)
+    assert allowed[20 * BLOCK :].count(False) / (20 * BLOCK) == pytest.approx(SLICE / BLOCK, rel=0.1)
+
+
+def test_where_speculation_is_slower_it_is_tried_now_and_then_until_it_pays() -> None:
+    meter = SpeedupMeter(random.Random(1))
+    allowed = run(meter, 40 * BLOCK, lambda n: 0.8 if n < 20 * BLOCK else 1.5)
+    assert allowed[5 * BLOCK : 20 * BLOCK].count(True) < 0.1 * 15 * BLOCK
+    assert allowed[35 * BLOCK :].count(True) > 0.9 * 5 * BLOCK
+
+
+def test_each_load_is_measured_by_itself() -> None:
+    meter = SpeedupMeter(random.Random(1))
+    for _ in range(30):
+        run(meter, BLOCK, 1.5, batch=1)
+        run(meter, BLOCK, 0.7, batch=9)
+    assert meter.speedups[1].low > 1.2
+    assert meter.speedups[8].high < 1.0
+    assert run(meter, BLOCK, 1.5, batch=1).count(True) > BLOCK / 2
+    assert run(meter, BLOCK, 0.7, batch=9).count(True) < BLOCK / 2
+
+
+def test_nothing_is_said_of_a_draft_before_enough_blocks_or_after_a_swap() -> None:
+    meter = SpeedupMeter(random.Random(1))
+    run(meter, 8 * (MIN_BLOCKS - 1), 1.5)
+    assert not meter.speedups
+    run(meter, 10 * BLOCK, 1.5)
+    assert meter.speedups
+    meter.reset()
+    assert not meter.speedups
+
+
+@given(batches=st.lists(st.integers(0, 100), min_size=1, max_size=400), seed=st.integers(0, 9))
+def test_any_order_of_loads_is_counted(batches: list[int], seed: int) -> None:
+    meter = SpeedupMeter(random.Random(seed))
+    for batch in batches:
+        allows = meter.allows_drafts(batch)
+        assert allows == meter.allows_drafts(batch)
+        meter.observe(batch, max(1, batch), 0.01)
+    assert set(meter.speedups) <= {0, *LOADS}
