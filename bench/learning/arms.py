@@ -26,6 +26,8 @@ class Arm:
     """Start in closed form, and let drafts in closed form compete when traffic has doubled or a new kind came."""
     follows_vocabulary: bool = True
     """Choose the draft vocabulary anew with each draft in closed form, not only before the first."""
+    num_waiting: int = 8
+    """The newest samples judge the draft next to held-out ones before they are trained on; 0: only held-out ones judge."""
     is_fifo: bool = False
     """Each sample once, in order, instead of fresh ones beside rehearsal."""
     thresholds: PublishThresholds = field(
@@ -39,6 +41,7 @@ OURS = Arm(name="ours")
 """As `updraft up` trains."""
 
 NO_AVERAGE = replace(OURS, name="no-average", is_averaged=False)
+ONLY_HELD_OUT = replace(OURS, name="only-held-out", num_waiting=0)
 NO_CLOSED_FORM = replace(OURS, name="no-closed-form", has_closed_form=False)
 FIXED_VOCABULARY = replace(OURS, name="fixed-vocabulary", follows_vocabulary=False)
 NO_CORRECTIONS = replace(OURS, name="no-corrections", hyper=Hyperparameters(correction_weight=0.0))
@@ -47,7 +50,9 @@ REVERSE_KL = replace(OURS, name="reverse-kl", hyper=Hyperparameters(loss="revers
 MORE_STEPS = replace(OURS, name="more-steps", steps_per_request=3.0, max_uses=12)
 HIGH_RATE = replace(OURS, name="high-rate", hyper=Hyperparameters(adaptation_rate=1e-3))
 
-SHIPPED = replace(OURS, name="shipped", is_averaged=False, has_closed_form=False, follows_vocabulary=False)
+SHIPPED = replace(
+    OURS, name="shipped", is_averaged=False, has_closed_form=False, follows_vocabulary=False, num_waiting=0
+)
 """As Updraft trained before this benchmark: random first weights, and the weights of the last step."""
 
 AURORA = Arm(
@@ -68,6 +73,7 @@ AURORA = Arm(
     is_averaged=False,
     has_closed_form=False,
     follows_vocabulary=False,
+    num_waiting=0,
     is_fifo=True,
 )
 """As Together's released code trains: forward KL, first in first out, each sample once, a swap every 400 requests."""
@@ -83,6 +89,7 @@ ARMS = {
     for arm in (
         OURS,
         NO_AVERAGE,
+        ONLY_HELD_OUT,
         NO_CLOSED_FORM,
         FIXED_VOCABULARY,
         NO_CORRECTIONS,

@@ -87,7 +87,12 @@ class Memory:
             chosen = unused[: arm.batch_samples] if len(unused) >= arm.batch_samples else []
         else:
             chosen = selection.training_batch(
-                training, self.uses, count=arm.batch_samples, max_uses=arm.max_uses, rng=rng
+                training,
+                self.uses,
+                count=arm.batch_samples,
+                max_uses=arm.max_uses,
+                rng=rng,
+                num_waiting=arm.num_waiting,
             )
         for entry in chosen:
             self.uses[entry.trace_id] = self.uses.get(entry.trace_id, 0) + 1
@@ -103,6 +108,9 @@ class Memory:
             self._training(), count=FITTED_SAMPLES, num_held_out=num_held_out
         )
         return [self.samples[entry.trace_id] for entry in fitted], self._with_tokens(held_out)
+
+    def untrained(self, count: int) -> list[Sample]:
+        return self._with_tokens(selection.untrained_batch(self._training(), self.uses, count=count))
 
     def evaluation(self) -> list[Sample]:
         held_out = [entry for entry in self.entries if entry.pool is Pool.EVALUATION]
@@ -211,12 +219,14 @@ class Replay:
         first = learner.closed_form(list(self._memory.samples.values())) if self._arm.has_closed_form else None
         if first is not None:
             learner.start_from(first.state_dict())
+            self._memory.uses = dict.fromkeys(self._memory.samples, 1)
         return learner
 
     def _estimate(self, learner: Learner) -> None:
         """Publish what the trainer would: a candidate that is surely better than what serves."""
         self._estimated = learner.step
-        estimate = self._judge(snapshot(self._weights(learner)), self._memory.evaluation())
+        unseen = self._memory.untrained(self._arm.num_waiting)
+        estimate = self._judge(snapshot(self._weights(learner)), [*self._memory.evaluation(), *unseen])
         gain = estimate.gain(self._arm.thresholds.confidence)
         is_worse = gain is not None and gain.high_percent < 0 and self._version != self._restarted_from
         if self._arm.has_closed_form and is_worse and self._served is not None:

@@ -91,10 +91,12 @@ async def start(spec: TrainerSpec, registry: RegistryView, replay: Replay, stop:
             return None
     registry.state.check_target(spec.target_fingerprint)
     version = registry.state.start_version
-    learner = await (_continue_draft(spec, registry, version, stop) if version else _new_draft(spec, replay, stop))
+    history = TrainingHistory()
+    start_draft = _continue_draft(spec, registry, version, stop) if version else _new_draft(spec, replay, history, stop)
+    learner = await start_draft
     if learner is None:
         return None
-    return InitialState(learner=learner, history=TrainingHistory(), rng=random.Random(spec.seed))
+    return InitialState(learner=learner, history=history, rng=random.Random(spec.seed))
 
 
 async def _continue_draft(spec: TrainerSpec, registry: RegistryView, version: int, stop: Stop) -> Learner | None:
@@ -126,10 +128,10 @@ def _load(spec: TrainerSpec, folder: Path) -> Learner:
     return learner
 
 
-async def _new_draft(spec: TrainerSpec, replay: Replay, stop: Stop) -> Learner | None:
+async def _new_draft(spec: TrainerSpec, replay: Replay, history: TrainingHistory, stop: Stop) -> Learner | None:
     """A learner whose weights come from the first samples, or are random if these have no hidden states.
 
-    So does its vocabulary, unless that is fixed.
+    So does its vocabulary, unless that is fixed. Samples that the weights come from are counted as used.
     """
     while len(replay.training_ids()) < spec.first_samples:
         if await stop.wait(_WAIT_S):
@@ -147,5 +149,7 @@ async def _new_draft(spec: TrainerSpec, replay: Replay, stop: Stop) -> Learner |
     draft = await asyncio.to_thread(learner.closed_form, samples)
     if draft is not None:
         learner.start_from(draft.state_dict())
+        for sample in samples:
+            history.count_use(sample.trace_id)
     logger.info("Started a new draft", extra={"draft_vocab_size": len(token_ids), "is_closed_form": draft is not None})
     return learner

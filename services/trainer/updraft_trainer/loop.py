@@ -116,7 +116,11 @@ class Trainer:
         options, metrics, clock = self._options, self._components.metrics, self._components.clock
         start_s = clock.monotonic()
         samples = self._components.replay.training_batch(
-            self.history.uses, count=options.batch_samples, max_uses=options.max_uses, rng=self._rng
+            self.history.uses,
+            count=options.batch_samples,
+            max_uses=options.max_uses,
+            rng=self._rng,
+            num_waiting=options.thresholds.min_samples,
         )
         if not samples:
             return False
@@ -143,7 +147,9 @@ class Trainer:
         if state is None:
             return None
         self._estimated = self._progress()
-        candidate = await self._candidate(self.learner.average)
+        num_judges = self._options.thresholds.min_samples
+        unseen = self._components.replay.untrained_batch(self.history.uses, count=num_judges)
+        candidate = await self._candidate(self.learner.average, unseen)
         await self._compare_with_trained(candidate)
         self._restart_if_worse(candidate)
         subject = f"the draft of {self.history.num_samples:,} samples"

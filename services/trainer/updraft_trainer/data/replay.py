@@ -120,11 +120,20 @@ class Replay:
             self.num_held_out += sum(sample.is_evaluation for sample in admitted)
             return admitted
 
-    def training_batch(self, uses: Mapping[str, int], *, count: int, max_uses: int, rng: random.Random) -> list[Sample]:
+    def training_batch(
+        self, uses: Mapping[str, int], *, count: int, max_uses: int, rng: random.Random, num_waiting: int = 0
+    ) -> list[Sample]:
         """Up to `count` samples to train on; see `selection`."""
         with self._lock:
-            chosen = selection.training_batch(self._training(), uses, count=count, max_uses=max_uses, rng=rng)
+            chosen = selection.training_batch(
+                self._training(), uses, count=count, max_uses=max_uses, rng=rng, num_waiting=num_waiting
+            )
             return self._read(chosen)
+
+    def untrained_batch(self, uses: Mapping[str, int], *, count: int) -> list[Sample]:
+        """The newest samples that may be trained on and were not yet."""
+        with self._lock:
+            return self._read(selection.untrained_batch(self._training(), uses, count=count))
 
     def evaluation_batch(self, *, count: int) -> list[Sample]:
         """About `count` held-out samples of kinds that are not forgotten; see `selection`."""

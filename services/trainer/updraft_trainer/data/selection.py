@@ -4,6 +4,9 @@ Half of a batch is fresh: the least used samples first, among those the newest, 
 does not overfit them. The other half rehearses all clusters equally, so that a shift of the traffic does not erase what was
 learned before (experience replay: Rolnick et al. 2019, arXiv 1811.11682). Rehearsal needs no limit of its own: it only
 accompanies fresh samples, so it grows with new traffic and not with time.
+
+The newest samples wait while others are fresh. Until they are trained on, they judge the draft next to the held-out samples,
+which are few when traffic is new.
 """
 
 import heapq
@@ -48,16 +51,29 @@ def traffic_mix(entries: Iterable[SampleEntry]) -> TrafficMix:
 
 
 def training_batch(
-    entries: Sequence[SampleEntry], uses: Mapping[str, int], *, count: int, max_uses: int, rng: random.Random
+    entries: Sequence[SampleEntry],
+    uses: Mapping[str, int],
+    *,
+    count: int,
+    max_uses: int,
+    rng: random.Random,
+    num_waiting: int = 0,
 ) -> list[SampleEntry]:
-    """Up to `count` distinct samples; empty without a fresh one. `entries` must not contain evaluation samples."""
+    """Up to `count` distinct samples; empty without a fresh one. `entries` must not contain evaluation samples.
+
+    The `num_waiting` newest samples are left out while there is a fresh one without them.
+    """
 
     def num_uses(entry: SampleEntry) -> int:
         return uses.get(entry.trace_id, 0)
 
+    waiting = {entry.trace_id for entry in heapq.nlargest(num_waiting, entries, key=lambda entry: entry.order)}
     fresh = [entry for entry in entries if num_uses(entry) < max_uses]
     if not fresh:
         return []
+    if any(entry.trace_id not in waiting for entry in fresh):
+        entries = [entry for entry in entries if entry.trace_id not in waiting]
+        fresh = [entry for entry in fresh if entry.trace_id not in waiting]
     batch = heapq.nsmallest((count + 1) // 2, fresh, key=lambda entry: (num_uses(entry), -entry.order))
     chosen = {entry.trace_id for entry in batch}
     rest = [entry for entry in entries if entry.trace_id not in chosen]
@@ -72,6 +88,12 @@ def closed_form_batch(
     newest_first = sorted(entries, key=lambda entry: -entry.order)
     fitted = _round_robin(newest_first[num_held_out:], count, key=lambda entry: -entry.order)
     return fitted, newest_first[:num_held_out]
+
+
+def untrained_batch(entries: Sequence[SampleEntry], uses: Mapping[str, int], *, count: int) -> list[SampleEntry]:
+    """The newest samples that were not trained on yet."""
+    untrained = [entry for entry in entries if not uses.get(entry.trace_id)]
+    return heapq.nlargest(count, untrained, key=lambda entry: entry.order)
 
 
 def trained_batch(entries: Sequence[SampleEntry], uses: Mapping[str, int], *, count: int) -> list[SampleEntry]:

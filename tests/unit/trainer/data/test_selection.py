@@ -16,6 +16,7 @@ from updraft_trainer.data.selection import (
     traffic_mix,
     trained_batch,
     training_batch,
+    untrained_batch,
 )
 
 
@@ -55,6 +56,21 @@ def test_every_sample_of_steady_traffic_is_used_about_equally_and_then_rests() -
         uses.update(one.trace_id for one in batch)
     assert min(uses.values()) == 6
     assert max(uses.values()) <= 8
+
+
+def test_the_newest_samples_wait_while_others_are_fresh_and_are_used_in_the_end() -> None:
+    samples = [kept(n) for n in range(20)]
+    uses, rng = Counter[str](), random.Random(0)
+    while len(uses) < 12:
+        batch = training_batch(samples, uses, count=4, max_uses=2, rng=rng, num_waiting=8)
+        assert max(one.order for one in batch) < 12
+        uses.update(one.trace_id for one in batch)
+    assert [one.order for one in untrained_batch(samples, uses, count=5)] == [19, 18, 17, 16, 15]
+    while batch := training_batch(samples, uses, count=4, max_uses=2, rng=rng, num_waiting=8):
+        uses.update(one.trace_id for one in batch)
+    assert len(uses) == 20
+    assert min(uses.values()) == 2
+    assert not untrained_batch(samples, uses, count=5)
 
 
 def test_old_traffic_is_rehearsed_while_new_traffic_is_learnt() -> None:
