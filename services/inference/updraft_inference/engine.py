@@ -23,7 +23,7 @@ class Drafter(StrEnum):
     NGRAM = "ngram"
     EAGLE3 = "eagle3"
     HYBRID = "hybrid"
-    """N-gram lookup or the draft model, whichever promises more in each step. A step itself never has this value."""
+    """N-gram lookup and the draft model, mixed token by token. A step has this value if both could propose its tokens."""
 
 
 class FinishReason(StrEnum):
@@ -96,7 +96,10 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyStep:
-    """One verify step of one request; see updraft.trace.v1.Step. `draft_log_probs` is empty where an engine hides them."""
+    """One verify step of one request; see updraft.trace.v1.Step. `draft_log_probs` is empty where an engine hides them.
+
+    `looked_up`: indices of the draft tokens of a `hybrid` step that n-gram lookup proposed.
+    """
 
     start: int
     accepted: int
@@ -107,6 +110,7 @@ class VerifyStep:
     duration_s: float
     drafter: Drafter
     draft_version: int
+    looked_up: tuple[int, ...] = ()
 
     @property
     def emitted(self) -> int:

@@ -67,8 +67,11 @@ def draft_over(tokens: Tensor, target: Path, *, version: int = 1) -> DraftCheckp
     return DraftCheckpoint(version=version, folder=folder, tensors_digest=digest)
 
 
+@pytest.mark.parametrize("drafter", [Drafter.EAGLE3, Drafter.HYBRID])
 @pytest.mark.parametrize("is_seeded", [pytest.param(True, id="seeds"), pytest.param(False, id="no seed")])
-async def test_sampled_output_has_the_targets_distribution_with_any_draft(tmp_path: Path, *, is_seeded: bool) -> None:
+async def test_sampled_output_has_the_targets_distribution_with_any_draft(
+    tmp_path: Path, *, is_seeded: bool, drafter: Drafter
+) -> None:
     """Two-sample chi-square over the first three tokens, with a draft of lookahead 2 against none.
 
     Without a seed (speculative sampling) it has other numbers each time, and would fail by chance once in a million times.
@@ -82,8 +85,10 @@ async def test_sampled_output_has_the_targets_distribution_with_any_draft(tmp_pa
     async with TorchEngine.open(target, OPTIONS) as engine:
         without, _ = await outputs(engine, wanted(Drafter.NONE, range(NUM_SAMPLES)))
         await engine.swap(draft_over(tokens_of(without), target))
-        with_draft, steps = await outputs(engine, wanted(Drafter.EAGLE3, range(NUM_SAMPLES, 2 * NUM_SAMPLES)))
+        with_draft, steps = await outputs(engine, wanted(drafter, range(NUM_SAMPLES, 2 * NUM_SAMPLES)))
     assert sum(step.accepted for step in steps) > 50, "kept drafts are what the test is about"
+    if drafter is Drafter.HYBRID:
+        assert any(step.accepted > index for step in steps for index in step.looked_up), "and kept lookups among them"
     assert_same_distribution(with_draft, without)
 
 

@@ -1,5 +1,7 @@
 """A proposal for one sequence and its source. Every proposer makes these, and every verification consumes them."""
 
+from bisect import bisect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -18,7 +20,7 @@ class ProposalSource(NamedTuple):
     is_from_cache: bool = False
     """Found in an earlier answer, not in the request's own text."""
     is_chain: bool = False
-    """Drafted by the draft model; the other fields then describe the n-gram match at the same place."""
+    """Drafted by the draft model, mixed or alone; the other fields then describe the n-gram match where it begins."""
 
     @property
     def is_weak(self) -> bool:
@@ -41,12 +43,63 @@ def chain_source(match: ProposalSource | None) -> ProposalSource:
     return _CHAIN_BESIDE_WEAK if match.is_weak else _CHAIN_BESIDE_STRONG
 
 
+BANDS = (0.003, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9)
+"""Bounds between values of q that count as similar."""
+
+
+class Offer(NamedTuple):
+    """The token of one proposer. `q`: its probability by the draft model, whoever offers it."""
+
+    token_id: int
+    source: ProposalSource
+    q: float
+
+
+class OfferKind(NamedTuple):
+    """Offers that are judged together."""
+
+    source: ProposalSource
+    band: int
+    """Of q, see `BANDS`."""
+    is_agreed: bool
+    """Another proposer offers the same token."""
+    is_sampled: bool
+    """The target's token is sampled, which makes it harder to predict."""
+
+
+@dataclass(slots=True)
+class Place:
+    """Offers for one place of a chain, the draft model's first.
+
+    `is_drawn`: if the draft model's offer is taken, its token is drawn from q. The offer is then right if the target accepts
+    such a token, which is known only if it was taken.
+    """
+
+    offers: Sequence[Offer]
+    is_sampled: bool = False
+    is_drawn: bool = False
+    taken: int = 0
+
+    @property
+    def is_disputed(self) -> bool:
+        """The offers differ."""
+        return any(offer.token_id != self.offers[0].token_id for offer in self.offers[1:])
+
+    def kinds(self) -> list[OfferKind]:
+        """Of each offer; a function of what is known before a token is drawn."""
+        ids = [offer.token_id for offer in self.offers]
+        return [
+            OfferKind(offer.source, bisect(BANDS, offer.q), ids.count(offer.token_id) > 1, self.is_sampled)
+            for offer in self.offers
+        ]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
     """Tokens proposed for one sequence.
 
-    `log_probs`: of each token under the proposer. `q`: the distributions that the tokens were drawn from, float32 [k, V];
-    None for point masses.
+    `log_probs`: of each token under its proposer. `q`: the distributions that the tokens were drawn from, float32 [k, V]; None
+    for point masses. `places`: where proposers differed about a token of a chain.
     """
 
     drafter: Drafter = Drafter.NONE
@@ -54,6 +107,17 @@ class Proposal:
     log_probs: list[float] = field(default_factory=list)
     q: Tensor | None = None
     source: ProposalSource = NO_MATCH
+    places: Mapping[int, Place] = field(default_factory=dict)
+
+    @property
+    def is_chain(self) -> bool:
+        """The draft model was asked."""
+        return self.drafter in {Drafter.EAGLE3, Drafter.HYBRID}
+
+    @property
+    def looked_up(self) -> tuple[int, ...]:
+        """Indices of a chain's tokens that n-gram lookup proposed against the draft model."""
+        return tuple(index for index, place in self.places.items() if place.taken)
 
     def first(self, num_tokens: int) -> "Proposal":
         if num_tokens <= 0:
@@ -64,4 +128,5 @@ class Proposal:
             log_probs=self.log_probs[:num_tokens],
             q=None if self.q is None else self.q[:num_tokens],
             source=self.source,
+            places={index: place for index, place in self.places.items() if index < num_tokens},
         )

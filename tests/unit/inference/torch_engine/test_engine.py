@@ -251,6 +251,37 @@ async def test_a_lookups_rejections_are_not_captured(engine: TorchEngine) -> Non
     assert not finished.hidden.counterfactuals
 
 
+async def test_rows_that_read_a_looked_up_token_are_not_captured_as_the_draft_models(
+    target: Path, drafts: list[DraftCheckpoint]
+) -> None:
+    capture = CaptureParams(payload=True, counterfactual_rows=4)
+    mixed, captured = [], 0
+    async with open_engine(target) as engine:
+        for n in range(6):
+            await engine.swap(drafts[n % 2])
+            finished = await run(
+                engine,
+                request(
+                    (7, 9, 11, 7, 9, 13, n) * 5,
+                    lookahead=4,
+                    capture=capture,
+                    drafter=Drafter.HYBRID,
+                    sampling=SamplingParams(temperature=1.0, seed=n),
+                ),
+            )
+            assert finished.hidden is not None
+            rows = {one.step: len(one.aux) for one in finished.hidden.counterfactuals}
+            for number, step in enumerate(finished.steps):
+                if step.drafter is Drafter.NGRAM or step.start + step.accepted >= len(finished.output_ids):
+                    continue
+                mixed += [step] * bool(step.looked_up)
+                ends = [index for index in step.looked_up if index >= step.accepted]
+                assert rows.get(number, 0) == min([*ends, len(step.draft_ids)]) - step.accepted
+                captured += rows.get(number, 0)
+    assert any(step.accepted in step.looked_up for step in mixed), "lookups were rejected"
+    assert captured
+
+
 async def test_a_request_near_its_end_is_not_disturbed_by_a_newcomers_long_prompt(
     target: Path, engine: TorchEngine, drafts: list[DraftCheckpoint]
 ) -> None:

@@ -86,7 +86,7 @@ async def test_output_is_the_same_without_drafts_and_with_any_drafter_and_lookah
     engine: TorchEngine, kind: str
 ) -> None:
     plain = [(await run(engine, p, drafter=Drafter.NONE, **KINDS[kind]))[0].output_ids for p in PROMPTS]
-    for drafter in (Drafter.NGRAM, Drafter.EAGLE3):
+    for drafter in (Drafter.NGRAM, Drafter.EAGLE3, Drafter.HYBRID):
         for lookahead in (1, 4):
             fields: dict[str, object] = {"drafter": drafter, "lookahead": lookahead, **KINDS[kind]}
             ended = await asyncio.gather(*(run(engine, p, **fields) for p in PROMPTS))
@@ -219,7 +219,7 @@ async def test_a_model_without_a_tokenizer_follows_no_schema(tmp_path: Path) -> 
             await run(engine, (1, 2), json_schema="{}", max_tokens=3)
 
 
-@pytest.mark.parametrize("drafter", [Drafter.NGRAM, Drafter.EAGLE3])
+@pytest.mark.parametrize("drafter", [Drafter.NGRAM, Drafter.EAGLE3, Drafter.HYBRID])
 async def test_a_context_as_long_as_the_models_is_filled_with_drafts_as_without(
     target: Path, tmp_path: Path, drafter: Drafter
 ) -> None:

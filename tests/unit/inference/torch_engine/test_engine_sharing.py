@@ -264,6 +264,6 @@ async def test_output_is_that_of_plain_decoding_with_everything_at_once(
             assert [one.output_ids for one in ended] == plain
         assert engine.load.cached_tokens > 2 * len(START)
     steps = [step for one in ended for step in one.steps]
-    assert {step.drafter for step in steps if step.draft_ids} == {Drafter.EAGLE3, Drafter.NGRAM}
+    assert {step.drafter for step in steps if step.draft_ids} == {Drafter.EAGLE3, Drafter.HYBRID, Drafter.NGRAM}
     assert max(step.batch_size for step in steps) == 5
     assert len({len(step.draft_ids) for step in steps if step.batch_size == 5}) > 3

@@ -45,7 +45,7 @@ class AnswerCache:
                 if end >= n:
                     self._put(kept[end - n : end], start + end)
 
-    def propose(self, ids: Sequence[int], k: int, *, longer_than: int = 0) -> NgramMatch:
+    def look_up(self, ids: Sequence[int], k: int, *, longer_than: int = 0) -> NgramMatch:
         """At most `k` tokens that followed the longest known suffix of `ids` the last time, if it is longer than that."""
         for n in LENGTHS:
             if longer_than < n <= len(ids):

@@ -10,13 +10,12 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from updraft_draft.acceptance import draw
 from updraft_draft.network import DraftNetwork
-from updraft_inference.engine import Drafter
+from updraft_inference.torch_engine.drafting.chain import Chain, Prediction
+from updraft_inference.torch_engine.drafting.mixture import Mixture
 from updraft_inference.torch_engine.model.draft import PackedDraft, PackedWeights
 from updraft_inference.torch_engine.model.kv_cache import CacheShape, SlotCache
-from updraft_inference.torch_engine.proposal import CHAIN_ALONE, Proposal
-from updraft_inference.torch_engine.sampling import noise
+from updraft_inference.torch_engine.proposal import Proposal
 from updraft_inference.torch_engine.sequence import Sequence
 from updraft_kernels.loader import Kernels
 
@@ -93,21 +92,24 @@ class EagleProposer:
             self._read([sequence], [num])
 
     @torch.inference_mode()
-    def propose(self, sequences: list[Sequence], k: int) -> list[Proposal]:
+    def propose(self, sequences: list[Sequence], k: int, mixture: Mixture | None = None) -> list[Proposal]:
         """Draft `k` tokens for each sequence, ordered by slot.
 
         RuntimeError: drafting failed. The sequences then go on without the draft model and are to be forgotten.
         """
+        mixture = mixture or Mixture()
         state_BD = self._read(sequences, [sequence.num_pending for sequence in sequences])
         slots = [s.slot for s in sequences]
-        chains: list[_Chain] = [_Chain() for _ in sequences]
+        chains = [Chain(sequence, self._token_ids, self.network.config.vocab_size) for sequence in sequences]
         for j in range(k):
-            ids = self._choose(sequences, chains, self._served.logits(state_BD))
+            for chain, prediction in zip(chains, self._predictions(state_BD), strict=True):
+                chain.extend(prediction, mixture)
             if j < k - 1:
+                ids_B = torch.tensor([chain.ids[-1] for chain in chains], device=state_BD.device)
                 positions = [s.num_computed_draft_tokens + j for s in sequences]
                 batch = self._cache.batch(slots, positions, [1] * len(slots))
-                state_BD = self._served.forward(state_BD, ids, [batch], self._cache)
-        return [chain.proposal(self.network.config.vocab_size, self._token_ids) for chain in chains]
+                state_BD = self._served.forward(state_BD, ids_B, [batch], self._cache)
+        return [chain.proposal(mixture) for chain in chains]
 
     @torch.inference_mode()
     def _read(self, sequences: list[Sequence], counts: list[int]) -> Tensor:
@@ -142,49 +144,10 @@ class EagleProposer:
             raise NotFiniteError([s for s, is_finite in zip(sequences, are_finite, strict=True) if not is_finite])
         return last
 
-    def _choose(self, sequences: list[Sequence], chains: list["_Chain"], logits_BV: Tensor) -> Tensor:
-        """One more draft for each: the likeliest for greedy requests, drawn from q for sampled ones. Target ids, [B]."""
-        log_q = logits_BV.float().log_softmax(-1)
-        choice = log_q.argmax(-1)
-        for i, (sequence, chain) in enumerate(zip(sequences, chains, strict=True)):
-            if sequence.generator is not None:
-                q = (logits_BV[i].float() / sequence.request.sampling.temperature).softmax(-1).cpu()
-                choice[i] = self._draw(q, sequence, len(chain.ids))
-                chain.q.append(q)
-        ids = self._token_ids[choice]
-        picked = log_q.gather(-1, choice[:, None])[:, 0].tolist()
-        if not all(map(math.isfinite, picked)):
+    def _predictions(self, state_BD: Tensor) -> list[Prediction]:
+        """For the next place of each chain."""
+        logits_BV = self._served.logits(state_BD)
+        likeliest, log_sums = logits_BV.argmax(-1).tolist(), logits_BV.float().logsumexp(-1).tolist()
+        if not all(map(math.isfinite, log_sums)):
             raise RuntimeError("the draft's distribution is not finite")
-        for chain, token, log_prob in zip(chains, ids.tolist(), picked, strict=True):
-            chain.ids.append(token)
-            chain.log_probs.append(log_prob)
-        return ids
-
-    def _draw(self, q: Tensor, sequence: Sequence, num_ahead: int) -> int:
-        """A draft drawn from q [draft vocabulary].
-
-        With a seed it is drawn by the noise that the target will use, so both agree as often as their distributions allow.
-        """
-        seed = sequence.request.sampling.seed
-        if seed is None:
-            assert sequence.generator is not None
-            return draw(q, sequence.generator)
-        noise_V = noise.exponential_noise(seed, sequence.num_output + num_ahead, self.network.config.vocab_size)
-        return noise.first(q, noise_V[self._token_ids.cpu()])
-
-
-class _Chain:
-    """The growing draft of one sequence."""
-
-    def __init__(self) -> None:
-        self.ids: list[int] = []
-        self.log_probs: list[float] = []
-        self.q: list[Tensor] = []
-
-    def proposal(self, vocab_size: int, token_ids: Tensor) -> Proposal:
-        """The finished chain, with q spread over the target's vocabulary."""
-        q = None
-        if self.q:
-            q = torch.zeros(len(self.q), vocab_size)
-            q[:, token_ids.cpu()] = torch.stack(self.q)
-        return Proposal(drafter=Drafter.EAGLE3, ids=self.ids, log_probs=self.log_probs, q=q, source=CHAIN_ALONE)
+        return [Prediction(*each) for each in zip(logits_BV, likeliest, log_sums, strict=True)]

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 from updraft_inference.engine import Drafter
 from updraft_inference.torch_engine.drafting.answer_cache import AnswerCache
-from updraft_inference.torch_engine.drafting.ngram_index import NgramIndex
+from updraft_inference.torch_engine.drafting.ngram_index import NgramIndex, NgramMatch
 from updraft_inference.torch_engine.proposal import Proposal
 from updraft_inference.torch_engine.sequence import Sequence
 
@@ -37,11 +37,21 @@ class NgramProposer:
         cache = self._caches.get(sequence.request.client)
         if cache is not None:
             self._caches.move_to_end(sequence.request.client)
-            longer = cache.propose(sequence.ids, k, longer_than=match.source.num_matched)
+            longer = cache.look_up(sequence.ids, k, longer_than=match.source.num_matched)
             match = longer if longer.ids else match
         if not match.ids:
             return Proposal(source=match.source)
         return Proposal(drafter=Drafter.NGRAM, ids=match.ids, log_probs=[0.0] * len(match.ids), source=match.source)
+
+    def offers(self, sequence: Sequence, chain_ids: list[int]) -> list[NgramMatch]:
+        """The token after a chain, by the request's own text and by earlier answers, as far as they know one.
+
+        The chain itself is not searched. The sequence was looked up in this step already.
+        """
+        ids = [*sequence.ids, *chain_ids]
+        index, cache = self._indexes.get(sequence), self._caches.get(sequence.request.client)
+        matches = (searched.look_up(ids, 1) for searched in (index, cache) if searched is not None)
+        return [match for match in matches if match.ids]
 
     def keep_up(self) -> None:
         """Index a portion of an answer that has ended: a long one at once would keep other streams waiting."""

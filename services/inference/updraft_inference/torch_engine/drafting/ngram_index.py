@@ -30,6 +30,10 @@ class NgramIndex:
     def propose(self, ids: list[int], k: int) -> NgramMatch:
         """`k` tokens that followed the latest earlier occurrence of the longest known suffix of `ids`."""
         self._index(ids)
+        return self.look_up(ids, k)
+
+    def look_up(self, ids: list[int], k: int) -> NgramMatch:
+        """The same for a text of which only the beginning may be indexed."""
         for n in LENGTHS:
             known = self._ends.get(tuple(ids[-n:])) if len(ids) > n else None
             if known is not None:

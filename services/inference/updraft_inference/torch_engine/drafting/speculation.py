@@ -1,9 +1,11 @@
 """Speculation for the running sequences: who proposes, what is proposed, and what the results say about both."""
 
 import logging
+import random
 import time
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from weakref import WeakKeyDictionary
 
 from torch import Tensor
@@ -13,6 +15,7 @@ from updraft_inference.torch_engine.drafting.eagle import EagleProposer, NotFini
 from updraft_inference.torch_engine.drafting.lookahead.acceptance import SequenceStats
 from updraft_inference.torch_engine.drafting.lookahead.planner import DraftRequest, LookaheadPlanner
 from updraft_inference.torch_engine.drafting.lookahead.policy import DraftChoice
+from updraft_inference.torch_engine.drafting.mixture import Chooser, Mixture
 from updraft_inference.torch_engine.drafting.ngram import NgramProposer
 from updraft_inference.torch_engine.model.limits import Limits
 from updraft_inference.torch_engine.proposal import Proposal
@@ -22,6 +25,10 @@ logger = logging.getLogger(__name__)
 
 _BY_MODEL = frozenset({Drafter.EAGLE3, Drafter.HYBRID})
 _BY_NGRAM = frozenset({Drafter.NGRAM, Drafter.HYBRID})
+
+ALONE_SHARE = 1 / 16
+"""Share of chains, drawn by chance, that the draft model makes alone although they might be mixed. Only they are evidence about
+a draft, because a mixed chain shows the model's tokens only where it was trusted."""
 
 
 class Speculation:
@@ -36,6 +43,8 @@ class Speculation:
         """Steps in which drafting failed, by draft version; read by other threads."""
         self._limits = limits
         self._default = default
+        self._chooser = Chooser()
+        self._random = random.Random(0)
         self._stats: WeakKeyDictionary[Sequence, SequenceStats] = WeakKeyDictionary()
 
     def install(self, eagle: EagleProposer | None, version: int, sequences: Iterable[Sequence]) -> None:
@@ -50,6 +59,7 @@ class Speculation:
         """The network has other weights."""
         self.draft_version = version
         self.planner.reset_model()
+        self._chooser.reset_model()
 
     def wants_model(self, sequence: Sequence) -> bool:
         """Whether the draft model reads a request that begins now."""
@@ -95,9 +105,15 @@ class Speculation:
         """The sequence got new tokens."""
         self.planner.observe_tokens(self._stats_of(sequence), token_ids)
 
-    def observe_verification(self, sequence: Sequence, proposal: Proposal, accepted: int) -> None:
-        """The target accepted the first `accepted` tokens of a proposal."""
-        if proposal.ids and proposal.drafter is Drafter.EAGLE3:
+    def observe_verification(self, sequence: Sequence, proposal: Proposal, accepted: int, bonus_id: int) -> None:
+        """The target accepted the first `accepted` tokens of a proposal, and has `bonus_id` after them."""
+        for index, place in proposal.places.items():
+            if index <= accepted:
+                target_id = proposal.ids[index] if index < accepted else bonus_id
+                self._chooser.learn(place, proposal.ids[index], target_id)
+        # A hybrid's chain that the model made alone says nothing about mixed ones.
+        is_typical = (proposal.drafter is Drafter.HYBRID) == (self._drafter(sequence) is Drafter.HYBRID)
+        if proposal.ids and proposal.drafter in _BY_MODEL and is_typical:
             is_rejected = accepted < len(proposal.ids)
             self.planner.observe_chain(self._stats_of(sequence), accepted, is_rejected=is_rejected)
 
@@ -142,7 +158,7 @@ class Speculation:
         sequences, longest = list(choices), max(choice.length for choice in choices.values())
         started, behind = time.perf_counter(), sum(sequence.num_pending for sequence in sequences)
         try:
-            chains = self.eagle.propose(sequences, longest)
+            chains = self.eagle.propose(sequences, longest, self._mixture(sequences))
         except RuntimeError as error:  # numbers that are not finite, no memory left
             self._give_up(self.eagle, sequences, error)
             return {}
@@ -153,6 +169,15 @@ class Speculation:
             seconds=time.perf_counter() - started,
         )
         return {s: chain.first(choices[s].length) for s, chain in zip(sequences, chains, strict=True)}
+
+    def _mixture(self, sequences: list[Sequence]) -> Mixture:
+        """Mix the chains of hybrid requests, except for a share of them."""
+        mixed = [
+            sequence
+            for sequence in sequences
+            if self._drafter(sequence) is Drafter.HYBRID and self._random.random() >= ALONE_SHARE
+        ]
+        return Mixture(self._chooser, {sequence: partial(self.ngram.offers, sequence) for sequence in mixed})
 
     def _update_draft_cache(self, sequences: list[Sequence], *, is_finished: bool = False) -> None:
         """Let the draft read accepted positions."""

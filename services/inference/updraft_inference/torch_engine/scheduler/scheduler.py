@@ -166,7 +166,7 @@ class Scheduler:
         self, chunk: ForwardChunk, rows: ForwardOutput, result: VerifyResult, *, batch: int, duration_s: float
     ) -> None:
         sequence, proposal, num = chunk.sequence, chunk.proposal, result.accepted + 1
-        self.speculation.observe_verification(sequence, proposal, result.accepted)
+        self.speculation.observe_verification(sequence, proposal, result.accepted, result.bonus_id)
         sequence.steps.append(
             VerifyStep(
                 start=sequence.num_output,
@@ -177,13 +177,15 @@ class Scheduler:
                 batch_size=batch,
                 duration_s=duration_s,
                 drafter=proposal.drafter,
-                draft_version=self.speculation.draft_version if proposal.drafter is Drafter.EAGLE3 else 0,
+                draft_version=self.speculation.draft_version if proposal.is_chain else 0,
+                looked_up=proposal.looked_up,
             )
         )
         self._accept(sequence, rows.aux[:num], rows.last[:num])
-        # Rows after a rejected n-gram draft would show nothing about the draft model.
-        if proposal.drafter is Drafter.EAGLE3 and sequence.request.capture.counterfactual_rows:
-            sequence.keep_rejected(rows.aux[num:], rows.last[num:])
+        # Rows that read an n-gram draft would show nothing about the draft model.
+        if proposal.is_chain and sequence.request.capture.counterfactual_rows:
+            end = 1 + next((index for index in proposal.looked_up if index >= result.accepted), len(proposal.ids))
+            sequence.keep_rejected(rows.aux[num:end], rows.last[num:end])
         self._append(sequence, [*proposal.ids[: result.accepted], result.bonus_id], result.logprobs)
 
     def _accept(self, sequence: Sequence, aux_RA: Tensor, last_RD: Tensor) -> None:

@@ -11,6 +11,7 @@ from updraft_inference.engine import Delta, Drafter, GenerationRequest, Sampling
 from updraft_inference.torch_engine.drafting.eagle import EagleProposer
 from updraft_inference.torch_engine.drafting.lookahead.cost import CostTable
 from updraft_inference.torch_engine.drafting.lookahead.probe import DraftModelGate
+from updraft_inference.torch_engine.drafting.speculation import ALONE_SHARE
 from updraft_inference.torch_engine.model.limits import Limits
 from updraft_inference.torch_engine.model.target import Target
 from updraft_inference.torch_engine.scheduler.prefill import MIN_TOKENS, STEPS_PER_PAUSE
@@ -211,3 +212,23 @@ def test_a_swap_turns_the_draft_model_on_again(scheduler: Scheduler, eagle: Eagl
     turn_off(scheduler)
     scheduler.renew(2)
     assert answered(scheduler, Request(tuple(range(40, 60)), drafter=Drafter.HYBRID))
+
+
+def test_a_small_share_of_a_hybrids_chains_is_the_models_alone_and_proves_the_draft(
+    scheduler: Scheduler, eagle: EagleProposer
+) -> None:
+    requests = [Request(tuple(range(40 + n, 60)), max_tokens=190, drafter=Drafter.HYBRID) for n in range(6)]
+    scheduler.install(eagle, 1)
+    for request in requests:
+        scheduler.add(request.sequence)
+    version = 1
+    while not scheduler.is_idle:
+        version += 1
+        scheduler.renew(version)  # a new draft drafts in any case
+        scheduler.step()
+    chains = [step for request in requests for step in request.sequence.steps if step.draft_ids]
+    alone = [step for step in chains if step.drafter is Drafter.EAGLE3]
+    assert {step.drafter for step in chains} == {Drafter.EAGLE3, Drafter.HYBRID}
+    assert 0 < len(alone) < 4 * ALONE_SHARE * len(chains)
+    assert not any(step.looked_up for step in alone)
+    assert any(step.looked_up for step in chains)

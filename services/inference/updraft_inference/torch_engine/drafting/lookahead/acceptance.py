@@ -123,7 +123,8 @@ class AcceptanceTable:
         """Another draft model is served."""
         for source in [source for source in self._shared if source.is_chain]:
             del self._shared[source]
-        self._recent[Drafter.EAGLE3].clear()
+        for drafter in (Drafter.EAGLE3, Drafter.HYBRID):
+            self._recent[drafter].clear()
 
     def observe(self, stats: SequenceStats, source: ProposalSource, accepted: int, *, is_rejected: bool) -> None:
         for estimator in (self._shared[source], stats.estimators[source]):

@@ -24,8 +24,8 @@ PROBE_STEPS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftRequest:
-    """The drafts that are possible for one sequence of a step: `ngram` tokens that lookup found, `chain` tokens by the draft
-    model. `forced`: make so many, whatever they cost."""
+    """The drafts that are possible for one sequence of a step: `ngram` tokens that lookup found, or `chain` tokens by the draft
+    model, mixed with lookup if there is a `match`. `forced`: make so many, whatever they cost."""
 
     stats: SequenceStats
     match: ProposalSource | None = None
@@ -36,7 +36,7 @@ class DraftRequest:
 
     @property
     def is_hybrid(self) -> bool:
-        """The draft model competes with lookup."""
+        """The draft model competes with lookup alone."""
         return self.chain > 0 and self.match is not None
 
 
@@ -151,7 +151,7 @@ class LookaheadPlanner:
             request.stats.chain = chain_source(request.match)
             if choice.length:
                 source = request.stats.chain if is_chain else request.match or NO_MATCH
-                self.acceptance.count(choice.drafter, source)
+                self.acceptance.count(Drafter.HYBRID if is_chain and request.is_hybrid else choice.drafter, source)
             if choice.length and is_free and (is_chain or not can_chain):
                 self._probe.defer()
             num_possible += request.is_hybrid and is_free

@@ -1,9 +1,10 @@
 """Which proposer drafts for each sequence, and how many tokens: a pure choice by expected tokens per second.
 
 A step yields one token per sequence plus the survival of every draft that it verifies (Leviathan et al. 2023, equation 1,
-without the assumption that all drafts are accepted equally often). The rule has two parts. Each sequence takes the proposer
-that promises more accepted tokens for the rows it costs. Then rows go to the likeliest drafts of all sequences for as long
-as the step yields more tokens per second; survival never rises along a proposal, so taking the likeliest first is optimal.
+without the assumption that all drafts are accepted equally often). The rule has two parts. Each sequence takes n-gram lookup,
+which is free, or a chain of the draft model, whichever promises more accepted tokens for what it costs. Then rows go to the
+likeliest drafts of all sequences for as long as the step yields more tokens per second; survival never rises along a proposal,
+so taking the likeliest first is optimal.
 """
 
 from collections.abc import Callable, Sequence
@@ -55,16 +56,28 @@ class StepPlan:
 def choose(options: Sequence[DraftOptions], costs: StepCosts) -> StepPlan:
     """Choose for every sequence of a step, at least one."""
     num = len(options)
-    plain = _plan([DraftOptions(o.ngram, o.chain, o.forced or DraftChoice()) for o in options], costs)
+    plain = _plan([DraftOptions(o.ngram, o.chain, o.forced or DraftChoice()) for o in options], costs, _Prices())
     row_tokens = MARGIN * plain.speed * (costs.verify[2 * num] - costs.verify[num]) / num
     best = plain
-    lookup = _plan(options, costs, row_tokens=row_tokens)
+    lookup = _plan(options, costs, _Prices(row_tokens))
     if lookup.speed > MARGIN * plain.speed:
         best = lookup
     longest = max(len(o.chain) for o in options if o.forced is None) if any(o.forced is None for o in options) else 0
-    chained = [_plan(options, costs, row_tokens=row_tokens, max_chain=n) for n in range(1, longest + 1)]
+    chained = [
+        _plan(options, costs, _Prices(row_tokens, n, MARGIN * plain.speed * costs.chain(num, n) / num))
+        for n in range(1, longest + 1)
+    ]
     fastest = max(chained, key=lambda plan: plan.speed, default=best)
     return fastest if fastest.speed > MARGIN * best.speed else best
+
+
+class _Prices(NamedTuple):
+    """Tokens that a plan without drafts yields in the time of a row, and of a sequence's share in chains of `max_chain` tokens.
+    A draft has to promise more."""
+
+    row_tokens: float = 0.0
+    max_chain: int = 0
+    chain_tokens: float = 0.0
 
 
 class _Draft(NamedTuple):
@@ -76,11 +89,9 @@ class _Draft(NamedTuple):
     is_free: bool = True
 
 
-def _plan(
-    options: Sequence[DraftOptions], costs: StepCosts, *, row_tokens: float = 0.0, max_chain: int = 0
-) -> StepPlan:
-    """The fastest plan with chains of at most `max_chain` tokens. A row has to promise more than `row_tokens` tokens."""
-    drafts = [_draft(o, row_tokens, max_chain) for o in options]
+def _plan(options: Sequence[DraftOptions], costs: StepCosts, prices: _Prices) -> StepPlan:
+    """The fastest plan with chains of at most `prices.max_chain` tokens."""
+    drafts = [_draft(option, prices) for option in options]
     lengths = [draft.least for draft in drafts]
     pool = sorted(
         ((alive, i) for i, draft in enumerate(drafts) if draft.is_free for alive in draft.survival),
@@ -101,12 +112,14 @@ def _plan(
     return StepPlan(choices, most_tokens / (costs.verify[rows + num_taken] + _chain_s(drafts, lengths, costs)))
 
 
-def _draft(option: DraftOptions, row_tokens: float, max_chain: int) -> _Draft:
+def _draft(option: DraftOptions, prices: _Prices) -> _Draft:
     if option.forced is not None:
         survival = option.chain if option.forced.drafter is Drafter.EAGLE3 else option.ngram
         return _Draft(option.forced.drafter, survival, least=option.forced.length, is_free=False)
-    chain = option.chain[:max_chain]
-    if chain and _gain(chain, row_tokens) >= _gain(option.ngram, row_tokens):
+    chain = option.chain[: prices.max_chain]
+    if chain and not option.ngram:
+        return _Draft(Drafter.EAGLE3, chain)
+    if _gain(chain, prices.row_tokens) - prices.chain_tokens > _gain(option.ngram, prices.row_tokens):
         return _Draft(Drafter.EAGLE3, chain)
     return _Draft(Drafter.NGRAM, option.ngram)
 

@@ -124,6 +124,16 @@ def test_each_sequence_has_the_proposer_that_promises_more_to_it() -> None:
     ]
 
 
+def test_a_chain_has_to_be_worth_its_cost_to_each_sequence_that_lookup_would_serve_for_nothing() -> None:
+    sure, unsure = DraftOptions([0.9, 0.85, 0.8], [0.92, 0.87, 0.82]), DraftOptions([0.1], [0.8, 0.6, 0.5])
+    price = StepCosts(
+        [0.03 + 0.0003 * rows for rows in range(16)], lambda sequences, length: 0.001 * sequences * length
+    )
+    assert [choice.drafter for choice in choose([sure, unsure], price).choices] == [Drafter.NGRAM, Drafter.EAGLE3]
+    free = StepCosts(price.verify, lambda _sequences, _length: 0.0)
+    assert [choice.drafter for choice in choose([sure, unsure], free).choices] == [Drafter.EAGLE3, Drafter.EAGLE3]
+
+
 def test_a_sequence_that_gets_no_draft_needs_no_chain() -> None:
     asked = [DraftOptions(chain=[0.9]), DraftOptions(chain=[0.01])]
     price = StepCosts([0.03 + 0.003 * rows for rows in range(8)], lambda sequences, _length: 0.008 * sequences)

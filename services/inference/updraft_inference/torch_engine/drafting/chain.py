@@ -1,0 +1,118 @@
+"""A growing chain: at each place it takes a looked-up token, or else the draft model's.
+
+The model's token is the likeliest for a greedy request, and drawn from q for a sampled one. Where it is drawn, the choice
+between the two is made before and does not depend on it. A token then has the distribution that verification is told: q, or a
+point mass for a looked-up one, so speculative sampling stays lossless (`updraft_draft.acceptance`).
+
+Tensors: V draft vocabulary; k tokens of a chain.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from updraft_draft.acceptance import draw
+from updraft_inference.torch_engine.drafting.mixture import Mixture
+from updraft_inference.torch_engine.proposal import CHAIN_ALONE, Offer, Place, Proposal
+from updraft_inference.torch_engine.sampling import noise
+from updraft_inference.torch_engine.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What the draft model predicts for one place. `index`: its likeliest token; `log_sum`: of all logits."""
+
+    logits_V: Tensor
+    index: int
+    log_sum: float
+
+    def log_prob(self, index: int) -> float:
+        """log q at temperature 1."""
+        return float(self.logits_V[index]) - self.log_sum
+
+    def at(self, temperature: float) -> Tensor:
+        """q at this temperature, float32 [V], on the CPU."""
+        return (self.logits_V.float() / temperature).softmax(-1).cpu()
+
+
+@dataclass(slots=True)
+class Chain:
+    """The draft of one sequence, for a target with `vocab_size` tokens. `token_ids`: the target's token for each draft token,
+    int64 [V], ascending."""
+
+    sequence: Sequence
+    token_ids: Tensor
+    vocab_size: int
+    ids: list[int] = field(default_factory=list)
+    _log_probs: list[float] = field(default_factory=list)
+    _q: list[Tensor | None] = field(default_factory=list)
+    """What each token was drawn from; None for a point mass."""
+    _places: dict[int, Place] = field(default_factory=dict)
+
+    @property
+    def _generator(self) -> torch.Generator | None:
+        """Draws the model's tokens from q. With a seed, noise decides instead, and it decides for the target too."""
+        return self.sequence.generator if self.sequence.request.sampling.seed is None else None
+
+    def extend(self, prediction: Prediction, mixture: Mixture) -> None:
+        """Take a token for the next place."""
+        sampling, index, q_V = self.sequence.request.sampling, prediction.index, None
+        if self.sequence.generator is not None:
+            q_V = prediction.at(sampling.temperature)
+        if q_V is not None and sampling.seed is not None:
+            index = self._winner(q_V, sampling.seed)
+        place = self._place(prediction, index, q_V, mixture)
+        if place.is_disputed:
+            place.taken = mixture.chooser.take(place)
+            self._places[len(self.ids)] = place
+        if place.taken:
+            self._add(place.offers[place.taken].token_id, 0.0, None)
+            return
+        if q_V is not None and self._generator is not None:
+            index = draw(q_V, self._generator)
+        self._add(int(self.token_ids[index]), prediction.log_prob(index), q_V)
+
+    def proposal(self, mixture: Mixture) -> Proposal:
+        """The finished chain, with q spread over the target's vocabulary."""
+        q = None if self.sequence.generator is None else torch.zeros(len(self.ids), self.vocab_size)
+        for row, token, q_V in zip([] if q is None else q, self.ids, self._q, strict=False):
+            if q_V is None:
+                row[token] = 1.0
+            else:
+                row[self.token_ids.cpu()] = q_V
+        return Proposal(
+            drafter=mixture.drafter(self.sequence),
+            ids=self.ids,
+            log_probs=self._log_probs,
+            q=q,
+            source=CHAIN_ALONE,
+            places=self._places,
+        )
+
+    def _place(self, prediction: Prediction, index: int, q_V: Tensor | None, mixture: Mixture) -> Place:
+        def q(index: int) -> float:
+            return math.exp(prediction.log_prob(index)) if q_V is None else float(q_V[index])
+
+        offers = [Offer(int(self.token_ids[index]), CHAIN_ALONE, q(index))]
+        for match in mixture.matches(self.sequence, self.ids):
+            looked_up = self._index(match.ids[0])
+            offers.append(Offer(match.ids[0], match.source, 0.0 if looked_up is None else q(looked_up)))
+        return Place(offers, is_sampled=q_V is not None, is_drawn=self._generator is not None)
+
+    def _add(self, token_id: int, log_prob: float, q_V: Tensor | None) -> None:
+        self.ids.append(token_id)
+        self._log_probs.append(log_prob)
+        self._q.append(q_V)
+
+    def _winner(self, q_V: Tensor, seed: int) -> int:
+        """The token that wins by the noise that the target will use: both agree as often as their distributions allow."""
+        position = self.sequence.num_output + len(self.ids)
+        noise_V = noise.exponential_noise(seed, position, self.vocab_size)
+        return noise.first(q_V, noise_V[self.token_ids.cpu()])
+
+    def _index(self, token_id: int) -> int | None:
+        """Of a token in the draft vocabulary; None if it is outside."""
+        index = int(torch.searchsorted(self.token_ids, token_id))
+        return index if index < len(self.token_ids) and int(self.token_ids[index]) == token_id else None
