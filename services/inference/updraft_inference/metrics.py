@@ -196,7 +196,7 @@ def watch_lookahead(registry: CollectorRegistry, estimates: LookaheadEstimates) 
         "Seconds to verify so many rows at once, measured when the engine starts and corrected by every step.",
         "rows",
     )
-    for drafter, position in product((Drafter.NGRAM, Drafter.EAGLE3), _POSITIONS):
+    for drafter, position in product((Drafter.NGRAM, Drafter.EAGLE3, Drafter.HYBRID), _POSITIONS):
         labelled = survival.labels(drafter=drafter.value, position=str(position))
         labelled.set_function(partial(estimates.survival, drafter, position))
     for rows in _ROWS:

@@ -76,6 +76,8 @@ class _DrafterEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Drafter.Value
     DRAFTER_NONE: _Drafter.ValueType  # 1
     DRAFTER_NGRAM: _Drafter.ValueType  # 2
     DRAFTER_EAGLE3: _Drafter.ValueType  # 3
+    DRAFTER_HYBRID: _Drafter.ValueType  # 4
+    """The model and n-gram lookup in one chain."""
 
 class Drafter(_Drafter, metaclass=_DrafterEnumTypeWrapper): ...
 
@@ -83,6 +85,8 @@ DRAFTER_UNSPECIFIED: Drafter.ValueType  # 0
 DRAFTER_NONE: Drafter.ValueType  # 1
 DRAFTER_NGRAM: Drafter.ValueType  # 2
 DRAFTER_EAGLE3: Drafter.ValueType  # 3
+DRAFTER_HYBRID: Drafter.ValueType  # 4
+"""The model and n-gram lookup in one chain."""
 Global___Drafter: _TypeAlias = Drafter  # noqa: Y015
 
 @_typing.final
@@ -291,6 +295,7 @@ class Step(_message.Message):
     DURATION_US_FIELD_NUMBER: _builtins.int
     DRAFT_VERSION_FIELD_NUMBER: _builtins.int
     DRAFTER_FIELD_NUMBER: _builtins.int
+    LOOKED_UP_FIELD_NUMBER: _builtins.int
     start: _builtins.int
     """Index into output_ids of the first token that this step emitted."""
     accepted: _builtins.int
@@ -303,10 +308,14 @@ class Step(_message.Message):
     def draft_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def draft_log_probs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """log q(d_i) of the draft and log p(d_i) of the target, natural logarithm."""
+        """log q(d_i) of the proposer and log p(d_i) of the target, natural logarithm."""
 
     @_builtins.property
     def target_log_probs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def looked_up(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Of a hybrid step: indices into draft_ids of the tokens that n-gram lookup proposed, ascending."""
+
     def __init__(
         self,
         *,
@@ -319,10 +328,11 @@ class Step(_message.Message):
         duration_us: _builtins.int = ...,
         draft_version: _builtins.int = ...,
         drafter: Global___Drafter.ValueType = ...,
+        looked_up: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "batch_size", b"batch_size", "draft_ids", b"draft_ids", "draft_log_probs", b"draft_log_probs", "draft_version", b"draft_version", "drafter", b"drafter", "duration_us", b"duration_us", "start", b"start", "target_log_probs", b"target_log_probs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "batch_size", b"batch_size", "draft_ids", b"draft_ids", "draft_log_probs", b"draft_log_probs", "draft_version", b"draft_version", "drafter", b"drafter", "duration_us", b"duration_us", "looked_up", b"looked_up", "start", b"start", "target_log_probs", b"target_log_probs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

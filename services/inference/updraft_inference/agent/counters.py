@@ -1,6 +1,6 @@
 """Totals of finished requests by draft version. Pure.
 
-A step counts for the version that drafted it, also after a swap within a request. Statistics per request (acceptance
+A step counts for the version that drafted it alone, also after a swap within a request. Statistics per request (acceptance
 length) count only requests that a single version served, because a mixed request says nothing about either version.
 """
 
@@ -86,8 +86,8 @@ def emitted(finished: FinishedRequest) -> Iterator[tuple[VerifyStep, int]]:
 
 
 Tallies = Mapping[int, fleet_pb2.VersionCounters]
-"""Totals since the process started, by version, the last served one last; 0 is for steps without a draft. `requests` are those
-that only this version served."""
+"""Totals since the process started, by version, the last served one last; 0 is for steps without a draft, or mixed with n-gram
+lookup. `requests` are those that only this version served."""
 
 MAX_VERSIONS = 16
 """Keeps reports small on pods that serve thousands of versions over months."""
@@ -99,8 +99,8 @@ def folded(tallies: Tallies, finished: FinishedRequest) -> dict[int, fleet_pb2.V
     served = set()
     for step, num_tokens in emitted(finished):
         proposed, accepted = (1,) * len(step.draft_ids), (1,) * step.accepted
-        _add_steps(_served(result, step.draft_version), 1, num_tokens, proposed, accepted, step.duration_s)
-        served.add(step.draft_version)
+        _add_steps(_served(result, _proved(step)), 1, num_tokens, proposed, accepted, step.duration_s)
+        served.add(_proved(step))
     rest = finished.uncaptured
     if rest is not None:  # its tokens count as equally fast
         counters = _served(result, rest.draft_version)
@@ -161,11 +161,16 @@ def _add_steps(
 
 def sole_version(finished: FinishedRequest) -> int | None:
     """The version that made all proposals of a request (0: none); None if there were several."""
-    versions = {step.draft_version for step in finished.steps if step.draft_ids}
+    versions = {_proved(step) for step in finished.steps if step.draft_ids}
     if finished.uncaptured is not None and any(finished.uncaptured.proposed):
         versions.add(finished.uncaptured.draft_version)
     versions = versions or {0}
     return versions.pop() if len(versions) == 1 else None
+
+
+def _proved(step: VerifyStep) -> int:
+    """The version that the step is evidence about; 0 if about none."""
+    return 0 if step.drafter is Drafter.HYBRID else step.draft_version
 
 
 def _newest(tallies: Tallies) -> dict[int, fleet_pb2.VersionCounters]:

@@ -110,6 +110,7 @@ def _step(step: VerifyStep) -> trace_pb2.Step:
         duration_us=_microseconds(step.duration_s),
         draft_version=step.draft_version,
         drafter=trace_pb2.Drafter.Value(f"DRAFTER_{step.drafter.name}"),
+        looked_up=step.looked_up,
     )
 
 

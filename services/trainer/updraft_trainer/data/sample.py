@@ -64,8 +64,8 @@ class Sample:
     """Row r belongs to token ids[r]: aux [R, A]; ids int64 [R + 1] has one more token.
 
     The teacher starts at row `first_teacher_row`; rows before it are context only. `first_output` indexes ids and is at least
-    1. `corrections` bool [R + 1] marks tokens that replaced a rejected draft token. `counterfactuals` are ordered by verify
-    step, and present only if the pod captures them.
+    1. `corrections` bool [R + 1] marks tokens that replaced a rejected draft token of the draft model. `counterfactuals` are
+    ordered by verify step, and present only if the pod captures them.
     """
 
     trace_id: str
@@ -159,7 +159,7 @@ def _sample(trace: trace_pb2.Trace, expected: ExpectedTarget) -> Sample:
     corrections = torch.zeros(len(ids), dtype=torch.bool)
     for step in trace.steps:
         index = block.first_output + step.start + step.accepted - stretch.start
-        if step.accepted < len(step.draft_ids) and 0 < index < len(ids):
+        if _rejects_model(step) and 0 < index < len(ids):
             corrections[index] = True
     return Sample(
         trace_id=trace.header.trace_id.hex(),
@@ -174,6 +174,12 @@ def _sample(trace: trace_pb2.Trace, expected: ExpectedTarget) -> Sample:
         finished_unix_ms=trace.header.finished_unix_ms,
         counterfactuals=_counterfactuals(trace, block, stretch, expected),
     )
+
+
+def _rejects_model(step: trace_pb2.Step) -> bool:
+    """The draft token that was rejected is the draft model's, not one that n-gram lookup proposed."""
+    is_rejected = step.accepted < len(step.draft_ids)
+    return is_rejected and step.drafter != trace_pb2.DRAFTER_NGRAM and step.accepted not in step.looked_up
 
 
 def _block(trace: trace_pb2.Trace, expected: ExpectedTarget) -> _Block:

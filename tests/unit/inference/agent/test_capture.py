@@ -1,6 +1,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -17,6 +18,7 @@ from updraft_draft import tensors
 from updraft_inference.agent.capture import Capture, Sink
 from updraft_inference.agent.selection import CapturePlan, CaptureRates
 from updraft_inference.agent.trace import Origin
+from updraft_inference.engine import Drafter
 from updraft_inference.metrics import Metrics
 
 PLAN = CapturePlan(trace_id=b"0123456789abcdef", is_captured=True, payload_probability=0.5, domain="sql")
@@ -101,6 +103,16 @@ async def test_a_trace_tells_all_that_a_trainer_needs(capture: Capture, stream: 
     assert trace.payload.first_position == 1
     assert torch.equal(tensors.decode(trace.payload.aux_hidden), torch.ones(5, 12))
     assert torch.equal(tensors.decode(trace.payload.last_hidden), torch.full((5, 4), 2.0))
+
+
+async def test_a_trace_tells_which_tokens_of_a_mixed_chain_were_looked_up(capture: Capture, stream: FakeStream) -> None:
+    async with running(capture):
+        capture.offer(ended(replace(step(1, 2, version=7), drafter=Drafter.HYBRID, looked_up=(1,))), PLAN)
+        await until(lambda: bool(stream.entries))
+
+    (sent,) = stream.entries[0].steps
+    assert (sent.drafter, sent.draft_version) == (trace_pb2.DRAFTER_HYBRID, 7)
+    assert list(sent.looked_up) == [1]
 
 
 async def test_rows_after_a_rejection_are_sent_with_their_step(capture: Capture, stream: FakeStream) -> None:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -43,6 +44,19 @@ def test_counts_are_kept_by_version_and_position() -> None:
     assert tallies[1].proposed_by_position == [3, 3]
     assert (tallies[1].verify_steps, tallies[1].tokens) == (3, 6)
     assert tallies[2].verify_steps == 1
+
+
+def test_a_mixed_chain_is_evidence_about_no_version_and_one_that_the_model_made_alone_is() -> None:
+    mixed = replace(step(3, 2, version=4), drafter=Drafter.HYBRID, looked_up=(1,))
+    request = ended(step(1, 1, version=4), mixed)
+    tallies = folded({}, request)
+
+    assert (tallies[4].verify_steps, tallies[4].tokens) == (1, 2)
+    assert tallies[4].accepted_by_position == [1]
+    assert (tallies[0].verify_steps, tallies[0].tokens) == (1, 3)
+    assert tallies[4].requests_served == 1
+    assert tallies[4].requests == tallies[0].requests == 0, "its acceptance length is not the draft's"
+    assert usage(request).draft_version == 4
 
 
 def test_tokens_that_a_limit_cut_off_are_not_counted() -> None:

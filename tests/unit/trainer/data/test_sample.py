@@ -31,6 +31,16 @@ def test_rows_and_tokens_line_up(maker: TraceMaker) -> None:
     assert sample.corrections.tolist() == [False] * 5 + [True] * 9
 
 
+def test_a_token_that_replaced_a_lookup_corrects_no_draft(maker: TraceMaker) -> None:
+    trace = maker.trace(1, num_prompt=4, num_output=10)
+    trace.steps[1].drafter = trace_pb2.DRAFTER_NGRAM
+    for step, looked_up in zip(trace.steps[2:4], ([0], [1]), strict=True):
+        step.drafter = trace_pb2.DRAFTER_HYBRID
+        step.looked_up[:] = looked_up
+    sample = read_sample(trace.SerializeToString(), maker.expected)
+    assert sample.corrections.tolist() == [*[False] * 5, True, False, False, *[True] * 6]
+
+
 def test_rows_after_a_rejection_stand_where_the_rejected_draft_did(maker: TraceMaker) -> None:
     trace = maker.trace(1, num_prompt=4, num_output=10, counterfactual_rows=2)
     sample = read_sample(trace.SerializeToString(), maker.expected)
