@@ -64,6 +64,12 @@ class Recorder:
         paths = [path for path, _ in self._chunks(kind, number, held_out=held_out)]
         return [sample for path in paths for sample in _read(path, self._target, kind)][:number]
 
+    def texts(self, kind: str, number: int, *, held_out: bool) -> list[list[int]]:
+        """Tokens of prompt and answer of the same requests."""
+        paths = [path for path, _ in self._chunks(kind, number, held_out=held_out)]
+        texts = [[*trace.prompt_ids, *trace.output_ids] for path in paths for trace in _traces(path)]
+        return texts[:number]
+
     def _chunks(self, kind: str, number: int, *, held_out: bool) -> Iterator[tuple[Path, list[str]]]:
         whole = -(-number // CHUNK) * CHUNK
         texts = requests(kind, whole, held_out=held_out)
@@ -136,12 +142,8 @@ def _write(path: Path, finished: Sequence[FinishedRequest], origin: Origin) -> N
 
 
 def _read(path: Path, target: TargetHead, kind: str) -> Iterator[Sample]:
-    data = memoryview(path.read_bytes())
-    while data:
-        (size,) = struct.unpack_from("<I", data)
-        message = trace_pb2.Trace.FromString(bytes(data[4 : 4 + size]))
+    for message in _traces(path):
         message.header.domain = kind
-        data = data[4 + size :]
         expected = ExpectedTarget(
             target_fingerprint=message.header.target_fingerprint,
             tokenizer_fingerprint=message.header.tokenizer_fingerprint,
@@ -150,3 +152,11 @@ def _read(path: Path, target: TargetHead, kind: str) -> Iterator[Sample]:
             vocab_size=target.config.vocab_size,
         )
         yield read_sample(message.SerializeToString(), expected)
+
+
+def _traces(path: Path) -> Iterator[trace_pb2.Trace]:
+    data = memoryview(path.read_bytes())
+    while data:
+        (size,) = struct.unpack_from("<I", data)
+        yield trace_pb2.Trace.FromString(bytes(data[4 : 4 + size]))
+        data = data[4 + size :]

@@ -146,6 +146,11 @@ class Replay:
         self._restarted_from = NO_DRAFT
         self._seconds = 0.0
 
+    @property
+    def served(self) -> DraftNetwork | None:
+        """The draft that serves now."""
+        return self._served
+
     def start_from(self, draft: DraftNetwork) -> None:
         """Serve and go on learning from this draft."""
         self._learner = Learner(self._target, draft.config, draft.token_ids, self._arm.hyper, seed=self._seed)

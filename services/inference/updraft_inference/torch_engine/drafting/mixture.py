@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from updraft_inference.engine import Drafter
 from updraft_inference.torch_engine.drafting.ngram_index import NgramMatch
-from updraft_inference.torch_engine.proposal import Offer, OfferKind, Place
+from updraft_inference.torch_engine.proposal import Offer, OfferKind, Place, Proposal
 from updraft_inference.torch_engine.sequence import Sequence
 
 MEMORY = 500.0
@@ -28,7 +28,7 @@ _AGREED, _ALONE = (0.4, 0.6), (0.0, 0.5)
 
 
 class Chooser:
-    """Takes an offer for each disputed place, and learns from verified ones."""
+    """Takes an offer for each disputed place, and learns from the places that were verified."""
 
     def __init__(self) -> None:
         self._kinds = _Rates()
@@ -46,8 +46,14 @@ class Chooser:
         ids = [offer.token_id for offer in place.offers]
         return ids.index(ids[best])  # a token that the draft model offers too is its own
 
-    def learn(self, place: Place, chain_id: int, target_id: int) -> None:
-        """A disputed place was verified: the chain had `chain_id` there, and the target's token is `target_id`."""
+    def learn(self, proposal: Proposal, accepted: int, bonus_id: int) -> None:
+        """The target accepted the first `accepted` tokens of a proposal, and has `bonus_id` after them."""
+        target_ids = [*proposal.ids[:accepted], bonus_id]
+        for index, place in proposal.places.items():
+            if index < len(target_ids):
+                self._learn(place, proposal.ids[index], target_ids[index])
+
+    def _learn(self, place: Place, chain_id: int, target_id: int) -> None:
         for i, (kind, offer) in enumerate(zip(place.kinds(), place.offers, strict=True)):
             is_right = offer.token_id == target_id
             if i == 0 and place.is_drawn:

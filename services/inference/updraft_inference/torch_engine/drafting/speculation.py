@@ -107,10 +107,7 @@ class Speculation:
 
     def observe_verification(self, sequence: Sequence, proposal: Proposal, accepted: int, bonus_id: int) -> None:
         """The target accepted the first `accepted` tokens of a proposal, and has `bonus_id` after them."""
-        for index, place in proposal.places.items():
-            if index <= accepted:
-                target_id = proposal.ids[index] if index < accepted else bonus_id
-                self._chooser.learn(place, proposal.ids[index], target_id)
+        self._chooser.learn(proposal, accepted, bonus_id)
         # A hybrid's chain that the model made alone says nothing about mixed ones.
         is_typical = (proposal.drafter is Drafter.HYBRID) == (self._drafter(sequence) is Drafter.HYBRID)
         if proposal.ids and proposal.drafter in _BY_MODEL and is_typical:
