@@ -41,8 +41,8 @@ GREEDY = SamplingParams(temperature=0)
 
 @dataclass(slots=True)
 class Decoding:
-    """A recorded answer on its way. `logits` [k, R, V]: the draft model's, after j drafts that came true, where row r belongs to
-    the newest token; row 0 to the first output."""
+    """A recorded answer on its way. `logits` [k, R, V]: the draft model's, after j drafts that came true; row r is that of the
+    newest token, row 0 of the first output."""
 
     sample: Sample
     text: list[int]

@@ -112,10 +112,7 @@ class LookaheadPlanner:
             length = max(request.ngram, request.chain)
         if length is None:
             return None
-        options = self._options(request)
-        if request.chain and (is_unknown or not request.ngram or sum(options.chain) > sum(options.ngram)):
-            return _limited(Drafter.EAGLE3, min(length, request.chain))
-        return _limited(Drafter.NGRAM, min(length, request.ngram))
+        return _longest(request, at_most=length)
 
     def _force_probe(self, requests: Sequence[DraftRequest], forced: list[DraftChoice | None]) -> None:
         """Now and then one sequence drafts although nothing promises that it pays, so that acceptance and costs stay known."""
@@ -127,7 +124,7 @@ class LookaheadPlanner:
         i = able[self._num_probed // PROBE_STEPS % len(able)]
         self._num_probed += 1
         request = requests[i]
-        forced[i] = _limited(Drafter.EAGLE3, request.chain) if request.chain else _limited(Drafter.NGRAM, request.ngram)
+        forced[i] = _longest(request)
         self._probed, self._probe_expected = request.stats, sum(self._options(request).chain)
 
     def _options(self, request: DraftRequest, forced: DraftChoice | None = None) -> DraftOptions:
@@ -160,5 +157,8 @@ class LookaheadPlanner:
             self.acceptance.reset_chains()
 
 
-def _limited(drafter: Drafter, length: int) -> DraftChoice:
+def _longest(request: DraftRequest, at_most: int | None = None) -> DraftChoice:
+    """A chain if the draft model can make one, because what lookup found is mixed into it."""
+    drafter, possible = (Drafter.EAGLE3, request.chain) if request.chain else (Drafter.NGRAM, request.ngram)
+    length = possible if at_most is None else min(at_most, possible)
     return DraftChoice(drafter, length) if length else DraftChoice()
