@@ -148,7 +148,7 @@ def drafter_remarks(report: Report) -> list[str]:
     if faster:
         remarks.append(
             f"N-gram lookup was faster on this traffic: {', '.join(faster)}. To use it, start `updraft up --drafter"
-            ' ngram` or send "updraft": {"drafter": "ngram"} with a request; `--drafter hybrid` chooses for each sequence.'
+            ' ngram` or send "updraft": {"drafter": "ngram"} with a request; `--drafter hybrid` mixes both.'
         )
     return remarks
 

@@ -107,8 +107,8 @@ class InferenceSettings(settings.Settings):
     """How long running requests may continue after SIGTERM. Keep it below the pod's termination grace period."""
 
     drafter: Literal["auto", "none", "ngram", "eagle3", "hybrid"] = "auto"
-    """Default drafter of requests. auto: eagle3 once a draft is loaded; hybrid: n-gram lookup or the draft model,
-    whichever promises more."""
+    """Default drafter of requests. auto: eagle3 once a draft is loaded; hybrid: n-gram lookup and the draft model,
+    mixed token by token."""
 
     lookahead: Annotated[int, Field(ge=0, le=16)] = 3
     """Maximum draft tokens per verify step; the engine chooses up to this number."""
