@@ -65,7 +65,7 @@ class Chain:
             index = self._winner(q_V, sampling.seed)
         place = self._place(prediction, index, q_V, mixture)
         if place.is_disputed:
-            place.taken = mixture.chooser.take(place)
+            place.taken = mixture.take(self.sequence, place)
             self._places[len(self.ids)] = place
         if place.taken:
             self._add(place.offers[place.taken].token_id, 0.0, None)

@@ -2,7 +2,7 @@
 
 For each place of a chain the draft model offers a token, and so may n-gram lookup: from the request's own text, and from
 earlier answers. Where they differ, one is taken. Once the place is verified, the target's token shows which were right,
-whichever was taken, so no offer needs exploration. Confidence is the mean of a Beta posterior whose counts fade.
+whichever was taken. Confidence is the mean of a Beta posterior whose counts fade.
 """
 
 from collections import defaultdict
@@ -80,18 +80,25 @@ Lookup = Callable[[list[int]], Iterable[NgramMatch]]
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """What chains are mixed with: a lookup for each sequence, except for those that the draft model drafts for alone."""
+    """What chains are mixed with. `lookups` of the sequences that are looked up; of these, the model drafts for `alone` all the
+    same, and what lookup offers is only compared."""
 
     chooser: Chooser = field(default_factory=Chooser)
     lookups: Mapping[Sequence, Lookup] = field(default_factory=dict)
+    alone: frozenset[Sequence] = frozenset()
 
     def matches(self, sequence: Sequence, chain_ids: list[int]) -> Iterable[NgramMatch]:
         """What may follow a chain."""
         return self.lookups[sequence](chain_ids) if sequence in self.lookups else ()
 
+    def take(self, sequence: Sequence, place: Place) -> int:
+        """Index of the offer for a disputed place of a sequence's chain."""
+        return 0 if sequence in self.alone else self.chooser.take(place)
+
     def drafter(self, sequence: Sequence) -> Drafter:
         """Who makes the chain of a sequence."""
-        return Drafter.HYBRID if sequence in self.lookups else Drafter.EAGLE3
+        is_mixed = sequence in self.lookups and sequence not in self.alone
+        return Drafter.HYBRID if is_mixed else Drafter.EAGLE3
 
 
 @dataclass(slots=True)

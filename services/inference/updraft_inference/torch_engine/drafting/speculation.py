@@ -28,7 +28,8 @@ _BY_NGRAM = frozenset({Drafter.NGRAM, Drafter.HYBRID})
 
 ALONE_SHARE = 1 / 16
 """Share of chains, drawn by chance, that the draft model makes alone although they might be mixed. Only they are evidence about
-a draft, because a mixed chain shows the model's tokens only where it was trusted."""
+a draft, because a mixed chain has the model's tokens only where it was trusted. And they show whether drawn tokens would be
+accepted where the model is not trusted."""
 
 
 class Speculation:
@@ -108,9 +109,9 @@ class Speculation:
     def observe_verification(self, sequence: Sequence, proposal: Proposal, accepted: int, bonus_id: int) -> None:
         """The target accepted the first `accepted` tokens of a proposal, and has `bonus_id` after them."""
         self._chooser.learn(proposal, accepted, bonus_id)
-        # A hybrid's chain that the model made alone says nothing about mixed ones.
-        is_typical = (proposal.drafter is Drafter.HYBRID) == (self._drafter(sequence) is Drafter.HYBRID)
-        if proposal.ids and proposal.drafter in _BY_MODEL and is_typical:
+        # For a hybrid request, the planner chooses between lookup and mixed chains.
+        is_alone_by_chance = proposal.drafter is not self._drafter(sequence)
+        if proposal.ids and proposal.is_chain and not is_alone_by_chance:
             is_rejected = accepted < len(proposal.ids)
             self.planner.observe_chain(self._stats_of(sequence), accepted, is_rejected=is_rejected)
 
@@ -168,13 +169,10 @@ class Speculation:
         return {s: chain.first(choices[s].length) for s, chain in zip(sequences, chains, strict=True)}
 
     def _mixture(self, sequences: list[Sequence]) -> Mixture:
-        """Mix the chains of hybrid requests, except for a share of them."""
-        mixed = [
-            sequence
-            for sequence in sequences
-            if self._drafter(sequence) is Drafter.HYBRID and self._random.random() >= ALONE_SHARE
-        ]
-        return Mixture(self._chooser, {sequence: partial(self.ngram.offers, sequence) for sequence in mixed})
+        """Lookups for hybrid requests. By chance, the model drafts alone for some."""
+        lookups = {s: partial(self.ngram.offers, s) for s in sequences if self._drafter(s) is Drafter.HYBRID}
+        alone = frozenset(s for s in lookups if self._random.random() < ALONE_SHARE)
+        return Mixture(self._chooser, lookups, alone)
 
     def _update_draft_cache(self, sequences: list[Sequence], *, is_finished: bool = False) -> None:
         """Let the draft read accepted positions."""

@@ -1,5 +1,6 @@
 """A chain's tokens have the distribution that verification is told, whoever proposed them."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence as SequenceOf
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from updraft_draft.acceptance import accept_sampled
 from updraft_inference.engine import Drafter, GenerationRequest, SamplingParams
 from updraft_inference.torch_engine.drafting.chain import Chain, Prediction
-from updraft_inference.torch_engine.drafting.mixture import Mixture
+from updraft_inference.torch_engine.drafting.mixture import Chooser, Mixture
 from updraft_inference.torch_engine.drafting.ngram_index import LENGTHS, NgramMatch
 from updraft_inference.torch_engine.proposal import Proposal, ProposalSource
 from updraft_inference.torch_engine.sampling import noise
@@ -94,6 +95,19 @@ def test_a_seeded_chain_has_the_token_that_wins_by_the_noise_or_a_looked_up_one(
         q = torch.zeros(VOCAB).index_put((torch.tensor(KNOWN),), (rows[index] / 0.8).softmax(-1))
         winner = noise.draw(q, seed, index)
         assert token == winner or (index in proposal.looked_up and [token] in [match.ids for match in found[index]])
+
+
+def test_a_model_that_drafts_alone_by_chance_is_still_compared_with_lookup() -> None:
+    request = GenerationRequest(request_id="r", prompt_ids=(1,), max_tokens=9, sampling=SamplingParams(temperature=0))
+    sequence = Sequence(request=request, emit=lambda _: None, ids=[1])
+    lookups = {sequence: lambda _chain_ids: [NgramMatch([4], ProposalSource(8))]}
+    for alone, token, drafter in ((frozenset(), 4, Drafter.HYBRID), (frozenset([sequence]), 0, Drafter.EAGLE3)):
+        chain = Chain(sequence, torch.tensor(KNOWN), VOCAB)
+        mixture = Mixture(Chooser(), lookups, alone)
+        chain.extend(Prediction(torch.zeros(4), 0, math.log(4)), mixture)
+        proposal = chain.proposal(mixture)
+        assert (proposal.ids, proposal.drafter) == ([token], drafter)
+        assert [offer.token_id for offer in proposal.places[0].offers] == [0, 4]
 
 
 def test_a_chain_that_nothing_is_mixed_into_is_the_models() -> None:
