@@ -69,7 +69,7 @@ class OfferKind(NamedTuple):
 
 @dataclass(slots=True)
 class Place:
-    """Offers for one place of a chain, the draft model's first.
+    """Offers for one place of a chain that differ, the draft model's first. `taken` is the index of the one in the chain.
 
     `is_drawn`: if the draft model's offer is taken, its token is drawn from q. The offer is then right if the target accepts
     such a token, which is known only if it was taken.
@@ -79,11 +79,6 @@ class Place:
     is_sampled: bool = False
     is_drawn: bool = False
     taken: int = 0
-
-    @property
-    def is_disputed(self) -> bool:
-        """The offers differ."""
-        return any(offer.token_id != self.offers[0].token_id for offer in self.offers[1:])
 
     def kinds(self) -> list[OfferKind]:
         """Of each offer; a function of what is known before a token is drawn."""

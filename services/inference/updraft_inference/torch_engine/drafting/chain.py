@@ -63,12 +63,9 @@ class Chain:
             q_V = prediction.at(sampling.temperature)
         if q_V is not None and sampling.seed is not None:
             index = self._winner(q_V, sampling.seed)
-        place = self._place(prediction, index, q_V, mixture)
-        if place.is_disputed:
-            place.taken = mixture.take(self.sequence, place)
-            self._places[len(self.ids)] = place
-        if place.taken:
-            self._add(place.offers[place.taken].token_id, 0.0, None)
+        looked_up = self._looked_up(prediction, index, q_V, mixture)
+        if looked_up is not None:
+            self._add(looked_up, 0.0, None)
             return
         if q_V is not None and self._generator is not None:
             index = draw(q_V, self._generator)
@@ -91,15 +88,23 @@ class Chain:
             places=self._places,
         )
 
-    def _place(self, prediction: Prediction, index: int, q_V: Tensor | None, mixture: Mixture) -> Place:
+    def _looked_up(self, prediction: Prediction, index: int, q_V: Tensor | None, mixture: Mixture) -> int | None:
+        """The token that lookup offers, if it is another one than the model's, at `index`, and is taken."""
+        own_id, matches = int(self.token_ids[index]), mixture.matches(self.sequence, self.ids)
+        if all(match.ids == [own_id] for match in matches):
+            return None
+
         def q(index: int) -> float:
             return math.exp(prediction.log_prob(index)) if q_V is None else float(q_V[index])
 
-        offers = [Offer(int(self.token_ids[index]), CHAIN_ALONE, q(index))]
-        for match in mixture.matches(self.sequence, self.ids):
-            looked_up = self._index(match.ids[0])
-            offers.append(Offer(match.ids[0], match.source, 0.0 if looked_up is None else q(looked_up)))
-        return Place(offers, is_sampled=q_V is not None, is_drawn=self._generator is not None)
+        offers = [Offer(own_id, CHAIN_ALONE, q(index))]
+        for (token_id,), source in matches:
+            known = self._index(token_id)
+            offers.append(Offer(token_id, source, 0.0 if known is None else q(known)))
+        place = Place(offers, is_sampled=q_V is not None, is_drawn=self._generator is not None)
+        place.taken = mixture.take(self.sequence, place)
+        self._places[len(self.ids)] = place
+        return offers[place.taken].token_id if place.taken else None
 
     def _add(self, token_id: int, log_prob: float, q_V: Tensor | None) -> None:
         self.ids.append(token_id)

@@ -6,7 +6,7 @@ whichever was taken. Confidence is the mean of a Beta posterior whose counts fad
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 
 from updraft_inference.engine import Drafter
@@ -28,7 +28,7 @@ _AGREED, _ALONE = (0.4, 0.6), (0.0, 0.5)
 
 
 class Chooser:
-    """Takes an offer for each disputed place, and learns from the places that were verified."""
+    """Takes an offer for each place where they differ, and learns from the places that were verified."""
 
     def __init__(self) -> None:
         self._kinds = _Rates()
@@ -74,8 +74,8 @@ class Chooser:
         return self._kinds.mean(kind, self._sources.mean((source, kind.is_sampled), prior))
 
 
-Lookup = Callable[[list[int]], Iterable[NgramMatch]]
-"""One token from each text that knows what follows a chain."""
+FindMatches = Callable[[list[int]], list[NgramMatch]]
+"""Gives what follows a chain: one token from each text that knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +84,15 @@ class Mixture:
     same, and what lookup offers is only compared."""
 
     chooser: Chooser = field(default_factory=Chooser)
-    lookups: Mapping[Sequence, Lookup] = field(default_factory=dict)
+    lookups: Mapping[Sequence, FindMatches] = field(default_factory=dict)
     alone: frozenset[Sequence] = frozenset()
 
-    def matches(self, sequence: Sequence, chain_ids: list[int]) -> Iterable[NgramMatch]:
-        """What may follow a chain."""
-        return self.lookups[sequence](chain_ids) if sequence in self.lookups else ()
+    def matches(self, sequence: Sequence, chain_ids: list[int]) -> list[NgramMatch]:
+        """What may follow a chain, one token each."""
+        return self.lookups[sequence](chain_ids) if sequence in self.lookups else []
 
     def take(self, sequence: Sequence, place: Place) -> int:
-        """Index of the offer for a disputed place of a sequence's chain."""
+        """Index of the offer for a place of a sequence's chain."""
         return 0 if sequence in self.alone else self.chooser.take(place)
 
     def drafter(self, sequence: Sequence) -> Drafter:

@@ -23,7 +23,7 @@ VOCAB, KNOWN = 6, (0, 2, 3, 5)
 """Tokens of the target, and those that the draft model can propose."""
 WARM = SamplingParams(temperature=0.8)
 
-Lookups = SequenceOf[NgramMatch]
+Lookups = list[NgramMatch]
 matches = st.builds(
     lambda token, n, is_contested, is_from_cache: NgramMatch([token], ProposalSource(n, is_contested, is_from_cache)),
     st.integers(0, VOCAB - 1),

@@ -20,7 +20,7 @@ places = st.builds(
     st.lists(offers, min_size=1, max_size=2),
     st.booleans(),
     st.booleans(),
-).filter(lambda place: place.is_disputed)
+).filter(lambda place: len({offer.token_id for offer in place.offers}) > 1)
 
 
 def disputed(q: float = 0.6, *lookups: tuple[int, int], is_drawn: bool = False) -> Place:
