@@ -226,7 +226,7 @@ def measure(arguments: argparse.Namespace) -> harness.Measurements:
             steps = verify_steps(recorder, kind, draft, arguments)
             samples += [{"kind": kind, "seed": seed, "arm": arm, "steps": of_arm} for arm, of_arm in steps.items()]
     rows = output.table("arm", *(f">{kind}" for kind in arguments.kinds))
-    rows.title = f"tokens per verify step after {arguments.training} requests of the kind, {arguments.seeds} seeds"
+    rows.title = f"tokens per verify step after {arguments.training} requests of the kind (seeds: {arguments.seeds})"
     for arm in dict.fromkeys(str(sample["arm"]) for sample in samples):
         cells = []
         for kind in arguments.kinds:
