@@ -84,7 +84,9 @@ class Decoding:
         row = len(self.running.ids) - self._offset - 1 - self.sample.first_output
         for step in range(min(LOOKAHEAD, self.num_left - 1)):
             logits = self.logits[step, row].float()
-            chain.extend(Prediction(logits, int(logits.argmax()), float(logits.logsumexp(-1))), mixture)
+            chain.extend(
+                Prediction(logits, int(logits.argmax()), float(logits.max()), float(logits.logsumexp(-1))), mixture
+            )
             if self.accepted(chain.ids) <= step:
                 break
         return chain.proposal(mixture)

@@ -22,15 +22,18 @@ from updraft_inference.torch_engine.sequence import Sequence
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What the draft model predicts for one place. `index`: its likeliest token; `log_sum`: of all logits."""
+    """What the draft model predicts for one place. `index`: its likeliest token, whose logit is `best`; `log_sum`: logsumexp of
+    all logits."""
 
     logits_V: Tensor
     index: int
+    best: float
     log_sum: float
 
     def log_prob(self, index: int) -> float:
         """log q at temperature 1."""
-        return float(self.logits_V[index]) - self.log_sum
+        logit = self.best if index == self.index else float(self.logits_V[index])
+        return logit - self.log_sum
 
     def at(self, temperature: float) -> Tensor:
         """q at this temperature, float32 [V], on the CPU."""
@@ -40,7 +43,7 @@ class Prediction:
 @dataclass(slots=True)
 class Chain:
     """The draft of one sequence, for a target with `vocab_size` tokens. `token_ids`: the target's token for each draft token,
-    int64 [V], ascending."""
+    int64 [V], ascending, on the CPU."""
 
     sequence: Sequence
     token_ids: Tensor
@@ -78,7 +81,7 @@ class Chain:
             if q_V is None:
                 row[token] = 1.0
             else:
-                row[self.token_ids.cpu()] = q_V
+                row[self.token_ids] = q_V
         return Proposal(
             drafter=mixture.drafter(self.sequence),
             ids=self.ids,
@@ -115,7 +118,7 @@ class Chain:
         """The token that wins by the noise that the target will use: both agree as often as their distributions allow."""
         position = self.sequence.num_output + len(self.ids)
         noise_V = noise.exponential_noise(seed, position, self.vocab_size)
-        return noise.first(q_V, noise_V[self.token_ids.cpu()])
+        return noise.first(q_V, noise_V[self.token_ids])
 
     def _index(self, token_id: int) -> int | None:
         """Of a token in the draft vocabulary; None if it is outside."""

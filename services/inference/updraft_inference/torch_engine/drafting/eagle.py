@@ -100,7 +100,8 @@ class EagleProposer:
         mixture = mixture or Mixture()
         state_BD = self._read(sequences, [sequence.num_pending for sequence in sequences])
         slots = [s.slot for s in sequences]
-        chains = [Chain(sequence, self._token_ids, self.network.config.vocab_size) for sequence in sequences]
+        token_ids, vocab_size = self._token_ids.cpu(), self.network.config.vocab_size
+        chains = [Chain(sequence, token_ids, vocab_size) for sequence in sequences]
         for j in range(k):
             for chain, prediction in zip(chains, self._predictions(state_BD), strict=True):
                 chain.extend(prediction, mixture)
@@ -147,7 +148,10 @@ class EagleProposer:
     def _predictions(self, state_BD: Tensor) -> list[Prediction]:
         """For the next place of each chain."""
         logits_BV = self._served.logits(state_BD)
-        likeliest, log_sums = logits_BV.argmax(-1).tolist(), logits_BV.float().logsumexp(-1).tolist()
+        best_B, likeliest_B = logits_BV.max(-1)
+        log_sums = logits_BV.float().logsumexp(-1).tolist()
         if not all(map(math.isfinite, log_sums)):
             raise RuntimeError("the draft's distribution is not finite")
-        return [Prediction(*each) for each in zip(logits_BV, likeliest, log_sums, strict=True)]
+        return [
+            Prediction(*each) for each in zip(logits_BV, likeliest_B.tolist(), best_B.tolist(), log_sums, strict=True)
+        ]

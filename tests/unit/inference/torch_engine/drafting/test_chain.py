@@ -1,6 +1,5 @@
 """A chain's tokens have the distribution that verification is told, whoever proposed them."""
 
-import math
 from collections import Counter
 from collections.abc import Sequence as SequenceOf
 
@@ -35,6 +34,11 @@ lookups = st.lists(st.lists(matches, max_size=2), min_size=3, max_size=3)
 logits = st.lists(st.lists(st.floats(-4, 4), min_size=4, max_size=4), min_size=3, max_size=3).map(torch.tensor)
 
 
+def predicted(logits: Tensor) -> Prediction:
+    best, index = logits.max(-1)
+    return Prediction(logits, int(index), float(best), float(logits.logsumexp(-1)))
+
+
 def drafted(
     rows: Tensor, found: SequenceOf[Lookups], sampling: SamplingParams, draws: torch.Generator | None = None
 ) -> Proposal:
@@ -45,7 +49,7 @@ def drafted(
     mixture = Mixture(lookups={sequence: lambda chain_ids: found[len(chain_ids)]})
     chain = Chain(sequence, torch.tensor(KNOWN), VOCAB)
     for row_logits in rows:
-        chain.extend(Prediction(row_logits, int(row_logits.argmax()), float(row_logits.logsumexp(-1))), mixture)
+        chain.extend(predicted(row_logits), mixture)
     return chain.proposal(mixture)
 
 
@@ -104,7 +108,7 @@ def test_a_model_that_drafts_alone_by_chance_is_still_compared_with_lookup() -> 
     for alone, token, drafter in ((frozenset(), 4, Drafter.HYBRID), (frozenset([sequence]), 0, Drafter.EAGLE3)):
         chain = Chain(sequence, torch.tensor(KNOWN), VOCAB)
         mixture = Mixture(Chooser(), lookups, alone)
-        chain.extend(Prediction(torch.zeros(4), 0, math.log(4)), mixture)
+        chain.extend(predicted(torch.tensor([1.0, 0.0, 0.0, 0.0])), mixture)
         proposal = chain.proposal(mixture)
         assert (proposal.ids, proposal.drafter) == ([token], drafter)
         assert [offer.token_id for offer in proposal.places[0].offers] == [0, 4]
