@@ -95,6 +95,7 @@ class Trainer:
         self._estimated = self._progress()
         self._saved = self._estimated
         self._report = TrainingReport(components.registry.set_message)
+        self._report.decided("no draft was judged yet since the trainer's start")
         self._fitted: Mapping[str, int] = {}
         self._restarted_from = NO_DRAFT
 
@@ -190,6 +191,7 @@ class Trainer:
                 self._backoff.reset()
         except (Unavailable, Unauthenticated, Forbidden, NotFound, Corrupt, Exhausted, OSError) as error:
             logger.warning("Cannot fetch the serving draft: %s", error, extra={"version": state.stable})
+            self._report.decided(f"version {state.stable} cannot be fetched to compare with: {error}")
             return None
         self._check_vocabulary()
         return state
