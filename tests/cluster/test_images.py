@@ -160,7 +160,7 @@ def test_the_inference_image_has_the_kernels_of_all_cpus(images: Images) -> None
         "print([load_variant(variant).variant for variant in supported_variants()] == supported_variants())"
     )
     with images.container("inference") as container:
-        assert container.run("python", "-c", script) == (0, "amx avx2 avx512\nTrue")
+        assert container.run("python", "-c", script) == (0, "amx avx2 avx512 vnni\nTrue")
 
 
 def test_the_operator_image_downloads_models_and_imports_drafts(images: Images) -> None:

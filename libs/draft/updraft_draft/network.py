@@ -132,6 +132,12 @@ class DraftNetwork(nn.Module):
         """The target's embedding, [vocab, D]."""
         return self._embedding[0]
 
+    @property
+    def rotary_tables(self) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of all positions, each [positions, E]."""
+        cos, sin = self._rotary
+        return cos, sin
+
     def copy(self) -> Self:
         """A copy that further training does not change; embedding and frozen parameters are shared."""
         shared = [self._embedding, self._rotary, *(p for p in self.parameters() if not p.requires_grad)]
@@ -162,7 +168,7 @@ class DraftNetwork(nn.Module):
 
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines for positions, each [..., 1, E]."""
-        cos, sin = (table[positions].unsqueeze(-2) for table in self._rotary)
+        cos, sin = (table[positions].unsqueeze(-2) for table in self.rotary_tables)
         return cos, sin
 
     def rows(self, x_BTD: Tensor, ids_BT: Tensor, positions_BT: Tensor) -> QueryKeyValue:

@@ -15,8 +15,14 @@ FOLDER = Path(__file__).parent
 
 _AVX2 = frozenset({"abm", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"})
 _AVX512 = _AVX2 | {"avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl"}
+_VNNI = _AVX512 | {"avx512_vnni"}
 CPU_FLAGS = {
-    "x86_64": {"amx": _AVX512 | {"amx_bf16", "amx_tile", "avx512_bf16"}, "avx512": _AVX512, "avx2": _AVX2},
+    "x86_64": {
+        "amx": _VNNI | {"amx_bf16", "amx_tile", "avx512_bf16"},
+        "vnni": _VNNI,
+        "avx512": _AVX512,
+        "avx2": _AVX2,
+    },
     "aarch64": {"neon": frozenset({"asimd"})},
 }
 """The flags in /proc/cpuinfo that each variant needs, by machine; the fastest variant comes first."""
@@ -28,6 +34,34 @@ _SIGNATURES = {
     "top_scores": ([*[_POINTER] * 5, *[_SIZE] * 2], None),
     "attention": ([*[_POINTER] * 9, *[_SIZE] * 6, *[_FLOAT] * 2], ctypes.c_bool),
 }
+_INT8_SIGNATURES = {
+    "matmul_int8": [*[_POINTER] * 3, _SIZE],
+    "draft_step": [*[_POINTER] * 4, *[_SIZE] * 2, _POINTER],
+    "draft_head": [*[_POINTER] * 2, _SIZE, *[_POINTER] * 4],
+}
+"""All return whether there was memory."""
+
+
+class Int8Weight(ctypes.Structure):
+    """`Int8Weight` of int8.h. Whoever makes it keeps the memory."""
+
+    _fields_ = (("blocks", _POINTER), ("scales", _POINTER), ("num_outputs", _SIZE), ("num_inputs", _SIZE))
+
+
+class DraftStep(ctypes.Structure):
+    """`Step` of draft.cpp: weights, cache and sizes. Whoever makes it keeps the memory."""
+
+    _fields_ = (
+        *((name, Int8Weight) for name in ("qkv", "o", "gate_up", "down", "head")),
+        *(
+            (name, _POINTER)
+            for name in ("embedding", "token_norm", "state_norm", "mlp_norm", "final_norm", "cos", "sin")
+        ),
+        *((name, _POINTER) for name in ("keys", "values")),
+        *((name, _SIZE) for name in ("hidden", "intermediate", "heads", "kv_heads", "head_size", "positions")),
+        ("norms_residual", _SIZE),
+        ("eps", _FLOAT),
+    )
 
 
 class Kernels(ctypes.CDLL):
@@ -40,6 +74,9 @@ class Kernels(ctypes.CDLL):
             for dtype in ("float32", "bfloat16"):
                 function = getattr(self, f"{name}_{dtype}")
                 function.argtypes, function.restype = arguments, result
+        for name, arguments in _INT8_SIGNATURES.items() if self.has_int8 else ():
+            function = getattr(self, name)
+            function.argtypes, function.restype = arguments, ctypes.c_bool
         if self.has_amx:
             self.matmul_amx.argtypes, self.matmul_amx.restype = [*[_POINTER] * 4, *[_SIZE] * 3], None
             self.request_amx.restype = ctypes.c_bool
@@ -51,7 +88,12 @@ class Kernels(ctypes.CDLL):
     @property
     def has_wide_vectors(self) -> bool:
         """Whether `attention` is faster than torch's: it exchanges 16 floats by one instruction where others need dozens."""
-        return self.variant in {"amx", "avx512"}
+        return self.variant in {"amx", "vnni", "avx512"}
+
+    @property
+    def has_int8(self) -> bool:
+        """Whether it multiplies in int8, which takes an instruction that multiplies and adds 64 numbers."""
+        return self.variant in {"amx", "vnni"}
 
 
 def supported_variants() -> list[str]:

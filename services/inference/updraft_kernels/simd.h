@@ -93,8 +93,8 @@ inline float exponential(float x) {
   return p * power;
 }
 
-template <typename T>
-void norm(const T* x, const T* weight, T* out, int64_t size, float eps) {
+template <typename X, typename T, typename Y>
+void norm(const X* x, const T* weight, Y* out, int64_t size, float eps) {
   float sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < size; i++) sum += load(x[i]) * load(x[i]);

@@ -41,9 +41,10 @@ def library(folder: Path, variant: str) -> Path:
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (X86["amx"], ["amx", "avx512", "avx2"]),
+        (X86["amx"], ["amx", "vnni", "avx512", "avx2"]),
         (X86["avx512"] | {"avx512_bf16"}, ["avx512", "avx2"]),
-        (X86["amx"] - {"amx_tile"}, ["avx512", "avx2"]),
+        (X86["amx"] - {"amx_tile"}, ["vnni", "avx512", "avx2"]),
+        (X86["amx"] - {"avx512_vnni"}, ["avx512", "avx2"]),
         (X86["avx2"], ["avx2"]),
         (X86["amx"] - {"avx2"}, []),
         ((), []),
@@ -119,13 +120,13 @@ def test_without_amx_from_the_operating_system_the_next_variant_is_loaded(
             raise PermissionError("refused")
         return real(variant, folder)
 
-    if "avx512" not in supported_variants():
-        pytest.skip("this CPU has no AVX-512")
+    if "vnni" not in supported_variants():
+        pytest.skip("this CPU has no AVX-512 VNNI")
     cpu_with(monkeypatch, X86["amx"])
     monkeypatch.setattr(loader, "load_variant", refused)
     kernels = load_kernels(built)
     assert kernels is not None
-    assert (kernels.variant, kernels.has_amx, kernels.has_wide_vectors) == ("avx512", False, True)
+    assert (kernels.variant, kernels.has_amx, kernels.has_wide_vectors) == ("vnni", False, True)
     assert caplog.records[-1].skipped == ["amx: refused"]  # type: ignore[attr-defined]  # an extra
 
 

@@ -147,11 +147,9 @@ class EagleProposer:
 
     def _predictions(self, state_BD: Tensor) -> list[Prediction]:
         """For the next place of each chain."""
-        logits_BV = self._served.logits(state_BD)
-        best_B, likeliest_B = logits_BV.max(-1)
-        log_sums = logits_BV.float().logsumexp(-1).tolist()
+        logits_BV, top = self._served.head(state_BD)
+        log_sums = top.log_sum_R.tolist()
         if not all(map(math.isfinite, log_sums)):
             raise RuntimeError("the draft's distribution is not finite")
-        return [
-            Prediction(*each) for each in zip(logits_BV, likeliest_B.tolist(), best_B.tolist(), log_sums, strict=True)
-        ]
+        tops = zip(logits_BV, top.choice_R.tolist(), top.best_R.tolist(), log_sums, strict=True)
+        return [Prediction(*each) for each in tops]

@@ -2,17 +2,21 @@
 
 A decode step reads every weight once for a handful of rows, so it takes as long as that reading. In bfloat16 on a CPU, torch's
 plain operation reorders the weight for oneDNN in every call; here that happens once. With AMX the product is the C++ kernel's
-(`matmul_amx.cpp`), which reads at the speed of the memory.
+(`matmul_amx.cpp`), which reads at the speed of the memory. A draft's weight may also be rounded to 8 bits (`int8.h`).
 """
+
+import ctypes
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from updraft_kernels.loader import Kernels
+from updraft_kernels.loader import Int8Weight, Kernels
 
 SIDE, DEPTH = 16, 32
 """Outputs and inputs of a tile of weights."""
+GROUP, QUAD = 64, 4
+"""Inputs that share a scale in int8, and inputs that are multiplied together."""
 
 
 class Linear:
@@ -25,6 +29,10 @@ class Linear:
     def weight(self) -> Tensor:
         """[out, in], whatever the layout in memory."""
         return self._weight
+
+    def holds(self, weight: Tensor) -> bool:
+        """Whether it was made of this weight."""
+        return torch.equal(self.weight, weight)
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x, self._weight, self._bias)
@@ -71,10 +79,53 @@ class AmxLinear(Linear):
         return y
 
 
-def linear(weight: Tensor, bias: Tensor | None = None, *, library: Kernels | None = None) -> Linear:
-    """The fastest implementation for this weight on this machine."""
+class Int8Linear(Linear):
+    """By the C++ kernel, with weights and inputs rounded to 8 bits, which suits a draft: its rounding changes no output. The
+    result of a row does not depend on the rows next to it. For states in bfloat16."""
+
+    def __init__(self, weight: Tensor, library: Kernels) -> None:
+        super().__init__(weight.new_empty(0))
+        self._blocks, self._scales = _quantized(weight)
+        self.packed = Int8Weight(self._blocks.data_ptr(), self._scales.data_ptr(), *weight.shape)
+        self._multiply = library.matmul_int8
+
+    @property
+    def weight(self) -> Tensor:
+        """What it rounds the weight to, float32."""
+        rows = self._blocks.permute(0, 2, 1, 3).reshape(len(self._blocks) * SIDE, -1).float() - 128
+        return rows[: self.packed.num_outputs, : self.packed.num_inputs] * self._scales[:, None]
+
+    def holds(self, weight: Tensor) -> bool:
+        return all(map(torch.equal, _quantized(weight), (self._blocks, self._scales)))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        assert x.dtype == torch.bfloat16
+        assert x.shape[1:] == (self.packed.num_inputs,)
+        y = x.new_empty(len(x), self.packed.num_outputs)
+        if not self._multiply(ctypes.byref(self.packed), x.data_ptr(), y.data_ptr(), len(x)):
+            raise RuntimeError("no memory for a product")  # the type that torch raises
+        return y
+
+
+def _quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights as `int8.h` reads them: uint8 [out / 16, in / 4, 16, 4], 0 being 128, and the scale of each output, float32."""
+    out, of = weight.shape
+    scales = weight.abs().amax(1).float() / 127
+    rows = (weight / scales.clamp_min(torch.finfo(torch.float32).tiny)[:, None]).round().nan_to_num(0.0)
+    padded = F.pad(rows + 128, (0, -of % GROUP, 0, -out % SIDE), value=128.0)
+    blocks = padded.view(-1, SIDE, padded.shape[1] // QUAD, QUAD).permute(0, 2, 1, 3)
+    return blocks.to(torch.uint8).contiguous(), scales
+
+
+def linear(
+    weight: Tensor, bias: Tensor | None = None, *, library: Kernels | None = None, may_round: bool = False
+) -> Linear:
+    """The fastest implementation for this weight on this machine; `may_round`: to 8 bits, if there is no bias."""
     if weight.dtype != torch.bfloat16 or weight.device.type != "cpu":
         return Linear(weight, bias)
+    if may_round and bias is None and library is not None and library.has_int8:
+        return Int8Linear(weight, library)
     out, of = weight.shape
     if library is not None and out % SIDE == 0 and of % DEPTH == 0 and library.has_amx:
         return AmxLinear(weight, bias, library)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from updraft_inference.torch_engine.model.kv_cache import SlotCache
+from updraft_inference.torch_engine.model.kv_cache import Batch, SlotCache
 from updraft_inference.torch_engine.model.ops import AttentionContext, Heads, TopScores, TorchOps
 from updraft_kernels.loader import Kernels
 
@@ -20,6 +20,11 @@ NARROW, WIDEST = 24, 64
 which matrix products are faster."""
 SHORT = 4096
 """Positions. A thread's buffer of scores grows with rows and positions."""
+
+
+def is_narrow(batch: Batch) -> bool:
+    """Whether the kernel attends for a batch."""
+    return batch.width <= (WIDEST if batch.span <= SHORT else NARROW)
 
 
 class NativeOps(TorchOps):
@@ -81,7 +86,7 @@ class NativeOps(TorchOps):
         for part in sight.parts:
             (batch,) = part.batches
             rows = slice(first, first := first + len(batch.rows_R))
-            if batch.width <= (WIDEST if batch.span <= SHORT else NARROW):
+            if is_narrow(batch):
                 self._attend_narrow(qkv[rows], heads, part, cache, layer, out[rows])
             else:
                 out[rows] = super().attend(qkv[rows], heads, part, cache, layer)

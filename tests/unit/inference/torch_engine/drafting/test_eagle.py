@@ -45,10 +45,13 @@ def test_the_served_forward_is_the_networks_and_follows_its_weights_when_told(
     ids = torch.arange(5) + 7
     for _ in range(2):
         x = network.fuse(aux)
-        assert_close(served.fuse(aux), x)
+        if dtype == torch.bfloat16 and library is not None and library.has_int8:
+            assert_near(served.fuse(aux), x)  # weights and inputs are rounded to 8 bits
+        else:
+            assert_close(served.fuse(aux), x)
         y = served.forward(x, ids, [cache.batch([0, 2], [0, 0], [3, 2])], cache)
         assert_near(y, torch.cat([by_network(network, x[:3], ids[:3]), by_network(network, x[3:], ids[3:])]))
-        assert_near(served.logits(y), network.logits(y))
+        assert_near(served.head(y)[0].to(y.dtype), network.logits(y))
         assert served.is_current()
         for parameter in network.parameters():
             parameter.mul_(1.5)

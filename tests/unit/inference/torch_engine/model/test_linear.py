@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from updraft_inference.torch_engine.model.linear import AmxLinear, linear
+from updraft_inference.torch_engine.model.linear import GROUP, AmxLinear, Int8Linear, linear
 from updraft_kernels.loader import Kernels
 
 
@@ -84,3 +84,67 @@ def test_torchs_own_products_stay_right_beside_tiles(tiled: Kernels) -> None:
         assert torch.equal(ours(x), expected[0])
         assert torch.equal(theirs(x), expected[1])
         assert torch.equal(x @ x.T, expected[2])
+
+
+@pytest.fixture(scope="module")
+def int8(compiled: Kernels) -> Kernels:
+    if not compiled.has_int8:
+        pytest.skip("this processor does not multiply in int8")
+    return compiled
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(0, 40),
+    out=st.integers(1, 70),
+    of=st.integers(1, 400),
+    huge=st.sampled_from([1.0, 1e4]),
+    seed=st.integers(0, 99),
+)
+def test_eight_bits_give_the_product_to_half_a_unit_of_each_weights_and_inputs_scale(
+    int8: Kernels, rows: int, out: int, of: int, huge: float, seed: int
+) -> None:
+    weight, x = random(out, of, seed=seed), random(rows, of, seed=seed + 1)
+    x[:, :1] *= huge  # spoils the inputs of its own group, and no other
+    map_ = linear(weight, library=int8, may_round=True)
+    assert isinstance(map_, Int8Linear)
+    groups = [group.double() for group in torch.split(x, GROUP, 1)]
+    steps = torch.cat([g.abs().amax(1, keepdim=True).expand_as(g) / 127 for g in groups], 1)
+    of_weights = x.double().abs().sum(1, keepdim=True) * weight.double().abs().amax(1) / 127 / 2
+    of_inputs = steps / 2 @ map_.weight.double().abs().T
+    expected = exact(x, weight, None)
+    error = (map_(x).double() - expected).abs()
+    assert (error <= of_weights + of_inputs + expected.abs() * 2**-8 + 1e-2 * (of_weights + of_inputs) + 1e-6).all()
+    assert ((map_.weight - weight).abs() <= weight.abs().amax(1, keepdim=True).float() / 127 * 0.501).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=st.integers(1, 30), others=st.integers(0, 30), before=st.integers(0, 30))
+def test_a_row_in_eight_bits_is_the_same_to_the_bit_whatever_is_beside_it(
+    int8: Kernels, rows: int, others: int, before: int
+) -> None:
+    product = Int8Linear(random(50, 100, seed=0), int8)
+    own, more = random(rows, 100, seed=1), random(before + others, 100, seed=2)
+    together = product(torch.cat([more[:before], own, more[before:]]))
+    assert torch.equal(together[before : before + rows], product(own))
+
+
+def test_in_eight_bits_what_is_not_finite_stays_in_its_row(int8: Kernels) -> None:
+    x = random(20, 100, seed=0)
+    x[3, 5], x[17, 0], x[18, 99] = math.nan, math.inf, -math.inf
+    x[4], x[5, 7] = 1e-39, 1e30
+    finite = Int8Linear(random(32, 100, seed=1), int8)(x).isfinite()
+    assert finite.all(-1).tolist() == [row not in {3, 17, 18} for row in range(20)]
+    assert not finite[[3, 17, 18]].any()
+
+
+def test_a_weight_holds_what_it_was_made_of_and_nothing_else(library: Kernels | None) -> None:
+    weight = random(48, 64, seed=0)
+    weight[0] = 0  # an output without a scale
+    for may_round in (False, True):
+        map_ = linear(weight, library=library, may_round=may_round)
+        assert map_.holds(weight)
+        changed = weight.clone()
+        changed[7, 9] *= 2
+        assert not map_.holds(changed)
+        assert (map_(random(3, 64, seed=1))[:, 0] == 0).all()
