@@ -1,0 +1,235 @@
+"""What a drafted token costs, as a share of a target step: `python -m bench.serving.draft_step`.
+
+Each round runs a step of the target and then a chain of each arm, as `EagleProposer` does: one read of the confirmed token, and
+then per drafted token the head, the choice and the layer. The target evicts the draft from the caches in between, as in
+serving. A process beside trains a draft on one thread, with a trainer's niceness. Ratios are taken within a round. Weights are
+random, which changes no time. Set GOMP_SPINCOUNT=4000, as a pod does.
+"""
+
+import argparse
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from bench import harness
+from torch import Tensor
+
+from updraft_cli import output
+from updraft_draft.network import DraftNetwork, initial_network
+from updraft_draft.target_weights import read_head
+from updraft_inference.torch_engine.model.draft import PackedDraft
+from updraft_inference.torch_engine.model.kv_cache import CacheShape, SlotCache
+from updraft_inference.torch_engine.model.target import Target
+from updraft_kernels.loader import Kernels, load_kernels
+
+BAR = 0.08
+DRAFT_VOCAB = 8192
+CHAIN = 3
+WARM_UP_ROUNDS = 5
+TRAINER_NICENESS = 10
+INT8, BFLOAT16 = "int8", "bfloat16"
+SPANS = TARGET, READ, HEAD, CHOICE, LAYER, TOKEN = "target", "read", "head", "choice", "layer", "token"
+"""Spans of a round; a token is a head, a choice and a layer."""
+
+
+class Unrounded(Kernels):
+    """The kernels without products in int8."""
+
+    @property
+    def has_int8(self) -> bool:
+        return False
+
+
+@dataclass(slots=True)
+class Times:
+    """Seconds of each span, by name."""
+
+    spans: dict[str, list[float]] = field(default_factory=dict)
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.spans.setdefault(name, []).append(time.perf_counter() - started)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The target and its cache."""
+
+    target: Target
+    cache: SlotCache
+
+    def step(self, batch: int, position: int) -> Tensor:
+        """Decode one token of each sequence; returns the auxiliary states."""
+        rows = self.cache.batch(list(range(batch)), [position] * batch, [1] * batch)
+        out = self.target.forward(torch.full((batch,), 7), [rows], self.cache)
+        self.target.operations.top_scores(self.target.logits(out.last), [True] * batch).choice_R.tolist()
+        return out.aux
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A draft and its cache."""
+
+    draft: PackedDraft
+    cache: SlotCache
+    token_ids: Tensor
+
+    def run(self, aux: Tensor, position: int, times: Times) -> None:
+        """Read one row of each sequence and draft a chain for each."""
+        batch = len(aux)
+        slots, ones = list(range(batch)), [1] * batch
+        with times.of(READ):
+            rows = self.cache.batch(slots, [position] * batch, ones)
+            state = self.draft.forward(self.draft.fuse(aux), torch.full((batch,), 7), [rows], self.cache)
+        for j in range(CHAIN):
+            with times.of(TOKEN):
+                with times.of(HEAD):
+                    logits, top = self.draft.head(state)
+                with times.of(CHOICE):
+                    ids = self.token_ids[top.choice_R]
+                    (logits.gather(-1, top.choice_R[:, None])[:, 0] - top.log_sum_R).tolist()
+                    ids.tolist()
+                with times.of(LAYER):
+                    rows = self.cache.batch(slots, [position + 1 + j] * batch, ones)
+                    state = self.draft.forward(state, ids, [rows], self.cache)
+
+
+def measure(model: Model, arms: dict[str, Arm], *, batch: int, position: int, rounds: int) -> dict[str, Times]:
+    """The times of each arm, which take turns; each has those of the target steps before its chains too."""
+    times = {name: Times() for name in arms}
+    for round_ in range(WARM_UP_ROUNDS + rounds):
+        if round_ == WARM_UP_ROUNDS:
+            times = {name: Times() for name in arms}
+        for name in harness.in_turn(tuple(arms), round_):
+            with times[name].of(TARGET):
+                aux = model.step(batch, position)
+            arms[name].run(aux, position, times[name])
+    return times
+
+
+def shares(times: Times) -> list[float]:
+    """Of each round: the mean drafted token over the target's step."""
+    tokens = torch.tensor(times.spans[TOKEN]).view(-1, CHAIN).mean(1)
+    return (tokens / torch.tensor(times.spans[TARGET])).tolist()
+
+
+def network_of(folder: Path, target: Target) -> DraftNetwork:
+    """An untrained draft of the target, in its dtype."""
+    head = read_head(folder)
+    token_ids = torch.arange(DRAFT_VOCAB)
+    config = target.config.draft(draft_vocab_size=DRAFT_VOCAB)
+    network = initial_network(config, head.embedding.float(), head.head, head.final_norm, token_ids)
+    network = network.to(target.embedding.dtype)
+    network.share(target.embedding)
+    return network
+
+
+def train(folder: Path) -> None:
+    """Train a draft of this target until the process is ended, on one thread, as the trainer does."""
+    os.nice(TRAINER_NICENESS)
+    torch.set_num_threads(1)
+    head = read_head(folder)
+    config = head.config.draft(draft_vocab_size=DRAFT_VOCAB)
+    token_ids = torch.arange(DRAFT_VOCAB)
+    network = initial_network(config, head.embedding.float(), head.head, head.final_norm, token_ids)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    aux, ids = torch.randn(4, 128, config.aux_size), torch.zeros(4, 130, dtype=torch.long)
+    while True:
+        states = network.unroll(aux, ids, num_steps=3)
+        torch.stack([network.logits(state).logsumexp(-1).mean() for state in states]).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@contextmanager
+def trainer_beside(folder: Path, *, runs: bool) -> Iterator[None]:
+    """With a process that trains, if it `runs`."""
+    process = multiprocessing.get_context("spawn").Process(target=train, args=(folder,), daemon=True)
+    if runs:
+        process.start()
+        time.sleep(8)  # until it trains
+    try:
+        yield
+    finally:
+        if runs:
+            process.kill()
+            process.join()
+
+
+def show(batch: int, times: dict[str, Times]) -> None:
+    """A table of medians in milliseconds, with the share of a target step and its quartiles."""
+    columns = (f">{span} ms" for span in SPANS)
+    table = output.table("sequences", "products", *columns, ">token/target", ">quartiles", f">bar: {BAR:.0%}")
+    for name, of_arm in times.items():
+        low, middle, high = statistics.quantiles(shares(of_arm), n=4)
+        table.add_row(
+            str(batch),
+            name,
+            *(f"{1e3 * statistics.median(of_arm.spans[span]):.2f}" for span in SPANS),
+            f"{100 * middle:.1f} %",
+            f"{100 * low:.1f} to {100 * high:.1f} %",
+            "met" if middle <= BAR else "missed",
+        )
+    output.console().print(table)
+
+
+def arms_of(network: DraftNetwork, library: Kernels | None, *, num_slots: int, num_positions: int) -> dict[str, Arm]:
+    """Products in bfloat16, and in int8 where this CPU has them."""
+    c = network.config
+    shape = CacheShape(
+        num_layers=1,
+        num_slots=num_slots,
+        num_positions=num_positions,
+        num_kv_heads=c.num_kv_heads,
+        head_dim=c.head_dim,
+    )
+    libraries: dict[str, Kernels | None] = {BFLOAT16: library}
+    if library is not None and library.has_int8:
+        libraries = {BFLOAT16: Unrounded(Path(library._name), library.variant), INT8: library}  # noqa: SLF001 - ctypes' own
+    return {
+        name: Arm(PackedDraft(network, own), SlotCache(shape, like=network.embedding), network.token_ids)
+        for name, own in libraries.items()
+    }
+
+
+def main() -> None:
+    """Measure each batch size and print its table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--position", type=int, default=256, help="tokens that each sequence has")
+    parser.add_argument("--no-trainer", action="store_true", help="nothing trains beside")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    folder, num_positions = harness.model(), arguments.position + CHAIN + 1
+    library = load_kernels()
+    target = Target.open(
+        folder, dtype=torch.bfloat16, device=torch.device("cpu"), num_positions=num_positions, library=library
+    )
+    c = target.config
+    shape = CacheShape(
+        num_layers=c.num_layers,
+        num_slots=max(arguments.batch),
+        num_positions=num_positions,
+        num_kv_heads=c.num_kv_heads,
+        head_dim=c.head_dim,
+    )
+    model = Model(target, SlotCache(shape, like=target.embedding))
+    network = network_of(folder, target)
+    arms = arms_of(network, library, num_slots=max(arguments.batch), num_positions=num_positions)
+    with trainer_beside(folder, runs=not arguments.no_trainer), torch.inference_mode():
+        for batch in arguments.batch:
+            show(batch, measure(model, arms, batch=batch, position=arguments.position, rounds=arguments.rounds))
+
+
+if __name__ == "__main__":
+    main()
