@@ -121,11 +121,11 @@ def shares(times: Times) -> list[float]:
     return (tokens / torch.tensor(times.spans[TARGET])).tolist()
 
 
-def network_of(folder: Path, target: Target) -> DraftNetwork:
+def network_of(folder: Path, target: Target, *, draft_vocab: int) -> DraftNetwork:
     """An untrained draft of the target, in its dtype."""
     head = read_head(folder)
-    token_ids = torch.arange(DRAFT_VOCAB)
-    config = target.config.draft(draft_vocab_size=DRAFT_VOCAB)
+    token_ids = torch.arange(draft_vocab)
+    config = target.config.draft(draft_vocab_size=draft_vocab)
     network = initial_network(config, head.embedding.float(), head.head, head.final_norm, token_ids)
     network = network.to(target.embedding.dtype)
     network.share(target.embedding)
@@ -207,6 +207,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--position", type=int, default=256, help="tokens that each sequence has")
+    parser.add_argument("--draft-vocab", type=int, default=DRAFT_VOCAB)
     parser.add_argument("--no-trainer", action="store_true", help="nothing trains beside")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -224,7 +225,7 @@ def main() -> None:
         head_dim=c.head_dim,
     )
     model = Model(target, SlotCache(shape, like=target.embedding))
-    network = network_of(folder, target)
+    network = network_of(folder, target, draft_vocab=arguments.draft_vocab)
     arms = arms_of(network, library, num_slots=max(arguments.batch), num_positions=num_positions)
     with trainer_beside(folder, runs=not arguments.no_trainer), torch.inference_mode():
         for batch in arguments.batch:

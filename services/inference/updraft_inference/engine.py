@@ -241,7 +241,7 @@ class EngineInfo:
     vocab_size: int
     eos_token_ids: frozenset[int]
     kernels: str = ""
-    """Which of its C++ kernels the built-in engine uses: amx, avx512, avx2, neon; "torch" if none, "" for other engines."""
+    """The C++ kernels of the built-in engine: amx, vnni, avx512, avx2, neon; "torch" if none, "" for other engines."""
 
 
 def check_limits(request: GenerationRequest, info: EngineInfo) -> None:

@@ -80,7 +80,7 @@ class Metrics:
         )
         self.own_kernels = new.gauge(
             "own_kernels",
-            "1 if the built-in engine uses C++ kernels (amx, avx512, avx2, neon), 0 if it uses torch's operations (torch).",
+            "1 if the built-in engine uses C++ kernels (amx, vnni, avx512, avx2, neon), 0 if torch's operations (torch).",
             "variant",
         )
 
