@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,13 +50,14 @@ class Unrounded(Kernels):
 class Times:
     """Seconds of each span, by name."""
 
+    clock: Callable[[], float]
     spans: dict[str, list[float]] = field(default_factory=dict)
 
     @contextmanager
     def of(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
+        started = self.clock()
         yield
-        self.spans.setdefault(name, []).append(time.perf_counter() - started)
+        self.spans.setdefault(name, []).append(self.clock() - started)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +103,14 @@ class Arm:
                     state = self.draft.forward(state, ids, [rows], self.cache)
 
 
-def measure(model: Model, arms: dict[str, Arm], *, batch: int, position: int, rounds: int) -> dict[str, Times]:
+def measure(
+    model: Model, arms: dict[str, Arm], clock: Callable[[], float], *, batch: int, position: int, rounds: int
+) -> dict[str, Times]:
     """The times of each arm, which take turns; each has those of the target steps before its chains too."""
-    times = {name: Times() for name in arms}
+    times = {name: Times(clock) for name in arms}
     for round_ in range(WARM_UP_ROUNDS + rounds):
         if round_ == WARM_UP_ROUNDS:
-            times = {name: Times() for name in arms}
+            times = {name: Times(clock) for name in arms}
         for name in harness.in_turn(tuple(arms), round_):
             with times[name].of(TARGET):
                 aux = model.step(batch, position)
@@ -144,7 +147,7 @@ def train(folder: Path) -> None:
     aux, ids = torch.randn(4, 128, config.aux_size), torch.zeros(4, 130, dtype=torch.long)
     while True:
         states = network.unroll(aux, ids, num_steps=3)
-        torch.stack([network.logits(state).logsumexp(-1).mean() for state in states]).sum().backward()
+        torch.stack([network.logits(state).logsumexp(-1).mean() for state in states]).sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
 
@@ -208,9 +211,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--position", type=int, default=256, help="tokens that each sequence has")
     parser.add_argument("--draft-vocab", type=int, default=DRAFT_VOCAB)
+    parser.add_argument(
+        "--processor-time", action="store_true", help="of one thread, which a busy machine changes little"
+    )
     parser.add_argument("--no-trainer", action="store_true", help="nothing trains beside")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(1 if arguments.processor_time else arguments.threads)
+    clock = time.thread_time if arguments.processor_time else time.perf_counter
     folder, num_positions = harness.model(), arguments.position + CHAIN + 1
     library = load_kernels()
     target = Target.open(
@@ -229,7 +236,7 @@ def main() -> None:
     arms = arms_of(network, library, num_slots=max(arguments.batch), num_positions=num_positions)
     with trainer_beside(folder, runs=not arguments.no_trainer), torch.inference_mode():
         for batch in arguments.batch:
-            show(batch, measure(model, arms, batch=batch, position=arguments.position, rounds=arguments.rounds))
+            show(batch, measure(model, arms, clock, batch=batch, position=arguments.position, rounds=arguments.rounds))
 
 
 if __name__ == "__main__":
