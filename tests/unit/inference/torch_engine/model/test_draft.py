@@ -15,6 +15,7 @@ from updraft_draft.config import DraftConfig
 from updraft_draft.network import DraftNetwork, initial_network
 from updraft_inference.torch_engine.model.draft import PackedDraft, pack
 from updraft_inference.torch_engine.model.kv_cache import CacheShape, SlotCache
+from updraft_inference.torch_engine.model.linear import Int8Linear
 from updraft_kernels.loader import Kernels
 
 NUM_SLOTS, NUM_POSITIONS, VOCAB = 4, 40, 90
@@ -196,6 +197,15 @@ def test_a_swap_exchanges_every_tensor_and_proves_it(library: Kernels | None, na
     after = outcome(draft, network)
     assert not torch.equal(after, before)
     assert torch.equal(after, outcome(PackedDraft(network, library), network))
+
+
+def test_a_served_copy_with_one_other_bit_is_not_proved(int8: Kernels) -> None:
+    draft = PackedDraft(Shape().network(), int8)
+    head = draft._weights.head
+    assert isinstance(head, Int8Linear)
+    assert draft.is_current()
+    head._blocks[1, 2, 3, 0] ^= 1
+    assert not draft.is_current()
 
 
 def outcome(draft: PackedDraft, network: DraftNetwork) -> Tensor:
