@@ -227,6 +227,7 @@ def _metrics() -> dict[str, list[MetricWrapperBase]]:
     # These gauges read the engine when they are scraped; here they are only described.
     updraft_inference.metrics.watch_engine(registries["Inference"], cast("Engine", None))
     updraft_inference.metrics.watch_lookahead(registries["Inference"], Mock())
+    updraft_inference.metrics.watch_speedups(registries["Inference"], Mock(speedups={}))
     updraft_registry.metrics.Metrics(registries["Registry"])
     updraft_trainer.metrics.Metrics(registries["Trainer"])
     updraft_operator.metrics.Metrics(registries["Operator"])
