@@ -247,8 +247,15 @@ class Replay:
         if self._arm.follows_vocabulary:
             learner.update_vocabulary(samples)
         draft = learner.closed_form(samples)
-        if draft is not None:
-            self._judge(snapshot(draft), [*self._memory.evaluation(), *unseen])
+        if draft is None:
+            return
+        judges = [*self._memory.evaluation(), *unseen]
+        closed, trained = (
+            sum(verify_steps(snapshot(one), judges, lookahead=LOOKAHEAD)) for one in (draft, learner.average)
+        )
+        if closed < trained:
+            learner.start_from(draft.state_dict())
+        self._judge(snapshot(draft), judges)
 
     def _judge(self, candidate: DraftNetwork, samples: Sequence[Sample]) -> GainEstimate:
         """Compare with what serves, and publish a candidate that passes."""

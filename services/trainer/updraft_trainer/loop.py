@@ -159,8 +159,8 @@ class Trainer:
     async def fit(self) -> Candidate | None:
         """A draft in closed form if one is due; return it as a candidate if it should be published now.
 
-        It competes with the draft in training and does not replace it. The newest requests judge it, so the first version
-        waits for no held-out ones.
+        The newest requests judge it, so the first version waits for no held-out ones. Training goes on from it if they find it
+        better than the draft in training; what serves is replaced by a publication only.
         """
         replay, num_judges = self._components.replay, self._options.thresholds.min_samples
         sizes = replay.cluster_sizes()
@@ -177,7 +177,10 @@ class Trainer:
         draft = await asyncio.to_thread(self.learner.closed_form, samples)
         if draft is None:
             return None
-        candidate = await self._candidate(draft, unseen)
+        candidate, trained = await self._candidate(draft, unseen), await self._candidate(self.learner.average, unseen)
+        if self._is_longer(candidate, trained):
+            self.learner.start_from(draft.state_dict())
+            logger.info("Restarted from a draft in closed form", extra={"step": self.learner.step})
         return candidate if self._should_publish(candidate, state, subject="a draft in closed form") else None
 
     async def _set_baseline(self) -> RolloutState | None:
@@ -225,6 +228,12 @@ class Trainer:
             components.metrics.trained_length.set(trained)
         if trained is not None and gain is not None:
             self._report.learned(trained, gain.candidate)
+
+    def _is_longer(self, candidate: Candidate, other: Candidate) -> bool:
+        """Whether a candidate has the longer acceptance length on the same requests."""
+        gains = [one.estimate.gain(self._options.thresholds.confidence) for one in (candidate, other)]
+        lengths = [gain.candidate for gain in gains if gain is not None]
+        return len(lengths) == 2 and lengths[0] > lengths[1]
 
     def _restart_if_worse(self, candidate: Candidate) -> None:
         """Training goes on from the serving draft if that is certainly better, as after a shift of traffic.

@@ -43,7 +43,7 @@ from updraft_trainer.loop import Components, Trainer, TrainingOptions
 from updraft_trainer.metrics import Metrics
 from updraft_trainer.publishing.decision import PublishThresholds
 from updraft_trainer.publishing.evaluator import Evaluator
-from updraft_trainer.publishing.publish import Publisher
+from updraft_trainer.publishing.publish import Candidate, Publisher
 from updraft_trainer.publishing.registry_view import RegistryView
 from updraft_trainer.publishing.schedule import TrainingSchedule
 
@@ -131,6 +131,14 @@ class Bench:
         with rpc.errors():
             answer = await self.stub.List(pb.ListRequest(speculator=self.identity.speculator), timeout=LONG_S)
         return answer.speculators[0].trainer_message
+
+    async def publish_closed_form(self, trainer: Trainer) -> Candidate:
+        """The draft in closed form that is due, after it serves."""
+        candidate = await trainer.fit()
+        assert candidate is not None
+        await trainer.publish(candidate)
+        await self.refresh()
+        return candidate
 
     async def versions(self) -> list[pb.Version]:
         """Oldest first, whole."""
@@ -290,28 +298,30 @@ async def test_the_first_version_comes_from_sixteen_requests_without_an_optimize
     assert await trainer.fit() is None, "nothing new to fit"
 
 
-async def test_after_a_shift_training_goes_on_from_a_closed_form_that_serves(whole: Bench) -> None:
+async def test_after_a_shift_training_goes_on_from_a_closed_form_that_is_better(whole: Bench) -> None:
     whole.admit(0, 32)  # and nothing held out that a draft for the new traffic is worse for
     trainer = whole.trainer(await whole.initial())
-    for first in (2000, 2040):
-        candidate = await trainer.fit()
-        assert candidate is not None
-        await trainer.publish(candidate)
-        await whole.refresh()
-        whole.admit(first, first + 40, rule=1)
-        whole.admit(first + 1000, first + 1008, rule=1, evaluation=True)
-    for _ in range(OPTIONS.schedule.evaluate_steps):
-        trainer.train()
+    await whole.publish_closed_form(trainer)
+    whole.admit(2000, 2040, rule=1)
     before = trainer.learner.average
-    await trainer.evaluate()
-    started = trainer.learner.average
-    assert started is not before
-    assert whole.components.evaluator.baseline.version == (await whole.versions())[-1].version
+    candidate = await whole.publish_closed_form(trainer)
+    assert trainer.learner.average is not before
+    assert torch.equal(trainer.learner.network.fc.weight.bfloat16(), candidate.network.fc.weight.bfloat16())
 
-    for _ in range(OPTIONS.schedule.evaluate_steps):
-        trainer.train()
-    await trainer.evaluate()
-    assert trainer.learner.average is started, "it does not start from the same version again"
+
+async def test_a_draft_that_got_worse_starts_over_from_what_serves_once_per_version(whole: Bench) -> None:
+    whole.admit(0, 32)
+    trainer = whole.trainer(await whole.initial())
+    serving = await whole.publish_closed_form(trainer)
+    knows_nothing = {name: torch.zeros_like(one) for name, one in trainer.learner.network.named_parameters()}
+    for is_restarted in (True, False):
+        trainer.learner.start_from(trainer.learner.network.state_dict() | knows_nothing)
+        first = 1000 + 8 * is_restarted
+        whole.admit(first, first + 8, evaluation=True)
+        whole.clock.advance(15.0)
+        assert await trainer.evaluate() is None
+        weight = trainer.learner.network.fc.weight.bfloat16()
+        assert torch.equal(weight, serving.network.fc.weight.bfloat16()) == is_restarted
 
 
 async def test_what_is_published_is_what_the_engine_will_hold(whole: Bench) -> None:

@@ -61,12 +61,13 @@ def training_batch(
 ) -> list[SampleEntry]:
     """Up to `count` distinct samples; empty without a fresh one. `entries` must not contain evaluation samples.
 
-    The `num_waiting` newest samples are left out while there is a fresh one without them.
+    The `num_waiting` newest samples, at most half of all, are left out while there is a fresh one without them.
     """
 
     def num_uses(entry: SampleEntry) -> int:
         return uses.get(entry.trace_id, 0)
 
+    num_waiting = min(num_waiting, len(entries) // 2)
     waiting = {entry.trace_id for entry in heapq.nlargest(num_waiting, entries, key=lambda entry: entry.order)}
     fresh = [entry for entry in entries if num_uses(entry) < max_uses]
     if not fresh:
