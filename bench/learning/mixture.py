@@ -25,7 +25,7 @@ from updraft_cli import output
 from updraft_draft.network import DraftNetwork
 from updraft_draft.target_weights import read_head
 from updraft_inference.engine import GenerationRequest, SamplingParams
-from updraft_inference.torch_engine.drafting.chain import Chain, Prediction
+from updraft_inference.torch_engine.drafting.chain import Chain, Prediction, Vocabulary
 from updraft_inference.torch_engine.drafting.lookahead.acceptance import AcceptanceTable, SequenceStats
 from updraft_inference.torch_engine.drafting.mixture import Chooser, Mixture
 from updraft_inference.torch_engine.drafting.ngram import NgramProposer
@@ -80,7 +80,7 @@ class Decoding:
 
     def chain(self, draft: DraftNetwork, mixture: Mixture) -> Proposal:
         """At most `LOOKAHEAD` tokens; none after a wrong one, whose states are not known."""
-        chain = Chain(self.running, draft.token_ids, draft.config.vocab_size)
+        chain = Chain(self.running, Vocabulary(draft.token_ids, draft.config.vocab_size))
         row = len(self.running.ids) - self._offset - 1 - self.sample.first_output
         for step in range(min(LOOKAHEAD, self.num_left - 1)):
             logits = self.logits[step, row].float()

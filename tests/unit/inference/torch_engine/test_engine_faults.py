@@ -146,7 +146,7 @@ def change_what_drafts(engine: TorchEngine) -> None:
 def change_what_is_proposed(engine: TorchEngine) -> None:
     eagle = engine._scheduler.speculation.eagle
     assert eagle is not None
-    eagle._token_ids[0] += 1
+    eagle._vocabulary.token_ids[0] += 1
 
 
 async def test_swaps_are_proved_with_weights_as_the_kernels_of_a_cpu_read_them(target: Path) -> None:

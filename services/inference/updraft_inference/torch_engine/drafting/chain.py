@@ -8,12 +8,14 @@ Tensors: V draft vocabulary; k tokens of a chain.
 """
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from updraft_draft.acceptance import draw
+from updraft_draft.network import DraftNetwork
 from updraft_inference.torch_engine.drafting.mixture import Mixture
 from updraft_inference.torch_engine.proposal import CHAIN_ALONE, Offer, Place, Proposal
 from updraft_inference.torch_engine.sampling import noise
@@ -40,14 +42,34 @@ class Prediction:
         return (self.logits_V.float() / temperature).softmax(-1).cpu()
 
 
+class Vocabulary:
+    """The tokens that a draft model can propose, for a target with `target_size` tokens. `token_ids`: int64 [V], ascending."""
+
+    def __init__(self, token_ids: Tensor, target_size: int) -> None:
+        self.token_ids, self.target_size = token_ids.cpu(), target_size
+        self._ids: list[int] = self.token_ids.tolist()  # a tensor is slow at single tokens
+
+    def is_of(self, network: DraftNetwork) -> bool:
+        """Whether these are the network's tokens."""
+        token_ids = network.token_ids.cpu()
+        return torch.equal(self.token_ids, token_ids) and self._ids == token_ids.tolist()
+
+    def token_id(self, index: int) -> int:
+        """The target's token."""
+        return self._ids[index]
+
+    def index(self, token_id: int) -> int | None:
+        """Of a token of the target; None if the draft model cannot propose it."""
+        index = bisect_left(self._ids, token_id)
+        return index if index < len(self._ids) and self._ids[index] == token_id else None
+
+
 @dataclass(slots=True)
 class Chain:
-    """The draft of one sequence, for a target with `vocab_size` tokens. `token_ids`: the target's token for each draft token,
-    int64 [V], ascending, on the CPU."""
+    """The draft of one sequence."""
 
     sequence: Sequence
-    token_ids: Tensor
-    vocab_size: int
+    vocabulary: Vocabulary
     ids: list[int] = field(default_factory=list)
     _log_probs: list[float] = field(default_factory=list)
     _q: list[Tensor | None] = field(default_factory=list)
@@ -72,16 +94,16 @@ class Chain:
             return
         if q_V is not None and self._generator is not None:
             index = draw(q_V, self._generator)
-        self._add(int(self.token_ids[index]), prediction.log_prob(index), q_V)
+        self._add(self.vocabulary.token_id(index), prediction.log_prob(index), q_V)
 
     def proposal(self, mixture: Mixture) -> Proposal:
         """The finished chain, with q spread over the target's vocabulary."""
-        q = None if self.sequence.generator is None else torch.zeros(len(self.ids), self.vocab_size)
+        q = None if self.sequence.generator is None else torch.zeros(len(self.ids), self.vocabulary.target_size)
         for row, token, q_V in zip([] if q is None else q, self.ids, self._q, strict=False):
             if q_V is None:
                 row[token] = 1.0
             else:
-                row[self.token_ids] = q_V
+                row[self.vocabulary.token_ids] = q_V
         return Proposal(
             drafter=mixture.drafter(self.sequence),
             ids=self.ids,
@@ -93,7 +115,7 @@ class Chain:
 
     def _looked_up(self, prediction: Prediction, index: int, q_V: Tensor | None, mixture: Mixture) -> int | None:
         """The token that lookup offers, if it is another one than the model's, at `index`, and is taken."""
-        own_id, matches = int(self.token_ids[index]), mixture.matches(self.sequence, self.ids)
+        own_id, matches = self.vocabulary.token_id(index), mixture.matches(self.sequence, self.ids)
         if all(match.ids == [own_id] for match in matches):
             return None
 
@@ -102,7 +124,7 @@ class Chain:
 
         offers = [Offer(own_id, CHAIN_ALONE, q(index))]
         for (token_id,), source in matches:
-            known = self._index(token_id)
+            known = self.vocabulary.index(token_id)
             offers.append(Offer(token_id, source, 0.0 if known is None else q(known)))
         place = Place(offers, is_sampled=q_V is not None, is_drawn=self._generator is not None)
         place.taken = mixture.take(self.sequence, place)
@@ -117,10 +139,5 @@ class Chain:
     def _winner(self, q_V: Tensor, seed: int) -> int:
         """The token that wins by the noise that the target will use: both agree as often as their distributions allow."""
         position = self.sequence.num_output + len(self.ids)
-        noise_V = noise.exponential_noise(seed, position, self.vocab_size)
-        return noise.first(q_V, noise_V[self.token_ids])
-
-    def _index(self, token_id: int) -> int | None:
-        """Of a token in the draft vocabulary; None if it is outside."""
-        index = int(torch.searchsorted(self.token_ids, token_id))
-        return index if index < len(self.token_ids) and int(self.token_ids[index]) == token_id else None
+        noise_V = noise.exponential_noise(seed, position, self.vocabulary.target_size)
+        return noise.first(q_V, noise_V[self.vocabulary.token_ids])

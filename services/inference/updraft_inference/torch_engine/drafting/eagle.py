@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from updraft_draft.network import DraftNetwork
-from updraft_inference.torch_engine.drafting.chain import Chain, Prediction
+from updraft_inference.torch_engine.drafting.chain import Chain, Prediction, Vocabulary
 from updraft_inference.torch_engine.drafting.mixture import Mixture
 from updraft_inference.torch_engine.model.draft import PackedDraft, PackedWeights
 from updraft_inference.torch_engine.model.kv_cache import CacheShape, SlotCache
@@ -50,17 +50,18 @@ class EagleProposer:
             head_dim=network.config.head_dim,
         )
         self._cache = SlotCache(shape, like=network.embedding)
-        self._token_ids = network.token_ids
+        self._vocabulary = Vocabulary(network.token_ids, network.config.vocab_size)
         self._served = PackedDraft(network, library)
 
     def exchange(self, weights: PackedWeights) -> None:
         """Serve these weights and the network's vocabulary, which belong together. The network holds both by now."""
         self._served.exchange(weights)
-        self._token_ids = self.network.token_ids
+        if not self._vocabulary.is_of(self.network):
+            self._vocabulary = Vocabulary(self.network.token_ids, self.network.config.vocab_size)
 
     def is_current(self) -> bool:
         """Whether the weights that draft, and the tokens that they stand for, are those of the network."""
-        return torch.equal(self._token_ids, self.network.token_ids) and self._served.is_current()
+        return self._vocabulary.is_of(self.network) and self._served.is_current()
 
     def copy_prefix(self, source: int, slot: int, length: int) -> None:
         """Copy the draft's rows of the first `length` positions of one slot into another."""
@@ -100,8 +101,7 @@ class EagleProposer:
         mixture = mixture or Mixture()
         state_BD = self._read(sequences, [sequence.num_pending for sequence in sequences])
         slots = [s.slot for s in sequences]
-        token_ids, vocab_size = self._token_ids.cpu(), self.network.config.vocab_size
-        chains = [Chain(sequence, token_ids, vocab_size) for sequence in sequences]
+        chains = [Chain(sequence, self._vocabulary) for sequence in sequences]
         for j in range(k):
             for chain, prediction in zip(chains, self._predictions(state_BD), strict=True):
                 chain.extend(prediction, mixture)

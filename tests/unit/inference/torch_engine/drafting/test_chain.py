@@ -11,7 +11,7 @@ from torch import Tensor
 
 from updraft_draft.acceptance import accept_sampled
 from updraft_inference.engine import Drafter, GenerationRequest, SamplingParams
-from updraft_inference.torch_engine.drafting.chain import Chain, Prediction
+from updraft_inference.torch_engine.drafting.chain import Chain, Prediction, Vocabulary
 from updraft_inference.torch_engine.drafting.mixture import Chooser, Mixture
 from updraft_inference.torch_engine.drafting.ngram_index import LENGTHS, NgramMatch
 from updraft_inference.torch_engine.proposal import Proposal, ProposalSource
@@ -47,7 +47,7 @@ def drafted(
     request = GenerationRequest(request_id="r", prompt_ids=(1,), max_tokens=9, sampling=sampling)
     sequence = Sequence(request=request, emit=lambda _: None, ids=[1], generator=generator)
     mixture = Mixture(lookups={sequence: lambda chain_ids: found[len(chain_ids)]})
-    chain = Chain(sequence, torch.tensor(KNOWN), VOCAB)
+    chain = Chain(sequence, Vocabulary(torch.tensor(KNOWN), VOCAB))
     for row_logits in rows:
         chain.extend(predicted(row_logits), mixture)
     return chain.proposal(mixture)
@@ -106,7 +106,7 @@ def test_a_model_that_drafts_alone_by_chance_is_still_compared_with_lookup() -> 
     sequence = Sequence(request=request, emit=lambda _: None, ids=[1])
     lookups = {sequence: lambda _chain_ids: [NgramMatch([4], ProposalSource(8))]}
     for alone, token, drafter in ((frozenset(), 4, Drafter.HYBRID), (frozenset([sequence]), 0, Drafter.EAGLE3)):
-        chain = Chain(sequence, torch.tensor(KNOWN), VOCAB)
+        chain = Chain(sequence, Vocabulary(torch.tensor(KNOWN), VOCAB))
         mixture = Mixture(Chooser(), lookups, alone)
         chain.extend(predicted(torch.tensor([1.0, 0.0, 0.0, 0.0])), mixture)
         proposal = chain.proposal(mixture)
@@ -118,7 +118,7 @@ def test_a_chain_that_nothing_is_mixed_into_is_the_models() -> None:
     rows = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
     assert drafted(rows, [[], [], []], WARM).looked_up == ()
     request = GenerationRequest(request_id="r", prompt_ids=(1,), max_tokens=9)
-    alone = Chain(Sequence(request=request, emit=lambda _: None, ids=[1]), torch.tensor(KNOWN), VOCAB)
+    alone = Chain(Sequence(request=request, emit=lambda _: None, ids=[1]), Vocabulary(torch.tensor(KNOWN), VOCAB))
     assert alone.proposal(Mixture()).drafter is Drafter.EAGLE3
 
 
