@@ -250,10 +250,10 @@ class Replay:
         if draft is None:
             return
         judges = [*self._memory.evaluation(), *unseen]
-        closed, trained = (
-            sum(verify_steps(snapshot(one), judges, lookahead=LOOKAHEAD)) for one in (draft, learner.average)
-        )
-        if closed < trained:
+        closed, trained = (verify_steps(snapshot(one), judges, lookahead=LOOKAHEAD) for one in (draft, learner.average))
+        estimate = compare(judges, closed, trained, self._memory.mix())
+        gain = estimate.gain(self._arm.thresholds.confidence)
+        if gain is not None and gain.low_percent > 0.0 and not estimate.losses():
             learner.start_from(draft.state_dict())
         self._judge(snapshot(draft), judges)
 

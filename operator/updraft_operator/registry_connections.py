@@ -179,6 +179,7 @@ def _without_measurements(state: pb.SpeculatorState) -> pb.SpeculatorState:
     still.CopyFrom(state)
     still.ClearField("traffic")
     still.ClearField("trainer_message")
+    still.ClearField("speedup")
     still.message = ASKS_A_PERSON if ASKS_A_PERSON in state.message else ""
     if not state.HasField("rollout"):
         return still

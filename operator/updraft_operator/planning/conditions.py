@@ -237,6 +237,9 @@ def _speculation(observed: Observed) -> Iterator[Assessment]:
     if num_without > 0:
         of_all = f"{num_without} of {state.pods.connected} pods"
         yield _false("DraftNotLoaded", f"{of_all} have not loaded version {state.stable} yet")
+    is_slow = before is not None and before.reason == "SlowerThanNone"
+    if state.speedup.high < 1.0 if state.HasField("speedup") else is_slow:
+        yield _false("SlowerThanNone", _SLOWER_MESSAGE)
     yield _worth(state)
 
 
@@ -245,8 +248,6 @@ def _worth(state: pb.SpeculatorState) -> Assessment:
     length, steps = acceptance_length(state, state.stable)
     if length is None or steps < _ENOUGH_STEPS:
         return _unknown("TooFewSamples", "not enough traffic yet to measure acceptance")
-    if state.HasField("speedup") and state.speedup.high < 1.0:
-        return _false("SlowerThanNone", _SLOWER_MESSAGE)
     if length < _COLLAPSED:
         return _false("AcceptanceCollapsed", _COLLAPSED_MESSAGE)
     return _true("Effective", "drafts are accepted")

@@ -92,6 +92,9 @@ async def start(spec: TrainerSpec, registry: RegistryView, replay: Replay, stop:
     registry.state.check_target(spec.target_fingerprint)
     version = registry.state.start_version
     history = TrainingHistory()
+    if version:  # it may have learned from all that is stored
+        for trace_id in replay.training_ids():
+            history.count_use(trace_id)
     start_draft = _continue_draft(spec, registry, version, stop) if version else _new_draft(spec, replay, history, stop)
     learner = await start_draft
     if learner is None:

@@ -33,6 +33,7 @@ from updraft_trainer.initial_state import InitialState
 from updraft_trainer.learning.state import Identity, State, States
 from updraft_trainer.metrics import Metrics
 from updraft_trainer.publishing.decision import NO_DRAFT, PublishThresholds, decide
+from updraft_trainer.publishing.estimate import against
 from updraft_trainer.publishing.evaluator import Evaluator
 from updraft_trainer.publishing.publish import Candidate, Publisher
 from updraft_trainer.publishing.registry_view import RegistryView, RolloutState
@@ -103,6 +104,8 @@ class Trainer:
         """Train, evaluate, publish and save until `stop`, then save once more."""
         while not stop.requested:
             has_trained = await asyncio.to_thread(self.train)
+            if (state := self._components.registry.state) is not None:
+                self._report.follow(state.stable, state.candidate)
             for propose in (self.evaluate, self.fit):
                 if (candidate := await propose()) is not None:
                     await self.publish(candidate)
@@ -159,8 +162,8 @@ class Trainer:
     async def fit(self) -> Candidate | None:
         """A draft in closed form if one is due; return it as a candidate if it should be published now.
 
-        The newest requests judge it, so the first version waits for no held-out ones. Training goes on from it if they find it
-        better than the draft in training; what serves is replaced by a publication only.
+        The newest requests judge it, so the first version waits for no held-out ones. Training goes on from it if it is
+        surely better than the draft in training; what serves is replaced by a publication only.
         """
         replay, num_judges = self._components.replay, self._options.thresholds.min_samples
         sizes = replay.cluster_sizes()
@@ -178,7 +181,7 @@ class Trainer:
         if draft is None:
             return None
         candidate, trained = await self._candidate(draft, unseen), await self._candidate(self.learner.average, unseen)
-        if self._is_longer(candidate, trained):
+        if self._is_surely_better(candidate, trained):
             self.learner.start_from(draft.state_dict())
             logger.info("Restarted from a draft in closed form", extra={"step": self.learner.step})
         return candidate if self._should_publish(candidate, state, subject="a draft in closed form") else None
@@ -229,11 +232,11 @@ class Trainer:
         if trained is not None and gain is not None:
             self._report.learned(trained, gain.candidate)
 
-    def _is_longer(self, candidate: Candidate, other: Candidate) -> bool:
-        """Whether a candidate has the longer acceptance length on the same requests."""
-        gains = [one.estimate.gain(self._options.thresholds.confidence) for one in (candidate, other)]
-        lengths = [gain.candidate for gain in gains if gain is not None]
-        return len(lengths) == 2 and lengths[0] > lengths[1]
+    def _is_surely_better(self, candidate: Candidate, other: Candidate) -> bool:
+        """For today's traffic, and surely worse in no kind."""
+        estimate = against(candidate.estimate, other.estimate)
+        gain = estimate.gain(self._options.thresholds.confidence)
+        return gain is not None and gain.low_percent > 0.0 and not estimate.losses()
 
     def _restart_if_worse(self, candidate: Candidate) -> None:
         """Training goes on from the serving draft if that is certainly better, as after a shift of traffic.

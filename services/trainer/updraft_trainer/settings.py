@@ -60,8 +60,8 @@ class TrainerSettings(Settings):
     draft_vocab_size: int = Field(default=8192, ge=16)
     """Number of tokens that a new draft can propose. A draft that starts from a published one has that one's number."""
     vocabulary: Literal["adaptive", "fixed"] = "adaptive"
-    """Which tokens a draft can propose. adaptive: chosen from recent traffic, anew when that changes. fixed: never changed, and
-    the lowest token ids in a new draft, for engines that read them only at startup (SGLang)."""
+    """Which tokens a draft can propose. adaptive: chosen from recent traffic, anew when a kind of it is new or has doubled.
+    fixed: never changed, and the lowest token ids in a new draft, for engines that read them only at startup (SGLang)."""
     first_samples: int = Field(default=8, ge=0)
     """Samples to wait for before a new draft starts: its first weights and an adaptive vocabulary come from them. 0 does not
     wait."""

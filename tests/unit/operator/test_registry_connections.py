@@ -26,6 +26,7 @@ def _with_rollout(**more: Any) -> pb.SpeculatorState:
     [
         pytest.param(_state(message="11 requests"), id="its sentence"),
         pytest.param(_state(trainer_message="not sure yet"), id="the trainer's sentence"),
+        pytest.param(_state(speedup=pb.Speedup(ratio=1.2, low=1.1, high=1.3)), id="what speculation is worth"),
         pytest.param(_state(traffic=[pb.VersionTraffic(version=3, tokens=5)]), id="traffic"),
         pytest.param(_with_rollout(acceptance_length=pb.Estimate(candidate=2.0)), id="acceptance"),
         pytest.param(_with_rollout(inter_token_latency=pb.Estimate(candidate=0.1)), id="latency"),

@@ -34,7 +34,9 @@ class OneDraft(RegistryView):
     def __init__(self, folder: Path | None) -> None:
         self._draft = folder
         version = 0 if folder is None else 1
-        self.state = RolloutState(stable=version, start_version=version, hold_reason="", target_fingerprint="sha256:t")
+        self.state = RolloutState(
+            stable=version, candidate=0, start_version=version, hold_reason="", target_fingerprint="sha256:t"
+        )
 
     async def fetch(self, version: int) -> Path:
         assert version == 1

@@ -45,6 +45,15 @@ class GainEstimate:
         return gain(self.pairs, confidence) if len(weighted(self.pairs)) > 1 else None
 
 
+def against(candidate: GainEstimate, other: GainEstimate) -> GainEstimate:
+    """The candidate compared with another one instead of the baseline, on the requests that both have walked."""
+    steps = dict(zip(other.trace_ids, (pair.candidate_steps for pair in other.pairs), strict=True))
+    rows = zip(candidate.trace_ids, candidate.domains, candidate.pairs, strict=True)
+    both = [(id_, domain, replace(pair, baseline_steps=steps[id_])) for id_, domain, pair in rows if id_ in steps]
+    trace_ids, domains, pairs = zip(*both, strict=True) if both else ((), (), ())
+    return GainEstimate(trace_ids=trace_ids, domains=domains, pairs=pairs)
+
+
 class BestDrafts:
     """Verify steps of the baseline that was best for each kind of traffic so far, since this process started."""
 

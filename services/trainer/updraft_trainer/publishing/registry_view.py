@@ -39,6 +39,8 @@ _TIMEOUT_S = 5.0
 class RolloutState:
     stable: int
     """The version that serves; 0: no draft."""
+    candidate: int
+    """The version in canary; 0: none."""
     start_version: int
     """The version that a new trainer starts from; 0: none, because every draft so far was rejected."""
     hold_reason: str
@@ -94,6 +96,7 @@ class RegistryView:
         self._metrics.serving_version.set(speculator.stable)
         self.state = RolloutState(
             stable=speculator.stable,
+            candidate=speculator.candidate,
             start_version=_start_version(speculator),
             hold_reason=_hold_reason(speculator),
             target_fingerprint=speculator.target_fingerprint,

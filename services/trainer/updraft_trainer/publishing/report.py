@@ -24,6 +24,8 @@ class TrainingReport:
         self._by_heart = ""
         self._published = (0, -1)
         """Version and optimizer step of the last draft that serves."""
+        self._tried = (0, -1)
+        """The same of a draft in canary; version 0: none is."""
 
     def decided(self, sentence: str) -> None:
         """A candidate was judged."""
@@ -48,7 +50,19 @@ class TrainingReport:
         self._outcome = f"version {version.version} {_PHASES.get(version.phase, 'was published and waits')}"
         if version.phase == registry_pb2.PHASE_STABLE:
             self._published = (version.version, step)
+        self._tried = (version.version if version.phase == registry_pb2.PHASE_CANARY else 0, step)
         self.decided(f"{self._outcome}: {version.reason}" if version.reason else self._outcome)
+
+    def follow(self, stable: int, candidate: int) -> None:
+        """What the registry serves and tries now: a canary of ours may have ended."""
+        version, _ = self._tried
+        if not version or version == candidate:
+            return
+        if version == stable:
+            self._published = self._tried
+        self._tried = (0, -1)
+        self._outcome = f"version {version} {'serves' if version == stable else 'did not come to serve'}"
+        self.decided(self._outcome)
 
     def refused(self, error: Exception) -> None:
         """The registry did not take a version."""

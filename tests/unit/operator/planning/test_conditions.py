@@ -153,6 +153,12 @@ SPECULATION: list[Case] = [
     ("SpeculationEffective", "False", "AcceptanceCollapsed", {"registry": _serves(1.01)}),
     ("SpeculationEffective", "True", "Effective", {"registry": _serves(2.5, speedup=pb.Speedup(low=0.99, high=1.1))}),
     ("SpeculationEffective", "False", "SlowerThanNone", {"registry": _serves(2.5, speedup=pb.Speedup(high=0.99))}),
+    (
+        "SpeculationEffective",
+        "False",
+        "SlowerThanNone",
+        {"registry": _serves(None, speedup=pb.Speedup(high=0.99))},  # with speculation off, few steps are counted
+    ),
     ("SpeculationEffective", "Unknown", "TooFewSamples", {"registry": _serves(2.5, steps=199)}),
     ("SpeculationEffective", "Unknown", "TooFewSamples", {"registry": _serves(None)}),
     ("SpeculationEffective", "Unknown", "NoDraft", {}),

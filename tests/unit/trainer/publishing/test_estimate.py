@@ -1,5 +1,5 @@
 from updraft_rollouts.evidence import Paired
-from updraft_trainer.publishing.estimate import BestDrafts, GainEstimate
+from updraft_trainer.publishing.estimate import BestDrafts, GainEstimate, against
 
 
 def walked(**steps: int) -> GainEstimate:
@@ -23,3 +23,11 @@ def test_drafts_are_compared_on_the_requests_that_both_have_walked() -> None:
     best.update(walked(a1=10, a2=12))
     assert best.update(walked(a2=13, a3=1)) == {"a2": 12}
     assert best.update(walked(a4=30)) == {"a4": 30}, "of the best draft no request is left"
+
+
+def test_two_candidates_are_compared_on_the_requests_that_both_have_walked() -> None:
+    longer, other = walked(a1=30, a2=30, a3=30, b1=30), walked(a2=20, a3=20, b1=20, b2=20)
+    compared = against(longer, other)
+    assert compared.trace_ids == ("a2", "a3", "b1")
+    assert [pair.baseline_steps for pair in compared.pairs] == [9, 9, 9]
+    assert against(walked(a1=1), walked(a2=1)).gain(0.9) is None

@@ -80,3 +80,20 @@ def test_a_refusal_is_reported_with_its_reason(report: TrainingReport, sent: lis
 def test_a_trainer_that_has_judged_nothing_yet_has_nothing_to_add(report: TrainingReport, sent: list[str]) -> None:
     report.idle(0)
     assert sent == []
+
+
+@pytest.mark.parametrize(("stable", "sentence"), [(4, "version 4 serves"), (3, "version 4 did not come to serve")])
+def test_the_end_of_a_canary_is_reported_once(
+    report: TrainingReport, sent: list[str], stable: int, sentence: str
+) -> None:
+    report.published(pb.Version(version=4, phase=pb.PHASE_CANARY), step=80)
+    report.follow(3, 4)
+    report.follow(stable, 0)
+    report.follow(stable, 0)
+    report.idle(80)
+    then = (
+        "nothing new was learned since version 4"
+        if stable == 4
+        else f"{sentence}; new requests are needed to learn more"
+    )
+    assert sent == ["version 4 was published and is in canary", sentence, then]

@@ -79,13 +79,13 @@ class Scheduler:
     def install(self, eagle: EagleProposer | None, version: int) -> None:
         """Draft with another network from now on, or with none."""
         self.speculation.install(eagle, version, self._all())
-        self.speedup.reset()
+        self.speedup.serve(version)
         self._forget_draft_rows()
 
     def renew(self, version: int) -> None:
         """The draft has other weights. Running requests go on over the rows of the old ones, which no other request gets."""
         self.speculation.renew(version)
-        self.speedup.reset()
+        self.speedup.serve(version)
         self._forget_draft_rows()
 
     def add(self, sequence: Sequence) -> None:
@@ -124,7 +124,7 @@ class Scheduler:
 
     def _compute(self, drafts: list[ForwardChunk], prompts: list[ForwardChunk], started: float) -> int:
         """Run one forward over all chunks and apply its results. Returns the number of tokens that running requests got."""
-        drafted = time.perf_counter()
+        drafted, before = time.perf_counter(), _num_output(drafts)
         results = run_forward(self.target, self._cache, [*drafts, *prompts])
         now = time.perf_counter()
         self.planner.observe_step(
@@ -140,7 +140,7 @@ class Scheduler:
                 self._finish_prefill(chunk, rows, result)
             else:
                 self._apply_verification(chunk, rows, result, batch=len(drafts), duration_s=now - started)
-        return sum(result.accepted + 1 for chunk, _, result in results if not chunk.is_prompt)
+        return _num_output(drafts) - before
 
     def _running(self) -> list[Sequence]:
         return [*self._prefilling, *self._decoding.values()]
@@ -232,3 +232,8 @@ class Scheduler:
         self.speculation.finish(sequence, is_cancelled=reason is FinishReason.CANCELLED)
         if sequence.slot >= 0:
             self._slots.release(cached_prefix(sequence))
+
+
+def _num_output(chunks: list[ForwardChunk]) -> int:
+    """Tokens that their requests have got so far."""
+    return sum(chunk.sequence.num_output for chunk in chunks)

@@ -24,6 +24,8 @@ MEMORY = 24
 """Blocks that are remembered: two to three minutes at 30 steps a second."""
 DEVIATIONS = 1.645
 """Half of a 90 % interval, in standard deviations."""
+NUM_VERSIONS = 3
+"""Drafts whose worth is remembered."""
 LOADS = (1, 2, 4, 8, 16, 32)
 """Smallest batch size of each load that is measured by itself."""
 
@@ -71,10 +73,15 @@ class _Load:
             self._begin()
 
     def _turn(self) -> None:
-        """Off where speculation is surely slower, and on again where it is not slower."""
-        speedup = _speedup(self.pairs)
+        """Off where speculation is surely slower, and on again where it is faster.
+
+        A turn begins a new measurement: blocks of the other state have other numbers of speculating steps.
+        """
+        speedup, was_on = _speedup(self.pairs), self.is_on
         if speedup is not None:
-            self.is_on = speedup.high >= 1.0 if self.is_on else speedup.ratio > 1.0
+            self.is_on = speedup.high >= 1.0 if was_on else speedup.ratio > 1.0
+        if self.is_on is not was_on:
+            self.pairs = []
 
     def _begin(self) -> None:
         self._length = FIRST_BLOCK if len(self.pairs) < MIN_BLOCKS else BLOCK if self.is_on else OFF_BLOCK
@@ -88,8 +95,9 @@ class SpeedupMeter:
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
+        self._versions: dict[int, dict[int, _Load]] = {}
         self._loads: dict[int, _Load] = {}
-        self.reset()
+        self.serve(0)
 
     @property
     def speedups(self) -> Mapping[int, Speedup]:
@@ -106,9 +114,11 @@ class SpeedupMeter:
         """A step of so many sequences, in which no prompt was read, yielded these tokens, all sequences together."""
         self._at(batch).observe(tokens, seconds)
 
-    def reset(self) -> None:
-        """Another draft is served: what the last one was worth says nothing about it."""
-        self._loads = {size: _Load(self._rng) for size in LOADS}
+    def serve(self, version: int) -> None:
+        """Another draft is served. What is known of each is kept for a while, because a switchback alternates two."""
+        loads = self._versions.pop(version, None) or {size: _Load(self._rng) for size in LOADS}
+        self._versions[version] = self._loads = loads
+        self._versions = dict(list(self._versions.items())[-NUM_VERSIONS:])
 
     def _at(self, batch: int) -> _Load:
         return self._loads[max(size for size in LOADS if size <= max(1, batch))]
