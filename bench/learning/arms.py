@@ -1,4 +1,4 @@
-"""What is compared: how an arm chooses samples, learns from them and publishes."""
+"""The arms that are compared: how each chooses samples, learns from them and publishes."""
 
 from dataclasses import dataclass, field, replace
 

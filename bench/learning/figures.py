@@ -26,7 +26,7 @@ class Estimate:
 
 
 def acceptance_length(tokens: Sequence[int], steps: Sequence[Sequence[int]]) -> Estimate:
-    """Of several seeds on the same requests: `tokens` [N]; `steps` [seeds, N] are averaged over seeds."""
+    """Over `tokens` [N] of N requests and `steps` [seeds, N], which are averaged over seeds."""
     lengths, mean = np.asarray(tokens, float), np.asarray(steps, float).mean(0)
     chosen = _resamples(len(lengths))
     ratios = lengths[chosen].sum(1) / mean[chosen].sum(1)

@@ -20,11 +20,11 @@ MODULES = (
     "logging", "mailbox", "pathlib", "pickletools", "pprint", "random", "shutil", "statistics", "string", "subprocess",
     "tarfile", "tempfile", "textwrap", "threading", "tokenize", "typing", "unittest.case", "urllib.parse", "uuid", "zipfile",
 )  # fmt: skip
-"""Of the standard library: small functions with a purpose that their code shows."""
+"""Modules of the standard library with small functions, whose purpose shows in their code."""
 
 PUZZLES = ("family_relationships", "knights_knaves", "syllogism", "aiw", "time_intervals")
 NUM_PUZZLES = 200
-"""Of each data set of reasoning-gym."""
+"""Puzzles from each data set of reasoning-gym."""
 
 MIN_LINES, MAX_LINES = 4, 16
 HELD_OUT_EVERY = 5

@@ -44,7 +44,7 @@ class Job:
 
     @property
     def key(self) -> str:
-        """Of all that the outcome depends on, code aside."""
+        """Identifies everything but the code that the outcome depends on."""
         content = [repr(ARMS[self.arm]), repr(self.stream), self.seed, self.num_training, self.num_held_out]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 

@@ -1,4 +1,4 @@
-"""What is a chain worth in which the draft model and n-gram lookup take turns? Nothing here is timed.
+"""Acceptance length of chains in which the draft model and n-gram lookup take turns. Nothing here is timed.
 
 The draft of the arm `ours` after some requests of a kind decodes the held-out requests of that kind, one after another, by the
 engine's own classes. Lookup remembers the answers from which the draft learned, and those that it has already decoded.
@@ -192,7 +192,7 @@ def learned(recorder: Recorder, kind: str, number: int, seed: int) -> DraftNetwo
 def verify_steps(
     recorder: Recorder, kind: str, draft: DraftNetwork, arguments: argparse.Namespace
 ) -> dict[str, list[int]]:
-    """Of each held-out request, by arm."""
+    """Values of each held-out request, by arm."""
     samples = recorder.samples(kind, arguments.held_out, held_out=True)
     texts = recorder.texts(kind, arguments.held_out, held_out=True)
     earlier = recorder.texts(kind, arguments.training, held_out=False)

@@ -20,7 +20,7 @@ EVALUATE_STEPS = 100
 PATIENCE = 4
 """Estimates without a gain after which training ends."""
 DEV_EVERY = 10
-"""Of the training requests, kept from training to choose the best weights; held-out requests take no part."""
+"""Share of the training requests that only chooses the best weights; held-out requests take no part."""
 
 
 def converged(

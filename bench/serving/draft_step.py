@@ -1,4 +1,4 @@
-"""What a drafted token costs, as a share of a target step: `python -m bench.serving.draft_step`.
+"""The cost of a drafted token, as a share of a target step: `python -m bench.serving.draft_step`.
 
 Each round runs a step of the target and then a chain of each arm, as `EagleProposer` does: one read of the confirmed token, and
 then per drafted token the head, the choice and the layer. The target evicts the draft from the caches in between, as in
@@ -119,7 +119,7 @@ def measure(
 
 
 def shares(times: Times) -> list[float]:
-    """Of each round: the mean drafted token over the target's step."""
+    """For each round, the mean drafted token over the target's step."""
     tokens = torch.tensor(times.spans[TOKEN]).view(-1, CHAIN).mean(1)
     return (tokens / torch.tensor(times.spans[TARGET])).tolist()
 

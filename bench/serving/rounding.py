@@ -1,4 +1,4 @@
-"""What rounding a draft's weights and inputs to 8 bits costs in acceptance length: `python -m bench.serving.rounding DRAFT...`.
+"""Acceptance length lost by rounding a draft's weights and inputs to 8 bits: `python -m bench.serving.rounding DRAFT...`.
 
 Held-out requests of bench/learning are walked twice, with products in bfloat16 and with the engine's own in int8, and compared
 request by request. A draft is the folder of a checkpoint.

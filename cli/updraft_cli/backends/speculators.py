@@ -181,14 +181,14 @@ class Speculator:
     acceptance: Acceptance | None
     """Of the stable version, on the pods that are connected now."""
     speedup: Speedup | None = None
-    """What speculation is worth on the connected pods, measured by them."""
+    """Mean over the connected pods, which measure it."""
     trial: Trial | None
     policy: Policy = field(default_factory=Policy)
     traffic: tuple[ServedVersion, ...] = ()
     capture_problem: str = ""
     """Which pod captures nothing, and why."""
     trainer_message: str = ""
-    """What the trainer published last, or why it publishes nothing, in one sentence."""
+    """One sentence: the last publication, or the reason why nothing is published."""
     resource: Resource | None = None
     """None: it comes from a registry."""
 

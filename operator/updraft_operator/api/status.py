@@ -88,7 +88,7 @@ class TrainerStatus(Model):
     """One of Training, Starting, Suspended, Disabled, Failing."""
     last_publish_time: datetime | None = None
     message: Text | None = None
-    """What it published last, or why it publishes nothing."""
+    """The last publication, or the reason why nothing is published."""
 
 
 class LastFailure(Model):

@@ -202,7 +202,7 @@ class Fleet:
         return ""
 
     def speedup(self, speculator: str) -> registry_pb2.Speedup | None:
-        """What speculation is worth on the connected pods; None while none knows."""
+        """Mean speedup over the connected pods that measure it; None if none does."""
         reports = (entry.report for entry in self._entries(speculator) if entry.session is not None)
         return mean_speedup([report.speedup for report in reports if report.speedup is not None])
 

@@ -1,4 +1,4 @@
-"""What each speculator's trainer says: what it published last, or why it publishes nothing.
+"""One sentence from each speculator's trainer: the last publication, or the reason why nothing is published.
 
 In memory only, because trainers repeat it. A trainer that has been silent for `expiry_s` says nothing any more.
 """

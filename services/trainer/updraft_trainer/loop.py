@@ -46,7 +46,7 @@ _IDLE_S = 0.5
 """Pause before looking for new samples when there is nothing to train on."""
 
 _FITTED_SAMPLES = 128
-"""Of a draft in closed form: half a minute of one core, after which acceptance length hardly rises."""
+"""Samples for a draft in closed form: half a minute of one core. With more, acceptance length hardly rises."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +96,7 @@ class Trainer:
         self._estimated = self._progress()
         self._saved = self._estimated
         self._report = TrainingReport(components.registry.set_message)
-        self._report.decided("no draft was judged yet since the trainer's start")
+        self._report.decided("no draft has been judged since the trainer started")
         self._fitted: Mapping[str, int] = {}
         self._restarted_from = NO_DRAFT
 

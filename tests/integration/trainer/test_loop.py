@@ -390,7 +390,7 @@ async def test_why_a_draft_is_not_published_is_known_to_the_registry(whole: Benc
     whole.admit(0, 8, domain="old")
     whole.admit(1000, 1005, evaluation=True, domain="old")
     trainer = whole.trainer(await whole.initial())
-    assert await whole.trainer_message() == "no draft was judged yet since the trainer's start"
+    assert await whole.trainer_message() == "no draft has been judged since the trainer started"
     await whole.train(trainer)
     assert "waits for 8 held-out requests of today's traffic, has 5" in await whole.trainer_message()
     whole.admit(8, 32, domain="old")

@@ -261,7 +261,7 @@ class EvaluationSample(_message.Message):
     kind: _builtins.str
     """Kind of traffic: "domain:..." as its caller named it, or "content:..." by its tokens."""
     weight: _builtins.float
-    """What it counts for in today's traffic; 0: its kind is not part of that. Without any weight, all count the same."""
+    """Weight in today's traffic; 0: its kind is not part of that. Without any weight, all requests count the same."""
     def __init__(
         self,
         *,
@@ -833,13 +833,13 @@ class SpeculatorState(_message.Message):
     """Which step of the policy runs, and since when."""
     step_since_unix_ms: _builtins.int
     target_fingerprint: _builtins.str
-    """Of all its versions; empty before the first."""
+    """Fingerprint of the target of all its versions; empty before the first."""
     pin_reason: _builtins.str
     pause_reason: _builtins.str
     capture_problem: _builtins.str
     """Why a connected pod cannot capture; empty if all can."""
     trainer_message: _builtins.str
-    """One sentence of the trainer: what it published last, or why it publishes nothing. Empty while no trainer reports."""
+    """One sentence of the trainer: the last publication, or the reason why nothing is published. Empty while no trainer reports."""
     @_builtins.property
     def policy(self) -> Global___RolloutPolicy: ...
     @_builtins.property

@@ -314,7 +314,7 @@ class Step(_message.Message):
     def target_log_probs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
     @_builtins.property
     def looked_up(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Of a hybrid step: indices into draft_ids of the tokens that n-gram lookup proposed, ascending."""
+        """In a hybrid step, the indices into draft_ids of the tokens that n-gram lookup proposed, ascending."""
 
     def __init__(
         self,

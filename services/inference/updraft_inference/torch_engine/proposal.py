@@ -60,7 +60,7 @@ class OfferKind(NamedTuple):
 
     source: ProposalSource
     band: int
-    """Of q, see `BANDS`."""
+    """Index of the band of q in `BANDS`."""
     is_agreed: bool
     """Another proposer offers the same token."""
     is_sampled: bool
@@ -81,7 +81,7 @@ class Place:
     taken: int = 0
 
     def kinds(self) -> list[OfferKind]:
-        """Of each offer; a function of what is known before a token is drawn."""
+        """The kind of each offer, a function of what is known before a token is drawn."""
         ids = [offer.token_id for offer in self.offers]
         return [
             OfferKind(offer.source, bisect(BANDS, offer.q), ids.count(offer.token_id) > 1, self.is_sampled)

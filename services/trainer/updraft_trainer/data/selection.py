@@ -36,7 +36,7 @@ class TrafficMix:
     shares: Mapping[str, float] = field(default_factory=dict)
 
     def weights(self, trace_ids: Sequence[str]) -> list[float]:
-        """What each of these requests counts for in today's traffic: 1 on average, if they are of all of today's kinds."""
+        """The weight of each of these requests in today's traffic: 1 on average, if they are of all of today's kinds."""
         counts = Counter(self.kinds.get(trace_id, "") for trace_id in trace_ids)
         kinds = (self.kinds.get(trace_id, "") for trace_id in trace_ids)
         return [len(trace_ids) * self.shares.get(kind, 0.0) / counts[kind] for kind in kinds]

@@ -18,13 +18,13 @@ from updraft_trainer.data.sample import FIRST_TRAINABLE, Sample
 from updraft_trainer.data.teacher import LastHidden
 
 RIDGE = 0.1
-"""Of each input's sum of squares, so that inputs of any scale count alike. 0.1 to 0.3 give the same acceptance length."""
+"""Relative to each input's sum of squares, so that inputs of any scale count alike."""
 
 ROUNDS = 2
 """Passes for the attention: the states that later draft steps read depend on it."""
 
 KEY_SCALE = 3.5 * 2**0.5
-"""Of queries and keys, times their usual standard deviation: the own row's score is about 24 above the others'."""
+"""Scale of queries and keys over their usual standard deviation: the own row's score is about 24 above the others'."""
 
 MAX_SCALE = 100.0
 """Auxiliary states that many times larger than those of most samples are not fitted: they would outweigh all others."""
@@ -122,7 +122,7 @@ def _per_query_head(network: DraftNetwork, outputs: Tensor) -> Tensor:
 
 
 def _missing(network: DraftNetwork, sample: Sample, num_steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """What attention's own row reads at each step, and what the state still lacks there."""
+    """For each step, the inputs of attention's own row, and what the state still lacks there."""
     layer = network.midlayer
     padding = torch.zeros(num_steps, dtype=torch.long)
     ids = torch.cat([sample.ids[1:], padding])

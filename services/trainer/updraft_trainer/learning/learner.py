@@ -34,8 +34,8 @@ LOGIT_ROWS = 256
 """Rows of logits in memory at a time: 8 MB per float32 tensor over 8,192 tokens."""
 
 MIN_DECAY, MAX_DECAY = 0.95, 0.98
-"""Of the averaged weights. At most a horizon of 50 steps, so that they follow a shift of traffic. At least one of 20 after a
-start from a good draft, whose acceptance falls during the first steps."""
+"""Bounds of the decay of the averaged weights. They average over at most 50 steps, so that they follow a shift of traffic, and
+over at least 20 after a start from a good draft, whose acceptance falls during the first steps."""
 
 MIN_MORE_TOKENS = 0.01
 """Share of the traffic's tokens that another vocabulary must add. Each change makes the next version larger to download."""

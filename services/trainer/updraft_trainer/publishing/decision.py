@@ -61,7 +61,7 @@ def decide(
 
 
 def _missing(estimate: GainEstimate, thresholds: PublishThresholds) -> str:
-    """What the evidence lacks; empty if it is enough."""
+    """The evidence that is missing; empty if there is enough."""
     num_samples, size = len(weighted(estimate.pairs)), effective_size(estimate.pairs)
     needed = f"{thresholds.min_samples} held-out requests of today's traffic"
     if num_samples < thresholds.min_samples:

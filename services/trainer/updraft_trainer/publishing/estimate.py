@@ -23,7 +23,7 @@ class GainEstimate:
     domains: tuple[str, ...]
     pairs: tuple[Paired, ...]
     best_steps: Mapping[str, int] = field(default_factory=dict)
-    """Of the draft that was best for a request's kind so far, by trace id; see `BestDrafts`."""
+    """Verify steps of the draft that was best for a request's kind so far, by trace id; see `BestDrafts`."""
 
     @property
     def covered(self) -> float:

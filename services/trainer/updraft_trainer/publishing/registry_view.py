@@ -104,7 +104,7 @@ class RegistryView:
         return self.state
 
     def set_message(self, message: str) -> None:
-        """One line for the speculator's state: what was published last, or why nothing is."""
+        """Set the line in the speculator's state: the last publication, or the reason why nothing is published."""
         self._message = "".join(char if char.isprintable() else " " for char in message)[:MAX_MESSAGE]
 
     async def report(self) -> None:

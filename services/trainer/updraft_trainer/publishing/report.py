@@ -1,4 +1,4 @@
-"""The sentence that status shows for a trainer: what it published last, or why it publishes nothing."""
+"""The sentence that status shows for a trainer: the last publication, or the reason why nothing is published."""
 
 from collections.abc import Callable
 
@@ -54,7 +54,7 @@ class TrainingReport:
         self.decided(f"{self._outcome}: {version.reason}" if version.reason else self._outcome)
 
     def follow(self, stable: int, candidate: int) -> None:
-        """What the registry serves and tries now: a canary of ours may have ended."""
+        """Note the stable version and the canary of the registry: a canary of ours may have ended."""
         version, _ = self._tried
         if not version or version == candidate:
             return

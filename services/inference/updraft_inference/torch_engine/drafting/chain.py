@@ -24,7 +24,7 @@ from updraft_inference.torch_engine.sequence import Sequence
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What the draft model predicts for one place. `index`: its likeliest token, whose logit is `best`; `log_sum`: logsumexp of
+    """The draft model's prediction for one place. `index`: its likeliest token, whose logit is `best`; `log_sum`: logsumexp of
     all logits."""
 
     logits_V: Tensor
@@ -59,7 +59,7 @@ class Vocabulary:
         return self._ids[index]
 
     def index(self, token_id: int) -> int | None:
-        """Of a token of the target; None if the draft model cannot propose it."""
+        """Draft index of a token of the target; None if the draft model cannot propose it."""
         index = bisect_left(self._ids, token_id)
         return index if index < len(self._ids) and self._ids[index] == token_id else None
 
@@ -73,7 +73,7 @@ class Chain:
     ids: list[int] = field(default_factory=list)
     _log_probs: list[float] = field(default_factory=list)
     _q: list[Tensor | None] = field(default_factory=list)
-    """What each token was drawn from; None for a point mass."""
+    """The distribution that each token was drawn from; None for a point mass."""
     _places: dict[int, Place] = field(default_factory=dict)
 
     @property

@@ -33,7 +33,7 @@ class Chooser:
     def __init__(self) -> None:
         self._kinds = _Rates()
         self._sources = _Rates()
-        """Of lookups with the same source. They do not depend on the draft model."""
+        """Rates of lookups with the same source. They do not depend on the draft model."""
 
     def reset_model(self) -> None:
         """Another draft model is served, so that q and agreement mean something else."""
@@ -75,20 +75,20 @@ class Chooser:
 
 
 FindMatches = Callable[[list[int]], list[NgramMatch]]
-"""Gives what follows a chain: one token from each text that knows."""
+"""Finds the tokens that may follow a chain: at most one from each text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """What chains are mixed with. `lookups` of the sequences that are looked up; of these, the model drafts for `alone` all the
-    same, and what lookup offers is only compared."""
+    """The lookups that chains are mixed with. For the sequences in `alone` the model drafts by itself, and lookups are only
+    compared."""
 
     chooser: Chooser = field(default_factory=Chooser)
     lookups: Mapping[Sequence, FindMatches] = field(default_factory=dict)
     alone: frozenset[Sequence] = frozenset()
 
     def matches(self, sequence: Sequence, chain_ids: list[int]) -> list[NgramMatch]:
-        """What may follow a chain, one token each."""
+        """Tokens that may follow a chain, one per lookup."""
         return self.lookups[sequence](chain_ids) if sequence in self.lookups else []
 
     def take(self, sequence: Sequence, place: Place) -> int:

@@ -91,7 +91,7 @@ class Int8Linear(Linear):
 
     @property
     def weight(self) -> Tensor:
-        """What it rounds the weight to, float32."""
+        """The rounded weight, float32."""
         rows = self._blocks.permute(0, 2, 1, 3).reshape(len(self._blocks) * SIDE, -1).float() - 128
         return rows[: self.packed.num_outputs, : self.packed.num_inputs] * self._scales[:, None]
 

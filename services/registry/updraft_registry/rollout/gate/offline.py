@@ -14,7 +14,7 @@ from updraft_rollouts.evidence import Gain, Paired, gain, weighted, worse_kinds
 from updraft_rollouts.policy import OfflineGate
 
 MIN_WEIGHT, MAX_WEIGHT = 1e-6, 1e6
-"""Of a request. Beyond, rounding would decide."""
+"""Bounds of a request's weight. Beyond, rounding would decide."""
 
 
 class OfflineJudgement(NamedTuple):

@@ -30,7 +30,7 @@ def int8(compiled: Kernels) -> Kernels:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """Of a draft."""
+    """Shape of a draft."""
 
     hidden: int = 64
     inner: int = 96

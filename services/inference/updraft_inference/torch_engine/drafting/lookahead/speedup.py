@@ -1,4 +1,4 @@
-"""What speculation is worth here and now: the speed of steps that may speculate over the speed of steps that may not.
+"""Measures the speedup by speculation: the speed of steps that may speculate over the speed of steps that may not.
 
 Steps come in blocks of a few seconds. One slice of each block, at a random place, runs the other way: without drafts while
 speculation is in use, with drafts while it is off. So both kinds of steps meet the same requests and the same neighbours on
@@ -30,7 +30,7 @@ LOADS = (1, 2, 4, 8, 16, 32)
 """Smallest batch size of each load that is measured by itself."""
 
 Pair = tuple[float, float]
-"""Of a block: seconds that its speculating steps would have taken without, and seconds that they took."""
+"""For a block: seconds that its speculating steps would have taken without drafts, and seconds that they took."""
 
 
 @dataclass(slots=True)
@@ -101,7 +101,7 @@ class SpeedupMeter:
 
     @property
     def speedups(self) -> Mapping[int, Speedup]:
-        """What is known, by the smallest batch size of the load; 0: of all loads. Any thread may call it."""
+        """Known speedups by the smallest batch size of the load; 0: of all loads. Any thread may call it."""
         pairs = {size: load.pairs for size, load in self._loads.items()}
         known = {size: _speedup(of_load) for size, of_load in ({0: list(chain(*pairs.values()))} | pairs).items()}
         return {size: speedup for size, speedup in known.items() if speedup is not None}
@@ -115,7 +115,7 @@ class SpeedupMeter:
         self._at(batch).observe(tokens, seconds)
 
     def serve(self, version: int) -> None:
-        """Another draft is served. What is known of each is kept for a while, because a switchback alternates two."""
+        """Another draft is served. Measurements of the last drafts are kept, because a switchback alternates two."""
         loads = self._versions.pop(version, None) or {size: _Load(self._rng) for size in LOADS}
         self._versions[version] = self._loads = loads
         self._versions = dict(list(self._versions.items())[-NUM_VERSIONS:])

@@ -1,4 +1,4 @@
-"""What speculation is worth is measured on the traffic itself, and where it is slower it is turned off."""
+"""The speedup is measured on live traffic, and speculation is turned off where it is slower."""
 
 import random
 from collections.abc import Callable
