@@ -309,6 +309,10 @@ class LookaheadEstimates(Protocol):
         ...
 
 
+LOADS = (1, 2, 4, 8, 16, 32)
+"""Smallest batch size of each load whose speedup is measured by itself."""
+
+
 @dataclass(frozen=True, slots=True)
 class Speedup:
     """Speed of decoding over that without speculation, measured on live traffic, with its 90 % interval."""
@@ -350,7 +354,7 @@ class Engine(Protocol):
 
     @property
     def speedups(self) -> Mapping[int, Speedup]:
-        """By batch size: that of the smallest batch of a load, 0 for all traffic together. Empty while nothing is known."""
+        """By the smallest batch size of the load, see `LOADS`; 0: of all traffic. Empty while nothing is known."""
         ...
 
     @property

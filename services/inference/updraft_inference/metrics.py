@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from updraft_chassis.metrics import MetricFactory
 from updraft_inference.agent.counters import LATENCY_BOUNDS_S, emitted, usage
-from updraft_inference.engine import CaptureLoss, Drafter, Engine, FinishedRequest, LookaheadEstimates
+from updraft_inference.engine import LOADS, CaptureLoss, Drafter, Engine, FinishedRequest, LookaheadEstimates
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _LENGTHS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
@@ -20,7 +20,6 @@ _PAUSES_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 1.0
 
 _PREFIX = "updraft_inference"
 _POSITIONS, _ROWS = (1, 2, 3, 4, 6, 8), (1, 2, 4, 8, 16, 32, 64)
-_LOADS = (0, 1, 2, 4, 8, 16, 32)
 
 
 class Metrics:
@@ -170,7 +169,7 @@ def watch_speedups(registry: CollectorRegistry, engine: Engine) -> None:
         " `batch` is the smallest batch size of a load, 0 is all traffic.",
         *("batch", "bound"),
     )
-    for batch, bound in product(_LOADS, ("mean", "low", "high")):
+    for batch, bound in product((0, *LOADS), ("mean", "low", "high")):
         speedup.labels(batch=str(batch), bound=bound).set_function(partial(_speedup, engine, batch, bound))
 
 

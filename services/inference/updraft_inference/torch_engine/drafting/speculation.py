@@ -70,12 +70,10 @@ class Speculation:
 
     def is_free(self, sequences: list[Sequence]) -> bool:
         """Whether it is left to the engine if these requests speculate, and at least one can."""
-        is_asked = any(sequence.request.lookahead is not None for sequence in sequences)
-        drafters = {self._drafter(sequence) for sequence in sequences} - {Drafter.NONE}
-        can_draft = self._limits.max_lookahead > 0 and bool(
-            drafters - ({Drafter.EAGLE3} if self.eagle is None else set())
-        )
-        return can_draft and not is_asked and not self.planner.is_fixed
+        if self.planner.is_fixed or any(sequence.request.lookahead is not None for sequence in sequences):
+            return False
+        able = _BY_NGRAM if self.eagle is None else _BY_NGRAM | _BY_MODEL
+        return self._limits.max_lookahead > 0 and any(self._drafter(sequence) in able for sequence in sequences)
 
     def propose(self, sequences: list[Sequence]) -> list[Proposal]:
         """Drafts for each sequence, ordered by slot; all chains of the draft model are made in one batch."""

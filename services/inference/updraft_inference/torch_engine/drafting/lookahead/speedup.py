@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
-from updraft_inference.engine import Speedup
+from updraft_inference.engine import LOADS, Speedup
 
 SLICE = 8
 """Steps. That is long enough to contain what a slice leaves to later steps, such as states that the draft has not read yet."""
@@ -26,8 +26,6 @@ DEVIATIONS = 1.645
 """Half of a 90 % interval, in standard deviations."""
 NUM_VERSIONS = 3
 """Drafts whose worth is remembered."""
-LOADS = (1, 2, 4, 8, 16, 32)
-"""Smallest batch size of each load that is measured by itself."""
 
 Pair = tuple[float, float]
 """For a block: seconds that its speculating steps would have taken without drafts, and seconds that they took."""
@@ -111,8 +109,12 @@ class SpeedupMeter:
         return self._at(batch).allows_drafts()
 
     def observe(self, batch: int, tokens: int, seconds: float) -> None:
-        """A step of so many sequences, in which no prompt was read, yielded these tokens, all sequences together."""
-        self._at(batch).observe(tokens, seconds)
+        """A step of so many sequences, in which no prompt was read, yielded these tokens, all sequences together.
+
+        A step without tokens, because all its requests failed, says nothing about speed.
+        """
+        if tokens:
+            self._at(batch).observe(tokens, seconds)
 
     def serve(self, version: int) -> None:
         """Another draft is served. Measurements of the last drafts are kept, because a switchback alternates two."""

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updraft_inference.torch_engine.drafting.lookahead.speedup import BLOCK, LOADS, MIN_BLOCKS, SLICE, SpeedupMeter
+from updraft_inference.engine import LOADS
+from updraft_inference.torch_engine.drafting.lookahead.speedup import BLOCK, MIN_BLOCKS, SLICE, SpeedupMeter
 
 PLAIN_S = 0.03
 
@@ -71,6 +72,14 @@ def test_each_load_is_measured_by_itself() -> None:
     assert meter.speedups[8].high < 1.0
     assert run(meter, BLOCK, 1.5, batch=1).count(True) > BLOCK / 2
     assert run(meter, BLOCK, 0.7, batch=9).count(True) < BLOCK / 2
+
+
+def test_steps_whose_requests_all_failed_are_not_counted() -> None:
+    meter, failing = SpeedupMeter(random.Random(1)), SpeedupMeter(random.Random(1))
+    for _ in range(10 * BLOCK):
+        failing.observe(1, 0, 0.01)
+    assert run(meter, 10 * BLOCK, 1.5) == run(failing, 10 * BLOCK, 1.5)
+    assert failing.speedups == meter.speedups
 
 
 def test_nothing_is_said_of_a_draft_before_enough_blocks_or_after_a_swap() -> None:
