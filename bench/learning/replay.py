@@ -94,9 +94,13 @@ class Memory:
                 rng=rng,
                 num_waiting=arm.num_waiting,
             )
-        for entry in chosen:
-            self.uses[entry.trace_id] = self.uses.get(entry.trace_id, 0) + 1
-        return [self.samples[entry.trace_id] for entry in chosen]
+        batch = [self.samples[entry.trace_id] for entry in chosen]
+        self.count_use(batch)
+        return batch
+
+    def count_use(self, samples: Sequence[Sample]) -> None:
+        for sample in samples:
+            self.uses[sample.trace_id] = self.uses.get(sample.trace_id, 0) + 1
 
     def sizes(self) -> Counter[str]:
         """Samples to train on in each cluster."""
@@ -224,7 +228,7 @@ class Replay:
         first = learner.closed_form(list(self._memory.samples.values())) if self._arm.has_closed_form else None
         if first is not None:
             learner.start_from(first.state_dict())
-            self._memory.uses = dict.fromkeys(self._memory.samples, 1)
+            self._memory.count_use(list(self._memory.samples.values()))
         return learner
 
     def _estimate(self, learner: Learner) -> None:
@@ -253,9 +257,13 @@ class Replay:
         closed, trained = (verify_steps(snapshot(one), judges, lookahead=LOOKAHEAD) for one in (draft, learner.average))
         estimate = compare(judges, closed, trained, self._memory.mix())
         gain = estimate.gain(self._arm.thresholds.confidence)
-        if gain is not None and gain.low_percent > 0.0 and not estimate.losses():
+        version = self._version
+        is_better = gain is not None and gain.low_percent > 0.0 and not estimate.losses()
+        if is_better:
             learner.start_from(draft.state_dict())
         self._judge(snapshot(draft), judges)
+        if is_better or self._version != version:
+            self._memory.count_use(samples)
 
     def _judge(self, candidate: DraftNetwork, samples: Sequence[Sample]) -> GainEstimate:
         """Compare with what serves, and publish a candidate that passes."""

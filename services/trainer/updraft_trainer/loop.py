@@ -177,14 +177,20 @@ class Trainer:
         is_fixed = self._options.is_vocabulary_fixed
         if not is_fixed and await asyncio.to_thread(self.learner.update_vocabulary, samples):
             logger.info("Changed the draft's vocabulary", extra={"step": self.learner.step})
+        logger.info("Fitting a draft in closed form", extra={"samples": len(samples), "step": self.learner.step})
         draft = await asyncio.to_thread(self.learner.closed_form, samples)
         if draft is None:
             return None
         candidate, trained = await self._candidate(draft, unseen), await self._candidate(self.learner.average, unseen)
-        if self._is_surely_better(candidate, trained):
+        is_better = self._is_surely_better(candidate, trained)
+        if is_better:
             self.learner.start_from(draft.state_dict())
             logger.info("Restarted from a draft in closed form", extra={"step": self.learner.step})
-        return candidate if self._should_publish(candidate, state, subject="a draft in closed form") else None
+        should_publish = self._should_publish(candidate, state, subject="a draft in closed form")
+        if is_better or should_publish:
+            for sample in samples:  # they may not judge a draft that comes of this one
+                self.history.count_use(sample.trace_id)
+        return candidate if should_publish else None
 
     async def _set_baseline(self) -> RolloutState | None:
         """The registry's state, after its serving draft became the baseline; None if that is not possible now."""

@@ -309,6 +309,15 @@ async def test_after_a_shift_training_goes_on_from_a_closed_form_that_is_better(
     assert torch.equal(trainer.learner.network.fc.weight.bfloat16(), candidate.network.fc.weight.bfloat16())
 
 
+async def test_requests_that_a_closed_form_was_fitted_to_do_not_judge_what_comes_of_it(whole: Bench) -> None:
+    whole.admit(0, 32)
+    trainer = whole.trainer(await whole.initial())
+    await whole.publish_closed_form(trainer)
+    judges = {one.trace_id for one in whole.replay.untrained_batch(trainer.history.uses, count=100)}
+    assert judges
+    assert judges <= set(whole.replay.training_ids()[-OPTIONS.thresholds.min_samples :]), "those that judged it"
+
+
 async def test_a_draft_that_got_worse_starts_over_from_what_serves_once_per_version(whole: Bench) -> None:
     whole.admit(0, 32)
     trainer = whole.trainer(await whole.initial())

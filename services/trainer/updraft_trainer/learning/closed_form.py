@@ -9,6 +9,7 @@ Queries and keys are equal and read only the embedding, so that attention begins
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -30,6 +31,10 @@ MAX_SCALE = 100.0
 """Auxiliary states that many times larger than those of most samples are not fitted: they would outweigh all others."""
 
 MLP_SCALE = 0.1
+
+MAX_WORK = 1e12
+"""Rows times inputs squared: about half a minute of one core. Without it, a few long answers of a wide target would take an
+hour, because the sums of D 4096 have 16,384 inputs."""
 
 
 class _Sums:
@@ -67,6 +72,7 @@ def fit(network: DraftNetwork, samples: Sequence[Sample], *, num_steps: int) -> 
     the network is then of no use.
     """
     lessons = _comparable([sample for sample in samples if isinstance(sample.teacher, LastHidden)])
+    lessons = _affordable(lessons, network.config.aux_size + network.config.hidden_size)
     if not lessons:
         return False
     try:
@@ -80,6 +86,13 @@ def _comparable(samples: Sequence[Sample]) -> list[Sample]:
     scales = [float(sample.aux.abs().max()) for sample in samples]
     limit = MAX_SCALE * sorted(scales)[len(scales) // 2] if scales else 0.0
     return [sample for sample, scale in zip(samples, scales, strict=True) if scale <= limit]
+
+
+def _affordable(samples: Sequence[Sample], num_inputs: int) -> list[Sample]:
+    """The first samples, at least one, whose outputs `MAX_WORK` allows."""
+    totals = accumulate(len(sample.ids) - sample.first_output for sample in samples)
+    num = sum(total * num_inputs**2 <= MAX_WORK for total in totals)
+    return list(samples[: max(1, num)])
 
 
 @torch.no_grad()

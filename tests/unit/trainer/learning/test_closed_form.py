@@ -49,6 +49,20 @@ def test_it_needs_fewer_steps_for_text_that_it_never_saw(
     assert acceptance_length(network, samples[16:]) > before + 0.5
 
 
+def test_the_first_samples_that_the_work_allows_are_fitted(
+    target: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, of_two, of_all = untrained(target), untrained(target), untrained(target)
+    closed_form.fit(first, samples[:2], num_steps=3)
+    num_rows = sum(len(sample.ids) - sample.first_output for sample in samples[:2])
+    num_inputs = first.config.aux_size + first.config.hidden_size
+    monkeypatch.setattr(closed_form, "MAX_WORK", num_rows * num_inputs**2)
+    closed_form.fit(of_two, samples, num_steps=3)
+    assert torch.equal(of_two.fc.weight, first.fc.weight)
+    monkeypatch.setattr(closed_form, "MAX_WORK", 0)
+    assert closed_form.fit(of_all, samples, num_steps=3), "one sample is fitted in any case"
+
+
 def test_it_attends_to_its_own_row(target: Path, samples: list[Sample]) -> None:
     network = untrained(target)
     closed_form.fit(network, samples[:8], num_steps=3)
