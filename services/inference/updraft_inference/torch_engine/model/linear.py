@@ -17,6 +17,8 @@ SIDE, DEPTH = 16, 32
 """Outputs and inputs of a tile of weights."""
 GROUP, QUAD = 64, 4
 """Inputs that share a scale in int8, and inputs that are multiplied together."""
+OUTPUTS_TOGETHER = 256
+"""Outputs that are rounded at a time; a multiple of `SIDE`."""
 
 
 class Linear:
@@ -109,13 +111,24 @@ class Int8Linear(Linear):
 
 
 def _quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights as `int8.h` reads them: uint8 [out / 16, in / 4, 16, 4], 0 being 128, and the scale of each output, float32."""
+    """Weights as `int8.h` reads them: uint8 [out / 16, in / 4, 16, 4], 0 being 128, and the scale of each output, float32.
+
+    Some outputs at a time: a swap converts a whole draft beside running requests, which need the cache and the memory.
+    """
+    blocks, scales = zip(*map(_quantized_part, torch.split(weight, OUTPUTS_TOGETHER)), strict=True)
+    return torch.cat(blocks), torch.cat(scales)
+
+
+def _quantized_part(weight: Tensor) -> tuple[Tensor, Tensor]:
     out, of = weight.shape
-    scales = weight.abs().amax(1).float() / 127
-    rows = (weight / scales.clamp_min(torch.finfo(torch.float32).tiny)[:, None]).round().nan_to_num(0.0)
-    padded = F.pad(rows + 128, (0, -of % GROUP, 0, -out % SIDE), value=128.0)
-    blocks = padded.view(-1, SIDE, padded.shape[1] // QUAD, QUAD).permute(0, 2, 1, 3)
-    return blocks.to(torch.uint8).contiguous(), scales
+    values = weight.float()
+    scales = values.abs().amax(1) / 127
+    values /= scales.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
+    values = values.round_().nan_to_num_(0.0).add_(128)
+    rows = F.pad(values.to(torch.uint8), (0, -of % GROUP, 0, -out % SIDE), value=128)
+    num_quads = rows.shape[1] // QUAD
+    quads = rows.view(torch.int32).view(-1, SIDE, num_quads)  # moved as one number
+    return quads.transpose(1, 2).contiguous().view(torch.uint8).view(-1, num_quads, SIDE, QUAD), scales
 
 
 def linear(
