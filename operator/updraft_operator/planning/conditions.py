@@ -237,14 +237,13 @@ def _speculation(observed: Observed) -> Iterator[Assessment]:
     if num_without > 0:
         of_all = f"{num_without} of {state.pods.connected} pods"
         yield _false("DraftNotLoaded", f"{of_all} have not loaded version {state.stable} yet")
-    is_slow = before is not None and before.reason == "SlowerThanNone"
-    if state.speedup.high < 1.0 if state.HasField("speedup") else is_slow:
-        yield _false("SlowerThanNone", _SLOWER_MESSAGE)
-    yield _worth(state)
+    was_slower = before is not None and before.reason == "SlowerThanNone"
+    is_slower = state.speedup.high < 1.0 if state.HasField("speedup") else was_slower
+    yield _false("SlowerThanNone", _SLOWER_MESSAGE) if is_slower else _accepted_drafts(state)
 
 
-def _worth(state: pb.SpeculatorState) -> Assessment:
-    """Of what serves."""
+def _accepted_drafts(state: pb.SpeculatorState) -> Assessment:
+    """Whether enough tokens of the stable draft are accepted."""
     length, steps = acceptance_length(state, state.stable)
     if length is None or steps < _ENOUGH_STEPS:
         return _unknown("TooFewSamples", "not enough traffic yet to measure acceptance")

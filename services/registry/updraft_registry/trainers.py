@@ -5,8 +5,13 @@ In memory only, because trainers repeat it. A trainer that has been silent for `
 
 from dataclasses import dataclass
 
+from updraft_chassis.errors import Exhausted
+
 DEFAULT_EXPIRY_S = 45.0
 """Trainers repeat themselves every ten seconds."""
+
+MAX_TRAINERS = 10_000
+"""Trainers are heard before their speculator has a version, so their number has a limit of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +28,9 @@ class Trainers:
         self._sentences: dict[str, _Sentence] = {}
 
     def report(self, speculator: str, message: str, now_s: float) -> bool:
-        """Keep a sentence; true if it is a new one."""
+        """Keep a sentence; true if it is a new one. Exhausted if there are `MAX_TRAINERS` others."""
+        if speculator not in self._sentences and len(self._sentences) >= MAX_TRAINERS:
+            raise Exhausted(f"this registry hears {MAX_TRAINERS} trainers already")
         is_new = self.message(speculator) != message
         self._sentences[speculator] = _Sentence(text=message, at_s=now_s)
         return is_new

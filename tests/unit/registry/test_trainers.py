@@ -1,4 +1,20 @@
+import pytest
+
+from updraft_chassis.errors import Exhausted
+from updraft_registry import trainers as module
 from updraft_registry.trainers import Trainers
+
+
+def test_more_trainers_than_the_limit_are_refused_and_the_known_ones_are_still_heard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MAX_TRAINERS", 2)
+    trainers = Trainers()
+    trainers.report("a", "waits", 0.0)
+    trainers.report("b", "waits", 0.0)
+    with pytest.raises(Exhausted, match="hears 2 trainers already"):
+        trainers.report("c", "waits", 0.0)
+    assert trainers.report("a", "publishes", 1.0)
 
 
 def test_a_trainers_sentence_is_kept_until_it_changes_or_the_trainer_is_silent() -> None:

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, MutableSequence, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2
@@ -57,14 +56,6 @@ class Swaps:
         )
 
 
-class Speedup(NamedTuple):
-    """See the message of the same name."""
-
-    ratio: float
-    low: float
-    high: float
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     speculator: str
@@ -78,7 +69,7 @@ class Report:
     sent_ms: int
     capture_problem: str = ""
     """Why the pod cannot capture; empty if it can."""
-    speedup: Speedup | None = None
+    speedup: registry_pb2.Speedup | None = None
 
     @property
     def owner(self) -> tuple[str, str]:
@@ -126,14 +117,15 @@ def read(report: fleet_pb2.PodReport) -> Report:
     )
 
 
-def _speedup(reported: registry_pb2.Speedup) -> Speedup:
-    speedup = Speedup(reported.ratio, reported.low, reported.high)
-    if not all(map(math.isfinite, speedup)) or reported.ratio <= 0:
+def _speedup(reported: registry_pb2.Speedup) -> registry_pb2.Speedup:
+    if not all(map(math.isfinite, (reported.ratio, reported.low, reported.high))) or reported.ratio <= 0:
         raise InvalidInput(f"a speedup of {reported.ratio} ({reported.low} to {reported.high})")
-    return speedup
+    copy = registry_pb2.Speedup()
+    copy.CopyFrom(reported)  # the original keeps the whole report in memory
+    return copy
 
 
-def mean_speedup(speedups: Sequence[Speedup]) -> registry_pb2.Speedup | None:
+def mean_speedup(speedups: Sequence[registry_pb2.Speedup]) -> registry_pb2.Speedup | None:
     """Mean over independent pods, with its interval; None without any."""
     if not speedups:
         return None
