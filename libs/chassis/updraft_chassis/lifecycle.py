@@ -12,7 +12,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 
 from updraft_chassis.errors import UpdraftError
 
@@ -58,8 +59,20 @@ def while_importing() -> None:
 
 def run(process: str, main: Callable[[Stop], Awaitable[None]]) -> None:
     """Run `main(stop)` in a new event loop; return when it returned, raise SystemExit(1) when it raised."""
-    try:
+    with _errors_as_sentences(process):
         asyncio.run(_supervise(process, main))
+
+
+def run_to_end(process: str, main: Coroutine[None, None, None]) -> None:
+    """As `run`, for work that a kill cannot damage: a signal does what it did before this call."""
+    with _errors_as_sentences(process):
+        asyncio.run(main)
+
+
+@contextmanager
+def _errors_as_sentences(process: str) -> Iterator[None]:
+    try:
+        yield
     except UpdraftError as error:
         print(f"{process}: {error}", file=sys.stderr)  # noqa: T201 - for the person at the terminal, not for logs
         raise SystemExit(1) from None

@@ -1,0 +1,61 @@
+"""A folder of recorded requests: a file is whole, or it counts as missing."""
+
+from pathlib import Path
+
+import pytest
+from tests.support.disk import file_size_limit
+
+from updraft.trace.v1 import trace_pb2
+from updraft_chassis.errors import Conflict, Exhausted, InvalidInput
+from updraft_draft import recordings
+
+TARGET = "sha256:target"
+
+
+def trace() -> trace_pb2.Trace:
+    header = trace_pb2.Header(target_fingerprint=TARGET, request_id="a")
+    return trace_pb2.Trace(header=header, prompt_ids=[1, 2], output_ids=range(1000))
+
+
+def test_what_was_recorded_is_read_back(tmp_path: Path) -> None:
+    recordings.write(tmp_path / "new", 3, trace())
+    data = recordings.read(tmp_path / "new", 3, target_fingerprint=TARGET)
+    assert data == trace().SerializeToString()
+    assert recordings.read(tmp_path / "new", 2, target_fingerprint=TARGET) is None
+
+
+@pytest.mark.parametrize("size", [0, 20, 32, 100])
+def test_a_recording_that_was_cut_off_counts_as_missing(tmp_path: Path, size: int) -> None:
+    recordings.write(tmp_path, 0, trace())
+    place = recordings.path(tmp_path, 0)
+    place.write_bytes(place.read_bytes()[:size])
+    assert recordings.read(tmp_path, 0, target_fingerprint=TARGET) is None
+
+
+def test_a_recording_with_a_changed_byte_counts_as_missing(tmp_path: Path) -> None:
+    recordings.write(tmp_path, 0, trace())
+    place = recordings.path(tmp_path, 0)
+    content = bytearray(place.read_bytes())
+    content[-1] ^= 1
+    place.write_bytes(content)
+    assert recordings.read(tmp_path, 0, target_fingerprint=TARGET) is None
+
+
+def test_recordings_of_another_model_are_refused(tmp_path: Path) -> None:
+    recordings.write(tmp_path, 0, trace())
+    with pytest.raises(Conflict, match="holds recordings of another model: name another folder"):
+        recordings.read(tmp_path, 0, target_fingerprint="sha256:other")
+
+
+def test_a_full_disk_is_one_sentence_and_loses_nothing_that_was_recorded(tmp_path: Path) -> None:
+    recordings.write(tmp_path, 0, trace())
+    with file_size_limit(100), pytest.raises(Exhausted, match=r"is full: free some space; the same command goes on"):
+        recordings.write(tmp_path, 1, trace())
+    assert recordings.read(tmp_path, 0, target_fingerprint=TARGET) is not None
+    assert recordings.read(tmp_path, 1, target_fingerprint=TARGET) is None
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InvalidInput, match=r"cannot write recordings to .*file/folder: Not a directory"):
+        recordings.write(tmp_path / "file" / "folder", 0, trace())
