@@ -5,21 +5,17 @@ requests, appear whole, and are not made again, so an interrupted recording goes
 """
 
 import asyncio
-import hashlib
 import struct
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 from bench.learning.kinds import requests
 from rich.progress import Progress
 
 from updraft.trace.v1 import trace_pb2
-from updraft_draft import tensors
 from updraft_draft.target_weights import TargetHead
-from updraft_inference.agent.selection import CapturePlan
-from updraft_inference.agent.trace import Ended, Origin, trace
-from updraft_inference.engine import CaptureParams, Drafter, FinishedRequest, GenerationRequest, SamplingParams
+from updraft_inference.agent.recording import answered, recorded
+from updraft_inference.engine import CaptureParams, Drafter, GenerationRequest, SamplingParams
 from updraft_inference.text.chat_template import ChatTemplate
 from updraft_inference.text.tokenization import Tokenizer
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
@@ -86,21 +82,12 @@ class Recorder:
         with Progress() as progress:
             bar = progress.add_task("recording answers", total=sum(len(texts) for _, texts in missing))
             async with TorchEngine.open(self._model, EngineOptions(limits=limits), lambda _: None) as engine:
-                origin = Origin(
-                    speculator="bench",
-                    pod="bench",
-                    engine=engine.info.engine,
-                    target_fingerprint=engine.info.target_fingerprint,
-                    tokenizer_fingerprint=engine.info.tokenizer_fingerprint,
-                )
 
-                async def answer(request: GenerationRequest) -> FinishedRequest:
+                async def answer(request: GenerationRequest) -> trace_pb2.Trace:
                     async with slots:
-                        deltas = [delta async for delta in engine.generate(request)]
+                        finished = await answered(engine, request)
                     progress.advance(bar)
-                    finished = deltas[-1].finished
-                    assert finished is not None, "the last one says how the request ended"
-                    return finished
+                    return recorded(engine, finished, recorder="bench")
 
                 async def record(path: Path, texts: Sequence[str]) -> None:
                     prompts = [
@@ -108,7 +95,7 @@ class Recorder:
                         for text in texts
                     ]
                     requests = [_request(path, n, prompt[-MAX_PROMPT_TOKENS:]) for n, prompt in enumerate(prompts)]
-                    _write(path, await asyncio.gather(*map(answer, requests)), origin)
+                    _write(path, await asyncio.gather(*map(answer, requests)))
 
                 async with asyncio.TaskGroup() as tasks:
                     for path, texts in missing:
@@ -127,16 +114,12 @@ def _request(path: Path, n: int, prompt: tuple[int, ...]) -> GenerationRequest:
     )
 
 
-def _write(path: Path, finished: Sequence[FinishedRequest], origin: Origin) -> None:
+def _write(path: Path, traces: Sequence[trace_pb2.Trace]) -> None:
     """One file, whole or not there."""
-    encode = partial(tensors.encode, encoding=trace_pb2.TENSOR_ENCODING_FP8_E4M3)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     with part.open("wb") as file:
-        for one in finished:
-            trace_id = hashlib.sha256(one.request.request_id.encode()).digest()[:16]
-            plan = CapturePlan(trace_id=trace_id, is_captured=True, payload_probability=1.0, params=one.request.capture)
-            data = trace(Ended(finished=one, plan=plan, finished_s=0.0), origin, encode).SerializeToString()
+        for data in (one.SerializeToString() for one in traces):
             file.write(struct.pack("<I", len(data)) + data)
     part.rename(path)
 

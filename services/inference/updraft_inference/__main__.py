@@ -20,6 +20,9 @@ def main() -> None:
             os.environ, plugin=arguments.plugin_dir, seed=arguments.seed, key_file=arguments.admin_key_file
         )
         return
+    if arguments.command == "self-play":
+        process.self_play(os.environ, model=arguments.model, folder=arguments.recordings, count=arguments.requests)
+        return
     overrides = {f"UPDRAFT_INFERENCE_{name.upper()}": getattr(arguments, name) for name in _ARGUMENTS}
     process.main(os.environ | {name: value for name, value in overrides.items() if value is not None})
 
@@ -52,6 +55,17 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FILE",
         help="where to write a random admin key, as YAML for the server's --config",
+    )
+    play = commands.add_parser(
+        "self-play",
+        help="let the model write and answer requests, and record them, then exit",
+        description="Record requests that the model itself writes and answers. Requests that the folder holds are not made"
+        " again. `updraft draft train` runs it.",
+    )
+    play.add_argument("--model", required=True, metavar="FOLDER", help="target model")
+    play.add_argument("--recordings", type=Path, required=True, metavar="FOLDER", help="where to record")
+    play.add_argument(
+        "--requests", type=int, required=True, metavar="N", help="how many requests the folder should hold"
     )
     return parser
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from updraft_chassis import lifecycle, logs, settings
+from updraft_chassis.progress import Progress
 from updraft_draft import memory
 from updraft_inference.engine import Drafter, Engine, FinishedSink
 from updraft_inference.settings import InferenceSettings
@@ -48,6 +49,24 @@ def prepare_sglang(environ: Mapping[str, str], *, plugin: Path, seed: Path, key_
         launcher.prepare(loaded.model, plugin=plugin, seed=seed, draft_vocab_size=size, key_file=key_file)
 
     lifecycle.run(PROCESS, prepare)
+
+
+def self_play(environ: Mapping[str, str], *, model: str, folder: Path, count: int) -> None:
+    """Record requests that the model makes up; progress goes to stdout."""
+    logs.configure(process="inference", level="ERROR", format="text")
+    wait_briefly(os.environ)
+    memory.limit(os.environ, num_kernels=_NUM_KERNELS)
+    from updraft_inference.self_play import STREAMS, Conversation, SelfPlay  # noqa: PLC0415 - see main
+
+    async def play() -> None:
+        conversation = Conversation(Path(model))
+        overrides = {"model": model, "num_slots": STREAMS, "max_context": conversation.max_context, "engine": "torch"}
+        names = {settings.variable(InferenceSettings, field): str(value) for field, value in overrides.items()}
+        loaded = settings.load(InferenceSettings, {**environ, **names})
+        async with open_engine(loaded, lambda _: None) as engine:
+            await SelfPlay(engine, conversation, folder, Progress.write).run(count)
+
+    lifecycle.run_to_end(PROCESS, play())
 
 
 @asynccontextmanager
