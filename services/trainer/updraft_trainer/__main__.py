@@ -1,6 +1,8 @@
-"""`updraft-trainer`, before torch is imported."""
+"""`updraft-trainer`, before torch is imported. UPDRAFT_TRAINER_* variables configure it."""
 
+import argparse
 import os
+from pathlib import Path
 
 from updraft_chassis import lifecycle
 from updraft_draft import memory
@@ -10,12 +12,36 @@ _NUM_KERNELS = 64
 
 
 def main() -> None:
-    """Run until SIGTERM or SIGINT."""
+    """Run until SIGTERM or SIGINT, or until a command is done."""
     lifecycle.while_importing()
+    arguments = _parser().parse_args()
     memory.limit(os.environ, num_kernels=_NUM_KERNELS)
-    from updraft_trainer import process  # noqa: PLC0415 - takes seconds
+    if arguments.command == "self-play":
+        from updraft_trainer import self_play  # noqa: PLC0415 - takes seconds
+
+        self_play.main(arguments.model, arguments.recordings, arguments.requests, arguments.output)
+        return
+    from updraft_trainer import process  # noqa: PLC0415 - see above
 
     process.main()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="updraft-trainer",
+        description="Train a draft model on live traffic. Configure it with UPDRAFT_TRAINER_* variables.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    play = commands.add_parser(
+        "self-play",
+        help="train a first draft from recordings of self-play, then exit",
+        description="Train a draft from requests that `updraft-inference self-play` recorded. `updraft draft train` runs it.",
+    )
+    play.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="target model")
+    play.add_argument("--recordings", type=Path, required=True, metavar="FOLDER", help="what to learn from")
+    play.add_argument("--requests", type=int, required=True, metavar="N", help="how many of the recordings to use")
+    play.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="a new folder for the draft")
+    return parser
 
 
 if __name__ == "__main__":

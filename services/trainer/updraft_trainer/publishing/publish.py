@@ -61,6 +61,30 @@ def evaluation(candidate: Candidate) -> registry_pb2.Evaluation:
     )
 
 
+def save(
+    candidate: Candidate, folder: Path, identity: Identity, provenance: registry_pb2.Provenance
+) -> registry_pb2.Manifest:
+    """Write the checkpoint into a folder, and return its manifest. Exhausted if it cannot be written."""
+    checkpoint.save(candidate.network, folder)
+    weights = folder / checkpoint.WEIGHTS
+    specs = checkpoint.tensor_specs(checkpoint.checkpoint_tensors(candidate.network))
+    return registry_pb2.Manifest(
+        speculator=identity.speculator,
+        digest=file_digest(weights),
+        size_bytes=weights.stat().st_size,
+        tensors=specs,
+        tensors_digest=tensors_digest(specs),
+        config_json=candidate.network.config.to_json(),
+        target_fingerprint=identity.target_fingerprint,
+        tokenizer_fingerprint=identity.tokenizer_fingerprint,
+        draft_vocabulary_fingerprint=checkpoint.vocabulary_fingerprint(candidate.network.token_ids),
+        parent_version=candidate.baseline_version,
+        source=registry_pb2.SOURCE_TRAINER,
+        provenance=provenance,
+        evaluation=evaluation(candidate),
+    )
+
+
 class Publisher:
     """Uploads candidates of one speculator. `folder` is private scratch space."""
 
@@ -93,29 +117,13 @@ class Publisher:
 
     def _prepare(self, candidate: Candidate, history: TrainingHistory) -> registry_pb2.Manifest:
         shutil.rmtree(self._folder, ignore_errors=True)  # left by a killed process
-        checkpoint.save(candidate.network, self._folder)
-        weights = self._folder / checkpoint.WEIGHTS
-        specs = checkpoint.tensor_specs(checkpoint.checkpoint_tensors(candidate.network))
-        return registry_pb2.Manifest(
-            speculator=self._identity.speculator,
-            digest=file_digest(weights),
-            size_bytes=weights.stat().st_size,
-            tensors=specs,
-            tensors_digest=tensors_digest(specs),
-            config_json=candidate.network.config.to_json(),
-            target_fingerprint=self._identity.target_fingerprint,
-            tokenizer_fingerprint=self._identity.tokenizer_fingerprint,
-            draft_vocabulary_fingerprint=checkpoint.vocabulary_fingerprint(candidate.network.token_ids),
-            parent_version=candidate.baseline_version,
-            source=registry_pb2.SOURCE_TRAINER,
-            provenance=registry_pb2.Provenance(
-                samples=history.num_samples,
-                first_trace_id=history.first_trace_id,
-                last_trace_id=history.last_trace_id,
-                step=candidate.step,
-                config_digest=self._config_digest,
-                code_version=f"updraft/{installed_version('updraft')}",
-                created_unix_ms=int(self._clock.now() * 1000),
-            ),
-            evaluation=evaluation(candidate),
+        provenance = registry_pb2.Provenance(
+            samples=history.num_samples,
+            first_trace_id=history.first_trace_id,
+            last_trace_id=history.last_trace_id,
+            step=candidate.step,
+            config_digest=self._config_digest,
+            code_version=f"updraft/{installed_version('updraft')}",
+            created_unix_ms=int(self._clock.now() * 1000),
         )
+        return save(candidate, self._folder, self._identity, provenance)
