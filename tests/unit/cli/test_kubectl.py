@@ -45,7 +45,7 @@ def test_every_command_has_a_help_page(command: str) -> None:
 
 
 def test_both_programs_have_the_same_commands() -> None:
-    registry_only = {"pull", "import", "reject", "retain"}
+    registry_only = {"pull", "import", "reject", "retain", "train"}
     for noun in ("draft", "rollout"):
         ours, theirs = plugin.commands[noun], cli.commands[noun]
         assert isinstance(ours, click.Group)
