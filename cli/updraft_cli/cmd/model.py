@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -37,17 +38,23 @@ def fetch(cache: Path) -> None:
 @click.option(
     "--revision", metavar="REVISION", default="", help="Branch, tag or commit of an hf:// URI.  [default: main]"
 )
-def pull(uri: str, folder: Path, revision: str) -> None:
+@click.option(
+    "--head-only", is_flag=True, help="Only what a trainer reads: config, tokenizer, embedding, head and final norm."
+)
+def pull(uri: str, folder: Path, revision: str, *, head_only: bool) -> None:
     """Download a model into a folder, and print the folder.
 
     URI is hf://ORG/NAME[@REVISION], s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX. It downloads config.json,
     the weights in safetensors, and the tokenizer. A complete folder is left unchanged; an interrupted download continues
     with the first missing file.
 
+    With --head-only it reads ranges of the weights: 2 GB of a model of 230 GB. Such a folder is not enough to serve the model.
+    An interrupted download continues where it stopped.
+
     Credentials come from the environment: HF_TOKEN, AWS_ACCESS_KEY_ID, GOOGLE_..., AZURE_...; HF_ENDPOINT and
     AWS_ENDPOINT_URL select other servers.
     """
-    address = source.address(uri, revision)
+    address = replace(source.address(uri, revision), is_head_only=head_only)
     with progress.shown(address.uri, folder) as report:
         pulling.pull(address, folder, report)
     click.echo(folder)

@@ -1,7 +1,7 @@
 """A model folder in Hugging Face layout, read without torch: its config, weight files, description and fingerprints.
 
 A folder may hold only what is read by those who do not run the model: config, tokenizer, embedding, head and final norm. Then
-`target.json` states the fingerprint of the model that they are from.
+`updraft-target.json` states the fingerprint of the model that they are from.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from updraft_chassis.errors import Corrupt, InvalidInput
 
 __all__ = ["CONFIG", "PART_OF", "describe", "read_json", "target_fingerprint", "tokenizer_fingerprint", "weight_files"]
 
-PART_OF = "target.json"
+PART_OF = "updraft-target.json"
 
 
 class FolderFiles:

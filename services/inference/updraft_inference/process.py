@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-from updraft_artifacts import model_folder
 from updraft_chassis import lifecycle, logs, settings
 from updraft_draft import memory
 from updraft_inference.engine import Drafter, Engine, FinishedSink
@@ -57,13 +56,14 @@ async def open_engine(settings: InferenceSettings, on_finished: FinishedSink) ->
     import torch  # noqa: PLC0415 - see main
 
     from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine  # noqa: PLC0415
+    from updraft_inference.torch_engine.model.config import TargetConfig  # noqa: PLC0415
     from updraft_inference.torch_engine.model.limits import Limits  # noqa: PLC0415
 
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
     max_context = settings.max_context
     if "max_context" not in settings.model_fields_set:
-        max_context = min(max_context, model_folder.describe(settings.model).max_position)
+        max_context = min(max_context, TargetConfig.from_folder(settings.model).max_position)
     options = EngineOptions(
         limits=Limits(
             num_slots=settings.num_slots,
