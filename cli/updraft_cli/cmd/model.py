@@ -5,14 +5,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from updraft_artifacts import model_folder
+from updraft_cli.cmd import descriptions
 from updraft_cli.local.folders import cache_folder
-from updraft_cli.models import progress, pulling, source
-from updraft_cli.models.smollm2 import SMOLLM2, convert_file, model_folder
+from updraft_cli.models import head, progress, pulling, smollm2, source
+from updraft_cli.models.smollm2 import SMOLLM2, convert_file
+from updraft_cli.output import show
 
 
 @click.group()
@@ -61,6 +65,25 @@ def pull(uri: str, folder: Path, revision: str, *, head_only: bool) -> None:
 
 
 @model.command()
+@click.argument("model", metavar="MODEL")
+@click.option(
+    "--revision", metavar="REVISION", default="", help="Branch, tag or commit of an hf:// URI.  [default: main]"
+)
+@click.option("-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table", show_default=True)
+def describe(model: str, revision: str, output: Literal["table", "json", "yaml"]) -> None:
+    """Show what Updraft reads of a target, or why it cannot learn for it.
+
+    MODEL is a folder, or a URI as `updraft model pull` takes it: then only some ranges of its files are read.
+    """
+    if "://" in model:
+        address = source.address(model, revision)
+        found = head.describe(pulling.open_ranges(address), address)
+    else:
+        found = model_folder.describe(Path(model))
+    show(found, output, names=(), rendered=lambda *, is_wide: descriptions.table(found))
+
+
+@model.command()
 @click.argument("source", metavar="FILE", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
@@ -83,7 +106,7 @@ def convert(source: Path, folder: Path, tokenizer_from: Path | None) -> None:
 def fetched(cache: Path) -> Path:
     """Return the folder of SmolLM2, with a progress bar on stderr if it has to be converted first."""
     with _shown(SMOLLM2.name) as report:
-        return model_folder(cache, progress=report)
+        return smollm2.model_folder(cache, progress=report)
 
 
 @contextmanager

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from updraft_artifacts import model_files, safetensors_header
 from updraft_artifacts.model_folder import PART_OF
+from updraft_artifacts.target_description import TargetDescription
 from updraft_cli.models.files import sync
-from updraft_cli.models.source import PART, File, Listing, RangeSource
+from updraft_cli.models.source import PART, Address, File, Listing, RangeSource
 
 OWN = ".updraft"
 """Folder for notes about a download, below that of the model."""
@@ -56,6 +57,12 @@ class _Plan:
             skipped -= end - begin
             for at in range(start, end, _RANGE_BYTES):
                 yield name, at, min(at + _RANGE_BYTES, end)
+
+
+def describe(source: RangeSource, address: Address) -> TargetDescription:
+    """Describe the model at an address by a few ranges of its files. InvalidInput or Corrupt as `model_files.examine`."""
+    listing = source.listing(address.revision)
+    return model_files.examine(_RemoteFiles(source, listing, address.uri))[0]
 
 
 class HeadSource:

@@ -58,21 +58,23 @@ class Record:
 
 
 def open_source(address: Address) -> Source:
+    """Return the source of an address, or of the head of what is there. Raises as `open_ranges`."""
+    source = open_ranges(address)
+    return HeadSource(source, address.uri) if address.is_head_only else source
+
+
+def open_ranges(address: Address) -> RangeSource:
     """Return the source of an address; NotFound if the package that reads it is not installed."""
     # Each takes long to import.
     try:
         if address.scheme == HUB:
             from updraft_cli.models.hub import HubSource  # noqa: PLC0415
 
-            return _of_part(address, HubSource(address.place))
+            return HubSource(address.place)
         from updraft_cli.models.bucket import BucketSource  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise NotFound(f"{address.uri} needs the package {error.name}: pip install '.[cli]' in a checkout") from error
-    return _of_part(address, BucketSource(address.uri))
-
-
-def _of_part(address: Address, source: RangeSource) -> Source:
-    return HeadSource(source, address.uri) if address.is_head_only else source
+    return BucketSource(address.uri)
 
 
 def pull(

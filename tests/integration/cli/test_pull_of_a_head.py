@@ -114,6 +114,20 @@ def test_the_head_of_a_model_of_230_gb_costs_its_own_bytes(huge: dict[str, bytes
     assert INDEX not in {path.name for path in (tmp_path / "head").iterdir()}
 
 
+def test_a_model_of_230_gb_is_described_by_its_headers(huge: dict[str, bytes | Path], tmp_path: Path) -> None:
+    with HubServer(huge) as hub:
+        described = subprocess.run(
+            [sys.executable, "-m", "updraft_cli", "model", "describe", "hf://org/public"],
+            env=environment(hub.url, tmp_path / "home"),
+            text=True,
+            capture_output=True,
+            timeout=120,
+            check=True,
+        )
+        assert hub.num_bytes < 3_000_000
+    assert "200,064 tokens" in described.stdout
+
+
 def test_a_killed_download_goes_on_where_it_stopped(huge: dict[str, bytes | Path], tmp_path: Path) -> None:
     folder = tmp_path / "head"
     with HubServer(huge) as hub:
