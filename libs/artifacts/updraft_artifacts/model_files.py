@@ -85,7 +85,7 @@ def examine(files: ModelFiles) -> tuple[TargetDescription, dict[str, TensorSpan]
     """
     config = read_json(files, CONFIG)
     if config is None:
-        raise InvalidInput(f"{files.place} holds no {CONFIG}")
+        raise InvalidInput(f"{files.place}/{CONFIG} does not exist")
     try:
         description = TargetDescription.of(config, _tensor_files(files), read_json(files, GENERATION))
         spans = _spans(files, description.places.all)
@@ -104,7 +104,7 @@ def fingerprint(files: ModelFiles, each: Each = map) -> str:
     """
     config = read_json(files, CONFIG)
     if config is None:
-        raise InvalidInput(f"{files.place} holds no {CONFIG}")
+        raise InvalidInput(f"{files.place}/{CONFIG} does not exist")
     names = weight_names(files)
     count = max(_MIN_SAMPLES, _NUM_SAMPLES // len(names))
     ranges = [(name, *span) for name in names for span in _sample_ranges(files.sizes[name], count)]

@@ -21,14 +21,13 @@ PART_OF = "updraft-target.json"
 
 
 class FolderFiles:
-    """The files of a folder, as `ModelFiles`. InvalidInput if there is no such folder."""
+    """The files of a folder, as `ModelFiles`; none if there is no such folder."""
 
     def __init__(self, folder: Path) -> None:
-        if not folder.is_dir():
-            raise InvalidInput(f"the model folder {folder} does not exist")
+        found = [path for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
         self._folder = folder
         self.place = str(folder)
-        self.sizes: Mapping[str, int] = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+        self.sizes: Mapping[str, int] = {path.name: path.stat().st_size for path in found}
 
     def read(self, name: str, begin: int, end: int) -> bytes:
         """Return exactly these bytes; Corrupt if the file became shorter."""

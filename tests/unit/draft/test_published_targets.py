@@ -243,7 +243,7 @@ def _tensor(name: str, tensor: torch.Tensor) -> Callable[[Path], None]:
         pytest.param(
             lambda folder: (folder / "config.json").write_text("{"), "config.json of .* is not JSON", id="half"
         ),
-        pytest.param(lambda folder: (folder / "config.json").unlink(), "holds no config.json", id="no config"),
+        pytest.param(lambda folder: (folder / "config.json").unlink(), "config.json does not exist", id="no config"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_sentence(
