@@ -52,13 +52,18 @@ def read_json(files: ModelFiles, name: str) -> dict[str, Any] | None:
     """The JSON object in a file; None if there is no such file, InvalidInput if it holds anything else."""
     if name not in files.sizes:
         return None
+    return parse_json(files.read(name, 0, files.sizes[name]), f"{files.place}/{name}")
+
+
+def parse_json(content: bytes, path: str) -> dict[str, Any]:
+    """The JSON object in a file's content; InvalidInput names the file."""
     try:
-        content = json.loads(files.read(name, 0, files.sizes[name]))
+        parsed = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{name} of {files.place} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise InvalidInput(f"{name} of {files.place} holds no JSON object")
-    return content
+        raise InvalidInput(f"{path} is not JSON: {error}") from None
+    if not isinstance(parsed, dict):
+        raise InvalidInput(f"{path} holds no JSON object")
+    return parsed
 
 
 def weight_names(files: ModelFiles) -> list[str]:

@@ -5,7 +5,6 @@ A folder may hold only what is read by those who do not run the model: config, t
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,14 +41,9 @@ class FolderFiles:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`; InvalidInput if the file is missing or holds anything else."""
     try:
-        content = json.loads(path.read_text())
+        return model_files.parse_json(path.read_bytes(), str(path))
     except FileNotFoundError:
         raise InvalidInput(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidInput(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise InvalidInput(f"{path} holds no JSON object")
-    return content
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -65,7 +59,10 @@ def describe(folder: Path) -> TargetDescription:
 def target_fingerprint(folder: Path) -> str:
     """The fingerprint of the whole model, see `model_files.fingerprint`, also if the folder holds only a part of it."""
     if (folder / PART_OF).exists():
-        return str(read_json(folder / PART_OF).get("fingerprint"))
+        stated = read_json(folder / PART_OF).get("fingerprint")
+        if not isinstance(stated, str):
+            raise InvalidInput(f"{folder / PART_OF} states no fingerprint: remove {folder}, and pull again")
+        return stated
     return model_files.fingerprint(FolderFiles(folder))
 
 

@@ -240,9 +240,7 @@ def _tensor(name: str, tensor: torch.Tensor) -> Callable[[Path], None]:
         ),
         pytest.param(lambda folder: (folder / INDEX).write_text("[]"), "holds no JSON object", id="index of nothing"),
         pytest.param(lambda folder: (folder / INDEX).write_text("{}"), "has no weight_map", id="empty index"),
-        pytest.param(
-            lambda folder: (folder / "config.json").write_text("{"), "config.json of .* is not JSON", id="half"
-        ),
+        pytest.param(lambda folder: (folder / "config.json").write_text("{"), "/config.json is not JSON", id="half"),
         pytest.param(lambda folder: (folder / "config.json").unlink(), "config.json does not exist", id="no config"),
     ],
 )
