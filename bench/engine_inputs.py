@@ -24,7 +24,7 @@ def code_prompts(model: Path, count: int, *, seed: int) -> list[tuple[int, ...]]
 def untrained_drafts(model: Path, folder: Path, token_ids: torch.Tensor) -> list[DraftCheckpoint]:
     """Versions 1 and 2, with this draft vocabulary. The cost of a swap does not depend on what a draft proposes."""
     head = read_head(model)
-    config = head.config.draft(draft_vocab_size=len(token_ids))
+    config = head.draft(draft_vocab_size=len(token_ids))
     drafts = []
     for version in (1, 2):
         network = initial_network(config, head.embedding.float(), head.head, head.final_norm, token_ids, seed=version)

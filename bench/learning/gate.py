@@ -47,7 +47,7 @@ def main() -> None:
     token_ids = vocabulary.choose(
         (one.ids for one in fitted), always=c.eos_token_ids, vocab_size=c.vocab_size, size=DRAFT_VOCAB
     )
-    learner = Learner(target, c.draft(draft_vocab_size=len(token_ids)), token_ids, Hyperparameters())
+    learner = Learner(target, target.draft(draft_vocab_size=len(token_ids)), token_ids, Hyperparameters())
     serving, candidate = learner.closed_form(old), learner.closed_form(fitted)
     assert serving is not None
     assert candidate is not None

@@ -223,7 +223,7 @@ class Replay:
             vocab_size=config.vocab_size,
             size=DRAFT_VOCAB,
         )
-        draft = config.draft(draft_vocab_size=len(token_ids))
+        draft = self._target.draft(draft_vocab_size=len(token_ids))
         learner = Learner(self._target, draft, token_ids, self._arm.hyper, seed=self._seed)
         first = learner.closed_form(list(self._memory.samples.values())) if self._arm.has_closed_form else None
         if first is not None:

@@ -44,7 +44,7 @@ def _train(samples: Sequence[Sample], target: TargetHead, report: Callable[[int,
         vocab_size=target.config.vocab_size,
         size=DRAFT_VOCAB,
     )
-    learner = Learner(target, target.config.draft(draft_vocab_size=len(token_ids)), token_ids, Hyperparameters())
+    learner = Learner(target, target.draft(draft_vocab_size=len(token_ids)), token_ids, Hyperparameters())
     rng, num_steps = random.Random(0), MAX_USES * len(training) // BATCH
     best, fewest, patience = snapshot(learner.network), sum(len(s.ids) for s in dev), PATIENCE
     for step in range(1, num_steps + 1):

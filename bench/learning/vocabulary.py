@@ -12,9 +12,9 @@ from bench.learning.learning import open_recorder
 from bench.learning.recorder import NUM_HELD_OUT
 from bench.learning.replay import DRAFT_VOCAB, FIRST_SAMPLES
 
+from updraft_artifacts.target_description import TargetDescription
 from updraft_cli import output
 from updraft_draft import vocabulary
-from updraft_draft.config import TargetConfig
 from updraft_draft.target_weights import read_head
 from updraft_trainer.data.sample import Sample
 
@@ -38,7 +38,7 @@ def main() -> None:
     output.console().print(table)
 
 
-def unknown(choice: Sequence[Sample], held_out: Sequence[Sample], target: TargetConfig, size: int) -> float:
+def unknown(choice: Sequence[Sample], held_out: Sequence[Sample], target: TargetDescription, size: int) -> float:
     """Share of the held-out output outside the vocabulary that `choice` chooses."""
     token_ids = vocabulary.choose(
         (sample.ids for sample in choice), always=target.eos_token_ids, vocab_size=target.vocab_size, size=size

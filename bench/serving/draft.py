@@ -80,7 +80,7 @@ def _train(model: Path, prompts: dict[str, tuple[int, ...]], recipe: Recipe, tel
         vocab_size=target.config.vocab_size,
         size=DRAFT_VOCAB,
     )
-    config = target.config.draft(draft_vocab_size=len(token_ids))
+    config = target.draft(draft_vocab_size=len(token_ids))
     learner, rng = Learner(target, config, token_ids, Hyperparameters(), seed=SEED), random.Random(SEED)
     for step in range(recipe.steps):
         tell("training a draft", step, recipe.steps)

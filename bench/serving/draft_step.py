@@ -128,7 +128,7 @@ def network_of(folder: Path, target: Target, *, draft_vocab: int) -> DraftNetwor
     """An untrained draft of the target, in its dtype."""
     head = read_head(folder)
     token_ids = torch.arange(draft_vocab)
-    config = target.config.draft(draft_vocab_size=draft_vocab)
+    config = head.draft(draft_vocab_size=draft_vocab)
     network = initial_network(config, head.embedding.float(), head.head, head.final_norm, token_ids)
     network = network.to(target.embedding.dtype)
     network.share(target.embedding)
@@ -140,7 +140,7 @@ def train(folder: Path) -> None:
     os.nice(TRAINER_NICENESS)
     torch.set_num_threads(1)
     head = read_head(folder)
-    config = head.config.draft(draft_vocab_size=DRAFT_VOCAB)
+    config = head.draft(draft_vocab_size=DRAFT_VOCAB)
     token_ids = torch.arange(DRAFT_VOCAB)
     network = initial_network(config, head.embedding.float(), head.head, head.final_norm, token_ids)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)

@@ -67,14 +67,14 @@ def write_cycle_target(folder: Path) -> Path:
     weights["model.embed_tokens.weight"] = embedding
     weights["lm_head.weight"][order[1:] + order[:1]] = embedding[order]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    _write_tokenizer(folder)
+    write_tokenizer(folder)
     return folder
 
 
 def write_random_target(folder: Path, *, seed: int = 0) -> Path:
     """The random Llama of tests.support.tiny_target, with a tokenizer."""
     make_tiny_target(folder, seed=seed)
-    _write_tokenizer(folder)
+    write_tokenizer(folder)
     return folder
 
 
@@ -161,7 +161,7 @@ def _proposals(quality: float) -> list[int]:
     return following
 
 
-def _write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path) -> None:
     """Token b is byte b, token i above the special ones is written <i>; config.json names the same special tokens."""
     tokenizer = byte_level()
     tokenizer.add_tokens([f"<{i}>" for i in range(END + 1, VOCAB)])

@@ -65,7 +65,7 @@ async def serving(tp_size: int) -> AsyncIterator[tuple[SglangEngine, Path]]:
 def draft(folder: Path, first: Path, version: int) -> DraftCheckpoint:
     """An untrained one with the vocabulary of the first."""
     head, (_, tensors) = read_head(smollm2()), checkpoint.load(first)
-    config, token_ids = head.config.draft(draft_vocab_size=DRAFT_VOCAB), torch.arange(DRAFT_VOCAB) + tensors["d2t"]
+    config, token_ids = head.draft(draft_vocab_size=DRAFT_VOCAB), torch.arange(DRAFT_VOCAB) + tensors["d2t"]
     network = initial_network(config, head.embedding.float(), head.head, head.final_norm, token_ids, seed=version)
     path = folder / str(version)
     return DraftCheckpoint(version=version, folder=path, tensors_digest=save_draft(network, path))

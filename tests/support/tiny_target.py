@@ -76,7 +76,7 @@ def make_draft(target: Path, *, seed: int = 0, token_ids: Tensor | None = None) 
     """An untrained draft of the target's shape over its first tokens."""
     head = read_head(target)
     ids = torch.arange(DRAFT_VOCAB) if token_ids is None else token_ids
-    config = head.config.draft(draft_vocab_size=len(ids))
+    config = head.draft(draft_vocab_size=len(ids))
     return initial_network(config, head.embedding.float(), head.head, head.final_norm, ids, seed=seed)
 
 

@@ -59,7 +59,7 @@ def new_learner(model: Path, traffic: Iterable[Sequence[int]]) -> Learner:
         vocab_size=head.config.vocab_size,
         size=_DRAFT_VOCAB,
     )
-    return Learner(head, head.config.draft(draft_vocab_size=len(token_ids)), token_ids, Hyperparameters())
+    return Learner(head, head.draft(draft_vocab_size=len(token_ids)), token_ids, Hyperparameters())
 
 
 def read_answers(model: Path, said: Iterable[tuple[list[int], list[int]]]) -> list[ReferenceAnswer]:

@@ -3,15 +3,20 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from updraft_artifacts import model_folder
+from updraft_cli.cmd import descriptions
 from updraft_cli.local.folders import cache_folder
-from updraft_cli.models import progress, pulling, source
-from updraft_cli.models.smollm2 import SMOLLM2, convert_file, model_folder
+from updraft_cli.models import head, progress, pulling, smollm2, source
+from updraft_cli.models.smollm2 import SMOLLM2, convert_file
+from updraft_cli.output import show
 
 
 @click.group()
@@ -37,20 +42,45 @@ def fetch(cache: Path) -> None:
 @click.option(
     "--revision", metavar="REVISION", default="", help="Branch, tag or commit of an hf:// URI.  [default: main]"
 )
-def pull(uri: str, folder: Path, revision: str) -> None:
+@click.option(
+    "--head-only", is_flag=True, help="Only what a trainer reads: config, tokenizer, embedding, head and final norm."
+)
+def pull(uri: str, folder: Path, revision: str, *, head_only: bool) -> None:
     """Download a model into a folder, and print the folder.
 
     URI is hf://ORG/NAME[@REVISION], s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX. It downloads config.json,
     the weights in safetensors, and the tokenizer. A complete folder is left unchanged; an interrupted download continues
     with the first missing file.
 
+    With --head-only it reads ranges of the weights: 2 GB of a model of 230 GB. Such a folder is not enough to serve the model.
+    An interrupted download continues where it stopped.
+
     Credentials come from the environment: HF_TOKEN, AWS_ACCESS_KEY_ID, GOOGLE_..., AZURE_...; HF_ENDPOINT and
     AWS_ENDPOINT_URL select other servers.
     """
-    address = source.address(uri, revision)
+    address = replace(source.address(uri, revision), is_head_only=head_only)
     with progress.shown(address.uri, folder) as report:
         pulling.pull(address, folder, report)
     click.echo(folder)
+
+
+@model.command()
+@click.argument("model", metavar="MODEL")
+@click.option(
+    "--revision", metavar="REVISION", default="", help="Branch, tag or commit of an hf:// URI.  [default: main]"
+)
+@click.option("-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table", show_default=True)
+def describe(model: str, revision: str, output: Literal["table", "json", "yaml"]) -> None:
+    """Show what Updraft reads of a target, or why it cannot learn for it.
+
+    MODEL is a folder, or a URI as `updraft model pull` takes it: then only some ranges of its files are read.
+    """
+    if "://" in model:
+        address = source.address(model, revision)
+        found = head.describe(pulling.open_ranges(address), address)
+    else:
+        found = model_folder.describe(Path(model))
+    show(found, output, names=(), rendered=lambda *, is_wide: descriptions.table(found))
 
 
 @model.command()
@@ -76,7 +106,7 @@ def convert(source: Path, folder: Path, tokenizer_from: Path | None) -> None:
 def fetched(cache: Path) -> Path:
     """Return the folder of SmolLM2, with a progress bar on stderr if it has to be converted first."""
     with _shown(SMOLLM2.name) as report:
-        return model_folder(cache, progress=report)
+        return smollm2.model_folder(cache, progress=report)
 
 
 @contextmanager

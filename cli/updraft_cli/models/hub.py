@@ -5,6 +5,7 @@ but not with `snapshot_download`, which considers a folder complete when the hub
 """
 
 import errno
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -25,6 +26,12 @@ from updraft_chassis.errors import (
 from updraft_cli.models.source import HUB, File, Listing, taken
 
 _PARALLEL_FILES = 4
+
+_TIMEOUT_S = 30.0
+_WAITS_S = (1.0, 2.0, 4.0, 8.0)
+"""Between attempts to read a range."""
+
+_PARTIAL_CONTENT, _TOO_MANY, _SERVER_ERROR = 206, 429, 500
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPERM)
 """Errors of the disk; the library's own errors are OSErrors too."""
@@ -75,6 +82,33 @@ class HubSource:
                 f"{file.name} of {self._uri} does not have the expected size of {file.size_bytes} bytes; pull again"
             )
 
+    def read(self, listing: Listing, file: File, begin: int, end: int) -> bytes:
+        """Return a range of a file. After a lost connection or an overloaded hub it is requested again."""
+        url = huggingface_hub.hf_hub_url(self._name, file.name, revision=listing.revision)
+        with self._errors(listing.revision):
+            for wait_s in _WAITS_S:
+                try:
+                    return self._range(url, file, begin, end)
+                except _ERRORS as error:
+                    if not _is_passing(error):
+                        raise
+                    time.sleep(wait_s)
+            return self._range(url, file, begin, end)
+
+    def _range(self, url: str, file: File, begin: int, end: int) -> bytes:
+        headers: dict[str, str] = huggingface_hub.utils.build_hf_headers()  # type: ignore[attr-defined]
+        # Identity: a compressed answer has no ranges of the file's bytes.
+        headers |= {"Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
+        session = huggingface_hub.get_session()
+        with session.stream("GET", url, headers=headers, timeout=_TIMEOUT_S) as response:
+            huggingface_hub.utils.hf_raise_for_status(response)  # type: ignore[attr-defined]
+            if response.status_code != _PARTIAL_CONTENT and (begin, end) != (0, file.size_bytes):
+                raise Unavailable(f"the server of {self._uri} sends whole files only: it does not support ranges")
+            content = response.read()
+        if len(content) != end - begin:
+            raise Corrupt(f"{file.name} of {self._uri} is truncated: {len(content)} bytes arrived of {end - begin}")
+        return content
+
     @contextmanager
     def _errors(self, revision: str) -> Iterator[None]:
         try:
@@ -100,6 +134,14 @@ class HubSource:
             case errors.HfHubHTTPError() if error.response.status_code == 401:
                 return Unauthenticated(f"{self._uri} refuses this HF_TOKEN; it may have expired")
         return Unavailable(f"cannot read {self._uri}: {reason}; check HF_ENDPOINT, and try again")
+
+
+def _is_passing(error: Exception) -> bool:
+    """Whether another attempt may succeed: the connection was lost, or the hub is overloaded."""
+    if isinstance(error, errors.HfHubHTTPError):
+        status = int(error.response.status_code)
+        return status == _TOO_MANY or status >= _SERVER_ERROR
+    return isinstance(error, errors.HTTPError)  # type: ignore[attr-defined]  # see _ERRORS
 
 
 def _first_line(error: Exception) -> str:

@@ -8,7 +8,7 @@ serve, and be a bad one. No torch.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from updraft_artifacts import model_folder, safetensors_header, transfer
+from updraft_artifacts import model_files, model_folder, safetensors_header, transfer
 from updraft_artifacts.rope import Rope
 from updraft_artifacts.safetensors_header import TensorSpan
+from updraft_artifacts.target_description import TargetDescription
 from updraft_chassis.errors import InvalidInput
 from updraft_cli.models import bfloat16
 
@@ -26,7 +27,6 @@ OUR_KEY = "updraft"
 """What a config.json has if the draft is in our layout."""
 
 _EMBEDDING = "embed_tokens.weight"
-_TARGET_EMBEDDING = "model.embed_tokens.weight"
 _OF_TRAINING = ("verifier_norm.weight", "verifier_lm_head.weight")
 """Copies of the target's, which speculators learns with."""
 
@@ -61,7 +61,7 @@ def ours(folder: Path, model: Path | None, scratch: Path) -> Path:
             " the draft reads, and whether it shares its embedding, is seen there"
         )
     try:
-        config = our_config(content, model_folder.read_json(model / model_folder.CONFIG))
+        config = our_config(content, model_folder.describe(model))
         _rewrite(folder / transfer.WEIGHTS, config, model, scratch / transfer.WEIGHTS)
     except InvalidInput as error:
         raise InvalidInput(f"the draft in {folder} cannot be imported: {error}") from None
@@ -69,8 +69,8 @@ def ours(folder: Path, model: Path | None, scratch: Path) -> Path:
     return scratch
 
 
-def our_config(content: Mapping[str, Any], target: Mapping[str, Any]) -> dict[str, Any]:
-    """Return our config.json of a published draft, for a target with this config.json.
+def our_config(content: Mapping[str, Any], target: TargetDescription) -> dict[str, Any]:
+    """Return our config.json of a published draft, for this target.
 
     InvalidInput for what our draft network does not compute, and where the two do not fit.
     """
@@ -78,7 +78,7 @@ def our_config(content: Mapping[str, Any], target: Mapping[str, Any]) -> dict[st
         flat = _flat(content)
         _check_network(flat)
         _check_target(flat, target)
-        aux_layers = _aux_layers(content, int(target["num_hidden_layers"]))
+        aux_layers = _aux_layers(content, target.num_layers)
         config = {
             "architectures": ["LlamaForCausalLMEagle3"],
             "model_type": "llama",
@@ -92,7 +92,7 @@ def our_config(content: Mapping[str, Any], target: Mapping[str, Any]) -> dict[st
             "rms_norm_eps": float(flat["rms_norm_eps"]),
             **Rope.of_config(flat, theta=10_000.0).to_dict(),
             # Positions are computed, not learned; published configs state the training length here.
-            "max_position_embeddings": target["max_position_embeddings"],
+            "max_position_embeddings": target.max_position,
             **({"norm_before_residual": True} if flat.get("norm_before_residual") else {}),
             "attention_bias": False,
             "mlp_bias": False,
@@ -166,11 +166,11 @@ def _check_network(flat: Mapping[str, Any]) -> None:
             raise InvalidInput(f"its config.json has {key}, which is not supported")
 
 
-def _check_target(flat: Mapping[str, Any], target: Mapping[str, Any]) -> None:
+def _check_target(flat: Mapping[str, Any], target: TargetDescription) -> None:
     pairs = [
-        ("vocabulary", flat["vocab_size"], target["vocab_size"]),
-        ("hidden size", flat["hidden_size"], target["hidden_size"]),
-        ("target hidden size", flat.get("target_hidden_size") or flat["hidden_size"], target["hidden_size"]),
+        ("vocabulary", flat["vocab_size"], target.vocab_size),
+        ("hidden size", flat["hidden_size"], target.hidden_size),
+        ("target hidden size", flat.get("target_hidden_size") or flat["hidden_size"], target.hidden_size),
     ]
     for what, have, want in pairs:
         if have != want:
@@ -234,14 +234,13 @@ def _check_tensors(places: Mapping[str, TensorSpan], shapes: Mapping[str, tuple[
 
 def _check_embedding(file: "_File", model: Path) -> None:
     """Drop a draft's copy of the target's embedding, because engines share the target's; refuse a different one."""
-    files = (_File.open(path, str) for path in model_folder.weight_files(model))
-    theirs = next((one for one in files if _TARGET_EMBEDDING in one.places), None)
-    if theirs is None:
-        raise InvalidInput(f"the target in {model} has no {_TARGET_EMBEDDING} to compare the draft's with")
-    shapes = [list(one.places[name].shape) for one, name in ((file, _EMBEDDING), (theirs, _TARGET_EMBEDDING))]
+    description, spans = model_files.examine(model_folder.FolderFiles(model))
+    place = description.places.embedding
+    theirs = _File.of(model / place.file, {_EMBEDDING: spans[place.name]})
+    shapes = [list(one.places[_EMBEDDING].shape) for one in (file, theirs)]
     if shapes[0] != shapes[1]:
         raise InvalidInput(f"its embedding has shape {shapes[0]}, the target's {shapes[1]}")
-    for own, shared in zip(file.blocks(_EMBEDDING), theirs.blocks(_TARGET_EMBEDDING), strict=True):
+    for own, shared in zip(file.blocks(_EMBEDDING), theirs.blocks(_EMBEDDING), strict=True):
         # As far apart as copies in float16 and bfloat16 may be.
         if not np.allclose(own, shared, rtol=2**-7, atol=1e-5):
             raise InvalidInput("its embedding is not the target's, which it would share here")
@@ -274,14 +273,14 @@ class _File:
     places: Mapping[str, TensorSpan]
 
     @classmethod
-    def open(cls, path: Path, renamed: Callable[[str], str] = our_name) -> "_File":
+    def open(cls, path: Path) -> "_File":
         with path.open("rb") as file:
             places = safetensors_header.read(file)
-        return cls(
-            path=path,
-            data=np.memmap(path, dtype=np.uint8, mode="r"),
-            places={renamed(place.name): place for place in places},
-        )
+        return cls.of(path, {our_name(place.name): place for place in places})
+
+    @classmethod
+    def of(cls, path: Path, places: Mapping[str, TensorSpan]) -> "_File":
+        return cls(path=path, data=np.memmap(path, dtype=np.uint8, mode="r"), places=places)
 
     def blocks(self, name: str) -> Iterator[NDArray[np.float32]]:
         """Yield a float tensor's values in order, in blocks of the same size for all tensors."""

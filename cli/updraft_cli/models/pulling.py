@@ -17,9 +17,10 @@ from shutil import disk_usage, rmtree
 
 from updraft_chassis.errors import Conflict, Exhausted, InvalidInput, NotFound, full_disk_as_exhausted
 from updraft_cli.models.files import locked, sync
-from updraft_cli.models.source import HUB, PART, Address, File, Listing, Source
+from updraft_cli.models.head import OWN as _OWN
+from updraft_cli.models.head import HeadSource
+from updraft_cli.models.source import HUB, PART, Address, File, Listing, RangeSource, Source
 
-_OWN = ".updraft"
 _RECORD = "pull.json"
 _LEFT_ALONE = (_OWN, ".cache", "lost+found")
 
@@ -34,6 +35,7 @@ class Record:
     uri: str
     asked: str
     """The requested revision; empty: the newest at the time."""
+    is_head_only: bool = False
     revision: str = ""
     """The revision that it resolved to."""
     files: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -41,7 +43,8 @@ class Record:
     is_whole: bool = False
 
     def is_for(self, address: Address) -> bool:
-        return (self.uri, self.asked) == (address.uri, address.revision)
+        asked = (address.uri, address.revision, address.is_head_only)
+        return (self.uri, self.asked, self.is_head_only) == asked
 
     def has(self, file: File, folder: Path) -> bool:
         path = folder / file.name
@@ -55,6 +58,12 @@ class Record:
 
 
 def open_source(address: Address) -> Source:
+    """Return the source of an address, or of the head of what is there. Raises as `open_ranges`."""
+    source = open_ranges(address)
+    return HeadSource(source, address.uri) if address.is_head_only else source
+
+
+def open_ranges(address: Address) -> RangeSource:
     """Return the source of an address; NotFound if the package that reads it is not installed."""
     # Each takes long to import.
     try:
@@ -100,6 +109,7 @@ def _bring(source: Source, before: Record, folder: Path, report: Report) -> Reco
     record = Record(
         uri=before.uri,
         asked=before.asked,
+        is_head_only=before.is_head_only,
         revision=listing.revision,
         files={file.name: (file.size_bytes, file.tag) for file in listing.files},
     )
@@ -136,7 +146,8 @@ def _clean(folder: Path) -> None:
 
 
 def _check_room(folder: Path, missing: list[File]) -> None:
-    needed, free = sum(file.size_bytes for file in missing), disk_usage(folder).free
+    arrived = sum(part.stat().st_size for part in (folder / _OWN).glob(f"*{PART}"))
+    needed, free = sum(file.size_bytes for file in missing) - arrived, disk_usage(folder).free
     if needed > free:
         raise Exhausted(
             f"{folder} has {free:,} bytes left and needs {needed:,}: free some space, or name another folder"
@@ -156,11 +167,12 @@ def _read(folder: Path, address: Address) -> Record:
             raise Conflict(
                 f"{folder} holds files that were not pulled, such as {others[0]}: name another folder, or empty it"
             ) from None
-        return Record(uri=address.uri, asked=address.revision)
+        return Record(uri=address.uri, asked=address.revision, is_head_only=address.is_head_only)
     except (ValueError, TypeError, KeyError) as error:
         raise InvalidInput(f"{folder / _OWN / _RECORD} is damaged: remove {folder}, and pull again") from error
     if not record.is_for(address):
-        other = f"{record.uri}{f' at {record.asked}' if record.asked else ''}"
+        part = "the head of " if record.is_head_only else ""
+        other = f"{part}{record.uri}{f' at {record.asked}' if record.asked else ''}"
         raise Conflict(f"{folder} holds {other}: name another folder, or remove it")
     return record
 

@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Protocol
 
+from updraft_artifacts.model_folder import PART_OF
 from updraft_chassis.errors import InvalidInput, NotFound
 
 BUCKETS = ("s3", "gs", "az")
@@ -23,7 +24,7 @@ _MOUNTED = ("pvc", "oci", "file")
 
 _WEIGHTS = "*.safetensors"
 _BESIDE = ("*.json", "tokenizer*", "*.model", "*.tiktoken", "*.jinja", "merges.txt", "vocab.txt", "LICENSE*")
-_NOT_TAKEN = ("*.bin.index.json", "consolidated*")
+_NOT_TAKEN = ("*.bin.index.json", "consolidated*", PART_OF)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,8 @@ class Address:
     scheme: str
     place: str
     revision: str = ""
+    is_head_only: bool = False
+    """Only what is read by those who do not run the model, see `head`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +69,14 @@ class Source(Protocol):
 
     def fetch(self, listing: Listing, files: Iterable[File], folder: Path, done: Callable[[File], None]) -> None:
         """Fetch files into a folder; each appears there complete, and is then reported to `done`."""
+        ...
+
+
+class RangeSource(Source, Protocol):
+    """A source of which parts of files can be read, also by several threads."""
+
+    def read(self, listing: Listing, file: File, begin: int, end: int) -> bytes:
+        """Return exactly these bytes of a file."""
         ...
 
 

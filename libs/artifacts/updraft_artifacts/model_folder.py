@@ -1,63 +1,72 @@
-"""A model folder in Hugging Face layout, read without torch: its config, weight files and fingerprints."""
+"""A model folder in Hugging Face layout, read without torch: its config, weight files, description and fingerprints.
+
+A folder may hold only what is read by those who do not run the model: config, tokenizer, embedding, head and final norm. Then
+`updraft-target.json` states the fingerprint of the model that they are from.
+"""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from updraft_chassis.errors import InvalidInput
+from updraft_artifacts import model_files
+from updraft_artifacts.model_files import CONFIG
+from updraft_artifacts.target_description import TargetDescription
+from updraft_chassis.errors import Corrupt, InvalidInput
 
-CONFIG = "config.json"
+__all__ = ["CONFIG", "PART_OF", "describe", "read_json", "target_fingerprint", "tokenizer_fingerprint", "weight_files"]
+
+PART_OF = "updraft-target.json"
+
+
+class FolderFiles:
+    """The files of a folder, as `ModelFiles`; none if there is no such folder."""
+
+    def __init__(self, folder: Path) -> None:
+        found = [path for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+        self._folder = folder
+        self.place = str(folder)
+        self.sizes: Mapping[str, int] = {path.name: path.stat().st_size for path in found}
+
+    def read(self, name: str, begin: int, end: int) -> bytes:
+        """Return exactly these bytes; Corrupt if the file became shorter."""
+        with (self._folder / name).open("rb") as file:
+            file.seek(begin)
+            content = file.read(end - begin)
+        if len(content) != end - begin:
+            raise Corrupt(f"{self._folder / name} became shorter while it was read")
+        return content
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`; InvalidInput if the file is missing or holds anything else."""
     try:
-        content = json.loads(path.read_text())
+        return model_files.parse_json(path.read_bytes(), str(path))
     except FileNotFoundError:
         raise InvalidInput(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidInput(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise InvalidInput(f"{path} holds no JSON object")
-    return content
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files in order; InvalidInput if there are none."""
-    if not folder.is_dir():
-        raise InvalidInput(f"the model folder {folder} does not exist")
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files:
-        raise InvalidInput(f"{folder} holds no model*.safetensors")
-    return files
+    """The safetensors files in order; InvalidInput if there are none, or one that the index names is missing."""
+    return [folder / name for name in model_files.weight_names(FolderFiles(folder))]
+
+
+def describe(folder: Path) -> TargetDescription:
+    """Describe the target in a folder. InvalidInput or Corrupt, in one sentence, if it or its tensors make no sense."""
+    return model_files.examine(FolderFiles(folder))[0]
 
 
 def target_fingerprint(folder: Path) -> str:
-    """ "sha256:..." of config.json and of the name, size, header, and first and last mebibyte of data of every weight file.
-
-    That distinguishes checkpoints; hashing gigabytes at every start would take minutes.
-    """
-    digest = hashlib.sha256(json.dumps(_identity(read_json(folder / CONFIG)), sort_keys=True).encode())
-    for file in weight_files(folder):
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size}".encode())
-        with file.open("rb") as stream:
-            header = int.from_bytes(stream.read(8), "little")
-            digest.update(stream.read(min(header, size)))
-            digest.update(stream.read(1 << 20))
-            stream.seek(max(0, size - (1 << 20)))
-            digest.update(stream.read())
-    return f"sha256:{digest.hexdigest()}"
+    """The fingerprint of the whole model, see `model_files.fingerprint`, also if the folder holds only a part of it."""
+    if (folder / PART_OF).exists():
+        stated = read_json(folder / PART_OF).get("fingerprint")
+        if not isinstance(stated, str):
+            raise InvalidInput(f"{folder / PART_OF} states no fingerprint: remove {folder}, and pull again")
+        return stated
+    return model_files.fingerprint(FolderFiles(folder))
 
 
 def tokenizer_fingerprint(folder: Path) -> str:
     """ "sha256:..." of tokenizer.json, or of no bytes if the folder has none."""
     file = folder / "tokenizer.json"
     return f"sha256:{hashlib.sha256(file.read_bytes() if file.exists() else b'').hexdigest()}"
-
-
-def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json without the keys that change when a model is saved again."""
-    return {key: value for key, value in config.items() if key not in {"transformers_version", "_name_or_path"}}

@@ -16,6 +16,9 @@ _NUMBERS = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "yarn": ("factor", "beta_fast", "beta_slow"),
 }
+SCALINGS = tuple(_NUMBERS)
+"""Supported kinds."""
+
 _BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}
 """Defaults for yarn: the values that its paper recommends for Llama."""
 
@@ -89,7 +92,12 @@ class Rope:
             scaling[_ORIGINAL] = self.original_max_position
         if self.kind == "yarn":
             scaling |= {"truncate": self.truncate, **_attention_keys(self.attention_factor, self.factor)}
-        return {"rope_theta": self.theta, "rope_scaling": scaling}
+        # transformers 4 reads the one, transformers 5 the other; an engine that misses its own would serve without scaling.
+        return {
+            "rope_theta": self.theta,
+            "rope_scaling": scaling,
+            "rope_parameters": {"rope_theta": self.theta, **scaling},
+        }
 
 
 def _number(name: str, value: Any) -> float:

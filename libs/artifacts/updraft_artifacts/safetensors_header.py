@@ -7,14 +7,17 @@ the header or to one tensor.
 import json
 import math
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from updraft_chassis.errors import InvalidInput
+from updraft_chassis.errors import Corrupt, InvalidInput
 
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 """A draft has tens of tensors and a header of some kilobytes; safetensors itself allows 100 MB."""
+
+_MAX_CHECKPOINT_HEADER_BYTES = 100 * 1024 * 1024
+"""The limit of safetensors itself: a shard of experts has tens of thousands of tensors."""
 
 ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
@@ -54,6 +57,33 @@ def read(file: BinaryIO) -> list[TensorSpan]:
     return tensors
 
 
+def names(prefix: bytes, size: int) -> list[str]:
+    """Names of the tensors in a checkpoint's file of `size` bytes, which starts with `prefix`: the whole header, or more."""
+    return [name for name in _content(prefix[8 : length(prefix, size)]) if name != "__metadata__"]
+
+
+def find(wanted: Collection[str], prefix: bytes, size: int) -> dict[str, TensorSpan]:
+    """Those of the wanted tensors that the file holds, as for `names`; the others may have any dtype.
+
+    InvalidInput if the header is damaged, Corrupt if a wanted tensor is not within the file.
+    """
+    end = length(prefix, size)
+    content = _content(prefix[8:end])
+    spans = {name: _tensor(name, content[name], end) for name in wanted if name in content}
+    for span in spans.values():
+        if span.end > size:
+            raise Corrupt(f"it has {size} bytes, but {span.name} ends at byte {span.end}")
+    return spans
+
+
+def length(prefix: bytes, size: int) -> int:
+    """Bytes of a checkpoint's header, with its length in front; Corrupt unless a file of `size` bytes can have it."""
+    (header_bytes,) = struct.unpack("<Q", prefix[:8]) if len(prefix) >= 8 else (size,)
+    if header_bytes > min(_MAX_CHECKPOINT_HEADER_BYTES, size - 8):
+        raise Corrupt(f"it has {size} bytes and starts with {prefix[:8]!r}, which is no whole safetensors file")
+    return 8 + int(header_bytes)
+
+
 def header(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
     """The header of a file whose tensors (name, dtype, shape) follow each other in this order."""
     content: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -67,15 +97,19 @@ def header(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
 
 
 def _parse(header: bytes, start: int) -> Iterator[TensorSpan]:
+    for name, entry in _content(header).items():
+        if name != "__metadata__":
+            yield _tensor(name, entry, start)
+
+
+def _content(header: bytes) -> dict[str, Any]:
     try:
         content = json.loads(header, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise InvalidInput(f"the safetensors header is no JSON: {error}") from None
     if not isinstance(content, dict):
         raise InvalidInput("the safetensors header is no JSON object")
-    for name, entry in content.items():
-        if name != "__metadata__":
-            yield _tensor(name, entry, start)
+    return content
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

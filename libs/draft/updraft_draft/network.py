@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from updraft_draft.config import DraftConfig
 from updraft_draft.layers import grouped_attention, rms_norm, rotary_table, rotate
 
+_FIRST_POSITIONS = 1024
+
 
 class QueryKeyValue(NamedTuple):
     """q [B, T, H, E], k and v [B, T, K, E] of new rows."""
@@ -107,7 +109,8 @@ class DraftNetwork(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         """`token_ids` int64 [V], ascending: the target's tokens that the draft can propose. `num_positions` that will be used
-        may exceed the draft's maximum by some; None: the maximum. `dtype` of the weights; None: torch's default."""
+        may exceed the draft's maximum by some; None: as many as texts turn out to have. `dtype` of the weights; None: torch's
+        default."""
         super().__init__()
         self.config = config
         self.fc = nn.Linear(config.aux_size, config.hidden_size, bias=False, dtype=dtype)
@@ -119,8 +122,9 @@ class DraftNetwork(nn.Module):
         known[token_ids] = True
         self.register_buffer("t2d", known)
         self._embedding = [embedding.detach()]  # in a list: neither a parameter nor in the state dict
-        cos, sin = rotary_table(num_positions or config.max_position, config.head_dim, config.rope)
-        self._rotary = [cos.to(embedding), sin.to(embedding)]
+        self._num_positions = num_positions
+        self._rotary: list[Tensor] = []
+        self._table(num_positions or _FIRST_POSITIONS)
 
     @property
     def token_ids(self) -> Tensor:
@@ -135,8 +139,7 @@ class DraftNetwork(nn.Module):
     @property
     def rotary_tables(self) -> tuple[Tensor, Tensor]:
         """Cosines and sines of all positions, each [positions, E]."""
-        cos, sin = self._rotary
-        return cos, sin
+        return self._table(self._num_positions or self.config.max_position)
 
     def copy(self) -> Self:
         """A copy that further training does not change; embedding and frozen parameters are shared."""
@@ -168,7 +171,18 @@ class DraftNetwork(nn.Module):
 
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines for positions, each [..., 1, E]."""
-        cos, sin = (table[positions].unsqueeze(-2) for table in self.rotary_tables)
+        needed = self._num_positions or _FIRST_POSITIONS
+        if self._num_positions is None and positions.numel():
+            needed = 1 << int(positions.max()).bit_length()
+        cos, sin = (table[positions].unsqueeze(-2) for table in self._table(needed))
+        return cos, sin
+
+    def _table(self, num_positions: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of at least so many positions: a model may know millions, of which training uses some thousands."""
+        if not self._rotary or len(self._rotary[0]) < num_positions:
+            tables = rotary_table(num_positions, self.config.head_dim, self.config.rope)
+            self._rotary[:] = [table.to(self.embedding) for table in tables]
+        cos, sin = self._rotary
         return cos, sin
 
     def rows(self, x_BTD: Tensor, ids_BT: Tensor, positions_BT: Tensor) -> QueryKeyValue:

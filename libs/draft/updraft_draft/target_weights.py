@@ -1,6 +1,6 @@
 """The parts of a target that a draft needs, read from a Hugging Face folder."""
 
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,62 +8,67 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from updraft_artifacts.model_folder import weight_files
-from updraft_chassis.errors import Corrupt, InvalidInput
-from updraft_draft.config import Family, TargetConfig
-
-EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
-FINAL_NORM = "model.norm.weight"
+from updraft_artifacts.model_folder import describe, weight_files
+from updraft_artifacts.target_description import TargetDescription
+from updraft_chassis.errors import Corrupt
+from updraft_draft.config import DraftConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetHead:
     """embedding and head [vocab, D] (the same tensor if tied), final_norm [D]; in the file's dtype, mapped from disk.
 
-    `final_norm` is the effective weight, see `norm_weight`. The embedding is not scaled: a draft norms it anyway.
+    `final_norm` is the effective weight, see `norm_weight`, and `head` contains the scale of the logits. The embedding is not
+    scaled: a draft norms it anyway.
     """
 
-    config: TargetConfig
+    config: TargetDescription
     embedding: Tensor
     head: Tensor
     final_norm: Tensor
 
+    def draft(self, *, draft_vocab_size: int) -> DraftConfig:
+        """The default shape of a draft for this target."""
+        return DraftConfig.of_target(self.config, draft_vocab_size=draft_vocab_size)
+
 
 def read_head(folder: Path) -> TargetHead:
-    """Read embedding, head and final norm, but no layers."""
-    config = TargetConfig.from_folder(folder)
-    names = [EMBEDDING, FINAL_NORM] + ([] if config.is_tied else [HEAD])
-    tensors = read_tensors(folder, names)
+    """Read embedding, head and final norm, but no layers. InvalidInput or Corrupt if they or config.json make no sense."""
+    config = describe(folder)
+    places, size = config.places, config.vocab_size  # rows above it are padding
+    tensors: dict[str, Tensor] = {}
+    for file in {place.file for place in places.all}:
+        tensors |= _read(folder / file, [place.name for place in places.all if place.file == file])
+    embedding = tensors[places.embedding.name][:size]
+    head = embedding if places.head is None else tensors[places.head.name][:size]
     return TargetHead(
         config=config,
-        embedding=tensors[EMBEDDING],
-        head=tensors[EMBEDDING if config.is_tied else HEAD],
-        final_norm=norm_weight(tensors[FINAL_NORM], config.family),
+        embedding=embedding,
+        head=head if config.logit_scale == 1 else head * config.logit_scale,
+        final_norm=norm_weight(tensors[places.final_norm.name], config.norm_offset),
     )
 
 
-def norm_weight(stored: Tensor, family: Family) -> Tensor:
+def norm_weight(stored: Tensor, offset: float) -> Tensor:
     """The effective weight of a norm: as stored, or float32 if the family adds an offset."""
-    return stored.float() + family.norm_offset if family.norm_offset else stored
+    return stored.float() + offset if offset else stored
 
 
-def read_tensors(folder: Path, names: list[str] | None = None) -> dict[str, Tensor]:
-    """Tensors by name (None: all) from the folder's safetensors files, mapped rather than read.
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors by name from the folder's safetensors files, mapped rather than read.
 
-    InvalidInput if a name is missing, Corrupt if a file is damaged or truncated.
+    InvalidInput if there are no files, Corrupt if one is damaged or truncated.
     """
     tensors: dict[str, Tensor] = {}
-    with ExitStack() as stack:
-        for file in weight_files(folder):
-            try:
-                handle: Any = stack.enter_context(safe_open(file, framework="pt"))
-            except SafetensorError as error:
-                raise Corrupt(f"{file} ({file.stat().st_size} bytes) is no whole safetensors file: {error}") from None
-            for name in handle.keys():  # noqa: SIM118  (not a dict)
-                if names is None or name in names:
-                    tensors[name] = handle.get_tensor(name)
-    missing = set(names or []) - set(tensors)
-    if missing:
-        raise InvalidInput(f"{folder} lacks the tensors {sorted(missing)}")
+    for file in weight_files(folder):
+        tensors |= _read(file)
     return tensors
+
+
+def _read(file: Path, names: Sequence[str] | None = None) -> Mapping[str, Tensor]:
+    try:
+        with safe_open(file, framework="pt") as handle:
+            opened: Any = handle
+            return {name: opened.get_tensor(name) for name in names or opened.keys()}
+    except SafetensorError as error:
+        raise Corrupt(f"{file} ({file.stat().st_size} bytes) is no whole safetensors file: {error}") from None

@@ -27,7 +27,7 @@ def job(
         uri = f"{_MOUNT}/{folder}".rstrip("/")
     secret, target = draft.spec.secret_ref, ModelMount(path="")
     if is_first:
-        target = model(owner.spec.target_model, owner.spec.serving.model_cache, config.images)
+        target = model(owner.spec.target_model, owner.spec.serving.model_cache, config.images, is_head_only=True)
     container = pod.container(
         "import",
         config.images.operator,

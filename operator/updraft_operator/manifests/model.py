@@ -21,7 +21,8 @@ class ModelMount:
     init_containers: tuple[dict[str, Any], ...] = ()
 
 
-def model(target: TargetModel, cache: ModelCache | None, images: Images) -> ModelMount:
+def model(target: TargetModel, cache: ModelCache | None, images: Images, *, is_head_only: bool = False) -> ModelMount:
+    """`is_head_only` for a pod that does not run the model: of a download, it gets embedding, head and final norm only."""
     scheme, _, rest = target.uri.rpartition("://")
     if not scheme:
         return ModelMount(path=target.uri)
@@ -30,7 +31,7 @@ def model(target: TargetModel, cache: ModelCache | None, images: Images) -> Mode
         return _mounted(folder, {"persistentVolumeClaim": {"claimName": claim, "readOnly": True}})
     if scheme == "oci":
         return _mounted("", {"image": {"reference": rest, "pullPolicy": images.pull_policy}})
-    return _downloaded(target, cache, images)
+    return _downloaded(target, cache, images, is_head_only=is_head_only)
 
 
 def served_name(target: TargetModel) -> str:
@@ -45,15 +46,18 @@ def _mounted(folder: str, source: dict[str, Any]) -> ModelMount:
     return ModelMount(path=path, volumes=({"name": _VOLUME, **source},), mounts=(mount,))
 
 
-def _downloaded(target: TargetModel, cache: ModelCache | None, images: Images) -> ModelMount:
+def _downloaded(target: TargetModel, cache: ModelCache | None, images: Images, *, is_head_only: bool) -> ModelMount:
     """Downloaded by an init container, which leaves a complete folder unchanged."""
-    folder = f"{FOLDER}/{_folder(target)}"
-    revision = ["--revision", target.revision] if target.revision else []
+    folder = f"{FOLDER}/{_folder(target)}" + ("--head" if is_head_only else "")
+    options = [
+        *(("--revision", target.revision) if target.revision else ()),
+        *(("--head-only",) if is_head_only else ()),
+    ]
     download: dict[str, Any] = {
         "name": "model",
         "image": images.operator,
         "imagePullPolicy": images.pull_policy,
-        "command": ["updraft", "model", "pull", target.uri, folder, *revision],
+        "command": ["updraft", "model", "pull", target.uri, folder, *options],
         "securityContext": RESTRICTED,
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "env": [{"name": "HF_HOME", "value": "/tmp/hf"}],  # noqa: S108 - of the container

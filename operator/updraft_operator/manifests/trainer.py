@@ -37,7 +37,7 @@ def objects(owner: AdaptiveSpeculator, config: OperatorConfig) -> list[Manifest]
 
 def _template(owner: AdaptiveSpeculator, config: OperatorConfig, values: dict[str, str], claim: str) -> dict[str, Any]:
     spec = owner.spec.trainer
-    target = model(owner.spec.target_model, owner.spec.serving.model_cache, config.images)
+    target = model(owner.spec.target_model, owner.spec.serving.model_cache, config.images, is_head_only=True)
     trainer = pod.container(
         "trainer",
         spec.image or config.images.trainer,

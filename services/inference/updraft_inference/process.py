@@ -74,8 +74,8 @@ async def open_engine(settings: InferenceSettings, on_finished: FinishedSink) ->
     """Run the torch engine on the configured model for the duration of the block."""
     import torch  # noqa: PLC0415 - see main
 
-    from updraft_draft.config import TargetConfig  # noqa: PLC0415
     from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine  # noqa: PLC0415
+    from updraft_inference.torch_engine.model.config import TargetConfig  # noqa: PLC0415
     from updraft_inference.torch_engine.model.limits import Limits  # noqa: PLC0415
 
     if settings.num_threads:

@@ -52,7 +52,7 @@ class TrainerSpec:
 
     def learner(self, token_ids: Tensor, config: DraftConfig | None = None) -> Learner:
         """A learner with initial weights over this vocabulary. `config` defaults to the shape of a target layer."""
-        config = config or self.target.config.draft(draft_vocab_size=len(token_ids))
+        config = config or self.target.draft(draft_vocab_size=len(token_ids))
         return Learner(self.target, config, token_ids, self.hyper, seed=self.seed)
 
 

@@ -68,7 +68,7 @@ def sent(finished: FinishedRequest, traces: TraceMaker, encoding: trace_pb2.Tens
 
 def learner(target: Path, *, discard_weight: float) -> Learner:
     head = read_head(target)
-    config = head.config.draft(draft_vocab_size=DRAFT_VOCAB)
+    config = head.draft(draft_vocab_size=DRAFT_VOCAB)
     hyper = Hyperparameters(learning_rate=3e-3, discard_weight=discard_weight)
     return Learner(head, config, torch.arange(DRAFT_VOCAB), hyper)
 

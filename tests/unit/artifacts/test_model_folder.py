@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from tests.support.checkpoints import draft
 
-from updraft_artifacts.model_folder import target_fingerprint, tokenizer_fingerprint
+from updraft_artifacts.model_folder import PART_OF, target_fingerprint, tokenizer_fingerprint
 from updraft_chassis.errors import InvalidInput
 
 
@@ -42,3 +42,11 @@ def test_a_folder_that_holds_no_model_is_refused(folder: Path, missing: str) -> 
         target_fingerprint(folder)
     with pytest.raises(InvalidInput):
         target_fingerprint(folder / "nowhere")
+
+
+def test_a_part_of_a_model_has_the_fingerprint_that_it_states_or_none(folder: Path) -> None:
+    (folder / PART_OF).write_text(json.dumps({"fingerprint": "sha256:whole"}))
+    assert target_fingerprint(folder) == "sha256:whole"
+    (folder / PART_OF).write_text("{}")
+    with pytest.raises(InvalidInput, match="states no fingerprint: remove"):
+        target_fingerprint(folder)

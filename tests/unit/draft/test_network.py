@@ -1,5 +1,6 @@
 """The draft unrolled for training is the draft that serves, row for row."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from tests.support.tiny_target import DRAFT_VOCAB, HIDDEN, make_draft, make_tiny_target
 from torch import Tensor
 
-from updraft_draft.layers import grouped_attention
+from updraft_draft.layers import grouped_attention, rotary_table
 from updraft_draft.network import DraftNetwork, Tree
 
 
@@ -96,3 +97,15 @@ def test_a_scaled_embedding_changes_nothing_for_it_is_normed_first(draft: DraftN
     before = draft.logits(draft.unroll(aux, ids, num_steps=1)[0])
     draft.share(draft.embedding * HIDDEN**0.5)
     torch.testing.assert_close(draft.logits(draft.unroll(aux, ids, num_steps=1)[0]), before, rtol=1e-3, atol=1e-3)
+
+
+def test_a_draft_for_a_target_of_ten_million_positions_holds_those_that_texts_have(draft: DraftNetwork) -> None:
+    config = replace(draft.config, max_position=10_000_000)
+    network = DraftNetwork(config, draft.embedding, draft.token_ids)
+    before = network.rotary(torch.tensor([7]))
+    far = network.rotary(torch.tensor([3000, 7]))
+    assert sum(table.shape[0] for table in network._rotary) == 2 * 4096
+    whole = rotary_table(4000, config.head_dim, config.rope)
+    for early, late, table in zip(before, far, whole, strict=True):
+        assert torch.equal(late[:, 0], table[[3000, 7]])
+        assert torch.equal(early[0], late[1])

@@ -65,7 +65,7 @@ def spec(head: TargetHead) -> TrainerSpec:
 def imported_config(head: TargetHead) -> DraftConfig:
     """As another trainer may have shaped it."""
     return replace(
-        head.config.draft(draft_vocab_size=DRAFT_VOCAB),
+        head.draft(draft_vocab_size=DRAFT_VOCAB),
         intermediate_size=40,
         num_heads=2,
         num_kv_heads=1,

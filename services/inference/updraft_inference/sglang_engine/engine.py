@@ -16,9 +16,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from updraft_artifacts.model_folder import target_fingerprint, tokenizer_fingerprint
+from updraft_artifacts.model_folder import describe, target_fingerprint, tokenizer_fingerprint
 from updraft_chassis.errors import Exhausted, InvalidInput, Unavailable, UpdraftError
-from updraft_draft.config import TargetConfig
 from updraft_inference.engine import (
     CaptureLoss,
     Delta,
@@ -339,7 +338,7 @@ def check_server(server_info: ServerInfo) -> None:
 def engine_info(options: SglangOptions, server_info: ServerInfo) -> EngineInfo:
     """Identity of the local model folder. Raises InvalidInput if the server serves another model, or the context is too
     long."""
-    config = TargetConfig.from_folder(options.model)
+    config = describe(options.model)
     if options.max_context is not None and options.max_context > config.max_position:
         raise InvalidInput(
             f"a context of {options.max_context} exceeds the model's {config.max_position} positions;"

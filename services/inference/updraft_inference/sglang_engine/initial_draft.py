@@ -24,7 +24,7 @@ def write(model: Path, folder: Path, *, draft_vocab_size: int) -> Path:
     Raises Conflict if `folder` holds another draft, because a server may have started with it.
     """
     head = read_head(model)
-    config = head.config.draft(draft_vocab_size=min(draft_vocab_size, head.config.vocab_size))
+    config = head.draft(draft_vocab_size=min(draft_vocab_size, head.config.vocab_size))
     token_ids = vocabulary.choose(
         (), always=head.config.eos_token_ids, vocab_size=head.config.vocab_size, size=draft_vocab_size
     )

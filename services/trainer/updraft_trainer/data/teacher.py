@@ -28,18 +28,19 @@ _MAX_LOG_SUM = 0.05
 
 @dataclass(frozen=True, slots=True)
 class DraftVocabulary:
-    """The target's head for the tokens that the draft can propose, [V, D], and the draft index of each of the target's tokens,
-    int64 [vocab], -1 if it has none."""
+    """The target's head for the tokens that the draft can propose, [V, D], the draft index of each of the target's tokens,
+    int64 [vocab], -1 if it has none, and the soft cap of the target's logits, if it has one."""
 
     head: Tensor
     indices: Tensor
+    logit_cap: float | None = None
 
     @classmethod
-    def of(cls, head: Tensor, token_ids: Tensor) -> Self:
+    def of(cls, head: Tensor, token_ids: Tensor, logit_cap: float | None = None) -> Self:
         """`head` [vocab, D] of the target; `token_ids` int64 [V], ascending."""
         indices = torch.full((len(head),), -1)
         indices[token_ids] = torch.arange(len(token_ids))
-        return cls(head[token_ids].bfloat16(), indices)
+        return cls(head[token_ids].bfloat16(), indices, logit_cap)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,10 @@ class LastHidden:
 
     def log_p(self, vocabulary: DraftVocabulary) -> Tensor:
         """float32 [R, V]."""
-        return F.linear(self.states, vocabulary.head).float().log_softmax(-1)
+        logits = F.linear(self.states, vocabulary.head).float()
+        if vocabulary.logit_cap is not None:
+            logits = vocabulary.logit_cap * torch.tanh(logits / vocabulary.logit_cap)
+        return logits.log_softmax(-1)
 
     def problem(self, *, hidden_size: int, vocab_size: int) -> str:
         """The first problem with the values, or an empty string."""

@@ -81,7 +81,7 @@ class Learner:
         self.hyper = hyper
         self.step = 0
         self._target = target
-        self._vocabulary = DraftVocabulary.of(target.head, token_ids)
+        self._vocabulary = self._restricted_to(token_ids)
         self.network = initial_network(config, target.embedding, target.head, target.final_norm, token_ids, seed=seed)
         self.network.lm_head.requires_grad_(requires_grad=hyper.trains_head)
         trained = [p for p in self.network.parameters() if p.requires_grad]
@@ -101,7 +101,7 @@ class Learner:
         self._optimizer.state.clear()
         self._optimizer.zero_grad(set_to_none=True)  # a copy of the network would copy its gradients
         self.network.load_state_dict(tensors)
-        self._vocabulary = DraftVocabulary.of(self._target.head, self.network.token_ids)
+        self._vocabulary = self._restricted_to(self.network.token_ids)
         self.average = self.network.copy()
         self._good = self._averaged_weights()
 
@@ -186,10 +186,13 @@ class Learner:
         self._optimizer.zero_grad(set_to_none=True)  # a copy of the network would copy its gradients
         self._optimizer.state.pop(self.network.lm_head.weight, None)
         self.network.change_vocabulary(token_ids, self._target.head)
-        self._vocabulary = DraftVocabulary.of(self._target.head, token_ids)
+        self._vocabulary = self._restricted_to(token_ids)
         self.average = self.network.copy()
         self.average.load_state_dict(averaged, strict=False)
         self.mark_good()
+
+    def _restricted_to(self, token_ids: Tensor) -> DraftVocabulary:
+        return DraftVocabulary.of(self._target.head, token_ids, self._target.config.logit_cap)
 
     def _averaged_weights(self) -> dict[str, Tensor]:
         return {name: p.detach().clone() for name, p in self.average.named_parameters() if p.requires_grad}

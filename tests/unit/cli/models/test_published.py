@@ -24,10 +24,11 @@ from tests.support.published_drafts import (
 from torch import Tensor
 
 from updraft_artifacts.digests import tensors_digest
+from updraft_artifacts.model_folder import describe
 from updraft_chassis.errors import InvalidInput
 from updraft_cli.models import published
 from updraft_draft import checkpoint
-from updraft_draft.config import TargetConfig, check_fits
+from updraft_draft.config import check_fits
 from updraft_draft.target_weights import read_head
 from updraft_inference.engine import DraftCheckpoint, Drafter, GenerationRequest, SamplingParams
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
@@ -67,7 +68,7 @@ def test_an_imported_drafts_logits_are_those_of_the_published_tensors(
         tensors |= {"embed_tokens.weight": embedding(target).to(dtype)}
     folder = imported(write(tmp_path / "theirs", config, tensors), target, tmp_path / "ours")
     draft_config, found = checkpoint.load(folder)
-    assert check_fits(draft_config, TargetConfig.from_folder(target)) is None
+    assert check_fits(draft_config, describe(target)) is None
     network = checkpoint.build(draft_config, found, embedding(target))
     generator = torch.Generator().manual_seed(1)
     aux, ids = torch.randn(2, 9, 3 * HIDDEN, generator=generator), torch.randint(VOCAB, (2, 9), generator=generator)

@@ -8,7 +8,8 @@ from tests.support.manifests import container, named, pod_spec, speculator
 from updraft_operator.api.speculator import TargetModel
 from updraft_operator.manifests.model import served_name
 
-BOTH = pytest.mark.parametrize("part", ["serving", "trainer"])
+_PARTS = ("serving", "trainer")
+BOTH = pytest.mark.parametrize("part", _PARTS)
 
 
 def _environment(pod: dict[str, Any], name: str) -> dict[str, Any]:
@@ -57,12 +58,19 @@ def test_other_places_are_downloaded_before_the_pod_starts(part: str, uri: str) 
     pod = pod_spec(speculator(uri=uri), part)
     download = container(pod, "model")
     assert download["image"] == "operator:1"
-    assert download["command"] == ["updraft", "model", "pull", uri, _model(pod, part)]
+    options = [] if part == "serving" else ["--head-only"]
+    assert download["command"] == ["updraft", "model", "pull", uri, _model(pod, part), *options]
     assert named(pod["volumes"])["model"] == {"name": "model", "emptyDir": {}}
     name = "inference" if part == "serving" else "trainer"
     (mount,) = (each for each in container(pod, name)["volumeMounts"] if each["name"] == "model")
     assert mount["readOnly"] is True
     assert _model(pod, part).startswith(f"{mount['mountPath']}/")
+
+
+def test_who_does_not_run_the_model_has_a_folder_of_its_own_in_a_shared_cache() -> None:
+    shared = {"serving": {"modelCache": {"pvc": {"claimName": "models"}}}}
+    folders = {part: _model(pod_spec(speculator(shared, uri="hf://org/qwen"), part), part) for part in _PARTS}
+    assert folders["trainer"] == f"{folders['serving']}--head"
 
 
 def test_a_revision_is_part_of_the_download_and_of_its_folder() -> None:

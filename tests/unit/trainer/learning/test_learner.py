@@ -48,7 +48,7 @@ def likeliest(target: Path, k: int, seeds: range, *, counterfactual_rows: int = 
 
 def make_learner(target: Path, **hyper: float | str | bool) -> Learner:
     head = read_head(target)
-    config = head.config.draft(draft_vocab_size=DRAFT_VOCAB)
+    config = head.draft(draft_vocab_size=DRAFT_VOCAB)
     return Learner(head, config, torch.arange(DRAFT_VOCAB), Hyperparameters(learning_rate=3e-3, **hyper))  # type: ignore[arg-type]
 
 
@@ -101,7 +101,7 @@ def test_after_a_start_from_a_good_draft_the_average_moves_slowly(target: Path, 
 
 def test_another_vocabulary_keeps_what_the_draft_knows_of_tokens_that_stay(target: Path, samples: list[Sample]) -> None:
     head = read_head(target)
-    config, rare = head.config.draft(draft_vocab_size=DRAFT_VOCAB // 2), torch.arange(VOCAB - DRAFT_VOCAB // 2, VOCAB)
+    config, rare = head.draft(draft_vocab_size=DRAFT_VOCAB // 2), torch.arange(VOCAB - DRAFT_VOCAB // 2, VOCAB)
     learner = Learner(head, config, rare, Hyperparameters(learning_rate=3e-3, trains_head=True))
     for _ in range(5):
         learner.train(samples[:4])
@@ -128,7 +128,7 @@ def test_another_vocabulary_keeps_what_the_draft_knows_of_tokens_that_stay(targe
 
 def test_a_start_from_a_draft_takes_its_vocabulary(target: Path, samples: list[Sample]) -> None:
     head = read_head(target)
-    config = head.config.draft(draft_vocab_size=DRAFT_VOCAB // 2)
+    config = head.draft(draft_vocab_size=DRAFT_VOCAB // 2)
     low, high = (torch.arange(DRAFT_VOCAB // 2) + first for first in (0, DRAFT_VOCAB // 2))
     started, other = (Learner(head, config, ids, Hyperparameters()) for ids in (low, high))
     started.start_from(other.network.state_dict())

@@ -6,8 +6,8 @@ The operator has a copy, because deployables do not import each other; a test ke
 from collections.abc import Sequence
 from pathlib import Path
 
+from updraft_artifacts.model_folder import describe
 from updraft_chassis.errors import InvalidInput
-from updraft_draft.config import TargetConfig
 from updraft_sglang.weights import LOADER
 
 MARGIN = 8
@@ -43,5 +43,5 @@ def serving(model: Path, *, port: int, num_slots: int, dtype: str, extra: Sequen
 
 def context(model: Path, max_context: int, num_steps: int) -> list[str]:
     """A context that fits requests of `max_context` tokens, limited by the model."""
-    limit = TargetConfig.from_folder(model).max_position
+    limit = describe(model).max_position
     return ["--context-length", str(min(limit, max_context + num_steps + 1 + MARGIN))]

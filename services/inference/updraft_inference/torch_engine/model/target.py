@@ -19,14 +19,18 @@ from torch import Tensor
 
 from updraft_artifacts.rope import Rope
 from updraft_chassis.errors import InvalidInput
-from updraft_draft.config import Family, TargetConfig
 from updraft_draft.layers import rotary_table
-from updraft_draft.target_weights import EMBEDDING, FINAL_NORM, HEAD, norm_weight, read_tensors
+from updraft_draft.target_weights import norm_weight, read_tensors
+from updraft_inference.torch_engine.model.config import Family, TargetConfig
 from updraft_inference.torch_engine.model.kv_cache import Batch, SlotCache
 from updraft_inference.torch_engine.model.linear import Linear, linear
 from updraft_inference.torch_engine.model.native_ops import NativeOps, operations
 from updraft_inference.torch_engine.model.ops import AttentionContext, Heads, joined
 from updraft_kernels.loader import Kernels
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+FINAL_NORM = "model.norm.weight"
 
 
 class ForwardOutput(NamedTuple):
@@ -171,7 +175,7 @@ class _Weights:
         return torch.cat([self._checked(name, shape).to(self.device, self.dtype) for name, shape in shapes.items()])
 
     def norm(self, name: str, size: int) -> Tensor:
-        return norm_weight(self._checked(name, (size,)), self.family).to(self.device, self.dtype, copy=True)
+        return norm_weight(self._checked(name, (size,)), self.family.norm_offset).to(self.device, self.dtype, copy=True)
 
     def _checked(self, name: str, shape: tuple[int, ...]) -> Tensor:
         tensor = self.tensors[name]

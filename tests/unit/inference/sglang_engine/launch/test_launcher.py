@@ -11,9 +11,9 @@ import yaml
 from tests.support.tiny_target import VOCAB, make_draft, make_tiny_target, save_draft
 
 import updraft_sglang
+from updraft_artifacts.model_folder import describe
 from updraft_chassis.errors import Conflict, InvalidInput
 from updraft_draft import checkpoint, vocabulary
-from updraft_draft.config import TargetConfig
 from updraft_draft.target_weights import read_head
 from updraft_inference.sglang_engine import draft_fingerprint, initial_draft
 from updraft_inference.sglang_engine.launch import admin_key, arguments, plugin_folder, supervisor
@@ -169,7 +169,7 @@ def test_without_drafts_nothing_could_be_learnt_so_it_is_refused() -> None:
 
 
 def test_a_context_is_as_large_as_wanted_or_as_the_model_allows(target: Path) -> None:
-    limit = TargetConfig.from_folder(target).max_position
+    limit = describe(target).max_position
 
     assert int(arguments.context(target, 100, 3)[1]) > 104
     assert arguments.context(target, 10**6, 3) == ["--context-length", str(limit)]

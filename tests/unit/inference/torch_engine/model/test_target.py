@@ -15,12 +15,13 @@ from tests.support.tiny_target import make_draft, make_tiny_target, save_draft
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from updraft_artifacts.target_description import default_aux_layers
 from updraft_chassis.errors import Corrupt, InvalidInput
-from updraft_draft.config import TargetConfig, default_aux_layers
 from updraft_draft.network import DraftNetwork
 from updraft_draft.target_weights import read_head
 from updraft_inference.engine import DraftCheckpoint, Drafter, GenerationRequest, SamplingParams
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
+from updraft_inference.torch_engine.model.config import TargetConfig
 from updraft_inference.torch_engine.model.kv_cache import CacheShape, SlotCache
 from updraft_inference.torch_engine.model.limits import Limits
 from updraft_inference.torch_engine.model.target import Target
@@ -50,8 +51,8 @@ def test_a_model_that_knows_a_million_positions_costs_no_more_than_those_that_ar
     (tmp_path / "config.json").write_text(json.dumps({**known, "max_position_embeddings": 2**40}))
     limits = Limits(num_slots=1, max_context=64, max_lookahead=3)
 
-    engine = TorchEngine.open(tmp_path, EngineOptions(limits=limits, dtype=torch.float32))
-    config = engine._scheduler.target.config.draft(draft_vocab_size=16)
+    TorchEngine.open(tmp_path, EngineOptions(limits=limits, dtype=torch.float32))
+    config = read_head(tmp_path).draft(draft_vocab_size=16)
     DraftNetwork(config, torch.zeros(VOCAB, config.hidden_size), torch.arange(16), num_positions=limits.num_positions)
 
 
@@ -193,7 +194,7 @@ def test_the_head_that_the_trainer_reads_says_what_the_model_says(family: tuple[
     with torch.no_grad():
         x = torch.randn(5, head.config.hidden_size, generator=torch.Generator().manual_seed(1))
         normed = model.get_submodule("model.norm")(x)
-    plain = torch.nn.functional.rms_norm(x, x.shape[-1:], head.final_norm, head.config.rms_norm_eps)
+    plain = torch.nn.functional.rms_norm(x, x.shape[-1:], head.final_norm, head.config.norm_eps)
     assert_close(plain, normed)
 
 
@@ -228,7 +229,11 @@ def _set(**values: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        pytest.param(_set(architectures=["GPT2LMHeadModel"]), r"it is GPT2LMHeadModel; known are Llama", id="family"),
+        pytest.param(
+            _set(architectures=["GPT2LMHeadModel"]),
+            r"it is GPT2LMHeadModel; the torch engine runs Llama.*; serve it with engine sglang",
+            id="family",
+        ),
         pytest.param(_set(architectures=None), "an unnamed architecture", id="no architecture"),
         pytest.param(
             _set(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e6, "factor": 4.0}),
@@ -246,7 +251,11 @@ def _set(**values: Any) -> Callable[[dict[str, Any]], None]:
             id="yarn by a word",
         ),
         pytest.param(_set(partial_rotary_factor=0.5), "partial_rotary_factor", id="a part of a head"),
-        pytest.param(_set(mlp_bias=True), "mlp_bias, which is not supported", id="biases in the MLP"),
+        pytest.param(
+            _set(mlp_bias=True),
+            "mlp_bias, which the torch engine does not support; serve it with engine sglang",
+            id="biases in the MLP",
+        ),
         pytest.param(_set(quantization_config={"bits": 4}), "quantization_config", id="quantised"),
         pytest.param(_set(hidden_act="gelu"), "its activation is gelu; supported are silu", id="activation"),
         pytest.param(_set(hidden_size="wide"), "has a bad value", id="no number"),
