@@ -55,6 +55,8 @@ class Bench:
     tell: Callable[[str, int, int], None]
     measured: figures.Measured
     has_vllm: bool
+    auto_s: float
+    """Seconds after which `auto` begins no further cell once each was measured."""
     drafts: Mapping[Recipe, DraftCheckpoint] = field(default_factory=dict)
     """For the parts that use a trained draft."""
     _pools: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
@@ -166,19 +168,18 @@ async def cells(bench: Bench, engine: TorchEngine) -> None:
 
 
 async def auto(bench: Bench, engine: TorchEngine) -> None:
-    """What a server chooses by itself, no speculation, and its parts: without a draft, and with one of a narrow kind. Rounds
+    """What a server chooses by itself, no speculation, and its parts, with a draft of a narrow kind and without a draft: rounds
     over all cells, for a while."""
-    plan, until_s = bench.plan, time.monotonic() + bench.plan.auto_s
-    todo = len(figures.AUTO_PARTS) * len(plan.auto_cells)
+    plan, until_s = bench.plan, time.monotonic() + bench.auto_s
     for round_ in itertools.count():
-        for done, (part, cell) in enumerate(itertools.product(figures.AUTO_PARTS, plan.auto_cells)):
+        for done, cell in enumerate(plan.auto_cells):
             if round_ and time.monotonic() > until_s:
                 return
-            bench.tell(f"round {round_ + 1}: {part.what}, {cell}", done, todo)
-            if done % len(plan.auto_cells) == 0:
+            bench.tell(f"round {round_ + 1}: {cell}", done, len(plan.auto_cells))
+            for part in figures.AUTO_PARTS:
                 await engine.exchange_experience()  # a swap begins the current one anew
                 await engine.swap(bench.drafts[plan.narrow] if part is figures.TAUGHT else None)
-            await _round(bench, engine, part, cell, figures.AUTO_ARMS[part], round_)
+                await _round(bench, engine, part, cell, figures.AUTO_ARMS[part], round_)
 
 
 async def gap(bench: Bench) -> None:

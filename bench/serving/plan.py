@@ -49,8 +49,6 @@ class Plan:
     """Rounds of the cells that have a bar of their own."""
     worst_s: float
     """Seconds in which the cell that is worst so far is measured again."""
-    auto_s: float
-    """Seconds after which `auto` begins no further round."""
     gap_rounds: int
     http_rounds: int
     overhead_steps: int
@@ -100,7 +98,6 @@ FULL = Plan(
     cell_rounds=2,
     peer_cell_rounds=6,
     worst_s=240,
-    auto_s=720,
     gap_rounds=7,
     http_rounds=4,
     overhead_steps=100,
@@ -122,7 +119,6 @@ QUICK = Plan(
     cell_rounds=1,
     peer_cell_rounds=1,
     worst_s=1,
-    auto_s=0,
     gap_rounds=1,
     http_rounds=1,
     overhead_steps=10,

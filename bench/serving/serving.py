@@ -126,6 +126,7 @@ def main() -> None:
     parser.add_argument("--with-vllm", action="store_true", help="fail if vLLM is not built; with --quick: use it")
     parser.add_argument("--only", nargs="+", choices=[part.name for part in PARTS], help="run only these parts")
     parser.add_argument("--threads", type=int, default=2, help="threads of each engine (default 2)")
+    parser.add_argument("--minutes", type=float, default=12, help="minutes of the rounds of `auto` (default 12)")
     arguments = parser.parse_args()
     if arguments.with_vllm and not build.is_built():
         parser.error("vLLM is not built: run `make vllm-build` first")
@@ -148,6 +149,7 @@ def main() -> None:
                 tell=show.tell,
                 measured=measured,
                 has_vllm=has_vllm,
+                auto_s=0 if arguments.quick else 60 * arguments.minutes,
             )
             measure(bench, chosen, show)
     except KeyboardInterrupt:

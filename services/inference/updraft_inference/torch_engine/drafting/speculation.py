@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from functools import partial
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from torch import Tensor
@@ -26,11 +27,19 @@ logger = logging.getLogger(__name__)
 _BY_MODEL = frozenset({Drafter.EAGLE3, Drafter.HYBRID})
 _BY_NGRAM = frozenset({Drafter.NGRAM, Drafter.HYBRID})
 
-ALONE_SHARE, COMPARING_SHARE = 1 / 32, 1 / 8
-"""Shares of steps, drawn by chance, in which the draft model drafts alone for every `hybrid` request, as many tokens as it may:
-usually, and while the registry compares drafts. Only these are evidence about a draft. Elsewhere the planner lets it draft
-where it is good, and a mixed chain has its tokens where it was trusted; both flatter the worse draft. They also show whether
-drawn tokens would be accepted where the model is not trusted."""
+
+class EvidenceBudget(NamedTuple):
+    """What evidence about the draft may take: at most these shares of the steps, and of the time of steps without drafts."""
+
+    steps: float
+    seconds: float
+
+
+USUAL, COMPARING = EvidenceBudget(1 / 32, 0.01), EvidenceBudget(1 / 8, 0.05)
+"""Usually, and while the registry compares drafts. In steps drawn by chance, the draft model drafts alone for every `hybrid`
+request, as many tokens as it may. Only these are evidence about a draft. Elsewhere the planner lets it draft where it is good,
+and a mixed chain has its tokens where it was trusted; both flatter the worse draft. They also show whether drawn tokens would
+be accepted where the model is not trusted."""
 
 
 class Speculation:
@@ -80,9 +89,15 @@ class Speculation:
 
     def draw_alone(self, sequences: list[Sequence]) -> frozenset[Sequence]:
         """By chance, those for which the draft model drafts alone in this step: all `hybrid` requests that it has read."""
-        if self._random.random() >= (COMPARING_SHARE if self.is_comparing else ALONE_SHARE):
+        budget = COMPARING if self.is_comparing else USUAL
+        if self._random.random() >= budget.steps:
             return frozenset()
-        return frozenset(s for s in sequences if self._drafter(s) is Drafter.HYBRID and self._longest_chain(s))
+        chains = {s: self._longest_chain(s) for s in sequences if self._drafter(s) is Drafter.HYBRID}
+        chains = {s: length for s, length in chains.items() if length}
+        if not chains:
+            return frozenset()
+        seconds = budget.steps * self.planner.drafting_cost(len(sequences), list(chains.values()))
+        return frozenset(chains) if self._random.random() * seconds < budget.seconds else frozenset()
 
     def propose(self, sequences: list[Sequence], alone: frozenset[Sequence] = frozenset()) -> list[Proposal]:
         """Drafts for each sequence, ordered by slot; all chains of the draft model are made in one batch. For those in `alone`
