@@ -70,6 +70,9 @@ def scenarios() -> Iterator[Scenario]:
     equal = Truth(pods=FLEET, effect=0.0)
     yield Scenario(traffic="always 2 pods", truth=equal, policy=SMALL, rollouts=1000)
     yield Scenario(traffic="the same, slices of 10 s", truth=equal, policy=SHORT_SLICES, rollouts=1000)
+    for effect in (-0.10, 0.0, 0.10):
+        truth = Truth(pods=2, effect=effect, share_alone=1 / 8)
+        yield Scenario(traffic="one of 8 steps", truth=truth, rollouts=300)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,6 +47,8 @@ class Truth:
     """Relative duration of the candidate's verify steps: 0.1 is ten percent slower."""
     pod_sigma: float = 0.0
     """Lasting differences of acceptance between pods, as with sticky sessions: sigma of the logarithm."""
+    share_alone: float = 1.0
+    """Share of verify steps that count, drawn by chance; the others are mixed with n-gram lookup."""
     shift_s: float = float("inf")
     """When the traffic changes for all pods."""
 
@@ -99,10 +101,16 @@ class SimulatedFleet:
         served_s = self._candidate_until(pod, end) - self._candidate_until(pod, start)
         share = np.clip(served_s / (end - start), 0.0, 1.0).round(6)
         truth, size = self.truth, len(pod)
+        is_seen = np.ones(size)
+        if truth.share_alone < 1.0:
+            is_seen = self._rng.random(size) > (1.0 - truth.share_alone) ** (tokens / length)
+            tokens = tokens * truth.share_alone
         for version, part, better, slower in ((0, 1.0 - share, 0.0, 0.0), (1, share, truth.effect, truth.slowdown)):
             steps = tokens * part / np.maximum(length * (1.0 + better), 1.0)
             steps = np.maximum(steps + STEP_NOISE * np.sqrt(steps) * self._rng.standard_normal(size), part)
-            for column, values in enumerate((part > 0.0, steps, tokens * part, steps * step_s * (1.0 + slower))):
+            for column, values in enumerate(
+                ((part > 0.0) * is_seen, steps, tokens * part, steps * step_s * (1.0 + slower))
+            ):
                 self.totals[version, column] += np.bincount(pod, values, truth.pods)
 
     def _candidate_until(self, pod: NDArray[np.int64], at_s: Floats) -> Floats:

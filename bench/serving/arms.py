@@ -25,11 +25,11 @@ _names = itertools.count()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSpec:
-    """How a run generates. `lookahead` None: the engine's choice."""
+    """How a run generates. `drafter` or `lookahead` None: the engine's choice."""
 
     batch: int
     tokens: int
-    drafter: Drafter
+    drafter: Drafter | None
     temperature: float = 0.0
     lookahead: int | None = None
 

@@ -1,4 +1,5 @@
-"""An EAGLE-3 draft for the bench, trained by the project's own learner on answers of the target, once per recipe.
+"""An EAGLE-3 draft for the bench, trained by the project's own learner on answers of the target, once per recipe: from the
+closed form on, and averaged, as the trainer publishes it.
 
 Our engine answers the requests to train on; no part of the bench measures these. The folder's name is a digest of everything
 that determines its content, and the folder appears only when it is complete.
@@ -17,7 +18,6 @@ from bench.serving.plan import SEED, Recipe
 
 from updraft.trace.v1 import trace_pb2
 from updraft_artifacts.digests import tensors_digest
-from updraft_cli.prompts import DOMAINS
 from updraft_draft import checkpoint, tensors, vocabulary
 from updraft_draft.target_weights import read_head
 from updraft_inference.agent.selection import CapturePlan
@@ -40,7 +40,7 @@ BATCH_SAMPLES = 4
 MAX_PROMPT_TOKENS = 192
 PROMPT_ROWS = 64
 STREAMS = 16
-_VERSION = 1
+_VERSION = 2
 """Raise it when training changes in a way that neither recipe nor prompts show."""
 
 Tell = Callable[[str, int, int], None]
@@ -65,7 +65,7 @@ def trained(cache: Path, model: Path, words: workloads.Words, recipe: Recipe, te
 def _prompts(words: workloads.Words, recipe: Recipe) -> dict[str, tuple[int, ...]]:
     return {
         f"{domain}-{n:03}": ids[-MAX_PROMPT_TOKENS:]
-        for domain in DOMAINS
+        for domain in recipe.domains
         for n, ids in enumerate(workloads.prompts(words, domain, recipe.requests, seed=SEED, is_held_out=False))
     }
 
@@ -82,10 +82,13 @@ def _train(model: Path, prompts: dict[str, tuple[int, ...]], recipe: Recipe, tel
     )
     config = target.draft(draft_vocab_size=len(token_ids))
     learner, rng = Learner(target, config, token_ids, Hyperparameters(), seed=SEED), random.Random(SEED)
+    first = learner.closed_form(samples)
+    if first is not None:
+        learner.start_from(first.state_dict())
     for step in range(recipe.steps):
         tell("training a draft", step, recipe.steps)
         learner.train(rng.sample(samples, BATCH_SAMPLES))
-    checkpoint.save(learner.network, folder)
+    checkpoint.save(learner.average, folder)
 
 
 def _samples(model: Path, traces: list[trace_pb2.Trace]) -> list[Sample]:

@@ -3,7 +3,7 @@
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -11,19 +11,21 @@ from bench.harness import Line, Spread, spread
 
 from updraft_cli import results
 
-PLAIN, NGRAM, EAGLE3, HYBRID = "plain", "ngram", "eagle3", "hybrid"
-"""Arms of our engine: without drafts, and by name of the drafter."""
+PLAIN, NGRAM, EAGLE3, AUTO = "plain", "ngram", "eagle3", "auto"
+"""Arms of our engine: without drafts, by name of the drafter, and what a server chooses by itself."""
 OWN_TEXT = "own text"
 """Adaptive n-gram on a server that has answered nothing yet: it searches only each request's own text."""
-AGAIN = "ngram again"
-"""The same arm as `NGRAM`. The distance of its median ratio from 1 shows the error of the measurement."""
 TRANSFORMERS, VLLM = "transformers", "vllm"
 
 REPEATING = ("code", "sql", "json", "math")
 """Domains in which lookup must pay."""
 VLLM_DOMAINS = ("code", "sql", "math")
 SLACK = 0.98
-"""No cell may be slower than this share of plain."""
+"""No cell may be slower than this share of plain, nor `auto` than this share of its best part."""
+NARROW = "math"
+"""What the draft of `auto` has learnt."""
+PAYS, NEVER_SLOWER = 1.3, 0.99
+"""`auto`, of plain: where the draft knows the traffic, and anywhere."""
 
 
 class Part(NamedTuple):
@@ -35,12 +37,17 @@ class Part(NamedTuple):
 
 PEERS = Part("peers", "plain decoding and transformers")
 CELLS = Part("cells", "adaptive n-gram and plain decoding")
-HYBRIDS = Part("hybrid", "n-gram, EAGLE-3 and the hybrid")
+AUTOS = Part("auto", "what a server chooses by itself, and its parts")
 GAP = Part("gap", "token gaps while a long prompt is read")
 OVERHEAD = Part("overhead", "the share of a step outside of the model")
 LOSSLESS = Part("lossless", "float32 outputs and plain ones")
 HTTP = Part("http", "our server and vLLM, over HTTP")
-PARTS = (PEERS, CELLS, HYBRIDS, GAP, OVERHEAD, LOSSLESS, HTTP)
+PARTS = (PEERS, CELLS, AUTOS, GAP, OVERHEAD, LOSSLESS, HTTP)
+TAUGHT = Part("auto with a draft", "with a draft of one kind")
+UNTAUGHT = Part("auto without a draft", "without a draft")
+AUTO_PARTS = (TAUGHT, UNTAUGHT)
+"""The two halves of `AUTOS`, under whose names its samples are."""
+AUTO_ARMS = {TAUGHT: (PLAIN, NGRAM, EAGLE3, AUTO), UNTAUGHT: (PLAIN, AUTO)}
 
 
 class Stream(NamedTuple):
@@ -169,12 +176,27 @@ def better(rates: Sequence[Rate], arms: Sequence[str]) -> str | None:
     return max(medians, key=medians.__getitem__, default=None)
 
 
+def ratios_to_best(rates: Sequence[Rate], arm: str, others: Sequence[str]) -> list[float]:
+    """Ratios of `arm` to the best of `others` in each cell, in rounds in which both were measured.
+
+    Which one is best in a round, the other rounds say: the best of several noisy rates is flattered in its own round.
+    """
+    found = []
+    for cell, round_ in dict.fromkeys((one.cell, one.round) for one in rates):
+        of_cell = [one for one in rates if one.cell == cell]
+        best = better([one for one in of_cell if one.round != round_], others)
+        here = {one.arm: one.tokens_per_s for one in of_cell if one.round == round_}
+        if best in here and arm in here:
+            found.append(here[arm] / here[best])
+    return found
+
+
 def lines(measured: Measured, parts: Sequence[Part], cells: Sequence[Cell], *, has_vllm: bool) -> list[Line]:
     """The bars of the chosen parts, on the greedy cells. A bar that was not measured is missed."""
     makers: dict[Part, Callable[[Measured, Sequence[Cell]], Iterable[Line]]] = {
         PEERS: _peers,
         CELLS: _cells,
-        HYBRIDS: _hybrid,
+        AUTOS: _auto,
         GAP: _gap,
         OVERHEAD: _overhead,
         LOSSLESS: _lossless,
@@ -220,13 +242,32 @@ def _cells(measured: Measured, cells: Sequence[Cell]) -> Iterator[Line]:
     yield Line(bar=bar, spread=of_worst, note=f"{worst}; of {len(every)} cells" if worst else "")
 
 
-def _hybrid(measured: Measured, cells: Sequence[Cell]) -> Iterator[Line]:
-    for cell in cells:
-        of_cell = [one for one in _of(measured, HYBRIDS) if one.cell == cell]
-        base = better(of_cell, (NGRAM, EAGLE3)) or EAGLE3
-        name = f"hybrid, of the better of n-gram and EAGLE-3: {cell.domain}, batch {cell.batch}"
-        line, itself = _compared(name, of_cell, HYBRID, base, 1.0), spread(ratios(of_cell, AGAIN, NGRAM).get(cell, ()))
-        yield replace(line, note=f"{line.note}; ngram of itself {itself.median:.2f} x") if itself else line
+def _auto(measured: Measured, _: Sequence[Cell]) -> Iterator[Line]:
+    """By load over all kinds, by kind over all loads, and the kind that the draft knows by load."""
+    for part in AUTO_PARTS:
+        rates = _of(measured, part)
+        loads = sorted({(one.cell.batch, one.cell.temperature) for one in rates})
+        kinds = list(dict.fromkeys(one.cell.domain for one in rates))
+        for batch, temperature in loads:
+            of_load = [one for one in rates if (one.cell.batch, one.cell.temperature) == (batch, temperature)]
+            where = f"{part.what}, batch {batch}, temperature {temperature:g}"
+            if part is TAUGHT:
+                known = [one for one in of_load if one.cell.domain == NARROW]
+                yield _compared(f"auto, of plain: {NARROW}, {where}", known, AUTO, PLAIN, PAYS)
+                yield _to_best(f"auto, of its best part: every kind, {where}", of_load)
+            yield _compared(f"auto, of plain: every kind, {where}", of_load, AUTO, PLAIN, NEVER_SLOWER)
+        for kind in kinds:
+            of_kind = [one for one in rates if one.cell.domain == kind]
+            yield _compared(f"auto, of plain: {kind}, {part.what}", of_kind, AUTO, PLAIN, NEVER_SLOWER)
+            if part is TAUGHT:
+                yield _to_best(f"auto, of its best part: {kind}, {part.what}", of_kind)
+    if not _of(measured, TAUGHT):  # a bar that was not measured is missed
+        yield _to_best("auto, of its best part", ())
+
+
+def _to_best(name: str, rates: Sequence[Rate]) -> Line:
+    quartiles = spread(ratios_to_best(rates, AUTO, (PLAIN, NGRAM, EAGLE3)))
+    return Line(bar=results.at_least(name, _median(quartiles), SLACK, "x"), spread=quartiles)
 
 
 def _gap(measured: Measured, _: Sequence[Cell]) -> Iterator[Line]:

@@ -76,7 +76,7 @@ class Inline:
         """Use an n-gram proposer that remembers earlier answers."""
         self._scheduler.speculation.ngram = lookups
 
-    def start(self, prompts: SequenceOf[tuple[int, ...]], *, max_tokens: int, drafter: Drafter) -> None:
+    def start(self, prompts: SequenceOf[tuple[int, ...]], *, max_tokens: int, drafter: Drafter | None) -> None:
         """Add greedy requests that ignore end tokens, and read all their prompts."""
         unread = set()
         spec = RunSpec(batch=len(prompts), tokens=max_tokens, drafter=drafter)

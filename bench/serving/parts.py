@@ -6,27 +6,29 @@ to read.
 
 import asyncio
 import copy
+import itertools
 import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from bench.harness import in_turn
 from bench.serving import figures, servers, workloads
 from bench.serving.arms import RunSpec, Transformers, request, run
-from bench.serving.figures import AGAIN, EAGLE3, HYBRID, NGRAM, OWN_TEXT, PLAIN, TRANSFORMERS, VLLM, Cell
+from bench.serving.figures import AUTO, EAGLE3, NGRAM, OWN_TEXT, PLAIN, TRANSFORMERS, VLLM, Cell
 from bench.serving.inline import Inline
-from bench.serving.plan import LOOKAHEAD, NUM_REMEMBERED, SEED, Plan, take
+from bench.serving.plan import LOOKAHEAD, NUM_REMEMBERED, SEED, Plan, Recipe, take
 
 from updraft_inference.engine import DraftCheckpoint, Drafter
 from updraft_inference.torch_engine.drafting.ngram import NgramProposer
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
 from updraft_inference.torch_engine.model.limits import Limits
+from updraft_inference.torch_engine.scheduler.scheduler import Experience
 
 MAX_CONTEXT = 768
 LONG_PROMPT_TOKENS = 2000
@@ -38,7 +40,7 @@ _GAP_TOKENS = 600
 """Tokens of the running streams, more than they get while the long prompt is read."""
 _NORMAL_STEPS = 16
 
-DRAFTED = (NGRAM, EAGLE3, HYBRID)
+DRAFTED = (NGRAM, EAGLE3, AUTO)
 """Arms with drafts."""
 
 
@@ -53,11 +55,15 @@ class Bench:
     tell: Callable[[str, int, int], None]
     measured: figures.Measured
     has_vllm: bool
-    draft: DraftCheckpoint | None = None
+    auto_s: float
+    """Seconds after which `auto` begins no further cell once each was measured."""
+    drafts: Mapping[Recipe, DraftCheckpoint] = field(default_factory=dict)
     """For the parts that use a trained draft."""
     _pools: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
-    _past: list[NgramProposer] = field(default_factory=list)
-    """The proposer of a server that has answered other requests; filled once."""
+    _past: dict[Recipe, NgramProposer] = field(default_factory=dict)
+    """The proposers of servers that have answered other requests; each is filled once."""
+    _experience: dict[tuple[str, str, str], Experience] = field(default_factory=dict)
+    """What a server learns that only serves one arm of a part, and one domain."""
 
     def prompts(self, domain: str) -> list[tuple[int, ...]]:
         """The domain's held-out prompts."""
@@ -70,11 +76,19 @@ class Bench:
         """The prompts of all domains, in turn."""
         return workloads.mixed({domain: self.prompts(domain) for domain in self.plan.domains})
 
-    async def past(self, engine: TorchEngine) -> NgramProposer:
-        """A proposer that remembers answers to other requests of all domains, those on which the draft is trained."""
-        if not self._past:
-            self._past.append(await remembered(self, engine))
-        return copy.deepcopy(self._past[0])
+    async def past(self, engine: TorchEngine, recipe: Recipe) -> NgramProposer:
+        """A proposer that remembers answers to other requests, those on which a draft of the recipe is trained."""
+        if recipe not in self._past:
+            self._past[recipe] = await remembered(self, engine, recipe)
+        return copy.deepcopy(self._past[recipe])
+
+    async def turn(self, engine: TorchEngine, part: figures.Part, cell: Cell, arm: str, ngram: NgramProposer) -> None:
+        """Let the engine go on as the server of an arm, with these remembered answers. The part's draft serves."""
+        key = (part.name, arm, cell.domain)
+        if key not in self._experience:
+            before = await engine.exchange_experience()
+            self._experience[key] = await engine.exchange_experience(before)
+        await engine.exchange_experience(replace(self._experience[key], ngram=ngram))
 
     def note(self, part: figures.Part, cell: Cell, arm: str, round_: int, streams: Sequence[figures.Stream]) -> None:
         """Record the rate of an arm in a round."""
@@ -82,22 +96,22 @@ class Bench:
         self.measured.rates.append(figures.Rate(part=part.name, cell=cell, arm=arm, round=round_, tokens_per_s=rate))
 
 
-def drafter_of(arm: str) -> Drafter:
-    return {PLAIN: Drafter.NONE, OWN_TEXT: Drafter.NGRAM, AGAIN: Drafter.NGRAM}.get(arm) or Drafter(arm)
+def drafter_of(arm: str) -> Drafter | None:
+    """None: what a server chooses for requests that name none."""
+    return None if arm == AUTO else {PLAIN: Drafter.NONE, OWN_TEXT: Drafter.NGRAM}.get(arm) or Drafter(arm)
 
 
-async def remembered(bench: Bench, engine: TorchEngine) -> NgramProposer:
-    """Answer requests that no part measures; the engine's own proposer stays as it was."""
-    recipe, domains = bench.plan.recipe, bench.plan.domains
+async def remembered(bench: Bench, engine: TorchEngine, recipe: Recipe) -> NgramProposer:
+    """Answer requests that no part measures; what the engine has learnt stays as it was."""
     requests = workloads.mixed(
-        {d: workloads.prompts(bench.words, d, recipe.requests, seed=SEED, is_held_out=False) for d in domains}
+        {d: workloads.prompts(bench.words, d, recipe.requests, seed=SEED, is_held_out=False) for d in recipe.domains}
     )
-    before = await engine.exchange_ngram(NgramProposer(NUM_REMEMBERED))
+    before = await engine.exchange_experience()
     for done in range(0, len(requests), _PAST_AT_ONCE):
         bench.tell("answering other requests first", done, len(requests))
         batch = requests[done : done + _PAST_AT_ONCE]
         await run(engine, batch, RunSpec(batch=len(batch), tokens=recipe.tokens, drafter=Drafter.NGRAM))
-    past = await engine.exchange_ngram(before)
+    past = (await engine.exchange_experience(before)).ngram
     past.index_all()
     return past
 
@@ -153,16 +167,19 @@ async def cells(bench: Bench, engine: TorchEngine) -> None:
         rounds[worst] += 1
 
 
-async def hybrids(bench: Bench, engine: TorchEngine) -> None:
-    """Every drafter with a trained draft, and one of them twice."""
-    plan, done = bench.plan, 0
-    await engine.swap(bench.draft)
-    for round_ in range(plan.hybrid_rounds):
-        for cell in plan.peer_cells:
-            bench.tell(str(cell), done, plan.hybrid_rounds * len(plan.peer_cells))
-            await _round(bench, engine, figures.HYBRIDS, cell, (*DRAFTED, AGAIN), round_)
-            done += 1
-    await engine.swap(None)
+async def auto(bench: Bench, engine: TorchEngine) -> None:
+    """What a server chooses by itself, no speculation, and its parts, with a draft of a narrow kind and without a draft: rounds
+    over all cells, for a while."""
+    plan, until_s = bench.plan, time.monotonic() + bench.auto_s
+    for round_ in itertools.count():
+        for done, cell in enumerate(plan.auto_cells):
+            if round_ and time.monotonic() > until_s:
+                return
+            bench.tell(f"round {round_ + 1}: {cell}", done, len(plan.auto_cells))
+            for part in figures.AUTO_PARTS:
+                await engine.exchange_experience()  # a swap begins the current one anew
+                await engine.swap(bench.drafts[plan.narrow] if part is figures.TAUGHT else None)
+                await _round(bench, engine, part, cell, figures.AUTO_ARMS[part], round_)
 
 
 async def gap(bench: Bench) -> None:
@@ -177,7 +194,7 @@ async def overhead(bench: Bench) -> None:
     """Steps of plain and n-gram decoding at batch 8, on a thread that does nothing else."""
     batch, steps, pool = 8, bench.plan.overhead_steps, bench.mixed()
     async with opened(bench, num_slots=_PAST_AT_ONCE) as engine:
-        past = await bench.past(engine)
+        past = await bench.past(engine, bench.plan.recipe)
     for n, arm in enumerate((PLAIN, NGRAM)):
         bench.tell(f"{arm}, batch {batch}", n, 2)
         tokens = (2 * batch + steps) * (LOOKAHEAD + 1)
@@ -204,7 +221,7 @@ async def lossless(bench: Bench) -> None:
     async with opened(bench, num_slots=max(plan.exact_batches), dtype=torch.float32) as engine:
         bench.tell("plain, one request at a time", 0, 1)
         _, plain = await run(engine, prompts, RunSpec(batch=1, tokens=plan.exact_tokens, drafter=Drafter.NONE))
-        await engine.swap(bench.draft)
+        await engine.swap(bench.drafts[plan.recipe])
         todo = [(a, b, k) for b in plan.exact_batches for a in DRAFTED for k in plan.exact_lookaheads]
         for done, (arm, batch, lookahead) in enumerate(todo):
             bench.tell(f"{arm}, batch {batch}, lookahead {lookahead or 'adaptive'}", done, len(todo))
@@ -251,10 +268,12 @@ async def _round(
     chosen = take(bench.prompts(cell.domain), round_, bench.plan.num_requests(cell.batch))
     for arm in in_turn(arms, round_):
         # Prompts repeat between rounds, so a proposer that remembered its answers would look them up.
-        past = await bench.past(engine)
+        recipe = bench.plan.narrow if part is figures.TAUGHT else bench.plan.recipe
+        has_past = arm != OWN_TEXT and part is not figures.UNTAUGHT
+        past = await bench.past(engine, recipe) if has_past else NgramProposer(0)
+        await bench.turn(engine, part, cell, arm, past)
         # The draft model reads prompts too, but only in arms that use it.
         await _read(engine, chosen, drafter_of(arm))
-        await engine.exchange_ngram(NgramProposer(0) if arm == OWN_TEXT else past)
         streams, _ = await run(engine, chosen, _spec(bench, cell, arm))
         bench.note(part, cell, arm, round_, streams)
 
@@ -263,7 +282,9 @@ def _spec(bench: Bench, cell: Cell, arm: str) -> RunSpec:
     return RunSpec(batch=cell.batch, tokens=bench.plan.tokens, drafter=drafter_of(arm), temperature=cell.temperature)
 
 
-async def _read(engine: TorchEngine, prompts: Sequence[tuple[int, ...]], drafter: Drafter = Drafter.NONE) -> None:
+async def _read(
+    engine: TorchEngine, prompts: Sequence[tuple[int, ...]], drafter: Drafter | None = Drafter.NONE
+) -> None:
     await run(engine, prompts, RunSpec(batch=len(prompts), tokens=1, drafter=drafter))
 
 

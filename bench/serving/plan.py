@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TypeVar
 
-from bench.serving.figures import Cell
+from bench.serving.figures import NARROW, Cell
 
 from updraft_cli.prompts import DOMAINS
 
@@ -20,8 +20,9 @@ NUM_REMEMBERED = 65536
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How the draft is trained: requests per domain, tokens per answer, optimizer steps."""
+    """How a draft is trained: requests of each domain, tokens per answer, optimizer steps."""
 
+    domains: tuple[str, ...]
     requests: int
     tokens: int
     steps: int
@@ -35,7 +36,7 @@ class Plan:
     batches: tuple[int, ...]
     temperatures: tuple[float, ...]
     peer_batches: tuple[int, ...] = (1, 8)
-    """Batch sizes of the comparisons with others, and of the hybrid."""
+    """Batch sizes of the comparisons with others, and of `auto`."""
     tokens: int
     """Output tokens per request."""
     min_requests: int
@@ -48,7 +49,6 @@ class Plan:
     """Rounds of the cells that have a bar of their own."""
     worst_s: float
     """Seconds in which the cell that is worst so far is measured again."""
-    hybrid_rounds: int
     gap_rounds: int
     http_rounds: int
     overhead_steps: int
@@ -56,6 +56,8 @@ class Plan:
     exact_batches: tuple[int, ...]
     exact_lookaheads: tuple[int | None, ...]
     recipe: Recipe
+    narrow: Recipe
+    """The draft of `auto`: of one kind of requests only."""
 
     @property
     def cells(self) -> list[Cell]:
@@ -66,6 +68,11 @@ class Plan:
     def peer_cells(self) -> list[Cell]:
         """Greedy, at the batch sizes of the comparisons."""
         return [Cell(*one) for one in product(self.domains, self.peer_batches, (0.0,))]
+
+    @property
+    def auto_cells(self) -> list[Cell]:
+        """Greedy and sampled, at the batch sizes of the comparisons."""
+        return [Cell(*one) for one in product(self.domains, self.peer_batches, (0.0, 1.0))]
 
     @property
     def cell_schedule(self) -> list[tuple[int, Cell]]:
@@ -91,18 +98,18 @@ FULL = Plan(
     cell_rounds=2,
     peer_cell_rounds=6,
     worst_s=240,
-    hybrid_rounds=12,
     gap_rounds=7,
     http_rounds=4,
     overhead_steps=100,
     exact_tokens=32,
     exact_batches=(1, 2, 4, 8, 16),
     exact_lookaheads=(1, 3, 5, None),
-    recipe=Recipe(requests=48, tokens=96, steps=320),
+    recipe=Recipe(domains=DOMAINS, requests=48, tokens=96, steps=320),
+    narrow=Recipe(domains=(NARROW,), requests=200, tokens=96, steps=300),
 )
 
 QUICK = Plan(
-    domains=("code", "chat"),
+    domains=("code", NARROW),
     batches=(1, 8),
     temperatures=(0.0, 1.0),
     tokens=12,
@@ -112,14 +119,14 @@ QUICK = Plan(
     cell_rounds=1,
     peer_cell_rounds=1,
     worst_s=1,
-    hybrid_rounds=1,
     gap_rounds=1,
     http_rounds=1,
     overhead_steps=10,
     exact_tokens=6,
     exact_batches=(1, 4),
     exact_lookaheads=(3, None),
-    recipe=Recipe(requests=4, tokens=24, steps=8),
+    recipe=Recipe(domains=("code", "chat"), requests=10, tokens=24, steps=8),
+    narrow=Recipe(domains=(NARROW,), requests=20, tokens=24, steps=8),
 )
 """Checks in three to five minutes that everything runs."""
 

@@ -15,7 +15,7 @@ from bench import harness
 from bench.harness import spread
 from bench.serving import draft, figures, parts
 from bench.serving.figures import NGRAM, OWN_TEXT, PARTS, PLAIN, Part
-from bench.serving.plan import FULL, QUICK, SEED, Plan
+from bench.serving.plan import FULL, QUICK, SEED, Plan, Recipe
 from bench.serving.workloads import Words
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -24,11 +24,11 @@ from tests.vllm import build
 
 from updraft_cli import output
 from updraft_cli.local.folders import cache_folder
+from updraft_inference.engine import DraftCheckpoint
 from updraft_inference.torch_engine.worker import on_passing_thread
 
 _LINE_S = 15.0
-_WITH_DRAFT = (figures.HYBRIDS, figures.LOSSLESS)
-_IN_ONE_ENGINE = {figures.PEERS: parts.peers, figures.CELLS: parts.cells, figures.HYBRIDS: parts.hybrids}
+_IN_ONE_ENGINE = {figures.PEERS: parts.peers, figures.CELLS: parts.cells, figures.AUTOS: parts.auto}
 _ALONE = {
     figures.GAP: parts.gap,
     figures.OVERHEAD: parts.overhead,
@@ -80,19 +80,21 @@ def shown() -> Iterator[Shown]:
 
 def measure(bench: parts.Bench, chosen: Sequence[Part], show: Shown) -> None:
     """Run the chosen parts. Those in this process end before servers start, because they use torch's threads."""
-    if any(part in _WITH_DRAFT for part in chosen):
-        show.begin("a draft for this bench (5 minutes, once)")
-        cache = cache_folder(os.environ)
-        trained = on_passing_thread(
-            lambda: draft.trained(cache, bench.model, bench.words, bench.plan.recipe, bench.tell)
-        )
-        bench = replace(bench, draft=trained)
+    recipes = {figures.AUTOS: bench.plan.narrow, figures.LOSSLESS: bench.plan.recipe}
+    drafts = {recipe: _draft(bench, recipe, show) for part, recipe in recipes.items() if part in chosen}
+    bench = replace(bench, drafts=drafts)
     if any(part in _IN_ONE_ENGINE for part in chosen):
         asyncio.run(_in_one_engine(bench, chosen, show))
     for part in chosen:
         if part in _ALONE:
             show.begin(part.what)
             asyncio.run(_ALONE[part](bench))
+
+
+def _draft(bench: parts.Bench, recipe: Recipe, show: Shown) -> DraftCheckpoint:
+    show.begin(f"a draft of {', '.join(recipe.domains)} (5 minutes, once)")
+    cache = cache_folder(os.environ)
+    return on_passing_thread(lambda: draft.trained(cache, bench.model, bench.words, recipe, bench.tell))
 
 
 async def _in_one_engine(bench: parts.Bench, chosen: Sequence[Part], show: Shown) -> None:
@@ -124,6 +126,7 @@ def main() -> None:
     parser.add_argument("--with-vllm", action="store_true", help="fail if vLLM is not built; with --quick: use it")
     parser.add_argument("--only", nargs="+", choices=[part.name for part in PARTS], help="run only these parts")
     parser.add_argument("--threads", type=int, default=2, help="threads of each engine (default 2)")
+    parser.add_argument("--minutes", type=float, default=12, help="minutes of the rounds of `auto` (default 12)")
     arguments = parser.parse_args()
     if arguments.with_vllm and not build.is_built():
         parser.error("vLLM is not built: run `make vllm-build` first")
@@ -146,6 +149,7 @@ def main() -> None:
                 tell=show.tell,
                 measured=measured,
                 has_vllm=has_vllm,
+                auto_s=0 if arguments.quick else 60 * arguments.minutes,
             )
             measure(bench, chosen, show)
     except KeyboardInterrupt:

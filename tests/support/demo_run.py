@@ -11,8 +11,8 @@ from updraft_cli.demo.report import Answer, Estimate, Measured, Report, Transiti
 from updraft_cli.demo.run import make_report
 from updraft_cli.demo.summary import summarise
 
-SPEEDS = {Arm.NONE: 38.0, Arm.NGRAM: 58.0, Arm.FROZEN: 42.0, Arm.ADAPTIVE: 49.0}
-LENGTHS = {Arm.NONE: 1.0, Arm.NGRAM: 1.75, Arm.FROZEN: 1.2}
+SPEEDS = {Arm.NONE: 38.0, Arm.NGRAM: 58.0, Arm.FROZEN: 42.0, Arm.ADAPTIVE: 49.0, Arm.AUTO: 55.0}
+LENGTHS = {Arm.NONE: 1.0, Arm.NGRAM: 1.75, Arm.FROZEN: 1.2, Arm.AUTO: 1.9}
 _ENDS = {SegmentName.FIRST: 1.55, SegmentName.SHIFTED: 1.7, SegmentName.RETURNED: 1.65}
 _STARTS = {SegmentName.FIRST: 1.0, SegmentName.SHIFTED: 1.2, SegmentName.RETURNED: 1.5}
 

@@ -73,6 +73,7 @@ class FakeEngine:
         self.lookahead_estimates = None
         self.speedups: dict[int, Speedup] = {}
         self.faults: Counter[int] = Counter()
+        self.is_comparing = False
         self._slots = asyncio.Semaphore(num_slots)
         self._capacity = num_slots + max_queued
         self._submitted = 0
@@ -103,6 +104,9 @@ class FakeEngine:
     @property
     def load(self) -> EngineLoad:
         return EngineLoad(running=self._running, queued=self._submitted - self._running)
+
+    def compare(self, *, is_comparing: bool) -> None:
+        self.is_comparing = is_comparing
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         self._check(request)

@@ -104,7 +104,6 @@ class _Tally:
         accepted = max(0, self.tokens - self.steps)
         return fleet_pb2.VersionCounters(
             version=version,
-            requests=self.requests,
             requests_served=self.requests,
             verify_steps=self.steps,
             tokens=self.tokens,

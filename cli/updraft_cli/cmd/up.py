@@ -64,7 +64,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @click.option(
     "--drafter",
     type=click.Choice(["auto", "none", "ngram", "eagle3", "hybrid"]),
-    help="Drafter of requests that do not choose one.  [default: auto]",
+    help="Drafter of requests that do not choose one. auto: the learned draft mixed with n-gram lookup.  [default: auto]",
 )
 @click.option("--lookahead", type=click.IntRange(0, 16), help="Maximum draft tokens per step.  [default: 3]")
 @click.option("--engine", type=click.Choice(["torch", "sglang"]), help="Engine that runs the model.  [default: torch]")

@@ -18,14 +18,21 @@ from matplotlib.typing import RcKeyType
 from updraft_cli.demo.plan import Arm, SegmentName
 from updraft_cli.demo.report import Part, Point, Report, Request, Transition
 
-_COLOURS = {Arm.NONE: "#767676", Arm.NGRAM: "#009E73", Arm.FROZEN: "#D55E00", Arm.ADAPTIVE: "#0072B2"}
-_MARKERS = {Arm.NONE: "", Arm.NGRAM: "s", Arm.FROZEN: "D", Arm.ADAPTIVE: "o"}
-_DASHES = {Arm.NONE: ":", Arm.NGRAM: "-.", Arm.FROZEN: "--", Arm.ADAPTIVE: "-"}
+_COLOURS = {
+    Arm.NONE: "#767676",
+    Arm.NGRAM: "#009E73",
+    Arm.FROZEN: "#D55E00",
+    Arm.ADAPTIVE: "#0072B2",
+    Arm.AUTO: "#CC79A7",
+}
+_MARKERS = {Arm.NONE: "", Arm.NGRAM: "s", Arm.FROZEN: "D", Arm.ADAPTIVE: "o", Arm.AUTO: "P"}
+_DASHES = {Arm.NONE: ":", Arm.NGRAM: "-.", Arm.FROZEN: "--", Arm.ADAPTIVE: "-", Arm.AUTO: "-"}
 LABELS = {
     Arm.NONE: "no speculation",
     Arm.NGRAM: "n-gram lookup",
     Arm.FROZEN: "draft frozen at the shift",
     Arm.ADAPTIVE: "adaptive draft",
+    Arm.AUTO: "adaptive draft and lookup",
 }
 _BACKGROUNDS = ("#FFFFFF", "#F3F0E8", "#FFFFFF")
 _INK, _FAINT = "#222222", "#8A8A8A"

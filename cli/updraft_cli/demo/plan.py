@@ -50,6 +50,8 @@ class Arm(StrEnum):
     NGRAM = "ngram"
     FROZEN = "frozen"
     ADAPTIVE = "adaptive"
+    AUTO = "auto"
+    """What the server chooses by itself: here the adaptive draft, mixed with n-gram lookup."""
 
 
 class SegmentName(StrEnum):
@@ -136,7 +138,7 @@ def fixed_arms(segment: SegmentName, *, is_end: bool = False) -> tuple[Arm, ...]
 
 def timed_arms(segment: SegmentName) -> tuple[Arm, ...]:
     """Return the arms whose speed is measured at the last point of a segment."""
-    return (Arm.NONE, Arm.NGRAM, *fixed_arms(segment))
+    return (Arm.NONE, Arm.NGRAM, *fixed_arms(segment), Arm.AUTO)
 
 
 def fixed_requests(plan: Plan, segment: Segment, point: int) -> int:

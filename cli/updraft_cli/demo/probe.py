@@ -42,12 +42,14 @@ class Way:
 def ways(serving: ChatServer, frozen: ChatServer | None) -> dict[Arm, Way]:
     """Return the way of each arm. If no draft served at the shift, the frozen arm has no draft."""
     undrafted = Way(server=serving, fixed={"drafter": "none"}, timed={"drafter": "none"})
-    draft = {"drafter": "eagle3", "lookahead": LOOKAHEAD}
+    alone = {"drafter": "eagle3"}
+    draft = alone | {"lookahead": LOOKAHEAD}
     return {
         Arm.NONE: undrafted,
         Arm.NGRAM: Way(server=serving, fixed={"drafter": "ngram"}, timed={"drafter": "ngram"}),
-        Arm.FROZEN: Way(server=frozen, fixed=draft, timed={}) if frozen else undrafted,
-        Arm.ADAPTIVE: Way(server=serving, fixed=draft, timed={}),
+        Arm.FROZEN: Way(server=frozen, fixed=draft, timed=alone) if frozen else undrafted,
+        Arm.ADAPTIVE: Way(server=serving, fixed=draft, timed=alone),
+        Arm.AUTO: Way(server=serving, fixed={}, timed={}),
     }
 
 

@@ -25,6 +25,9 @@ _COLLAPSED = 1.05
 
 _COLLAPSED_MESSAGE = "almost no token of the stable draft is accepted; wait for the trainer, or pin another version"
 
+_EFFECTIVE_MESSAGE = "drafts are accepted"
+"""One for all evidence, so that the condition does not change when evidence fades."""
+
 _SLOWER_MESSAGE = "speculation would slow decoding down on this traffic, so the pods do without most of it"
 
 ASKS_A_PERSON = "promote or reject it"
@@ -243,13 +246,15 @@ def _speculation(observed: Observed) -> Iterator[Assessment]:
 
 
 def _accepted_drafts(state: pb.SpeculatorState) -> Assessment:
-    """Whether enough tokens of the stable draft are accepted."""
+    """Whether speculation is surely faster, with lookup and all, or enough tokens of the stable draft are accepted."""
+    if state.speedup.low > 1.0:
+        return _true("Effective", _EFFECTIVE_MESSAGE)
     length, steps = acceptance_length(state, state.stable)
     if length is None or steps < _ENOUGH_STEPS:
         return _unknown("TooFewSamples", "not enough traffic yet to measure acceptance")
     if length < _COLLAPSED:
         return _false("AcceptanceCollapsed", _COLLAPSED_MESSAGE)
-    return _true("Effective", "drafts are accepted")
+    return _true("Effective", _EFFECTIVE_MESSAGE)
 
 
 def _progressing(observed: Observed) -> Iterator[Assessment]:

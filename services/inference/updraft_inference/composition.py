@@ -215,12 +215,14 @@ async def _fleet(
     def follow(directive: fleet_pb2.Directive) -> None:
         if capture is not None:
             capture.follow(directive.capture if directive.HasField("capture") else None)
+        engine.compare(is_comparing=directive.comparing)
         swapper.accept(directive)
 
     def note(link: LinkState) -> None:
         base.metrics.registry_connected.set(link is LinkState.UP)
         base.metrics.registry_denials.inc(link is LinkState.DENIED)
         if link is not LinkState.UP:
+            engine.compare(is_comparing=False)
             swapper.go_alone()
 
     swapper = Swapper(engine, drafts, fetch, metrics=base.metrics, clock=base.clock, on_change=changed.set)

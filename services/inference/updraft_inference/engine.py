@@ -377,6 +377,10 @@ class Engine(Protocol):
         """False: the engine has failed permanently, and the process should end."""
         ...
 
+    def compare(self, *, is_comparing: bool) -> None:
+        """Say whether drafts are compared now, so that an engine that mixes proposers shows more of each draft alone."""
+        ...
+
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         """Yield tokens as they are generated. Closing the generator early cancels the request and frees its slot.
 

@@ -93,7 +93,7 @@ async def open_engine(settings: InferenceSettings, on_finished: FinishedSink) ->
         dtype=getattr(torch, settings.dtype),
         device=settings.device,
         use_kernels=settings.kernels == "auto",
-        drafter=Drafter.EAGLE3 if settings.drafter == "auto" else Drafter(settings.drafter),
+        drafter=Drafter.HYBRID if settings.drafter == "auto" else Drafter(settings.drafter),
         max_queued=settings.max_queued_requests,
     )
     engine = await asyncio.to_thread(TorchEngine.open, settings.model, options, on_finished)

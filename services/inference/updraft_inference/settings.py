@@ -107,8 +107,8 @@ class InferenceSettings(settings.Settings):
     """How long running requests may continue after SIGTERM. Keep it below the pod's termination grace period."""
 
     drafter: Literal["auto", "none", "ngram", "eagle3", "hybrid"] = "auto"
-    """Default drafter of requests. auto: eagle3 once a draft is loaded; hybrid: n-gram lookup and the draft model,
-    mixed token by token."""
+    """Default drafter of requests. hybrid: n-gram lookup and the draft model, mixed token by token; lookup alone before there
+    is a draft. auto: hybrid, and eagle3 with SGLang. The engine drafts nothing where that is faster."""
 
     lookahead: Annotated[int, Field(ge=0, le=16)] = 3
     """Maximum draft tokens per verify step; the engine chooses up to this number."""

@@ -3,12 +3,13 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc.aio
 import pytest
+from tests.support.inference import running_pod
 from tests.support.ports import free_port
 from tests.support.rpc import listening, service
 from tests.support.wait import until
@@ -162,3 +163,18 @@ async def test_a_registry_that_is_away_is_told_once_and_so_is_its_return(caplog:
     records = [record.message for record in caplog.records if record.name == "updraft_inference.agent.fleet"]
     away = "The registry is away; serving goes on"
     assert records == [away, "The registry is back", away]
+
+
+async def compare(reports: AsyncIterator[fleet_pb2.ConnectRequest], _: Any) -> AsyncIterator[Any]:
+    """A registry in which a canary runs."""
+    async for _ in reports:
+        yield fleet_pb2.ConnectResponse(directive=fleet_pb2.Directive(nonce="compare", comparing=True))
+
+
+async def test_a_pod_compares_drafts_for_as_long_as_its_registry_says_so(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        address = await stack.enter_async_context(listening(service(FLEET, Connect=compare)))
+        async with running_pod(tmp_path, registry_address=address) as pod:
+            await until(lambda: pod.engine.is_comparing, what="the comparison")
+            await stack.aclose()
+            await until(lambda: not pod.engine.is_comparing, what="its end without a registry")

@@ -150,3 +150,18 @@ async def test_a_fixed_draft_needs_no_registry(target: Path, tmp_path: Path) -> 
         tmp_path, open_engine=open_engine, draft_path=tmp_path / "mine", dtype="float32", max_context=128, num_threads=1
     ) as running:
         assert (await greedy(running))[1]["draft_version"] == 1
+
+
+async def test_a_request_that_names_no_drafter_is_drafted_for_by_the_model_and_by_lookup(
+    target: Path, tmp_path: Path
+) -> None:
+    save_draft(make_draft(target, seed=1), tmp_path / "mine")
+
+    async with running_pod(
+        tmp_path, open_engine=open_engine, draft_path=tmp_path / "mine", dtype="float32", max_context=256, num_threads=1
+    ) as running:
+        plain = (await greedy(running))[0]
+        answer = await running.complete("hello", max_tokens=48, temperature=0, ignore_eos=True)
+        assert answer.json()["choices"][0]["text"] == plain
+        # A new draft model drafts a few times in any case.
+        assert await running.metric('updraft_inference_verify_steps_total{drafter="hybrid"}') > 0

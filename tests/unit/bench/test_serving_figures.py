@@ -4,20 +4,21 @@ import pytest
 from bench.harness import Line
 from bench.serving import figures
 from bench.serving.figures import (
-    AGAIN,
+    AUTO,
+    AUTOS,
     CELLS,
     EAGLE3,
     GAP,
     HTTP,
-    HYBRID,
-    HYBRIDS,
     LOSSLESS,
     NGRAM,
     OVERHEAD,
     PARTS,
     PEERS,
     PLAIN,
+    TAUGHT,
     TRANSFORMERS,
+    UNTAUGHT,
     VLLM,
     Cell,
     Equality,
@@ -116,22 +117,44 @@ def test_sampled_cells_count_for_the_worst_cell_and_not_for_the_gain_of_their_do
     assert worst.note == "code, batch 1, temperature 1; of 2 cells"
 
 
-def test_the_hybrid_is_held_against_the_drafter_that_is_faster_there() -> None:
-    measured = Measured(rates=rates(HYBRIDS, CODE_1, {NGRAM: [20.0, 22.0], EAGLE3: [30.0, 10.0], HYBRID: [21.0, 23.1]}))
-    line = lines_of(measured, HYBRIDS)["hybrid, of the better of n-gram and EAGLE-3: code, batch 1"]
-    assert line.bar.measured == pytest.approx(1.05)
-    assert line.bar.met
+MATH_1, SAMPLED_8 = Cell("math", 1, 0.0), Cell("math", 8, 1.0)
 
 
-def test_beside_the_hybrid_stands_what_the_measure_itself_errs_by() -> None:
-    arms = {NGRAM: [20.0, 20.0], AGAIN: [21.0, 21.4], EAGLE3: [10.0, 10.0], HYBRID: [20.0, 20.0]}
-    lines = lines_of(Measured(rates=rates(HYBRIDS, CODE_1, arms)), HYBRIDS)
-    assert lines["hybrid, of the better of n-gram and EAGLE-3: code, batch 1"].note.endswith("ngram of itself 1.06 x")
+def test_auto_has_to_pay_on_the_kind_that_the_draft_knows_and_to_cost_nothing_on_every_other() -> None:
+    found = rates(TAUGHT, MATH_1, {PLAIN: [20.0, 20.0], AUTO: [28.0, 30.0], NGRAM: [20.0] * 2, EAGLE3: [25.0] * 2})
+    found += rates(TAUGHT, CODE_1, {PLAIN: [20.0, 20.0], AUTO: [20.0, 20.0], NGRAM: [19.0] * 2, EAGLE3: [18.0] * 2})
+    found += rates(UNTAUGHT, SAMPLED_8, {PLAIN: [100.0], AUTO: [98.0]})
+    lines = lines_of(Measured(rates=found), AUTOS)
+    bars = {name.removeprefix("auto, of "): line.bar for name, line in lines.items()}
+    with_draft, without = "with a draft of one kind", "without a draft"
+    known = bars[f"plain: math, {with_draft}, batch 1, temperature 0"]
+    assert known.measured == pytest.approx(1.45)
+    assert (known.target, known.met) == (1.3, True)
+    other = bars[f"plain: code, {with_draft}"]
+    assert (other.measured, other.target) == (1.0, 0.99)
+    assert bars[f"plain: every kind, {with_draft}, batch 1, temperature 0"].measured == pytest.approx(1.2)
+    assert bars[f"its best part: math, {with_draft}"].measured == pytest.approx(1.16)
+    assert bars[f"its best part: code, {with_draft}"].measured == 1.0, "doing nothing is a part too"
+    assert not bars[f"plain: math, {without}"].met
+    assert not bars[f"plain: every kind, {without}, batch 8, temperature 1"].met
 
 
-def test_an_engine_without_a_hybrid_misses_its_bars() -> None:
-    measured = Measured(rates=rates(HYBRIDS, CODE_1, {NGRAM: [20.0], EAGLE3: [30.0]}))
-    assert not any(line.bar.met for line in lines_of(measured, HYBRIDS).values())
+def test_which_part_is_best_in_a_round_is_said_by_the_other_rounds() -> None:
+    by_arm = {NGRAM: [20.0, 30.0, 20.0, 20.0], EAGLE3: [25.0] * 4, AUTO: [25.0, 25.0, 30.0, 25.0]}
+    found = figures.ratios_to_best(rates(TAUGHT, MATH_1, by_arm), AUTO, (NGRAM, EAGLE3))
+    assert found == [1.0, 1.0, 1.2, 1.0], "30 in one round makes no best part"
+
+
+def test_a_run_that_was_stopped_in_its_first_round_compares_auto_with_none_only() -> None:
+    found = rates(TAUGHT, MATH_1, {PLAIN: [20.0], NGRAM: [30.0], AUTO: [24.0]})
+    bars = {name: line.bar for name, line in lines_of(Measured(rates=found), AUTOS).items()}
+    assert bars["auto, of plain: math, with a draft of one kind"].measured == 1.2
+    assert bars["auto, of its best part: math, with a draft of one kind"].measured is None
+
+
+def test_an_auto_that_was_not_measured_misses_its_bar() -> None:
+    assert not any(line.bar.met for line in lines_of(Measured(), AUTOS).values())
+    assert lines_of(Measured(), AUTOS)
 
 
 def test_vllm_has_lines_only_where_it_is_built() -> None:

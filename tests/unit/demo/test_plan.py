@@ -54,7 +54,7 @@ def test_only_the_last_point_of_a_segment_measures_speed(plan: Plan) -> None:
 
 def test_a_request_that_runs_alone_costs_more_than_one_among_others(plan: Plan) -> None:
     assert ALONE_COST > 1
-    assert timed_requests(plan, segment(plan, SegmentName.SHIFTED), 3) == 4 * ALONE_COST * 4
+    assert timed_requests(plan, segment(plan, SegmentName.SHIFTED), 3) == 5 * ALONE_COST * 4
 
 
 def test_a_report_point_measures_enough_held_out_tokens_for_an_error_below_5_percent(plan: Plan) -> None:

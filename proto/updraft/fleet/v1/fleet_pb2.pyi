@@ -149,12 +149,13 @@ Global___Loaded: _TypeAlias = Loaded  # noqa: Y015
 
 @_typing.final
 class VersionCounters(_message.Message):
-    """Counters of one served version since the process started (monotonic: a lost report costs nothing)."""
+    """Counters of one served version since the process started (monotonic: a lost report costs nothing). Of steps that may mix
+    proposers, only those drawn by chance count, in which the version drafted alone.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     VERSION_FIELD_NUMBER: _builtins.int
-    REQUESTS_FIELD_NUMBER: _builtins.int
     VERIFY_STEPS_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     PROPOSED_FIELD_NUMBER: _builtins.int
@@ -162,20 +163,14 @@ class VersionCounters(_message.Message):
     ACCEPTED_BY_POSITION_FIELD_NUMBER: _builtins.int
     INTER_TOKEN_LATENCY_FIELD_NUMBER: _builtins.int
     ERRORS_FIELD_NUMBER: _builtins.int
-    ACCEPTANCE_LENGTH_SUM_FIELD_NUMBER: _builtins.int
-    ACCEPTANCE_LENGTH_SQUARE_SUM_FIELD_NUMBER: _builtins.int
     REQUESTS_SERVED_FIELD_NUMBER: _builtins.int
     version: _builtins.int
-    requests: _builtins.int
     verify_steps: _builtins.int
     tokens: _builtins.int
     proposed: _builtins.int
     errors: _builtins.int
-    acceptance_length_sum: _builtins.float
-    """For statistics with the request as the unit: sum over requests of acceptance length, and of its square."""
-    acceptance_length_square_sum: _builtins.float
     requests_served: _builtins.int
-    """Requests in which this version had at least one verify step, alone or not."""
+    """Requests in which this version had at least one step that counts."""
     @_builtins.property
     def proposed_by_position(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -186,7 +181,6 @@ class VersionCounters(_message.Message):
         self,
         *,
         version: _builtins.int = ...,
-        requests: _builtins.int = ...,
         verify_steps: _builtins.int = ...,
         tokens: _builtins.int = ...,
         proposed: _builtins.int = ...,
@@ -194,13 +188,11 @@ class VersionCounters(_message.Message):
         accepted_by_position: _abc.Iterable[_builtins.int] | None = ...,
         inter_token_latency: Global___Histogram | None = ...,
         errors: _builtins.int = ...,
-        acceptance_length_sum: _builtins.float = ...,
-        acceptance_length_square_sum: _builtins.float = ...,
         requests_served: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["inter_token_latency", b"inter_token_latency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acceptance_length_square_sum", b"acceptance_length_square_sum", "acceptance_length_sum", b"acceptance_length_sum", "accepted_by_position", b"accepted_by_position", "errors", b"errors", "inter_token_latency", b"inter_token_latency", "proposed", b"proposed", "proposed_by_position", b"proposed_by_position", "requests", b"requests", "requests_served", b"requests_served", "tokens", b"tokens", "verify_steps", b"verify_steps", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_by_position", b"accepted_by_position", "errors", b"errors", "inter_token_latency", b"inter_token_latency", "proposed", b"proposed", "proposed_by_position", b"proposed_by_position", "requests_served", b"requests_served", "tokens", b"tokens", "verify_steps", b"verify_steps", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -491,6 +483,7 @@ class Directive(_message.Message):
     SERVE_PHASE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     PREFETCH_SPREAD_MS_FIELD_NUMBER: _builtins.int
+    COMPARING_FIELD_NUMBER: _builtins.int
     nonce: _builtins.str
     serve_version: _builtins.int
     """The version to serve; 0 = no draft."""
@@ -500,6 +493,8 @@ class Directive(_message.Message):
     """Why, for the pod's log."""
     prefetch_spread_ms: _builtins.int
     """Begin to fetch within a random part of this time, so that a fleet does not fetch at once. Not part of the nonce."""
+    comparing: _builtins.bool
+    """A canary runs: draw more steps for the counters of versions, so that its verdict comes soon."""
     @_builtins.property
     def prefetch_versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Hold these ready; always includes serve_version when it is not 0."""
@@ -522,10 +517,11 @@ class Directive(_message.Message):
         serve_phase: _registry_pb2.Phase.ValueType = ...,
         reason: _builtins.str = ...,
         prefetch_spread_ms: _builtins.int = ...,
+        comparing: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "switchback", b"switchback"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "nonce", b"nonce", "prefetch_spread_ms", b"prefetch_spread_ms", "prefetch_versions", b"prefetch_versions", "reason", b"reason", "serve_digest", b"serve_digest", "serve_phase", b"serve_phase", "serve_version", b"serve_version", "switchback", b"switchback"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "comparing", b"comparing", "nonce", b"nonce", "prefetch_spread_ms", b"prefetch_spread_ms", "prefetch_versions", b"prefetch_versions", "reason", b"reason", "serve_digest", b"serve_digest", "serve_phase", b"serve_phase", "serve_version", b"serve_version", "switchback", b"switchback"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,7 +1,7 @@
 """Totals of finished requests by draft version. Pure.
 
-A step counts for the version that drafted it alone, also after a swap within a request. Statistics per request (acceptance
-length) count only requests that a single version served, because a mixed request says nothing about either version.
+A step counts for the version that drafted it alone, also after a swap within a request. Steps of `hybrid` requests count where
+they were drawn by chance, because elsewhere the draft model stands only where it was trusted, which flatters the worse draft.
 """
 
 from bisect import bisect_left
@@ -87,7 +87,7 @@ def emitted(finished: FinishedRequest) -> Iterator[tuple[VerifyStep, int]]:
 
 Tallies = Mapping[int, fleet_pb2.VersionCounters]
 """Totals since the process started, by version, the last served one last; 0 is for steps without a draft, or mixed with n-gram
-lookup. `requests` are those that only this version served."""
+lookup."""
 
 MAX_VERSIONS = 16
 """Keeps reports small on pods that serve thousands of versions over months."""
@@ -108,12 +108,6 @@ def folded(tallies: Tallies, finished: FinishedRequest) -> dict[int, fleet_pb2.V
         served.add(rest.draft_version)
     for version in served:
         result[version].requests_served += 1
-    sole = sole_version(finished)
-    acceptance_length = usage(finished).acceptance_length
-    if sole is not None and acceptance_length is not None:
-        result[sole].requests += 1
-        result[sole].acceptance_length_sum += acceptance_length
-        result[sole].acceptance_length_square_sum += acceptance_length**2
     return _newest(result)
 
 
@@ -157,15 +151,6 @@ def _add_steps(
     counters.accepted_by_position[:] = _sums(counters.accepted_by_position, accepted)
     counters.inter_token_latency.counts[bisect_left(LATENCY_BOUNDS_S, per_token_s)] += tokens
     counters.inter_token_latency.sum += per_token_s * tokens
-
-
-def sole_version(finished: FinishedRequest) -> int | None:
-    """The version that made all proposals of a request (0: none); None if there were several."""
-    versions = {_proved(step) for step in finished.steps if step.draft_ids}
-    if finished.uncaptured is not None and any(finished.uncaptured.proposed):
-        versions.add(finished.uncaptured.draft_version)
-    versions = versions or {0}
-    return versions.pop() if len(versions) == 1 else None
 
 
 def _proved(step: VerifyStep) -> int:

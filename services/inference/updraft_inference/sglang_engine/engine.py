@@ -161,6 +161,9 @@ class SglangEngine:
         async with self._swap_lock:
             return await self._to_its_end(self._swap(draft))
 
+    def compare(self, *, is_comparing: bool) -> None:
+        """SGLang mixes no proposers, so every step shows the draft alone."""
+
     async def rehash(self) -> LoadedDraft:
         async with self._swap_lock:
             return await self._served_draft.rehash()

@@ -38,13 +38,12 @@ from updraft_inference.engine import (
     check_limits,
 )
 from updraft_inference.torch_engine.drafting.eagle import EagleProposer
-from updraft_inference.torch_engine.drafting.ngram import NgramProposer
 from updraft_inference.torch_engine.model.draft import PackedWeights, pack
 from updraft_inference.torch_engine.model.limits import Limits
 from updraft_inference.torch_engine.model.target import Target
 from updraft_inference.torch_engine.sampling.grammar import Grammar, Grammars
 from updraft_inference.torch_engine.sampling.logits import check_sampling
-from updraft_inference.torch_engine.scheduler.scheduler import Scheduler
+from updraft_inference.torch_engine.scheduler.scheduler import Experience, Scheduler
 from updraft_inference.torch_engine.sequence import Sequence
 from updraft_inference.torch_engine.worker import Worker, on_passing_thread
 from updraft_kernels.loader import load_kernels
@@ -61,7 +60,8 @@ class EngineOptions:
     device: str = "cpu"
     use_kernels: bool = True
     """Use the C++ kernels on a CPU, if the package has them for it."""
-    drafter: Drafter = Drafter.EAGLE3
+    drafter: Drafter = Drafter.HYBRID
+    """Of requests that name none. Without a draft model, `hybrid` is n-gram lookup."""
     is_lookahead_fixed: bool = False
     max_queued: int = 256
 
@@ -157,6 +157,9 @@ class TorchEngine:
     def is_alive(self) -> bool:
         return self._worker.failure is None
 
+    def compare(self, *, is_comparing: bool) -> None:
+        self._scheduler.speculation.is_comparing = is_comparing
+
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         self._check(request)
         loop = asyncio.get_running_loop()
@@ -223,14 +226,11 @@ class TorchEngine:
                 self.loaded = replace(self.loaded, tensors_digest=await asyncio.to_thread(self._digest))
             return self.loaded
 
-    async def exchange_ngram(self, proposer: NgramProposer) -> NgramProposer:
-        """Use another n-gram proposer, with the answers it remembers, and return the current one. (For measurements.)"""
-        before = self._scheduler.speculation.ngram
-
-        def exchange() -> None:
-            self._scheduler.speculation.ngram = proposer
-
-        await self._worker.between_steps(exchange)
+    async def exchange_experience(self, experience: Experience | None = None) -> Experience:
+        """Go on with this, or with none, and return what was learnt until now. (For measurements, while nothing runs.)"""
+        before = self._scheduler.experience
+        new = experience or before.without_traffic(self._limits.num_remembered)
+        await self._worker.between_steps(lambda: self._scheduler.adopt(new))
         return before
 
     # -- outside the engine's thread ----------------------------------------------------------------------------------

@@ -150,6 +150,7 @@ def directive_to_proto(directive: Directive, *, num_pods: int = 1) -> fleet_pb2.
         serve_phase=_phase(directive.phase),
         reason=directive.reason,
         switchback=_switchback(plan) if plan else None,
+        comparing=directive.is_comparing,
     )
     message.nonce = hashlib.sha256(message.SerializeToString(deterministic=True)).hexdigest()[:16]
     message.prefetch_spread_ms = PREFETCH_SPREAD_MS * num_pods

@@ -90,6 +90,8 @@ class Directive:
     phase: Phase | None = None
     reason: str = ""
     switchback: Switchback | None = None
+    is_comparing: bool = False
+    """A canary runs, on this pod or on others."""
 
 
 def share(percent: int, num_pods: int, comparison: Comparison) -> int:
@@ -154,6 +156,7 @@ def _everyone(speculator: Speculator, serving: Version | None, candidate: Versio
         prefetch=(serving.number, candidate.number) if is_near and candidate is not None else (serving.number,),
         phase=serving.phase,
         reason=serving.reason,
+        is_comparing=rollout is not None and candidate is not None,
     )
 
 
@@ -175,6 +178,7 @@ def _on_canary(speculator: Speculator, rollout: Rollout, serving: Version, candi
         phase=served.phase,
         reason=candidate.reason,
         switchback=plan,
+        is_comparing=True,
     )
 
 
@@ -217,4 +221,5 @@ def _stay(held: Version, target: Directive) -> Directive:
         prefetch=(held.number, target.serve) if target.serve else (held.number,),
         phase=held.phase,
         reason=f"{name_of(target.serve)} takes over on a few pods at a time",
+        is_comparing=target.is_comparing,
     )

@@ -124,7 +124,7 @@ class TestRequests:
         tally = folded({}, finished)[2]
         assert (tally.verify_steps, tally.tokens) == (6, 9)
         assert (list(tally.proposed_by_position), list(tally.accepted_by_position)) == ([6, 6, 6], [3])
-        assert (tally.requests, tally.requests_served) == (1, 1)
+        assert tally.requests_served == 1
         registry = CollectorRegistry()
         Metrics(registry).observe(finished)
         assert registry.get_sample_value("updraft_inference_uncaptured_steps_total") == 6

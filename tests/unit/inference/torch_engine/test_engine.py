@@ -113,11 +113,27 @@ async def test_what_speculation_is_worth_is_measured_where_the_engine_may_choose
         await run(engine, request(PROMPTS[0], max_tokens=150, **choice))
     assert not engine.speedups, "the requests left no choice"
     for _ in range(2):
-        assert (await run(engine, request(PROMPTS[0], max_tokens=100))).output_ids[:40] == reference[0]
+        assert (await run(engine, request(PROMPTS[0], max_tokens=100, drafter=Drafter.EAGLE3))).output_ids[
+            :40
+        ] == reference[0]
     assert {0, 1} == set(engine.speedups)
     assert engine.speedups[0].low <= engine.speedups[0].ratio <= engine.speedups[0].high
     await engine.swap(drafts[1])
     assert not engine.speedups, "another draft is worth something else"
+
+
+async def test_what_was_learnt_from_traffic_can_be_put_aside_and_taken_up_again(target: Path) -> None:
+    limits = Limits(num_slots=1, max_context=200, max_lookahead=7, num_remembered=1000)
+    async with TorchEngine.open(target, EngineOptions(limits=limits, dtype=torch.float32)) as engine:
+
+        async def num_steps() -> int:
+            return len((await run(engine, request(PROMPTS[0], drafter=Drafter.NGRAM, lookahead=7))).steps)
+
+        first = await num_steps()
+        learnt = await engine.exchange_experience()
+        assert await num_steps() == first
+        await engine.exchange_experience(learnt)
+        assert await num_steps() < first, "it remembers its answer"
 
 
 @pytest.mark.parametrize("drafter", list(Drafter))

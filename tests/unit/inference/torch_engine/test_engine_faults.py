@@ -11,7 +11,14 @@ from safetensors.torch import load_file, save_file
 from tests.support.tiny_target import make_draft, make_tiny_target, save_draft
 
 from updraft_chassis.errors import Corrupt
-from updraft_inference.engine import DraftCheckpoint, FinishedRequest, FinishReason, GenerationRequest, SamplingParams
+from updraft_inference.engine import (
+    DraftCheckpoint,
+    Drafter,
+    FinishedRequest,
+    FinishReason,
+    GenerationRequest,
+    SamplingParams,
+)
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
 from updraft_inference.torch_engine.model.limits import Limits
 
@@ -26,7 +33,8 @@ def target(tmp_path: Path) -> Path:
 @pytest.fixture
 async def engine(target: Path) -> AsyncIterator[TorchEngine]:
     limits = Limits(num_slots=2, max_context=128, max_lookahead=3)
-    async with TorchEngine.open(target, EngineOptions(limits=limits, dtype=torch.float32)) as engine:
+    options = EngineOptions(limits=limits, dtype=torch.float32, drafter=Drafter.EAGLE3)
+    async with TorchEngine.open(target, options) as engine:
         yield engine
 
 

@@ -152,6 +152,9 @@ SPECULATION: list[Case] = [
     ("SpeculationEffective", "True", "Effective", {"registry": _serves(2.5)}),
     ("SpeculationEffective", "False", "AcceptanceCollapsed", {"registry": _serves(1.01)}),
     ("SpeculationEffective", "True", "Effective", {"registry": _serves(2.5, speedup=pb.Speedup(low=0.99, high=1.1))}),
+    # With n-gram lookup, speculation may be worth it whatever the draft is.
+    ("SpeculationEffective", "True", "Effective", {"registry": _serves(1.01, speedup=pb.Speedup(low=1.1, high=1.2))}),
+    ("SpeculationEffective", "True", "Effective", {"registry": _serves(None, speedup=pb.Speedup(low=1.1, high=1.2))}),
     ("SpeculationEffective", "False", "SlowerThanNone", {"registry": _serves(2.5, speedup=pb.Speedup(high=0.99))}),
     (
         "SpeculationEffective",

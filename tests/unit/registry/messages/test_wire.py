@@ -158,6 +158,13 @@ def test_a_switchback_is_part_of_the_order() -> None:
     assert message.nonce != wire.directive_to_proto(order).nonce
 
 
+def test_an_order_that_compares_is_another_one_because_pods_have_to_hear_of_it() -> None:
+    order = Directive(serve=3, digest="sha256:3", prefetch=(3,))
+    message = wire.directive_to_proto(replace(order, is_comparing=True))
+    assert (message.comparing, wire.directive_to_proto(order).comparing) == (True, False)
+    assert message.nonce != wire.directive_to_proto(order).nonce
+
+
 def state(world: World) -> pb.SpeculatorState:
     message, canary_state = explain(world.speculator, list(world.pods.values()))
     return wire.state_to_proto(world.speculator, canary_state, message, pods=pb.Pods(), traffic=[])

@@ -83,6 +83,18 @@ def test_a_better_candidate_serves_everyone_after_the_last_step_and_not_before()
     assert world.speculator.rollout is None
 
 
+@pytest.mark.parametrize("num_pods", [1, 16])
+def test_every_pod_hears_that_versions_are_compared_from_the_first_step_to_the_verdict(num_pods: int) -> None:
+    world = World(num_pods, steps=STEPS)
+    assert not any(order.is_comparing for order in world.decide().directives.values())
+    candidate = world.canary(gain_percent=10)
+    assert world.phases[candidate] is Phase.CANARY
+    assert all(order.is_comparing for order in world.decide().directives.values())
+    world.run(600)
+    assert world.phases[candidate] is Phase.STABLE
+    assert not any(order.is_comparing for order in world.decide().directives.values())
+
+
 def test_its_promotion_has_the_evidence_as_its_reason() -> None:
     world = World(16, steps=(RolloutStep(pods_percent=10, hold_seconds=0),))
     world.canary(gain_percent=10)

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from functools import partial
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from torch import Tensor
@@ -26,10 +27,19 @@ logger = logging.getLogger(__name__)
 _BY_MODEL = frozenset({Drafter.EAGLE3, Drafter.HYBRID})
 _BY_NGRAM = frozenset({Drafter.NGRAM, Drafter.HYBRID})
 
-ALONE_SHARE = 1 / 16
-"""Share of chains, drawn by chance, that the draft model makes alone although they might be mixed. Only they are evidence about
-a draft, because a mixed chain has the model's tokens only where it was trusted. And they show whether drawn tokens would be
-accepted where the model is not trusted."""
+
+class EvidenceBudget(NamedTuple):
+    """What evidence about the draft may take: at most these shares of the steps, and of the time of steps without drafts."""
+
+    steps: float
+    seconds: float
+
+
+USUAL, COMPARING = EvidenceBudget(1 / 32, 0.01), EvidenceBudget(1 / 8, 0.05)
+"""Usually, and while the registry compares drafts. In steps drawn by chance, the draft model drafts alone for every `hybrid`
+request, as many tokens as it may. Only these are evidence about a draft. Elsewhere the planner lets it draft where it is good,
+and a mixed chain has its tokens where it was trusted; both flatter the worse draft. They also show whether drawn tokens would
+be accepted where the model is not trusted."""
 
 
 class Speculation:
@@ -38,13 +48,15 @@ class Speculation:
     def __init__(self, limits: Limits, planner: LookaheadPlanner, *, default: Drafter) -> None:
         self.planner = planner
         self.ngram = NgramProposer(limits.num_remembered)
+        self.chooser = Chooser()
         self.eagle: EagleProposer | None = None
         self.draft_version = 0
+        self.is_comparing = False
+        """The registry compares drafts. Set by other threads."""
         self.faults: Counter[int] = Counter()
         """Steps in which drafting failed, by draft version; read by other threads."""
         self._limits = limits
         self._default = default
-        self._chooser = Chooser()
         self._random = random.Random(0)
         self._stats: WeakKeyDictionary[Sequence, SequenceStats] = WeakKeyDictionary()
 
@@ -60,13 +72,13 @@ class Speculation:
         """The network has other weights."""
         self.draft_version = version
         self.planner.reset_model()
-        self._chooser.reset_model()
+        self.chooser.reset_model()
 
     def wants_model(self, sequence: Sequence) -> bool:
         """Whether the draft model reads a request that begins now."""
         if self.eagle is None or self._drafter(sequence) not in _BY_MODEL:
             return False
-        return not self._is_hybrid(sequence) or self.planner.gate.is_open
+        return not self._is_hybrid(sequence) or self.planner.gate.is_open or self.is_comparing
 
     def is_free(self, sequences: list[Sequence]) -> bool:
         """Whether it is left to the engine if these requests speculate, and at least one can."""
@@ -75,14 +87,28 @@ class Speculation:
         able = _BY_NGRAM if self.eagle is None else _BY_NGRAM | _BY_MODEL
         return self._limits.max_lookahead > 0 and any(self._drafter(sequence) in able for sequence in sequences)
 
-    def propose(self, sequences: list[Sequence]) -> list[Proposal]:
-        """Drafts for each sequence, ordered by slot; all chains of the draft model are made in one batch."""
+    def draw_alone(self, sequences: list[Sequence]) -> frozenset[Sequence]:
+        """By chance, those for which the draft model drafts alone in this step: all `hybrid` requests that it has read."""
+        budget = COMPARING if self.is_comparing else USUAL
+        if self._random.random() >= budget.steps:
+            return frozenset()
+        chains = {s: self._longest_chain(s) for s in sequences if self._drafter(s) is Drafter.HYBRID}
+        chains = {s: length for s, length in chains.items() if length}
+        if not chains:
+            return frozenset()
+        seconds = budget.steps * self.planner.drafting_cost(len(sequences), list(chains.values()))
+        return frozenset(chains) if self._random.random() * seconds < budget.seconds else frozenset()
+
+    def propose(self, sequences: list[Sequence], alone: frozenset[Sequence] = frozenset()) -> list[Proposal]:
+        """Drafts for each sequence, ordered by slot; all chains of the draft model are made in one batch. For those in `alone`
+        it drafts in any case, unmixed."""
         if not sequences:
             return []
         matches = self._match(sequences)
-        requests = [self._request(sequence, matches.get(sequence)) for sequence in sequences]
+        requests = [self._request(s, matches.get(s), is_alone=s in alone) for s in sequences]
         choices = dict(zip(sequences, self.planner.plan(requests), strict=True))
-        proposals = self._draft({s: choice for s, choice in choices.items() if choice.drafter is Drafter.EAGLE3})
+        chosen = {s: choice for s, choice in choices.items() if choice.drafter is Drafter.EAGLE3}
+        proposals = self._draft(chosen, alone)
         for sequence, choice in choices.items():
             if choice.drafter is Drafter.NGRAM:
                 proposals[sequence] = matches[sequence].first(choice.length)
@@ -106,7 +132,7 @@ class Speculation:
 
     def observe_verification(self, sequence: Sequence, proposal: Proposal, accepted: int, bonus_id: int) -> None:
         """The target accepted the first `accepted` tokens of a proposal, and has `bonus_id` after them."""
-        self._chooser.learn(proposal, accepted, bonus_id)
+        self.chooser.learn(proposal, accepted, bonus_id)
         # For a hybrid request, the planner chooses between lookup and mixed chains.
         is_alone_by_chance = proposal.drafter is not self._drafter(sequence)
         if proposal.ids and proposal.is_chain and not is_alone_by_chance:
@@ -137,24 +163,29 @@ class Speculation:
             self._stats_of(sequence).pending.watch(match.ids, match.source)
         return matches
 
-    def _request(self, sequence: Sequence, match: Proposal | None) -> DraftRequest:
-        can_chain = self.eagle is not None and sequence.is_draftable and self._drafter(sequence) in _BY_MODEL
+    def _request(self, sequence: Sequence, match: Proposal | None, *, is_alone: bool) -> DraftRequest:
+        chain, forced = self._longest_chain(sequence), sequence.request.lookahead
         return DraftRequest(
             stats=self._stats_of(sequence),
             match=None if match is None else match.source,
             ngram=0 if match is None else len(match.ids),
-            chain=min(self._limits.max_lookahead, sequence.num_useful) if can_chain else 0,
-            forced=sequence.request.lookahead,
+            chain=chain,
+            forced=chain if is_alone and forced is None else forced,
         )
 
-    def _draft(self, choices: dict[Sequence, DraftChoice]) -> dict[Sequence, Proposal]:
+    def _longest_chain(self, sequence: Sequence) -> int:
+        """Tokens that the draft model can draft, at most."""
+        can_chain = self.eagle is not None and sequence.is_draftable and self._drafter(sequence) in _BY_MODEL
+        return min(self._limits.max_lookahead, sequence.num_useful) if can_chain else 0
+
+    def _draft(self, choices: dict[Sequence, DraftChoice], alone: frozenset[Sequence]) -> dict[Sequence, Proposal]:
         """The model's chains, made as long as the longest one and then cut; none if the model fails."""
         if not choices or self.eagle is None:
             return {}
         sequences, longest = list(choices), max(choice.length for choice in choices.values())
         started, behind = time.perf_counter(), sum(sequence.num_pending for sequence in sequences)
         try:
-            chains = self.eagle.propose(sequences, longest, self._mixture(sequences))
+            chains = self.eagle.propose(sequences, longest, self._mixture(sequences, alone))
         except RuntimeError as error:  # numbers that are not finite, no memory left
             self._give_up(self.eagle, sequences, error)
             return {}
@@ -166,11 +197,10 @@ class Speculation:
         )
         return {s: chain.first(choices[s].length) for s, chain in zip(sequences, chains, strict=True)}
 
-    def _mixture(self, sequences: list[Sequence]) -> Mixture:
-        """Lookups for hybrid requests. By chance, the model drafts alone for some."""
+    def _mixture(self, sequences: list[Sequence], alone: frozenset[Sequence]) -> Mixture:
+        """Lookups for hybrid requests."""
         lookups = {s: partial(self.ngram.offers, s) for s in sequences if self._drafter(s) is Drafter.HYBRID}
-        alone = frozenset(s for s in lookups if self._random.random() < ALONE_SHARE)
-        return Mixture(self._chooser, lookups, alone)
+        return Mixture(self.chooser, lookups, alone)
 
     def _update_draft_cache(self, sequences: list[Sequence], *, is_finished: bool = False) -> None:
         """Let the draft read accepted positions."""

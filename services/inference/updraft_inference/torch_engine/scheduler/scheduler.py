@@ -8,6 +8,8 @@ import logging
 import random
 import time
 from collections import deque
+from dataclasses import dataclass
+from typing import Self
 
 from torch import Tensor
 
@@ -17,6 +19,8 @@ from updraft_inference.torch_engine.drafting.eagle import EagleProposer
 from updraft_inference.torch_engine.drafting.lookahead.cost import CostTable
 from updraft_inference.torch_engine.drafting.lookahead.planner import LookaheadPlanner
 from updraft_inference.torch_engine.drafting.lookahead.speedup import SpeedupMeter
+from updraft_inference.torch_engine.drafting.mixture import Chooser
+from updraft_inference.torch_engine.drafting.ngram import NgramProposer
 from updraft_inference.torch_engine.drafting.speculation import Speculation
 from updraft_inference.torch_engine.model.kv_cache import CacheShape, SlotCache
 from updraft_inference.torch_engine.model.limits import Limits
@@ -32,6 +36,21 @@ from updraft_inference.torch_engine.scheduler.warm_up import cost_curve
 from updraft_inference.torch_engine.sequence import Sequence
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """What a scheduler has learnt from its traffic, and decides by. The costs of steps belong to the machine."""
+
+    ngram: NgramProposer
+    chooser: Chooser
+    planner: LookaheadPlanner
+    speedup: SpeedupMeter
+
+    def without_traffic(self, num_remembered: int) -> Self:
+        """That of a scheduler on this machine that has served nothing yet."""
+        planner = LookaheadPlanner(self.planner.cost, is_fixed=self.planner.is_fixed)
+        return type(self)(NgramProposer(num_remembered), Chooser(), planner, SpeedupMeter(random.Random(0)))
 
 
 class Scheduler:
@@ -76,6 +95,16 @@ class Scheduler:
             cached_tokens=self._admission.num_cached_tokens,
         )
 
+    @property
+    def experience(self) -> Experience:
+        return Experience(self.speculation.ngram, self.speculation.chooser, self.planner, self.speedup)
+
+    def adopt(self, experience: Experience) -> None:
+        """Decide by this experience from now on. Nothing may run."""
+        self.speculation.ngram, self.speculation.chooser = experience.ngram, experience.chooser
+        self.planner = self.speculation.planner = experience.planner
+        self.speedup = experience.speedup
+
     def install(self, eagle: EagleProposer | None, version: int) -> None:
         """Draft with another network from now on, or with none."""
         self.speculation.install(eagle, version, self._all())
@@ -108,9 +137,10 @@ class Scheduler:
         started = time.perf_counter()
         self.speculation.keep_up(self._running())
         decoding = [self._decoding[slot] for slot in sorted(self._decoding)]
-        is_free = self.speculation.is_free(decoding)
+        alone = self.speculation.draw_alone(decoding)  # evidence about the draft, whether drafting pays or not
+        is_free = not alone and self.speculation.is_free(decoding)
         is_plain = is_free and not self.speedup.allows_drafts(len(decoding))
-        proposals = [Proposal()] * len(decoding) if is_plain else self.speculation.propose(decoding)
+        proposals = [Proposal()] * len(decoding) if is_plain else self.speculation.propose(decoding, alone)
         drafts = [
             ForwardChunk(sequence=sequence, ids=[sequence.ids[-1], *proposal.ids], proposal=proposal)
             for sequence, proposal in zip(decoding, proposals, strict=True)

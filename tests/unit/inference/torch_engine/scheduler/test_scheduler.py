@@ -8,10 +8,11 @@ import torch
 from tests.support.tiny_target import make_draft, make_tiny_target
 
 from updraft_inference.engine import Delta, Drafter, GenerationRequest, SamplingParams
+from updraft_inference.torch_engine.drafting import speculation
 from updraft_inference.torch_engine.drafting.eagle import EagleProposer
-from updraft_inference.torch_engine.drafting.lookahead.cost import CostTable
+from updraft_inference.torch_engine.drafting.lookahead.cost import ChainCost, CostTable
 from updraft_inference.torch_engine.drafting.lookahead.probe import DraftModelGate
-from updraft_inference.torch_engine.drafting.speculation import ALONE_SHARE
+from updraft_inference.torch_engine.drafting.speculation import COMPARING, USUAL, EvidenceBudget
 from updraft_inference.torch_engine.model.limits import Limits
 from updraft_inference.torch_engine.model.target import Target
 from updraft_inference.torch_engine.scheduler.prefill import MIN_TOKENS, STEPS_PER_PAUSE
@@ -214,21 +215,73 @@ def test_a_swap_turns_the_draft_model_on_again(scheduler: Scheduler, eagle: Eagl
     assert answered(scheduler, Request(tuple(range(40, 60)), drafter=Drafter.HYBRID))
 
 
-def test_a_small_share_of_a_hybrids_chains_is_the_models_alone_and_proves_the_draft(
-    scheduler: Scheduler, eagle: EagleProposer
+@pytest.mark.parametrize(("is_comparing", "budget"), [(False, USUAL), (True, COMPARING)])
+@pytest.mark.parametrize("row_s", [0.0, 0.1, 10.0], ids=["free rows", "cheap rows", "dear rows"])
+def test_the_model_drafts_alone_for_every_hybrid_request_in_a_share_of_all_steps_that_takes_little_time(
+    scheduler: Scheduler,
+    eagle: EagleProposer,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    is_comparing: bool,
+    budget: EvidenceBudget,
+    row_s: float,
 ) -> None:
+    hybrid = [Request(tuple(range(40 + n, 60)), drafter=Drafter.HYBRID).sequence for n in range(2)]
+    others = [Request(tuple(range(42, 60)), drafter=drafter).sequence for drafter in (Drafter.NGRAM, Drafter.EAGLE3)]
+    scheduler.install(eagle, 1)
+    scheduler.speculation.is_comparing = is_comparing
+    for sequence in (*hybrid, *others):
+        scheduler.add(sequence)
+    scheduler.step()
+    monkeypatch.setattr(scheduler.planner, "cost", CostTable({1: 100 + row_s, 256: 100 + 256 * row_s}))
+    monkeypatch.setattr(scheduler.planner, "_chains", ChainCost(CostTable({1: 1e-6, 256: 1e-6})))
+    drawn = [scheduler.speculation.draw_alone([*hybrid, *others]) for _ in range(20_000)]
+    assert set(drawn) == {frozenset(), frozenset(hybrid)}
+    share, longer = sum(map(bool, drawn)) / len(drawn), 10 * row_s / (100 + 4 * row_s)
+    expected = min(budget.steps, budget.seconds / longer) if longer else budget.steps
+    assert share == pytest.approx(expected, rel=0.25)
+
+
+def test_what_the_model_drafts_alone_is_unmixed_and_as_long_as_may_be_whether_it_pays_or_not(
+    scheduler: Scheduler, eagle: EagleProposer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speculation, "COMPARING", EvidenceBudget(1 / 4, 9.0))
     requests = [Request(tuple(range(40 + n, 60)), max_tokens=190, drafter=Drafter.HYBRID) for n in range(6)]
     scheduler.install(eagle, 1)
+    scheduler.speculation.is_comparing = True
     for request in requests:
         scheduler.add(request.sequence)
-    version = 1
     while not scheduler.is_idle:
-        version += 1
-        scheduler.renew(version)  # a new draft drafts in any case
         scheduler.step()
-    chains = [step for request in requests for step in request.sequence.steps if step.draft_ids]
-    alone = [step for step in chains if step.drafter is Drafter.EAGLE3]
-    assert {step.drafter for step in chains} == {Drafter.EAGLE3, Drafter.HYBRID}
-    assert 0 < len(alone) < 4 * ALONE_SHARE * len(chains)
+    steps = [step for request in requests for step in request.sequence.steps]
+    alone = [step for step in steps if step.drafter is Drafter.EAGLE3]
+    assert alone
     assert not any(step.looked_up for step in alone)
-    assert any(step.looked_up for step in chains)
+    longest = scheduler.limits.max_lookahead
+    assert all(len(step.draft_ids) == min(longest, 189 - step.start) for step in alone)
+    assert any(step.drafter is not Drafter.EAGLE3 for step in steps), "the planner thinks little of this draft"
+
+
+def test_while_drafts_are_compared_the_draft_model_reads_requests_that_it_would_leave_to_lookup(
+    scheduler: Scheduler, eagle: EagleProposer
+) -> None:
+    scheduler.install(eagle, 1)
+    turn_off(scheduler)
+    scheduler.speculation.is_comparing = True
+    assert answered(scheduler, Request(tuple(range(40, 60)), drafter=Drafter.HYBRID))
+
+
+def test_steps_in_which_the_model_has_to_draft_say_nothing_about_what_speculation_is_worth(
+    scheduler: Scheduler, eagle: EagleProposer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speculation, "COMPARING", EvidenceBudget(1 / 4, 9.0))
+    measured: list[int] = []
+    monkeypatch.setattr(scheduler.speedup, "observe", lambda batch, *_: measured.append(batch))
+    monkeypatch.setattr(scheduler.speedup, "allows_drafts", lambda _: False)
+    scheduler.install(eagle, 1)
+    scheduler.speculation.is_comparing = True
+    request = Request(tuple(range(40, 60)), max_tokens=150, drafter=Drafter.HYBRID)
+    answered(scheduler, request)
+    steps = request.sequence.steps
+    assert len([step for step in steps if not step.draft_ids]) == len(measured), "speculation is off"
+    assert any(step.draft_ids for step in steps), "and still the draft is compared"

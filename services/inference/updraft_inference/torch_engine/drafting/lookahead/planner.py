@@ -97,6 +97,11 @@ class LookaheadPlanner:
         """The draft model drafted for so many sequences that were `behind` rows behind all together."""
         self._chains.observe(sequences=sequences, length=length, behind=behind, seconds=seconds)
 
+    def drafting_cost(self, batch: int, chains: Sequence[int]) -> float:
+        """Seconds that a step of `batch` sequences takes longer with chains of these lengths, as a share of one without."""
+        seconds = self.cost.seconds(batch, batch + sum(chains)) + max(chains) * self._chains.token(len(chains))
+        return seconds / self.cost.seconds(batch, batch) - 1.0
+
     def survival(self, drafter: Drafter, length: int) -> float:
         """See `LookaheadEstimates`. Called by other threads."""
         return self.acceptance.recent(drafter, length)
