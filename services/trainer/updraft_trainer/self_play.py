@@ -91,7 +91,7 @@ def _drafts(target: TargetHead, training: Sequence[Sample], report: Report) -> I
     token_ids = vocabulary.choose(
         (sample.ids for sample in training), always=c.eos_token_ids, vocab_size=c.vocab_size, size=DRAFT_VOCAB
     )
-    learner = Learner(target, c.draft(draft_vocab_size=len(token_ids)), token_ids, Hyperparameters())
+    learner = Learner(target, target.draft(draft_vocab_size=len(token_ids)), token_ids, Hyperparameters())
     report(Progress(activity="solving for first weights", done=0, total=1))
     first = learner.closed_form(training)
     if first is not None:
