@@ -9,7 +9,7 @@ Queries and keys are equal and read only the embedding, so that attention begins
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
@@ -17,9 +17,7 @@ from torch import Tensor
 from updraft_draft.network import DraftNetwork
 from updraft_trainer.data.sample import FIRST_TRAINABLE, Sample
 from updraft_trainer.data.teacher import LastHidden
-
-RIDGE = 0.1
-"""Relative to each input's sum of squares, so that inputs of any scale count alike."""
+from updraft_trainer.learning.ridge import Rows, Sums
 
 ROUNDS = 2
 """Passes for the attention: the states that later draft steps read depend on it."""
@@ -32,37 +30,12 @@ MAX_SCALE = 100.0
 
 MLP_SCALE = 0.1
 
+MAX_ROWS = 1024
+"""Rows of auxiliary states in float32 at a time: 64 MB for a target of D 4096."""
+
 MAX_WORK = 1e12
 """Rows times inputs squared: about half a minute of one core. Without it, a few long answers of a wide target would take an
 hour, because the sums of D 4096 have 16,384 inputs."""
-
-
-class _Sums:
-    """X'X and X'Y of a ridge regression, in float32."""
-
-    def __init__(self, num_inputs: int, num_outputs: int) -> None:
-        self._xx = torch.zeros(num_inputs, num_inputs)
-        self._xy = torch.zeros(num_inputs, num_outputs)
-
-    def add(self, x_NI: Tensor, y_NO: Tensor) -> None:
-        self._xx.addmm_(x_NI.T, x_NI)
-        self._xy.addmm_(x_NI.T, y_NO)
-
-    def solve(self) -> Tensor:
-        """[inputs, outputs]"""
-        diagonal = self._xx.diagonal()
-        ridge = RIDGE * (diagonal + 1e-6 * diagonal.mean())
-        diagonal.add_(ridge)  # in place: at D 4096 a copy takes 1 GB
-        factor = torch.linalg.cholesky(self._xx)
-        diagonal.sub_(ridge)
-        return torch.cholesky_solve(self._xy, factor)
-
-    def solve_low_rank(self, rank: int) -> tuple[Tensor, Tensor]:
-        """Factors [inputs, rank] and [rank, outputs] of the solution whose predictions lose least."""
-        whole = self.solve()
-        _, vectors = torch.linalg.eigh(whole.T @ self._xx @ whole)
-        top = vectors[:, -rank:]
-        return whole @ top, top.T
 
 
 def fit(network: DraftNetwork, samples: Sequence[Sample], *, num_steps: int) -> bool:
@@ -101,19 +74,12 @@ def _fit(network: DraftNetwork, samples: Sequence[Sample], num_steps: int) -> No
     layer.self_attn.o_proj.weight.zero_()
     layer.mlp.down_proj.weight.mul_(MLP_SCALE)
     _set_attention(network)
-    sums = _Sums(c.aux_size + c.hidden_size, c.hidden_size)
-    for sample in samples:
-        rows, target = _targets(network, sample, 0)
-        embedded = layer.input_layernorm(network.embedding[sample.ids[1:]].float())[rows]
-        sums.add(torch.cat([sample.aux[rows].float(), embedded], -1), target)
-    network.fc.weight.copy_(sums.solve()[: c.aux_size].T)
-    rank = c.num_kv_heads * c.head_dim
+    first = chain.from_iterable(_first_step(network, sample) for sample in samples)
+    network.fc.weight.copy_(Sums.of(first, c.aux_size + c.hidden_size, c.hidden_size).solve()[: c.aux_size].T)
     for _ in range(ROUNDS):
-        sums = _Sums(2 * c.hidden_size, c.hidden_size)
-        for sample in samples:
-            for inputs, missing in _missing(network, sample, num_steps):
-                sums.add(inputs, missing)
-        values, outputs = sums.solve_low_rank(rank)
+        missing = chain.from_iterable(_missing(network, sample, num_steps) for sample in samples)
+        sums = Sums.of(missing, 2 * c.hidden_size, c.hidden_size)
+        values, outputs = sums.solve_low_rank(c.num_kv_heads * c.head_dim)
         layer.self_attn.v_proj.weight.copy_(values.T)
         layer.self_attn.o_proj.weight.copy_(_per_query_head(network, outputs).T)
 
@@ -134,7 +100,17 @@ def _per_query_head(network: DraftNetwork, outputs: Tensor) -> Tensor:
     return parts.reshape(c.num_heads * c.head_dim, -1) / group
 
 
-def _missing(network: DraftNetwork, sample: Sample, num_steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _first_step(network: DraftNetwork, sample: Sample) -> Iterator[Rows]:
+    """What the first step reads, and the states that it should have, a few rows at a time."""
+    rows, target = _targets(network, sample, 0)
+    for first in range(0, len(target), MAX_ROWS):
+        part = target[first : first + MAX_ROWS]
+        chosen = slice(rows.start + first, rows.start + first + len(part))
+        embedded = network.midlayer.input_layernorm(network.embedding[sample.ids[1:][chosen]].float())
+        yield torch.cat([sample.aux[chosen].float(), embedded], -1), part
+
+
+def _missing(network: DraftNetwork, sample: Sample, num_steps: int) -> Iterator[Rows]:
     """For each step, the inputs of attention's own row, and what the state still lacks there."""
     layer = network.midlayer
     padding = torch.zeros(num_steps, dtype=torch.long)

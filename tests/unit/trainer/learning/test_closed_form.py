@@ -63,6 +63,16 @@ def test_the_first_samples_that_the_work_allows_are_fitted(
     assert closed_form.fit(of_all, samples, num_steps=3), "one sample is fitted in any case"
 
 
+def test_a_long_answer_is_read_a_few_rows_at_a_time_and_gives_the_same_draft(
+    target: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts = untrained(target), untrained(target)
+    closed_form.fit(whole, samples[:8], num_steps=3)
+    monkeypatch.setattr(closed_form, "MAX_ROWS", 7)
+    closed_form.fit(parts, samples[:8], num_steps=3)
+    torch.testing.assert_close(parts.fc.weight, whole.fc.weight, rtol=1e-2, atol=1e-3)
+
+
 def test_it_attends_to_its_own_row(target: Path, samples: list[Sample]) -> None:
     network = untrained(target)
     closed_form.fit(network, samples[:8], num_steps=3)
