@@ -33,10 +33,10 @@ def is_estimate_due(now: Progress, last: Progress, schedule: TrainingSchedule) -
 
 
 def is_fit_due(sizes: Mapping[str, int], fitted: Mapping[str, int], *, first: int) -> bool:
-    """True when all traffic or a cluster of it reaches `first` samples, and when it has twice as many as at the last fit."""
+    """True if all traffic or a cluster of it has `first` samples, and at the last fit had fewer, or half as many."""
     now_and_then = [(size, fitted.get(cluster, 0)) for cluster, size in sizes.items()]
     now_and_then.append((sum(sizes.values()), sum(fitted.values())))
-    return any(now >= max(first, 2 * then) for now, then in now_and_then)
+    return any(now >= first and (then < first or now >= 2 * then) for now, then in now_and_then)
 
 
 class PublishBackoff:

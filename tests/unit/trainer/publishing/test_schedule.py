@@ -45,6 +45,11 @@ def test_a_fit_is_due_when_traffic_or_a_cluster_of_it_has_grown(sizes: dict[str,
     assert is_fit_due(sizes, {"a": 16}, first=16) is expected
 
 
+def test_a_cluster_that_was_too_small_for_the_last_fit_is_due_as_soon_as_it_is_not() -> None:
+    assert not is_fit_due({"old": 100, "new": 15}, {"old": 100, "new": 12}, first=16)
+    assert is_fit_due({"old": 100, "new": 16}, {"old": 100, "new": 12}, first=16)
+
+
 def test_refusals_are_followed_by_ever_longer_waits() -> None:
     holdoff = PublishBackoff(15.0)
     assert holdoff.is_over(0.0)
