@@ -25,8 +25,12 @@ class Estimate:
         return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
-def acceptance_length(tokens: Sequence[int], steps: Sequence[Sequence[int]]) -> Estimate:
-    """Over `tokens` [N] of N requests and `steps` [seeds, N], which are averaged over seeds."""
+Steps = Sequence[Sequence[int]]
+"""Verify steps of N held-out requests for each seed, [seeds, N]."""
+
+
+def acceptance_length(tokens: Sequence[int], steps: Steps) -> Estimate:
+    """Over `tokens` [N] of N requests and `steps`, which are averaged over seeds."""
     lengths, mean = np.asarray(tokens, float), np.asarray(steps, float).mean(0)
     chosen = _resamples(len(lengths))
     ratios = lengths[chosen].sum(1) / mean[chosen].sum(1)
@@ -34,7 +38,7 @@ def acceptance_length(tokens: Sequence[int], steps: Sequence[Sequence[int]]) -> 
     return Estimate(float(lengths.sum() / mean.sum()), float(low), float(high))
 
 
-def relative(steps: Sequence[Sequence[int]], baseline: Sequence[Sequence[int]]) -> Estimate:
+def relative(steps: Steps, baseline: Steps) -> Estimate:
     """Acceptance length over that of a baseline, paired by request."""
     mine, other = np.asarray(steps, float).mean(0), np.asarray(baseline, float).mean(0)
     chosen = _resamples(len(mine))
@@ -43,12 +47,30 @@ def relative(steps: Sequence[Sequence[int]], baseline: Sequence[Sequence[int]]) 
     return Estimate(float(other.sum() / mine.sum()), float(low), float(high))
 
 
+def lowest_of_first(checkpoints: Sequence[Steps]) -> Estimate:
+    """The lowest acceptance length at any checkpoint over that at the first one: below 1 it fell under where it began."""
+    return min((relative(steps, checkpoints[0]) for steps in checkpoints), key=lambda one: one.mean)
+
+
+def least_kept(checkpoints: Sequence[Steps]) -> Estimate:
+    """The lowest acceptance length at any checkpoint over the best until then: below 1 something was forgotten."""
+    best, kept = checkpoints[0], []
+    for steps in checkpoints:
+        best = min(best, steps, key=_total)
+        kept.append(relative(steps, best))
+    return min(kept, key=lambda one: one.mean)
+
+
 def first_gain(run: Run, kind: str, tokens: Sequence[int]) -> tuple[int, float] | None:
     """Requests and processor seconds until the served draft gains on a kind; None if it never does."""
     for checkpoint in run.checkpoints:
         if sum(tokens) / sum(checkpoint.steps[kind]) >= 1.0 + FIRST_GAIN:
             return checkpoint.requests, checkpoint.seconds
     return None
+
+
+def _total(steps: Steps) -> int:
+    return sum(map(sum, steps))
 
 
 def _resamples(number: int) -> npt.NDArray[np.int64]:

@@ -20,13 +20,14 @@ from bench.learning.arms import ARMS
 from bench.learning.kinds import KEPT_OUT, KINDS, TUNED
 from bench.learning.recorder import NUM_HELD_OUT, NUM_TRAINING, Recorder
 from bench.learning.replay import Checkpoint, Replay, Run, traffic
-from bench.learning.static import converged
+from bench.learning.static import converged, split
 from bench.learning.streams import Stream
 from rich.progress import Progress
 
 from updraft_cli import output, results
 from updraft_cli.local.folders import cache_folder
 from updraft_draft.target_weights import read_head
+from updraft_trainer.data.sample import Sample
 from updraft_trainer.publishing.estimate import num_tokens
 
 SEED = 7
@@ -54,7 +55,7 @@ def measure(arguments: argparse.Namespace) -> harness.Measurements:
     jobs = [
         Job(arm=arm, stream=stream, seed=SEED + n, num_training=arguments.training, num_held_out=arguments.held_out)
         for n in range(arguments.seeds)
-        for stream in chosen_streams(arguments.streams, arguments.training)
+        for stream in chosen_streams(arguments.streams, arguments.length or arguments.training)
         for arm in arguments.arms
     ]
     recorder = open_recorder()
@@ -94,6 +95,9 @@ def main() -> None:
         "--training", type=int, default=NUM_TRAINING, help="recorded requests of each kind to learn from"
     )
     parser.add_argument(
+        "--length", type=int, help="requests of a stream from each kind; as many as --training by default"
+    )
+    parser.add_argument(
         "--held-out", type=int, default=NUM_HELD_OUT, help="recorded requests of each kind to measure on"
     )
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time")
@@ -131,14 +135,19 @@ def static_folder(without: str, num_training: int) -> Path:
     return recordings() / f"static-without-{without}-{num_training}"
 
 
+def static_samples(recorder: Recorder, without: str, num_training: int) -> list[Sample]:
+    """What the draft of all kinds but one has learned from."""
+    others = [kind for kind in TUNED if kind != without]
+    return [sample for kind in others for sample in recorder.samples(kind, num_training, held_out=False)]
+
+
 def prepare_static_drafts(recorder: Recorder, jobs: Sequence[Job]) -> None:
     """Train those that are missing."""
     target = read_head(harness.model())
     for without in sorted({job.stream.static_without for job in jobs} - {""}):
         num_training = jobs[0].num_training
-        others = [kind for kind in TUNED if kind != without]
-        recorder.record(others, num_training, jobs[0].num_held_out)
-        samples = [sample for kind in others for sample in recorder.samples(kind, num_training, held_out=False)]
+        recorder.record([kind for kind in TUNED if kind != without], num_training, jobs[0].num_held_out)
+        samples = static_samples(recorder, without, num_training)
         with Progress() as progress:
             bar = progress.add_task(f"static draft without {without}")
             converged(
@@ -175,8 +184,9 @@ def run(job: Job, commit: str) -> Run:
     held_out = {kind: recorder.samples(kind, job.num_held_out, held_out=True) for kind in job.stream.kinds}
     replay = Replay(ARMS[job.arm], target, held_out, seed=job.seed)
     if job.stream.static_without:
+        old = static_samples(recorder, job.stream.static_without, job.num_training)
         folder = static_folder(job.stream.static_without, job.num_training)
-        replay.start_from(converged([], target, folder, lambda *_: None))
+        replay.start_from(converged(old, target, folder, lambda *_: None), *split(old))
     outcome = replay.run(traffic(job.stream, training, job.seed), lambda _: None)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(dataclasses.asdict(outcome)))
@@ -199,21 +209,26 @@ def table(stream: Stream, runs: Mapping[Job, Run], tokens: Mapping[str, Sequence
     for job, outcome in runs.items():
         by_arm.setdefault(job.arm, []).append(outcome)
     first = next(iter(runs.values()))
-    rows = output.table("arm", "kind", *(f">{one.requests}" for one in first.checkpoints), ">first gain", ">seconds")
+    counts, is_shift = [f">{one.requests}" for one in first.checkpoints], bool(stream.static_without)
+    against_first = (">last / first", ">lowest / first") if is_shift else ()
+    rows = output.table("arm", "kind", *counts, *against_first, ">least kept", ">first gain", ">seconds")
     rows.title = (
         f"{stream.name}: tokens per verify step after so many requests ({len(by_arm[next(iter(by_arm))])} seeds)"
     )
     for kind in stream.kinds:
         for arm, outcomes in by_arm.items():
-            lengths = [
-                figures.acceptance_length(tokens[kind], [one.checkpoints[n].steps[kind] for one in outcomes])
-                for n in range(len(first.checkpoints))
-            ]
+            steps = [[one.checkpoints[n].steps[kind] for one in outcomes] for n in range(len(first.checkpoints))]
             gains = [gain for one in outcomes if (gain := figures.first_gain(one, kind, tokens[kind]))]
             rows.add_row(
                 arm,
                 f"{kind}{'*' if kind in KEPT_OUT else ''}",
-                *map(str, lengths),
+                *(str(figures.acceptance_length(tokens[kind], one)) for one in steps),
+                *(
+                    (str(figures.relative(steps[-1], steps[0])), str(figures.lowest_of_first(steps)))
+                    if is_shift
+                    else ()
+                ),
+                str(figures.least_kept(steps)),
                 str(max(gain[0] for gain in gains)) if len(gains) == len(outcomes) else "-",
                 f"{sum(one.checkpoints[-1].seconds for one in outcomes) / len(outcomes):.0f}",
             )

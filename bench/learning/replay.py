@@ -155,11 +155,18 @@ class Replay:
         """The draft that serves now."""
         return self._served
 
-    def start_from(self, draft: DraftNetwork) -> None:
-        """Serve and go on learning from this draft."""
+    def start_from(self, draft: DraftNetwork, learned: Sequence[Sample] = (), held_out: Sequence[Sample] = ()) -> None:
+        """Serve and go on learning from this draft. The arm remembers, in random order, requests that made it and requests
+        that were held out meanwhile."""
         self._learner = Learner(self._target, draft.config, draft.token_ids, self._arm.hyper, seed=self._seed)
         self._learner.start_from(draft.state_dict())
         self._served, self._version = draft, 1
+        for sample in self._rng.sample(learned, len(learned)):
+            self._memory.add(sample, is_evaluation=False)
+            self._memory.uses[sample.trace_id] = self._arm.max_uses
+        for sample in self._rng.sample(held_out, len(held_out)):
+            self._memory.add(sample, is_evaluation=True)
+        self._fitted = self._memory.sizes()
 
     def run(self, traffic: Sequence[Sample], report: Callable[[int], None]) -> Run:
         """All requests in order; `report` hears how many are done."""

@@ -1,4 +1,7 @@
-"""Drafts trained to convergence on recorded requests: where a shift starts from, and the ceiling of a kind."""
+"""Drafts trained to convergence on recorded requests: where a shift starts from, and the ceiling of a kind.
+
+Training starts from a closed form and judges averaged weights. From random weights it takes twice as many steps.
+"""
 
 import random
 from collections.abc import Callable, Sequence
@@ -15,12 +18,18 @@ from updraft_trainer.publishing.estimate import verify_steps
 from updraft_trainer.publishing.publish import snapshot
 
 BATCH = 4
-MAX_USES = 12
+MAX_USES = 4
+FITTED_SAMPLES = 128
 EVALUATE_STEPS = 100
-PATIENCE = 4
+PATIENCE = 3
 """Estimates without a gain after which training ends."""
 DEV_EVERY = 10
 """Share of the training requests that only chooses the best weights; held-out requests take no part."""
+
+
+def split(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """Requests to train on, and those that choose the best weights."""
+    return [one for n, one in enumerate(samples) if n % DEV_EVERY], list(samples[::DEV_EVERY])
 
 
 def converged(
@@ -37,7 +46,7 @@ def converged(
 
 
 def _train(samples: Sequence[Sample], target: TargetHead, report: Callable[[int, int], None]) -> DraftNetwork:
-    dev, training = list(samples[::DEV_EVERY]), [s for n, s in enumerate(samples) if n % DEV_EVERY]
+    training, dev = split(samples)
     token_ids = vocabulary.choose(
         (sample.ids for sample in training),
         always=target.config.eos_token_ids,
@@ -46,12 +55,15 @@ def _train(samples: Sequence[Sample], target: TargetHead, report: Callable[[int,
     )
     learner = Learner(target, target.draft(draft_vocab_size=len(token_ids)), token_ids, Hyperparameters())
     rng, num_steps = random.Random(0), MAX_USES * len(training) // BATCH
-    best, fewest, patience = snapshot(learner.network), sum(len(s.ids) for s in dev), PATIENCE
+    first = learner.closed_form(rng.sample(training, min(len(training), FITTED_SAMPLES)))
+    if first is not None:
+        learner.start_from(first.state_dict())
+    best, fewest, patience = snapshot(learner.average), sum(len(s.ids) for s in dev), PATIENCE
     for step in range(1, num_steps + 1):
         learner.train(rng.sample(training, BATCH))
         report(step, num_steps)
         if step % EVALUATE_STEPS == 0:
-            draft = snapshot(learner.network)
+            draft = snapshot(learner.average)
             steps = sum(verify_steps(draft, dev, lookahead=LOOKAHEAD))
             patience = PATIENCE if steps < fewest else patience - 1
             if steps < fewest:

@@ -5,15 +5,18 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+import torch
 from bench.learning import figures, kinds, streams
 from bench.learning import replay as replay_module
 from bench.learning.arms import AURORA, NO_CLOSED_FORM, OURS, SHIPPED, Arm
 from bench.learning.replay import Memory, Replay, Run
+from bench.learning.static import split
 from tests.support.tiny_target import DRAFT_VOCAB, make_tiny_target
 from tests.support.traces import TraceMaker
 
 from updraft_draft.target_weights import TargetHead, read_head
 from updraft_trainer.data.sample import Sample, read_sample
+from updraft_trainer.learning.learner import Learner
 from updraft_trainer.publishing.estimate import num_tokens
 
 FAST = replace(NO_CLOSED_FORM, evaluation_every=4, evaluate_steps=8, steps_per_request=2.0)
@@ -110,3 +113,27 @@ def test_an_interval_is_around_the_ratio_of_sums_and_narrow_for_equal_requests()
 def test_a_paired_comparison_does_not_see_how_hard_the_requests_are() -> None:
     gain = figures.relative([[10, 100, 1000]], [[20, 200, 2000]])
     assert (gain.mean, gain.low, gain.high) == (2.0, 2.0, 2.0)
+
+
+def test_a_dip_counts_against_the_first_checkpoint_and_what_was_forgotten_against_the_best_one() -> None:
+    checkpoints = [[[100, 100]], [[125, 125]], [[50, 50]], [[80, 80]]]
+    assert figures.lowest_of_first(checkpoints).mean == pytest.approx(0.8)
+    assert figures.least_kept(checkpoints).mean == pytest.approx(0.625)
+    assert figures.least_kept(checkpoints[:2]).mean == pytest.approx(0.8)
+
+
+def test_after_a_shift_each_batch_rehearses_what_made_the_draft_that_serves_and_nothing_that_was_held_out(
+    maker: TraceMaker, target: TargetHead, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = []
+    monkeypatch.setattr(Learner, "train", lambda _, batch: batches.append({one.trace_id for one in batch}))
+    token_ids = torch.arange(DRAFT_VOCAB)
+    draft = Learner(target, target.draft(draft_vocab_size=DRAFT_VOCAB), token_ids, FAST.hyper).network
+    learned, held_out = split(samples(maker, range(20)))
+    new = samples(maker, range(100, 104))
+    replay = Replay(replace(FAST, evaluate_steps=1000), target, {}, seed=1)
+    replay.start_from(draft, learned, held_out)
+    replay.run(new, lambda _: None)
+    old_ids, new_ids = ({one.trace_id for one in group} for group in (learned, new))
+    assert len(batches) == 8
+    assert all(batch & old_ids and batch & new_ids and batch <= old_ids | new_ids for batch in batches)
