@@ -391,7 +391,7 @@ async def test_acceptance_on_learned_requests_is_measured_beside_that_on_held_ou
     )
     assert trained is not None
     assert held_out is not None
-    assert 1.0 < held_out <= trained <= 4.0
+    assert 1.0 < held_out <= trained + 1e-9 <= 4.0 + 1e-9  # equal means of other weights differ by rounding
 
 
 async def test_why_a_draft_is_not_published_is_known_to_the_registry(whole: Bench) -> None:

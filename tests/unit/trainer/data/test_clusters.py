@@ -18,6 +18,27 @@ def test_two_kinds_of_text_without_names_get_two_clusters() -> None:
     assert old != new
 
 
+def test_a_new_kind_gets_a_cluster_though_outliers_have_taken_all() -> None:
+    clusters = Clusters()
+    old = {clusters.assign("", text(0, 300, seed)) for seed in range(20)}
+    outliers = [clusters.assign("", text(9_000 + 500 * n, 9_300 + 500 * n, n)) for n in range(2 * MAX_CLUSTERS)]
+    assert len(set(outliers)) == MAX_CLUSTERS - 1
+    (new,) = {clusters.assign("", text(5000, 5300, seed)) for seed in range(20)}
+    assert {new}.isdisjoint(old)
+
+
+def test_a_kind_of_many_samples_gives_way_to_nothing() -> None:
+    clusters = Clusters()
+    kinds = [
+        {clusters.assign("", text(500 * n, 500 * n + 300, seed)) for seed in range(10)} for n in range(MAX_CLUSTERS)
+    ]
+    more = {clusters.assign("", text(20_000, 20_300, seed)) for seed in range(10)}
+    assert len(more) == 1
+    assert more < set().union(*kinds)
+    for n, kind in enumerate(kinds):
+        assert {clusters.assign("", text(500 * n, 500 * n + 300, 11))} == kind
+
+
 def test_the_callers_name_comes_before_the_content() -> None:
     clusters = Clusters()
     assert clusters.assign("code", text(0, 300, 1)) == clusters.assign("code", text(5000, 5300, 1))

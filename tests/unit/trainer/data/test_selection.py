@@ -148,6 +148,16 @@ def test_an_evaluation_of_few_samples_takes_them_all() -> None:
     assert evaluation_batch([], count=8) == []
 
 
+def test_outliers_share_a_turn_of_rehearsal() -> None:
+    kinds = [kept(n, cluster="abc"[n % 3]) for n in range(60)]
+    outliers = [kept(60 + n, cluster=f"outlier {n}") for n in range(12)]
+    fresh = kept(100, cluster="a")
+    uses, rng = {one.trace_id: 6 for one in [*kinds, *outliers]}, random.Random(0)
+    batches = [training_batch([*kinds, *outliers, fresh], uses, count=3, max_uses=6, rng=rng) for _ in range(200)]
+    rehearsed = [int(one.trace_id) for batch in batches for one in batch if one.trace_id != fresh.trace_id]
+    assert 0.15 < sum(order >= 60 for order in rehearsed) / len(rehearsed) < 0.35
+
+
 def test_a_closed_form_is_judged_by_the_newest_samples_and_fitted_to_all_clusters() -> None:
     samples = [kept(n, cluster="old" if n < 30 else "new") for n in range(40)]
     fitted, held_out = closed_form_batch(samples, count=8, num_held_out=4)
