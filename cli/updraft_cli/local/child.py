@@ -129,7 +129,7 @@ class Child:
             lived_s = self._watch(running)
             if self._stopping.is_set():
                 break
-            self.reason = _ending(running.returncode)
+            self.reason = ending(running.returncode)
             if not self._was_ready:
                 self._log.close()
                 self._change(State.FAILED)
@@ -193,7 +193,11 @@ class Child:
         self._listener(event)
 
 
-def _ending(returncode: int) -> str:
+def ending(returncode: int) -> str:
+    """How a process ended, from the exit code that `subprocess` gives it."""
     if returncode >= 0:
         return f"exited with code {returncode}"
-    return f"was killed by {signal.Signals(-returncode).name}"
+    try:
+        return f"was killed by {signal.Signals(-returncode).name}"
+    except ValueError:  # a real-time signal has no name
+        return f"was killed by signal {-returncode}"

@@ -1,6 +1,9 @@
+import signal
 from pathlib import Path
 
-from updraft_cli.local.child import LogFile
+import pytest
+
+from updraft_cli.local.child import LogFile, ending
 
 
 def test_lines_are_appended_to_what_is_there(tmp_path: Path) -> None:
@@ -30,3 +33,15 @@ def test_lines_that_the_disk_refused_are_counted_and_told(tmp_path: Path) -> Non
     log.write(b"kept\n")
     log.close()
     assert (folder / "child.log").read_text() == "(2 lines are missing here: the disk was full)\nkept\n"
+
+
+@pytest.mark.parametrize(
+    ("returncode", "how"),
+    [
+        (2, "exited with code 2"),
+        (-signal.SIGTERM, "was killed by SIGTERM"),
+        (-(signal.SIGRTMIN + 1), f"was killed by signal {signal.SIGRTMIN + 1}"),
+    ],
+)
+def test_an_ending_names_the_code_or_the_signal(returncode: int, how: str) -> None:
+    assert ending(returncode) == how
