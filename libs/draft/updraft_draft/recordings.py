@@ -4,6 +4,7 @@ A file is the sha256 of the trace and the trace. It appears by a rename, so what
 """
 
 import hashlib
+import uuid
 from pathlib import Path
 
 from updraft.trace.v1 import trace_pb2
@@ -17,15 +18,21 @@ def path(folder: Path, number: int) -> Path:
 
 
 def write(folder: Path, number: int, trace: trace_pb2.Trace) -> None:
-    """Keep a recording. Exhausted if the disk is full, InvalidInput if the folder cannot be written to."""
+    """Keep a recording; of two runs that make the same one, the last keeps it.
+
+    Exhausted if the disk is full, InvalidInput if the folder cannot be written to.
+    """
     data, place = trace.SerializeToString(), path(folder, number)
-    part = place.with_suffix(".part")
+    part = folder / f"{uuid.uuid4().hex}.part"
     full = f"the disk of {folder} is full: free some space; the same command goes on with what is recorded"
     try:
         with full_disk_as_exhausted(full):
             folder.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(hashlib.sha256(data).digest() + data)
-            part.replace(place)
+            try:
+                part.write_bytes(hashlib.sha256(data).digest() + data)
+                part.replace(place)
+            finally:
+                part.unlink(missing_ok=True)
     except OSError as error:
         raise InvalidInput(f"cannot write recordings to {folder}: {error.strerror or error}") from error
 

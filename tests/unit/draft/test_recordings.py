@@ -53,6 +53,22 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing_that_was_recorded(tmp_pat
         recordings.write(tmp_path, 1, trace())
     assert recordings.read(tmp_path, 0, target_fingerprint=TARGET) is not None
     assert recordings.read(tmp_path, 1, target_fingerprint=TARGET) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["00000.trace"], "nothing half-written stays"
+
+
+def test_two_runs_do_not_write_to_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts: list[Path] = []
+    replace = Path.replace
+
+    def watched(part: Path, place: Path) -> Path:
+        parts.append(part)
+        return replace(part, place)
+
+    monkeypatch.setattr(Path, "replace", watched)
+    for _ in range(2):
+        recordings.write(tmp_path, 0, trace())
+    assert parts[0] != parts[1]
+    assert [path.name for path in tmp_path.iterdir()] == ["00000.trace"]
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
