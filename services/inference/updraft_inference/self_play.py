@@ -6,7 +6,7 @@ Every request is recorded in a file of its own, so an interrupted run goes on wh
 import asyncio
 from pathlib import Path
 
-from updraft_chassis.errors import InvalidInput
+from updraft_chassis.errors import InvalidInput, UpdraftError
 from updraft_chassis.progress import Progress, Report
 from updraft_draft import recordings
 from updraft_inference.agent.recording import answered, recorded
@@ -62,7 +62,7 @@ class SelfPlay:
         self._tokens = 0
 
     async def run(self, count: int) -> None:
-        """Conflict if the folder is another model's, Exhausted if the disk is full."""
+        """Conflict if the folder is another model's, Exhausted if the disk is full. The first error stands for all."""
         fingerprint = self._engine.info.target_fingerprint
         missing = [n for n in range(count) if recordings.read(self._folder, n, target_fingerprint=fingerprint) is None]
         numbers, done = iter(missing), count - len(missing)
@@ -75,9 +75,14 @@ class SelfPlay:
                 done += 1
                 self._report(Progress(activity="recording", done=done, total=count, tokens=self._tokens))
 
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(STREAMS):
-                tasks.create_task(work())
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(STREAMS):
+                    tasks.create_task(work())
+        except ExceptionGroup as errors:
+            if not all(isinstance(error, UpdraftError) for error in errors.exceptions):
+                raise  # a bug needs its traceback
+            raise errors.exceptions[0] from None
 
     async def _record(self, number: int) -> None:
         conversation = self._conversation

@@ -121,9 +121,23 @@ async def test_a_folder_of_another_model_is_refused_before_any_request(tmp_path:
 
 async def test_a_message_of_no_text_is_written_again_and_at_last_the_model_is_refused(tmp_path: Path) -> None:
     player = Player(tmp_path, saying(" \n"))
-    with pytest.RaisesGroup(pytest.RaisesExc(InvalidInput, match="self-play needs a chat model")):
+    with pytest.raises(InvalidInput, match="self-play needs a chat model"):
         await player.play(1)
     assert len({one.sampling.seed for one in player.requests}) == MAX_ATTEMPTS
+
+
+async def test_an_error_of_many_requests_at_a_time_is_raised_once(tmp_path: Path) -> None:
+    player = Player(tmp_path, saying(" \n"))
+    with pytest.raises(InvalidInput, match="self-play needs a chat model"):
+        await player.play(STREAMS)
+
+
+async def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
+    def broken(_: GenerationRequest) -> Iterator[int]:
+        raise ZeroDivisionError
+
+    with pytest.RaisesGroup(ZeroDivisionError):
+        await Player(tmp_path, broken).play(1)
 
 
 def test_a_message_ends_where_the_template_or_the_model_would_end_it(tmp_path: Path) -> None:
