@@ -4,7 +4,8 @@ The first SIGTERM or SIGINT sets the stop event: `main` drains and returns, and 
 the process at once, except PID 1 of a container, which only SIGKILL can kill. An UpdraftError that `main` raises directly is
 a failed start: it is printed as one sentence, exit code 1. An exception from a task of a TaskGroup is logged once, exit code
 1: a failed task must end the process, because Kubernetes and `updraft up` restart processes, not tasks. While Python is
-still importing modules, a signal ends the process immediately: see `while_importing`.
+still importing modules, a signal ends the process immediately: see `while_importing`. A command that another program started
+is killed by either signal, so that the other program sees it: see `let_signals_kill`.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 from updraft_chassis.errors import UpdraftError
@@ -49,28 +50,32 @@ class Stop:
 def while_importing() -> None:
     """Until `run`, let the first SIGTERM or SIGINT end the process at once with exit code 0.
 
-    Call it first in `main`. Otherwise the signal would kill Python or print a traceback, and PID 1 of a container would
-    not end at all, because the kernel does not deliver signals that PID 1 has no handler for.
+    Call it in `main`, before any import that takes long. Otherwise the signal would kill Python or print a traceback, and
+    PID 1 of a container would not end at all, because the kernel does not deliver signals that PID 1 has no handler for.
     """
     for signum in _SIGNALS:
         # os._exit rather than SystemExit, which imported code may catch.
         signal.signal(signum, lambda *_: os._exit(0))
 
 
+def let_signals_kill() -> None:
+    """From now on, let SIGTERM and SIGINT kill the process: for work that a kill cannot damage.
+
+    The exit code then tells the parent that the work was not done.
+    """
+    for signum in _SIGNALS:
+        signal.signal(signum, signal.SIG_DFL)
+
+
 def run(process: str, main: Callable[[Stop], Awaitable[None]]) -> None:
     """Run `main(stop)` in a new event loop; return when it returned, raise SystemExit(1) when it raised."""
-    with _errors_as_sentences(process):
+    with errors_as_sentences(process):
         asyncio.run(_supervise(process, main))
 
 
-def run_to_end(process: str, main: Coroutine[None, None, None]) -> None:
-    """As `run`, for work that a kill cannot damage: a signal does what it did before this call."""
-    with _errors_as_sentences(process):
-        asyncio.run(main)
-
-
 @contextmanager
-def _errors_as_sentences(process: str) -> Iterator[None]:
+def errors_as_sentences(process: str) -> Iterator[None]:
+    """Raise SystemExit(1) for an exception: an UpdraftError is printed, any other exception is logged."""
     try:
         yield
     except UpdraftError as error:

@@ -11,8 +11,11 @@ _ARGUMENTS = ("engine", "attach")
 
 
 def main() -> None:
-    lifecycle.while_importing()
     arguments = _parser().parse_args()
+    if arguments.command == "self-play":
+        lifecycle.let_signals_kill()
+    else:
+        lifecycle.while_importing()
     from updraft_inference import process  # noqa: PLC0415 - takes seconds
 
     if arguments.command == "prepare-sglang":

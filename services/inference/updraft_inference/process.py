@@ -8,8 +8,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-from updraft_chassis import lifecycle, logs, settings
-from updraft_chassis.progress import Progress
+from updraft_chassis import lifecycle, logs, progress, settings
 from updraft_draft import memory
 from updraft_inference.engine import Drafter, Engine, FinishedSink
 from updraft_inference.settings import InferenceSettings
@@ -56,17 +55,19 @@ def self_play(environ: Mapping[str, str], *, model: str, folder: Path, count: in
     logs.configure(process="inference", level="ERROR", format="text")
     wait_briefly(os.environ)
     memory.limit(os.environ, num_kernels=_NUM_KERNELS)
-    from updraft_inference.self_play import STREAMS, Conversation, SelfPlay  # noqa: PLC0415 - see main
 
-    async def play() -> None:
+    async def play(report: progress.Report) -> None:
+        from updraft_inference.self_play import STREAMS, Conversation, SelfPlay  # noqa: PLC0415 - see main
+
         conversation = Conversation(Path(model))
         overrides = {"model": model, "num_slots": STREAMS, "max_context": conversation.max_context, "engine": "torch"}
         names = {settings.variable(InferenceSettings, field): str(value) for field, value in overrides.items()}
         loaded = settings.load(InferenceSettings, {**environ, **names})
         async with open_engine(loaded, lambda _: None) as engine:
-            await SelfPlay(engine, conversation, folder, Progress.write).run(count)
+            await SelfPlay(engine, conversation, folder, report).run(count)
 
-    lifecycle.run_to_end(PROCESS, play())
+    with lifecycle.errors_as_sentences(PROCESS), progress.on_stdout() as report:
+        asyncio.run(play(report))
 
 
 @asynccontextmanager

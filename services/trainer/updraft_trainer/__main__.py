@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from updraft_chassis import lifecycle
+from updraft_chassis import lifecycle, progress
 from updraft_draft import memory
 
 _NUM_KERNELS = 64
@@ -13,14 +13,16 @@ _NUM_KERNELS = 64
 
 def main() -> None:
     """Run until SIGTERM or SIGINT, or until a command is done."""
-    lifecycle.while_importing()
     arguments = _parser().parse_args()
     memory.limit(os.environ, num_kernels=_NUM_KERNELS)
     if arguments.command == "self-play":
-        from updraft_trainer import self_play  # noqa: PLC0415 - takes seconds
+        lifecycle.let_signals_kill()
+        with progress.on_stdout() as report:
+            from updraft_trainer import self_play  # noqa: PLC0415 - takes seconds
 
-        self_play.main(arguments.model, arguments.recordings, arguments.requests, arguments.output)
+            self_play.main(arguments.model, arguments.recordings, arguments.requests, arguments.output, report)
         return
+    lifecycle.while_importing()
     from updraft_trainer import process  # noqa: PLC0415 - see above
 
     process.main()

@@ -5,11 +5,11 @@ Held-out requests choose between both.
 """
 
 import random
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version as installed_version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from google.protobuf import json_format
 
@@ -17,7 +17,7 @@ from updraft.registry.v1 import registry_pb2
 from updraft_artifacts.model_folder import target_fingerprint, tokenizer_fingerprint
 from updraft_artifacts.transfer import MANIFEST
 from updraft_chassis import lifecycle, logs
-from updraft_chassis.errors import Exhausted, InvalidInput
+from updraft_chassis.errors import Exhausted, InvalidInput, NotFound
 from updraft_chassis.progress import Progress, Report
 from updraft_draft import recordings, vocabulary
 from updraft_draft.network import DraftNetwork
@@ -36,15 +36,13 @@ USES = 4
 MIN_STEPS = 200
 JUDGE_EVERY = 8
 """One request of so many is held out."""
+MIN_SAMPLES = 2 * JUDGE_EVERY
 
 
-def main(model: Path, folder: Path, count: int, output: Path) -> None:
+def main(model: Path, folder: Path, count: int, output: Path, report: Report) -> None:
     logs.configure(process="trainer", level="ERROR", format="text")
-
-    async def work() -> None:
-        train(model, folder, count, output, Progress.write)
-
-    lifecycle.run_to_end("updraft-trainer", work())
+    with lifecycle.errors_as_sentences("updraft-trainer"):
+        train(model, folder, count, output, report)
 
 
 def train(model: Path, folder: Path, count: int, output: Path, report: Report) -> None:
@@ -113,7 +111,7 @@ def _batches(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
 
 
 def _samples(folder: Path, count: int, identity: Identity, target: TargetHead) -> list[Sample]:
-    """Recordings that can be trained on, each text once."""
+    """Recordings that can be trained on, each text once. NotFound if one is missing."""
     c = target.config
     expected = ExpectedTarget(
         target_fingerprint=identity.target_fingerprint,
@@ -124,29 +122,34 @@ def _samples(folder: Path, count: int, identity: Identity, target: TargetHead) -
     )
     samples: dict[tuple[int, ...], Sample] = {}
     reason = "no other text is there"
+    num_recorded = 0
     for number in range(count):
         data = recordings.read(folder, number, target_fingerprint=identity.target_fingerprint)
         if data is None:
             continue
+        num_recorded += 1
         try:
             sample = read_sample(data, expected)
         except RefusedTrace as error:
             reason = str(error)
         else:
             samples.setdefault(tuple(sample.ids.tolist()), sample)
-    if len(samples) < 2 * JUDGE_EVERY:
+    if num_recorded < count:
+        raise NotFound(f"{folder} holds {num_recorded} of {count} recordings: `updraft draft train` makes the others")
+    if len(samples) < MIN_SAMPLES:
         raise InvalidInput(
-            f"{folder} holds {len(samples)} recordings that can be learned from, fewer than {2 * JUDGE_EVERY}: {reason}"
+            f"{folder} holds {len(samples)} recordings that can be learned from, fewer than {MIN_SAMPLES} ({reason}):"
+            " name a larger --self-play"
         )
     return list(samples.values())
 
 
 def _write(candidate: Candidate, output: Path, identity: Identity, provenance: registry_pb2.Provenance) -> None:
-    part = output.with_name(f"{output.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # left by a killed process
-    manifest = save(candidate, part, identity, provenance)
     try:
-        (part / MANIFEST).write_text(json_format.MessageToJson(manifest, preserving_proto_field_name=True))
-        part.replace(output)
+        with TemporaryDirectory(prefix=".part-", dir=output.parent) as scratch:
+            part = Path(scratch) / output.name
+            manifest = save(candidate, part, identity, provenance)
+            (part / MANIFEST).write_text(json_format.MessageToJson(manifest, preserving_proto_field_name=True))
+            part.replace(output)
     except OSError as error:
         raise Exhausted(f"the draft cannot be written to {output}: {error.strerror or error}") from error

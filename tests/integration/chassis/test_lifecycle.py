@@ -148,6 +148,20 @@ async def main(stop):
     assert "Traceback" not in process.output()
 
 
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_command_that_a_signal_kills_does_not_look_done(signum: signal.Signals, start: Start) -> None:
+    process = start("""
+lifecycle.while_importing()
+lifecycle.let_signals_kill()
+print("working", flush=True)
+import time
+time.sleep(3600)
+""").when_it_says("working")
+    process.send(signum)
+    assert process.end() == -signum
+    assert process.output() == "working\n"
+
+
 def test_waiting_for_the_stop_is_a_sleep_that_can_end_early(start: Start) -> None:
     process = start("""
 async def main(stop):

@@ -7,8 +7,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from tests.integration.cli.conftest import Run
+from tests.support.disk import file_size_limit
 from tests.support.ports import free_port
 from tests.support.processes import Process
 from tests.support.tiny_target import make_tiny_target
@@ -36,7 +38,7 @@ def command(model: Path, output: Path, count: int) -> list[str]:
     return [sys.executable, "-m", "updraft_cli", *words]
 
 
-def train(model: Path, output: Path, count: int = 16) -> subprocess.CompletedProcess[str]:
+def train(model: Path, output: Path, count: int = 24) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(model, output, count), capture_output=True, text=True, check=False, timeout=240)
 
 
@@ -77,13 +79,29 @@ def test_a_model_without_a_chat_template_is_told_in_a_sentence(tmp_path: Path) -
     model = write_tokenizer(make_tiny_target(tmp_path / "model"), template=None)
     done = train(model, tmp_path / "day0")
     assert done.returncode == 1
-    assert "has no chat template, so nothing shows how its prompts begin" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr == (f"updraft-inference: {model} has no chat template, so nothing shows how its prompts begin\n")
 
 
-def test_a_recording_that_cannot_be_written_is_told_in_a_sentence(tiny_model: Path, tmp_path: Path) -> None:
-    (tmp_path / "day0-recordings" / "00003.part").mkdir(parents=True)
-    done = train(tiny_model, tmp_path / "day0")
+def test_a_full_disk_is_told_in_one_sentence(tiny_model: Path, tmp_path: Path) -> None:
+    with file_size_limit(1000):
+        done = train(tiny_model, tmp_path / "day0")
     assert done.returncode == 1
-    assert f"cannot write recordings to {tmp_path}/day0-recordings: Is a directory" in done.stderr
-    assert "Traceback" not in done.stderr
+    full = f"the disk of {tmp_path}/day0-recordings is full: free some space"
+    assert done.stderr.splitlines() == [
+        "recording: 0 of 24",
+        f"updraft-inference: {full}; the same command goes on with what is recorded",
+    ]
+
+
+def test_a_part_that_a_signal_ends_has_not_done_its_work(tiny_model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "day0"
+    with subprocess.Popen(command(tiny_model, output, 200), stderr=subprocess.PIPE, text=True) as train:
+        wait_until(lambda: len(recorded(output)) >= 3)
+        (engine,) = psutil.Process(train.pid).children()
+        engine.send_signal(signal.SIGTERM)
+        _, errors = train.communicate(timeout=60)
+    assert train.returncode == 1
+    assert errors.splitlines()[1:] == [
+        "Error: inference was killed by SIGTERM; the same command goes on with what is recorded"
+    ]
+    assert not output.exists()

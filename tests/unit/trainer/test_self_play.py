@@ -10,7 +10,7 @@ from tests.support.traces import TraceMaker
 
 from updraft.registry.v1 import registry_pb2
 from updraft_artifacts.digests import file_digest
-from updraft_chassis.errors import Exhausted, InvalidInput
+from updraft_chassis.errors import Exhausted, InvalidInput, NotFound
 from updraft_chassis.progress import Progress
 from updraft_draft import checkpoint, recordings
 from updraft_draft.target_weights import read_head
@@ -86,11 +86,20 @@ def test_every_request_is_used_equally_often(traces: TraceMaker) -> None:
 def test_the_same_text_is_not_learned_and_held_out(tiny_target: Path, traces: TraceMaker, tmp_path: Path) -> None:
     for number in range(40):
         recordings.write(tmp_path / "same", number, traces.trace(number % 3))
-    with pytest.raises(
-        InvalidInput, match="holds 3 recordings that can be learned from, fewer than 16: no other text is there"
-    ):
+    with pytest.raises(InvalidInput) as refused:
         self_play.train(tiny_target, tmp_path / "same", 40, tmp_path / "draft", lambda _: None)
+    assert str(refused.value) == (
+        f"{tmp_path}/same holds 3 recordings that can be learned from, fewer than 16 (no other text is there):"
+        " name a larger --self-play"
+    )
     assert not (tmp_path / "draft").exists()
+
+
+def test_a_recording_that_is_missing_or_broken_stops_it(tiny_target: Path, folder: Path, tmp_path: Path) -> None:
+    recordings.path(folder, 5).unlink()
+    recordings.path(folder, 7).write_bytes(b"broken")
+    with pytest.raises(NotFound, match=r"holds 22 of 24 recordings: `updraft draft train` makes the others"):
+        self_play.train(tiny_target, folder, 24, tmp_path / "draft", lambda _: None)
 
 
 def test_recordings_that_nothing_can_learn_from_are_named(
@@ -98,11 +107,18 @@ def test_recordings_that_nothing_can_learn_from_are_named(
 ) -> None:
     for number in range(20):
         recordings.write(tmp_path / "light", number, traces.trace(number, payload=False))
-    with pytest.raises(InvalidInput, match=r"holds 0 recordings .*: the trace carries no hidden states"):
+    with pytest.raises(InvalidInput, match=r"holds 0 recordings .*\(the trace carries no hidden states\)"):
         self_play.train(tiny_target, tmp_path / "light", 20, tmp_path / "draft", lambda _: None)
 
 
 def test_a_full_disk_leaves_no_draft(tiny_target: Path, folder: Path, tmp_path: Path) -> None:
     with file_size_limit(10_000), pytest.raises(Exhausted, match="the draft cannot be written"):
         self_play.train(tiny_target, folder, 24, tmp_path / "draft", lambda _: None)
-    assert not (tmp_path / "draft").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["recordings"]
+
+
+def test_a_folder_with_a_similar_name_is_left_alone(tiny_target: Path, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "draft.part").mkdir()
+    (tmp_path / "draft.part" / "mine").touch()
+    self_play.train(tiny_target, folder, 24, tmp_path / "draft", lambda _: None)
+    assert (tmp_path / "draft.part" / "mine").exists()

@@ -5,7 +5,6 @@ any time: what they keep appears by a rename.
 """
 
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -26,9 +25,11 @@ from updraft_chassis.progress import Progress
 from updraft_cli.backends.wire import draft_details
 from updraft_cli.cmd.draft import view
 from updraft_cli.local import tether
+from updraft_cli.local.child import ending
 
-MIN_REQUESTS, MAX_REQUESTS = 16, 1000
-"""Fewer cannot be learned from and judged; more hardly help, and have to fit into the trainer's memory."""
+MIN_REQUESTS, MAX_REQUESTS = 24, 1000
+"""The trainer needs 16 different texts, and some requests may be alike or cut off. More than 1,000 hardly help, and all of them
+have to fit into its memory."""
 
 _LINE_S = 15.0
 _INTERRUPTED = 130
@@ -122,8 +123,7 @@ def _run(part: str, arguments: tuple[str, ...], environment: dict[str, str]) -> 
             child.kill()
             raise
     if child.returncode < 0:
-        how = signal.Signals(-child.returncode).name
-        raise Unavailable(f"{part} was killed by {how}; the same command goes on with what is recorded")
+        raise Unavailable(f"{part} {ending(child.returncode)}; the same command goes on with what is recorded")
     if child.returncode:
         raise SystemExit(child.returncode)
 

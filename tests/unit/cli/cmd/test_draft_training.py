@@ -22,16 +22,16 @@ def train(model: Path, *arguments: object) -> Result:
     return CliRunner().invoke(cli, ["draft", "train", str(model), *map(str, arguments)])
 
 
-@pytest.mark.parametrize("number", [0, -1, 15, 1001, 10**12])
+@pytest.mark.parametrize("number", [0, -1, 23, 1001, 10**12])
 def test_a_number_that_cannot_work_is_refused(tmp_path: Path, number: int) -> None:
     result = train(tmp_path, "--self-play", number, "--output", tmp_path / "draft")
     assert result.exit_code == 2
-    assert f"{number} is not in the range 16<=x<=1000" in result.stderr
+    assert f"{number} is not in the range 24<=x<=1000" in result.stderr
     assert not (tmp_path / "draft").exists()
 
 
 def test_a_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    result = train(tmp_path / "none", "--self-play", 16, "--output", tmp_path / "draft")
+    result = train(tmp_path / "none", "--self-play", 24, "--output", tmp_path / "draft")
     assert result.exit_code == 2
     assert "does not exist" in result.stderr
 
@@ -39,7 +39,7 @@ def test_a_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_a_folder_that_holds_something_is_not_written_to(tmp_path: Path) -> None:
     (tmp_path / "draft").mkdir()
     (tmp_path / "draft" / "model.safetensors").write_text("mine")
-    result = train(tmp_path, "--self-play", 16, "--output", tmp_path / "draft")
+    result = train(tmp_path, "--self-play", 24, "--output", tmp_path / "draft")
     assert result.exit_code == 1
     assert result.stderr == f"Error: {tmp_path}/draft is not empty: name a new folder with --output\n"
 
@@ -48,7 +48,7 @@ def test_a_folder_that_holds_something_is_not_written_to(tmp_path: Path) -> None
 def test_a_folder_that_cannot_be_written_to_is_told_before_any_work(tmp_path: Path, option: str, written: str) -> None:
     (tmp_path / "file").write_text("in the way")
     folders = {"--output": tmp_path / "draft", option: tmp_path / "file" / "a" / "b"}
-    result = train(tmp_path, "--self-play", 16, *(word for pair in folders.items() for word in pair))
+    result = train(tmp_path, "--self-play", 24, *(word for pair in folders.items() for word in pair))
     assert result.exit_code == 1
     assert result.stderr == f"Error: cannot write to {tmp_path}/file/{written}: Not a directory\n"
 
