@@ -82,6 +82,6 @@ _TRUE = (
     condition("RegistryReady", "True", "Connected", "the registry answers"),
     condition("TrainerReady", "True", "Training", "the trainer runs"),
     condition("Adapting", "True", "Adapting", "drafts are learned from the traffic"),
-    condition("SpeculationEffective", "True", "Effective", "drafts are accepted"),
+    condition("SpeculationEffective", "True", "Effective", "speculation saves decoding steps on this traffic"),
     condition("Progressing", "True", "Complete", "version 2 serves"),
 )

@@ -25,8 +25,8 @@ _COLLAPSED = 1.05
 
 _COLLAPSED_MESSAGE = "almost no token of the stable draft is accepted; wait for the trainer, or pin another version"
 
-_EFFECTIVE_MESSAGE = "drafts are accepted"
-"""One for all evidence, so that the condition does not change when evidence fades."""
+_EFFECTIVE_MESSAGE = "speculation saves decoding steps on this traffic"
+"""True for all evidence, whether drafts or lookup save them, so that the condition does not change when evidence fades."""
 
 _SLOWER_MESSAGE = "speculation would slow decoding down on this traffic, so the pods do without most of it"
 

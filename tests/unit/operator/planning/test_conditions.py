@@ -336,6 +336,17 @@ def test_a_registry_that_is_asked_for_the_first_time_starts() -> None:
     assert _verdicts(registry=RegistryView(connection=ConnectionState.CONNECTING))["RegistryReady"].reason == "Starting"
 
 
+@pytest.mark.parametrize("length", [None, 1.01, 2.5])
+def test_that_speculation_is_effective_is_said_in_words_that_hold_for_drafts_and_for_lookup(
+    length: float | None,
+) -> None:
+    for speedup in (None, pb.Speedup(low=0.99, high=1.1), pb.Speedup(low=1.1, high=1.2)):
+        verdict = _verdicts(registry=_serves(length, speedup=speedup))["SpeculationEffective"]
+        is_faster = speedup is not None and speedup.low > 1.0
+        is_effective = verdict.message == "speculation saves decoding steps on this traffic"
+        assert is_effective == (verdict.reason == "Effective") == (is_faster or length == 2.5)
+
+
 def test_a_long_message_is_cut() -> None:
     long = status(observed(pods=(pod(problem=("OOMKilled", "x" * 9999)),)), NOW).conditions
     assert [len(condition.message) for condition in long if condition.type == "ServingReady"] == [2000]
