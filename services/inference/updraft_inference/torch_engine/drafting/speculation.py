@@ -37,9 +37,9 @@ class EvidenceBudget(NamedTuple):
 
 USUAL, COMPARING = EvidenceBudget(1 / 32, 0.01), EvidenceBudget(1 / 8, 0.05)
 """Usually, and while the registry compares drafts. In steps drawn by chance, the draft model drafts alone for every `hybrid`
-request, as many tokens as it may. Only these are evidence about a draft. Elsewhere the planner lets it draft where it is good,
-and a mixed chain has its tokens where it was trusted; both flatter the worse draft. They also show whether drawn tokens would
-be accepted where the model is not trusted."""
+request without a lookahead of its own, as many tokens as it may. Only these are evidence about a draft. Elsewhere the planner
+lets it draft where it is good, and a mixed chain has its tokens where it was trusted; both flatter the worse draft. They also
+show whether drawn tokens would be accepted where the model is not trusted."""
 
 
 class Speculation:
@@ -78,7 +78,7 @@ class Speculation:
         """Whether the draft model reads a request that begins now."""
         if self.eagle is None or self._drafter(sequence) not in _BY_MODEL:
             return False
-        return not self._is_hybrid(sequence) or self.planner.gate.is_open or self.is_comparing
+        return not self._is_free_hybrid(sequence) or self.planner.gate.is_open or self.is_comparing
 
     def is_free(self, sequences: list[Sequence]) -> bool:
         """Whether it is left to the engine if these requests speculate, and at least one can."""
@@ -88,11 +88,12 @@ class Speculation:
         return self._limits.max_lookahead > 0 and any(self._drafter(sequence) in able for sequence in sequences)
 
     def draw_alone(self, sequences: list[Sequence]) -> frozenset[Sequence]:
-        """By chance, those for which the draft model drafts alone in this step: all `hybrid` requests that it has read."""
+        """By chance, those for which the draft model drafts alone in this step: all `hybrid` requests that it has read
+        and that leave the lookahead to the engine."""
         budget = COMPARING if self.is_comparing else USUAL
         if self._random.random() >= budget.steps:
             return frozenset()
-        chains = {s: self._longest_chain(s) for s in sequences if self._drafter(s) is Drafter.HYBRID}
+        chains = {s: self._longest_chain(s) for s in sequences if self._is_free_hybrid(s)}
         chains = {s: length for s, length in chains.items() if length}
         if not chains:
             return frozenset()
@@ -164,13 +165,13 @@ class Speculation:
         return matches
 
     def _request(self, sequence: Sequence, match: Proposal | None, *, is_alone: bool) -> DraftRequest:
-        chain, forced = self._longest_chain(sequence), sequence.request.lookahead
+        chain = self._longest_chain(sequence)
         return DraftRequest(
             stats=self._stats_of(sequence),
             match=None if match is None else match.source,
             ngram=0 if match is None else len(match.ids),
             chain=chain,
-            forced=chain if is_alone and forced is None else forced,
+            forced=chain if is_alone else sequence.request.lookahead,
         )
 
     def _longest_chain(self, sequence: Sequence) -> int:
@@ -225,8 +226,8 @@ class Speculation:
     def _drafter(self, sequence: Sequence) -> Drafter:
         return sequence.request.drafter or self._default
 
-    def _is_hybrid(self, sequence: Sequence) -> bool:
-        """Whether the gate may leave the sequence to n-gram lookup."""
+    def _is_free_hybrid(self, sequence: Sequence) -> bool:
+        """Whether the engine decides when the draft model drafts for the sequence, and how far."""
         return self._drafter(sequence) is Drafter.HYBRID and sequence.request.lookahead is None
 
     def _stats_of(self, sequence: Sequence) -> SequenceStats:
