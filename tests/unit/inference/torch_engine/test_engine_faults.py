@@ -30,10 +30,16 @@ def target(tmp_path: Path) -> Path:
     return make_tiny_target(tmp_path / "target")
 
 
+@pytest.fixture(params=[Drafter.EAGLE3, Drafter.HYBRID])
+def drafter(request: pytest.FixtureRequest) -> Drafter:
+    """All by which a draft model drafts."""
+    return Drafter(request.param)
+
+
 @pytest.fixture
-async def engine(target: Path) -> AsyncIterator[TorchEngine]:
+async def engine(target: Path, drafter: Drafter) -> AsyncIterator[TorchEngine]:
     limits = Limits(num_slots=2, max_context=128, max_lookahead=3)
-    options = EngineOptions(limits=limits, dtype=torch.float32, drafter=Drafter.EAGLE3)
+    options = EngineOptions(limits=limits, dtype=torch.float32, drafter=drafter)
     async with TorchEngine.open(target, options) as engine:
         yield engine
 
@@ -69,7 +75,12 @@ async def run(
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("wild", [HEAD, VALUES])
 async def test_a_draft_that_fails_costs_its_drafts_and_no_request(
-    engine: TorchEngine, target: Path, caplog: pytest.LogCaptureFixture, temperature: float, wild: str
+    engine: TorchEngine,
+    target: Path,
+    caplog: pytest.LogCaptureFixture,
+    drafter: Drafter,
+    temperature: float,
+    wild: str,
 ) -> None:
     plain = await run(engine, "plain", 0.0)
     await engine.swap(draft(target, 1, wild=wild))
@@ -77,7 +88,8 @@ async def test_a_draft_that_fails_costs_its_drafts_and_no_request(
     failed = await run(engine, "drafted", temperature)
 
     assert (failed.reason, len(failed.output_ids)) == (FinishReason.LENGTH, 24)
-    assert not any(step.draft_ids for step in failed.steps)
+    remaining = {Drafter.NGRAM} if drafter is Drafter.HYBRID else set()
+    assert {step.drafter for step in failed.steps if step.draft_ids} == remaining
     assert engine.faults == {1: 1}
     assert engine.is_alive
     assert [record.levelno for record in caplog.records if record.message == "Drafting failed"] == [logging.ERROR]
