@@ -27,7 +27,8 @@ ACCEPTED = (3.7, 4.2)
 SHIFTED = (2.0, 5.5)
 """The same after a shift of the traffic: acceptance length 1.8."""
 STEP_NOISE = 0.42
-"""Standard deviation of a request's number of steps, divided by the square root of that number."""
+"""Standard deviation of a request's number of steps, divided by the square root of that number; the same for the tokens of
+some of its steps, divided by its acceptance length."""
 
 COLUMNS = ("requests", "verify_steps", "tokens", "latency_s")
 
@@ -101,17 +102,19 @@ class SimulatedFleet:
         served_s = self._candidate_until(pod, end) - self._candidate_until(pod, start)
         share = np.clip(served_s / (end - start), 0.0, 1.0).round(6)
         truth, size = self.truth, len(pod)
-        is_seen = np.ones(size)
-        if truth.share_alone < 1.0:
-            is_seen = self._rng.random(size) > (1.0 - truth.share_alone) ** (tokens / length)
-            tokens = tokens * truth.share_alone
         for version, part, better, slower in ((0, 1.0 - share, 0.0, 0.0), (1, share, truth.effect, truth.slowdown)):
-            steps = tokens * part / np.maximum(length * (1.0 + better), 1.0)
+            accepted, tokens_of_part = np.maximum(length * (1.0 + better), 1.0), tokens * part
+            steps = tokens_of_part / accepted
             steps = np.maximum(steps + STEP_NOISE * np.sqrt(steps) * self._rng.standard_normal(size), part)
-            for column, values in enumerate(
-                ((part > 0.0) * is_seen, steps, tokens * part, steps * step_s * (1.0 + slower))
-            ):
+            if truth.share_alone < 1.0:
+                steps, tokens_of_part = self._drawn(steps, accepted)
+            for column, values in enumerate((steps > 0.0, steps, tokens_of_part, steps * step_s * (1.0 + slower))):
                 self.totals[version, column] += np.bincount(pod, values, truth.pods)
+
+    def _drawn(self, steps: Floats, accepted: Floats) -> tuple[Floats, Floats]:
+        """The steps of each request that are drawn, and the tokens of those. Both are 0 for a request that has none."""
+        drawn = self._rng.binomial(np.rint(steps).astype(np.int64), self.truth.share_alone).astype(np.float64)
+        return drawn, accepted * (drawn + STEP_NOISE * np.sqrt(drawn) * self._rng.standard_normal(len(drawn)))
 
     def _candidate_until(self, pod: NDArray[np.int64], at_s: Floats) -> Floats:
         """Seconds that each pod had served the candidate at each time, up to now."""
