@@ -177,7 +177,7 @@ async def auto(bench: Bench, engine: TorchEngine) -> None:
                 return
             bench.tell(f"round {round_ + 1}: {cell}", done, len(plan.auto_cells))
             for part in figures.AUTO_PARTS:
-                await engine.exchange_experience()  # a swap begins the current one anew
+                await engine.exchange_experience()  # a swap resets the current one, which later rounds need
                 await engine.swap(bench.drafts[plan.narrow] if part is figures.TAUGHT else None)
                 await _round(bench, engine, part, cell, figures.AUTO_ARMS[part], round_)
 

@@ -158,7 +158,7 @@ def test_a_switchback_is_part_of_the_order() -> None:
     assert message.nonce != wire.directive_to_proto(order).nonce
 
 
-def test_an_order_that_compares_is_another_one_because_pods_have_to_hear_of_it() -> None:
+def test_an_order_that_compares_is_another_one_because_pods_have_to_receive_it() -> None:
     order = Directive(serve=3, digest="sha256:3", prefetch=(3,))
     message = wire.directive_to_proto(replace(order, is_comparing=True))
     assert (message.comparing, wire.directive_to_proto(order).comparing) == (True, False)

@@ -84,7 +84,7 @@ def test_a_better_candidate_serves_everyone_after_the_last_step_and_not_before()
 
 
 @pytest.mark.parametrize("num_pods", [1, 16])
-def test_every_pod_hears_that_versions_are_compared_from_the_first_step_to_the_verdict(num_pods: int) -> None:
+def test_every_pod_receives_that_versions_are_compared_from_the_first_step_to_the_verdict(num_pods: int) -> None:
     world = World(num_pods, steps=STEPS)
     assert not any(order.is_comparing for order in world.decide().directives.values())
     candidate = world.canary(gain_percent=10)
