@@ -51,6 +51,10 @@ class Metrics:
             "Tokens per verify step of the candidate on requests that it was trained on. Far more than on held-out ones: it has"
             " learned them by heart, and needs new requests instead of more steps",
         )
+        self.unknown_tokens = new.gauge(
+            "unknown_tokens_ratio",
+            "Share of the output of judging requests that the candidate cannot propose, because it is outside its vocabulary",
+        )
         self.gain = new.gauge(
             "gain_ratio", "Acceptance length of the candidate over the baseline's, minus one", "bound"
         )

@@ -18,7 +18,7 @@ from tests.support.ports import free_port
 from tests.support.processes import Process
 from tests.support.rpc import listening, service
 from tests.support.tiny_target import make_draft
-from tests.support.traces import TraceMaker
+from tests.support.traces import NUM_TOKENS, TraceMaker
 from tests.support.wait import LONG_S, until, wait_until
 from torch import Tensor
 
@@ -392,6 +392,16 @@ async def test_acceptance_on_learned_requests_is_measured_beside_that_on_held_ou
     assert trained is not None
     assert held_out is not None
     assert 1.0 < held_out <= trained + 1e-9 <= 4.0 + 1e-9  # equal means of other weights differ by rounding
+
+
+async def test_output_outside_the_draft_vocabulary_is_measured(
+    tmp_path: Path, tiny_target: Path, traces: TraceMaker, registry: Registry
+) -> None:
+    size = NUM_TOKENS // 2  # of as many tokens as the traffic has, at most half can be proposed
+    async with bench(tmp_path, tiny_target, traces, port=registry.port, speculator="default", vocab_size=size) as one:
+        await one.train(await one.started())
+        unknown = one.metrics.registry.get_sample_value("updraft_trainer_unknown_tokens_ratio")
+    assert unknown == pytest.approx(0.5, abs=0.25)
 
 
 async def test_why_a_draft_is_not_published_is_known_to_the_registry(whole: Bench) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from updraft_draft import checkpoint
 from updraft_draft.network import DraftNetwork
+from updraft_draft.vocabulary import unknown_share
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.sample import Sample
 from updraft_trainer.publishing.decision import NO_DRAFT
@@ -71,6 +72,7 @@ class Evaluator:
             estimate=replace(estimate, best_steps=self._best.update(estimate)),
             baseline_version=self.baseline.version,
             lookahead=self._lookahead,
+            unknown_share=unknown_share([one.ids[one.first_output :] for one in samples], candidate.token_ids),
         )
 
     def trained_length(self, network: DraftNetwork, uses: Mapping[str, int]) -> float | None:

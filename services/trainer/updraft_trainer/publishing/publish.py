@@ -26,13 +26,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A draft as it would be served, and its estimate. `baseline_version` 0: no draft."""
+    """A draft as it would be served, and its estimate. `baseline_version` 0: no draft. `unknown_share` of the requests' output
+    is outside its vocabulary."""
 
     network: DraftNetwork
     step: int
     estimate: GainEstimate
     baseline_version: int
     lookahead: int
+    unknown_share: float = 0.0
 
 
 def snapshot(network: DraftNetwork) -> DraftNetwork:
