@@ -49,7 +49,19 @@ class BucketSource:
         files = [File(name=meta["path"], size_bytes=meta["size"], tag=meta["e_tag"] or "") for meta in objects]
         return Listing(revision=revision, files=taken(self._uri, files))
 
-    def fetch(self, listing: Listing, files: Iterable[File], folder: Path, done: Callable[[File], None]) -> None:
+    def arrived_bytes(self, folder: Path) -> int:
+        """Return 0: an interrupted file is fetched again."""
+        return 0
+
+    def fetch(
+        self,
+        listing: Listing,
+        files: Iterable[File],
+        folder: Path,
+        done: Callable[[File], None],
+        *,
+        is_alone: bool = True,
+    ) -> None:
         """Fetch files one after another, each in several ranges at a time."""
         for file in files:
             part = folder / f".{uuid.uuid4().hex}{PART}"  # a name of its own: others may fetch the same file

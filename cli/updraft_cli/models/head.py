@@ -6,6 +6,7 @@ continues where it stopped. `updraft-target.json` states the fingerprint of the 
 
 import json
 import os
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +17,7 @@ from pathlib import Path
 from updraft_artifacts import model_files, safetensors_header
 from updraft_artifacts.model_folder import PART_OF
 from updraft_artifacts.target_description import TargetDescription
+from updraft_chassis.errors import Corrupt
 from updraft_cli.models.files import sync
 from updraft_cli.models.source import PART, Address, File, Listing, RangeSource
 
@@ -41,16 +43,20 @@ class _Plan:
 
     @property
     def statement(self) -> bytes:
-        """What the folder states of the whole model."""
+        """The statement about the whole model that the folder holds."""
         return json.dumps({"fingerprint": self.fingerprint}).encode() + b"\n"
 
     def part(self, folder: Path) -> Path:
-        """Where the weights grow: another file for other weights."""
+        """The file in which the weights grow: another one for other weights."""
         tag = sha256(self.header + self.statement).hexdigest()[:16]
         return folder / OWN / f"head-{tag}{PART}"
 
+    def own_part(self, folder: Path) -> Path:
+        """A file that no other process writes, and that no later one continues."""
+        return folder / OWN / f"head-{uuid.uuid4().hex}{PART}"
+
     def after(self, num_bytes: int) -> Iterator[model_files.Range]:
-        """What is missing after the first bytes of the file, in requests of a bounded size."""
+        """Yield the ranges that are missing after the first bytes of the file, in requests of a bounded size."""
         skipped = num_bytes - len(self.header)
         for name, begin, end in self.ranges:
             start = begin + min(max(0, skipped), end - begin)
@@ -86,21 +92,45 @@ class HeadSource:
         self._whole = whole
         return Listing(revision=whole.revision, files=(*beside, *made))
 
-    def fetch(self, listing: Listing, files: Iterable[File], folder: Path, done: Callable[[File], None]) -> None:
-        """Fetch the small files, then the tensors."""
+    def arrived_bytes(self, folder: Path) -> int:
+        """Return the size of the weights that an interrupted download left, if they are those of the last listing."""
+        assert self._plan is not None
+        part = self._plan.part(folder)
+        return part.stat().st_size if part.exists() else 0
+
+    def fetch(
+        self,
+        listing: Listing,
+        files: Iterable[File],
+        folder: Path,
+        done: Callable[[File], None],
+        *,
+        is_alone: bool = True,
+    ) -> None:
+        """Fetch the small files, then the tensors. Corrupt if the weights do not have the planned size."""
         wanted = {file.name: file for file in files}
         made = [wanted.pop(name) for name in (PART_OF, _WEIGHTS) if name in wanted]
-        self._source.fetch(self._whole, wanted.values(), folder, done)
+        self._source.fetch(self._whole, wanted.values(), folder, done, is_alone=is_alone)
         assert self._plan is not None
         for file in made:
             if file.name == PART_OF:
                 (folder / PART_OF).write_bytes(self._plan.statement)
             else:
-                self._assemble(self._plan, folder)
+                self._assemble(self._plan, folder, is_alone=is_alone)
             done(file)
 
-    def _assemble(self, plan: _Plan, folder: Path) -> None:
-        part, remote = plan.part(folder), _RemoteFiles(self._source, self._whole, self._uri)
+    def _assemble(self, plan: _Plan, folder: Path, *, is_alone: bool) -> None:
+        if is_alone:
+            self._grow(plan, plan.part(folder), folder)
+            return
+        part = plan.own_part(folder)
+        try:
+            self._grow(plan, part, folder)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _grow(self, plan: _Plan, part: Path, folder: Path) -> None:
+        remote = _RemoteFiles(self._source, self._whole, self._uri)
         with part.open("ab") as output:
             if output.tell() < len(plan.header):
                 output.truncate(0)
@@ -110,6 +140,10 @@ class HeadSource:
                 output.flush()
                 os.fdatasync(output.fileno())  # its length is what an interrupted download continues from
         sync(part)
+        if part.stat().st_size != plan.size_bytes:
+            has = part.stat().st_size
+            part.unlink()
+            raise Corrupt(f"{folder / _WEIGHTS} would have {has:,} bytes instead of {plan.size_bytes:,}: pull again")
         part.replace(folder / _WEIGHTS)
 
 
@@ -125,13 +159,17 @@ class _RemoteFiles:
         self._kept: dict[model_files.Range, bytes] = {}
 
     def read(self, name: str, begin: int, end: int) -> bytes:
-        """Return a range of a file."""
+        """Return exactly these bytes of a file; Corrupt if the source sends another number of bytes."""
         if begin == end:
             return b""
         asked = (name, begin, end)
         content = self._kept.get(asked)
         if content is None:
             content = self._source.read(self._listing, self._files[name], begin, end)
+            if len(content) != end - begin:
+                raise Corrupt(
+                    f"{name} of {self.place} is truncated: {len(content)} bytes arrived of {end - begin}; pull again"
+                )
             if not name.endswith(".safetensors"):
                 self._kept[asked] = content
         return content

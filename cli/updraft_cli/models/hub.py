@@ -60,7 +60,19 @@ class HubSource:
         ]
         return Listing(revision=info.sha or revision, files=taken(self._uri, files))
 
-    def fetch(self, listing: Listing, files: Iterable[File], folder: Path, done: Callable[[File], None]) -> None:
+    def arrived_bytes(self, folder: Path) -> int:
+        """Return 0: the library keeps parts of files elsewhere, and decides itself whether it continues them."""
+        return 0
+
+    def fetch(
+        self,
+        listing: Listing,
+        files: Iterable[File],
+        folder: Path,
+        done: Callable[[File], None],
+        *,
+        is_alone: bool = True,
+    ) -> None:
         huggingface_hub.utils.disable_progress_bars()  # type: ignore[attr-defined]  # stderr has ours
         with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
             running = {pool.submit(self._fetch, listing, file, folder): file for file in files}

@@ -3,7 +3,7 @@
 The folder keeps a record of its address. The record is written before the first file and marked complete after the last one.
 A complete folder is left unchanged, an interrupted download continues with its first missing file, and a folder with
 another address is refused. Several processes may pull into one folder: the second one waits. On a volume without locks
-both download, which is safe because each file appears by a rename.
+both download, each into files of its own that it renames when they are complete, and no interrupted file is continued.
 """
 
 import errno
@@ -95,17 +95,17 @@ def pull(
         with _locked(folder, report) as is_alone:
             record = _read(folder, address)
             if not record.is_kept(folder):
-                record = _bring(opened(address), record, folder, report)
+                record = _bring(opened(address), record, folder, report, is_alone=is_alone)
             if is_alone:
                 _clean(folder)
     return record
 
 
-def _bring(source: Source, before: Record, folder: Path, report: Report) -> Record:
+def _bring(source: Source, before: Record, folder: Path, report: Report, *, is_alone: bool) -> Record:
     report("listing", 0, 0)
     listing = source.listing(before.revision or before.asked)
     missing = [file for file in listing.files if not before.has(file, folder)]
-    _check_room(folder, missing)
+    _check_room(folder, missing, source.arrived_bytes(folder) if is_alone else 0)
     record = Record(
         uri=before.uri,
         asked=before.asked,
@@ -117,13 +117,15 @@ def _bring(source: Source, before: Record, folder: Path, report: Report) -> Reco
         if record.files.get(name) != was:
             (folder / name).unlink(missing_ok=True)  # from another state of the source
     _write(folder, record)
-    _fetch(source, listing, missing, folder, report)
+    _fetch(source, listing, missing, folder, report, is_alone=is_alone)
     whole = replace(record, is_whole=True)
     _write(folder, whole)
     return whole
 
 
-def _fetch(source: Source, listing: Listing, missing: list[File], folder: Path, report: Report) -> None:
+def _fetch(
+    source: Source, listing: Listing, missing: list[File], folder: Path, report: Report, *, is_alone: bool
+) -> None:
     arrived = listing.size_bytes - sum(file.size_bytes for file in missing)
 
     def done(file: File) -> None:
@@ -133,7 +135,7 @@ def _fetch(source: Source, listing: Listing, missing: list[File], folder: Path, 
         report(file.name, arrived, listing.size_bytes)
 
     report("downloading", arrived, listing.size_bytes)
-    source.fetch(listing, missing, folder, done)
+    source.fetch(listing, missing, folder, done, is_alone=is_alone)
 
 
 def _clean(folder: Path) -> None:
@@ -145,8 +147,7 @@ def _clean(folder: Path) -> None:
         (folder / ".cache").rmdir()
 
 
-def _check_room(folder: Path, missing: list[File]) -> None:
-    arrived = sum(part.stat().st_size for part in (folder / _OWN).glob(f"*{PART}"))
+def _check_room(folder: Path, missing: list[File], arrived: int) -> None:
     needed, free = sum(file.size_bytes for file in missing) - arrived, disk_usage(folder).free
     if needed > free:
         raise Exhausted(

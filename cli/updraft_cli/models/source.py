@@ -67,8 +67,23 @@ class Source(Protocol):
         """Return the files to download, at a revision or (empty) at the newest."""
         ...
 
-    def fetch(self, listing: Listing, files: Iterable[File], folder: Path, done: Callable[[File], None]) -> None:
-        """Fetch files into a folder; each appears there complete, and is then reported to `done`."""
+    def arrived_bytes(self, folder: Path) -> int:
+        """Return how many bytes `fetch` does not fetch again, because an interrupted one of the last listing left them."""
+        ...
+
+    def fetch(
+        self,
+        listing: Listing,
+        files: Iterable[File],
+        folder: Path,
+        done: Callable[[File], None],
+        *,
+        is_alone: bool = True,
+    ) -> None:
+        """Fetch files into a folder; each appears there complete, and is then reported to `done`.
+
+        Unless `is_alone`, others may fetch into the folder at the same time: no file is shared with them before it is complete.
+        """
         ...
 
 

@@ -1,9 +1,13 @@
 """A model's head goes on from any byte, survives a full disk, and is fetched again when the model changes."""
 
+import errno
+import fcntl
 import shutil
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from hypothesis import given
@@ -12,7 +16,7 @@ from tests.support.disk import file_size_limit
 from tests.support.published_targets import make
 
 from updraft_artifacts.model_folder import target_fingerprint
-from updraft_chassis.errors import Exhausted, Unavailable
+from updraft_chassis.errors import Corrupt, Exhausted, Unavailable
 from updraft_cli.models import head
 from updraft_cli.models.head import HeadSource, _Plan
 from updraft_cli.models.pulling import pull
@@ -29,6 +33,8 @@ class FolderSource:
         self._folder = folder
         self.num_ranges: int | None = None
         self.num_bytes = 0
+        self.meets: Barrier | None = None
+        self.is_truncated = False
 
     def opened(self, _: Address) -> HeadSource:
         return HeadSource(self, "hf://org/name")
@@ -40,17 +46,32 @@ class FolderSource:
         ]
         return Listing(revision=revision, files=taken("a folder", files))
 
-    def fetch(self, _: Listing, files: Iterable[File], folder: Path, done: Callable[[File], None]) -> None:
+    def arrived_bytes(self, folder: Path) -> int:
+        return 0
+
+    def fetch(
+        self,
+        _: Listing,
+        files: Iterable[File],
+        folder: Path,
+        done: Callable[[File], None],
+        *,
+        is_alone: bool = True,
+    ) -> None:
         for file in files:
             shutil.copy(self._folder / file.name, folder / file.name)
             done(file)
 
     def read(self, _: Listing, file: File, begin: int, end: int) -> bytes:
-        if self.num_ranges is not None and begin and end - begin == head._RANGE_BYTES:
-            self.num_ranges -= 1
-            if self.num_ranges < 0:
-                raise Unavailable("the connection was lost")
+        if begin and end - begin == head._RANGE_BYTES:
+            if self.num_ranges is not None:
+                self.num_ranges -= 1
+                if self.num_ranges < 0:
+                    raise Unavailable("the connection was lost")
+            if self.meets is not None:
+                self.meets.wait(timeout=30)
         self.num_bytes += end - begin
+        end -= 1 if self.is_truncated and begin else 0
         return (self._folder / file.name).read_bytes()[begin:end]
 
 
@@ -115,3 +136,52 @@ def test_what_was_fetched_of_another_model_is_not_continued(source: FolderSource
     pull(HEAD, tmp_path / "one", opened=source.opened)
     assert read_head(tmp_path / "one").head.equal(read_head(tmp_path / "source").head)
     assert not list((tmp_path / "one" / ".updraft").glob("head-*.part"))
+
+
+def test_two_pulls_without_locks_do_not_write_into_one_file(
+    source: FolderSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    monkeypatch.setattr(head, "_PARALLEL_RANGES", 1)
+    source.meets = Barrier(2)  # each range of the one is read while the other reads the same
+    with ThreadPoolExecutor(2) as pool:
+        running = [pool.submit(pull, HEAD, tmp_path / "one", opened=source.opened) for _ in range(2)]
+        assert all(one.result().is_whole for one in running)
+    ours, theirs = read_head(tmp_path / "one"), read_head(tmp_path / "source")
+    assert ours.head.equal(theirs.head)
+    assert ours.embedding.equal(theirs.embedding)
+    assert not list((tmp_path / "one" / ".updraft").glob("*.part"))
+
+
+def test_weights_of_another_size_than_planned_are_removed_and_refused(source: FolderSource, tmp_path: Path) -> None:
+    source.num_ranges = 5
+    with pytest.raises(Unavailable):
+        pull(HEAD, tmp_path / "one", opened=source.opened)
+    (part,) = (tmp_path / "one" / ".updraft").glob("head-*.part")
+    part.write_bytes(bytes(200_000))
+    source.num_ranges = None
+    with pytest.raises(Corrupt, match=r"model.safetensors would have 200,000 bytes instead of 164,\d+: pull again"):
+        pull(HEAD, tmp_path / "one", opened=source.opened)
+    assert not (tmp_path / "one" / "model.safetensors").exists()
+    assert pull(HEAD, tmp_path / "one", opened=source.opened).is_whole
+    assert read_head(tmp_path / "one").head.equal(read_head(tmp_path / "source").head)
+
+
+def test_a_source_that_sends_too_few_bytes_is_refused(source: FolderSource, tmp_path: Path) -> None:
+    source.is_truncated = True
+    with pytest.raises(Corrupt, match=r"of hf://org/name is truncated: \d+ bytes arrived of"):
+        pull(HEAD, tmp_path / "one", opened=source.opened)
+
+
+def test_only_the_part_that_goes_on_counts_as_arrived(source: FolderSource, tmp_path: Path) -> None:
+    source.num_ranges = 5
+    with pytest.raises(Unavailable):
+        pull(HEAD, tmp_path / "one", opened=source.opened)
+    (part,) = (tmp_path / "one" / ".updraft").glob("head-*.part")
+    (part.parent / "head-0123.part").write_bytes(bytes(1000))  # of another model
+    again = source.opened(HEAD)
+    again.listing("")
+    assert again.arrived_bytes(tmp_path / "one") == part.stat().st_size > 0

@@ -34,7 +34,18 @@ class FolderSource:
         ]
         return Listing(revision=revision or "commit", files=taken("a folder", files))
 
-    def fetch(self, _: Listing, files: Iterable[File], folder: Path, done: Callable[[File], None]) -> None:
+    def arrived_bytes(self, folder: Path) -> int:
+        return 0
+
+    def fetch(
+        self,
+        _: Listing,
+        files: Iterable[File],
+        folder: Path,
+        done: Callable[[File], None],
+        *,
+        is_alone: bool = True,
+    ) -> None:
         for file in files:
             if file.name == self.breaks_at:
                 self.breaks_at = ""
