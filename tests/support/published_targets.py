@@ -421,6 +421,53 @@ TARGETS: dict[str, PublishedTarget] = {
         logit_scale=0.25,
         shape=(4, 2, 32, 512),
     ),
+    "mistral small 3": PublishedTarget(
+        config={
+            "model_type": "mistral3",
+            "multimodal_projector_bias": False,
+            "text_config": {
+                "model_type": "mistral",
+                **_SIZES,
+                "head_dim": 64,
+                "intermediate_size": 512,
+                "rope_theta": 1_000_000_000.0,
+                "tie_word_embeddings": False,
+            },
+            "vision_config": {"model_type": "pixtral", "hidden_size": 48},
+        },
+        names=_names("language_model.model.", "language_model.lm_head.weight"),
+        others={
+            "multi_modal_projector.norm.weight": torch.ones(48),
+            "multi_modal_projector.patch_merger.merging_layer.weight": torch.zeros(48, 192),
+            "vision_tower.ln_pre.weight": torch.ones(48),
+        },
+        theta=1_000_000_000.0,
+        shape=(4, 2, 64, 512),
+    ),
+    "minicpm 3": PublishedTarget(
+        config={
+            "model_type": "minicpm3",
+            **_SIZES,
+            "kv_lora_rank": 32,
+            "q_lora_rank": 64,
+            "intermediate_size": 320,
+            "dim_model_base": 32,
+            "rope_theta": 10000.0,
+        },
+        names=_names(head=""),
+        logit_scale=0.25,
+        shape=(1, 1, 128, 320),
+    ),
+    "granite": PublishedTarget(
+        config={"model_type": "granite", **_SIZES, "intermediate_size": 512, "logits_scaling": 8.0},
+        logit_scale=0.125,
+        shape=(4, 2, 32, 512),
+    ),
+    "hyperclovax": PublishedTarget(
+        config={"model_type": "hyperclovax", **_SIZES, "intermediate_size": 512, "logits_scaling": 0.125},
+        logit_scale=0.125,
+        shape=(4, 2, 32, 512),
+    ),
     "a family that nobody has heard of": PublishedTarget(
         config={"model_type": "novel_moe", **_SIZES, "intermediate_size": 512},
         names=("transformer.wte.weight", "output.weight", "transformer.ln_f.weight"),

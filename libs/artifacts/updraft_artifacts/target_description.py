@@ -1,4 +1,4 @@
-"""What trainer, registry, agents and CLI have to know of a target, without implementing its forward pass.
+"""Describes a target for trainer, registry, agents and CLI, without implementing its forward pass.
 
 Nothing here depends on how layers compute, so mixtures of experts, hybrids and quantised checkpoints are described like any
 other. `FAMILIES` has what published config files leave out; a family that is not in it is described by the same rules.
@@ -22,11 +22,13 @@ _LAYERS = (7, 1024)
 """Three different layers are captured: the inputs of 2, L // 2 and L - 3."""
 _MOST = 2**24
 """No size of a model comes near this."""
+_MOST_SCALE = 1e4
+"""Nor does a scale of logits, or one over it: known ones are between 1/64 and 64."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """What a family's config.json does not state. The defaults are Llama's."""
+    """The properties that a family's config.json does not state. The defaults are Llama's."""
 
     norm_offset: float = 0.0
     """A norm multiplies by this plus its stored weight."""
@@ -152,7 +154,7 @@ class TargetDescription:
                 norm_eps=norm_eps,
                 norm_offset=family.norm_offset,
                 is_tied=places.head is None,
-                logit_scale=_logit_scale(text),
+                logit_scale=_logit_scale(sizes),
                 logit_cap=_positive(text, "final_logit_softcapping"),
                 rope=_rope(sizes.content, family.theta),
                 draft_shape=_draft_shape(sizes),
@@ -197,7 +199,7 @@ def _text(content: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _is_tied(text: Mapping[str, Any], content: Mapping[str, Any]) -> bool | None:
-    """What config.json says of the language model, or else of the whole; None if nothing, or if the two differ."""
+    """Whether config.json ties the head of the language model, or else of the whole; None if it does not say, or both differ."""
     stated = {bool(part["tie_word_embeddings"]) for part in (text, content) if "tie_word_embeddings" in part}
     return stated.pop() if len(stated) == 1 else None
 
@@ -212,13 +214,22 @@ def _norm(sizes: _Sizes) -> tuple[Literal["rms", "layer"], float]:
     return "layer" if _EPSILONS[name] == "layer" else "rms", eps
 
 
-def _logit_scale(text: Mapping[str, Any]) -> float:
-    """Granite and Inkling divide by a scale of their own name, Cohere and Falcon-H1 multiply."""
-    divided = _positive(text, "logits_mup_width_multiplier") or (
-        _positive(text, "logits_scaling") if "hyperclovax" not in str(text.get("model_type")) else None
-    )
-    multiplied = _positive(text, "logit_scale") or _positive(text, "lm_head_multiplier")
-    return (multiplied or 1.0) / (divided or 1.0)
+def _logit_scale(sizes: _Sizes) -> float:
+    """Granite and Inkling divide by a scale of their own name; HyperCLOVA-X multiplies by Granite's, Cohere and Falcon-H1 by
+    their own. MiniCPM divides by the hidden size over that of a small model. InvalidInput for an absurd scale."""
+    content = sizes.content
+    scaling = _positive(content, "logits_scaling")
+    multiplies = "hyperclovax" in str(content.get("model_type"))
+    multiplied = _positive(content, "logit_scale") or _positive(content, "lm_head_multiplier")
+    divided = _positive(content, "logits_mup_width_multiplier")
+    if scaling is not None:
+        multiplied, divided = (scaling, divided) if multiplies else (multiplied, scaling)
+    if "dim_model_base" in content:
+        divided = sizes.size("hidden_size") / sizes.size("dim_model_base")
+    scale = (multiplied or 1.0) / (divided or 1.0)
+    if not 1 / _MOST_SCALE <= scale <= _MOST_SCALE:
+        raise InvalidInput(f"its logits are scaled by {scale:g}, expected {1 / _MOST_SCALE:g} to {_MOST_SCALE:g}")
+    return scale
 
 
 def _positive(content: Mapping[str, Any], name: str) -> float | None:
@@ -287,7 +298,7 @@ def _intermediate(sizes: _Sizes, hidden: int) -> int:
 
 
 def _eos(*contents: Mapping[str, Any]) -> frozenset[int]:
-    """End tokens of the first file or part that states some."""
+    """End tokens of the first file or part that states some; published files state some beyond the vocabulary."""
     for content in contents:
         stated = content.get("eos_token_id")
         if stated is not None:

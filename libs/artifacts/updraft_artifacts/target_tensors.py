@@ -1,7 +1,8 @@
 """Where the three tensors of a target are that a draft shares with it: embedding, head and final norm.
 
 Families name them differently and put them below different prefixes, so they are found by the end of their names. Tensors of
-layers (a number in the name) and of other networks in the same checkpoint are skipped: multi-token prediction, vision, audio.
+layers (a number in the name) and of other networks in the same checkpoint are skipped: multi-token prediction, vision, audio,
+and what projects their outputs.
 """
 
 import re
@@ -24,7 +25,9 @@ FINAL_NORM = (
 FLOATS = ("BF16", "F16", "F32")
 """Quantised checkpoints keep the three tensors in one of these."""
 
-_OTHER_NETWORK = re.compile(r"vision|visual|vit|image|video|audio|speech|mtp|talker|code2wav")
+_OTHER_NETWORK = re.compile(
+    r"vision|visual|vit|image|video|audio|speech|projector|adapter|connector|merger|mtp|talker|code2wav"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +61,8 @@ def find(files: Mapping[str, str], *, is_tied: bool | None) -> HeadPlaces:
     sought = {"embedding": (embedding, EMBEDDING), "final norm": (norm, FINAL_NORM)}
     if is_tied is False:
         sought["head"] = (head, HEAD)
+    if not is_tied and head is None and (packed := _packed_head(files)):
+        raise InvalidInput(f"its head is stored as {packed}; supported is a tensor of {', '.join(FLOATS)}")
     missing = [f"{what} ({', '.join(aliases)})" for what, (place, aliases) in sought.items() if place is None]
     if missing or embedding is None or norm is None:
         raise InvalidInput(f"its weights lack the {' and the '.join(missing)}, below any prefix")
@@ -96,6 +101,12 @@ def _find(files: Mapping[str, str], aliases: Iterable[str]) -> TensorPlace | Non
         if found:
             return TensorPlace(name=found[0], file=files[found[0]])
     return None
+
+
+def _packed_head(files: Iterable[str]) -> str | None:
+    """The name of a tensor of a head that has no plain weight, such as `lm_head.qweight`."""
+    stems = {alias.removesuffix(".weight") for alias in HEAD}
+    return next((name for name in files if _is_outer(name) and not stems.isdisjoint(name.split(".")[:-1])), None)
 
 
 def _is_outer(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Targets of every family that servers run are described, read and learnt for, whoever computes their layers."""
+"""Targets of every family that servers run can be described and read, and drafts for them trained."""
 
 import json
 from collections.abc import Callable
@@ -170,6 +170,19 @@ def test_a_head_that_no_one_mentions_is_used_if_it_is_there_and_tied_if_not(tmp_
         describe(tmp_path)
 
 
+@pytest.mark.parametrize("packed", ["lm_head.qweight", "lm_head.weight_packed", "model.output.weight_scale"])
+def test_a_quantised_head_is_not_taken_for_a_tied_one(packed: str, tmp_path: Path) -> None:
+    make("GLM 4.5", tmp_path)
+    index = json.loads((tmp_path / INDEX).read_text())
+    del index["weight_map"]["lm_head.weight"]
+    index["weight_map"] |= {packed: SHARD}
+    (tmp_path / INDEX).write_text(json.dumps(index))
+    with pytest.raises(InvalidInput, match=f"its head is stored as {packed}; supported is a tensor of BF16, F16"):
+        describe(tmp_path)
+    changed(tmp_path, tie_word_embeddings=True)
+    assert describe(tmp_path).is_tied
+
+
 def _config(**values: Any) -> Callable[[Path], None]:
     return lambda folder: changed(folder, **values)
 
@@ -202,6 +215,12 @@ def _tensor(name: str, tensor: torch.Tensor) -> Callable[[Path], None]:
         pytest.param(_config(head_dim=33), "its head_dim is 33", id="odd heads"),
         pytest.param(_config(rms_norm_eps=2.0), "its rms_norm_eps is 2.0", id="a norm of nothing"),
         pytest.param(_config(final_logit_softcapping=-3), "its final_logit_softcapping is -3", id="a cap below zero"),
+        pytest.param(
+            _config(logit_scale=1e308), r"its logits are scaled by 1e\+308, expected 0.0001 to 10000", id="hot"
+        ),
+        pytest.param(_config(logit_scale=1e308, logits_scaling=1e-308), "its logits are scaled by inf", id="hotter"),
+        pytest.param(_config(logit_scale=1e-308, logits_scaling=1e308), "its logits are scaled by 0", id="cold"),
+        pytest.param(_config(dim_model_base=0), "its dim_model_base is 0", id="a small model of nothing"),
         pytest.param(_config(rope_theta="x"), "bad value: .*'x'", id="a rope of words"),
         pytest.param(_config(eos_token_id=["x"]), "bad value: .*'x'", id="an end of words"),
         pytest.param(
