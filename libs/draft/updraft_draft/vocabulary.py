@@ -15,11 +15,11 @@ MAX_FROM_TRAFFIC = 0.5
 
 
 def choose(traffic: Iterable[Tensor], *, always: Iterable[int], vocab_size: int, size: int) -> Tensor:
-    """int64 [min(size, vocab_size)], ascending, including `always` (the end tokens)."""
+    """int64 [min(size, vocab_size)], ascending, including those of `always` (the end tokens) that are in the vocabulary."""
     size = min(size, vocab_size)
     counts = Counter(token for ids in traffic for token in ids.tolist())
     common = [token for token, _ in counts.most_common(int(size * MAX_FROM_TRAFFIC))]
-    chosen = dict.fromkeys([*(token for token in always if token < vocab_size), *common, *range(size)])
+    chosen = dict.fromkeys([*(token for token in always if 0 <= token < vocab_size), *common, *range(size)])
     return torch.tensor(sorted(list(chosen)[:size]), dtype=torch.int64)
 
 

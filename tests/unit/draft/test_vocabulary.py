@@ -23,6 +23,11 @@ def test_a_vocabulary_larger_than_the_targets_is_the_targets() -> None:
     assert chosen.dtype == torch.int64
 
 
+def test_end_tokens_that_the_vocabulary_does_not_have_are_left_out() -> None:
+    chosen = vocabulary.choose([], always=[-1, 10**9, 10**30, 99], vocab_size=100, size=8)
+    assert chosen.tolist() == [*range(7), 99]
+
+
 def test_the_share_of_unknown_tokens_counts_every_occurrence() -> None:
     texts = [torch.tensor([1, 7, 7]), torch.tensor([2])]
     assert vocabulary.unknown_share(texts, torch.tensor([1, 2, 3])) == 0.5
