@@ -1,4 +1,4 @@
-"""Downloads of a model only what is read by those who do not run it: config, tokenizer, embedding, head and final norm.
+"""Downloads the parts of a model that are read by those who do not run it: config, tokenizer, embedding, head and final norm.
 
 The three tensors are read by ranges and written to one new weights file, which grows in order, so that an interrupted download
 continues where it stopped. `updraft-target.json` states the fingerprint of the whole model, from samples of all its files.

@@ -31,6 +31,8 @@ _TIMEOUT_S = 30.0
 _WAITS_S = (1.0, 2.0, 4.0, 8.0)
 """Between attempts to read a range."""
 
+_BLOCK_BYTES = 64 * 1024
+
 _PARTIAL_CONTENT, _TOO_MANY, _SERVER_ERROR = 206, 429, 500
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPERM)
@@ -116,10 +118,16 @@ class HubSource:
             huggingface_hub.utils.hf_raise_for_status(response)  # type: ignore[attr-defined]
             if response.status_code != _PARTIAL_CONTENT and (begin, end) != (0, file.size_bytes):
                 raise Unavailable(f"the server of {self._uri} sends whole files only: it does not support ranges")
-            content = response.read()
+            content = bytearray()
+            for block in response.iter_raw(_BLOCK_BYTES):
+                content += block
+                if len(content) > end - begin:
+                    raise Corrupt(
+                        f"the server of {self._uri} sends more of {file.name} than the requested {end - begin} bytes"
+                    )
         if len(content) != end - begin:
             raise Corrupt(f"{file.name} of {self._uri} is truncated: {len(content)} bytes arrived of {end - begin}")
-        return content
+        return bytes(content)
 
     @contextmanager
     def _errors(self, revision: str) -> Iterator[None]:

@@ -1,6 +1,6 @@
 """A model folder in Hugging Face layout, read without torch: its config, weight files, description and fingerprints.
 
-A folder may hold only what is read by those who do not run the model: config, tokenizer, embedding, head and final norm. Then
+A folder may hold only the files that those read who do not run the model: config, tokenizer, embedding, head and final norm. Then
 `updraft-target.json` states the fingerprint of the model that they are from.
 """
 
@@ -14,7 +14,16 @@ from updraft_artifacts.model_files import CONFIG
 from updraft_artifacts.target_description import TargetDescription
 from updraft_chassis.errors import Corrupt, InvalidInput
 
-__all__ = ["CONFIG", "PART_OF", "describe", "read_json", "target_fingerprint", "tokenizer_fingerprint", "weight_files"]
+__all__ = [
+    "CONFIG",
+    "PART_OF",
+    "FolderFiles",
+    "describe",
+    "read_json",
+    "target_fingerprint",
+    "tokenizer_fingerprint",
+    "weight_files",
+]
 
 PART_OF = "updraft-target.json"
 
@@ -39,8 +48,9 @@ class FolderFiles:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; InvalidInput if the file is missing or holds anything else."""
+    """The JSON object in `path`; InvalidInput if the file is missing, too large, or holds anything else."""
     try:
+        model_files.check_json_size(path.stat().st_size, str(path))
         return model_files.parse_json(path.read_bytes(), str(path))
     except FileNotFoundError:
         raise InvalidInput(f"{path} does not exist") from None

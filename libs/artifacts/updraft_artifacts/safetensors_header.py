@@ -16,8 +16,8 @@ from updraft_chassis.errors import Corrupt, InvalidInput
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 """A draft has tens of tensors and a header of some kilobytes; safetensors itself allows 100 MB."""
 
-_MAX_CHECKPOINT_HEADER_BYTES = 100 * 1024 * 1024
-"""The limit of safetensors itself: a shard of experts has tens of thousands of tensors."""
+_MAX_CHECKPOINT_HEADER_BYTES = 32 * 1024 * 1024
+"""A shard of experts has tens of thousands of tensors, each with about 130 bytes."""
 
 ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
@@ -77,10 +77,15 @@ def find(wanted: Collection[str], prefix: bytes, size: int) -> dict[str, TensorS
 
 
 def length(prefix: bytes, size: int) -> int:
-    """Bytes of a checkpoint's header, with its length in front; Corrupt unless a file of `size` bytes can have it."""
+    """Bytes of a checkpoint's header, with its length in front.
+
+    Corrupt unless a file of `size` bytes can have it, InvalidInput if it is too large to be read into memory.
+    """
     (header_bytes,) = struct.unpack("<Q", prefix[:8]) if len(prefix) >= 8 else (size,)
-    if header_bytes > min(_MAX_CHECKPOINT_HEADER_BYTES, size - 8):
+    if header_bytes > size - 8:
         raise Corrupt(f"it has {size} bytes and starts with {prefix[:8]!r}, which is no whole safetensors file")
+    if header_bytes > _MAX_CHECKPOINT_HEADER_BYTES:
+        raise InvalidInput(f"its header has {header_bytes:,} bytes, supported are {_MAX_CHECKPOINT_HEADER_BYTES:,}")
     return 8 + int(header_bytes)
 
 

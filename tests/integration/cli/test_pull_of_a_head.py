@@ -9,17 +9,21 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import huggingface_hub
 import obstore
 import pytest
 import torch
 from obstore.store import from_url
 from safetensors.torch import load_file
-from tests.support.hub_server import HubServer
+from tests.support.hub_server import COMMIT, HubServer
 from tests.support.published_targets import make
 from tests.support.s3_server import MISSING, S3Server
 
 from updraft_artifacts import safetensors_header
 from updraft_artifacts.model_folder import describe, target_fingerprint, tokenizer_fingerprint
+from updraft_chassis.errors import Corrupt
+from updraft_cli.models.hub import HubSource
+from updraft_cli.models.source import File, Listing
 from updraft_draft.target_weights import read_head
 
 INDEX = "model.safetensors.index.json"
@@ -208,6 +212,21 @@ def test_a_missing_shard_and_a_server_without_ranges_are_one_sentence_each(glm: 
     glm.has_ranges = True
     glm.files = {name: one for name, one in glm.files.items() if "00001" not in name}
     assert "hf://org/public lacks model-00001-of-00002.safetensors" in last(pull(glm.url, tmp_path / "head"))
+
+
+def test_a_server_that_sends_more_than_was_requested_is_not_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (tmp_path / "endless").open("wb") as file:
+        file.truncate(SHARD_BYTES)
+    with HubServer({"config.json": tmp_path / "endless"}) as hub:
+        hub.has_ranges = False
+        url = f"{hub.url}/org/public/resolve/{COMMIT}/config.json"
+        monkeypatch.setattr(huggingface_hub, "hf_hub_url", lambda *_args, **_options: url)
+        config = File(name="config.json", size_bytes=10, tag="")
+        with pytest.raises(Corrupt, match="sends more of config.json than the requested 10 bytes"):
+            HubSource("org/public").read(Listing(revision=COMMIT, files=(config,)), config, 0, 10)
+        assert hub.num_bytes < 100_000_000
 
 
 def test_a_folder_of_a_head_is_not_taken_for_the_whole_model(glm: HubServer, tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 import json
+import random
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from tests.support.checkpoints import draft
 
-from updraft_artifacts.model_folder import PART_OF, target_fingerprint, tokenizer_fingerprint
+from updraft_artifacts import model_files, safetensors_header
+from updraft_artifacts.model_folder import PART_OF, describe, target_fingerprint, tokenizer_fingerprint
 from updraft_chassis.errors import InvalidInput
 
 
@@ -49,4 +52,53 @@ def test_a_part_of_a_model_has_the_fingerprint_that_it_states_or_none(folder: Pa
     assert target_fingerprint(folder) == "sha256:whole"
     (folder / PART_OF).write_text("{}")
     with pytest.raises(InvalidInput, match="states no fingerprint: remove"):
+        target_fingerprint(folder)
+
+
+class FineTuned:
+    """Shards of 5 GB of zeros, with one run of other bytes in each: its begin, as a share of what does not change."""
+
+    place = "nowhere"
+
+    def __init__(self, runs: Mapping[str, float], share: float) -> None:
+        rest = 5_000_000_000
+        self._header = safetensors_header.header([("model.layers.0.mlp.experts", "U8", (rest,))])
+        self._length = int(rest * share)
+        self._runs = {name: len(self._header) + int(at * (rest - self._length)) for name, at in runs.items()}
+        self.sizes = {"config.json": 2, **dict.fromkeys(runs, len(self._header) + rest)}
+
+    def read(self, name: str, begin: int, end: int) -> bytes:
+        if name == "config.json":
+            return b"{}"[begin:end]
+        head, first = self._header[begin:end], self._runs[name]
+        at = [min(max(one, begin + len(head)), end) for one in (first, first + self._length)]
+        return head + bytes(at[0] - begin - len(head)) + b"\1" * (at[1] - at[0]) + bytes(end - at[1])
+
+
+def test_a_fine_tune_of_a_hundredth_of_the_bytes_of_many_shards_is_another_target() -> None:
+    rng, names = random.Random(1), [f"model-{i:05}-of-00032.safetensors" for i in range(32)]
+    before = model_files.fingerprint(FineTuned(dict.fromkeys(names, 0.0), 0.0))
+    tuned = [FineTuned({name: rng.random() for name in names}, 0.01) for _ in range(40)]
+    assert sum(model_files.fingerprint(one) == before for one in tuned) <= 2
+
+
+def test_shards_whose_headers_differ_are_another_target(folder: Path) -> None:
+    before, weights = target_fingerprint(folder), folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes().replace(b"weight", b"wieght"))
+    assert target_fingerprint(folder) != before
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "model.safetensors.index.json"])
+def test_a_file_that_would_fill_the_memory_is_refused_unread(folder: Path, name: str) -> None:
+    with (folder / name).open("ab") as file:
+        file.truncate(101_000_000)
+    with pytest.raises(InvalidInput, match=rf"{name} has 101,000,000 bytes, supported are 100?,000,000"):
+        describe(folder)
+
+
+def test_a_header_that_would_fill_the_memory_is_refused_unread(folder: Path) -> None:
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write((50_000_000).to_bytes(8, "little"))
+        file.truncate(60_000_000)
+    with pytest.raises(InvalidInput, match=r"its header has 50,000,000 bytes, supported are 33,554,432"):
         target_fingerprint(folder)
