@@ -24,7 +24,7 @@ from updraft_chassis.errors import InvalidInput
 from updraft_cli.models import bfloat16
 
 OUR_KEY = "updraft"
-"""What a config.json has if the draft is in our layout."""
+"""The key that a config.json has if the draft is in our layout."""
 
 _EMBEDDING = "embed_tokens.weight"
 _OF_TRAINING = ("verifier_norm.weight", "verifier_lm_head.weight")
@@ -57,8 +57,8 @@ def ours(folder: Path, model: Path | None, scratch: Path) -> Path:
         return folder  # refused where it is read, by the files that are there
     if model is None:
         raise InvalidInput(
-            f"{folder} is a draft of another trainer: name the folder of its target with --target, for which layers of it"
-            " the draft reads, and whether it shares its embedding, is seen there"
+            f"{folder} is a draft of another trainer: name the folder of its target with --target, because it says which"
+            " layers the draft reads, and whether the draft shares its embedding"
         )
     try:
         config = our_config(content, model_folder.describe(model))
@@ -233,14 +233,18 @@ def _check_tensors(places: Mapping[str, TensorSpan], shapes: Mapping[str, tuple[
 
 
 def _check_embedding(file: "_File", model: Path) -> None:
-    """Drop a draft's copy of the target's embedding, because engines share the target's; refuse a different one."""
+    """Drop a draft's copy of the target's embedding, because engines share the target's; refuse a different one.
+
+    Either may have more rows than the vocabulary, which are padding.
+    """
     description, spans = model_files.examine(model_folder.FolderFiles(model))
     place = description.places.embedding
     theirs = _File.of(model / place.file, {_EMBEDDING: spans[place.name]})
-    shapes = [list(one.places[_EMBEDDING].shape) for one in (file, theirs)]
-    if shapes[0] != shapes[1]:
-        raise InvalidInput(f"its embedding has shape {shapes[0]}, the target's {shapes[1]}")
-    for own, shared in zip(file.blocks(_EMBEDDING), theirs.blocks(_EMBEDDING), strict=True):
+    shapes, num_rows = [one.places[_EMBEDDING].shape for one in (file, theirs)], description.vocab_size
+    if any(len(shape) != 2 or shape[0] < num_rows or shape[1] != description.hidden_size for shape in shapes):
+        raise InvalidInput(f"its embedding has shape {list(shapes[0])}, the target's {list(shapes[1])}")
+    own_blocks, shared_blocks = (one.blocks(_EMBEDDING, num_rows) for one in (file, theirs))
+    for own, shared in zip(own_blocks, shared_blocks, strict=True):
         # As far apart as copies in float16 and bfloat16 may be.
         if not np.allclose(own, shared, rtol=2**-7, atol=1e-5):
             raise InvalidInput("its embedding is not the target's, which it would share here")
@@ -282,12 +286,13 @@ class _File:
     def of(cls, path: Path, places: Mapping[str, TensorSpan]) -> "_File":
         return cls(path=path, data=np.memmap(path, dtype=np.uint8, mode="r"), places=places)
 
-    def blocks(self, name: str) -> Iterator[NDArray[np.float32]]:
-        """Yield a float tensor's values in order, in blocks of the same size for all tensors."""
+    def blocks(self, name: str, num_rows: int | None = None) -> Iterator[NDArray[np.float32]]:
+        """Yield the values of a float tensor or of its first rows in order, in blocks of the same size for all tensors."""
         place = self.places[name]
         item = safetensors_header.ITEM_BYTES[place.dtype]
-        for begin in range(place.begin, place.end, _BLOCK_VALUES * item):
-            raw = self.data[begin : min(begin + _BLOCK_VALUES * item, place.end)]
+        end = place.end if num_rows is None else place.begin + num_rows * place.shape[1] * item
+        for begin in range(place.begin, end, _BLOCK_VALUES * item):
+            raw = self.data[begin : min(begin + _BLOCK_VALUES * item, end)]
             if place.dtype == "BF16":
                 yield bfloat16.values(raw.view("<u2"))
             elif place.dtype in _FLOATS:

@@ -77,6 +77,18 @@ def test_an_imported_drafts_logits_are_those_of_the_published_tensors(
     assert torch.equal(network.token_ids, TOKENS)
 
 
+def test_rows_of_an_embedding_beyond_the_vocabulary_are_padding(target: Path, tmp_path: Path) -> None:
+    padded = torch.nn.functional.pad(embedding(target), (0, 0, 0, 3))
+    tensors = Reference(norm_before_residual=False).tensors("midlayer.", torch.float32) | {
+        "embed_tokens.weight": padded
+    }
+    folder = imported(write(tmp_path / "theirs", SPECFORGE, tensors), target, tmp_path / "ours")
+    assert check_fits(checkpoint.load(folder)[0], describe(target)) is None
+    tensors["embed_tokens.weight"][VOCAB - 1] += 1
+    with pytest.raises(InvalidInput, match="its embedding is not the target's"):
+        imported(write(tmp_path / "theirs", SPECFORGE, tensors), target, tmp_path / "ours")
+
+
 async def test_the_engine_serves_an_imported_draft_and_says_what_it_says_without(target: Path, tmp_path: Path) -> None:
     theirs = write(tmp_path / "theirs", SPECULATORS, Reference(norm_before_residual=True).tensors("layers.0."))
     folder = imported(theirs, target, tmp_path / "ours")
