@@ -1,7 +1,7 @@
 """A model folder in Hugging Face layout, read without torch: its config, weight files, description and fingerprints.
 
-A folder may hold only the files that those read who do not run the model: config, tokenizer, embedding, head and final norm. Then
-`updraft-target.json` states the fingerprint of the model that they are from.
+A folder may hold only the parts that are read without running the model: config, tokenizer, embedding, head and final norm.
+Then `updraft-target.json` states the fingerprint of the model that they are from.
 """
 
 import hashlib

@@ -199,7 +199,7 @@ def _text(content: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _is_tied(text: Mapping[str, Any], content: Mapping[str, Any]) -> bool | None:
-    """Whether config.json ties the head of the language model, or else of the whole; None if it does not say, or both differ."""
+    """Whether config.json ties the head, of the language model or else of the whole; None if it does not say, or both differ."""
     stated = {bool(part["tie_word_embeddings"]) for part in (text, content) if "tie_word_embeddings" in part}
     return stated.pop() if len(stated) == 1 else None
 

@@ -40,6 +40,12 @@ class Tree(NamedTuple):
     positions: Tensor
     visible: Tensor
 
+    @property
+    def end(self) -> int:
+        """Above the positions of all rows and of their draft steps: a row's position is the number of rows before it."""
+        _, T, J = self.ids.shape
+        return T + J
+
     @classmethod
     def chain(cls, ids_BT: Tensor, num_steps: int) -> Self:
         """Texts without branches; `ids_BT` as for `DraftNetwork.unroll`."""
@@ -123,8 +129,7 @@ class DraftNetwork(nn.Module):
         self.register_buffer("t2d", known)
         self._embedding = [embedding.detach()]  # in a list: neither a parameter nor in the state dict
         self._num_positions = num_positions
-        self._rotary: list[Tensor] = []
-        self._table(num_positions or _FIRST_POSITIONS)
+        self._rotary = self._new_table(num_positions or _FIRST_POSITIONS)
 
     @property
     def token_ids(self) -> Tensor:
@@ -152,12 +157,13 @@ class DraftNetwork(nn.Module):
         self._rotary = [table.to(embedding) for table in self._rotary]
 
     @torch.no_grad()
-    def change_vocabulary(self, token_ids: Tensor, head: Tensor) -> None:
+    def change_vocabulary(self, token_ids: Tensor, head: Tensor, *, logit_scale: float = 1.0) -> None:
         """Propose these tokens of the target, int64 [V], ascending, as many as before.
 
-        Tokens that stay keep their rows of the draft's head. New ones have their row of `head`, the target's, [vocab, D].
+        Tokens that stay keep their rows of the draft's head. New ones have their row of `head`, the target's, [vocab, D], times
+        the scale of its logits.
         """
-        rows = head[token_ids].to(self.lm_head.weight)
+        rows = head[token_ids].to(self.lm_head.weight) * logit_scale
         stays = self.t2d[token_ids]
         rows[stays] = self.lm_head.weight[torch.searchsorted(self.token_ids, token_ids[stays])]
         self.lm_head.weight.copy_(rows)
@@ -169,29 +175,37 @@ class DraftNetwork(nn.Module):
         """Map the target's auxiliary states to the draft's first input, [B, T, D]."""
         return self.fc(aux_BTA)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
-    def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines for positions, each [..., 1, E]."""
-        needed = self._num_positions or _FIRST_POSITIONS
-        if self._num_positions is None and positions.numel():
-            needed = 1 << int(positions.max()).bit_length()
+    def rotary(self, positions: Tensor, end: int | None = None) -> tuple[Tensor, Tensor]:
+        """Cosines and sines for positions, each [..., 1, E]. `end` is above all of them; without it the device is asked."""
+        if end is None and self._num_positions is None:
+            end = int(positions.max()) + 1 if positions.numel() else 0
+        needed = self._num_positions or max(_FIRST_POSITIONS, 1 << (end - 1).bit_length() if end else 0)
         cos, sin = (table[positions].unsqueeze(-2) for table in self._table(needed))
         return cos, sin
 
     def _table(self, num_positions: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of at least so many positions: a model may know millions, of which training uses some thousands."""
-        if not self._rotary or len(self._rotary[0]) < num_positions:
-            tables = rotary_table(num_positions, self.config.head_dim, self.config.rope)
-            self._rotary[:] = [table.to(self.embedding) for table in tables]
+        """Cosines and sines of at least so many positions: a model may know millions, of which training uses some thousands.
+
+        Copies of this network in other threads may replace the table at any time, but only by a longer one.
+        """
         cos, sin = self._rotary
+        if len(cos) < num_positions:
+            cos, sin = longer = self._new_table(num_positions)
+            if len(self._rotary[0]) < num_positions:
+                self._rotary[:] = longer
         return cos, sin
 
-    def rows(self, x_BTD: Tensor, ids_BT: Tensor, positions_BT: Tensor) -> QueryKeyValue:
-        """Project states and the tokens after them; queries and keys are rotated to `positions_BT`."""
+    def _new_table(self, num_positions: int) -> list[Tensor]:
+        tables = rotary_table(num_positions, self.config.head_dim, self.config.rope)
+        return [table.to(self.embedding) for table in tables]
+
+    def rows(self, x_BTD: Tensor, ids_BT: Tensor, positions_BT: Tensor, end: int | None = None) -> QueryKeyValue:
+        """Project states and the tokens after them; queries and keys are rotated to `positions_BT`. `end` as for `rotary`."""
         c, layer = self.config, self.midlayer
         embedded = F.embedding(ids_BT, self.embedding)
         both = torch.cat([layer.input_layernorm(embedded), layer.hidden_norm(x_BTD)], -1)
         attn, lead = layer.self_attn, ids_BT.shape
-        cos, sin = self.rotary(positions_BT)
+        cos, sin = self.rotary(positions_BT, end)
         return QueryKeyValue(
             rotate(attn.q_proj(both).view(*lead, c.num_heads, c.head_dim), cos, sin),
             rotate(attn.k_proj(both).view(*lead, c.num_kv_heads, c.head_dim), cos, sin),
@@ -222,14 +236,14 @@ class DraftNetwork(nn.Module):
     def unroll_tree(self, aux_BTA: Tensor, tree: Tree, *, first_row: int = 0) -> list[Tensor]:
         """Like `unroll`, with J steps, for texts that branch: each row attends to `tree.visible` and continues its own text."""
         x = self.fuse(aux_BTA)
-        context = self.rows(x, tree.ids[..., 0], tree.positions)
+        context = self.rows(x, tree.ids[..., 0], tree.positions, tree.end)
         hidden = ~tree.visible[:, first_row:]
         mask = torch.zeros(hidden.shape, dtype=context.q.dtype, device=x.device).masked_fill_(hidden, float("-inf"))
         mask = mask.expand(len(x), -1, -1)
         attended = grouped_attention(context.q[:, first_row:], context.k, context.v, mask)
         states, own = [self.finish(x[:, first_row:], attended)], []
         for j in range(1, tree.ids.shape[-1]):
-            rows = self.rows(states[-1], tree.ids[:, first_row:, j], tree.positions[:, first_row:] + j)
+            rows = self.rows(states[-1], tree.ids[:, first_row:, j], tree.positions[:, first_row:] + j, tree.end)
             own.append(rows)
             states.append(self.finish(states[-1], _attend_prefix_and_own(rows.q, context, own, mask)))
         return states
@@ -257,10 +271,12 @@ def initial_network(
     final_norm: Tensor,
     token_ids: Tensor,
     *,
+    logit_scale: float = 1.0,
     seed: int = 0,
 ) -> DraftNetwork:
     """An untrained draft with the target's head and final norm, so that only the states have to be learned.
 
+    `head` [vocab, D] is as stored; `logit_scale` is the scale of the target's logits, which the draft's head contains.
     The layer's weights are normal with standard deviation 0.5 / sqrt(fan in), drawn from `seed`.
     """
     network = DraftNetwork(config, embedding, token_ids)
@@ -270,6 +286,6 @@ def initial_network(
             if isinstance(module, nn.Linear):
                 module.weight.normal_(0, 0.5 * module.in_features**-0.5, generator=generator)
         if config.hidden_size == config.target_hidden_size:
-            network.lm_head.weight.copy_(head[token_ids])
+            network.lm_head.weight.copy_(head[token_ids]).mul_(logit_scale)
             network.norm.weight.copy_(final_norm)
     return network

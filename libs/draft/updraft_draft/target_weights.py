@@ -18,8 +18,8 @@ from updraft_draft.config import DraftConfig
 class TargetHead:
     """embedding and head [vocab, D] (the same tensor if tied), final_norm [D]; in the file's dtype, mapped from disk.
 
-    `final_norm` is the effective weight, see `norm_weight`, and `head` contains the scale of the logits. The embedding is not
-    scaled: a draft norms it anyway.
+    `final_norm` is the effective weight, see `norm_weight`. `head` does not contain the scale of the logits, because a scaled
+    copy of it would be in memory. The embedding is not scaled either: a draft norms it anyway.
     """
 
     config: TargetDescription
@@ -44,7 +44,7 @@ def read_head(folder: Path) -> TargetHead:
     return TargetHead(
         config=config,
         embedding=embedding,
-        head=head if config.logit_scale == 1 else head * config.logit_scale,
+        head=head,
         final_norm=norm_weight(tensors[places.final_norm.name], config.norm_offset),
     )
 

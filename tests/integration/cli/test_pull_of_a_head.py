@@ -224,7 +224,7 @@ def test_a_server_that_sends_more_than_was_requested_is_not_read_to_its_end(
         url = f"{hub.url}/org/public/resolve/{COMMIT}/config.json"
         monkeypatch.setattr(huggingface_hub, "hf_hub_url", lambda *_args, **_options: url)
         config = File(name="config.json", size_bytes=10, tag="")
-        with pytest.raises(Corrupt, match="sends more of config.json than the requested 10 bytes"):
+        with pytest.raises(Corrupt, match=r"sends more of config\.json than the requested 10 bytes"):
             HubSource("org/public").read(Listing(revision=COMMIT, files=(config,)), config, 0, 10)
         assert hub.num_bytes < 100_000_000
 

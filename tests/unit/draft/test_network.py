@@ -7,7 +7,10 @@ import pytest
 import torch
 from tests.support.tiny_target import DRAFT_VOCAB, HIDDEN, make_draft, make_tiny_target
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from updraft_artifacts.rope import Rope
+from updraft_draft import network
 from updraft_draft.layers import grouped_attention, rotary_table
 from updraft_draft.network import DraftNetwork, Tree
 
@@ -101,11 +104,37 @@ def test_a_scaled_embedding_changes_nothing_for_it_is_normed_first(draft: DraftN
 
 def test_a_draft_for_a_target_of_ten_million_positions_holds_those_that_texts_have(draft: DraftNetwork) -> None:
     config = replace(draft.config, max_position=10_000_000)
-    network = DraftNetwork(config, draft.embedding, draft.token_ids)
-    before = network.rotary(torch.tensor([7]))
-    far = network.rotary(torch.tensor([3000, 7]))
-    assert sum(table.shape[0] for table in network._rotary) == 2 * 4096
+    large = DraftNetwork(config, draft.embedding, draft.token_ids)
+    before = large.rotary(torch.tensor([7]))
+    far = large.rotary(torch.tensor([3000, 7]))
+    assert sum(table.shape[0] for table in large._rotary) == 2 * 4096
     whole = rotary_table(4000, config.head_dim, config.rope)
     for early, late, table in zip(before, far, whole, strict=True):
         assert torch.equal(late[:, 0], table[[3000, 7]])
         assert torch.equal(early[0], late[1])
+
+
+def test_a_table_of_positions_is_never_replaced_by_a_shorter_one(
+    draft: DraftNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = draft.copy()
+    other, made = one.copy(), []
+
+    def slow(num_positions: int, head_dim: int, rope: Rope) -> tuple[torch.Tensor, torch.Tensor]:
+        made.append(num_positions)
+        if num_positions == 2048:
+            other.rotary(torch.tensor([5000]))  # meanwhile, in another thread
+        return rotary_table(num_positions, head_dim, rope)
+
+    monkeypatch.setattr(network, "rotary_table", slow)
+    assert one.rotary(torch.tensor([2000]))[0].shape == (1, 1, draft.config.head_dim)
+    one.rotary(torch.tensor([5000]))
+    assert made == [2048, 8192]
+
+
+def test_a_draft_is_unrolled_without_asking_the_device_for_a_value(draft: DraftNetwork) -> None:
+    with FakeTensorMode():  # refuses to show a value
+        fake = DraftNetwork(draft.config, torch.zeros(draft.embedding.shape), torch.arange(DRAFT_VOCAB))
+        states = fake.unroll(torch.zeros(1, 2000, 3 * HIDDEN), torch.zeros(1, 2002, dtype=torch.long), num_steps=3)
+    assert [state.shape for state in states] == [(1, 2000, HIDDEN)] * 3
+    assert len(fake._rotary[0]) == 2048

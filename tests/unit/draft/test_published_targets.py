@@ -62,7 +62,7 @@ def test_the_three_tensors_are_read_as_the_target_uses_them(
     tensors = make(name, tmp_path)
     head, (embedding, unembedding, norm) = read_head(tmp_path), target.names
     assert torch.equal(head.embedding, tensors[embedding])
-    assert torch.equal(head.head, tensors[unembedding or embedding] * target.logit_scale)
+    assert torch.equal(head.head, tensors[unembedding or embedding])
     assert torch.equal(head.final_norm.float(), tensors[norm].float() + target.norm_offset)
 
 
@@ -137,6 +137,21 @@ def test_a_scaled_rope_is_stated_in_both_spellings(tmp_path: Path) -> None:
     content = json.loads(read_head(tmp_path).draft(draft_vocab_size=64).to_json())
     assert content["rope_parameters"] == {"rope_theta": content["rope_theta"], **content["rope_scaling"]}
     assert content["rope_parameters"]["rope_type"] == "yarn"
+
+
+@pytest.mark.parametrize("name", [name for name, target in TARGETS.items() if target.logit_scale != 1])
+def test_a_scale_of_the_logits_is_in_the_teacher_and_in_a_new_draft(name: str, tmp_path: Path) -> None:
+    tensors = make(name, tmp_path)
+    embedding, unembedding, _ = TARGETS[name].names
+    expected = tensors[unembedding or embedding].float() * TARGETS[name].logit_scale
+    head = read_head(tmp_path)
+    learner = Learner(head, head.draft(draft_vocab_size=64), torch.arange(64), Hyperparameters())
+    assert torch.equal(learner.network.lm_head.weight, expected[:64])
+    states = 30 * torch.randn(5, HIDDEN, generator=torch.Generator().manual_seed(2)).bfloat16()
+    log_p = LastHidden(states).log_p(learner._vocabulary)
+    torch.testing.assert_close(log_p, (states.float() @ expected[:64].T).log_softmax(-1), rtol=2e-2, atol=0.5)
+    learner._change_vocabulary(torch.arange(1, 65))
+    assert torch.equal(learner.network.lm_head.weight, expected[1:65])
 
 
 def test_a_soft_cap_bounds_what_the_teacher_says(tmp_path: Path) -> None:

@@ -29,18 +29,19 @@ _MAX_LOG_SUM = 0.05
 @dataclass(frozen=True, slots=True)
 class DraftVocabulary:
     """The target's head for the tokens that the draft can propose, [V, D], the draft index of each of the target's tokens,
-    int64 [vocab], -1 if it has none, and the soft cap of the target's logits, if it has one."""
+    int64 [vocab], -1 if it has none, and the scale and the soft cap of the target's logits, if they have one."""
 
     head: Tensor
     indices: Tensor
+    logit_scale: float = 1.0
     logit_cap: float | None = None
 
     @classmethod
-    def of(cls, head: Tensor, token_ids: Tensor, logit_cap: float | None = None) -> Self:
-        """`head` [vocab, D] of the target; `token_ids` int64 [V], ascending."""
+    def of(cls, head: Tensor, token_ids: Tensor, *, logit_scale: float = 1.0, logit_cap: float | None = None) -> Self:
+        """`head` [vocab, D] of the target, without the scale; `token_ids` int64 [V], ascending."""
         indices = torch.full((len(head),), -1)
         indices[token_ids] = torch.arange(len(token_ids))
-        return cls(head[token_ids].bfloat16(), indices, logit_cap)
+        return cls(head[token_ids].bfloat16(), indices, logit_scale, logit_cap)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,8 @@ class LastHidden:
     def log_p(self, vocabulary: DraftVocabulary) -> Tensor:
         """float32 [R, V]."""
         logits = F.linear(self.states, vocabulary.head).float()
+        if vocabulary.logit_scale != 1:
+            logits = logits * vocabulary.logit_scale
         if vocabulary.logit_cap is not None:
             logits = vocabulary.logit_cap * torch.tanh(logits / vocabulary.logit_cap)
         return logits.log_softmax(-1)

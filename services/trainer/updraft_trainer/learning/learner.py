@@ -82,7 +82,7 @@ class Learner:
         self.step = 0
         self._target = target
         self._vocabulary = self._restricted_to(token_ids)
-        self.network = initial_network(config, target.embedding, target.head, target.final_norm, token_ids, seed=seed)
+        self.network = self._initial(config, token_ids, seed)
         self.network.lm_head.requires_grad_(requires_grad=hyper.trains_head)
         trained = [p for p in self.network.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(
@@ -126,10 +126,7 @@ class Learner:
 
     def closed_form(self, samples: Sequence[Sample]) -> DraftNetwork | None:
         """A draft of the same shape and vocabulary without a gradient step; None if no sample has hidden states to fit."""
-        target, network = self._target, self.network
-        draft = initial_network(
-            network.config, target.embedding, target.head, target.final_norm, network.token_ids, seed=self.step
-        )
+        draft = self._initial(self.network.config, self.network.token_ids, self.step)
         return draft if closed_form.fit(draft, samples, num_steps=self.hyper.ttt_steps) else None
 
     def update_vocabulary(self, samples: Sequence[Sample]) -> bool:
@@ -185,14 +182,21 @@ class Learner:
         averaged = {name: w for name, w in self._averaged_weights().items() if not name.startswith("lm_head.")}
         self._optimizer.zero_grad(set_to_none=True)  # a copy of the network would copy its gradients
         self._optimizer.state.pop(self.network.lm_head.weight, None)
-        self.network.change_vocabulary(token_ids, self._target.head)
+        self.network.change_vocabulary(token_ids, self._target.head, logit_scale=self._target.config.logit_scale)
         self._vocabulary = self._restricted_to(token_ids)
         self.average = self.network.copy()
         self.average.load_state_dict(averaged, strict=False)
         self.mark_good()
 
     def _restricted_to(self, token_ids: Tensor) -> DraftVocabulary:
-        return DraftVocabulary.of(self._target.head, token_ids, self._target.config.logit_cap)
+        c = self._target.config
+        return DraftVocabulary.of(self._target.head, token_ids, logit_scale=c.logit_scale, logit_cap=c.logit_cap)
+
+    def _initial(self, config: DraftConfig, token_ids: Tensor, seed: int) -> DraftNetwork:
+        target, scale = self._target, self._target.config.logit_scale
+        return initial_network(
+            config, target.embedding, target.head, target.final_norm, token_ids, logit_scale=scale, seed=seed
+        )
 
     def _averaged_weights(self) -> dict[str, Tensor]:
         return {name: p.detach().clone() for name, p in self.average.named_parameters() if p.requires_grad}
