@@ -52,8 +52,8 @@ def pull(uri: str, folder: Path, revision: str, *, head_only: bool) -> None:
     the weights in safetensors, and the tokenizer. A complete folder is left unchanged; an interrupted download continues
     with the first missing file.
 
-    With --head-only it reads ranges of the weights: 2 GB of a model of 230 GB. Such a folder is not enough to serve the model.
-    An interrupted download continues where it stopped.
+    With --head-only it reads ranges of the weights: 2.5 GB of a model of 230 GB. Such a folder is not enough to serve the
+    model. An interrupted download continues where it stopped.
 
     Credentials come from the environment: HF_TOKEN, AWS_ACCESS_KEY_ID, GOOGLE_..., AZURE_...; HF_ENDPOINT and
     AWS_ENDPOINT_URL select other servers.

@@ -158,7 +158,7 @@ class TargetDescription:
                 logit_cap=_positive(text, "final_logit_softcapping"),
                 rope=_rope(sizes.content, family.theta),
                 draft_shape=_draft_shape(sizes),
-                eos_token_ids=_eos(generation or {}, text, content),
+                eos_token_ids=eos_token_ids(generation or {}, text, content),
                 places=places,
             )
         except KeyError as error:
@@ -170,6 +170,15 @@ class TargetDescription:
 def default_aux_layers(num_layers: int) -> tuple[int, int, int]:
     """Layers whose *inputs* are the auxiliary states, as in SGLang's default [2, L // 2, L - 3]."""
     return (2, num_layers // 2, num_layers - 3)
+
+
+def eos_token_ids(*contents: Mapping[str, Any]) -> frozenset[int]:
+    """End tokens of the first file or part that states some; published files state some beyond the vocabulary."""
+    for content in contents:
+        stated = content.get("eos_token_id")
+        if stated is not None:
+            return frozenset(int(token) for token in (stated if isinstance(stated, list) else [stated]))
+    return frozenset()
 
 
 class _Sizes:
@@ -199,7 +208,7 @@ def _text(content: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _is_tied(text: Mapping[str, Any], content: Mapping[str, Any]) -> bool | None:
-    """Whether config.json ties the head, of the language model or else of the whole; None if it does not say, or both differ."""
+    """Whether config.json ties the head, of the language model or else of the whole; None if it states nothing or both."""
     stated = {bool(part["tie_word_embeddings"]) for part in (text, content) if "tie_word_embeddings" in part}
     return stated.pop() if len(stated) == 1 else None
 
@@ -295,12 +304,3 @@ def _intermediate(sizes: _Sizes, hidden: int) -> int:
     if has_experts and ("moe_intermediate_size" not in content or sizes.optional("intermediate_size", 0) < hidden):
         return 3 * hidden
     return sizes.optional("intermediate_size", 3 * hidden)
-
-
-def _eos(*contents: Mapping[str, Any]) -> frozenset[int]:
-    """End tokens of the first file or part that states some; published files state some beyond the vocabulary."""
-    for content in contents:
-        stated = content.get("eos_token_id")
-        if stated is not None:
-            return frozenset(int(token) for token in (stated if isinstance(stated, list) else [stated]))
-    return frozenset()

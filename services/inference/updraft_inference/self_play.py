@@ -44,7 +44,7 @@ class Conversation:
         return len(self.header) + MESSAGE_TOKENS + len(self.footer) + ANSWER_TOKENS
 
     def message(self, token_ids: tuple[int, ...], eos: frozenset[int]) -> tuple[int, ...]:
-        """What stands before the message's end; empty if that is no text."""
+        """Return the text before the message's end; empty if that is no text."""
         ends = {*eos, self.footer[0]}
         length = next((n for n, token in enumerate(token_ids) if token in ends), len(token_ids))
         message = token_ids[:length]

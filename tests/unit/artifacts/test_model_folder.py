@@ -65,7 +65,7 @@ class FineTuned:
         self._header = safetensors_header.header([("model.layers.0.mlp.experts", "U8", (rest,))])
         self._length = int(rest * share)
         self._runs = {name: len(self._header) + int(at * (rest - self._length)) for name, at in runs.items()}
-        self.sizes = {"config.json": 2, **dict.fromkeys(runs, len(self._header) + rest)}
+        self.sizes: Mapping[str, int] = {"config.json": 2, **dict.fromkeys(runs, len(self._header) + rest)}
 
     def read(self, name: str, begin: int, end: int) -> bytes:
         if name == "config.json":

@@ -123,7 +123,13 @@ def test_a_description_agrees_with_the_engine_that_runs_the_model(name: str, tmp
         shape.head_dim,
         shape.intermediate_size,
     )
-    assert (engine.rope, engine.rms_norm_eps, engine.is_tied, engine.family.norm_offset, engine.eos_token_ids) == (
+    assert (
+        engine.rope,
+        engine.rms_norm_eps,
+        engine.is_tied,
+        engine.architecture.norm_offset,
+        engine.eos_token_ids,
+    ) == (
         ours.rope,
         ours.norm_eps,
         ours.is_tied,

@@ -9,14 +9,14 @@ from typing import Any, Literal, Self
 
 from updraft_artifacts.model_folder import read_json
 from updraft_artifacts.rope import Rope
-from updraft_artifacts.target_description import default_aux_layers
+from updraft_artifacts.target_description import default_aux_layers, eos_token_ids
 from updraft_chassis.errors import InvalidInput
 
 _OTHER_ENGINE = "serve it with engine sglang"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
+class Architecture:
     """Properties of an architecture that its config.json does not contain. The defaults are Llama's."""
 
     head_dim: int | None = None
@@ -36,12 +36,12 @@ class Family:
     """Layers with the sliding window of config.json; late layers only if `use_sliding_window` is set."""
 
 
-FAMILIES = {
-    "LlamaForCausalLM": Family(),
-    "MistralForCausalLM": Family(sliding="all layers"),
-    "Qwen2ForCausalLM": Family(has_qkv_bias=True, sliding="late layers"),
-    "Qwen3ForCausalLM": Family(has_head_norms=True, head_dim=128, sliding="late layers"),
-    "Gemma3ForCausalLM": Family(
+ARCHITECTURES = {
+    "LlamaForCausalLM": Architecture(),
+    "MistralForCausalLM": Architecture(sliding="all layers"),
+    "Qwen2ForCausalLM": Architecture(has_qkv_bias=True, sliding="late layers"),
+    "Qwen3ForCausalLM": Architecture(has_head_norms=True, head_dim=128, sliding="late layers"),
+    "Gemma3ForCausalLM": Architecture(
         head_dim=256,
         is_tied=True,
         has_head_norms=True,
@@ -59,7 +59,7 @@ ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 class TargetConfig:
     """Sizes of a target, and everything in which its forward pass differs from Llama's."""
 
-    family: Family
+    architecture: Architecture
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -72,7 +72,7 @@ class TargetConfig:
     attention_scale: float | None
     """Scale of queries times keys; None: 1 / sqrt(head_dim)."""
     has_attention_bias: bool
-    """Bias of all four projections; see also `Family.has_qkv_bias`."""
+    """Bias of all four projections; see also `Architecture.has_qkv_bias`."""
     rope: Rope
     sliding_layers: frozenset[int]
     """Layers that attend only to the last `window` tokens, including the token itself."""
@@ -102,7 +102,7 @@ class TargetConfig:
         """Read config.json of a Hugging Face folder; InvalidInput if the engine does not support the model."""
         content = read_json(folder / "config.json")
         try:
-            return cls._read(content, _family(content), _eos(content, folder))
+            return cls._read(content, _architecture(content), _end_tokens(content, folder))
         except KeyError as error:
             raise InvalidInput(f"{folder / 'config.json'} lacks {error}") from None
         except (TypeError, ValueError, ArithmeticError) as error:
@@ -111,22 +111,22 @@ class TargetConfig:
             raise InvalidInput(f"the model in {folder} cannot be served: {error}") from None
 
     @classmethod
-    def _read(cls, content: dict[str, Any], family: Family, eos_token_ids: frozenset[int]) -> Self:
+    def _read(cls, content: dict[str, Any], architecture: Architecture, end_tokens: frozenset[int]) -> Self:
         hidden, heads, num_layers = (
             int(content[key]) for key in ("hidden_size", "num_attention_heads", "num_hidden_layers")
         )
         rope, sliding_rope = _ropes(content)
-        window, sliding_layers = _sliding(content, family, num_layers)
+        window, sliding_layers = _sliding(content, architecture, num_layers)
         query_scalar = content.get("query_pre_attn_scalar")
         return cls(
-            family=family,
+            architecture=architecture,
             vocab_size=int(content["vocab_size"]),
             hidden_size=hidden,
             intermediate_size=int(content["intermediate_size"]),
             num_layers=num_layers,
             num_heads=heads,
             num_kv_heads=int(content.get("num_key_value_heads") or heads),
-            head_dim=int(content.get("head_dim") or family.head_dim or hidden // heads),
+            head_dim=int(content.get("head_dim") or architecture.head_dim or hidden // heads),
             rms_norm_eps=float(content["rms_norm_eps"]),
             activation=_activation(content),
             attention_scale=None if query_scalar is None else float(query_scalar) ** -0.5,
@@ -136,25 +136,25 @@ class TargetConfig:
             window=window,
             sliding_rope=sliding_rope,
             max_position=int(content["max_position_embeddings"]),
-            is_tied=bool(content.get("tie_word_embeddings", family.is_tied)),
-            eos_token_ids=eos_token_ids,
+            is_tied=bool(content.get("tie_word_embeddings", architecture.is_tied)),
+            eos_token_ids=end_tokens,
         )
 
 
-def _family(content: dict[str, Any]) -> Family:
+def _architecture(content: dict[str, Any]) -> Architecture:
     """InvalidInput if the architecture or a part of it is not supported."""
     names = content.get("architectures") or []
-    family = next((FAMILIES[name] for name in names if name in FAMILIES), None)
-    if family is None:
+    architecture = next((ARCHITECTURES[name] for name in names if name in ARCHITECTURES), None)
+    if architecture is None:
         raise InvalidInput(
-            f"it is {' '.join(names) or 'an unnamed architecture'}; the torch engine runs {', '.join(FAMILIES)};"
+            f"it is {' '.join(names) or 'an unnamed architecture'}; the torch engine runs {', '.join(ARCHITECTURES)};"
             f" {_OTHER_ENGINE}"
         )
     unsupported = ("mlp_bias", "quantization_config", "attn_logit_softcapping", "final_logit_softcapping")
     for key in (*unsupported, "use_bidirectional_attention"):
         if content.get(key):
             raise InvalidInput(f"its config.json has {key}, which the torch engine does not support; {_OTHER_ENGINE}")
-    return family
+    return architecture
 
 
 def _activation(content: dict[str, Any]) -> str:
@@ -178,14 +178,14 @@ def _ropes(content: dict[str, Any]) -> tuple[Rope, Rope]:
     return rope, rope if local is None else Rope(theta=float(local))
 
 
-def _sliding(content: dict[str, Any], family: Family, num_layers: int) -> tuple[int, frozenset[int]]:
+def _sliding(content: dict[str, Any], architecture: Architecture, num_layers: int) -> tuple[int, frozenset[int]]:
     """The window and its layers, by the rules of each family's config class in transformers; 0 and no layers if unused."""
-    is_late = family.sliding == "late layers"
+    is_late = architecture.sliding == "late layers"
     window = content.get("sliding_window", None if is_late else 4096)
-    if family.sliding == "never" or not window or (is_late and not content.get("use_sliding_window")):
+    if architecture.sliding == "never" or not window or (is_late and not content.get("use_sliding_window")):
         return 0, frozenset()
     types = content.get("layer_types")
-    if family.sliding == "all layers":
+    if architecture.sliding == "all layers":
         sliding = list(range(num_layers))
     elif types is not None:
         sliding = [i for i, name in enumerate(types) if name == "sliding_attention"]
@@ -197,11 +197,6 @@ def _sliding(content: dict[str, Any], family: Family, num_layers: int) -> tuple[
     return int(window), frozenset(sliding)
 
 
-def _eos(content: dict[str, Any], folder: Path) -> frozenset[int]:
-    """End tokens of generation_config.json, or else of config.json."""
+def _end_tokens(content: dict[str, Any], folder: Path) -> frozenset[int]:
     generation = folder / "generation_config.json"
-    declared = read_json(generation).get("eos_token_id") if generation.exists() else None
-    declared = content.get("eos_token_id") if declared is None else declared
-    if declared is None:
-        return frozenset()
-    return frozenset(int(token) for token in (declared if isinstance(declared, list) else [declared]))
+    return eos_token_ids(read_json(generation) if generation.exists() else {}, content)

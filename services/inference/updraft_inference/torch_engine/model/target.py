@@ -1,6 +1,6 @@
 """The target over a slot KV cache: one forward for any mix of sequences and numbers of new tokens.
 
-The forward is Llama's. Layers of other families hold tensors that Llama's do not, so no family pays for what only others need.
+The forward is Llama's. Layers of other architectures hold tensors that Llama's do not, so none pays for what only others need.
 A sliding window is a mask over the whole cache, which is exact and saves no memory.
 
 Every forward also returns the rows that training needs: the auxiliary states and the last hidden state of each row.
@@ -21,7 +21,7 @@ from updraft_artifacts.rope import Rope
 from updraft_chassis.errors import InvalidInput
 from updraft_draft.layers import rotary_table
 from updraft_draft.target_weights import norm_weight, read_tensors
-from updraft_inference.torch_engine.model.config import Family, TargetConfig
+from updraft_inference.torch_engine.model.config import Architecture, TargetConfig
 from updraft_inference.torch_engine.model.kv_cache import Batch, SlotCache
 from updraft_inference.torch_engine.model.linear import Linear, linear
 from updraft_inference.torch_engine.model.native_ops import NativeOps, operations
@@ -42,7 +42,7 @@ class ForwardOutput(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Layer:
-    """Weights of one decoder layer, with projections of the same input joined. None: the family has no such weight."""
+    """Weights of one decoder layer, with projections of the same input joined. None: the architecture has no such weight."""
 
     is_sliding: bool
     input_norm: Tensor
@@ -73,7 +73,7 @@ class Target:
     ) -> None:
         """`num_positions`: positions in use. It may exceed the model's by a few, because drafts beyond a request's end are
         never accepted. None: the model's own number, which may be a million."""
-        weights = _Weights(tensors, config.family, dtype, device, library)
+        weights = _Weights(tensors, config.architecture, dtype, device, library)
         of_tokens = (config.vocab_size, config.hidden_size)
         self.config = config
         self.embedding = weights.joined({EMBEDDING: of_tokens})
@@ -108,7 +108,7 @@ class Target:
         num_positions: int | None = None,
         library: Kernels | None = None,
     ) -> Self:
-        """Read a Hugging Face folder. InvalidInput for another folder or an unsupported family, Corrupt for a damaged file."""
+        """Read a Hugging Face folder. InvalidInput for another one or another architecture, Corrupt for a damaged file."""
         config, tensors = TargetConfig.from_folder(folder), read_tensors(folder)
         try:
             return cls(config, tensors, dtype=dtype, device=device, num_positions=num_positions, library=library)
@@ -125,7 +125,7 @@ class Target:
         positions_R = joined([batch.positions_R for batch in batches])
         sights = {is_sliding: self._sight(positions_R, batches, is_sliding=is_sliding) for is_sliding in self._tables}
         x = F.embedding(ids_R, self.embedding)
-        if c.family.is_embedding_scaled:
+        if c.architecture.is_embedding_scaled:
             x = x * self._embedding_scale
         y: Tensor | None = None
         aux: list[Tensor] = []
@@ -163,7 +163,7 @@ class _Weights:
     """A model's weights as the engine needs them. They are copies, because `tensors` is a mapped file that is closed later."""
 
     tensors: Mapping[str, Tensor]
-    family: Family
+    architecture: Architecture
     dtype: torch.dtype
     device: torch.device
     library: Kernels | None
@@ -175,7 +175,9 @@ class _Weights:
         return torch.cat([self._checked(name, shape).to(self.device, self.dtype) for name, shape in shapes.items()])
 
     def norm(self, name: str, size: int) -> Tensor:
-        return norm_weight(self._checked(name, (size,)), self.family.norm_offset).to(self.device, self.dtype, copy=True)
+        return norm_weight(self._checked(name, (size,)), self.architecture.norm_offset).to(
+            self.device, self.dtype, copy=True
+        )
 
     def _checked(self, name: str, shape: tuple[int, ...]) -> Tensor:
         tensor = self.tensors[name]
@@ -187,11 +189,11 @@ class _Weights:
 
 
 def _layer(weights: _Weights, config: TargetConfig, index: int) -> _Layer:
-    c, family, p = config, config.family, f"model.layers.{index}."
+    c, architecture, p = config, config.architecture, f"model.layers.{index}."
     heads, kv_heads = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-    has_qkv_bias = family.has_qkv_bias or config.has_attention_bias
-    # Llama names the norm before its MLP after attention. In families with a norm of the attention output, that name is taken.
-    mlp_input_norm = "pre_feedforward_layernorm" if family.has_output_norms else "post_attention_layernorm"
+    has_qkv_bias = architecture.has_qkv_bias or config.has_attention_bias
+    # Llama names the norm before its MLP after attention. Where the attention output has a norm, that name is taken.
+    mlp_input_norm = "pre_feedforward_layernorm" if architecture.has_output_norms else "post_attention_layernorm"
 
     def projection(num_columns: int, num_rows: Mapping[str, int], *, has_bias: bool = False) -> Linear:
         bias = weights.joined({f"{p}{name}.bias": (num,) for name, num in num_rows.items()}) if has_bias else None
@@ -214,14 +216,14 @@ def _layer(weights: _Weights, config: TargetConfig, index: int) -> _Layer:
             num_kv=c.num_kv_heads,
             size=c.head_dim,
             scale=c.head_dim**-0.5 if c.attention_scale is None else c.attention_scale,
-            q_norm=norm("self_attn.q_norm", c.head_dim) if family.has_head_norms else None,
-            k_norm=norm("self_attn.k_norm", c.head_dim) if family.has_head_norms else None,
+            q_norm=norm("self_attn.q_norm", c.head_dim) if architecture.has_head_norms else None,
+            k_norm=norm("self_attn.k_norm", c.head_dim) if architecture.has_head_norms else None,
             eps=c.rms_norm_eps,
         ),
         o=projection(heads, {"self_attn.o_proj": c.hidden_size}, has_bias=c.has_attention_bias),
-        attention_norm=norm("post_attention_layernorm") if family.has_output_norms else None,
+        attention_norm=norm("post_attention_layernorm") if architecture.has_output_norms else None,
         mlp_input_norm=norm(mlp_input_norm),
         gate_up=projection(c.hidden_size, {"mlp.gate_proj": c.intermediate_size, "mlp.up_proj": c.intermediate_size}),
         down=projection(c.intermediate_size, {"mlp.down_proj": c.hidden_size}),
-        mlp_norm=norm("post_feedforward_layernorm") if family.has_output_norms else None,
+        mlp_norm=norm("post_feedforward_layernorm") if architecture.has_output_norms else None,
     )
