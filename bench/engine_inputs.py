@@ -27,7 +27,9 @@ def untrained_drafts(model: Path, folder: Path, token_ids: torch.Tensor) -> list
     config = head.draft(draft_vocab_size=len(token_ids))
     drafts = []
     for version in (1, 2):
-        network = initial_network(config, head.embedding.float(), head.head, head.final_norm, token_ids, seed=version)
+        network = initial_network(
+            config, head.embedding.float(), head.rows(token_ids), head.final_norm, token_ids, seed=version
+        )
         checkpoint.save(network, folder / str(version))
         digest = tensors_digest(checkpoint.tensor_specs(checkpoint.checkpoint_tensors(network)))
         drafts.append(DraftCheckpoint(version=version, folder=folder / str(version), tensors_digest=digest))

@@ -129,7 +129,7 @@ def network_of(folder: Path, target: Target, *, draft_vocab: int) -> DraftNetwor
     head = read_head(folder)
     token_ids = torch.arange(draft_vocab)
     config = head.draft(draft_vocab_size=draft_vocab)
-    network = initial_network(config, head.embedding.float(), head.head, head.final_norm, token_ids)
+    network = initial_network(config, head.embedding.float(), head.rows(token_ids), head.final_norm, token_ids)
     network = network.to(target.embedding.dtype)
     network.share(target.embedding)
     return network
@@ -142,7 +142,7 @@ def train(folder: Path) -> None:
     head = read_head(folder)
     config = head.draft(draft_vocab_size=DRAFT_VOCAB)
     token_ids = torch.arange(DRAFT_VOCAB)
-    network = initial_network(config, head.embedding.float(), head.head, head.final_norm, token_ids)
+    network = initial_network(config, head.embedding.float(), head.rows(token_ids), head.final_norm, token_ids)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     aux, ids = torch.randn(4, 128, config.aux_size), torch.zeros(4, 130, dtype=torch.long)
     while True:

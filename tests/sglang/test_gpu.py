@@ -66,7 +66,9 @@ def draft(folder: Path, first: Path, version: int) -> DraftCheckpoint:
     """An untrained one with the vocabulary of the first."""
     head, (_, tensors) = read_head(smollm2()), checkpoint.load(first)
     config, token_ids = head.draft(draft_vocab_size=DRAFT_VOCAB), torch.arange(DRAFT_VOCAB) + tensors["d2t"]
-    network = initial_network(config, head.embedding.float(), head.head, head.final_norm, token_ids, seed=version)
+    network = initial_network(
+        config, head.embedding.float(), head.rows(token_ids), head.final_norm, token_ids, seed=version
+    )
     path = folder / str(version)
     return DraftCheckpoint(version=version, folder=path, tensors_digest=save_draft(network, path))
 

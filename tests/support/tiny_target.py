@@ -77,7 +77,7 @@ def make_draft(target: Path, *, seed: int = 0, token_ids: Tensor | None = None) 
     head = read_head(target)
     ids = torch.arange(DRAFT_VOCAB) if token_ids is None else token_ids
     config = head.draft(draft_vocab_size=len(ids))
-    return initial_network(config, head.embedding.float(), head.head, head.final_norm, ids, seed=seed)
+    return initial_network(config, head.embedding.float(), head.rows(ids), head.final_norm, ids, seed=seed)
 
 
 def every_second_token(first: int) -> Tensor:

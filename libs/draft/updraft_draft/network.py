@@ -157,13 +157,12 @@ class DraftNetwork(nn.Module):
         self._rotary = [table.to(embedding) for table in self._rotary]
 
     @torch.no_grad()
-    def change_vocabulary(self, token_ids: Tensor, head: Tensor, *, logit_scale: float = 1.0) -> None:
+    def change_vocabulary(self, token_ids: Tensor, head_rows: Tensor) -> None:
         """Propose these tokens of the target, int64 [V], ascending, as many as before.
 
-        Tokens that stay keep their rows of the draft's head. New ones have their row of `head`, the target's, [vocab, D], times
-        the scale of its logits.
+        Tokens that stay keep their rows of the draft's head. New ones have that of `head_rows` [V, D], see `TargetHead.rows`.
         """
-        rows = head[token_ids].to(self.lm_head.weight) * logit_scale
+        rows = head_rows.to(self.lm_head.weight, copy=True)
         stays = self.t2d[token_ids]
         rows[stays] = self.lm_head.weight[torch.searchsorted(self.token_ids, token_ids[stays])]
         self.lm_head.weight.copy_(rows)
@@ -267,16 +266,15 @@ def _attend_prefix_and_own(q: Tensor, prefix: QueryKeyValue, own: list[QueryKeyV
 def initial_network(
     config: DraftConfig,
     embedding: Tensor,
-    head: Tensor,
+    head_rows: Tensor,
     final_norm: Tensor,
     token_ids: Tensor,
     *,
-    logit_scale: float = 1.0,
     seed: int = 0,
 ) -> DraftNetwork:
     """An untrained draft with the target's head and final norm, so that only the states have to be learned.
 
-    `head` [vocab, D] is as stored; `logit_scale` is the scale of the target's logits, which the draft's head contains.
+    `head_rows` [V, D] are those of `token_ids`, see `TargetHead.rows`.
     The layer's weights are normal with standard deviation 0.5 / sqrt(fan in), drawn from `seed`.
     """
     network = DraftNetwork(config, embedding, token_ids)
@@ -286,6 +284,6 @@ def initial_network(
             if isinstance(module, nn.Linear):
                 module.weight.normal_(0, 0.5 * module.in_features**-0.5, generator=generator)
         if config.hidden_size == config.target_hidden_size:
-            network.lm_head.weight.copy_(head[token_ids]).mul_(logit_scale)
+            network.lm_head.weight.copy_(head_rows)
             network.norm.weight.copy_(final_norm)
     return network

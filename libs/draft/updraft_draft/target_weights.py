@@ -27,6 +27,11 @@ class TargetHead:
     head: Tensor
     final_norm: Tensor
 
+    def rows(self, token_ids: Tensor) -> Tensor:
+        """The head's rows of tokens for a draft's head, [V, D]: times the scale of the logits, then float32."""
+        rows, scale = self.head[token_ids], self.config.logit_scale
+        return rows if scale == 1 else rows.float() * scale
+
     def draft(self, *, draft_vocab_size: int) -> DraftConfig:
         """The default shape of a draft for this target."""
         return DraftConfig.of_target(self.config, draft_vocab_size=draft_vocab_size)

@@ -78,7 +78,7 @@ def imported_config(head: TargetHead) -> DraftConfig:
 def save(head: TargetHead, config: DraftConfig, folder: Path) -> Path:
     ids = torch.arange(DRAFT_VOCAB)
     checkpoint.save(
-        initial_network(config, head.embedding, head.head, head.final_norm, ids, seed=3),
+        initial_network(config, head.embedding, head.rows(ids), head.final_norm, ids, seed=3),
         folder,
     )
     return folder

@@ -31,9 +31,7 @@ def write(model: Path, folder: Path, *, draft_vocab_size: int) -> Path:
     if (folder / checkpoint.CONFIG).exists():
         _check_same(folder, config, token_ids)
         return folder
-    network = initial_network(
-        config, head.embedding, head.head, head.final_norm, token_ids, logit_scale=head.config.logit_scale
-    )
+    network = initial_network(config, head.embedding, head.rows(token_ids), head.final_norm, token_ids)
     _place(network, folder)
     return folder
 

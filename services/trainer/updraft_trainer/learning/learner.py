@@ -182,7 +182,7 @@ class Learner:
         averaged = {name: w for name, w in self._averaged_weights().items() if not name.startswith("lm_head.")}
         self._optimizer.zero_grad(set_to_none=True)  # a copy of the network would copy its gradients
         self._optimizer.state.pop(self.network.lm_head.weight, None)
-        self.network.change_vocabulary(token_ids, self._target.head, logit_scale=self._target.config.logit_scale)
+        self.network.change_vocabulary(token_ids, self._target.rows(token_ids))
         self._vocabulary = self._restricted_to(token_ids)
         self.average = self.network.copy()
         self.average.load_state_dict(averaged, strict=False)
@@ -193,9 +193,9 @@ class Learner:
         return DraftVocabulary.of(self._target.head, token_ids, logit_scale=c.logit_scale, logit_cap=c.logit_cap)
 
     def _initial(self, config: DraftConfig, token_ids: Tensor, seed: int) -> DraftNetwork:
-        target, scale = self._target, self._target.config.logit_scale
+        target = self._target
         return initial_network(
-            config, target.embedding, target.head, target.final_norm, token_ids, logit_scale=scale, seed=seed
+            config, target.embedding, target.rows(token_ids), target.final_norm, token_ids, seed=seed
         )
 
     def _averaged_weights(self) -> dict[str, Tensor]:

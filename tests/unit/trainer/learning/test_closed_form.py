@@ -30,7 +30,8 @@ def samples(target: Path) -> list[Sample]:
 def untrained(target: Path, *, norm_before_residual: bool = False) -> DraftNetwork:
     head = read_head(target)
     config = replace(head.draft(draft_vocab_size=DRAFT_VOCAB), norm_before_residual=norm_before_residual)
-    return initial_network(config, head.embedding, head.head, head.final_norm, torch.arange(DRAFT_VOCAB))
+    tokens = torch.arange(DRAFT_VOCAB)
+    return initial_network(config, head.embedding, head.rows(tokens), head.final_norm, tokens)
 
 
 def acceptance_length(network: DraftNetwork, samples: list[Sample]) -> float:

@@ -59,7 +59,9 @@ class Shape:
         )
         generator = torch.Generator().manual_seed(self.seed)
         embedding, head = torch.randn(2, VOCAB, self.hidden, generator=generator)
-        network = initial_network(config, embedding, head, torch.ones(self.hidden), torch.arange(self.vocab))
+        network = initial_network(
+            config, embedding, head[: self.vocab], torch.ones(self.hidden), torch.arange(self.vocab)
+        )
         for parameter in network.parameters():
             if parameter.ndim == 1:
                 parameter.data.uniform_(0.5, 1.5, generator=generator)
