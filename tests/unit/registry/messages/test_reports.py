@@ -1,4 +1,4 @@
-"""What is read of a report, and what no report can say."""
+"""Reads the fields of a report, and refuses what no report can say."""
 
 import math
 from contextlib import suppress
