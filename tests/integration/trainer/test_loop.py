@@ -395,13 +395,15 @@ async def test_acceptance_on_learned_requests_is_measured_beside_that_on_held_ou
 
 
 async def test_output_outside_the_draft_vocabulary_is_measured(
-    tmp_path: Path, tiny_target: Path, traces: TraceMaker, registry: Registry
+    tmp_path: Path, tiny_target: Path, traces: TraceMaker, shared_registry: int
 ) -> None:
-    size = NUM_TOKENS // 2  # of as many tokens as the traffic has, at most half can be proposed
-    async with bench(tmp_path, tiny_target, traces, port=registry.port, speculator="default", vocab_size=size) as one:
-        await one.train(await one.started())
-        unknown = one.metrics.registry.get_sample_value("updraft_trainer_unknown_tokens_ratio")
-    assert unknown == pytest.approx(0.5, abs=0.25)
+    size, speculator = NUM_TOKENS // 2, f"s-{uuid.uuid4().hex[:8]}"
+    async with bench(
+        tmp_path, tiny_target, traces, port=shared_registry, speculator=speculator, vocab_size=size
+    ) as small:
+        await small.train(await small.started())
+        unknown = small.metrics.registry.get_sample_value("updraft_trainer_unknown_tokens_ratio")
+    assert unknown == pytest.approx(0.5, abs=0.25), "at most half of the traffic's tokens can be proposed"
 
 
 async def test_why_a_draft_is_not_published_is_known_to_the_registry(whole: Bench) -> None:
