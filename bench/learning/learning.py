@@ -20,7 +20,7 @@ from bench.learning.arms import ARMS
 from bench.learning.kinds import KEPT_OUT, KINDS, TUNED
 from bench.learning.recorder import NUM_HELD_OUT, NUM_TRAINING, Recorder
 from bench.learning.replay import Checkpoint, Replay, Run, traffic
-from bench.learning.static import converged, split
+from bench.learning.static import Split, converged, recipe
 from bench.learning.streams import Stream
 from rich.progress import Progress
 
@@ -132,7 +132,7 @@ def open_recorder() -> Recorder:
 
 def static_folder(without: str, num_training: int) -> Path:
     """Where the draft of all kinds but one is kept."""
-    return recordings() / f"static-without-{without}-{num_training}"
+    return recordings() / f"static-without-{without}-{num_training}-{recipe()}"
 
 
 def static_samples(recorder: Recorder, without: str, num_training: int) -> list[Sample]:
@@ -186,7 +186,8 @@ def run(job: Job, commit: str) -> Run:
     if job.stream.static_without:
         old = static_samples(recorder, job.stream.static_without, job.num_training)
         folder = static_folder(job.stream.static_without, job.num_training)
-        replay.start_from(converged(old, target, folder, lambda *_: None), *split(old))
+        learned, _, judging = Split.of(old)
+        replay.start_from(converged(old, target, folder, lambda *_: None), learned, judging)
     outcome = replay.run(traffic(job.stream, training, job.seed), lambda _: None)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(dataclasses.asdict(outcome)))

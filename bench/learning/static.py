@@ -3,9 +3,11 @@
 Training starts from a closed form and judges averaged weights. From random weights it takes twice as many steps.
 """
 
+import hashlib
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple, Self
 
 from bench.learning.replay import DRAFT_VOCAB, LOOKAHEAD
 
@@ -18,18 +20,43 @@ from updraft_trainer.publishing.estimate import verify_steps
 from updraft_trainer.publishing.publish import snapshot
 
 BATCH = 4
-MAX_USES = 4
+MAX_USES = 12
 FITTED_SAMPLES = 128
 EVALUATE_STEPS = 100
-PATIENCE = 3
+PATIENCE = 4
 """Estimates without a gain after which training ends."""
-DEV_EVERY = 10
-"""Share of the training requests that only chooses the best weights; held-out requests take no part."""
+HELD_OUT_EVERY = 10
+"""One of so many training requests chooses the best weights, and another one only judges later drafts."""
 
 
-def split(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """Requests to train on, and those that choose the best weights."""
-    return [one for n, one in enumerate(samples) if n % DEV_EVERY], list(samples[::DEV_EVERY])
+class Split(NamedTuple):
+    """Requests of a static draft: to train on, to choose the best weights, and to judge what replaces it."""
+
+    learned: list[Sample]
+    choosing: list[Sample]
+    judging: list[Sample]
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample]) -> Self:
+        """`samples` in a fixed order."""
+        choosing, judging = samples[::HELD_OUT_EVERY], samples[HELD_OUT_EVERY // 2 :: HELD_OUT_EVERY]
+        others = [one for n, one in enumerate(samples) if n % HELD_OUT_EVERY not in (0, HELD_OUT_EVERY // 2)]
+        return cls(others, list(choosing), list(judging))
+
+
+def recipe() -> str:
+    """Identifies how such a draft is trained."""
+    content = [
+        BATCH,
+        MAX_USES,
+        FITTED_SAMPLES,
+        EVALUATE_STEPS,
+        PATIENCE,
+        HELD_OUT_EVERY,
+        DRAFT_VOCAB,
+        Hyperparameters(),
+    ]
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:8]
 
 
 def converged(
@@ -46,7 +73,7 @@ def converged(
 
 
 def _train(samples: Sequence[Sample], target: TargetHead, report: Callable[[int, int], None]) -> DraftNetwork:
-    training, dev = split(samples)
+    training, dev, _ = Split.of(samples)
     token_ids = vocabulary.choose(
         (sample.ids for sample in training),
         always=target.config.eos_token_ids,

@@ -10,7 +10,7 @@ from bench.learning import figures, kinds, streams
 from bench.learning import replay as replay_module
 from bench.learning.arms import AURORA, NO_CLOSED_FORM, OURS, SHIPPED, Arm
 from bench.learning.replay import Memory, Replay, Run
-from bench.learning.static import split
+from bench.learning.static import Split
 from tests.support.tiny_target import DRAFT_VOCAB, make_tiny_target
 from tests.support.traces import TraceMaker
 
@@ -129,7 +129,7 @@ def test_after_a_shift_each_batch_rehearses_what_made_the_draft_that_serves_and_
     monkeypatch.setattr(Learner, "train", lambda _, batch: batches.append({one.trace_id for one in batch}))
     token_ids = torch.arange(DRAFT_VOCAB)
     draft = Learner(target, target.draft(draft_vocab_size=DRAFT_VOCAB), token_ids, FAST.hyper).network
-    learned, held_out = split(samples(maker, range(20)))
+    learned, _, held_out = Split.of(samples(maker, range(20)))
     new = samples(maker, range(100, 104))
     replay = Replay(replace(FAST, evaluate_steps=1000), target, {}, seed=1)
     replay.start_from(draft, learned, held_out)
