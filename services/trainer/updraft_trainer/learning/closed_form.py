@@ -75,10 +75,12 @@ def _fit(network: DraftNetwork, samples: Sequence[Sample], num_steps: int) -> No
     layer.mlp.down_proj.weight.mul_(MLP_SCALE)
     _set_attention(network)
     first = chain.from_iterable(_first_step(network, sample) for sample in samples)
-    network.fc.weight.copy_(Sums.of(first, c.aux_size + c.hidden_size, c.hidden_size).solve()[: c.aux_size].T)
+    device = network.fc.weight.device
+    sums = Sums.of(first, c.aux_size + c.hidden_size, c.hidden_size, device)
+    network.fc.weight.copy_(sums.solve()[: c.aux_size].T)
     for _ in range(ROUNDS):
         missing = chain.from_iterable(_missing(network, sample, num_steps) for sample in samples)
-        sums = Sums.of(missing, 2 * c.hidden_size, c.hidden_size)
+        sums = Sums.of(missing, 2 * c.hidden_size, c.hidden_size, device)
         values, outputs = sums.solve_low_rank(c.num_kv_heads * c.head_dim)
         layer.self_attn.v_proj.weight.copy_(values.T)
         layer.self_attn.o_proj.weight.copy_(_per_query_head(network, outputs).T)
