@@ -226,7 +226,8 @@ class Trainer:
             components.evaluator.estimate, network, step=self.learner.step, unseen=unseen
         )
         await asyncio.to_thread(memory.release)
-        components.metrics.unknown_tokens.set(candidate.unknown_share)
+        if candidate.unknown_share is not None:
+            components.metrics.unknown_tokens.set(candidate.unknown_share)
         components.metrics.evaluation_seconds.observe(components.clock.monotonic() - start_s)
         return candidate
 

@@ -53,7 +53,7 @@ class Metrics:
         )
         self.unknown_tokens = new.gauge(
             "unknown_tokens_ratio",
-            "Share of the output of judging requests that the candidate cannot propose, because it is outside its vocabulary",
+            "Share of the output of today's traffic that the candidate cannot propose, because it is outside its vocabulary",
         )
         self.gain = new.gauge(
             "gain_ratio", "Acceptance length of the candidate over the baseline's, minus one", "bound"

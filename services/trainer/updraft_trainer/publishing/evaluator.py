@@ -14,6 +14,7 @@ from torch import Tensor
 from updraft_draft import checkpoint
 from updraft_draft.network import DraftNetwork
 from updraft_draft.vocabulary import unknown_share
+from updraft_rollouts.evidence import Paired
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.sample import Sample
 from updraft_trainer.publishing.decision import NO_DRAFT
@@ -72,7 +73,7 @@ class Evaluator:
             estimate=replace(estimate, best_steps=self._best.update(estimate)),
             baseline_version=self.baseline.version,
             lookahead=self._lookahead,
-            unknown_share=unknown_share([one.ids[one.first_output :] for one in samples], candidate.token_ids),
+            unknown_share=_unknown_share(samples, estimate.pairs, candidate),
         )
 
     def trained_length(self, network: DraftNetwork, uses: Mapping[str, int]) -> float | None:
@@ -94,6 +95,16 @@ class Evaluator:
         cache.clear()
         cache.update({sample.trace_id: steps[sample.trace_id] for sample in samples})
         return [cache[sample.trace_id] for sample in samples]
+
+
+def _unknown_share(samples: Sequence[Sample], pairs: Sequence[Paired], draft: DraftNetwork) -> float | None:
+    """Share of the output of today's traffic that the draft cannot propose; None without such requests."""
+    outputs = [one.ids[one.first_output :] for one in samples]
+    tokens = sum(pair.weight * len(ids) for pair, ids in zip(pairs, outputs, strict=True))
+    unknown = sum(
+        pair.weight * len(ids) * unknown_share([ids], draft.token_ids) for pair, ids in zip(pairs, outputs, strict=True)
+    )
+    return unknown / tokens if tokens else None
 
 
 def _load(folder: Path, embedding: Tensor) -> DraftNetwork:

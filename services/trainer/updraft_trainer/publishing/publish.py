@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A draft as it would be served, and its estimate. `baseline_version` 0: no draft. `unknown_share` of the requests' output
-    is outside its vocabulary."""
+    """A draft as it would be served, and its estimate. `baseline_version` 0: no draft. Of the output of
+    today's traffic, `unknown_share` is outside its vocabulary."""
 
     network: DraftNetwork
     step: int
     estimate: GainEstimate
     baseline_version: int
     lookahead: int
-    unknown_share: float = 0.0
+    unknown_share: float | None = None
 
 
 def snapshot(network: DraftNetwork) -> DraftNetwork:
