@@ -1,8 +1,12 @@
-"""A full disk, for this process only."""
+"""A full disk, for this process only, old files, and what a killed process leaves."""
 
+import os
 import resource
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import patch
 
 
 @contextmanager
@@ -14,3 +18,17 @@ def file_size_limit(num_bytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def age(path: Path, *, hours: float) -> None:
+    """Make a file, or a folder and all that it holds, appear as last written so long ago."""
+    then = time.time() - 3600 * hours
+    for one in (path, *path.rglob("*")):
+        os.utime(one, (then, then))
+
+
+@contextmanager
+def no_cleanup() -> Iterator[None]:
+    """Files are not unlinked, so that an error leaves what a kill would leave."""
+    with patch.object(Path, "unlink", lambda *_args, **_options: None):
+        yield

@@ -52,7 +52,7 @@ class _Plan:
         return folder / OWN / f"head-{tag}{PART}"
 
     def own_part(self, folder: Path) -> Path:
-        """A file that no other process writes, and that no later one continues."""
+        """A file that no other process writes, and that no later one continues: `pull` removes that of a killed one."""
         return folder / OWN / f"head-{uuid.uuid4().hex}{PART}"
 
     def after(self, num_bytes: int) -> Iterator[model_files.Range]:

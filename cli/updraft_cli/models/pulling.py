@@ -3,7 +3,8 @@
 The folder keeps a record of its address. The record is written before the first file and marked complete after the last one.
 A complete folder is left unchanged, an interrupted download continues with its first missing file, and a folder with
 another address is refused. Several processes may pull into one folder: the second one waits. On a volume without locks
-both download, each into files of its own that it renames when they are complete, and no interrupted file is continued.
+both download, each into files of its own that it renames when they are complete, and no interrupted file is continued. Those
+of killed processes are removed when they were not written to for an hour.
 """
 
 import errno
@@ -16,6 +17,7 @@ from pathlib import Path
 from shutil import disk_usage, rmtree
 
 from updraft_chassis.errors import Conflict, Exhausted, InvalidInput, NotFound, full_disk_as_exhausted
+from updraft_chassis.leftovers import remove_stale
 from updraft_cli.models.files import locked, sync
 from updraft_cli.models.head import OWN as _OWN
 from updraft_cli.models.head import HeadSource
@@ -90,9 +92,12 @@ def pull(
     with writing(folder):
         record = _read(folder, address)
         if record.is_kept(folder):
+            remove_stale(_parts(folder))
             return record
         (folder / _OWN).mkdir(parents=True, exist_ok=True)
         with _locked(folder, report) as is_alone:
+            if not is_alone:
+                remove_stale(_parts(folder))
             record = _read(folder, address)
             if not record.is_kept(folder):
                 record = _bring(opened(address), record, folder, report, is_alone=is_alone)
@@ -140,11 +145,15 @@ def _fetch(
 
 def _clean(folder: Path) -> None:
     """Remove files of interrupted pulls, and the notes of the hub's library."""
-    for left in (*folder.glob(f".*{PART}"), *(folder / _OWN).glob(f"*{PART}")):
+    for left in _parts(folder):
         left.unlink(missing_ok=True)
     rmtree(folder / ".cache" / "huggingface", ignore_errors=True)
     with suppress(OSError):
         (folder / ".cache").rmdir()
+
+
+def _parts(folder: Path) -> list[Path]:
+    return [*folder.glob(f".*{PART}"), *(folder / _OWN).glob(f"*{PART}")]
 
 
 def _check_room(folder: Path, missing: list[File], arrived: int) -> None:

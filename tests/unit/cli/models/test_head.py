@@ -12,12 +12,12 @@ from threading import Barrier
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.disk import file_size_limit
+from tests.support.disk import age, file_size_limit, no_cleanup
 from tests.support.published_targets import make
 
 from updraft_artifacts.model_folder import target_fingerprint
 from updraft_chassis.errors import Corrupt, Exhausted, Unavailable
-from updraft_cli.models import head
+from updraft_cli.models import head, pulling
 from updraft_cli.models.head import HeadSource, _Plan
 from updraft_cli.models.pulling import pull
 from updraft_cli.models.source import Address, File, Listing, address, taken
@@ -138,13 +138,55 @@ def test_what_was_fetched_of_another_model_is_not_continued(source: FolderSource
     assert not list((tmp_path / "one" / ".updraft").glob("head-*.part"))
 
 
+@pytest.fixture
+def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+
+
+def killed(source: FolderSource, folder: Path) -> Path:
+    """What a pull leaves that is killed."""
+    before = set((folder / ".updraft").glob("head-*.part"))
+    source.num_ranges = 5
+    with no_cleanup(), pytest.raises(Unavailable):
+        pull(HEAD, folder, opened=source.opened)
+    source.num_ranges = None
+    (part,) = set((folder / ".updraft").glob("head-*.part")) - before
+    return part
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_without_locks_a_pull_removes_what_killed_ones_left_and_not_what_is_being_written(
+    source: FolderSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = (killed(source, tmp_path / "one") for _ in range(2))
+    age(old, hours=1.1)
+    there: list[bool] = []
+    monkeypatch.setattr(pulling, "_check_room", lambda *_: there.append(old.exists()))
+    assert pull(HEAD, tmp_path / "one", opened=source.opened).is_whole
+    assert there == [False], "before room is needed"
+    assert new.exists()
+    age(new, hours=1.1)
+    assert pull(HEAD, tmp_path / "one", opened=source.opened).is_whole
+    assert not new.exists(), "also if nothing is left to download"
+
+
+def test_with_locks_a_pull_goes_on_with_what_was_left_long_ago(source: FolderSource, tmp_path: Path) -> None:
+    source.num_ranges = 9
+    with pytest.raises(Unavailable):
+        pull(HEAD, tmp_path / "one", opened=source.opened)
+    (part,) = (tmp_path / "one" / ".updraft").glob("head-*.part")
+    age(part, hours=100)
+    source.num_ranges = 13  # fewer than a whole head has
+    assert pull(HEAD, tmp_path / "one", opened=source.opened).is_whole
+
+
+@pytest.mark.usefixtures("no_locks")
 def test_two_pulls_without_locks_do_not_write_into_one_file(
     source: FolderSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_locks(*_: object) -> None:
-        raise OSError(errno.ENOLCK, "no locks")
-
-    monkeypatch.setattr(fcntl, "flock", no_locks)
     monkeypatch.setattr(head, "_PARALLEL_RANGES", 1)
     source.meets = Barrier(2)  # each range of the one is read while the other reads the same
     with ThreadPoolExecutor(2) as pool:
