@@ -9,6 +9,7 @@ from pathlib import Path
 
 from updraft.trace.v1 import trace_pb2
 from updraft_chassis.errors import Conflict, InvalidInput, full_disk_as_exhausted
+from updraft_chassis.leftovers import remove_stale
 
 _DIGEST_BYTES = 32
 
@@ -23,7 +24,7 @@ def write(folder: Path, number: int, trace: trace_pb2.Trace) -> None:
     Exhausted if the disk is full, InvalidInput if the folder cannot be written to.
     """
     data, place = trace.SerializeToString(), path(folder, number)
-    part = folder / f"{uuid.uuid4().hex}.part"
+    part = folder / f"{place.name}-{uuid.uuid4().hex}.part"
     full = f"the disk of {folder} is full: free some space; the same command goes on with what is recorded"
     try:
         with full_disk_as_exhausted(full):
@@ -35,6 +36,11 @@ def write(folder: Path, number: int, trace: trace_pb2.Trace) -> None:
                 part.unlink(missing_ok=True)
     except OSError as error:
         raise InvalidInput(f"cannot write recordings to {folder}: {error.strerror or error}") from error
+
+
+def clean(folder: Path) -> None:
+    """Remove what killed runs left of recordings that they were writing."""
+    remove_stale(folder.glob("*.trace-*.part"))
 
 
 def read(folder: Path, number: int, *, target_fingerprint: str) -> bytes | None:

@@ -63,6 +63,7 @@ class SelfPlay:
 
     async def run(self, count: int) -> None:
         """Conflict if the folder is another model's, Exhausted if the disk is full. The first error stands for all."""
+        recordings.clean(self._folder)
         fingerprint = self._engine.info.target_fingerprint
         missing = [n for n in range(count) if recordings.read(self._folder, n, target_fingerprint=fingerprint) is None]
         numbers, done = iter(missing), count - len(missing)

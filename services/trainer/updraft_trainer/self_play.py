@@ -7,6 +7,7 @@ Held-out requests choose between both.
 import random
 import time
 from collections.abc import Iterator, Sequence
+from glob import escape
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +19,7 @@ from updraft_artifacts.model_folder import target_fingerprint, tokenizer_fingerp
 from updraft_artifacts.transfer import MANIFEST
 from updraft_chassis import lifecycle, logs
 from updraft_chassis.errors import Exhausted, InvalidInput, NotFound
+from updraft_chassis.leftovers import remove_stale
 from updraft_chassis.progress import Progress, Report
 from updraft_draft import recordings, vocabulary
 from updraft_draft.network import DraftNetwork
@@ -38,6 +40,8 @@ JUDGE_EVERY = 8
 """One request of so many is held out."""
 MIN_SAMPLES = 2 * JUDGE_EVERY
 
+_PART = ".part"
+
 
 def main(model: Path, folder: Path, count: int, output: Path, report: Report) -> None:
     logs.configure(process="trainer", level="ERROR", format="text")
@@ -47,6 +51,7 @@ def main(model: Path, folder: Path, count: int, output: Path, report: Report) ->
 
 def train(model: Path, folder: Path, count: int, output: Path, report: Report) -> None:
     """Train on the first `count` recordings of a folder; write weights, config and manifest to `output`, all or nothing."""
+    remove_stale(output.parent.glob(f".{escape(output.name)}-*{_PART}"))  # of runs that were killed
     identity = Identity(
         speculator="",
         target_fingerprint=target_fingerprint(model),
@@ -146,7 +151,7 @@ def _samples(folder: Path, count: int, identity: Identity, target: TargetHead) -
 
 def _write(candidate: Candidate, output: Path, identity: Identity, provenance: registry_pb2.Provenance) -> None:
     try:
-        with TemporaryDirectory(prefix=".part-", dir=output.parent) as scratch:
+        with TemporaryDirectory(prefix=f".{output.name}-", suffix=_PART, dir=output.parent) as scratch:
             part = Path(scratch) / output.name
             manifest = save(candidate, part, identity, provenance)
             (part / MANIFEST).write_text(json_format.MessageToJson(manifest, preserving_proto_field_name=True))

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tests.support.disk import file_size_limit
+from tests.support.disk import age, file_size_limit, no_cleanup
 
 from updraft.trace.v1 import trace_pb2
 from updraft_chassis.errors import Conflict, Exhausted, InvalidInput
@@ -69,6 +69,19 @@ def test_two_runs_do_not_write_to_the_same_file(tmp_path: Path, monkeypatch: pyt
         recordings.write(tmp_path, 0, trace())
     assert parts[0] != parts[1]
     assert [path.name for path in tmp_path.iterdir()] == ["00000.trace"]
+
+
+def test_what_a_killed_run_was_writing_is_removed_an_hour_later(tmp_path: Path) -> None:
+    recordings.write(tmp_path, 0, trace())
+    with no_cleanup(), file_size_limit(100), pytest.raises(Exhausted):
+        recordings.write(tmp_path, 1, trace())
+    (tmp_path / "film.part").touch()  # not ours
+    for hours, names in ((0.9, 3), (1.1, 2)):
+        for path in tmp_path.iterdir():
+            age(path, hours=hours)
+        recordings.clean(tmp_path)
+        assert len(list(tmp_path.iterdir())) == names
+    assert {path.name for path in tmp_path.iterdir()} == {"00000.trace", "film.part"}
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:

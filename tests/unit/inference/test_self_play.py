@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.disk import age, file_size_limit, no_cleanup
 from tests.support.fake_engine import EOS, FakeEngine, saying
 from tests.support.tiny_tokenizer import START, TEMPLATE, write_tokenizer
 
 from updraft.trace.v1 import trace_pb2
-from updraft_chassis.errors import Conflict, InvalidInput
+from updraft_chassis.errors import Conflict, Exhausted, InvalidInput
 from updraft_chassis.progress import Progress
 from updraft_draft import recordings
 from updraft_inference.engine import GenerationRequest
@@ -98,6 +99,17 @@ async def test_a_broken_recording_is_made_again(tmp_path: Path) -> None:
     assert player.made().count("self-play/1") == 2
     assert len(player.made()) == 4
     assert trace(player.folder, 1).output_ids == whole.output_ids
+
+
+async def test_a_run_removes_what_a_killed_one_was_writing(tmp_path: Path) -> None:
+    player = Player(tmp_path)
+    await player.play(1)
+    with no_cleanup(), file_size_limit(100), pytest.raises(Exhausted):
+        await player.play(2)
+    (part,) = player.folder.glob("*.part")
+    age(part, hours=2)
+    await player.play(2)
+    assert sorted(path.name for path in player.folder.iterdir()) == ["00000.trace", "00001.trace"]
 
 
 async def test_progress_counts_what_was_recorded_before(tmp_path: Path) -> None:

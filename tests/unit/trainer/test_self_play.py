@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from google.protobuf import json_format
-from tests.support.disk import file_size_limit
+from tests.support.disk import age, file_size_limit
 from tests.support.tiny_target import DRAFT_VOCAB
 from tests.support.traces import TraceMaker
 
@@ -115,6 +115,28 @@ def test_a_full_disk_leaves_no_draft(tiny_target: Path, folder: Path, tmp_path: 
     with file_size_limit(10_000), pytest.raises(Exhausted, match="the draft cannot be written"):
         self_play.train(tiny_target, folder, 24, tmp_path / "draft", lambda _: None)
     assert [path.name for path in tmp_path.iterdir()] == ["recordings"]
+
+
+def test_the_draft_that_a_killed_run_was_writing_is_removed_by_the_next_run_for_this_output(
+    tiny_target: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: list[Path] = []
+
+    def killed(_candidate: object, part: Path, *_: object) -> None:
+        parts.append(part)
+        raise InvalidInput("killed")
+
+    monkeypatch.setattr(self_play, "save", killed)
+    with pytest.raises(InvalidInput, match="killed"):
+        self_play.train(tiny_target, folder, 24, tmp_path / "draft [1]", lambda _: None)
+    (part,) = parts
+    part.mkdir(parents=True)
+    (part / "model.safetensors").touch()
+    for hours, remains in ((0.9, True), (1.1, False)):
+        age(part.parent, hours=hours)
+        with pytest.raises(NotFound):
+            self_play.train(tiny_target, folder, 25, tmp_path / "draft [1]", lambda _: None)
+        assert part.parent.exists() == remains
 
 
 def test_a_folder_with_a_similar_name_is_left_alone(tiny_target: Path, folder: Path, tmp_path: Path) -> None:
