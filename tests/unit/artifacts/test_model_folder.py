@@ -56,20 +56,31 @@ def test_a_part_of_a_model_has_the_fingerprint_that_it_states_or_none(folder: Pa
 
 
 class FineTuned:
-    """Shards of 5 GB of zeros, with one run of other bytes in each: its begin, as a share of what does not change."""
+    """Shards of 5 GB of zeros, with one run of other bytes in each: its begin, as a share of what does not change.
+
+    Beside them `num_small` files that never change.
+    """
 
     place = "nowhere"
 
-    def __init__(self, runs: Mapping[str, float], share: float) -> None:
+    def __init__(self, runs: Mapping[str, float], share: float, num_small: int = 0) -> None:
         rest = 5_000_000_000
+        small = [f"model-small-{i}.safetensors" for i in range(num_small)]
         self._header = safetensors_header.header([("model.layers.0.mlp.experts", "U8", (rest,))])
         self._length = int(rest * share)
         self._runs = {name: len(self._header) + int(at * (rest - self._length)) for name, at in runs.items()}
-        self.sizes: Mapping[str, int] = {"config.json": 2, **dict.fromkeys(runs, len(self._header) + rest)}
+        self._small = safetensors_header.header([("bias", "U8", (10_000,))]) + bytes(10_000)
+        self.sizes: Mapping[str, int] = {
+            "config.json": 2,
+            **dict.fromkeys(runs, len(self._header) + rest),
+            **dict.fromkeys(small, len(self._small)),
+        }
 
     def read(self, name: str, begin: int, end: int) -> bytes:
         if name == "config.json":
             return b"{}"[begin:end]
+        if name not in self._runs:
+            return self._small[begin:end]
         head, first = self._header[begin:end], self._runs[name]
         at = [min(max(one, begin + len(head)), end) for one in (first, first + self._length)]
         return head + bytes(at[0] - begin - len(head)) + b"\1" * (at[1] - at[0]) + bytes(end - at[1])
@@ -79,6 +90,13 @@ def test_a_fine_tune_of_a_hundredth_of_the_bytes_of_many_shards_is_another_targe
     rng, names = random.Random(1), [f"model-{i:05}-of-00032.safetensors" for i in range(32)]
     before = model_files.fingerprint(FineTuned(dict.fromkeys(names, 0.0), 0.0))
     tuned = [FineTuned({name: rng.random() for name in names}, 0.01) for _ in range(40)]
+    assert sum(model_files.fingerprint(one) == before for one in tuned) <= 2
+
+
+def test_small_files_take_no_samples_from_a_large_one() -> None:
+    rng, name = random.Random(1), "model-large.safetensors"
+    before = model_files.fingerprint(FineTuned({name: 0.0}, 0.0, num_small=31))
+    tuned = [FineTuned({name: rng.random()}, 0.01, num_small=31) for _ in range(40)]
     assert sum(model_files.fingerprint(one) == before for one in tuned) <= 2
 
 
