@@ -185,7 +185,8 @@ class DraftNetwork(nn.Module):
     def _table(self, num_positions: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines of at least so many positions: a model may know millions, of which training uses some thousands.
 
-        Copies of this network in other threads may replace the table at any time, but only by a longer one.
+        Copies of this network in other threads may replace the table at any time. If two do at once, the shorter table may
+        stay, which costs another computation and nothing else.
         """
         cos, sin = self._rotary
         if len(cos) < num_positions:

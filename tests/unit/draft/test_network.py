@@ -114,7 +114,7 @@ def test_a_draft_for_a_target_of_ten_million_positions_holds_those_that_texts_ha
         assert torch.equal(early[0], late[1])
 
 
-def test_a_table_of_positions_is_never_replaced_by_a_shorter_one(
+def test_a_longer_table_of_positions_that_was_made_meanwhile_stays(
     draft: DraftNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = draft.copy()
@@ -130,6 +130,14 @@ def test_a_table_of_positions_is_never_replaced_by_a_shorter_one(
     assert one.rotary(torch.tensor([2000]))[0].shape == (1, 1, draft.config.head_dim)
     one.rotary(torch.tensor([5000]))
     assert made == [2048, 8192]
+
+
+def test_a_table_of_positions_that_became_shorter_costs_only_another_computation(draft: DraftNetwork) -> None:
+    one = draft.copy()
+    before = one.rotary(torch.tensor([5000]))
+    one._rotary[:] = one._new_table(2048)
+    for early, late in zip(before, one.rotary(torch.tensor([5000])), strict=True):
+        assert torch.equal(early, late)
 
 
 def test_a_draft_is_unrolled_without_asking_the_device_for_a_value(draft: DraftNetwork) -> None:
