@@ -3,7 +3,8 @@
 A sample that leaves the window joins its cluster's reservoir, which is a uniform sample of everything that ever left. Each
 trace has a rank, the hash of its id, and the lowest ranks are kept. This is reservoir sampling by random keys (Efraimidis and
 Spirakis 2006, with equal weights), the variant of Vitter's algorithm R (1985) whose capacity may shrink: clusters share the
-bytes, and a new cluster takes from the largest one. It needs no counter and survives restarts.
+bytes, and a new cluster takes from the largest one. The smallest clusters share as one, because over time any number of
+outliers come, and would otherwise leave kinds no more than an outlier has. It needs no counter and survives restarts.
 Pure: it returns what to move and drop, and uses neither files nor tensors.
 """
 
@@ -12,6 +13,9 @@ import heapq
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+
+MAX_KINDS = 32
+"""So many clusters, the largest, count as kinds of traffic: as many as can take new samples at one time."""
 
 
 class Pool(StrEnum):
@@ -87,6 +91,10 @@ class _Heap:
         self.num_bytes += entry.num_bytes
         heapq.heappush(self._heap, (entry.priority, entry))
 
+    @property
+    def first(self) -> tuple[int, SampleEntry]:
+        return self._heap[0]
+
     def pop(self) -> SampleEntry:
         _, entry = heapq.heappop(self._heap)
         self.num_bytes -= entry.num_bytes
@@ -148,7 +156,10 @@ class Retention:
 
     def _pop(self, pool: Pool) -> SampleEntry:
         heaps = self._heaps[pool]
-        group = max(heaps, key=lambda group: heaps[group].num_bytes)
+        group, *others = sorted(heaps, key=lambda group: -heaps[group].num_bytes)
+        small = others[MAX_KINDS - 1 :]
+        if sum(heaps[group].num_bytes for group in small) > heaps[group].num_bytes:
+            group = min(small, key=lambda group: heaps[group].first)
         entry = heaps[group].pop()
         if not heaps[group]:
             del heaps[group]

@@ -1,10 +1,11 @@
 import statistics
 import uuid
+from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updraft_trainer.data.retention import Pool, ReplayLimits, Retention, SampleEntry
+from updraft_trainer.data.retention import MAX_KINDS, Pool, ReplayLimits, Retention, SampleEntry
 
 LIMITS = ReplayLimits(window_bytes=50, reservoir_bytes=40, evaluation_bytes=20)
 
@@ -84,6 +85,24 @@ def test_a_flood_of_new_traffic_leaves_old_traffic_its_share() -> None:
         retention.add(kept(order, cluster="new"))
     shares = [one.cluster for one in retention if one.pool is Pool.RESERVOIR]
     assert shares.count("old") == shares.count("new") == 20
+
+
+def test_any_number_of_outliers_leaves_kinds_their_share() -> None:
+    retention = Retention(ReplayLimits(window_bytes=50, reservoir_bytes=2000, evaluation_bytes=2000))
+    for order in range(8000):
+        cluster = "ab"[order % 2] if order % 4 else f"outlier {order}"
+        retention.add(kept(order, cluster=cluster, pool=Pool.EVALUATION if order % 8 > 3 else Pool.WINDOW))
+    for pool in (Pool.RESERVOIR, Pool.EVALUATION):
+        kinds = Counter(one.cluster for one in retention if one.pool is pool and one.cluster in {"a", "b"})
+        assert min(kinds["a"], kinds["b"]) >= 50
+        assert retention.num_bytes(pool) == 2000
+
+
+def test_the_newest_outliers_stay_held_out() -> None:
+    retention = Retention(ReplayLimits(window_bytes=0, reservoir_bytes=0, evaluation_bytes=1000))
+    for order in range(500):
+        retention.add(kept(order, cluster=f"outlier {order}", pool=Pool.EVALUATION))
+    assert sum(one.order >= 500 - (100 - MAX_KINDS) for one in retention) == 100 - MAX_KINDS
 
 
 def test_a_reservoir_is_a_uniform_sample_of_all_that_left_the_window() -> None:
