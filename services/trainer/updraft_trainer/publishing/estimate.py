@@ -62,10 +62,11 @@ class BestDrafts:
 
     def update(self, estimate: GainEstimate) -> Mapping[str, int]:
         """Compare the baseline with the best of each kind, on the requests that both have walked; return the steps of the
-        best by trace id."""
+        best by trace id. Kinds without a request are forgotten, because names of kinds are never used again."""
         kinds: dict[str, dict[str, int]] = {}
         for trace_id, pair in zip(estimate.trace_ids, estimate.pairs, strict=True):
             kinds.setdefault(pair.kind, {})[trace_id] = pair.baseline_steps
+        self._steps = {kind: steps for kind, steps in self._steps.items() if kind in kinds}
         for kind, steps in kinds.items():
             best = {id_: n for id_, n in self._steps.get(kind, {}).items() if id_ in steps}
             is_best = sum(steps[id_] for id_ in best) <= sum(best.values())

@@ -25,6 +25,13 @@ def test_drafts_are_compared_on_the_requests_that_both_have_walked() -> None:
     assert best.update(walked(a4=30)) == {"a4": 30}, "of the best draft no request is left"
 
 
+def test_the_best_draft_of_a_kind_that_is_not_judged_any_more_is_forgotten() -> None:
+    best = BestDrafts()
+    best.update(walked(a1=10, b1=10))
+    assert best.update(walked(b1=12)) == {"b1": 10}
+    assert best.update(walked(a1=11, b1=12)) == {"a1": 11, "b1": 10}
+
+
 def test_two_candidates_are_compared_on_the_requests_that_both_have_walked() -> None:
     longer, other = walked(a1=30, a2=30, a3=30, b1=30), walked(a2=20, a3=20, b1=20, b2=20)
     compared = against(longer, other)
