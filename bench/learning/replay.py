@@ -117,11 +117,11 @@ class Memory:
         return self._with_tokens(selection.untrained_batch(self._training(), self.uses, count=count))
 
     def evaluation(self) -> list[Sample]:
-        held_out = [entry for entry in self.entries if entry.pool is Pool.EVALUATION]
+        held_out = [entry for entry in selection.outliers_together(self.entries) if entry.pool is Pool.EVALUATION]
         return self._with_tokens(selection.evaluation_batch(held_out, count=EVALUATION_SAMPLES))
 
     def mix(self) -> selection.TrafficMix:
-        return selection.traffic_mix(self.entries)
+        return selection.traffic_mix(selection.outliers_together(self.entries))
 
     def _training(self) -> list[SampleEntry]:
         return [entry for entry in self.entries if entry.pool is not Pool.EVALUATION]

@@ -26,6 +26,10 @@ KIND_CONFIDENCE = 0.9
 ALL_OLD = "old"
 """The kinds that are not part of today's traffic, together. Kinds have a colon in their names."""
 
+OUTLIERS = "outliers"
+"""Requests that are like few others, together: they have a share of today's traffic, but are no kind and have no verdict of
+their own."""
+
 MAX_SHOWN_CHARS = 40
 
 MAX_LOSS_PERCENT = 1.0
@@ -136,6 +140,7 @@ def worse_kinds(samples: Sequence[Paired]) -> list[KindLoss]:
     old = [sample for sample in samples if not sample.weight]
     if len({sample.kind for sample in old}) > 1:
         kinds[ALL_OLD] = old
+    kinds.pop(OUTLIERS, None)
     judged = {kind: members for kind, members in kinds.items() if len(members) >= MIN_KIND_SAMPLES}
     losses = []
     for kind, members in judged.items():

@@ -8,7 +8,17 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from updraft_rollouts.evidence import KindLoss, Paired, effective_size, gain, student_t, weighted, worse_kinds
+from updraft_rollouts.evidence import (
+    ALL_OLD,
+    OUTLIERS,
+    KindLoss,
+    Paired,
+    effective_size,
+    gain,
+    student_t,
+    weighted,
+    worse_kinds,
+)
 
 
 def test_the_gain_is_the_ratio_of_summed_steps_so_that_long_requests_weigh_more() -> None:
@@ -125,6 +135,15 @@ def test_old_kinds_with_few_requests_each_are_judged_together() -> None:
     ]
     (loss,) = worse_kinds(old)
     assert str(loss) == "surely worse for older traffic (-9.1 %, 8 requests)"
+
+
+def test_outliers_have_no_verdict_of_their_own_and_old_ones_one_with_other_old_traffic() -> None:
+    bad = Paired(tokens=300, candidate_steps=110, baseline_steps=100, kind=OUTLIERS)
+    assert worse_kinds([bad] * 8) == []
+    old = [replace(bad, weight=0.0)] * 4
+    other = replace(bad, kind="domain:code", weight=0.0)
+    (loss,) = worse_kinds([*old, other])
+    assert (loss.kind, loss.num_samples) == (ALL_OLD, 5)
 
 
 def test_a_name_that_a_caller_chose_is_quoted() -> None:

@@ -259,7 +259,7 @@ class EvaluationSample(_message.Message):
     baseline_steps: _builtins.int
     domain: _builtins.str
     kind: _builtins.str
-    """Kind of traffic: "domain:..." as its caller named it, or "content:..." by its tokens."""
+    """Kind of traffic: "domain:..." as its caller named it, "content:..." by its tokens, or "outliers"."""
     weight: _builtins.float
     """Weight in today's traffic; 0: its kind is not part of that. Without any weight, all requests count the same."""
     def __init__(

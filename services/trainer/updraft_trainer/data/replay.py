@@ -138,7 +138,7 @@ class Replay:
     def evaluation_batch(self, *, count: int) -> list[Sample]:
         """About `count` held-out samples of kinds that are not forgotten; see `selection`."""
         with self._lock:
-            known = selection.remembered(list(self._retention))
+            known = selection.outliers_together(selection.remembered(list(self._retention)))
             held_out = [entry for entry in known if entry.pool is Pool.EVALUATION]
             return self._read(selection.evaluation_batch(held_out, count=count))
 
@@ -159,7 +159,7 @@ class Replay:
     def traffic_mix(self) -> selection.TrafficMix:
         """The kinds of all stored requests, and their shares of today's."""
         with self._lock:
-            return selection.traffic_mix(self._retention)
+            return selection.traffic_mix(selection.outliers_together(list(self._retention)))
 
     def cluster_sizes(self) -> dict[str, int]:
         """Number of samples to train on in each cluster."""

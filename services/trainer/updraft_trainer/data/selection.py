@@ -15,8 +15,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from updraft_rollouts.evidence import MIN_KIND_SAMPLES
-from updraft_trainer.data.retention import SampleEntry
+from updraft_rollouts.evidence import MIN_KIND_SAMPLES, OUTLIERS
+from updraft_trainer.data.retention import MAX_KINDS, SampleEntry
 
 NUM_RECENT = 64
 """Requests that are today's traffic: few enough to follow a shift soon, enough to know shares to a few percent. With 32, drafts
@@ -30,7 +30,7 @@ NUM_REMEMBERED = 5_000
 class TrafficMix:
     """Kinds of traffic: of each stored request, by trace id, and each kind's share of today's requests.
 
-    A kind is a cluster. Held-out requests are one in ten, so shares come from all requests.
+    A kind is a cluster, or all outliers together. Held-out requests are one in ten, so shares come from all requests.
     """
 
     kinds: Mapping[str, str] = field(default_factory=dict)
@@ -41,6 +41,14 @@ class TrafficMix:
         counts = Counter(self.kinds.get(trace_id, "") for trace_id in trace_ids)
         kinds = (self.kinds.get(trace_id, "") for trace_id in trace_ids)
         return [len(trace_ids) * self.shares.get(kind, 0.0) / counts[kind] for kind in kinds]
+
+
+def outliers_together(entries: Sequence[SampleEntry]) -> list[SampleEntry]:
+    """The same samples, those of clusters of a few in one cluster. An outlier with a turn of its own would crowd out kinds, and
+    with its own share of traffic it would stand for nothing but itself."""
+    largest = Counter(entry.cluster for entry in entries).most_common(MAX_KINDS)
+    kinds = {cluster for cluster, size in largest if size >= MIN_KIND_SAMPLES}
+    return [entry if entry.cluster in kinds else replace(entry, cluster=OUTLIERS) for entry in entries]
 
 
 def traffic_mix(entries: Iterable[SampleEntry]) -> TrafficMix:
@@ -78,12 +86,7 @@ def training_batch(
         fresh = [entry for entry in fresh if entry.trace_id not in waiting]
     batch = heapq.nsmallest((count + 1) // 2, fresh, key=lambda entry: (num_uses(entry), -entry.order))
     chosen = {entry.trace_id for entry in batch}
-    sizes = Counter(entry.cluster for entry in entries)
-    rest = [  # outliers share a turn, or they would be rehearsed more than kinds
-        entry if sizes[entry.cluster] >= MIN_KIND_SAMPLES else replace(entry, cluster="")
-        for entry in entries
-        if entry.trace_id not in chosen
-    ]
+    rest = [entry for entry in outliers_together(entries) if entry.trace_id not in chosen]
     rng.shuffle(rest)  # before a stable sort, so that ties are broken at random and not by age
     return batch + _round_robin(rest, count - len(batch), key=num_uses, rng=rng)
 
@@ -92,7 +95,7 @@ def closed_form_batch(
     entries: Sequence[SampleEntry], *, count: int, num_held_out: int
 ) -> tuple[list[SampleEntry], list[SampleEntry]]:
     """Up to `count` samples to fit, the newest of each cluster in turn, and the `num_held_out` newest of all to judge by."""
-    newest_first = sorted(entries, key=lambda entry: -entry.order)
+    newest_first = sorted(outliers_together(entries), key=lambda entry: -entry.order)
     fitted = _round_robin(newest_first[num_held_out:], count, key=lambda entry: -entry.order)
     return fitted, newest_first[:num_held_out]
 

@@ -5,13 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updraft_rollouts.evidence import MIN_KIND_SAMPLES
-from updraft_trainer.data.retention import Pool, SampleEntry
+from updraft_rollouts.evidence import MIN_KIND_SAMPLES, OUTLIERS
+from updraft_trainer.data.retention import MAX_KINDS, Pool, SampleEntry
 from updraft_trainer.data.selection import (
     NUM_RECENT,
     NUM_REMEMBERED,
     closed_form_batch,
     evaluation_batch,
+    outliers_together,
     remembered,
     traffic_mix,
     trained_batch,
@@ -156,6 +157,28 @@ def test_outliers_share_a_turn_of_rehearsal() -> None:
     batches = [training_batch([*kinds, *outliers, fresh], uses, count=3, max_uses=6, rng=rng) for _ in range(200)]
     rehearsed = [int(one.trace_id) for batch in batches for one in batch if one.trace_id != fresh.trace_id]
     assert 0.15 < sum(order >= 60 for order in rehearsed) / len(rehearsed) < 0.35
+
+
+def test_outliers_are_one_share_of_todays_traffic_and_stand_for_each_other() -> None:
+    kinds = [kept(n, cluster="ab"[n % 2]) for n in range(48)]
+    outliers = [kept(48 + n, cluster=f"outlier {n}") for n in range(16)]
+    mix = traffic_mix(outliers_together([*kinds, *outliers]))
+    assert mix.shares == {"a": 0.375, "b": 0.375, OUTLIERS: 0.25}
+    assert mix.weights(["0", "1", "48"]) == [1.125, 1.125, 0.75]
+
+
+def test_any_number_of_clusters_makes_a_bounded_number_of_kinds() -> None:
+    samples = [kept(n, cluster=f"{n % 200}") for n in range(200 * MIN_KIND_SAMPLES)]
+    assert len({one.cluster for one in outliers_together(samples)}) == MAX_KINDS + 1
+
+
+def test_a_closed_form_and_an_evaluation_take_outliers_in_one_turn() -> None:
+    outliers = [kept(n, cluster=f"outlier {n}") for n in range(40)]
+    samples = [*outliers, *(kept(40 + n, cluster="abc"[n % 3]) for n in range(60))]
+    fitted, _ = closed_form_batch(samples, count=40, num_held_out=0)
+    judges = evaluation_batch(outliers_together(samples), count=32)
+    assert sum(one.order < 40 for one in fitted) == 10
+    assert sum(one.order < 40 for one in judges) == 4
 
 
 def test_a_closed_form_is_judged_by_the_newest_samples_and_fitted_to_all_clusters() -> None:
