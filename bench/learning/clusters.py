@@ -6,6 +6,7 @@ is not the one of an older kind.
 
 import random
 from collections import Counter
+from itertools import count
 
 from bench.learning.kinds import TUNED
 from bench.learning.learning import SEED, open_recorder
@@ -25,13 +26,13 @@ def main() -> None:
     for new in TUNED:
         old = [(kind, ids) for kind in TUNED if kind != new for ids in texts[kind]]
         random.Random(SEED).shuffle(old)
-        clusters = Clusters()
+        clusters, orders = Clusters(), count()
         assigned: dict[str, Counter[str]] = {kind: Counter() for kind in TUNED}
         for kind, ids in old:
-            assigned[kind][clusters.assign("", ids)] += 1
+            assigned[kind][clusters.assign("", ids, order=next(orders))] += 1
         num_clusters = len(clusters.by_content)
         largest = [assigned[kind].most_common(1)[0] for kind in TUNED if kind != new]
-        assigned[new].update(clusters.assign("", ids) for ids in texts[new])
+        assigned[new].update(clusters.assign("", ids, order=next(orders)) for ids in texts[new])
         own = max((n for name, n in assigned[new].items() if name not in dict(largest)), default=0)
         rows.add_row(new, str(num_clusters), str(min(n for _, n in largest)), str(own))
     output.console().print(rows)

@@ -74,7 +74,7 @@ class Memory:
         entry = SampleEntry(
             trace_id=sample.trace_id,
             order=len(self.entries),
-            cluster=self.clusters.assign("", sample.ids.tolist()),
+            cluster=self.clusters.assign("", sample.ids.tolist(), order=len(self.entries)),
             pool=Pool.EVALUATION if is_evaluation else Pool.WINDOW,
             num_bytes=0,
         )

@@ -24,7 +24,7 @@ MIN_SIMILARITY = 0.6
 have 0.74 to 0.84 to their own mean in the median, and at most 0.69 (ninth tenth) to others. 0.5 took mathematics for chat."""
 
 MAX_OUTLIERS = 4.0
-"""A content cluster of fewer samples gives way to a new one when all are taken: one sample in thirty is like no other."""
+"""A content cluster of fewer samples may give way to a new one when all are taken: one sample in thirty is like no other."""
 
 MAX_NAME_CHARS = 64
 
@@ -42,19 +42,23 @@ def feature(ids: Iterable[int]) -> Feature:
 
 
 class Clusters:
-    """`named` clusters come from domains; `by_content` holds the sum of the samples' features per content cluster."""
+    """`named` clusters come from domains; `by_content` holds the sum of the samples' features per content cluster, in order of
+    their newest samples."""
 
     def __init__(self, named: Iterable[str] = (), by_content: dict[str, Feature] | None = None) -> None:
         self.named = set(named)
         self.by_content = dict(by_content or {})
 
-    def assign(self, domain: str, ids: Iterable[int]) -> str:
-        """The sample's cluster, created if necessary. The mean of a content cluster moves towards the sample."""
+    def assign(self, domain: str, ids: Iterable[int], *, order: int) -> str:
+        """The sample's cluster, created if necessary. The mean of a content cluster moves towards the sample.
+
+        A content cluster has the `order` of its first sample in its name, so that no later one ever gets the same name.
+        """
         name = f"domain:{domain[:MAX_NAME_CHARS]}"
         if domain and (name in self.named or len(self.named) < MAX_CLUSTERS):
             self.named.add(name)
             return name
-        return self._assign_by_content(feature(ids))
+        return self._assign_by_content(feature(ids), order)
 
     def keep_only(self, names: Iterable[str]) -> None:
         """Remove clusters without samples, to make room for new ones."""
@@ -62,26 +66,26 @@ class Clusters:
         self.named &= names
         self.by_content = {name: total for name, total in self.by_content.items() if name in names}
 
-    def _assign_by_content(self, sample: Feature) -> str:
+    def _assign_by_content(self, sample: Feature, order: int) -> str:
         similarity = {
             name: float(total @ sample) / max(float(np.linalg.norm(total)), 1e-12)
             for name, total in self.by_content.items()
         }
         nearest = max(similarity, key=lambda name: similarity[name], default=None)
         if nearest is None or similarity[nearest] < MIN_SIMILARITY:
-            nearest = self._new_cluster(otherwise=nearest)
-        self.by_content[nearest] = self.by_content[nearest] + sample
+            nearest = self._new_cluster(order, otherwise=nearest)
+        self.by_content[nearest] = self.by_content.pop(nearest) + sample
         return nearest
 
-    def _new_cluster(self, otherwise: str | None) -> str:
-        """An empty one, or if all are taken that of a few outliers, or if there is none the other one."""
-        sizes = {name: float(np.linalg.norm(total)) for name, total in self.by_content.items()}
-        name = self._free_name() if len(sizes) < MAX_CLUSTERS else min(sizes, key=lambda name: sizes[name])
-        if sizes.get(name, 0.0) > MAX_OUTLIERS:
-            assert otherwise is not None, "there are clusters"
-            return otherwise
+    def _new_cluster(self, order: int, *, otherwise: str | None) -> str:
+        """An empty one, for which the oldest of a few outliers makes room if all are taken; `otherwise` if there is none."""
+        if len(self.by_content) >= MAX_CLUSTERS:
+            few = (name for name, total in self.by_content.items() if float(np.linalg.norm(total)) <= MAX_OUTLIERS)
+            oldest = next(few, None)
+            if oldest is None:
+                assert otherwise is not None, "there are clusters"
+                return otherwise
+            del self.by_content[oldest]
+        name = f"content:{order}"
         self.by_content[name] = np.zeros(FEATURE_SIZE, dtype=np.float32)
         return name
-
-    def _free_name(self) -> str:
-        return next(name for n in range(len(self.by_content) + 1) if (name := f"content:{n}") not in self.by_content)

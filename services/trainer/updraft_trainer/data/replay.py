@@ -192,10 +192,11 @@ class Replay:
         inserted = self._db.execute("INSERT OR IGNORE INTO seen (trace_id) VALUES (?)", (sample.trace_id,))
         if inserted.rowcount == 0:
             return False
+        order = int(inserted.lastrowid or 0)
         entry = SampleEntry(
             trace_id=sample.trace_id,
-            order=int(inserted.lastrowid or 0),
-            cluster=self._clusters.assign(sample.domain, sample.ids.tolist()),
+            order=order,
+            cluster=self._clusters.assign(sample.domain, sample.ids.tolist(), order=order),
             pool=Pool.EVALUATION if sample.is_evaluation else Pool.WINDOW,
             num_bytes=len(trace.data),
         )
@@ -213,16 +214,18 @@ class Replay:
         for trace_id in changes.dropped:
             self._cache.discard(trace_id)
         if changes.dropped:
-            self._remove_empty_clusters()
+            self._clusters.keep_only(entry.cluster for entry in self._retention)
+            self._remove_clusters()
 
     def _store_cluster(self, name: str) -> None:
         if (total := self._clusters.by_content.get(name)) is not None:
             self._db.execute("INSERT OR REPLACE INTO clusters VALUES (?, ?)", (name, total.tobytes()))
+            self._remove_clusters()
 
-    def _remove_empty_clusters(self) -> None:
-        before = set(self._clusters.by_content)
-        self._clusters.keep_only(entry.cluster for entry in self._retention)
-        removed = [(name,) for name in before - set(self._clusters.by_content)]
+    def _remove_clusters(self) -> None:
+        """Remove from the file those that gave way or are empty."""
+        stored = self._db.execute("SELECT name FROM clusters").fetchall()
+        removed = [row for row in stored if row[0] not in self._clusters.by_content]
         self._db.executemany("DELETE FROM clusters WHERE name = ?", removed)
 
     def _restore(self) -> None:
@@ -237,7 +240,7 @@ class Replay:
                 for id_, order, pool, cluster, num_bytes in rows
             ),
         )
-        totals = self._db.execute("SELECT name, total FROM clusters").fetchall()
+        totals = self._db.execute("SELECT name, total FROM clusters ORDER BY rowid").fetchall()  # the newest last
         self._clusters = Clusters(
             named={entry.cluster for entry in self._retention if entry.cluster.startswith("domain:")},
             by_content={name: np.frombuffer(total, dtype=np.float32) for name, total in totals},

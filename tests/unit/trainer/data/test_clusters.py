@@ -1,6 +1,20 @@
 import random
+from collections import Counter
+from itertools import count
 
+from updraft_rollouts.evidence import MIN_KIND_SAMPLES
 from updraft_trainer.data.clusters import MAX_CLUSTERS, Clusters, feature
+
+
+class Arrivals:
+    """Requests as they come, each with the next number."""
+
+    def __init__(self) -> None:
+        self.clusters = Clusters()
+        self._orders = count(1)
+
+    def assign(self, domain: str, ids: list[int]) -> str:
+        return self.clusters.assign(domain, ids, order=next(self._orders))
 
 
 def text(low: int, high: int, seed: int, length: int = 200) -> list[int]:
@@ -10,7 +24,7 @@ def text(low: int, high: int, seed: int, length: int = 200) -> list[int]:
 
 
 def test_two_kinds_of_text_without_names_get_two_clusters() -> None:
-    clusters = Clusters()
+    clusters = Arrivals()
     old = {clusters.assign("", text(0, 300, seed)) for seed in range(50)}
     new = {clusters.assign("", text(5000, 5300, seed)) for seed in range(50)}
     assert len(old) == 1
@@ -18,17 +32,40 @@ def test_two_kinds_of_text_without_names_get_two_clusters() -> None:
     assert old != new
 
 
-def test_a_new_kind_gets_a_cluster_though_outliers_have_taken_all() -> None:
-    clusters = Clusters()
+def outlier(n: int) -> list[int]:
+    """Unlike any other, and unlike any kind."""
+    return random.Random(n).sample(range(100_000, 200_000), 12)
+
+
+def test_a_new_kind_gets_a_cluster_of_its_own_though_outliers_have_taken_all() -> None:
+    clusters = Arrivals()
     old = {clusters.assign("", text(0, 300, seed)) for seed in range(20)}
-    outliers = [clusters.assign("", text(9_000 + 500 * n, 9_300 + 500 * n, n)) for n in range(2 * MAX_CLUSTERS)]
-    assert len(set(outliers)) == MAX_CLUSTERS - 1
+    outliers = [clusters.assign("", outlier(n)) for n in range(2 * MAX_CLUSTERS)]
     (new,) = {clusters.assign("", text(5000, 5300, seed)) for seed in range(20)}
-    assert {new}.isdisjoint(old)
+    assert {new}.isdisjoint({*old, *outliers})
+    assert {clusters.assign("", text(0, 300, 20))} == old
+
+
+def test_outliers_do_not_pile_up_under_one_name() -> None:
+    clusters = Arrivals()
+    kind = {clusters.assign("", text(0, 300, seed)) for seed in range(20)}
+    names = Counter(clusters.assign("", outlier(n)) for n in range(150))
+    assert kind.isdisjoint(names)
+    assert max(names.values()) < MIN_KIND_SAMPLES
+    assert len(clusters.clusters.by_content) == MAX_CLUSTERS
+
+
+def test_a_rare_kind_lasts_while_outliers_give_way_to_each_other() -> None:
+    clusters, rare = Arrivals(), Counter[str]()
+    for n in range(150):
+        if n % 10 == 0:
+            rare[clusters.assign("", text(0, 300, n))] += 1
+        clusters.assign("", outlier(n))
+    assert len(rare) == 1
 
 
 def test_a_kind_of_many_samples_gives_way_to_nothing() -> None:
-    clusters = Clusters()
+    clusters = Arrivals()
     kinds = [
         {clusters.assign("", text(500 * n, 500 * n + 300, seed)) for seed in range(10)} for n in range(MAX_CLUSTERS)
     ]
@@ -40,23 +77,25 @@ def test_a_kind_of_many_samples_gives_way_to_nothing() -> None:
 
 
 def test_the_callers_name_comes_before_the_content() -> None:
-    clusters = Clusters()
+    clusters = Arrivals()
     assert clusters.assign("code", text(0, 300, 1)) == clusters.assign("code", text(5000, 5300, 1))
     assert clusters.assign("code", text(0, 300, 1)) != clusters.assign("chat", text(0, 300, 1))
 
 
 def test_any_number_of_names_makes_a_bounded_number_of_clusters() -> None:
-    clusters = Clusters()
-    names = {clusters.assign(f"tenant-{n}", text(n * 100, n * 100 + 50, n)) for n in range(500)}
-    assert len(names) <= 2 * MAX_CLUSTERS
+    clusters = Arrivals()
+    for n in range(500):
+        clusters.assign(f"tenant-{n}", text(n * 100, n * 100 + 50, n))
+    assert len(clusters.clusters.named) == len(clusters.clusters.by_content) == MAX_CLUSTERS
 
 
 def test_a_cluster_without_samples_makes_room() -> None:
-    clusters = Clusters()
+    clusters = Arrivals()
     first = clusters.assign("", text(0, 300, 1))
     second = clusters.assign("", text(5000, 5300, 1))
-    clusters.keep_only({second})
-    assert clusters.assign("", text(9000, 9300, 1)) == first
+    clusters.clusters.keep_only({second})
+    assert clusters.assign("", text(9000, 9300, 1)) not in {first, second}
+    assert set(clusters.clusters.by_content) == {second, "content:3"}
     assert clusters.assign("", text(5000, 5300, 2)) == second
 
 

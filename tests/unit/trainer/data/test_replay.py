@@ -13,6 +13,8 @@ from tests.support.traces import TraceMaker
 
 from updraft_chassis.errors import Conflict, Corrupt, Exhausted
 from updraft_draft.target_weights import read_head
+from updraft_rollouts.evidence import MIN_KIND_SAMPLES, OUTLIERS
+from updraft_trainer.data.clusters import MAX_CLUSTERS
 from updraft_trainer.data.replay import IncomingTrace, Replay
 from updraft_trainer.data.retention import Pool, ReplayLimits
 from updraft_trainer.data.sample import read_sample
@@ -155,6 +157,41 @@ def test_a_smaller_limit_applies_to_what_is_there(path: Path, traces: TraceMaker
     with opened(path, traces, max_bytes=6 * size) as replay:
         assert len(replay.training_ids()) < 6
         assert len(draw(replay, Counter())) == 4
+
+
+def test_a_cluster_of_content_keeps_its_name_over_restarts_and_leaves_it_to_no_other(
+    tmp_path: Path, traces: TraceMaker
+) -> None:
+    """Requests of any two rules are unlike; only the newest are stored, so that most names are no longer in the file."""
+    max_bytes = 12 * len(arrival(traces, 0).data)
+
+    def names(path: Path, restart_every: int) -> list[str]:
+        found = []
+        for start in range(0, 60, restart_every):
+            with opened(path, traces, max_bytes=max_bytes) as replay, sqlite3.connect(path) as db:
+                for n in range(start, start + restart_every):
+                    replay.admit([arrival(traces, n, rule=0 if n % 4 == 0 else n)])
+                    found += db.execute("SELECT cluster FROM samples ORDER BY admitted DESC LIMIT 1").fetchone()
+                    (num_clusters,) = db.execute("SELECT COUNT(*) FROM clusters").fetchone()
+                    assert num_clusters <= MAX_CLUSTERS
+            db.close()
+        return found
+
+    whole = names(tmp_path / "whole.sqlite", 60)
+    assert names(tmp_path / "restarted.sqlite", 5) == whole
+    assert all(whole.index(f"content:{number}") == number - 1 for number in {int(one[8:]) for one in whole})
+    assert len(set(whole)) > 2 * MAX_CLUSTERS
+
+
+def test_unlike_requests_are_one_share_of_traffic_whatever_the_names_of_their_clusters(
+    path: Path, traces: TraceMaker
+) -> None:
+    with opened(path, traces) as replay:
+        replay.admit([arrival(traces, n, domain="code", evaluation=n == 0) for n in range(12)])
+        replay.admit([arrival(traces, n, rule=n, evaluation=n % 2 == 0) for n in range(20, 32)])
+        assert replay.traffic_mix().shares == {"domain:code": 0.5, OUTLIERS: 0.5}
+        kinds = [replay.traffic_mix().kinds[sample.trace_id] for sample in replay.evaluation_batch(count=2)]
+    assert Counter(kinds) == {"domain:code": 1, OUTLIERS: MIN_KIND_SAMPLES}
 
 
 def test_another_targets_replay_is_refused_with_what_to_do(path: Path, traces: TraceMaker) -> None:
