@@ -61,7 +61,7 @@ class EngineOptions:
     use_kernels: bool = True
     """Use the C++ kernels on a CPU, if the package has them for it."""
     drafter: Drafter = Drafter.HYBRID
-    """Of requests that name none. Without a draft model, `hybrid` is n-gram lookup."""
+    """The drafter of requests that name none. Without a draft model, `hybrid` is n-gram lookup."""
     is_lookahead_fixed: bool = False
     max_queued: int = 256
 

@@ -103,7 +103,7 @@ def _per_query_head(network: DraftNetwork, outputs: Tensor) -> Tensor:
 
 
 def _first_step(network: DraftNetwork, sample: Sample) -> Iterator[Rows]:
-    """What the first step reads, and the states that it should have, a few rows at a time."""
+    """Inputs of the first step and the states that it should have, a few rows at a time."""
     rows, target = _targets(network, sample, 0)
     for first in range(0, len(target), MAX_ROWS):
         part = target[first : first + MAX_ROWS]

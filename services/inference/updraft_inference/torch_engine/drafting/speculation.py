@@ -29,7 +29,8 @@ _BY_NGRAM = frozenset({Drafter.NGRAM, Drafter.HYBRID})
 
 
 class EvidenceBudget(NamedTuple):
-    """What evidence about the draft may take: at most these shares of the steps, and of the time of steps without drafts."""
+    """Limits of the steps that are evidence about the draft: their share of all steps, and the time that they may add to steps
+    without drafts, as a share of it."""
 
     steps: float
     seconds: float

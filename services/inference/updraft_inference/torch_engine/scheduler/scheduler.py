@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Experience:
-    """What a scheduler has learnt from its traffic, and decides by. The costs of steps belong to the machine."""
+    """The statistics of its traffic by which a scheduler decides. The costs of steps belong to the machine."""
 
     ngram: NgramProposer
     chooser: Chooser
