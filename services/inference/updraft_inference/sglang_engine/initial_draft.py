@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from updraft_chassis.errors import Conflict, InvalidInput, UpdraftError
+from updraft_chassis.leftovers import remove_stale
 from updraft_draft import checkpoint, vocabulary
 from updraft_draft.config import DraftConfig
 from updraft_draft.network import DraftNetwork, initial_network
 from updraft_draft.target_weights import read_head
+
+_PART = ".part-"
 
 
 def write(model: Path, folder: Path, *, draft_vocab_size: int) -> Path:
@@ -50,7 +53,8 @@ def _place(network: DraftNetwork, folder: Path) -> None:
     outside it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
+        remove_stale(folder.glob(f"{_PART}*"))
+        with tempfile.TemporaryDirectory(prefix=_PART, dir=folder) as part:
             checkpoint.save(network, Path(part))
             for name in (checkpoint.WEIGHTS, checkpoint.CONFIG):
                 (Path(part) / name).replace(folder / name)
