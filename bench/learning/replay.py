@@ -14,11 +14,11 @@ import torch
 from bench.learning.arms import Arm
 from bench.learning.streams import Stream
 
-from updraft_draft import vocabulary
 from updraft_draft.network import DraftNetwork
 from updraft_draft.target_weights import TargetHead
 from updraft_trainer.data import selection
 from updraft_trainer.data.clusters import Clusters
+from updraft_trainer.data.frequency import choose_vocabulary
 from updraft_trainer.data.retention import Pool, SampleEntry
 from updraft_trainer.data.sample import Sample
 from updraft_trainer.data.teacher import DraftVocabulary
@@ -240,13 +240,7 @@ class Replay:
         return learner.average if self._arm.is_averaged else learner.network
 
     def _new_learner(self) -> Learner:
-        config = self._target.config
-        token_ids = vocabulary.choose(
-            (sample.ids for sample in self._memory.samples.values()),
-            always=config.eos_token_ids,
-            vocab_size=config.vocab_size,
-            size=DRAFT_VOCAB,
-        )
+        token_ids = choose_vocabulary(list(self._memory.samples.values()), self._target, size=DRAFT_VOCAB)
         draft = self._target.draft(draft_vocab_size=len(token_ids))
         learner = Learner(self._target, draft, token_ids, self._arm.hyper, seed=self._seed)
         first = learner.closed_form(list(self._memory.samples.values())) if self._arm.has_closed_form else None

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from updraft_chassis.errors import Conflict, Exhausted, Forbidden, NotFound, Unauthenticated, Unavailable
 from updraft_chassis.lifecycle import Stop
-from updraft_draft import checkpoint, vocabulary
+from updraft_draft import checkpoint
 from updraft_draft.config import DraftConfig, check_fits
 from updraft_draft.target_weights import TargetHead
+from updraft_trainer.data.frequency import choose_vocabulary
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.learning.learner import Hyperparameters, Learner
 from updraft_trainer.learning.state import State, TrainingHistory
@@ -141,13 +142,7 @@ async def _new_draft(spec: TrainerSpec, replay: Replay, history: TrainingHistory
             return None
     count = max(1, spec.first_samples)
     samples = replay.training_batch({}, count=count, max_uses=1, rng=random.Random(spec.seed))
-    target = spec.target.config
-    token_ids = vocabulary.choose(
-        () if spec.is_vocabulary_fixed else (sample.ids for sample in samples),
-        always=target.eos_token_ids,
-        vocab_size=target.vocab_size,
-        size=spec.draft_vocab_size,
-    )
+    token_ids = choose_vocabulary(() if spec.is_vocabulary_fixed else samples, spec.target, size=spec.draft_vocab_size)
     learner = await asyncio.to_thread(spec.learner, token_ids)
     draft = await asyncio.to_thread(learner.closed_form, samples)
     if draft is not None:

@@ -29,7 +29,7 @@ def write(model: Path, folder: Path, *, draft_vocab_size: int) -> Path:
     head = read_head(model)
     config = head.draft(draft_vocab_size=min(draft_vocab_size, head.config.vocab_size))
     token_ids = vocabulary.choose(
-        (), always=head.config.eos_token_ids, vocab_size=head.config.vocab_size, size=draft_vocab_size
+        torch.zeros(head.config.vocab_size), always=head.config.eos_token_ids, size=draft_vocab_size
     )
     if (folder / checkpoint.CONFIG).exists():
         _check_same(folder, config, token_ids)

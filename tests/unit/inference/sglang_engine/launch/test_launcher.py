@@ -119,7 +119,7 @@ def test_the_first_draft_is_the_one_that_a_trainer_begins_with(target: Path, tmp
     initial_draft.write(target, tmp_path / "seed", draft_vocab_size=64)
     config, tensors = checkpoint.load(tmp_path / "seed")
     head = read_head(target)
-    ids = vocabulary.choose((), always=head.config.eos_token_ids, vocab_size=VOCAB, size=64)
+    ids = vocabulary.choose(torch.zeros(VOCAB), always=head.config.eos_token_ids, size=64)
     design = TrainerSpec(
         target=head, target_fingerprint="", hyper=Hyperparameters(), draft_vocab_size=64, first_samples=0, seed=0
     )
