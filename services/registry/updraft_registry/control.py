@@ -162,9 +162,9 @@ class Control:
         if effect.is_change:
             self._wake_soon(report.speculator)
 
-    def report_training(self, name: str, message: str) -> None:
-        """Take a trainer's sentence; watchers see it at the next tick."""
-        self._is_reported |= self._trainers.report(name, message, self._clock.monotonic())
+    def report_training(self, name: str, message: str, learning: registry_pb2.Learning) -> None:
+        """Take a trainer's report; watchers see it at the next tick."""
+        self._is_reported |= self._trainers.report(name, message, learning, self._clock.monotonic())
 
     def disconnect(self, session: Session) -> None:
         self._fleet.disconnect(session)
@@ -195,6 +195,8 @@ class Control:
         )
         state.capture_problem = self._fleet.capture_problem(name)
         state.trainer_message = self._trainers.message(name)
+        if (learning := self._trainers.learning(name)) is not None:
+            state.learning.CopyFrom(learning)
         if (speedup := self._fleet.speedup(name)) is not None:
             state.speedup.CopyFrom(speedup)
         return state

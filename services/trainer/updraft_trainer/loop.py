@@ -36,6 +36,7 @@ from updraft_trainer.publishing.decision import NO_DRAFT, PublishThresholds, dec
 from updraft_trainer.publishing.estimate import against
 from updraft_trainer.publishing.evaluator import Evaluator
 from updraft_trainer.publishing.publish import Candidate, Publisher
+from updraft_trainer.publishing.record import LearningRecord
 from updraft_trainer.publishing.registry_view import RegistryView, RolloutState
 from updraft_trainer.publishing.report import TrainingReport
 from updraft_trainer.publishing.schedule import Progress, PublishBackoff, TrainingSchedule, is_estimate_due, is_fit_due
@@ -69,6 +70,7 @@ class Components:
     evaluator: Evaluator
     publisher: Publisher
     states: States
+    record: LearningRecord
     metrics: Metrics
     clock: Clock
 
@@ -104,6 +106,7 @@ class Trainer:
         """Train, evaluate, publish and save until `stop`, then save once more."""
         while not stop.requested:
             has_trained = await asyncio.to_thread(self.train)
+            self._components.record.steps = self.learner.step
             if (state := self._components.registry.state) is not None:
                 self._report.follow(state.stable, state.candidate)
             for propose in (self.evaluate, self.fit):
@@ -345,6 +348,7 @@ class Trainer:
         gain, metrics = candidate.estimate.gain(self._options.thresholds.confidence), self._components.metrics
         if gain is None:
             return
+        self._components.record.estimates += 1
         if gain.percent >= 0:
             self.learner.mark_good()
         metrics.acceptance_length.labels("candidate").set(gain.candidate)

@@ -4,6 +4,7 @@ import asyncio
 import fcntl
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from datetime import timedelta
@@ -15,10 +16,12 @@ from prometheus_client import CollectorRegistry
 
 from updraft.registry.v1 import registry_pb2_grpc
 from updraft_artifacts.model_folder import target_fingerprint, tokenizer_fingerprint
+from updraft_artifacts.sizing import CapturedTraffic, Sizing, sizing
 from updraft_chassis import lifecycle, logs, metrics, rpc, settings, streams
 from updraft_chassis.clock import SystemClock
 from updraft_chassis.errors import Conflict
 from updraft_draft.target_weights import TargetHead, read_head
+from updraft_trainer.data.capacity import Capacity
 from updraft_trainer.data.intake import Intake
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.retention import ReplayLimits
@@ -29,6 +32,7 @@ from updraft_trainer.loop import Components, Trainer, TrainingOptions
 from updraft_trainer.metrics import Metrics
 from updraft_trainer.publishing.evaluator import Evaluator
 from updraft_trainer.publishing.publish import Publisher
+from updraft_trainer.publishing.record import LearningRecord
 from updraft_trainer.publishing.registry_view import RegistryView
 from updraft_trainer.settings import TrainerSettings
 
@@ -63,16 +67,19 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
     counters, clock = Metrics(CollectorRegistry()), SystemClock()
     async with AsyncExitStack() as stack:
         data = stack.enter_context(_exclusive(config.data_dir))
+        sizes = _sizes(target, config)
+        capacity = Capacity.of(config.replay_max_bytes, sizes, volume_bytes=_volume_bytes(data))
         states = States(data / "states")
         state = states.load(identity)
         replay = stack.enter_context(
             Replay.open(
                 data / "replay.sqlite",
-                limits=ReplayLimits.of(config.replay_max_bytes),
+                limits=ReplayLimits.of(capacity.replay_bytes),
                 expected=expected,
-                cache_bytes=config.cache_max_bytes,
+                cache_bytes=sizes.cache.amount if config.cache_max_bytes is None else config.cache_max_bytes,
             )
         )
+        record = LearningRecord(replay, capacity, min_samples=config.min_samples, version_bytes=sizes.version.amount)
         spec = TrainerSpec(
             target=target,
             target_fingerprint=identity.target_fingerprint,
@@ -96,7 +103,7 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
         client = await stack.enter_async_context(streams.connect(config.redis_url.get_secret_value()))
         channel = await stack.enter_async_context(rpc.channel(config.registry_address, config.registry_credentials))
         stub = registry_pb2_grpc.RegistryStub(channel)
-        registry = RegistryView(stub, config.speculator, data / "drafts", counters)
+        registry = RegistryView(stub, config.speculator, data / "drafts", counters, learning=record.read)
         consumer = streams.Consumer(
             client, config.stream_key, group="trainer", name=config.pod_name, claim_idle=_CLAIM_IDLE
         )
@@ -112,10 +119,12 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
                 clock=clock,
             ),
             states=states,
+            record=record,
             metrics=counters,
             clock=clock,
         )
-        logger.info("Trainer started", extra={"metrics_port": port, "stream": config.stream_key})
+        facts = {"metrics_port": port, "stream": config.stream_key, "replay_bytes": capacity.replay_bytes}
+        logger.info("Trainer started", extra=facts)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(Intake(consumer, replay, expected, metrics=counters, clock=clock).run(stop))
             tasks.create_task(registry.run(stop))
@@ -151,6 +160,18 @@ def _expected_target(identity: Identity, target: TargetHead) -> ExpectedTarget:
         hidden_size=target.config.hidden_size,
         vocab_size=target.config.vocab_size,
     )
+
+
+def _sizes(target: TargetHead, config: TrainerSettings) -> Sizing:
+    """For the engine whose traces are larger: the trainer learns which one it is from the first trace only."""
+    draft = target.draft(draft_vocab_size=min(config.draft_vocab_size, target.config.vocab_size))
+    return sizing(target.config, draft, CapturedTraffic(engine="torch"))
+
+
+def _volume_bytes(folder: Path) -> int:
+    """What the folder takes now, and what is free on its disk."""
+    sizes = (os.lstat(path).st_size for path in folder.rglob("*"))
+    return shutil.disk_usage(folder).free + sum(sizes)
 
 
 @contextmanager

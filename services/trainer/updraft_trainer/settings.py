@@ -95,10 +95,11 @@ class TrainerSettings(Settings):
     """Samples per optimizer step."""
     max_uses: int = Field(default=6, ge=1)
     """Optimizer steps for which a sample counts as fresh. Without fresh samples training pauses."""
-    replay_max_bytes: int = Field(default=512 * 1024**2, ge=1024**2)
-    """Disk space for traces: half for the newest, four tenths for older ones of all clusters, a tenth for held-out ones."""
-    cache_max_bytes: int = Field(default=256 * 1024**2, ge=0)
-    """Memory for decoded samples."""
+    replay_max_bytes: int | None = Field(default=None, ge=1024**2)
+    """Disk space for traces: half for the newest, four tenths for older ones of all clusters, a tenth for held-out ones. By
+    default for 2,000 requests and 128 held-out ones of this target, as `updraft size` shows, or what the disk has room for."""
+    cache_max_bytes: int | None = Field(default=None, ge=0)
+    """Memory for decoded samples. By default for 32 requests of this target, as `updraft size` shows."""
 
     lookahead: int = Field(default=3, ge=1, le=8)
     """Drafts per verify step that estimates assume. Use the lookahead of serving."""

@@ -26,6 +26,7 @@ from updraft.registry.v1 import registry_pb2 as pb
 from updraft.registry.v1 import registry_pb2_grpc
 from updraft_artifacts import transfer
 from updraft_artifacts.digests import file_digest, tensors_digest
+from updraft_artifacts.sizing import usual
 from updraft_chassis import rpc
 from updraft_chassis.access import Access
 from updraft_chassis.credentials import Credentials
@@ -33,6 +34,7 @@ from updraft_chassis.errors import Conflict, Unavailable
 from updraft_chassis.lifecycle import Stop
 from updraft_draft import checkpoint, vocabulary
 from updraft_draft.target_weights import read_head
+from updraft_trainer.data.capacity import Capacity
 from updraft_trainer.data.replay import IncomingTrace, Replay
 from updraft_trainer.data.retention import ReplayLimits
 from updraft_trainer.data.sample import read_sample
@@ -44,6 +46,7 @@ from updraft_trainer.metrics import Metrics
 from updraft_trainer.publishing.decision import PublishThresholds
 from updraft_trainer.publishing.evaluator import Evaluator
 from updraft_trainer.publishing.publish import Candidate, Publisher
+from updraft_trainer.publishing.record import LearningRecord
 from updraft_trainer.publishing.registry_view import RegistryView
 from updraft_trainer.publishing.schedule import TrainingSchedule
 
@@ -125,12 +128,15 @@ class Bench:
             if candidate := await trainer.evaluate():
                 await trainer.publish(candidate)
 
-    async def trainer_message(self) -> str:
-        """As the registry has it."""
+    async def state(self) -> pb.SpeculatorState:
+        """As the registry has it, after a report."""
         await self.components.registry.report()
         with rpc.errors():
             answer = await self.stub.List(pb.ListRequest(speculator=self.identity.speculator), timeout=LONG_S)
-        return answer.speculators[0].trainer_message
+        return answer.speculators[0]
+
+    async def trainer_message(self) -> str:
+        return (await self.state()).trainer_message
 
     async def publish_closed_form(self, trainer: Trainer) -> Candidate:
         """The draft in closed form that is due, after it serves."""
@@ -211,7 +217,10 @@ async def bench(
         )
         channel = await stack.enter_async_context(rpc.channel(f"127.0.0.1:{port}"))
         stub = registry_pb2_grpc.RegistryStub(channel)
-        registry_view = RegistryView(stub, speculator, folder / "drafts", metrics)
+        sizes = usual()
+        capacity = Capacity.of(50 * 1024**2, sizes, volume_bytes=sizes.trainer_volume.amount)
+        record = LearningRecord(replay, capacity, min_samples=8, version_bytes=sizes.version.amount)
+        registry_view = RegistryView(stub, speculator, folder / "drafts", metrics, learning=record.read)
         components = Components(
             replay=replay,
             registry=registry_view,
@@ -220,6 +229,7 @@ async def bench(
                 stub, identity=identity, config_digest="sha256:c", folder=folder / "candidate", clock=clock
             ),
             states=States(folder / "states"),
+            record=record,
             metrics=metrics,
             clock=clock,
         )
@@ -418,7 +428,10 @@ async def test_why_a_draft_is_not_published_is_known_to_the_registry(whole: Benc
     trainer = whole.trainer(await whole.initial())
     assert await whole.trainer_message() == "no draft has been judged since the trainer started"
     await whole.train(trainer)
-    assert "waits for 8 held-out requests of today's traffic, has 5" in await whole.trainer_message()
+    state = await whole.state()
+    assert "waits for 8 held-out requests of today's traffic, has 5" in state.trainer_message
+    assert (state.learning.samples, state.learning.held_out) == (8, 5)
+    assert state.learning.too_small == ""
     whole.admit(8, 32, domain="old")
     while trainer.train():
         pass

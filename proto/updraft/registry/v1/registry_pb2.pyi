@@ -796,6 +796,47 @@ class Speedup(_message.Message):
 Global___Speedup: _TypeAlias = Speedup  # noqa: Y015
 
 @_typing.final
+class Learning(_message.Message):
+    """What a trainer has done, and what is too small for it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    HELD_OUT_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    ESTIMATES_FIELD_NUMBER: _builtins.int
+    TOO_SMALL_FIELD_NUMBER: _builtins.int
+    VERSION_BYTES_FIELD_NUMBER: _builtins.int
+    samples: _builtins.int
+    """Stored requests to train on, and held-out ones."""
+    held_out: _builtins.int
+    steps: _builtins.int
+    """Optimizer steps of the draft in training."""
+    estimates: _builtins.int
+    """Candidates that were judged by held-out requests since the trainer started."""
+    too_small: _builtins.str
+    """One sentence: what is too small for any draft to be published, and which setting to raise; empty if nothing is."""
+    version_bytes: _builtins.int
+    """Size of a version's weights file."""
+    def __init__(
+        self,
+        *,
+        samples: _builtins.int = ...,
+        held_out: _builtins.int = ...,
+        steps: _builtins.int = ...,
+        estimates: _builtins.int = ...,
+        too_small: _builtins.str = ...,
+        version_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["estimates", b"estimates", "held_out", b"held_out", "samples", b"samples", "steps", b"steps", "too_small", b"too_small", "version_bytes", b"version_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Learning: _TypeAlias = Learning  # noqa: Y015
+
+@_typing.final
 class SpeculatorState(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -819,6 +860,7 @@ class SpeculatorState(_message.Message):
     CAPTURE_PROBLEM_FIELD_NUMBER: _builtins.int
     TRAINER_MESSAGE_FIELD_NUMBER: _builtins.int
     SPEEDUP_FIELD_NUMBER: _builtins.int
+    LEARNING_FIELD_NUMBER: _builtins.int
     speculator: _builtins.str
     stable: _builtins.int
     """0 = none."""
@@ -854,6 +896,10 @@ class SpeculatorState(_message.Message):
     def speedup(self) -> Global___Speedup:
         """Mean over the connected pods that measure it; absent if none does."""
 
+    @_builtins.property
+    def learning(self) -> Global___Learning:
+        """Absent while no trainer reports."""
+
     def __init__(
         self,
         *,
@@ -877,10 +923,11 @@ class SpeculatorState(_message.Message):
         capture_problem: _builtins.str = ...,
         trainer_message: _builtins.str = ...,
         speedup: Global___Speedup | None = ...,
+        learning: Global___Learning | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_pinned", b"_pinned", "pinned", b"pinned", "pods", b"pods", "policy", b"policy", "rollout", b"rollout", "speedup", b"speedup"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_pinned", b"_pinned", "learning", b"learning", "pinned", b"pinned", "pods", b"pods", "policy", b"policy", "rollout", b"rollout", "speedup", b"speedup"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pinned", b"_pinned", "candidate", b"candidate", "capture_problem", b"capture_problem", "latest", b"latest", "message", b"message", "pause_reason", b"pause_reason", "paused", b"paused", "pin_reason", b"pin_reason", "pinned", b"pinned", "pods", b"pods", "policy", b"policy", "previous", b"previous", "rollout", b"rollout", "speculator", b"speculator", "speedup", b"speedup", "stable", b"stable", "step", b"step", "step_since_unix_ms", b"step_since_unix_ms", "target_fingerprint", b"target_fingerprint", "traffic", b"traffic", "trainer_message", b"trainer_message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pinned", b"_pinned", "candidate", b"candidate", "capture_problem", b"capture_problem", "latest", b"latest", "learning", b"learning", "message", b"message", "pause_reason", b"pause_reason", "paused", b"paused", "pin_reason", b"pin_reason", "pinned", b"pinned", "pods", b"pods", "policy", b"policy", "previous", b"previous", "rollout", b"rollout", "speculator", b"speculator", "speedup", b"speedup", "stable", b"stable", "step", b"step", "step_since_unix_ms", b"step_since_unix_ms", "target_fingerprint", b"target_fingerprint", "traffic", b"traffic", "trainer_message", b"trainer_message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__pinned: _TypeAlias = _typing.Literal["pinned"]  # noqa: Y015
     _WhichOneofArgType__pinned: _TypeAlias = _typing.Literal["_pinned", b"_pinned"]  # noqa: Y015
@@ -1631,18 +1678,22 @@ class ReportTrainingRequest(_message.Message):
 
     SPECULATOR_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    LEARNING_FIELD_NUMBER: _builtins.int
     speculator: _builtins.str
     message: _builtins.str
     """One sentence: what was published last, or why nothing is."""
+    @_builtins.property
+    def learning(self) -> Global___Learning: ...
     def __init__(
         self,
         *,
         speculator: _builtins.str = ...,
         message: _builtins.str = ...,
+        learning: Global___Learning | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["learning", b"learning"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "speculator", b"speculator"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["learning", b"learning", "message", b"message", "speculator", b"speculator"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

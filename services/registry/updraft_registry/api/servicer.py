@@ -119,7 +119,9 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
         return pb.HistoryResponse(transitions=[wire.transition_to_proto(event) for event in history.values()])
 
     async def ReportTraining(self, request: pb.ReportTrainingRequest, context: Context) -> pb.ReportTrainingResponse:
-        self._control.report_training(check_name(request.speculator), _line(request.message, "message"))
+        _line(request.learning.too_small, "sentence about what is too small")
+        message = _line(request.message, "message")
+        self._control.report_training(check_name(request.speculator), message, request.learning)
         return pb.ReportTrainingResponse()
 
     async def _version(self, name: str, number: int) -> pb.Version:

@@ -6,6 +6,7 @@ A separate task refreshes the state, so that an unresponsive registry does not s
 import asyncio
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,11 +61,20 @@ class RolloutState:
 class RegistryView:
     """Reads from the registry, and tells it what the trainer does. `state` is None until the first response."""
 
-    def __init__(self, stub: "RegistryAsyncStub", speculator: str, folder: Path, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        stub: "RegistryAsyncStub",
+        speculator: str,
+        folder: Path,
+        metrics: Metrics,
+        *,
+        learning: Callable[[], registry_pb2.Learning],
+    ) -> None:
         self._stub = stub
         self._speculator = speculator
         self._folder = folder
         self._metrics = metrics
+        self._learning = learning
         self._is_up: bool | None = None
         self._reported, self._next_report_s = "", float("-inf")
         self.state: RolloutState | None = None
@@ -108,12 +118,14 @@ class RegistryView:
         self._message = "".join(char if char.isprintable() else " " for char in message)[:MAX_MESSAGE]
 
     async def report(self) -> None:
-        """Send a new message, and repeat an old one from time to time. A registry of an earlier version takes none."""
+        """Send a new message, and repeat an old one from time to time with what was done since."""
         now_s = asyncio.get_running_loop().time()
         if self._message == self._reported and now_s < self._next_report_s:
             return
         self._reported, self._next_report_s = self._message, now_s + REPEAT_S
-        request = registry_pb2.ReportTrainingRequest(speculator=self._speculator, message=self._message)
+        request = registry_pb2.ReportTrainingRequest(
+            speculator=self._speculator, message=self._message, learning=await asyncio.to_thread(self._learning)
+        )
         try:
             with rpc.errors():
                 await self._stub.ReportTraining(request, timeout=_TIMEOUT_S)
