@@ -310,7 +310,7 @@ def _trainer_memory(target: SizedTarget, draft: SizedDraft, traffic: CapturedTra
     head = 4 * target.hidden_size * target.vocab_size
     logits = 4 * _BATCH_REQUESTS * traffic.request_tokens * target.vocab_size
     return Size(
-        amount=24 * trained + 8 * frozen + head + 2 * logits + cache.amount,
+        amount=24 * trained + 4 * frozen + head + 2 * logits + cache.amount,
         reason=(
             "weights, gradients, moments and averages in float32, the target's embedding and head, the logits of"
             f" {_BATCH_REQUESTS} requests over the target's vocabulary twice, and decoded requests: about"

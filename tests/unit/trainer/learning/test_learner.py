@@ -10,7 +10,8 @@ from tests.support.likeliest import show_likeliest
 from tests.support.tiny_target import DRAFT_VOCAB, HIDDEN, VOCAB, make_tiny_target
 from tests.support.traces import TraceMaker
 
-from updraft_draft import vocabulary
+from updraft_artifacts.sizing import sizing
+from updraft_draft import checkpoint, vocabulary
 from updraft_draft.target_weights import read_head
 from updraft_trainer.data.sample import Sample, read_sample
 from updraft_trainer.data.teacher import LastHidden, TopK
@@ -19,6 +20,7 @@ from updraft_trainer.learning.batch import Batch
 from updraft_trainer.learning.learner import MAX_BAD_STEPS, MIN_DECAY, Hyperparameters, Learner
 from updraft_trainer.learning.losses import forward_kl
 from updraft_trainer.publishing.estimate import num_tokens, verify_steps
+from updraft_trainer.publishing.publish import snapshot
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +159,22 @@ def test_a_resumed_learner_takes_the_same_next_step(target: Path, samples: list[
     assert first == second
     assert torch.equal(one.network.fc.weight, other.network.fc.weight)
     assert torch.equal(one.average.fc.weight, other.average.fc.weight)
+
+
+def test_states_and_versions_have_the_size_that_is_planned_for(
+    target: Path, samples: list[Sample], tmp_path: Path
+) -> None:
+    def num_bytes(state: object) -> int:
+        if isinstance(state, torch.Tensor):
+            return state.nbytes
+        return sum(map(num_bytes, state.values())) if isinstance(state, dict) else 0
+
+    learner = make_learner(target)
+    learner.train(samples[:2])
+    sizes = sizing(read_head(target).config, learner.network.config)
+    assert num_bytes(learner.state_dict()) == pytest.approx(sizes.state.amount, rel=0.02)
+    checkpoint.save(snapshot(learner.network), tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_size == pytest.approx(sizes.version.amount, abs=4096)
 
 
 def test_a_state_without_an_average_starts_a_new_one(target: Path, samples: list[Sample]) -> None:
