@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
+from updraft_artifacts.sizing import quantity, usual
 from updraft_operator.api.rollout import Rollout
 from updraft_operator.api.schema import (
     NAME,
@@ -26,6 +27,8 @@ from updraft_operator.api.schema import (
     rules,
 )
 from updraft_operator.api.status import Status
+
+_SIZES = usual()
 
 Name = Annotated[str, Field(min_length=1, max_length=253, pattern=NAME)]
 
@@ -175,8 +178,8 @@ class Storage(Model):
         )
     )
 
-    size: Quantity = "10Gi"
-    """Size of the new claim."""
+    size: Quantity = quantity(_SIZES.registry_volume.amount)
+    """Size of the new claim. The default fits an 8B target; see `updraft size`."""
     storage_class_name: Annotated[str, Field(max_length=253)] | None = None
     """Storage class of the new claim. Defaults to the cluster's default class; "" selects a volume without a class."""
     claim_name: Name | None = None
@@ -186,8 +189,8 @@ class Storage(Model):
 class TrainerStorage(Storage):
     """The trainer's volume."""
 
-    size: Quantity = "5Gi"
-    """Size of the new claim."""
+    size: Quantity = quantity(_SIZES.trainer_volume.amount)
+    """Size of the new claim. The default fits an 8B target; see `updraft size`."""
 
 
 class Trainer(Workload):
@@ -218,8 +221,8 @@ class Traces(Model):
     """Percentage of requests whose traces include hidden states to train on."""
     evaluation_percent: Percent = 10
     """Percentage of requests held out for evaluation; they are never trained on."""
-    max_size: Quantity = "256Mi"
-    """Maximum size of the stream in Redis; the oldest traces are dropped first."""
+    max_size: Quantity | None = None
+    """Maximum size of the stream in Redis; the oldest traces are dropped first. Defaults to what `updraft size` shows."""
 
 
 class Bucket(Model):

@@ -20,8 +20,9 @@ from updraft.fleet.v1 import fleet_pb2
 from updraft.fleet.v1.fleet_pb2_grpc import FleetStub
 from updraft.registry.v1.registry_pb2_grpc import RegistryStub
 from updraft.trace.v1 import trace_pb2
-from updraft_artifacts import transfer
+from updraft_artifacts import model_folder, transfer
 from updraft_artifacts.digests import tensors_digest
+from updraft_artifacts.sizing import CapturedTraffic, DraftSizes, Sizing, sizing
 from updraft_chassis import rpc, streams
 from updraft_chassis.clock import Clock, SystemClock
 from updraft_chassis.errors import InvalidInput, Unavailable
@@ -178,6 +179,7 @@ async def _capture(base: _Base, engine: Engine, stack: AsyncExitStack) -> Captur
         return None
     client = streams.connect(url)
     stack.push_async_callback(client.aclose)
+    sizes = await asyncio.to_thread(_sizes, settings)
     capture = Capture(
         CaptureRates(
             payload_fraction=settings.capture_payload_fraction,
@@ -186,18 +188,26 @@ async def _capture(base: _Base, engine: Engine, stack: AsyncExitStack) -> Captur
             counterfactual_rows=settings.capture_counterfactual_rows,
         ),
         Sink(
-            stream=streams.Producer(client, settings.stream_key, max_bytes=settings.capture_max_bytes),
+            stream=streams.Producer(
+                client, settings.stream_key, max_bytes=settings.capture_max_bytes or sizes.stream.amount
+            ),
             origin=_origin(settings, engine),
             encode=partial(tensors.encode, encoding=_ENCODINGS[settings.capture_encoding]),
         ),
         max_entries=settings.capture_queue_entries,
-        max_bytes=settings.capture_queue_bytes,
+        max_bytes=settings.capture_queue_bytes or sizes.queue.amount,
         metrics=base.metrics,
         clock=base.clock,
     )
 
     base.completions.subscribe(capture.offer)
     return capture
+
+
+def _sizes(settings: InferenceSettings) -> Sizing:
+    target = model_folder.describe(settings.model)
+    traffic = CapturedTraffic(engine=settings.engine, encoding=settings.capture_encoding)
+    return sizing(target, DraftSizes.of(target), traffic)
 
 
 async def _fleet(

@@ -169,11 +169,12 @@ class InferenceSettings(settings.Settings):
     capture_queue_entries: Count = 64
     """Traces that may wait for Redis; further traces are dropped and counted."""
 
-    capture_queue_bytes: Bytes = 64 * 1024 * 1024
-    """Memory for waiting traces."""
+    capture_queue_bytes: Bytes | None = None
+    """Memory for waiting traces. By default for eight requests of this target, as `updraft size` shows."""
 
-    capture_max_bytes: Bytes = 256 * 1024 * 1024
-    """Size of the stream in Redis; the oldest traces are removed first."""
+    capture_max_bytes: Bytes | None = None
+    """Size of the stream in Redis; the oldest traces are removed first. By default five minutes of 200 captured tokens a
+    second of this target, as `updraft size` shows."""
 
     data_dir: Path = Field(default_factory=lambda: Path.home() / ".local/share/updraft/inference")
     """Folder for drafts and the record of the last draft; default: ~/.local/share/updraft/inference."""

@@ -123,7 +123,9 @@ REASONS = {
     " CreateContainerConfigError",
     "TrainerReady": "Training Suspended Disabled Starting NoRedis Unschedulable ImagePullBackOff OOMKilled"
     " CrashLoopBackOff CreateContainerConfigError ModelDownloadFailed",
-    "Adapting": "Adapting TrainerNotReady RegistryNotReady CaptureUnavailable Suspended",
+    "Sized": "LargeEnough TooSmall NotReported",
+    "Adapting": "Adapting Learning NoSamples NoSteps TooSmall NotReported TrainerNotReady RegistryNotReady"
+    " CaptureUnavailable Suspended",
     "SpeculationEffective": "Effective NoDraft TooFewSamples SlowerThanNone AcceptanceCollapsed DraftNotLoaded"
     " SpeculationDisabled Suspended",
     "Progressing": "Complete Canary Waiting Paused Pinned Inconclusive CanaryFailed ProgressDeadlineExceeded NoVersion",
