@@ -9,11 +9,14 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import httpx
 import redis
 
-from updraft_chassis.errors import InvalidInput, NotFound
+from updraft_artifacts import model_folder
+from updraft_artifacts.sizing import CapturedTraffic, DraftSizes, sizing, usual
+from updraft_chassis.errors import Corrupt, InvalidInput, NotFound
 from updraft_cli.local.data_folder import DataFolder
 from updraft_cli.local.ports import HOST, Ports
 from updraft_cli.local.process import Process
@@ -120,10 +123,24 @@ def addresses(config: StackConfig, folder: DataFolder) -> Addresses:
     )
 
 
+def stream_bytes(config: StackConfig, environ: Mapping[str, str]) -> int:
+    """Return the size of the stream in Redis: what the caller set, or else the default of inference, which follows from the
+    model. A model that cannot be described has that of an 8B one, because the processes say best what is wrong with it."""
+    chosen = {**environ, **config.settings}.get("UPDRAFT_INFERENCE_CAPTURE_MAX_BYTES", "")
+    if chosen.isdecimal():
+        return int(chosen)
+    engine: Literal["torch", "sglang"] = "sglang" if config.engine == "sglang" else "torch"
+    try:
+        target = model_folder.describe(config.model)
+    except (Corrupt, InvalidInput):
+        return usual(engine).stream.amount
+    return sizing(target, DraftSizes.of(target), CapturedTraffic(engine=engine)).stream.amount
+
+
 def stages(
-    config: StackConfig, where: Addresses, folder: DataFolder, environ: Mapping[str, str]
+    config: StackConfig, where: Addresses, folder: DataFolder, environ: Mapping[str, str], *, stream_bytes: int = 0
 ) -> tuple[tuple[Process, ...], ...]:
-    """Return the processes in the order of their start; they will inherit `environ`."""
+    """Return the processes in the order of their start; they will inherit `environ`. Redis has room for twice the stream."""
     # Readable logs, unless the caller chose otherwise; the caller's settings take precedence over ours.
     defaults = {f"{prefix}LOG_FORMAT": "text" for prefix in _PREFIXES} | {"PYTHONUNBUFFERED": "1"}
     # With one pod and one person's traffic, a canary would wait long for its evidence. The offline gate decides.
@@ -141,7 +158,7 @@ def stages(
             **times,
         )
 
-    redis_server = () if config.redis_url else (_redis(folder),)
+    redis_server = () if config.redis_url else (_redis(folder, stream_bytes),)
     registry = service(
         "registry",
         {
@@ -216,7 +233,7 @@ def answers(url: str) -> bool:
         return False
 
 
-def _redis(folder: DataFolder) -> Process:
+def _redis(folder: DataFolder, stream_bytes: int) -> Process:
     options = {
         "port": "0",
         "unixsocket": str(folder.redis_socket),
@@ -226,8 +243,8 @@ def _redis(folder: DataFolder) -> Process:
         "appendonly": "yes",
         "appendfsync": "everysec",
         "save": "",
-        # The stream is bounded to a quarter of it. If something else fills it, capture drops traces and counts them.
-        "maxmemory": "1gb",
+        # The stream is bounded to at most half of it. If something else fills it, capture drops traces and counts them.
+        "maxmemory": str(max(2**30, 2 * stream_bytes)),
         "maxmemory-policy": "noeviction",
     }
     arguments = (part for name, value in options.items() for part in (f"--{name}", value))

@@ -292,7 +292,7 @@ def _learned(observed: Observed, learning: pb.Learning, why: str) -> Assessment:
     )
     last = max((version.version for version in observed.registry.versions if is_trained(version)), default=0)
     if last:
-        return _true("Adapting", f"version {last} is the last one that was published; {done}; now: {why}")
+        return _true("Adapting", f"version {last} is the last one that was published; {done}")
     return _true("Learning", f"nothing was published yet: {why}; {done}")
 
 

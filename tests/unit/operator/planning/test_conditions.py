@@ -382,7 +382,7 @@ def test_adapting_is_evidence_and_never_that_a_pod_is_ready() -> None:
     assert _verdicts(pods=ready_pods(), registry=connected([STABLE]))["Adapting"].status == "Unknown"
     assert _verdicts(**_learning(STABLE))["Adapting"].message == (
         "version 3 is the last one that was published; 1,200 requests to train on and 130 held-out ones, 500 steps,"
-        " 20 estimates since the trainer started; now: not sure yet"
+        " 20 estimates since the trainer started"
     )
     assert _verdicts(**_learning())["Adapting"].message.startswith(
         "nothing was published yet: not sure yet; 1,200 requests"
