@@ -72,7 +72,7 @@ def size(
     """Show how large volumes, memory and network must be to learn for a target, and why.
 
     MODEL is a folder, or a URI as `updraft model pull` takes it: then only some ranges of its files are read. Without options,
-    these are the defaults of the processes for this target, and with an 8B target those of the operator.
+    the sizes are the defaults of the processes for this target. The operator's volumes are those of an 8B target.
     """
     target = described(model, revision)
     draft = DraftSizes.of(target, draft_vocab_size=draft_vocab_size)
@@ -83,7 +83,7 @@ def size(
 
 def table(sizes: Sizing) -> Table:
     """Return a row per size: its name, how much, the reason, and where it is set."""
-    rows = output.table("size", ">amount", "reason", "default of")
+    rows = output.table("size", ">amount", "reason", "setting")
     for name, one in sizes:
         rows.add_row(name.replace("_", " "), _amount(name, one), one.reason, ", ".join(one.settings) or "-")
     return rows

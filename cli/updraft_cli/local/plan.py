@@ -15,8 +15,8 @@ import httpx
 import redis
 
 from updraft_artifacts import model_folder
-from updraft_artifacts.sizing import CapturedTraffic, DraftSizes, sizing, usual
-from updraft_chassis.errors import Corrupt, InvalidInput, NotFound
+from updraft_artifacts.sizing import CapturedTraffic
+from updraft_chassis.errors import InvalidInput, NotFound
 from updraft_cli.local.data_folder import DataFolder
 from updraft_cli.local.ports import HOST, Ports
 from updraft_cli.local.process import Process
@@ -124,17 +124,12 @@ def addresses(config: StackConfig, folder: DataFolder) -> Addresses:
 
 
 def stream_bytes(config: StackConfig, environ: Mapping[str, str]) -> int:
-    """Return the size of the stream in Redis: what the caller set, or else the default of inference, which follows from the
-    model. A model that cannot be described has that of an 8B one, because the processes say best what is wrong with it."""
+    """Return the size of the stream in Redis: what the caller set, or else the default of inference."""
     chosen = {**environ, **config.settings}.get("UPDRAFT_INFERENCE_CAPTURE_MAX_BYTES", "")
     if chosen.isdecimal():
         return int(chosen)
     engine: Literal["torch", "sglang"] = "sglang" if config.engine == "sglang" else "torch"
-    try:
-        target = model_folder.describe(config.model)
-    except (Corrupt, InvalidInput):
-        return usual(engine).stream.amount
-    return sizing(target, DraftSizes.of(target), CapturedTraffic(engine=engine)).stream.amount
+    return model_folder.sizes(config.model, CapturedTraffic(engine=engine)).stream.amount
 
 
 def stages(

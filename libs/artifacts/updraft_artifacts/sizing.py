@@ -1,7 +1,7 @@
 """How large everything must be for a target to be learned: one pure function, the source of all defaults.
 
 The sizes of hidden states and drafts follow from the target's width, so a constant fits one model only. Every size has a
-reason and names the setting that it is the default of. `updraft size` prints them.
+reason, and most name the setting whose default they are. `updraft size` prints them.
 """
 
 import math
@@ -114,7 +114,7 @@ class DraftSizes:
 class CapturedTraffic:
     """How much is captured, and how. The defaults are eight requests at a time with 25 tokens a second each."""
 
-    engine: Literal["torch", "sglang"] = "sglang"
+    engine: Literal["torch", "sglang"] = "torch"
     """torch sends the last hidden state as teacher; sglang the 64 most likely tokens."""
     encoding: Literal["fp8", "bf16"] = "fp8"
     tokens_per_second: int = 200
@@ -126,7 +126,7 @@ class CapturedTraffic:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """One number, why it is that large, and the settings that it is the default of."""
+    """One number, why it is that large, and the settings for it."""
 
     amount: int
     unit: Literal["B", "B/s"] = "B"
@@ -312,8 +312,8 @@ def _trainer_memory(target: SizedTarget, draft: SizedDraft, traffic: CapturedTra
     return Size(
         amount=24 * trained + 4 * frozen + head + 2 * logits + cache.amount,
         reason=(
-            "weights, gradients, moments and averages in float32, the target's embedding and head, the logits of"
-            f" {_BATCH_REQUESTS} requests over the target's vocabulary twice, and decoded requests: about"
+            "about: weights, gradients, moments and averages in float32, the target's embedding and head, the logits of"
+            f" {_BATCH_REQUESTS} requests over the target's vocabulary twice, and decoded requests"
         ),
         settings=("spec.trainer.resources",),
     )
@@ -347,7 +347,7 @@ class UsualTarget:
     draft_shape: DraftShape = _USUAL_SHAPE
 
 
-def usual(engine: Literal["torch", "sglang"] = "torch") -> Sizing:
-    """Return the sizes for an 8B target. Engine torch captures more."""
+def usual(traffic: CapturedTraffic | None = None) -> Sizing:
+    """Return the sizes for an 8B target."""
     target = UsualTarget()
-    return sizing(target, DraftSizes.of(target), CapturedTraffic(engine=engine))
+    return sizing(target, DraftSizes.of(target), traffic)

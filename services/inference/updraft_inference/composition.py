@@ -22,7 +22,7 @@ from updraft.registry.v1.registry_pb2_grpc import RegistryStub
 from updraft.trace.v1 import trace_pb2
 from updraft_artifacts import model_folder, transfer
 from updraft_artifacts.digests import tensors_digest
-from updraft_artifacts.sizing import CapturedTraffic, DraftSizes, Sizing, sizing
+from updraft_artifacts.sizing import CapturedTraffic
 from updraft_chassis import rpc, streams
 from updraft_chassis.clock import Clock, SystemClock
 from updraft_chassis.errors import InvalidInput, Unavailable
@@ -179,7 +179,8 @@ async def _capture(base: _Base, engine: Engine, stack: AsyncExitStack) -> Captur
         return None
     client = streams.connect(url)
     stack.push_async_callback(client.aclose)
-    sizes = await asyncio.to_thread(_sizes, settings)
+    traffic = CapturedTraffic(engine=settings.engine, encoding=settings.capture_encoding)
+    sizes = await asyncio.to_thread(model_folder.sizes, settings.model, traffic)
     capture = Capture(
         CaptureRates(
             payload_fraction=settings.capture_payload_fraction,
@@ -202,12 +203,6 @@ async def _capture(base: _Base, engine: Engine, stack: AsyncExitStack) -> Captur
 
     base.completions.subscribe(capture.offer)
     return capture
-
-
-def _sizes(settings: InferenceSettings) -> Sizing:
-    target = model_folder.describe(settings.model)
-    traffic = CapturedTraffic(engine=settings.engine, encoding=settings.capture_encoding)
-    return sizing(target, DraftSizes.of(target), traffic)
 
 
 async def _fleet(

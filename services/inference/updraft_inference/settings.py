@@ -169,10 +169,10 @@ class InferenceSettings(settings.Settings):
     capture_queue_entries: Count = 64
     """Traces that may wait for Redis; further traces are dropped and counted."""
 
-    capture_queue_bytes: Bytes | None = None
+    capture_queue_bytes: Annotated[int | None, Field(ge=1024)] = None
     """Memory for waiting traces. By default for eight requests of this target, as `updraft size` shows."""
 
-    capture_max_bytes: Bytes | None = None
+    capture_max_bytes: Annotated[int | None, Field(ge=1024)] = None
     """Size of the stream in Redis; the oldest traces are removed first. By default five minutes of 200 captured tokens a
     second of this target, as `updraft size` shows."""
 

@@ -163,7 +163,7 @@ def _expected_target(identity: Identity, target: TargetHead) -> ExpectedTarget:
 
 
 def _sizes(target: TargetHead, config: TrainerSettings) -> Sizing:
-    """For the engine whose traces are larger: the trainer learns which one it is from the first trace only."""
+    """For engine torch, whose traces are larger: which one it is, the trainer learns from the first trace only."""
     draft = target.draft(draft_vocab_size=min(config.draft_vocab_size, target.config.vocab_size))
     return sizing(target.config, draft, CapturedTraffic(engine="torch"))
 

@@ -97,7 +97,7 @@ class TrainerSettings(Settings):
     """Optimizer steps for which a sample counts as fresh. Without fresh samples training pauses."""
     replay_max_bytes: int | None = Field(default=None, ge=1024**2)
     """Disk space for traces: half for the newest, four tenths for older ones of all clusters, a tenth for held-out ones. By
-    default for 2,000 requests and 128 held-out ones of this target, as `updraft size` shows, or what the disk has room for."""
+    default for 2,000 requests and 128 held-out ones of this target (`updraft size` shows it), or what the disk has room for."""
     cache_max_bytes: int | None = Field(default=None, ge=0)
     """Memory for decoded samples. By default for 32 requests of this target, as `updraft size` shows."""
 

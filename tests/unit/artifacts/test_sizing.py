@@ -41,6 +41,7 @@ def target(hidden: int, *, vocab: int = 151_936, heads: int = 32, intermediate: 
 
 
 def sized(whose: Target, draft_vocab_size: int = 32_000, **traffic: object) -> Sizing:
+    traffic = {"engine": "sglang", **traffic}
     return sizing(whose, DraftSizes.of(whose, draft_vocab_size=draft_vocab_size), CapturedTraffic(**traffic))  # type: ignore[arg-type]
 
 

@@ -10,14 +10,14 @@ from updraft_chassis.errors import InvalidInput
 from updraft_cli.cmd.size import size
 
 
-def test_every_size_of_a_folder_has_an_amount_a_reason_and_the_setting_that_it_is_the_default_of(
+def test_every_size_of_a_folder_has_an_amount_a_reason_and_its_setting(
     tmp_path: Path,
 ) -> None:
     make("GLM 4.5", tmp_path)
     result = CliRunner().invoke(size, [str(tmp_path), "--tokens-per-second", "10000"])
     assert result.exit_code == 0, result.output
     heading, *rows = result.output.splitlines()
-    assert heading.split() == ["size", "amount", "reason", "default", "of"]
+    assert heading.split() == ["size", "amount", "reason", "setting"]
     assert len(rows) == 13
     stream = next(row for row in rows if row.startswith("stream"))
     assert "5 minutes of 10,000 captured tokens a second" in stream
