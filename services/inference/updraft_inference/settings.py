@@ -151,10 +151,20 @@ class InferenceSettings(settings.Settings):
     """redis://host:port/db or unix:///path of the trace stream; if empty, nothing is captured."""
 
     capture_payload_fraction: Fraction = 1.0
-    """Fraction of requests whose traces include hidden states for training; the registry may override it."""
+    """Maximum fraction of requests whose traces include hidden states for training. Fewer do if the trainer can use less."""
 
     capture_evaluation_fraction: Fraction = 0.1
-    """Fraction of requests that are held out for evaluation; their traces always include hidden states."""
+    """Fraction of requests that are held out for evaluation. They are more likely than others to have hidden states."""
+
+    capture_train: bool = True
+    """Whether requests may be trained on. A request can only permit less: X-Updraft-Capture: no-train."""
+
+    capture_retain: bool = True
+    """Whether the trainer may store requests, without which it cannot learn from them. A request can only permit less:
+    X-Updraft-Capture: no-retain."""
+
+    capture_region: Annotated[str, Field(max_length=63)] = ""
+    """Region in which traces may be stored; a trainer of another UPDRAFT_TRAINER_REGION refuses them."""
 
     capture_prompt_rows: Annotated[int, Field(ge=0)] = 64
     """Number of positions at the end of the prompt whose hidden states are captured."""
