@@ -28,6 +28,11 @@ class Metrics:
         self.replay_samples = new.gauge("replay_samples", "Stored samples, by pool", "place")
         self.replay_bytes = new.gauge("replay_bytes", "Bytes of stored traces, by pool", "place")
 
+        self.demand = new.gauge(
+            "demand_tokens_per_second",
+            "Captured tokens per second that the trainer can use, as stated to the registry, which grants them to pods",
+        )
+
         self.steps = new.counter("optimizer_steps", "Optimizer steps since the process started")
         self.skipped_steps = new.counter(
             "optimizer_steps_skipped", "Optimizer steps skipped because the loss or its gradient was not finite"

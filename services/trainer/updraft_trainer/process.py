@@ -19,6 +19,7 @@ from updraft_chassis import lifecycle, logs, metrics, rpc, settings, streams
 from updraft_chassis.clock import SystemClock
 from updraft_chassis.errors import Conflict
 from updraft_draft.target_weights import TargetHead, read_head
+from updraft_trainer.data.demand import DemandMeter
 from updraft_trainer.data.intake import Intake
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.retention import ReplayLimits
@@ -59,16 +60,17 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
         tokenizer_fingerprint=tokenizer_fingerprint(config.model),
     )
     target = read_head(config.model)
-    expected = _expected_target(identity, target)
+    expected = _expected_target(identity, target, config.region)
     counters, clock = Metrics(CollectorRegistry()), SystemClock()
     async with AsyncExitStack() as stack:
         data = stack.enter_context(_exclusive(config.data_dir))
         states = States(data / "states")
         state = states.load(identity)
+        limits = ReplayLimits.of(config.replay_max_bytes)
         replay = stack.enter_context(
             Replay.open(
                 data / "replay.sqlite",
-                limits=ReplayLimits.of(config.replay_max_bytes),
+                limits=limits,
                 expected=expected,
                 cache_bytes=config.cache_max_bytes,
             )
@@ -112,6 +114,7 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
                 clock=clock,
             ),
             states=states,
+            demand=DemandMeter(replay, limits, num_held_out=config.evaluation_samples, max_uses=config.max_uses),
             metrics=counters,
             clock=clock,
         )
@@ -130,6 +133,7 @@ async def _train(
     identity: Identity,
     stop: lifecycle.Stop,
 ) -> None:
+    components.registry.set_demand(components.demand.tokens_per_s({}))
     initial = initial or await start(spec, components.registry, components.replay, stop)
     if initial is not None:
         options = TrainingOptions(
@@ -143,13 +147,14 @@ async def _train(
         await trainer.run(stop)
 
 
-def _expected_target(identity: Identity, target: TargetHead) -> ExpectedTarget:
+def _expected_target(identity: Identity, target: TargetHead, region: str) -> ExpectedTarget:
     return ExpectedTarget(
         target_fingerprint=identity.target_fingerprint,
         tokenizer_fingerprint=identity.tokenizer_fingerprint,
         aux_size=len(target.config.aux_layers) * target.config.hidden_size,
         hidden_size=target.config.hidden_size,
         vocab_size=target.config.vocab_size,
+        region=region,
     )
 
 

@@ -44,6 +44,8 @@ class TrainerSettings(Settings):
     """Speculator to train and to publish drafts for."""
     namespace: Name = "default"
     """Namespace in the stream's name. It must match the serving pods' setting."""
+    region: str = Field(default="", max_length=63)
+    """Region in which this trainer stores traces. Traces that may be stored in another one only are refused."""
     pod_name: str = Field(default_factory=socket.gethostname, min_length=1)
     """Consumer name in the stream's group, stable across restarts, so that unfinished entries are delivered again."""
     metrics_host: str = "127.0.0.1"
