@@ -4,6 +4,7 @@ Hidden states agree with the target's own head, so a draft can learn the rule wi
 """
 
 import hashlib
+import time
 from pathlib import Path
 
 import torch
@@ -17,6 +18,9 @@ from updraft_trainer.data.sample import SCHEMA, ExpectedTarget
 
 FIRST_TOKEN, NUM_TOKENS = 3, 64
 """The traffic's tokens: within a small draft vocabulary, and after the special ones."""
+
+_START_MS = int(time.time() * 1000)
+"""Traces finished when the process started, for those of another time are refused."""
 
 _SHARPNESS = 20.0
 """Length of a last hidden state: its logits then favour one token of a random head by far."""
@@ -69,7 +73,7 @@ class TraceMaker:
                 target_fingerprint=self.target_fingerprint,
                 tokenizer_fingerprint=self.tokenizer_fingerprint,
                 finish_reason=trace_pb2.FINISH_REASON_LENGTH,
-                finished_unix_ms=1_700_000_000_000 + seed,
+                finished_unix_ms=_START_MS + seed,
                 evaluation=evaluation,
                 payload_probability=probability,
                 domain=domain,

@@ -189,7 +189,7 @@ async def _capture(base: _Base, engine: Engine, stack: AsyncExitStack) -> Captur
             ),
         ),
         Sink(
-            stream=streams.Producer(client, settings.stream_key, max_bytes=settings.capture_max_bytes),
+            stream=streams.ShardedProducer(client, settings.stream_keys, max_bytes=settings.capture_max_bytes),
             origin=_origin(settings, engine),
             encode=partial(tensors.encode, encoding=_ENCODINGS[settings.capture_encoding]),
         ),

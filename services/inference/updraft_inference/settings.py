@@ -148,7 +148,11 @@ class InferenceSettings(settings.Settings):
     """Interval of reports to the registry; changes are reported immediately."""
 
     redis_url: SecretStr = SecretStr("")
-    """redis://host:port/db or unix:///path of the trace stream; if empty, nothing is captured."""
+    """Redis with the trace streams: redis://host:port/db, redis+cluster://host:port or unix:///path; rediss:// and
+    rediss+cluster:// with TLS. If empty, nothing is captured."""
+
+    stream_shards: Annotated[int, Field(ge=1, le=streams.MAX_SHARDS)] = 1
+    """Number of trace streams, at least the ranks of the trainer; must equal UPDRAFT_TRAINER_STREAM_SHARDS."""
 
     capture_payload_fraction: Fraction = 1.0
     """Maximum fraction of requests whose traces include hidden states for training. Fewer do if the trainer can use less."""
@@ -183,7 +187,7 @@ class InferenceSettings(settings.Settings):
     """Memory for waiting traces."""
 
     capture_max_bytes: Bytes = 256 * 1024 * 1024
-    """Size of the stream in Redis; the oldest traces are removed first."""
+    """Size of all streams in Redis together; the oldest traces are removed first."""
 
     data_dir: Path = Field(default_factory=lambda: Path.home() / ".local/share/updraft/inference")
     """Folder for drafts and the record of the last draft; default: ~/.local/share/updraft/inference."""
@@ -203,8 +207,8 @@ class InferenceSettings(settings.Settings):
         return self.served_model_name or self.model.resolve().name
 
     @property
-    def stream_key(self) -> str:
-        return streams.key(self.namespace, self.speculator)
+    def stream_keys(self) -> list[str]:
+        return streams.keys(self.namespace, self.speculator, self.stream_shards)
 
     @property
     def sglang_socket_path(self) -> Path:

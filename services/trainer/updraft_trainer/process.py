@@ -95,13 +95,11 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
                 setting="UPDRAFT_TRAINER_METRICS_PORT",
             )
         )
-        client = await stack.enter_async_context(streams.connect(config.redis_url.get_secret_value()))
+        client = streams.connect(config.redis_url.get_secret_value())
+        stack.push_async_callback(client.aclose)
         channel = await stack.enter_async_context(rpc.channel(config.registry_address, config.registry_credentials))
         stub = registry_pb2_grpc.RegistryStub(channel)
         registry = RegistryView(stub, config.speculator, data / "drafts", counters)
-        consumer = streams.Consumer(
-            client, config.stream_key, group="trainer", name=config.pod_name, claim_idle=_CLAIM_IDLE
-        )
         components = Components(
             replay=replay,
             registry=registry,
@@ -118,9 +116,14 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
             metrics=counters,
             clock=clock,
         )
-        logger.info("Trainer started", extra={"metrics_port": port, "stream": config.stream_key})
+        logger.info("Trainer started", extra={"metrics_port": port, "streams": config.stream_keys})
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(Intake(consumer, replay, expected, metrics=counters, clock=clock).run(stop))
+            for shard in streams.shards_of(0, 1, config.stream_shards):
+                consumer = streams.Consumer(
+                    client, config.stream_keys[shard], group="trainer", name=config.pod_name, claim_idle=_CLAIM_IDLE
+                )
+                intake = Intake(consumer, replay, expected, metrics=counters, clock=clock, shard=shard)
+                tasks.create_task(intake.run(stop))
             tasks.create_task(registry.run(stop))
             tasks.create_task(_train(config, spec, initial, components, identity, stop))
 

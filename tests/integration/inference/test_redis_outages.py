@@ -10,7 +10,7 @@ from tests.support.wait import until
 from updraft.trace.v1 import trace_pb2
 from updraft_chassis import streams
 
-KEY = "updraft:default:default:samples:v1"
+KEY = "updraft:{default:default:0}:samples:v1"
 
 
 async def traces(url: str) -> list[trace_pb2.Trace]:
@@ -81,6 +81,25 @@ async def test_what_a_request_permits_is_in_its_trace_and_a_misspelt_wish_is_ref
     assert constrained.header.policy == trace_pb2.Policy(train=True, retain=True, region="eu")
     assert [trace.header.sampling.constrained for trace in (denied, constrained, free)] == [False, True, False]
     assert [trace.HasField("payload") for trace in (denied, constrained, free)] == [False, False, True]
+
+
+async def test_a_pod_spreads_its_traces_over_the_shards(tmp_path: Path, redis_url: str) -> None:
+    keys = streams.keys("default", "default", 3)
+
+    async def shards() -> list[list[bytes]]:
+        async with streams.connect(redis_url) as client:
+            rows: list[Any] = [await client.xrange(key) for key in keys]
+        return [[trace_pb2.Trace.FromString(fields[b"t"]).header.trace_id for _, fields in of] for of in rows]
+
+    async def are_there() -> bool:
+        return sum(map(len, await shards())) == 8
+
+    async with running_pod(tmp_path, redis_url=redis_url, stream_shards=3) as pod:
+        await complete(pod, times=8)
+        await until(are_there)
+
+    for shard, trace_ids in enumerate(await shards()):
+        assert {streams.shard_of(trace_id, 3) for trace_id in trace_ids} <= {shard}
 
 
 async def test_a_pod_that_is_told_to_captures_rows_after_rejections(tmp_path: Path, redis_url: str) -> None:

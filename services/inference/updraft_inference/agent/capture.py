@@ -38,9 +38,9 @@ class Drop(StrEnum):
 
 
 class Stream(Protocol):
-    """Where entries go: updraft_chassis.streams.Producer."""
+    """Where entries go: updraft_chassis.streams.ShardedProducer."""
 
-    async def append(self, entry: bytes) -> int:
+    async def append(self, trace_id: bytes, entry: bytes) -> int:
         """Add an entry. Raises InvalidInput if it is too large, and any other UpdraftError if it cannot be stored now."""
         ...
 
@@ -154,7 +154,7 @@ class Capture:
         entry = await asyncio.to_thread(self._entry, ended)
         for delay_s in self._backoff:
             try:
-                await self._sink.stream.append(entry)
+                await self._sink.stream.append(ended.plan.trace_id, entry)
             except InvalidInput:
                 self._drop(Drop.TOO_LARGE)
                 if ended.lighter is not None:

@@ -37,13 +37,14 @@ class FakeStream:
         self.max_entry_bytes = 10**9
         self.attempts = 0
 
-    async def append(self, entry: bytes) -> int:
+    async def append(self, trace_id: bytes, entry: bytes) -> int:
         self.attempts += 1
         if self.is_away:
             raise Unavailable("away")
         if len(entry) > self.max_entry_bytes:
             raise InvalidInput("too large")
         self.entries.append(trace_pb2.Trace.FromString(entry))
+        assert self.entries[-1].header.trace_id == trace_id
         return 0
 
 
