@@ -16,6 +16,7 @@ import redis
 
 from updraft_artifacts import model_folder
 from updraft_artifacts.sizing import CapturedTraffic
+from updraft_chassis import streams
 from updraft_chassis.errors import InvalidInput, NotFound
 from updraft_cli.local.data_folder import DataFolder
 from updraft_cli.local.ports import HOST, Ports
@@ -215,7 +216,9 @@ def stages(
 def is_redis_ready(url: str) -> bool:
     timeout_s = _PROBE_TIMEOUT_S
     try:
-        with redis.Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s) as client:
+        with redis.Redis.from_url(
+            streams.node_url(url), socket_timeout=timeout_s, socket_connect_timeout=timeout_s
+        ) as client:
             return bool(client.ping())
     except redis.RedisError:
         return False

@@ -207,7 +207,8 @@ class Redis(Model):
     """Your own Redis."""
 
     url_secret_ref: SecretKey
-    """Secret entry with the address: redis://:PASSWORD@HOST:PORT/DB or rediss://..."""
+    """Secret entry with the address: redis://:PASSWORD@HOST:PORT/DB or redis+cluster://:PASSWORD@HOST:PORT; rediss:// and
+    rediss+cluster:// with TLS."""
 
 
 class Traces(Model):
@@ -222,7 +223,10 @@ class Traces(Model):
     evaluation_percent: Percent = 10
     """Percentage of requests held out for evaluation; they are never trained on."""
     max_size: Quantity | None = None
-    """Maximum size of the stream in Redis; the oldest traces are dropped first. Defaults to what `updraft size` shows."""
+    """Maximum size of the streams in Redis together; the oldest traces are dropped first. Defaults to what `updraft size`
+    shows."""
+    shards: Annotated[int, Field(ge=1, le=64)] = 1
+    """Number of streams. With a Redis Cluster, its nodes share them."""
 
 
 class Bucket(Model):

@@ -90,6 +90,7 @@ def _settings(owner: AdaptiveSpeculator) -> dict[str, str]:
         "UPDRAFT_INFERENCE_DATA_DIR": pod.DATA["mountPath"],
         "UPDRAFT_INFERENCE_CAPTURE_PAYLOAD_FRACTION": f"{spec.traces.payload_percent / 100:g}",
         "UPDRAFT_INFERENCE_CAPTURE_EVALUATION_FRACTION": f"{spec.traces.evaluation_percent / 100:g}",
+        "UPDRAFT_INFERENCE_STREAM_SHARDS": str(spec.traces.shards),
     }
     if spec.traces.max_size is not None:
         num_bytes = max(1, int(parse_quantity(spec.traces.max_size)) // _MIB) * _MIB

@@ -162,9 +162,11 @@ class Control:
         if effect.is_change:
             self._wake_soon(report.speculator)
 
-    def report_training(self, name: str, message: str, learning: registry_pb2.Learning) -> None:
-        """Take a trainer's report; watchers see it at the next tick."""
-        self._is_reported |= self._trainers.report(name, message, learning, self._clock.monotonic())
+    def report_training(
+        self, name: str, message: str, learning: registry_pb2.Learning, demand: float | None = None
+    ) -> None:
+        """Take a trainer's report and demand; watchers and pods see them at the next tick."""
+        self._is_reported |= self._trainers.report(name, message, learning, self._clock.monotonic(), demand=demand)
 
     def disconnect(self, session: Session) -> None:
         self._fleet.disconnect(session)
@@ -284,6 +286,7 @@ class Control:
             await self.call(self._archive.write_stale_documents)
         expired = self._fleet.expire(now_s)
         self._is_reported |= self._trainers.expire(now_s)
+        self._grant()
         settled = {name for name, at_s in self._settles_s.items() if at_s <= now_s}
         self._settles_s = {name: at_s for name, at_s in self._settles_s.items() if name not in settled}
         self._settles_s |= {name: math.inf for name in expired & self._decided.keys() if not self._fleet.pods(name)}
@@ -296,6 +299,11 @@ class Control:
             for known in self._decided.values():
                 self._measure(known.speculator)
             self._announce()
+
+    def _grant(self) -> None:
+        """Hand the trainers' demand out to the pods."""
+        for name, demand in self._trainers.demands.items():
+            self._metrics.set_credits(name, demand=demand, granted=self._fleet.grant(name, demand))
 
     async def _sweep(self) -> None:
         for name, known in sorted(self._decided.items()):

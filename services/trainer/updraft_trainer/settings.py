@@ -29,7 +29,10 @@ class TrainerSettings(Settings):
     data_dir: Path
     """Folder for the replay, saved training states and the serving draft. Only one trainer can use it at a time."""
     redis_url: SecretStr = Field(min_length=1)
-    """Redis with the trace stream: redis://host:port/0 or unix:///path."""
+    """Redis with the trace streams: redis://host:port/0, redis+cluster://host:port or unix:///path; rediss:// and
+    rediss+cluster:// with TLS."""
+    stream_shards: int = Field(default=1, ge=1, le=streams.MAX_SHARDS)
+    """Number of trace streams. It must match the serving pods' setting."""
     registry_address: str = Field(min_length=1)
     """host:port of the registry that drafts are published to."""
     registry_token_file: Path | None = None
@@ -44,6 +47,8 @@ class TrainerSettings(Settings):
     """Speculator to train and to publish drafts for."""
     namespace: Name = "default"
     """Namespace in the stream's name. It must match the serving pods' setting."""
+    region: str = Field(default="", max_length=63)
+    """Region in which this trainer stores traces. Traces that may be stored in another one only are refused."""
     pod_name: str = Field(default_factory=socket.gethostname, min_length=1)
     """Consumer name in the stream's group, stable across restarts, so that unfinished entries are delivered again."""
     metrics_host: str = "127.0.0.1"
@@ -130,8 +135,8 @@ class TrainerSettings(Settings):
         return Credentials.of(self)
 
     @property
-    def stream_key(self) -> str:
-        return streams.key(self.namespace, self.speculator)
+    def stream_keys(self) -> list[str]:
+        return streams.keys(self.namespace, self.speculator, self.stream_shards)
 
     @property
     def is_vocabulary_fixed(self) -> bool:

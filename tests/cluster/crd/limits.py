@@ -163,6 +163,7 @@ LIMITS = (
     *_span("traces.payloadPercent", 0, 100),
     *_span("traces.evaluationPercent", 0, 100),
     *_quantity("traces.maxSize"),
+    *_span("traces.shards", 1, 64),
     *_workload("registry"),
     *_storage("registry"),
     Limit(path="registry.bucket.url", good=("s3://a", "gs://a/b", "az://a/b"), bad="hf://a/b", message=_MATCH),

@@ -16,6 +16,7 @@ from tests.support.disk import file_size_limit
 from tests.support.likeliest import show_likeliest
 from tests.support.ports import free_port
 from tests.support.processes import Process
+from tests.support.registry import PodStream
 from tests.support.rpc import listening, service
 from tests.support.tiny_target import make_draft
 from tests.support.traces import TraceMaker
@@ -35,6 +36,7 @@ from updraft_chassis.lifecycle import Stop
 from updraft_draft import checkpoint, vocabulary
 from updraft_draft.target_weights import read_head
 from updraft_trainer.data.capacity import Capacity
+from updraft_trainer.data.demand import DemandMeter
 from updraft_trainer.data.replay import IncomingTrace, Replay
 from updraft_trainer.data.retention import ReplayLimits
 from updraft_trainer.data.sample import read_sample
@@ -206,11 +208,12 @@ async def bench(
         seed=0,
     )
     clock, metrics = ManualClock(), Metrics(CollectorRegistry())
+    limits = ReplayLimits.of(50 * 1024**2)
     async with AsyncExitStack() as stack:
         replay = stack.enter_context(
             Replay.open(
                 folder / "replay.sqlite",
-                limits=ReplayLimits.of(50 * 1024**2),
+                limits=limits,
                 expected=traces.expected,
                 cache_bytes=10 * 1024**2,
             )
@@ -230,6 +233,7 @@ async def bench(
             ),
             states=States(folder / "states"),
             record=record,
+            demand=DemandMeter(replay, limits, num_held_out=32, max_uses=OPTIONS.max_uses),
             metrics=metrics,
             clock=clock,
         )
@@ -448,6 +452,28 @@ async def test_why_a_draft_is_not_published_is_known_to_the_registry(whole: Benc
     assert message.startswith("a draft in closed form is ")
     assert " % better than version 1 for today's traffic (" in message
     assert ", but surely worse for 'old' (" in message
+
+
+async def test_pods_are_granted_what_the_trainer_can_use_and_less_of_it_the_more_is_stored(
+    whole: Bench, shared_registry: int
+) -> None:
+    async def granted() -> float:
+        await trainer.state_demand()
+        whole.clock.advance(10.0)
+        await whole.components.registry.report()
+        return (await pod.receive()).capture.payload_tokens_per_second
+
+    trainer = await whole.started()
+    async with rpc.channel(f"127.0.0.1:{shared_registry}") as channel:
+        pod = PodStream(channel)
+        pod.identity.speculator = whole.identity.speculator
+        await pod.report()
+        await pod.receive()
+        few = await granted()
+        assert few == pytest.approx(whole.metrics.demand._value.get(), rel=0.05)
+        whole.admit(1012, 1032, evaluation=True)
+        assert 0.0 < await granted() < few
+        await pod.end()
 
 
 async def test_the_next_engine_shows_the_likeliest_tokens_and_its_traffic_is_learnt_too(whole: Bench) -> None:

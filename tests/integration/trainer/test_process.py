@@ -24,7 +24,7 @@ from updraft_chassis import streams
 
 pytestmark = pytest.mark.lasts(80)
 
-KEY = "updraft:default:default:samples:v1"
+KEY = "updraft:{default:default:0}:samples:v1"
 
 
 class Trainer(Process):

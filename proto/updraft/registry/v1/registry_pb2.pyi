@@ -1678,10 +1678,13 @@ class ReportTrainingRequest(_message.Message):
 
     SPECULATOR_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    DEMAND_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
     LEARNING_FIELD_NUMBER: _builtins.int
     speculator: _builtins.str
     message: _builtins.str
     """One sentence: what was published last, or why nothing is."""
+    demand_tokens_per_second: _builtins.float
+    """Captured tokens per second that the trainer can use. Absent: as many as there are."""
     @_builtins.property
     def learning(self) -> Global___Learning: ...
     def __init__(
@@ -1689,13 +1692,16 @@ class ReportTrainingRequest(_message.Message):
         *,
         speculator: _builtins.str = ...,
         message: _builtins.str = ...,
+        demand_tokens_per_second: _builtins.float | None = ...,
         learning: Global___Learning | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["learning", b"learning"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_demand_tokens_per_second", b"_demand_tokens_per_second", "demand_tokens_per_second", b"demand_tokens_per_second", "learning", b"learning"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["learning", b"learning", "message", b"message", "speculator", b"speculator"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_demand_tokens_per_second", b"_demand_tokens_per_second", "demand_tokens_per_second", b"demand_tokens_per_second", "learning", b"learning", "message", b"message", "speculator", b"speculator"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__demand_tokens_per_second: _TypeAlias = _typing.Literal["demand_tokens_per_second"]  # noqa: Y015
+    _WhichOneofArgType__demand_tokens_per_second: _TypeAlias = _typing.Literal["_demand_tokens_per_second", b"_demand_tokens_per_second"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__demand_tokens_per_second) -> _WhichOneofReturnType__demand_tokens_per_second | None: ...
 
 Global___ReportTrainingRequest: _TypeAlias = ReportTrainingRequest  # noqa: Y015
 

@@ -2,6 +2,7 @@
 # ruff: noqa: N802 - gRPC names the methods
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -119,9 +120,12 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
         return pb.HistoryResponse(transitions=[wire.transition_to_proto(event) for event in history.values()])
 
     async def ReportTraining(self, request: pb.ReportTrainingRequest, context: Context) -> pb.ReportTrainingResponse:
+        name, message = check_name(request.speculator), _line(request.message, "message")
         _line(request.learning.too_small, "sentence about what is too small")
-        message = _line(request.message, "message")
-        self._control.report_training(check_name(request.speculator), message, request.learning)
+        demand = request.demand_tokens_per_second if request.HasField("demand_tokens_per_second") else None
+        if demand is not None and not 0.0 <= demand < math.inf:
+            raise InvalidInput(f"a demand of {demand} tokens per second")
+        self._control.report_training(name, message, request.learning, demand)
         return pb.ReportTrainingResponse()
 
     async def _version(self, name: str, number: int) -> pb.Version:

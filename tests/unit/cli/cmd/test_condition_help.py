@@ -34,6 +34,7 @@ OTHERS: dict[str, Any] = {
     "traces.payloadPercent": 50,
     "traces.evaluationPercent": 20,
     "traces.maxSize": "1Gi",
+    "traces.shards": 2,
     "traces.redis": {"urlSecretRef": {"name": "mine"}},
     "traces.enabled": False,
     "registry.bucket": {"url": "s3://bucket"},

@@ -13,6 +13,7 @@ from tests.support.traces import TraceMaker
 from updraft_artifacts.sizing import sizing
 from updraft_draft import checkpoint, vocabulary
 from updraft_draft.target_weights import read_head
+from updraft_trainer.data import importance
 from updraft_trainer.data.sample import Sample, read_sample
 from updraft_trainer.data.teacher import LastHidden, TopK
 from updraft_trainer.learning import learner as learner_module
@@ -208,6 +209,11 @@ def test_corrections_weigh_more(target: Path, samples: list[Sample]) -> None:
     assert plain.train(marked).loss != weighted.train(marked).loss
 
 
+def test_how_likely_all_samples_were_to_be_captured_changes_nothing(target: Path, samples: list[Sample]) -> None:
+    scarce = [replace(sample, probability=0.01) for sample in samples[:4]]
+    assert make_learner(target).train(scarce).loss == pytest.approx(make_learner(target).train(samples[:4]).loss)
+
+
 def test_without_a_discard_weight_rows_after_rejections_change_not_a_bit(target: Path, rejected: list[Sample]) -> None:
     plain, blind = make_learner(target), make_learner(target)
     without = [replace(sample, counterfactuals=()) for sample in rejected]
@@ -359,7 +365,9 @@ def test_a_step_in_parts_has_the_gradients_of_the_loss_over_the_whole_batch(
     """Against the formula, with all samples in one forward and all rows of logits at once."""
     monkeypatch.setattr(learner_module, "FORWARD_ROWS", forward_rows)
     monkeypatch.setattr(learner_module, "LOGIT_ROWS", 5)
-    samples = [rejected[0], replace(rejected[1], counterfactuals=()), *rejected[2:]]
+    samples = [replace(rejected[0], probability=0.5), replace(rejected[1], counterfactuals=()), *rejected[2:]]
+    counts = torch.tensor(importance.weights([one.probability for one in samples]))
+    assert counts[0] == pytest.approx(2 * float(counts[1]))
     whole, parts = (make_learner(target, discard_weight=0.5, clip_norm=1e9) for _ in range(2))
     hyper, network, vocabulary = whole.hyper, whole.network, whole._vocabulary
     batch = Batch.of(samples, num_steps=hyper.ttt_steps, known=network.t2d)
@@ -373,7 +381,7 @@ def test_a_step_in_parts_has_the_gradients_of_the_loss_over_the_whole_batch(
                 sample, column, indices = rows.of_step(j)
                 log_q = network.logits(state[sample, column]).float().log_softmax(-1)
                 loss = forward_kl(log_q, rows.log_p(vocabulary)[indices])
-                weight = 1.0 + hyper.correction_weight * rows.corrections[indices].float()
+                weight = counts[sample] * (1.0 + hyper.correction_weight * rows.corrections[indices].float())
                 expected = expected + scale * hyper.step_decay**j * (loss * weight).sum() / weight.sum()
     expected.backward()  # type: ignore[no-untyped-call]
 
