@@ -111,6 +111,9 @@ class Metrics:
         self.swaps = new.counter("swaps", "Draft swaps reported by pods, by result (swapped, refused).", "result")
         self.swap_pause = new.counter("swap_pause_seconds", "Time for which decoding paused in pods to swap drafts.")
         self.deleted_blobs = new.counter("deleted_blobs", "Weights files deleted by retention.")
+        self.evicted_versions = new.counter(
+            "evicted_versions", "Versions whose weights were deleted for an upload, because the volume was full."
+        )
         self.failed_decisions = new.counter(
             "failed_decisions", "Decisions that could not be written, for example on a full disk. They are retried."
         )

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from shutil import disk_usage
 from typing import BinaryIO
 
 import obstore
@@ -109,8 +110,18 @@ class BucketStore:
         """Delete local files of interrupted uploads; return how many. Lifecycle rules of the bucket handle its own."""
         return clean_uploads(self._uploads)
 
+    @property
+    def shares_disk(self) -> bool:
+        return False
+
+    def free_bytes(self) -> int:
+        return disk_usage(self._uploads).free
+
     def begin(self, size_bytes: int) -> Upload:
-        return begin_upload(self._uploads, size_bytes)
+        """Start an upload to the local disk, whose cache makes room for it if necessary."""
+        if size_bytes > self.free_bytes():
+            self._cache.delete(lambda _: True)
+        return begin_upload(self._uploads, size_bytes, free_bytes=self.free_bytes())
 
     def prepare(self, upload: Upload, digest: str) -> None:
         """Upload the blob to the bucket. `digests` excludes it until it is committed."""
