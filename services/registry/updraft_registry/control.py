@@ -17,16 +17,17 @@ from typing import ParamSpec, TypeVar
 
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.clock import Clock
-from updraft_chassis.errors import UpdraftError
+from updraft_chassis.errors import Exhausted, UpdraftError
 from updraft_registry.fleet import Fleet, Session
 from updraft_registry.messages import wire
 from updraft_registry.messages.reports import Report
 from updraft_registry.metrics import Metrics
 from updraft_registry.rollout.decision import Decision, decide, explain
 from updraft_registry.rollout.placement import FleetView, Pod
-from updraft_registry.rollout.retention import versions_to_keep
+from updraft_registry.rollout.retention import evictable, versions_to_keep
 from updraft_registry.rollout.version import Rollout, Speculator, Transition, in_canary, number_of, roles_of
 from updraft_registry.storage.archive import Action, Archive
+from updraft_registry.storage.stores.port import Upload
 from updraft_registry.trainers import Trainers
 from updraft_rollouts.terms import Phase
 
@@ -77,7 +78,7 @@ class Control:
         self._clock = clock
         self._metrics = metrics
         self._next_documents_s = clock.monotonic() + DOCUMENTS_RETRY_S
-        self._next_sweep_s = clock.monotonic() + SWEEP_GRACE_S
+        self._next_sweep_s = self._evicts_from_s = clock.monotonic() + SWEEP_GRACE_S
         self._is_swept = False
         """A full sweep succeeded. Before it there may be orphaned blobs of an earlier process or a failed sweep."""
         self._settles_s: dict[str, float] = {}
@@ -146,6 +147,17 @@ class Control:
         result = await asyncio.wrap_future(job)
         await self._until_decided(name)
         return result
+
+    async def begin_evicting(self, manifest: registry_pb2.Manifest) -> Upload:
+        """Start an upload to a full volume: delete the oldest weights that no policy, pod or person needs.
+
+        Exhausted if that does not make enough room, or if pods may not have reported yet what they hold.
+        """
+        try:
+            return await self.call(self._begin_evicting, manifest, self.now_ms())
+        finally:
+            for name in self._decided:
+                self._wake(name)
 
     async def act(self, name: str, action: Action, number: int, why: str) -> None:
         """Promote or reject a version, then decide on its speculator."""
@@ -324,6 +336,28 @@ class Control:
         """Read, choose and delete in one job, so that no pin comes in between."""
         speculator = self._archive.catalogue.speculator(name)
         return self._archive.sweep(speculator, versions_to_keep(speculator, in_use))
+
+    def _begin_evicting(self, manifest: registry_pb2.Manifest, now_ms: int) -> Upload:
+        """Read, choose and delete in one job, so that no pin comes in between."""
+        if self._clock.monotonic() < self._evicts_from_s:
+            try:
+                return self._archive.begin(manifest)
+            except Exhausted as error:
+                raise Exhausted(
+                    f"{error}. Or send it again in a minute, when pods have reported what they hold"
+                ) from None
+        catalogue = self._archive.catalogue
+        found = [
+            (name, version)
+            for name in catalogue.names()
+            for version in evictable(catalogue.speculator(name), self._fleet.in_use(name))
+        ]
+        oldest_first = sorted(found, key=lambda entry: entry[1].published_ms)
+        evicted = self._archive.make_room(manifest.size_bytes, oldest_first, now_ms)
+        if evicted:
+            logger.warning("Old weights deleted, because the volume is full", extra={"versions": ", ".join(evicted)})
+            self._metrics.evicted_versions.inc(len(evicted))
+        return self._archive.begin(manifest)
 
     def _announce(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()

@@ -121,6 +121,9 @@ class Metrics:
             "speculator",
         )
         self.deleted_blobs = new.counter("deleted_blobs", "Weights files deleted by retention.")
+        self.evicted_versions = new.counter(
+            "evicted_versions", "Versions whose weights were deleted for an upload, because the volume was full."
+        )
         self.failed_decisions = new.counter(
             "failed_decisions", "Decisions that could not be written, for example on a full disk. They are retried."
         )

@@ -187,6 +187,7 @@ LIMITS = (
     *_span("rollout.analysis.switchbackSeconds", 2, 3600),
     *_span("rollout.progressDeadlineSeconds", 30, _MONTH, around=_HELD_BRIEFLY),
     *_span("rollout.revisionHistoryLimit", 1, 50),
+    *_span("rollout.revisionHistoryMegabytes", 0, _MILLION),
     *_name("speculatorRef.name", 40, kind="dver"),
     _choice("source", "Initial", "Trainer", "Imported", kind="dver", around={"version": 1}),
     Limit(path="version", good=(1, 2**40), bad=0, message=_LEAST.format(1), kind="dver"),

@@ -52,6 +52,7 @@ DEFAULTS = yaml.safe_load(
       autoRollback: true
       progressDeadlineSeconds: 900
       revisionHistoryLimit: 10
+      revisionHistoryMegabytes: 0
     """
 )
 

@@ -551,6 +551,7 @@ class RolloutPolicy(_message.Message):
     MAX_PODS_SWAPPING_FIELD_NUMBER: _builtins.int
     REVISION_HISTORY_LIMIT_FIELD_NUMBER: _builtins.int
     OFFLINE_GATE_FIELD_NUMBER: _builtins.int
+    REVISION_HISTORY_MEGABYTES_FIELD_NUMBER: _builtins.int
     strategy: Global___Strategy.ValueType
     auto_rollback: _builtins.bool
     """Without it, a canary that failed stays where it is until a person decides."""
@@ -559,6 +560,8 @@ class RolloutPolicy(_message.Message):
     max_pods_swapping: _builtins.int
     """0 = all at once."""
     revision_history_limit: _builtins.int
+    revision_history_megabytes: _builtins.int
+    """Of all kept weights, in 10^6 bytes; versions in use are kept beyond it too. 0 = no limit."""
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___RolloutStep]: ...
     @_builtins.property
@@ -576,19 +579,24 @@ class RolloutPolicy(_message.Message):
         max_pods_swapping: _builtins.int | None = ...,
         revision_history_limit: _builtins.int = ...,
         offline_gate: Global___OfflineGate | None = ...,
+        revision_history_megabytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_auto_rollback", b"_auto_rollback", "_max_pods_swapping", b"_max_pods_swapping", "analysis", b"analysis", "auto_rollback", b"auto_rollback", "max_pods_swapping", b"max_pods_swapping", "offline_gate", b"offline_gate"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_auto_rollback", b"_auto_rollback", "_max_pods_swapping", b"_max_pods_swapping", "_revision_history_megabytes", b"_revision_history_megabytes", "analysis", b"analysis", "auto_rollback", b"auto_rollback", "max_pods_swapping", b"max_pods_swapping", "offline_gate", b"offline_gate", "revision_history_megabytes", b"revision_history_megabytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_auto_rollback", b"_auto_rollback", "_max_pods_swapping", b"_max_pods_swapping", "analysis", b"analysis", "auto_rollback", b"auto_rollback", "max_pods_swapping", b"max_pods_swapping", "offline_gate", b"offline_gate", "progress_deadline_seconds", b"progress_deadline_seconds", "revision_history_limit", b"revision_history_limit", "steps", b"steps", "strategy", b"strategy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_auto_rollback", b"_auto_rollback", "_max_pods_swapping", b"_max_pods_swapping", "_revision_history_megabytes", b"_revision_history_megabytes", "analysis", b"analysis", "auto_rollback", b"auto_rollback", "max_pods_swapping", b"max_pods_swapping", "offline_gate", b"offline_gate", "progress_deadline_seconds", b"progress_deadline_seconds", "revision_history_limit", b"revision_history_limit", "revision_history_megabytes", b"revision_history_megabytes", "steps", b"steps", "strategy", b"strategy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__auto_rollback: _TypeAlias = _typing.Literal["auto_rollback"]  # noqa: Y015
     _WhichOneofArgType__auto_rollback: _TypeAlias = _typing.Literal["_auto_rollback", b"_auto_rollback"]  # noqa: Y015
     _WhichOneofReturnType__max_pods_swapping: _TypeAlias = _typing.Literal["max_pods_swapping"]  # noqa: Y015
     _WhichOneofArgType__max_pods_swapping: _TypeAlias = _typing.Literal["_max_pods_swapping", b"_max_pods_swapping"]  # noqa: Y015
+    _WhichOneofReturnType__revision_history_megabytes: _TypeAlias = _typing.Literal["revision_history_megabytes"]  # noqa: Y015
+    _WhichOneofArgType__revision_history_megabytes: _TypeAlias = _typing.Literal["_revision_history_megabytes", b"_revision_history_megabytes"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__auto_rollback) -> _WhichOneofReturnType__auto_rollback | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_pods_swapping) -> _WhichOneofReturnType__max_pods_swapping | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__revision_history_megabytes) -> _WhichOneofReturnType__revision_history_megabytes | None: ...
 
 Global___RolloutPolicy: _TypeAlias = RolloutPolicy  # noqa: Y015
 

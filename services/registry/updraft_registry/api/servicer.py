@@ -14,6 +14,7 @@ from updraft.registry.v1 import registry_pb2_grpc
 from updraft_chassis import rpc
 from updraft_chassis.errors import InvalidInput, UpdraftError
 from updraft_chassis.rpc import Context
+from updraft_registry.api.deltas import Deltas
 from updraft_registry.api.fetching import Fetching
 from updraft_registry.api.publication import publish
 from updraft_registry.control import Control
@@ -36,15 +37,18 @@ _MAX_DIGITS = 10
 class RegistryServicer(registry_pb2_grpc.RegistryServicer):
     """See registry.proto for the contract of each call."""
 
-    def __init__(self, archive: Archive, control: Control, fetching: Fetching, metrics: Metrics) -> None:
+    def __init__(
+        self, archive: Archive, control: Control, fetching: Fetching, deltas: Deltas, metrics: Metrics
+    ) -> None:
         self._archive = archive
         self._control = control
         self._fetching = fetching
+        self._deltas = deltas
         self._metrics = metrics
 
     async def Publish(self, request_iterator: AsyncIterator[pb.PublishRequest], context: Context) -> pb.PublishResponse:
         with self._refusals():
-            published = await publish(request_iterator, self._archive, self._control)
+            published = await publish(request_iterator, self._archive, self._control, deltas=self._deltas)
         result = "existed" if published.existed else "new"
         self._metrics.published.labels(published.speculator, result).inc()
         self._metrics.published_bytes.inc(published.num_bytes)
