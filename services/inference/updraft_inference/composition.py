@@ -146,7 +146,7 @@ class _Agent:
 
     def plan(self, trace_id: bytes, *, is_opted_out: bool, domain: str) -> CapturePlan:
         if self.capture is None:
-            return CapturePlan(trace_id=trace_id, is_opted_out=is_opted_out)
+            return CapturePlan(trace_id=trace_id, is_opted_out=is_opted_out, domain="" if is_opted_out else domain)
         return self.capture.plan(trace_id, is_opted_out=is_opted_out, domain=domain)
 
     async def flush(self) -> None:

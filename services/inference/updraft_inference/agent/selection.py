@@ -48,7 +48,7 @@ class CapturePlan:
 
 def plan(rates: CaptureRates, trace_id: bytes, *, is_opted_out: bool = False, domain: str = "") -> CapturePlan:
     if is_opted_out or not rates.is_enabled:
-        return CapturePlan(trace_id=trace_id, is_opted_out=is_opted_out)
+        return CapturePlan(trace_id=trace_id, is_opted_out=is_opted_out, domain="" if is_opted_out else domain)
     is_evaluation = _uniform(b"evaluation", trace_id) < rates.evaluation_fraction
     probability = 1.0 if is_evaluation else rates.payload_fraction
     params = CaptureParams()
