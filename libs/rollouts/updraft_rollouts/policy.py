@@ -50,7 +50,7 @@ class Analysis:
     """The candidate fails once it is slower than this with confidence, and wins only while its estimate is below this."""
     max_domain_regression_percent: int = 5
     """The candidate fails once it is worse than this in one domain with confidence, and wins only while no domain's estimate
-    is worse. More than for all traffic, because a domain has less evidence."""
+    is worse. It is larger than that for all traffic, because a domain has less evidence."""
     on_inconclusive: OnInconclusive = OnInconclusive.ROLLBACK
     dry_run: bool = False
     """Verdicts are reported but not acted on. The steps run by time and end in a promotion."""
