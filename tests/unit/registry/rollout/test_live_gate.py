@@ -85,7 +85,7 @@ def compared(
         pytest.param(
             compared(1.1, failures=(5, 24)),
             Verdict.FAIL,
-            "5 errors or crashes with the candidate against 24 with the stable version, limit 2: ",
+            "5 errors or crashes with the candidate against 24 without it, limit 2: ",
             id="failing more often",
         ),
         pytest.param(compared(1.1, failures=(5, 25)), Verdict.PASS, "acc", id="what befalls both"),

@@ -119,7 +119,7 @@ def _failures(evidence: Evidence, analysis: Analysis) -> str:
     """Why the candidate fails by its errors and crashes; empty if it does not."""
     if evidence.failures <= analysis.failure_limit or not _fails_more_often(evidence):
         return ""
-    against = f" against {evidence.baseline_failures} with the stable version" if evidence.baseline_failures else ""
+    against = f" against {evidence.baseline_failures} without it" if evidence.baseline_failures else ""
     failures = f"{evidence.failures} errors or crashes with the candidate{against}"
     return f"{failures}, limit {analysis.failure_limit}"
 
