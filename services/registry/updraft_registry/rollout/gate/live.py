@@ -44,8 +44,6 @@ class LiveJudgement:
     """Tokens per verify step."""
     latency: Estimate | None = None
     """Seconds between tokens."""
-    speedup: Speedup | None = None
-    """Of a candidate that is compared with no draft."""
     is_tolerable: bool = True
     """No estimate is beyond its limit, with or without confidence, so the candidate may go to more pods."""
 
@@ -107,7 +105,6 @@ def judge_without_baseline(evidence: Evidence, analysis: Analysis, speedup: Spee
         verdict=_verdict(failed, missing),
         reason=f"{failed or missing or won}: {'; '.join(parts)}",
         acceptance=acceptance,
-        speedup=speedup,
     )
 
 
