@@ -27,6 +27,7 @@ FLEETS = {2: 300, 16: 200, 100: 50, 1000: 10}
 EQUAL_ROLLOUTS = 2000
 """For the fleet of 16 at equal quality, which measures the rate of false promotions."""
 FLEET = 16
+FIVE, ONE_WORSE = "5 domains", "5 domains, one -10 %"
 SMALL = replace(POLICY, steps=(RolloutStep(pods_percent=10, hold_seconds=240),))
 """Two pods all the time, for as long as both steps of the default policy together."""
 SHORT_SLICES = replace(SMALL, analysis=replace(SMALL.analysis, interval_seconds=10))
@@ -73,6 +74,19 @@ def scenarios() -> Iterator[Scenario]:
     for effect in (-0.10, 0.0, 0.10):
         truth = Truth(pods=2, effect=effect, share_alone=1 / 8)
         yield Scenario(traffic="one of 8 steps", truth=truth, rollouts=300)
+    yield from domain_scenarios()
+
+
+def domain_scenarios() -> Iterator[Scenario]:
+    """Traffic of named domains, in which the candidate is equally good, or worse in one of them."""
+    for pods, rollouts in ((FLEET, 200), (2, 300)):
+        truth = Truth(pods=pods, effect=0.10, domains=5, effect_in_one=-0.10)
+        yield Scenario(traffic=ONE_WORSE, truth=truth, rollouts=rollouts)
+        for effect in (0.0, 0.05):
+            truth = Truth(pods=pods, effect=effect, domains=5, effect_in_one=effect)
+            yield Scenario(traffic=FIVE, truth=truth, rollouts=rollouts)
+    truth = Truth(pods=FLEET, effect=0.0, domains=16)
+    yield Scenario(traffic="16 domains", truth=truth, rollouts=200)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,12 +138,10 @@ def simulate(scenario: Scenario, number: int, rollouts: int) -> Tally:
 
 def bars(tallies: Sequence[Tally]) -> tuple[results.Bar, ...]:
     """The bars of the gate in a fleet of 16."""
-    by_effect = {
-        tally.scenario.truth.effect: tally
-        for tally in tallies
-        if tally.scenario.traffic == "heavy-tailed" and tally.scenario.truth.pods == FLEET
-    }
+    by_effect = {tally.scenario.truth.effect: tally for tally in _in_fleet(tallies, "heavy-tailed")}
     equal, worse, better = by_effect[0.0], by_effect[-0.10], by_effect[0.10]
+    in_domains = {tally.scenario.truth.effect: tally for tally in _in_fleet(tallies, FIVE)}
+    (one_worse,) = _in_fleet(tallies, ONE_WORSE)
     alpha = 100 * (1 - POLICY.analysis.confidence)
     canary = math.ceil(FLEET * POLICY.steps[0].pods_percent / 100)
     return (
@@ -139,7 +151,15 @@ def bars(tallies: Sequence[Tally]) -> tuple[results.Bar, ...]:
         results.at_least("10 % worse: rolled back", worse.percent("rolled back"), 100, "%"),
         results.at_most("10 % worse: most pods ever touched", worse.most_pods_touched, canary),
         results.at_least("10 % better: promoted", better.percent("promoted"), 95, "%"),
+        results.at_most("10 % worse in one of five domains: promoted", one_worse.percent("promoted"), alpha, "%"),
+        results.at_least("the same: rolled back before the deadline", one_worse.percent("rolled back"), 80, "%"),
+        results.at_most("equal in five domains: rolled back", in_domains[0.0].percent("rolled back"), alpha, "%"),
+        results.at_least("5 % better in five domains: promoted", in_domains[0.05].percent("promoted"), 95, "%"),
     )
+
+
+def _in_fleet(tallies: Sequence[Tally], traffic: str) -> list[Tally]:
+    return [one for one in tallies if one.scenario.traffic == traffic and one.scenario.truth.pods == FLEET]
 
 
 def scenarios_table(tallies: Sequence[Tally]) -> Table:

@@ -79,6 +79,7 @@ def _pods(
     names: Sequence[str], serving: np.ndarray, fleet: SimulatedFleet, directives: Mapping[str, Directive]
 ) -> list[Pod]:
     stable, candidate = fleet.totals.transpose(0, 2, 1).tolist()
+    domains = fleet.by_domain.transpose(3, 1, 0, 2).tolist()
     return [
         Pod(
             name=name,
@@ -87,6 +88,10 @@ def _pods(
             tensors_digest=_digest(version),
             prefetched=frozenset(directives[name].prefetch) if directives else frozenset({STABLE}),
             traffic={STABLE: _traffic(stable[number]), CANDIDATE: _traffic(candidate[number])},
+            domains={
+                version: {f"domain-{n}": _traffic(totals) for n, totals in enumerate(of_version)}
+                for version, of_version in zip((STABLE, CANDIDATE), domains[number], strict=True)
+            },
         )
         for number, (name, version) in enumerate(zip(names, serving.tolist(), strict=True))
     ]

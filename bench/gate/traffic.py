@@ -30,6 +30,9 @@ STEP_NOISE = 0.42
 """Standard deviation of a request's number of steps, divided by the square root of that number; the same for the tokens of
 some of its steps, divided by its acceptance length."""
 
+DOMAIN_LENGTHS = (0.8, 1.2)
+"""Domains differ: in the first one acceptance lengths are multiplied by this, in the last one by that, evenly in between."""
+
 COLUMNS = ("requests", "verify_steps", "tokens", "latency_s")
 
 
@@ -52,6 +55,10 @@ class Truth:
     """Share of verify steps that count, drawn by chance; the others are mixed with n-gram lookup."""
     shift_s: float = float("inf")
     """When the traffic changes for all pods."""
+    domains: int = 0
+    """Equally large kinds of traffic that callers name."""
+    effect_in_one: float = 0.0
+    """The candidate's effect in the first domain; `effect` is that in the others."""
 
 
 class SimulatedFleet:
@@ -61,12 +68,14 @@ class SimulatedFleet:
         self.truth = truth
         self._rng = rng
         self._pod_factor = np.exp(rng.normal(0.0, truth.pod_sigma, truth.pods))
-        self._running = np.zeros((6, 0))
-        """Rows: pod, start, end (seconds, as the stable version would serve it), tokens, acceptance length, step."""
+        self._running = np.zeros((7, 0))
+        """Rows: pod, start, end (seconds, as the stable version would serve it), tokens, acceptance length, step, domain."""
         self._last_s = np.zeros(truth.pods)
         self._candidate_s = np.zeros((1, truth.pods))
         """Seconds that each pod has served the candidate, at each report so far."""
         self.totals = np.zeros((2, len(COLUMNS), truth.pods))
+        self.by_domain = np.zeros((truth.domains, *self.totals.shape))
+        """The same for each domain."""
 
     @property
     def now_s(self) -> float:
@@ -94,15 +103,24 @@ class SimulatedFleet:
         a, b = np.where((start < self.truth.shift_s)[:, None], ACCEPTED, SHIFTED).T
         length = (1.0 + MOST_ACCEPTED * rng.beta(a, b)) * self._pod_factor[pod]
         step_s = STEP_S * rng.lognormal(0.0, STEP_SIGMA, len(start))
-        return np.stack((pod, start, start + tokens * step_s / length, tokens, length, step_s))
+        domain = np.zeros(len(start))
+        if self.truth.domains:
+            domain = rng.integers(self.truth.domains, size=len(start)).astype(np.float64)
+            length = np.clip(
+                length * np.linspace(*DOMAIN_LENGTHS, self.truth.domains)[domain.astype(np.int64)], 1.0, None
+            )
+        return np.stack((pod, start, start + tokens * step_s / length, tokens, length, step_s, domain))
 
     def _count(self, ended: Floats) -> None:
-        pods, start, end, tokens, length, step_s = ended
-        pod = pods.astype(np.int64)
+        pods, start, end, tokens, length, step_s, domains = ended
+        pod, domain = pods.astype(np.int64), domains.astype(np.int64)
         served_s = self._candidate_until(pod, end) - self._candidate_until(pod, start)
         share = np.clip(served_s / (end - start), 0.0, 1.0).round(6)
         truth, size = self.truth, len(pod)
-        for version, part, better, slower in ((0, 1.0 - share, 0.0, 0.0), (1, share, truth.effect, truth.slowdown)):
+        is_odd = (domain == 0) & (truth.domains > 0)
+        effect = np.where(is_odd, truth.effect_in_one, truth.effect)
+        nothing = np.zeros(size)
+        for version, part, better, slower in ((0, 1.0 - share, nothing, 0.0), (1, share, effect, truth.slowdown)):
             accepted, tokens_of_part = np.maximum(length * (1.0 + better), 1.0), tokens * part
             steps = tokens_of_part / accepted
             steps = np.maximum(steps + STEP_NOISE * np.sqrt(steps) * self._rng.standard_normal(size), part)
@@ -110,6 +128,9 @@ class SimulatedFleet:
                 steps, tokens_of_part = self._drawn(steps, accepted)
             for column, values in enumerate((steps > 0.0, steps, tokens_of_part, steps * step_s * (1.0 + slower))):
                 self.totals[version, column] += np.bincount(pod, values, truth.pods)
+                if truth.domains:
+                    counts = np.bincount(domain * truth.pods + pod, values, truth.domains * truth.pods)
+                    self.by_domain[:, version, column] += counts.reshape(truth.domains, truth.pods)
 
     def _drawn(self, steps: Floats, accepted: Floats) -> tuple[Floats, Floats]:
         """The steps of each request that are drawn, and the tokens of those. Both are 0 for a request that has none."""

@@ -18,6 +18,7 @@ from tests.support.checkpoints import TARGET
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft.registry.v1.registry_pb2_grpc import RegistryStub
+from updraft_artifacts.sizing import usual
 from updraft_chassis import lifecycle, metrics, rpc, streams
 from updraft_chassis.clock import SystemClock
 from updraft_chassis.errors import UpdraftError
@@ -49,11 +50,14 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
         hidden_size=width.hidden,
         vocab_size=width.vocabulary,
     )
-    limits = ReplayLimits.of(config.replay_max_bytes)
+    sizes = usual()
+    limits = ReplayLimits.of(config.replay_max_bytes or sizes.replay.amount)
+    cache_bytes = config.cache_max_bytes or sizes.cache.amount
     client = streams.connect(config.redis_url.get_secret_value())
-    consumer = streams.Consumer(client, config.stream_key, group="trainer", name="trainer", claim_idle=_CLAIM_IDLE)
+    (key,) = config.stream_keys
+    consumer = streams.Consumer(client, key, group="trainer", name="trainer", claim_idle=_CLAIM_IDLE)
     with (
-        Replay.open(data / "replay", limits=limits, expected=expected, cache_bytes=config.cache_max_bytes) as replay,
+        Replay.open(data / "replay", limits=limits, expected=expected, cache_bytes=cache_bytes) as replay,
         metrics.serve(
             counters.registry, host="127.0.0.1", port=config.metrics_port, ready=lambda: True, setting="METRICS_PORT"
         ),

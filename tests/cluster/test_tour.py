@@ -248,6 +248,8 @@ def _write_files(folder: Path) -> None:
     example["spec"]["targetModel"]["uri"] = "pvc://models/tour"
     example["spec"]["serving"]["env"] = _variables(_SERVING)
     example["spec"]["trainer"] = {"env": _variables(_TRAINER)}
+    # For a tiny target drafting costs as much as verifying, so its first version would rightly be rolled back.
+    example["spec"]["rollout"]["analysis"]["dryRun"] = True
     (folder / "examples" / "tour.yaml").write_text(yaml.safe_dump(example))
     images = {extra: {"repository": f"updraft/{extra}", "tag": "test"} for extra in updraft_images.EXTRAS}
     values = {"image": {"registry": "docker.io"}, "images": images}

@@ -20,6 +20,7 @@ POLICY = pb.RolloutPolicy(
         failure_limit=2,
         max_acceptance_regression_percent=2,
         max_latency_regression_percent=5,
+        max_domain_regression_percent=5,
         on_inconclusive=pb.ON_INCONCLUSIVE_ROLLBACK,
         confidence=0.95,
         switchback_seconds=20,

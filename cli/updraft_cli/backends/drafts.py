@@ -15,6 +15,15 @@ class Acceptance:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DomainAcceptance:
+    """Tokens per verify step in the requests of one domain, None without traffic; "other": of all but the largest domains."""
+
+    domain: str
+    stable: float | None
+    candidate: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OfflineEvaluation:
     """The trainer's comparison on held-out requests, in tokens per verify step."""
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from updraft_cli.backends.drafts import Acceptance, Draft, HistoryEntry, KubernetesEvent
+from updraft_cli.backends.drafts import Acceptance, DomainAcceptance, Draft, HistoryEntry, KubernetesEvent
 from updraft_cli.backends.policy import Policy
 from updraft_cli.backends.speculators import (
     ROLES,
@@ -47,6 +47,7 @@ def speculator(content: Json) -> Speculator:
             failed=serving.get("failedReplicas", 0),
         ),
         acceptance=_acceptance(acceptance.get("stable"), acceptance.get("verifySteps")),
+        domains=_domains(acceptance),
         speedup=_speedup(acceptance),
         trial=_trial(roles, _part(status, "rollout"), acceptance) if roles["candidate"] else None,
         policy=Policy.from_kubernetes(rollout),
@@ -169,6 +170,16 @@ def _acceptance(length: str | None, verify_steps: int | None = None) -> Acceptan
 def _speedup(acceptance: Json) -> Speedup | None:
     ratio, low, high = (acceptance.get(name) for name in ("speedup", "speedupLow", "speedupHigh"))
     return Speedup(ratio=float(ratio), low=float(low), high=float(high)) if ratio and low and high else None
+
+
+def _domains(acceptance: Json) -> tuple[DomainAcceptance, ...]:
+    return tuple(
+        DomainAcceptance(
+            domain=one["domain"],
+            **{role: float(one[role]) if one.get(role) else None for role in ("stable", "candidate")},
+        )
+        for one in acceptance.get("domains", ())
+    )
 
 
 def _trial(roles: Mapping[str, int], rollout: Json, acceptance: Json) -> Trial:

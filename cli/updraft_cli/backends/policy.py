@@ -77,6 +77,7 @@ class Analysis(_Part):
     failure_limit: _Count | None = None
     max_acceptance_regression_percent: _Count | None = None
     max_latency_regression_percent: _Count | None = None
+    max_domain_regression_percent: _Count | None = None
     on_inconclusive: Annotated[OnInconclusive | None, _term(OnInconclusive), _Term] = None
     dry_run: bool | None = None
     confidence: float | None = None

@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Self
 
-from updraft_cli.backends.drafts import Acceptance, Draft, HistoryEntry
+from updraft_cli.backends.drafts import Acceptance, DomainAcceptance, Draft, HistoryEntry
 from updraft_cli.backends.policy import Policy
 
 ROLES = ("stable", "candidate", "previous", "latest")
@@ -193,6 +193,8 @@ class Speculator:
     pods: Pods
     acceptance: Acceptance | None
     """Of the stable version, on the pods that are connected now."""
+    domains: tuple[DomainAcceptance, ...] = ()
+    """Of stable version and candidate, the largest domain first."""
     speedup: Speedup | None = None
     """Mean over the connected pods, which measure it."""
     trial: Trial | None

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_cli.backends.drafts import (
     Acceptance,
+    DomainAcceptance,
     Draft,
     DraftDetails,
     DraftList,
@@ -120,6 +121,7 @@ def speculator(state: pb.SpeculatorState, versions: Sequence[pb.Version] = ()) -
             failed=state.pods.failed,
         ),
         acceptance=acceptance_of(state.stable, state.traffic),
+        domains=_domains(state),
         speedup=_speedup(state.speedup) if state.HasField("speedup") else None,
         trial=_trial(state.rollout) if state.HasField("rollout") else None,
         policy=Policy.from_proto(state.policy),
@@ -156,6 +158,19 @@ def acceptance_of(version: int, traffic: Sequence[pb.VersionTraffic]) -> Accepta
                 by_position=_rates(counted.accepted_by_position, counted.proposed_by_position),
             )
     return None
+
+
+def _domains(state: pb.SpeculatorState) -> tuple[DomainAcceptance, ...]:
+    lengths = {
+        counted.version: {one.domain: one.tokens / one.verify_steps for one in counted.domains if one.verify_steps}
+        for counted in state.traffic
+        if counted.version
+    }
+    stable, candidate = lengths.get(state.stable, {}), lengths.get(state.candidate, {})
+    return tuple(
+        DomainAcceptance(domain=name, stable=stable.get(name), candidate=candidate.get(name))
+        for name in {**stable, **candidate}
+    )
 
 
 def pinned(state: pb.SpeculatorState) -> int | None:

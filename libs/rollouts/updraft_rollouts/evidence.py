@@ -77,10 +77,15 @@ class KindLoss:
         if self.kind == ALL_OLD:
             kind = "older traffic"
         elif label == "domain":
-            kind = repr(name[:MAX_SHOWN_CHARS])  # quoted, because callers choose it and terminals show it
+            kind = shown_name(name)
         else:
-            kind = f"unnamed kind {name[:MAX_SHOWN_CHARS]!r}"
+            kind = f"unnamed kind {shown_name(name)}"
         return f"surely worse for {kind} ({self.percent:+.1f} %, {self.num_samples} requests)"
+
+
+def shown_name(name: str) -> str:
+    """The name of a kind of traffic for a sentence: quoted and cut, because callers choose it and terminals show it."""
+    return repr(name[:MAX_SHOWN_CHARS])
 
 
 def gain(samples: Sequence[Paired], confidence: float) -> Gain:

@@ -48,6 +48,9 @@ class Analysis:
     """The candidate fails once it is worse than this with confidence."""
     max_latency_regression_percent: int = 5
     """The candidate fails once it is slower than this with confidence, and wins only while its estimate is below this."""
+    max_domain_regression_percent: int = 5
+    """The candidate fails once it is worse than this in one domain with confidence, and wins only while no domain's estimate
+    is worse. It is larger than that for all traffic, because a domain has less evidence."""
     on_inconclusive: OnInconclusive = OnInconclusive.ROLLBACK
     dry_run: bool = False
     """Verdicts are reported but not acted on. The steps run by time and end in a promotion."""
@@ -63,9 +66,9 @@ ACCEPTANCE_IS_HIGHER = "acceptance is significantly higher"
 below."""
 
 
-def acceptance_is_lower(percent: float) -> str:
-    """When the live gate fails a candidate, by `max_acceptance_regression_percent`."""
-    return f"acceptance is significantly lower by more than {percent:g} %"
+def acceptance_is_lower(percent: float, where: str = "") -> str:
+    """When the live gate fails a candidate, by `max_acceptance_regression_percent` or `max_domain_regression_percent`."""
+    return f"acceptance {where and where + ' '}is significantly lower by more than {percent:g} %"
 
 
 def latency_is_higher(percent: float) -> str:
@@ -158,6 +161,7 @@ def _analysis_problems(analysis: Analysis) -> Iterator[str]:
     for name, least, most in (
         ("max_acceptance_regression_percent", 0, 100),
         ("max_latency_regression_percent", 0, 100),
+        ("max_domain_regression_percent", 0, 100),
         ("interval_seconds", 1, MAX_SECONDS),
         ("switchback_seconds", MIN_SWITCHBACK_SECONDS, MAX_SECONDS),
     ):

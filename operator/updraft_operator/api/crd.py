@@ -178,7 +178,7 @@ def _only_kept(node: Schema) -> Schema:
     return kept
 
 
-_SHORT = 150
+_SHORT = 180
 """Maximum length in characters of a part written on one line: it keeps both CRDs together under 40 KB."""
 
 

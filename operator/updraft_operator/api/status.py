@@ -66,6 +66,14 @@ class ServingStatus(Model):
     """Address for clients in the cluster."""
 
 
+class DomainStatus(Model):
+    """A domain as callers name it; "other": all but the largest."""
+
+    domain: Text
+    stable: Text | None = None
+    candidate: Text | None = None
+
+
 class AcceptanceStatus(Model):
     """Tokens per verify step and what they are worth, as decimal strings."""
 
@@ -79,6 +87,8 @@ class AcceptanceStatus(Model):
     """Lower bound of its 90 % interval."""
     speedup_high: Text | None = None
     """Upper bound of its 90 % interval."""
+    domains: Annotated[list[DomainStatus], Field(max_length=17)] | None = None
+    """Largest first."""
 
 
 class TrainerStatus(Model):

@@ -306,7 +306,10 @@ def _speculation(observed: Observed) -> Iterator[Assessment]:
     if state is None and before is not None and before.reason not in _OF_THE_SPEC:
         yield before
     if state is None or not state.stable:
-        yield _unknown("NoDraft", "no draft serves yet: each step yields one token, or more with n-gram lookup")
+        on_trial = f"; version {state.candidate} is in canary" if state is not None and state.candidate else ""
+        yield _unknown(
+            "NoDraft", f"no draft serves yet: each step yields one token, or more with n-gram lookup{on_trial}"
+        )
         return
     num_without = state.pods.connected - state.pods.serving_stable - state.pods.serving_candidate
     if num_without > 0:

@@ -127,6 +127,12 @@ def is_trained(version: pb.Version) -> bool:
     return version.manifest.source == pb.SOURCE_TRAINER
 
 
+def domain_lengths(state: pb.SpeculatorState, version: int) -> dict[str, float]:
+    """Acceptance length of a version by domain, the largest domain first; empty for version 0."""
+    of_version = (traffic for traffic in state.traffic if version and traffic.version == version)
+    return {one.domain: one.tokens / one.verify_steps for t in of_version for one in t.domains if one.verify_steps}
+
+
 def moment(unix_s: float) -> datetime:
     """A time as the API writes it, to the second."""
     return datetime.fromtimestamp(int(unix_s), UTC)

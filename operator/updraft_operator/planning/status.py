@@ -6,6 +6,7 @@ from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api import names
 from updraft_operator.api.status import (
     AcceptanceStatus,
+    DomainStatus,
     LastFailure,
     RolloutStatus,
     ServingStatus,
@@ -17,6 +18,7 @@ from updraft_operator.planning.conditions import Assessment, conditions, dated
 from updraft_operator.planning.observed import (
     Observed,
     acceptance_length,
+    domain_lengths,
     is_trained,
     moment_ms,
     phase_name,
@@ -109,7 +111,16 @@ def _acceptance(state: pb.SpeculatorState | None) -> AcceptanceStatus | None:
         speedup=decimal(speedup and speedup.ratio),
         speedup_low=decimal(speedup and speedup.low),
         speedup_high=decimal(speedup and speedup.high),
+        domains=_domains(state) or None,
     )
+
+
+def _domains(state: pb.SpeculatorState) -> list[DomainStatus]:
+    stable, candidate = domain_lengths(state, state.stable), domain_lengths(state, state.candidate)
+    return [
+        DomainStatus(domain=name, stable=decimal(stable.get(name)), candidate=decimal(candidate.get(name)))
+        for name in {**stable, **candidate}
+    ]
 
 
 def _trainer(observed: Observed, ready: Assessment) -> TrainerStatus:

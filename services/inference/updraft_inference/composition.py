@@ -146,7 +146,8 @@ class _Agent:
 
     def plan(self, trace_id: bytes, terms: CaptureTerms) -> CapturePlan:
         if self.capture is None:
-            return CapturePlan(trace_id=trace_id, is_opted_out=terms.is_opted_out)
+            domain = "" if terms.is_opted_out else terms.domain
+            return CapturePlan(trace_id=trace_id, is_opted_out=terms.is_opted_out, domain=domain)
         return self.capture.plan(trace_id, terms)
 
     async def flush(self) -> None:

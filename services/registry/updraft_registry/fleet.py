@@ -7,15 +7,16 @@ and only the current boot counts, so nothing is accumulated over time.
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import InvalidInput, Unavailable, UpdraftError
 from updraft_registry.credits import averaged, distribute
 from updraft_registry.messages import wire
-from updraft_registry.messages.reports import Report, Swaps, Totals, mean_speedup
+from updraft_registry.messages.reports import Report, Swaps, Totals
 from updraft_registry.rollout.placement import Directive, Pod
+from updraft_registry.rollout.speedup import mean
 from updraft_registry.rollout.version import NO_DRAFT
 
 DEFAULT_EXPIRY_S = 45.0
@@ -232,8 +233,8 @@ class Fleet:
 
     def speedup(self, speculator: str) -> registry_pb2.Speedup | None:
         """Mean speedup over the connected pods that measure it; None if none does."""
-        reports = (entry.report for entry in self._entries(speculator) if entry.session is not None)
-        return mean_speedup([report.speedup for report in reports if report.speedup is not None])
+        speedup = mean([pod.speedup for pod in self.connected(speculator) if pod.speedup is not None])
+        return None if speedup is None else registry_pb2.Speedup(**asdict(speedup))
 
     def traffic(self, speculator: str) -> list[registry_pb2.VersionTraffic]:
         """Counters by version, summed over the pods."""

@@ -1,6 +1,7 @@
 """Every metric of the registry, on one page.
 
-Labels are few and bounded: a speculator, a phase, a role, a reason. A version is the value of a gauge, never a label.
+Labels are few and bounded: a speculator, a phase, a role, a reason, one of 17 domains. A version is the value of a gauge, never
+a label.
 """
 
 import math
@@ -10,7 +11,7 @@ from dataclasses import asdict
 
 from prometheus_client import CollectorRegistry
 
-from updraft.registry.v1.registry_pb2 import VersionTraffic
+from updraft.registry.v1.registry_pb2 import DomainTraffic, VersionTraffic
 from updraft_chassis.metrics import MetricFactory
 from updraft_registry.fleet import ReportEffect
 from updraft_registry.rollout.gate import Verdict
@@ -91,6 +92,12 @@ class Metrics:
             "Tokens per verify step over all traffic of the version on the current pods; NaN: no traffic.",
             *("speculator", "role"),
         )
+        self.domain_acceptance_length = new.gauge(
+            "domain_acceptance_length_tokens",
+            "The same in the requests of one domain, as callers name it: the 16 largest, and `other` for the rest.",
+            *("speculator", "role", "domain"),
+        )
+        self._domains: dict[str, set[tuple[str, str, str]]] = {}
         self.streams = new.gauge("streams", "Open fleet streams of pods.")
         self.pods = new.gauge(
             "pods",
@@ -151,13 +158,16 @@ class Metrics:
             self.pods.labels(name, role).set(held[role])
         self.refusing_pods.labels(name).set(sum(pod.refused != NO_DRAFT for pod in staying))
         self.draining_pods.labels(name).set(len(pods) - len(staying))
-        lengths = {
-            counted.version: counted.tokens / counted.verify_steps
-            for counted in traffic
-            if counted.version and counted.verify_steps
-        }
+        served = {counted.version: counted for counted in traffic if counted.version and counted.verify_steps}
+        before, self._domains[name] = self._domains.get(name, set()), set()
         for role in ("stable", "candidate"):
-            self.acceptance_length.labels(name, role).set(lengths.get(roles[role], math.nan))
+            counted = served.get(roles[role], VersionTraffic())
+            self.acceptance_length.labels(name, role).set(_length(counted))
+            for domain in counted.domains:
+                self.domain_acceptance_length.labels(name, role, domain.domain).set(_length(domain))
+                self._domains[name].add((name, role, domain.domain))
+        for labels in before - self._domains[name]:
+            self.domain_acceptance_length.remove(*labels)
 
     def set_credits(self, name: str, *, demand: float, granted: float) -> None:
         self.demand.labels(name).set(demand)
@@ -178,6 +188,10 @@ class Metrics:
     def count_transition(self, name: str, transition: Transition) -> None:
         """Count a phase change. The name after `operator:` is dropped, because labels must stay few."""
         self.transitions.labels(name, transition.after, transition.actor.partition(":")[0]).inc()
+
+
+def _length(counted: VersionTraffic | DomainTraffic) -> float:
+    return counted.tokens / counted.verify_steps if counted.verify_steps else math.nan
 
 
 def _role(number: int, roles: Mapping[str, int]) -> str:

@@ -181,6 +181,7 @@ LIMITS = (
     *_span("rollout.analysis.minSamples", 1, _MILLION),
     *_span("rollout.analysis.failureLimit", 0, _MILLION),
     *_span("rollout.analysis.maxAcceptanceRegressionPercent", 0, 100),
+    *_span("rollout.analysis.maxDomainRegressionPercent", 0, 100),
     *_span("rollout.analysis.maxLatencyRegressionPercent", 0, 100),
     _choice("rollout.analysis.onInconclusive", "Pause", "Rollback", "Promote"),
     _choice("rollout.analysis.comparison", "Auto", "Pods", "Switchback"),

@@ -44,6 +44,7 @@ DEFAULTS = yaml.safe_load(
         minSamples: 200
         failureLimit: 2
         maxAcceptanceRegressionPercent: 2
+        maxDomainRegressionPercent: 5
         maxLatencyRegressionPercent: 5
         onInconclusive: Rollback
         dryRun: false

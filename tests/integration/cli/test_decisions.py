@@ -159,7 +159,7 @@ def test_a_pulled_version_can_be_imported_into_another_speculator(
     folder = Path(ask("draft", "pull", "2", tmp_path / "drafts").output.strip())
     bring = ["draft", "import", folder, "--registry", registry.address, "--speculator", f"{name}-too"]
     assert run(*bring).output == (
-        f"Imported as version 1 of {name}-too, stable: the first version skips the gate. Version 1 is stable.\n"
+        f"Imported as version 1 of {name}-too, stable: the first version needs no evaluation. Version 1 is stable.\n"
     )
     assert run(*bring, "-o", "name").output == "1\n"
     again = json.loads(run(*bring, "-o", "json").output)

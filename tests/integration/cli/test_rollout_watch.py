@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support import checkpoints
-from tests.support.registry import RegistryProcess, client, publish
+from tests.support.registry import CALL_S, RegistryProcess, client, publish
 from tests.support.sim_pods import Behaviour, Quality, pods
 from tests.support.wait import LONG_S
 
@@ -80,6 +80,7 @@ async def canary(folder: Path, length: float, **settings: object) -> AsyncIterat
     with RegistryProcess(folder, **QUICK | settings) as registry:
         async with client(registry.address) as stub, pods(registry.address, 4, behaviour):
             await publish(stub, checkpoints.draft(1))
+            await stub.Promote(pb.PromoteRequest(speculator="default", version=1), timeout=CALL_S)
             updraft = Updraft(registry.address, folder)
             assert (await updraft.run("rollout", "watch")).exit_code == 0
             evaluation = checkpoints.evaluation(baseline=1, gain=1.5)

@@ -141,6 +141,29 @@ async def test_a_pod_captures_to_its_grant_and_keeps_it_while_the_registry_is_aw
         await until(is_captured, what="captured tokens")
 
 
+async def test_the_registry_hears_how_a_version_does_in_each_domain(target: Path, tmp_path: Path, port: int) -> None:
+    async with registry(tmp_path, port), pod(tmp_path, port) as running:
+        version = await publish(target, f"127.0.0.1:{port}", seed=1)
+        await until(partial(serves, running, version))
+        options = {"drafter": "eagle3", "lookahead": 3, "domain": "sql\x1b[2J"}
+        for _ in range(2):
+            (await running.complete("count", ignore_eos=True, updraft=options)).raise_for_status()
+        body = {"model": MODEL, "prompt": "count", "max_tokens": 8, "updraft": options | {"domain": "secret"}}
+        answer = await running.http.post("/v1/completions", json=body, headers={"X-Updraft-Capture": "off"})
+        answer.raise_for_status()
+
+        async def domains() -> dict[str, int]:
+            async with rpc.channel(f"127.0.0.1:{port}") as channel:
+                listed = await RegistryStub(channel).List(registry_pb2.ListRequest(), timeout=LONG_S)
+            served = [traffic for traffic in listed.speculators[0].traffic if traffic.version == version]
+            return {one.domain: one.requests for traffic in served for one in traffic.domains if one.verify_steps}
+
+        async def are_known() -> bool:
+            return await domains() == {"sql?[2J": 2}
+
+        await until(are_known, what="the domains of the pod's report")
+
+
 async def test_pods_serve_on_without_the_registry_and_come_back_to_it(target: Path, tmp_path: Path, port: int) -> None:
     async with pod(tmp_path, port) as running:
         assert (await greedy(running))[1]["draft_version"] == 0

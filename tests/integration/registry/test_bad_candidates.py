@@ -18,6 +18,7 @@ PODS = 16
 ONE_CANARY = 2
 """Ten percent of the pods."""
 GOOD, BAD = 1, 2
+FIRST_BAD, FIRST_GOOD = 1, 2
 
 # The default policy in a hurry: slices of one second, holds of five.
 POLICY = pb.RolloutPolicy(
@@ -61,6 +62,40 @@ async def test_a_draft_that_kills_the_engine_that_loads_it_is_rolled_back_after_
         assert ended.reason.startswith("3 errors or crashes with the candidate, limit 2")
         assert sum(pod.num_crashes for pod in fleet) == 3
         assert len(_touched(fleet)) <= ONE_CANARY
+
+
+async def test_a_first_version_serves_the_pods_of_a_canary_and_one_that_crashes_them_leaves_no_draft(
+    tmp_path: Path,
+) -> None:
+    behaviour = Behaviour(
+        target=TARGET,
+        report_s=0.3,
+        requests_per_s=20.0,
+        quality=lambda _: Quality(acceptance_length=3.0),
+        kills=lambda version: version == FIRST_BAD,
+    )
+    async with (
+        running(tmp_path, settle_seconds=0.0) as registry,
+        client(registry.address) as stub,
+        pods(registry.address, PODS, behaviour) as fleet,
+    ):
+        await stub.SetPolicy(pb.SetPolicyRequest(speculator="default", policy=POLICY), timeout=CALL_S)
+        await publish(stub, draft(FIRST_BAD))
+        await until(lambda: _is(stub, FIRST_BAD, pb.PHASE_ROLLED_BACK), what="the first version is rolled back")
+        assert (
+            len({pod.name for pod in fleet if any(order.version == FIRST_BAD for order in pod.directives)})
+            <= ONE_CANARY
+        )
+        await until(lambda: not any(pod.loaded.version for pod in fleet), what="no pod has a draft")
+        await publish(stub, draft(FIRST_GOOD))
+        await until(lambda: _is(stub, FIRST_GOOD, pb.PHASE_STABLE), what="the next one serves all")
+        ended = await _version(stub, FIRST_GOOD)
+        assert ended.reason.startswith("draft tokens are accepted: ")
+        assert "against 1.00 tokens per step" in ended.reason
+
+
+async def _is(stub: "RegistryAsyncStub", number: int, phase: "pb.Phase.ValueType") -> bool:
+    return (await _version(stub, number)).phase == phase
 
 
 async def _try(stub: "RegistryAsyncStub", fleet: Sequence[SimPod]) -> list[pb.SpeculatorState]:

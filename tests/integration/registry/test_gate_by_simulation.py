@@ -45,6 +45,20 @@ def test_a_candidate_ten_percent_better_is_promoted() -> None:
     assert count(results, "promoted") == len(results)
 
 
+def test_a_candidate_ten_percent_worse_in_one_of_five_domains_is_rolled_back_however_good_its_mean() -> None:
+    results = outcomes(Truth(pods=PODS, effect=0.10, domains=5, effect_in_one=-0.10), 20)
+    assert count(results, "promoted") <= 1
+    assert count(results, "rolled back") >= 16
+    assert all("for 'domain-0'" in outcome.reason for outcome in results if outcome.end == "rolled back")
+
+
+@pytest.mark.parametrize(("effect", "end"), [(0.0, "no verdict"), (0.05, "promoted")])
+def test_many_domains_do_not_roll_back_a_candidate_by_chance(effect: float, end: str) -> None:
+    results = outcomes(Truth(pods=PODS, effect=effect, domains=5, effect_in_one=effect), 20)
+    assert count(results, end) >= 19
+    assert count(results, "rolled back") == 0
+
+
 @pytest.mark.parametrize("effect", [-0.10, 0.10])
 def test_a_shift_of_the_traffic_midway_does_not_turn_a_verdict_around(effect: float) -> None:
     results = outcomes(Truth(pods=PODS, effect=effect, shift_s=100.0), 10)

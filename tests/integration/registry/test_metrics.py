@@ -43,8 +43,8 @@ async def test_rollouts_pods_swaps_and_bytes_are_told_and_no_version_is_a_label(
         client_of(registry.address) as stub,
         pods(registry.address, NUM_PODS, BEHAVIOUR) as fleet,
     ):
-        await stub.SetPolicy(pb.SetPolicyRequest(speculator="default", policy=POLICY), timeout=CALL_S)
         await publish(stub, draft(1))
+        await stub.SetPolicy(pb.SetPolicyRequest(speculator="default", policy=POLICY), timeout=CALL_S)
         await until(lambda: all(pod.loaded.version == 1 for pod in fleet), what="all serve version 1")
         await _try(stub, 2)
         await stub.Pause(pb.PauseRequest(speculator="default"), timeout=CALL_S)

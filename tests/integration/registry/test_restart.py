@@ -44,8 +44,8 @@ async def test_a_registry_that_is_killed_in_the_middle_of_a_canary_goes_on_with_
 ) -> None:
     async with rpc.channel(process.address) as channel:
         stub = registry_stub(channel)
-        await stub.SetPolicy(pb.SetPolicyRequest(speculator="default", policy=POLICY), timeout=CALL_S)
         await publish(stub, draft(1))
+        await stub.SetPolicy(pb.SetPolicyRequest(speculator="default", policy=POLICY), timeout=CALL_S)
         await until(lambda: loaded(fleet, 1) == NUM_PODS, what="all pods serve version 1")
         await publish(stub, draft(2), source=pb.SOURCE_TRAINER, evaluation=evaluation(baseline=1))
         await until(lambda: loaded(fleet, 2) == NUM_PODS // 10, what="the canary's pods serve version 2")
@@ -85,8 +85,8 @@ async def test_draining_pods_are_not_counted_and_take_no_part_in_a_canary(
 ) -> None:
     async with rpc.channel(process.address) as channel:
         stub = registry_stub(channel)
-        await stub.SetPolicy(pb.SetPolicyRequest(speculator="default", policy=POLICY), timeout=CALL_S)
         await publish(stub, draft(1))
+        await stub.SetPolicy(pb.SetPolicyRequest(speculator="default", policy=POLICY), timeout=CALL_S)
         await until(lambda: loaded(fleet, 1) == NUM_PODS, what="all pods serve version 1")
         leaving = fleet[::2]
         for pod in leaving:

@@ -128,7 +128,7 @@ async def test_pin_and_unpin_are_told_and_remembered(stub: "RegistryAsyncStub") 
     events = [(t.version, t.reason) for t in history.transitions]
     assert events[0] == (3, "compared with no draft but version 1 serves; the trainer evaluates again")
     assert (2, "version 2 is pinned: try it") in events
-    assert (1, "the first version skips the gate") in events
+    assert (1, "the first version needs no evaluation") in events
 
 
 async def test_a_promotion_goes_on_where_a_pin_would_hold(stub: "RegistryAsyncStub") -> None:

@@ -78,7 +78,7 @@ def import_(
 
     The folder holds config.json and model.safetensors: from `updraft draft pull`, or as SpecForge and vLLM's speculators
     publish them. The latter need --target, and are rounded to bfloat16. It becomes the newest version. The first version of
-    a speculator serves at once; a later one waits for `updraft draft promote`.
+    a speculator is tried as the policy says; a later one waits for `updraft draft promote`.
     """
     from updraft_cli.models import importing  # noqa: PLC0415 - see pull
 

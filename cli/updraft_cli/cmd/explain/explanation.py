@@ -70,7 +70,9 @@ def _serving(speculator: Speculator, resource: Resource) -> Iterator[str]:
     wanted = count(pods.num, "pod") if pods.wanted is None else f"{pods.num} of {count(pods.wanted, 'pod')}"
     where = f" at {resource.url}" if resource.url and pods.num else ""
     yield f"It serves {resource.target}{where}; {wanted} ready."
-    if not speculator.stable:
+    if not speculator.stable and speculator.candidate:
+        yield f"Version {speculator.candidate} of the draft, the first, is in canary; other pods serve no draft."
+    elif not speculator.stable:
         yield "No draft serves: answers are right, and no faster than without speculation."
     else:
         yield f"Version {speculator.stable} of the draft serves{_acceptance(speculator)}."

@@ -67,6 +67,11 @@ FLAGS: dict[str, tuple[str, Any, str]] = {
         _PERCENT,
         "Percent; roll back once inter-token latency is significantly higher by more than this.",
     ),
+    "analysis.max_domain_regression_percent": (
+        "--max-domain-regression",
+        _PERCENT,
+        "Percent; roll back once acceptance length in one domain is significantly lower by more than this.",
+    ),
     "analysis.on_inconclusive": (
         "--on-inconclusive",
         _words(OnInconclusive),

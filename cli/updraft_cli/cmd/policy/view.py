@@ -92,6 +92,7 @@ def _analysis(analysis: Analysis) -> Iterator[tuple[str, str | Text]]:
         (
             f"when {acceptance_is_lower(analysis.max_acceptance_regression_percent or 0)},"
             f" {latency_is_higher(analysis.max_latency_regression_percent or 0)},"
+            f" {acceptance_is_lower(analysis.max_domain_regression_percent or 0, 'in one domain')},"
             f" or after more than {output.count(analysis.failure_limit or 0, 'failure')}"
         ),
     )

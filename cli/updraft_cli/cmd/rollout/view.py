@@ -96,11 +96,11 @@ def _headline(status: RolloutStatus) -> str:
 
 def _comparison(status: Speculator, trial: Trial) -> Table:
     table = output.table("", "candidate", "stable", "change")
-    table.add_row("version", str(trial.candidate), str(trial.baseline or "-"))
+    table.add_row("version", str(trial.candidate), str(trial.baseline or "no draft"))
     if trial.comparison == "pods":
         table.add_row("pods", str(status.pods.serving_candidate), str(status.pods.serving_stable))
     table.add_row("tokens per step", *_cells(trial.acceptance_length, 1.0, is_up_good=True))
-    if trial.comparison or trial.inter_token_latency_s:
+    if trial.baseline and (trial.comparison or trial.inter_token_latency_s):
         table.add_row("ms between tokens", *_cells(trial.inter_token_latency_s, 1000.0, is_up_good=False))
     return table
 
@@ -129,7 +129,7 @@ def _trial(status: Speculator, trial: Trial, now: datetime) -> Iterator[Fact]:
         yield "step", _step(status, trial, now)
     if trial.requests is not None:
         evidence = f"{count(trial.requests, 'request')} with the candidate, {count(trial.slices or 0, 'slice')}"
-        yield "evidence", f"{evidence}, compared by {trial.comparison}"
+        yield "evidence", f"{evidence}, compared {f'by {trial.comparison}' if trial.baseline else 'with no draft'}"
     if trial.failures is not None:
         tolerated = policy.analysis.failure_limit if policy.analysis else None
         limit = "" if tolerated is None else f" ({tolerated} tolerated)"

@@ -107,6 +107,8 @@ def _block(speculator: Speculator, now: datetime, *, is_wide: bool) -> list[Rend
     parts: list[RenderableType] = [title, output.facts(_facts(speculator, now, is_wide=is_wide))]
     if speculator.traffic:
         parts.append(_traffic(speculator.traffic))
+    if speculator.domains:
+        parts += ["", _domains(speculator)]
     if is_wide and speculator.resource is not None and speculator.resource.conditions:
         parts += ["", _conditions(speculator.resource.conditions, now)]
     return parts
@@ -184,6 +186,16 @@ def _traffic(traffic: tuple[ServedVersion, ...]) -> Table:
             str(row.acceptance.verify_steps),
             str(row.acceptance.tokens),
         )
+    return table
+
+
+def _domains(speculator: Speculator) -> Table:
+    """Tokens per verify step by domain. Callers choose the names, so they are text and no markup."""
+    roles = ("stable", "candidate") if speculator.candidate else ("stable",)
+    table = output.table("domain", *(f">{role}" for role in roles))
+    for one in speculator.domains:
+        lengths = (one.stable, one.candidate)[: len(roles)]
+        table.add_row(Text(one.domain), *("-" if length is None else f"{length:.2f}" for length in lengths))
     return table
 
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from updraft.registry.v1 import registry_pb2 as updraft_dot_registry_dot_v1_dot_registry__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cupdraft/fleet/v1/fleet.proto\x12\x10updraft.fleet.v1\x1a\"updraft/registry/v1/registry.proto\"=\n\x0e\x43onnectRequest\x12+\n\x06report\x18\x01 \x01(\x0b\x32\x1b.updraft.fleet.v1.PodReport\"A\n\x0f\x43onnectResponse\x12.\n\tdirective\x18\x01 \x01(\x0b\x32\x1b.updraft.fleet.v1.Directive\"\x90\x01\n\x0bPodIdentity\x12\x12\n\nspeculator\x18\x01 \x01(\t\x12\x0b\n\x03pod\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x1a\n\x12target_fingerprint\x18\x04 \x01(\t\x12\x1d\n\x15tokenizer_fingerprint\x18\x05 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x07 \x01(\tJ\x04\x08\x06\x10\x07\"H\n\x06Loaded\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x16\n\x0etensors_digest\x18\x02 \x01(\t\x12\x15\n\rsince_unix_ms\x18\x03 \x01(\x03\"\x8b\x02\n\x0fVersionCounters\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x14\n\x0cverify_steps\x18\x03 \x01(\x04\x12\x0e\n\x06tokens\x18\x04 \x01(\x04\x12\x10\n\x08proposed\x18\x05 \x01(\x04\x12\x1c\n\x14proposed_by_position\x18\x06 \x03(\x04\x12\x1c\n\x14\x61\x63\x63\x65pted_by_position\x18\x07 \x03(\x04\x12\x38\n\x13inter_token_latency\x18\x08 \x01(\x0b\x32\x1b.updraft.fleet.v1.Histogram\x12\x0e\n\x06\x65rrors\x18\t \x01(\x04\x12\x17\n\x0frequests_served\x18\x0c \x01(\x04J\x04\x08\x02\x10\x03J\x04\x08\n\x10\x0bJ\x04\x08\x0b\x10\x0c\"@\n\tHistogram\x12\x12\n\x06\x62ounds\x18\x01 \x03(\x01\x42\x02\x10\x01\x12\x12\n\x06\x63ounts\x18\x02 \x03(\x04\x42\x02\x10\x01\x12\x0b\n\x03sum\x18\x03 \x01(\x01\"[\n\x0cSwapCounters\x12\r\n\x05swaps\x18\x01 \x01(\x04\x12\x10\n\x08\x66\x61ilures\x18\x02 \x01(\x04\x12\x14\n\x0cpause_us_sum\x18\x03 \x01(\x04\x12\x14\n\x0cpause_us_max\x18\x04 \x01(\x04\"m\n\x0f\x44irectiveStatus\x12\r\n\x05nonce\x18\x01 \x01(\t\x12*\n\x07outcome\x18\x02 \x01(\x0e\x32\x19.updraft.fleet.v1.Outcome\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\xe8\x01\n\x0f\x43\x61ptureCounters\x12\x10\n\x08\x63\x61ptured\x18\x01 \x01(\x04\x12\x10\n\x08payloads\x18\x02 \x01(\x04\x12?\n\x07\x64ropped\x18\x03 \x03(\x0b\x32..updraft.fleet.v1.CaptureCounters.DroppedEntry\x12\x0f\n\x07problem\x18\x04 \x01(\t\x12\x16\n\x0eoffered_tokens\x18\x05 \x01(\x04\x12\x17\n\x0f\x63\x61ptured_tokens\x18\x06 \x01(\x04\x1a.\n\x0c\x44roppedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xbf\x03\n\tPodReport\x12/\n\x08identity\x18\x01 \x01(\x0b\x32\x1d.updraft.fleet.v1.PodIdentity\x12(\n\x06loaded\x18\x02 \x01(\x0b\x32\x18.updraft.fleet.v1.Loaded\x12\x1b\n\x13prefetched_versions\x18\x03 \x03(\r\x12\x33\n\x08versions\x18\x04 \x03(\x0b\x32!.updraft.fleet.v1.VersionCounters\x12-\n\x05swaps\x18\x05 \x01(\x0b\x32\x1e.updraft.fleet.v1.SwapCounters\x12\x31\n\x06status\x18\x06 \x01(\x0b\x32!.updraft.fleet.v1.DirectiveStatus\x12\x32\n\x07\x63\x61pture\x18\x07 \x01(\x0b\x32!.updraft.fleet.v1.CaptureCounters\x12\x10\n\x08\x64raining\x18\x08 \x01(\x08\x12\x18\n\x10running_requests\x18\t \x01(\r\x12\x14\n\x0csent_unix_ms\x18\n \x01(\x03\x12-\n\x07speedup\x18\x0b \x01(\x0b\x32\x1c.updraft.registry.v1.Speedup\"\x84\x01\n\nSwitchback\x12\x11\n\tversion_a\x18\x01 \x01(\r\x12\x11\n\tversion_b\x18\x02 \x01(\r\x12\x15\n\rslice_seconds\x18\x03 \x01(\r\x12\x15\n\rstart_unix_ms\x18\x04 \x01(\x03\x12\x10\n\x08\x64igest_a\x18\x05 \x01(\t\x12\x10\n\x08\x64igest_b\x18\x06 \x01(\t\"J\n\rCapturePolicy\x12!\n\x19payload_tokens_per_second\x18\x04 \x01(\x01J\x04\x08\x01\x10\x02J\x04\x08\x02\x10\x03J\x04\x08\x03\x10\x04J\x04\x08\x05\x10\x06\"\xb6\x02\n\tDirective\x12\r\n\x05nonce\x18\x01 \x01(\t\x12\x15\n\rserve_version\x18\x02 \x01(\r\x12\x14\n\x0cserve_digest\x18\x03 \x01(\t\x12\x19\n\x11prefetch_versions\x18\x04 \x03(\r\x12\x30\n\nswitchback\x18\x05 \x01(\x0b\x32\x1c.updraft.fleet.v1.Switchback\x12\x30\n\x07\x63\x61pture\x18\x06 \x01(\x0b\x32\x1f.updraft.fleet.v1.CapturePolicy\x12/\n\x0bserve_phase\x18\x07 \x01(\x0e\x32\x1a.updraft.registry.v1.Phase\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x1a\n\x12prefetch_spread_ms\x18\t \x01(\r\x12\x11\n\tcomparing\x18\n \x01(\x08*Z\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_PENDING\x10\x01\x12\x0f\n\x0bOUTCOME_ACK\x10\x02\x12\x10\n\x0cOUTCOME_NACK\x10\x03\x32[\n\x05\x46leet\x12R\n\x07\x43onnect\x12 .updraft.fleet.v1.ConnectRequest\x1a!.updraft.fleet.v1.ConnectResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cupdraft/fleet/v1/fleet.proto\x12\x10updraft.fleet.v1\x1a\"updraft/registry/v1/registry.proto\"=\n\x0e\x43onnectRequest\x12+\n\x06report\x18\x01 \x01(\x0b\x32\x1b.updraft.fleet.v1.PodReport\"A\n\x0f\x43onnectResponse\x12.\n\tdirective\x18\x01 \x01(\x0b\x32\x1b.updraft.fleet.v1.Directive\"\x90\x01\n\x0bPodIdentity\x12\x12\n\nspeculator\x18\x01 \x01(\t\x12\x0b\n\x03pod\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x1a\n\x12target_fingerprint\x18\x04 \x01(\t\x12\x1d\n\x15tokenizer_fingerprint\x18\x05 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x07 \x01(\tJ\x04\x08\x06\x10\x07\"H\n\x06Loaded\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x16\n\x0etensors_digest\x18\x02 \x01(\t\x12\x15\n\rsince_unix_ms\x18\x03 \x01(\x03\"\xc0\x02\n\x0fVersionCounters\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x14\n\x0cverify_steps\x18\x03 \x01(\x04\x12\x0e\n\x06tokens\x18\x04 \x01(\x04\x12\x10\n\x08proposed\x18\x05 \x01(\x04\x12\x1c\n\x14proposed_by_position\x18\x06 \x03(\x04\x12\x1c\n\x14\x61\x63\x63\x65pted_by_position\x18\x07 \x03(\x04\x12\x38\n\x13inter_token_latency\x18\x08 \x01(\x0b\x32\x1b.updraft.fleet.v1.Histogram\x12\x0e\n\x06\x65rrors\x18\t \x01(\x04\x12\x17\n\x0frequests_served\x18\x0c \x01(\x04\x12\x33\n\x07\x64omains\x18\r \x03(\x0b\x32\".updraft.registry.v1.DomainTrafficJ\x04\x08\x02\x10\x03J\x04\x08\n\x10\x0bJ\x04\x08\x0b\x10\x0c\"@\n\tHistogram\x12\x12\n\x06\x62ounds\x18\x01 \x03(\x01\x42\x02\x10\x01\x12\x12\n\x06\x63ounts\x18\x02 \x03(\x04\x42\x02\x10\x01\x12\x0b\n\x03sum\x18\x03 \x01(\x01\"[\n\x0cSwapCounters\x12\r\n\x05swaps\x18\x01 \x01(\x04\x12\x10\n\x08\x66\x61ilures\x18\x02 \x01(\x04\x12\x14\n\x0cpause_us_sum\x18\x03 \x01(\x04\x12\x14\n\x0cpause_us_max\x18\x04 \x01(\x04\"m\n\x0f\x44irectiveStatus\x12\r\n\x05nonce\x18\x01 \x01(\t\x12*\n\x07outcome\x18\x02 \x01(\x0e\x32\x19.updraft.fleet.v1.Outcome\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\xe8\x01\n\x0f\x43\x61ptureCounters\x12\x10\n\x08\x63\x61ptured\x18\x01 \x01(\x04\x12\x10\n\x08payloads\x18\x02 \x01(\x04\x12?\n\x07\x64ropped\x18\x03 \x03(\x0b\x32..updraft.fleet.v1.CaptureCounters.DroppedEntry\x12\x0f\n\x07problem\x18\x04 \x01(\t\x12\x16\n\x0eoffered_tokens\x18\x05 \x01(\x04\x12\x17\n\x0f\x63\x61ptured_tokens\x18\x06 \x01(\x04\x1a.\n\x0c\x44roppedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xbf\x03\n\tPodReport\x12/\n\x08identity\x18\x01 \x01(\x0b\x32\x1d.updraft.fleet.v1.PodIdentity\x12(\n\x06loaded\x18\x02 \x01(\x0b\x32\x18.updraft.fleet.v1.Loaded\x12\x1b\n\x13prefetched_versions\x18\x03 \x03(\r\x12\x33\n\x08versions\x18\x04 \x03(\x0b\x32!.updraft.fleet.v1.VersionCounters\x12-\n\x05swaps\x18\x05 \x01(\x0b\x32\x1e.updraft.fleet.v1.SwapCounters\x12\x31\n\x06status\x18\x06 \x01(\x0b\x32!.updraft.fleet.v1.DirectiveStatus\x12\x32\n\x07\x63\x61pture\x18\x07 \x01(\x0b\x32!.updraft.fleet.v1.CaptureCounters\x12\x10\n\x08\x64raining\x18\x08 \x01(\x08\x12\x18\n\x10running_requests\x18\t \x01(\r\x12\x14\n\x0csent_unix_ms\x18\n \x01(\x03\x12-\n\x07speedup\x18\x0b \x01(\x0b\x32\x1c.updraft.registry.v1.Speedup\"\x84\x01\n\nSwitchback\x12\x11\n\tversion_a\x18\x01 \x01(\r\x12\x11\n\tversion_b\x18\x02 \x01(\r\x12\x15\n\rslice_seconds\x18\x03 \x01(\r\x12\x15\n\rstart_unix_ms\x18\x04 \x01(\x03\x12\x10\n\x08\x64igest_a\x18\x05 \x01(\t\x12\x10\n\x08\x64igest_b\x18\x06 \x01(\t\"J\n\rCapturePolicy\x12!\n\x19payload_tokens_per_second\x18\x04 \x01(\x01J\x04\x08\x01\x10\x02J\x04\x08\x02\x10\x03J\x04\x08\x03\x10\x04J\x04\x08\x05\x10\x06\"\xb6\x02\n\tDirective\x12\r\n\x05nonce\x18\x01 \x01(\t\x12\x15\n\rserve_version\x18\x02 \x01(\r\x12\x14\n\x0cserve_digest\x18\x03 \x01(\t\x12\x19\n\x11prefetch_versions\x18\x04 \x03(\r\x12\x30\n\nswitchback\x18\x05 \x01(\x0b\x32\x1c.updraft.fleet.v1.Switchback\x12\x30\n\x07\x63\x61pture\x18\x06 \x01(\x0b\x32\x1f.updraft.fleet.v1.CapturePolicy\x12/\n\x0bserve_phase\x18\x07 \x01(\x0e\x32\x1a.updraft.registry.v1.Phase\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x1a\n\x12prefetch_spread_ms\x18\t \x01(\r\x12\x11\n\tcomparing\x18\n \x01(\x08*Z\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_PENDING\x10\x01\x12\x0f\n\x0bOUTCOME_ACK\x10\x02\x12\x10\n\x0cOUTCOME_NACK\x10\x03\x32[\n\x05\x46leet\x12R\n\x07\x43onnect\x12 .updraft.fleet.v1.ConnectRequest\x1a!.updraft.fleet.v1.ConnectResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,8 +38,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HISTOGRAM'].fields_by_name['counts']._serialized_options = b'\020\001'
   _globals['_CAPTURECOUNTERS_DROPPEDENTRY']._loaded_options = None
   _globals['_CAPTURECOUNTERS_DROPPEDENTRY']._serialized_options = b'8\001'
-  _globals['_OUTCOME']._serialized_start=2186
-  _globals['_OUTCOME']._serialized_end=2276
+  _globals['_OUTCOME']._serialized_start=2239
+  _globals['_OUTCOME']._serialized_end=2329
   _globals['_CONNECTREQUEST']._serialized_start=86
   _globals['_CONNECTREQUEST']._serialized_end=147
   _globals['_CONNECTRESPONSE']._serialized_start=149
@@ -49,25 +49,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOADED']._serialized_start=363
   _globals['_LOADED']._serialized_end=435
   _globals['_VERSIONCOUNTERS']._serialized_start=438
-  _globals['_VERSIONCOUNTERS']._serialized_end=705
-  _globals['_HISTOGRAM']._serialized_start=707
-  _globals['_HISTOGRAM']._serialized_end=771
-  _globals['_SWAPCOUNTERS']._serialized_start=773
-  _globals['_SWAPCOUNTERS']._serialized_end=864
-  _globals['_DIRECTIVESTATUS']._serialized_start=866
-  _globals['_DIRECTIVESTATUS']._serialized_end=975
-  _globals['_CAPTURECOUNTERS']._serialized_start=978
-  _globals['_CAPTURECOUNTERS']._serialized_end=1210
-  _globals['_CAPTURECOUNTERS_DROPPEDENTRY']._serialized_start=1164
-  _globals['_CAPTURECOUNTERS_DROPPEDENTRY']._serialized_end=1210
-  _globals['_PODREPORT']._serialized_start=1213
-  _globals['_PODREPORT']._serialized_end=1660
-  _globals['_SWITCHBACK']._serialized_start=1663
-  _globals['_SWITCHBACK']._serialized_end=1795
-  _globals['_CAPTUREPOLICY']._serialized_start=1797
-  _globals['_CAPTUREPOLICY']._serialized_end=1871
-  _globals['_DIRECTIVE']._serialized_start=1874
-  _globals['_DIRECTIVE']._serialized_end=2184
-  _globals['_FLEET']._serialized_start=2278
-  _globals['_FLEET']._serialized_end=2369
+  _globals['_VERSIONCOUNTERS']._serialized_end=758
+  _globals['_HISTOGRAM']._serialized_start=760
+  _globals['_HISTOGRAM']._serialized_end=824
+  _globals['_SWAPCOUNTERS']._serialized_start=826
+  _globals['_SWAPCOUNTERS']._serialized_end=917
+  _globals['_DIRECTIVESTATUS']._serialized_start=919
+  _globals['_DIRECTIVESTATUS']._serialized_end=1028
+  _globals['_CAPTURECOUNTERS']._serialized_start=1031
+  _globals['_CAPTURECOUNTERS']._serialized_end=1263
+  _globals['_CAPTURECOUNTERS_DROPPEDENTRY']._serialized_start=1217
+  _globals['_CAPTURECOUNTERS_DROPPEDENTRY']._serialized_end=1263
+  _globals['_PODREPORT']._serialized_start=1266
+  _globals['_PODREPORT']._serialized_end=1713
+  _globals['_SWITCHBACK']._serialized_start=1716
+  _globals['_SWITCHBACK']._serialized_end=1848
+  _globals['_CAPTUREPOLICY']._serialized_start=1850
+  _globals['_CAPTUREPOLICY']._serialized_end=1924
+  _globals['_DIRECTIVE']._serialized_start=1927
+  _globals['_DIRECTIVE']._serialized_end=2237
+  _globals['_FLEET']._serialized_start=2331
+  _globals['_FLEET']._serialized_end=2422
 # @@protoc_insertion_point(module_scope)

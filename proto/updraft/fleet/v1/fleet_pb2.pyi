@@ -164,6 +164,7 @@ class VersionCounters(_message.Message):
     INTER_TOKEN_LATENCY_FIELD_NUMBER: _builtins.int
     ERRORS_FIELD_NUMBER: _builtins.int
     REQUESTS_SERVED_FIELD_NUMBER: _builtins.int
+    DOMAINS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     verify_steps: _builtins.int
     tokens: _builtins.int
@@ -177,6 +178,10 @@ class VersionCounters(_message.Message):
     def accepted_by_position(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def inter_token_latency(self) -> Global___Histogram: ...
+    @_builtins.property
+    def domains(self) -> _containers.RepeatedCompositeFieldContainer[_registry_pb2.DomainTraffic]:
+        """Of versions that the pod holds: at most 16 domains, and "other". A domain may go and begin again at 0."""
+
     def __init__(
         self,
         *,
@@ -189,10 +194,11 @@ class VersionCounters(_message.Message):
         inter_token_latency: Global___Histogram | None = ...,
         errors: _builtins.int = ...,
         requests_served: _builtins.int = ...,
+        domains: _abc.Iterable[_registry_pb2.DomainTraffic] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["inter_token_latency", b"inter_token_latency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_by_position", b"accepted_by_position", "errors", b"errors", "inter_token_latency", b"inter_token_latency", "proposed", b"proposed", "proposed_by_position", b"proposed_by_position", "requests_served", b"requests_served", "tokens", b"tokens", "verify_steps", b"verify_steps", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_by_position", b"accepted_by_position", "domains", b"domains", "errors", b"errors", "inter_token_latency", b"inter_token_latency", "proposed", b"proposed", "proposed_by_position", b"proposed_by_position", "requests_served", b"requests_served", "tokens", b"tokens", "verify_steps", b"verify_steps", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

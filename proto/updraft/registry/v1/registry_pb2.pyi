@@ -452,6 +452,7 @@ class Analysis(_message.Message):
     CONFIDENCE_FIELD_NUMBER: _builtins.int
     COMPARISON_FIELD_NUMBER: _builtins.int
     SWITCHBACK_SECONDS_FIELD_NUMBER: _builtins.int
+    MAX_DOMAIN_REGRESSION_PERCENT_FIELD_NUMBER: _builtins.int
     interval_seconds: _builtins.int
     """Minimum length of a slice. One slice is one observation of candidate against stable version."""
     min_samples: _builtins.int
@@ -471,6 +472,8 @@ class Analysis(_message.Message):
     comparison: Global___Comparison.ValueType
     switchback_seconds: _builtins.int
     """Length of one turn of a switchback."""
+    max_domain_regression_percent: _builtins.int
+    """Rolled back once the loss of acceptance length in one domain is confidently more than this."""
     def __init__(
         self,
         *,
@@ -484,10 +487,11 @@ class Analysis(_message.Message):
         confidence: _builtins.float = ...,
         comparison: Global___Comparison.ValueType = ...,
         switchback_seconds: _builtins.int = ...,
+        max_domain_regression_percent: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_dry_run", b"_dry_run", "_failure_limit", b"_failure_limit", "_max_acceptance_regression_percent", b"_max_acceptance_regression_percent", "_max_latency_regression_percent", b"_max_latency_regression_percent", "dry_run", b"dry_run", "failure_limit", b"failure_limit", "max_acceptance_regression_percent", b"max_acceptance_regression_percent", "max_latency_regression_percent", b"max_latency_regression_percent"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_dry_run", b"_dry_run", "_failure_limit", b"_failure_limit", "_max_acceptance_regression_percent", b"_max_acceptance_regression_percent", "_max_domain_regression_percent", b"_max_domain_regression_percent", "_max_latency_regression_percent", b"_max_latency_regression_percent", "dry_run", b"dry_run", "failure_limit", b"failure_limit", "max_acceptance_regression_percent", b"max_acceptance_regression_percent", "max_domain_regression_percent", b"max_domain_regression_percent", "max_latency_regression_percent", b"max_latency_regression_percent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dry_run", b"_dry_run", "_failure_limit", b"_failure_limit", "_max_acceptance_regression_percent", b"_max_acceptance_regression_percent", "_max_latency_regression_percent", b"_max_latency_regression_percent", "comparison", b"comparison", "confidence", b"confidence", "dry_run", b"dry_run", "failure_limit", b"failure_limit", "interval_seconds", b"interval_seconds", "max_acceptance_regression_percent", b"max_acceptance_regression_percent", "max_latency_regression_percent", b"max_latency_regression_percent", "min_samples", b"min_samples", "on_inconclusive", b"on_inconclusive", "switchback_seconds", b"switchback_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dry_run", b"_dry_run", "_failure_limit", b"_failure_limit", "_max_acceptance_regression_percent", b"_max_acceptance_regression_percent", "_max_domain_regression_percent", b"_max_domain_regression_percent", "_max_latency_regression_percent", b"_max_latency_regression_percent", "comparison", b"comparison", "confidence", b"confidence", "dry_run", b"dry_run", "failure_limit", b"failure_limit", "interval_seconds", b"interval_seconds", "max_acceptance_regression_percent", b"max_acceptance_regression_percent", "max_domain_regression_percent", b"max_domain_regression_percent", "max_latency_regression_percent", b"max_latency_regression_percent", "min_samples", b"min_samples", "on_inconclusive", b"on_inconclusive", "switchback_seconds", b"switchback_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__dry_run: _TypeAlias = _typing.Literal["dry_run"]  # noqa: Y015
     _WhichOneofArgType__dry_run: _TypeAlias = _typing.Literal["_dry_run", b"_dry_run"]  # noqa: Y015
@@ -495,6 +499,8 @@ class Analysis(_message.Message):
     _WhichOneofArgType__failure_limit: _TypeAlias = _typing.Literal["_failure_limit", b"_failure_limit"]  # noqa: Y015
     _WhichOneofReturnType__max_acceptance_regression_percent: _TypeAlias = _typing.Literal["max_acceptance_regression_percent"]  # noqa: Y015
     _WhichOneofArgType__max_acceptance_regression_percent: _TypeAlias = _typing.Literal["_max_acceptance_regression_percent", b"_max_acceptance_regression_percent"]  # noqa: Y015
+    _WhichOneofReturnType__max_domain_regression_percent: _TypeAlias = _typing.Literal["max_domain_regression_percent"]  # noqa: Y015
+    _WhichOneofArgType__max_domain_regression_percent: _TypeAlias = _typing.Literal["_max_domain_regression_percent", b"_max_domain_regression_percent"]  # noqa: Y015
     _WhichOneofReturnType__max_latency_regression_percent: _TypeAlias = _typing.Literal["max_latency_regression_percent"]  # noqa: Y015
     _WhichOneofArgType__max_latency_regression_percent: _TypeAlias = _typing.Literal["_max_latency_regression_percent", b"_max_latency_regression_percent"]  # noqa: Y015
     @_typing.overload
@@ -503,6 +509,8 @@ class Analysis(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__failure_limit) -> _WhichOneofReturnType__failure_limit | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_acceptance_regression_percent) -> _WhichOneofReturnType__max_acceptance_regression_percent | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_domain_regression_percent) -> _WhichOneofReturnType__max_domain_regression_percent | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_latency_regression_percent) -> _WhichOneofReturnType__max_latency_regression_percent | None: ...
 
@@ -640,6 +648,7 @@ class VersionTraffic(_message.Message):
     PROPOSED_FIELD_NUMBER: _builtins.int
     ACCEPTED_BY_POSITION_FIELD_NUMBER: _builtins.int
     PROPOSED_BY_POSITION_FIELD_NUMBER: _builtins.int
+    DOMAINS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     verify_steps: _builtins.int
     tokens: _builtins.int
@@ -650,6 +659,10 @@ class VersionTraffic(_message.Message):
     def proposed_by_position(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Fewer at later positions: a verify step drafts as many as the engine chose for it."""
 
+    @_builtins.property
+    def domains(self) -> _containers.RepeatedCompositeFieldContainer[Global___DomainTraffic]:
+        """The largest domains and "other", most verify steps first."""
+
     def __init__(
         self,
         *,
@@ -659,14 +672,47 @@ class VersionTraffic(_message.Message):
         proposed: _builtins.int = ...,
         accepted_by_position: _abc.Iterable[_builtins.int] | None = ...,
         proposed_by_position: _abc.Iterable[_builtins.int] | None = ...,
+        domains: _abc.Iterable[Global___DomainTraffic] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_by_position", b"accepted_by_position", "proposed", b"proposed", "proposed_by_position", b"proposed_by_position", "tokens", b"tokens", "verify_steps", b"verify_steps", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_by_position", b"accepted_by_position", "domains", b"domains", "proposed", b"proposed", "proposed_by_position", b"proposed_by_position", "tokens", b"tokens", "verify_steps", b"verify_steps", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VersionTraffic: _TypeAlias = VersionTraffic  # noqa: Y015
+
+@_typing.final
+class DomainTraffic(_message.Message):
+    """The part of a version's traffic whose callers named this domain; "other": those that are not among the largest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    VERIFY_STEPS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    domain: _builtins.str
+    """At most 64 printable characters."""
+    requests: _builtins.int
+    """Finished requests with at least one verify step that counts."""
+    verify_steps: _builtins.int
+    tokens: _builtins.int
+    def __init__(
+        self,
+        *,
+        domain: _builtins.str = ...,
+        requests: _builtins.int = ...,
+        verify_steps: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "requests", b"requests", "tokens", b"tokens", "verify_steps", b"verify_steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DomainTraffic: _TypeAlias = DomainTraffic  # noqa: Y015
 
 @_typing.final
 class Estimate(_message.Message):

@@ -6,11 +6,13 @@ they were drawn by chance, because elsewhere the draft model stands only where i
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
 from updraft.fleet.v1 import fleet_pb2
+from updraft.registry.v1 import registry_pb2
+from updraft_inference.agent.domains import OTHER
 from updraft_inference.engine import Drafter, FinishedRequest, VerifyStep
 
 LATENCY_BOUNDS_S = (
@@ -93,46 +95,62 @@ MAX_VERSIONS = 16
 """Keeps reports small on pods that serve thousands of versions over months."""
 
 
-def folded(tallies: Tallies, finished: FinishedRequest) -> dict[int, fleet_pb2.VersionCounters]:
-    """Add one request. Beyond MAX_VERSIONS, those that were not served for longest are dropped."""
-    result = _copied(tallies)
-    served = set()
+def folded(
+    tallies: Tallies, finished: FinishedRequest, *, domain: str = "", domains: Collection[str] = ()
+) -> dict[int, fleet_pb2.VersionCounters]:
+    """Add one request. Beyond MAX_VERSIONS, those that were not served for longest are dropped.
+
+    A request with a domain also counts for that if it is one of `domains`, else for OTHER. Domains that are no longer among
+    these are dropped.
+    """
+    served: dict[int, fleet_pb2.VersionCounters] = {}
     for step, num_tokens in emitted(finished):
         proposed, accepted = (1,) * len(step.draft_ids), (1,) * step.accepted
-        _add_steps(_served(result, _proved(step)), 1, num_tokens, proposed, accepted, step.duration_s)
-        served.add(_proved(step))
+        _add_steps(_served(served, tallies, _proved(step)), 1, num_tokens, proposed, accepted, step.duration_s)
     rest = finished.uncaptured
     if rest is not None:  # its tokens count as equally fast
-        counters = _served(result, rest.draft_version)
+        counters = _served(served, tallies, rest.draft_version)
         _add_steps(counters, rest.verify_steps, rest.tokens, rest.proposed, rest.accepted, rest.duration_s)
-        served.add(rest.draft_version)
-    for version in served:
-        result[version].requests_served += 1
-    return _newest(result)
+    for version, counters in served.items():
+        counters.requests_served += 1
+        if domain:
+            _add_to_domain(counters, tallies.get(version, _NOTHING), domain, domains)
+    return _replaced(tallies, served)
 
 
 def with_errors(tallies: Tallies, version: int, num: int) -> dict[int, fleet_pb2.VersionCounters]:
-    result = _copied(tallies)
-    _served(result, version).errors += num
-    return _newest(result)
+    served: dict[int, fleet_pb2.VersionCounters] = {}
+    _served(served, tallies, version).errors += num
+    return _replaced(tallies, served)
 
 
-def _copied(tallies: Tallies) -> dict[int, fleet_pb2.VersionCounters]:
-    copies = {}
-    for version, counters in tallies.items():
-        copies[version] = fleet_pb2.VersionCounters()
-        copies[version].CopyFrom(counters)
-    return copies
+_NOTHING = fleet_pb2.VersionCounters()
 
 
-def _served(tallies: dict[int, fleet_pb2.VersionCounters], version: int) -> fleet_pb2.VersionCounters:
-    """The counters of a version, which is now the last served one."""
-    counters = tallies.pop(version, None)
-    if counters is None:
-        latency = fleet_pb2.Histogram(bounds=LATENCY_BOUNDS_S, counts=[0] * (len(LATENCY_BOUNDS_S) + 1))
-        counters = fleet_pb2.VersionCounters(version=version, inter_token_latency=latency)
-    tallies[version] = counters
-    return counters
+def _served(served: dict[int, fleet_pb2.VersionCounters], tallies: Tallies, version: int) -> fleet_pb2.VersionCounters:
+    """The new counters of a version. The old ones stay as they are, because a report may be reading them."""
+    if version not in served:
+        counters = fleet_pb2.VersionCounters(version=version)
+        counters.inter_token_latency.bounds.extend(LATENCY_BOUNDS_S)
+        counters.inter_token_latency.counts.extend([0] * (len(LATENCY_BOUNDS_S) + 1))
+        if version in tallies:
+            counters.CopyFrom(tallies[version])
+        served[version] = counters
+    return served[version]
+
+
+def _add_to_domain(
+    counters: fleet_pb2.VersionCounters, before: fleet_pb2.VersionCounters, domain: str, domains: Collection[str]
+) -> None:
+    """Add what the counters of a version grew by to one of its domains."""
+    name = domain if domain in domains else OTHER
+    kept = {entry.domain: entry for entry in counters.domains if entry.domain in domains or entry.domain == OTHER}
+    entry = kept.setdefault(name, registry_pb2.DomainTraffic(domain=name))
+    entry.requests += 1
+    entry.verify_steps += counters.verify_steps - before.verify_steps
+    entry.tokens += counters.tokens - before.tokens
+    counters.ClearField("domains")
+    counters.domains.extend(kept.values())
 
 
 def _add_steps(
@@ -158,8 +176,9 @@ def _proved(step: VerifyStep) -> int:
     return 0 if step.drafter is Drafter.HYBRID else step.draft_version
 
 
-def _newest(tallies: Tallies) -> dict[int, fleet_pb2.VersionCounters]:
-    return dict(list(tallies.items())[-MAX_VERSIONS:])
+def _replaced(tallies: Tallies, served: Tallies) -> dict[int, fleet_pb2.VersionCounters]:
+    others = {version: counters for version, counters in tallies.items() if version not in served}
+    return dict([*others.items(), *served.items()][-MAX_VERSIONS:])
 
 
 def _sums(counts: Iterable[int], more: Iterable[int]) -> list[int]:

@@ -2,7 +2,7 @@
 
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 
 from updraft.fleet.v1 import fleet_pb2
@@ -10,6 +10,7 @@ from updraft.registry.v1 import registry_pb2
 from updraft_chassis.clock import Clock
 from updraft_inference.agent.capture import Capture
 from updraft_inference.agent.counters import Tallies, folded, with_errors
+from updraft_inference.agent.domains import admit, label
 from updraft_inference.agent.selection import CapturePlan
 from updraft_inference.agent.swap import Swapper
 from updraft_inference.agent.trace import Origin
@@ -28,10 +29,14 @@ class PodState:
     clock: Clock
     _boot_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     _tallies: Tallies = field(default_factory=dict)
+    _domains: Mapping[str, int] = field(default_factory=dict)
     _faults: Counter[int] = field(default_factory=Counter)
 
-    def count(self, finished: FinishedRequest, _: CapturePlan) -> None:
-        self._tallies = folded(self._tallies, finished)
+    def count(self, finished: FinishedRequest, plan: CapturePlan) -> None:
+        domain = label(plan.domain)
+        if domain:
+            self._domains = admit(self._domains, domain)
+        self._tallies = folded(self._tallies, finished, domain=domain, domains=self._domains)
 
     def report(self) -> fleet_pb2.PodReport:
         self._count_faults()
@@ -39,7 +44,7 @@ class PodState:
             identity=self._identity(),
             loaded=self.swapper.loaded,
             prefetched_versions=self.swapper.prefetched,
-            versions=self._tallies.values(),
+            versions=self._counters(),
             swaps=self.swapper.counters,
             status=self.swapper.status,
             capture=self._capture_counters(),
@@ -48,6 +53,16 @@ class PodState:
             speedup=self._speedup(),
             sent_unix_ms=int(self.clock.now() * 1000),
         )
+
+    def _counters(self) -> Iterator[fleet_pb2.VersionCounters]:
+        """Domains only of the versions at hand, because no other is compared or shown."""
+        held = {self.swapper.loaded.version, *self.swapper.prefetched}
+        for version, counters in self._tallies.items():
+            copy = fleet_pb2.VersionCounters()
+            copy.CopyFrom(counters)
+            if version not in held:
+                copy.ClearField("domains")
+            yield copy
 
     def _count_faults(self) -> None:
         faults = Counter(self.engine.faults)

@@ -5,7 +5,7 @@ A report is untrusted input, so everything that is summed or kept is bounded her
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, MutableSequence, Sequence
+from collections.abc import Iterator, Mapping, MutableSequence
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -13,16 +13,23 @@ from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import InvalidInput
 from updraft_registry.messages.admission import check_name
-from updraft_registry.rollout.comparison import Traffic
+from updraft_registry.rollout.comparison import NOTHING, OTHER, Traffic
 from updraft_registry.rollout.placement import Pod
+from updraft_registry.rollout.speedup import Speedup
 from updraft_registry.rollout.version import NO_DRAFT
 
 MAX_REPORT_BYTES = 64 * 1024
-"""A pod that served sixteen versions (the most it remembers) with eight draft tokens per step sends less than 8 KiB."""
+"""A pod that served sixteen versions (the most it remembers) with eight draft tokens per step sends less than 8 KiB, and
+holds two versions with domains, of less than 2 KiB each."""
+
+MAX_SHOWN_DOMAINS = 16
+"""Bounds the state that watchers get, and the labels of metrics."""
 
 _MAX_VERSIONS = 64
 _MAX_POSITIONS = 64
 _MAX_BUCKETS = 256
+_MAX_DOMAINS = 32
+_MAX_DOMAIN_CHARS = 64
 _MAX_COUNT = 2**48
 """Sums over tens of thousands of pods stay within 64 bits."""
 _TOKEN_S = (1e-9, 3600.0)
@@ -69,7 +76,6 @@ class Report:
     sent_ms: int
     capture_problem: str = ""
     """Why the pod cannot capture; empty if it can."""
-    speedup: registry_pb2.Speedup | None = None
     offered_tokens: int = 0
     """Tokens that the pod might have captured; monotonic per boot."""
 
@@ -110,6 +116,8 @@ def read(report: fleet_pb2.PodReport) -> Report:
             is_draining=report.draining,
             trouble=_line(status.reason) if is_pending else "",
             traffic={counters.version: _traffic(counters) for counters in report.versions},
+            domains={counters.version: _domains(counters) for counters in report.versions if counters.domains},
+            speedup=_speedup(report.speedup) if report.HasField("speedup") else None,
         ),
         target=identity.target_fingerprint,
         drafted={counters.version: _drafted(counters) for counters in report.versions},
@@ -117,26 +125,14 @@ def read(report: fleet_pb2.PodReport) -> Report:
         nonce=status.nonce,
         sent_ms=report.sent_unix_ms,
         capture_problem=_line(report.capture.problem),
-        speedup=_speedup(report.speedup) if report.HasField("speedup") else None,
         offered_tokens=report.capture.offered_tokens,
     )
 
 
-def _speedup(reported: registry_pb2.Speedup) -> registry_pb2.Speedup:
+def _speedup(reported: registry_pb2.Speedup) -> Speedup:
     if not all(map(math.isfinite, (reported.ratio, reported.low, reported.high))) or reported.ratio <= 0:
         raise InvalidInput(f"a speedup of {reported.ratio} ({reported.low} to {reported.high})")
-    copy = registry_pb2.Speedup()
-    copy.CopyFrom(reported)  # the original keeps the whole report in memory
-    return copy
-
-
-def mean_speedup(speedups: Sequence[registry_pb2.Speedup]) -> registry_pb2.Speedup | None:
-    """Mean over independent pods, with its interval; None without any."""
-    if not speedups:
-        return None
-    ratio = sum(one.ratio for one in speedups) / len(speedups)
-    width = math.hypot(*((one.high - one.low) / 2 for one in speedups)) / len(speedups)
-    return registry_pb2.Speedup(ratio=ratio, low=ratio - width, high=ratio + width)
+    return Speedup(ratio=reported.ratio, low=reported.low, high=reported.high)
 
 
 class Totals:
@@ -144,6 +140,7 @@ class Totals:
 
     def __init__(self) -> None:
         self._sums: dict[int, registry_pb2.VersionTraffic] = {}
+        self._domains: dict[int, dict[str, Traffic]] = {}
         self._num_pods: Counter[int] = Counter()
 
     def add(self, report: Report) -> None:
@@ -154,7 +151,15 @@ class Totals:
 
     def traffic(self) -> list[registry_pb2.VersionTraffic]:
         """The sums, newest version first."""
-        return [deepcopy(sums) for _, sums in sorted(self._sums.items(), reverse=True)]
+        return [self._with_domains(sums) for _, sums in sorted(self._sums.items(), reverse=True)]
+
+    def _with_domains(self, sums: registry_pb2.VersionTraffic) -> registry_pb2.VersionTraffic:
+        message, domains = deepcopy(sums), self._domains.get(sums.version, {})
+        for name, traffic in shown(domains).items():
+            message.domains.add(
+                domain=name, requests=traffic.requests, verify_steps=traffic.verify_steps, tokens=traffic.tokens
+            )
+        return message
 
     def _add(self, report: Report, sign: int) -> None:
         for number, traffic in report.pod.traffic.items():
@@ -168,6 +173,25 @@ class Totals:
             self._num_pods[number] += sign
             if not self._num_pods[number]:
                 del self._sums[number], self._num_pods[number]
+        for number, domains in report.pod.domains.items():
+            self._add_domains(self._domains.setdefault(number, {}), domains, sign)
+            if not self._domains[number]:
+                del self._domains[number]
+
+    @staticmethod
+    def _add_domains(sums: dict[str, Traffic], domains: Mapping[str, Traffic], sign: int) -> None:
+        for name, traffic in domains.items():
+            before = sums.get(name, NOTHING)
+            sums[name] = before + traffic if sign > 0 else before - traffic
+            if sums[name] == NOTHING:
+                del sums[name]
+
+
+def shown(domains: Mapping[str, Traffic]) -> dict[str, Traffic]:
+    """The domains with most verify steps, first, and OTHER: all that no pod counts or that are not among these."""
+    names = sorted(domains.keys() - {OTHER}, key=lambda name: (-domains[name].verify_steps, name))
+    rest = sum((domains[name] for name in names[MAX_SHOWN_DOMAINS:]), domains.get(OTHER, NOTHING))
+    return {name: domains[name] for name in names[:MAX_SHOWN_DOMAINS]} | ({OTHER: rest} if rest != NOTHING else {})
 
 
 def _traffic(counters: fleet_pb2.VersionCounters) -> Traffic:
@@ -195,6 +219,21 @@ def _traffic(counters: fleet_pb2.VersionCounters) -> Traffic:
         latency_tokens=latency_tokens,
         errors=counters.errors,
     )
+
+
+def _domains(counters: fleet_pb2.VersionCounters) -> dict[str, Traffic]:
+    if len(counters.domains) > _MAX_DOMAINS:
+        raise InvalidInput(f"a report on more than {_MAX_DOMAINS} domains")
+    return {counted.domain: _domain(counters.version, counted) for counted in counters.domains}
+
+
+def _domain(version: int, counted: registry_pb2.DomainTraffic) -> Traffic:
+    if not 1 <= len(counted.domain) <= _MAX_DOMAIN_CHARS or not counted.domain.isprintable():
+        raise InvalidInput(
+            f"a domain's name has 1 to {_MAX_DOMAIN_CHARS} printable characters, got {counted.domain[:80]!r}"
+        )
+    _bound(version, counted.requests, counted.verify_steps, counted.tokens)
+    return Traffic(requests=counted.requests, verify_steps=counted.verify_steps, tokens=counted.tokens)
 
 
 def _drafted(counters: fleet_pb2.VersionCounters) -> Drafted:

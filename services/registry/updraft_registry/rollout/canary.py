@@ -5,17 +5,17 @@ reason is the sentence that a person reads. Time counts only while pods are conn
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import NamedTuple
 
-from updraft_registry.rollout import placement
+from updraft_registry.rollout import placement, speedup
 from updraft_registry.rollout.comparison import Evidence, PodTraffic, Trial, add_reports
 from updraft_registry.rollout.gate import Verdict
-from updraft_registry.rollout.gate.live import LiveJudgement, judge
+from updraft_registry.rollout.gate.live import LiveJudgement, judge, judge_without_baseline
 from updraft_registry.rollout.placement import FleetView, Pod
-from updraft_registry.rollout.version import DesiredState, Rollout, Version, name_of, with_reason
+from updraft_registry.rollout.version import DesiredState, Rollout, Version, name_of, number_of, with_reason
 from updraft_rollouts.policy import Analysis, RolloutPolicy
 from updraft_rollouts.terms import Comparison, OnInconclusive
 
@@ -77,14 +77,14 @@ class CanaryState:
         return self.policy.analysis.dry_run or self.judgement.verdict is Verdict.PASS
 
 
-def begin(candidate: Version, baseline: Version, analysis: Analysis, view: FleetView, now_ms: int) -> Rollout:
-    comparison = analysis.comparison
+def begin(candidate: Version, baseline: Version | None, analysis: Analysis, view: FleetView, now_ms: int) -> Rollout:
+    comparison = Comparison.PODS if baseline is None else analysis.comparison
     if comparison is Comparison.AUTO:
         is_small = view.num_staying <= MAX_SWITCHBACK_PODS
         comparison = Comparison.SWITCHBACK if is_small else Comparison.PODS
     return Rollout(
         candidate=candidate.number,
-        baseline=baseline.number,
+        baseline=number_of(baseline),
         comparison=comparison,
         started_ms=now_ms,
         step_since_ms=now_ms,
@@ -93,10 +93,14 @@ def begin(candidate: Version, baseline: Version, analysis: Analysis, view: Fleet
     )
 
 
-def can_continue(rollout: Rollout, candidate: Version, baseline: Version, analysis: Analysis, view: FleetView) -> bool:
+def can_continue(
+    rollout: Rollout, candidate: Version, baseline: Version | None, analysis: Analysis, view: FleetView
+) -> bool:
     """Whether a canary can continue. Otherwise it begins again, because its evidence is about another comparison."""
-    if (rollout.candidate, rollout.baseline) != (candidate.number, baseline.number):
+    if (rollout.candidate, rollout.baseline) != (candidate.number, number_of(baseline)):
         return False
+    if baseline is None:
+        return True
     if analysis.comparison is not Comparison.AUTO:
         return rollout.comparison is analysis.comparison
     # A single remaining pod cannot be compared with another one.
@@ -104,7 +108,7 @@ def can_continue(rollout: Rollout, candidate: Version, baseline: Version, analys
 
 
 def run(
-    rollout: Rollout, candidate: Version, baseline: Version, desired: DesiredState, view: FleetView, now_ms: int
+    rollout: Rollout, candidate: Version, baseline: Version | None, desired: DesiredState, view: FleetView, now_ms: int
 ) -> tuple[CanaryState, CanaryDecision]:
     """Observe once and decide: WAIT, PROMOTE or ROLL_BACK. Repeating it at once changes nothing."""
     directed = _directed(rollout, view)
@@ -117,13 +121,14 @@ def run(
 
 
 def observe(
-    rollout: Rollout, candidate: Version, baseline: Version, desired: DesiredState, view: FleetView
+    rollout: Rollout, candidate: Version, baseline: Version | None, desired: DesiredState, view: FleetView
 ) -> CanaryState:
     """The state of a canary. It takes no new pods while it is paused or pods are still reconnecting."""
     policy = desired.policy
     if view.is_settled:
         percent = policy.steps[_step(rollout, policy)].pods_percent
-        count = placement.share(percent, placement.size(rollout, view), rollout.comparison)
+        keeps_one = rollout.comparison is Comparison.PODS and baseline is not None
+        count = placement.share(percent, placement.size(rollout, view), keeps_one=keeps_one)
         rollout = replace(rollout, pods=placement.choose(rollout, view.pods, count, is_open=not desired.is_paused))
     trying = set(rollout.trying)
     here = [pod for pod in view.pods if pod.name in trying]
@@ -135,7 +140,7 @@ def observe(
     return CanaryState(
         rollout=rollout,
         policy=policy,
-        judgement=judge(rollout.evidence, policy.analysis),
+        judgement=_judge(rollout, policy.analysis, [pod for pod in here if pod.holds(candidate)]),
         pods={pod.name for pod in here},
         num_serving=sum(awaited),
         num_missing=len(awaited) - sum(awaited),
@@ -144,6 +149,14 @@ def observe(
         is_settled=view.is_settled,
         hold=with_reason("the rollout is paused", desired.pause_reason) if desired.is_paused else "",
     )
+
+
+def _judge(rollout: Rollout, analysis: Analysis, holding: Sequence[Pod]) -> LiveJudgement:
+    """Judge the evidence. `holding` are the canary's pods that hold the candidate."""
+    if rollout.baseline:
+        return judge(rollout.evidence, analysis)
+    speedups = [pod.speedup for pod in holding if pod.is_connected and pod.speedup is not None]
+    return judge_without_baseline(rollout.evidence, analysis, speedup.mean(speedups))
 
 
 def decide_next(state: CanaryState) -> CanaryDecision:
@@ -268,7 +281,14 @@ def _whole_cycles_ms(rollout: Rollout, analysis: Analysis, now_ms: int) -> float
 
 def _pod_traffic(pod: Pod, rollout: Rollout, analysis: Analysis, now_ms: int) -> PodTraffic:
     version = pod.loaded if rollout.comparison is Comparison.PODS else _active_version(pod, rollout, analysis, now_ms)
-    return PodTraffic(pod=pod.name, boot=pod.boot, version=version, traffic=pod.traffic, is_draining=pod.is_draining)
+    return PodTraffic(
+        pod=pod.name,
+        boot=pod.boot,
+        version=version,
+        traffic=pod.traffic,
+        domains=pod.domains,
+        is_draining=pod.is_draining,
+    )
 
 
 def _active_version(pod: Pod, rollout: Rollout, analysis: Analysis, now_ms: int) -> int:
@@ -285,12 +305,12 @@ def _active_version(pod: Pod, rollout: Rollout, analysis: Analysis, now_ms: int)
     return rollout.candidate if is_candidates else pod.loaded
 
 
-def _serves(pod: Pod, rollout: Rollout, candidate: Version, baseline: Version) -> bool:
+def _serves(pod: Pod, rollout: Rollout, candidate: Version, baseline: Version | None) -> bool:
     """Whether a pod serves the candidate or, in a switchback, alternates with it."""
     if pod.holds(candidate):
         return True
     is_alternating = rollout.comparison is Comparison.SWITCHBACK and candidate.number in pod.prefetched
-    return is_alternating and pod.holds(baseline)
+    return is_alternating and baseline is not None and pod.holds(baseline)
 
 
 def _step(rollout: Rollout, policy: RolloutPolicy) -> int:

@@ -11,12 +11,18 @@ import math
 import operator
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Self
+from typing import Any, Self
 
 from updraft_registry.rollout.gate.sequence import Moments
 
 MIN_REQUESTS = 8
 """Minimum per version in a slice, which stays open until then: the mean of a few requests is far from normal."""
+
+MAX_DOMAINS = 32
+"""Domains that are compared; of more, those with most requests. Each pod counts 16."""
+
+OTHER = "other"
+"""The requests of all domains that a pod does not count. Together they are no kind of traffic, so they are not compared."""
 
 MAX_AWAY_MS = 600_000
 """How long a missing pod is expected back. It is longer than the longest crash back-off of Kubernetes (5 minutes) and the
@@ -73,7 +79,24 @@ class PodTraffic:
     version: int
     """Version that it holds or, in a switchback, whose turn it is. A crash counts against it."""
     traffic: Mapping[int, Traffic]
+    domains: Mapping[int, Mapping[str, Traffic]] = field(default_factory=dict)
+    """By version and domain. Latency and errors are not counted by domain."""
     is_draining: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Both:
+    """Traffic of candidate and baseline in the same time."""
+
+    candidate: Traffic = NOTHING
+    baseline: Traffic = NOTHING
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(candidate=self.candidate + other.candidate, baseline=self.baseline + other.baseline)
+
+    @property
+    def fewest_requests(self) -> int:
+        return min(self.candidate.requests, self.baseline.requests)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +104,7 @@ class Slice:
     since_ms: int
     candidate: Traffic = NOTHING
     baseline: Traffic = NOTHING
+    domains: Mapping[str, Both] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +127,37 @@ class Ratio:
         level = math.log(baseline)
         return type(self)(change=self.change.plus(math.log(candidate) - level), baseline=self.baseline.plus(level))
 
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Self:
+        return cls(**{part: Moments(**moments) for part, moments in stored.items()})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DomainEvidence:
+    """Acceptance length in one domain. A domain with few requests has fewer and longer slices."""
+
+    acceptance: Ratio = field(default_factory=Ratio)
+    requests: int = 0
+    """Of candidate and baseline."""
+    open: Both = field(default_factory=Both)
+    """Closed slices in which it had too few requests for an observation, together."""
+
+    def plus(self, served: Both) -> Self:
+        """Add the domain's traffic of a closed slice."""
+        requests = self.requests + served.candidate.requests + served.baseline.requests
+        both = self.open + served
+        if both.fewest_requests < MIN_REQUESTS:
+            return replace(self, requests=requests, open=both)
+        return type(self)(
+            acceptance=self.acceptance.plus(both.candidate.acceptance_length, both.baseline.acceptance_length),
+            requests=requests,
+        )
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Self:
+        both = Both(**{version: Traffic(**counts) for version, counts in stored["open"].items()})
+        return cls(acceptance=Ratio.from_json(stored["acceptance"]), requests=stored["requests"], open=both)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
@@ -112,6 +167,7 @@ class Evidence:
     """Acceptance length, in tokens per verify step."""
     latency: Ratio = field(default_factory=Ratio)
     """Inter-token latency, in seconds."""
+    domains: Mapping[str, DomainEvidence] = field(default_factory=dict)
     slices: int = 0
     """Number of closed slices."""
     candidate_requests: int = 0
@@ -145,13 +201,11 @@ class Evidence:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Restore it, also from older and newer registries. A new slice opens at the next observation."""
+        """Restore it. A new slice opens at the next observation."""
         stored = {name: value for name, value in json.loads(text).items() if name in cls.__dataclass_fields__}
-        ratios = {
-            name: Ratio(**{part: Moments(**moments) for part, moments in stored[name].items()})
-            for name in ("acceptance", "latency")
-        }
-        return cls(**stored | ratios, open=Slice(since_ms=0))
+        ratios = {name: Ratio.from_json(stored[name]) for name in ("acceptance", "latency")}
+        domains = {name: DomainEvidence.from_json(domain) for name, domain in stored["domains"].items()}
+        return cls(**stored | ratios | {"domains": domains}, open=Slice(since_ms=0))
 
 
 _TRANSIENT = ("open", "last_reports", "away")
@@ -161,6 +215,7 @@ _TRANSIENT = ("open", "last_reports", "away")
 class Trial:
     candidate: int
     baseline: int
+    """0: no draft."""
     directed: Collection[str] = ()
     """Pods that were directed to serve only the candidate. One of them may have crashed while loading it, whatever it
     reported last."""
@@ -174,12 +229,13 @@ def add_reports(
     A pod counts from its second report on, also after an absence. `slice_ms` is the minimum length of a slice. Adding the
     same reports twice changes nothing.
     """
-    served_candidate = served_baseline = NOTHING
+    served, by_domain = Both(), dict(evidence.open.domains)
     met = [(evidence.last_reports[pod.pod], pod) for pod in pods if pod.pod in evidence.last_reports]
     for before, pod in met:
         if before.boot == pod.boot and before.traffic is not pod.traffic and pod.pod not in evidence.away:
-            served_candidate += _since(before, pod, trial.candidate)
-            served_baseline += _since(before, pod, trial.baseline)
+            served += _since(before.traffic, pod.traffic, trial)
+            for domain, both in _domains_since(before, pod, trial).items():
+                by_domain[domain] = by_domain.get(domain, Both()) + both
     crashed = [before for before, pod in met if before.boot != pod.boot and not before.is_draining]
     killed = [pod.pod for pod in crashed if pod.version == trial.candidate or pod.pod in trial.directed]
     others = [pod.pod for pod in crashed if pod.version == trial.baseline and pod.pod not in trial.directed]
@@ -189,24 +245,42 @@ def add_reports(
     away = {name: missed_ms for name, missed_ms in away.items() if now_ms - missed_ms < MAX_AWAY_MS}
     updated = replace(
         evidence,
-        failures=evidence.failures + served_candidate.errors + len(killed),
-        baseline_failures=evidence.baseline_failures + served_baseline.errors + len(others),
+        failures=evidence.failures + served.candidate.errors + len(killed),
+        baseline_failures=evidence.baseline_failures + served.baseline.errors + len(others),
         crashes={**evidence.crashes, **{name: 1 + evidence.crashes.get(name, 0) for name in killed}},
         open=Slice(
             since_ms=since_ms,
-            candidate=evidence.open.candidate + served_candidate,
-            baseline=evidence.open.baseline + served_baseline,
+            candidate=evidence.open.candidate + served.candidate,
+            baseline=evidence.open.baseline + served.baseline,
+            domains=by_domain,
         ),
         last_reports={name: evidence.last_reports[name] for name in away} | present,
         away=away,
     )
-    return _close(updated, now_ms) if now_ms - since_ms >= slice_ms else updated
+    if now_ms - since_ms < slice_ms:
+        return updated
+    return _close(updated, now_ms) if trial.baseline else _close_without_baseline(updated, now_ms)
 
 
-def _since(before: PodTraffic, pod: PodTraffic, version: int) -> Traffic:
-    """Traffic of a version on a pod since its last report."""
-    served = pod.traffic.get(version, NOTHING) - before.traffic.get(version, NOTHING)
-    return served if served.is_sum else NOTHING
+def _since(before: Mapping[int, Traffic], now: Mapping[int, Traffic], trial: Trial) -> Both:
+    """Traffic of candidate and baseline on a pod since its last report."""
+
+    def grown(version: int) -> Traffic:
+        served = now.get(version, NOTHING) - before.get(version, NOTHING)
+        return served if served.is_sum else NOTHING
+
+    return Both(candidate=grown(trial.candidate), baseline=grown(trial.baseline))
+
+
+def _domains_since(before: PodTraffic, pod: PodTraffic, trial: Trial) -> dict[str, Both]:
+    """The same by domain."""
+    versions = (trial.candidate, trial.baseline)
+    names = {name for version in versions for name in pod.domains.get(version, {})} - {OTHER}
+
+    def of(domain: str, report: PodTraffic) -> dict[int, Traffic]:
+        return {version: report.domains.get(version, {}).get(domain, NOTHING) for version in versions}
+
+    return {name: _since(of(name, before), of(name, pod), trial) for name in names}
 
 
 def _close(evidence: Evidence, now_ms: int) -> Evidence:
@@ -221,8 +295,36 @@ def _close(evidence: Evidence, now_ms: int) -> Evidence:
         evidence,
         acceptance=evidence.acceptance.plus(candidate.acceptance_length, baseline.acceptance_length),
         latency=evidence.latency.plus(candidate.inter_token_latency_s, baseline.inter_token_latency_s),
+        domains=_largest(_with_slice(evidence.domains, evidence.open.domains)),
         slices=evidence.slices + 1,
         candidate_requests=evidence.candidate_requests + candidate.requests,
         baseline_requests=evidence.baseline_requests + baseline.requests,
         open=Slice(since_ms=now_ms),
     )
+
+
+def _close_without_baseline(evidence: Evidence, now_ms: int) -> Evidence:
+    """End a slice of a candidate that is compared with no draft, where every verify step gives one token.
+
+    What speculation costs is measured on the pods, within a request; latencies of other pods say less.
+    """
+    candidate = evidence.open.candidate
+    if candidate.requests < MIN_REQUESTS:
+        return evidence
+    return replace(
+        evidence,
+        acceptance=evidence.acceptance.plus(candidate.acceptance_length, 1.0),
+        slices=evidence.slices + 1,
+        candidate_requests=evidence.candidate_requests + candidate.requests,
+        baseline_requests=evidence.baseline_requests + evidence.open.baseline.requests,
+        open=Slice(since_ms=now_ms),
+    )
+
+
+def _with_slice(domains: Mapping[str, DomainEvidence], served: Mapping[str, Both]) -> dict[str, DomainEvidence]:
+    return {**domains, **{name: domains.get(name, DomainEvidence()).plus(both) for name, both in served.items()}}
+
+
+def _largest(domains: dict[str, DomainEvidence]) -> dict[str, DomainEvidence]:
+    names = sorted(domains, key=lambda name: (-domains[name].requests, name))
+    return {name: domains[name] for name in names[:MAX_DOMAINS]}

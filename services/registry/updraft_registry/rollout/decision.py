@@ -78,7 +78,7 @@ def explain(speculator: Speculator, pods: Sequence[Pod], *, is_settled: bool = T
     """The last decision in one sentence, with the state of the canary, as the pods are now."""
     view = FleetView(pods=tuple(pods), directed={}, is_settled=is_settled)
     candidate, baseline, canary_state = in_canary(speculator.versions), stable(speculator.versions), None
-    if speculator.rollout is not None and candidate is not None and baseline is not None:
+    if speculator.rollout is not None and candidate is not None:
         canary_state = canary.observe(speculator.rollout, candidate, baseline, speculator.desired, view)
     return _message(speculator, view, canary_state), canary_state
 
@@ -229,7 +229,7 @@ def _pinned(versions: Sequence[Version], desired: DesiredState) -> Version | Non
 def _run_canary(transitions: Transitions, speculator: Speculator, view: FleetView) -> CanaryState | None:
     """Advance the version in canary; None if there is none afterwards."""
     desired, candidate, baseline = speculator.desired, in_canary(transitions.versions), stable(transitions.versions)
-    if candidate is None or _called_off(transitions, candidate, desired) or baseline is None:
+    if candidate is None or _called_off(transitions, candidate, desired):
         return None
     rollout, analysis = speculator.rollout, desired.policy.analysis
     if rollout is None or not canary.can_continue(rollout, candidate, baseline, analysis, view):
@@ -248,8 +248,6 @@ def _called_off(transitions: Transitions, candidate: Version, desired: DesiredSt
     strategy = desired.policy.strategy
     if desired.pinned is not None:
         transitions.hold(candidate, _hold(desired), Actor.OPERATOR)
-    elif stable(transitions.versions) is None:
-        transitions.hold(candidate, "there is no stable version to compare it with", Actor.REGISTRY)
     elif strategy is Strategy.CANARY or desired.is_paused:
         return False
     elif strategy is Strategy.IMMEDIATE:
@@ -281,10 +279,8 @@ def _try_newest(transitions: Transitions, desired: DesiredState, view: FleetView
 
 
 def _try(transitions: Transitions, version: Version, desired: DesiredState, view: FleetView) -> None:
-    """Apply the offline gate and the strategy."""
-    is_first = stable(transitions.versions) is None and newest_proven(transitions.versions) is None
-    judgement = _judge(transitions, version, desired, is_first=is_first)
-    strategy = Strategy.IMMEDIATE if is_first else desired.policy.strategy
+    """Apply the offline gate and the strategy. Without a stable version the comparison is with no draft."""
+    judgement, strategy = _judge(transitions, version, desired), desired.policy.strategy
     if judgement.verdict is not Verdict.PASS:
         # The trainer publishes another one; an imported version waits for a person.
         if judgement.is_outdated and version.source is Source.TRAINER:
@@ -304,10 +300,11 @@ def _try(transitions: Transitions, version: Version, desired: DesiredState, view
         transitions.hold(version, f"{judgement.reason}; waiting for pods", Actor.GATE)
 
 
-def _judge(transitions: Transitions, version: Version, desired: DesiredState, *, is_first: bool) -> OfflineJudgement:
+def _judge(transitions: Transitions, version: Version, desired: DesiredState) -> OfflineJudgement:
+    is_first = stable(transitions.versions) is None and newest_proven(transitions.versions) is None
     brought = version.source in (Source.INITIAL, Source.IMPORTED)
     if is_first and brought and version.evaluation is None:
-        return OfflineJudgement(Verdict.PASS, "the first version skips the gate")
+        return OfflineJudgement(Verdict.PASS, "the first version needs no evaluation")
     serving = number_of(stable(transitions.versions))
     return judge(version.evaluation, serving=serving, policy=desired.policy.offline_gate)
 

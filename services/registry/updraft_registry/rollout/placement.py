@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from updraft_registry.rollout.comparison import Traffic
+from updraft_registry.rollout.speedup import Speedup
 from updraft_registry.rollout.version import (
     NO_DRAFT,
     Rollout,
@@ -43,6 +44,10 @@ class Pod:
     """Why it cannot follow its directive yet, for example a full disk. This is not the fault of a version."""
     traffic: Mapping[int, Traffic] = field(default_factory=dict, compare=False)
     """By version. It grows with every report and triggers no decision."""
+    domains: Mapping[int, Mapping[str, Traffic]] = field(default_factory=dict, compare=False)
+    """By version and domain."""
+    speedup: Speedup | None = field(default=None, compare=False)
+    """Of the draft that it holds; None while it is not known."""
 
     def holds(self, version: Version) -> bool:
         """Whether the engine reports this version, by number and by content."""
@@ -94,13 +99,10 @@ class Directive:
     """A canary runs, on this pod or on others."""
 
 
-def share(percent: int, num_pods: int, comparison: Comparison) -> int:
-    """Number of pods that serve the candidate in a step.
-
-    At least one. If pods are compared with pods, at least one keeps the stable version.
-    """
+def share(percent: int, num_pods: int, *, keeps_one: bool) -> int:
+    """Number of pods that serve the candidate in a step, at least one. `keeps_one`: one keeps the stable version."""
     wanted = max(1, -(-num_pods * percent // 100))
-    return min(wanted, num_pods) if comparison is Comparison.SWITCHBACK else max(0, min(wanted, num_pods - 1))
+    return max(0, min(wanted, num_pods - keeps_one))
 
 
 def size(rollout: Rollout, view: FleetView) -> int:
@@ -131,7 +133,7 @@ def directives(speculator: Speculator, view: FleetView, on_candidate: Iterable[s
     serving, candidate = stable(speculator.versions), in_canary(speculator.versions)
     everyone = _everyone(speculator, serving, candidate)
     targets = {pod.name: everyone for pod in view.pods}
-    if speculator.rollout is not None and serving is not None and candidate is not None:
+    if speculator.rollout is not None and candidate is not None:
         targets |= dict.fromkeys(on_candidate, _on_canary(speculator, speculator.rollout, serving, candidate))
     return _paced(speculator, view, targets)
 
@@ -146,7 +148,8 @@ def _everyone(speculator: Speculator, serving: Version | None, candidate: Versio
     if serving is None:
         is_pinned = desired.pinned == NO_DRAFT
         return Directive(
-            reason=with_reason("no draft is pinned", desired.pin_reason) if is_pinned else "no version serves yet"
+            reason=with_reason("no draft is pinned", desired.pin_reason) if is_pinned else "no version serves yet",
+            is_comparing=rollout is not None and candidate is not None,
         )
     # A candidate that passed its first step will probably become stable.
     is_near = rollout is not None and rollout.step > 0 and candidate is not None
@@ -160,21 +163,21 @@ def _everyone(speculator: Speculator, serving: Version | None, candidate: Versio
     )
 
 
-def _on_canary(speculator: Speculator, rollout: Rollout, serving: Version, candidate: Version) -> Directive:
+def _on_canary(speculator: Speculator, rollout: Rollout, serving: Version | None, candidate: Version) -> Directive:
     """The order of the canary's pods: both versions at hand, so that going back needs no network."""
-    plan = None
-    if rollout.comparison is Comparison.SWITCHBACK:
+    plan, served = None, candidate
+    if rollout.comparison is Comparison.SWITCHBACK and serving is not None:
+        served = serving
         plan = Switchback(
             versions=(serving.number, candidate.number),
             digests=(serving.digest, candidate.digest),
             slice_s=speculator.desired.policy.analysis.switchback_seconds,
             start_ms=rollout.started_ms,
         )
-    served = candidate if plan is None else serving
     return Directive(
         serve=served.number,
         digest=served.digest,
-        prefetch=(serving.number, candidate.number),
+        prefetch=(serving.number, candidate.number) if serving is not None else (candidate.number,),
         phase=served.phase,
         reason=candidate.reason,
         switchback=plan,

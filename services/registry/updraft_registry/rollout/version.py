@@ -81,6 +81,7 @@ class Rollout:
 
     candidate: int
     baseline: int
+    """The stable version; 0: there is none, so the candidate is compared with no draft, on its own pods."""
     comparison: Comparison
     """PODS or SWITCHBACK."""
     started_ms: int

@@ -175,7 +175,11 @@ def _start_version(state: registry_pb2.SpeculatorState) -> int:
 def _hold_reason(state: registry_pb2.SpeculatorState) -> str:
     if state.HasField("pinned"):
         return f"version {state.pinned} is pinned" if state.pinned else "no draft is pinned"
-    return "the rollout is paused" if state.paused else ""
+    if state.paused:
+        return "the rollout is paused"
+    # What is compared with no draft now has no evidence any more if that version wins, and it is large.
+    is_first = state.candidate and not state.stable
+    return f"version {state.candidate} is in canary, and is the first" if is_first else ""
 
 
 def _keep_only(folder: Path) -> None:

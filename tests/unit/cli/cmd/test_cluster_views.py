@@ -56,6 +56,13 @@ def test_what_speculation_is_worth_is_told_with_its_interval() -> None:
     assert "speed     0.91 times that of decoding without drafts (0.88 to 0.94)" in status(content).splitlines()
 
 
+def test_acceptance_is_told_by_domain_and_a_hostile_name_is_only_text() -> None:
+    content = objects.speculator()
+    domains = [{"domain": "sql", "stable": "2.31"}, {"domain": "[red]x[/red]", "stable": "1.10"}]
+    content["status"]["acceptance"] |= {"domains": domains}
+    assert status(content).splitlines()[-3:] == ["domain        stable", "sql             2.31", "[red]x[/red]    1.10"]
+
+
 def test_one_speculator_is_told_in_facts() -> None:
     assert status(objects.speculator()).splitlines() == [
         "qwen in namespace team: ready",

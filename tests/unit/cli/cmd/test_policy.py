@@ -125,7 +125,8 @@ def test_a_policy_is_shown_in_words() -> None:
         promoted      when acceptance is significantly higher (95 % confidence, one
                       observation every 30 s), after 200 requests or more
         rolled back   when acceptance is significantly lower by more than 2 %, latency
-                      is significantly higher by more than 5 %, or after more than 2
+                      is significantly higher by more than 5 %, acceptance in one domain
+                      is significantly lower by more than 5 %, or after more than 2
                       failures
         deadline      without a verdict within 15 min, it is rolled back
         swaps         all pods at the same time

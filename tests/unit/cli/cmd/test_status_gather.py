@@ -120,6 +120,29 @@ def test_a_speculator_comes_with_the_phase_of_each_served_version() -> None:
     assert [(row.version, row.phase) for row in found.traffic] == [(2, "stable"), (0, "no draft")]
 
 
+def test_domains_are_those_of_the_stable_version_and_the_candidate_the_largest_first() -> None:
+    sql, chat = (
+        pb.DomainTraffic(domain=name, verify_steps=10, tokens=tokens) for name, tokens in [("sql", 20), ("chat", 15)]
+    )
+    idle = pb.DomainTraffic(domain="idle")
+    found = speculator(
+        pb.SpeculatorState(
+            stable=2,
+            candidate=3,
+            traffic=[
+                pb.VersionTraffic(version=3, domains=[chat, idle]),
+                pb.VersionTraffic(version=2, domains=[sql]),
+                pb.VersionTraffic(version=1, domains=[sql, chat]),
+                pb.VersionTraffic(version=0, domains=[chat]),
+            ],
+        )
+    )
+    assert [(one.domain, one.stable, one.candidate) for one in found.domains] == [
+        ("sql", 2.0, None),
+        ("chat", None, 1.5),
+    ]
+
+
 def test_phases_are_words() -> None:
     assert phase(pb.PHASE_ROLLED_BACK) == "rolled back"
 

@@ -18,6 +18,7 @@ analyses = st.fixed_dictionaries(
         "minSamples": st.integers(1, 1_000_000),
         "failureLimit": st.integers(0, 1_000_000),
         "maxAcceptanceRegressionPercent": st.integers(0, 100),
+        "maxDomainRegressionPercent": st.integers(0, 100),
         "maxLatencyRegressionPercent": st.integers(0, 100),
         "onInconclusive": st.sampled_from(["Pause", "Rollback", "Promote"]),
         "dryRun": st.booleans(),

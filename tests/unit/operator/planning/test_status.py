@@ -104,6 +104,20 @@ def test_what_speculation_is_worth_is_told_in_decimals() -> None:
     assert (acceptance.speedup, acceptance.speedup_low, acceptance.speedup_high) == ("1.23", "1.20", "1.27")
 
 
+def test_acceptance_is_told_by_domain_for_stable_version_and_candidate() -> None:
+    served = [traffic(3, 2.5), traffic(4, 2.8)]
+    served[0].domains.add(domain="sql", verify_steps=100, tokens=300)
+    served[0].domains.add(domain="chat", verify_steps=50, tokens=100)
+    served[1].domains.add(domain="sql", verify_steps=10, tokens=31)
+    view = connected([version(3), version(4, pb.PHASE_CANARY)], traffic=served)
+    acceptance = status(observed(registry=view), NOW).acceptance
+    assert acceptance is not None
+    assert [(one.domain, one.stable, one.candidate) for one in acceptance.domains or ()] == [
+        ("sql", "3.00", "3.10"),
+        ("chat", "2.00", None),
+    ]
+
+
 @pytest.mark.parametrize(
     ("spec", "world", "state"),
     [

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from updraft.fleet.v1 import fleet_pb2
+from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import InvalidInput
 from updraft_registry.messages.reports import Totals, read
 from updraft_registry.rollout.comparison import Traffic
@@ -70,6 +71,29 @@ def test_traffic_is_summed_over_the_last_reports_by_version_newest_first() -> No
     assert totals.traffic() == []
 
 
+def domain(name: str, steps: int = 1) -> registry_pb2.DomainTraffic:
+    return registry_pb2.DomainTraffic(domain=name, requests=1, verify_steps=steps, tokens=2)
+
+
+def test_the_largest_domains_of_all_pods_are_named_and_the_rest_is_other() -> None:
+    totals = Totals()
+    reports = []
+    for pod, names in (("pod-0", range(16)), ("pod-1", range(8, 24))):
+        domains = [*(domain(f"d{n:02}", 100 - n) for n in names), domain("other", 7)]
+        message = fleet_pb2.PodReport(identity=IDENTITY, versions=[COUNTERS(version=2, domains=domains)])
+        message.identity.pod = pod
+        reports.append(read(message))
+        totals.add(reports[-1])
+    (traffic,) = totals.traffic()
+    shown = {counted.domain: counted.verify_steps for counted in traffic.domains}
+    assert list(shown)[:9] == ["d08", "d09", "d10", "d11", "d12", "d13", "d14", "d15", "d00"]
+    assert len(shown) == 17
+    assert shown["other"] == 7 + 7 + sum(100 - n for n in range(16, 24))
+    for report in reports:
+        totals.take_out(report)
+    assert totals.traffic() == []
+
+
 def latencies(sum_s: float, tokens: int) -> fleet_pb2.VersionCounters:
     return COUNTERS(version=3, inter_token_latency=fleet_pb2.Histogram(counts=[tokens], sum=sum_s))
 
@@ -114,6 +138,15 @@ def latencies(sum_s: float, tokens: int) -> fleet_pb2.VersionCounters:
             "a counter of version 0",
             id="latency count",
         ),
+        pytest.param(
+            {"versions": [COUNTERS(domains=[domain("a\x1b[2J")])]}, "printable characters", id="domain escape"
+        ),
+        pytest.param({"versions": [COUNTERS(domains=[domain("")])]}, "1 to 64", id="domain without a name"),
+        pytest.param({"versions": [COUNTERS(domains=[domain("x" * 65)])]}, "1 to 64", id="long domain"),
+        pytest.param(
+            {"versions": [COUNTERS(domains=[domain(str(n)) for n in range(33)])]}, "more than 32 domains", id="domains"
+        ),
+        pytest.param({"versions": [COUNTERS(version=3, domains=[domain("a", 2**49)])]}, "of version 3", id="in domain"),
         pytest.param({"capture": fleet_pb2.CaptureCounters(dropped={"x" * 70_000: 1})}, "a report of 70", id="large"),
     ],
 )

@@ -57,6 +57,7 @@ DEFAULTS = RolloutPolicy(
         failure_limit=13,
         max_acceptance_regression_percent=14,
         max_latency_regression_percent=15,
+        max_domain_regression_percent=18,
         on_inconclusive=OnInconclusive.PAUSE,
         confidence=0.9,
         comparison=Comparison.SWITCHBACK,
@@ -93,7 +94,11 @@ def test_a_policy_that_is_told_and_set_again_is_the_same(policy: RolloutPolicy) 
 
 def test_where_zero_is_a_value_it_is_one() -> None:
     zeros = pb.Analysis(
-        failure_limit=0, max_acceptance_regression_percent=0, max_latency_regression_percent=0, dry_run=False
+        failure_limit=0,
+        max_acceptance_regression_percent=0,
+        max_latency_regression_percent=0,
+        max_domain_regression_percent=0,
+        dry_run=False,
     )
     document = pb.RolloutPolicy(analysis=zeros, offline_gate=pb.OfflineGate(min_gain_percent=0.0), max_pods_swapping=0)
     defaults = replace(DEFAULTS, analysis=replace(DEFAULTS.analysis, dry_run=True))
@@ -103,6 +108,7 @@ def test_where_zero_is_a_value_it_is_one() -> None:
     assert RolloutPolicy.from_proto(pb.RolloutPolicy(), defaults).analysis.dry_run
     assert policy.analysis.failure_limit == 0
     assert policy.analysis.max_acceptance_regression_percent == policy.analysis.max_latency_regression_percent == 0
+    assert policy.analysis.max_domain_regression_percent == 0
     assert policy.offline_gate == replace(DEFAULTS.offline_gate, min_gain_percent=0.0)
 
 

@@ -4,11 +4,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.support.rollouts import BETTER, STEPS, World
+from tests.support.rollouts import STEPS, World
 from tests.support.versions import NOW_MS, refusing
 
 from updraft_registry.rollout.comparison import Traffic
-from updraft_registry.rollout.version import Actor, Rollout
+from updraft_registry.rollout.placement import Pod
+from updraft_registry.rollout.speedup import Speedup
+from updraft_registry.rollout.version import NO_DRAFT, Actor, Rollout
 from updraft_rollouts.policy import Analysis, RolloutPolicy, RolloutStep
 from updraft_rollouts.terms import Comparison, OnInconclusive, Phase, Strategy
 
@@ -306,17 +308,17 @@ def test_a_candidate_begins_again_when_the_stable_version_fails() -> None:
     assert decision.transitions[0].actor is Actor.FLEET
 
 
-def test_a_candidate_is_not_tried_when_nothing_is_left_to_compare_it_with() -> None:
+def test_a_candidate_goes_on_against_no_draft_when_the_stable_version_fails_and_no_other_has_won() -> None:
     world = World(16)
-    world.canary()
+    candidate = world.canary(gain_percent=5)
+    pods = world.directed(candidate)
     for name in world.directed(1):
         world.pods[name] = refusing(name, 1)
-    decision = world.decide()
-    assert world.phases == {1: Phase.FAILED, 2: Phase.SUPERSEDED}
-    assert [t.reason for t in decision.transitions][1:] == [
-        "there is no stable version to compare it with",
-        "compared with version 1 but no draft serves; the trainer evaluates again",
-    ]
+    world.decide()
+    assert world.phases == {1: Phase.FAILED, 2: Phase.CANARY}
+    assert (world.rollout.baseline, world.rollout.evidence.slices) == (NO_DRAFT, 0)
+    assert world.directed(candidate) == pods
+    assert world.directed(NO_DRAFT) == set(world.pods) - pods
 
 
 def test_a_canary_pod_that_refuses_fails_the_candidate_and_no_other_pod_has_seen_it() -> None:
@@ -583,11 +585,82 @@ def test_the_sentence_says_where_it_stands_and_what_it_waits_for() -> None:
     )
 
 
-def test_the_first_version_needs_no_canary() -> None:
-    world = World(16)
+def first_version(num_pods: int = 16, **policy: Any) -> World:
+    """A first version in canary on its pods, which hold it."""
+    world = World(num_pods, **policy)
     world.speculator = replace(world.speculator, versions=(), latest=0)
-    first = world.publish(BETTER)
-    assert world.phases == {first: Phase.STABLE}
+    world.pods = {name: Pod(name=name, boot="1") for name in world.pods}
+    world.decide()
+    world.canary()
+    return world
+
+
+def measured(world: World, ratio: float) -> None:
+    """The pods that hold the first version measure its speedup, to 5 %."""
+    speedup = Speedup(ratio=ratio, low=ratio - 0.05, high=ratio + 0.05)
+    world.pods = {name: replace(pod, speedup=speedup if pod.loaded else None) for name, pod in world.pods.items()}
+
+
+@pytest.mark.parametrize(("num_pods", "tried"), [(1, 1), (2, 1), (16, 2)])
+def test_a_first_version_serves_its_canary_at_once_also_the_only_pod(num_pods: int, tried: int) -> None:
+    world = first_version(num_pods)
+    assert world.phases == {1: Phase.CANARY}
+    assert len(world.directed(1)) == tried
+    assert len(world.directed(NO_DRAFT)) == num_pods - tried
+    assert all(order.is_comparing for order in world.decide().directives.values())
+
+
+def test_a_first_version_with_which_decoding_is_surely_faster_serves_all() -> None:
+    world = first_version(steps=STEPS)
+    world.see(gain_percent=40)
+    measured(world, 1.2)
+    world.run(119)
+    assert world.phases == {1: Phase.CANARY}
+    world.run(3)
+    assert world.phases == {1: Phase.STABLE}
+    assert world.speculator.versions[0].reason == (
+        "decoding is significantly faster than without a draft: speedup 1.20 (1.16 to 1.24 at 90 %); "
+        "1.40 against 1.00 tokens per step, +40.0 % (+38.6 to +41.4 % at 95 %); 600 requests in 12 slices"
+    )
+
+
+def test_a_first_version_that_does_not_pay_is_rolled_back_to_no_draft() -> None:
+    world = first_version()
+    world.see(gain_percent=40)
+    measured(world, 0.9)
+    world.decide()
+    assert world.phases == {1: Phase.ROLLED_BACK}
+    assert world.speculator.versions[0].reason.startswith("decoding is significantly slower than without a draft: ")
+    assert world.directed(NO_DRAFT) == set(world.pods)
+    assert world.message == "no version serves; waiting for the first that passes the gate"
+
+
+def test_where_no_speedup_is_measured_acceptance_decides_on_a_first_version() -> None:
+    world = first_version(steps=STEPS)
+    world.see(gain_percent=40)
+    world.run(122)
+    assert world.speculator.versions[0].reason.startswith("draft tokens are accepted: 1.40 against 1.00")
+
+
+@pytest.mark.parametrize(
+    ("on_inconclusive", "phase"), [(OnInconclusive.ROLLBACK, Phase.ROLLED_BACK), (OnInconclusive.PROMOTE, Phase.STABLE)]
+)
+def test_a_first_version_without_traffic_ends_at_the_deadline_as_the_policy_says(
+    on_inconclusive: OnInconclusive, phase: Phase
+) -> None:
+    world = first_version(1, analysis=Analysis(on_inconclusive=on_inconclusive))
+    world.run(890, step_s=10)
+    assert world.phases == {1: Phase.CANARY}
+    world.run(20)
+    assert world.phases == {1: phase}
+    assert "15 min: waiting for traffic: 0 requests in 0 slices" in world.speculator.versions[0].reason
+
+
+def test_a_first_version_that_keeps_crashing_is_rolled_back() -> None:
+    world = first_version(1)
+    world.see(failures=3, slices=0)
+    world.decide()
+    assert world.phases == {1: Phase.ROLLED_BACK}
 
 
 def test_a_policy_is_a_canary_unless_told_otherwise() -> None:

@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updraft_registry.rollout.comparison import NOTHING, Evidence, PodTraffic, Slice, Traffic, Trial, add_reports
+from updraft_registry.rollout.comparison import (
+    MAX_DOMAINS,
+    NOTHING,
+    OTHER,
+    Evidence,
+    PodTraffic,
+    Slice,
+    Traffic,
+    Trial,
+    add_reports,
+)
 
 CANDIDATE, BASELINE = 8, 7
 SLICE_MS = 30_000
@@ -234,3 +244,73 @@ def test_exchanging_the_versions_turns_the_change_around(growth: list[tuple[int,
     other = add_reports(other, [sent[-1]], turned, slice_ms=SLICE_MS, now_ms=30_000)
     assert one.slices == other.slices
     assert one.acceptance.change.mean == pytest.approx(-other.acceptance.change.mean)
+
+
+def by_domain(name: str, domains: dict[str, tuple[Traffic, Traffic]]) -> PodTraffic:
+    """A pod whose traffic is that of these domains, of candidate and baseline."""
+    candidate = sum((both[0] for both in domains.values()), NOTHING)
+    baseline = sum((both[1] for both in domains.values()), NOTHING)
+    return replace(
+        pod_traffic(name, candidate, baseline),
+        domains={
+            CANDIDATE: {domain: both[0] for domain, both in domains.items()},
+            BASELINE: {domain: both[1] for domain, both in domains.items()},
+        },
+    )
+
+
+def test_each_domain_of_a_slice_becomes_an_observation_of_its_own() -> None:
+    evidence = begun(pod_traffic("a"), pod_traffic("b"))
+    pods = [
+        by_domain("a", {"sql": (served(10, 1.8), served(10)), "chat": (served(10, 2.2), served(10))}),
+        by_domain("b", {"sql": (served(10, 1.8), served(10))}),
+    ]
+    evidence = report(evidence, pods, 30)
+    changes = {name: domain.acceptance.change for name, domain in evidence.domains.items()}
+    assert {name: (change.count, round(change.mean, 3)) for name, change in changes.items()} == {
+        "sql": (1, -0.105),  # log 0.9
+        "chat": (1, 0.095),  # log 1.1
+    }
+
+
+def test_a_domain_with_few_requests_waits_for_more_over_several_slices() -> None:
+    evidence = begun(pod_traffic("a"))
+    for slices in (1, 2, 3):
+        pod = by_domain(
+            "a", {"rare": (served(3 * slices), served(5 * slices)), "chat": (served(20 * slices), served(20 * slices))}
+        )
+        evidence = report(evidence, [pod], 30 * slices)
+        assert evidence.domains["rare"].acceptance.change.count == (slices == 3)
+    assert evidence.domains["chat"].acceptance.change.count == 3
+    assert evidence.domains["rare"].requests == 24
+
+
+def test_a_domain_whose_counters_began_again_in_the_pod_counts_from_its_next_report() -> None:
+    evidence = begun(by_domain("a", {"sql": (served(100), served(100))}))
+    evidence = report(evidence, [by_domain("a", {"sql": (served(9), served(9))})], 10)
+    assert evidence.open.domains["sql"].candidate == NOTHING
+    evidence = report(evidence, [by_domain("a", {"sql": (served(12), served(12))})], 20)
+    assert evidence.open.domains["sql"].candidate == served(3)
+
+
+def test_of_many_domains_the_largest_are_compared_and_the_rest_of_a_pods_traffic_is_not_one() -> None:
+    domains = {f"d{n}": (served(8 + n), served(8 + n)) for n in range(MAX_DOMAINS + 8)}
+    evidence = report(begun(pod_traffic("a")), [by_domain("a", domains | {OTHER: (served(999), served(999))})], 30)
+    assert set(evidence.domains) == {f"d{n}" for n in range(8, MAX_DOMAINS + 8)}
+
+
+def test_the_evidence_of_domains_survives_a_restart() -> None:
+    evidence = begun(pod_traffic("a"))
+    pod = by_domain("a", {"sql": (served(10), served(10)), "rare": (served(1), served(1))})
+    before = report(evidence, [pod], 30)
+    assert Evidence.from_json(before.to_json()).domains == before.domains
+
+
+def test_without_a_baseline_a_candidate_is_compared_with_one_token_per_step() -> None:
+    trial = Trial(candidate=CANDIDATE, baseline=0)
+    evidence = add_reports(Evidence.begin(0), [pod_traffic("a")], trial, slice_ms=SLICE_MS, now_ms=0)
+    few = add_reports(evidence, [pod_traffic("a", served(7, 1.5))], trial, slice_ms=SLICE_MS, now_ms=SLICE_MS)
+    assert few.slices == 0
+    some = add_reports(few, [pod_traffic("a", served(10, 1.5))], trial, slice_ms=SLICE_MS, now_ms=SLICE_MS)
+    assert (some.slices, some.candidate_requests, some.latency.change.count) == (1, 10, 0)
+    assert some.acceptance.change.mean == pytest.approx(0.405, abs=1e-3)  # log 1.5

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from updraft_registry.rollout.comparison import Evidence, Ratio
+from updraft_registry.rollout.comparison import DomainEvidence, Evidence, Ratio
 from updraft_registry.rollout.gate import Verdict
-from updraft_registry.rollout.gate.live import judge
+from updraft_registry.rollout.gate.live import judge, judge_without_baseline
+from updraft_registry.rollout.speedup import Speedup
 from updraft_rollouts.policy import Analysis
 
 ANALYSIS = Analysis()
@@ -84,7 +85,7 @@ def compared(
         pytest.param(
             compared(1.1, failures=(5, 24)),
             Verdict.FAIL,
-            "5 errors or crashes with the candidate against 24 with the stable version, limit 2: ",
+            "5 errors or crashes with the candidate against 24 without it, limit 2: ",
             id="failing more often",
         ),
         pytest.param(compared(1.1, failures=(5, 25)), Verdict.PASS, "acc", id="what befalls both"),
@@ -158,3 +159,78 @@ def test_slices_that_contradict_each_other_are_judged_all_the_same(
 
 def test_a_ratio_without_observations_is_not_known() -> None:
     assert Ratio().plus(2.0, None) == Ratio()
+
+
+def in_domains(evidence: Evidence, changes: dict[str, float], *, slices: int = 20) -> Evidence:
+    """The same, where the candidate has these ratios of acceptance in these domains, with a few percent of noise."""
+    domains = {}
+    for name, change in changes.items():
+        lengths = Ratio()
+        for number in range(slices):
+            lengths = lengths.plus(2.0 * change * (1 + 2 * NOISE[number % len(NOISE)]), 2.0)
+        domains[name] = DomainEvidence(acceptance=lengths, requests=500)
+    return replace(evidence, domains=domains)
+
+
+def test_a_candidate_that_is_surely_worse_in_one_domain_fails_however_good_its_mean() -> None:
+    judgement = judge(in_domains(compared(1.1), {"chat": 1.12, "sql": 0.9}), ANALYSIS)
+    assert judgement.verdict is Verdict.FAIL
+    assert judgement.reason.startswith(
+        "acceptance for 'sql' is significantly lower by more than 5 % (1.80 against 2.00 tokens per step): 2.20 against"
+    )
+
+
+def test_while_it_looks_worse_in_a_domain_it_is_not_promoted() -> None:
+    judgement = judge(in_domains(compared(1.1), {"chat": 1.12, "sql": 0.94}), ANALYSIS)
+    assert judgement.verdict is Verdict.HOLD
+    assert judgement.reason.startswith("acceptance is significantly higher, but lower for 'sql' by more than 5 % (1.88")
+
+
+def test_a_domain_of_a_few_slices_delays_no_promotion() -> None:
+    assert judge(in_domains(compared(1.1), {"sql": 0.9}, slices=3), ANALYSIS).verdict is Verdict.PASS
+
+
+def test_a_loss_in_a_domain_within_the_limit_is_tolerated() -> None:
+    evidence = in_domains(compared(1.1), {"sql": 0.96})
+    assert judge(evidence, ANALYSIS).verdict is Verdict.PASS
+    assert judge(evidence, replace(ANALYSIS, max_domain_regression_percent=2)).verdict is Verdict.FAIL
+
+
+def test_many_domains_share_the_error_rate_of_one() -> None:
+    """A loss that is sure where one domain is looked at is not sure where it is the worst of thirty."""
+    loss = {"sql": 0.92}
+    assert judge(in_domains(compared(1.1), loss, slices=12), ANALYSIS).verdict is Verdict.FAIL
+    others = {f"d{n}": 1.1 for n in range(29)}
+    assert judge(in_domains(compared(1.1), loss | others, slices=12), ANALYSIS).verdict is Verdict.HOLD
+
+
+def test_a_hostile_name_of_a_domain_is_quoted_and_cut_in_the_reason() -> None:
+    reason = judge(in_domains(compared(1.1), {"[red]" + "x" * 59: 0.8}), ANALYSIS).reason
+    assert reason.startswith(f"acceptance for '[red]{35 * 'x'}' is")
+
+
+@pytest.mark.parametrize(
+    ("speedup", "verdict", "why"),
+    [
+        pytest.param((1.2, 1.1, 1.3), Verdict.PASS, "decoding is significantly faster", id="pays"),
+        pytest.param((0.9, 0.8, 0.99), Verdict.FAIL, "decoding is significantly slower", id="costs"),
+        pytest.param((1.1, 0.9, 1.3), Verdict.HOLD, "decoding is not significantly faster", id="not sure"),
+        pytest.param(None, Verdict.PASS, "draft tokens are accepted", id="not measured"),
+    ],
+)
+def test_against_no_draft_the_measured_speedup_decides(
+    speedup: tuple[float, float, float] | None, verdict: Verdict, why: str
+) -> None:
+    measured = Speedup(ratio=speedup[0], low=speedup[1], high=speedup[2]) if speedup else None
+    judgement = judge_without_baseline(compared(1.3, None, requests=40), ANALYSIS, measured)
+    assert judgement.verdict is verdict
+    assert judgement.reason.startswith(why)
+
+
+@pytest.mark.parametrize(("slices", "why"), [(2, "waiting for traffic"), (8, "no draft token is surely accepted")])
+def test_against_no_draft_a_speedup_without_acceptance_proves_nothing(slices: int, why: str) -> None:
+    """It may be that of n-gram lookup."""
+    judgement = judge_without_baseline(
+        compared(1.0, None, slices=slices), ANALYSIS, Speedup(ratio=1.3, low=1.2, high=1.4)
+    )
+    assert (judgement.verdict, judgement.reason.startswith(why)) == (Verdict.HOLD, True)

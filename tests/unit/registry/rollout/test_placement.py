@@ -7,27 +7,25 @@ from tests.support.rollouts import World
 from tests.support.versions import holding, refusing, version
 
 from updraft_registry.rollout.placement import Pod, share
-from updraft_rollouts.terms import Comparison, Strategy
-
-PODS, SWITCHBACK = Comparison.PODS, Comparison.SWITCHBACK
+from updraft_rollouts.terms import Strategy
 
 
 @pytest.mark.parametrize(
-    ("percent", "num_pods", "comparison", "expected"),
+    ("percent", "num_pods", "keeps_one", "expected"),
     [
-        pytest.param(10, 16, PODS, 2, id="rounded up"),
-        pytest.param(1, 1000, PODS, 10, id="of many"),
-        pytest.param(1, 3, PODS, 1, id="at least one"),
-        pytest.param(100, 16, PODS, 15, id="one is left to compare with"),
-        pytest.param(50, 1, PODS, 0, id="a single one cannot be compared"),
-        pytest.param(50, 0, PODS, 0, id="no pods"),
-        pytest.param(10, 1, SWITCHBACK, 1, id="a switchback needs one"),
-        pytest.param(100, 2, SWITCHBACK, 2, id="a switchback on all"),
-        pytest.param(10, 0, SWITCHBACK, 0, id="no pods to alternate"),
+        pytest.param(10, 16, True, 2, id="rounded up"),
+        pytest.param(1, 1000, True, 10, id="of many"),
+        pytest.param(1, 3, True, 1, id="at least one"),
+        pytest.param(100, 16, True, 15, id="one is left to compare with"),
+        pytest.param(50, 1, True, 0, id="a single one cannot be compared with another"),
+        pytest.param(50, 0, True, 0, id="no pods"),
+        pytest.param(10, 1, False, 1, id="a pod that is compared with itself"),
+        pytest.param(100, 2, False, 2, id="all of them"),
+        pytest.param(10, 0, False, 0, id="no pods to compare with themselves"),
     ],
 )
-def test_a_step_is_on_its_share_of_the_pods(percent: int, num_pods: int, comparison: Comparison, expected: int) -> None:
-    assert share(percent, num_pods, comparison) == expected
+def test_a_step_is_on_its_share_of_the_pods(percent: int, num_pods: int, *, keeps_one: bool, expected: int) -> None:
+    assert share(percent, num_pods, keeps_one=keeps_one) == expected
 
 
 def promoting(num_pods: int, *, limit: int) -> World:

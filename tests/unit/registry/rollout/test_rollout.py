@@ -50,10 +50,10 @@ def candidate(number: int, quality: float, *, against: int, source: Source = Sou
 
 
 @pytest.mark.parametrize("source", [Source.INITIAL, Source.IMPORTED])
-def test_the_first_version_skips_the_gate(source: Source) -> None:
+def test_a_first_version_that_a_person_brings_needs_no_evaluation(source: Source) -> None:
     decision = run([version(1, source=source)])
     assert phases(decision) == {1: Phase.STABLE}
-    assert decision.transitions[0].reason == "the first version skips the gate"
+    assert decision.transitions[0].reason == "the first version needs no evaluation"
     assert decision.directives["pod-0"].serve == 1
 
 
@@ -114,9 +114,9 @@ def test_manual_holds_what_passed_the_gate() -> None:
     assert phases(run([versions[0], candidate(2, WORSE, against=1)], manual))[2] is Phase.REJECTED
 
 
-def test_manual_lets_the_first_version_serve() -> None:
+def test_manual_holds_the_first_version_too() -> None:
     first = [version(1, source=Source.INITIAL)]
-    assert phases(run(first, DesiredState(policy=RolloutPolicy(strategy=Strategy.MANUAL)))) == {1: Phase.STABLE}
+    assert phases(run(first, DesiredState(policy=RolloutPolicy(strategy=Strategy.MANUAL)))) == {1: Phase.HELD}
 
 
 def test_a_pin_goes_back_without_analysis_and_holds_newer_versions() -> None:

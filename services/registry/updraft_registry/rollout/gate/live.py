@@ -4,15 +4,23 @@ Every bound is wrong with probability at most alpha = 1 - confidence over the wh
 at any time and acted on at once. A promotion depends on one bound (acceptance is higher), so a candidate that is not better
 is promoted with probability at most alpha. The latency estimate can only veto, which makes promotions rarer. Promoting a
 candidate that is merely not worse was refused: without a gain, it is not worth a swap of the whole fleet.
+
+A domain can veto too. All domains share one alpha (Bonferroni), because with sixteen of them one would look worse by chance.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from updraft_registry.rollout.comparison import Evidence, Ratio
 from updraft_registry.rollout.gate import Verdict
 from updraft_registry.rollout.gate.sequence import lower, upper
+from updraft_registry.rollout.speedup import Speedup
+from updraft_rollouts.evidence import shown_name
 from updraft_rollouts.policy import ACCEPTANCE_IS_HIGHER, Analysis, acceptance_is_lower, latency_is_higher
+
+MIN_DOMAIN_SLICES = 4
+"""From here on the estimate of a domain can delay a promotion: less is noise. A bound can exist from then on, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,40 +48,118 @@ class LiveJudgement:
     """No estimate is beyond its limit, with or without confidence, so the candidate may go to more pods."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Domain:
+    """The change of acceptance in one domain."""
+
+    name: str
+    estimate: Estimate
+    num_slices: int
+
+    def __str__(self) -> str:
+        return f"for {shown_name(self.name)}"
+
+
 def judge(evidence: Evidence, analysis: Analysis) -> LiveJudgement:
     """Decide on the evidence so far. Deciding often does not weaken the guarantee."""
     alpha = 1.0 - analysis.confidence
     acceptance, latency = _estimate(evidence.acceptance, alpha), _estimate(evidence.latency, alpha)
-    failed = _failed(evidence, analysis, acceptance, latency)
-    missing = _missing(evidence, analysis, acceptance, latency)
-    if failed:
-        verdict, why = Verdict.FAIL, failed
-    elif missing:
-        verdict, why = Verdict.HOLD, missing
-    else:
-        verdict, why = Verdict.PASS, ACCEPTANCE_IS_HIGHER
+    domains = _domains(evidence, alpha)
+    failed = (
+        _failures(evidence, analysis) or _failed(analysis, acceptance, latency) or _failed_domain(analysis, domains)
+    )
+    missing = _missing(evidence, analysis, acceptance, latency) or _doubtful_domain(analysis, domains)
     summary = _summary(evidence, analysis, acceptance, latency)
     return LiveJudgement(
-        verdict=verdict,
-        reason=f"{why}: {summary}",
+        verdict=_verdict(failed, missing),
+        reason=f"{failed or missing or ACCEPTANCE_IS_HIGHER}: {summary}",
         acceptance=acceptance,
         latency=latency,
         is_tolerable=_is_tolerable(analysis, acceptance, latency),
     )
 
 
-def _failed(evidence: Evidence, analysis: Analysis, acceptance: Estimate | None, latency: Estimate | None) -> str:
-    """Why the candidate fails; empty if it does not."""
-    if evidence.failures > analysis.failure_limit and _fails_more_often(evidence):
-        against = f" against {evidence.baseline_failures} with the stable version" if evidence.baseline_failures else ""
-        failures = f"{evidence.failures} errors or crashes with the candidate{against}"
-        return f"{failures}, limit {analysis.failure_limit}"
+def judge_without_baseline(evidence: Evidence, analysis: Analysis, speedup: Speedup | None) -> LiveJudgement:
+    """The same against no draft: the candidate wins if it is accepted and speculation with it pays.
+
+    `speedup` is what the canary's pods measure; None: nothing, and acceptance alone decides. No number of requests is required,
+    because any draft can be told from none by a few slices. While speculation does not pay, engines that measure it draft
+    nothing, so a failure has time until there are slices.
+    """
+    alpha = 1.0 - analysis.confidence
+    acceptance = _estimate(evidence.acceptance, alpha)
+    failed, missing = _failures(evidence, analysis), ""
+    if acceptance is None or math.isinf(acceptance.high_percent):
+        missing = "waiting for traffic"
+    elif acceptance.low_percent <= 0.0:
+        missing = "no draft token is surely accepted yet"
+    elif speedup is not None and speedup.high < 1.0:
+        failed = failed or "decoding is significantly slower than without a draft"
+    elif speedup is not None and speedup.low <= 1.0:
+        missing = "decoding is not significantly faster than without a draft yet"
+    won = "decoding is significantly faster than without a draft" if speedup else "draft tokens are accepted"
+    parts = [_summary(evidence, analysis, acceptance, None)]
+    if speedup is not None:
+        parts.insert(0, f"speedup {speedup.ratio:.2f} ({speedup.low:.2f} to {speedup.high:.2f} at 90 %)")
+    return LiveJudgement(
+        verdict=_verdict(failed, missing),
+        reason=f"{failed or missing or won}: {'; '.join(parts)}",
+        acceptance=acceptance,
+    )
+
+
+def _verdict(failed: str, missing: str) -> Verdict:
+    return Verdict.FAIL if failed else Verdict.HOLD if missing else Verdict.PASS
+
+
+def _failures(evidence: Evidence, analysis: Analysis) -> str:
+    """Why the candidate fails by its errors and crashes; empty if it does not."""
+    if evidence.failures <= analysis.failure_limit or not _fails_more_often(evidence):
+        return ""
+    against = f" against {evidence.baseline_failures} without it" if evidence.baseline_failures else ""
+    failures = f"{evidence.failures} errors or crashes with the candidate{against}"
+    return f"{failures}, limit {analysis.failure_limit}"
+
+
+def _failed(analysis: Analysis, acceptance: Estimate | None, latency: Estimate | None) -> str:
+    """Why the candidate fails by its estimates; empty if it does not."""
     allowed = analysis.max_acceptance_regression_percent
     if acceptance is not None and acceptance.high_percent < -allowed:
         return acceptance_is_lower(allowed)
     allowed = analysis.max_latency_regression_percent
     if latency is not None and latency.low_percent > allowed:
         return latency_is_higher(allowed)
+    return ""
+
+
+def _domains(evidence: Evidence, alpha: float) -> list[_Domain]:
+    """The domains that were compared, the worst first. They share alpha."""
+    compared = {name: domain for name, domain in evidence.domains.items() if domain.acceptance.change.count}
+    found = []
+    for name, domain in compared.items():
+        estimate = _estimate(domain.acceptance, alpha / len(compared))
+        if estimate is not None:
+            found.append(_Domain(name=name, estimate=estimate, num_slices=domain.acceptance.change.count))
+    return sorted(found, key=lambda domain: domain.estimate.change_percent)
+
+
+def _failed_domain(analysis: Analysis, domains: Sequence[_Domain]) -> str:
+    """The domain in which the candidate is surely worse; empty if there is none."""
+    allowed = analysis.max_domain_regression_percent
+    for domain in domains:
+        if domain.estimate.high_percent < -allowed:
+            return f"{acceptance_is_lower(allowed, str(domain))} ({_lengths(domain.estimate)})"
+    return ""
+
+
+def _doubtful_domain(analysis: Analysis, domains: Sequence[_Domain]) -> str:
+    """The domain in which the candidate looks worse, surely or not; empty if there is none."""
+    allowed = analysis.max_domain_regression_percent
+    for domain in domains:
+        if domain.num_slices >= MIN_DOMAIN_SLICES and domain.estimate.change_percent < -allowed:
+            return (
+                f"{ACCEPTANCE_IS_HIGHER}, but lower {domain} by more than {allowed:g} % ({_lengths(domain.estimate)})"
+            )
     return ""
 
 
@@ -109,8 +195,7 @@ def _is_tolerable(analysis: Analysis, acceptance: Estimate | None, latency: Esti
 def _summary(evidence: Evidence, analysis: Analysis, acceptance: Estimate | None, latency: Estimate | None) -> str:
     parts = []
     if acceptance is not None:
-        lengths = f"{acceptance.candidate:.2f} against {acceptance.stable:.2f} tokens per step"
-        parts.append(f"{lengths}, {_change(acceptance, analysis)}")
+        parts.append(f"{_lengths(acceptance)}, {_change(acceptance, analysis)}")
     if latency is not None:
         times = f"{1000 * latency.candidate:.3g} against {1000 * latency.stable:.3g} ms per token"
         parts.append(f"{times}, {_change(latency, analysis)}")
@@ -128,6 +213,10 @@ def _estimate(ratio: Ratio, alpha: float) -> Estimate | None:
         low_percent=_percent(lower(ratio.change, alpha)),
         high_percent=_percent(upper(ratio.change, alpha)),
     )
+
+
+def _lengths(acceptance: Estimate) -> str:
+    return f"{acceptance.candidate:.2f} against {acceptance.stable:.2f} tokens per step"
 
 
 def _change(estimate: Estimate, analysis: Analysis) -> str:

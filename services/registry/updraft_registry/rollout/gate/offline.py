@@ -59,7 +59,7 @@ def _pairs(evaluation: Evaluation) -> list[Paired]:
             tokens=sample.tokens,
             candidate_steps=sample.candidate_steps,
             baseline_steps=sample.baseline_steps,
-            kind=sample.kind,
+            kind=sample.kind or (f"domain:{sample.domain}" if sample.domain else ""),
             weight=sample.weight if has_weights else 1.0,
         )
         for sample in evaluation.samples
