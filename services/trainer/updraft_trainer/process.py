@@ -67,7 +67,7 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
         state = states.load(identity)
         replay = stack.enter_context(
             Replay.open(
-                data / "replay.sqlite",
+                data / "replay",
                 limits=ReplayLimits.of(config.replay_max_bytes),
                 expected=expected,
                 cache_bytes=config.cache_max_bytes,

@@ -96,7 +96,8 @@ class TrainerSettings(Settings):
     max_uses: int = Field(default=6, ge=1)
     """Optimizer steps for which a sample counts as fresh. Without fresh samples training pauses."""
     replay_max_bytes: int = Field(default=512 * 1024**2, ge=1024**2)
-    """Disk space for traces: half for the newest, four tenths for older ones of all clusters, a tenth for held-out ones."""
+    """Bytes of stored traces: half for the newest, four tenths for older ones of all clusters, a tenth for held-out ones. Files
+    take up to a quarter more, and at most 64 MiB, until the space of dropped traces is reclaimed."""
     cache_max_bytes: int = Field(default=256 * 1024**2, ge=0)
     """Memory for decoded samples."""
 

@@ -203,7 +203,7 @@ async def bench(
     async with AsyncExitStack() as stack:
         replay = stack.enter_context(
             Replay.open(
-                folder / "replay.sqlite",
+                folder / "replay",
                 limits=ReplayLimits.of(50 * 1024**2),
                 expected=traces.expected,
                 cache_bytes=10 * 1024**2,
