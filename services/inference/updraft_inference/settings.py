@@ -156,8 +156,9 @@ class InferenceSettings(settings.Settings):
     capture_evaluation_fraction: Fraction = 0.1
     """Fraction of requests that are held out for evaluation; their traces always include hidden states."""
 
-    capture_prompt_rows: Annotated[int, Field(ge=0)] = 64
-    """Number of positions at the end of the prompt whose hidden states are captured."""
+    capture_prompt_rows: Annotated[int, Field(ge=0)] = 512
+    """Maximum positions at the end of the prompt whose hidden states are captured: context, which serving gives the draft too.
+    A wide model's are fewer: at most half of a chunk of 4 MiB."""
 
     capture_counterfactual_rows: Annotated[int, Field(ge=0, le=16)] = 0
     """Maximum rows per verify step to capture after a rejected draft token; the trainer uses them only with a discard
@@ -169,8 +170,8 @@ class InferenceSettings(settings.Settings):
     capture_queue_entries: Count = 64
     """Traces that may wait for Redis; further traces are dropped and counted."""
 
-    capture_queue_bytes: Bytes = 64 * 1024 * 1024
-    """Memory for waiting traces."""
+    capture_queue_bytes: Bytes = 256 * 1024 * 1024
+    """Memory for waiting traces. A single larger one may wait alone."""
 
     capture_max_bytes: Bytes = 256 * 1024 * 1024
     """Size of the stream in Redis; the oldest traces are removed first."""

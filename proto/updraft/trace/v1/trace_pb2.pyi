@@ -213,10 +213,13 @@ class Header(_message.Message):
     schema: _builtins.int
     """Layout of this message; a reader refuses what it does not know."""
     trace_id: _builtins.bytes
-    """UUID, 16 bytes. The key of deduplication: redelivery repeats it."""
+    """UUID, 16 bytes. With `chunk` the key of deduplication: redelivery repeats both."""
     request_id: _builtins.str
     chunk: _builtins.int
-    """Chunks of a long request count from 0; `last_chunk` closes it."""
+    """A long request is in chunks, which are named by the number of its output tokens before theirs; `last_chunk` closes it.
+    A chunk reads as a request of its own: its prompt_ids are the tokens before it that it keeps as context, its output_ids those
+    that it teaches, and all positions count from its own first token.
+    """
     last_chunk: _builtins.bool
     speculator: _builtins.str
     pod: _builtins.str

@@ -18,7 +18,7 @@ class CaptureRates:
     is_enabled: bool = True
     payload_fraction: float = 1.0
     evaluation_fraction: float = 0.1
-    prompt_rows: int = 64
+    prompt_rows: int = 512
     counterfactual_rows: int = 0
 
     def under(self, policy: fleet_pb2.CapturePolicy) -> "CaptureRates":

@@ -26,7 +26,7 @@ from updraft_trainer.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 BATCH_ENTRIES = 8
-"""Entries decoded in memory at a time; an entry has at most 32 MiB, most have less than 1 MiB."""
+"""Entries decoded in memory and stored at a time; an entry has at most 8 MiB, and one sync of the disk is for all of them."""
 
 _BLOCK = timedelta(seconds=1)
 

@@ -162,7 +162,7 @@ def _sample(trace: trace_pb2.Trace, expected: ExpectedTarget, *, is_checked: boo
         if _rejects_model(step) and 0 < index < len(ids):
             corrections[index] = True
     return Sample(
-        trace_id=trace.header.trace_id.hex(),
+        trace_id=_sample_id(trace.header),
         aux=aux,
         teacher=teacher,
         first_teacher_row=first - stretch.start,
@@ -174,6 +174,11 @@ def _sample(trace: trace_pb2.Trace, expected: ExpectedTarget, *, is_checked: boo
         finished_unix_ms=trace.header.finished_unix_ms,
         counterfactuals=_counterfactuals(trace, block, stretch, expected),
     )
+
+
+def _sample_id(header: trace_pb2.Header) -> str:
+    """The trace id. Later chunks of a request are samples of their own, with their name in it."""
+    return header.trace_id.hex() + (f"-{header.chunk}" if header.chunk else "")
 
 
 def _rejects_model(step: trace_pb2.Step) -> bool:
