@@ -2,8 +2,8 @@
 
     python -m bench.width.long_request [--width 7168] [--tokens 32768] [--tokens-per-second 2000]
 
-Everything behind the plugin is real: the agent's collector, trace builder, chunks and encoding, and the reader of the trainer. In
-place of Redis each entry is read at once and thrown away. The memory is the process's, with torch and the reader.
+Everything behind the plugin is real: the agent's collector, trace builder, chunks and encoding, and the reader of the trainer.
+In place of Redis each entry is read at once and thrown away. The memory is the process's, with torch and the reader.
 """
 
 import argparse

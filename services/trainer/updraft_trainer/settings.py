@@ -118,7 +118,7 @@ class TrainerSettings(Settings):
     confidence: float = Field(default=0.9, gt=0, lt=1)
     """Two-sided confidence of that interval. Higher than the gate's, because the trainer decides often and the gate once."""
     checkpoint_seconds: float = Field(default=60.0, gt=0)
-    """Seconds between saves: the training time that a kill may cost."""
+    """Training time that a kill may cost, in seconds. States are saved in the background, and early enough for that."""
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Lowest level that is logged."""

@@ -379,6 +379,36 @@ class TopK(_message.Message):
 Global___TopK: _TypeAlias = TopK  # noqa: Y015
 
 @_typing.final
+class PackedTopK(_message.Message):
+    """The bytes of a TopK, whose fields then are arrays, little endian: programs read and write them without a number at a time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    K_FIELD_NUMBER: _builtins.int
+    IDS_FIELD_NUMBER: _builtins.int
+    LOG_PROBS_FIELD_NUMBER: _builtins.int
+    LOG_SUM_EXP_FIELD_NUMBER: _builtins.int
+    k: _builtins.int
+    ids: _builtins.bytes
+    log_probs: _builtins.bytes
+    log_sum_exp: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        k: _builtins.int = ...,
+        ids: _builtins.bytes = ...,
+        log_probs: _builtins.bytes = ...,
+        log_sum_exp: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "k", b"k", "log_probs", b"log_probs", "log_sum_exp", b"log_sum_exp"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PackedTopK: _TypeAlias = PackedTopK  # noqa: Y015
+
+@_typing.final
 class Payload(_message.Message):
     """Learning payload. Row r belongs to position `first_position + r` of prompt_ids ++ output_ids and holds what the target
     computed there: its input is the token at that position, its prediction the token after it.

@@ -18,7 +18,7 @@ SCHEMA = 1
 Encode = Callable[["torch.Tensor"], trace_pb2.Tensor]
 
 _TOP_K_BYTES = 8
-"""Of an id and a log-probability; a varint of an id below 2,097,152 has three bytes."""
+"""Of an id and a log-probability."""
 
 _MAX_UINT32 = 2**32 - 1
 
@@ -139,14 +139,13 @@ def _add_teacher(message: trace_pb2.Payload | trace_pb2.Counterfactual, teacher:
     if not isinstance(teacher, TopK):
         message.last_hidden.CopyFrom(encode(teacher))
         return
-    message.top_k.CopyFrom(
-        trace_pb2.TopK(
-            k=teacher.ids.shape[1],
-            ids=teacher.ids.flatten().tolist(),
-            log_probs=teacher.log_probs.flatten().tolist(),
-            log_sum_exp=teacher.log_sum_exp.tolist(),
-        )
+    arrays = trace_pb2.PackedTopK(
+        k=teacher.ids.shape[1],
+        ids=teacher.ids.numpy().astype("<u4").tobytes(),
+        log_probs=teacher.log_probs.float().numpy().astype("<f4").tobytes(),
+        log_sum_exp=teacher.log_sum_exp.float().numpy().astype("<f4").tobytes(),
     )
+    message.top_k.ParseFromString(arrays.SerializeToString())
 
 
 def _microseconds(seconds: float) -> int:

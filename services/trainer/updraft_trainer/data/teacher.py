@@ -159,6 +159,7 @@ def _read_top_k(message: trace_pb2.TopK, vocab_size: int) -> TopK:
         raise InvalidInput(f"a top-k teacher with k = {k} has {num_ids} ids and {num_log_probs} log-probabilities")
     if len(message.log_sum_exp) not in (0, num_ids // k):
         raise InvalidInput(f"a top-k teacher of {num_ids // k} rows has {len(message.log_sum_exp)} log-sum-exps")
-    ids = np.fromiter(message.ids, dtype=np.int64, count=num_ids)
-    log_probs = np.fromiter(message.log_probs, dtype=np.float32, count=num_ids)
+    arrays = trace_pb2.PackedTopK.FromString(message.SerializeToString())
+    ids = np.frombuffer(arrays.ids, dtype="<u4").astype(np.int64)
+    log_probs = np.frombuffer(arrays.log_probs, dtype="<f4").astype(np.float32)  # a copy that may be written to
     return TopK(torch.from_numpy(ids).view(-1, k), torch.from_numpy(log_probs).view(-1, k))

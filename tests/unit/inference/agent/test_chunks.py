@@ -14,7 +14,15 @@ from updraft_draft import tensors
 from updraft_inference.agent.chunks import Chunk, chunks
 from updraft_inference.agent.selection import CapturePlan
 from updraft_inference.agent.trace import Ended, Origin, row_bytes, trace
-from updraft_inference.engine import CaptureParams, Counterfactual, FinishedRequest, HiddenStates, Teacher, TopK
+from updraft_inference.engine import (
+    CaptureParams,
+    Counterfactual,
+    FinishedRequest,
+    HiddenStates,
+    Teacher,
+    TopK,
+    VerifyStep,
+)
 
 ENCODE = partial(tensors.encode, encoding=trace_pb2.TENSOR_ENCODING_FP32)
 AUX, HIDDEN, TOP_K = 12, 4, 3
@@ -37,7 +45,7 @@ def teacher(first: int, count: int, *, is_top_k: bool) -> Teacher:
 def requests(draw: st.DrawFn) -> FinishedRequest:
     """Verify steps of any lengths; rows from some position of the prompt on, some lost; rows after some rejections."""
     num_prompt, prompt_rows = draw(st.integers(1, 30)), draw(st.integers(0, 20))
-    steps, num_output, rejected = [], 1, []
+    steps, num_output, rejected = list[VerifyStep](), 1, []
     for accepted in draw(st.lists(st.integers(0, 2), max_size=60)):
         if accepted < 2 and draw(st.booleans()):
             rejected.append((len(steps), num_output + accepted))
@@ -78,7 +86,7 @@ def test_chunks_have_each_token_step_and_row_once_and_where_it_was(finished: Fin
     assert finished.hidden is not None
     assert [part.is_last for part in parts] == [False] * (len(parts) - 1) + [True]
     assert together(parts) == finished.output_ids
-    taught, rejected, steps = [], [], []
+    taught, rejected, steps = list[int](), list[int](), list[VerifyStep]()
     for part in parts:
         one, hidden = part.finished, part.finished.hidden
         own = one.request.prompt_ids + one.output_ids

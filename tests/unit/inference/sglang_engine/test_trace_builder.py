@@ -230,7 +230,7 @@ def test_a_long_request_taken_in_parts_has_all_its_rows_and_keeps_few_in_memory(
     collector = Collector(Path("unused.sock"), max_bytes=1 << 20)
     builder = collector.expect("a", run.num_prompt, capture)
     builder._kept_bytes = 5 * ROW_BYTES
-    seen, rejected = set[int](), []
+    seen, rejected = set[int](), list[int]()
 
     def see(hidden: HiddenStates | None, num_output: int, before: int) -> None:
         """A part: its rows teach the output tokens that were not taken before, and those before them are context."""
