@@ -34,12 +34,14 @@ BATCH = 8
 
 @dataclass(frozen=True, kw_only=True)
 class ReplaySpeed:
-    """Bytes are those of traces. `longest_read_ms`: of one batch of four samples."""
+    """Bytes are those of traces. `alone_mb_cpu_s`: of a second of processor time, whatever else the machine does.
+    `longest_read_ms`: of one batch of four samples."""
 
     width: int
     rows_per_trace: int
     bytes_per_row: float
     alone_mb_s: float
+    alone_mb_cpu_s: float
     read_mb_s: float
     stored_mb_s: float
     longest_read_ms: float
@@ -122,7 +124,9 @@ def measure(folder: Path, *, width: int, num_rows: int, seconds: float, max_byte
 
         while live_bytes(replay) < max_bytes // 4:
             admit_batch()
+        start_s = time.thread_time()
         alone, _ = read_for(replay, size, seconds)
+        cpu_share = (time.thread_time() - start_s) / seconds
         intake = threading.Thread(target=admit)
         intake.start()
         read, longest_ms = read_for(replay, size, seconds)
@@ -134,6 +138,7 @@ def measure(folder: Path, *, width: int, num_rows: int, seconds: float, max_byte
         rows_per_trace=num_rows,
         bytes_per_row=size / num_rows,
         alone_mb_s=alone,
+        alone_mb_cpu_s=alone / cpu_share,
         read_mb_s=read,
         stored_mb_s=num_stored * size / 1e6 / seconds,
         longest_read_ms=longest_ms,
