@@ -19,6 +19,10 @@ MAX_KINDS = 32
 """So many clusters, the largest, count as kinds of traffic: as many as can take new samples at one time."""
 
 
+CHUNK_MARK = "#"
+"""In the id of a sample that is a later chunk of a request: between the trace id and the name of the chunk."""
+
+
 class Pool(StrEnum):
     WINDOW = "window"
     RESERVOIR = "reservoir"
@@ -34,6 +38,11 @@ class SampleEntry:
     cluster: str
     pool: Pool
     num_bytes: int
+
+    @property
+    def request(self) -> str:
+        """The trace id of the request that the sample is, or is a chunk of."""
+        return self.trace_id.partition(CHUNK_MARK)[0]
 
     @property
     def group(self) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 from updraft.trace.v1 import trace_pb2
 from updraft_chassis.errors import InvalidInput
 from updraft_draft.tensors import decode, is_finite
+from updraft_trainer.data.retention import CHUNK_MARK
 from updraft_trainer.data.teacher import Teacher, read_teacher
 
 SCHEMA = 1
@@ -178,7 +179,7 @@ def _sample(trace: trace_pb2.Trace, expected: ExpectedTarget, *, is_checked: boo
 
 def _sample_id(header: trace_pb2.Header) -> str:
     """The trace id. Later chunks of a request are samples of their own, with their name in it."""
-    return header.trace_id.hex() + (f"-{header.chunk}" if header.chunk else "")
+    return header.trace_id.hex() + (f"{CHUNK_MARK}{header.chunk}" if header.chunk else "")
 
 
 def _rejects_model(step: trace_pb2.Step) -> bool:
