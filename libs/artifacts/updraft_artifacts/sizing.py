@@ -21,6 +21,9 @@ HELD_OUT_REQUESTS = 128
 HELD_OUT_SHARE = 10
 """One in so many bytes of replay is for held-out requests."""
 
+REPLAY_FILES = 1.25
+"""Bytes of replay's files for each byte of stored traces, until the space of dropped ones is reclaimed."""
+
 NUM_STATES = 3
 """Training states on the trainer's volume: two are kept while a third is written."""
 
@@ -299,8 +302,8 @@ def _version(target: SizedTarget, draft: SizedDraft) -> Size:
 
 def _trainer_volume(replay: Size, state: Size, version: Size) -> Size:
     return Size(
-        amount=math.ceil(1.1 * (replay.amount + reserved(state, version))),
-        reason=f"replay, {NUM_STATES} training states, {NUM_DRAFTS} drafts, and a tenth for the file system",
+        amount=math.ceil(1.1 * (REPLAY_FILES * replay.amount + reserved(state, version))),
+        reason=f"files of replay, {NUM_STATES} training states, {NUM_DRAFTS} drafts, and a tenth for the file system",
         settings=("spec.trainer.storage.size",),
     )
 

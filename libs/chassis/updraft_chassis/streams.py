@@ -31,8 +31,8 @@ from updraft_chassis.errors import Exhausted, InvalidInput, Unavailable, Updraft
 
 logger = logging.getLogger(__name__)
 
-MAX_ENTRY_BYTES = 32 * 1024 * 1024
-"""The size of a request of 2,048 tokens with all hidden states (width 2,048, 8 bytes per position and channel)."""
+MAX_ENTRY_BYTES = 8 * 1024 * 1024
+"""Twice the size of a chunk of a long request, whose first one also has the ids of the prompt."""
 
 MAX_SHARDS = 64
 """More than a trainer has ranks or a cluster has nodes; whoever deletes streams need not know how many there were."""

@@ -17,6 +17,8 @@ _DTYPES = {
 _FP8_MAX = 448.0
 """Largest finite float8_e4m3fn."""
 
+_ROWS_IN_CACHE = 32
+
 
 def encode(rows: Tensor, encoding: trace_pb2.TensorEncoding.ValueType) -> trace_pb2.Tensor:
     """Encode a float tensor [rows, columns]. float8 has an error of up to about 6 % of each value (3 mantissa bits)."""
@@ -45,7 +47,29 @@ def decode(message: trace_pb2.Tensor) -> Tensor:
         return values
     if len(message.row_scales) != 4 * message.rows:
         raise InvalidInput(f"tensor of {message.rows} rows has {len(message.row_scales) // 4} scales")
-    return (values.float() * _tensor(message.row_scales, torch.float32)[:, None]).bfloat16()
+    return _from_float8(values, _tensor(message.row_scales, torch.float32)[:, None])
+
+
+def is_finite(values: Tensor) -> bool:
+    """Without NaN and infinity. `torch.isfinite` takes thirty times as long."""
+    return not values.numel() or all(bool(torch.isfinite(bound)) for bound in torch.aminmax(values))
+
+
+def _from_float8(values: Tensor, scales: Tensor) -> Tensor:
+    """bfloat16 of float8_e4m3fn [rows, columns] times scales [rows, 1]. A few rows at a time stay in the processor's cache.
+
+    torch converts one value at a time. Here a float8's bits become those of a bfloat16 whose exponent is too small by 120,
+    which is four times as fast, and exact but for NaN.
+    """
+    if values.numel() and int((values.view(torch.uint8) & 0x7F).amax()) == 0x7F:
+        return (values.float() * scales).bfloat16()
+    result = torch.empty(values.shape, dtype=torch.bfloat16)
+    for first in range(0, len(values), _ROWS_IN_CACHE):
+        rows = slice(first, first + _ROWS_IN_CACHE)
+        extended = values[rows].view(torch.int8).to(torch.int16)  # the sign is in the upper nine bits
+        bits = (extended << 4) & ~0x7800 & ~0xF
+        result[rows] = bits.view(torch.bfloat16).float().mul_(2.0**120).mul_(scales[rows])
+    return result
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -206,6 +206,7 @@ async def _capture(base: _Base, engine: Engine, stack: AsyncExitStack) -> Captur
     )
 
     base.completions.subscribe(capture.offer)
+    base.completions.subscribe_to_parts(capture.offer)
     return capture
 
 

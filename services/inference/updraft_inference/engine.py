@@ -208,6 +208,10 @@ class FinishedRequest:
     hidden: HiddenStates | None = None
     uncaptured: UncapturedSteps | None = None
     """Steps that are not in `steps`."""
+    num_handed_over: int = 0
+    """Output tokens whose hidden states went out before, in parts: `hidden` begins with the context of the others."""
+    is_part: bool = False
+    """The request goes on: a long one is captured in parts, so that its hidden states never wait in memory all together."""
 
     @property
     def num_rows(self) -> int:
@@ -412,4 +416,5 @@ class Engine(Protocol):
 
 
 FinishedSink = Callable[[FinishedRequest], None]
-"""Called on the engine's thread for every request that ended. It must return at once and never raise."""
+"""Called on the engine's thread for every request that ended, and before for parts of a long one. It must return at once and
+never raise."""

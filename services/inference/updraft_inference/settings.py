@@ -170,8 +170,9 @@ class InferenceSettings(settings.Settings):
     capture_region: Annotated[str, Field(max_length=63)] = ""
     """Region in which traces may be stored; a trainer of another UPDRAFT_TRAINER_REGION refuses them."""
 
-    capture_prompt_rows: Annotated[int, Field(ge=0)] = 64
-    """Number of positions at the end of the prompt whose hidden states are captured."""
+    capture_prompt_rows: Annotated[int, Field(ge=0)] = 512
+    """Maximum positions at the end of the prompt whose hidden states are captured: context, which serving gives the draft too.
+    A wide model's are fewer: at most half of a chunk of 4 MiB."""
 
     capture_counterfactual_rows: Annotated[int, Field(ge=0, le=16)] = 0
     """Maximum rows per verify step to capture after a rejected draft token; the trainer uses them only with a discard
@@ -184,7 +185,8 @@ class InferenceSettings(settings.Settings):
     """Traces that may wait for Redis; further traces are dropped and counted."""
 
     capture_queue_bytes: Annotated[int | None, Field(ge=1024)] = None
-    """Memory for waiting traces. By default for eight requests of this target, as `updraft size` shows."""
+    """Memory for waiting traces; a single larger one may wait alone. By default for eight requests of this target, as `updraft
+    size` shows."""
 
     capture_max_bytes: Annotated[int | None, Field(ge=1024)] = None
     """Size of all streams in Redis together; the oldest traces are removed first. By default five minutes of 200 captured

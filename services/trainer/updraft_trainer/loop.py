@@ -1,4 +1,5 @@
-"""The training loop: train, evaluate, publish and save, and pause when all samples are used up. Intake fills replay meanwhile.
+"""The training loop: train, evaluate, publish and save, and pause when all samples are used up. Intake fills replay meanwhile,
+and a saved state is written while training goes on.
 
 One step runs at a time, in a worker thread, so everything it uses has a single user. The held-out estimate decides whether to
 publish (`decision`), never the number of steps. While the registry is unavailable or rejects candidates, training continues,
@@ -6,6 +7,7 @@ and the next candidate has a new estimate.
 """
 
 import asyncio
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -40,7 +42,14 @@ from updraft_trainer.publishing.publish import Candidate, Publisher
 from updraft_trainer.publishing.record import LearningRecord
 from updraft_trainer.publishing.registry_view import RegistryView, RolloutState
 from updraft_trainer.publishing.report import TrainingReport
-from updraft_trainer.publishing.schedule import Progress, PublishBackoff, TrainingSchedule, is_estimate_due, is_fit_due
+from updraft_trainer.publishing.schedule import (
+    Progress,
+    PublishBackoff,
+    TrainingSchedule,
+    is_estimate_due,
+    is_fit_due,
+    is_save_due,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +108,9 @@ class Trainer:
         self._backoff = PublishBackoff(options.schedule.evaluate_seconds)
         self._estimated = self._progress()
         self._saved = self._estimated
+        self._save_s = 0.0
+        """Duration of the last save."""
+        self._saving: asyncio.Future[None] | None = None
         self._report = TrainingReport(components.registry.set_message)
         self._report.decided("no draft has been judged since the trainer started")
         self._fitted: Mapping[str, int] = {}
@@ -120,7 +132,7 @@ class Trainer:
             if not has_trained:
                 self._report.idle(self.learner.step)
                 await stop.wait(_IDLE_S)
-        await self._try_to_save(otherwise="the next start resumes from the last saved state")
+        await self._save_at_the_end()
 
     def train(self) -> bool:
         """One optimizer step; false if every sample has been used `max_uses` times."""
@@ -298,43 +310,62 @@ class Trainer:
         if response is not None:
             self._apply_phase(response.version)
             self._report.published(response.version, candidate.step)
-            await self._try_to_save()  # the registry has this draft now, so it must not be lost with this process
+            await self._start_saving()  # the registry has this draft now, so it should not be lost with this process
 
     async def save_if_due(self) -> None:
-        progress, schedule = self._progress(), self._options.schedule
-        if progress.step != self._saved.step and progress.at_s - self._saved.at_s >= schedule.checkpoint_seconds:
-            await self._try_to_save()
+        if is_save_due(self._progress(), self._saved, self._options.schedule, duration_s=self._save_s):
+            await self._start_saving()
+
+    async def _start_saving(self) -> None:
+        """Copy the state and write it in a thread of its own, unless the one before is still being written."""
+        if self._saving is not None:
+            if not self._saving.done():
+                return
+            self._saving.result()
+        progress = self._progress()
+        state = await asyncio.to_thread(lambda: copy.deepcopy(self._state()))
+        self._saving = asyncio.get_running_loop().run_in_executor(None, self._try_to_write, state, progress)
 
     def save(self) -> None:
         """Write everything durably that a restart needs."""
-        clock = self._components.clock
-        start_s = clock.monotonic()
+        self._write(self._state(), self._progress())
+
+    def _state(self) -> State:
         stored = set(self._components.replay.training_ids())
         self.history.uses = {id_: uses for id_, uses in self.history.uses.items() if id_ in stored}
-        self._components.states.save(
-            State(
-                identity=self._identity,
-                token_ids=self.learner.network.token_ids,
-                learner=self.learner.state_dict(),
-                history=self.history,
-                rng=self._rng.getstate(),
-                config_digest=self._config_digest,
-                draft_config=self.learner.network.config,
-            )
+        return State(
+            identity=self._identity,
+            token_ids=self.learner.network.token_ids,
+            learner=self.learner.state_dict(),
+            history=self.history,
+            rng=self._rng.getstate(),
+            config_digest=self._config_digest,
+            draft_config=self.learner.network.config,
         )
-        self._saved = self._progress()
-        self._components.metrics.checkpoint_seconds.observe(clock.monotonic() - start_s)
-        logger.info("Saved", extra={"step": self.learner.step, "samples": self.history.num_samples})
 
-    async def _try_to_save(self, *, otherwise: str = "trying again later") -> None:
+    def _write(self, state: State, progress: Progress) -> None:
+        clock = self._components.clock
+        start_s = clock.monotonic()
+        self._components.states.save(state)
+        self._saved, self._save_s = progress, clock.monotonic() - start_s
+        self._components.metrics.checkpoint_seconds.observe(self._save_s)
+        logger.info("Saved", extra={"step": progress.step, "samples": state.history.num_samples})
+
+    def _try_to_write(self, state: State, progress: Progress, otherwise: str = "trying again later") -> None:
         """A full disk is counted and logged. Training continues, because the previous state is intact."""
         try:
-            await asyncio.to_thread(self.save)
+            self._write(state, progress)
         except Exhausted as error:
             self._components.metrics.checkpoint_failures.inc()
-            facts = {"step": self.learner.step, "saved_step": self._saved.step}
+            facts = {"step": progress.step, "saved_step": self._saved.step}
             self._saved = replace(self._saved, at_s=self._components.clock.monotonic())
             logger.error("Could not save, %s: %s", otherwise, error, extra=facts)
+
+    async def _save_at_the_end(self) -> None:
+        if self._saving is not None:
+            await self._saving
+        otherwise = "the next start resumes from the last saved state"
+        await asyncio.to_thread(lambda: self._try_to_write(self._state(), self._progress(), otherwise))
 
     def _should_publish(self, candidate: Candidate, state: RolloutState, *, subject: str) -> bool:
         components = self._components

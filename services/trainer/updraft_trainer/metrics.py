@@ -27,6 +27,13 @@ class Metrics:
         self.stream_up = new.gauge("stream_up", "1 while traces can be read and stored, by shard", "shard")
         self.replay_samples = new.gauge("replay_samples", "Stored samples, by pool", "place")
         self.replay_bytes = new.gauge("replay_bytes", "Bytes of stored traces, by pool", "place")
+        self.replay_file_bytes = new.gauge(
+            "replay_file_bytes",
+            "Bytes of replay's files: of stored traces, and of dropped ones until their space is reclaimed",
+        )
+        self.replay_damaged = new.counter(
+            "replay_damaged", "Stored traces that were dropped, because the disk has damaged them"
+        )
 
         self.demand = new.gauge(
             "demand_tokens_per_second",

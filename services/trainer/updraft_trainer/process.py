@@ -75,7 +75,7 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
         limits = ReplayLimits.of(capacity.replay_bytes)
         replay = stack.enter_context(
             Replay.open(
-                data / "replay.sqlite",
+                data / "replay",
                 limits=limits,
                 expected=expected,
                 cache_bytes=sizes.cache.amount if config.cache_max_bytes is None else config.cache_max_bytes,

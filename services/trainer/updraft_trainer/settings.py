@@ -101,8 +101,9 @@ class TrainerSettings(Settings):
     max_uses: int = Field(default=6, ge=1)
     """Optimizer steps for which a sample counts as fresh. Without fresh samples training pauses."""
     replay_max_bytes: int | None = Field(default=None, ge=1024**2)
-    """Disk space for traces: half for the newest, four tenths for older ones of all clusters, a tenth for held-out ones. By
-    default for 2,000 requests and 128 held-out ones of this target (`updraft size` shows it), or what the disk has room for."""
+    """Bytes of stored traces: half for the newest, four tenths for older ones of all clusters, a tenth for held-out ones. Files
+    take up to a quarter more, and at most 64 MiB, until the space of dropped traces is reclaimed. By default for 2,000 requests
+    and 128 held-out ones of this target (`updraft size` shows it), or what the disk has room for."""
     cache_max_bytes: int | None = Field(default=None, ge=0)
     """Memory for decoded samples. By default for 32 requests of this target, as `updraft size` shows."""
 
@@ -123,7 +124,7 @@ class TrainerSettings(Settings):
     confidence: float = Field(default=0.9, gt=0, lt=1)
     """Two-sided confidence of that interval. Higher than the gate's, because the trainer decides often and the gate once."""
     checkpoint_seconds: float = Field(default=60.0, gt=0)
-    """Seconds between saves: the training time that a kill may cost."""
+    """Training time that a kill may cost, in seconds. States are saved in the background, and early enough for that."""
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Lowest level that is logged."""

@@ -31,7 +31,7 @@ KEY = "updraft:{default:default:0}:samples:v1"
 @pytest.fixture
 def replay(tmp_path: Path, traces: TraceMaker) -> Iterator[Replay]:
     with Replay.open(
-        tmp_path / "replay.sqlite",
+        tmp_path / "replay",
         limits=ReplayLimits.of(10 * 1024**2),
         expected=traces.expected,
         cache_bytes=1024**2,

@@ -1,6 +1,7 @@
 import asyncio
 import json
 import random
+import threading
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -42,7 +43,7 @@ from updraft_trainer.data.retention import ReplayLimits
 from updraft_trainer.data.sample import read_sample
 from updraft_trainer.initial_state import InitialState, TrainerSpec, resume, start
 from updraft_trainer.learning.learner import Hyperparameters
-from updraft_trainer.learning.state import Identity, States
+from updraft_trainer.learning.state import Identity, State, States
 from updraft_trainer.loop import Components, Trainer, TrainingOptions
 from updraft_trainer.metrics import Metrics
 from updraft_trainer.publishing.decision import PublishThresholds
@@ -212,7 +213,7 @@ async def bench(
     async with AsyncExitStack() as stack:
         replay = stack.enter_context(
             Replay.open(
-                folder / "replay.sqlite",
+                folder / "replay",
                 limits=limits,
                 expected=traces.expected,
                 cache_bytes=10 * 1024**2,
@@ -727,6 +728,43 @@ async def test_training_resumes_where_it_was_saved(whole: Bench) -> None:
         resumed.train()
     for name, tensor in trainer.learner.network.state_dict().items():
         assert resumed.learner.network.state_dict()[name].equal(tensor), f"{name} differs after the same steps"
+
+
+class SlowStates(States):
+    """A save ends when it may."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.may_end = threading.Event()
+
+    def save(self, state: State) -> Path:
+        self.may_end.wait(60)
+        return super().save(state)
+
+
+async def test_training_goes_on_while_a_state_is_written_and_the_state_is_of_when_it_was_taken(
+    whole: Bench,
+) -> None:
+    states = SlowStates(whole.folder / "states")
+    slow = replace(whole, components=replace(whole.components, states=states))
+    trainer = await slow.started()
+    for _ in range(3):
+        trainer.train()
+    weights = {name: tensor.clone() for name, tensor in trainer.learner.network.state_dict().items()}
+    uses = dict(trainer.history.uses)
+    whole.clock.advance(60)
+    await trainer.save_if_due()
+    for _ in range(5):
+        trainer.train()
+        await trainer.save_if_due()
+    assert states.load(whole.identity) is None
+    states.may_end.set()
+    await until(lambda: states.load(whole.identity) is not None)
+    state = states.load(whole.identity)
+    assert state is not None
+    assert (state.learner["step"], trainer.learner.step) == (3, 8)
+    assert state.history.uses == uses
+    assert all(state.learner["network"][name].equal(tensor) for name, tensor in weights.items())
 
 
 async def test_a_sample_that_breaks_training_is_skipped_and_soon_left_alone(whole: Bench) -> None:

@@ -22,6 +22,7 @@ from tests.support.wait import LONG_S, until
 
 from updraft.registry.v1 import registry_pb2, registry_pb2_grpc
 from updraft_chassis import rpc, streams
+from updraft_trainer.data.replay import INDEX
 
 pytestmark = pytest.mark.lasts(80)
 
@@ -86,9 +87,10 @@ async def is_settled(client: Redis) -> bool:
 
 def admissions(data_dir: Path) -> list[str]:
     """Trace ids in the order of their admission, as the file has them."""
-    if not (data_dir / "replay.sqlite").exists():
+    index = data_dir / "replay" / INDEX
+    if not index.exists():
         return []
-    with closing(sqlite3.connect(data_dir / "replay.sqlite")) as db:
+    with closing(sqlite3.connect(index)) as db:
         try:
             return [trace_id for (trace_id,) in db.execute("SELECT trace_id FROM seen ORDER BY admitted")]
         except sqlite3.OperationalError:  # killed before it made its tables

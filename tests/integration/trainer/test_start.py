@@ -6,6 +6,7 @@ import pytest
 
 from updraft_chassis.errors import Conflict, InvalidInput, UpdraftError
 from updraft_chassis.lifecycle import Stop
+from updraft_trainer.data.replay import INDEX
 from updraft_trainer.process import serve
 from updraft_trainer.settings import TrainerSettings
 
@@ -53,8 +54,9 @@ async def test_a_port_that_is_taken_is_named_with_its_setting(
 
 
 async def test_a_damaged_replay_is_named_and_not_replaced(tmp_path: Path, tiny_target: Path) -> None:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "replay.sqlite").write_bytes(b"damaged " * 1000)
+    index = tmp_path / "data" / "replay" / INDEX
+    index.parent.mkdir(parents=True)
+    index.write_bytes(b"damaged " * 1000)
     message = await refusal(config(tmp_path, tiny_target), UpdraftError)
-    assert "replay.sqlite is damaged" in message
-    assert (tmp_path / "data" / "replay.sqlite").read_bytes() == b"damaged " * 1000
+    assert f"{index} is damaged" in message
+    assert index.read_bytes() == b"damaged " * 1000

@@ -131,7 +131,7 @@ def test_a_draft_proposes_no_more_tokens_than_the_target_has() -> None:
 
 
 def test_volumes_of_an_8b_target_are_rounded_up_as_kubernetes_writes_them() -> None:
-    assert quantity(usual().trainer_volume.amount) == "60Gi"
+    assert quantity(usual().trainer_volume.amount) == "70Gi"
     assert quantity(usual().registry_volume.amount) == "20Gi"
     assert quantity(10 * 2**30) == "10Gi"
 

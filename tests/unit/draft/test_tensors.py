@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from updraft.trace.v1 import trace_pb2
 from updraft_chassis.errors import InvalidInput
-from updraft_draft.tensors import decode, encode
+from updraft_draft.tensors import decode, encode, is_finite
 
 
 @settings(max_examples=40, deadline=None)
@@ -28,6 +28,30 @@ def test_fp8_is_within_a_sixteenth_of_the_largest_values_whatever_their_scale(sc
     values = torch.randn(4, 64, generator=torch.Generator().manual_seed(seed)) * scale
     error = (decode(encode(values, trace_pb2.TENSOR_ENCODING_FP8_E4M3)).float() - values).abs()
     assert bool((error <= values.abs() / 15 + values.abs().amax(-1, keepdim=True) / 400).all())
+
+
+@pytest.mark.parametrize("scale", [1e-30, 0.37, 1e30])
+@pytest.mark.parametrize("has_nan", [False, True])
+def test_each_float8_decodes_to_its_value_times_the_scale(*, scale: float, has_nan: bool) -> None:
+    values = torch.arange(256, dtype=torch.uint8).repeat(40, 1)
+    if not has_nan:
+        values[(values & 0x7F) == 0x7F] = 1
+    scales = torch.full((40, 1), scale)
+    message = trace_pb2.Tensor(encoding=trace_pb2.TENSOR_ENCODING_FP8_E4M3, rows=40, columns=256)
+    message.data, message.row_scales = values.numpy().tobytes(), scales.numpy().tobytes()
+    expected = (values.view(torch.float8_e4m3fn).float() * scales).bfloat16()
+    assert torch.equal(decode(message).nan_to_num(7), expected.nan_to_num(7))
+    assert is_finite(decode(message)) is not has_nan
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_one_value_that_is_not_finite_is_found(value: float, dtype: torch.dtype) -> None:
+    values = torch.ones(3, 1000, dtype=dtype)
+    assert is_finite(values)
+    assert is_finite(values[:0])
+    values[1, 517] = value
+    assert not is_finite(values)
 
 
 def test_a_tensor_of_the_wrong_size_is_refused() -> None:

@@ -90,7 +90,7 @@ async def begun(spec: TrainerSpec, target: Path, draft: Path | None, tmp_path: P
     expected, trace = maker.expected, maker.trace(1)
     trace.output_ids[:] = [VOCAB - 1] * len(trace.output_ids)
     data = trace.SerializeToString()
-    with Replay.open(tmp_path / "replay.sqlite", limits=limits, expected=expected, cache_bytes=1 << 20) as replay:
+    with Replay.open(tmp_path / "replay", limits=limits, expected=expected, cache_bytes=1 << 20) as replay:
         replay.admit([IncomingTrace(sample=read_sample(data, expected), data=data)])
         initial = await start(spec, OneDraft(draft), replay, Stop())
     assert initial is not None

@@ -213,10 +213,13 @@ class Header(_message.Message):
     schema: _builtins.int
     """Layout of this message; a reader refuses what it does not know."""
     trace_id: _builtins.bytes
-    """UUID, 16 bytes. The key of deduplication: redelivery repeats it."""
+    """UUID, 16 bytes. With `chunk` the key of deduplication: redelivery repeats both."""
     request_id: _builtins.str
     chunk: _builtins.int
-    """Chunks of a long request count from 0; `last_chunk` closes it."""
+    """A long request is in chunks, which are named by the number of its output tokens before theirs; `last_chunk` closes it.
+    A chunk reads as a request of its own: its prompt_ids are the tokens before it that it keeps as context, its output_ids those
+    that it teaches, and all positions count from its own first token.
+    """
     last_chunk: _builtins.bool
     speculator: _builtins.str
     pod: _builtins.str
@@ -374,6 +377,36 @@ class TopK(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TopK: _TypeAlias = TopK  # noqa: Y015
+
+@_typing.final
+class PackedTopK(_message.Message):
+    """The bytes of a TopK, whose fields then are arrays, little endian: programs read and write them without a number at a time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    K_FIELD_NUMBER: _builtins.int
+    IDS_FIELD_NUMBER: _builtins.int
+    LOG_PROBS_FIELD_NUMBER: _builtins.int
+    LOG_SUM_EXP_FIELD_NUMBER: _builtins.int
+    k: _builtins.int
+    ids: _builtins.bytes
+    log_probs: _builtins.bytes
+    log_sum_exp: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        k: _builtins.int = ...,
+        ids: _builtins.bytes = ...,
+        log_probs: _builtins.bytes = ...,
+        log_sum_exp: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "k", b"k", "log_probs", b"log_probs", "log_sum_exp", b"log_sum_exp"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PackedTopK: _TypeAlias = PackedTopK  # noqa: Y015
 
 @_typing.final
 class Payload(_message.Message):

@@ -18,10 +18,11 @@ from updraft_chassis.clock import Clock
 from updraft_chassis.errors import InvalidInput, UpdraftError
 from updraft_chassis.retry import Backoff
 from updraft_inference.agent import selection
+from updraft_inference.agent.chunks import Chunk, chunks
 from updraft_inference.agent.counters import usage
 from updraft_inference.agent.credits import Credits
 from updraft_inference.agent.selection import CapturePlan, CaptureRates, CaptureTerms
-from updraft_inference.agent.trace import Encode, Ended, Origin, trace
+from updraft_inference.agent.trace import Encode, Ended, Origin, row_bytes, trace
 from updraft_inference.engine import FinishedRequest
 from updraft_inference.metrics import Metrics
 
@@ -55,8 +56,8 @@ class Sink:
 
 
 class Capture:
-    """Selects, queues and sends traces: at most `max_entries` of `max_bytes` wait in memory. Everything but encoding happens on
-    the event loop."""
+    """Selects, queues and sends traces: at most `max_entries` of `max_bytes` wait in memory, or a larger one alone. Everything
+    but encoding happens on the event loop."""
 
     def __init__(
         self, rates: CaptureRates, sink: Sink, *, max_entries: int, max_bytes: int, metrics: Metrics, clock: Clock
@@ -135,8 +136,9 @@ class Capture:
     def _account(self, finished: FinishedRequest, plan: CapturePlan) -> None:
         """Charge what was captured, and learn what this kind of request is like."""
         if plan.params.payload:
-            self._credits.settle(plan.reserved_tokens, finished.num_rows)
-        if not plan.may_have_payload or not finished.output_ids:
+            reserved = 0.0 if finished.num_handed_over else plan.reserved_tokens  # the first part has settled it
+            self._credits.settle(reserved, finished.num_rows)
+        if finished.is_part or not plan.may_have_payload or not finished.output_ids:
             return
         num_prompt = min(len(finished.request.prompt_ids), self._rates.prompt_rows)
         offered, used = num_prompt + len(finished.output_ids), usage(finished)
@@ -144,42 +146,53 @@ class Capture:
         self._credits.observe(plan.domain, offered=offered, proposed=used.proposed, accepted=used.accepted)
 
     def _put(self, ended: Ended) -> None:
-        if self._queue.full() or self._num_bytes + ended.num_bytes > self._max_bytes:
+        is_alone = not self._num_bytes  # a request that is larger than the queue may wait in it alone
+        if self._queue.full() or (self._num_bytes + ended.num_bytes > self._max_bytes and not is_alone):
             self._drop(Drop.REDIS_UNAVAILABLE if self._is_away else Drop.QUEUE_FULL)
             return
         self._num_bytes += ended.num_bytes
         self._queue.put_nowait(ended)
 
     async def _send(self, ended: Ended) -> None:
-        entry = await asyncio.to_thread(self._entry, ended)
+        """Send a request, or a part of one, chunk by chunk: no more than one of them is encoded in memory."""
+        finished = ended.finished
+        sizes = await asyncio.to_thread(row_bytes, finished, self._sink.encode)
+        has_payload = False
+        parts = chunks(finished, sizes)
+        while (chunk := await asyncio.to_thread(next, parts, None)) is not None:
+            has_payload |= await self._send_chunk(ended, chunk)
+        if not finished.is_part:
+            self._captured += 1
+            self._payloads += has_payload
+            self._metrics.captured.labels(kind="payload" if has_payload else "light").inc()
+
+    async def _send_chunk(self, ended: Ended, chunk: Chunk) -> bool:
+        """Send a chunk, or what of it is small enough; whether it had hidden states."""
+        entry = await asyncio.to_thread(self._entry, ended, chunk)
         for delay_s in self._backoff:
             try:
                 await self._sink.stream.append(ended.plan.trace_id, entry)
             except InvalidInput:
                 self._drop(Drop.TOO_LARGE)
-                if ended.lighter is not None:
-                    await self._send(ended.lighter)
-                return
+                return chunk.lighter is not None and await self._send_chunk(ended, chunk.lighter)
             except UpdraftError as error:
                 self._note_away(error)
                 await asyncio.sleep(delay_s)
             else:
-                self._note_sent(ended)
-                return
+                self._note_sent()
+                self._captured_tokens += chunk.finished.num_rows
+                self._metrics.captured_tokens.inc(chunk.finished.num_rows)
+                break
+        return chunk.has_payload
 
-    def _entry(self, ended: Ended) -> bytes:
-        return trace(ended, self._sink.origin, self._sink.encode).SerializeToString()
+    def _entry(self, ended: Ended, chunk: Chunk) -> bytes:
+        return trace(ended, self._sink.origin, self._sink.encode, chunk).SerializeToString()
 
-    def _note_sent(self, ended: Ended) -> None:
+    def _note_sent(self) -> None:
         if self._is_away:
             logger.info("Traces are stored again")
         self._is_away = False
         self._backoff.reset()
-        self._captured += 1
-        self._payloads += ended.has_payload
-        self._captured_tokens += ended.finished.num_rows
-        self._metrics.captured_tokens.inc(ended.finished.num_rows)
-        self._metrics.captured.labels(kind="payload" if ended.has_payload else "light").inc()
 
     def _note_away(self, error: UpdraftError) -> None:
         if not self._is_away:

@@ -44,7 +44,7 @@ class CaptureRates:
 
     payload_fraction: float = 1.0
     evaluation_fraction: float = 0.1
-    prompt_rows: int = 64
+    prompt_rows: int = 512
     counterfactual_rows: int = 0
     permissions: Permissions = Permissions()
 

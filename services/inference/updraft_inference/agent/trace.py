@@ -1,10 +1,11 @@
-"""Builds the trace message of a finished request. Pure; the tensor encoding is passed in."""
+"""Builds the trace message of a finished request, or of a chunk of one. Pure; the tensor encoding is passed in."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from updraft.trace.v1 import trace_pb2
+from updraft_inference.agent.chunks import LIGHT_BYTES_PER_TOKEN, Chunk, RowBytes
 from updraft_inference.agent.selection import CapturePlan
 from updraft_inference.engine import FinishedRequest, HiddenStates, Teacher, TopK, VerifyStep
 
@@ -14,10 +15,10 @@ if TYPE_CHECKING:
 SCHEMA = 1
 """Version of the message format; readers reject unknown versions."""
 
-_LIGHT_BYTES_PER_TOKEN = 64
-"""Approximate memory per token without hidden states: ids, steps, log-probabilities."""
-
 Encode = Callable[["torch.Tensor"], trace_pb2.Tensor]
+
+_TOP_K_BYTES = 8
+"""Of an id and a log-probability."""
 
 _MAX_UINT32 = 2**32 - 1
 
@@ -43,39 +44,41 @@ class Ended:
     finished_s: float
 
     @property
-    def has_payload(self) -> bool:
-        return self.finished.hidden is not None
-
-    @property
     def num_bytes(self) -> int:
         """Approximate memory while queued."""
         hidden = self.finished.hidden
         payload = 0 if hidden is None else hidden.num_bytes
         tokens = len(self.finished.request.prompt_ids) + len(self.finished.output_ids)
-        return payload + _LIGHT_BYTES_PER_TOKEN * tokens
-
-    @property
-    def lighter(self) -> "Ended | None":
-        """The same without counterfactual rows, else without hidden states; None if it has neither."""
-        hidden = self.finished.hidden
-        if hidden is None:
-            return None
-        rest = replace(hidden, counterfactuals=()) if hidden.counterfactuals else None
-        return replace(self, finished=replace(self.finished, hidden=rest))
+        return payload + LIGHT_BYTES_PER_TOKEN * tokens
 
 
-def trace(ended: Ended, origin: Origin, encode: Encode) -> trace_pb2.Trace:
-    finished, plan, request = ended.finished, ended.plan, ended.finished.request
+def row_bytes(finished: FinishedRequest, encode: Encode) -> RowBytes:
+    """Encoded bytes of a row of a request's hidden states."""
+    hidden = finished.hidden
+    if hidden is None:
+        return RowBytes(aux=0, teacher=0)
+    if isinstance(hidden.teacher, TopK):
+        teacher = _TOP_K_BYTES * (hidden.teacher.ids.shape[1] + 1)
+    else:
+        teacher = encode(hidden.teacher[:1]).ByteSize()
+    return RowBytes(aux=encode(hidden.aux[:1]).ByteSize(), teacher=teacher)
+
+
+def trace(ended: Ended, origin: Origin, encode: Encode, chunk: Chunk | None = None) -> trace_pb2.Trace:
+    """The message of a request that has ended, or of one chunk of it."""
+    chunk = chunk or Chunk(finished=ended.finished)
+    finished, plan, request = chunk.finished, ended.plan, chunk.finished.request
     message = trace_pb2.Trace(
         header=trace_pb2.Header(
             schema=SCHEMA,
             trace_id=plan.trace_id,
             request_id=request.request_id,
-            last_chunk=True,
+            chunk=chunk.start,
+            last_chunk=chunk.is_last,
             policy=trace_pb2.Policy(**asdict(plan.permissions)),
             **asdict(origin),
             sampling=_sampling(finished),
-            finish_reason=trace_pb2.FinishReason.Value(f"FINISH_REASON_{finished.reason.name}"),
+            finish_reason=_reason(finished) if chunk.is_last else trace_pb2.FINISH_REASON_UNSPECIFIED,
             finished_unix_ms=int(ended.finished_s * 1000),
             time_to_first_token_us=_microseconds(finished.time_to_first_token_s),
             duration_us=_microseconds(finished.duration_s),
@@ -90,6 +93,10 @@ def trace(ended: Ended, origin: Origin, encode: Encode) -> trace_pb2.Trace:
     if finished.hidden is not None:
         message.payload.CopyFrom(_payload(finished.hidden, encode))
     return message
+
+
+def _reason(finished: FinishedRequest) -> trace_pb2.FinishReason.ValueType:
+    return trace_pb2.FinishReason.Value(f"FINISH_REASON_{finished.reason.name}")
 
 
 def _sampling(finished: FinishedRequest) -> trace_pb2.Sampling:
@@ -136,14 +143,13 @@ def _add_teacher(message: trace_pb2.Payload | trace_pb2.Counterfactual, teacher:
     if not isinstance(teacher, TopK):
         message.last_hidden.CopyFrom(encode(teacher))
         return
-    message.top_k.CopyFrom(
-        trace_pb2.TopK(
-            k=teacher.ids.shape[1],
-            ids=teacher.ids.flatten().tolist(),
-            log_probs=teacher.log_probs.flatten().tolist(),
-            log_sum_exp=teacher.log_sum_exp.tolist(),
-        )
+    arrays = trace_pb2.PackedTopK(
+        k=teacher.ids.shape[1],
+        ids=teacher.ids.numpy().astype("<u4").tobytes(),
+        log_probs=teacher.log_probs.float().numpy().astype("<f4").tobytes(),
+        log_sum_exp=teacher.log_sum_exp.float().numpy().astype("<f4").tobytes(),
     )
+    message.top_k.ParseFromString(arrays.SerializeToString())
 
 
 def _microseconds(seconds: float) -> int:

@@ -208,8 +208,13 @@ class SglangEngine:
     async def _run_session(self, session: RequestSession) -> None:
         """Run a request to its end; its reader gets the errors."""
         builder = self._collector.expect(session.rid, len(session.request.prompt_ids), session.request.capture)
+
+        def hand_over() -> None:
+            if (part := session.part(builder)) is not None:
+                self._on_finished(part)
+
         try:
-            await session.run(self._server, self._server_info.num_steps)
+            await session.run(self._server, self._server_info.num_steps, hand_over)
             finished = await session.finished(self._collector, builder)
         except UpdraftError as error:
             session.deltas.put_nowait(error)

@@ -6,6 +6,7 @@ It runs in its own task, so a slow reader delays nothing, and a reader who leave
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -18,6 +19,9 @@ from updraft_inference.sglang_engine.server_stats import ServerStats, uncaptured
 from updraft_inference.sglang_engine.trace_builder import TraceBuilder
 
 logger = logging.getLogger(__name__)
+
+PART_BYTES = 16 << 20
+"""Rows of a running request that are handed over before its end: about two chunks, and few enough to be copied in a moment."""
 
 COMPLETE_S = 1.0
 """How long a finished request waits for outstanding messages of the plugin."""
@@ -60,8 +64,9 @@ class RequestSession:
         if self._limit is not None:
             self._limit.reschedule(asyncio.get_running_loop().time() + _ABORT_S)
 
-    async def run(self, server: SglangServer, lookahead: int) -> None:
-        """Generate to the end or to the abort. Raises UpdraftError if the server rejects it or fails."""
+    async def run(self, server: SglangServer, lookahead: int, on_progress: Callable[[], None] = lambda: None) -> None:
+        """Generate to the end or to the abort; `on_progress` is called after each event. Raises UpdraftError if the server
+        rejects it or fails."""
         with suppress(TimeoutError):  # the abort was not answered: disconnect
             async with asyncio.timeout(None) as self._limit:
                 if self.is_cancelled:
@@ -69,6 +74,7 @@ class RequestSession:
                 async with server.generate(requests.body(self.request, self.rid)) as events:
                     async for event in events:
                         self._take(event, lookahead)
+                        on_progress()
         self._limit = None
         if not self.is_over and not self.is_cancelled:
             raise Unavailable("the SGLang server broke off the answer")
@@ -100,6 +106,26 @@ class RequestSession:
                 return
             await asyncio.sleep(_ABORT_AGAIN_S)
 
+    def part(self, builder: TraceBuilder) -> FinishedRequest | None:
+        """What is captured so far and was not handed over, if that is so much that it should not wait for the end."""
+        if builder.nbytes < PART_BYTES:
+            return None
+        before, now = builder.num_taken, time.monotonic()
+        hidden = builder.take(len(self.output))
+        if builder.num_taken == before:
+            return None
+        return FinishedRequest(
+            request=self.request,
+            output_ids=tuple(self.output[: builder.num_taken]),
+            steps=builder.steps(builder.num_taken),
+            reason=FinishReason.LENGTH,
+            time_to_first_token_s=(self.first_token_s or now) - self.submitted_s,
+            duration_s=now - self.submitted_s,
+            hidden=hidden,
+            num_handed_over=before,
+            is_part=True,
+        )
+
     async def finished(self, collector: Collector, builder: TraceBuilder) -> FinishedRequest:
         ended_s = time.monotonic()
         first_s = self.first_token_s or ended_s
@@ -114,5 +140,6 @@ class RequestSession:
             time_to_first_token_s=first_s - self.submitted_s,
             duration_s=ended_s - self.submitted_s,
             hidden=builder.hidden(num_output) if num_output else None,
+            num_handed_over=builder.num_taken,
             uncaptured=None if self.stats is None else uncaptured(self.stats, steps, num_output, ended_s - first_s),
         )

@@ -1,4 +1,4 @@
-"""Assembles the messages of the plugin about one request. Pure.
+"""Assembles the messages of the plugin about one request, at its end or part by part. Pure.
 
 Rows are placed by position in prompt ++ output, so a lost message leaves a hole and shifts nothing. A preempted request is
 computed again: rows that are already known are not replaced, and steps whose tokens the server discarded are removed.
@@ -29,6 +29,23 @@ class Rows:
     def nbytes(self) -> int:
         return self.aux.nbytes + self.teacher.nbytes
 
+    def since(self, position: int) -> "Rows | None":
+        """Rows from a position on, in memory of their own; None without any."""
+        if self.end <= position:
+            return None
+        skipped = max(0, position - self.position)
+        if not skipped:
+            return self
+        untaught = len(self.aux) - len(self.teacher)
+        teacher = self.teacher[max(0, skipped - untaught) :]
+        return Rows(
+            position=self.position + skipped,
+            aux=self.aux[skipped:].clone(),
+            teacher=TopK(
+                ids=teacher.ids.clone(), log_probs=teacher.log_probs.clone(), log_sum_exp=teacher.log_sum_exp.clone()
+            ),
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepPart:
@@ -54,18 +71,33 @@ class StepPart:
         return replace(self, rows=None, rejected=None)
 
 
-class TraceBuilder:
-    """Collects the parts of a request as they arrive, and returns its steps and hidden states at the end."""
+KEPT_BYTES = 1 << 20
+"""Of rows that were handed over and stay, as context of the next part: what a chunk overlaps with the one before."""
 
-    def __init__(self, num_prompt: int, params: CaptureParams) -> None:
+_MARGIN_TOKENS = 16
+"""The newest tokens stay: a preempted request may lose the last step's and generate them again."""
+
+
+class TraceBuilder:
+    """Collects the parts of a request as they arrive, and returns its steps and hidden states at the end.
+
+    Those of a long request can be taken while it runs; they are forgotten then, and the end has the others.
+    """
+
+    def __init__(self, num_prompt: int, params: CaptureParams, *, kept_bytes: int = KEPT_BYTES) -> None:
         self._num_prompt = num_prompt
+        self._kept_bytes = kept_bytes
         self._params = params
         self._steps: list[StepPart] = []
         self._prefilled: list[Rows] = []
         self._again_to = 0
         """The position after a repeated forward over the output, until the next step arrives."""
         self._reached = num_prompt if params.payload else num_prompt + 1
+        self._first = max(0, num_prompt - params.prompt_rows)
+        """The first position whose row is wanted."""
         self.nbytes = 0
+        self.num_taken = 0
+        """Output tokens whose rows were taken."""
 
     def add_step(self, step: StepPart) -> None:
         """Add a verify step. An impossible one is ignored."""
@@ -79,8 +111,9 @@ class TraceBuilder:
 
     def add_rows(self, rows: Rows) -> None:
         """Add the rows of a forward over the prompt, or over prompt and output of a preempted request."""
-        self._prefilled.append(rows)
-        self.nbytes += rows.nbytes
+        if kept := rows.since(self._first):
+            self._prefilled.append(kept)
+            self.nbytes += kept.nbytes
         if rows.end > self._num_prompt:
             self._again_to = max(self._again_to, rows.end)
         self._reached = max(self._reached, rows.end + 1)
@@ -93,11 +126,23 @@ class TraceBuilder:
         """The captured steps that gave the first `num_output` tokens."""
         return tuple(self._verify_step(step) for step in self._kept(num_output))
 
+    def take(self, num_output: int) -> HiddenStates | None:
+        """The rows of the first `num_taken` output tokens that were not taken before, all that can be had of `num_output`
+        tokens; None if nothing is to be had now."""
+        settled = [step.position - self._num_prompt + 1 for step in self._kept(num_output - _MARGIN_TOKENS)]
+        if self._again_to or not settled or settled[-1] <= self.num_taken:
+            return None
+        self.num_taken = settled[-1]
+        hidden = self.hidden(self.num_taken)
+        self._forget_taken()
+        return hidden
+
     def hidden(self, num_output: int) -> HiddenStates | None:
-        """The rows that read prompt ++ output except its last token; None without any row with a teacher."""
+        """The rows that read prompt ++ output except its last token, from the context of what was not taken on; None without
+        any row with a teacher."""
         if not self._params.payload:
             return None
-        first = max(0, self._num_prompt - self._params.prompt_rows)
+        first = self._first
         kept = self._kept(num_output)
         pieces = [*(step.rows for step in kept if step.rows is not None), *self._prefilled]
         end = self._num_prompt + num_output - 1
@@ -121,6 +166,23 @@ class TraceBuilder:
         """Remove steps that gave a token after `position`, because it was discarded and is generated again."""
         while self._steps and self._steps[-1].position + self._steps[-1].accepted + 1 > position:
             self.nbytes -= self._steps.pop().nbytes
+
+    def _forget_taken(self) -> None:
+        """Drop rows before the context of the first token that was not taken."""
+        end = self._num_prompt + self.num_taken - 1
+        row_bytes = max((rows.nbytes // len(rows.aux) for rows in self._rows() if len(rows.aux)), default=1)
+        self._first = max(self._first, end - self._kept_bytes // row_bytes)
+        self._prefilled = [kept for rows in self._prefilled if (kept := rows.since(self._first))]
+        self._steps = [
+            step
+            if step.position >= end
+            else replace(step, rows=step.rows and step.rows.since(self._first), rejected=None)
+            for step in self._steps
+        ]
+        self.nbytes = sum(rows.nbytes for rows in self._prefilled) + sum(step.nbytes for step in self._steps)
+
+    def _rows(self) -> list[Rows]:
+        return [*(step.rows for step in self._steps if step.rows is not None), *self._prefilled]
 
     def _verify_step(self, step: StepPart) -> VerifyStep:
         has_drafts = bool(step.draft_ids)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from updraft_artifacts.sizing import (
     NUM_DRAFTS,
     NUM_STATES,
+    REPLAY_FILES,
     Sizing,
     kept_requests,
     quantity,
@@ -19,7 +20,7 @@ VOLUME = "the trainer's volume (spec.trainer.storage.size)"
 
 _LEAST = 1024**2
 
-_SLACK = 1.1
+_SLACK = 1.1 * REPLAY_FILES
 """File systems keep a part of a volume, and replay writes before it deletes."""
 
 
@@ -48,7 +49,7 @@ class Capacity:
     def too_small(self, pools: Sequence[tuple[int, int]], *, min_samples: int) -> str:
         """One sentence that names what to raise; empty if drafts can be judged.
 
-        `pools` has samples and bytes of each pool of replay, from which the mean length of requests is known.
+        `pools` has requests and bytes of each pool of replay, from which the mean length of requests is known.
         """
         num_samples, num_bytes = (sum(counts) for counts in zip(*pools, strict=True))
         mean = max(1, num_bytes // max(1, num_samples))

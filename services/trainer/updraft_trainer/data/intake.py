@@ -26,7 +26,7 @@ from updraft_trainer.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 BATCH_ENTRIES = 8
-"""Entries decoded in memory at a time; an entry has at most 32 MiB, most have less than 1 MiB."""
+"""Entries decoded in memory and stored at a time; an entry has at most 8 MiB, and one sync of the disk is for all of them."""
 
 MAX_SKEW = timedelta(days=1)
 """Between the end of a request, by its pod's clock, and its arrival in Redis. A pod keeps traces in memory, for minutes."""
@@ -101,6 +101,7 @@ class Intake:
         self._clock = clock
         self._shard = str(shard)
         self._unsettled: list[CheckedEntry] = []
+        self._num_damaged = 0
         self._is_up: bool | None = None
 
     async def run(self, stop: Stop) -> None:
@@ -132,8 +133,7 @@ class Intake:
             for checked in self._unsettled
             if isinstance(checked.result, Sample)
         ]
-        admitted = await asyncio.to_thread(self._replay.admit, traces)
-        self._count_stored(admitted, num_duplicates=len(traces) - len(admitted))
+        await asyncio.to_thread(self._store, traces)
         await self._consumer.ack(c.entry.id for c in self._unsettled if not c.is_unreadable)
         self._count_settled(self._unsettled)
         self._unsettled = [checked for checked in self._unsettled if checked.is_unreadable]
@@ -142,13 +142,18 @@ class Intake:
             await self._consumer.dead_letter(unreadable.entry, str(unreadable.result))
             self._unsettled.pop(0)
 
-    def _count_stored(self, admitted: Sequence[Sample], *, num_duplicates: int) -> None:
+    def _store(self, traces: Sequence[IncomingTrace]) -> None:
+        replay, metrics = self._replay, self._metrics
+        admitted = replay.admit(traces)
         for sample in admitted:
-            self._metrics.admitted.labels("evaluation" if sample.is_evaluation else "train").inc()
-        self._metrics.refused.labels("duplicate").inc(num_duplicates)
+            metrics.admitted.labels("evaluation" if sample.is_evaluation else "train").inc()
+        metrics.refused.labels("duplicate").inc(len(traces) - len(admitted))
+        metrics.replay_damaged.inc(replay.num_damaged - self._num_damaged)
+        self._num_damaged = replay.num_damaged
+        metrics.replay_file_bytes.set(replay.num_file_bytes)
         for pool in Pool:
-            self._metrics.replay_samples.labels(pool).set(self._replay.num_samples(pool))
-            self._metrics.replay_bytes.labels(pool).set(self._replay.num_bytes(pool))
+            metrics.replay_samples.labels(pool).set(replay.num_samples(pool))
+            metrics.replay_bytes.labels(pool).set(replay.num_bytes(pool))
 
     def _count_settled(self, settled: Sequence[CheckedEntry]) -> None:
         for checked in settled:

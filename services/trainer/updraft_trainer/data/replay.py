@@ -1,8 +1,12 @@
-"""Durable replay: an admitted trace is in SQLite before its stream entry is acknowledged, and is never admitted twice.
+"""Durable replay: an admitted trace is on disk before its stream entry is acknowledged, and is never admitted twice.
 
-The file (WAL, synchronous) is authoritative; the in-memory index of samples is rebuilt from it. The table `seen` outlives
-eviction, so that a redelivered trace is recognised. `retention` decides which samples are kept and `selection` which are used
-next. Only `evaluation_batch` returns held-out samples. Thread-safe.
+Traces lie in append-only files (`segments`); SQLite has the index, without blobs. Both are synced before `admit` returns, the
+files first, so that the index never points to a trace that is not there. The table `seen` outlives eviction, so that a
+redelivered trace is recognised. `retention` decides which samples are kept and `selection` which are used next. Only
+`evaluation_batch` returns held-out samples.
+
+One thread admits, any thread reads. Readers see the samples of the last admission that ended and wait for none that is under
+way. Space of evicted traces is reclaimed file by file.
 """
 
 import logging
@@ -19,17 +23,23 @@ from typing import Self
 
 import numpy as np
 
-from updraft_chassis.errors import Conflict, Corrupt, Exhausted
+from updraft_chassis.errors import Conflict, Corrupt, Exhausted, NotFound
 from updraft_trainer.data import selection
 from updraft_trainer.data.clusters import Clusters
 from updraft_trainer.data.retention import Pool, ReplayLimits, Retention, RetentionChanges, SampleEntry
 from updraft_trainer.data.sample import ExpectedTarget, RefusedTrace, Sample, read_sample
 from updraft_trainer.data.sample_cache import SampleCache
+from updraft_trainer.data.segments import Location, Segments
 
 logger = logging.getLogger(__name__)
 
+INDEX = "index.sqlite"
+
 MAX_SEEN = 200_000
 """Trace ids that are remembered after eviction (about 20 MB): hours of traffic, whereas a redelivery comes within minutes."""
+
+SEGMENT_BYTES = 64 * 1024 * 1024
+"""Of a file of traces: at most a sixteenth of a small replay, so that space is reclaimed in small parts."""
 
 _DECODED_BYTES = 2
 """In memory for each byte of a trace: hidden states are sent in float8 by default and used in bfloat16."""
@@ -37,7 +47,7 @@ _DECODED_BYTES = 2
 _BUSY_TIMEOUT_S = 5.0
 """Only a person's sqlite3 shell can hold the lock; wait for it instead of failing."""
 
-_MAX_JOURNAL_BYTES = 64 * 1024 * 1024
+_MAX_JOURNAL_BYTES = 4 * 1024 * 1024
 """Maximum size of the write-ahead log between transactions."""
 
 _SCHEMA = """
@@ -51,9 +61,11 @@ CREATE TABLE IF NOT EXISTS samples (
     cluster TEXT NOT NULL,
     domain TEXT NOT NULL,
     finished_unix_ms INTEGER NOT NULL,
+    segment INTEGER NOT NULL,
+    offset INTEGER NOT NULL,
     num_bytes INTEGER NOT NULL,
-    probability REAL NOT NULL,
-    data BLOB NOT NULL
+    crc INTEGER NOT NULL,
+    probability REAL NOT NULL
 ) STRICT;
 """
 
@@ -67,158 +79,231 @@ class IncomingTrace:
 
 
 class Replay:
-    """The samples of one target, in one file."""
+    """The samples of one target, in one folder."""
 
     def __init__(
-        self, connection: sqlite3.Connection, *, limits: ReplayLimits, expected: ExpectedTarget, cache_bytes: int
+        self,
+        connection: sqlite3.Connection,
+        segments: Segments,
+        *,
+        limits: ReplayLimits,
+        expected: ExpectedTarget,
+        cache_bytes: int,
     ) -> None:
         self._db = connection
+        self._segments = segments
         self._limits = limits
         self._expected = expected
         self._cache = SampleCache(cache_bytes)
-        self._lock = threading.Lock()
+        self._admitting = threading.Lock()
         self._retention = Retention(limits)
         self._clusters = Clusters()
+        self._stored: Sequence[SampleEntry] = ()
+        """In order of admission; replaced after each admission, never changed."""
+        self._locations: dict[str, Location] = {}
+        self._damaged: set[str] = set()
+        """Found by readers; the next admission drops them."""
+        self.num_damaged = 0
+        """Traces that the disk has damaged, since the start."""
         self.num_held_out = 0
         """Evaluation samples admitted since the start, kept or not; it grows when a new estimate has new evidence."""
 
     @classmethod
     @contextmanager
-    def open(cls, path: Path, *, limits: ReplayLimits, expected: ExpectedTarget, cache_bytes: int) -> Iterator[Self]:
-        """Open or create the file. Conflict if it holds another target's samples, Corrupt if it is not a database."""
-        with _sqlite_errors(path):
-            db = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, check_same_thread=False)
+    def open(cls, folder: Path, *, limits: ReplayLimits, expected: ExpectedTarget, cache_bytes: int) -> Iterator[Self]:
+        """Open or create the folder. Conflict if it holds another target's samples, Corrupt if its index is no database."""
+        index = folder / INDEX
+        segments = Segments(folder, max_bytes=min(SEGMENT_BYTES, limits.total_bytes // 16))
+        with _sqlite_errors(index):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise Exhausted(f"{folder} cannot be written ({error.strerror})") from error
+            db = sqlite3.connect(index, timeout=_BUSY_TIMEOUT_S, check_same_thread=False)
         try:
-            with _sqlite_errors(path):
+            with _sqlite_errors(index):
                 db.execute("PRAGMA journal_mode=WAL")
                 db.execute("PRAGMA synchronous=FULL")  # acknowledged means on disk, even after a power failure
                 db.execute(f"PRAGMA journal_size_limit={_MAX_JOURNAL_BYTES}")
                 db.executescript(_SCHEMA)
-                _claim(db, path, expected.target_fingerprint)
-                replay = cls(db, limits=limits, expected=expected, cache_bytes=cache_bytes)
+                _claim(db, folder, expected.target_fingerprint)
+                replay = cls(db, segments, limits=limits, expected=expected, cache_bytes=cache_bytes)
                 replay._restore()
             yield replay
         finally:
+            segments.close()
             db.close()
 
     def admit(self, traces: Sequence[IncomingTrace]) -> list[Sample]:
-        """Store new traces in one durable transaction and return their samples.
-
-        Exhausted if the disk is full: then none was admitted.
-        """
-        with self._lock:
+        """Store new traces durably, all or none, and return their samples. Exhausted if the disk is full: then none is."""
+        with self._admitting:
             try:
-                with _sqlite_errors("replay"), self._db:
-                    admitted = [trace.sample for trace in traces if self._admit_one(trace)]
-                    self._db.execute(
-                        "DELETE FROM seen WHERE admitted <= (SELECT MAX(admitted) FROM seen) - ?", (MAX_SEEN,)
-                    )
+                with _sqlite_errors(INDEX):
+                    new = self._unseen(traces)
+                    self._store(new)
             except (Corrupt, Exhausted):
-                self._restore()  # the transaction was rolled back, so the index must be too
+                self._restore()  # the transaction was rolled back, so the index in memory must be too
                 raise
-            for sample in admitted:
-                self._cache.put(sample)
-            self.num_held_out += sum(sample.is_evaluation for sample in admitted)
-            return admitted
+            self._reclaim()
+            for trace in new:
+                self._cache.put(trace.sample)
+            self.num_held_out += sum(trace.sample.is_evaluation for trace in new)
+            return [trace.sample for trace in new]
 
     def training_batch(
         self, uses: Mapping[str, int], *, count: int, max_uses: int, rng: random.Random, num_waiting: int = 0
     ) -> list[Sample]:
         """Up to `count` samples to train on; see `selection`."""
-        with self._lock:
-            chosen = selection.training_batch(
-                self._training(), uses, count=count, max_uses=max_uses, rng=rng, num_waiting=num_waiting
-            )
-            return self._read(chosen)
+        chosen = selection.training_batch(
+            self._training(), uses, count=count, max_uses=max_uses, rng=rng, num_waiting=num_waiting
+        )
+        return self._read(chosen)
 
     def untrained_batch(self, uses: Mapping[str, int], *, count: int) -> list[Sample]:
         """The newest samples that may be trained on and were not yet."""
-        with self._lock:
-            return self._read(selection.untrained_batch(self._training(), uses, count=count))
+        return self._read(selection.untrained_batch(self._training(), uses, count=count))
 
     def evaluation_batch(self, *, count: int) -> list[Sample]:
         """About `count` held-out samples of kinds that are not forgotten; see `selection`."""
-        with self._lock:
-            known = selection.outliers_together(selection.remembered(list(self._retention)))
-            held_out = [entry for entry in known if entry.pool is Pool.EVALUATION]
-            return self._read(selection.evaluation_batch(held_out, count=count))
+        known = selection.outliers_together(selection.remembered(self._entries()))
+        held_out = [entry for entry in known if entry.pool is Pool.EVALUATION]
+        return self._read(selection.evaluation_batch(held_out, count=count))
 
     def trained_batch(self, uses: Mapping[str, int], *, count: int) -> list[Sample]:
         """The newest samples that were trained on."""
-        with self._lock:
-            return self._read(selection.trained_batch(self._training(), uses, count=count))
+        return self._read(selection.trained_batch(self._training(), uses, count=count))
 
     def closed_form_batch(self, *, count: int, num_held_out: int) -> tuple[list[Sample], list[Sample]]:
         """Samples to fit a draft to, and newer ones to judge it by; see `selection`. More than `num_held_out` are fitted only
         while they take at most half as much memory as the cache."""
-        with self._lock:
-            fitted, held_out = selection.closed_form_batch(self._training(), count=count, num_held_out=num_held_out)
-            sizes = accumulate(_DECODED_BYTES * entry.num_bytes for entry in fitted)
-            num_fitted = sum(size <= self._cache.max_bytes // 2 for size in sizes)
-            return self._read(fitted[: max(num_held_out, num_fitted)]), self._read(held_out)
+        fitted, held_out = selection.closed_form_batch(self._training(), count=count, num_held_out=num_held_out)
+        sizes = accumulate(_DECODED_BYTES * entry.num_bytes for entry in fitted)
+        num_fitted = sum(size <= self._cache.max_bytes // 2 for size in sizes)
+        return self._read(fitted[: max(num_held_out, num_fitted)]), self._read(held_out)
 
     def traffic_mix(self) -> selection.TrafficMix:
         """The kinds of all stored requests, and their shares of today's."""
-        with self._lock:
-            return selection.traffic_mix(selection.outliers_together(list(self._retention)))
+        return selection.traffic_mix(selection.outliers_together(self._entries()))
 
     def cluster_sizes(self) -> dict[str, int]:
         """Number of samples to train on in each cluster."""
-        with self._lock:
-            return Counter(entry.cluster for entry in self._training())
+        return Counter(entry.cluster for entry in self._training())
 
     def num_samples(self, pool: Pool) -> int:
-        with self._lock:
-            return self._retention.num_samples(pool)
+        return sum(entry.pool is pool for entry in self._entries())
+
+    def num_requests(self, pool: Pool) -> int:
+        """Requests of which at least one chunk is stored."""
+        return len({entry.request for entry in self._entries() if entry.pool is pool})
 
     def num_bytes(self, pool: Pool) -> int:
         """Bytes of serialized traces."""
-        with self._lock:
-            return self._retention.num_bytes(pool)
+        return sum(entry.num_bytes for entry in self._entries() if entry.pool is pool)
+
+    @property
+    def num_file_bytes(self) -> int:
+        """Bytes of all files of traces, with those of dropped traces whose space is not reclaimed yet."""
+        return self._segments.num_bytes
 
     def training_ids(self) -> list[str]:
         """Trace ids of samples that may be trained on, in order of admission."""
-        with self._lock:
-            return [entry.trace_id for entry in self._training()]
+        return [entry.trace_id for entry in self._training()]
+
+    def _entries(self) -> list[SampleEntry]:
+        """In order of admission, so that the same random state chooses the same samples after a restart."""
+        return [entry for entry in self._stored if entry.trace_id not in self._damaged]
 
     def _training(self) -> list[SampleEntry]:
-        """In order of admission, so that the same random state chooses the same samples after a restart."""
-        entries = (entry for entry in self._retention if entry.pool is not Pool.EVALUATION)
-        return sorted(entries, key=lambda entry: entry.order)
+        return [entry for entry in self._entries() if entry.pool is not Pool.EVALUATION]
 
-    def _admit_one(self, trace: IncomingTrace) -> bool:
-        sample = trace.sample
-        if sample.trace_id in self._retention:
-            return False
-        inserted = self._db.execute("INSERT OR IGNORE INTO seen (trace_id) VALUES (?)", (sample.trace_id,))
-        if inserted.rowcount == 0:
-            return False
+    def _unseen(self, traces: Sequence[IncomingTrace]) -> list[IncomingTrace]:
+        """Each trace once, without those that were admitted before."""
+        new: dict[str, IncomingTrace] = {}
+        for trace in traces:
+            new.setdefault(trace.sample.trace_id, trace)
+        query = "SELECT 1 FROM seen WHERE trace_id = ? UNION SELECT 1 FROM samples WHERE trace_id = ?"
+        return [trace for id_, trace in new.items() if not self._db.execute(query, (id_, id_)).fetchone()]
+
+    def _store(self, traces: Sequence[IncomingTrace]) -> None:
+        """Append traces and commit their index; readers see them afterwards."""
+        dropped: list[str] = []
+        with self._segments.appended([trace.data for trace in traces]) as locations, self._db:
+            dropped += self._drop_damaged()
+            for trace, location in zip(traces, locations, strict=True):
+                dropped += self._index(trace.sample, location)
+            self._db.execute("DELETE FROM seen WHERE admitted <= (SELECT MAX(admitted) FROM seen) - ?", (MAX_SEEN,))
+        self._locations |= zip((trace.sample.trace_id for trace in traces), locations, strict=True)
+        self._show(dropped)
+
+    def _index(self, sample: Sample, location: Location) -> list[str]:
+        """Add a sample to the index; return the ids of those that made room for it."""
+        inserted = self._db.execute("INSERT INTO seen (trace_id) VALUES (?)", (sample.trace_id,))
         order = int(inserted.lastrowid or 0)
         entry = SampleEntry(
             trace_id=sample.trace_id,
             order=order,
             cluster=self._clusters.assign(sample.domain, sample.ids.tolist(), order=order),
             pool=Pool.EVALUATION if sample.is_evaluation else Pool.WINDOW,
-            num_bytes=len(trace.data),
+            num_bytes=location.num_bytes,
             probability=sample.probability,
         )
         row = (entry.trace_id, entry.order, entry.pool, entry.cluster, sample.domain, sample.finished_unix_ms)
-        rest = (entry.num_bytes, entry.probability, trace.data)
-        self._db.execute("INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, *rest))
-        self._apply(self._retention.add(entry))
+        place = (location.segment, location.offset, location.num_bytes, location.crc)
+        self._db.execute(
+            "INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, *place, entry.probability)
+        )
+        changes = self._retention.add(entry)
+        self._apply(changes)
         self._store_cluster(entry.cluster)
-        return True
+        return changes.dropped
 
     def _apply(self, changes: RetentionChanges) -> None:
-        """Apply the changes of the index to the file."""
+        """Apply changes of `retention` to the index."""
         moved, dropped = [(id_,) for id_ in changes.moved], [(id_,) for id_ in changes.dropped]
         self._db.executemany("UPDATE samples SET place = 'reservoir' WHERE trace_id = ?", moved)
         self._db.executemany("DELETE FROM samples WHERE trace_id = ?", dropped)
-        for trace_id in changes.dropped:
-            self._cache.discard(trace_id)
         if changes.dropped:
-            self._clusters.keep_only(entry.cluster for entry in self._retention)
+            self._clusters.keep_only(self._retention.clusters)
             self._remove_clusters()
+
+    def _drop_damaged(self) -> list[str]:
+        """Drop from the index what readers found damaged."""
+        damaged = [id_ for id_ in list(self._damaged) if id_ in self._retention]
+        for trace_id in damaged:
+            self._retention.discard(trace_id)
+        self._apply(RetentionChanges(dropped=damaged))
+        return damaged
+
+    def _show(self, dropped: Iterable[str]) -> None:
+        """Let readers see what is stored now. `dropped` were committed to be so."""
+        self._stored = sorted(self._retention, key=lambda entry: entry.order)
+        for trace_id in dropped:
+            self._cache.discard(trace_id)
+            self._segments.release(self._locations.pop(trace_id))
+        self._damaged.intersection_update(self._locations)
+
+    def _reclaim(self) -> None:
+        """Delete files of dropped traces, after copying the others of one file to the end if too few of its bytes are used."""
+        self._segments.remove_unused()
+        number = self._segments.wasteful()
+        if number is None:
+            return
+        try:
+            self._move([id_ for id_, location in self._locations.items() if location.segment == number])
+        except (Corrupt, Exhausted) as error:
+            logger.warning("Cannot reclaim space of dropped traces now; trying again", extra={"reason": str(error)})
+
+    def _move(self, trace_ids: Sequence[str]) -> None:
+        """Copy traces to the end, and delete files that nothing is left of."""
+        found = {id_: data for id_ in trace_ids if (data := self._data(id_)) is not None}
+        with _sqlite_errors(INDEX), self._segments.appended([*found.values()]) as locations, self._db:
+            places = zip(found, locations, strict=True)
+            rows = [(location.segment, location.offset, trace_id) for trace_id, location in places]
+            self._db.executemany("UPDATE samples SET segment = ?, offset = ? WHERE trace_id = ?", rows)
+        for trace_id, location in zip(found, locations, strict=True):
+            self._segments.release(self._locations[trace_id])
+            self._locations[trace_id] = location
+        self._segments.remove_unused()
 
     def _store_cluster(self, name: str) -> None:
         if (total := self._clusters.by_content.get(name)) is not None:
@@ -226,16 +311,18 @@ class Replay:
             self._remove_clusters()
 
     def _remove_clusters(self) -> None:
-        """Remove from the file those that gave way or are empty."""
+        """Remove from the index those that gave way or are empty."""
         stored = self._db.execute("SELECT name FROM clusters").fetchall()
         removed = [row for row in stored if row[0] not in self._clusters.by_content]
         self._db.executemany("DELETE FROM clusters WHERE name = ?", removed)
 
     def _restore(self) -> None:
-        """Rebuild the index from the file and enforce the limits, which may be lower than before."""
-        rows = self._db.execute(
-            "SELECT trace_id, admitted, place, cluster, num_bytes, probability FROM samples ORDER BY admitted"
-        ).fetchall()
+        """Rebuild what is in memory from the index and enforce the limits, which may be lower than before."""
+        query = (
+            "SELECT trace_id, admitted, place, cluster, probability, segment, offset, num_bytes, crc"
+            " FROM samples ORDER BY admitted"
+        )
+        rows = self._db.execute(query).fetchall()
         self._retention = Retention(
             self._limits,
             (
@@ -247,16 +334,27 @@ class Replay:
                     num_bytes=num_bytes,
                     probability=probability,
                 )
-                for id_, order, pool, cluster, num_bytes, probability in rows
+                for id_, order, pool, cluster, probability, _, _, num_bytes, _ in rows
             ),
         )
         totals = self._db.execute("SELECT name, total FROM clusters ORDER BY rowid").fetchall()  # the newest last
         self._clusters = Clusters(
-            named={entry.cluster for entry in self._retention if entry.cluster.startswith("domain:")},
+            named={cluster for cluster in self._retention.clusters if cluster.startswith("domain:")},
             by_content={name: np.frombuffer(total, dtype=np.float32) for name, total in totals},
         )
+        self._locations = {row[0]: Location(*row[5:]) for row in rows}
+        lost = set(self._segments.restore(self._locations.values()))
+        missing = [id_ for id_, location in self._locations.items() if location in lost]
+        for trace_id in missing:
+            self._note_damaged(trace_id, "the end of its file is missing")
+            self._retention.discard(trace_id)
+            del self._locations[trace_id]
         with self._db:
-            self._apply(self._retention.enforce())
+            self._apply(RetentionChanges(dropped=missing))
+            changes = self._retention.enforce()
+            self._apply(changes)
+        self._show(changes.dropped)
+        self._segments.remove_unused()
 
     def _read(self, entries: Iterable[SampleEntry]) -> list[Sample]:
         samples = (self._read_one(entry.trace_id) for entry in entries)
@@ -265,37 +363,54 @@ class Replay:
     def _read_one(self, trace_id: str) -> Sample | None:
         if sample := self._cache.get(trace_id):
             return sample
-        with _sqlite_errors("replay"):
-            (data,) = self._db.execute("SELECT data FROM samples WHERE trace_id = ?", (trace_id,)).fetchone()
+        data = self._data(trace_id)
+        if data is None:
+            return None
         try:
-            sample = read_sample(data, self._expected)
-        except RefusedTrace as error:  # it was valid when it was stored, so the disk has damaged it
-            logger.warning("Dropped a damaged trace: %s", error, extra={"trace_id": trace_id})
-            self._retention.discard(trace_id)
-            with _sqlite_errors("replay"), self._db:
-                self._apply(RetentionChanges(dropped=[trace_id]))
+            sample = read_sample(data, self._expected, is_checked=True)
+        except RefusedTrace as error:
+            self._note_damaged(trace_id, str(error))
             return None
         self._cache.put(sample)
         return sample
 
+    def _data(self, trace_id: str) -> bytes | None:
+        """The stored bytes; None if the trace was dropped meanwhile or is damaged."""
+        while (location := self._locations.get(trace_id)) is not None:
+            try:
+                return self._segments.read(location)
+            except Corrupt as error:
+                self._note_damaged(trace_id, str(error))
+                return None
+            except NotFound as error:
+                if self._locations.get(trace_id) == location:  # else it was moved or dropped in between
+                    self._note_damaged(trace_id, str(error))
+                    return None
+        return None
 
-def _claim(db: sqlite3.Connection, path: Path, fingerprint: str) -> None:
-    """Assign a new file to this target; Conflict if it belongs to another one."""
+    def _note_damaged(self, trace_id: str, reason: str) -> None:
+        logger.warning("Dropped a damaged trace: %s", reason, extra={"trace_id": trace_id})
+        self._damaged.add(trace_id)
+        self.num_damaged += 1
+
+
+def _claim(db: sqlite3.Connection, folder: Path, fingerprint: str) -> None:
+    """Assign a new folder to this target; Conflict if it belongs to another one."""
     with db:
         db.execute("INSERT INTO target SELECT ? WHERE NOT EXISTS (SELECT * FROM target)", (fingerprint,))
     (stored,) = db.execute("SELECT fingerprint FROM target").fetchone()
     if stored != fingerprint:
         raise Conflict(
-            f"{path} holds samples of the target {stored}, this trainer's is {fingerprint};"
+            f"{folder} holds samples of the target {stored}, this trainer's is {fingerprint};"
             " set UPDRAFT_TRAINER_DATA_DIR to another folder"
         )
 
 
 @contextmanager
-def _sqlite_errors(path: Path | str) -> Iterator[None]:
+def _sqlite_errors(index: Path | str) -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as error:  # disk full, read-only, locked, no permission: may be temporary
-        raise Exhausted(f"{path} cannot be written ({error}); free disk space or fix its permissions") from error
+        raise Exhausted(f"{index} cannot be written ({error}); free disk space or fix its permissions") from error
     except sqlite3.DatabaseError as error:
-        raise Corrupt(f"{path} is damaged ({error}); move it away to start with an empty replay") from error
+        raise Corrupt(f"{index} is damaged ({error}); move it away to start with an empty replay") from error

@@ -10,12 +10,17 @@ Pure: it returns what to move and drop, and uses neither files nor tensors.
 
 import hashlib
 import heapq
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 MAX_KINDS = 32
 """So many clusters, the largest, count as kinds of traffic: as many as can take new samples at one time."""
+
+
+CHUNK_MARK = "#"
+"""In the id of a sample that is a later chunk of a request: between the trace id and the name of the chunk."""
 
 
 class Pool(StrEnum):
@@ -37,6 +42,11 @@ class SampleEntry:
     """With which the request was captured."""
 
     @property
+    def request(self) -> str:
+        """The trace id of the request that the sample is, or is a chunk of."""
+        return self.trace_id.partition(CHUNK_MARK)[0]
+
+    @property
     def group(self) -> str:
         """Samples of one group compete for space: the whole window, or else a cluster."""
         return "" if self.pool is Pool.WINDOW else self.cluster
@@ -54,6 +64,10 @@ class ReplayLimits:
     window_bytes: int
     reservoir_bytes: int
     evaluation_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.window_bytes + self.reservoir_bytes + self.evaluation_bytes
 
     @classmethod
     def of(cls, max_bytes: int) -> "ReplayLimits":
@@ -118,6 +132,7 @@ class Retention:
             Pool.EVALUATION: limits.evaluation_bytes,
         }
         self._entries: dict[str, SampleEntry] = {}
+        self._clusters: Counter[str] = Counter()
         self._heaps: dict[Pool, dict[str, _Heap]] = {pool: {} for pool in Pool}
         for entry in entries:
             self._put(entry)
@@ -127,6 +142,11 @@ class Retention:
 
     def __contains__(self, trace_id: object) -> bool:
         return trace_id in self._entries
+
+    @property
+    def clusters(self) -> Set[str]:
+        """Those that have samples."""
+        return self._clusters.keys()
 
     def num_samples(self, pool: Pool) -> int:
         return sum(map(len, self._heaps[pool].values()))
@@ -140,8 +160,12 @@ class Retention:
         return self.enforce()
 
     def discard(self, trace_id: str) -> None:
-        if entry := self._entries.pop(trace_id, None):
-            self._heaps[entry.pool][entry.group].remove(entry)
+        if entry := self._entries.get(trace_id):
+            heaps = self._heaps[entry.pool]
+            heaps[entry.group].remove(entry)
+            if not heaps[entry.group]:
+                del heaps[entry.group]
+            self._forget(entry)
 
     def enforce(self) -> RetentionChanges:
         """Bring every pool within its limit; the group with the most bytes shrinks first."""
@@ -165,9 +189,16 @@ class Retention:
         entry = heaps[group].pop()
         if not heaps[group]:
             del heaps[group]
-        del self._entries[entry.trace_id]
+        self._forget(entry)
         return entry
+
+    def _forget(self, entry: SampleEntry) -> None:
+        del self._entries[entry.trace_id]
+        self._clusters[entry.cluster] -= 1
+        if not self._clusters[entry.cluster]:
+            del self._clusters[entry.cluster]
 
     def _put(self, entry: SampleEntry) -> None:
         self._entries[entry.trace_id] = entry
+        self._clusters[entry.cluster] += 1
         self._heaps[entry.pool].setdefault(entry.group, _Heap()).push(entry)

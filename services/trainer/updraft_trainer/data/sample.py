@@ -14,7 +14,8 @@ from torch import Tensor
 
 from updraft.trace.v1 import trace_pb2
 from updraft_chassis.errors import InvalidInput
-from updraft_draft.tensors import decode
+from updraft_draft.tensors import decode, is_finite
+from updraft_trainer.data.retention import CHUNK_MARK
 from updraft_trainer.data.teacher import Teacher, read_teacher
 
 SCHEMA = 1
@@ -102,8 +103,8 @@ class Sample:
         return text + sum(branch.num_bytes for branch in self.counterfactuals)
 
 
-def read_sample(data: bytes, expected: ExpectedTarget) -> Sample:
-    """Parse and check one stream entry. Raises RefusedTrace."""
+def read_sample(data: bytes, expected: ExpectedTarget, *, is_checked: bool = False) -> Sample:
+    """Parse and check one stream entry. Raises RefusedTrace. `is_checked`: its values were found good before."""
     trace = trace_pb2.Trace()
     try:
         trace.ParseFromString(data)
@@ -115,7 +116,7 @@ def read_sample(data: bytes, expected: ExpectedTarget) -> Sample:
     if not 0.0 < trace.header.payload_probability <= 1.0:
         probability = trace.header.payload_probability
         raise RefusedTrace("malformed", f"the payload was taken with the probability {probability}")
-    return _sample(trace, expected)
+    return _sample(trace, expected, is_checked=is_checked)
 
 
 def _check_header(header: trace_pb2.Header, expected: ExpectedTarget) -> None:
@@ -164,13 +165,13 @@ class _Block:
         return max(0, stretch.stop - first + 1)
 
 
-def _sample(trace: trace_pb2.Trace, expected: ExpectedTarget) -> Sample:
+def _sample(trace: trace_pb2.Trace, expected: ExpectedTarget, *, is_checked: bool) -> Sample:
     block = _block(trace, expected)
     stretch = _stretch(block, trace.payload.missing_rows)
     aux, ids = block.aux[stretch.start : stretch.stop], block.ids[stretch.start : stretch.stop + 1]
     first = max(stretch.start, block.first_teacher_row)
     teacher = block.teacher.at(slice(first - block.first_teacher_row, stretch.stop - block.first_teacher_row))
-    if problem := _problem(aux, teacher, ids, expected):
+    if not is_checked and (problem := _problem(aux, teacher, ids, expected)):
         raise RefusedTrace("malformed", problem)
     corrections = torch.zeros(len(ids), dtype=torch.bool)
     for step in trace.steps:
@@ -178,7 +179,7 @@ def _sample(trace: trace_pb2.Trace, expected: ExpectedTarget) -> Sample:
         if _rejects_model(step) and 0 < index < len(ids):
             corrections[index] = True
     return Sample(
-        trace_id=trace.header.trace_id.hex(),
+        trace_id=_sample_id(trace.header),
         aux=aux,
         teacher=teacher,
         first_teacher_row=first - stretch.start,
@@ -191,6 +192,11 @@ def _sample(trace: trace_pb2.Trace, expected: ExpectedTarget) -> Sample:
         probability=trace.header.payload_probability,
         counterfactuals=_counterfactuals(trace, block, stretch, expected),
     )
+
+
+def _sample_id(header: trace_pb2.Header) -> str:
+    """The trace id. Later chunks of a request are samples of their own, with their name in it."""
+    return header.trace_id.hex() + (f"{CHUNK_MARK}{header.chunk}" if header.chunk else "")
 
 
 def _rejects_model(step: trace_pb2.Step) -> bool:
@@ -272,7 +278,7 @@ def _problem(aux: Tensor, teacher: Teacher, ids: Tensor, expected: ExpectedTarge
     """The first problem with the values, or an empty string."""
     if aux.shape[1] != expected.aux_size:
         return f"auxiliary hidden states of width {aux.shape[1]}, expected {expected.aux_size}"
-    if not bool(torch.isfinite(aux).all()):
+    if not is_finite(aux):
         return "auxiliary hidden states are not finite"
     if bool(((ids < 0) | (ids >= expected.vocab_size)).any()):
         return f"a token is outside the vocabulary of {expected.vocab_size}"

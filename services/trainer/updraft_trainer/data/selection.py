@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from updraft_rollouts.evidence import MIN_KIND_SAMPLES, OUTLIERS
 from updraft_trainer.data import importance
-from updraft_trainer.data.retention import MAX_KINDS, SampleEntry
+from updraft_trainer.data.retention import MAX_KINDS, SampleEntry, rank
 
 NUM_RECENT = 64
 """Requests that are today's traffic: few enough to follow a shift soon, enough to know shares to a few percent. With 32, drafts
@@ -52,10 +52,20 @@ def outliers_together(entries: Sequence[SampleEntry]) -> list[SampleEntry]:
     return [entry if entry.cluster in kinds else replace(entry, cluster=OUTLIERS) for entry in entries]
 
 
+def one_per_request(entries: Iterable[SampleEntry]) -> list[SampleEntry]:
+    """A chunk of each request, chosen by chance: chunks of one request are alike, and would pass for as many requests."""
+    chosen: dict[str, SampleEntry] = {}
+    for entry in entries:
+        other = chosen.setdefault(entry.request, entry)
+        if rank(entry.trace_id) < rank(other.trace_id):
+            chosen[entry.request] = entry
+    return list(chosen.values())
+
+
 def traffic_mix(entries: Iterable[SampleEntry]) -> TrafficMix:
     """The mix of all stored requests, of which the newest are today's traffic, however likely they were to be captured."""
     entries = list(entries)
-    recent = heapq.nlargest(NUM_RECENT, entries, key=lambda entry: entry.order)
+    recent = heapq.nlargest(NUM_RECENT, one_per_request(entries), key=lambda entry: entry.order)
     shares: dict[str, float] = {}
     for entry, weight in zip(recent, importance.weights([entry.probability for entry in recent]), strict=True):
         shares[entry.cluster] = shares.get(entry.cluster, 0.0) + weight / len(recent)
@@ -104,8 +114,8 @@ def closed_form_batch(
 
 
 def untrained_batch(entries: Sequence[SampleEntry], uses: Mapping[str, int], *, count: int) -> list[SampleEntry]:
-    """The newest samples that were not trained on yet."""
-    untrained = [entry for entry in entries if not uses.get(entry.trace_id)]
+    """The newest samples that were not trained on yet, one of each request."""
+    untrained = one_per_request(entry for entry in entries if not uses.get(entry.trace_id))
     return heapq.nlargest(count, untrained, key=lambda entry: entry.order)
 
 
@@ -123,11 +133,11 @@ def remembered(entries: Sequence[SampleEntry]) -> list[SampleEntry]:
 
 
 def evaluation_batch(entries: Sequence[SampleEntry], *, count: int) -> list[SampleEntry]:
-    """About `count` held-out samples: half are the newest, half the newest of each cluster in turn.
+    """About `count` held-out samples, one of each request: half are the newest, half the newest of each cluster in turn.
 
     There are more than `count` if a cluster would otherwise have fewer than its own verdict needs.
     """
-    newest_first = sorted(entries, key=lambda entry: -entry.order)
+    newest_first = sorted(one_per_request(entries), key=lambda entry: -entry.order)
     batch = newest_first[: (count + 1) // 2]
     rest = newest_first[len(batch) :]
     batch += _round_robin(rest, count - len(batch), key=lambda entry: -entry.order)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from updraft.trace.v1 import trace_pb2
 from updraft_chassis.errors import InvalidInput
-from updraft_draft.tensors import decode
+from updraft_draft.tensors import decode, is_finite
 
 IMPOSSIBLE = -110.0
 """Below the logarithm of the smallest positive float32, -103.3, so its exponential is exactly 0."""
@@ -77,7 +77,7 @@ class LastHidden:
         """The first problem with the values, or an empty string."""
         if self.states.shape[1] != hidden_size:
             return f"last hidden states of width {self.states.shape[1]}, expected {hidden_size}"
-        return "" if bool(torch.isfinite(self.states).all()) else "last hidden states are not finite"
+        return "" if is_finite(self.states) else "last hidden states are not finite"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class TopK:
             return f"a top-k token is outside the vocabulary of {vocab_size}"
         if bool((self.ids.sort(-1).values.diff(dim=-1) == 0).any()):
             return "a row has the same top-k token twice"
-        if not bool(torch.isfinite(self.log_probs).all()):
+        if not is_finite(self.log_probs):
             return "top-k log-probabilities are not finite"
         if bool((self.log_probs.logsumexp(-1) > _MAX_LOG_SUM).any()):
             return "top-k probabilities of a row add up to more than 1"
@@ -159,6 +159,7 @@ def _read_top_k(message: trace_pb2.TopK, vocab_size: int) -> TopK:
         raise InvalidInput(f"a top-k teacher with k = {k} has {num_ids} ids and {num_log_probs} log-probabilities")
     if len(message.log_sum_exp) not in (0, num_ids // k):
         raise InvalidInput(f"a top-k teacher of {num_ids // k} rows has {len(message.log_sum_exp)} log-sum-exps")
-    ids = np.fromiter(message.ids, dtype=np.int64, count=num_ids)
-    log_probs = np.fromiter(message.log_probs, dtype=np.float32, count=num_ids)
+    arrays = trace_pb2.PackedTopK.FromString(message.SerializeToString())
+    ids = np.frombuffer(arrays.ids, dtype="<u4").astype(np.int64)
+    log_probs = np.frombuffer(arrays.log_probs, dtype="<f4").astype(np.float32)  # a copy that may be written to
     return TopK(torch.from_numpy(ids).view(-1, k), torch.from_numpy(log_probs).view(-1, k))

@@ -3,7 +3,8 @@
 A save writes a temporary file, syncs and renames it. The name contains the sha256 of the content, so that damage is detected;
 the previous state is kept for that case. A folder of another target is rejected, because silently starting over would lose
 days of training. After a kill the steps since the last save are repeated; use counts and weights come from the same file, so
-no sample is used more often than intended.
+no sample is used more often than intended. The trainer writes a copy while it trains on: a save takes the memory of one more
+state.
 """
 
 import hashlib

@@ -20,10 +20,11 @@ class LearningRecord:
         """Candidates that held-out requests judged."""
 
     def read(self) -> registry_pb2.Learning:
-        pools = [(self._replay.num_samples(pool), self._replay.num_bytes(pool)) for pool in Pool]
-        held_out = self._replay.num_samples(Pool.EVALUATION)
+        requests = {pool: self._replay.num_requests(pool) for pool in Pool}
+        pools = [(requests[pool], self._replay.num_bytes(pool)) for pool in Pool]
+        held_out = requests[Pool.EVALUATION]
         return registry_pb2.Learning(
-            samples=sum(num_samples for num_samples, _ in pools) - held_out,
+            samples=sum(requests.values()) - held_out,
             held_out=held_out,
             steps=self.steps,
             estimates=self.estimates,

@@ -32,6 +32,12 @@ def is_estimate_due(now: Progress, last: Progress, schedule: TrainingSchedule) -
     return now.step - last.step >= schedule.evaluate_steps or (has_changed and is_late)
 
 
+def is_save_due(now: Progress, saved: Progress, schedule: TrainingSchedule, *, duration_s: float) -> bool:
+    """True if the next save, which may take as long as the last one, has to start now for a kill to cost no more time than it
+    may. `saved` is when the state of the last save was taken."""
+    return now.step != saved.step and now.at_s - saved.at_s >= schedule.checkpoint_seconds - duration_s
+
+
 def is_fit_due(sizes: Mapping[str, int], fitted: Mapping[str, int], *, first: int) -> bool:
     """True if all traffic or a cluster of it has `first` samples, and at the last fit had fewer, or half as many."""
     now_and_then = [(size, fitted.get(cluster, 0)) for cluster, size in sizes.items()]

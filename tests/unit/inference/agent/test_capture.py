@@ -3,6 +3,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from updraft.trace.v1 import trace_pb2
 from updraft_chassis.errors import InvalidInput, Unavailable
 from updraft_draft import tensors
 from updraft_inference.agent.capture import Capture, Sink
+from updraft_inference.agent.chunks import MAX_CHUNK_BYTES
 from updraft_inference.agent.selection import CapturePlan, CaptureRates, CaptureTerms, Permissions
 from updraft_inference.agent.trace import Origin
 from updraft_inference.engine import Drafter
@@ -201,6 +203,39 @@ async def test_while_redis_is_away_the_oldest_wait_and_the_rest_are_counted(
 
     assert [len(entry.output_ids) for entry in stream.entries] == [1, 2, 3, 4]
     assert dropped(capture) == {"redis_unavailable": 2}
+
+
+async def test_a_long_request_is_sent_in_chunks_and_counts_once(capture: Capture, stream: FakeStream) -> None:
+    finished = ended(*(step(start, 0) for start in range(1, 70_000)), rows=70_002)
+    async with running(capture):
+        capture.offer(finished, PLAN)
+        await until(lambda: capture.counters.captured == 1)
+
+    assert len(stream.entries) > 2
+    assert all(entry.ByteSize() <= MAX_CHUNK_BYTES for entry in stream.entries)
+    assert [entry.header.last_chunk for entry in stream.entries] == [False] * (len(stream.entries) - 1) + [True]
+    starts = [0, *accumulate(len(entry.output_ids) for entry in stream.entries)]
+    assert [entry.header.chunk for entry in stream.entries] == starts[:-1]
+    assert starts[-1] == 70_000
+    assert dropped(capture) == {}, "a request that is larger than the queue waits alone"
+    assert capture.counters.payloads == 1
+
+
+async def test_a_part_of_a_request_that_goes_on_is_sent_and_does_not_count_yet(
+    capture: Capture, stream: FakeStream
+) -> None:
+    whole = ended(step(1, 2), rows=5)
+    async with running(capture):
+        capture.offer(replace(whole, is_part=True), PLAN)
+        await until(lambda: len(stream.entries) == 1)
+        assert capture.counters.captured == 0
+        assert not stream.entries[0].header.last_chunk
+        assert stream.entries[0].header.finish_reason == trace_pb2.FINISH_REASON_UNSPECIFIED
+        capture.offer(replace(ended(step(1, 2), step(4, 0), rows=6), num_handed_over=4), PLAN)
+        await until(lambda: capture.counters.captured == 1)
+
+    assert (stream.entries[1].header.chunk, stream.entries[1].header.last_chunk) == (4, True)
+    assert list(stream.entries[1].output_ids) == [4]
 
 
 async def test_a_payload_that_is_too_large_leaves_the_light_record(capture: Capture, stream: FakeStream) -> None:

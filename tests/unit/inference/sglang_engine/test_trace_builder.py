@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +201,61 @@ def test_any_split_and_any_loss_leaves_rows_at_their_positions(
             assert all(step.draft_version == 7 for step in steps), "the step that was thrown away is not counted"
             assert assemblies[run.rid].covers(run.num_output)
             check_whole(run, hidden, assemblies[run.rid])
+
+
+ROW_BYTES = 2 * AUX + 8 * K + 4
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    accepted=st.lists(st.integers(0, WIDTH), min_size=40, max_size=40),
+    prompt_rows=st.sampled_from([0, 2, 100]),
+    counterfactual_rows=st.integers(0, 2),
+    preempted_after=st.integers(-1, 39),
+    lost_step=st.booleans(),
+    takes=st.sets(st.integers(0, 80), max_size=12),
+)
+def test_a_long_request_taken_in_parts_has_all_its_rows_and_keeps_few_in_memory(
+    *,
+    accepted: list[int],
+    prompt_rows: int,
+    counterfactual_rows: int,
+    preempted_after: int,
+    lost_step: bool,
+    takes: set[int],
+) -> None:
+    capture = CaptureParams(payload=True, prompt_rows=prompt_rows, counterfactual_rows=counterfactual_rows)
+    run = Run(rid="a", num_prompt=9, num_output=100, cached=0, chunk=5, capture=capture, accepted=accepted)
+    run.preempted_after, run.lost_step = preempted_after, lost_step
+    collector = Collector(Path("unused.sock"), max_bytes=1 << 20)
+    builder = collector.expect("a", run.num_prompt, capture)
+    builder._kept_bytes = 5 * ROW_BYTES
+    seen, rejected = set[int](), list[int]()
+
+    def see(hidden: HiddenStates | None, num_output: int, before: int) -> None:
+        """A part: its rows teach the output tokens that were not taken before, and those before them are context."""
+        assert hidden is not None
+        check(hidden, replace(run, num_output=num_output))
+        assert hidden.first_position >= run.num_prompt + before - 1 - max(5, prompt_rows)
+        assert not hidden.missing_rows
+        taught = range(hidden.first_position + hidden.first_teacher_row, run.num_prompt + num_output - 1)
+        seen.update(row for row in taught if row >= run.num_prompt + before - 1)
+        steps = builder.steps(num_output)
+        rejected.extend(steps[one.step].start for one in hidden.counterfactuals)
+
+    for number, part in enumerate(run.play().parts):
+        collector.take(*frame(part.kind, [part]))
+        before = builder.num_taken
+        known = max(part.tokens, default=run.num_prompt) - run.num_prompt + 1
+        if number in takes and (hidden := builder.take(known)) is not None:
+            see(hidden, builder.num_taken, before)
+            assert builder.nbytes <= ROW_BYTES * (
+                5 + (1 + counterfactual_rows) * (known - builder.num_taken + WIDTH + 1)
+            )
+    see(builder.hidden(run.num_output), run.num_output, builder.num_taken)
+    first = run.num_prompt - 1 if prompt_rows else run.num_prompt
+    assert seen >= set(range(first, run.num_prompt + run.num_output - 1))
+    assert len(rejected) == len(set(rejected)), "rows after a rejection are in one part"
 
 
 def check_whole(run: Run, hidden: HiddenStates | None, assembly: TraceBuilder) -> None:

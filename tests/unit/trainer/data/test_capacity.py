@@ -28,7 +28,7 @@ def of_width(hidden: int) -> Sizing:
 
 
 def test_without_a_setting_replay_has_room_for_what_learning_needs() -> None:
-    assert quantity(EIGHT_B.trainer_volume.amount) == "60Gi"
+    assert quantity(EIGHT_B.trainer_volume.amount) == "70Gi"
     capacity = Capacity.of(None, EIGHT_B, volume_bytes=CLAIM)
     assert capacity.replay_bytes == EIGHT_B.replay.amount
     assert capacity.too_small([(0, 0), (0, 0)], min_samples=8) == ""

@@ -1,7 +1,12 @@
+import os
 import random
+import shutil
 import sqlite3
+import threading
 from collections import Counter
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -15,7 +20,7 @@ from updraft_chassis.errors import Conflict, Corrupt, Exhausted
 from updraft_draft.target_weights import read_head
 from updraft_rollouts.evidence import MIN_KIND_SAMPLES, OUTLIERS
 from updraft_trainer.data.clusters import MAX_CLUSTERS
-from updraft_trainer.data.replay import IncomingTrace, Replay
+from updraft_trainer.data.replay import INDEX, IncomingTrace, Replay
 from updraft_trainer.data.retention import Pool, ReplayLimits
 from updraft_trainer.data.sample import read_sample
 from updraft_trainer.data.teacher import LastHidden, TopK
@@ -25,7 +30,7 @@ ROOMY = 10 * 1024**2
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "replay.sqlite"
+    return tmp_path / "replay"
 
 
 def opened(
@@ -119,7 +124,7 @@ def test_whatever_comes_bytes_are_bounded_and_nothing_is_admitted_twice(
     arrivals: list[tuple[int, bool, str]],
     restarts: set[int],
 ) -> None:
-    path = tmp_path_factory.mktemp("replay") / "replay.sqlite"
+    path = tmp_path_factory.mktemp("replay") / "replay"
     limits = ReplayLimits.of(12 * len(arrival(traces, 0).data))
     admitted = Counter[str]()
     for start in sorted({0, *restarts}):
@@ -142,8 +147,8 @@ def test_the_index_agrees_with_the_file(path: Path, traces: TraceMaker) -> None:
             replay.admit([arrival(traces, seed, evaluation=seed % 5 == 0, domain="ab"[seed % 2])])
         places = {place: (replay.num_samples(place), replay.num_bytes(place)) for place in Pool}
         drawn = draw(replay, Counter())
-    with sqlite3.connect(path) as db:
-        rows = db.execute("SELECT place, COUNT(*), SUM(LENGTH(data)) FROM samples GROUP BY place").fetchall()
+    with sqlite3.connect(path / INDEX) as db:
+        rows = db.execute("SELECT place, COUNT(*), SUM(num_bytes) FROM samples GROUP BY place").fetchall()
     db.close()
     assert places == {Pool(place): (count, total) for place, count, total in rows}
     with opened(path, traces, max_bytes=25 * size) as replay:
@@ -168,7 +173,7 @@ def test_a_cluster_of_content_keeps_its_name_over_restarts_and_leaves_it_to_no_o
     def names(path: Path, restart_every: int) -> list[str]:
         found = []
         for start in range(0, 60, restart_every):
-            with opened(path, traces, max_bytes=max_bytes) as replay, sqlite3.connect(path) as db:
+            with opened(path, traces, max_bytes=max_bytes) as replay, sqlite3.connect(path / INDEX) as db:
                 for n in range(start, start + restart_every):
                     replay.admit([arrival(traces, n, rule=0 if n % 4 == 0 else n)])
                     found += db.execute("SELECT cluster FROM samples ORDER BY admitted DESC LIMIT 1").fetchone()
@@ -177,8 +182,8 @@ def test_a_cluster_of_content_keeps_its_name_over_restarts_and_leaves_it_to_no_o
             db.close()
         return found
 
-    whole = names(tmp_path / "whole.sqlite", 60)
-    assert names(tmp_path / "restarted.sqlite", 5) == whole
+    whole = names(tmp_path / "whole", 60)
+    assert names(tmp_path / "restarted", 5) == whole
     assert all(whole.index(f"content:{number}") == number - 1 for number in {int(one[8:]) for one in whole})
     assert len(set(whole)) > 2 * MAX_CLUSTERS
 
@@ -208,19 +213,129 @@ def test_another_targets_replay_is_refused_with_what_to_do(path: Path, traces: T
 
 
 def test_a_file_that_is_no_database_is_refused(path: Path, traces: TraceMaker) -> None:
-    path.write_bytes(b"no database " * 1000)
+    path.mkdir()
+    (path / INDEX).write_bytes(b"no database " * 1000)
     with pytest.raises(Corrupt, match="move it away"), opened(path, traces):
         pass
 
 
-def test_a_stored_trace_that_the_disk_changed_is_dropped(path: Path, traces: TraceMaker) -> None:
+@given(data=st.data(), is_cut=st.booleans())
+@settings(max_examples=15, deadline=None)
+def test_only_traces_that_the_disk_changed_are_dropped_and_counted(
+    *, tmp_path_factory: pytest.TempPathFactory, traces: TraceMaker, data: st.DataObject, is_cut: bool
+) -> None:
+    path = tmp_path_factory.mktemp("replay") / "replay"
+    stored = [arrival(traces, seed) for seed in range(3)]
+    ids = [one.sample.trace_id for one in stored]
     with opened(path, traces, cache_bytes=0) as replay:
-        replay.admit([arrival(traces, 1), arrival(traces, 2)])
-        with sqlite3.connect(path) as db:
-            db.execute("UPDATE samples SET data = x'00ff' WHERE admitted = 1")
-        db.close()
-        assert draw(replay, Counter()) == [arrival(traces, 2).sample.trace_id]
-        assert replay.num_samples(Pool.WINDOW) == 1
+        replay.admit(stored)
+        (segment,) = segments(path)
+        content = bytearray(segment.read_bytes())
+        place = data.draw(st.integers(0, len(content) - 1), label="place")
+        content[place] ^= 1
+        segment.write_bytes(content[:place] if is_cut else content)
+        ends = [*accumulate(len(one.data) for one in stored)]
+        hit = next(n for n, end in enumerate(ends) if end > place)
+        intact = ids[:hit] if is_cut else ids[:hit] + ids[hit + 1 :]
+        draw(replay, Counter())
+        assert sorted(draw(replay, Counter())) == sorted(intact)
+        assert replay.num_damaged == len(ids) - len(intact)
+        assert replay.num_samples(Pool.WINDOW) == len(intact)
+        replay.admit([arrival(traces, 9)])
+    with opened(path, traces, cache_bytes=0) as replay:
+        assert replay.num_damaged == 0, "the admission has dropped them for good"
+        assert replay.training_ids() == [*intact, arrival(traces, 9).sample.trace_id]
+
+
+def test_traces_whose_file_has_lost_its_end_are_dropped_when_replay_is_opened(path: Path, traces: TraceMaker) -> None:
+    with opened(path, traces) as replay:
+        replay.admit([arrival(traces, seed) for seed in range(3)])
+    (segment,) = segments(path)
+    os.truncate(segment, size(segment) - 1)
+    with opened(path, traces) as replay:
+        assert replay.num_damaged == 1
+        assert len(draw(replay, Counter())) == replay.num_samples(Pool.WINDOW) == 2
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_killed_at_any_byte_of_an_admission_what_was_admitted_before_is_there_and_the_rest_comes_again(
+    tmp_path_factory: pytest.TempPathFactory, traces: TraceMaker, data: st.DataObject
+) -> None:
+    """An admission appends to a segment and then to the index's log; a kill leaves a beginning of that."""
+    folder = tmp_path_factory.mktemp("replay")
+    path, before, after = folder / "replay", folder / "before", folder / "after"
+    first, second = ([arrival(traces, seed) for seed in seeds] for seeds in (range(4), range(4, 7)))
+    with opened(path, traces) as replay:
+        replay.admit(first)
+        shutil.copytree(path, before)
+        replay.admit(second)
+        shutil.copytree(path, after)
+    kill(before, after, lambda written: data.draw(st.integers(0, written), label="bytes written"))
+    with opened(after, traces, cache_bytes=0) as replay:
+        ids = replay.training_ids()
+        assert ids[:4] == [one.sample.trace_id for one in first]
+        assert len(ids) in (4, 7), "all of an admission or none"
+        assert len(replay.admit([*first, *second])) == 7 - len(ids)
+        assert len(draw(replay, Counter(), count=14)) == 7
+        assert replay.num_damaged == 0
+
+
+def kill(before: Path, after: Path, choose: Callable[[int], int]) -> None:
+    """Undo all but the first bytes that were written to a folder since `before`; `choose` says how many are left."""
+    names = sorted((path.name for path in after.iterdir()), key=lambda name: (not name.endswith(".segment"), name))
+    grown = [(name, size(before / name), size(after / name)) for name in names if name != f"{INDEX}-shm"]
+    left = choose(sum(end - start for _, start, end in grown))
+    for name, start, end in grown:
+        kept = min(left, end - start)
+        os.truncate(after / name, start + kept)
+        left -= kept
+
+
+def size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def segments(path: Path) -> list[Path]:
+    return sorted(path.glob("*.segment"))
+
+
+@pytest.mark.parametrize("num_lives", [1, 8])
+def test_space_of_evicted_traces_is_reclaimed(path: Path, traces: TraceMaker, num_lives: int) -> None:
+    limits = ReplayLimits.of(48 * len(arrival(traces, 0).data))
+    most = 0
+    for life in range(num_lives):
+        with Replay.open(path, limits=limits, expected=traces.expected, cache_bytes=0) as replay:
+            for n in range(life, 200, num_lives):
+                replay.admit([arrival(traces, n, evaluation=n % 7 == 0, domain="abc"[n % 3])])
+                most = max(most, sum(map(size, segments(path))))
+            assert replay.num_file_bytes == sum(map(size, segments(path)))
+            assert len(draw(replay, Counter(), count=1000)) == len(replay.training_ids()) > 20
+            assert replay.num_damaged == 0
+    assert most < 1.5 * limits.total_bytes
+
+
+def test_reading_waits_for_no_admission_that_is_under_way(path: Path, traces: TraceMaker) -> None:
+    with opened(path, traces, cache_bytes=0) as replay:
+        replay.admit([arrival(traces, 1)])
+        with replay._admitting:  # as an admission holds it while the disk is slow
+            assert len(draw(replay, Counter())) == 1
+            assert len(replay.untrained_batch({}, count=4)) == 1
+            assert replay.num_samples(Pool.WINDOW) == 1
+
+
+def test_traces_are_read_while_others_make_them_go(path: Path, traces: TraceMaker) -> None:
+    """Readers find what is stored or leave it out; nothing counts as damaged because it was moved or dropped meanwhile."""
+    limits = ReplayLimits.of(32 * len(arrival(traces, 0).data))
+    incoming = [arrival(traces, n) for n in range(150)]
+    with Replay.open(path, limits=limits, expected=traces.expected, cache_bytes=0) as replay:
+        replay.admit(incoming[:1])
+        admitting = threading.Thread(target=lambda: [replay.admit([one]) for one in incoming])
+        admitting.start()
+        while admitting.is_alive():
+            assert draw(replay, Counter(), count=8)
+        admitting.join()
+        assert replay.num_damaged == 0
 
 
 def test_on_a_full_disk_nothing_is_admitted_and_all_is_once_there_is_room(path: Path, traces: TraceMaker) -> None:

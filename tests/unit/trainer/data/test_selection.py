@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from updraft_rollouts.evidence import MIN_KIND_SAMPLES, OUTLIERS
-from updraft_trainer.data.retention import MAX_KINDS, Pool, SampleEntry
+from updraft_trainer.data.retention import CHUNK_MARK, MAX_KINDS, Pool, SampleEntry
 from updraft_trainer.data.selection import (
     NUM_RECENT,
     NUM_REMEMBERED,
@@ -193,3 +193,23 @@ def test_a_closed_form_is_judged_by_the_newest_samples_and_fitted_to_all_cluster
     fitted, held_out = closed_form_batch(samples, count=8, num_held_out=4)
     assert [one.order for one in held_out] == [39, 38, 37, 36]
     assert sorted(one.order for one in fitted) == [26, 27, 28, 29, 32, 33, 34, 35]
+
+
+@given(num_chunks=st.lists(st.integers(1, 9), min_size=1, max_size=12), count=st.integers(2, 20))
+def test_of_each_request_one_chunk_is_evidence(num_chunks: list[int], count: int) -> None:
+    entries = [
+        SampleEntry(
+            trace_id=f"r{number}{CHUNK_MARK}{chunk}" if chunk else f"r{number}",
+            order=10 * number + chunk,
+            cluster="a" if number % 2 else "b",
+            pool=Pool.EVALUATION,
+            num_bytes=1,
+        )
+        for number, num in enumerate(num_chunks)
+        for chunk in range(num)
+    ]
+    for batch in (evaluation_batch(entries, count=count), untrained_batch(entries, {}, count=count)):
+        requests = [entry.request for entry in batch]
+        assert len(requests) == len(set(requests))
+        assert len(requests) >= min(count, len(num_chunks))
+    assert traffic_mix(entries).shares.get("b", 0) == (len(num_chunks) + 1) // 2 / len(num_chunks)

@@ -9,6 +9,7 @@ from updraft_trainer.publishing.schedule import (
     TrainingSchedule,
     is_estimate_due,
     is_fit_due,
+    is_save_due,
 )
 
 PACE = TrainingSchedule(evaluate_steps=20, evaluate_seconds=15.0, checkpoint_seconds=60.0)
@@ -43,6 +44,22 @@ def test_an_estimate_is_due_when_enough_has_changed(now: Progress, *, expected: 
 )
 def test_a_fit_is_due_when_traffic_or_a_cluster_of_it_has_grown(sizes: dict[str, int], *, expected: bool) -> None:
     assert is_fit_due(sizes, {"a": 16}, first=16) is expected
+
+
+@pytest.mark.parametrize(
+    ("now", "duration_s", "expected"),
+    [
+        pytest.param(Progress(step=101, num_held_out=10, at_s=1059.0), 0.0, False, id="soon"),
+        pytest.param(Progress(step=101, num_held_out=10, at_s=1060.0), 0.0, True, id="after the time that may be lost"),
+        pytest.param(Progress(step=101, num_held_out=10, at_s=1040.0), 20.0, True, id="early, because it takes long"),
+        pytest.param(
+            Progress(step=101, num_held_out=10, at_s=1000.0), 90.0, True, id="always, because it takes too long"
+        ),
+        pytest.param(Progress(step=100, num_held_out=11, at_s=9999.0), 20.0, False, id="nothing learned"),
+    ],
+)
+def test_a_save_is_due_so_early_that_it_is_done_in_time(now: Progress, duration_s: float, *, expected: bool) -> None:
+    assert is_save_due(now, LAST, PACE, duration_s=duration_s) is expected
 
 
 def test_a_cluster_that_was_too_small_for_the_last_fit_is_due_as_soon_as_it_is_not() -> None:

@@ -1,0 +1,171 @@
+"""Replay at the width of a real target: traces stored and samples read, in bytes of traces per second.
+
+    python -m bench.width.replay [--width 4096] [--seconds 20] [--folder /on/the/disk/to/measure]
+
+One thread admits synthetic traces all the time, as intake does with a full stream; another one reads batches as training does,
+without a cache, and decodes them. Both share the machine, and the files are those of the trainer.
+"""
+
+import argparse
+import json
+import random
+import resource
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from updraft.trace.v1 import trace_pb2
+from updraft_draft.tensors import encode
+from updraft_trainer.data.replay import IncomingTrace, Replay
+from updraft_trainer.data.retention import Pool, ReplayLimits
+from updraft_trainer.data.sample import SCHEMA, ExpectedTarget, read_sample
+
+VOCAB = 151_936
+TOP_K = 64
+PROMPT_ROWS = 64
+BATCH = 8
+"""Traces per admission, as in intake."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplaySpeed:
+    """Bytes are those of traces. `alone_mb_cpu_s`: of a second of processor time, whatever else the machine does.
+    `longest_read_ms`: of one batch of four samples."""
+
+    width: int
+    rows_per_trace: int
+    bytes_per_row: float
+    alone_mb_s: float
+    alone_mb_cpu_s: float
+    read_mb_s: float
+    stored_mb_s: float
+    longest_read_ms: float
+    files_over_live: float
+    max_rss_mb: float
+
+
+def expected_target(width: int) -> ExpectedTarget:
+    return ExpectedTarget(
+        target_fingerprint="sha256:t",
+        tokenizer_fingerprint="sha256:k",
+        aux_size=3 * width,
+        hidden_size=width,
+        vocab_size=VOCAB,
+    )
+
+
+def synthetic(width: int, num_rows: int) -> trace_pb2.Trace:
+    """A request with random states, as a pod with SGLang sends it: float8 rows, a top-k teacher for the output."""
+    generator = torch.Generator().manual_seed(0)
+    num_output = num_rows - PROMPT_ROWS + 1
+    trace = trace_pb2.Trace(
+        header=trace_pb2.Header(
+            schema=SCHEMA,
+            target_fingerprint="sha256:t",
+            tokenizer_fingerprint="sha256:k",
+            policy=trace_pb2.Policy(train=True),
+            last_chunk=True,
+        ),
+        prompt_ids=torch.randint(VOCAB, (PROMPT_ROWS,), generator=generator).tolist(),
+        output_ids=torch.randint(VOCAB, (num_output,), generator=generator).tolist(),
+    )
+    rows = torch.randn(num_rows, 3 * width, generator=generator)
+    trace.payload.aux_hidden.CopyFrom(encode(rows, trace_pb2.TENSOR_ENCODING_FP8_E4M3))
+    trace.payload.first_teacher_row = PROMPT_ROWS - 1
+    scores = torch.randn(num_output, TOP_K, generator=generator).log_softmax(-1) - 0.1
+    first = torch.randint(VOCAB - TOP_K, (num_output, 1), generator=generator)
+    trace.payload.top_k.k = TOP_K
+    trace.payload.top_k.ids.extend((first + torch.arange(TOP_K)).flatten().tolist())
+    trace.payload.top_k.log_probs.extend(scores.flatten().tolist())
+    trace.payload.top_k.log_sum_exp.extend([1.0] * num_output)
+    return trace
+
+
+def incoming(trace: trace_pb2.Trace, expected: ExpectedTarget) -> Iterator[IncomingTrace]:
+    """The same request again and again, each time with an id of its own."""
+    for number in range(1_000_000):
+        trace.header.trace_id = number.to_bytes(16, "big")
+        data = trace.SerializeToString()
+        yield IncomingTrace(sample=read_sample(data, expected), data=data)
+
+
+def read_for(replay: Replay, size: int, seconds: float) -> tuple[float, float]:
+    """Read batches of traces of `size` bytes; MB/s of traces, and milliseconds of the longest read."""
+    rng, start_s, longest_s, num_read = random.Random(0), time.monotonic(), 0.0, 0
+    while (now_s := time.monotonic()) - start_s < seconds:
+        samples = replay.training_batch({}, count=4, max_uses=1, rng=rng)
+        longest_s = max(longest_s, time.monotonic() - now_s)
+        num_read += len(samples)
+    return num_read * size / 1e6 / (time.monotonic() - start_s), 1000 * longest_s
+
+
+def live_bytes(replay: Replay) -> int:
+    return sum(replay.num_bytes(pool) for pool in Pool)
+
+
+def measure(folder: Path, *, width: int, num_rows: int, seconds: float, max_bytes: int) -> ReplaySpeed:
+    expected, stop, num_stored = expected_target(width), threading.Event(), 0
+    with Replay.open(folder, limits=ReplayLimits.of(max_bytes), expected=expected, cache_bytes=0) as replay:
+        traces = incoming(synthetic(width, num_rows), expected)
+        size = len(next(traces).data)
+
+        def admit_batch() -> int:
+            return len(replay.admit([next(traces) for _ in range(BATCH)]))
+
+        def admit() -> None:
+            nonlocal num_stored
+            while not stop.is_set():
+                num_stored += admit_batch()
+
+        while live_bytes(replay) < max_bytes // 4:
+            admit_batch()
+        start_s = time.thread_time()
+        alone, _ = read_for(replay, size, seconds)
+        cpu_share = (time.thread_time() - start_s) / seconds
+        intake = threading.Thread(target=admit)
+        intake.start()
+        read, longest_ms = read_for(replay, size, seconds)
+        stop.set()
+        intake.join()
+        files_over_live = replay.num_file_bytes / live_bytes(replay)
+    return ReplaySpeed(
+        width=width,
+        rows_per_trace=num_rows,
+        bytes_per_row=size / num_rows,
+        alone_mb_s=alone,
+        alone_mb_cpu_s=alone / cpu_share,
+        read_mb_s=read,
+        stored_mb_s=num_stored * size / 1e6 / seconds,
+        longest_read_ms=longest_ms,
+        files_over_live=files_over_live,
+        max_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=4096)
+    parser.add_argument("--rows", type=int, default=320)
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--max-bytes", type=int, default=2 * 1024**3)
+    parser.add_argument("--folder", type=Path, default=None)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        found = measure(
+            Path(folder) / "replay",
+            width=args.width,
+            num_rows=args.rows,
+            seconds=args.seconds,
+            max_bytes=args.max_bytes,
+        )
+    print(json.dumps({name: round(value, 2) for name, value in asdict(found).items()}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

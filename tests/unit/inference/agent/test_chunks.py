@@ -1,0 +1,193 @@
+"""Rows carry their position in prompt ++ output, so that a wrong slice is seen."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.support.requests import ended, step
+
+from updraft.trace.v1 import trace_pb2
+from updraft_draft import tensors
+from updraft_inference.agent.chunks import Chunk, chunks
+from updraft_inference.agent.selection import CapturePlan
+from updraft_inference.agent.trace import Ended, Origin, row_bytes, trace
+from updraft_inference.engine import (
+    CaptureParams,
+    Counterfactual,
+    FinishedRequest,
+    HiddenStates,
+    Teacher,
+    TopK,
+    VerifyStep,
+)
+
+ENCODE = partial(tensors.encode, encoding=trace_pb2.TENSOR_ENCODING_FP32)
+AUX, HIDDEN, TOP_K = 12, 4, 3
+ORIGIN = Origin(speculator="s", pod="p", engine="e", target_fingerprint="t", tokenizer_fingerprint="k")
+PLAN = CapturePlan(trace_id=b"0123456789abcdef", is_captured=True)
+
+
+def positions(first: int, count: int, width: int) -> torch.Tensor:
+    return torch.arange(first, first + count, dtype=torch.float32)[:, None].expand(-1, width)
+
+
+def teacher(first: int, count: int, *, is_top_k: bool) -> Teacher:
+    rows = positions(first, count, TOP_K)
+    return (
+        TopK(ids=rows.long(), log_probs=-rows, log_sum_exp=rows[:, 0]) if is_top_k else positions(first, count, HIDDEN)
+    )
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> FinishedRequest:
+    """Verify steps of any lengths; rows from some position of the prompt on, some lost; rows after some rejections."""
+    num_prompt, prompt_rows = draw(st.integers(1, 30)), draw(st.integers(0, 20))
+    steps, num_output, rejected = list[VerifyStep](), 1, []
+    for accepted in draw(st.lists(st.integers(0, 2), max_size=60)):
+        if accepted < 2 and draw(st.booleans()):
+            rejected.append((len(steps), num_output + accepted))
+        steps.append(step(num_output, accepted))
+        num_output += accepted + 1
+    first = max(0, num_prompt - max(1, prompt_rows))
+    count = num_prompt + num_output - 1 - first
+    is_top_k, first_teacher = draw(st.booleans()), draw(st.integers(0, num_prompt - 1 - first))
+    hidden = HiddenStates(
+        first_position=first,
+        aux=positions(first, count, AUX),
+        teacher=teacher(first + first_teacher, count - first_teacher, is_top_k=is_top_k),
+        first_teacher_row=first_teacher,
+        missing_rows=tuple(sorted(draw(st.sets(st.integers(0, count - 1), max_size=3)))),
+        counterfactuals=tuple(
+            Counterfactual(step=n, aux=positions(at, 1, AUX), teacher=teacher(at, 1, is_top_k=is_top_k))
+            for n, at in rejected
+        ),
+    )
+    finished = ended(*steps, num_output=num_output)
+    request = replace(
+        finished.request,
+        prompt_ids=tuple(range(1000, 1000 + num_prompt)),
+        capture=CaptureParams(payload=True, prompt_rows=prompt_rows),
+    )
+    return replace(finished, request=request, output_ids=tuple(range(2000, 2000 + num_output)), hidden=hidden)
+
+
+def split(finished: FinishedRequest, max_bytes: int) -> list[Chunk]:
+    return list(chunks(finished, row_bytes(finished, ENCODE), max_bytes=max_bytes))
+
+
+@settings(max_examples=150, deadline=None)
+@given(finished=requests(), max_bytes=st.sampled_from([700, 2000, 6000, 10**6]))
+def test_chunks_have_each_token_step_and_row_once_and_where_it_was(finished: FinishedRequest, max_bytes: int) -> None:
+    parts = split(finished, max_bytes)
+    ids, missing = finished.request.prompt_ids + finished.output_ids, set()
+    assert finished.hidden is not None
+    assert [part.is_last for part in parts] == [False] * (len(parts) - 1) + [True]
+    assert together(parts) == finished.output_ids
+    taught, rejected, steps = list[int](), list[int](), list[VerifyStep]()
+    for part in parts:
+        one, hidden = part.finished, part.finished.hidden
+        own = one.request.prompt_ids + one.output_ids
+        assert own == ids[position(part, finished) :][: len(own)]
+        steps += [replace(step, start=step.start + part.start) for step in one.steps]
+        if hidden is None:
+            continue
+        start = position(part, finished) + hidden.first_position
+        assert hidden.aux.equal(positions(start, len(hidden.aux), AUX))
+        assert start + len(hidden.aux) == position(part, finished) + len(own) - 1, "a row for each token but the last"
+        missing |= {start + row for row in hidden.missing_rows}
+        first_taught = len(one.request.prompt_ids) - 1 - hidden.first_position
+        expected = teacher(
+            start + hidden.first_teacher_row,
+            len(hidden.aux) - hidden.first_teacher_row,
+            is_top_k=isinstance(hidden.teacher, TopK),
+        )
+        assert numbers(hidden.teacher).equal(numbers(expected))
+        assert len(parts) == 1 or hidden.first_teacher_row >= first_taught, "context has no teacher"
+        taught += range(start + first_taught, start + len(hidden.aux))
+        for rows in hidden.counterfactuals:
+            token = len(one.request.prompt_ids) + one.steps[rows.step].start + one.steps[rows.step].accepted
+            rejected.append(position(part, finished) + token - len(finished.request.prompt_ids))
+            assert int(rows.aux[0, 0]) == rejected[-1]
+    first = len(finished.request.prompt_ids) - 1
+    assert tuple(steps) == finished.steps
+    assert taught == list(range(first, len(ids) - 1))
+    assert rejected == [int(rows.aux[0, 0]) for rows in finished.hidden.counterfactuals]
+    lost = {finished.hidden.first_position + row for row in finished.hidden.missing_rows}
+    assert {row for row in lost if row >= first} <= missing <= lost
+
+
+def together(parts: list[Chunk]) -> tuple[int, ...]:
+    """The output of all chunks, each of which is named by where its own begins."""
+    output: tuple[int, ...] = ()
+    for part in parts:
+        assert part.start == len(output)
+        output += part.finished.output_ids
+    return output
+
+
+def position(part: Chunk, finished: FinishedRequest) -> int:
+    """The chunk's first token, in prompt ++ output of the request."""
+    return len(finished.request.prompt_ids) + part.start - len(part.finished.request.prompt_ids)
+
+
+def numbers(rows: Teacher) -> torch.Tensor:
+    return rows.ids if isinstance(rows, TopK) else rows
+
+
+@settings(max_examples=100, deadline=None)
+@given(finished=requests(), max_bytes=st.sampled_from([2000, 6000]))
+def test_a_chunk_has_at_most_the_bytes_that_it_may_have(finished: FinishedRequest, max_bytes: int) -> None:
+    for part in split(finished, max_bytes):
+        message = trace(Ended(finished=finished, plan=PLAN, finished_s=0.0), ORIGIN, ENCODE, part)
+        message.ClearField("header")
+        assert message.ByteSize() <= 1.05 * max_bytes
+
+
+@settings(max_examples=50, deadline=None)
+@given(finished=requests(), cut=st.floats(0, 1), max_bytes=st.sampled_from([700, 2000]))
+def test_a_request_that_comes_in_parts_is_the_same_request(
+    finished: FinishedRequest, cut: float, max_bytes: int
+) -> None:
+    """The second part has the rows that the first one had last, as context."""
+    hidden, num_prompt = finished.hidden, len(finished.request.prompt_ids)
+    assert hidden is not None
+    ends = [step.start for step in finished.steps if step.start > 1]
+    if not ends:
+        return
+    end = ends[int(cut * (len(ends) - 1))]
+    kept = max(0, num_prompt + end - 1 - hidden.first_position - 5)
+    rest = replace(hidden, first_position=hidden.first_position + kept, aux=hidden.aux[kept:])
+    taught = max(0, kept - hidden.first_teacher_row)
+    rest = replace(rest, teacher=hidden.teacher[taught:], first_teacher_row=max(0, hidden.first_teacher_row - kept))
+    rest = replace(rest, missing_rows=tuple(row - kept for row in hidden.missing_rows if row >= kept))
+    begun = [step for step in finished.steps if step.start < end]
+    rows = num_prompt + end - 1 - hidden.first_position
+    first = replace(
+        finished,
+        output_ids=finished.output_ids[:end],
+        steps=tuple(begun),
+        hidden=replace(
+            hidden, aux=hidden.aux[:rows], teacher=hidden.teacher[: rows - hidden.first_teacher_row], counterfactuals=()
+        ),
+        is_part=True,
+    )
+    second = replace(finished, hidden=replace(rest, counterfactuals=()), num_handed_over=end)
+    parts = split(first, max_bytes)
+    parts += split(second, max_bytes)
+    assert [part.is_last for part in parts] == [False] * (len(parts) - 1) + [True]
+    assert together(parts) == finished.output_ids
+    assert sum(len(part.finished.steps) for part in parts) == len(finished.steps)
+    for part in parts:
+        one = part.finished.hidden
+        if one is not None:
+            assert one.aux.equal(positions(position(part, finished) + one.first_position, len(one.aux), AUX))
+
+
+@pytest.mark.parametrize("num_output", [1, 400])
+def test_a_request_without_hidden_states_is_split_by_its_tokens(num_output: int) -> None:
+    parts = split(ended(num_output=num_output), 1000)
+    assert len(parts) == -(-num_output // 15)
+    assert sum(len(part.finished.output_ids) for part in parts) == num_output
