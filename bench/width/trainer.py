@@ -29,6 +29,9 @@ from updraft_trainer.data.sample import ExpectedTarget
 from updraft_trainer.metrics import Metrics
 from updraft_trainer.settings import TrainerSettings
 
+REPLAY_BYTES = 4 * 1024**3
+"""Less than an 8B target gets: five minutes write 38 GB, and a replay that is full has to evict too."""
+
 BATCH_S = 1.0
 """Between two batches: a step of an 8B draft takes about as long on an accelerator."""
 
@@ -50,9 +53,8 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
         hidden_size=width.hidden,
         vocab_size=width.vocabulary,
     )
-    sizes = usual()
-    limits = ReplayLimits.of(config.replay_max_bytes or sizes.replay.amount)
-    cache_bytes = config.cache_max_bytes or sizes.cache.amount
+    limits = ReplayLimits.of(config.replay_max_bytes or REPLAY_BYTES)
+    cache_bytes = config.cache_max_bytes or usual().cache.amount
     client = streams.connect(config.redis_url.get_secret_value())
     (key,) = config.stream_keys
     consumer = streams.Consumer(client, key, group="trainer", name="trainer", claim_idle=_CLAIM_IDLE)
